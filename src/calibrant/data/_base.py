@@ -1,0 +1,186 @@
+"""What data is made of: rows, where they come from, and how one becomes text."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import ClassVar, Final, Literal, get_args
+
+from calibrant.data._mirror import mirror
+from calibrant.errors import DataError
+from calibrant.spec import Spec
+
+Part = Literal["calibrate", "measure", "exemplars"]
+PARTS: Final[tuple[Part, ...]] = get_args(Part)
+FIELDS: Final = ("text", "question", "answer", "rationale", "choices", "integers")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example of a data set. `integers` stand for text where a control chooses tokens itself: they are mapped onto the vocabulary."""
+
+    text: str | None = None
+    question: str | None = None
+    answer: str | None = None
+    rationale: str | None = None
+    choices: tuple[str, ...] = ()
+    integers: tuple[int, ...] | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """The SHA-256 of the content, 64 digits: it decides the row's part and its place in the order."""
+        content = {name: getattr(self, name) for name in self.present}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """The fields that this row has."""
+        return tuple(name for name in FIELDS if getattr(self, name) not in (None, ()))
+
+    @property
+    def subject(self) -> str:
+        """What makes two rows the same example: the question or the text, whatever its case and spaces."""
+        return " ".join((self.question or self.text or self.key).casefold().split())
+
+    def need(self, field: str) -> str:
+        """The text of a field; `DataError` if the row lacks it."""
+        value = getattr(self, field)
+        if not isinstance(value, str):
+            raise DataError(f"a row without {field!r} can't be rendered; it has {', '.join(self.present) or 'nothing'}", subject=field)
+        return value
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where the Hugging Face hub keeps a data set. `verified` says whether anybody could open the address; an unpinned revision is recorded at loading."""
+
+    id: str
+    config: str | None = None
+    revision: str = "unpinned"
+    verified: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source read: the rows of each part, in any order, and where they were found."""
+
+    rows: Mapping[Part, Iterable[Row]]
+    origin: str
+
+
+@dataclass(frozen=True)
+class Holding:
+    """One part of a source as it is used: distinct rows ordered by key, how many were left out and why, and the digest of what remains."""
+
+    rows: tuple[Row, ...]
+    duplicates: int = 0
+    overlapping: int = 0
+    origin: str = ""
+
+    @cached_property
+    def digest(self) -> str:
+        """The tagged SHA-256 over the rows' keys."""
+        return digest(self.rows)
+
+
+class Source(Spec, ABC):
+    """Where rows come from. `rows` gives one of its disjoint parts in an order that depends on the content alone.
+
+    `kind`: a corpus has texts, a question set has questions and answers, a control has no content worth learning and no end.
+    `fields` are those every row has. Licence, home page and hub address are facts about the class.
+    """
+
+    kind: ClassVar[Literal["corpus", "questions", "control"]]
+    licence: ClassVar[str]
+    homepage: ClassVar[str]
+    hub: ClassVar[Hub | None] = None
+    fields: tuple[str, ...]
+
+    @abstractmethod
+    def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
+        """The rows of `part`; `seed` matters to controls only. `DataError` for an unknown part, or if there is nothing to read."""
+
+
+class Stored(Source, ABC):
+    """A source that can be read whole. It says what it finds; the base removes duplicates and rows that also occur in the measured part."""
+
+    @abstractmethod
+    def read(self) -> Found:
+        """Everything there is, divided into parts."""
+
+    def place(self) -> Hashable:
+        """What the result of `read` depends on besides the source itself: another place is read anew."""
+        return mirror()
+
+    def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
+        return iter(self.holding(part).rows)
+
+    def holding(self, part: Part) -> Holding:
+        """One part with its counts and digest. Read once and kept for as long as the place is the same."""
+        check_part(part)
+        return _hold(self, self.place())[part]
+
+
+class Format(Spec, ABC):
+    """How one row becomes text. Pure. `needs` are the fields it reads; a source without them is refused when the set is built."""
+
+    needs: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def render(self, row: Row) -> str:
+        """The text of one row."""
+
+
+def check_part(part: str) -> None:
+    """`DataError` for anything but one of the three parts."""
+    if part not in PARTS:
+        raise DataError(f"there is no part {part!r}; a source has {', '.join(PARTS)}", subject=part)
+
+
+def fraction(key: str) -> float:
+    """A number in [0, 1) that a hexadecimal hash stands for."""
+    return int(key[:13], 16) / 16**13
+
+
+def part_of(key: str) -> Part:
+    """The part that a hash belongs to where nothing else divides a source: 70 % calibrate, 25 % measure, 5 % exemplars."""
+    at = fraction(key)
+    return "calibrate" if at < 0.70 else "measure" if at < 0.95 else "exemplars"
+
+
+def divide(rows: Iterable[Row]) -> dict[Part, list[Row]]:
+    """A source of one split, divided by the hash of each row's content."""
+    parts: dict[Part, list[Row]] = {part: [] for part in PARTS}
+    for row in rows:
+        parts[part_of(row.key)].append(row)
+    return parts
+
+
+def train_and_test(train: Iterable[Row], test: Iterable[Row]) -> dict[Part, list[Row]]:
+    """A source that comes divided: train calibrates, but for 5 % exemplars chosen by hash; test measures."""
+    parts: dict[Part, list[Row]] = {"calibrate": [], "measure": list(test), "exemplars": []}
+    for row in train:
+        parts["exemplars" if fraction(row.key) >= 0.95 else "calibrate"].append(row)
+    return parts
+
+
+def digest(rows: Iterable[Row]) -> str:
+    """The tagged SHA-256 over the keys of `rows` in their order."""
+    return "sha256:" + hashlib.sha256("\n".join(row.key for row in rows).encode()).hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _hold(source: Stored, place: Hashable) -> dict[Part, Holding]:
+    found = source.read()
+    subjects: set[str] = set()
+    parts: dict[Part, Holding] = {}
+    # What is measured comes first: a row that occurs there too is taken out of the parts that are shown to a model.
+    for part in ("measure", "exemplars", "calibrate"):
+        given = list(found.rows.get(part, ()))
+        distinct = {row.key: row for row in given}
+        kept = tuple(distinct[key] for key in sorted(distinct) if distinct[key].subject not in subjects)
+        subjects |= {row.subject for row in kept}
+        parts[part] = Holding(kept, len(given) - len(distinct), len(distinct) - len(kept), found.origin)
+    return parts

@@ -1,0 +1,7 @@
+"""How a row becomes text, one file each; the list of names is the list of files."""
+
+from calibrant.registry import Registry
+
+formats = Registry(__name__, "format")
+
+__all__ = ["formats"]

@@ -1,0 +1,16 @@
+"""The question, the way to the answer, and the answer."""
+
+from dataclasses import dataclass
+
+from calibrant.data._base import Format, Row
+from calibrant.data.formats._asked import asked
+
+
+@dataclass(frozen=True, repr=False)
+class CoT(Format):
+    """`Question: …`, `Answer:`, the rationale, and `The answer is N.`: chain of thought."""
+
+    needs = ("question", "answer", "rationale")
+
+    def render(self, row: Row) -> str:
+        return f"{asked(row)} {row.need('rationale')} The answer is {row.need('answer')}."

@@ -1,0 +1,16 @@
+"""The question and its answer."""
+
+from dataclasses import dataclass
+
+from calibrant.data._base import Format, Row
+from calibrant.data.formats._asked import asked
+
+
+@dataclass(frozen=True, repr=False)
+class QA(Format):
+    """`Question: …` and `Answer: N`: an example as it stands in a few-shot prompt."""
+
+    needs = ("question", "answer")
+
+    def render(self, row: Row) -> str:
+        return f"{asked(row)} {row.need('answer')}"

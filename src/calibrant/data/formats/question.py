@@ -1,0 +1,16 @@
+"""The question alone."""
+
+from dataclasses import dataclass
+
+from calibrant.data._base import Format, Row
+from calibrant.data.formats._asked import asked
+
+
+@dataclass(frozen=True, repr=False)
+class Question(Format):
+    """`Question: …` and `Answer:`, with nothing after it: what a model is shown zero-shot."""
+
+    needs = ("question",)
+
+    def render(self, row: Row) -> str:
+        return asked(row)

@@ -1,0 +1,15 @@
+"""The row's text."""
+
+from dataclasses import dataclass
+
+from calibrant.data._base import Format, Row
+
+
+@dataclass(frozen=True, repr=False)
+class Text(Format):
+    """The text as it is. A control's integers stand for text that is tokenised already, and need no rendering."""
+
+    needs = ("text",)
+
+    def render(self, row: Row) -> str:
+        return row.need("text")

@@ -1,0 +1,7 @@
+"""Where rows come from, one file each; the list of names is the list of files."""
+
+from calibrant.registry import Registry
+
+sources = Registry(__name__, "source")
+
+__all__ = ["sources"]

@@ -1,0 +1,42 @@
+"""The topics of Python's own help: prose that every full installation has."""
+
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from calibrant.data._base import Found, Row, Stored, divide
+from calibrant.errors import DataError
+
+
+@dataclass(frozen=True, repr=False)
+class PythonDocs(Stored):
+    """`pydoc_data.topics`, a topic a row: what `help('with')` shows, about 330 kB of technical English.
+
+    Topics repeat each other (a fifth of the text), so a paragraph stays with the longest topic that has it: nothing that is measured
+    is also calibrated on. The rows are those of the running Python; the record keeps its version.
+    """
+
+    kind = "corpus"
+    licence = "PSF-2.0"
+    homepage = "https://docs.python.org/3/reference/"
+    fields = ("text",)
+
+    def read(self) -> Found:
+        try:
+            from pydoc_data.topics import topics
+        except ImportError as error:
+            raise DataError("this Python has no pydoc_data.topics; install Python's standard library whole", subject="python_docs") from error
+        return Found(divide(unrepeated(topics)), f"Python {platform.python_version()}")
+
+
+def unrepeated(topics: Mapping[str, str]) -> Iterator[Row]:
+    """Each topic without the paragraphs of more than 40 characters that a longer topic has too."""
+    seen: set[str] = set()
+    for name in sorted(topics, key=lambda n: (-len(topics[n]), n)):
+        paragraphs = re.split(r"\n\s*\n", topics[name].strip())
+        fresh = [p for p in paragraphs if len(p) <= 40 or " ".join(p.split()) not in seen]
+        seen |= {" ".join(p.split()) for p in paragraphs}
+        # Headings whose paragraphs all went would be left as rows of titles.
+        if any(len(p) > 40 for p in fresh):
+            yield Row(text="\n\n".join(fresh))

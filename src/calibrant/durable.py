@@ -1,0 +1,71 @@
+"""Files that appear whole or not at all, and locks that die with their holder. No torch here.
+
+A kill, a full disk or a lost connection leaves either the old state or the new one: everything is written under a name that says it is
+unfinished, flushed, and renamed.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, Final
+
+from calibrant.errors import DataError
+
+UNFINISHED: Final = ".unfinished"
+"""What the name of anything half-written begins with."""
+
+
+def take(file: IO[str], wait: bool = False) -> bool:
+    """Lock an open file for this process, until it is closed or the process ends however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: a file that is open can't be deleted there, which protects a living writer's corner as well
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def text_of_json(value: Any) -> str:
+    """Sorted, indented JSON; floats come back to the last bit, and infinities come back too."""
+    return json.dumps(_finite(value), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """What `text_of_json` wrote. Raises `DataError` for a file that isn't there or isn't JSON."""
+    try:
+        return json.loads(path.read_text("utf-8"), object_hook=lambda d: float(d["float"]) if d.keys() == {"float"} else d)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{str(path)!r} can't be read ({error}); restore it from a copy, or delete its folder to have it computed again") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` and see it to the disk; the caller renames."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Make the names in a folder durable. Windows can't open folders, and needn't."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

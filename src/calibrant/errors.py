@@ -1,0 +1,54 @@
+"""Everything Calibrant raises on purpose.
+
+CalibrantError                 one root; carries the subject it is about
+├── InputError                 what the user gave is wrong: exit code 2, one sentence, no traceback
+│   ├── SpecError              a text that is no spec; an unknown name or parameter
+│   ├── DataError              a file, source, column, format, packing or budget
+│   ├── ModelError             a model that can't be opened, viewed or saved
+│   ├── TargetError            a sparsity or N:M pattern that doesn't exist or doesn't fit a matrix
+│   ├── NumericsError          NaN or infinity in a weight or an activation; a Gram beyond repair
+│   └── OutputError            a folder that isn't ours to write, a disk that is full
+└── WalkError                  a model's forward that can't be followed block by block: exit code 1
+
+A message says what was given, what is allowed and what to do.
+"""
+
+
+class CalibrantError(Exception):
+    """The root. `subject` names what the error is about: a matrix, a file, a spec."""
+
+    def __init__(self, message: str, *, subject: str = "") -> None:
+        super().__init__(message)
+        self.subject = subject
+
+
+class InputError(CalibrantError):
+    """What the user gave can't be used."""
+
+
+class SpecError(InputError):
+    """A text that can't be read as a spec, or names something that doesn't exist."""
+
+
+class DataError(InputError):
+    """Rows, columns, formats or budgets that don't fit."""
+
+
+class ModelError(InputError):
+    """A model that can't be opened, viewed or saved."""
+
+
+class TargetError(InputError):
+    """A compression target that doesn't exist, or doesn't fit the matrix it is asked of."""
+
+
+class NumericsError(InputError):
+    """Numbers that no method can work with; `subject` is the matrix."""
+
+
+class OutputError(InputError):
+    """A place that results can't be written to."""
+
+
+class WalkError(CalibrantError):
+    """A forward that can't be followed; `subject` is the block or matrix."""

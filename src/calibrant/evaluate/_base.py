@@ -1,0 +1,16 @@
+"""What an evaluator is: a frozen dataclass that measures a model and names what it measured."""
+
+from abc import ABC, abstractmethod
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from calibrant.spec import Spec
+from calibrant.store import Measurement
+
+
+class Evaluator(Spec, ABC):
+    """Measures a model on rows that no calibration set can hold: a source's `measure` part."""
+
+    @abstractmethod
+    def measure(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel | None = None) -> Measurement:
+        """One score, and one outcome per item. `reference` is the untouched model, for measures that compare with it."""

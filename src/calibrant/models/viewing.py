@@ -1,0 +1,267 @@
+"""Where a model keeps its blocks and matrices, whatever its architecture.
+
+The blocks are the one list of modules that is as long as the configuration has layers. Inside them every two-dimensional `weight` is a matrix
+to compress, and every slice of a fused three-dimensional expert tensor too; each is shown as `[out, in]`, also where it is stored the other
+way round. Every other parameter is listed as left dense, with the reason: nothing is passed over in silence.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from calibrant.errors import ModelError, NumericsError
+from calibrant.models.dropping import drop
+from calibrant.models.refusing import refuse
+
+EXPERT_COUNTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+SMALL: Final = "norm or bias (one-dimensional)"
+
+
+@final
+@dataclass(frozen=True)
+class Weight:
+    """One matrix of a block, `[out, in]`. It holds no numbers: it looks them up where the model keeps them."""
+
+    name: str
+    block: int
+    shape: tuple[int, int]
+    transposed: bool
+    expert: int | None
+    owner: nn.Module = field(repr=False, compare=False)
+    key: str = field(repr=False, compare=False)
+
+    @property
+    def stored(self) -> Tensor:
+        """The numbers as the model keeps them, without their history of gradients; `[in, out]` if `transposed`."""
+        parameter = getattr(self.owner, self.key).detach()
+        return parameter if self.expert is None else parameter[self.expert]
+
+    @property
+    def address(self) -> int:
+        """Where `stored` begins in memory: how a product in a forward is recognised as this matrix's."""
+        return self.stored.data_ptr()
+
+    def get(self) -> Float[Tensor, "out in"]:
+        """The matrix: a view of the model's own numbers, so to be left as it is."""
+        return self.stored.T if self.transposed else self.stored
+
+    def set(self, matrix: Float[Tensor, "out in"]) -> None:
+        """Copy `matrix` over the model's own numbers; another shape is a `ModelError`."""
+        if tuple(matrix.shape) != self.shape:
+            raise ModelError(f"{self.name} is {list(self.shape)}, and can't be set to a matrix of shape {list(matrix.shape)}", subject=self.name)
+        with torch.no_grad():
+            self.get().copy_(matrix)
+
+
+@final
+@dataclass(frozen=True)
+class Block:
+    """One of the model's equal parts, and its matrices in the order in which it declares them."""
+
+    index: int
+    name: str
+    module: nn.Module = field(repr=False, compare=False)
+    weights: tuple[Weight, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Dense:
+    """A parameter that is left as it is, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+@final
+class ModelView:
+    """A causal language model as blocks and matrices. Made by `view`."""
+
+    blocks: tuple[Block, ...]
+    dense: tuple[Dense, ...]
+
+    def __init__(self, model: PreTrainedModel, layers: str) -> None:
+        self.model = model
+        self._layers = layers
+        self._read()
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """Every matrix that is compressed, block by block."""
+        return tuple(weight for block in self.blocks for weight in block.weights)
+
+    @property
+    def base(self) -> nn.Module:
+        """The module that runs the blocks and not the head: `base(input_ids=…, attention_mask=…, use_cache=False)`."""
+        head, layers = self.model.get_output_embeddings(), self.model.get_submodule(self._layers)
+        for candidate in (self.model.base_model, self.model.get_decoder()):
+            inside = list(candidate.modules())
+            if any(m is layers for m in inside) and (head is None or not any(m is head for m in inside)):
+                return candidate
+        raise ModelError(f"{type(self.model).__name__} has no part that runs {self._layers} without the head", subject=self._layers)
+
+    def drop_blocks(self, indices: Sequence[int]) -> None:
+        """Remove blocks, and say so in the configuration: saved, the model opens with plain transformers and gives the same logits.
+
+        The blocks that stay are numbered anew. An index that doesn't exist, nothing left, or a configuration that can't describe what
+        is left is a `ModelError`, and changes nothing.
+        """
+        drop(self.model, self._layers, indices)
+        self._read()
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of every matrix that is compressed, by name."""
+        return {weight.name: weight.stored.clone() for weight in self.weights}
+
+    def restore(self, snapshot: Mapping[str, Tensor]) -> None:
+        """Put back what `snapshot` kept; a snapshot of other matrices is a `ModelError`."""
+        strangers = {w.name for w in self.weights} ^ set(snapshot)
+        if strangers:
+            raise ModelError(f"the snapshot is of another model: only one of the two has {min(strangers)}", subject=min(strangers))
+        with torch.no_grad():
+            for weight in self.weights:
+                weight.stored.copy_(snapshot[weight.name])
+
+    def _read(self) -> None:
+        layers = self.model.get_submodule(self._layers)
+        weights: dict[int, list[Weight]] = {i: [] for i in range(len(list(layers.children())))}
+        dense: list[Dense] = []
+        for parameter in _parameters(self.model, self._layers):
+            reason = parameter.reason(self.model)
+            if reason is None and parameter.block is not None:
+                weights[parameter.block] += parameter.weights()
+            elif reason is not None:
+                dense.append(Dense(parameter.name, tuple(parameter.tensor.shape), reason))
+        _refuse_overlaps([w for several in weights.values() for w in several])
+        modules = [(f"{self._layers}.{i}", module) for i, module in enumerate(layers.children())]
+        self.blocks = tuple(Block(i, name, module, tuple(weights[i])) for i, (name, module) in enumerate(modules))
+        self.dense = tuple(dense)
+
+
+def view(model: PreTrainedModel) -> ModelView:
+    """Find the blocks and matrices of a causal language model of transformers.
+
+    Experts are switched to the eager implementation, one product an expert. Raises `ModelError`, by name, for what can't be seen as plain
+    matrices: compiled blocks, weights on the meta device, quantized layers, no list of blocks or more than one.
+    """
+    refuse(model)
+    layers = _block_list(model)
+    if any(p.dim() == 3 for p in model.get_submodule(layers).parameters()):
+        model.set_experts_implementation("eager")
+    return ModelView(model, layers)
+
+
+def check_finite(view: ModelView) -> None:
+    """Raise `NumericsError`, naming the matrix, if any weight of the model is NaN or infinite."""
+    for name, parameter in view.model.named_parameters():
+        if bool(torch.isfinite(parameter).all()):
+            continue
+        broken = [w.name for w in view.weights if not bool(torch.isfinite(w.stored).all())]
+        what = broken[0] if broken else name
+        raise NumericsError(f"the weights of {what} hold NaN or infinity; open the model from a sound file, or in a wider dtype", subject=what)
+
+
+@final
+@dataclass(frozen=True)
+class _Parameter:
+    """One parameter, and what decides whether it is a matrix to compress."""
+
+    name: str
+    tensor: Tensor
+    owner: nn.Module
+    block: int | None
+    twin: str
+    """The parameter outside the blocks, or seen before, that is the same memory; empty if there is none."""
+
+    @property
+    def key(self) -> str:
+        return self.name.rpartition(".")[2]
+
+    @property
+    def path(self) -> str:
+        """The name of the module it belongs to; for a tensor that isn't its module's `weight`, its own."""
+        return self.name.rpartition(".")[0] if self.key == "weight" else self.name
+
+    def reason(self, model: PreTrainedModel) -> str | None:
+        """Why it is left dense; None for what is compressed."""
+        if self.owner is model.get_output_embeddings() and self.key == "weight":
+            return "head, tied to the embedding" if self.twin else "head"
+        if self.tensor.dim() < 2:
+            return SMALL
+        if isinstance(self.owner, nn.Embedding):
+            return "embedding"
+        if self.block is None:
+            return "outside the blocks"
+        return f"the same memory as {self.twin}" if self.twin else self._reason_inside(_experts(self.owner, model))
+
+    def _reason_inside(self, experts: set[int]) -> str | None:
+        last = self.path.rpartition(".")[2]
+        if self.key.endswith("bias"):
+            return "bias of the experts"
+        if self.key == "weight" and self.tensor.dim() == 2:
+            routes = last.endswith(("gate", "router")) or type(self.owner).__name__.endswith(("Router", "Gate"))
+            return "router" if routes and self.tensor.shape[0] in experts | {1} else None
+        if self.tensor.dim() == 3 and self.tensor.shape[0] in experts:
+            return None
+        return f"not used as one matrix ({self.tensor.dim()} dimensions, in a {type(self.owner).__name__})"
+
+    def weights(self) -> list[Weight]:
+        """The matrix, or one for each expert."""
+        assert self.block is not None
+        transposed = isinstance(self.owner, Conv1D) or bool(getattr(self.owner, "is_transposed", False))
+        *_, a, b = self.tensor.shape
+        shape = (b, a) if transposed else (a, b)
+        if self.tensor.dim() == 2:
+            return [Weight(self.path, self.block, shape, transposed, None, self.owner, self.key)]
+        return [Weight(f"{self.path}[{e}]", self.block, shape, transposed, e, self.owner, self.key) for e in range(self.tensor.shape[0])]
+
+
+def _parameters(model: PreTrainedModel, layers: str) -> Iterator[_Parameter]:
+    """Every parameter, in order; one that repeats another's memory inside the blocks appears once."""
+    outside: dict[int, str] = {}
+    inside: dict[int, str] = {}
+    named = list(model.named_parameters(remove_duplicate=False))
+    for name, tensor in [n for n in named if not n[0].startswith(f"{layers}.")]:
+        owner = model.get_submodule(name.rpartition(".")[0])
+        yield _Parameter(name, tensor, owner, None, outside.get(tensor.data_ptr(), ""))
+        outside.setdefault(tensor.data_ptr(), name)
+    for name, tensor in [n for n in named if n[0].startswith(f"{layers}.")]:
+        if tensor.data_ptr() in inside and tensor.dim() >= 2:
+            continue
+        owner = model.get_submodule(name.rpartition(".")[0])
+        block = int(name.removeprefix(f"{layers}.").partition(".")[0])
+        yield _Parameter(name, tensor, owner, block, outside.get(tensor.data_ptr(), ""))
+        inside.setdefault(tensor.data_ptr(), name)
+
+
+def _experts(owner: nn.Module, model: PreTrainedModel) -> set[int]:
+    """How many experts there are, by the module that owns a parameter and by the configuration."""
+    config: Any = model.config.get_text_config()
+    found = [getattr(owner, "num_experts", None), *(getattr(config, name, None) for name in EXPERT_COUNTS)]
+    return {n for n in found if isinstance(n, int)}
+
+
+def _block_list(model: PreTrainedModel) -> str:
+    """The name of the one list of modules that is as long as the model has layers; lists inside such a list don't count."""
+    depth = model.config.get_text_config(decoder=True).num_hidden_layers
+    lists = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    found = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+    if len(found) != 1:
+        what = f"has several lists of {depth} modules ({', '.join(found)})" if found else f"has no list of {depth} modules"
+        raise ModelError(f"{type(model).__name__} {what}, so its blocks can't be told; it needs a view of its own", subject=type(model).__name__)
+    return found[0]
+
+
+def _refuse_overlaps(weights: list[Weight]) -> None:
+    """Matrices that share part of their memory can't be compressed one by one."""
+    spans = sorted((w.stored.data_ptr(), w.stored.data_ptr() + w.stored.numel() * w.stored.element_size(), w.name) for w in weights)
+    for (_, end, first), (start, _, second) in zip(spans, spans[1:], strict=False):
+        if start < end:
+            raise ModelError(f"{second} shares part of its memory with {first}; give each a memory of its own first", subject=second)

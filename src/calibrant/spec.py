@@ -1,0 +1,147 @@
+"""A thing is its own configuration: text, object and canonical JSON are three forms of one spec.
+
+`sparsegpt(damp=0.02)` is what a user types, what a study file holds, what `str` and `repr` of the object give back and, with every default
+written out and as canonical JSON, what an identity is the hash of. The grammar is literals, bare names and calls of names with keyword
+arguments, nested as deep as you like (`dsnot(start=wanda())`). It is read with Python's own parser and never evaluated.
+"""
+
+import ast
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final
+
+from calibrant.errors import SpecError
+
+LITERALS: Final = "numbers, texts, true/false, none, lists, names and name(key=value)"
+_WORDS: Final = {"true": True, "false": False, "none": None, "True": True, "False": False, "None": None}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A parsed spec that isn't an object yet: a name with its arguments. A bare name is a call without arguments."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Spec:
+    """Mixed into frozen dataclasses whose constructor call is their name.
+
+    The name is that of the file which defines the class: the folder is the registry. `revision` is part of the identity: raise it when the
+    same configuration gives other numbers than before.
+    """
+
+    revision: ClassVar[int] = 1
+
+    @classmethod
+    def spec_name(cls) -> str:
+        """The registered name: the defining file's, without its folder and ending."""
+        return cls.__module__.rpartition(".")[2]
+
+    def __repr__(self) -> str:
+        """The shortest text that parses back into an equal object: parameters at their default are left out."""
+        given = [f"{f.name}={text_of(getattr(self, f.name))}" for f in _fields(self) if getattr(self, f.name) != _default(f)]
+        return f"{self.spec_name()}({', '.join(given)})" if given else self.spec_name()
+
+    __str__ = __repr__
+
+
+def parse(text: str) -> Any:
+    """Read `text` as a spec: a `Call`, a literal, or a list of either.
+
+    Raises `SpecError` for anything that isn't a literal, a name or a call of a name with keyword arguments.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise SpecError(f"{text!r} can't be read as a spec; write a name or name(key=value), for example wanda or sparsegpt(damp=0.02)", subject=text) from error
+    return _read(tree.body, text)
+
+
+def _read(node: ast.expr, text: str) -> Any:
+    match node:
+        case ast.Constant(value=bool() | int() | float() | str() | None as value):
+            return value
+        case ast.Name(id=name):
+            return _WORDS[name] if name in _WORDS else Call(name)
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)) if not isinstance(value, bool):
+            return -value
+        case ast.List(elts=items) | ast.Tuple(elts=items):
+            return [_read(item, text) for item in items]
+        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords) if all(k.arg for k in keywords):
+            return Call(name, {str(k.arg): _read(k.value, text) for k in keywords})
+        case ast.Call(func=ast.Name(id=name), args=[_, *_]):
+            raise SpecError(f"{text!r}: the arguments of {name} need names, as in {name}(key=value)", subject=text)
+        case _:
+            raise SpecError(f"{text!r}: {ast.unparse(node)!r} is no literal; a spec may hold {LITERALS}, and is never evaluated", subject=text)
+
+
+def build(cls: type[Any], arguments: Mapping[str, Any]) -> Any:
+    """Make a `cls` from parsed arguments; an unknown, missing or mistyped parameter is a `SpecError` that says which are allowed."""
+    from calibrant.registry import did_you_mean
+
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for name in arguments:
+        if name not in fields:
+            allowed = f"it takes {', '.join(fields)}" if fields else "it takes no parameters"
+            raise SpecError(f"{cls.spec_name()} has no parameter {name!r}{did_you_mean(name, fields)}; {allowed}", subject=name)
+    missing = [n for n, f in fields.items() if n not in arguments and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    if missing:
+        raise SpecError(f"{cls.spec_name()} needs {', '.join(missing)}, as in {cls.spec_name()}({missing[0]}=…)", subject=missing[0])
+    checked = {name: _typed(cls, fields[name], value) for name, value in arguments.items()}
+    return cls(**checked)
+
+
+def _typed(cls: type[Any], f: dataclasses.Field[Any], value: Any) -> Any:
+    """Check a value against a field annotated with plain types (`int`, `float | None`, …); other annotations are the class's own business."""
+    plain: dict[str, type[Any]] = {"int": int, "float": float, "str": str, "bool": bool, "None": type(None)}
+    words = [w.strip() for w in (f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))).split("|")]
+    if not all(w in plain for w in words):
+        return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, Call) and "str" in words and not value.arguments:
+        return value.name
+    if type(value) is int and "float" in words and "int" not in words:
+        return float(value)
+    if type(value) not in [plain[w] for w in words]:
+        raise SpecError(f"{cls.spec_name()}({f.name}={text_of(value)}): {f.name} must be {' or '.join(words)}", subject=f.name)
+    return value
+
+
+def text_of(value: Any) -> str:
+    """How a value is written in a spec."""
+    if isinstance(value, Call):
+        inside = ", ".join(f"{k}={text_of(v)}" for k, v in value.arguments.items())
+        return f"{value.name}({inside})" if inside else value.name
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(text_of(v) for v in value)}]"
+    return repr(value)
+
+
+def canonical(value: Any) -> Any:
+    """`value` as plain JSON data with nothing left to defaults: what an identity is made from."""
+    if isinstance(value, Spec):
+        return {"spec": value.spec_name(), "revision": value.revision, **{f.name: canonical(getattr(value, f.name)) for f in _fields(value)}}
+    if isinstance(value, Mapping):
+        return {str(k): canonical(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [canonical(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+def identity(value: Any) -> str:
+    """The tagged SHA-256 of `value`'s canonical JSON, `sha256:` and 64 digits: the same in every process and on every machine."""
+    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _fields(value: Any) -> list[dataclasses.Field[Any]]:
+    return [f for f in dataclasses.fields(value) if f.init and f.repr]
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default

@@ -1,0 +1,19 @@
+"""What every test runs under: two threads, no hub, no sockets (see pyproject.toml), warnings as errors."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["COLUMNS"] = "200"
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> None:
+    """Nothing may depend on the global random state; should something do, it at least does so in the same way each time."""
+    torch.manual_seed(0)

@@ -1,0 +1,95 @@
+"""Statistics against a float64 loop over tokens."""
+
+import numpy as np
+import pytest
+import torch
+
+from calibrant.activations import CHUNK, BlockChange, FeatureNorms, Gram, Seen
+
+
+def rows(tokens: int, features: int = 5, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(tokens, features, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def norms_by_hand(x: torch.Tensor, weights: list[float]) -> list[float]:
+    return [sum(w * float(row[i]) ** 2 for row, w in zip(x.double(), weights, strict=True)) for i in range(x.shape[1])]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_feature_norms_are_the_weighted_sum_of_squares(dtype: torch.dtype) -> None:
+    x, weights = rows(7, dtype=dtype), [1.0, 0.5, 2.0, 1.0, 0.25, 3.0, 1.0]
+    seen = FeatureNorms.of(x, torch.tensor(weights))
+    assert seen.tokens == 7
+    assert seen.mass == pytest.approx(sum(weights))
+    assert seen.norms().tolist() == pytest.approx(norms_by_hand(x, weights), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gram_is_the_weighted_sum_of_outer_products(dtype: torch.dtype) -> None:
+    x, weights = rows(6, dtype=dtype), torch.tensor([1.0, 0.5, 2.0, 1.0, 0.25, 3.0])
+    by_hand = sum(float(w) * np.outer(row, row) for row, w in zip(x.double().numpy(), weights, strict=True))
+    seen = Gram.of(x, weights)
+    assert np.allclose(seen.matrix.double().numpy(), by_hand, rtol=1e-5, atol=1e-6)
+    assert seen.norms().tolist() == pytest.approx(np.diag(by_hand).tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [FeatureNorms, Gram])
+def test_sums_of_parts_are_the_sum_over_the_whole(kind: type[FeatureNorms] | type[Gram]) -> None:
+    x, weights = rows(2 * CHUNK + 3, dtype=torch.float64), torch.rand(2 * CHUNK + 3, generator=torch.Generator().manual_seed(1))
+    whole = kind.of(x, weights)
+    parts = kind.of(x[:100], weights[:100]) + kind.of(x[100:], weights[100:])
+    assert (parts.tokens, parts.mass) == (whole.tokens, pytest.approx(whole.mass))
+    assert torch.allclose(parts.norms(), whole.norms(), rtol=1e-12)
+    doubled = whole * 2.0
+    assert torch.allclose(doubled.norms(), whole.norms() * 2)
+    assert doubled.mass == pytest.approx(2 * whole.mass)
+
+
+def test_gram_of_two_is_the_gram_of_both() -> None:
+    a, b = rows(40, seed=1, dtype=torch.float64), rows(30, seed=2, dtype=torch.float64)
+    assert torch.allclose((Gram.of(a) + Gram.of(b)).matrix, Gram.of(torch.cat([a, b])).matrix, rtol=1e-12)
+
+
+def test_sums_of_bfloat16_are_wider_than_bfloat16() -> None:
+    x = torch.ones(3000, 1, dtype=torch.bfloat16)  # a bfloat16 running sum of ones stops at 256
+    assert float(FeatureNorms.of(x).norms()) == 3000
+    assert float(Gram.of(x).matrix) == 3000
+
+
+def test_statistics_leave_their_input_alone() -> None:
+    x = rows(9)
+    before = x.clone()
+    FeatureNorms.of(x), Gram.of(x, torch.full((9,), 0.5))
+    assert torch.equal(x, before)
+
+
+def test_a_cached_result_is_computed_once() -> None:
+    gram, calls = Gram.of(rows(3)), []
+    first = gram.cached("factor", lambda: calls.append(1) or len(calls))
+    assert gram.cached("factor", lambda: calls.append(1) or len(calls)) == first
+    assert len(calls) == 1
+
+
+def test_block_change_is_one_minus_the_cosine() -> None:
+    before, after = rows(4, seed=1), rows(4, seed=2)
+    by_hand = [1 - float(a @ b / (a.norm() * b.norm())) for a, b in zip(before.double(), after.double(), strict=True)]
+    change = BlockChange.of(before, after, torch.tensor([1.0, 2.0, 0.5, 1.0]))
+    assert change.total == pytest.approx(by_hand[0] + 2 * by_hand[1] + 0.5 * by_hand[2] + by_hand[3], rel=1e-5)
+    assert (change + change).total == pytest.approx(2 * change.total)
+
+
+def test_seen_adds_kind_by_kind_and_counts_tokens() -> None:
+    seen = Seen({FeatureNorms: FeatureNorms.of(rows(3)), Gram: Gram.of(rows(3))})
+    both = seen + seen
+    assert both.tokens == 6
+    assert torch.allclose(both[Gram].matrix, seen[Gram].matrix * 2)
+    assert Seen({}).tokens == 0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_noticed(bad: float) -> None:
+    x = rows(3)
+    x[1, 2] = bad
+    assert not FeatureNorms.of(x).finite()
+    assert not Gram.of(x).finite()
+    assert Gram.of(rows(3)).finite()

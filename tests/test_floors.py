@@ -1,0 +1,110 @@
+"""A module imports only from the floors below its own; what is said to be free of torch is."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import calibrant
+
+ROOT = Path(calibrant.__file__).parent
+FLOORS = [
+    ["errors", "spec", "registry"],
+    ["activations", "targets", "store", "durable", "estimates"],
+    ["data", "models"],
+    ["walk", "methods", "allocations"],
+    ["compress", "evaluate", "select", "testing"],
+    ["study", "compare"],
+    ["report"],
+    ["demo"],
+    ["cli"],
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+LOWER_FIRST = {"durable": -1, "estimates": -1}
+"""What the store and the comparison share stands at the foot of their floor: its neighbours may use it."""
+TORCH_FREE = ["errors", "spec", "registry", "store", "durable", "estimates", "compare", "report", "cli"]
+
+
+def modules() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    """The top-level module or package that a file belongs to; the package's own `__init__` is `calibrant`."""
+    first = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    return "calibrant" if first == "__init__" else first
+
+
+def imports(path: Path, anywhere: bool = True) -> Iterator[str]:
+    """Dotted names of what a file imports: anywhere in it, or only when it is itself imported."""
+    tree = ast.parse(path.read_text())
+    nodes = ast.walk(tree) if anywhere else _at_import(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write the whole name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _at_import(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from _at_import(child)
+
+
+def is_below(used: str, user: str) -> bool:
+    if FLOOR[used] == FLOOR[user]:
+        return LOWER_FIRST.get(used, 0) < LOWER_FIRST.get(user, 0)
+    return FLOOR[used] < FLOOR[user]
+
+
+def test_every_room_has_a_floor():
+    assert {room(path) for path in modules()} - {"calibrant"} <= FLOOR.keys()
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_come_from_below(path: Path):
+    here = room(path)
+    if here == "calibrant":
+        return
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "calibrant" or len(parts) < 2:
+            continue
+        used = parts[1]
+        if used == here or used not in FLOOR:
+            assert used == here or used == "__version__", f"{path.name} takes {used!r} from the package's own root; import it where it is defined"
+            continue
+        # errors, spec and registry are one family: spec explains unknown names with the registry's "did you mean".
+        family = FLOOR[used] == FLOOR[here] == 0
+        assert family or is_below(used, here), f"{path.relative_to(ROOT)} (floor {FLOOR[here]}) imports {used} (floor {FLOOR[used]})"
+
+
+@pytest.mark.parametrize("path", [p for p in modules() if room(p) in TORCH_FREE], ids=lambda p: str(p.relative_to(ROOT)))
+def test_torch_free_files_never_name_torch(path: Path):
+    if room(path) == "cli":  # may use the library inside a command, and so torch
+        assert not {n.split(".")[0] for n in imports(path, anywhere=False)} & {"torch", "transformers"}
+    else:
+        assert not {n.split(".")[0] for n in imports(path)} & {"torch", "transformers", "safetensors", "accelerate"}
+
+
+@pytest.mark.parametrize("name", ["calibrant", *(f"calibrant.{n}" for n in TORCH_FREE)])
+def test_importing_leaves_torch_out(name: str):
+    code = f"import sys, {name}; sys.exit(', '.join({{'torch', 'transformers', 'numba', 'pyarrow'}} & sys.modules.keys()) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"import {name} brings {done.stderr}"
+
+
+def test_only_the_harness_imports_lm_eval_and_only_the_walk_greenlet():
+    for path in modules():
+        roots = {n.split(".")[0] for n in imports(path)}
+        assert "lm_eval" not in roots or path.name == "harness.py"
+        assert "greenlet" not in roots or path.name == "walk.py"

@@ -1,0 +1,130 @@
+"""Text, object and identity of a spec."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from calibrant.errors import SpecError
+from calibrant.spec import Call, Spec, build, canonical, identity, parse, text_of
+
+
+@dataclass(frozen=True, repr=False)
+class Toy(Spec):
+    damp: float = 0.01
+    name: str | None = None
+    inner: object = None
+
+    @classmethod
+    def spec_name(cls) -> str:
+        return "toy"
+
+
+@dataclass(frozen=True, repr=False)
+class Needy(Spec):
+    size: int
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("wanda", Call("wanda")),
+        ("wanda()", Call("wanda")),
+        (" sparsegpt(damp=0.02) ", Call("sparsegpt", {"damp": 0.02})),
+        ("dsnot(start=wanda(), rounds=-3)", Call("dsnot", {"start": Call("wanda"), "rounds": -3})),
+        ("x(a=[1, 'two', true, none])", Call("x", {"a": [1, "two", True, None]})),
+        ("0.5", 0.5),
+        ("'text'", "text"),
+    ],
+)
+def test_parse(text: str, expected: object) -> None:
+    assert parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "wanda(x=__import__('os'))",
+        "wanda(x=a.b)",
+        "wanda(x=1+1)",
+        "wanda(x=[i for i in y])",
+        "(lambda: 1)()",
+        "wanda(**x)",
+        "wanda(x=f'{y}')",
+        "wanda(x=a[0])",
+        "wanda(x=b'1')",
+        "wanda(x=1j)",
+    ],
+)
+def test_what_is_no_literal_is_refused(text: str) -> None:
+    with pytest.raises(SpecError, match="no literal|need names"):
+        parse(text)
+
+
+def test_a_call_is_refused_by_what_it_holds() -> None:
+    with pytest.raises(SpecError, match=r"__import__\('os'\)"):
+        parse("wanda(x=__import__('os'))")
+
+
+@pytest.mark.parametrize("text", ["wanda(", "", "a b", "((((" * 60])
+def test_broken_text_is_one_sentence(text: str) -> None:
+    with pytest.raises(SpecError, match="can't be read as a spec") as error:
+        parse(text)
+    assert "\n" not in str(error.value)
+
+
+def test_positional_arguments_are_refused() -> None:
+    with pytest.raises(SpecError, match="arguments of sparsegpt need names"):
+        parse("sparsegpt(0.02)")
+
+
+def test_repr_leaves_defaults_out_and_parses_back() -> None:
+    toy = Toy(damp=0.5, name="a b")
+    assert repr(toy) == str(toy) == "toy(damp=0.5, name='a b')"
+    call = parse(repr(toy))
+    assert build(Toy, call.arguments) == toy
+    assert repr(Toy()) == "toy"
+
+
+def test_build_says_what_it_takes() -> None:
+    with pytest.raises(SpecError, match="toy has no parameter 'dmap', did you mean 'damp'"):
+        build(Toy, {"dmap": 1.0})
+    with pytest.raises(SpecError, match=r"toy\(damp='x'\): damp must be float"):
+        build(Toy, {"damp": "x"})
+    with pytest.raises(SpecError, match=r"toy\(name=3\): name must be str or None"):
+        build(Toy, {"name": 3})
+    with pytest.raises(SpecError, match="needs size"):
+        build(Needy, {})
+    with pytest.raises(SpecError, match=r"size must be int"):
+        build(Needy, {"size": True})
+
+
+def test_a_whole_number_is_a_float_where_one_is_wanted() -> None:
+    built = build(Toy, {"damp": 1})
+    assert isinstance(built.damp, float)
+    assert identity(built) == identity(Toy(damp=1.0))
+
+
+def test_a_bare_name_is_text_where_text_is_wanted() -> None:
+    assert build(Toy, {"name": Call("wikitext")}).name == "wikitext"
+
+
+def test_identity_writes_defaults_out() -> None:
+    assert canonical(Toy()) == {"spec": "toy", "revision": 1, "damp": 0.01, "name": None, "inner": None}
+    assert identity(Toy()) == identity(Toy(damp=0.01))
+    assert identity(Toy()) != identity(Toy(damp=0.02))
+    assert identity({"b": 1, "a": 2}) == identity({"a": 2, "b": 1})
+
+
+def test_identity_is_the_same_in_another_process() -> None:
+    code = "from calibrant.spec import identity; print(identity({'b': [1, 0.1, None], 'a': 'ü'}))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "77"})
+    assert other.stdout.strip() == identity({"a": "ü", "b": [1, 0.1, None]})
+    assert identity({"a": "ü", "b": [1, 0.1, None]}).startswith("sha256:")
+
+
+def test_calls_are_written_as_they_are_read() -> None:
+    text = "dsnot(start=wanda, list=[1, 'x'])"
+    assert text_of(parse(text)) == text

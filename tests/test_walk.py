@@ -1,0 +1,306 @@
+"""The walk against an oracle that takes every input from full runs of the model, one unpadded sample at a time.
+
+The oracle knows no walk: inputs come from forward pre-hooks on the modules that hold a matrix, and inside fused experts from the definition
+(rows routed to the expert; gate times up of them). Everything is float64, so that a mask that differs is a mistake and not rounding.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from calibrant.activations import BlockChange, FeatureNorms, Gram, Seen
+from calibrant.data import TokenBatch
+from calibrant.errors import NumericsError, WalkError
+from calibrant.models import ModelView, Weight, view
+from calibrant.testing import FAMILIES, tiny_model
+from calibrant.walk import _micro_batches, _record, walk, walk_blocks
+
+MIXTURES = ("mixtral", "qwen3_moe", "olmoe")
+LENGTHS = (12, 7, 12, 10, 3)
+
+
+def padded_batch(weights: Tensor | None = None, left: bool = False) -> TokenBatch:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 100, (len(LENGTHS), max(LENGTHS)), generator=generator)
+    mask = torch.arange(max(LENGTHS))[None] < torch.tensor(LENGTHS)[:, None]
+    if left:
+        mask = mask.flip(1)
+        ids = torch.stack([row.roll(max(LENGTHS) - n) for row, n in zip(ids, LENGTHS, strict=True)])
+    ids = ids.masked_fill(~mask, 0)
+    given = torch.ones(ids.shape) if weights is None else weights
+    return TokenBatch(ids=ids, mask=mask, weights=(given * mask).float(), fingerprint="sha256:test", facts={})
+
+
+def model_of(family: str) -> nn.Module:
+    return tiny_model(family, dtype=torch.float64)
+
+
+class Oracle:
+    """Inputs of every matrix of one block, over full runs of the model on single, unpadded samples."""
+
+    def __init__(self, model: nn.Module, batch: TokenBatch) -> None:
+        self.model, self.view, self.batch = model, view(model), batch
+
+    def inputs(self, block: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Matrix name -> rows that reach it [token, in] and their weights, for matrices that any row reaches."""
+        found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for ids, mask, weights in zip(self.batch.ids, self.batch.mask, self.batch.weights, strict=True):
+            counts = weights[mask]
+            keep: Callable[[str, Tensor, Tensor], None] = lambda name, x, w: found.setdefault(name, []).append((x[w > 0], w[w > 0]))  # noqa: E731
+            hooks = self._hooks(self.view.blocks[block].module, self.view.blocks[block].name, counts, keep)
+            with torch.no_grad():
+                self.model(input_ids=ids[mask][None], use_cache=False)
+            for hook in hooks:
+                hook.remove()
+        joined = {name: (torch.cat([x for x, _ in seen]), torch.cat([w for _, w in seen])) for name, seen in found.items()}
+        return {name: seen for name, seen in joined.items() if len(seen[0])}
+
+    def _hooks(self, module: nn.Module, prefix: str, counts: Tensor, keep: Callable[[str, Tensor, Tensor], None]) -> list[torch.utils.hooks.RemovableHandle]:
+        hooks = []
+        names = {w.name for w in self.view.weights}
+        for name, child in module.named_modules():
+            full = f"{prefix}.{name}"
+            if full in names:
+                hooks.append(child.register_forward_pre_hook(lambda _, a, full=full: keep(full, a[0].reshape(-1, a[0].shape[-1]).clone(), counts)))
+            elif f"{full}.gate_up_proj[0]" in names:
+                hooks.append(child.register_forward_pre_hook(lambda m, a, full=full: self._experts(m, full, a[0], a[1], counts, keep)))
+        return hooks
+
+    @staticmethod
+    def _experts(module: nn.Module, name: str, hidden: Tensor, chosen: Tensor, counts: Tensor, keep: Callable[[str, Tensor, Tensor], None]) -> None:
+        for expert in range(len(module.gate_up_proj)):
+            rows = (chosen == expert).any(-1)
+            if rows.any():
+                x = hidden.reshape(-1, hidden.shape[-1])[rows]
+                gate, up = (x @ module.gate_up_proj[expert].T).chunk(2, -1)
+                keep(f"{name}.gate_up_proj[{expert}]", x, counts[rows])
+                keep(f"{name}.down_proj[{expert}]", module.act_fn(gate) * up, counts[rows])
+
+
+def halved(matrix: Tensor, squares: Tensor) -> Tensor:
+    """A pruning rule of the test's own: the half with the smallest |w|·norm goes, row by row."""
+    lowest = (matrix.abs() * squares.sqrt()).argsort(dim=1)[:, : matrix.shape[1] // 2]
+    return matrix.scatter(1, lowest, 0.0)
+
+
+def walked(model: nn.Module, batch: TokenBatch, propagate: str, tokens_per_pass: int = 24) -> tuple[list[Weight], ModelView]:
+    """Prune with the walk; the visits in their order."""
+    seen_by, visits = view(model), []
+    for weight, seen in walk(seen_by, batch, (FeatureNorms,), propagate, tokens_per_pass=tokens_per_pass):
+        weight.set(halved(weight.get().clone(), seen[FeatureNorms].norms()))
+        visits.append(weight)
+    return visits, seen_by
+
+
+def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
+    other = dict(b.named_parameters())
+    for name, tensor in a.named_parameters():
+        assert torch.equal(tensor, other[name]), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replay_is_exact(family: str) -> None:
+    model, outputs = tiny_model(family), []
+    seen_by = view(model)
+    hook = seen_by.blocks[-1].module.register_forward_hook(lambda _m, _a, out: outputs.append(out[0] if isinstance(out, tuple) else out))
+    with torch.no_grad():
+        for ids, mask, _ in _micro_batches(padded_batch(), 24):
+            model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+    hook.remove()
+    parts = _record(seen_by, padded_batch(), 24)
+    assert len(parts) == len(outputs) > 1
+    for part, expected in zip(parts, outputs, strict=True):
+        for block in seen_by.blocks:
+            part.advance(block)
+        assert torch.equal(part.rows(part.state), part.rows(expected)), family
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_arrival_is_pruning_one_matrix_at_a_time(family: str) -> None:
+    sizes = {"num_hidden_layers": 2} if family in MIXTURES else {}
+    pruned, expected = tiny_model(family, dtype=torch.float64, **sizes), tiny_model(family, dtype=torch.float64, **sizes)
+    visits, seen_by = walked(pruned, padded_batch(), "arrival")
+    assert len({w.name for w in visits}) == len(visits)
+    oracle = Oracle(expected, padded_batch())
+    by_name = {w.name: w for w in oracle.view.weights}
+    reached: set[str] = set()
+    for weight in visits:
+        x, _ = oracle.inputs(weight.block)[weight.name]
+        by_name[weight.name].set(halved(by_name[weight.name].get().clone(), (x**2).sum(0)))
+        reached |= {weight.name}
+    assert_same_weights(pruned, expected)
+    missed = {w.name for w in seen_by.weights} - reached
+    really = {name for block in range(len(seen_by.blocks)) for name in oracle.inputs(block)}
+    assert not missed & really, "a matrix that tokens reach was skipped"
+    if family in MIXTURES:
+        assert missed, "the test wants experts that no token reaches"
+        assert any(len(part) > 1 for part in [_record(seen_by, padded_batch(), 24)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reference_is_a_literal_two_pass_loop(family: str) -> None:
+    pruned, expected = model_of(family), model_of(family)
+    walked(pruned, padded_batch(), "reference")
+    oracle = Oracle(expected, padded_batch())
+    for block in oracle.view.blocks:
+        inputs = oracle.inputs(block.index)
+        for weight in block.weights:
+            if weight.name in inputs:
+                weight.set(halved(weight.get().clone(), (inputs[weight.name][0] ** 2).sum(0)))
+    assert_same_weights(pruned, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dense_sees_the_untouched_model_token_by_token(family: str) -> None:
+    weights = torch.rand(len(LENGTHS), max(LENGTHS), generator=torch.Generator().manual_seed(5))
+    weights[weights < 0.2] = 0.0
+    batch = padded_batch(weights)
+    oracle, seen_by = Oracle(model_of(family), batch), view(model_of(family))
+    expected = {name: seen for block in range(len(seen_by.blocks)) for name, seen in oracle.inputs(block).items()}
+    found: dict[str, Seen] = {}
+    for weight, seen in walk(seen_by, batch, (FeatureNorms, Gram), "dense", tokens_per_pass=24):
+        found[weight.name] = seen
+        weight.set(torch.zeros_like(weight.get()))  # must not matter
+    assert found.keys() == expected.keys()
+    for name, (x, w) in expected.items():
+        assert found[name].tokens == len(x)
+        assert found[name][Gram].mass == pytest.approx(float(w.double().sum()), rel=1e-6)
+        assert torch.allclose(found[name][FeatureNorms].norms(), (x**2 * w[:, None]).sum(0), rtol=1e-9, atol=1e-12), name
+        assert torch.allclose(found[name][Gram].matrix, x.T @ (x * w[:, None]), rtol=1e-9, atol=1e-9), name
+
+
+@pytest.mark.parametrize("propagate", ["arrival", "reference", "dense"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma3", "qwen3_moe"])
+def test_where_the_padding_stands_does_not_matter(family: str, propagate: str) -> None:
+    right, left, alone = (model_of(family) for _ in range(3))
+    walked(right, padded_batch(), propagate)
+    walked(left, padded_batch(left=True), propagate)
+    walked(alone, padded_batch(), propagate, tokens_per_pass=1)  # every sample on its own: nothing is padded
+    assert_same_weights(right, left)
+    assert_same_weights(right, alone)
+
+
+def test_equal_inputs_are_counted_once_and_shared() -> None:
+    for propagate in ("arrival", "reference", "dense"):
+        seen = {w.name.rpartition(".")[2]: s for w, s in walk(view(model_of("llama")), padded_batch(), (Gram,), propagate, tokens_per_pass=24) if w.block == 1}
+        assert seen["q_proj"] is seen["k_proj"] is seen["v_proj"], propagate
+        assert seen["gate_proj"] is seen["up_proj"]
+        assert len({id(s) for s in seen.values()}) == 4
+
+
+def test_nothing_is_run_for_a_method_that_looks_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama")
+    monkeypatch.setattr(type(model.model), "forward", lambda *_, **__: pytest.fail("the model was run"))
+    seen_by = view(model)
+    assert [w for w, _ in walk(seen_by, None, ())] == list(seen_by.weights)
+
+
+@pytest.mark.parametrize("propagate", ["arrival", "reference", "dense"])
+def test_a_walk_that_starts_later_ends_the_same(propagate: str) -> None:
+    whole, resumed = model_of("llama"), model_of("llama")
+    walked(whole, padded_batch(), propagate)
+    before = view(resumed)
+    kept = {w.name: w.get().clone() for w in view(whole).weights if w.block < 2}
+    by_name = {w.name: w for w in before.weights}
+    if propagate != "dense":
+        for name, tensor in kept.items():
+            by_name[name].set(tensor)
+    for weight, seen in walk(before, padded_batch(), (FeatureNorms,), propagate, tokens_per_pass=24, start=2):
+        assert weight.block == 2
+        weight.set(halved(weight.get().clone(), seen[FeatureNorms].norms()))
+    if propagate == "dense":
+        for name, tensor in kept.items():
+            by_name[name].set(tensor)
+    assert_same_weights(whole, resumed)
+
+
+def test_the_loop_runs_outside_the_walks_own_contexts() -> None:
+    from torch.overrides import _get_current_function_mode
+
+    for _ in walk(view(model_of("llama")), padded_batch(), (FeatureNorms,), "arrival"):
+        assert torch.is_grad_enabled()
+        assert _get_current_function_mode() is None
+
+
+def test_leaving_the_loop_unwinds_the_forwards() -> None:
+    model, left = model_of("llama"), []
+
+    class Guard(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *args: object, **kwargs: object) -> object:
+            try:
+                return self.inner(*args, **kwargs)
+            finally:
+                left.append(1)
+
+    model.model.layers[0].mlp = Guard(model.model.layers[0].mlp)
+    with pytest.raises(RuntimeError, match="stop here"):
+        for weight, _ in walk(view(model), padded_batch(), (FeatureNorms,), "arrival", tokens_per_pass=24):
+            if "up_proj" in weight.name:
+                raise RuntimeError("stop here")
+    assert len(left) == len(list(_micro_batches(padded_batch(), 24)))
+
+
+def test_nan_in_activations_names_the_matrix() -> None:
+    model = model_of("llama")
+    with torch.no_grad():
+        model.model.layers[1].input_layernorm.weight[3] = float("nan")
+    with pytest.raises(NumericsError, match=r"reach model\.layers\.1\.self_attn\.q_proj hold NaN"):
+        list(walk(view(model), padded_batch(), (FeatureNorms,), "arrival"))
+
+
+def test_a_matrix_used_twice_is_refused_on_arrival_only() -> None:
+    model = model_of("llama")
+    twice = model.model.layers[0].mlp
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = twice
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(self.inner(x))
+
+    model.model.layers[0].mlp = Twice()
+    with pytest.raises(WalkError, match="inner.gate_proj is used twice"):
+        list(walk(view(model), padded_batch(), (FeatureNorms,), "arrival"))
+    counts = {w.name: s.tokens for w, s in walk(view(model), padded_batch(), (FeatureNorms,), "reference")}
+    assert counts["model.layers.0.mlp.inner.gate_proj"] == 2 * sum(LENGTHS)
+
+
+def test_a_product_over_several_matrices_is_refused_by_name() -> None:
+    model = tiny_model("mixtral", dtype=torch.float64)
+    experts = model.model.layers[0].mlp.experts
+    experts.forward = lambda hidden, chosen, _: torch.einsum("td,efd->tf", hidden, experts.gate_up_proj)[:, : hidden.shape[1]]
+    with pytest.raises(WalkError, match=r"gate_up_proj\[0\] is used in one einsum"):
+        list(walk(view(model), padded_batch(), (FeatureNorms,), "arrival"))
+
+
+def test_rows_that_cannot_be_traced_are_refused_by_name() -> None:
+    model = tiny_model("mixtral", dtype=torch.float64)
+    experts = model.model.layers[0].mlp.experts
+    experts.forward = lambda hidden, chosen, _: nn.functional.linear(hidden[:5], experts.gate_up_proj[0]).sum() + hidden
+    with pytest.raises(WalkError, match=r"rows that reach .*gate_up_proj\[0\] can't be traced"):
+        list(walk(view(model), padded_batch(), (FeatureNorms,), "dense"))
+
+
+def test_blocks_are_seen_from_outside() -> None:
+    model, batch = model_of("llama"), padded_batch()
+    seen_by, states = view(model), []
+    hooks = [b.module.register_forward_hook(lambda _m, a, out: states.append((a[0], out[0] if isinstance(out, tuple) else out))) for b in seen_by.blocks]
+    totals = [0.0] * len(seen_by.blocks)
+    for ids, mask in zip(batch.ids, batch.mask, strict=True):
+        states.clear()
+        with torch.no_grad():
+            model(input_ids=ids[mask][None], use_cache=False)
+        for i, (before, after) in enumerate(states):
+            totals[i] += sum(1 - float(b @ a / (b.norm() * a.norm())) for b, a in zip(before[0], after[0], strict=True))
+    for hook in hooks:
+        hook.remove()
+    found = [seen[BlockChange].total for _, seen in walk_blocks(seen_by, batch, (BlockChange,), tokens_per_pass=24)]
+    assert found == pytest.approx(totals, rel=1e-9)
