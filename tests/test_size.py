@@ -51,7 +51,7 @@ def test_names_say_what_a_thing_is(path: Path):
 
 @each_file
 def test_nothing_is_left_unfinished(path: Path):
-    assert not re.search(r"\b(TODO|FIXME|XXX)\b|NotImplementedError", path.read_text())
+    assert not re.search(r"\b(TODO|FIXME|XXX)\b|raise NotImplementedError", path.read_text())
 
 
 @each_file
@@ -60,7 +60,7 @@ def test_exceptions_are_named_and_attributes_are_known(path: Path):
         if isinstance(node, ast.ExceptHandler):
             caught = ast.unparse(node.type) if node.type else "everything"
             # The engine's boundary records whatever failed there; nothing else may catch what it doesn't understand.
-            assert caught not in {"everything", "BaseException", "Exception"} or path == ROOT / "study.py", f"line {node.lineno} catches {caught}"
+            assert caught not in {"everything", "BaseException", "Exception"} or path.is_relative_to(ROOT / "study"), f"line {node.lineno} catches {caught}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in {"hasattr", "eval", "exec"}, f"line {node.lineno} calls {node.func.id}"
 
@@ -74,10 +74,11 @@ def test_package_roots_hold_no_logic(path: Path):
 
 
 def test_commands_only_parse_call_and_print():
-    for function in functions(ast.parse((ROOT / "cli.py").read_text())):
+    commands = [f for f in functions(ast.parse((ROOT / "cli.py").read_text())) if any("command" in ast.unparse(d) for d in f.decorator_list)]
+    assert {f.name for f in commands} >= {"prune", "evaluate", "inspect"}
+    for function in commands:
         assert lines_of(function) <= 30, function.name
-        loops = [n for n in ast.walk(function) if isinstance(n, ast.While | ast.Try)]
-        assert function.name in {"wrapped"} or not loops, f"{function.name} decides too much"
+        assert not [n for n in ast.walk(function) if isinstance(n, ast.While | ast.Try | ast.For)], f"{function.name} decides too much"
 
 
 def test_classes_are_abstract_or_final():

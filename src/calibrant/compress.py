@@ -24,12 +24,12 @@ from calibrant.allocations import Allocation, allocations
 from calibrant.checkpoint import Checkpoint
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import CalibrantError, SpecError
-from calibrant.methods import Method, methods
+from calibrant.methods import BlockMethod, Method, methods
 from calibrant.models import ModelView, Opened, Weight, check_finite, check_output, open_model, read_manifest, save, view
 from calibrant.spec import canonical
 from calibrant.store import Record, Run
 from calibrant.targets import Target, parse_target
-from calibrant.walk import Propagation, walk
+from calibrant.walk import Propagation, walk, walk_blocks
 
 PROPAGATIONS = ("arrival", "reference", "dense")
 
@@ -140,6 +140,14 @@ def compress(
     if asked.propagate == "dense":
         _put(seen_by, done)
     return _record(asked.run(opened, batch, data, seed), seen_by, batch, reports)
+
+
+def drop_blocks(seen_by: ModelView, batch: TokenBatch, method: BlockMethod, target: Target) -> list[int]:
+    """Remove the blocks that `method` names, having seen what each does in the untouched model; the indices, in order."""
+    seen = [change for _, change in walk_blocks(seen_by, batch, method.observes)]
+    chosen = sorted(set(method.choose(seen, target)))
+    seen_by.drop_blocks(chosen)
+    return chosen
 
 
 def _compress_one(method: Method, weight: Weight, seen: Seen, target: Target) -> dict[str, Any]:

@@ -53,18 +53,16 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{str(path)!r} can't be read ({error}); restore it from a copy, or delete its folder to have it computed again") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` and see it to the disk; the caller renames."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file and see it to the disk; the caller renames."""
+    path.write_bytes(content)
+    flush(path)
 
 
-def flush_folder(folder: Path) -> None:
-    """Make the names in a folder durable. Windows can't open folders, and needn't."""
+def flush(path: Path) -> None:
+    """See a file, or the names in a folder, to the disk. Windows can do neither to what isn't open for writing, and is left to itself."""
     if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

@@ -17,9 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final, Literal, Self
+from types import MappingProxyType
+from typing import IO, Any, Final, Literal
 
-from calibrant.durable import UNFINISHED, flush_folder, read_json, take, text_of_json, write_text
+from calibrant.durable import UNFINISHED, flush, read_json, take, text_of_json, write_bytes
 from calibrant.errors import DataError, OutputError
 from calibrant.spec import Call, canonical, identity, text_of
 
@@ -188,15 +189,25 @@ class Store:
         ids = sorted(p.parent.name for p in (self.folder / "runs").glob("*/record.json"))
         return [found for found in map(self.record, ids) if found is not None]
 
-    def add_record(self, record: Record) -> str:
-        """Keep `record` and return its run's id. One that is there already stays as it is: the same question has the same answer."""
+    def add_record(self, record: Record, files: Mapping[str, bytes] = MappingProxyType({})) -> str:
+        """Keep `record` and return its run's id. One that is there already stays as it is: the same question has the same answer.
+
+        `files` are kept beside it under their names, for example the mask.
+        """
         kept = {"id": record.run.id, **{k: v for k, v in asdict(record).items() if k != "provenance"}}
         with self._appearing(self._run(record.run.id)) as folder:
-            write_text(folder / "record.json", text_of_json(kept))
-            write_text(folder / "provenance.json", text_of_json(record.provenance))
+            write_bytes(folder / "record.json", text_of_json(kept).encode())
+            write_bytes(folder / "provenance.json", text_of_json(record.provenance).encode())
+            for name, content in files.items():
+                write_bytes(folder / name, content)
             (folder / "measures").mkdir()
         self.clear_failure(record.run.id)
         return record.run.id
+
+    def file(self, run_id: str, name: str) -> bytes | None:
+        """A file that was kept beside a record, or None if there is none."""
+        path = self._run(run_id) / name
+        return path.read_bytes() if path.exists() else None
 
     def measurement(self, run_id: str, measure_id: str) -> Measurement | None:
         """What was measured, with its items, or None if the store lacks it."""
@@ -222,8 +233,8 @@ class Store:
         measure_id = measurement_id(run_id, evaluator, data)
         kept = {"id": measure_id, "run": run_id, "evaluator": canonical(evaluator), "data": data, "score": asdict(measurement.score)}
         with self._appearing(self._run(run_id) / "measures" / _bare(measure_id)) as folder:
-            write_text(folder / "score.json", text_of_json(kept))
-            write_text(folder / "provenance.json", text_of_json(measurement.provenance))
+            write_bytes(folder / "score.json", text_of_json(kept).encode())
+            write_bytes(folder / "provenance.json", text_of_json(measurement.provenance).encode())
             _write_items(folder / "items.parquet", measurement.outcomes)
         self.clear_failure(measure_id)
         return measure_id
@@ -265,9 +276,9 @@ class Store:
         with self._writing(f"write {name}"):
             path.parent.mkdir(exist_ok=True)
             half = self._stage() / path.name
-            write_text(half, text)
+            write_bytes(half, text.encode())
             os.replace(half, path)
-            flush_folder(path.parent)
+            flush(path.parent)
         return path
 
     def _run(self, run_id: str) -> Path:
@@ -289,14 +300,14 @@ class Store:
             folder = _new_folder(self._stage())
             try:
                 yield folder
-                flush_folder(folder)
+                flush(folder)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     os.rename(folder, path)
                 except OSError as error:
                     if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.EACCES) or not path.exists():
                         raise
-                flush_folder(path.parent)
+                flush(path.parent)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -328,7 +339,7 @@ class Store:
             self._give_back()
             self._staging = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Store":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -382,5 +393,4 @@ def _write_items(path: Path, outcomes: tuple[Outcome, ...]) -> None:
     }
     with path.open("wb") as file:
         pq.write_table(pa.table(columns), file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
+    flush(path)

@@ -50,7 +50,9 @@ def read_jsonl(path: Path, shown: str) -> Iterator[dict[str, Any]]:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(f"{shown}:{number}: {_short(line)!r} is no JSON ({error.msg}); every line must be one JSON object", subject=shown) from error
+                raise DataError(
+                    f"{shown}:{number}: {_short(line)!r} is no JSON ({error.msg}); every line must be one JSON object", subject=shown
+                ) from error
             yield _object(record, f"{shown}:{number}")
 
 
@@ -70,12 +72,15 @@ def _read_json(path: Path, shown: str) -> Iterator[dict[str, Any]]:
 def _read_csv(path: Path, shown: str) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(_decoded(file, shown))
-        for record in reader:
-            if None in record or None in record.values():
-                columns = len(reader.fieldnames or ())
-                raise DataError(f"{shown}:{reader.line_num}: this line has not the {columns} columns of the first line", subject=shown)
-            yield record
+        reader = csv.DictReader(_decoded(file, shown), strict=True)
+        try:
+            for record in reader:
+                if None in record or None in record.values():
+                    columns = len(reader.fieldnames or ())
+                    raise DataError(f"{shown}:{reader.line_num}: this line has not the {columns} columns of the first line", subject=shown)
+                yield record
+        except csv.Error as error:
+            raise DataError(f"{shown}:{reader.line_num}: this line is no CSV ({error})", subject=shown) from error
 
 
 def _read_parquet(path: Path, shown: str) -> Iterator[dict[str, Any]]:
@@ -86,7 +91,7 @@ def _read_parquet(path: Path, shown: str) -> Iterator[dict[str, Any]]:
         with ParquetFile(path) as file:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
-    except ArrowInvalid as error:
+    except (ArrowInvalid, OSError) as error:
         raise DataError(f"{shown!r} can't be read as Parquet: {str(error).splitlines()[0]}", subject=shown) from error
 
 
@@ -114,7 +119,7 @@ def _decoded(file: TextIO, shown: str) -> Iterator[str]:
 
 def _object(record: Any, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
-        raise DataError(f"{where}: {_short(str(record))!r} is no JSON object such as {{\"text\": …}}", subject=where)
+        raise DataError(f'{where}: {_short(str(record))!r} is no JSON object such as {{"text": …}}', subject=where)
     return cast("dict[str, Any]", record)
 
 

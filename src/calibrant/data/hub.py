@@ -24,12 +24,12 @@ def records(hub: Hub, split: str, places: Sequence[tuple[str, str]], streaming: 
 
 def _download(hub: Hub, split: str, place: tuple[str, str], streaming: bool) -> tuple[Iterator[dict[str, Any]], str]:
     import datasets
-    import httpx
+    from datasets.exceptions import DatasetsError
 
     revision = None if hub.revision == "unpinned" else hub.revision
     try:
         found = datasets.load_dataset(hub.id, hub.config, split=split, revision=revision, streaming=streaming)
-    except (OSError, ValueError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"{hub.id!r} ({split}) can't be had from the Hugging Face hub ({reason}); without internet, give a local mirror that holds "

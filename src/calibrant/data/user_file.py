@@ -1,5 +1,6 @@
 """A user's own file as a source."""
 
+import os
 import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class UserFile(Stored):
         suffix_of(self.file, self.path)
         if not self.file.is_file():
             raise DataError(f"there is no file {self.path!r}; give the path of a data file, or the name of a source", subject=self.path)
+        if not os.access(self.file, os.R_OK):
+            raise DataError(f"{self.path!r} may not be read; change its permissions", subject=self.path)
         first = next(read_records(self.file, self.path), None)
         if first is None:
             raise DataError(f"{self.path!r} is empty; a data file needs at least one row", subject=self.path)

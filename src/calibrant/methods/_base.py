@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from jaxtyping import Bool, Float, Shaped
-from torch import Tensor, dtype
+from torch import Tensor
 
-from calibrant.activations import Seen, Statistic, wide
+from calibrant.activations import Seen, Statistic
 from calibrant.errors import NumericsError
 from calibrant.spec import Spec
 from calibrant.targets import Target
@@ -72,8 +72,3 @@ def observed(seen: Seen, kind: type[S]) -> S:
 def prune(weight: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"]) -> Float[Tensor, "out in"]:
     """A copy of `weight` with exact zeros where it isn't kept."""
     return weight.detach().masked_fill(~keep, 0)
-
-
-def score_type(weight: Float[Tensor, "out in"]) -> dtype:
-    """The type that scores of `weight` are computed in: float32, or float64 for float64."""
-    return wide(weight.dtype)

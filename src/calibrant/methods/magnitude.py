@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from calibrant.activations import Seen
-from calibrant.methods._base import Compressed, Method, finite, prune, score_type
+from calibrant.activations import Seen, wide
+from calibrant.methods._base import Compressed, Method, finite, prune
 from calibrant.targets import Target
 
 
@@ -20,5 +20,5 @@ class Magnitude(Method):
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Raises `NumericsError` for a weight that isn't finite, `TargetError` for a target that doesn't fit the shape."""
-        scores = finite(weight, "the weight").abs().to(score_type(weight))
+        scores = finite(weight, "the weight").abs().to(wide(weight.dtype))
         return Compressed(prune(weight, target.keep(scores, "matrix")))

@@ -12,7 +12,7 @@ from calibrant.targets import Target
 
 
 @dataclass(frozen=True, repr=False)
-class Dense(Method):
+class Untouched(Method):
     """Leaves every weight as it is, whatever the target. Observes nothing."""
 
     prunes: ClassVar[bool] = False

@@ -6,8 +6,8 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from calibrant.activations import FeatureNorms, Seen, Statistic
-from calibrant.methods._base import Compressed, Method, finite, observed, prune, score_type
+from calibrant.activations import FeatureNorms, Seen, Statistic, wide
+from calibrant.methods._base import Compressed, Method, finite, observed, prune
 from calibrant.targets import Target
 
 
@@ -24,5 +24,5 @@ class Wanda(Method):
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Raises `NumericsError` for a weight or norms that aren't finite or if no token arrived, `TargetError` if `target` doesn't fit."""
         length = finite(observed(seen, FeatureNorms).norms(), "the squared norms of the inputs").sqrt()
-        scores = finite(weight, "the weight").abs().to(score_type(weight)) * length.to(score_type(weight))
+        scores = finite(weight, "the weight").abs().to(wide(weight.dtype)) * length.to(wide(weight.dtype))
         return Compressed(prune(weight, target.keep(scores, "row")))

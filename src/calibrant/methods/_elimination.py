@@ -1,0 +1,135 @@
+"""Column elimination: remove weights from left to right, correcting the columns that follow.
+
+Rows don't depend on each other, so on the CPU a block of columns is one compiled loop over rows, which skips columns that are kept and
+runs on as many threads as torch does; then one matrix product corrects everything right of the block. Other devices take the same
+steps column by column in torch.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from inspect import unwrap
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from calibrant.methods._factor import Factor
+from calibrant.targets import NofM, Sparsity, Target, keep_highest
+
+
+@dataclass(frozen=True)
+class Span:
+    """The columns `start` to `stop`, and how weights in them are chosen: beforehand (`group` 0), or `drop` of every `group` as they come."""
+
+    start: int
+    stop: int
+    group: int = 0
+    drop: int = 0
+
+
+Step = Callable[[Tensor, Tensor, Tensor, Tensor, Span], Tensor]
+"""Eliminates within a span, in place: (weight, upper, saliency, gone [out, span], span) -> errors [out, span]. Fills `gone` if it chooses."""
+
+
+def eliminate(weight: Float[Tensor, "out in"], factor: Factor, target: Target, block: int, step: Step | None = None) -> Float[Tensor, "out in"]:
+    """A copy of `weight`, pruned to `target` and corrected. Removed weights are exactly zero. `step` overrides the device's own."""
+    step = step or (eliminate_rows if weight.device.type == "cpu" else eliminate_columns)
+    work = weight.detach().clone(memory_format=torch.contiguous_format)
+    upper, saliency = factor.upper.to(work.dtype), factor.saliency.to(work.dtype)
+    for span in _spans(work.shape[1], target, block):
+        here = slice(span.start, span.stop)
+        gone = torch.zeros_like(work[:, here], dtype=torch.bool) if span.group else _choose(work[:, here].abs() * saliency[here], target, span)
+        errors = step(work, upper, saliency, gone.contiguous(), span)
+        if span.stop < work.shape[1]:
+            work[:, span.stop :].addmm_(errors, upper[here, span.stop :], alpha=-1)
+    return work
+
+
+def _spans(columns: int, target: Target, block: int) -> list[Span]:
+    """Blocks of columns; for N:M as wide as whole groups allow, and at least one group."""
+    group, drop = (target.m, target.m - target.n) if isinstance(target, NofM) else (0, 0)
+    width = max(block - block % group, group) if group else block
+    return [Span(start, min(start + width, columns), group, drop) for start in range(0, columns, width)]
+
+
+def _choose(scores: Float[Tensor, "out span"], target: Target, span: Span) -> Bool[Tensor, "out span"]:
+    """Which weights of the span go. Quotas are differences of the quota up to here, so that they add up to the matrix's."""
+    if not isinstance(target, Sparsity):
+        return ~target.keep(scores, "matrix")
+    rows = scores.shape[0]
+    quota = target.quota(rows * span.stop) - target.quota(rows * span.start)
+    return ~keep_highest(scores.reshape(1, -1), quota).reshape(scores.shape)
+
+
+def eliminate_rows(weight: Tensor, upper: Tensor, saliency: Tensor, gone: Tensor, span: Span) -> Tensor:
+    """A `Step` for the CPU, float32 and float64."""
+    errors = torch.zeros(gone.shape, dtype=weight.dtype)
+    arrays = [t.numpy() for t in (weight, upper, saliency, gone, errors)]
+    rows, kernel, threads = weight.shape[0], _kernel(), torch.get_num_threads()
+    share = -(-rows // threads)
+
+    def run(first: int) -> None:
+        kernel(*arrays, first, min(first + share, rows), span.start, span.stop, span.group, span.drop)
+
+    if share >= rows:
+        run(0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(run, range(0, rows, share)))
+    return errors
+
+
+def eliminate_columns(weight: Tensor, upper: Tensor, saliency: Tensor, gone: Tensor, span: Span) -> Tensor:
+    """A `Step` for any device: left-looking, each column takes the corrections of all before it at once."""
+    block, u = weight[:, span.start : span.stop], upper[span.start : span.stop, span.start : span.stop]
+    s, original = saliency[span.start : span.stop], block.clone()
+    errors = torch.zeros_like(block)
+    for i in range(block.shape[1]):
+        if span.group and i % span.group == 0:
+            members = slice(i, i + span.group)
+            scores = (original[:, members] - errors[:, :i] @ u[:i, members]).abs() * s[members]
+            gone[:, members] = ~keep_highest(scores, span.drop)
+        column = original[:, i] - errors[:, :i] @ u[:i, i]
+        errors[:, i] = (column / u[i, i]).where(gone[:, i], 0)
+        block[:, i] = column.masked_fill(gone[:, i], 0)
+    return errors
+
+
+@cache
+def _kernel() -> Callable[..., None]:
+    """`_eliminate` compiled. numba is imported here because that takes longer than listing methods may."""
+    import numba
+
+    plain = unwrap(_eliminate)
+    try:
+        return numba.njit(nogil=True, cache=True)(plain)
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written: compile in each process
+        return numba.njit(nogil=True)(plain)
+
+
+def _eliminate(
+    weight: Any, upper: Any, saliency: Any, gone: Any, errors: Any, first: int, last: int, start: int, stop: int, group: int, drop: int
+) -> None:  # compiled by numba; arrays are C-contiguous
+    for r in range(first, last):
+        row = weight[r, start:stop]
+        out = gone[r]
+        for i in range(stop - start):
+            if group > 0 and i % group == 0:
+                for a in range(i, i + group):
+                    mine = abs(row[a]) * saliency[start + a]
+                    before = 0
+                    for b in range(i, i + group):
+                        other = abs(row[b]) * saliency[start + b]
+                        if other < mine or (other == mine and b < a):
+                            before += 1
+                    out[a] = before < drop
+            if out[i]:
+                u = upper[start + i, start:stop]
+                error = row[i] / u[i]
+                errors[r, i] = error
+                row[i] = 0
+                for j in range(i + 1, stop - start):
+                    row[j] -= error * u[j]

@@ -1,0 +1,66 @@
+"""The factor of an inverse Hessian, H⁻¹ = UᵀU with U upper, by one Cholesky and one triangular inverse."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from calibrant.activations import Gram
+from calibrant.errors import NumericsError
+from calibrant.methods._base import finite
+
+LADDER: Final = ((False, 1), (True, 1), (True, 10), (True, 100), (True, 1000))
+"""Steps taken, in order, until the Hessian is positive definite: (in float64?, times the damping that was asked for). Precision comes
+first because it changes only rounding; more damping changes the question."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """`upper` is U; `saliency` is what |W_oi| is multiplied with to give a score, 1/U_ii, and 0 for an input that was always zero."""
+
+    upper: Float[Tensor, "in in"]
+    saliency: Float[Tensor, "in"]
+    notes: Mapping[str, Any]
+
+
+def factorise(gram: Gram, damp: float) -> Factor:
+    """Factor H⁻¹ for H = gram/mass + λI, λ = `damp` · mean diagonal over the inputs that were ever used.
+
+    Inputs that were always zero get a diagonal of 1: they are tied to no other input, so they neither give nor take corrections. A
+    Hessian that isn't positive definite climbs `LADDER`; `notes` say which step held. Raises `NumericsError` if none does, and for a Gram
+    that isn't finite.
+    """
+    diagonal = finite(gram.norms(), "the squared norms of the inputs")
+    dead = diagonal == 0
+    mean = float(diagonal.double().sum()) / gram.mass / max(1, int((~dead).count_nonzero()))
+    tried = None
+    for widen, times in LADDER:
+        dtype = torch.float64 if widen else gram.matrix.dtype
+        if (dtype, times) == tried:
+            continue
+        tried = dtype, times
+        upper = _inverse_factor(gram, dead, mean * damp * times, dtype)
+        if upper is not None:
+            saliency = (1 / upper.diagonal()).masked_fill(dead.to(upper.device), 0)
+            notes = {"damp": damp * times, "precision": str(dtype).removeprefix("torch."), "dead_inputs": int(dead.count_nonzero())}
+            return Factor(upper.to(gram.matrix.device, gram.matrix.dtype), saliency.to(gram.matrix.device, gram.matrix.dtype), notes)
+    raise NumericsError(
+        f"the Gram of the inputs isn't positive definite, not even in float64 with damp={damp * LADDER[-1][1]:g}; "
+        f"its diagonal reaches from {float(diagonal.min()):g} to {float(diagonal.max()):g}, so look at the activations, or give a larger damp than {damp:g}"
+    )
+
+
+def _inverse_factor(gram: Gram, dead: Tensor, damping: float, dtype: torch.dtype) -> Tensor | None:
+    """U, or None if the Hessian isn't positive definite. With J the index reversal and JHJ = LLᵀ, R = JLJ is upper, H = RRᵀ and U = R⁻¹."""
+    device = "cpu" if gram.matrix.device.type == "mps" and dtype == torch.float64 else gram.matrix.device
+    hessian = gram.matrix.to(device, dtype) / gram.mass
+    hessian.diagonal().add_(dead.to(device, dtype)).add_(damping)
+    lower, info = torch.linalg.cholesky_ex(hessian.flip(0, 1))
+    if int(info) != 0:
+        return None
+    reversed_, identity = lower.flip(0, 1), torch.eye(len(hessian), dtype=dtype, device=device)
+    upper = torch.linalg.solve_triangular(reversed_, identity, upper=True).contiguous()
+    return upper if bool(upper.isfinite().all()) else None

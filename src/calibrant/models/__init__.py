@@ -1,0 +1,8 @@
+"""Opening, viewing and saving causal language models."""
+
+from calibrant.models.devices import resolve_device, resolve_dtype
+from calibrant.models.opening import Opened, open_model
+from calibrant.models.saving import check_output, read_manifest, save
+from calibrant.models.viewing import Block, Dense, ModelView, Weight, check_finite, view
+
+__all__ = ["Block", "Dense", "ModelView", "Opened", "Weight", "check_finite", "check_output", "open_model", "read_manifest", "resolve_device", "resolve_dtype", "save", "view"]

