@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from calibrant.models import view as view
     from calibrant.report import report as report
     from calibrant.study import Study as Study
+    from calibrant.targets import parse_target as parse_target
     from calibrant.walk import walk as walk
 
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ _HOME: Final = {
     "evaluate": "evaluate",
     "inspect": "inspection",
     "open_model": "models",
+    "parse_target": "targets",
     "prune": "compress",
     "report": "report",
     "view": "models",
@@ -68,6 +70,7 @@ __all__ = [
     "evaluate",
     "inspect",
     "open_model",
+    "parse_target",
     "prune",
     "report",
     "view",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, ParamSpec, Ty
 
 import typer
 
+from calibrant import __version__
 from calibrant.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -73,19 +74,20 @@ def command(name: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     return register
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"calibrant {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.", envvar=DEBUG)] = False,
 ) -> None:
     """Prune language models with the calibration data you choose, and see which differences are real."""
     if debug:
         os.environ[DEBUG] = "1"
-    if version:
-        from calibrant import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit
 
 
 @command("prune")
@@ -200,11 +202,11 @@ def _check_file(path: Path | None) -> None:
 
 
 def _write(path: Path, found: Any) -> None:
-    from calibrant.durable import text_of_json, write_text
+    from calibrant.durable import text_of_json
 
     half = path.with_name(f".{path.name}.unfinished")
     try:
-        write_text(half, text_of_json(found))
+        half.write_text(text_of_json(found), encoding="utf-8")
         half.replace(path)
     except OSError as error:
         raise OutputError(f"{str(path)!r} can't be written ({error.strerror}); name another file", subject=str(path)) from error
@@ -218,10 +220,13 @@ def _show(found: Any, as_json: bool, lines: Callable[[Any], Any]) -> None:
         typer.echo(json.dumps(found, ensure_ascii=False, default=str))
         return
     from rich.console import Console
+    from rich.text import Text
 
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:  # nobody's window: lines stay whole
+        console.width = max(console.width, 160)
     for line in lines(found):
-        console.print(line)
+        console.print(line, soft_wrap=isinstance(line, str | Text))
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> Iterator[Any]:
@@ -269,18 +274,15 @@ def _dense_summary(dense: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _score_table(scores: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("measured", "metric", "value", "±", "perplexity", "bits/byte", "tokens", "documents", "context")
+    table = _table("measured", "metric", "value", "perplexity", "bits/byte", "tokens", "documents", "context")
     for score in scores:
         facts = score["facts"]
-        stderr = "" if score["stderr"] is None else f"{score['stderr']:.4f}"
+        stderr = "" if score["stderr"] is None else f" ± {score['stderr']:.4f}"
         numbers = (f"{facts['perplexity']:.3f}", f"{facts['bits_per_byte']:.4f}", f"{facts['tokens']:,}", f"{facts['documents']:,}", f"{facts['length']:,}")
-        table.add_row(Text(score["measured"]), score["metric"], f"{score['value']:.4f}", stderr, *numbers)
+        table.add_row(score["measured"], score["metric"], f"{score['value']:.4f}{stderr}", *numbers)
     yield table
-    model, note = scores[0]["provenance"].get("model", ""), scores[0]["provenance"].get("note", "")
-    yield f"{model} ({note}); {scores[0]['unit']}, ± one standard error over documents" if note else f"{model}; {scores[0]['unit']}, ± one standard error over documents"
+    model, note = (scores[0]["provenance"].get(key, "") for key in ("model", "note"))
+    yield f"{model}{f' ({note})' if note else ''}; value in {scores[0]['unit']} ± one standard error over documents, context in tokens"
 
 
 def _inspection_lines(found: Mapping[str, Any]) -> Iterator[Any]:
@@ -288,9 +290,10 @@ def _inspection_lines(found: Mapping[str, Any]) -> Iterator[Any]:
 
     yield from _facts(
         [
-            ("set", found["set"]),
+            ("set", found["data"]),
             ("windows", f"{found['windows']:,} × {found['length']:,}; {found['padding']:.1%} padding; {found['repeated_windows']} repeated"),
             ("real tokens", f"{found['tokens']:,} of {found['rows']:,} rows"),
+            ("draws", "no end of disjoint ones" if found["disjoint_draws"] is None else f"{found['disjoint_draws']} disjoint ones of this size"),
             ("overlap", f"{found['overlap']:.1%} of the rows are in earlier draws" if found["overlap"] else ""),
             ("fingerprint", found["fingerprint"]),
         ]
@@ -303,7 +306,6 @@ def _inspection_lines(found: Mapping[str, Any]) -> Iterator[Any]:
                 ("row lengths", " ≤ ".join(str(n) for n in part["row_lengths"]) + " tokens (least, quarters, most)"),
                 ("source", f"{part['origin']}; {part['licence']}; {part['digest']}"),
                 ("left out", f"{part['duplicates_dropped']} duplicates, {part['overlapping_dropped']} rows that are also measured"),
-                ("disjoint draws", "no end" if part["disjoint_draws"] is None else str(part["disjoint_draws"])),
             ]
         )
         for text in part["texts"]:
@@ -311,15 +313,21 @@ def _inspection_lines(found: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _catalogue_table(entries: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("name", "what", "parameters")
+    table = _table("name", "what", "parameters")
     for entry in entries:
         given = ", ".join(f"{name}={default}" if default else name for name, default in entry["parameters"].items())
-        about = ", ".join(str(v) for v in entry["facts"].values())
-        table.add_row(Text(entry["name"]), Text.assemble(entry["summary"], (f"\n{about}" if about else "", "dim")), Text(given))
+        table.add_row(entry["name"], "\n".join(filter(None, [entry["summary"], ", ".join(map(str, entry["facts"].values()))])), given)
     yield table if entries else "none yet"
+
+
+def _table(*columns: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 def _stop(message: str, code: int, error: BaseException) -> NoReturn:

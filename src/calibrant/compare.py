@@ -326,11 +326,13 @@ def _measured_names(cells: Sequence[Cell], kept: Mapping[str, Mapping[str, Measu
 
 def _holes(cells: Sequence[Cell], kept: Mapping[str, Mapping[str, Measurement]], wanted: Mapping[str, str], store: Store) -> Iterator[str]:
     failures = store.failures()
+    by_cell = {tuple(f["cell"]): f for f in failures.values() if "cell" in f}
     for cell in cells:
         for text in wanted:
             measure_id = cell.measures.get(text, "")
             if measure_id not in kept.get(cell.run, {}):
-                why = failures.get(measure_id) or failures.get(cell.run) or {"error": "not computed yet"}
+                labels = (cell.model, cell.data, cell.method, cell.target, cell.seed)
+                why = failures.get(measure_id) or failures.get(cell.run) or by_cell.get(labels) or {"error": "not computed yet"}
                 yield f"{_label(cell)} (draw {cell.seed}) on {text}: {why.get('error')}"
 
 

@@ -9,12 +9,12 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 import torch
@@ -34,10 +34,8 @@ from calibrant.walk import Propagation, walk, walk_blocks
 PROPAGATIONS = ("arrival", "reference", "dense")
 
 
-class Progress(Protocol):
-    """Told how far long work is: `what` is being done, `done` of `total`."""
-
-    def __call__(self, what: str, done: int, total: int) -> None: ...
+Progress = Callable[[str, int, int], None]
+"""Told how far long work is: what is being done, how much of it is done, how much there is."""
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -171,7 +169,7 @@ def _put(seen_by: ModelView, done: Mapping[int, Any]) -> None:
 
 def _record(run: Run, seen_by: ModelView, batch: TokenBatch | None, reports: list[dict[str, Any]]) -> Record:
     reached = {report["name"] for report in reports}
-    dense = [asdict(d) for d in seen_by.dense]
+    dense = [{"name": d.name, "shape": list(d.shape), "reason": d.reason} for d in seen_by.dense]
     for weight in seen_by.weights:
         if weight.name not in reached:
             reason = "no calibration token was routed to this expert" if weight.expert is not None else "no product with it was seen in the forward"
@@ -237,7 +235,7 @@ def prune(
     asked = replace(asked, propagate=fits)
     run = asked.run(opened, batch, str(calibration), calibration.seed)
     if folder is not None and (manifest := read_manifest(folder)) is not None:
-        return _already(opened, manifest, run, folder)
+        return _already(manifest, run, folder, device)
     checkpoint = None if folder is None else Checkpoint(folder, run.id)
     continued = len(checkpoint.load()) if checkpoint else 0
     with clock.phase("compress"):
@@ -251,12 +249,13 @@ def prune(
     return Pruned(opened, record, folder, continued)
 
 
-def _already(opened: Opened, manifest: Mapping[str, Any], run: Run, folder: Path) -> Pruned:
+def _already(manifest: Mapping[str, Any], run: Run, folder: Path, device: str) -> Pruned:
     """The folder holds what was asked for, or an error that says what it holds instead."""
     if manifest.get("id") != run.id:
         check_output(folder)
     kept = manifest["record"]
-    return Pruned(opened, Record(Run(**kept["run"]), kept["sparsity"], tuple(kept["weights"]), tuple(kept["dense"]), kept["data_facts"], kept["provenance"]), folder, already_done=True)
+    record = Record(Run(**kept["run"]), kept["sparsity"], tuple(kept["weights"]), tuple(kept["dense"]), kept["data_facts"], kept["provenance"])
+    return Pruned(open_model(str(folder), run.dtype, device), record, folder, already_done=True)
 
 
 def manifest_of(record: Record) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Hub:
-    """Where the Hugging Face hub keeps a data set. An unpinned revision is recorded at loading; `verified` says whether anybody opened the address."""
+    """Where the hub keeps a data set. An unpinned revision is recorded at loading; `verified` says whether anybody opened the address."""
 
     id: str
     config: str | None = None

@@ -13,8 +13,8 @@ from calibrant.data.calibration import CalibrationSet
 class Inspection:
     """Plain data about one set.
 
-    `padding` is the share of positions that hold no real token, `repeated_windows` counts windows equal to an earlier one, `disjoint_draws` is how many
-    draws of this size the sources hold, counted up to 64; none means that there is no end.
+    `padding` is the share of positions that hold no real token, `repeated_windows` counts windows equal to an earlier one,
+    `disjoint_draws` is how many draws of this size the sources hold, counted up to 64; none means that there is no end.
     Each of `parts` has the facts of its batch (rows, tokens, lengths of its rows in tokens as [least, quarter, half, three quarters, most],
     duplicates and overlapping rows that were left out, licence, digest, …) and `texts`, the beginnings of its first windows.
     """

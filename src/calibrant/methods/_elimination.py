@@ -1,16 +1,14 @@
 """Column elimination: remove weights from left to right, correcting the columns that follow.
 
-Rows don't depend on each other, so on the CPU a block of columns is one compiled loop over rows, which skips columns that are kept and
-runs on as many threads as torch does; then one matrix product corrects everything right of the block. Other devices take the same
-steps column by column in torch.
+Rows don't depend on each other, so on the CPU a block of columns is one call of a compiled kernel, its rows shared among as many threads
+as torch has; then one matrix product corrects everything right of the block. Other devices take the same steps column by column in
+torch (run on the CPU in the tests; no other device was at hand).
 """
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from inspect import unwrap
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -100,36 +98,7 @@ def eliminate_columns(weight: Tensor, upper: Tensor, saliency: Tensor, gone: Ten
 
 @cache
 def _kernel() -> Callable[..., None]:
-    """`_eliminate` compiled. numba is imported here because that takes longer than listing methods may."""
-    import numba
+    """Imported at the first use: numba takes longer to import than listing methods may."""
+    from calibrant.methods._kernel import eliminate
 
-    plain = unwrap(_eliminate)
-    try:
-        return numba.njit(nogil=True, cache=True)(plain)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written: compile in each process
-        return numba.njit(nogil=True)(plain)
-
-
-def _eliminate(
-    weight: Any, upper: Any, saliency: Any, gone: Any, errors: Any, first: int, last: int, start: int, stop: int, group: int, drop: int
-) -> None:  # compiled by numba; arrays are C-contiguous
-    for r in range(first, last):
-        row = weight[r, start:stop]
-        out = gone[r]
-        for i in range(stop - start):
-            if group > 0 and i % group == 0:
-                for a in range(i, i + group):
-                    mine = abs(row[a]) * saliency[start + a]
-                    before = 0
-                    for b in range(i, i + group):
-                        other = abs(row[b]) * saliency[start + b]
-                        if other < mine or (other == mine and b < a):
-                            before += 1
-                    out[a] = before < drop
-            if out[i]:
-                u = upper[start + i, start:stop]
-                error = row[i] / u[i]
-                errors[r, i] = error
-                row[i] = 0
-                for j in range(i + 1, stop - start):
-                    row[j] -= error * u[j]
+    return eliminate

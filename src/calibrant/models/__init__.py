@@ -5,4 +5,18 @@ from calibrant.models.opening import Opened, open_model
 from calibrant.models.saving import check_output, read_manifest, save
 from calibrant.models.viewing import Block, Dense, ModelView, Weight, check_finite, view
 
-__all__ = ["Block", "Dense", "ModelView", "Opened", "Weight", "check_finite", "check_output", "open_model", "read_manifest", "resolve_device", "resolve_dtype", "save", "view"]
+__all__ = [
+    "Block",
+    "Dense",
+    "ModelView",
+    "Opened",
+    "Weight",
+    "check_finite",
+    "check_output",
+    "open_model",
+    "read_manifest",
+    "resolve_device",
+    "resolve_dtype",
+    "save",
+    "view",
+]

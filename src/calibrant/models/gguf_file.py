@@ -5,15 +5,17 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 import gguf
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreTrainedTokenizerFast, modeling_gguf_pytorch_utils
 
 from calibrant.errors import ModelError
-from calibrant.models.quiet import first_line
+from calibrant.models.complete import check_complete
+from calibrant.models.quiet import quoted
 
 MAGIC: Final = b"GGUF"
 FLOATS: Final = ("F32", "F16", "BF16", "F64")
@@ -31,11 +33,15 @@ def open_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
         try:
             config = AutoConfig.from_pretrained(**where)
             # A file's weights would stay packed where a kernel for that is at hand: they are wanted as plain numbers.
-            model = AutoModelForCausalLM.from_pretrained(**where, config=config, dtype=dtype, quantization_config=GgufConfig(dequantize=True))
+            asked: dict[str, Any] = {"dtype": dtype, "quantization_config": GgufConfig(dequantize=True), "output_loading_info": True}
+            model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(**where, config=config, **asked))
             # Not AutoTokenizer, which reads the whole file again only to come to the same class.
             tokenizer = PreTrainedTokenizerFast.from_pretrained(**where)
-        except (ValueError, NotImplementedError, KeyError, RuntimeError) as error:
-            raise ModelError(f"{path} is a GGUF file that transformers can't open ({first_line(error)}); try a folder of safetensors", subject=str(path)) from error
+        except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, StrictDataclassError) as error:
+            raise ModelError(
+                f"{path} is a GGUF file that transformers can't open ({quoted(error)}); try a folder of safetensors", subject=str(path)
+            ) from error
+    check_complete(loaded, str(path))
     return model, tokenizer, note
 
 
@@ -43,7 +49,9 @@ def check_magic(path: Path) -> None:
     """Raise `ModelError` unless the file begins as GGUF files do."""
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
-            raise ModelError(f"{path} is no GGUF file (it doesn't begin with {MAGIC.decode()}), or is truncated or damaged; download it again", subject=str(path))
+            raise ModelError(
+                f"{path} is no GGUF file (it doesn't begin with {MAGIC.decode()}), or is truncated or damaged; download it again", subject=str(path)
+            )
 
 
 def quantization(reader: gguf.GGUFReader) -> str:
@@ -59,7 +67,7 @@ def _read(path: Path) -> gguf.GGUFReader:
     try:
         return gguf.GGUFReader(path)
     except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise ModelError(f"{path} is truncated or damaged ({first_line(error)}); download it again", subject=str(path)) from error
+        raise ModelError(f"{path} is truncated or damaged ({quoted(error)}); download it again", subject=str(path)) from error
 
 
 @final
@@ -67,7 +75,7 @@ class _Reader(gguf.GGUFReader):
     """gguf's own reader, with the mapped file seen as a plain array: its vocabulary is read in a third of the time."""
 
     @property
-    def data(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]  # a plain attribute there
+    def data(self) -> Any:
         return self._bytes
 
     @data.setter
@@ -82,12 +90,13 @@ def _each_step_once() -> Iterator[None]:
     transformers 5.24 parses the file anew for the configuration and for the weights, and makes the map once for every module: 8 of the 15
     seconds that SmolLM2 takes to open. Both are only read, so one copy serves.
     """
-    reader, names, bar = gguf.GGUFReader, gguf.get_tensor_name_map, modeling_gguf_pytorch_utils.tqdm
+    library, legacy = cast(Any, gguf), cast(Any, modeling_gguf_pytorch_utils)
+    reader, names, bar = library.GGUFReader, library.get_tensor_name_map, legacy.tqdm
     once = functools.cache(_Reader)
-    gguf.GGUFReader = lambda path: once(Path(path))  # pyright: ignore[reportAttributeAccessIssue]
-    gguf.get_tensor_name_map = functools.cache(names)
-    modeling_gguf_pytorch_utils.tqdm = lambda steps, **_: steps  # pyright: ignore[reportAttributeAccessIssue]
+    library.GGUFReader = lambda path: once(Path(path))
+    library.get_tensor_name_map = functools.cache(names)
+    legacy.tqdm = lambda steps, **_: steps
     try:
         yield
     finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map, modeling_gguf_pytorch_utils.tqdm = reader, names, bar  # pyright: ignore[reportAttributeAccessIssue]
+        library.GGUFReader, library.get_tensor_name_map, legacy.tqdm = reader, names, bar

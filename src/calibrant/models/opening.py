@@ -6,20 +6,38 @@ what was given, what is allowed and what to do.
 
 import hashlib
 import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, StrictDataclassError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError, safe_open
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers import __version__ as transformers_version
 
 from calibrant.errors import ModelError
+from calibrant.models.complete import check_complete
 from calibrant.models.devices import resolve_device, resolve_dtype
 from calibrant.models.gguf_file import open_gguf
-from calibrant.models.quiet import first_line, quiet
+from calibrant.models.quiet import quiet, quoted
 from calibrant.models.saving import forget_quantization, read_manifest
 from calibrant.registry import did_you_mean
 
@@ -70,6 +88,8 @@ def open_model(ref: str, dtype: str = "auto", device: str = "auto") -> Opened:
 def _locate(ref: str) -> Path:
     """The file or folder that holds what `ref` names; a hub id is downloaded."""
     path = Path(ref).expanduser()
+    if not ref:
+        raise ModelError("the model's name is empty (''); give a .gguf file, a folder, a hub id or smollm2", subject=ref)
     if ref == SMOLLM2:
         return _smollm2()
     if path.is_dir():
@@ -78,8 +98,10 @@ def _locate(ref: str) -> Path:
         if path.suffix.lower() == ".gguf":
             return path
         why = "pickle can run code when it is opened" if path.suffix.lower() in PICKLES else "a model is a folder of safetensors or a .gguf file"
-        raise ModelError(f"{ref} can't be opened as a model: {why}; give the folder that holds config.json and safetensors, or a .gguf file", subject=ref)
-    if path.suffix.lower() == ".gguf" or ref.startswith((".", "/", "~")) or ref.count("/") > 1 or not ref:
+        raise ModelError(
+            f"{ref} can't be opened as a model: {why}; give the folder that holds config.json and safetensors, or a .gguf file", subject=ref
+        )
+    if path.suffix.lower() == ".gguf" or ref.startswith((".", "/", "~")) or ref.count("/") > 1:
         raise ModelError(f"there is no file or folder {ref!r}; give a .gguf file, a folder, a hub id or smollm2", subject=ref)
     return _from_hub(ref)
 
@@ -100,34 +122,38 @@ def _from_hub(ref: str) -> Path:
     try:
         return Path(snapshot_download(ref, allow_patterns=list(HUB_FILES), ignore_patterns=list(HUB_NOT)))
     except HFValidationError as error:
-        raise ModelError(f"there is no file or folder {ref!r}, and it is no hub id either{hint}; {OFFLINE}", subject=ref) from error
+        raise ModelError(f"there is no file or folder {ref!r}{hint} (it is no hub id either; {OFFLINE})", subject=ref) from error
     except LocalEntryNotFoundError as error:
-        raise ModelError(f"there is no file or folder {ref!r}, and the hub can't be reached{hint}; {OFFLINE}", subject=ref) from error
+        raise ModelError(f"there is no file or folder {ref!r}{hint} (the hub can't be reached; {OFFLINE})", subject=ref) from error
     except GatedRepoError as error:
-        raise ModelError(f"{ref!r} asks its users to agree to terms on the hub; do that there and log in with `hf auth login`", subject=ref) from error
+        raise ModelError(
+            f"{ref!r} asks its users to agree to terms on the hub; do that there and log in with `hf auth login`", subject=ref
+        ) from error
     except RepositoryNotFoundError as error:
-        raise ModelError(f"there is no file or folder {ref!r}, and no such model on the hub (or a private one){hint}; {OFFLINE}", subject=ref) from error
+        raise ModelError(f"there is no file or folder {ref!r}, and no public model of that name on the hub{hint} ({OFFLINE})", subject=ref) from error
     except (HfHubHTTPError, OSError) as error:
-        raise ModelError(f"{ref!r} couldn't be downloaded from the hub ({first_line(error)}); try again, or give a folder", subject=ref) from error
+        raise ModelError(f"{ref!r} couldn't be downloaded from the hub ({quoted(error)}); try again, or give a folder", subject=ref) from error
 
 
 def _open_folder(path: Path, ref: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
     _check_files(path, ref)
+    _check_type(path, ref)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         _check_causal(config, ref)
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
+        asked: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(path, config=config, trust_remote_code=False, **asked))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, StrictDataclassError) as error:
-        raise ModelError(f"{ref} can't be opened by transformers ({first_line(error)}); check its config.json and that all files are there", subject=ref) from error
-    if loaded["missing_keys"]:
-        lacking = min(loaded["missing_keys"])
-        raise ModelError(f"{ref} has no numbers for {lacking}, which would be random; give a complete model with its head", subject=lacking)
+        raise ModelError(
+            f"{ref} can't be opened by transformers ({quoted(error)}); check its config.json and that all files are there", subject=ref
+        ) from error
+    check_complete(loaded, ref)
     try:
         return model, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ModelError(f"{ref} has no tokenizer that can be opened ({first_line(error)}); put the model's tokenizer files beside it", subject=ref) from error
+        raise ModelError(
+            f"{ref} has no tokenizer that can be opened ({quoted(error)}); put the model's tokenizer files beside it", subject=ref
+        ) from error
 
 
 def _check_files(path: Path, ref: str) -> None:
@@ -141,7 +167,9 @@ def _check_files(path: Path, ref: str) -> None:
     if not weights and ggufs:
         raise ModelError(f"{ref} holds no safetensors but GGUF; name the file itself, {path / ggufs[0]}", subject=ref)
     if not weights and pickles:
-        raise ModelError(f"{ref} holds its weights only as pickle ({pickles[0]}), which can run code when opened; convert them to safetensors first", subject=ref)
+        raise ModelError(
+            f"{ref} holds its weights only as pickle ({pickles[0]}), which can run code when opened; convert them to safetensors first", subject=ref
+        )
     if not weights or "config.json" not in names:
         lacking = "config.json" if weights else "*.safetensors"
         raise ModelError(f"{ref} holds no {lacking}; a model's folder holds config.json, *.safetensors and its tokenizer", subject=ref)
@@ -150,7 +178,29 @@ def _check_files(path: Path, ref: str) -> None:
             with safe_open(path / name, framework="pt"):
                 pass
         except SafetensorError as error:
-            raise ModelError(f"{path / name} is no sound safetensors file ({first_line(error)}); copy or download it again", subject=str(path / name)) from error
+            raise ModelError(
+                f"{path / name} is no sound safetensors file ({quoted(error)}); copy or download it again", subject=str(path / name)
+            ) from error
+
+
+def _check_type(path: Path, ref: str) -> None:
+    """Raise `ModelError` unless the configuration names an architecture that transformers has itself: code beside a model is never run."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(
+            f"{path / 'config.json'} is no JSON ({quoted(error)}); copy or download it again", subject=str(path / "config.json")
+        ) from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind in CONFIG_MAPPING:
+        return
+    if isinstance(config, dict) and "auto_map" in config:
+        raise ModelError(
+            f"{ref} ({kind}) works only with code of its own, which is never run here; give an architecture that transformers has", subject=ref
+        )
+    raise ModelError(
+        f"{ref} is of model type {kind!r}, which transformers {transformers_version} doesn't know; check its config.json, or upgrade", subject=ref
+    )
 
 
 def _check_causal(config: PreTrainedConfig, ref: str) -> None:

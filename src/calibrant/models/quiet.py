@@ -3,8 +3,11 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from transformers import logging
+
+LONGEST: Final = 200
 
 
 @contextmanager
@@ -23,6 +26,7 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of a library's message, to stand inside a sentence of ours; the class's name if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
+def quoted(error: BaseException) -> str:
+    """A library's message as a part of a sentence of ours: one line, not too long; the class's name if it says nothing."""
+    text = " ".join(str(error).split()).rstrip(".: ") or type(error).__name__
+    return text if len(text) <= LONGEST else text[:LONGEST].rsplit(" ", 1)[0] + " …"

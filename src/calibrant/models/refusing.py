@@ -15,7 +15,9 @@ def refuse(model: PreTrainedModel) -> None:
     """Raise `ModelError` if a module is compiled, or a weight is quantized or has no numbers; the message names it."""
     for name, module in model.named_modules():
         if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
-            raise ModelError(f"{name or 'the model'} is compiled, so its products can't be followed; open the model without torch.compile", subject=name)
+            raise ModelError(
+                f"{name or 'the model'} is compiled, so its products can't be followed; open the model without torch.compile", subject=name
+            )
         if _quantized(module):
             raise ModelError(f"{name} is quantized ({type(module).__name__}); give the model before its quantization", subject=name)
         for key, parameter in module.named_parameters(recurse=False):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from calibrant.errors import OutputError
-from calibrant.models.quiet import first_line, quiet
+from calibrant.models.quiet import quiet, quoted
 
 if TYPE_CHECKING:
     from calibrant.models.opening import Opened
@@ -79,12 +79,16 @@ def _appears(folder: Path) -> Iterator[Path]:
         done = True
     except OSError as error:
         what = "the disk is full" if error.errno in FULL else f"writing failed ({error.strerror or error})"
-        raise OutputError(f"{folder} couldn't be saved: {what}; nothing was left behind, so make room or name another place", subject=str(folder)) from error
+        raise OutputError(
+            f"{folder} couldn't be saved: {what}; nothing was left behind, so make room or name another place", subject=str(folder)
+        ) from error
     except SafetensorError as error:
         # safetensors writes in Rust and keeps the system's error number in its message only.
         number = re.search(r"os error (\d+)", str(error))
-        what = "the disk is full" if number and int(number[1]) in FULL else f"writing failed ({first_line(error)})"
-        raise OutputError(f"{folder} couldn't be saved: {what}; nothing was left behind, so make room or name another place", subject=str(folder)) from error
+        what = "the disk is full" if number and int(number[1]) in FULL else f"writing failed ({quoted(error)})"
+        raise OutputError(
+            f"{folder} couldn't be saved: {what}; nothing was left behind, so make room or name another place", subject=str(folder)
+        ) from error
     finally:
         if not done:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -7,6 +7,7 @@ way round. Every other parameter is listed as left dense, with the reason: nothi
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final, final
 
 import torch
@@ -262,6 +263,6 @@ def _block_list(model: PreTrainedModel) -> str:
 def _refuse_overlaps(weights: list[Weight]) -> None:
     """Matrices that share part of their memory can't be compressed one by one."""
     spans = sorted((w.stored.data_ptr(), w.stored.data_ptr() + w.stored.numel() * w.stored.element_size(), w.name) for w in weights)
-    for (_, end, first), (start, _, second) in zip(spans, spans[1:], strict=False):
+    for (_, end, first), (start, _, second) in pairwise(spans):
         if start < end:
             raise ModelError(f"{second} shares part of its memory with {first}; give each a memory of its own first", subject=second)

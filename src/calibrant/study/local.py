@@ -207,7 +207,8 @@ class Job:
     def _compress(self, question: Question, asked: Asked, batch: TokenBatch | None, bench: Bench, note: str) -> None:
         cell, clock = question.cell, Clock()
 
-        def shown(_: str, done: int, total: int) -> None:
+        def shown(what: str, done: int, total: int) -> None:
+            del what  # the question's label says more than the method's name
             self._progress(question.label, done, total)
 
         with clock.phase("compress"), self._clock.phase("compress"):

@@ -33,7 +33,7 @@ def check_architecture(model: PreTrainedModel, ids: Tensor | None = None) -> lis
 
 
 def _ids(model: PreTrainedModel) -> Tensor:
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportAttributeAccessIssue]  # an embedding has a weight
+    vocabulary = model.config.get_text_config().vocab_size
     return torch.randint(vocabulary, (4, 64), generator=torch.Generator().manual_seed(0)).to(model.device)
 
 
@@ -50,7 +50,10 @@ def _check_accounting(seen: ModelView) -> None:
     for name, parameter in seen.model.named_parameters(remove_duplicate=False):
         held = covered[parameter.data_ptr()]
         if (name in dense) == bool(held) or (held and held != parameter.numel()):
-            raise ModelError(f"{name}: {held} of its {parameter.numel()} numbers are in matrices, and it is {'' if name in dense else 'not '}listed as dense", subject=name)
+            raise ModelError(
+                f"{name}: {held} of its {parameter.numel()} numbers are in matrices, and it is {'' if name in dense else 'not '}listed as dense",
+                subject=name,
+            )
 
 
 def _check_orientation(weight: Weight, products: "_Products") -> bool:
@@ -60,7 +63,9 @@ def _check_orientation(weight: Weight, products: "_Products") -> bool:
         if tuple(matrix.shape) != weight.shape or not torch.equal(matrix, weight.get()):
             raise ModelError(f"{weight.name}: {name} multiplies with {list(matrix.shape)}, the view shows {list(weight.shape)}", subject=weight.name)
         if x.shape[-1] != weight.shape[1] or result.shape[-1] != weight.shape[0]:
-            raise ModelError(f"{weight.name}: {name} takes {x.shape[-1]} features to {result.shape[-1]}, the view says {list(weight.shape)}", subject=weight.name)
+            raise ModelError(
+                f"{weight.name}: {name} takes {x.shape[-1]} features to {result.shape[-1]}, the view says {list(weight.shape)}", subject=weight.name
+            )
     if not found and weight.expert is None:
         raise ModelError(f"{weight.name} is shown as a matrix, but no product of a forward uses it", subject=weight.name)
     return bool(found)

@@ -1,0 +1,98 @@
+"""What a report tells beside the ranking, read from the store: what was measured and shown, where the time went, how to repeat it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from calibrant.store import Cell, Measurement, Record, Run, Score, Store
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One calibration set as it was drawn: the run it went into, and facts about its tokens."""
+
+    run: Run
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Account:
+    """Plain facts about a store.
+
+    `models` maps a model's name to its note ("dequantized from Q4_1", or nothing). `dense` are the dense model's scores, `sets` the calibration
+    sets, `seconds` the time by phase over everything in the store, `settings` (dtype, propagation, …) and `machine` what it ran with.
+    """
+
+    models: Mapping[str, str]
+    dense: Sequence[Score]
+    sets: Sequence[Shown]
+    seconds: Mapping[str, float]
+    settings: Mapping[str, str]
+    machine: Mapping[str, str]
+    failures: Sequence[Mapping[str, Any]]
+    study: str
+
+
+def account_of(store: Store) -> Account:
+    """Gather the facts of everything that the store's grid asks for."""
+    cells = [c for c in store.cells() if c.run]
+    records = {c.run: r for c in cells if (r := store.record(c.run)) is not None}
+    measured = {c.run: store.measurements(c.run) for c in cells}
+    study = store.folder / "study.yaml"
+    return Account(
+        models={c.model: str(r.provenance.get("model_note", "")) for c in cells if (r := records.get(c.run)) is not None},
+        dense=_dense_scores(cells, measured),
+        sets=[Shown(r.run, r.data_facts) for r in records.values() if r.run.data],
+        seconds=_seconds(records, measured),
+        settings=_settings(list(records.values())),
+        machine=_machine(list(records.values())),
+        failures=list(store.failures().values()),
+        study=study.read_text("utf-8") if study.exists() else "",
+    )
+
+
+def _dense_scores(cells: Sequence[Cell], measured: Mapping[str, Mapping[str, Measurement]]) -> list[Score]:
+    """What the untouched models scored; where that wasn't asked, any run's scores say how much was measured."""
+    run = next((c for c in cells if c.method == "none"), cells[0] if cells else None)
+    if run is None:
+        return []
+    return [measured[run.run][i].score for i in run.measures.values() if i in measured[run.run]]
+
+
+def _seconds(records: Mapping[str, Record], measured: Mapping[str, Mapping[str, Measurement]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for record in records.values():
+        for phase, seconds in record.provenance.get("seconds", {}).items():
+            total[phase] = total.get(phase, 0.0) + seconds
+    for run_id in records:
+        for measurement in measured[run_id].values():
+            total["measure"] = total.get("measure", 0.0) + measurement.provenance.get("seconds", 0.0)
+    return total
+
+
+def _settings(records: Sequence[Record]) -> dict[str, str]:
+    """What all runs share, or the several values where they don't."""
+    return {
+        "numbers": _joined(r.run.dtype for r in records),
+        "propagation": _joined(r.run.propagate for r in records if r.run.propagate),
+        "allocation": _joined(str(r.run.allocation.get("spec", "")) for r in records),
+        "achieved sparsity": _joined(f"{r.sparsity:.4f}" for r in records if r.sparsity),
+        "matrices pruned": _joined(str(len(r.weights)) for r in records if r.sparsity),
+        "left dense": _joined(str(len(r.dense)) for r in records if r.sparsity),
+    }
+
+
+def _machine(records: Sequence[Record]) -> dict[str, str]:
+    provenance = [r.provenance for r in records]
+    versions = {name: v for p in provenance for name, v in p.get("versions", {}).items()}
+    peak = max((int(p.get("peak_memory_bytes", 0)) for p in provenance), default=0)
+    return {
+        "device": _joined(str(p.get("device", "")) for p in provenance),
+        "threads": _joined(str(p.get("threads", "")) for p in provenance),
+        "peak memory": f"{peak / 1e9:.2f} GB" if peak else "",
+        "versions": ", ".join(f"{name} {v}" for name, v in versions.items()),
+    }
+
+
+def _joined(values: Any) -> str:
+    return ", ".join(v for v in dict.fromkeys(values) if v)

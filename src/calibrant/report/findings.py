@@ -1,0 +1,141 @@
+"""What was found, in sentences made from the numbers, and what ought to make a reader doubt them. No torch here."""
+
+from collections.abc import Sequence
+
+from calibrant.compare import Entry, Estimate, Ranking
+
+WIDE_OVERLAP = 0.1
+
+
+def finding(ranking: Ranking) -> str:
+    """The answer in one or two sentences: which set kept the model best, how sure that is, what can't be told apart."""
+    best, count = ranking.best, len(ranking.entries)
+    over = (
+        f"averaged over {listed([short(m, ranking.measured) for m in ranking.averaged])}"
+        if len(ranking.averaged) > 1
+        else f"on {ranking.averaged[0]}"
+    )
+    what = f"with {ranking.method} at {aimed(ranking.target)}"
+    if count == 1:
+        return f"Only {best.name} was tried on {ranking.model} {what}, so there is nothing to choose between: {over}, {_cost(ranking, best)}."
+    tied = [e.name for e in ranking.entries[1:] if e.tied]
+    worse = [e for e in ranking.entries[1:] if not e.tied]
+    if not worse:
+        return (
+            f"Nothing can be told apart: {over}, none of the {count} calibration sets did reliably better or worse than another on {ranking.model} {what}. "
+            f"The smallest number belongs to {best.name} ({_cost(ranking, best)}), and that may be chance."
+        )
+    lead = f"Of {count} calibration sets, {best.name} kept {ranking.model} best {what}: {over}, {_cost(ranking, best)}."
+    ties = f" {listed(tied)} can't be told apart from it." if tied else ""
+    gaps = [e.to_best.value for e in worse if e.to_best is not None]
+    span = f"{gaps[0]:.3f} ({worse[0].name})" if len(gaps) == 1 else f"{gaps[0]:.3f} ({worse[0].name}) to {gaps[-1]:.3f} ({worse[-1].name})"
+    others = "The other" if len(worse) == 1 and tied else "The others" if tied else "The other one" if len(worse) == 1 else "Every other set"
+    return f"{lead}{ties} {others} did worse, by {span} {ranking.unit}."
+
+
+def _cost(ranking: Ranking, entry: Entry) -> str:
+    noun = "loss" if ranking.unit.startswith("nats") else "score"
+    change = (
+        f"its {noun} rose by"
+        if ranking.dense is not None and noun == "loss"
+        else f"it lost {noun}"
+        if ranking.dense is not None
+        else f"its {noun} is"
+    )
+    over = " over the dense model's" if ranking.dense is not None else ""
+    return f"{change} {entry.mean.value:.3f} {ranking.unit}{over}{_within(entry.mean, ranking.level)}"
+
+
+def _within(estimate: Estimate, level: float) -> str:
+    interval = estimate.interval(level)
+    return "" if interval is None else f" ({level:.0%} interval {interval[0]:.3f} to {interval[1]:.3f})".replace("%", " %")
+
+
+def caveats(ranking: Ranking) -> list[str]:
+    """What the intervals do and don't cover."""
+    said: list[str] = []
+    if ranking.one_draw:
+        said.append(
+            "Each set was drawn once. The intervals say how sure this is for other documents of the same kind; how much another draw of the same "
+            "calibration data would change it, one draw cannot say."
+            if all(e.draws == 1 for e in ranking.entries)
+            else "Some sets were drawn once: for those the intervals cover other documents, not other draws of the calibration data."
+        )
+    else:
+        fewest, most = min(e.draws for e in ranking.entries), max(e.draws for e in ranking.entries)
+        many = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        said.append(f"The intervals cover other documents and other draws of the calibration data ({many} draws a set).")
+    if ranking.looks > 1:
+        said.append(
+            f"Differences to the best are widened so that all {ranking.looks} of them hold together at {ranking.level:.0%}.".replace("%", " %")
+        )
+    if ranking.missing:
+        said.append(f"Not everything that was asked for is here: {'; '.join(ranking.missing)}.")
+    return said
+
+
+def doubts(ranking: Ranking) -> list[str]:
+    """What shouldn't happen and did: said plainly, so that nobody takes it for a result before its reason is known."""
+    return [*_controls_that_won(ranking), *_better_than_dense(ranking)]
+
+
+def _controls_that_won(ranking: Ranking) -> list[str]:
+    said: list[str] = []
+    place = {e.name: i for i, e in enumerate(ranking.entries)}
+    for control in (e for e in ranking.entries if e.control):
+        beaten = [e for e in ranking.entries if not e.control and place[e.name] > place[control.name]]
+        if beaten:
+            gaps = listed([f"{e.name} (by {e.mean.value - control.mean.value:.3f})" for e in beaten])
+            said.append(
+                f"{control.name} is a control without content, and it did better than {gaps} on average. Find out why before you trust this ranking"
+                + ("; they can't all be told apart, so it may be chance." if any(_close(e, control, ranking) for e in beaten) else ".")
+            )
+    return said
+
+
+def _close(entry: Entry, control: Entry, ranking: Ranking) -> bool:
+    """Whether two sets have overlapping intervals: a rough guide, for a warning's wording only."""
+    a, b = entry.mean.interval(ranking.level), control.mean.interval(ranking.level)
+    return a is None or b is None or a[0] <= b[1]
+
+
+def _better_than_dense(ranking: Ranking) -> list[str]:
+    said: list[str] = []
+    for entry in (*ranking.entries, *ranking.baselines):
+        for measured, increase in entry.increases.items():
+            if increase.value < 0:
+                sure = "and the two can be told apart" if increase.apart(ranking.level) else "though the two can't be told apart"
+                said.append(
+                    f"Pruned with {entry.name}, {ranking.model} is {-increase.value:.3f} better on {measured} than the dense model, {sure}. "
+                    "Pruning ought to cost something: find out why before you call it a result."
+                )
+    return said
+
+
+def remarks(ranking: Ranking) -> list[str]:
+    """How the sets compare with pruning that looks at no data."""
+    said: list[str] = []
+    for baseline in ranking.baselines:
+        better = [e.name for e in ranking.entries if e.mean.value < baseline.mean.value]
+        worse = [e.name for e in ranking.entries if e.mean.value >= baseline.mean.value]
+        verdict = (
+            "worse than every set" if not worse else "better than every set" if not better else f"better than {listed(worse)}, worse than the rest"
+        )
+        said.append(f"{baseline.name.capitalize()}, which looks at no data, did {verdict} (average {baseline.mean.value:+.3f} {ranking.unit}).")
+    return said
+
+
+def aimed(target: str) -> str:
+    """`60 % sparsity` for `0.6`, `2:4 sparsity` for `2:4`."""
+    return f"{target} sparsity" if ":" in target else f"{float(target) * 100:g} % sparsity"
+
+
+def short(measured: str, among: Sequence[str]) -> str:
+    """`wikitext` for `wikitext:text`, unless that would name two of them."""
+    brief = measured.partition(":")[0]
+    return brief if [m.partition(":")[0] for m in among].count(brief) == 1 else measured
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,80 @@
+"""Windows against what is written out by hand."""
+
+import numpy as np
+import pytest
+
+from calibrant.data import Crop, Many, One
+from calibrant.data.packing import Frame, Text
+from calibrant.spec import text_of
+
+
+def encode(text: str) -> np.ndarray:
+    return np.array([ord(c) for c in text], dtype=np.int32)
+
+
+def texts(*given: str):
+    return iter([Text(text, encode(text)) for text in given])
+
+
+def cut(packing, given, sizes, length=4, draw=0) -> list[str]:
+    return ["".join(map(chr, window)) for window in packing.windows(given, iter(sizes), Frame(length, encode, draw))]
+
+
+def test_one_takes_a_text_a_window_and_cuts_its_end():
+    assert cut(One(), texts("abcdef", "g", "hi"), [4, 4]) == ["abcd", "g"]
+    assert cut(One(), texts("ab"), [4, 4, 4]) == ["ab"]
+
+
+def test_many_joins_with_the_separator_and_wastes_nothing():
+    assert cut(Many(separator="--"), texts("abc", "d", "efg"), [4, 4, 4]) == ["abc-", "-d--", "efg"]
+    assert cut(Many(separator=""), texts("abc", "d", "efg"), [4, 3]) == ["abcd", "efg"]
+    assert cut(Many(), texts("abc", "de"), [7]) == ["abc\n\nde"]
+
+
+def test_many_cuts_a_long_text_into_consecutive_windows():
+    assert cut(Many(), texts("abcdefghij"), [4, 4, 4]) == ["abcd", "efgh", "ij"]
+
+
+def test_many_asks_for_no_text_that_it_does_not_need():
+    given = texts("abcd", "efgh", "ijkl")
+    assert cut(Many(separator=""), given, [4, 2]) == ["abcd", "ef"]
+    assert next(given).key == "ijkl"
+
+
+def test_crop_passes_short_texts_over_and_cuts_within_long_ones():
+    long = "abcdefghijklmnop"
+    windows = cut(Crop(), texts("abc", long, "abcd", "x"), [4, 4, 4])
+    assert len(windows) == 2
+    assert windows[0] in long
+    assert windows[1] == "abcd"
+
+
+def test_crop_looks_everywhere_and_differently_in_each_draw():
+    long = "".join(map(chr, range(100, 400)))
+    starts = {ord(cut(Crop(), texts(long), [4], draw=draw)[0][0]) - 100 for draw in range(300)}
+    assert len(starts) > 150
+    assert min(starts) < 20
+    assert max(starts) > 276
+    assert cut(Crop(), texts(long), [4], draw=7) == cut(Crop(), texts(long), [4], draw=7)
+
+
+def test_a_partial_crop_still_comes_from_a_text_that_is_long_enough():
+    assert cut(Crop(), texts("abc"), [2]) == []
+    assert len(cut(Crop(), texts("abcd"), [2])[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("packing", "said"),
+    [
+        (One(), "3 texts with 8 tokens that fit their windows"),
+        (Many(), "13 tokens in 3 texts"),
+        (Many(separator=""), "9 tokens in 3 texts"),
+        (Crop(), "1 texts of at least 4 tokens (the longest of 3 has 5)"),
+    ],
+)
+def test_supply_counts_what_there_is(packing, said: str):
+    assert packing.supply([1, 3, 5], Frame(4, encode)) == said
+
+
+def test_packings_are_named_by_their_class():
+    assert [str(p) for p in (One(), Many(), Crop(), Many(separator=" "))] == ["one", "many", "crop", f"many(separator={text_of(' ')})"]
