@@ -25,7 +25,7 @@ test: .venv/ready-dev
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/mkdocs build --strict --quiet
 
 format: .venv/ready-dev

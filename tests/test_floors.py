@@ -18,14 +18,14 @@ FLOORS = [
     ["walk", "checkpoint", "inspection", "methods", "allocations"],
     ["compress", "evaluate", "select", "testing"],
     ["study", "compare", "catalogue"],
-    ["report"],
+    ["report", "screen"],
     ["demo"],
     ["cli"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 LOWER_FIRST = {"durable": -1, "estimates": -1}
 """What the store and the comparison share stands at the foot of their floor: its neighbours may use it."""
-TORCH_FREE = ["errors", "spec", "registry", "store", "durable", "estimates", "compare", "report", "cli"]
+TORCH_FREE = ["errors", "spec", "registry", "store", "durable", "estimates", "compare", "report", "screen", "cli"]
 
 
 def modules() -> list[Path]:

@@ -48,6 +48,11 @@ def test_build_reads_a_text(fruits: Registry) -> None:
     assert fruits.build(repr(apple)) == apple
 
 
+def test_a_name_that_is_also_a_word_is_a_name_where_one_is_asked_for(fruits: Registry, tmp_path: Path) -> None:
+    (tmp_path / "fruit_shop" / "none.py").write_text(FRUIT.format(name="Nothing"))
+    assert repr(Registry("fruit_shop", "fruit").build(" none ")) == "none"
+
+
 def test_specs_nest(fruits: Registry) -> None:
     outer = fruits.build("apple(inside=cherry(weight=3.0))")
     assert repr(outer) == "apple(inside=cherry(weight=3.0))"

@@ -60,7 +60,9 @@ def test_exceptions_are_named_and_attributes_are_known(path: Path):
         if isinstance(node, ast.ExceptHandler):
             caught = ast.unparse(node.type) if node.type else "everything"
             # The engine's boundary records whatever failed there; nothing else may catch what it doesn't understand.
-            assert caught not in {"everything", "BaseException", "Exception"} or path.is_relative_to(ROOT / "study"), f"line {node.lineno} catches {caught}"
+            assert caught not in {"everything", "BaseException", "Exception"} or path.is_relative_to(ROOT / "study"), (
+                f"line {node.lineno} catches {caught}"
+            )
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in {"hasattr", "eval", "exec"}, f"line {node.lineno} calls {node.func.id}"
 
@@ -77,7 +79,7 @@ def test_commands_only_parse_call_and_print():
     commands = [f for f in functions(ast.parse((ROOT / "cli.py").read_text())) if any("command" in ast.unparse(d) for d in f.decorator_list)]
     assert {f.name for f in commands} >= {"prune", "evaluate", "inspect"}
     for function in commands:
-        assert lines_of(function) <= 30, function.name
+        assert (function.end_lineno or 0) - function.body[1].lineno < 20, f"{function.name} does too much"
         assert not [n for n in ast.walk(function) if isinstance(n, ast.While | ast.Try | ast.For)], f"{function.name} decides too much"
 
 

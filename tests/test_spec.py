@@ -59,7 +59,7 @@ def test_parse(text: str, expected: object) -> None:
     ],
 )
 def test_what_is_no_literal_is_refused(text: str) -> None:
-    with pytest.raises(SpecError, match="no literal|need names"):
+    with pytest.raises(SpecError, match="is no literal"):
         parse(text)
 
 
@@ -76,7 +76,7 @@ def test_broken_text_is_one_sentence(text: str) -> None:
 
 
 def test_positional_arguments_are_refused() -> None:
-    with pytest.raises(SpecError, match="arguments of sparsegpt need names"):
+    with pytest.raises(SpecError, match=r"'sparsegpt\(0\.02\)' is no literal; a spec may hold .*name\(key=value\)"):
         parse("sparsegpt(0.02)")
 
 

@@ -200,7 +200,7 @@ def fitting(propagate: Propagation, seen_by: ModelView, batch: TokenBatch | None
 
 def prune(
     model: str,
-    data: str | CalibrationSet = "c4",
+    data: str | CalibrationSet,
     method: str | Method = "wanda",
     sparsity: float | str | Target = 0.5,
     out: str | Path | None = None,
@@ -233,20 +233,21 @@ def prune(
         batch = calibration.tokens(opened.tokenizer) if asked.method.observes else None
     fits, note = fitting(asked.propagate, seen_by, batch, opened.dtype)
     asked = replace(asked, propagate=fits)
+    if folder is None:
+        with clock.phase("compress"):
+            record = compress(opened, seen_by, batch, asked, data=str(calibration), seed=calibration.seed, progress=progress)
+        return Pruned(opened, replace(record, provenance=provenance(opened, clock, note)), None)
     run = asked.run(opened, batch, str(calibration), calibration.seed)
-    if folder is not None and (manifest := read_manifest(folder)) is not None:
+    if (manifest := read_manifest(folder)) is not None:
         return _already(manifest, run, folder, device)
-    checkpoint = None if folder is None else Checkpoint(folder, run.id)
-    continued = len(checkpoint.load()) if checkpoint else 0
+    checkpoint = Checkpoint(folder, run.id)
+    continued = len(checkpoint.load())
     with clock.phase("compress"):
         record = compress(opened, seen_by, batch, asked, data=str(calibration), seed=calibration.seed, progress=progress, checkpoint=checkpoint)
-    record = replace(record, provenance=provenance(opened, clock, note))
-    if folder is not None and checkpoint is not None:
-        with clock.phase("save"):
-            save(opened, folder, manifest_of(replace(record, provenance=provenance(opened, clock, note))))
-        checkpoint.remove()
-        record = replace(record, provenance=provenance(opened, clock, note))
-    return Pruned(opened, record, folder, continued)
+    with clock.phase("save"):
+        save(opened, folder, manifest_of(replace(record, provenance=provenance(opened, clock, note))))
+    checkpoint.remove()
+    return Pruned(opened, replace(record, provenance=provenance(opened, clock, note)), folder, continued)
 
 
 def _already(manifest: Mapping[str, Any], run: Run, folder: Path, device: str) -> Pruned:

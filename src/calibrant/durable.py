@@ -30,9 +30,9 @@ def take(file: IO[str], wait: bool = False) -> bool:
     return True
 
 
-def text_of_json(value: Any) -> str:
-    """Sorted, indented JSON; floats come back to the last bit, and infinities come back too."""
-    return json.dumps(_finite(value), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+def text_of_json(value: Any, ordered: bool = False) -> str:
+    """Indented JSON, its keys sorted unless they are `ordered`; floats come back to the last bit, and infinities come back too."""
+    return json.dumps(_finite(value), sort_keys=not ordered, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

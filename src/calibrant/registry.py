@@ -51,9 +51,7 @@ class Registry:
         """Make the object that a text such as `sparsegpt(damp=0.02)` describes; objects are passed through."""
         if isinstance(spec, Spec):
             return spec
-        call = parse(spec) if isinstance(spec, str) else spec
-        if isinstance(call, str):
-            call = Call(call)
+        call = spec if isinstance(spec, Call) else Call(spec.strip()) if spec.strip() in self.names() else parse(spec)
         if not isinstance(call, Call):
             raise SpecError(f"{spec!r} is no {self.noun}; write one of {', '.join(self.names())}", subject=str(spec))
         inner = {k: self.build(v) if isinstance(v, Call) and v.name in self.names() else v for k, v in call.arguments.items()}

@@ -73,8 +73,6 @@ def _read(node: ast.expr, text: str) -> Any:
             return [_read(item, text) for item in items]
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords) if all(k.arg for k in keywords):
             return Call(name, {str(k.arg): _read(k.value, text) for k in keywords})
-        case ast.Call(func=ast.Name(id=name), args=[_, *_]):
-            raise SpecError(f"{text!r}: the arguments of {name} need names, as in {name}(key=value)", subject=text)
         case _:
             raise SpecError(f"{text!r}: {ast.unparse(node)!r} is no literal; a spec may hold {LITERALS}, and is never evaluated", subject=text)
 

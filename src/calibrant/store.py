@@ -254,7 +254,7 @@ class Store:
 
     def write_cells(self, cells: Sequence[Cell]) -> None:
         """Say which grid this store answers."""
-        self.write_text(INDEX, text_of_json({"cells": [asdict(c) for c in cells]}))
+        self.write_text(INDEX, text_of_json({"cells": [asdict(c) for c in cells]}, ordered=True))
 
     def failures(self) -> dict[str, Mapping[str, Any]]:
         """What went wrong, by the id of the run or measurement that isn't there because of it."""

@@ -44,7 +44,7 @@ class Target(ABC):
 class Sparsity(Target):
     """A share of the weights, `0 <= fraction < 1`; of `count` weights exactly ⌊count·fraction⌋ go."""
 
-    fraction: float
+    fraction: float | int
 
     def __post_init__(self) -> None:
         if isinstance(self.fraction, bool) or not isinstance(self.fraction, int | float) or not 0 <= self.fraction < 1:
@@ -117,7 +117,7 @@ def keep_highest(scores: Float[Tensor, "group member"], remove: int) -> Bool[Ten
     return ~(below | (tied & (tied.cumsum(dim=1) <= still)))
 
 
-def parse_target(text: str | float) -> Target:
+def parse_target(text: str | float | int) -> Target:
     """The target that a text or number such as `0.5`, `"0.5"` or `"2:4"` asks for; `TargetError` for anything else."""
     if not isinstance(text, str):
         return Sparsity(text)
@@ -140,7 +140,9 @@ def _lowest(scores: Tensor, k: int) -> Tensor:
 def _refuse_nan(scores: Tensor) -> None:
     nan = int(scores.isnan().count_nonzero())
     if nan:
-        raise NumericsError(f"{nan} of {scores.numel()} scores are NaN, so no weight can be chosen; look for NaN or infinity in the weight and its inputs")
+        raise NumericsError(
+            f"{nan} of {scores.numel()} scores are NaN, so no weight can be chosen; look for NaN or infinity in the weight and its inputs"
+        )
 
 
 def _number(text: str) -> float | None:
@@ -150,7 +152,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _hint(given: str | float) -> str:
+def _hint(given: str | float | int) -> str:
     """The likely meaning of 50 or "50%"."""
     number = _number(given.removesuffix("%")) if isinstance(given, str) else given
     likely = number is not None and not isinstance(number, bool) and 1 < number < 100

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from calibrant.data import _base, _mirror
@@ -21,6 +21,7 @@ def byte_tokenizer(start: bool) -> PreTrainedTokenizerFast:
     vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", "<pad>", *ALPHABET])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
     if start:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
@@ -50,10 +51,15 @@ def smollm2() -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(autouse=True)
-def no_mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test begins without a mirror and with nothing remembered."""
+def no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test begins without a mirror."""
     monkeypatch.delenv("CALIBRANT_DATA", raising=False)
     monkeypatch.setattr(_mirror, "_chosen", [])
+
+
+@pytest.fixture
+def forgetful() -> Iterator[None]:
+    """Nothing that was read before is remembered, nor what this test reads."""
     _base._hold.cache_clear()
     yield
     _base._hold.cache_clear()

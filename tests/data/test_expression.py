@@ -77,7 +77,7 @@ def test_a_quoted_path_stands_for_a_source(tmp_path: Path, name: str):
 def test_a_plain_path_needs_no_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.jsonl").write_text('{"text": "a"}\n')
-    assert said("mine.jsonl") == said("'mine.jsonl'") == said("./mine.jsonl")[:0] + [("mine.jsonl", "text", "many")]
+    assert said("mine.jsonl") == said("'mine.jsonl'") == [("mine.jsonl", "text", "many")]
     assert str(CalibrationSet("0.5*mine.jsonl + 0.5*./mine.jsonl@one")) == "0.5*mine.jsonl + 0.5*./mine.jsonl@one"
 
 

@@ -86,7 +86,7 @@ def test_a_changed_file_is_read_anew(jsonl: Callable[..., Path]):
         ("a.txt", b" \n", "a.txt' is empty"),
         ("a.jsonl", b'{"text": "fine"}\nnot json\n', "a.jsonl:2: 'not json' is no JSON"),
         ("a.jsonl", b'{"text": "fine"}\n\n{"text": "cut\n', r"a.jsonl:3: '{\"text\": \"cut' is no JSON"),
-        ("a.jsonl", b'[1, 2]\n', r"a.jsonl:1: '\[1, 2\]' is no JSON object"),
+        ("a.jsonl", b"[1, 2]\n", r"a.jsonl:1: '\[1, 2\]' is no JSON object"),
         ("a.json", b'[{"text": "a"},\n oops]', "a.json:2: 'oops]' is no JSON"),
         ("a.json", b'{"text": "a"}', "a.json' holds a JSON dict"),
         ("a.json", b"[3]", "a.json, record 1: '3' is no JSON object"),
@@ -116,9 +116,9 @@ def test_a_bad_file_is_named_with_the_place(tmp_path: Path, name: str, content: 
 
 def test_most_of_it_is_found_out_when_the_set_is_built(jsonl: Callable[..., Path]):
     path = jsonl([{"body": "a", "n": 1}])
-    with pytest.raises(DataError, match="no column 'boddy', did you mean 'body'.*its columns are body, n"):
+    with pytest.raises(DataError, match=r"no column 'boddy', did you mean 'body'.*its columns are body, n"):
         CalibrationSet(f"{path}(text=boddy)")
-    with pytest.raises(DataError, match="missing.jsonl"):
+    with pytest.raises(DataError, match=r"missing\.jsonl"):
         CalibrationSet(str(path.with_name("missing.jsonl")))
 
 

@@ -6,8 +6,9 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, Final, TextIO, cast
+from typing import Any, Final, cast
 
 from calibrant.errors import DataError
 
@@ -80,7 +81,7 @@ def _read_csv(path: Path, shown: str) -> Iterator[dict[str, Any]]:
                     raise DataError(f"{shown}:{reader.line_num}: this line has not the {columns} columns of the first line", subject=shown)
                 yield record
         except csv.Error as error:
-            raise DataError(f"{shown}:{reader.line_num}: this line is no CSV ({error})", subject=shown) from error
+            raise DataError(f"{shown}:{reader.reader.line_num}: this line is no CSV ({error})", subject=shown) from error
 
 
 def _read_parquet(path: Path, shown: str) -> Iterator[dict[str, Any]]:
@@ -104,11 +105,11 @@ def _read_text(path: Path, shown: str) -> Iterator[dict[str, Any]]:
             yield {"text": paragraph}
 
 
-def _opened(path: Path) -> TextIO:
+def _opened(path: Path) -> TextIOWrapper:
     return gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
 
 
-def _decoded(file: TextIO, shown: str) -> Iterator[str]:
+def _decoded(file: TextIOWrapper, shown: str) -> Iterator[str]:
     try:
         yield from file
     except UnicodeDecodeError as error:

@@ -57,7 +57,9 @@ def finite(numbers: Shaped[Tensor, "..."], what: str) -> Shaped[Tensor, "..."]:
     numbers = numbers.detach()
     bad = numbers.numel() - int(numbers.isfinite().count_nonzero())
     if bad:
-        raise NumericsError(f"{what} holds NaN or infinity ({bad} of {numbers.numel()} numbers); look at the model's file and at its dtype", subject=what)
+        raise NumericsError(
+            f"{what} holds NaN or infinity ({bad} of {numbers.numel()} numbers); look at the model's file and at its dtype", subject=what
+        )
     return numbers
 
 
@@ -65,7 +67,9 @@ def observed(seen: Seen, kind: type[S]) -> S:
     """What the matrix saw; a `NumericsError` if no token reached it, because then there is nothing to judge its inputs by."""
     statistic = seen[kind]
     if statistic.tokens == 0 or not statistic.mass > 0:
-        raise NumericsError(f"no token reached the matrix ({statistic.tokens} tokens, weight {statistic.mass:g}), so nothing says which inputs matter; leave it dense")
+        raise NumericsError(
+            f"no token reached the matrix ({statistic.tokens} tokens, weight {statistic.mass:g}), so nothing says which inputs matter; leave it dense"
+        )
     return statistic
 
 

@@ -51,7 +51,7 @@ def factorise(gram: Gram, damp: float) -> Factor:
             return Factor(upper.to(gram.matrix.device, gram.matrix.dtype), saliency.to(gram.matrix.device, gram.matrix.dtype), notes)
     raise NumericsError(
         f"the Gram of the inputs isn't positive definite, not even in float64 with damp={damp * LADDER[-1][1]:g}; "
-        f"its diagonal reaches from {float(diagonal.min()):g} to {float(diagonal.max()):g}, so look at the activations, or give a larger damp than {damp:g}"
+        f"its diagonal reaches from {float(diagonal.min()):g} to {float(diagonal.max()):g}, look at the activations, or give a damp above {damp:g}"
     )
 
 

@@ -40,7 +40,8 @@ def resolve_dtype(dtype: str, device: str | torch.device = "cpu") -> torch.dtype
     It depends on the processor alone, so it is settled before anything is planned. Raises `ModelError` for any other name.
     """
     if dtype == "auto":
-        return torch.bfloat16 if _native_bfloat16(torch.device(device)) else torch.float32
+        where = resolve_device(device) if isinstance(device, str) else device
+        return torch.bfloat16 if _native_bfloat16(where) else torch.float32
     if dtype not in DTYPES:
         raise ModelError(f"there is no dtype {dtype!r}{did_you_mean(dtype, [*DTYPES, 'auto'])}; use auto, {', '.join(DTYPES)}", subject=dtype)
     return DTYPES[dtype]

@@ -15,8 +15,8 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # that of whichever HTTP library the hub's client stands on
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     StrictDataclassError,
@@ -131,7 +131,7 @@ def _from_hub(ref: str) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"there is no file or folder {ref!r}, and no public model of that name on the hub{hint} ({OFFLINE})", subject=ref) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         raise ModelError(f"{ref!r} couldn't be downloaded from the hub ({quoted(error)}); try again, or give a folder", subject=ref) from error
 
 

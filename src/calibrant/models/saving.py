@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -68,9 +67,11 @@ def forget_quantization(model: PreTrainedModel) -> None:
 def _appears(folder: Path) -> Iterator[Path]:
     """A fresh folder beside `folder`, renamed to it at the end; on any failure it and the parents made for it are removed."""
     made = [p for p in folder.absolute().parents if not p.exists()]
-    temporary = folder.absolute().parent / f".{folder.name}.{secrets.token_hex(4)}"
+    # The same name every time: what a killed process left behind is cleared by the next one.
+    temporary = folder.absolute().parent / f".{folder.absolute().name}.unfinished"
     done = False
     try:
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         if folder.exists():

@@ -76,9 +76,9 @@ def _settings(records: Sequence[Record]) -> dict[str, str]:
         "numbers": _joined(r.run.dtype for r in records),
         "propagation": _joined(r.run.propagate for r in records if r.run.propagate),
         "allocation": _joined(str(r.run.allocation.get("spec", "")) for r in records),
-        "achieved sparsity": _joined(f"{r.sparsity:.4f}" for r in records if r.sparsity),
-        "matrices pruned": _joined(str(len(r.weights)) for r in records if r.sparsity),
-        "left dense": _joined(str(len(r.dense)) for r in records if r.sparsity),
+        "achieved sparsity": _joined(f"{r.sparsity:.4f}" for r in records if r.run.method.get("spec") != "none"),
+        "matrices pruned": _joined(str(len(r.weights)) for r in records if r.run.method.get("spec") != "none"),
+        "left dense": _joined(str(len(r.dense)) for r in records if r.run.method.get("spec") != "none"),
     }
 
 

@@ -10,11 +10,8 @@ WIDE_OVERLAP = 0.1
 def finding(ranking: Ranking) -> str:
     """The answer in one or two sentences: which set kept the model best, how sure that is, what can't be told apart."""
     best, count = ranking.best, len(ranking.entries)
-    over = (
-        f"averaged over {listed([short(m, ranking.measured) for m in ranking.averaged])}"
-        if len(ranking.averaged) > 1
-        else f"on {ranking.averaged[0]}"
-    )
+    averaged = [short(m, ranking.measured) for m in ranking.averaged]
+    over = f"averaged over {listed(averaged)}" if len(averaged) > 1 else f"on {''.join(averaged)}"
     what = f"with {ranking.method} at {aimed(ranking.target)}"
     if count == 1:
         return f"Only {best.name} was tried on {ranking.model} {what}, so there is nothing to choose between: {over}, {_cost(ranking, best)}."
@@ -22,7 +19,8 @@ def finding(ranking: Ranking) -> str:
     worse = [e for e in ranking.entries[1:] if not e.tied]
     if not worse:
         return (
-            f"Nothing can be told apart: {over}, none of the {count} calibration sets did reliably better or worse than another on {ranking.model} {what}. "
+            f"Nothing can be told apart: {over}, none of the {count} calibration sets did reliably worse than the best one "
+            f"on {ranking.model} {what}. "
             f"The smallest number belongs to {best.name} ({_cost(ranking, best)}), and that may be chance."
         )
     lead = f"Of {count} calibration sets, {best.name} kept {ranking.model} best {what}: {over}, {_cost(ranking, best)}."
@@ -35,20 +33,20 @@ def finding(ranking: Ranking) -> str:
 
 def _cost(ranking: Ranking, entry: Entry) -> str:
     noun = "loss" if ranking.unit.startswith("nats") else "score"
-    change = (
-        f"its {noun} rose by"
-        if ranking.dense is not None and noun == "loss"
-        else f"it lost {noun}"
-        if ranking.dense is not None
-        else f"its {noun} is"
-    )
-    over = " over the dense model's" if ranking.dense is not None else ""
-    return f"{change} {entry.mean.value:.3f} {ranking.unit}{over}{_within(entry.mean, ranking.level)}"
+    value = f"{abs(entry.mean.value) if ranking.dense is not None else entry.mean.value:.3f} {ranking.unit}"
+    worse = entry.mean.value >= 0
+    if ranking.dense is None:
+        change = f"its {noun} is {value}"
+    elif noun == "loss":
+        change = f"its loss {'rose' if worse else 'fell'} by {value} {'over' if worse else 'below'} the dense model's"
+    else:
+        change = f"it {'lost' if worse else 'gained'} {value} against the dense model"
+    return f"{change}{_within(entry.mean, ranking.level)}"
 
 
 def _within(estimate: Estimate, level: float) -> str:
     interval = estimate.interval(level)
-    return "" if interval is None else f" ({level:.0%} interval {interval[0]:.3f} to {interval[1]:.3f})".replace("%", " %")
+    return "" if interval is None else f" ({level:.0%} interval {interval[0]:.3f} to {interval[1]:.3f})".replace("%", "\u00a0%")
 
 
 def caveats(ranking: Ranking) -> list[str]:
@@ -66,9 +64,8 @@ def caveats(ranking: Ranking) -> list[str]:
         many = f"{fewest}" if fewest == most else f"{fewest} to {most}"
         said.append(f"The intervals cover other documents and other draws of the calibration data ({many} draws a set).")
     if ranking.looks > 1:
-        said.append(
-            f"Differences to the best are widened so that all {ranking.looks} of them hold together at {ranking.level:.0%}.".replace("%", " %")
-        )
+        level = f"{ranking.level:.0%}".replace("%", "\u00a0%")
+        said.append(f"Differences to the best are widened for all {ranking.looks} pairs that it could be, so that they hold together at {level}.")
     if ranking.missing:
         said.append(f"Not everything that was asked for is here: {'; '.join(ranking.missing)}.")
     return said
@@ -101,14 +98,16 @@ def _close(entry: Entry, control: Entry, ranking: Ranking) -> bool:
 
 def _better_than_dense(ranking: Ranking) -> list[str]:
     said: list[str] = []
-    for entry in (*ranking.entries, *ranking.baselines):
-        for measured, increase in entry.increases.items():
-            if increase.value < 0:
-                sure = "and the two can be told apart" if increase.apart(ranking.level) else "though the two can't be told apart"
-                said.append(
-                    f"Pruned with {entry.name}, {ranking.model} is {-increase.value:.3f} better on {measured} than the dense model, {sure}. "
-                    "Pruning ought to cost something: find out why before you call it a result."
-                )
+    for measured in ranking.measured:
+        below = {e.name: e.increases[measured] for e in (*ranking.entries, *ranking.baselines) if e.increases and e.increases[measured].value < 0}
+        if below:
+            sure = [name for name, increase in below.items() if increase.apart(ranking.level)]
+            gaps = listed([f"{name} (by {-increase.value:.3f})" for name, increase in below.items()])
+            told = f"told apart from it: {listed(sure)}" if sure else "none of them can be told apart from it, so it may be chance"
+            said.append(
+                f"On {short(measured, ranking.measured)}, {ranking.model} is better than the dense model when pruned with {gaps}; {told}. "
+                "Pruning ought to cost something: find out why before you call it a result."
+            )
     return said
 
 
@@ -126,8 +125,8 @@ def remarks(ranking: Ranking) -> list[str]:
 
 
 def aimed(target: str) -> str:
-    """`60 % sparsity` for `0.6`, `2:4 sparsity` for `2:4`."""
-    return f"{target} sparsity" if ":" in target else f"{float(target) * 100:g} % sparsity"
+    """`60 % sparsity` for `0.6` (the space doesn't break), `2:4 sparsity` for `2:4`."""
+    return f"{target} sparsity" if ":" in target else f"{float(target) * 100:g}\u00a0% sparsity"
 
 
 def short(measured: str, among: Sequence[str]) -> str:

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final, Literal
 
-WIDTH: Final = 360
+WIDTH: Final = 264
 ROW: Final = 38
 LEFT, RIGHT, TOP, BOTTOM = 8, 8, 6, 30
 HALF: Final = 5.5
 """Half the size of a mark."""
+
+OUTSIDE: Final = 1.75
+"""How many times beyond the worst calibration set something may lie and still be inside the axis."""
 
 Kind = Literal["set", "control", "baseline"]
 Place = Callable[[float], float]
@@ -39,7 +42,8 @@ class Mark:
 def forest(marks: Sequence[Mark], title: str, description: str, reference: str, span: tuple[float, float] | None = None, key: str = "forest") -> str:
     """An `<svg>` of `marks` over a common axis with a line at zero, which is called `reference`.
 
-    `span` is the axis' range (`span_of` all panels makes them comparable). `key` must be unique in the page: the title's id hangs on it.
+    `span` is the axis' range (`span_of` all panels makes them comparable); what lies beyond it becomes an arrow at its end. `key` must be
+    unique in the page: the title's id hangs on it.
     """
     low, high = span or span_of(marks)
     height = TOP + ROW * len(marks) + BOTTOM
@@ -67,7 +71,7 @@ def _axis(low: float, high: float, zero: float, x: Place, bottom: int, reference
     for tick in step:
         if tick == 0:
             continue
-        anchor = "end" if x(tick) > WIDTH - 20 else "middle"
+        anchor = "end" if x(tick) > WIDTH - 16 else "middle"
         yield f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 13}" text-anchor="{anchor}">{tick:+.{digits}f}</text>'
     anchor = "start" if zero < 40 else "middle"
     yield f'<text class="tick ref" x="{zero:.1f}" y="{bottom + 13}" text-anchor="{anchor}">0</text>'
@@ -75,13 +79,18 @@ def _axis(low: float, high: float, zero: float, x: Place, bottom: int, reference
 
 
 def _row(mark: Mark, top: int, x: Place) -> str:
-    line, at = top + 26, x(mark.value)
+    line, at, edge = top + 26, x(mark.value), WIDTH - RIGHT
     parts = [f'<g class="row {mark.kind}{" hollow" if mark.hollow else ""}"><title>{escape(mark.told)}</title>']
     parts.append(f'<rect class="hit" x="0" y="{top}" width="{WIDTH}" height="{ROW}"/>')
     parts.append(f'<text class="name" x="{LEFT}" y="{top + 14}">{escape(cut(mark.name))}</text>')
-    parts.append(f'<text class="value" x="{WIDTH - RIGHT}" y="{top + 14}" text-anchor="end">{mark.value:+.3f}</text>')
+    parts.append(
+        f'<text class="value" x="{edge}" y="{top + 14}" text-anchor="end">{f"{mark.value:+.3f}" if mark.value or mark.interval else "0"}</text>'
+    )
+    if at > edge:
+        parts.append(f'<path class="interval" d="M{edge - 26} {line}H{edge}M{edge - 7} {line - 5}l7 5l-7 5"/>')
+        return "".join([*parts, "</g>"])
     if mark.interval is not None:
-        a, b = (x(end) for end in mark.interval)
+        a, b = (min(x(end), edge) for end in mark.interval)
         parts.append(f'<path class="interval" d="M{a:.1f} {line}H{b:.1f}M{a:.1f} {line - 4}v8M{b:.1f} {line - 4}v8"/>')
     parts.append(_shape(mark.kind, at, line))
     return "".join([*parts, "</g>"])
@@ -95,17 +104,27 @@ def _shape(kind: Kind, x: float, y: float) -> str:
     return f'<rect class="mark" x="{x - HALF + 0.5:.1f}" y="{y - HALF + 0.5}" width="{2 * HALF - 1}" height="{2 * HALF - 1}"/>'
 
 
-def cut(name: str, room: int = 34) -> str:
+def cut(name: str, room: int = 26) -> str:
     """A long name with its middle left out; the row's title and the table have it whole."""
     return name if len(name) <= room else f"{name[: room - 14]}…{name[-13:]}"
 
 
 def span_of(marks: Sequence[Mark]) -> tuple[float, float]:
-    """A range that holds zero, every mark and every interval, with a little room."""
-    ends = [0.0, *(m.value for m in marks), *(end for m in marks if m.interval for end in m.interval)]
+    """A range that holds zero and every calibration set with its interval, with a little room.
+
+    Controls and baselines may be many times worse; what is far beyond the sets is left outside, so that the sets can be told apart by eye.
+    """
+    inner = [m for m in marks if m.kind == "set"] or marks
+    reach = max([abs(end) for m in inner for end in _ends(m)], default=1.0)
+    shown = [m for m in marks if max(map(abs, _ends(m))) <= OUTSIDE * reach]
+    ends = [0.0, *(end for m in shown for end in _ends(m))]
     low, high = min(ends), max(ends)
     room = 0.04 * (high - low) or 1.0
     return low - room, high + room
+
+
+def _ends(mark: Mark) -> tuple[float, ...]:
+    return (mark.value, *(mark.interval or ()))
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:

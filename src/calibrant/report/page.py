@@ -47,7 +47,7 @@ def page(rankings: Sequence[Ranking], account: Account) -> str:
             *_failures(account),
             *_repeat(account),
             "</main>",
-            f"<footer>{escape(account.machine.get('versions', ''))}. Made by calibrant from the study's own store; this file fetches nothing.</footer>",
+            f"<footer>{escape(account.machine.get('versions', ''))}. Made from the study's own store; this page fetches nothing.</footer>",
             "</body>\n</html>\n",
         ]
     )
@@ -73,14 +73,16 @@ def _plots(ranking: Ranking, key: str) -> Iterator[str]:
     panels = {short(m, ranking.measured): [_mark(ranking, e, (e.increases or e.losses)[m]) for e in everyone] for m in ranking.measured}
     shared = span_of([mark for m, marks in zip(ranking.measured, panels.values(), strict=True) if m in ranking.averaged for mark in marks])
     yield f"<h2>{rise}, by what was measured</h2>"
-    yield f'<p class="note">In {escape(ranking.unit)}; further left is better. Lines are {_percent(ranking.level)} intervals; all panels share one axis.</p>'
+    told = f"In {ranking.unit}; further left is better; lines are {_percent(ranking.level)} intervals, arrows point to what lies beyond the axis."
+    told += " Panels of what was measured share one axis."
+    yield f'<p class="note">{escape(told)}</p>'
     yield '<div class="panels">'
     for i, (measured, name) in enumerate(zip(ranking.measured, panels, strict=True)):
         span = shared if measured in ranking.averaged else None
         yield _figure(f"measured on {name}", "", panels[name], rise, "dense" if ranking.dense is not None else "", f"{key}-{i}", span)
     if len(ranking.entries) > 1:
         gaps = [_gap(ranking, e) for e in everyone]
-        small = f"averaged over what was measured; hollow: can't be told apart; intervals hold together at {_percent(ranking.level)}"
+        small = f"averaged over what was measured; hollow: can't be told apart from it; intervals hold together at {_percent(ranking.level)}"
         yield _figure(f"worse than {ranking.best.name}", small, gaps, f"Difference to {ranking.best.name}", "the best", f"{key}-best", None)
     yield "</div>"
     yield _legend(ranking)
@@ -125,7 +127,11 @@ def _table(ranking: Ranking, note: str) -> Iterator[str]:
     what = f"{ranking.model}{f' ({note})' if note else ''}, {ranking.method} at {aimed(ranking.target)}; {ranking.unit}"
     heads = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns(ranking))
     yield "<h2>Ranking</h2>"
-    yield _opened("Ranking of the calibration sets", f"{what}; beneath each number its {_percent(ranking.level)} interval", heads)
+    yield _opened(
+        "Ranking of the calibration sets",
+        f"{what}; beneath each number its {_percent(ranking.level)} interval; shaded: the best and what can't be told apart from it",
+        heads,
+    )
     shared = any(e.tied for e in ranking.entries)
     for place, entry in enumerate(ranking.entries, 1):
         best = place == 1 or (entry.tied and shared)
@@ -208,8 +214,9 @@ def _set(shown: Shown) -> str:
     cells = "".join(f"<td>{_plain(n)}</td>" for n in numbers)
     licence = listed(list(dict.fromkeys(str(p.get("licence", "")) for p in parts)) or [""])
     overlap = _percent(float(facts.get("overlap", 0.0)))
-    print_ = shown.run.tokens.partition(":")[2][:12]
-    return f'<tr><th scope="row">{escape(shown.run.data)}</th>{cells}<td>{overlap}</td><td class="text">{escape(licence)}</td><td><code>{escape(print_)}</code></td></tr>'
+    fingerprint = shown.run.tokens.partition(":")[2][:12]
+    about = f'<td>{overlap}</td><td class="text">{escape(licence)}</td><td><code>{escape(fingerprint)}</code></td>'
+    return f'<tr><th scope="row">{escape(shown.run.data)}</th>{cells}{about}</tr>'
 
 
 def _time(account: Account) -> Iterator[str]:
@@ -267,4 +274,4 @@ def _spec(canonical: object) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{share * 100:g} %"
+    return f"{share * 100:g}\u00a0%"

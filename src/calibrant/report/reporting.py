@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from calibrant.compare import Ranking, rankings
 from calibrant.durable import text_of_json
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+@runtime_checkable
 class InFolder(Protocol):
     """Anything that knows its folder of results: a finished study, a store."""
 

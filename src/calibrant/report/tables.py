@@ -1,7 +1,7 @@
 """A ranking as a table: for the terminal, Markdown and JSON. No torch here."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from calibrant.compare import Entry, Estimate, Ranking
@@ -23,20 +23,21 @@ def columns(ranking: Ranking) -> list[str]:
     return ["calibrated on", *average, *(f"on {short(m, ranking.measured)}" for m in ranking.measured), "worse than the best"]
 
 
-def rows(ranking: Ranking) -> list[list[str]]:
-    """Table cells as text: the sets, best first, then what looks at no data; errors are standard errors."""
-    listed = [[f"{place}. {e.name}{' (control)' if e.control else ''}", *_cells(ranking, e)] for place, e in enumerate(ranking.entries, 1)]
-    listed += [[f"{e.name} (no data)", *_cells(ranking, e)] for e in ranking.baselines]
+def rows(ranking: Ranking, brief: bool = False) -> list[list[str]]:
+    """Table cells as text: the sets, best first, then what looks at no data; errors are standard errors, `brief` gives means alone theirs."""
+    listed = [[f"{place}. {e.name}{' (control)' if e.control else ''}", *_cells(ranking, e, brief)] for place, e in enumerate(ranking.entries, 1)]
+    listed += [[f"{e.name} (no data)", *_cells(ranking, e, brief)] for e in ranking.baselines]
     if ranking.dense is not None:
         blank = [""] * (len(ranking.averaged) > 1)
         listed.append(["dense: its loss", *blank, *(f"{ranking.dense.losses[m].value:.3f}" for m in ranking.measured), ""])
     return listed
 
 
-def _cells(ranking: Ranking, entry: Entry) -> list[str]:
+def _cells(ranking: Ranking, entry: Entry, brief: bool) -> list[str]:
     each = entry.increases or entry.losses
     average = [with_error(entry.mean, ranking.dense is not None)] if len(ranking.averaged) > 1 else []
-    return [*average, *(with_error(each[m], bool(entry.increases)) for m in ranking.measured), verdict(entry)]
+    shown = [replace(each[m], stderr=None) if brief and average else each[m] for m in ranking.measured]
+    return [*average, *(with_error(e, bool(entry.increases)) for e in shown), verdict(entry)]
 
 
 def with_error(estimate: Estimate, signed: bool) -> str:
@@ -52,18 +53,18 @@ def verdict(entry: Entry) -> str:
     return with_error(entry.to_best, True) + (" can't tell" if entry.tied else "")
 
 
-def table(ranking: Ranking, note: str = "") -> "Table":
-    """The ranking for a terminal (rich)."""
+def table(ranking: Ranking, note: str = "", brief: bool = False) -> "Table":
+    """The ranking for a terminal (rich); `brief` for a narrow one."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     heads = columns(ranking)
-    drawn = Table(
-        title=Text(heading(ranking, note)), title_justify="left", caption=Text(f"{ranking.unit}; ± one standard error"), caption_justify="left"
-    )
+    about, unit = Text(heading(ranking, note), style="bold"), Text(f"{ranking.unit}; ± one standard error")
+    drawn = Table(title=about, title_justify="left", caption=unit, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, head in enumerate(heads):
         drawn.add_column(Text(head), justify="right" if index else "left", overflow="fold")
-    for index, row in enumerate(rows(ranking)):
+    for index, row in enumerate(rows(ranking, brief)):
         if index in (len(ranking.entries), len(ranking.entries) + len(ranking.baselines)):
             drawn.add_section()
         drawn.add_row(*(Text(cell) for cell in row), style="bold" if index == 0 and not _best_is_shared(ranking) else "")

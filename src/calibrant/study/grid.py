@@ -1,9 +1,10 @@
 """What a study asks: models × calibration sets × methods × sparsities × draws, and what is measured on every run."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from calibrant.compress import Asked, Progress, silent
 from calibrant.data import CalibrationSet
@@ -25,13 +26,13 @@ class Study:
     Raises an `InputError` for anything that can't be read, when the study is built.
     """
 
-    models: Sequence[str]
-    data: Sequence[str]
-    methods: Sequence[str] = ("wanda",)
-    sparsities: Sequence[float | str] = (0.5,)
-    seeds: Sequence[int] = (0,)
-    evaluate: Sequence[str] = ("loss(source=wikitext)",)
-    baselines: Sequence[str] = ("none", "magnitude")
+    models: Sequence[str] | str
+    data: Sequence[str] | str
+    methods: Sequence[str] | str = ("wanda",)
+    sparsities: Sequence[float | str] | float | str = (0.5,)
+    seeds: Sequence[int] | int = (0,)
+    evaluate: Sequence[str] | str = ("loss(source=wikitext)",)
+    baselines: Sequence[str] | str = ("none", "magnitude")
     samples: int = 128
     length: int = 2048
     tokens: int | None = None
@@ -46,23 +47,23 @@ class Study:
             object.__setattr__(self, axis, _listed(getattr(self, axis)))
             if not getattr(self, axis) and axis != "baselines":
                 raise SpecError(f"a study needs at least one of {axis}, and the list is empty", subject=axis)
-        for text in self.baselines:
-            if methods.build(text).observes:
+        for text in _listed(self.baselines):
+            if _method(text).observes:
                 raise SpecError(f"{text!r} looks at calibration data, so it is no baseline; list it under methods", subject=text)
         self.evaluators()
         self.questions()
 
     def propagation(self, method: str | Method) -> str:
         """What a matrix sees while this study prunes with `method`: each method's own default unless `propagate` says otherwise."""
-        return self.propagate or ("arrival" if methods.build(method).updates else "dense")
+        return self.propagate or ("arrival" if _method(method).updates else "dense")
 
     def evaluators(self) -> dict[str, Evaluator]:
         """What measures every run, by its text."""
-        return {str(e): e for e in (evaluators.build(text) for text in self.evaluate)}
+        return {str(e): e for e in (evaluators.build(text) for text in _listed(self.evaluate))}
 
     def questions(self) -> list[Question]:
         """The cells of the grid in the order in which they are answered: model by model, baselines first, then draw by draw."""
-        return [question for model in self.models for question in self._of(model)]
+        return [question for model in _listed(self.models) for question in self._of(model)]
 
     def as_yaml(self) -> str:
         """The study as a YAML file: one key a line, its value in YAML's JSON subset."""
@@ -81,20 +82,25 @@ class Study:
             return job.run()
 
     def _of(self, model: str) -> Iterator[Question]:
-        looking = [m for m in self.methods if methods.build(m).observes]
-        for text in dict.fromkeys([*self.baselines, *(m for m in self.methods if m not in looking)]):
-            for sparsity in (0.0,) if text == "none" else self.sparsities:
+        looking = [m for m in _listed(self.methods) if _method(m).observes]
+        for text in dict.fromkeys([*_listed(self.baselines), *(m for m in _listed(self.methods) if m not in looking)]):
+            for sparsity in (0.0,) if text == "none" else _listed(self.sparsities):
                 yield Question(model, None, self._asked(text, sparsity))
-        for seed in self.seeds:
-            for expression in self.data:
+        for seed in _listed(self.seeds):
+            for expression in _listed(self.data):
                 calibration = CalibrationSet(expression, samples=self.samples, length=self.length, tokens=self.tokens, seed=seed)
                 for text in looking:
-                    for sparsity in self.sparsities:
+                    for sparsity in _listed(self.sparsities):
                         yield Question(model, calibration, self._asked(text, sparsity))
 
     def _asked(self, method: str, sparsity: float | str) -> Asked:
-        return Asked.parse(method, sparsity, self.propagation(method), self.allocation)
+        return Asked.parse(_method(method), sparsity, self.propagation(method), self.allocation)
 
 
-def _listed(value: Iterable[object] | str | float) -> tuple[object, ...]:
+def _method(spec: str | Method) -> Method:
+    """A method by its text. Alone, the word `none` would be read as the literal that it is inside a spec."""
+    return methods.build("none()" if spec == "none" else spec)
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
     return (value,) if isinstance(value, str | int | float) else tuple(value)

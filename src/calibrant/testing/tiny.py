@@ -53,7 +53,10 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, *
     config = AutoConfig.for_model(_MODEL_TYPES.get(family, family), **{**_FAMILIES[family], **overrides})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+        model = AutoModelForCausalLM.from_config(config).eval()
+    # Buffers, such as rotary frequencies, stay in float32: so does a model that is opened from a file.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
     if any(p.dim() == 3 for p in model.parameters()):
         model.set_experts_implementation("eager")
     return model

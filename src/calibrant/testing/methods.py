@@ -1,0 +1,170 @@
+"""Does a method keep its contract? For our own methods and for those of others."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from calibrant.activations import InputStatistic, Seen
+from calibrant.errors import CalibrantError
+from calibrant.methods import Method, methods
+from calibrant.spec import Call, build, parse
+from calibrant.targets import NofM, Sparsity, Target, parse_target
+
+TARGETS: Final = tuple(parse_target(t) for t in ("0.0", "0.3", "0.5", "2:4", "1:4", "3:4", "4:8"))
+SHAPES: Final = ((5, 160), (24, 16), (1, 64), (8, 32))
+"""More columns than a block of 128, taller than wide, one row, and an ordinary one."""
+
+DTYPES: Final = (torch.float32, torch.bfloat16, torch.float64)
+
+
+def check_method(method: Method, targets: Sequence[Target] = TARGETS, device: str = "cpu") -> None:
+    """Check that `method` keeps the contract of `Method` on small random matrices, for each of `targets`.
+
+    The count is exact (over rows or over the whole matrix); the weight and the statistics stay as they were; the same arguments give the
+    same result; shape, type and device are kept; inputs that were always zero, and fewer tokens than inputs, give finite numbers; rows
+    permuted are results permuted, and a transposed view is the same matrix; a method that says it doesn't update leaves kept weights
+    alone; the text of the method gives it back.
+
+    Raises `CalibrantError`, naming the method, the target and what was wrong, at the first break of contract.
+    """
+    _check_text(method)
+    for target in targets:
+        for shape in SHAPES[:2]:
+            for check in (_check_purity, _check_dead_inputs, _check_few_tokens, _check_permutation, _check_view):
+                check(_Case(method, target, shape, device))
+        for shape in SHAPES:
+            _check_result(_Case(method, target, shape, device))
+        for dtype in DTYPES:
+            _check_result(_Case(method, target, SHAPES[0], device, dtype))
+
+
+class _Case:
+    """One method asked for one target of one random matrix; its failures say which."""
+
+    def __init__(self, method: Method, target: Target, shape: tuple[int, int], device: str, dtype: torch.dtype = torch.float32) -> None:
+        self.method, self.target, self.shape, self.device, self.dtype = method, target, shape, device, dtype
+        self._generator = torch.Generator().manual_seed(shape[0] * 1000 + shape[1])
+
+    def exact(self) -> "_Case":
+        """The same in float64, where a product whose sums depend on a row's place moves no near tie."""
+        return _Case(self.method, self.target, self.shape, self.device, torch.float64 if self.device != "mps" else torch.float32)
+
+    def weight(self) -> Float[Tensor, "out in"]:
+        """Normal numbers, none of them zero."""
+        numbers = self._normal(*self.shape).to(self.dtype)
+        return numbers.masked_fill(numbers == 0, 1).to(self.device)
+
+    def inputs(self, tokens: int) -> Float[Tensor, "token in"]:
+        """Correlated features of different sizes."""
+        features = self.shape[1]
+        mixed = self._normal(tokens, features) @ (torch.eye(features) + self._normal(features, features) / features**0.5)
+        return (mixed * (0.1 + torch.rand(features, generator=self._generator))).to(self.device, self.dtype)
+
+    def seen(self, x: Float[Tensor, "token in"]) -> Seen:
+        """What a matrix sees of `x`, by the kinds that the method observes."""
+        return Seen({kind: kind.of(x) for kind in self.method.observes if issubclass(kind, InputStatistic)})
+
+    def compress(self, weight: Tensor, x: Tensor) -> Tensor:
+        """The compressed weight; shape, type and device are those of `weight`."""
+        result = self.method.compress(weight, self.seen(x), self.target).weight
+        for what, given, got in (
+            ("shape", weight.shape, result.shape),
+            ("type", weight.dtype, result.dtype),
+            ("device", weight.device, result.device),
+        ):
+            self.require(given == got, f"the {what} became {got}, and was {given}")
+        return result
+
+    def require(self, kept: bool, broken: str) -> None:
+        if not kept:
+            what = f"{self.target} of {list(self.shape)} in {str(self.dtype).removeprefix('torch.')}"
+            raise CalibrantError(f"{self.method}, asked for {what}: {broken}", subject=str(self.method))
+
+    def require_sound(self, given: Tensor, result: Tensor) -> None:
+        """Finite, and as many zeros as were asked for."""
+        self.require(bool(result.isfinite().all()), "the result holds NaN or infinity")
+        if self.method.prunes:
+            zeros, allowed = int((result == 0).sum()), _allowed_zeros(self.target, self.shape)
+            self.require(zeros in allowed, f"{zeros} weights are zero, asked were {' or '.join(map(str, sorted(allowed)))}")
+        if self.method.prunes and not self.method.updates:
+            self.require(torch.equal(result[result != 0], given[result != 0]), "kept weights changed, though the method says that it doesn't update")
+
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self._generator)
+
+
+def _allowed_zeros(target: Target, shape: tuple[int, int]) -> set[int]:
+    rows, columns = shape
+    match target:
+        case Sparsity():
+            return {rows * target.quota(columns), target.quota(rows * columns)}
+        case NofM():
+            return {rows * columns // target.m * (target.m - target.n)}
+        case _:
+            kept = target.keep(torch.arange(1.0, rows * columns + 1).reshape(shape), "matrix")
+            return {int((~kept).sum())}
+
+
+def _check_text(method: Method) -> None:
+    call = parse(repr(method))
+    known = method.spec_name() in methods.names()
+    again = methods.build(repr(method)) if known or not isinstance(call, Call) else build(type(method), call.arguments)
+    if again != method or repr(again) != repr(method):
+        raise CalibrantError(f"{method!r} is read back as {again!r}; a method's text must give the method back", subject=repr(method))
+
+
+def _check_result(case: _Case) -> None:
+    weight = case.weight()
+    case.require_sound(weight, case.compress(weight, case.inputs(2 * case.shape[1])))
+
+
+def _check_purity(case: _Case) -> None:
+    """Arguments untouched, and nothing remembered: once more with the same arguments, and once with fresh ones."""
+    weight, x = case.weight(), case.inputs(2 * case.shape[1])
+    given, seen = weight.clone(), case.seen(x)
+    before = _tensors(seen)
+    first = case.method.compress(weight, seen, case.target).weight
+    case.require(torch.equal(weight, given), "the weight that was given changed")
+    case.require(all(map(torch.equal, before, _tensors(seen, copy=False))), "the statistics that were given changed")
+    for again in (case.method.compress(weight, seen, case.target).weight, case.compress(given, x)):
+        case.require(torch.equal(first, again), "the same arguments gave another result")
+
+
+def _check_dead_inputs(case: _Case) -> None:
+    weight, x = case.weight(), case.inputs(2 * case.shape[1])
+    x[:, ::3] = 0
+    case.require_sound(weight, case.compress(weight, x))
+
+
+def _check_few_tokens(case: _Case) -> None:
+    weight, x = case.weight(), case.inputs(max(1, case.shape[1] // 4))
+    case.require_sound(weight, case.compress(weight, x))
+
+
+def _check_permutation(case: _Case) -> None:
+    case = case.exact()
+    weight, x = case.weight(), case.inputs(2 * case.shape[1])
+    order = torch.arange(case.shape[0] - 1, -1, -1, device=weight.device)
+    case.require(
+        _same(case.compress(weight, x)[order], case.compress(weight[order], x)),
+        "permuted rows gave another result than the permuted result",
+    )
+
+
+def _check_view(case: _Case) -> None:
+    """Some models keep matrices as `[in, out]`; a method gets a transposed view of them."""
+    case = case.exact()
+    weight, x = case.weight(), case.inputs(2 * case.shape[1])
+    case.require(_same(case.compress(weight, x), case.compress(weight.T.contiguous().T, x)), "a transposed view gave another result")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a == 0, b == 0) and torch.allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+def _tensors(seen: Seen, copy: bool = True) -> list[Tensor]:
+    """The numbers of the statistics; what is cached on them is theirs to change."""
+    return [value.clone() if copy else value for s in seen.values() for value in vars(s).values() if isinstance(value, Tensor)]

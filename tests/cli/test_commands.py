@@ -1,0 +1,158 @@
+"""What each command does when all is well."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from calibrant.store import Score
+
+from tests.cli.conftest import SMALL, Ask
+
+
+def test_prune_says_what_it_did(ask: Ask, model: Path):
+    answer = ask("prune", model, "--out", "pruned", "--sparsity", "2:4", *SMALL)
+    assert (answer.code, answer.err) == (0, "")
+    for said in (
+        "2:4",
+        "python_docs",
+        "256 real tokens in 4 × 64",
+        "sha256:",
+        "50.0000%",
+        "21 matrices",
+        "lm_head",
+        "embedding",
+        "peak memory",
+        "arrival",
+        "float32",
+    ):
+        assert said in answer.out, said
+    assert answer.out.splitlines()[-1].endswith("pruned")
+
+
+def test_pruned_evaluated_inspected_as_json(ask: Ask, model: Path, tmp_path: Path):
+    pruned = ask("prune", model, "--out", "pruned", "--json", *SMALL).json
+    assert pruned["sparsity"] == pytest.approx(0.5)
+    assert pruned["run"]["data"] == "python_docs"
+    weights = load_file(tmp_path / "pruned/model.safetensors")
+    for reported in pruned["weights"]:
+        assert int((weights[reported["name"] + ".weight"] == 0).sum()) == reported["zeros"]
+
+    inspected = ask("inspect", "python_docs", "--model", model, "--samples", 4, "--length", 64, "--json").json
+    assert inspected["fingerprint"] == pruned["run"]["tokens"], "what inspect shows is what prune uses"
+    assert inspected["tokens"] == 256
+
+    task = "loss(source='python_docs', tokens=256, length=64)"
+    first, second = ask("evaluate", "pruned", "--task", task, "--task", "loss(source='arithmetic', tokens=64, length=32)", "--json").json
+    assert first["measured"].startswith("python_docs")
+    assert second["measured"].startswith("arithmetic")
+    assert Score(**{k: v for k, v in first.items() if k != "provenance"}).facts["length"] == 64
+
+
+def test_pruning_again_does_nothing_and_says_so(ask: Ask, model: Path, tmp_path: Path):
+    ask("prune", model, "--out", "pruned", *SMALL)
+    before = (tmp_path / "pruned/model.safetensors").stat().st_mtime_ns
+    answer = ask("prune", model, "--out", "pruned", *SMALL)
+    assert (answer.code, answer.out.partition("\n")[0]) == (0, "pruned already holds exactly this; nothing was done.")
+    assert (tmp_path / "pruned/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_magnitude_needs_no_data(ask: Ask, model: Path):
+    found = ask("prune", model, "--out", "pruned", "--method", "magnitude", "--data", "python_docs", "--json").json
+    assert (found["run"]["data"], found["run"]["tokens"], found["run"]["propagate"]) == ("", "", "")
+
+
+def test_evaluate_prints_what_a_loss_needs_to_be_compared(ask: Ask, model: Path):
+    answer = ask("evaluate", model, "--task", "loss(source='python_docs', tokens=256, length=64)")
+    found = ask("evaluate", model, "--task", "loss(source='python_docs', tokens=256, length=64)", "--json").json[0]
+    assert (answer.code, answer.err) == (0, "")
+    facts = found["facts"]
+    for said in (
+        f"{found['value']:.4f} ± {found['stderr']:.4f}",
+        f"{facts['perplexity']:.3f}",
+        f"{facts['bits_per_byte']:.4f}",
+        str(facts["tokens"]),
+        str(facts["documents"]),
+        "64",
+    ):
+        assert said in answer.out, said
+
+
+def test_evaluate_writes_every_outcome(ask: Ask, model: Path, tmp_path: Path):
+    import json
+
+    assert ask("evaluate", model, "--task", "loss(source='python_docs', length=64)", "--limit", 256, "--out", "scores.json").code == 0
+    (measured,) = json.loads((tmp_path / "scores.json").read_text())
+    nats, tokens = (sum(o[key] for o in measured["outcomes"]) for key in ("value", "weight"))
+    assert nats / tokens == pytest.approx(measured["score"]["value"])
+    assert tokens < 256 + 64
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scores.json"]
+
+
+def test_a_note_on_the_model_is_always_shown(ask: Ask, tmp_path: Path):
+    from calibrant.testing import tiny_gguf
+
+    tiny_gguf(tmp_path / "tiny.gguf")
+    assert "dequantized from Q8_0" in ask("prune", "tiny.gguf", "--out", "pruned", *SMALL).out
+    assert "dequantized from Q8_0" in ask("evaluate", "pruned", "--task", "loss(source='python_docs', tokens=64, length=64)").out
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("models", "smollm2"),
+        ("sources", "gsm8k"),
+        ("formats", "cot"),
+        ("packings", "crop"),
+        ("methods", "sparsegpt"),
+        ("allocations", "uniform"),
+        ("selectors", None),
+        ("tasks", "loss"),
+    ],
+)
+def test_list(ask: Ask, kind: str, name: str | None):
+    plain, entries = ask("list", kind), ask("list", kind, "--json").json
+    assert plain.code == 0
+    if name is None:
+        assert (plain.out, entries) == ("none yet\n", [])
+    else:
+        assert name in plain.out
+        assert name in [entry["name"] for entry in entries]
+        assert all(entry["summary"] for entry in entries)
+
+
+def test_list_shows_parameters_as_they_are_typed(ask: Ask):
+    assert "damp=0.01, block=128" in ask("list", "methods").out
+
+
+def test_inspect_shows_texts_counts_and_licences(ask: Ask, model: Path):
+    answer = ask("inspect", "0.5*python_docs + 0.5*gsm8k.jsonl", "--model", model)
+    assert answer.code == 2, "a file that isn't there"
+    answer = ask("inspect", "0.5*python_docs + 0.5*full_stops", "--model", model, "--samples", 4, "--length", 32)
+    assert (answer.code, answer.err) == (0, "")
+    for said in ("4 × 32", "128", "PSF-2.0", "share 50.0%", "........"):
+        assert said in answer.out, said
+
+
+def test_a_mirror_is_looked_at_first(ask: Ask, model: Path, tmp_path: Path):
+    import json
+
+    folder = tmp_path / "mirror/gsm8k"
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        rows = [{"question": f"What is {n} and {split}?", "answer": f"Just {n}.\n#### {n}"} for n in range(40)]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    answer = ask("inspect", "gsm8k:cot", "--model", model, "--samples", 2, "--length", 32, "--data-dir", "mirror")
+    assert (answer.code, answer.err) == (0, "")
+    assert "and train?" in answer.out
+
+
+def test_saved_zeros_survive_plain_transformers(ask: Ask, model: Path, tmp_path: Path):
+    from transformers import AutoModelForCausalLM
+
+    found = ask("prune", model, "--out", "pruned", "--json", *SMALL).json
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    by_name = dict(opened.named_parameters())
+    for reported in found["weights"]:
+        assert torch.count_nonzero(by_name[reported["name"] + ".weight"]) == by_name[reported["name"] + ".weight"].numel() - reported["zeros"]

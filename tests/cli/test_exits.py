@@ -1,0 +1,124 @@
+"""How commands end: quickly, interrupted, killed, or by a fault of ours."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.conftest import SMALL, Ask
+
+AFTER_BLOCK = """
+import os, signal
+from calibrant.checkpoint import Checkpoint
+add = Checkpoint.add
+def add_and_stop(self, index, *rest):
+    add(self, index, *rest)
+    if index == 1:
+        os.kill(os.getpid(), signal.{signal})
+Checkpoint.add = add_and_stop
+"""
+PARTIAL = ".pruned.calibrant-partial"
+
+
+@pytest.fixture
+def one_thread():
+    """As many as the processes that are killed: the same bytes are promised for the same number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_help_comes_without_torch(ask_outside: Ask):
+    watched = "import atexit\natexit.register(lambda: print(sorted({'torch', 'transformers', 'datasets', 'numba', 'numpy'} & sys.modules.keys())))"
+    answer = ask_outside("--help", before=watched)
+    assert answer.code == 0
+    assert "evaluate" in answer.out
+    assert answer.out.splitlines()[-1] == "[]"
+
+
+def test_version(ask: Ask):
+    from calibrant import __version__
+
+    assert ask("--version").out == f"calibrant {__version__}\n"
+
+
+@pytest.mark.parametrize("propagate", ["arrival", "reference", "dense"])
+def test_a_killed_prune_goes_on_and_ends_with_the_same_bytes(ask: Ask, ask_outside: Ask, one_thread, model: Path, tmp_path: Path, propagate: str):
+    words = ("prune", model, "--out", "pruned", "--propagate", propagate, "--method", "sparsegpt", *SMALL)
+    killed = ask_outside(*words, before=AFTER_BLOCK.format(signal="SIGKILL"))
+    assert killed.code == -9
+    assert sorted(p.name for p in tmp_path.iterdir()) == [PARTIAL], "the folder that was asked for isn't there yet"
+
+    again = ask(*words)
+    assert again.code == 0, again.err
+    assert again.out.startswith("continued from block 2,")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pruned"], "what an interruption leaves is cleared away"
+
+    whole = ask(*("whole" if word == "pruned" else word for word in words))
+    assert whole.code == 0, whole.err
+    assert (tmp_path / "pruned/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    kept = [json.loads((tmp_path / name / "calibrant.json").read_text())["record"] for name in ("pruned", "whole")]
+    assert kept[0] | {"provenance": 0} == kept[1] | {"provenance": 0}
+
+
+def test_a_killed_prune_asked_for_something_else_starts_anew(ask: Ask, ask_outside: Ask, model: Path, tmp_path: Path):
+    words = ("prune", model, "--out", "pruned", *SMALL)
+    ask_outside(*words, before=AFTER_BLOCK.format(signal="SIGKILL"))
+    other = ask(*words, "--sparsity", "0.75", "--json")
+    assert other.code == 0, other.err
+    assert (other.json["continued_from"], other.json["sparsity"]) == (0, pytest.approx(0.75))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pruned"]
+
+
+def test_an_interrupted_prune_says_how_to_go_on(ask_outside: Ask, model: Path, tmp_path: Path):
+    answer = ask_outside("prune", model, "--out", "pruned", *SMALL, before=AFTER_BLOCK.format(signal="SIGINT"))
+    assert (answer.code, answer.err) == (130, "interrupted; run the same command again to continue\n")
+    assert not (tmp_path / "pruned").exists()
+
+
+BROKEN = """
+import types
+def catalogue(kind):
+    {does}
+sys.modules["calibrant.catalogue"] = types.ModuleType("calibrant.catalogue")
+sys.modules["calibrant.catalogue"].catalogue = catalogue
+"""
+FAULT = BROKEN.format(does="return kind / 2")
+REFUSAL = BROKEN.format(does="from calibrant.errors import SpecError; raise SpecError(f'no {kind}, did you mean peace?')")
+
+
+def test_a_fault_of_ours_is_one_line_and_exit_1(ask_outside: Ask):
+    answer = ask_outside("list", "methods", before=FAULT)
+    assert answer.code == 1
+    assert answer.err.startswith("TypeError: ")
+    assert answer.err.endswith("This is a fault of ours, not of your input; CALIBRANT_DEBUG=1 shows where it happened.\n")
+    assert answer.err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(ask_outside: Ask):
+    for answer in (ask_outside("list", "methods", before=FAULT, CALIBRANT_DEBUG="1"), ask_outside("--debug", "list", "methods", before=FAULT)):
+        assert answer.code == 1
+        assert answer.err.startswith("Traceback")
+
+
+def test_debug_shows_where_input_was_refused(ask_outside: Ask):
+    answer = ask_outside("--debug", "list", "piece", before=REFUSAL)
+    assert answer.code == 2
+    assert answer.err.startswith("Traceback")
+    assert answer.err.splitlines()[-1] == "no piece, did you mean peace?"
+
+
+def test_a_forward_that_cannot_be_followed_is_ours(ask_outside: Ask, model: Path, tmp_path: Path):
+    before = """
+from calibrant import walk
+from calibrant.errors import WalkError
+def refuse(*_, **__):
+    raise WalkError("block 3 can't be followed", subject="block 3")
+walk._record = refuse
+"""
+    answer = ask_outside("prune", model, "--out", "pruned", *SMALL, before=before)
+    assert answer.code == 1
+    assert "WalkError: block 3 can't be followed. This is a fault of ours" in answer.err
+    assert not list(tmp_path.iterdir())

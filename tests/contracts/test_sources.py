@@ -1,0 +1,126 @@
+"""Every source keeps its contract, and a source that breaks it is found out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from calibrant.data import Found, Part, Row, Source, Stored, divide, sources
+from calibrant.errors import DataError
+from calibrant.testing.sources import check_source
+
+
+@pytest.mark.parametrize("name", sources.names())
+def test_contract(name: str):
+    source = sources.build(name)
+    try:
+        next(source.rows("measure"))
+    except DataError as error:
+        pytest.skip(f"{name} has no data here: {error}")
+    check_source(source)
+
+
+GOOD = [Row(text=f"text {i}") for i in range(200)]
+
+
+class Bad:
+    """Sources with one fault each."""
+
+    @dataclass(frozen=True, repr=False)
+    class Changing(Stored):
+        kind, licence, homepage, fields = "corpus", "MIT", "", ("text",)
+
+        def read(self) -> Found:
+            return Found(divide(GOOD), "")
+
+        def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
+            rows = list(super().rows(part))
+            Bad.turns += 1
+            return iter(rows[Bad.turns % 2 :])
+
+    @dataclass(frozen=True, repr=False)
+    class Twice(Source):
+        kind, licence, homepage, fields = "corpus", "MIT", "", ("text",)
+
+        def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
+            return iter([*GOOD[:3], GOOD[0]] if part == "calibrate" else GOOD[4:6] if part == "measure" else [])
+
+    @dataclass(frozen=True, repr=False)
+    class Shared(Source):
+        kind, licence, homepage, fields = "corpus", "MIT", "", ("text",)
+
+        def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
+            return iter([Row(text="Text  1"), GOOD[3]] if part == "measure" else GOOD[:3])
+
+    @dataclass(frozen=True, repr=False)
+    class Lacking(Source):
+        kind, licence, homepage, fields = "questions", "MIT", "", ("question", "answer")
+
+        def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
+            return iter([Row(question=part)])
+
+    @dataclass(frozen=True, repr=False)
+    class Empty(Source):
+        kind, licence, homepage, fields = "corpus", "MIT", "", ("text",)
+
+        def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
+            return iter(())
+
+    @dataclass(frozen=True, repr=False)
+    class Unlicensed(Source):
+        kind, licence, homepage, fields = "corpus", "", "", ("text",)
+
+        def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
+            return iter(GOOD[:1])
+
+    @dataclass(frozen=True, repr=False)
+    class Odd(Source):
+        kind, licence, homepage, fields = "corpus", "MIT", "", ("text", "title")
+
+        def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
+            return iter(GOOD[:1])
+
+    @dataclass(frozen=True, repr=False)
+    class Unkind(Source):
+        kind, licence, homepage, fields = "poem", "MIT", "", ("text",)
+
+        def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
+            return iter(GOOD[:1])
+
+    @dataclass(frozen=True, repr=False)
+    class Unwritten(Source):
+        kind, licence, homepage, fields = "corpus", "MIT", "", ("text",)
+
+        def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
+            return iter([Row(text="")])
+
+    turns = 0
+
+
+@pytest.mark.parametrize(
+    ("bad", "broken"),
+    [
+        (Bad.Changing, "change from one reading to the next"),
+        (Bad.Twice, "'calibrate' gives a row twice"),
+        (Bad.Shared, "'text 1' is in 'measure' and in 'calibrate'"),
+        (Bad.Lacking, "a row of 'calibrate' lacks answer"),
+        (Bad.Empty, "the part 'calibrate' has no rows"),
+        (Bad.Unlicensed, "declares no licence"),
+        (Bad.Odd, "declares the fields .*title"),
+        (Bad.Unkind, "'poem' is no kind"),
+        (Bad.Unwritten, "is rendered as nothing|gives a row twice|is in"),
+    ],
+)
+def test_a_broken_promise_is_named(bad: type[Source], broken: str, monkeypatch: pytest.MonkeyPatch):
+    source = bad()
+    monkeypatch.setattr("calibrant.testing.sources.parse_source", lambda text: source)
+    with pytest.raises(DataError, match=broken) as caught:
+        check_source(source)
+    assert caught.value.subject == str(source)
+
+
+def test_the_text_of_a_source_must_read_back(monkeypatch: pytest.MonkeyPatch):
+    source = sources.build("full_stops")
+    monkeypatch.setattr("calibrant.testing.sources.parse_source", lambda text: sources.build("random_tokens"))
+    with pytest.raises(DataError, match="full_stops breaks its contract: its text doesn't read back"):
+        check_source(source)

@@ -1,0 +1,209 @@
+"""What each source makes of its records, on small copies of how the hub and a mirror keep them."""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from calibrant.data import PARTS, Hub, Row, mirror, sources
+from calibrant.data._base import check_part, part_of
+from calibrant.data.sources import arithmetic, gsm8k, python_code, python_docs, wikitext
+from calibrant.errors import DataError
+
+GSM8K = {
+    "question": "A pen costs $1,000. How much are 2? ",
+    "answer": "One is 1,000.\nTwo are 2*1,000=<<2*1000=2000>>2,000 dollars.\n#### 2,000",
+}
+
+
+def problems(count: int, begin: int = 0) -> list[dict[str, str]]:
+    return [{"question": f"What is {i} and 1?", "answer": f"{i}+1=<<{i}+1={i + 1}>>{i + 1}\n#### {i + 1}"} for i in range(begin, begin + count)]
+
+
+def test_a_gsm8k_record_becomes_question_number_and_clean_rationale():
+    assert gsm8k.problem(GSM8K) == Row(
+        question="A pen costs $1,000. How much are 2?", answer="2000", rationale="One is 1,000.\nTwo are 2*1,000=2,000 dollars."
+    )
+    with pytest.raises(DataError, match="answer 'five' has no '#### N'"):
+        gsm8k.problem({"question": "q", "answer": "five"})
+
+
+@pytest.fixture
+def small_mirror(jsonl: Callable[..., Path]) -> Path:
+    jsonl(problems(200), "mirror/gsm8k/train.jsonl")
+    jsonl(problems(40, begin=190), "mirror/gsm8k/test.jsonl")
+    folder = jsonl(problems(1), "mirror/other/train.jsonl").parent.parent
+    mirror(folder)
+    return folder
+
+
+def test_train_calibrates_test_measures_and_what_is_in_both_is_dropped(small_mirror: Path):
+    source = sources.build("gsm8k")
+    calibrate, measure, exemplars = (source.holding(part) for part in PARTS)
+    assert {row.question for row in measure.rows} == {f"What is {i} and 1?" for i in range(190, 230)}
+    assert {row.question for row in (*calibrate.rows, *exemplars.rows)} == {f"What is {i} and 1?" for i in range(190)}
+    assert 0 < len(exemplars.rows) < 30
+    assert calibrate.overlapping + exemplars.overlapping == 10
+    assert calibrate.origin == "mirror: gsm8k/train.jsonl; measured on mirror: gsm8k/test.jsonl".replace(".jsonl", "")
+    assert [row.key for row in calibrate.rows] == sorted(row.key for row in calibrate.rows)
+
+
+def test_rows_that_differ_in_case_and_spaces_only_overlap(jsonl: Callable[..., Path]):
+    mirror(jsonl(problems(20), "gsm8k/train.jsonl").parent.parent)
+    jsonl([{**problems(1, begin=7)[0], "question": "what  is 7 AND 1?"}], "gsm8k/test.jsonl")
+    source = sources.build("gsm8k")
+    assert sum(source.holding(part).overlapping for part in ("calibrate", "exemplars")) == 1
+
+
+def lines(*titles: str) -> list[dict[str, str]]:
+    found = []
+    for title in titles:
+        found += ["", f" = {title} = \n", "", f" About {title} , = x = , text . \n", " More . \n", "", " = = Section = = \n", "", " End . \n"]
+    return [{"text": line} for line in found]
+
+
+def test_wikitext_lines_become_articles():
+    found = [row.text for row in wikitext.articles(lines("One", "Two Three"))]
+    assert found == [
+        "= One = \n\n About One , = x = , text . \n More . \n\n = = Section = = \n\n End .",
+        "= Two Three = \n\n About Two Three , = x = , text . \n More . \n\n = = Section = = \n\n End .",
+    ]
+    assert list(wikitext.articles([])) == []
+
+
+def test_a_line_like_a_title_inside_a_paragraph_begins_nothing():
+    odd = [*lines("One"), {"text": " before \n"}, {"text": " = 0 = \n"}, {"text": ""}]
+    assert len(list(wikitext.articles(odd))) == 1
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_wikitext_prefers_the_raw_train_part_and_says_what_it_took(jsonl: Callable[..., Path], raw: bool):
+    root = jsonl(lines(*[f"Test {i}" for i in range(9)]), "wikitext2_raw/test.jsonl").parent.parent
+    jsonl(lines(*[f"Tokenised {i}" for i in range(50)]), "wikitext2/validation.jsonl")
+    if raw:
+        jsonl(lines(*[f"Raw {i}" for i in range(50)]), "wikitext2_raw/train.jsonl")
+    mirror(root)
+    held = sources.build("wikitext").holding("calibrate")
+    assert all(row.text.startswith("= Raw" if raw else "= Tokenised") for row in held.rows)
+    assert held.origin.startswith("mirror: wikitext2_raw/train" if raw else "mirror: wikitext2/validation")
+    assert len(list(sources.build("wikitext").rows("measure"))) == 9
+
+
+def test_the_real_mirror(real_mirror: Path):
+    source = sources.build("gsm8k")
+    held = source.holding("calibrate")
+    assert len(held.rows) + len(source.holding("exemplars").rows) + held.overlapping + held.duplicates == pytest.approx(7473, abs=5)
+    assert len(source.holding("measure").rows) == 1319
+    assert all(re.fullmatch(r"-?[\d.]+", row.answer or "") and "<<" not in (row.rationale or "") for row in held.rows)
+    texts = sources.build("wikitext")
+    assert 50 < len(texts.holding("calibrate").rows) < 62
+    assert 55 < len(texts.holding("measure").rows) < 65
+
+
+def test_one_split_is_divided_by_hash():
+    held = [sources.build("python_code").holding(part).rows for part in PARTS]
+    shares = [len(rows) / sum(map(len, held)) for rows in held]
+    assert shares == pytest.approx([0.7, 0.25, 0.05], abs=0.07)
+    for part, rows in zip(PARTS, held, strict=True):
+        low, high = {"calibrate": (0, 0.7), "measure": (0.7, 0.95), "exemplars": (0.95, 1)}[part]
+        assert all(low <= int(row.key, 16) / 16**64 < high for row in rows)
+
+
+def test_python_docs_repeat_no_paragraph_across_parts():
+    where: dict[str, str] = {}
+    for part in PARTS:
+        for row in sources.build("python_docs").rows(part):
+            for paragraph in re.split(r"\n\s*\n", row.text or ""):
+                if len(paragraph) > 40:
+                    assert where.setdefault(" ".join(paragraph.split()), part) == part
+    assert len(where) > 500
+
+
+def test_a_paragraph_stays_with_the_longest_topic():
+    shared = "This paragraph is in both, and it is longer than a heading."
+    found = list(python_docs.unrepeated({"short": f"Head\n\n{shared}", "long": f"Top\n\n{shared}\n\nAnd one more paragraph, which only this has."}))
+    assert [row.text for row in found] == [f"Top\n\n{shared}\n\nAnd one more paragraph, which only this has."]
+
+
+def test_python_code_leaves_out_tests_and_large_files(tmp_path: Path):
+    for name, text in {
+        "good.py": "x = 1\r\n",
+        "pkg/inner.py": "y = 2",
+        "test/test_a.py": "no",
+        "pkg/tests/b.py": "no",
+        "site-packages/c.py": "no",
+        "_sysconfigdata_x.py": "no",
+        "empty.py": "",
+        "blank.py": "\n",
+        "big.py": "#" * 200_001,
+        "notes.txt": "no",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(text.encode())
+    assert [row.text for row in python_code.files(tmp_path)] == ["x = 1", "y = 2"]
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_an_installation_without_sources_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(python_code.sysconfig, "get_path", lambda _: str(tmp_path))
+    with pytest.raises(DataError, match="without its library's source files") as caught:
+        sources.build("python_code").rows("calibrate")
+    assert caught.value.subject == "python_code"
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "match"), [("python_docs", "pydoc_data.topics", "pydoc_data"), ("arithmetic", "reasoning_gym.factory", "pip install")]
+)
+@pytest.mark.usefixtures("forgetful")
+def test_a_missing_package_is_named(name: str, module: str, match: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(DataError, match=match) as caught:
+        sources.build(name).rows("calibrate")
+    assert caught.value.subject == name
+
+
+def test_arithmetic_measures_templates_that_are_never_calibrated_on():
+    pytest.importorskip("reasoning_gym")
+    from reasoning_gym.factory import create_dataset
+
+    made = create_dataset("gsm_symbolic", size=arithmetic.MOST_ROWS, seed=0)
+    template = {
+        made[i]["question"].removesuffix(" Give the result as your final answer. Do not include units."): made.task_indices[i] for i in range(6000)
+    }
+    source = sources.build("arithmetic")
+    found = {part: {template[row.question] for row in source.rows(part) if row.question in template} for part in PARTS}
+    assert not found["calibrate"] & found["measure"]
+    assert not (found["calibrate"] | found["measure"]) & found["exemplars"]
+    assert [len(found[part]) for part in PARTS] == pytest.approx([60, 21, 4], abs=8)
+    expected = {n: part_of(hashlib.sha256(f"gsm_symbolic template {n}".encode()).hexdigest()) for n in set(made.task_indices)}
+    assert all(expected[n] == part for part in PARTS for n in found[part])
+
+
+def test_arithmetic_rows_are_clean():
+    pytest.importorskip("reasoning_gym")
+    rows = list(sources.build("arithmetic").rows("measure"))
+    assert len({row.question for row in rows}) == len(rows) > 3000
+    for row in rows:
+        assert "Give the result" not in (row.question or "")
+        assert "####" not in (row.rationale or "")
+        assert re.fullmatch(r"-?[\d.]+", row.answer or "")
+
+
+def test_an_unknown_part_is_refused():
+    with pytest.raises(DataError, match="no part 'train'; a source has calibrate, measure, exemplars"):
+        check_part("train")
+
+
+def test_addresses_on_the_hub_are_marked_as_unchecked():
+    assert sources.get("gsm8k").hub == Hub("openai/gsm8k", "main", revision="unpinned", verified=False)
+    assert sources.get("wikitext").hub == Hub("Salesforce/wikitext", "wikitext-2-raw-v1", revision="unpinned", verified=False)
+
+
+def test_keys_are_the_hash_of_the_content():
+    row = Row(question="q é", answer="1", choices=("a", "b"))
+    expected = json.dumps({"answer": "1", "choices": ["a", "b"], "question": "q é"}, ensure_ascii=False)
+    assert row.key == hashlib.sha256(expected.encode()).hexdigest()

@@ -1,0 +1,105 @@
+"""Quantization and block dropping fit the nouns that pruning uses: neither needed a name to change."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from calibrant.activations import BlockChange, Seen, Statistic
+from calibrant.errors import TargetError
+from calibrant.methods import BlockMethod, Compressed, Method
+from calibrant.methods.magnitude import Magnitude
+from calibrant.methods.sparsegpt import SparseGPT
+from calibrant.spec import identity
+from calibrant.targets import Sparsity, Target
+from calibrant.testing.methods import check_method
+
+
+@dataclass(frozen=True)
+class Bits(Target):
+    width: int
+
+    def __str__(self) -> str:
+        return f"bits({self.width})"
+
+
+@dataclass(frozen=True, repr=False)
+class RoundToNearest(Method):
+    """Symmetric, one step for each output row."""
+
+    prunes: ClassVar[bool] = False
+
+    def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
+        if not isinstance(target, Bits):
+            raise TargetError(f"rounding needs bits, not {target}", subject=str(target))
+        largest = 2 ** (target.width - 1) - 1
+        step = weight.abs().amax(dim=1, keepdim=True) / largest
+        return Compressed((weight / step).round().clamp(-largest, largest) * step, {"bits": target.width})
+
+
+@dataclass(frozen=True, repr=False)
+class DropBlocks(BlockMethod):
+    """Those that turn their input least (ShortGPT)."""
+
+    observes: ClassVar[tuple[type[Statistic], ...]] = (BlockChange,)
+
+    def choose(self, seen: Sequence[Seen], target: Target) -> Sequence[int]:
+        assert isinstance(target, Sparsity)
+        influence = [s[BlockChange].total / s[BlockChange].mass for s in seen]
+        return sorted(sorted(range(len(seen)), key=lambda i: (influence[i], i))[: target.quota(len(seen))])
+
+
+def test_a_quantizer_keeps_the_contract_of_a_method():
+    check_method(RoundToNearest(), targets=[Bits(4), Bits(8)])
+
+
+def test_a_quantizer_does_what_its_target_says():
+    weight = torch.randn(6, 64)
+    result = RoundToNearest().compress(weight, Seen({}), Bits(3))
+    assert all(len(row.unique()) <= 7 for row in result.weight)
+    assert (result.weight - weight).abs().max() <= weight.abs().max() / 3 / 2 + 1e-6
+    assert result.notes == {"bits": 3}
+
+
+def test_bits_are_part_of_an_identity():
+    assert identity({"target": Bits(4)}) != identity({"target": Bits(8)})
+    assert identity({"method": RoundToNearest()}) == identity({"method": RoundToNearest()})
+
+
+@pytest.mark.parametrize("method", [Magnitude()], ids=str)
+def test_a_pruner_refuses_bits(method: Method):
+    with pytest.raises(TargetError, match=r"the target bits\(4\) doesn't say which weights to remove"):
+        method.compress(torch.randn(4, 8), Seen({}), Bits(4))
+
+
+def test_a_method_that_corrects_refuses_bits():
+    from calibrant.activations import Gram
+
+    with pytest.raises(TargetError, match=r"the target bits\(4\) doesn't say which weights to remove"):
+        SparseGPT().compress(torch.randn(4, 8), Seen({Gram: Gram.of(torch.randn(20, 8))}), Bits(4))
+
+
+def turned(degrees: float, tokens: int = 10) -> Seen:
+    """What a block did that turned each of its inputs by so much."""
+    angle = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))
+    before = torch.zeros(tokens, 4, dtype=torch.float64)
+    before[:, 0] = torch.arange(1, tokens + 1)
+    after = torch.zeros_like(before)
+    after[:, 0], after[:, 1] = before[:, 0] * angle.cos(), before[:, 0] * angle.sin()
+    return Seen({BlockChange: BlockChange.of(before, after)})
+
+
+def test_a_block_method_chooses_the_blocks_that_turn_least():
+    seen = [turned(40), turned(3), turned(90), turned(10), turned(2, tokens=400)]
+    assert DropBlocks().choose(seen, Sparsity(0.4)) == [1, 4]
+    assert DropBlocks().choose(seen, Sparsity(0.6)) == [1, 3, 4]
+    assert DropBlocks().choose(seen, Sparsity(0.0)) == []
+
+
+def test_the_change_of_a_block_adds_up_like_every_statistic():
+    both = turned(40) + turned(90)
+    assert both[BlockChange].total == pytest.approx(10 * (1 - 0.7660444431) + 10)
+    assert both.tokens == 20

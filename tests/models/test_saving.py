@@ -1,0 +1,204 @@
+"""Saved folders are opened with plain transformers; failures are made to happen, and leave nothing."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from calibrant.errors import OutputError
+from calibrant.models import Opened, check_output, open_model, read_manifest, save, view
+from calibrant.testing.tiny import FAMILIES, TEMPLATE, tiny_gguf, tiny_model, tiny_tokenizer
+
+IDS = torch.arange(3, 35).reshape(2, 16)
+RUN = {"model_name": "smollm2", "method": {"spec": "wanda", "revision": 1}, "target": "0.5", "data": "c4:text@many"}
+
+
+def opened(family: str = "llama", dtype: torch.dtype = torch.float32, note: str = "") -> Opened:
+    return Opened(tiny_model(family, dtype), tiny_tokenizer(), family, "sha256:0", note, dtype)
+
+
+def halve(model) -> dict[str, torch.Tensor]:
+    """Zero every second number of each matrix; gives the patterns."""
+    patterns = {}
+    for weight in view(model).weights:
+        keep = torch.arange(weight.shape[0] * weight.shape[1]).reshape(weight.shape) % 2 == 0
+        weight.set(weight.get() * keep)
+        patterns[weight.name] = weight.get() == 0
+    return patterns
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plain_transformers_opens_it_with_the_same_logits_and_zeros(family, tmp_path, capfd):
+    made = opened(family)
+    patterns = halve(made.model)
+    save(made, tmp_path / "out", {})
+    assert capfd.readouterr() == ("", "")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    seen = view(again)
+    assert torch.equal(again(IDS).logits, made.model(IDS).logits)
+    assert {w.name for w in seen.weights} == set(patterns)
+    assert all(torch.equal(w.get() == 0, patterns[w.name]) for w in seen.weights)
+    assert all(abs(pattern.float().mean() - 0.5) < 0.01 for pattern in patterns.values())
+
+
+def test_the_folder_holds_what_a_hugging_face_folder_holds_and_the_manifest(tmp_path):
+    save(opened(note="dequantized from Q4_1"), tmp_path / "out", {"id": "sha256:1", "ü": [1, 2]})
+    wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == wanted | {"calibrant.json"}
+    assert read_manifest(tmp_path / "out") == {"note": "dequantized from Q4_1", "id": "sha256:1", "ü": [1, 2]}
+    assert open_model(str(tmp_path / "out"), "float32", "cpu").note == "dequantized from Q4_1"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_working_dtype_is_the_one_saved(dtype, tmp_path):
+    made = opened(dtype=dtype)
+    save(made, tmp_path / "out", {})
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert again.dtype == dtype
+    assert torch.equal(again(IDS).logits, made.model(IDS).logits)
+
+
+def test_a_model_from_gguf_saves_and_its_tokenizer_comes_back(tmp_path):
+    made = open_model(str(tiny_gguf(tmp_path / "tiny.gguf")), "float32", "cpu")
+    save(made, tmp_path / "out", {})
+    again, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert torch.equal(again(IDS).logits, made.model(IDS).logits)
+    assert "quantization_config" not in json.loads((tmp_path / "out/config.json").read_text())
+    text = "def f():\n  héé <eos>"
+    assert tokenizer(text).input_ids == made.tokenizer(text).input_ids
+    assert tokenizer.get_vocab() == made.tokenizer.get_vocab()
+    assert tokenizer.special_tokens_map == made.tokenizer.special_tokens_map
+    assert tokenizer.chat_template == made.tokenizer.chat_template == TEMPLATE
+
+
+def test_a_model_that_still_remembers_its_gguf_saves_too(tmp_path):
+    tiny_gguf(tmp_path / "tiny.gguf")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32)
+    with pytest.raises(ValueError, match="not serializable"):
+        model.save_pretrained(tmp_path / "plainly")
+    save(Opened(model, tiny_tokenizer(), "x", "", "", torch.float32), tmp_path / "out", {})
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "out")(IDS).logits, model(IDS).logits)
+
+
+def test_an_empty_folder_may_exist(tmp_path):
+    (tmp_path / "out").mkdir()
+    save(opened(), tmp_path / "out", {})
+    assert os.listdir(tmp_path) == ["out"]
+    assert read_manifest(tmp_path / "out") is not None
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        (
+            json.dumps({"id": "x", "record": {"run": RUN}}),
+            r"already holds a compressed model \(of smollm2, by wanda, at 0.5, calibrated on c4:text@many\)",
+        ),
+        ("{}", "already holds a compressed model; name another"),
+        ("{cut", "already holds a model of ours whose calibrant.json is damaged"),
+    ],
+)
+def test_a_folder_of_ours_is_refused_with_what_it_holds(tmp_path, manifest, said):
+    (tmp_path / "calibrant.json").write_text(manifest)
+    with pytest.raises(OutputError, match=said) as caught:
+        save(opened(), tmp_path, {})
+    assert caught.value.subject == str(tmp_path)
+    assert (tmp_path / "calibrant.json").read_text() == manifest
+
+
+def test_a_folder_that_is_not_ours_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/diary.txt").write_text("mine")
+    with pytest.raises(OutputError, match="out exists, isn't empty and isn't ours"):
+        save(opened(), tmp_path / "out", {})
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["diary.txt"]
+
+
+def test_a_file_in_the_place_of_the_folder_or_of_a_parent_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match="file is a file; name a folder"):
+        check_output(tmp_path / "file")
+    with pytest.raises(OutputError, match=r"file/out can't be made, because .*file is no folder"):
+        check_output(tmp_path / "file/out")
+
+
+def test_a_place_that_can_not_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OutputError, match=r"out can't be made, because .* is no folder that we may write to"):
+        check_output(tmp_path / "out")
+
+
+def test_checking_an_output_changes_nothing(tmp_path):
+    check_output(tmp_path / "a/b/out")
+    assert os.listdir(tmp_path) == []
+
+
+def fail_with(error: BaseException):
+    def write(self, *_, **__):
+        raise error
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "out couldn't be saved: the disk is full"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "out couldn't be saved: the disk is full"),
+        (OSError(errno.EIO, "Input/output error"), r"out couldn't be saved: writing failed \(Input/output error\)"),
+        (SafetensorError("something odd"), r"out couldn't be saved: writing failed \(something odd\)"),
+    ],
+)
+@pytest.mark.parametrize("where", ["model", "manifest"])
+def test_what_fails_while_writing_leaves_nothing(tmp_path, monkeypatch, error, said, where):
+    made = opened()
+    if where == "model":
+        monkeypatch.setattr(type(made.model), "save_pretrained", fail_with(error))
+    else:
+        monkeypatch.setattr(Path, "write_text", fail_with(error))
+    with pytest.raises(OutputError, match=said):
+        save(made, tmp_path / "a/b/out", {})
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_interruption_leaves_nothing_either(tmp_path, monkeypatch):
+    made = opened()
+    monkeypatch.setattr(type(made.tokenizer), "save_pretrained", fail_with(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        save(made, tmp_path / "out", {})
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    (tmp_path / ".out.unfinished").mkdir()
+    (tmp_path / ".out.unfinished/half.safetensors").write_bytes(b"half")
+    save(opened(), tmp_path / "out", {})
+    assert os.listdir(tmp_path) == ["out"]
+    assert not (tmp_path / "out/half.safetensors").exists()
+
+
+def test_a_folder_filled_in_the_meantime_is_left_alone(tmp_path, monkeypatch):
+    made = opened()
+
+    def and_meanwhile(*_, **__):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/diary.txt").write_text("mine")
+
+    monkeypatch.setattr(type(made.tokenizer), "save_pretrained", and_meanwhile)
+    with pytest.raises(OutputError, match="out couldn't be saved: writing failed"):
+        save(made, tmp_path / "out", {})
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["diary.txt"]
+
+
+def test_a_folder_that_is_not_ours_has_no_manifest(tmp_path):
+    assert read_manifest(tmp_path) is None
+    (tmp_path / "calibrant.json").write_text("[]")
+    assert read_manifest(tmp_path) is None

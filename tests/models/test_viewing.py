@@ -1,0 +1,251 @@
+"""What the view shows is held against the model's own parameters and forwards."""
+
+import pytest
+import torch
+from torch import nn
+
+from calibrant.errors import ModelError, NumericsError
+from calibrant.models import check_finite, view
+from calibrant.testing.tiny import FAMILIES, tiny_model
+
+IDS = torch.arange(3, 35).reshape(2, 16)
+MOE = ("mixtral", "qwen3_moe", "olmoe")
+MATRICES = {  # in one block: name within it, and its shape as a product uses it
+    "llama": {"self_attn.q_proj": (32, 32), "self_attn.k_proj": (16, 32), "mlp.gate_proj": (64, 32), "mlp.down_proj": (32, 64)},
+    "phi3": {"self_attn.qkv_proj": (64, 32), "mlp.gate_up_proj": (128, 32)},
+    "gpt2": {"attn.c_attn": (96, 32), "attn.c_proj": (32, 32), "mlp.c_fc": (128, 32), "mlp.c_proj": (32, 128)},
+    "gpt_neox": {"attention.query_key_value": (96, 32), "mlp.dense_4h_to_h": (32, 64)},
+    "opt": {"self_attn.out_proj": (32, 32), "fc1": (64, 32), "fc2": (32, 64)},
+    "mixtral": {"self_attn.v_proj": (16, 32), "mlp.experts.gate_up_proj[31]": (128, 32), "mlp.experts.down_proj[0]": (32, 64)},
+}
+COUNTS = {"phi3": 4, "gpt2": 4, "gpt_neox": 4, "opt": 6} | dict.fromkeys(MOE, 4 + 2 * 32)
+
+
+def reasons(seen) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for dense in seen.dense:
+        found.setdefault(dense.reason, set()).add(dense.name)
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_block_and_matrix_is_found(family):
+    seen = view(tiny_model(family))
+    assert [block.index for block in seen.blocks] == [0, 1, 2]
+    assert [len(block.weights) for block in seen.blocks] == [COUNTS.get(family, 7)] * 3
+    assert [w for block in seen.blocks for w in block.weights] == list(seen.weights)
+    assert all(w.name.startswith(seen.blocks[w.block].name + ".") for w in seen.weights)
+
+
+@pytest.mark.parametrize("family", MATRICES)
+def test_matrices_are_shown_as_out_by_in(family):
+    block = view(tiny_model(family)).blocks[1]
+    shapes = {w.name.removeprefix(block.name + "."): (w.shape, tuple(w.get().shape)) for w in block.weights}
+    for name, shape in MATRICES[family].items():
+        assert shapes[name] == (shape, shape)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_matrices_and_dense_parameters_are_all_there_is(family):
+    model = tiny_model(family)
+    seen = view(model)
+    held = sum(w.shape[0] * w.shape[1] for w in seen.weights)
+    tied = {d.name for d in seen.dense if d.reason.startswith("head, tied")}
+    left = sum(torch.Size(d.shape).numel() for d in seen.dense if d.name not in tied)
+    assert held + left == sum(p.numel() for p in model.parameters())
+
+
+def test_what_is_left_dense_is_listed_with_its_reason():
+    found = reasons(view(tiny_model("mixtral")))
+    assert found["router"] == {f"model.layers.{i}.mlp.gate.weight" for i in range(3)}
+    assert found["embedding"] == {"model.embed_tokens.weight"}
+    assert found["head"] == {"lm_head.weight"}
+    assert "model.norm.weight" in found["norm or bias (one-dimensional)"]
+    assert len(found) == 4
+
+
+def test_a_tied_head_is_called_tied():
+    found = reasons(view(tiny_model("gpt2")))
+    assert found["head, tied to the embedding"] == {"lm_head.weight"}
+    assert found["embedding"] == {"transformer.wte.weight", "transformer.wpe.weight"}
+
+
+def test_projections_outside_the_blocks_are_listed():
+    found = reasons(view(tiny_model("opt", word_embed_proj_dim=16)))
+    assert found["outside the blocks"] == {"model.decoder.project_in.weight", "model.decoder.project_out.weight"}
+
+
+def test_a_convolution_in_a_block_is_listed():
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.conv = nn.Conv1d(4, 4, 3)
+    assert {"model.layers.0.mlp.conv.weight"} in [names for reason, names in reasons(view(model)).items() if "Conv1d" in reason]
+
+
+def test_the_biases_of_stored_experts_are_listed_and_transposed_experts_shown_as_used():
+    seen = view(_tiny_gpt_oss())
+    assert len(reasons(seen)["bias of the experts"]) == 2 * 3
+    expert = next(w for w in seen.weights if w.name.endswith("gate_up_proj[5]"))
+    assert expert.transposed
+    assert expert.shape == (128, 32)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_setting_a_matrix_changes_the_model_and_nothing_else(family):
+    model = tiny_model(family)
+    seen = view(model)
+    weight = seen.weights[-1]
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    wanted = torch.arange(weight.shape[0] * weight.shape[1], dtype=torch.float32).reshape(weight.shape)
+    weight.set(wanted)
+    assert torch.equal(weight.get(), wanted)
+    changed = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+    assert len(changed) == 1
+    stored = dict(model.named_parameters())[changed[0]]
+    inside = stored if weight.expert is None else stored[weight.expert]
+    assert torch.equal(inside, wanted.T if family == "gpt2" else wanted)
+    if weight.expert is not None:
+        assert torch.equal(stored[: weight.expert], before[changed[0]][: weight.expert])
+
+
+def test_a_matrix_is_a_view_and_is_known_by_where_it_lies():
+    model = tiny_model("mixtral")
+    seen = view(model)
+    expert = next(w for w in seen.weights if w.name == "model.layers.1.mlp.experts.down_proj[7]")
+    assert expert.address == model.model.layers[1].mlp.experts.down_proj[7].data_ptr() == expert.get().data_ptr()
+    assert not expert.get().requires_grad
+    assert len({w.address for w in seen.weights}) == len(seen.weights)
+
+
+def test_another_shape_is_refused():
+    weight = view(tiny_model("llama")).weights[1]
+    with pytest.raises(ModelError, match=r"self_attn.k_proj is \[16, 32\].*\[32, 16\]"):
+        weight.set(torch.zeros(32, 16))
+
+
+def test_a_matrix_used_under_two_names_appears_once():
+    model = tiny_model("llama")
+    model.model.layers[2].mlp.up_proj.weight = model.model.layers[1].mlp.up_proj.weight
+    names = [w.name for w in view(model).weights]
+    assert "model.layers.1.mlp.up_proj" in names
+    assert "model.layers.2.mlp.up_proj" not in names
+    assert len(names) == 20
+
+
+def test_a_matrix_that_is_the_embedding_too_is_left_dense():
+    model = tiny_model("llama", intermediate_size=259)
+    model.model.layers[0].mlp.up_proj.weight = model.model.embed_tokens.weight
+    assert reasons(view(model))["the same memory as model.embed_tokens.weight"] == {"model.layers.0.mlp.up_proj.weight"}
+
+
+def test_matrices_that_share_part_of_their_memory_are_refused():
+    model = tiny_model("llama")
+    buffer = torch.zeros(48, 32)
+    model.model.layers[0].self_attn.q_proj.weight.data = buffer[:32]
+    model.model.layers[0].self_attn.o_proj.weight.data = buffer[16:]
+    with pytest.raises(ModelError, match=r"self_attn.o_proj shares part of its memory with model.layers.0.self_attn.q_proj"):
+        view(model)
+
+
+def test_matrices_that_lie_side_by_side_in_one_memory_are_two():
+    model = tiny_model("llama")
+    buffer = torch.zeros(64, 32)
+    model.model.layers[0].self_attn.q_proj.weight.data = buffer[:32]
+    model.model.layers[0].self_attn.o_proj.weight.data = buffer[32:]
+    assert len(view(model).weights) == 21
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_base_runs_the_blocks_and_not_the_head(family):
+    model = tiny_model(family)
+    seen, ran = view(model), []
+    hooks = [b.module.register_forward_hook(lambda *_, i=b.index: ran.append(i)) for b in seen.blocks]
+    hooks.append(model.get_output_embeddings().register_forward_hook(lambda *_: ran.append("head")))
+    hidden = seen.base(input_ids=IDS, attention_mask=torch.ones_like(IDS), use_cache=False).last_hidden_state
+    assert ran == [0, 1, 2]
+    for hook in hooks:
+        hook.remove()
+    assert hidden.shape == (2, 16, 32)
+
+
+def test_a_model_without_a_head_is_its_own_base():
+    bare = tiny_model("llama").model
+    assert view(bare).base is bare
+
+
+def test_a_model_that_can_not_leave_its_head_out_is_refused():
+    model = tiny_model("llama")
+    seen = view(model)
+    model.model.lm_head = model.lm_head
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM has no part that runs model.layers without the head"):
+        _ = seen.base
+
+
+def test_experts_are_switched_to_one_product_each():
+    model = tiny_model("mixtral")
+    model.set_experts_implementation("batched_mm")
+    view(model)
+    assert model.config._experts_implementation == "eager"
+
+
+def test_a_snapshot_brings_every_matrix_back():
+    model = tiny_model("mixtral")
+    seen = view(model)
+    want, kept = model(IDS).logits, seen.snapshot()
+    for weight in seen.weights:
+        weight.set(torch.zeros(weight.shape))
+    assert not torch.equal(model(IDS).logits, want)
+    seen.restore(kept)
+    assert torch.equal(model(IDS).logits, want)
+    assert set(kept) == {w.name for w in seen.weights}
+
+
+def test_the_snapshot_of_another_model_is_refused():
+    seen = view(tiny_model("llama"))
+    kept = view(tiny_model("llama", num_hidden_layers=2)).snapshot()
+    with pytest.raises(ModelError, match=r"snapshot is of another model: only one of the two has model.layers.2"):
+        seen.restore(kept)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("family", "parameter", "named"),
+    [
+        ("llama", "model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.up_proj"),
+        ("mixtral", "model.layers.2.mlp.experts.down_proj", r"model.layers.2.mlp.experts.down_proj\[0\]"),
+        ("llama", "model.norm.weight", "model.norm.weight"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_named(family, parameter, named, value):
+    model = tiny_model(family)
+    seen = view(model)
+    check_finite(seen)
+    dict(model.named_parameters())[parameter].data.view(-1)[3] = value
+    with pytest.raises(NumericsError, match=f"weights of {named} hold NaN or infinity"):
+        check_finite(seen)
+
+
+def test_two_lists_that_could_be_the_blocks_are_refused():
+    model = tiny_model("llama")
+    model.model.others = nn.ModuleList(nn.Linear(2, 2) for _ in range(3))
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM has several lists of 3 modules \(model.layers, model.others\)"):
+        view(model)
+
+
+def test_a_list_inside_the_blocks_is_no_second_candidate():
+    model = tiny_model("llama")
+    model.model.layers[0].parts = nn.ModuleList(nn.Identity() for _ in range(3))
+    assert len(view(model).blocks) == 3
+
+
+def test_a_model_without_blocks_is_refused():
+    model = tiny_model("llama")
+    model.config.num_hidden_layers = 5
+    with pytest.raises(ModelError, match="LlamaForCausalLM has no list of 5 modules"):
+        view(model)
+
+
+def _tiny_gpt_oss():
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_oss", vocab_size=64, pad_token_id=0, num_local_experts=8, **sizes))

@@ -1,0 +1,106 @@
+"""The check is itself checked: it passes what is right, and finds each kind of wrong."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from calibrant.errors import ModelError
+from calibrant.models import ModelView
+from calibrant.testing import architectures
+from calibrant.testing.architectures import check_architecture
+from calibrant.testing.tiny import FAMILIES, tiny_model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_view_of_every_family_is_true(family):
+    model = tiny_model(family)
+    before = [p.clone() for p in model.parameters()]
+    unreached = check_architecture(model)
+    assert all("experts" in name for name in unreached)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_experts_that_no_token_reached_are_named():
+    unreached = check_architecture(tiny_model("mixtral"), torch.tensor([[5, 5, 5]]))
+    assert len(unreached) >= 3 * (32 - 2 * 3) * 2
+    assert all("mlp.experts." in name for name in unreached)
+
+
+def changed_view(monkeypatch, change) -> None:
+    """Let the check see a view in which `change` altered the matrices and the dense parameters of the first block."""
+
+    def view(model):
+        seen = ModelView(model, "transformer.h")
+        first = seen.blocks[0]
+        weights, dense = change(list(first.weights), list(seen.dense))
+        seen.blocks = (dataclasses.replace(first, weights=tuple(weights)), *seen.blocks[1:])
+        seen.dense = tuple(dense)
+        return seen
+
+    monkeypatch.setattr(architectures, "view", view)
+
+
+def turned(weights, dense):
+    wrong = weights[1]
+    return [weights[0], dataclasses.replace(wrong, transposed=False, shape=wrong.shape[::-1]), *weights[2:]], dense
+
+
+def one_left_out(weights, dense):
+    return weights[1:], dense
+
+
+def one_twice(weights, dense):
+    return [*weights, weights[0]], dense
+
+
+def one_in_both(weights, dense):
+    return weights, [*dense, dataclasses.replace(dense[0], name="transformer.h.0.attn.c_attn.weight")]
+
+
+def one_norm_left_out(weights, dense):
+    return weights, [d for d in dense if d.name != "transformer.ln_f.weight"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (turned, r"transformer.h.0.attn.c_proj: addmm multiplies with"),
+        (one_left_out, r"transformer.h.0.attn.c_attn.weight: 0 of its 3072 numbers are in matrices"),
+        (one_twice, r"transformer.h.0.attn.c_attn is listed 2 times"),
+        (one_in_both, r"transformer.h.0.attn.c_attn.weight: 3072 of its 3072 numbers are in matrices, and it is listed as dense"),
+        (one_norm_left_out, r"transformer.ln_f.weight: 0 of its 32 numbers"),
+    ],
+)
+def test_a_view_that_is_wrong_is_found_out(monkeypatch, change, said):
+    changed_view(monkeypatch, change)
+    with pytest.raises(ModelError, match=said):
+        check_architecture(tiny_model("gpt2"))
+
+
+def test_a_matrix_that_no_product_uses_is_found_out():
+    model = tiny_model("llama")
+    model.model.layers[1].spare = torch.nn.Linear(4, 4, bias=False)
+    with pytest.raises(ModelError, match=r"model.layers.1.spare is shown as a matrix, but no product"):
+        check_architecture(model)
+
+
+def test_a_matrix_that_does_not_keep_what_it_is_set_to_is_found_out(monkeypatch):
+    monkeypatch.setattr(architectures.Weight, "set", lambda self, matrix: None)
+    with pytest.raises(ModelError, match=r"model.layers.0.self_attn.q_proj doesn't give back what it was set to"):
+        check_architecture(tiny_model("llama"))
+
+
+def test_features_that_disagree_with_the_view_are_found_out(monkeypatch):
+    products = architectures._Products
+
+    class Wrong(products):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result = super().__torch_function__(function, types, args, kwargs)
+            for address, found in self.seen.items():
+                self.seen[address] = [(name, x[..., :3], matrix, out) for name, x, matrix, out in found]
+            return result
+
+    monkeypatch.setattr(architectures, "_Products", Wrong)
+    with pytest.raises(ModelError, match=r"q_proj: linear takes 3 features to 32, the view says \[32, 32\]"):
+        check_architecture(tiny_model("llama"))

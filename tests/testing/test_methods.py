@@ -1,0 +1,123 @@
+"""The contract check finds what it is there to find."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from calibrant.activations import FeatureNorms, Seen, Statistic
+from calibrant.errors import CalibrantError
+from calibrant.methods import Compressed, Method
+from calibrant.targets import Sparsity, Target
+from calibrant.testing.methods import check_method
+
+HALF = [Sparsity(0.5)]
+
+
+@dataclass(frozen=True, repr=False)
+class Scripted(Method):
+    """Keeps the contract, unless told to break it in one way."""
+
+    observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureNorms,)
+
+    breaks: str = ""
+
+    def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
+        norms = seen[FeatureNorms].norms()
+        divisor = norms / norms if self.breaks == "dead inputs" else torch.ones_like(norms)
+        scores = (weight.double().abs() * norms.sqrt() * divisor).nan_to_num(0)
+        keep = target.keep(scores, "row")
+        result = weight.masked_fill(~keep, 0) * (divisor.to(weight.dtype) if self.breaks == "dead inputs" else 1)
+        return Compressed(self._broken(result, weight, norms, keep))
+
+    def _broken(self, result: Tensor, weight: Tensor, norms: Tensor, keep: Tensor) -> Tensor:
+        match self.breaks:
+            case "count":
+                result[0, int(keep[0].nonzero()[0])] = 0
+            case "weight":
+                weight.mul_(2)
+            case "statistics":
+                norms.mul_(2)
+            case "chance":
+                result = result + torch.rand(()) * 1e-3 * keep
+            case "type":
+                result = result.double() if result.dtype == torch.float32 else result.float()
+            case "shape":
+                result = result.T
+            case "updates":
+                result = result * 1.5
+            case "rows":
+                result = weight.masked_fill(~keep.roll(1, 0), 0)
+            case "layout":
+                result = result if weight.is_contiguous() else weight.masked_fill(keep, 0)
+            case _:
+                pass
+        return result
+
+
+def test_a_sound_method_passes():
+    check_method(Scripted())
+
+
+@pytest.mark.parametrize(
+    ("breaks", "message"),
+    [
+        ("count", r"0\.5 of \[5, 160\] in float32: 401 weights are zero, asked were 400"),
+        ("weight", "the weight that was given changed"),
+        ("statistics", "the statistics that were given changed"),
+        ("chance", "the same arguments gave another result"),
+        ("type", "the type became torch.float64, and was torch.float32"),
+        ("shape", r"the shape became torch.Size\(\[160, 5\]\), and was torch.Size\(\[5, 160\]\)"),
+        ("updates", "kept weights changed, though the method says that it doesn't update"),
+        ("dead inputs", "the result holds NaN or infinity"),
+        ("layout", "a transposed view gave another result"),
+    ],
+)
+def test_a_break_of_contract_is_named(breaks: str, message: str):
+    with pytest.raises(CalibrantError, match=rf"breaks='{breaks}'.*({message})"):
+        check_method(Scripted(breaks=breaks), targets=HALF)
+
+
+@dataclass(frozen=True, repr=False)
+class FirstRowFree(Method):
+    """Removes everything from the last rows."""
+
+    def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
+        keep = torch.arange(weight.numel()).reshape(weight.shape) < weight.numel() - int(weight.numel() * 0.5)
+        return Compressed(weight.masked_fill(~keep, 0))
+
+
+def test_a_method_that_looks_at_the_place_of_a_row_is_found():
+    with pytest.raises(CalibrantError, match="permuted rows gave another result than the permuted result"):
+        check_method(FirstRowFree(), targets=HALF)
+
+
+@dataclass(frozen=True)
+class Untold(Method):
+    secret: int = 0
+
+    def __repr__(self) -> str:
+        return "test_methods"
+
+    def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
+        return Compressed(weight)
+
+
+def test_a_text_that_does_not_give_the_method_back_is_found():
+    with pytest.raises(CalibrantError, match="test_methods is read back as test_methods; a method's text must give the method back"):
+        check_method(Untold(secret=1))
+
+
+def test_chance_is_found_in_methods_that_update():
+    @dataclass(frozen=True, repr=False)
+    class Random(Method):
+        updates: ClassVar[bool] = True
+
+        def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
+            keep: Any = target.keep(weight.abs())
+            return Compressed((weight + torch.rand(()) * 1e-3).masked_fill(~keep, 0))
+
+    with pytest.raises(CalibrantError, match="the same arguments gave another result"):
+        check_method(Random(), targets=HALF)
