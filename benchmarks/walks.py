@@ -109,9 +109,8 @@ def main() -> None:
             WAYS[way](view, batch)
             seconds[way].append(time.perf_counter() - began)
             view.restore(untouched)
-    print(
-        f"smollm2 ({opened.note}), Wanda 50 %, {asked.samples} × {asked.length} tokens, {asked.dtype}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
-    )
+    machine = f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
+    print(f"smollm2 ({opened.note}), Wanda 50 %, {asked.samples} × {asked.length} tokens, {asked.dtype}, {machine}")
     for way, taken in seconds.items():
         print(f"{way:<10} {statistics.median(taken):7.1f} s   ({min(taken):.1f} to {max(taken):.1f}, {asked.rounds} rounds)")
     facts = {"seconds": seconds, "asked": vars(asked), "cores": os.cpu_count(), "torch": torch.__version__, "calibrant": calibrant.__version__}

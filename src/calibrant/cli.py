@@ -54,7 +54,7 @@ Dtype = Annotated[str, typer.Option(metavar="TYPE", help="auto, bfloat16 or floa
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or mps.")]
 DataDir = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="A local mirror of data sets, looked at before the hub.", envvar="CALIBRANT_DATA", show_default=False),
+    typer.Option(metavar="DIR", help="A local mirror of data sets, looked at before the hub; else the folder in CALIBRANT_DATA.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 

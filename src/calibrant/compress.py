@@ -232,22 +232,44 @@ def prune(
     with clock.phase("tokenize"):
         batch = calibration.tokens(opened.tokenizer) if asked.method.observes else None
     fits, note = fitting(asked.propagate, seen_by, batch, opened.dtype)
-    asked = replace(asked, propagate=fits)
-    if folder is None:
-        with clock.phase("compress"):
-            record = compress(opened, seen_by, batch, asked, data=str(calibration), seed=calibration.seed, progress=progress)
-        return Pruned(opened, replace(record, provenance=provenance(opened, clock, note)), None)
-    run = asked.run(opened, batch, str(calibration), calibration.seed)
-    if (manifest := read_manifest(folder)) is not None:
-        return _already(manifest, run, folder, device)
-    checkpoint = Checkpoint(folder, run.id)
-    continued = len(checkpoint.load())
-    with clock.phase("compress"):
-        record = compress(opened, seen_by, batch, asked, data=str(calibration), seed=calibration.seed, progress=progress, checkpoint=checkpoint)
-    with clock.phase("save"):
-        save(opened, folder, manifest_of(replace(record, provenance=provenance(opened, clock, note))))
-    checkpoint.remove()
-    return Pruned(opened, replace(record, provenance=provenance(opened, clock, note)), folder, continued)
+    job = _Job(opened, seen_by, batch, replace(asked, propagate=fits), calibration, clock, note, progress)
+    return Pruned(opened, job.told(job.compress(None)), None) if folder is None else job.into(folder, device)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A `prune` whose model is open and whose tokens are drawn."""
+
+    opened: Opened
+    seen_by: ModelView
+    batch: TokenBatch | None
+    asked: Asked
+    calibration: CalibrationSet
+    clock: Clock
+    note: str
+    progress: Progress
+
+    def compress(self, checkpoint: Checkpoint | None) -> Record:
+        told = {"data": str(self.calibration), "seed": self.calibration.seed}
+        with self.clock.phase("compress"):
+            return compress(self.opened, self.seen_by, self.batch, self.asked, **told, progress=self.progress, checkpoint=checkpoint)
+
+    def told(self, record: Record) -> Record:
+        """`record` with how it came about so far."""
+        return replace(record, provenance=provenance(self.opened, self.clock, self.note))
+
+    def into(self, folder: Path, device: str) -> Pruned:
+        """Compress and save, from the last finished block on; or say that it is done."""
+        run = self.asked.run(self.opened, self.batch, str(self.calibration), self.calibration.seed)
+        if (manifest := read_manifest(folder)) is not None:
+            return _already(manifest, run, folder, device)
+        checkpoint = Checkpoint(folder, run.id)
+        continued = len(checkpoint.load())
+        record = self.compress(checkpoint)
+        with self.clock.phase("save"):
+            save(self.opened, folder, manifest_of(self.told(record)))
+        checkpoint.remove()
+        return Pruned(self.opened, self.told(record), folder, continued)
 
 
 def _already(manifest: Mapping[str, Any], run: Run, folder: Path, device: str) -> Pruned:

@@ -63,6 +63,11 @@ def test_magnitude_needs_no_data(ask: Ask, model: Path):
     assert (found["run"]["data"], found["run"]["tokens"], found["run"]["propagate"]) == ("", "", "")
 
 
+def test_none_is_a_method(ask: Ask, model: Path):
+    found = ask("prune", model, "--out", "kept", "--method", "none", "--json").json
+    assert (found["run"]["method"]["spec"], found["sparsity"]) == ("none", pytest.approx(0, abs=0.01))
+
+
 def test_evaluate_prints_what_a_loss_needs_to_be_compared(ask: Ask, model: Path):
     answer = ask("evaluate", model, "--task", "loss(source='python_docs', tokens=256, length=64)")
     found = ask("evaluate", model, "--task", "loss(source='python_docs', tokens=256, length=64)", "--json").json[0]

@@ -1,12 +1,15 @@
 """How commands end: quickly, interrupted, killed, or by a fault of ours."""
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.cli.conftest import SMALL, Ask
+from calibrant.cli import progress
+
+from tests.cli.conftest import SMALL, Answer, Ask
 
 AFTER_BLOCK = """
 import os, signal
@@ -122,3 +125,22 @@ walk._record = refuse
     assert answer.code == 1
     assert "WalkError: block 3 can't be followed. This is a fault of ours" in answer.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_that_nobody_expected(ask: Ask, monkeypatch: pytest.MonkeyPatch):
+    def full(kind: str):
+        raise OSError(errno.ENOSPC, f"no room for {kind}")
+
+    monkeypatch.setattr("calibrant.catalogue.catalogue", full)
+    assert ask("list", "methods") == Answer(2, "", "the disk is full; free some space and run the same command again\n")
+
+
+def test_progress_is_drawn_for_people_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    for forced, drawn in (("", False), ("1", True)):
+        monkeypatch.setenv("FORCE_COLOR", forced)
+        with progress() as told:
+            told("wanda 0.5", 1, 3)
+            told("wanda 0.5", 3, 3)
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert ("wanda 0.5" in said.err, "3/3" in said.err) == (drawn, drawn)

@@ -57,8 +57,8 @@ def forest(marks: Sequence[Mark], title: str, description: str, reference: str, 
             f'<svg class="forest" viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="{key}-t {key}-d">',
             f'<title id="{key}-t">{escape(title)}</title><desc id="{key}-d">{escape(description)}</desc>',
             *(f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{TOP}" y2="{bottom}"/>' for t in ticks(low, high) if t),
-            f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="{TOP}" y2="{bottom}"/>',
-            *_axis(low, high, x(0), x, bottom, reference),
+            f'<line class="zero" x1="{x(0.0):.1f}" x2="{x(0.0):.1f}" y1="{TOP}" y2="{bottom}"/>',
+            *_axis(low, high, x(0.0), x, bottom, reference),
             *(_row(mark, TOP + ROW * i, x) for i, mark in enumerate(marks)),
             "</svg>",
         ]
@@ -96,7 +96,7 @@ def _row(mark: Mark, top: int, x: Place) -> str:
     return "".join([*parts, "</g>"])
 
 
-def _shape(kind: Kind, x: float, y: float) -> str:
+def _shape(kind: Kind, x: float, y: int) -> str:
     if kind == "set":
         return f'<circle class="mark" cx="{x:.1f}" cy="{y}" r="{HALF}"/>'
     if kind == "control":
@@ -130,6 +130,6 @@ def _ends(mark: Mark) -> tuple[float, ...]:
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers between `low` and `high`, about so many."""
     rough = (high - low) / about
-    scale = 10 ** math.floor(math.log10(rough))
+    scale = 10.0 ** math.floor(math.log10(rough))
     step = next(s * scale for s in (1, 2, 5, 10) if s * scale >= rough * 0.999)
     return [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]

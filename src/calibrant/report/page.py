@@ -143,12 +143,13 @@ def _table(ranking: Ranking, note: str) -> Iterator[str]:
         blank = "<td></td>" if len(ranking.averaged) > 1 else ""
         losses = "".join(f"<td>{ranking.dense.losses[m].value:.3f}</td>" for m in ranking.measured)
         yield f'<tr class="aside"><th scope="row">dense: its own loss</th>{blank}{losses}<td></td></tr>'
-    yield "</tbody></table></div>"
+    yield "</tbody></table></div></div>"
 
 
 def _opened(label: str, caption: str, heads: str) -> str:
-    inside = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}"><table>{inside}<thead><tr>{heads}</tr></thead><tbody>'
+    """The beginning of a table that scrolls by itself where it is wider than the screen, its caption staying in place."""
+    region = f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">'
+    return f'<div class="card"><p class="caption">{escape(caption)}</p>{region}<table><thead><tr>{heads}</tr></thead><tbody>'
 
 
 def _numbers(ranking: Ranking, entry: Entry) -> str:
@@ -181,7 +182,7 @@ def _measured(account: Account) -> Iterator[str]:
         facts = score.facts
         numbers = [score.n, facts.get("tokens"), facts.get("length"), score.value, facts.get("perplexity"), facts.get("bits_per_byte")]
         yield f'<tr><th scope="row">{escape(score.measured)}</th>{"".join(f"<td>{_plain(n)}</td>" for n in numbers)}</tr>'
-    yield "</tbody></table></div>"
+    yield "</tbody></table></div></div>"
 
 
 def _plain(number: object) -> str:
@@ -205,7 +206,7 @@ def _sets(account: Account) -> Iterator[str]:
             continue
         seen.add((shown.run.data, shown.run.seed))
         yield _set(shown)
-    yield "</tbody></table></div>"
+    yield "</tbody></table></div></div>"
 
 
 def _set(shown: Shown) -> str:
@@ -232,7 +233,7 @@ def _time(account: Account) -> Iterator[str]:
     for phase, seconds in sorted(account.seconds.items(), key=lambda item: -item[1]):
         bar = f'<span class="bar" style="width:{100 * seconds / total:.1f}%"></span>'
         yield f'<tr><th scope="row">{escape(PHASES.get(phase, phase))}</th><td>{seconds:.1f}</td><td class="barred">{bar}</td></tr>'
-    yield "</tbody></table></div>"
+    yield "</tbody></table></div></div>"
     told = [f"{k}: {v}" for k, v in {**account.settings, **account.machine}.items() if v and k != "versions"]
     yield f'<p class="note">{escape(" · ".join(told))}</p>'
 

@@ -1,0 +1,249 @@
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from calibrant.errors import OutputError
+from calibrant.report import report
+from calibrant.store import Cell, Measurement, Outcome, Record, Run, Score, Store
+
+HOSTILE = "<script>alert('x')</script>"
+BREAKOUT = "</script></style></title><img src=x onerror=\"alert(1)\"> & 'q' =cmd()"
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Reader(HTMLParser):
+    """Reads a page strictly: every element must be closed where it was opened."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.text.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def measured(name: str, loss: float, wobble: float, items: int = 8) -> Measurement:
+    outcomes = tuple(Outcome(f"sha256:{i}", 10 * (loss + 0.1 * i + wobble * (-1) ** i * (i % 3)), 10.0) for i in range(items))
+    facts = {"tokens": 10 * items, "length": 512, "perplexity": 7.5, "bits_per_byte": 0.9}
+    return Measurement(Score(name, "loss", loss, 0.1, items, "nats/token", "lower", facts=facts), outcomes, {"seconds": 2.5})
+
+
+def store_of(
+    folder: Path, sets: dict[str, Sequence[float]], model: str = "smollm2", names: Sequence[str] = ("docs:text", "code:text"), items: int = 8
+) -> Path:
+    """A store with a loss per measured set for the dense model, magnitude and each set."""
+    with Store(folder) as store:
+        cells: list[Cell] = []
+        for number, (label, losses) in enumerate({"": (2.0, 3.0), "magnitude": (4.0, 5.0), **sets}.items()):
+            method = {"": "none", "magnitude": "magnitude"}.get(label, "wanda")
+            data = label if method == "wanda" else ""
+            run = Run(
+                "sha256:m",
+                model,
+                data,
+                f"sha256:{number}",
+                {"spec": method, "revision": 1},
+                "0.0" if method == "none" else "0.6",
+                {"spec": "uniform"},
+                "dense",
+                "float32",
+            )
+            facts = {"windows": 16, "length": 512, "tokens": 8192, "overlap": 0.0, "parts": [{"rows": 9, "licence": "MIT"}]}
+            how = {"seconds": {"compress": 3.0}, "model_note": "dequantized from Q4_1", "device": "cpu", "threads": 2, "versions": {"torch": "2.13"}}
+            store.add_record(Record(run, 0.6, data_facts=facts if data else {}, provenance=how))
+            ids = {
+                f"loss({n})": store.add_measurement(run.id, {"spec": "loss", "source": n}, measured(n, v, 0.01 * number, items))
+                for n, v in zip(names, losses, strict=True)
+            }
+            cells.append(Cell(model, data, method, run.target, 0, run.id, ids))
+        store.write_cells(cells)
+        store.write_text("study.yaml", f"models: [{model!r}]\n")
+    return folder
+
+
+SETS = {"python_docs": (2.5, 3.9), "gsm8k:cot": (2.9, 3.4), "full_stops": (8.0, 9.0)}
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> str:
+    return report(store_of(tmp_path, SETS)).html()
+
+
+def test_the_page_is_sound_html(page: str):
+    read = Reader(page)
+    assert page.startswith("<!DOCTYPE html>")
+    ids = [attrs["id"] for _, attrs in read.tags if "id" in attrs]
+    assert len(ids) == len(set(ids)) > 0
+
+
+def test_nothing_is_fetched_and_nothing_runs(page: str):
+    read = Reader(page)
+    assert not {tag for tag, _ in read.tags} & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    for tag, attrs in read.tags:
+        assert not any(name.startswith("on") or name in {"src", "srcset", "href", "xlink:href", "action", "data", "background"} for name in attrs), (
+            tag
+        )
+    assert "http:" not in page
+    assert "https:" not in page
+    assert "url(" not in page
+    assert "@import" not in page
+    policy = next(m["content"] for m in read.all("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+
+
+@pytest.mark.parametrize("name", [HOSTILE, BREAKOUT, "javascript:alert(1)", "a\x00b\u202ec", "ünïcödé 数据"])
+def test_whatever_a_name_holds_is_shown_as_text(tmp_path: Path, name: str):
+    sound = {tag for tag, _ in Reader(report(store_of(tmp_path / "a", SETS)).html()).tags}
+    folder = store_of(tmp_path / "b", {name: (2.5, 3.9), "other": (2.6, 3.8)}, model=name, names=(name, "code:text"))
+    with Store(folder) as store:
+        store.add_failure("sha256:f", {"what": name, "error": name})
+    read = Reader(report(folder).html())
+    assert {tag for tag, _ in read.tags} <= sound | {"li", "ul", "h2"}
+    assert not any(key.startswith("on") for _, attrs in read.tags for key in attrs)
+    assert name.replace("\x00", "\ufffd") in "".join(read.text).replace("\x00", "\ufffd")
+
+
+def test_the_answer_and_its_evidence_are_there(page: str):
+    read = Reader(page)
+    text = " ".join("".join(read.text).split())
+    assert "Which calibration data kept smollm2 best?" in text
+    assert "smollm2 (dequantized from Q4_1)" in text
+    assert "Of 3 calibration sets, gsm8k:cot kept smollm2 best" in text
+    for wanted in (
+        "python_docs",
+        "magnitude",
+        "dense",
+        "80",
+        "512",
+        "8,192",
+        "How to repeat it",
+        "Where the time went",
+        "calibrant prune smollm2 --data gsm8k:cot",
+    ):
+        assert wanted in text, wanted
+    assert "40 seconds over everything" in text  # five runs of 3 s, ten measurements of 2.5 s
+
+
+def test_charts_say_in_words_what_they_draw(page: str):
+    read = Reader(page)
+    charts = [a for a in read.all("svg") if a.get("role") == "img"]
+    assert len(charts) == 3  # two measured sets and the differences to the best
+    ids = {attrs.get("id") for _, attrs in read.tags}
+    for chart in charts:
+        assert set((chart["aria-labelledby"] or "").split()) <= ids
+    assert page.count("<desc") == 3
+    assert re.search(r"<desc[^>]*>[^<]*gsm8k:cot: \+0\.9", page)
+
+
+def test_both_colour_schemes_small_screens_and_print_are_thought_of(page: str):
+    assert "prefers-color-scheme: dark" in page
+    assert "@media print" in page
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    assert '<html lang="en">' in page
+    assert page.count("tabindex") >= 4  # whatever scrolls can be reached with the keyboard
+
+
+def test_colours_can_be_read_on_their_ground():
+    """WCAG 2.2: 4.5 for text, 3 for marks, in both schemes."""
+    css = (Path(__file__).parents[2] / "src/calibrant/report/page.css").read_text()
+    schemes = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root \{(.*?)\}", css, re.DOTALL)]
+    assert len(schemes) == 2
+    for colours in schemes:
+        for ground in ("paper", "card", "best"):
+            assert contrast_of(colours["ink"], colours[ground]) >= 7
+            assert contrast_of(colours["soft"], colours[ground]) >= 4.5
+        for mark in ("set", "control", "baseline"):
+            assert contrast_of(colours[mark], colours["card"]) >= 3
+
+
+def contrast_of(a: str, b: str) -> float:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("sets", [{}, {"only": (2.5, 3.5)}, {f"set {i}": (2.5 + i / 100, 3.5) for i in range(60)}])
+def test_none_one_and_sixty_sets_give_a_page(tmp_path: Path, sets: dict[str, tuple[float, float]]):
+    read = Reader(report(store_of(tmp_path, sets)).html())
+    text = "".join(read.text)
+    assert ("nothing to rank" in text) is (not sets)
+    assert ("nothing to choose between" in text) is (len(sets) == 1)
+
+
+def test_a_single_document_has_no_interval(tmp_path: Path):
+    text = "".join(Reader(report(store_of(tmp_path, SETS, items=1)).html()).text)
+    assert "no interval (one item)" in text
+    assert "Nothing can be told apart" in text
+
+
+def test_an_empty_store_gives_a_page(tmp_path: Path):
+    Store(tmp_path).close()
+    assert "nothing to rank" in "".join(Reader(report(tmp_path).html()).text)
+
+
+def test_a_doubtful_result_is_marked(tmp_path: Path):
+    page = report(store_of(tmp_path, {"python_docs": (2.5, 3.9), "random_tokens": (2.2, 2.9)})).html()
+    text = "".join(Reader(page).text)
+    assert 'class="doubt"' in page
+    assert "random_tokens is a control without content" in text
+    assert "better than the dense model when pruned with random_tokens" in text
+
+
+def test_failures_are_shown(tmp_path: Path):
+    folder = store_of(tmp_path, SETS)
+    with Store(folder) as store:
+        store.add_failure("sha256:f", {"what": "wanda 0.6 on pile", "error": "DataError: no rows"})
+    assert "wanda 0.6 on pile: DataError: no rows" in "".join(Reader(report(folder).html()).text)
+
+
+def test_several_methods_and_targets_share_a_page(tmp_path: Path):
+    folder = store_of(tmp_path, SETS)
+    with Store(folder) as store:
+        store.write_cells([*store.cells(), *(replace(c, target="2:4", method="sparsegpt") for c in store.cells() if c.data)])
+    page = report(folder).html()
+    Reader(page)
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert "sparsegpt at 2:4 sparsity" in page
+
+
+def test_the_page_lands_in_the_store(tmp_path: Path):
+    folder = store_of(tmp_path, SETS)
+    path = report(str(folder)).write_html()
+    assert path == folder / "report.html"
+    assert path.read_text("utf-8") == report(Store(folder)).html()
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path):
+    with pytest.raises(OutputError, match=str(tmp_path / "nothing")):
+        report(tmp_path / "nothing")

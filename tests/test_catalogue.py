@@ -1,0 +1,30 @@
+"""What can be named, and that each name can be used."""
+
+import pytest
+
+from calibrant.catalogue import KINDS, catalogue
+from calibrant.errors import SpecError
+from calibrant.methods import methods
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_listed_in_order_and_explained(kind: str):
+    entries = catalogue(kind)
+    assert all(entry.summary for entry in entries)
+    if kind != "models":
+        assert [entry.name for entry in entries] == sorted(entry.name for entry in entries)
+
+
+def test_parameters_are_written_as_they_are_typed():
+    for entry in catalogue("methods"):
+        given = ", ".join(f"{name}={default}" for name, default in entry.parameters.items())
+        assert methods.build(f"{entry.name}({given})" if given else entry.name).spec_name() == entry.name
+
+
+def test_sources_say_their_licence():
+    assert {entry.name: entry.facts["licence"] for entry in catalogue("sources")}["gsm8k"] == "MIT"
+
+
+def test_an_unknown_kind():
+    with pytest.raises(SpecError, match=r"'packngs' to list, did you mean 'packings'\?.*models, sources"):
+        catalogue("packngs")
