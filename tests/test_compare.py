@@ -68,6 +68,16 @@ def test_the_error_of_a_paired_difference_agrees_with_jackknife_and_bootstrap():
     assert found.stderr < apart.stderr / 4
 
 
+def test_items_of_equal_weight_give_the_textbook_paired_t():
+    a, b = np.array([4.0, 7.0, 5.5, 9.0]), np.array([3.0, 7.5, 4.0, 7.0])
+    found = contrast({"x": [measured(a, [2.0] * 4)]}, {"x": [measured(b, [2.0] * 4)]})
+    gaps = (a - b) / 2
+    assert found.value == pytest.approx(gaps.mean())
+    assert found.stderr == pytest.approx(gaps.std(ddof=1) / math.sqrt(4))
+    low, high = found.interval() or (0, 0)
+    assert (high - low) / 2 == pytest.approx(3.182 * gaps.std(ddof=1) / 2, rel=1e-3)  # t with 3 degrees of freedom
+
+
 def test_items_are_paired_by_name_and_not_by_place():
     a = measured([10, 20, 33], [5, 10, 11])
     b = measured([11, 19, 30], [5, 10, 11])

@@ -15,31 +15,15 @@ def shown(lines: Any, width: int = 80) -> str:
     return caught.get()
 
 
+RUN = {"model_name": "m", "data": "", "tokens": "", "method": {"spec": "magnitude", "revision": 1}}
+RUN |= {"target": "0.5", "propagate": "", "dtype": "float32", "seed": 0}
+DENSE = [{"name": "head", "reason": "head"}, {"name": "a.norm", "reason": "norm"}, {"name": "b.norm", "reason": "norm"}]
+FOUND = {"run": RUN, "sparsity": 0.5, "weights": [{"shape": [4, 6]}, {"shape": [2, 3]}], "dense": DENSE, "data_facts": {}}
+FOUND |= {"provenance": {}, "out": "there", "continued_from": 0, "already_done": False}
+
+
 def record(**changes: Any) -> dict[str, Any]:
-    run = {
-        "model_name": "m",
-        "data": "",
-        "tokens": "",
-        "method": {"spec": "magnitude", "revision": 1},
-        "target": "0.5",
-        "propagate": "",
-        "dtype": "float32",
-        "seed": 0,
-    }
-    dense = [{"name": "head", "reason": "head"}, {"name": "a.norm", "reason": "norm"}, {"name": "b.norm", "reason": "norm"}]
-    matrices = [{"shape": [4, 6]}, {"shape": [2, 3]}]
-    found = {
-        "run": run,
-        "sparsity": 0.5,
-        "weights": matrices,
-        "dense": dense,
-        "data_facts": {},
-        "provenance": {},
-        "out": "there",
-        "continued_from": 0,
-        "already_done": False,
-    }
-    return {**found, **changes}
+    return {**FOUND, **changes}
 
 
 def test_a_fact_without_content_takes_no_line():
@@ -59,22 +43,17 @@ def test_sizes_are_counted():
 
 def test_a_method_is_written_as_it_is_typed():
     method = {"spec": "dsnot", "revision": 1, "start": {"spec": "wanda", "revision": 2}, "steps": 3}
-    said = shown(screen.pruned(record(run={**record()["run"], "method": method})))
+    said = shown(screen.pruned(record(run={**RUN, "method": method})))
     assert "dsnot(start=wanda, steps=3) to 0.5" in said
 
 
+FACTS = {"perplexity": 20.0855, "bits_per_byte": 1.25, "tokens": 65536, "documents": 128, "length": 2048}
+SCORE = {"measured": "[b]odd[/b].jsonl:text", "metric": "loss", "value": 3.0, "stderr": 0.25, "unit": "nats/token", "facts": FACTS}
+SCORE |= {"provenance": {"model": "m", "note": "dequantized from Q4_1"}}
+
+
 def score(**changes: Any) -> dict[str, Any]:
-    facts = {"perplexity": 20.0855, "bits_per_byte": 1.25, "tokens": 65536, "documents": 128, "length": 2048}
-    found = {
-        "measured": "[b]odd[/b].jsonl:text",
-        "metric": "loss",
-        "value": 3.0,
-        "stderr": 0.25,
-        "unit": "nats/token",
-        "facts": facts,
-        "provenance": {"model": "m", "note": "dequantized from Q4_1"},
-    }
-    return {**found, **changes}
+    return {**SCORE, **changes}
 
 
 def test_a_loss_fits_eighty_columns_with_all_that_belongs_to_it():

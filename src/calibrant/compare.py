@@ -249,37 +249,16 @@ def _ranking(
 ) -> Ranking | None:
     model, method, target = group
     ours = [c for c in cells if c.model == model and ((c.method == method and c.data and c.target == target) or _is_baseline(c, target))]
-    wanted = {text: text for c in ours for text in c.measures}
     names = _measured_names(ours, kept)
-    missing = list(_holes(ours, kept, wanted, store))
     answers, runs = _answers(ours, kept, names)
-    complete = {n: {m: a[m] for m in names.values()} for n, a in answers.items() if a.keys() == set(names.values())}
-    dense, sets = complete.get("dense"), [n for n in complete if n in {c.data for c in ours if c.data}]
-    if not sets or not names:
+    labels = list(dict.fromkeys(c.data for c in ours if c.data in answers and c.data))
+    if not labels:
         return None
-    scale = {m: complete[sets[0]][m][0].score for m in names.values()}
+    scale = {m: answers[labels[0]][m][0].score for m in names.values()}
     first = next(iter(scale.values()))
     averaged = tuple(m for m, s in scale.items() if (s.metric, s.unit) == (first.metric, first.unit))
-    means = {n: contrast(_only(complete[n], averaged), dense and _only(dense, averaged)) for n in complete}
-    order = sorted(sets, key=lambda n: (means[n].value, n))
-    looks = pairs(len(complete) - (dense is not None))
-
-    def entry(name: str) -> Entry:
-        a = complete[name]
-        to_best = None if name == order[0] else contrast(_only(a, averaged), _only(complete[order[0]], averaged))
-        return Entry(
-            name=name,
-            control=name in sets and source_name(name) in CONTROLS,
-            runs=tuple(runs[name]),
-            draws=len(runs[name]) if name in sets else 0,
-            losses={m: contrast({m: a[m]}) for m in a},
-            increases={m: contrast({m: a[m]}, {m: dense[m]}) for m in a} if dense is not None else {},
-            mean=means[name],
-            to_best=to_best,
-            tied=to_best is not None and not to_best.apart(level, looks),
-        )
-
-    baselines = tuple(entry(n) for n in sorted(complete, key=lambda n: means[n].value) if n not in sets and n != "dense")
+    field = _Field(answers, runs, labels, averaged, level)
+    baselines = [n for n in answers if n not in labels and n != "dense"]
     return Ranking(
         model=model,
         method=method,
@@ -287,12 +266,42 @@ def _ranking(
         measured=tuple(names.values()),
         averaged=averaged,
         unit=first.unit,
-        entries=tuple(entry(n) for n in order),
-        baselines=baselines,
-        dense=entry("dense") if dense is not None else None,
-        missing=tuple(missing),
+        entries=tuple(map(field.entry, field.order)),
+        baselines=tuple(sorted(map(field.entry, baselines), key=lambda e: e.mean.value)),
+        dense=field.entry("dense") if "dense" in answers else None,
+        missing=tuple(_holes(ours, kept, list(dict.fromkeys(text for c in ours for text in c.measures)), store)),
         level=level,
     )
+
+
+class _Field:
+    """Everything that one ranking compares, by label: sets, baselines and the dense model."""
+
+    def __init__(self, answers: Answers, runs: Mapping[str, Sequence[str]], sets: Sequence[str], averaged: Sequence[str], level: float) -> None:
+        self._answers, self._runs, self._sets, self._averaged, self._level = answers, runs, sets, averaged, level
+        self._dense = answers.get("dense")
+        self._looks = pairs(len(answers) - (self._dense is not None))
+        self._means = {name: contrast(self._averages(name), self._averages("dense") if self._dense else None) for name in answers}
+        self.order = sorted(sets, key=lambda n: (self._means[n].value, n))
+
+    def _averages(self, name: str) -> dict[str, Draws]:
+        return {m: self._answers[name][m] for m in self._averaged}
+
+    def entry(self, name: str) -> Entry:
+        """The row of one label."""
+        mine, best = self._answers[name], self.order[0]
+        to_best = None if name == best else contrast(self._averages(name), self._averages(best))
+        return Entry(
+            name=name,
+            control=name in self._sets and source_name(name) in CONTROLS,
+            runs=tuple(self._runs[name]),
+            draws=len(self._runs[name]) if name in self._sets else 0,
+            losses={m: contrast({m: mine[m]}) for m in mine},
+            increases={m: contrast({m: mine[m]}, {m: self._dense[m]}) for m in mine} if self._dense else {},
+            mean=self._means[name],
+            to_best=to_best,
+            tied=to_best is not None and not to_best.apart(self._level, self._looks),
+        )
 
 
 def pairs(count: int) -> int:
@@ -303,10 +312,6 @@ def pairs(count: int) -> int:
 def source_name(expression: str) -> str:
     """`gsm8k` of `gsm8k:cot@many`."""
     return expression.partition(":")[0].partition("@")[0].strip()
-
-
-def _only(answer: Mapping[str, Draws], names: Sequence[str]) -> dict[str, Draws]:
-    return {n: answer[n] for n in names}
 
 
 def _is_baseline(cell: Cell, target: str) -> bool:
@@ -328,7 +333,7 @@ def _measured_names(cells: Sequence[Cell], kept: Mapping[str, Mapping[str, Measu
     return {text: name if seen.count(name) == 1 else f"{name} [{text}]" for text, name in found.items()}
 
 
-def _holes(cells: Sequence[Cell], kept: Mapping[str, Mapping[str, Measurement]], wanted: Mapping[str, str], store: Store) -> Iterator[str]:
+def _holes(cells: Sequence[Cell], kept: Mapping[str, Mapping[str, Measurement]], wanted: Sequence[str], store: Store) -> Iterator[str]:
     failures = store.failures()
     by_cell = {tuple(f["cell"]): f for f in failures.values() if "cell" in f}
     for cell in cells:

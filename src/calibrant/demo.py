@@ -24,12 +24,11 @@ SOURCES: Final = ("python_docs", "python_code", "arithmetic")
 STUDY: Final = Study(
     models=["smollm2"],
     data=["python_docs", "python_code", "arithmetic:icl", "arithmetic:cot", "random_tokens", "full_stops"],
-    methods=["wanda"],
+    methods=["wanda", "magnitude"],
     sparsities=[0.6],
-    evaluate=[f"loss(source={source}, tokens=6000, length=512)" for source in SOURCES],
-    baselines=["none", "magnitude"],
+    evaluate=[f"loss(source={source}, tokens=3000, length=256)" for source in SOURCES],
     samples=16,
-    length=512,
+    length=256,
     masks=False,
 )
 """Sized for a few minutes on two cores."""

@@ -158,7 +158,7 @@ def test_charts_say_in_words_what_they_draw(page: str):
     for chart in charts:
         assert set((chart["aria-labelledby"] or "").split()) <= ids
     assert page.count("<desc") == 3
-    assert re.search(r"<desc[^>]*>[^<]*gsm8k:cot: \+0\.9", page)
+    assert re.search(r"<desc[^>]*>[^<]*gsm8k:cot: \+0\.896, interval", page)
 
 
 def test_both_colour_schemes_small_screens_and_print_are_thought_of(page: str):

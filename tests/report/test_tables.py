@@ -8,7 +8,7 @@ from rich.console import Console
 
 from calibrant.compare import Entry, Estimate, Ranking
 from calibrant.report.findings import caveats, doubts, finding, listed, remarks, short
-from calibrant.report.tables import as_json, columns, markdown, rows, table
+from calibrant.report.tables import as_json, columns, markdown, rows, table, words
 
 DENSE = {"docs:text": 2.6, "code:text": 2.3}
 
@@ -160,6 +160,13 @@ def test_rows_have_a_cell_for_each_column():
     assert dense == ["dense: its loss", "", "2.600", "2.300", ""]
     assert rows(PLAIN)[2][0] == "3. full_stops (control)"
     assert rows(ranking(BEST, replace(SECOND, tied=True)))[1][-1] == "+0.100 ± 0.020 can't tell"
+
+
+def test_doubts_come_before_the_finding():
+    told = words(ranking(entry("random_tokens", (1.0, 1.0), None), SECOND))
+    assert told[0].startswith("Doubtful: random_tokens is a control")
+    assert told[1].startswith("Of 2 calibration sets, random_tokens kept smollm2 best")
+    assert words(PLAIN)[0] == finding(PLAIN)
 
 
 def test_one_measured_set_has_no_column_of_means():
