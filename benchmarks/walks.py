@@ -21,6 +21,7 @@ import calibrant
 from calibrant.data import TokenBatch
 from calibrant.methods.wanda import Wanda
 from calibrant.models import ModelView
+from calibrant.walk import walk
 
 METHOD, TARGET = Wanda(), calibrant.parse_target("0.5")
 
@@ -29,7 +30,7 @@ def walked(propagate: Any) -> Callable[[ModelView, TokenBatch], None]:
     """The library's loop, one way."""
 
     def run(view: ModelView, batch: TokenBatch) -> None:
-        for weight, seen in calibrant.walk(view, batch, METHOD.observes, propagate):
+        for weight, seen in walk(view, batch, METHOD.observes, propagate):
             weight.set(METHOD.compress(weight.get(), seen, TARGET).weight)
 
     return run

@@ -1,4 +1,7 @@
-"""What every test runs under: one thread (tiny tensors gain nothing from two, and lose much on a busy machine), no hub, no sockets (see pyproject.toml), warnings as errors."""
+"""What every test runs under: one thread, no hub, no sockets (see pyproject.toml), warnings as errors.
+
+Tiny tensors gain nothing from a second thread, and lose much to it on a busy machine.
+"""
 
 import os
 

@@ -110,7 +110,10 @@ def test_the_same_question_has_the_same_identity(folder: Path, texts: str) -> No
     one, two = (prune(str(folder), texts, **SMALL).record for _ in range(2))
     assert one == two
     assert one.run.id == two.run.id
-    others = [prune(str(folder), texts, **{**SMALL, **change}).record.run.id for change in ({"seed": 1}, {"propagate": "dense"}, {"sparsity": 0.6}, {"dtype": "float64"})]
+    others = [
+        prune(str(folder), texts, **{**SMALL, **change}).record.run.id
+        for change in ({"seed": 1}, {"propagate": "dense"}, {"sparsity": 0.6}, {"dtype": "float64"})
+    ]
     assert len({one.run.id, *others}) == 5
 
 
@@ -130,11 +133,11 @@ def test_nan_in_a_weight_is_refused_by_name(folder: Path, texts: str, tmp_path: 
 
 
 def test_what_cannot_be_asked_is_refused_before_the_model_is_opened(texts: str) -> None:
-    with pytest.raises(TargetError, match="1.5"):
+    with pytest.raises(TargetError, match=r"1.5"):
         prune("no/such/model", texts, sparsity=1.5)
     with pytest.raises(SpecError, match="'wnda', did you mean 'wanda'"):
         prune("no/such/model", texts, method="wnda")
-    with pytest.raises(SpecError, match="'sideways'.*arrival, reference, dense"):
+    with pytest.raises(SpecError, match=r"'sideways'.*arrival, reference, dense"):
         prune("no/such/model", texts, propagate="sideways")
 
 
@@ -184,7 +187,7 @@ def test_a_full_disk_is_one_sentence(folder: Path, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr("calibrant.checkpoint.save_file", full)
     block = view(open_model(str(folder), "float32").model).blocks[0]
-    with pytest.raises(OutputError, match="can't keep block 0 .*the disk is full"):
+    with pytest.raises(OutputError, match=r"can't keep block 0 .*the disk is full"):
         Checkpoint(tmp_path / "out", "sha256:1").add(0, block, [])
 
 

@@ -2,8 +2,6 @@
 
 import ast
 import importlib
-import subprocess
-import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -18,17 +16,13 @@ NAMES = {
     "CalibrationSet": "data",
     "InputError": "errors",
     "Study": "study",
-    "catalogue": "catalogue",
-    "compress": "compress",
-    "demo": "demo",
-    "evaluate": "evaluate",
+    "catalogue": "names",
+    "evaluate": "evaluators",
     "inspect": "inspection",
     "open_model": "models",
     "parse_target": "targets",
     "prune": "compress",
-    "report": "report",
     "view": "models",
-    "walk": "walk",
 }
 
 
@@ -56,20 +50,9 @@ def test_an_unknown_name_says_which_there_are():
         calibrant.prun  # noqa: B018  # asking is the test
 
 
-@pytest.mark.parametrize("first", ["", "from calibrant.evaluate.loss import Loss"])
-def test_a_verb_can_be_called_whatever_was_imported_before(first: str):
-    code = f"""
-import calibrant
-{first}
-from calibrant import evaluate
-for verb in (evaluate, calibrant.evaluate):
-    try:
-        verb("./nowhere", ["loss"])
-    except calibrant.InputError as error:
-        print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.count("'./nowhere'") == 2
+def test_no_public_name_is_also_a_module():
+    modules = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert not modules & set(NAMES), "importing the module would put it in the place of the name"
 
 
 def test_one_version():

@@ -60,7 +60,7 @@ def test_specs_nest(fruits: Registry) -> None:
 
 
 def test_an_unknown_name_gets_the_nearest(fruits: Registry) -> None:
-    with pytest.raises(SpecError, match="no fruit called 'aple', did you mean 'apple'.*known: apple, broken, cherry"):
+    with pytest.raises(SpecError, match=r"no fruit called 'aple', did you mean 'apple'.*known: apple, broken, cherry"):
         fruits.build("aple")
 
 

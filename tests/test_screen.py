@@ -59,7 +59,7 @@ def score(**changes: Any) -> dict[str, Any]:
 def test_a_loss_fits_eighty_columns_with_all_that_belongs_to_it():
     said = shown(screen.scores([score(measured="python_docs:text")]))
     row = said.splitlines()[2]
-    assert row.split() == ["python_docs:text", "3.0000", "±", "0.2500", "20.086", "1.2500", "65,536", "128", "2,048"]
+    assert row.split() == ["python_docs:text", "3.0000", "±", "0.2500", "20.085", "1.2500", "65,536", "128", "2,048"]
     assert "m (dequantized from Q4_1)" in said
 
 

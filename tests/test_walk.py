@@ -71,7 +71,9 @@ class Oracle:
         return hooks
 
     @staticmethod
-    def _experts(module: nn.Module, name: str, hidden: Tensor, chosen: Tensor, counts: Tensor, keep: Callable[[str, Tensor, Tensor], None], only: str) -> None:
+    def _experts(
+        module: nn.Module, name: str, hidden: Tensor, chosen: Tensor, counts: Tensor, keep: Callable[[str, Tensor, Tensor], None], only: str
+    ) -> None:
         for expert in range(len(module.gate_up_proj)) if not only else [int(only[only.index("[") + 1 : -1])]:
             rows = (chosen == expert).any(-1)
             if rows.any():
@@ -185,7 +187,11 @@ def test_where_the_padding_stands_does_not_matter(family: str, propagate: str) -
 
 def test_equal_inputs_are_counted_once_and_shared() -> None:
     for propagate in ("arrival", "reference", "dense"):
-        seen = {w.name.rpartition(".")[2]: s for w, s in walk(view(model_of("llama")), padded_batch(), (Gram,), propagate, tokens_per_pass=24) if w.block == 1}
+        seen = {
+            w.name.rpartition(".")[2]: s
+            for w, s in walk(view(model_of("llama")), padded_batch(), (Gram,), propagate, tokens_per_pass=24)
+            if w.block == 1
+        }
         assert seen["q_proj"] is seen["k_proj"] is seen["v_proj"], propagate
         assert seen["gate_proj"] is seen["up_proj"]
         assert len({id(s) for s in seen.values()}) == 4
@@ -240,10 +246,14 @@ def test_leaving_the_loop_unwinds_the_forwards() -> None:
                 left.append(1)
 
     model.model.layers[0].mlp = Guard(model.model.layers[0].mlp)
-    with pytest.raises(RuntimeError, match="stop here"):
+
+    def stop_at_up() -> None:
         for weight, _ in walk(view(model), padded_batch(), (FeatureNorms,), "arrival", tokens_per_pass=24):
             if "up_proj" in weight.name:
                 raise RuntimeError("stop here")
+
+    with pytest.raises(RuntimeError, match="stop here"):
+        stop_at_up()
     assert len(left) == len(list(_micro_batches(padded_batch(), 24)))
 
 
@@ -268,7 +278,7 @@ def test_a_matrix_used_twice_is_refused_on_arrival_only() -> None:
             return self.inner(self.inner(x))
 
     model.model.layers[0].mlp = Twice()
-    with pytest.raises(WalkError, match="inner.gate_proj is used twice"):
+    with pytest.raises(WalkError, match=r"inner\.gate_proj is used twice"):
         list(walk(view(model), padded_batch(), (FeatureNorms,), "arrival"))
     counts = {w.name: s.tokens for w, s in walk(view(model), padded_batch(), (FeatureNorms,), "reference")}
     assert counts["model.layers.0.mlp.inner.gate_proj"] == 2 * sum(LENGTHS)
@@ -293,7 +303,9 @@ def test_rows_that_cannot_be_traced_are_refused_by_name() -> None:
 def test_blocks_are_seen_from_outside() -> None:
     model, batch = model_of("llama"), padded_batch()
     seen_by, states = view(model), []
-    hooks = [b.module.register_forward_hook(lambda _m, a, out: states.append((a[0], out[0] if isinstance(out, tuple) else out))) for b in seen_by.blocks]
+    hooks = [
+        b.module.register_forward_hook(lambda _m, a, out: states.append((a[0], out[0] if isinstance(out, tuple) else out))) for b in seen_by.blocks
+    ]
     totals = [0.0] * len(seen_by.blocks)
     for ids, mask in zip(batch.ids, batch.mask, strict=True):
         states.clear()

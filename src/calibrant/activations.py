@@ -35,7 +35,7 @@ class Statistic(ABC):
     mass: float
 
     @abstractmethod
-    def __add__(self: Own, other: Own) -> Own: ...
+    def __add__(self: Own, other: Any) -> Own: ...
 
     @abstractmethod
     def __mul__(self: Own, factor: float) -> Own: ...
@@ -120,7 +120,9 @@ class BlockChange(Statistic):
         self.total, self.tokens, self.mass = total, tokens, mass
 
     @classmethod
-    def of(cls, before: Float[Tensor, "token hidden"], after: Float[Tensor, "token hidden"], weights: Float[Tensor, "token"] | None = None) -> "BlockChange":
+    def of(
+        cls, before: Float[Tensor, "token hidden"], after: Float[Tensor, "token hidden"], weights: Float[Tensor, "token"] | None = None
+    ) -> "BlockChange":
         """The change that these rows underwent."""
         cosines = torch.nn.functional.cosine_similarity(before.to(wide(before.dtype)), after.to(wide(after.dtype)), dim=-1)
         turned = (1 - cosines).double()

@@ -132,8 +132,13 @@ def prune(
     model: Model,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pruned model; it must not exist yet.", show_default=False)],
     data: Annotated[
-        str, typer.Option(metavar="EXPR", help="Calibration set: source\\[:format]\\[@packing], a file, or a weighted sum 0.3*gsm8k:cot + 0.7*c4.")
-    ] = "wikitext",
+        str,
+        typer.Option(
+            metavar="EXPR",
+            help="Calibration set: source\\[:format]\\[@packing], a file, or a weighted sum 0.3*gsm8k:cot + 0.7*wikitext.",
+            show_default=False,
+        ),
+    ],
     method: Annotated[str, typer.Option(metavar="SPEC", help="magnitude, wanda, sparsegpt(damp=0.02), …")] = "wanda",
     sparsity: Annotated[str, typer.Option(metavar="S", help="The share of weights to remove, or N:M with N kept of every M.")] = "0.5",
     samples: Samples = 128,
@@ -186,7 +191,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure MODEL on held-out data that no calibration set can hold."""
-    from calibrant.evaluate import evaluate as run
+    from calibrant.evaluators import evaluate as run
 
     _look_in(data_dir)
     _check_file(out)
@@ -222,7 +227,7 @@ def catalogue(
     as_json: Json = False,
 ) -> None:
     """List what can be named, with parameters and their defaults."""
-    from calibrant.catalogue import catalogue as run
+    from calibrant.names import catalogue as run
 
     _show([asdict(entry) for entry in run(kind)], as_json, screen.catalogued)
 

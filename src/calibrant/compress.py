@@ -68,12 +68,14 @@ class Asked:
     propagate: Propagation
 
     @classmethod
-    def parse(cls, method: str | Method, sparsity: float | str | Target, propagate: str = "arrival", allocation: str | Allocation = "uniform") -> "Asked":
+    def parse(
+        cls, method: str | Method, sparsity: float | str | Target, propagate: str = "arrival", allocation: str | Allocation = "uniform"
+    ) -> "Asked":
         """Read the texts a user gives; each that can't be read is an `InputError` with what is allowed."""
         if propagate not in PROPAGATIONS:
             raise SpecError(f"propagate={propagate!r} is not known; choose one of {', '.join(PROPAGATIONS)}", subject=propagate)
         target = sparsity if isinstance(sparsity, Target) else parse_target(sparsity)
-        return cls(methods.build(method), target, allocations.build(allocation), propagate)  # pyright: ignore[reportArgumentType]
+        return cls(methods.build(method), target, allocations.build(allocation), propagate)
 
     def run(self, opened: Opened, batch: TokenBatch | None, data: str = "", seed: int = 0) -> Run:
         """The identity-bearing description of doing this to `opened`, calibrated on `batch`."""
@@ -156,7 +158,13 @@ def _compress_one(method: Method, weight: Weight, seen: Seen, target: Target) ->
         raise type(error)(f"{method.spec_name()} failed at {weight.name}: {error}", subject=weight.name) from error
     weight.set(compressed.weight)
     zeros = int((compressed.weight == 0).sum())
-    return {"name": weight.name, "shape": list(weight.shape), "zeros": zeros, "sparsity": zeros / compressed.weight.numel(), "notes": dict(compressed.notes)}
+    return {
+        "name": weight.name,
+        "shape": list(weight.shape),
+        "zeros": zeros,
+        "sparsity": zeros / compressed.weight.numel(),
+        "notes": dict(compressed.notes),
+    }
 
 
 def _put(seen_by: ModelView, done: Mapping[int, Any]) -> None:
@@ -180,7 +188,9 @@ def _record(run: Run, seen_by: ModelView, batch: TokenBatch | None, reports: lis
     return Record(run, achieved, tuple(reports), tuple(dense), facts)
 
 
-def fitting(propagate: Propagation, seen_by: ModelView, batch: TokenBatch | None, dtype: torch.dtype, limit: int | None = None) -> tuple[Propagation, str]:
+def fitting(
+    propagate: Propagation, seen_by: ModelView, batch: TokenBatch | None, dtype: torch.dtype, limit: int | None = None
+) -> tuple[Propagation, str]:
     """`propagate`, or `reference` and a sentence where `arrival` would need more memory than there is.
 
     Arrival suspends the forwards of all micro-batches inside a block, so the activations of *all* tokens live at once: input, residual and

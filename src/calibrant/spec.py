@@ -57,7 +57,9 @@ def parse(text: str) -> Any:
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise SpecError(f"{text!r} can't be read as a spec; write a name or name(key=value), for example wanda or sparsegpt(damp=0.02)", subject=text) from error
+        raise SpecError(
+            f"{text!r} can't be read as a spec; write a name or name(key=value), for example wanda or sparsegpt(damp=0.02)", subject=text
+        ) from error
     return _read(tree.body, text)
 
 

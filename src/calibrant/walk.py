@@ -3,9 +3,9 @@
     for weight, seen in walk(view, batch, method.observes, propagate="arrival"):
         weight.set(method.compress(weight.get(), seen, target).weight)
 
-`arrival`    a block runs once. When its forward *reaches a product* with one of its matrices, the forward stops there, the matrix and what is about to
-             arrive at it are handed to the loop, and the forward goes on with whatever the loop made of the matrix. Inputs come from
-             everything upstream already compressed, inside the block too.
+`arrival`    a block runs once. When its forward *reaches a product* with one of its matrices, the forward stops there, the matrix and what
+             is about to arrive at it are handed to the loop, and the forward goes on with whatever the loop made of the matrix. Inputs
+             come from everything upstream already compressed, inside the block too.
 `reference`  what the papers' code does: inputs of a block whose own matrices are still untouched, then a second forward of the block.
 `dense`      inputs in the untouched model; one forward, whatever the loop does to the matrices.
 
@@ -124,15 +124,18 @@ class _Part:
         else:
             rows, weights = self._traced(weight, flat)
         seen = Seen({kind: kind.of(rows, weights) for kind in observes})
-        if not all(statistic.finite() for statistic in seen.values()):
-            raise NumericsError(f"the activations that reach {weight.name} hold NaN or infinity; the model or its type can't be calibrated on", subject=weight.name)
+        if not all(seen[kind].finite() for kind in observes):
+            raise NumericsError(
+                f"the activations that reach {weight.name} hold NaN or infinity; the model or its type can't be calibrated on", subject=weight.name
+            )
         return seen
 
     def _traced(self, weight: Weight, flat: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows of an expert, traced to their tokens, so that padding stays out and weights find their rows."""
         if self.gathered is None or len(self.gathered) != len(flat):
             raise WalkError(
-                f"the {len(flat)} rows that reach {weight.name} can't be traced to their tokens; use a packing without padding, such as many", subject=weight.name
+                f"the {len(flat)} rows that reach {weight.name} can't be traced to their tokens; use a packing without padding, such as many",
+                subject=weight.name,
             )
         weigh = torch.zeros(self.positions, dtype=torch.float32, device=flat.device)
         kept = torch.arange(self.positions, device=flat.device) if self.kept is None else self.kept
@@ -247,15 +250,18 @@ class _Watch(TorchFunctionMode):
             for tensor in operand if isinstance(operand, list | tuple) else [operand]:
                 weight = self._weights.get(tensor.data_ptr()) if isinstance(tensor, Tensor) else None
                 if weight is not None:
-                    raise WalkError(f"{weight.name} is used in one {name} over several matrices, which can't be followed matrix by matrix", subject=weight.name)
+                    raise WalkError(
+                        f"{weight.name} is used in one {name} over several matrices, which can't be followed matrix by matrix", subject=weight.name
+                    )
 
     def _gather(self, args: tuple[Any, ...]) -> None:
         table, index = args[0], args[-1]
         if isinstance(index, tuple):
             index = index[-1] if all(i is None for i in index[:-1]) else None
-        if self.part and isinstance(index, Tensor) and index.dim() == 1 and not index.is_floating_point() and index.dtype != torch.bool:
-            if table.is_floating_point() and len(table) == self.part.positions:
-                self.part.gathered = index
+        if self.part is None or not isinstance(index, Tensor) or index.dim() != 1 or index.dtype not in (torch.int64, torch.int32):
+            return
+        if table.is_floating_point() and len(table) == self.part.positions:
+            self.part.gathered = index
 
 
 def _arrival(block: Block, parts: list[_Part], observes: tuple[type[InputStatistic], ...], last: bool) -> Iterator[tuple[Weight, Seen]]:
@@ -322,7 +328,10 @@ class _Order:
         """The first of the matrices that some forward stands at."""
         place, weight = min(((self._place(w), w) for w in waiting), key=lambda pair: pair[0])
         if self._last is not None and place <= self._last:
-            raise WalkError(f"{weight.name} is used twice in one forward of {self._block.name}, so it can't be compressed on arrival; use reference or dense", subject=weight.name)
+            raise WalkError(
+                f"{weight.name} is used twice in one forward of {self._block.name}, so it can't be compressed on arrival; use reference or dense",
+                subject=weight.name,
+            )
         self._last = place
         return weight
 
@@ -360,7 +369,7 @@ class _Shared:
 
 def _sum(parts: Iterator[Seen]) -> Seen:
     first = next(parts)
-    return sum(parts, start=first)  # pyright: ignore[reportCallIssue, reportArgumentType]  # Seen adds up
+    return sum(parts, start=first)
 
 
 def _reference(block: Block, parts: list[_Part], observes: tuple[type[InputStatistic], ...], last: bool) -> Iterator[tuple[Weight, Seen]]:

@@ -64,7 +64,7 @@ def test_magnitude_needs_no_data(ask: Ask, model: Path):
 
 
 def test_none_is_a_method(ask: Ask, model: Path):
-    found = ask("prune", model, "--out", "kept", "--method", "none", "--json").json
+    found = ask("prune", model, "--out", "kept", "--method", "none", "--data", "full_stops", "--json").json
     assert (found["run"]["method"]["spec"], found["sparsity"]) == ("none", pytest.approx(0, abs=0.01))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from calibrant.compress import Asked, Progress, silent
 from calibrant.data import CalibrationSet
 from calibrant.errors import SpecError
-from calibrant.evaluate import Evaluator, evaluators
+from calibrant.evaluators import Evaluator, evaluators
 from calibrant.methods import Method, methods
 from calibrant.store import Store
 from calibrant.study.local import Finished, Job, Question

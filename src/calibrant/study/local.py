@@ -20,7 +20,7 @@ import torch
 from calibrant.compress import Asked, Clock, Progress, compress, fitting, peak_memory, provenance
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import InputError, OutputError
-from calibrant.evaluate import Evaluator, timed
+from calibrant.evaluators import Evaluator, timed
 from calibrant.models import Opened, check_finite, open_model, view
 from calibrant.spec import canonical, identity
 from calibrant.store import Cell, Run, Store, measurement_id

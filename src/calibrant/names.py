@@ -9,7 +9,7 @@ from typing import Any, Final
 from calibrant.allocations import allocations
 from calibrant.data import PACKINGS, formats, sources
 from calibrant.errors import SpecError
-from calibrant.evaluate import evaluators
+from calibrant.evaluators import evaluators
 from calibrant.methods import methods
 from calibrant.registry import Registry, did_you_mean
 from calibrant.select import selectors

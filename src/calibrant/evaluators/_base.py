@@ -14,3 +14,7 @@ class Evaluator(Spec, ABC):
     @abstractmethod
     def measure(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel | None = None) -> Measurement:
         """One score, and one outcome per item. `reference` is the untouched model, for measures that compare with it."""
+
+    @abstractmethod
+    def limited(self, limit: int) -> "Evaluator":
+        """The same with a budget of `limit`, in the evaluator's own unit, for a quick look."""

@@ -11,7 +11,7 @@ predicted from. The context length is part of the score: losses at different len
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from calibrant.data import Format, Row, Source, held_out, start_tokens
 from calibrant.errors import DataError, NumericsError, SpecError
 from calibrant.estimates import ratio
-from calibrant.evaluate._base import Evaluator
+from calibrant.evaluators._base import Evaluator
 from calibrant.spec import identity
 from calibrant.store import Measurement, Outcome, Score
 
@@ -50,6 +50,10 @@ class Loss(Evaluator):
     def __post_init__(self) -> None:
         if self.tokens < 1 or self.length < 2:
             raise SpecError(f"loss(tokens={self.tokens}, length={self.length}): tokens must be at least 1 and length at least 2", subject="loss")
+
+    def limited(self, limit: int) -> "Loss":
+        """The same with a budget of `limit` tokens."""
+        return replace(self, tokens=limit)
 
     def measure(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel | None = None) -> Measurement:
         """The loss with one outcome per document: `value` its summed nats, `weight` its scored tokens."""

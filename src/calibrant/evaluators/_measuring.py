@@ -4,12 +4,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from calibrant.evaluate._base import Evaluator
+from calibrant.evaluators._base import Evaluator
 from calibrant.models import Opened, open_model
 from calibrant.registry import Registry
 from calibrant.store import Measurement
 
-evaluators = Registry(__package__ or "calibrant.evaluate", "task")
+evaluators = Registry("calibrant.evaluators", "task")
 
 
 def evaluate(
@@ -17,11 +17,11 @@ def evaluate(
 ) -> list[Measurement]:
     """Measure `model` with each of `tasks`, for example `loss(source=wikitext, tokens=65536)`.
 
-    `limit` replaces the token budget of every task, for a quick look. Raises an `InputError` for a model, a task or a source that isn't there.
+    `limit` replaces the budget of every task, for a quick look. Raises an `InputError` for a model, a task or a source that isn't there.
     """
     asked: list[Evaluator] = [evaluators.build(task) for task in ([tasks] if isinstance(tasks, str | Evaluator) else tasks)]
     if limit is not None:
-        asked = [replace(task, tokens=limit) for task in asked]  # pyright: ignore[reportCallIssue]  # every evaluator has a token budget
+        asked = [task.limited(limit) for task in asked]
     opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
     return [timed(task, opened) for task in asked]
 
@@ -30,4 +30,12 @@ def timed(task: Evaluator, opened: Opened) -> Measurement:
     """One measurement, with the seconds it took as its provenance."""
     began = time.perf_counter()
     measured = task.measure(opened.model, opened.tokenizer)
-    return replace(measured, provenance={"seconds": time.perf_counter() - began, "model": opened.name, "note": opened.note, "dtype": str(opened.dtype).removeprefix("torch.")})
+    return replace(
+        measured,
+        provenance={
+            "seconds": time.perf_counter() - began,
+            "model": opened.name,
+            "note": opened.note,
+            "dtype": str(opened.dtype).removeprefix("torch."),
+        },
+    )

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from calibrant.errors import NumericsError, SpecError
-from calibrant.evaluate import evaluate, evaluators
-from calibrant.evaluate.loss import Loss
+from calibrant.evaluators import evaluate, evaluators
+from calibrant.evaluators.loss import Loss
 from calibrant.models import Opened, open_model
 from calibrant.testing import tiny_folder
 
@@ -92,7 +92,7 @@ def test_a_budget_buys_documents_first(opened: Opened, texts: Path) -> None:
 def test_the_result_does_not_depend_on_the_batch(opened: Opened, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loss = Loss(source=str(texts), tokens=2000, length=32)
     together = loss.measure(opened.model, opened.tokenizer)
-    monkeypatch.setattr("calibrant.evaluate.loss.TOKENS_PER_BATCH", 1)
+    monkeypatch.setattr("calibrant.evaluators.loss.TOKENS_PER_BATCH", 1)
     alone = loss.measure(opened.model, opened.tokenizer)
     assert [o.item for o in alone.outcomes] == [o.item for o in together.outcomes]
     assert [o.value for o in alone.outcomes] == pytest.approx([o.value for o in together.outcomes], rel=1e-12)

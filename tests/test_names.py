@@ -2,9 +2,9 @@
 
 import pytest
 
-from calibrant.catalogue import KINDS, catalogue
 from calibrant.errors import SpecError
 from calibrant.methods import methods
+from calibrant.names import KINDS, catalogue
 
 
 @pytest.mark.parametrize("kind", KINDS)
