@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from calibrant.activations import BlockChange, FeatureNorms, Gram, Seen
-from calibrant.data import TokenBatch
+from calibrant.data import TokenBatch, micro_batches
 from calibrant.errors import NumericsError, WalkError
 from calibrant.models import ModelView, Weight, view
 from calibrant.testing import FAMILIES, tiny_model
-from calibrant.walk import _micro_batches, _record, walk, walk_blocks
+from calibrant.walk import _record, walk, walk_blocks
 
 MIXTURES = ("mixtral", "qwen3_moe", "olmoe")
 LENGTHS = (12, 7, 12, 10, 3)
@@ -110,7 +110,7 @@ def test_replay_is_exact(family: str) -> None:
     seen_by = view(model)
     hook = seen_by.blocks[-1].module.register_forward_hook(lambda _m, _a, out: outputs.append(out[0] if isinstance(out, tuple) else out))
     with torch.no_grad():
-        for ids, mask, _ in _micro_batches(padded_batch(), 24):
+        for ids, mask, _ in micro_batches(padded_batch(), 24):
             model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
     hook.remove()
     parts = _record(seen_by, padded_batch(), 24)
@@ -254,7 +254,7 @@ def test_leaving_the_loop_unwinds_the_forwards() -> None:
 
     with pytest.raises(RuntimeError, match="stop here"):
         stop_at_up()
-    assert len(left) == len(list(_micro_batches(padded_batch(), 24)))
+    assert len(left) == len(list(micro_batches(padded_batch(), 24)))
 
 
 def test_nan_in_activations_names_the_matrix() -> None:

@@ -71,6 +71,8 @@ class Checkpoint:
             full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
             reason = "the disk is full; free some space and ask again" if full else f"{error}; is it yours to write to?"
             half.unlink(missing_ok=True)
+            if self.folder.is_dir() and not any(self.folder.iterdir()):
+                self.folder.rmdir()
             raise OutputError(f"can't keep block {index} in {str(self.folder)!r}: {reason}", subject=str(self.folder)) from error
 
     def remove(self) -> None:

@@ -44,6 +44,8 @@ def _whole(text: str | int) -> int:
     return int(text)
 
 
+EXPRESSION: Final = "Calibration set: source\\[:format]\\[@packing], a file, or a weighted sum 0.3*gsm8k:cot + 0.7*wikitext."
+Data = Annotated[str, typer.Option(metavar="EXPR", help=EXPRESSION, show_default=False)]
 Samples = Annotated[int, typer.Option(parser=_whole, metavar="N", help="Windows to calibrate on.")]
 Tokens = Annotated[
     int | None, typer.Option(parser=_whole, metavar="N", help="Real tokens to calibrate on, instead of --samples.", show_default=False)
@@ -131,14 +133,7 @@ def demo(
 def prune(
     model: Model,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pruned model; it must not exist yet.", show_default=False)],
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="EXPR",
-            help="Calibration set: source\\[:format]\\[@packing], a file, or a weighted sum 0.3*gsm8k:cot + 0.7*wikitext.",
-            show_default=False,
-        ),
-    ],
+    data: Data,
     method: Annotated[str, typer.Option(metavar="SPEC", help="magnitude, wanda, sparsegpt(damp=0.02), …")] = "wanda",
     sparsity: Annotated[str, typer.Option(metavar="S", help="The share of weights to remove, or N:M with N kept of every M.")] = "0.5",
     samples: Samples = 128,
@@ -155,22 +150,9 @@ def prune(
     from calibrant.compress import prune as run
 
     _look_in(data_dir)
+    asked = functools.partial(run, samples=samples, tokens=tokens, length=length, seed=seed, propagate=propagate, dtype=dtype, device=device)
     with progress() as told:
-        done = run(
-            model,
-            data,
-            method,
-            sparsity,
-            out,
-            samples=samples,
-            tokens=tokens,
-            length=length,
-            seed=seed,
-            propagate=propagate,
-            dtype=dtype,
-            device=device,
-            progress=told,
-        )
+        done = asked(model, data, method, sparsity, out, progress=told)
     found = {**asdict(done.record), "out": str(done.out), "continued_from": done.continued_from, "already_done": done.already_done}
     _show(found, as_json, screen.pruned)
 

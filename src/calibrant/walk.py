@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from calibrant.activations import BlockChange, InputStatistic, Seen, Statistic
-from calibrant.data import TokenBatch
+from calibrant.data import TokenBatch, micro_batches
 from calibrant.errors import NumericsError, WalkError
 from calibrant.models import Block, ModelView, Weight
 
@@ -152,7 +152,7 @@ def _record(view: ModelView, batch: TokenBatch, tokens_per_pass: int) -> list[_P
     their blocks different masks (Gemma 3).
     """
     parts: list[_Part] = []
-    for ids, mask, weights in _micro_batches(batch, tokens_per_pass):
+    for ids, mask, weights in micro_batches(batch, tokens_per_pass):
         with _Recorder(view.blocks) as recorder, torch.no_grad():
             device = next(view.model.parameters()).device
             padding = {} if bool(mask.all()) else {"attention_mask": mask.to(device).long()}
@@ -162,24 +162,6 @@ def _record(view: ModelView, batch: TokenBatch, tokens_per_pass: int) -> list[_P
         mass = weights.flatten()[counts]
         parts.append(_Part(recorder.first, recorder.calls, kept, None if bool((mass == 1).all()) else mass.to(device), ids.numel()))
     return parts
-
-
-def _micro_batches(batch: TokenBatch, tokens_per_pass: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Samples of like length together, real tokens first, cut to the longest of them: (ids, mask, weights), each [sample, position].
-
-    A causal model's real tokens don't look at what follows them, so moving padding behind them changes nothing that counts.
-    """
-    lengths = batch.mask.sum(1)
-    order = lengths.argsort(descending=True, stable=True)
-    front = (~batch.mask).long().argsort(dim=1, stable=True)
-    ids, mask, weights = (t.gather(1, front) for t in (batch.ids, batch.mask, batch.weights))
-    while len(order):
-        longest = int(lengths[order[0]])
-        if longest == 0:
-            return
-        samples = max(1, tokens_per_pass // longest)
-        here, order = order[:samples], order[samples:]
-        yield ids[here, :longest], mask[here, :longest], weights[here, :longest] * mask[here, :longest]
 
 
 class _Recorder:

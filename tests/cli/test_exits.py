@@ -85,8 +85,8 @@ BROKEN = """
 import types
 def catalogue(kind):
     {does}
-sys.modules["calibrant.catalogue"] = types.ModuleType("calibrant.catalogue")
-sys.modules["calibrant.catalogue"].catalogue = catalogue
+sys.modules["calibrant.names"] = types.ModuleType("calibrant.catalogue")
+sys.modules["calibrant.names"].catalogue = catalogue
 """
 FAULT = BROKEN.format(does="return kind / 2")
 REFUSAL = BROKEN.format(does="from calibrant.errors import SpecError; raise SpecError(f'no {kind}, did you mean peace?')")
@@ -131,7 +131,7 @@ def test_a_full_disk_that_nobody_expected(ask: Ask, monkeypatch: pytest.MonkeyPa
     def full(kind: str):
         raise OSError(errno.ENOSPC, f"no room for {kind}")
 
-    monkeypatch.setattr("calibrant.catalogue.catalogue", full)
+    monkeypatch.setattr("calibrant.names.catalogue", full)
     assert ask("list", "methods") == Answer(2, "", "the disk is full; free some space and run the same command again\n")
 
 
