@@ -23,7 +23,7 @@ FOLDER: Final = "calibrant-demo"
 SOURCES: Final = ("python_docs", "python_code", "arithmetic")
 STUDY: Final = Study(
     models=["smollm2"],
-    data=["python_docs", "python_code", "arithmetic:icl", "arithmetic:cot", "random_tokens", "full_stops"],
+    data=["python_docs", "python_code@crop", "arithmetic:icl", "arithmetic:cot", "random_tokens", "full_stops"],
     methods=["wanda", "magnitude"],
     sparsities=[0.6],
     evaluate=[f"loss(source={source}, tokens=3000, length=256)" for source in SOURCES],

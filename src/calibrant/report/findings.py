@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 from calibrant.compare import Entry, Estimate, Ranking
 
-WIDE_OVERLAP = 0.1
-
 
 def finding(ranking: Ranking) -> str:
     """The answer in one or two sentences: which set kept the model best, how sure that is, what can't be told apart."""
