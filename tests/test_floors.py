@@ -12,7 +12,7 @@ import calibrant
 
 ROOT = Path(calibrant.__file__).parent
 FLOORS = [
-    ["errors", "spec", "registry"],
+    ["errors", "spec", "registry", "progress"],
     ["activations", "targets", "store", "durable", "estimates"],
     ["data", "models"],
     ["walk", "checkpoint", "inspection", "methods", "allocations"],
@@ -25,7 +25,7 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 LOWER_FIRST = {"durable": -1, "estimates": -1}
 """What the store and the comparison share stands at the foot of their floor: its neighbours may use it."""
-TORCH_FREE = ["errors", "spec", "registry", "store", "durable", "estimates", "compare", "report", "screen", "cli"]
+TORCH_FREE = ["errors", "spec", "registry", "progress", "store", "durable", "estimates", "compare", "report", "screen", "cli"]
 
 
 def modules() -> list[Path]:

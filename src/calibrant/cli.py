@@ -24,7 +24,7 @@ from calibrant.errors import InputError, OutputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from calibrant.compress import Progress
+    from calibrant.progress import Progress
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -177,7 +177,8 @@ def evaluate(
 
     _look_in(data_dir)
     _check_file(out)
-    measured = run(model, task, dtype=dtype, device=device, limit=limit)
+    with progress() as told:
+        measured = run(model, task, dtype=dtype, device=device, limit=limit, progress=told)
     if out is not None:
         _write(out, [asdict(m) for m in measured])
     _show([{**asdict(m.score), "provenance": dict(m.provenance)} for m in measured], as_json, screen.scores)
@@ -221,7 +222,7 @@ def progress() -> Iterator["Progress"]:
     from rich.console import Console
 
     console = Console(stderr=True)
-    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
+    columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
     shown = bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     tasks: dict[str, bars.TaskID] = {}
 

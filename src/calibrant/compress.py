@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -26,20 +26,13 @@ from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import CalibrantError, SpecError
 from calibrant.methods import BlockMethod, Method, methods
 from calibrant.models import ModelView, Opened, Weight, check_finite, check_output, open_model, read_manifest, save, view
+from calibrant.progress import Progress, silent
 from calibrant.spec import canonical
 from calibrant.store import Record, Run
 from calibrant.targets import Target, parse_target
 from calibrant.walk import Propagation, walk, walk_blocks
 
 PROPAGATIONS = ("arrival", "reference", "dense")
-
-
-Progress = Callable[[str, int, int], None]
-"""Told how far long work is: what is being done, how much of it is done, how much there is."""
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """No progress shown."""
 
 
 @dataclass

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from calibrant.compress import Progress, silent
+from calibrant.progress import Progress, silent
 from calibrant.report import Report, report
 from calibrant.report.page import PHASES
 from calibrant.report.tables import table, words

@@ -119,3 +119,13 @@ def test_a_model_that_overflows_is_named(opened: Opened, texts: Path, tmp_path: 
 def test_impossible_budgets_are_refused(bad: str) -> None:
     with pytest.raises(SpecError, match=bad.partition("(")[2].rstrip(")")):
         evaluators.build(bad)
+
+
+def test_it_says_how_far_it_is(opened: Opened, texts: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    (measured,) = evaluate(opened, Loss(source=str(texts), tokens=4000, length=64), progress=lambda *said: told.append(said))
+    done = [d for _, d, _ in told]
+    assert done == sorted(done)
+    assert told[-1][1] == told[-1][2] == measured.score.facts["tokens"]
+    assert len(told) > 1
+    assert str(texts) in told[0][0]

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from calibrant.progress import Progress, silent
 from calibrant.spec import Spec
 from calibrant.store import Measurement
 
@@ -12,7 +13,9 @@ class Evaluator(Spec, ABC):
     """Measures a model on rows that no calibration set can hold: a source's `measure` part."""
 
     @abstractmethod
-    def measure(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel | None = None) -> Measurement:
+    def measure(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel | None = None, progress: Progress = silent
+    ) -> Measurement:
         """One score, and one outcome per item. `reference` is the untouched model, for measures that compare with it."""
 
     @abstractmethod

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from calibrant.evaluators._base import Evaluator
 from calibrant.models import Opened, open_model
+from calibrant.progress import Progress, silent
 from calibrant.registry import Registry
 from calibrant.store import Measurement
 
@@ -13,7 +14,13 @@ evaluators = Registry("calibrant.evaluators", "task")
 
 
 def evaluate(
-    model: str | Opened, tasks: Sequence[str | Evaluator] | str | Evaluator, *, dtype: str = "auto", device: str = "auto", limit: int | None = None
+    model: str | Opened,
+    tasks: Sequence[str | Evaluator] | str | Evaluator,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    limit: int | None = None,
+    progress: Progress = silent,
 ) -> list[Measurement]:
     """Measure `model` with each of `tasks`, for example `loss(source=wikitext, tokens=65536)`.
 
@@ -23,13 +30,13 @@ def evaluate(
     if limit is not None:
         asked = [task.limited(limit) for task in asked]
     opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
-    return [timed(task, opened) for task in asked]
+    return [timed(task, opened, progress) for task in asked]
 
 
-def timed(task: Evaluator, opened: Opened) -> Measurement:
+def timed(task: Evaluator, opened: Opened, progress: Progress = silent) -> Measurement:
     """One measurement, with the seconds it took as its provenance."""
     began = time.perf_counter()
-    measured = task.measure(opened.model, opened.tokenizer)
+    measured = task.measure(opened.model, opened.tokenizer, progress=progress)
     return replace(
         measured,
         provenance={

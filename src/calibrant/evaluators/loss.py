@@ -21,6 +21,7 @@ from calibrant.data import Format, Row, Source, held_out, start_tokens
 from calibrant.errors import DataError, NumericsError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._base import Evaluator
+from calibrant.progress import Progress, silent
 from calibrant.spec import identity
 from calibrant.store import Measurement, Outcome, Score
 
@@ -55,16 +56,20 @@ class Loss(Evaluator):
         """The same with a budget of `limit` tokens."""
         return replace(self, tokens=limit)
 
-    def measure(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel | None = None) -> Measurement:
+    def measure(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel | None = None, progress: Progress = silent
+    ) -> Measurement:
         """The loss with one outcome per document: `value` its summed nats, `weight` its scored tokens."""
         source, format = held_out(self.source, self.format)
         windows = self._windows(source, format, tokenizer)
         nats: dict[str, float] = {}
         scored: dict[str, int] = {}
+        total_tokens = sum(len(w.ids) - w.unscored for w in windows)
         for batch in _batches(windows):
             for window, total in zip(batch, _nats(model, batch), strict=True):
                 nats[window.document] = nats.get(window.document, 0.0) + total
                 scored[window.document] = scored.get(window.document, 0) + len(window.ids) - window.unscored
+            progress(f"measuring {self}", sum(scored.values()), total_tokens)
         outcomes = tuple(Outcome(document, nats[document], float(scored[document])) for document in sorted(nats))
         return Measurement(self._score(outcomes, sum(w.size for w in windows), f"{source}:{format.spec_name()}"), outcomes)
 

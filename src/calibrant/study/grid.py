@@ -6,11 +6,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from calibrant.compress import Asked, Progress, silent
+from calibrant.compress import Asked
 from calibrant.data import CalibrationSet
 from calibrant.errors import SpecError
 from calibrant.evaluators import Evaluator, evaluators
 from calibrant.methods import Method, methods
+from calibrant.progress import Progress, silent
 from calibrant.store import Store
 from calibrant.study.local import Finished, Job, Question
 

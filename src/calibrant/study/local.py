@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from calibrant.compress import Asked, Clock, Progress, compress, fitting, peak_memory, provenance
+from calibrant.compress import Asked, Clock, compress, fitting, peak_memory, provenance
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import InputError, OutputError
 from calibrant.evaluators import Evaluator, timed
 from calibrant.models import Opened, check_finite, open_model, view
+from calibrant.progress import Progress
 from calibrant.spec import canonical, identity
 from calibrant.store import Cell, Run, Store, measurement_id
 
