@@ -73,3 +73,14 @@ def test_a_single_document_has_no_standard_error():
 
 def test_nothing_to_list():
     assert shown(screen.catalogued([])) == "none yet\n"
+
+
+def test_text_of_a_data_set_cannot_steer_the_terminal():
+    part = {"data": "mine.jsonl", "tokens": 3, "rows": 1, "share": 1.0, "weight": 1.0, "row_lengths": [3], "origin": "here", "licence": "none"}
+    part |= {"digest": "sha256:0", "duplicates_dropped": 0, "overlapping_dropped": 0, "texts": ["first\x1b[2Jsecond\x07\nthird é"]}
+    found = {"data": "mine.jsonl", "windows": 1, "length": 3, "padding": 0.0, "repeated_windows": 0, "tokens": 3, "rows": 1, "disjoint_draws": 1}
+    said = shown(screen.inspected({**found, "overlap": 0.0, "fingerprint": "sha256:0", "parts": [part]}))
+    assert "\x1b" not in said
+    assert "\x07" not in said
+    assert "first\N{REPLACEMENT CHARACTER}[2Jsecond\N{REPLACEMENT CHARACTER}" in said
+    assert "third é" in said

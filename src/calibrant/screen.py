@@ -62,7 +62,7 @@ def inspected(found: Mapping[str, Any]) -> Iterator[Any]:
             ("left out", f"{part['duplicates_dropped']} duplicates, {part['overlapping_dropped']} rows that are also measured"),
         )
         for text in part["texts"]:
-            yield Text("  │ " + text.replace("\n", "\n  │ "), style="dim")
+            yield Text("  │ " + _harmless(text).replace("\n", "\n  │ "), style="dim")
 
 
 def catalogued(entries: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
@@ -86,6 +86,11 @@ def _facts(*facts: tuple[str, str]) -> Iterator[Text]:
     for name, value in facts:
         if value:
             yield Text.assemble((f"{name:<15}", "bold"), value)
+
+
+def _harmless(text: str) -> str:
+    """Text of a data set without the characters that would steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _noted(model: str, note: str) -> str:
