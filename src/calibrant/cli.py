@@ -30,7 +30,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 DEBUG: Final = "CALIBRANT_DEBUG"
-SPEC: Final = "Names are listed by calibrant list; parameters are written name(key=value)."
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
