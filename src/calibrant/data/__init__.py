@@ -1,6 +1,6 @@
 """Calibration data: where rows come from, how they become text, and how text becomes windows of tokens."""
 
-from calibrant.data._base import PARTS, Format, Found, Holding, Hub, Part, Row, Source, Stored, divide, train_and_test
+from calibrant.data._base import PARTS, Format, Found, Holding, Hub, Part, Row, Source, Stored, divide, lettered, train_and_test
 from calibrant.data._batching import micro_batches
 from calibrant.data._encoding import start_tokens
 from calibrant.data._mirror import mirror
@@ -33,6 +33,7 @@ __all__ = [
     "formats",
     "held_out",
     "inspect",
+    "lettered",
     "micro_batches",
     "mirror",
     "parse_source",

@@ -3,10 +3,13 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from string import ascii_uppercase
 from typing import ClassVar, Final, Literal, get_args
+
+from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._mirror import mirror
 from calibrant.errors import DataError
@@ -14,19 +17,31 @@ from calibrant.spec import Spec
 
 Part = Literal["calibrate", "measure", "exemplars"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
-FIELDS: Final = ("text", "question", "answer", "rationale", "choices", "integers")
+FIELDS: Final = ("text", "question", "answer", "rationale", "choices", "turns", "integers")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One example of a data set. `integers` stand for text where a control chooses tokens itself: they are mapped onto the vocabulary."""
+    """One example of a data set.
+
+    `answer` is what stands in the text after the question: a label if the choices are listed (`labels` then says what each is called), else the
+    choice itself. `turns` are a conversation's (role, content) pairs. `integers` stand for text where a control chooses tokens itself: they are
+    mapped onto the vocabulary.
+
+    How the example is put is no part of its content: `frame` is what stands before the question and what asks for the answer, `steps` counts
+    the steps of the rationale by its set's own marks.
+    """
 
     text: str | None = None
     question: str | None = None
     answer: str | None = None
     rationale: str | None = None
     choices: tuple[str, ...] = ()
+    turns: tuple[tuple[str, str], ...] = ()
     integers: tuple[int, ...] | None = None
+    labels: tuple[str, ...] = field(default=(), compare=False)
+    frame: tuple[str, str] = field(default=("Question: ", "Answer:"), compare=False)
+    steps: int = field(default=0, compare=False)
 
     @cached_property
     def key(self) -> str:
@@ -44,6 +59,11 @@ class Row:
         """What makes two rows the same example: the question or the text, whatever its case and spaces."""
         return " ".join((self.question or self.text or self.key).casefold().split())
 
+    @property
+    def example(self) -> str:
+        """The first 16 digits of the SHA-256 of `subject`: what a record keeps to know the example again without its text."""
+        return hashlib.sha256(self.subject.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
     def need(self, field: str) -> str:
         """The text of a field; `DataError` if the row lacks it."""
         value = getattr(self, field)
@@ -54,20 +74,27 @@ class Row:
 
 @dataclass(frozen=True)
 class Hub:
-    """Where the hub keeps a data set. An unpinned revision is recorded at loading; `verified` says whether anybody opened the address."""
+    """Where the hub keeps a data set. An unpinned revision is recorded at loading; `verified` says whether anybody opened the address.
+
+    `files` maps a split to the one file (a shard) that is read of it; `first` is how many records are streamed of a split that is too large to be
+    had whole: its first ones.
+    """
 
     id: str
     config: str | None = None
     revision: str = "unpinned"
     verified: bool = False
+    files: Mapping[str, str] | None = None
+    first: int | None = None
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a source read: the rows of each part, in any order, and where they were found."""
+    """What a source read: the rows of each part, in any order, where they were found, and in what that differs from the published set."""
 
     rows: Mapping[Part, Iterable[Row]]
     origin: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +105,7 @@ class Holding:
     duplicates: int = 0
     overlapping: int = 0
     origin: str = ""
+    note: str = ""
 
     @cached_property
     def digest(self) -> str:
@@ -89,14 +117,19 @@ class Source(Spec, ABC):
     """Where rows come from. `rows` gives one of its disjoint parts in an order that depends on the content alone.
 
     `kind`: a corpus has texts, a question set has questions and answers, a control has no content worth learning and no end.
-    `fields` are those every row has. Licence, home page and hub address are facts about the class.
+    `fields` are those every row has, `sometimes` those that only some have. `default` is the format of an expression that names none; empty
+    means that of the kind: `text`, and `icl` for questions. `shown` says whether the licence lets rows be quoted. Licence, home page and hub
+    address are facts about the class.
     """
 
     kind: ClassVar[Literal["corpus", "questions", "control"]]
     licence: ClassVar[str]
     homepage: ClassVar[str]
     hub: ClassVar[Hub | None] = None
+    default: ClassVar[str] = ""
+    shown: ClassVar[bool] = True
     fields: tuple[str, ...]
+    sometimes: tuple[str, ...] = ()
 
     @abstractmethod
     def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
@@ -104,7 +137,13 @@ class Source(Spec, ABC):
 
 
 class Stored(Source, ABC):
-    """A source that can be read whole. It says what it finds; the base removes duplicates and rows that also occur in the measured part."""
+    """A source that can be read whole. It says what it finds; the base removes duplicates and rows that also occur in the measured part.
+
+    `siblings` are sources that share rows with this one: what *they* measure on is removed too, and counted. A sibling that can't be read here
+    is named in the note.
+    """
+
+    siblings: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def read(self) -> Found:
@@ -128,9 +167,13 @@ class Format(Spec, ABC):
 
     needs: ClassVar[tuple[str, ...]]
 
+    def takes(self, row: Row) -> bool:
+        """Whether this row can be rendered: by default, if it has what is needed. Others are passed over and counted."""
+        return set(self.needs) <= set(row.present)
+
     @abstractmethod
-    def render(self, row: Row) -> str:
-        """The text of one row."""
+    def render(self, row: Row, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
+        """The text of one row; only what follows a model's own chat template looks at the tokenizer."""
 
 
 def check_part(part: str) -> None:
@@ -166,6 +209,11 @@ def train_and_test(train: Iterable[Row], test: Iterable[Row]) -> dict[Part, list
     return parts
 
 
+def lettered(choices: Sequence[str]) -> tuple[str, ...]:
+    """The labels A, B, C, … for these choices."""
+    return tuple(ascii_uppercase[: len(choices)])
+
+
 def digest(rows: Iterable[Row]) -> str:
     """The tagged SHA-256 over the keys of `rows` in their order."""
     return "sha256:" + hashlib.sha256("\n".join(row.key for row in rows).encode()).hexdigest()
@@ -174,6 +222,8 @@ def digest(rows: Iterable[Row]) -> str:
 @lru_cache(maxsize=8)
 def _hold(source: Stored, place: Hashable) -> dict[Part, Holding]:
     found = source.read()
+    elsewhere, unchecked = _measured_by(source.siblings)
+    note = "; ".join(filter(None, [found.note, f"not checked against what {', '.join(unchecked)} measures" if unchecked else ""]))
     subjects: set[str] = set()
     parts: dict[Part, Holding] = {}
     # What is measured comes first: a row that occurs there too is taken out of the parts that are shown to a model.
@@ -181,6 +231,20 @@ def _hold(source: Stored, place: Hashable) -> dict[Part, Holding]:
         given = list(found.rows.get(part, ()))
         distinct = {row.key: row for row in given}
         kept = tuple(distinct[key] for key in sorted(distinct) if distinct[key].subject not in subjects)
-        subjects |= {row.subject for row in kept}
-        parts[part] = Holding(kept, len(given) - len(distinct), len(distinct) - len(kept), found.origin)
+        subjects |= {row.subject for row in kept} | (elsewhere if part == "measure" else set())
+        parts[part] = Holding(kept, len(given) - len(distinct), len(distinct) - len(kept), found.origin, note)
     return parts
+
+
+def _measured_by(siblings: Sequence[str]) -> tuple[set[str], list[str]]:
+    """The subjects of everything that the siblings measure, and the siblings that can't be read here."""
+    from calibrant.data.sources import sources
+
+    subjects: set[str] = set()
+    unchecked: list[str] = []
+    for name in siblings:
+        try:
+            subjects |= {row.subject for row in sources.build(name).read().rows["measure"]}
+        except DataError:
+            unchecked.append(name)
+    return subjects, unchecked

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.data._base import Found, Row, Stored, divide
+from calibrant.data._base import Found, Row, Stored, divide, lettered
 from calibrant.data._files import read_records, suffix_of
 from calibrant.errors import DataError, SpecError
 from calibrant.registry import did_you_mean
@@ -97,7 +97,7 @@ class UserFile(Stored):
             else:
                 wanted = "a list of texts" if name == "choices" else "a text"
                 raise DataError(f"{self.path!r}, row {number}: {column!r} is {str(value)[:40]!r}; it must be {wanted}", subject=self.path)
-        return Row(**values)
+        return Row(**values, labels=lettered(values.get("choices", ())))
 
 
 def is_path(name: str) -> bool:

@@ -4,6 +4,7 @@ from calibrant.data._base import Row
 
 
 def asked(row: Row) -> str:
-    """`Question: …`, the choices as lettered lines if there are any, and `Answer:`."""
-    choices = [f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(row.choices)]
-    return "\n".join([f"Question: {row.need('question')}", *choices, "Answer:"])
+    """The question in its frame, as `Question: …`, the choices as lines with their labels if they are listed, and `Answer:`."""
+    before, after = row.frame
+    choices = [f"{label}. {choice}" for label, choice in zip(row.labels, row.choices, strict=True)] if row.labels else []
+    return "\n".join([f"{before}{row.need('question')}", *choices, after])

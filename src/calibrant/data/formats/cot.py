@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 from calibrant.data._base import Format, Row
 from calibrant.data.formats._asked import asked
 
@@ -12,5 +14,5 @@ class CoT(Format):
 
     needs = ("question", "answer", "rationale")
 
-    def render(self, row: Row) -> str:
+    def render(self, row: Row, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
         return f"{asked(row)} {row.need('rationale')} The answer is {row.need('answer')}."

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 from calibrant.data._base import Format, Row
 
 
@@ -11,5 +13,5 @@ class Text(Format):
 
     needs = ("text",)
 
-    def render(self, row: Row) -> str:
+    def render(self, row: Row, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
         return row.need("text")
