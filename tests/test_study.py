@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import calibrant.study.local as local
-from calibrant.errors import CalibrantError, ModelError, OutputError
+from calibrant.errors import CalibrantError, DataError, ModelError, OutputError
 from calibrant.report import report
 from calibrant.store import Store
 from calibrant.study import Study
@@ -23,8 +24,8 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Two files of rows and the folder of a tiny model."""
     folder = tmp_path_factory.mktemp("study")
     words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "that", "it", "was", "flat", "so", "they", "had", "tea", "at", "eight"]
-    for name, step in (("prose", 3), ("verse", 5)):
-        rows = [{"text": " ".join(words[(i * step + j * j) % len(words)] for j in range(40)) + f" {i}"} for i in range(60)]
+    for name in ("prose", "verse"):
+        rows = [{"text": " ".join(random.Random(f"{name} {i}").choices(words, k=40)) + f" {i}"} for i in range(60)]
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return {"model": str(tiny_folder(folder / "tiny")), **{n: str(folder / f"{n}.jsonl") for n in ("prose", "verse")}}
 
@@ -321,3 +322,40 @@ def test_progress_is_told(texts: dict[str, str], tmp_path: Path):
     assert told[-1] == ("study", 2, 2)
     assert ("wanda 0.5 on random_tokens", 3, 3) in told
     assert ("measuring wanda 0.5 on random_tokens", 2, 2) in told
+
+
+def leaking(folder: Path) -> str:
+    """A file of which three rows of the calibrate part say what three of the measured part say, but for a word."""
+    from calibrant.data import parse_source
+
+    path = folder / "leaking.jsonl"
+    words = [f"w{i}" for i in range(500)]
+    rows = [{"text": " ".join(random.Random(i).choices(words, k=30))} for i in range(60)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    measured = [row.text or "" for row in parse_source(str(path)).rows("measure")][:3]
+    number = 0
+    while len(rows) < 63:
+        number += 1
+        rows.append({"text": f"{measured[len(rows) - 60]} again {number}"})
+        path.write_text("\n".join(map(json.dumps, rows)))
+        if rows[-1]["text"] not in [row.text for row in parse_source(str(path)).rows("calibrate")]:
+            rows.pop()
+    return str(path)
+
+
+def test_rows_that_are_also_measured_stop_a_study_before_anything_is_done(texts: dict[str, str], tmp_path: Path):
+    file = leaking(tmp_path)
+    study = asked(texts, data=[file], evaluate=[f"loss(source={file!r}, tokens=200, length=64)"], methods=["wanda"])
+    with pytest.raises(DataError, match=r"3 rows of .*leaking.jsonl are also measured by loss.*--allow-leak") as caught:
+        study.run(tmp_path / "store")
+    assert caught.value.subject == file
+    assert not list((tmp_path / "store").glob("runs/*"))
+
+
+def test_an_allowed_leak_is_kept_in_the_record(texts: dict[str, str], tmp_path: Path):
+    file = leaking(tmp_path)
+    evaluator = f"loss(source={file!r}, tokens=200, length=64)"
+    finished = asked(texts, data=[file, texts["prose"]], evaluate=[evaluator], methods=["wanda"], allow_leak=True).run(tmp_path / "store")
+    kept = {cell.data: Store(tmp_path / "store").record(cell.run) for cell in finished.cells}
+    assert kept[file].data_facts["leaked"] == {evaluator: 3}
+    assert "leaked" not in kept[texts["prose"]].data_facts

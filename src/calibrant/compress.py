@@ -270,7 +270,7 @@ class _Job:
         continued = len(checkpoint.load())
         record = self.compress(checkpoint)
         with self.clock.phase("save"):
-            save(self.opened, folder, manifest_of(self.told(record)))
+            save(self.opened, folder, manifest_of(self.told(record), self.batch))
         checkpoint.remove()
         return Pruned(self.opened, self.told(record), folder, continued)
 
@@ -284,9 +284,13 @@ def _already(manifest: Mapping[str, Any], run: Run, folder: Path, device: str) -
     return Pruned(open_model(str(folder), run.dtype, device), record, folder, already_done=True)
 
 
-def manifest_of(record: Record) -> dict[str, Any]:
-    """What `calibrant.json` beside a saved model says: what was asked, the calibration's fingerprint, every matrix and why some are dense."""
-    return {"calibrant": version("calibrant"), "id": record.run.id, "record": asdict(record)}
+def manifest_of(record: Record, batch: TokenBatch | None = None) -> dict[str, Any]:
+    """What `calibrant.json` beside a saved model says: what was asked, the calibration's fingerprint, every matrix and why some are dense.
+
+    The rows that it was calibrated on stand there by their hashes, so that nobody measures on them unawares.
+    """
+    examples = [] if batch is None else list(batch.examples)
+    return {"calibrant": version("calibrant"), "id": record.run.id, "record": asdict(record), "examples": examples}
 
 
 def provenance(opened: Opened, clock: Clock, note: str = "") -> dict[str, Any]:

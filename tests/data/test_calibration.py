@@ -241,11 +241,11 @@ def test_the_order_of_the_file_does_not_matter_but_its_content_does(corpus: Path
 
 
 def test_tokenising_is_lazy(corpus: Path, letters: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch):
-    from calibrant.data._encoding import Encoder
+    from calibrant.data._encoding import IdEncoder
 
     seen: list[str] = []
-    encode = Encoder.text
-    monkeypatch.setattr(Encoder, "text", lambda self, text: seen.append(text) or encode(self, text))
+    encode = IdEncoder.text
+    monkeypatch.setattr(IdEncoder, "text", lambda self, text: seen.append(text) or encode(self, text))
     batch = CalibrationSet(f"{corpus}@many(separator='')", samples=2, length=32).tokens(letters)
     assert len(seen) == batch.facts["parts"][0]["rows"] < 10
 

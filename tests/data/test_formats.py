@@ -3,10 +3,15 @@
 import pytest
 
 from calibrant.data import Row, formats
-from calibrant.errors import DataError
+from calibrant.data.formats.chat import Chat
+from calibrant.data.formats.cot import CoT
+from calibrant.errors import DataError, SpecError
+from calibrant.testing.tiny import tiny_tokenizer
 
 SUM = Row(question="What is 2 and 3?", answer="5", rationale="2+3=5.")
-PICK = Row(question="Where do fish live?", answer="water", choices=("air", "water"))
+PICK = Row(question="Where do fish live?", answer="B", choices=("air", "water"), labels=("A", "B"))
+BEST = Row(question="Fish live in", answer="water", choices=("air", "water"))
+PAIR = Row(question="Premise: It rains.\nHypothesis: It is wet.", answer="entailment", frame=("", "Label:"))
 
 
 @pytest.mark.parametrize(
@@ -17,7 +22,9 @@ PICK = Row(question="Where do fish live?", answer="water", choices=("air", "wate
         ("qa", SUM, "Question: What is 2 and 3?\nAnswer: 5"),
         ("cot", SUM, "Question: What is 2 and 3?\nAnswer: 2+3=5. The answer is 5."),
         ("question", PICK, "Question: Where do fish live?\nA. air\nB. water\nAnswer:"),
-        ("qa", PICK, "Question: Where do fish live?\nA. air\nB. water\nAnswer: water"),
+        ("qa", PICK, "Question: Where do fish live?\nA. air\nB. water\nAnswer: B"),
+        ("qa", BEST, "Question: Fish live in\nAnswer: water"),
+        ("qa", PAIR, "Premise: It rains.\nHypothesis: It is wet.\nLabel: entailment"),
     ],
 )
 def test_rendering(name: str, row: Row, shown: str):
@@ -32,9 +39,51 @@ def test_a_row_that_lacks_a_field_is_refused(name: str, lacking: str):
 
 def test_formats_name_the_fields_that_they_read():
     full = {"text": "t", "question": "q", "answer": "a", "rationale": "r"}
-    for name in formats.names():
+    for name in set(formats.names()) - {"chat"}:
         form = formats.build(name)
         assert form.render(Row(**{field: full[field] for field in form.needs}))
         for field in form.needs:
             with pytest.raises(DataError, match=field):
                 form.render(Row(**{other: full[other] for other in form.needs if other != field}))
+
+
+def test_cot_can_ask_for_a_number_of_steps():
+    row = Row(question="q", answer="a", rationale="One.\nTwo.", steps=2)
+    assert CoT(steps=2).takes(row)
+    assert not CoT(steps=3).takes(row)
+    assert CoT().takes(row)
+    assert not CoT().takes(Row(question="q", answer="a", steps=2))
+    with pytest.raises(SpecError, match=r"cot\(steps=0\).*at least 1 step"):
+        CoT(steps=0)
+
+
+def words(tokenizer, *turns: tuple[str, str]) -> str:
+    return tokenizer.apply_chat_template([{"role": role, "content": content} for role, content in turns], tokenize=False)
+
+
+def test_chat_speaks_in_the_models_own_template():
+    tokenizer = tiny_tokenizer()
+    assert Chat().render(SUM, tokenizer) == words(tokenizer, ("user", "What is 2 and 3?"), ("assistant", "5"))
+    assert Chat().render(PICK, tokenizer) == words(tokenizer, ("user", "Where do fish live?\nA. air\nB. water"), ("assistant", "B"))
+    assert Chat().render(PAIR, tokenizer) == words(tokenizer, ("user", "Premise: It rains.\nHypothesis: It is wet."), ("assistant", "entailment"))
+    talk = Row(turns=(("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "See you")))
+    assert Chat().render(talk, tokenizer) == words(tokenizer, *talk.turns)
+    assert Chat(system="Be brief.").render(SUM, tokenizer).startswith(words(tokenizer, ("system", "Be brief.")))
+    assert Chat().takes(talk)
+    assert not Chat().takes(Row(question="q"))
+
+
+def test_a_tokenizer_without_a_template_cannot_chat():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match="'chat' needs a tokenizer with a chat template"):
+        Chat().render(SUM, tokenizer)
+    with pytest.raises(DataError, match="'chat' needs a tokenizer with a chat template"):
+        Chat().render(SUM)
+
+
+def test_a_template_that_refuses_a_row_is_quoted():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(DataError, match="refuses a row: no system role"):
+        Chat(system="s").render(SUM, tokenizer)

@@ -1,16 +1,37 @@
 """What is told about a set before it is used."""
 
 import json
-from collections.abc import Callable
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from calibrant.data import CalibrationSet, inspect
+from calibrant.data import CalibrationSet, Inspection, inspect, overlap
+from calibrant.data.inspection import histogram
+from calibrant.data.user_file import UserFile
+from calibrant.errors import DataError, SpecError
+
+Jsonl = Callable[..., Path]
+WORDS = [a + b + c for a in ("ka", "lo", "mi", "nu", "re") for b in ("ba", "do", "fi", "gu", "he") for c in ("n", "s", "t", "r")]
 
 
-def test_an_inspection_counts_what_is_there(jsonl: Callable[..., Path], letters: PreTrainedTokenizerBase):
+@pytest.fixture(autouse=True)
+def _each_reads_its_own_file(forgetful: None) -> None:
+    """Files of two tests may have the same name, and their times the same nanosecond."""
+
+
+def prose(seed: int, words: int) -> str:
+    """So many words, others for each seed."""
+    return " ".join(random.Random(seed).choices(WORDS, k=words))
+
+
+def test_an_inspection_counts_what_is_there(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
     texts = [f"{i:02d}" * (1 + i % 4) for i in range(90)]
     path = jsonl([{"text": text} for text in [*texts, *texts[:5]]])
     data = CalibrationSet(f"{path}@one", samples=10, length=16)
@@ -18,26 +39,253 @@ def test_an_inspection_counts_what_is_there(jsonl: Callable[..., Path], letters:
     lengths = sorted(batch.mask.sum(1).tolist())
     (part,) = found.parts
     assert (found.windows, found.rows, found.tokens, found.length) == (10, 10, sum(lengths), 16)
-    assert found.padding == pytest.approx(1 - sum(lengths) / 160)
+    assert found.padding == part["padding"] == pytest.approx(1 - sum(lengths) / 160)
+    assert found.budget == {"flag": "--samples", "amount": 10}
     assert found.fingerprint == batch.fingerprint
-    assert found.repeated_windows == 0
+    assert (found.repeated_windows, found.double_starts, found.pads, found.model) == (0, 0, 0, None)
     assert found.disjoint_draws == part["rows_held"] // 10
     assert (part["row_lengths"][0], part["row_lengths"][-1]) == (lengths[0], lengths[-1])
     assert lengths[0] <= part["row_lengths"][2] <= lengths[-1]
-    assert [letters.decode(batch.ids[i][batch.mask[i]].tolist()) for i in (0, 1)] == part["texts"]
-    assert part["licence"] == "the user's own"
+    assert sum(count for _, _, count in part["histogram"]) == 10
+    assert [letters.decode(batch.ids[i][batch.mask[i]].tolist()) for i in (0, 1, 2)] == part["texts"]
+    assert (part["licence"], part["unshown"], part["empty"], part["special_texts"]) == ("the user's own", "", 0, {})
     assert part["duplicates_dropped"] <= 5
+
+
+def test_all_of_it_is_plain_data(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
+    path = jsonl([{"text": prose(i, 30)} for i in range(90)])
+    found = inspect(CalibrationSet(f"0.5*{path} + 0.5*random_tokens", tokens=256, length=64), letters)
     assert json.loads(json.dumps(found.to_json())) == found.to_json()
+    assert found.to_json()["verdict"] == list(found.verdict)
+    assert found.budget == {"flag": "--tokens", "amount": 256}
 
 
-def test_each_part_shows_its_own_windows(jsonl: Callable[..., Path], letters: PreTrainedTokenizerBase):
+def test_each_part_shows_its_own_windows(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
     path = jsonl([{"text": f"text number {i:03d}"} for i in range(90)])
     found = inspect(CalibrationSet(f"0.5*{path} + 0.5*full_stops", samples=8, length=16), letters, show=1, letters=11)
-    assert [part["texts"] for part in found.parts] == [[found.parts[0]["texts"][0]], ["..........."]]
-    assert found.parts[0]["texts"][0].startswith("text number")
+    assert [part["texts"] for part in found.parts] == [["text number…"], ["...........…"]]
     assert found.repeated_windows == 3
     assert found.parts[1]["rows_held"] is None
+    three = inspect(CalibrationSet(f"0.5*{path} + 0.5*full_stops", samples=8, length=16), letters)
+    assert [len(part["texts"]) for part in three.parts] == [2, 1]
 
 
 def test_controls_have_no_end(letters: PreTrainedTokenizerBase):
-    assert inspect(CalibrationSet("random_tokens", samples=2, length=8), letters).disjoint_draws is None
+    found = inspect(CalibrationSet("random_tokens", samples=2, length=8), letters)
+    assert (found.disjoint_draws, found.enough, found.overlap_checks, found.near_duplicates["examined"]) == (None, None, (), 0)
+    assert found.verdict == ()
+
+
+def test_the_vocabulary_is_weighed(letters: PreTrainedTokenizerBase):
+    dull = inspect(CalibrationSet("full_stops", samples=2, length=8), letters).vocabulary
+    assert (dull["distinct"], dull["entropy"], dull["even"]) == (1, 0, 1)
+    data = CalibrationSet("random_tokens", samples=4, length=200)
+    batch, found = data.tokens(letters), inspect(data, letters).vocabulary
+    counts = Counter(batch.ids[batch.mask].tolist())
+    shares = [count / 800 for count in counts.values()]
+    assert (found["size"], found["distinct"]) == (len(letters), len(counts))
+    assert found["share"] == pytest.approx(len(counts) / len(letters))
+    assert found["even"] == pytest.approx(math.prod(share**-share for share in shares))
+
+
+def test_texts_that_cannot_see_each_other_make_no_padding(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
+    path = jsonl([{"text": prose(i, 4)} for i in range(90)])
+    found = inspect(CalibrationSet(f"{path}@many(isolate=true)", samples=3, length=64), letters)
+    assert (found.windows, found.padding, found.parts[0]["sequences"] > 3) == (3, 0.0, True)
+    assert found.verdict == ()
+
+
+def test_start_tokens_that_stand_together(jsonl: Jsonl, started: PreTrainedTokenizerBase):
+    path = jsonl([{"text": "<s>" * (i % 2) + prose(i, 6)} for i in range(90)])
+    data = CalibrationSet(f"{path}@one", samples=20, length=64)
+    found = inspect(data, started)
+    wanted = sum(row.text.startswith("<s>") for row in data.drawn(started)[0] if row.text)
+    assert 0 < wanted < 20
+    assert found.double_starts == wanted
+    assert found.parts[0]["special_texts"] == {"<s>": wanted}
+    assert [text for text in found.parts[0]["texts"] if text.startswith("<s>")] == list(found.parts[0]["texts"])
+    (two, special) = [s for s in found.verdict if "start tokens" in s or "special tokens" in s]
+    assert two.endswith(f"use {path}@one(bos='none')")
+    assert special.endswith(f"remove them from {path}")
+
+
+def test_a_start_token_alone_is_nothing_to_mention(jsonl: Jsonl, started: PreTrainedTokenizerBase):
+    path = jsonl([{"text": prose(i, 6)} for i in range(90)])
+    found = inspect(CalibrationSet(f"{path}@one", samples=4, length=64), started)
+    assert (found.double_starts, found.parts[0]["special_texts"]) == (0, {})
+
+
+def test_special_tokens_of_a_chat_are_not_those_of_its_texts(jsonl: Jsonl):
+    from calibrant.testing import tiny_tokenizer
+
+    path = jsonl([{"question": f"what is {prose(i, 4)}", "answer": "this" + "<eos>" * (i % 3 == 0)} for i in range(90)])
+    data = CalibrationSet(f"{path}:chat", samples=4, length=128)
+    found = inspect(data, tiny_tokenizer())
+    wanted = sum("<eos>" in str(row.answer) for row in data.drawn(tiny_tokenizer())[0])
+    assert found.parts[0]["special_texts"] == {"<eos>": wanted}
+    assert "<eos>" in found.parts[0]["texts"][0], "what the template writes is shown"
+
+
+def test_rows_that_come_to_no_token_are_counted(jsonl: Jsonl):
+    vocabulary = {token: i for i, token in enumerate(sorted({*pre_tokenizers.ByteLevel.alphabet()} - {"x"}))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    without_x = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    path = jsonl([{"text": "x" * (i + 1) if i % 3 == 0 else prose(i, 3)} for i in range(90)])
+    data = CalibrationSet(str(path), samples=4, length=64)
+    found = inspect(data, without_x)
+    wanted = sum(set(str(row.text)) == {"x"} for row in data.drawn(without_x)[0])
+    assert wanted > 0
+    assert found.parts[0]["empty"] == wanted
+    assert found.parts[0]["histogram"][0][:1] == [0]
+
+
+def test_pads_that_count_are_counted_and_not_written_out(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
+    path = jsonl([{"question": f"what is {i:02d}", "answer": str(i)} for i in range(90)])
+    data = CalibrationSet(f"{path}:question@legacy(of='one')", samples=3, length=64)
+    batch, found = data.tokens(letters), inspect(data, letters)
+    assert batch.pads is not None
+    assert found.pads == int(batch.pads.sum()) > 0
+    assert found.padding == pytest.approx(found.pads / (3 * 64))
+    assert found.parts[0]["texts"][0].startswith(f"⟨{int(batch.pads[0].sum())} pads⟩Question: what is ")
+    assert found.enough is None
+    assert [sentence for sentence in found.verdict if "pads count as tokens" in sentence]
+
+
+def test_the_advice_on_draws_keeps_its_word(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
+    path = jsonl([{"text": prose(i, 5 + i % 90)} for i in range(60)])
+    for budget in ({"tokens": 3000}, {"samples": 40}):
+        found = inspect(CalibrationSet(str(path), length=64, **budget), letters)
+        assert found.disjoint_draws is not None
+        assert 1 <= found.disjoint_draws < 5
+        assert found.enough is not None
+        (said,) = [sentence for sentence in found.verdict if "disjoint draw" in sentence]
+        assert said.endswith(f"lower --{next(iter(budget))} to {found.enough:,} for 5 draws")
+        taken: list[set[str]] = []
+        for seed in range(5):
+            smaller = CalibrationSet(str(path), length=64, seed=seed, **{next(iter(budget)): found.enough})
+            taken.append({row.key for row in smaller.drawn(letters)[0]})
+        assert len(set().union(*taken)) == sum(map(len, taken)), "five draws that share no row"
+
+
+def test_a_source_too_small_for_five_draws_of_anything(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
+    path = jsonl([{"text": prose(i, 50)} for i in range(4)])
+    found = inspect(CalibrationSet(f"{path}@one", samples=1, length=16), letters)
+    assert (found.enough, [s for s in found.verdict if s.endswith("use a larger source")] != []) == (None, True)
+
+
+def test_near_duplicates_are_rows_used_by_their_numbers(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
+    path = jsonl([{"text": prose(i % 20, 60) + f" end {i}"} for i in range(60)])
+    data = CalibrationSet(f"{path}@one", samples=20, length=16)
+    rows, near = data.drawn(letters)[0], inspect(data, letters).near_duplicates
+    ends = [str(row.text).partition(" end ")[0] for row in rows]
+    wanted = {(i + 1, j + 1) for j in range(20) for i in range(j) if ends[i] == ends[j]}
+    assert wanted
+    assert {tuple(pair["numbers"]) for pair in near["pairs"]} == wanted
+    assert near["rows"] == len({j for _, j in wanted})
+    first = near["pairs"][0]
+    assert first["parts"] == [str(data), str(data)]
+    assert first["quote"] == " ".join(str(rows[first["numbers"][0] - 1].text).split())[:100] + "…"
+
+
+def test_a_row_drawn_twice_is_no_near_duplicate(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
+    path = jsonl([{"text": prose(i, 60)} for i in range(8)])
+    data = CalibrationSet(f"{path}@legacy", samples=10, length=64)
+    assert len({row.key for row in data.drawn(letters)[0]}) < len(data.drawn(letters)[0])
+    assert inspect(data, letters).near_duplicates["pairs"] == []
+
+
+# What is measured too.
+
+
+def checks(found: Inspection) -> Iterator[tuple[str, str]]:
+    return ((check["part"], check["against"]) for check in found.overlap_checks)
+
+
+def test_rows_that_another_source_measures_are_named(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
+    mine = jsonl([{"text": prose(i, 40)} for i in range(80)])
+    theirs = jsonl([{"text": prose(i, 40).upper()} for i in range(40, 120)], "theirs.jsonl")  # other bytes, so perhaps in another part
+    data = CalibrationSet(f"{mine}@one", samples=40, length=64)
+    found = inspect(data, letters, against=[str(theirs)])
+    measured = {str(row.text).lower() for row in UserFile(str(theirs)).holding("measure").rows}
+    rows = data.drawn(letters)[0]
+    wanted = {(number, row.example) for number, row in enumerate(rows, 1) if row.text in measured}
+    assert wanted
+    own, other = found.overlap_checks
+    assert (own["against"], own["serious"], own["leaks"]) == (str(mine), 0, [])
+    assert (other["measured_rows"], other["serious"]) == (len(measured), len(wanted))
+    assert {(leak["number"], leak["row"]) for leak in other["leaks"] if leak["kind"] == "same example"} == wanted
+    assert all(leak["quote"].startswith(str(rows[leak["number"] - 1].text)[:50]) for leak in other["leaks"])
+    assert any(sentence.endswith(f"remove them from {mine}, or don't measure on {theirs}") for sentence in found.verdict)
+
+
+def test_its_own_measured_part_is_compared_unasked(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
+    path = jsonl([{"text": f"{prose(i // 4, 40)} {i}"} for i in range(80)])
+    found = inspect(CalibrationSet(f"0.5*{path}@one + 0.5*full_stops", samples=20, length=64), letters)
+    (check,) = found.overlap_checks
+    assert (check["part"], check["against"]) == (f"{path}@one", str(path))
+    assert check["serious"] > 0
+    assert [leak["serious"] for leak in check["leaks"]] == sorted((leak["serious"] for leak in check["leaks"]), reverse=True)
+    assert {leak["kind"] for leak in check["leaks"]} == {"13-gram"}
+
+
+def test_a_large_measured_part_is_compared_where_it_is_asked_for(jsonl: Jsonl, letters: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(overlap, "UNASKED_ROWS", 3)
+    path = jsonl([{"text": prose(i, 40)} for i in range(80)])
+    data = CalibrationSet(f"{path}@one", samples=4, length=64)
+    (check,) = inspect(data, letters).overlap_checks
+    assert check["unchecked"] == f"it measures on more than 3 rows; --against {path} compares them all the same"
+    (check,) = inspect(data, letters, against=[f"{path}:text"]).overlap_checks
+    assert (check["serious"], check["measured_rows"]) == (0, len(UserFile(str(path)).holding("measure").rows))
+
+
+def test_each_part_is_compared_with_each_source_once(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
+    one, two = (jsonl([{"text": prose(i + at, 40)} for i in range(60)], name) for at, name in ((0, "one.jsonl"), (100, "two.jsonl")))
+    found = inspect(CalibrationSet(f"0.5*{one}@one + 0.5*{two}@one", samples=4, length=64), letters, against=[str(two), f"{two} + {one}"])
+    assert sorted(checks(found)) == sorted((f"{part}@one", str(source)) for part in (one, two) for source in (one, two))
+
+
+@pytest.mark.parametrize(("given", "error", "said"), [("full_stops", DataError, "'full_stops' is a control"), ("gsm9k", SpecError, "'gsm9k'.*gsm8k")])
+def test_what_cannot_be_compared_with_is_refused(letters: PreTrainedTokenizerBase, given: str, error: type[Exception], said: str):
+    with pytest.raises(error, match=said):
+        inspect(CalibrationSet("full_stops", samples=1, length=8), letters, against=[given])
+
+
+def test_what_may_not_be_quoted_is_not_shown(jsonl: Jsonl, letters: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(UserFile, "shown", False)
+    monkeypatch.setattr(UserFile, "licence", "for research only")
+    secret = jsonl([{"text": f"{prose(i // 4, 40)} {i}"} for i in range(80)])
+    found = inspect(CalibrationSet(f"{secret}@one", samples=20, length=64), letters)
+    assert found.parts[0]["unshown"] == "the licence (for research only) doesn't let its rows be quoted"
+    assert found.overlap_checks[0]["leaks"]
+    assert found.near_duplicates["pairs"]
+    assert not [word for word in WORDS if word in json.dumps(found.to_json()).replace(str(secret), "")]
+
+
+# Histograms.
+
+
+def test_a_histogram_puts_every_length_in_its_range():
+    chance = random.Random(0)
+    for _ in range(300):
+        lengths = [chance.randint(0, 10 ** chance.randint(0, 5)) for _ in range(chance.randint(1, 60))]
+        ranges = histogram(lengths)
+        assert len(ranges) <= 12
+        assert [sum(least <= n <= most for n in lengths) for least, most, _ in ranges] == [count for _, _, count in ranges]
+        assert all(after[0] == before[1] + 1 for before, after in pairwise(ranges))
+        assert sum(count for _, _, count in ranges) == len(lengths)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "ranges"),
+    [
+        ([], []),
+        ([7], [[7, 7, 1]]),
+        ([0, 0, 1], [[0, 0, 2], [1, 1, 1]]),
+        ([10, 14, 15, 41], [[10, 14, 2], [15, 19, 1], *([at, at + 4, 0] for at in (20, 25, 30, 35)), [40, 44, 1]]),
+        ([*range(1, 101), 9_000], [[0, 9, 9], *([10 * i, 10 * i + 9, 10] for i in range(1, 9)), [90, 9_000, 12]]),
+    ],
+)
+def test_ranges_are_round_and_the_last_takes_what_is_far_out(lengths: list[int], ranges: list[list[int]]):
+    assert histogram(lengths) == ranges

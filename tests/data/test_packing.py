@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from calibrant.data import Crop, Many, One
-from calibrant.data.packing import Frame, Text
+from calibrant.data.packing import PAD, Frame, Legacy, Packing, Text, Window
+from calibrant.errors import SpecError
 from calibrant.spec import text_of
 
 
@@ -17,7 +18,7 @@ def texts(*given: str):
 
 
 def cut(packing, given, sizes, length=4, draw=0) -> list[str]:
-    return ["".join(map(chr, window)) for window in packing.windows(given, iter(sizes), Frame(length, encode, draw))]
+    return ["".join(map(chr, window.ids)) for window in packing.windows(given, iter(sizes), Frame(length, encode, draw))]
 
 
 def test_one_takes_a_text_a_window_and_cuts_its_end():
@@ -74,6 +75,57 @@ def test_a_partial_crop_still_comes_from_a_text_that_is_long_enough():
 )
 def test_supply_counts_what_there_is(packing, said: str):
     assert packing.supply([1, 3, 5], Frame(4, encode)) == said
+
+
+def windows(packing: Packing, given, sizes, length=8) -> list[Window]:
+    return list(packing.windows(given, iter(sizes), Frame(length, encode)))
+
+
+def test_shots_puts_that_many_texts_into_each_window():
+    assert cut(Many(separator="-", shots=2), texts("ab", "c", "d", "efghijk", "l"), [8, 8, 8], length=8) == ["ab-c", "d-efghij", "l"]
+    assert [w.broken for w in windows(Many(separator="-", shots=2), texts("ab", "c", "d", "efghijk"), [8, 8])] == [False, True]
+    with pytest.raises(SpecError, match=r"many\(shots=0\).*at least 1"):
+        Many(shots=0)
+
+
+def test_isolated_texts_are_cut_apart_where_they_meet():
+    found = windows(Many(isolate=True), texts("abc", "de", "fghijklmn", "op"), [8, 8])
+    assert [["".join(map(chr, piece)) for piece in window.sequences()] for window in found] == [["abc", "de", "fgh"], ["ijklmn", "op"]]
+    assert [window.broken for window in found] == [True, False]
+    counted = windows(Many(isolate=True, shots=2), texts("abc", "de", "fghijklmn"), [8, 8])
+    assert [["".join(map(chr, piece)) for piece in window.sequences()] for window in counted] == [["abc", "de"], ["fghijklm"]]
+
+
+def test_what_a_windows_end_cuts_is_told():
+    assert [w.broken for w in windows(One(), texts("abcdefghi", "abcdefgh"), [8, 8])] == [True, False]
+    assert [w.broken for w in windows(Many(separator=""), texts("abcdefgh", "abcdefghi"), [8, 8, 8])] == [False, True, False]
+    assert [w.broken for w in windows(Crop(), texts("abcdefghi", "abcdefgh"), [8, 8])] == [True, False]
+
+
+def test_legacy_pads_lone_texts_on_their_left_and_the_pads_count():
+    found = windows(Legacy("one"), texts("abc", "abcdefghijk"), [8, 8])
+    assert found[0].ids.tolist() == [PAD] * 5 + [97, 98, 99]
+    assert "".join(map(chr, found[1].ids)) == "abcdefgh"
+
+
+def test_legacy_takes_a_window_from_texts_that_overfill_it():
+    given = ["abcd", "efgh", "ijkl", "mnop", "qrst"]
+    found = ["".join(map(chr, window.ids)) for window in windows(Legacy("many"), texts(*given), [8])]
+    assert len(found) == 1
+    assert found[0] in "abcdefghijkl"
+    assert len(windows(Legacy("many"), texts(*given, *given), [8, 8, 8, 8])) == 3
+
+
+def test_legacy_crops_only_what_is_longer_than_a_window():
+    assert cut(Legacy("crop"), texts("abcdefgh", "abcdefghi"), [8, 8], length=8)[0] in ("abcdefgh", "bcdefghi")
+    assert len(cut(Legacy("crop"), texts("abcdefgh", "abcdefghi"), [8, 8], length=8)) == 1
+
+
+@pytest.mark.parametrize(("make", "given"), [(lambda: Many(bos="documents"), "documents"), (lambda: Legacy("on"), "on"), (lambda: One(bos=""), "")])
+def test_words_that_do_not_exist_are_named(make, given: str):
+    with pytest.raises(SpecError, match=f"={given!r} is not known.*choose one of") as caught:
+        make()
+    assert caught.value.subject == given
 
 
 def test_packings_are_named_by_their_class():

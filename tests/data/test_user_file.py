@@ -1,22 +1,26 @@
-"""A user's own file: every kind of it, and everything that can be wrong with one."""
+"""A user's own data: which columns, rows and files are used for what, and everything that can be wrong with them."""
 
 import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow.parquet import write_table
 
-from calibrant.data import PARTS, CalibrationSet
-from calibrant.data.user_file import UserFile
-from calibrant.errors import DataError
+from calibrant.data import PARTS, CalibrationSet, Row, parse_source
+from calibrant.data.user_file import LOOKED_AT, UserFile
+from calibrant.errors import DataError, SpecError
+from calibrant.testing.sources import check_source
 
 TEXTS = {f"text number {i}, with é and “quotes”" for i in range(60)}
 
 
 def all_texts(path: Path, **columns: str) -> set[str]:
     source = UserFile(str(path), **columns)
-    return {row.text for part in PARTS for row in source.rows(part)}
+    return {row.need("text") for part in PARTS for row in source.rows(part)}
 
 
 def write(path: Path) -> Path:
@@ -30,9 +34,6 @@ def write(path: Path) -> Path:
     elif path.suffix == ".csv":
         path.write_text("other,text\n" + "".join('{},"{}"\n'.format(r["other"], r["text"].replace('"', '""')) for r in records), encoding="utf-8-sig")
     elif path.suffix == ".parquet":
-        import pyarrow
-        from pyarrow.parquet import write_table
-
         write_table(pyarrow.Table.from_pylist(records), path)
     else:
         path.write_text("\n \n\n".join(sorted(TEXTS)))
@@ -71,35 +72,35 @@ def test_columns_are_found_by_name_or_renamed(jsonl: Callable[..., Path]):
 def test_a_changed_file_is_read_anew(jsonl: Callable[..., Path]):
     path = jsonl({"text": f"old {i}"} for i in range(20))
     source = UserFile(str(path))
-    assert all("old" in row.text for row in source.rows("calibrate"))
+    assert all("old" in row.need("text") for row in source.rows("calibrate"))
     jsonl({"text": f"new text {i}"} for i in range(20))
-    assert all("new" in row.text for row in source.rows("calibrate"))
+    assert all("new" in row.need("text") for row in source.rows("calibrate"))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [
         ("a.jsonl", b"", "a.jsonl' is empty"),
-        ("a.jsonl", b"\n\n", "a.jsonl' is empty"),
+        ("a.jsonl", b"\n \n", "a.jsonl' is empty"),
         ("a.csv", b"text\n", "a.csv' is empty"),
         ("a.json", b"", "a.json' is empty"),
         ("a.txt", b" \n", "a.txt' is empty"),
         ("a.jsonl", b'{"text": "fine"}\nnot json\n', "a.jsonl:2: 'not json' is no JSON"),
-        ("a.jsonl", b'{"text": "fine"}\n\n{"text": "cut\n', r"a.jsonl:3: '{\"text\": \"cut' is no JSON"),
-        ("a.jsonl", b"[1, 2]\n", r"a.jsonl:1: '\[1, 2\]' is no JSON object"),
-        ("a.json", b'[{"text": "a"},\n oops]', "a.json:2: 'oops]' is no JSON"),
-        ("a.json", b'{"text": "a"}', "a.json' holds a JSON dict"),
-        ("a.json", b"[3]", "a.json, record 1: '3' is no JSON object"),
-        ("a.csv", b"text,n\na,1\nb\n", "a.csv:3: this line has not the 2 columns"),
-        ("a.csv", b'text\nfine\n"open\n', "a.csv:3: this line is no CSV"),
-        ("a.parquet", b"PAR1nonsense", "a.parquet' can't be read as Parquet"),
-        ("a.jsonl", b'{"text": "caf\xe9"}\n', "a.jsonl' is no UTF-8 text .byte 0xe9"),
-        ("a.jsonl.gz", b"plain", "a.jsonl.gz' is no whole gzip file"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 9)[:-9], "a.jsonl.gz' is no whole gzip file"),
-        ("a.jsonl", b'{"body": "a", "n": 1}\n', r"no column 'text' or 'question'; its columns are body, n: .*a.jsonl\(text=body\)"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": null}\n', "a.jsonl', row 2: 'text' is 'None'; it must be a text"),
-        ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "no column 'text' or 'question'; its columns are txt"),
+        ("a.jsonl", b'{"text": "caf\xe9"}\n', "a.jsonl:1: this is no UTF-8 text .byte 0xe9"),
+        ("a.jsonl", b'{"words": "a", "n": 1}\n', r"no column 'text' or 'question'; its columns are words, n: .*a.jsonl\(text=words\)"),
+        ("a.jsonl", b'{"text": 3}\n', "a.jsonl', row 1: 'text' is '3'; it must be a text"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text": ["b"]}\n', r"a.jsonl', row 2: 'text' is \"\['b'\]\"; it must be a text"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"text": "half \\ud800 of one"}\n',
+            r"row 2: 'text' is 'half .ud800 of one'; .* half surrogates such as '.ud800'",
+        ),
         ("a.jsonl", b'{"question": "a", "choices": "b"}\n', "row 1: 'choices' is 'b'; it must be a list of texts"),
+        ("a.jsonl", b'{"question": "a", "choices": ["b", 1]}\n', "row 1: 'choices' is .*; it must be a list of texts"),
+        ("a.jsonl", b'{"question": "a", "choices": [' + b'"b",' * 26 + b'"b"]}\n', "row 1: 'choices' is .*; it must be a list of at most 26 texts"),
+        ("a.jsonl", b'{"question": "a", "answer": Infinity}\n', "row 1: 'answer' is 'inf'; it must be a text"),
+        ("a.jsonl", b'{"text": null, "n": 1}\n', "a.jsonl' has no row with text or question among its first 1; fill the column"),
+        ("a.jsonl", b'{"question": "", "answer": "x"}\n', "a.jsonl' has no row with question and answer among its first 1"),
         ("a.xlsx", b"x", "'.xlsx' is no known ending; a data file ends in .jsonl"),
         ("a", b"x", "'no ending' is no known ending"),
         ("a.pkl", b"x", "a.pkl' may hold a pickle, which can run any program"),
@@ -122,14 +123,342 @@ def test_most_of_it_is_found_out_when_the_set_is_built(jsonl: Callable[..., Path
         CalibrationSet(str(path.with_name("missing.jsonl")))
 
 
-def test_a_folder_is_no_file(tmp_path: Path):
-    (tmp_path / "a.jsonl").mkdir()
-    with pytest.raises(DataError, match=r"no file .*a\.jsonl"):
-        UserFile(str(tmp_path / "a.jsonl"))
-
-
 def test_a_file_that_may_not_be_read(jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
     path = jsonl([{"text": "a"}])
     monkeypatch.setattr("calibrant.data.user_file.os.access", lambda *_: False)
     with pytest.raises(DataError, match=r"mine.jsonl' may not be read"):
         UserFile(str(path))
+    with pytest.raises(DataError, match=r"the folder '.*' may not be read"):
+        UserFile(str(path.parent))
+
+
+# Columns
+
+
+def rows_of(source: UserFile) -> list[Row]:
+    return sorted((row for part in PARTS for row in source.rows(part)), key=lambda row: (row.question or "", row.text or ""))
+
+
+@pytest.mark.parametrize(
+    ("record", "guessed", "note"),
+    [
+        ({"prompt": "q", "output": "a"}, {"question": "prompt", "answer": "output"}, "guessed: question from 'prompt', answer from 'output'"),
+        (
+            {"id": 1, "input": "i", "Instruction": "q", "output": "a"},
+            {"question": "Instruction", "answer": "output"},
+            "guessed: question from 'Instruction' (and not 'input'), answer from 'output'",
+        ),
+        ({"Q": "q", "A": "a"}, {"question": "Q", "answer": "A"}, "guessed: question from 'Q', answer from 'A'"),
+        ({"question": "q", "answer": "a"}, {}, ""),
+        ({"question": "q", "QUESTION": "other", "answer": "a"}, {}, ""),
+        ({"Question": "q", "QUESTION": "p", "answer": "a"}, {"question": "Question"}, "guessed: question from 'Question' (and not 'QUESTION')"),
+        (
+            {"problem": "q", "solution": "r", "answer": "a"},
+            {"question": "problem", "rationale": "solution"},
+            "guessed: question from 'problem', rationale from 'solution'",
+        ),
+        (
+            {"problem": "q", "solution": "a"},
+            {"question": "problem", "answer": "solution"},
+            "guessed: question from 'problem', answer from 'solution'",
+        ),
+        (
+            {"question": "q", "options": ["x", "a"], "answer": "B", "explanation": "r"},
+            {"choices": "options", "rationale": "explanation"},
+            "guessed: choices from 'options', rationale from 'explanation'",
+        ),
+        ({"title": "t", "Content": "c"}, {"text": "Content"}, "guessed: text from 'Content'"),
+        ({"text": "c", "prompt": "p", "output": "o", "turns": 2}, {}, ""),
+        ({"question": "q", "article": "c", "answer": "a"}, {}, ""),
+        ({"input": 5, "body": "c"}, {"text": "body"}, "guessed: text from 'body'"),
+        ({"input": None, "query": "q"}, {"question": "query"}, "guessed: question from 'query'"),
+    ],
+)
+def test_usual_names_are_guessed_and_that_is_said(jsonl: Callable[..., Path], record: dict[str, Any], guessed: dict[str, str], note: str):
+    source = UserFile(str(jsonl([record])))
+    assert source.guessed == guessed
+    assert source.holding("measure").note == note
+    (row,) = rows_of(source)
+    values = {"q", "c"} & {row.question, row.text}
+    assert len(values) == 1
+    assert row.answer in (None, "a", "B")
+    assert row.rationale in (None, "r")
+    assert set(row.present) == set(source.fields)
+
+
+def test_columns_can_be_given_afterwards(jsonl: Callable[..., Path]):
+    path = jsonl([{"Q": "q", "prompt": "p", "reply": "r", "n": 1}])
+    source = UserFile(str(path))
+    assert (source.guessed, source.fields) == ({"question": "prompt"}, ("question",))
+    given = source.with_columns(question="Q", answer="reply")
+    assert [(row.question, row.answer) for row in rows_of(given)] == [("q", "r")]
+    assert given == UserFile(str(path), question="Q", answer="reply")
+    assert (given.fields, given.guessed) == (("question", "answer"), {})
+    assert given.with_columns(answer="n") == UserFile(str(path), question="Q", answer="n")
+    assert source.with_columns() == source
+    with pytest.raises(SpecError, match=r"has no field 'qestion', did you mean 'question'\?; columns can be given for text, question"):
+        source.with_columns(qestion="Q")
+    with pytest.raises(SpecError, match="has no field 'path'"):
+        source.with_columns(path="other.jsonl")
+    with pytest.raises(SpecError, match="answer=3 is no column"):
+        source.with_columns(answer=3)
+    with pytest.raises(DataError, match="has no column 'replyy', did you mean 'reply'"):
+        source.with_columns(answer="replyy")
+
+
+def test_rows_without_what_is_needed_are_left_out_and_counted(jsonl: Callable[..., Path]):
+    records: list[dict[str, Any]] = [{"question": f"q{i}", "answer": i, "rationale": "r" if i % 2 else None} for i in range(195)]
+    path = jsonl([*records, {"question": "  ", "answer": "a"}, {"answer": "a"}, {"question": None}, {"question": "no answer", "answer": ""}, {}])
+    source = UserFile(str(path))
+    assert (source.fields, source.sometimes) == (("question", "answer"), ("rationale",))
+    assert len(rows_of(source)) == 195
+    assert source.holding("calibrate").note == "1 of 200 rows without an answer left out; 4 of 200 rows without a question left out"
+    assert {row.rationale for row in rows_of(source)} == {None, "r"}
+
+
+def test_what_the_first_thousand_rows_promise_holds_for_all(jsonl: Callable[..., Path]):
+    path = jsonl({"question": f"q{i}", "answer": "a", "rationale": "r" if i < LOOKED_AT else ""} for i in range(LOOKED_AT + 5))
+    source = UserFile(str(path))
+    assert source.fields == ("question", "answer", "rationale")
+    assert source.holding("measure").note == "5 of 1005 rows without a rationale left out"
+
+
+def test_a_text_is_all_that_a_corpus_needs(jsonl: Callable[..., Path]):
+    source = UserFile(str(jsonl([{"text": "a", "answer": ""}, {"text": "b", "answer": "x"}, {"text": "", "answer": "y"}])))
+    assert (source.kind, source.fields, source.sometimes) == ("corpus", ("text",), ("answer",))
+    assert [row.text for row in rows_of(source)] == ["a", "b"]
+
+
+def test_missing_numbers_of_a_table_are_missing(tmp_path: Path):
+    table = pyarrow.table({"question": ["p", "q", "r"], "answer": pyarrow.array([1.5, float("nan"), None])})
+    write_table(table, tmp_path / "a.parquet")
+    source = UserFile(str(tmp_path / "a.parquet"))
+    assert [(row.question, row.answer) for row in rows_of(source)] == [("p", "1.5")]
+    assert source.holding("measure").note == "2 of 3 rows without an answer left out"
+
+
+def test_an_answer_that_is_a_choice_becomes_its_letter(jsonl: Callable[..., Path]):
+    answers = ["yes", "B", "b", "maybe", 1]
+    source = UserFile(str(jsonl({"question": f"q{i}", "choices": ["no", "yes"], "answer": a} for i, a in enumerate(answers))))
+    assert [row.answer for row in rows_of(source)] == ["B", "B", "b", "maybe", "1"]
+    assert {row.labels for row in rows_of(source)} == {("A", "B")}
+    assert {row.choices for row in rows_of(source)} == {("no", "yes")}
+
+
+def test_choices_with_names_of_their_own(jsonl: Callable[..., Path]):
+    choices = {"label": ["1", "2", "3"], "text": ["x", "2", "y"]}
+    records = [{"question": f"q{i}", "choices": choices, "answerKey": key} for i, key in enumerate(["1", "3", "y", "4"])]
+    source = UserFile(str(jsonl(records)))
+    assert [(row.answer, row.choices) for row in rows_of(source)] == [(letter, ("x", "2", "y")) for letter in ("A", "C", "C", "4")]
+    assert source.guessed == {"answer": "answerKey"}
+
+
+# Conversations
+
+
+@pytest.mark.parametrize(
+    ("column", "turns"),
+    [
+        ("messages", [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]),
+        ("conversations", [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]),
+    ],
+)
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_conversation_survives(tmp_path: Path, jsonl: Callable[..., Path], column: str, turns: list[dict[str, Any]], ending: str):
+    if ending == "jsonl":
+        path = jsonl([{column: turns, "id": 1}])
+    else:
+        path = tmp_path / "a.parquet"
+        write_table(pyarrow.Table.from_pylist([{column: turns, "id": 1}]), path)
+    source = UserFile(str(path))
+    assert (source.kind, source.fields, source.guessed) == ("questions", ("question", "answer", "turns"), {"turns": column})
+    assert rows_of(source) == [Row(question="q", answer="a", turns=(("system", "s"), ("user", "q"), ("assistant", "a")))]
+
+
+def test_texts_in_pieces_are_put_together(jsonl: Callable[..., Path]):
+    pieces = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    turns = [{"role": "user", "content": pieces}, {"role": "assistant", "content": "a"}]
+    assert rows_of(UserFile(str(jsonl([{"Messages": turns}]))))[0].turns == (("user", "one\ntwo"), ("assistant", "a"))
+
+
+def test_question_and_answer_are_the_first_exchange(jsonl: Callable[..., Path]):
+    said = ["assistant:hello", "user:q", "user:more", "assistant:a", "user:q2", "assistant:a2"]
+    turns = [dict(zip(("role", "content"), each.split(":"), strict=True)) for each in said]
+    nobody = [{"turns": []}, {"turns": turns[:1]}, {"turns": turns[1:3]}, {"turns": [*turns, {"role": "assistant", "content": None}]}]
+    source = UserFile(str(jsonl([{"turns": turns}, *nobody])))
+    (row,) = rows_of(source)
+    assert (row.question, row.answer, len(row.turns)) == ("q", "a", 6)
+    assert source.holding("measure").note == "1 of 5 rows without an answer left out; 3 of 5 rows without a question left out"
+
+
+@pytest.mark.parametrize(
+    ("turns", "match"),
+    [
+        (["hello"], r"row 2: 'messages' is .*; it must be a list of turns such as"),
+        ("hello", "row 2: 'messages' is 'hello'; it must be a list of turns such as"),
+        ([{"speaker": "user", "content": "q"}], "row 2: 'messages' is .*, and holds {'content': 'q', 'speaker': 'user'}"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "row 2: 'messages' is .*, and holds .*'image'"),
+        ([{"role": "user", "content": "\ud800"}], "row 2: 'messages' is .*; it must be text without half surrogates"),
+    ],
+)
+def test_what_is_no_conversation(jsonl: Callable[..., Path], turns: Any, match: str):
+    good = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(DataError, match=match):
+        UserFile(str(jsonl([{"messages": good}, {"messages": turns}])))
+
+
+# Several files
+
+
+def texts(count: int, begin: int = 0) -> list[dict[str, Any]]:
+    return [{"text": f"text {i}"} for i in range(begin, begin + count)]
+
+
+def held(source: UserFile) -> dict[str, set[str]]:
+    return {part: {row.text or "" for row in source.rows(part)} for part in PARTS}
+
+
+def test_a_folder_or_a_pattern_is_one_source(jsonl: Callable[..., Path]):
+    folder = jsonl(texts(50), "data/a.jsonl").parent
+    jsonl(texts(50, 50), "data/b.jsonl")
+    (folder / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "text 100"}\n'))
+    for name in ("README.md", ".hidden.jsonl", "state.pkl", "dataset_info.json"):
+        (folder / name).write_text("nothing that is data")
+    everything = {f"text {i}" for i in range(101)}
+    for path in (str(folder), f"{folder}/", f"{folder}/*.jsonl*", f"{folder}/../**/[abc].*", f"{folder}/*"):
+        source = UserFile(path)
+        parts = held(source)
+        assert set().union(*parts.values()) == everything
+        assert parts == held(UserFile(str(folder)))
+        assert source.holding("measure").note == ""
+        assert source.holding("measure").origin == f"3 files: {path}"
+        assert parse_source(str(source)) == source
+    assert held(UserFile(f"{folder}/a*")) != parts
+    assert min(len(part) for part in parts.values()) > 0
+
+
+def test_a_changed_folder_is_read_anew(jsonl: Callable[..., Path]):
+    source = UserFile(str(jsonl(texts(9), "data/a.jsonl").parent))
+    assert len(rows_of(source)) == 9
+    jsonl(texts(9, 9), "data/b.jsonl")
+    assert len(rows_of(source)) == 18
+
+
+@pytest.mark.parametrize("names", ["train.jsonl test.jsonl", "train-0-of-2.jsonl train-1-of-2.jsonl TEST_a.jsonl", "train.jsonl val.jsonl"])
+def test_files_named_as_splits_are_used_as_on_the_hub(jsonl: Callable[..., Path], names: str):
+    *train, test = names.split()
+    for number, name in enumerate(train):
+        jsonl(texts(200, 200 * number), f"data/{name}")
+    folder = jsonl([*texts(30, 1_000), *texts(2)], f"data/{test}").parent
+    source = UserFile(str(folder))
+    parts = held(source)
+    assert parts["measure"] == {record["text"] for record in [*texts(30, 1_000), *texts(2)]}
+    assert parts["calibrate"] | parts["exemplars"] == {record["text"] for record in texts(200 * len(train))[2:]}
+    assert 0 < len(parts["exemplars"]) < 40
+    assert source.holding("measure").note == f"'train' calibrates and '{'validation' if 'val' in test else 'test'}' measures"
+
+
+def test_what_becomes_of_other_splits_and_files_is_said(jsonl: Callable[..., Path]):
+    folder = jsonl(texts(100), "data/train.jsonl").parent
+    jsonl(texts(10, 100), "data/test.jsonl")
+    jsonl(texts(10, 200), "data/validation.jsonl")
+    jsonl(texts(10, 300), "data/extra.jsonl")
+    note = f"'train' calibrates and 'test' measures; not used: 'validation', '{folder}/extra.jsonl'"
+    assert UserFile(str(folder)).holding("measure").note == note
+    (folder / "train.jsonl").unlink()
+    assert UserFile(str(folder)).holding("measure").note == "what names no split calibrates and 'test' measures; not used: 'validation'"
+    (folder / "extra.jsonl").unlink()
+    assert UserFile(str(folder)).holding("measure").note == "'validation' calibrates and 'test' measures"
+    (folder / "validation.jsonl").unlink()
+    alone = UserFile(str(folder))
+    assert alone.holding("measure").note == "all of it is 'test' and divided by hash"
+    assert len(rows_of(alone)) == 10
+
+
+def test_a_part_without_a_usable_row(jsonl: Callable[..., Path]):
+    folder = jsonl(texts(10), "data/train.jsonl").parent
+    jsonl([{"text": ""}], "data/test.jsonl")
+    with pytest.raises(DataError, match="data' has no usable row in its test part: 1 of 11 rows without a text left out"):
+        UserFile(str(folder)).holding("measure")
+
+
+def test_a_problem_is_named_with_its_file(jsonl: Callable[..., Path]):
+    folder = jsonl(texts(10), "data/a.jsonl").parent
+    jsonl([*texts(1), {"text": 3}], "data/b.jsonl")
+    with pytest.raises(DataError, match=r"data/b.jsonl', row 2: 'text' is '3'"):
+        UserFile(str(folder))
+    (folder / "b.jsonl").write_text("[]\n")
+    with pytest.raises(DataError, match=r"data/b.jsonl:1: '\[\]' is no JSON object"):
+        UserFile(f"{folder}/*.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        ("", "data' holds no data file; a data file ends in .jsonl"),
+        ("README.md", "data' holds no data file; a data file"),
+        ("a.pkl b.pt", "data' holds no data file; what looks like a pickle is never read, since it can run any program"),
+        ("a.jsonl b.csv README.txt", r"data' holds files of several kinds .csv, jsonl, txt.; choose with a pattern, such as '\*.csv'"),
+        ("state.json", "data/state.json' doesn't list '_data_files' as `datasets` writes it"),
+        ("dataset_dict.json", "data/dataset_dict.json' doesn't list 'splits' as `datasets` writes it"),
+    ],
+)
+def test_folders_that_hold_nothing_to_read(tmp_path: Path, names: str, match: str):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in names.split():
+        (folder / name).write_text("{}")
+    with pytest.raises(DataError, match=match):
+        UserFile(str(folder))
+    with pytest.raises(DataError, match=r"nothing matches '.*/data/\*.parquet'; give a pattern"):
+        UserFile(f"{folder}/*.parquet")
+
+
+# What `datasets` saves
+
+
+def saved(folder: Path, splits: dict[str, list[dict[str, Any]]] | None = None) -> str:
+    import datasets
+
+    if splits is None:
+        datasets.Dataset.from_list(texts(100)).save_to_disk(folder, num_shards=2)
+    else:
+        datasets.DatasetDict({name: datasets.Dataset.from_list(records) for name, records in splits.items()}).save_to_disk(folder)
+    return str(folder)
+
+
+def test_a_saved_data_set_is_divided_by_hash(tmp_path: Path):
+    source = UserFile(saved(tmp_path / "saved"))
+    (tmp_path / "saved/cache-0123456789abcdef.arrow").write_text("a cache, of no concern")
+    assert set().union(*held(source).values()) == {record["text"] for record in texts(100)}
+    assert source.holding("measure").origin == f"2 files: {tmp_path}/saved"
+    assert held(source) == held(UserFile(str(tmp_path / "saved/data-*.arrow")))
+
+
+def test_the_splits_of_a_saved_data_set_are_parts(tmp_path: Path):
+    source = UserFile(saved(tmp_path / "saved", {"train": texts(100), "validation": texts(5, 100), "test": texts(9, 200), "extra": texts(9, 300)}))
+    assert held(source)["measure"] == {record["text"] for record in texts(9, 200)}
+    assert held(source)["calibrate"] | held(source)["exemplars"] == {record["text"] for record in texts(100)}
+    assert source.holding("calibrate").note == "'train' calibrates and 'test' measures; not used: 'validation', 'extra'"
+    assert len(rows_of(UserFile(str(tmp_path / "saved/extra")))) == 9
+
+
+def test_a_saved_data_set_that_is_not_whole(tmp_path: Path):
+    folder = Path(saved(tmp_path / "saved"))
+    (folder / "data-00001-of-00002.arrow").unlink()
+    with pytest.raises(DataError, match=r"saved/data-00001-of-00002.arrow' is missing, which .*saved/state.json names"):
+        UserFile(str(folder))
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "../../secret.pkl"}]}')
+    with pytest.raises(DataError, match=r"saved/\*.arrow' is missing"):
+        UserFile(str(folder))
+    other = saved(tmp_path / "other", {"extra": texts(9), "more": texts(9)})
+    with pytest.raises(DataError, match="other' has the splits extra, more; of train, validation and test it needs one"):
+        UserFile(other)
+
+
+def test_a_path_with_a_star_in_its_own_name_is_a_file(jsonl: Callable[..., Path]):
+    assert len(rows_of(UserFile(str(jsonl(texts(3), "a*[b].jsonl"))))) == 3
+
+
+def test_the_contract_of_a_source_holds(jsonl: Callable[..., Path]):
+    check_source(UserFile(str(jsonl({"prompt": f"q{i}", "output": i, "cot": "r" * (i % 2)} for i in range(300)))))

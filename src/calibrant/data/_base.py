@@ -169,7 +169,7 @@ class Format(Spec, ABC):
 
     def takes(self, row: Row) -> bool:
         """Whether this row can be rendered: by default, if it has what is needed. Others are passed over and counted."""
-        return set(self.needs) <= set(row.present)
+        return set(self.needs) <= {*row.present, *(["text"] if row.integers is not None else [])}
 
     @abstractmethod
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase | None = None) -> str:

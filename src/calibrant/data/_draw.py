@@ -1,17 +1,21 @@
 """Dealing rows: draw after draw takes the next rows of a fixed order, so that draws are disjoint until the rows are used up."""
 
+import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Final
 
 import numpy as np
-from jaxtyping import Int32
 
-from calibrant.data._base import Holding, Row, Source, Stored, digest
+from calibrant.data._base import Format, Holding, Row, Source, Stored, digest
 from calibrant.data._encoding import Encoder
 from calibrant.data.expression import Term
-from calibrant.data.packing import Frame, Text
+from calibrant.data.packing import PAD, Frame, Text, Window
 from calibrant.errors import DataError
+
+_PATIENCE: Final = 100
+"""How often each row may come on average before drawing with replacement is given up."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +29,18 @@ class Quota:
 
 @dataclass
 class Drawn:
-    """What one part gave: its windows, each with its start token, and the rows that they were made of with their lengths."""
+    """What one part gave: its windows, start tokens among them, the rows that they were made of with their lengths, and what was passed over."""
 
-    windows: list[Int32[np.ndarray, " token"]] = field(default_factory=list[np.ndarray])
+    windows: list[Window] = field(default_factory=list[Window])
     rows: list[Row] = field(default_factory=list[Row])
     lengths: list[int] = field(default_factory=list[int])
+    passed_over: int = 0
+    tokens: int = 0
 
-    @property
-    def tokens(self) -> int:
-        """Real tokens, start tokens among them."""
-        return sum(map(len, self.windows))
+    def add(self, window: Window) -> None:
+        """Count a window's real tokens, start tokens among them, pads not."""
+        self.windows.append(window)
+        self.tokens += int((window.ids != PAD).sum())
 
 
 class Deck:
@@ -48,26 +54,41 @@ class Deck:
         self.held = Holding(()) if self.endless else source.holding("calibrate") if isinstance(source, Stored) else _held(source)
         self._source, self._draw = source, draw
         self._stream = source.rows("calibrate", draw) if self.endless else iter(())
-        self._next = 0
+        self._next = self._turned = self._number = 0
         self._dealt: list[str] = []
         self._earlier: set[str] = set()
 
-    def shuffle(self) -> None:
-        """Begin a draw. Nothing is shuffled: the order is fixed, and goes on where the draw before ended."""
+    def begin(self, number: int) -> None:
+        """Begin draw `number`. Nothing is shuffled: the order is fixed, and goes on where the draw before ended."""
         self._earlier.update(self._dealt)
-        self._dealt = []
+        self._dealt, self._turned, self._number = [], 0, number
 
     def deals(self, number: int) -> bool:
         """Whether this deck takes part in draw `number`."""
         return not self.endless or number == self._draw
 
-    def deal(self) -> Iterator[Row]:
-        """The next rows, each once a draw."""
-        while self.endless or len(self._dealt) < len(self.held.rows):
-            row = next(self._stream) if self.endless else self.held.rows[self._next]
-            self._next = 0 if self.endless else (self._next + 1) % len(self.held.rows)
-            self._dealt.append(row.key)
+    def deal(self, form: Format, replacement: bool = False) -> Iterator[Row | None]:
+        """The next rows, each once a draw, or with replacement without end; None stands for a row that `form` passes over."""
+        for row in self._replaced() if replacement and not self.endless else self._next_rows():
+            if form.takes(row):
+                self._dealt.append(row.key)
+                yield row
+            else:
+                yield None
+
+    def _next_rows(self) -> Iterator[Row]:
+        while self.endless:
+            yield next(self._stream)
+        while self._turned < len(self.held.rows):
+            row = self.held.rows[self._next]
+            self._next, self._turned = (self._next + 1) % len(self.held.rows), self._turned + 1
             yield row
+
+    def _replaced(self) -> Iterator[Row]:
+        """Rows at random, hashed from the draw: a row may come again. Ends when it is plain that nothing more will come of it."""
+        for number in range(_PATIENCE * len(self.held.rows)):
+            noise = hashlib.sha256(f"{self._number} {number}".encode()).digest()[:8]
+            yield self.held.rows[int.from_bytes(noise) % len(self.held.rows)]
 
     def overlap(self, rows: list[Row]) -> float:
         """The share of `rows` that earlier draws used too."""
@@ -84,14 +105,18 @@ class Deck:
 def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -> Drawn:
     """Windows of `term` until `quota` is met. `frame.length` is that of a whole window; `DataError` if the source doesn't hold enough."""
     drawn = Drawn()
+    before, head = encoder.starts(term.packing, term.format)
 
     def texts() -> Iterator[Text]:
-        for row in deck.deal():
+        for row in deck.deal(term.format, term.packing.replacement):
+            if row is None:
+                drawn.passed_over += 1
+                continue
             ids = encoder.row(row, term.format)
             drawn.rows.append(row)
             drawn.lengths.append(len(ids))
             if len(ids):
-                yield Text(row.key, ids)
+                yield Text(row.key, np.concatenate([before, ids]))
 
     def room() -> int:
         left = frame.length if quota.tokens is None else min(frame.length, quota.tokens - drawn.tokens)
@@ -99,16 +124,16 @@ def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -
 
     def sizes() -> Iterator[int]:
         while room() > 0:
-            yield max(0, room() - len(encoder.start))
+            yield max(0, room() - len(head))
 
-    inner = Frame(frame.length - len(encoder.start), frame.encode, frame.draw)
+    inner = Frame(frame.length - len(head), frame.encode, frame.draw)
     for window in term.packing.windows(texts(), sizes(), inner):
-        drawn.windows.append(np.concatenate([encoder.start, window])[: room()])
+        drawn.add(replace(window, ids=np.concatenate([head, window.ids]), borders=tuple(len(head) + border for border in window.borders)))
     if room() > 0:
         wanted = f"{quota.windows} windows" if quota.tokens is None else f"{quota.tokens} tokens"
         raise DataError(
             f"the calibrate part of {term.source} holds {term.packing.supply(drawn.lengths, inner)}, too little for {wanted} of {term} "
-            f"in windows of {frame.length}; lower {quota.flags}",
+            f"in windows of {frame.length}{f' ({drawn.passed_over} rows are no {term.format})' if drawn.passed_over else ''}; lower {quota.flags}",
             subject=str(term.source),
         )
     return drawn

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final
 
-from calibrant.data._base import Format, Source
+from calibrant.data._base import FIELDS, Format, Source
 from calibrant.data.formats import formats
-from calibrant.data.packing import PACKINGS, Many, Packing
+from calibrant.data.packing import PACKINGS, Legacy, Many, Packing
 from calibrant.data.sources import sources
 from calibrant.data.user_file import UserFile, is_path
 from calibrant.errors import DataError, SpecError
 from calibrant.registry import did_you_mean
-from calibrant.spec import Call, build, parse
+from calibrant.spec import Call, build, parse, text_of
 
 PAIRS: Final = {"zero": ("question", "one"), "single": ("qa", "one"), "icl": ("qa", "many"), "cot": ("cot", "many")}
 _NUMBER: Final = re.compile(r"-?\d*\.?\d+([eE]-?\d+)?|-?\d+\.")
@@ -39,8 +39,8 @@ class Term:
         pair = next((name for name, names in PAIRS.items() if names == (str(self.format), str(self.packing))), None)
         if pair:
             return f"{self.source}:{pair}"
-        unsaid = self.source.kind != "questions" and str(self.format) == "text"
-        packing = "" if self.packing == _packing_of(self.source) else f"@{self.packing}"
+        unsaid = _format_of(self.source) == str(self.format)
+        packing = "" if self.packing == _packing_of(self.source, self.format) else f"@{self.packing}"
         return f"{self.source}{'' if unsaid else f':{self.format}'}{packing}"
 
 
@@ -80,14 +80,13 @@ def parse_source(text: str) -> Source:
 
 
 def parse_format(text: str) -> tuple[Format, Packing | None]:
-    """The format that a name stands for; a named pair brings a packing too."""
-    name = _call(text).name
-    if name in PAIRS and text.strip() == name:
-        form, packing = PAIRS[name]
-        return formats.build(form), PACKINGS[packing]()
-    if name not in formats.names():
-        raise _unknown("format", name, [*formats.names(), *(pair for pair in PAIRS if pair not in formats.names())])
-    return formats.build(text), None
+    """The format that a name stands for; a named pair brings a packing too. Arguments are the format's, as in `cot(steps=3)`."""
+    call = _call(text)
+    known = [*formats.names(), *(pair for pair in PAIRS if pair not in formats.names())]
+    if call.name not in known:
+        raise _unknown("format", call.name, known)
+    form, packing = PAIRS.get(call.name, (call.name, None))
+    return build(formats.get(form), call.arguments), PACKINGS[packing]() if packing else None
 
 
 def parse_packing(text: str) -> Packing:
@@ -114,29 +113,50 @@ def _term(body: str, share: Fraction) -> Term:
     if len(packed) > 1 or len(formatted) > 1 or not name.strip():
         raise SpecError(f"{body.strip()!r} is no calibration set; {_EXAMPLE}, and quote a path that has : @ + or * in it", subject=body)
     source = parse_source(name)
-    form, packing = parse_format(formatted[0] if formatted else _format_of(source))
+    asked = formatted[0] if formatted else _format_of(source)
+    if isinstance(source, UserFile):
+        source, asked = _with_columns(source, asked)
+    form, packing = parse_format(asked)
     _check_fields(source, form)
     if packed:
         packing = parse_packing(packed[0])
-    return Term(source, form, packing or _packing_of(source), share)
+        if isinstance(packing, Legacy) and packed[0].strip() == packing.spec_name():
+            packing = Legacy({"text": "crop", "question": "one"}.get(form.spec_name(), packing.of))
+    return Term(source, form, packing or _packing_of(source, form), share)
+
+
+def _with_columns(source: UserFile, asked: str) -> tuple[UserFile, str]:
+    """`icl(question="Q", answer="A")` names the columns of a user's file; what is left are the format's own arguments."""
+    call = _call(asked)
+    columns = {name: value for name, value in call.arguments.items() if name in FIELDS}
+    left = ", ".join(f"{name}={text_of(value)}" for name, value in call.arguments.items() if name not in FIELDS)
+    return (source.with_columns(**columns) if columns else source), f"{call.name}({left})" if left else call.name
 
 
 def _format_of(source: Source) -> str:
-    return "icl" if source.kind == "questions" else "text"
+    return source.default or ("icl" if source.kind == "questions" else "text")
 
 
-def _packing_of(source: Source) -> Packing:
-    return Many(separator="") if source.kind == "control" else Many()
+def _packing_of(source: Source, form: Format) -> Packing:
+    return Many(separator="") if source.kind == "control" or form.spec_name() == "chat" else Many()
 
 
 def _check_fields(source: Source, form: Format) -> None:
-    fields = {*source.fields, *(["text"] if "integers" in source.fields else [])}
+    fields = {*source.fields, *source.sometimes, *(["text"] if "integers" in source.fields else [])}
+    if "turns" in fields and form.spec_name() == "chat":
+        return
     missing = [name for name in form.needs if name not in fields]
     if missing:
+        others = [name for name in sources.names() if set(form.needs) <= {*_declared(name, "fields"), *_declared(name, "sometimes")}]
         raise DataError(
-            f"{source} can't be rendered as {form}: that needs {', '.join(missing)}, and {source} has {', '.join(source.fields)}",
+            f"{source} can't be rendered as {form}: that needs {', '.join(missing)}, and {source} has {', '.join(source.fields)}; "
+            f"sets that have it: {', '.join(others)}",
             subject=str(source),
         )
+
+
+def _declared(name: str, which: str) -> tuple[str, ...]:
+    return getattr(sources.get(name), which, ())
 
 
 def _weighted(term: str, text: str) -> tuple[Fraction | None, str]:

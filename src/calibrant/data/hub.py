@@ -1,46 +1,141 @@
-"""Records of published data sets: from the local mirror if it has them, else from the Hugging Face hub."""
+"""Records of published data sets: from the local mirror if it has them, else from the Hugging Face hub.
+
+Data only is read from the hub, never code: a set that is a script can't be had. What is too large is read from its front, one file of it where
+the set names one, at a commit that was asked for before, so that a record of it says exactly what was read.
+"""
 
 import re
+import sys
+import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, cast
 
 from calibrant.data._base import Hub
 from calibrant.data._mirror import mirrored
 from calibrant.errors import DataError
 
+Records = Iterator[dict[str, Any]]
 
-def records(hub: Hub, split: str, places: Sequence[tuple[str, str]], streaming: bool = False) -> tuple[Iterator[dict[str, Any]], str]:
-    """The records of one split, and where they came from.
+ANSWER_WITHIN: Final = 10.0
+"""Seconds that the hub has to say which commit is the newest."""
+READINGS: Final = 1
+"""How often `datasets` tries to read on, each time half a minute in which the hub's own client tries six times; its usual 20 would be silence."""
+SHOWN: Final = 160
+"""Characters of somebody else's error message that are worth repeating."""
 
-    `places` are the (folder, split) pairs that a mirror may keep them under, best first. `streaming` reads a large set record by record
-    instead of downloading it whole. Raises `DataError` if neither has them.
+
+def records(hub: Hub, split: str, places: Sequence[tuple[str, str]]) -> tuple[Records, str]:
+    """The records of one split as plain Python values, and where they came from.
+
+    `places` are the (folder, split) pairs that a mirror may keep them under, best first. Raises `DataError` if neither has them.
     """
+    return kept(places) or _asked(hub, split, places[0])
+
+
+def kept(places: Sequence[tuple[str, str]]) -> tuple[Records, str] | None:
+    """The records of the first of these (folder, split) pairs that the mirror has, and their origin; none if it has none of them."""
     for folder, name in places:
         found = mirrored(folder, name)
         if found is not None:
             return found, f"mirror: {folder}/{name}"
-    return _download(hub, split, places[0], streaming)
+    return None
 
 
-def _download(hub: Hub, split: str, place: tuple[str, str], streaming: bool) -> tuple[Iterator[dict[str, Any]], str]:
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    revision = None if hub.revision == "unpinned" else hub.revision
+def _asked(hub: Hub, split: str, place: tuple[str, str]) -> tuple[Records, str]:
+    file = (hub.files or {}).get(split)
     try:
-        found = datasets.load_dataset(hub.id, hub.config, split=split, revision=revision, streaming=streaming)
-    except (OSError, ValueError, DatasetsError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        commit = _commit(hub.id) if hub.revision == "unpinned" else hub.revision
+        with _patience():
+            found = _opened(hub, split, file, commit)
+            # What is streamed is read here and now: a connection that breaks later couldn't be told from a set that ends.
+            front = None if hub.first is None else list(islice(found, hub.first))
+    except _faults() as error:
         raise DataError(
-            f"{hub.id!r} ({split}) can't be had from the Hugging Face hub ({reason}); without internet, give a local mirror that holds "
+            f"{hub.id!r} ({split}) can't be had from the Hugging Face hub ({_reason(error, hub.id)}); give a local mirror that holds "
             f"{place[0]}/{place[1]}.jsonl with --data-dir DIR or CALIBRANT_DATA=DIR",
             subject=hub.id,
         ) from error
-    return (cast("dict[str, Any]", record) for record in found), f"hub: {hub.id}@{revision or _revision(found)}"
+    origin = f"hub: {hub.id}@{commit or _downloaded(found)}{f', {file}' if file else ''}"
+    return iter(cast("Records", found if front is None else front)), origin if front is None else f"{origin}, first {len(front)} records"
 
 
-def _revision(found: Any) -> str:
-    """The commit that was downloaded, which `datasets` keeps in the addresses of the files only."""
+def _opened(hub: Hub, split: str, file: str | None, commit: str | None) -> Any:
+    import datasets
+
+    streaming = hub.first is not None
+    if file is None:
+        return datasets.load_dataset(hub.id, hub.config, split=split, revision=commit, streaming=streaming)
+    root = hub.id if Path(hub.id).is_dir() else f"hf://datasets/{hub.id}{f'@{commit}' if commit else ''}"
+    reader = "parquet" if file.endswith(".parquet") else "json"
+    return datasets.load_dataset(reader, data_files={split: f"{root}/{file}"}, split=split, streaming=streaming)
+
+
+@lru_cache(maxsize=64)
+def _commit(name: str) -> str | None:
+    """The newest commit, asked once a process so that all splits are of one. None for a local folder, and offline: there the cache decides."""
+    from datasets import config
+    from huggingface_hub import HfApi
+
+    if Path(name).is_dir() or config.HF_HUB_OFFLINE:
+        return None
+    return HfApi().dataset_info(name, timeout=ANSWER_WITHIN).sha
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """A little of it: within, a lost connection is an error soon."""
+    from datasets import config
+
+    usual = config.STREAMING_READ_MAX_RETRIES
+    config.STREAMING_READ_MAX_RETRIES = min(READINGS, usual)
+    try:
+        yield
+    finally:
+        config.STREAMING_READ_MAX_RETRIES = usual
+
+
+def _downloaded(found: Any) -> str:
+    """The commit that the library took by itself, which it keeps in the addresses of the files only."""
     addresses = " ".join(map(str, found.info.download_checksums or ()))
     commit = re.search(r"@([0-9a-f]{40})/", addresses)
     return commit[1] if commit else "unpinned"
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What the libraries raise for a set that isn't there, isn't ours to read, is a script, is broken, or for a network that fails."""
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    # The parent of the hub's own error is that of its HTTP library, whichever that is in this version.
+    http = cast("type[Exception]", HfHubHTTPError.__bases__[0])
+    # Zstandard is optional, and there only once something has been read with it.
+    zstd = getattr(sys.modules.get("zstandard"), "ZstdError", EOFError)
+    return OSError, ValueError, RuntimeError, EOFError, zlib.error, zstd, DatasetsError, EntryNotFoundError, http
+
+
+def _reason(error: BaseException, name: str) -> str:
+    """The reason in a few words. The libraries put the telling error beneath a general one, so all of them are looked at."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    chain = [error]
+    while below := chain[-1].__cause__:
+        chain.append(below)
+    said = " ".join(map(str, chain))
+    if "offline mode is enabled" in said or "OfflineModeIsEnabled" in said:
+        return "offline mode is on, see HF_HUB_OFFLINE, and it isn't in the cache"
+    if any(isinstance(e, GatedRepoError) for e in chain) or "is a gated dataset" in said:
+        return f"it is gated: accept its conditions at https://huggingface.co/datasets/{name} and log in with `hf auth login`"
+    if "scripts are no longer supported" in said:
+        return "it is a script, and code from the hub isn't run"
+    if any(isinstance(e, RepositoryNotFoundError) for e in chain) or "doesn't exist on the Hub" in said:
+        return "it doesn't exist there, or only for those who may see it"
+    if "zstd not supported" in said:
+        return "its files are compressed with Zstandard: pip install zstandard"
+    general = str(error).startswith("An error occurred while generating the dataset")
+    telling = chain[-1] if general else error
+    line = next((line.strip() for line in str(telling).splitlines() if line.strip()), type(telling).__name__)
+    return line if len(line) <= SHOWN else f"{line[:SHOWN]}…"

@@ -1,27 +1,53 @@
-"""A user's own file as a source."""
+"""A user's own files as a source."""
 
 import os
 import re
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from calibrant.data._base import Found, Row, Stored, divide, lettered
-from calibrant.data._files import read_records, suffix_of
+from calibrant.data._base import Found, Row, Stored, divide, lettered, train_and_test
+from calibrant.data._columns import USUAL, Columns, assign, content, exchange, letter_of
+from calibrant.data._files import read_records, short
+from calibrant.data._folders import File, Files, files_of
 from calibrant.errors import DataError, SpecError
 from calibrant.registry import did_you_mean
 
-_COLUMNS: Final = ("text", "question", "answer", "rationale", "choices")
+LOOKED_AT: Final = 1_000
+"""How many rows are looked at to learn what columns there are and which of them always hold something."""
+
+_COLUMNS: Final = tuple(USUAL)
+
+
+class _Layout(NamedTuple):
+    """What the first rows of a file teach: the columns, the fields that every used row has, and those that only some have."""
+
+    columns: Columns
+    fields: tuple[str, ...]
+    sometimes: tuple[str, ...]
 
 
 @dataclass(frozen=True, repr=False)
 class UserFile(Stored):
-    """A `.jsonl[.gz]`, `.json`, `.csv`, `.parquet` or `.txt` file; its path stands where a source's name stands.
+    """The user's data; its path stands where a source's name stands. All that follows is said in the note of what was read.
 
-    Columns called text, question, answer, rationale and choices are found by name; `path(question=prompt)` says that the questions are in the
-    column `prompt`. A text file gives a row a paragraph (empty lines divide them), or a row a line if it has no empty lines. Rows are divided
-    by hash: 70 % calibrate, 25 % measure, 5 % exemplars. Raises `DataError` at once for a missing or empty file or a missing column.
+    **A file** in JSON Lines (`.jsonl`, `.gz` or `.zst` too), JSON, CSV (`.csv`, `.csv.gz`), TSV, Parquet, Arrow or plain text, which gives a row a
+    paragraph (empty lines divide them), or a row a line if it has no empty lines. **A folder** with files of one kind, read in the order of their
+    names, or one that `datasets` wrote with `save_to_disk`; **a pattern** such as `'data/*.jsonl'` in quotes. Pickles are never read.
+
+    **Columns** called text, question, answer, rationale, choices and turns are found by name, else by the names that others use, such as `prompt` or
+    `messages`; `path(question=Q)` says that the questions are in the column `Q`. Of a conversation the first exchange is question and answer.
+    Where the answer is one of the choices, the letter of that choice is taken.
+
+    **Parts**: files or splits called train, validation and test are used as on the hub: train calibrates, 5 % of it are exemplars, test (or
+    validation) measures. Anything else is divided by hash: 70 % calibrate, 25 % measure, 5 % exemplars.
+
+    **Rows** without a text, or without a question or its answer, are left out and counted. Raises `DataError` at once if nothing is there or no
+    column fits.
     """
 
     path: str
@@ -30,27 +56,39 @@ class UserFile(Stored):
     answer: str = ""
     rationale: str = ""
     choices: str = ""
+    turns: str = ""
 
     licence = "the user's own"
     homepage = ""
 
     def __post_init__(self) -> None:
-        suffix_of(self.file, self.path)
-        if not self.file.is_file():
-            raise DataError(f"there is no file {self.path!r}; give the path of a data file, or the name of a source", subject=self.path)
-        if not os.access(self.file, os.R_OK):
-            raise DataError(f"{self.path!r} may not be read; change its permissions", subject=self.path)
-        first = next(read_records(self.file, self.path), None)
-        if first is None:
-            raise DataError(f"{self.path!r} is empty; a data file needs at least one row", subject=self.path)
-        columns = self._columns(first)
-        object.__setattr__(self, "fields", tuple(columns))
-        object.__setattr__(self, "kind", "corpus" if "text" in columns else "questions")
+        for path, shown in files_of(self.path).all:
+            if not os.access(path, os.R_OK):
+                raise DataError(f"{shown!r} may not be read; change its permissions", subject=shown)
+        layout = self._layout
+        object.__setattr__(self, "fields", layout.fields)
+        object.__setattr__(self, "sometimes", layout.sometimes)
+        object.__setattr__(self, "kind", "corpus" if "text" in layout.fields else "questions")
 
     @property
     def file(self) -> Path:
-        """Where the file is."""
+        """Where the file or folder is."""
         return Path(self.path).expanduser()
+
+    @property
+    def guessed(self) -> Mapping[str, str]:
+        """The fields whose columns were found by a usual name, with that column: `{"question": "prompt"}`."""
+        return dict(self._layout.columns.guessed)
+
+    def with_columns(self, **columns: Any) -> "UserFile":
+        """The same data with these columns in these fields: `with_columns(question="Q", answer="A")`. `SpecError` for what is no field."""
+        for name, column in columns.items():
+            if name not in _COLUMNS:
+                near = did_you_mean(name, _COLUMNS)
+                raise SpecError(f"{self.path!r} has no field {name!r}{near}; columns can be given for {', '.join(_COLUMNS)}", subject=name)
+            if not isinstance(column, str):
+                raise SpecError(f"{self.path!r}: {name}={column!r} is no column; give its name as a text", subject=name)
+        return replace(self, **columns)
 
     def __repr__(self) -> str:
         given = [f"{name}={getattr(self, name)!r}" for name in _COLUMNS if getattr(self, name)]
@@ -59,45 +97,71 @@ class UserFile(Stored):
     __str__ = __repr__
 
     def place(self) -> Hashable:
-        status = self.file.stat()
-        return str(self.file.resolve()), status.st_mtime_ns, status.st_size
+        return _stamps(files_of(self.path).all)
 
     def read(self) -> Found:
-        rows = (self._row(record, number) for number, record in enumerate(read_records(self.file, self.path), 1))
-        return Found(divide(rows), f"file: {self.path}")
+        files = files_of(self.path)
+        rows = _Rows(self, self._layout)
+        calibrate = list(chain.from_iterable(map(rows.of, files.splits[files.calibrate])))
+        measure = None if files.measure is None else list(chain.from_iterable(map(rows.of, files.splits[files.measure])))
+        if not calibrate or measure == []:
+            raise DataError(f"{self.path!r} has no usable row{f' in its {files.measure} part' if calibrate else ''}: {rows.note}", subject=self.path)
+        note = "; ".join(filter(None, [files.note, self._layout.columns.note, rows.note]))
+        return Found(divide(calibrate) if measure is None else train_and_test(calibrate, measure), f"{_origin(files)}: {self.path}", note)
 
-    def _columns(self, record: Mapping[str, Any]) -> dict[str, str]:
-        """Which column holds which field."""
-        columns: dict[str, str] = {}
-        for name in _COLUMNS:
-            asked: str = getattr(self, name)
-            if asked and asked not in record:
-                near = did_you_mean(asked, record)
-                raise DataError(f"{self.path!r} has no column {asked!r}{near}; its columns are {', '.join(record)}", subject=asked)
-            if asked or name in record:
-                columns[name] = asked or name
-        if not {"text", "question"} & set(columns):
-            raise DataError(
-                f"{self.path!r} has no column 'text' or 'question'; its columns are {', '.join(record)}: say which to read, as in "
-                f"{written(self.path)}(text={next(iter(record), 'COLUMN')})",
-                subject=self.path,
-            )
-        return columns
+    @property
+    def _layout(self) -> _Layout:
+        files = files_of(self.path).all
+        asked = tuple((name, getattr(self, name)) for name in _COLUMNS if getattr(self, name))
+        return _looked_at(self.path, files, _stamps(files), asked)
 
-    def _row(self, record: Mapping[str, Any], number: int) -> Row:
-        values: dict[str, Any] = {}
-        for name, column in self._columns(record).items():
-            value = record[column]
-            if name == "choices" and isinstance(value, list) and all(isinstance(choice, str) for choice in value):
-                values[name] = tuple(value)
-            elif name != "choices" and isinstance(value, str):
-                values[name] = value
-            elif name == "answer" and isinstance(value, int | float):
-                values[name] = str(value)
+
+class _Rows:
+    """Makes rows of records, and counts what it leaves out."""
+
+    def __init__(self, source: UserFile, layout: _Layout) -> None:
+        self._columns, self._path = layout.columns, source.path
+        # What every row of the first thousand had is promised of all, so a later row without it is left out too.
+        self._needed = layout.fields
+        self._seen, self._missing = 0, Counter[str]()
+
+    @property
+    def note(self) -> str:
+        """How many rows were left out and why: `3 of 200 rows without a question left out`."""
+        told = [f"{count} of {self._seen} rows without {_article(name)} left out" for name, count in sorted(self._missing.items())]
+        return "; ".join(told)
+
+    def of(self, file: File) -> Iterator[Row]:
+        """The rows of one file."""
+        for where, record in _numbered(file):
+            self._seen += 1
+            values = values_of(record, self._columns, where)
+            missing = next((name for name in self._needed if name not in values), None)
+            if missing:
+                self._missing[missing] += 1
             else:
-                wanted = "a list of texts" if name == "choices" else "a text"
-                raise DataError(f"{self.path!r}, row {number}: {column!r} is {str(value)[:40]!r}; it must be {wanted}", subject=self.path)
-        return Row(**values, labels=lettered(values.get("choices", ())))
+                yield Row(**values)
+
+
+def values_of(record: Mapping[str, Any], columns: Columns, where: str) -> dict[str, Any]:
+    """The fields of a record that have something in them, with labels if there are choices. `DataError` for what a field can't hold."""
+    values: dict[str, Any] = {}
+    for name, column in columns.of.items():
+        try:
+            value = content(name, record.get(column))
+        except ValueError as error:
+            raise DataError(f"{where}: {column!r} is {short(record[column])!r}; it must be {error}", subject=where) from error
+        if value is not None:
+            values[name] = value
+    if "turns" in values:
+        for name, said in zip(("question", "answer"), exchange(values["turns"]), strict=True):
+            if said is not None and name not in columns.of:
+                values[name] = said
+    if "choices" in values:
+        values["labels"] = lettered(values["choices"])
+        if "answer" in values:
+            values["answer"] = letter_of(values["answer"], values["choices"], record.get(columns.of["choices"]))
+    return values
 
 
 def is_path(name: str) -> bool:
@@ -113,3 +177,56 @@ def written(path: str) -> str:
     if quote is None:
         raise SpecError(f"the path {path!r} has both kinds of quotes in it; rename the file", subject=path)
     return quote + path + quote
+
+
+@lru_cache(maxsize=32)
+def _looked_at(path: str, files: Sequence[File], stamps: Hashable, asked: Sequence[tuple[str, str]]) -> _Layout:
+    """What the first rows teach; remembered for as long as the files are the same, since an expression is read more than once."""
+    first = list(islice(chain.from_iterable(map(_numbered, files)), LOOKED_AT))
+    if not first:
+        raise DataError(f"{path!r} is empty; a data file needs at least one row", subject=path)
+    records = [record for _, record in first]
+    columns = assign(records, dict(asked))
+    _check_columns(path, columns, list(dict.fromkeys(chain.from_iterable(records))))
+    found = [values_of(record, columns, where) for where, record in first]
+    there = set(chain.from_iterable(found))
+    needed = ["text"] if "text" in there else [name for name in ("question", "answer") if name == "question" or name in there]
+    used = [values for values in found if values.keys() >= set(needed)]
+    if not used:
+        wanted = "text or question" if "text" in columns.of else " and ".join(needed)
+        raise DataError(f"{path!r} has no row with {wanted} among its first {len(found)}; fill the column, or name another", subject=path)
+    counts = Counter(name for values in used for name in values)
+    always = tuple(name for name in _COLUMNS if counts[name] == len(used))
+    return _Layout(columns, always, tuple(name for name in _COLUMNS if 0 < counts[name] < len(used)))
+
+
+def _check_columns(path: str, columns: Columns, there: Sequence[str]) -> None:
+    listed = ", ".join(map(short, there[:20])) + (f" and {len(there) - 20} more" if len(there) > 20 else "")
+    for asked in columns.of.values():
+        if asked not in there:
+            raise DataError(f"{path!r} has no column {asked!r}{did_you_mean(asked, there)}; its columns are {listed}", subject=asked)
+    if not {"text", "question", "turns"} & columns.of.keys():
+        example = f"{written(path)}(text={short(next(iter(there), 'COLUMN'))})"
+        raise DataError(
+            f"{path!r} has no column 'text' or 'question'; its columns are {listed}: say which to read, as in {example}",
+            subject=path,
+        )
+
+
+def _numbered(file: File) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of a file, each with what messages call it."""
+    return ((f"{file[1]!r}, row {number}", record) for number, record in enumerate(read_records(*file), 1))
+
+
+def _stamps(files: Iterable[File]) -> Hashable:
+    """What changes when a file does."""
+    statuses = [(str(path.resolve()), path.stat()) for path, _ in files]
+    return tuple((name, status.st_mtime_ns, status.st_size) for name, status in statuses)
+
+
+def _origin(files: Files) -> str:
+    return "file" if len(files.all) == 1 else f"{len(files.all)} files"
+
+
+def _article(name: str) -> str:
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"

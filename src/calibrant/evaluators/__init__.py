@@ -1,6 +1,7 @@
 """Measuring a model; the list of evaluators is the list of files."""
 
 from calibrant.evaluators._base import Evaluator
+from calibrant.evaluators._guard import leaks, refuse
 from calibrant.evaluators._measuring import evaluate, evaluators, timed
 
-__all__ = ["Evaluator", "evaluate", "evaluators", "timed"]
+__all__ = ["Evaluator", "evaluate", "evaluators", "leaks", "refuse", "timed"]

@@ -1,9 +1,11 @@
 """What an evaluator is: a frozen dataclass that measures a model and names what it measured."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from calibrant.data import Row
 from calibrant.progress import Progress, silent
 from calibrant.spec import Spec
 from calibrant.store import Measurement
@@ -17,6 +19,10 @@ class Evaluator(Spec, ABC):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel | None = None, progress: Progress = silent
     ) -> Measurement:
         """One score, and one outcome per item. `reference` is the untouched model, for measures that compare with it."""
+
+    @abstractmethod
+    def rows(self) -> Iterable[Row]:
+        """The rows that may be measured on, whatever the budget: what no calibration set may hold."""
 
     @abstractmethod
     def limited(self, limit: int) -> "Evaluator":

@@ -52,6 +52,11 @@ class Loss(Evaluator):
         if self.tokens < 1 or self.length < 2:
             raise SpecError(f"loss(tokens={self.tokens}, length={self.length}): tokens must be at least 1 and length at least 2", subject="loss")
 
+    def rows(self) -> Iterator[Row]:
+        """The documents of the source's measured part."""
+        source, format = held_out(self.source, self.format)
+        return (row for row in source.rows("measure") if format.takes(row))
+
     def limited(self, limit: int) -> "Loss":
         """The same with a budget of `limit` tokens."""
         return replace(self, tokens=limit)
@@ -93,7 +98,7 @@ class Loss(Evaluator):
         """First windows of all documents, then second ones, …, until the budget is scored."""
         chosen: list[_Window] = []
         left = self.tokens
-        for window in _in_turn(_cut(row, format, tokenizer, self.length) for row in source.rows("measure")):
+        for window in _in_turn(_cut(row, format, tokenizer, self.length) for row in self.rows()):
             chosen.append(window)
             left -= len(window.ids) - window.unscored
             if left <= 0:
@@ -105,7 +110,7 @@ class Loss(Evaluator):
 
 def _cut(row: Row, format: Format, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[_Window]:
     """The windows of one document, lazily: most documents give only their first."""
-    text, start = format.render(row), start_tokens(tokenizer)
+    text, start = format.render(row, tokenizer), start_tokens(tokenizer)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     room, unscored = length - len(start), len(start) or 1

@@ -9,7 +9,7 @@ from typing import Any
 from calibrant.compress import Asked
 from calibrant.data import CalibrationSet
 from calibrant.errors import SpecError
-from calibrant.evaluators import Evaluator, evaluators
+from calibrant.evaluators import Evaluator, evaluators, leaks, refuse
 from calibrant.methods import Method, methods
 from calibrant.progress import Progress, silent
 from calibrant.store import Store
@@ -23,7 +23,8 @@ class Study:
     A single value stands for a list of one. `seeds` are calibration draws. The dense model is always among the runs; methods that look at no
     data (magnitude) are asked once for each sparsity, whatever the sets. `propagate=None` means `dense` for methods that only score and
     `arrival` for methods that update the weights they keep. With `masks`, a bit for each weight is kept in the store, so that a later
-    measurement needs no new pruning.
+    measurement needs no new pruning. Rows of a user's file that are also measured stop the study, unless `allow_leak`; records then keep their
+    number.
 
     Raises an `InputError` for anything that can't be read, when the study is built.
     """
@@ -42,6 +43,7 @@ class Study:
     dtype: str = "auto"
     device: str = "auto"
     masks: bool = True
+    allow_leak: bool = False
 
     def __post_init__(self) -> None:
         for axis in ("models", "data", "methods", "sparsities", "seeds", "evaluate"):
@@ -76,9 +78,16 @@ class Study:
         fails is recorded in the store's `failures/`, and the rest goes on.
         """
         with Store(folder) as store:
+            leaked = self._leaked()
             store.write_text("study.yaml", self.as_yaml())
-            job = Job(store, self.questions(), self.evaluators(), self.dtype, self.device, self.masks, progress)
+            job = Job(store, self.questions(), self.evaluators(), self.dtype, self.device, self.masks, leaked, progress)
             return job.run()
+
+    def _leaked(self) -> dict[str, dict[str, int]]:
+        found = leaks((q.calibration for q in self.questions() if q.calibration), list(self.evaluators().values()))
+        if not self.allow_leak:
+            refuse(found)
+        return found
 
     def _of(self, model: str) -> Iterator[Question]:
         looking = [m for m in _listed(self.methods) if methods.build(m).observes]

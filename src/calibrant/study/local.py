@@ -118,10 +118,11 @@ class Job:
         dtype: str,
         device: str,
         masks: bool,
+        leaked: Mapping[str, Mapping[str, int]],
         progress: Progress,
     ) -> None:
         self._store, self._questions, self._evaluators, self._progress = store, questions, evaluators, progress
-        self._dtype, self._device, self._masks = dtype, device, masks
+        self._dtype, self._device, self._masks, self._leaked = dtype, device, masks, leaked
         self._cells = [q.cell for q in questions]
         self._clock, self._computed, self._found = Clock(), 0, 0
 
@@ -215,7 +216,8 @@ class Job:
         with clock.phase("compress"), self._clock.phase("compress"):
             bench.restore()
             record = compress(bench.opened, bench.view, batch, asked, data=cell.data, seed=cell.seed, progress=shown)
-        record = replace(record, provenance=provenance(bench.opened, clock, note))
+        leaked = {"leaked": dict(self._leaked[cell.data])} if cell.data in self._leaked else {}
+        record = replace(record, data_facts={**record.data_facts, **leaked}, provenance=provenance(bench.opened, clock, note))
         with self._clock.phase("store"):
             mask = bench.mask() if self._masks and asked.method.observes else None
             self._store.add_record(record, {} if mask is None else {MASK: mask})

@@ -6,13 +6,30 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Format, Row
 from calibrant.data.formats._asked import asked
+from calibrant.errors import SpecError
 
 
 @dataclass(frozen=True, repr=False)
 class CoT(Format):
-    """`Question: …`, `Answer:`, the rationale, and `The answer is N.`: chain of thought."""
+    """`Question: …`, `Answer:`, the rationale, and `The answer is N.`: chain of thought.
 
+    `cot(steps=3)` takes only rows whose rationale has three steps, counted by the marks of their own set: the lines of a GSM8K solution, the
+    operations of an equation, the sentences of an explanation.
+    """
+
+    steps: int | None = None
+
+    revision = 2
     needs = ("question", "answer", "rationale")
 
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise SpecError(f"cot(steps={self.steps}): a rationale has at least 1 step; leave steps out to take every row", subject="steps")
+
+    def takes(self, row: Row) -> bool:
+        return super().takes(row) and self.steps in (None, row.steps)
+
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
-        return f"{asked(row)} {row.need('rationale')} The answer is {row.need('answer')}."
+        question, rationale = asked(row), row.need("rationale")
+        # A sentence that lacks its full stop would run into the next one.
+        return f"{question} {rationale}{'.' if rationale[-1:].isalnum() else ''} The answer is {row.need('answer')}."

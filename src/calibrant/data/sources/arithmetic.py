@@ -44,5 +44,6 @@ def part_of_template(number: int) -> Part:
 
 def problem(record: dict[str, Any]) -> Row:
     """A generated record as a row."""
-    worked = record["metadata"]["answer_cot"].rpartition("####")[0]
-    return Row(question=record["question"].removesuffix(_REQUEST).strip(), answer=record["answer"], rationale=worked.strip())
+    worked = record["metadata"]["answer_cot"].rpartition("####")[0].strip()
+    steps = sum(bool(line.strip()) for line in worked.splitlines())
+    return Row(question=record["question"].removesuffix(_REQUEST).strip(), answer=record["answer"], rationale=worked, steps=steps)

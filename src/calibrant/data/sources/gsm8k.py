@@ -16,7 +16,7 @@ HUB: Final = Hub("openai/gsm8k", "main")
 class GSM8K(Stored):
     """Cobbe et al. 2021 (arXiv:2110.14168). The answer is the number after `####` without thousands commas.
 
-    The rationale is what stands before it, without the calculator's annotations `<<48/2=24>>`.
+    The rationale is what stands before it, without the calculator's annotations `<<48/2=24>>`; its lines are its steps.
     """
 
     kind = "questions"
@@ -37,4 +37,5 @@ def problem(record: dict[str, Any]) -> Row:
     if not mark:
         raise DataError(f"the gsm8k answer {record['answer'][:40]!r} has no '#### N'; is this another data set?", subject="gsm8k")
     rationale = _CALCULATOR.sub("", worked).strip()
-    return Row(question=record["question"].strip(), answer=number.strip().replace(",", ""), rationale=rationale)
+    steps = sum(bool(line.strip()) for line in rationale.splitlines())
+    return Row(question=record["question"].strip(), answer=number.strip().replace(",", ""), rationale=rationale, steps=steps)

@@ -1,0 +1,174 @@
+"""Which column of a user's records is which field: by what was asked for, by name, and by the names that others use."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from calibrant.data._base import lettered
+from calibrant.data._files import short
+
+USUAL: Final[Mapping[str, Sequence[str]]] = {
+    "text": ("text", "content", "document", "body", "article", "passage", "raw_content", "story"),
+    "question": ("question", "prompt", "instruction", "problem", "input", "query", "q"),
+    "answer": ("answer", "output", "response", "completion", "target", "solution", "answerkey", "a"),
+    "rationale": ("rationale", "explanation", "reasoning", "cot", "chain_of_thought", "thought", "solution"),
+    "choices": ("choices", "options"),
+    "turns": ("turns", "messages", "conversations", "conversation"),
+}
+"""What the columns of each field are called, the likeliest first; whatever their case."""
+
+_ROLES: Final = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The column of each field, and what of that was guessed, with other columns that it might have been."""
+
+    of: Mapping[str, str]
+    guessed: Mapping[str, str] = field(default_factory=dict[str, str])
+    passed_over: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+
+    @property
+    def note(self) -> str:
+        """What was guessed, as a clause: `guessed: question from 'prompt' (and not 'query'), answer from 'output'`."""
+        told = [f"{name} from {column!r}{self._instead(name)}" for name, column in self.guessed.items()]
+        return f"guessed: {', '.join(told)}" if told else ""
+
+    def _instead(self, name: str) -> str:
+        others = self.passed_over.get(name, ())
+        return f" (and not {', '.join(map(repr, others))})" if others else ""
+
+
+def assign(records: Sequence[Mapping[str, Any]], asked: Mapping[str, str]) -> Columns:
+    """The columns of these records. What is asked for is taken, then what is called as its field is, then the usual names.
+
+    A guess is made only where it is needed: for a text or conversation if there is no question, and for what goes with a question if there is one.
+    A column is guessed only if it holds the right kind of thing, and is never two fields at once.
+    """
+    values = _first_values(records)
+    # A column `turns` is as likely a count of them: only there the name alone isn't enough.
+    named = {name for name in USUAL if name in values and (name != "turns" or _fits(name, values[name]))}
+    of = {name: asked.get(name) or name for name in USUAL if asked.get(name) or name in named}
+    guessed: dict[str, str] = {}
+    passed_over: dict[str, Sequence[str]] = {}
+
+    def guess(name: str) -> bool:
+        if name not in of:
+            fitting = [column for column in _candidates(name, values) if column not in of.values()]
+            if fitting:
+                of[name] = guessed[name] = fitting[0]
+                passed_over[name] = fitting[1:]
+        return name in of
+
+    asks = "question" in of or (not ({"text", "turns"} & of.keys()) and not guess("turns") and guess("question"))
+    if asks:
+        for name in ("choices", "answer", "rationale"):
+            guess(name)
+    elif not {"text", "turns"} & of.keys():
+        guess("text")
+    return Columns({name: of[name] for name in USUAL if name in of}, guessed, passed_over)
+
+
+def content(name: str, value: Any) -> Any:
+    """A value as the field holds it: a text, choices or turns; none if there is nothing in it. `ValueError` says what it must be."""
+    if _nothing(value):
+        return None
+    if name == "turns":
+        return _turns(value)
+    if name == "choices":
+        return _choices(value)
+    if name == "answer" and isinstance(value, int | float) and abs(value) != float("inf"):
+        value = str(value)
+    if not isinstance(value, str):
+        raise ValueError("a text")
+    return _encodable(value)
+
+
+def letter_of(answer: str, choices: tuple[str, ...], called: Any) -> str:
+    """What an answer is called where the choices are A, B, C, …: `called` is the column of the choices, which may have names of its own for them.
+
+    An answer that is neither a name nor a choice stays as it is.
+    """
+    labels = lettered(choices)
+    names = called.get("label") if isinstance(called, dict) else None
+    for known in (names or (), labels, choices):
+        if answer in known and len(known) == len(labels):
+            return labels[known.index(answer)]
+    return answer
+
+
+def exchange(turns: Iterable[tuple[str, str]]) -> tuple[str | None, str | None]:
+    """The first thing that a user says and what the assistant answers."""
+    question = None
+    for role, said in turns:
+        if role == "user" and question is None:
+            question = said
+        elif role == "assistant" and question is not None:
+            return question, said
+    return question, None
+
+
+def _first_values(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Each column's first value that is one, in the order of the columns."""
+    values: dict[str, Any] = {}
+    for record in records:
+        for column, value in record.items():
+            if column not in values or _nothing(values[column]):
+                values[column] = value
+    return values
+
+
+def _candidates(name: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """The columns that may be this field, the likeliest first."""
+    for usual in USUAL[name]:
+        yield from (column for column, value in values.items() if column.strip().casefold() == usual and _fits(name, value))
+
+
+def _fits(name: str, value: Any) -> bool:
+    try:
+        return content(name, value) is not None
+    except ValueError:
+        return False
+
+
+def _nothing(value: Any) -> bool:
+    """Whether a cell is empty: null, not a number, blank or a list of nothing."""
+    return value is None or value != value or (not value.strip() if isinstance(value, str) else value == [])
+
+
+def _choices(value: Any) -> tuple[str, ...]:
+    """A list of texts, or what several sets on the hub have: `{"label": [...], "text": [...]}`."""
+    value = value.get("text") if isinstance(value, dict) else value
+    if not isinstance(value, list) or not all(isinstance(choice, str) for choice in value):
+        raise ValueError("a list of texts")
+    if len(value) > 26:
+        raise ValueError("a list of at most 26 texts")
+    return tuple(_encodable(choice) for choice in value)
+
+
+def _turns(value: Any) -> tuple[tuple[str, str], ...] | None:
+    """A conversation of the form {role, content} or {from, value}; none if somebody says nothing, as where a tool is called."""
+    wanted = "a list of turns such as {'role': 'user', 'content': …}"
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        raise ValueError(wanted)
+    turns: list[tuple[str, str]] = []
+    for turn in value:
+        role, said = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if isinstance(said, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in said):
+            said = "\n".join(str(part.get("text")) for part in said)
+        if not isinstance(role, str) or not isinstance(said, str | None):
+            raise ValueError(f"{wanted}, and holds {short(turn)}")
+        if said is None or not said.strip():
+            return None
+        turns.append((_ROLES.get(role.casefold(), role), _encodable(said)))
+    return tuple(turns)
+
+
+def _encodable(text: str) -> str:
+    """The text, unless half of a surrogate pair is in it, which stands for no character and which no tokenizer takes."""
+    try:
+        if not text.isascii():
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text without half surrogates such as {text[error.start]!r}") from error
+    return text

@@ -1,0 +1,146 @@
+"""Which files a user's path stands for, and which parts they are: one file, the files of a folder, or those that a pattern matches."""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Final
+
+from calibrant.data._files import PICKLES, SUFFIXES, known_suffix, suffix_of
+from calibrant.errors import DataError
+
+File = tuple[Path, str]
+"""A file, and what messages call it."""
+
+_SPLIT: Final = re.compile(r"(train|validation|valid|val|dev|test)(?![^\W_])", re.IGNORECASE)
+_SAME: Final = {"valid": "validation", "val": "validation", "dev": "validation"}
+_DESCRIPTIONS: Final = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files behind a path by the split that they are; without splits, all are under the empty name. `ignored` are
+    files that aren't used, `assumed` says that the files of the train split aren't called so."""
+
+    splits: Mapping[str, Sequence[File]]
+    ignored: Sequence[str] = ()
+    assumed: bool = False
+
+    @property
+    def all(self) -> tuple[File, ...]:
+        """Every file that is read, in order."""
+        return tuple(file for name in (self.calibrate, self.measure) if name is not None for file in self.splits[name])
+
+    @property
+    def calibrate(self) -> str:
+        """The split that calibrates; if it is the only one, it is divided."""
+        return next(name for name in ("train", "validation", "test", "") if name in self.splits)
+
+    @property
+    def measure(self) -> str | None:
+        """The split that is measured on, if there is one beside: test, else validation."""
+        return next((name for name in ("test", "validation") if name in self.splits and name != self.calibrate), None)
+
+    @property
+    def note(self) -> str:
+        """Which split is what, and what was left out, as clauses."""
+        if self.measure is None:
+            what = f"all of it is {self.calibrate!r} and divided by hash" if self.calibrate else ""
+        else:
+            first = "what names no split" if self.assumed else repr(self.calibrate)
+            what = f"{first} calibrates and {self.measure!r} measures"
+        unused = [name for name in self.splits if name not in (self.calibrate, self.measure)]
+        left = ", ".join([*map(repr, unused), *map(repr, self.ignored)])
+        return "; ".join(filter(None, [what, f"not used: {left}" if left else ""]))
+
+
+def files_of(given: str) -> Files:
+    """What a path stands for. `DataError` if nothing is there, or nothing that can be read, or a mixture."""
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return _folder(path, given.rstrip("/\\") or given)
+    if has_magic(given) and not path.exists():
+        return _pattern(str(path), given)
+    suffix_of(path, given)
+    if not path.is_file():
+        raise DataError(f"there is no file {given!r}; give the path of a data file or of a folder of them, or the name of a source", subject=given)
+    return Files({"": [(path, given)]})
+
+
+def _folder(folder: Path, shown: str) -> Files:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise DataError(f"the folder {shown!r} may not be read; change its permissions", subject=shown)
+    if (folder / "dataset_dict.json").is_file():
+        return _saved_splits(folder, shown)
+    if (folder / "state.json").is_file():
+        return Files({"": _saved(folder, shown)})
+    return _sorted_out([(path, f"{shown}/{path.name}") for path in folder.iterdir() if path.is_file()], shown)
+
+
+def _pattern(pattern: str, shown: str) -> Files:
+    found = [Path(name) for name in glob(pattern, recursive=True)]
+    if not found:
+        raise DataError(f"nothing matches {shown!r}; give a pattern that names data files, such as 'data/*.jsonl'", subject=shown)
+    return _sorted_out([(path, str(path)) for path in found if path.is_file()], shown)
+
+
+def _sorted_out(found: Sequence[File], shown: str) -> Files:
+    """Files in the order of their names, by split if their names say one. `DataError` if there are none, or of several kinds."""
+    data = sorted((f for f in found if known_suffix(f[0]) and f[0].name not in _DESCRIPTIONS and f[0].name[0] not in "._"), key=lambda f: f[1])
+    allowed = f"a data file ends in {', '.join(SUFFIXES)}"
+    if not data:
+        pickled = any(path.suffix.lower() in PICKLES for path, _ in found)
+        reason = "; what looks like a pickle is never read, since it can run any program" if pickled else ""
+        raise DataError(f"{shown!r} holds no data file{reason}; {allowed}", subject=shown)
+    named = [(file, _split_of(file[0])) for file in data]
+    splits = {name: [file for file, split in named if split == name] for name in ("train", "validation", "test", "")}
+    chosen = {name: files for name, files in splits.items() if files}
+    # What is beside a measured part and isn't named is there to calibrate; beside a train part it is anything.
+    assumed = "" in chosen and "train" not in chosen and len(chosen) > 1
+    if assumed:
+        chosen["train"] = chosen.pop("")
+    ignored = [said for _, said in chosen.pop("")] if "train" in chosen and "" in chosen else []
+    kinds = sorted({known_suffix(path).split(".")[1] for files in chosen.values() for path, _ in files})
+    if len(kinds) > 1:
+        raise DataError(f"{shown!r} holds files of several kinds ({', '.join(kinds)}); choose with a pattern, such as '*.{kinds[0]}'", subject=shown)
+    return Files(chosen, ignored, assumed)
+
+
+def _split_of(path: Path) -> str:
+    found = _SPLIT.match(path.name)
+    return _SAME.get(found[1].lower(), found[1].lower()) if found else ""
+
+
+def _saved_splits(folder: Path, shown: str) -> Files:
+    """What `DatasetDict.save_to_disk` wrote: a folder a split."""
+    names = _described(folder / "dataset_dict.json", f"{shown}/dataset_dict.json", "splits")
+    splits = {name: _saved(folder / name, f"{shown}/{name}") for name in names if name in ("train", "validation", "test")}
+    if not splits:
+        told = ", ".join(names) or "none"
+        raise DataError(f"{shown!r} has the splits {told}; of train, validation and test it needs one, or give one split's folder", subject=shown)
+    return Files(splits, [name for name in names if name not in splits])
+
+
+def _saved(folder: Path, shown: str) -> list[File]:
+    """What `Dataset.save_to_disk` wrote: Arrow files that `state.json` names, beside which there may be others that are a cache."""
+    names = _described(folder / "state.json", f"{shown}/state.json", "_data_files")
+    found = [(folder / name, f"{shown}/{name}") for name in names if Path(name).suffix == ".arrow"]
+    missing = next((said for path, said in found if not path.is_file()), None)
+    if missing or not found:
+        lost = missing or f"{shown}/*.arrow"
+        raise DataError(f"{lost!r} is missing, which {shown}/state.json names; save the data set again", subject=shown)
+    return found
+
+
+def _described(path: Path, shown: str, key: str) -> list[str]:
+    """The names that a description lists under `key`, without any folder that they name: nothing outside is read."""
+    try:
+        listed = json.loads(path.read_bytes())[key]
+        return [Path(entry if isinstance(entry, str) else entry["filename"]).name for entry in listed]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{shown!r} doesn't list {key!r} as `datasets` writes it; save the data set again with save_to_disk", subject=shown
+        ) from error

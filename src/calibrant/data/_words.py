@@ -1,0 +1,77 @@
+"""Words of any script, and runs of them as numbers: what texts are compared by."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
+from hashlib import blake2b
+from typing import Final
+
+import numpy as np
+from jaxtyping import UInt64
+
+Numbers = UInt64[np.ndarray, " _"]
+
+_UNSPACED: Final = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u1b00-\u1b7f"  # Thai, Lao, Burmese, Khmer, Tai, Balinese
+    "\u3005-\u3007\u3040-\u312f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua48f"  # kana, bopomofo, Han, Yi
+    "\ua980-\ua9ff\uaa60-\uaa7f\uf900-\ufaff\U00020000-\U0003ffff"  # Javanese, more Burmese, more Han
+)
+"""Scripts that put no spaces between words: each letter counts as a word, together with the marks on it."""
+
+_UNSEEN: Final = re.compile("[\u00ad\u200c\u200d\u2060\ufeff]+")
+"""Soft hyphens, joiners and byte order marks: they stand inside words and are lost in copying."""
+
+_PLAIN: Final = re.compile("[a-z0-9]+")
+
+_BASE: Final = 0x9E3779B97F4A7C15
+"""The odd base of the polynomial that turns a run of words into a number."""
+
+
+def words(text: str) -> list[str]:
+    """The words of a text: runs of letters and digits, case-folded, with accents written in one way; punctuation falls away."""
+    if text.isascii():
+        return _PLAIN.findall(text.lower())
+    return _word().findall(_UNSEEN.sub("", unicodedata.normalize("NFKC", text)).casefold())
+
+
+def numbered(spoken: Sequence[str]) -> Numbers:
+    """A number for each word, the same in every process."""
+    return np.fromiter(map(number_of, spoken), dtype=np.uint64, count=len(spoken))
+
+
+def runs(numbers: Numbers, length: int) -> Numbers:
+    """A number for each run of `length` words, in order: one at each word but the last ones. None if there are fewer words."""
+    count = max(0, len(numbers) - length + 1)
+    found = np.zeros(count, dtype=np.uint64)
+    for begin in range(length if count else 0):
+        found *= np.uint64(_BASE)
+        found += numbers[begin : begin + count]
+    return found
+
+
+@lru_cache(maxsize=1 << 17)
+def number_of(word: str) -> int:
+    """64 bits of a word's hash. Python's own hash would be another in each process."""
+    return int.from_bytes(blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    """Classes that `re` has no names for, written out. Beyond the first 65,536 characters they are coarse: a long list there is ten times as slow."""
+    letters = [chr(c) for c in range(0x10000) if chr(c).isalnum()]
+    alone = set(re.findall(f"[{_UNSPACED}]", "".join(letters)))
+    marks = _ranges(chr(c) for c in range(0x300, 0x10000) if unicodedata.category(chr(c)).startswith("M"))
+    spaced = _ranges(letter for letter in letters if letter not in alone) + "\U00010000-\U0001cfff\U0001e000-\U0001efff"
+    return re.compile(f"[{spaced}][{spaced}{marks}]*|[{_ranges(alone)}\U00020000-\U0003ffff][{marks}]*")
+
+
+def _ranges(letters: Iterable[str]) -> str:
+    """A character class as few ranges: a long list of single letters makes a slow expression."""
+    found: list[list[int]] = []
+    for code in sorted(map(ord, letters)):
+        if found and found[-1][1] == code - 1:
+            found[-1][1] = code
+        else:
+            found.append([code, code])
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in found)

@@ -1,0 +1,133 @@
+"""Texts that are the same, or nearly: found by MinHash, then compared exactly.
+
+A text is the set of its runs of five words, and two texts are as alike as the share of all their runs that both have (Jaccard). To compare every
+pair takes too long; so each text gets a short signature in which alike texts agree in many places, texts that agree in one of several bands of it
+are compared in full, and only what that bears out is told. The signature is made from hashes, never from a random state: any process finds the same.
+"""
+
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float64, Int64, UInt64
+
+from calibrant.data._words import Numbers, number_of, numbered, runs, words
+from calibrant.errors import DataError
+
+SHINGLE: Final = 5
+"""How many words make a run."""
+
+SIGNATURE: Final = 128
+"""How many places a signature has."""
+
+NEIGHBOURS: Final = 20
+"""How many texts before it, in a group of alike ones, a text is compared with; and always with the first of the group."""
+
+_MIXER: Final = np.uint64(number_of("mixer") | 1)
+
+_AT_ONCE: Final = 4_000_000
+"""How many runs are compared at a time."""
+
+Indices = Int64[np.ndarray, " _"]
+Signatures = UInt64[np.ndarray, "text place"]
+
+
+def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[tuple[int, int, float]]:
+    """The pairs (i, j, likeness) of texts with i < j that are at least `threshold` alike, in order. Likeness is exact; 1 says the same words.
+
+    Few pairs are missed: at the threshold itself one in a hundred, above it hardly any. Of a text that recurs hundreds of times not all pairs are
+    told, which would be millions, but those with the first and with the 20 before it: each text that has a duplicate is in a pair.
+    `DataError` for a threshold that isn't above 0 and at most 1.
+    """
+    if not 0 < threshold <= 1:
+        raise DataError(f"the threshold of likeness is {threshold}; it must be above 0 and at most 1", subject="threshold")
+    shingles = [_shingles(text) for text in texts]
+    if len(shingles) < 2:
+        return []
+    first, second = _candidates(_signatures(shingles), _rows_of_a_band(threshold))
+    likeness = _likeness(shingles, first, second, threshold)
+    found = likeness >= threshold
+    return list(zip(first[found].tolist(), second[found].tolist(), likeness[found].tolist(), strict=True))
+
+
+def _shingles(text: str) -> Numbers:
+    """The distinct runs of a text, sorted; a text under five words is one run, and one without words stands for itself."""
+    numbers = numbered(words(text))
+    if not len(numbers):
+        return np.array([number_of(" ".join(text.split()))], dtype=np.uint64)
+    return np.unique(runs(numbers, min(SHINGLE, len(numbers))))
+
+
+def _signatures(shingles: Sequence[Numbers]) -> Signatures:
+    """For each text and each of 128 ways to hash, the least hash of its runs: two texts agree in a place as often as they are alike."""
+    runs_of_all = np.concatenate(shingles)
+    begins = np.cumsum([0, *map(len, shingles[:-1])])
+    found = np.empty((len(shingles), SIGNATURE), dtype=np.uint64)
+    for place in range(SIGNATURE):
+        factor, shift = (np.uint64(number_of(f"{name} {place}")) for name in ("factor", "shift"))
+        hashed = (runs_of_all ^ shift) * (factor | np.uint64(1))
+        # The last bits of a product know only the last bits of what went in: the first are brought down to them and stirred in again.
+        hashed ^= hashed >> np.uint64(32)
+        hashed *= factor | np.uint64(1)
+        found[:, place] = np.minimum.reduceat(hashed, begins)
+    return found
+
+
+def _rows_of_a_band(threshold: float) -> int:
+    """How many places of the signature make a band: as many as can be if 99 of 100 pairs at the threshold are to agree in some band."""
+    return max(size for size in range(1, SIGNATURE + 1) if size == 1 or 1 - (1 - threshold**size) ** (SIGNATURE // size) >= 0.99)
+
+
+def _candidates(signatures: Signatures, size: int) -> tuple[Indices, Indices]:
+    """The pairs of texts that agree in some band, each once and in order."""
+    count = len(signatures)
+    found = np.zeros(0, dtype=np.int64)
+    for begin in range(0, SIGNATURE - size + 1, size):
+        keys = np.zeros(count, dtype=np.uint64)
+        for place in range(begin, begin + size):
+            keys = (keys ^ signatures[:, place]) * _MIXER
+        together = np.sort(np.concatenate([found, *_neighbours(keys, count)]))
+        found = together[np.diff(together, prepend=-1) != 0]
+    first, second = np.divmod(found, count)
+    return first, second
+
+
+def _neighbours(keys: Numbers, count: int) -> Iterator[Indices]:
+    """Pairs `i * count + j` of texts with equal keys: each with the first of its group and with up to 20 before it."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    sizes = np.diff(np.r_[begins, count])
+    heads = np.repeat(order[begins], sizes)
+    yield (heads * count + order)[heads != order]
+    for distance in range(1, min(NEIGHBOURS, int(sizes.max()) - 1) + 1):
+        alike = ordered[distance:] == ordered[:-distance]
+        yield order[:-distance][alike] * count + order[distance:][alike]
+
+
+def _likeness(shingles: Sequence[Numbers], first: Indices, second: Indices, threshold: float) -> Float64[np.ndarray, " pair"]:
+    """How alike each pair is, exactly; 0 for pairs that can't reach the threshold because one is so much longer."""
+    sizes = np.array([len(each) for each in shingles], dtype=np.int64)
+    known: dict[bytes, int] = {}
+    kinds = np.array([known.setdefault(blake2b(each.tobytes(), digest_size=16).digest(), len(known)) for each in shingles])
+    likeness = (kinds[first] == kinds[second]).astype(np.float64)
+    low, high = np.minimum(sizes[first], sizes[second]), np.maximum(sizes[first], sizes[second])
+    unsettled = np.flatnonzero((likeness == 0) & (low / high >= threshold))
+    # Small numbers in place of hashes leave room to put a pair's number before each.
+    names = np.split(np.unique(np.concatenate(shingles), return_inverse=True)[1], np.cumsum(sizes)[:-1])
+    count = int(sizes.sum())
+    ends = np.cumsum(low[unsettled] + high[unsettled])
+    for lot in np.split(unsettled, np.searchsorted(ends, range(_AT_ONCE, int(ends[-1]), _AT_ONCE)) if len(ends) else []):
+        shared = _shared([(names[i], names[j]) for i, j in zip(first[lot], second[lot], strict=True)], count)
+        likeness[lot] = shared / (sizes[first[lot]] + sizes[second[lot]] - shared)
+    return likeness
+
+
+def _shared(pairs: Sequence[tuple[Indices, Indices]], count: int) -> Indices:
+    """How many of `count` names both texts of each pair have. Either has a name but once, so one that comes twice in a pair is shared."""
+    if not pairs:
+        return np.zeros(0, dtype=np.int64)
+    owners = np.repeat(np.arange(len(pairs), dtype=np.int64), [len(one) + len(other) for one, other in pairs])
+    told = np.sort(owners * count + np.concatenate([names for pair in pairs for names in pair]))
+    return np.bincount(told[1:][told[1:] == told[:-1]] // count, minlength=len(pairs))

@@ -1,0 +1,46 @@
+"""A conversation in the model's own words."""
+
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from calibrant.data._base import Format, Row
+from calibrant.data.formats._asked import asked
+from calibrant.errors import DataError
+
+
+@dataclass(frozen=True, repr=False)
+class Chat(Format):
+    """The row's turns, or its question and answer as one exchange, in the tokenizer's own chat template.
+
+    A question with listed choices is put with them, without `Question:` and `Answer:`, for which a chat has no use. `system` comes first where it
+    is given. What the template adds of itself (a default system prompt, for one) stays, because that is what the model meets in use.
+    """
+
+    system: str = ""
+
+    needs = ("question", "answer")
+
+    def takes(self, row: Row) -> bool:
+        return bool(row.turns) or super().takes(row)
+
+    def render(self, row: Row, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
+        if tokenizer is None or not tokenizer.chat_template:
+            raise DataError(
+                "the format 'chat' needs a tokenizer with a chat template, and this model's has none; use qa, or an instruction-tuned model",
+                subject="chat",
+            )
+        try:
+            return str(tokenizer.apply_chat_template(self._messages(row), tokenize=False))
+        except TemplateError as error:
+            raise DataError(f"the model's chat template refuses a row: {error}", subject=row.key) from error
+
+    def _messages(self, row: Row) -> list[dict[str, str]]:
+        if row.turns:
+            turns = [{"role": role, "content": content} for role, content in row.turns]
+        else:
+            before, after = row.frame
+            question = asked(row).removeprefix(before.strip()).removesuffix(after).strip()
+            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": row.need("answer")}]
+        return [*([{"role": "system", "content": self.system}] if self.system else []), *turns]

@@ -1,0 +1,46 @@
+"""e-SNLI: inference between captions of pictures, with explanations."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from calibrant.data._base import Found, Hub, Row, Stored
+from calibrant.data.sources._nli import pair
+from calibrant.data.sources._published import Split, explained, found
+
+HUB: Final = Hub("esnli/esnli", revision="refs/convert/parquet")
+TRAIN: Final = Split("train", {("esnli", "train"): 549_367})
+TEST: Final = Split(
+    "test",
+    {("esnli", "validation"): 9_842, ("esnli", "test"): 9_824},
+    because="the mirror's test has the authors' preprocessed form, tokenised and with explanations in lower case",
+)
+
+
+@dataclass(frozen=True, repr=False)
+class ESNLI(Stored):
+    """Camburu et al. 2018 (arXiv:1812.01193). The rationale is the first explanation, in its own spelling.
+
+    The hub's train calibrates and its test measures (premise, hypothesis, label, explanation_1); the same fields in the mirror, which has a subset of
+    train and measures on `validation`. On the hub the set is a script, which is never run: what is read is the Parquet copy that the hub
+    itself made of it, `refs/convert/parquet`. Should that be gone, save the three splits as JSON Lines in a mirror's folder `esnli`.
+
+        Premise: A band is seen playing a variety of musical instruments.
+        Hypothesis: A band plays instruments.
+        Label: entailment
+    """
+
+    kind = "questions"
+    licence = "MIT-style (the authors' repository)"
+    homepage = "https://github.com/OanaMariaCamburu/e-SNLI"
+    hub = HUB
+    fields = ("question", "answer", "choices", "rationale")
+
+    def read(self) -> Found:
+        return found(HUB, TRAIN, TEST, row, lacking="a label or an explanation")
+
+
+def row(record: dict[str, Any]) -> Row | None:
+    """A record as a row; none if it has no label or no explanation."""
+    given = pair(record["premise"], record["hypothesis"], record["label"])
+    made = given and explained(given, record["explanation_1"])
+    return made if made and made.rationale else None

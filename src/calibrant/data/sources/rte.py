@@ -1,0 +1,40 @@
+"""RTE: recognising textual entailment in news."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from calibrant.data._base import Found, Hub, Row, Stored
+from calibrant.data.sources._nli import pair
+from calibrant.data.sources._published import Split, found
+
+HUB: Final = Hub("nyu-mll/glue", "rte")
+TRAIN: Final = Split("train", {("rte", "train"): 2_490})
+TEST: Final = Split("validation", {("rte", "validation"): 277})
+LABELS: Final = ("entailment", "not_entailment")
+
+
+@dataclass(frozen=True, repr=False)
+class RTE(Stored):
+    """Dagan et al. 2006 and its successors, as GLUE and SuperGLUE have them. validation measures, since the labels of test are kept back.
+
+    The hub's GLUE calls the sentences sentence1 and sentence2, the mirror, which has SuperGLUE's copy, premise and hypothesis.
+
+        Premise: No Weapons of Mass Destruction Found in Iraq Yet.
+        Hypothesis: Weapons of Mass Destruction Found in Iraq.
+        Label: not_entailment
+    """
+
+    kind = "questions"
+    licence = "not stated by the authors of RTE"
+    homepage = "https://gluebenchmark.com"
+    hub = HUB
+    fields = ("question", "answer", "choices")
+
+    def read(self) -> Found:
+        return found(HUB, TRAIN, TEST, row)
+
+
+def row(record: dict[str, Any]) -> Row | None:
+    """A record as a row."""
+    first, second = ("premise", "hypothesis") if "premise" in record else ("sentence1", "sentence2")
+    return pair(record[first], record[second], record["label"], LABELS)

@@ -1,0 +1,45 @@
+"""UltraChat: conversations between two language models, filtered."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from calibrant.data._base import Found, Hub, Row, Stored, train_and_test
+from calibrant.data.hub import records
+from calibrant.errors import DataError
+
+HUB: Final = Hub("HuggingFaceH4/ultrachat_200k", first=20_000)
+
+
+@dataclass(frozen=True, repr=False)
+class UltraChat(Stored):
+    """Ding et al. 2023 (arXiv:2305.14233), as filtered for Zephyr: a user's requests and an assistant's answers, both written by a model.
+
+    It stands for what a chat model meets in use, and is the usual set to calibrate one with. The front of train_sft calibrates, that of test_sft
+    measures. The hub has the fields prompt, prompt_id and messages, a list of {content, role}. All messages are the row's turns, the first request
+    and its answer are its question and answer: `Row(question=…, answer=…, turns=(("user", …), ("assistant", …), …))`.
+    """
+
+    kind = "questions"
+    licence = "MIT"
+    homepage = "https://huggingface.co/datasets/HuggingFaceH4/ultrachat_200k"
+    hub = HUB
+    default = "chat"
+    fields = ("question", "answer", "turns")
+
+    def read(self) -> Found:
+        train, origin = records(HUB, "train_sft", [("ultrachat", "train")])
+        test, measured = records(HUB, "test_sft", [("ultrachat", "test")])
+        return Found(train_and_test(conversations(train), conversations(test)), f"{origin}; measured on {measured}")
+
+
+def conversations(found: Iterable[dict[str, Any]]) -> Iterator[Row]:
+    """A row for each conversation in which a request is answered."""
+    for record in found:
+        try:
+            turns = tuple((message["role"], message["content"].strip()) for message in record["messages"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"a record of ultrachat has no messages of role and content: {str(record)[:60]!r}", subject="ultrachat") from error
+        first = next((i for i, (role, content) in enumerate(turns) if role == "user" and content), len(turns))
+        if first + 1 < len(turns) and turns[first + 1][0] == "assistant" and turns[first + 1][1]:
+            yield Row(question=turns[first][1], answer=turns[first + 1][1], turns=turns)

@@ -1,0 +1,95 @@
+"""Near-duplicates against comparing every pair."""
+
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+
+from calibrant.data._words import words
+from calibrant.data.duplicates import near_duplicates
+from calibrant.errors import DataError
+
+
+def variants(seed: int, families: int) -> list[str]:
+    """Texts of 20 to 300 words in families: each of a family is the first with up to three words replaced."""
+    numbers = random.Random(seed)
+    vocabulary = [f"w{i}" for i in range(3_000)]
+    found = []
+    for _ in range(families):
+        first = numbers.choices(vocabulary, k=numbers.randint(20, 300))
+        for _ in range(numbers.randint(1, 5)):
+            other = list(first)
+            for _ in range(numbers.randint(0, 3)):
+                other[numbers.randrange(len(other))] = numbers.choice(vocabulary)
+            found.append(" ".join(other))
+    numbers.shuffle(found)
+    return found
+
+
+def compared(texts: list[str], threshold: float) -> dict[tuple[int, int], float]:
+    """Every pair, compared by its runs as tuples of words."""
+    sets = [{tuple(words(text)[i : i + 5]) for i in range(max(1, len(words(text)) - 4))} for text in texts]
+    alike = {(i, j): len(sets[i] & sets[j]) / len(sets[i] | sets[j]) for j in range(len(texts)) for i in range(j)}
+    return {pair: likeness for pair, likeness in alike.items() if likeness >= threshold}
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8, 0.9])
+def test_what_is_told_is_true_and_hardly_a_pair_is_missed(threshold: float):
+    texts = variants(seed=1, families=120)
+    found, true = {(i, j): likeness for i, j, likeness in near_duplicates(texts, threshold)}, compared(texts, threshold)
+    assert {pair: true.get(pair) for pair in found} == found
+    near = {pair for pair, likeness in true.items() if likeness >= 0.9}
+    assert len(near) > 50
+    assert len(near & found.keys()) >= 0.95 * len(near)
+    assert len(found) >= 0.95 * len(true)
+    assert list(found) == sorted(found)
+
+
+def test_the_same_words_are_the_same_text():
+    texts = ["A b, c!", "x y", "a  B c", "", "!!", "!!", "  ", "x y z"]
+    assert near_duplicates(texts) == [(0, 2, 1.0), (3, 6, 1.0), (4, 5, 1.0)]
+    assert near_duplicates(texts, 1.0) == near_duplicates(texts)
+    assert near_duplicates([]) == near_duplicates(["alone"]) == []
+
+
+def test_a_pair_just_at_the_threshold_is_in():
+    one = " ".join(f"w{i}" for i in range(12))  # 8 runs; with two more words 10
+    assert near_duplicates([one, one + " and more"], 0.8) == [(0, 1, 0.8)]
+    assert near_duplicates([one, one + " and still more"], 0.8) == []
+
+
+def test_other_scripts():
+    assert near_duplicates(["今天天气很好我们一起去公园散步吧朋友", "今天天气很好,我们一起去公园散步吧,朋友们"])[0][:2] == (0, 1)
+    assert near_duplicates(["\ud800\x00 one two three four five", "one two three four five"]) == [(0, 1, 1.0)]
+
+
+def test_a_text_that_recurs_all_the_time_costs_no_square():
+    found = near_duplicates(["the same again and again"] * 2_000)
+    assert {j for _, j, _ in found} == set(range(1, 2_000))
+    assert {j for i, j, _ in found if i == 0} == set(range(1, 2_000))
+    assert len(found) < 2_000 * 22
+
+
+def test_another_process_finds_the_same():
+    texts = [" ".join(f"w{i // 3 + j * (1 + (i % 3) // 2)}" for j in range(90)) for i in range(300)]
+    code = f"from calibrant.data.duplicates import near_duplicates; print(near_duplicates({texts}, 0.3))"
+    environment = {"PYTHONHASHSEED": "1", "PYTHONPATH": ":".join(sys.path)}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == str(near_duplicates(texts, 0.3))
+    assert len(said) > 1_000
+
+
+def test_speed():
+    numbers = random.Random(3)
+    texts = [" ".join(f"w{numbers.randrange(5_000)}" for _ in range(40)) for _ in range(5_000)]
+    begun = time.perf_counter()
+    assert near_duplicates([*texts, *texts[:10]]) == [(i, 5_000 + i, 1.0) for i in range(10)]
+    assert time.perf_counter() - begun < 5  # half of the 10 seconds that 10,000 rows may take; a quiet core needs a quarter of one
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0, 1.5, float("nan")])
+def test_a_threshold_that_is_none(threshold: float):
+    with pytest.raises(DataError, match=f"threshold of likeness is {threshold}; it must be above 0"):
+        near_duplicates(["a"], threshold)

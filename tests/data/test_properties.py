@@ -1,0 +1,178 @@
+"""What must hold for any rows, any format and any packing."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
+
+from calibrant.data import CalibrationSet, Row, formats
+from calibrant.data._draw import Deck
+from calibrant.data.calibration import TokenBatch
+from calibrant.errors import DataError
+from calibrant.testing.tiny import tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+ANY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(lambda t: bool(t.strip()))
+rows = st.lists(st.tuples(texts, texts, texts), min_size=12, max_size=60, unique_by=lambda row: " ".join(row[0].casefold().split()))
+packings = st.sampled_from(
+    [
+        "one",
+        "many",
+        "many(separator='')",
+        "many(shots=2)",
+        "many(isolate=true)",
+        "many(isolate=true, shots=3)",
+        "many(bos='document')",
+        "one(bos='window')",
+    ]
+)
+kinds = st.sampled_from(["question", "qa", "cot", "chat"])
+number = iter(range(10**9))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rows")
+
+
+def written(folder: Path, given: list[tuple[str, str, str]]) -> Path:
+    path = folder / f"{next(number)}.jsonl"
+    names = ("question", "answer", "rationale")
+    path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in given), encoding="utf-8")
+    return path
+
+
+def real(batch: TokenBatch) -> list[int]:
+    return batch.ids[batch.mask].tolist()
+
+
+def attempt(expression: str, **budget: int) -> TokenBatch | None:
+    try:
+        return CalibrationSet(expression, **budget).tokens(TOKENIZER)
+    except DataError as error:
+        if "too little for" not in str(error):
+            raise
+        return None
+
+
+@ANY
+@given(rows, kinds, packings, st.integers(8, 64), st.integers(1, 400))
+def test_real_tokens_in_are_real_tokens_out(folder: Path, rows, kind: str, packing: str, length: int, tokens: int):
+    batch = attempt(f"'{written(folder, rows)}':{kind}@{packing}", tokens=tokens, length=length)
+    if batch is None:
+        return
+    assert int(batch.mask.sum()) == batch.facts["tokens"] == tokens
+    # Real tokens come first in every sequence, and nothing is where the mask is false.
+    assert all(mask.tolist() == sorted(mask.tolist(), reverse=True) for mask in batch.mask)
+    assert not batch.ids[~batch.mask].any()
+    assert not batch.weights[~batch.mask].any()
+    assert (batch.weights[batch.mask] == 1).all()
+    # Tokens come from the rows' own texts, the separators and start tokens; none is made up.
+    texts = [formats.build(kind).render(Row(question=q, answer=a, rationale=r), TOKENIZER) for q, a, r in rows]
+    known = Counter(i for text in [*texts, "\n\n"] for i in TOKENIZER(text, add_special_tokens=False)["input_ids"])
+    assert set(real(batch)) <= {*known, TOKENIZER.bos_token_id}
+
+
+@ANY
+@given(rows, kinds, st.sampled_from([0.1, 0.25, 1 / 3, 0.5, 0.9]), packings, st.integers(60, 300))
+def test_shares_are_exact_to_the_correction(folder: Path, rows, kind: str, share: float, packing: str, tokens: int):
+    first, second = written(folder, rows), written(folder, [(q + "!", a, r) for q, a, r in rows])
+    batch = attempt(f"{share}*'{first}':{kind}@{packing} + {1 - share}*'{second}':{kind}", tokens=tokens, length=32)
+    if batch is None:
+        return
+    begin = 0
+    for part in batch.facts["parts"]:
+        here = slice(begin, begin + part["sequences"])
+        got = float(batch.weights[here].double().sum())
+        assert got == pytest.approx(part["share"] * tokens, rel=1e-6)
+        assert int(batch.mask[here].sum()) == part["tokens"]
+        assert abs(part["tokens"] - Fraction(part["share"]) * tokens) < 1
+        begin += part["sequences"]
+    assert begin == len(batch.ids)
+
+
+@ANY
+@given(rows, kinds, packings, st.integers(20, 60))
+def test_adding_a_source_never_changes_the_rows_drawn_from_another(folder: Path, rows, kind: str, packing: str, tokens: int):
+    mine, other = written(folder, rows), written(folder, [(q + "?", a, r) for q, a, r in rows])
+    alone = CalibrationSet(f"'{mine}':{kind}@{packing}", tokens=tokens, length=32)
+    both = CalibrationSet(f"0.5*'{mine}':{kind}@{packing} + 0.5*'{other}':qa", tokens=2 * tokens, length=32)
+    try:
+        first, second = alone.drawn(TOKENIZER), both.drawn(TOKENIZER)
+    except DataError as error:
+        if "too little for" not in str(error):
+            raise
+        return
+    assert first[0] == second[0]
+
+
+@ANY
+@given(rows, kinds, packings, st.integers(1, 60), st.randoms())
+def test_draws_share_no_row_until_the_set_is_used_up_and_order_does_not_matter(folder: Path, rows, kind: str, packing: str, tokens: int, random):
+    expression = f"'{written(folder, rows)}':{kind}@{packing}"
+    try:
+        draws = [CalibrationSet(expression, tokens=tokens, length=32, seed=seed) for seed in range(3)]
+        drawn = [{row.key for row in draw.drawn(TOKENIZER)[0]} for draw in draws]
+    except DataError as error:
+        if "too little for" not in str(error):
+            raise
+        return
+    held = len(Deck(draws[0].parts[0].source, 0).held.rows)
+    disjoint = draws[0].disjoint_draws(TOKENIZER)
+    assert disjoint is not None
+    for number, keys in enumerate(drawn):
+        earlier = set().union(*drawn[:number])
+        share = draws[number].tokens(TOKENIZER).facts["overlap"]
+        assert share == pytest.approx(len(keys & earlier) / len(keys))
+        assert (number < disjoint) <= (share == 0)
+    assert len(set().union(*drawn)) <= held
+    shuffled = list(rows)
+    random.shuffle(shuffled)
+    again = CalibrationSet(f"'{written(folder, shuffled)}':{kind}@{packing}", tokens=tokens, length=32)
+    assert again.tokens(TOKENIZER).fingerprint == draws[0].tokens(TOKENIZER).fingerprint
+
+
+@ANY
+@given(rows, st.sampled_from(["question", "qa", "cot"]), st.sampled_from(["one", "many", "crop"]), st.integers(1, 3))
+def test_legacy_pads_are_marked_and_everything_else_is_real(folder: Path, rows, kind: str, of: str, samples: int):
+    batch = attempt(f"'{written(folder, rows)}':{kind}@legacy(of='{of}')", samples=samples, length=24)
+    if batch is None:
+        return
+    assert batch.mask.all()
+    assert len(batch.ids) == samples
+    pads = np.zeros(batch.ids.shape, dtype=bool) if batch.pads is None else batch.pads.numpy()
+    assert batch.facts["pads"] == pads.sum()
+    assert batch.facts["tokens"] == batch.ids.numel() - pads.sum()
+    assert of == "one" or not pads.any()
+    assert (batch.ids.numpy()[pads] == TOKENIZER.pad_token_id).all()
+    assert all(row.tolist() == sorted(row.tolist(), reverse=True) for row in pads)
+
+
+def test_the_same_bytes_give_the_same_fingerprint_in_a_fresh_process(folder: Path):
+    path = written(folder, [(f"{i} и {i}?", str(2 * i), f"{i}+{i}\n={2 * i}") for i in range(60)])
+    packed = ["many", "one", "crop", "many(isolate=true)", "legacy", "legacy(of='one')"]
+    asked = [f"{path}:cot@{packing}" for packing in packed]
+    code = (
+        "import sys; from calibrant.data import CalibrationSet; from calibrant.testing.tiny import tiny_tokenizer; tokenizer = tiny_tokenizer()\n"
+        "for asked in sys.argv[1:]: print(CalibrationSet(asked, samples=3, length=16, seed=1).tokens(tokenizer).fingerprint)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *asked], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [CalibrationSet(text, samples=3, length=16, seed=1).tokens(TOKENIZER).fingerprint for text in asked]
+
+
+def test_rows_that_a_format_does_not_take_are_passed_over_and_counted(jsonl: Callable[..., Path], letters: PreTrainedTokenizerBase):
+    given = [{"question": f"{i}?", "answer": "a", "rationale": "\n".join(["step"] * (1 + i % 3))} for i in range(100)]
+    path = jsonl(given)
+    whole = CalibrationSet(f"{path}:cot@one", samples=9, length=64).tokens(letters).facts["parts"][0]
+    assert (whole["rows"], whole["passed_over"]) == (9, 0)

@@ -1,0 +1,755 @@
+"""The question sets: as the hub lays them out, as the mirror has them, and equations worked out."""
+
+import gzip
+import importlib
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from calibrant.data import PARTS, CalibrationSet, Hub, Row, formats, mirror, sources
+from calibrant.data.sources import _equation, _published, arithmetic, gsm8k, hellaswag
+from calibrant.errors import DataError, SpecError
+from calibrant.testing.sources import check_source
+
+Record = dict[str, Any]
+NOWHERE = Hub("nobody/nothing")
+
+
+def text(row: Row) -> str:
+    return formats.build("qa").render(row)
+
+
+def right(row: Row) -> int:
+    """The number of the right choice, as an evaluator finds it."""
+    return row.labels.index(row.answer or "") if row.labels else row.choices.index(row.answer or "")
+
+
+def kept(name: str) -> list[Row]:
+    """The rows of train, wherever they went."""
+    source = sources.build(name)
+    return [row for part in ("calibrate", "exemplars") for row in source.rows(part)]
+
+
+# --- the hub's own layout -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Published:
+    """A small data set with the hub's configuration, splits and fields, and the texts that its rows become."""
+
+    config: str | None
+    splits: Mapping[str, Sequence[Record]]
+    calibrated: Sequence[str]
+    measured: Sequence[str]
+    classes: Sequence[str] = ()
+    note: str = ""
+
+
+NLI = ["entailment", "neutral", "contradiction"]
+
+
+def anli(number: int) -> Published:
+    def pair(uid: str, label: int, reason: str) -> Record:
+        return {"uid": uid, "premise": f"Premise {uid}. ", "hypothesis": f"Hypothesis {uid}.", "label": label, "reason": reason}
+
+    rounds = {
+        f"{split}_r{n}": [pair(f"{split}{n}", n - 1, "Because. So!" * (split == "train"))] for split in ("train", "dev", "test") for n in (1, 2, 3)
+    }
+    shown = [f"Premise: Premise {split}{number}.\nHypothesis: Hypothesis {split}{number}.\nLabel: {NLI[number - 1]}" for split in ("train", "test")]
+    return Published("plain_text", rounds, shown[:1], shown[1:], NLI)
+
+
+def multiple(question: str, choices: Sequence[str], labels: str, key: str, **more: Any) -> Record:
+    return {"id": question, "question": question, "choices": {"text": list(choices), "label": list(labels)}, "answerKey": key, **more}
+
+
+def swag(context: str, label: str, endings: Sequence[str] = ("one.", "two.", "three.", "four.")) -> Record:
+    more = {"ind": 1, "ctx_a": context, "ctx_b": "", "source_id": "activitynet~v_-x", "split": "train", "split_type": "indomain"}
+    return {"activity_label": "Rafting", "ctx": context, "endings": list(endings), "label": label, **more}
+
+
+HUB = {
+    "svamp": Published(
+        None,
+        {
+            "train": [
+                {
+                    "ID": "chal-1",
+                    "Body": "Jo has 8 pens",
+                    "Question": "How many in 2 boxes?",
+                    "Equation": "( 8.0 / 2.0 )",
+                    "Answer": "4.0",
+                    "Type": "D",
+                },
+                {"ID": "chal-2", "Body": "Jo has 8 pens.", "Question": "How many?", "Equation": "( 8.0 + 2.0 )", "Answer": "4.5", "Type": "Addition"},
+            ],
+            "test": [{"ID": "chal-3", "Body": "Al has 3.", "Question": "And 2?", "Equation": "( 3.0 + 2.0 )", "Answer": "5.0", "Type": "Addition"}],
+        },
+        ["Question: Jo has 8 pens How many in 2 boxes?\nAnswer: 4", "Question: Jo has 8 pens. How many?\nAnswer: 4.5"],
+        ["Question: Al has 3. And 2?\nAnswer: 5"],
+        note="1 of 3 problems without a rationale, since their equation doesn't come to the answer",
+    ),
+    "mawps": Published(
+        "default",
+        {
+            split: [
+                {
+                    "id": f"mawps__{split}",
+                    "question": f"A {split} had 22 , lost 14 . 4 each ?",
+                    "chain": "<gadget>(22 - 14) / 4</gadget>",
+                    "result": "around 2",
+                    "result_float": 2.0,
+                    "equation": "X=((22.0-14.0)/4.0)",
+                    "expression": "((22-14)/4)",
+                }
+            ]
+            for split in ("train", "validation", "test")
+        },
+        ["Question: A train had 22 , lost 14 . 4 each ?\nAnswer: 2"],
+        ["Question: A test had 22 , lost 14 . 4 each ?\nAnswer: 2"],
+    ),
+    "esnli": Published(
+        None,
+        {
+            split: [
+                {"premise": f"A {split}.", "hypothesis": "A man.", "label": 2, "explanation_1": " A train is no man. ", "explanation_2": ""},
+                {"premise": "No label.", "hypothesis": "A man.", "label": -1, "explanation_1": "Why?", "explanation_2": ""},
+                {"premise": "No reason.", "hypothesis": "A man.", "label": 0, "explanation_1": "", "explanation_2": ""},
+            ]
+            for split in ("train", "validation", "test")
+        },
+        ["Premise: A train.\nHypothesis: A man.\nLabel: contradiction"],
+        ["Premise: A test.\nHypothesis: A man.\nLabel: contradiction"],
+        NLI,
+        note="2 records of {origin} without a label or an explanation left out; 2 records of {origin} without a label or an explanation left out",
+    ),
+    "anli_r1": anli(1),
+    "anli_r2": anli(2),
+    "anli_r3": anli(3),
+    "rte": Published(
+        "rte",
+        {
+            "train": [{"sentence1": "It rains.", "sentence2": "It is wet.", "label": 0, "idx": 0}],
+            "validation": [{"sentence1": "It rains.", "sentence2": "It is dry.", "label": 1, "idx": 0}],
+            "test": [{"sentence1": "It rains.", "sentence2": "It is odd.", "label": -1, "idx": 0}],
+        },
+        ["Premise: It rains.\nHypothesis: It is wet.\nLabel: entailment"],
+        ["Premise: It rains.\nHypothesis: It is dry.\nLabel: not_entailment"],
+        ["entailment", "not_entailment"],
+    ),
+    "commonsense_qa": Published(
+        None,
+        {
+            "train": [multiple("Where do birds sleep?", ["sea", "tree", "car", "book", "moon"], "ABCDE", "B", question_concept="bird")],
+            "validation": [multiple("Where is milk?", ["sun", "sand", "fridge", "desk", "road"], "ABCDE", "C", question_concept="milk")],
+            "test": [multiple("Who knows?", ["a", "b", "c", "d", "e"], "ABCDE", "", question_concept="who")],
+        },
+        ["Question: Where do birds sleep?\nA. sea\nB. tree\nC. car\nD. book\nE. moon\nAnswer: B"],
+        ["Question: Where is milk?\nA. sun\nB. sand\nC. fridge\nD. desk\nE. road\nAnswer: C"],
+    ),
+    "race": Published(
+        "all",
+        {
+            split: [{"example_id": "high1.txt", "article": f"A {split}. ", "answer": "D", "question": "It is  _  .", "options": ["a", "b", "c", "d"]}]
+            for split in ("train", "validation", "test")
+        },
+        ["Article: A train.\n\nQuestion: It is  _  .\nA. a\nB. b\nC. c\nD. d\nAnswer: D"],
+        ["Article: A test.\n\nQuestion: It is  _  .\nA. a\nB. b\nC. c\nD. d\nAnswer: D"],
+    ),
+    "winogrande": Published(
+        "winogrande_xl",
+        {
+            "train": [
+                {"sentence": "Ian ate it because _ liked it.", "option1": "Ian", "option2": "Dennis", "answer": "1"},
+                {"sentence": "Ian saw it because _ looked.", "option1": "Ian", "option2": "Dennis", "answer": ""},
+            ],
+            "validation": [{"sentence": "The cup fell since the _ was wet.", "option1": "cup", "option2": "hand", "answer": "2"}],
+            "test": [{"sentence": "No _ label.", "option1": "a", "option2": "b", "answer": ""}],
+        },
+        ["Sentence: Ian ate it because _ liked it.\n1. Ian\n2. Dennis\nAnswer: 1"],
+        ["Sentence: The cup fell since the _ was wet.\n1. cup\n2. hand\nAnswer: 2"],
+        note="1 record of {origin} without a label left out",
+    ),
+    "boolq": Published(
+        None,
+        {
+            "train": [{"question": "is water wet", "answer": True, "passage": "Water -- It is wet."}],
+            "validation": [{"question": "is fire cold", "answer": False, "passage": "Fire -- It is hot."}],
+        },
+        ["Passage: Water -- It is wet.\nQuestion: is water wet?\nAnswer: yes"],
+        ["Passage: Fire -- It is hot.\nQuestion: is fire cold?\nAnswer: no"],
+    ),
+    "hellaswag": Published(
+        None,
+        {
+            "train": [
+                swag("A man sits. he", "3"),
+                swag("[header] How to row [title] Find a boat . [step] Look.", "0", ["[title] Pay it. ", "b", "c", "d"]),
+            ],
+            "validation": [swag("A dog runs. it", "1")],
+            "test": [swag("A cat sits. it", "")],
+        },
+        [
+            "Context: Rafting: A man sits. he\nContinuation: four.",
+            "Context: Rafting: How to row. Find a boat . Look.\nContinuation: Pay it.",
+        ],
+        ["Context: Rafting: A dog runs. it\nContinuation: two."],
+    ),
+    "piqa": Published(
+        None,
+        {
+            "train": [{"goal": "Boil butter", "sol1": "Pour it onto a plate", "sol2": "Pour it into a jar", "label": 1}],
+            "validation": [{"goal": "Open a tin", "sol1": "Use an opener", "sol2": "Use a spoon", "label": 0}],
+            "test": [{"goal": "Fly", "sol1": "a", "sol2": "b", "label": -1}],
+        },
+        ["Question: Boil butter\nAnswer: Pour it into a jar"],
+        ["Question: Open a tin\nAnswer: Use an opener"],
+    ),
+    "openbookqa": Published(
+        "main",
+        {
+            split: [
+                {
+                    "id": "7",
+                    "question_stem": f"The {split} goes",
+                    "choices": {"text": ["up", "on", "in", "by"], "label": list("ABCD")},
+                    "answerKey": "B",
+                }
+            ]
+            for split in ("train", "validation", "test")
+        },
+        ["Question: The train goes\nAnswer: on"],
+        ["Question: The test goes\nAnswer: on"],
+    ),
+    "arc_easy": Published(
+        "ARC-Easy",
+        {
+            "train": [multiple("What is hot?", ["ice", "fire", "rain"], "ABC", "B")],
+            "validation": [multiple("What is red?", ["sky", "sea", "rose"], "ABC", "C")],
+            "test": [multiple("What is cold?", ["ice", "fire", "sun", "tea"], "1234", "1")],
+        },
+        ["Question: What is hot?\nAnswer: fire"],
+        ["Question: What is cold?\nAnswer: ice"],
+    ),
+}
+
+
+def lay_out(folder: Path, published: Published) -> Path:
+    """Parquet files and a card that names configuration and splits, as on the hub; labels are classes where the hub has them so."""
+    lines = ["---", "configs:", f"- config_name: {published.config or 'default'}", "  data_files:"]
+    for split, records in published.splits.items():
+        table = datasets.Dataset.from_list(list(records))
+        if published.classes:
+            table = table.cast_column("label", datasets.ClassLabel(names=list(published.classes)))
+        path = folder / (published.config or "data") / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.to_parquet(path)
+        lines += [f"  - split: {split}", f"    path: {path.relative_to(folder)}"]
+    (folder / "README.md").write_text("\n".join([*lines, "---", ""]))
+    return folder
+
+
+@pytest.fixture
+def as_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetful: None) -> Callable[..., Path]:
+    """Put a small data set where a source looks for it on the hub; rationales of other sets are nowhere unless a test puts them somewhere."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def put(name: str, published: Published, constant: str = "HUB") -> Path:
+        module = importlib.import_module(f"calibrant.data.sources.{name}")
+        folder = lay_out(tmp_path / name / constant, published)
+        for other in {"ECQA", "COS_E"} & set(vars(module)) if constant == "HUB" else ():
+            monkeypatch.setattr(module, other, NOWHERE)
+        monkeypatch.setattr(module, constant, Hub(str(folder), getattr(module, constant).config))
+        return folder
+
+    return put
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_the_hubs_own_layout(name: str, as_on_the_hub: Callable[..., Path]):
+    published = HUB[name]
+    folder = as_on_the_hub(name, published)
+    spec = "commonsense_qa(rationales=none)" if name == "commonsense_qa" else name
+    assert sorted(map(text, kept(spec))) == sorted(published.calibrated)
+    held = sources.build(spec).holding("measure")
+    assert [text(row) for row in held.rows] == list(published.measured)
+    assert held.origin == f"hub: {folder}@unpinned; measured on hub: {folder}@unpinned"
+    assert held.note == published.note.format(origin=f"hub: {folder}@unpinned")
+    for row in [*held.rows, *kept(spec)]:
+        assert not row.choices or 0 <= right(row) < len(row.choices)
+        assert set(sources.build(spec).fields) <= set(row.present)
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_facts_of_each_set(name: str):
+    source = sources.get(name)
+    assert source.hub == importlib.import_module(source.__module__).HUB
+    assert (source.hub.config, source.hub.verified) == (HUB[name].config, False)
+    assert source.licence
+    assert source.homepage.startswith("https://")
+    assert source.shown == (name != "race")
+    assert "\n\n        " in (source.__doc__ or ""), "a row is shown"
+
+
+def test_the_rationales_from_the_hub(as_on_the_hub: Callable[..., Path]):
+    as_on_the_hub("esnli", HUB["esnli"])
+    as_on_the_hub("anli_r2", HUB["anli_r2"])
+    as_on_the_hub("mawps", HUB["mawps"])
+    as_on_the_hub("svamp", HUB["svamp"])
+    assert [(row.rationale, row.steps) for row in kept("esnli")] == [("A train is no man.", 1)]
+    assert [(row.rationale, row.steps) for row in kept("anli_r2")] == [("Because. So!", 2)]
+    assert [row.rationale for row in sources.build("anli_r2").rows("measure")] == [None]
+    assert [(row.rationale, row.steps) for row in kept("mawps")] == [("22 - 14 = 8\n8 / 4 = 2", 2)]
+    assert {(row.rationale, row.steps) for row in kept("svamp")} == {("8 / 2 = 4", 1), (None, 0)}
+
+
+def test_a_record_with_other_fields_is_named(as_on_the_hub: Callable[..., Path]):
+    folder = as_on_the_hub("boolq", Published(None, {"train": [{"query": "a", "label": 1}], "validation": [{"query": "b", "label": 1}]}, [], []))
+    with pytest.raises(DataError, match=r"record 1 of hub: .*HUB@unpinned has no field 'passage', only query, label") as caught:
+        sources.build("boolq").rows("measure")
+    assert caught.value.subject == f"hub: {folder}@unpinned"
+
+
+# --- labels ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "expected"),
+    [
+        (0, NLI, 0),
+        (2, NLI, 2),
+        ("1", NLI, 1),
+        ("contradiction", NLI, 2),
+        (-1, NLI, None),
+        ("-1", NLI, None),
+        ("", NLI, None),
+        (None, NLI, None),
+        (True, ["False", "True"], 1),
+        (0, ["False", "True"], 0),
+        ("1", ["1", "2"], 0),
+        ("4", ["1", "2", "3", "4"], 3),
+    ],
+)
+def test_a_label_is_a_name_or_its_number(label: Any, names: list[str], expected: int | None):
+    assert _published.gold(label, names) == expected
+
+
+@pytest.mark.parametrize("label", [3, "maybe", "F", 0.5, "²"])
+def test_a_label_that_means_nothing_is_refused(label: Any):
+    with pytest.raises(DataError, match=f"the label {label!r} is none of entailment, neutral, contradiction"):
+        _published.gold(label, NLI)
+
+
+# --- mirrors --------------------------------------------------------------------------------------------------------------------------
+
+
+def pairs(count: int, begin: int = 0) -> list[Record]:
+    return [{"premise": f"P {i}", "hypothesis": f"H {i}", "label": i % 3, "reason": "R.", "explanation_1": "E."} for i in range(begin, begin + count)]
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_e_snli_measures_on_validation_in_its_own_spelling_and_says_why(jsonl: Callable[..., Path]):
+    mirror(jsonl(pairs(50), "esnli/train.jsonl").parent.parent)
+    jsonl(pairs(9, 50), "esnli/test.jsonl")
+    assert len(list(sources.build("esnli").rows("measure"))) == 9
+    assert "stands in" not in sources.build("esnli").holding("measure").note
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_e_snli_prefers_validation_to_a_tokenised_test(jsonl: Callable[..., Path]):
+    mirror(jsonl(pairs(50), "esnli/train.jsonl").parent.parent)
+    jsonl(pairs(9, 50), "esnli/test.jsonl")
+    jsonl(pairs(7, 80), "esnli/validation.jsonl")
+    held = sources.build("esnli").holding("measure")
+    assert len(held.rows) == 7
+    assert "esnli/validation stands in for test, because the mirror's test has the authors' preprocessed form" in held.note
+    assert "esnli/train has 50 of the 549,367 published records" in held.note
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.usefixtures("forgetful")
+def test_anli_calibrates_on_train_if_the_mirror_has_it(jsonl: Callable[..., Path], train: bool):
+    mirror(jsonl(pairs(40), "anli_r3/validation.jsonl").parent.parent)
+    jsonl(pairs(7, 80), "anli_r3/test.jsonl")
+    if train:
+        jsonl(pairs(30, 100), "anli_r3/train.jsonl")
+    assert len(kept("anli_r3")) == (30 if train else 40)
+    note = sources.build("anli_r3").holding("measure").note
+    assert ("anli_r3/validation stands in for train_r3, because the mirror has no train split" in note) == (not train)
+
+
+def steps_of_rafting(count: int) -> list[Record]:
+    return [swag(f"How to do {i // 4}. Step {i % 4}. Do it", str(i % 4)) for i in range(count)] + [
+        {**swag(f"A man does {i}. he", "0"), "activity_label": f"Sport {i // 5}"} for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.usefixtures("forgetful")
+def test_hellaswag_without_train_is_divided_by_what_rows_are_about(jsonl: Callable[..., Path], train: bool):
+    mirror(jsonl(steps_of_rafting(400), "hellaswag/validation.jsonl").parent.parent)
+    if train:
+        jsonl([swag(f"A {i}", "2") for i in range(30)], "hellaswag/train.jsonl")
+    source = sources.build("hellaswag")
+    held = {part: source.holding(part) for part in PARTS}
+    assert ("validation divided by title and activity" in held["measure"].note) == (not train)
+    if train:
+        assert [len(kept("hellaswag")), len(held["measure"].rows)] == [30, 800]
+        return
+    home: dict[str, str] = {}
+    for part in PARTS:
+        for row in held[part].rows:
+            thing = re.search(r"How to do \d+|Sport \d+", row.question or "")
+            assert home.setdefault(thing[0] if thing else "", part) == part
+    assert len(home) == 100 + 80
+    shares = [list(home.values()).count(part) / len(home) for part in PARTS]
+    assert shares == pytest.approx([0.7, 0.25, 0.05], abs=0.1)
+
+
+def test_marks_of_hellaswag_are_no_text():
+    assert hellaswag.plain("[header] How to row [title] Find a boat. [step] Ask [substeps] them .  ") == "How to row. Find a boat. Ask them ."
+    assert hellaswag.plain("[title] Look! [title] Now") == "Look! Now"
+    assert hellaswag.plain("Keep [this] as it is") == "Keep [this] as it is"
+
+
+# --- explanations of CommonsenseQA -----------------------------------------------------------------------------------------------------
+
+CHOICES = ["sea", "tree", "car", "book", "moon"]
+
+
+def question(i: int, key: str = "B") -> Record:
+    return multiple(f"Question {i}?", [f"{choice} {i}" for choice in CHOICES], "ABCDE", key, question_concept="x")
+
+
+def explanation(i: int, split: str = "train") -> Record:
+    choices = [f"{choice} {i} " for choice in CHOICES]
+    return {"question": f"question  {i}? ", "choices": choices, "answer": choices[1], "explanation": f"Why {i}. So.", "csqa_split": split}
+
+
+@pytest.fixture
+def commonsense(jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, forgetful: None) -> Callable[..., Path]:
+    module = importlib.import_module("calibrant.data.sources.commonsense_qa")
+    for hub in ("HUB", "ECQA", "COS_E"):
+        monkeypatch.setattr(module, hub, NOWHERE)
+    root = jsonl([question(i) for i in range(100)], "commonsense_qa/train.jsonl").parent.parent
+    jsonl([question(i, "C") for i in range(100, 120)], "commonsense_qa/validation.jsonl")
+    mirror(root)
+    return jsonl
+
+
+def test_ecqa_explains_questions_of_the_train_split_only(commonsense: Callable[..., Path]):
+    # ECQA's own train has questions of both splits of CommonsenseQA; and one that claims to be of validation, though train has it too.
+    commonsense([explanation(i) for i in range(30)] + [explanation(i, "validation") for i in (40, 100, 101)], "ecqa/train.jsonl")
+    commonsense([explanation(102, "validation"), explanation(50)], "ecqa/validation.jsonl")
+    commonsense([explanation(103), explanation(60)], "ecqa/test.jsonl")
+    rows = kept("commonsense_qa")
+    assert len(rows) == 100
+    expected = {f"Question {i}?": f"Why {i}. So." for i in [*range(30), 50, 60]}
+    assert {row.question: row.rationale for row in rows if row.rationale} == expected
+    assert {row.steps for row in rows} == {0, 2}
+    held = sources.build("commonsense_qa").holding("measure")
+    assert len(held.rows) == 20
+    assert not any(row.rationale for row in held.rows)
+    assert held.note.startswith("32 of 100 train rows have a rationale")
+    assert held.origin.endswith("; rationales from mirror: ecqa/train, mirror: ecqa/validation, mirror: ecqa/test")
+    assert {row.question for row in kept("commonsense_qa(explained=True)")} == set(expected)
+
+
+def test_exemplars_are_the_same_whatever_the_rationales(commonsense: Callable[..., Path]):
+    commonsense([explanation(i) for i in range(100)], "ecqa/train.jsonl")
+    commonsense([{"id": f"Question {i}?", "abstractive_explanation": "Since."} for i in range(100)], "cos_e/train.jsonl")
+    found = [{row.question for row in sources.build(f"commonsense_qa(rationales={name})").rows("exemplars")} for name in ("ecqa", "cos_e", "none")]
+    assert found[0] == found[1] == found[2] != set()
+    assert {row.rationale for row in kept("commonsense_qa(rationales='cos_e')")} == {"Since."}
+
+
+def test_explanations_from_the_hub(commonsense: Callable[..., Path], as_on_the_hub: Callable[..., Path]):
+    options = {f"q_op{n}": f"{choice} 7" for n, choice in enumerate(CHOICES, 1)}
+    ecqa = {
+        "q_no": "x",
+        "q_concept": "x",
+        "q_text": "Question 7?",
+        **options,
+        "q_ans": "tree 7",
+        "taskA_pos": "",
+        "taskA_neg": "",
+        "taskB": "It is 7.",
+    }
+    as_on_the_hub("commonsense_qa", Published(None, {split: [ecqa] for split in ("train", "validation", "test")}, [], []), "ECQA")
+    found = {
+        "id": "Question 9?",
+        "question": "?",
+        "choices": ["a"],
+        "answer": "a",
+        "abstractive_explanation": "It is 9.",
+        "extractive_explanation": "",
+    }
+    as_on_the_hub("commonsense_qa", Published("v1.11", {"train": [found], "validation": [{**found, "id": "Question 100?"}]}, [], []), "COS_E")
+    assert {row.question: row.rationale for row in kept("commonsense_qa") if row.rationale} == {"Question 7?": "It is 7."}
+    assert {row.question: row.rationale for row in kept("commonsense_qa(rationales='cos_e')") if row.rationale} == {"Question 9?": "It is 9."}
+
+
+def test_without_explanations_there_are_no_rationales_and_the_note_says_so(commonsense: Callable[..., Path]):
+    assert not any(row.rationale for row in kept("commonsense_qa"))
+    note = sources.build("commonsense_qa").holding("calibrate").note
+    assert note.startswith("0 of 100 train rows have a rationale; no rationales of ecqa/train, which can't be read here")
+    with pytest.raises(DataError, match=r"ecqa/train.jsonl with --data-dir"):
+        kept("commonsense_qa(explained=True)")
+    commonsense([explanation(1)], "ecqa/train.jsonl")
+    assert len(kept("commonsense_qa(explained=True)")) == 1
+
+
+@pytest.mark.usefixtures("commonsense")
+def test_an_explanation_without_its_fields_is_named(commonsense: Callable[..., Path]):
+    commonsense([{"id": "1", "why": "?"}], "cos_e/train.jsonl")
+    with pytest.raises(DataError, match=r"record 1 of mirror: cos_e/train has no field 'abstractive_explanation', only id, why"):
+        kept("commonsense_qa(rationales='cos_e')")
+
+
+def test_choices_of_commonsense_qa_are_checked():
+    with pytest.raises(SpecError, match=r"rationales='ecq'\), did you mean 'ecqa'\?: rationales is one of ecqa, cos_e, none"):
+        sources.build("commonsense_qa(rationales='ecq')")
+    with pytest.raises(SpecError, match=r"rationales=none, explained=true\) would keep no row"):
+        sources.build("commonsense_qa(rationales=none, explained=true)")
+    assert sources.build("commonsense_qa").sometimes == ("rationale",)
+
+
+@pytest.mark.parametrize("written", ["none", "'none'", "None"])
+def test_none_may_be_written_as_a_word(written: str):
+    source = sources.build(f"commonsense_qa(rationales={written})")
+    assert source == sources.build(str(source))
+    assert str(source) == "commonsense_qa(rationales=None)"
+    assert source.sometimes == ()
+    with pytest.raises(DataError, match="that needs rationale"):
+        CalibrationSet(f"{source}:cot")
+    assert str(CalibrationSet("commonsense_qa(rationales=cos_e, explained=true):cot")) == "commonsense_qa(rationales='cos_e', explained=True):cot"
+
+
+# --- equations ------------------------------------------------------------------------------------------------------------------------
+
+
+def invented(dice: random.Random, depth: int) -> tuple[str, Fraction, int, int]:
+    """A random expression with its value and number of operations, both found while it is made; and how tightly its last operation binds."""
+    if depth == 0 or dice.random() < 0.2:
+        value = Fraction(dice.randrange(1, 2000), dice.choice([1, 1, 1, 10, 100]))
+        return (f"{float(value)}" if dice.random() < 0.5 or value.denominator > 1 else str(value)), value, 0, 3
+    (left, a, n, binds), (right, b, m, holds) = invented(dice, depth - 1), invented(dice, depth - 1)
+    sign = dice.choice("+-*/")
+    if sign == "/" and b == 0:
+        sign = "+"
+    own = 2 if sign in "*/" else 1
+    left = f"({left})" if binds < own or dice.random() < 0.3 else left
+    right = f"( {right} )" if holds <= own or dice.random() < 0.3 else right
+    value = a + b if sign == "+" else a - b if sign == "-" else a * b if sign == "*" else a / b
+    space = dice.choice(["", " "])
+    return f"{left}{space}{sign}{space}{right}", value, n + m + 1, own
+
+
+def test_equations_come_to_what_fractions_say():
+    dice = random.Random(0)
+    seen = Counter[int]()
+    for _ in range(3000):
+        equation, value, operations, _ = invented(dice, dice.randrange(1, 4))
+        steps = _equation.solve(equation)
+        assert steps is not None, equation
+        assert len(steps) == operations, equation
+        assert (steps[-1][3] if steps else value) == value, equation
+        seen[operations] += 1
+        lines = _equation.worked(f"X={equation}", _equation.written(value))
+        assert len(lines) == operations, equation
+        for line in lines:
+            left, sign, right, result = re.fullmatch(r"(\S+) ([-+*/]) \(?([-\d.]+)\)? = (\S+)", line).groups()
+            a, b = float(left), float(right)
+            assert float(result) == pytest.approx(a + b if sign == "+" else a - b if sign == "-" else a * b if sign == "*" else a / b, rel=1e-6)
+    assert min(seen[n] for n in range(1, 7)) > 50
+
+
+@pytest.mark.parametrize(
+    ("equation", "answer", "lines"),
+    [
+        ("( 290.0 / 2.0 )", "145", ["290 / 2 = 145"]),
+        ("X=((22.0-14.0)/4.0)", "2", ["22 - 14 = 8", "8 / 4 = 2"]),
+        ("x=2+3*4-10/5", "12", ["3 * 4 = 12", "2 + 12 = 14", "10 / 5 = 2", "14 - 2 = 12"]),
+        ("10-3-2", "5", ["10 - 3 = 7", "7 - 2 = 5"]),
+        ("2-(3-7)", "6", ["3 - 7 = -4", "2 - (-4) = 6"]),
+        ("-60.0/0.5", "-120", ["-60 / 0.5 = -120"]),
+        ("X=(0.1+0.2)", "0.3", ["0.1 + 0.2 = 0.3"]),
+        ("X=10/3", "3.3333333333333335", ["10 / 3 = 3.3333333333333335"]),
+        ("x=3-1.1666666666666667", "1.8333333333333335", ["3 - 1.1666666666666667 = 1.8333333333333335"]),
+        ("1/1000000000", "0.000000001", ["1 / 1000000000 = 0.000000001"]),
+        ("X=40/7", "5", []),
+        ("X=5", "5", []),
+    ],
+)
+def test_an_equation_is_worked_out_if_it_comes_to_the_answer(equation: str, answer: str, lines: list[str]):
+    assert list(_equation.worked(equation, answer)) == lines
+
+
+NO_EQUATIONS = ["", " ", "1+", "+1", "(1+2", "1+2)", ")(", "()", "1 2", "1//2", "2**3", "-(3)", "(7*x)+4", "X-6=52", "1/0", "3/(2-2)", "nan+1"]
+HOSTILE = ["__import__('os').getcwd()", "1;2", "1_0+1", "1,000+1", "1e5+1", "１+２", "+".join("1" * 150), "(" * 5000 + "1" + ")" * 5000, "9" * 5000]
+
+
+@pytest.mark.parametrize("equation", [*NO_EQUATIONS, *HOSTILE])
+def test_anything_else_is_no_equation(equation: str):
+    assert _equation.solve(equation) is None
+    assert _equation.worked(equation, "0") == ()
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (145.0, "145"),
+        ("12", "12"),
+        ("106491.0", "106491"),
+        ("1,234.50", "1234.5"),
+        (-6.0, "-6"),
+        ("0.0000001", "0.0000001"),
+        (1e16, "10000000000000000"),
+    ],
+)
+def test_numbers_are_written_plainly(number: Any, expected: str):
+    assert _equation.written(number) == expected
+
+
+@pytest.mark.parametrize("number", ["twelve", "", None, "inf", float("nan"), "1/2"])
+def test_an_answer_that_is_no_number_is_refused(number: Any):
+    with pytest.raises(DataError, match=f"the answer {re.escape(repr(number))} is no number"):
+        _equation.written(number)
+
+
+def test_steps_of_gsm8k_and_arithmetic_are_lines():
+    record = {"question": "q", "answer": "One.\n\nTwo 1+1=<<1+1=2>>2. And more.\n#### 2"}
+    assert gsm8k.problem(record).steps == 2
+    made = {"question": "q", "answer": "2", "metadata": {"answer_cot": "One.\n \nTwo. Three.\nFour\n#### 2"}}
+    assert arithmetic.problem(made).steps == 3
+
+
+# --- the real mirror ------------------------------------------------------------------------------------------------------------------
+
+COUNTS = {
+    # name: (train records that are left, test rows, overlapping, duplicates of train, train rows with a rationale, measured rows with one)
+    "svamp": (700, 300, 0, 0, 698, 300),
+    "mawps": (1747, 234, 30, 121, 1677, 230),
+    "esnli": (988, 1000, 0, 0, 988, 1000),
+    "anli_r1": (1000, 1000, 0, 0, 1000, 0),
+    "anli_r2": (1000, 1000, 0, 0, 1000, 0),
+    "anli_r3": (1198, 1200, 0, 0, 1198, 1200),
+    "rte": (2488, 277, 0, 2, 0, 0),
+    "commonsense_qa": (4000, 1221, 0, 0, 2443, 0),
+    "commonsense_qa(rationales='cos_e')": (4000, 1221, 0, 0, 4000, 0),
+    "commonsense_qa(rationales=none)": (4000, 1221, 0, 0, 0, 0),
+    "commonsense_qa(explained=True)": (2443, 1221, 0, 0, 2443, 0),
+    "race": (4000, 1500, 0, 0, 0, 0),
+    "winogrande": (3998, 1267, 0, 2, 0, 0),
+    "boolq": (4000, 3270, 0, 0, 0, 0),
+    "hellaswag": (7586, 2456, 0, 0, 0, 0),
+    "piqa": (3850, 1838, 150, 0, 0, 0),
+    "openbookqa": (3970, 500, 27, 3, 0, 0),
+    "arc_easy": (2243, 2376, 8, 0, 0, 0),
+}
+PLAIN_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d*[1-9])?")
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_real_mirror(name: str, real_mirror: Path):
+    source = sources.build(name)
+    held = {part: source.holding(part) for part in PARTS}
+    train = [*held["calibrate"].rows, *held["exemplars"].rows]
+    dropped = [sum(getattr(held[part], count) for part in ("calibrate", "exemplars")) for count in ("overlapping", "duplicates")]
+    explained = [sum(row.rationale is not None for row in rows) for rows in (train, held["measure"].rows)]
+    assert (len(train), len(held["measure"].rows), *dropped, *explained) == COUNTS[name]
+    assert 0.02 < len(held["exemplars"].rows) / len(train) < 0.08
+    for row in [*train, *held["measure"].rows]:
+        assert (row.steps > 0) == (row.rationale is not None)
+        assert set(source.fields) <= set(row.present) <= {*source.fields, *source.sometimes}
+        assert row.choices or PLAIN_NUMBER.fullmatch(row.answer or "")
+        if row.choices:
+            assert all(choice.strip() == choice != "" for choice in row.choices)
+            assert 0 <= right(row) < len(row.choices)
+    for row in held["measure"].rows[:50]:
+        assert text(row).strip() == text(row)
+        assert text(row).endswith(f" {row.answer}")
+    if source.spec_name() not in ("svamp", "mawps"):
+        _check_balance([row for row in (*train, *held["measure"].rows) if len(row.choices) == len(train[0].choices)])
+
+
+def _check_balance(rows: Sequence[Row]) -> None:
+    """Every place of a choice is right about as often as any other; BoolQ's yes is the known exception."""
+    counted = Counter(map(right, rows))
+    even = len(rows) / len(rows[0].choices)
+    assert len(counted) == len(rows[0].choices)
+    assert all(0.7 * even < n < 1.3 * even for n in counted.values())
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_contract_on_the_real_mirror(name: str, real_mirror: Path):
+    check_source(sources.build(name))
+
+
+def lines_of(path: Path) -> list[Record]:
+    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def test_mawps_repeats_questions_of_test_in_train(real_mirror: Path):
+    train, test = lines_of(real_mirror / "mawps/train.jsonl.gz"), lines_of(real_mirror / "mawps/test.jsonl")
+    shared = {record["question"] for record in train} & {record["question"] for record in test}
+    assert (len(shared), len([record for record in test if record["question"] in shared])) == (25, 26)
+    assert not {row.question for row in kept("mawps")} & {question.strip() for question in shared}
+
+
+def test_what_differs_from_the_published_sets_is_noted(real_mirror: Path):
+    notes = {name: sources.build(name).holding("measure").note for name in HUB}
+    assert {name for name, note in notes.items() if not note} == {"rte", "arc_easy"}
+    assert notes["race"] == "race/train has 4,000 of the 87,866 published records; race/test has 1,500 of the 4,934 published records"
+    assert notes["svamp"] == "2 of 1,000 problems without a rationale, since their equation doesn't come to the answer"
+    assert "74 of 2,136 problems without a rationale" in notes["mawps"]
+    assert notes["anli_r1"] == "anli_r1/validation stands in for train_r1, because the mirror has no train split"
+    assert "2,443 of 4,000 train rows have a rationale" in notes["commonsense_qa"]
+    assert "esnli/validation has 1,000 of the 9,842 published records" in notes["esnli"]
+
+
+def test_explanations_on_the_real_mirror_fit_their_question(real_mirror: Path):
+    """Joined anew, by letters and digits alone: every explanation stands with this question, and its answer is the right choice."""
+    found: dict[str, Record] = {}
+    for path in ("ecqa/train.jsonl.gz", "ecqa/validation.jsonl.gz", "ecqa/test.jsonl.gz"):
+        found |= {letters_of(record["question"], *record["choices"]): record for record in lines_of(real_mirror / path)}
+    rows = kept("commonsense_qa(explained=True)")
+    for row in rows:
+        record = found[letters_of(row.question or "", *row.choices)]
+        assert record["csqa_split"] == "train"
+        assert record["explanation"].strip() == row.rationale
+        assert letters_of(record["answer"]) == letters_of(row.choices[right(row)])
+    measured = {letters_of(row.question or "", *row.choices) for row in sources.build("commonsense_qa").rows("measure")}
+    assert len(measured & set(found)) > 700, "ECQA does explain what is measured"
+    assert not measured & {letters_of(row.question or "", *row.choices) for row in rows}
+
+
+def letters_of(*texts: str) -> str:
+    return "|".join("".join(re.findall(r"\w", text.lower())) for text in texts)
+
+
+def test_no_question_of_hellaswag_is_near_another_part(real_mirror: Path):
+    home: dict[str, str] = {}
+    for part in PARTS:
+        for row in sources.build("hellaswag").rows(part):
+            activity, context = (row.question or "").split(": ", 1)
+            thing = context.split(". ")[0] if context.startswith("How to ") else activity
+            assert home.setdefault(thing, part) == part
+    assert len(home) > 3000
+
+
+def test_word_problems_of_different_sets_are_different(real_mirror: Path):
+    """Why none of these declares siblings: in fact they share no question."""
+    subjects = {name: {row.subject for part in PARTS for row in sources.build(name).rows(part)} for name in ("svamp", "mawps", "gsm8k")}
+    assert not subjects["svamp"] & subjects["mawps"]
+    assert not subjects["gsm8k"] & (subjects["svamp"] | subjects["mawps"])

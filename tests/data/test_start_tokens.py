@@ -1,0 +1,118 @@
+"""Start tokens stand where the packing says, and never twice."""
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data.calibration import KINDS
+from calibrant.errors import DataError
+from calibrant.testing.tiny import tiny_tokenizer
+
+BOS = 0
+
+
+@pytest.fixture
+def pairs(jsonl: Callable[..., Path]) -> Path:
+    return jsonl({"question": f"{i}+1?", "answer": str(i + 1)} for i in range(100))
+
+
+def rows(batch: TokenBatch) -> list[list[int]]:
+    return [ids[mask].tolist() for ids, mask in zip(batch.ids, batch.mask, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("packing", "head", "least"),
+    [
+        ("many", 1, 1),
+        ("many(bos='window')", 1, 1),
+        ("many(bos='none')", 0, 0),
+        ("one", 1, 1),
+        ("one(bos='none')", 0, 0),
+    ],
+)
+def test_policies_with_a_tokenizer_that_starts_texts(pairs: Path, started: PreTrainedTokenizerBase, packing: str, head: int, least: int):
+    for row in rows(CalibrationSet(f"{pairs}:qa@{packing}", samples=3, length=64).tokens(started)):
+        assert row[:1].count(BOS) == head
+        assert row.count(BOS) >= least
+        assert least > 1 or row.count(BOS) == least
+
+
+def test_windows_may_begin_with_a_start_token_that_the_tokenizer_would_not_put(pairs: Path, letters: PreTrainedTokenizerBase):
+    assert all(row.count(BOS) == 0 for row in rows(CalibrationSet(str(pairs), samples=3, length=64).tokens(letters)))
+    assert all(row[0] == BOS for row in rows(CalibrationSet(f"{pairs}:qa@many(bos='window')", samples=3, length=64).tokens(letters)))
+
+
+def test_each_document_has_its_start_token(pairs: Path, letters: PreTrainedTokenizerBase):
+    batch = CalibrationSet(f"{pairs}:qa@many(bos='document')", samples=4, length=64).tokens(letters)
+    whole = [i for row in rows(batch) for i in row]
+    texts = letters.decode(whole, skip_special_tokens=False).split("<s>")[1:]
+    assert len(texts) == batch.facts["parts"][0]["rows"]
+    assert all(text.startswith("Question: ") for text in texts)
+
+
+def test_a_tokenizer_without_a_start_token_cannot_be_asked_for_one(pairs: Path, letters: PreTrainedTokenizerBase):
+    letters = type(letters)(tokenizer_object=letters.backend_tokenizer, eos_token="</s>", pad_token="<pad>")
+    with pytest.raises(DataError, match=r"bos='document'.*no start token"):
+        CalibrationSet(f"{pairs}@many(bos='document')", samples=1, length=64).tokens(letters)
+    CalibrationSet(str(pairs), samples=1, length=64).tokens(letters)
+
+
+BEGINS = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [BEGINS, PLAIN])
+@pytest.mark.parametrize("which", ["letters", "started"])
+@pytest.mark.parametrize("packing", ["one", "many(separator='')", "many(isolate=true)", "legacy"])
+def test_a_chat_has_exactly_one_start_token(pairs: Path, template: str, which: str, packing: str, request: pytest.FixtureRequest, monkeypatch):
+    tokenizer = request.getfixturevalue(which)
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    wanted = 1 if template == BEGINS or which == "started" else 0
+    batch = CalibrationSet(f"{pairs}:chat@{packing}", samples=3, length=48).tokens(tokenizer)
+    for row in rows(batch):
+        assert all(pair != [BOS, BOS] for pair in map(list, pairwise(row)))
+        if packing != "legacy":
+            assert row[:1].count(BOS) <= wanted
+            assert row.count(BOS) <= wanted
+    heads = [row[0] for row in rows(batch)]
+    if packing in ("one", "many(separator='')"):
+        assert heads.count(BOS) == wanted * len(heads)
+
+
+def test_the_tiny_tokenizers_own_template(pairs: Path):
+    batch = CalibrationSet(f"{pairs}:chat@one", samples=2, length=200).tokens(tiny_tokenizer())
+    tokenizer = tiny_tokenizer()
+    shown = [tokenizer.decode(row) for row in rows(batch)]
+    begins = str(tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)).startswith(str(tokenizer.bos_token))
+    assert all(text.count(str(tokenizer.bos_token)) == int(begins) for text in shown)
+
+
+def test_kinds_say_what_each_token_is(jsonl: Callable[..., Path], started: PreTrainedTokenizerBase):
+    path = jsonl([{"question": "2+3?", "answer": "5"}] * 40)
+    path.write_text("".join(json.dumps({"question": f"{i}+{i}?", "answer": f"{2 * i}"}) + "\n" for i in range(40)))
+    chosen = CalibrationSet(f"{path}:qa@many(separator='--')", samples=2, length=48)
+    batch, kinds = chosen.tokens(started), chosen.kinds(started)
+    assert kinds.shape == batch.ids.shape
+    for ids, row in zip(batch.ids, kinds, strict=True):
+        letters = [(started.decode([i]), KINDS[kind]) for i, kind in zip(ids.tolist(), row.tolist(), strict=True)]
+        assert letters[0] == ("<s>", "start")
+        assert all(kind != "start" for _, kind in letters[1:])
+        assert {kind for letter, kind in letters if letter in "?0123456789+"} == {"content"}
+        assert {kind for letter, kind in letters if letter in "QuestionAwr:-\n"} == {"template"}
+
+
+def test_special_tokens_inside_texts_are_told_apart(pairs: Path, letters: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(letters, "chat_template", "{% for m in messages %}{{ m.content }}</s>{% endfor %}")
+    chosen = CalibrationSet(f"{pairs}:chat@one", samples=4, length=32)
+    batch, kinds = chosen.tokens(letters), chosen.kinds(letters)
+    assert torch_equal(batch.ids == 1, (kinds == KINDS.index("special")) & batch.mask)
+    assert (kinds[~batch.mask] == 0).all()
+
+
+def torch_equal(a, b) -> bool:
+    return bool((a == b).all()) and bool(a.any())
