@@ -1,12 +1,39 @@
-"""A set as a given model would see it."""
+"""A set as a given model would see it, and what the model makes of it."""
 
+import json
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
+import torch
+from torch import Tensor, nn
 
-from calibrant import CalibrationSet, inspect, open_model
-from calibrant.errors import ModelError
-from calibrant.testing import tiny_folder
+from calibrant import CalibrationSet, inspect, inspection, open_model
+from calibrant.data.calibration import KINDS, TokenBatch
+from calibrant.errors import ModelError, NumericsError, SpecError
+from calibrant.inspection import energy, loss
+from calibrant.models import Opened, view
+from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
+
+START, SPECIAL, TEMPLATE = KINDS.index("start"), KINDS.index("special"), KINDS.index("template")
+
+
+def tiny(family: str = "llama") -> Opened:
+    return Opened(tiny_model(family), tiny_tokenizer(), family, "sha256:0", "", torch.float32)
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> Path:
+    path = tmp_path / "problems.jsonl"
+    chance = random.Random(0)
+    numbers = [(chance.randint(10, 999), chance.randint(10, 999)) for _ in range(80)]
+    path.write_text("".join(json.dumps({"question": f"{a} and {b} make?", "answer": str(a + b)}) + "\n" for a, b in numbers))
+    return path
 
 
 def test_text_object_and_opened_model_say_the_same(tmp_path: Path):
@@ -15,9 +42,211 @@ def test_text_object_and_opened_model_say_the_same(tmp_path: Path):
     by_text = inspect("python_docs", str(tmp_path / "tiny"), samples=2, length=32)
     by_object = inspect(CalibrationSet("python_docs", samples=2, length=32), opened)
     assert by_text == by_object
-    assert (by_text.fingerprint, by_text.tokens) == (wanted.fingerprint, 64)
+    assert (by_text.fingerprint, by_text.tokens, by_text.tokenizer) == (wanted.fingerprint, 64, str(tmp_path / "tiny"))
+    assert by_text.model is not None
+    assert (by_text.model["name"], by_text.model["dtype"]) == (str(tmp_path / "tiny"), str(opened.dtype).removeprefix("torch."))
+    assert json.loads(json.dumps(by_text.to_json())) == by_text.to_json()
 
 
 def test_a_model_that_is_not_there():
     with pytest.raises(ModelError, match=r"'\./nowhere'"):
         inspect("python_docs", "./nowhere")
+
+
+def test_without_a_model_only_a_tokenizer_is_opened(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is to be run")
+
+    monkeypatch.setattr(inspection, "open_model", refuse)
+    monkeypatch.setattr(inspection, "walk", refuse)
+    monkeypatch.setattr(inspection, "open_tokenizer", lambda name: (tiny_tokenizer(), name))
+    found = inspect("python_docs", samples=2, length=32)
+    assert (found.tokenizer, found.model, found.tokens) == ("smollm2", None, 64)
+
+
+def test_what_to_compare_with_is_looked_for_before_a_model_is_opened(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(inspection, "open_model", lambda *_: pytest.fail("opened first"))
+    with pytest.raises(SpecError, match="'wikitexx'"):
+        inspect("python_docs", "smollm2", against=["wikitexx"])
+
+
+# The loss.
+
+
+@torch.no_grad()
+def one_by_one(opened: Opened, batch: TokenBatch) -> tuple[float, int]:
+    """The loss, sequence by sequence, without padding or batches."""
+    nats: list[float] = []
+    for i in range(len(batch.ids)):
+        ids = batch.ids[i][batch.mask[i]]
+        pad = torch.zeros_like(ids, dtype=torch.bool) if batch.pads is None else batch.pads[i][batch.mask[i]]
+        shares = opened.model(input_ids=ids[None]).logits[0].double().log_softmax(-1)
+        nats += [-float(shares[at - 1, ids[at]]) for at in range(1, len(ids)) if not pad[at]]
+    return sum(nats) / len(nats), len(nats)
+
+
+@pytest.mark.parametrize("expr", ["{}:icl", "{}:zero", "{}:qa@many(bos='document')", "{}:question@legacy", "{}:qa@many(isolate=true)"])
+def test_the_loss_is_that_of_each_sequence_on_its_own(problems: Path, expr: str):
+    opened = tiny()
+    batch = CalibrationSet(expr.format(problems), samples=5, length=48).tokens(opened.tokenizer)
+    found = loss(opened, batch)
+    value, count = one_by_one(opened, batch)
+    assert (found["tokens"], found["unit"]) == (count, "nats/token")
+    assert found["value"] == pytest.approx(value, rel=1e-5)
+
+
+def test_a_model_whose_outputs_are_not_finite_is_named(problems: Path):
+    opened = tiny()
+    opened.model.get_output_embeddings().weight.data.fill_(math.nan)
+    batch = CalibrationSet(str(problems), samples=1, length=32).tokens(opened.tokenizer)
+    with pytest.raises(NumericsError, match="loss of llama on this set is nan"):
+        loss(opened, batch)
+
+
+def test_windows_of_a_single_token_have_no_loss():
+    opened = tiny()
+    batch = CalibrationSet("full_stops", samples=2, length=1).tokens(opened.tokenizer)
+    assert loss(opened, batch) == {"value": 0.0, "tokens": 0, "unit": "nats/token"}
+
+
+# The energy.
+
+
+@contextmanager
+def hooked(model: nn.Module, each: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """While it lasts, `each` is told what every linear layer of a block is given."""
+    handles = [
+        module.register_forward_pre_hook(lambda _, args, name=name: each(name, args[0]))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".layers." in name
+    ]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+@torch.no_grad()
+def by_hooks(opened: Opened, batch: TokenBatch, wanted: Tensor) -> dict[str, float]:
+    """The share of Σ w·x² that the tokens in `wanted` have in each layer, by plain hooks on one sequence at a time."""
+    whole: dict[str, float] = {}
+    own: dict[str, float] = {}
+    for i in range(len(batch.ids)):
+        real = batch.mask[i]
+        weigh, chosen = batch.weights[i][real].double(), wanted[i][real]
+
+        def told(name: str, x: Tensor, weigh: Tensor = weigh, chosen: Tensor = chosen) -> None:
+            squares = x[0].double().square().sum(-1) * weigh
+            whole[name] = whole.get(name, 0.0) + float(squares.sum())
+            own[name] = own.get(name, 0.0) + float(squares[chosen].sum())
+
+        with hooked(opened.model, told):
+            opened.model(input_ids=batch.ids[i][real][None])
+    return {name: own[name] / total for name, total in whole.items()}
+
+
+@pytest.mark.parametrize(
+    "expr", ["{0}:chat@many(bos='window')", "{0}:qa@one(bos='window')", "0.7*{0}:qa@one(bos='document') + 0.3*full_stops", "{0}:question@legacy"]
+)
+def test_each_kind_has_the_share_that_hooks_find(problems: Path, expr: str):
+    opened = tiny()
+    data = CalibrationSet(expr.format(problems), samples=6, length=48)
+    batch, kinds = data.tokens(opened.tokenizer), data.kinds(opened.tokenizer).long()
+    found = energy(view(opened.model), batch, kinds)
+    pads = torch.zeros_like(batch.mask) if batch.pads is None else batch.pads
+    assert found["matrices"] == 21
+    assert found["tokens"] == int(batch.mask.sum())
+    present = {KINDS[i] for i in kinds[batch.mask & ~pads].unique().tolist()} - {"content"}
+    assert set(found["kinds"]) == present | ({"pad"} if bool(pads.any()) else set())
+    assert found["kinds"]
+    for name, of in found["kinds"].items():
+        wanted = pads if name == "pad" else batch.mask & ~pads & (kinds == KINDS.index(name))
+        shares = by_hooks(opened, batch, wanted)
+        assert of["tokens"] == pytest.approx(int(wanted.sum()) / int(batch.mask.sum()))
+        assert of["median"] == pytest.approx(median(shares.values()), rel=1e-4)
+        assert of["most"] == pytest.approx(max(shares.values()), rel=1e-4)
+        assert shares[of["where"]] == pytest.approx(of["most"], rel=1e-4)
+        assert set(of["matrices"]) == {name.partition(".layers.")[2].partition(".")[2] for name in shares}
+
+
+def test_the_kinds_of_a_set_are_told_apart(problems: Path):
+    opened = tiny()
+    found = inspect(f"{problems}:chat@many(bos='window')", opened, samples=4, length=64).model
+    assert found is not None
+    assert list(found["energy"]["kinds"]) == ["start", "special", "template"]
+    found = inspect("python_docs", opened, samples=2, length=64).model
+    assert found is not None
+    assert set(found["energy"]["kinds"]) <= {"template"}, "separators, if any"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi3", "mixtral", "olmoe"])
+def test_other_architectures_are_followed_too(problems: Path, family: str):
+    found = inspect(f"{problems}:qa@one(bos='window')", tiny(family), samples=4, length=48).model
+    assert found is not None
+    kinds = found["energy"]["kinds"]
+    assert set(kinds) == {"start", "template"}
+    for of in kinds.values():
+        assert 0 < of["most"] <= 1
+        assert not [role for role in of["matrices"] if any(letter in role for letter in "[]0123456789") and family != "gpt_neox"], "no experts"
+        assert sum(share > 0 for share in of["matrices"].values()) == len(of["matrices"])
+
+
+def test_a_start_token_that_fills_a_matrix_is_in_the_verdict(problems: Path):
+    opened = tiny()
+    opened.model.get_input_embeddings().weight.data[opened.tokenizer.bos_token_id] *= 1e6
+    opened.model.model.layers[0].input_layernorm.variance_epsilon = 1e6  # so that a large input stays large
+    found = inspect(f"{problems}:icl", opened, samples=2, length=32)
+    assert not [sentence for sentence in found.verdict if "start tokens make up" in sentence]
+    found = inspect(f"{problems}:qa@many(bos='window')", opened, samples=2, length=32)
+    (said,) = [sentence for sentence in found.verdict if "start tokens make up" in sentence]
+    assert said.endswith(f"compare with {problems}:qa@many(bos='none')")
+
+
+# The excerpt.
+
+
+def excerpt(samples: int, length: int, most: int, expr: str = "random_tokens") -> tuple[TokenBatch, TokenBatch]:
+    data = CalibrationSet(expr, samples=samples, length=length)
+    batch = data.tokens(tiny_tokenizer())
+    return batch, inspection._excerpt(batch, data.kinds(tiny_tokenizer()).long(), most)[0]
+
+
+@pytest.mark.parametrize(
+    ("samples", "most", "places"), [(8, 32, [0, 4]), (8, 64, [0, 2, 4, 6]), (8, 1000, [*range(8)]), (5, 48, [0, 2, 4]), (1, 16, [0])]
+)
+def test_an_excerpt_is_from_all_over_the_set(samples: int, most: int, places: list[int]):
+    batch, part = excerpt(samples, 16, most)
+    assert torch.equal(part.ids, batch.ids[places])
+    assert torch.equal(part.weights, batch.weights[places])
+
+
+def test_a_window_longer_than_an_excerpt_is_cut():
+    batch, part = excerpt(3, 64, 10)
+    assert (int(part.mask.sum()), part.ids.shape) == (10, (1, 64))
+    assert part.mask[0, :10].all()
+    assert torch.equal(part.ids[0, :10], batch.ids[0, :10])
+
+
+def test_a_model_is_run_on_no_more_than_it_says(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(inspection, "TOKENS", 64)
+    found = inspect("random_tokens", tiny(), samples=8, length=32)
+    assert found.tokens == 256
+    assert found.model is not None
+    assert (found.model["energy"]["tokens"], found.model["loss"]["tokens"]) == (64, 62)
+
+
+def test_progress_comes_to_its_end(problems: Path):
+    told: list[tuple[str, int, int]] = []
+    inspect(f"{problems}:qa@one(bos='window')", tiny(), samples=4, length=48, progress=lambda *said: told.append(said))
+    for what in ("loss of the model", "energy"):
+        steps = [(done, total) for name, done, total in told if name == what]
+        assert steps
+        assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+        assert steps[-1][0] == steps[-1][1]
+
+
+def test_the_model_is_left_as_it_was(problems: Path):
+    opened = tiny()
+    before = {name: value.clone() for name, value in opened.model.state_dict().items()}
+    inspect(str(problems), opened, samples=2, length=32)
+    assert all(torch.equal(value, before[name]) for name, value in opened.model.state_dict().items())
+    assert replace(opened) == opened

@@ -166,6 +166,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Also write scores and the outcome of every item here.", show_default=False)
     ] = None,
+    allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Measure even what the model was calibrated on; the result says so.")] = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
     data_dir: DataDir = None,
@@ -177,7 +178,7 @@ def evaluate(
     _look_in(data_dir)
     _check_file(out)
     with progress() as told:
-        measured = run(model, task, dtype=dtype, device=device, limit=limit, progress=told)
+        measured = run(model, task, dtype=dtype, device=device, limit=limit, allow_leak=allow_leak, progress=told)
     if out is not None:
         _write(out, [asdict(m) for m in measured])
     _show([{**asdict(m.score), "provenance": dict(m.provenance)} for m in measured], as_json, screen.scores)
@@ -186,19 +187,60 @@ def evaluate(
 @command("inspect")
 def inspect(
     data: Annotated[str, typer.Argument(metavar="EXPR", help="A calibration set, as in prune --data.", show_default=False)],
-    model: Annotated[str, typer.Option(metavar="MODEL", help="Whose tokenizer reads it.")] = "smollm2",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Run MODEL on a part of the set too: its loss, and which tokens fill its statistics. \\[default: the tokenizer of smollm2 alone]",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SOURCE", help="Also compare with what SOURCE measures on; give it once for each source.", show_default=False),
+    ] = None,
     samples: Samples = 128,
     tokens: Tokens = None,
     length: Length = 2048,
     seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a calibration set holds, before it is used."""
+    """Examine a calibration set before it is used, and say what to fix."""
     from calibrant.inspection import inspect as run
 
     _look_in(data_dir)
-    _show(run(data, model, samples=samples, tokens=tokens, length=length, seed=seed).to_json(), as_json, screen.inspected)
+    asked = functools.partial(run, against=against or [], samples=samples, tokens=tokens, length=length, seed=seed, dtype=dtype, device=device)
+    with progress() as told:
+        found = asked(data, model, progress=told)
+    _show(found.to_json(), as_json, screen.inspected)
+
+
+@command("survey")
+def survey(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[SOURCE]...", help="Sources; all of them if none is given.", show_default=False)
+    ] = None,
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Whose tokenizer reads them.")] = "smollm2",
+    tokens: Annotated[int, typer.Option(parser=_whole, metavar="N", help="Real tokens in a draw.")] = 8192,
+    length: Length = 512,
+    data_dir: DataDir = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Try every source in every format: which work here, how many disjoint draws they hold, and why the others don't."""
+    from calibrant.data.survey import as_markdown
+    from calibrant.inspection import survey as run
+
+    _look_in(data_dir)
+    with progress() as told:
+        found = [one.to_json() for one in run(names or [], model, tokens=tokens, length=length, progress=told)]
+    if markdown:
+        typer.echo(as_markdown(found), nl=False)
+    else:
+        _show(found, as_json, screen.surveyed)
 
 
 @command("list")

@@ -1,16 +1,160 @@
-"""What a calibration set holds, as a given model would see it."""
+"""What a calibration set holds, as a given model would see it; and, where the model is to be run, what it makes of it.
 
-from calibrant.data import CalibrationSet, Inspection
+The model's loss says whether the texts are its kind of text. The share of the energy, Σx² over what a matrix is multiplied with, says which
+tokens decide what is pruned: a start token or a template that fills every statistic leaves little say to the texts themselves.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from calibrant.activations import FeatureNorms
+from calibrant.data import CalibrationSet, Inspection, TokenBatch, micro_batches
 from calibrant.data import inspect as inspect_tokens
-from calibrant.models import Opened, open_model
+from calibrant.data.calibration import KINDS
+from calibrant.data.overlap import measurable
+from calibrant.errors import NumericsError
+from calibrant.models import ModelView, Opened, open_model, open_tokenizer, view
+from calibrant.progress import Progress, silent
+from calibrant.walk import walk
+
+TOKENS: Final = 8_192
+"""How much of a set a model is run on."""
+
+TOKENS_PER_PASS: Final = 2_048
+"""Tokens whose logits are held at once."""
 
 
 def inspect(
-    data: str | CalibrationSet, model: str | Opened = "smollm2", *, samples: int = 128, tokens: int | None = None, length: int = 2048, seed: int = 0
+    data: str | CalibrationSet,
+    model: str | Opened | None = None,
+    *,
+    against: Sequence[str] = (),
+    samples: int = 128,
+    tokens: int | None = None,
+    length: int = 2048,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str = "auto",
+    progress: Progress = silent,
 ) -> Inspection:
-    """Draw `data` with the tokenizer of `model` and say what is in it, part by part, with the beginnings of a few windows.
+    """Draw `data` and say what is in it, part by part, with the beginnings of a few windows, and what to fix.
 
-    The budget is that of `prune`; of a `CalibrationSet` it is the set's own. Raises an `InputError` for a set or a model that can't be used.
+    Without `model` the tokenizer of smollm2 reads it and nothing is run. With it, its own tokenizer does, and `Inspection.model` has its loss on
+    up to 8,192 tokens of the set, and for each kind of token the share of the statistics that comes from it. `against` are sources whose measured
+    rows the set's rows are compared with. The budget is that of `prune`; of a `CalibrationSet` it is the set's own. Raises an `InputError` for a
+    set, a model or a source that can't be used.
     """
     chosen = data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples, length, tokens, seed)
-    return inspect_tokens(chosen, (model if isinstance(model, Opened) else open_model(model)).tokenizer)
+    if model is None:
+        tokenizer, name = open_tokenizer("smollm2")
+        return replace(inspect_tokens(chosen, tokenizer, against), tokenizer=name)
+    measurable(against)  # a name that isn't there is said before a model is opened, which takes longer
+    opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
+    found = inspect_tokens(chosen, opened.tokenizer, against)
+    return replace(found, tokenizer=opened.name, model=_made_of_it(chosen, opened, progress))
+
+
+def _made_of_it(data: CalibrationSet, opened: Opened, progress: Progress) -> dict[str, Any]:
+    """The model's loss on an excerpt of the set, and whose energy its matrices are shown."""
+    batch, kinds = _excerpt(data.tokens(opened.tokenizer), data.kinds(opened.tokenizer).long(), TOKENS)
+    about = {"name": opened.name, "note": opened.note, "dtype": str(opened.dtype).removeprefix("torch.")}
+    return {**about, "loss": loss(opened, batch, progress), "energy": energy(view(opened.model), batch, kinds, progress)}
+
+
+def _excerpt(batch: TokenBatch, kinds: Tensor, most: int) -> tuple[TokenBatch, Tensor]:
+    """Sequences from all over the set, up to `most` tokens: the first, then the middle one, then those between, and so on."""
+    order = sorted(range(len(batch.ids)), key=lambda i: _turn(i, len(batch.ids)))
+    chosen: list[int] = []
+    left = most
+    for i in order:
+        size = int(batch.mask[i].sum())
+        if size <= left or not chosen:
+            chosen.append(i)
+            left -= size
+    rows = torch.tensor(sorted(chosen))
+    mask = batch.mask[rows] & (batch.mask[rows].cumsum(1) <= most)
+    pads = None if batch.pads is None else batch.pads[rows] & mask
+    weights = batch.weights[rows] * mask
+    return replace(batch, ids=batch.ids[rows], mask=mask, weights=weights, pads=pads, fingerprint="", examples=()), kinds[rows]
+
+
+def _turn(place: int, count: int) -> int:
+    """When a place's turn comes: its binary digits read backwards, so that the first places are spread over the whole and others fill the gaps."""
+    digits = max(1, (count - 1).bit_length())
+    return int(format(place, f"0{digits}b")[::-1], 2)
+
+
+@torch.no_grad()
+def loss(opened: Opened, batch: TokenBatch, progress: Progress = silent) -> dict[str, Any]:
+    """Mean negative log likelihood of the batch's real tokens, in nats, each given those before it in its sequence.
+
+    A sequence's first token has nothing to be predicted from. `NumericsError` where the outputs aren't finite.
+    """
+    scored = batch.mask if batch.pads is None else batch.mask & ~batch.pads
+    nats, count, done = 0.0, 0, 0
+    for ids, mask, wanted in micro_batches(replace(batch, weights=scored.float()), TOKENS_PER_PASS):
+        where = opened.model.device
+        padding = {} if bool(mask.all()) else {"attention_mask": mask.to(where).long()}
+        logits: Tensor = opened.model(input_ids=ids.to(where), use_cache=False, **padding).logits
+        rows = wanted[:, 1:] > 0
+        wide = logits[:, :-1][rows.to(where)]
+        wide = wide.to(torch.float64 if wide.dtype == torch.float64 else torch.float32)
+        each = torch.nn.functional.cross_entropy(wide, ids[:, 1:][rows].to(where), reduction="none")
+        nats, count, done = nats + float(each.double().sum()), count + int(rows.sum()), done + int(mask.sum())
+        progress("loss of the model", done, int(batch.mask.sum()))
+    value = nats / count if count else 0.0
+    if not math.isfinite(value):
+        raise NumericsError(f"the loss of {opened.name} on this set is {value}: the model's outputs aren't finite", subject=opened.name)
+    return {"value": value, "tokens": count, "unit": "nats/token"}
+
+
+def energy(view: ModelView, batch: TokenBatch, kinds: Tensor, progress: Progress = silent) -> dict[str, Any]:
+    """For each kind of token but content, its share of Σx² in the untouched model's matrices; `kinds` says what each id is, as indices of `KINDS`.
+
+    `tokens` is the kind's share of the tokens, for comparison; `median` and `most` are over matrices, `where` names the one with most; `matrices`
+    sums over the matrices of one role, such as `mlp.down_proj`. Pads that count are a kind of their own.
+    """
+    pads = torch.zeros_like(batch.mask) if batch.pads is None else batch.pads
+    classes = {name: batch.mask & ~pads & (kinds == KINDS.index(name)) for name in KINDS[:0:-1]} | {"pad": pads}
+    present = {name: tokens for name, tokens in classes.items() if bool((batch.weights * tokens).any())}
+    steps = len(view.blocks) * (1 + len(present))
+    whole = _squares(view, batch, lambda block: progress("energy", block, steps))
+    found: dict[str, Any] = {}
+    for number, (name, tokens) in enumerate(present.items(), 1):
+        only = replace(batch, weights=batch.weights * tokens)
+        squares = _squares(view, only, lambda block, done=number: progress("energy", done * len(view.blocks) + block, steps))
+        found[name] = {"tokens": float(tokens.sum() / batch.mask.sum()), **_shares(squares, whole, view)}
+    return {"tokens": int(batch.mask.sum()), "matrices": len(whole), "kinds": found}
+
+
+def _squares(view: ModelView, batch: TokenBatch, told: Any) -> dict[str, float]:
+    """Σx² of every matrix that tokens of weight reach, by name."""
+    squares: dict[str, float] = {}
+    for weight, seen in walk(view, batch, (FeatureNorms,), "dense", tokens_per_pass=TOKENS_PER_PASS):
+        squares[weight.name] = float(seen[FeatureNorms].norms().double().sum())
+        told(weight.block + 1)
+    return squares
+
+
+def _shares(squares: Mapping[str, float], whole: Mapping[str, float], view: ModelView) -> dict[str, Any]:
+    shares = {name: squares.get(name, 0.0) / total for name, total in whole.items() if total > 0}
+    roles: dict[str, list[str]] = {}
+    for block in view.blocks:
+        for weight in block.weights:
+            if weight.name in shares:
+                roles.setdefault(_role(weight.name.removeprefix(block.name + ".")), []).append(weight.name)
+    summed = {role: sum(squares.get(name, 0.0) for name in names) / sum(whole[name] for name in names) for role, names in roles.items()}
+    where = max(shares, key=lambda name: shares[name], default="")
+    return {"median": median(shares.values()) if shares else 0.0, "most": shares.get(where, 0.0), "where": where, "matrices": summed}
+
+
+def _role(name: str) -> str:
+    """A matrix's name in its block, the same for all experts."""
+    return re.sub(r"\[\d+\]|\.\d+(?=\.)", "", name)

@@ -1,11 +1,14 @@
 """How results look in a terminal: plain data in, lines and tables out (rich). No torch here."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
+
+SHOWN: Final = 5
+"""How many rows of a finding are listed."""
 
 
 def pruned(found: Mapping[str, Any]) -> Iterator[Any]:
@@ -19,6 +22,7 @@ def pruned(found: Mapping[str, Any]) -> Iterator[Any]:
         ("model", _noted(run["model_name"], how.get("model_note", ""))),
         ("method", ", ".join(filter(None, [f"{_call(run['method'])} to {run['target']}", run["dtype"], run["propagate"]]))),
         ("calibrated on", _calibrated(run, found["data_facts"]) if run["data"] else ""),
+        ("used up", _repeated(found["data_facts"])),
         ("fingerprint", run["tokens"]),
         ("sparsity", f"{found['sparsity']:.4%} of {sum(w['shape'][0] * w['shape'][1] for w in matrices):,} weights in {len(matrices)} matrices"),
         ("left dense", _dense(found["dense"])),
@@ -41,28 +45,157 @@ def scores(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     yield table
     how = found[0]["provenance"]
     yield f"{_noted(how.get('model', ''), how.get('note', ''))}; value: loss in {found[0]['unit']} ± one standard error over documents"
+    for score in found:
+        if leaked := score["provenance"].get("leaked"):
+            yield f"{score['measured']}: the model was calibrated on {leaked} of the rows that this can measure (--allow-leak)"
 
 
 def inspected(found: Mapping[str, Any]) -> Iterator[Any]:
-    """A calibration set, then each of its parts with the beginnings of a few windows."""
+    """A calibration set, each of its parts with the beginnings of a few windows, what a model made of it, and what to fix."""
+    vocabulary, budget = found["vocabulary"], found["budget"]
+    seen = f"{vocabulary['distinct']:,} of {vocabulary['size']:,} ids ({_percent(vocabulary['share'])})"
     yield from _facts(
-        ("set", found["data"]),
+        ("set", f"{found['data']} ({budget['flag']} {budget['amount']:,})"),
+        ("read by", f"the tokenizer of {found['tokenizer']}" if found["tokenizer"] else ""),
         ("windows", f"{found['windows']:,} × {found['length']:,}; {found['padding']:.1%} padding; {found['repeated_windows']} repeated"),
-        ("real tokens", f"{found['tokens']:,} of {found['rows']:,} rows"),
-        ("draws", "no end of disjoint ones" if found["disjoint_draws"] is None else f"{found['disjoint_draws']} disjoint ones of this size"),
+        ("real tokens", f"{found['tokens']:,} of {found['rows']:,} rows" + (f", and {found['pads']:,} pads that count" if found["pads"] else "")),
+        ("vocabulary", f"{seen}, as varied as {vocabulary['even']:,.0f} equally frequent ones"),
+        ("draws", _draws(found["disjoint_draws"])),
         ("overlap", f"{found['overlap']:.1%} of the rows are in earlier draws" if found["overlap"] else ""),
+        ("two starts", f"in {found['double_starts']:,} of {found['windows']:,} windows" if found["double_starts"] else ""),
+        ("nearly alike", _alike(found["near_duplicates"])),
         ("fingerprint", found["fingerprint"]),
     )
     for part in found["parts"]:
         yield ""
+        yield from _part(part)
+    yield from _checks(found["overlap_checks"])
+    yield from _modelled(found["model"])
+    yield ""
+    yield Text("what to fix", style="bold")
+    yield from (Text("  • " + _line(sentence)) for sentence in found["verdict"] or ["nothing to fix"])
+
+
+def _part(part: Mapping[str, Any]) -> Iterator[Text]:
+    held = f"{part['rows']:,} of {part['rows_held']:,} rows held" if part["rows_held"] is not None else f"{part['rows']:,} rows without end"
+    special = ", ".join(f"{token} in {_rows(rows)}" for token, rows in part["special_texts"].items())
+    yield from _facts(
+        (part["data"], f"{part['tokens']:,} tokens, {held}, share {part['share']:.1%}, weight {part['weight']:.4f}"),
+        ("source", f"{part['origin']}; {part['licence']}; {part['digest']}" if part["origin"] else f"{part['licence']}; {part['digest']}"),
+        ("note", part["note"]),
+        ("left out", _left_out(part)),
+        ("empty", f"{_rows(part['empty'])} came to no token" if part["empty"] else ""),
+        ("cut", _cut(part)),
+        ("special tokens", f"written out in the texts: {special}" if special else ""),
+        ("padding", f"{part['padding']:.1%}" if part["padding"] else ""),
+        ("row lengths", " ≤ ".join(f"{n:,}" for n in part["row_lengths"]) + " tokens (least, quarters, most)" if part["rows"] else ""),
+    )
+    yield from (Text("  " + bar) for bar in _histogram(part["histogram"]))
+    yield from _facts(("windows", f"not shown: {part['unshown']}" if part["unshown"] else ""))
+    for number, text in enumerate(part["texts"], 1):
+        yield Text(f"  ╷ window {number}\n  │ " + _harmless(text).replace("\n", "\n  │ "), style="dim")
+
+
+def _draws(count: int | None) -> str:
+    if count is None:
+        return "no end of disjoint ones"
+    return f"{count} disjoint {'one' if count == 1 else 'ones'} of this size" + (", or more" if count == 64 else "")
+
+
+def _left_out(part: Mapping[str, Any]) -> str:
+    counts = f"{part['duplicates_dropped']} duplicates, {_rows(part['overlapping_dropped'])} also measured"
+    return counts + (f", {part['passed_over']} that are no {part['format']}" if part["passed_over"] else "")
+
+
+def _cut(part: Mapping[str, Any]) -> str:
+    """What a window's end does to a text: it depends on the packing whether the rest is lost."""
+    if not part["truncated"]:
+        return ""
+    goes_on = part["packing"].startswith("many") and part["fills"] and part["windows"] > 1
+    rows = f"{part['truncated']:,} of {part['rows']:,} rows ({_percent(part['truncated'] / part['rows'])}) are cut by a window's end"
+    return rows + ("; the next window goes on with them" if goes_on else "")
+
+
+def _histogram(ranges: Sequence[Sequence[int]], columns: int = 60) -> Iterator[str]:
+    """One line for each range of lengths; the longest bar fills what `columns` leaves beside its numbers."""
+    names = [f"{least:,}–{most:,}" if most > least else f"{least:,}" for least, most, _ in ranges]
+    counts = [f"{count:,}" for _, _, count in ranges]
+    room = columns - 5 - max(map(len, names), default=0) - max(map(len, counts), default=0)
+    most = max((count for _, _, count in ranges), default=0) or 1
+    for name, shown, (_, _, count) in zip(names, counts, ranges, strict=True):
+        eighths = max(round(8 * room * count / most), 1 if count else 0)
+        bar = "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else "")
+        yield f"{name:>{max(map(len, names))}}  {bar}{' ' if bar else ''}{shown}"
+
+
+def _alike(near: Mapping[str, Any]) -> str:
+    if not near["rows"]:
+        return ""
+    pair = near["pairs"][0]
+    where = " and ".join(f"row {number} of {part}" for part, number in zip(pair["parts"], pair["numbers"], strict=True))
+    return f"{near['rows']:,} of {near['examined']:,} rows repeat an earlier one, as {where} ({_percent(pair['share'])} alike){_quote(pair['quote'])}"
+
+
+def _checks(checks: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+    """What is measured too: counts for each comparison, and the first rows."""
+    for check in checks:
+        yield ""
+        if "unchecked" in check:
+            yield from _facts(("overlap", f"{check['part']} isn't compared with {check['against']}: {check['unchecked']}"))
+            continue
+        compared = f"{check['part']} and the {check['measured_rows']:,} rows that {check['against']} measures"
         yield from _facts(
-            (part["data"], f"{part['tokens']:,} tokens, {part['rows']:,} rows, share {part['share']:.1%}, weight {part['weight']:.4f}"),
-            ("row lengths", " ≤ ".join(str(n) for n in part["row_lengths"]) + " tokens (least, quarters, most)"),
-            ("source", f"{part['origin']}; {part['licence']}; {part['digest']}"),
-            ("left out", f"{part['duplicates_dropped']} duplicates, {part['overlapping_dropped']} rows that are also measured"),
+            ("overlap", f"{compared}: {_rows(check['same'])} in both, {check['half']:,} with half in common, {check['slight']:,} with less")
         )
-        for text in part["texts"]:
-            yield Text("  │ " + _harmless(text).replace("\n", "\n  │ "), style="dim")
+        for leak in check["leaks"][:SHOWN]:
+            share = "" if leak["kind"] == "same example" else f", {_percent(leak['share'])} of it"
+            rows = f"row {leak['number']} ({leak['row']}) and {leak['measured']}" if leak["serious"] else f"row {leak['number']} ({leak['row']})"
+            yield Text(f"  {rows}: {leak['kind']}{share}{_quote(leak['quote'])}")
+        if len(check["leaks"]) > SHOWN:
+            yield Text(f"  … and {len(check['leaks']) - SHOWN:,} more, which --json lists")
+
+
+def _modelled(model: Mapping[str, Any] | None) -> Iterator[Any]:
+    """The loss, and a table of whose energy the matrices are shown."""
+    if model is None:
+        return
+    loss, energy = model["loss"], model["energy"]
+    yield ""
+    yield from _facts(
+        ("model", f"{_noted(model['name'], model['note'])}, {model['dtype']}"),
+        ("loss", f"{loss['value']:.4f} {loss['unit']} over {loss['tokens']:,} tokens of the set"),
+        ("energy", f"Σx² of {energy['matrices']:,} matrices over {energy['tokens']:,} tokens" + ("" if energy["kinds"] else ", all of content")),
+    )
+    kinds = energy["kinds"]
+    if kinds:
+        table = _table("share of", *kinds)
+        table.add_row("the tokens", *(_percent(of["tokens"]) for of in kinds.values()))
+        table.add_row("Σx², median matrix", *(_percent(of["median"]) for of in kinds.values()))
+        for role in next(iter(kinds.values()))["matrices"]:
+            table.add_row(f"Σx², {role}", *(_percent(of["matrices"][role]) for of in kinds.values()))
+        table.add_row("Σx², most in a matrix", *(f"{_percent(of['most'])}\n{of['where']}" for of in kinds.values()))
+        yield table
+
+
+def surveyed(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+    """Which source works in which format, then why the others don't, each reason once."""
+    table = _table("data", "", "rows", "tokens", "disjoint draws", "seconds", "100,000 tokens", "fingerprint")
+    for one in found:
+        if one["verdict"] == "works":
+            draws = "no end" if one["draws"] is None else f"{one['draws']}{' or more' if one['draws'] >= 64 else ''}"
+            many = "holds less" if one["seconds_many"] is None else f"{one['seconds_many']:.2f} s"
+            numbers = (f"{one['rows']:,}", f"{one['tokens']:,}", draws, f"{one['seconds']:.2f}", many, one["fingerprint"][:19])
+            table.add_row(f"{one['source']}:{one['format']}", "works", *numbers)
+    yield table
+    for verdict in ("refused", "not here"):
+        reasons: dict[str, list[str]] = {}
+        for one in found:
+            if one["verdict"] == verdict:
+                reasons.setdefault(one["reason"], []).append(f"{one['source']}:{one['format']}" if verdict == "refused" else one["source"])
+        if reasons:
+            yield Text(verdict, style="bold")
+        for reason, data in reasons.items():
+            yield Text(f"  {', '.join(dict.fromkeys(data))}: {_harmless(reason)}")
 
 
 def catalogued(entries: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
@@ -72,6 +205,24 @@ def catalogued(entries: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
         given = ", ".join(f"{name}={default}" if default else name for name, default in entry["parameters"].items())
         table.add_row(entry["name"], "\n".join(filter(None, [entry["summary"], ", ".join(map(str, entry["facts"].values()))])), given)
     yield table if entries else "none yet"
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"
+
+
+def _percent(share: float) -> str:
+    """A share with as many digits as tell it from nothing and from all."""
+    return f"{share:.1%}" if 0.001 <= share <= 0.999 or share in (0, 1) else f"{share:.3%}"
+
+
+def _quote(text: str) -> str:
+    return f": “{_line(text)}”" if text else ""
+
+
+def _line(text: str) -> str:
+    """Text of a data set in one line that can't steer the terminal."""
+    return " ".join(_harmless(text).split())
 
 
 def _table(*columns: str) -> Any:
@@ -85,7 +236,7 @@ def _facts(*facts: tuple[str, str]) -> Iterator[Text]:
     """Named facts, one a line; a fact without content is left out."""
     for name, value in facts:
         if value:
-            yield Text.assemble((f"{name:<15}", "bold"), value)
+            yield Text.assemble((f"{_line(name):<14} ", "bold"), _line(value))
 
 
 def _harmless(text: str) -> str:
@@ -105,6 +256,15 @@ def _call(method: Mapping[str, Any]) -> str:
 
 def _calibrated(run: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     return f"{run['data']}, draw {run['seed']}: {facts['tokens']:,} real tokens in {facts['windows']:,} × {facts['length']:,}"
+
+
+def _repeated(facts: Mapping[str, Any]) -> str:
+    """Which parts of a set had no fresh rows left for this draw."""
+    return "; ".join(
+        f"{part['overlap']:.1%} of the rows of {part['data']} are in earlier draws too: its {part['rows_held']:,} rows don't last"
+        for part in facts.get("parts", ())
+        if part["overlap"]
+    )
 
 
 def _dense(dense: Sequence[Mapping[str, Any]]) -> str:

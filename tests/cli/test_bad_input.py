@@ -104,10 +104,16 @@ def test_models_that_are_not_there(ask: Ask, unchanged, ref: str, said: list[str
     refused(ask("inspect", "python_docs", "--model", ref), *said)
 
 
+@pytest.mark.parametrize(("against", "said"), [("gsm9k", "'gsm9k', did you mean 'gsm8k'?"), ("full_stops", "'full_stops' is a control")])
+def test_what_a_set_cannot_be_compared_with(ask: Ask, unchanged, model: Path, against: str, said: str):
+    unchanged()
+    refused(ask("inspect", "python_docs", "--model", model, "--against", against), said)
+
+
 FILES = {
     "empty.jsonl": ("", ["empty.jsonl"]),
     "broken.jsonl": ('{"text": "all is well"}\n{"text": \n', ["broken.jsonl:2", "no JSON"]),
-    "columns.jsonl": ('{"body": "no text", "title": "x"}\n', ["columns.jsonl", "body", "title", "text"]),
+    "columns.jsonl": ('{"words": "no text", "title": "x"}\n', ["columns.jsonl", "words", "title", "text"]),
     "short.txt": ("a few words", ["short.txt", "64"]),
     "empty.csv": ("", ["empty.csv"]),
     "broken.parquet": ("PAR1 no parquet", ["broken.parquet"]),

@@ -136,8 +136,55 @@ def test_inspect_shows_texts_counts_and_licences(ask: Ask, model: Path):
     assert answer.code == 2, "a file that isn't there"
     answer = ask("inspect", "0.5*python_docs + 0.5*full_stops", "--model", model, "--samples", 4, "--length", 32)
     assert (answer.code, answer.err) == (0, "")
-    for said in ("4 × 32", "128", "PSF-2.0", "share 50.0%", "........"):
+    for said in ("4 × 32", "128", "PSF-2.0", "share 50.0%", "........", "nats/token over 124 tokens", "what to fix"):
         assert said in answer.out, said
+
+
+def test_inspect_without_a_model_opens_a_tokenizer_only(ask: Ask, monkeypatch: pytest.MonkeyPatch):
+    from calibrant import inspection
+    from calibrant.testing import tiny_tokenizer
+
+    monkeypatch.setattr(inspection, "open_tokenizer", lambda name: (tiny_tokenizer(), name))
+    monkeypatch.setattr(inspection, "open_model", lambda *_: pytest.fail("a model was opened"))
+    answer = ask("inspect", "random_tokens", "--samples", 4, "--length", 32)
+    assert (answer.code, answer.err) == (0, "")
+    assert "read by        the tokenizer of smollm2\n" in answer.out
+    assert answer.out.endswith("what to fix\n  • nothing to fix\n")
+    assert "nats/token" not in answer.out
+
+
+def test_inspect_says_what_to_type(ask: Ask, model: Path, tmp_path: Path):
+    import json
+
+    rows = [{"question": f"{n} and {n * n}?", "answer": str(n + n * n)} for n in range(60)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = ("inspect", "mine.jsonl:zero", "--model", model, "--samples", 20, "--length", 256)
+    found = ask(*asked, "--json").json
+    (padded,) = [sentence for sentence in found["verdict"] if "padding" in sentence]
+    (drawn,) = [sentence for sentence in found["verdict"] if "disjoint" in sentence]
+    assert padded.endswith("use mine.jsonl:icl, or --tokens for a budget in real tokens")
+    assert f"  • {padded}\n" in ask(*asked).out
+
+    better = ask("inspect", "mine.jsonl:icl", "--model", model, "--samples", 1, "--length", 256, "--json").json
+    assert not [sentence for sentence in better["verdict"] if "padding" in sentence]
+    assert drawn.startswith("only 2 disjoint draws of 20 windows")
+    fewer = ask("inspect", "mine.jsonl:zero", "--model", model, "--samples", found["enough"], "--length", 256, "--json").json
+    assert fewer["disjoint_draws"] >= 5
+
+
+def test_inspect_compares_with_what_is_measured(ask: Ask, model: Path, tmp_path: Path):
+    import json
+
+    texts = [" ".join(f"word{n * m}" for m in range(1, 20)) for n in range(1, 90)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    (tmp_path / "theirs.jsonl").write_text("\n".join(json.dumps({"text": text.upper()}) for text in texts))
+    asked = ("inspect", "mine.jsonl@one", "--model", model, "--samples", 30, "--length", 256)
+    found = ask(*asked, "--against", "theirs.jsonl", "--against", "arithmetic", "--json").json
+    assert [check["against"] for check in found["overlap_checks"]] == ["mine.jsonl", "theirs.jsonl", "arithmetic"]
+    assert [check["same"] > 0 for check in found["overlap_checks"]] == [False, True, False]
+    said = ask(*asked, "--against", "theirs.jsonl").out
+    assert "same example: “word" in said
+    assert "or don't measure on theirs.jsonl" in said
 
 
 def test_a_mirror_is_looked_at_first(ask: Ask, model: Path, tmp_path: Path):

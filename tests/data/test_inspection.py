@@ -175,6 +175,14 @@ def test_a_source_too_small_for_five_draws_of_anything(jsonl: Jsonl, letters: Pr
     assert (found.enough, [s for s in found.verdict if s.endswith("use a larger source")] != []) == (None, True)
 
 
+def test_a_draw_beyond_the_disjoint_ones_is_told_to_come_back(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
+    path = jsonl([{"text": prose(i, 50)} for i in range(60)])
+    late, early = (inspect(CalibrationSet(f"0.5*{path}@one + 0.5*full_stops", samples=16, length=16, seed=seed), letters) for seed in (20, 1))
+    (said,) = [sentence for sentence in late.verdict if "earlier draws" in sentence]
+    assert said == f"100% of the rows of {path}@one were in earlier draws too: use a --seed below {late.disjoint_draws}"
+    assert not [sentence for sentence in early.verdict if "earlier draws" in sentence]
+
+
 def test_near_duplicates_are_rows_used_by_their_numbers(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
     path = jsonl([{"text": prose(i % 20, 60) + f" end {i}"} for i in range(60)])
     data = CalibrationSet(f"{path}@one", samples=20, length=16)
@@ -213,8 +221,8 @@ def test_rows_that_another_source_measures_are_named(jsonl: Jsonl, letters: PreT
     wanted = {(number, row.example) for number, row in enumerate(rows, 1) if row.text in measured}
     assert wanted
     own, other = found.overlap_checks
-    assert (own["against"], own["serious"], own["leaks"]) == (str(mine), 0, [])
-    assert (other["measured_rows"], other["serious"]) == (len(measured), len(wanted))
+    assert (own["against"], own["same"], own["half"], own["leaks"]) == (str(mine), 0, 0, [])
+    assert (other["measured_rows"], other["same"], other["half"], other["given_away"]) == (len(measured), len(wanted), 0, len(wanted))
     assert {(leak["number"], leak["row"]) for leak in other["leaks"] if leak["kind"] == "same example"} == wanted
     assert all(leak["quote"].startswith(str(rows[leak["number"] - 1].text)[:50]) for leak in other["leaks"])
     assert any(sentence.endswith(f"remove them from {mine}, or don't measure on {theirs}") for sentence in found.verdict)
@@ -225,7 +233,11 @@ def test_its_own_measured_part_is_compared_unasked(jsonl: Jsonl, letters: PreTra
     found = inspect(CalibrationSet(f"0.5*{path}@one + 0.5*full_stops", samples=20, length=64), letters)
     (check,) = found.overlap_checks
     assert (check["part"], check["against"]) == (f"{path}@one", str(path))
-    assert check["serious"] > 0
+    rows = CalibrationSet(f"{path}@one", samples=10, length=64).drawn(letters)[0]
+    measured = {str(row.text).rpartition(" ")[0] for row in UserFile(str(path)).holding("measure").rows}
+    assert (check["same"], check["half"]) == (0, sum(str(row.text).rpartition(" ")[0] in measured for row in rows))
+    assert check["half"] > 0
+    assert [sentence for sentence in found.verdict if "half or more of what" in sentence and sentence.endswith(f"remove them from {path}")]
     assert [leak["serious"] for leak in check["leaks"]] == sorted((leak["serious"] for leak in check["leaks"]), reverse=True)
     assert {leak["kind"] for leak in check["leaks"]} == {"13-gram"}
 
@@ -237,7 +249,7 @@ def test_a_large_measured_part_is_compared_where_it_is_asked_for(jsonl: Jsonl, l
     (check,) = inspect(data, letters).overlap_checks
     assert check["unchecked"] == f"it measures on more than 3 rows; --against {path} compares them all the same"
     (check,) = inspect(data, letters, against=[f"{path}:text"]).overlap_checks
-    assert (check["serious"], check["measured_rows"]) == (0, len(UserFile(str(path)).holding("measure").rows))
+    assert (check["same"], check["measured_rows"]) == (0, len(UserFile(str(path)).holding("measure").rows))
 
 
 def test_each_part_is_compared_with_each_source_once(jsonl: Jsonl, letters: PreTrainedTokenizerBase):

@@ -380,6 +380,19 @@ def test_a_part_without_a_usable_row(jsonl: Callable[..., Path]):
     jsonl([{"text": ""}], "data/test.jsonl")
     with pytest.raises(DataError, match="data' has no usable row in its test part: 1 of 11 rows without a text left out"):
         UserFile(str(folder)).holding("measure")
+    (folder / "test.jsonl").rename(folder / "other.jsonl")
+    (folder / "train.jsonl").rename(folder / "test.jsonl")
+    (folder / "other.jsonl").rename(folder / "train.jsonl")
+    with pytest.raises(DataError, match="data' has no usable row in its train part: 1 of 11 rows without a text left out"):
+        UserFile(str(folder)).holding("measure")
+
+
+def test_what_only_the_train_part_has_is_had_by_some(jsonl: Callable[..., Path]):
+    folder = jsonl(({"question": f"q{i}", "answer": "a", "cot": "r"} for i in range(LOOKED_AT + 9)), "data/train.jsonl").parent
+    jsonl([{"question": "q", "answer": "a"}], "data/test.jsonl")
+    source = UserFile(str(folder))
+    assert (source.fields, source.sometimes) == (("question", "answer"), ("rationale",))
+    assert [len(source.holding(part).rows) for part in ("calibrate", "measure")] == [pytest.approx(959, abs=20), 1]
 
 
 def test_a_problem_is_named_with_its_file(jsonl: Callable[..., Path]):

@@ -18,7 +18,8 @@ PART: dict[str, Any] = {
     "replacement": False,
     "filled": "svamp:icl",
     "startless": "svamp:qa@many(bos='none')",
-    "origin": "mirror: svamp/train",
+    "own": False,
+    "overlap": 0.0,
     "padding": 0.0,
     "tokens": 8192,
     "rows": 60,
@@ -34,7 +35,6 @@ SOUND: dict[str, Any] = {
     "windows": 4,
     "tokens": 8192,
     "pads": 0,
-    "overlap": 0.0,
     "double_starts": 0,
     "repeated_windows": 0,
     "disjoint_draws": 9,
@@ -42,7 +42,7 @@ SOUND: dict[str, Any] = {
     "vocabulary": {"size": 49152, "even": 300.0},
     "near_duplicates": {"examined": 60, "rows": 3, "pairs": []},
     "overlap_checks": [
-        {"part": "svamp:icl", "against": "svamp", "serious": 0, "slight": 4, "leaks": []},
+        {"part": "svamp:icl", "against": "svamp", "same": 0, "half": 0, "slight": 4, "given_away": 0, "measured_rows": 300},
         {"part": "svamp:icl", "unchecked": "large"},
     ],
     "model": {
@@ -79,10 +79,14 @@ def energy(kind: str, **changes: Any) -> Change:
 
 
 def leaks(number: int) -> Change:
-    return lambda facts: facts["overlap_checks"][0].update(serious=number)
+    return lambda facts: facts["overlap_checks"][0].update(same=number, given_away=number)
 
 
-OWN = part(origin="file: mine.jsonl", source="mine.jsonl")
+def halves(number: int) -> Change:
+    return lambda facts: facts["overlap_checks"][0].update(half=number, given_away=2)
+
+
+OWN = part(own=True, source="mine.jsonl")
 LEGACY = part(replacement=True, fills=False, packing="legacy(of='one')", startless="")
 
 SPOKEN: list[tuple[str, Change, str]] = [
@@ -96,7 +100,7 @@ SPOKEN: list[tuple[str, Change, str]] = [
         whole(disjoint_draws=1, enough=None, budget={"flag": "--samples", "amount": 1}),
         "only 1 disjoint draw of 1 window, too few to tell a result from the luck of the draw: use a larger source",
     ),
-    ("overlapping draw", whole(overlap=0.25), "25% of the rows were in earlier draws too: use a --seed below 9"),
+    ("overlapping draw", part(overlap=0.25), "25% of the rows of svamp:icl were in earlier draws too: use a --seed below 9"),
     (
         "padding",
         part(padding=0.94, fills=False, packing="one", tokens=491, truncated=0),
@@ -121,6 +125,18 @@ SPOKEN: list[tuple[str, Change, str]] = [
         "measured rows",
         both(leaks(1), OWN),
         "1 row of svamp:icl is also measured by svamp: remove it from mine.jsonl, or don't measure on svamp",
+    ),
+    (
+        "half of measured rows",
+        halves(8),
+        "8 rows of svamp:icl hold half or more of what svamp measures in 2 of 300 rows: "
+        "read them, and unless that is a licence or the like, calibrate on another source",
+    ),
+    (
+        "half of measured rows",
+        both(halves(1), OWN),
+        "1 row of svamp:icl holds half or more of what svamp measures in 2 of 300 rows: "
+        "read them, and unless that is a licence or the like, remove it from mine.jsonl",
     ),
     (
         "two starts",
@@ -213,9 +229,10 @@ SILENT: dict[str, Change] = {
     "no model was run": whole(model=None),
     "no kind of token but content": lambda facts: facts["model"]["energy"].update(kinds={}),
     "a control has no end": whole(disjoint_draws=None),
+    "each draw of a control is like the one before": both(CONTROL, part(overlap=1.0), whole(disjoint_draws=None)),
     "a control repeats itself": both(CONTROL, whole(repeated_windows=99, vocabulary={"size": 49152, "even": 1.0})),
     "nonsense is hard to guess": both(CONTROL, lambda facts: facts["model"]["loss"].update(value=11.2)),
-    "drawing with replacement shares rows": both(LEGACY, whole(disjoint_draws=1, overlap=0.5)),
+    "drawing with replacement shares rows": both(LEGACY, whole(disjoint_draws=1), part(overlap=0.5)),
     "the next window goes on with a text": part(truncated=4),
     "the last window of a budget in tokens is partly empty": part(padding=0.6),
     "a few near-duplicates": whole(near_duplicates={"examined": 1000, "rows": 50, "pairs": []}),

@@ -22,8 +22,10 @@ _DESCRIPTIONS: Final = ("dataset_dict.json", "dataset_info.json", "dataset_infos
 
 @dataclass(frozen=True)
 class Files:
-    """The files behind a path by the split that they are; without splits, all are under the empty name. `ignored` are
-    files that aren't used, `assumed` says that the files of the train split aren't called so."""
+    """The files behind a path by the split that they are; without splits, all are under the empty name.
+
+    `ignored` are files that aren't used, `assumed` says that the files of the train split aren't called so.
+    """
 
     splits: Mapping[str, Sequence[File]]
     ignored: Sequence[str] = ()
@@ -32,7 +34,12 @@ class Files:
     @property
     def all(self) -> tuple[File, ...]:
         """Every file that is read, in order."""
-        return tuple(file for name in (self.calibrate, self.measure) if name is not None for file in self.splits[name])
+        return tuple(file for part in self.parts for file in part)
+
+    @property
+    def parts(self) -> tuple[tuple[File, ...], ...]:
+        """The files that calibrate and, if there are such, those that are measured on."""
+        return tuple(tuple(self.splits[name]) for name in (self.calibrate, self.measure) if name is not None)
 
     @property
     def calibrate(self) -> str:

@@ -22,7 +22,10 @@ _UNSPACED: Final = (
 _UNSEEN: Final = re.compile("[\u00ad\u200c\u200d\u2060\ufeff]+")
 """Soft hyphens, joiners and byte order marks: they stand inside words and are lost in copying."""
 
-_PLAIN: Final = re.compile("[a-z0-9]+")
+LONGEST: Final = 64
+"""Letters of a word: a longer one, such as a picture in base64, is several, so that what is remembered of words stays small."""
+
+_PLAIN: Final = re.compile(f"[a-z0-9]{{1,{LONGEST}}}")
 
 _BASE: Final = 0x9E3779B97F4A7C15
 """The odd base of the polynomial that turns a run of words into a number."""
@@ -37,7 +40,7 @@ def words(text: str) -> list[str]:
 
 def numbered(spoken: Sequence[str]) -> Numbers:
     """A number for each word, the same in every process."""
-    return np.fromiter(map(number_of, spoken), dtype=np.uint64, count=len(spoken))
+    return np.fromiter(map(_remembered, spoken), dtype=np.uint64, count=len(spoken))
 
 
 def runs(numbers: Numbers, length: int) -> Numbers:
@@ -50,10 +53,12 @@ def runs(numbers: Numbers, length: int) -> Numbers:
     return found
 
 
-@lru_cache(maxsize=1 << 17)
-def number_of(word: str) -> int:
-    """64 bits of a word's hash. Python's own hash would be another in each process."""
-    return int.from_bytes(blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+def number_of(text: str) -> int:
+    """64 bits of a text's hash. Python's own hash would be another in each process."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+_remembered = lru_cache(maxsize=1 << 17)(number_of)
 
 
 @cache
@@ -63,7 +68,8 @@ def _word() -> re.Pattern[str]:
     alone = set(re.findall(f"[{_UNSPACED}]", "".join(letters)))
     marks = _ranges(chr(c) for c in range(0x300, 0x10000) if unicodedata.category(chr(c)).startswith("M"))
     spaced = _ranges(letter for letter in letters if letter not in alone) + "\U00010000-\U0001cfff\U0001e000-\U0001efff"
-    return re.compile(f"[{spaced}][{spaced}{marks}]*|[{_ranges(alone)}\U00020000-\U0003ffff][{marks}]*")
+    more = f"{{0,{LONGEST - 1}}}"
+    return re.compile(f"[{spaced}][{spaced}{marks}]{more}|[{_ranges(alone)}\U00020000-\U0003ffff][{marks}]{more}")
 
 
 def _ranges(letters: Iterable[str]) -> str:

@@ -51,7 +51,7 @@ def _asked(hub: Hub, split: str, place: tuple[str, str]) -> tuple[Records, str]:
         commit = _commit(hub.id) if hub.revision == "unpinned" else hub.revision
         with _patience():
             found = _opened(hub, split, file, commit)
-            # What is streamed is read here and now: a connection that breaks later couldn't be told from a set that ends.
+            # What is streamed is read here and now, so that a connection that breaks in the middle is this error too.
             front = None if hub.first is None else list(islice(found, hub.first))
     except _faults() as error:
         raise DataError(

