@@ -10,6 +10,8 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["COLUMNS"] = "200"
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -20,3 +22,11 @@ torch.set_num_threads(1)
 def _same_start() -> None:
     """Nothing may depend on the global random state; should something do, it at least does so in the same way each time."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No journal of a test lands in the user's cache."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder

@@ -13,7 +13,7 @@ import calibrant
 ROOT = Path(calibrant.__file__).parent
 FLOORS = [
     ["errors", "spec", "registry", "progress"],
-    ["activations", "targets", "store", "durable", "estimates"],
+    ["activations", "targets", "store", "outcomes", "durable", "estimates"],
     ["data", "models"],
     ["walk", "checkpoint", "methods", "allocations"],
     ["compress", "evaluators", "select", "testing"],
@@ -23,9 +23,9 @@ FLOORS = [
     ["cli"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-LOWER_FIRST = {"durable": -1, "estimates": -1}
+LOWER_FIRST = {"durable": -2, "estimates": -2, "outcomes": -1}
 """What the store and the comparison share stands at the foot of their floor: its neighbours may use it."""
-TORCH_FREE = ["errors", "spec", "registry", "progress", "store", "durable", "estimates", "compare", "report", "screen", "cli"]
+TORCH_FREE = ["errors", "spec", "registry", "progress", "store", "outcomes", "durable", "estimates", "compare", "report", "screen", "cli"]
 
 
 def modules() -> list[Path]:

@@ -18,53 +18,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, Final, Literal
+from typing import IO, Any, Final
 
 from calibrant.durable import UNFINISHED, flush, read_json, take, text_of_json, write_bytes
-from calibrant.errors import DataError, OutputError
+from calibrant.errors import OutputError
+from calibrant.outcomes import Journal, Measurement, Outcome, Score, read_items, write_items
 from calibrant.spec import Call, canonical, identity, text_of
 
+__all__ = ["Cell", "Measurement", "Outcome", "Record", "Run", "Score", "Store", "measurement_id"]
+
 MARKER: Final = "calibrant-store.json"
+JOURNALS: Final = ".journals"
 INDEX: Final = "index.json"
 FORMAT: Final = 1
-
-
-@dataclass(frozen=True)
-class Score:
-    """One number about a model.
-
-    `measured` says on what (`wikitext`), `metric` how (`loss`), `unit` in what (`nats/token`), `n` over how many items. `stderr` is over
-    items, None where it can't be had; `chance` what guessing would get. `facts` holds the rest: tokens, bytes, bits_per_byte, perplexity,
-    context length.
-    """
-
-    measured: str
-    metric: str
-    value: float
-    stderr: float | None
-    n: int
-    unit: str
-    better: Literal["lower", "higher"]
-    chance: float | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one item gave. `value` / `weight` is its own score (summed nats / scored tokens); Σvalue / Σweight is the whole's."""
-
-    item: str
-    value: float
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A score with what every item gave; `provenance` (seconds, device) is no part of the result and isn't compared."""
-
-    score: Score
-    outcomes: tuple[Outcome, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False)
 
 
 @dataclass(frozen=True)
@@ -232,12 +198,18 @@ class Store:
             )
         measure_id = measurement_id(run_id, evaluator, data)
         kept = {"id": measure_id, "run": run_id, "evaluator": canonical(evaluator), "data": data, "score": asdict(measurement.score)}
+        kept |= {"beside": [asdict(score) for score in measurement.beside]} if measurement.beside else {}
         with self._appearing(self._run(run_id) / "measures" / _bare(measure_id)) as folder:
             write_bytes(folder / "score.json", text_of_json(kept).encode())
             write_bytes(folder / "provenance.json", text_of_json(measurement.provenance).encode())
-            _write_items(folder / "items.parquet", measurement.outcomes)
+            write_items(folder / "items.parquet", measurement.outcomes)
         self.clear_failure(measure_id)
         return measure_id
+
+    def journal(self, run_id: str, evaluator: Mapping[str, Any]) -> Journal:
+        """Where a measurement that isn't finished keeps its items, so that a killed one goes on."""
+        measure_id = measurement_id(run_id, evaluator)
+        return Journal(self.folder / JOURNALS / f"{_bare(measure_id)}.jsonl", measure_id)
 
     def cells(self) -> list[Cell]:
         """The grid that was last asked of this store; without one (a merged store), every record is a cell of its own."""
@@ -369,28 +341,7 @@ def _is_left(corner: Path) -> bool:
 
 
 def _read_measurement(folder: Path) -> Measurement:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    score = Score(**read_json(folder / "score.json")["score"])
-    path = folder / "items.parquet"
-    try:
-        columns = pq.read_table(path).to_pydict()
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{str(path)!r} can't be read ({error}); restore it from a copy, or delete its folder to have it computed again") from error
-    outcomes = tuple(map(Outcome, columns["item"], columns["value"], columns["weight"]))
-    return Measurement(score, outcomes, read_json(folder / "provenance.json") if (folder / "provenance.json").exists() else {})
-
-
-def _write_items(path: Path, outcomes: tuple[Outcome, ...]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {
-        "item": pa.array([o.item for o in outcomes], pa.string()),
-        "value": pa.array([o.value for o in outcomes], pa.float64()),
-        "weight": pa.array([o.weight for o in outcomes], pa.float64()),
-    }
-    with path.open("wb") as file:
-        pq.write_table(pa.table(columns), file, compression="zstd")
-    flush(path)
+    kept = read_json(folder / "score.json")
+    provenance = read_json(folder / "provenance.json") if (folder / "provenance.json").exists() else {}
+    beside = tuple(Score(**score) for score in kept.get("beside", ()))
+    return Measurement(Score(**kept["score"]), read_items(folder / "items.parquet"), provenance, beside)

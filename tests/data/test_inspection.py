@@ -204,6 +204,23 @@ def test_a_row_drawn_twice_is_no_near_duplicate(jsonl: Jsonl, letters: PreTraine
     assert inspect(data, letters).near_duplicates["pairs"] == []
 
 
+@pytest.mark.parametrize(
+    ("asked", "filled", "startless"),
+    [
+        ("{}:zero", "{}:icl", "{}:question@one(bos='none')"),
+        ("{}:single", "{}:icl", "{}:qa@one(bos='none')"),
+        ("{}:icl", "{}:icl", "{}:qa@many(bos='none')"),
+        ("{}:qa@legacy(of='one')", "{}:icl", ""),
+        ("{}:qa@many(shots=2, bos='none')", "{}:icl", ""),
+    ],
+)
+def test_what_a_verdict_may_propose_is_an_expression(jsonl: Jsonl, letters: PreTrainedTokenizerBase, asked: str, filled: str, startless: str):
+    path = jsonl([{"question": prose(i, 4), "answer": str(i)} for i in range(60)])
+    (part,) = inspect(CalibrationSet(asked.format(path), samples=1, length=32), letters).parts
+    assert (part["filled"], part["startless"]) == (filled.format(path), startless.format(path))
+    assert all(str(CalibrationSet(text)) == text for text in (part["filled"], part["startless"]) if text)
+
+
 # What is measured too.
 
 

@@ -165,7 +165,9 @@ def _weighted(term: str, text: str) -> tuple[Fraction | None, str]:
         return None, term
     number = pieces[0].strip()
     if len(pieces) > 2 or not _NUMBER.fullmatch(number):
-        raise SpecError(f"{text!r}: {number!r} is no weight; write a number, as in 0.3*gsm8k:cot + 0.7*wikitext, and quote a path that has * in it", subject=text)
+        raise SpecError(
+            f"{text!r}: {number!r} is no weight; write a number, as in 0.3*gsm8k:cot + 0.7*wikitext, and quote a path that has * in it", subject=text
+        )
     weight = Fraction(number.rstrip(".") if number.endswith(".") else number)
     if weight <= 0:
         raise DataError(f"{text!r}: the weight {number} must be above 0; leave a part out instead of giving it nothing", subject=text)

@@ -2,23 +2,35 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import Row
+from calibrant.outcomes import Journal, Measurement
 from calibrant.progress import Progress, silent
 from calibrant.spec import Spec
-from calibrant.store import Measurement
 
 
 class Evaluator(Spec, ABC):
     """Measures a model on rows that no calibration set can hold: a source's `measure` part."""
 
+    compares: ClassVar[bool] = False
+    """Whether it needs the untouched model as a reference."""
+
     @abstractmethod
     def measure(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel | None = None, progress: Progress = silent
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        reference: PreTrainedModel | None = None,
+        progress: Progress = silent,
+        journal: Journal | None = None,
     ) -> Measurement:
-        """One score, and one outcome per item. `reference` is the untouched model, for measures that compare with it."""
+        """One score, and one outcome per item. `reference` is the untouched model, for measures that compare with it.
+
+        What is scored goes into `journal` as it comes, and what is there already isn't scored again.
+        """
 
     @abstractmethod
     def rows(self) -> Iterable[Row]:

@@ -1,15 +1,22 @@
 """`evaluate`: a model, some evaluators, their measurements."""
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+from transformers import PreTrainedModel
+
+from calibrant.errors import SpecError
 from calibrant.evaluators._base import Evaluator
 from calibrant.evaluators._guard import calibrated_on, refuse
 from calibrant.models import Opened, open_model, read_manifest
+from calibrant.outcomes import Journal, Measurement
 from calibrant.progress import Progress, silent
 from calibrant.registry import Registry
-from calibrant.store import Measurement
+from calibrant.spec import canonical, identity
 
 evaluators = Registry("calibrant.evaluators", "task")
 
@@ -18,6 +25,7 @@ def evaluate(
     model: str | Opened,
     tasks: Sequence[str | Evaluator] | str | Evaluator,
     *,
+    reference: str | Opened | None = None,
     dtype: str = "auto",
     device: str = "auto",
     limit: int | None = None,
@@ -26,8 +34,10 @@ def evaluate(
 ) -> list[Measurement]:
     """Measure `model` with each of `tasks`, for example `loss(source=wikitext, tokens=65536)`.
 
-    `limit` replaces the budget of every task, for a quick look. Raises an `InputError` for a model, a task or a source that isn't there, and for
-    a model that was compressed on rows which a task measures, unless `allow_leak`; their number is then kept in the provenance as `leaked`.
+    `reference` is the untouched model for tasks that compare with it; of a model that Calibrant compressed it is known. `limit` replaces the budget
+    of every task, for a quick look. What is scored is kept in a journal in the user's cache until everything is done: the same call after a kill
+    goes on. Raises an `InputError` for a model, a task or a source that isn't there, and for a model that was compressed on rows which a task
+    measures, unless `allow_leak`; their number is then kept in the provenance as `leaked`.
     """
     asked: list[Evaluator] = [evaluators.build(task) for task in ([tasks] if isinstance(tasks, str | Evaluator) else tasks)]
     if limit is not None:
@@ -37,20 +47,42 @@ def evaluate(
     if any(leaked) and not allow_leak:
         refuse({str(model): {str(task): count for task, count in zip(asked, leaked, strict=True) if count}})
     opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
-    measured = [timed(task, opened, progress) for task in asked]
+    dense = _reference(reference, manifest, opened, device) if any(task.compares for task in asked) else None
+    journals = [_journal(task, opened, dense) for task in asked]
+    measured = [timed(task, opened, progress, dense and dense.model, journal) for task, journal in zip(asked, journals, strict=True)]
+    for journal in journals:
+        journal.remove()
     return [replace(m, provenance={**m.provenance, **({"leaked": n} if n else {})}) for m, n in zip(measured, leaked, strict=True)]
 
 
-def timed(task: Evaluator, opened: Opened, progress: Progress = silent) -> Measurement:
+def timed(
+    task: Evaluator,
+    opened: Opened,
+    progress: Progress = silent,
+    reference: PreTrainedModel | None = None,
+    journal: Journal | None = None,
+) -> Measurement:
     """One measurement, with the seconds it took as its provenance."""
     began = time.perf_counter()
-    measured = task.measure(opened.model, opened.tokenizer, progress=progress)
-    return replace(
-        measured,
-        provenance={
-            "seconds": time.perf_counter() - began,
-            "model": opened.name,
-            "note": opened.note,
-            "dtype": str(opened.dtype).removeprefix("torch."),
-        },
-    )
+    measured = task.measure(opened.model, opened.tokenizer, reference, progress, journal)
+    about = {"model": opened.name, "note": opened.note, "dtype": str(opened.dtype).removeprefix("torch.")}
+    return replace(measured, provenance={"seconds": time.perf_counter() - began, **about})
+
+
+def _reference(given: str | Opened | None, manifest: Mapping[str, Any] | None, opened: Opened, device: str) -> Opened:
+    """The model to compare with: the one given, or the one that `opened` was made from."""
+    if isinstance(given, Opened):
+        return given
+    known = (manifest or {}).get("record", {}).get("run", {}).get("model_name")
+    if given is None and known is None:
+        raise SpecError(
+            f"{opened.name!r} is to be compared with the untouched model, and which one that is isn't known; give --reference", subject=opened.name
+        )
+    return open_model(given or known, str(opened.dtype).removeprefix("torch."), device)
+
+
+def _journal(task: Evaluator, opened: Opened, reference: Opened | None) -> Journal:
+    """Where this measurement keeps its items until all is done: in the user's cache, under the hash of what is measured."""
+    question = identity([opened.digest, canonical(task), str(opened.dtype), reference.digest if reference and task.compares else ""])
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Journal(cache / "calibrant" / "journals" / f"{question.rpartition(':')[2]}.jsonl", question)

@@ -21,9 +21,9 @@ from calibrant.data import Format, Row, Source, held_out, start_tokens
 from calibrant.errors import DataError, NumericsError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._base import Evaluator
+from calibrant.outcomes import Journal, Measurement, Outcome, Score
 from calibrant.progress import Progress, silent
 from calibrant.spec import identity
-from calibrant.store import Measurement, Outcome, Score
 
 TOKENS_PER_BATCH = 2048
 """Tokens whose logits are held at once; the result doesn't depend on it beyond rounding."""
@@ -34,9 +34,18 @@ class _Window:
     """A stretch of a document: ids to show, how many of the first ones aren't scored, and the bytes of those that are."""
 
     document: str
+    begin: int
     ids: list[int]
     unscored: int
     size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.document} {self.begin}"
+
+    @property
+    def scored(self) -> int:
+        return len(self.ids) - self.unscored
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,20 +71,30 @@ class Loss(Evaluator):
         return replace(self, tokens=limit)
 
     def measure(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, reference: PreTrainedModel | None = None, progress: Progress = silent
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        reference: PreTrainedModel | None = None,
+        progress: Progress = silent,
+        journal: Journal | None = None,
     ) -> Measurement:
         """The loss with one outcome per document: `value` its summed nats, `weight` its scored tokens."""
         source, format = held_out(self.source, self.format)
         windows = self._windows(source, format, tokenizer)
-        nats: dict[str, float] = {}
-        scored: dict[str, int] = {}
-        total_tokens = sum(len(w.ids) - w.unscored for w in windows)
-        for batch in _batches(windows):
-            for window, total in zip(batch, _nats(model, batch), strict=True):
-                nats[window.document] = nats.get(window.document, 0.0) + total
-                scored[window.document] = scored.get(window.document, 0) + len(window.ids) - window.unscored
-            progress(f"measuring {self}", sum(scored.values()), total_tokens)
-        outcomes = tuple(Outcome(document, nats[document], float(scored[document])) for document in sorted(nats))
+        kept = Journal() if journal is None else journal
+        total = sum(w.scored for w in windows)
+        done = sum(w.scored for w in windows if w.name in kept)
+        for batch in _batches([w for w in windows if w.name not in kept]):
+            kept.add({w.name: nats for w, nats in zip(batch, _nats(model, batch), strict=True)})
+            done += sum(w.scored for w in batch)
+            progress(f"measuring {self}", done, total)
+        documents: dict[str, list[_Window]] = {}
+        for window in windows:
+            documents.setdefault(window.document, []).append(window)
+        outcomes = tuple(
+            Outcome(document, sum(kept[w.name] for w in documents[document]), float(sum(w.scored for w in documents[document])))
+            for document in sorted(documents)
+        )
         return Measurement(self._score(outcomes, sum(w.size for w in windows), f"{source}:{format.spec_name()}"), outcomes)
 
     def _score(self, outcomes: tuple[Outcome, ...], size: int, measured: str) -> Score:
@@ -100,7 +119,7 @@ class Loss(Evaluator):
         left = self.tokens
         for window in _in_turn(_cut(row, format, tokenizer, self.length) for row in self.rows()):
             chosen.append(window)
-            left -= len(window.ids) - window.unscored
+            left -= window.scored
             if left <= 0:
                 break
         if not chosen:
@@ -119,7 +138,7 @@ def _cut(row: Row, format: Format, tokenizer: PreTrainedTokenizerBase, length: i
         if len(shown) > unscored:
             first = begin + unscored - len(start)
             size = len(text[offsets[first][0] : offsets[min(begin + room, len(ids)) - 1][1]].encode())
-            yield _Window(row.key, shown, unscored, size)
+            yield _Window(row.key, begin, shown, unscored, size)
 
 
 def _in_turn(documents: Iterator[Iterator[_Window]]) -> Iterator[_Window]:

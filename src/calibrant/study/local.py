@@ -5,6 +5,7 @@ and sparsities, runs that look at no data (the dense model, magnitude) are compu
 the store is applied again rather than found again when only a measurement is lacking.
 """
 
+import copy
 import io
 import time
 import traceback
@@ -16,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from calibrant.compress import Asked, Clock, compress, fitting, peak_memory, provenance
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import InputError, OutputError
 from calibrant.evaluators import Evaluator, timed
 from calibrant.models import Opened, check_finite, open_model, view
-from calibrant.progress import Progress
+from calibrant.progress import Progress, silent
 from calibrant.spec import canonical, identity
 from calibrant.store import Cell, Run, Store, measurement_id
 
@@ -73,6 +75,7 @@ class Bench:
         check_finite(self.view)
         self._pristine = self.view.snapshot()
         self._tokens: tuple[str, TokenBatch] | None = None
+        self._reference: PreTrainedModel | None = None
 
     def tokens(self, calibration: CalibrationSet | None) -> TokenBatch | None:
         """The set as tokens; kept until another set is asked for."""
@@ -85,6 +88,13 @@ class Bench:
     def restore(self) -> None:
         """Make the model what it was."""
         self.view.restore(self._pristine)
+
+    def reference(self) -> PreTrainedModel:
+        """A copy of the untouched model, for measures that compare with it; made when it is first asked for."""
+        if self._reference is None:
+            self._reference = copy.deepcopy(self.opened.model)
+            view(self._reference).restore(self._pristine)
+        return self._reference
 
     def mask(self) -> bytes | None:
         """The nonzero weights as bits; None if some nonzero weight isn't the untouched model's, so that bits can't bring it back."""
@@ -226,10 +236,12 @@ class Job:
     def _measure(self, question: Question, run: Run, text: str, bench: Bench) -> None:
         evaluator = self._evaluators[text]
         self._progress(f"measuring {question.label}", list(self._evaluators).index(text), len(self._evaluators))
+        journal = self._store.journal(run.id, canonical(evaluator))
         with self._clock.phase("measure"):
-            measurement = timed(evaluator, bench.opened)
+            measurement = timed(evaluator, bench.opened, silent, bench.reference() if evaluator.compares else None, journal)
         with self._clock.phase("store"):
             self._store.add_measurement(run.id, canonical(evaluator), measurement)
+            journal.remove()
         self._computed += 1
         self._progress(f"measuring {question.label}", list(self._evaluators).index(text) + 1, len(self._evaluators))
 

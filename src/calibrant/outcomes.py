@@ -1,0 +1,141 @@
+"""What a measurement is: a score, what every item gave, and the journal that it is kept in until it is whole. No torch here."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from calibrant.durable import flush
+from calibrant.errors import DataError, OutputError
+
+COLUMNS: Final = ("item", "value", "weight")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number about a model.
+
+    `measured` says on what (`wikitext`), `metric` how (`loss`), `unit` in what (`nats/token`), `n` over how many items. `stderr` is over
+    items, None where it can't be had; `chance` what guessing would get. `facts` holds the rest: tokens, bytes, bits_per_byte, perplexity,
+    context length.
+    """
+
+    measured: str
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+    unit: str
+    better: Literal["lower", "higher"]
+    chance: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one item gave. `value` / `weight` is its own score (summed nats / scored tokens); Σvalue / Σweight is the whole's.
+
+    `facts` are what else is known of it (choice scores, the gold choice, whether it was hit), the same names for every item of a measurement.
+    """
+
+    item: str
+    value: float
+    weight: float = 1.0
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A score with what every item gave; `provenance` (seconds, device) is no part of the result and isn't compared.
+
+    `beside` are other scores of the same items, such as the accuracies beside a loss.
+    """
+
+    score: Score
+    outcomes: tuple[Outcome, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False)
+    beside: tuple[Score, ...] = ()
+
+
+class Journal:
+    """What a measurement that isn't finished has found so far: a line of JSON for each thing that was scored.
+
+    Opened again, it knows what was scored before; a line that a kill cut short is dropped, and so is a whole journal that answers another question.
+    Without a path nothing is written. Numbers come back bit for bit.
+    """
+
+    def __init__(self, path: Path | None = None, question: str = "") -> None:
+        self.path, self._question = path, question
+        self._known: dict[str, Any] = self._read() if path is not None and path.is_file() else {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._known
+
+    def __getitem__(self, name: str) -> Any:
+        return self._known[name]
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, found: Mapping[str, Any]) -> None:
+        """Keep what was found: plain JSON data by name. `OutputError` if it can't be written."""
+        self._known.update(found)
+        if self.path is None:
+            return
+        try:
+            fresh = not self.path.exists()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                lines = [[self._question]] * fresh + [[name, value] for name, value in found.items()]
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+        except OSError as error:
+            raise OutputError(f"the journal {str(self.path)!r} can't be written ({error.strerror})", subject=str(self.path)) from error
+
+    def remove(self) -> None:
+        """Forget it: the measurement is whole."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, Any]:
+        assert self.path is not None
+        lines: list[Any] = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            try:
+                lines.append(json.loads(line if line.endswith("\n") else "cut"))
+            except json.JSONDecodeError:
+                break
+        if lines[:1] != [[self._question]]:
+            self.path.unlink()
+            return {}
+        # What was cut is taken off, or the next line would be glued to it.
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        return {name: value for name, value in lines[1:]}
+
+
+def read_items(path: Path) -> tuple[Outcome, ...]:
+    """The outcomes of a measurement, a row an item. `DataError` for a file that can't be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{str(path)!r} can't be read ({error}); restore it from a copy, or delete its folder to have it computed again") from error
+    return tuple(Outcome(*(row.pop(name) for name in COLUMNS), facts=row) for row in rows)
+
+
+def write_items(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """One row an item; each of the facts is a column."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Any] = {
+        "item": pa.array([o.item for o in outcomes], pa.string()),
+        "value": pa.array([o.value for o in outcomes], pa.float64()),
+        "weight": pa.array([o.weight for o in outcomes], pa.float64()),
+    }
+    columns |= {name: pa.array([o.facts[name] for o in outcomes]) for name in (outcomes[0].facts if outcomes else ())}
+    with path.open("wb") as file:
+        pq.write_table(pa.table(columns), file, compression="zstd")
+    flush(path)
