@@ -253,10 +253,10 @@ def test_a_measurement_that_fails_costs_no_other(texts: dict[str, str], tmp_path
     timed, study = local.timed, asked(texts, data=["random_tokens"])
     bad = next(iter(study.evaluators()))
 
-    def failing(task: Any, opened: Any) -> Any:
+    def failing(task: Any, *others: Any) -> Any:
         if str(task) == bad:
             raise ValueError("the loss is nan")
-        return timed(task, opened)
+        return timed(task, *others)
 
     monkeypatch.setattr(local, "timed", failing)
     finished = study.run(tmp_path)

@@ -203,6 +203,8 @@ class Job:
         recorded, here = self._store.record(run.id) is not None, self._store.evaluators(run.id)
         lacking = [text for text, measure_id in wanted.items() if measure_id not in here]
         self._found += recorded + len(wanted) - len(lacking)
+        for text in set(wanted) - set(lacking):  # a kill between the finished measure and the end of its journal leaves the journal
+            self._store.journal(run.id, canonical(self._evaluators[text])).remove()
         if not recorded or (lacking and not self._reapply(run, bench)):
             self._compress(question, asked, batch, bench, note)
         for text in lacking:
