@@ -149,3 +149,51 @@ def test_sources_are_read_with_their_arguments(tmp_path: Path):
     source = parse_source(f"{path}(question=prompt, answer='reply')")
     assert source.fields == ("question", "answer")
     assert parse_source(str(source)) == source
+
+
+@pytest.fixture
+def sheet(tmp_path: Path) -> Path:
+    path = tmp_path / "sheet.csv"
+    path.write_text("Q1,A1,why\n" + "\n".join(f"{i}+1?,{i + 1},because {i}" for i in range(40)))
+    return path
+
+
+def test_a_format_can_name_the_columns_of_a_users_file(sheet: Path):
+    (term,) = parse_expression(f"{sheet}:cot(question='Q1', answer='A1', rationale='why', steps=1)")
+    assert str(term.format) == "cot(steps=1)"
+    assert str(term.source) == f"{sheet}(question='Q1', answer='A1', rationale='why')"
+    (again,) = parse_expression(str(term))
+    assert again == term
+    with pytest.raises(DataError, match=r"no column 'Q'.*did you mean 'Q1'"):
+        parse_expression(f"{sheet}:icl(question='Q', answer='A1')")
+
+
+@pytest.mark.parametrize(
+    ("text", "format", "packing", "written"),
+    [
+        ("gsm8k:cot(steps=3)", "cot(steps=3)", "many", "gsm8k:cot(steps=3)"),
+        ("c4@legacy", "text", "legacy(of='crop')", "c4@legacy(of='crop')"),
+        ("gsm8k:question@legacy", "question", "legacy(of='one')", "gsm8k:question@legacy(of='one')"),
+        ("gsm8k@legacy", "qa", "legacy", "gsm8k:qa@legacy"),
+        ("gsm8k:qa@legacy(of='one')", "qa", "legacy(of='one')", "gsm8k:qa@legacy(of='one')"),
+        ("ultrachat", "chat", "many(separator='')", "ultrachat"),
+        ("gsm8k:chat", "chat", "many(separator='')", "gsm8k:chat"),
+        ("gsm8k:qa@many(bos='document')", "qa", "many(bos='document')", "gsm8k:qa@many(bos='document')"),
+    ],
+)
+def test_what_the_formats_and_packings_of_the_study_stand_for(text: str, format: str, packing: str, written: str):
+    (term,) = parse_expression(text)
+    assert (str(term.format), str(term.packing), str(term)) == (format, packing, written)
+    assert parse_expression(str(term)) == (term,)
+
+
+def test_a_set_without_rationales_is_refused_with_those_that_have_some():
+    with pytest.raises(DataError, match=r"race can't be rendered as cot.*needs rationale.*sets that have it: .*esnli, gsm8k") as caught:
+        parse_expression("race:cot")
+    assert caught.value.subject == "race"
+    assert "winogrande" not in str(caught.value).partition("sets that have it")[2]
+
+
+def test_an_unquoted_glob_is_told_to_be_quoted():
+    with pytest.raises(SpecError, match=r"'data/' is no weight.*quote a path that has \* in it"):
+        parse_expression("data/*.jsonl")

@@ -12,7 +12,7 @@ from pyarrow.parquet import write_table
 
 from calibrant.data import PARTS, CalibrationSet, Row, parse_source
 from calibrant.data.user_file import LOOKED_AT, UserFile
-from calibrant.errors import DataError, SpecError
+from calibrant.errors import DataError
 from calibrant.testing.sources import check_source
 
 TEXTS = {f"text number {i}, with é and “quotes”" for i in range(60)}
@@ -184,26 +184,6 @@ def test_usual_names_are_guessed_and_that_is_said(jsonl: Callable[..., Path], re
     assert row.answer in (None, "a", "B")
     assert row.rationale in (None, "r")
     assert set(row.present) == set(source.fields)
-
-
-def test_columns_can_be_given_afterwards(jsonl: Callable[..., Path]):
-    path = jsonl([{"Q": "q", "prompt": "p", "reply": "r", "n": 1}])
-    source = UserFile(str(path))
-    assert (source.guessed, source.fields) == ({"question": "prompt"}, ("question",))
-    given = source.with_columns(question="Q", answer="reply")
-    assert [(row.question, row.answer) for row in rows_of(given)] == [("q", "r")]
-    assert given == UserFile(str(path), question="Q", answer="reply")
-    assert (given.fields, given.guessed) == (("question", "answer"), {})
-    assert given.with_columns(answer="n") == UserFile(str(path), question="Q", answer="n")
-    assert source.with_columns() == source
-    with pytest.raises(SpecError, match=r"has no field 'qestion', did you mean 'question'\?; columns can be given for text, question"):
-        source.with_columns(qestion="Q")
-    with pytest.raises(SpecError, match="has no field 'path'"):
-        source.with_columns(path="other.jsonl")
-    with pytest.raises(SpecError, match="answer=3 is no column"):
-        source.with_columns(answer=3)
-    with pytest.raises(DataError, match="has no column 'replyy', did you mean 'reply'"):
-        source.with_columns(answer="replyy")
 
 
 def test_rows_without_what_is_needed_are_left_out_and_counted(jsonl: Callable[..., Path]):

@@ -6,9 +6,10 @@ source's name stands. Four names stand for a format with its packing: zero, sing
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any, Final
 
 from calibrant.data._base import FIELDS, Format, Source
@@ -69,14 +70,14 @@ def written(terms: Sequence[Term]) -> str:
     return " + ".join(f"{number}*{term}" for number, term in zip(numbers, terms, strict=True))
 
 
-def parse_source(text: str) -> Source:
-    """The source that a name or a path stands for, with its arguments if it has any."""
+def parse_source(text: str, columns: Mapping[str, Any] = MappingProxyType({})) -> Source:
+    """The source that a name or a path stands for, with its arguments if it has any; `columns` are more of a user's file's."""
     text = text.strip()
     if text[:1] in ("'", '"') and text.find(text[0], 1) > 0:
         end = text.index(text[0], 1)
-        return _user_file(text[1:end], text[end + 1 :])
+        return _user_file(text[1:end], text[end + 1 :], columns)
     name, bracket, rest = text.partition("(")
-    return _user_file(name.strip(), bracket + rest) if is_path(name) else sources.build(text)
+    return _user_file(name.strip(), bracket + rest, columns) if is_path(name) else sources.build(text)
 
 
 def parse_format(text: str) -> tuple[Format, Packing | None]:
@@ -112,11 +113,11 @@ def _term(body: str, share: Fraction) -> Term:
     name, *formatted = _split(named, ":")
     if len(packed) > 1 or len(formatted) > 1 or not name.strip():
         raise SpecError(f"{body.strip()!r} is no calibration set; {_EXAMPLE}, and quote a path that has : @ + or * in it", subject=body)
-    source = parse_source(name)
-    asked = formatted[0] if formatted else _format_of(source)
-    if isinstance(source, UserFile):
-        source, asked = _with_columns(source, asked)
-    form, packing = parse_format(asked)
+    columns, asked = _columns_in(formatted[0]) if formatted else ({}, "")
+    source = parse_source(name, columns)
+    if formatted and not isinstance(source, UserFile):
+        asked = formatted[0]
+    form, packing = parse_format(asked or _format_of(source))
     _check_fields(source, form)
     if packed:
         packing = parse_packing(packed[0])
@@ -125,12 +126,12 @@ def _term(body: str, share: Fraction) -> Term:
     return Term(source, form, packing or _packing_of(source, form), share)
 
 
-def _with_columns(source: UserFile, asked: str) -> tuple[UserFile, str]:
-    """`icl(question="Q", answer="A")` names the columns of a user's file; what is left are the format's own arguments."""
+def _columns_in(asked: str) -> tuple[dict[str, Any], str]:
+    """`icl(question="Q", answer="A")` names columns of a user's file; what is left are the format's own arguments."""
     call = _call(asked)
     columns = {name: value for name, value in call.arguments.items() if name in FIELDS}
     left = ", ".join(f"{name}={text_of(value)}" for name, value in call.arguments.items() if name not in FIELDS)
-    return (source.with_columns(**columns) if columns else source), f"{call.name}({left})" if left else call.name
+    return columns, f"{call.name}({left})" if left else call.name
 
 
 def _format_of(source: Source) -> str:
@@ -174,11 +175,11 @@ def _weighted(term: str, text: str) -> tuple[Fraction | None, str]:
     return weight, pieces[1]
 
 
-def _user_file(path: str, arguments: str) -> UserFile:
+def _user_file(path: str, arguments: str, columns: Mapping[str, Any]) -> UserFile:
     call = _call(f"file{arguments}") if arguments.strip() else Call("file")
     if "path" in call.arguments:
         raise SpecError(f"{path!r}: the path stands before the brackets; within them are the columns, as in {path}(text=body)", subject=path)
-    return build(UserFile, {"path": path, **call.arguments})
+    return build(UserFile, {"path": path, **call.arguments, **columns})
 
 
 def _call(text: str) -> Call:

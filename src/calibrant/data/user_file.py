@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
@@ -79,16 +79,6 @@ class UserFile(Stored):
     def guessed(self) -> Mapping[str, str]:
         """The fields whose columns were found by a usual name, with that column: `{"question": "prompt"}`."""
         return dict(self._layout.columns.guessed)
-
-    def with_columns(self, **columns: Any) -> "UserFile":
-        """The same data with these columns in these fields: `with_columns(question="Q", answer="A")`. `SpecError` for what is no field."""
-        for name, column in columns.items():
-            if name not in _COLUMNS:
-                near = did_you_mean(name, _COLUMNS)
-                raise SpecError(f"{self.path!r} has no field {name!r}{near}; columns can be given for {', '.join(_COLUMNS)}", subject=name)
-            if not isinstance(column, str):
-                raise SpecError(f"{self.path!r}: {name}={column!r} is no column; give its name as a text", subject=name)
-        return replace(self, **columns)
 
     def __repr__(self) -> str:
         given = [f"{name}={getattr(self, name)!r}" for name in _COLUMNS if getattr(self, name)]
