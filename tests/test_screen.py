@@ -50,18 +50,26 @@ def test_a_method_is_written_as_it_is_typed():
 
 FACTS = {"perplexity": 20.0855, "bits_per_byte": 1.25, "tokens": 65536, "documents": 128, "length": 2048}
 SCORE = {"measured": "[b]odd[/b].jsonl:text", "metric": "loss", "value": 3.0, "stderr": 0.25, "unit": "nats/token", "facts": FACTS}
-SCORE |= {"provenance": {"model": "m", "note": "dequantized from Q4_1"}}
+SCORE |= {"n": 128, "chance": None, "provenance": {"model": "m", "note": "dequantized from Q4_1"}}
 
 
 def score(**changes: Any) -> dict[str, Any]:
     return {**SCORE, **changes}
 
 
-def test_a_loss_fits_eighty_columns_with_all_that_belongs_to_it():
-    said = shown(screen.scores([score(measured="python_docs:text")]))
-    row = said.splitlines()[2]
-    assert row.split() == ["python_docs:text", "3.0000", "±", "0.2500", "20.085", "1.2500", "65,536", "128", "2,048"]
+def test_a_loss_stands_with_all_that_belongs_to_it():
+    said = shown(screen.scores([score(measured="python_docs:text")]), width=160)
+    row = " ".join(said.splitlines()[2].split())
+    assert row == "python_docs:text loss (nats/token) 3.0000 ± 0.2500 128 perplexity 20.085, 1.2500 bits/byte, 65,536 tokens, context 2,048"
     assert "m (dequantized from Q4_1)" in said
+
+
+def test_scores_beside_the_first_have_lines_of_their_own():
+    hit = {"measured": "race", "metric": "acc", "value": 0.3, "stderr": 0.02, "n": 400, "unit": "share", "chance": 0.25}
+    lines = shown(
+        screen.scores([score(beside=[{**hit, "facts": {"shots": 5, "style": "cloze", "passed_over": 0, "items": "x"}}])]), width=160
+    ).splitlines()
+    assert " ".join(lines[3].split()) == "race acc (share) 0.3000 ± 0.0200 400 0.2500 5 shots, cloze"
 
 
 def test_names_of_the_user_are_no_markup():

@@ -161,10 +161,17 @@ def evaluate(
     model: Model,
     task: Annotated[list[str], typer.Option(metavar="SPEC", help="What to measure, such as loss(source='gsm8k'); give it once for each task.")],
     limit: Annotated[
-        int | None, typer.Option(parser=_whole, metavar="N", help="Tokens to score for each task, in place of its own budget.", show_default=False)
+        int | None,
+        typer.Option(parser=_whole, metavar="N", help="Items of each task, or tokens of a loss, in place of its own budget.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Also write scores and the outcome of every item here.", show_default=False)
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="The untouched model, for tasks that compare with it; of a pruned folder it is known.", show_default=False
+        ),
     ] = None,
     allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Measure even what the model was calibrated on; the result says so.")] = False,
     dtype: Dtype = "auto",
@@ -178,10 +185,10 @@ def evaluate(
     _look_in(data_dir)
     _check_file(out)
     with progress() as told:
-        measured = run(model, task, dtype=dtype, device=device, limit=limit, allow_leak=allow_leak, progress=told)
+        measured = run(model, task, dtype=dtype, device=device, limit=limit, reference=reference, allow_leak=allow_leak, progress=told)
     if out is not None:
         _write(out, [asdict(m) for m in measured])
-    _show([{**asdict(m.score), "provenance": dict(m.provenance)} for m in measured], as_json, screen.scores)
+    _show([{**asdict(m.score), "beside": [asdict(s) for s in m.beside], "provenance": dict(m.provenance)} for m in measured], as_json, screen.scores)
 
 
 @command("inspect")

@@ -1,6 +1,6 @@
 """How results look in a terminal: plain data in, lines and tables out (rich). No torch here."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from rich import box
@@ -34,20 +34,37 @@ def pruned(found: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def scores(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
-    """What was measured, and everything that a loss needs before it can be compared with another."""
-    table = _table("measured", "value", "perplexity", "bits/byte", "tokens", "docs", "context")
-    for score in found:
-        facts = score["facts"]
-        name = score["measured"] if score["metric"] == "loss" else f"{score['measured']} ({score['metric']})"
-        value = f"{score['value']:.4f}" + ("" if score["stderr"] is None else f" ± {score['stderr']:.4f}")
-        counts = [f"{facts[key]:,}" for key in ("tokens", "documents", "length")]
-        table.add_row(name, value, f"{facts['perplexity']:.3f}", f"{facts['bits_per_byte']:.4f}", *counts)
+    """What was measured: each measurement's score and those beside it, and everything that a number needs before it can be compared with another."""
+    table = _table("task", "metric", "value", "n", "chance", "of")
+    for measured in found:
+        for score in (measured, *measured.get("beside", ())):
+            value = f"{score['value']:.4f}" + ("" if score["stderr"] is None else f" ± {score['stderr']:.4f}")
+            chance = "" if score["chance"] is None else f"{score['chance']:.4f}"
+            table.add_row(score["measured"], f"{score['metric']} ({score['unit']})", value, f"{score['n']:,}", chance, _told(score["facts"]))
     yield table
     how = found[0]["provenance"]
-    yield f"{_noted(how.get('model', ''), how.get('note', ''))}; value: loss in {found[0]['unit']} ± one standard error over documents"
+    yield f"{_noted(how.get('model', ''), how.get('note', ''))}; value ± one standard error over n items"
     for score in found:
         if leaked := score["provenance"].get("leaked"):
             yield f"{score['measured']}: the model was calibrated on {leaked} of the rows that this can measure (--allow-leak)"
+
+
+FACTS: Final[Mapping[str, Callable[[Any], str]]] = {
+    "perplexity": lambda value: f"perplexity {value:.3f}",
+    "bits_per_byte": lambda value: f"{value:.4f} bits/byte",
+    "tokens": lambda value: f"{value:,} tokens",
+    "length": lambda value: f"context {value:,}",
+    "stride": lambda value: f"stride {value:,}",
+    "shots": lambda value: f"{value} shots",
+    "style": str,
+    "task_version": lambda value: f"version {value}",
+    "passed_over": lambda value: f"{value:,} rows passed over" if value else "",
+}
+"""How the facts of a score are told; others are for programs."""
+
+
+def _told(facts: Mapping[str, Any]) -> str:
+    return ", ".join(filter(None, (tell(facts[name]) for name, tell in FACTS.items() if facts.get(name) is not None)))
 
 
 def inspected(found: Mapping[str, Any]) -> Iterator[Any]:

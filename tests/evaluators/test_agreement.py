@@ -1,0 +1,183 @@
+"""Agreement with the untouched model against sums over the whole vocabulary in float64, one position at a time."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from calibrant.data import held_out, start_tokens
+from calibrant.errors import ModelError, NumericsError, SpecError
+from calibrant.evaluators import evaluate, evaluators
+from calibrant.evaluators.agreement import Agreement, divergence
+from calibrant.evaluators.loss import Loss
+from calibrant.models import Opened, open_model
+from calibrant.outcomes import Journal, read_items, write_items
+from calibrant.testing import FAMILIES, tiny_folder, tiny_model
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    return open_model(str(tiny_folder(tmp_path_factory.mktemp("model") / "llama", "llama")), "float64")
+
+
+@pytest.fixture(scope="module")
+def pruned(opened: Opened) -> Opened:
+    """The same with a few weights gone."""
+    model = tiny_model("llama", torch.float64)
+    with torch.no_grad():
+        weight = model.model.layers[1].mlp.down_proj.weight
+        weight[weight.abs() < weight.abs().median()] = 0
+    return Opened(model, opened.tokenizer, "pruned", "sha256:0", "", torch.float64)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "mine.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"Document {i}: " + "some words é and more of them. " * (1 + i % 4)}) for i in range(60)))
+    return path
+
+
+def by_hand(opened: Opened, pruned: Opened, text: str, length: int) -> tuple[float, int, int]:
+    """Summed divergence, tokens predicted alike and tokens of one document."""
+    ids, start = opened.tokenizer(text, add_special_tokens=False).input_ids, start_tokens(opened.tokenizer)
+    nats, alike, scored, room = 0.0, 0, 0, length - len(start)
+    for begin in range(0, len(ids), room):
+        window = [*start, *ids[begin : begin + room]]
+        with torch.no_grad():
+            p, q = (np.array(o.model(torch.tensor([window])).logits[0], dtype=np.float64) for o in (opened, pruned))
+        for place in range(len(start) or 1, len(window)):
+            old, new = p[place - 1], q[place - 1]
+            a, b = np.exp(old) / np.exp(old).sum(), np.exp(new) / np.exp(new).sum()
+            nats += float((a * np.log(a / b)).sum())
+            alike += int(np.argmax(old) == np.argmax(new))
+            scored += 1
+    return nats, alike, scored
+
+
+@pytest.mark.parametrize("length", [8, 512])
+def test_it_is_the_mean_divergence_over_tokens(opened: Opened, pruned: Opened, texts: Path, length: int) -> None:
+    agreement = Agreement(source=str(texts), tokens=100_000, length=length)
+    measured = agreement.measure(pruned.model, pruned.tokenizer, opened.model)
+    source, format = held_out(str(texts), None)
+    parts = {row.key: by_hand(opened, pruned, format.render(row), length) for row in source.rows("measure")}
+    nats, alike, tokens = (sum(p[i] for p in parts.values()) for i in range(3))
+    (top,) = measured.beside
+    assert measured.score.value == pytest.approx(nats / tokens, rel=1e-9)
+    assert measured.score.value > 1e-4
+    assert top.value == alike / tokens
+    assert 0 < top.value < 1
+    for outcome in measured.outcomes:
+        assert (outcome.value, outcome.facts["agreed"], outcome.weight) == pytest.approx(parts[outcome.item], rel=1e-9)
+    assert measured.score.n == top.n == len(parts)
+    assert measured.score.better == "lower"
+    assert top.better == "higher"
+    residuals = [(v - nats / tokens * w) ** 2 for v, _, w in parts.values()]
+    assert measured.score.stderr == pytest.approx((sum(residuals) * len(parts) / (len(parts) - 1)) ** 0.5 / tokens)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_a_model_agrees_with_itself_exactly(texts: Path, dtype: str, tmp_path: Path) -> None:
+    one, other = (open_model(str(tiny_folder(tmp_path / name, "llama")), dtype) for name in "ab")
+    measured = Agreement(source=str(texts), tokens=400, length=16).measure(one.model, one.tokenizer, other.model)
+    assert measured.score.value == 0
+    assert measured.beside[0].value == 1
+    assert {o.value for o in measured.outcomes} == {0}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_agrees_with_itself(opened: Opened, texts: Path, family: str) -> None:
+    model = tiny_model(family)
+    measured = Agreement(source=str(texts), tokens=100, length=16).measure(model, opened.tokenizer, model)
+    assert (measured.score.value, measured.beside[0].value) == (0, 1)
+
+
+def test_the_windows_are_those_of_loss(opened: Opened, pruned: Opened, texts: Path) -> None:
+    given = {"source": str(texts), "tokens": 500, "length": 16}
+    agreement = Agreement(**given).measure(pruned.model, pruned.tokenizer, opened.model)
+    loss = Loss(**given).measure(pruned.model, pruned.tokenizer)
+    assert agreement.score.facts["items"] == loss.score.facts["items"]
+    assert [(o.item, o.weight) for o in agreement.outcomes] == [(o.item, o.weight) for o in loss.outcomes]
+
+
+def test_small_divergences_survive_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    old = torch.randn(300, 5000, generator=generator, dtype=torch.float64) * 4
+    new = old + 1e-3 * torch.randn(300, 5000, generator=generator, dtype=torch.float64)
+    exact = float((old.softmax(-1) * (old.log_softmax(-1) - new.log_softmax(-1))).sum())
+    nats, alike = divergence(old.float(), new.float(), "a test")
+    assert nats == pytest.approx(exact, rel=1e-3)
+    assert exact / 300 < 1e-6, "that is less than what float32 loses in the logarithms"
+    assert alike == int((old.argmax(-1) == new.argmax(-1)).sum())
+
+
+def test_far_apart_is_finite() -> None:
+    old, new = torch.tensor([[0.0, 60.0]]), torch.tensor([[60.0, 0.0]])
+    assert divergence(old, new, "a test") == (pytest.approx(60.0), 0)
+
+
+def test_the_result_does_not_depend_on_batch_or_chunk(opened: Opened, pruned: Opened, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agreement = Agreement(source=str(texts), tokens=1500, length=32)
+    together = agreement.measure(pruned.model, pruned.tokenizer, opened.model)
+    monkeypatch.setattr("calibrant.evaluators.agreement.TOKENS_PER_BATCH", 1)
+    monkeypatch.setattr("calibrant.evaluators.agreement.TOKENS_PER_CHUNK", 5)
+    alone = agreement.measure(pruned.model, pruned.tokenizer, opened.model)
+    assert [o.value for o in alone.outcomes] == pytest.approx([o.value for o in together.outcomes], rel=1e-9)
+    assert alone.beside == together.beside
+
+
+def test_a_killed_one_goes_on(opened: Opened, pruned: Opened, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibrant.evaluators.agreement.TOKENS_PER_BATCH", 64)
+    agreement, path = Agreement(source=str(texts), tokens=1000, length=16), tmp_path / "journal.jsonl"
+    whole = agreement.measure(pruned.model, pruned.tokenizer, opened.model, journal=Journal(path, "q"))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[: len(lines) // 2]))
+    calls: list[int] = []
+    hook = pruned.model.register_forward_hook(lambda *_: calls.append(1))
+    again = agreement.measure(pruned.model, pruned.tokenizer, opened.model, journal=Journal(path, "q"))
+    hook.remove()
+    assert again == whole
+    assert 0 < len(calls) < len(lines) / 4
+
+
+def test_items_can_be_written(opened: Opened, pruned: Opened, texts: Path, tmp_path: Path) -> None:
+    measured = Agreement(source=str(texts), tokens=300, length=16).measure(pruned.model, pruned.tokenizer, opened.model)
+    write_items(tmp_path / "items.parquet", measured.outcomes)
+    assert read_items(tmp_path / "items.parquet") == measured.outcomes
+
+
+def test_by_name_with_a_reference(opened: Opened, pruned: Opened, texts: Path) -> None:
+    told: list[int] = []
+    task = f"agreement(source='{texts}', length=16)"
+    (measured,) = evaluate(pruned, task, reference=opened, limit=200, progress=lambda _, done, __: told.append(done))
+    assert 200 <= measured.score.facts["tokens"] < 220
+    assert told[-1] == measured.score.facts["tokens"]
+    assert measured.score.metric == "kl"
+
+
+def test_without_a_reference(pruned: Opened) -> None:
+    with pytest.raises(SpecError, match=r"agreement\(tokens=5\) compares a model with the untouched one, and none was given; give --reference"):
+        Agreement(tokens=5).measure(pruned.model, pruned.tokenizer)
+
+
+def test_another_vocabulary(opened: Opened, texts: Path) -> None:
+    other = tiny_model("llama", torch.float64, vocab_size=300)
+    with pytest.raises(ModelError, match=r"the reference predicts 300 tokens and the model 259"):
+        Agreement(source=str(texts), tokens=5).measure(opened.model, opened.tokenizer, other)
+
+
+@pytest.mark.parametrize(("broken", "named"), [("model", "the model's"), ("reference", "the reference's")])
+def test_outputs_that_are_not_finite_are_named(opened: Opened, texts: Path, broken: str, named: str) -> None:
+    models = {"model": opened.model, "reference": opened.model}
+    models[broken] = tiny_model("llama")
+    with torch.no_grad():
+        models[broken].model.norm.weight.fill_(float("nan"))
+    with pytest.raises(NumericsError, match=rf"the agreement on .*mine.jsonl.*: {named} outputs aren't finite"):
+        Agreement(source=str(texts), tokens=100).measure(models["model"], opened.tokenizer, models["reference"])
+
+
+@pytest.mark.parametrize("bad", ["agreement(tokens=0)", "agreement(length=1)"])
+def test_impossible_budgets_are_refused(bad: str) -> None:
+    with pytest.raises(SpecError, match=bad.partition("(")[2].rstrip(")")):
+        evaluators.build(bad)

@@ -1,0 +1,184 @@
+"""What a text says the answer is."""
+
+import time
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calibrant.evaluators._answers import concluded, normalised, number_of, numbers, read_choice, read_number, same
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("18", [18]),
+        ("1,200", [1200]),
+        ("$1,234,567.50.", [Fraction("1234567.5")]),
+        ("12345,678", [12345, 678]),
+        ("1,2345", [1, 2345]),
+        ("-3 and −4 and 5", [-3, -4, 5]),
+        ("5-3", [5, 3]),
+        ("5 - 3 = 2", [5, 3, 2]),
+        ("a well-7", [7]),
+        ("-$5", [-5]),
+        ("$-5", [-5]),
+        (".5", [Fraction(1, 2)]),
+        ("0.50%", [Fraction(1, 2)]),
+        ("3/4", [Fraction(3, 4)]),
+        ("2 1/2 cups", [Fraction(5, 2)]),
+        ("24 / 3 = 8", [24, 3, 8]),
+        ("5/0", []),
+        ("1.5e3", [1500]),
+        ("1e999", [1, 999]),
+        ("1e99999999", [1, 99999999]),
+        ("18.", [18]),
+        ("", []),
+        ("eighteen", []),
+        ("9" * 5000, []),
+        ("٣", []),
+    ],
+)
+def test_numbers(text: str, expected: list[Fraction | int]) -> None:
+    assert [number.value for number in numbers(text)] == expected
+
+
+@given(st.integers(-(10**12), 10**12))
+def test_whole_numbers_come_back(number: int) -> None:
+    assert [n.value for n in numbers(str(number))] == [number]
+    assert [n.value for n in numbers(f"it costs {number:,} dollars.")] == [number]
+    assert str(numbers(str(number))[0]) == str(number)
+
+
+@given(st.decimals(-(10**6), 10**6, places=3, allow_nan=False))
+def test_decimals_come_back(number: object) -> None:
+    assert [n.value for n in numbers(f"{number}")] == [Fraction(str(number))]
+
+
+@given(st.text(max_size=300))
+def test_any_text_can_be_read(text: str) -> None:
+    for number in numbers(text):
+        assert len(str(number)) < 120
+    read_number(text)
+    read_choice(text, ("no", "yes"), ("A", "B"))
+
+
+def test_a_long_text_is_read_in_no_time() -> None:
+    began = time.perf_counter()
+    for text in ("1" * 100_000, "1," * 50_000, "1/" * 50_000, "1 1 " * 25_000, "answer is " * 10_000, "-" * 100_000):
+        read_number(text)
+    assert time.perf_counter() - began < 10
+
+
+def test_nothing_is_executed() -> None:
+    assert read_number("__import__('os').abort() or 7") == number_of("7")
+    assert read_number("2**9**9**9") == number_of("9")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("18", "18"),
+        ("She has 3 left, so 18", "18"),
+        ("16 - 3 = 13\nThe answer is 13. Or 99", "13"),
+        ("The answer is $1,200.50 for 3 days.", "1200.50"),
+        ("The answer is 5 apples and 3 pears.", "5"),
+        ("The answer is 6 * 3 = 18 eggs.", "18"),
+        ("the answer is: 7", "7"),
+        ("Answer: 7\nNext 8", "7"),
+        ("The answer is 4. No, the answer is 5.", "5"),
+        ("The answer is unknown, perhaps 12", "12"),
+        ("It is 12. The answer is unknown.", "12"),
+        ("nothing", None),
+    ],
+)
+def test_the_number_a_text_gives(text: str, expected: str | None) -> None:
+    found = read_number(text)
+    assert (found and str(found)) == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "gold", "alike"),
+    [
+        ("18", "18", True),
+        ("18.0", "18", True),
+        ("18.00", "18", True),
+        ("17", "18", False),
+        ("0.67", "0.6666666666666666", True),
+        ("2/3", "0.6666666666666666", True),
+        ("0.675", "0.6666666666666666", False),
+        ("0.7", "0.6666666666666666", False),
+        ("0.66", "0.6666666666666666", False),
+        ("1", "0.6666666666666666", False),
+        ("3.14", "3.1416", False),
+        ("54.55", "54.545", False),
+        ("1000000", "1000001", False),
+        ("-5", "5", False),
+    ],
+)
+def test_when_two_numbers_are_the_same(found: str, gold: str, alike: bool) -> None:
+    left, right = number_of(found), number_of(gold)
+    assert left is not None
+    assert right is not None
+    assert same(left, right) is alike
+
+
+def test_a_number_alone() -> None:
+    assert number_of("18 dollars") is None
+    assert number_of("no") is None
+    assert number_of("5/0") is None
+    assert number_of(" $1,000 ") == numbers("$1,000")[0]
+    assert number_of("50%") == number_of("50")
+
+
+LETTERS, TEXTS = ("A", "B", "C"), ("bloody mess", "friend", "A friend indeed")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("B", 1),
+        ("b.", 1),
+        ("(B)", 1),
+        (" [c] because", 2),
+        ("B. friend", 1),
+        ("B friend", 1),
+        ("B, as I said", 1),
+        ("Bloody mess!", 0),
+        ("bloody mess it is", 0),
+        ("A friend indeed", 2),
+        ("A dog", None),
+        ("A", 0),
+        ("D", None),
+        ("Because", None),
+        ("", None),
+        ("I say A. The answer is C.", 2),
+        ("Answer: B", 1),
+        ("The answer is (B).", 1),
+    ],
+)
+def test_the_choice_a_text_names(text: str, expected: int | None) -> None:
+    assert read_choice(text, TEXTS, LETTERS) == expected
+
+
+def test_labels_that_are_the_choices() -> None:
+    labels = ("entailment", "not_entailment", "neutral")
+    assert read_choice("Entailment.", labels) == 0
+    assert read_choice("not entailment", labels) == 1
+    assert read_choice("Not_entailment\n", labels) == 1
+    assert read_choice("neutral because nobody knows", labels) == 2
+    assert read_choice("no", labels) is None
+    assert read_choice("nothing", ("no", "yes")) is None
+    assert read_choice("1.5", ("Ian", "Dennis"), ("1", "2")) is None
+    assert read_choice("2", ("Ian", "Dennis"), ("1", "2")) == 1
+
+
+def test_a_conclusion_ends_with_its_sentence() -> None:
+    assert concluded("The answer is 1.5. And 3") == "1.5"
+    assert concluded("The answer is B") == "B"
+    assert concluded("The answers are many") is None
+
+
+def test_normalised() -> None:
+    assert normalised("  The Answer,\nis: not_me! ") == "the answer is not me"

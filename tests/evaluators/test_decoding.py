@@ -1,0 +1,114 @@
+"""Greedy decoding of batches against one prompt, one token and one whole forward at a time."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from calibrant.errors import DataError, NumericsError
+from calibrant.evaluators import _decoding
+from calibrant.evaluators._decoding import Decoder, Generated, common, remembers
+from calibrant.testing import FAMILIES, tiny_model
+
+MOST = 7
+
+
+def tokens(number: int, seed: int) -> list[int]:
+    return torch.randint(3, 259, (number,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def prompts(shared: int) -> list[list[int]]:
+    """Six prompts with `shared` tokens in common, two of one length, one far longer than another."""
+    beginning = tokens(shared, 0)
+    return [beginning + tokens(length, 1 + number) for number, length in enumerate((5, 9, 1, 30, 17, 9))]
+
+
+def ended(ids: Sequence[int]) -> bool:
+    return len(ids) >= 3 and ids[-1] % 3 == 0
+
+
+def by_hand(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], bool]:
+    """What the model writes, every token from a forward over everything before it."""
+    written: list[int] = []
+    while len(written) < MOST:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + written]), use_cache=False).logits[0, -1]
+        written.append(max(range(len(logits)), key=lambda i: float(logits[i])))
+        if len(written) >= 3 and written[-1] % 3 == 0:
+            return written, False
+    return written, True
+
+
+def decoded(model: PreTrainedModel, given: list[list[int]]) -> list[Generated]:
+    decoder = Decoder(model, given, MOST, ended, "a test")
+    found = {number: answer for batch in decoder.batches() for number, answer in zip(batch, decoder.run(batch), strict=True)}
+    return [found[number] for number in range(len(given))]
+
+
+@pytest.mark.parametrize("shared", [0, 3, 40])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_writes_what_each_prompt_gets_alone(family: str, shared: int) -> None:
+    model, given = tiny_model(family, torch.float64), prompts(shared)
+    expected = [by_hand(model, prompt) for prompt in given]
+    assert remembers(model)
+    assert [(list(answer.ids), answer.cut) for answer in decoded(model, given)] == expected
+
+
+def test_the_result_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = tiny_model("llama", torch.float64), prompts(20)
+    together = decoded(model, given)
+    assert len({len(answer.ids) for answer in together}) > 1, "some should end before others, or this shows little"
+    for size in (1, 100, 150):
+        monkeypatch.setattr(_decoding, "TOKENS_PER_BATCH", size)
+        assert decoded(model, given) == together
+    monkeypatch.setattr(_decoding, "TOKENS_PER_BATCH", 1)
+    assert decoded(model, given[:1]) == together[:1], "nor on what else is asked"
+
+
+def test_the_beginning_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given, read = tiny_model("llama"), prompts(40), list[int]()
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda **told: read.append(told["input_ids"].numel()) or forward(**told))
+    # What is accepted is read off the real signature.
+    monkeypatch.setattr(_decoding, "accepted", lambda _, **told: told)
+    decoded(model, given)
+    assert sorted(read, reverse=True)[0] == 40
+    assert sum(read) < 40 + sum(len(p) - 40 for p in given) + MOST * len(given)
+
+
+def test_a_recurrent_model_is_shown_everything_anew() -> None:
+    config = AutoConfig.for_model("mamba", vocab_size=259, hidden_size=16, num_hidden_layers=2, state_size=4, intermediate_size=32)
+    model = AutoModelForCausalLM.from_config(config).double().eval()
+    given = prompts(4)
+    assert not remembers(model)
+    assert [(list(answer.ids), answer.cut) for answer in decoded(model, given)] == [by_hand(model, prompt) for prompt in given]
+
+
+def test_generation_settings_of_the_model_do_not_matter(recwarn: pytest.WarningsRecorder) -> None:
+    model, given = tiny_model("qwen2", torch.float64), prompts(5)
+    plain = decoded(model, given)
+    for name, value in {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0, "max_length": 3, "eos_token_id": 7}.items():
+        setattr(model.generation_config, name, value)
+    assert decoded(model, given) == plain
+    assert not recwarn.list
+
+
+def test_what_all_begin_with() -> None:
+    assert common([[1, 2, 3], [1, 2, 4], [1, 2]]) == 2
+    assert common([[1, 2], [1, 2]]) == 2
+    assert common([[5], [6]]) == 0
+
+
+def test_a_prompt_that_does_not_fit() -> None:
+    model = tiny_model("gpt2", n_positions=40)
+    with pytest.raises(DataError, match=r"a test: a prompt of 35 tokens and 7 to write don't fit into the model's 40 positions"):
+        Decoder(model, [tokens(35, 0)], MOST, ended, "a test")
+
+
+def test_outputs_that_are_not_finite_are_named() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(NumericsError, match=r"a test: the model's outputs aren't finite"):
+        decoded(model, prompts(3))

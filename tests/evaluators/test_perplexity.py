@@ -1,0 +1,226 @@
+"""Perplexity against a literal loop over windows, in float64."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from calibrant.data import held_out
+from calibrant.errors import DataError, NumericsError, SpecError
+from calibrant.evaluators import evaluate, evaluators
+from calibrant.evaluators.loss import Loss
+from calibrant.evaluators.perplexity import Perplexity, running_text, stretches
+from calibrant.models import Opened, open_model
+from calibrant.outcomes import Journal, read_items, write_items
+from calibrant.testing import FAMILIES, tiny_folder, tiny_model
+from tests.data.conftest import byte_tokenizer
+
+LINES = ["", " = One = \n", "", " Some words of it . \n", " And é more . \n", "", " = Two = \n", "", " Others , quite a few of them . \n"]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    return open_model(str(tiny_folder(tmp_path_factory.mktemp("model") / "llama", "llama")), "float64")
+
+
+@pytest.fixture(scope="module")
+def started(opened: Opened) -> Opened:
+    """The same model with a tokenizer that puts a start token before a text."""
+    return Opened(opened.model, byte_tokenizer(start=True), "started", "sha256:0", "", torch.float64)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "mine.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"Document {i}: " + "words é and more. " * (1 + i % 4)}) for i in range(40)))
+    return path
+
+
+@pytest.fixture
+def wikitext(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    folder = tmp_path / "mirror" / "wikitext2_raw"
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in LINES))
+    monkeypatch.setenv("CALIBRANT_DATA", str(tmp_path / "mirror"))
+    return "wikitext"
+
+
+def documents(path: Path) -> list[str]:
+    source, format = held_out(str(path), None)
+    return [format.render(row) for row in source.rows("measure")]
+
+
+def strided(model, ids: list[int], length: int, stride: int) -> tuple[float, int, list[int]]:
+    """The loop of transformers' documentation, one prediction at a time; the tokens that each window scores."""
+    nats, scored, previous = 0.0, [], 0
+    for begin in range(0, len(ids), stride):
+        end = min(begin + length, len(ids))
+        window, targets = ids[begin:end], end - previous
+        places = [place for place in range(len(window) - targets, len(window)) if place > 0]
+        for place in places:
+            with torch.no_grad():
+                logits = model(torch.tensor([window[:place]])).logits[0, -1].double()
+            nats += float(logits.logsumexp(-1) - logits[window[place]])
+        scored.append(len(places))
+        previous = end
+        if end == len(ids):
+            break
+    return nats, sum(scored), scored
+
+
+@pytest.mark.parametrize("tokenizer", ["plain", "started"])
+@pytest.mark.parametrize(("length", "stride"), [(16, 4), (16, 16), (16, 1), (5, 3), (5000, 700)])
+def test_strided_is_the_literal_loop(opened: Opened, started: Opened, texts: Path, length: int, stride: int, tokenizer: str) -> None:
+    used = started if tokenizer == "started" else opened
+    ids = used.tokenizer("\n\n".join(documents(texts))).input_ids
+    measured = Perplexity(source=str(texts), length=length, stride=stride, tokens=10**6).measure(used.model, used.tokenizer)
+    nats, tokens, each = strided(used.model, ids, length, stride)
+    assert measured.score.facts["tokens"] == tokens == len(ids) - 1 - (each.count(stride - 1) - (each[0] == stride - 1)) * (stride == length)
+    assert measured.score.value == pytest.approx(nats / tokens, rel=1e-9)
+    assert [o.weight for o in measured.outcomes] == [count for count in each if count]
+    assert measured.score.facts["perplexity"] == pytest.approx(math.exp(nats / tokens))
+    assert measured.score.facts["stride"] == stride
+
+
+@pytest.mark.parametrize("tokenizer", ["plain", "started"])
+def test_whole_windows_are_the_papers(opened: Opened, started: Opened, texts: Path, tokenizer: str) -> None:
+    """As the code of SparseGPT and Wanda: whole windows, the mean of their mean losses."""
+    used, length = started if tokenizer == "started" else opened, 32
+    ids = torch.tensor([used.tokenizer("\n\n".join(documents(texts))).input_ids])
+    losses = []
+    for i in range(ids.numel() // length):
+        batch = ids[:, i * length : (i + 1) * length]
+        with torch.no_grad():
+            logits = used.model(batch).logits
+        losses.append(torch.nn.CrossEntropyLoss()(logits[0, :-1], batch[0, 1:]))
+    measured = Perplexity(source=str(texts), length=length, tokens=10**6).measure(used.model, used.tokenizer)
+    assert measured.score.facts["perplexity"] == pytest.approx(float(torch.stack(losses).mean().exp()), rel=1e-9)
+    assert measured.score.n == measured.score.facts["windows"] == len(losses)
+    assert {o.weight for o in measured.outcomes} == {length - 1}
+    assert measured.score.facts["error_over"] == "windows"
+    assert measured.score.measured.endswith("mine.jsonl:text, joined")
+
+
+def test_wikitext_is_joined_as_the_papers_join_it(opened: Opened, wikitext: str) -> None:
+    perplexity = Perplexity(source=wikitext, length=16, tokens=10**6)
+    source, format = held_out(wikitext)
+    assert running_text(source, perplexity.rows(), format, opened.tokenizer, 10**6) == "\n\n".join(LINES)
+    ids = opened.tokenizer("\n\n".join(LINES)).input_ids
+    assert perplexity.measure(opened.model, opened.tokenizer).score.facts["windows"] == len(ids) // 16
+
+
+def test_only_as_much_is_joined_as_is_wanted(opened: Opened, texts: Path) -> None:
+    source, format = held_out(str(texts))
+    pieces = documents(texts)
+    whole = "\n\n".join(pieces)
+    for wanted in (1, 30, 100, 300, 10**6):
+        text = running_text(source, source.rows("measure"), format, opened.tokenizer, wanted)
+        assert whole.startswith(text)
+        assert len(opened.tokenizer(text).input_ids) >= min(wanted, len(opened.tokenizer(whole).input_ids))
+        assert len(text) < 16 * wanted + 200
+    some, everything = (Perplexity(source=str(texts), length=16, tokens=n).measure(opened.model, opened.tokenizer) for n in (60, 10**6))
+    assert some.outcomes == pytest.approx(everything.outcomes[: len(some.outcomes)]) or [o.item for o in some.outcomes] == [
+        o.item for o in everything.outcomes[: len(some.outcomes)]
+    ]
+
+
+def test_a_budget_buys_the_first_windows(opened: Opened, texts: Path) -> None:
+    some = Perplexity(source=str(texts), length=16, tokens=46).measure(opened.model, opened.tokenizer)
+    everything = Perplexity(source=str(texts), length=16, tokens=10**6).measure(opened.model, opened.tokenizer)
+    assert some.score.facts["windows"] == 4
+    assert [o.item for o in some.outcomes] == [o.item for o in everything.outcomes[:4]]
+    assert [o.value for o in some.outcomes] == pytest.approx([o.value for o in everything.outcomes[:4]], rel=1e-12)
+    assert [o.item for o in everything.outcomes] == sorted(o.item for o in everything.outcomes)
+
+
+def test_document_by_document(opened: Opened, texts: Path) -> None:
+    measured = Perplexity(source=str(texts), length=16, stride=4, tokens=10**6, joined=False).measure(opened.model, opened.tokenizer)
+    parts = [strided(opened.model, opened.tokenizer(text).input_ids, 16, 4) for text in documents(texts)]
+    assert measured.score.value == pytest.approx(sum(p[0] for p in parts) / sum(p[1] for p in parts), rel=1e-9)
+    assert sorted(o.value for o in measured.outcomes) == pytest.approx(sorted(p[0] for p in parts), rel=1e-9)
+    assert measured.score.n == len(parts)
+    assert measured.score.facts["error_over"] == "documents"
+    loss = Loss(source=str(texts), length=16, tokens=10**6).measure(opened.model, opened.tokenizer)
+    whole = Perplexity(source=str(texts), length=16, tokens=10**6, joined=False).measure(opened.model, opened.tokenizer)
+    assert whole.outcomes == loss.outcomes, "without a stride and a start token that is the loss"
+    assert whole.score.facts["bits_per_byte"] == pytest.approx(loss.score.facts["bits_per_byte"])
+
+
+def test_bytes_are_those_of_scored_tokens(opened: Opened, started: Opened, texts: Path) -> None:
+    text = "\n\n".join(documents(texts)).encode()
+    for used, unscored in ((opened, 1), (started, 0)):
+        measured = Perplexity(source=str(texts), length=64, stride=32, tokens=10**6).measure(used.model, used.tokenizer)
+        assert measured.score.facts["bytes"] == pytest.approx(len(text) - unscored, abs=20)
+        bits = sum(o.value for o in measured.outcomes) / math.log(2)
+        assert measured.score.facts["bits_per_byte"] == pytest.approx(bits / measured.score.facts["bytes"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_may_be_applied_to_the_end_only(opened: Opened, texts: Path, family: str) -> None:
+    model = tiny_model(family, torch.float64)
+    measured = Perplexity(source=str(texts), length=12, stride=3, tokens=40).measure(model, opened.tokenizer)
+    ids = opened.tokenizer("\n\n".join(documents(texts))).input_ids
+    nats, tokens, _ = strided(model, ids[: 12 + 3 * (measured.score.n - 1)], 12, 3)
+    assert measured.score.value == pytest.approx(nats / tokens, rel=1e-9)
+
+
+def test_the_result_does_not_depend_on_the_batch(opened: Opened, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    perplexity = Perplexity(source=str(texts), length=20, stride=7, tokens=10**6)
+    together = perplexity.measure(opened.model, opened.tokenizer)
+    monkeypatch.setattr("calibrant.evaluators.perplexity.TOKENS_PER_BATCH", 1)
+    alone = perplexity.measure(opened.model, opened.tokenizer)
+    assert [o.value for o in alone.outcomes] == pytest.approx([o.value for o in together.outcomes], rel=1e-12)
+
+
+def test_a_killed_one_goes_on(opened: Opened, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibrant.evaluators.perplexity.TOKENS_PER_BATCH", 64)
+    perplexity, path = Perplexity(source=str(texts), length=16, tokens=10**6), tmp_path / "journal.jsonl"
+    whole = perplexity.measure(opened.model, opened.tokenizer, journal=Journal(path, "q"))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[: len(lines) // 2]))
+    calls: list[int] = []
+    hook = opened.model.register_forward_hook(lambda *_: calls.append(1))
+    again = perplexity.measure(opened.model, opened.tokenizer, journal=Journal(path, "q"))
+    hook.remove()
+    assert again == whole
+    assert 0 < len(calls) < len(lines) / 4
+
+
+def test_items_can_be_written(opened: Opened, texts: Path, tmp_path: Path) -> None:
+    (measured,) = evaluate(opened, f"perplexity(source='{texts}', length=16)", limit=100)
+    write_items(tmp_path / "items.parquet", measured.outcomes)
+    assert read_items(tmp_path / "items.parquet") == measured.outcomes
+    assert sum(o.value for o in measured.outcomes) / sum(o.weight for o in measured.outcomes) == pytest.approx(measured.score.value)
+
+
+def test_where_windows_lie() -> None:
+    assert list(stretches(10, 4, None, short=False)) == [(0, 1, 4), (4, 5, 8)]
+    assert list(stretches(10, 4, None, short=True)) == [(0, 1, 4), (4, 5, 8), (8, 9, 10)]
+    assert list(stretches(9, 4, 4, short=True)) == [(0, 1, 4), (4, 5, 8)]
+    assert list(stretches(10, 4, 3, short=True)) == [(0, 1, 4), (3, 4, 7), (6, 7, 10)]
+    assert list(stretches(3, 4, None, short=False)) == [(0, 1, 3)]
+    assert list(stretches(1, 4, None, short=True)) == []
+    assert list(stretches(0, 4, 2, short=True)) == []
+
+
+def test_nothing_to_measure(opened: Opened, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Perplexity, "rows", lambda self: iter(()))
+    with pytest.raises(DataError, match=r"mine.jsonl.* holds nothing to measure on"):
+        Perplexity(source=str(texts)).measure(opened.model, opened.tokenizer)
+
+
+def test_a_model_that_overflows_is_named(opened: Opened, texts: Path) -> None:
+    broken = tiny_model("llama")
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(float("inf"))
+    with pytest.raises(NumericsError, match=r"the perplexity on .*mine.jsonl:text, joined comes from a loss of nan"):
+        Perplexity(source=str(texts), length=16, tokens=50).measure(broken, opened.tokenizer)
+
+
+@pytest.mark.parametrize("bad", ["tokens=0", "length=1", "stride=0", "length=8, stride=9"])
+def test_impossible_numbers_are_refused(bad: str) -> None:
+    with pytest.raises(SpecError, match=bad):
+        evaluators.build(f"perplexity({bad})")

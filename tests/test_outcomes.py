@@ -1,0 +1,67 @@
+"""Journals lose nothing that was scored, and items come back as they were."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from calibrant.errors import DataError, OutputError
+from calibrant.outcomes import Journal, Outcome, read_items, write_items
+
+
+def test_a_journal_opened_again_knows_what_was_kept(tmp_path: Path):
+    path = tmp_path / "deep" / "a.jsonl"
+    journal = Journal(path, "question")
+    journal.add({"one": 0.1 + 0.2, "two": [1.5, float("inf")]})
+    journal.add({"three": {"hit": True}})
+    again = Journal(path, "question")
+    assert (len(again), again["one"], again["two"], again["three"]) == (3, 0.1 + 0.2, [1.5, float("inf")], {"hit": True})
+    assert "four" not in again
+    again.remove()
+    assert not path.exists()
+    again.remove()
+
+
+@pytest.mark.parametrize("cut", [1, 2, 9])
+def test_a_line_that_was_cut_off_is_dropped_and_the_next_one_is_whole(tmp_path: Path, cut: int):
+    path = tmp_path / "a.jsonl"
+    Journal(path, "q").add({"one": 1, "two": 2222222})
+    path.write_bytes(path.read_bytes()[:-cut])
+    journal = Journal(path, "q")
+    assert "one" in journal
+    assert "two" not in journal
+    journal.add({"two": 3})
+    assert Journal(path, "q")["two"] == 3
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [["q"], ["one", 1], ["two", 3]]
+
+
+@pytest.mark.parametrize("content", ["", "[", '["other"]\n["one", 1]\n', "\x00\x01\n"])
+def test_what_answers_another_question_is_forgotten(tmp_path: Path, content: str):
+    path = tmp_path / "a.jsonl"
+    path.write_text(content)
+    assert len(Journal(path, "q")) == 0
+    assert not path.exists()
+
+
+def test_without_a_path_nothing_is_written():
+    journal = Journal()
+    journal.add({"one": 1})
+    assert journal["one"] == 1
+    journal.remove()
+
+
+def test_a_journal_that_cannot_be_written_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"journal '.*file/a.jsonl' can't be written"):
+        Journal(tmp_path / "file" / "a.jsonl", "q").add({"one": 1})
+
+
+def test_items_come_back_with_their_facts(tmp_path: Path):
+    outcomes = tuple(Outcome(f"i{n}", n / 3, 2.0, {"choices": [0.1, n / 7], "gold": n, "hit": n % 2 == 0, "said": "é"}) for n in range(5))
+    write_items(tmp_path / "items.parquet", outcomes)
+    assert read_items(tmp_path / "items.parquet") == outcomes
+    write_items(tmp_path / "none.parquet", ())
+    assert read_items(tmp_path / "none.parquet") == ()
+    (tmp_path / "bad.parquet").write_text("no")
+    with pytest.raises(DataError, match=r"bad.parquet' can't be read"):
+        read_items(tmp_path / "bad.parquet")
