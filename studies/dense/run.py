@@ -1,0 +1,135 @@
+"""Which question sets can rank anything at the size of SmolLM2-135M?
+
+    CALIBRANT_DATA=… python studies/dense/run.py [TASK …]
+
+Measures the dense model (SmolLM2-135M-Instruct, dequantized from Q4_1, bfloat16) on the first 300 questions of every set, zero-shot, and writes a
+record a set beside this file and the table in `docs/dense.md`. What has a record isn't measured again; a set that was broken off goes on.
+
+The scoring that decides is a published convention and isn't picked from these numbers: that of OLMES (Gu et al. 2024, arXiv:2406.08446) for the sets
+that it has, in its cloze form, and plain accuracy for the others.
+"""
+
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import calibrant
+
+HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "dense.md"
+ITEMS = 300
+CONVENTION = {
+    "commonsense_qa": "acc_prior",
+    "piqa": "acc_norm",
+    "openbookqa": "acc_prior",
+    "hellaswag": "acc_norm",
+    "arc_easy": "acc_norm",
+    "winogrande": "acc",
+    "boolq": "acc",
+    "race": "acc",
+    "rte": "acc",
+    "esnli": "acc",
+    "anli_r1": "acc",
+    "anli_r2": "acc",
+    "anli_r3": "acc",
+    "svamp": "acc",
+    "mawps": "acc",
+    "gsm8k": "acc",
+    "arithmetic": "acc",
+}
+METRICS = ("acc", "acc_norm", "acc_prior", "loss", "solution")
+HEAD = """# What the dense model can do
+
+SmolLM2-135M-Instruct, dequantized from Q4_1, bfloat16, zero-shot, on the first {items} questions (in the order of their hashes) of each set's
+measured part, all of them where there are fewer: `python studies/dense/run.py`, whose records lie beside it. The data are the excerpts of the local
+mirror, which is not always the published set; `calibrant inspect` says in what each differs.
+
+A set whose accuracy is at chance in the dense model can't show what compression did to it: there is nothing to lose. The last column says whether
+accuracy is above chance by more than two standard errors, by the scoring in bold. That is a published convention, OLMES (Gu et al. 2024,
+arXiv:2406.08446), for the sets that it has, and plain accuracy for the others; it isn't the best of the three, which would be above chance more
+often than it should. Were all {sets} sets at chance, about {chances:.1f} of them would still be called above it.
+
+`acc`: the likeliest choice is right; `acc_norm`: the likeliest for its length in bytes; `acc_prior`: the one whose log likelihood the question raises
+most over that behind the bare `Answer:`. WinoGrande scores what follows the gap, which is the same for both names, so its first two agree. Answers
+that are numbers are ranked among three wrong ones, made by the rule in `evaluators/_wrong.py`. It was changed once, after 50 questions of GSM8K:
+numbers of the question itself as wrong ones put a model that copies at 4 %. `loss` is that of the right answer, `solution` that of the worked
+solution, in nats per token; accuracies are in percent; all ± one standard error over questions.
+
+| set | n | chance | acc | acc_norm | acc_prior | loss | solution | accuracy can rank? |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
+"""
+
+
+def main() -> None:
+    """Measure what lacks a record, and write the page."""
+    opened = None
+    for name in sys.argv[1:] or CONVENTION:
+        path = HERE / f"{name}.json"
+        if not path.is_file():
+            opened = opened or calibrant.open_model("smollm2", "bfloat16")
+            (measured,) = calibrant.evaluate(opened, f"task(name={name!r}, limit={ITEMS})", progress=told)
+            scores = [asdict(score) for score in (measured.score, *measured.beside)]
+            machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
+            record = {"task": f"task(name={name!r}, limit={ITEMS})", "scores": scores, "provenance": {**measured.provenance, **machine}}
+            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_page()
+
+
+def told(what: str, done: int, total: int) -> None:
+    """How far it is, on one line."""
+    sys.stderr.write(f"\r{what}: {done}/{total}")
+
+
+def write_page() -> None:
+    """The table of everything that has a record, in the order of CONVENTION."""
+    found = {name: json.loads((HERE / f"{name}.json").read_text("utf-8")) for name in CONVENTION if (HERE / f"{name}.json").is_file()}
+    lines = [line(name, {score["metric"]: score for score in record["scores"]}) for name, record in found.items()]
+    head = HEAD.format(items=ITEMS, sets=len(found), chances=len(found) * 0.023)
+    PAGE.write_text(head + "".join(lines) + tail(found), encoding="utf-8")
+
+
+def line(name: str, scores: dict[str, Any]) -> str:
+    """A set's row of the table."""
+    chosen = scores[CONVENTION[name]]
+    cells = []
+    for metric in METRICS:
+        if metric not in scores:
+            cells.append("")
+            continue
+        score = scores[metric]
+        text = (
+            f"{100 * score['value']:.1f} ± {100 * score['stderr']:.1f}"
+            if metric.startswith("acc")
+            else f"{score['value']:.3f} ± {score['stderr']:.3f}"
+        )
+        cells.append(f"**{text}**" if metric == CONVENTION[name] else text)
+    return f"| {name} | {chosen['n']} | {100 * chosen['chance']:.1f} | {' | '.join(cells)} | {verdict(chosen)} |\n"
+
+
+def verdict(score: dict[str, Any]) -> str:
+    """Whether it is above chance by more than two standard errors, and by how many."""
+    errors = (score["value"] - score["chance"]) / score["stderr"]
+    return f"{'yes' if errors > 2 else 'no'} ({errors:+.1f} se)"
+
+
+def tail(found: dict[str, Any]) -> str:
+    """What follows from the table."""
+    able, unable = [], []
+    for name, record in found.items():
+        score = next(score for score in record["scores"] if score["metric"] == CONVENTION[name])
+        (able if verdict(score).startswith("yes") else unable).append(name)
+    return (
+        f"\nAt this size accuracy can rank compressed models on {', '.join(able) or 'none of them'}. "
+        f"On {', '.join(unable) or 'none'} it is not above chance and can't; what is left there is the loss of the right answer or of the worked "
+        f"solution, which has no floor. Where answers are labels, that loss says more about the form of the answer than about which is right.\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
