@@ -1,10 +1,11 @@
 """Numbers that the README shows come from the records that are kept beside it."""
 
+import runpy
 from pathlib import Path
 
 import pytest
 
-from calibrant.compare import CONTROLS
+from calibrant.compare import CONTROLS, contrast
 from calibrant.demo import STUDY
 from calibrant.report import report
 from calibrant.store import Store
@@ -49,3 +50,22 @@ def test_the_ranking_is_believable():
 def test_the_picture_is_there(name: str):
     assert (PROJECT / "docs/images" / name).read_bytes().startswith(b"\x89PNG")
     assert f"docs/images/{name}" in (PROJECT / "README.md").read_text()
+
+
+def test_the_log_says_what_the_records_of_the_packings_say():
+    script = runpy.run_path(str(PROJECT / "studies/packing/run.py"))
+    log = (PROJECT / "LOG.md").read_text()
+    names = {
+        "single, 8,192 tokens": "single, 8,192 real tokens",
+        "icl, 8,192 tokens": "icl, 8,192 real tokens",
+        "single, 16 windows": "single, 16 windows",
+    }
+    names |= {"legacy single, 16 windows": "qa@legacy(of='one'), 16 windows", "legacy icl, 16 windows": "qa@legacy, 16 windows"}
+    dense = script["draws"](PROJECT / "studies/packing/equal", "")
+    assert len(dense) == 3
+    for source in ("gsm8k", "esnli"):
+        for arm, (folder, data) in script["ARMS"].items():
+            found = script["draws"](PROJECT / "studies/packing" / folder, data.format(source))
+            assert all(len(kept) == 3 for kept in found.values())
+            told = [script["told"](contrast({n: found[n]}, {n: dense[n] * 3})) for n in dense]
+            assert f"| {source}:{names[arm]} | {' | '.join(told)} |" in log

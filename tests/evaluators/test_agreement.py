@@ -46,7 +46,7 @@ def by_hand(opened: Opened, pruned: Opened, text: str, length: int) -> tuple[flo
     for begin in range(0, len(ids), room):
         window = [*start, *ids[begin : begin + room]]
         with torch.no_grad():
-            p, q = (np.array(o.model(torch.tensor([window])).logits[0], dtype=np.float64) for o in (opened, pruned))
+            p, q = (o.model(torch.tensor([window])).logits[0].numpy() for o in (opened, pruned))
         for place in range(len(start) or 1, len(window)):
             old, new = p[place - 1], q[place - 1]
             a, b = np.exp(old) / np.exp(old).sum(), np.exp(new) / np.exp(new).sum()

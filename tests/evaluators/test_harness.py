@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import are_progress_bars_disabled
 from tokenizers.processors import TemplateProcessing
 
 from calibrant.errors import DataError, ModelError, NumericsError, SpecError
-from calibrant.evaluators import evaluate, evaluators
+from calibrant.evaluators import evaluate, evaluators, harness
 from calibrant.evaluators.harness import NAME, SEEDS, Harness, language_model, main
 from calibrant.models import Opened, open_model
 from calibrant.models.quiet import quiet
@@ -143,7 +144,8 @@ def theirs(opened: Opened, task: str, folder: Path, shots: int | None, limit: in
 
 
 def check_the_same(opened: Opened, task: str, folder: Path, shots: int | None, limit: int | None, within: float) -> None:
-    other = theirs(opened, task, folder, shots, limit)
+    # Over a long text the harness's float32 softmax is off by 1e-5 a token, always to the same side; ours isn't, and the harness can do better too.
+    other = theirs(opened, task, folder, shots, limit, **({"softmax_dtype": "float64"} if task.endswith(("_loss", "_text")) else {}))
     measured = Harness(task=task, num_fewshot=shots, limit=limit, include_path=str(folder)).measure(opened.model, opened.tokenizer)
     results = other["results"][task]
     for score in (measured.score, *measured.beside):
@@ -161,7 +163,7 @@ def check_the_same(opened: Opened, task: str, folder: Path, shots: int | None, l
         for outcome, sample in zip(measured.outcomes, samples, strict=True):
             assert outcome.facts["nats"] == pytest.approx([-float(nats) for ((nats, _),) in sample["resps"]], abs=within)
     if measured.score.metric == "bits_per_byte":
-        assert [-o.value * math.log(2) for o in measured.outcomes] == pytest.approx([s["bits_per_byte"][0] for s in samples], abs=within)
+        assert [-o.value * math.log(2) for o in measured.outcomes] == pytest.approx([s["bits_per_byte"][0] for s in samples], rel=1e-6, abs=within)
 
 
 @pytest.mark.parametrize(("task", "shots"), TASKS.items())
@@ -405,9 +407,7 @@ def test_what_was_asked_before_a_kill_is_not_asked_again(opened: Opened, folder:
     again = task.measure(opened.model, opened.tokenizer, progress=lambda what, done, total: counts.append((done, total)), journal=Journal(path, "q"))
     assert counts[0][0] > known
     assert counts[-1] == (27, 27)
-    assert [o.value for o in again.outcomes] == [o.value for o in whole.outcomes]
-    for one, other in zip(again.outcomes, whole.outcomes, strict=True):
-        assert one.facts["nats"] == pytest.approx(other.facts["nats"], abs=1e-5)
+    assert again == whole
     done = Journal(path, "q")
     broken = open_model(opened.name, "float32")
     with torch.no_grad():
@@ -415,12 +415,23 @@ def test_what_was_asked_before_a_kill_is_not_asked_again(opened: Opened, folder:
     assert task.measure(broken.model, broken.tokenizer, journal=done) == again
 
 
-def test_generations_are_kept_too(opened: Opened, folder: Path, tmp_path: Path) -> None:
-    task, journal = Harness(task="tiny_answer", include_path=str(folder)), Journal(tmp_path / "j", "q")
-    first = task.measure(opened.model, opened.tokenizer, journal=journal)
-    assert len(journal) == 9
-    counts: list[int] = []
-    assert task.measure(opened.model, opened.tokenizer, progress=lambda *_: counts.append(1), journal=journal) == first
+def test_generations_are_kept_too(opened: Opened, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibrant.evaluators._decoding.TOKENS_PER_BATCH", 300)
+    task, path, counts = Harness(task="tiny_answer", include_path=str(folder)), tmp_path / "j", list[tuple[int, int]]()
+
+    def note(what: str, done: int, total: int) -> None:
+        counts.append((done, total))
+
+    first = task.measure(opened.model, opened.tokenizer, progress=note, journal=Journal(path, "q"))
+    assert len(counts) > 1
+    assert counts[-1] == (9, 9)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:4]))  # a kill after three answers
+    counts.clear()
+    assert task.measure(opened.model, opened.tokenizer, progress=note, journal=Journal(path, "q")) == first
+    assert counts[-1] == (9, 9)
+    counts.clear()
+    assert task.measure(opened.model, opened.tokenizer, progress=note, journal=Journal(path, "q")) == first
     assert not counts
 
 
@@ -429,7 +440,7 @@ def test_outputs_that_are_not_finite_are_no_answers(opened: Opened, folder: Path
     broken = open_model(opened.name, "float32")
     with torch.no_grad():
         broken.model.model.norm.weight.fill_(math.nan)
-    with pytest.raises(NumericsError, match="aren't finite"):
+    with pytest.raises(NumericsError, match="outputs aren't"):
         measured(broken, folder, task)
 
 
@@ -493,18 +504,24 @@ def test_a_machine_without_the_harness_says_how_to_get_it(opened: Opened, folder
 def test_the_rest_of_the_process_is_left_as_it_was(opened: Opened, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     import lm_eval.api.task
 
-    logging.getLogger("lm_eval").setLevel(logging.INFO)
-    random.seed(5)
-
     def state() -> list[Any]:
         drawn = np.random.get_state()[1].tolist()  # noqa: NPY002  # what tasks draw from
-        return [random.getstate(), drawn, torch.get_rng_state().tolist(), lm_eval.api.task.tqdm]
+        return [drawn, torch.get_rng_state().tolist(), lm_eval.api.task.tqdm, logging.getLogger("lm_eval").level, are_progress_bars_disabled()]
 
+    logging.getLogger("lm_eval").setLevel(logging.INFO)
     before = state()
     measured(opened, folder)
     assert state() == before
-    assert logging.getLogger("lm_eval").level == logging.INFO
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_run_starts_from_the_harness_s_random_numbers_and_gives_back_ours() -> None:
+    random.seed(5)
+    before, expected = random.getstate(), random.Random(SEEDS["random"]).random()
+    # Not by a whole measurement: the checker of types in the tests draws random numbers itself.
+    with harness._undisturbed():
+        assert random.random() == expected
+    assert random.getstate() == before
 
 
 def test_the_seeds_are_those_of_the_harness() -> None:
@@ -528,15 +545,15 @@ def test_the_harness_s_own_command_line_knows_the_model(
         def __init__(self, **asked: Any) -> None:
             super().__init__(**{**asked, "include_defaults": False})
 
-    arguments = ["--model", NAME, "--model_args", f"pretrained={opened.name},dtype=float32", "--tasks", "tiny_choice", "--num_fewshot", "3"]
+    arguments = ["--model", NAME, "--model_args", f"pretrained={opened.name},dtype=float32", "--tasks", "tiny_blank"]
     monkeypatch.setattr("sys.argv", ["lm_eval", "run", *arguments, "--include_path", str(folder), "--device", "cpu"])
     monkeypatch.setattr("lm_eval.tasks.TaskManager", Few)
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda *_: None)
     with quiet():
         main()
     shown = capsys.readouterr().out
-    found = measured(opened, folder, num_fewshot=3)
-    assert "tiny_choice" in shown
+    found = measured(opened, folder, "tiny_blank")
+    assert "tiny_blank" in shown
     assert f"{found.score.value:.4f}"[:5] in shown
     assert shown.startswith(f"{NAME} (")
 

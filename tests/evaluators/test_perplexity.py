@@ -15,6 +15,7 @@ from calibrant.evaluators.perplexity import Perplexity, running_text, stretches
 from calibrant.models import Opened, open_model
 from calibrant.outcomes import Journal, read_items, write_items
 from calibrant.testing import FAMILIES, tiny_folder, tiny_model
+
 from tests.data.conftest import byte_tokenizer
 
 LINES = ["", " = One = \n", "", " Some words of it . \n", " And é more . \n", "", " = Two = \n", "", " Others , quite a few of them . \n"]
@@ -34,7 +35,7 @@ def started(opened: Opened) -> Opened:
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("texts") / "mine.jsonl"
-    path.write_text("\n".join(json.dumps({"text": f"Document {i}: " + "words é and more. " * (1 + i % 4)}) for i in range(40)))
+    path.write_text("\n".join(json.dumps({"text": f"Document {i}: " + "words é and more. " * (1 + i % 4)}) for i in range(24)))
     return path
 
 
@@ -78,7 +79,7 @@ def test_strided_is_the_literal_loop(opened: Opened, started: Opened, texts: Pat
     ids = used.tokenizer("\n\n".join(documents(texts))).input_ids
     measured = Perplexity(source=str(texts), length=length, stride=stride, tokens=10**6).measure(used.model, used.tokenizer)
     nats, tokens, each = strided(used.model, ids, length, stride)
-    assert measured.score.facts["tokens"] == tokens == len(ids) - 1 - (each.count(stride - 1) - (each[0] == stride - 1)) * (stride == length)
+    assert measured.score.facts["tokens"] == tokens == len(ids) - (1 if stride < length else len(each))
     assert measured.score.value == pytest.approx(nats / tokens, rel=1e-9)
     assert [o.weight for o in measured.outcomes] == [count for count in each if count]
     assert measured.score.facts["perplexity"] == pytest.approx(math.exp(nats / tokens))
@@ -122,9 +123,7 @@ def test_only_as_much_is_joined_as_is_wanted(opened: Opened, texts: Path) -> Non
         assert len(opened.tokenizer(text).input_ids) >= min(wanted, len(opened.tokenizer(whole).input_ids))
         assert len(text) < 16 * wanted + 200
     some, everything = (Perplexity(source=str(texts), length=16, tokens=n).measure(opened.model, opened.tokenizer) for n in (60, 10**6))
-    assert some.outcomes == pytest.approx(everything.outcomes[: len(some.outcomes)]) or [o.item for o in some.outcomes] == [
-        o.item for o in everything.outcomes[: len(some.outcomes)]
-    ]
+    assert [o.item for o in some.outcomes] == [o.item for o in everything.outcomes[: len(some.outcomes)]]
 
 
 def test_a_budget_buys_the_first_windows(opened: Opened, texts: Path) -> None:

@@ -1,0 +1,221 @@
+"""The engine against one forward a request, in float64."""
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from calibrant.errors import DataError, NumericsError
+from calibrant.evaluators import _scoring
+from calibrant.evaluators._scoring import Request, Scored, score, score_named, shares
+from calibrant.outcomes import Journal
+from calibrant.testing import FAMILIES, tiny_model
+
+VOCABULARY = 259
+SOFTMAX_IN_FLOAT32 = {"gemma2": 1e-5}
+"""Its soft caps need transformers' own attention, whose softmax is in float32 whatever the model is in: sums in another order round otherwise."""
+
+
+def tokens(draw: random.Random, number: int) -> tuple[int, ...]:
+    return tuple(draw.randrange(3, VOCABULARY) for _ in range(number))
+
+
+def questions(common: int, seed: int = 0, items: int = 6) -> list[Request]:
+    """Items of four choices behind `common` tokens: some share a context, some only its beginning; one request is there twice."""
+    draw = random.Random(seed)
+    few, asked = tokens(draw, common), list[Request]()
+    for item in range(items):
+        context = few + tokens(draw, draw.randrange(1, 9))
+        for _ in range(4):
+            asked.append(Request(context + tokens(draw, item % 2), tokens(draw, draw.randrange(1, 6))))
+    return [*asked, asked[3]]
+
+
+def by_hand(model: PreTrainedModel, request: Request) -> Scored:
+    """Log likelihoods one token at a time, each from a forward that sees what comes before it and nothing else."""
+    nats, greedy = 0.0, True
+    for at, token in enumerate(request.continuation):
+        with torch.no_grad():
+            logits = model(torch.tensor([[*request.context, *request.continuation[:at]]])).logits[0, -1].double()
+        nats -= float(logits[token] - torch.log(torch.exp(logits).sum()))
+        greedy = greedy and int(logits.argmax()) == token
+    return Scored(nats, len(request.continuation), greedy)
+
+
+def agree(found: Sequence[Scored], wanted: Sequence[Scored], within: float) -> None:
+    assert [s.nats for s in found] == pytest.approx([s.nats for s in wanted], abs=within)
+    assert [(s.tokens, s.greedy) for s in found] == [(s.tokens, s.greedy) for s in wanted]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_ways_are_what_one_request_gives_alone(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, within = tiny_model(family, torch.float64), SOFTMAX_IN_FLOAT32.get(family, 1e-9)
+    assert shares(model, 40) == (family != "gemma3"), "a window of four tokens is shorter than a question"
+    few, none = questions(20, items=3), questions(3, seed=1, items=2)
+    alone = {request: by_hand(model, request) for request in (*few, *none)}
+    for requests in (few, [*few, *none]):  # with and without a beginning that all share
+        wanted = [alone[request] for request in requests]
+        agree(score(model, requests, tokens_per_pass=24), wanted, within)
+        agree(score(model, requests), wanted, within)
+        with monkeypatch.context() as patched:
+            patched.setattr(_scoring, "shares", lambda model, longest: False)
+            agree(score(model, requests, tokens_per_pass=64), wanted, within)
+
+
+def test_a_window_that_is_long_enough_is_no_hindrance() -> None:
+    model, asked = tiny_model("gemma3", torch.float64, sliding_window=64), questions(20)
+    assert shares(model, 64)
+    assert not shares(model, 65)
+    agree(score(model, asked), [by_hand(model, request) for request in asked], 1e-9)
+
+
+@pytest.mark.parametrize("way", [True, False])
+def test_the_pass_changes_nothing_beyond_rounding(way: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_scoring, "shares", lambda model, longest: way)
+    model, asked = tiny_model("llama"), questions(20, items=12)
+    one, *others = [score(model, asked, tokens_per_pass=budget) for budget in (64, 512, 4096)]
+    backwards = score(model, asked[::-1])[::-1]
+    for other in (*others, backwards):
+        agree(other, one, 1e-5)
+
+
+def test_a_recurrent_model_is_padded() -> None:
+    config = AutoConfig.for_model("mamba", vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4)
+    model, asked = AutoModelForCausalLM.from_config(config).eval().double(), questions(5, items=2)
+    assert not shares(model, 10)
+    agree(score(model, asked), [by_hand(model, request) for request in asked], 1e-5)  # its scan is in float32
+
+
+@pytest.mark.parametrize(
+    ("told", "change"),
+    [
+        ("a chunk", {"attention_chunk_size": 8}),
+        ("recurrent layers", {"layer_types": ["full_attention", "linear_attention"]}),
+        ("ALiBi", {"alibi": True}),
+        ("frequencies that depend on the length", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}, "max_position_embeddings": 8}),
+        ("an attention without masks", {"_attn_implementation_internal": "flash_attention_2"}),
+    ],
+)
+def test_what_a_tree_cannot_be_exact_for_is_known_by_its_configuration(told: str, change: dict[str, Any]) -> None:
+    model = tiny_model("llama")
+    assert shares(model, 9)
+    vars(model.config).update(change)
+    assert not shares(model, 9), told
+
+
+def forwards(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each forward gets, from now on."""
+    seen: list[int] = []
+    inner = model.get_input_embeddings()
+    inner.register_forward_pre_hook(lambda module, given: seen.append(given[0].numel()))
+    return seen
+
+
+def test_what_is_shared_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, draw = tiny_model("llama"), random.Random(0)
+    few = tokens(draw, 40)
+    contexts = [few + tokens(draw, 10) for _ in range(5)]
+    letters = [Request(context, (token,)) for context in contexts for token in (65, 66, 67, 68)]
+    seen = forwards(model, monkeypatch)
+    score(model, letters)
+    assert seen == [40, 50], "the prompt once, each context once, and nothing for answers of one token"
+    long = [Request(contexts[0], (7, 8, 9)), Request(contexts[0], (7, 8, 10)), Request(contexts[0], (7, 11, 9))]
+    seen.clear()
+    score(model, long)
+    assert sum(seen) == 50 + len({(7,), (7, 8), (7, 11)})
+    kept: list[int] = []
+    model.lm_head.register_forward_pre_hook(lambda module, given: kept.append(given[0].shape[1]))
+    score(model, letters)
+    assert kept[-1] == 5, "the head sees the five places that are scored"
+
+
+def test_a_context_longer_than_a_pass_still_stands_there_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, draw = tiny_model("llama"), random.Random(0)
+    contexts = [tokens(draw, 100) for _ in range(3)]
+    seen = forwards(model, monkeypatch)
+    score(model, [Request(c, (t, t, t)) for c in contexts for t in (65, 66, 67, 68)], tokens_per_pass=32)
+    assert sum(seen) == 3 * (100 + 4 * 2)
+
+
+def test_large_vocabularies_bound_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_scoring, "LOGITS", 12 * VOCABULARY)
+    model, asked = tiny_model("llama"), questions(20, items=3)
+    rows: list[int] = []
+    model.lm_head.register_forward_pre_hook(lambda module, given: rows.append(given[0].shape[1]))
+    score(model, asked)
+    assert max(rows) <= 12
+    assert len(rows) > 3
+
+
+def test_results_are_told_as_they_come_and_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked, told = tiny_model("llama"), questions(20), list[dict[int, Scored]]()
+    everything = score(model, asked, tokens_per_pass=32, told=lambda found: told.append(dict(found)))
+    assert len(told) > 2
+    assert sorted(i for part in told for i in part) == list(range(len(asked)))
+    assert all(everything[i] == s for part in told for i, s in part.items())
+    seen = forwards(model, monkeypatch)
+    assert score(model, asked, tokens_per_pass=32, known=dict(enumerate(everything))) == everything
+    assert not seen
+    some = {i: s for i, s in enumerate(everything) if i % 3}
+    again: list[int] = []
+    assert score(model, asked, tokens_per_pass=32, known=some, told=lambda found: again.extend(found)) == everything, "bit for bit"
+    assert not set(again) & set(some)
+
+
+def test_names_whose_requests_are_all_known_are_in_the_journal(tmp_path: Path) -> None:
+    model, asked = tiny_model("llama"), questions(20)[:24]
+    named = {f"item {at // 4}": asked[at : at + 4] for at in range(0, 24, 4)}
+    whole = score_named(model, named, Journal(), tokens_per_pass=32)
+    path = tmp_path / "journal.jsonl"
+
+    class Killed(BaseException):
+        pass
+
+    def kill(number: int) -> None:
+        if path.is_file() and len(path.read_text().splitlines()) > 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        score_named(model, named, Journal(path, "question"), tokens_per_pass=32, told=kill)
+    half = Journal(path, "question")
+    assert 0 < len(half) < 6
+    counts: list[int] = []
+    assert score_named(model, named, half, tokens_per_pass=32, told=counts.append) == whole
+    assert sum(counts) == 24
+    assert json.loads(path.read_text().splitlines()[1])[1] == [
+        [s.nats, s.tokens, s.greedy] for s in whole[json.loads(path.read_text().splitlines()[1])[0]]
+    ]
+
+
+@pytest.mark.parametrize(("request_", "named"), [(Request((), (5,)), "context"), (Request((5,), ()), "continuation")])
+def test_requests_without_tokens_are_refused(request_: Request, named: str) -> None:
+    with pytest.raises(DataError, match=rf"{request_.continuation or request_.context}.* has no {named}".replace("(", r"\(").replace(")", r"\)")):
+        score(tiny_model("llama"), [request_])
+
+
+def test_requests_longer_than_the_model_are_refused() -> None:
+    model = tiny_model("gpt2", n_positions=16)
+    assert score(model, [Request((5,) * 16, (6,))])[0].tokens == 1
+    with pytest.raises(DataError, match="has 17 tokens, and the model has 16 positions"):
+        score(model, [Request((5,) * 16, (6, 7))])
+
+
+@pytest.mark.parametrize("way", [True, False])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_outputs_that_are_not_finite_are_named(way: bool, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_scoring, "shares", lambda model, longest: way)
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = bad
+    with pytest.raises(NumericsError, match="the log likelihood of piqa isn't finite"):
+        score(model, questions(3), measured="piqa")
+
+
+def test_nothing_asked_is_nothing_found() -> None:
+    assert score(tiny_model("llama"), []) == []

@@ -1,0 +1,369 @@
+"""Tasks against prompts written out by hand and scored one token at a time, in float64."""
+
+import json
+import math
+import random
+import re
+from collections.abc import Iterable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from calibrant.errors import DataError, NumericsError, SpecError
+from calibrant.evaluators import evaluate, evaluators
+from calibrant.evaluators import task as module
+from calibrant.evaluators._prompts import Tokens
+from calibrant.evaluators._scoring import Request
+from calibrant.evaluators._wrong import is_number, wrong_numbers
+from calibrant.evaluators.task import Task
+from calibrant.models import Opened, open_model
+from calibrant.outcomes import Journal, Measurement, Score
+from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
+
+WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath", "inlet", "jetty", "knoll", "larch", "marsh", "north", "ocean"]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    return open_model(str(tiny_folder(tmp_path_factory.mktemp("model") / "llama", "llama")), "float64")
+
+
+def write(path: Path, records: Iterable[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def quiz(number: int, seed: int) -> list[dict[str, Any]]:
+    draw = random.Random(seed)
+    return [
+        {"question": f"Which is {draw.randrange(10**6)}?", "choices": (c := draw.sample(WORDS, 4)), "answer": draw.choice(c)} for _ in range(number)
+    ]
+
+
+@pytest.fixture(scope="module")
+def choices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of questions with four choices: 150 to calibrate on, of which a few are exemplars, and 60 to measure."""
+    folder = tmp_path_factory.mktemp("quiz")
+    write(folder / "train.jsonl", quiz(150, 0))
+    write(folder / "test.jsonl", [*quiz(60, 1), {"question": "Nothing fits?", "choices": ["one", "two"], "answer": "G"}])
+    return folder
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CALIBRANT_DATA", str(tmp_path / "mirror"))
+    return tmp_path / "mirror"
+
+
+def nats(opened: Opened, context: str, continuation: str) -> float:
+    """The negative log likelihood of a text behind another: bytes are tokens, so nothing can be joined across the border."""
+    shown, scored = (opened.tokenizer(text, add_special_tokens=False).input_ids for text in (context, continuation))
+    with torch.no_grad():
+        logits = opened.model(torch.tensor([shown + scored])).logits[0].double()
+    logs = logits - logits.exp().sum(-1, keepdim=True).log()
+    return -sum(float(logs[len(shown) + at - 1, token]) for at, token in enumerate(scored))
+
+
+def named(measured: Measurement) -> dict[str, Score]:
+    return {score.metric: score for score in (measured.score, *measured.beside)}
+
+
+def first(values: list[float]) -> int:
+    return values.index(min(values))
+
+
+def exemplars(task: Task) -> list[str]:
+    return [item.key for item in task._exemplars(task._put)]
+
+
+def asked(task: Task) -> list[Any]:
+    """The measured rows of a task that has choices, by hand: those whose answer is one of them."""
+    return [row for row in task.rows() if row.answer in row.labels or row.answer in row.choices][: task.limit]
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+@pytest.mark.parametrize("style", [None, "letters"])
+def test_choices_are_ranked_as_by_hand(opened: Opened, choices: Path, shots: int, style: str | None) -> None:
+    task = Task(name=str(choices), shots=shots, limit=8, style=style)
+    measured = task.measure(opened.model, opened.tokenizer)
+
+    def question(row: Any) -> str:
+        listed = "".join(f"\n{label}. {choice}" for label, choice in zip(row.labels, row.choices, strict=True)) if style else ""
+        return f"Question: {row.question}{listed}\nAnswer:"
+
+    def answers(row: Any) -> list[str]:
+        return list(row.labels if style else row.choices)
+
+    pool = {exemplar.right.written: exemplar for exemplar in task._exemplars(task._put)}
+    exemplars = {f"{question(row)} {answers(row)[row.labels.index(row.answer)]}" for row in task._source.rows("exemplars")}
+    assert len(pool) == shots
+    assert set(pool) <= exemplars, "exemplars are written as questions are, with their answer"
+    before = "".join(f"{text}\n\n" for text in pool)
+    outcomes = {o.item: o for o in measured.outcomes}
+    hits: dict[str, list[bool]] = {"acc": [], "acc_norm": [], "acc_prior": []}
+    for row in asked(task):
+        found = outcomes.pop(row.key)
+        gold = row.labels.index(row.answer)
+        given = [nats(opened, before + question(row), f" {answer}") for answer in answers(row)]
+        alone = [nats(opened, "Answer:", f" {answer}") for answer in answers(row)]
+        assert found.facts["choices"] == pytest.approx(given, abs=1e-9)
+        assert found.facts["bare"] == pytest.approx(alone, abs=1e-9)
+        assert (found.value, found.weight) == (pytest.approx(given[gold], abs=1e-9), len(f" {answers(row)[gold]}"))
+        assert found.facts["gold"] == gold
+        hits["acc"].append(first(given) == gold)
+        hits["acc_norm"].append(first([n / len(a) for n, a in zip(given, answers(row), strict=True)]) == gold)
+        hits["acc_prior"].append(first([n - a for n, a in zip(given, alone, strict=True)]) == gold)
+        assert [found.facts[name] for name in ("hit", "hit_norm", "hit_prior")] == [hits[name][-1] for name in hits]
+    assert not outcomes
+    scores = named(measured)
+    for metric, kept in hits.items():
+        mean = sum(kept) / 8
+        assert (scores[metric].value, scores[metric].n, scores[metric].chance) == (mean, 8, 0.25)
+        assert scores[metric].stderr == pytest.approx(math.sqrt(mean * (1 - mean) / 7))
+    total, weight = sum(o.value for o in measured.outcomes), sum(o.weight for o in measured.outcomes)
+    assert measured.score.metric == "loss"
+    assert measured.score.value == pytest.approx(total / weight)
+    assert measured.score.chance is None
+
+
+def test_a_metric_comes_first_if_it_is_asked_for(opened: Opened, choices: Path) -> None:
+    plain = Task(name=str(choices), limit=6).measure(opened.model, opened.tokenizer)
+    for metric in ("acc", "acc_norm", "acc_prior"):
+        measured = Task(name=str(choices), limit=6, metric=metric).measure(opened.model, opened.tokenizer)
+        assert measured.score == named(plain)[metric]
+        assert {s.metric for s in measured.beside} == set(named(plain)) - {metric}
+        assert sum(o.value for o in measured.outcomes) / sum(o.weight for o in measured.outcomes) == measured.score.value
+        assert [o.facts for o in measured.outcomes] == [o.facts for o in plain.outcomes]
+
+
+def test_rows_that_lack_something_are_counted_and_the_first_by_hash_are_taken(opened: Opened, choices: Path) -> None:
+    task = Task(name=str(choices))
+    keys = sorted(row.key for row in asked(task))
+    assert len(keys) == 60
+    measured = task.limited(5).measure(opened.model, opened.tokenizer)
+    assert [o.item for o in measured.outcomes] == keys[:5]
+    assert measured.score.facts["passed_over"] == 1
+    assert measured.score.n == 5
+
+
+def test_winogrande_scores_what_follows_the_gap(opened: Opened, mirror: Path) -> None:
+    sentence = "Ann gave it to Sue because _ was 'done' with it."
+    record = {"sentence": sentence, "option1": "Ann", "option2": "Sue", "answer": "1"}
+    train = [{**record, "sentence": f"{i} {sentence}"} for i in range(60)]
+    write(mirror / "winogrande/train.jsonl", train)
+    write(mirror / "winogrande/validation.jsonl", [record])
+    (outcome,) = Task(name="winogrande").measure(opened.model, opened.tokenizer).outcomes
+    rest = " was 'done' with it."
+    assert outcome.facts["choices"] == pytest.approx([nats(opened, f"Ann gave it to Sue because {who}", rest) for who in ("Ann", "Sue")])
+    assert outcome.facts["bare"] == pytest.approx([nats(opened, who, rest) for who in ("Ann", "Sue")])
+    assert (outcome.weight, outcome.facts["gold"]) == (len(rest), 0)
+    shown = Task(name="winogrande", shots=1)
+    (exemplar,) = shown._exemplars(shown._put)
+    assert re.fullmatch(r"\d+ Ann gave it to Sue because Ann was 'done' with it\.", exemplar.right.written)
+    (listed,) = Task(name="winogrande", style="letters").measure(opened.model, opened.tokenizer).outcomes
+    asked = f"Sentence: {sentence}\n1. Ann\n2. Sue\nAnswer:"
+    assert listed.facts["choices"] == pytest.approx([nats(opened, asked, f" {label}") for label in "12"])
+
+
+def test_hellaswag_scores_the_ending_behind_its_context(opened: Opened, mirror: Path) -> None:
+    endings = ["sit down.", "fly off.", "melt.", "sing a song."]
+    records = [{"activity_label": f"Roof {i}", "ctx": f"{i} men are there. they", "endings": endings, "label": i % 4} for i in range(40)]
+    write(mirror / "hellaswag/train.jsonl", records[:30])
+    write(mirror / "hellaswag/validation.jsonl", records[30:31])
+    (outcome,) = Task(name="hellaswag").measure(opened.model, opened.tokenizer).outcomes
+    assert outcome.facts["choices"] == pytest.approx([nats(opened, "Roof 30: 30 men are there. they", f" {ending}") for ending in endings])
+    assert outcome.facts["bare"] == pytest.approx([nats(opened, "Continuation:", f" {ending}") for ending in endings])
+    assert outcome.facts["sizes"] == [len(ending) for ending in endings]
+    assert outcome.facts["gold"] == 2
+
+
+def test_numbers_are_ranked_among_wrong_ones_and_solutions_are_scored(opened: Opened, mirror: Path) -> None:
+    answer = "He has 12 + 30 = <<12+30=42>>42 pens.\n#### 42"
+    records = [{"question": f"Tom {i} has 12 pens and gets 30 more. How many?", "answer": answer} for i in range(5)]
+    write(mirror / "gsm8k/train.jsonl", records[1:])
+    write(mirror / "gsm8k/test.jsonl", records[:1])
+    measured = Task(name="gsm8k").measure(opened.model, opened.tokenizer)
+    (outcome,), scores = measured.outcomes, named(measured)
+    question = "Question: Tom 0 has 12 pens and gets 30 more. How many?\nAnswer:"
+    worked = nats(opened, question, " He has 12 + 30 = 42 pens.")
+    assert outcome.facts["solution_nats"] == pytest.approx(worked)
+    assert scores["solution"].value == pytest.approx(worked / outcome.facts["solution_tokens"])
+    assert outcome.value == pytest.approx(nats(opened, question, " 42"))
+    assert len(outcome.facts["choices"]) == 4
+    assert outcome.facts["choices"][outcome.facts["gold"]] == pytest.approx(outcome.value)
+    assert [scores[m].chance for m in ("acc", "acc_norm", "acc_prior")] == [0.25] * 3
+    primary = Task(name="gsm8k", metric="solution").measure(opened.model, opened.tokenizer)
+    assert primary.score == scores["solution"]
+    assert (primary.outcomes[0].value, primary.outcomes[0].weight) == (pytest.approx(worked), outcome.facts["solution_tokens"])
+
+
+def test_free_text_has_a_loss_only(opened: Opened, tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", [{"question": f"Say {i} {w}?", "answer": w} for i in range(4) for w in WORDS])
+    measured = Task(name=str(path), limit=3).measure(opened.model, opened.tokenizer)
+    assert (measured.score.metric, measured.beside) == ("loss", ())
+    assert set(measured.outcomes[0].facts) == {"nats", "tokens", "greedy"}
+    with pytest.raises(DataError, match=r"metric='acc'.*neither choices nor numbers"):
+        Task(name=str(path), metric="acc").measure(opened.model, opened.tokenizer)
+    with pytest.raises(DataError, match=r"style='letters'.*has no choices"):
+        Task(name=str(path), style="letters").measure(opened.model, opened.tokenizer)
+    with pytest.raises(DataError, match=r"metric='solution'.*use one of loss"):
+        Task(name=str(path), metric="solution").measure(opened.model, opened.tokenizer)
+
+
+def test_exemplars_are_drawn_by_seed_and_never_measured(choices: Path) -> None:
+    drawn = [exemplars(Task(name=str(choices), shots=3, seed=seed)) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    task = Task(name=str(choices))
+    others = {row.key for part in ("calibrate", "measure") for row in task._source.rows(part)}
+    assert not {*drawn[0], *drawn[2]} & others
+    assert exemplars(Task(name=str(choices), shots=5))[:3] == drawn[0], "more shots go on where fewer end"
+
+
+def test_too_small_a_pool_is_told(opened: Opened, choices: Path) -> None:
+    number = len(list(Task(name=str(choices))._source.rows("exemplars")))
+    with pytest.raises(DataError, match=f"has {number} exemplars, and 99 were asked for"):
+        Task(name=str(choices), shots=99).measure(opened.model, opened.tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        ("task(shots=-1)", "shots=-1"),
+        ("task(limit=0)", "limit=0"),
+        ("task(style='cloz')", "did you mean 'cloze'|style='cloz'"),
+        ("task(metric='accuracy')", "metric='accuracy'"),
+    ],
+)
+def test_impossible_tasks_are_refused(bad: str, told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        evaluators.build(bad)
+
+
+def test_sets_without_questions_are_refused(opened: Opened) -> None:
+    with pytest.raises(DataError, match="wikitext can't be rendered as qa"):
+        Task(name="wikitext").measure(opened.model, opened.tokenizer)
+    with pytest.raises(DataError, match="full_stops' is a control"):
+        Task(name="full_stops").measure(opened.model, opened.tokenizer)
+
+
+def test_a_set_without_any_answer_among_its_choices_is_refused(opened: Opened, tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", [{"question": f"Is it {i}?", "choices": ["one", "two"], "answer": "Q"} for i in range(40)])
+    with pytest.raises(DataError, match=r"mine.jsonl has no question whose answer can be scored; \d+ rows lack"):
+        Task(name=str(path)).measure(opened.model, opened.tokenizer)
+
+
+def test_a_permuted_head_is_at_chance(tmp_path: Path) -> None:
+    """Whatever the head knew of tokens is lost, and what is right was drawn by lot: accuracy is a coin's, on 400 questions, within four errors."""
+    write(tmp_path / "quiz/train.jsonl", quiz(20, 2))
+    write(tmp_path / "quiz/test.jsonl", quiz(400, 3))
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.lm_head.weight[torch.randperm(len(model.lm_head.weight))])
+    measured = Task(name=str(tmp_path / "quiz")).measure(model, tiny_tokenizer())
+    for metric in ("acc", "acc_norm", "acc_prior"):
+        score = named(measured)[metric]
+        assert score.n == 400
+        assert abs(score.value - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 400)
+
+
+def test_outputs_that_are_not_finite_are_named_and_not_scored_as_wrong(choices: Path) -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight[0] = math.nan
+    with pytest.raises(NumericsError, match=r"the log likelihood of .*quiz.* isn't finite"):
+        Task(name=str(choices), limit=3).measure(model, tiny_tokenizer())
+
+
+def test_the_pass_changes_nothing_beyond_rounding(choices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, found = tiny_model("llama"), list[Measurement]()
+    for budget in (64, 512, 4096):
+        monkeypatch.setattr(module, "TOKENS_PER_PASS", budget)
+        found.append(Task(name=str(choices), shots=2, limit=12).measure(model, tiny_tokenizer()))
+    for other in found[1:]:
+        for one, same in zip(found[0].outcomes, other.outcomes, strict=True):
+            assert same.facts["choices"] == pytest.approx(one.facts["choices"], abs=1e-5)
+            assert [same.facts[n] for n in ("hit", "hit_norm", "hit_prior")] == [one.facts[n] for n in ("hit", "hit_norm", "hit_prior")]
+
+
+def test_a_killed_measurement_goes_on_and_ends_as_one_that_was_not(choices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TOKENS_PER_PASS", 32)
+    model, tokenizer, task = tiny_model("llama"), tiny_tokenizer(), Task(name=str(choices), shots=1, limit=10)
+    told: list[tuple[int, int]] = []
+    whole = task.measure(model, tokenizer, progress=lambda what, done, total: told.append((done, total)))
+    assert told[-1] == (80, 80)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+    class Killed(BaseException):
+        pass
+
+    for at in (20, 50):  # among the questions, and among what is asked bare
+        path = tmp_path / f"{at}.jsonl"
+
+        def kill(what: str, done: int, total: int, at: int = at) -> None:
+            if done >= at:
+                raise Killed
+
+        with pytest.raises(Killed):
+            task.measure(model, tokenizer, progress=kill, journal=Journal(path, "question"))
+        half = Journal(path, "question")
+        assert 0 < len(half) < 20
+        assert task.measure(model, tokenizer, journal=half) == whole, "bit for bit"
+    seen: list[int] = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda module, given: seen.append(1))
+    assert task.measure(model, tokenizer, journal=half) == whole
+    assert not seen, "what is known isn't computed again"
+
+
+def test_a_task_is_evaluated_by_its_text(opened: Opened, choices: Path) -> None:
+    text = f"task(name='{choices}', shots=1, limit=4, metric='acc_norm')"
+    assert str(evaluators.build(text)) == text
+    (measured,) = evaluate(opened, text)
+    assert measured.score.measured == f"{choices} (1-shot)"
+    assert measured.score.metric == "acc_norm"
+    (fewer,) = evaluate(opened, text, limit=2)
+    assert fewer.score.n == 2
+    assert fewer.outcomes == measured.outcomes[:2]
+
+
+def test_a_token_that_holds_both_ends_is_scored() -> None:
+    """Where a tokenizer joins the end of a context to what follows, what is scored begins there."""
+    joining = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "c": 2, "bc": 3}, merges=[("b", "c")]))
+    tokens = Tokens(PreTrainedTokenizerFast(tokenizer_object=joining))
+    assert tokens.request("a", "b") == Request((0,), (1,))
+    assert tokens.request("ab", "c") == Request((0,), (3,))
+    assert tokens.request("ab", "a") == Request((0, 1), (0,))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.one_of(st.integers(-(10**6), 10**6).map(str), st.decimals(-1000, 1000, places=2).map(str)),
+    st.lists(st.integers(0, 10**4), max_size=5),
+    st.text("0123456789abcdef", min_size=4, max_size=8),
+)
+def test_wrong_numbers_keep_their_rule(answer: str, numbers: list[int], key: str) -> None:
+    question = "There are " + " and then ".join(map(str, numbers))
+    wrong = wrong_numbers(question, answer, key)
+    values = [Decimal(text) for text in (answer, *wrong)]
+    assert wrong == wrong_numbers(question, answer, key)
+    assert len(set(values)) == 4
+    assert all(is_number(text) and len(text.partition(".")[2]) == len(answer.partition(".")[2]) for text in wrong)
+    if values[0] >= 0:
+        assert min(values) >= 0
+    if values[0] not in numbers:
+        assert not set(values) & set(numbers)
+
+
+def test_wrong_numbers_are_near_slipped_and_of_another_operation() -> None:
+    seen = {wrong_numbers("He has 12 pens, and gets 30.", "42", str(i)) for i in range(60)}
+    assert {near for near, _, _ in seen} == {"43", "41"}
+    assert {slip for _, slip, _ in seen} == {"420", "24"}
+    assert {operation for *_, operation in seen} == {"18", "360"}
+    assert wrong_numbers("No numbers here.", "5", "a")[1:] in {("50", "7"), ("7", "3")} | {("50", "3")}
