@@ -1,0 +1,129 @@
+"""What a text says the answer is: numbers read as numbers, choices by their label or their words. Nothing is ever executed."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final
+
+LONGEST: Final = 40
+"""Characters of a number; what is longer is no answer."""
+TOLERANCE: Final = Fraction(1, 10**6)
+"""How far, relatively, two numbers that aren't both whole may be apart and still be the same: 2/3 is 0.6666667."""
+
+_DIGITS: Final = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
+_NUMBER: Final = re.compile(
+    rf"(?P<sign>(?<![\w.)\]%])[-−–])?(?:[$€£¥](?P<minus>[-−–])?)?"
+    rf"(?:(?P<whole>\d{{1,9}})[ ](?P<part>\d{{1,9}}/\d{{1,9}})(?![\d/])"
+    rf"|(?P<over>\d{{1,9}}/\d{{1,9}})(?![\d/])"
+    rf"|(?P<plain>{_DIGITS}(?:\.\d+)?|(?<!\d)\.\d+)(?:[eE](?P<power>[+-]?\d{{1,2}})(?!\d))?)",
+    re.ASCII,
+)
+_CONCLUSION: Final = re.compile(r"\banswer\s*(?:is\b|:|=)\s*:?", re.IGNORECASE)
+_SENTENCE_END: Final = re.compile(r"[.!?](?=\s|$)|\n")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number as it was written: its exact value, and after how many decimals it breaks off (None for a fraction or an exponent)."""
+
+    value: Fraction
+    decimals: int | None = None
+
+    def __str__(self) -> str:
+        """As short as it is exact: a whole number, or one with its decimals, else a fraction."""
+        if self.value.denominator == 1:
+            return str(self.value.numerator)
+        return f"{float(self.value):.{self.decimals}f}" if self.decimals is not None and self.decimals <= 12 else str(self.value)
+
+
+def numbers(text: str) -> list[Number]:
+    """The numbers in a text, in order: `1,200`, `-3`, `.5`, `$18.00`, `50%`, `3/4`, `2 1/2`; units and signs of currency are passed over.
+
+    A minus between two numbers is an operation, not a sign; a fraction with nothing below the line is no number.
+    """
+    found: list[Number] = []
+    for match in _NUMBER.finditer(text):
+        if len(match[0]) > LONGEST:
+            continue
+        number = _number(match)
+        if number is not None:
+            negative = match["sign"] or match["minus"]
+            found.append(Number(-number.value, number.decimals) if negative else number)
+    return found
+
+
+def _number(match: re.Match[str]) -> Number | None:
+    if match["plain"]:
+        digits = match["plain"].replace(",", "")
+        value = Fraction(digits) * Fraction(10) ** int(match["power"] or 0)
+        return Number(value, None if match["power"] else len(digits.partition(".")[2]))
+    above, _, below = (match["part"] or match["over"]).partition("/")
+    return Number(int(match["whole"] or 0) + Fraction(int(above), int(below))) if int(below) else None
+
+
+def number_of(text: str) -> Number | None:
+    """The number that a whole text is, with a unit of currency or a per cent sign at most; none if it is anything else."""
+    match = _NUMBER.fullmatch(text.strip().removesuffix("%"))
+    return numbers(match[0])[0] if match and numbers(match[0]) else None
+
+
+def same(found: Number, gold: Number) -> bool:
+    """Whether they are the same number: whole ones exactly, others but for a millionth.
+
+    One that breaks off after two decimals or more is the same as one with more than four of which it is the rounding: 0.67 is two thirds as
+    a set has them, 0.6666666666666666. It isn't 0.675.
+    """
+    apart = abs(found.value - gold.value)
+    if not apart or found.value.denominator == gold.value.denominator == 1:
+        return not apart
+    if apart <= TOLERANCE * max(1, abs(gold.value)):
+        return True
+    rounded = (found.decimals or 0) >= 2 and (gold.decimals or 0) > 4
+    return rounded and apart <= Fraction(1, 2 * 10 ** (found.decimals or 0))
+
+
+def concluded(text: str) -> str | None:
+    """What stands after the last "answer is", up to the end of its sentence; none if no such thing is said."""
+    said = list(_CONCLUSION.finditer(text))
+    if not said:
+        return None
+    rest = text[said[-1].end() :].strip()
+    end = _SENTENCE_END.search(rest)
+    return rest[: end.start()] if end else rest
+
+
+def read_number(text: str) -> Number | None:
+    """The number that a text says the answer is, else the last in it; of a conclusion `6 * 3 = 18` what stands behind the sign of equality."""
+    conclusion = concluded(text)
+    within = numbers((conclusion or "").rpartition("=")[2])
+    return within[0] if within else next(iter(numbers(text)[::-1]), None)
+
+
+def read_choice(text: str, choices: tuple[str, ...], labels: tuple[str, ...] = ()) -> int | None:
+    """Which choice a text names, as what it concludes or else at its beginning: `B`, `(b)`, `B. the words` or the words; none if it names none.
+
+    Case, punctuation and the space around words don't matter. A label is one where nothing else is written, where a bracket, a full stop, a colon or
+    a comma is put behind it, or the words of its choice: the `A` of "A friend" isn't.
+    """
+    conclusion = concluded(text)
+    said = text if conclusion is None else conclusion
+    plain = normalised(said)
+    for known in (labels, choices):
+        names = [normalised(name) for name in known]
+        if plain and plain in names:
+            return names.index(plain)
+    for number, label in enumerate(labels):
+        marked = re.match(rf"\s*[(\[]?{re.escape(label)}\s*[).:,\]](?!\d)", said, re.IGNORECASE)
+        if marked or plain == normalised(f"{label} {choices[number]}"):
+            return number
+    # The longest first: what begins with "no answer" begins with "no" too.
+    for number in sorted(range(len(choices)), key=lambda i: -len(choices[i])):
+        name = normalised(choices[number])
+        if name and f"{plain} ".startswith(f"{name} "):
+            return number
+    return None
+
+
+def normalised(text: str) -> str:
+    """A text without case, punctuation (an underscore is a space) and needless space."""
+    return " ".join(re.sub(r"[^\w\s]|_", " ", text).casefold().split())

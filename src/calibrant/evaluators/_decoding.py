@@ -1,0 +1,167 @@
+"""Greedy decoding of many prompts at once. What they all begin with is computed once, and nothing depends on which of them are decoded together.
+
+A prompt is read by itself behind the common beginning, without padding, so that what is remembered of it is the same in every batch. Then the
+memories of a batch are aligned on the right: what a shorter prompt lacks is left out before it, never in the middle. What a new token sees, and
+how far away it is, is what it would be alone, windows of attention included.
+
+Always the most probable token, whatever the model's own generation settings say: no sampling, no penalties.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from calibrant.errors import DataError, NumericsError
+from calibrant.evaluators._forward import accepted
+
+TOKENS_PER_BATCH: Final = 16_384
+"""Tokens, shown or to come, whose keys and values are held at once; the result doesn't depend on it beyond rounding."""
+REMEMBERED: Final = frozenset({"full_attention", "sliding_attention"})
+"""Kinds of layers that remember keys and values, a pair a token, and nothing else."""
+
+Ended = Callable[[Sequence[int]], bool]
+"""Whether these tokens, the last of them new, are a whole answer."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a model wrote: its tokens with those that ended it, and whether it was the limit that did."""
+
+    ids: tuple[int, ...]
+    cut: bool
+
+
+class Decoder:
+    """Continues `prompts` (token ids, at least one each) by up to `most` tokens, a batch at a time, each until `ended` says so.
+
+    Raises `DataError` if the longest doesn't fit into the model's positions; `run` raises `NumericsError` for outputs that aren't finite.
+    A model that remembers more than keys and values, such as a recurrent state, is shown everything anew for each token, one prompt at a time.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], most: int, ended: Ended, told: str) -> None:
+        self.model, self.prompts, self.most, self.ended, self.told = model, [list(p) for p in prompts], most, ended, told
+        longest, room = max(map(len, self.prompts)), getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if isinstance(room, int) and longest + most > room:
+            raise DataError(
+                f"{told}: a prompt of {longest:,} tokens and {most:,} to write don't fit into the model's {room:,} positions; take fewer shots",
+                subject=told,
+            )
+        # At least one token of each prompt is shown in its batch: what it says comes next is the first answer.
+        self.shared = min(common(self.prompts), min(map(len, self.prompts)) - 1) if remembers(model) else 0
+
+    def batches(self) -> Iterator[list[int]]:
+        """The numbers of the prompts that are decoded together: those of like length, the longest first. The same for the same prompts."""
+        ordered = sorted(range(len(self.prompts)), key=lambda i: -len(self.prompts[i]))
+        while ordered:
+            size = max(1, TOKENS_PER_BATCH // (len(self.prompts[ordered[0]]) + self.most)) if remembers(self.model) else 1
+            yield ordered[:size]
+            ordered = ordered[size:]
+
+    def run(self, batch: Sequence[int]) -> list[Generated]:
+        """What the model writes after each of these prompts."""
+        with torch.no_grad():
+            return self._together(batch) if remembers(self.model) else [self._anew(number) for number in batch]
+
+    def _together(self, batch: Sequence[int]) -> list[Generated]:
+        prompts = [self.prompts[number] for number in batch]
+        width = max(map(len, prompts))
+        chosen, cache = self._read(prompts, width)
+        shifts = torch.tensor([width - len(p) for p in prompts], device=self.model.device)
+        written, going = [list[int]() for _ in prompts], list(range(len(prompts)))
+        while True:
+            for number, token in zip(going, chosen.tolist(), strict=True):
+                written[number].append(token)
+            on = [place for place, number in enumerate(going) if not self._over(written[number])]
+            if not on:
+                return [self._generated(ids) for ids in written]
+            if len(on) < len(going):
+                places = torch.tensor(on, device=chosen.device)
+                cache.batch_select_indices(places)
+                shifts, chosen, going = shifts[places], chosen[places], [going[place] for place in on]
+            width += 1
+            chosen = self._next(self._forward(chosen[:, None], width, shifts, cache))
+
+    def _read(self, prompts: Sequence[list[int]], width: int) -> tuple[Tensor, DynamicCache]:
+        """The first token after each prompt, and what is remembered of them, aligned on the right in `width` columns."""
+        first: list[Tensor] = []
+        layers: list[list[Tensor]] = []
+        for row, prompt in enumerate(prompts):
+            alone = DynamicCache()
+            for layer, (keys, values) in enumerate(self._beginning):
+                alone.update(keys, values, layer)
+            ids = torch.tensor([prompt[self.shared :]], device=self.model.device)
+            none = torch.zeros(1, dtype=torch.long, device=ids.device)
+            first.append(self._next(self._forward(ids, len(prompt), none, alone)))
+            kept = _pairs(alone)
+            if not layers:
+                layers = [[x.new_zeros(len(prompts), x.shape[1], width, x.shape[3]) for x in pair] for pair in kept]
+            for aligned, pair in zip(layers, kept, strict=True):
+                for whole, own in zip(aligned, pair, strict=True):
+                    whole[row, :, width - own.shape[2] :] = own[0]
+        cache = DynamicCache()
+        for layer, pair in enumerate(layers):
+            cache.update(pair[0], pair[1], layer)
+            pair.clear()
+        return torch.cat(first), cache
+
+    def _forward(self, ids: Tensor, width: int, shifts: Tensor, cache: DynamicCache) -> Tensor:
+        """The logits after the last column of `ids`, which stand at the end of `width` columns of which each row leaves `shifts` out."""
+        columns = torch.arange(width, device=ids.device)
+        mask = (columns >= shifts[:, None]).long()
+        positions = (columns - shifts[:, None]).clamp(min=0)[:, width - ids.shape[1] :]
+        more = accepted(self.model, position_ids=positions, logits_to_keep=1)
+        return self.model(input_ids=ids, attention_mask=mask, cache=cache, use_cache=True, **more).logits[:, -1]
+
+    def _anew(self, number: int) -> Generated:
+        """One prompt without a memory: every token is predicted from all before it, shown again."""
+        written: list[int] = []
+        keep = accepted(self.model, logits_to_keep=1)
+        while not written or not self._over(written):
+            ids = torch.tensor([self.prompts[number] + written], device=self.model.device)
+            written.append(int(self._next(self.model(input_ids=ids, use_cache=False, **keep).logits[:, -1])))
+        return self._generated(written)
+
+    def _next(self, logits: Tensor) -> Tensor:
+        top, chosen = logits.max(-1)
+        if not bool(top.isfinite().all()):
+            raise NumericsError(f"{self.told}: the model's outputs aren't finite, so there is no most probable token", subject=self.told)
+        return chosen
+
+    def _over(self, written: Sequence[int]) -> bool:
+        return len(written) >= self.most or self.ended(written)
+
+    def _generated(self, written: Sequence[int]) -> Generated:
+        return Generated(tuple(written), cut=not self.ended(written))
+
+    @cached_property
+    def _beginning(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values `[1, head, token, feature]` of what all prompts begin with, a pair a layer."""
+        if not self.shared:
+            return []
+        cache = DynamicCache()
+        ids = torch.tensor([self.prompts[0][: self.shared]], device=self.model.device)
+        self.model(input_ids=ids, cache=cache, use_cache=True, **accepted(self.model, logits_to_keep=1))
+        return _pairs(cache)
+
+
+def remembers(model: PreTrainedModel) -> bool:
+    """Whether all that a model keeps of what it has read are keys and values, a pair a token and layer."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
+    return not getattr(model, "_is_stateful", False) and set(kinds) <= REMEMBERED and bool(accepted(model, cache=None))
+
+
+def common(prompts: Sequence[list[int]]) -> int:
+    """How many tokens all prompts begin with: as many as the first and the last in alphabetical order do."""
+    pairs = zip(min(prompts), max(prompts), strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(map(len, prompts)))
+
+
+def _pairs(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of each layer. All of them are kept, also where a layer has a window: the mask says which of them are seen."""
+    layers: list[Any] = list(cache.layers)
+    return [(layer.keys, layer.values) for layer in layers]

@@ -1,0 +1,157 @@
+"""Windows of held-out documents, and how badly a model predicts them: what the measures of running text share."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from calibrant.data import Format, Row, Source, start_tokens
+from calibrant.errors import DataError
+from calibrant.evaluators._forward import accepted
+from calibrant.outcomes import Journal
+from calibrant.progress import Progress
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a document: ids to show, how many of the first ones aren't scored, and the bytes of those that are."""
+
+    document: str
+    begin: int
+    ids: list[int]
+    unscored: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        """What a journal calls it."""
+        return f"{self.document} {self.begin}"
+
+    @property
+    def scored(self) -> int:
+        """How many of its tokens are scored."""
+        return len(self.ids) - self.unscored
+
+
+def cut_documents(source: Source, rows: Iterable[Row], format: Format, tokenizer: PreTrainedTokenizerBase, length: int, tokens: int) -> list[Window]:
+    """First windows of all documents, then second ones, …, until `tokens` are scored. `DataError` if there is nothing to score."""
+    return within(source, in_turn(cut(row, format, tokenizer, length) for row in rows), tokens)
+
+
+def within(source: Source, windows: Iterable[Window], tokens: int) -> list[Window]:
+    """The first windows, until `tokens` are scored. `DataError` if there is nothing to score."""
+    chosen: list[Window] = []
+    left = tokens
+    for window in windows:
+        chosen.append(window)
+        left -= window.scored
+        if left <= 0:
+            break
+    if not chosen:
+        raise DataError(f"{source} holds nothing to measure on (its texts have fewer than two tokens)", subject=str(source))
+    return chosen
+
+
+def cut(row: Row, format: Format, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[Window]:
+    """The windows of one document, lazily: most documents give only their first."""
+    text, start = format.render(row, tokenizer), start_tokens(tokenizer)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    room, unscored = length - len(start), len(start) or 1
+    for begin in range(0, len(ids), room):
+        shown = [*start, *ids[begin : begin + room]]
+        if len(shown) > unscored:
+            first = begin + unscored - len(start)
+            size = len(text[offsets[first][0] : offsets[min(begin + room, len(ids)) - 1][1]].encode())
+            yield Window(row.key, begin, shown, unscored, size)
+
+
+def in_turn(documents: Iterator[Iterator[Window]]) -> Iterator[Window]:
+    """One window of each document, then another of each that has more."""
+    waiting = documents
+    while True:
+        again: list[Iterator[Window]] = []
+        for document in waiting:
+            for window in itertools.islice(document, 1):
+                yield window
+                again.append(document)
+        if not again:
+            return
+        waiting = iter(again)
+
+
+def batches(windows: Sequence[Window], tokens: int) -> Iterator[list[Window]]:
+    """Windows of like length together, the longest first, so that little is padded and memory runs out at once or never."""
+    ordered = sorted(windows, key=lambda w: len(w.ids), reverse=True)
+    while ordered:
+        size = max(1, tokens // len(ordered[0].ids))
+        yield ordered[:size]
+        ordered = ordered[size:]
+
+
+def keep_all(
+    windows: Sequence[Window],
+    tokens_per_batch: int,
+    measured: Callable[[list[Window]], Sequence[Any]],
+    journal: Journal,
+    progress: Progress,
+    told: str,
+) -> None:
+    """What `measured` gives for each window, into `journal`; batches that are there already are passed over.
+
+    A batch of which only a part is there is measured again as a whole, so that a run that was killed gives bit for bit what one that wasn't gives.
+    """
+    total, done = sum(w.scored for w in windows), 0
+    for batch in batches(windows, tokens_per_batch):
+        if not all(w.name in journal for w in batch):
+            journal.add({w.name: found for w, found in zip(batch, measured(batch), strict=True)})
+        done += sum(w.scored for w in batch)
+        progress(told, done, total)
+
+
+def by_document(windows: Iterable[Window]) -> dict[str, list[Window]]:
+    """The windows of each document, the documents in the order of their keys."""
+    documents: dict[str, list[Window]] = {}
+    for window in windows:
+        documents.setdefault(window.document, []).append(window)
+    return {document: documents[document] for document in sorted(documents)}
+
+
+def padded(model: PreTrainedModel, batch: Sequence[Window]) -> dict[str, Tensor]:
+    """The arguments of a forward over these windows, padded on the right; a mask only where it is needed."""
+    longest = max(len(w.ids) for w in batch)
+    ids = torch.tensor([w.ids + [0] * (longest - len(w.ids)) for w in batch], device=model.device)
+    shown = torch.tensor([[1] * len(w.ids) + [0] * (longest - len(w.ids)) for w in batch], device=model.device)
+    return {"input_ids": ids} | ({} if all(len(w.ids) == longest for w in batch) else {"attention_mask": shown})
+
+
+def predictions(model: PreTrainedModel, batch: Sequence[Window]) -> Iterator[Tensor]:
+    """For each window the logits `[scored token, vocabulary]` from which its scored tokens are predicted."""
+    given = padded(model, batch)
+    longest = given["input_ids"].shape[1]
+    # The head is only applied from the first position on that somebody scores; usually that is all of them.
+    left_out = min(w.unscored for w in batch) - 1
+    kept = accepted(model, logits_to_keep=longest - left_out) if left_out else {}
+    logits: Tensor = model(**given, use_cache=False, **kept).logits
+    begin = longest - logits.shape[1]
+    for window, row in zip(batch, logits, strict=True):
+        yield row[window.unscored - 1 - begin : len(window.ids) - 1 - begin]
+
+
+def wide(logits: Tensor) -> Tensor:
+    """Logits in the precision in which log-softmaxes are taken: float32, or float64 for a model that is."""
+    return logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+
+
+@torch.no_grad()
+def summed_nats(model: PreTrainedModel, batch: Sequence[Window]) -> list[float]:
+    """Summed negative log likelihood of each window's scored tokens, the log-softmax in float32."""
+    totals: list[float] = []
+    for window, row in zip(batch, predictions(model, batch), strict=True):
+        given = torch.tensor(window.ids[window.unscored :], device=row.device)
+        totals.append(float(torch.nn.functional.cross_entropy(wide(row), given, reduction="none").double().sum()))
+    return totals

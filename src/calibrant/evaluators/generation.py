@@ -1,0 +1,220 @@
+"""Exact match: what a model writes as the answer, after a few examples of how that is done.
+
+`generation(name=gsm8k, shots=3, limit=200)` is the protocol of the original study with its defects mended. Each task has its own examples, out of the
+source's `exemplars`, which are neither calibrated on nor measured; `seed` draws them, no answer a second time before every other has been shown as
+often. With `cot=true` they work the answer out and end with "The answer is N." Decoding is greedy, whatever the model's generation settings say.
+
+A model is stopped by a special token, where it begins another question, or by a blank line; without `cot` at the end of the first line with anything
+on it, for nothing behind it is read. What it has written by then is read as a number where the right answer is one (`1,200`, `$18.00`, `3/4`, units
+passed over), as the label or the words of a choice where there are choices, else word by word; case, punctuation and space don't matter. Of "The
+answer is N." it is N; without that, the last number, or the choice that stands first. Nothing is executed.
+
+An answer that can't be read is wrong, as in the study; `answered` says how many could be. `cut` are those that the limit of tokens ended: by
+default 256 with `cot` and 20 without, or so many that the longest right answer fits with 8 to spare.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from calibrant.data import Row, Source, held_out, start_tokens
+from calibrant.data.formats._asked import asked
+from calibrant.errors import DataError, SpecError
+from calibrant.estimates import ratio
+from calibrant.evaluators._answers import normalised, number_of, read_choice, read_number, same
+from calibrant.evaluators._base import Evaluator
+from calibrant.evaluators._decoding import Decoder, Generated
+from calibrant.outcomes import Journal, Measurement, Outcome, Score
+from calibrant.progress import Progress, silent
+from calibrant.spec import identity
+
+BETWEEN: Final = "\n\n"
+TOKENS_OF_REASONING: Final = 256
+TOKENS_OF_ANSWER: Final = 20
+TO_SPARE: Final = 8
+
+Kind = Literal["number", "choice", "words"]
+
+
+@dataclass(frozen=True, repr=False)
+class Generation(Evaluator):
+    """How often the answer that a model writes is the right one: greedy decoding after examples, exact match of what is read out of it."""
+
+    name: str = "gsm8k"
+    shots: int = 3
+    limit: int = 200
+    cot: bool = False
+    max_tokens: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("shots", 0), ("limit", 1), ("max_tokens", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise SpecError(f"generation({name}={value}): {name} must be at least {least}", subject=name)
+
+    def rows(self) -> Iterator[Row]:
+        """The questions of the source's measured part that have an answer."""
+        source, _ = held_out(self.name, "qa")
+        return (row for row in source.rows("measure") if row.question and row.answer)
+
+    def limited(self, limit: int) -> "Generation":
+        """The same with the first `limit` questions in the order of their hashes."""
+        return replace(self, limit=limit)
+
+    def measure(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        reference: PreTrainedModel | None = None,
+        progress: Progress = silent,
+        journal: Journal | None = None,
+    ) -> Measurement:
+        """The share of right answers with one outcome per question: `value` 1 if it is right, `extracted` what was read, `tokens`, `cut`.
+
+        Texts are not kept: `extracted` is a number, a label, the letter of a choice, or a hash of other words; empty where nothing could be read.
+        """
+        source, _ = held_out(self.name, "qa")
+        rows = self._measured(source)
+        shown = self.exemplars(source)
+        reader = _Reader(tokenizer, rows, self.cot)
+        most = self.max_tokens or reader.most()
+        kept = Journal() if journal is None else journal
+        decoder = Decoder(model, self._prompts(shown, rows, tokenizer), most, reader.ended, f"generation of {source}")
+        done = 0
+        for batch in decoder.batches():
+            # A batch of which only a part is kept is decoded again as a whole, so that a run that was killed ends as one that wasn't.
+            if not all(rows[number].key in kept for number in batch):
+                written = decoder.run(batch)
+                kept.add({rows[n].key: reader.read(rows[n], answer) for n, answer in zip(batch, written, strict=True)})
+            done += len(batch)
+            progress(f"measuring {self}", done, len(rows))
+        outcomes = tuple(_outcome(row.key, kept[row.key]) for row in rows)
+        return Measurement(self._score(source, rows, shown, outcomes, most), outcomes)
+
+    def exemplars(self, source: Source) -> tuple[Row, ...]:
+        """The rows that are shown before each question. `DataError` if the source has fewer that can be."""
+        form = held_out(self.name, "cot" if self.cot else "qa")[1] if self.shots else None
+        # An example with a blank line in its answer would show the model how to be stopped.
+        pool = [row for row in source.rows("exemplars") if form and form.takes(row) and BETWEEN not in f"{row.answer}{row.rationale or ''}"]
+        if len(pool) < self.shots:
+            raise DataError(
+                f"{source} has {len(pool)} exemplars{' with a rationale' if self.cot else ''} and {self.shots} shots were asked for; take fewer",
+                subject=str(source),
+            )
+        return drawn(pool, self.shots, self.seed)
+
+    def _measured(self, source: Source) -> list[Row]:
+        rows = [row for row, _ in zip(self.rows(), range(self.limit), strict=False)]
+        if not rows:
+            raise DataError(f"{source} has no question with an answer to measure on", subject=str(source))
+        return rows
+
+    def _prompts(self, shown: Sequence[Row], rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+        form = held_out(self.name, "cot" if self.cot and shown else "qa")[1]
+        examples = [form.render(example) for example in shown]
+        texts = [BETWEEN.join([*examples, asked(row)]) for row in rows]
+        return [start_tokens(tokenizer) + tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+
+    def _score(self, source: Source, rows: Sequence[Row], shown: Sequence[Row], outcomes: tuple[Outcome, ...], most: int) -> Score:
+        n = len(outcomes)
+        value, stderr = ratio([o.value for o in outcomes], [o.weight for o in outcomes])
+        facts = {
+            "shots": self.shots,
+            "cot": self.cot,
+            "max_tokens": most,
+            "exemplars": identity([row.key for row in shown]),
+            "answered": sum(bool(o.facts["extracted"]) for o in outcomes) / n,
+            "cut": sum(bool(o.facts["cut"]) for o in outcomes) / n,
+            "tokens": sum(int(o.facts["tokens"]) for o in outcomes),
+            "items": identity([o.item for o in outcomes]),
+        }
+        chance = sum(1 / len(row.choices) if kind_of(row) == "choice" else 0.0 for row in rows) / n
+        measured = f"{source}, {self.shots}-shot{', cot' if self.cot else ''}"
+        return Score(measured, "exact_match", value, stderr, n, "share of questions", "higher", chance, facts)
+
+
+class _Reader:
+    """Reads answers out of what a model wrote, and knows when there is nothing more to read."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], cot: bool) -> None:
+        self.tokenizer, self.rows, self.cot = tokenizer, rows, cot
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.special = frozenset({*tokenizer.all_special_ids, *special})
+        self.opening = re.compile("|".join(rf"(?:^|\n){re.escape(word)}" for word in sorted({*map(_opener, rows)})))
+        self.alike = len({row.choices for row in rows}) == 1
+
+    def most(self) -> int:
+        """How many tokens an answer may have."""
+        if self.cot:
+            return TOKENS_OF_REASONING
+        texts = {f" {text}" for row in self.rows for text in (row.answer or "", *(() if row.labels else row.choices))}
+        longest = max(len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in texts)
+        return max(TOKENS_OF_ANSWER, longest + TO_SPARE)
+
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Whether these tokens hold a whole answer: a special token came, or what nobody reads on behind."""
+        return ids[-1] in self.special or self._end(self._text(ids)) is not None
+
+    def read(self, row: Row, answer: Generated) -> dict[str, Any]:
+        """What is kept of an answer."""
+        text = self._text(answer.ids)
+        extracted, right = self._verdict(row, text[: self._end(text)].strip())
+        return {"right": right, "extracted": extracted, "tokens": len(answer.ids), "cut": answer.cut}
+
+    def _text(self, ids: Sequence[int]) -> str:
+        last = ids[:-1] if ids[-1] in self.special else ids
+        return str(self.tokenizer.decode(list(last), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _end(self, text: str) -> int | None:
+        """Where what is read ends; none if more could come. Space before the first word is no end."""
+        begin = len(text) - len(text.lstrip())
+        found = [text.find(BETWEEN if self.cot else "\n", begin)] if begin < len(text) else []
+        opened = self.opening.search(text)
+        ends = [place for place in [*found, opened.start() if opened else -1] if place >= 0]
+        return min(ends, default=None)
+
+    def _verdict(self, row: Row, text: str) -> tuple[str, bool]:
+        """What was read, as a short word, and whether it is right."""
+        answer = row.need("answer")
+        if kind_of(row) == "number":
+            found, gold = read_number(text), number_of(answer)
+            return str(found or ""), found is not None and gold is not None and same(found, gold)
+        if kind_of(row) == "choice":
+            names = row.labels or (row.choices if self.alike else tuple(map(str, range(1, len(row.choices) + 1))))
+            chosen = read_choice(text, row.choices, row.labels)
+            return ("", False) if chosen is None else (names[chosen], chosen == (row.labels or row.choices).index(answer))
+        said = normalised(text)
+        return hashlib.sha256(said.encode()).hexdigest()[:16] * bool(said), bool(said) and said == normalised(answer)
+
+
+def kind_of(row: Row) -> Kind:
+    """What the right answer is: one of the choices if there are any, else a number if it can be read as one, else words."""
+    if row.choices and row.answer in (row.labels or row.choices):
+        return "choice"
+    return "number" if number_of(row.need("answer")) else "words"
+
+
+def drawn(pool: Iterable[Row], shots: int, seed: int) -> tuple[Row, ...]:
+    """`shots` rows in an order that `seed` and their content decide: no answer a second time before every other one came as often."""
+    came: dict[str | None, int] = {}
+    ranked: list[tuple[int, str, Row]] = []
+    for place, row in sorted((hashlib.sha256(f"{seed} {row.key}".encode()).hexdigest(), row) for row in pool):
+        ranked.append((came.get(row.answer, 0), place, row))
+        came[row.answer] = came.get(row.answer, 0) + 1
+    return tuple(row for _, _, row in sorted(ranked, key=lambda r: r[:2])[:shots])
+
+
+def _opener(row: Row) -> str:
+    """How a question of this kind begins, up to the colon, such as `Question:`."""
+    found = re.match(r"\w+:", asked(row))
+    return found[0] if found else "Question:"
+
+
+def _outcome(key: str, kept: dict[str, Any]) -> Outcome:
+    facts = {name: kept[name] for name in ("extracted", "tokens", "cut")}
+    return Outcome(key, float(kept["right"]), 1.0, facts)
