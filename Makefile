@@ -13,7 +13,7 @@ help:
 	@echo 'make test    run the tests'
 	@echo 'make check   format, lint, types and docs, without changing a file'
 	@echo 'make format  put the formatting right'
-	@echo 'make bench   time the walks against a literal two-pass loop'
+	@echo 'make bench   time the walks against a literal two-pass loop, and evaluation against lm-evaluation-harness'
 	@echo 'make docs    build the documentation into site/'
 
 demo: .venv/ready
@@ -32,8 +32,9 @@ format: .venv/ready-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/ready
+bench: .venv/ready-dev
 	@$(BIN)/python benchmarks/walks.py
+	@$(BIN)/python benchmarks/evaluation.py
 
 docs: .venv/ready-dev
 	$(BIN)/mkdocs build --strict

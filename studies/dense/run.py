@@ -53,7 +53,7 @@ mirror, which is not always the published set; `calibrant inspect` says in what 
 A set whose accuracy is at chance in the dense model can't show what compression did to it: there is nothing to lose. The last column says whether
 accuracy is above chance by more than two standard errors, by the scoring in bold. That is a published convention, OLMES (Gu et al. 2024,
 arXiv:2406.08446), for the sets that it has, and plain accuracy for the others; it isn't the best of the three, which would be above chance more
-often than it should. Were all {sets} sets at chance, about {chances:.1f} of them would still be called above it.
+often than it should. (Only its choice of scoring: OLMES shows five examples and counts characters, here are none, and bytes.) Were all {sets} sets at chance, about {chances:.1f} of them would still be called above it.
 
 `acc`: the likeliest choice is right; `acc_norm`: the likeliest for its length in bytes; `acc_prior`: the one whose log likelihood the question raises
 most over that behind the bare `Answer:`. WinoGrande scores what follows the gap, which is the same for both names, so its first two agree. Answers
@@ -61,8 +61,13 @@ that are numbers are ranked among three wrong ones, made by the rule in `evaluat
 numbers of the question itself as wrong ones put a model that copies at 4 %. `loss` is that of the right answer, `solution` that of the worked
 solution, in nats per token; accuracies are in percent; all ± one standard error over questions.
 
-| set | n | chance | acc | acc_norm | acc_prior | loss | solution | accuracy can rank? |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
+`blind` is what the scoring in bold would get without the question: how often the right answer comes first behind the bare `Answer:`. `acc_prior` has
+taken that out and has none. Where an accuracy isn't two of its standard errors above `blind` (one label is the usual one, right answers sound better
+as such), little of it was read from the question: it can still show that a model lost its sense of what sounds right, and no more than that. Two
+thirds of BoolQ's answers are `yes`, so 66 % is what always saying so gets there.
+
+| set | n | chance | blind | acc | acc_norm | acc_prior | loss | solution | accuracy can rank? |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
 """
 
 
@@ -78,7 +83,7 @@ def main() -> None:
             machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
             record = {"task": f"task(name={name!r}, limit={ITEMS})", "scores": scores, "provenance": {**measured.provenance, **machine}}
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    write_page()
+        write_page()
 
 
 def told(what: str, done: int, total: int) -> None:
@@ -109,25 +114,29 @@ def line(name: str, scores: dict[str, Any]) -> str:
             else f"{score['value']:.3f} ± {score['stderr']:.3f}"
         )
         cells.append(f"**{text}**" if metric == CONVENTION[name] else text)
-    return f"| {name} | {chosen['n']} | {100 * chosen['chance']:.1f} | {' | '.join(cells)} | {verdict(chosen)} |\n"
+    blind = f"{100 * chosen['facts']['blind']:.1f}" if "blind" in chosen["facts"] else ""
+    return f"| {name} | {chosen['n']} | {100 * chosen['chance']:.1f} | {blind} | {' | '.join(cells)} | {verdict(chosen)} |\n"
 
 
 def verdict(score: dict[str, Any]) -> str:
-    """Whether it is above chance by more than two standard errors, and by how many."""
+    """Whether it is above chance by more than two standard errors; and if so, whether it is above what it would be without the questions."""
     errors = (score["value"] - score["chance"]) / score["stderr"]
-    return f"{'yes' if errors > 2 else 'no'} ({errors:+.1f} se)"
+    beyond = (score["value"] - score["facts"].get("blind", score["chance"])) / score["stderr"]
+    return f"{'no' if errors <= 2 else 'yes' if beyond > 2 else 'without reading'} ({errors:+.1f} se)"
 
 
 def tail(found: dict[str, Any]) -> str:
     """What follows from the table."""
-    able, unable = [], []
+    sets: dict[str, list[str]] = {"yes": [], "without reading": [], "no": []}
     for name, record in found.items():
         score = next(score for score in record["scores"] if score["metric"] == CONVENTION[name])
-        (able if verdict(score).startswith("yes") else unable).append(name)
+        sets[verdict(score).partition(" (")[0]].append(name)
+    yes, partly, no = (", ".join(names) or "no set" for names in sets.values())
     return (
-        f"\nAt this size accuracy can rank compressed models on {', '.join(able) or 'none of them'}. "
-        f"On {', '.join(unable) or 'none'} it is not above chance and can't; what is left there is the loss of the right answer or of the worked "
-        f"solution, which has no floor. Where answers are labels, that loss says more about the form of the answer than about which is right.\n"
+        f"\nAt this size accuracy is above chance and above `blind` on {yes}: there it can rank compressed models. On {partly} it is above chance, "
+        f"and could be without reading the question. On {no} it isn't above chance, and can't rank anything. What is left in both cases is the "
+        f"loss of the right answer, or of the worked solution, which has no floor. Where answers are labels, that loss says more about the form of "
+        f"an answer than about which is right.\n"
     )
 
 

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from calibrant.data import Row
 from calibrant.errors import DataError, NumericsError, SpecError
 from calibrant.evaluators import evaluate, evaluators
 from calibrant.evaluators import task as module
-from calibrant.evaluators._prompts import Tokens
+from calibrant.evaluators._prompts import Tokens, put_for
 from calibrant.evaluators._scoring import Request
 from calibrant.evaluators._wrong import is_number, wrong_numbers
 from calibrant.evaluators.task import Task
@@ -109,6 +110,7 @@ def test_choices_are_ranked_as_by_hand(opened: Opened, choices: Path, shots: int
     before = "".join(f"{text}\n\n" for text in pool)
     outcomes = {o.item: o for o in measured.outcomes}
     hits: dict[str, list[bool]] = {"acc": [], "acc_norm": [], "acc_prior": []}
+    blind: dict[str, list[bool]] = {"acc": [], "acc_norm": []}
     for row in asked(task):
         found = outcomes.pop(row.key)
         gold = row.labels.index(row.answer)
@@ -119,6 +121,8 @@ def test_choices_are_ranked_as_by_hand(opened: Opened, choices: Path, shots: int
         assert (found.value, found.weight) == (pytest.approx(given[gold], abs=1e-9), len(f" {answers(row)[gold]}"))
         assert found.facts["gold"] == gold
         hits["acc"].append(first(given) == gold)
+        blind["acc"].append(first(alone) == gold)
+        blind["acc_norm"].append(first([n / len(a) for n, a in zip(alone, answers(row), strict=True)]) == gold)
         hits["acc_norm"].append(first([n / len(a) for n, a in zip(given, answers(row), strict=True)]) == gold)
         hits["acc_prior"].append(first([n - a for n, a in zip(given, alone, strict=True)]) == gold)
         assert [found.facts[name] for name in ("hit", "hit_norm", "hit_prior")] == [hits[name][-1] for name in hits]
@@ -128,6 +132,7 @@ def test_choices_are_ranked_as_by_hand(opened: Opened, choices: Path, shots: int
         mean = sum(kept) / 8
         assert (scores[metric].value, scores[metric].n, scores[metric].chance) == (mean, 8, 0.25)
         assert scores[metric].stderr == pytest.approx(math.sqrt(mean * (1 - mean) / 7))
+    assert {m: s.facts["blind"] for m, s in scores.items() if "blind" in s.facts} == {m: sum(kept) / 8 for m, kept in blind.items()}
     total, weight = sum(o.value for o in measured.outcomes), sum(o.weight for o in measured.outcomes)
     assert measured.score.metric == "loss"
     assert measured.score.value == pytest.approx(total / weight)
@@ -367,3 +372,10 @@ def test_wrong_numbers_are_near_slipped_and_of_another_operation() -> None:
     assert {slip for _, slip, _ in seen} == {"420", "24"}
     assert {operation for *_, operation in seen} == {"18", "360"}
     assert wrong_numbers("No numbers here.", "5", "a")[1:] in {("50", "7"), ("7", "3")} | {("50", "3")}
+
+
+def test_the_right_number_stands_anywhere() -> None:
+    """Its place is of another hash than the wrong ones are chosen by: those are the lowest of that one."""
+    put = put_for("mine", None, choices=False, numbers=True)
+    places = [item.gold for i in range(800) if (item := put(Row(question=f"{i} pens and 30 pens?", answer="42")))]
+    assert all(abs(places.count(place) - 200) < 4 * math.sqrt(800 * 0.25 * 0.75) for place in range(4))
