@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -96,6 +97,8 @@ class Journal:
         """Forget it: the measurement is whole."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # there is none, or others are at work in it
+                self.path.parent.rmdir()
 
     def _read(self) -> dict[str, Any]:
         assert self.path is not None
@@ -110,7 +113,7 @@ class Journal:
             return {}
         # What was cut is taken off, or the next line would be glued to it.
         self.path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        return {name: value for name, value in lines[1:]}
+        return dict(lines[1:])
 
 
 def read_items(path: Path) -> tuple[Outcome, ...]:

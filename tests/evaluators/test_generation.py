@@ -12,7 +12,8 @@ from calibrant.data import Row, parse_source
 from calibrant.errors import DataError, NumericsError, SpecError
 from calibrant.evaluators import evaluate, evaluators
 from calibrant.evaluators._decoding import Decoder, Generated
-from calibrant.evaluators.generation import Generation, drawn, kind_of
+from calibrant.evaluators._exemplars import drawn
+from calibrant.evaluators.generation import Generation, kind_of
 from calibrant.models import Opened, open_model
 from calibrant.outcomes import Journal, read_items, write_items
 from calibrant.testing import tiny_folder
@@ -242,13 +243,13 @@ def test_the_same_by_name_for_a_real_model(opened: Opened, monkeypatch: pytest.M
 
 def test_seeds_draw_other_exemplars_of_distinct_answers() -> None:
     pool = [Row(question=f"{i}", answer=["no", "yes", "maybe"][i % 3]) for i in range(60)]
-    draws = {seed: drawn(pool, 7, seed) for seed in range(4)}
+    draws = {seed: tuple(drawn(pool, seed)[:7]) for seed in range(4)}
     assert len({draw[:3] for draw in draws.values()}) > 1
     for draw in draws.values():
         assert {row.answer for row in draw[:3]} == {row.answer for row in draw[3:6]} == {"no", "yes", "maybe"}
         assert len(set(draw)) == 7
-    assert drawn(reversed(pool), 7, 0) == draws[0]
-    assert drawn(pool, 3, 0) == draws[0][:3]
+    assert tuple(drawn(reversed(pool), 0)[:7]) == draws[0]
+    assert tuple(drawn(pool, 0)[:3]) == draws[0][:3]
 
 
 def test_exemplars_are_never_measured() -> None:

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import Row, lettered, start_tokens
 from calibrant.data.formats._asked import asked
+from calibrant.evaluators._exemplars import drawn
 from calibrant.evaluators._scoring import Request
 from calibrant.evaluators._wrong import by_hash, is_number, wrong_numbers
 
@@ -74,10 +75,9 @@ def prompt(exemplars: Sequence[Item]) -> str:
     return "".join(item.right.written + BETWEEN for item in exemplars)
 
 
-def drawn(rows: Iterable[Row], put: Put, seed: int) -> list[Item]:
-    """Rows as items in the order in which `seed` draws them: the same for whatever is measured."""
-    ordered = sorted(rows, key=lambda row: by_hash(f"exemplar {seed}", row.key))
-    return [item for item in map(put, ordered) if item is not None]
+def exemplars(rows: Iterable[Row], put: Put, seed: int) -> list[Item]:
+    """Rows as items in the order in which `seed` draws them."""
+    return [item for item in map(put, drawn(rows, seed)) if item is not None]
 
 
 class Tokens:

@@ -15,7 +15,7 @@ default 256 with `cot` and 20 without, or so many that the longest right answer 
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -28,6 +28,7 @@ from calibrant.estimates import ratio
 from calibrant.evaluators._answers import normalised, number_of, read_choice, read_number, same
 from calibrant.evaluators._base import Evaluator
 from calibrant.evaluators._decoding import Decoder, Generated
+from calibrant.evaluators._exemplars import drawn
 from calibrant.outcomes import Journal, Measurement, Outcome, Score
 from calibrant.progress import Progress, silent
 from calibrant.spec import identity
@@ -106,7 +107,7 @@ class Generation(Evaluator):
                 f"{source} has {len(pool)} exemplars{' with a rationale' if self.cot else ''} and {self.shots} shots were asked for; take fewer",
                 subject=str(source),
             )
-        return drawn(pool, self.shots, self.seed)
+        return tuple(drawn(pool, self.seed)[: self.shots])
 
     def _measured(self, source: Source) -> list[Row]:
         rows = [row for row, _ in zip(self.rows(), range(self.limit), strict=False)]
@@ -197,16 +198,6 @@ def kind_of(row: Row) -> Kind:
     if row.choices and row.answer in (row.labels or row.choices):
         return "choice"
     return "number" if number_of(row.need("answer")) else "words"
-
-
-def drawn(pool: Iterable[Row], shots: int, seed: int) -> tuple[Row, ...]:
-    """`shots` rows in an order that `seed` and their content decide: no answer a second time before every other one came as often."""
-    came: dict[str | None, int] = {}
-    ranked: list[tuple[int, str, Row]] = []
-    for place, row in sorted((hashlib.sha256(f"{seed} {row.key}".encode()).hexdigest(), row) for row in pool):
-        ranked.append((came.get(row.answer, 0), place, row))
-        came[row.answer] = came.get(row.answer, 0) + 1
-    return tuple(row for _, _, row in sorted(ranked, key=lambda r: r[:2])[:shots])
 
 
 def _opener(row: Row) -> str:

@@ -27,7 +27,7 @@ from calibrant.data import Row, Source, held_out
 from calibrant.errors import DataError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._base import Evaluator
-from calibrant.evaluators._prompts import STYLES, Item, Put, Tokens, drawn, prompt, put_for
+from calibrant.evaluators._prompts import STYLES, Item, Put, Tokens, exemplars, prompt, put_for
 from calibrant.evaluators._scoring import Request, Scored, score_named
 from calibrant.evaluators._wrong import is_number
 from calibrant.outcomes import Journal, Measurement, Outcome, Score
@@ -126,7 +126,7 @@ class Task(Evaluator):
         """The items that stand before every question: never one of those that are measured."""
         if not self.shots:
             return []
-        pool = drawn(self._source.rows("exemplars"), put, self.seed)
+        pool = exemplars(self._source.rows("exemplars"), put, self.seed)
         if len(pool) < self.shots:
             raise DataError(f"{self._source} has {len(pool)} exemplars, and {self.shots} were asked for; take fewer shots", subject=str(self._source))
         return pool[: self.shots]
