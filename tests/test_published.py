@@ -1,5 +1,6 @@
 """Numbers that the README shows come from the records that are kept beside it."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -69,3 +70,16 @@ def test_the_log_says_what_the_records_of_the_packings_say():
             assert all(len(kept) == 3 for kept in found.values())
             told = [script["told"](contrast({n: found[n]}, {n: dense[n] * 3})) for n in dense]
             assert f"| {source}:{names[arm]} | {' | '.join(told)} |" in log
+
+
+def test_the_page_about_the_dense_model_is_made_of_its_records():
+    script = runpy.run_path(str(PROJECT / "studies/dense/run.py"))
+    text = (PROJECT / "docs/dense.md").read_text()
+    assert script["page"]() == text
+    assert "dequantized from Q4_1" in text
+    scores = {}
+    for name, metric in script["CONVENTION"].items():
+        record = json.loads((PROJECT / f"studies/dense/{name}.json").read_text())
+        (scores[name],) = [score for score in record["scores"] if score["metric"] == metric]
+    for name in ("commonsense_qa", "piqa", "openbookqa", "hellaswag", "arc_easy"):
+        assert scores[name]["value"] > scores[name]["chance"] + 2 * scores[name]["stderr"]

@@ -53,7 +53,8 @@ mirror, which is not always the published set; `calibrant inspect` says in what 
 A set whose accuracy is at chance in the dense model can't show what compression did to it: there is nothing to lose. The last column says whether
 accuracy is above chance by more than two standard errors, by the scoring in bold. That is a published convention, OLMES (Gu et al. 2024,
 arXiv:2406.08446), for the sets that it has, and plain accuracy for the others; it isn't the best of the three, which would be above chance more
-often than it should. (Only its choice of scoring: OLMES shows five examples and counts characters, here are none, and bytes.) Were all {sets} sets at chance, about {chances:.1f} of them would still be called above it.
+often than it should. (Only its choice of scoring: OLMES shows five examples and counts characters; here are none, and bytes.) Were all {sets} sets at
+chance, about {chances:.1f} of them would still be called above it.
 
 `acc`: the likeliest choice is right; `acc_norm`: the likeliest for its length in bytes; `acc_prior`: the one whose log likelihood the question raises
 most over that behind the bare `Answer:`. WinoGrande scores what follows the gap, which is the same for both names, so its first two agree. Answers
@@ -83,7 +84,7 @@ def main() -> None:
             machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
             record = {"task": f"task(name={name!r}, limit={ITEMS})", "scores": scores, "provenance": {**measured.provenance, **machine}}
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        write_page()
+        PAGE.write_text(page(), encoding="utf-8")
 
 
 def told(what: str, done: int, total: int) -> None:
@@ -91,12 +92,12 @@ def told(what: str, done: int, total: int) -> None:
     sys.stderr.write(f"\r{what}: {done}/{total}")
 
 
-def write_page() -> None:
-    """The table of everything that has a record, in the order of CONVENTION."""
+def page() -> str:
+    """The page with the table of everything that has a record, in the order of CONVENTION."""
     found = {name: json.loads((HERE / f"{name}.json").read_text("utf-8")) for name in CONVENTION if (HERE / f"{name}.json").is_file()}
     lines = [line(name, {score["metric"]: score for score in record["scores"]}) for name, record in found.items()]
     head = HEAD.format(items=ITEMS, sets=len(found), chances=len(found) * 0.023)
-    PAGE.write_text(head + "".join(lines) + tail(found), encoding="utf-8")
+    return head + "".join(lines) + tail(found)
 
 
 def line(name: str, scores: dict[str, Any]) -> str:
