@@ -27,6 +27,6 @@ def _same_start() -> None:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No journal of a test lands in the user's cache."""
-    folder = tmp_path_factory.getbasetemp() / "cache"
+    folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder

@@ -13,6 +13,8 @@ from tests.cli.conftest import SMALL, Answer, Ask
 
 AFTER_BLOCK = """
 import os, signal
+# A shell's background job, which the tests may be, is deaf to this signal, and its children with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from calibrant.checkpoint import Checkpoint
 add = Checkpoint.add
 def add_and_stop(self, index, *rest):
