@@ -172,7 +172,11 @@ def test_the_same_bytes_give_the_same_fingerprint_in_a_fresh_process(folder: Pat
 
 
 def test_rows_that_a_format_does_not_take_are_passed_over_and_counted(jsonl: Callable[..., Path], letters: PreTrainedTokenizerBase):
-    given = [{"question": f"{i}?", "answer": "a", "rationale": "\n".join(["step"] * (1 + i % 3))} for i in range(100)]
-    path = jsonl(given)
+    path = jsonl({"question": f"{i}?", "answer": "a", "rationale": "\n".join(["step"] * (1 + i % 3))} for i in range(100))
+    chosen = CalibrationSet(f"{path}:cot(steps=2)@one", samples=9, length=64)
+    (drawn,), facts = chosen.drawn(letters), chosen.tokens(letters).facts["parts"][0]
+    assert [row.rationale for row in drawn] == ["step\nstep"] * 9
+    order = list(chosen.parts[0].source.rows("calibrate"))
+    assert facts["passed_over"] == order.index(drawn[-1]) + 1 - 9 > 0
     whole = CalibrationSet(f"{path}:cot@one", samples=9, length=64).tokens(letters).facts["parts"][0]
     assert (whole["rows"], whole["passed_over"]) == (9, 0)

@@ -83,32 +83,34 @@ class CalibrationSet:
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase) -> TokenBatch:
         """The set as tokens. `DataError` if a source can't be read or holds too little for the first draw."""
-        decks = {term.source: Deck(term.source, self.seed) for term in self.parts}
+        decks = self._decks(self.seed)
         return self._batch(self._drawn(decks, IdEncoder(tokenizer)), decks, tokenizer)
 
     def drawn(self, tokenizer: PreTrainedTokenizerBase) -> list[list[Row]]:
         """The rows of each part of this draw, in the order in which they were used."""
-        decks = {term.source: Deck(term.source, self.seed) for term in self.parts}
+        decks = self._decks(self.seed)
         return [part.rows for part in self._drawn(decks, IdEncoder(tokenizer))]
 
     def kinds(self, tokenizer: PreTrainedTokenizerBase) -> Int8[Tensor, "sample position"]:
         """What each token of `tokens(tokenizer).ids` is, as an index into `KINDS`; 0 where there is none."""
-        decks = {term.source: Deck(term.source, self.seed) for term in self.parts}
+        decks = self._decks(self.seed)
         ids, mask = self._laid_out(self._drawn(decks, KindEncoder(tokenizer)))
         return torch.from_numpy(np.where(mask, np.maximum(ids, 0), 0).astype(np.int8))
 
     def disjoint_draws(self, tokenizer: PreTrainedTokenizerBase, most: int = 64) -> int | None:
         """How many draws of this budget share no row: `most` if there are that many or more, none if the set is all controls, which have no end."""
         encoder = IdEncoder(tokenizer)
-        decks = {term.source: Deck(term.source, 0) for term in self.parts if term.source.kind != "control"}
-        if not decks:
+        if all(term.source.kind == "control" for term in self.parts):
             return None
-        decks |= {term.source: Deck(term.source, 0) for term in self.parts}
+        decks = self._decks(0)
         for number in range(most):
             drawn = self._deal(number, decks, encoder)
             if any(decks[term.source].overlap(part.rows) for term, part in zip(self.parts, drawn, strict=True)):
                 return number
         return most
+
+    def _decks(self, draw: int) -> dict[Source, Deck]:
+        return {term.source: Deck(term.source, draw) for term in self.parts}
 
     def _drawn(self, decks: Mapping[Source, Deck], encoder: Encoder) -> list[Drawn]:
         # Earlier draws are dealt again, because which rows they took is what this draw may not take.

@@ -130,7 +130,8 @@ class _Rows:
             if missing:
                 self._missing[missing] += 1
             else:
-                yield Row(**values)
+                # A line is a step: the marks of a file that we know nothing of.
+                yield Row(**values, steps=sum(bool(line.strip()) for line in values.get("rationale", "").splitlines()))
 
 
 def values_of(record: Mapping[str, Any], columns: Columns, where: str) -> dict[str, Any]:

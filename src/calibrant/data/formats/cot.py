@@ -14,7 +14,7 @@ class CoT(Format):
     """`Question: …`, `Answer:`, the rationale, and `The answer is N.`: chain of thought.
 
     `cot(steps=3)` takes only rows whose rationale has three steps, counted by the marks of their own set: the lines of a GSM8K solution, the
-    operations of an equation, the sentences of an explanation.
+    operations of an equation, the sentences of an explanation, the lines of a user's own rationale.
     """
 
     steps: int | None = None
