@@ -33,12 +33,12 @@ def leaks(sets: Iterable[CalibrationSet], evaluators: Sequence[Evaluator]) -> di
 
 
 def refuse(found: Mapping[str, Mapping[str, int]]) -> None:
-    """`DataError` for the first set that has leaks."""
+    """`DataError` for the first calibration set, or compressed model, that has leaks."""
     for data, counts in found.items():
         evaluator, count = next(iter(counts.items()))
         raise DataError(
-            f"{count} rows of {data} are also measured by {evaluator}; take them out (calibrant inspect lists them), "
-            f"or allow it with --allow-leak, which the record keeps",
+            f"{count} rows of {data} are also measured by {evaluator}; take them out or measure something else, "
+            f"or allow it with --allow-leak (in Python allow_leak=True), which the record keeps",
             subject=data,
         )
 
