@@ -14,8 +14,8 @@ ROOT = Path(calibrant.__file__).parent
 FLOORS = [
     ["errors", "spec", "registry", "progress"],
     ["activations", "targets", "store", "outcomes", "durable", "estimates"],
-    ["data", "models"],
-    ["walk", "checkpoint", "methods", "allocations"],
+    ["data", "models", "ranks"],
+    ["walk", "checkpoint", "methods", "allocations", "statistics", "changes"],
     ["compress", "evaluators", "select", "testing"],
     ["study", "compare", "names", "inspection"],
     ["report", "screen"],
@@ -33,9 +33,9 @@ def modules() -> list[Path]:
 
 
 def room(path: Path) -> str:
-    """The top-level module or package that a file belongs to; the package's own `__init__` is `calibrant`."""
+    """The top-level module or package that a file belongs to; the package's own doors, `__init__` and `__main__`, are `calibrant`."""
     first = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    return "calibrant" if first == "__init__" else first
+    return "calibrant" if first in ("__init__", "__main__") else first
 
 
 def imports(path: Path, anywhere: bool = True) -> Iterator[str]:

@@ -7,12 +7,13 @@ activations' type: a Gram accumulated in bfloat16 isn't positive definite alread
 Shapes: `token` rows that reached the matrix, `in` its inputs.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 T = TypeVar("T")
@@ -106,6 +107,22 @@ class Gram(InputStatistic):
     def norms(self) -> Float[Tensor, "in"]:
         return self.matrix.diagonal()
 
+    def symmetric(self) -> Float[Tensor, "in in"]:
+        """The matrix by its upper triangle alone: a product may round the two triangles differently."""
+        return torch.where(_upper(len(self.matrix), self.matrix.device), self.matrix, self.matrix.T)
+
+    def packed(self) -> Float[Tensor, "pair"]:
+        """The upper triangle, row by row: all there is to keep."""
+        return self.matrix[_upper(len(self.matrix), self.matrix.device)]
+
+    @classmethod
+    def unpacked(cls, packed: Float[Tensor, "pair"], tokens: int, mass: float) -> "Gram":
+        """The Gram whose upper triangle `packed` is, mirrored."""
+        width = (math.isqrt(8 * len(packed) + 1) - 1) // 2
+        matrix = torch.zeros(width, width, dtype=packed.dtype, device=packed.device)
+        matrix[_upper(width, packed.device)] = packed
+        return Gram(Gram(matrix, tokens, mass).symmetric(), tokens, mass)
+
     def cached(self, key: Any, compute: Callable[[], T]) -> T:
         """`compute()`, once for each `key`: matrices that saw the same input share this Gram, and so its factorisation."""
         if key not in self._cache:
@@ -154,10 +171,17 @@ class Seen(Mapping[type[Statistic], Statistic]):
     def __add__(self, other: "Seen") -> "Seen":
         return Seen({kind: mine + other[kind] for kind, mine in self._statistics.items()})
 
+    def __mul__(self, factor: float) -> "Seen":
+        return Seen({kind: mine * factor for kind, mine in self._statistics.items()})
+
     @property
     def tokens(self) -> int:
         """Real tokens that arrived; 0 where nothing is observed."""
         return max((s.tokens for s in self._statistics.values()), default=0)
+
+
+def _upper(width: int, device: torch.device) -> Bool[Tensor, "in in"]:
+    return torch.ones(width, width, dtype=torch.bool, device=device).triu()
 
 
 def _chunks(x: Tensor, weights: Tensor | None):

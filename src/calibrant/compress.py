@@ -9,9 +9,10 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,18 @@ from typing import Any
 import psutil
 import torch
 
-from calibrant.activations import Seen
+from calibrant.activations import InputStatistic, Seen, Statistic
 from calibrant.allocations import Allocation, allocations
+from calibrant.changes import mask_bits, output_error
 from calibrant.checkpoint import Checkpoint
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import CalibrantError, SpecError
 from calibrant.methods import BlockMethod, Method, methods
 from calibrant.models import ModelView, Opened, Weight, check_finite, check_output, open_model, read_manifest, save, view
 from calibrant.progress import Progress, silent
+from calibrant.ranks import ALONE, Ranks, joined
 from calibrant.spec import canonical
+from calibrant.statistics import KINDS, Dense, Statistics, by_block, mixed, statistics_ids
 from calibrant.store import Record, Run
 from calibrant.targets import Target, parse_target
 from calibrant.walk import Propagation, walk, walk_blocks
@@ -108,8 +112,16 @@ def compress(
     seed: int = 0,
     progress: Progress = silent,
     checkpoint: Checkpoint | None = None,
+    statistics: Path | None = None,
+    kinds: tuple[type[Statistic], ...] = (),
+    ranks: Ranks = ALONE,
 ) -> Record:
     """Compress the model behind `seen_by` in place, and say what was done to every matrix.
+
+    In `dense`, what the matrices saw is kept in the folder `statistics`, if one is given: what is there is read, what is lacking is gathered in
+    one pass, and with it the `kinds` that others will want. The result is the same to the bit. The model must be untouched.
+
+    With other `ranks`, each calibrates on a part of the batch and all compress every matrix; the first one alone keeps finished blocks.
 
     Raises `TargetError` before anything is touched if a matrix doesn't fit the target, and `NumericsError` or `WalkError` naming the matrix.
     """
@@ -119,20 +131,67 @@ def compress(
     for weight in seen_by.weights:
         targets[weight.block].check(weight.shape, weight.name)
     done = checkpoint.load() if checkpoint else {}
+    ranks.agree("what the folder of finished blocks holds", list(done))
     if asked.propagate != "dense":
         _put(seen_by, done)
     reports = [report for block in done.values() for report in block.reports]
-    arrivals = walk(seen_by, batch, asked.method.observes, asked.propagate, start=len(done))
+    if asked.propagate == "dense" and batch is not None and asked.method.observes and (statistics or batch.mixed):
+        arrivals = _dense(opened, seen_by, batch, asked.method, len(done), statistics, kinds, progress, ranks)
+    else:
+        arrivals = walk(seen_by, batch, asked.method.observes, asked.propagate, start=len(done), ranks=ranks)
     with torch.no_grad():
         for index, block in itertools.groupby(arrivals, key=lambda arrival: arrival[0].block):
             new = [_compress_one(asked.method, weight, seen, targets[index]) for weight, seen in block]
-            if checkpoint:
+            ranks.agree(f"what became of block {index}", repr(new))
+            if checkpoint and ranks.first:
                 checkpoint.add(index, seen_by.blocks[index], new)
             reports += new
             progress(f"{asked.method.spec_name()} {asked.target}", index + 1, len(seen_by.blocks))
     if asked.propagate == "dense":
         _put(seen_by, done)
     return _record(asked.run(opened, batch, data, seed), seen_by, batch, reports)
+
+
+def _dense(
+    opened: Opened,
+    seen_by: ModelView,
+    batch: TokenBatch,
+    method: Method,
+    start: int,
+    root: Path | None,
+    kinds: tuple[type[Statistic], ...],
+    progress: Progress,
+    ranks: Ranks,
+) -> Iterator[tuple[Weight, Seen]]:
+    """What the untouched model's matrices see: from the disk where it is kept there, and of a mix the sum of its parts."""
+    blocks, observes = seen_by.blocks[start:], tuple(kind for kind in method.observes if issubclass(kind, InputStatistic))
+    parts = batch.mixed or ((1.0, batch),)
+    seen: list[Iterator[Dense]] = []
+    for name, (_, part) in zip(statistics_ids(opened, batch), parts, strict=True):
+        if root is not None and set(observes) <= set(KINDS):
+            kept = Statistics(root, name)
+            gather(seen_by, part, [kind for kind in KINDS if kind in (*observes, *kinds)], kept, progress)
+            seen.append(map(partial(kept.read, observes), blocks))
+        else:
+            seen.append(by_block(blocks, walk(seen_by, part, observes, "dense", start=start, ranks=ranks)))
+    for _, there in mixed(seen, [factor for factor, _ in parts]) if batch.mixed else seen[0]:
+        yield from there.items()
+
+
+def gather(seen_by: ModelView, batch: TokenBatch, kinds: Iterable[type[InputStatistic]], kept: Statistics, progress: Progress = silent) -> None:
+    """Walk through the untouched model once, and keep what is lacking of these `kinds`, block by block."""
+    blocks = seen_by.blocks
+    here = {kind: kept.held(kind, blocks) for kind in kinds}
+    lacking = {kind: count for kind, count in here.items() if count < len(blocks)}
+    if not lacking:
+        return
+    start = min(lacking.values())
+    with torch.no_grad():
+        for block, seen in by_block(blocks[start:], walk(seen_by, batch, tuple(lacking), "dense", start=start)):
+            for kind, count in lacking.items():
+                if block.index >= count:
+                    kept.add(kind, block, seen)
+            progress("statistics", block.index + 1, len(blocks))
 
 
 def drop_blocks(seen_by: ModelView, batch: TokenBatch, method: BlockMethod, target: Target) -> list[int]:
@@ -149,6 +208,7 @@ def _compress_one(method: Method, weight: Weight, seen: Seen, target: Target) ->
         compressed = method.compress(weight.get(), seen, target)
     except CalibrantError as error:
         raise type(error)(f"{method.spec_name()} failed at {weight.name}: {error}", subject=weight.name) from error
+    error = output_error(weight.get(), compressed.weight, seen)
     weight.set(compressed.weight)
     zeros = int((compressed.weight == 0).sum())
     return {
@@ -156,6 +216,8 @@ def _compress_one(method: Method, weight: Weight, seen: Seen, target: Target) ->
         "shape": list(weight.shape),
         "zeros": zeros,
         "sparsity": zeros / compressed.weight.numel(),
+        **error,
+        "bits": mask_bits(weight.name, compressed.weight),
         "notes": dict(compressed.notes),
     }
 
@@ -222,21 +284,15 @@ def prune(
 
     `sparsity` is a share of every matrix (`0.5`) or N kept of every M (`"2:4"`). The same call after an interruption continues from the last
     finished block; after it is done, it says so and does nothing. Raises an `InputError` for anything that can't be used, before any work.
+
+    Processes that torchrun started calibrate together, each on its share of the micro-batches, and all of them get the model; the first one
+    alone writes, and tells `progress`. One that fails ends all: the others raise its error, or `RankError`.
     """
-    asked, clock = Asked.parse(method, sparsity, propagate, allocation), Clock()
-    calibration = data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples=samples, length=length, tokens=tokens, seed=seed)
-    folder = None if out is None else Path(out)
-    if folder is not None and read_manifest(folder) is None:
-        check_output(folder)
-    with clock.phase("open"):
-        opened = open_model(model, dtype, device)
-        seen_by = view(opened.model)
-        check_finite(seen_by)
-    with clock.phase("tokenize"):
-        batch = calibration.tokens(opened.tokenizer) if asked.method.observes else None
-    fits, note = fitting(asked.propagate, seen_by, batch, opened.dtype)
-    job = _Job(opened, seen_by, batch, replace(asked, propagate=fits), calibration, clock, note, progress)
-    return Pruned(opened, job.told(job.compress(None)), None) if folder is None else job.into(folder, device)
+    with joined() as ranks:
+        asked = Asked.parse(method, sparsity, propagate, allocation)
+        calibration = data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples=samples, length=length, tokens=tokens, seed=seed)
+        job = _Job.open(model, calibration, asked, None if out is None else Path(out), dtype, device, progress if ranks.first else silent, ranks)
+        return job.into(Path(out), device) if out is not None else Pruned(job.opened, job.told(job.compress(None)), None)
 
 
 @dataclass(frozen=True)
@@ -251,15 +307,36 @@ class _Job:
     clock: Clock
     note: str
     progress: Progress
+    ranks: Ranks
+
+    @classmethod
+    def open(
+        cls, model: str, calibration: CalibrationSet, asked: Asked, folder: Path | None, dtype: str, device: str, progress: Progress, ranks: Ranks
+    ) -> "_Job":
+        """Open and draw, once it is clear that `folder` can be written."""
+        clock = Clock()
+        if folder is not None and read_manifest(folder) is None:
+            check_output(folder)
+        with clock.phase("open"):
+            opened = open_model(model, dtype, ranks.device(device))
+            seen_by = view(opened.model)
+            check_finite(seen_by)
+        with clock.phase("tokenize"):
+            batch = calibration.tokens(opened.tokenizer) if asked.method.observes else None
+        ranks.agree("the run that is asked for", asked.run(opened, batch, str(calibration), calibration.seed).id)
+        fits = ranks.gathered([fitting(asked.propagate, seen_by, batch, opened.dtype)])
+        propagate, note = max(fits, key=lambda fit: bool(fit[1]))  # where memory is short for one, none can go on as asked
+        return cls(opened, seen_by, batch, replace(asked, propagate=propagate), calibration, clock, note, progress, ranks)
 
     def compress(self, checkpoint: Checkpoint | None) -> Record:
         told = {"data": str(self.calibration), "seed": self.calibration.seed}
         with self.clock.phase("compress"):
-            return compress(self.opened, self.seen_by, self.batch, self.asked, **told, progress=self.progress, checkpoint=checkpoint)
+            job = self.opened, self.seen_by, self.batch, self.asked
+            return compress(*job, **told, progress=self.progress, checkpoint=checkpoint, ranks=self.ranks)
 
     def told(self, record: Record) -> Record:
         """`record` with how it came about so far."""
-        return replace(record, provenance=provenance(self.opened, self.clock, self.note))
+        return replace(record, provenance=provenance(self.opened, self.clock, self.note) | {"ranks": self.ranks.size})
 
     def into(self, folder: Path, device: str) -> Pruned:
         """Compress and save, from the last finished block on; or say that it is done."""
@@ -269,9 +346,10 @@ class _Job:
         checkpoint = Checkpoint(folder, run.id)
         continued = len(checkpoint.load())
         record = self.compress(checkpoint)
-        with self.clock.phase("save"):
-            save(self.opened, folder, manifest_of(self.told(record), self.batch))
-        checkpoint.remove()
+        if self.ranks.first:
+            with self.clock.phase("save"):
+                save(self.opened, folder, manifest_of(self.told(record), self.batch))
+            checkpoint.remove()
         return Pruned(self.opened, self.told(record), folder, continued)
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 from calibrant.progress import Progress, silent
 from calibrant.report import Report, report
 from calibrant.report.page import PHASES
-from calibrant.report.tables import table, words
 from calibrant.study import Finished, Study
 
 if TYPE_CHECKING:
@@ -48,11 +47,7 @@ class DemoResult:
         """What a terminal shows: the ranking with its errors, what was found, where the time went (rich)."""
         from rich.text import Text
 
-        for ranking in self.report.rankings:
-            note = self.report.account.models.get(ranking.model, "")
-            yield table(ranking, note, brief=width < 110)
-            yield ""
-            yield from (Text(w, style="bold yellow" if w.startswith("Doubtful") else "") for w in words(ranking))
+        yield from self.report.lines(width)
         yield from (Text(f"Failed: {f['what']}: {f['error']}", style="bold red") for f in self.finished.failures.values())
         yield ""
         yield Text(self.spent())
@@ -71,7 +66,7 @@ class DemoResult:
     def to_json(self) -> dict[str, Any]:
         """All of it as plain data."""
         return {
-            "rankings": self.report.to_json(),
+            "rankings": self.report.to_json()["rankings"],
             "models": dict(self.report.account.models),
             "failures": {k: dict(v) for k, v in self.finished.failures.items()},
             "computed": self.finished.computed,

@@ -4,6 +4,7 @@ A kill, a full disk or a lost connection leaves either the old state or the new 
 unfinished, flushed, and renamed.
 """
 
+import errno
 import json
 import math
 import os
@@ -15,6 +16,13 @@ from calibrant.errors import DataError
 
 UNFINISHED: Final = ".unfinished"
 """What the name of anything half-written begins with."""
+
+
+def reason(error: OSError) -> str:
+    """Why something could not be written, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; free some space and ask again"
+    return f"{error.strerror or error}; is it yours to write to?"
 
 
 def take(file: IO[str], wait: bool = False) -> bool:
@@ -48,9 +56,24 @@ def _finite(value: Any) -> Any:
 def read_json(path: Path) -> Any:
     """What `text_of_json` wrote. Raises `DataError` for a file that isn't there or isn't JSON."""
     try:
-        return json.loads(path.read_text("utf-8"), object_hook=lambda d: float(d["float"]) if d.keys() == {"float"} else d)
+        return from_json(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{str(path)!r} can't be read ({error}); restore it from a copy, or delete its folder to have it computed again") from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    """What is said of a damaged file."""
+    what = str(error) if isinstance(error, OSError | ValueError) else f"not what is written there: {error!r}"
+    return DataError(
+        f"{str(path)!r} can't be read ({what}); restore it from a copy, or delete its folder to have it computed again", subject=str(path)
+    )
+
+
+def from_json(text: str) -> Any:
+    """The value that `text_of_json` made `text` of. Raises `ValueError` for anything else."""
+    if '"float"' not in text:  # looking at every object takes as long again as reading it
+        return json.loads(text)
+    return json.loads(text, object_hook=lambda d: float(d["float"]) if d.keys() == {"float"} else d)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -7,11 +7,17 @@ CalibrantError                 one root; carries the subject it is about
 │   ├── ModelError             a model that can't be opened, viewed or saved
 │   ├── TargetError            a sparsity or N:M pattern that doesn't exist or doesn't fit a matrix
 │   ├── NumericsError          NaN or infinity in a weight or an activation; a Gram beyond repair
-│   └── OutputError            a folder that isn't ours to write, a disk that is full
-└── WalkError                  a model's forward that can't be followed block by block: exit code 1
+│   ├── OutputError            a folder that isn't ours to write, a disk that is full
+│   └── StudyError             a study that can't be asked: every mistake in it, each with its line
+├── WalkError                  a model's forward that can't be followed block by block: exit code 1
+├── RankError                  one of several processes that work together was lost, or went its own way: exit code 1
+└── WorkerError                a worker of a study that died: the recorded reason why an answer isn't there
 
 A message says what was given, what is allowed and what to do.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 class CalibrantError(Exception):
@@ -50,5 +56,34 @@ class OutputError(InputError):
     """A place that results can't be written to."""
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a study: `line` of its file (0 where there is no file), `where` in it (`data[2]`), and what is wrong."""
+
+    line: int
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (f"line {self.line}" if self.line else "", self.where, self.message)))
+
+
+class StudyError(InputError):
+    """A study with mistakes; `problems` are all of them, and the message has one line for each. `subject` is the file."""
+
+    def __init__(self, problems: Sequence[Problem], *, subject: str = "") -> None:
+        self.problems = tuple(problems)
+        count = "a mistake" if len(self.problems) == 1 else f"{len(self.problems)} mistakes"
+        super().__init__("\n".join([f"{subject or 'the study'} has {count}:", *map(str, self.problems)]), subject=subject)
+
+
 class WalkError(CalibrantError):
     """A forward that can't be followed; `subject` is the block or matrix."""
+
+
+class RankError(CalibrantError):
+    """Processes that torchrun started together and that no longer are."""
+
+
+class WorkerError(CalibrantError):
+    """A worker that died; `subject` is the worker."""

@@ -1,14 +1,14 @@
 """What a measurement is: a score, what every item gave, and the journal that it is kept in until it is whole. No torch here."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from calibrant.durable import flush
-from calibrant.errors import DataError, OutputError
+from calibrant.durable import flush, reason, unreadable
+from calibrant.errors import OutputError
 
 COLUMNS: Final = ("item", "value", "weight")
 
@@ -81,24 +81,30 @@ class Journal:
 
     def add(self, found: Mapping[str, Any]) -> None:
         """Keep what was found: plain JSON data by name. `OutputError` if it can't be written."""
+        if self.path is not None:
+            try:
+                self._append(self.path, [[name, value] for name, value in found.items()])
+            except OSError as error:
+                raise OutputError(f"the journal {str(self.path)!r} can't be written: {reason(error)}", subject=str(self.path)) from error
         self._known.update(found)
-        if self.path is None:
-            return
-        try:
-            fresh = not self.path.exists()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                lines = [[self._question]] * fresh + [[name, value] for name, value in found.items()]
-                file.write("".join(json.dumps(line) + "\n" for line in lines))
-        except OSError as error:
-            raise OutputError(f"the journal {str(self.path)!r} can't be written ({error.strerror})", subject=str(self.path)) from error
 
     def remove(self) -> None:
         """Forget it: the measurement is whole."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
-            with suppress(OSError):  # there is none, or others are at work in it
-                self.path.parent.rmdir()
+
+    def _append(self, path: Path, lines: list[Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            begun = [] if end else [[self._question]]
+            text = "".join(json.dumps(line) + "\n" for line in begun + lines).encode()
+            try:
+                while text:
+                    text = text[file.write(text) :]
+            except OSError:
+                file.truncate(end)  # a cut line would spoil the one that is written after it
+                raise
 
     def _read(self) -> dict[str, Any]:
         assert self.path is not None
@@ -113,7 +119,7 @@ class Journal:
             return {}
         # What was cut is taken off, or the next line would be glued to it.
         self.path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        return dict(lines[1:])
+        return dict(line for line in lines[1:] if len(line) == 2)
 
 
 def read_items(path: Path) -> tuple[Outcome, ...]:
@@ -123,9 +129,9 @@ def read_items(path: Path) -> tuple[Outcome, ...]:
 
     try:
         rows = pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{str(path)!r} can't be read ({error}); restore it from a copy, or delete its folder to have it computed again") from error
-    return tuple(Outcome(*(row.pop(name) for name in COLUMNS), facts=row) for row in rows)
+        return tuple(Outcome(*(row.pop(name) for name in COLUMNS), facts=row) for row in rows)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise unreadable(path, error) from error
 
 
 def write_items(path: Path, outcomes: Sequence[Outcome]) -> None:

@@ -249,6 +249,30 @@ def _table(*columns: str) -> Any:
     return table
 
 
+def verified(found: Mapping[str, Any]) -> Iterator[Any]:
+    """A store that was checked: one line a problem, or that there is none."""
+    yield from _problems(found["problems"])
+    counts = f"{_counted(found['runs'], 'run')}, {_counted(found['measurements'], 'measurement')}"
+    verdict = "every hash agrees" if found["whole"] else _counted(len(found["problems"]), "problem")
+    old = found["without_sums"]
+    yield f"{counts}, {verdict}" + (f" ({old} of these folders without sums, from before there were any: their ids and scores agree)" if old else "")
+
+
+def merged(found: Mapping[str, Any]) -> Iterator[Any]:
+    """What was merged: one line a problem, then what was copied."""
+    yield from _problems(found["problems"])
+    counts = f"{_counted(found['runs'], 'run')} and {_counted(found['measurements'], 'measurement')} copied into {found['folder']}"
+    yield f"{counts}, {found['kept']} already there" + (f", {_counted(len(found['problems']), 'problem')}" if found["problems"] else "")
+
+
+def _problems(problems: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    yield from (_line(f"{problem['where']}: {problem['what']}; {problem['remedy']}") for problem in problems)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def _facts(*facts: tuple[str, str]) -> Iterator[Text]:
     """Named facts, one a line; a fact without content is left out."""
     for name, value in facts:

@@ -16,6 +16,8 @@ thread-local context spans a stop: the mode and `no_grad` are entered anew aroun
 
 Padding and tokens of weight zero never reach a statistic. Rows inside a routed expert are traced back to their tokens by the gather that
 picked them. Without matrices to watch (`observes` is empty) nothing is run at all.
+
+With other `ranks` this process runs its share of the micro-batches, and hands out what all of them saw, in the same order on every rank.
 """
 
 import re
@@ -32,8 +34,10 @@ from calibrant.activations import BlockChange, InputStatistic, Seen, Statistic
 from calibrant.data import TokenBatch, micro_batches
 from calibrant.errors import NumericsError, WalkError
 from calibrant.models import Block, ModelView, Weight
+from calibrant.ranks import ALONE, Ranks
 
 Propagation = Literal["arrival", "reference", "dense"]
+Kinds = tuple[type[InputStatistic], ...]
 
 TOKENS_PER_PASS = 4096
 """Tokens of one micro-batch: large enough to fill the cores, small enough that attention's temporaries stay small."""
@@ -51,25 +55,27 @@ def walk(
     *,
     tokens_per_pass: int = TOKENS_PER_PASS,
     start: int = 0,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[Weight, Seen]]:
     """Yield each matrix with what it saw; the loop may `set` the matrix before it asks for the next.
 
     Matrices that no token of weight reached are not yielded: who iterates knows them by their absence. Blocks before `start` are run but
     not handed out (they were compressed before an interruption; for `dense` they must still be untouched).
 
-    Raises `WalkError` for a forward that can't be followed and `NumericsError`, naming the matrix, for activations that are not finite.
+    Raises `WalkError` for a forward that can't be followed, `NumericsError`, naming the matrix, for activations that are not finite, and
+    `RankError` where another of the `ranks` is lost.
     """
     if not observes or batch is None:
         yield from ((weight, Seen({})) for block in view.blocks[start:] for weight in block.weights)
         return
-    step: Callable[[Block, list[_Part], tuple[type[InputStatistic], ...], bool], Iterator[tuple[Weight, Seen]]]
+    step: Callable[[Block, list[_Part], Kinds, bool, Ranks], Iterator[tuple[Weight, Seen]]]
     step = {"arrival": _arrival, "reference": _reference, "dense": _dense}[propagate]
-    parts = _record(view, batch, tokens_per_pass)
+    parts = _record(view, batch, tokens_per_pass, ranks)
     for block in view.blocks[:start]:
         for part in parts:
             part.advance(block)
     for block in view.blocks[start:]:
-        yield from step(block, parts, observes, block is view.blocks[-1])  # pyright: ignore[reportArgumentType]  # checked by the method's contract
+        yield from step(block, parts, observes, block is view.blocks[-1], ranks)  # pyright: ignore[reportArgumentType]  # checked by the method's contract
 
 
 def walk_blocks(
@@ -114,7 +120,7 @@ class _Part:
         flat = x.reshape(-1, x.shape[-1])
         return flat if self.kept is None else flat[self.kept]
 
-    def arrived(self, weight: Weight, x: Tensor, observes: tuple[type[InputStatistic], ...]) -> Seen:
+    def arrived(self, weight: Weight, x: Tensor, observes: Kinds) -> Seen:
         """What reached `weight`: statistics of the rows that count."""
         flat = x.reshape(-1, x.shape[-1])
         if weight.expert is None and len(flat) == self.positions:
@@ -145,14 +151,14 @@ class _Part:
         return flat[real], None if self.weights is None else weigh[real]
 
 
-def _record(view: ModelView, batch: TokenBatch, tokens_per_pass: int) -> list[_Part]:
-    """Micro-batches with the first block's input and the arguments of every block's call.
+def _record(view: ModelView, batch: TokenBatch, tokens_per_pass: int, ranks: Ranks = ALONE) -> list[_Part]:
+    """This rank's micro-batches with the first block's input and the arguments of every block's call.
 
     Nothing is computed: while the model is asked, its blocks hand their input on. Every block has a call of its own because models give
     their blocks different masks (Gemma 3).
     """
     parts: list[_Part] = []
-    for ids, mask, weights in micro_batches(batch, tokens_per_pass):
+    for ids, mask, weights in ranks.share(list(micro_batches(batch, tokens_per_pass))):
         with _Recorder(view.blocks) as recorder, torch.no_grad():
             device = next(view.model.parameters()).device
             padding = {} if bool(mask.all()) else {"attention_mask": mask.to(device).long()}
@@ -246,7 +252,7 @@ class _Watch(TorchFunctionMode):
             self.part.gathered = index
 
 
-def _arrival(block: Block, parts: list[_Part], observes: tuple[type[InputStatistic], ...], last: bool) -> Iterator[tuple[Weight, Seen]]:
+def _arrival(block: Block, parts: list[_Part], observes: Kinds, last: bool, ranks: Ranks) -> Iterator[tuple[Weight, Seen]]:
     loop = getcurrent()
 
     def stop(weight: Weight, x: Tensor) -> None:
@@ -255,11 +261,11 @@ def _arrival(block: Block, parts: list[_Part], observes: tuple[type[InputStatist
 
     watch = _Watch(block, stop)
     forwards = [_Suspended(part, block, watch) for part in parts]
-    order, shared = _Order(block), _Shared()
+    order, shared = _Order(block), _Shared(ranks)
     try:
         for forward in forwards:
             forward.resume()
-        while waiting := [f.stopped[0] for f in forwards if f.stopped]:
+        while waiting := ranks.gathered([f.stopped[0].name for f in forwards if f.stopped]):
             weight = order.next(waiting)
             here = [f for f in forwards if f.stopped and f.stopped[0] is weight]
             seen = shared.seen(weight, [(f.part, f.stopped[1]) for f in here if f.stopped], observes)
@@ -303,12 +309,13 @@ class _Order:
 
     def __init__(self, block: Block) -> None:
         self._block = block
+        self._weights = {weight.name: weight for weight in block.weights}
         self._rank: dict[str, int] = {}
         self._last: tuple[int, int, int] | None = None
 
-    def next(self, waiting: Sequence[Weight]) -> Weight:
-        """The first of the matrices that some forward stands at."""
-        place, weight = min(((self._place(w), w) for w in waiting), key=lambda pair: pair[0])
+    def next(self, waiting: Sequence[str]) -> Weight:
+        """The first of the matrices that some forward stands at, by name."""
+        place, weight = min(((self._place(w), w) for w in map(self._weights.__getitem__, waiting)), key=lambda pair: pair[0])
         if self._last is not None and place <= self._last:
             raise WalkError(
                 f"{weight.name} is used twice in one forward of {self._block.name}, so it can't be compressed on arrival; use reference or dense",
@@ -335,41 +342,37 @@ class _Order:
 class _Shared:
     """Recognises that a matrix gets the very tensors that the one before it got (q, k and v; gate and up), and then counts them once."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
         self._inputs: list[Tensor] = []
         self._key: list[Any] = []
         self._seen = Seen({})
 
-    def seen(self, weight: Weight, arrivals: Sequence[tuple[_Part, Tensor]], observes: tuple[type[InputStatistic], ...]) -> Seen:
-        """The sum of what arrives from all micro-batches."""
+    def seen(self, weight: Weight, arrivals: Sequence[tuple[_Part, Tensor]], observes: Kinds) -> Seen:
+        """The sum of what arrives from all micro-batches of all ranks."""
         key = [(id(part), x.data_ptr(), x._version, x.shape, x.stride()) for part, x in arrivals]
-        if key != self._key or not self._inputs:
+        if not self._ranks.all(key == self._key):
             self._inputs, self._key = [x for _, x in arrivals], key  # held, so that their addresses stay theirs
-            self._seen = _sum(part.arrived(weight, x, observes) for part, x in arrivals)
+            self._seen = self._ranks.total((part.arrived(weight, x, observes) for part, x in arrivals), weight.stored.device)
         return self._seen
 
 
-def _sum(parts: Iterator[Seen]) -> Seen:
-    first = next(parts)
-    return sum(parts, start=first)
-
-
-def _reference(block: Block, parts: list[_Part], observes: tuple[type[InputStatistic], ...], last: bool) -> Iterator[tuple[Weight, Seen]]:
-    totals = dict(_observe(block, parts, observes, keep_outputs=False))
+def _reference(block: Block, parts: list[_Part], observes: Kinds, last: bool, ranks: Ranks) -> Iterator[tuple[Weight, Seen]]:
+    totals = dict(_observe(block, parts, observes, ranks, keep_outputs=False))
     yield from totals.items()
     for part in parts if not last else []:
         part.advance(block)
 
 
-def _dense(block: Block, parts: list[_Part], observes: tuple[type[InputStatistic], ...], last: bool) -> Iterator[tuple[Weight, Seen]]:
-    yield from list(_observe(block, parts, observes, keep_outputs=True))
+def _dense(block: Block, parts: list[_Part], observes: Kinds, last: bool, ranks: Ranks) -> Iterator[tuple[Weight, Seen]]:
+    yield from list(_observe(block, parts, observes, ranks, keep_outputs=True))
 
 
-def _observe(block: Block, parts: list[_Part], observes: tuple[type[InputStatistic], ...], *, keep_outputs: bool) -> Iterator[tuple[Weight, Seen]]:
+def _observe(block: Block, parts: list[_Part], observes: Kinds, ranks: Ranks, *, keep_outputs: bool) -> Iterator[tuple[Weight, Seen]]:
     """One forward of every micro-batch through the block as it is, and what each of its matrices saw."""
-    totals: dict[Weight, Seen] = {}
+    totals: dict[str, Seen] = {}
     for part in parts:
-        shared, here = _Shared(), dict[Weight, Seen]()
+        shared, here = _Shared(ALONE), dict[Weight, Seen]()
         watch = _Watch(block, lambda w, x: _add(here, w, shared.seen(w, [(part, x)], observes)))  # noqa: B023  # used before the loop goes on
         watch.part = part
         with torch.no_grad(), watch:
@@ -378,11 +381,14 @@ def _observe(block: Block, parts: list[_Part], observes: tuple[type[InputStatist
             part.state = output
         merged: dict[tuple[int, int], Seen] = {}  # matrices that share an input go on sharing their sum
         for weight, seen in here.items():
-            before = totals.get(weight)
+            before = totals.get(weight.name)
             pair = id(before), id(seen)
-            merged[pair] = merged[pair] if pair in merged else seen if before is None else before + seen
-            totals[weight] = merged[pair]
-    return ((weight, seen) for weight, seen in totals.items() if seen.tokens)
+            if pair not in merged:
+                merged[pair] = ranks.part(seen) if before is None else before + ranks.part(seen)
+            totals[weight.name] = merged[pair]
+    weights = {weight.name: weight for weight in block.weights}
+    summed = ranks.totals(totals, block.weights[0].stored.device) if weights else {}
+    return ((weights[name], seen) for name, seen in summed.items() if seen.tokens)
 
 
 def _add(seen: dict[Weight, Seen], weight: Weight, new: Seen) -> None:

@@ -1,5 +1,4 @@
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,7 +7,9 @@ import pytest
 
 from calibrant.errors import OutputError
 from calibrant.report import report
-from calibrant.store import Cell, Measurement, Outcome, Record, Run, Score, Store
+from calibrant.store import Store
+
+from tests.report.made import EVERYTHING, reported, store_of
 
 HOSTILE = "<script>alert('x')</script>"
 BREAKOUT = "</script></style></title><img src=x onerror=\"alert(1)\"> & 'q' =cmd()"
@@ -45,45 +46,6 @@ class Reader(HTMLParser):
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attrs for name, attrs in self.tags if name == tag]
-
-
-def measured(name: str, loss: float, wobble: float, items: int = 8) -> Measurement:
-    outcomes = tuple(Outcome(f"sha256:{i}", 10 * (loss + 0.1 * i + wobble * (-1) ** i * (i % 3)), 10.0) for i in range(items))
-    facts = {"tokens": 10 * items, "length": 512, "perplexity": 7.5, "bits_per_byte": 0.9}
-    return Measurement(Score(name, "loss", loss, 0.1, items, "nats/token", "lower", facts=facts), outcomes, {"seconds": 2.5})
-
-
-def store_of(
-    folder: Path, sets: dict[str, Sequence[float]], model: str = "smollm2", names: Sequence[str] = ("docs:text", "code:text"), items: int = 8
-) -> Path:
-    """A store with a loss per measured set for the dense model, magnitude and each set."""
-    with Store(folder) as store:
-        cells: list[Cell] = []
-        for number, (label, losses) in enumerate({"": (2.0, 3.0), "magnitude": (4.0, 5.0), **sets}.items()):
-            method = {"": "none", "magnitude": "magnitude"}.get(label, "wanda")
-            data = label if method == "wanda" else ""
-            run = Run(
-                "sha256:m",
-                model,
-                data,
-                f"sha256:{number}",
-                {"spec": method, "revision": 1},
-                "0.0" if method == "none" else "0.6",
-                {"spec": "uniform"},
-                "dense",
-                "float32",
-            )
-            facts = {"windows": 16, "length": 512, "tokens": 8192, "overlap": 0.0, "parts": [{"rows": 9, "licence": "MIT"}]}
-            how = {"seconds": {"compress": 3.0}, "model_note": "dequantized from Q4_1", "device": "cpu", "threads": 2, "versions": {"torch": "2.13"}}
-            store.add_record(Record(run, 0.6, data_facts=facts if data else {}, provenance=how))
-            ids = {
-                f"loss({n})": store.add_measurement(run.id, {"spec": "loss", "source": n}, measured(n, v, 0.01 * number, items))
-                for n, v in zip(names, losses, strict=True)
-            }
-            cells.append(Cell(model, data, method, run.target, 0, run.id, ids))
-        store.write_cells(cells)
-        store.write_text("study.yaml", f"models: [{model!r}]\n")
-    return folder
 
 
 SETS = {"python_docs": (2.5, 3.9), "gsm8k:cot": (2.9, 3.4), "full_stops": (8.0, 9.0)}
@@ -235,6 +197,26 @@ def test_several_methods_and_targets_share_a_page(tmp_path: Path):
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert "sparsegpt at 2:4 sparsity" in page
+
+
+def test_contrasts_letters_holes_and_stale_records_are_on_the_page():
+    page = reported().html()
+    text = " ".join("".join(Reader(page).text).split())
+    assert "<td>+1.600<sup>a</sup>" in page
+    assert "pileincomplete" in text
+    assert page.count("<td>—</td>") == 3  # the mean, one measured set and the difference to the best
+    for told in ("Primary contrasts", "one draw cannot say", "gsm8k:icl did better than c4", "Do the rankings agree?", "2 records are from an older"):
+        assert told in text, told
+    assert "<li>pile (draw 0) on loss(source=&#x27;docs&#x27;): DataError: no rows</li>" in page
+
+
+@pytest.mark.parametrize("name", [HOSTILE, BREAKOUT])
+def test_whatever_a_contrast_is_called_is_shown_as_text(name: str):
+    sound = {tag for tag, _ in Reader(reported().html()).tags}
+    contrasts = tuple(replace(c, name=name, compare=name, needs=name, reason=name) for c in EVERYTHING.contrasts)
+    read = Reader(reported(replace(EVERYTHING, contrasts=contrasts, missing=(name,))).html())
+    assert {tag for tag, _ in read.tags} <= sound
+    assert "".join(read.text).count(name) >= len(contrasts)
 
 
 def test_the_page_lands_in_the_store(tmp_path: Path):

@@ -1,208 +1,135 @@
-import json
-import math
 from dataclasses import replace
-from io import StringIO
 
 import pytest
-from rich.console import Console
 
-from calibrant.compare import Entry, Estimate, Ranking
-from calibrant.report.findings import caveats, doubts, finding, listed, remarks, short
-from calibrant.report.tables import as_json, columns, markdown, rows, table, words
+from calibrant.compare import Ranking
+from calibrant.report.tables import HOLE, Figure, Table, ranked
 
-DENSE = {"docs:text": 2.6, "code:text": 2.3}
+from tests.report.made import BEST, FULL, HOLED, LAST, NOTHING, PLAIN, SECOND, plain, ranking
 
 
-def entry(name: str, increases: tuple[float, float], to_best: float | None, *, tied: bool = False, draws: int = 1, spread: float = 0.02) -> Entry:
-    each = {m: Estimate(v, spread, 20.0, 21) for m, v in zip(DENSE, increases, strict=True)}
-    losses = {m: replace(e, value=e.value + DENSE[m]) for m, e in each.items()}
-    gap = None if to_best is None else Estimate(to_best, spread, 20.0, 42)
-    return Entry(
-        name,
-        name in ("random_tokens", "full_stops"),
-        (f"sha256:{name}",),
-        draws,
-        losses,
-        each,
-        Estimate(sum(increases) / 2, spread, 20.0, 42),
-        gap,
-        tied,
+def heads(table: Table) -> list[str]:
+    return [c.head for c in table.columns]
+
+
+def figures(table: Table, name: str) -> list[str]:
+    (line,) = [line for line in table.lines if line.name == name]
+    return [str(f) for f in line.figures]
+
+
+def test_every_line_has_a_figure_for_each_column():
+    for made in (PLAIN, FULL):
+        for table in ranked(made).shortened():
+            assert {len(line.figures) for line in table.lines} == {len(table.columns)}
+
+
+def test_sets_then_holes_then_what_looks_at_no_data_then_the_dense_model():
+    assert [(line.name, line.note, line.part) for line in ranked(FULL).lines] == [
+        ("python_docs", "", "set"),
+        ("c4", "", "set"),
+        ("full_stops", "control", "set"),
+        ("pile", "incomplete", "partial"),
+        ("magnitude", "no data", "baseline"),
+        ("dense", "its own loss", "dense"),
+    ]
+
+
+def test_figures_with_errors_ranks_and_verdicts():
+    table = ranked(FULL)
+    assert heads(table) == ["rank", "mean", "docs", "code", "worse than the best"]
+    assert figures(table, "python_docs") == ["1", "+1.600 ± 0.020", "+1.400 ± 0.020", "+1.800 ± 0.020", "the best"]
+    assert figures(table, "c4")[0] == "2–3"
+    assert figures(table, "c4")[-1] == "+0.100 ± 0.020 can't tell"
+    assert figures(table, "magnitude") == ["", "+5.250 ± 0.020", "+5.000 ± 0.020", "+5.500 ± 0.020", "+3.650 ± 0.020"]
+    assert figures(table, "dense") == ["", "", "2.600", "2.300", ""]
+    assert [f.letters for f in table.lines[1].figures] == ["", "ab", "ab", "ab", ""]
+
+
+def test_only_what_is_really_better_is_marked():
+    table = ranked(FULL)
+    assert [f.best for f in table.lines[0].figures] == [False, True, True, False, False]
+    assert [line.best for line in table.lines] == [True, False, False, False, False, False]
+    assert not any(f.best for line in ranked(PLAIN).lines for f in line.figures), "the smallest number alone is no reason"
+
+
+def test_a_hole_keeps_what_is_known():
+    assert figures(ranked(FULL), "pile") == ["", HOLE, HOLE, "+1.900 ± 0.020", HOLE]
+    assert figures(ranked(FULL, "kept"), "pile")[1:4] == [HOLE, HOLE, HOLE]
+    assert any(part.startswith(HOLE) for part in ranked(FULL).legend)
+    assert not any(part.startswith(HOLE) for part in ranked(PLAIN).legend)
+
+
+def test_other_ways_to_show_a_figure():
+    assert figures(ranked(FULL, "loss"), "python_docs")[2:4] == ["4.000 ± 0.020", "4.100 ± 0.020"]
+    assert heads(ranked(FULL, "loss"))[1] == "mean increase"
+    kept = figures(ranked(FULL, "kept"), "python_docs")
+    assert kept[2:4] == ["24.7% ± 1.0%", "16.5% ± 1.0%"]
+    assert kept[1] == "+1.600 ± 0.020", "the mean share isn't known here"
+    shared = replace(BEST, kept={"docs:text": replace(BEST.mean, value=0.5), "mean": replace(BEST.mean, value=0.4)})
+    assert heads(ranked(ranking(shared), "kept"))[0] == "mean"
+    assert figures(ranked(ranking(shared), "kept"), "python_docs")[0] == "40.0% ± 2.0%"
+
+
+def test_without_a_dense_model_figures_are_the_sets_own():
+    alone = ranking(replace(BEST, increases={}, mean=BEST.losses["docs:text"]), dense=None)
+    assert figures(ranked(alone), "python_docs")[:2] == ["4.000 ± 0.020", "4.000 ± 0.020"]
+    assert ranked(alone).legend[0] == "each set's own number in nats/token"
+
+
+def test_what_is_better_when_higher_falls():
+    accuracy: Ranking = ranking(BEST, SECOND, unit="share right", better=dict.fromkeys(BEST.losses, "higher"))
+    assert figures(ranked(accuracy), "python_docs")[:3] == ["-1.600 ± 0.020", "-1.400 ± 0.020", "-1.800 ± 0.020"]
+    assert figures(ranked(accuracy), "c4")[-1].startswith("+0.100"), "worse than the best stays worse"
+    assert ranked(accuracy).legend[0] == "difference to the dense model in share right, higher is better"
+    assert ranked(accuracy).lines[-1].note == "its own score"
+
+
+def test_measures_of_two_kinds_say_which_way_is_better():
+    mixed = ranking(
+        BEST,
+        averaged=("docs:text",),
+        units={"docs:text": "nats/token", "code:text": "share right"},
+        better={"docs:text": "lower", "code:text": "higher"},
     )
-
-
-def ranking(*entries: Entry, baselines: tuple[Entry, ...] = (), **changes: object) -> Ranking:
-    given = {
-        "model": "smollm2",
-        "method": "wanda",
-        "target": "0.6",
-        "measured": tuple(DENSE),
-        "averaged": tuple(DENSE),
-        "unit": "nats/token",
-        "entries": entries,
-        "baselines": baselines,
-        "dense": entry("dense", (0.0, 0.0), None, draws=0),
-        "missing": (),
-        **changes,
-    }
-    return Ranking(**given)  # pyright: ignore[reportArgumentType]
-
-
-BEST, SECOND, LAST = entry("python_docs", (1.4, 1.8), None), entry("c4", (1.5, 1.9), 0.1), entry("full_stops", (6.0, 7.0), 4.9)
-PLAIN = ranking(BEST, SECOND, LAST, baselines=(entry("magnitude", (5.0, 5.5), 3.65, draws=0),))
-
-
-def plain(text: str) -> str:
-    return text.replace("\u00a0", " ")
-
-
-def test_the_finding_names_the_best_its_cost_and_the_range_of_the_others():
-    assert plain(finding(PLAIN)) == (
-        "Of 3 calibration sets, python_docs kept smollm2 best with wanda at 60 % sparsity: averaged over docs and code, its loss rose by 1.600 "
-        "nats/token over the dense model's (95 % interval 1.558 to 1.642). Every other set did worse, by 0.100 (c4) to 4.900 (full_stops) nats/token."
-    )
-
-
-def test_the_finding_says_what_cant_be_told_apart_from_the_best():
-    told = finding(ranking(BEST, replace(SECOND, tied=True), LAST))
-    assert "c4 can't be told apart from it. The other did worse, by 4.900 (full_stops) nats/token." in told
-
-
-def test_the_finding_when_nothing_can_be_told_apart():
-    told = finding(ranking(BEST, replace(SECOND, tied=True), replace(LAST, tied=True)))
-    assert told.startswith(
-        "Nothing can be told apart: averaged over docs and code, none of the 3 calibration sets did reliably worse than the best one"
-    )
-    assert "that may be chance" in told
-    assert "kept smollm2 best" not in told
-
-
-def test_the_finding_of_a_single_set():
-    assert finding(ranking(BEST)).startswith("Only python_docs was tried on smollm2")
-
-
-def test_the_finding_with_two_sets():
-    assert "The other one did worse, by 0.100 (c4) nats/token." in finding(ranking(BEST, SECOND))
-
-
-def test_the_finding_when_the_loss_fell():
-    assert "its loss fell by 0.100 nats/token below the dense model's" in finding(ranking(entry("a", (-0.1, -0.1), None), SECOND))
-
-
-def test_the_finding_without_a_dense_model():
-    bare = [replace(e, increases={}) for e in (BEST, SECOND)]
-    assert "its loss is 1.600 nats/token (95" in plain(finding(ranking(*bare, dense=None)))
-
-
-def test_the_finding_of_another_measure():
-    told = finding(ranking(BEST, SECOND, unit="share right"))
-    assert "it lost 1.600 share right against the dense model" in told
-    assert "it gained 0.100 share right" in finding(ranking(entry("a", (-0.1, -0.1), None), SECOND, unit="share right"))
-    assert "its score is 1.600 share right" in finding(ranking(BEST, SECOND, unit="share right", dense=None))
-
-
-def test_one_draw_is_never_passed_over():
-    assert "one draw cannot say" in caveats(PLAIN)[0]
-    mixed = caveats(ranking(BEST, replace(SECOND, draws=3)))[0]
-    assert "Some sets were drawn once" in mixed
-    several = caveats(ranking(replace(BEST, draws=3), replace(SECOND, draws=2)))[0]
-    assert "other draws of the calibration data (2 to 3 draws a set)" in several
-    assert "6 pairs" in caveats(PLAIN)[1]
-    assert (
-        caveats(ranking(BEST, missing=("c4 (draw 0) on loss: no rows",)))[-1]
-        == "Not everything that was asked for is here: c4 (draw 0) on loss: no rows."
-    )
-
-
-def test_nothing_odd_gives_no_doubts():
-    assert doubts(PLAIN) == []
-
-
-def test_a_control_that_beats_real_text_is_a_doubt():
-    first = ranking(entry("random_tokens", (1.0, 1.0), None), entry("c4", (1.5, 1.5), 0.5), entry("pile", (1.01, 1.01), 0.01))
-    (told,) = doubts(first)
-    assert "random_tokens is a control without content, and it did better than c4 (by 0.500) and pile (by 0.010)" in told
-    assert "it may be chance" in told
-    (sure,) = doubts(ranking(entry("random_tokens", (1.0, 1.0), None), entry("c4", (1.5, 1.5), 0.5)))
-    assert "chance" not in sure
-
-
-def test_a_control_in_the_middle_is_a_doubt_too():
-    (told,) = doubts(ranking(BEST, entry("full_stops", (1.6, 1.9), 0.15), entry("c4", (2.0, 2.5), 0.65)))
-    assert "full_stops is a control without content, and it did better than c4" in told
-    assert "python_docs" not in told
-
-
-def test_a_pruned_model_that_beats_the_dense_one_is_a_doubt():
-    odd = ranking(BEST, entry("c4", (-0.5, 4.0), 0.1), baselines=(entry("magnitude", (-0.01, 5.0), 1.0, draws=0),))
-    (told,) = doubts(odd)
-    assert told.startswith(
-        "On docs, smollm2 is better than the dense model when pruned with c4 (by 0.500) and magnitude (by 0.010); told apart from it: c4."
-    )
-    (chance,) = doubts(ranking(BEST, entry("c4", (-0.01, 4.0), 0.1)))
-    assert "it may be chance" in chance
-
-
-@pytest.mark.parametrize(
-    ("value", "verdict"), [(0.5, "better than every set"), (9.0, "worse than every set"), (3.0, "better than full_stops, worse than the rest")]
-)
-def test_remarks_place_the_baselines(value: float, verdict: str):
-    (told,) = remarks(ranking(BEST, SECOND, LAST, baselines=(entry("magnitude", (value, value), 1.0, draws=0),)))
-    assert told.startswith(f"Magnitude, which looks at no data, did {verdict}")
-
-
-def test_rows_have_a_cell_for_each_column():
-    for brief in (False, True):
-        assert {len(row) for row in rows(PLAIN, brief)} == {len(columns(PLAIN))}
-    first, *_, magnitude, dense = rows(PLAIN)
-    assert first == ["1. python_docs", "+1.600 ± 0.020", "+1.400 ± 0.020", "+1.800 ± 0.020", "the best"]
-    assert rows(PLAIN, brief=True)[0][2] == "+1.400"
-    assert magnitude[0] == "magnitude (no data)"
-    assert dense == ["dense: its loss", "", "2.600", "2.300", ""]
-    assert rows(PLAIN)[2][0] == "3. full_stops (control)"
-    assert rows(ranking(BEST, replace(SECOND, tied=True)))[1][-1] == "+0.100 ± 0.020 can't tell"
-
-
-def test_doubts_come_before_the_finding():
-    told = words(ranking(entry("random_tokens", (1.0, 1.0), None), SECOND))
-    assert told[0].startswith("Doubtful: random_tokens is a control")
-    assert told[1].startswith("Of 2 calibration sets, random_tokens kept smollm2 best")
-    assert words(PLAIN)[0] == finding(PLAIN)
+    assert heads(ranked(mixed)) == ["docs ↓", "code ↑", "worse than the best"]
+    assert figures(ranked(mixed), "python_docs")[:2] == ["+1.400 ± 0.020", "-1.800 ± 0.020"]
+    assert ranked(mixed).legend[0] == ("difference to the dense model (docs in nats/token, lower is better; code in share right, higher is better)")
 
 
 def test_one_measured_set_has_no_column_of_means():
-    alone = ranking(BEST, SECOND, measured=("docs:text",), averaged=("docs:text",))
-    assert columns(alone) == ["calibrated on", "on docs", "worse than the best"]
-    assert rows(alone, brief=True)[0] == ["1. python_docs", "+1.400 ± 0.020", "the best"]
+    assert heads(ranked(ranking(BEST, SECOND, measured=("docs:text",), averaged=("docs:text",)))) == ["docs", "worse than the best"]
 
 
-def test_the_terminal_table_shows_markup_as_text():
-    out = StringIO()
-    hostile = replace(BEST, name="[bold red]x[/]")
-    Console(file=out, width=140).print(table(ranking(hostile, SECOND), "dequantized from Q4_1"))
-    assert "[bold red]x[/]" in out.getvalue()
-    assert "smollm2 (dequantized from Q4_1), wanda at 60\u00a0% sparsity" in out.getvalue()
+def test_a_single_item_has_no_error():
+    assert str(Figure("+1.000")) == "+1.000"
+    bare = replace(BEST, mean=replace(BEST.mean, stderr=None))
+    assert figures(ranked(ranking(bare)), "python_docs")[0] == "+1.600"
+    assert figures(ranked(ranking(replace(BEST, mean=NOTHING))), "python_docs")[0] == HOLE
 
 
-def test_markdown_shows_markup_as_text():
-    text = markdown([ranking(replace(BEST, name="a|b <script> *c*"), SECOND)], {"smollm2": "dequantized from Q4_1"})
-    assert "1. a\\|b &lt;script&gt; \\*c\\*" in text
-    assert "<script>" not in text
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.replace("\\|", "").count("|") for line in lines} == {6}
+def test_a_table_gives_way_in_steps():
+    whole, fewer, bare, least = ranked(FULL).shortened()
+    assert figures(fewer, "c4") == ["2–3", "+1.700 ± 0.020", "+1.500", "+1.900", "+0.100 ± 0.020"]
+    assert figures(bare, "c4") == ["2–3", "+1.700", "+1.500", "+1.900", "+0.100"]
+    assert heads(least) == heads(whole)[:-1]
+    assert "± one standard error" in whole.key
+    assert "±" not in bare.key
+    assert "rank:" in bare.key
+    assert "rank:" not in bare.only([1, 2]).key
+    assert figures(ranked(ranking(BEST, replace(SECOND, tied=True))).shortened()[2], "c4")[-1] == "+0.100 can't tell", "no letters say it"
 
 
-def test_json_holds_numbers_intervals_and_sentences():
-    (told,) = json.loads(json.dumps(as_json([PLAIN])))
-    assert told["finding"] == finding(PLAIN)
-    first, second, _ = told["entries"]
-    assert first["to_best_interval"] is None
-    assert second["mean"]["value"] == pytest.approx(1.7)
-    assert second["mean_interval"][0] == pytest.approx(1.7 - 2.086 * 0.02, abs=1e-4)
-    assert second["to_best_interval"][0] < 0.1 - 2.086 * 0.02  # widened for all pairs
-    assert math.isclose(told["level"], 0.95)
+def test_the_title_says_what_it_is_about():
+    assert plain(ranked(FULL, note="dequantized from Q4_1").title) == "smollm2 (dequantized from Q4_1), wanda at 60 % sparsity, dense propagation"
+    assert plain(ranked(PLAIN).title) == "smollm2, wanda at 60 % sparsity"
 
 
-def test_short_names_stay_distinct():
-    assert short("wikitext:text", ["wikitext:text", "gsm8k:qa"]) == "wikitext"
-    assert short("gsm8k:qa", ["gsm8k:cot", "gsm8k:qa"]) == "gsm8k:qa"
-    assert [listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+def test_a_ranking_of_holes_alone_is_drawn():
+    assert figures(ranked(ranking(partial=(HOLED,))), "pile") == [HOLE, HOLE, "+1.900 ± 0.020", HOLE]
+
+
+@pytest.mark.parametrize("made", [PLAIN, FULL, ranking(BEST, LAST)])
+def test_the_key_is_one_sentence(made: Ranking):
+    key = ranked(made).key
+    assert key[0].isupper()
+    assert key.endswith(".")

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from calibrant.data._base import Row, Source
 from calibrant.data._draw import Deck, Drawn, Quota, draw
 from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder
-from calibrant.data.expression import Term, parse_expression, written
+from calibrant.data.expression import Mix, Term, parse_expression, parse_mix, written
 from calibrant.data.packing import PAD, Frame
 from calibrant.errors import DataError
 
@@ -30,6 +30,9 @@ class TokenBatch:
     exactly their shares otherwise. `fingerprint` is the tagged SHA-256 of all three. `facts` are plain data about where the tokens come from: a
     list `parts` with rows, tokens, overlap, digest, licence, … `examples` are the `Row.example` of all rows, sorted. Where the original study's
     packing makes pads count, `pads` is true on them, and so is `mask`.
+
+    Of a mix these are the sequences of both its sets, with weights that make one walk see what the mix says. `mixed` are the two batches
+    themselves, each with the factor its statistics are to be multiplied with before they are added; the fingerprint covers theirs and the weight.
     """
 
     ids: Int[Tensor, "sample position"]
@@ -39,15 +42,20 @@ class TokenBatch:
     facts: dict[str, Any]
     examples: tuple[str, ...] = ()
     pads: Bool[Tensor, "sample position"] | None = None
+    mixed: tuple[tuple[float, "TokenBatch"], ...] = ()
 
 
 @dataclass(frozen=True, init=False, repr=False)
 class CalibrationSet:
-    """Source, format and packing, or a weighted sum of them; a budget; a draw.
+    """Source, format and packing, or a weighted sum of them, or a mix of two such; a budget; a draw.
 
     `CalibrationSet("0.3*gsm8k:cot + 0.7*wikitext", samples=128, length=2048, seed=0)`: 128 windows of 2048 tokens. `tokens=N` asks for exactly N real
     tokens instead, the last window partly filled. `seed` is the number of the draw: draws of the same budget share no row until the source is used
     up, after which `overlap` in the facts says how much they share. The same rows and tokenizer give the same fingerprint anywhere.
+
+    `CalibrationSet("mix(domain=gsm8k:cot, general=c4, weight=0.5)")` is of two sets, in `mixed`, each of the whole budget and drawn as it is
+    drawn alone. What the model's matrices see of each, divided by its own tokens, is added with the weights, as if all tokens of both were one set
+    (MixCal, Williams et al. 2025, arXiv 2502.18424). `parts` are those of both.
 
     Raises `SpecError` for an expression that can't be read or names what doesn't exist, `DataError` for parts that don't fit together or a budget
     below 1; both when the set is built. No model is needed.
@@ -59,13 +67,19 @@ class CalibrationSet:
     budget: int | None
     seed: int
     parts: tuple[Term, ...]
+    mixed: tuple["CalibrationSet", ...]
+    mix: Mix | None
 
     def __init__(self, expr: str, samples: int = 128, length: int = 2048, tokens: int | None = None, seed: int = 0) -> None:
         for name, value, least in (("samples", samples, 1), ("length", length, 1), ("tokens", tokens, 1), ("seed", seed, 0)):
             if value is not None and value < least:
                 raise DataError(f"{name} is {value}; it must be at least {least}", subject=name)
-        parts = parse_expression(expr)
-        for name, value in (("expr", written(parts)), ("samples", samples), ("length", length), ("budget", tokens), ("seed", seed), ("parts", parts)):
+        mix = parse_mix(expr)
+        mixed = tuple(CalibrationSet(part, samples, length, tokens, seed) for part in mix.parts) if mix else ()
+        mix = replace(mix, parts=tuple(map(str, mixed))) if mix else None
+        parts = _weighed(mix, mixed) if mix else parse_expression(expr)
+        told = {"expr": str(mix) if mix else written(parts), "parts": parts, "mixed": mixed, "mix": mix}
+        for name, value in {**told, "samples": samples, "length": length, "budget": tokens, "seed": seed}.items():
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -83,22 +97,30 @@ class CalibrationSet:
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase) -> TokenBatch:
         """The set as tokens. `DataError` if a source can't be read or holds too little for the first draw."""
+        if self.mix:
+            return self._mixture(self.mix, [part.tokens(tokenizer) for part in self.mixed])
         decks = self._decks(self.seed)
         return self._batch(self._drawn(decks, IdEncoder(tokenizer)), decks, tokenizer)
 
     def drawn(self, tokenizer: PreTrainedTokenizerBase) -> list[list[Row]]:
         """The rows of each part of this draw, in the order in which they were used."""
+        if self.mixed:
+            return [rows for part in self.mixed for rows in part.drawn(tokenizer)]
         decks = self._decks(self.seed)
         return [part.rows for part in self._drawn(decks, IdEncoder(tokenizer))]
 
     def kinds(self, tokenizer: PreTrainedTokenizerBase) -> Int8[Tensor, "sample position"]:
         """What each token of `tokens(tokenizer).ids` is, as an index into `KINDS`; 0 where there is none."""
+        if self.mixed:
+            return torch.cat([part.kinds(tokenizer) for part in self.mixed])
         decks = self._decks(self.seed)
         ids, mask = self._laid_out(self._drawn(decks, KindEncoder(tokenizer)))
         return torch.from_numpy(np.where(mask, np.maximum(ids, 0), 0).astype(np.int8))
 
     def disjoint_draws(self, tokenizer: PreTrainedTokenizerBase, most: int = 64) -> int | None:
         """How many draws of this budget share no row: `most` if there are that many or more, none if the set is all controls, which have no end."""
+        if self.mixed:
+            return min((n for part in self.mixed if (n := part.disjoint_draws(tokenizer, most)) is not None), default=None)
         encoder = IdEncoder(tokenizer)
         if all(term.source.kind == "control" for term in self.parts):
             return None
@@ -176,6 +198,33 @@ class CalibrationSet:
         tensors = torch.from_numpy(ids).long(), torch.from_numpy(mask), torch.from_numpy(weights)
         return TokenBatch(*tensors, made, whole, examples, torch.from_numpy(pads) if pads.any() else None)
 
+    def _mixture(self, mix: Mix, batches: Sequence[TokenBatch]) -> TokenBatch:
+        """Both batches as one whose mass is that of the two together: with shares like their tokens' it is the pooled set."""
+        masses = [float(batch.weights.double().sum()) for batch in batches]
+        factors = [float(share) * sum(masses) / mass for share, mass in zip(mix.shares, masses, strict=True)]
+        weights = torch.cat([batch.weights * factor for batch, factor in zip(batches, factors, strict=True)])
+        parts = [
+            {**fact, "share": float(share) * fact["share"], "weight": factor * fact["weight"]}
+            for batch, share, factor in zip(batches, mix.shares, factors, strict=True)
+            for fact in batch.facts["parts"]
+        ]
+        whole = {
+            "data": self.expr,
+            "draw": self.seed,
+            "windows": sum(batch.facts["windows"] for batch in batches),
+            "length": self.length,
+            "tokens": sum(batch.facts["tokens"] for batch in batches),
+            "pads": sum(batch.facts["pads"] for batch in batches),
+            "overlap": sum(part["overlap"] * part["rows"] for part in parts) / sum(part["rows"] for part in parts),
+            "parts": parts,
+            "mix": [_mix_facts(*told) for told in zip(mix.names, mix.shares, masses, batches, strict=True)],
+        }
+        made = hashlib.sha256("".join(["mix\n", *(f"{s} {b.fingerprint}\n" for s, b in zip(mix.shares, batches, strict=True))]).encode())
+        examples = tuple(sorted({example for batch in batches for example in batch.examples}))
+        pads = torch.cat([torch.zeros_like(b.mask) if b.pads is None else b.pads for b in batches]) if whole["pads"] else None
+        tensors = torch.cat([batch.ids for batch in batches]), torch.cat([batch.mask for batch in batches]), weights
+        return TokenBatch(*tensors, "sha256:" + made.hexdigest(), whole, examples, pads, tuple(zip(factors, batches, strict=True)))
+
 
 def fingerprint(ids: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> str:
     """The tagged SHA-256 of a batch: shape, ids as little-endian int32, mask as bits, weights as little-endian float32."""
@@ -183,6 +232,16 @@ def fingerprint(ids: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> str:
     for part in (ids.astype("<i4"), np.packbits(mask), weights.astype("<f4")):
         found.update(part.tobytes())
     return "sha256:" + found.hexdigest()
+
+
+def _weighed(mix: Mix, mixed: Sequence[CalibrationSet]) -> tuple[Term, ...]:
+    """The terms of both sets, each with its share of the whole."""
+    return tuple(replace(term, share=share * term.share) for share, part in zip(mix.shares, mixed, strict=True) for term in part.parts)
+
+
+def _mix_facts(name: str, share: Fraction, mass: float, batch: TokenBatch) -> dict[str, Any]:
+    told = {key: batch.facts[key] for key in ("data", "windows", "tokens", "overlap")}
+    return {"name": name, "weight": float(share), "mass": mass, "fingerprint": batch.fingerprint, **told}
 
 
 def _divide(whole: int, shares: Sequence[Fraction]) -> list[int]:

@@ -1,5 +1,8 @@
 """What calibration data is asked for, as text: `source[:format][@packing]`, or a sum `0.3*gsm8k:cot + 0.7*c4`.
 
+`mix(domain=gsm8k:cot, general=c4, weight=0.5)` is of two such texts, each a set of the whole budget: what the model's matrices see of each, divided
+by its own tokens, is added, 0.5 of the first and the rest of the second. It stands alone, and the two names are the user's own.
+
 Everywhere a name may carry arguments (`c4@many(separator=' ')`), read as literals and never evaluated. A path, quoted or not, stands where a
 source's name stands. Four names stand for a format with its packing: zero, single, icl, cot.
 """
@@ -24,6 +27,8 @@ from calibrant.spec import Call, build, parse, text_of
 PAIRS: Final = {"zero": ("question", "one"), "single": ("qa", "one"), "icl": ("qa", "many"), "cot": ("cot", "many")}
 _NUMBER: Final = re.compile(r"-?\d*\.?\d+([eE]-?\d+)?|-?\d+\.")
 _EXAMPLE: Final = "write source[:format][@packing], for example gsm8k:cot or 0.3*gsm8k:cot + 0.7*wikitext"
+_MIX: Final = re.compile(r"\s*mix\s*\(")
+_MIX_EXAMPLE: Final = "write two sets, each with a name of your own, and the weight of the first: mix(domain=gsm8k:cot, general=c4, weight=0.5)"
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,43 @@ class Term:
         unsaid = _format_of(self.source) == str(self.format)
         packing = "" if self.packing == _packing_of(self.source, self.format) else f"@{self.packing}"
         return f"{self.source}{'' if unsaid else f':{self.format}'}{packing}"
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Two calibration sets as texts, the names that the user gave them, and the weight of each in the sum of their statistics."""
+
+    names: tuple[str, ...]
+    parts: tuple[str, ...]
+    shares: tuple[Fraction, Fraction]
+
+    def __str__(self) -> str:
+        # Quotes around all of a part are taken for the mix's own, so a path that stands in quotes gets empty brackets behind it.
+        texts = [part if part == _unquoted(part) else f"{part}()" for part in self.parts]
+        return f"mix({', '.join(f'{name}={text}' for name, text in zip(self.names, texts, strict=True))}, weight={float(self.shares[0])})"
+
+
+def parse_mix(text: str) -> Mix | None:
+    """The mix that `text` asks for; None if it asks for none. `SpecError` for one that can't be read, `DataError` for a weight outside 0 to 1."""
+    if not _MIX.match(text) or len(_split(text, "+")) > 1:
+        return None
+    body, given = text.strip(), dict[str, str]()
+    for argument in _split(body[body.index("(") + 1 : -1], ",") if body.endswith(")") else []:
+        name, *values = (piece.strip() for piece in _split(argument, "="))
+        if len(values) != 1 or not name.isidentifier() or name in given:
+            raise SpecError(f"{body!r}: {argument.strip()!r} is no name=value of its own; {_MIX_EXAMPLE}", subject=text)
+        given[name] = _unquoted(values[0])
+    number = given.pop("weight", "")
+    for part in filter(_MIX.match, given.values()):
+        raise _stands_alone(part)
+    if len(given) != 2 or not _NUMBER.fullmatch(number):
+        said = f"the weight {number!r}" if number else "no weight"
+        raise SpecError(f"{body!r} has {len(given)} sets and {said}; {_MIX_EXAMPLE}", subject=text)
+    weight = Fraction(repr(float(number)))  # what is written back is what is used
+    if not 0 < weight < 1:
+        alone = list(given.values())[weight < 1]
+        raise DataError(f"{body!r}: the weight {number} must be above 0 and below 1; for one of the sets alone write {alone}", subject=text)
+    return Mix(tuple(given), tuple(given.values()), (weight, 1 - weight))
 
 
 def parse_expression(text: str) -> tuple[Term, ...]:
@@ -109,6 +151,8 @@ def held_out(source: str, form: str | None = None) -> tuple[Source, Format]:
 
 
 def _term(body: str, share: Fraction) -> Term:
+    if _MIX.match(body):
+        raise _stands_alone(body)
     named, *packed = _split(body, "@")
     name, *formatted = _split(named, ":")
     if len(packed) > 1 or len(formatted) > 1 or not name.strip():
@@ -191,6 +235,15 @@ def _call(text: str) -> Call:
 
 def _unknown(noun: str, name: str, names: list[str]) -> SpecError:
     return SpecError(f"there is no {noun} called {name!r}{did_you_mean(name, names)} (known: {', '.join(names)})", subject=name)
+
+
+def _stands_alone(mix: str) -> SpecError:
+    return SpecError(f"{mix.strip()!r} can't be part of a sum or of another mix, because it is of whole sets; {_MIX_EXAMPLE}", subject=mix)
+
+
+def _unquoted(text: str) -> str:
+    """What stands in quotes that go around all of `text`; a path that needs quotes of its own stands in two kinds."""
+    return text[1:-1] if text[:1] in ("'", '"') and text.find(text[0], 1) == len(text) - 1 else text
 
 
 def _split(text: str, mark: str) -> list[str]:

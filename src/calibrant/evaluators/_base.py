@@ -36,6 +36,9 @@ class Evaluator(Spec, ABC):
     def rows(self) -> Iterable[Row]:
         """The rows that may be measured on, whatever the budget: what no calibration set may hold."""
 
+    def check(self) -> None:
+        """Raise the `InputError` of a source, set or format that `measure` couldn't use, as far as it is known without reading any data."""
+
     @abstractmethod
     def limited(self, limit: int) -> "Evaluator":
         """The same with a budget of `limit`, in the evaluator's own unit, for a quick look."""

@@ -57,6 +57,10 @@ class Agreement(Evaluator):
         source, format = held_out(self.source, self.format)
         return (row for row in source.rows("measure") if format.takes(row))
 
+    def check(self) -> None:
+        """Whether there is such a source and its format."""
+        held_out(self.source, self.format)
+
     def limited(self, limit: int) -> "Agreement":
         """The same with a budget of `limit` tokens."""
         return replace(self, tokens=limit)

@@ -63,6 +63,10 @@ class Generation(Evaluator):
         source, _ = held_out(self.name, "qa")
         return (row for row in source.rows("measure") if row.question and row.answer)
 
+    def check(self) -> None:
+        """Whether there is such a set."""
+        held_out(self.name, "qa")
+
     def limited(self, limit: int) -> "Generation":
         """The same with the first `limit` questions in the order of their hashes."""
         return replace(self, limit=limit)

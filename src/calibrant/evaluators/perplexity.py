@@ -71,6 +71,10 @@ class Perplexity(Evaluator):
         source, format = held_out(self.source)
         return (row for row in source.rows("measure") if format.takes(row))
 
+    def check(self) -> None:
+        """Whether there is such a source."""
+        held_out(self.source)
+
     def limited(self, limit: int) -> "Perplexity":
         """The same with a budget of `limit` tokens."""
         return replace(self, tokens=limit)

@@ -66,6 +66,10 @@ class Task(Evaluator):
         """The questions of the set's measured part."""
         return self._source.rows("measure")
 
+    def check(self) -> None:
+        """Whether there is such a set."""
+        held_out(self.name, "qa")
+
     def limited(self, limit: int) -> "Task":
         """The same with the first `limit` questions."""
         return replace(self, limit=limit)

@@ -1,5 +1,5 @@
-"""What a person looks at: a ranking in the terminal, as Markdown or JSON, and one self-contained HTML page. No torch here."""
+"""What a person looks at: a study's comparison in the terminal, as Markdown, CSV, LaTeX or JSON, and one self-contained HTML page. No torch here."""
 
-from calibrant.report.reporting import Report, report
+from calibrant.report.reporting import FORMATS, Report, check_format, report
 
-__all__ = ["Report", "report"]
+__all__ = ["FORMATS", "Report", "check_format", "report"]

@@ -1,10 +1,11 @@
 """What a report tells beside the ranking, read from the store: what was measured and shown, where the time went, how to repeat it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from calibrant.store import Cell, Measurement, Record, Run, Score, Store
+from calibrant.store import Cell, Record, Run, Score, Store
+from calibrant.store.reading import provenance_of
 
 
 @dataclass(frozen=True)
@@ -34,51 +35,55 @@ class Account:
 
 
 def account_of(store: Store) -> Account:
-    """Gather the facts of everything that the store's grid asks for."""
+    """Gather the facts of everything that the store's grid asks for. Of a record only its head is read, and no item."""
     cells = [c for c in store.cells() if c.run]
-    records = {c.run: r for c in cells if (r := store.record(c.run)) is not None}
-    measured = {c.run: store.measurements(c.run) for c in cells}
+    heads = {run: head for run in dict.fromkeys(c.run for c in cells) if (head := store.record(run, whole=False)) is not None}
+    records = {run: replace(head, provenance=provenance_of(store.run_folder(run))) for run, head in heads.items()}
     study = store.folder / "study.yaml"
     return Account(
         models={c.model: str(r.provenance.get("model_note", "")) for c in cells if (r := records.get(c.run)) is not None},
-        dense=_dense_scores(cells, measured),
+        dense=_dense_scores(store, [c for c in cells if c.run in records]),
         sets=[Shown(r.run, r.data_facts) for r in records.values() if r.run.data],
-        seconds=_seconds(records, measured),
-        settings=_settings(list(records.values())),
+        seconds=_seconds(store, cells, records),
+        settings=_settings(store, list(records.values())),
         machine=_machine(list(records.values())),
         failures=list(store.failures().values()),
         study=study.read_text("utf-8") if study.exists() else "",
     )
 
 
-def _dense_scores(cells: Sequence[Cell], measured: Mapping[str, Mapping[str, Measurement]]) -> list[Score]:
+def _dense_scores(store: Store, cells: Sequence[Cell]) -> list[Score]:
     """What the untouched models scored; where that wasn't asked, any run's scores say how much was measured."""
     run = next((c for c in cells if c.method == "none"), cells[0] if cells else None)
     if run is None:
         return []
-    return [measured[run.run][i].score for i in run.measures.values() if i in measured[run.run]]
+    scores = store.scores(run.run)
+    return [scores[i].score for i in run.measures.values() if i in scores]
 
 
-def _seconds(records: Mapping[str, Record], measured: Mapping[str, Mapping[str, Measurement]]) -> dict[str, float]:
+def _seconds(store: Store, cells: Sequence[Cell], records: Mapping[str, Record]) -> dict[str, float]:
     total: dict[str, float] = {}
     for record in records.values():
         for phase, seconds in record.provenance.get("seconds", {}).items():
             total[phase] = total.get(phase, 0.0) + seconds
-    for run_id in records:
-        for measurement in measured[run_id].values():
-            total["measure"] = total.get("measure", 0.0) + measurement.provenance.get("seconds", 0.0)
+    for run, measure in {(c.run, m): None for c in cells if c.run in records for m in c.measures.values()}:
+        seconds = provenance_of(store.measure_folder(run, measure)).get("seconds")
+        if seconds is not None:
+            total["measure"] = total.get("measure", 0.0) + seconds
     return total
 
 
-def _settings(records: Sequence[Record]) -> dict[str, str]:
+def _settings(store: Store, records: Sequence[Record]) -> dict[str, str]:
     """What all runs share, or the several values where they don't."""
+    pruned = [r for r in records if r.run.method.get("spec") != "none"]
+    first = {r.run.model: r.run.id for r in reversed(pruned)}
     return {
         "numbers": _joined(r.run.dtype for r in records),
         "propagation": _joined(r.run.propagate for r in records if r.run.propagate),
         "allocation": _joined(str(r.run.allocation.get("spec", "")) for r in records),
-        "achieved sparsity": _joined(f"{r.sparsity:.4f}" for r in records if r.run.method.get("spec") != "none"),
-        "matrices pruned": _joined(str(len(r.weights)) for r in records if r.run.method.get("spec") != "none"),
-        "left dense": _joined(str(len(r.dense)) for r in records if r.run.method.get("spec") != "none"),
+        "achieved sparsity": _joined(f"{r.sparsity:.4f}" for r in pruned),
+        "matrices pruned": _joined(str(len(r.weights)) for run in first.values() if (r := store.record(run)) is not None),
+        "left dense": _joined(str(len(r.dense)) for r in pruned),
     }
 
 

@@ -7,6 +7,8 @@ from calibrant.compare import Entry, Estimate, Ranking
 
 def finding(ranking: Ranking) -> str:
     """The answer in one or two sentences: which set kept the model best, how sure that is, what can't be told apart."""
+    if not ranking.entries:
+        return f"No calibration set has all of its measurements on {ranking.model} with {ranking.method} yet, so there is nothing to rank."
     best, count = ranking.best, len(ranking.entries)
     averaged = [short(m, ranking.measured) for m in ranking.averaged]
     over = f"averaged over {listed(averaged)}" if len(averaged) > 1 else f"on {''.join(averaged)}"
@@ -44,29 +46,39 @@ def _cost(ranking: Ranking, entry: Entry) -> str:
 
 def _within(estimate: Estimate, level: float) -> str:
     interval = estimate.interval(level)
-    return "" if interval is None else f" ({level:.0%} interval {interval[0]:.3f} to {interval[1]:.3f})".replace("%", "\u00a0%")
+    return "" if interval is None else f" ({percent(level)} interval {interval[0]:.3f} to {interval[1]:.3f})"
 
 
 def caveats(ranking: Ranking) -> list[str]:
     """What the intervals do and don't cover."""
-    said: list[str] = []
-    if ranking.one_draw:
+    if not ranking.entries:
+        return []
+    said = [_covered(ranking)]
+    alike = [e.name for e in ranking.entries if e.overlapping]
+    if alike:
         said.append(
+            f"The draws of {listed(alike)} share more than a tenth of their rows, so they say little about a fresh draw: "
+            "the intervals there cover other documents only."
+        )
+    if ranking.looks > 1:
+        said.append(
+            f"Differences to the best are widened for all {ranking.looks} pairs that it could be, so that they hold together at "
+            f"{percent(ranking.level)}."
+        )
+    return said
+
+
+def _covered(ranking: Ranking) -> str:
+    fewest, most = min(e.draws for e in ranking.entries), max(e.draws for e in ranking.entries)
+    if most == 1:
+        return (
             "Each set was drawn once. The intervals say how sure this is for other documents of the same kind; how much another draw of the same "
             "calibration data would change it, one draw cannot say."
-            if all(e.draws == 1 for e in ranking.entries)
-            else "Some sets were drawn once: for those the intervals cover other documents, not other draws of the calibration data."
         )
-    else:
-        fewest, most = min(e.draws for e in ranking.entries), max(e.draws for e in ranking.entries)
-        many = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-        said.append(f"The intervals cover other documents and other draws of the calibration data ({many} draws a set).")
-    if ranking.looks > 1:
-        level = f"{ranking.level:.0%}".replace("%", "\u00a0%")
-        said.append(f"Differences to the best are widened for all {ranking.looks} pairs that it could be, so that they hold together at {level}.")
-    if ranking.missing:
-        said.append(f"Not everything that was asked for is here: {'; '.join(ranking.missing)}.")
-    return said
+    if ranking.one_draw:
+        return "Some sets were drawn once: for those the intervals cover other documents, not other draws of the calibration data."
+    many = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return f"The intervals cover other documents and other draws of the calibration data ({many} draws a set)."
 
 
 def doubts(ranking: Ranking) -> list[str]:
@@ -110,11 +122,16 @@ def _better_than_dense(ranking: Ranking) -> list[str]:
 
 
 def remarks(ranking: Ranking) -> list[str]:
-    """How the sets compare with pruning that looks at no data."""
+    """What share of the dense model's performance the best set kept, and how the sets compare with pruning that looks at no data."""
     said: list[str] = []
+    if ranking.entries and (kept := ranking.best.kept):
+        shares = [f"{percent(round(kept[m].value, 2))} on {short(m, ranking.measured)}" for m in ranking.measured if m in kept]
+        said.append(f"Of the dense model's performance, {ranking.best.name} kept {listed(shares)}.")
     for baseline in ranking.baselines:
         better = [e.name for e in ranking.entries if e.mean.value < baseline.mean.value]
         worse = [e.name for e in ranking.entries if e.mean.value >= baseline.mean.value]
+        if not ranking.entries:
+            continue
         verdict = (
             "worse than every set" if not worse else "better than every set" if not better else f"better than {listed(worse)}, worse than the rest"
         )
@@ -125,6 +142,11 @@ def remarks(ranking: Ranking) -> list[str]:
 def aimed(target: str) -> str:
     """`60 % sparsity` for `0.6` (the space doesn't break), `2:4 sparsity` for `2:4`."""
     return f"{target} sparsity" if ":" in target else f"{float(target) * 100:g}\u00a0% sparsity"
+
+
+def percent(share: float) -> str:
+    """`95 %`, the space doesn't break."""
+    return f"{share * 100:g}\u00a0%"
 
 
 def short(measured: str, among: Sequence[str]) -> str:

@@ -1,16 +1,18 @@
 """The report as one HTML file: nothing is fetched, nothing runs, and whatever a data set or a model is called is shown as text. No torch here."""
 
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Final
 
-from calibrant.compare import Entry, Estimate, Ranking
+from calibrant.compare import Comparison, Entry, Estimate, Ranking
 from calibrant.report.account import Account, Shown
-from calibrant.report.findings import aimed, caveats, doubts, finding, listed, remarks, short
+from calibrant.report.conclusions import Section, conclusions
+from calibrant.report.findings import aimed, caveats, doubts, finding, listed, percent, remarks, short
 from calibrant.report.forest import Kind, Mark, forest, span_of
-from calibrant.report.tables import columns
+from calibrant.report.tables import HOLE
 
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """What the browser is told to refuse: every request, every script."""
@@ -24,8 +26,9 @@ PHASES: Final = {
 }
 
 
-def page(rankings: Sequence[Ranking], account: Account) -> str:
+def page(comparison: Comparison, account: Account) -> str:
     """The whole page."""
+    rankings = comparison.rankings
     models = listed([f"{name} ({note})" if note else name for name, note in account.models.items()] or ["no model"])
     title = f"Which calibration data kept {listed(list(account.models) or ['the model'])} best?"
     css = files("calibrant.report").joinpath("page.css").read_text("utf-8")
@@ -41,6 +44,7 @@ def page(rankings: Sequence[Ranking], account: Account) -> str:
             f'<header><p class="over">Calibrant report · {escape(models)}</p><h1>{escape(title)}</h1></header>',
             "<main>",
             *body,
+            *(part for section in conclusions(comparison) for part in _section(section)),
             *_measured(account),
             *_sets(account),
             *_time(account),
@@ -63,7 +67,8 @@ def _ranking(ranking: Ranking, account: Account, key: str, several: bool) -> Ite
     yield f'<p class="finding">{escape(finding(ranking))}</p>'
     yield "".join(f"<p>{escape(r)}</p>" for r in remarks(ranking))
     yield "".join(f'<p class="note">{escape(c)}</p>' for c in caveats(ranking))
-    yield from _plots(ranking, key)
+    if ranking.entries:
+        yield from _plots(ranking, key)
     yield from _table(ranking, note)
 
 
@@ -73,7 +78,7 @@ def _plots(ranking: Ranking, key: str) -> Iterator[str]:
     panels = {short(m, ranking.measured): [_mark(ranking, e, (e.increases or e.losses)[m]) for e in everyone] for m in ranking.measured}
     shared = span_of([mark for m, marks in zip(ranking.measured, panels.values(), strict=True) if m in ranking.averaged for mark in marks])
     yield f"<h2>{rise}, by what was measured</h2>"
-    told = f"In {ranking.unit}; further left is better; lines are {_percent(ranking.level)} intervals, arrows point to what lies beyond the axis."
+    told = f"In {ranking.unit}; further left is better; lines are {percent(ranking.level)} intervals, arrows point to what lies beyond the axis."
     told += " Panels of what was measured share one axis."
     yield f'<p class="note">{escape(told)}</p>'
     yield '<div class="panels">'
@@ -82,7 +87,7 @@ def _plots(ranking: Ranking, key: str) -> Iterator[str]:
         yield _figure(f"measured on {name}", "", panels[name], rise, "dense" if ranking.dense is not None else "", f"{key}-{i}", span)
     if len(ranking.entries) > 1:
         gaps = [_gap(ranking, e) for e in everyone]
-        small = f"averaged over what was measured; hollow: can't be told apart from it; intervals hold together at {_percent(ranking.level)}"
+        small = f"averaged over what was measured; hollow: can't be told apart from it; intervals hold together at {percent(ranking.level)}"
         yield _figure(f"worse than {ranking.best.name}", small, gaps, f"Difference to {ranking.best.name}", "the best", f"{key}-best", None)
     yield "</div>"
     yield _legend(ranking)
@@ -125,11 +130,15 @@ def _legend(ranking: Ranking) -> str:
 
 def _table(ranking: Ranking, note: str) -> Iterator[str]:
     what = f"{ranking.model}{f' ({note})' if note else ''}, {ranking.method} at {aimed(ranking.target)}; {ranking.unit}"
-    heads = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns(ranking))
+    rise = "increase over dense" if ranking.dense is not None else "loss"
+    average = [f"mean {rise}"] if len(ranking.averaged) > 1 else []
+    names = ["calibrated on", *average, *(f"on {short(m, ranking.measured)}" for m in ranking.measured), "worse than the best"]
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    lettered = "; raised letters: sets that share one can't be told apart" if any(e.letters for e in ranking.entries) else ""
     yield "<h2>Ranking</h2>"
     yield _opened(
         "Ranking of the calibration sets",
-        f"{what}; beneath each number its {_percent(ranking.level)} interval; shaded: the best and what can't be told apart from it",
+        f"{what}; beneath each number its {percent(ranking.level)} interval; shaded: the best and what can't be told apart from it{lettered}",
         heads,
     )
     shared = any(e.tied for e in ranking.entries)
@@ -137,13 +146,29 @@ def _table(ranking: Ranking, note: str) -> Iterator[str]:
         best = place == 1 or (entry.tied and shared)
         tag = '<span class="tag control">control</span>' if entry.control else ""
         yield f'<tr{" class=best" if best else ""}><th scope="row">{place}. {escape(entry.name)}{tag}</th>{_numbers(ranking, entry)}</tr>'
-    for entry in ranking.baselines:
-        yield f'<tr class="aside"><th scope="row">{escape(entry.name)}<span class="tag">no data</span></th>{_numbers(ranking, entry)}</tr>'
+    for tag, entries in (("incomplete", ranking.partial), ("no data", ranking.baselines)):
+        for entry in entries:
+            yield f'<tr class="aside"><th scope="row">{escape(entry.name)}<span class="tag">{tag}</span></th>{_numbers(ranking, entry)}</tr>'
     if ranking.dense is not None:
         blank = "<td></td>" if len(ranking.averaged) > 1 else ""
         losses = "".join(f"<td>{ranking.dense.losses[m].value:.3f}</td>" for m in ranking.measured)
         yield f'<tr class="aside"><th scope="row">dense: its own loss</th>{blank}{losses}<td></td></tr>'
     yield "</tbody></table></div></div>"
+
+
+def _section(section: Section) -> Iterator[str]:
+    """What the study says as a whole: its contrasts, how its rankings agree, what is missing."""
+    yield f"<h2>{escape(section.title)}</h2>"
+    yield from (f"<p>{escape(sentence)}</p>" for sentence in section.sentences)
+    if section.items:
+        yield f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in section.items)}</ul>"
+    if (table := section.table) is not None:
+        heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in (table.head, *(c.head for c in table.columns)))
+        yield _opened(table.title, table.key, heads)
+        for line in table.lines:
+            cells = "".join(f"<td>{escape(str(figure))}</td>" for figure in line.figures)
+            yield f'<tr><th scope="row">{escape(line.name)}<small>{escape(line.note)}</small></th>{cells}</tr>'
+        yield "</tbody></table></div></div>"
 
 
 def _opened(label: str, caption: str, heads: str) -> str:
@@ -155,16 +180,21 @@ def _opened(label: str, caption: str, heads: str) -> str:
 def _numbers(ranking: Ranking, entry: Entry) -> str:
     each = entry.increases or entry.losses
     signed = bool(entry.increases)
-    shown = [entry.mean] if len(ranking.averaged) > 1 else []
-    cells = [_number(e, e.interval(ranking.level), signed) for e in [*shown, *(each[m] for m in ranking.measured)]]
+    cells = [_number(entry.mean, entry.mean.interval(ranking.level), signed, raised=entry.letters.get("mean", ""))] * (len(ranking.averaged) > 1)
+    for m in ranking.measured:
+        known = m in each
+        cells.append(_number(each[m], each[m].interval(ranking.level), signed, raised=entry.letters.get(m, "")) if known else f"<td>{HOLE}</td>")
     if entry.to_best is None:
-        return "".join([*cells, "<td>the best</td>"])
+        return "".join([*cells, f"<td>{HOLE if math.isnan(entry.mean.value) else 'the best'}</td>"])
     told = "can't be told apart" if entry.tied else "told apart" if entry not in ranking.baselines else ""
     return "".join([*cells, _number(entry.to_best, entry.to_best.interval(ranking.level, ranking.looks), True, told)])
 
 
-def _number(estimate: Estimate, interval: tuple[float, float] | None, signed: bool, told: str = "") -> str:
+def _number(estimate: Estimate, interval: tuple[float, float] | None, signed: bool, told: str = "", raised: str = "") -> str:
+    if math.isnan(estimate.value):
+        return f"<td>{HOLE}</td>"
     value = f"{estimate.value:+.3f}" if signed else f"{estimate.value:.3f}"
+    value += f"<sup>{escape(raised)}</sup>" if raised else ""
     spread = "no interval (one item)" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
     return f"<td>{value}<small>{spread}</small>{f'<small>{told}</small>' if told else ''}</td>"
 
@@ -214,7 +244,7 @@ def _set(shown: Shown) -> str:
     numbers = [shown.run.seed, facts.get("windows"), facts.get("length"), facts.get("tokens"), sum(p.get("rows", 0) for p in parts)]
     cells = "".join(f"<td>{_plain(n)}</td>" for n in numbers)
     licence = listed(list(dict.fromkeys(str(p.get("licence", "")) for p in parts)) or [""])
-    overlap = _percent(float(facts.get("overlap", 0.0)))
+    overlap = percent(float(facts.get("overlap", 0.0)))
     fingerprint = shown.run.tokens.partition(":")[2][:12]
     about = f'<td>{overlap}</td><td class="text">{escape(licence)}</td><td><code>{escape(fingerprint)}</code></td>'
     return f'<tr><th scope="row">{escape(shown.run.data)}</th>{cells}{about}</tr>'
@@ -272,7 +302,3 @@ def _spec(canonical: object) -> str:
         return repr(canonical)
     inside = ", ".join(f"{k}={_spec(v)}" for k, v in canonical.items() if k not in ("spec", "revision"))
     return f"{canonical.get('spec')}({inside})" if inside else str(canonical.get("spec"))
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:g}\u00a0%"

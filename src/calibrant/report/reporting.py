@@ -1,19 +1,24 @@
 """From a store to a report."""
 
-import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
 
-from calibrant.compare import Ranking, rankings
-from calibrant.durable import text_of_json
-from calibrant.report import tables
+from calibrant.compare import Comparison, Ranking, compare, tidy
+from calibrant.durable import UNFINISHED, text_of_json, write_bytes
+from calibrant.errors import OutputError, SpecError
 from calibrant.report.account import Account, account_of
+from calibrant.report.conclusions import Section, sections
 from calibrant.report.page import page
+from calibrant.report.plain import plain
+from calibrant.report.tables import WAYS, As
 from calibrant.store import Store
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
+
+FORMATS: Final = ("table", "markdown", "csv", "latex", "json")
 
 
 @runtime_checkable
@@ -26,44 +31,107 @@ class InFolder(Protocol):
 
 @dataclass(frozen=True)
 class Report:
-    """What a study found, ready to be shown. `str` is Markdown."""
+    """What a study found, ready to be shown. `str` is Markdown; `way` says what the figures of its tables are."""
 
     folder: Path
-    rankings: tuple[Ranking, ...]
+    comparison: Comparison
     account: Account
+    way: As = "increase"
+
+    @property
+    def rankings(self) -> tuple[Ranking, ...]:
+        """A ranking for each model, method and target."""
+        return self.comparison.rankings
 
     def __str__(self) -> str:
-        return tables.markdown(self.rankings, dict(self.account.models))
+        from calibrant.report.markdown import markdown
 
-    def to_json(self) -> list[dict[str, Any]]:
-        """The rankings as plain data, infinities and all written so that JSON can hold them."""
-        return json.loads(text_of_json(tables.as_json(self.rankings)))
+        return markdown(self._sections())
+
+    def to_latex(self) -> str:
+        """The tables in LaTeX (booktabs), with what else is said in comments."""
+        from calibrant.report.latex import latex
+
+        return latex(self._sections())
+
+    def to_csv(self) -> str:
+        """The scores, one line each, as RFC 4180 says."""
+        from calibrant.report.csv import csv
+
+        return csv(tidy(Store(self.folder, create=False)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain data; what is not a number, or has no end, is None."""
+        return plain(self.comparison, self.account)
+
+    def text(self, format: str) -> str:
+        """The report in one of `FORMATS`. Raises `SpecError` for another."""
+        check_format(format)
+        made = {"table": self.table, "markdown": self.__str__, "csv": self.to_csv, "latex": self.to_latex}
+        return text_of_json(self.to_json(), ordered=True) if format == "json" else made[format]()
+
+    def lines(self, width: int = 120) -> "Iterator[RenderableType]":
+        """What a terminal of `width` columns shows (rich)."""
+        from calibrant.report.terminal import lines
+
+        return lines(self._sections(), width)
+
+    def table(self, width: int = 120) -> str:
+        """What a terminal of `width` columns shows, as text without colours."""
+        from io import StringIO
+
+        from rich.console import Console
+
+        out = StringIO()
+        self.show(Console(file=out, width=width, color_system=None, highlight=False, markup=False))
+        return out.getvalue()
+
+    def show(self, console: "Console") -> None:
+        """Print the tables with what was found (rich)."""
+        for line in self.lines(console.width):
+            console.print(line)
 
     def html(self) -> str:
         """The page, as one self-contained text."""
-        return page(self.rankings, self.account)
+        return page(self.comparison, self.account)
 
-    def write_html(self, name: str = "report.html") -> Path:
-        """Write the page into the store's folder, whole or not at all, and say where it is. Raises `OutputError` if it can't be."""
+    def write_html(self, file: str | Path | None = None) -> Path:
+        """Write the page, whole or not at all, into the store's folder or to `file`, and say where it is. Raises `OutputError` if it can't be."""
+        if file is not None:
+            return _written(Path(file), self.html())
         with Store(self.folder) as store:
-            return store.write_text(name, self.html())
+            return store.write_text("report.html", self.html())
 
-    def show(self, console: "Console") -> None:
-        """Print the rankings with what was found (rich)."""
-        from rich.text import Text
-
-        for ranking in self.rankings:
-            console.print(tables.table(ranking, self.account.models.get(ranking.model, "")))
-            for sentence in tables.words(ranking):
-                console.print(Text(sentence), style="bold yellow" if sentence.startswith("Doubtful") else "")
-            console.print()
+    def _sections(self) -> list[Section]:
+        return list(sections(self.comparison, self.way, self.account.models))
 
 
-def report(study: str | Path | InFolder) -> Report:
+def report(study: str | Path | InFolder, measures: Sequence[str] = (), way: str = "increase") -> Report:
     """Read what a study's folder holds and compare it.
 
-    Raises `OutputError` for a folder that holds no results, `DataError` for results that can't be compared with one another.
+    `measures` narrows it to measured sets or evaluators whose name begins so; `way` is what the figures are: `increase` over the dense model,
+    the `loss` itself, or the share of the dense model's performance `kept`. Raises `OutputError` for a folder that holds no results, `DataError`
+    for results that can't be compared with one another, `SpecError` for another `way`.
     """
-    folder = Path(study) if isinstance(study, str | Path) else study.folder
-    store = Store(folder, create=False)
-    return Report(folder, tuple(rankings(store)), account_of(store))
+    if way not in WAYS:
+        raise SpecError(f"the figures can't be shown as {way!r}; choose among {', '.join(WAYS)}", subject=way)
+    store = Store(Path(study) if isinstance(study, str | Path) else study.folder, create=False)
+    return Report(store.folder, compare(store, measures), account_of(store), cast("As", way))
+
+
+def check_format(format: str) -> None:
+    """Raise `SpecError` for a format that a report doesn't come in."""
+    if format not in FORMATS:
+        raise SpecError(f"a report doesn't come in the format {format!r}; choose among {', '.join(FORMATS)}", subject=format)
+
+
+def _written(path: Path, text: str) -> Path:
+    half = path.with_name(f"{UNFINISHED}-{path.name}")
+    try:
+        write_bytes(half, text.encode())
+        half.replace(path)
+    except OSError as error:
+        raise OutputError(f"{str(path)!r} can't be written ({error.strerror}); name another file", subject=str(path)) from error
+    finally:
+        half.unlink(missing_ok=True)
+    return path

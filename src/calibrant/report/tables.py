@@ -1,124 +1,237 @@
-"""A ranking as a table: for the terminal, Markdown and JSON. No torch here."""
+"""Tables before they are drawn: which figures stand in which line, rounded, with the letters of their group and what is really best.
 
+The terminal, Markdown, LaTeX and the page draw them. Nothing is computed here: every number comes from `compare`. No torch here.
+"""
+
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Final, Literal, get_args
 
 from calibrant.compare import Entry, Estimate, Ranking
-from calibrant.report.findings import aimed, caveats, doubts, finding, remarks, short
+from calibrant.report.findings import aimed, listed, percent, short
 
-if TYPE_CHECKING:
-    from rich.table import Table
+As = Literal["increase", "loss", "kept"]
+WAYS: Final[tuple[str, ...]] = get_args(As)
+"""What the figures of a measured set can be: the difference to the dense model, the set's own number, the share of dense performance kept."""
+
+HOLE: Final = "—"
+Part = Literal["set", "partial", "baseline", "dense"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure: its text, its standard error, a word to it, the letters of its group, whether it is really better than all others of its column."""
+
+    value: str = ""
+    error: str = ""
+    note: str = ""
+    letters: str = ""
+    best: bool = False
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, [self.value, self.error and f"± {self.error}", self.note]))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of figures. `words` are read, not compared: they stand to the left.
+
+    Where room is short, errors that can be spared go first, then all errors, then what is `extra`.
+    """
+
+    head: str
+    words: bool = False
+    spare: bool = False
+    extra: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: what it is about, a note to it (`control`), and a figure for each column."""
+
+    name: str
+    figures: tuple[Figure, ...]
+    note: str = ""
+    part: Part = "set"
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its title, the head of the names and the columns beside them, its lines, and what a reader must know to read it.
+
+    A terminal shows the first `most` lines, where there may be very many.
+    """
+
+    title: str
+    head: str
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+    legend: tuple[str, ...] = ()
+    most: int | None = None
+
+    @property
+    def lettered(self) -> bool:
+        """Whether any figure has letters."""
+        return any(f.letters for line in self.lines for f in line.figures)
+
+    @property
+    def key(self) -> str:
+        """How the table is read, as a sentence."""
+        told = "; ".join(self.legend)
+        return f"{told[0].upper() if told[0].isascii() else told[0]}{told[1:]}." if told else ""  # a Greek τ stays small
+
+    def shortened(self) -> "tuple[Table, ...]":
+        """The table, fullest first: whole, with fewer errors, without any, without what is extra."""
+        bare = self.brief(errors=False)
+        return self, self.brief(errors=True), bare, bare.only([i for i, c in enumerate(bare.columns) if not c.extra])
+
+    def brief(self, errors: bool) -> "Table":
+        """The same with fewer words: `errors` keeps those that can't be spared. What the letters say isn't said again."""
+        kept = [errors and not c.spare for c in self.columns]
+        lines = [
+            replace(
+                line,
+                figures=tuple(
+                    replace(f, error=f.error if k else "", note="" if self.lettered else f.note) for f, k in zip(line.figures, kept, strict=True)
+                ),
+            )
+            for line in self.lines
+        ]
+        legend = self.legend if errors else tuple(part for part in self.legend if not part.startswith("±"))
+        return replace(self, lines=tuple(lines), legend=legend)
+
+    def only(self, columns: Sequence[int]) -> "Table":
+        """The same with some of its columns."""
+        lines = [replace(line, figures=tuple(line.figures[i] for i in columns)) for line in self.lines]
+        gone = tuple(f"{c.head}:" for i, c in enumerate(self.columns) if i not in columns)
+        legend = tuple(part for part in self.legend if not part.startswith(gone))
+        return replace(self, columns=tuple(self.columns[i] for i in columns), lines=tuple(lines), legend=legend)
 
 
 def heading(ranking: Ranking, note: str = "") -> str:
     """What the table is about: `smollm2 (dequantized from Q4_1), wanda at 60 % sparsity`."""
-    return f"{ranking.model}{f' ({note})' if note else ''}, {ranking.method} at {aimed(ranking.target)}"
+    way = f", {ranking.propagate} propagation" if ranking.propagate else ""
+    return f"{ranking.model}{f' ({note})' if note else ''}, {ranking.method} at {aimed(ranking.target)}{way}"
 
 
-def columns(ranking: Ranking) -> list[str]:
-    """Column heads: what was calibrated on, the mean, each measured set, the difference to the best."""
-    rise = "increase over dense" if ranking.dense is not None else "loss"
-    average = [f"mean {rise}"] if len(ranking.averaged) > 1 else []
-    return ["calibrated on", *average, *(f"on {short(m, ranking.measured)}" for m in ranking.measured), "worse than the best"]
+def ranked(ranking: Ranking, way: As = "increase", note: str = "") -> Table:
+    """The calibration sets, best first, then those with holes, then what looks at no data, then the dense model's own numbers.
+
+    `way` says what the figures of the measured sets are; without a dense model they are the sets' own numbers whatever is asked.
+    """
+    drawing = _Drawing(ranking, way)
+    sets = [drawing.line(e, "control" if e.control else "", "set") for e in ranking.entries]
+    partial = [drawing.line(e, "incomplete", "partial") for e in ranking.partial]
+    aside = [drawing.line(e, "no data", "baseline") for e in ranking.baselines]
+    dense = [] if ranking.dense is None else [drawing.dense(ranking.dense)]
+    return Table(heading(ranking, note), "calibrated on", drawing.columns(), (*sets, *partial, *aside, *dense), drawing.legend())
 
 
-def rows(ranking: Ranking, brief: bool = False) -> list[list[str]]:
-    """Table cells as text: the sets, best first, then what looks at no data; errors are standard errors, `brief` gives means alone theirs."""
-    listed = [[f"{place}. {e.name}{' (control)' if e.control else ''}", *_cells(ranking, e, brief)] for place, e in enumerate(ranking.entries, 1)]
-    listed += [[f"{e.name} (no data)", *_cells(ranking, e, brief)] for e in ranking.baselines]
-    if ranking.dense is not None:
-        blank = [""] * (len(ranking.averaged) > 1)
-        listed.append(["dense: its loss", *blank, *(f"{ranking.dense.losses[m].value:.3f}" for m in ranking.measured), ""])
-    return listed
+class _Drawing:
+    """How the figures of one ranking are shown."""
+
+    def __init__(self, ranking: Ranking, way: As) -> None:
+        self._ranking = ranking
+        self._way: As = way if ranking.dense is not None else "loss"
+        self._averaged = len(ranking.averaged) > 1
+        self._ranks = any(any(e.ranks) for e in ranking.entries)
+        self._mixed = len(set(ranking.units.values())) > 1 or len(set(ranking.better.values())) > 1
+
+    def columns(self) -> tuple[Column, ...]:
+        """Rank, mean, each measured set, the difference to the best: what of it there is."""
+        kept = self._way == "kept" and any("mean" in e.kept for e in self._ranking.entries)
+        mean = "mean" if self._way == "increase" or self._ranking.dense is None or kept else "mean increase"
+        heads = [Column("rank")] * self._ranks + [Column(mean)] * self._averaged
+        return (*heads, *(Column(self._head(m), spare=True) for m in self._ranking.measured), Column("worse than the best", extra=True))
+
+    def _head(self, measured: str) -> str:
+        name = short(measured, self._ranking.measured)
+        return f"{name} {'↑' if self._better(measured) == 'higher' else '↓'}" if self._mixed else name
+
+    def _better(self, measured: str) -> str:
+        return self._ranking.better.get(measured, "lower")
+
+    def line(self, entry: Entry, note: str, part: Part) -> Line:
+        """A set or baseline; what it lacks is a hole."""
+        ranks = [Figure(_range(entry.ranks) if any(entry.ranks) else "")] * self._ranks
+        mean = [self._mean(entry)] * self._averaged
+        each = [self._figure(entry, m) for m in self._ranking.measured]
+        gap = Figure(HOLE if part == "partial" else "the best") if entry.to_best is None else _gap(entry.to_best, entry.tied and part == "set")
+        return Line(entry.name, (*ranks, *mean, *each, gap), note, part, "mean" in entry.best_on)
+
+    def dense(self, entry: Entry) -> Line:
+        """The dense model: always its own numbers."""
+        blank = [Figure()] * (self._ranks + self._averaged)
+        noun = "loss" if self._ranking.unit.startswith("nats") else "score"
+        own = (Figure(f"{entry.losses[m].value:.3f}") for m in self._ranking.measured)
+        return Line("dense", (*blank, *own, Figure()), f"its own {noun}", "dense")
+
+    def _mean(self, entry: Entry) -> Figure:
+        marks = {"letters": entry.letters.get("mean", ""), "best": "mean" in entry.best_on}
+        if self._way == "kept" and "mean" in entry.kept:
+            return replace(_share(entry.kept["mean"]), **marks)
+        if math.isnan(entry.mean.value):
+            return Figure(HOLE)
+        change = self._ranking.dense is not None
+        down = change and self._better(self._ranking.averaged[0]) == "higher"
+        return replace(_number(entry.mean, change, down), **marks)
+
+    def _figure(self, entry: Entry, measured: str) -> Figure:
+        known = {"increase": entry.increases, "loss": entry.losses, "kept": entry.kept}[self._way]
+        if measured not in known:
+            return Figure(HOLE)
+        marks = {"letters": entry.letters.get(measured, ""), "best": measured in entry.best_on}
+        if self._way == "kept":
+            return replace(_share(known[measured]), **marks)
+        change = self._way == "increase"
+        return replace(_number(known[measured], change, change and self._better(measured) == "higher"), **marks)
+
+    def legend(self) -> tuple[str, ...]:
+        """How the table is read."""
+        ranking = self._ranking
+        higher = ranking.averaged and self._better(ranking.averaged[0]) == "higher"
+        what = {
+            "increase": "difference to the dense model" if higher or self._mixed else "increase over the dense model",
+            "loss": "each set's own number",
+            "kept": "share of the dense model's performance that is kept",
+        }[self._way]
+        said = [f"{what}{self._units()}", "± one standard error"]
+        if any(e.letters for e in ranking.entries):
+            said.append(f"in a column, sets that share a letter can't be told apart (all pairs together at {percent(ranking.level)})")
+        if any(e.best_on for e in ranking.entries):
+            said.append("bold: really better than every other")
+        if self._ranks:
+            said.append("rank: the places that the comparisons leave open")
+        if ranking.partial:
+            said.append(f"{HOLE}: not there yet, or failed")
+        return tuple(said)
+
+    def _units(self) -> str:
+        if self._way == "kept":
+            return ""
+        if not self._mixed:
+            return f" in {self._ranking.unit}" + (", higher is better" if "higher" in self._ranking.better.values() else "")
+        names: dict[tuple[str, str], list[str]] = {}
+        for m in self._ranking.measured:
+            names.setdefault((self._ranking.units.get(m, ""), self._better(m)), []).append(short(m, self._ranking.measured))
+        return f" ({'; '.join(f'{listed(of)} in {unit}, {better} is better' for (unit, better), of in names.items())})"
 
 
-def _cells(ranking: Ranking, entry: Entry, brief: bool) -> list[str]:
-    each = entry.increases or entry.losses
-    average = [with_error(entry.mean, ranking.dense is not None)] if len(ranking.averaged) > 1 else []
-    shown = [replace(each[m], stderr=None) if brief and average else each[m] for m in ranking.measured]
-    return [*average, *(with_error(e, bool(entry.increases)) for e in shown), verdict(entry)]
+def _number(estimate: Estimate, signed: bool, down: bool = False) -> Figure:
+    """`+0.412` with the error `0.031`; `down` for a difference of something that is better when higher, which `compare` counts as a loss."""
+    value = -estimate.value if down else estimate.value
+    return Figure(f"{value:+.3f}" if signed else f"{value:.3f}", "" if estimate.stderr is None else f"{estimate.stderr:.3f}")
 
 
-def with_error(estimate: Estimate, signed: bool) -> str:
-    """`+0.412 ± 0.031`, the error being one standard error."""
-    value = f"{estimate.value:+.3f}" if signed else f"{estimate.value:.3f}"
-    return value if estimate.stderr is None else f"{value} ± {estimate.stderr:.3f}"
+def _share(estimate: Estimate) -> Figure:
+    return Figure(f"{estimate.value:.1%}", "" if estimate.stderr is None else f"{estimate.stderr:.1%}")
 
 
-def verdict(entry: Entry) -> str:
-    """How much worse than the best, and whether that is real."""
-    if entry.to_best is None:
-        return "the best"
-    return with_error(entry.to_best, True) + (" can't tell" if entry.tied else "")
+def _gap(to_best: Estimate, tied: bool) -> Figure:
+    return replace(_number(to_best, True), note="can't tell" if tied else "")
 
 
-def table(ranking: Ranking, note: str = "", brief: bool = False) -> "Table":
-    """The ranking for a terminal (rich); `brief` for a narrow one."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    heads = columns(ranking)
-    about, unit = Text(heading(ranking, note), style="bold"), Text(f"{ranking.unit}; ± one standard error")
-    drawn = Table(title=about, title_justify="left", caption=unit, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, head in enumerate(heads):
-        drawn.add_column(Text(head), justify="right" if index else "left", overflow="fold")
-    for index, row in enumerate(rows(ranking, brief)):
-        if index in (len(ranking.entries), len(ranking.entries) + len(ranking.baselines)):
-            drawn.add_section()
-        drawn.add_row(*(Text(cell) for cell in row), style="bold" if index == 0 and not _best_is_shared(ranking) else "")
-    return drawn
-
-
-def _best_is_shared(ranking: Ranking) -> bool:
-    return any(e.tied for e in ranking.entries)
-
-
-def words(ranking: Ranking) -> list[str]:
-    """Everything a reader should know beside the table: doubts first, then the finding, remarks and what the intervals cover."""
-    return [*(f"Doubtful: {d}" for d in doubts(ranking)), finding(ranking), *remarks(ranking), *caveats(ranking)]
-
-
-def markdown(rankings: Sequence[Ranking], notes: dict[str, str] | None = None) -> str:
-    """The rankings as Markdown: tables with what was found beneath."""
-    parts: list[str] = []
-    for ranking in rankings:
-        heads = columns(ranking)
-        parts += [f"## {_escaped(heading(ranking, (notes or {}).get(ranking.model, '')))}", ""]
-        parts += [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)]), *(_line([_escaped(c) for c in row]) for row in rows(ranking)), ""]
-        parts += [f"{ranking.unit}; ± one standard error.", "", *(f"{_escaped(w)}\n" for w in words(ranking))]
-    return "\n".join(parts)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _escaped(text: str) -> str:
-    """Names may be anything: what Markdown or HTML would read as markup is shown as itself."""
-    for mark in "\\`*_|[]<>#":
-        text = text.replace(mark, f"\\{mark}" if mark not in "<>" else {"<": "&lt;", ">": "&gt;"}[mark])
-    return text.replace("\n", " ")
-
-
-def as_json(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
-    """The rankings as plain data, with intervals and sentences."""
-    return [
-        {
-            **asdict(ranking),
-            "entries": [_entry(ranking, e) for e in ranking.entries],
-            "baselines": [_entry(ranking, e) for e in ranking.baselines],
-            "dense": _entry(ranking, ranking.dense) if ranking.dense else None,
-            "finding": finding(ranking),
-            "doubts": doubts(ranking),
-            "remarks": remarks(ranking),
-            "caveats": caveats(ranking),
-        }
-        for ranking in rankings
-    ]
-
-
-def _entry(ranking: Ranking, entry: Entry) -> dict[str, Any]:
-    joint = entry.to_best.interval(ranking.level, ranking.looks) if entry.to_best else None
-    return {**asdict(entry), "mean_interval": entry.mean.interval(ranking.level), "to_best_interval": joint}
+def _range(ranks: tuple[int, int]) -> str:
+    return f"{ranks[0]}" if ranks[0] == ranks[1] else f"{ranks[0]}–{ranks[1]}"

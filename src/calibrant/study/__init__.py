@@ -1,6 +1,6 @@
 """A grid of runs and what is measured on each: what the store lacks is computed, so resuming is asking again."""
 
 from calibrant.study.grid import Study
-from calibrant.study.local import Finished
+from calibrant.study.question import Finished
 
 __all__ = ["Finished", "Study"]

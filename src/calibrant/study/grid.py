@@ -1,19 +1,33 @@
 """What a study asks: models × calibration sets × methods × sparsities × draws, and what is measured on every run."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from calibrant.compress import Asked
 from calibrant.data import CalibrationSet
-from calibrant.errors import SpecError
-from calibrant.evaluators import Evaluator, evaluators, leaks, refuse
+from calibrant.errors import StudyError
+from calibrant.evaluators import Evaluator, leaks, refuse
 from calibrant.methods import Method, methods
 from calibrant.progress import Progress, silent
+from calibrant.spec import Spec
 from calibrant.store import Store
-from calibrant.study.local import Finished, Job, Question
+from calibrant.study import engines
+from calibrant.study.checking import Mistakes, Read, Reading
+from calibrant.study.contrasts import read_contrasts
+from calibrant.study.labels import Labels
+from calibrant.study.labels import propagation as propagated
+from calibrant.study.ledger import Ledger
+from calibrant.study.question import Finished, Job, Question
+
+SINGULAR: Final = {"models": "model", "methods": "method", "sparsities": "sparsity"}
+"""What a study file calls the fields that are called otherwise."""
+UNSAID: Final = ("tokens", "propagate", "baseline", "groups", "exclude", "pools", "primary")
+"""Keys of a study file that may hold nothing."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,12 @@ class Study:
     measurement needs no new pruning. Rows of a user's file that are also measured stop the study, unless `allow_leak`; records then keep their
     number.
 
-    Raises an `InputError` for anything that can't be read, when the study is built.
+    With `groups`, each a mapping of axes (`model`, `data`, `method`, `sparsity`, `seeds`, `propagate`) to what stands in their place, the study is
+    the union of the grids that they make; `exclude` leaves out the cells that match every key of an entry. `baseline` is the set that others
+    are compared with, `pools` are sets taken together, `primary` the contrasts that are tested: each a mapping with `compare` and `with`, and
+    perhaps `name`, `on` (evaluators), `model`, `method`, `sparsity`, `propagate`. `statistics_gb` is how much the statistics may take on disk.
+
+    Raises `StudyError`, with every mistake at once, when the study is built.
     """
 
     models: Sequence[str] | str
@@ -44,44 +63,90 @@ class Study:
     device: str = "auto"
     masks: bool = True
     allow_leak: bool = False
+    baseline: str | None = None
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    exclude: Sequence[Mapping[str, Any]] = ()
+    pools: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    primary: Sequence[Mapping[str, Any]] = ()
+    statistics_gb: float = 8.0
+    _read: Read = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for axis in ("models", "data", "methods", "sparsities", "seeds", "evaluate"):
-            object.__setattr__(self, axis, _listed(getattr(self, axis)))
-            if not getattr(self, axis):
-                raise SpecError(f"a study needs at least one of {axis}, and the list is empty", subject=axis)
-        self.evaluators()
-        self.questions()
+        asked = {f.name: _written(getattr(self, f.name)) for f in fields(self) if f.init}
+        mistakes = Mistakes()
+        object.__setattr__(self, "_read", read(asked, mistakes))
+        if mistakes.found:
+            raise StudyError(mistakes.problems())
+        for name, value in asked.items():
+            listed = name in ("models", "data", "methods", "sparsities", "seeds", "evaluate", "exclude", "primary")
+            object.__setattr__(self, name, _kept(value, listed))
 
     def propagation(self, method: str | Method) -> str:
         """What a matrix sees while this study prunes with `method`: each method's own default unless `propagate` says otherwise."""
-        return self.propagate or ("arrival" if methods.build(method).updates else "dense")
+        found = methods.build(method)
+        return propagated(found, self.propagate) or self.propagate or "dense"
 
     def evaluators(self) -> dict[str, Evaluator]:
         """What measures every run, by its text."""
-        return {str(e): e for e in (evaluators.build(text) for text in _listed(self.evaluate))}
+        return dict(self._read.evaluators)
+
+    def labels(self) -> list[Labels]:
+        """What the cells of the grid are called: the union of the groups, each cell once, without what is excluded, in the order of `questions`."""
+        return list(self._read.labels)
 
     def questions(self) -> list[Question]:
         """The cells of the grid in the order in which they are answered: model by model, what looks at no data first, then draw by draw."""
-        return [question for model in _listed(self.models) for question in self._of(model)]
+
+        @cache
+        def calibration(data: str, seed: int) -> CalibrationSet:
+            return CalibrationSet(data, samples=self.samples, length=self.length, tokens=self.tokens, seed=seed)
+
+        @cache
+        def asked(method: str, target: str, propagate: str) -> Asked:
+            return Asked.parse(method, target, propagate or self.propagation(method), self.allocation)
+
+        return [
+            Question(of.model, calibration(of.data, of.seed) if of.data else None, asked(of.method, of.target, of.propagate))
+            for of in self._read.labels
+        ]
+
+    def for_reading(self) -> dict[str, Any]:
+        """What readers of the results need of the study, as plain data: `baseline`, `pools` and `primary`, in canonical texts."""
+        return {"baseline": self._read.baseline, "pools": dict(self._read.pools), "primary": list(self._read.primary)}
 
     def as_yaml(self) -> str:
-        """The study as a YAML file: one key a line, its value in YAML's JSON subset."""
-        singular = {"models": "model", "methods": "method", "sparsities": "sparsity"}
-        asked = {singular.get(f.name, f.name): getattr(self, f.name) for f in fields(self)}
-        return "# a study of calibrant, as asked\n" + "".join(f"{name}: {json.dumps(value, ensure_ascii=False)}\n" for name, value in asked.items())
+        """The study as a YAML file that reads back as an equal one: one key a line, its value in YAML's JSON subset."""
+        asked = {SINGULAR.get(f.name, f.name): getattr(self, f.name) for f in fields(self) if f.init}
+        said = {name: value for name, value in asked.items() if value not in ((), {}, None)}
+        return "# a study of calibrant, as asked\n" + "".join(f"{name}: {_as_json(value)}\n" for name, value in said.items())
 
-    def run(self, folder: str | Path, progress: Progress = silent) -> Finished:
+    def run(
+        self,
+        folder: str | Path,
+        progress: Progress = silent,
+        *,
+        engine: str = "local",
+        workers: int = 1,
+        retry: bool = False,
+        address: str | None = None,
+        gpus: float = 0.0,
+    ) -> Finished:
         """Compute what the store in `folder` lacks. Interrupted, it loses at most the step it was at; asked again, it goes on from there.
+
+        `engine` is `local` (this machine; `workers` processes share it) or `ray` (`workers` of a cluster at `address`, each with `gpus`). What
+        failed before is asked again only with `retry`.
 
         Raises `OutputError` for a folder that isn't ours or a full disk, and a lone model's own error if it can't be opened. Whatever else
         fails is recorded in the store's `failures/`, and the rest goes on.
         """
+        job = self.job()
         with Store(folder) as store:
-            leaked = self._leaked()
             store.write_text("study.yaml", self.as_yaml())
-            job = Job(store, self.questions(), self.evaluators(), self.dtype, self.device, self.masks, leaked, progress)
-            return job.run()
+            return engines.run(engine, Ledger(store, job, retry), progress, workers=workers, address=address, gpus=gpus)
+
+    def job(self) -> Job:
+        """What an engine is to do. `DataError` if a calibration set holds rows that are measured."""
+        return Job(tuple(self.questions()), self.evaluators(), self.dtype, self.device, self.masks, self._leaked(), self.statistics_gb)
 
     def _leaked(self) -> dict[str, dict[str, int]]:
         found = leaks((q.calibration for q in self.questions() if q.calibration), list(self.evaluators().values()))
@@ -89,21 +154,38 @@ class Study:
             refuse(found)
         return found
 
-    def _of(self, model: str) -> Iterator[Question]:
-        looking = [m for m in _listed(self.methods) if methods.build(m).observes]
-        for text in dict.fromkeys(["none", *(m for m in _listed(self.methods) if m not in looking)]):
-            for sparsity in (0.0,) if text == "none" else _listed(self.sparsities):
-                yield Question(model, None, self._asked(text, sparsity))
-        for seed in _listed(self.seeds):
-            for expression in _listed(self.data):
-                calibration = CalibrationSet(expression, samples=self.samples, length=self.length, tokens=self.tokens, seed=seed)
-                for text in looking:
-                    for sparsity in _listed(self.sparsities):
-                        yield Question(model, calibration, self._asked(text, sparsity))
 
-    def _asked(self, method: str, sparsity: float | str) -> Asked:
-        return Asked.parse(method, sparsity, self.propagation(method), self.allocation)
+def read(asked: Mapping[str, Any], mistakes: Mistakes) -> Read:
+    """What a study asks for, by the names of the fields of `Study`, what is left out at its default; what is wrong with it goes to `mistakes`."""
+    defaults = {f.name: f.default_factory() if f.default is MISSING and f.default_factory is not MISSING else f.default for f in fields(Study)}
+    whole = {name: () if value is MISSING else value for name, value in {**defaults, **asked}.items()}
+    reading = Reading({SINGULAR.get(name, name): value for name, value in whole.items()}, mistakes)
+    reading.grid()
+    return read_contrasts(reading)
 
 
-def _listed(value: Any) -> tuple[Any, ...]:
-    return (value,) if isinstance(value, str | int | float) else tuple(value)
+def _written(value: Any) -> Any:
+    """What was given as a study file would hold it: specs as their texts, any sequence as a list."""
+    if isinstance(value, Spec):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _written(item) for key, item in value.items()}
+    return value if isinstance(value, str) or not isinstance(value, Iterable) else [_written(item) for item in value]
+
+
+def _kept(value: Any, listed: bool = False) -> Any:
+    """What is checked as it is kept: lists as tuples, keys by their canonical names."""
+    if isinstance(value, Mapping):
+        return {key: _kept(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_kept(item) for item in value)
+    return (_kept(value),) if listed else value
+
+
+def _as_json(value: Any) -> str:
+    """JSON that is YAML too: what YAML takes for the end of a line, or doesn't print, is written as its number."""
+    return re.sub(r"[^ -~]", lambda found: found[0] if found[0].isprintable() else _escaped(found[0]), json.dumps(value, ensure_ascii=False))
+
+
+def _escaped(letter: str) -> str:
+    return f"\\u{ord(letter):04x}" if ord(letter) < 0x10000 else f"\\U{ord(letter):08x}"

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-import calibrant.study.local as local
+from calibrant.study import answering
 from calibrant.errors import CalibrantError, DataError, ModelError, OutputError
 from calibrant.report import report
 from calibrant.store import Store
 from calibrant.study import Study
+from calibrant.study.bench import Bench
 from calibrant.testing import tiny_folder
 
 
@@ -64,7 +65,7 @@ class Counted:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, stop_at: int = -1) -> None:
         self.compressed: list[str] = []
         self.measured: list[str] = []
-        compress, timed = local.compress, local.timed
+        compress, timed = answering.compress, answering.timed
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             self._step(stop_at)
@@ -76,8 +77,8 @@ class Counted:
             self.measured.append(str(args[0]))
             return timed(*args)
 
-        monkeypatch.setattr(local, "compress", counted)
-        monkeypatch.setattr(local, "timed", measured)
+        monkeypatch.setattr(answering, "compress", counted)
+        monkeypatch.setattr(answering, "timed", measured)
 
     def _step(self, stop_at: int) -> None:
         if len(self.compressed) + len(self.measured) == stop_at:
@@ -206,7 +207,7 @@ def test_a_method_that_updates_weights_keeps_no_mask_and_propagates_by_arrival(t
 def test_a_mask_brings_the_pruned_model_back(texts: dict[str, str]):
     from calibrant.models import open_model
 
-    bench = local.Bench(open_model(texts["model"], "float32", "cpu"))
+    bench = Bench(open_model(texts["model"], "float32", "cpu"))
     weight = bench.view.weights[3]
     with torch.no_grad():
         weight.stored[::2] = 0
@@ -225,7 +226,7 @@ def test_a_mask_brings_the_pruned_model_back(texts: dict[str, str]):
 
 
 def test_what_fails_is_recorded_and_the_rest_goes_on(texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    compress = local.compress
+    compress = answering.compress
 
     def failing(*args: Any, **kwargs: Any) -> Any:
         if kwargs["data"] == "random_tokens":
@@ -233,7 +234,7 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(texts: dict[str, str], tmp_
         return compress(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(local, "compress", failing)
+        patch.setattr(answering, "compress", failing)
         finished = asked(texts).run(tmp_path)
     (failed_id, failure), *rest = finished.failures.items()
     assert rest == []
@@ -246,11 +247,13 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(texts: dict[str, str], tmp_
     assert "random_tokens" not in [e.name for e in ranking.entries]
     assert "random_tokens (draw 0) on" in ranking.missing[0]
     assert "out of memory at block 3" in ranking.missing[0]
-    assert asked(texts).run(tmp_path).failures == {}
+    again = asked(texts).run(tmp_path)
+    assert (again.computed, list(again.failures)) == (0, [failed_id])  # not tried again unasked: it would cost its time at each resume
+    assert asked(texts).run(tmp_path, retry=True).failures == {}
 
 
 def test_a_measurement_that_fails_costs_no_other(texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    timed, study = local.timed, asked(texts, data=["random_tokens"])
+    timed, study = answering.timed, asked(texts, data=["random_tokens"])
     bad = next(iter(study.evaluators()))
 
     def failing(task: Any, *others: Any) -> Any:
@@ -258,7 +261,7 @@ def test_a_measurement_that_fails_costs_no_other(texts: dict[str, str], tmp_path
             raise ValueError("the loss is nan")
         return timed(task, *others)
 
-    monkeypatch.setattr(local, "timed", failing)
+    monkeypatch.setattr(answering, "timed", failing)
     finished = study.run(tmp_path)
     assert set(finished.failures) == {c.measures[bad] for c in finished.cells}
     assert finished.computed == 3 + 3

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import math
 import multiprocessing
@@ -6,38 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from calibrant.durable import read_json, text_of_json
 from calibrant.errors import DataError, OutputError
-from calibrant.store import MARKER, Cell, Measurement, Outcome, Record, Run, Score, Store, measurement_id
+from calibrant.spec import identity
+from calibrant.store import MARKER, Cell, Measurement, Store, measurement_id, revisions, verify
 
-RUN = Run(
-    model="sha256:m",
-    model_name="tiny",
-    data="wikitext",
-    tokens="sha256:t",
-    method={"spec": "wanda", "revision": 1},
-    target="0.5",
-    allocation={"spec": "uniform", "revision": 1},
-    propagate="dense",
-    dtype="float32",
-    seed=3,
-)
-RECORD = Record(
-    RUN, 0.5, ({"name": "a", "shape": [2, 4], "sparsity": 0.5, "notes": {}},), ({"name": "head", "reason": "tied"},), {"tokens": 9}, {"seconds": 1.5}
-)
-SCORE = Score("wikitext:text", "loss", 3.25, 0.1, 2, "nats/token", "lower", facts={"tokens": 30, "perplexity": math.inf})
-MEASURED = Measurement(SCORE, (Outcome("sha256:b", 40.1, 10.0), Outcome("sha256:a", 0.1 + 0.2, 20.0)), {"seconds": 2.0})
-LOSS = {"spec": "loss", "revision": 1, "source": "wikitext"}
-
-
-def visible(folder: Path) -> set[str]:
-    """Every file of a store that isn't unfinished work."""
-    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and ".unfinished" not in p.parts}
+from tests.store.conftest import LOSS, MEASURED, RECORD, RUN, SCORE, filled, results, visible
 
 
 def test_what_is_kept_comes_back_to_the_last_bit(tmp_path: Path):
@@ -144,7 +126,94 @@ def test_without_an_index_every_record_is_a_cell(tmp_path: Path):
     with Store(tmp_path) as store:
         store.add_record(RECORD)
         measure_id = store.add_measurement(RUN.id, LOSS, MEASURED)
-        assert store.cells() == [Cell("tiny", "wikitext", "wanda", "0.5", 3, RUN.id, {"loss(source='wikitext')": measure_id})]
+        assert store.cells() == [Cell("tiny", "wikitext", "wanda", "0.5", 3, RUN.id, {"loss(source='wikitext')": measure_id}, "dense")]
+
+
+def test_of_answers_that_differ_in_a_revision_cells_without_an_index_hold_the_newest(tmp_path: Path):
+    newer = replace(RUN, method={"spec": "wanda", "revision": 2})
+    with Store(tmp_path) as store:
+        for run in (newer, RUN, replace(RUN, dtype="bfloat16")):
+            store.add_record(replace(RECORD, run=run))
+        for revision in (10, 9):
+            store.add_measurement(newer.id, {**LOSS, "revision": revision}, MEASURED)
+        store.add_measurement(newer.id, {**LOSS, "tokens": 5}, MEASURED)
+        cells = {cell.run: cell for cell in store.cells()}
+    assert cells.keys() == {newer.id, replace(RUN, dtype="bfloat16").id}
+    assert cells[newer.id].measures == {
+        "loss(source='wikitext')": measurement_id(newer.id, {**LOSS, "revision": 10}),
+        "loss(source='wikitext', tokens=5)": measurement_id(newer.id, {**LOSS, "tokens": 5}),
+    }
+
+
+def test_the_study_is_kept_beside_its_cells(tmp_path: Path):
+    study = {"baseline": "c4", "pools": {"b": ["c4", "pile"], "a": ["gsm8k:icl"]}, "primary": [{"compare": "a", "with": "b"}]}
+    with Store(tmp_path) as store:
+        assert (store.study(), store.revisions()) == ({}, {})
+        store.write_cells([], study, {"method wanda": 2, "evaluator loss": 1})
+        kept = (tmp_path / "index.json").read_bytes()
+        assert store.study() == study
+        assert store.revisions() == {"evaluator loss": 1, "method wanda": 2}
+        store.write_cells([], study, {"evaluator loss": 1, "method wanda": 2})
+        assert (tmp_path / "index.json").read_bytes() == kept
+        store.write_cells([])
+        assert (store.study(), store.revisions()) == ({}, {})
+
+
+def test_what_an_older_revision_had_a_part_in_is_stale_and_stays(tmp_path: Path):
+    pruned = {"spec": "dsnot", "revision": 1, "start": {"spec": "wanda", "revision": 1}}
+    assert revisions("method", pruned) == {"method dsnot": 1, "method wanda": 1}
+    nested, newer = replace(RUN, method=pruned), replace(RUN, method={"spec": "wanda", "revision": 2})
+    with Store(tmp_path) as store:
+        for run in (RUN, nested, newer):
+            store.add_record(replace(RECORD, run=run))
+        old = store.add_measurement(newer.id, LOSS, MEASURED)
+        new = store.add_measurement(newer.id, {**LOSS, "revision": 2}, MEASURED)
+        assert store.stale() == set()
+        store.write_cells([], revisions={"method wanda": 1, "evaluator loss": 1})
+        assert store.stale() == set()
+        store.write_cells([], revisions={"method wanda": 2, "evaluator loss": 2, "method unheard_of": 9})
+        assert store.stale() == {RUN.id, nested.id, old}
+        store.write_cells([], revisions={"allocation uniform": 2})
+        assert store.stale() == {RUN.id, nested.id, newer.id}
+        assert store.measured(newer.id) == {old, new}
+
+
+def test_what_is_read_of_many_runs_is_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    weights = tuple({"name": f"w{n}", "shape": [8, 8], "sparsity": 0.5, "notes": {'\n "weights": ': 1}} for n in range(2000))
+    with Store(tmp_path) as store:
+        store.add_record(replace(RECORD, weights=weights, data_facts={"weights": ['\n "weights": '], "overlap": math.inf}))
+        measure_id = store.add_measurement(RUN.id, LOSS, replace(MEASURED, beside=(SCORE,)))
+    whole = store.record(RUN.id)
+    assert whole is not None
+    opened: list[str] = []
+    watched = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *rest, **named: opened.append(path.name) or watched(path, *rest, **named))
+    assert store.records(whole=False) == [replace(whole, weights=())]
+    assert store.records(whole=False)[0].provenance == {}
+    assert store.scores(RUN.id) == {measure_id: replace(MEASURED, outcomes=(), beside=(SCORE,))}
+    assert store.has_record(RUN.id)
+    assert not store.has_record("sha256:0")
+    assert (store.measured(RUN.id), store.measured("sha256:0")) == ({measure_id}, set())
+    assert set(opened) == {"record.json", "score.json"}
+    assert store.items(RUN.id, measure_id) == MEASURED.outcomes
+    with pytest.raises(DataError, match=r"items\.parquet"):
+        store.items(RUN.id, "sha256:0")
+
+
+def test_a_record_in_another_shape_of_json_is_read_too(tmp_path: Path):
+    store = filled(tmp_path)
+    path = tmp_path / "runs" / RUN.id[7:] / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    assert store.records(whole=False) == [replace(RECORD, weights=())]
+
+
+def test_beside_the_files_of_a_folder_are_their_sums(tmp_path: Path):
+    store = filled(tmp_path)
+    run, measure = store.run_folder(RUN.id), store.measure_folder(RUN.id, measurement_id(RUN.id, LOSS))
+    for folder, names in ((run, {"record.json", "mask.npz"}), (measure, {"score.json", "items.parquet"})):
+        told = json.loads((folder / "sums.json").read_text())
+        assert told.keys() == names
+        assert all(told[name] == hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names)
 
 
 def test_a_failure_is_kept_until_it_goes_well(tmp_path: Path):
@@ -152,6 +221,7 @@ def test_a_failure_is_kept_until_it_goes_well(tmp_path: Path):
         store.add_failure(RUN.id, {"error": "first"})
         store.add_failure(RUN.id, {"error": "out of memory"})
         assert store.failures() == {RUN.id: {"id": RUN.id, "error": "out of memory"}}
+        assert (store.failure(RUN.id), store.failure("sha256:0")) == ({"id": RUN.id, "error": "out of memory"}, None)
         store.add_record(RECORD)
         assert store.failures() == {}
 
@@ -171,7 +241,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(OutputError, match=str(tmp_path)):
         Store(tmp_path)
-    assert visible(tmp_path) == {"thesis.tex"}
+    assert set(visible(tmp_path)) == {"thesis.tex"}
 
 
 def test_a_file_is_no_folder(tmp_path: Path):
@@ -218,6 +288,45 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str):
         store.records() if name == "record.json" else store.measurements(RUN.id)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (MARKER, "[]"),
+        ("index.json", "[]"),
+        ("index.json", "{}"),
+        ("index.json", '{"cells": [{"what": 1}]}'),
+        ("runs/*/record.json", '{"run": {}}'),
+        ("runs/*/record.json", "null"),
+        ("runs/*/measures/*/score.json", '{"score": {"value": "high"}}'),
+        ("runs/*/measures/*/score.json", "3"),
+    ],
+)
+def test_json_that_is_not_ours_is_named(tmp_path: Path, name: str, content: str):
+    filled(tmp_path).write_text("index.json", '{"cells": []}')
+    path = next(tmp_path.glob(name))
+    path.write_text(content)
+    with pytest.raises(DataError, match=path.name):
+        _read_everything(tmp_path)
+
+
+def _read_everything(folder: Path) -> None:
+    store = Store(folder, create=False)
+    store.cells()
+    store.records(whole=False)
+    store.scores(RUN.id)
+    store.evaluators(RUN.id)
+
+
+def test_a_corner_is_gone_when_the_store_is_closed(tmp_path: Path):
+    with Store(tmp_path) as store:
+        corner = store.corner()
+        assert corner == store.corner()
+        (corner / "tokens").write_text("1 2 3")
+        Store(tmp_path)
+        assert (corner / "tokens").exists(), "another writer spares it"
+    assert not corner.exists()
+
+
 def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -231,11 +340,11 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest
 # Full disks and kills
 
 
-@pytest.mark.parametrize("at", range(6))
+@pytest.mark.parametrize("at", range(7))
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int):
     store = Store(tmp_path)
     store.add_record(RECORD)
-    before, calls, flush = visible(tmp_path), iter(range(100)), os.fsync
+    before, calls, flush = set(visible(tmp_path)), iter(range(100)), os.fsync
 
     def full(handle: int) -> None:
         if next(calls) >= at:
@@ -249,14 +358,14 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
     except OutputError as error:
         assert "the disk is full" in str(error)  # noqa: PT017
     else:
-        assert at == 5
+        assert at == 6
     # The flush after the rename may fail too: what appeared by then is whole.
     assert store.measurement(RUN.id, measure_id) in (None, MEASURED)
-    assert visible(tmp_path) - before in (set(), {p for p in visible(tmp_path) if measure_id[7:] in p})
+    assert set(visible(tmp_path)) - before in (set(), {p for p in visible(tmp_path) if measure_id[7:] in p})
     assert len(list((tmp_path / ".unfinished").glob("*/*"))) == 1  # the writer's lock, and none of what it couldn't finish
 
 
-CALLS = 23
+CALLS = 25
 """File system calls between opening a new store and the last rename, each of which is survived."""
 
 
@@ -298,7 +407,7 @@ def test_a_kill_leaves_all_or_nothing_and_the_next_opening_cleans_up(tmp_path: P
 
 def test_opening_spares_the_work_of_another_living_writer(tmp_path: Path):
     with Store(tmp_path) as busy:
-        with busy._appearing(tmp_path / "runs" / "x") as folder:  # pyright: ignore[reportPrivateUsage]
+        with busy._staging.appearing(tmp_path / "runs" / "x") as folder:  # pyright: ignore[reportPrivateUsage]
             (folder / "half").write_text("written")
             with Store(tmp_path) as other:
                 other.add_record(RECORD)
@@ -306,30 +415,61 @@ def test_opening_spares_the_work_of_another_living_writer(tmp_path: Path):
         assert (tmp_path / "runs" / "x" / "half").read_text() == "written"
 
 
-def _adds(folder: Path, worker: int) -> None:
+def _adds(folder: Path, worker: int, start: Any) -> None:
+    start.wait()
     with Store(folder) as store:
-        for i in range(20):
-            store.add_record(replace(RECORD, run=replace(RUN, target=f"0.{i:02}")))
+        for n in range(20):
+            for target in (f"0.{n:02}", f"0.{n:02}{worker}"):
+                run_id = store.add_record(replace(RECORD, run=replace(RUN, target=target), provenance={"worker": worker}))
+                store.add_measurement(run_id, LOSS, replace(MEASURED, provenance={"worker": worker}))
+            store.add_failure(identity(n), {"error": "lost"})
+            store.clear_failure(identity(n))
             store.write_cells([Cell("m", "", "none", "0.0", worker, "")])
 
 
 def test_two_writers_neither_lose_nor_spoil_anything(tmp_path: Path):
+    """They write the same twenty runs and twenty of their own each, at once; what is there is what one writer would have written."""
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_adds, args=(tmp_path / "s", n)) for n in range(2)]
+    start = context.Barrier(2)
+    workers = [context.Process(target=_adds, args=(tmp_path / "s", n, start)) for n in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
-    store = Store(tmp_path / "s")
-    assert len(store.records()) == 20
-    assert len(store.cells()) == 1
+    assert verify(tmp_path / "s") == []
+    assert len(Store(tmp_path / "s", create=False).records()) == 60
+    for n in range(2):
+        _adds(tmp_path / "alone", n, threading.Barrier(1))
+    (tmp_path / "alone" / "index.json").write_bytes((tmp_path / "s" / "index.json").read_bytes())  # whoever came last
+    assert results(tmp_path / "s") == results(tmp_path / "alone")
+    assert [p.name for p in (tmp_path / "s" / ".unfinished").iterdir()] == ["lock"]
+
+
+def _forks(folder: Path) -> None:
+    with Store(folder) as store:
+        store.add_record(RECORD)
+        child = os.fork()
+        if not child:
+            store.add_measurement(RUN.id, LOSS, MEASURED)
+            sys.exit(0)  # unlike os._exit, with everything that a process does at its end
+        assert os.waitpid(child, 0)[1] == 0
+        store.add_record(replace(RECORD, run=replace(RUN, target="0.6")))
+
+
+def test_a_forked_child_is_a_writer_of_its_own(tmp_path: Path):
+    worker = multiprocessing.get_context("fork").Process(target=_forks, args=(tmp_path / "s",))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0
+    assert len(Store(tmp_path / "s", create=False).records()) == 2
+    assert verify(tmp_path / "s") == []
 
 
 def test_a_closed_store_leaves_no_corner_behind(tmp_path: Path):
     with Store(tmp_path) as store:
         store.add_record(RECORD)
-    assert visible(tmp_path) == {MARKER, *(f"runs/{RUN.id[7:]}/{n}" for n in ("record.json", "provenance.json"))}
+    assert set(visible(tmp_path)) == {MARKER, *(f"runs/{RUN.id[7:]}/{n}" for n in ("record.json", "provenance.json", "sums.json"))}
     assert [p.name for p in (tmp_path / ".unfinished").iterdir()] == ["lock"]
 
 
@@ -361,6 +501,4 @@ def test_the_same_record_is_the_same_bytes(tmp_path: Path):
         with Store(tmp_path / name) as store:
             store.add_record(replace(RECORD, provenance={"seconds": name}))
             store.add_measurement(RUN.id, LOSS, replace(MEASURED, provenance={"seconds": name}))
-    for file in sorted(visible(tmp_path / "a")):
-        if Path(file).name != "provenance.json":
-            assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+    assert results(tmp_path / "a") == results(tmp_path / "b")

@@ -1,183 +1,15 @@
-"""Which differences are real: paired comparisons of what was measured, with their uncertainty. No torch here.
+"""Calibration sets ranked, the best first. No torch here."""
 
-Two runs are measured on the same items (documents), so they are compared item by item: a document that is hard for both says nothing
-about which is better. A loss is a ratio, Σ nats / Σ tokens over documents; its error, and that of a difference of two, comes from the
-residuals of the linearised ratio, with the document as the unit (tokens of one document are anything but independent). Intervals are
-Student's t with Satterthwaite's degrees of freedom.
-
-Two sources of uncertainty are kept apart. *Items*: other documents of the same kind would have given other numbers; measured sets are
-independent of one another. *Draws*: another sample of the same calibration source would have made another model. With two draws or
-more both are in the interval (their variances add; what they share is counted twice, so it is a little wide). With one draw only the
-first is: such an interval says nothing about the next draw, and whoever shows it must say so (`Ranking.one_draw`).
-
-The best set is picked from the same numbers that it is judged by, so a difference to it may be any of the differences between two sets. Its
-interval is therefore widened for all pairs (Bonferroni): if all sets were equal, one would be called worse in at most 5 % of studies.
-"""
-
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from statistics import NormalDist
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from calibrant.errors import DataError
+from calibrant.compare.crossed import Draws, contrast
+from calibrant.compare.estimate import LEVEL, Estimate
 from calibrant.store import Cell, Measurement, Store
 
-LEVEL: Final = 0.95
 CONTROLS: Final = frozenset({"random_tokens", "full_stops"})
 """Calibration sets without content, that real text ought to beat."""
-
-Draws = Sequence[Measurement]
-"""One measured set: what each draw of a calibration set gave on it (one, for a run that takes no draws)."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its uncertainty.
-
-    `stderr` is None where a single item leaves none to estimate. `df` are the degrees of freedom behind it, `items` the documents.
-    """
-
-    value: float
-    stderr: float | None
-    df: float
-    items: int
-
-    def interval(self, level: float = LEVEL, looks: int = 1) -> tuple[float, float] | None:
-        """Student's t interval at `level`, jointly over `looks` comparisons; None without a standard error."""
-        if self.stderr is None:
-            return None
-        half = t_quantile(1 - (1 - level) / (2 * looks), self.df) * self.stderr
-        return self.value - half, self.value + half
-
-    def apart(self, level: float = LEVEL, looks: int = 1) -> bool:
-        """Whether the interval leaves out zero. Without an interval nothing can be told apart."""
-        interval = self.interval(level, looks)
-        return interval is not None and not interval[0] <= 0 <= interval[1]
-
-
-def contrast(a: Mapping[str, Draws], b: Mapping[str, Draws] | None = None) -> Estimate:
-    """How much *worse* `a` is than `b`, averaged over the measured sets that both map to their draws; without `b`, the plain mean of `a`.
-
-    Raises `DataError` where the two weren't measured on the same items, in the same unit, at the same context length.
-    """
-    if b is not None and a.keys() != b.keys():
-        raise DataError(f"{sorted(a)} can't be compared with {sorted(b)}: compare runs that were measured on the same sets")
-    sides = [a] if b is None else [a, b]
-    parts = [[_Part.of(side[name]) for side in sides] for name in a]
-    for name, pair in zip(a, parts, strict=True):
-        _check_paired(name, pair)
-    better = [-1.0 if b is not None and side.better == "higher" else 1.0 for side, *_ in parts]
-    value = float(np.mean([s * (p[0].value - (p[1].value if b is not None else 0.0)) for s, p in zip(better, parts, strict=True)]))
-    components: list[tuple[float | None, float]] = []
-    for pair in parts:
-        residuals = pair[0].residuals - (pair[1].residuals if b is not None else 0.0)
-        components.append((_variance(residuals / len(parts)), len(residuals) - 1.0))
-    for side in zip(*parts, strict=True):
-        over_draws = np.mean([s * p.draws for s, p in zip(better, side, strict=True)], axis=0)
-        if len(over_draws) > 1:
-            components.append((float(np.var(over_draws, ddof=1)) / len(over_draws), len(over_draws) - 1.0))
-    stderr, df = _combined(components)
-    return Estimate(value, stderr, df, sum(len(pair[0].items) for pair in parts))
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One side of one measured set: each draw's ratio, and the items' linearised residuals, averaged over draws."""
-
-    items: tuple[str, ...]
-    weights: NDArray[np.float64]
-    draws: NDArray[np.float64]
-    residuals: NDArray[np.float64]
-    better: str
-    scale: tuple[str, str, Any]
-
-    @property
-    def value(self) -> float:
-        return float(self.draws.mean())
-
-    @staticmethod
-    def of(draws: Draws) -> "_Part":
-        tables = [sorted((o.item, o.value, o.weight) for o in m.outcomes) for m in draws]
-        items = tuple(item for item, _, _ in tables[0])
-        for m, table in zip(draws, tables, strict=True):
-            _check_items(m.score.measured, items, tuple(item for item, _, _ in table))
-        values = np.array([[v for _, v, _ in table] for table in tables], dtype=np.float64)
-        weights = np.array([[w for _, _, w in table] for table in tables], dtype=np.float64)
-        totals = weights.sum(1)
-        if len(items) == 0 or (totals <= 0).any():
-            raise DataError(f"{draws[0].score.measured!r} has no items with outcomes; there is nothing to compare", subject=draws[0].score.measured)
-        ratios = values.sum(1) / totals
-        residuals = ((values - ratios[:, None] * weights) / totals[:, None]).mean(0)
-        score = draws[0].score
-        scale = (score.metric, score.unit, score.facts.get("length"))
-        return _Part(items, weights[0], ratios, residuals, score.better, scale)
-
-
-def _check_items(measured: str, ours: tuple[str, ...], theirs: tuple[str, ...]) -> None:
-    if ours != theirs:
-        odd = sorted(set(ours) ^ set(theirs))
-        raise DataError(
-            f"two runs on {measured!r} can't be paired: {len(ours)} and {len(theirs)} items, {len(odd)} of them in one alone"
-            + (f" (such as {odd[0]!r})" if odd else "")
-            + "; measure both with the same evaluator",
-            subject=measured,
-        )
-
-
-def _check_paired(name: str, pair: Sequence[_Part]) -> None:
-    if len(pair) < 2:
-        return
-    a, b = pair
-    _check_items(name, a.items, b.items)
-    if a.scale != b.scale:
-        raise DataError(f"two runs on {name!r} can't be compared: {_said(a.scale)} and {_said(b.scale)}", subject=name)
-    if not np.array_equal(a.weights, b.weights):
-        raise DataError(f"two runs on {name!r} can't be paired: the same items hold {a.weights.sum():g} and {b.weights.sum():g} tokens", subject=name)
-
-
-def _said(scale: tuple[str, str, Any]) -> str:
-    metric, unit, length = scale
-    return f"{metric} in {unit}" + (f" at context length {length}" if length is not None else "")
-
-
-def _variance(residuals: NDArray[np.float64]) -> float | None:
-    """Of the sum of `residuals`, one independent item each; unknown for a single item."""
-    n = len(residuals)
-    return float((residuals**2).sum()) * n / (n - 1) if n > 1 else None
-
-
-def _combined(components: Sequence[tuple[float | None, float]]) -> tuple[float | None, float]:
-    """The standard error of a sum of independent parts, and Satterthwaite's degrees of freedom for it."""
-    if any(variance is None for variance, _ in components):
-        return None, 0.0
-    known = [(v, df) for v, df in components if v]
-    total = sum(v for v, _ in known)
-    if not known:
-        return 0.0, max(df for _, df in components)
-    return math.sqrt(total), total**2 / sum(v**2 / df for v, df in known)
-
-
-@lru_cache(maxsize=4096)
-def t_quantile(p: float, df: float) -> float:
-    """The `p` quantile (p > 0.5) of Student's t with `df` ≥ 1 degrees of freedom, which needn't be whole.
-
-    With t = √df·tan θ the density becomes cos^(df−1) θ, smooth on a finite interval: integrated by Gauss and Legendre, solved by bisection.
-    """
-    if df > 1e6:
-        return NormalDist().inv_cdf(p)
-    nodes, weights = np.polynomial.legendre.leggauss(200)
-    scale = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
-    low, high = 0.0, math.pi / 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        area = 0.5 + scale * middle / 2 * float(weights @ np.cos(middle * (nodes + 1) / 2) ** (df - 1))
-        low, high = (middle, high) if area < p else (low, middle)
-    return math.sqrt(df) * math.tan((low + high) / 2)
 
 
 @dataclass(frozen=True)
@@ -198,6 +30,11 @@ class Entry:
     mean: Estimate
     to_best: Estimate | None
     tied: bool
+    letters: Mapping[str, str] = field(default_factory=dict[str, str])
+    ranks: tuple[int, int] = (0, 0)
+    kept: Mapping[str, Estimate] = field(default_factory=dict[str, Estimate])
+    best_on: frozenset[str] = frozenset()
+    overlapping: bool = False
 
 
 @dataclass(frozen=True)
@@ -215,6 +52,11 @@ class Ranking:
     dense: Entry | None
     missing: tuple[str, ...]
     level: float = LEVEL
+    propagate: str = ""
+    partial: tuple[Entry, ...] = ()
+    units: Mapping[str, str] = field(default_factory=dict[str, str])
+    better: Mapping[str, str] = field(default_factory=dict[str, str])
+    metrics: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def best(self) -> Entry:

@@ -1,0 +1,186 @@
+"""What all commands share: the app, options with their help, progress, and how results and complaints are shown."""
+
+import errno
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, ParamSpec, TypeVar
+
+import typer
+
+from calibrant import __version__
+from calibrant.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from calibrant.progress import Progress
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DEBUG: Final = "CALIBRANT_DEBUG"
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face id, a folder, a .gguf file, or smollm2.", show_default=False)]
+
+
+def whole(text: str | int) -> int:
+    """Read a whole number; what can't be one is named, which typer leaves out."""
+    if not str(text).strip().lstrip("-").isdecimal():
+        raise typer.BadParameter(f"{text!r} is no whole number")
+    return int(text)
+
+
+EXPRESSION: Final = "Calibration set: source\\[:format]\\[@packing], a file, or a weighted sum 0.3*gsm8k:cot + 0.7*wikitext."
+Data = Annotated[str, typer.Option(metavar="EXPR", help=EXPRESSION, show_default=False)]
+Samples = Annotated[int, typer.Option(parser=whole, metavar="N", help="Windows to calibrate on.")]
+Tokens = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Real tokens to calibrate on, instead of --samples.", show_default=False)]
+Length = Annotated[int, typer.Option(parser=whole, metavar="N", help="Tokens in a window.")]
+Seed = Annotated[int, typer.Option(parser=whole, metavar="N", help="Number of the draw: draws share no row until the source is used up.")]
+Dtype = Annotated[str, typer.Option(metavar="TYPE", help="auto, bfloat16 or float32. auto takes bfloat16 where the processor computes in it.")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or mps.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="A local mirror of data sets, looked at before the hub; else the folder in CALIBRANT_DATA.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    sys.excepthook = fault
+    typer.main.get_command(app)(prog_name="calibrant")  # not app(): typer would put its own hook in place of ours
+
+
+def command(name: str, group: typer.Typer = app) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Make a function a command of `group` whose complaints about input are one sentence and exit code 2."""
+
+    def register(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                return function(*args, **kwargs)
+            except InputError as error:
+                stop(str(error), 2, error)
+            except KeyboardInterrupt as error:
+                stop("interrupted; run the same command again to continue", 130, error)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                stop("the disk is full; free some space and run the same command again", 2, error)
+
+        group.command(name)(wrapped)
+        return wrapped
+
+    return register
+
+
+def _print_version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"calibrant {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.", envvar=DEBUG)] = False,
+) -> None:
+    """Prune language models with the calibration data you choose, and see which differences are real."""
+    if debug:
+        os.environ[DEBUG] = "1"
+
+
+@contextmanager
+def progress() -> Iterator["Progress"]:
+    """A progress function that draws bars with the time left on standard error; silent where that is no terminal."""
+    from rich import progress as bars
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
+    shown = bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    tasks: dict[str, bars.TaskID] = {}
+
+    def told(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = shown.add_task(what, total=total)
+        shown.update(tasks[what], completed=done, total=total)
+
+    with shown:
+        yield told
+
+
+def look_in(data_dir: Path | None) -> None:
+    """Read data sets from this mirror first."""
+    if data_dir is not None:
+        from calibrant.data import mirror
+
+        mirror(data_dir)
+
+
+def check_file(path: Path | None) -> None:
+    """An output file that can't be written is said before the work, not after it."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise OutputError(f"{str(path)!r} can't be written; name a file in a folder that exists", subject=str(path))
+
+
+def write(path: Path, found: Any) -> None:
+    """Write a result as JSON, whole or not at all."""
+    from calibrant.durable import text_of_json
+
+    half = path.with_name(f".{path.name}.unfinished")
+    try:
+        half.write_text(text_of_json(found), encoding="utf-8")
+        half.replace(path)
+    except OSError as error:
+        raise OutputError(f"{str(path)!r} can't be written ({error.strerror}); name another file", subject=str(path)) from error
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def show(found: Any, as_json: bool, lines: Callable[[Any], Any]) -> None:
+    """Print a result: as JSON, or what `lines` makes of it for people."""
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False, default=str))
+        return
+    from rich.text import Text
+
+    shown = console()
+    for line in lines(found):
+        shown.print(line, soft_wrap=isinstance(line, str | Text) and not shown.is_terminal)
+
+
+def console() -> "Console":
+    """Where results go. What is no terminal is nobody's window: there lines stay whole."""
+    from rich.console import Console
+
+    made = Console(highlight=False, markup=False)
+    if not made.is_terminal:
+        made.width = max(made.width, 160)
+    return made
+
+
+def stop(message: str, code: int, error: BaseException) -> NoReturn:
+    """One line on standard error and an exit code; the traceback only for those who ask for it."""
+    if os.environ.get(DEBUG):
+        sys.__excepthook__(type(error), error, error.__traceback__)
+    typer.echo(" ".join(message.split("\n")), err=True)
+    raise typer.Exit(code)
+
+
+def fault(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What is said of an exception that nobody expected; Python then exits with 1."""
+    if os.environ.get(DEBUG):
+        sys.__excepthook__(kind, error, trace)
+        return
+    what = " ".join(str(error).split()) or "no message"
+    print(f"{kind.__name__}: {what}. This is a fault of ours, not of your input; {DEBUG}=1 shows where it happened.", file=sys.stderr)  # noqa: T201

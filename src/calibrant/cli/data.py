@@ -1,0 +1,82 @@
+"""Commands about data: what a calibration set holds, which sources work here, what can be named."""
+
+import functools
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from calibrant import screen
+from calibrant.cli._frame import DataDir, Device, Dtype, Json, Length, Samples, Seed, Tokens, command, look_in, progress, show, whole
+
+
+@command("inspect")
+def inspect(
+    data: Annotated[str, typer.Argument(metavar="EXPR", help="A calibration set, as in prune --data.", show_default=False)],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Run MODEL on a part of the set too: its loss, and which tokens fill its statistics. \\[default: the tokenizer of smollm2 alone]",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SOURCE", help="Also compare with what SOURCE measures on; give it once for each source.", show_default=False),
+    ] = None,
+    samples: Samples = 128,
+    tokens: Tokens = None,
+    length: Length = 2048,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Examine a calibration set before it is used, and say what to fix."""
+    from calibrant.inspection import inspect as run
+
+    look_in(data_dir)
+    asked = functools.partial(run, against=against or [], samples=samples, tokens=tokens, length=length, seed=seed, dtype=dtype, device=device)
+    with progress() as told:
+        found = asked(data, model, progress=told)
+    show(found.to_json(), as_json, screen.inspected)
+
+
+@command("survey")
+def survey(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[SOURCE]...", help="Sources; all of them if none is given.", show_default=False)
+    ] = None,
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Whose tokenizer reads them.")] = "smollm2",
+    tokens: Annotated[int, typer.Option(parser=whole, metavar="N", help="Real tokens in a draw.")] = 8192,
+    length: Length = 512,
+    data_dir: DataDir = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Try every source in every format: which work here, how many disjoint draws they hold, and why the others don't."""
+    from calibrant.data.survey import as_markdown
+    from calibrant.inspection import survey as run
+
+    look_in(data_dir)
+    with progress() as told:
+        found = [one.to_json() for one in run(names or [], model, tokens=tokens, length=length, progress=told)]
+    if markdown:
+        typer.echo(as_markdown(found), nl=False)
+    else:
+        show(found, as_json, screen.surveyed)
+
+
+@command("list")
+def catalogue(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="models, sources, formats, packings, methods, allocations, selectors or tasks.", show_default=False)
+    ],
+    as_json: Json = False,
+) -> None:
+    """List what can be named, with parameters and their defaults."""
+    from calibrant.names import catalogue as run
+
+    show([asdict(entry) for entry in run(kind)], as_json, screen.catalogued)

@@ -1,0 +1,115 @@
+"""Commands about one model: the demo, pruning, measuring."""
+
+import functools
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from calibrant import screen
+from calibrant.cli._frame import (
+    Data,
+    DataDir,
+    Device,
+    Dtype,
+    Json,
+    Length,
+    Model,
+    Samples,
+    Seed,
+    Tokens,
+    check_file,
+    command,
+    console,
+    look_in,
+    progress,
+    show,
+    whole,
+    write,
+)
+
+
+@command("demo")
+def demo(
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for results and report; what it already holds isn't computed again. \\[default: calibrant-demo]",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Prune SmolLM2 with six calibration sets, offline, and see which one kept it best. Takes a few minutes."""
+    from calibrant.demo import demo as run
+
+    with progress() as told:
+        found = run(out, told)
+    show(found.to_json(), as_json, lambda _: found.lines(console().width))
+    if found.finished.failures:
+        raise typer.Exit(1)
+
+
+@command("prune")
+def prune(
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pruned model; it must not exist yet.", show_default=False)],
+    data: Data,
+    method: Annotated[str, typer.Option(metavar="SPEC", help="magnitude, wanda, sparsegpt(damp=0.02), …")] = "wanda",
+    sparsity: Annotated[str, typer.Option(metavar="S", help="The share of weights to remove, or N:M with N kept of every M.")] = "0.5",
+    samples: Samples = 128,
+    tokens: Tokens = None,
+    length: Length = 2048,
+    seed: Seed = 0,
+    propagate: Annotated[str, typer.Option(metavar="WAY", help="arrival, reference or dense: whose errors a matrix's inputs carry.")] = "arrival",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Prune MODEL and save it as an ordinary Hugging Face folder. A run that was killed continues when asked again."""
+    from calibrant.compress import prune as run
+
+    look_in(data_dir)
+    asked = functools.partial(run, samples=samples, tokens=tokens, length=length, seed=seed, propagate=propagate, dtype=dtype, device=device)
+    with progress() as told:
+        done = asked(model, data, method, sparsity, out, progress=told)
+    found = {**asdict(done.record), "out": str(done.out), "continued_from": done.continued_from, "already_done": done.already_done}
+    show(found, as_json, screen.pruned)
+
+
+@command("evaluate")
+def evaluate(
+    model: Model,
+    task: Annotated[list[str], typer.Option(metavar="SPEC", help="What to measure, such as loss(source='gsm8k'); give it once for each task.")],
+    limit: Annotated[
+        int | None,
+        typer.Option(parser=whole, metavar="N", help="Items of each task, or tokens of a loss, in place of its own budget.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Also write scores and the outcome of every item here.", show_default=False)
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="The untouched model, for tasks that compare with it; of a pruned folder it is known.", show_default=False
+        ),
+    ] = None,
+    allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Measure even what the model was calibrated on; the result says so.")] = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Measure MODEL on held-out data that no calibration set can hold."""
+    from calibrant.evaluators import evaluate as run
+
+    look_in(data_dir)
+    check_file(out)
+    with progress() as told:
+        measured = run(model, task, dtype=dtype, device=device, limit=limit, reference=reference, allow_leak=allow_leak, progress=told)
+    if out is not None:
+        write(out, [asdict(m) for m in measured])
+    show([{**asdict(m.score), "beside": [asdict(s) for s in m.beside], "provenance": dict(m.provenance)} for m in measured], as_json, screen.scores)

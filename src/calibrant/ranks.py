@@ -1,0 +1,359 @@
+"""Several processes that calibrate together, as torchrun starts them: each runs some of the micro-batches, and all see the sums of all.
+
+    with joined() as ranks:
+        for weight, seen in walk(view, batch, method.observes, propagate, ranks=ranks):
+            ...
+
+A rank is one of the processes. Each opens the model, takes its share of the micro-batches and does all the rest as one process would: what
+`seen` holds is the same on every rank, and so is what comes of it. Whatever is written is written by the first rank.
+
+Small statistics are gathered and added in the order of one process, so that their sums are one process's to the last bit. Gram matrices are
+added where they are, by one all-reduce for each input that differs: float32 sums in another order.
+
+Ranks talk in meetings. A meeting has a name and every rank is in it, a failing one too: it says why instead, and all end for its reason. So
+nobody waits for a rank that went elsewhere; one that is killed is missed at once, and one that hangs after `PATIENCE`.
+
+Gloo carries the words, and the sums of processors; NCCL those of CUDA, which follows PyTorch's documented behaviour but is untested here: no
+such machine was at hand.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from io import BytesIO
+from types import TracebackType
+from typing import Any, Final, TypeVar, final
+
+import torch
+import torch.distributed as dist
+
+from calibrant.activations import Gram, Seen, Statistic
+from calibrant.errors import CalibrantError, RankError
+
+T = TypeVar("T")
+
+PATIENCE: Final = timedelta(minutes=30)
+"""How long a rank waits for the others: longer than any of them works alone, which is when the first one saves."""
+
+
+class Ranks(ABC):
+    """The processes that do one job, `size` of them; this one is number `rank`."""
+
+    rank: int
+    size: int
+
+    @property
+    def first(self) -> bool:
+        """True on the rank that writes and speaks."""
+        return self.rank == 0
+
+    @abstractmethod
+    def device(self, asked: str) -> str:
+        """The device of this rank where `asked` is what the user gave: on CUDA, each rank of a machine has one of its own."""
+
+    @abstractmethod
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """What this rank takes of `items`: an unbroken run of them, in rank order; none where there are more ranks than items."""
+
+    @abstractmethod
+    def gathered(self, mine: Sequence[T]) -> Sequence[T]:
+        """The lists of all ranks, one behind the other."""
+
+    @abstractmethod
+    def all(self, here: bool) -> bool:
+        """True if `here` is true on every rank."""
+
+    @abstractmethod
+    def agree(self, what: str, mine: object) -> None:
+        """Go on if `mine` is the same on every rank, else raise `RankError`, saying that `what` differs."""
+
+    @abstractmethod
+    def total(self, mine: Iterable[Seen], device: torch.device) -> Seen:
+        """The sum, on `device`, of what the micro-batches of all ranks showed; `mine` are this rank's, maybe none, but some rank has one."""
+
+    @abstractmethod
+    def part(self, seen: Seen) -> Seen:
+        """What one micro-batch showed, as something to add up for `totals`."""
+
+    @abstractmethod
+    def totals(self, mine: Mapping[str, Seen], device: torch.device) -> Mapping[str, Seen]:
+        """For every matrix that any rank saw, by name and in the order of one process, the sum of all ranks' sums of parts, on `device`.
+
+        Matrices that share a sum on every rank go on sharing it.
+        """
+
+
+@final
+class _Alone(Ranks):
+    rank = 0
+    size = 1
+
+    def device(self, asked: str) -> str:
+        return asked
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        return items
+
+    def gathered(self, mine: Sequence[T]) -> Sequence[T]:
+        return mine
+
+    def all(self, here: bool) -> bool:
+        return here
+
+    def agree(self, what: str, mine: object) -> None:
+        pass
+
+    def total(self, mine: Iterable[Seen], device: torch.device) -> Seen:
+        return _added(mine)
+
+    def part(self, seen: Seen) -> Seen:
+        return seen
+
+    def totals(self, mine: Mapping[str, Seen], device: torch.device) -> Mapping[str, Seen]:
+        return mine
+
+
+ALONE: Final[Ranks] = _Alone()
+"""One process, which has nobody to wait for."""
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """The processes that torchrun started this one with, for as long as the context lasts; `ALONE` where there are none.
+
+    All ranks leave it together: an exception of one is raised on every other too, a `CalibrantError` and an interrupt as what they are, and
+    anything else as `RankError`, which is also what is raised where a rank is lost. A process group that is there already is used and left;
+    otherwise one is made, and gone afterwards.
+    """
+    if not _are_several():
+        yield ALONE
+        return
+    ours = not dist.is_initialized()
+    if ours:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        with _Together() as ranks:
+            yield ranks
+    finally:
+        if ours:
+            dist.destroy_process_group()
+
+
+def _are_several() -> bool:
+    if not dist.is_available():
+        return False
+    if dist.is_initialized():
+        return dist.get_world_size() > 1
+    return dist.is_torchelastic_launched() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@final
+class _Together(Ranks):
+    """Ranks of a process group. A context that all of them leave together."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._gloo: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._nccl: Any = None
+        self._apart = False
+
+    def __enter__(self) -> "_Together":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if error is None:
+                self._meet("the end", None)
+            elif not self._apart:
+                with suppress(RankError):  # this rank has its own reason
+                    self._answers(_Said("", None, _Failure.of(error)))
+        finally:
+            for group in (self._nccl, self._gloo) if self._nccl else (self._gloo,):
+                dist.destroy_process_group(group)
+
+    @property
+    def _place(self) -> int:
+        """This rank's number on its machine."""
+        return int(os.environ.get("LOCAL_RANK", self.rank))
+
+    def device(self, asked: str) -> str:
+        return f"cuda:{self._place}" if asked == "cuda" or (asked == "auto" and torch.cuda.is_available()) else asked
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        return items[len(items) * self.rank // self.size : len(items) * (self.rank + 1) // self.size]
+
+    def gathered(self, mine: Sequence[T]) -> Sequence[T]:
+        return [item for items in self._meet("lists", mine) for item in items]
+
+    def all(self, here: bool) -> bool:
+        return all(self._meet("a vote", here))
+
+    def agree(self, what: str, mine: object) -> None:
+        told = self._meet(what, mine)
+        for rank, other in enumerate(told):
+            if other != told[0]:
+                self._apart = True
+                raise RankError(f"{what} differs: {_short(told[0])} on rank 0, {_short(other)} on rank {rank}; give all ranks the same", subject=what)
+
+    def total(self, mine: Iterable[Seen], device: torch.device) -> Seen:
+        return self._total(_added(map(self.part, mine)), device)
+
+    def part(self, seen: Seen) -> Seen:
+        return Seen({kind: one if kind is Gram else _InOrder((one,)) for kind, one in seen.items()})
+
+    def _total(self, mine: Seen | None, device: torch.device) -> Seen:
+        here: dict[type[Statistic], Any] = dict(mine or {})
+        told: dict[type[Statistic], Any] = {kind: _Size.of(one) if kind is Gram else _packed(one.parts) for kind, one in here.items()}
+        came = [one for one in self._meet("sums", told) if one]
+        return Seen(
+            {
+                kind: self._reduced(here.get(kind), [one[kind] for one in came], device)
+                if kind is Gram
+                else _added(part for one in came for part in _unpacked(one[kind], device))
+                for kind in came[0]
+            }
+        )
+
+    def totals(self, mine: Mapping[str, Seen], device: torch.device) -> Mapping[str, Seen]:
+        numbers: dict[int, int] = {}
+        told = self._meet("matrices", {name: numbers.setdefault(id(seen), len(numbers)) for name, seen in mine.items()})
+        # Each rank says which of its sums a matrix has; matrices that have the same one on every rank have one sum.
+        shared = {name: tuple(one.get(name) for one in told) for name in dict.fromkeys(name for one in told for name in one)}
+        sums: dict[tuple[int | None, ...], Seen] = {}
+        for name, key in shared.items():
+            if key not in sums:
+                sums[key] = self._total(mine.get(name), device)
+        return {name: sums[key] for name, key in shared.items()}
+
+    def _reduced(self, mine: Gram | None, told: Sequence["_Size"], device: torch.device) -> Gram:
+        """The sum of the ranks' Gram matrices. Who fails in here is missed by the others, but not heard."""
+        self._apart = True
+        width = told[0].width
+        matrix = torch.zeros(width, width, dtype=told[0].dtype, device=device) if mine is None else mine.matrix
+        if matrix.is_cuda and self._nccl is None:
+            self._nccl = dist.new_group(backend="nccl", timeout=PATIENCE)
+        carried = matrix if matrix.is_cuda else matrix.cpu()
+        with _listening():
+            dist.all_reduce(carried, group=self._nccl if matrix.is_cuda else self._gloo)
+        self._apart = False
+        return Gram(carried.to(device), sum(one.tokens for one in told), sum(one.mass for one in told))
+
+    def _meet(self, where: str, mine: T) -> list[T]:
+        """What every rank says at this point, in rank order; raises what another one failed of."""
+        told = self._answers(_Said(where, mine))
+        for rank, said in enumerate(told):
+            if said.failure is not None:
+                self._apart = True
+                raise said.failure.error(rank)
+        for rank, said in enumerate(told):
+            if said.where != told[0].where:
+                self._apart = True
+                raise RankError(f"rank 0 is at {told[0].where!r} and rank {rank} at {said.where!r}; give all ranks the same to do", subject=where)
+        return [said.what for said in told]
+
+    def _answers(self, said: "_Said") -> list["_Said"]:
+        answers: list[Any] = [None] * self.size
+        apart, self._apart = self._apart, True
+        if apart:
+            raise RankError("the ranks have parted already; start them anew", subject=said.where)
+        with _listening():
+            dist.all_gather_object(answers, said, group=self._gloo)
+        self._apart = False
+        return answers
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a rank says in a meeting: where it is, and what it has there, or why it failed."""
+
+    where: str
+    what: Any
+    failure: "_Failure | None" = None
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An exception in words: the exception itself may hold what can't be sent."""
+
+    kind: type[BaseException]
+    text: str
+    subject: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> "_Failure":
+        known = next(kind for kind in type(error).__mro__ if kind.__module__ in ("builtins", "calibrant.errors"))
+        name = "" if isinstance(error, CalibrantError) else f"{type(error).__name__}: "
+        return cls(known, name + " ".join(str(error).split()), getattr(error, "subject", ""))
+
+    def error(self, rank: int) -> BaseException:
+        """What the others raise for it."""
+        if issubclass(self.kind, CalibrantError):
+            return self.kind(self.text, subject=self.subject)
+        if issubclass(self.kind, KeyboardInterrupt):
+            return KeyboardInterrupt()
+        return RankError(f"rank {rank} failed: {self.text}", subject=self.subject)
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What there is to know of a Gram before it is summed."""
+
+    width: int
+    dtype: torch.dtype
+    tokens: int
+    mass: float
+
+    @classmethod
+    def of(cls, gram: Gram) -> "_Size":
+        return cls(len(gram.matrix), gram.matrix.dtype, gram.tokens, gram.mass)
+
+
+@final
+class _InOrder(Statistic):
+    """Statistics that stand one behind the other until all are there: how floats are added decides their last bits."""
+
+    def __init__(self, parts: tuple[Statistic, ...]) -> None:
+        self.parts = parts
+        self.tokens, self.mass = sum(part.tokens for part in parts), sum(part.mass for part in parts)
+
+    def __add__(self, other: "_InOrder") -> "_InOrder":
+        return _InOrder(self.parts + other.parts)
+
+    def __mul__(self, factor: float) -> "_InOrder":
+        return _InOrder(tuple(part * factor for part in self.parts))
+
+
+def _added(parts: Iterable[Any]) -> Any:
+    """The sum from left to right; None of nothing."""
+    rest = iter(parts)
+    first = next(rest, None)
+    return None if first is None else sum(rest, start=first)
+
+
+def _packed(parts: tuple[Statistic, ...]) -> bytes:
+    """Statistics as bytes: torch's own, because a tensor that is merely pickled remembers its sender's device."""
+    into = BytesIO()
+    torch.save(parts, into)
+    return into.getvalue()
+
+
+def _unpacked(packed: bytes, device: torch.device) -> tuple[Statistic, ...]:
+    return torch.load(BytesIO(packed), map_location=device, weights_only=False)
+
+
+@contextmanager
+def _listening() -> Iterator[None]:
+    """Raise `RankError` where another rank is gone or doesn't answer."""
+    try:
+        yield
+    except RuntimeError as error:
+        what = str(error).partition(". This is typically")[0]
+        raise RankError(f"another rank was lost ({what}); what torchrun says of it tells why; start them again to continue") from error
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"

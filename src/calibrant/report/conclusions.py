@@ -1,0 +1,146 @@
+"""What a study says as a whole: its primary contrasts, whether its rankings agree, what is missing, how far to trust the rest. No torch here."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from calibrant.compare import LEVEL, Agreement, Comparison, Contrasted
+from calibrant.report.findings import aimed, caveats, doubts, finding, listed, percent, remarks, short
+from calibrant.report.tables import HOLE, As, Column, Figure, Line, Table, ranked
+
+ALONG: Final = {"method": "method", "target": "sparsity", "measured": "measured on"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: a title, a table if it has one, sentences, and things that are listed one by one."""
+
+    title: str
+    table: Table | None = None
+    sentences: tuple[str, ...] = ()
+    items: tuple[str, ...] = ()
+
+
+def sections(comparison: Comparison, way: As = "increase", notes: Mapping[str, str] = MappingProxyType({})) -> Iterator[Section]:
+    """The report in the order in which it is read: the rankings, what was tested, whether rankings agree, what is missing, how far to trust it."""
+    for ranking in comparison.rankings:
+        drawn = ranked(ranking, way, notes.get(ranking.model, ""))
+        said = [*(f"Doubtful: {d}" for d in doubts(ranking)), finding(ranking), *remarks(ranking), *caveats(ranking)]
+        yield Section(drawn.title, drawn, tuple(said))
+    if not comparison.rankings:
+        yield Section("Nothing to rank yet", sentences=("No calibration set has all of its measurements yet, so there is nothing to rank.",))
+    yield from conclusions(comparison)
+
+
+def conclusions(comparison: Comparison) -> Iterator[Section]:
+    """What is said beyond the rankings."""
+    if comparison.contrasts:
+        yield Section("Primary contrasts", contrasting(comparison.contrasts), tuple(map(told, comparison.contrasts)))
+    if comparison.agreements:
+        yield Section("Do the rankings agree?", agreeing(comparison.agreements), tuple(agreed(comparison.agreements)))
+    if comparison.missing:
+        yield Section("What is missing", items=comparison.missing)
+    if trusted := list(trust(comparison)):
+        yield Section("How far to trust it", sentences=tuple(trusted))
+
+
+def contrasting(contrasts: Sequence[Contrasted]) -> Table:
+    """The contrasts that the study named before it ran."""
+    columns = (Column("difference"), Column(f"{percent(LEVEL)} interval"), Column("p (Holm)"))
+    columns = (*columns, Column("detectable", extra=True), Column("verdict", words=True))
+    units = list(dict.fromkeys(c.unit for c in contrasts if c.unit))
+    legend = (
+        f"difference{f' in {units[0]}' if len(units) == 1 else ''}: below zero the first is better",
+        f"p: two-sided, after Holm over {len(contrasts)}",
+        "detectable: the difference that four studies of five like this one would find",
+    )
+    lines = [Line(c.name or _sides(c), _figures(c), ", ".join([*([_sides(c)] if c.name else []), _where(c)])) for c in contrasts]
+    return Table("Primary contrasts", "contrast", columns, tuple(lines), legend)
+
+
+def _figures(contrasted: Contrasted) -> tuple[Figure, ...]:
+    difference = contrasted.difference
+    interval = None if difference is None else difference.interval(contrasted.level)
+    return (
+        Figure(HOLE if difference is None else f"{difference.value:+.3f}"),
+        Figure(HOLE if interval is None else f"{interval[0]:+.3f} to {interval[1]:+.3f}"),
+        Figure(_chance(contrasted.p_holm)),
+        Figure(HOLE if contrasted.detectable is None else f"{contrasted.detectable:.3f}"),
+        Figure(contrasted.verdict, best=contrasted.verdict in ("better", "worse")),
+    )
+
+
+def _sides(contrasted: Contrasted) -> str:
+    return f"{contrasted.compare} against {contrasted.against}"
+
+
+def _where(contrasted: Contrasted) -> str:
+    on = listed([short(m, contrasted.on) for m in contrasted.on]) if contrasted.on else "nothing measured"
+    return f"{contrasted.model}, {contrasted.method} at {aimed(contrasted.target)}, on {on}"
+
+
+def _chance(p: float | None) -> str:
+    return HOLE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def told(contrasted: Contrasted) -> str:
+    """One contrast in words: what was found, or why nothing was, with what it would take."""
+    c, difference, lead = contrasted, contrasted.difference, f"{contrasted.name}: " if contrasted.name else ""
+    if difference is not None and c.verdict in ("better", "worse"):
+        interval = difference.interval(c.level)
+        spread = "" if interval is None else f"{percent(c.level)} interval {interval[0]:+.3f} to {interval[1]:+.3f}"
+        chance = "" if c.p_holm is None else f"p {'' if c.p_holm < 0.001 else '= '}{_chance(c.p_holm)} after Holm"
+        known = f"{difference.value:+.3f} {c.unit}".rstrip()
+        return f"{lead}{c.compare} did {c.verdict} than {c.against} ({_where(c)}): {known} ({', '.join(filter(None, [spread, chance]))})."
+    if c.verdict == "cannot tell":
+        return " ".join(filter(None, [f"{lead}{c.compare} and {c.against} can't be told apart ({_where(c)}).", c.needs, c.reason]))
+    return " ".join(filter(None, [f"{lead}{_sides(c)} ({_where(c)}): {c.verdict}.", c.reason, c.needs]))
+
+
+def agreeing(agreements: Sequence[Agreement]) -> Table:
+    """How alike two rankings of the same sets are, those that agree least first."""
+    found = sorted(agreements, key=lambda a: (a.tau, a.model, a.along, a.a, a.b))
+    lines = [
+        Line(
+            f"{_side(a, a.a)} and {_side(a, a.b)}",
+            (Figure(f"{a.tau:+.2f}"), Figure(HOLE if a.interval is None else f"{a.interval[0]:+.2f} to {a.interval[1]:+.2f}"), Figure(f"{a.sets}")),
+            ", ".join(filter(None, [a.model, a.within])),
+        )
+        for a in found
+    ]
+    heads = ("Kendall's τ", f"{percent(LEVEL)} interval", "sets")
+    legend = ("τ-b of two rankings of the same sets: +1 the same order, 0 unrelated, −1 reversed", "those that agree least first")
+    return Table("Do the rankings agree?", "rankings", tuple(map(Column, heads)), tuple(lines), legend, most=12)
+
+
+def _side(agreement: Agreement, value: str) -> str:
+    return aimed(value) if agreement.along == "target" else value
+
+
+def agreed(agreements: Sequence[Agreement]) -> Iterator[str]:
+    """In one sentence for each axis: whether it matters for the order of the sets."""
+    for along, noun in ALONG.items():
+        taus = [a for a in agreements if a.along == along]
+        if not taus:
+            continue
+        least = min(taus, key=lambda a: a.tau)
+        sure = sum(a.interval is not None and a.interval[0] > 0 for a in taus)
+        if len(taus) == 1:
+            yield f"By {noun}: τ {least.tau:+.2f} for the one pair; its interval {'lies' if sure else 'does not lie'} above zero."
+        else:
+            span = f"τ {least.tau:+.2f} to {max(a.tau for a in taus):+.2f}"
+            yield f"By {noun}: {span} over {len(taus)} pairs; the interval lies above zero for {sure} of them."
+
+
+def trust(comparison: Comparison) -> Iterator[str]:
+    """Stale records, and how many comparisons the report shows that nobody asked for beforehand."""
+    if comparison.stale:
+        many = "1 record is" if comparison.stale == 1 else f"{comparison.stale} records are"
+        yield f"{many} from an older revision of what made them, and stand here as they are; ask the study again to have them computed anew."
+    if comparison.looks:
+        planned = f"Beyond its {len(comparison.contrasts)} primary contrasts the report" if comparison.contrasts else "The report"
+        yield (
+            f"{planned} makes {comparison.looks} comparisons. They are held together within a column, not over all of it: "
+            "take them as a description, and test what they suggest on fresh draws."
+        )

@@ -1,0 +1,66 @@
+"""A report as plain data, for programs: every number with its interval, every sentence. No torch here."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from calibrant.compare import Comparison, Contrasted, Entry, Ranking
+from calibrant.report.account import Account
+from calibrant.report.conclusions import told, trust
+from calibrant.report.findings import caveats, doubts, finding, remarks
+
+
+def plain(comparison: Comparison, account: Account) -> dict[str, Any]:
+    """Everything, as JSON can hold it: what is not a number, or has no end, is null."""
+    return _finite(
+        {
+            "models": account.models,
+            "rankings": [_ranking(r) for r in comparison.rankings],
+            "contrasts": [_contrast(c) for c in comparison.contrasts],
+            "agreements": [asdict(a) for a in comparison.agreements],
+            "looks": comparison.looks,
+            "missing": comparison.missing,
+            "stale": comparison.stale,
+            "one_draw": comparison.one_draw,
+            "caveats": list(trust(comparison)),
+            "failures": account.failures,
+            "settings": account.settings,
+            "machine": account.machine,
+            "seconds": account.seconds,
+        }
+    )
+
+
+def _ranking(ranking: Ranking) -> dict[str, Any]:
+    return {
+        **asdict(ranking),
+        "entries": [_entry(ranking, e) for e in ranking.entries],
+        "partial": [_entry(ranking, e) for e in ranking.partial],
+        "baselines": [_entry(ranking, e) for e in ranking.baselines],
+        "dense": _entry(ranking, ranking.dense) if ranking.dense else None,
+        "finding": finding(ranking),
+        "doubts": doubts(ranking),
+        "remarks": remarks(ranking),
+        "caveats": caveats(ranking),
+    }
+
+
+def _entry(ranking: Ranking, entry: Entry) -> dict[str, Any]:
+    joint = entry.to_best.interval(ranking.level, ranking.looks) if entry.to_best else None
+    return {**asdict(entry), "mean_interval": entry.mean.interval(ranking.level), "to_best_interval": joint}
+
+
+def _contrast(contrasted: Contrasted) -> dict[str, Any]:
+    interval = contrasted.difference.interval(contrasted.level) if contrasted.difference else None
+    return {**asdict(contrasted), "interval": interval, "verdict": contrasted.verdict, "sentence": told(contrasted)}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, frozenset | set):
+        return sorted(value)
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

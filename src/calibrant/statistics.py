@@ -1,0 +1,214 @@
+"""What the matrices of an untouched model saw of one batch, kept on disk: the one pass that every target, sparsity and mixture shares.
+
+    ROOT/<identity>/norms/block-00000.safetensors
+    ROOT/<identity>/gram/block-00000.safetensors
+
+A file holds what one block's matrices saw, of one kind: a statistic once, however many matrices share it (q, k and v; gate and up), and which
+matrix has which. Norms are kept as they are summed, in float64; of a Gram its upper triangle, in the type it was summed in. Files are mapped
+into memory when they are read, and give back every bit. A file appears by rename, so a pass that was killed goes on from its last whole
+block. One that answers another question, or is cut, is made anew. Factorisations are never kept.
+"""
+
+import errno
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from calibrant.activations import FeatureNorms, Gram, InputStatistic, Seen, Statistic
+from calibrant.data import TokenBatch
+from calibrant.durable import UNFINISHED, flush
+from calibrant.errors import OutputError
+from calibrant.models import Block, Opened, Weight
+from calibrant.spec import identity
+
+REVISION: Final = 1
+"""Raised when a walk through the same untouched model gives other sums than before."""
+
+KINDS: Final[Mapping[type[InputStatistic], str]] = MappingProxyType({FeatureNorms: "norms", Gram: "gram"})
+"""What can be kept, and the folder it is kept in."""
+
+Dense = tuple[Block, dict[Weight, Seen]]
+"""A block of the untouched model and what each of its matrices saw; a matrix that no token reached is absent."""
+
+
+def statistics_id(opened: Opened, batch: TokenBatch) -> str:
+    """The identity of what this model's matrices see of these tokens: the same for every method, target and propagation."""
+    dtype = str(opened.dtype).removeprefix("torch.")
+    return identity({"statistics": REVISION, "model": opened.digest, "tokens": batch.fingerprint, "dtype": dtype})
+
+
+def statistics_ids(opened: Opened, batch: TokenBatch) -> tuple[str, ...]:
+    """The identities of all that `batch` is answered from: its own, or those of the parts of a mix, which they share with the parts alone."""
+    return tuple(statistics_id(opened, part) for _, part in batch.mixed) or (statistics_id(opened, batch),)
+
+
+def packed_bytes(width: int, kind: type[Statistic], dtype: torch.dtype = torch.float32) -> int:
+    """What one distinct input of `width` features takes on disk, but for some hundred bytes a block; `dtype` is the Gram's."""
+    return 8 * width if kind is FeatureNorms else dtype.itemsize * width * (width + 1) // 2
+
+
+def surplus(sizes: Mapping[str, int], finished: Sequence[str], limit: int) -> list[str]:
+    """Which statistics to delete so that all together take at most `limit` bytes.
+
+    Only those whose last use is over may go: `finished`, in the order of their last uses, of which the earliest go first and no more than it
+    takes. What is still to be used stays, even if it takes more.
+    """
+    over = sum(sizes.values()) - limit
+    gone: list[str] = []
+    for name in finished:
+        if over <= 0:
+            break
+        if name in sizes:
+            gone.append(name)
+            over -= sizes[name]
+    return gone
+
+
+@final
+class Statistics:
+    """The folder of one model's statistics of one batch; nothing is made before the first block is added.
+
+    `name` is its `statistics_id`. One process at a time adds, any number read.
+    """
+
+    def __init__(self, root: str | Path, name: str) -> None:
+        self.name, self.folder = name, Path(root) / name.removeprefix("sha256:")
+
+    def held(self, kind: type[InputStatistic], blocks: Sequence[Block]) -> int:
+        """The length of the unbroken row of blocks, from the first one on, whose statistics are here."""
+        return sum(1 for _ in itertools.takewhile(lambda block: self._told(kind, block) is not None, blocks))
+
+    def read(self, kinds: Sequence[type[InputStatistic]], block: Block) -> Dense:
+        """What the block's matrices saw, in the order in which a forward used them. Matrices that share an input share a `Seen`.
+
+        Raises `OutputError` if it isn't here.
+        """
+        found = [self._read(kind, block) for kind in kinds]
+        weights = {weight.name: weight for weight in block.weights}
+        shared: dict[tuple[int, ...], Seen] = {}
+        seen: dict[Weight, Seen] = {}
+        for name in found[0]:
+            several = [statistics[name] for statistics in found]
+            key = tuple(map(id, several))
+            shared.setdefault(key, Seen(dict(zip(kinds, several, strict=True))))
+            seen[weights[name]] = shared[key]
+        return block, seen
+
+    def add(self, kind: type[InputStatistic], block: Block, seen: Mapping[Weight, Seen]) -> None:
+        """Keep what the block's matrices saw. Raises `OutputError` on a full disk; what was there before stays."""
+        distinct = {id(s[kind]): s[kind] for s in seen.values()}
+        numbers = {key: number for number, key in enumerate(distinct)}
+        tensors = {str(number): _kept(statistic) for number, statistic in enumerate(distinct.values())}
+        told = {
+            **self._question(kind, block),
+            "matrices": {weight.name: numbers[id(s[kind])] for weight, s in seen.items()},
+            "sums": [[statistic.tokens, statistic.mass] for statistic in distinct.values()],
+        }
+        self._write(self._path(kind, block), tensors, json.dumps(told))
+
+    def bytes(self) -> int:
+        """What is on disk here."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*.safetensors")) if self.folder.is_dir() else 0
+
+    def remove(self) -> None:
+        """Delete all of it; a process that is reading goes on undisturbed."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _read(self, kind: type[InputStatistic], block: Block) -> dict[str, InputStatistic]:
+        told, path = self._told(kind, block), self._path(kind, block)
+        if told is None:
+            raise OutputError(f"{str(path)!r} is gone or is not what was written; ask again, and it is made anew", subject=str(path))
+        device = block.weights[0].stored.device if block.weights else torch.device("cpu")
+        with safe_open(path, framework="pt") as file:
+            several = [_brought_back(kind, file.get_tensor(str(n)).to(device), *sums) for n, sums in enumerate(told["sums"])]
+        return {name: several[number] for name, number in told["matrices"].items()}
+
+    def _told(self, kind: type[InputStatistic], block: Block) -> dict[str, Any] | None:
+        """What the file says of itself; None if it is missing, cut, or the answer to another question."""
+        try:
+            with safe_open(self._path(kind, block), framework="pt") as file:
+                told = json.loads((file.metadata() or {}).get("calibrant", "{}"))
+        except (SafetensorError, FileNotFoundError, ValueError):
+            return None
+        asked = self._question(kind, block)
+        return told if {name: told.get(name) for name in asked} == asked else None
+
+    def _question(self, kind: type[InputStatistic], block: Block) -> dict[str, str]:
+        return {"statistics": self.name, "kind": KINDS[kind], "block": block.name}
+
+    def _write(self, path: Path, tensors: Mapping[str, Tensor], told: str) -> None:
+        half = path.with_name(f"{UNFINISHED}.{path.name}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(dict(tensors), half, metadata={"calibrant": told})
+            flush(half)
+            os.replace(half, path)
+        except (OSError, SafetensorError) as error:
+            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+            reason = "the disk is full; free some space and ask again" if full else f"{error}; is it yours to write to?"
+            with suppress(OSError):
+                half.unlink()
+            raise OutputError(f"can't keep statistics in {str(self.folder)!r}: {reason}", subject=str(self.folder)) from error
+
+    def _path(self, kind: type[InputStatistic], block: Block) -> Path:
+        return self.folder / KINDS[kind] / f"block-{block.index:05d}.safetensors"
+
+
+def by_block(blocks: Sequence[Block], arrivals: Iterable[tuple[Weight, Seen]]) -> Iterator[Dense]:
+    """What a dense walk through `blocks` yields matrix by matrix, block by block: one entry for each, be it empty."""
+    groups = itertools.groupby(arrivals, key=lambda arrival: arrival[0].block)
+    index, group = next(groups, (-1, iter(())))
+    for block in blocks:
+        if block.index != index:
+            yield block, {}
+            continue
+        yield block, dict(group)
+        index, group = next(groups, (-1, iter(())))
+
+
+def mixed(parts: Sequence[Iterator[Dense]], factors: Sequence[float]) -> Iterator[Dense]:
+    """The sum of what the matrices saw of several batches, each times its factor. Matrices that shared an input in all of them go on sharing."""
+    for entries in zip(*parts, strict=True):
+        block, seen = entries[0][0], [there for _, there in entries]
+        scaled = _once(lambda one, factor: one * factor)
+        added = _once(lambda one, other: one + other)
+        sums: dict[Weight, Seen] = {}
+        for weight in dict.fromkeys(itertools.chain(*seen)):
+            several = [scaled(there[weight], factor) for there, factor in zip(seen, factors, strict=True) if weight in there]
+            sums[weight] = several[0]
+            for other in several[1:]:
+                sums[weight] = added(sums[weight], other)
+        yield block, sums
+
+
+def _once(compute: Callable[[Any, Any], Seen]) -> Callable[[Any, Any], Seen]:
+    """`compute`, once for each pair of objects."""
+    made: dict[tuple[int, int], tuple[Any, Any, Seen]] = {}  # the arguments are held, so that their addresses stay theirs
+
+    def once(one: Any, other: Any) -> Seen:
+        key = id(one), id(other)
+        if key not in made:
+            made[key] = one, other, compute(one, other)
+        return made[key][2]
+
+    return once
+
+
+def _kept(statistic: InputStatistic) -> Tensor:
+    kept = statistic.packed() if isinstance(statistic, Gram) else statistic.norms()
+    return kept.detach().contiguous().cpu()
+
+
+def _brought_back(kind: type[InputStatistic], kept: Tensor, tokens: int, mass: float) -> InputStatistic:
+    return Gram.unpacked(kept, tokens, mass) if kind is Gram else FeatureNorms(kept, tokens, mass)

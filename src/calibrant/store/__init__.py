@@ -1,0 +1,38 @@
+"""What came out of a run, and the durable folder that keeps it.
+
+A store is a folder. A compression is `runs/<id>/record.json`, what was measured on it `runs/<id>/measures/<id>/` with `score.json` and one
+row an item in `items.parquet`. Both ids are hashes of what was asked, so asking again finds what is there, and the stores of two machines
+merge by copying one into the other. Times, versions and devices are provenance: kept beside, in `provenance.json`, outside every hash. The
+hashes of the other files stand in `sums.json`.
+
+Every folder appears by one rename, complete or not at all. It is written in `.unfinished/<writer>/`, where each writer holds a lock for as
+long as it lives; what a dead writer left there is removed when the store is next opened for writing. Several processes may write to one
+store: who claims a name first works on it. No torch here.
+"""
+
+from calibrant.outcomes import Measurement, Outcome, Score
+from calibrant.store.claims import Claim
+from calibrant.store.folder import MARKER, Store
+from calibrant.store.merging import Merged, merge
+from calibrant.store.records import Cell, Record, Run, measurement_id, revisions
+from calibrant.store.verifying import Audit, Problem, audit, verify
+
+__all__ = [
+    "MARKER",
+    "Audit",
+    "Cell",
+    "Claim",
+    "Measurement",
+    "Merged",
+    "Outcome",
+    "Problem",
+    "Record",
+    "Run",
+    "Score",
+    "Store",
+    "audit",
+    "measurement_id",
+    "merge",
+    "revisions",
+    "verify",
+]

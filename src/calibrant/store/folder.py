@@ -1,0 +1,305 @@
+"""The store: a folder of records, measurements and failures, and the index of the grid that was asked for."""
+
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Literal, overload
+
+from calibrant.durable import UNFINISHED, read_json, text_of_json, write_bytes
+from calibrant.errors import OutputError
+from calibrant.outcomes import Journal, Measurement, Outcome, read_items, write_items
+from calibrant.spec import Call, canonical, text_of
+from calibrant.store.claims import Claim, claimed
+from calibrant.store.reading import provenance_of, read_measurement, read_scores, understood, without_weights
+from calibrant.store.records import Cell, Record, Run, age, is_older, measurement_id, revisions, unrevised
+from calibrant.store.staging import PROVENANCE, Staging, left
+
+MARKER: Final = "calibrant-store.json"
+JOURNALS: Final = ".journals"
+INDEX: Final = "index.json"
+FAILURES: Final = "failures"
+RUNS: Final = "runs"
+MEASURES: Final = "measures"
+FORMAT: Final = 1
+
+
+class Store:
+    """The folder of results. Opening it for writing makes it, and clears what dead writers left; `create=False` only reads.
+
+    Raises `OutputError` for a folder that isn't ours, that can't be written to, or on a full disk; nothing half-written stays behind.
+    Raises `DataError` for a file in it that can't be read.
+    """
+
+    def __init__(self, folder: str | Path, create: bool = True) -> None:
+        self.folder = Path(folder)
+        self._staging = Staging(self.folder)
+        self._check_ours(create)
+        if create:
+            with self._staging.writing("make the store"):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with left(self.folder) as corners:
+                    for corner in corners:
+                        shutil.rmtree(corner, ignore_errors=True)
+            if not (self.folder / MARKER).exists():
+                self.write_text(MARKER, text_of_json({"format": FORMAT, "what": "results of calibrant; safe to copy, and to merge by copying"}))
+
+    def _check_ours(self, create: bool) -> None:
+        where = str(self.folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise OutputError(f"{where!r} is a file; results need a folder of their own, name another", subject=where)
+        names = {p.name for p in self.folder.iterdir()} if self.folder.exists() else set()
+        ours = MARKER in names or {"study.yaml", RUNS} <= names
+        if not ours and not create:
+            raise OutputError(
+                f"{where!r} holds no results of calibrant (no {MARKER} in it); name the folder that a study or demo wrote", subject=where
+            )
+        if not ours and not names <= {UNFINISHED}:
+            raise OutputError(f"{where!r} exists, isn't empty and isn't ours (no {MARKER} in it); name a new or empty folder", subject=where)
+        with understood(self.folder / MARKER):
+            found = read_json(self.folder / MARKER).get("format", FORMAT) if MARKER in names else FORMAT
+        if found != FORMAT:
+            raise OutputError(f"{where!r} was written in format {found}, this calibrant reads {FORMAT}; use the version that wrote it", subject=where)
+
+    # Runs
+
+    def ids(self) -> list[str]:
+        """The id of every run that has a record, in order."""
+        return sorted(f"sha256:{p.parent.name}" for p in (self.folder / RUNS).glob("*/record.json"))
+
+    def has_record(self, run_id: str) -> bool:
+        """Whether the run is here."""
+        return (self.run_folder(run_id) / "record.json").exists()
+
+    def record(self, run_id: str, whole: bool = True) -> Record | None:
+        """What the run gave, or None if the store lacks it. Not `whole`, it comes without `weights` and provenance, and many times sooner."""
+        path = self.run_folder(run_id) / "record.json"
+        if not path.parent.exists():
+            return None
+        with understood(path):
+            kept = read_json(path) if whole else without_weights(path)
+            provenance = provenance_of(path.parent) if whole else {}
+            return Record(Run(**kept["run"]), kept["sparsity"], tuple(kept["weights"]), tuple(kept["dense"]), kept["data_facts"], provenance)
+
+    def records(self, whole: bool = True) -> list[Record]:
+        """Every record, in the order of their ids; `whole` as in `record`."""
+        return [found for found in (self.record(run_id, whole) for run_id in self.ids()) if found is not None]
+
+    def add_record(self, record: Record, files: Mapping[str, bytes] = MappingProxyType({})) -> str:
+        """Keep `record` and return its run's id. One that is there already stays as it is: the same question has the same answer.
+
+        `files` are kept beside it under their names, for example the mask.
+        """
+        kept = {"id": record.run.id, **{k: v for k, v in asdict(record).items() if k != "provenance"}}
+        with self._staging.appearing(self.run_folder(record.run.id)) as folder:
+            write_bytes(folder / "record.json", text_of_json(kept).encode())
+            write_bytes(folder / PROVENANCE, text_of_json(record.provenance).encode())
+            for name, content in files.items():
+                write_bytes(folder / name, content)
+            (folder / MEASURES).mkdir()
+        self.clear_failure(record.run.id)
+        return record.run.id
+
+    def file(self, run_id: str, name: str) -> bytes | None:
+        """A file that was kept beside a record, or None if there is none."""
+        path = self.run_folder(run_id) / name
+        return path.read_bytes() if path.exists() else None
+
+    def adopt(self, found: Path, run_id: str, measure_id: str = "", without: Collection[str] = ()) -> None:
+        """Copy a folder of another store, a run's or a measurement's, but for what is named in `without`. One that is here already stays."""
+        self._staging.copy(found, self.measure_folder(run_id, measure_id) if measure_id else self.run_folder(run_id), without)
+
+    # Measurements
+
+    def measured(self, run_id: str) -> set[str]:
+        """The ids of everything measured on a run; no file is opened."""
+        return {measure_id for measure_id, _ in self._measures(run_id)}
+
+    def measurement(self, run_id: str, measure_id: str) -> Measurement | None:
+        """What was measured, with its items, or None if the store lacks it."""
+        folder = self.measure_folder(run_id, measure_id)
+        return read_measurement(folder) if folder.exists() else None
+
+    def measurements(self, run_id: str) -> dict[str, Measurement]:
+        """Everything measured on a run, by measurement id."""
+        return {measure_id: read_measurement(folder) for measure_id, folder in self._measures(run_id)}
+
+    def scores(self, run_id: str) -> dict[str, Measurement]:
+        """Everything measured on a run without its items and provenance, by measurement id: one small file read for each."""
+        return {measure_id: read_scores(folder) for measure_id, folder in self._measures(run_id)}
+
+    def items(self, run_id: str, measure_id: str) -> tuple[Outcome, ...]:
+        """What every item of a measurement gave; `DataError` if the store lacks it. Its file is `measure_folder(…) / "items.parquet"`."""
+        return read_items(self.measure_folder(run_id, measure_id) / "items.parquet")
+
+    def evaluators(self, run_id: str) -> dict[str, Mapping[str, Any]]:
+        """The canonical evaluator behind each measurement of a run, by measurement id."""
+        found: dict[str, Mapping[str, Any]] = {}
+        for measure_id, folder in self._measures(run_id):
+            with understood(folder / "score.json"):
+                found[measure_id] = read_json(folder / "score.json")["evaluator"]
+        return found
+
+    def add_measurement(self, run_id: str, evaluator: Mapping[str, Any], measurement: Measurement, data: str = "") -> str:
+        """Keep what `evaluator` (its canonical form) measured on a recorded run and return its id; one that is there already stays.
+
+        `data` is the digest of what it measured on, if it tells one.
+        """
+        if not self.run_folder(run_id).exists():
+            raise OutputError(
+                f"there is no record of run {run_id} in {str(self.folder)!r}; add the record before what was measured on it", subject=run_id
+            )
+        measure_id = measurement_id(run_id, evaluator, data)
+        kept = {"id": measure_id, "run": run_id, "evaluator": canonical(evaluator), "data": data, "score": asdict(measurement.score)}
+        kept |= {"beside": [asdict(score) for score in measurement.beside]} if measurement.beside else {}
+        with self._staging.appearing(self.measure_folder(run_id, measure_id)) as folder:
+            write_bytes(folder / "score.json", text_of_json(kept).encode())
+            write_bytes(folder / PROVENANCE, text_of_json(measurement.provenance).encode())
+            write_items(folder / "items.parquet", measurement.outcomes)
+        self.clear_failure(measure_id)
+        return measure_id
+
+    def journal(self, run_id: str, evaluator: Mapping[str, Any], data: str = "") -> Journal:
+        """Where a measurement that isn't finished keeps its items, so that a killed one goes on."""
+        measure_id = measurement_id(run_id, evaluator, data)
+        return Journal(self.folder / JOURNALS / f"{bare(measure_id)}.jsonl", measure_id)
+
+    # The grid
+
+    def cells(self) -> list[Cell]:
+        """The grid that was last asked of this store; without one (a copied store), every record is a cell of its own.
+
+        Of records and measurements with the same labels that differ in a revision, such cells hold the newest.
+        """
+        if (self.folder / INDEX).exists():
+            with understood(self.folder / INDEX):
+                return [Cell(**cell) for cell in self._index()["cells"]]
+        found: dict[Any, tuple[tuple[int, ...], Cell]] = {}
+        for record in self.records(whole=False):
+            run = record.run
+            cell = Cell(run.model_name, run.data, str(run.method.get("spec")), run.target, run.seed, run.id, self._texts(run.id), run.propagate)
+            made = age(run.method) + age(run.allocation)
+            if made >= found.get(same := unrevised(run), (made, cell))[0]:
+                found[same] = made, cell
+        return [cell for _, cell in found.values()]
+
+    def write_cells(self, cells: Sequence[Cell], study: Mapping[str, Any] | None = None, revisions: Mapping[str, int] | None = None) -> None:
+        """Say which grid this store answers.
+
+        `study` is what else a reader of it needs: `baseline`, `pools`, `primary`. `revisions` are those of everything that it names, as the
+        function `revisions` tells them: what was computed with a lower one is stale.
+        """
+        index: dict[str, Any] = {"cells": [{**vars(cell), "measures": dict(cell.measures)} for cell in cells]}
+        index |= {} if study is None else {"study": study}
+        index |= {} if revisions is None else {"revisions": dict(sorted(revisions.items()))}
+        self.write_text(INDEX, text_of_json(index, ordered=True))
+
+    def study(self) -> Mapping[str, Any]:
+        """The parts of the study that reading needs: `baseline` (a set or None), `pools` (sets by name), `primary`; empty if it isn't known."""
+        return self._index().get("study", {})
+
+    def revisions(self) -> Mapping[str, int]:
+        """The revisions that the study was last asked with, by kind and name; empty if they aren't known."""
+        return self._index().get("revisions", {})
+
+    def stale(self) -> set[str]:
+        """The ids of runs, and of measurements, that something of a lower revision than the study's had a part in.
+
+        They stay, and nothing counts a measurement as stale because its run is.
+        """
+        wanted = self.revisions()
+        found: set[str] = set()
+        if not wanted:
+            return found
+        for record in self.records(whole=False):
+            made = revisions("method", record.run.method) | revisions("allocation", record.run.allocation)
+            found |= {record.run.id} if is_older(made, wanted) else set()
+            found |= {i for i, form in self.evaluators(record.run.id).items() if is_older(revisions("evaluator", form), wanted)}
+        return found
+
+    # Failures
+
+    def failures(self) -> dict[str, Mapping[str, Any]]:
+        """What went wrong, by the id of the run or measurement that isn't there because of it."""
+        folder = self.folder / FAILURES
+        return {f"sha256:{p.stem}": read_json(p) for p in sorted(folder.glob("*.json"))} if folder.exists() else {}
+
+    def failure(self, failed_id: str) -> Mapping[str, Any] | None:
+        """Why a run or measurement isn't there, or None if nothing is known to have failed."""
+        path = self.folder / FAILURES / f"{bare(failed_id)}.json"
+        return read_json(path) if path.exists() else None
+
+    def add_failure(self, failed_id: str, what: Mapping[str, Any]) -> None:
+        """Record why a run or measurement isn't there; a later failure of the same replaces it, a success clears it."""
+        self.write_text(f"{FAILURES}/{bare(failed_id)}.json", text_of_json({"id": failed_id, **what}))
+
+    def clear_failure(self, failed_id: str) -> None:
+        """Forget a failure: it was tried again and went well."""
+        with self._staging.writing("clear a failure"):
+            (self.folder / FAILURES / f"{bare(failed_id)}.json").unlink(missing_ok=True)
+
+    # The folder
+
+    @overload
+    def claim(self, name: str, wait: Literal[True]) -> Claim: ...
+    @overload
+    def claim(self, name: str, wait: bool = False) -> Claim | None: ...
+    def claim(self, name: str, wait: bool = False) -> Claim | None:
+        """The right to work on `name`, any text, alone: None while another holds it (also within this process), unless this is to `wait`.
+
+        It is freed by `with`, by `free()`, or by the end of the process, however it ends.
+        """
+        with self._staging.writing(f"claim {name}"):
+            return claimed(self.folder, name, wait)
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write one file of the store (`study.yaml`, `report.html`), whole or not at all; an older one is replaced."""
+        path = self.folder / name
+        self._staging.replace(path, text.encode())
+        return path
+
+    def corner(self) -> Path:
+        """A folder for this process alone, for what others shall read while it is at work; gone when the store is closed or next opened."""
+        with self._staging.writing("make a corner"):
+            return self._staging.corner()
+
+    def run_folder(self, run_id: str) -> Path:
+        """Where a run's record is, or would be."""
+        return self.folder / RUNS / bare(run_id)
+
+    def measure_folder(self, run_id: str, measure_id: str) -> Path:
+        """Where a measurement is, or would be: `score.json` and `items.parquet`."""
+        return self.run_folder(run_id) / MEASURES / bare(measure_id)
+
+    def close(self) -> None:
+        """Give back this writer's corner; done at the latest when the process ends, or by the next one that opens the store."""
+        self._staging.close()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _measures(self, run_id: str) -> Iterator[tuple[str, Path]]:
+        folder = self.run_folder(run_id) / MEASURES
+        for name in sorted(os.listdir(folder)) if folder.exists() else ():
+            if not name.startswith("."):  # what a file manager or a network drive leaves
+                yield f"sha256:{name}", folder / name
+
+    def _texts(self, run_id: str) -> dict[str, str]:
+        """The measurements of a run by their evaluator's text; of two with the same text the newer revision."""
+        forms = sorted(self.evaluators(run_id).items(), key=lambda kept: (age(kept[1]), kept[0]))
+        return {text_of(Call(str(f.get("spec")), {k: v for k, v in f.items() if k not in ("spec", "revision")})): i for i, f in forms}
+
+    def _index(self) -> Mapping[str, Any]:
+        path = self.folder / INDEX
+        with understood(path):
+            return dict[str, Any](read_json(path).items()) if path.exists() else {}
+
+
+def bare(tagged: str) -> str:
+    """An id without its tag: how its folder is called."""
+    return tagged.rpartition(":")[2]

@@ -1,0 +1,133 @@
+"""What a store keeps, as values: what was asked, what came out, and the cells of a study's grid."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from calibrant.spec import identity
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was asked, resolved; plain JSON data only.
+
+    `data`, `tokens` and `propagate` are empty where the method observes nothing. `model_name`, `data` and `seed` are labels: the model's
+    digest and the tokens' fingerprint already cover what they name.
+    """
+
+    model: str
+    model_name: str
+    data: str
+    tokens: str
+    method: Mapping[str, Any]
+    target: str
+    allocation: Mapping[str, Any]
+    propagate: str
+    dtype: str
+    seed: int = 0
+
+    @property
+    def id(self) -> str:
+        """The identity of what decides the outcome: the same on every machine."""
+        return identity(
+            {
+                "model": self.model,
+                "tokens": self.tokens,
+                "method": self.method,
+                "target": self.target,
+                "allocation": self.allocation,
+                "propagate": self.propagate,
+                "dtype": self.dtype,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """What came out of a run.
+
+    `sparsity` is achieved over the compressed matrices. `weights` has a name, shape, sparsity and notes each, and may have the relative
+    `error` of the matrix's output with `error_from` ("gram" or "norms"), and `bits`, 256 bits of the mask chosen by hash, as 64 hexadecimal
+    digits; `dense` the matrices left alone, with the reason. `provenance` (seconds per phase, peak memory in bytes, versions, device,
+    threads, a note such as "dequantized from Q4_1") is no part of the result and isn't compared.
+    """
+
+    run: Run
+    sparsity: float
+    weights: tuple[Mapping[str, Any], ...] = ()
+    dense: tuple[Mapping[str, Any], ...] = ()
+    data_facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    provenance: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the grid that a study asked for, and where its answers are.
+
+    The labels are as asked: two cells may share a run (a source that gives the same tokens for every seed, a method that looks at no data).
+    `run` is empty where the run's identity could not be told because something failed; `measures` maps the evaluator's text to its id.
+    `propagate` is empty where no data is looked at, and in older stores.
+    """
+
+    model: str
+    data: str
+    method: str
+    target: str
+    seed: int
+    run: str
+    measures: Mapping[str, str] = field(default_factory=dict[str, str])
+    propagate: str = ""
+
+    @property
+    def labels(self) -> tuple[str, str, str, str, int, str]:
+        """What tells the cells of a grid apart: everything but the answers."""
+        return self.model, self.data, self.method, self.target, self.seed, self.propagate
+
+
+def measurement_id(run_id: str, evaluator: Mapping[str, Any], data: str = "") -> str:
+    """The identity of one evaluator (its canonical form) on one run; `data` is the digest of what it measures on, if it tells one."""
+    return identity([run_id, evaluator, data] if data else [run_id, evaluator])
+
+
+def revisions(kind: str, form: Any) -> dict[str, int]:
+    """The revision of everything in a canonical form, by kind and name: `{"method wanda": 1}`.
+
+    `kind` is `method`, `allocation` or `evaluator`. What stands twice in the form counts with its lowest revision.
+    """
+    found: dict[str, int] = {}
+    for name, revision in _revised(form):
+        label = f"{kind} {name}"
+        found[label] = min(revision, found.get(label, revision))
+    return found
+
+
+def is_older(made: Mapping[str, int], wanted: Mapping[str, int]) -> bool:
+    """Whether something was made with a lower revision than is wanted of it."""
+    return any(revision < wanted.get(label, revision) for label, revision in made.items())
+
+
+def age(form: Any) -> tuple[int, ...]:
+    """The revisions in a canonical form, in its order: of two forms that differ in nothing else, the newer has the greater."""
+    return tuple(revision for _, revision in _revised(form))
+
+
+def unrevised(run: Run) -> str:
+    """What two runs have in common that differ in nothing but revisions, their labels included."""
+    return identity(_without_revisions(vars(run)))
+
+
+def _without_revisions(form: Any) -> Any:
+    if isinstance(form, Mapping):
+        return {name: _without_revisions(part) for name, part in form.items() if name != "revision"}
+    return [_without_revisions(part) for part in form] if isinstance(form, list | tuple) else form
+
+
+def _revised(form: Any) -> Iterator[tuple[str, int]]:
+    if isinstance(form, Mapping):
+        if "spec" in form and "revision" in form:
+            yield str(form["spec"]), int(form["revision"])
+        for name in sorted(form):
+            yield from _revised(form[name])
+    elif isinstance(form, list | tuple):
+        for part in form:
+            yield from _revised(part)

@@ -1,0 +1,80 @@
+"""One open model with everything that is made of it once: its untouched numbers, the tokens last asked for, a copy to compare with."""
+
+import copy
+import io
+from typing import Final
+
+import numpy as np
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from calibrant.compress import Asked, fitting
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.models import Opened, check_finite, view
+
+MASK: Final = "mask.npz"
+"""The kept weights of a run, a bit each, by number of the model's matrix; only where every kept weight is the untouched model's."""
+
+ROOM: Final = 0.5
+"""The share of the machine's memory that activations may fill: of all there is, not of what is free, so that asking again resolves alike."""
+
+
+class Bench:
+    """One open model, with what it was before anything was done to it, and the tokens that were last asked for."""
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened, self.view = opened, view(opened.model)
+        check_finite(self.view)
+        self._pristine = self.view.snapshot()
+        self._tokens: tuple[str, TokenBatch] | None = None
+        self._reference: PreTrainedModel | None = None
+
+    def tokens(self, calibration: CalibrationSet | None) -> TokenBatch | None:
+        """The set as tokens; kept until another set is asked for."""
+        if calibration is None:
+            return None
+        if self._tokens is None or self._tokens[0] != repr(calibration):
+            self._tokens = repr(calibration), calibration.tokens(self.opened.tokenizer)
+        return self._tokens[1]
+
+    def hand(self, calibration: CalibrationSet, batch: TokenBatch) -> None:
+        """Take the tokens of `calibration` as made elsewhere."""
+        self._tokens = repr(calibration), batch
+
+    def fitting(self, asked: Asked, batch: TokenBatch | None) -> tuple[Asked, str]:
+        """`asked` as this machine can do it, and a sentence where that is something else."""
+        limit = int(psutil.virtual_memory().total * ROOM)
+        fits, note = fitting(asked.propagate, self.view, batch, self.opened.dtype, limit)
+        return Asked(asked.method, asked.target, asked.allocation, fits), note
+
+    def restore(self) -> None:
+        """Make the model what it was."""
+        self.view.restore(self._pristine)
+
+    def reference(self) -> PreTrainedModel:
+        """A copy of the untouched model, for measures that compare with it; made when it is first asked for."""
+        if self._reference is None:
+            self._reference = copy.deepcopy(self.opened.model)
+            view(self._reference).restore(self._pristine)
+        return self._reference
+
+    def mask(self) -> bytes | None:
+        """The nonzero weights as bits; None if some nonzero weight isn't the untouched model's, so that bits can't bring it back."""
+        bits: dict[str, np.ndarray] = {}
+        for index, weight in enumerate(self.view.weights):
+            kept, pristine = weight.stored != 0, self._pristine[weight.name]
+            if not torch.equal(torch.where(kept, pristine, torch.zeros_like(pristine)), weight.stored):
+                return None
+            bits[str(index)] = np.packbits(kept.cpu().numpy())
+        file = io.BytesIO()
+        np.savez(file, allow_pickle=False, **bits)
+        return file.getvalue()
+
+    def apply(self, mask: bytes) -> None:
+        """Put the model into the state that `mask` was taken from."""
+        self.restore()
+        with np.load(io.BytesIO(mask), allow_pickle=False) as bits, torch.no_grad():
+            for index, weight in enumerate(self.view.weights):
+                kept = np.unpackbits(bits[str(index)], count=weight.stored.numel()).astype(bool).reshape(tuple(weight.stored.shape))
+                weight.stored.masked_fill_(~torch.from_numpy(kept).to(weight.stored.device), 0)

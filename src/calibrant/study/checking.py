@@ -1,0 +1,289 @@
+"""What a study asks, read and checked as a whole: every mistake is found at once, each with its place."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from calibrant.allocations import allocations
+from calibrant.compress import PROPAGATIONS
+from calibrant.data import CalibrationSet
+from calibrant.errors import InputError, Problem, SpecError
+from calibrant.evaluators import Evaluator, evaluators
+from calibrant.methods import Method, methods
+from calibrant.models.devices import DEVICES, DTYPES
+from calibrant.registry import did_you_mean
+from calibrant.spec import Spec
+from calibrant.study.labels import DENSE, Axes, Labels, union
+from calibrant.targets import parse_target
+
+T = TypeVar("T")
+Path = tuple[str | int, ...]
+"""Where something stands in a study: keys and numbers, outermost first."""
+
+AXES: Final = ("model", "data", "method", "sparsity", "seeds", "propagate")
+"""What a group may replace and an entry of `exclude` may name."""
+SCALARS: Final = ("samples", "tokens", "length", "propagate", "allocation", "dtype", "device", "masks", "allow_leak", "statistics_gb")
+KEYS: Final = ("model", "data", "method", "sparsity", "seeds", "evaluate", *SCALARS, "baseline", "groups", "exclude", "pools", "primary")
+"""Every key of a study file."""
+OTHERWISE: Final = {"models": "model", "methods": "method", "sparsities": "sparsity", "seed": "seeds", "sets": "data", "evaluators": "evaluate"}
+"""Keys that are understood too."""
+
+_KIND: Final = {"model": "model", "data": "data", "method": "method", "sparsity": "target", "seeds": "seed", "propagate": "propagate"}
+"""What a cell's label is called that an axis stands for."""
+_LEAST: Final = {"samples": 1, "tokens": 1, "length": 1}
+_NAME: Final = 100
+"""Letters of a name at most: it stands in tables."""
+
+
+@dataclass
+class Mistakes:
+    """Mistakes as they are found; the same one is kept once."""
+
+    found: dict[tuple[Path, str], None] = field(default_factory=dict[tuple[Path, str], None])
+
+    def add(self, path: Path, message: str) -> None:
+        """Keep one."""
+        self.found[path, message] = None
+
+    def tried(self, path: Path, make: Callable[..., T], *given: Any) -> T | None:
+        """What `make` gives, or None and its complaint about what it was given."""
+        try:
+            return make(*given)
+        except InputError as error:
+            cut = any(isinstance(text, str) and text.count("(") != text.count(")") for text in given)
+            self.add(path, f"{error}{'; in a list within brackets, a text with a comma needs quotes' if cut else ''}")
+            return None
+
+    def problems(self, lines: Mapping[Path, int] | None = None) -> list[Problem]:
+        """All of them in the order of their lines; `lines` says where each key and item stands."""
+        told = [Problem(_line(path, lines or {}), where(path), message) for path, message in self.found]
+        return sorted(told, key=lambda problem: problem.line)
+
+
+def where(path: Path) -> str:
+    """A path as it is told: `groups.small.data[2]`."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+
+
+def short(value: Any) -> str:
+    """A value for a message, never long."""
+    told = repr(value)
+    return told if len(told) <= 60 else told[:60] + "…"
+
+
+def items(path: Path, value: Any) -> list[tuple[Path, Any]]:
+    """The values of an axis with their paths; a single value stands for a list of one."""
+    return [((*path, at), item) for at, item in enumerate(value)] if isinstance(value, list | tuple | range) else [(path, value)]
+
+
+def keyed(mistakes: Mistakes, path: Path, given: Any, known: Sequence[str], what: str) -> dict[str, tuple[Path, Any]]:
+    """The entries of a mapping by their canonical keys, each with its path; what is none, or unknown, is a mistake."""
+    found: dict[str, tuple[Path, Any]] = {}
+    if not isinstance(given, Mapping):
+        mistakes.add(path, f"{short(given)} is no {what}; write keys with values, of {', '.join(known)}")
+        return found
+    for key, value in given.items():
+        name = OTHERWISE.get(str(key), str(key))
+        if name not in known:
+            aside = f"; {key} is the same for the whole study" if name in KEYS else did_you_mean(str(key), [*known, *OTHERWISE])
+            mistakes.add((*path, key), f"a {what} has no key {key!r}{aside} (known: {', '.join(known)})")
+        elif name in found:
+            mistakes.add((*path, key), f"{key} says the same as {where(found[name][0])}; leave one out")
+        else:
+            found[name] = (*path, key), value
+    return found
+
+
+@dataclass
+class Read:
+    """What was read of a study: its grids and cells, its evaluators by their text, and what those who read its results need."""
+
+    labels: list[Labels] = field(default_factory=list[Labels])
+    evaluators: dict[str, Evaluator] = field(default_factory=dict[str, Evaluator])
+    baseline: str | None = None
+    pools: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    primary: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+
+class Reading:
+    """Reads one study, `asked` by its canonical keys, and keeps what is wrong in `mistakes`."""
+
+    def __init__(self, asked: Mapping[str, Any], mistakes: Mistakes) -> None:
+        self.asked, self.mistakes, self.read = asked, mistakes, Read()
+        self._budget: dict[str, Any] = {"samples": 128, "length": 2048, "tokens": None}
+
+    def grid(self) -> Read:
+        """The cells and the evaluators; then `contrasts.read_contrasts` reads what is compared."""
+        self._scalars()
+        for path, text in self._listed(("evaluate",), self.asked.get("evaluate", ())):
+            found = self._built(path, text, _evaluator)
+            if found is not None and not self._twice(path, text, str(found), self.read.evaluators):
+                self.read.evaluators[str(found)] = found
+        grids = self._grids()
+        whole = union(grids)
+        exclude = [self._excluded(path, entry, whole) for path, entry in items(("exclude",), self.asked.get("exclude") or ())]
+        self.read.labels = union(grids, [entry for entry in exclude if entry])
+        if whole and not self.read.labels:
+            self.mistakes.add(("exclude",), f"everything is left out: of {len(whole)} runs none remains; narrow an entry")
+        return self.read
+
+    def value(self, axis: str, path: Path, given: Any) -> Any:
+        """One value of an axis: a `Method`, or a canonical text or number; None for a mistake."""
+        match axis:
+            case "data":
+                found = self._built(path, given, lambda text: CalibrationSet(text, **self._budget))
+                return None if found is None else str(found)
+            case "method":
+                return self._built(path, given, _pruning)
+            case "sparsity":
+                plain = isinstance(given, str | int | float) and not isinstance(given, bool)
+                found = self.mistakes.tried(path, parse_target, given if plain else short(given))
+                return None if found is None else str(found)
+            case "seeds":
+                return self._whole(path, given, "a draw", 0)
+            case "propagate":
+                return self._one_of(path, given, PROPAGATIONS)
+            case _:
+                return self._built(path, given, lambda text: text)
+
+    def named(self, key: str) -> Iterator[tuple[str, Path, Any]]:
+        """The entries of `groups` or `pools`: name, path, value."""
+        given = self.asked.get(key) or {}
+        if not isinstance(given, Mapping):
+            self.mistakes.add((key,), f"{short(given)} gives no names; write each of the {key} under a name of its own")
+            return
+        for name, value in given.items():
+            if not isinstance(name, str) or not name.strip() or len(name) > _NAME or not name.isprintable():
+                self.mistakes.add((key, name), f"{short(name)} is no name; write one of at most {_NAME} letters")
+            yield str(name), (key, name), value
+
+    def _scalars(self) -> None:
+        for name in ("samples", "tokens", "length"):
+            value = self.asked.get(name)
+            if value is not None or name != "tokens":
+                found = self._whole((name,), value, name, _LEAST[name])
+                self._budget[name] = self._budget[name] if found is None else found
+        for name in ("masks", "allow_leak"):
+            if not isinstance(self.asked.get(name), bool):
+                self.mistakes.add((name,), f"{name} is {short(self.asked.get(name))}; it must be true or false")
+        limit = self.asked.get("statistics_gb")
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit < float("inf"):
+            self.mistakes.add(("statistics_gb",), f"statistics_gb is {short(limit)}; it must be a number of gigabytes, 0 or more")
+        if self.asked.get("propagate") is not None:
+            self._one_of(("propagate",), self.asked["propagate"], PROPAGATIONS)
+        self._one_of(("dtype",), self.asked.get("dtype"), ("auto", *DTYPES))
+        device = self.asked.get("device")
+        self._one_of(("device",), device.partition(":")[0] if isinstance(device, str) else device, ("auto", *DEVICES))
+        self._built(("allocation",), self.asked.get("allocation"), allocations.build)
+
+    def _grids(self) -> list[Axes]:
+        """The grid of each group, or the one grid where there are none."""
+        groups = [(path, keyed(self.mistakes, path, value, AXES, "group")) for _, path, value in self.named("groups")]
+        own = {axis: ((axis,), self.asked.get(axis)) for axis in AXES}
+        # An axis that every group replaces needn't be given above them; one that is given is read, and its mistakes are told once.
+        lacking = [axis for axis in AXES[:-1] if self.asked.get(axis) in (None, (), []) and not (groups and all(axis in g for _, g in groups))]
+        for axis in lacking:
+            self.mistakes.add((axis,), f"a study needs at least one {axis}, and none is given")
+        read = {axis: self._axis(axis, path, given) for axis, (path, given) in own.items() if axis not in lacking}
+        every = groups or [((), dict[str, tuple[Path, Any]]())]
+        axes = [([self._of(axis, group, read) for axis in AXES[:-1]], self._propagation(group)) for _, group in every]
+        return [Axes(models, data, pruning, targets, seeds, propagate) for (models, data, pruning, targets, seeds), propagate in axes]
+
+    def _of(self, axis: str, group: Mapping[str, tuple[Path, Any]], read: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
+        if axis not in group:
+            return read.get(axis, ())
+        path, given = group[axis]
+        if given in (None, (), []):
+            self.mistakes.add(path, f"the group replaces {axis} by nothing; name at least one, or leave the key out")
+        return self._axis(axis, path, given)
+
+    def _propagation(self, group: Mapping[str, tuple[Path, Any]]) -> str | None:
+        path, given = group.get("propagate", (("propagate",), self.asked.get("propagate")))
+        return None if given is None else self._one_of(path, given, PROPAGATIONS)
+
+    def _axis(self, axis: str, path: Path, given: Any) -> list[Any]:
+        """The values of an axis without those that are mistakes."""
+        found: dict[str, tuple[Path, Any]] = {}
+        for at, value in self._listed(path, given) if axis != "propagate" else []:
+            read = self.value(axis, at, value)
+            if read is not None and not self._twice(at, value, str(read), {text: first for text, (first, _) in found.items()}):
+                found[str(read)] = at, read
+        return [read for _, read in found.values()]
+
+    def _listed(self, path: Path, given: Any) -> list[tuple[Path, Any]]:
+        if isinstance(given, Mapping):
+            self.mistakes.add(path, f"{short(given)} has keys of its own; write one value or a list of values")
+            return []
+        return [] if given is None else items(path, given)
+
+    def _twice(self, path: Path, given: Any, text: str, before: Mapping[str, Any]) -> bool:
+        if text in before:
+            first = f" ({where(before[text])})" if isinstance(before[text], tuple) else ""
+            self.mistakes.add(path, f"{short(given)} is there twice: it is the same as {text}{first}; leave one out")
+        return text in before
+
+    def _excluded(self, path: Path, entry: Any, whole: Sequence[Labels]) -> dict[str, set[Any]]:
+        """An entry of `exclude` as what it matches; empty if it is a mistake."""
+        keys, wanted = keyed(self.mistakes, path, entry, AXES, "thing to exclude"), dict[str, set[Any]]()
+        if not keys:
+            if entry in ({}, None):
+                self.mistakes.add(path, "an empty entry would leave out everything; say what it leaves out")
+            return {}
+        for axis, (at, given) in keys.items():
+            read = [(place, value, self.value(axis, place, value)) for place, value in self._listed(at, given)]
+            there = {getattr(labels, _KIND[axis]) for labels in whole if labels.data or axis in ("model", "method", "sparsity")}
+            for place, value, found in read:
+                if found is not None and self._text(found) not in there:
+                    self.mistakes.add(place, f"{short(value)} isn't in the grid, so there is nothing to leave out; it has {listed(there)}")
+            wanted[_KIND[axis]] = {self._text(found) for _, _, found in read if found is not None}
+        if all(wanted.values()) and not any(labels.method != DENSE and labels.among(wanted) for labels in whole):
+            self.mistakes.add(path, f"{short(entry)} matches none of the {len(whole)} runs; correct it or leave it out")
+        return wanted
+
+    def _text(self, found: Any) -> Any:
+        return str(found) if isinstance(found, Method) else found
+
+    def _built(self, path: Path, given: Any, make: Callable[[Any], T]) -> T | None:
+        if isinstance(given, Spec) or (isinstance(given, str) and given.strip()):
+            return self.mistakes.tried(path, make, given)
+        self.mistakes.add(path, f"{short(given)} is no text; write a name, such as wanda, or quote what holds a comma")
+        return None
+
+    def _whole(self, path: Path, given: Any, what: str, least: int) -> int | None:
+        if type(given) is int and given >= least:
+            return given
+        self.mistakes.add(path, f"{what} is {short(given)}; it must be a whole number of at least {least}")
+        return None
+
+    def _one_of(self, path: Path, given: Any, allowed: Sequence[str]) -> str | None:
+        if isinstance(given, str) and given in allowed:
+            return given
+        hint = did_you_mean(given, allowed) if isinstance(given, str) else ""
+        self.mistakes.add(path, f"{short(given)} is not known{hint}; choose one of {', '.join(allowed)}")
+        return None
+
+
+def listed(names: Any, most: int = 12) -> str:
+    """Some names in words, so many at most."""
+    told = sorted(map(str, names))
+    return ", ".join(told[:most]) + (f" and {len(told) - most} more" if len(told) > most else "") if told else "none"
+
+
+def _evaluator(text: str | Evaluator) -> Evaluator:
+    found = evaluators.build(text)
+    found.check()
+    return found
+
+
+def _pruning(text: str | Method) -> Method:
+    found = methods.build(text)
+    if not found.prunes and str(found) != DENSE:
+        raise SpecError(
+            f"{found} removes no weights, so no sparsity can be asked of it; choose a method that prunes, such as wanda", subject=str(found)
+        )
+    return found
+
+
+def _line(path: Path, lines: Mapping[Path, int]) -> int:
+    """The line of a path, or of the nearest thing around it that has one."""
+    return next((lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in lines), 0)

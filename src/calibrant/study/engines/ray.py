@@ -1,0 +1,180 @@
+"""Workers of a Ray cluster: a local one that is started for the study and listens on this machine alone, or the one at an address.
+
+An actor keeps a model open. Tokens and statistics reach it as files, so the store must lie in a folder that all nodes share; the driver alone
+writes results.
+"""
+
+import os
+import queue
+import secrets
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import torch
+
+from calibrant.compress import Clock
+from calibrant.errors import SpecError, WorkerError
+from calibrant.progress import Progress
+from calibrant.study.engines.local import THREADS, environment, shared_threads
+from calibrant.study.engines.station import Reply, Spent, Station, Told
+from calibrant.study.engines.team import Team, Tokens
+from calibrant.study.engines.worker import Worker
+from calibrant.study.ledger import Ledger
+from calibrant.study.question import Finished, Job
+
+PASSED_ON: Final = ("CALIBRANT_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "XDG_")
+"""Beginnings of the variables that workers get from this process; not those that hold a secret, which a cluster shows to who looks at it."""
+
+QUIET: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+
+
+def run(ledger: Ledger, progress: Progress, workers: int, address: str | None, gpus: float) -> Finished:
+    """Answer every question with `workers` actors, each with `gpus` of a GPU. `SpecError` if Ray isn't there, or has no such resources."""
+    ray = _imported(address)
+    with _cluster(ray, address):
+        cpus, threads = _shares(ray, workers, gpus, address)
+        options = {
+            "num_cpus": cpus,
+            "num_gpus": gpus,
+            "max_restarts": 0,
+            "runtime_env": {"env_vars": _variables(threads)},
+        }
+        given = ray.put((ledger.job, ledger.store.folder.absolute(), threads, Path.cwd()))
+        team = Team(ledger, progress, Tokens(ledger.store.corner().absolute()))
+        return team.work([lambda told: Remote(ray, options, given, told, ledger.clock)] * workers)
+
+
+class Actor:
+    """What runs on a worker: it answers in a thread of its own, so that progress can be told meanwhile."""
+
+    def __init__(self, given: tuple[Job, Path, int, Path]) -> None:
+        job, folder, threads, here = given
+        if here.is_dir():  # files of the user's are named as the driver sees them
+            os.chdir(here)
+        self._said: queue.SimpleQueue[Reply] = queue.SimpleQueue()
+        self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
+        self._station = Station(job, folder, lambda *what: self._said.put(Told(*what)))
+
+    def name(self) -> str:
+        """Which process of which node this is."""
+        import ray
+
+        return f"process {os.getpid()} on node {ray.util.get_node_ip_address()}"
+
+    def perform(self, what: str, *given: Any) -> Iterator[Reply]:
+        """What `Station.perform` gives, and progress as it comes."""
+        done = self._thread.submit(self._perform, what, given)
+        while not isinstance(reply := self._said.get(), Spent):
+            yield reply
+        done.result()
+        yield reply
+
+    def _perform(self, what: str, given: tuple[Any, ...]) -> None:
+        said: Reply = None
+        try:
+            for said in self._station.perform(what, *given):
+                self._said.put(said)
+        finally:
+            if not isinstance(said, Spent):
+                self._said.put(Spent({}))
+
+
+class Remote(Worker):
+    """An actor as its driver knows it."""
+
+    def __init__(self, ray: ModuleType, options: Mapping[str, Any], given: Any, progress: Progress, clock: Clock) -> None:
+        super().__init__(progress, clock)
+        self._ray, self._name, self._ended = ray, "a worker that had not begun", threading.Event()
+        self._actor = ray.remote(**options)(Actor).remote(given)
+
+    def call(self, what: str, *given: Any) -> Iterator[Reply]:
+        try:
+            if what == "open":
+                self._name = self._ray.get(self._actor.name.remote())
+            for piece in self._actor.perform.options(num_returns="streaming").remote(what, *given):
+                yield self._ray.get(piece)
+        except self._ray.exceptions.RayActorError as death:
+            why = " ".join(str(death).partition("\nThe actor")[2].split()) or "its node may be gone"
+            raise WorkerError(f"{self._name} died ({why[:300]})", subject=self._name) from None
+
+    def end(self) -> None:
+        if not self._ended.is_set() and self._ray.is_initialized():
+            self._ended.set()
+            self._ray.kill(self._actor)
+
+
+@contextmanager
+def _cluster(ray: ModuleType, address: str | None) -> Iterator[None]:
+    """Be connected to Ray; what was connected before stays so."""
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        with _environment(QUIET if address else {**QUIET, **_own_token()}):
+            where = {"address": address} if address else {"address": "local", "include_dashboard": False}
+            ray.init(**where, log_to_driver=False, logging_level="error", configure_logging=True)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise SpecError(
+            f"there is no Ray cluster to work with at {address or 'this machine'!r} ({' '.join(str(error).split())[:300]}); "
+            "start one with 'ray start --head' and give its address, or leave the address out to start one here",
+            subject=address or "ray",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _imported(address: str | None) -> ModuleType:
+    # By its own account for other systems, this keeps all that a local cluster listens on off the network. Read when Ray is imported.
+    with _environment({} if address else {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}):
+        try:
+            import ray
+        except ImportError as error:
+            raise SpecError(
+                f"the engine ray needs the package ray, which isn't here ({error}); install it with pip install 'calibrant[ray]'", subject="ray"
+            ) from error
+    return ray
+
+
+def _own_token() -> dict[str, str]:
+    """Who may give a local cluster orders: only who knows a word made up for it, unless the user has set this up otherwise."""
+    known = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    return {} if known else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables that Ray reads while it starts; those that the user has set stay as they are."""
+    with ExitStack() as after:
+        for name in variables.keys() - os.environ.keys():
+            os.environ[name] = variables[name]
+            after.callback(os.environ.pop, name, None)
+        yield
+
+
+def _shares(ray: ModuleType, workers: int, gpus: float, address: str | None) -> tuple[float, int]:
+    """CPUs and threads for each worker. `SpecError` where the cluster has too few GPUs."""
+    has = ray.cluster_resources()
+    if workers * gpus > has.get("GPU", 0.0):
+        raise SpecError(
+            f"{workers} workers with {gpus:g} GPUs each need {workers * gpus:g}, and the cluster has {has.get('GPU', 0.0):g}; take fewer",
+            subject="gpus",
+        )
+    if address is None:
+        return has.get("CPU", 1.0) / workers, shared_threads(workers)
+    largest = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+    share = max(1, int(min(has.get("CPU", 1.0) / workers, largest)))
+    return share, share
+
+
+def _variables(threads: int) -> dict[str, str]:
+    passed = {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON) and "TOKEN" not in k.removeprefix("TOKENIZERS_")}
+    said = environment(threads)
+    return {**passed, **{name: said[name] for name in (*THREADS, "CALIBRANT_DATA") if name in said}}

@@ -1,0 +1,190 @@
+"""The study file: YAML 1.2, read as plain data with the line of everything in it.
+
+Only the plain part of YAML is read: mappings with text keys, lists, texts, numbers, true and false, null, and repeated parts (`&name`, `*name`).
+What a scalar without quotes means follows the core schema of YAML 1.2, so `2:4`, `gsm8k:icl`, `no` and `on` are texts. Tags, keys that come
+twice, several documents and parts that hold themselves are mistakes with a line, as everything else is that a study can't be asked with.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+from typing import Any, Final, final
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, DocumentStartEvent, Event, MappingEndEvent, MappingStartEvent, ScalarEvent, SequenceEndEvent
+
+from calibrant.errors import Problem, StudyError
+from calibrant.study.checking import KEYS, OTHERWISE, Mistakes, Path, keyed
+from calibrant.study.grid import SINGULAR, UNSAID, Study, read
+
+LARGEST: Final = 256 * 1024
+"""Bytes of a study file at most: one that is larger is something else."""
+DEEPEST: Final = 16
+MOST: Final = 50_000
+"""Things in a file at most, repeated parts counted as often as they are used."""
+
+_WORDS: Final[dict[str, Any]] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_WHOLE: Final = re.compile(r"[-+]?[0-9]{1,400}|0o[0-7]{1,400}|0x[0-9a-fA-F]{1,400}")
+_NUMBER: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_BEYOND: Final = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+
+def read_study(path: str | FilePath) -> Study:
+    """The study that a file asks for.
+
+    Raises `StudyError` for a file that can't be read or has mistakes: all of them, each with its line. Nothing is run or written.
+    """
+    shown, mistakes = str(path), Mistakes()
+    given, lines = _Document(_text(FilePath(path).expanduser(), shown), shown, mistakes).read()
+    lines = {(OTHERWISE.get(str(at[0]), at[0]), *at[1:]) if at else at: line for at, line in lines.items()} | lines
+    fields = {name: field for field, name in SINGULAR.items()}
+    keys = keyed(mistakes, (), given, KEYS, "study")
+    asked = {fields.get(name, name): value for name, (_, value) in keys.items() if value is not None or name not in UNSAID}
+    if keys:
+        read(asked, mistakes)
+    if mistakes.found:
+        raise StudyError(mistakes.problems(lines), subject=shown)
+    return Study(**{"models": (), "data": (), **asked})
+
+
+def _text(path: FilePath, shown: str) -> str:
+    """The file's text. `StudyError` for what is no text file of a study's size."""
+    try:
+        if path.is_dir():
+            raise _refused(shown, 0, "this is a folder; name the YAML file of a study")
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise _refused(shown, 0, f"the file can't be read ({error.strerror}); name the YAML file of a study") from error
+    if len(content) > LARGEST:
+        raise _refused(shown, 0, f"the file is larger than {LARGEST // 1024} KiB, so it is hardly a study; name the YAML file of one")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise _refused(shown, line, f"the byte {content[error.start]:#04x} is no UTF-8; save the file as UTF-8") from error
+
+
+def _refused(shown: str, line: int, message: str) -> StudyError:
+    """What ends the reading at once: after it there is no telling what the rest means."""
+    return StudyError([Problem(line, "", message)], subject=shown)
+
+
+@final
+class _Document:
+    """One document as plain data; the lines of its keys and items by their paths."""
+
+    def __init__(self, text: str, shown: str, mistakes: Mistakes) -> None:
+        self._shown, self._mistakes = shown, mistakes
+        self._events = self._parsed(text)
+        self._lines: dict[Path, int] = {(): 1}
+        self._known: dict[str, tuple[Any, dict[Path, int]] | None] = {}
+        self._count = 0
+
+    def read(self) -> tuple[Any, dict[Path, int]]:
+        """The data and the lines. An empty file is a `StudyError`."""
+        value: Any = None
+        for number, event in enumerate(e for e in self._events if isinstance(e, DocumentStartEvent)):
+            if number:
+                raise self._at(event, "a second document begins here; a file holds one study")
+            if event.version not in (None, (1, 2)):
+                raise self._at(event, f"this says YAML {'.'.join(map(str, event.version))}; a study file is YAML 1.2, leave the line out")
+            self._lines[()] = _line(event)
+            value = self._value((), next(self._events))
+        if value is None:
+            raise _refused(self._shown, 0, "there is nothing in it; a study names at least a model and data, as in model: smollm2")
+        return value, self._lines
+
+    def _parsed(self, text: str) -> Iterator[Event]:
+        """YAML's events; `StudyError` where the text is no YAML."""
+        try:
+            yield from YAML(typ="safe", pure=True).parse(text)
+        except MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            hint = "; a text with a colon and a space in it needs quotes" if "mapping values" in str(error.problem) else ""
+            raise _refused(self._shown, mark.line + 1 if mark else 0, f"this is no YAML: {error.problem or error.context}{hint}") from error
+        except YAMLError as error:
+            raise _refused(self._shown, 0, f"this is no YAML: {' '.join(str(error).split())}") from error
+
+    def _value(self, path: Path, event: Event) -> Any:
+        self._count += 1
+        if self._count > MOST or len(path) > DEEPEST:
+            much = f"more than {MOST:,} things" if self._count > MOST else f"lists within lists, more than {DEEPEST} deep"
+            raise self._at(event, f"the file holds {much}, so it is hardly a study")
+        self._lines.setdefault(path, _line(event))
+        if isinstance(event, AliasEvent):
+            return self._again(path, event)
+        anchor, tag = getattr(event, "anchor", None), getattr(event, "tag", None)
+        if anchor is not None:
+            self._known[anchor] = None
+        if tag is not None:
+            self._mistakes.add(path, f"the tag {tag!r} is not read; write a plain text, number, list or mapping")
+        value = self._scalar(event) if isinstance(event, ScalarEvent) else self._within(path, event)
+        if anchor is not None:
+            self._known[anchor] = value, {at[len(path) :]: line for at, line in self._lines.items() if at[: len(path)] == path}
+        return value
+
+    def _within(self, path: Path, opened: Event) -> Any:
+        """What a list or mapping holds."""
+        found: list[Any] = []
+        keys: dict[str, Any] = {}
+        for event in iter(lambda: next(self._events), None):
+            if isinstance(event, SequenceEndEvent | MappingEndEvent):
+                return keys if isinstance(opened, MappingStartEvent) else found
+            if isinstance(opened, MappingStartEvent):
+                self._entry(path, event, keys)
+            else:
+                found.append(self._value((*path, len(found)), event))
+        return found
+
+    def _entry(self, path: Path, key: Event, keys: dict[str, Any]) -> None:
+        if not isinstance(key, ScalarEvent):
+            raise self._at(key, "a key must be a text")
+        at = (*path, key.value)
+        if key.value in keys:
+            self._mistakes.add(
+                (*path, f"{key.value} (again)"), f"the key {key.value!r} is there twice, first in line {self._lines[at]}; leave one out"
+            )
+            at = (*path, f"{key.value} (again)")
+            self._lines[at] = _line(key)
+            self._value(at, next(self._events))
+            return
+        self._lines[at] = _line(key)
+        keys[key.value] = self._value(at, next(self._events))
+
+    def _again(self, path: Path, event: AliasEvent) -> Any:
+        """A part that was named before."""
+        if event.anchor not in self._known:
+            raise self._at(event, f"nothing is called &{event.anchor} above; name a part before it is repeated")
+        known = self._known[event.anchor]
+        if known is None:
+            raise self._at(event, f"*{event.anchor} stands within what it repeats, so it would never end")
+        value, lines = known
+        self._count += len(lines)
+        self._lines |= {(*path, *at): self._lines[path] for at in lines}
+        return value
+
+    def _scalar(self, event: ScalarEvent) -> Any:
+        """A scalar by the core schema of YAML 1.2: only one without quotes can be anything but a text."""
+        text: str = event.value
+        if event.style is not None or not event.implicit[0]:
+            return text
+        if text in _WORDS:
+            return _WORDS[text]
+        if _WHOLE.fullmatch(text):
+            return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+        if _BEYOND.fullmatch(text):
+            return float(text.replace(".", ""))
+        return float(text) if _NUMBER.fullmatch(text) else text
+
+    def _at(self, event: Event, message: str) -> StudyError:
+        return _refused(self._shown, _line(event), message)
+
+
+def _line(event: Event) -> int:
+    return event.start_mark.line + 1

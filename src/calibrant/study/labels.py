@@ -1,0 +1,69 @@
+"""What the cells of a grid are called, and which of them a study asks for: the union of its groups without what it excludes."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from calibrant.methods import Method
+
+DENSE: Final = "none"
+"""The method that leaves the model as it is: every model is also asked for as it came."""
+
+
+class Labels(NamedTuple):
+    """A cell of the grid, in canonical texts; `data` and `propagate` are empty, and `seed` is 0, for what looks at no data."""
+
+    model: str
+    data: str
+    seed: int
+    method: str
+    target: str
+    propagate: str
+
+    def among(self, wanted: Mapping[str, Collection[str | int]]) -> bool:
+        """Whether each label is one of those wanted of its kind; what looks at no data is never one that is wanted by data, draw or propagation."""
+        return all((self.data or kind not in ("data", "seed", "propagate")) and getattr(self, kind) in of for kind, of in wanted.items())
+
+
+def propagation(method: Method, asked: str | None) -> str:
+    """What a matrix sees while `method` prunes: as it is asked, else by the method's own default; empty for one that looks at no data."""
+    return (asked or ("arrival" if method.updates else "dense")) if method.observes else ""
+
+
+@dataclass(frozen=True)
+class Axes:
+    """One grid: what stands on each of its axes, in canonical texts."""
+
+    models: Sequence[str]
+    data: Sequence[str]
+    methods: Sequence[Method]
+    targets: Sequence[str]
+    seeds: Sequence[int]
+    propagate: str | None = None
+
+    def labels(self) -> Iterator[Labels]:
+        """Every cell, the dense models among them."""
+        for model in self.models:
+            yield Labels(model, "", 0, DENSE, "0.0", "")
+            for method in (m for m in self.methods if str(m) != DENSE):
+                for data, seed in ((d, s) for s in self.seeds for d in self.data) if method.observes else [("", 0)]:
+                    yield from (Labels(model, data, seed, str(method), target, propagation(method, self.propagate)) for target in self.targets)
+
+
+def union(grids: Sequence[Axes], exclude: Sequence[Mapping[str, Collection[str | int]]] = ()) -> list[Labels]:
+    """Each cell of the grids once, without those among any of `exclude`; a model of which nothing else is left has no dense run either.
+
+    The order is that in which they are answered: model by model, what looks at no data first, then draw by draw and set by set, so that what is
+    known of a set is used while it is at hand.
+    """
+    asked = list(dict.fromkeys(labels for grid in grids for labels in grid.labels()))
+    left = [labels for labels in asked if labels.method == DENSE or not any(labels.among(entry) for entry in exclude)]
+    alone = {labels.model for labels in asked} - {labels.model for labels in asked if labels.method != DENSE}
+    kept = alone | {labels.model for labels in left if labels.method != DENSE}
+    place = [{value: at for at, value in enumerate(dict.fromkeys(values))} for values in zip(*asked, strict=True)]
+
+    def order(labels: Labels) -> tuple[object, ...]:
+        model, data, _, method, target, propagate = (places[label] for places, label in zip(place, labels, strict=True))
+        return model, bool(labels.data), labels.seed, data, propagate, method, target
+
+    return sorted((labels for labels in left if labels.model in kept), key=order)

@@ -1,0 +1,86 @@
+"""What of a study the store holds, and how what comes back is kept in it. All engines write through it, and nothing else does."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from calibrant.compress import Clock, peak_memory
+from calibrant.spec import canonical
+from calibrant.store import Store
+from calibrant.study.question import Event, Failed, Finished, Job, Measured, Recorded, Resolved
+
+
+class Lack(NamedTuple):
+    """What the store lacks of one question: its record, unless it is `recorded`, and what these evaluators measure."""
+
+    recorded: bool
+    measures: Sequence[str]
+
+    def __bool__(self) -> bool:
+        return not self.recorded or bool(self.measures)
+
+
+class Ledger:
+    """The store of a study while an engine works. What failed before isn't asked again, unless `retry`."""
+
+    def __init__(self, store: Store, job: Job, retry: bool = False) -> None:
+        self.store, self.job, self._forgiven = store, job, store.failures() if retry else {}
+        self._cells = [q.cell for q in job.questions]
+        self.clock, self.computed, self.died = Clock(), 0, list[str]()
+        self._found, self._own = dict[int, int](), set[str]()
+
+    def failed(self, failed_id: str) -> bool:
+        """Whether this failed, here or in another process, and isn't to be tried again."""
+        reason = self.store.failure(failed_id)
+        return reason is not None and reason != self._forgiven.get(failed_id)
+
+    def passed_over(self, index: int) -> bool:
+        """Whether a question failed before its run's identity could be told, and isn't asked again."""
+        return self.failed(self.job.questions[index].provisional)
+
+    def lack(self, index: int, resolved: Resolved) -> Lack:
+        """What is to be computed for a question; what is there is entered into the grid."""
+        run_id, wanted = resolved.run.id, resolved.wanted
+        self._cells[index] = replace(resolved.question.cell, run=run_id, measures=dict(wanted))
+        self.store.clear_failure(resolved.question.provisional)
+        recorded, here = self.store.has_record(run_id), self.store.measured(run_id)
+        lacking = [text for text, measure_id in wanted.items() if measure_id not in here]
+        for text in set(wanted) - set(lacking):  # a kill between the finished measure and the end of its journal leaves the journal
+            self.store.journal(run_id, canonical(self.job.evaluators[text])).remove()
+        there = {run_id} if recorded else set[str]()
+        self._found[index] = len((there | {wanted[text] for text in wanted if text not in lacking}) - self._own)
+        if self.failed(run_id):
+            return Lack(recorded=True, measures=())
+        return Lack(recorded, [text for text in lacking if not self.failed(wanted[text])])
+
+    def keep(self, event: Event) -> None:
+        """Write what came back. `OutputError` where the store can't take it."""
+        with self.clock.phase("store"):
+            match event:
+                case Recorded(record, files):
+                    self._own.add(self.store.add_record(record, files))
+                case Measured(run_id, text, measurement):
+                    evaluator = canonical(self.job.evaluators[text])
+                    self._own.add(self.store.add_measurement(run_id, evaluator, measurement))
+                    self.store.journal(run_id, evaluator).remove()
+                case Failed(failed_id, reason):
+                    self.store.add_failure(failed_id, reason)
+        self.computed += not isinstance(event, Failed)
+
+    def write_cells(self) -> None:
+        """Say in the store which grid it answers, as far as it is known."""
+        self.store.write_cells(self._cells)
+
+    def finished(self) -> Finished:
+        """What it came to."""
+        self.write_cells()
+        return Finished(
+            self.store.folder,
+            tuple(self._cells),
+            self.computed,
+            sum(self._found.values()),
+            self.store.failures(),
+            dict(self.clock.seconds),
+            peak_memory(),
+            tuple(self.died),
+        )

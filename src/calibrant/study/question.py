@@ -1,0 +1,132 @@
+"""What a study asks, cell by cell, and what comes back: plain data that may travel between processes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from calibrant.activations import Statistic
+from calibrant.compress import Asked
+from calibrant.data import CalibrationSet
+from calibrant.evaluators import Evaluator
+from calibrant.spec import identity
+from calibrant.store import Cell, Measurement, Record, Run
+
+
+@dataclass(frozen=True)
+class Question:
+    """One cell of the grid before its answer is known; `calibration` is None for what looks at no data."""
+
+    model: str
+    calibration: CalibrationSet | None
+    asked: Asked
+
+    @property
+    def cell(self) -> Cell:
+        """The cell's labels."""
+        data, seed = ("", 0) if self.calibration is None else (str(self.calibration), self.calibration.seed)
+        return Cell(self.model, data, str(self.asked.method), str(self.asked.target), seed, "", propagate=self.asked.propagate if data else "")
+
+    @property
+    def label(self) -> str:
+        """What progress and failures call it."""
+        cell = self.cell
+        what = "the dense model" if cell.method == "none" else f"{cell.method} {cell.target}"
+        return f"{what} on {cell.data}" + (f", draw {cell.seed}" if cell.seed else "") if cell.data else what
+
+    @property
+    def provisional(self) -> str:
+        """A name for a question whose run's identity can't be told, because something failed before."""
+        return identity([self.model, repr(self.calibration), self.asked.method, str(self.asked.target)])
+
+    @property
+    def shares(self) -> bool:
+        """Whether it is answered from the statistics of the untouched model, which others may share."""
+        return self.calibration is not None and self.asked.propagate == "dense"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that an engine is to do; `evaluators` by their text, `leaked` rows by calibration set, `limit_gb` of statistics on disk."""
+
+    questions: tuple[Question, ...]
+    evaluators: Mapping[str, Evaluator]
+    dtype: str = "auto"
+    device: str = "auto"
+    masks: bool = True
+    leaked: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
+    limit_gb: float = 8.0
+
+    @property
+    def models(self) -> list[str]:
+        """The models, in the order in which they are asked about."""
+        return list(dict.fromkeys(question.model for question in self.questions))
+
+    def of(self, model: str) -> list[int]:
+        """Which questions are about `model`, by number."""
+        return [index for index, question in enumerate(self.questions) if question.model == model]
+
+    def kinds(self, question: Question) -> tuple[type[Statistic], ...]:
+        """All that methods which share the statistics of this question's set look at, so that one pass gathers it."""
+        sharing = [q for q in self.questions if q.shares and (q.model, q.calibration) == (question.model, question.calibration)]
+        return tuple(dict.fromkeys(kind for q in sharing for kind in q.asked.method.observes))
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A question whose run can be named: by what is to be done (`asked`, with a `note` if that isn't what was asked for).
+
+    `wanted` are the measurements' ids by evaluator, `statistics` the ids of what it may share with others.
+    """
+
+    question: Question
+    asked: Asked
+    note: str
+    run: Run
+    wanted: Mapping[str, str]
+    statistics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A model was compressed; `files` belong beside its record."""
+
+    record: Record
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A compressed model was measured, by the evaluator called `text`."""
+
+    run_id: str
+    text: str
+    measurement: Measurement
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Something isn't there, and why: `failed_id` is the run's, the measurement's or a provisional one."""
+
+    failed_id: str
+    reason: Mapping[str, Any]
+
+
+Event = Recorded | Measured | Failed
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a study came to: its grid with the ids, how many runs and measurements were computed and found, failures, seconds by phase.
+
+    `died` has a sentence for each worker that was lost on the way, and what became of its question.
+    """
+
+    folder: Path
+    cells: tuple[Cell, ...]
+    computed: int
+    found: int
+    failures: Mapping[str, Mapping[str, Any]]
+    seconds: Mapping[str, float]
+    peak_memory_bytes: int
+    died: tuple[str, ...] = ()

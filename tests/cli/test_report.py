@@ -1,0 +1,68 @@
+"""`calibrant report` in every format, and what it says of input that can't be used."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Ask
+from tests.report.made import store_of
+
+SETS = {"python_docs": (2.5, 3.9), "gsm8k:cot": (2.9, 3.4), "full_stops": (8.0, 9.0)}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    return store_of(tmp_path / "study", SETS)
+
+
+def test_the_table_is_printed(ask: Ask, study: Path):
+    answer = ask("report", study)
+    assert (answer.code, answer.err) == (0, "")
+    assert "Of 3 calibration sets, gsm8k:cot kept smollm2 best" in answer.out
+    assert "magnitude (no data)" in answer.out
+    assert "dense (its own loss)" in answer.out
+
+
+def test_every_format_is_printed(ask: Ask, study: Path):
+    assert ask("report", study, "--format", "markdown").out.startswith("## smollm2")
+    assert r"\toprule" in ask("report", study, "--format", "latex").out
+    rows = list(csv.DictReader(io.StringIO(ask("report", study, "--format", "csv").out, newline="")))
+    assert {row["data"] for row in rows} == {"", *SETS}
+    assert {row["metric"] for row in rows} == {"loss"}
+    told = ask("report", study, "--format", "json")
+    assert told.json["rankings"][0]["entries"][0]["name"] == "gsm8k:cot"
+    assert ask("report", study, "--json").json == told.json
+
+
+def test_the_page_is_written_where_it_is_asked_for(ask: Ask, study: Path, tmp_path: Path):
+    answer = ask("report", study, "--html", "page.html", "--format", "json")
+    assert answer.json["rankings"]
+    assert answer.err == "the page is page.html\n"
+    assert "Which calibration data kept" in (tmp_path / "page.html").read_text("utf-8")
+
+
+def test_figures_are_shown_as_asked(ask: Ask, study: Path):
+    assert "Increase over the dense model" in ask("report", study).out
+    assert "Each set's own number" in ask("report", study, "--as", "loss").out
+    assert "Share of the dense model's performance" in ask("report", study, "--as", "kept").out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["report", "nowhere"], "nowhere"),
+        (["report", "."], "holds no results of calibrant"),
+        (["report", "study", "--format", "pdf"], "'pdf'; choose among table, markdown, csv, latex, json"),
+        (["report", "study", "--as", "share"], "'share'; choose among increase, loss, kept"),
+        (["report", "study", "--html", "no/such/page.html"], "no/such/page.html"),
+        (["report", "study", "--html", "study"], "'study' can't be written"),
+        (["report", "study", "--measure", "nonsense"], "nonsense"),
+    ],
+)
+def test_bad_input_is_one_sentence(ask: Ask, study: Path, words: list[str], said: str):
+    answer = ask(*words)
+    assert (answer.code, answer.out) == (2, "")
+    assert said in answer.err
+    assert len(answer.err.splitlines()) == 1

@@ -1,0 +1,171 @@
+"""A mix of two sets: what is read and written back, what is refused, and the batch that it makes of its parts' own."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from calibrant.data import CalibrationSet
+from calibrant.data.calibration import KINDS
+from calibrant.data.inspection import inspect
+from calibrant.errors import CalibrantError, DataError, SpecError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    jsonl(({"text": f"{i:03d}".ljust(10 + i % 50, chr(ord("a") + i % 26))} for i in range(100)), "corpus.jsonl")
+    jsonl(({"question": f"{i}+1?", "answer": i + 1, "rationale": f"{i} and one."} for i in range(100)), "problems.jsonl")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("mix(domain=gsm8k:cot, general=wikitext, weight=0.5)", "mix(domain=gsm8k:cot, general=wikitext, weight=0.5)"),
+        (" mix( a = gsm8k , b='wikitext:text@many',weight='.30' ) ", "mix(a=gsm8k:icl, b=wikitext, weight=0.3)"),
+        ("mix(weight=1e-1, a=wikitext@many(separator=', '), b=gsm8k)", "mix(a=wikitext@many(separator=', '), b=gsm8k:icl, weight=0.1)"),
+        ("mix(a='1*gsm8k + 3*wikitext', b=python_docs, weight=0.25)", "mix(a=0.25*gsm8k:icl + 0.75*wikitext, b=python_docs, weight=0.25)"),
+        ("mix(a=0.5*gsm8k+0.5*wikitext, b=python_docs, weight=0.25)", "mix(a=0.5*gsm8k:icl + 0.5*wikitext, b=python_docs, weight=0.25)"),
+        ("mix(a='corpus.jsonl', b=\"problems.jsonl:cot\", weight=0.5)", "mix(a=corpus.jsonl, b=problems.jsonl:cot, weight=0.5)"),
+        ("mix(a=\"'a, b=c+d.jsonl'\", b=problems.jsonl, weight=0.5)", "mix(a='a, b=c+d.jsonl'(), b=problems.jsonl:icl, weight=0.5)"),
+        ("mix(a='a, b=c+d.jsonl':text, b=problems.jsonl, weight=0.5)", "mix(a='a, b=c+d.jsonl'(), b=problems.jsonl:icl, weight=0.5)"),
+    ],
+)
+def test_the_canonical_text_reads_back_as_the_same(folder: Path, text: str, canonical: str) -> None:
+    (folder / "a, b=c+d.jsonl").write_bytes((folder / "corpus.jsonl").read_bytes())
+    chosen = CalibrationSet(text, samples=3, length=20, seed=2)
+    assert str(chosen) == canonical
+    assert CalibrationSet(canonical, samples=3, length=20, seed=2) == chosen
+    assert hash(CalibrationSet(canonical, samples=3, length=20, seed=2)) == hash(chosen)
+    assert repr(chosen) == f"CalibrationSet({canonical!r}, samples=3, length=20, seed=2)"
+    assert [(part.samples, part.length, part.budget, part.seed) for part in chosen.mixed] == [(3, 20, None, 2)] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "match"),
+    [
+        ("mix(a=gsm8k, b=wikitext)", SpecError, r"'mix\(a=gsm8k, b=wikitext\)' has 2 sets and no weight; write two sets, each with a name"),
+        ("mix(a=gsm8k, weight=0.5)", SpecError, r"'mix\(a=gsm8k, weight=0.5\)' has 1 sets and the weight '0.5'"),
+        ("mix(a=gsm8k, b=wikitext, c=wikitext, weight=0.5)", SpecError, "has 3 sets and the weight '0.5'"),
+        ("mix()", SpecError, r"mix\(\)': '' is no name=value"),
+        ("mix(a=gsm8k, b=wikitext, weight=half)", SpecError, "the weight 'half'"),
+        ("mix(gsm8k, wikitext, weight=0.5)", SpecError, "'gsm8k' is no name=value of its own"),
+        ("mix(a=gsm8k, a=wikitext, weight=0.5)", SpecError, "'a=wikitext' is no name=value of its own"),
+        ("mix(a=gsm8k, 2b=wikitext, weight=0.5)", SpecError, "'2b=wikitext' is no name=value of its own"),
+        ("mix(a=gsm8k, b=wikitext, weight=0)", DataError, "the weight 0 must be above 0 and below 1; for one of the sets alone write wikitext"),
+        ("mix(a=gsm8k, b=wikitext, weight=1.0)", DataError, "the weight 1.0 must be above 0 and below 1; for one of the sets alone write gsm8k"),
+        ("mix(a=gsm8k, b=wikitext, weight=0.5):text", SpecError, "has 0 sets and no weight"),
+        ("mix(a=gsm8k, b=wikitext, weight=0.5) + wikitext", SpecError, r"'mix\(.*\)' can't be part of a sum or of another mix"),
+        ("0.5*mix(a=gsm8k, b=wikitext, weight=0.5) + 0.5*wikitext", SpecError, "can't be part of a sum"),
+        ("mix(a=mix(a=gsm8k, b=wikitext, weight=0.5), b=wikitext, weight=0.5)", SpecError, r"'mix\(a=gsm8k, b=wikitext, weight=0.5\)' can't be part"),
+        ("mix(a=gsm9k, b=wikitext, weight=0.5)", SpecError, "no source called 'gsm9k', did you mean 'gsm8k'"),
+        ("mix(a=wikitext:cot, b=wikitext, weight=0.5)", DataError, "wikitext can't be rendered as cot"),
+        ("mix(a=gsm8k", SpecError, "a bracket isn't closed"),
+    ],
+)
+def test_refusals_name_what_was_given(text: str, error: type[CalibrantError], match: str) -> None:
+    with pytest.raises(error, match=match) as caught:
+        CalibrationSet(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_its_parts_are_drawn_as_they_are_alone(folder: Path, letters: PreTrainedTokenizerBase) -> None:
+    batch = CalibrationSet("mix(a=corpus.jsonl@one, b=problems.jsonl, weight=0.3)", samples=5, length=32, seed=1).tokens(letters)
+    alone = [CalibrationSet(text, samples=5, length=32, seed=1).tokens(letters) for text in ("corpus.jsonl@one", "problems.jsonl")]
+    assert [part.fingerprint for _, part in batch.mixed] == [part.fingerprint for part in alone]
+    assert torch.equal(batch.ids, torch.cat([part.ids for part in alone]))
+    assert torch.equal(batch.mask, torch.cat([part.mask for part in alone]))
+    assert batch.examples == tuple(sorted({*alone[0].examples, *alone[1].examples}))
+    assert batch.pads is None
+
+
+def test_weights_are_shares_of_the_statistics_and_keep_the_mass(folder: Path, letters: PreTrainedTokenizerBase) -> None:
+    batch = CalibrationSet("mix(a=corpus.jsonl@one, b=problems.jsonl, weight=0.3)", samples=5, length=32).tokens(letters)
+    first, second = batch.weights[:5].double().sum().item(), batch.weights[5:].double().sum().item()
+    tokens = batch.facts["tokens"]
+    assert (first / tokens, second / tokens) == (pytest.approx(0.3, rel=1e-6), pytest.approx(0.7, rel=1e-6))
+    assert [factor * part.weights.double().sum().item() / tokens for factor, part in batch.mixed] == [pytest.approx(0.3), pytest.approx(0.7)]
+    assert (batch.weights[~batch.mask] == 0).all()
+
+
+def test_with_the_shares_of_the_tokens_it_is_the_pooled_set(folder: Path, letters: PreTrainedTokenizerBase) -> None:
+    batch = CalibrationSet("mix(a=corpus.jsonl, b=problems.jsonl, weight=0.5)", tokens=96, length=32).tokens(letters)
+    assert torch.equal(batch.weights, batch.mask.float())
+
+
+def test_the_fingerprint_covers_the_parts_and_the_weight(folder: Path, letters: PreTrainedTokenizerBase) -> None:
+    def made(text: str, seed: int = 0) -> str:
+        return CalibrationSet(text, samples=3, length=32, seed=seed).tokens(letters).fingerprint
+
+    plain = made("mix(a=corpus.jsonl, b=problems.jsonl, weight=0.25)")
+    others = [
+        made("mix(a=corpus.jsonl, b=problems.jsonl, weight=0.75)"),
+        made("mix(a=problems.jsonl, b=corpus.jsonl, weight=0.25)"),
+        made("mix(a=corpus.jsonl, b=problems.jsonl:cot, weight=0.25)"),
+        made("mix(a=corpus.jsonl, b=problems.jsonl, weight=0.25)", seed=1),
+        made("corpus.jsonl + problems.jsonl"),
+    ]
+    assert len({plain, *others}) == 6
+    assert made("mix(c=corpus.jsonl, d=problems.jsonl, weight=0.25)") == plain, "names are labels"
+    parts = [CalibrationSet(text, samples=3, length=32).tokens(letters).fingerprint for text in ("corpus.jsonl", "problems.jsonl")]
+    assert plain == "sha256:" + hashlib.sha256(f"mix\n1/4 {parts[0]}\n3/4 {parts[1]}\n".encode()).hexdigest()
+
+
+def test_the_facts_are_those_of_its_parts(folder: Path, letters: PreTrainedTokenizerBase) -> None:
+    text = "mix(a='3*corpus.jsonl + 1*problems.jsonl:cot', b=problems.jsonl:single, weight=0.4)"
+    chosen = CalibrationSet(text, samples=4, length=40)
+    batch = chosen.tokens(letters)
+    assert (
+        [part["data"] for part in batch.facts["parts"]]
+        == [str(term) for term in chosen.parts]
+        == ["corpus.jsonl", "problems.jsonl:cot", "problems.jsonl:single"]
+    )
+    assert [part["share"] for part in batch.facts["parts"]] == [pytest.approx(share) for share in (0.3, 0.1, 0.6)]
+    begin = 0
+    for part in batch.facts["parts"]:
+        here = slice(begin, begin := begin + part["sequences"])
+        assert batch.weights[here][batch.mask[here]].tolist() == pytest.approx([part["weight"]] * int(batch.mask[here].sum()), rel=1e-6)
+        assert batch.weights[here].double().sum().item() / batch.facts["tokens"] == pytest.approx(part["share"], rel=1e-6)
+    assert batch.facts["tokens"] == int(batch.mask.sum())
+    assert batch.facts["windows"] == len(batch.ids) == 8
+    assert [(m["name"], m["data"], m["weight"], m["fingerprint"]) for m in batch.facts["mix"]] == [
+        ("a", "0.75*corpus.jsonl + 0.25*problems.jsonl:cot", 0.4, batch.mixed[0][1].fingerprint),
+        ("b", "problems.jsonl:single", 0.6, batch.mixed[1][1].fingerprint),
+    ]
+    assert [m["mass"] for m in batch.facts["mix"]] == [pytest.approx(m["tokens"]) for m in batch.facts["mix"]]
+    assert [len(rows) for rows in chosen.drawn(letters)] == [part["rows"] for part in batch.facts["parts"]]
+
+
+def test_pads_that_count_go_on_counting(folder: Path, letters: PreTrainedTokenizerBase) -> None:
+    batch = CalibrationSet("mix(a=corpus.jsonl, b=problems.jsonl:qa@legacy(of='one'), weight=0.5)", samples=2, length=32).tokens(letters)
+    assert batch.pads is not None
+    assert batch.facts["pads"] == int(batch.pads.sum()) > 0
+    assert not batch.pads[:2].any()
+
+
+def test_it_has_as_many_draws_as_the_part_that_has_the_fewest(folder: Path, letters: PreTrainedTokenizerBase) -> None:
+    few, many = (CalibrationSet(text, samples=4, length=64).disjoint_draws(letters) for text in ("problems.jsonl:cot", "corpus.jsonl@one"))
+    assert few is not None
+    assert many is not None
+    assert few < many
+    for text in ("mix(a=problems.jsonl:cot, b=corpus.jsonl@one, weight=0.5)", "mix(a=random_tokens, b=problems.jsonl:cot, weight=0.5)"):
+        assert CalibrationSet(text, samples=4, length=64).disjoint_draws(letters) == few
+    assert CalibrationSet("mix(a=random_tokens, b=full_stops, weight=0.5)", samples=4, length=64).disjoint_draws(letters) is None
+
+
+def test_each_token_of_it_has_a_kind(folder: Path, letters: PreTrainedTokenizerBase) -> None:
+    chosen = CalibrationSet("mix(a=corpus.jsonl, b=problems.jsonl, weight=0.5)", samples=2, length=32)
+    kinds = chosen.kinds(letters)
+    assert kinds.shape == chosen.tokens(letters).ids.shape
+    assert int(kinds.max()) < len(KINDS)
+
+
+def test_inspect_shows_both_parts(folder: Path, letters: PreTrainedTokenizerBase) -> None:
+    found = inspect(CalibrationSet("mix(a=corpus.jsonl, b=problems.jsonl, weight=0.25)", samples=2, length=64), letters)
+    assert [(part["data"], part["share"]) for part in found.parts] == [("corpus.jsonl", 0.25), ("problems.jsonl:icl", 0.75)]
+    assert [len(part["texts"]) > 0 for part in found.parts] == [True, True]
+    assert (found.windows, found.data) == (4, "mix(a=corpus.jsonl, b=problems.jsonl:icl, weight=0.25)")

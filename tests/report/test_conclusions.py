@@ -1,0 +1,103 @@
+from dataclasses import replace
+
+import pytest
+
+from calibrant.compare import Comparison, Contrasted
+from calibrant.report.conclusions import agreed, agreeing, conclusions, contrasting, sections, told, trust
+
+from tests.report.made import AGREEMENTS, BETTER, CONTRASTS, EVERYTHING, LOST, ONCE, OPEN, SECOND, WORSE, entry, plain, ranking
+
+
+@pytest.mark.parametrize(
+    ("contrast", "sentence"),
+    [
+        (
+            BETTER,
+            "own data: gsm8k:icl did better than c4 (smollm2, wanda at 60 % sparsity, on docs): -0.123 nats/token "
+            "(95 % interval -0.169 to -0.077, p = 0.004 after Holm).",
+        ),
+        (
+            WORSE,
+            "gsm8k:icl did worse than c4 (smollm2, wanda at 60 % sparsity, on docs): +0.200 nats/token "
+            "(95 % interval +0.154 to +0.246, p < 0.001 after Holm).",
+        ),
+        (
+            OPEN,
+            "gsm8k:icl and c4 can't be told apart (smollm2, wanda at 60 % sparsity, on docs). To detect 0.020 it would take 14 draws a set.",
+        ),
+        (
+            ONCE,
+            "drawn once: gsm8k:icl against c4 (smollm2, wanda at 60 % sparsity, on docs): one draw cannot say. "
+            "The interval covers other documents only.",
+        ),
+        (LOST, "gsm8k:icl against c4 (smollm2, wanda at 60 % sparsity, on docs): not computed. Pile (draw 0) failed: no rows."),
+    ],
+)
+def test_a_contrast_in_words(contrast: Contrasted, sentence: str):
+    assert plain(told(contrast)) == sentence
+
+
+def test_contrasts_as_a_table():
+    table = contrasting(CONTRASTS)
+    found = [[str(f) for f in line.figures] for line in table.lines]
+    assert found[0] == ["-0.123", "-0.169 to -0.077", "0.004", "0.055", "better"]
+    assert found[1][2] == "< 0.001"
+    assert [row[-1] for row in found] == ["better", "worse", "cannot tell", "one draw cannot say", "not computed"]
+    assert found[3][2] == "—"
+    assert found[4][:4] == ["—"] * 4
+    assert [line.name for line in table.lines][:2] == ["own data", "gsm8k:icl against c4"]
+    assert plain(table.lines[0].note) == "gsm8k:icl against c4, smollm2, wanda at 60 % sparsity, on docs"
+    assert [line.figures[-1].best for line in table.lines] == [True, True, False, False, False]
+    assert "Difference in nats/token: below zero the first is better; p: two-sided, after Holm over 5" in table.key
+
+
+def test_agreements_the_least_first():
+    table = agreeing(AGREEMENTS)
+    assert [[str(f) for f in line.figures] for line in table.lines] == [
+        ["-0.10", "—", "6"],
+        ["+0.20", "-0.10 to +0.50", "6"],
+        ["+0.87", "+0.50 to +1.00", "6"],
+    ]
+    assert plain(table.lines[0].name) == "60 % sparsity and 2:4 sparsity"
+    assert table.lines[1].note == "qwen, 60 % sparsity"
+    assert list(agreed(AGREEMENTS)) == [
+        "By method: τ +0.20 to +0.87 over 2 pairs; the interval lies above zero for 1 of them.",
+        "By sparsity: τ -0.10 for the one pair; its interval does not lie above zero.",
+    ]
+
+
+def test_what_trust_hangs_on():
+    assert list(trust(Comparison())) == []
+    stale, looks = trust(EVERYTHING)
+    assert stale.startswith("2 records are from an older revision")
+    assert looks.startswith("Beyond its 5 primary contrasts the report makes 63 comparisons.")
+    (one,) = trust(Comparison(stale=1))
+    assert one.startswith("1 record is from")
+    (bare,) = trust(Comparison(looks=3))
+    assert bare.startswith("The report makes 3 comparisons.")
+
+
+def test_sections_come_in_the_order_they_are_read():
+    titles = [plain(s.title) for s in sections(EVERYTHING, notes={"smollm2": "a note"})]
+    assert titles == [
+        "smollm2 (a note), wanda at 60 % sparsity, dense propagation",
+        "Primary contrasts",
+        "Do the rankings agree?",
+        "What is missing",
+        "How far to trust it",
+    ]
+    assert [s.title for s in conclusions(EVERYTHING)] == titles[1:]
+    (nothing,) = sections(Comparison())
+    assert "nothing to rank" in nothing.sentences[0]
+
+
+def test_holes_are_listed_with_their_reasons():
+    (missing,) = [s for s in sections(EVERYTHING) if s.title == "What is missing"]
+    assert missing.items == ("pile (draw 0) on loss(source='docs'): DataError: no rows",)
+
+
+def test_doubts_come_before_the_finding():
+    odd = ranking(entry("random_tokens", (1.0, 1.0), None), SECOND)
+    first, *_ = sections(replace(EVERYTHING, rankings=(odd,)))
+    assert first.sentences[0].startswith("Doubtful: random_tokens is a control")
+    assert first.sentences[1].startswith("Of 2 calibration sets, random_tokens kept smollm2 best")

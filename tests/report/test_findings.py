@@ -1,0 +1,125 @@
+from dataclasses import replace
+
+import pytest
+
+from calibrant.report.findings import caveats, doubts, finding, listed, percent, remarks, short
+
+from tests.report.made import BEST, FULL, HOLED, LAST, MAGNITUDE, PLAIN, SECOND, entry, plain, ranking
+
+
+def test_the_finding_names_the_best_its_cost_and_the_range_of_the_others():
+    assert plain(finding(PLAIN)) == (
+        "Of 3 calibration sets, python_docs kept smollm2 best with wanda at 60 % sparsity: averaged over docs and code, its loss rose by 1.600 "
+        "nats/token over the dense model's (95 % interval 1.558 to 1.642). Every other set did worse, by 0.100 (c4) to 4.900 (full_stops) nats/token."
+    )
+
+
+def test_the_finding_says_what_cant_be_told_apart_from_the_best():
+    told = finding(ranking(BEST, replace(SECOND, tied=True), LAST))
+    assert "c4 can't be told apart from it. The other did worse, by 4.900 (full_stops) nats/token." in told
+
+
+def test_the_finding_when_nothing_can_be_told_apart():
+    told = finding(ranking(BEST, replace(SECOND, tied=True), replace(LAST, tied=True)))
+    assert told.startswith(
+        "Nothing can be told apart: averaged over docs and code, none of the 3 calibration sets did reliably worse than the best one"
+    )
+    assert "that may be chance" in told
+    assert "kept smollm2 best" not in told
+
+
+def test_the_finding_of_a_single_set():
+    assert finding(ranking(BEST)).startswith("Only python_docs was tried on smollm2")
+
+
+def test_the_finding_with_two_sets():
+    assert "The other one did worse, by 0.100 (c4) nats/token." in finding(ranking(BEST, SECOND))
+
+
+def test_the_finding_when_the_loss_fell():
+    assert "its loss fell by 0.100 nats/token below the dense model's" in finding(ranking(entry("a", (-0.1, -0.1), None), SECOND))
+
+
+def test_the_finding_without_a_dense_model():
+    bare = [replace(e, increases={}) for e in (BEST, SECOND)]
+    assert "its loss is 1.600 nats/token (95" in plain(finding(ranking(*bare, dense=None)))
+
+
+def test_the_finding_of_another_measure():
+    told = finding(ranking(BEST, SECOND, unit="share right"))
+    assert "it lost 1.600 share right against the dense model" in told
+    assert "it gained 0.100 share right" in finding(ranking(entry("a", (-0.1, -0.1), None), SECOND, unit="share right"))
+    assert "its score is 1.600 share right" in finding(ranking(BEST, SECOND, unit="share right", dense=None))
+
+
+def test_one_draw_is_never_passed_over():
+    assert "one draw cannot say" in caveats(PLAIN)[0]
+    mixed = caveats(ranking(BEST, replace(SECOND, draws=3)))[0]
+    assert "Some sets were drawn once" in mixed
+    several = caveats(ranking(replace(BEST, draws=3), replace(SECOND, draws=2)))[0]
+    assert "other draws of the calibration data (2 to 3 draws a set)" in several
+    assert "6 pairs" in caveats(PLAIN)[1]
+
+
+def test_nothing_odd_gives_no_doubts():
+    assert doubts(PLAIN) == []
+
+
+def test_a_control_that_beats_real_text_is_a_doubt():
+    first = ranking(entry("random_tokens", (1.0, 1.0), None), entry("c4", (1.5, 1.5), 0.5), entry("pile", (1.01, 1.01), 0.01))
+    (told,) = doubts(first)
+    assert "random_tokens is a control without content, and it did better than c4 (by 0.500) and pile (by 0.010)" in told
+    assert "it may be chance" in told
+    (sure,) = doubts(ranking(entry("random_tokens", (1.0, 1.0), None), entry("c4", (1.5, 1.5), 0.5)))
+    assert "chance" not in sure
+
+
+def test_a_control_in_the_middle_is_a_doubt_too():
+    (told,) = doubts(ranking(BEST, entry("full_stops", (1.6, 1.9), 0.15), entry("c4", (2.0, 2.5), 0.65)))
+    assert "full_stops is a control without content, and it did better than c4" in told
+    assert "python_docs" not in told
+
+
+def test_a_pruned_model_that_beats_the_dense_one_is_a_doubt():
+    odd = ranking(BEST, entry("c4", (-0.5, 4.0), 0.1), baselines=(entry("magnitude", (-0.01, 5.0), 1.0, draws=0),))
+    (told,) = doubts(odd)
+    assert told.startswith(
+        "On docs, smollm2 is better than the dense model when pruned with c4 (by 0.500) and magnitude (by 0.010); told apart from it: c4."
+    )
+    (chance,) = doubts(ranking(BEST, entry("c4", (-0.01, 4.0), 0.1)))
+    assert "it may be chance" in chance
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"), [(0.5, "better than every set"), (9.0, "worse than every set"), (3.0, "better than full_stops, worse than the rest")]
+)
+def test_remarks_place_the_baselines(value: float, verdict: str):
+    (told,) = remarks(ranking(BEST, SECOND, LAST, baselines=(entry("magnitude", (value, value), 1.0, draws=0),)))
+    assert told.startswith(f"Magnitude, which looks at no data, did {verdict}")
+
+
+def test_remarks_say_what_share_of_the_dense_model_the_best_kept():
+    assert plain(remarks(FULL)[0]) == "Of the dense model's performance, python_docs kept 25 % on docs and 17 % on code."
+    assert not any("kept" in said for said in remarks(PLAIN))
+
+
+def test_draws_that_overlap_are_named():
+    (told,) = [c for c in caveats(ranking(replace(BEST, draws=3, overlapping=True), replace(SECOND, draws=3))) if "share more than" in c]
+    assert told.startswith("The draws of python_docs share more than a tenth of their rows")
+
+
+def test_a_ranking_without_a_whole_set_has_nothing_to_say():
+    empty = ranking(partial=(HOLED,), baselines=(MAGNITUDE,))
+    assert finding(empty) == "No calibration set has all of its measurements on smollm2 with wanda yet, so there is nothing to rank."
+    assert [*caveats(empty), *doubts(empty), *remarks(empty)] == []
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.95, "95 %"), (0.995, "99.5 %"), (1.0, "100 %")])
+def test_percent(share: float, told: str):
+    assert plain(percent(share)) == told
+
+
+def test_short_names_stay_distinct():
+    assert short("wikitext:text", ["wikitext:text", "gsm8k:qa"]) == "wikitext"
+    assert short("gsm8k:qa", ["gsm8k:cot", "gsm8k:qa"]) == "gsm8k:qa"
+    assert [listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])] == ["a", "a and b", "a, b and c"]

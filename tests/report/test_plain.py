@@ -1,0 +1,43 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from calibrant.report.findings import finding
+
+from tests.report.made import BEST, EVERYTHING, FULL, PLAIN, ranking, reported
+
+
+def test_json_holds_numbers_intervals_and_sentences():
+    told = json.loads(json.dumps(reported(replace(EVERYTHING, rankings=(PLAIN,))).to_json(), allow_nan=False))
+    (made,) = told["rankings"]
+    assert made["finding"] == finding(PLAIN)
+    first, second, _ = made["entries"]
+    assert first["to_best_interval"] is None
+    assert second["mean"]["value"] == pytest.approx(1.7)
+    assert second["mean_interval"][0] == pytest.approx(1.7 - 2.086 * 0.02, abs=1e-4)
+    assert second["to_best_interval"][0] < 0.1 - 2.086 * 0.02  # widened for all pairs
+    assert math.isclose(made["level"], 0.95)
+
+
+def test_json_holds_everything_else():
+    told = json.loads(json.dumps(reported().to_json(), allow_nan=False))
+    assert [c["verdict"] for c in told["contrasts"]] == ["better", "worse", "cannot tell", "one draw cannot say", "not computed"]
+    assert told["contrasts"][0]["interval"][1] == pytest.approx(-0.123 + 2.306 * 0.02, abs=1e-4)
+    assert told["contrasts"][4]["interval"] is None
+    assert told["contrasts"][0]["sentence"].startswith("own data: gsm8k:icl did better")
+    assert [a["tau"] for a in told["agreements"]] == [0.87, 0.2, -0.1]
+    assert (told["looks"], told["stale"], len(told["missing"]), len(told["caveats"])) == (63, 2, 1, 2)
+    assert told["models"] == {"smollm2": "dequantized from Q4_1"}
+    (made,) = told["rankings"]
+    assert made["entries"][0]["best_on"] == ["docs:text", "mean"]
+    assert made["partial"][0]["mean"]["value"] is None, "a hole is null"
+    assert set(made["partial"][0]["losses"]) == {"code:text"}
+
+
+def test_what_has_no_end_is_null():
+    endless = replace(BEST, mean=replace(BEST.mean, value=math.inf, stderr=math.nan))
+    (made,) = reported(replace(EVERYTHING, rankings=(ranking(endless), FULL))).to_json()["rankings"][:1]
+    assert made["entries"][0]["mean"]["value"] is None
+    assert made["entries"][0]["mean"]["stderr"] is None

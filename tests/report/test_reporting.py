@@ -1,0 +1,73 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from calibrant.errors import OutputError, SpecError
+from calibrant.report import FORMATS, check_format, report
+from calibrant.report.account import account_of
+from calibrant.store import Store
+
+from tests.report.made import store_of
+
+SETS = {"python_docs": (2.5, 3.9), "gsm8k:cot": (2.9, 3.4), "full_stops": (8.0, 9.0)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return store_of(tmp_path / "study", SETS)
+
+
+def test_every_format_names_every_set(folder: Path):
+    found = report(folder)
+    for format in FORMATS:
+        text = found.text(format)
+        for name in ("python", "gsm8k:cot", "magnitude"):
+            assert name in text, format
+    assert json.loads(found.text("json"))["rankings"][0]["entries"][0]["name"] == "gsm8k:cot"
+    assert str(found) == found.text("markdown")
+    assert len(found.to_csv().splitlines()) == 1 + 5 * 2
+
+
+def test_another_format_or_way_is_refused(folder: Path):
+    with pytest.raises(SpecError, match=r"'pdf'; choose among table, markdown, csv, latex, json"):
+        check_format("pdf")
+    with pytest.raises(SpecError, match="'pdf'"):
+        report(folder).text("pdf")
+    with pytest.raises(SpecError, match=r"'share'; choose among increase, loss, kept"):
+        report(folder, way="share")
+
+
+def test_the_way_is_that_of_the_tables(folder: Path):
+    assert "+0.4" not in report(folder, way="loss").table().split("worse")[0]
+    assert "2.9" in report(folder, way="loss").table()
+
+
+def test_the_page_lands_where_it_is_asked_for_whole_or_not_at_all(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    found = report(folder)
+    path = found.write_html(tmp_path / "page.html")
+    assert path.read_text("utf-8") == found.html()
+    assert not (folder / "report.html").exists()
+    with pytest.raises(OutputError, match="nowhere"):
+        found.write_html(tmp_path / "nowhere/page.html")
+
+    def full(path: Path, content: bytes) -> None:
+        path.write_bytes(content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("calibrant.report.reporting.write_bytes", full)
+    with pytest.raises(OutputError, match="No space left"):
+        found.write_html(tmp_path / "page.html")
+    assert path.read_text("utf-8") == found.html()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["page.html", "study"]
+
+
+def test_an_account_opens_no_items_and_no_weights(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    for items in folder.glob("runs/*/measures/*/items.parquet"):
+        items.unlink()
+    found = account_of(Store(folder, create=False))
+    assert found.seconds == {"compress": 15.0, "measure": 25.0}
+    assert [s.run.data for s in found.sets] == list(SETS)
+    assert [s.value for s in found.dense] == [2.0, 3.0]
+    assert found.settings["achieved sparsity"] == "0.6000"
+    assert found.machine["versions"] == "torch 2.13"

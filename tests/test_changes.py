@@ -1,0 +1,86 @@
+"""What a record says of a matrix: the error of its outputs against outputs, and its sampled mask against the whole one."""
+
+import hashlib
+import math
+from itertools import combinations
+
+import pytest
+import torch
+from torch import Tensor
+
+from calibrant.activations import FeatureNorms, Gram, Seen
+from calibrant.changes import SAMPLED, mask_bits, output_error
+
+
+def pruned(weight: Tensor, share: float, by: Tensor | None = None) -> Tensor:
+    scores = weight.abs() if by is None else by
+    return weight.masked_fill(scores <= scores.flatten().kthvalue(int(weight.numel() * share)).values, 0)
+
+
+def case(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 24, generator=generator).to(dtype) @ torch.randn(24, 24, generator=generator).to(dtype)
+    weight = torch.randn(16, 24, generator=generator).to(dtype)
+    return x, torch.rand(200, generator=generator), weight, pruned(weight, 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_from_a_gram_it_is_the_error_of_the_outputs(dtype: torch.dtype) -> None:
+    x, weights, before, after = case(dtype)
+    told = output_error(before, after, Seen({Gram: Gram.of(x, weights)}))
+    rows = x.double() * weights.double().sqrt()[:, None]
+    expected = ((rows @ (before - after).double().T) ** 2).sum() / ((rows @ before.double().T) ** 2).sum()
+    assert told == {"error": pytest.approx(float(expected), rel=1e-4), "error_from": "gram"}
+
+
+def test_from_norms_it_is_that_of_uncorrelated_inputs() -> None:
+    x, weights, before, after = case()
+    told = output_error(before, after, Seen({FeatureNorms: FeatureNorms.of(x, weights)}))
+    squares = (weights[:, None].double() * x.double() ** 2).sum(0)
+    expected = sum(float(((before - after)[o].double() ** 2) @ squares) for o in range(16)) / sum(
+        float(before[o].double() ** 2 @ squares) for o in range(16)
+    )
+    assert told == {"error": pytest.approx(expected, rel=1e-5), "error_from": "norms"}
+
+
+def test_only_the_upper_triangle_of_a_gram_counts() -> None:
+    x, _, before, after = case()
+    gram = Gram.of(x)
+    spoilt = Gram(gram.matrix + torch.ones(24, 24).tril(-1) * 99, gram.tokens, gram.mass)
+    assert output_error(before, after, Seen({Gram: spoilt})) == output_error(before, after, Seen({Gram: gram}))
+
+
+def test_where_nothing_was_seen_or_nothing_comes_out_there_is_no_error() -> None:
+    x, _, before, after = case()
+    assert output_error(before, after, Seen({})) == {}
+    assert output_error(before, after, Seen({FeatureNorms: FeatureNorms.of(x * 0)})) == {}
+    assert output_error(before, before, Seen({FeatureNorms: FeatureNorms.of(x)}))["error"] == 0
+
+
+def test_the_bits_are_those_of_the_places_that_a_hash_of_the_name_gives() -> None:
+    matrix = case()[3]
+    stream = hashlib.shake_256(b"model.layers.0.mlp.up_proj").digest(8 * 256)
+    places = [int.from_bytes(stream[8 * i : 8 * i + 8], "little") % matrix.numel() for i in range(256)]
+    kept = "".join("1" if matrix.flatten()[place] != 0 else "0" for place in places)
+    bits = mask_bits("model.layers.0.mlp.up_proj", matrix)
+    assert bits == f"{int(kept, 2):064x}"
+    assert mask_bits("model.layers.0.mlp.up_proj", matrix.T.contiguous().T) == bits, "a matrix that is stored the other way round is the same one"
+    assert mask_bits("model.layers.1.mlp.up_proj", matrix) != bits
+    assert (mask_bits("x", torch.ones(3, 5)), mask_bits("x", torch.zeros(3, 5))) == ("f" * 64, "0" * 64)
+
+
+def test_bits_tell_how_much_two_masks_agree() -> None:
+    generator = torch.Generator().manual_seed(0)
+    names = [f"model.layers.{i}.mlp.up_proj" for i in range(40)]
+    weights = [torch.randn(48, 64, generator=generator) for _ in names]
+    masks = [
+        [pruned(w, share, w.abs() + noise * torch.rand(w.shape, generator=generator)) != 0 for w in weights]
+        for share, noise in ((0.5, 0), (0.5, 1), (0.6, 0), (0.5, 50))
+    ]
+    for one, other in combinations(masks, 2):
+        true = sum(int((a == b).sum()) for a, b in zip(one, other, strict=True)) / sum(a.numel() for a in one)
+        differing = sum(
+            (int(mask_bits(n, a.float()), 16) ^ int(mask_bits(n, b.float()), 16)).bit_count() for n, a, b in zip(names, one, other, strict=True)
+        )
+        count = SAMPLED * len(names)
+        assert abs(1 - differing / count - true) < 4 * math.sqrt(true * (1 - true) / count)

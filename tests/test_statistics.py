@@ -1,0 +1,288 @@
+"""Statistics on disk: every bit comes back, what is there isn't made again, and what is cut or strange isn't believed."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from calibrant.activations import BlockChange, FeatureNorms, Gram, Seen
+from calibrant.compress import Asked, compress, gather
+from calibrant.data import TokenBatch
+from calibrant.errors import OutputError
+from calibrant.models import ModelView, Opened, Weight, view
+from calibrant.statistics import KINDS, Statistics, by_block, mixed, packed_bytes, statistics_id, statistics_ids, surplus
+from calibrant.testing import tiny_model
+from calibrant.walk import walk
+
+FAMILIES = ("llama", "gpt2", "gemma3", "mixtral", "phi3")
+BOTH = (FeatureNorms, Gram)
+
+
+def batch_of(seed: int = 0, weighted: bool = True, samples: int = 6, length: int = 24) -> TokenBatch:
+    """Random tokens: padded, some of them counting more than others."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 200, (samples, length), generator=generator)
+    mask = torch.arange(length)[None] < torch.randint(length // 2, length + 1, (samples, 1), generator=generator)
+    weights = torch.rand(ids.shape, generator=generator) + 0.5 if weighted else torch.ones(ids.shape)
+    return TokenBatch(ids * mask, mask, weights * mask, f"sha256:{seed:064d}", {"tokens": int(mask.sum())})
+
+
+def opened_of(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Opened:
+    return Opened(tiny_model(family, dtype, seed), None, family, f"sha256:{family}{seed}", "", dtype)
+
+
+def stored_in(root: Path, opened: Opened, batch: TokenBatch) -> Statistics:
+    return Statistics(root, statistics_id(opened, batch))
+
+
+def walked(seen_by: ModelView, batch: TokenBatch) -> dict[str, Seen]:
+    with torch.no_grad():
+        return {weight.name: seen for weight, seen in walk(seen_by, batch, BOTH, "dense")}
+
+
+def brought_back(kept: Statistics, seen_by: ModelView, kinds: Sequence[Any] = BOTH) -> dict[str, Seen]:
+    return {weight.name: seen for block in seen_by.blocks for weight, seen in kept.read(kinds, block)[1].items()}
+
+
+def numbers(seen_by: ModelView) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in seen_by.snapshot().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def sharing(seen: dict[str, Seen]) -> set[frozenset[str]]:
+    """Which matrices have the same object."""
+    return {frozenset(name for name in seen if seen[name] is one) for one in seen.values()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_bit_comes_back(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    opened, batch = opened_of(family, dtype=dtype), batch_of()
+    seen_by, kept = view(opened.model), stored_in(tmp_path, opened, batch)
+    made = walked(seen_by, batch)
+    gather(seen_by, batch, BOTH, kept)
+    found = brought_back(kept, seen_by)
+    assert list(found) == list(made), "the order in which matrices were used is part of a record"
+    assert sharing(found) == sharing(made)
+    for name, seen in found.items():
+        norms, gram = seen[FeatureNorms], seen[Gram]
+        assert norms.squares.dtype == torch.float64
+        assert gram.matrix.dtype == dtype
+        assert torch.equal(norms.squares, made[name][FeatureNorms].squares)
+        assert torch.equal(gram.matrix.triu(), made[name][Gram].matrix.triu())
+        assert torch.equal(gram.matrix, gram.matrix.T)
+        assert torch.equal(gram.matrix, made[name][Gram].symmetric())
+        assert [(s.tokens, s.mass) for s in seen.values()] == [(s.tokens, s.mass) for s in made[name].values()]
+
+
+def test_a_matrix_that_no_token_reached_is_absent(tmp_path: Path) -> None:
+    opened, batch = opened_of("mixtral"), batch_of(samples=1, length=4)
+    seen_by, kept = view(opened.model), stored_in(tmp_path, opened, batch)
+    gather(seen_by, batch, BOTH, kept)
+    reached = set(brought_back(kept, seen_by))
+    assert reached == set(walked(seen_by, batch))
+    assert reached < {weight.name for weight in seen_by.weights}
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_from_disk_or_from_a_walk_it_is_the_same_to_the_bit(family: str, method: str, tmp_path: Path) -> None:
+    batch, results = batch_of(), []
+    for folder in (None, tmp_path, tmp_path):
+        opened = opened_of(family)
+        seen_by = view(opened.model)
+        record = compress(opened, seen_by, batch, Asked.parse(method, 0.5, "dense"), statistics=folder, kinds=BOTH)
+        results.append((record, numbers(seen_by)))
+    assert results[0][0] == results[1][0] == results[2][0]
+    assert same(results[0][1], results[1][1])
+    assert same(results[0][1], results[2][1])
+
+
+def test_what_is_there_is_not_walked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, batch = opened_of("llama"), batch_of()
+    seen_by = view(opened.model)
+    pristine = seen_by.snapshot()
+    compress(opened, seen_by, batch, Asked.parse("wanda", 0.5, "dense"), statistics=tmp_path, kinds=BOTH)
+    monkeypatch.setattr("calibrant.compress.walk", lambda *_, **__: pytest.fail("another forward"))
+    for method, target in (("wanda", "2:4"), ("wanda", 0.6), ("sparsegpt", 0.5)):
+        seen_by.restore(pristine)
+        compress(opened, seen_by, batch, Asked.parse(method, target, "dense"), statistics=tmp_path)
+
+
+def test_a_record_does_not_tell_what_else_was_gathered(tmp_path: Path) -> None:
+    found = []
+    for folder, kinds in ((tmp_path / "alone", ()), (tmp_path / "both", BOTH)):
+        opened = opened_of("llama")
+        found.append(compress(opened, view(opened.model), batch_of(), Asked.parse("wanda", 0.5, "dense"), statistics=folder, kinds=kinds))
+    assert found[0] == found[1]
+    assert {p.name for p in (tmp_path / "both").glob("*/*")} == {"norms", "gram"}
+
+
+def test_a_killed_pass_goes_on_from_its_last_whole_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, batch = opened_of("llama"), batch_of()
+    seen_by, kept = view(opened.model), stored_in(tmp_path, opened, batch)
+
+    def killed(what: str, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gather(seen_by, batch, BOTH, kept, killed)
+    assert kept.held(Gram, seen_by.blocks) == 2
+    begun: list[int] = []
+    monkeypatch.setattr("calibrant.compress.walk", lambda *a, start, **k: begun.append(start) or walk(*a, start=start, **k))
+    gather(seen_by, batch, BOTH, kept)
+    gather(seen_by, batch, BOTH, kept)
+    assert begun == [2]
+    whole = walked(seen_by, batch)
+    assert all(torch.equal(seen[Gram].matrix, whole[name][Gram].symmetric()) for name, seen in brought_back(kept, seen_by).items())
+
+
+def test_only_the_lacking_kind_is_gathered(tmp_path: Path) -> None:
+    opened, batch = opened_of("llama"), batch_of()
+    seen_by, kept = view(opened.model), stored_in(tmp_path, opened, batch)
+    gather(seen_by, batch, (FeatureNorms,), kept)
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("norms/*")}
+    gather(seen_by, batch, BOTH, kept)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("norms/*")} == stamps
+    assert kept.held(Gram, seen_by.blocks) == 3
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "another's", "another block's", "not ours"])
+def test_what_is_not_whole_or_not_asked_for_is_made_anew(tmp_path: Path, harm: str) -> None:
+    opened, batch, other = opened_of("llama"), batch_of(), batch_of(1)
+    seen_by, kept = view(opened.model), stored_in(tmp_path, opened, batch)
+    gather(seen_by, batch, BOTH, kept)
+    sound = {p.name: p.read_bytes() for p in (kept.folder / "gram").iterdir()}
+    victim = kept.folder / "gram" / "block-00001.safetensors"
+    if harm == "cut":
+        victim.write_bytes(sound[victim.name][:-100])
+    elif harm == "empty":
+        victim.write_bytes(b"")
+    elif harm == "another's":
+        gather(seen_by, other, BOTH, stored_in(tmp_path, opened, other))
+        victim.write_bytes((stored_in(tmp_path, opened, other).folder / "gram" / victim.name).read_bytes())
+    elif harm == "another block's":
+        victim.write_bytes(sound["block-00000.safetensors"])
+    else:
+        from safetensors.torch import save_file
+
+        save_file({"0": torch.ones(3)}, victim)
+    assert kept.held(Gram, seen_by.blocks) == 1
+    with pytest.raises(OutputError, match=r"gram/block-00001\.safetensors' is gone or is not what was written; ask again"):
+        kept.read(BOTH, seen_by.blocks[1])
+    gather(seen_by, batch, BOTH, kept)
+    assert {p.name: p.read_bytes() for p in (kept.folder / "gram").iterdir()} == sound
+
+
+def test_another_model_another_type_other_tokens_have_another_identity() -> None:
+    opened, batch = opened_of("llama"), batch_of()
+    others = [
+        statistics_id(opened_of("llama", seed=1), batch),
+        statistics_id(replace(opened, dtype=torch.bfloat16), batch),
+        statistics_id(opened, batch_of(1)),
+    ]
+    assert len({statistics_id(opened, batch), *others}) == 4
+    assert statistics_ids(opened, batch) == (statistics_id(opened, batch),)
+    mixture = replace(batch, fingerprint="sha256:mix", mixed=((0.5, batch), (0.5, batch_of(1))))
+    assert statistics_ids(opened, mixture) == (statistics_id(opened, batch), statistics_id(opened, batch_of(1)))
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensors: object, path: Path, **_: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    opened, batch = opened_of("llama"), batch_of()
+    kept = stored_in(tmp_path, opened, batch)
+    monkeypatch.setattr("calibrant.statistics.save_file", full)
+    with pytest.raises(OutputError, match=f"can't keep statistics in '{kept.folder}': the disk is full; free some space"):
+        gather(view(opened.model), batch, (Gram,), kept)
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_a_place_that_is_not_ours_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "statistics").write_text("a file")
+    opened, batch = opened_of("llama"), batch_of()
+    with pytest.raises(OutputError, match=r"can't keep statistics in '.*statistics/.*is it yours to write to\?"):
+        gather(view(opened.model), batch, (Gram,), stored_in(tmp_path / "statistics", opened, batch))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sizes_are_known_before(tmp_path: Path, dtype: torch.dtype) -> None:
+    opened, batch = opened_of("llama", dtype=dtype), batch_of()
+    seen_by, kept = view(opened.model), stored_in(tmp_path, opened, batch)
+    assert kept.bytes() == 0
+    gather(seen_by, batch, BOTH, kept)
+    widths = [32, 32, 32, 64]  # what reads the block's input, the attention's output, the MLP's input, the MLP's middle
+    told = len(seen_by.blocks) * sum(packed_bytes(width, kind, dtype) for width in widths for kind in KINDS)
+    described = 2 * len(seen_by.blocks) * 1500
+    assert told < kept.bytes() < told + described
+    kept.remove()
+    assert kept.bytes() == 0
+    assert not kept.folder.exists()
+
+
+def test_one_thread_or_two_give_the_same_mask(tmp_path: Path) -> None:
+    found = []
+    for threads in (1, 2):
+        opened = opened_of("llama")
+        torch.set_num_threads(threads)
+        try:
+            compress(opened, view(opened.model), batch_of(), Asked.parse("wanda", 0.5, "dense"), statistics=tmp_path / str(threads), kinds=BOTH)
+        finally:
+            torch.set_num_threads(1)
+        found.append({name: tensor != 0 for name, tensor in numbers(view(opened.model)).items()})
+    assert same(*found)
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 100)), st.permutations("abcdef"), st.integers(0, 6), st.integers(0, 400))
+def test_no_more_is_deleted_than_it_takes(sizes: dict[str, int], order: list[str], over: int, limit: int) -> None:
+    finished = order[:over]
+    gone = surplus(sizes, finished, limit)
+    held = [name for name in finished if name in sizes]
+    assert gone == held[: len(gone)], "the earliest last use goes first, and nothing that is still needed"
+    total = sum(sizes.values())
+    left = [total - sum(sizes[name] for name in held[:count]) for count in range(len(held) + 1)]
+    assert left[len(gone)] <= limit or gone == held
+    assert all(amount > limit for amount in left[: len(gone)])
+
+
+def test_block_by_block_leaves_no_block_out() -> None:
+    seen_by = view(tiny_model("llama"))
+    first, _, last = seen_by.blocks
+    arrivals = [(weight, Seen({})) for block in (first, last) for weight in block.weights]
+    found = [(block.index, list(seen)) for block, seen in by_block(seen_by.blocks, arrivals)]
+    assert found == [(0, list(first.weights)), (1, []), (2, list(last.weights))]
+    assert [len(seen) for _, seen in by_block(seen_by.blocks, [])] == [0, 0, 0]
+
+
+def test_what_several_saw_is_added_once_for_all_that_share_it() -> None:
+    block = view(tiny_model("llama")).blocks[0]
+    q, k, o = (next(w for w in block.weights if f"{name}_proj" in w.name) for name in "qko")
+
+    def saw(value: float) -> Seen:
+        return Seen({FeatureNorms: FeatureNorms(torch.full((2,), value), 3, 3.0)})
+
+    one, two, three = saw(1.0), saw(10.0), saw(100.0)
+    parts: list[dict[Weight, Seen]] = [{q: one, k: one, o: two}, {q: three, k: three}]
+    ((_, sums),) = mixed([iter([(block, part)]) for part in parts], [2.0, 0.5])
+    assert [sums[w][FeatureNorms].squares[0].item() for w in (q, k, o)] == [52.0, 52.0, 20.0]
+    assert [sums[w][FeatureNorms].mass for w in (q, o)] == [7.5, 6.0]
+    assert sums[q] is sums[k]
+
+
+def test_what_cannot_be_kept_is_walked_for(tmp_path: Path) -> None:
+    assert BlockChange not in KINDS
+    opened = opened_of("llama")
+    compress(opened, view(opened.model), batch_of(), Asked.parse("magnitude", 0.5, "dense"), statistics=tmp_path, kinds=BOTH)
+    assert list(tmp_path.iterdir()) == []
