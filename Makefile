@@ -13,7 +13,7 @@ help:
 	@echo 'make test    run the tests'
 	@echo 'make check   format, lint, types and docs, without changing a file'
 	@echo 'make format  put the formatting right'
-	@echo 'make bench   time the walks against a literal two-pass loop, and evaluation against lm-evaluation-harness'
+	@echo 'make bench   time the walks, evaluation and a study against a literal loop, lm-evaluation-harness and separate commands'
 	@echo 'make docs    build the documentation into site/'
 
 demo: .venv/ready
@@ -35,6 +35,7 @@ format: .venv/ready-dev
 bench: .venv/ready-dev
 	@$(BIN)/python benchmarks/walks.py
 	@$(BIN)/python benchmarks/evaluation.py
+	@$(BIN)/python benchmarks/study.py
 
 docs: .venv/ready-dev
 	$(BIN)/mkdocs build --strict

@@ -17,16 +17,17 @@ def pruned(weight: Tensor, share: float, by: Tensor | None = None) -> Tensor:
     return weight.masked_fill(scores <= scores.flatten().kthvalue(int(weight.numel() * share)).values, 0)
 
 
-def case(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def case(dtype: torch.dtype = torch.float32, width: int = 24) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(200, 24, generator=generator).to(dtype) @ torch.randn(24, 24, generator=generator).to(dtype)
-    weight = torch.randn(16, 24, generator=generator).to(dtype)
+    x = torch.randn(200, width, generator=generator).to(dtype) @ torch.randn(width, width, generator=generator).to(dtype)
+    weight = torch.randn(16, width, generator=generator).to(dtype)
     return x, torch.rand(200, generator=generator), weight, pruned(weight, 0.5)
 
 
+@pytest.mark.parametrize("width", [24, 600])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_from_a_gram_it_is_the_error_of_the_outputs(dtype: torch.dtype) -> None:
-    x, weights, before, after = case(dtype)
+def test_from_a_gram_it_is_the_error_of_the_outputs(dtype: torch.dtype, width: int) -> None:
+    x, weights, before, after = case(dtype, width)
     told = output_error(before, after, Seen({Gram: Gram.of(x, weights)}))
     rows = x.double() * weights.double().sqrt()[:, None]
     expected = ((rows @ (before - after).double().T) ** 2).sum() / ((rows @ before.double().T) ** 2).sum()

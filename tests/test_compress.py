@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from calibrant.compress import Asked, compress, drop_blocks, fitting, prune
 from calibrant.data import CalibrationSet
 from calibrant.errors import NumericsError, OutputError, SpecError, TargetError
 from calibrant.methods import BlockMethod, Compressed, Method
-from calibrant.models import open_model, save, view
+from calibrant.models import ModelView, open_model, save, view
 from calibrant.targets import Sparsity, Target
 from calibrant.testing import tiny_folder
 
@@ -189,6 +189,70 @@ def test_a_full_disk_is_one_sentence(folder: Path, tmp_path: Path, monkeypatch: 
     block = view(open_model(str(folder), "float32").model).blocks[0]
     with pytest.raises(OutputError, match=r"can't keep block 0 .*the disk is full"):
         Checkpoint(tmp_path / "out", "sha256:1").add(0, block, [])
+
+
+@pytest.fixture
+def mixture(texts: str, tmp_path: Path) -> str:
+    lines = [json.dumps({"question": f"{i} + {i}", "answer": f"{2 * i}, that is twice {i}"}) for i in range(200)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(lines))
+    return f"mix(domain={tmp_path / 'sums.jsonl'}:single, general={texts}, weight=0.2)"
+
+
+def restored(folder: Path, dtype: str = "float32") -> tuple[Any, ModelView]:
+    opened = open_model(str(folder), dtype)
+    return opened, view(opened.model)
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_a_mix_in_dense_is_the_sum_of_its_parts(folder: Path, mixture: str, method: str) -> None:
+    opened, seen_by = restored(folder, "float64")
+    pristine, chosen, found = seen_by.snapshot(), CalibrationSet(mixture, samples=6, length=24), []
+    batch = chosen.tokens(opened.tokenizer)
+    assert len({part.ids.shape for _, part in batch.mixed}) == 1
+    for asked in (batch, replace(batch, mixed=())):  # as two passes that are added, and as one over weighted tokens
+        seen_by.restore(pristine)
+        record = compress(opened, seen_by, asked, Asked.parse(method, 0.5, "dense"))
+        found.append((record, {w.name: w.get().clone() for w in seen_by.weights}))
+    for name, matrix in found[0][1].items():
+        assert torch.equal(matrix == 0, found[1][1][name] == 0)
+        assert torch.allclose(matrix, found[1][1][name], rtol=1e-6)
+    assert [w["error"] for w in found[0][0].weights] == pytest.approx([w["error"] for w in found[1][0].weights], rel=1e-4)
+
+
+def test_a_mix_reads_what_the_sets_alone_left(folder: Path, mixture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, seen_by = restored(folder)
+    pristine, chosen, kept = seen_by.snapshot(), CalibrationSet(mixture, samples=4, length=24), tmp_path / "statistics"
+    batch, found = chosen.tokens(opened.tokenizer), []
+    asked = Asked.parse("sparsegpt", "2:4", "dense")
+    for part in chosen.mixed:
+        compress(opened, seen_by, part.tokens(opened.tokenizer), asked, statistics=kept)
+        seen_by.restore(pristine)
+    found.append((compress(opened, seen_by, batch, asked), {w.name: w.get().clone() for w in seen_by.weights}))
+    seen_by.restore(pristine)
+    monkeypatch.setattr("calibrant.compress.walk", lambda *_, **__: pytest.fail("another forward"))
+    found.append((compress(opened, seen_by, batch, asked, statistics=kept), {w.name: w.get().clone() for w in seen_by.weights}))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(matrix, found[1][1][name]) for name, matrix in found[0][1].items())
+    assert len(list(kept.iterdir())) == 2
+
+
+@pytest.mark.parametrize("propagate", ["arrival", "reference", "dense"])
+def test_a_mix_is_pruned_with_like_any_other_set(folder: Path, mixture: str, tmp_path: Path, propagate: str) -> None:
+    done = prune(str(folder), mixture, "wanda", 0.5, tmp_path / "out", propagate=propagate, **SMALL)
+    assert done.record.run.data == str(CalibrationSet(mixture))
+    assert done.record.sparsity == 0.5
+    assert [part["name"] for part in done.record.data_facts["mix"]] == ["domain", "general"]
+    alone = prune(str(folder), str(CalibrationSet(mixture).mixed[1]), "wanda", 0.5, propagate=propagate, **SMALL)
+    assert [w["bits"] for w in alone.record.weights] != [w["bits"] for w in done.record.weights]
+
+
+def test_every_matrix_has_its_error_and_bits_in_the_record(folder: Path, texts: str) -> None:
+    for method, told in (("wanda", "norms"), ("sparsegpt", "gram"), ("magnitude", None)):
+        record = prune(str(folder), texts, method, 0.5, **SMALL).record
+        assert {w.get("error_from") for w in record.weights} == {told}
+        assert all(0 < w["error"] < 1 for w in record.weights) if told else all("error" not in w for w in record.weights)
+        for weight in record.weights:
+            assert 96 <= int(weight["bits"], 16).bit_count() <= 160, "half of 256 places, within four standard deviations"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
 """Journals lose nothing that was scored, and items come back as they were."""
 
+import errno
 import json
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from calibrant.errors import DataError, OutputError
@@ -56,12 +60,60 @@ def test_a_journal_that_cannot_be_written_is_named(tmp_path: Path):
         Journal(tmp_path / "file" / "a.jsonl", "q").add({"one": 1})
 
 
+def test_a_full_disk_cuts_no_line_in_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As in a disk with room for half a line; what is written when there is room again stands alone, and what was not written isn't known."""
+    path = tmp_path / "a.jsonl"
+    journal = Journal(path, "q")
+    journal.add({"one": 1})
+    whole, opened = path.read_bytes(), Path.open
+
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self._file = file
+
+        def __enter__(self) -> "Full":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._file.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+        def write(self, text: bytes) -> int:
+            if len(text) < 4:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self._file.write(text[: len(text) // 2])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda path, *rest, **named: Full(opened(path, *rest, **named)))
+        with pytest.raises(OutputError, match=r"a\.jsonl' can't be written: the disk is full"):
+            journal.add({"two": "x" * 99})
+    assert path.read_bytes() == whole
+    assert "two" not in journal
+    journal.add({"three": 3})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [["q"], ["one", 1], ["three", 3]]
+
+
+def test_two_that_write_one_journal_at_once_spoil_nothing(tmp_path: Path):
+    first, second = Journal(tmp_path / "a.jsonl", "q"), Journal(tmp_path / "a.jsonl", "q")
+    first.add({"one": 1})
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('["q"]\n')  # both found no journal, and began one
+    second.add({"two": 2})
+    again = Journal(tmp_path / "a.jsonl", "q")
+    assert (again["one"], again["two"], len(again)) == (1, 2, 2)
+
+
 def test_items_come_back_with_their_facts(tmp_path: Path):
     outcomes = tuple(Outcome(f"i{n}", n / 3, 2.0, {"choices": [0.1, n / 7], "gold": n, "hit": n % 2 == 0, "said": "é"}) for n in range(5))
     write_items(tmp_path / "items.parquet", outcomes)
     assert read_items(tmp_path / "items.parquet") == outcomes
     write_items(tmp_path / "none.parquet", ())
     assert read_items(tmp_path / "none.parquet") == ()
+    pq.write_table(pa.table({"item": ["a"], "value": [1.0]}), tmp_path / "less.parquet")
+    with pytest.raises(DataError, match=r"less.parquet' can't be read .*'weight'"):
+        read_items(tmp_path / "less.parquet")
     (tmp_path / "bad.parquet").write_text("no")
     with pytest.raises(DataError, match=r"bad.parquet' can't be read"):
         read_items(tmp_path / "bad.parquet")

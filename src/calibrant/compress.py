@@ -342,7 +342,7 @@ class _Job:
         """Compress and save, from the last finished block on; or say that it is done."""
         run = self.asked.run(self.opened, self.batch, str(self.calibration), self.calibration.seed)
         if (manifest := read_manifest(folder)) is not None:
-            return _already(manifest, run, folder, device)
+            return _already(manifest, run, folder, self.ranks.device(device))
         checkpoint = Checkpoint(folder, run.id)
         continued = len(checkpoint.load())
         record = self.compress(checkpoint)

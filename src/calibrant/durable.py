@@ -62,11 +62,10 @@ def read_json(path: Path) -> Any:
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
-    """What is said of a damaged file."""
+    """What is said of a damaged file; a folder that is called by a hash holds one answer, which is asked for again as a whole."""
     what = str(error) if isinstance(error, OSError | ValueError) else f"not what is written there: {error!r}"
-    return DataError(
-        f"{str(path)!r} can't be read ({what}); restore it from a copy, or delete its folder to have it computed again", subject=str(path)
-    )
+    gone = "its folder" if len(path.parent.name) == 64 else "it"
+    return DataError(f"{str(path)!r} can't be read ({what}); restore it from a copy, or delete {gone} to have it computed again", subject=str(path))
 
 
 def from_json(text: str) -> Any:

@@ -17,7 +17,10 @@ Gloo carries the words, and the sums of processors; NCCL those of CUDA, which fo
 such machine was at hand.
 """
 
+import functools
+import itertools
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -133,13 +136,25 @@ def joined() -> Iterator[Ranks]:
         return
     ours = not dist.is_initialized()
     if ours:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        store, rank, size = _met()
+        # What an earlier group left in the store would lead a later one astray: each has a corner of its own.
+        corner = dist.PrefixStore(f"calibrant {next(_JOINED)}", store)  # pyright: ignore[reportPrivateImportUsage]  # public, says the manual
+        dist.init_process_group("gloo", store=corner, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         with _Together() as ranks:
             yield ranks
     finally:
         if ours:
             dist.destroy_process_group()
+
+
+_JOINED: Final = itertools.count()
+
+
+@functools.cache
+def _met() -> tuple[Any, int, int]:
+    """The store in which the processes that torchrun started find each other, this one's rank, and how many they are."""
+    return next(dist.rendezvous("env://"))  # pyright: ignore[reportPrivateImportUsage]  # public, says the manual
 
 
 def _are_several() -> bool:
@@ -186,7 +201,7 @@ class _Together(Ranks):
         return items[len(items) * self.rank // self.size : len(items) * (self.rank + 1) // self.size]
 
     def gathered(self, mine: Sequence[T]) -> Sequence[T]:
-        return [item for items in self._meet("lists", mine) for item in items]
+        return [item for items in self._meet("what stands next", mine) for item in items]
 
     def all(self, here: bool) -> bool:
         return all(self._meet("a vote", here))
@@ -207,7 +222,7 @@ class _Together(Ranks):
     def _total(self, mine: Seen | None, device: torch.device) -> Seen:
         here: dict[type[Statistic], Any] = dict(mine or {})
         told: dict[type[Statistic], Any] = {kind: _Size.of(one) if kind is Gram else _packed(one.parts) for kind, one in here.items()}
-        came = [one for one in self._meet("sums", told) if one]
+        came = [one for one in self._meet("a sum", told) if one]
         return Seen(
             {
                 kind: self._reduced(here.get(kind), [one[kind] for one in came], device)
@@ -219,7 +234,7 @@ class _Together(Ranks):
 
     def totals(self, mine: Mapping[str, Seen], device: torch.device) -> Mapping[str, Seen]:
         numbers: dict[int, int] = {}
-        told = self._meet("matrices", {name: numbers.setdefault(id(seen), len(numbers)) for name, seen in mine.items()})
+        told = self._meet("the sums of a block", {name: numbers.setdefault(id(seen), len(numbers)) for name, seen in mine.items()})
         # Each rank says which of its sums a matrix has; matrices that have the same one on every rank have one sum.
         shared = {name: tuple(one.get(name) for one in told) for name in dict.fromkeys(name for one in told for name in one)}
         sums: dict[tuple[int | None, ...], Seen] = {}
@@ -350,7 +365,7 @@ def _listening() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        what = str(error).partition(". This is typically")[0]
+        what = re.sub(r"^\[.*?\] |\. This is typically.*", "", " ".join(str(error).split()))
         raise RankError(f"another rank was lost ({what}); what torchrun says of it tells why; start them again to continue") from error
 
 

@@ -48,9 +48,9 @@ def test_the_canonical_text_reads_back_as_the_same(folder: Path, text: str, cano
 @pytest.mark.parametrize(
     ("text", "error", "match"),
     [
-        ("mix(a=gsm8k, b=wikitext)", SpecError, r"'mix\(a=gsm8k, b=wikitext\)' has 2 sets and no weight; write two sets, each with a name"),
-        ("mix(a=gsm8k, weight=0.5)", SpecError, r"'mix\(a=gsm8k, weight=0.5\)' has 1 sets and the weight '0.5'"),
-        ("mix(a=gsm8k, b=wikitext, c=wikitext, weight=0.5)", SpecError, "has 3 sets and the weight '0.5'"),
+        ("mix(a=gsm8k, b=wikitext)", SpecError, r"'mix\(a=gsm8k, b=wikitext\)' must have two sets and a weight, and has a, b and no weight; write"),
+        ("mix(a=gsm8k, weight=0.5)", SpecError, r"'mix\(a=gsm8k, weight=0.5\)' must .* has a and the weight '0.5'"),
+        ("mix(a=gsm8k, b=wikitext, c=wikitext, weight=0.5)", SpecError, "has a, b, c and the weight '0.5'"),
         ("mix()", SpecError, r"mix\(\)': '' is no name=value"),
         ("mix(a=gsm8k, b=wikitext, weight=half)", SpecError, "the weight 'half'"),
         ("mix(gsm8k, wikitext, weight=0.5)", SpecError, "'gsm8k' is no name=value of its own"),
@@ -58,7 +58,7 @@ def test_the_canonical_text_reads_back_as_the_same(folder: Path, text: str, cano
         ("mix(a=gsm8k, 2b=wikitext, weight=0.5)", SpecError, "'2b=wikitext' is no name=value of its own"),
         ("mix(a=gsm8k, b=wikitext, weight=0)", DataError, "the weight 0 must be above 0 and below 1; for one of the sets alone write wikitext"),
         ("mix(a=gsm8k, b=wikitext, weight=1.0)", DataError, "the weight 1.0 must be above 0 and below 1; for one of the sets alone write gsm8k"),
-        ("mix(a=gsm8k, b=wikitext, weight=0.5):text", SpecError, "has 0 sets and no weight"),
+        ("mix(a=gsm8k, b=wikitext, weight=0.5):text", SpecError, "has no set and no weight"),
         ("mix(a=gsm8k, b=wikitext, weight=0.5) + wikitext", SpecError, r"'mix\(.*\)' can't be part of a sum or of another mix"),
         ("0.5*mix(a=gsm8k, b=wikitext, weight=0.5) + 0.5*wikitext", SpecError, "can't be part of a sum"),
         ("mix(a=mix(a=gsm8k, b=wikitext, weight=0.5), b=wikitext, weight=0.5)", SpecError, r"'mix\(a=gsm8k, b=wikitext, weight=0.5\)' can't be part"),

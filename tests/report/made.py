@@ -1,11 +1,12 @@
 """Rankings, contrasts and agreements made by hand, so that what is shown can be told from what was computed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from calibrant.compare import Agreement, Comparison, Contrasted, Entry, Estimate, Ranking
+from calibrant.compare.reading import Reading
 from calibrant.report.account import Account
 from calibrant.report.reporting import Report
 from calibrant.store import Cell, Measurement, Outcome, Record, Run, Score, Store
@@ -36,7 +37,7 @@ def ranking(*entries: Entry, baselines: tuple[Entry, ...] = (), **changes: objec
         "missing": (),
         **changes,
     }
-    return Ranking(**given)  # pyright: ignore[reportArgumentType]
+    return Ranking(**given)
 
 
 BEST, SECOND, LAST = entry("python_docs", (1.4, 1.8), None), entry("c4", (1.5, 1.9), 0.1), entry("full_stops", (6.0, 7.0), 4.9)
@@ -74,7 +75,7 @@ def contrasted(name: str, difference: float | None, p_holm: float | None, draws:
         "unit": "nats/token",
         **changes,
     }
-    return Contrasted(name, "gsm8k:icl", "c4", ("docs:text",), "smollm2", "wanda", "0.6", **given)  # pyright: ignore[reportArgumentType]
+    return Contrasted(name, "gsm8k:icl", "c4", ("docs:text",), "smollm2", "wanda", "0.6", **given)
 
 
 BETTER = contrasted("own data", -0.123, 0.004)
@@ -94,7 +95,7 @@ ACCOUNT = Account({"smollm2": "dequantized from Q4_1"}, (), (), {"compress": 3.0
 
 def reported(comparison: Comparison = EVERYTHING) -> Report:
     """A report that no store stands behind."""
-    return Report(Path("nowhere"), comparison, ACCOUNT)
+    return Report(Path("nowhere"), comparison, Reading((), {}, {}, {}, {}, {}, frozenset()), ACCOUNT.models)
 
 
 def plain(text: str) -> str:
@@ -109,7 +110,7 @@ def measured(name: str, loss: float, wobble: float, items: int = 8) -> Measureme
 
 
 def store_of(
-    folder: Path, sets: dict[str, Sequence[float]], model: str = "smollm2", names: Sequence[str] = ("docs:text", "code:text"), items: int = 8
+    folder: Path, sets: Mapping[str, Sequence[float]], model: str = "smollm2", names: Sequence[str] = ("docs:text", "code:text"), items: int = 8
 ) -> Path:
     """A store with a loss per measured set for the dense model, magnitude and each set."""
     with Store(folder) as store:

@@ -96,6 +96,13 @@ def test_holes_are_listed_with_their_reasons():
     assert missing.items == ("pile (draw 0) on loss(source='docs'): DataError: no rows",)
 
 
+def test_thousands_of_holes_are_counted():
+    holes = tuple(f"c4 (draw {i}) on loss: not computed yet" for i in range(1200))
+    (missing,) = conclusions(Comparison(missing=holes))
+    assert missing.items[:100] == holes[:100]
+    assert missing.items[100:] == ("… and 1,100 more, which --format json lists",)
+
+
 def test_doubts_come_before_the_finding():
     odd = ranking(entry("random_tokens", (1.0, 1.0), None), SECOND)
     first, *_ = sections(replace(EVERYTHING, rankings=(odd,)))

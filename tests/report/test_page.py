@@ -7,9 +7,10 @@ import pytest
 
 from calibrant.errors import OutputError
 from calibrant.report import report
+from calibrant.report.page import page as page_of
 from calibrant.store import Store
 
-from tests.report.made import EVERYTHING, reported, store_of
+from tests.report.made import ACCOUNT, EVERYTHING, store_of
 
 HOSTILE = "<script>alert('x')</script>"
 BREAKOUT = "</script></style></title><img src=x onerror=\"alert(1)\"> & 'q' =cmd()"
@@ -200,11 +201,12 @@ def test_several_methods_and_targets_share_a_page(tmp_path: Path):
 
 
 def test_contrasts_letters_holes_and_stale_records_are_on_the_page():
-    page = reported().html()
+    page = page_of(EVERYTHING, ACCOUNT)
     text = " ".join("".join(Reader(page).text).split())
     assert "<td>+1.600<sup>a</sup>" in page
     assert "pileincomplete" in text
-    assert page.count("<td>—</td>") == 3  # the mean, one measured set and the difference to the best
+    (pile,) = re.findall(r'<th scope="row">pile.*?</tr>', page)
+    assert pile.count("<td>—</td>") == 3  # the mean, one measured set and the difference to the best
     for told in ("Primary contrasts", "one draw cannot say", "gsm8k:icl did better than c4", "Do the rankings agree?", "2 records are from an older"):
         assert told in text, told
     assert "<li>pile (draw 0) on loss(source=&#x27;docs&#x27;): DataError: no rows</li>" in page
@@ -212,9 +214,9 @@ def test_contrasts_letters_holes_and_stale_records_are_on_the_page():
 
 @pytest.mark.parametrize("name", [HOSTILE, BREAKOUT])
 def test_whatever_a_contrast_is_called_is_shown_as_text(name: str):
-    sound = {tag for tag, _ in Reader(reported().html()).tags}
+    sound = {tag for tag, _ in Reader(page_of(EVERYTHING, ACCOUNT)).tags}
     contrasts = tuple(replace(c, name=name, compare=name, needs=name, reason=name) for c in EVERYTHING.contrasts)
-    read = Reader(reported(replace(EVERYTHING, contrasts=contrasts, missing=(name,))).html())
+    read = Reader(page_of(replace(EVERYTHING, contrasts=contrasts, missing=(name,)), ACCOUNT))
     assert {tag for tag, _ in read.tags} <= sound
     assert "".join(read.text).count(name) >= len(contrasts)
 

@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 
 from calibrant.report.findings import finding
+from calibrant.report.plain import plain
 
-from tests.report.made import BEST, EVERYTHING, FULL, PLAIN, ranking, reported
+from tests.report.made import ACCOUNT, BEST, EVERYTHING, FULL, PLAIN, ranking
 
 
 def test_json_holds_numbers_intervals_and_sentences():
-    told = json.loads(json.dumps(reported(replace(EVERYTHING, rankings=(PLAIN,))).to_json(), allow_nan=False))
+    told = json.loads(json.dumps(plain(replace(EVERYTHING, rankings=(PLAIN,)), ACCOUNT), allow_nan=False))
     (made,) = told["rankings"]
     assert made["finding"] == finding(PLAIN)
     first, second, _ = made["entries"]
@@ -22,7 +23,7 @@ def test_json_holds_numbers_intervals_and_sentences():
 
 
 def test_json_holds_everything_else():
-    told = json.loads(json.dumps(reported().to_json(), allow_nan=False))
+    told = json.loads(json.dumps(plain(EVERYTHING, ACCOUNT), allow_nan=False))
     assert [c["verdict"] for c in told["contrasts"]] == ["better", "worse", "cannot tell", "one draw cannot say", "not computed"]
     assert told["contrasts"][0]["interval"][1] == pytest.approx(-0.123 + 2.306 * 0.02, abs=1e-4)
     assert told["contrasts"][4]["interval"] is None
@@ -38,6 +39,6 @@ def test_json_holds_everything_else():
 
 def test_what_has_no_end_is_null():
     endless = replace(BEST, mean=replace(BEST.mean, value=math.inf, stderr=math.nan))
-    (made,) = reported(replace(EVERYTHING, rankings=(ranking(endless), FULL))).to_json()["rankings"][:1]
+    (made,) = plain(replace(EVERYTHING, rankings=(ranking(endless), FULL)), ACCOUNT)["rankings"][:1]
     assert made["entries"][0]["mean"]["value"] is None
     assert made["entries"][0]["mean"]["stderr"] is None

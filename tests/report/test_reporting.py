@@ -1,8 +1,12 @@
+import io
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from calibrant.compare.reading import read
 from calibrant.errors import OutputError, SpecError
 from calibrant.report import FORMATS, check_format, report
 from calibrant.report.account import account_of
@@ -39,8 +43,18 @@ def test_another_format_or_way_is_refused(folder: Path):
 
 
 def test_the_way_is_that_of_the_tables(folder: Path):
-    assert "+0.4" not in report(folder, way="loss").table().split("worse")[0]
-    assert "2.9" in report(folder, way="loss").table()
+    (line,) = [line for line in report(folder, way="loss").table().splitlines() if line.startswith("gsm8k:cot")]
+    assert "3.246 ± " in line
+    (line,) = [line for line in report(folder).table().splitlines() if line.startswith("gsm8k:cot")]
+    assert "+0.646 ± " in line
+
+
+def test_measures_narrow_every_format(folder: Path):
+    found = report(folder, ["code"])
+    assert [r.measured for r in found.rankings] == [("code:text",)]
+    assert len(found.to_csv().splitlines()) == 1 + 5
+    with pytest.raises(SpecError, match="'nonsense'"):
+        report(folder, ["nonsense"])
 
 
 def test_the_page_lands_where_it_is_asked_for_whole_or_not_at_all(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -62,12 +76,29 @@ def test_the_page_lands_where_it_is_asked_for_whole_or_not_at_all(folder: Path, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["page.html", "study"]
 
 
-def test_an_account_opens_no_items_and_no_weights(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    for items in folder.glob("runs/*/measures/*/items.parquet"):
-        items.unlink()
-    found = account_of(Store(folder, create=False))
+def test_an_account_needs_no_items(folder: Path):
+    store = Store(folder, create=False)
+    found = account_of(store, read(store, items=False))
     assert found.seconds == {"compress": 15.0, "measure": 25.0}
     assert [s.run.data for s in found.sets] == list(SETS)
     assert [s.value for s in found.dense] == [2.0, 3.0]
     assert found.settings["achieved sparsity"] == "0.6000"
     assert found.machine["versions"] == "torch 2.13"
+
+
+def test_each_file_is_opened_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """But for one record of each model, whose matrices are counted."""
+    opened: Counter[str] = Counter()
+    original = io.open
+
+    def counting(file: Path, *args: Any, **kwargs: Any) -> Any:
+        opened[Path(file).name] += 1
+        return original(file, *args, **kwargs)
+
+    monkeypatch.setattr("io.open", counting)
+    report(folder).text("json")
+    runs, measures = 5, 10
+    assert opened["record.json"] == runs + 1
+    assert opened["provenance.json"] == runs + measures + 1
+    assert opened["score.json"] == measures
+    assert opened["items.parquet"] <= measures

@@ -68,5 +68,5 @@ def test_long_lists_are_counted():
     pairs = tuple(replace(AGREEMENTS[0], b=f"method {i}") for i in range(20))
     text = reported(replace(EVERYTHING, missing=holes, agreements=pairs)).table(120)
     assert text.count("not computed yet") == LISTED
-    assert "… and 30 more, which --format json and markdown list" in text
+    assert "… and 30 more, which --format json lists" in text
     assert "… and 8 more" in text

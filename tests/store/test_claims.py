@@ -32,9 +32,10 @@ def store(tmp_path: Path) -> Store:
 
 def _holds(folder: Path, name: str, told: Connection, forks: bool) -> None:
     claim = Store(folder, create=False).claim(name)
-    child = os.fork() if forks else 0
-    if child or not forks:
-        told.send((claim is not None, child))
+    if not forks:
+        told.send((claim is not None, 0))
+    elif not os.fork():
+        told.send((claim is not None, os.getpid()))
     time.sleep(PATIENCE)
 
 

@@ -173,6 +173,7 @@ def test_what_an_older_revision_had_a_part_in_is_stale_and_stays(tmp_path: Path)
         assert store.stale() == set()
         store.write_cells([], revisions={"method wanda": 2, "evaluator loss": 2, "method unheard_of": 9})
         assert store.stale() == {RUN.id, nested.id, old}
+        assert store.stale([replace(RECORD, run=newer)]) == {old}
         store.write_cells([], revisions={"allocation uniform": 2})
         assert store.stale() == {RUN.id, nested.id, newer.id}
         assert store.measured(newer.id) == {old, new}
@@ -317,6 +318,29 @@ def _read_everything(folder: Path) -> None:
     store.evaluators(RUN.id)
 
 
+def test_a_run_that_has_lost_its_record_gets_it_back_and_keeps_its_measurements(tmp_path: Path):
+    store = filled(tmp_path)
+    before = results(tmp_path)
+    for name in ("record.json", "mask.npz"):
+        (store.run_folder(RUN.id) / name).unlink()
+    assert (store.has_record(RUN.id), store.ids()) == (False, [])
+    with Store(tmp_path) as writer:
+        with pytest.raises(OutputError, match=f"no record of run {RUN.id}"):
+            writer.add_measurement(RUN.id, LOSS, MEASURED)
+        writer.add_record(RECORD, {"mask.npz": b"\x00\xff"})
+    assert results(tmp_path) == before
+    assert verify(tmp_path) == []
+
+
+@pytest.mark.parametrize(("name", "gone"), [("index.json", "delete it to"), (f"runs/{RUN.id[7:]}/record.json", "delete its folder to")])
+def test_of_a_damaged_file_no_more_is_to_be_deleted_than_is_lost(tmp_path: Path, name: str, gone: str):
+    store = filled(tmp_path)
+    (tmp_path / name).write_text("{")
+    with pytest.raises(DataError, match=gone):
+        _read_everything(tmp_path)
+    assert store.folder == tmp_path
+
+
 def test_a_corner_is_gone_when_the_store_is_closed(tmp_path: Path):
     with Store(tmp_path) as store:
         corner = store.corner()
@@ -365,7 +389,22 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
     assert len(list((tmp_path / ".unfinished").glob("*/*"))) == 1  # the writer's lock, and none of what it couldn't finish
 
 
-CALLS = 25
+def test_a_file_that_could_not_be_written_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with Store(tmp_path) as store:
+        corner = store.corner()
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full)
+            with pytest.raises(OutputError, match=r"can't write report\.html in .*the disk is full"):
+                store.write_text("report.html", "<p>")
+        assert [p.name for p in corner.iterdir()] == ["lock"]
+        assert not (tmp_path / "report.html").exists()
+
+
+CALLS = 24
 """File system calls between opening a new store and the last rename, each of which is survived."""
 
 
@@ -418,7 +457,7 @@ def test_opening_spares_the_work_of_another_living_writer(tmp_path: Path):
 def _adds(folder: Path, worker: int, start: Any) -> None:
     start.wait()
     with Store(folder) as store:
-        for n in range(20):
+        for n in range(10):
             for target in (f"0.{n:02}", f"0.{n:02}{worker}"):
                 run_id = store.add_record(replace(RECORD, run=replace(RUN, target=target), provenance={"worker": worker}))
                 store.add_measurement(run_id, LOSS, replace(MEASURED, provenance={"worker": worker}))
@@ -428,7 +467,7 @@ def _adds(folder: Path, worker: int, start: Any) -> None:
 
 
 def test_two_writers_neither_lose_nor_spoil_anything(tmp_path: Path):
-    """They write the same twenty runs and twenty of their own each, at once; what is there is what one writer would have written."""
+    """They write the same ten runs and ten of their own each, at once; what is there is what one writer would have written."""
     context = multiprocessing.get_context("fork")
     start = context.Barrier(2)
     workers = [context.Process(target=_adds, args=(tmp_path / "s", n, start)) for n in range(2)]
@@ -438,7 +477,7 @@ def test_two_writers_neither_lose_nor_spoil_anything(tmp_path: Path):
         worker.join()
         assert worker.exitcode == 0
     assert verify(tmp_path / "s") == []
-    assert len(Store(tmp_path / "s", create=False).records()) == 60
+    assert len(Store(tmp_path / "s", create=False).records()) == 30
     for n in range(2):
         _adds(tmp_path / "alone", n, threading.Barrier(1))
     (tmp_path / "alone" / "index.json").write_bytes((tmp_path / "s" / "index.json").read_bytes())  # whoever came last
@@ -449,8 +488,10 @@ def test_two_writers_neither_lose_nor_spoil_anything(tmp_path: Path):
 def _forks(folder: Path) -> None:
     with Store(folder) as store:
         store.add_record(RECORD)
+        corner = store.corner()
         child = os.fork()
         if not child:
+            assert store.corner() != corner
             store.add_measurement(RUN.id, LOSS, MEASURED)
             sys.exit(0)  # unlike os._exit, with everything that a process does at its end
         assert os.waitpid(child, 0)[1] == 0

@@ -1,5 +1,6 @@
 """Whatever is spoiled in a store is found, named, and answered with what to do; what is whole is left in peace."""
 
+import errno
 import json
 import math
 import multiprocessing
@@ -236,6 +237,20 @@ def test_what_the_killed_leave_is_found_and_what_the_living_do_is_not(store: Sto
         assert problem.what == "left by a writer that was killed"
         Store(store.folder)
         assert verify(store.folder) == []
+
+
+def test_a_disk_that_gives_no_answer_is_told(store: Store, monkeypatch: pytest.MonkeyPatch):
+    opened = Path.open
+
+    def failing(path: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        if path.name == "mask.npz":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return opened(path, mode, *rest, **named)
+
+    monkeypatch.setattr(Path, "open", failing)
+    (problem,) = verify(store.folder)
+    assert problem.where.endswith("mask.npz")
+    assert "Input/output error" in problem.what
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path: Path):

@@ -5,8 +5,9 @@ import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, ParamSpec, TypeVar
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, ParamSpec, Ty
 import typer
 
 from calibrant import __version__
-from calibrant.errors import InputError, OutputError
+from calibrant.errors import InputError, OutputError, RankError, StudyError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,10 +54,33 @@ DataDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
+PATIENCE: Final = 10
+"""Seconds for which a process that failed beside the first one leaves it the word: torchrun ends all when one has ended."""
+
+
 def main() -> None:
-    """Run the command line and exit with its code."""
+    """Run the command line and exit with its code. Of several that torchrun started, the first speaks for all."""
     sys.excepthook = fault
-    typer.main.get_command(app)(prog_name="calibrant")  # not app(): typer would put its own hook in place of ours
+    with _one_voice():
+        typer.main.get_command(app)(prog_name="calibrant")  # not app(): typer would put its own hook in place of ours
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Silence in every process but the first; with `CALIBRANT_DEBUG`, all speak."""
+    if os.environ.get(DEBUG) or "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0":
+        yield
+        return
+    ended = False
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        try:
+            yield
+        except SystemExit as asked:
+            ended = asked.code in (None, 0, 130)  # an interrupt reaches all at once
+            raise
+        finally:
+            if not ended:
+                time.sleep(PATIENCE)
 
 
 def command(name: str, group: typer.Typer = app) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -69,6 +93,8 @@ def command(name: str, group: typer.Typer = app) -> Callable[[Callable[P, T]], C
                 return function(*args, **kwargs)
             except InputError as error:
                 stop(str(error), 2, error)
+            except RankError as error:
+                stop(str(error), 1, error)
             except KeyboardInterrupt as error:
                 stop("interrupted; run the same command again to continue", 130, error)
             except OSError as error:
@@ -170,10 +196,10 @@ def console() -> "Console":
 
 
 def stop(message: str, code: int, error: BaseException) -> NoReturn:
-    """One line on standard error and an exit code; the traceback only for those who ask for it."""
+    """One line on standard error, or one for each mistake in a study, and an exit code; the traceback only for those who ask for it."""
     if os.environ.get(DEBUG):
         sys.__excepthook__(type(error), error, error.__traceback__)
-    typer.echo(" ".join(message.split("\n")), err=True)
+    typer.echo(message if isinstance(error, StudyError) else " ".join(message.split("\n")), err=True)
     raise typer.Exit(code)
 
 

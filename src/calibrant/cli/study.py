@@ -1,15 +1,51 @@
 """Commands about many runs: studies, their reports, the store."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from calibrant import screen
-from calibrant.cli._frame import Json, app, check_file, command, console, progress, show
+from calibrant.cli._frame import DataDir, Json, app, check_file, command, console, look_in, progress, show, whole
 
 store = typer.Typer(no_args_is_help=True, help="Check a folder of results, or unite several.", rich_markup_mode="rich")
 app.add_typer(store, name="store")
+
+
+@command("study")
+def study(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The study, in YAML: what to prune, with what, how, and what to measure.", show_default=False)
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for results; what it already holds isn't computed again.", show_default=False)
+    ],
+    only_plan: Annotated[bool, typer.Option("--plan", help="Say what would be done and about how long it takes; write nothing.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="With --plan: open no model and measure nothing.")] = False,
+    engine: Annotated[str, typer.Option(metavar="ENGINE", help="local, or ray on several machines or GPUs.")] = "local",
+    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a Ray cluster. \\[default: one of its own]", show_default=False)] = None,
+    workers: Annotated[int, typer.Option(parser=whole, metavar="N", help="Processes that share the work.")] = 1,
+    gpus: Annotated[float, typer.Option(metavar="N", help="With ray: GPUs of a worker.")] = 0.0,
+    retry: Annotated[bool, typer.Option("--retry", help="Try again what failed before.")] = False,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Run every cell of a study that DIR lacks. Killed or interrupted, the same command goes on."""
+    from calibrant.study import plan, read_study
+
+    look_in(data_dir)
+    asked = read_study(file)
+    if only_plan:
+        with progress() as told:
+            planned = plan(asked, out, probed=not quick, progress=told)
+        show(planned.to_json(), as_json, screen.planned)
+        return
+    with progress() as told:
+        finished = asked.run(out, told, engine=engine, workers=workers, retry=retry, address=address, gpus=gpus)
+    show(asdict(finished), as_json, screen.finished)
+    if finished.failures:
+        raise typer.Exit(1)
 
 
 @command("report")

@@ -23,7 +23,7 @@ the draws of a set overlap, since what they share makes them alike.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -33,9 +33,11 @@ from calibrant.compare.estimate import Estimate
 from calibrant.errors import DataError
 from calibrant.store import Measurement, Score
 
+Drawn = Literal["apart", "overlapping", "not"]
+"""Whether draws are independent of one another, share their rows, or don't exist."""
+
 Draws = Sequence[Measurement]
 """One measured set: what each draw of a calibration set gave on it (one, for a run that takes no draws)."""
-
 
 
 def contrast(a: Mapping[str, Draws], b: Mapping[str, Draws] | None = None) -> Estimate:
@@ -73,8 +75,9 @@ class Sample:
 class Side:
     """One calibration set on one measured set.
 
-    `draws` is each draw's ratio; `residuals` the items' linearised residuals, averaged over draws; `interaction` the variance that the
-    interaction of items and draws gives to the mean.
+    `draws` is each draw's ratio and `value` their mean; `residuals` the items' linearised residuals, averaged over draws; `interaction` the variance that the
+    interaction of items and draws gives to the mean. `drawn` says whether the draws count as draws: a model that takes none has none, and draws
+    that share their rows are alike for that reason.
     """
 
     score: Score
@@ -83,11 +86,13 @@ class Side:
     draws: Float[np.ndarray, " draws"]
     residuals: Float[np.ndarray, " items"]
     interaction: float
+    value: float
+    drawn: Drawn = "apart"
 
     @property
-    def value(self) -> float:
-        """The mean over draws."""
-        return float(self.draws.mean())
+    def counted(self) -> bool:
+        """Whether the draws tell how much another one would change."""
+        return self.drawn == "apart" and len(self.draws) > 1
 
     @property
     def worse(self) -> float:
@@ -95,11 +100,11 @@ class Side:
         return -1.0 if self.score.better == "higher" else 1.0
 
     @staticmethod
-    def of(samples: Sequence[Sample]) -> "Side":
+    def of(samples: Sequence[Sample], drawn: Drawn = "apart") -> "Side":
         """The side that `samples`, one a draw, make. Raises `DataError` if they hold other items or tokens than one another, or none."""
         first = samples[0]
         for sample in samples[1:]:
-            _check_paired(first, sample)
+            check_paired(first, sample)
         values, weights = np.stack([s.values for s in samples]), first.weights
         total, many, count = weights.sum(), len(first.items), len(samples)
         if many == 0 or total <= 0:
@@ -109,31 +114,31 @@ class Side:
         mean = each.mean(0)
         squares = float(((each - mean) ** 2).sum())
         interaction = squares * many / ((many - 1) * (count - 1) * count) if many > 1 and count > 1 else 0.0
-        return Side(first.score, first.items, weights, ratios, mean, interaction)
+        return Side(first.score, first.items, weights, ratios, mean, interaction, float(ratios.mean()), drawn)
 
 
-def combination(terms: Sequence[tuple[Mapping[str, Side], Mapping[str, float]]], fixed: Sequence[bool] = (), value: float | None = None) -> Estimate:
+def combination(terms: Sequence[tuple[Mapping[str, Side], Mapping[str, float]]], value: float | None = None) -> Estimate:
     """A linear combination of calibration sets: of each term the sides by measured set, and the coefficient of each of them.
 
-    `fixed` terms have no draws to speak of: a model that takes none, or a set whose draws overlap. `value` stands in the place of the
-    combination's own where it is the linear form of something else. `over_draws` where every term that isn't fixed has two draws or more.
+    `value` stands in the place of the combination's own where it is the linear form of something else. The error covers draws (`over_draws`)
+    where every set in it has two or more, independent of one another.
     """
     names = list(terms[0][1])
     parts: list[tuple[float, float]] = []
     for name in names:
         sides = [side[name] for side, _ in terms]
         for other in sides[1:]:
-            _check_paired(sides[0], other)
+            check_paired(sides[0], other)
         # Summed over documents and not a product of matrices: what is equal in both cancels to exactly nothing.
         residuals = sum(coefs[name] * side.residuals for side, (_, coefs) in zip(sides, terms, strict=True))
         parts.append((variance_of_sum(np.asarray(residuals)), len(sides[0].items) - 1.0))
-    free = [term for i, term in enumerate(terms) if not (fixed and fixed[i])]
-    drawn = [term for term in free if len(term[0][names[0]].draws) > 1]
+    drawn = [term for term in terms if term[0][names[0]].counted]
+    all_drawn = all(side[names[0]].counted or side[names[0]].drawn == "not" for side, _ in terms)
     over = [(variance_over_draws(sides, coefs), len(sides[names[0]].draws) - 1.0) for sides, coefs in drawn] or [(0.0, 1.0)]
     inner = sum(coefs[n] ** 2 * sides[n].interaction for sides, coefs in drawn for n in names)
     found = Spread.of(*_satterthwaite(parts), np.array([v for v, _ in over]), np.array([df for _, df in over]), np.array(inner))
     total = sum(coefs[n] * sides[n].value for sides, coefs in terms for n in names)
-    return found.estimate(total if value is None else value, sum(len(terms[0][0][n].items) for n in names), len(drawn) == len(free) > 0)
+    return found.estimate(total if value is None else value, sum(len(terms[0][0][n].items) for n in names), all_drawn and bool(drawn))
 
 
 def variance_of_sum(residuals: Float[np.ndarray, " items"]) -> float:
@@ -181,6 +186,10 @@ class Spread:
 
         return np.asarray(np.sqrt(self.variance) * ((1 - self.share) * stdtrit(self.items_df, p) + self.share * stdtrit(self.draws_df, p)))
 
+    def at(self, index: Any) -> "Spread":
+        """Those of a part of the table."""
+        return Spread(self.variance[index], self.share[index], self.items_df[index], self.draws_df[index])
+
     def estimate(self, value: float, items: int, over_draws: bool, at: tuple[int, ...] = ()) -> Estimate:
         """The one at an index, as a number with its uncertainty."""
         variance, share, first, second = (float(table[at]) for table in (self.variance, self.share, self.items_df, self.draws_df))
@@ -190,7 +199,8 @@ class Spread:
         return Estimate(value, variance**0.5, df, items, over_draws, share, (first, second) if share else None)
 
 
-def _check_paired(a: "Sample | Side", b: "Sample | Side") -> None:
+def check_paired(a: "Sample | Side", b: "Sample | Side") -> None:
+    """Raises `DataError` unless both hold the same items and tokens, in the same unit at the same context length."""
     name = a.score.measured
     if a.items is not b.items and a.items != b.items:
         odd = sorted(set(a.items) ^ set(b.items))

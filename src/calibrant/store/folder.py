@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -147,7 +147,7 @@ class Store:
 
         `data` is the digest of what it measured on, if it tells one.
         """
-        if not self.run_folder(run_id).exists():
+        if not self.has_record(run_id):
             raise OutputError(
                 f"there is no record of run {run_id} in {str(self.folder)!r}; add the record before what was measured on it", subject=run_id
             )
@@ -204,16 +204,16 @@ class Store:
         """The revisions that the study was last asked with, by kind and name; empty if they aren't known."""
         return self._index().get("revisions", {})
 
-    def stale(self) -> set[str]:
+    def stale(self, records: Iterable[Record] | None = None) -> set[str]:
         """The ids of runs, and of measurements, that something of a lower revision than the study's had a part in.
 
-        They stay, and nothing counts a measurement as stale because its run is.
+        They stay, and no measurement is stale because its run is. `records` are those that were read already; else all are.
         """
         wanted = self.revisions()
         found: set[str] = set()
         if not wanted:
             return found
-        for record in self.records(whole=False):
+        for record in self.records(whole=False) if records is None else records:
             made = revisions("method", record.run.method) | revisions("allocation", record.run.allocation)
             found |= {record.run.id} if is_older(made, wanted) else set()
             found |= {i for i, form in self.evaluators(record.run.id).items() if is_older(revisions("evaluator", form), wanted)}

@@ -129,7 +129,7 @@ def _difference(ours: Path, theirs: Path) -> str | None:
         here, there = read_json(ours), read_json(theirs)
         other = [name for name in RESULTS if text_of_json(here[name]) != text_of_json(there[name])]
         return f"the same run with other results: {', '.join(other)}" if other else None
-    return "the same run with another file of this name"
+    return f"the same run with another {ours.name}"
 
 
 def _unite_grids(target: Store, given: Sequence[Store]) -> None:

@@ -16,6 +16,8 @@ from calibrant.errors import OutputError
 
 SUMS: Final = "sums.json"
 PROVENANCE: Final = "provenance.json"
+ANSWERS: Final = ("record.json", "score.json")
+"""What makes a folder a run or a measurement."""
 
 
 class Staging:
@@ -52,9 +54,7 @@ class Staging:
         with self.writing(f"write {path.relative_to(self._folder)}"):
             folder = _new_folder(self.corner())
             try:
-                shutil.copytree(found, folder, ignore=lambda _, names: {n for n in names if n in without}, copy_function=_copied, dirs_exist_ok=True)
-                for inside in folder.rglob("*/"):
-                    flush(inside)
+                _copy(found, folder, without)
                 _move(folder, path)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -62,7 +62,7 @@ class Staging:
     def replace(self, path: Path, content: bytes) -> None:
         """Write one file, whole or not at all; an older one is replaced."""
         with self.writing(f"write {path.relative_to(self._folder)}"):
-            path.parent.mkdir(exist_ok=True)
+            _make(path.parent)
             half = self.corner() / path.name
             try:
                 write_bytes(half, content)
@@ -110,21 +110,44 @@ def sums(folder: Path) -> dict[str, str]:
 
 
 def _move(folder: Path, path: Path) -> None:
-    """Let a whole folder become `path`; if that is there by then, it stays."""
+    """Let a whole folder become `path`; if an answer is there by then, it stays."""
     flush(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)
     try:
         os.rename(folder, path)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.EACCES) or not path.exists():
             raise
+        _complete(folder, path)
     flush(path.parent)
 
 
-def _copied(source: str, target: str) -> str:
-    shutil.copyfile(source, target)
-    flush(Path(target))
-    return target
+def _complete(folder: Path, path: Path) -> None:
+    """Give a folder that has lost what makes it an answer (by an interrupted copy) its files, that one last."""
+    if any((path / name).exists() for name in ANSWERS):
+        return
+    for file in sorted((p for p in folder.iterdir() if p.is_file()), key=lambda p: p.name in ANSWERS):
+        os.replace(file, path / file.name)
+    flush(path)
+
+
+def _make(folder: Path) -> None:
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        flush(folder.parent)
+
+
+def _copy(found: Path, folder: Path, without: Collection[str]) -> None:
+    """Like `copytree`, but it stops at the first complaint of the disk, and sees everything to it."""
+    for path in sorted(found.iterdir()):
+        if path.name in without or path.name.startswith("."):  # file managers leave hidden files everywhere
+            continue
+        if path.is_dir():
+            (folder / path.name).mkdir()
+            _copy(path, folder / path.name, without)
+        else:
+            shutil.copyfile(path, folder / path.name)
+        flush(folder / path.name)
 
 
 def _sum(path: Path) -> str:

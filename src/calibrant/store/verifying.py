@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.durable import read_json
+from calibrant.durable import read_json, unreadable
 from calibrant.errors import DataError
 from calibrant.outcomes import Measurement
 from calibrant.progress import Progress, silent
@@ -126,7 +126,10 @@ def _changed(folder: Path) -> list[Problem]:
         return []
     with understood(folder / SUMS):
         wanted = dict[str, str](read_json(folder / SUMS).items())
-    found, problems = sums(folder), list[Problem]()
+    try:
+        found, problems = sums(folder), list[Problem]()
+    except OSError as error:
+        raise unreadable(Path(error.filename or folder / SUMS), error) from error
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found:
             problems.append(Problem(str(folder / name), "lacks, and was written", AGAIN))
@@ -161,7 +164,7 @@ def _of_the_index(store: Store) -> Iterator[Problem]:
     try:
         cells = store.cells()
     except DataError as error:
-        yield _damaged(error)
+        yield replace(_damaged(error), remedy="restore it from a copy, or delete it and ask for the study again")
         return
     failed = {f"sha256:{p.stem}" for p in (store.folder / FAILURES).glob("*.json")}
     for cell in cells:
@@ -169,7 +172,7 @@ def _of_the_index(store: Store) -> Iterator[Problem]:
             continue
         wanted = {cell.run: "run"} | {i: text for text, i in cell.measures.items() if store.has_record(cell.run) and i not in failed}
         here = {cell.run, *store.measured(cell.run)} if store.has_record(cell.run) else set[str]()
-        for lacking in wanted.keys() - here:
+        for lacking in (name for name in wanted if name not in here):
             data = f" on {cell.data}, draw {cell.seed}" if cell.data else ""
             what = f"the cell {cell.method} {cell.target}{data} of {cell.model} points to {wanted[lacking]} {lacking}, which isn't there"
             yield Problem(str(path), what, "ask for the study again to have it computed")

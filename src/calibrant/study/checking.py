@@ -30,6 +30,8 @@ OTHERWISE: Final = {"models": "model", "methods": "method", "sparsities": "spars
 
 _KIND: Final = {"model": "model", "data": "data", "method": "method", "sparsity": "target", "seeds": "seed", "propagate": "propagate"}
 """What a cell's label is called that an axis stands for."""
+_SEEN: Final = ("data", "seeds", "propagate")
+"""Axes that only what looks at data has."""
 _LEAST: Final = {"samples": 1, "tokens": 1, "length": 1}
 _NAME: Final = 100
 """Letters of a name at most: it stands in tables."""
@@ -229,14 +231,15 @@ class Reading:
             if entry in ({}, None):
                 self.mistakes.add(path, "an empty entry would leave out everything; say what it leaves out")
             return {}
+        before = len(self.mistakes.found)
         for axis, (at, given) in keys.items():
             read = [(place, value, self.value(axis, place, value)) for place, value in self._listed(at, given)]
-            there = {getattr(labels, _KIND[axis]) for labels in whole if labels.data or axis in ("model", "method", "sparsity")}
+            there = {getattr(labels, _KIND[axis]) for labels in whole if labels.data or (labels.method != DENSE and axis not in _SEEN)}
             for place, value, found in read:
                 if found is not None and self._text(found) not in there:
                     self.mistakes.add(place, f"{short(value)} isn't in the grid, so there is nothing to leave out; it has {listed(there)}")
             wanted[_KIND[axis]] = {self._text(found) for _, _, found in read if found is not None}
-        if all(wanted.values()) and not any(labels.method != DENSE and labels.among(wanted) for labels in whole):
+        if len(self.mistakes.found) == before and not any(labels.method != DENSE and labels.among(wanted) for labels in whole):
             self.mistakes.add(path, f"{short(entry)} matches none of the {len(whole)} runs; correct it or leave it out")
         return wanted
 

@@ -54,8 +54,9 @@ class _Comparing:
             found: dict[str, Any] = {side: self._side(path, side, keys) for side in SIDES}
             found |= {"on": self._on(*keys["on"])} if "on" in keys else {}
             found |= {key: self._narrowed(key, *keys[key]) for key in NARROWED if key in keys}
+            read = bool(keys) and len(self._mistakes.found) == before
             found = {"name": self._name(keys, found), **found}
-            if keys and len(self._mistakes.found) == before and self._possible(path, found):
+            if read and self._possible(path, found):
                 self._read.primary.append(found)
 
     def _name(self, keys: Mapping[str, tuple[Path, Any]], found: Mapping[str, Any]) -> str:
@@ -147,13 +148,17 @@ class _Comparing:
         if not isinstance(given, str):
             self._mistakes.add(path, f"{short(given)} is no {what}; write it as it stands under data")
             return None
-        near = did_you_mean(given, [*pools, *self._sets])
-        found = self._canonical(given) if near else self._reading.value("data", path, given)
-        if found is not None and found not in self._sets:
-            self._mistakes.add(path, f"{short(given)} is no {what} of the grid{near}; it has {listed([*pools, *self._sets])}")
-        elif found is None and near:
-            self._mistakes.add(path, f"there is no {what} called {short(given)}{near}; the grid has {listed([*pools, *self._sets])}")
-        return found if found in self._sets else None
+        found, near = self._canonical(given), did_you_mean(given, [*pools, *self._sets])
+        grid = f"the grid has {listed([*pools, *self._sets])}"
+        if found in self._sets:
+            return found
+        if found is not None:
+            self._mistakes.add(path, f"{short(given)} is no {what} of the grid; {grid}")
+        elif near:
+            self._mistakes.add(path, f"there is no {what} called {short(given)}{near}; {grid}")
+        else:
+            self._reading.value("data", path, given)
+        return None
 
     def _canonical(self, text: str) -> str | None:
         """A set's canonical text, without a complaint if it is none."""

@@ -172,7 +172,7 @@ class _Document:
     def _scalar(self, event: ScalarEvent) -> Any:
         """A scalar by the core schema of YAML 1.2: only one without quotes can be anything but a text."""
         text: str = event.value
-        if event.style is not None or not event.implicit[0]:
+        if event.style is not None:
             return text
         if text in _WORDS:
             return _WORDS[text]

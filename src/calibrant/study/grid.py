@@ -139,6 +139,7 @@ class Study:
         Raises `OutputError` for a folder that isn't ours or a full disk, and a lone model's own error if it can't be opened. Whatever else
         fails is recorded in the store's `failures/`, and the rest goes on.
         """
+        engines.check(engine, workers, address, gpus)
         job = self.job()
         with Store(folder) as store:
             store.write_text("study.yaml", self.as_yaml())
@@ -146,7 +147,8 @@ class Study:
 
     def job(self) -> Job:
         """What an engine is to do. `DataError` if a calibration set holds rows that are measured."""
-        return Job(tuple(self.questions()), self.evaluators(), self.dtype, self.device, self.masks, self._leaked(), self.statistics_gb)
+        leaked, reading = self._leaked(), self.for_reading()
+        return Job(tuple(self.questions()), self.evaluators(), self.dtype, self.device, self.masks, leaked, self.statistics_gb, reading)
 
     def _leaked(self) -> dict[str, dict[str, int]]:
         found = leaks((q.calibration for q in self.questions() if q.calibration), list(self.evaluators().values()))

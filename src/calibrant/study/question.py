@@ -9,8 +9,8 @@ from calibrant.activations import Statistic
 from calibrant.compress import Asked
 from calibrant.data import CalibrationSet
 from calibrant.evaluators import Evaluator
-from calibrant.spec import identity
-from calibrant.store import Cell, Measurement, Record, Run
+from calibrant.spec import canonical, identity
+from calibrant.store import Cell, Measurement, Record, Run, revisions
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Question:
         return identity([self.model, repr(self.calibration), self.asked.method, str(self.asked.target)])
 
     @property
+    def sets(self) -> frozenset[str]:
+        """The set, and those that it mixes."""
+        return frozenset() if self.calibration is None else frozenset(map(repr, (self.calibration, *self.calibration.mixed)))
+
+    @property
     def shares(self) -> bool:
         """Whether it is answered from the statistics of the untouched model, which others may share."""
         return self.calibration is not None and self.asked.propagate == "dense"
@@ -47,7 +52,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that an engine is to do; `evaluators` by their text, `leaked` rows by calibration set, `limit_gb` of statistics on disk."""
+    """Everything that an engine is to do; `evaluators` by their text, `leaked` rows by calibration set, `limit_gb` of statistics on disk.
+
+    `reading` is what those who compare results need to know of the study: its baseline, pools and primary contrasts.
+    """
 
     questions: tuple[Question, ...]
     evaluators: Mapping[str, Evaluator]
@@ -56,6 +64,7 @@ class Job:
     masks: bool = True
     leaked: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
     limit_gb: float = 8.0
+    reading: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def models(self) -> list[str]:
@@ -66,9 +75,19 @@ class Job:
         """Which questions are about `model`, by number."""
         return [index for index, question in enumerate(self.questions) if question.model == model]
 
+    @property
+    def revisions(self) -> dict[str, int]:
+        """The revision of every method, allocation and evaluator that is asked for: what the store holds of lower ones is stale."""
+        found: dict[str, int] = {}
+        for asked in {question.asked for question in self.questions}:
+            found |= revisions("method", canonical(asked.method)) | revisions("allocation", canonical(asked.allocation))
+        for evaluator in self.evaluators.values():
+            found |= revisions("evaluator", canonical(evaluator))
+        return found
+
     def kinds(self, question: Question) -> tuple[type[Statistic], ...]:
-        """All that methods which share the statistics of this question's set look at, so that one pass gathers it."""
-        sharing = [q for q in self.questions if q.shares and (q.model, q.calibration) == (question.model, question.calibration)]
+        """All that methods look at which share statistics with this question: of its set, or of what is mixed in it. One pass gathers it."""
+        sharing = [q for q in self.questions if q.shares and q.model == question.model and q.sets & question.sets]
         return tuple(dict.fromkeys(kind for q in sharing for kind in q.asked.method.observes))
 
 

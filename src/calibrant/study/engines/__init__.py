@@ -1,5 +1,7 @@
 """Who does the work of a study: this process, several of this machine, or Ray."""
 
+import importlib.util
+
 from calibrant.errors import SpecError
 from calibrant.progress import Progress
 from calibrant.registry import did_you_mean
@@ -11,7 +13,7 @@ ENGINES = ("local", "ray")
 
 
 def check(engine: str, workers: int = 1, address: str | None = None, gpus: float = 0.0) -> None:
-    """Raise `SpecError` for an engine that doesn't exist, or for what it can't be asked for."""
+    """Raise `SpecError` for an engine that doesn't exist or isn't installed, or for what it can't be asked for."""
     if engine not in ENGINES:
         raise SpecError(f"there is no engine called {engine!r}{did_you_mean(engine, ENGINES)} (known: {', '.join(ENGINES)})", subject=engine)
     if workers < 1:
@@ -21,6 +23,8 @@ def check(engine: str, workers: int = 1, address: str | None = None, gpus: float
     if engine == "local" and (address is not None or gpus):
         given = f"the address {address!r}" if address is not None else f"gpus={gpus}"
         raise SpecError(f"{given} is for the engine ray, and this study runs with local; ask for ray, or leave it out", subject="engine")
+    if engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise SpecError("the engine ray needs the package ray, which isn't here; install it with pip install 'calibrant[ray]'", subject="ray")
 
 
 def run(engine: str, ledger: Ledger, progress: Progress, *, workers: int, address: str | None, gpus: float) -> Finished:

@@ -4,6 +4,7 @@ An actor keeps a model open. Tokens and statistics reach it as files, so the sto
 writes results.
 """
 
+import functools
 import os
 import queue
 import secrets
@@ -36,8 +37,7 @@ QUIET: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_Z
 
 def run(ledger: Ledger, progress: Progress, workers: int, address: str | None, gpus: float) -> Finished:
     """Answer every question with `workers` actors, each with `gpus` of a GPU. `SpecError` if Ray isn't there, or has no such resources."""
-    ray = _imported(address)
-    with _cluster(ray, address):
+    with _cluster(address) as ray:
         cpus, threads = _shares(ray, workers, gpus, address)
         options = {
             "num_cpus": cpus,
@@ -110,43 +110,44 @@ class Remote(Worker):
 
 
 @contextmanager
-def _cluster(ray: ModuleType, address: str | None) -> Iterator[None]:
-    """Be connected to Ray; what was connected before stays so."""
-    if ray.is_initialized():
-        yield
-        return
+def _cluster(address: str | None) -> Iterator[ModuleType]:
+    """Ray, connected; where it was connected before, it stays so."""
+    with _environment(QUIET if address else {**QUIET, **_apart()}):
+        import ray
+
+        mine = not ray.is_initialized()
+        if mine:
+            _connect(ray, address)
     try:
-        with _environment(QUIET if address else {**QUIET, **_own_token()}):
-            where = {"address": address} if address else {"address": "local", "include_dashboard": False}
-            ray.init(**where, log_to_driver=False, logging_level="error", configure_logging=True)
+        yield ray
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def _connect(ray: ModuleType, address: str | None) -> None:
+    where = {"address": address} if address else {"address": "local", "include_dashboard": False}
+    try:
+        ray.init(**where, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise SpecError(
             f"there is no Ray cluster to work with at {address or 'this machine'!r} ({' '.join(str(error).split())[:300]}); "
             "start one with 'ray start --head' and give its address, or leave the address out to start one here",
             subject=address or "ray",
         ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
-def _imported(address: str | None) -> ModuleType:
-    # By its own account for other systems, this keeps all that a local cluster listens on off the network. Read when Ray is imported.
-    with _environment({} if address else {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}):
-        try:
-            import ray
-        except ImportError as error:
-            raise SpecError(
-                f"the engine ray needs the package ray, which isn't here ({error}); install it with pip install 'calibrant[ray]'", subject="ray"
-            ) from error
-    return ray
+@functools.cache
+def _apart() -> dict[str, str]:
+    """What keeps local clusters to themselves, the same for all that this process starts, since Ray reads it when it is imported. Where that
+    was done before, it is the user's own to set up.
 
-
-def _own_token() -> dict[str, str]:
-    """Who may give a local cluster orders: only who knows a word made up for it, unless the user has set this up otherwise."""
-    known = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
-    return {} if known else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    By its name the first is for other systems, and what it does is to keep all that Ray listens on off the network. The others let only those
+    give orders who know a word that is made up here.
+    """
+    if "ray" in sys.modules or {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return {}
+    return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 @contextmanager

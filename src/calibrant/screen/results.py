@@ -1,11 +1,11 @@
-"""How results look in a terminal: plain data in, lines and tables out (rich). No torch here."""
+"""How one result looks: a pruned model, scores, what a calibration set holds, lists, the state of a store."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from rich import box
-from rich.table import Table
 from rich.text import Text
+
+from calibrant.screen._lines import counted, harmless, labelled, noted, one_line, table_of
 
 SHOWN: Final = 5
 """How many rows of a finding are listed."""
@@ -18,8 +18,8 @@ def pruned(found: Mapping[str, Any]) -> Iterator[Any]:
         yield f"{found['out']} already holds exactly this; nothing was done."
     if found["continued_from"]:
         yield f"continued from block {found['continued_from']}, where an earlier run was interrupted."
-    yield from _facts(
-        ("model", _noted(run["model_name"], how.get("model_note", ""))),
+    yield from labelled(
+        ("model", noted(run["model_name"], how.get("model_note", ""))),
         ("method", ", ".join(filter(None, [f"{_call(run['method'])} to {run['target']}", run["dtype"], run["propagate"]]))),
         ("calibrated on", _calibrated(run, found["data_facts"]) if run["data"] else ""),
         ("used up", _repeated(found["data_facts"])),
@@ -35,7 +35,7 @@ def pruned(found: Mapping[str, Any]) -> Iterator[Any]:
 
 def scores(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     """What was measured: each measurement's score and those beside it, and everything that a number needs before it can be compared with another."""
-    table = _table("task", "metric", "value", "n", "chance", "of")
+    table = table_of("task", "metric", "value", "n", "chance", "of")
     for measured in found:
         for score in (measured, *measured.get("beside", ())):
             value = f"{score['value']:.4f}" + ("" if score["stderr"] is None else f" ± {score['stderr']:.4f}")
@@ -43,7 +43,7 @@ def scores(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
             table.add_row(score["measured"], f"{score['metric']} ({score['unit']})", value, f"{score['n']:,}", chance, _told(score["facts"]))
     yield table
     how = found[0]["provenance"]
-    yield f"{_noted(how.get('model', ''), how.get('note', ''))}; value ± one standard error over n items"
+    yield f"{noted(how.get('model', ''), how.get('note', ''))}; value ± one standard error over n items"
     for score in found:
         if leaked := score["provenance"].get("leaked"):
             yield f"{score['measured']}: the model was calibrated on {leaked} of the rows that this can measure (--allow-leak)"
@@ -71,7 +71,7 @@ def inspected(found: Mapping[str, Any]) -> Iterator[Any]:
     """A calibration set, each of its parts with the beginnings of a few windows, what a model made of it, and what to fix."""
     vocabulary, budget = found["vocabulary"], found["budget"]
     seen = f"{vocabulary['distinct']:,} of {vocabulary['size']:,} ids ({_percent(vocabulary['share'])})"
-    yield from _facts(
+    yield from labelled(
         ("set", f"{found['data']} ({budget['flag']} {budget['amount']:,})"),
         ("read by", f"the tokenizer of {found['tokenizer']}" if found["tokenizer"] else ""),
         ("windows", f"{found['windows']:,} × {found['length']:,}; {found['padding']:.1%} padding; {found['repeated_windows']} repeated"),
@@ -90,13 +90,13 @@ def inspected(found: Mapping[str, Any]) -> Iterator[Any]:
     yield from _modelled(found["model"])
     yield ""
     yield Text("what to fix", style="bold")
-    yield from (Text("  • " + _line(sentence)) for sentence in found["verdict"] or ["nothing to fix"])
+    yield from (Text("  • " + one_line(sentence)) for sentence in found["verdict"] or ["nothing to fix"])
 
 
 def _part(part: Mapping[str, Any]) -> Iterator[Text]:
     held = f"{part['rows']:,} of {part['rows_held']:,} rows held" if part["rows_held"] is not None else f"{part['rows']:,} rows without end"
     special = ", ".join(f"{token} in {_rows(rows)}" for token, rows in part["special_texts"].items())
-    yield from _facts(
+    yield from labelled(
         (part["data"], f"{part['tokens']:,} tokens, {held}, share {part['share']:.1%}, weight {part['weight']:.4f}"),
         ("source", f"{part['origin']}; {part['licence']}; {part['digest']}" if part["origin"] else f"{part['licence']}; {part['digest']}"),
         ("note", part["note"]),
@@ -108,9 +108,9 @@ def _part(part: Mapping[str, Any]) -> Iterator[Text]:
         ("row lengths", " ≤ ".join(f"{n:,}" for n in part["row_lengths"]) + " tokens (least, quarters, most)" if part["rows"] else ""),
     )
     yield from (Text("  " + bar) for bar in _histogram(part["histogram"]))
-    yield from _facts(("windows", f"not shown: {part['unshown']}" if part["unshown"] else ""))
+    yield from labelled(("windows", f"not shown: {part['unshown']}" if part["unshown"] else ""))
     for number, text in enumerate(part["texts"], 1):
-        yield Text(f"  ╷ window {number}\n  │ " + _harmless(text).replace("\n", "\n  │ "), style="dim")
+        yield Text(f"  ╷ window {number}\n  │ " + harmless(text).replace("\n", "\n  │ "), style="dim")
 
 
 def _draws(count: int | None) -> str:
@@ -158,10 +158,10 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     for check in checks:
         yield ""
         if "unchecked" in check:
-            yield from _facts(("overlap", f"{check['part']} isn't compared with {check['against']}: {check['unchecked']}"))
+            yield from labelled(("overlap", f"{check['part']} isn't compared with {check['against']}: {check['unchecked']}"))
             continue
         compared = f"{check['part']} and the {check['measured_rows']:,} rows that {check['against']} measures"
-        yield from _facts(
+        yield from labelled(
             ("overlap", f"{compared}: {_rows(check['same'])} in both, {check['half']:,} with half in common, {check['slight']:,} with less")
         )
         for leak in check["leaks"][:SHOWN]:
@@ -178,14 +178,14 @@ def _modelled(model: Mapping[str, Any] | None) -> Iterator[Any]:
         return
     loss, energy = model["loss"], model["energy"]
     yield ""
-    yield from _facts(
-        ("model", f"{_noted(model['name'], model['note'])}, {model['dtype']}"),
+    yield from labelled(
+        ("model", f"{noted(model['name'], model['note'])}, {model['dtype']}"),
         ("loss", f"{loss['value']:.4f} {loss['unit']} over {loss['tokens']:,} tokens of the set"),
         ("energy", f"Σx² of {energy['matrices']:,} matrices over {energy['tokens']:,} tokens" + ("" if energy["kinds"] else ", all of content")),
     )
     kinds = energy["kinds"]
     if kinds:
-        table = _table("share of", *kinds)
+        table = table_of("share of", *kinds)
         table.add_row("the tokens", *(_percent(of["tokens"]) for of in kinds.values()))
         table.add_row("Σx², median matrix", *(_percent(of["median"]) for of in kinds.values()))
         for role in next(iter(kinds.values()))["matrices"]:
@@ -196,7 +196,7 @@ def _modelled(model: Mapping[str, Any] | None) -> Iterator[Any]:
 
 def surveyed(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     """Which source works in which format, then why the others don't, each reason once."""
-    table = _table("data", "", "rows", "tokens", "disjoint draws", "seconds", "100,000 tokens", "fingerprint")
+    table = table_of("data", "", "rows", "tokens", "disjoint draws", "seconds", "100,000 tokens", "fingerprint")
     for one in found:
         if one["verdict"] == "works":
             draws = "no end" if one["draws"] is None else f"{one['draws']}{' or more' if one['draws'] >= 64 else ''}"
@@ -212,12 +212,12 @@ def surveyed(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
         if reasons:
             yield Text(verdict, style="bold")
         for reason, data in reasons.items():
-            yield Text(f"  {', '.join(dict.fromkeys(data))}: {_harmless(reason)}")
+            yield Text(f"  {', '.join(dict.fromkeys(data))}: {harmless(reason)}")
 
 
 def catalogued(entries: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     """Names with what they are and the parameters as they are typed."""
-    table = _table("name", "what", "parameters")
+    table = table_of("name", "what", "parameters")
     for entry in entries:
         given = ", ".join(f"{name}={default}" if default else name for name, default in entry["parameters"].items())
         table.add_row(entry["name"], "\n".join(filter(None, [entry["summary"], ", ".join(map(str, entry["facts"].values()))])), given)
@@ -234,59 +234,28 @@ def _percent(share: float) -> str:
 
 
 def _quote(text: str) -> str:
-    return f": “{_line(text)}”" if text else ""
-
-
-def _line(text: str) -> str:
-    """Text of a data set in one line that can't steer the terminal."""
-    return " ".join(_harmless(text).split())
-
-
-def _table(*columns: str) -> Any:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+    return f": “{one_line(text)}”" if text else ""
 
 
 def verified(found: Mapping[str, Any]) -> Iterator[Any]:
     """A store that was checked: one line a problem, or that there is none."""
     yield from _problems(found["problems"])
-    counts = f"{_counted(found['runs'], 'run')}, {_counted(found['measurements'], 'measurement')}"
-    verdict = "every hash agrees" if found["whole"] else _counted(len(found["problems"]), "problem")
-    old = found["without_sums"]
-    yield f"{counts}, {verdict}" + (f" ({old} of these folders without sums, from before there were any: their ids and scores agree)" if old else "")
+    counts = f"{counted(found['runs'], 'run')}, {counted(found['measurements'], 'measurement')}"
+    verdict = "every hash agrees" if found["whole"] else counted(len(found["problems"]), "problem")
+    yield f"{counts}, {verdict}"
+    if old := found["without_sums"]:
+        yield f"{old:,} of their folders are from before there were sums: of those, ids and scores were checked"
 
 
 def merged(found: Mapping[str, Any]) -> Iterator[Any]:
     """What was merged: one line a problem, then what was copied."""
     yield from _problems(found["problems"])
-    counts = f"{_counted(found['runs'], 'run')} and {_counted(found['measurements'], 'measurement')} copied into {found['folder']}"
-    yield f"{counts}, {found['kept']} already there" + (f", {_counted(len(found['problems']), 'problem')}" if found["problems"] else "")
+    counts = f"{counted(found['runs'], 'run')} and {counted(found['measurements'], 'measurement')} copied into {found['folder']}"
+    yield f"{counts}, {found['kept']} already there" + (f", {counted(len(found['problems']), 'problem')}" if found["problems"] else "")
 
 
 def _problems(problems: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    yield from (_line(f"{problem['where']}: {problem['what']}; {problem['remedy']}") for problem in problems)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def _facts(*facts: tuple[str, str]) -> Iterator[Text]:
-    """Named facts, one a line; a fact without content is left out."""
-    for name, value in facts:
-        if value:
-            yield Text.assemble((f"{_line(name):<14} ", "bold"), _line(value))
-
-
-def _harmless(text: str) -> str:
-    """Text of a data set without the characters that would steer the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def _noted(model: str, note: str) -> str:
-    return f"{model} ({note})" if note else model
+    yield from (one_line(f"{problem['where']}: {problem['what']}; {problem['remedy']}") for problem in problems)
 
 
 def _call(method: Mapping[str, Any]) -> str:

@@ -1,29 +1,18 @@
+import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
-from calibrant.compare import LEVEL, Estimate, Ranking, contrast, rankings, source_name, t_quantile, tidy
+from calibrant.compare import LEVEL, Estimate, contrast, t_quantile
+from calibrant.compare.crossed import Sample, Side
+from calibrant.compare.pairwise import Pairs
 from calibrant.errors import DataError
-from calibrant.store import Cell, Measurement, Outcome, Record, Run, Score, Store
 
-RNG = np.random.default_rng(0)
-
-
-def measured(values: Sequence[float], weights: Sequence[float], name: str = "wikitext:text", **score: object) -> Measurement:
-    outcomes = tuple(Outcome(f"item {i:03}", float(v), float(w)) for i, (v, w) in enumerate(zip(values, weights, strict=True)))
-    facts = {"length": 512}
-    plain = Score(name, "loss", float(sum(values) / (sum(weights) or 1)), None, len(outcomes), "nats/token", "lower", facts=facts)
-    return Measurement(replace(plain, **score), outcomes)  # pyright: ignore[reportArgumentType]
-
-
-def documents(n: int, rng: np.random.Generator = RNG) -> tuple[np.ndarray, np.ndarray]:
-    """Document lengths, and losses per token that depend on the length: what makes a ratio differ from a mean of ratios."""
-    lengths = rng.integers(50, 500, n).astype(float)
-    return lengths, 2.5 + 0.001 * lengths + rng.normal(0, 0.4, n)
+from tests.compare.stores import RNG, documents, measured
 
 
 def jackknife(statistic, n: int) -> float:
@@ -130,6 +119,88 @@ def test_draws_of_several_measured_sets_move_together():
     assert cancelling.stderr == pytest.approx(item_error)
     assert item_error is not None
     assert together.stderr == pytest.approx(math.sqrt(item_error**2 + 0.3**2))
+
+
+def slow_variance(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """A, B and C of the difference of two sets (draws by items, equal weights), each from its definition and in a loop."""
+    items = a.shape[1]
+    gaps = [a[:, i].mean() - b[:, i].mean() for i in range(items)]
+    over_items = sum((g - sum(gaps) / items) ** 2 for g in gaps) / (items - 1) / items
+    over_draws = inner = 0.0
+    for y in (a, b):
+        draws = len(y)
+        means = [row.mean() for row in y]
+        over_draws += sum((m - sum(means) / draws) ** 2 for m in means) / (draws - 1) / draws
+        squares = sum((y[d, i] - y[d].mean() - y[:, i].mean() + y.mean()) ** 2 for d in range(draws) for i in range(items))
+        inner += squares / ((draws - 1) * (items - 1)) / (draws * items)
+    return over_items, over_draws, inner
+
+
+def test_items_draws_and_their_interaction_are_told_apart():
+    rng = np.random.default_rng(8)
+    items = rng.normal(0, 1, 30)
+    for spread in (0.0, 0.2):
+        a, b = (items + rng.normal(0, spread, (draws, 1)) + rng.normal(0, 0.5, (draws, 30)) for draws in (3, 4))
+        found = contrast({"x": [measured(row, [1.0] * 30) for row in a]}, {"x": [measured(row, [1.0] * 30) for row in b]})
+        over_items, over_draws, inner = slow_variance(a, b)
+        alone = max(over_items - inner, 0.0)
+        assert found.stderr == pytest.approx(math.sqrt(max(alone + over_draws, over_items)), rel=1e-9)
+        assert found.draws_share == pytest.approx(over_draws / (alone + over_draws), rel=1e-9)
+        assert found.over_draws
+        assert found.dfs is not None
+        assert found.dfs[0] == pytest.approx(29)
+        assert 2 <= found.dfs[1] <= 5
+        half = found.stderr * sum(
+            w * float(student.ppf(0.975, df)) for w, df in zip((1 - found.draws_share, found.draws_share), found.dfs, strict=True)
+        )
+        low, high = found.interval() or (0, 0)
+        assert (high - low) / 2 == pytest.approx(half, rel=1e-9)
+
+
+def test_all_pairs_at_once_are_what_each_is_alone():
+    rng = np.random.default_rng(9)
+    lengths = rng.integers(50, 500, 15).astype(float)
+    score = {"metric": "accuracy", "unit": "share", "better": "higher"}
+    sets = {
+        name: {
+            "x": [measured(lengths * rng.normal(3, 0.5, 15), lengths, "x", **score) for _ in range(draws)],
+            "y": [measured(rng.normal(3, 0.5, 9), [1.0] * 9, "y", **score) for _ in range(draws)],
+        }
+        for name, draws in (("a", 3), ("b", 4), ("c", 1))
+    }
+    sides = {name: {m: Side.of([Sample.of(d) for d in draws]) for m, draws in each.items()} for name, each in sets.items()}
+    table = Pairs.of(sides, ["x", "y"])
+    for a, b in itertools.permutations(sets, 2):
+        one, other = contrast(sets[a], sets[b]), table.estimate(a, b)
+        assert (other.items, other.over_draws) == (one.items, one.over_draws)
+        assert [other.value, other.stderr, other.df, other.draws_share] == pytest.approx([one.value, one.stderr, one.df, one.draws_share])
+        i, j = table.labels.index(a), table.labels.index(b)
+        for looks in (1, 3, 30):
+            assert table.worse(looks=looks)[i, j] == (one.apart(looks=looks) and one.value > 0)
+    assert table.among(["c", "a"]).estimate("c", "a") == table.estimate("c", "a")
+
+
+def test_p_values_end_where_intervals_do():
+    plain = Estimate(1.0, 0.4, 20.0, 21)
+    assert plain.p_value() == pytest.approx(2 * student.sf(2.5, 20))
+    mixed = Estimate(1.0, 0.4, 9.0, 21, True, 0.4, (20.0, 2.0))
+    p = mixed.p_value() or 0.0
+    assert 2 * student.sf(2.5, 20) < p < 2 * student.sf(2.5, 2)
+    low, _ = mixed.interval(level=1 - p) or (1, 1)
+    assert low == pytest.approx(0, abs=1e-9)
+    assert Estimate(0.0, 0.4, 20.0, 21).p_value() == 1
+    assert Estimate(0.0, 0.0, 20.0, 21).p_value() == 1
+    assert Estimate(0.1, 0.0, 20.0, 21).p_value() == 0
+    assert Estimate(0.1, None, 0.0, 1).p_value() is None
+
+
+def test_sets_with_the_same_draws_are_never_told_apart():
+    lengths, losses = documents(20)
+    draws = [measured(lengths * (losses + shift), lengths) for shift in (0.0, 0.1, 0.4)]
+    found = contrast({"x": draws}, {"x": list(draws)})
+    assert found.value == 0
+    assert found.p_value() == 1
+    assert not found.apart(level=0.01)
 
 
 def test_one_item_leaves_no_interval():
@@ -244,159 +315,3 @@ def test_other_measured_sets_are_refused():
 def test_nothing_measured_is_refused():
     with pytest.raises(DataError, match="wikitext:text"):
         contrast({"a": [measured([0, 0], [0, 0])]})
-
-
-# Rankings of a store
-
-
-def store_of(folder: Path, losses: dict[str, list[list[float]]], measures: Sequence[str] = ("docs", "code"), missing: Sequence[str] = ()) -> Store:
-    """A store whose labels ("dense", "magnitude" or a set) have, a draw each, one loss per measured set; documents differ a little."""
-    store, rng, cells = Store(folder), np.random.default_rng(5), []
-    lengths = {m: rng.integers(100, 300, 12).astype(float) for m in measures}
-    hard = {m: rng.normal(0, 0.5, 12) for m in measures}
-    for label, draws in losses.items():
-        for seed, values in enumerate(draws):
-            baseline = {"dense": "none", "magnitude": "magnitude"}.get(label)
-            run = Run(
-                "sha256:m",
-                "tiny",
-                "" if baseline else label,
-                f"{label}{seed}",
-                {"spec": baseline or "wanda"},
-                "0.0" if label == "dense" else "0.5",
-                {},
-                "",
-                "float32",
-                seed,
-            )
-            store.add_record(Record(run, 0.5))
-            ids = {}
-            for m, value in zip(measures, values, strict=True):
-                text = f"loss(source={m!r})"
-                ids[text] = "sha256:none"
-                if f"{label}/{m}" not in missing:
-                    noise = rng.normal(0, 0.01, 12)
-                    nats = lengths[m] * (value + hard[m] + noise - noise.mean())
-                    ids[text] = store.add_measurement(run.id, {"spec": "loss", "source": m}, measured(nats, lengths[m], f"{m}:text"))
-            cells.append(Cell("tiny", run.data, str(run.method["spec"]), run.target, seed, run.id, ids))
-    store.write_cells(cells)
-    return store
-
-
-LOSSES = {"dense": [[3.0, 2.0]], "magnitude": [[5.0, 4.0]], "c4": [[3.5, 2.6]], "gsm8k:cot": [[3.9, 2.1]], "full_stops": [[6.0, 6.0]]}
-
-
-def only(store: Store) -> Ranking:
-    (ranking,) = rankings(store)
-    return ranking
-
-
-def test_a_ranking_orders_sets_by_their_mean_increase(tmp_path: Path):
-    ranking = only(store_of(tmp_path, LOSSES))
-    assert [e.name for e in ranking.entries] == ["gsm8k:cot", "c4", "full_stops"]
-    assert [e.name for e in ranking.baselines] == ["magnitude"]
-    assert ranking.measured == ranking.averaged == ("docs:text", "code:text")
-    assert ranking.dense is not None
-    assert ranking.dense.losses["docs:text"].value == pytest.approx(3.0, abs=0.5)
-    best, second, worst = ranking.entries
-    assert best.to_best is None
-    assert not best.tied
-    assert second.to_best is not None
-    assert second.to_best.value == pytest.approx(second.mean.value - best.mean.value)
-    assert second.tied is not second.to_best.apart(ranking.level, ranking.looks)
-    assert worst.control
-    assert not best.control
-    assert not worst.tied
-    assert (best.draws, ranking.baselines[0].draws) == (1, 0)
-    assert ranking.looks == 6  # pairs of four
-    assert ranking.one_draw
-    assert ranking.missing == ()
-
-
-def test_sets_that_differ_by_noise_are_tied(tmp_path: Path):
-    ranking = only(store_of(tmp_path, {"dense": [[3.0, 2.0]], "a": [[3.5, 2.5]], "b": [[3.5005, 2.5005]]}))
-    assert ranking.entries[1].tied
-
-
-def test_without_a_dense_model_the_loss_itself_is_ranked(tmp_path: Path):
-    ranking = only(store_of(tmp_path, {k: v for k, v in LOSSES.items() if k != "dense"}))
-    assert ranking.dense is None
-    assert ranking.best.increases == {}
-    assert ranking.best.mean.value == pytest.approx(sum(e.value for e in ranking.best.losses.values()) / 2)
-
-
-def test_a_set_without_all_its_measures_is_left_out_and_named(tmp_path: Path):
-    store = store_of(tmp_path, LOSSES, missing=["c4/code"])
-    store.add_failure("sha256:none", {"error": "the loss is nan"})
-    ranking = only(store)
-    assert [e.name for e in ranking.entries] == ["gsm8k:cot", "full_stops"]
-    assert ranking.missing == ("c4 (draw 0) on loss(source='code'): the loss is nan",)
-
-
-def test_a_failed_run_is_named_by_its_labels(tmp_path: Path):
-    store = store_of(tmp_path, LOSSES)
-    store.write_cells([*store.cells(), Cell("tiny", "pile", "wanda", "0.5", 0, "")])
-    store.add_failure("sha256:p", {"cell": ["tiny", "pile", "wanda", "0.5", 0], "error": "no such file"})
-    assert only(store).missing == tuple(f"pile (draw 0) on loss(source={m!r}): no such file" for m in ("docs", "code"))
-
-
-def test_a_run_that_answers_several_seeds_is_one_draw(tmp_path: Path):
-    store = store_of(tmp_path, LOSSES)
-    again = [replace(c, seed=1) for c in store.cells() if c.data == "full_stops"]
-    store.write_cells([*store.cells(), *again])
-    assert {e.name: e.draws for e in only(store).entries} == {"gsm8k:cot": 1, "c4": 1, "full_stops": 1}
-
-
-def test_several_draws_are_averaged(tmp_path: Path):
-    ranking = only(
-        store_of(tmp_path, {**LOSSES, "c4": [[3.5, 2.6], [3.7, 2.8]], "gsm8k:cot": [[3.9, 2.2], [3.9, 2.3]], "full_stops": [[6, 6], [6, 6.1]]})
-    )
-    assert [e.draws for e in ranking.entries] == [2, 2, 2]
-    assert not ranking.one_draw
-    c4 = next(e for e in ranking.entries if e.name == "c4")
-    assert c4.mean.value == pytest.approx(((3.6 - 3) + (2.7 - 2)) / 2, abs=0.01)
-
-
-def test_measures_of_another_unit_are_shown_and_not_averaged(tmp_path: Path):
-    store = store_of(tmp_path, LOSSES)
-    cells = []
-    for n, cell in enumerate(store.cells()):
-        right = measured([1, 0, n % 2, 1], [1] * 4, "quiz", metric="accuracy", unit="share", better="higher")
-        cells.append(replace(cell, measures={**cell.measures, "task": store.add_measurement(cell.run, {"spec": "task"}, right)}))
-    store.write_cells(cells)
-    ranking = only(store)
-    assert ranking.measured == ("docs:text", "code:text", "quiz")
-    assert ranking.averaged == ("docs:text", "code:text")
-
-
-def test_the_same_source_measured_twice_keeps_two_columns(tmp_path: Path):
-    store = store_of(tmp_path, LOSSES)
-    cells = []
-    for cell in store.cells():
-        extra = store.add_measurement(cell.run, {"spec": "loss", "length": 64}, measured([40, 50], [10, 10], "docs:text", facts={"length": 64}))
-        cells.append(replace(cell, measures={**cell.measures, "loss(length=64)": extra}))
-    store.write_cells(cells)
-    assert only(store).measured == ("docs:text [loss(source='docs')]", "code:text", "docs:text [loss(length=64)]")
-
-
-def test_each_method_and_target_has_its_own_ranking(tmp_path: Path):
-    store = store_of(tmp_path, LOSSES)
-    other = [replace(c, target="2:4") for c in store.cells() if c.data]
-    store.write_cells([*store.cells(), *other])
-    assert [(r.method, r.target, [b.name for b in r.baselines]) for r in rankings(store)] == [("wanda", "0.5", ["magnitude"]), ("wanda", "2:4", [])]
-
-
-def test_an_empty_store_has_no_ranking(tmp_path: Path):
-    assert rankings(Store(tmp_path)) == []
-    assert tidy(Store(tmp_path)) == []
-
-
-def test_the_tidy_table_has_a_row_for_each_score(tmp_path: Path):
-    rows = tidy(store_of(tmp_path, LOSSES))
-    assert len(rows) == 10
-    row = next(r for r in rows if r["data"] == "c4" and r["measured"] == "docs:text")
-    assert (row["method"], row["target"], row["seed"], row["n"], row["unit"]) == ("wanda", "0.5", 0, 12, "nats/token")
-
-
-def test_the_source_of_an_expression():
-    assert [source_name(e) for e in ("c4", "gsm8k:cot", "full_stops@one", "gsm8k:cot@many")] == ["c4", "gsm8k", "full_stops", "gsm8k"]

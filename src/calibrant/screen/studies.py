@@ -1,0 +1,134 @@
+"""How a study looks: what it would do, and what it came to."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from rich.text import Text
+
+from calibrant.screen._lines import counted, labelled, noted, one_line, table_of
+
+BUSY: Final = 1.5
+"""Programs for each processor from which on what was timed says little of a quiet machine."""
+_KINDS: Final = {"FeatureNorms": "norms", "Gram": "Gram matrices"}
+
+
+def planned(found: Mapping[str, Any]) -> Iterator[Any]:
+    """What a study would do: counts, what is shared, each model, what the sets hold, the time, and what should be known before it begins."""
+    runs, measurements, shared = found["runs"], found["measurements"], found["shared"]
+    draws = counted(len(found["draws"]), "draw")
+    yield from labelled(
+        ("runs", f"{_left(runs)}: {counted(len(found['models']), 'model')}, {counted(len(found['sets']), 'set')}, {draws}, {_targets(found)}"),
+        ("measurements", f"{_left(measurements)}: {counted(len(found['evaluators']), 'evaluator')} on each run"),
+        ("failed", f"{found['failed']:,} before, which are tried again only with --retry" if found["failed"] else ""),
+        ("tested", counted(found["contrasts"], "primary contrast") if found["contrasts"] else ""),
+        ("shared", f"{shared['drawn']:,} draws of sets serve {shared['looking']:,} runs; {counted(shared['baselines'], 'run')} look at no data"),
+        ("dense", f"{shared['from_passes']:,} runs are made from {shared['passes']:,} passes over untouched models" if shared["passes"] else ""),
+    )
+    for method, seen, why in found["methods"]:
+        yield from labelled(("propagation", f"{method}: {seen}, since {why}" if why[:2] == "it" else f"{method}: {seen}; {why}"))
+    for model in found["models"]:
+        yield from _planned_model(model, found["limit_bytes"])
+    yield from _stocked(found["stock"])
+    yield from _time(found)
+    yield from _sentences("look at this first", found["warnings"])
+    yield from _sentences("can't be known here", found["unknown"])
+
+
+def _planned_model(model: Mapping[str, Any], limit: int) -> Iterator[Any]:
+    each = ", ".join(f"{_size(size)} of {_KINDS.get(kind, kind)}" for kind, size in model["statistics"].items())
+    size, cap = model["statistics_bytes"], f"{limit / 1e9:g} GB allowed"
+    fits = cap if size <= limit else f"more than the {cap}, so a set's go after its last use"
+    phases = " · ".join(f"{phase} {_lasting(seconds)}" for phase, seconds in model["seconds"].items() if seconds >= 1)
+    yield ""
+    if not model["matrices"]:
+        yield from labelled(("model", f"{model['model']}: {_left(model['runs'])} runs"))
+        return
+    inputs = f"{model['inputs']:,} distinct inputs"
+    yield from labelled(
+        ("model", noted(model["model"], model["note"])),
+        ("matrices", f"{model['matrices']:,} in {model['blocks']} blocks, with {inputs}, {model['dtype']}"),
+        ("left to do", f"{_left(model['runs'])} runs, {_left(model['measurements'])} measurements"),
+        ("statistics", f"{_size(size)} on disk ({each} for a set and draw); {fits}" if each else ""),
+        ("time", phases),
+    )
+
+
+def _stocked(sets: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+    """A line for each set: how long a draw is, and how many disjoint ones there are."""
+    if not sets:
+        return
+    table = table_of("set", "tokens a draw", "draws", "disjoint ones")
+    for one in sets:
+        few = one["held"] is not None and one["held"] < one["draws"]
+        table.add_row(one["data"], f"{one['tokens']:,}", f"{one['draws']}", Text(_held(one), style="bold yellow" if few else ""))
+    yield ""
+    yield table
+
+
+def _held(one: Mapping[str, Any]) -> str:
+    """How many disjoint draws there are, as far as it is known."""
+    held = one["held"]
+    if held is None:
+        return "not known" if one["why"] else "no end"
+    if one["exact"]:
+        return f"{held:.0f}" + (" or more" if held == one["draws"] else "")
+    return f"about {held:,.1f}" if held < 10 else f"about {held:,.0f}"
+
+
+def _time(found: Mapping[str, Any]) -> Iterator[Any]:
+    """The estimate, with what it rests on."""
+    if found["seconds"] is None:
+        return
+    blind = [model["model"] for model in found["models"] if model["why"]]
+    without = f", without {', '.join(blind)}" if blind else ""
+    yield ""
+    busy = "; it was busy with other things too, so it may well take less" if (found["load"] or 0) > BUSY else ""
+    yield Text.assemble(
+        (f"About {_lasting(found['seconds'])} for one worker{without}. ", "bold"),
+        "This is an estimate: one block's forward and compression and a few items of each evaluator were timed just now on this machine, and "
+        f"multiplied{busy}.",
+    )
+
+
+def finished(found: Mapping[str, Any]) -> Iterator[Any]:
+    """What a study came to."""
+    cells = found["cells"]
+    yield from labelled(
+        ("runs", f"{len(cells):,}, with {sum(len(cell['measures']) for cell in cells):,} measurements"),
+        ("computed", f"{found['computed']:,} runs and measurements; {found['found']:,} were there"),
+        ("time", " · ".join(f"{phase} {_lasting(seconds)}" for phase, seconds in found["seconds"].items())),
+        ("peak memory", f"{found['peak_memory_bytes'] / 1e9:.2f} GB"),
+        ("results", f"{found['folder']}, which calibrant report shows"),
+    )
+    yield from _sentences("workers lost", found["died"])
+    yield from _sentences("failed", [f"{failure['what']}: {failure['error']}" for failure in found["failures"].values()])
+    if found["failures"]:
+        yield "the same command with --retry tries again what failed"
+
+
+def _sentences(heading: str, sentences: Sequence[str]) -> Iterator[Any]:
+    if sentences:
+        yield ""
+        yield Text(heading, style="bold")
+        yield from (Text("  • " + one_line(sentence)) for sentence in sentences)
+
+
+def _left(count: Mapping[str, int]) -> str:
+    left = count["asked"] - count["done"]
+    return f"{left:,} of {count['asked']:,}" if count["done"] else f"{left:,}"
+
+
+def _targets(found: Mapping[str, Any]) -> str:
+    return f"sparsity {', '.join(found['targets'])}" if found["targets"] else "no method that prunes"
+
+
+def _lasting(seconds: float) -> str:
+    """A time as one would say it."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _size(count: float) -> str:
+    """Bytes as one would say them."""
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

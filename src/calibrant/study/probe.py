@@ -1,0 +1,208 @@
+"""How long the pieces of a study take on the model that is here: each is done once, small, and timed, so that a plan can add them up.
+
+A block's forward on one micro-batch, the compression of one block by each method to each target, and a few items of each evaluator. The tokens are
+random ones: how long a product takes doesn't depend on what is in it. Nothing is written, and the model stays as it was.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import psutil
+import torch
+
+from calibrant.activations import FeatureNorms, Seen, Statistic
+from calibrant.compress import Asked, fitting
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.errors import CalibrantError
+from calibrant.evaluators import Evaluator
+from calibrant.models import ModelView, Opened, Weight, view
+from calibrant.progress import Progress, silent
+from calibrant.statistics import packed_bytes
+from calibrant.study.bench import ROOM
+from calibrant.study.question import Question
+from calibrant.walk import TOKENS_PER_PASS, walk
+
+ITEMS: Final[Mapping[str, tuple[int, int]]] = {"tokens": (512, 1024), "limit": (4, 8)}
+"""Two budgets that an evaluator is tried with, by what its budget is called: what doesn't grow with it shows in the difference."""
+PATIENCE: Final = 4.0
+"""Seconds after which an evaluator isn't tried with more."""
+
+Kinds = tuple[type[Statistic], ...]
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What was found of one model. Seconds: `forward` for a token through a block, by the statistics gathered; `block` for the compression of one, by
+    method and target; `measure` for a whole measurement. `statistics` are bytes for one set and draw, by kind; `why_not` is what would fail."""
+
+    model: str
+    note: str
+    dtype: str
+    blocks: int
+    matrices: int
+    inputs: int
+    opened: float
+    forward: Mapping[Kinds, float] = field(default_factory=dict[Kinds, float])
+    block: Mapping[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
+    measure: Mapping[str, float] = field(default_factory=dict[str, float])
+    statistics: Mapping[Kinds, int] = field(default_factory=dict[Kinds, int])
+    propagates: Mapping[str, str] = field(default_factory=dict[str, str])
+    why_not: tuple[str, ...] = ()
+
+
+def probe(
+    opened: Opened, seconds: float, questions: Sequence[Question], evaluators: Mapping[str, Evaluator], kinds: Kinds, progress: Progress = silent
+) -> Probed:
+    """Try the pieces of `questions` on an open model, which took `seconds` to open. `kinds` are gathered together in `dense`."""
+    seen_by, found = view(opened.model), _Pieces()
+    asked = list(dict.fromkeys(q.asked for q in questions))
+    looking = [a for a in asked if a.method.observes]
+    wanted: dict[Kinds, None] = dict.fromkeys([(FeatureNorms,), *([kinds] if kinds else []), *(a.method.observes for a in looking)])
+    calibration = next((q.calibration for q in questions if q.calibration), None)
+    seen, total = dict[Kinds, dict[Weight, Seen]](), len(wanted) + len(asked) + len(evaluators)
+    steps = iter(range(total))
+    if calibration is not None:
+        batch = _micro_batch(calibration, opened)
+        for gathered in wanted:
+            progress("probe", next(steps), total)
+            seen[gathered] = found.walked(seen_by, batch, gathered)
+    for one in asked:
+        progress("probe", next(steps), total)
+        found.compressed(one, seen_by, seen.get(one.method.observes, {}))
+    for text, evaluator in evaluators.items():
+        progress("probe", next(steps), total)
+        found.measured(text, evaluator, opened)
+    progress("probe", total, total)
+    first = next(iter(seen.values()), {})
+    told = replace(
+        Probed(opened.name, opened.note, str(opened.dtype).removeprefix("torch."), len(seen_by.blocks), len(seen_by.weights), 0, seconds),
+        forward=found.forward,
+        block=found.block,
+        measure=found.measure,
+        propagates={} if calibration is None else _fitting(looking, seen_by, calibration, opened),
+        why_not=tuple(dict.fromkeys(found.why_not)),
+    )
+    widths = list(_inputs(seen_by, first))
+    return replace(told, inputs=len(widths), statistics={kind: sum(sum(packed_bytes(w, k) for k in kind) for w in widths) for kind in wanted})
+
+
+class _Pieces:
+    """The pieces as they are timed."""
+
+    def __init__(self) -> None:
+        self.forward: dict[Kinds, float] = {}
+        self.block: dict[tuple[str, str], float] = {}
+        self.measure: dict[str, float] = {}
+        self.why_not: list[str] = []
+
+    def walked(self, seen_by: ModelView, batch: TokenBatch, kinds: Kinds) -> dict[Weight, Seen]:
+        """What the first block's matrices saw. The first time warms caches, and of the others the shorter counts: something else may be at work."""
+        tries = [_first_block(seen_by, batch, kinds) for _ in range(3)]
+        seen, _ = tries[-1]
+        self.forward[kinds] = min(seconds for _, seconds in tries) / int(batch.mask.sum())
+        return seen
+
+    def compressed(self, asked: Asked, seen_by: ModelView, seen: Mapping[Weight, Seen]) -> None:
+        """One block's compression, on copies of what it saw, so that no factorisation is at hand already."""
+        key, weights = (str(asked.method), str(asked.target)), seen_by.blocks[0].weights
+        with self._complained(f"{key[0]} {key[1]}"):
+            for target, weight in ((target, w) for target in asked.allocation.share(len(seen_by.blocks), asked.target)[:1] for w in seen_by.weights):
+                target.check(weight.shape, weight.name)
+            tried: list[float] = []
+            for some in (weights[:1], weights, weights):
+                fresh = {id(of): Seen({kind: statistic * 1.0 for kind, statistic in of.items()}) for of in seen.values()}
+                began = time.perf_counter()
+                for weight in (w for w in some if w in seen or not asked.method.observes):
+                    asked.method.compress(weight.get(), fresh[id(seen[weight])] if weight in seen else Seen({}), asked.target)
+                tried.append(time.perf_counter() - began)
+            self.block[key] = min(tried[1:])
+
+    def measured(self, text: str, evaluator: Evaluator, opened: Opened) -> None:
+        """A whole measurement, from two small ones."""
+        with self._complained(text):
+            self.measure[text] = _whole(evaluator, lambda small: _timed(lambda: small.measure(opened.model, opened.tokenizer, opened.model)))
+
+    @contextmanager
+    def _complained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except CalibrantError as error:
+            self.why_not.append(f"{what}: {error}")
+
+
+def _whole(evaluator: Evaluator, timed: Callable[[Evaluator], float]) -> float:
+    """The seconds of a whole measurement. A budget that can't be told is that of the rows there are."""
+    name = next((name for name in ITEMS if getattr(evaluator.limited(ITEMS[name][0]), name, None) == ITEMS[name][0]), None)
+    if name is None:
+        return timed(evaluator)
+    (few, more), budget = ITEMS[name], getattr(evaluator, name)
+    whole = budget if budget is not None else _count(evaluator.rows(), 100_000)
+    if whole <= more:
+        return timed(evaluator)
+    warm = timed(evaluator.limited(1 if name == "limit" else few // 2))
+    if warm > PATIENCE:
+        return warm * whole / (1 if name == "limit" else few // 2)
+    first = timed(evaluator.limited(few))
+    if first > PATIENCE:
+        return first * whole / few
+    second = timed(evaluator.limited(more))
+    # What the second took in all, spread over its budget, is the most that an item can cost, and a fifth of it about the least.
+    each = min(max((second - first) / (more - few), second / more / 5), second / more)
+    return second + each * (whole - more)
+
+
+def _first_block(seen_by: ModelView, batch: TokenBatch, kinds: Kinds) -> tuple[dict[Weight, Seen], float]:
+    """What the first block's matrices see, and the seconds that its forward took."""
+    arrivals = walk(seen_by, batch, kinds, "dense")
+    found: dict[Weight, Seen] = {}
+    began = time.perf_counter()
+    seconds = 0.0
+    for weight, seen in arrivals:
+        seconds = seconds or time.perf_counter() - began
+        if weight.block:
+            break
+        found[weight] = seen
+    return found, seconds
+
+
+def _micro_batch(asked: CalibrationSet, opened: Opened) -> TokenBatch:
+    """Random tokens in windows of the study's length, about as many as go through a block at once."""
+    length = min(asked.length, opened.model.config.get_text_config().max_position_embeddings or asked.length)
+    budget = asked.samples * asked.length if asked.budget is None else asked.budget
+    return CalibrationSet("random_tokens", tokens=min(budget, max(TOKENS_PER_PASS, length)), length=length).tokens(opened.tokenizer)
+
+
+def _inputs(seen_by: ModelView, seen: Mapping[Weight, Seen]) -> Iterator[int]:
+    """The width of every distinct input: matrices that share one in the first block do so in the others."""
+    place = {_relative(weight, seen_by): id(of) for weight, of in seen.items()}
+    for block in seen_by.blocks:
+        widths = {place.get(name := _relative(weight, seen_by), name): weight.shape[1] for weight in block.weights}
+        yield from widths.values()
+
+
+def _relative(weight: Weight, seen_by: ModelView) -> str:
+    return weight.name.removeprefix(f"{seen_by.blocks[weight.block].name}.")
+
+
+def _fitting(asked: Iterable[Asked], seen_by: ModelView, calibration: CalibrationSet, opened: Opened) -> dict[str, str]:
+    """What each propagation becomes on this machine, where that is another, with the reason."""
+    length = calibration.length
+    tokens = calibration.samples * length if calibration.budget is None else calibration.budget
+    mask = torch.ones(max(1, tokens // length), length, dtype=torch.bool)
+    like = TokenBatch(mask.long(), mask, mask.float(), "", {})
+    limit = int(psutil.virtual_memory().total * ROOM)
+    found = {a.propagate: fitting(a.propagate, seen_by, like, opened.dtype, limit) for a in asked}
+    return {before: note for before, (after, note) in found.items() if after != before}
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _count(rows: Iterable[Any], most: int) -> int:
+    return sum(1 for _, _ in zip(rows, range(most), strict=False))

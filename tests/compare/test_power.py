@@ -1,0 +1,93 @@
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy.stats import nct
+
+from calibrant.compare import Estimate
+from calibrant.compare.crossed import Spread
+from calibrant.compare.power import detectable, draws_needed, items_needed, needs, smallest_p
+
+BY_DRAWS = Estimate(0.05, 0.04, 5.0, 200, True, 0.9, (199.0, 4.0))
+BY_ITEMS = Estimate(0.05, 0.04, 150.0, 200, True, 0.1, (199.0, 4.0))
+
+
+@pytest.mark.parametrize(("draws", "against"), [(2, 2), (3, 3), (5, 3), (1, 4)])
+def test_the_smallest_p_of_a_permutation(draws: int, against: int):
+    """Draws that are all apart, every way to divide them counted: the share that is as extreme on the same side, twice."""
+    values = np.arange(draws + against, dtype=float)
+    seen = values[:draws].mean() - values[draws:].mean()
+    means = [values[list(c)].mean() - np.delete(values, list(c)).mean() for c in combinations(range(draws + against), draws)]
+    found = smallest_p(draws, against)
+    assert found is not None
+    assert found[0] == pytest.approx(min(1.0, 2 * np.mean([m <= seen + 1e-12 for m in means])))
+
+
+def test_the_smallest_p_of_a_flip_of_signs():
+    assert smallest_p(5, 0) == (0.0625, "a flip of the signs of 5 draws")
+    assert smallest_p(0, 1) == (1.0, "a flip of the signs of 1 draws")
+    assert smallest_p(0, 0) is None
+
+
+@pytest.mark.parametrize("df", [4.0, 10.0, 60.0])
+def test_what_is_detectable_is_found_four_times_in_five(df: float):
+    least = detectable(Estimate(0.0, 0.3, df, 20)) or 0.0
+    cut = Estimate(0.0, 0.3, df, 20).quantile(0.975)
+    power = nct.sf(cut, df, least / 0.3) + nct.cdf(-cut, df, least / 0.3)
+    assert power == pytest.approx(0.8, abs=0.03)
+
+
+def test_what_is_detectable_is_found_in_simulation():
+    """Five draws and thirty items of two sets: a true difference of that size, found by the intervals of the crossed model."""
+    rng, times, draws, items = np.random.default_rng(0), 4000, 5, 30
+    own, drawn = 0.04, 0.05  # the variance over items, and over draws of each of two sets
+    truth = Spread.of(np.array(own), np.array(items - 1.0), np.array([drawn, drawn]), np.array([4.0, 4.0]), np.array(0.0))
+    least = detectable(truth.estimate(0.0, items, True)) or 0.0
+    values = least + rng.normal(0, math.sqrt(own + 2 * drawn), times)
+    over = drawn * rng.chisquare(draws - 1, (times, 2)) / (draws - 1)
+    found = Spread.of(
+        own * rng.chisquare(items - 1, times) / (items - 1), np.full(times, items - 1.0), over, np.full((times, 2), 4.0), np.zeros(times)
+    )
+    assert (np.abs(values) > found.half(0.975)).mean() == pytest.approx(0.8, abs=0.05)
+
+
+def test_more_draws_are_counted_until_they_suffice():
+    count = draws_needed(BY_DRAWS, 5, 0.1)
+    assert count is not None
+    alone, over = 0.1 * 0.04**2, 0.9 * 0.04**2
+
+    def least(draws: int) -> float:
+        variance = alone + over * 5 / draws
+        share = (over * 5 / draws) / variance
+        return detectable(Estimate(0.0, math.sqrt(variance), 9.0, 200, True, share, (199.0, draws - 1.0))) or 0.0
+
+    assert least(count) <= 0.1 < least(count - 1)
+
+
+def test_more_items_are_counted_until_they_suffice():
+    count = items_needed(BY_ITEMS, 0.08)
+    assert count is not None
+    alone, over = 0.9 * 0.04**2, 0.1 * 0.04**2
+
+    def least(items: int) -> float:
+        variance = alone * 200 / items + over
+        return detectable(Estimate(0.0, math.sqrt(variance), 9.0, items, True, over / variance, (199.0 * items / 200, 4.0))) or 0.0
+
+    assert least(count) <= 0.08 < least(count - 1)
+
+
+def test_no_number_of_draws_makes_up_for_items():
+    assert draws_needed(BY_ITEMS, 5, 0.05) is None
+    assert items_needed(BY_DRAWS, 0.05) is None
+    assert draws_needed(Estimate(0.05, 0.04, 19.0, 20), 1, 0.05) is None
+
+
+def test_what_holds_it_up_is_named():
+    assert needs(BY_DRAWS, 5, "nats/token").startswith("To detect the difference that was seen (0.05 nats/token) four times in five, it would take")
+    assert "draws a set instead of 5" in needs(BY_DRAWS, 5, "")
+    assert "items instead of 200" in needs(Estimate(0.05, 0.04, 199.0, 200), 0, "")
+    assert "neither alone suffices" in needs(Estimate(0.01, 0.04, 9.0, 200, True, 0.5, (199.0, 4.0)), 5, "")
+    assert "suffices to detect" in needs(Estimate(1.0, 0.04, 199.0, 200), 0, "")
+    assert needs(Estimate(0.0, 0.04, 199.0, 200), 0, "") == ""
+    assert needs(Estimate(0.1, None, 0.0, 1), 0, "") == ""

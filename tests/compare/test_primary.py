@@ -1,0 +1,218 @@
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from calibrant.compare import Contrasted, Estimate, compare, contrast
+from calibrant.compare.primary import _holm
+from calibrant.store import Store
+
+from tests.compare.stores import DRAWN, LOSSES, store_of
+
+PLAIN = Contrasted("c", "a", "b", ("x",), "m", "wanda", "0.5")
+
+
+def contrasted(
+    folder: Path, *primary: Mapping[str, Any], losses: Mapping[str, Sequence[Sequence[float]]] = DRAWN, **more: Any
+) -> tuple[Contrasted, ...]:
+    study = {"baseline": "c4", "pools": {"arithmetic": ["gsm8k:icl", "svamp:icl"]}, "primary": list(primary)}
+    return compare(store_of(folder, losses, study=study, **more)).contrasts
+
+
+def only(folder: Path, primary: Mapping[str, Any], **more: Any) -> Contrasted:
+    (found,) = contrasted(folder, primary, **more)
+    return found
+
+
+def test_a_contrast_says_what_is_really_worse(tmp_path: Path):
+    found = only(tmp_path, {"compare": "gsm8k:icl", "with": "c4"})
+    assert (found.name, found.model, found.method, found.target) == ("gsm8k:icl against c4", "tiny", "wanda", "0.5")
+    assert found.on == ("docs:text", "code:text")
+    assert found.difference is not None
+    assert found.difference.value == pytest.approx(0.355, abs=0.01)
+    assert found.difference.over_draws
+    assert found.p == found.p_holm == pytest.approx(found.difference.p_value())
+    assert found.verdict == "worse"
+    assert found.draws == (3, 3)
+    assert found.unit == "nats/token"
+    assert found.smallest_p == pytest.approx(2 / 20)
+    assert found.smallest_p_of == "a permutation of 3 and 3 draws"
+    assert found.detectable is not None
+    assert 0 < found.detectable < found.difference.value
+    assert "suffices" in found.needs
+    assert found.reason == ""
+
+
+def test_the_other_way_round_it_is_better(tmp_path: Path):
+    there = only(tmp_path / "a", {"compare": "gsm8k:icl", "with": "c4"})
+    back = only(tmp_path / "b", {"compare": "c4", "with": "gsm8k:icl"})
+    assert back.verdict == "better"
+    assert there.difference is not None
+    assert back.difference is not None
+    assert back.difference.value == pytest.approx(-there.difference.value)
+    assert back.p == pytest.approx(there.p)
+
+
+def test_without_another_side_the_baseline_is_compared_with(tmp_path: Path):
+    assert only(tmp_path, {"compare": "svamp:icl"}).against == "c4"
+
+
+def test_a_pool_is_the_mean_of_its_sets(tmp_path: Path):
+    pool, *each = contrasted(tmp_path, {"compare": "arithmetic", "with": "c4"}, {"compare": "gsm8k:icl"}, {"compare": "svamp:icl"})
+    parts = [c.difference.value for c in each if c.difference]
+    assert pool.difference is not None
+    assert pool.difference.value == pytest.approx(sum(parts) / 2)
+    assert pool.draws == (3, 3)
+    assert pool.smallest_p == pytest.approx(2 / math.comb(9, 3))
+
+
+def test_the_dense_model_has_no_draws(tmp_path: Path):
+    found = only(tmp_path, {"compare": "c4", "with": "dense"})
+    assert found.draws == (3, 0)
+    assert found.smallest_p == 0.25
+    assert found.smallest_p_of == "a flip of the signs of 3 draws"
+    assert found.verdict == "worse"
+
+
+def test_a_contrast_may_be_about_one_measured_set(tmp_path: Path):
+    by_text, by_name = contrasted(tmp_path, *({"compare": "svamp:icl", "on": on} for on in ("loss(source='docs')", ["docs:text"])))
+    assert by_text.on == by_name.on == ("docs:text",)
+    assert by_text.difference == by_name.difference
+    assert by_text.difference is not None
+    assert by_text.difference.value == pytest.approx(0.3, abs=0.02)
+
+
+def test_identical_sets_are_never_called_different(tmp_path: Path):
+    store = store_of(tmp_path, DRAWN, study={"primary": [{"compare": "twin", "with": "c4"}]})
+    twins = [replace(cell, data="twin") for cell in store.cells() if cell.data == "c4"]
+    store.write_cells([*store.cells(), *twins], store.study())
+    found = compare(store)
+    (twin,) = found.contrasts
+    assert (twin.p, twin.verdict) == (1.0, "cannot tell")
+    letters = {e.name: e.letters for e in found.rankings[0].entries}
+    assert letters["twin"] == letters["c4"]
+    assert {e.name: e.ranks for e in found.rankings[0].entries}["twin"] == (1, 2)
+
+
+def test_one_draw_cannot_say(tmp_path: Path):
+    found = only(tmp_path, {"compare": "gsm8k:cot", "with": "c4"}, losses=LOSSES)
+    assert found.verdict == "one draw cannot say"
+    assert found.p is found.p_holm is None
+    assert found.draws == (1, 1)
+    assert found.difference is not None
+    assert not found.difference.over_draws
+    assert found.smallest_p == 1.0
+    assert "gsm8k:cot, c4 were drawn once" in found.reason
+
+
+def test_one_draw_on_one_side_is_enough_to_say_nothing(tmp_path: Path):
+    found = only(tmp_path, {"compare": "svamp:icl"}, losses={**DRAWN, "c4": DRAWN["c4"][:1]})
+    assert found.verdict == "one draw cannot say"
+    assert found.draws == (3, 1)
+    assert "c4 was drawn once" in found.reason
+
+
+def test_draws_that_overlap_are_not_tested(tmp_path: Path):
+    found = only(tmp_path, {"compare": "svamp:icl"}, overlap={"c4": 0.23})
+    assert found.verdict == "not computed"
+    assert "c4 have up to 23% of their rows in common" in found.reason
+    assert found.difference is not None
+    assert not found.difference.over_draws
+
+
+def test_a_little_overlap_is_let_pass(tmp_path: Path):
+    assert only(tmp_path, {"compare": "svamp:icl"}, overlap={"c4": 0.1}).verdict == "worse"
+
+
+def test_what_is_missing_is_said(tmp_path: Path):
+    found = only(tmp_path, {"compare": "svamp:icl"}, missing=["svamp:icl/code"])
+    assert found.verdict == "not computed"
+    assert found.difference is None
+    assert "svamp:icl (draw 0) on loss(source='code'): not computed yet" in found.reason
+
+
+def test_a_set_that_lacks_only_other_measures_is_tested(tmp_path: Path):
+    assert only(tmp_path, {"compare": "svamp:icl", "on": "docs:text"}, missing=["svamp:icl/code"]).verdict == "worse"
+
+
+@pytest.mark.parametrize(
+    ("primary", "reason"),
+    [
+        ({"compare": "pile"}, "asks nowhere for all of pile, c4 together"),
+        ({"compare": "svamp:icl", "sparsity": 0.7}, "asks nowhere for all of svamp:icl, c4"),
+        ({"compare": "svamp:icl", "method": ["sparsegpt"]}, "asks nowhere for all of svamp:icl, c4"),
+        ({"compare": "svamp:icl", "on": "loss(source='wiki')"}, "Nothing was measured by loss(source='wiki')"),
+        ({"compare": "c4", "with": "c4"}, "same sets"),
+    ],
+)
+def test_what_cannot_be_computed_is_kept_with_its_reason(tmp_path: Path, primary: Mapping[str, Any], reason: str):
+    found = only(tmp_path, primary)
+    assert found.verdict == "not computed"
+    assert found.p is None
+    assert reason in found.reason
+
+
+def test_each_method_and_target_that_has_the_sets_is_a_contrast(tmp_path: Path):
+    store = store_of(
+        tmp_path, DRAWN, study={"primary": [{"compare": "svamp:icl", "with": "c4"}, {"compare": "svamp:icl", "with": "c4", "sparsity": "2:4"}]}
+    )
+    more = [replace(c, target="2:4") for c in store.cells() if c.data]
+    fewer = [replace(c, method="sparsegpt") for c in store.cells() if c.data == "c4"]
+    store.write_cells([*store.cells(), *more, *fewer], store.study())
+    assert [(c.method, c.target) for c in compare(store).contrasts] == [("wanda", "0.5"), ("wanda", "2:4"), ("wanda", "2:4")]
+
+
+def test_a_report_on_fewer_measures_leaves_primary_contrasts_alone(tmp_path: Path):
+    store = store_of(tmp_path, DRAWN, study={"primary": [{"compare": "svamp:icl", "with": "c4"}]})
+    assert compare(store, ["docs"]).contrasts == compare(store).contrasts
+
+
+def test_a_store_without_a_study_has_none(tmp_path: Path):
+    assert compare(store_of(tmp_path, DRAWN)).contrasts == ()
+
+
+# Holm
+
+
+def closed(p: Sequence[float], level: float) -> list[bool]:
+    """Holm's procedure is the closed test of all intersections by Bonferroni: one is rejected if every group that holds it is."""
+    groups = [g for size in range(1, len(p) + 1) for g in itertools.combinations(range(len(p)), size)]
+    rejected = {g: min(p[i] for i in g) * len(g) <= level for g in groups}
+    return [all(ok for g, ok in rejected.items() if i in g) for i in range(len(p))]
+
+
+def test_holm_is_the_closed_test_by_bonferroni():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        p = (rng.random(5) ** 3).tolist()
+        found = _holm([replace(PLAIN, p=x) for x in p])
+        for level in (0.01, 0.05, 0.3):
+            assert [(c.p_holm or 0.0) <= level for c in found] == closed(p, level)
+
+
+def test_contrasts_that_cannot_be_computed_are_counted():
+    one, none = _holm([replace(PLAIN, p=0.02), PLAIN])
+    assert one.p_holm == pytest.approx(0.04)
+    assert none.p_holm is None
+
+
+def test_a_verdict_is_joint():
+    sure = replace(PLAIN, difference=Estimate(1.0, 0.1, 9.0, 10), p=0.03)
+    assert [c.verdict for c in _holm([sure])] == ["worse"]
+    assert [c.verdict for c in _holm([sure, sure])] == ["cannot tell", "cannot tell"]
+
+
+def test_a_contrast_is_what_contrast_says(tmp_path: Path):
+    store = store_of(tmp_path, DRAWN, study={"primary": [{"compare": "svamp:icl", "with": "c4"}]})
+    (found,) = compare(store).contrasts
+
+    def kept(data: str, store: Store = store) -> dict[str, list[Any]]:
+        cells = [c for c in store.cells() if c.data == data]
+        return {text: [store.measurement(c.run, c.measures[text]) for c in cells] for text in cells[0].measures}
+
+    assert found.difference == contrast(kept("svamp:icl"), kept("c4"))

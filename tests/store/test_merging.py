@@ -1,0 +1,243 @@
+"""What two stores hold is one store's afterwards; nothing that was there is changed, and nothing damaged comes in."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from calibrant.errors import OutputError
+from calibrant.store import Cell, Run, Store, audit, measurement_id, merge, verify
+from calibrant.store.merging import united
+
+from tests.store.conftest import LOSS, MEASURED, RECORD, RUN, SCORE, results, visible
+
+TASK = {"spec": "task", "revision": 1, "name": "piqa"}
+
+
+def run(target: str, **changes: Any) -> Run:
+    return replace(RUN, target=target, **changes)
+
+
+def cell(of: Run, *evaluators: Mapping[str, Any], known: bool = True) -> Cell:
+    measures = {str(e["spec"]): measurement_id(of.id, e) for e in evaluators}
+    return Cell("tiny", of.data, "wanda", of.target, of.seed, of.id if known else "", measures if known else {}, of.propagate)
+
+
+def made(folder: Path, *runs: Run, measured: tuple[Mapping[str, Any], ...] = (LOSS,), grid: bool = True, **changes: Any) -> Path:
+    with Store(folder) as store:
+        for of in runs:
+            store.add_record(replace(RECORD, run=of, provenance={"where": folder.name}, **changes))
+            for evaluator in measured:
+                store.add_measurement(of.id, evaluator, replace(MEASURED, provenance={"where": folder.name}))
+        if grid:
+            store.write_cells([cell(of, *measured) for of in runs], {"baseline": folder.name}, {"method wanda": 1, f"evaluator {folder.name}": 1})
+    return folder
+
+
+def test_what_one_lacks_comes_from_the_others(tmp_path: Path):
+    a = made(tmp_path / "a", run("0.5"), run("0.6"))
+    b = made(tmp_path / "b", run("0.6"), run("0.7"), measured=(TASK,))
+    c = made(tmp_path / "c", run("0.8"))
+    before = {folder: visible(folder) for folder in (a, b, c)}
+    found = merge(a, [b, c])
+    assert (found.runs, found.measurements, found.kept, found.problems) == (2, 3, 1, ())
+    assert verify(a) == []
+    assert {folder: visible(folder) for folder in (b, c)} == {b: before[b], c: before[c]}
+    assert visible(a).items() >= {k: v for k, v in before[a].items() if k != "index.json"}.items()
+    store = Store(a, create=False)
+    both = cell(run("0.6"), LOSS, TASK)
+    assert store.cells() == [cell(run("0.5"), LOSS), both, cell(run("0.7"), TASK), cell(run("0.8"), LOSS)]
+    assert store.study() == {"baseline": "a"}
+    assert store.revisions() == {"method wanda": 1, "evaluator a": 1, "evaluator b": 1, "evaluator c": 1}
+    for of, where in ((run("0.6"), b), (run("0.7"), b), (run("0.8"), c)):
+        there = Store(where, create=False).measurements(of.id)
+        assert store.measurements(of.id).items() >= there.items()
+    assert store.measurements(run("0.7").id)[measurement_id(run("0.7").id, TASK)].provenance == {"where": "b"}, "provenance comes along"
+
+
+def test_merged_again_nothing_changes(tmp_path: Path):
+    a, b = made(tmp_path / "a", run("0.5")), made(tmp_path / "b", run("0.6"))
+    merge(a, [b])
+    before = {name: (tmp_path / "a" / name).stat().st_mtime_ns for name in visible(a) if name != "index.json"}, results(a)
+    found = merge(a, [b])
+    assert (found.runs, found.measurements, found.kept, found.problems) == (0, 0, 2, ())
+    assert before == ({name: (tmp_path / "a" / name).stat().st_mtime_ns for name in visible(a) if name != "index.json"}, results(a))
+
+
+def test_the_order_of_merging_decides_the_order_of_cells_alone(tmp_path: Path):
+    stores = [made(tmp_path / name, run(f"0.{n}"), run("0.9")) for n, name in enumerate("abc")]
+    found: list[dict[str, bytes]] = []
+    for order in itertools.permutations(stores):
+        into = tmp_path / f"into {len(found)}"
+        merge(into, order)
+        assert verify(into) == []
+        found.append({name: content for name, content in results(into).items() if name != "index.json"})
+    assert all(one == found[0] for one in found)
+
+
+def test_other_answers_to_the_same_question_are_told_and_not_taken(tmp_path: Path):
+    a, b = made(tmp_path / "a", run("0.5")), made(tmp_path / "b", run("0.5"), sparsity=0.25, measured=())
+    with Store(b) as store:
+        store.add_measurement(run("0.5").id, LOSS, replace(MEASURED, score=replace(SCORE, value=3.0), outcomes=()))
+    before = {name: content for name, content in results(a).items() if name != "index.json"}
+    first, second = merge(a, [b]).problems
+    assert first.where == str(b / "runs" / run("0.5").id[7:])
+    assert first.what == "the same run with other results: sparsity"
+    assert "3.0 there, 1.3466" in second.what
+    assert "was kept" in second.remedy
+    assert results(a).items() >= before.items()
+
+
+def test_other_words_for_the_same_answer_are_no_difference(tmp_path: Path):
+    """Labels, provenance, and how another version of a library writes the same items."""
+    a = made(tmp_path / "a", run("0.5"))
+    b = made(tmp_path / "b", run("0.5", model_name="/models/tiny", data="pile", seed=7), data_facts={"tokens": 9, "licence": "?"}, grid=False)
+    items = next(b.glob("runs/*/measures/*/items.parquet"))
+    table = pq.read_table(items)
+    with items.open("wb") as file:
+        pq.write_table(table, file, compression="none")
+    for path in b.rglob("sums.json"):
+        path.unlink()  # what it was written with then
+    assert items.read_bytes() != next(a.glob("runs/*/measures/*/items.parquet")).read_bytes()
+    found = merge(a, [b])
+    assert (found.problems, found.kept) == ((), 2)
+
+
+def test_another_mask_is_another_answer(tmp_path: Path):
+    for name, mask in (("a", b"\x01"), ("b", b"\x02")):
+        with Store(tmp_path / name) as store:
+            store.add_record(RECORD, {"mask.npz": mask})
+    (problem,) = merge(tmp_path / "a", [tmp_path / "b"]).problems
+    assert problem.what == "the same run with another mask.npz"
+
+
+def test_what_is_damaged_is_not_copied(tmp_path: Path):
+    b = made(tmp_path / "b", run("0.5"), run("0.6"), measured=(LOSS, TASK))
+    (Store(b).run_folder(run("0.5").id) / "record.json").write_text("{}")
+    (Store(b).measure_folder(run("0.6").id, measurement_id(run("0.6").id, TASK)) / "items.parquet").write_bytes(b"")
+    found = merge(tmp_path / "a", [b])
+    assert (found.runs, found.measurements) == (1, 1)
+    assert {Path(p.where).name for p in found.problems} == {"record.json", "items.parquet"}
+    assert {p.remedy for p in found.problems} == {"it was not copied; restore it from a copy, or have it computed again"}
+    assert {p.where for p in verify(tmp_path / "a")} == {"index.json"}, "the grid says what lacks"
+    assert Store(tmp_path / "a", create=False).ids() == [run("0.6").id]
+
+
+def test_what_is_damaged_here_is_told_and_left(tmp_path: Path):
+    a, b = made(tmp_path / "a", run("0.5")), made(tmp_path / "b", run("0.5"))
+    path = next(a.glob("runs/*/record.json"))
+    path.write_text("{")
+    (problem,) = merge(a, [b]).problems
+    assert problem.where == str(path)
+    assert path.read_text() == "{"
+
+
+def test_stores_without_a_grid(tmp_path: Path):
+    a, b = made(tmp_path / "a", run("0.5"), grid=False), made(tmp_path / "b", run("0.6"), grid=False)
+    merge(a, [b])
+    assert not (a / "index.json").exists()
+    assert {c.target for c in Store(a, create=False).cells()} == {"0.5", "0.6"}
+    merge(a, [made(tmp_path / "c", run("0.7"))])
+    assert {c.target for c in Store(a, create=False).cells()} == {"0.5", "0.6", "0.7"}
+    assert Store(a, create=False).study() == {"baseline": "c"}
+    assert verify(a) == []
+
+
+def test_failures_that_are_answered_are_dropped_and_others_come_along(tmp_path: Path):
+    a, b = made(tmp_path / "a", run("0.5")), made(tmp_path / "b", run("0.6"), measured=(TASK,))
+    task, lost = measurement_id(run("0.6").id, TASK), cell(run("0.9"), known=False)
+    with Store(a) as store:
+        store.write_cells([cell(run("0.5"), LOSS), cell(run("0.6"), TASK), cell(run("0.8"), known=False), lost])
+        labels = {"0.6": list(cell(run("0.6")).labels[:5]), "0.8": list(cell(run("0.8")).labels)}
+        for failed_id, what in (
+            (run("0.6").id, labels["0.6"]),
+            (task, labels["0.6"]),
+            ("sha256:before", labels["0.8"]),
+            ("sha256:lost", list(lost.labels)),
+        ):
+            store.add_failure(failed_id, {"error": "out of memory", "cell": what})
+    with Store(b) as store:
+        store.add_record(replace(RECORD, run=run("0.8")))
+        store.write_cells([cell(run("0.6"), TASK, LOSS), cell(run("0.8"))])
+        store.add_failure(measurement_id(run("0.6").id, LOSS), {"error": "not finite", "cell": list(cell(run("0.6")).labels)})
+        store.add_failure(run("0.5").id, {"error": "here it failed"})
+    merge(a, [b])
+    assert {i: what["error"] for i, what in Store(a, create=False).failures().items()} == {
+        "sha256:lost": "out of memory",
+        measurement_id(run("0.6").id, LOSS): "not finite",
+    }
+    assert [(c.target, bool(c.run)) for c in Store(a, create=False).cells()] == [("0.5", True), ("0.6", True), ("0.8", True), ("0.9", False)]
+    assert verify(a) == []
+
+
+def test_cells_are_united_by_labels_and_run():
+    known, other, unknown = cell(run("0.5"), LOSS), cell(run("0.5", dtype="bfloat16"), LOSS), cell(run("0.5"), known=False)
+    old = replace(known, propagate="", measures={"task": "sha256:9", "loss": "sha256:other"})
+    assert united([[unknown], [known]]) == [known]
+    assert united([[known], [unknown]]) == [known]
+    assert united([[unknown], [unknown]]) == [unknown]
+    assert united([[known], [other]]) == [known, other]
+    assert united([[old], [known]]) == [replace(known, measures={"task": "sha256:9", "loss": "sha256:other"})]
+    assert united([[known], [old]]) == [replace(known, measures={**known.measures, "task": "sha256:9"})]
+    reference = replace(unknown, propagate="reference")
+    assert united([[reference, unknown], [known]]) == [reference, known], "another way to propagate is another cell"
+
+
+def test_what_cannot_be_merged_is_refused_before_anything_is_made(tmp_path: Path):
+    a = made(tmp_path / "a", run("0.5"))
+    (tmp_path / "link").symlink_to(a)
+    before = results(a)
+    with pytest.raises(OutputError, match=r"a' can't be merged into itself"):
+        merge(a, [tmp_path / "link"])
+    (tmp_path / "thesis").mkdir()
+    with pytest.raises(OutputError, match=r"thesis' holds no results"):
+        merge(tmp_path / "new", [a, tmp_path / "thesis"])
+    (tmp_path / "thesis/thesis.tex").write_text("x")
+    with pytest.raises(OutputError, match=r"thesis' exists, isn't empty"):
+        merge(tmp_path / "thesis", [a])
+    assert {p.name for p in tmp_path.iterdir()} == {"a", "link", "thesis"}
+    assert results(a) == before
+
+
+def _dies(folder: Path, sources: list[Path], at: int) -> None:
+    """Merge and be killed at the `at`-th rename."""
+    calls, rename = itertools.count(), os.rename
+
+    def deadly(*args: Any) -> None:
+        if next(calls) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(*args)
+
+    os.rename = deadly
+    merge(folder, sources)
+    os._exit(0)
+
+
+def test_a_killed_merge_goes_on(tmp_path: Path):
+    b, c = made(tmp_path / "b", run("0.5"), run("0.6"), grid=False), made(tmp_path / "c", run("0.5"), run("0.7"), measured=(LOSS, TASK))
+    merge(tmp_path / "whole", [b, c])
+    for at in range(5):
+        folder = tmp_path / f"killed {at}"
+        child = multiprocessing.get_context("fork").Process(target=_dies, args=(folder, [b, c], at))
+        child.start()
+        child.join()
+        assert child.exitcode == (-signal.SIGKILL if at < 4 else 0)
+        assert {p.where.split("/")[0] for p in verify(folder)} <= {"index.json", ".unfinished"}
+        merge(folder, [b, c])
+        assert results(folder) == results(tmp_path / "whole")
+        assert verify(folder) == []
+
+
+def test_it_says_how_far_it_is(tmp_path: Path):
+    a = made(tmp_path / "a", run("0.5"), run("0.6"))
+    told: list[tuple[str, int, int]] = []
+    merge(tmp_path / "b", [a], lambda *how: told.append(how))
+    audit(a, lambda *how: told.append(how))
+    assert told == [(f"merging {a}", n, 2) for n in range(3)] + [("verifying", n, 2) for n in range(3)]

@@ -1,0 +1,125 @@
+"""A study of a tiny model that takes a second, what a reader sees of its store, and processes to run it in that may be killed."""
+
+import json
+import os
+import random
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from calibrant.report import report
+from calibrant.study import Study, answering
+from calibrant.testing import tiny_folder
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "that", "it", "was", "flat", "so", "they", "had", "tea", "at", "eight"]
+RUNS = 8
+"""The dense model, magnitude, and two methods on each of three sets."""
+
+
+def texts(folder: Path) -> dict[str, str]:
+    """Two files of rows and the folder of a model with two blocks."""
+    folder.mkdir(exist_ok=True)
+    for name in ("prose", "verse"):
+        rows = [{"text": " ".join(random.Random(f"{name} {i}").choices(WORDS, k=40)) + f" {i}"} for i in range(60)]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {"model": str(tiny_folder(folder / "tiny", num_hidden_layers=2)), **{n: str(folder / f"{n}.jsonl") for n in ("prose", "verse")}}
+
+
+def asked(given: dict[str, str], **changes: Any) -> Study:
+    """A study of all of it: 8 runs, 16 measurements."""
+    usual: dict[str, Any] = {
+        "models": given["model"],
+        "data": [given["prose"], "random_tokens", "full_stops"],
+        "methods": ["wanda", "sparsegpt", "magnitude"],
+        "evaluate": [f"loss(source={given[name]!r}, tokens=200, length=64)" for name in ("verse", "prose")],
+        "samples": 4,
+        "length": 32,
+        "dtype": "float32",
+    }
+    return Study(**{**usual, **changes})
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Every file that a reader of the results sees, provenance aside."""
+    kept = [p for part in ("runs", "failures") for p in (folder / part).rglob("*") if p.is_file() and p.name != "provenance.json"]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in [*kept, folder / "index.json", folder / "study.yaml"]}
+
+
+def tables(folder: Path) -> tuple[str, str]:
+    """The report as Markdown and as JSON, without what tells times and places."""
+    found = report(folder)
+    told = found.to_json()
+    return str(found), json.dumps({name: told[name] for name in sorted(told) if name not in ("machine", "seconds")})
+
+
+def forked(act: Callable[[], object], said: Path | None = None) -> int:
+    """Do something in a copy of this process, which has imported everything, and give its number. What it says goes to the file `said`."""
+    number = os.fork()
+    if number:
+        return number
+    code = 1
+    try:
+        out = os.open(said or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        act()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    finally:
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def ended(number: int) -> int:
+    """Wait for a process and give its exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+
+
+class Logged:
+    """Writes down, for this process and its children, which runs are compressed and what is measured, by their bare ids."""
+
+    def __init__(self, log: Path, monkeypatch: Any) -> None:
+        self._log = log
+        compress, timed = answering.compress, answering.timed
+
+        def compressing(opened: Any, seen_by: Any, batch: Any, what: Any, **told: Any) -> Any:
+            self._write("compress", what.run(opened, batch, told["data"], told["seed"]).id[7:])
+            return compress(opened, seen_by, batch, what, **told)
+
+        def measuring(task: Any, opened: Any, progress: Any, reference: Any, journal: Any) -> Any:
+            self._write("measure", journal.path.stem)
+            return timed(task, opened, progress, reference, journal)
+
+        monkeypatch.setattr(answering, "compress", compressing)
+        monkeypatch.setattr(answering, "timed", measuring)
+
+    def _write(self, what: str, name: str) -> None:
+        with self._log.open("a") as file:
+            file.write(f"{what} {name}\n")
+
+    def __call__(self) -> list[tuple[str, str]]:
+        """What was done, in order."""
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        return [(what, name) for what, _, name in (line.partition(" ") for line in lines)]
+
+
+def finished(folder: Path) -> set[str]:
+    """The bare ids of what a store need never compute again: measurements, and runs of which both are there."""
+    found = [p.parent for p in folder.glob("runs/*/measures/*/score.json")]
+    runs = [p.parents[1].name for p in found]
+    return {p.name for p in found} | {run for run in runs if runs.count(run) == 2}
+
+
+def written(folder: Path) -> dict[str, tuple[int, int]]:
+    """The inode and the time of every record and measurement in a store: one that was written again has others."""
+    found = [*folder.glob("runs/*/record.json"), *folder.glob("runs/*/measures/*/score.json")]
+    return {str(p.relative_to(folder)): (p.stat().st_ino, p.stat().st_mtime_ns) for p in found}

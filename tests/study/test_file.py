@@ -1,0 +1,219 @@
+"""The study file: what its YAML means, and what is said of one that is wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from calibrant.errors import StudyError
+from calibrant.study import Study, read_study
+from calibrant.study.file import DEEPEST, LARGEST, MOST
+
+SMALL = "model: smollm2\ndata: random_tokens\n"
+
+
+@pytest.fixture
+def read(tmp_path: Path):
+    """Read a text as a study file."""
+
+    def reading(text: str | bytes) -> Study:
+        path = tmp_path / "study.yaml"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return read_study(path)
+
+    return reading
+
+
+def said(read: Any, text: str | bytes) -> list[tuple[int, str, str]]:
+    with pytest.raises(StudyError) as caught:
+        read(text)
+    return [(p.line, p.where, p.message) for p in caught.value.problems]
+
+
+def test_the_file_of_the_design(read: Any):
+    study = read("""
+model: smollm2                       # or a list
+data: [c4, "gsm8k:icl", gsm8k:cot, "0.5*c4 + 0.5*gsm8k:cot", random_tokens]
+method: [wanda, sparsegpt, magnitude]
+sparsity: [0.5, 0.6, 2:4]
+samples: 128
+length: 2048
+seeds: [0, 1, 2]
+evaluate: ["loss(source='wikitext', tokens=65536)", "task(name='commonsense_qa', shots=5, limit=500)"]
+baseline: c4
+""")
+    assert (study.models, study.sparsities, study.seeds, study.baseline) == (("smollm2",), (0.5, 0.6, "2:4"), (0, 1, 2), "c4")
+    assert len(study.questions()) == 1 + 3 + 3 * 5 * 2 * 3
+    assert [str(q.asked.target) for q in study.questions()[1:4]] == ["0.5", "0.6", "2:4"]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("2:4", "2:4"),
+        ("1:30:00", "1:30:00"),
+        ("0.5", 0.5),
+        ("5e-1", 0.5),
+        ("'0.5'", "0.5"),
+        (".5", 0.5),
+        ("+.5", 0.5),
+        ('"2:4"', "2:4"),
+    ],
+)
+def test_a_sparsity_is_what_yaml_1_2_says(read: Any, written: str, meant: Any):
+    assert read(f"{SMALL}sparsity: {written}").sparsities == (meant,)
+
+
+@pytest.mark.parametrize(("written", "meant"), [("0o17", 15), ("0x1f", 31), ("017", 17), ("+3", 3), ("!!int 3", None), ("'3'", None), ("3.0", None)])
+def test_whole_numbers(read: Any, written: str, meant: int | None):
+    if meant is None:
+        assert said(read, f"{SMALL}samples: {written}")[0][:2] == (3, "samples")
+    else:
+        assert read(f"{SMALL}samples: {written}").samples == meant
+
+
+@pytest.mark.parametrize("word", ["no", "yes", "on", "off", "y", "n", "NO", "1_000", "1:2", "2001-01-01", "0b1", "<<", "="])
+def test_what_other_yamls_take_for_something_else_is_text(read: Any, word: str):
+    assert said(read, f"{SMALL}masks: {word}") == [(3, "masks", f"masks is {word!r}; it must be true or false")]
+
+
+@pytest.mark.parametrize(("word", "meant"), [("true", True), ("False", False), ("TRUE", True)])
+def test_truths(read: Any, word: str, meant: bool):
+    assert read(f"{SMALL}masks: {word}").masks is meant
+
+
+def test_every_mistake_is_told_at_once_with_its_line(read: Any):
+    found = said(
+        read,
+        """model: smollm2
+data:
+  - python_docs
+  - gsm9k
+  - gsm8k:cott
+method: [wanda, wnada]
+sparsity: 50
+sed: [0]
+evaluate: [loss(source=wikitext, tokens=10)]
+groups:
+  a: {seeds: -1}
+""",
+    )
+    assert [(line, where) for line, where, _ in found] == [
+        (4, "data[1]"),
+        (5, "data[2]"),
+        (6, "method[1]"),
+        (7, "sparsity"),
+        (8, "sed"),
+        (9, "evaluate[0]"),
+        (9, "evaluate[1]"),
+        (11, "groups.a.seeds"),
+    ]
+    text = [message for _, _, message in found]
+    assert "there is no source called 'gsm9k', did you mean 'gsm8k'?" in text[0]
+    assert "did you mean 'cot'?" in text[1]
+    assert "did you mean 'wanda'?" in text[2]
+    assert "did you mean 0.5?" in text[3]
+    assert "did you mean 'seed'?" in text[4]
+    assert text[5].endswith("a text with a comma needs quotes")
+    with pytest.raises(StudyError, match="study.yaml has 8 mistakes:\nline 4: data\\[1\\]: there is no source called 'gsm9k'") as caught:
+        read_study_again(read)
+    assert str(caught.value).count("\n") == 8
+
+
+def read_study_again(read: Any) -> None:
+    path = read.__closure__[0].cell_contents / "study.yaml"
+    read_study(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("model: smollm2\nmodel: gpt2\ndata: c4", 2, "the key 'model' is there twice, first in line 1"),
+        ("model: smollm2\nmodels: gpt2\ndata: c4", 2, "models says the same as model"),
+        ("model: !!python/object:os.system x\ndata: c4", 1, "the tag 'tag:yaml.org,2002:python/object:os.system' is not read"),
+        ("model: !mine x\ndata: c4", 1, "the tag '!mine' is not read"),
+        ("model: &a [*a]\ndata: c4", 1, r"*a stands within what it repeats"),
+        ("model: *b\ndata: c4", 1, "nothing is called &b above"),
+        ("model: smollm2\n---\ndata: c4", 2, "a second document begins here"),
+        ("%YAML 1.1\n---\nmodel: smollm2", 2, "this says YAML 1.1"),
+        ("model: smollm2\n? [a, b]\n: c4", 2, "a key must be a text"),
+        ("model: smollm2\ndata: [c4", 2, "this is no YAML: expected ',' or ']'"),
+        ("model: smollm2\ndata: c4: x", 2, "a text with a colon and a space in it needs quotes"),
+        ("model: smollm2\ndata: \x01", 0, "this is no YAML: special characters are not allowed"),
+        (b"model: smollm2\ndata: \xff", 2, "the byte 0xff is no UTF-8"),
+        ("model: smollm2\n".encode("utf-16"), 1, "is no UTF-8"),
+        ("", 0, "there is nothing in it"),
+        ("# nothing\n", 0, "there is nothing in it"),
+        ("~", 0, "there is nothing in it"),
+        ("just words", 1, "'just words' is no study; write keys with values"),
+        ("- model", 1, "['model'] is no study"),
+        ("a: " + "[" * (DEEPEST + 2), 1, "lists within lists"),
+        ("x" * (LARGEST + 1), 0, "the file is larger than 256 KiB"),
+        ("a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in ["ab", "bc", "cd", "de", "ef"]), 5, f"more than {MOST:,}"),
+    ],
+)  # fmt: skip
+def test_what_is_no_study_file(read: Any, text: str | bytes, line: int, message: str):
+    assert any(found_line == line and message in found for found_line, _, found in said(read, text)), said(read, text)
+
+
+def test_files_that_cant_be_read(tmp_path: Path):
+    with pytest.raises(StudyError, match=r"gone\.yaml has a mistake:\nthe file can't be read \(No such file or directory\)") as caught:
+        read_study(tmp_path / "gone.yaml")
+    assert caught.value.subject.endswith("gone.yaml")
+    with pytest.raises(StudyError, match="this is a folder"):
+        read_study(tmp_path)
+
+
+def test_a_part_that_is_repeated_stands_where_it_is_used(read: Any):
+    study = read("model: smollm2\ndata: &sets [random_tokens, full_stops]\npools: {controls: *sets}\n")
+    assert study.pools == {"controls": ("random_tokens", "full_stops")}
+    assert said(read, "model: smollm2\ndata: &sets [random_tokens, fullstops]\npools:\n  controls: *sets\n")[-1][:2] == (4, "pools.controls[1]")
+
+
+@pytest.mark.parametrize("text", ["model: [smollm2]\ndata: [random_tokens]", "models: smollm2\ndata: random_tokens\n"])
+def test_single_values_and_plurals_are_understood(read: Any, text: str):
+    assert read(text) == Study("smollm2", "random_tokens")
+
+
+def test_a_byte_order_mark_and_windows_line_ends(read: Any):
+    assert read(b"\xef\xbb\xbfmodel: smollm2\r\ndata: random_tokens\r\n") == Study("smollm2", "random_tokens")
+
+
+names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp", "Zs", "Cn", "Co", "Cf"]), min_size=1, max_size=8)
+sets = st.lists(st.sampled_from(["random_tokens", "full_stops", "python_docs@crop", "arithmetic:icl", "0.5*python_docs + 0.5*arithmetic"]), min_size=2, max_size=4, unique=True)  # fmt: skip
+
+
+@st.composite
+def studies(draw: st.DrawFn) -> Study:
+    data, sparsities = draw(sets), draw(st.lists(st.sampled_from([0.5, 0.6, "2:4", "0.7", 1e-05]), min_size=1, max_size=3, unique=True))
+    groups = draw(st.dictionaries(names, st.fixed_dictionaries({}, optional={"seeds": st.just((0, 3)), "propagate": st.just("reference"), "method": st.just("wanda")}), max_size=2))  # fmt: skip
+    pools = {} if not (draw(st.booleans())) else {"my pöol \U0001f600": tuple(data[:2])}
+    primary: list[dict[str, Any]] = [{"compare": data[0], "with": data[1], "on": "loss(source='arithmetic')"}] if draw(st.booleans()) else []
+    return Study(
+        models=draw(st.lists(st.text(min_size=1, max_size=12).filter(str.strip), min_size=1, max_size=2, unique=True)),
+        data=data,
+        sparsities=sparsities,
+        methods=draw(st.sampled_from([("wanda",), ("wanda", "sparsegpt(damp=0.02)", "magnitude")])),
+        evaluate=["loss(source='arithmetic')", "loss(source='python_docs', tokens=10)"],
+        tokens=draw(st.none() | st.integers(1, 9000)),
+        baseline=draw(st.none() | st.sampled_from(data)),
+        groups=groups,
+        pools=pools,
+        primary=primary,
+        exclude=draw(st.sampled_from([(), ({"seeds": (0,), "data": data[0]},)])),
+        statistics_gb=draw(st.floats(0, 1e6)),
+        masks=draw(st.booleans()),
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(studies())
+def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, study: Study):
+    path = tmp_path_factory.getbasetemp() / "round.yaml"
+    path.write_bytes(study.as_yaml().encode("utf-8", "surrogatepass"))
+    again = read_study(path)
+    assert again == study
+    assert again.labels() == study.labels()
+    assert again.for_reading() == study.for_reading()

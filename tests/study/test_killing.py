@@ -1,0 +1,146 @@
+"""Nothing is lost: a study that is killed, that fills its disk, or that two processes work on at once, ends as if nothing had happened."""
+
+import os
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from calibrant.cli import main
+from calibrant.store import Store, verify
+
+from tests.store.test_full_disk import WAYS, left_with
+from tests.study.small import RUNS, Logged, asked, ended, finished, forked, results, tables, texts, written
+
+CHAINS, KILLS = 4, 5
+"""Four studies are killed five times each."""
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("given")
+    found = texts(folder / "texts")
+    # What is loaded and compiled at first use is so once, here, and not in every process.
+    asked(found, data=["random_tokens"]).run(folder / "first")
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A study that nothing interrupted, and the seconds that it took."""
+    folder = tmp_path_factory.mktemp("whole")
+    began = time.perf_counter()
+    assert ended(forked(lambda: asked(given).run(folder / "store"), folder / "said")) == 0, (folder / "said").read_text()
+    return folder / "store", time.perf_counter() - began
+
+
+@pytest.mark.parametrize("chain", range(CHAINS))
+def test_killed_at_random_moments_it_ends_the_same(
+    given: dict[str, str], whole: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: int
+):
+    moments, log, store = random.Random(chain), Logged(tmp_path / "log", monkeypatch), tmp_path / "store"
+    ends: list[int] = []
+    for attempt in range(KILLS + 1):
+        before, held, begun = written(store), finished(store), len(log())
+        number = forked(lambda: asked(given).run(store), tmp_path / "said")
+        if attempt < KILLS:
+            time.sleep(moments.uniform(0, 0.4 * whole[1]))
+            os.kill(number, signal.SIGKILL)
+        ends.append(ended(number))
+        assert written(store).items() >= before.items(), "what was there stays as it was"
+        assert not held & {name for _, name in log()[begun:]}, "what was finished isn't computed again"
+        if (store / "calibrant-store.json").exists():
+            assert {p.where.partition("/")[0] for p in verify(store)} <= {"index.json", ".unfinished"}, verify(store)
+    assert ends[-1] == 0, (tmp_path / "said").read_text()
+    assert ends.count(-signal.SIGKILL) >= KILLS - 1, "the kills came in the middle"
+    assert results(store) == results(whole[0])
+    assert tables(store) == tables(whole[0])
+    assert verify(store) == []
+
+
+def test_two_processes_on_one_store_share_the_work(given: dict[str, str], whole: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    log, store = Logged(tmp_path / "log", monkeypatch), tmp_path / "store"
+    numbers = [forked(lambda: asked(given).run(store), tmp_path / "said") for _ in range(2)]
+    assert [ended(number) for number in numbers] == [0, 0], (tmp_path / "said").read_text()
+    done = Counter(log())
+    assert set(done.values()) == {1}
+    assert Counter(what for what, _ in done) == {"compress": RUNS, "measure": 2 * RUNS}
+    assert results(store) == results(whole[0])
+    assert tables(store) == tables(whole[0])
+    assert not list((store / ".claims").glob("*"))
+
+
+def test_a_killed_process_leaves_its_questions_to_the_other(given: dict[str, str], whole: tuple[Path, float], tmp_path: Path):
+    store = tmp_path / "store"
+    with Store(store):
+        first, second = (forked(lambda: asked(given).run(store), tmp_path / "said") for _ in range(2))
+        time.sleep(0.4 * whole[1])
+        os.kill(first, signal.SIGKILL)
+        ended(first)
+        assert ended(second) == 0, (tmp_path / "said").read_text()
+    assert results(store) == results(whole[0])
+
+
+# A disk that fills up
+
+FOR_ONESELF = "mount -t tmpfs -o size=4m tmpfs {0} && {{ {1}; code=$?; umount {0}; exit $code; }}"
+
+
+def command(file: Path, store: Path, said: Path) -> int:
+    """The command line's exit code."""
+
+    def run() -> None:
+        sys.argv = ["calibrant", "study", str(file), "--out", str(store)]
+        main()
+
+    said.unlink(missing_ok=True)
+    return ended(forked(run, said))
+
+
+def fills_up(disk: Path, file: Path, folder: Path) -> None:
+    """Ask with more and more room, until there is enough."""
+    store, said, codes = disk / "store", folder / "said", list[int]()
+    for pages in (2, 8, 30, 60, 90, 120, 150):
+        left_with(disk, pages)
+        codes.append(command(file, store, said))
+        if codes[-1] == 0:
+            break
+        assert (codes[-1], said.read_text().count("\n")) == (2, 1), said.read_text()
+        assert "the disk is full" in said.read_text()
+        if (store / "calibrant-store.json").exists():
+            assert {p.where.partition("/")[0] for p in verify(store)} <= {"index.json"}, verify(store)
+            assert not Store(store, create=False).failures(), "a full disk is no failure of the question's"
+    (disk / "filler").unlink()
+    assert codes.count(2) >= 3, codes
+    assert command(file, store, said) == 0, said.read_text()
+    assert command(file, folder / "whole", said) == 0, said.read_text()
+    assert results(store) == results(folder / "whole")
+    assert tables(store) == tables(folder / "whole")
+    assert verify(store) == []
+
+
+def test_a_disk_that_fills_up_in_the_middle(given: dict[str, str], tmp_path: Path):
+    disk, file = tmp_path / "disk", tmp_path / "study.yaml"
+    disk.mkdir()
+    file.write_text(asked(given).as_yaml())
+    called = ", ".join(f"Path({str(path)!r})" for path in (disk, file, tmp_path))
+    code = f"from pathlib import Path; from tests.study.test_killing import fills_up; fills_up({called}); print('done')"
+    said: list[str] = []
+    for way in WAYS:
+        if shutil.which(way[0]) is None:
+            continue
+        words = FOR_ONESELF.format(shlex.quote(str(disk)), shlex.join([sys.executable, "-c", code]))
+        done = subprocess.run([*way, words], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+        if done.stdout.endswith("done\n"):
+            return
+        said.append(done.stderr)
+    if any("Traceback" in text for text in said):
+        pytest.fail("\n".join(said))
+    pytest.skip(f"no disk can be mounted here: {said}")

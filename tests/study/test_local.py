@@ -1,0 +1,267 @@
+"""Workers that are processes: they give what one process gives, may die, and leave nobody behind."""
+
+import functools
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, final
+
+import psutil
+import pytest
+import torch
+
+from calibrant.compress import Clock
+from calibrant.errors import ModelError, SpecError, WorkerError
+from calibrant.progress import silent
+from calibrant.store import Store
+from calibrant.study import Finished, Study, answering, engines
+from calibrant.study.engines.local import Here, Process, shared_threads
+from calibrant.study.engines.station import Reply
+from calibrant.study.engines.team import Team, Tokens
+from calibrant.study.ledger import Ledger
+
+from tests.study.small import asked, ended, forked, results, texts
+
+ONCE = """
+import os, pathlib, signal
+import calibrant.study.answering as answering
+compress = answering.compress
+def dying(*args, **told):
+    if told["data"] == "random_tokens" and not (mark := pathlib.Path(__file__).with_name("died")).exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return compress(*args, **told)
+answering.compress = dying
+"""
+BUSY = """
+import time
+import calibrant.study.answering as answering
+answering.compress = lambda *_, **__: time.sleep(600)
+"""
+IDLE = "import time; time.sleep(600)"
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return texts(tmp_path_factory.mktemp("given") / "texts")
+
+
+@pytest.fixture(scope="module")
+def whole(given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "store"
+    assert asked(given).run(folder).failures == {}
+    return folder
+
+
+@pytest.fixture
+def poison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Have every worker run some code when it starts."""
+
+    def run(code: str) -> None:
+        (tmp_path / "poison").mkdir()
+        (tmp_path / "poison" / "sitecustomize.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path / "poison")
+
+    return run
+
+
+def workers_of(number: int) -> list[psutil.Process]:
+    return [p for p in psutil.Process(number).children() if "station" in " ".join(p.cmdline())]
+
+
+def until(true: Callable[[], Any], seconds: float = 60.0) -> Any:
+    began = time.monotonic()
+    while not (found := true()):
+        assert time.monotonic() - began < seconds
+        time.sleep(0.02)
+    return found
+
+
+def test_a_worker_that_dies_is_replaced_and_all_is_as_of_one_process(
+    given: dict[str, str], whole: Path, tmp_path: Path, poison: Callable[[str], None]
+):
+    store, told = tmp_path / "store", list[tuple[str, int, int]]()
+    poison(ONCE)
+    finished = asked(given).run(store, lambda *what: told.append(what), workers=2)
+    (died,) = finished.died
+    assert died.startswith("process ")
+    assert "was ended by SIGKILL (where nobody did that: out of memory) while at work on " in died
+    assert died.endswith(" 0.5 on random_tokens; it was asked of another")
+    assert (finished.computed, finished.found, finished.failures) == (8 + 16, 0, {})
+    assert results(store) == results(whole)
+    assert (told[0], told[-1]) == (("study", 0, 8), ("study", 8, 8))
+    assert {("wanda 0.5 on full_stops", 2, 2), ("measuring wanda 0.5 on full_stops", 2, 2)} <= set(told)
+    assert finished.seconds["open"] > 0
+    assert not list((store / ".unfinished").glob("*/")), "no tokens of a data set stay"
+
+
+@pytest.mark.parametrize(("by", "code"), [(signal.SIGKILL, BUSY), (signal.SIGINT, IDLE)])
+def test_no_worker_outlives_a_study_that_is_stopped(
+    given: dict[str, str], tmp_path: Path, poison: Callable[[str], None], by: signal.Signals, code: str
+):
+    poison(code)
+    number = forked(lambda: asked(given).run(tmp_path / "store", workers=2), tmp_path / "said")
+    workers = until(lambda: len(found := workers_of(number)) == 2 and found)
+    if code == BUSY:
+        until(lambda: len(list((tmp_path / "store" / ".claims").glob("*"))) >= 2)
+    os.kill(number, by)
+    assert ended(number) == (-by if by == signal.SIGKILL else 1)
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+    assert not Store(tmp_path / "store", create=False).failures()
+    if by == signal.SIGINT:
+        assert (tmp_path / "said").read_text().rstrip().endswith("KeyboardInterrupt")
+
+
+# How a team works, with workers that are this process and die when they are told to
+
+
+@final
+class Mortal(Here):
+    """Dies at whatever some test says of what it is asked."""
+
+    deadly: Callable[[str, tuple[Any, ...]], bool]
+    born = 0
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        Mortal.born += 1
+        self.name = f"worker {Mortal.born}"
+
+    def call(self, what: str, *given: Any) -> Iterator[Reply]:
+        if Mortal.deadly(what, given):
+            raise WorkerError(f"{self.name} fell", subject=self.name)
+        return super().call(what, *given)
+
+
+def worked(study: Study, folder: Path, deadly: Callable[[str, tuple[Any, ...]], bool], retry: bool = False) -> Finished:
+    """What two such workers make of a study."""
+    Mortal.deadly, Mortal.born = staticmethod(deadly), 0
+    with Store(folder) as store:
+        store.write_text("study.yaml", study.as_yaml())
+        ledger = Ledger(store, study.job(), retry)
+        hire = functools.partial(Mortal, ledger.job, folder)
+        return Team(ledger, silent, Tokens(store.corner())).work([lambda told: hire(told, ledger.clock)] * 2)
+
+
+def test_a_question_that_kills_twice_is_recorded_and_tried_again_when_that_is_asked(given: dict[str, str], whole: Path, tmp_path: Path):
+    finished = worked(asked(given), tmp_path, lambda what, given: what == "answer" and given[0].run.data == "random_tokens")
+    assert {f["what"] for f in finished.failures.values()} == {"wanda 0.5 on random_tokens", "sparsegpt 0.5 on random_tokens"}
+    assert set(finished.failures) == {c.run for c in finished.cells if c.data == "random_tokens"}
+    for failure in finished.failures.values():
+        assert re.fullmatch(r"WorkerError: worker \d fell while at work on \w+ 0.5 on random_tokens, and so did one before it", failure["error"]), (
+            failure["error"]
+        )
+    assert sorted(died.partition("; ")[2] for died in finished.died) == ["it was asked of another"] * 2 + ["it was given up"] * 2
+    assert {k: v for k, v in results(tmp_path).items() if k.startswith("runs")}.items() <= results(whole).items()
+
+    again = asked(given).run(tmp_path)
+    assert (again.computed, len(again.failures)) == (0, 2), "what failed isn't tried again unasked"
+    third = asked(given).run(tmp_path, retry=True)
+    assert (third.computed, third.failures) == (2 + 4, {})
+    assert results(tmp_path) == results(whole)
+
+
+def test_a_measurement_that_kills_costs_no_other(given: dict[str, str], tmp_path: Path):
+    study = asked(given, data=["random_tokens"], methods="wanda")
+    bad, good = study.evaluators()
+    asked(given, data=["random_tokens"], methods="wanda", evaluate="loss(source=full_stops, tokens=64, length=32)").run(tmp_path)
+    finished = worked(study, tmp_path, lambda what, given: what == "answer" and bad in given[2])
+    assert set(finished.failures) == {c.measures[bad] for c in finished.cells}
+    assert all(f["what"].endswith(f"measured by {bad}") for f in finished.failures.values())
+    assert all(c.measures[good] in Store(tmp_path, create=False).measured(c.run) for c in finished.cells)
+
+
+def test_a_model_that_kills_every_worker_is_refused(given: dict[str, str], tmp_path: Path):
+    with pytest.raises(
+        ModelError, match=r"worker \d fell while at work on opening .*tiny, and so did one before it; give workers more memory"
+    ) as caught:
+        worked(asked(given), tmp_path, lambda what, _: what == "open")
+    assert caught.value.subject == given["model"]
+
+
+def test_one_of_several_models_that_cant_be_opened_is_a_hole(given: dict[str, str], tmp_path: Path):
+    gone = str(tmp_path / "gone.gguf")
+    study = asked(given, models=[gone, given["model"]], data=["random_tokens"], methods="wanda")
+    finished = worked(study, tmp_path / "store", lambda *_: False)
+    assert {f["cell"][0] for f in finished.failures.values()} == {gone}
+    assert [bool(c.run) for c in finished.cells] == [False, False, True, True]
+    with pytest.raises(ModelError, match=r"gone\.gguf"):
+        worked(asked(given, models=gone), tmp_path / "other", lambda *_: False)
+
+
+def test_what_another_is_at_is_passed_over_and_waited_for(given: dict[str, str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    compress, order = answering.compress, list[str]()
+
+    def noted(*args: Any, **told: Any) -> Any:
+        order.append(told["data"])
+        if told["data"] == "full_stops":
+            threading.Timer(0.5, claim.free).start()
+        return compress(*args, **told)
+
+    monkeypatch.setattr(answering, "compress", noted)
+    run = next(c.run for c in Store(whole, create=False).cells() if c.data == "random_tokens" and c.method.startswith("wanda"))
+    with Store(tmp_path / "store") as store:
+        claim = store.claim(run)
+        assert claim is not None
+        asked(given, methods="wanda").run(tmp_path / "store")
+    assert order == ["", given["prose"], "full_stops", "random_tokens"]
+
+
+def test_statistics_beyond_the_limit_go_after_their_last_use(given: dict[str, str], tmp_path: Path):
+    every = asked(given, methods=["wanda", "magnitude"], sparsities=[0.5, "2:4"])
+    every.run(tmp_path / "kept")
+    kept = {p.name for p in (tmp_path / "kept" / "statistics").iterdir()}
+    assert len(kept) == 3
+    Study(**{**vars_of(every), "statistics_gb": 1e-7}).run(tmp_path / "limited")
+    assert not list((tmp_path / "limited" / "statistics").iterdir())
+    same = {k: v for k, v in results(tmp_path / "limited").items() if k != "study.yaml"}
+    assert same == {k: v for k, v in results(tmp_path / "kept").items() if k != "study.yaml"}
+
+
+def vars_of(study: Study) -> dict[str, Any]:
+    return {k: v for k, v in vars(study).items() if not k.startswith("_")}
+
+
+def test_workers_divide_the_threads():
+    torch.set_num_threads(1)
+    assert shared_threads(4) == 1
+    try:
+        torch.set_num_threads(7)
+        assert shared_threads(2) == 3
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_worker_that_has_ended_says_so(given: dict[str, str], tmp_path: Path):
+    with Store(tmp_path / "store"):
+        worker = Process(asked(given).job(), tmp_path / "store", 1, silent, Clock())
+        worker.end()
+        with pytest.raises(WorkerError, match=rf"process {worker._process.pid} was ended by SIGKILL") as caught:
+            worker.open(given["model"])
+    assert caught.value.subject == str(worker._process.pid)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"engine": "rai"}, "no engine called 'rai', did you mean 'ray'.*local, ray"),
+        ({"workers": 0}, "0 workers can't do anything"),
+        ({"gpus": -1.0, "engine": "ray"}, r"can't have -1\.0 GPUs"),
+        ({"address": "10.0.0.1:6379"}, r"the address '10\.0\.0\.1:6379' is for the engine ray"),
+        ({"gpus": 0.5}, r"gpus=0\.5 is for the engine ray"),
+    ],
+)
+def test_what_an_engine_cant_do_is_refused_before_anything_is_written(given: dict[str, str], tmp_path: Path, changes: dict[str, Any], match: str):
+    with pytest.raises(SpecError, match=match):
+        asked(given).run(tmp_path / "store", **changes)
+    assert not (tmp_path / "store").exists()
+
+
+def test_ray_that_isnt_installed_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SpecError, match=r"needs the package ray.*pip install 'calibrant\[ray\]'"):
+        engines.check("ray")

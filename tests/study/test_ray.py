@@ -1,0 +1,101 @@
+"""Ray gives what one process gives. Sockets are closed in the tests, so all of it happens in one process of its own, on loopback."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.study.small import asked, results, texts
+
+DRIVER = """
+import json, os, signal, sys
+import psutil, torch
+torch.set_num_threads(1)
+from calibrant.errors import SpecError
+from calibrant.study import Study
+given, store = json.loads(sys.argv[1]), sys.argv[2]
+study, said, seen = Study(**given), {}, []
+
+def actors():
+    return [p for p in psutil.Process().children(recursive=True) if "Actor" in p.name() or "Actor" in " ".join(p.cmdline())]
+
+def told(what, done, total):
+    seen.append([what, done, total])
+    if what.endswith(" 0.5 on random_tokens") and "killed" not in said:
+        said["killed"] = actors()[0].pid
+        os.kill(said["killed"], signal.SIGKILL)
+
+def listening():
+    ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sorted({c.laddr.ip for p in ours for c in p.net_connections("inet") if c.status == "LISTEN"})
+
+def look(what, done, total):
+    told(what, done, total)
+    if "listening" not in said and done == 1:
+        said["listening"] = listening()
+
+finished = study.run(store, look, engine="ray", workers=2)
+said |= {"died": finished.died, "failures": dict(finished.failures), "computed": finished.computed, "seen": seen}
+for name, changes in (("gpus", {"gpus": 1.0}), ("address", {"address": "127.0.0.1:1"})):
+    try:
+        study.run(store + name, engine="ray", workers=2, **changes)
+    except SpecError as error:
+        said[name] = str(error)
+said["left"] = len(psutil.Process().children(recursive=True))
+print("\\n" + json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return texts(tmp_path_factory.mktemp("given") / "texts")
+
+
+@pytest.fixture(scope="module")
+def by_ray(given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A study by two workers of which one is killed, and what the driver saw."""
+    folder = tmp_path_factory.mktemp("ray")
+    study = {k: v for k, v in vars(asked(given)).items() if k in ("models", "data", "methods", "evaluate", "samples", "length", "dtype")}
+    changes = {"HOME": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    words = [sys.executable, "-c", DRIVER, json.dumps(study), str(folder / "store")]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | changes
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_worker_that_is_killed_costs_nothing_and_all_is_as_of_one_process(
+    given: dict[str, str], by_ray: tuple[Path, dict[str, Any]], tmp_path: Path
+):
+    folder, said = by_ray
+    assert asked(given).run(tmp_path / "local").failures == {}
+    assert results(folder / "store") == results(tmp_path / "local")
+    assert (said["computed"], said["failures"]) == (8 + 16, {})
+    (died,) = said["died"]
+    assert died.startswith(f"process {said['killed']} on node 127.0.0.1 died (")
+    assert died.endswith("; it was asked of another")
+
+
+def test_progress_of_all_workers_is_told_by_the_driver(by_ray: tuple[Path, dict[str, Any]]):
+    seen = by_ray[1]["seen"]
+    assert (seen[0], seen[-1]) == (["study", 0, 8], ["study", 8, 8])
+    assert ["sparsegpt 0.5 on full_stops", 2, 2] in seen
+    assert ["measuring the dense model", 2, 2] in seen
+
+
+def test_nothing_listens_on_the_network_and_nothing_is_left_behind(by_ray: tuple[Path, dict[str, Any]]):
+    folder, said = by_ray
+    assert {ip.removeprefix("::ffff:") for ip in said["listening"]} == {"127.0.0.1"}
+    assert said["left"] == 0
+    assert not list((folder / "store" / ".unfinished").glob("*/")), "no tokens of a data set stay"
+    assert not (folder / ".ray").exists(), "no password in the user's home"
+
+
+def test_what_a_cluster_hasnt_got_is_said(by_ray: tuple[Path, dict[str, Any]]):
+    _, said = by_ray
+    assert said["gpus"] == "2 workers with 1 GPUs each need 2, and the cluster has 0; take fewer"
+    assert said["address"].startswith("there is no Ray cluster to work with at '127.0.0.1:1' (")

@@ -1,0 +1,327 @@
+"""Two ranks against one process. The ranks are real: torchrun starts this very file, which then does what `main` says.
+
+A start costs many seconds, so one start works through all cases, and each rank leaves what it found in a file.
+"""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from calibrant import __version__
+from calibrant import walk as walking
+from calibrant.activations import FeatureNorms, Gram, Seen
+from calibrant.cli import _frame
+from calibrant.compress import prune
+from calibrant.data import TokenBatch
+from calibrant.errors import CalibrantError, NumericsError, RankError
+from calibrant.methods import methods
+from calibrant.models import view
+from calibrant.ranks import ALONE, Ranks, _Failure, joined
+from calibrant.targets import parse_target
+from calibrant.testing import tiny_folder, tiny_model
+from calibrant.walk import walk
+
+RANKS = 2
+LENGTHS = (12, 7, 12, 10, 3)
+SIZES = {"mixtral": {"num_local_experts": 16, "num_hidden_layers": 2}, "olmoe": {"num_experts": 16, "num_hidden_layers": 2}}
+FAMILIES = ("llama", "gpt2", "gemma3", "mixtral", "olmoe")
+PROPAGATIONS = ("arrival", "reference", "dense")
+BATCHES = {"three micro-batches": (24, False), "weighted, five": (1, True), "one, so that a rank has nothing": (4096, False)}
+SMALL: dict[str, Any] = {"samples": 6, "length": 700, "dtype": "float32"}
+"""Six windows of which each fills more than half a micro-batch's tokens, and so is one."""
+
+
+def padded_batch(weighted: bool) -> TokenBatch:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.arange(max(LENGTHS))[None] < torch.tensor(LENGTHS)[:, None]
+    ids = torch.randint(3, 100, mask.shape, generator=generator).masked_fill(~mask, 0)
+    weights = torch.rand(mask.shape, generator=generator) if weighted else torch.ones(mask.shape)
+    weights[weights < 0.2] = 0.0
+    return TokenBatch(ids=ids, mask=mask, weights=weights * mask, fingerprint="sha256:test", facts={})
+
+
+def pruned(family: str, propagate: str, method: str, batch: str, ranks: Ranks) -> dict[str, Tensor]:
+    """The matrices of a tiny model by name, in the order in which they were visited."""
+    seen_by, found = view(tiny_model(family, **SIZES.get(family, {}))), dict[str, Tensor]()
+    built, (tokens_per_pass, weighted) = methods.build(method), BATCHES[batch]
+    asked = seen_by, padded_batch(weighted), built.observes, propagate
+    for weight, seen in walk(*asked, tokens_per_pass=tokens_per_pass, ranks=ranks):
+        weight.set(built.compress(weight.get(), seen, parse_target("0.5")).weight)
+        found[weight.name] = weight.get().clone()
+    return found
+
+
+def all_pruned(ranks: Ranks) -> dict[tuple[str, ...], dict[str, Tensor]]:
+    wanda = [(family, propagate, "wanda", batch) for family in FAMILIES for propagate in PROPAGATIONS for batch in BATCHES]
+    sparsegpt = [(family, propagate, "sparsegpt", "three micro-batches") for family in ("llama", "mixtral") for propagate in PROPAGATIONS]
+    return {case: pruned(*case, ranks) for case in [*wanda, *sparsegpt]}
+
+
+def shared(ranks: Ranks) -> dict[str, list[list[str]]]:
+    """Which matrices of a block got the same sum, and so the same factorisation."""
+    found = {}
+    for propagate in PROPAGATIONS:
+        groups: dict[int, list[str]] = {}
+        seen_of = [(w.name, seen) for w, seen in walk(view(tiny_model("llama")), padded_batch(False), (Gram, FeatureNorms), propagate, ranks=ranks)]
+        for name, seen in seen_of[:7]:
+            groups.setdefault(id(seen), []).append(name.rpartition(".")[2])
+        found[propagate] = list(groups.values())
+    return found
+
+
+def failure(of: Callable[[], object]) -> tuple[str, str]:
+    """What was raised, and what it says."""
+    try:
+        of()
+    except (CalibrantError, KeyError, KeyboardInterrupt) as error:
+        return type(error).__name__, str(error)
+    return "nothing", ""
+
+
+def failures(rank: int, folder: Path) -> dict[str, tuple[str, str]]:
+    """What this rank raises where rank 1 fails, or the ranks don't do the same."""
+    asked: dict[str, Any] = {"model": str(folder / "model"), "data": str(folder / "mine.jsonl"), **SMALL}
+    arrived = walking._Part.arrived
+
+    def broken(error: Exception) -> Callable[[], object]:
+        def arrive(part: Any, weight: Any, *rest: Any) -> Seen:
+            if rank == 1 and "layers.1" in weight.name:
+                raise error
+            return arrived(part, weight, *rest)
+
+        walking._Part.arrived = arrive
+        return lambda: prune(**asked)
+
+    def parted() -> None:
+        with joined() as ranks:
+            failure(lambda: ranks.agree("the day", rank))
+            ranks.all(True)
+
+    found = {"input": failure(broken(NumericsError("the activations that reach up_proj hold NaN", subject="up_proj")))}
+    found["fault"] = failure(broken(KeyError("layer")))
+    walking._Part.arrived = arrived
+    found["other"] = failure(lambda: prune(**asked, sparsity=(0.5, 0.6)[rank]))
+    found["elsewhere"] = failure(lambda: _list_in_ranks(PROPAGATIONS[rank]))
+    found["parted"] = failure(parted)
+    return found
+
+
+def _list_in_ranks(propagate: str) -> None:
+    with joined() as ranks:
+        list(walk(view(tiny_model("llama")), padded_batch(False), (FeatureNorms,), propagate, ranks=ranks))
+
+
+def interrupted(rank: int, folder: Path) -> dict[str, Any]:
+    """A prune of which the first rank is interrupted after two blocks, and which is asked again."""
+    asked: dict[str, Any] = {"model": str(folder / "model"), "data": str(folder / "mine.jsonl"), "out": folder / "out", **SMALL}
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    raised = failure(lambda: prune(**asked, progress=stop))
+    again = prune(**asked)
+    facts = again.continued_from, again.already_done, again.record.run.id, again.record.provenance["ranks"]
+    return {"raised": raised, "again": facts, "done": prune(**asked).already_done}
+
+
+def commanded(folder: Path) -> list[object]:
+    """The exit codes of a command that works and of one whose output folder is taken; torchrun passes on what the ranks print."""
+    words = [
+        "prune",
+        str(folder / "model"),
+        "--data",
+        str(folder / "mine.jsonl"),
+        "--samples",
+        "6",
+        "--length",
+        "700",
+        "--dtype",
+        "float32",
+        "--json",
+    ]
+    _frame.PATIENCE, codes = 0.1, list[object]()
+    for sparsity in ("0.5", "0.75"):
+        sys.argv = ["calibrant", *words, "--out", str(folder / "told"), "--sparsity", sparsity]
+        try:
+            _frame.main()
+        except SystemExit as ended:
+            codes.append(ended.code)
+    return codes
+
+
+def main(folder: Path) -> None:
+    """What every rank does. The last case loses rank 1."""
+    rank, found = int(os.environ["RANK"]), dict[str, Any]()
+    with joined() as ranks:
+        found["pruned"], found["shared"] = all_pruned(ranks), shared(ranks)
+    found["failures"], found["interrupted"], found["codes"] = failures(rank, folder), interrupted(rank, folder), commanded(folder)
+    torch.save(found, folder / f"found-{rank}.pt")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it as soon as it misses rank 1
+
+    def lose() -> None:
+        with joined() as ranks:
+            ranks.agree("the start", 0)
+            if rank == 1:
+                os._exit(3)
+            ranks.agree("the end", 0)
+
+    torch.save({**found, "lost": failure(lose)}, folder / f"found-{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("ranks")
+    tiny_folder(made / "model", "llama", num_hidden_layers=4)
+    told = "and then some more words follow until the window is full " * 30
+    (made / "mine.jsonl").write_text("\n".join(json.dumps({"text": f"line {i} says that {i} and {i} make {2 * i}, {told}"}) for i in range(40)))
+    return made
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the ranks found, each its own, and what was printed."""
+
+    ranks: list[dict[str, Any]]
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def answer(folder: Path) -> Answer:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(RANKS)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("CALIBRANT")} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *torchrun, __file__, str(folder)]
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            out, err = running.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            running.terminate()  # not kill: torchrun ends its ranks
+            raise
+    files = [folder / f"found-{rank}.pt" for rank in range(RANKS)]
+    assert all(file.is_file() for file in files), err
+    return Answer([torch.load(file, weights_only=False) for file in files], out, err)
+
+
+@pytest.fixture(scope="module")
+def found(answer: Answer) -> list[dict[str, Any]]:
+    return answer.ranks
+
+
+@pytest.fixture(scope="module")
+def alone() -> Mapping[tuple[str, ...], Mapping[str, Tensor]]:
+    return all_pruned(ALONE)
+
+
+def test_wanda_is_one_processs_to_the_bit(found: list[dict[str, Any]], alone: Mapping[tuple[str, ...], Mapping[str, Tensor]]) -> None:
+    for case, expected in alone.items():
+        for rank in found if "wanda" in case else []:
+            got = rank["pruned"][case]
+            assert list(got) == list(expected), f"{case}: other matrices, or another order"
+            for name, matrix in expected.items():
+                assert torch.equal(got[name], matrix), (case, name)
+    for case in (("mixtral", propagate, "wanda", "three micro-batches") for propagate in PROPAGATIONS):
+        assert len(alone[case]) < len(view(tiny_model("mixtral", **SIZES["mixtral"])).weights), "the test wants experts that no token reaches"
+
+
+def test_sparsegpt_keeps_the_same_weights(found: list[dict[str, Any]], alone: Mapping[tuple[str, ...], Mapping[str, Tensor]]) -> None:
+    for case, expected in alone.items():
+        if "sparsegpt" in case:
+            first, second = (rank["pruned"][case] for rank in found)
+            assert list(first) == list(second) == list(expected)
+            assert all(torch.equal(first[name], second[name]) for name in expected), f"{case}: the ranks came to different matrices"
+            equal = sum(int(((first[name] == 0) == (matrix == 0)).sum()) for name, matrix in expected.items())
+            assert equal / sum(matrix.numel() for matrix in expected.values()) >= 0.999, case
+
+
+def test_equal_inputs_are_reduced_once(found: list[dict[str, Any]]) -> None:
+    expected = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+    for rank in found:
+        assert rank["shared"] == dict.fromkeys(PROPAGATIONS, expected)
+
+
+@pytest.mark.parametrize(
+    ("case", "kinds", "told"),
+    [
+        ("input", ["NumericsError", "NumericsError"], "the activations that reach up_proj hold NaN"),
+        ("fault", ["RankError", "KeyError"], "layer"),
+        ("other", ["RankError", "RankError"], "the run that is asked for differs: 'sha256:"),
+        ("elsewhere", ["RankError", "RankError"], "rank 0 is at 'what stands next' and rank 1 at 'the sums of a block'"),
+        ("parted", ["RankError", "RankError"], "the ranks have parted already"),
+    ],
+)
+def test_one_that_fails_ends_all(found: list[dict[str, Any]], case: str, kinds: list[str], told: str) -> None:
+    raised = [rank["failures"][case] for rank in found]
+    assert [kind for kind, _ in raised] == kinds
+    assert all(told in text for _, text in raised), raised
+    if case == "fault":
+        assert raised[0][1] == "rank 1 failed: KeyError: 'layer'"
+
+
+def test_one_that_is_lost_is_missed(found: list[dict[str, Any]]) -> None:
+    kind, text = found[0]["lost"]
+    assert kind == "RankError"
+    assert text.startswith("another rank was lost (Connection closed by peer [127.0.0.1]")
+    assert text.endswith("start them again to continue")
+
+
+def test_an_interrupted_prune_goes_on_from_the_blocks_that_all_read(found: list[dict[str, Any]], folder: Path, tmp_path: Path) -> None:
+    whole = prune(str(folder / "model"), str(folder / "mine.jsonl"), out=tmp_path / "out", **SMALL)
+    for rank in found:
+        assert rank["interrupted"]["raised"][0] == "KeyboardInterrupt"
+        assert rank["interrupted"]["again"] == (2, False, whole.record.run.id, RANKS)
+        assert rank["interrupted"]["done"]
+    assert (folder / "out/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
+    kept = [json.loads((made / "out/calibrant.json").read_text())["record"] for made in (folder, tmp_path)]
+    assert kept[0] | {"provenance": 0} == kept[1] | {"provenance": 0}
+    assert not list(folder.glob(".out*")), "something was left behind"
+
+
+def test_on_the_command_line_the_first_speaks_for_all(answer: Answer) -> None:
+    assert [rank["codes"] for rank in answer.ranks] == [[0, 2]] * RANKS
+    (told,) = [json.loads(line) for line in answer.out.splitlines()]
+    assert told["provenance"]["ranks"] == RANKS
+    assert answer.err.count("already holds a compressed model") == 1
+    assert "Traceback" not in answer.err.partition("closing signal")[0]
+
+
+def test_the_package_can_be_started_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["calibrant", "--version"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("calibrant", run_name="__main__")
+    assert capsys.readouterr().out == f"calibrant {__version__}\n"
+
+
+def test_alone_nothing_is_asked_of_anyone() -> None:
+    with joined() as ranks:
+        assert ranks is ALONE
+    assert (ALONE.rank, ALONE.size, ALONE.first, ALONE.device("cuda")) == (0, 1, True, "cuda")
+    assert ALONE.gathered([1, 2]) == ALONE.share([1, 2]) == [1, 2]
+    assert (ALONE.all(True), ALONE.all(False)) == (True, False)
+    ALONE.agree("nothing", object())
+
+
+def test_what_a_rank_failed_of_is_said_by_the_others() -> None:
+    class Odd(NumericsError):
+        """Of somebody else's package: the others may not know it."""
+
+    told = _Failure.of(Odd("up_proj holds NaN", subject="up_proj")).error(1)
+    assert (type(told), str(told)) == (NumericsError, "up_proj holds NaN")
+    assert isinstance(_Failure.of(KeyboardInterrupt()).error(1), KeyboardInterrupt)
+    with pytest.raises(RankError, match="rank 3 failed: OSError: no room for block 7"):
+        raise _Failure.of(OSError("no room\nfor block 7")).error(3)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
