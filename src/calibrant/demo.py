@@ -67,7 +67,7 @@ class DemoResult:
         """All of it as plain data."""
         return {
             "rankings": self.report.to_json()["rankings"],
-            "models": dict(self.report.account.models),
+            "models": dict(self.report.notes),
             "failures": {k: dict(v) for k, v in self.finished.failures.items()},
             "computed": self.finished.computed,
             "found": self.finished.found,

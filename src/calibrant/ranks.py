@@ -247,7 +247,7 @@ class _Together(Ranks):
         """The sum of the ranks' Gram matrices. Who fails in here is missed by the others, but not heard."""
         self._apart = True
         width = told[0].width
-        matrix = torch.zeros(width, width, dtype=told[0].dtype, device=device) if mine is None else mine.matrix
+        matrix = torch.zeros(width, width, dtype=told[0].dtype, device=device) if mine is None else mine.matrix.clone()
         if matrix.is_cuda and self._nccl is None:
             self._nccl = dist.new_group(backend="nccl", timeout=PATIENCE)
         carried = matrix if matrix.is_cuda else matrix.cpu()

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,14 @@ from tests.report.made import store_of
 SETS = {"python_docs": (2.5, 3.9), "gsm8k:cot": (2.9, 3.4), "full_stops": (8.0, 9.0)}
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return store_of(tmp_path_factory.mktemp("made") / "study", SETS)
+
+
 @pytest.fixture
-def study(tmp_path: Path) -> Path:
-    return store_of(tmp_path / "study", SETS)
+def study(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "study"))
 
 
 def test_the_table_is_printed(ask: Ask, study: Path):

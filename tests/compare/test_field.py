@@ -1,12 +1,16 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from calibrant.compare import Ranking, rankings, source_name, tidy
+from calibrant.compare import Entry, Ranking, rankings, source_name
+from calibrant.compare.crossed import Sample, Side
+from calibrant.compare.pairwise import Pairs
 from calibrant.store import Cell, Store
 
-from tests.compare.stores import LOSSES, measured, store_of
+from tests.compare.stores import DRAWN, LOSSES, measured, store_of
 
 # Rankings of a store
 
@@ -113,15 +117,116 @@ def test_each_method_and_target_has_its_own_ranking(tmp_path: Path):
 
 def test_an_empty_store_has_no_ranking(tmp_path: Path):
     assert rankings(Store(tmp_path)) == []
-    assert tidy(Store(tmp_path)).is_empty()
-
-
-def test_the_tidy_table_has_a_row_for_each_score(tmp_path: Path):
-    rows = tidy(store_of(tmp_path, LOSSES)).to_dicts()
-    assert len(rows) == 10
-    row = next(r for r in rows if r["data"] == "c4" and r["measured"] == "docs:text")
-    assert (row["method"], row["target"], row["seed"], row["n"], row["unit"]) == ("wanda", "0.5", 0, 12, "nats/token")
 
 
 def test_the_source_of_an_expression():
     assert [source_name(e) for e in ("c4", "gsm8k:cot", "full_stops@one", "gsm8k:cot@many")] == ["c4", "gsm8k", "full_stops", "gsm8k"]
+
+
+# What is really so
+
+
+def rows(ranking: Ranking) -> dict[str, Entry]:
+    return {entry.name: entry for entry in (*ranking.entries, *ranking.baselines)}
+
+
+def test_the_best_is_marked_where_it_is_surely_better_than_all(tmp_path: Path):
+    found = rows(only(store_of(tmp_path, {**DRAWN, "magnitude": [[5.0, 4.0]]})))
+    assert found["c4"].best_on == {"docs:text", "code:text", "mean"}
+    assert all(not entry.best_on for name, entry in found.items() if name != "c4")
+    assert found["c4"].letters == {"docs:text": "a", "code:text": "a", "mean": "a"}
+    assert found["gsm8k:icl"].letters["code:text"] == found["svamp:icl"].letters["code:text"] == "b"
+    assert found["c4"].ranks == (1, 1)
+    assert found["gsm8k:icl"].ranks[1] == 3
+    assert found["magnitude"].ranks == (0, 0)
+
+
+def test_where_two_share_the_best_nothing_is_marked(tmp_path: Path):
+    found = rows(only(store_of(tmp_path, {"dense": [[3.0, 2.0]], "a": [[3.5, 2.5]], "b": [[3.5005, 2.5005]], "c": [[4.0, 3.0]]})))
+    assert all(not entry.best_on for entry in found.values())
+    assert [found[name].letters["mean"] for name in "abc"] == ["a", "a", "b"]
+    assert [found[name].ranks for name in "abc"] == [(1, 2), (1, 2), (3, 3)]
+
+
+def test_a_set_alone_is_better_than_nothing(tmp_path: Path):
+    (entry,) = only(store_of(tmp_path, {"a": [[3.5, 2.5]]})).entries
+    assert (entry.best_on, entry.ranks, entry.letters["mean"]) == (frozenset(), (1, 1), "a")
+
+
+def test_the_share_of_the_dense_model_that_is_kept(tmp_path: Path):
+    ranking = only(store_of(tmp_path, LOSSES))
+    c4 = rows(ranking)["c4"]
+    assert c4.kept["docs:text"].value == pytest.approx(math.exp(-c4.increases["docs:text"].value))
+    assert c4.kept["mean"].value == pytest.approx(sum(c4.kept[m].value for m in ranking.measured) / 2)
+    assert ranking.dense is not None
+    assert ranking.dense.kept["docs:text"].value == 1
+    assert only(store_of(tmp_path / "without", {"c4": [[3.5, 2.6]]})).best.kept == {}
+
+
+def test_draws_that_overlap_leave_their_variance_out(tmp_path: Path):
+    drawn = {**DRAWN, "c4": [[3.4, 2.5], [3.6, 2.7], [3.5, 2.6]]}
+    apart, alike = (rows(only(store_of(tmp_path / str(share), drawn, overlap={"c4": share})))["c4"] for share in (0.05, 0.2))
+    assert (apart.overlapping, alike.overlapping) == (False, True)
+    assert apart.mean.over_draws
+    assert not alike.mean.over_draws
+    assert apart.mean.stderr is not None
+    assert alike.mean.stderr is not None
+    assert alike.mean.stderr < apart.mean.stderr / 5
+
+
+def test_a_set_with_holes_keeps_its_row(tmp_path: Path):
+    ranking = only(store_of(tmp_path, LOSSES, missing=["c4/code", "magnitude/docs"]))
+    magnitude, c4 = sorted(ranking.partial, key=lambda e: e.name, reverse=True)
+    assert (c4.name, list(c4.losses), list(c4.increases), list(c4.kept)) == ("c4", ["docs:text"], ["docs:text"], ["docs:text"])
+    assert math.isnan(c4.mean.value)
+    assert (c4.to_best, c4.tied, c4.letters, c4.ranks) == (None, False, {}, (0, 0))
+    assert list(magnitude.losses) == ["code:text"]
+    assert len(ranking.missing) == 2
+
+
+def test_a_study_that_has_only_begun(tmp_path: Path):
+    ranking = only(store_of(tmp_path, LOSSES, missing=[f"{label}/{m}" for label in LOSSES if label != "dense" for m in ("docs", "code")]))
+    assert ranking.entries == ()
+    assert {e.name for e in ranking.partial} == {"magnitude", "c4", "gsm8k:cot", "full_stops"}
+    assert ranking.dense is not None
+
+
+def test_a_dense_model_with_holes_is_no_reference(tmp_path: Path):
+    ranking = only(store_of(tmp_path, LOSSES, missing=["dense/code"]))
+    assert ranking.dense is None
+    assert ranking.best.increases == {}
+    assert [e.name for e in ranking.partial] == ["dense"]
+
+
+def test_where_more_is_better_the_largest_comes_first(tmp_path: Path):
+    store = store_of(tmp_path, {"a": [[0, 0]], "b": [[0, 0]]})
+    cells = []
+    for cell, share in zip(store.cells(), (0.25, 0.75), strict=True):
+        right = measured([float(i < share * 40) for i in range(40)], [1.0] * 40, "quiz", metric="accuracy", unit="share", better="higher")
+        cells.append(replace(cell, measures={"task": store.add_measurement(cell.run, {"spec": "task"}, right)}))
+    store.write_cells(cells)
+    ranking = only(store)
+    assert [(e.name, e.mean.value) for e in ranking.entries] == [("b", 0.75), ("a", 0.25)]
+    assert ranking.entries[1].to_best is not None
+    assert ranking.entries[1].to_best.value == 0.5
+    assert (ranking.better, ranking.units, ranking.metrics) == ({"quiz": "higher"}, {"quiz": "share"}, {"quiz": "accuracy"})
+
+
+def test_each_propagation_has_its_own_ranking(tmp_path: Path):
+    store = store_of(tmp_path, LOSSES)
+    store.write_cells([*store.cells(), *(replace(c, propagate="dense") for c in store.cells() if c.data)])
+    assert [r.propagate for r in rankings(store)] == ["", "dense"]
+    assert all([b.name for b in r.baselines] == ["magnitude"] for r in rankings(store))
+
+
+def test_equal_sets_share_a_letter_in_most_studies(tmp_path: Path):
+    """Six equal sets: some two are wrongly told apart in at most 5 % of studies, at three draws each."""
+    rng, wrong, times = np.random.default_rng(6), 0, 200
+    for _ in range(times):
+        hard, tokens = rng.normal(3, 0.3, 20), np.ones(20)
+        sides = {}
+        for label in "abcdef":
+            draws = [measured(hard + rng.normal(0, 0.05) + rng.normal(0, 0.1, 20), tokens) for _ in range(3)]
+            sides[label] = {"x": Side.of([Sample.of(m) for m in draws])}
+        wrong += bool(Pairs.of(sides, ["x"]).worse(looks=15).any())
+    assert wrong / times <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / times)

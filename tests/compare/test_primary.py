@@ -12,8 +12,9 @@ from calibrant.compare import Contrasted, Estimate, compare, contrast
 from calibrant.compare.primary import _holm
 from calibrant.store import Store
 
-from tests.compare.stores import DRAWN, LOSSES, store_of
+from tests.compare.stores import DRAWN, LOSSES, measured, store_of
 
+Losses = Mapping[str, Sequence[Sequence[float]]]
 PLAIN = Contrasted("c", "a", "b", ("x",), "m", "wanda", "0.5")
 
 
@@ -155,6 +156,20 @@ def test_what_cannot_be_computed_is_kept_with_its_reason(tmp_path: Path, primary
     assert found.verdict == "not computed"
     assert found.p is None
     assert reason in found.reason
+
+
+def test_what_is_measured_differently_is_not_averaged(tmp_path: Path):
+    primary = [{"compare": "svamp:icl", "on": ["docs:text", "quiz"]}, {"compare": "svamp:icl"}]
+    store = store_of(tmp_path, DRAWN, study={"primary": primary})
+    cells = []
+    for cell in store.cells():
+        right = measured([1, 0, 1, 1], [1] * 4, "quiz", metric="acc", unit="share", better="higher")
+        cells.append(replace(cell, measures={**cell.measures, "task": store.add_measurement(cell.run, {"spec": "task"}, right)}))
+    store.write_cells(cells, {**store.study(), "baseline": "c4"})
+    asked, default = compare(store).contrasts
+    assert asked.verdict == "not computed"
+    assert "can't be averaged: loss in nats/token, acc in share" in asked.reason
+    assert default.on == ("docs:text", "code:text")
 
 
 def test_each_method_and_target_that_has_the_sets_is_a_contrast(tmp_path: Path):

@@ -51,6 +51,20 @@ def test_contrasts_as_a_table():
     assert "Difference in nats/token: below zero the first is better; p: two-sided, after Holm over 5" in table.key
 
 
+def test_a_contrast_is_not_named_twice():
+    plainly = replace(OPEN, name="gsm8k:icl against c4")
+    assert told(plainly) == told(OPEN)
+    assert contrasting([plainly]).lines == contrasting([OPEN]).lines
+
+
+def test_what_so_few_draws_can_show_at_best_is_said_once():
+    few = [replace(c, smallest_p=0.1, smallest_p_of="a permutation of 3 and 3 draws") for c in (BETTER, OPEN)]
+    (tested,) = [s for s in conclusions(Comparison(contrasts=(*few, LOST))) if s.title == "Primary contrasts"]
+    assert [s for s in tested.sentences if "smallest p" in s] == [
+        "The smallest p of a permutation of 3 and 3 draws is 0.100; a smaller one leans on Student's t."
+    ]
+
+
 def test_agreements_the_least_first():
     table = agreeing(AGREEMENTS)
     assert [[str(f) for f in line.figures] for line in table.lines] == [

@@ -52,9 +52,9 @@ class Reader(HTMLParser):
 SETS = {"python_docs": (2.5, 3.9), "gsm8k:cot": (2.9, 3.4), "full_stops": (8.0, 9.0)}
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> str:
-    return report(store_of(tmp_path, SETS)).html()
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return report(store_of(tmp_path_factory.mktemp("made"), SETS)).html()
 
 
 def test_the_page_is_sound_html(page: str):

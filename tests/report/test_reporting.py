@@ -12,14 +12,15 @@ from calibrant.report import FORMATS, check_format, report
 from calibrant.report.account import account_of
 from calibrant.store import Store
 
+from tests.compare.synthetic import Synthetic
 from tests.report.made import store_of
 
 SETS = {"python_docs": (2.5, 3.9), "gsm8k:cot": (2.9, 3.4), "full_stops": (8.0, 9.0)}
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return store_of(tmp_path / "study", SETS)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return store_of(tmp_path_factory.mktemp("made") / "study", SETS)
 
 
 def test_every_format_names_every_set(folder: Path):
@@ -73,7 +74,7 @@ def test_the_page_lands_where_it_is_asked_for_whole_or_not_at_all(folder: Path, 
     with pytest.raises(OutputError, match="No space left"):
         found.write_html(tmp_path / "page.html")
     assert path.read_text("utf-8") == found.html()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["page.html", "study"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["page.html"]
 
 
 def test_an_account_needs_no_items(folder: Path):
@@ -86,19 +87,28 @@ def test_an_account_needs_no_items(folder: Path):
     assert found.machine["versions"] == "torch 2.13"
 
 
-def test_each_file_is_opened_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """But for one record of each model, whose matrices are counted."""
-    opened: Counter[str] = Counter()
-    original = io.open
+def test_a_large_study_is_reported_whole_and_each_file_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The work grows with the study and no faster: `benchmarks/reporting.py` says what it takes for ten thousand records."""
+    study = Synthetic(models=2, methods=2, targets=2, sets=6, draws=3, measures=2, items=10)
+    folder, opened, original = study.write(tmp_path / "large"), Counter[str](), io.open
 
     def counting(file: Path, *args: Any, **kwargs: Any) -> Any:
         opened[Path(file).name] += 1
         return original(file, *args, **kwargs)
 
     monkeypatch.setattr("io.open", counting)
-    report(folder).text("json")
-    runs, measures = 5, 10
-    assert opened["record.json"] == runs + 1
-    assert opened["provenance.json"] == runs + measures + 1
-    assert opened["score.json"] == measures
-    assert opened["items.parquet"] <= measures
+    found = report(folder)
+    text = found.text("markdown")
+    scores = study.records * study.measures
+    assert (len(found.rankings), {len(r.entries) for r in found.rankings}) == (2 * 2 * 2, {6})
+    assert text.count("\n## model") + text.startswith("## model") == 8
+    assert len(found.comparison.contrasts) == 2 * 8
+    assert len(found.to_csv().splitlines()) == 1 + scores
+    assert (opened["record.json"], opened["score.json"]) == (study.records, scores)
+    assert opened["items.parquet"] <= scores
+    assert opened["provenance.json"] == study.models
+    opened.clear()
+    found.text("json")
+    assert opened["provenance.json"] <= study.records + scores + study.models
+    assert opened["record.json"] == study.models, "one record of each model, whose matrices are counted"
+    assert opened["score.json"] == opened["items.parquet"] == 0

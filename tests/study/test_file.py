@@ -11,6 +11,8 @@ from calibrant.errors import StudyError
 from calibrant.study import Study, read_study
 from calibrant.study.file import DEEPEST, LARGEST, MOST
 
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in ("ab", "bc", "cd", "de", "ef"))
+"""Little text that stands for a million things."""
 SMALL = "model: smollm2\ndata: random_tokens\n"
 
 
@@ -53,7 +55,6 @@ baseline: c4
     ("written", "meant"),
     [
         ("2:4", "2:4"),
-        ("1:30:00", "1:30:00"),
         ("0.5", 0.5),
         ("5e-1", 0.5),
         ("'0.5'", "0.5"),
@@ -117,7 +118,7 @@ groups:
     assert "did you mean 0.5?" in text[3]
     assert "did you mean 'seed'?" in text[4]
     assert text[5].endswith("a text with a comma needs quotes")
-    with pytest.raises(StudyError, match="study.yaml has 8 mistakes:\nline 4: data\\[1\\]: there is no source called 'gsm9k'") as caught:
+    with pytest.raises(StudyError, match=r"study\.yaml has 8 mistakes:\nline 4: data\[1\]: there is no source called 'gsm9k'") as caught:
         read_study_again(read)
     assert str(caught.value).count("\n") == 8
 
@@ -141,7 +142,7 @@ def read_study_again(read: Any) -> None:
         ("model: smollm2\n? [a, b]\n: c4", 2, "a key must be a text"),
         ("model: smollm2\ndata: [c4", 2, "this is no YAML: expected ',' or ']'"),
         ("model: smollm2\ndata: c4: x", 2, "a text with a colon and a space in it needs quotes"),
-        ("model: smollm2\ndata: \x01", 0, "this is no YAML: special characters are not allowed"),
+        ("model: smollm2\ndata: \x01", 2, "this is no YAML: the character '\\x01' may not stand in it"),
         (b"model: smollm2\ndata: \xff", 2, "the byte 0xff is no UTF-8"),
         ("model: smollm2\n".encode("utf-16"), 1, "is no UTF-8"),
         ("", 0, "there is nothing in it"),
@@ -151,9 +152,9 @@ def read_study_again(read: Any) -> None:
         ("- model", 1, "['model'] is no study"),
         ("a: " + "[" * (DEEPEST + 2), 1, "lists within lists"),
         ("x" * (LARGEST + 1), 0, "the file is larger than 256 KiB"),
-        ("a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in ["ab", "bc", "cd", "de", "ef"]), 5, f"more than {MOST:,}"),
+        (BOMB, 5, f"more than {MOST:,}"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_study_file(read: Any, text: str | bytes, line: int, message: str):
     assert any(found_line == line and message in found for found_line, _, found in said(read, text)), said(read, text)
 
@@ -182,36 +183,38 @@ def test_a_byte_order_mark_and_windows_line_ends(read: Any):
 
 
 names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp", "Zs", "Cn", "Co", "Cf"]), min_size=1, max_size=8)
-sets = st.lists(st.sampled_from(["random_tokens", "full_stops", "python_docs@crop", "arithmetic:icl", "0.5*python_docs + 0.5*arithmetic"]), min_size=2, max_size=4, unique=True)  # fmt: skip
+SETS = ["random_tokens", "full_stops", "python_docs@crop", "arithmetic:icl", "0.5*python_docs + 0.5*arithmetic"]
+AXES = {"seeds": st.just((0, 3)), "propagate": st.just("reference"), "method": st.just("wanda")}
 
 
 @st.composite
-def studies(draw: st.DrawFn) -> Study:
-    data, sparsities = draw(sets), draw(st.lists(st.sampled_from([0.5, 0.6, "2:4", "0.7", 1e-05]), min_size=1, max_size=3, unique=True))
-    groups = draw(st.dictionaries(names, st.fixed_dictionaries({}, optional={"seeds": st.just((0, 3)), "propagate": st.just("reference"), "method": st.just("wanda")}), max_size=2))  # fmt: skip
-    pools = {} if not (draw(st.booleans())) else {"my pöol \U0001f600": tuple(data[:2])}
-    primary: list[dict[str, Any]] = [{"compare": data[0], "with": data[1], "on": "loss(source='arithmetic')"}] if draw(st.booleans()) else []
-    return Study(
-        models=draw(st.lists(st.text(min_size=1, max_size=12).filter(str.strip), min_size=1, max_size=2, unique=True)),
-        data=data,
-        sparsities=sparsities,
-        methods=draw(st.sampled_from([("wanda",), ("wanda", "sparsegpt(damp=0.02)", "magnitude")])),
-        evaluate=["loss(source='arithmetic')", "loss(source='python_docs', tokens=10)"],
-        tokens=draw(st.none() | st.integers(1, 9000)),
-        baseline=draw(st.none() | st.sampled_from(data)),
-        groups=groups,
-        pools=pools,
-        primary=primary,
-        exclude=draw(st.sampled_from([(), ({"seeds": (0,), "data": data[0]},)])),
-        statistics_gb=draw(st.floats(0, 1e6)),
-        masks=draw(st.booleans()),
-    )
+def studies(draw: st.DrawFn) -> dict[str, Any]:
+    data = draw(st.lists(st.sampled_from(SETS), min_size=2, max_size=4, unique=True))
+    sparsities = draw(st.lists(st.sampled_from([0.5, 0.6, "2:4", "0.7", 1e-05]), min_size=1, max_size=3, unique=True))
+    exclude = [{"data": data[0], "sparsity": (sparsities[0],)}] if len(sparsities) > 1 else []
+    primary: list[dict[str, Any]] = [{"compare": data[0], "with": data[1], "on": "loss(source='arithmetic')"}]
+    return {
+        "models": draw(st.lists(st.text(min_size=1, max_size=12).filter(str.strip), min_size=1, max_size=2, unique=True)),
+        "data": data,
+        "sparsities": sparsities,
+        "methods": draw(st.sampled_from([("wanda",), ("wanda", "sparsegpt(damp=0.02)", "magnitude")])),
+        "evaluate": ["loss(source='arithmetic')", "loss(source='python_docs', tokens=10)"],
+        "tokens": draw(st.none() | st.integers(1, 9000)),
+        "baseline": draw(st.none() | st.sampled_from(data)),
+        "groups": draw(st.dictionaries(names, st.fixed_dictionaries({}, optional=AXES), max_size=2)),
+        "pools": draw(st.sampled_from([{}, {"my pöol \U0001f600": tuple(data[:2])}])),
+        "primary": draw(st.sampled_from([[], primary])),
+        "exclude": draw(st.sampled_from([[], exclude])),
+        "statistics_gb": draw(st.floats(0, 1e6)),
+        "masks": draw(st.booleans()),
+    }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(studies())
-def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, study: Study):
+def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, asked: dict[str, Any]):
     path = tmp_path_factory.getbasetemp() / "round.yaml"
+    study = Study(**asked)
     path.write_bytes(study.as_yaml().encode("utf-8", "surrogatepass"))
     again = read_study(path)
     assert again == study

@@ -1,9 +1,12 @@
 """Workers that are processes: they give what one process gives, may die, and leave nobody behind."""
 
+import errno
 import functools
 import os
+import pickle
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,13 +17,14 @@ import psutil
 import pytest
 import torch
 
+from calibrant.cli import main
 from calibrant.compress import Clock
-from calibrant.errors import ModelError, SpecError, WorkerError
+from calibrant.errors import ModelError, OutputError, SpecError, WorkerError
 from calibrant.progress import silent
 from calibrant.store import Store
 from calibrant.study import Finished, Study, answering, engines
 from calibrant.study.engines.local import Here, Process, shared_threads
-from calibrant.study.engines.station import Reply
+from calibrant.study.engines.station import Raised, Reply
 from calibrant.study.engines.team import Team, Tokens
 from calibrant.study.ledger import Ledger
 
@@ -99,21 +103,30 @@ def test_a_worker_that_dies_is_replaced_and_all_is_as_of_one_process(
     assert not list((store / ".unfinished").glob("*/")), "no tokens of a data set stay"
 
 
-@pytest.mark.parametrize(("by", "code"), [(signal.SIGKILL, BUSY), (signal.SIGINT, IDLE)])
-def test_no_worker_outlives_a_study_that_is_stopped(
-    given: dict[str, str], tmp_path: Path, poison: Callable[[str], None], by: signal.Signals, code: str
-):
-    poison(code)
+def test_no_worker_outlives_a_driver_that_is_killed(given: dict[str, str], tmp_path: Path, poison: Callable[[str], None]):
+    poison(BUSY)
     number = forked(lambda: asked(given).run(tmp_path / "store", workers=2), tmp_path / "said")
     workers = until(lambda: len(found := workers_of(number)) == 2 and found)
-    if code == BUSY:
-        until(lambda: len(list((tmp_path / "store" / ".claims").glob("*"))) >= 2)
-    os.kill(number, by)
-    assert ended(number) == (-by if by == signal.SIGKILL else 1)
+    until(lambda: len(list((tmp_path / "store" / ".claims").glob("*"))) >= 2)
+    os.kill(number, signal.SIGKILL)
+    ended(number)
+    assert not psutil.wait_procs(workers, timeout=20)[1]
+
+
+def test_an_interrupted_study_ends_its_workers_and_says_how_to_go_on(given: dict[str, str], tmp_path: Path, poison: Callable[[str], None]):
+    poison(IDLE)
+    (tmp_path / "study.yaml").write_text(asked(given).as_yaml())
+
+    def command() -> None:
+        sys.argv = ["calibrant", "study", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "store"), "--workers", "2"]
+        main()
+
+    number = forked(command, tmp_path / "said")
+    workers = until(lambda: len(found := workers_of(number)) == 2 and found)
+    os.kill(number, signal.SIGINT)
+    assert (ended(number), (tmp_path / "said").read_text()) == (130, "interrupted; run the same command again to continue\n")
     assert not psutil.wait_procs(workers, timeout=20)[1]
     assert not Store(tmp_path / "store", create=False).failures()
-    if by == signal.SIGINT:
-        assert (tmp_path / "said").read_text().rstrip().endswith("KeyboardInterrupt")
 
 
 # How a team works, with workers that are this process and die when they are told to
@@ -168,7 +181,7 @@ def test_a_question_that_kills_twice_is_recorded_and_tried_again_when_that_is_as
 def test_a_measurement_that_kills_costs_no_other(given: dict[str, str], tmp_path: Path):
     study = asked(given, data=["random_tokens"], methods="wanda")
     bad, good = study.evaluators()
-    asked(given, data=["random_tokens"], methods="wanda", evaluate="loss(source=full_stops, tokens=64, length=32)").run(tmp_path)
+    asked(given, data=["random_tokens"], methods="wanda", evaluate=f"loss(source={given['verse']!r}, tokens=64, length=32)").run(tmp_path)
     finished = worked(study, tmp_path, lambda what, given: what == "answer" and bad in given[2])
     assert set(finished.failures) == {c.measures[bad] for c in finished.cells}
     assert all(f["what"].endswith(f"measured by {bad}") for f in finished.failures.values())
@@ -265,3 +278,18 @@ def test_ray_that_isnt_installed_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SpecError, match=r"needs the package ray.*pip install 'calibrant\[ray\]'"):
         engines.check("ray")
+
+
+def test_an_error_that_ends_the_study_survives_the_way_from_a_worker():
+    told = pickle.loads(pickle.dumps(Raised(OutputError("the disk is full", subject="/here"))))
+    assert (type(told.error), str(told.error), told.error.subject) == (OutputError, "the disk is full", "/here")
+
+
+def test_a_full_disk_in_a_worker_ends_the_study_and_is_no_failure(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(answering, "compress", full)
+    with pytest.raises(OSError, match="no room"):
+        worked(asked(given), tmp_path, lambda *_: False)
+    assert not Store(tmp_path, create=False).failures()

@@ -5,9 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+
+from calibrant.errors import SpecError
+from calibrant.study.engines.ray import _shares, _variables
 
 from tests.study.small import asked, results, texts
 
@@ -40,11 +44,11 @@ def look(what, done, total):
 
 finished = study.run(store, look, engine="ray", workers=2)
 said |= {"died": finished.died, "failures": dict(finished.failures), "computed": finished.computed, "seen": seen}
-for name, changes in (("gpus", {"gpus": 1.0}), ("address", {"address": "127.0.0.1:1"})):
+for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
     try:
-        study.run(store + name, engine="ray", workers=2, **changes)
+        study.run(store, engine="ray", address=address)
     except SpecError as error:
-        said[name] = str(error)
+        said[address] = str(error)
 said["left"] = len(psutil.Process().children(recursive=True))
 print("\\n" + json.dumps(said))
 """
@@ -95,7 +99,39 @@ def test_nothing_listens_on_the_network_and_nothing_is_left_behind(by_ray: tuple
     assert not (folder / ".ray").exists(), "no password in the user's home"
 
 
-def test_what_a_cluster_hasnt_got_is_said(by_ray: tuple[Path, dict[str, Any]]):
-    _, said = by_ray
-    assert said["gpus"] == "2 workers with 1 GPUs each need 2, and the cluster has 0; take fewer"
-    assert said["address"].startswith("there is no Ray cluster to work with at '127.0.0.1:1' (")
+@pytest.mark.parametrize(("address", "why"), [("127.0.0.1:1", "[Errno 111] Connection refused"), ("ray://127.0.0.1:1", "neither HOST:PORT nor auto")])
+def test_a_cluster_that_isnt_there_is_said_at_once(by_ray: tuple[Path, dict[str, Any]], address: str, why: str):
+    assert by_ray[1][address].startswith(f"there is no Ray cluster to work with at {address!r} ({why}); start one with 'ray start --head'")
+
+
+def cluster(*nodes: dict[str, float]) -> ModuleType:
+    """As much of Ray as tells what a cluster of such nodes has."""
+    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+    alive = [{"Alive": True, "Resources": node} for node in nodes]
+    found = ModuleType("ray")
+    found.__dict__.update(cluster_resources=lambda: total, nodes=lambda: alive)
+    return found
+
+
+def test_what_a_worker_takes_of_a_cluster():
+    assert _shares(cluster({"CPU": 8.0}, {"CPU": 8.0}), 3, 0.0, "auto") == (5, 5)
+    assert _shares(cluster({"CPU": 4.0}, {"CPU": 4.0}), 1, 0.0, "auto") == (4, 4), "a worker is on one node"
+    assert _shares(cluster({"CPU": 2.0}), 8, 0.0, "auto") == (1, 1)
+    assert _shares(cluster({"CPU": 2.0}), 4, 0.0, None) == (0.5, 1), "here all workers have a place, be it less than a processor"
+    assert _shares(cluster({"CPU": 4.0, "GPU": 2.0}), 2, 1.0, "auto") == (2, 2)
+
+
+def test_gpus_that_a_cluster_hasnt_got_are_refused():
+    with pytest.raises(SpecError, match=r"2 workers with 0\.5 GPUs each need 1, and the cluster has 0; take fewer") as caught:
+        _shares(cluster({"CPU": 4.0}), 2, 0.5, None)
+    assert caught.value.subject == "gpus"
+
+
+def test_secrets_stay_out_of_what_is_passed_to_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for name, value in {"HF_TOKEN": "hf_secret", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "SOMETHING": "else"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CALIBRANT_DATA", str(tmp_path))
+    passed = _variables(3)
+    assert passed.keys() & {"HF_TOKEN", "SOMETHING", "PYTHONPATH"} == set()
+    assert passed["OMP_NUM_THREADS"] == "3"
+    assert (passed["HF_HUB_OFFLINE"], passed["TOKENIZERS_PARALLELISM"], passed["CALIBRANT_DATA"]) == ("1", "false", str(tmp_path))

@@ -29,7 +29,7 @@ class Field:
         self.group, self.level = group, level
         self._cells, self._reading = cells, reading
         self._answers = Answers.of(cells, reading)
-        self._dense = self._answers.sides.get(DENSE) or self._answers.partial.get(DENSE, {})
+        self._dense = self._answers.sides.get(DENSE, {})
         self._rows = {label: sides for label, sides in self._answers.sides.items() if label != DENSE}
         self.measured = tuple(self._answers.names.values())
         self._scores = self._scales()
@@ -131,7 +131,7 @@ class Field:
             draws=self._answers.draws(label),
             losses={m: self._of({m: mine[m]}) for m in mine},
             increases={m: self._of({m: mine[m]}, self._dense) for m in known},
-            mean=self._of({m: mine[m] for m in self.averaged}, self._dense if self._whole_dense else None) if whole else UNKNOWN,
+            mean=self._of({m: mine[m] for m in self.averaged}, self._dense or None) if whole else UNKNOWN,
             to_best=to_best,
             tied=to_best is not None and not to_best.apart(self.level, self._looks),
             letters={name: letters[label] for name, letters in self._letters.items() if label in letters},
@@ -141,10 +141,6 @@ class Field:
             overlapping=label in self._answers.overlapping,
         )
 
-    @property
-    def _whole_dense(self) -> bool:
-        return all(m in self._dense for m in self.averaged)
-
     def _of(self, mine: Mapping[str, Side], dense: Mapping[str, Side] | None = None) -> Estimate:
         """The mean of some measured sets, or how much worse than the dense model it is."""
         if dense is None:
@@ -153,7 +149,7 @@ class Field:
         return combination([(mine, coefs), (dense, {m: -c for m, c in coefs.items()})])
 
     def _kept(self, mine: Mapping[str, Side], known: Sequence[str], whole: bool) -> dict[str, Estimate]:
-        asked = {m: [m] for m in known} | ({MEAN: self.averaged} if whole and self._whole_dense else {})
+        asked = {m: [m] for m in known} | ({MEAN: self.averaged} if whole and self._dense else {})
         return {name: share for name, over in asked.items() if (share := kept(mine, self._dense, over)) is not None}
 
     def _scales(self) -> dict[str, Score]:

@@ -126,6 +126,9 @@ class _Wish:
         lacking = [text for text, score in texts.items() if score is None]
         if not texts or lacking:
             return replace(bare, reason=f"Nothing was measured by {', '.join(lacking or self.on) or 'any evaluator'}.")
+        scales = dict.fromkeys(f"{score.metric} in {score.unit}" for score in texts.values() if score)
+        if len(scales) > 1:
+            return replace(bare, reason=f"What it is to be compared on can't be averaged: {', '.join(scales)}.")
         answers = Answers.of(mine, reading, tuple(texts))
         if gone := [label for label in self.weights if label not in answers.sides]:
             why = list(holes([cell for cell in mine if label_of(cell) in gone], reading, tuple(texts)))

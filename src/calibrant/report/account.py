@@ -51,7 +51,7 @@ def account_of(store: Store, reading: Reading) -> Account:
         dense=_dense_scores(cells, reading),
         sets=[Shown(r.run, r.data_facts) for r in records.values() if r.run.data],
         seconds=_seconds(store, cells, records),
-        settings=_settings(store, list(records.values())),
+        settings=_settings(store, records),
         machine=_machine(list(records.values())),
         failures=list(reading.failures.values()),
         study=study.read_text("utf-8") if study.exists() else "",
@@ -77,17 +77,18 @@ def _seconds(store: Store, cells: Sequence[Cell], records: Mapping[str, Record])
     return total
 
 
-def _settings(store: Store, records: Sequence[Record]) -> dict[str, str]:
+def _settings(store: Store, found: Mapping[str, Record]) -> dict[str, str]:
     """What all runs share, or the several values where they don't."""
-    pruned = [r for r in records if r.run.method.get("spec") != "none"]
-    first = {r.run.model: r.run.id for r in reversed(pruned)}
+    records = list(found.values())
+    pruned = {run: r for run, r in found.items() if r.run.method.get("spec") != "none"}
+    first = {r.run.model: run for run, r in reversed(pruned.items())}
     return {
         "numbers": _joined(r.run.dtype for r in records),
         "propagation": _joined(r.run.propagate for r in records if r.run.propagate),
         "allocation": _joined(str(r.run.allocation.get("spec", "")) for r in records),
-        "achieved sparsity": _joined(f"{r.sparsity:.4f}" for r in pruned),
+        "achieved sparsity": _joined(f"{r.sparsity:.4f}" for r in pruned.values()),
         "matrices pruned": _joined(str(len(r.weights)) for run in first.values() if (r := store.record(run)) is not None),
-        "left dense": _joined(str(len(r.dense)) for r in pruned),
+        "left dense": _joined(str(len(r.dense)) for r in pruned.values()),
     }
 
 

@@ -12,7 +12,7 @@ from calibrant.report.tables import HOLE, As, Column, Figure, Line, Table, ranke
 HOLES: Final = 100
 """How many holes are listed; a study that has hardly begun may have thousands."""
 
-ALONG: Final = {"method": "method", "target": "sparsity", "measured": "measured on"}
+ALONG: Final = {"method": "method", "target": "sparsity", "measured": "measured set"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ def sections(comparison: Comparison, way: As = "increase", notes: Mapping[str, s
 def conclusions(comparison: Comparison) -> Iterator[Section]:
     """What is said beyond the rankings."""
     if comparison.contrasts:
-        yield Section("Primary contrasts", contrasting(comparison.contrasts), tuple(map(told, comparison.contrasts)))
+        yield Section(
+            "Primary contrasts", contrasting(comparison.contrasts), (*map(told, comparison.contrasts), *_least_chances(comparison.contrasts))
+        )
     if comparison.agreements:
         yield Section("Do the rankings agree?", agreeing(comparison.agreements), tuple(agreed(comparison.agreements)))
     if comparison.missing:
@@ -61,7 +63,7 @@ def contrasting(contrasts: Sequence[Contrasted]) -> Table:
         f"p: two-sided, after Holm over {len(contrasts)}",
         "detectable: the difference that four studies of five like this one would find",
     )
-    lines = [Line(c.name or _sides(c), _figures(c), ", ".join([*([_sides(c)] if c.name else []), _where(c)])) for c in contrasts]
+    lines = [Line(c.name or _sides(c), _figures(c), ", ".join([*([_sides(c)] if _has_own_name(c) else []), _where(c)])) for c in contrasts]
     return Table("Primary contrasts", "contrast", columns, tuple(lines), legend)
 
 
@@ -75,6 +77,10 @@ def _figures(contrasted: Contrasted) -> tuple[Figure, ...]:
         Figure(HOLE if contrasted.detectable is None else f"{contrasted.detectable:.3f}"),
         Figure(contrasted.verdict, best=contrasted.verdict in ("better", "worse")),
     )
+
+
+def _has_own_name(contrasted: Contrasted) -> bool:
+    return contrasted.name not in ("", _sides(contrasted))
 
 
 def _sides(contrasted: Contrasted) -> str:
@@ -92,7 +98,7 @@ def _chance(p: float | None) -> str:
 
 def told(contrasted: Contrasted) -> str:
     """One contrast in words: what was found, or why nothing was, with what it would take."""
-    c, difference, lead = contrasted, contrasted.difference, f"{contrasted.name}: " if contrasted.name else ""
+    c, difference, lead = contrasted, contrasted.difference, f"{contrasted.name}: " if _has_own_name(contrasted) else ""
     if difference is not None and c.verdict in ("better", "worse"):
         interval = difference.interval(c.level)
         spread = "" if interval is None else f"{percent(c.level)} interval {interval[0]:+.3f} to {interval[1]:+.3f}"
@@ -102,6 +108,12 @@ def told(contrasted: Contrasted) -> str:
     if c.verdict == "cannot tell":
         return " ".join(filter(None, [f"{lead}{c.compare} and {c.against} can't be told apart ({_where(c)}).", c.needs, c.reason]))
     return " ".join(filter(None, [f"{lead}{_sides(c)} ({_where(c)}): {c.verdict}.", c.reason, c.needs]))
+
+
+def _least_chances(contrasts: Sequence[Contrasted]) -> Iterator[str]:
+    """What a test that assumes nothing of the draws' distribution could show at best with as many: beyond it, p leans on the t distribution."""
+    for test, p in dict.fromkeys((c.smallest_p_of, c.smallest_p) for c in contrasts if c.smallest_p is not None):
+        yield f"The smallest p of {test or 'a permutation of the draws'} is {_chance(p)}; a smaller one leans on Student's t."
 
 
 def agreeing(agreements: Sequence[Agreement]) -> Table:

@@ -12,7 +12,6 @@ from calibrant.evaluators import Evaluator, evaluators
 from calibrant.methods import Method, methods
 from calibrant.models.devices import DEVICES, DTYPES
 from calibrant.registry import did_you_mean
-from calibrant.spec import Spec
 from calibrant.study.labels import DENSE, Axes, Labels, union
 from calibrant.targets import parse_target
 
@@ -247,7 +246,7 @@ class Reading:
         return str(found) if isinstance(found, Method) else found
 
     def _built(self, path: Path, given: Any, make: Callable[[Any], T]) -> T | None:
-        if isinstance(given, Spec) or (isinstance(given, str) and given.strip()):
+        if isinstance(given, str) and given.strip():
             return self.mistakes.tried(path, make, given)
         self.mistakes.add(path, f"{short(given)} is no text; write a name, such as wanda, or quote what holds a comma")
         return None

@@ -11,8 +11,9 @@ from pathlib import Path as FilePath
 from typing import Any, Final, final
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.events import AliasEvent, DocumentStartEvent, Event, MappingEndEvent, MappingStartEvent, ScalarEvent, SequenceEndEvent
+from ruamel.yaml.reader import ReaderError
 
 from calibrant.errors import Problem, StudyError
 from calibrant.study.checking import KEYS, OTHERWISE, Mistakes, Path, keyed
@@ -49,7 +50,7 @@ def read_study(path: str | FilePath) -> Study:
         read(asked, mistakes)
     if mistakes.found:
         raise StudyError(mistakes.problems(lines), subject=shown)
-    return Study(**{"models": (), "data": (), **asked})
+    return Study(**{"models": (), "data": (), **asked, "statistics_gb": float(asked.get("statistics_gb", Study.statistics_gb))})
 
 
 def _text(path: FilePath, shown: str) -> str:
@@ -108,8 +109,9 @@ class _Document:
             mark = error.problem_mark or error.context_mark
             hint = "; a text with a colon and a space in it needs quotes" if "mapping values" in str(error.problem) else ""
             raise _refused(self._shown, mark.line + 1 if mark else 0, f"this is no YAML: {error.problem or error.context}{hint}") from error
-        except YAMLError as error:
-            raise _refused(self._shown, 0, f"this is no YAML: {' '.join(str(error).split())}") from error
+        except ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1
+            raise _refused(self._shown, line, f"this is no YAML: the character {chr(error.character)!r} may not stand in it; remove it") from error
 
     def _value(self, path: Path, event: Event) -> Any:
         self._count += 1

@@ -14,7 +14,6 @@ from calibrant.errors import StudyError
 from calibrant.evaluators import Evaluator, leaks, refuse
 from calibrant.methods import Method, methods
 from calibrant.progress import Progress, silent
-from calibrant.spec import Spec
 from calibrant.store import Store
 from calibrant.study import engines
 from calibrant.study.checking import Mistakes, Read, Reading
@@ -167,9 +166,7 @@ def read(asked: Mapping[str, Any], mistakes: Mistakes) -> Read:
 
 
 def _written(value: Any) -> Any:
-    """What was given as a study file would hold it: specs as their texts, any sequence as a list."""
-    if isinstance(value, Spec):
-        return str(value)
+    """What was given as a study file would hold it: any sequence as a list."""
     if isinstance(value, Mapping):
         return {key: _written(item) for key, item in value.items()}
     return value if isinstance(value, str) or not isinstance(value, Iterable) else [_written(item) for item in value]

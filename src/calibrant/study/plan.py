@@ -149,12 +149,15 @@ def _held(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]], in
     asked = dict(zip(study.labels(), study.questions(), strict=True))
     texts = {identity(q.asked.method): str(q.asked.method) for q in asked.values()}
     found: dict[Labels, tuple[str, ...]] = {}
-    for record in store.records(whole=False):
-        run = record.run
-        of = Labels(run.model_name, run.data, run.seed, texts.get(identity(run.method), ""), run.target, run.propagate)
-        if of in asked and _same(record, asked[of], study):
-            here = set(store.measured(run.id))
-            found[of] = tuple(text for text, e in study.evaluators().items() if measurement_id(run.id, canonical(e)) in here)
+    records = {record.run.id: record for record in store.records(whole=False)}
+    # Two draws of a set that is always the same are one run: its record tells one draw, and the index the other too.
+    draws = {(cell.run, cell.data, cell.seed) for cell in store.cells() if cell.run in records}
+    for run_id, data, seed in {*draws, *((i, record.run.data, record.run.seed) for i, record in records.items())}:
+        run = records[run_id].run
+        of = Labels(run.model_name, data, seed, texts.get(identity(run.method), ""), run.target, run.propagate)
+        if of in asked and _same(records[run_id], asked[of], study):
+            here = set(store.measured(run_id))
+            found[of] = tuple(text for text, e in study.evaluators().items() if measurement_id(run_id, canonical(e)) in here)
     return found, len(store.failures())
 
 
@@ -253,7 +256,9 @@ def _warned(models: Sequence[ModelPlan], drawn: Sequence[Stock]) -> Iterator[str
         yield from (f"{model.model}: {complaint}" for complaint in model.fails)
     for stock in drawn:
         held = "" if stock.held is None else f"{stock.held:.0f}" if stock.exact else f"about {stock.held:.1f}"
-        if stock.held is not None and stock.held < 1:
+        if stock.why and stock.held is not None:
+            yield f"{stock.data}: {stock.why}"
+        elif stock.held is not None and stock.held < 1:
             yield f"{stock.data} holds {held} draws of this size, too little for one: its runs will fail; ask for fewer samples or tokens"
         elif not stock.lasts:
             yield f"{stock.data} holds {held} disjoint draws of this size, and {stock.draws} are asked for: later ones repeat rows of earlier ones"
@@ -276,7 +281,7 @@ def _unknown(models: Sequence[ModelPlan], drawn: Sequence[Stock], probed: bool) 
     for model in models:
         if model.why:
             yield f"{model.model}: {model.why}; so its time, the size of its statistics, and whether the targets fit it can't be told"
-    yield from (f"{stock.data}: {stock.why}" for stock in drawn if stock.why)
+    yield from (f"{stock.data}: {stock.why}" for stock in drawn if stock.why and stock.held is None)
     if not probed:
         yield "times, sizes and draws: nothing was measured (--quick)"
     elif not drawn:

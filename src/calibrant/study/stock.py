@@ -1,23 +1,25 @@
 """How far a study's calibration sets last: how many disjoint draws each holds, and how long one takes."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.data import CalibrationSet
+import numpy as np
+
+from calibrant.data import CalibrationSet, Many
+from calibrant.data.expression import Term
 from calibrant.errors import DataError
 
-WINDOWS: Final = 8
-TOKENS: Final = 8_192
-"""A small draw, from which a whole one is told."""
+ROWS: Final = 64
+"""Rows that are read to tell how long the others are."""
 
 
 @dataclass(frozen=True)
 class Stock:
     """A set: `draws` are asked for and about `held` disjoint ones are there (None: without end, or not known, and then `why` says so).
 
-    `exact` says whether they were counted. `tokens` are those of a draw, `seconds` what one takes.
+    Where it can't be drawn at all, `held` is 0 and `why` is the reason. `exact` says whether draws were counted. `tokens` are those of a draw,
+    `seconds` what one takes.
     """
 
     data: str
@@ -38,17 +40,17 @@ def look(asked: CalibrationSet, draws: int, tokenizer: Any, exact: bool) -> Stoc
     """How far `asked` lasts for its first `draws` draws: all of them drawn if `exact`, else told from a small one."""
     if asked.mixed:
         return _together(asked, [look(part, draws, tokenizer, exact) for part in asked.mixed])
-    budget = budget_of(asked)
     try:
-        rows, ratio, small = _small(asked, tokenizer)
-        held = min((part["rows_held"] / max(1, part["rows"] * ratio) for part in rows if part["rows_held"] is not None), default=None)
+        parts = [_told(term, asked, tokenizer) for term in asked.parts]
+        held = min((part.held for part in parts if part.held is not None), default=None)
         if exact and held is not None:
             held = float(asked.disjoint_draws(tokenizer, draws) or 0)
-        return Stock(str(asked), draws, held, min(budget, round(small["tokens"] * ratio)), small["seconds"] * ratio, exact)
+        return Stock(str(asked), draws, held, sum(part.tokens for part in parts), sum(part.seconds for part in parts), exact)
     except DataError as error:
         hubs = {term.source.hub.id for term in asked.parts if term.source.hub is not None}
         fetched = f"it isn't in a mirror here and would be fetched from the hub ({error.subject}), so it isn't looked at"
-        return Stock(str(asked), draws, None, budget, why=fetched if error.subject in hubs else str(error))
+        known = error.subject not in hubs
+        return Stock(str(asked), draws, 0.0 if known else None, budget_of(asked), why=str(error) if known else fetched)
 
 
 def budget_of(asked: CalibrationSet) -> int:
@@ -56,19 +58,25 @@ def budget_of(asked: CalibrationSet) -> int:
     return asked.samples * asked.length if asked.budget is None else asked.budget
 
 
-def _small(asked: CalibrationSet, tokenizer: Any) -> tuple[list[Mapping[str, Any]], float, dict[str, Any]]:
-    """The parts of a small draw, how many times it goes into a whole one, its tokens, and the seconds it takes once the rows are read."""
-    if asked.budget is None:
-        samples, tokens = min(asked.samples, WINDOWS), None
-        ratio = asked.samples / samples
-    else:
-        samples, tokens = asked.samples, min(asked.budget, TOKENS)
-        ratio = asked.budget / tokens
-    CalibrationSet(str(asked), samples=1, length=asked.length).tokens(tokenizer)  # its rows are read
-    small = CalibrationSet(str(asked), samples=samples, length=asked.length, tokens=tokens)
+def _told(term: Term, asked: CalibrationSet, tokenizer: Any) -> Stock:
+    """One part of a set, told from the lengths of some of its rows."""
+    budget = round(budget_of(asked) * term.share)
+    if term.source.kind == "control":
+        return Stock(str(term), 0, None, budget)
+    rows = [row for row in term.source.rows("calibrate") if term.format.takes(row)]
+    some = rows[:: max(1, len(rows) // ROWS)]
     began = time.perf_counter()
-    facts = small.tokens(tokenizer).facts
-    return facts["parts"], ratio, {"tokens": facts["tokens"], "seconds": time.perf_counter() - began}
+    lengths = [len(tokenizer(term.format.render(row, tokenizer), add_special_tokens=False)["input_ids"]) for row in some]
+    each = (time.perf_counter() - began) / max(1, len(some))
+    # In a row of texts each is used up; elsewhere a window takes one, and of it no more than fits.
+    used = np.array(lengths if isinstance(term.packing, Many) else [min(n, asked.length) for n in lengths], dtype=float)
+    mean = max(1.0, used.mean()) if len(some) else 1.0
+    if asked.budget is None and not term.packing.fills:
+        needed = max(1.0, asked.samples * term.share)
+        return Stock(str(term), 0, len(rows) / float(needed), round(needed * mean), float(needed) * each)
+    # The rest of a draw's last text is left, and it is rather a long one: of a text that holds a given token, half is left on average.
+    needed = budget / mean + float(np.square(used).mean() if len(some) else 0) / (2 * mean**2)
+    return Stock(str(term), 0, len(rows) / needed, budget, needed * each)
 
 
 def _together(asked: CalibrationSet, parts: list[Stock]) -> Stock:

@@ -31,6 +31,7 @@ def run(ledger: Ledger, progress: Progress = silent, workers: int = 1) -> Finish
     folder, clock = ledger.store.folder.absolute(), ledger.clock
     if workers == 1:
         return Team(ledger, progress).work([lambda told: Here(ledger.job, folder, told, clock)])
+    workers = min(workers, len(ledger.job.questions))
     threads = shared_threads(workers)
     team = Team(ledger, progress, Tokens(ledger.store.corner()))
     return team.work([lambda told: Process(ledger.job, folder, threads, told, clock)] * workers)

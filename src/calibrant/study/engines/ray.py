@@ -8,6 +8,7 @@ import functools
 import os
 import queue
 import secrets
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -32,11 +33,15 @@ from calibrant.study.question import Finished, Job
 PASSED_ON: Final = ("CALIBRANT_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "XDG_")
 """Beginnings of the variables that workers get from this process; not those that hold a secret, which a cluster shows to who looks at it."""
 
+KNOCK: Final = 10.0
+"""Seconds that a cluster has to answer."""
+
 QUIET: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 
 
 def run(ledger: Ledger, progress: Progress, workers: int, address: str | None, gpus: float) -> Finished:
     """Answer every question with `workers` actors, each with `gpus` of a GPU. `SpecError` if Ray isn't there, or has no such resources."""
+    workers = min(workers, len(ledger.job.questions))
     with _cluster(address) as ray:
         cpus, threads = _shares(ray, workers, gpus, address)
         options = {
@@ -112,7 +117,7 @@ class Remote(Worker):
 @contextmanager
 def _cluster(address: str | None) -> Iterator[ModuleType]:
     """Ray, connected; where it was connected before, it stays so."""
-    with _environment(QUIET if address else {**QUIET, **_apart()}):
+    with _environment({**QUIET, **(_keyed() if address else _apart())}):
         import ray
 
         mine = not ray.is_initialized()
@@ -128,13 +133,31 @@ def _cluster(address: str | None) -> Iterator[ModuleType]:
 def _connect(ray: ModuleType, address: str | None) -> None:
     where = {"address": address} if address else {"address": "local", "include_dashboard": False}
     try:
+        if address:
+            _knock(address)
         ray.init(**where, log_to_driver=False, logging_level="error")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise SpecError(
             f"there is no Ray cluster to work with at {address or 'this machine'!r} ({' '.join(str(error).split())[:300]}); "
-            "start one with 'ray start --head' and give its address, or leave the address out to start one here",
+            "start one with 'ray start --head' and give its HOST:PORT, or leave the address out to have one started here",
             subject=address or "ray",
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise `OSError` if nobody listens at HOST:PORT: Ray itself would try for minutes. `ValueError` for an address of another kind."""
+    host, colon, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if not (colon and port.isdecimal()) or "/" in host:
+        raise ValueError("neither HOST:PORT nor auto")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK).close()
+
+
+def _keyed() -> dict[str, str]:
+    """What makes Ray show the word that the user keeps for clusters which ask for one; the others don't mind."""
+    kept = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or (Path.home() / ".ray" / "auth_token").exists()
+    return {"RAY_AUTH_MODE": "token"} if kept else {}
 
 
 @functools.cache

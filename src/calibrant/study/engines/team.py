@@ -68,7 +68,7 @@ class Team:
         self._workers, self._stopping = list[Worker](), False
 
     def work(self, hires: Sequence[Hire]) -> Finished:
-        """Answer every question with as many workers as there are `hires`. Whatever ends it, no worker is left behind.
+        """Answer every question with a worker for each of `hires`. Whatever ends it, no worker is left behind.
 
         Raises `OutputError` on a full disk and, for a study of one model, why that can't be opened.
         """
@@ -103,9 +103,10 @@ class Team:
             self._serve(hire)
 
     def _serve(self, hire: Hire) -> None:
-        """One worker's share of the questions; a worker that dies is replaced."""
-        worker = self._hired(hire)
-        while (index := self._next(worker.model)) is not None:
+        """One worker's share of the questions; a worker that dies is replaced if there is something left to ask."""
+        worker = None
+        while (index := self._next("" if worker is None else worker.model)) is not None:
+            worker = worker or self._hired(hire)
             try:
                 done = self._answered(index, worker)
             except WorkerError as death:
@@ -113,7 +114,7 @@ class Team:
                 if self._stopping:
                     return
                 done = self._mourned(index, worker, death)
-                worker = self._hired(hire)
+                worker = None
             self._put_away(index, done)
 
     def _hired(self, hire: Hire) -> Worker:

@@ -1,0 +1,90 @@
+import itertools
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+from calibrant.compare import compare
+from calibrant.compare.agreement import tau_b, tau_interval
+from calibrant.compare.crossed import Spread
+from calibrant.compare.pairwise import Pairs
+
+from tests.compare.stores import DRAWN, store_of
+
+
+def table(values: np.ndarray, variance: float, df: float = 40.0) -> Pairs:
+    """Differences of `values` that each have an error of the same variance over items."""
+    count = len(values)
+    full = np.full((count, count), 1.0)
+    spread = Spread(2 * variance * full, 0 * full, df * full, full)
+    no = np.zeros(count, dtype=bool)
+    return Pairs(tuple("abcdefgh"[:count]), values[:, None] - values, spread, 30, no, no)
+
+
+def test_tau_is_kendalls_with_ties():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        a, b = rng.integers(0, 4, 6).astype(float), rng.integers(0, 4, 6).astype(float)
+        if len(set(a)) > 1 and len(set(b)) > 1:
+            assert tau_b(a[:, None] - a, b[:, None] - b) == pytest.approx(kendalltau(a, b).statistic)
+    assert tau_b(np.zeros((3, 3)), np.ones((3, 3))) == 0
+
+
+def test_what_is_told_apart_narrows_the_interval_and_the_rest_may_be_anything():
+    a, b = np.array([0.0, 1.0, 2.0]), np.array([0.0, 2.0, 1.0])
+    assert tau_interval(table(a, 1e-6), table(b, 1e-6), 0.95) == pytest.approx((1 / 3, 1 / 3))
+    assert tau_interval(table(a, 100.0), table(b, 1e-6), 0.95) == (-1, 1)
+    near = np.array([0.0, 0.001, 2.0])
+    assert tau_interval(table(near, 0.01), table(near, 0.01), 0.95) == pytest.approx((1 / 3, 1))
+
+
+def test_without_errors_there_is_no_interval():
+    values = np.array([0.0, 1.0, 2.0])
+    assert tau_interval(table(values, math.nan), table(values, 1.0), 0.95) is None
+
+
+@pytest.mark.parametrize("size", [0.02, 0.5, 1.5, 6.0])
+@pytest.mark.parametrize("truth", ["same", "reverse", "other"])
+def test_the_interval_covers_the_true_tau(size: float, truth: str):
+    """Five sets, effects from far below to far above their errors; the truth is τ of the true effects."""
+    rng, times, hits, width = np.random.default_rng(int(size * 100)), 300, 0, 0.0
+    effects = size * np.arange(5.0)
+    other = {"same": effects, "reverse": -effects, "other": effects[[1, 3, 0, 4, 2]]}[truth]
+    true = kendalltau(effects, other).statistic
+    for _ in range(times):
+        low, high = tau_interval(*(table(x + rng.normal(0, 1, 5), rng.chisquare(40) / 40) for x in (effects, other)), 0.95) or (0, 0)
+        hits += low - 1e-9 <= true <= high + 1e-9
+        width += (high - low) / times
+    assert hits / times >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / times)
+    assert size < 6 or width < 0.5
+
+
+def test_rankings_are_compared_along_one_thing_at_a_time(tmp_path: Path):
+    store = store_of(tmp_path, DRAWN)
+    cells = store.cells()
+    more = [replace(c, method=m, target=t) for c in cells if c.data for m, t in (("wanda", "2:4"), ("sparsegpt", "0.5"))]
+    store.write_cells([*cells, *more])
+    found = compare(store).agreements
+    across = [(a.along, a.a, a.b, a.within) for a in found if a.along != "measured"]
+    assert across == [("method", "sparsegpt", "wanda", "0.5"), ("target", "0.5", "2:4", "wanda")]
+    assert all((a.tau, a.sets, a.model) == (1.0, 3, "tiny") for a in found if a.along != "measured")
+    assert [(a.a, a.b, a.within) for a in found if a.along == "measured"] == [
+        ("docs:text", "code:text", f"{m} at {t}") for m, t in (("sparsegpt", "0.5"), ("wanda", "0.5"), ("wanda", "2:4"))
+    ]
+    assert all(a.interval is not None and -1 <= a.interval[0] <= a.tau <= a.interval[1] <= 1 for a in found)
+
+
+def test_controls_and_twos_are_no_agreement(tmp_path: Path):
+    fewer = {k: v for k, v in DRAWN.items() if k != "c4"} | {"full_stops": [[6.0, 6.0]], "random_tokens:text": [[7.0, 7.0]]}
+    assert compare(store_of(tmp_path, fewer)).agreements == ()
+
+
+def test_the_interval_holds_the_estimate_whatever_is_told_apart():
+    rng = np.random.default_rng(3)
+    for count, scale in itertools.product((3, 5, 8), (0.01, 1.0, 10.0)):
+        a, b = table(rng.normal(0, scale, count), 1.0), table(rng.normal(0, scale, count), 1.0)
+        low, high = tau_interval(a, b, 0.95) or (1, -1)
+        assert low <= tau_b(a.values, b.values) <= high

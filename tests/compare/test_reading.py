@@ -1,0 +1,126 @@
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import polars as pl
+import pytest
+
+from calibrant.compare import compare, read, tidy
+from calibrant.compare.crossed import Sample
+from calibrant.compare.reading import narrowed
+from calibrant.errors import DataError, SpecError
+from calibrant.store import Store
+
+from tests.compare.stores import DRAWN, LOSSES, store_of
+from tests.compare.synthetic import Synthetic
+
+
+@pytest.mark.parametrize("rows", [10**6, 20])
+def test_what_is_read_at_once_is_what_the_store_gives_one_by_one(tmp_path: Path, rows: int):
+    store = store_of(tmp_path, DRAWN)
+    with patch("calibrant.compare.reading.ROWS", rows):
+        reading = read(store)
+    assert len(reading.cells) == 10
+    for cell in reading.cells:
+        for measure_id in cell.measures.values():
+            found, kept = reading.samples[cell.run][measure_id], store.measurement(cell.run, measure_id)
+            assert kept is not None
+            one = Sample.of(kept)
+            assert (found.score, found.items) == (one.score, one.items)
+            assert np.array_equal(found.values, one.values)
+            assert np.array_equal(found.weights, one.weights)
+
+
+def test_items_in_another_order_and_with_more_columns_are_read_by_name(tmp_path: Path):
+    store = store_of(tmp_path, LOSSES)
+    before = read(store)
+    cell = store.cells()[2]
+    measure_id = cell.measures["loss(source='docs')"]
+    path = store.measure_folder(cell.run, measure_id) / "items.parquet"
+    pl.read_parquet(path).reverse().with_columns(hit=pl.lit(True)).select("hit", "weight", "item", "value").write_parquet(path)
+    found, kept = read(store).samples[cell.run][measure_id], before.samples[cell.run][measure_id]
+    assert found.items == kept.items
+    assert np.array_equal(found.values, kept.values)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
+    store = store_of(tmp_path, LOSSES)
+    cell = store.cells()[2]
+    path = store.measure_folder(cell.run, cell.measures["loss(source='docs')"]) / "items.parquet"
+    path.write_bytes(b"no parquet")
+    with pytest.raises(DataError, match=cell.run.partition(":")[2][:16]):
+        read(store)
+
+
+def test_scores_need_no_items(tmp_path: Path):
+    store = store_of(tmp_path, LOSSES)
+    for path in tmp_path.rglob("items.parquet"):
+        path.unlink()
+    assert tidy(store).height == 10
+
+
+def test_measures_are_chosen_by_how_they_begin(tmp_path: Path):
+    store = store_of(tmp_path, LOSSES)
+    for wanted in (["docs"], ["loss(source='docs')"], ["docs:text"]):
+        assert compare(store, wanted).rankings[0].measured == ("docs:text",)
+    assert compare(store, ["docs", "loss"]).rankings[0].measured == ("docs:text", "code:text")
+    assert narrowed(read(store), []).cells == read(store).cells
+
+
+def test_a_measure_that_is_not_there_is_refused(tmp_path: Path):
+    with pytest.raises(SpecError, match=r"begins with 'wiki' \(measured: loss\(source='docs'\), loss\(source='code'\)\)"):
+        compare(store_of(tmp_path, LOSSES), ["docs", "wiki"])
+
+
+def test_a_reading_is_compared_as_its_store_is(tmp_path: Path):
+    store = store_of(tmp_path, DRAWN)
+    reading = read(store)
+    assert compare(reading) == compare(store)
+    assert tidy(reading).equals(tidy(store))
+
+
+def test_every_file_of_a_large_study_is_opened_once(tmp_path: Path):
+    shape = Synthetic(models=1, methods=2, targets=2, sets=4, draws=3, measures=2, items=20)
+    store = Store(shape.write(tmp_path / "store"), create=False)
+    opened: list[str] = []
+    whole, scan = Path.open, pl.scan_parquet
+
+    def counted(path: Path, *more: object, **named: object) -> object:
+        opened.append(str(path))
+        return whole(path, *more, **named)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    def scanned(paths: list[Path], **named: object) -> pl.LazyFrame:
+        opened.extend(map(str, paths))
+        return scan(paths, **named)  # pyright: ignore[reportArgumentType]
+
+    with patch.object(Path, "open", counted), patch("polars.scan_parquet", scanned):
+        found = compare(store)
+    assert len(found.rankings) == 4
+    mine = [name for name in opened if "/runs/" in name]
+    assert len(mine) == len(set(mine))
+    assert sum(name.endswith("items.parquet") for name in mine) == 2 * shape.records
+    assert not any(name.endswith("provenance.json") for name in mine)
+
+
+def test_the_synthetic_study_is_told_as_it_was_made(tmp_path: Path):
+    store = Store(Synthetic(models=1, methods=1, targets=1, sets=4, draws=5, items=60, effect=0.4).write(tmp_path / "store"), create=False)
+    found = compare(store)
+    (ranking,) = found.rankings
+    assert [e.name for e in ranking.entries] == ["set0", "set1", "set2", "set3"]
+    assert [e.ranks for e in ranking.entries] == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    assert [(c.name, c.verdict) for c in found.contrasts] == [("odd or even", "worse"), ("set1 against set0", "worse")]
+
+
+def test_comparing_counts_what_it_shows(tmp_path: Path):
+    store = store_of(tmp_path, DRAWN)
+    store.write_cells(store.cells(), revisions={"method wanda": 2})
+    found = compare(store)
+    assert found.looks == 9  # three pairs, on two measured sets and their mean
+    assert found.stale == 9
+    assert not found.one_draw
+    assert found.missing == ()
+    more = replace(store.cells()[-1], data="pile", run="", measures={"loss(source='docs')": "", "loss(source='code')": ""})
+    store.write_cells([*store.cells(), more])
+    assert [hole.partition(" on ")[0] for hole in compare(store).missing] == ["pile (draw 2)"] * 2
+    assert compare(store_of(tmp_path / "one", LOSSES)).one_draw

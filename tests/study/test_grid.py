@@ -1,0 +1,240 @@
+"""The grid: the union of its groups without what is excluded, in order; what is compared in it; and every mistake at once."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+
+from calibrant.errors import StudyError
+from calibrant.methods import methods
+from calibrant.study import Study
+from calibrant.study.checking import Mistakes
+from calibrant.study.grid import read
+from calibrant.study.labels import Labels
+
+STOPS = {"compare": "full_stops", "with": "random_tokens"}
+LOSSES = ("loss(source='python_docs', tokens=10)", "loss(source='arithmetic')", "loss(source='arithmetic', length=64)")
+
+
+GIVEN: dict[str, Any] = {
+    "models": "smollm2",
+    "data": ["random_tokens", "full_stops", "arithmetic:icl", "arithmetic:cot"],
+    "methods": ["wanda", "sparsegpt", "magnitude"],
+    "sparsities": [0.5, "2:4"],
+    "seeds": [0, 1],
+    "evaluate": LOSSES,
+}
+
+
+def asked(**changes: Any) -> Study:
+    return Study(**{**GIVEN, **changes})
+
+
+def problems(**changes: Any) -> list[tuple[str, str]]:
+    """What is wrong with a study, given as a file would give it: also what Python's types forbid."""
+    mistakes = Mistakes()
+    read({**GIVEN, **changes}, mistakes)
+    assert {p.line for p in mistakes.problems()} == {0}
+    return [(p.where, p.message) for p in mistakes.problems()]
+
+
+def of(study: Study) -> list[tuple[str, int, str, str]]:
+    return [(labels.data, labels.seed, labels.method, labels.target) for labels in study.labels()]
+
+
+def test_the_order_is_that_in_which_statistics_are_used_while_fresh():
+    study = asked(models=["one", "two"])
+    cells = of(study)
+    half = len(cells) // 2
+    assert cells[:half] == cells[half:]
+    assert cells[:3] == [("", 0, "none", "0.0"), ("", 0, "magnitude", "0.5"), ("", 0, "magnitude", "2:4")]
+    sets = ["random_tokens", "full_stops", "arithmetic:icl", "arithmetic:cot"]
+    wanted = [(d, s, m, t) for s, d in product([0, 1], sets) for m, t in product(["wanda", "sparsegpt"], ["0.5", "2:4"])]
+    assert sorted(cells[3:half]) == sorted(wanted)
+    assert [c[:2] for c in cells[3:half]] == [c[:2] for c in wanted]
+
+
+def test_groups_are_grids_with_axes_replaced_and_each_cell_is_asked_once():
+    groups = {
+        "headline": {"method": "wanda", "sparsity": 0.6, "seeds": [0, 1, 2]},
+        "again": {"method": ["wanda", "magnitude"], "sparsity": [0.6], "seeds": 0},
+        "methods": {"data": ["random_tokens"], "method": "sparsegpt"},
+    }
+    cells = of(asked(groups=groups))
+    assert len(set(cells)) == len(cells) == 1 + 1 + 4 * 3 + 2 * 2
+    assert [c[2] for c in cells if not c[0]] == ["none", "magnitude"]
+    assert [s for _, s, _, _ in cells[2:]] == sorted(s for _, s, _, _ in cells[2:])
+    assert {c[3] for c in cells if c[2] == "sparsegpt"} == {"0.5", "2:4"}
+
+
+def test_a_group_may_ask_for_another_propagation():
+    study = asked(groups={"own": {}, "parity": {"data": "random_tokens", "method": ["wanda", "magnitude"], "propagate": "reference"}})
+    seen = {(q.cell.method, q.cell.propagate, q.asked.propagate) for q in study.questions() if q.calibration}
+    assert seen == {("wanda", "dense", "dense"), ("sparsegpt", "arrival", "arrival"), ("wanda", "reference", "reference")}
+    assert sum(labels.method == "magnitude" for labels in study.labels()) == 2  # it looks at nothing, whatever the propagation
+
+
+def test_questions_are_what_the_labels_say():
+    study = asked(samples=7, length=99, exclude=[{"sparsity": "2:4", "method": "wanda"}])
+    for question, labels in zip(study.questions(), study.labels(), strict=True):
+        cell = question.cell
+        assert labels == Labels(cell.model, cell.data, cell.seed, cell.method, cell.target, cell.propagate)
+        assert question.calibration is None or (question.calibration.samples, question.calibration.length) == (7, 99)
+
+
+def test_an_axis_that_every_group_gives_need_not_stand_above_them():
+    study = asked(data=(), groups={"a": {"data": "random_tokens"}, "b": {"sets": ["full_stops"]}})
+    assert [c[0] for c in of(study) if c[1:3] == (0, "wanda") and c[3] == "0.5"] == ["random_tokens", "full_stops"]
+    assert "data:" not in study.as_yaml().partition("groups")[0]
+    assert problems(data=(), groups={"a": {"data": "random_tokens"}, "b": {}}) == [("data", "a study needs at least one data, and none is given")]
+
+
+def test_cells_that_match_every_key_are_left_out():
+    left = of(asked(exclude=[{"method": "sparsegpt", "sparsity": "2:4"}, {"data": ["full_stops", "random_tokens"], "seed": 1}]))
+    whole = of(asked())
+    gone = [c for c in whole if c[2:] == ("sparsegpt", "2:4") or (c[0] in ("full_stops", "random_tokens") and c[1] == 1)]
+    assert left == [c for c in whole if c not in gone]
+    assert ("", 0, "magnitude", "2:4") not in of(asked(exclude=[{"method": "magnitude", "sparsity": "2:4"}]))
+
+
+def test_a_model_of_which_nothing_is_left_has_no_dense_run():
+    left = asked(models=["one", "two"], exclude=[{"model": "two"}]).labels()
+    assert {labels.model for labels in left} == {"one"}
+    assert [(labels.model, labels.method) for labels in asked(models=["one"], methods="none").labels()] == [("one", "none")]
+
+
+def test_what_readers_need_is_in_canonical_texts():
+    study = asked(
+        baseline="full_stops@many(separator='')",
+        pools={"both": ["arithmetic", "arithmetic:cot@many"], "controls": ("random_tokens", "full_stops")},
+        primary=[
+            {"name": "content", "compare": "both", "with": "controls"},
+            {"compare": "arithmetic", "with": "full_stops", "on": "loss(tokens=10, source=python_docs)", "method": "sparsegpt(damp=0.01)"},
+        ],
+    )  # fmt: skip
+    assert study.for_reading() == {
+        "baseline": "full_stops",
+        "pools": {"both": ["arithmetic:icl", "arithmetic:cot"], "controls": ["random_tokens", "full_stops"]},
+        "primary": [
+            {"name": "content", "compare": "both", "with": "controls"},
+            {
+                "name": "arithmetic:icl against full_stops",
+                "compare": "arithmetic:icl",
+                "with": "full_stops",
+                "on": ["loss(source='python_docs', tokens=10)"],
+                "method": ["sparsegpt"],
+            },
+        ],
+    }
+    assert asked().for_reading() == {"baseline": None, "pools": {}, "primary": []}
+
+
+def test_an_evaluator_may_be_told_by_what_makes_it_the_only_one():
+    (contrast,) = asked(primary=[{"compare": "random_tokens", "with": "full_stops", "on": ["loss(source=python_docs)"]}]).for_reading()["primary"]
+    assert contrast["on"] == ["loss(source='python_docs', tokens=10)"]
+    exact = asked(primary=[{"compare": "random_tokens", "with": "full_stops", "on": "loss(source='arithmetic')"}]).for_reading()["primary"]
+    assert exact[0]["on"] == ["loss(source='arithmetic')"]
+
+
+WRONG: list[tuple[dict[str, Any], str, str]] = [
+    ({"models": []}, "model", "a study needs at least one model"),
+    ({"models": 3}, "model", "3 is no text"),
+    ({"models": ["a", "a"]}, "model[1]", "'a' is there twice: it is the same as a (model[0])"),
+    ({"data": {"a": 1}}, "data", "{'a': 1} has keys of its own"),
+    ({"data": ["arithmetic", "arithmetic:icl"]}, "data[1]", "'arithmetic:icl' is there twice: it is the same as arithmetic:icl (data[0])"),
+    ({"data": ["python_docs:cot"]}, "data[0]", "python_docs can't be rendered as cot"),
+    ({"data": "gone.jsonl"}, "data[0]", "there is no file 'gone.jsonl'"),
+    ({"sparsities": [True]}, "sparsity[0]", "'True' is no target"),
+    ({"seeds": [True]}, "seeds[0]", "a draw is True; it must be a whole number of at least 0"),
+    ({"seeds": [0, -2]}, "seeds[1]", "a draw is -2"),
+    ({"evaluate": ["loss", "loss(source=wikitext)"]}, "evaluate[1]", "is the same as loss"),
+    ({"evaluate": "loss(source=gsm9k)"}, "evaluate[0]", "there is no source called 'gsm9k', did you mean 'gsm8k'?"),
+    ({"evaluate": "task(name=gsm9k)"}, "evaluate[0]", "there is no source called 'gsm9k'"),
+    ({"evaluate": "generation(name=c4)"}, "evaluate[0]", "c4 can't be rendered as qa"),
+    ({"evaluate": "agreement(source=full_stops)"}, "evaluate[0]", "'full_stops' is a control"),
+    ({"evaluate": "perplexity(source=wikitxt)"}, "evaluate[0]", "there is no source called 'wikitxt'"),
+    ({"samples": 0}, "samples", "samples is 0; it must be a whole number of at least 1"),
+    ({"tokens": "many"}, "tokens", "tokens is 'many'"),
+    ({"length": 2.5}, "length", "length is 2.5"),
+    ({"masks": 1}, "masks", "masks is 1; it must be true or false"),
+    ({"statistics_gb": -1}, "statistics_gb", "statistics_gb is -1"),
+    ({"statistics_gb": float("nan")}, "statistics_gb", "statistics_gb is nan"),
+    ({"propagate": "dnese"}, "propagate", "'dnese' is not known, did you mean 'dense'?"),
+    ({"dtype": "float7"}, "dtype", "'float7' is not known"),
+    ({"device": "gpu"}, "device", "'gpu' is not known"),
+    ({"allocation": "owll"}, "allocation", "there is no allocation called 'owll'"),
+    ({"groups": {"a": {"samples": 3}}}, "groups.a.samples", "samples is the same for the whole study"),
+    ({"groups": {"a": {"method": []}}}, "groups.a.method", "the group replaces method by nothing"),
+    ({"groups": {"a": {"metod": 1}}}, "groups.a.metod", "did you mean 'method'?"),
+    ({"groups": {"a": 3}}, "groups.a", "3 is no group"),
+    ({"groups": ["a"]}, "groups", "['a'] gives no names"),
+    ({"groups": {"": {}}}, "groups.", "'' is no name"),
+    ({"exclude": [{"method": "magnitude", "seeds": 1}]}, "exclude[0]", "matches none of the 35 runs"),
+    ({"exclude": [{"sparsity": 0.9}]}, "exclude[0].sparsity", "0.9 isn't in the grid, so there is nothing to leave out; it has 0.5, 2:4"),
+    ({"exclude": [{}]}, "exclude[0]", "an empty entry would leave out everything"),
+    ({"exclude": [{"sparsity": [0.5, "2:4"]}]}, "exclude", "everything is left out: of 35 runs none remains"),
+    ({"exclude": [{"evaluate": "loss"}]}, "exclude[0].evaluate", "evaluate is the same for the whole study"),
+    ({"baseline": "python_docs"}, "baseline", "'python_docs' is no set of the grid; the grid has arithmetic:cot"),
+    ({"baseline": 3}, "baseline", "3 is no set"),
+    ({"baseline": "full_stop"}, "baseline", "there is no set called 'full_stop', did you mean 'full_stops'?"),
+    ({"baseline": "no_such_thing"}, "baseline", "there is no source called 'no_such_thing'"),
+    ({"pools": {"a": []}}, "pools.a", "the pool 'a' is empty"),
+    ({"pools": {"a": ["full_stops", "full_stops"]}}, "pools.a", "the pool 'a' holds full_stops twice"),
+    ({"pools": {"arithmetic": ["full_stops"]}}, "pools.arithmetic", "the pool 'arithmetic' is called like a set of the grid"),
+    ({"pools": {"a": ["c4"]}}, "pools.a[0]", "'c4' is no set of the grid"),
+    ({"primary": [{"compare": "full_stops"}]}, "primary[0]", "the contrast has no 'with'"),
+    ({"primary": [{"compare": "full_stops", "with": "full_stops@many(separator='')"}]}, "primary[0]", "full_stops is compared with itself"),
+    ({"primary": [{"compare": "full_stops", "with": "poool"}], "pools": {"pool": ["random_tokens"]}}, "primary[0].with", "did you mean 'pool'?"),
+    ({"primary": [{**STOPS, "on": "loss(source=c4)"}]}, "primary[0].on", "is nothing that this study measures"),
+    ({"primary": [{**STOPS, "on": "loss"}]}, "primary[0].on", "'loss' is any of loss(source='python_docs'"),
+    ({"primary": [{**STOPS, "on": []}]}, "primary[0].on", "a contrast on nothing"),
+    ({"primary": [{**STOPS, "on": [LOSSES[0], LOSSES[0]]}]}, "primary[0].on", "names an evaluator twice"),
+    ({"primary": [{**STOPS, "method": "magnitude"}]}, "primary[0].method", "its method is one of sparsegpt, wanda"),
+    ({"primary": [{**STOPS, "model": []}]}, "primary[0].model", "a contrast within no model"),
+    ({"primary": [{**STOPS, "name": ""}]}, "primary[0].name", "'' is no name"),
+    ({"primary": [STOPS] * 2}, "primary[1]", "is the same contrast as primary[0]"),
+    ({"primary": [{**STOPS, "seeds": 0}]}, "primary[0].seeds", "seeds is the same for the whole study"),
+    (
+        {"groups": {"a": {"data": "full_stops"}, "b": {"data": "random_tokens", "method": "sparsegpt"}},
+         "primary": [{**STOPS, "method": "wanda"}]},
+        "primary[0]",
+        "no model, method and sparsity (method wanda) has both full_stops and random_tokens",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "where", "message"), WRONG, ids=[f"{w}: {m[:30]}" for _, w, m in WRONG])
+def test_mistakes(changes: dict[str, Any], where: str, message: str):
+    found = problems(**changes)
+    places = {where, where.removesuffix("[0]")}
+    assert any(place in places and message in said for place, said in found), found
+
+
+def test_one_mistake_is_one_problem():
+    assert len(problems(primary=[{"compare": "full_stops", "with": "full_stops", "name": "x"}, {"compare": "gsm9k", "with": "full_stops"}])) == 2
+
+
+def test_a_message_names_every_mistake_in_a_line_of_its_own():
+    with pytest.raises(StudyError, match=r"^the study has 2 mistakes:\nseeds: a draw is -1.*\nbaseline: 'c4' is no set of the grid"):
+        asked(seeds=-1, baseline="c4")
+    with pytest.raises(StudyError, match=r"^the study has a mistake:\nsamples: samples is 0"):
+        asked(samples=0)
+
+
+def test_a_method_that_removes_nothing_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(type(methods.build("wanda")), "prunes", False)
+    ((where, message),) = problems(methods=["wanda"])
+    assert (where, message) == (
+        "method[0]",
+        "wanda removes no weights, so no sparsity can be asked of it; choose a method that prunes, such as wanda",
+    )
+
+
+def test_large_grids_are_read_at_once():
+    names = [f"{source}:{way}" for source in ("gsm8k", "svamp", "mawps", "esnli", "anli_r1", "commonsense_qa") for way in ("zero", "icl", "cot")]
+    primary = [{"compare": a, "with": "corpora", "name": f"{a} {m}", "method": m} for a in names for m in ("wanda", "sparsegpt")]
+    study = Study(
+        ["hub/one", "hub/two"], ["c4", "pile", *names], ["wanda", "sparsegpt"], 0.5, range(20), pools={"corpora": ["c4", "pile"]}, primary=primary
+    )
+    assert len(study.questions()) == 2 * (1 + 20 * 20 * 2)
+    assert len(study.for_reading()["primary"]) == 36

@@ -1,0 +1,202 @@
+"""The plan: counts by hand, what the store has, what can't be known, and that nothing is written or asked of the internet."""
+
+import importlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub.constants
+import pytest
+import torch
+
+from calibrant.activations import FeatureNorms, Gram
+from calibrant.data import CalibrationSet
+from calibrant.data.hub import offline
+from calibrant.errors import DataError, ModelError, OutputError
+from calibrant.models import located
+from calibrant.study import Study, plan
+from calibrant.study.duration import Lacking, duration, passes
+from calibrant.study.probe import Probed
+from calibrant.study.stock import Stock, look
+from calibrant.testing import tiny_folder
+from calibrant.testing.tiny import tiny_tokenizer
+
+LOSS = "loss(source='python_docs', tokens=200, length=64)"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_folder(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+def asked(model: str, **changes: Any) -> Study:
+    given: dict[str, Any] = {
+        "models": [model],
+        "data": ["python_docs", "random_tokens"],
+        "methods": ["wanda", "sparsegpt", "magnitude"],
+        "sparsities": [0.5, "2:4"],
+        "seeds": [0, 1],
+        "evaluate": [LOSS, "loss(source='python_docs', tokens=100, length=32)"],
+        "samples": 4,
+        "length": 64,
+        "dtype": "float32",
+    }
+    return Study(**{**given, **changes})
+
+
+def test_counts_without_opening_anything(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.import_module("calibrant.study.plan"), "open_model", None)
+    found = plan(asked(model), tmp_path / "out", probed=False)
+    runs = 1 + 2 + 2 * 2 * 2 * 2
+    assert (found.runs.asked, found.runs.left, found.measurements.asked, found.measurements.left) == (runs, runs, 2 * runs, 2 * runs)
+    assert found.shared == {"drawn": 4, "looking": 16, "passes": 4, "from_passes": 8, "baselines": 3}
+    assert [m[:2] for m in found.methods] == [("wanda", "dense"), ("sparsegpt", "arrival")]
+    assert "only scores" in found.methods[0][2]
+    assert found.seconds is None
+    assert "--quick" in found.unknown[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_plan_of_a_model_that_is_here(model: str, tmp_path: Path):
+    found = plan(asked(model), tmp_path / "out")
+    (told,) = found.models
+    assert (told.matrices, told.blocks, told.dtype, told.why) == (21, 3, "float32", "")
+    widths = [32, 32, 32, 64]  # of q, k and v; of o; of gate and up; of down
+    assert told.inputs == 3 * len(widths)
+    assert told.statistics == {"FeatureNorms": 3 * sum(8 * w for w in widths)}
+    assert told.statistics_bytes == 4 * told.statistics["FeatureNorms"]
+    assert set(told.seconds) == {"open", "tokenize", "forward", "compress", "measure"}
+    assert all(seconds > 0 for seconds in told.seconds.values())
+    assert found.seconds == pytest.approx(sum(told.seconds.values()))
+    assert [(s.data, s.lasts, s.exact) for s in found.stock] == [("python_docs", True, True), ("random_tokens", True, True)]
+    assert (found.unknown, found.warnings, list(tmp_path.iterdir())) == ((), (), [])
+    assert json.loads(json.dumps(found.to_json()))["runs"] == {"asked": 19, "done": 0, "left": 19}
+
+
+def test_what_the_store_has_is_not_left_to_do(model: str, tmp_path: Path):
+    study = asked(model, methods=["wanda"], data=["random_tokens"], seeds=[0])
+    less = replace(study, evaluate=study.evaluate[:1], sparsities=[0.5])
+    less.run(tmp_path / "out")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    found = plan(study, tmp_path / "out", probed=False)
+    assert (found.runs.asked, found.runs.done, found.measurements.done) == (3, 2, 2)
+    assert plan(less, tmp_path / "out", probed=False).runs.left == 0
+    for changed in ({"samples": 5}, {"length": 32}, {"tokens": 100}, {"dtype": "float64"}):
+        assert plan(replace(study, **changed), tmp_path / "out", probed=False).runs.done == (0 if "dtype" in changed else 1), changed
+    assert plan(replace(study, methods=["wanda"], propagate="reference"), tmp_path / "out", probed=False).runs.done == 1
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert sum(plan(less, tmp_path / "out").models[0].seconds.values()) == 0
+
+
+def test_a_folder_that_isnt_ours(model: str, tmp_path: Path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(OutputError, match=str(tmp_path)):
+        plan(asked(model), tmp_path, probed=False)
+
+
+def test_what_cant_be_known_here(model: str, tmp_path: Path):
+    found = plan(asked(model, models=["nobody/nothing"], data=["c4", "random_tokens"], seeds=[0]), tmp_path / "out")
+    assert found.seconds is None
+    assert "there is no file or folder 'nobody/nothing' (it isn't in the local cache of the hub either" in found.unknown[0]
+    assert found.unknown[1:] in ((), ("draws: no tokenizer is here to read the sets with",)) or "c4: it isn't in a mirror here" in found.unknown[1]
+
+
+def test_sets_that_dont_last_and_targets_that_dont_fit_are_warned_of(model: str, tmp_path: Path):
+    rows = [{"text": f"{i} the cat sat on the mat and saw that it was flat"} for i in range(40)]
+    (tmp_path / "few.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    few = str(tmp_path / "few.jsonl")
+    found = plan(asked(model, data=[few], sparsities=[0.5, "3:5"], methods=["wanda"], seeds=[0, 5], evaluate=[LOSS]), tmp_path / "out")
+    assert any("few.jsonl holds" in warning and "6 are asked for: later ones repeat rows" in warning for warning in found.warnings)
+    assert any("wanda 3:5: model.layers.0.self_attn.q_proj has 32 inputs" in warning for warning in found.warnings)
+    much = plan(asked(model, data=[few], samples=400, methods=["wanda"], seeds=[0, 5], evaluate=[LOSS]), tmp_path / "out")
+    assert any("few.jsonl: the calibrate part of" in warning and "too little" in warning for warning in much.warnings)
+
+
+def test_rows_that_are_also_measured_are_warned_of(model: str, tmp_path: Path):
+    from tests.study.test_study import leaking
+
+    file = leaking(tmp_path)
+    found = plan(asked(model, data=[file], evaluate=[f"loss(source={file!r}, tokens=200, length=64)"], methods=["wanda"]), tmp_path / "out")
+    assert any("3 rows of" in warning and "are also measured by" in warning for warning in found.warnings)
+
+
+def test_a_plan_is_quick_however_large_the_grid(tmp_path: Path):
+    names = [f"{source}:{way}" for source in ("gsm8k", "svamp", "mawps", "esnli", "anli_r1", "commonsense_qa") for way in ("zero", "icl", "cot")]
+    found = plan(Study(["hub/one", "hub/two"], ["c4", *names], ["wanda", "sparsegpt"], 0.5, range(10)), tmp_path / "out", probed=False)
+    assert (found.runs.asked, len(found.unknown)) == (2 * (1 + 19 * 2 * 10), 3)
+
+
+# The pieces
+
+
+@pytest.mark.parametrize("expression", ["python_docs", "arithmetic:icl", "arithmetic:zero", "0.7*python_docs + 0.3*arithmetic:cot"])
+def test_how_long_a_set_lasts_is_told_from_some_of_its_rows(expression: str):
+    tokenizer = tiny_tokenizer()
+    whole = CalibrationSet(expression, samples=96, length=128)
+    exact, told = look(whole, 9, tokenizer, exact=True), look(whole, 9, tokenizer, exact=False)
+    assert exact.held == whole.disjoint_draws(tokenizer, 9)
+    assert told.held is not None
+    assert min(told.held, 9) == pytest.approx(exact.held, rel=0.35)
+    assert told.tokens == pytest.approx(whole.tokens(tokenizer).facts["tokens"], rel=0.1)
+
+
+def test_controls_have_no_end_and_a_mix_lasts_as_long_as_its_shorter_part():
+    tokenizer = tiny_tokenizer()
+    assert look(CalibrationSet("full_stops", samples=4, length=32), 9, tokenizer, exact=True).held is None
+    mixed = look(CalibrationSet("mix(a=full_stops, b=python_docs, weight=0.5)", samples=64, length=128), 20, tokenizer, exact=True)
+    assert mixed.held == look(CalibrationSet("python_docs", samples=64, length=128), 20, tokenizer, exact=True).held
+    assert mixed.tokens == 2 * 64 * 128
+
+
+def test_seconds_add_up_by_hand(model: str):
+    study = asked(model, data=["python_docs", "mix(a=python_docs, b=random_tokens, weight=0.5)"], sparsities=[0.5], seeds=[1])
+    norms, gram = (FeatureNorms,), (Gram,)
+    timed = Probed(
+        model, "", "float32", 3, 21, 12, 7.0,
+        forward={norms: 0.01, gram: 0.1},
+        block={("wanda", "0.5"): 2.0, ("sparsegpt", "0.5"): 30.0, ("magnitude", "0.5"): 1.0},
+        measure=dict.fromkeys(study.evaluators(), 5.0),
+    )  # fmt: skip
+    questions = study.questions()
+    assert [str(p) for p in passes(questions)] == ["python_docs", "random_tokens"]
+    stock = {"python_docs": Stock("python_docs", 2, None, 100, 3.0)}
+    lacking = [Lacking(q, list(study.evaluators()), False) for q in questions]
+    found = duration(timed, lacking, stock)
+    assert found["open"] == 7.0
+    assert found["tokenize"] == pytest.approx(3.0 * 2)  # the draw before is dealt again
+    mix = 2 * 4 * 64
+    assert found["forward"] == pytest.approx(3 * (0.01 * (100 + 4 * 64) + 0.1 * (100 + mix)))
+    assert found["compress"] == pytest.approx(3 * (2 * 2.0 + 2 * 30.0 + 1.0))
+    assert found["measure"] == pytest.approx(len(questions) * 2 * 5.0)
+    measured = duration(timed, [Lacking(q, [LOSS], True) for q in questions], stock)
+    assert measured["compress"] == pytest.approx(3 * 2 * 30.0)  # no mask brings back what sparsegpt made
+    assert set(duration(timed, [], stock).values()) == {0}
+
+
+def test_the_probe_leaves_the_model_as_it_was(model: str):
+    from calibrant.models import open_model, view
+    from calibrant.study.duration import kinds
+    from calibrant.study.probe import probe
+
+    opened = open_model(model, "float32", "cpu")
+    before = view(opened.model).snapshot()
+    study = asked(model)
+    found = probe(opened, 1.0, study.questions(), study.evaluators(), kinds(study.questions()))
+    assert all(torch.equal(weight.stored, before[weight.name]) for weight in view(opened.model).weights)
+    assert found.block.keys() >= {("wanda", "0.5"), ("sparsegpt", "2:4"), ("magnitude", "0.5")}
+    assert found.measure.keys() == study.evaluators().keys()
+
+
+def test_nothing_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch):
+    """With sockets closed as here, asking would be another error."""
+    monkeypatch.delenv("CALIBRANT_DATA", raising=False)
+    monkeypatch.setattr("calibrant.data._mirror._chosen", [])
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with offline(), pytest.raises(DataError, match=r"'allenai/c4'.*offline mode"):
+        CalibrationSet("mc4", samples=1, length=16).tokens(tiny_tokenizer())
+    assert (datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE) == (False, False)
+    with pytest.raises(ModelError, match=r"'nobody/nothing' \(it isn't in the local cache of the hub either"):
+        located("nobody/nothing")
