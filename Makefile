@@ -36,6 +36,7 @@ bench: .venv/ready-dev
 	@$(BIN)/python benchmarks/walks.py
 	@$(BIN)/python benchmarks/evaluation.py
 	@$(BIN)/python benchmarks/study.py
+	@$(BIN)/python benchmarks/reporting.py
 
 docs: .venv/ready-dev
 	$(BIN)/mkdocs build --strict

@@ -195,14 +195,27 @@ def test_what_the_hub_refuses_is_one_sentence(monkeypatch, raised, said):
 def test_a_hub_id_is_opened_from_its_snapshot_without_pickles_or_code(monkeypatch, sound):
     asked = {}
 
-    def snapshot(name, allow_patterns, ignore_patterns):
-        asked.update(name=name, allowed=allow_patterns)
+    def snapshot(name, allow_patterns, ignore_patterns, local_files_only):
+        asked.update(name=name, allowed=allow_patterns, here=local_files_only)
         return str(sound)
 
     monkeypatch.setattr(opening, "snapshot_download", snapshot)
     assert open_model("some/model", "float32", "cpu").name == "some/model"
-    assert asked["name"] == "some/model"
+    assert (asked["name"], asked["here"]) == ("some/model", False)
     assert not any(Path(name).match(pattern) for name in ("pytorch_model.bin", "modeling_x.py") for pattern in asked["allowed"])
+
+
+def test_a_model_that_must_be_here_is_not_downloaded(monkeypatch, sound):
+    asked = {}
+
+    def snapshot(name, local_files_only, **_):
+        asked.update(name=name, here=local_files_only)
+        return str(sound)
+
+    monkeypatch.setattr(opening, "snapshot_download", snapshot)
+    assert opening.located("some/model") == Path(sound)
+    assert asked == {"name": "some/model", "here": True}
+    assert opening.located(str(sound)) == Path(sound)
 
 
 def test_smollm2_that_is_not_installed_says_how_to_bring_it(monkeypatch):

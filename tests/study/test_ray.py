@@ -117,6 +117,7 @@ def test_what_a_worker_takes_of_a_cluster():
     assert _shares(cluster({"CPU": 8.0}, {"CPU": 8.0}), 3, 0.0, "auto") == (5, 5)
     assert _shares(cluster({"CPU": 4.0}, {"CPU": 4.0}), 1, 0.0, "auto") == (4, 4), "a worker is on one node"
     assert _shares(cluster({"CPU": 2.0}), 8, 0.0, "auto") == (1, 1)
+    assert _shares(cluster({"CPU": 4.0}), 3, 0.0, None) == (1, 1), "more than one are whole ones"
     assert _shares(cluster({"CPU": 2.0}), 4, 0.0, None) == (0.5, 1), "here all workers have a place, be it less than a processor"
     assert _shares(cluster({"CPU": 4.0, "GPU": 2.0}), 2, 1.0, "auto") == (2, 2)
 

@@ -50,7 +50,9 @@ def read_study(path: str | FilePath) -> Study:
         read(asked, mistakes)
     if mistakes.found:
         raise StudyError(mistakes.problems(lines), subject=shown)
-    return Study(**{"models": (), "data": (), **asked, "statistics_gb": float(asked.get("statistics_gb", Study.statistics_gb))})
+    if isinstance(limit := asked.get("statistics_gb"), int):
+        asked["statistics_gb"] = float(limit)
+    return Study(**{"models": (), "data": (), **asked})
 
 
 def _text(path: FilePath, shown: str) -> str:

@@ -192,10 +192,11 @@ def _shares(ray: ModuleType, workers: int, gpus: float, address: str | None) -> 
             subject="gpus",
         )
     if address is None:
-        return has.get("CPU", 1.0) / workers, shared_threads(workers)
+        share = has.get("CPU", 1.0) / workers
+        return float(int(share)) or share, shared_threads(workers)  # above 1, Ray counts in whole ones
     largest = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
     share = max(1, int(min(has.get("CPU", 1.0) / workers, largest)))
-    return share, share
+    return float(share), share
 
 
 def _variables(threads: int) -> dict[str, str]:
