@@ -57,7 +57,7 @@ def test_killed_at_random_moments_it_ends_the_same(
         assert written(store).items() >= before.items(), "what was there stays as it was"
         assert not held & {name for _, name in log()[begun:]}, "what was finished isn't computed again"
         if (store / "calibrant-store.json").exists():
-            assert {p.where.partition("/")[0] for p in verify(store)} <= {"index.json", ".unfinished"}, verify(store)
+            assert {p.where.partition("/")[0] for p in verify(store)} <= {"index.json", ".unfinished", ".journals"}, verify(store)
     assert ends[-1] == 0, (tmp_path / "said").read_text()
     assert ends.count(-signal.SIGKILL) >= KILLS - 1, "the kills came in the middle"
     assert results(store) == results(whole[0])
@@ -115,7 +115,7 @@ def fills_up(disk: Path, file: Path, folder: Path) -> None:
         assert (codes[-1], said.read_text().count("\n")) == (2, 1), said.read_text()
         assert "the disk is full" in said.read_text()
         if (store / "calibrant-store.json").exists():
-            assert {p.where.partition("/")[0] for p in verify(store)} <= {"index.json"}, verify(store)
+            assert {p.where.partition("/")[0] for p in verify(store)} <= {"index.json", ".journals"}, verify(store)
             assert not Store(store, create=False).failures(), "a full disk is no failure of the question's"
     (disk / "filler").unlink()
     assert codes.count(2) >= 3, codes
