@@ -137,6 +137,18 @@ def test_a_full_disk_that_nobody_expected(ask: Ask, monkeypatch: pytest.MonkeyPa
     assert ask("list", "methods") == Answer(2, "", "the disk is full; free some space and run the same command again\n")
 
 
+def test_what_is_done_makes_room_for_what_comes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress() as told:
+        told("study", 0, 9)
+        told("the first", 3, 3)
+        told("the second", 1, 3)
+        told("the first", 2, 3)
+    last = capsys.readouterr().err.rpartition("study")[2]
+    assert "the second" in last
+    assert "3/3" not in last
+
+
 def test_progress_is_drawn_for_people_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     for forced, drawn in (("", False), ("1", True)):
         monkeypatch.setenv("FORCE_COLOR", forced)

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from calibrant.study import answering
 from calibrant.errors import CalibrantError, DataError, ModelError, OutputError
 from calibrant.report import report
 from calibrant.store import Store
-from calibrant.study import Study
+from calibrant.study import Study, answering
 from calibrant.study.bench import Bench
 from calibrant.testing import tiny_folder
 

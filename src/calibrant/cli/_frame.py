@@ -127,7 +127,10 @@ def root(
 
 @contextmanager
 def progress() -> Iterator["Progress"]:
-    """A progress function that draws bars with the time left on standard error; silent where that is no terminal."""
+    """A progress function that draws bars with the time left on standard error; silent where that is no terminal.
+
+    What is done makes room for what comes: a long study has hundreds of parts.
+    """
     from rich import progress as bars
     from rich.console import Console
 
@@ -138,6 +141,9 @@ def progress() -> Iterator["Progress"]:
 
     def told(what: str, done: int, total: int) -> None:
         if what not in tasks:
+            for finished in [task for task in shown.tasks if task.finished]:
+                shown.remove_task(finished.id)
+                tasks.pop(finished.description)
             tasks[what] = shown.add_task(what, total=total)
         shown.update(tasks[what], completed=done, total=total)
 
