@@ -99,6 +99,8 @@ def test_what_was_cut_short_or_is_gone_is_found(store: Store, pattern: str):
     problems = verify(store.folder)
     if path.name == "sums.json":
         assert (problems, audit(store.folder).without_sums) == ([], 1)
+    elif path.name == "mask.npz":
+        assert problems == []  # deleted to save room: the weights can be pruned again
     elif path.name == "record.json":
         assert {(p.where, p.what.partition(" ")[0]) for p in problems} == {(f"runs/{RUN.id[7:]}", "measurements"), ("index.json", "the")}
     else:

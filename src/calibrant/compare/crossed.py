@@ -13,11 +13,10 @@ Its quantile is Cochran's: that of t with the items' degrees of freedom and that
 variance. The draws' degrees of freedom are Satterthwaite's, with the largest variance counted 1 + 2/df times, since the one that chance made
 large weighs most.
 
-That is the form that held its level best of several that were simulated: 20 and 300 items; a set alone, two, and a pool of two against one;
-items, interaction and draws each from absent to dominant; draw variances from equal to a hundredfold. At a nominal 5 %, its worst false
-positive rate was 6.2, 5.5, 5.3 and 5.3 % at 2, 3, 5 and 10 draws (at 0.5 %: 1.3, 0.8, 0.7, 0.6 %). A + B with Satterthwaite's degrees of
-freedom for the whole gave up to 7.8 % at three draws (one set, draws varying ten times as much as items), A + B − C without a floor 11 %.
-Where draws hardly vary, it is cautious: 1 to 4 % at three draws.
+That is the form that held its level best of those simulated (`benchmarks/levels.py`): 20 and 300 items; a set alone, two, and a pool of two
+against one; items, interaction and draws each from absent to dominant. At a nominal 5 %, its worst false positive rate was 6.0, 5.3, 5.4 and
+5.3 % at 2, 3, 5 and 10 draws, its mean 2.2, 3.2, 4.1 and 4.6 % (at 0.5 %, the worst: 1.4, 0.8, 0.7, 0.6 %). A + B with Satterthwaite's degrees
+of freedom for the whole gave up to 12.9 and 8.2 % at two and three draws, and so did A + B − C.
 
 With one draw of a set the interval covers items only: it says nothing about the next draw, and whoever shows it must say so. The same where
 the draws of a set overlap, since what they share makes them alike.

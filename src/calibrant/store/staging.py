@@ -16,6 +16,8 @@ from calibrant.errors import OutputError
 
 SUMS: Final = "sums.json"
 PROVENANCE: Final = "provenance.json"
+MASK: Final = "mask.npz"
+"""What a run's weights can be made from again without pruning. It may be deleted to save room: then they are pruned again where that is needed."""
 ANSWERS: Final = ("record.json", "score.json")
 """What makes a folder a run or a measurement."""
 

@@ -15,7 +15,7 @@ from calibrant.spec import identity
 from calibrant.store.folder import FAILURES, INDEX, JOURNALS, MEASURES, RUNS, Store
 from calibrant.store.reading import provenance_of, read_measurement, understood
 from calibrant.store.records import Run, measurement_id
-from calibrant.store.staging import SUMS, left, sums
+from calibrant.store.staging import MASK, SUMS, left, sums
 
 AGAIN: Final = "restore it from a copy, or delete the folder and ask for the study again to have it computed"
 LEFTOVER: Final = "harmless; asked again, the study clears it"
@@ -131,6 +131,8 @@ def _changed(folder: Path) -> list[Problem]:
     except OSError as error:
         raise unreadable(Path(error.filename or folder / SUMS), error) from error
     for name in sorted(wanted.keys() | found.keys()):
+        if name not in found and name == MASK:
+            continue  # deleted to save room
         if name not in found:
             problems.append(Problem(str(folder / name), "lacks, and was written", AGAIN))
         elif name not in wanted and not name.startswith("."):  # file managers leave hidden files everywhere

@@ -21,8 +21,8 @@ from calibrant.outcomes import Journal
 from calibrant.progress import Progress, silent
 from calibrant.spec import canonical
 from calibrant.statistics import statistics_ids
-from calibrant.store import measurement_id
-from calibrant.study.bench import MASK, Bench
+from calibrant.store import MASK, measurement_id
+from calibrant.study.bench import Bench
 from calibrant.study.question import Event, Failed, Job, Measured, Question, Recorded, Resolved
 
 T = TypeVar("T")

@@ -13,9 +13,6 @@ from calibrant.compress import Asked, fitting
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.models import Opened, check_finite, view
 
-MASK: Final = "mask.npz"
-"""The kept weights of a run, a bit each, by number of the model's matrix; only where every kept weight is the untouched model's."""
-
 ROOM: Final = 0.5
 """The share of the machine's memory that activations may fill: of all there is, not of what is free, so that asking again resolves alike."""
 
