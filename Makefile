@@ -20,7 +20,7 @@ demo: .venv/ready
 	@$(BIN)/calibrant demo
 
 test: .venv/ready-dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .
