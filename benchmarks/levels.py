@@ -46,9 +46,7 @@ def forms(items: Any, table: Any, inner: Any, many: int, draws: int, p: float) -
     df = total**2 / (items**2 / (many - 1) + (table**2 / dfs).sum(-1))
     plain = np.sqrt(total) * stdtrit(df, p)
     less = np.maximum(total - inner, 1e-300)
-    bare_df = np.maximum(
-        less**2 / (items**2 / (many - 1) + (table**2 / dfs).sum(-1) + inner**2 / ((many - 1) * (draws - 1) * table.shape[-1])), 1e-3
-    )
+    bare_df = np.maximum(less**2 / (items**2 / (many - 1) + (table**2 / dfs).sum(-1) + inner**2 / ((many - 1) * (draws - 1) * table.shape[-1])), 1e-3)
     return {"used": ours, "A + B": plain, "A + B - C": np.sqrt(less) * stdtrit(bare_df, p)}
 
 

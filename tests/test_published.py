@@ -9,7 +9,8 @@ import pytest
 from calibrant.compare import CONTROLS, contrast
 from calibrant.demo import STUDY
 from calibrant.report import report
-from calibrant.store import Store
+from calibrant.store import Store, verify
+from calibrant.study import read_study
 
 PROJECT = Path(__file__).parents[1]
 DEMO = PROJECT / "studies/demo"
@@ -26,6 +27,24 @@ def test_the_readme_says_what_the_records_say():
     finding = next(p for p in told if p.startswith("Of "))
     assert table in readme
     assert finding in readme
+
+
+def test_the_page_of_studies_says_what_the_records_of_its_example_say():
+    page, told = ((paragraphs(text)) for text in ((PROJECT / "docs/studies.md").read_text(), str(report(PROJECT / "studies/draws/results"))))
+    tables = [p for p in page if p.startswith(("| calibrated on", "| contrast"))]
+    assert len(tables) == 2
+    assert set(tables) <= set(told)
+
+
+def test_the_example_of_the_page_of_studies_is_what_its_file_asks():
+    study = read_study(PROJECT / "studies/draws/study.yaml")
+    assert read_study(PROJECT / "studies/draws/results/study.yaml") == study
+    with Store(PROJECT / "studies/draws/results", create=False) as store:
+        assert store.study() == study.for_reading()
+        assert [(c.data, c.seed, c.method, c.target) for c in store.cells()] == [
+            (q.cell.data, q.cell.seed, q.cell.method, q.cell.target) for q in study.questions()
+        ]
+    assert verify(PROJECT / "studies/draws/results") == []
 
 
 def test_the_records_are_those_of_the_demo():
