@@ -62,7 +62,8 @@ def test_smollm2_is_the_one_in_the_package():
 def test_of_a_hub_id_everything_but_the_weights_is_downloaded(weightless: Path, monkeypatch: pytest.MonkeyPatch):
     asked: dict[str, list[str]] = {}
 
-    def snapshot(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+    def snapshot(name: str, allow_patterns: list[str], ignore_patterns: list[str], local_files_only: bool) -> str:
+        assert not local_files_only
         asked[name] = allow_patterns
         return str(weightless)
 
