@@ -161,7 +161,7 @@ class _Wish:
     def _doubt(self, answers: Answers) -> str:
         """Why its sets allow no test over draws, in a sentence; nothing if they do."""
         if once := [label for label in self.weights if answers.draws(label) == 1]:
-            return f"One draw cannot say how much another would change it, and {_listed(once)} drawn once; the interval covers other items only."
+            return f"How much another draw would change it isn't known, since {_listed(once)} drawn once; the interval covers other items only."
         if shared := [label for label in self.weights if label in answers.overlapping]:
             most = max(answers.overlapping[label] for label in shared)
             return (

@@ -96,6 +96,7 @@ def finished(found: Mapping[str, Any]) -> Iterator[Any]:
     yield from labelled(
         ("runs", f"{len(cells):,}, with {sum(len(cell['measures']) for cell in cells):,} measurements"),
         ("computed", f"{found['computed']:,} runs and measurements; {found['found']:,} were there"),
+        ("propagation", ", ".join(dict.fromkeys(f"{cell['method']}: {cell['propagate']}" for cell in cells if cell["propagate"]))),
         ("time", " · ".join(f"{phase} {_lasting(seconds)}" for phase, seconds in found["seconds"].items())),
         ("peak memory", f"{found['peak_memory_bytes'] / 1e9:.2f} GB"),
         ("results", f"{found['folder']}, which calibrant report shows"),

@@ -17,6 +17,11 @@ ROOM: Final = 0.5
 """The share of the machine's memory that activations may fill: of all there is, not of what is free, so that asking again resolves alike."""
 
 
+def room() -> int:
+    """The bytes that activations may fill."""
+    return int(psutil.virtual_memory().total * ROOM)
+
+
 class Bench:
     """One open model, with what it was before anything was done to it, and the tokens that were last asked for."""
 
@@ -41,8 +46,7 @@ class Bench:
 
     def fitting(self, asked: Asked, batch: TokenBatch | None) -> tuple[Asked, str]:
         """`asked` as this machine can do it, and a sentence where that is something else."""
-        limit = int(psutil.virtual_memory().total * ROOM)
-        fits, note = fitting(asked.propagate, self.view, batch, self.opened.dtype, limit)
+        fits, note = fitting(asked.propagate, self.view, batch, self.opened.dtype, room())
         return Asked(asked.method, asked.target, asked.allocation, fits), note
 
     def restore(self) -> None:

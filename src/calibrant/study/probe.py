@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-import psutil
 import torch
 
 from calibrant.activations import FeatureNorms, Seen, Statistic
@@ -21,7 +20,7 @@ from calibrant.evaluators import Evaluator
 from calibrant.models import ModelView, Opened, Weight, view
 from calibrant.progress import Progress, silent
 from calibrant.statistics import packed_bytes
-from calibrant.study.bench import ROOM
+from calibrant.study.bench import room
 from calibrant.study.question import Question
 from calibrant.walk import TOKENS_PER_PASS, walk
 
@@ -193,8 +192,7 @@ def _fitting(asked: Iterable[Asked], seen_by: ModelView, calibration: Calibratio
     tokens = calibration.samples * length if calibration.budget is None else calibration.budget
     mask = torch.ones(max(1, tokens // length), length, dtype=torch.bool)
     like = TokenBatch(mask.long(), mask, mask.float(), "", {})
-    limit = int(psutil.virtual_memory().total * ROOM)
-    found = {a.propagate: fitting(a.propagate, seen_by, like, opened.dtype, limit) for a in asked}
+    found = {a.propagate: fitting(a.propagate, seen_by, like, opened.dtype, room()) for a in asked}
     return {before: note for before, (after, note) in found.items() if after != before}
 
 
