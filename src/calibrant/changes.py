@@ -1,6 +1,7 @@
-"""What compressing did to one matrix, as a record keeps it: the error of its outputs, and a sample of its mask."""
+"""What compressing did to one matrix, as a record keeps it: the error of its outputs, and samples of its mask and of what it saw."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final
@@ -14,6 +15,12 @@ from calibrant.activations import FeatureNorms, Gram, Seen, wide
 
 SAMPLED: Final = 256
 """Weights of a matrix whose keeping a record says: the overlap of two masks is known from them to ±3 in a hundred."""
+
+FEATURES: Final = 32
+"""Input features of a matrix whose size a record says. A block has several matrices, so it is known from some hundreds."""
+
+SILENT: Final = -20.0
+"""What stands for the logarithm of nothing: a feature that was always zero."""
 
 _ROWS: Final = 256
 """Rows of a triangle that are multiplied at a time."""
@@ -43,10 +50,25 @@ def mask_bits(name: str, matrix: Float[Tensor, "out in"]) -> str:
     The places are chosen by a hash of the name and are the same in every run of a model, so that the share of equal bits of two runs tells,
     within binomial error, the share of weights about which their masks agree.
     """
-    places = _places(name, matrix.numel())
+    places = _places(name, matrix.numel(), SAMPLED)
     rows, columns = (torch.from_numpy(at).to(matrix.device) for at in np.divmod(places, matrix.shape[1]))
     kept = (matrix[rows, columns] != 0).cpu().numpy()
     return np.packbits(kept).tobytes().hex()
+
+
+def input_sizes(name: str, seen: Seen) -> Mapping[str, str]:
+    """`inputs`: how large 32 of the matrix's input features were, ln √(Σw·x²/Σw) of each, as little-endian float16 in 128 hexadecimal digits.
+
+    The features are chosen by a hash of the name, as the places of `mask_bits` are, so two runs of a model can be compared feature by feature.
+    Nothing where no inputs were seen.
+    """
+    statistic = next((seen[kind] for kind in (FeatureNorms, Gram) if kind in seen), None)
+    if statistic is None or statistic.mass <= 0:
+        return {}
+    norms = statistic.norms()
+    chosen = norms[torch.from_numpy(_places(f"{name} inputs", len(norms), FEATURES)).to(norms.device)].cpu().double()
+    sizes = (chosen / statistic.mass).clamp_min(math.exp(2 * SILENT)).log() / 2
+    return {"inputs": sizes.numpy().astype("<f2").tobytes().hex()}
 
 
 def _of_gram(gram: Gram, dtype: torch.dtype) -> Callable[[Tensor], float]:
@@ -68,7 +90,7 @@ def _of_norms(norms: FeatureNorms) -> Callable[[Tensor], float]:
 
 
 @lru_cache(maxsize=4096)
-def _places(name: str, size: int) -> np.ndarray:
-    """Numbers below `size`, with repetition: what follows the name in an endless hash."""
-    stream = hashlib.shake_256(name.encode()).digest(8 * SAMPLED)
+def _places(name: str, size: int, count: int) -> np.ndarray:
+    """`count` numbers below `size`, with repetition: what follows the name in an endless hash."""
+    stream = hashlib.shake_256(name.encode()).digest(8 * count)
     return (np.frombuffer(stream, dtype="<u8") % size).astype(np.int64)

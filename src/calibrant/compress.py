@@ -22,7 +22,7 @@ import torch
 
 from calibrant.activations import InputStatistic, Seen, Statistic
 from calibrant.allocations import Allocation, allocations
-from calibrant.changes import mask_bits, output_error
+from calibrant.changes import input_sizes, mask_bits, output_error
 from calibrant.checkpoint import Checkpoint
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import CalibrantError, SpecError
@@ -218,6 +218,7 @@ def _compress_one(method: Method, weight: Weight, seen: Seen, target: Target) ->
         "sparsity": zeros / compressed.weight.numel(),
         **error,
         "bits": mask_bits(weight.name, compressed.weight),
+        **input_sizes(weight.name, seen),
         "notes": dict(compressed.notes),
     }
 

@@ -9,6 +9,7 @@ from calibrant.data.expression import held_out, parse_source
 from calibrant.data.formats import formats
 from calibrant.data.inspection import Inspection, inspect
 from calibrant.data.packing import PACKINGS, Crop, Many, One, Packing
+from calibrant.data.profiling import profile
 from calibrant.data.sources import sources
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "micro_batches",
     "mirror",
     "parse_source",
+    "profile",
     "sources",
     "start_tokens",
     "train_and_test",

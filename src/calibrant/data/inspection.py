@@ -18,6 +18,7 @@ from calibrant.data.expression import Term
 from calibrant.data.formats import formats
 from calibrant.data.overlap import content, measurable, overlaps, repeats
 from calibrant.data.packing import Crop, Many, One
+from calibrant.data.quoting import quoted, real
 from calibrant.data.user_file import UserFile
 from calibrant.data.verdict import ENOUGH_DRAWS, verdict
 
@@ -84,7 +85,7 @@ def inspect(data: CalibrationSet, tokenizer: PreTrainedTokenizerBase, against: S
     """
     asked = measurable(against)
     batch, drawn = data.tokens(tokenizer), data.drawn(tokenizer)
-    ids = [row[real] for row, real in zip(batch.ids, _real(batch), strict=True)]
+    ids = [row[there] for row, there in zip(batch.ids, real(batch), strict=True)]
     draws = data.disjoint_draws(tokenizer)
     return Inspection(
         data=str(data),
@@ -120,11 +121,6 @@ def _listed(value: Any) -> Any:
     return [_listed(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _real(batch: TokenBatch) -> Tensor:
-    """True on tokens of texts: not on padding, nor on pads that count."""
-    return batch.mask if batch.pads is None else batch.mask & ~batch.pads
-
-
 def _padding(facts: Mapping[str, Any], length: int) -> float:
     # Texts that can't see each other are sequences of their own, with nothing behind them: what is padded is the window.
     return 1 - facts["tokens"] / (facts["windows"] * length) if facts["windows"] else 0.0
@@ -134,7 +130,7 @@ def _double_starts(batch: TokenBatch, tokenizer: PreTrainedTokenizerBase) -> int
     start = tokenizer.bos_token_id
     if not isinstance(start, int):
         return 0
-    starts = (batch.ids == start) & _real(batch)
+    starts = (batch.ids == start) & real(batch)
     return int((starts[:, 1:] & starts[:, :-1]).any(1).sum())
 
 
@@ -170,7 +166,7 @@ def _rounded(amount: float) -> int:
 def _parts(
     data: CalibrationSet, batch: TokenBatch, drawn: Sequence[Sequence[Row]], tokenizer: PreTrainedTokenizerBase, show: int, letters: int
 ) -> Iterator[dict[str, Any]]:
-    encoder, real = IdEncoder(tokenizer), _real(batch)
+    encoder = IdEncoder(tokenizer)
     special = _special_texts(encoder)
     begin = 0
     for number, (term, fact, rows) in enumerate(zip(data.parts, batch.facts["parts"], drawn, strict=True)):
@@ -186,7 +182,7 @@ def _parts(
             "fitting_length": int(np.quantile(lengths, 0.95, method="higher")) if lengths else 0,
             "empty": lengths.count(0),
             "special_texts": _counted(special, rows, term.format),
-            "texts": [_as_shown(batch.ids[i], batch.mask[i], real[i], tokenizer, letters) for i in places],
+            "texts": [quoted(batch, i, tokenizer, letters) for i in places],
             "unshown": "" if term.source.shown else f"the licence ({term.source.licence}) doesn't let its rows be quoted",
         }
 
@@ -236,10 +232,3 @@ def _counted(special: re.Pattern[str] | None, rows: Iterable[Row], form: Format)
         for name in sorted(set(special.findall(content(row, form)))) if special else ():
             counts[name] = counts.get(name, 0) + 1
     return counts
-
-
-def _as_shown(ids: Tensor, mask: Tensor, real: Tensor, tokenizer: PreTrainedTokenizerBase, letters: int) -> str:
-    """The beginning of a window with its special tokens; pads that count are counted, not written out."""
-    text = str(tokenizer.decode(ids[real].tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-    pads = int((mask & ~real).sum())
-    return (f"⟨{pads:,} pads⟩" if pads else "") + (text if len(text) <= letters else text[:letters] + "…")

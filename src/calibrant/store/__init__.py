@@ -15,12 +15,13 @@ from calibrant.store.claims import Claim
 from calibrant.store.folder import MARKER, Store
 from calibrant.store.merging import Merged, merge
 from calibrant.store.records import Cell, Record, Run, measurement_id, revisions
-from calibrant.store.staging import MASK
+from calibrant.store.staging import MASK, PROFILE
 from calibrant.store.verifying import Audit, Problem, audit, verify
 
 __all__ = [
     "MARKER",
     "MASK",
+    "PROFILE",
     "Audit",
     "Cell",
     "Claim",

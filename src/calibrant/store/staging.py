@@ -18,6 +18,8 @@ SUMS: Final = "sums.json"
 PROVENANCE: Final = "provenance.json"
 MASK: Final = "mask.npz"
 """What a run's weights can be made from again without pruning. It may be deleted to save room: then they are pruned again where that is needed."""
+PROFILE: Final = "profile.json"
+"""What the calibration set of a run says: words, characters, quotations where they are allowed. A report reads it, nothing else does."""
 ANSWERS: Final = ("record.json", "score.json")
 """What makes a folder a run or a measurement."""
 

@@ -21,7 +21,7 @@ from calibrant.outcomes import Journal
 from calibrant.progress import Progress, silent
 from calibrant.spec import canonical
 from calibrant.statistics import statistics_ids
-from calibrant.store import MASK, measurement_id
+from calibrant.store import MASK, PROFILE, measurement_id
 from calibrant.study.bench import Bench
 from calibrant.study.question import Event, Failed, Job, Measured, Question, Recorded, Resolved
 
@@ -89,8 +89,9 @@ class Answering:
         leaked = {"leaked": dict(self._job.leaked[told["data"]])} if told["data"] in self._job.leaked else {}
         record = replace(record, data_facts={**record.data_facts, **leaked}, provenance=provenance(bench.opened, clock, resolved.note))
         with self.clock.phase("store"):
-            mask = bench.mask() if self._job.masks and resolved.asked.method.observes else None
-        return Recorded(record, {} if mask is None else {MASK: mask})
+            looks = resolved.asked.method.observes
+            found = {MASK: bench.mask() if self._job.masks and looks else None, PROFILE: bench.profile(question.calibration) if looks else None}
+        return Recorded(record, {name: content for name, content in found.items() if content is not None})
 
     def _measure(self, resolved: Resolved, text: str) -> Measured:
         evaluator, label = self._job.evaluators[text], f"measuring {resolved.question.label}"

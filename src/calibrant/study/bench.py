@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from calibrant.compress import Asked, fitting
-from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data import CalibrationSet, TokenBatch, profile
+from calibrant.durable import text_of_json
 from calibrant.models import Opened, check_finite, view
 
 ROOM: Final = 0.5
@@ -30,6 +31,7 @@ class Bench:
         check_finite(self.view)
         self._pristine = self.view.snapshot()
         self._tokens: tuple[str, TokenBatch] | None = None
+        self._profile: tuple[str, bytes] | None = None
         self._reference: PreTrainedModel | None = None
 
     def tokens(self, calibration: CalibrationSet | None) -> TokenBatch | None:
@@ -43,6 +45,15 @@ class Bench:
     def hand(self, calibration: CalibrationSet, batch: TokenBatch) -> None:
         """Take the tokens of `calibration` as made elsewhere."""
         self._tokens = repr(calibration), batch
+
+    def profile(self, calibration: CalibrationSet | None) -> bytes | None:
+        """What the set's windows say, as a store keeps it; kept until another set is asked for."""
+        batch = self.tokens(calibration)
+        if calibration is None or batch is None:
+            return None
+        if self._profile is None or self._profile[0] != repr(calibration):
+            self._profile = repr(calibration), text_of_json(profile(calibration, batch, self.opened.tokenizer)).encode()
+        return self._profile[1]
 
     def fitting(self, asked: Asked, batch: TokenBatch | None) -> tuple[Asked, str]:
         """`asked` as this machine can do it, and a sentence where that is something else."""
