@@ -4,26 +4,44 @@ from calibrant.compare.agreement import Agreement
 from calibrant.compare.comparing import Comparison, compare, rankings
 from calibrant.compare.crossed import Draws, contrast
 from calibrant.compare.estimate import LEVEL, Estimate, t_quantile
+from calibrant.compare.families import FAMILIES, Family, family_of
+from calibrant.compare.layers import Layers, layers
+from calibrant.compare.likeness import MEASURES, Likeness, likeness
+from calibrant.compare.portraits import Draw, Portrait, portraits
 from calibrant.compare.primary import Contrasted
+from calibrant.compare.questions import Evidence, Question
 from calibrant.compare.ranking import CONTROLS, MEAN, Entry, Ranking, pairs, source_name
 from calibrant.compare.reading import Reading, read
 from calibrant.compare.tidying import tidy
 
 __all__ = [
     "CONTROLS",
+    "FAMILIES",
     "LEVEL",
     "MEAN",
+    "MEASURES",
     "Agreement",
     "Comparison",
     "Contrasted",
+    "Draw",
     "Draws",
     "Entry",
     "Estimate",
+    "Evidence",
+    "Family",
+    "Layers",
+    "Likeness",
+    "Portrait",
+    "Question",
     "Ranking",
     "Reading",
     "compare",
     "contrast",
+    "family_of",
+    "layers",
+    "likeness",
     "pairs",
+    "portraits",
     "rankings",
     "read",
     "source_name",

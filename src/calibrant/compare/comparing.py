@@ -8,8 +8,10 @@ from calibrant.compare.answers import grouped
 from calibrant.compare.estimate import LEVEL
 from calibrant.compare.field import Field
 from calibrant.compare.primary import Contrasted, contrasts
-from calibrant.compare.ranking import Ranking
+from calibrant.compare.questions import Question, questions
+from calibrant.compare.ranking import Ranking, source_name
 from calibrant.compare.reading import Reading, narrowed, read
+from calibrant.errors import SpecError
 from calibrant.store import Store
 
 
@@ -17,8 +19,9 @@ from calibrant.store import Store
 class Comparison:
     """What a store's numbers say.
 
-    `rankings` are descriptive and `looks` counts the comparisons that they show; `contrasts` are those that the study named before it ran.
-    `missing` names every hole with its reason, `stale` counts runs of an older revision, `one_draw` says that some set was drawn only once.
+    `rankings` are descriptive and `looks` counts the comparisons that they show; `contrasts` are those that the study named before it ran;
+    `questions` are those of the study that this project is named after, answered for this one. `missing` names every hole with its reason,
+    `stale` counts runs of an older revision, `one_draw` says that some set was drawn only once.
     """
 
     rankings: tuple[Ranking, ...] = ()
@@ -28,16 +31,19 @@ class Comparison:
     missing: tuple[str, ...] = ()
     stale: int = 0
     one_draw: bool = False
+    questions: tuple[Question, ...] = ()
 
 
-def compare(store: Store | Reading, measures: Sequence[str] = (), level: float = LEVEL) -> Comparison:
+def compare(store: Store | Reading, measures: Sequence[str] = (), level: float = LEVEL, baseline: str = "") -> Comparison:
     """Compare everything that a store holds.
 
     `measures` narrows what the rankings show: what begins with one of them, an evaluator or a measured set. Primary contrasts stay as the study
-    named them. Raises `DataError` for results that can't be compared with one another, `SpecError` where nothing measured begins as asked.
+    named them. `baseline` is the set that others are compared with: unless it is given the study's own, else c4, else the first set that was asked
+    for. Raises `DataError` for results that can't be compared with one another, `SpecError` where nothing measured begins as asked, and for a
+    baseline that isn't there.
     """
     reading = store if isinstance(store, Reading) else read(store)
-    fields = fields_of(narrowed(reading, measures), level)
+    fields = fields_of(narrowed(reading, measures), level, baseline)
     ranked = tuple(field.ranking() for field in fields)
     return Comparison(
         ranked,
@@ -47,6 +53,7 @@ def compare(store: Store | Reading, measures: Sequence[str] = (), level: float =
         missing=tuple(dict.fromkeys(hole for r in ranked for hole in r.missing)),
         stale=len(reading.stale & reading.records.keys()),
         one_draw=any(r.one_draw for r in ranked),
+        questions=tuple(questions(fields)),
     )
 
 
@@ -56,7 +63,17 @@ def rankings(store: Store | Reading, level: float = LEVEL) -> list[Ranking]:
     return [field.ranking() for field in fields_of(reading, level)]
 
 
-def fields_of(reading: Reading, level: float = LEVEL) -> list[Field]:
+def fields_of(reading: Reading, level: float = LEVEL, baseline: str = "") -> list[Field]:
     """What each ranking is made from. A group of which nothing at all was measured has none."""
-    found = [Field(group, cells, reading, level) for group, cells in grouped(reading.cells).items()]
+    chosen = _baseline(reading, baseline)
+    found = [Field(group, cells, reading, level, chosen) for group, cells in grouped(reading.cells).items()]
     return [field for field in found if not field.empty]
+
+
+def _baseline(reading: Reading, asked: str) -> str:
+    """The set that others are compared with: as asked, as the study names it, c4, or the first there is."""
+    sets = list(dict.fromkeys(cell.data for cell in reading.cells if cell.data))
+    if asked and asked not in sets:
+        raise SpecError(f"no calibration set here is called {asked!r} (there are: {', '.join(sets) or 'none'}); name one of these", subject=asked)
+    usual = next((label for label in sets if source_name(label) == "c4"), sets[0] if sets else "")
+    return asked or str(reading.study.get("baseline") or usual)

@@ -25,8 +25,8 @@ UNKNOWN = Estimate(math.nan, None, 0.0, 0)
 class Field:
     """The sets and baselines of one group, compared in every two: on each measured set and on average."""
 
-    def __init__(self, group: Group, cells: Sequence[Cell], reading: Reading, level: float = LEVEL) -> None:
-        self.group, self.level = group, level
+    def __init__(self, group: Group, cells: Sequence[Cell], reading: Reading, level: float = LEVEL, baseline: str = "") -> None:
+        self.group, self.level, self._wanted = group, level, baseline
         self._cells, self._reading = cells, reading
         self._answers = Answers.of(cells, reading)
         self._dense = self._answers.sides.get(DENSE, {})
@@ -45,6 +45,22 @@ class Field:
     def sets(self) -> tuple[str, ...]:
         """The calibration sets that have everything, the best first."""
         return tuple(label for label in self._order if label in self._answers.sets)
+
+    @property
+    def unit(self) -> str:
+        """What the averaged sets are measured in."""
+        return next(iter(self._scores.values())).unit
+
+    @property
+    def baseline(self) -> str:
+        """The set that the others are compared with, if it has everything."""
+        return self._wanted if self._wanted in self.sets else ""
+
+    def difference(self, first: Sequence[str], second: Sequence[str], measured: Sequence[str]) -> Estimate:
+        """How much worse the sets `first`, taken together, are than `second`, averaged over `measured`."""
+        coefs = {m: next(iter(self._rows.values()))[m].worse / len(measured) for m in measured}
+        weights = [(label, 1 / len(first)) for label in first] + [(label, -1 / len(second)) for label in second]
+        return combination([(self._rows[label], {m: weight * c for m, c in coefs.items()}) for label, weight in weights])
 
     @cached_property
     def tables(self) -> Mapping[str, Pairs]:
@@ -101,12 +117,11 @@ class Field:
 
     def ranking(self) -> Ranking:
         """The table as values."""
-        first = next(iter(self._scores.values()))
         return Ranking(
             **self.group._asdict(),
             measured=self.measured,
             averaged=self.averaged,
-            unit=first.unit,
+            unit=self.unit,
             entries=tuple(map(self._entry, self.sets)),
             baselines=tuple(self._entry(label) for label in self._order if label not in self._answers.sets),
             dense=self._entry(DENSE) if DENSE in self._answers.sides else None,
@@ -116,6 +131,7 @@ class Field:
             units={m: s.unit for m, s in self._scores.items()},
             better={m: s.better for m, s in self._scores.items()},
             metrics={m: s.metric for m, s in self._scores.items()},
+            baseline=self.baseline,
         )
 
     def _entry(self, label: str) -> Entry:
@@ -139,7 +155,13 @@ class Field:
             kept=self._kept(mine, known, whole),
             best_on=frozenset(name for name, best in self._best_on.items() if best == label),
             overlapping=label in self._answers.overlapping,
+            to_baseline=self._to_baseline(label),
         )
+
+    def _to_baseline(self, label: str) -> dict[str, Estimate]:
+        if label not in self._rows or self.baseline in ("", label):
+            return {}
+        return {name: table.estimate(label, self.baseline) for name, table in self.tables.items()}
 
     def _of(self, mine: Mapping[str, Side], dense: Mapping[str, Side] | None = None) -> Estimate:
         """The mean of some measured sets, or how much worse than the dense model it is."""

@@ -1,6 +1,6 @@
 """Calibration sets ranked: the values that a reader of results gets."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,7 +19,8 @@ class Entry:
 
     `losses` and `increases` (over the dense model; empty without one) are by measured set; `mean` is the mean increase over `averaged` sets,
     or the mean loss where there is no dense model. `to_best` is how much worse it is than the best set, None for the best itself; `tied` says
-    that it can't be told apart from the best at the ranking's joint level.
+    that it can't be told apart from the best at the ranking's joint level. `to_baseline` is how much worse it is than the ranking's baseline, by
+    measured set and "mean"; empty for the baseline itself, and where there is none.
 
     By measured set and "mean": `letters`, of which two rows share one where they can't be told apart; `kept`, the share of the dense model's
     performance; `best_on`, where it is surely better than every other row. `ranks` are the first and the last place among the sets that fit
@@ -40,14 +41,15 @@ class Entry:
     kept: Mapping[str, Estimate] = field(default_factory=dict[str, Estimate])
     best_on: frozenset[str] = frozenset()
     overlapping: bool = False
+    to_baseline: Mapping[str, Estimate] = field(default_factory=dict[str, Estimate])
 
 
 @dataclass(frozen=True)
 class Ranking:
     """Calibration sets for one model, method, target and propagation, the best first.
 
-    `missing` names what has no answer, and why; the rows that it is about are `partial`: they hold what is known, and their mean is not a
-    number. `units`, `better` and `metrics` are by measured set.
+    `baseline` is the set that the others are compared with; empty if it has no place here. `missing` names what has no answer, and why; the rows
+    that it is about are `partial`: they hold what is known, and their mean is not a number. `units`, `better` and `metrics` are by measured set.
     """
 
     model: str
@@ -66,6 +68,7 @@ class Ranking:
     units: Mapping[str, str] = field(default_factory=dict[str, str])
     better: Mapping[str, str] = field(default_factory=dict[str, str])
     metrics: Mapping[str, str] = field(default_factory=dict[str, str])
+    baseline: str = ""
 
     @property
     def best(self) -> Entry:
@@ -76,6 +79,11 @@ class Ranking:
     def looks(self) -> int:
         """Pairs that a difference to the best was picked from: every two of the sets and baselines."""
         return pairs(len(self.entries) + len(self.baselines))
+
+    @property
+    def baseline_looks(self) -> int:
+        """Comparisons with the baseline: every other set and what looks at no data, on one measured set."""
+        return max(1, len(self.entries) + len(self.baselines) - 1)
 
     @property
     def one_draw(self) -> bool:
@@ -91,3 +99,13 @@ def pairs(count: int) -> int:
 def source_name(expression: str) -> str:
     """`gsm8k` of `gsm8k:cot@many`."""
     return expression.partition(":")[0].partition("@")[0].strip()
+
+
+def aimed(target: str) -> str:
+    """`60 % sparsity` for `0.6` (the space doesn't break), `2:4 sparsity` for `2:4`."""
+    return f"{target} sparsity" if ":" in target else f"{float(target) * 100:g}\u00a0% sparsity"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

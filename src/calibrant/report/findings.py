@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from calibrant.compare import Entry, Estimate, Ranking
+from calibrant.compare.ranking import aimed, listed
 
 
 def finding(ranking: Ranking) -> str:
@@ -139,11 +140,6 @@ def remarks(ranking: Ranking) -> list[str]:
     return said
 
 
-def aimed(target: str) -> str:
-    """`60 % sparsity` for `0.6` (the space doesn't break), `2:4 sparsity` for `2:4`."""
-    return f"{target} sparsity" if ":" in target else f"{float(target) * 100:g}\u00a0% sparsity"
-
-
 def percent(share: float) -> str:
     """`95 %`, the space doesn't break."""
     return f"{share * 100:g}\u00a0%"
@@ -153,8 +149,3 @@ def short(measured: str, among: Sequence[str]) -> str:
     """`wikitext` for `wikitext:text`, unless that would name two of them."""
     brief = measured.partition(":")[0]
     return brief if [m.partition(":")[0] for m in among].count(brief) == 1 else measured
-
-
-def listed(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -48,8 +48,9 @@ class Record:
 
     `sparsity` is achieved over the compressed matrices. `weights` has a name, shape, sparsity and notes each, and may have the relative
     `error` of the matrix's output with `error_from` ("gram" or "norms"), `bits`, 256 bits of the mask chosen by hash, as 64 hexadecimal
-    digits, and `inputs`, the sizes of 32 input features chosen so, as 128; `dense` the matrices left alone, with the reason. `provenance` (seconds per phase, peak memory in bytes, versions, device,
-    threads, a note such as "dequantized from Q4_1") is no part of the result and isn't compared.
+    digits, and `inputs`, the sizes of 32 input features chosen so, as 128; `dense` the matrices left alone, with the reason. `provenance`
+    (seconds per phase, peak memory in bytes, versions, device, threads, a note such as "dequantized from Q4_1") is no part of the result and
+    isn't compared.
     """
 
     run: Run

@@ -1,0 +1,205 @@
+"""The questions of "Is C4 Dataset Optimal for Pruning?" (Bandari et al. 2024, arXiv 2410.07461), asked of one study.
+
+Each is answered from differences between sets, one for each ranking (and source, or measured set) that has what it takes. All differences
+behind one question are held together at the ranking's level, by Bonferroni. What is said is about this study's models and nothing else, and it
+is a description: a question to be tested belongs among a study's primary contrasts.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+from calibrant.compare.estimate import Estimate
+from calibrant.compare.families import family_of
+from calibrant.compare.field import Field
+from calibrant.compare.ranking import CONTROLS, MEAN, aimed, listed, source_name
+
+Answer = Literal["yes", "no", "it depends", "cannot tell", "not asked"]
+Told = Literal["better", "worse", "cannot tell"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One difference behind an answer: how much *worse* the first side of `label` did than the second, `where` and `on` which measured set.
+
+    `interval` holds together with those of all other evidence of its question; None where there is no error to make one from.
+    """
+
+    label: str
+    where: str
+    on: str
+    difference: Estimate
+    interval: tuple[float, float] | None
+    verdict: Told
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its answer, the answer in a sentence, and what it rests on."""
+
+    name: str
+    asks: str
+    answer: Answer
+    told: str
+    evidence: tuple[Evidence, ...] = ()
+
+    @property
+    def over_draws(self) -> bool:
+        """Whether the evidence covers other draws of the calibration sets; if not, the answer is about these draws alone."""
+        return all(e.difference.over_draws for e in self.evidence)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A difference before it is judged: two pools of sets of one field, and what they are compared on."""
+
+    field: Field
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    measured: tuple[str, ...]
+    label: str
+
+    def judged(self, looks: int) -> Evidence:
+        """As evidence, its interval widened for so many looks."""
+        difference, level = self.field.difference(self.first, self.second, self.measured), self.field.level
+        verdict: Told = "cannot tell" if not difference.apart(level, looks) else "worse" if difference.value > 0 else "better"
+        on = self.measured[0] if len(self.measured) == 1 else MEAN
+        return Evidence(self.label, where(self.field), on, difference, difference.interval(level, looks), verdict, self.field.unit)
+
+
+def where(field: Field) -> str:
+    """The group that a field is about, in words."""
+    group = field.group
+    return f"{group.model}, {group.method} at {aimed(group.target)}"
+
+
+def questions(fields: Sequence[Field]) -> Iterator[Question]:
+    """Every question, also those that this study can't answer: they say what is lacking."""
+    yield _best(fields)
+    yield _arithmetic(fields)
+    yield _own(fields)
+    yield _formats(fields, "icl", "Do questions with their answers, one after the other (ICL), help?", "cot", ("zero", "single"), "icl")
+    yield _formats(fields, "cot", "Do worked solutions (CoT) help?", "icl", ("icl",), "cot")
+
+
+def _best(fields: Sequence[Field]) -> Question:
+    """Whether the baseline, C4 unless the study names another, is the best set."""
+    name = next((field.baseline for field in fields if field.baseline), "")
+    asks = f"Is {name or 'c4'} the best calibration set?"
+    here = [(field, [s for s in field.sets if s != name and _real(s)]) for field in fields if field.baseline]
+    sides = [_Side(field, (name,), (other,), field.averaged, f"{name} against {other}") for field, others in here for other in others]
+    if not sides:
+        return Question("baseline", asks, "not asked", "It takes the baseline and another set with content, both measured.")
+    found = _judged(sides)
+    worse, open_ = ([e for e in found if e.verdict == verdict] for verdict in ("worse", "cannot tell"))
+    many = f"{len(here)} combinations of method and sparsity" if len(here) > 1 else "the one combination of method and sparsity"
+    if worse:
+        beaten, places = _seconds(worse, name), len({e.where for e in worse})
+        scope = f" in {places} of {many}" if len(here) > 1 else ""
+        return Question("baseline", asks, "no", f"{listed(beaten)} did better than {name} beyond noise{scope}; most: {_most(worse)}.", found)
+    if not open_:
+        return Question("baseline", asks, "yes", f"It did better than every other set with content, beyond noise, in {many}.", found)
+    told = f"No set did better than {name} beyond noise, but {listed(_seconds(open_, name))} can't be told apart from it in all of {many}."
+    return Question("baseline", asks, "cannot tell", told.replace("all of the one", "the one"), found)
+
+
+def _seconds(evidence: Sequence[Evidence], name: str) -> list[str]:
+    return list(dict.fromkeys(e.label.removeprefix(f"{name} against ") for e in evidence))
+
+
+def _most(evidence: Sequence[Evidence]) -> str:
+    return difference(max(evidence, key=lambda e: abs(e.difference.value)))
+
+
+def _arithmetic(fields: Sequence[Field]) -> Question:
+    """Whether arithmetic sets, taken together, do as well as the corpora, taken together."""
+    asks = "Does arithmetic data calibrate as well as corpora do?"
+    sides: list[_Side] = []
+    for field in fields:
+        problems = tuple(s for s in field.sets if family_of(s) == "arithmetic")
+        corpora = tuple(s for s in field.sets if family_of(s) in ("corpus", "code"))
+        if problems and corpora:
+            sides.append(_Side(field, problems, corpora, field.averaged, f"{listed(problems)} against {listed(corpora)}"))
+    if not sides:
+        return Question("arithmetic", asks, "not asked", "It takes an arithmetic set and a corpus in one study.")
+    return _answered("arithmetic", asks, _judged(sides), "Arithmetic", "corpora")
+
+
+def _own(fields: Sequence[Field]) -> Question:
+    """Whether what a model is measured on is helped by data of the same source."""
+    asks = "Does a task's own data help it?"
+    sides: list[_Side] = []
+    for field in fields:
+        for measured in field.measured:
+            mine = tuple(s for s in field.sets if source_name(s) == source_name(measured))
+            others = tuple(s for s in field.sets if s not in mine and _real(s))
+            if mine and others:
+                sides.append(_Side(field, mine, others, (measured,), f"{listed(mine)} against the others"))
+    if not sides:
+        return Question("own", asks, "not asked", "It takes a measured set whose own source is among the calibration sets, beside others.")
+    return _answered("own", asks, _judged(sides), "A task's own data", "the other sets")
+
+
+def _formats(fields: Sequence[Field], name: str, asks: str, than: str, before: Sequence[str], after: str) -> Question:
+    """Whether rows of one source calibrate better in one format than in another."""
+    sides = list(chain.from_iterable(_reformatted(field, before, after) for field in fields))
+    if not sides:
+        pair = f"{' or '.join(before)} and {after}"
+        return Question(name, asks, "not asked", f"It takes one source in two formats, {pair}.")
+    first, second = {"icl": ("Questions with answers in a row", "lone ones"), "cot": ("Worked solutions", "answers alone")}[after]
+    return _answered(name, asks, _judged(sides), first, second)
+
+
+def _reformatted(field: Field, before: Sequence[str], after: str) -> Iterator[_Side]:
+    by_source: dict[str, dict[str, str]] = {}
+    for label in field.sets:
+        if _real(label) and family_of(label) != "mixed":
+            by_source.setdefault(source_name(label), {})[format_of(label)] = label
+    for formats in by_source.values():
+        for form in (form for form in before if form in formats and after in formats):
+            yield _Side(field, (formats[after],), (formats[form],), field.averaged, f"{formats[after]} against {formats[form]}")
+
+
+def format_of(expression: str) -> str:
+    """`cot` of `gsm8k:cot`, `icl` of `gsm8k:icl@many`; empty for a set in its default format."""
+    return expression.partition(":")[2].partition("@")[0].partition("(")[0].strip()
+
+
+def _judged(sides: Sequence[_Side]) -> tuple[Evidence, ...]:
+    return tuple(side.judged(len(sides)) for side in sides)
+
+
+def _answered(name: str, asks: str, evidence: tuple[Evidence, ...], first: str, second: str) -> Question:
+    """Yes where all that can be told says so, no where it says the opposite, and that it depends where both are found."""
+    better, worse = ([e for e in evidence if e.verdict == verdict] for verdict in ("better", "worse"))
+    answer: Answer = "it depends" if better and worse else "yes" if better else "no" if worse else "cannot tell"
+    return Question(name, asks, answer, " ".join(_said(evidence, better, worse, first, second)), evidence)
+
+
+def _said(evidence: Sequence[Evidence], better: Sequence[Evidence], worse: Sequence[Evidence], first: str, second: str) -> Iterator[str]:
+    """How often which was found, and the largest difference that is beyond noise."""
+    told, open_ = (*better, *worse), len(evidence) - len(better) - len(worse)
+    if not told:
+        among = "the one comparison there is" if len(evidence) == 1 else f"any of {len(evidence)} comparisons"
+        yield f"{first} and {second} can't be told apart in {among}."
+        yield f"The largest difference that was seen: {_most(evidence)}."
+        return
+    if len(evidence) == 1:
+        yield f"{first} did {told[0].verdict} than {second}, beyond noise: {difference(told[0])}."
+        return
+    counts = [f"{word} in {number}" for word, number in (("better", len(better)), ("worse", len(worse)), ("not told apart", open_)) if number]
+    yield f"{first}, compared with {second} {len(evidence)} times: {', '.join(counts)}."
+    yield f"The largest difference beyond noise: {_most(told)}."
+
+
+def difference(evidence: Evidence) -> str:
+    """One difference in words: `gsm8k:icl against c4 on mean (smollm2, wanda at 60 % sparsity), −0.123 nats/token (−0.150 to −0.096)`."""
+    spread = "" if evidence.interval is None else f" ({evidence.interval[0]:+.3f} to {evidence.interval[1]:+.3f})"
+    on = "on average" if evidence.on == MEAN else f"on {evidence.on}"
+    return f"{evidence.label} {on} ({evidence.where}), {evidence.difference.value:+.3f} {evidence.unit}{spread}"
+
+
+def _real(label: str) -> bool:
+    return source_name(label) not in CONTROLS
