@@ -1,15 +1,16 @@
-"""What a record says of a matrix: the error of its outputs against outputs, and its sampled mask against the whole one."""
+"""What a record says of a matrix: the error of its outputs against outputs, its sampled mask and inputs against the whole ones."""
 
 import hashlib
 import math
+import struct
 from itertools import combinations
 
 import pytest
 import torch
 from torch import Tensor
 
-from calibrant.activations import FeatureNorms, Gram, Seen
-from calibrant.changes import SAMPLED, mask_bits, output_error
+from calibrant.activations import FeatureNorms, Gram, InputStatistic, Seen
+from calibrant.changes import FEATURES, SAMPLED, SILENT, input_sizes, mask_bits, output_error
 
 
 def pruned(weight: Tensor, share: float, by: Tensor | None = None) -> Tensor:
@@ -85,3 +86,25 @@ def test_bits_tell_how_much_two_masks_agree() -> None:
         )
         count = SAMPLED * len(names)
         assert abs(1 - differing / count - true) < 4 * math.sqrt(true * (1 - true) / count)
+
+
+def sizes_of(told: dict[str, str]) -> list[float]:
+    return [struct.unpack("<e", bytes.fromhex(told["inputs"])[i : i + 2])[0] for i in range(0, 2 * FEATURES, 2)]
+
+
+@pytest.mark.parametrize("kind", [FeatureNorms, Gram])
+def test_the_sizes_are_those_of_the_features_that_a_hash_of_the_name_gives(kind: type[InputStatistic]) -> None:
+    x, weights, _, _ = case(width=600)
+    stream = hashlib.shake_256(b"model.layers.0.mlp.up_proj inputs").digest(8 * FEATURES)
+    places = [int.from_bytes(stream[8 * i : 8 * i + 8], "little") % 600 for i in range(FEATURES)]
+    squares = (weights.double()[:, None] * x.double() ** 2).sum(0) / weights.double().sum()
+    told = input_sizes("model.layers.0.mlp.up_proj", Seen({kind: kind.of(x, weights)}))
+    assert sizes_of(told) == pytest.approx([0.5 * math.log(squares[p]) for p in places], abs=2e-3)
+    assert input_sizes("model.layers.1.mlp.up_proj", Seen({kind: kind.of(x, weights)})) != told
+
+
+def test_a_silent_feature_has_a_size_and_what_saw_nothing_has_none() -> None:
+    x, _, _, _ = case()
+    assert set(sizes_of(input_sizes("m", Seen({FeatureNorms: FeatureNorms.of(x * 0)})))) == {SILENT}
+    assert input_sizes("m", Seen({})) == {}
+    assert input_sizes("m", Seen({FeatureNorms: FeatureNorms.of(x, torch.zeros(200))})) == {}

@@ -28,6 +28,7 @@ from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import CalibrantError, SpecError
 from calibrant.methods import BlockMethod, Method, methods
 from calibrant.models import ModelView, Opened, Weight, check_finite, check_output, open_model, read_manifest, save, view
+from calibrant.notebook import card
 from calibrant.progress import Progress, silent
 from calibrant.ranks import ALONE, Ranks, joined
 from calibrant.spec import canonical
@@ -100,6 +101,10 @@ class Pruned:
     out: Path | None
     continued_from: int = 0
     already_done: bool = False
+
+    def _repr_html_(self) -> str:
+        told = {"saved in": self.out or "", "continued from block": self.continued_from or ""}
+        return card(f"{self.opened.name}, pruned", told, inside=self.record._repr_html_())
 
 
 def compress(

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from calibrant.durable import flush, reason, unreadable
 from calibrant.errors import OutputError
+from calibrant.notebook import card, listing
 
 COLUMNS: Final = ("item", "value", "weight")
 
@@ -57,6 +58,14 @@ class Measurement:
     outcomes: tuple[Outcome, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False)
     beside: tuple[Score, ...] = ()
+
+    def _repr_html_(self) -> str:
+        heads = ("measured", "metric", "value", "standard error", "items", "unit", "better")
+        lines = [
+            (s.measured, s.metric, f"{s.value:.4f}", "" if s.stderr is None else f"{s.stderr:.4f}", s.n, s.unit, s.better)
+            for s in (self.score, *self.beside)
+        ]
+        return card(f"Measurement on {self.score.measured}", {}, inside=listing(heads, lines))
 
 
 class Journal:

@@ -1,5 +1,6 @@
 """Measurements and stores that tests of comparisons are made from: known losses, documents that differ a little."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from calibrant.store import Cell, Measurement, Outcome, Record, Run, Score, Store
+from calibrant.store import PROFILE, Cell, Measurement, Outcome, Record, Run, Score, Store
 
 RNG = np.random.default_rng(0)
 
@@ -43,10 +44,13 @@ def store_of(
     study: Mapping[str, Any] | None = None,
     overlap: Mapping[str, float] | None = None,
     noise: float = 0.01,
+    weights: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    profiles: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Store:
     """A store whose labels ("dense", "magnitude" or a set) have, a draw each, one loss per measured set.
 
     `missing` are measurements (`c4/docs`) that aren't there; `overlap` what the later draws of a set share with earlier ones.
+    `weights` are what the records of a label, or of one of its draws (`c4/1`), say of their matrices, `profiles` what is kept beside them.
     """
     store, rng, cells = Store(folder), np.random.default_rng(5), []
     lengths = {m: rng.integers(100, 300, 12).astype(float) for m in measures}
@@ -56,7 +60,11 @@ def store_of(
             baseline = {"dense": "none", "magnitude": "magnitude"}.get(label)
             data, method, target = "" if baseline else label, baseline or "wanda", "0.0" if label == "dense" else "0.5"
             run = Run("sha256:m", "tiny", data, f"{label}{seed}", {"spec": method, "revision": 1}, target, {}, "", "float32", seed)
-            store.add_record(Record(run, 0.5, data_facts={"overlap": (overlap or {}).get(label, 0.0) if seed else 0.0}))
+            matrices = (weights or {}).get(f"{label}/{seed}", (weights or {}).get(label, ()))
+            kept = (profiles or {}).get(f"{label}/{seed}", (profiles or {}).get(label))
+            facts = {"overlap": (overlap or {}).get(label, 0.0) if seed else 0.0, "tokens": 4096 + seed}
+            files = {} if kept is None else {PROFILE: json.dumps(kept).encode()}
+            store.add_record(Record(run, 0.5, tuple(matrices), data_facts=facts), files)
             ids = {}
             for m, value in zip(measures, values, strict=True):
                 text = f"loss(source={m!r})"

@@ -90,7 +90,7 @@ AGREEMENTS = (
     Agreement("target", "0.6", "2:4", "smollm2", -0.1, None, 6, "wanda"),
 )
 EVERYTHING = Comparison((FULL,), CONTRASTS, AGREEMENTS, looks=63, missing=("pile (draw 0) on loss(source='docs'): DataError: no rows",), stale=2)
-ACCOUNT = Account({"smollm2": "dequantized from Q4_1"}, (), (), {"compress": 3.0}, {}, {}, (), "")
+ACCOUNT = Account({"smollm2": "dequantized from Q4_1"}, (), {"compress": 3.0}, {}, {}, (), "")
 
 
 def reported(comparison: Comparison = EVERYTHING) -> Report:

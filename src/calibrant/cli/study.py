@@ -59,7 +59,14 @@ def report(
         list[str] | None,
         typer.Option(metavar="NAME", help="Only what was measured on NAME; give it once for each. \\[default: all]", show_default=False),
     ] = None,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the page, with charts, here.", show_default=False)] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the page, with plots, here.", show_default=False)] = None,
+    plots: Annotated[
+        Path | None, typer.Option("--plots", metavar="DIR", help="Also write the plots as SVG, PNG and PDF into DIR.", show_default=False)
+    ] = None,
+    dark: Annotated[bool, typer.Option("--dark", help="Draw the plots for a dark ground.")] = False,
+    baseline: Annotated[
+        str, typer.Option(metavar="EXPR", help="The set that others are compared with. \\[default: the study's, else c4]", show_default=False)
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Compare what a study measured: which calibration set is really better, and which differences are noise."""
@@ -69,9 +76,11 @@ def report(
     format = "json" if as_json else format
     check_format(format)
     check_file(html)
-    found = run(folder, measure or [], way)
+    found = run(folder, measure or [], way, baseline)
     if html is not None:
         typer.echo(f"the page is {found.write_html(html)}", err=True)
+    if plots is not None:
+        typer.echo(f"{len(found.write_plots(plots, dark))} files of plots are in {plots}", err=True)
     if format == "table":
         show(None, False, lambda _: found.lines(console().width))
     else:

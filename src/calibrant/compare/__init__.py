@@ -7,7 +7,7 @@ from calibrant.compare.estimate import LEVEL, Estimate, t_quantile
 from calibrant.compare.families import FAMILIES, Family, family_of
 from calibrant.compare.layers import Layers, layers
 from calibrant.compare.likeness import MEASURES, Likeness, likeness
-from calibrant.compare.portraits import Draw, Portrait, portraits
+from calibrant.compare.portraits import Draw, Portrait, portraits, usual
 from calibrant.compare.primary import Contrasted
 from calibrant.compare.questions import Evidence, Question
 from calibrant.compare.ranking import CONTROLS, MEAN, Entry, Ranking, pairs, source_name
@@ -47,4 +47,5 @@ __all__ = [
     "source_name",
     "t_quantile",
     "tidy",
+    "usual",
 ]

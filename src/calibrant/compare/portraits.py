@@ -65,6 +65,16 @@ def portraits(store: Store, reading: Reading) -> list[Portrait]:
     ]
 
 
+def usual(portraits: Sequence[Portrait]) -> dict[str, float]:
+    """What is usual among the sets that have a profile: the median of each of its numbers and of each share of characters."""
+    known = [portrait.profile for portrait in portraits if portrait.profile is not None]
+    if not known:
+        return {}
+    kinds = dict.fromkeys(kind for profile in known for kind in profile["characters"])
+    numbers = {key: float(np.median([profile[key] for profile in known])) for key in ("numbers", "word_length", "distinct", "even")}
+    return {**numbers, **{kind: float(np.median([profile["characters"].get(kind, 0.0) for profile in known])) for kind in kinds}}
+
+
 def weights_of_words(profiles: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], Float[np.ndarray, "set word"]]:
     """The words of all sets and their TF-IDF weights, a row a set of length one (or zero, for a set without words).
 

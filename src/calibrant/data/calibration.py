@@ -18,6 +18,7 @@ from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder
 from calibrant.data.expression import Mix, Term, parse_expression, parse_mix, written
 from calibrant.data.packing import PAD, Frame
 from calibrant.errors import DataError
+from calibrant.notebook import card, listing
 
 __all__ = ["KINDS", "CalibrationSet", "TokenBatch", "fingerprint"]
 
@@ -94,6 +95,12 @@ class CalibrationSet:
     def __repr__(self) -> str:
         budget = f"samples={self.samples}" if self.budget is None else f"tokens={self.budget}"
         return f"CalibrationSet({self.expr!r}, {budget}, length={self.length}, seed={self.seed})"
+
+    def _repr_html_(self) -> str:
+        budget = f"{self.samples} windows" if self.budget is None else f"{self.budget:,} real tokens"
+        lines = [(str(term), f"{float(term.share):.4g}", term.source.kind, term.source.licence) for term in self.parts]
+        facts = {"budget": f"{budget} of {self.length:,} tokens", "draw": self.seed}
+        return card(f"Calibration set {self.expr}", facts, inside=listing(("part", "share", "kind", "licence"), lines))
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase) -> TokenBatch:
         """The set as tokens. `DataError` if a source can't be read or holds too little for the first draw."""

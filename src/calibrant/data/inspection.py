@@ -21,6 +21,7 @@ from calibrant.data.packing import Crop, Many, One
 from calibrant.data.quoting import quoted, real
 from calibrant.data.user_file import UserFile
 from calibrant.data.verdict import ENOUGH_DRAWS, verdict
+from calibrant.notebook import card, listing
 
 _BARS: Final = 12
 """How many bars a histogram has at most."""
@@ -71,6 +72,12 @@ class Inspection:
     def verdict(self) -> tuple[str, ...]:
         """What to fix and how, a sentence each; nothing if there is nothing to fix."""
         return verdict(_plain(self))
+
+    def _repr_html_(self) -> str:
+        facts = {"windows": f"{self.windows:,} of {self.length:,} tokens", "real tokens": f"{self.tokens:,}", "rows": f"{self.rows:,}"}
+        facts |= {"disjoint draws": self.disjoint_draws, "tokenizer": self.tokenizer, "fingerprint": self.fingerprint}
+        fixes = listing(("what to fix",), [(sentence,) for sentence in self.verdict]) if self.verdict else ""
+        return card(f"Calibration set {self.data}", facts, "" if fixes else "Nothing to fix.", fixes)
 
     def to_json(self) -> dict[str, Any]:
         """The same as dictionaries and lists, ready for `json.dumps`, and the verdict with it."""

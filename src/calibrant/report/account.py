@@ -2,32 +2,32 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from calibrant.compare.reading import Reading
-from calibrant.store import Cell, Record, Run, Score, Store
+from calibrant.store import Cell, Record, Score, Store
 from calibrant.store.reading import provenance_of
 
-
-@dataclass(frozen=True)
-class Shown:
-    """One calibration set as it was drawn: the run it went into, and facts about its tokens."""
-
-    run: Run
-    facts: Mapping[str, Any]
+PHASES: Final = {
+    "open": "opening the model",
+    "tokenize": "making the calibration sets",
+    "compress": "pruning",
+    "measure": "measuring",
+    "store": "writing",
+}
+"""What the time is spent on, in words."""
 
 
 @dataclass(frozen=True)
 class Account:
     """Plain facts about a store.
 
-    `models` maps a model's name to its note ("dequantized from Q4_1", or nothing). `dense` are the dense model's scores, `sets` the calibration
-    sets, `seconds` the time by phase over everything in the store, `settings` (dtype, propagation, …) and `machine` what it ran with.
+    `models` maps a model's name to its note ("dequantized from Q4_1", or nothing). `dense` are the dense model's scores, `seconds` the time by phase
+    over everything in the store, `settings` (dtype, propagation, …) and `machine` what it ran with.
     """
 
     models: Mapping[str, str]
     dense: Sequence[Score]
-    sets: Sequence[Shown]
     seconds: Mapping[str, float]
     settings: Mapping[str, str]
     machine: Mapping[str, str]
@@ -49,7 +49,6 @@ def account_of(store: Store, reading: Reading) -> Account:
     return Account(
         models={c.model: str(records[c.run].provenance.get("model_note", "")) for c in cells},
         dense=_dense_scores(cells, reading),
-        sets=[Shown(r.run, r.data_facts) for r in records.values() if r.run.data],
         seconds=_seconds(store, cells, records),
         settings=_settings(store, records),
         machine=_machine(list(records.values())),

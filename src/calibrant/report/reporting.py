@@ -6,14 +6,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
 
-from calibrant.compare import Comparison, Ranking, compare, tidy
+from calibrant.compare import Comparison, Layers, Likeness, Portrait, Ranking, compare, layers, likeness, portraits, tidy
 from calibrant.compare.reading import Reading, narrowed, read
 from calibrant.durable import UNFINISHED, text_of_json, write_bytes
 from calibrant.errors import OutputError, SpecError
 from calibrant.report.account import Account, account_of, notes_of
 from calibrant.report.conclusions import Section, sections
-from calibrant.report.page import page
+from calibrant.report.page import Contents, page
 from calibrant.report.plain import plain
+from calibrant.report.plots import Plot
 from calibrant.report.tables import WAYS, As
 from calibrant.store import Store
 
@@ -48,6 +49,21 @@ class Report:
     def account(self) -> Account:
         """What is told beside the comparison; read when it is first asked for, since it is in thousands of small files."""
         return account_of(Store(self.folder, create=False), self.reading)
+
+    @cached_property
+    def portraits(self) -> tuple[Portrait, ...]:
+        """The calibration sets as the store knows them."""
+        return tuple(portraits(Store(self.folder, create=False), self.reading))
+
+    @cached_property
+    def layers(self) -> tuple[Layers, ...]:
+        """Each group of runs, block by block; every record is read whole for it."""
+        return tuple(layers(Store(self.folder, create=False), self.reading))
+
+    @cached_property
+    def likeness(self) -> Likeness:
+        """How alike the calibration sets are."""
+        return likeness(self.portraits, self.layers)
 
     @property
     def rankings(self) -> tuple[Ranking, ...]:
@@ -104,7 +120,24 @@ class Report:
 
     def html(self) -> str:
         """The page, as one self-contained text."""
-        return page(self.comparison, self.account)
+        return page(self._contents())
+
+    def _repr_html_(self) -> str:
+        from calibrant.report.page.fragment import fragment
+
+        return fragment(Contents(self.comparison, self.account, self.reading), f"report-{id(self)}")
+
+    def plots(self) -> list[Plot]:
+        """Every plot that the study gives material for."""
+        from calibrant.report.plots import plots
+
+        return plots(self.comparison, self.layers, {portrait.name: portrait.tokens for portrait in self.portraits})
+
+    def write_plots(self, folder: str | Path, dark: bool = False) -> list[Path]:
+        """Write every plot as SVG, PNG and PDF, and say where they are. Raises `OutputError` if `folder` can't be written."""
+        from calibrant.report.plots import write
+
+        return write(self.plots(), Path(folder), dark)
 
     def write_html(self, file: str | Path | None = None) -> Path:
         """Write the page, whole or not at all, into the store's folder or to `file`, and say where it is. Raises `OutputError` if it can't be."""
@@ -113,16 +146,21 @@ class Report:
         with Store(self.folder) as store:
             return store.write_text("report.html", self.html())
 
+    def _contents(self) -> Contents:
+        return Contents(self.comparison, self.account, self.reading, self.portraits, self.layers, self.likeness)
+
     def _sections(self) -> list[Section]:
         return list(sections(self.comparison, self.way, self.notes))
 
 
-def report(study: str | Path | InFolder, measures: Sequence[str] = (), way: str = "increase") -> Report:
+def report(study: str | Path | InFolder, measures: Sequence[str] = (), way: str = "increase", baseline: str = "") -> Report:
     """Read what a study's folder holds and compare it.
 
     `measures` narrows it to measured sets or evaluators whose name begins so; `way` is what the figures are: `increase` over the dense model,
-    the `loss` itself, or the share of the dense model's performance `kept`. Raises `OutputError` for a folder that holds no results, `DataError`
-    for results that can't be compared with one another, `SpecError` for another `way`.
+    the `loss` itself, or the share of the dense model's performance `kept`. `baseline` is the set that others are compared with; see `compare`.
+    Raises `OutputError` for a folder that holds no results, `DataError`
+    for results that can't be compared with one another, `SpecError` for another `way`, or a
+    baseline that isn't there.
     """
     if way not in WAYS:
         raise SpecError(f"the figures can't be shown as {way!r}; choose among {', '.join(WAYS)}", subject=way)
@@ -130,7 +168,7 @@ def report(study: str | Path | InFolder, measures: Sequence[str] = (), way: str 
     reading = read(store)
     # What every item gave is nine tenths of it, and has been compared by then.
     scores = replace(narrowed(reading, measures), samples={})
-    return Report(store.folder, compare(reading, measures), scores, notes_of(store, scores), cast("As", way))
+    return Report(store.folder, compare(reading, measures, baseline=baseline), scores, notes_of(store, scores), cast("As", way))
 
 
 def check_format(format: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from calibrant.notebook import card
 from calibrant.spec import identity
 
 
@@ -59,6 +60,13 @@ class Record:
     dense: tuple[Mapping[str, Any], ...] = ()
     data_facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     provenance: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False)
+
+    def _repr_html_(self) -> str:
+        run = self.run
+        facts = {"model": run.model_name, "calibrated on": run.data, "draw": run.seed if run.data else "", "method": run.method.get("spec")}
+        facts |= {"target": run.target, "propagation": run.propagate, "numbers": run.dtype, "achieved sparsity": f"{self.sparsity:.4f}"}
+        counts = {"matrices compressed": len(self.weights), "left dense": len(self.dense), "note": self.provenance.get("model_note")}
+        return card(f"Run {run.id.rpartition(':')[2][:12]}", {**facts, **counts})
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from calibrant.data import CalibrationSet
 from calibrant.errors import StudyError
 from calibrant.evaluators import Evaluator, leaks, refuse
 from calibrant.methods import Method, methods
+from calibrant.notebook import card
 from calibrant.progress import Progress, silent
 from calibrant.store import Store
 from calibrant.study import engines
@@ -79,6 +80,14 @@ class Study:
         for name, value in asked.items():
             listed = name in ("models", "data", "methods", "sparsities", "seeds", "evaluate", "exclude", "primary")
             object.__setattr__(self, name, _kept(value, listed))
+
+    def _repr_html_(self) -> str:
+        cells = self.labels()
+        axes = {"models": self.models, "calibration sets": self.data, "methods": self.methods, "sparsities": self.sparsities, "draws": self.seeds}
+        told = {name: ", ".join(map(str, axis)) for name, axis in axes.items()}
+        budget = f"{self.samples} windows" if self.tokens is None else f"{self.tokens:,} real tokens"
+        measured = {"budget": f"{budget} of {self.length:,} tokens", "measured by": ", ".join(self.evaluators())}
+        return card(f"Study of {len(cells):,} runs", {**told, **measured, "primary contrasts": len(self.primary) or ""})
 
     def propagation(self, method: str | Method) -> str:
         """What a matrix sees while this study prunes with `method`: each method's own default unless `propagate` says otherwise."""

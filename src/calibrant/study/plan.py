@@ -12,6 +12,7 @@ from calibrant.durable import UNFINISHED
 from calibrant.errors import DataError, ModelError
 from calibrant.methods import methods
 from calibrant.models import located, open_model, open_tokenizer, resolve_dtype
+from calibrant.notebook import card, listing
 from calibrant.progress import Progress, silent
 from calibrant.spec import canonical, identity
 from calibrant.store import Record, Store, measurement_id
@@ -99,6 +100,13 @@ class Plan:
     def measurements(self) -> Count:
         """Measurements of all models."""
         return Count(sum(m.measurements.asked for m in self.models), sum(m.measurements.done for m in self.models))
+
+    def _repr_html_(self) -> str:
+        facts = {"runs": f"{self.runs.asked:,}, of which {self.runs.done:,} are done", "measurements": f"{self.measurements.asked:,}"}
+        facts |= {"calibration sets": ", ".join(self.sets), "sparsities": ", ".join(self.targets), "primary contrasts": self.contrasts}
+        facts |= {"one worker takes about": "" if self.seconds is None else f"{self.seconds / 60:.0f} minutes"}
+        said = [(sentence,) for sentence in (*self.warnings, *self.unknown)]
+        return card("Plan of a study", facts, inside=listing(("to know before it begins",), said) if said else "")
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data, with the sums."""

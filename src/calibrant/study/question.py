@@ -9,6 +9,7 @@ from calibrant.activations import Statistic
 from calibrant.compress import Asked
 from calibrant.data import CalibrationSet
 from calibrant.evaluators import Evaluator
+from calibrant.notebook import card, listing
 from calibrant.spec import canonical, identity
 from calibrant.store import Cell, Measurement, Record, Run, revisions
 
@@ -149,3 +150,8 @@ class Finished:
     seconds: Mapping[str, float]
     peak_memory_bytes: int
     died: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        facts = {"results": self.folder, "computed": self.computed, "found there": self.found, "cells": len(self.cells)}
+        failed = listing(("what failed", "why"), [(f.get("what"), f.get("error")) for f in self.failures.values()]) if self.failures else ""
+        return card("Study, finished", facts, "" if failed else "calibrant.report.report(…) of it shows what was found.", failed)

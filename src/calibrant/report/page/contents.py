@@ -1,0 +1,48 @@
+"""What a page is made of, and what its parts are called in it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from calibrant.compare import Comparison, Entry, Layers, Likeness, Portrait, Ranking
+from calibrant.compare.reading import Reading
+from calibrant.report.account import Account
+from calibrant.report.tables import heading
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything that a page shows. Nothing is read or computed after this."""
+
+    comparison: Comparison
+    account: Account
+    reading: Reading
+    portraits: Sequence[Portrait] = ()
+    layers: Sequence[Layers] = ()
+    likeness: Likeness = field(default_factory=lambda: Likeness((), {}))
+
+    @cached_property
+    def ids(self) -> Mapping[str, str]:
+        """The id of each calibration set's own page, by its name."""
+        return {portrait.name: f"set-{number}" for number, portrait in enumerate(self.portraits)}
+
+    @cached_property
+    def titles(self) -> Mapping[str, str]:
+        """What each ranking is about, by its key."""
+        return {f"r{number}": heading(r, self.account.models.get(r.model, "")) for number, r in enumerate(self.comparison.rankings)}
+
+    @cached_property
+    def places(self) -> Mapping[str, Sequence[tuple[Ranking, Entry]]]:
+        """The rankings that a calibration set has a place in, with its row, by its name."""
+        found: dict[str, list[tuple[Ranking, Entry]]] = {name: [] for name in self.ids}
+        for ranking in self.comparison.rankings:
+            for entry in (*ranking.entries, *ranking.partial):
+                found.setdefault(entry.name, []).append((ranking, entry))
+        return found
+
+    def knows(self, measure: str) -> bool:
+        """Whether any two sets were compared by one measure of likeness."""
+        table = self.likeness.by.get(measure)
+        return table is not None and bool(np.isfinite(table[~np.eye(len(table), dtype=bool)]).any())

@@ -1,0 +1,194 @@
+"""Lines and points over a number: how much worse sets get with sparsity, with fewer tokens, from block to block. Only draws. No torch here."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from calibrant.report.plots.axes import Axis
+from calibrant.report.plots.labels import around, spaced
+from calibrant.report.plots.marks import Layer, faceted, layer, layered, text
+from calibrant.report.plots.theme import DASHES, FAMILIES, LETTER
+from calibrant.report.plots.words import Interval, cut, shown
+
+if TYPE_CHECKING:
+    import altair as alt
+
+ROOM: Final = 22
+"""Letters of a name at the end of its line."""
+
+SHARE: Final = "format(datum.value * 100, '.3~r') + '\u202f%'"
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A point of a line. `apart` is not of the line: it stands alone, hollow, and `note` says what it is."""
+
+    x: float
+    y: float
+    interval: Interval = None
+    apart: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named line through its points, in the colour and shape of a family. Lines of one family differ in `dash`; `plain` ones are context."""
+
+    name: str
+    family: str
+    dash: int
+    spots: tuple[Spot, ...]
+    marked: bool = True
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Panels of lines that share their axes; each line's name stands at its right end, or `around` its point.
+
+    `ticks` are the places of the ticks across, shares in per cent if so; `band` is a grey range behind the lines: x, from, to.
+    """
+
+    panels: tuple[tuple[str, tuple[Line, ...]], ...]
+    across: Axis
+    up: Axis
+    x: str
+    y: str
+    note: str = ""
+    ticks: tuple[float, ...] = ()
+    shares: bool = False
+    band: tuple[tuple[float, float, float], ...] = ()
+    around: bool = False
+
+    @property
+    def columns(self) -> int:
+        """Panels in a row."""
+        return max(1, int(940 / (self.across.pixels + self._beside)))
+
+    @property
+    def _beside(self) -> float:
+        return 20 + LETTER * max((min(ROOM, len(line.name)) for _, lines in self.panels for line in lines), default=0)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """A record for each thing that is drawn."""
+        for p, (title, lines) in enumerate(self.panels):
+            yield {"p": p, "k": "title", "t": cut(title, int(self.across.pixels / 6.4))}
+            if p % self.columns == 0:
+                yield {"p": p, "k": "up", "t": shown(self.y)}
+            if p == (len(self.panels) - 1) // self.columns * self.columns:
+                yield from [{"p": p, "k": "note", "t": shown(self.note)}] * bool(self.note)
+            yield from ({"p": p, "k": "band", "x": x, "y": low, "z": high} for x, low, high in self.band)
+            for number, line in enumerate(lines):
+                style = {"p": p, "s": number, "f": FAMILIES[line.family].words, "d": line.dash % len(DASHES)}
+                yield from ({**style, **record} for record in self._drawn(line))
+            yield from ({"p": p, **record} for record in (self._beside_points(lines) if self.around else self._ends(lines)))
+            notes = {spot.note: spot.x for line in lines for spot in line.spots if spot.note}
+            yield from ({"p": p, "k": "pattern", "x": x, "t": note} for note, x in _unlike(notes))
+
+    def _drawn(self, line: Line) -> Iterator[dict[str, Any]]:
+        piece = 0
+        joined = [spot for spot in line.spots if not spot.apart]
+        for i, spot in enumerate(joined):
+            if not math.isfinite(spot.y) or (self.up.log and spot.y <= 0):
+                piece += 1
+                if spot.y == math.inf:
+                    yield {"k": "beyond", "x": spot.x, "y": self.up.high}
+                continue
+            yield {"k": "context" if line.plain else "line", "x": spot.x, "y": spot.y, "g": piece}
+            alone = not any(0 <= j < len(joined) and math.isfinite(joined[j].y) for j in (i - 1, i + 1))
+            if line.marked or alone:
+                yield {"k": "mark", "x": spot.x, "y": spot.y}
+        for spot in line.spots:
+            if spot.interval is not None and math.isfinite(spot.y):
+                a, b = (self.up.inside(end) for end in spot.interval)
+                yield {"k": "interval", "x": spot.x, "y": a, "z": b}
+            if spot.apart and math.isfinite(spot.y):
+                yield {"k": "apart", "x": spot.x, "y": spot.y}
+
+    def _ends(self, lines: Sequence[Line]) -> Iterator[dict[str, Any]]:
+        """Names beside the lines' ends, spread so that none covers another, each with a hair from its line."""
+        last = [max((s for s in line.spots if self._on(s)), key=lambda s: s.x, default=None) for line in lines]
+        named = [(line, spot) for line, spot in zip(lines, last, strict=True) if spot is not None and line.name]
+        tall = self.up.pixels
+        places = spaced([tall - self.up.at(spot.y) for _, spot in named], 4.0, tall - 4.0)
+        for (line, spot), place in zip(named, places, strict=True):
+            value = self.up.back(tall - place)
+            yield {"k": "hair", "x": spot.x, "y": spot.y, "w": self.across.high, "z": value}
+            yield {"k": "name", "y": value, "t": cut(line.name, ROOM)}
+
+    def _beside_points(self, lines: Sequence[Line]) -> Iterator[dict[str, Any]]:
+        """Names beside single points, wherever there is room; a name that stands off has a hair to its point."""
+        spots = [line.spots[0] for line in lines]
+        points = [(self.across.at(s.x), self.up.pixels - self.up.at(s.y)) for s in spots]
+        names = [cut(line.name, ROOM) for line in lines]
+        for spot, name, label in zip(spots, names, around(points, names, self.across.pixels, self.up.pixels), strict=True):
+            if label is None:
+                continue
+            x, y = self.across.back(label.x), self.up.back(self.up.pixels - label.y)
+            yield {"k": "left" if label.right else "right", "x": x, "y": y, "t": name}
+            if label.off:
+                yield {"k": "hair", "x": spot.x, "y": spot.y, "w": x, "z": y}
+
+    def _on(self, spot: Spot) -> bool:
+        return math.isfinite(spot.y) and not (self.up.log and spot.y <= 0)
+
+    def chart(self) -> "alt.FacetSpec":
+        """The picture over the records, which are called "lines"."""
+        kinds = {record["k"] for record in self.records()}
+        made = layered([*self._lines(), *self._words()], kinds, self.across.pixels, self.up.pixels)
+        return faceted(made, "lines", self.columns, 84, self._beside + 24)
+
+    def _lines(self) -> Iterator[Layer]:
+        import altair as alt
+
+        present = {line.family for _, lines in self.panels for line in lines if not line.plain}
+        styles = [style for family, style in FAMILIES.items() if family in present]
+        words = [s.words for s in styles]
+        legend = alt.Legend(orient="bottom", title=None, offset=14, columns=min(len(words), 5), symbolOpacity=1) if len(words) > 1 else None
+        colours = alt.Scale(domain=words, range=[s.colour for s in styles])
+        stroke, fill = alt.Stroke("f:N", scale=colours, legend=legend), alt.Fill("f:N", scale=colours, legend=legend)
+        shape = alt.Shape("f:N", scale=alt.Scale(domain=words, range=[s.shape for s in styles]), legend=legend)
+        dash = alt.StrokeDash("d:O", scale=alt.Scale(domain=list(range(len(DASHES))), range=list(DASHES)), legend=None)
+        x, y = self._axes()
+        up, along = {"x": x, "y": y, "y2": alt.Y2("z:Q")}, {"x": x, "y": y, "detail": [alt.Detail("s:N"), alt.Detail("g:N")]}
+        at, shaped = {"x": x, "y": y, "stroke": stroke}, {"x": x, "y": y, "stroke": stroke, "shape": shape}
+        yield layer("band", "area", up, color="var(--grid)", opacity=1)
+        yield layer("context", "line", along, color="var(--soft)", strokeDash=[3, 2], strokeWidth=1.25)
+        yield layer("hair", "rule", {**up, "x2": alt.X2("w:Q")}, color="var(--line)", strokeWidth=1)
+        yield layer("interval", "rule", {**up, "stroke": stroke}, strokeWidth=1.25, opacity=0.5)
+        yield layer("line", "line", {**along, "stroke": stroke, "strokeDash": dash}, strokeWidth=1.75)
+        yield layer("mark", "point", {**shaped, "fill": fill}, size=44, opacity=1, strokeWidth=1)
+        yield layer("apart", "point", shaped, size=96, opacity=1, strokeWidth=1.75, fill="var(--card)")
+        yield layer("beyond", "point", at, size=44, opacity=1, shape="M-1,.8L0,-.6L1,.8", filled=False, strokeWidth=1.75)
+
+    def _words(self) -> Iterator[Layer]:
+        import altair as alt
+
+        x, y = self._axes()
+        left, soft = alt.XValue(0), "var(--soft)"
+        yield text("name", alt.XValue(self.across.pixels + 5), y)
+        yield text("right", x, y, dx=1)
+        yield text("left", x, y, dx=-1, align="right")
+        yield text("pattern", x, alt.YValue(-1), align="center", baseline="bottom", color=soft)
+        yield text("title", left, alt.YValue(-24), fontSize=11.5, fontWeight="bold")
+        yield text("up", alt.XValue(-34), alt.YValue(-41 if any(title for title, _ in self.panels) else -18), fontSize=11.5)
+        yield text("note", left, alt.YValue(self.up.pixels + 54), color=soft)
+
+    def _axes(self) -> "tuple[alt.X, alt.Y]":
+        import altair as alt
+
+        given: dict[str, Any] = {"values": list(self.ticks)} if self.ticks else {"tickCount": max(2, self.across.pixels // 60), "format": "~s"}
+        if self.shares:
+            given["labelExpr"] = SHARE
+        across = alt.Axis(grid=False, title=self.x, labelOverlap="parity", labelFlush=False, **given)
+        up = alt.Axis(grid=True, domain=False, ticks=False, tickCount=max(3, min(8, self.up.pixels // 45)), title=None, format="~g")
+        return alt.X("x:Q", axis=across, scale=self.across.scale()), alt.Y("y:Q", axis=up, scale=self.up.scale())
+
+
+def _unlike(notes: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Notes with their x; those at one place in one text."""
+    by_place: dict[float, list[str]] = {}
+    for note, x in notes.items():
+        by_place.setdefault(x, []).append(note)
+    return [(", ".join(found), x) for x, found in sorted(by_place.items())]

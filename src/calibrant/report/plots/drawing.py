@@ -1,0 +1,169 @@
+"""Plots drawn: as SVG inside a page, and as files. vl-convert draws, offline. No torch here."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, Final
+from xml.etree import ElementTree
+
+from calibrant.durable import UNFINISHED, reason, write_bytes
+from calibrant.errors import OutputError
+from calibrant.report.plots.picture import Plot
+from calibrant.report.plots.theme import DARK, FONT, LIGHT, PAGE_FONT, resolved
+
+VEGA_LITE: Final = "6.4"
+SCALE: Final = 2
+"""Pixels of a PNG for each of the drawing's own units."""
+
+INHERITED: Final = ("fill", "stroke", "stroke-width", "stroke-dasharray", "font-size", "font-weight", "text-anchor", "fill-opacity", "stroke-opacity")
+"""What a group may say for everything in it."""
+
+_SVG: Final = "{http://www.w3.org/2000/svg}"
+_NUMBER: Final = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
+_COLOURED: Final = ("fill", "stroke")
+
+
+def inline(plot: Plot, key: str) -> str:
+    """The plot as an `<svg>` for the page, its colours still custom properties. `key` must be unique in the page: the ids hang on it."""
+    root = _svg(plot.spec)
+    width, height = _size(root)
+    body = "".join(_text(child) for child in root)
+    key = escape(key)
+    return (
+        f'<svg class="plot" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_short(width)} {_short(height)}" style="max-width:{math.ceil(width)}px" '
+        f'font-family="{escape(PAGE_FONT)}" role="img" aria-labelledby="{key}-t {key}-d">'
+        f'<title id="{key}-t">{escape(plot.title)}</title><desc id="{key}-d">{escape(plot.description)}</desc>'
+        f'<g aria-hidden="true">{body}</g></svg>'
+    )
+
+
+def write(plots: Sequence[Plot], folder: Path, dark: bool = False) -> list[Path]:
+    """Write NAME.svg, NAME.png and NAME.pdf of each plot, each whole or not at all, and say where they are. Raises `OutputError`."""
+    import vl_convert
+
+    palette = DARK if dark else LIGHT
+    written: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for plot in plots:
+            svg = _file(plot, palette, dark)
+            made = {"svg": svg.encode(), "png": vl_convert.svg_to_png(svg, scale=SCALE), "pdf": vl_convert.svg_to_pdf(svg)}
+            written += [_put(folder / f"{plot.name}.{ending}", content) for ending, content in made.items()]
+    except OSError as error:
+        raise OutputError(f"plots can't be written to {str(folder)!r}: {reason(error)}", subject=str(folder)) from error
+    return written
+
+
+def _file(plot: Plot, palette: Mapping[str, str], dark: bool) -> str:
+    root = _svg(resolved(plot.spec, palette))
+    width, height = (_short(side) for side in _size(root))
+    ground = f'<rect width="{width}" height="{height}" fill="{palette["card"]}"/>' if dark else ""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" font-family="{FONT}">'
+        f"<title>{escape(plot.title)}</title><desc>{escape(plot.description)}</desc>{ground}{''.join(_text(child) for child in root)}</svg>\n"
+    )
+
+
+def _put(path: Path, content: bytes) -> Path:
+    half = path.with_name(f"{UNFINISHED}-{path.name}")
+    try:
+        write_bytes(half, content)
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
+    return path
+
+
+def _svg(spec: Mapping[str, Any]) -> ElementTree.Element:
+    """What Vega draws of a specification, without what only Vega needs: its roles, empty groups, ever the same attributes and many digits."""
+    import vl_convert
+
+    root = ElementTree.fromstring(vl_convert.vegalite_to_svg(dict(spec), vl_version=VEGA_LITE, allowed_base_urls=[]))
+    _slim(root)
+    return root
+
+
+def _size(root: ElementTree.Element) -> tuple[float, float]:
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    return width, height
+
+
+def _slim(element: ElementTree.Element) -> None:
+    for child in list(element):
+        _slim(child)
+        if _is_empty(child):
+            element.remove(child)
+    for name in list(element.attrib):
+        if (
+            name.startswith("aria")
+            or name in ("role", "pointer-events", "font-family", "stroke-miterlimit", "class")
+            or element.get(name) in _DEFAULT.get(name, ())
+        ):
+            del element.attrib[name]
+        else:
+            element.set(name, _NUMBER.sub(lambda found: _short(float(found[0])), element.attrib[name]))
+    if (size := element.get("font-size")) is not None:
+        element.set("font-size", size.removesuffix("px"))
+    if element.tag == f"{_SVG}g":
+        _hoist(element)
+        _unwrap(element)
+
+
+_DEFAULT: Final[Mapping[str, tuple[str, ...]]] = {
+    "opacity": ("1",),
+    "transform": ("translate(0,0)",),
+    "font-weight": ("normal",),
+    "x2": ("0",),
+    "y2": ("0",),
+    "text-anchor": ("start",),
+    "stroke-width": ("0",),
+}
+
+
+def _is_empty(element: ElementTree.Element) -> bool:
+    if element.tag == f"{_SVG}path":
+        return not element.get("d") or element.get("display") == "none" or {element.get(c, "none") for c in _COLOURED} <= {"none", "transparent"}
+    return element.tag in (f"{_SVG}g", f"{_SVG}defs") and not len(element)
+
+
+def _hoist(group: ElementTree.Element) -> None:
+    """Say once in the group what everything in it says."""
+    for name in INHERITED:
+        said = {child.get(name) for child in group}
+        if len(group) > 1 and len(said) == 1 and (value := said.pop()) is not None:
+            group.set(name, value)
+            for child in group:
+                del child.attrib[name]
+
+
+def _unwrap(group: ElementTree.Element) -> None:
+    """Take the place of an only child that says nothing of its own, or for which there is nothing to say."""
+    while len(group) == 1 and group[0].tag == group.tag and not (group.attrib.keys() & group[0].attrib.keys()):
+        only = group[0]
+        group.remove(only)
+        group.attrib.update(only.attrib)
+        group.extend(only)
+
+
+def _short(number: float) -> str:
+    """At most two digits behind the point."""
+    return f"{number:.2f}".rstrip("0").rstrip(".").replace("-0", "0", 1) if abs(number) < 0.005 else f"{number:.2f}".rstrip("0").rstrip(".")
+
+
+def _text(element: ElementTree.Element) -> str:
+    return "".join(_pieces(element))
+
+
+def _pieces(element: ElementTree.Element) -> Iterator[str]:
+    tag = element.tag.removeprefix(_SVG)
+    attributes = "".join(f' {name}="{escape(value)}"' for name, value in element.attrib.items())
+    yield f"<{tag}{attributes}"
+    if element.text or len(element):
+        yield f">{escape(element.text or '')}"
+        for child in element:
+            yield from _pieces(child)
+        yield f"</{tag}>"
+    else:
+        yield "/>"

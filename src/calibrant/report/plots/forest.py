@@ -1,0 +1,163 @@
+"""Forest plots: how much worse than the baseline each calibration set is, and a question's evidence. No torch here."""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from calibrant.compare import MEAN, Entry, Estimate, Ranking, family_of, source_name
+from calibrant.report.findings import aimed, percent, short
+from calibrant.report.plots.panels import Group, Panel, Panels, Point, Row
+from calibrant.report.plots.picture import Plot, plotted
+from calibrant.report.plots.theme import FAMILIES
+from calibrant.report.plots.words import cut, ends, known, sentence, signed, spread
+
+Estimates = Callable[[Entry, str], Estimate | None]
+
+QUESTIONS: Final[Mapping[str, str]] = {"own": "own-data", "cot": "chain-of-thought", "icl": "in-context"}
+"""What the plot of a question is called, where not by the question's own name."""
+
+MOST: Final = 60
+"""Rows of evidence that a plot shows."""
+
+
+class _Differences:
+    """What a forest of a ranking shows: the difference to the baseline set, else the increase over the dense model, else the loss."""
+
+    def __init__(self, ranking: Ranking) -> None:
+        self.ranking = ranking
+        self.everyone = (*ranking.entries, *ranking.baselines, *ranking.partial)
+        self.relative = bool(ranking.baseline) and any(e.to_baseline for e in self.everyone)
+        self.reference = ranking.baseline if self.relative else "dense" if ranking.dense is not None else ""
+        several = len(ranking.averaged) > 1
+        self.panels = (*([MEAN] if several else []), *ranking.measured)
+
+    def of(self, entry: Entry, measured: str) -> Estimate | None:
+        """The number of one row in one panel; None where there is none."""
+        if self.relative:
+            return Estimate(0.0, None, 0.0, 0) if entry.name == self.ranking.baseline else entry.to_baseline.get(measured)
+        return entry.mean if measured == MEAN else (entry.increases or entry.losses).get(measured)
+
+    @property
+    def looks(self) -> int:
+        """Comparisons that the intervals cover together."""
+        return self.ranking.baseline_looks if self.relative else 1
+
+    @property
+    def what(self) -> str:
+        """What the numbers are."""
+        if self.relative:
+            return f"How much worse than {self.reference}"
+        return "Increase over the dense model" if self.reference else "The models' own numbers"
+
+    def unit(self, measured: str) -> str:
+        """The unit of a panel."""
+        return self.ranking.unit if measured == MEAN else self.ranking.units.get(measured, self.ranking.unit)
+
+
+def forest(ranking: Ranking) -> Plot | None:
+    """How much worse than the baseline set each other one is: a panel for the mean and for each measured set, on one axis where the unit is one.
+
+    Without a baseline it is the increase over the dense model, without that the loss. None where no set has a number.
+    """
+    what = _Differences(ranking)
+    rows = what.everyone
+    if not any(known(what.of(e, m)) for e in rows for m in what.panels):
+        return None
+    return _drawn(what, rows, tuple(Row(_labelled(ranking, e)) for e in rows), dict(enumerate(rows)), "forest", f"{what.what}, by what was measured")
+
+
+def formats(ranking: Ranking) -> Plot | None:
+    """The formats of each source that appears in two or more, side by side. None where there is no such source."""
+    what = _Differences(ranking)
+    by_source: dict[str, list[Entry]] = {}
+    for entry in what.everyone:
+        if entry not in ranking.baselines and family_of(entry.name) != "mixed" and any(known(what.of(entry, m)) for m in what.panels):
+            by_source.setdefault(source_name(entry.name), []).append(entry)
+    rows: list[Row] = []
+    entries: dict[int, Entry] = {}
+    for source, found in by_source.items():
+        if len({e.name.partition(":")[2] for e in found}) < 2:
+            continue
+        rows.append(Row(source, head=True))
+        for entry in found:
+            entries[len(rows)] = entry
+            rows.append(Row(_format(entry.name)))
+    if not entries:
+        return None
+    return _drawn(
+        what, tuple(entries.values()), tuple(rows), entries, "formats", f"The same source in several formats: {what.what[0].lower() + what.what[1:]}"
+    )
+
+
+def _format(name: str) -> str:
+    """`cot@many` of `gsm8k:cot@many`; of a set without a format what else it says."""
+    source, _, rest = name.partition(":")
+    return rest or source.partition("@")[2] or "as it is"
+
+
+def _labelled(ranking: Ranking, entry: Entry) -> str:
+    return f"{entry.name} (incomplete)" if entry in ranking.partial else entry.name
+
+
+def _drawn(what: _Differences, entries: tuple[Entry, ...], rows: tuple[Row, ...], at: Mapping[int, Entry], kind: str, title: str) -> Plot:
+    ranking = what.ranking
+    kinds = {e.name: _kind(ranking, e) for e in entries}
+    found = {m: {r: p for r, e in at.items() if (p := _point(what, e, m, kinds[e.name])) is not None} for m in what.panels}
+    shared = tuple(m for m in what.panels if m == MEAN or m in ranking.averaged)
+    hollow = any(p.hollow for points in found.values() for p in points.values())
+    note = f"hollow: can't be told apart from {cut(what.reference)}" if hollow else ""
+    groups = [_group(what, found, shared, note)] if shared else []
+    groups += [_group(what, found, (m,), "") for m in what.panels if m not in shared]
+    styles = {k: s for k, s in FAMILIES.items() if k in kinds.values()}
+    panels = Panels(rows, tuple(groups), styles)
+    where = f"{ranking.model}, {ranking.method} at {aimed(ranking.target)}"
+    return plotted((kind, ranking.method, ranking.target), f"{title}: {where}", _told(what, entries, where, title), panels.chart, panels.data)
+
+
+def _kind(ranking: Ranking, entry: Entry) -> str:
+    return "none" if entry in ranking.baselines else "control" if entry.control else family_of(entry.name)
+
+
+def _point(what: _Differences, entry: Entry, measured: str, kind: str) -> Point | None:
+    estimate = what.of(entry, measured)
+    if estimate is None or not known(estimate):
+        return None
+    itself = what.relative and entry.name == what.ranking.baseline
+    hollow = bool(what.reference) and not itself and not estimate.apart(what.ranking.level, what.looks)
+    return Point(estimate.value, ends(estimate, what.ranking.level, what.looks), kind, hollow, kind in ("control", "none"))
+
+
+def _group(what: _Differences, found: Mapping[str, Mapping[int, Point]], measured: tuple[str, ...], note: str) -> Group:
+    ranking = what.ranking
+    panels = tuple(Panel("mean" if m == MEAN else short(m, ranking.measured), found[m]) for m in measured)
+    unit = what.unit(measured[0])
+    if what.relative:
+        about = f"← better · worse than {cut(what.reference)} →, {unit}"
+    elif what.reference:
+        about = f"increase over the dense model, {unit}"
+    else:
+        about = unit
+    return Group(panels, about, what.reference, note)
+
+
+def _told(what: _Differences, entries: tuple[Entry, ...], where: str, title: str) -> str:
+    level, looks = what.ranking.level, what.looks
+    together = ", jointly over all rows" if looks > 1 else ""
+    parts = [f"{title}, for {where}, in {what.ranking.unit}", f"In brackets {percent(level)} intervals{together}"]
+    if what.reference:
+        parts.append(f"An asterisk marks what can't be told apart from {what.reference}")
+    for m in what.panels:
+        said = [f"{e.name} {_said(what, e, m)}" for e in entries if known(what.of(e, m))]
+        holes = [e.name for e in entries if not known(what.of(e, m))]
+        lost = f"; no number for {', '.join(holes)}" if holes else ""
+        parts.append(f"{'Mean' if m == MEAN else f'On {m}'}: {'; '.join(said) or 'nothing'}{lost}")
+    return sentence(parts)
+
+
+def _said(what: _Differences, entry: Entry, measured: str) -> str:
+    estimate = what.of(entry, measured)
+    assert estimate is not None
+    if what.relative and entry.name == what.ranking.baseline:
+        return "is the baseline"
+    apart = not what.reference or estimate.apart(what.ranking.level, what.looks)
+    number = signed(estimate.value) if what.reference else signed(estimate.value).removeprefix("+")
+    return f"{number}{spread(ends(estimate, what.ranking.level, what.looks))}{'' if apart else '*'}"

@@ -1,0 +1,163 @@
+"""How results change with sparsity, with the tokens shown, and from block to block. No torch here."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from statistics import fmean, median
+from typing import Final
+
+from calibrant.compare import Entry, Layers, Ranking, family_of
+from calibrant.report.findings import aimed, percent
+from calibrant.report.plots.axes import Axis, axis_of, reached
+from calibrant.report.plots.curves import Curves, Line, Spot
+from calibrant.report.plots.labels import LINE
+from calibrant.report.plots.picture import Plot, plotted
+from calibrant.report.plots.theme import DASHES
+from calibrant.report.plots.words import counted, ends, known, sentence, share, shown, signed, spread
+
+UNLIKE: Final = 1.05
+"""By how much the most tokens must exceed the fewest for a plot against tokens."""
+
+FEW: Final = 8
+"""Lines that are told apart by eye; of more only the best and the worst are drawn, before the range of all."""
+
+
+def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
+    """Means over sparsity, a panel for each method and a line for each set; N:M patterns stand at 1 − N/M. Of one model, in the first one's unit.
+
+    None where no method was asked for two different sparsities.
+    """
+    mine = [r for r in rankings if (r.model, r.unit, r.dense is None) == (rankings[0].model, rankings[0].unit, rankings[0].dense is None)]
+    several = Counter(method for method, _ in {(r.method, r.propagate) for r in mine})
+    by_method: dict[str, list[Ranking]] = {}
+    for ranking in mine:
+        if sparsity_of(ranking.target) is not None:
+            title = f"{ranking.method}, {ranking.propagate}" if several[ranking.method] > 1 else ranking.method
+            by_method.setdefault(title, []).append(ranking)
+    panels = tuple((title, lines) for title, found in by_method.items() if (lines := _lines(found)))
+    spots = [spot for _, lines in panels for line in lines for spot in line.spots]
+    if not any(math.isfinite(spot.y) for spot in spots):
+        return None
+    most = max(len(lines) for _, lines in panels)
+    up = axis_of(reached((s.y for s in spots), (s.interval for s in spots)), max(240, round(LINE * most)))
+    across = axis_of((spot.x for spot in spots), {1: 460, 2: 280}.get(len(panels), 210))
+    what = "increase over the dense model" if rankings[0].dense is not None else "mean"
+    patterns = any(spot.apart for spot in spots)
+    note = f"lines up: {percent(rankings[0].level)} intervals{'; hollow: N:M patterns' if patterns else ''}"
+    ticks = tuple(sorted({spot.x for spot in spots}))
+    curves = Curves(panels, across, up, "sparsity", f"mean {what}, {rankings[0].unit}", note, ticks, shares=True)
+    methods = list(by_method) if len(by_method) == 1 else []
+    title = f"Mean {what} over sparsity: {rankings[0].model}"
+    return plotted(("sparsity", *methods), title, _told_lines(title, rankings[0].unit, panels), curves.chart, {"lines": curves.records()})
+
+
+def sparsity_of(target: str) -> float | None:
+    """`0.6` of `0.6`, `0.5` of `2:4`; None of what is neither."""
+    try:
+        kept, colon, of = target.partition(":")
+        value = float(1 - Fraction(int(kept), int(of))) if colon else float(target)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return value if 0 <= value <= 1 else None
+
+
+def _lines(rankings: Sequence[Ranking]) -> tuple[Line, ...]:
+    """A line for each set over the targets of one method; none where there is but one sparsity."""
+    spots: dict[str, list[Spot]] = {}
+    family: dict[str, str] = {}
+    for ranking in rankings:
+        x = sparsity_of(ranking.target)
+        for entry in (*ranking.entries, *ranking.baselines):
+            if x is None or not known(entry.mean):
+                continue
+            pattern = ":" in ranking.target
+            spot = Spot(x, entry.mean.value, ends(entry.mean, ranking.level), pattern, shown(ranking.target) if pattern else "")
+            spots.setdefault(entry.name, []).append(spot)
+            family[entry.name] = "none" if entry in ranking.baselines else _family(entry)
+    if len({spot.x for found in spots.values() for spot in found}) < 2:
+        return ()
+    dashes = _dashes(family)
+    return tuple(Line(name, family[name], dashes[name], tuple(sorted(found, key=lambda s: s.x))) for name, found in spots.items())
+
+
+def _family(entry: Entry) -> str:
+    return "control" if entry.control else family_of(entry.name)
+
+
+def _dashes(family: Mapping[str, str]) -> dict[str, int]:
+    """The dash of each line: the next one for each of a family."""
+    seen: Counter[str] = Counter()
+    dashes: dict[str, int] = {}
+    for name, kind in family.items():
+        dashes[name] = seen[kind] % len(DASHES)
+        seen[kind] += 1
+    return dashes
+
+
+def _told_lines(title: str, unit: str, panels: Iterable[tuple[str, Sequence[Line]]]) -> str:
+    parts = [f"{title}, in {unit}"]
+    for name, lines in panels:
+        said = [f"{line.name} {', '.join(f'{_at(s)} {signed(s.y)}{spread(s.interval)}' for s in line.spots)}" for line in lines]
+        parts.append(f"With {name}: {'; '.join(said)}")
+    return sentence(parts)
+
+
+def _at(spot: Spot) -> str:
+    return f"at {spot.note or share(spot.x)}"
+
+
+def against_tokens(ranking: Ranking, tokens: Mapping[str, int]) -> Plot | None:
+    """Means against the real tokens of each set, which `tokens` has by name. None where they hardly differ, or for fewer than two sets."""
+    found = [(e, tokens[e.name]) for e in ranking.entries if tokens.get(e.name, 0) > 0 and math.isfinite(e.mean.value)]
+    counts = [count for _, count in found]
+    if len(found) < 2 or max(counts) <= UNLIKE * min(counts):
+        return None
+    lines = tuple(Line(e.name, _family(e), 0, (Spot(count, e.mean.value, ends(e.mean, ranking.level)),)) for e, count in found)
+    tall = reached((line.spots[0].y for line in lines), (line.spots[0].interval for line in lines))
+    across, up = axis_of(counts, 560, room=0.06), axis_of(tall, 300 if len(found) <= 24 else 520)
+    what = "mean increase over the dense model" if ranking.dense is not None else "mean"
+    note = f"lines up: {percent(ranking.level)} intervals"
+    curves = Curves((("", lines),), across, up, "real calibration tokens", f"{what}, {ranking.unit}", note, around=True)
+    title = f"{what.capitalize()} against calibration tokens: {ranking.model}, {ranking.method} at {aimed(ranking.target)}"
+    said = [f"{e.name} {counted(count, 'token')}, {signed(e.mean.value)}{spread(ends(e.mean, ranking.level))}" for e, count in found]
+    told = sentence([f"{title}, in {ranking.unit}", "; ".join(said)])
+    return plotted(("tokens", ranking.method, ranking.target), title, told, curves.chart, {"lines": curves.records()})
+
+
+def layer_errors(layers: Layers) -> Plot | None:
+    """The output error of each block, a line for each set; of more than a few the best and the worst, over the range of all.
+
+    None where no error is known, or for a model of one block.
+    """
+    errors = {name: [float(v) for v in row] for name, row in zip(layers.sets, layers.error, strict=True) if any(math.isfinite(v) for v in row)}
+    if not errors or len(layers.blocks) < 2:
+        return None
+    values = [v for row in errors.values() for v in row if math.isfinite(v)]
+    across, up = Axis(-0.5, len(layers.blocks) - 0.5, 560), axis_of(values, 280, log=True)
+    order = sorted(errors, key=lambda name: fmean(v for v in errors[name] if math.isfinite(v)))
+    drawn = order if len(order) <= FEW else [order[0], order[-1]]
+    dashes = _dashes({name: family_of(name) for name in drawn})
+    lines = [Line(name, family_of(name), dashes[name], _along(errors[name]), marked=len(layers.blocks) <= 40) for name in drawn]
+    band: tuple[tuple[float, float, float], ...] = ()
+    if len(order) > FEW:
+        columns = [[row[b] for row in errors.values() if math.isfinite(row[b])] for b in range(len(layers.blocks))]
+        band = tuple((float(b), min(c), max(c)) for b, c in enumerate(columns) if c)
+        middle = tuple(Spot(float(b), median(c)) for b, c in enumerate(columns) if c)
+        lines.append(Line(f"median of {len(order)} sets", family_of(order[0]), 0, middle, marked=False, plain=True))
+    note = "grey: from the smallest to the largest of all sets" if band else ""
+    curves = Curves((("", tuple(lines)),), across, up, "block", "relative output error", note, band=band)
+    title = f"Output error by block: {layers.model}, {layers.method} at {aimed(layers.target)}"
+    told = _told_errors(title, layers.blocks, {name: errors[name] for name in order})
+    return plotted(("layers", layers.method, layers.target), title, told, curves.chart, {"lines": curves.records()})
+
+
+def _along(row: Sequence[float]) -> tuple[Spot, ...]:
+    return tuple(Spot(float(b), value) for b, value in enumerate(row))
+
+
+def _told_errors(title: str, blocks: Sequence[str], errors: Mapping[str, Sequence[float]]) -> str:
+    parts = [f"{title}, relative output error, the smallest mean first, each set from block to block ({blocks[0]} to {blocks[-1]})"]
+    for name, row in errors.items():
+        parts.append(f"{name}: {', '.join(f'{v:.3g}' if math.isfinite(v) else 'unknown' for v in row)}")
+    return sentence(parts)

@@ -1,0 +1,149 @@
+"""A heat map of what each calibration set kept of the dense model's performance on each measured set. Only draws. No torch here."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from calibrant.compare import MEAN, Entry, Ranking
+from calibrant.report.findings import aimed, short
+from calibrant.report.plots.marks import layer, layered, text
+from calibrant.report.plots.picture import Plot, plotted
+from calibrant.report.plots.theme import STEPS
+from calibrant.report.plots.words import cut, known, sentence, share
+
+if TYPE_CHECKING:
+    import altair as alt
+
+FINEST: Final = 0.01
+"""The smallest difference between two colours: less is seldom more than noise."""
+
+CELL: Final = 62
+HOLE: Final = "—"
+
+
+@dataclass(frozen=True)
+class _Heat:
+    """The sets, the columns, and the numbers at which the colour changes."""
+
+    ranking: Ranking
+    entries: tuple[Entry, ...]
+    columns: tuple[str, ...]
+    thresholds: tuple[float, ...]
+
+    @property
+    def height(self) -> int:
+        """Of a row, in pixels."""
+        return 22 if len(self.entries) <= 20 else 16
+
+    @property
+    def heads(self) -> list[str]:
+        """Above the columns."""
+        return ["mean" if m == MEAN else short(m, self.ranking.measured) for m in self.columns]
+
+    @property
+    def slanted(self) -> bool:
+        """Whether the heads are too long to stand upright over their columns."""
+        return any(len(head) > CELL // 6 for head in self.heads)
+
+    def x(self, column: int) -> float:
+        """Where a column stands, in columns: the mean stands a little apart."""
+        return column + (0.2 if self.columns[0] == MEAN and column else 0.0)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """A record a cell, a name and a head."""
+        for c, head in enumerate(self.heads):
+            yield {"k": "head", "c": self.x(c), "t": cut(head, 22)}
+        for r, entry in enumerate(self.entries):
+            yield {"k": "name", "r": r, "t": cut(entry.name)}
+            for c, m in enumerate(self.columns):
+                kept_here = entry.kept.get(m)
+                if kept_here is None or not known(kept_here):
+                    yield {"k": "hole", "r": r, "c": self.x(c), "t": HOLE}
+                    continue
+                step = bisect_right(self.thresholds, kept_here.value)
+                yield {"k": "cell", "r": r, "c": self.x(c), "v": kept_here.value if math.isfinite(kept_here.value) else self.within(step), "s": step}
+                yield {"k": "best" if m in entry.best_on else "number", "r": r, "c": self.x(c), "s": step, "t": _brief(kept_here.value)}
+        yield {"k": "key-title", "t": "per cent of the dense model's performance"}
+        for step in range(STEPS):
+            yield {"k": "key", "c": step, "v": self.within(step), "s": step, "t": self.range_of(step)}
+
+    def within(self, step: int) -> float:
+        """A value that has the colour of a step."""
+        ends = (2 * self.thresholds[0] - self.thresholds[1], *self.thresholds, 2 * self.thresholds[-1] - self.thresholds[-2])
+        return (ends[step] + ends[step + 1]) / 2
+
+    def range_of(self, step: int) -> str:
+        """`< 20`, `20–25`, `≥ 45`: from where to where a colour goes, in per cent."""
+        texts = [f"{100 * t:.6g}".replace("-", "−") for t in self.thresholds]
+        return f"< {texts[0]}" if step == 0 else f"≥ {texts[-1]}" if step == len(texts) else f"{texts[step - 1]}–{texts[step]}"
+
+    def chart(self) -> "alt.LayerSpec":
+        """The picture over the records, which are called "cells"."""
+        import altair as alt
+
+        last = self.x(len(self.columns) - 1)
+        height = self.height * len(self.entries)
+        x = alt.X("c:Q", axis=None, scale=alt.Scale(domain=[-0.5, last + 0.5], nice=False, zero=False))
+        y = alt.Y("r:Q", axis=None, scale=alt.Scale(domain=[len(self.entries) - 0.5, -0.5], nice=False, zero=False))
+        steps = range(STEPS)
+        colours = alt.Scale(type="threshold", domain=list(self.thresholds), range=[f"var(--heat-{i})" for i in steps])
+        fill = alt.Fill("v:Q", scale=colours, legend=None)
+        ink = alt.Color("s:O", scale=alt.Scale(domain=list(steps), range=[f"var(--heat-ink-{i})" for i in steps]), legend=None)
+        small = 11 if self.height > 16 else 10
+        number = {"x": x, "y": y, "text": alt.Text("t:N"), "color": ink}
+        slant = {"align": "left", "angle": 325, "dx": -6} if self.slanted else {"align": "center"}
+        key_y = alt.YValue(height + 43)
+        layers = [
+            layer("cell", "rect", {"x": x, "y": y, "fill": fill}, width=CELL - 2, height=self.height - 2),
+            layer("number", "text", number, fontSize=small),
+            layer("best", "text", number, fontSize=small, fontWeight="bold"),
+            text("hole", x, y, color="var(--soft)", align="center", fontSize=small),
+            text("name", alt.XValue(-8), y, align="right", fontSize=12 if self.height > 16 else 10),
+            text("head", x, alt.YValue(-10), **slant),
+            text("key-title", alt.XValue(0), alt.YValue(height + 22), color="var(--soft)"),
+            layer("key", "rect", {"x": x, "y": key_y, "fill": fill}, width=CELL - 2, height=18),
+            layer("key", "text", {**number, "y": key_y}, fontSize=11),
+        ]
+        made = layered(layers, {kind for kind, _ in layers}, CELL * (last + 1), height)
+        made.data = alt.NamedData(name="cells")
+        return made
+
+
+def kept(ranking: Ranking) -> Plot | None:
+    """Sets by measured sets, the share of the dense model's performance kept in each cell. None where no share is known."""
+    entries = (*ranking.entries, *ranking.baselines, *ranking.partial)
+    columns = (*([MEAN] if len(ranking.measured) > 1 and any(MEAN in e.kept for e in entries) else []), *ranking.measured)
+    values = [e.kept[m].value for e in entries for m in columns if m in e.kept and math.isfinite(e.kept[m].value)]
+    ordinary = [e.kept[m].value for e in ranking.entries for m in columns if not e.control and m in e.kept and math.isfinite(e.kept[m].value)]
+    if not values:
+        return None
+    heat = _Heat(ranking, entries, columns, _thresholds(min(ordinary or values), max(ordinary or values)))
+    where = f"{ranking.model}, {ranking.method} at {aimed(ranking.target)}"
+    title = f"Kept of the dense model's performance: {where}"
+    return plotted(("kept", ranking.method, ranking.target), title, _told(heat, title), heat.chart, {"cells": heat.records()})
+
+
+def _thresholds(low: float, high: float) -> tuple[float, ...]:
+    """Six round numbers between which the colours change, around `low` to `high`."""
+    rough = max(FINEST, (high - low) / (STEPS - 1))
+    scale = 10.0 ** math.floor(math.log10(rough))
+    step = next(s * scale for s in (1, 2, 5, 10) if s * scale >= rough * 0.999)
+    middle = round((low + high) / 2 / step - (STEPS - 2) / 2)
+    return tuple(round((middle + i) * step, 12) for i in range(STEPS - 1))
+
+
+def _brief(value: float) -> str:
+    """What stands in a cell: per cent without the sign."""
+    return share(value).removesuffix("\u202f%") if abs(value) < 10 else share(round(value, 0)).removesuffix(".0\u202f%")
+
+
+def _told(heat: _Heat, title: str) -> str:
+    parts = [f"{title}. An asterisk marks a set that is surely better than every other there"]
+    for m, head in zip(heat.columns, heat.heads, strict=True):
+        said = [f"{e.name} {share(e.kept[m].value)}{'*' if m in e.best_on else ''}" for e in heat.entries if m in e.kept and known(e.kept[m])]
+        lost = [e.name for e in heat.entries if not known(e.kept.get(m))]
+        holes = f"; no number for {', '.join(lost)}" if lost else ""
+        parts.append(f"{'Mean' if m == MEAN else f'On {head}'}: {', '.join(said) or 'nothing'}{holes}")
+    return sentence(parts)

@@ -1,0 +1,275 @@
+"""Rows of marks on common axes: one panel beside the other, a mark at each value, a line over its interval. Only draws. No torch here."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median_high
+from typing import TYPE_CHECKING, Any, Final
+
+from calibrant.report.plots.marks import Layer, faceted, layer, layered, text
+from calibrant.report.plots.theme import LETTER, Style
+from calibrant.report.plots.words import Interval, cut, shown, signed
+
+if TYPE_CHECKING:
+    import altair as alt
+
+OUTSIDE: Final = 1.75
+"""How many times beyond the farthest set a control may lie and still be inside the axis."""
+
+LONG: Final = 3.0
+"""How many times as far as is usual an interval may reach before its end leaves the axis."""
+
+ACROSS: Final = 9
+"""Panels in a row."""
+
+WIDTH: Final = 860
+"""Pixels across, about: a page's column, and a paper's two."""
+
+GAP: Final = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the plot: its name, and whether it is the head of those below it."""
+
+    name: str
+    head: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value with its interval (None where there is none), of one of the styles' kinds. Hollow can't be told apart from the reference.
+
+    What is `aside` doesn't stretch the axis: it becomes an arrow at its end.
+    """
+
+    value: float
+    interval: Interval
+    kind: str
+    hollow: bool = False
+    aside: bool = False
+    word: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Points by the number of their row."""
+
+    title: str
+    points: Mapping[int, Point]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Panels that share an axis: what it is about, what zero means (empty: there is no such line), and what must be known to read it."""
+
+    panels: tuple[Panel, ...]
+    about: str
+    reference: str = ""
+    note: str = ""
+
+    @cached_property
+    def span(self) -> tuple[float, float]:
+        """The axis' range."""
+        return span_of([p for panel in self.panels for p in panel.points.values()], bool(self.reference))
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Pixels: of a panel, of a row, and how many panels there are in a row."""
+
+    width: int
+    height: int
+    columns: int
+    rows: int
+    letters: int
+
+    @property
+    def font(self) -> int:
+        """The names' size."""
+        return 12 if self.height / self.rows >= 16 else 10
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Groups of panels over the same rows. `data` are their records by name, `chart` draws them."""
+
+    rows: tuple[Row, ...]
+    groups: tuple[Group, ...]
+    styles: Mapping[str, Style]
+    room: int = 26
+    key: str = "rows"
+    legend: bool = True
+
+    @cached_property
+    def size(self) -> _Size:
+        """How large each panel is."""
+        count = sum(len(g.panels) for g in self.groups)
+        longest = max((len(cut(r.name, self.room)) for r in self.rows), default=0)
+        across = math.ceil(count / math.ceil(count / ACROSS))
+        free = (WIDTH - longest * LETTER) / across - GAP
+        step = 22 if len(self.rows) <= 16 else 17 if len(self.rows) <= 36 else 14
+        return _Size(int(min(460 if count == 1 else 250, max(74, free))), step * len(self.rows), across, len(self.rows), longest)
+
+    @cached_property
+    def data(self) -> dict[str, list[dict[str, Any]]]:
+        """Records of each group: what kind of mark (`k`), in which panel (`p`) and row (`r`), and what it shows."""
+        size = self.size
+        beside = sum(len(g.panels) for g in self.groups) <= size.columns
+        return {
+            f"{self.key}{i}": [record for p, panel in enumerate(g.panels) for record in self._records(size, g, p, panel, bool(i) and beside)]
+            for i, g in enumerate(self.groups)
+        }
+
+    def chart(self) -> "alt.FacetSpec | alt.ConcatSpecGenericSpec":
+        """The picture over `data`."""
+        size = self.size
+        drawn = [self._facet(size, f"{self.key}{i}", g) for i, g in enumerate(self.groups)]
+        beside = sum(len(g.panels) for g in self.groups) <= size.columns
+        return drawn[0] if len(drawn) == 1 else _joined(drawn, len(drawn) if beside else 1, GAP if beside else 84)
+
+    def _records(self, size: _Size, group: Group, p: int, panel: Panel, beside: bool) -> Iterator[dict[str, Any]]:
+        low, high = group.span
+        first, last = p % size.columns == 0, p >= len(group.panels) - size.columns
+        yield {"p": p, "k": "title", "t": cut(panel.title, int(size.width / 6.4))}
+        for r, row in enumerate(self.rows):
+            if not row.head:
+                yield {"p": p, "k": "row", "r": r}
+            if first and not beside:
+                yield {"p": p, "k": "head" if row.head else "name", "r": r, "t": cut(row.name, self.room)}
+            if (point := panel.points.get(r)) is not None:
+                yield from ({"p": p, "r": r, "f": self.styles[point.kind].words, **record} for record in _point(point, low, high, size.width))
+            elif not row.head:
+                yield {"p": p, "k": "hole", "r": r, "t": "—"}
+        if group.reference:
+            yield {"p": p, "k": "zero"}
+            if last:
+                text = cut(group.reference, max(3, min(26, int(size.width / 6))))
+                yield {"p": p, "k": "reference", "v": _inside(text, low, high, size.width), "t": text}
+        if p == (len(group.panels) - 1) // size.columns * size.columns:
+            yield {"p": p, "k": "about", "t": shown(group.about)}
+            yield from [{"p": p, "k": "note", "t": shown(group.note)}] * bool(group.note)
+
+    def _facet(self, size: _Size, name: str, group: Group) -> "alt.FacetSpec":
+        kinds = {record["k"] for record in self.data[name]}
+        made = layered([*self._marks(size, group), *_words(size, group)], kinds, size.width, size.height)
+        # Below a row of panels stand its ticks, above the next its titles.
+        return faceted(made, name, size.columns, 74, GAP)
+
+    def _marks(self, size: _Size, group: Group) -> Iterator[Layer]:
+        import altair as alt
+
+        x, y = _axes(size, group)
+        words = [s.words for s in self.styles.values()]
+        columns = min(len(words), max(2, WIDTH // 170))
+        legend = alt.Legend(orient="bottom", title=None, offset=12, columns=columns) if self.legend and len(words) > 1 else None
+        colours = alt.Scale(domain=words, range=[s.colour for s in self.styles.values()])
+        stroke, fill = alt.Stroke("f:N", scale=colours, legend=legend), alt.Fill("f:N", scale=colours, legend=legend)
+        shape = alt.Shape("f:N", scale=alt.Scale(domain=words, range=[s.shape for s in self.styles.values()]), legend=legend)
+        across = {"x": alt.XValue(0), "x2": alt.X2Value(size.width), "y": y}
+        shaped = {"x": x, "y": y, "stroke": stroke, "shape": shape}
+        arrow = {"x": x, "y": y, "stroke": stroke, "angle": alt.Angle("a:Q", scale=None)}
+        yield layer("row", "rule", across, color="var(--grid)")
+        yield layer("zero", "rule", {"x": alt.XDatum(0)}, color="var(--ink)", strokeWidth=1)
+        yield layer("interval", "rule", {"x": x, "x2": alt.X2("w:Q"), "y": y, "stroke": stroke}, strokeWidth=1.75)
+        yield layer("beyond", "point", arrow, shape="M-.8,-1L.6,0L-.8,1", size=44, filled=False, strokeWidth=1.75, opacity=1)
+        yield layer("hollow", "point", shaped, size=64, opacity=1, strokeWidth=1.5, fill="var(--card)")
+        yield layer("mark", "point", {**shaped, "fill": fill}, size=64, opacity=1, strokeWidth=1.5)
+
+
+def _axes(size: _Size, group: Group) -> "tuple[alt.X, alt.Y]":
+    import altair as alt
+
+    low, high = group.span
+    axis = alt.Axis(tickCount=max(2, size.width // 42), grid=True, labelFlush=False, labelExpr=_SIGNED if group.reference else alt.Undefined)
+    x = alt.X("v:Q", title=None, axis=axis, scale=alt.Scale(domain=[low, high], nice=False, zero=False))
+    return x, alt.Y("r:Q", axis=None, scale=alt.Scale(domain=[size.rows - 0.5, -0.5], nice=False, zero=False))
+
+
+def _words(size: _Size, group: Group) -> Iterator[Layer]:
+    import altair as alt
+
+    x, y = _axes(size, group)
+    left, soft = alt.XValue(0), "var(--soft)"
+    yield text("far-right", alt.XValue(size.width - 9), y, align="right", color=soft)
+    yield text("far-left", alt.XValue(9), y, color=soft)
+    yield text("hole", alt.XValue(4), y, color=soft)
+    yield text("word", alt.XValue(size.width + 8), y)
+    yield text("name", alt.XValue(-10), y, align="right", fontSize=size.font)
+    yield text("head", alt.XValue(-10), y, align="right", fontSize=size.font, fontWeight="bold")
+    yield text("title", left, alt.YValue(-11), fontSize=11.5, fontWeight="bold")
+    yield text("reference", x, alt.YValue(size.height + 26), align="center")
+    yield text("about", left, alt.YValue(size.height + 45), fontSize=11.5)
+    yield text("note", left, alt.YValue(size.height + 61), color=soft)
+
+
+def _joined(drawn: "Sequence[alt.FacetSpec | alt.ConcatSpecGenericSpec]", columns: int, gap: int) -> "alt.ConcatSpecGenericSpec":
+    """Pictures beside or below one another, with one legend."""
+    import altair as alt
+
+    shared = alt.Resolve(scale=alt.ScaleResolveMap(stroke="shared", fill="shared", shape="shared"))
+    return alt.ConcatSpecGenericSpec(concat=list(drawn), columns=columns, spacing=gap, bounds="flush", resolve=shared)
+
+
+def stacked(blocks: Sequence[Panels]) -> "alt.FacetSpec | alt.ConcatSpecGenericSpec":
+    """Several panels with rows of their own, one below the other."""
+    return blocks[0].chart() if len(blocks) == 1 else _joined([block.chart() for block in blocks], 1, 84)
+
+
+_SIGNED: Final = "datum.value > 0 ? '+' + datum.label : datum.label"
+
+
+def _point(point: Point, low: float, high: float, width: int) -> Iterator[dict[str, Any]]:
+    """What is drawn of a point on an axis from `low` to `high`."""
+    if not low <= point.value <= high:
+        over = point.value > high
+        yield {"k": "beyond", "v": high if over else low, "a": 0 if over else 180}
+        yield {"k": "far-right" if over else "far-left", "t": signed(point.value, 1 if width < 120 else 3)}
+    else:
+        if point.interval is not None:
+            a, b = (min(max(end, low), high) for end in point.interval)
+            yield {"k": "interval", "v": a, "w": b}
+            if point.interval[0] < low:
+                yield {"k": "beyond", "v": low, "a": 180}
+            if point.interval[1] > high:
+                yield {"k": "beyond", "v": high, "a": 0}
+        yield {"k": "hollow" if point.hollow else "mark", "v": point.value}
+    if point.word:
+        yield {"k": "word", "t": shown(point.word)}
+
+
+def _inside(text: str, low: float, high: float, width: int) -> float:
+    """Where a text of that many letters is centred so that it stays within the panel, as near to zero as may be."""
+    unit = (high - low) / width
+    half = len(text) * 3.1 * unit
+    return min(max(0.0, low + half), high - half) if 2 * half < high - low else (low + high) / 2
+
+
+def span_of(points: Sequence[Point], zero: bool = True) -> tuple[float, float]:
+    """A range that holds every value that isn't aside, with its interval and with zero, and a little room.
+
+    Left outside is what lies aside and far beyond the others, what is infinite, and the ends of intervals that reach several times as far as usual.
+    """
+    finite = [p for p in points if math.isfinite(p.value)]
+    inner = [p for p in finite if not p.aside] or finite
+    if not inner:
+        return (-1.0, 1.0)
+    middle = 0.0 if zero else median_high([p.value for p in inner])
+    reach = max(abs(p.value - middle) for p in inner)
+    usual = median_high([_reach(p, middle) for p in inner])
+    most = max(1.2 * reach, LONG * usual)
+    within = max(min(_reach(p, middle), most) for p in inner)
+    shown_ones = [*inner, *(p for p in finite if p.aside and max(_reach(p, middle), abs(p.value - middle)) <= OUTSIDE * within)]
+    limits = [min(max(end, middle - most), middle + most) if p in inner else end for p in shown_ones for end in _ends(p)]
+    low, high = min([*limits, *[0.0] * zero]), max([*limits, *[0.0] * zero])
+    room = 0.05 * (high - low) or abs(high) * 0.1 or 1.0
+    return low - room, high + room
+
+
+def _reach(point: Point, middle: float) -> float:
+    return max(abs(end - middle) for end in _ends(point))
+
+
+def _ends(point: Point) -> tuple[float, ...]:
+    return (point.value, *(end for end in point.interval or () if math.isfinite(end)))

@@ -1,0 +1,89 @@
+"""Names and numbers as they are written in a plot. No torch here."""
+
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Final
+
+from calibrant.compare import Estimate
+
+ROOM: Final = 26
+"""Letters that a name may take beside a plot."""
+
+_HIDDEN: Final = frozenset({"Cc", "Cs", "Co", "Cn"})
+_TURNING: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2028\u2029\u2066\u2067\u2068\u2069\ufeff")
+
+Interval = tuple[float, float] | None
+
+
+def shown(name: str) -> str:
+    """`name` with a mark in place of each character that no file of text may hold, or that would turn what stands beside it."""
+    return "".join("\ufffd" if c in _TURNING or unicodedata.category(c) in _HIDDEN else c for c in name)
+
+
+def cut(name: str, room: int = ROOM) -> str:
+    """A long name with its middle left out, at most `room` letters (at least 3); wide letters count as two."""
+    clean, room = shown(name), max(3, room)
+    if _width(clean) <= room:
+        return clean
+    head, tail = clean[:room], clean[-room:]
+    while _width(head) > room // 2:
+        head = head[:-1]
+    while _width(tail) > room - room // 2 - 1:
+        tail = tail[1:]
+    return f"{head}…{tail}"
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """`+0.412`, `−0.031`, `0.000`; without an end `+∞`."""
+    if math.isinf(value):
+        return "+∞" if value > 0 else "−∞"
+    text = f"{value:+.{digits}f}" if abs(value) < 1e5 else f"{value:+.2e}"
+    return text.replace("-", "−") if float(text) else text[1:]
+
+
+def plainly(value: float, digits: int = 3) -> str:
+    """`0.412`, `−0.031`."""
+    return signed(value, digits).removeprefix("+")
+
+
+def spread(interval: Interval, digits: int = 3) -> str:
+    """` (0.1 to 0.3)`, empty without an interval."""
+    return "" if interval is None else f" ({plainly(interval[0], digits)} to {plainly(interval[1], digits)})"
+
+
+def share(value: float) -> str:
+    """`93.1 %` with a thin space that doesn't break."""
+    return f"{plainly(100 * value, 1)}\u202f%" if math.isfinite(value) else plainly(value)
+
+
+def known(estimate: Estimate | None) -> bool:
+    """Whether there is a number, be it without end."""
+    return estimate is not None and not math.isnan(estimate.value)
+
+
+def ends(estimate: Estimate, level: float, looks: int = 1) -> Interval:
+    """The interval of an estimate, None where there is none or where it isn't a number."""
+    interval = estimate.interval(level, looks)
+    return None if interval is None or any(math.isnan(end) for end in interval) else interval
+
+
+def stem(*parts: str) -> str:
+    """A name for a file, of ASCII letters that every system takes: `forest-sparsegpt-damp-0.02-2-4`."""
+    ascii_only = "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", unicodedata.normalize("NFKD", part)).strip("-._") for part in parts)
+    return re.sub(r"-{2,}", "-", ascii_only).strip("-._")[:80].strip("-._") or "plot"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 set`, `1,024 sets`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def sentence(parts: Sequence[str]) -> str:
+    """Parts that begin and end as they are, told after one another."""
+    return " ".join(part if part.endswith((".", "!", "?")) else f"{part}." for part in parts if part)

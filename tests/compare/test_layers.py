@@ -1,0 +1,132 @@
+"""Layer by layer and set by set, from made-up records, against loops over single bits and numbers."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calibrant.compare import Layers, layers, likeness, portraits
+from calibrant.compare.layers import block_of
+from calibrant.compare.reading import read
+
+from tests.compare.stores import store_of
+from tests.compare.test_portraits import WORDS, by_hand, profile
+
+NAMES = [f"model.layers.{b}.{m}" for b in range(3) for m in ("self_attn.q_proj", "mlp.down_proj")]
+LOSSES = {"dense": [[3.0, 2.0]], "c4": [[3.5, 2.6], [3.6, 2.6]], "gsm8k:cot": [[3.9, 2.1], [3.8, 2.2]], "svamp:icl": [[3.9, 2.2]]}
+
+
+def matrices(seed: int, bits: bool = True, inputs: bool = True) -> list[dict[str, object]]:
+    rng = np.random.default_rng(seed)
+    made = []
+    for name in NAMES:
+        told: dict[str, object] = {"name": name, "shape": [4, 4], "zeros": 8, "sparsity": 0.5, "notes": {}, "error": float(rng.uniform(0.01, 0.1))}
+        told |= {"bits": rng.integers(0, 256, 32, dtype=np.uint8).tobytes().hex()} if bits else {}
+        told |= {"inputs": rng.normal(0, 1, 32).astype("<f2").tobytes().hex()} if inputs else {}
+        made.append(told)
+    return made
+
+
+WEIGHTS = {"c4/0": matrices(1), "c4/1": matrices(2), "gsm8k:cot/0": matrices(3), "gsm8k:cot/1": matrices(4), "svamp:icl": matrices(5)}
+
+
+def one(folder: Path, weights: dict[str, list[dict[str, object]]] = WEIGHTS) -> Layers:
+    store = store_of(folder, LOSSES, weights=weights)
+    (found,) = layers(store, read(store))
+    return found
+
+
+def bits_of(made: list[dict[str, object]], block: int) -> list[str]:
+    return [f"{int(str(w['bits']), 16):0256b}" for w in made if f".{block}." in str(w["name"])]
+
+
+def sizes_of(made: list[dict[str, object]], block: int) -> list[np.ndarray]:
+    return [np.frombuffer(bytes.fromhex(str(w["inputs"])), "<f2").astype(float) for w in made if f".{block}." in str(w["name"])]
+
+
+def test_masks_agree_as_their_bits_do(tmp_path: Path):
+    found = one(tmp_path)
+    assert found.sets == ("c4", "gsm8k:cot", "svamp:icl")
+    assert found.blocks == ("model.layers.0", "model.layers.1", "model.layers.2")
+    for block in range(3):
+        shares = []
+        for draw in range(2):
+            pairs = zip(bits_of(WEIGHTS[f"c4/{draw}"], block), bits_of(WEIGHTS[f"gsm8k:cot/{draw}"], block), strict=True)
+            shares.append(np.mean([a == b for one, other in pairs for a, b in zip(one, other, strict=True)]))
+        assert found.masks[0, 1, block] == pytest.approx(np.mean(shares))
+        pairs = zip(bits_of(WEIGHTS["c4/0"], block), bits_of(WEIGHTS["svamp:icl"], block), strict=True)
+        assert found.masks[0, 2, block] == pytest.approx(np.mean([a == b for one, other in pairs for a, b in zip(one, other, strict=True)]))
+    assert np.allclose(found.masks, found.masks.transpose(1, 0, 2))
+    assert (found.masks[[0, 1, 2], [0, 1, 2]] == 1).all()
+
+
+def test_what_is_felt_parts_by_the_spread_of_log_sizes(tmp_path: Path):
+    found = one(tmp_path)
+    for block in range(3):
+        squares = []
+        for a, b in zip(sizes_of(WEIGHTS["c4/0"], block), sizes_of(WEIGHTS["svamp:icl"], block), strict=True):
+            difference = a - b
+            squares += [(d - difference.mean()) ** 2 for d in difference]
+        assert found.feels[0, 2, block] == pytest.approx(math.sqrt(sum(squares) / len(squares)))
+    assert (found.feels[[0, 1, 2], [0, 1, 2]] == 0).all()
+
+
+def test_a_factor_that_a_whole_matrix_shares_is_not_felt(tmp_path: Path):
+    louder = [{**w, "inputs": (np.frombuffer(bytes.fromhex(str(w["inputs"])), "<f2") + np.float16(2)).tobytes().hex()} for w in WEIGHTS["c4/0"]]
+    found = one(tmp_path, {**WEIGHTS, "svamp:icl": louder})
+    assert found.feels[0, 2] == pytest.approx(0, abs=5e-3)
+
+
+def test_errors_are_means_over_matrices_and_draws(tmp_path: Path):
+    found = one(tmp_path)
+    mine = [float(str(w["error"])) for draw in range(2) for w in WEIGHTS[f"c4/{draw}"] if ".1." in str(w["name"])]
+    assert found.error[0, 1] == pytest.approx(np.mean(mine))
+
+
+def test_what_older_records_lack_is_not_a_number(tmp_path: Path):
+    found = one(tmp_path, {**WEIGHTS, "svamp:icl": matrices(5, bits=False, inputs=False)})
+    assert np.isnan(found.masks[2]).all()
+    assert np.isnan(found.feels[2, :2]).all()
+    assert np.isfinite(found.masks[0, 1]).all()
+    older = one(tmp_path / "older", {name: matrices(1, inputs=False) for name in WEIGHTS})
+    assert np.isnan(older.feels).all()
+    assert (older.masks == 1).all()
+
+
+def test_without_matrices_there_is_nothing(tmp_path: Path):
+    store = store_of(tmp_path, LOSSES)
+    assert list(layers(store, read(store))) == []
+
+
+@pytest.mark.parametrize(
+    ("matrix", "block"),
+    [
+        ("model.layers.12.mlp.up_proj", "model.layers.12"),
+        ("transformer.h.0.attn.c_attn", "transformer.h.0"),
+        ("model.layers.3.mlp.experts.gate_up_proj[7]", "model.layers.3"),
+        ("lm_head", "lm_head"),
+    ],
+)
+def test_a_matrix_is_in_its_block(matrix: str, block: str):
+    assert block_of(matrix) == block
+
+
+def test_likeness_is_told_from_words_activations_and_masks(tmp_path: Path):
+    profiles = {name: profile(words) for name, words in WORDS.items()}
+    store = store_of(tmp_path, LOSSES, weights=WEIGHTS, profiles=profiles)
+    reading = read(store)
+    found = list(layers(store, reading))
+    alike = likeness(portraits(store, reading), found)
+    assert alike.sets == ("c4", "gsm8k:cot", "svamp:icl")
+    weights = by_hand({name: {word: 2 * count for word, count in words.items()} for name, words in WORDS.items()})  # two draws of each
+    assert alike.by["words"][0, 1] == pytest.approx(sum(v * weights["gsm8k:cot"].get(w, 0.0) for w, v in weights["c4"].items()))
+    assert np.isnan(alike.by["words"][2, :2]).all()
+    assert alike.by["does"][0, 1] == pytest.approx(found[0].masks[0, 1].mean())
+    assert alike.by["feels"][0, 1] == pytest.approx(math.exp(-math.sqrt((found[0].feels[0, 1] ** 2).mean())))
+    for table in alike.by.values():
+        assert (table.diagonal() == 1).all()
+    assert [name for name, _ in alike.nearest("c4", "words")] == ["gsm8k:cot"]
+    near = alike.nearest("c4", "does")
+    assert sorted(name for name, _ in near) == ["gsm8k:cot", "svamp:icl"]
+    assert near[0][1] >= near[1][1]
