@@ -35,6 +35,8 @@ class Synthetic:
     effect: float = 0.05
     over_draws: float = 0.02
     over_items: float = 0.2
+    facts: bool = False
+    """Whether records say of their matrices, and beside them of their words, what a page is made of."""
 
     @property
     def records(self) -> int:
@@ -51,7 +53,7 @@ class Synthetic:
         cells = []
         for model, data, method, target, seed, loss in self._runs(rng):
             run = _id(model, data, method, target, seed)
-            _record(folder / "runs" / run, model, data, method, target, seed)
+            _record(folder / "runs" / run, model, data, method, target, seed, rng if self.facts else None)
             measures = {}
             for m in range(self.measures):
                 text = f"loss(source='text{m}')"
@@ -98,16 +100,43 @@ def _json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=1), "utf-8")
 
 
-def _record(folder: Path, model: str, data: str, method: str, target: str, seed: int) -> None:
+def _record(folder: Path, model: str, data: str, method: str, target: str, seed: int, rng: np.random.Generator | None = None) -> None:
     folder.mkdir(parents=True)
     run = {"model": f"sha256:{model}", "model_name": model, "data": data, "tokens": f"sha256:{data}{seed}" if data else ""}
     run |= {"method": {"spec": method}, "target": target, "allocation": {"spec": "uniform"}, "propagate": "dense" if data else ""}
     run |= {"dtype": "float32", "seed": seed}
     facts = {"data": data, "draw": seed, "overlap": 0.0, "tokens": 8192, "windows": 16} if data else {}
-    weights = [{"name": f"matrix {i}", "shape": [64, 64], "zeros": 2048, "sparsity": 0.5, "bits": "0" * 64, "notes": {}} for i in range(MATRICES)]
+    if rng is not None and data:
+        parts = [
+            {"data": data, "rows": 40, "rows_held": 900, "row_lengths": [9, 80, 120, 200, 900], "licence": "MIT", "share": 1.0, "origin": "made up"}
+        ]
+        facts |= {"length": 512, "parts": parts}
+        _json(folder / "profile.json", _profile(data, rng))
+    weights = (
+        _matrices(rng)
+        if rng is not None and data
+        else [{"name": f"matrix {i}", "shape": [64, 64], "zeros": 2048, "sparsity": 0.5, "bits": "0" * 64, "notes": {}} for i in range(MATRICES)]
+    )
     kept = {"data_facts": facts, "dense": [], "id": f"sha256:{folder.name}", "run": run, "sparsity": 0.5, "weights": weights}
     _json(folder / "record.json", kept)
     _json(folder / "provenance.json", {"seconds": {"compress": 1.0}, "device": "cpu", "threads": 1, "peak_memory_bytes": 10**9})
+
+
+def _matrices(rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Seven matrices in each of thirty blocks, as a small model has them."""
+    names = [f"model.layers.{block}.{part}" for block in range(MATRICES) for part in ("q", "k", "v", "o", "gate", "up", "down")]
+    bits, inputs = rng.integers(0, 256, (len(names), 32), dtype=np.uint8), rng.normal(0, 1, (len(names), 32)).astype("<f2")
+    errors = rng.uniform(0.01, 0.1, len(names))
+    told = zip(names, bits, inputs, errors, strict=True)
+    usual = {"shape": [64, 64], "zeros": 2048, "sparsity": 0.5, "notes": {}, "error_from": "norms"}
+    return [{"name": n, **usual, "error": float(e), "bits": b.tobytes().hex(), "inputs": i.tobytes().hex()} for n, b, i, e in told]
+
+
+def _profile(data: str, rng: np.random.Generator) -> dict[str, Any]:
+    words = {f"word{i}": int(n) for i, n in zip(rng.choice(4000, 1500, replace=False), rng.integers(2, 60, 1500), strict=True)} | {data: 9}
+    shares = {"characters": {"letters": 0.8, "spaces": 0.2}, "scripts": {"Latin": 1.0}}
+    told = {"counted": sum(words.values()), "distinct": 1800, "even": 400.0, "numbers": 3.0, "word_length": 4.7, "windows": 16, "revision": 1}
+    return {"words": words, **shares, **told, "examples": [{"part": data, "licence": "MIT", "text": f"{data}: some words\n" * 9}] * 2, "unquoted": {}}
 
 
 def _measurement(folder: Path, measured: str, nats: np.ndarray, tokens: np.ndarray) -> None:

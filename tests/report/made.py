@@ -93,9 +93,13 @@ EVERYTHING = Comparison((FULL,), CONTRASTS, AGREEMENTS, looks=63, missing=("pile
 ACCOUNT = Account({"smollm2": "dequantized from Q4_1"}, (), {"compress": 3.0}, {}, {}, (), "")
 
 
+READING = Reading((), {}, {}, {}, {}, {}, frozenset())
+"""Of nothing."""
+
+
 def reported(comparison: Comparison = EVERYTHING) -> Report:
     """A report that no store stands behind."""
-    return Report(Path("nowhere"), comparison, Reading((), {}, {}, {}, {}, {}, frozenset()), ACCOUNT.models)
+    return Report(Path("nowhere"), comparison, READING, ACCOUNT.models)
 
 
 def plain(text: str) -> str:

@@ -12,14 +12,15 @@ from calibrant.durable import UNFINISHED, text_of_json, write_bytes
 from calibrant.errors import OutputError, SpecError
 from calibrant.report.account import Account, account_of, notes_of
 from calibrant.report.conclusions import Section, sections
-from calibrant.report.page import Contents, page
 from calibrant.report.plain import plain
-from calibrant.report.plots import Plot
 from calibrant.report.tables import WAYS, As
 from calibrant.store import Store
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+    from calibrant.report.page import Contents
+    from calibrant.report.plots import Plot
 
 FORMATS: Final = ("table", "markdown", "csv", "latex", "json")
 
@@ -120,14 +121,16 @@ class Report:
 
     def html(self) -> str:
         """The page, as one self-contained text."""
+        from calibrant.report.page import page
+
         return page(self._contents())
 
     def _repr_html_(self) -> str:
-        from calibrant.report.page.fragment import fragment
+        from calibrant.report.page import Contents, fragment
 
         return fragment(Contents(self.comparison, self.account, self.reading), f"report-{id(self)}")
 
-    def plots(self) -> list[Plot]:
+    def plots(self) -> "list[Plot]":
         """Every plot that the study gives material for."""
         from calibrant.report.plots import plots
 
@@ -146,7 +149,9 @@ class Report:
         with Store(self.folder) as store:
             return store.write_text("report.html", self.html())
 
-    def _contents(self) -> Contents:
+    def _contents(self) -> "Contents":
+        from calibrant.report.page import Contents
+
         return Contents(self.comparison, self.account, self.reading, self.portraits, self.layers, self.likeness)
 
     def _sections(self) -> list[Section]:

@@ -135,7 +135,7 @@ def _time(account: Account) -> Iterator[str]:
         return
     yield "<h2>Where the time went</h2>"
     rows = [
-        Row(text(PHASES.get(phase, phase)), [Cell(f"{seconds:.1f}"), Cell(f'<span class="bar" style="width:{100 * seconds / total:.1f}%"></span>')])
+        Row(text(PHASES.get(phase, phase)), [Cell(f"{seconds:.1f}"), Cell(f'<span class="bar" style="width:{100 * seconds / total:.1f}%"></span>', words=True)])
         for phase, seconds in sorted(account.seconds.items(), key=lambda item: -item[1])
     ]
     heads = [Head("phase", words=True), Head("seconds"), Head("share", words=True)]

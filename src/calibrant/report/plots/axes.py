@@ -45,9 +45,9 @@ class Axis:
         return alt.Scale(domain=[self.low, self.high], nice=False, zero=False)
 
 
-def axis_of(values: Iterable[float], pixels: int, log: bool | None = None, room: float = 0.05) -> Axis:
+def axis_of(values: Iterable[float | int], pixels: int, log: bool | None = None, room: float = 0.05) -> Axis:
     """An axis that holds all finite values with a little room: logarithmic if they are positive and span far, or as `log` asks and they allow."""
-    finite = [v for v in values if math.isfinite(v)]
+    finite = [float(v) for v in values if math.isfinite(v)]
     if not finite:
         return Axis(0.0, 1.0, pixels)
     low, high = min(finite), max(finite)

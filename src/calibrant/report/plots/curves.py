@@ -9,7 +9,7 @@ from calibrant.report.plots.axes import Axis
 from calibrant.report.plots.labels import around, spaced
 from calibrant.report.plots.marks import Layer, faceted, layer, layered, text
 from calibrant.report.plots.theme import DASHES, FAMILIES, LETTER
-from calibrant.report.plots.words import Interval, cut, shown
+from calibrant.report.plots.words import Interval, cut, shown, signed
 
 if TYPE_CHECKING:
     import altair as alt
@@ -33,7 +33,10 @@ class Spot:
 
 @dataclass(frozen=True)
 class Line:
-    """A named line through its points, in the colour and shape of a family. Lines of one family differ in `dash`; `plain` ones are context."""
+    """A named line through its points, in the colour and shape of a family. Lines of one family differ in `dash`.
+
+    `plain` ones are context, dashed and grey; those without a `label` beside them are thin and pale.
+    """
 
     name: str
     family: str
@@ -41,6 +44,7 @@ class Line:
     spots: tuple[Spot, ...]
     marked: bool = True
     plain: bool = False
+    label: bool = True
 
 
 @dataclass(frozen=True)
@@ -95,21 +99,25 @@ class Curves:
                 if spot.y == math.inf:
                     yield {"k": "beyond", "x": spot.x, "y": self.up.high}
                 continue
-            yield {"k": "context" if line.plain else "line", "x": spot.x, "y": spot.y, "g": piece}
+            if spot.y > self.up.high:
+                yield {"k": "beyond", "x": spot.x, "y": self.up.high}
+                continue
+            if len(joined) > 1:
+                yield {"k": "line" if not line.plain else "context" if line.label else "other", "x": spot.x, "y": spot.y, "g": piece}
             alone = not any(0 <= j < len(joined) and math.isfinite(joined[j].y) for j in (i - 1, i + 1))
             if line.marked or alone:
                 yield {"k": "mark", "x": spot.x, "y": spot.y}
         for spot in line.spots:
-            if spot.interval is not None and math.isfinite(spot.y):
+            if spot.interval is not None and self._on(spot):
                 a, b = (self.up.inside(end) for end in spot.interval)
                 yield {"k": "interval", "x": spot.x, "y": a, "z": b}
-            if spot.apart and math.isfinite(spot.y):
+            if spot.apart and self._on(spot):
                 yield {"k": "apart", "x": spot.x, "y": spot.y}
 
     def _ends(self, lines: Sequence[Line]) -> Iterator[dict[str, Any]]:
         """Names beside the lines' ends, spread so that none covers another, each with a hair from its line."""
         last = [max((s for s in line.spots if self._on(s)), key=lambda s: s.x, default=None) for line in lines]
-        named = [(line, spot) for line, spot in zip(lines, last, strict=True) if spot is not None and line.name]
+        named = [(line, spot) for line, spot in zip(lines, last, strict=True) if spot is not None and line.label]
         tall = self.up.pixels
         places = spaced([tall - self.up.at(spot.y) for _, spot in named], 4.0, tall - 4.0)
         for (line, spot), place in zip(named, places, strict=True):
@@ -120,24 +128,24 @@ class Curves:
     def _beside_points(self, lines: Sequence[Line]) -> Iterator[dict[str, Any]]:
         """Names beside single points, wherever there is room; a name that stands off has a hair to its point."""
         spots = [line.spots[0] for line in lines]
-        points = [(self.across.at(s.x), self.up.pixels - self.up.at(s.y)) for s in spots]
-        names = [cut(line.name, ROOM) for line in lines]
+        points = [(self.across.at(s.x), self.up.pixels - self.up.at(self.up.inside(s.y))) for s in spots]
+        names = [cut(line.name, ROOM) + (f" {signed(s.y)}" if s.y > self.up.high else "") for line, s in zip(lines, spots, strict=True)]
         for spot, name, label in zip(spots, names, around(points, names, self.across.pixels, self.up.pixels), strict=True):
             if label is None:
                 continue
             x, y = self.across.back(label.x), self.up.back(self.up.pixels - label.y)
             yield {"k": "left" if label.right else "right", "x": x, "y": y, "t": name}
             if label.off:
-                yield {"k": "hair", "x": spot.x, "y": spot.y, "w": x, "z": y}
+                yield {"k": "hair", "x": spot.x, "y": self.up.inside(spot.y), "w": x, "z": y}
 
     def _on(self, spot: Spot) -> bool:
-        return math.isfinite(spot.y) and not (self.up.log and spot.y <= 0)
+        return math.isfinite(spot.y) and spot.y <= self.up.high and not (self.up.log and spot.y <= 0)
 
     def chart(self) -> "alt.FacetSpec":
         """The picture over the records, which are called "lines"."""
         kinds = {record["k"] for record in self.records()}
         made = layered([*self._lines(), *self._words()], kinds, self.across.pixels, self.up.pixels)
-        return faceted(made, "lines", self.columns, 84, self._beside + 24)
+        return faceted(made, "lines", self.columns, 112, self._beside + 24)
 
     def _lines(self) -> Iterator[Layer]:
         import altair as alt
@@ -154,6 +162,7 @@ class Curves:
         up, along = {"x": x, "y": y, "y2": alt.Y2("z:Q")}, {"x": x, "y": y, "detail": [alt.Detail("s:N"), alt.Detail("g:N")]}
         at, shaped = {"x": x, "y": y, "stroke": stroke}, {"x": x, "y": y, "stroke": stroke, "shape": shape}
         yield layer("band", "area", up, color="var(--grid)", opacity=1)
+        yield layer("other", "line", along, color="var(--line)", strokeWidth=1)
         yield layer("context", "line", along, color="var(--soft)", strokeDash=[3, 2], strokeWidth=1.25)
         yield layer("hair", "rule", {**up, "x2": alt.X2("w:Q")}, color="var(--line)", strokeWidth=1)
         yield layer("interval", "rule", {**up, "stroke": stroke}, strokeWidth=1.25, opacity=0.5)

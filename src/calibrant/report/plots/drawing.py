@@ -40,7 +40,10 @@ def inline(plot: Plot, key: str) -> str:
 
 
 def write(plots: Sequence[Plot], folder: Path, dark: bool = False) -> list[Path]:
-    """Write NAME.svg, NAME.png and NAME.pdf of each plot, each whole or not at all, and say where they are. Raises `OutputError`."""
+    """Write NAME.svg, NAME.png and NAME.pdf of each plot, each whole or not at all, and say where they are. Raises `OutputError`.
+
+    What is asked again is the same to the last bit, but for a PDF, in which vl-convert lists the fonts in any order.
+    """
     import vl_convert
 
     palette = DARK if dark else LIGHT
@@ -108,6 +111,7 @@ def _slim(element: ElementTree.Element) -> None:
         element.set("font-size", size.removesuffix("px"))
     if element.tag == f"{_SVG}g":
         _hoist(element)
+        _merge(element)
         _unwrap(element)
 
 
@@ -118,14 +122,19 @@ _DEFAULT: Final[Mapping[str, tuple[str, ...]]] = {
     "x2": ("0",),
     "y2": ("0",),
     "text-anchor": ("start",),
-    "stroke-width": ("0",),
 }
 
 
 def _is_empty(element: ElementTree.Element) -> bool:
     if element.tag == f"{_SVG}path":
-        return not element.get("d") or element.get("display") == "none" or {element.get(c, "none") for c in _COLOURED} <= {"none", "transparent"}
-    return element.tag in (f"{_SVG}g", f"{_SVG}defs") and not len(element)
+        return not element.get("d") or element.get("display") == "none" or _is_unseen(element)
+    if element.tag == f"{_SVG}rect":
+        return _is_unseen(element)
+    return element.tag in (f"{_SVG}g", f"{_SVG}defs", f"{_SVG}text") and not len(element) and not element.text
+
+
+def _is_unseen(element: ElementTree.Element) -> bool:
+    return {element.get(colour, "none") for colour in _COLOURED} <= {"none", "transparent"}
 
 
 def _hoist(group: ElementTree.Element) -> None:
@@ -136,6 +145,19 @@ def _hoist(group: ElementTree.Element) -> None:
             group.set(name, value)
             for child in group:
                 del child.attrib[name]
+
+
+def _merge(group: ElementTree.Element) -> None:
+    """Draw lines that differ in nothing but their place in one go."""
+    if len(group) < 2 or any(child.tag != f"{_SVG}line" or child.attrib.keys() - {"transform", "x2", "y2"} for child in group):
+        return
+    strokes = []
+    for line in group:
+        start = line.get("transform", "translate(0,0)").removeprefix("translate(").removesuffix(")")
+        strokes.append(f"M{start}l{line.get('x2', '0')},{line.get('y2', '0')}")
+    for line in list(group):
+        group.remove(line)
+    group.append(ElementTree.Element(f"{_SVG}path", {"d": "".join(strokes)}))
 
 
 def _unwrap(group: ElementTree.Element) -> None:

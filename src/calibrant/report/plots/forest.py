@@ -102,11 +102,12 @@ def _drawn(what: _Differences, entries: tuple[Entry, ...], rows: tuple[Row, ...]
     ranking = what.ranking
     kinds = {e.name: _kind(ranking, e) for e in entries}
     found = {m: {r: p for r, e in at.items() if (p := _point(what, e, m, kinds[e.name])) is not None} for m in what.panels}
-    shared = tuple(m for m in what.panels if m == MEAN or m in ranking.averaged)
     hollow = any(p.hollow for points in found.values() for p in points.values())
     note = f"hollow: can't be told apart from {cut(what.reference)}" if hollow else ""
-    groups = [_group(what, found, shared, note)] if shared else []
-    groups += [_group(what, found, (m,), "") for m in what.panels if m not in shared]
+    by_unit: dict[tuple[bool, str], list[str]] = {}
+    for m in what.panels:
+        by_unit.setdefault((m == MEAN or m in ranking.averaged, what.unit(m)), []).append(m)
+    groups = [_group(what, found, tuple(measured), "" if i else note) for i, measured in enumerate(by_unit.values())]
     styles = {k: s for k, s in FAMILIES.items() if k in kinds.values()}
     panels = Panels(rows, tuple(groups), styles)
     where = f"{ranking.model}, {ranking.method} at {aimed(ranking.target)}"

@@ -16,8 +16,17 @@ from calibrant.report.plots.picture import Plot, plotted
 from calibrant.report.plots.theme import DASHES
 from calibrant.report.plots.words import counted, ends, known, sentence, share, shown, signed, spread
 
+CROWDED: Final = 24
+"""Points over tokens; with more there is no room for their intervals."""
+
+OUTSIDE: Final = 0.75
+"""By how much of the sets' range a control may lie above them and still be inside the axis."""
+
 UNLIKE: Final = 1.05
 """By how much the most tokens must exceed the fewest for a plot against tokens."""
+
+MANY: Final = 14
+"""Sets in a plot over sparsity; of more only some are told apart, before pale lines of the others."""
 
 FEW: Final = 8
 """Lines that are told apart by eye; of more only the best and the worst are drawn, before the range of all."""
@@ -39,12 +48,13 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
     spots = [spot for _, lines in panels for line in lines for spot in line.spots]
     if not any(math.isfinite(spot.y) for spot in spots):
         return None
-    most = max(len(lines) for _, lines in panels)
+    most = max(sum(not line.plain for line in lines) for _, lines in panels)
     up = axis_of(reached((s.y for s in spots), (s.interval for s in spots)), max(240, round(LINE * most)))
     across = axis_of((spot.x for spot in spots), {1: 460, 2: 280}.get(len(panels), 210))
     what = "increase over the dense model" if rankings[0].dense is not None else "mean"
     patterns = any(spot.apart for spot in spots)
-    note = f"lines up: {percent(rankings[0].level)} intervals{'; hollow: N:M patterns' if patterns else ''}"
+    pale = "; pale: the other sets" if any(line.plain for _, lines in panels for line in lines) else ""
+    note = f"lines up: {percent(rankings[0].level)} intervals{'; hollow: N:M patterns' if patterns else ''}{pale}"
     ticks = tuple(sorted({spot.x for spot in spots}))
     curves = Curves(panels, across, up, "sparsity", f"mean {what}, {rankings[0].unit}", note, ticks, shares=True)
     methods = list(by_method) if len(by_method) == 1 else []
@@ -77,8 +87,25 @@ def _lines(rankings: Sequence[Ranking]) -> tuple[Line, ...]:
             family[entry.name] = "none" if entry in ranking.baselines else _family(entry)
     if len({spot.x for found in spots.values() for spot in found}) < 2:
         return ()
-    dashes = _dashes(family)
-    return tuple(Line(name, family[name], dashes[name], tuple(sorted(found, key=lambda s: s.x))) for name, found in spots.items())
+    chosen = _chosen(rankings, family)
+    dashes = _dashes({name: kind for name, kind in family.items() if name in chosen})
+    ordered = {name: tuple(sorted(found, key=lambda s: (s.x, s.apart))) for name, found in spots.items()}
+    others = [Line(name, family[name], 0, _bare(ordered[name]), marked=False, plain=True, label=False) for name in ordered if name not in chosen]
+    return (*others, *(Line(name, family[name], dashes[name], ordered[name]) for name in ordered if name in chosen))
+
+
+def _chosen(rankings: Sequence[Ranking], family: Mapping[str, str]) -> set[str]:
+    """What is told apart: all if they are few, else the baseline, the best and the worst three at the highest sparsity, and what is no set."""
+    if len(family) <= MANY:
+        return set(family)
+    highest = max(rankings, key=lambda r: (sparsity_of(r.target) or 0.0, ":" not in r.target))
+    sets = [e.name for e in highest.entries if not e.control]
+    aside = {name for name, kind in family.items() if kind in ("control", "none")}
+    return {*sets[:3], *sets[-3:], *aside, *(r.baseline for r in rankings)}
+
+
+def _bare(spots: Sequence[Spot]) -> tuple[Spot, ...]:
+    return tuple(Spot(s.x, s.y) for s in spots if not s.apart)
 
 
 def _family(entry: Entry) -> str:
@@ -113,11 +140,17 @@ def against_tokens(ranking: Ranking, tokens: Mapping[str, int]) -> Plot | None:
     counts = [count for _, count in found]
     if len(found) < 2 or max(counts) <= UNLIKE * min(counts):
         return None
-    lines = tuple(Line(e.name, _family(e), 0, (Spot(count, e.mean.value, ends(e.mean, ranking.level)),)) for e, count in found)
-    tall = reached((line.spots[0].y for line in lines), (line.spots[0].interval for line in lines))
-    across, up = axis_of(counts, 560, room=0.06), axis_of(tall, 300 if len(found) <= 24 else 520)
+    crowded = len(found) > CROWDED
+    lines = tuple(
+        Line(e.name, _family(e), 0, (Spot(float(count), e.mean.value, None if crowded else ends(e.mean, ranking.level)),)) for e, count in found
+    )
+    inner = [line.spots[0] for line in lines if line.family != "control"] or [line.spots[0] for line in lines]
+    most = max(s.y for s in inner) + OUTSIDE * (max(s.y for s in inner) - min(s.y for s in inner))
+    within = [line.spots[0] for line in lines if line.spots[0].y <= most]
+    tall = reached((s.y for s in within), (s.interval for s in within))
+    across, up = axis_of(counts, 560, room=0.06), axis_of(tall, 520 if crowded else 300)
     what = "mean increase over the dense model" if ranking.dense is not None else "mean"
-    note = f"lines up: {percent(ranking.level)} intervals"
+    note = "" if crowded else f"lines up: {percent(ranking.level)} intervals"
     curves = Curves((("", lines),), across, up, "real calibration tokens", f"{what}, {ranking.unit}", note, around=True)
     title = f"{what.capitalize()} against calibration tokens: {ranking.model}, {ranking.method} at {aimed(ranking.target)}"
     said = [f"{e.name} {counted(count, 'token')}, {signed(e.mean.value)}{spread(ends(e.mean, ranking.level))}" for e, count in found]

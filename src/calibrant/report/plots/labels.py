@@ -42,7 +42,7 @@ class Label:
     off: bool = False
 
 
-def around(points: Sequence[tuple[float, float]], names: Sequence[str], width: float, height: float) -> list[Label | None]:
+def around(points: Sequence[tuple[float, float]], names: Sequence[str], width: float | int, height: float | int) -> list[Label | None]:
     """A place for the name of each point, beside it or a few lines above or below; None where there is none."""
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     found: list[Label | None] = []

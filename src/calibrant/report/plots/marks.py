@@ -28,18 +28,19 @@ def text(kind: str, x: Any, y: Any, **look: Any) -> Layer:
     return layer(kind, "text", {"x": x, "y": y, "text": alt.Text("t:N")}, **{"color": "var(--ink)", "align": "left", "fontSize": 11, **look})
 
 
-def layered(layers: Iterable[Layer], kinds: Collection[str], width: float, height: float) -> "alt.LayerSpec":
+def layered(layers: Iterable[Layer], kinds: Collection[str], width: float | int, height: float | int) -> "alt.LayerSpec":
     """The layers that have something to draw, over one another."""
     import altair as alt
 
     return alt.LayerSpec(layer=[made for kind, made in layers if kind in kinds], width=width, height=height)
 
 
-def faceted(made: "alt.LayerSpec", data: str, columns: int, row: int, column: float) -> "alt.FacetSpec":
+def faceted(made: "alt.LayerSpec", data: str, columns: int, row: int, column: float | int) -> "alt.FacetSpec":
     """One panel for each value of `p` in the named data, so many in a row, so many pixels apart."""
     import altair as alt
 
     header = alt.Header(title=None, labelExpr="''", labelFontSize=1, labelPadding=0)
     facet = alt.FacetFieldDef(field="p", type="ordinal", title=None, header=header)
     gaps = alt.RowColnumber(row=row, column=column)
-    return alt.FacetSpec(facet=facet, spec=made, columns=columns, spacing=gaps, bounds="flush", data=alt.NamedData(name=data))
+    each = alt.Resolve(axis=alt.AxisResolveMap(x="independent"))  # an axis below every panel, also where nothing stands below it
+    return alt.FacetSpec(facet=facet, spec=made, columns=columns, spacing=gaps, bounds="flush", resolve=each, data=alt.NamedData(name=data))

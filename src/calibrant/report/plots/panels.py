@@ -127,12 +127,12 @@ class Panels:
         size = self.size
         drawn = [self._facet(size, f"{self.key}{i}", g) for i, g in enumerate(self.groups)]
         beside = sum(len(g.panels) for g in self.groups) <= size.columns
-        return drawn[0] if len(drawn) == 1 else _joined(drawn, len(drawn) if beside else 1, GAP if beside else 84)
+        return drawn[0] if len(drawn) == 1 else _joined(drawn, len(drawn) if beside else 1, GAP if beside else 30)
 
     def _records(self, size: _Size, group: Group, p: int, panel: Panel, beside: bool) -> Iterator[dict[str, Any]]:
         low, high = group.span
         first, last = p % size.columns == 0, p >= len(group.panels) - size.columns
-        yield {"p": p, "k": "title", "t": cut(panel.title, int(size.width / 6.4))}
+        yield {"p": p, "k": "title", "t": cut(panel.title, int(size.width / 7))}
         for r, row in enumerate(self.rows):
             if not row.head:
                 yield {"p": p, "k": "row", "r": r}
@@ -182,7 +182,7 @@ def _axes(size: _Size, group: Group) -> "tuple[alt.X, alt.Y]":
     import altair as alt
 
     low, high = group.span
-    axis = alt.Axis(tickCount=max(2, size.width // 42), grid=True, labelFlush=False, labelExpr=_SIGNED if group.reference else alt.Undefined)
+    axis = alt.Axis(tickCount=max(2, size.width // 42), grid=True, labelFlush=True, labelExpr=_SIGNED if group.reference else alt.Undefined)
     x = alt.X("v:Q", title=None, axis=axis, scale=alt.Scale(domain=[low, high], nice=False, zero=False))
     return x, alt.Y("r:Q", axis=None, scale=alt.Scale(domain=[size.rows - 0.5, -0.5], nice=False, zero=False))
 
@@ -209,12 +209,12 @@ def _joined(drawn: "Sequence[alt.FacetSpec | alt.ConcatSpecGenericSpec]", column
     import altair as alt
 
     shared = alt.Resolve(scale=alt.ScaleResolveMap(stroke="shared", fill="shared", shape="shared"))
-    return alt.ConcatSpecGenericSpec(concat=list(drawn), columns=columns, spacing=gap, bounds="flush", resolve=shared)
+    return alt.ConcatSpecGenericSpec(concat=list(drawn), columns=columns, spacing=gap, bounds="full", resolve=shared)
 
 
 def stacked(blocks: Sequence[Panels]) -> "alt.FacetSpec | alt.ConcatSpecGenericSpec":
     """Several panels with rows of their own, one below the other."""
-    return blocks[0].chart() if len(blocks) == 1 else _joined([block.chart() for block in blocks], 1, 84)
+    return blocks[0].chart() if len(blocks) == 1 else _joined([block.chart() for block in blocks], 1, 30)
 
 
 _SIGNED: Final = "datum.value > 0 ? '+' + datum.label : datum.label"
@@ -259,11 +259,11 @@ def span_of(points: Sequence[Point], zero: bool = True) -> tuple[float, float]:
     reach = max(abs(p.value - middle) for p in inner)
     usual = median_high([_reach(p, middle) for p in inner])
     most = max(1.2 * reach, LONG * usual)
-    within = max(min(_reach(p, middle), most) for p in inner)
-    shown_ones = [*inner, *(p for p in finite if p.aside and max(_reach(p, middle), abs(p.value - middle)) <= OUTSIDE * within)]
-    limits = [min(max(end, middle - most), middle + most) if p in inner else end for p in shown_ones for end in _ends(p)]
+    within = OUTSIDE * max(min(_reach(p, middle), most) for p in inner)
+    limits = [min(max(end, middle - most), middle + most) for p in inner for end in _ends(p)]
+    limits += [end for p in finite if p.aside and _reach(p, middle) <= within for end in _ends(p)]
     low, high = min([*limits, *[0.0] * zero]), max([*limits, *[0.0] * zero])
-    room = 0.05 * (high - low) or abs(high) * 0.1 or 1.0
+    room = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
     return low - room, high + room
 
 

@@ -36,7 +36,7 @@ LIGHT: Final[Mapping[str, str]] = MappingProxyType(
         "f-control": "#8c8781",
         "f-none": "#a8a29a",
         **{f"heat-{i}": c for i, c in enumerate(("#7a2e00", "#b8572a", "#e0a57f", "#f3ead9", "#9cc3dc", "#4a8fbf", "#0a4f86"))},
-        **{f"heat-ink-{i}": c for i, c in enumerate(("#fff", "#fff", "#1c1b1a", "#1c1b1a", "#1c1b1a", "#fff", "#fff"))},
+        **{f"heat-ink-{i}": c for i, c in enumerate(("#ffffff", "#ffffff", "#1c1b1a", "#1c1b1a", "#1c1b1a", "#ffffff", "#ffffff"))},
     }
 )
 
@@ -131,7 +131,8 @@ _DATA: Final = frozenset({"data", "datasets"})
 def config() -> dict[str, Any]:
     """Vega-Lite's configuration: quiet axes, no frame, and no colour that isn't the page's."""
     return {
-        "background": None,
+        "aria": False,
+        "background": "transparent",
         "font": FONT,
         "view": {"stroke": None, "fill": None},
         "axis": {

@@ -1,0 +1,107 @@
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from calibrant.compare.layers import Layers
+from calibrant.report.page.layers import layers
+
+from tests.report.page.browser import HOSTILE, data_in, layered
+
+
+def page(*found: Layers) -> str:
+    return "".join(layers(found, {"a": "set-1", "b": "set-2"}))
+
+
+def without(made: Layers, *facts: str) -> Layers:
+    return replace(made, **{fact: np.full_like(getattr(made, fact), math.nan) for fact in facts})
+
+
+def test_the_upper_triangle_is_embedded_as_integers():
+    made = layered(["a", "b", "c", "d"], blocks=3)
+    told = data_in(page(made), "layers-data")
+    (run,) = told["runs"]
+    assert (told["names"], told["pages"]) == (["a", "b", "c", "d"], ["set-1", "set-2", "", ""])
+    assert (len(run["masks"]), len(run["feels"]), len(run["error"])) == (6, 6, 4)
+    order = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+    for row, feels, (i, j) in zip(run["masks"], run["feels"], order, strict=True):
+        assert row == [round(10_000 * (1 - value)) for value in made.masks[i, j]]
+        assert np.array(feels) / told["scales"]["feels"] == pytest.approx(made.feels[i, j], abs=0.0005)
+    assert np.array(run["error"]) / told["scales"]["error"] == pytest.approx(made.error, abs=5e-6)
+
+
+def test_the_table_holds_the_first_pair():
+    made = layered(["a", "b", "c"], blocks=3)
+    html = page(made)
+    rows = html.partition("<tbody>")[2].partition("</tbody>")[0].split("</tr>")[:-1]
+    assert len(rows) == 3
+    assert f"<td>{100 * (1 - made.masks[0, 1, 2]):.1f} %</td><td>{made.feels[0, 1, 2]:.3f}</td>" in rows[2]
+    assert rows[2].startswith('<tr><th scope="row">model.layers.2</th>')
+    assert "output error, <bdi>a</bdi>" in html
+    assert "<caption><bdi>a</bdi> and <bdi>b</bdi>, smollm2, wanda at 60\u00a0% sparsity, arrival propagation</caption>" in html
+
+
+def test_the_choice_of_runs_is_there_where_there_are_several():
+    assert '<label class="pick" hidden><span>Runs' in page(layered(["a", "b"]))
+    html = page(layered(["a", "b"]), layered(["b", "c"], method="sparsegpt"))
+    assert '<label class="pick"><span>Runs' in html
+    assert "sparsegpt at 60\u00a0% sparsity" in html
+    told = data_in(html, "layers-data")
+    assert [run["sets"] for run in told["runs"]] == [[0, 1], [1, 2]]
+
+
+def test_blocks_are_called_by_their_number_or_their_place():
+    made = replace(layered(["a", "b"], blocks=3), blocks=("model.layers.4", "model.layers.5", "lm_head"))
+    assert data_in(page(made), "layers-data")["runs"][0]["numbers"] == [4, 5, 2]
+
+
+def test_what_is_missing_is_said():
+    made = layered(["a", "b"])
+    assert "Asking" not in page(made)
+    html = page(without(made, "masks", "feels"))
+    assert "This store holds nothing about how their masks part and what the model felt. Asking the study again" in html
+    assert data_in(html, "layers-data")["runs"][0]["masks"] == []
+    some = made.error.copy()
+    some[0, 0] = math.nan
+    html = page(replace(made, error=some))
+    assert "This store lacks the output errors in some places." in html
+    assert data_in(html, "layers-data")["runs"][0]["error"][0][0] is None
+    assert "<td>—</td>" in html
+
+
+def test_of_several_runs_it_is_said_which_lack_something():
+    html = page(layered(["a", "b"]), without(layered(["a", "b"], method="sparsegpt"), "feels"))
+    assert "Of smollm2, sparsegpt at 60\u00a0% sparsity, arrival propagation this store holds nothing about what the model felt." in html
+
+
+@pytest.mark.parametrize("found", [(), (without(layered(["a", "b"]), "masks", "feels", "error"),), (layered(["a", "b"], blocks=0),)])
+def test_without_facts_it_is_a_sentence_that_says_what_to_do(found: tuple[Layers, ...]):
+    html = page(*found)
+    assert "This store holds no facts about layers. Asking the study again" in html
+    assert "<script" not in html
+
+
+def test_one_set_has_nothing_beside_it():
+    assert "Of one calibration set alone" in page(layered(["a"]))
+
+
+def test_sixty_sets_over_32_blocks_stay_under_a_megabyte():
+    html = page(layered([f"set {i}" for i in range(60)], blocks=32))
+    assert len(html.encode()) < 1_000_000
+
+
+def test_names_are_text_and_nothing_ends_the_script():
+    html = page(replace(layered([HOSTILE, f"{HOSTILE}2"]), model=HOSTILE))
+    assert html.count("<script") == html.count("</script>") == 1
+    assert "<img" not in html
+    told = html.partition('id="layers-data">')[2].partition("</script>")[0]
+    assert not set("<>&\u2028\u2029") & set(told)
+    assert json.loads(told)["names"][0] == HOSTILE
+
+
+def test_without_a_script_it_says_so():
+    html = page(layered(["a", "b"]))
+    assert "need JavaScript" in html
+    assert "<details open data-folds>" in html

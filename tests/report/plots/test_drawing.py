@@ -1,0 +1,163 @@
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from calibrant.compare import Comparison, Estimate, Layers, Question
+from calibrant.errors import OutputError
+from calibrant.report.plots import Plot, forest, inline, plots, write
+from calibrant.report.plots.theme import DARK, LIGHT
+
+from tests.report.made import BEST, FULL, LAST, MAGNITUDE, SECOND, lettered, ranking
+from tests.report.plots.test_answers import ASKED
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</desc></svg><img src=x onerror=alert(1)>",
+    "=cmd()",
+    "a\0b\ud800",
+    "\u202egnp",
+    "var(--ink)",
+    "'\"&",
+    "x" * 300,
+    "datum.k == 'row'",
+)
+HEX = re.compile(r"#[0-9a-fA-F]{3,8}\b")
+
+
+def hostile() -> list[Plot]:
+    entries = [
+        replace(lettered(BEST, "a", (1, 1)), name=name, mean=Estimate(1.0 + i, 0.1, 9.0, 9), to_baseline={"mean": Estimate(0.1 * i, 0.1, 9.0, 9)})
+        for i, name in enumerate(HOSTILE)
+    ]
+    made = ranking(*entries, baselines=(MAGNITUDE,), model=HOSTILE[1], method=HOSTILE[0], baseline=HOSTILE[1], measured=tuple(BEST.losses))
+    nothing = np.full((9, 9, 3), np.nan)
+    layers = Layers(HOSTILE[1], HOSTILE[0], "0.6", "", HOSTILE, ("a", "b", "c"), nothing, nothing, np.arange(1.0, 28.0).reshape(9, 3))
+    evidence = tuple(replace(e, label=HOSTILE[1], where=HOSTILE[0], on=h) for e, h in zip(ASKED.evidence, HOSTILE[3:6], strict=True))
+    asked = (Question(HOSTILE[0], HOSTILE[1], "yes", HOSTILE[3], evidence),)
+    return plots(Comparison((made, replace(made, target="0.7")), questions=asked), [layers], {name: 1000 * (i + 1) for i, name in enumerate(HOSTILE)})
+
+
+@pytest.fixture(scope="module")
+def made() -> list[Plot]:
+    return hostile()
+
+
+def test_hostile_names_are_text(made: list[Plot]):
+    assert len(made) == 9
+    for plot in made:
+        svg = inline(plot, "k")
+        tags = {e.tag.partition("}")[2] for e in ElementTree.fromstring(svg).iter()}
+        assert tags <= {"svg", "title", "desc", "g", "path", "line", "rect", "text"}
+        assert "<script" not in svg
+        assert "<img" not in svg
+        assert "\0" not in svg
+        assert "\u202e" not in svg
+        assert not re.search(r"\son\w+=\"|href|url\(", svg.replace("onerror=alert", ""))
+        assert re.fullmatch(r"[A-Za-z0-9._-]{1,80}", plot.name)
+        svg.encode()
+
+
+def test_names_are_unique(made: list[Plot]):
+    assert len({plot.name.lower() for plot in made}) == len(made)
+
+
+def test_inline_has_no_colour_of_its_own(made: list[Plot]):
+    for plot in made:
+        for element in ElementTree.fromstring(inline(plot, "k")).iter():
+            for name in ("fill", "stroke"):
+                assert element.get(name, "none") in ("none", "transparent") or re.fullmatch(r"var\(--[\w-]+\)", element.attrib[name])
+
+
+def test_ids_hang_on_the_key_and_nothing_inside_is_read_out(made: list[Plot]):
+    page = "".join(inline(plot, f"p{i}") for i, plot in enumerate(made))
+    ids = re.findall(r'\sid="([^"]*)"', page)
+    assert len(ids) == len(set(ids)) == 2 * len(made)
+    root = ElementTree.fromstring(inline(made[0], "p0"))
+    assert root.attrib["aria-labelledby"] == "p0-t p0-d"
+    assert root.attrib["role"] == "img"
+    assert "width" not in root.attrib
+    assert root.attrib["style"].startswith("max-width:")
+    inner = [e for e in root.iter() if e is not root and ("role" in e.attrib or any("aria" in a for a in e.attrib))]
+    assert [e.attrib for e in inner] == [{"aria-hidden": "true"}]
+
+
+def test_the_same_again(made: list[Plot]):
+    assert [inline(plot, "k") for plot in made] == [inline(plot, "k") for plot in hostile()]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_files_have_the_colours_of_their_palette(dark: bool, tmp_path: Path):
+    plot = forest(FULL)
+    assert plot is not None
+    written = write([plot], tmp_path / "new" / "folder", dark)
+    assert [p.name for p in written] == ["forest-wanda-0.6.svg", "forest-wanda-0.6.png", "forest-wanda-0.6.pdf"]
+    svg, png, pdf = (p.read_bytes() for p in written)
+    palette, other = (DARK, LIGHT) if dark else (LIGHT, DARK)
+    used = set(HEX.findall(svg.decode()))
+    assert palette["f-corpus"] in used
+    assert used <= set(palette.values())
+    assert other["f-corpus"] not in used
+    assert b"var(" not in svg
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    assert pdf.startswith(b"%PDF-")
+    assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == sorted(p.name for p in written)
+    assert write([plot], tmp_path / "again", dark)[0].read_bytes() == svg
+    assert (tmp_path / "again" / "forest-wanda-0.6.png").read_bytes() == png
+
+
+def test_a_png_has_two_pixels_a_unit(tmp_path: Path):
+    plot = forest(FULL)
+    assert plot is not None
+    svg, png, _ = write([plot], tmp_path)
+    width = float(ElementTree.parse(svg).getroot().attrib["width"])
+    assert int.from_bytes(png.read_bytes()[16:20]) == pytest.approx(2 * width, abs=2)
+
+
+def test_a_name_that_looks_like_a_colour_stays_a_name(tmp_path: Path):
+    plot = forest(ranking(replace(BEST, name="var(--ink)"), SECOND))
+    assert plot is not None
+    assert ">var(--ink)<" in write([plot], tmp_path)[0].read_text()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
+    (tmp_path / "taken").write_text("a file")
+    plot = forest(FULL)
+    assert plot is not None
+    with pytest.raises(OutputError, match=r"plots can't be written to '.*taken/in'"):
+        write([plot], tmp_path / "taken" / "in")
+    with pytest.raises(OutputError, match="taken"):
+        write([plot], tmp_path / "taken")
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_half_done(tmp_path: Path):
+    (tmp_path / "forest-wanda-0.6.png").mkdir()
+    plot = forest(FULL)
+    assert plot is not None
+    with pytest.raises(OutputError, match=re.escape(str(tmp_path))):
+        write([plot], tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["forest-wanda-0.6.png", "forest-wanda-0.6.svg"]
+
+
+def test_twelve_sets_stay_small():
+    entries = [replace(BEST, name=f"set{i}", to_baseline={m: Estimate(0.1 * i, 0.1, 9.0, 9) for m in ("mean", *BEST.losses)}) for i in range(12)]
+    plot = forest(ranking(*entries, LAST, baseline="set0"))
+    assert plot is not None
+    assert len(inline(plot, "k")) < 25_000
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, 1e300, -1e-300])
+@pytest.mark.parametrize("stderr", [None, 0.0, 1.0, math.inf, math.nan])
+def test_no_number_breaks_a_plot(value: float, stderr: float | None):
+    odd = Estimate(value, stderr, 5.0, 5)
+    entry = replace(
+        BEST, name="odd", mean=odd, to_baseline=dict.fromkeys(("mean", *BEST.losses), odd), kept=dict.fromkeys(("mean", *BEST.losses), odd)
+    )
+    made = ranking(entry, replace(entry, name="base", to_baseline={}), SECOND, baseline="base")
+    found = plots(Comparison((made, replace(made, target="0.9"))), [], {"odd": 10, "base": 20, "c4": 30})
+    for plot in found:
+        ElementTree.fromstring(inline(plot, "k"))

@@ -1,0 +1,145 @@
+import math
+from dataclasses import replace
+
+import pytest
+
+from calibrant.compare import Entry, Estimate, Ranking
+from calibrant.report.plots import forest, formats, inline
+from calibrant.report.plots.panels import Point, span_of
+
+from tests.report.made import BEST, DENSE, LAST, MAGNITUDE, SECOND, ranking
+from tests.report.plots.seen import mapping, number, seen, texts
+
+CROSSED = "M-.9,-.5L"
+
+
+def against(entry: Entry, *differences: float, spread: float = 0.02) -> Entry:
+    """`entry`, so much worse than the baseline on average and on each measured set."""
+    return replace(entry, to_baseline={m: Estimate(d, spread, 20.0, 21) for m, d in zip(("mean", *DENSE), differences, strict=True)})
+
+
+BASED = ranking(
+    against(BEST, -0.1, -0.15, 0.004), replace(SECOND, to_baseline={}), against(LAST, 4.8, 4.5, 5.1), baselines=(against(MAGNITUDE, 3.6, 3.5, 3.6),)
+)
+BASED = replace(BASED, baseline="c4")
+
+
+def drawn(made: Ranking) -> str:
+    plot = forest(made)
+    assert plot is not None
+    return inline(plot, "k")
+
+
+def test_marks_and_intervals_stand_where_the_axis_says():
+    svg = drawn(BASED)
+    titles = {t.text: t.x for t in texts(svg) if t.look.get("font-weight") == "bold"}
+    assert list(titles) == ["mean", "docs", "code"]
+    names = {t.text: t.y for t in texts(svg) if t.look.get("text-anchor") == "end" and t.text in ("python_docs", "c4")}
+    baseline = max(t.y for t in texts(svg) if number(t.text) == 0)
+    starts = sorted(titles.values())
+    for panel, (start, value) in enumerate(zip(starts, (-0.1, -0.15, 0.004), strict=True)):
+        end = starts[panel + 1] if panel < 2 else math.inf
+        ticks = [(v, t.x) for t in texts(svg) if abs(t.y - baseline) < 0.1 and start - 9 <= t.x < end - 9 and (v := number(t.text)) is not None]
+        slope, zero = mapping(ticks)
+        row = [s for s in seen(svg) if abs(s.y - names["python_docs"]) < 8 and start <= s.x < end and s.look.get("stroke") == "var(--f-corpus)"]
+        mark = next(s for s in row if s.tag == "path")
+        line = next(s for s in row if s.tag == "line")
+        assert mark.x == pytest.approx(zero + slope * value, abs=0.6)
+        low, high = Estimate(value, 0.02, 20.0, 21).interval(0.95, 3)  # pyright: ignore[reportGeneralTypeIssues]
+        assert sorted((line.x, line.x + line.to[0])) == pytest.approx([zero + slope * low, zero + slope * high], abs=0.6)
+
+
+def test_hollow_is_what_cannot_be_told_apart():
+    svg = drawn(BASED)
+    row = next(t.y for t in texts(svg) if t.text == "python_docs" and t.look.get("text-anchor") == "end")
+    fills = [s.look["fill"] for s in seen(svg) if s.tag == "path" and abs(s.y - row) < 8 and s.look.get("stroke") == "var(--f-corpus)"]
+    assert sorted(fills) == ["var(--card)", "var(--f-corpus)", "var(--f-corpus)"]
+    assert "hollow: can't be told apart from c4" in svg
+
+
+def test_what_is_far_beyond_the_sets_becomes_an_arrow_with_its_number():
+    svg = drawn(BASED)
+    said = [t.text for t in texts(svg)]
+    assert {"+4.800", "+4.500", "+5.100", "+3.600", "+3.500"} <= set(said)
+    assert not any(s.d.startswith(CROSSED) and s.y < 100 for s in seen(svg))
+
+
+def test_the_zero_line_has_the_name_of_the_baseline():
+    svg = drawn(BASED)
+    assert [t.text for t in texts(svg)].count("c4") == 4  # its row, and below each panel
+    assert any("worse than c4" in t.text and "nats/token" in t.text for t in texts(svg))
+
+
+def test_without_a_baseline_the_dense_model_is_zero_and_without_that_nothing_is():
+    plot = forest(ranking(BEST, SECOND))
+    assert plot is not None
+    assert "Increase over the dense model" in plot.title
+    assert "python_docs +1.600" in plot.description
+    bare = ranking(*(replace(e, increases={}) for e in (BEST, SECOND)), dense=None)
+    svg = drawn(bare)
+    assert not [s for s in seen(svg) if s.look.get("stroke") == "var(--ink)"]
+    assert "hollow" not in svg
+
+
+def test_a_panel_of_another_unit_has_an_axis_of_its_own():
+    mixed = replace(BASED, averaged=("docs:text",), units={"docs:text": "nats/token", "code:text": "points"})
+    svg = drawn(mixed)
+    assert sum("worse than c4" in t.text for t in texts(svg)) == 2
+    assert any(t.text.endswith("points") for t in texts(svg))
+
+
+def test_holes_are_dashes_and_endless_values_arrows():
+    odd = {"mean": Estimate(math.nan, None, 0.0, 0), "docs:text": Estimate(math.inf, None, 0.0, 1)}
+    plot = forest(replace(BASED, entries=(replace(BEST, to_baseline=odd), *BASED.entries[1:])))
+    assert plot is not None
+    said = [t.text for t in texts(inline(plot, "k"))]
+    assert said.count("—") == 2
+    assert "+∞" in said
+    assert "no number for python_docs" in plot.description
+
+
+def test_the_description_has_every_number():
+    plot = forest(BASED)
+    assert plot is not None
+    for part in (
+        "python_docs −0.100 (−0.152 to −0.048)",
+        "python_docs +0.004 (−0.048 to 0.056)*",
+        "c4 is the baseline",
+        "full_stops +4.800",
+        "95\u00a0%",
+    ):
+        assert part in plot.description
+
+
+def test_nothing_to_draw():
+    assert forest(ranking()) is None
+    assert formats(BASED) is None
+
+
+def test_formats_of_a_source_stand_together():
+    made = ranking(*(replace(e, name=n) for e, n in zip((BEST, SECOND, LAST), ("gsm8k:icl", "gsm8k:cot@many", "c4"), strict=True)))
+    plot = formats(made)
+    assert plot is not None
+    said = texts(inline(plot, "k"))
+    assert [t.text for t in said if t.look.get("text-anchor") == "end" and number(t.text) is None] == ["icl", "cot@many", "gsm8k"] or {
+        "icl",
+        "cot@many",
+        "gsm8k",
+    } <= {t.text for t in said}
+    assert "c4" not in {t.text for t in said}
+
+
+def test_an_axis_holds_every_set_but_not_every_control():
+    inner = [Point(0.1, (0.0, 0.2), "code"), Point(-0.2, (-0.3, -0.1), "code")]
+    low, high = span_of([*inner, Point(5.0, None, "control", aside=True)])
+    assert low < -0.3
+    assert 0.2 < high < 0.3
+    assert span_of([*inner, Point(0.45, None, "control", aside=True)])[1] > 0.45
+    assert span_of([]) == (-1.0, 1.0)
+    assert span_of([Point(math.inf, None, "code")]) == (-1.0, 1.0)
+    assert span_of([Point(0.0, (0.0, 0.0), "code")]) == (-1.0, 1.0)
+
+
+def test_one_endless_interval_does_not_flatten_the_others():
+    low, high = span_of([*(Point(0.1 * i, (0.1 * i - 0.1, 0.1 * i + 0.1), "code") for i in range(5)), Point(0.1, (-90.0, 90.0), "code")])
+    assert -2 < low < 0 < high < 2

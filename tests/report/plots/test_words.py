@@ -1,0 +1,61 @@
+import math
+
+import pytest
+
+from calibrant.compare import Estimate
+from calibrant.report.plots.labels import around, spaced
+from calibrant.report.plots.words import cut, ends, share, shown, signed, stem
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.4123, "+0.412"), (-0.0312, "−0.031"), (0.0, "0.000"), (-0.0001, "0.000"), (math.inf, "+∞"), (-math.inf, "−∞"), (1e9, "+1.00e+09")],
+)
+def test_signed(value: float, text: str):
+    assert signed(value) == text
+
+
+def test_shares_have_a_thin_space():
+    assert share(0.9312) == "93.1\u202f%"
+
+
+def test_names_are_cut_in_the_middle():
+    assert cut("short") == "short"
+    assert len(cut("x" * 300)) == 26
+    assert cut("beginning" + "x" * 300 + "end").startswith("begin")
+    assert cut("beginning" + "x" * 300 + "end").endswith("end")
+    assert len(cut("abcdefgh", 1)) == 3
+    assert len(cut("本" * 50)) == 13
+
+
+def test_what_no_file_may_hold_is_marked():
+    assert shown("a\0b\ud800\u202ec\ufffe") == "a\ufffdb\ufffd\ufffdc\ufffd"
+
+
+def test_stems_are_for_every_file_system():
+    assert stem("forest", "sparsegpt(damp=0.02)", "2:4") == "forest-sparsegpt-damp-0.02-2-4"
+    assert stem("../../etc") == "etc"
+    assert stem("本") == "plot"
+    assert len(stem("x" * 500)) == 80
+
+
+def test_no_interval_of_what_is_no_number():
+    assert ends(Estimate(math.nan, 0.1, 5.0, 5), 0.95) is None
+    assert ends(Estimate(1.0, None, 5.0, 5), 0.95) is None
+
+
+def test_labels_are_spread_and_stay_inside():
+    places = spaced([50.0, 50.0, 52.0, 10.0], 0.0, 100.0)
+    assert places[3] == 10.0
+    assert sorted(places)[1:] == pytest.approx([50 + 2 / 3 - 12, 50 + 2 / 3, 50 + 2 / 3 + 12])
+    tight = spaced([0.0] * 50, 0.0, 100.0)
+    assert min(tight) >= -1e-9
+    assert max(tight) <= 100 + 1e-9
+    assert spaced([], 0.0, 1.0) == []
+
+
+def test_labels_around_points_do_not_overlap():
+    found = around([(100.0, 100.0)] * 6, ["a name"] * 6, 300, 300)
+    assert all(label is not None for label in found)
+    boxes = [(label.x - 36 if label.right else label.x, label.y) for label in found if label]
+    assert all(abs(a[0] - b[0]) >= 36 or abs(a[1] - b[1]) >= 12 for i, a in enumerate(boxes) for b in boxes[:i])
