@@ -22,6 +22,21 @@ SOURCES: Final[Mapping[Family, tuple[str, ...]]] = {
 }
 """The sources of each family. What is called otherwise is a user's own."""
 
+WORDS: Final[Mapping[Family, str]] = {
+    "corpus": "running text",
+    "code": "program code",
+    "arithmetic": "arithmetic problems",
+    "inference": "inference between sentences",
+    "commonsense": "commonsense questions",
+    "reading": "reading comprehension",
+    "instructions": "instructions and conversations",
+    "languages": "text in several languages",
+    "mixed": "a mixture of sets",
+    "own": "a user's own data",
+    "control": "a control without content",
+}
+"""What a set of each family is, in words."""
+
 _QUOTED: Final = re.compile(r"'[^']*'|\"[^\"]*\"")
 """A path in quotes, which may have a star in it."""
 

@@ -6,7 +6,7 @@ Features and bits are chosen by the matrix's name, so those of two runs of one m
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -38,6 +38,12 @@ class Layers:
     feels: Float[np.ndarray, "set set block"]
     error: Float[np.ndarray, "set block"]
 
+    def among(self, sets: Sequence[str]) -> "Layers":
+        """The same of some sets only, in this order."""
+        at = [self.sets.index(name) for name in sets]
+        grid = np.ix_(at, at)
+        return replace(self, sets=tuple(sets), masks=self.masks[grid], feels=self.feels[grid], error=self.error[at])
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -46,6 +52,7 @@ class _Run:
     signs: Mapping[str, Float[np.ndarray, " bit"]]
     sizes: Mapping[str, Float[np.ndarray, " feature"]]
     errors: Mapping[str, float]
+    blocks: tuple[str, ...]
 
 
 def layers(store: Store, reading: Reading) -> Iterator[Layers]:
@@ -66,7 +73,7 @@ def _run(weights: Sequence[Mapping[str, Any]]) -> _Run:
     signs = {block: np.concatenate([_signs(w["bits"]) for w in of]) for block, of in by_block.items() if all("bits" in w for w in of)}
     sizes = {block: np.concatenate([_sizes(w["inputs"]) for w in of]) for block, of in by_block.items() if all("inputs" in w for w in of)}
     errors = {block: float(np.mean([w["error"] for w in of if "error" in w])) for block, of in by_block.items() if any("error" in w for w in of)}
-    return _Run(signs, sizes, errors)
+    return _Run(signs, sizes, errors, tuple(by_block))
 
 
 def block_of(matrix: str) -> str:
@@ -85,7 +92,7 @@ def _sizes(inputs: str) -> Float[np.ndarray, " feature"]:
 
 
 def _layers(group: Group, runs: Mapping[str, Mapping[int, _Run]]) -> Layers:
-    blocks = tuple(dict.fromkeys(b for of in runs.values() for run in of.values() for b in (*run.signs, *run.sizes, *run.errors)))
+    blocks = tuple(dict.fromkeys(block for of in runs.values() for run in of.values() for block in run.blocks))
     many, draws = len(runs), sorted({seed for of in runs.values() for seed in of})
     masks, feels = np.full((many, many, len(blocks)), np.nan), np.full((many, many, len(blocks)), np.nan)
     error = np.full((many, len(blocks)), np.nan)

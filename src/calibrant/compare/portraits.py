@@ -1,7 +1,6 @@
 """Calibration sets as the store knows them: what was drawn, what its windows say, and the words that tell it from the others."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,10 +41,10 @@ class Portrait:
     examples: tuple[Mapping[str, str], ...] = field(default=())
 
     @property
-    def tokens(self) -> float:
-        """Real tokens of a draw, on average; NaN where no record says it."""
-        known = [float(d.facts["tokens"]) for d in self.draws if "tokens" in d.facts]
-        return sum(known) / len(known) if known else math.nan
+    def tokens(self) -> int | None:
+        """Real tokens of a draw, on average; None where no record says it."""
+        known = [int(d.facts["tokens"]) for d in self.draws if "tokens" in d.facts]
+        return round(sum(known) / len(known)) if known else None
 
 
 def portraits(store: Store, reading: Reading) -> list[Portrait]:

@@ -134,7 +134,7 @@ class Report:
         """Every plot that the study gives material for."""
         from calibrant.report.plots import plots
 
-        return plots(self.comparison, self.layers, {portrait.name: portrait.tokens for portrait in self.portraits})
+        return plots(self.comparison, self.layers, self._contents().tokens)
 
     def write_plots(self, folder: str | Path, dark: bool = False) -> list[Path]:
         """Write every plot as SVG, PNG and PDF, and say where they are. Raises `OutputError` if `folder` can't be written."""

@@ -17,6 +17,7 @@ from calibrant.compare.families import Family
 from calibrant.compare.layers import Layers
 from calibrant.compare.likeness import Likeness
 from calibrant.report.page.bundle import digest, vega_bundle
+from calibrant.report.page.frame import colours
 from calibrant.report.page.layers import layers
 from calibrant.report.page.network import Effect, Measured, Network, Node, network
 from calibrant.report.page.tags import text
@@ -158,7 +159,7 @@ def layered(sets: Sequence[str], blocks: int = 12, seed: int = 0, method: str = 
 
 def small(data: Network, found: Sequence[Layers], rows: int = 4) -> str:
     """A page with our two sections, a table, a chooser and one article a set, under the policy of the report's page."""
-    style, script, vega = _file("page.css") + _file("interactive.css"), _file("page.js"), vega_bundle()
+    style, script, vega = colours() + _file("page.css") + _file("interactive.css"), _file("page.js"), vega_bundle()
     policy = f"default-src 'none'; script-src '{digest(vega)}' '{digest(script)}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
     ids = {node.name: node.id for node in data.nodes}
     articles = "".join(

@@ -72,8 +72,8 @@ def test_hovering_tells_name_and_result(page: Any):
 
 def test_clicking_opens_the_set_and_back_returns(page: Any):
     page.mouse.click(*places(page)[1])
+    page.locator("#set-2").wait_for()
     assert page.evaluate("location.hash") == "#set-2"
-    assert page.locator("#set-2").is_visible()
     assert not page.locator("#overview").is_visible()
     assert not page.locator("#set-1").is_visible()
     assert page.evaluate("[document.activeElement.textContent, document.title]") == ["code_1:icl@crop"] * 2
@@ -84,7 +84,7 @@ def test_clicking_opens_the_set_and_back_returns(page: Any):
     page.go_forward()
     page.wait_for_function("document.getElementById('overview').hidden")
     page.locator("#set-2 a").click()
-    assert page.locator("#runs").is_visible()
+    page.locator("#runs").wait_for()
     assert page.evaluate("document.activeElement.textContent") == "Runs", "a link to a part goes to the part"
     assert page.locator("#runs").evaluate("(e) => e.getBoundingClientRect().top") < 900
 
@@ -174,7 +174,7 @@ def test_keys_go_from_node_to_node_and_enter_opens(page: Any):
     assert said.inner_text().startswith(names[5])
     page.keyboard.press("Home")
     page.keyboard.press("Enter")
-    assert page.locator("#set-1").is_visible()
+    page.locator("#set-1").wait_for()
 
 
 def test_escape_leaves_the_graph(page: Any):
@@ -256,7 +256,7 @@ def test_layers_follow_the_choice_of_sets_and_runs(page: Any):
     ]
     assert "sparsegpt" in page.locator("#layers-table caption").inner_text()
     page.locator("#layers-a-page").click()
-    assert page.locator("#set-3").is_visible()
+    page.locator("#set-3").wait_for()
 
 
 def test_layers_tell_their_numbers_when_hovered(page: Any):
@@ -325,7 +325,7 @@ def test_copying_says_so_or_selects(page: Any):
 def test_a_page_opened_at_a_set_shows_it_and_draws_later(started: Any, six: Path):
     with opened(started, reduced_motion="reduce") as watched:
         watched.page.goto(f"{six.as_uri()}#set-4")
-        assert watched.page.locator("#set-4").is_visible()
+        watched.page.locator("#set-4").wait_for()
         assert not watched.page.locator("#overview").is_visible()
         watched.page.evaluate("location.hash = '#network'")
         watched.page.wait_for_selector("#network-graph svg .symbols path")
@@ -445,4 +445,5 @@ def test_nothing_serious_is_found_by_axe(started: Any, six: Path, scheme: str, s
         assert watched.violations() == []
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing makes the page itself scroll sideways"
         page.evaluate("location.hash = '#set-2'")
+        page.locator("#set-2").wait_for()
         assert watched.violations() == []

@@ -7,7 +7,8 @@ import pytest
 
 from calibrant.compare.likeness import Likeness
 from calibrant.report.page.bundle import digest, embedded, vega_bundle
-from calibrant.report.page.network import FAMILIES, MOST_EDGES, Effect, Network, Node, network
+from calibrant.report.page.network import MOST_EDGES, Effect, Network, Node, network
+from calibrant.report.plots.theme import FAMILIES
 
 from tests.report.page.browser import HOSTILE, data_in, similar
 
@@ -88,10 +89,10 @@ def test_a_control_that_is_many_times_worse_leaves_the_others_apart():
 
 
 def test_families_differ_in_shape_and_the_legend_has_those_present():
-    assert len({path for _, path in FAMILIES.values()}) == len(FAMILIES)
+    assert len({style.shape for style in FAMILIES.values()}) == len(FAMILIES)
     html = page(hand())
-    assert ">corpora</li>" in html
-    assert ">controls without content</li>" in html
+    assert ">running text</li>" in html
+    assert ">a control without content</li>" in html
     assert "your own data" not in html
 
 

@@ -13,6 +13,7 @@ from calibrant.report.plots import Plot, forest, inline, plots, write
 from calibrant.report.plots.theme import DARK, LIGHT
 
 from tests.report.made import BEST, FULL, LAST, MAGNITUDE, SECOND, lettered, ranking
+from tests.report.plots.seen import texts
 from tests.report.plots.test_answers import ASKED
 
 HOSTILE = (
@@ -80,8 +81,8 @@ def test_ids_hang_on_the_key_and_nothing_inside_is_read_out(made: list[Plot]):
     root = ElementTree.fromstring(inline(made[0], "p0"))
     assert root.attrib["aria-labelledby"] == "p0-t p0-d"
     assert root.attrib["role"] == "img"
-    assert "width" not in root.attrib
-    assert root.attrib["style"].startswith("max-width:")
+    assert float(root.attrib["width"]) == math.ceil(float(root.attrib["viewBox"].split()[2]))
+    assert "height" not in root.attrib, "the page's style sheet keeps the shape"
     inner = [e for e in root.iter() if e is not root and ("role" in e.attrib or any("aria" in a for a in e.attrib))]
     assert [e.attrib for e in inner] == [{"aria-hidden": "true"}]
 
@@ -141,6 +142,18 @@ def test_a_file_that_cannot_be_written_leaves_nothing_half_done(tmp_path: Path):
     with pytest.raises(OutputError, match=re.escape(str(tmp_path))):
         write([plot], tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["forest-wanda-0.6.png", "forest-wanda-0.6.svg"]
+
+
+def test_a_page_with_a_wide_font_clips_no_name():
+    plot = forest(ranking(replace(BEST, name="m" * 26), SECOND))
+    assert plot is not None
+    svg = inline(plot, "k")
+    left, _, width, _ = map(float, ElementTree.fromstring(svg).attrib["viewBox"].split())
+    for text in texts(svg):
+        reach = 0.6 * float(text.look["font-size"]) * len(text.text)
+        start = text.x - {"end": reach, "middle": reach / 2}.get(text.look.get("text-anchor", ""), 0.0)
+        assert left <= start
+        assert start + reach <= left + width
 
 
 def test_twelve_sets_stay_small():

@@ -25,7 +25,7 @@ def test_means_stand_over_their_sparsity():
     across = mapping([(v / 100, t.x) for t in ticks if "%" in t.text and (v := number(t.text)) is not None])
     up = mapping([(v, t.y - 3.5) for t in ticks if "%" not in t.text and (v := number(t.text)) is not None])
     axis = max(t.y for t in ticks)
-    marks = [s for s in seen(svg) if s.tag == "path" and s.look.get("stroke") == "var(--f-corpus)" and s.d.count("A") == 2 and s.y < axis]
+    marks = [s for s in seen(svg) if s.tag == "path" and s.look.get("stroke") == "var(--f-corpus)" and s.d.count("C") == 4 and s.y < axis]
     filled = sorted((round((m.x - across[1]) / across[0], 2), round((m.y - up[1]) / up[0], 1)) for m in marks if m.look["fill"] == "var(--f-corpus)")
     hollow = sorted((round((m.x - across[1]) / across[0], 2), round((m.y - up[1]) / up[0], 1)) for m in marks if m.look["fill"] == "var(--card)")
     assert filled == [(0.5, 1.0), (0.5, 1.2), (0.7, 2.0), (0.7, 2.6)]
@@ -76,7 +76,7 @@ def test_points_stand_over_their_tokens():
     ticks = [t for t in texts(svg) if number(t.text) is not None]
     axis = max(t.y for t in ticks)
     slope, start = mapping([(v, t.x) for t in ticks if t.y == axis and (v := number(t.text)) is not None])
-    marks = [s for s in seen(svg) if s.look.get("stroke") == "var(--f-corpus)" and s.d.count("A") == 2 and s.y < axis]
+    marks = [s for s in seen(svg) if s.look.get("stroke") == "var(--f-corpus)" and s.d.count("C") == 4 and s.y < axis]
     assert sorted((m.x - start) / slope for m in marks) == pytest.approx([10_000, 16_000], rel=0.003)
     assert any(t.text == "full_stops +9.000" for t in texts(svg))
     assert "c4 16,000 tokens, +1.500" in plot.description

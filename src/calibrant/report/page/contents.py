@@ -34,12 +34,27 @@ class Contents:
         return {f"r{number}": heading(r, self.account.models.get(r.model, "")) for number, r in enumerate(self.comparison.rankings)}
 
     @cached_property
+    def tokens(self) -> Mapping[str, int]:
+        """Real tokens of a draw of each calibration set, where they are known."""
+        return {portrait.name: portrait.tokens for portrait in self.portraits if portrait.tokens is not None}
+
+    @cached_property
     def places(self) -> Mapping[str, Sequence[tuple[Ranking, Entry]]]:
         """The rankings that a calibration set has a place in, with its row, by its name."""
         found: dict[str, list[tuple[Ranking, Entry]]] = {name: [] for name in self.ids}
         for ranking in self.comparison.rankings:
             for entry in (*ranking.entries, *ranking.partial):
                 found.setdefault(entry.name, []).append((ranking, entry))
+        return found
+
+    @cached_property
+    def ordered_layers(self) -> Sequence[Layers]:
+        """The layers of each group, its sets in the order of its ranking."""
+        orders = {(r.model, r.method, r.target, r.propagate): [e.name for e in r.entries] for r in self.comparison.rankings}
+        found: list[Layers] = []
+        for of in self.layers:
+            ranked = [name for name in orders.get((of.model, of.method, of.target, of.propagate), ()) if name in of.sets]
+            found.append(of.among([*ranked, *(name for name in of.sets if name not in ranked)]))
         return found
 
     def knows(self, measure: str) -> bool:

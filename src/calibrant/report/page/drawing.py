@@ -19,7 +19,7 @@ def drawing() -> dict[str, Any]:
             {"name": "nodes", "values": [], "transform": [_force()]},
             {"name": "reach", "source": "nodes", "transform": [_reach()]},
         ],
-        "marks": [_lines(), _symbols(), _labels(), _ends()],
+        "marks": [_lines(), _symbols(), _ends(), _labels()],
     }
 
 
@@ -56,7 +56,7 @@ def _force() -> dict[str, Any]:
     """Vega's own force layout. The ground is as wide as the screen: what pulls to the middle pulls less along the longer side."""
     return {
         "type": "force",
-        "iterations": {"signal": "still ? 400 : 110"},
+        "iterations": {"signal": "still ? 400 : 60"},
         "velocityDecay": 0.35,
         "static": {"signal": "still"},
         "restart": {"signal": "restart"},
@@ -94,11 +94,11 @@ def _lines() -> dict[str, Any]:
 
 
 def _ends() -> dict[str, Any]:
-    """The head of an arrow, or the bar, where an edge meets the square: so far from its middle that it can be seen."""
+    """The head of an arrow, or the bar, where an edge meets the square: outside of the square and of its name."""
     turn = "atan2((datum.target.y || 0) - (datum.source.y || 0), (datum.target.x || 0) - (datum.source.x || 0))"
     drawn = {
-        "x": {"signal": f"{_placed('x', 'datum.target')} - 19 * em * cos({turn})"},
-        "y": {"signal": f"{_placed('y', 'datum.target')} - 19 * em * sin({turn})"},
+        "x": {"signal": f"{_placed('x', 'datum.target')} - 33 * em * cos({turn})"},
+        "y": {"signal": f"{_placed('y', 'datum.target')} - 33 * em * sin({turn})"},
         "angle": {"signal": f"180 / PI * {turn}"},
         "opacity": {"signal": "lit === -1 || datum.source.id === lit || datum.target.id === lit ? 1 : 0.08"},
     }

@@ -13,6 +13,7 @@ from calibrant.report.page.contents import Contents
 from calibrant.report.page.layers import layers
 from calibrant.report.page.network import network
 from calibrant.report.page.tags import text
+from calibrant.report.plots.theme import DARK, LIGHT
 
 STYLES: Final = ("page.css", "interactive.css")
 POLICY: Final = "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -46,7 +47,7 @@ def page(contents: Contents) -> str:
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{escape(policy, quote=False)}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{text(title)}</title>\n<style>\n{''.join(map(_file, STYLES))}</style>\n</head>\n<body>",
+            f"<title>{text(title)}</title>\n<style>\n{colours()}{''.join(map(_file, STYLES))}</style>\n</head>\n<body>",
             '<a class="skip" href="#answer">To the answer</a>',
             f'<header><p class="over">Calibrant report · {text(models)}</p><h1 tabindex="-1">{text(title)}</h1></header>',
             _navigation(body),
@@ -63,7 +64,7 @@ def _body(contents: Contents) -> Iterator[str]:
     for part in (overview.answer, overview.rankings, overview.questions, grid.grid, sets.index):
         yield from part(contents)
     yield from network(connections.network_of(contents))
-    yield from layers(contents.layers, contents.ids)
+    yield from layers(contents.ordered_layers, contents.ids)
     for part in (grid.said, runs.runs, runs.about):
         yield from part(contents)
     yield "</div>"
@@ -76,11 +77,17 @@ def _navigation(body: str) -> str:
     return f'<nav aria-label="Parts of this page">{links}</nav>'
 
 
+def colours(root: str = ":root") -> str:
+    """The palettes of the plots as custom properties of `root`: light, and dark for who prefers it."""
+    light, dark = ("".join(f" --{name}: {value};" for name, value in palette.items()) for palette in (LIGHT, DARK))
+    return f"{root} {{ color-scheme: light dark;{light} }}\n@media (prefers-color-scheme: dark) {{ {root} {{{dark} }} }}\n"
+
+
 def style(root: str) -> str:
     """The page's colours and its tables' style, for what stands inside an element `root` of another page."""
     css = _file("page.css")
-    colours, rules = css.partition("html {")[0].replace(":root", root), css[css.index(".finding {") : css.index("@media print")]
-    return f"{colours}{root} {{ color: var(--ink); background: var(--paper); padding: 0.5rem; }}\n@scope ({root}) {{ {rules} }}"
+    rules = css[css.index(".finding {") : css.index("@media print")]
+    return f"{colours(root)}{root} {{ color: var(--ink); background: var(--paper); padding: 0.5rem; }}\n@scope ({root}) {{ {rules} }}"
 
 
 @cache

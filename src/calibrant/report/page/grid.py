@@ -13,14 +13,13 @@ def grid(contents: Contents) -> Iterator[str]:
     rankings = contents.comparison.rankings
     if not rankings:
         return
-    tokens = {portrait.name: portrait.tokens for portrait in contents.portraits}
     layers = {(of.model, of.method, of.target, of.propagate): of for of in contents.layers}
     yield '<section id="grid"><h2>The grid</h2>'
     yield paragraph("What share of the untouched model’s performance each calibration set kept, on everything that was measured.", "note")
     yield chooser("grid", "Model, method and sparsity", list(contents.titles.items()))
     for (key, title), ranking in zip(contents.titles.items(), rankings, strict=True):
         of = layers.get((ranking.model, ranking.method, ranking.target, ranking.propagate))
-        drawn = [kept(ranking), formats(ranking), against_tokens(ranking, tokens), layer_errors(of) if of is not None else None]
+        drawn = [kept(ranking), formats(ranking), against_tokens(ranking, contents.tokens), layer_errors(of) if of is not None else None]
         yield from choice("grid", key, [f"<h3>{text(title)}</h3>", *figures([plot for plot in drawn if plot is not None], key)])
     if (over := against_sparsity(rankings)) is not None:
         yield from figures([over], "sparsity")

@@ -1,6 +1,6 @@
 """The section that sets two calibration sets side by side, block by block: where their masks part, what the model felt, what it cost.
 
-Vega-Lite draws it in the reader's browser; here stand its specification, its data as integers, and a table. Nothing is computed: every number comes
+Vega-Lite draws it in the reader's browser; here stand its specification, its data packed small, and a table. Nothing is computed: every number comes
 from `compare`. No torch here.
 """
 
@@ -17,8 +17,9 @@ from calibrant.report.page.bundle import embedded
 from calibrant.report.page.tags import name, text
 from calibrant.report.tables import HOLE
 
-SCALES: Final = {"masks": 10_000, "feels": 1000, "error": 100_000}
-"""What each fact is multiplied by to be embedded as an integer."""
+DIGITS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+STEPS: Final = 4094
+"""A number is embedded as two such digits, in so many steps from zero to the largest of its kind; the one number more is for what isn't known."""
 
 FACTS: Final = {
     "masks": ("Share of mask bits that part", "of the sampled weights, how many one set keeps and the other doesn't"),
@@ -130,21 +131,26 @@ def _embedded(found: Sequence[Layers], ids: Mapping[str, str]) -> dict[str, Any]
     places = {name: place for place, name in enumerate(names)}
     return {
         "spec": _spec(),
-        "scales": SCALES,
+        "digits": DIGITS,
+        "steps": STEPS,
         "names": names,
         "pages": [ids.get(name, "") for name in names],
-        "runs": [
-            {
-                "told": _told(one),
-                "sets": [places[name] for name in one.sets],
-                "blocks": one.blocks,
-                "numbers": [_number(block, place) for place, block in enumerate(one.blocks)],
-                "masks": _pairs(1 - one.masks, SCALES["masks"]),
-                "feels": _pairs(one.feels, SCALES["feels"]),
-                "error": [_integers(row, SCALES["error"]) for row in one.error],
-            }
-            for one in found
-        ],
+        "runs": [_run(one, [places[name] for name in one.sets]) for one in found],
+    }
+
+
+def _run(one: Layers, places: Sequence[int]) -> dict[str, Any]:
+    """A group: of pairs the upper triangle, row after row, of errors a row a set; empty where nothing is known at all."""
+    upper = np.triu_indices(len(one.sets), 1)
+    rows = {"masks": 1 - one.masks[upper], "feels": one.feels[upper], "error": one.error}
+    most = {fact: float(np.nanmax(values)) if np.isfinite(values).any() else 0.0 for fact, values in rows.items()}
+    return {
+        "told": _told(one),
+        "sets": places,
+        "blocks": one.blocks,
+        "numbers": [_number(block, place) for place, block in enumerate(one.blocks)],
+        "most": most,
+        **{fact: packed(values, most[fact]) if np.isfinite(values).any() else [] for fact, values in rows.items()},
     }
 
 
@@ -154,15 +160,10 @@ def _number(block: str, place: int) -> int:
     return int(found[1]) if found else place
 
 
-def _pairs(values: np.ndarray, scale: int) -> list[list[int | None]]:
-    """The upper triangle, row after row, [block] each; empty where nothing is known at all."""
-    rows, columns = np.triu_indices(len(values), 1)
-    held = values[rows, columns]
-    return [] if np.isnan(held).all() else [_integers(row, scale) for row in held]
-
-
-def _integers(row: np.ndarray, scale: int) -> list[int | None]:
-    return [round(float(value) * scale) if math.isfinite(value) else None for value in row]
+def packed(rows: np.ndarray, most: float) -> list[str]:
+    """Each row as text, two of `DIGITS` a number, in steps of `most` / `STEPS`."""
+    scaled = np.where(np.isfinite(rows), np.rint(np.nan_to_num(rows) * (STEPS / most if most else 0.0)), STEPS + 1).astype(int)
+    return ["".join(DIGITS[n >> 6] + DIGITS[n & 63] for n in row) for row in scaled.tolist()]
 
 
 def _spec() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from calibrant.compare.likeness import MEASURES, Likeness
 from calibrant.report.page.bundle import embedded
 from calibrant.report.page.drawing import drawing
 from calibrant.report.page.tags import name, text
+from calibrant.report.plots.theme import FAMILIES
 
 MOST_EDGES: Final = 3000
 """How many edges a measure has in the page at most, the strongest first."""
@@ -37,23 +38,6 @@ MEANT: Final = {
     "does": "share of the sampled weights (256 a matrix) about whose keeping the two masks agree",
 }
 """What each measure of likeness is, exactly."""
-
-_ROUND: Final = "M1,0A1,1,0,1,1,-1,0A1,1,0,1,1,1,0Z"
-FAMILIES: Final = {
-    "corpus": ("corpora", _ROUND),
-    "code": ("code", "M0,-1.15L1.15,0L0,1.15L-1.15,0Z"),
-    "arithmetic": ("arithmetic", "M-.35,-1H.35V-.35H1V.35H.35V1H-.35V.35H-1V-.35H-.35Z"),
-    "inference": ("inference", "M0,-1.05L1.1,.85H-1.1Z"),
-    "commonsense": ("commonsense", "M0,1.05L1.1,-.85H-1.1Z"),
-    "reading": ("reading", "M-.5,-.87H.5L1,0L.5,.87H-.5L-1,0Z"),
-    "instructions": ("instructions", "M0,-1.15L.29,-.36L1.09,-.36L.45,.14L.68,.93L0,.45L-.68,.93L-.45,.14L-1.09,-.36L-.29,-.36Z"),
-    "languages": ("languages", "M0,-1.05L1,-.32L.62,.85H-.62L-1,-.32Z"),
-    "mixed": ("mixed sets", "M-1,-1H1L-1,1H1Z"),
-    "own": ("your own data", "M0,-1.1L1,-.15V1H-1V-.15Z"),
-    "control": ("controls without content", "M-1,-.55L-.55,-1L0,-.45L.55,-1L1,-.55L.45,0L1,.55L.55,1L0,.45L-.55,1L-1,.55L-.45,0Z"),
-    "none": ("looks at no data", "M-1.1,-.42H1.1V.42H-1.1Z"),
-}
-"""The families of calibration sets: in words, and the outline of their nodes in a box from -1 to 1."""
 
 _SQUARE: Final = "M-.9,-.9H.9V.9H-.9Z"
 
@@ -173,10 +157,11 @@ def _legend(data: Network) -> Iterator[str]:
     families = dict.fromkeys(node.family for node in data.nodes)
     yield '<ul class="legend needs-script" aria-label="Legend of the network">'
     for family in (f for f in FAMILIES if f in families):
-        words, path = FAMILIES[family]
+        words, path = FAMILIES[family].words, FAMILIES[family].shape
         yield f'<li><svg viewBox="-1.4 -1.4 2.8 2.8" aria-hidden="true"><path d="{path}" fill="var(--f-{family})"/></svg>{words}</li>'
     if any(map(_unknown, data.nodes)):
-        yield f'<li><svg viewBox="-1.4 -1.4 2.8 2.8" aria-hidden="true"><path class="hollow" d="{_ROUND}"/></svg>small and hollow: no result</li>'
+        hollow = f'<path class="hollow" d="{FAMILIES["corpus"].shape}"/>'
+        yield f'<li><svg viewBox="-1.4 -1.4 2.8 2.8" aria-hidden="true">{hollow}</svg>small and hollow: no result</li>'
     yield "</ul>"
     yield from _key(data)
     yield '<p id="network-help" class="note needs-script">Arrow keys go from set to set in the order of the ranking, Enter opens one, + and − zoom, '
@@ -258,7 +243,7 @@ def _nodes(data: Network) -> Iterator[dict[str, Any]]:
     for number, (node, size) in enumerate(zip(data.nodes, _sizes(data.nodes), strict=True)):
         family = node.family if node.family in FAMILIES else "own"
         colour = f"var(--f-{family})"
-        shown = {"shape": FAMILIES[family][1], "stroke": colour, "fill": "var(--card)" if _unknown(node) else colour, "size": size}
+        shown = {"shape": FAMILIES[family].shape, "stroke": colour, "fill": "var(--card)" if _unknown(node) else colour, "size": size}
         said = {"page": node.id, "name": node.name, "label": _cut(node.name), "told": node.told or "no result"}
         yield {"id": number, "place": places[number], **said, **shown, **_start(places[number])}
 

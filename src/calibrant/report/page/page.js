@@ -319,8 +319,9 @@
     /** A fact by block, null where it isn't known: of the pair, or of one of the two. */
     function known(fact, side) {
       const [i, j] = [Math.min(...pair), Math.max(...pair)], upper = i * run.sets.length - (i * (i + 1)) / 2 + j - i - 1;
-      const row = fact === "error" ? run.error[pair[side]] : run[fact][upper];
-      return run.blocks.map((_, block) => (row?.[block] == null ? null : row[block] / data.scales[fact]));
+      const row = fact === "error" ? run.error[pair[side]] : run[fact][upper], digit = (place) => data.digits.indexOf(row[place]);
+      const steps = run.blocks.map((_, block) => (row ? 64 * digit(2 * block) + digit(2 * block + 1) : Infinity));
+      return steps.map((step) => (step > data.steps ? null : (step * run.most[fact]) / data.steps));
     }
     function rows(fact) {
       const sides = fact === "error" ? ["a", "b"] : ["both"], values = sides.map((_, side) => known(fact, side));

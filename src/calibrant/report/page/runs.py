@@ -9,7 +9,7 @@ from calibrant.compare.ranking import aimed
 from calibrant.report.account import PHASES, Account
 from calibrant.report.findings import short
 from calibrant.report.page.contents import Contents
-from calibrant.report.page.tags import Cell, Head, Row, link, name, paragraph, table, text
+from calibrant.report.page.tags import Cell, Head, Row, bar, link, name, paragraph, table, text
 from calibrant.report.tables import HOLE
 from calibrant.store import Cell as GridCell
 from calibrant.store import Record
@@ -134,10 +134,8 @@ def _time(account: Account) -> Iterator[str]:
     if not total:
         return
     yield "<h2>Where the time went</h2>"
-    rows = [
-        Row(text(PHASES.get(phase, phase)), [Cell(f"{seconds:.1f}"), Cell(f'<span class="bar" style="width:{100 * seconds / total:.1f}%"></span>', words=True)])
-        for phase, seconds in sorted(account.seconds.items(), key=lambda item: -item[1])
-    ]
+    spent = sorted(account.seconds.items(), key=lambda item: -item[1])
+    rows = [Row(text(PHASES.get(phase, phase)), [Cell(f"{seconds:.1f}"), bar(seconds / total)]) for phase, seconds in spent]
     heads = [Head("phase", words=True), Head("seconds"), Head("share", words=True)]
     yield from table("Where the time went", f"{total:.0f} seconds over everything in this store", heads, rows)
     told = [f"{k}: {v}" for k, v in {**account.settings, **account.machine}.items() if v and k != "versions"]

@@ -5,31 +5,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from calibrant.compare import MEAN, MEASURES, Entry, Portrait, Ranking, usual
+from calibrant.compare.families import WORDS
 from calibrant.compare.ranking import aimed, listed
 from calibrant.report.findings import percent, short
 from calibrant.report.page.contents import Contents
 from calibrant.report.page.overview import number
 from calibrant.report.page.runs import plain
-from calibrant.report.page.tags import Cell, Head, Row, facts, link, name, paragraph, table, text
+from calibrant.report.page.tags import Cell, Head, Row, bar, facts, link, name, paragraph, table, text
 from calibrant.report.tables import HOLE
 
 LACKING: Final = (
     "This store was made before {what} kept beside each run, so there is nothing of it here; asked again in a new folder, the study keeps it."
 )
-FAMILY: Final = {
-    "corpus": "running text",
-    "code": "program code",
-    "arithmetic": "arithmetic problems",
-    "inference": "inference between sentences",
-    "commonsense": "commonsense questions",
-    "reading": "reading comprehension",
-    "instructions": "instructions and conversations",
-    "languages": "text in several languages",
-    "mixed": "a mixture of sets",
-    "own": "a user’s own data",
-    "control": "a control without content",
-}
-"""What a family is called in a sentence."""
 
 
 def index(contents: Contents) -> Iterator[str]:
@@ -48,8 +35,8 @@ def index(contents: Contents) -> Iterator[str]:
 
 def _line(contents: Contents, portrait: Portrait, best: Ranking | None) -> Row:
     rows = sum(part.get("rows", 0) for part in portrait.draws[0].facts.get("parts", ()))
-    tokens = Cell(HOLE) if math.isnan(portrait.tokens) else Cell(f"{portrait.tokens:,.0f}", portrait.tokens)
-    cells = [Cell(_swatch(portrait.family) + text(FAMILY[portrait.family]), words=True), tokens, Cell(f"{rows:,}", rows)]
+    tokens = Cell(HOLE) if portrait.tokens is None else Cell(f"{portrait.tokens:,}", portrait.tokens)
+    cells = [Cell(_swatch(portrait.family) + text(WORDS[portrait.family]), words=True), tokens, Cell(f"{rows:,}", rows)]
     cells += [Cell(str(len(portrait.draws)), len(portrait.draws)), Cell(text(licence(portrait)), words=True)]
     if best is not None:
         entry = next((e for e in best.entries if e.name == portrait.name), None)
@@ -89,7 +76,7 @@ def summary(contents: Contents, portrait: Portrait) -> str:
     windows, length = drawn.get("windows"), drawn.get("length")
     size = f"{windows:,} windows of up to {length:,} tokens, {drawn.get('tokens', 0):,} of them real" if windows and length else "of unknown size"
     many = len(portrait.draws)
-    told = [f"{portrait.name} is {FAMILY[portrait.family]}: {size}, drawn {'once' if many == 1 else f'{many} times'}."]
+    told = [f"{portrait.name} is {WORDS[portrait.family]}: {size}, drawn {'once' if many == 1 else f'{many} times'}."]
     if portrait.terms:
         told.append(f"Its own words: {', '.join(word for word, _ in portrait.terms[:6])}.")
     told += _placed(contents, portrait)
@@ -105,9 +92,9 @@ def _placed(contents: Contents, portrait: Portrait) -> Iterator[str]:
             yield f"With {ranking.method} at {aimed(ranking.target)} it lacks measurements, so it has no place."
             continue
         low, high = entry.ranks
-        place = f"place {low}" if low == high else f"between place {low} and {high}"
+        place = f"is in place {low}" if low == high else f"shares places {low} to {high}"
         change = f"{entry.mean.value:+.3f} {ranking.unit}" + (" over dense" if entry.increases else "")
-        yield f"With {ranking.method} at {aimed(ranking.target)} it came in {place} of {len(ranking.entries)} ({change}{_within(entry, ranking)})."
+        yield f"With {ranking.method} at {aimed(ranking.target)} it {place} of {len(ranking.entries)} ({change}{_within(entry, ranking)})."
 
 
 def _within(entry: Entry, ranking: Ranking) -> str:
@@ -116,7 +103,7 @@ def _within(entry: Entry, ranking: Ranking) -> str:
 
 
 def _facts(portrait: Portrait) -> Iterator[str]:
-    yield facts([("kind", text(FAMILY[portrait.family])), ("licence", text(licence(portrait)))])
+    yield facts([("kind", text(WORDS[portrait.family])), ("licence", text(licence(portrait)))])
     heads = ("windows", "length", "real tokens", "rows", "shared with earlier draws")
     rows = []
     for draw in portrait.draws:
@@ -227,7 +214,7 @@ def _profile(portrait: Portrait, around: Mapping[str, float]) -> Iterator[str]:
     if profile is None:
         return
     shares = [(f"{kind} among all characters", profile["characters"][kind], around.get(kind, 0.0)) for kind in profile["characters"]]
-    rows = [Row(text(what), [Cell(f"{here:.1%}", here), Cell(f"{usually:.1%}", usually), _bar(here)]) for what, here, usually in shares]
+    rows = [Row(text(what), [Cell(f"{here:.1%}", here), Cell(f"{usually:.1%}", usually), bar(here)]) for what, here, usually in shares]
     numbers = {"numbers": "numbers for a hundred words", "word_length": "letters of a word", "distinct": "different words of a draw"}
     numbers |= {"even": "equally frequent words that would be as varied"}
     rows += [Row(text(what), [Cell(f"{profile[k]:,.1f}"), Cell(f"{around.get(k, 0.0):,.1f}"), Cell("")]) for k, what in numbers.items()]
@@ -240,10 +227,6 @@ def _profile(portrait: Portrait, around: Mapping[str, float]) -> Iterator[str]:
         heads,
         rows,
     )
-
-
-def _bar(share: float) -> Cell:
-    return Cell(f'<span class="bar" style="width:{100 * min(1.0, share):.1f}%"></span>', words=True)
 
 
 def _examples(portrait: Portrait) -> Iterator[str]:

@@ -39,12 +39,17 @@ class Cell:
     """A cell: what it holds, as HTML; the number that it is sorted by; whether it is words."""
 
     html: str
-    value: float | None = None
+    value: float | int | None = None
     words: bool = False
 
     def __str__(self) -> str:
         value = "" if self.value is None else f' data-value="{self.value:.12g}"'
         return f"<td{' class=text' if self.words else ''}{value}>{self.html}</td>"
+
+
+def bar(share: float) -> Cell:
+    """A cell that draws a share of one as a bar; its number stands in another cell."""
+    return Cell(f'<span class="bar" style="width:{100 * min(1.0, share):.1f}%"></span>', words=True)
 
 
 @dataclass(frozen=True)

@@ -17,23 +17,27 @@ VEGA_LITE: Final = "6.4"
 SCALE: Final = 2
 """Pixels of a PNG for each of the drawing's own units."""
 
+EM: Final = 0.62
+"""How wide a letter is in a wide font, of its size."""
+
 INHERITED: Final = ("fill", "stroke", "stroke-width", "stroke-dasharray", "font-size", "font-weight", "text-anchor", "fill-opacity", "stroke-opacity")
 """What a group may say for everything in it."""
 
 _SVG: Final = "{http://www.w3.org/2000/svg}"
 _NUMBER: Final = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
+_MOVED: Final = re.compile(r"translate\((-?[\d.]+),")
 _COLOURED: Final = ("fill", "stroke")
 
 
 def inline(plot: Plot, key: str) -> str:
     """The plot as an `<svg>` for the page, its colours still custom properties. `key` must be unique in the page: the ids hang on it."""
     root = _svg(plot.spec)
-    width, height = _size(root)
+    left, width, height = _roomy(root)
     body = "".join(_text(child) for child in root)
     key = escape(key)
     return (
-        f'<svg class="plot" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_short(width)} {_short(height)}" style="max-width:{math.ceil(width)}px" '
-        f'font-family="{escape(PAGE_FONT)}" role="img" aria-labelledby="{key}-t {key}-d">'
+        f'<svg class="plot" xmlns="http://www.w3.org/2000/svg" viewBox="{_short(left)} 0 {_short(width)} {_short(height)}" '
+        f'width="{math.ceil(width)}" font-family="{escape(PAGE_FONT)}" role="img" aria-labelledby="{key}-t {key}-d">'
         f'<title id="{key}-t">{escape(plot.title)}</title><desc id="{key}-d">{escape(plot.description)}</desc>'
         f'<g aria-hidden="true">{body}</g></svg>'
     )
@@ -51,7 +55,7 @@ def write(plots: Sequence[Plot], folder: Path, dark: bool = False) -> list[Path]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for plot in plots:
-            svg = _file(plot, palette, dark)
+            svg = _file(plot, palette)
             made = {"svg": svg.encode(), "png": vl_convert.svg_to_png(svg, scale=SCALE), "pdf": vl_convert.svg_to_pdf(svg)}
             written += [_put(folder / f"{plot.name}.{ending}", content) for ending, content in made.items()]
     except OSError as error:
@@ -59,10 +63,10 @@ def write(plots: Sequence[Plot], folder: Path, dark: bool = False) -> list[Path]
     return written
 
 
-def _file(plot: Plot, palette: Mapping[str, str], dark: bool) -> str:
+def _file(plot: Plot, palette: Mapping[str, str]) -> str:
     root = _svg(resolved(plot.spec, palette))
     width, height = (_short(side) for side in _size(root))
-    ground = f'<rect width="{width}" height="{height}" fill="{palette["card"]}"/>' if dark else ""
+    ground = f'<rect width="{width}" height="{height}" fill="{palette["card"]}"/>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" font-family="{FONT}">'
         f"<title>{escape(plot.title)}</title><desc>{escape(plot.description)}</desc>{ground}{''.join(_text(child) for child in root)}</svg>\n"
@@ -91,6 +95,27 @@ def _svg(spec: Mapping[str, Any]) -> ElementTree.Element:
 def _size(root: ElementTree.Element) -> tuple[float, float]:
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     return width, height
+
+
+def _roomy(root: ElementTree.Element) -> tuple[float, float, float]:
+    """Where the picture begins, how wide and how high it is, with room for a wider font than it was measured in: which one a page has isn't known."""
+    width, height = _size(root)
+    reach = list(_reaches(root, 0.0, "start", 12.0))
+    left, right = min([0.0, *(a for a, _ in reach)]), max([width, *(b for _, b in reach)])
+    return left, right - left, height
+
+
+def _reaches(element: ElementTree.Element, x: float, anchor: str, size: float) -> Iterator[tuple[float, float]]:
+    """From where to where each text may go."""
+    anchor, size = element.get("text-anchor", anchor), float(element.get("font-size", size))
+    moved = _MOVED.match(element.get("transform", ""))
+    x += float(moved[1]) if moved else 0.0
+    if element.text:
+        long = len(element.text) * size * EM * (0.83 if "rotate" in element.get("transform", "") else 1.0)
+        start = x - {"end": long, "middle": long / 2}.get(anchor, 0.0)
+        yield start - 2, start + long + 2
+    for child in element:
+        yield from _reaches(child, x, anchor, size)
 
 
 def _slim(element: ElementTree.Element) -> None:

@@ -257,8 +257,8 @@ def span_of(points: Sequence[Point], zero: bool = True) -> tuple[float, float]:
         return (-1.0, 1.0)
     middle = 0.0 if zero else median_high([p.value for p in inner])
     reach = max(abs(p.value - middle) for p in inner)
-    usual = median_high([_reach(p, middle) for p in inner])
-    most = max(1.2 * reach, LONG * usual)
+    usual = median_high([_reach(p, middle) for p in inner if p.interval is not None] or [reach])
+    most = max(2 * reach, LONG * usual)
     within = OUTSIDE * max(min(_reach(p, middle), most) for p in inner)
     limits = [min(max(end, middle - most), middle + most) for p in inner for end in _ends(p)]
     limits += [end for p in finite if p.aside and _reach(p, middle) <= within for end in _ends(p)]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
+from calibrant.compare.families import WORDS
+
 LIGHT: Final[Mapping[str, str]] = MappingProxyType(
     {
         "paper": "#fbfaf8",
@@ -23,6 +25,8 @@ LIGHT: Final[Mapping[str, str]] = MappingProxyType(
         "better": "#00795a",
         "worse": "#b23a00",
         "untold": "#6c6862",
+        "warn": "#fff3dc",
+        "warn-line": "#b87a00",
         "f-corpus": "#0072b2",
         "f-code": "#56618f",
         "f-arithmetic": "#b24a00",
@@ -34,8 +38,8 @@ LIGHT: Final[Mapping[str, str]] = MappingProxyType(
         "f-mixed": "#5f5f5f",
         "f-own": "#1c1b1a",
         "f-control": "#8c8781",
-        "f-none": "#a8a29a",
-        **{f"heat-{i}": c for i, c in enumerate(("#7a2e00", "#b8572a", "#e0a57f", "#f3ead9", "#9cc3dc", "#4a8fbf", "#0a4f86"))},
+        "f-none": "#918b83",
+        **{f"heat-{i}": c for i, c in enumerate(("#7a2e00", "#b8572a", "#e0a57f", "#f3ead9", "#9cc3dc", "#33739f", "#0a4f86"))},
         **{f"heat-ink-{i}": c for i, c in enumerate(("#ffffff", "#ffffff", "#1c1b1a", "#1c1b1a", "#1c1b1a", "#ffffff", "#ffffff"))},
     }
 )
@@ -53,6 +57,8 @@ DARK: Final[Mapping[str, str]] = MappingProxyType(
         "better": "#3ecf9f",
         "worse": "#ff8a5c",
         "untold": "#a5a29c",
+        "warn": "#33290f",
+        "warn-line": "#d9a441",
         "f-corpus": "#5ab4ec",
         "f-code": "#9aa6e0",
         "f-arithmetic": "#f0a03c",
@@ -91,27 +97,26 @@ class Style:
     shape: str
 
 
-_HOURGLASS, _BOW = "M-.9,-.9H.9L-.9,.9H.9Z", "M-.9,-.9L.9,.9V-.9L-.9,.9Z"
-_STAR = "M0,-1L.25,-.34L.95,-.31L.4,.13L.59,.81L0,.42L-.59,.81L-.4,.13L-.95,-.31L-.25,-.34Z"
-_SALTIRE = "M-.9,-.5L-.5,-.9L0,-.4L.5,-.9L.9,-.5L.4,0L.9,.5L.5,.9L0,.4L-.5,.9L-.9,.5L-.4,0Z"
-_BAR = "M-.4,-1H.4V1H-.4Z"
+OUTLINES: Final = {
+    "corpus": "M1,0A1,1,0,1,1,-1,0A1,1,0,1,1,1,0Z",
+    "code": "M0,-1.15L1.15,0L0,1.15L-1.15,0Z",
+    "arithmetic": "M-.35,-1H.35V-.35H1V.35H.35V1H-.35V.35H-1V-.35H-.35Z",
+    "inference": "M0,-1.05L1.1,.85H-1.1Z",
+    "commonsense": "M0,1.05L1.1,-.85H-1.1Z",
+    "reading": "M-.5,-.87H.5L1,0L.5,.87H-.5L-1,0Z",
+    "instructions": "M0,-1.15L.29,-.36L1.09,-.36L.45,.14L.68,.93L0,.45L-.68,.93L-.45,.14L-1.09,-.36L-.29,-.36Z",
+    "languages": "M0,-1.05L1,-.32L.62,.85H-.62L-1,-.32Z",
+    "mixed": "M-1,-1H1L-1,1H1Z",
+    "own": "M0,-1.1L1,-.15V1H-1V-.15Z",
+    "control": "M-1,-.55L-.55,-1L0,-.45L.55,-1L1,-.55L.45,0L1,.55L.55,1L0,.45L-.55,1L-1,.55L-.45,0Z",
+    "none": "M-.4,-1H.4V1H-.4Z",
+}
+"""The mark of each family in a box from -1 to 1, and of what looks at no data. Squares are left for what was measured."""
 
 FAMILIES: Final[Mapping[str, Style]] = MappingProxyType(
-    {
-        "corpus": Style("text corpus", "var(--f-corpus)", "circle"),
-        "code": Style("code", "var(--f-code)", "square"),
-        "arithmetic": Style("arithmetic", "var(--f-arithmetic)", "triangle-up"),
-        "inference": Style("inference", "var(--f-inference)", "diamond"),
-        "commonsense": Style("commonsense", "var(--f-commonsense)", "cross"),
-        "reading": Style("reading", "var(--f-reading)", "triangle-down"),
-        "instructions": Style("instructions", "var(--f-instructions)", "triangle-right"),
-        "languages": Style("languages", "var(--f-languages)", _HOURGLASS),
-        "mixed": Style("mixed", "var(--f-mixed)", _BOW),
-        "own": Style("own data", "var(--f-own)", _STAR),
-        "control": Style("control without content", "var(--f-control)", _SALTIRE),
-        "none": Style("looks at no data", "var(--f-none)", _BAR),
-    }
+    {family: Style(words, f"var(--f-{family})", OUTLINES[family]) for family, words in {**WORDS, "none": "looks at no data"}.items()}
 )
+"""The families of calibration sets."""
 
 VERDICTS: Final[Mapping[str, Style]] = MappingProxyType(
     {
