@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from calibrant.report.findings import caveats, doubts, finding, listed, percent, remarks, short
+from calibrant.report.findings import aimed, caveats, doubts, finding, listed, percent, remarks, short
 
 from tests.report.made import BEST, FULL, HOLED, LAST, MAGNITUDE, PLAIN, SECOND, entry, plain, ranking
 
@@ -123,3 +123,10 @@ def test_short_names_stay_distinct():
     assert short("wikitext:text", ["wikitext:text", "gsm8k:qa"]) == "wikitext"
     assert short("gsm8k:qa", ["gsm8k:cot", "gsm8k:qa"]) == "gsm8k:qa"
     assert [listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+
+
+@pytest.mark.parametrize(
+    ("target", "told"), [("0.6", "60\u00a0% sparsity"), ("2:4", "2:4 sparsity"), ("", "any sparsity"), ("0.5, 2:4", "50\u00a0% and 2:4 sparsity")]
+)
+def test_a_target_in_words(target: str, told: str):
+    assert aimed(target) == told

@@ -104,7 +104,7 @@ def key_terms(profiles: Mapping[str, Mapping[str, Any]], most: int = TERMS) -> d
 
 def _profile(store: Store, reading: Reading, draw: Draw) -> Mapping[str, Any] | None:
     """Of any run of the same tokens that has one: merged stores may hold both kinds."""
-    same = (r.run.id for r in reading.records.values() if r.run.tokens == draw.run.tokens and r.run.model == draw.run.model)
+    same = (run for run, r in reading.records.items() if r.run.tokens == draw.run.tokens and r.run.model == draw.run.model)
     kept = next((content for run in same if (content := store.file(run, PROFILE)) is not None), None)
     return None if kept is None else _read(kept, draw.run.data)
 

@@ -102,8 +102,11 @@ def source_name(expression: str) -> str:
 
 
 def aimed(target: str) -> str:
-    """`60 % sparsity` for `0.6` (the space doesn't break), `2:4 sparsity` for `2:4`."""
-    return f"{target} sparsity" if ":" in target else f"{float(target) * 100:g}\u00a0% sparsity"
+    """`60 % sparsity` for `0.6` (the space doesn't break), `2:4 sparsity` for `2:4`; several targets, divided by commas, or none may be meant."""
+    if not target:
+        return "any sparsity"
+    each = [one if ":" in one else f"{float(one) * 100:g}\u00a0%" for one in target.split(", ")]
+    return f"{listed(each)} sparsity"
 
 
 def listed(names: Sequence[str]) -> str:

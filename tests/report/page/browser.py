@@ -75,7 +75,7 @@ class Watched:
         """Open a file, and wait until its network and layers are drawn."""
         self.page.goto(path.as_uri())
         self.page.wait_for_selector(".symbols path", state="attached")
-        self.page.wait_for_function("() => [...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('svg'))")
+        self.page.wait_for_function("() => [...document.querySelectorAll('.strip')].every((strip) => strip.querySelector('svg'))")
         return self
 
     def settle(self) -> None:

@@ -233,8 +233,8 @@ def test_effects_are_drawn_when_asked_for(page: Any):
 
 def test_layers_follow_the_choice_of_sets_and_runs(page: Any):
     names = [n.name for n in similar(6).nodes]
-    said, line = page.locator("#layers-said"), "() => document.querySelector('.plot path[stroke-width]').getAttribute('d')"
-    assert page.evaluate("() => document.querySelectorAll('#layers .plot svg').length") == 3
+    said, line = page.locator("#layers-said"), "() => document.querySelector('.strip path[stroke-width]').getAttribute('d')"
+    assert page.evaluate("() => document.querySelectorAll('#layers .strip svg').length") == 3
     first, drawn = said.inner_text(), page.evaluate(line)
     assert first.startswith(f"{names[0]} and {names[1]}: masks part most in block ")
     page.locator("#layers-b").select_option(label=names[2])
@@ -260,8 +260,8 @@ def test_layers_follow_the_choice_of_sets_and_runs(page: Any):
 
 
 def test_layers_tell_their_numbers_when_hovered(page: Any):
-    page.locator(".plot").nth(2).scroll_into_view_if_needed()
-    box = page.locator(".plot").nth(2).bounding_box()
+    page.locator(".strip").nth(2).scroll_into_view_if_needed()
+    box = page.locator(".strip").nth(2).bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     tip = page.locator("#layers > .tip")
     tip.wait_for()

@@ -6,8 +6,9 @@ from calibrant.report.findings import doubts, finding
 from calibrant.report.page.contents import Contents
 from calibrant.report.page.frame import style
 from calibrant.report.page.overview import ranked
+from calibrant.report.page.pictures import picture
 from calibrant.report.page.tags import paragraph, text
-from calibrant.report.plots import forest, inline
+from calibrant.report.plots import forest
 
 MOST = 3
 """How many rankings are shown; the page has them all."""
@@ -28,7 +29,7 @@ def _parts(contents: Contents, key: str) -> Iterator[str]:
         yield from (paragraph(f"Doubtful: {d}", "doubt") for d in doubts(ranking))
         yield paragraph(finding(ranking))
         if (drawn := forest(ranking)) is not None:
-            yield inline(drawn, f"{key}-{number}")
+            yield picture(drawn, f"{key}-{number}")
         yield from ranked(contents, ranking)
     if not rankings:
         yield paragraph("No calibration set has all of its measurements yet, so there is nothing to rank.")

@@ -1,11 +1,12 @@
 """The study's grid in pictures: what each set kept on each task, and how it changes with sparsity, tokens, format and depth."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from calibrant.report.conclusions import Section, conclusions
 from calibrant.report.page.contents import Contents
+from calibrant.report.page.pictures import pictures
 from calibrant.report.page.tags import Cell, Head, Row, choice, chooser, name, paragraph, table, text
-from calibrant.report.plots import Plot, against_sparsity, against_tokens, formats, inline, kept, layer_errors
+from calibrant.report.plots import against_sparsity, against_tokens, formats, kept, layer_errors
 
 
 def grid(contents: Contents) -> Iterator[str]:
@@ -20,18 +21,10 @@ def grid(contents: Contents) -> Iterator[str]:
     for (key, title), ranking in zip(contents.titles.items(), rankings, strict=True):
         of = layers.get((ranking.model, ranking.method, ranking.target, ranking.propagate))
         drawn = [kept(ranking), formats(ranking), against_tokens(ranking, contents.tokens), layer_errors(of) if of is not None else None]
-        yield from choice("grid", key, [f"<h3>{text(title)}</h3>", *figures([plot for plot in drawn if plot is not None], key)])
+        yield from choice("grid", key, [f"<h3>{text(title)}</h3>", *pictures([plot for plot in drawn if plot is not None], key)])
     if (over := against_sparsity(rankings)) is not None:
-        yield from figures([over], "sparsity")
+        yield from pictures([over], "sparsity")
     yield "</section>"
-
-
-def figures(plots: Sequence[Plot], key: str) -> Iterator[str]:
-    """Plots side by side where there is room, each with its title."""
-    yield '<div class="figures">'
-    for number, plot in enumerate(plots):
-        yield f'<figure class="wide"><figcaption>{text(plot.title)}</figcaption>{inline(plot, f"{key}-p{number}")}</figure>'
-    yield "</div>"
 
 
 def said(contents: Contents) -> Iterator[str]:

@@ -53,9 +53,9 @@ def layers(found: Sequence[Layers], ids: Mapping[str, str]) -> Iterator[str]:
     yield from (f'<p class="note">{text(said)}</p>' for said in _missing(shown))
     yield '<p class="note without-script">Choosing other sets, and the drawings, need JavaScript; the table holds the first two sets.</p>'
     yield from _controls(shown)
-    yield '<p id="layers-said" class="said needs-script" role="status" aria-live="polite"></p><div class="plots needs-script">'
+    yield '<p id="layers-said" class="said needs-script" role="status" aria-live="polite"></p><div class="strips needs-script">'
     for fact, (title, meaning) in FACTS.items():
-        yield f'<figure><figcaption>{title}<small>{meaning}</small></figcaption><div class="plot" data-fact="{fact}" role="img" '
+        yield f'<figure><figcaption>{title}<small>{meaning}</small></figcaption><div class="strip" data-fact="{fact}" role="img" '
         yield f'aria-label="{title}, by block; the table below has the numbers"></div>'
         yield '<p class="note" hidden>Not kept by this store.</p></figure>'
     yield '</div><ul class="legend needs-script" id="layers-key" aria-label="Legend">'

@@ -9,8 +9,9 @@ from calibrant.compare import LEVEL, Entry, Estimate, Evidence, Question, Rankin
 from calibrant.compare.ranking import listed
 from calibrant.report.findings import caveats, doubts, finding, percent, remarks, short
 from calibrant.report.page.contents import Contents
+from calibrant.report.page.pictures import picture
 from calibrant.report.page.tags import Cell, Head, Row, choice, chooser, details, link, name, paragraph, table, text
-from calibrant.report.plots import evidence, forest, inline
+from calibrant.report.plots import evidence, forest
 from calibrant.report.tables import HOLE
 
 BADGES: Final = {"yes": "yes", "no": "no", "it depends": "depends", "cannot tell": "open", "not asked": "unasked"}
@@ -73,7 +74,7 @@ def _ranking(contents: Contents, key: str, title: str, ranking: Ranking) -> Iter
         yield from map(paragraph, remarks(ranking))
     drawn = forest(ranking)
     if drawn is not None:
-        yield f'<figure class="wide">{inline(drawn, f"{key}-forest")}<figcaption>{text(drawn.title)}</figcaption></figure>'
+        yield picture(drawn, f"{key}-forest")
     yield from ranked(contents, ranking)
 
 
@@ -150,14 +151,14 @@ def questions(contents: Contents) -> Iterator[str]:
 
 
 def _question(question: Question) -> Iterator[str]:
-    drawn = "" if question.over_draws or not question.evidence else " <small>of these draws: one draw of a set can’t speak for the next</small>"
+    scope = "" if question.over_draws or not question.evidence else " <small>of these draws: one draw of a set can’t speak for the next</small>"
     yield f'<div class="question"><h3>{text(question.asks)}</h3>'
-    yield f'<p><strong class="answer {BADGES[question.answer]}">{text(question.answer)}</strong>{drawn}</p>'
+    yield f'<p><strong class="answer {BADGES[question.answer]}">{text(question.answer)}</strong>{scope}</p>'
     yield paragraph(question.told)
     if question.evidence:
         plot = evidence(question)
-        picture = [f'<figure class="wide">{inline(plot, f"q-{question.name}")}</figure>'] if plot is not None else []
-        yield from details(f"Evidence: {len(question.evidence)} comparison{'s' * (len(question.evidence) > 1)}", [*picture, *_evidence(question)])
+        drawn = [picture(plot, f"q-{question.name}")] if plot is not None else []
+        yield from details(f"Evidence: {len(question.evidence)} comparison{'s' * (len(question.evidence) > 1)}", [*drawn, *_evidence(question)])
     yield "</div>"
 
 

@@ -376,13 +376,13 @@
       tip.textContent = told ?? "";
       if (told) place(tip, pointIn(section, event));
     }
-    async function draw(plot) {
-      const fact = plot.dataset.fact, spec = structuredClone(data.spec);
+    async function draw(strip) {
+      const fact = strip.dataset.fact, spec = structuredClone(data.spec);
       spec.height *= EM;
       ["labelFontSize", "titleFontSize"].forEach((size) => { spec.config.axis[size] *= EM; });
       if (fact === "feels") spec.layer.slice(0, 2).forEach((layer) => { layer.encoding.y.axis.format = "~g"; });
-      const { view } = await window.vegaEmbed(plot, spec, { ...EMBEDDING, mode: "vega-lite", tooltip: hovered });
-      drawings.push({ view, fact, note: plot.nextElementSibling });
+      const { view } = await window.vegaEmbed(strip, spec, { ...EMBEDDING, mode: "vega-lite", tooltip: hovered });
+      drawings.push({ view, fact, note: strip.nextElementSibling });
       redraw();
       return view;
     }
@@ -394,7 +394,7 @@
       redraw();
     }));
     redraw();
-    all(".plot", section).forEach((plot) => whenShown(plot, () => draw(plot), (view) => view.width(plot.clientWidth).run()));
+    all(".strip", section).forEach((strip) => whenShown(strip, () => draw(strip), (view) => view.width(strip.clientWidth).run()));
   }
 
   [printing, views, tables, choosers, copying, network, layers].forEach((begin) => begin());

@@ -1,0 +1,201 @@
+"""The whole page in a real browser, made from whole stores: small ones, large ones, broken ones, and one whose rows are hostile."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calibrant.report import report
+from calibrant.store import PROFILE, Store
+
+from tests.compare.synthetic import Synthetic
+from tests.report.page.browser import Watched, browser, needs_browser, opened
+from tests.study.small import asked, texts
+
+pytestmark = needs_browser
+ATTACK = "<script>alert(1)</script> </script><img src=x onerror=\"alert(1)\"> <a href='javascript:alert(1)'>javascript:alert(1)</a> =cmd()"
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Any]:
+    with browser() as one:
+        yield one
+
+
+def made(folder: Path, **shape: Any) -> Path:
+    """The page of a made-up study, in a file."""
+    return report(Synthetic(**{"facts": True, "items": 12, **shape}).write(folder / "study")).write_html(folder / "page.html")
+
+
+def at(watched: Watched, path: Path) -> Any:
+    """The page opened, without waiting for a network that may not be there."""
+    watched.page.goto(path.as_uri())
+    watched.page.wait_for_function("() => document.documentElement.classList.contains('js')")
+    return watched.page
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two methods at two sparsities, five sets, three draws."""
+    return made(tmp_path_factory.mktemp("usual"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_everybody_can_read_it(started: Any, usual: Path, scheme: str, width: int):
+    with opened(started, width=width, color_scheme=scheme) as watched:
+        page = watched.open(usual).page
+        assert watched.violations() == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing but tables and plots scrolls sideways"
+        page.evaluate("() => document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+        page.goto(f"{usual.as_uri()}#set-1")
+        page.locator("#set-1").wait_for()
+        assert watched.violations() == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert watched.wrong == []
+        assert set(watched.requests) == {usual.as_uri()}
+
+
+def test_from_the_answer_to_a_set_and_to_the_command_that_repeats_it(started: Any, usual: Path):
+    with opened(started) as watched:
+        page = watched.open(usual).page
+        assert "Over 4 combinations" in page.locator("#answer").inner_text()
+        assert page.locator("nav a").all_inner_texts() == [
+            *("Answer", "Ranking", "Questions", "Grid", "Sets", "Network", "Layers", "Contrasts", "Runs", "About")
+        ]
+        rankings = page.locator("#ranking [data-choice]")
+        assert [rankings.nth(i).is_visible() for i in range(4)] == [True, False, False, False]
+        page.locator("#ranking select").select_option("r2")
+        assert [rankings.nth(i).is_visible() for i in range(4)] == [False, False, True, False]
+        assert page.locator("#grid [data-choice]").first.is_visible(), "choosers are independent of one another"
+        page.locator("#ranking [data-key=r2] a", has_text="set3").click()
+        page.locator("#set-3").wait_for()
+        told = page.locator("#set-3").inner_text()
+        for wanted in ("KEY TERMS", "set3: some words", "What it did", "Sets that are like it", "MIT", "16 windows of up to 512 tokens"):
+            assert wanted.casefold() in told.casefold(), wanted
+        page.locator("#set-3 .columns a").first.click()
+        page.wait_for_function("() => document.querySelector('#set-3').hidden")
+        assert page.locator("main > article:visible").count() == 1
+        page.locator("nav a", has_text="Runs").click()
+        page.locator("input.filter").fill("set2 method1 0.01")
+        shown = page.locator("#run-table tbody tr:visible")
+        assert page.locator(".filter-count").inner_text() == f"{shown.count()} of 63"
+        assert 0 < shown.count() < 63
+        shown.first.locator("summary").click()
+        assert "calibrant prune model0 --data set2 --method method1" in shown.first.inner_text()
+        assert watched.wrong == []
+
+
+def test_the_table_of_runs_sorts_by_what_was_measured(started: Any, usual: Path):
+    with opened(started) as watched:
+        page = watched.open(usual).page
+        page.locator("#run-table button", has_text="text0").click()
+        values = page.locator("#run-table tbody tr").evaluate_all("(rows) => rows.map((row) => Number(row.cells[5].dataset.value))")
+        assert values == sorted(values)
+        assert page.locator("#run-table th[aria-sort=ascending]").inner_text().startswith("text0")
+
+
+def test_a_study_of_one_set_has_a_page(started: Any, tmp_path: Path):
+    path = made(tmp_path, sets=1, draws=1, methods=1, targets=1, measures=1)
+    with opened(started) as watched:
+        page = at(watched, path)
+        assert "nothing to choose between" in page.locator("#answer").inner_text()
+        assert "needs two calibration sets" in page.locator("#network").inner_text()
+        assert "one draw cannot say" in page.locator("#answer").inner_text()
+        assert watched.violations() == []
+        assert watched.wrong == []
+
+
+def test_a_broken_study_has_a_true_page(started: Any, tmp_path: Path):
+    """One run failed, one lacks a measurement, and the records of one set are from before facts were kept."""
+    folder = Synthetic(facts=True, draws=1, items=12, sets=4, methods=1, targets=1).write(tmp_path / "study")
+    with Store(folder) as store:
+        cells = {cell.data: cell for cell in store.cells() if cell.data}
+        shutil.rmtree(store.run_folder(cells["set1"].run))
+        store.add_failure(
+            cells["set1"].run, {"what": "method0 on set1", "error": "DataError: no rows", "cell": ["model0", "set1", "method0", "0.01", 0]}
+        )
+        shutil.rmtree(store.measure_folder(cells["set2"].run, cells["set2"].measures["loss(source='text1')"]))
+        (store.run_folder(cells["set3"].run) / PROFILE).unlink()
+    path = report(folder).write_html(tmp_path / "page.html")
+    with opened(started) as watched:
+        page = watched.open(path).page
+        text = page.locator("#overview").inner_text()
+        for wanted in ("method0 on set1: DataError: no rows", "not computed yet", "incomplete"):
+            assert wanted in text, wanted
+        assert page.locator("#set-0, #set-1, #set-2").count() == 3, "a set of which nothing was made has no page"
+        page.goto(f"{path.as_uri()}#set-2")
+        assert "made before words were kept" in page.locator("#set-2").inner_text()
+        assert watched.violations() == []
+        assert watched.wrong == []
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty sets in 483 runs."""
+    return made(tmp_path_factory.mktemp("large"), sets=60, methods=2, targets=2, draws=2, measures=3)
+
+
+def test_a_page_of_five_hundred_runs_is_small_and_quick(started: Any, large: Path):
+    assert large.stat().st_size < 6e6
+    with opened(started) as watched:
+        page = watched.open(large).page
+        watched.settle()
+        spent = [
+            page.evaluate(
+                """(id) => new Promise((done) => {
+                    const begun = performance.now();
+                    document.querySelector(`#sets a[href="#${id}"]`).click();
+                    const seen = () => (document.getElementById(id).hidden ? requestAnimationFrame(seen) : done(performance.now() - begun));
+                    requestAnimationFrame(seen);
+                })""",
+                f"set-{number}",
+            )
+            for number in (3, 17, 42)
+        ]
+        assert sorted(spent)[1] < 100, "milliseconds from a click to the set's page; the middle one of three"
+        page.go_back()
+        assert watched.wrong == []
+
+
+def test_sixty_sets_can_be_read(started: Any, large: Path):
+    with opened(started) as watched:
+        page = watched.open(large).page
+        assert page.locator("#sets tbody tr").count() == 60
+        assert page.locator("#ranking [data-key=r0] tbody tr").count() >= 61
+        assert watched.violations() == []
+
+
+def test_hostile_rows_are_text_everywhere(started: Any, tmp_path: Path):
+    """Rows, words, quotations and names that would run if anything let them."""
+    given = texts(tmp_path / "data")
+    rows = [{"text": f"{ATTACK} {i % 7} {i}"} for i in range(80)]
+    hostile = tmp_path / "data" / "<img src=x onerror=alert(1)>.jsonl"
+    hostile.write_text("\n".join(map(json.dumps, rows)))
+    study = asked(given, data=[f"'{hostile}'", given["prose"], "random_tokens"], methods=["wanda"])
+    study.run(tmp_path / "results")
+    for profile in (tmp_path / "results/runs").glob(f"*/{PROFILE}"):
+        kept = json.loads(profile.read_text())
+        words = {**kept["words"], ATTACK: 99, "=cmd()": 98}
+        profile.write_text(json.dumps({**kept, "words": words, "examples": [{"part": ATTACK, "licence": ATTACK, "text": ATTACK}]}))
+    found = report(tmp_path / "results")
+    path = found.write_html(tmp_path / "page.html")
+    with opened(started) as watched:
+        page = watched.open(path).page
+        page.wait_for_timeout(200)
+        assert page.locator("img, a[href^=javascript], iframe, object").count() == 0
+        assert page.locator("script").count() == 4, "Vega, the page's own, and two that only hold data"
+        (number,) = [p for p in range(3) if "onerror" in page.locator(f"#set-{p} h2").text_content()]
+        page.goto(f"{path.as_uri()}#set-{number}")
+        assert ATTACK in page.locator(f"#set-{number} .quote").first.inner_text()
+        assert ATTACK in page.locator(f"#set-{number} .terms").inner_text()
+        page.locator(f"#set-{number} h2").click()
+        assert watched.wrong == []
+        assert set(watched.requests) == {path.as_uri()}
+    for line in found.to_csv().splitlines()[1:]:
+        assert not any(field.startswith(("=", "+cmd", "@", "-cmd")) for field in line.split(",")), line
+    for plot in found.write_plots(tmp_path / "plots"):
+        assert plot.suffix != ".svg" or not {"<script", "<img", "onload="} & set(plot.read_text().split())
