@@ -49,6 +49,29 @@ def test_the_page_is_written_where_it_is_asked_for(ask: Ask, study: Path, tmp_pa
     assert "Which calibration data kept" in (tmp_path / "page.html").read_text("utf-8")
 
 
+def test_plots_are_written_as_files_of_three_kinds(ask: Ask, study: Path, tmp_path: Path):
+    answer = ask("report", study, "--plots", "figures")
+    assert answer.code == 0
+    files = sorted(p.name for p in (tmp_path / "figures").iterdir())
+    assert {"forest-wanda-0.6.png", "forest-wanda-0.6.svg", "forest-wanda-0.6.pdf", "kept-wanda-0.6.svg"} <= set(files)
+    assert answer.err == f"{len(files)} files of plots are in figures\n"
+    light = (tmp_path / "figures/kept-wanda-0.6.svg").read_text()
+    assert ask("report", study, "--plots", "figures", "--dark").code == 0
+    dark = (tmp_path / "figures/kept-wanda-0.6.svg").read_text()
+    assert ("#1e2024" in light, "#1e2024" in dark) == (False, True)
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == files
+
+
+def test_another_baseline_is_compared_with(ask: Ask, study: Path):
+    (first,) = ask("report", study, "--json").json["rankings"]
+    (other,) = ask("report", study, "--json", "--baseline", "gsm8k:cot").json["rankings"]
+    assert (first["baseline"], other["baseline"]) == ("python_docs", "gsm8k:cot")
+    gaps = {e["name"]: e["to_baseline"].get("mean", {}).get("value") for e in other["entries"]}
+    assert gaps["gsm8k:cot"] is None
+    means = {e["name"]: e["mean"]["value"] for e in other["entries"]}
+    assert gaps["python_docs"] == pytest.approx(means["python_docs"] - means["gsm8k:cot"])
+
+
 def test_figures_are_shown_as_asked(ask: Ask, study: Path):
     assert "Increase over the dense model" in ask("report", study).out
     assert "Each set's own number" in ask("report", study, "--as", "loss").out
@@ -65,6 +88,8 @@ def test_figures_are_shown_as_asked(ask: Ask, study: Path):
         (["report", "study", "--html", "no/such/page.html"], "no/such/page.html"),
         (["report", "study", "--html", "study"], "'study' can't be written"),
         (["report", "study", "--measure", "nonsense"], "nonsense"),
+        (["report", "study", "--baseline", "c4"], "'c4' (there are: python_docs, gsm8k:cot, full_stops)"),
+        (["report", "study", "--plots", "study/study.yaml"], "'study/study.yaml'"),
     ],
 )
 def test_bad_input_is_one_sentence(ask: Ask, study: Path, words: list[str], said: str):

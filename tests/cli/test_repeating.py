@@ -1,0 +1,37 @@
+"""The command that the page shows for a run makes that run again: the same identity, the same numbers."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from calibrant.report import report
+from calibrant.report.page.runs import budget, command
+from calibrant.store import Run, Store
+
+from tests.cli.conftest import Ask
+from tests.study.small import asked, texts
+
+
+@pytest.mark.parametrize("budgeted", [{}, {"tokens": 100}])
+def test_every_run_can_be_repeated_by_its_command(ask: Ask, tmp_path: Path, budgeted: dict[str, int]):
+    given = texts(tmp_path / "data")
+    study = asked(given, data=[given["prose"], f"{given['prose']}@one"][: 2 - len(budgeted)], seeds=[1], sparsities=["0.5", "2:4"], **budgeted)
+    found = report(study.run(tmp_path / "results"))
+    store, asked_for = Store(tmp_path / "results", create=False), budget(found.account)
+    methods = set()
+    for number, cell in enumerate(store.cells()):
+        record = store.record(cell.run)
+        assert record is not None
+        lines = [shlex.split(line) for line in command(cell, record, asked_for).replace("pruned", f"pruned-{number}").splitlines()]
+        methods.add(cell.method)
+        if len(lines) == 2:
+            answer = ask(*lines[0][1:], "--json")
+            assert answer.code == 0, answer.err
+            assert answer.json["run"]["tokens"] == record.run.tokens
+            assert Run(**answer.json["run"]).id == record.run.id
+        answer = ask(*lines[-1][1:], "--json", "--allow-leak")
+        assert answer.code == 0, answer.err
+        again = [score["value"] for score in answer.json]
+        assert again == [store.scores(cell.run)[i].score.value for i in cell.measures.values()]
+    assert methods == {"none", "magnitude", "wanda", "sparsegpt"}
