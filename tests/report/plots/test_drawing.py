@@ -81,8 +81,9 @@ def test_ids_hang_on_the_key_and_nothing_inside_is_read_out(made: list[Plot]):
     root = ElementTree.fromstring(inline(made[0], "p0"))
     assert root.attrib["aria-labelledby"] == "p0-t p0-d"
     assert root.attrib["role"] == "img"
-    assert float(root.attrib["width"]) == math.ceil(float(root.attrib["viewBox"].split()[2]))
-    assert "height" not in root.attrib, "the page's style sheet keeps the shape"
+    width = float(root.attrib["viewBox"].split()[2])
+    assert root.attrib["style"] == f"width:{width / 16:.2f}".rstrip("0").rstrip(".") + "rem"
+    assert not {"width", "height"} & root.attrib.keys(), "the page's style sheet keeps the shape"
     inner = [e for e in root.iter() if e is not root and ("role" in e.attrib or any("aria" in a for a in e.attrib))]
     assert [e.attrib for e in inner] == [{"aria-hidden": "true"}]
 

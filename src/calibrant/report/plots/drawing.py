@@ -1,6 +1,5 @@
 """Plots drawn: as SVG inside a page, and as files. vl-convert draws, offline. No torch here."""
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -11,11 +10,14 @@ from xml.etree import ElementTree
 from calibrant.durable import UNFINISHED, reason, write_bytes
 from calibrant.errors import OutputError
 from calibrant.report.plots.picture import Plot
-from calibrant.report.plots.theme import DARK, FONT, LIGHT, PAGE_FONT, resolved
+from calibrant.report.plots.theme import DARK, FONT, LIGHT, resolved
 
 VEGA_LITE: Final = "6.4"
 SCALE: Final = 2
 """Pixels of a PNG for each of the drawing's own units."""
+
+REM: Final = 16
+"""The drawing's own units in the page's unit of type, so that a plot grows with the text around it."""
 
 EM: Final = 0.62
 """How wide a letter is in a wide font, of its size."""
@@ -37,7 +39,7 @@ def inline(plot: Plot, key: str) -> str:
     key = escape(key)
     return (
         f'<svg class="plot" xmlns="http://www.w3.org/2000/svg" viewBox="{_short(left)} 0 {_short(width)} {_short(height)}" '
-        f'width="{math.ceil(width)}" font-family="{escape(PAGE_FONT)}" role="img" aria-labelledby="{key}-t {key}-d">'
+        f'style="width:{_short(width / REM)}rem" font-family="{FONT}" role="img" aria-labelledby="{key}-t {key}-d">'
         f'<title id="{key}-t">{escape(plot.title)}</title><desc id="{key}-d">{escape(plot.description)}</desc>'
         f'<g aria-hidden="true">{body}</g></svg>'
     )

@@ -80,9 +80,7 @@ STEPS: Final = 7
 """Colours of a heat map, the worst first."""
 
 FONT: Final = "Liberation Sans, Arial, Helvetica, sans-serif"
-"""The first is in vl-convert itself, so that text is measured alike everywhere."""
-
-PAGE_FONT: Final = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+"""The first is in vl-convert itself, so that text is measured alike everywhere; the others, which browsers have, are as wide."""
 
 LETTER: Final = 6.3
 """How wide a letter of a name is on average, in pixels, with some room for other fonts."""
