@@ -84,6 +84,13 @@ def test_errors_are_means_over_matrices_and_draws(tmp_path: Path):
     assert found.error[0, 1] == pytest.approx(np.mean(mine))
 
 
+def test_what_is_usual_is_told_block_by_block(tmp_path: Path):
+    found = one(tmp_path)
+    assert found.usual[:, 1] == pytest.approx([found.error[:, 1].min(), np.median(found.error[:, 1]), found.error[:, 1].max()])
+    assert found.among(["svamp:icl", "c4"]).masks[0, 1, 2] == found.masks[2, 0, 2]
+    assert found.among(["svamp:icl"]).error.tolist() == found.error[2:].tolist()
+
+
 def test_what_older_records_lack_is_not_a_number(tmp_path: Path):
     found = one(tmp_path, {**WEIGHTS, "svamp:icl": matrices(5, bits=False, inputs=False)})
     assert np.isnan(found.masks[2]).all()

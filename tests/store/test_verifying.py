@@ -63,7 +63,7 @@ def test_a_whole_store_is_counted_and_not_touched(store: Store):
     assert {p: p.stat().st_mtime_ns for p in before if p.exists() and p.is_file()}.items() <= before.items()
 
 
-@pytest.mark.parametrize("folder", ["demo", "packing/equal", "packing/windows"])
+@pytest.mark.parametrize("folder", ["packing/equal", "packing/windows"])
 def test_stores_from_before_there_were_sums_are_whole(folder: str):
     before = visible(PROJECT / "studies" / folder)
     found = audit(PROJECT / "studies" / folder)

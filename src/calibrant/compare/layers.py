@@ -7,6 +7,7 @@ Features and bits are chosen by the matrix's name, so those of two runs of one m
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -37,6 +38,12 @@ class Layers:
     masks: Float[np.ndarray, "set set block"]
     feels: Float[np.ndarray, "set set block"]
     error: Float[np.ndarray, "set block"]
+
+    @cached_property
+    def usual(self) -> Float[np.ndarray, "3 block"]:
+        """The smallest, the middle and the largest error of the sets in each block; NaN where none is known."""
+        known = [row[np.isfinite(row)] for row in self.error.T]
+        return np.array([[f(row) if len(row) else np.nan for row in known] for f in (np.min, np.median, np.max)])
 
     def among(self, sets: Sequence[str]) -> "Layers":
         """The same of some sets only, in this order."""

@@ -258,3 +258,11 @@ def test_the_page_lands_in_the_store(tmp_path: Path):
 def test_a_folder_without_results_is_refused(tmp_path: Path):
     with pytest.raises(OutputError, match=str(tmp_path / "nothing")):
         report(tmp_path / "nothing")
+
+
+def test_a_store_from_before_has_a_page_that_says_what_it_lacks():
+    text = " ".join("".join(Reader(report(Path(__file__).parents[3] / "studies/packing/equal").html()).text).split())
+    assert "gsm8k:single" in text
+    assert "This store was made before words were kept" in text
+    assert "This store holds no facts about layers" in text
+    assert "This store holds nothing about how alike its calibration sets are" in text

@@ -80,7 +80,7 @@ def _navigation(body: str) -> str:
 def colours(root: str = ":root") -> str:
     """The palettes of the plots as custom properties of `root`: light, and dark for who prefers it."""
     light, dark = ("".join(f" --{name}: {value};" for name, value in palette.items()) for palette in (LIGHT, DARK))
-    return f"{root} {{ color-scheme: light dark;{light} }}\n@media (prefers-color-scheme: dark) {{ {root} {{{dark} }} }}\n"
+    return f"{root} {{ color-scheme: light dark;{light} }}\n@media screen and (prefers-color-scheme: dark) {{ {root} {{{dark} }} }}\n"
 
 
 def style(root: str) -> str:

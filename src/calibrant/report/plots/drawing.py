@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +13,6 @@ from calibrant.errors import OutputError
 from calibrant.report.plots.picture import Plot
 from calibrant.report.plots.theme import DARK, FONT, LIGHT, resolved
 
-VEGA_LITE: Final = "6.4"
 SCALE: Final = 2
 """Pixels of a PNG for each of the drawing's own units."""
 
@@ -89,9 +89,18 @@ def _svg(spec: Mapping[str, Any]) -> ElementTree.Element:
     """What Vega draws of a specification, without what only Vega needs: its roles, empty groups, ever the same attributes and many digits."""
     import vl_convert
 
-    root = ElementTree.fromstring(vl_convert.vegalite_to_svg(dict(spec), vl_version=VEGA_LITE, allowed_base_urls=[]))
+    drawn = vl_convert.vegalite_to_svg(dict(spec), vl_version=_vega_lite(), allowed_base_urls=[])
+    root = ElementTree.fromstring(drawn)
     _slim(root)
     return root
+
+
+@cache
+def _vega_lite() -> str:
+    """The newest Vega-Lite 6 that is there."""
+    import vl_convert
+
+    return next(version for version in reversed(vl_convert.get_vegalite_versions()) if version.startswith("6."))
 
 
 def _size(root: ElementTree.Element) -> tuple[float, float]:

@@ -1,7 +1,6 @@
-"""Forest plots: how much worse than the baseline each calibration set is, and a question's evidence. No torch here."""
+"""Forest plots: how much worse than the baseline each calibration set is. No torch here."""
 
 from collections.abc import Callable, Mapping
-from typing import Final
 
 from calibrant.compare import MEAN, Entry, Estimate, Ranking, family_of, source_name
 from calibrant.report.findings import aimed, percent, short
@@ -11,12 +10,6 @@ from calibrant.report.plots.theme import FAMILIES
 from calibrant.report.plots.words import cut, ends, known, sentence, signed, spread
 
 Estimates = Callable[[Entry, str], Estimate | None]
-
-QUESTIONS: Final[Mapping[str, str]] = {"own": "own-data", "cot": "chain-of-thought", "icl": "in-context"}
-"""What the plot of a question is called, where not by the question's own name."""
-
-MOST: Final = 60
-"""Rows of evidence that a plot shows."""
 
 
 class _Differences:

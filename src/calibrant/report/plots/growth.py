@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from statistics import fmean, median
+from statistics import fmean
 from typing import Final
 
 from calibrant.compare import Entry, Layers, Ranking, family_of
@@ -174,9 +174,9 @@ def layer_errors(layers: Layers) -> Plot | None:
     lines = [Line(name, family_of(name), dashes[name], _along(errors[name]), marked=len(layers.blocks) <= 40) for name in drawn]
     band: tuple[tuple[float, float, float], ...] = ()
     if len(order) > FEW:
-        columns = [[row[b] for row in errors.values() if math.isfinite(row[b])] for b in range(len(layers.blocks))]
-        band = tuple((float(b), min(c), max(c)) for b, c in enumerate(columns) if c)
-        middle = tuple(Spot(float(b), median(c)) for b, c in enumerate(columns) if c)
+        usual = [(float(b), *map(float, column)) for b, column in enumerate(layers.usual.T) if math.isfinite(column[1])]
+        band = tuple((b, low, high) for b, low, _, high in usual)
+        middle = tuple(Spot(b, value) for b, _, value, _ in usual)
         lines.append(Line(f"median of {len(order)} sets", family_of(order[0]), 0, middle, marked=False, plain=True))
     note = "grey: from the smallest to the largest of all sets" if band else ""
     curves = Curves((("", tuple(lines)),), across, up, "block", "relative output error", note, band=band)
