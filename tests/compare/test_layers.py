@@ -99,6 +99,10 @@ def test_what_older_records_lack_is_not_a_number(tmp_path: Path):
     older = one(tmp_path / "older", {name: matrices(1, inputs=False) for name in WEIGHTS})
     assert np.isnan(older.feels).all()
     assert (older.masks == 1).all()
+    oldest = one(tmp_path / "oldest", {name: matrices(1, bits=False, inputs=False) for name in WEIGHTS})
+    assert np.isnan(oldest.masks).all()
+    assert np.isnan(oldest.feels).all()
+    assert oldest.blocks == found.blocks
 
 
 def test_without_matrices_there_is_nothing(tmp_path: Path):

@@ -112,18 +112,18 @@ def _layers(group: Group, runs: Mapping[str, Mapping[int, _Run]]) -> Layers:
 
 def _agreement(signs: Sequence[Float[np.ndarray, " bit"] | None]) -> Float[np.ndarray, "set set"]:
     table = _table(signs)
-    return (table @ table.T / max(1, table.shape[1]) + 1) / 2
+    return (table @ table.T / table.shape[1] + 1) / 2
 
 
 def _distance(sizes: Sequence[Float[np.ndarray, " feature"] | None]) -> Float[np.ndarray, "set set"]:
     table = _table(sizes)
     # A row at a time: the difference of large squares would leave something between a set and itself.
-    return np.stack([np.sqrt(((table - row) ** 2).mean(1)) for row in table]) if table.shape[1] else np.full((len(table), len(table)), np.nan)
+    return np.stack([np.sqrt(((table - row) ** 2).mean(1)) for row in table])
 
 
 def _table(rows: Sequence[Float[np.ndarray, " n"] | None]) -> Float[np.ndarray, "set n"]:
-    """The rows as a table; one that is missing, or of another model's size, is not a number."""
-    width = max((len(row) for row in rows if row is not None), default=0)
+    """The rows as a table; one that is missing, or of another model's size, is not a number, and neither is anything where all are missing."""
+    width = max((len(row) for row in rows if row is not None), default=1)
     blank = np.full(width, np.nan)
     return np.stack([blank if row is None or len(row) != width else row for row in rows])
 

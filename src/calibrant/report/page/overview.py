@@ -78,10 +78,16 @@ def _ranking(contents: Contents, key: str, title: str, ranking: Ranking) -> Iter
     yield from ranked(contents, ranking)
 
 
+def rise(ranking: Ranking) -> str:
+    """What the numbers of a ranking are: a difference of something that is better when higher counts as how much worse it is."""
+    if ranking.dense is None:
+        return "number"
+    return "worse than dense" if "higher" in ranking.better.values() else "increase over dense"
+
+
 def ranked(contents: Contents, ranking: Ranking) -> Iterator[str]:
     """The table of a ranking: every number with its interval."""
-    rise = "increase over dense" if ranking.dense is not None else "loss"
-    average = [Head(f"mean {rise}")] if len(ranking.averaged) > 1 else []
+    average = [Head(f"mean {rise(ranking)}")] if len(ranking.averaged) > 1 else []
     heads = [Head("calibrated on", words=True), *average, *(Head(f"on {short(m, ranking.measured)}") for m in ranking.measured)]
     lettered = "; raised letters: sets that share one can't be told apart" if any(e.letters for e in ranking.entries) else ""
     shaded = "shaded: the best and what can't be told apart from it"
@@ -101,7 +107,8 @@ def _rows(contents: Contents, ranking: Ranking) -> Iterator[Row]:
     if ranking.dense is not None:
         blank = [Cell("")] if len(ranking.averaged) > 1 else []
         losses = [Cell(f"{ranking.dense.losses[m].value:.3f}") for m in ranking.measured]
-        yield Row("dense: its own loss", [*blank, *losses, Cell("")], "aside")
+        noun = "loss" if ranking.unit.startswith("nats") else "score"
+        yield Row(f"dense: its own {noun}", [*blank, *losses, Cell("")], "aside")
 
 
 def _place(entry: Entry, place: int) -> str:

@@ -9,7 +9,7 @@ from calibrant.compare.families import WORDS
 from calibrant.compare.ranking import aimed, listed
 from calibrant.report.findings import percent, short
 from calibrant.report.page.contents import Contents
-from calibrant.report.page.overview import number
+from calibrant.report.page.overview import number, rise
 from calibrant.report.page.runs import plain
 from calibrant.report.page.tags import Cell, Head, Row, bar, facts, link, name, paragraph, table, text
 from calibrant.report.tables import HOLE
@@ -93,7 +93,7 @@ def _placed(contents: Contents, portrait: Portrait) -> Iterator[str]:
             continue
         low, high = entry.ranks
         place = f"is in place {low}" if low == high else f"shares places {low} to {high}"
-        change = f"{entry.mean.value:+.3f} {ranking.unit}" + (" over dense" if entry.increases else "")
+        change = f"{entry.mean.value:+.3f} {ranking.unit}" + (f" {rise(ranking).removeprefix('increase ')}" if entry.increases else "")
         yield f"With {ranking.method} at {aimed(ranking.target)} it {place} of {len(ranking.entries)} ({change}{_within(entry, ranking)})."
 
 
