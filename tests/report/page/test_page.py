@@ -266,3 +266,9 @@ def test_a_store_from_before_has_a_page_that_says_what_it_lacks():
     assert "This store was made before words were kept" in text
     assert "This store holds no facts about layers" in text
     assert "This store holds nothing about how alike its calibration sets are" in text
+
+
+def test_without_the_studys_text_the_commands_say_what_was_drawn(tmp_path: Path):
+    folder = store_of(tmp_path, SETS)
+    (folder / "study.yaml").unlink()
+    assert "--data gsm8k:cot --method wanda --sparsity 0.6 --samples 16 --length 512 --seed 0" in "".join(Reader(report(folder).html()).text)

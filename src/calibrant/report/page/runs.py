@@ -62,8 +62,8 @@ def _run(contents: Contents, cell: GridCell, measured: list[str], asked: Mapping
 
 
 def budget(account: Account) -> dict[str, Any]:
-    """What the study asked of a draw, read from its own text, in which each line is a key and a JSON value."""
-    found = dict(BUDGET)
+    """What the study asked of a draw, read from its own text, in which each line is a key and a JSON value; nothing without that text."""
+    found = dict(BUDGET) if account.study else dict[str, Any]()
     for line in account.study.splitlines():
         key, _, value = line.partition(": ")
         if key in found:
@@ -80,10 +80,12 @@ def command(cell: GridCell, record: Record, asked: Mapping[str, Any]) -> str:
     tasks = [word for evaluator in cell.measures for word in ("--task", evaluator)]
     if cell.method == "none":
         return shlex.join(["calibrant", "evaluate", cell.model, "--dtype", run.dtype, *tasks])
-    amount = ["--samples", str(asked["samples"])] if asked["tokens"] is None else ["--tokens", str(asked["tokens"])]
+    # Where nobody kept what was asked, what was drawn says it, unless it was a number of tokens.
+    samples, length = (asked.get(key) or record.data_facts.get(fact, BUDGET[key]) for key, fact in (("samples", "windows"), ("length", "length")))
+    amount = ["--samples", str(samples)] if asked.get("tokens") is None else ["--tokens", str(asked["tokens"])]
     # A method that looks at no data is given some all the same, because the command asks for it.
     given = ["calibrant", "prune", cell.model, "--data", cell.data or "full_stops", "--method", cell.method, "--sparsity", cell.target]
-    given += [*amount, "--length", str(asked["length"]), "--seed", str(cell.seed)] if cell.data else ["--samples", "1", "--length", "16"]
+    given += [*amount, "--length", str(length), "--seed", str(cell.seed)] if cell.data else ["--samples", "1", "--length", "16"]
     given += [*(["--propagate", run.propagate] if run.propagate else []), "--dtype", run.dtype, "--out", "pruned"]
     return shlex.join(given) + "\n" + shlex.join(["calibrant", "evaluate", "pruned", "--dtype", run.dtype, *tasks])
 
