@@ -101,8 +101,9 @@ def _best(fields: Sequence[Field]) -> Question:
         return Question("baseline", asks, "no", f"{listed(beaten)} did better than {name} beyond noise{scope}; most: {_most(worse)}.", found)
     if not open_:
         return Question("baseline", asks, "yes", f"It did better than every other set with content, beyond noise, in {many}.", found)
-    told = f"No set did better than {name} beyond noise, but {listed(_seconds(open_, name))} can't be told apart from it in all of {many}."
-    return Question("baseline", asks, "cannot tell", told.replace("all of the one", "the one"), found)
+    scope = f"some or all of {many}" if len(here) > 1 else many
+    told = f"No set did better than {name} beyond noise, but {listed(_seconds(open_, name))} can't be told apart from it in {scope}."
+    return Question("baseline", asks, "cannot tell", told, found)
 
 
 def _seconds(evidence: Sequence[Evidence], name: str) -> list[str]:

@@ -16,6 +16,7 @@ from calibrant.report.page.bundle import embedded
 from calibrant.report.page.drawing import drawing
 from calibrant.report.page.tags import name, text
 from calibrant.report.plots.theme import FAMILIES
+from calibrant.report.plots.words import cut
 
 MOST_EDGES: Final = 3000
 """How many edges a measure has in the page at most, the strongest first."""
@@ -244,24 +245,19 @@ def _nodes(data: Network) -> Iterator[dict[str, Any]]:
         family = node.family if node.family in FAMILIES else "own"
         colour = f"var(--f-{family})"
         shown = {"shape": FAMILIES[family].shape, "stroke": colour, "fill": "var(--card)" if _unknown(node) else colour, "size": size}
-        said = {"page": node.id, "name": node.name, "label": _cut(node.name), "told": node.told or "no result"}
+        said = {"page": node.id, "name": node.name, "label": cut(node.name), "told": node.told or "no result"}
         yield {"id": number, "place": places[number], **said, **shown, **_start(places[number])}
 
 
 def _squares(data: Network) -> Iterator[dict[str, Any]]:
     shown = {"shape": _SQUARE, "stroke": "var(--soft)", "fill": "var(--soft)", "size": 190}
     for number, measured in enumerate(data.measured, len(data.nodes)):
-        said = {"page": "", "name": measured.name, "label": _cut(measured.name), "told": "measured on"}
+        said = {"page": "", "name": measured.name, "label": cut(measured.name), "told": "measured on"}
         yield {"id": number, "place": number, **said, **shown, **_start(number)}
 
 
 def _unknown(node: Node) -> bool:
     return node.value is None or not math.isfinite(node.value)
-
-
-def _cut(label: str, room: int = 26) -> str:
-    """A long name with its middle left out; the tip and the tables have it whole."""
-    return label if len(label) <= room else f"{label[: room - 14]}…{label[-13:]}"
 
 
 def _start(place: int) -> dict[str, float]:
