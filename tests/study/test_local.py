@@ -4,6 +4,7 @@ import errno
 import functools
 import os
 import pickle
+import queue
 import re
 import signal
 import sys
@@ -23,6 +24,7 @@ from calibrant.errors import ModelError, OutputError, SpecError, WorkerError
 from calibrant.progress import silent
 from calibrant.store import Store
 from calibrant.study import Finished, Study, answering, engines
+from calibrant.study.engines import team
 from calibrant.study.engines.local import Here, Process, shared_threads
 from calibrant.study.engines.station import Raised, Reply
 from calibrant.study.engines.team import Team, Tokens
@@ -127,6 +129,21 @@ def test_an_interrupted_study_ends_its_workers_and_says_how_to_go_on(given: dict
     assert (ended(number), (tmp_path / "said").read_text()) == (130, "interrupted; run the same command again to continue\n")
     assert not psutil.wait_procs(workers, timeout=20)[1]
     assert not Store(tmp_path / "store", create=False).failures()
+
+
+def test_an_interrupt_that_comes_before_the_wait_is_noticed_soon():
+    """The wait itself may not be what the signal wakes: it ends by itself, and Python sees the signal then."""
+    waits: list[float] = []
+
+    class Ends(queue.SimpleQueue[None]):
+        def get(self, block: bool = True, timeout: float | None = None) -> None:
+            waits.append(timeout or float("inf"))
+            if len(waits) < 3:
+                raise queue.Empty
+
+    assert team._heard(Ends()) is None
+    assert len(waits) == 3
+    assert max(waits) <= 1
 
 
 # How a team works, with workers that are this process and die when they are told to

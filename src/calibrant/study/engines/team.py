@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -35,6 +35,9 @@ TWICE: Final = 2
 
 GRACE: Final = 5.0
 """Seconds that threads have to notice that their workers are gone."""
+
+WAKE: Final = 0.5
+"""Seconds after which the driver looks up from waiting."""
 
 
 class Tokens:
@@ -90,7 +93,7 @@ class Team:
             thread.start()
         try:
             for _ in threads:
-                if (error := ended.get()) is not None:
+                if (error := _heard(ended)) is not None:
                     raise error
         finally:
             self._stop()
@@ -269,6 +272,13 @@ class Team:
             if (claim := self._ledger.store.claim(name)) is not None:
                 with claim:
                     Statistics(root, name).remove()
+
+
+def _heard(ended: "queue.SimpleQueue[BaseException | None]") -> BaseException | None:
+    """The next end of a thread. An interrupt that comes in the instant before a wait begins doesn't end it, so no wait is long."""
+    while True:
+        with suppress(queue.Empty):
+            return ended.get(timeout=WAKE)
 
 
 class _Ending:
