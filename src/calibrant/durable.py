@@ -81,6 +81,17 @@ def write_bytes(path: Path, content: bytes) -> None:
     flush(path)
 
 
+def put(path: Path, content: bytes) -> Path:
+    """Write one file, whole or not at all; an older one is replaced. Raises `OSError`."""
+    half = path.with_name(f"{UNFINISHED}-{path.name}")
+    try:
+        write_bytes(half, content)
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
+    return path
+
+
 def flush(path: Path) -> None:
     """See a file, or the names in a folder, to the disk. Windows can do neither to what isn't open for writing, and is left to itself."""
     if os.name == "posix":

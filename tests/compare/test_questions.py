@@ -1,5 +1,6 @@
 """The study's questions, on stores where the answer is known."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -138,3 +139,18 @@ def test_a_baseline_that_is_not_there_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(("expression", "form"), [("gsm8k:icl@many", "icl"), ("gsm8k:cot(steps=3)", "cot"), ("c4", ""), ("c4@crop", "")])
 def test_the_format_stands_behind_the_colon(expression: str, form: str):
     assert format_of(expression) == form
+
+
+def test_formats_are_compared_in_one_packing(tmp_path: Path):
+    losses = {"gsm8k:icl": draws(3.4, 2.4), "gsm8k:cot": draws(3.2, 2.2), "gsm8k:icl@crop": draws(3.1, 2.1), "svamp:icl@crop": draws(3, 2)}
+    assert [e.label for e in asked(tmp_path, losses)["cot"].evidence] == ["gsm8k:cot against gsm8k:icl"]
+
+
+def test_evidence_has_the_unit_of_what_it_is_on(tmp_path: Path):
+    store = store_of(tmp_path, {**DENSE, "wikitext": draws(3.2, 2.8), "gsm8k:icl": draws(3.5, 2.4)}, measures=("wikitext", "gsm8k"))
+    for path in store.folder.glob("runs/*/measures/*/score.json"):
+        kept = json.loads(path.read_text())
+        if kept["score"]["measured"] == "gsm8k:text":
+            path.write_text(json.dumps({**kept, "score": {**kept["score"], "metric": "kl", "unit": "bits"}}))
+    (own,) = [q for q in compare(store).questions if q.name == "own"]
+    assert {e.on: e.unit for e in own.evidence} == {"wikitext:text": "nats/token", "gsm8k:text": "bits"}

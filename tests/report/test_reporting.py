@@ -70,7 +70,7 @@ def test_the_page_lands_where_it_is_asked_for_whole_or_not_at_all(folder: Path, 
         path.write_bytes(content[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("calibrant.report.reporting.write_bytes", full)
+    monkeypatch.setattr("calibrant.durable.write_bytes", full)
     with pytest.raises(OutputError, match="No space left"):
         found.write_html(tmp_path / "page.html")
     assert path.read_text("utf-8") == found.html()

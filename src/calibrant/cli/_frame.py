@@ -167,16 +167,12 @@ def check_file(path: Path | None) -> None:
 
 def write(path: Path, found: Any) -> None:
     """Write a result as JSON, whole or not at all."""
-    from calibrant.durable import text_of_json
+    from calibrant.durable import put, text_of_json
 
-    half = path.with_name(f".{path.name}.unfinished")
     try:
-        half.write_text(text_of_json(found), encoding="utf-8")
-        half.replace(path)
+        put(path, text_of_json(found).encode())
     except OSError as error:
         raise OutputError(f"{str(path)!r} can't be written ({error.strerror}); name another file", subject=str(path)) from error
-    finally:
-        half.unlink(missing_ok=True)
 
 
 def show(found: Any, as_json: bool, lines: Callable[[Any], Any]) -> None:

@@ -47,9 +47,9 @@ class Field:
         return tuple(label for label in self._order if label in self._answers.sets)
 
     @property
-    def unit(self) -> str:
-        """What the averaged sets are measured in."""
-        return next(iter(self._scores.values())).unit
+    def units(self) -> Mapping[str, str]:
+        """What each measured set is measured in; the averaged ones share the first's."""
+        return {m: s.unit for m, s in self._scores.items()}
 
     @property
     def baseline(self) -> str:
@@ -121,14 +121,14 @@ class Field:
             **self.group._asdict(),
             measured=self.measured,
             averaged=self.averaged,
-            unit=self.unit,
+            unit=next(iter(self.units.values())),
             entries=tuple(map(self._entry, self.sets)),
             baselines=tuple(self._entry(label) for label in self._order if label not in self._answers.sets),
             dense=self._entry(DENSE) if DENSE in self._answers.sides else None,
             missing=tuple(holes(self._cells, self._reading)),
             level=self.level,
             partial=tuple(map(self._entry, self._answers.partial)),
-            units={m: s.unit for m, s in self._scores.items()},
+            units=self.units,
             better={m: s.better for m, s in self._scores.items()},
             metrics={m: s.metric for m, s in self._scores.items()},
             baseline=self.baseline,

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from calibrant.compare.families import Family, family_of
 from calibrant.compare.reading import Reading
+from calibrant.errors import DataError
 from calibrant.store import PROFILE, Run, Store
 
 TERMS: Final = 12
@@ -38,7 +39,7 @@ class Portrait:
     draws: tuple[Draw, ...]
     profile: Mapping[str, Any] | None = None
     terms: tuple[tuple[str, float], ...] = ()
-    examples: tuple[Mapping[str, str], ...] = field(default=())
+    examples: tuple[Mapping[str, str], ...] = ()
 
     @property
     def tokens(self) -> int | None:
@@ -110,8 +111,6 @@ def _profile(store: Store, reading: Reading, draw: Draw) -> Mapping[str, Any] | 
 
 
 def _read(content: bytes, name: str) -> Mapping[str, Any]:
-    from calibrant.errors import DataError
-
     try:
         return json.loads(content)
     except ValueError as error:

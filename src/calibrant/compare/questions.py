@@ -8,7 +8,7 @@ is a description: a question to be tested belongs among a study's primary contra
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
+from typing import Final, Literal
 
 from calibrant.compare.estimate import Estimate
 from calibrant.compare.families import family_of
@@ -17,6 +17,10 @@ from calibrant.compare.ranking import CONTROLS, MEAN, aimed, listed, source_name
 
 Answer = Literal["yes", "no", "it depends", "cannot tell", "not asked"]
 Told = Literal["better", "worse", "cannot tell"]
+
+IN_A_ROW: Final = ("Questions with answers in a row", "lone ones")
+WORKED: Final = ("Worked solutions", "answers alone")
+"""The two sides of a question about formats, in words."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,8 @@ class _Side:
         difference, level = self.field.difference(self.first, self.second, self.measured), self.field.level
         verdict: Told = "cannot tell" if not difference.apart(level, looks) else "worse" if difference.value > 0 else "better"
         on = self.measured[0] if len(self.measured) == 1 else MEAN
-        return Evidence(self.label, where(self.field), on, difference, difference.interval(level, looks), verdict, self.field.unit)
+        unit = self.field.units[self.measured[0]]
+        return Evidence(self.label, where(self.field), on, difference, difference.interval(level, looks), verdict, unit)
 
 
 def where(field: Field) -> str:
@@ -80,8 +85,8 @@ def questions(fields: Sequence[Field]) -> Iterator[Question]:
     yield _best(fields)
     yield _arithmetic(fields)
     yield _own(fields)
-    yield _formats(fields, "icl", "Do questions with their answers, one after the other (ICL), help?", "cot", ("zero", "single"), "icl")
-    yield _formats(fields, "cot", "Do worked solutions (CoT) help?", "icl", ("icl",), "cot")
+    yield _formats(fields, "icl", ("zero", "single"), "Do questions with their answers, one after the other (ICL), help?", IN_A_ROW)
+    yield _formats(fields, "cot", ("icl",), "Do worked solutions (CoT) help?", WORKED)
 
 
 def _best(fields: Sequence[Field]) -> Question:
@@ -143,21 +148,20 @@ def _own(fields: Sequence[Field]) -> Question:
     return _answered("own", asks, _judged(sides), "A task's own data", "the other sets")
 
 
-def _formats(fields: Sequence[Field], name: str, asks: str, than: str, before: Sequence[str], after: str) -> Question:
-    """Whether rows of one source calibrate better in one format than in another."""
+def _formats(fields: Sequence[Field], after: str, before: Sequence[str], asks: str, sides_in_words: tuple[str, str]) -> Question:
+    """Whether rows of one source calibrate better in the format `after` than in those `before`; the question has its name."""
     sides = list(chain.from_iterable(_reformatted(field, before, after) for field in fields))
     if not sides:
         pair = f"{' or '.join(before)} and {after}"
-        return Question(name, asks, "not asked", f"It takes one source in two formats, {pair}.")
-    first, second = {"icl": ("Questions with answers in a row", "lone ones"), "cot": ("Worked solutions", "answers alone")}[after]
-    return _answered(name, asks, _judged(sides), first, second)
+        return Question(after, asks, "not asked", f"It takes one source in two formats, {pair}.")
+    return _answered(after, asks, _judged(sides), *sides_in_words)
 
 
 def _reformatted(field: Field, before: Sequence[str], after: str) -> Iterator[_Side]:
-    by_source: dict[str, dict[str, str]] = {}
+    by_source: dict[tuple[str, str], dict[str, str]] = {}
     for label in field.sets:
         if _real(label) and family_of(label) != "mixed":
-            by_source.setdefault(source_name(label), {})[format_of(label)] = label
+            by_source.setdefault((source_name(label), label.partition("@")[2]), {})[format_of(label)] = label
     for formats in by_source.values():
         for form in (form for form in before if form in formats and after in formats):
             yield _Side(field, (formats[after],), (formats[form],), field.averaged, f"{formats[after]} against {formats[form]}")

@@ -19,6 +19,7 @@ def plain(comparison: Comparison, account: Account) -> dict[str, Any]:
             "rankings": [_ranking(r) for r in comparison.rankings],
             "contrasts": [_contrast(c) for c in comparison.contrasts],
             "agreements": list(comparison.agreements),
+            "questions": list(comparison.questions),
             "looks": comparison.looks,
             "missing": comparison.missing,
             "stale": comparison.stale,

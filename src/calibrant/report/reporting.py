@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
 
 from calibrant.compare import Comparison, Layers, Likeness, Portrait, Ranking, compare, layers, likeness, portraits, tidy
 from calibrant.compare.reading import Reading, narrowed, read
-from calibrant.durable import UNFINISHED, text_of_json, write_bytes
+from calibrant.durable import put, text_of_json
 from calibrant.errors import OutputError, SpecError
 from calibrant.report.account import Account, account_of, notes_of
 from calibrant.report.conclusions import Section, sections
@@ -183,12 +183,7 @@ def check_format(format: str) -> None:
 
 
 def _written(path: Path, text: str) -> Path:
-    half = path.with_name(f"{UNFINISHED}-{path.name}")
     try:
-        write_bytes(half, text.encode())
-        half.replace(path)
+        return put(path, text.encode())
     except OSError as error:
         raise OutputError(f"{str(path)!r} can't be written ({error.strerror}); name another file", subject=str(path)) from error
-    finally:
-        half.unlink(missing_ok=True)
-    return path

@@ -1,6 +1,7 @@
 """A report as a notebook shows it: what was found, each ranking's plot and table, in the page's own style."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from calibrant.report.findings import doubts, finding
 from calibrant.report.page.contents import Contents
@@ -10,7 +11,7 @@ from calibrant.report.page.pictures import picture
 from calibrant.report.page.tags import paragraph, text
 from calibrant.report.plots import forest
 
-MOST = 3
+MOST: Final = 3
 """How many rankings are shown; the page has them all."""
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from calibrant.compare.likeness import MEASURES, Likeness
 from calibrant.report.page.bundle import embedded
-from calibrant.report.page.drawing import drawing
+from calibrant.report.page.network_spec import network_spec
 from calibrant.report.page.tags import name, text
 from calibrant.report.plots.theme import FAMILIES
 from calibrant.report.plots.words import cut
@@ -220,7 +220,7 @@ def _pair(data: Network, edge: Sequence[tuple[int, int, float]]) -> str:
 
 def _embedded(data: Network, edges: dict[str, list[tuple[int, int, float]]]) -> dict[str, Any]:
     return {
-        "spec": drawing(),
+        "spec": network_spec(),
         "nodes": [*_nodes(data), *_squares(data)],
         "measures": {m: {"edges": edges[m], **_slider(edges[m], len(data.nodes))} for m in MEASURES if edges[m]},
         "words": dict(MEASURES),

@@ -18,6 +18,10 @@ BADGES: Final = {"yes": "yes", "no": "no", "it depends": "depends", "cannot tell
 """How each answer is styled."""
 
 
+LISTED: Final = 6
+"""How many findings stand at the top; the rest is with the rankings."""
+
+
 def answer(contents: Contents) -> Iterator[str]:
     """What was found, in one sentence with its uncertainty, and whatever ought to make a reader doubt it."""
     rankings = contents.comparison.rankings
@@ -37,10 +41,6 @@ def answer(contents: Contents) -> Iterator[str]:
             yield paragraph(f"… and {len(rankings) - LISTED} more combinations, below.")
     yield from (paragraph(c, "note") for c in dict.fromkeys(c for ranking in rankings for c in caveats(ranking)))
     yield "</section>"
-
-
-LISTED: Final = 6
-"""How many findings stand at the top; the rest is with the rankings."""
 
 
 def over_all(rankings: "tuple[Ranking, ...]") -> str:

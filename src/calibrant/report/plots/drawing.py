@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree
 
-from calibrant.durable import UNFINISHED, reason, write_bytes
+from calibrant.durable import put, reason
 from calibrant.errors import OutputError
 from calibrant.report.plots.picture import Plot
 from calibrant.report.plots.theme import DARK, FONT, LIGHT, resolved
@@ -59,7 +59,7 @@ def write(plots: Sequence[Plot], folder: Path, dark: bool = False) -> list[Path]
         for plot in plots:
             svg = _file(plot, palette)
             made = {"svg": svg.encode(), "png": vl_convert.svg_to_png(svg, scale=SCALE), "pdf": vl_convert.svg_to_pdf(svg)}
-            written += [_put(folder / f"{plot.name}.{ending}", content) for ending, content in made.items()]
+            written += [put(folder / f"{plot.name}.{ending}", content) for ending, content in made.items()]
     except OSError as error:
         raise OutputError(f"plots can't be written to {str(folder)!r}: {reason(error)}", subject=str(folder)) from error
     return written
@@ -73,16 +73,6 @@ def _file(plot: Plot, palette: Mapping[str, str]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" font-family="{FONT}">'
         f"<title>{escape(plot.title)}</title><desc>{escape(plot.description)}</desc>{ground}{''.join(_text(child) for child in root)}</svg>\n"
     )
-
-
-def _put(path: Path, content: bytes) -> Path:
-    half = path.with_name(f"{UNFINISHED}-{path.name}")
-    try:
-        write_bytes(half, content)
-        half.replace(path)
-    finally:
-        half.unlink(missing_ok=True)
-    return path
 
 
 def _svg(spec: Mapping[str, Any]) -> ElementTree.Element:

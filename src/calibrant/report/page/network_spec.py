@@ -6,7 +6,7 @@ _ARROW: Final = "M-1,-1L1,0L-1,1Z"
 _BAR: Final = "M-.3,-1.2H.3V1.2H-.3Z"
 
 
-def drawing() -> dict[str, Any]:
+def network_spec() -> dict[str, Any]:
     """The drawing as Vega reads it. Nodes are laid out around (0, 0); `frame` says where that is on the screen, and how large."""
     return {
         "$schema": "https://vega.github.io/schema/vega/v6.json",
