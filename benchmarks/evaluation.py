@@ -43,11 +43,11 @@ def theirs(model: str, task: str, shots: int, items: int, tasks: str) -> list[li
 
 def ours(model: str, task: str, shots: int, items: int, tasks: str) -> list[list[float]]:
     """The same from the evaluator `harness`."""
+    from calibrant.evaluators import timed
     from calibrant.evaluators.harness import Harness
     from calibrant.models import open_model
 
-    opened = open_model(model, "float32", "cpu")
-    measured = Harness(task=task, num_fewshot=shots, limit=items, include_path=tasks).measure(opened.model, opened.tokenizer)
+    measured = timed(Harness(task=task, num_fewshot=shots, limit=items, include_path=tasks), open_model(model, "float32", "cpu"))
     return [[-nats for nats in outcome.facts["nats"]] for outcome in measured.outcomes]
 
 

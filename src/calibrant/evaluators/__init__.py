@@ -1,5 +1,6 @@
 """Measuring a model; the list of evaluators is the list of files."""
 
+import calibrant.models  # noqa: F401  # pyright: ignore[reportUnusedImport]  # first: it imports transformers faster than the others would
 from calibrant.evaluators._base import Evaluator
 from calibrant.evaluators._guard import leaks, refuse
 from calibrant.evaluators._measuring import evaluate, evaluators, timed

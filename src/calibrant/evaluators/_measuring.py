@@ -1,18 +1,18 @@
 """`evaluate`: a model, some evaluators, their measurements."""
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from calibrant.allocator import freed_memory_kept
 from calibrant.errors import SpecError
 from calibrant.evaluators._base import Evaluator
 from calibrant.evaluators._guard import calibrated_on, refuse
 from calibrant.models import Opened, open_model, read_manifest
+from calibrant.models.keeping import cache_folder
 from calibrant.outcomes import Journal, Measurement
 from calibrant.progress import Progress, silent
 from calibrant.registry import Registry
@@ -64,7 +64,8 @@ def timed(
 ) -> Measurement:
     """One measurement, with the seconds it took as its provenance."""
     began = time.perf_counter()
-    measured = task.measure(opened.model, opened.tokenizer, reference, progress, journal)
+    with freed_memory_kept():
+        measured = task.measure(opened.model, opened.tokenizer, reference, progress, journal)
     about = {"model": opened.name, "note": opened.note, "dtype": str(opened.dtype).removeprefix("torch.")}
     return replace(measured, provenance={"seconds": time.perf_counter() - began, **about})
 
@@ -84,5 +85,4 @@ def _reference(given: str | Opened | None, manifest: Mapping[str, Any] | None, o
 def _journal(task: Evaluator, opened: Opened, reference: Opened | None) -> Journal:
     """Where this measurement keeps its items until all is done: in the user's cache, under the hash of what is measured."""
     question = identity([opened.digest, canonical(task), str(opened.dtype), reference.digest if reference and task.compares else ""])
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Journal(cache / "calibrant" / "journals" / f"{question.rpartition(':')[2]}.jsonl", question)
+    return Journal(cache_folder() / "journals" / f"{question.rpartition(':')[2]}.jsonl", question)

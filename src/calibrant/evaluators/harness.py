@@ -302,12 +302,13 @@ def _tasks(include_path: str | None, defaults: bool) -> Any:
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """Silence, the random numbers that a run of the harness starts from, and everything as it was afterwards."""
-    log, building = logging.getLogger("lm_eval"), _harness("lm_eval.api.task")
+    log, building, templates = logging.getLogger("lm_eval"), _harness("lm_eval.api.task"), _harness("lm_eval.utils").env
     level, bars = log.level, not datasets.are_progress_bars_disabled()
     states, tqdm = (random.getstate(), np.random.get_state()), building.tqdm  # noqa: NPY002  # the state that tasks draw from
     log.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     building.tqdm = lambda items, **_: items  # the bar of building prompts can't be switched off
+    templates.from_string = cache(templates.from_string)  # a task's few templates are compiled anew for every text of every document
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             random.seed(SEEDS["random"])
@@ -317,6 +318,7 @@ def _undisturbed() -> Iterator[None]:
     finally:
         log.setLevel(level)
         building.tqdm = tqdm
+        del templates.from_string
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         if bars:

@@ -90,6 +90,7 @@ class Task(Evaluator):
         if not items:
             raise DataError(f"{source} has no question whose answer can be scored; {passed_over} rows lack what is needed", subject=str(source))
         shots, tokens = prompt(self._exemplars(put)), Tokens(tokenizer)
+        tokens.learn(text for item in items for o in item.options for c in (shots + o.context, o.bare) for text in (c, c + o.continuation))
         asked = {item.key: _asked(item, shots, tokens) for item in items}
         bare = {f"{item.key} bare": [tokens.request(o.bare, o.continuation) for o in item.options] for item in items if len(item.options) > 1}
         told = _Counter(progress, f"measuring {self}", sum(map(len, [*asked.values(), *bare.values()])))

@@ -1,9 +1,12 @@
 """Opening, viewing and saving causal language models."""
 
-from calibrant.models.devices import resolve_device, resolve_dtype
-from calibrant.models.opening import Opened, located, open_model, open_tokenizer
-from calibrant.models.saving import check_output, read_manifest, save
-from calibrant.models.viewing import Block, Dense, ModelView, Weight, check_finite, view
+from calibrant.models.importing import uncollected
+
+with uncollected():
+    from calibrant.models.devices import resolve_device, resolve_dtype
+    from calibrant.models.opening import Opened, located, open_model, open_tokenizer
+    from calibrant.models.saving import check_output, read_manifest, save
+    from calibrant.models.viewing import Block, Dense, ModelView, Weight, check_finite, view
 
 __all__ = [
     "Block",

@@ -15,34 +15,52 @@ from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTraine
 
 from calibrant.errors import ModelError
 from calibrant.models.complete import check_complete
+from calibrant.models.keeping import Keeping
 from calibrant.models.quiet import quoted
+from calibrant.models.saving import forget_quantization
 
 MAGIC: Final = b"GGUF"
 FLOATS: Final = ("F32", "F16", "BF16", "F64")
 
 
-def open_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, str]:
+def open_gguf(path: Path, dtype: torch.dtype, digest: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, str]:
     """The model, its tokenizer, and a note such as "dequantized from Q4_1" (empty if nothing was quantized).
 
-    Raises `ModelError` for a file that is no GGUF, is truncated or damaged, or is of an architecture that transformers can't read.
+    `digest` is that of the file: by it the dequantized model is kept in the user's cache, as `keeping` says. Raises `ModelError` for a file that is
+    no GGUF, is truncated or damaged, or is of an architecture that transformers can't read.
     """
     check_magic(path)
-    where: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    keeping = Keeping(digest, dtype)
+    kept = keeping.model()
     with _each_step_once():
-        note = quantization(_read(path))
-        try:
-            config = AutoConfig.from_pretrained(**where)
-            # A file's weights would stay packed where a kernel for that is at hand: they are wanted as plain numbers.
-            asked: dict[str, Any] = {"dtype": dtype, "quantization_config": GgufConfig(dequantize=True), "output_loading_info": True}
-            model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(**where, config=config, **asked))
-            # Not AutoTokenizer, which reads the whole file again only to come to the same class.
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(**where)
-        except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, StrictDataclassError) as error:
-            raise ModelError(
-                f"{path} is a GGUF file that transformers can't open ({quoted(error)}); try a folder of safetensors", subject=str(path)
-            ) from error
-    check_complete(loaded, str(path))
+        model, note = kept or _dequantized(path, dtype)
+        # Not AutoTokenizer, which reads the whole file again only to come to the same class.
+        tokenizer = _opened(path, PreTrainedTokenizerFast)
+    forget_quantization(model)
+    if kept is None:
+        keeping.keep(model, note)
+    model.config.name_or_path = model.name_or_path = str(path.parent)
+    model.config.architectures = [type(model).__name__]  # as it is once the model has been saved
     return model, tokenizer, note
+
+
+def _dequantized(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
+    note = quantization(_read(path))
+    # A file's weights would stay packed where a kernel for that is at hand: they are wanted as plain numbers.
+    asked: dict[str, Any] = {"dtype": dtype, "quantization_config": GgufConfig(dequantize=True), "output_loading_info": True}
+    model, loaded = _opened(path, AutoModelForCausalLM, config=_opened(path, AutoConfig), **asked)
+    check_complete(loaded, str(path))
+    return model, note
+
+
+def _opened(path: Path, kind: Any, **asked: Any) -> Any:
+    """What transformers makes of the file."""
+    try:
+        return kind.from_pretrained(path.parent, gguf_file=path.name, **asked)
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, StrictDataclassError) as error:
+        raise ModelError(
+            f"{path} is a GGUF file that transformers can't open ({quoted(error)}); try a folder of safetensors", subject=str(path)
+        ) from error
 
 
 def check_magic(path: Path) -> None:

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import struct
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast, final
@@ -81,11 +82,13 @@ def open_model(ref: str, dtype: str = "auto", device: str = "auto") -> Opened:
     path = _locate(ref)
     with quiet():
         if path.is_dir():
-            model, tokenizer = _open_folder(path, ref, kind)
-            digest, note = _folder_digest(path), _folder_note(path)
+            with ThreadPoolExecutor(1) as beside:
+                digested = beside.submit(_folder_digest, path)
+                model, tokenizer = _open_folder(path, ref, kind)
+            digest, note = digested.result(), _folder_note(path)
         else:
-            model, tokenizer, note = open_gguf(path, kind)
             digest = _file_digest(path)
+            model, tokenizer, note = open_gguf(path, kind, digest)
     forget_quantization(model)
     return Opened(model.eval().to(where), tokenizer, ref, digest, note, kind)  # pyright: ignore[reportArgumentType]  # `to` is decorated
 
