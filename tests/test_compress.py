@@ -167,6 +167,16 @@ def test_arrival_gives_way_when_memory_is_short(folder: Path, texts: str) -> Non
     assert fitting("dense", seen_by, batch, opened.dtype, limit=1000) == ("dense", "")
 
 
+def test_the_room_for_activations_can_be_given(folder: Path, texts: str) -> None:
+    data = CalibrationSet(texts, samples=4, length=16)
+    tight = prune(str(folder), data, memory=1e-6).record
+    assert tight.run.propagate == "reference"
+    assert "may hold 0.0 GB; went on with reference" in tight.provenance["note"]
+    assert prune(str(folder), data, memory=1.0).record.run.propagate == "arrival"
+    with pytest.raises(SpecError, match="memory=-1 is no room for activations"):
+        prune(str(folder), data, memory=-1.0)
+
+
 def test_a_checkpoint_that_broke_off_is_not_believed(folder: Path, tmp_path: Path) -> None:
     seen_by = view(open_model(str(folder), "float32").model)
     kept = Checkpoint(tmp_path / "out", "sha256:1")

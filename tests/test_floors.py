@@ -12,10 +12,10 @@ import calibrant
 
 ROOT = Path(calibrant.__file__).parent
 FLOORS = [
-    ["errors", "spec", "registry", "progress", "notebook"],
+    ["errors", "spec", "registry", "progress", "notebook", "allocator", "clock"],
     ["activations", "targets", "store", "outcomes", "durable", "estimates"],
     ["data", "models", "ranks"],
-    ["walk", "checkpoint", "methods", "allocations", "statistics", "changes"],
+    ["walk", "checkpoint", "methods", "allocations", "statistics", "changes", "costs"],
     ["compress", "evaluators", "select", "testing"],
     ["study", "compare", "names", "inspection"],
     ["report", "screen"],

@@ -251,3 +251,20 @@ def test_text_of_a_data_set_cannot_steer_the_terminal():
         model={**MODEL, "name": bad, "energy": {"tokens": 1, "matrices": 1, "kinds": {}}},
     )
     assert not {"\x1b", "\x07", "\N{RIGHT-TO-LEFT OVERRIDE}"} & set(everywhere)
+
+
+def test_a_profile_says_where_the_time_went_and_the_floor():
+    costs: dict[str, Any] = {
+        "phases": {"open": 1.0, "compress": 9.0},
+        "parts": {"forward": 6.0, "method": 3.0},
+        "floor": 4.5,
+        "peak": 3e11,
+        "tokens": 4096,
+    }
+    costs["dtype"] = "float32"
+    said = shown(screen.pruned(record(costs=costs)), 100)
+    assert "  forward" in said
+    assert "60%" in said
+    assert "floor          4.50 s: the blocks' matrix products with 4,096 tokens, once, in float32" in said
+    assert "compressing took 2.00 times the floor" in said
+    assert "floor" not in shown(screen.pruned(record(costs={**costs, "floor": 0.0})))

@@ -20,8 +20,11 @@ T = TypeVar("T")
 S = TypeVar("S", bound="Statistic")
 Own = TypeVar("Own", bound="Statistic")
 
-CHUNK = 4096
+CHUNK = 1024
 """Rows promoted to a wider type at a time: keeps the copy in cache, and float32 partial sums short."""
+
+PANEL = 192
+"""Columns of a Gram's panel: narrow enough that little of the lower triangle is multiplied too, wide enough for the product's full speed."""
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -70,7 +73,7 @@ class FeatureNorms(InputStatistic):
         # Partial sums of a chunk are in the wide type, their total in float64: the order of many additions then decides no mask.
         total = torch.zeros(x.shape[1], dtype=torch.float64 if x.device.type != "mps" else torch.float32, device=x.device)
         for rows, w in _chunks(x, weights):
-            squares = rows.square_()
+            squares = rows.square()
             total += (squares if w is None else squares.mul_(w[:, None])).sum(0)
         return FeatureNorms(total, x.shape[0], _mass(x, weights))
 
@@ -93,9 +96,14 @@ class Gram(InputStatistic):
 
     @classmethod
     def of(cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None) -> "Gram":
-        total = torch.zeros(x.shape[1], x.shape[1], dtype=wide(x.dtype), device=x.device)
+        width = x.shape[1]
+        total = torch.zeros(width, width, dtype=wide(x.dtype), device=x.device)
         for rows, w in _chunks(x, weights):
-            total.addmm_(rows.T, rows if w is None else rows * w[:, None])
+            weighted = rows if w is None else rows * w[:, None]
+            for at in range(0, width, PANEL):  # what lies left of the panel is the mirror image of what lies above it
+                total[at : at + PANEL, at:].addmm_(rows[:, at : at + PANEL].T, weighted[:, at:])
+        for at in range(PANEL, width, PANEL):
+            total[at : at + PANEL, :at] = total[:at, at : at + PANEL].T
         return Gram(total, x.shape[0], _mass(x, weights))
 
     def __add__(self, other: "Gram") -> "Gram":
@@ -185,9 +193,9 @@ def _upper(width: int, device: torch.device) -> Bool[Tensor, "in in"]:
 
 
 def _chunks(x: Tensor, weights: Tensor | None):
-    """Row chunks of `x` as fresh copies in the wide type, with their weights."""
+    """Row chunks of `x` in the wide type, with their weights."""
     for start in range(0, x.shape[0], CHUNK):
-        rows = x[start : start + CHUNK].to(wide(x.dtype), copy=True)
+        rows = x[start : start + CHUNK].to(wide(x.dtype))
         yield rows, None if weights is None else weights[start : start + CHUNK].to(rows.dtype)
 
 

@@ -5,13 +5,8 @@ last finished block when it is asked again.
 """
 
 import itertools
-import os
-import platform
-import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +17,11 @@ import torch
 
 from calibrant.activations import InputStatistic, Seen, Statistic
 from calibrant.allocations import Allocation, allocations
+from calibrant.allocator import freed_memory_kept
 from calibrant.changes import input_sizes, mask_bits, output_error
 from calibrant.checkpoint import Checkpoint
+from calibrant.clock import Clock, spent_on
+from calibrant.costs import Costs, provenance
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import CalibrantError, SpecError
 from calibrant.methods import BlockMethod, Method, methods
@@ -38,22 +36,6 @@ from calibrant.targets import Target, parse_target
 from calibrant.walk import Propagation, walk, walk_blocks
 
 PROPAGATIONS = ("arrival", "reference", "dense")
-
-
-@dataclass
-class Clock:
-    """Seconds per phase, in the order they were first spent."""
-
-    seconds: dict[str, float] = field(default_factory=dict[str, float])
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add what is spent inside to `name`."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
 @dataclass(frozen=True)
@@ -101,12 +83,14 @@ class Pruned:
     out: Path | None
     continued_from: int = 0
     already_done: bool = False
+    costs: Costs | None = None
 
     def _repr_html_(self) -> str:
         told = {"saved in": self.out or "", "continued from block": self.continued_from or ""}
         return card(f"{self.opened.name}, pruned", told, inside=self.record._repr_html_())
 
 
+@freed_memory_kept()
 def compress(
     opened: Opened,
     seen_by: ModelView,
@@ -149,7 +133,8 @@ def compress(
             new = [_compress_one(asked.method, weight, seen, targets[index]) for weight, seen in block]
             ranks.agree(f"what became of block {index}", repr(new))
             if checkpoint and ranks.first:
-                checkpoint.add(index, seen_by.blocks[index], new)
+                with spent_on("keeping finished blocks"):
+                    checkpoint.add(index, seen_by.blocks[index], new)
             reports += new
             progress(f"{asked.method.spec_name()} {asked.target}", index + 1, len(seen_by.blocks))
     if asked.propagate == "dense":
@@ -210,22 +195,24 @@ def drop_blocks(seen_by: ModelView, batch: TokenBatch, method: BlockMethod, targ
 def _compress_one(method: Method, weight: Weight, seen: Seen, target: Target) -> dict[str, Any]:
     """The line at which a matrix becomes another, and what the record says about it."""
     try:
-        compressed = method.compress(weight.get(), seen, target)
+        with spent_on("method"):
+            compressed = method.compress(weight.get(), seen, target)
     except CalibrantError as error:
         raise type(error)(f"{method.spec_name()} failed at {weight.name}: {error}", subject=weight.name) from error
-    error = output_error(weight.get(), compressed.weight, seen)
-    weight.set(compressed.weight)
-    zeros = int((compressed.weight == 0).sum())
-    return {
-        "name": weight.name,
-        "shape": list(weight.shape),
-        "zeros": zeros,
-        "sparsity": zeros / compressed.weight.numel(),
-        **error,
-        "bits": mask_bits(weight.name, compressed.weight),
-        **input_sizes(weight.name, seen),
-        "notes": dict(compressed.notes),
-    }
+    with spent_on("record"):
+        error = output_error(weight.get(), compressed.weight, seen)
+        weight.set(compressed.weight)
+        zeros = weight.shape[0] * weight.shape[1] - int(compressed.weight.count_nonzero())
+        return {
+            "name": weight.name,
+            "shape": list(weight.shape),
+            "zeros": zeros,
+            "sparsity": zeros / compressed.weight.numel(),
+            **error,
+            "bits": mask_bits(weight.name, compressed.weight),
+            **input_sizes(weight.name, seen),
+            "notes": dict(compressed.notes),
+        }
 
 
 def _put(seen_by: ModelView, done: Mapping[int, Any]) -> None:
@@ -266,7 +253,7 @@ def fitting(
     allowed = int(psutil.virtual_memory().available * 0.8) if limit is None else limit
     if needed <= allowed:
         return propagate, ""
-    return "reference", f"arrival would hold about {needed / 1e9:.1f} GB of activations and {allowed / 1e9:.1f} GB are free; went on with reference"
+    return "reference", f"arrival would hold about {needed / 1e9:.1f} GB of activations and may hold {allowed / 1e9:.1f} GB; went on with reference"
 
 
 def prune(
@@ -284,21 +271,33 @@ def prune(
     allocation: str | Allocation = "uniform",
     dtype: str = "auto",
     device: str = "auto",
+    memory: float | None = None,
+    profile: bool = False,
     progress: Progress = silent,
 ) -> Pruned:
     """Open `model`, compress it with what `data` shows it, and save it to `out` as an ordinary Hugging Face folder.
 
     `sparsity` is a share of every matrix (`0.5`) or N kept of every M (`"2:4"`). The same call after an interruption continues from the last
-    finished block; after it is done, it says so and does nothing. Raises an `InputError` for anything that can't be used, before any work.
+    finished block; after it is done, it says so and does nothing. With `profile` the result has `costs`: where the time went, and the least it
+    could have taken. Where `arrival` would hold more than `memory` GB of activations (by default 80 % of what is free), the job goes on with
+    `reference`, and the record says so. Raises an `InputError` for anything that can't be used, before any work.
 
     Processes that torchrun started calibrate together, each on its share of the micro-batches, and all of them get the model; the first one
     alone writes, and tells `progress`. One that fails ends all: the others raise its error, or `RankError`.
     """
     with joined() as ranks:
-        asked = Asked.parse(method, sparsity, propagate, allocation)
+        asked, room = Asked.parse(method, sparsity, propagate, allocation), _bytes(memory)
         calibration = data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples=samples, length=length, tokens=tokens, seed=seed)
-        job = _Job.open(model, calibration, asked, None if out is None else Path(out), dtype, device, progress if ranks.first else silent, ranks)
-        return job.into(Path(out), device) if out is not None else Pruned(job.opened, job.told(job.compress(None)), None)
+        folder, told = None if out is None else Path(out), progress if ranks.first else silent
+        job = _Job.open(model, calibration, asked, folder, dtype, device, room, told, ranks)
+        done = job.into(folder, device) if folder is not None else Pruned(job.opened, job.told(job.compress(None)), None)
+        return replace(done, costs=job.costs()) if profile and not done.already_done else done
+
+
+def _bytes(memory: float | None) -> int | None:
+    if memory is not None and not memory > 0:
+        raise SpecError(f"memory={memory:g} is no room for activations; give GB above 0, or leave it out", subject=str(memory))
+    return None if memory is None else int(memory * 1e9)
 
 
 @dataclass(frozen=True)
@@ -317,7 +316,16 @@ class _Job:
 
     @classmethod
     def open(
-        cls, model: str, calibration: CalibrationSet, asked: Asked, folder: Path | None, dtype: str, device: str, progress: Progress, ranks: Ranks
+        cls,
+        model: str,
+        calibration: CalibrationSet,
+        asked: Asked,
+        folder: Path | None,
+        dtype: str,
+        device: str,
+        room: int | None,
+        progress: Progress,
+        ranks: Ranks,
     ) -> "_Job":
         """Open and draw, once it is clear that `folder` can be written."""
         clock = Clock()
@@ -330,7 +338,7 @@ class _Job:
         with clock.phase("tokenize"):
             batch = calibration.tokens(opened.tokenizer) if asked.method.observes else None
         ranks.agree("the run that is asked for", asked.run(opened, batch, str(calibration), calibration.seed).id)
-        fits = ranks.gathered([fitting(asked.propagate, seen_by, batch, opened.dtype)])
+        fits = ranks.gathered([fitting(asked.propagate, seen_by, batch, opened.dtype, room)])
         propagate, note = max(fits, key=lambda fit: bool(fit[1]))  # where memory is short for one, none can go on as asked
         return cls(opened, seen_by, batch, replace(asked, propagate=propagate), calibration, clock, note, progress, ranks)
 
@@ -339,6 +347,10 @@ class _Job:
         with self.clock.phase("compress"):
             job = self.opened, self.seen_by, self.batch, self.asked
             return compress(*job, **told, progress=self.progress, checkpoint=checkpoint, ranks=self.ranks)
+
+    def costs(self) -> Costs:
+        """What all of it cost."""
+        return Costs.of(self.clock, self.seen_by, 0 if self.batch is None else int(self.batch.mask.sum()))
 
     def told(self, record: Record) -> Record:
         """`record` with how it came about so far."""
@@ -375,25 +387,3 @@ def manifest_of(record: Record, batch: TokenBatch | None = None) -> dict[str, An
     """
     examples = [] if batch is None else list(batch.examples)
     return {"calibrant": version("calibrant"), "id": record.run.id, "record": asdict(record), "examples": examples}
-
-
-def provenance(opened: Opened, clock: Clock, note: str = "") -> dict[str, Any]:
-    """How a result came about: outside every identity."""
-    return {
-        "seconds": dict(clock.seconds),
-        "peak_memory_bytes": peak_memory(),
-        "versions": {name: version(name) for name in ("calibrant", "torch", "transformers")} | {"python": platform.python_version()},
-        "device": str(opened.model.device),
-        "threads": torch.get_num_threads(),
-        "model_note": opened.note,
-        "note": note,
-    }
-
-
-def peak_memory() -> int:
-    """The most memory this process has held at once, in bytes; 0 where the system doesn't tell."""
-    if os.name != "posix":
-        return 0
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

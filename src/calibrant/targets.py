@@ -138,8 +138,8 @@ def _lowest(scores: Tensor, k: int) -> Tensor:
 
 
 def _refuse_nan(scores: Tensor) -> None:
-    nan = int(scores.isnan().count_nonzero())
-    if nan:
+    # A sum is NaN where a score is, and also where infinities meet; only then is counting worth its time.
+    if bool(scores.sum().isnan()) and (nan := int(scores.isnan().count_nonzero())):
         raise NumericsError(
             f"{nan} of {scores.numel()} scores are NaN, so no weight can be chosen; look for NaN or infinity in the weight and its inputs"
         )

@@ -21,6 +21,7 @@ With other `ranks` this process runs its share of the micro-batches, and hands o
 """
 
 import re
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from calibrant.activations import BlockChange, InputStatistic, Seen, Statistic
+from calibrant.clock import spent_on
 from calibrant.data import TokenBatch, micro_batches
 from calibrant.errors import NumericsError, WalkError
 from calibrant.models import Block, ModelView, Weight
@@ -39,8 +41,8 @@ from calibrant.ranks import ALONE, Ranks
 Propagation = Literal["arrival", "reference", "dense"]
 Kinds = tuple[type[InputStatistic], ...]
 
-TOKENS_PER_PASS = 4096
-"""Tokens of one micro-batch: large enough to fill the cores, small enough that attention's temporaries stay small."""
+TOKENS_PER_PASS = 1024
+"""Tokens of one micro-batch: large enough to fill the cores, small enough that what a forward makes in passing stays in or near the cache."""
 
 _AS_OUT_IN = {"linear"}
 _AS_IN_OUT = {"addmm", "mm", "matmul", "__matmul__", "__rmatmul__"}
@@ -129,7 +131,8 @@ class _Part:
             rows, weights = flat, None
         else:
             rows, weights = self._traced(weight, flat)
-        seen = Seen({kind: kind.of(rows, weights) for kind in observes})
+        with spent_on("statistics"):
+            seen = Seen({kind: kind.of(rows, weights) for kind in observes})
         if not all(seen[kind].finite() for kind in observes):
             raise NumericsError(
                 f"the activations that reach {weight.name} hold NaN or infinity; the model or its type can't be calibrated on", subject=weight.name
@@ -344,15 +347,16 @@ class _Shared:
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._inputs: list[Tensor] = []
+        self._inputs: list[weakref.ref[Tensor]] = []
         self._key: list[Any] = []
         self._seen = Seen({})
 
     def seen(self, weight: Weight, arrivals: Sequence[tuple[_Part, Tensor]], observes: Kinds) -> Seen:
         """The sum of what arrives from all micro-batches of all ranks."""
         key = [(id(part), x.data_ptr(), x._version, x.shape, x.stride()) for part, x in arrivals]
-        if not self._ranks.all(key == self._key):
-            self._inputs, self._key = [x for _, x in arrivals], key  # held, so that their addresses stay theirs
+        # An address is a tensor's own only while that lives; held here, the widest inputs of a block would outlive their use.
+        if not self._ranks.all(key == self._key and all(x() is not None for x in self._inputs)):
+            self._inputs, self._key = [weakref.ref(x) for _, x in arrivals], key
             self._seen = self._ranks.total((part.arrived(weight, x, observes) for part, x in arrivals), weight.stored.device)
         return self._seen
 

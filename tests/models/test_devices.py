@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from calibrant.errors import ModelError
-from calibrant.models import resolve_device, resolve_dtype
+from calibrant.models import devices, resolve_device, resolve_dtype
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float32", "float16", "float64"])
@@ -22,7 +22,26 @@ def test_a_named_dtype_is_taken_as_it_is(name):
 )
 def test_auto_is_bfloat16_only_where_the_processor_multiplies_in_it(monkeypatch, able, wanted):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    monkeypatch.setattr(devices, "bfloat16_gain", lambda: 2.0)
     assert resolve_dtype("auto", "cpu") is wanted
+
+
+@pytest.mark.parametrize(("gain", "wanted"), [(0.5, torch.float32), (1.1, torch.float32), (1.3, torch.bfloat16)])
+def test_auto_is_bfloat16_only_where_it_is_faster(monkeypatch, gain, wanted):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(devices, "bfloat16_gain", lambda: gain)
+    assert resolve_dtype("auto", "cpu") is wanted
+
+
+def test_a_processor_without_it_isnt_tried(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    monkeypatch.setattr(devices, "bfloat16_gain", lambda: pytest.fail("tried"))
+    assert resolve_dtype("auto", "cpu") is torch.float32
+
+
+def test_the_gain_is_found_once():
+    assert 0.01 < devices.bfloat16_gain() < 100
+    assert devices.bfloat16_gain() == devices.bfloat16_gain()
 
 
 @pytest.mark.parametrize(("capability", "wanted"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)])

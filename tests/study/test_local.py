@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from calibrant.cli import main
-from calibrant.compress import Clock
+from calibrant.clock import Clock
 from calibrant.errors import ModelError, OutputError, SpecError, WorkerError
 from calibrant.progress import silent
 from calibrant.store import Store

@@ -45,7 +45,7 @@ Samples = Annotated[int, typer.Option(parser=whole, metavar="N", help="Windows t
 Tokens = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Real tokens to calibrate on, instead of --samples.", show_default=False)]
 Length = Annotated[int, typer.Option(parser=whole, metavar="N", help="Tokens in a window.")]
 Seed = Annotated[int, typer.Option(parser=whole, metavar="N", help="Number of the draw: draws share no row until the source is used up.")]
-Dtype = Annotated[str, typer.Option(metavar="TYPE", help="auto, bfloat16 or float32. auto takes bfloat16 where the processor computes in it.")]
+Dtype = Annotated[str, typer.Option(metavar="TYPE", help="auto, bfloat16 or float32. auto takes bfloat16 where the machine is faster in it.")]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or mps.")]
 DataDir = Annotated[
     Path | None,

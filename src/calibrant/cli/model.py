@@ -67,16 +67,24 @@ def prune(
     dtype: Dtype = "auto",
     device: Device = "auto",
     data_dir: DataDir = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GB", help="Room for activations; what needs more goes on with reference. \\[default: 80 % of what is free]", show_default=False
+        ),
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Also say where the time went, and the least that this machine needs.")] = False,
     as_json: Json = False,
 ) -> None:
     """Prune MODEL and save it as an ordinary Hugging Face folder. A run that was killed continues when asked again."""
     from calibrant.compress import prune as run
 
     look_in(data_dir)
-    asked = functools.partial(run, samples=samples, tokens=tokens, length=length, seed=seed, propagate=propagate, dtype=dtype, device=device)
+    budget = functools.partial(run, samples=samples, tokens=tokens, length=length, seed=seed, memory=memory, profile=profile)
     with progress() as told:
-        done = asked(model, data, method, sparsity, out, progress=told)
-    found = {**asdict(done.record), "out": str(done.out), "continued_from": done.continued_from, "already_done": done.already_done}
+        done = budget(model, data, method, sparsity, out, propagate=propagate, dtype=dtype, device=device, progress=told)
+    about = {"out": str(done.out), "continued_from": done.continued_from, "already_done": done.already_done}
+    found = {**asdict(done.record), **about, **({"costs": asdict(done.costs)} if done.costs else {})}
     show(found, as_json, screen.pruned)
 
 

@@ -1,6 +1,6 @@
 """Column elimination: remove weights from left to right, correcting the columns that follow.
 
-Rows don't depend on each other, so on the CPU a block of columns is one call of a compiled kernel, its rows shared among as many threads
+Rows don't depend on each other, so on the CPU a block of columns is one call of a compiled kernel, many rows shared among as many threads
 as torch has; then one matrix product corrects everything right of the block. Other devices take the same steps column by column in
 torch (run on the CPU in the tests; no other device was at hand).
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,6 +28,9 @@ class Span:
     group: int = 0
     drop: int = 0
 
+
+ROWS_PER_THREAD: Final = 1024
+"""Rows worth another thread. Torch's own threads go on turning for a moment after a product, and fewer rows are done before they rest."""
 
 Step = Callable[[Tensor, Tensor, Tensor, Tensor, Span], Tensor]
 """Eliminates within a span, in place: (weight, upper, saliency, gone [out, span], span) -> errors [out, span]. Fills `gone` if it chooses."""
@@ -67,16 +71,15 @@ def eliminate_rows(weight: Tensor, upper: Tensor, saliency: Tensor, gone: Tensor
     errors = torch.zeros(gone.shape, dtype=weight.dtype)
     arrays = [t.numpy() for t in (weight, upper, saliency, gone, errors)]
     rows, kernel, threads = weight.shape[0], _kernel(), torch.get_num_threads()
-    share = -(-rows // threads)
+    share = max(-(-rows // threads), ROWS_PER_THREAD)
 
     def run(first: int) -> None:
         kernel(*arrays, first, min(first + share, rows), span.start, span.stop, span.group, span.drop)
 
-    if share >= rows:
-        run(0)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(run, range(0, rows, share)))
+    others = [_threads(threads).submit(run, first) for first in range(share, rows, share)]
+    run(0)
+    for other in others:
+        other.result()
     return errors
 
 
@@ -94,6 +97,12 @@ def eliminate_columns(weight: Tensor, upper: Tensor, saliency: Tensor, gone: Ten
         errors[:, i] = (column / u[i, i]).where(gone[:, i], 0)
         block[:, i] = column.masked_fill(gone[:, i], 0)
     return errors
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    """Kept from call to call: a matrix has a dozen blocks, and a model hundreds of matrices."""
+    return ThreadPoolExecutor(count, thread_name_prefix="elimination")
 
 
 @cache

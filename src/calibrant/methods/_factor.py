@@ -64,7 +64,7 @@ def _inverse_factor(gram: Gram, dead: Tensor, damping: float, dtype: torch.dtype
     if int(info) != 0:
         return None
     upper = invert_upper(lower.flip(0, 1))
-    return upper if bool(upper.isfinite().all()) else None
+    return upper if all(bool(extreme.isfinite()) for extreme in upper.aminmax()) else None
 
 
 def invert_upper(r: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:

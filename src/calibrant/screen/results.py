@@ -31,6 +31,25 @@ def pruned(found: Mapping[str, Any]) -> Iterator[Any]:
         ("note", how.get("note", "")),
         ("saved to", found["out"]),
     )
+    if "costs" in found:
+        yield from _costs(found["costs"])
+
+
+def _costs(costs: Mapping[str, Any]) -> Iterator[Any]:
+    """Where the time went: each phase, what compressing consists of, and the floor."""
+    whole = sum(costs["phases"].values())
+    table = table_of("where the time went", "seconds", "of all")
+    for phase, seconds in costs["phases"].items():
+        table.add_row(phase, f"{seconds:.2f}", f"{seconds / whole:.0%}")
+        for name, spent in costs["parts"].items() if phase == "compress" else ():
+            table.add_row(f"  {name}", f"{spent:.2f}", f"{spent / whole:.0%}")
+    yield table
+    if costs["floor"]:
+        yield from labelled(
+            ("floor", f"{costs['floor']:.2f} s: the blocks' matrix products with {costs['tokens']:,} tokens, once, in {costs['dtype']}"),
+            ("peak", f"{costs['peak'] / 1e9:,.0f} GFLOP/s, measured just now with matrices of these shapes"),
+            ("above floor", f"compressing took {costs['phases']['compress'] / costs['floor']:.2f} times the floor"),
+        )
 
 
 def scores(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:

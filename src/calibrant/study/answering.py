@@ -14,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from calibrant.compress import Clock, compress, provenance
+from calibrant.clock import Clock
+from calibrant.compress import compress
+from calibrant.costs import provenance
 from calibrant.errors import OutputError
 from calibrant.evaluators import Evaluator, timed
 from calibrant.outcomes import Journal

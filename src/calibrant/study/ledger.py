@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from calibrant.compress import Clock, peak_memory
+from calibrant.clock import Clock
+from calibrant.costs import peak_memory
 from calibrant.spec import canonical
 from calibrant.store import Store
 from calibrant.study.question import Event, Failed, Finished, Job, Measured, Recorded, Resolved

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from calibrant.compress import Clock
+from calibrant.clock import Clock
 from calibrant.data import mirror
 from calibrant.errors import WorkerError
 from calibrant.progress import Progress, silent

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import torch
 
-from calibrant.compress import Clock
+from calibrant.clock import Clock
 from calibrant.errors import SpecError, WorkerError
 from calibrant.progress import Progress
 from calibrant.study.engines.local import THREADS, environment, shared_threads

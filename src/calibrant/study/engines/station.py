@@ -12,7 +12,7 @@ from typing import IO, Any, Final
 
 import torch
 
-from calibrant.compress import Clock
+from calibrant.clock import Clock
 from calibrant.errors import CalibrantError
 from calibrant.models import open_model
 from calibrant.progress import Progress

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from calibrant.compress import Clock
+from calibrant.clock import Clock
 from calibrant.progress import Progress
 from calibrant.study.engines.station import Raised, Reply, Spent, Told
 from calibrant.study.ledger import Lack

@@ -1,0 +1,44 @@
+"""What a job cost, beside the floor."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from calibrant.clock import Clock
+from calibrant.compress import prune
+from calibrant.costs import Costs, operations, peak
+from calibrant.data import CalibrationSet
+from calibrant.models import view
+from calibrant.testing import tiny_folder, tiny_model
+
+
+def test_a_product_takes_two_operations_a_weight_and_token():
+    assert operations((3, 5), 7) == 2 * 3 * 5 * 7
+
+
+def test_a_peak_is_a_rate_that_a_product_reached():
+    assert 1e6 < peak((64, 32), torch.float32, seconds=0.01) < 1e15
+
+
+def test_the_floor_is_that_of_every_matrix_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("calibrant.costs.peak", lambda *_: 1000.0)
+    seen_by = view(tiny_model("llama"))
+    clock = Clock({"open": 1.0, "compress": 5.0}, {"method": 2.0, "record": 0.5})
+    costs = Costs.of(clock, seen_by, 10)
+    assert costs.floor == pytest.approx(sum(2 * 10 * w.shape[0] * w.shape[1] for w in seen_by.weights) / 1000)
+    assert costs.peak == pytest.approx(1000)
+    assert costs.parts == {"forward": 2.5, "method": 2.0, "record": 0.5}
+    assert Costs.of(clock, seen_by, 0).floor == 0
+
+
+def test_prune_says_what_it_cost_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("calibrant.costs.peak", lambda *_: 1e9)
+    model = str(tiny_folder(tmp_path / "model", "llama"))
+    data = CalibrationSet("random_tokens", samples=2, length=16)
+    told = prune(model, data, profile=True).costs
+    assert told is not None
+    assert set(told.parts) == {"forward", "statistics", "method", "record"}
+    assert sum(told.parts.values()) == pytest.approx(told.phases["compress"])
+    assert told.tokens == 32
+    assert prune(model, data).costs is None
