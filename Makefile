@@ -13,7 +13,7 @@ help:
 	@echo 'make test    run the tests'
 	@echo 'make check   format, lint, types and docs, without changing a file'
 	@echo 'make format  put the formatting right'
-	@echo 'make bench   time the walks, evaluation and a study against a literal loop, lm-evaluation-harness and separate commands'
+	@echo 'make bench   time pruning, evaluation, studies and reports, against llm-compressor, lm-evaluation-harness and the machine: hours'
 	@echo 'make docs    build the documentation into site/'
 
 demo: .venv/ready
@@ -34,6 +34,8 @@ format: .venv/ready-dev
 
 bench: .venv/ready-dev
 	@$(BIN)/python benchmarks/walks.py
+	@$(BIN)/python benchmarks/peers.py
+	@$(BIN)/python benchmarks/growth.py
 	@$(BIN)/python benchmarks/evaluation.py
 	@$(BIN)/python benchmarks/study.py
 	@$(BIN)/python benchmarks/reporting.py
@@ -42,7 +44,7 @@ docs: .venv/ready-dev
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv site calibrant-demo
+	rm -rf .venv .venv-peer site calibrant-demo
 
 .venv/python:
 	@test -n "$(PYTHON)" || { echo 'Calibrant needs Python 3.11 or newer with its venv module (on Debian: apt-get install python3-venv); name one with make PYTHON=…' >&2; exit 2; }

@@ -1,0 +1,154 @@
+"""The tables of docs/speed.md, made of the records beside this file: python benchmarks/table.py
+
+`peers.py --out benchmarks/records/peers.json` and `growth.py --out benchmarks/records/growth.json` write the records. In the page a table stands
+between `<!-- peers -->` and `<!-- end of peers -->`; all else there is written by hand.
+"""
+
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import machine
+from benchmarks.peers import difference
+
+RECORDS: Final = Path(__file__).resolve().parent / "records"
+PAGE: Final = RECORDS.parents[1] / "docs" / "speed.md"
+LACKING: Final = "No record is kept yet."
+NAMES: Final = {"llmcompressor": "llm-compressor", "literal": "the literal loop"}
+
+
+def peers(record: Mapping[str, Any]) -> str:
+    """The machine, its peak, and a row for each case and peer."""
+    asked, cases, versions = record["asked"], record["cases"], record["versions"]
+    rates = {dtype: list(_rates(cases, dtype)) for dtype in machine.DTYPES}
+    ran = " and ".join(f"{min(of) / 1e9:,.0f} to {max(of) / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, of in rates.items())
+    said = f"calibrant {versions['calibrant']}, llm-compressor {versions['llmcompressor']} (with torch {versions['peer torch']})"
+    budget = f"SmolLM2-135M (dequantized from Q4_1), {asked['samples']} × {asked['length']} tokens, {asked['rounds']} rounds"
+    told = [
+        f"{budget}; {said}; {machine.told(record['machine'])}. The products of the model's shapes ran at {ran} there. The dense model's loss is "
+        f"{record['dense']:.3f}.",
+        "",
+        "| case, against | seconds | times faster | whole processes | peak MiB | masks equal | loss | ours less theirs | of the floor |",
+        "| --- | --- | --- | ---: | --- | --- | --- | --- | --- |",
+        *(row(case, way, found) for case, found in cases.items() for way in found["ratios"]),
+    ]
+    return "\n".join(told)
+
+
+def _rates(cases: Mapping[str, Any], dtype: str) -> Iterator[float]:
+    """The median over all rounds of the peak of every shape."""
+    rounds = [{tuple(shape): rate for *shape, rate in products[dtype]} for found in cases.values() for products in found["products"]]
+    return (statistics.median(rates[shape] for rates in rounds) for shape in rounds[0])
+
+
+def row(case: str, way: str, found: Mapping[str, Any]) -> str:
+    """One case against one peer: ours comes first where two numbers stand together."""
+    seconds, peaks, losses, dtypes = (found[key] for key in ("seconds", "peaks", "losses", "dtypes"))
+    same, arrival = (found["agreement"][kind][way] for kind in ("same inputs", "arrival"))
+    both = {one: losses[one][: len(losses[way])] for one in ("calibrant", way)}
+    mean, error = difference(both["calibrant"], both[way])
+    floor, dtype = statistics.median(found["floors"][found["floor_dtype"]]), found["floor_dtype"]
+    cells = [
+        f"{case}, {NAMES[way]}",
+        " / ".join(f"{statistics.median(seconds[one]):.1f} ({dtypes[one]})" for one in both),
+        f"**{_spread(found['ratios'][way])}",
+        f"{statistics.median(found['whole_ratios'][way]):.2f}",
+        " / ".join(f"{peaks[one]:,.0f}" for one in both),
+        f"{_percent(same['mean'])} (first block {_percent(same['first'])}); {_percent(arrival['mean'])}",
+        " / ".join(f"{statistics.mean(of):.3f}" for of in both.values()),
+        f"{mean:+.4f}" + (f" ± {error:.4f}, {len(losses[way])} draws" if error is not None else ", one draw"),
+        f"{_spread(found['of_floor']).replace('**', '')} × {floor:.1f} s ({dtype})",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _spread(values: Sequence[float]) -> str:
+    """The median, and the range after it."""
+    return f"{statistics.median(values):.2f}** ({min(values):.2f} to {max(values):.2f})"
+
+
+def growth(record: Mapping[str, Any]) -> str:
+    """The machine, and a table for every part that was measured."""
+    asked, parts = record["asked"], record["parts"]
+    told = [f"{machine.told(record['machine'])}; calibrant {record['version']}, {asked['dtype']}; windows of {asked['length']} tokens."]
+    for part, found in parts.items():
+        told += ["", *PARTS[part](found)]
+    return "\n".join(told)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows under heads, numbers to the right."""
+    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---", *["---:"] * (len(heads) - 1)], *rows)]
+
+
+def _tokens(found: Mapping[str, Any]) -> list[str]:
+    line, points = found["line"], found["points"]
+    rows = [[f"{p['tokens']:,}", f"{p['seconds']:.1f}", f"{line['start'] + line['slope'] * p['tokens']:.1f}", f"{p['peak']:,.0f}"] for p in points]
+    said = (
+        f"The line is {line['start']:.2f} s and {line['slope'] * 1000:.2f} s more for 1,000 tokens; the worst point is {_percent(line['worst'])} off."
+    )
+    return [*_table(("tokens", "seconds", "on the line", "peak MiB"), rows), "", said]
+
+
+def _sizes(found: Mapping[str, Any]) -> list[str]:
+    """Seconds beside those for the same work: a billion numbers and a thousand tokens."""
+    rows = []
+    for point in found["points"]:
+        each = point["seconds"] / (point["numbers"] / 1e9) / (found["tokens"] / 1000)
+        rows.append([point["model"], f"{point['blocks']}", f"{point['numbers'] / 1e6:.1f}", f"{point['seconds']:.1f}", f"{each:.2f}"])
+    work = "seconds a billion numbers and 1,000 tokens"
+    return _table((f"model ({found['tokens']:,} tokens)", "blocks", "millions of numbers in their matrices", "seconds", work), rows)
+
+
+def _cores(found: Mapping[str, Any]) -> list[str]:
+    one = found["points"][0]["seconds"]
+    rows = [[f"{p['threads']}", f"{p['seconds']:.1f}", f"{one / p['seconds']:.2f}"] for p in found["points"]]
+    return _table((f"threads ({found['tokens']:,} tokens)", "seconds", "times faster than one"), rows)
+
+
+def _sets(found: Mapping[str, Any]) -> list[str]:
+    one = found["points"][0]["seconds"]
+    rows = [[f"{p['sets']}", f"{p['seconds']:.1f}", f"{p['seconds'] / one:.2f}"] for p in found["points"]]
+    return _table((f"sets of a study ({found['tokens']:,} tokens each)", "seconds", "times one set"), rows)
+
+
+def _methods(found: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for name, pair in found["pairs"].items():
+        middle = [f"{statistics.median(pair[key]):.1f}" for key in ("one", "six")]
+        rows.append([f"{name} 0.5", *middle, f"**{_spread(pair['ratios'])}"])
+    return _table((f"the one ({found['tokens']:,} tokens)", "seconds of one", "seconds of six", "times"), rows)
+
+
+PARTS: Final[dict[str, Callable[[Mapping[str, Any]], list[str]]]] = {
+    "tokens": _tokens,
+    "sizes": _sizes,
+    "cores": _cores,
+    "sets": _sets,
+    "methods": _methods,
+}
+TABLES: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {"peers": peers, "growth": growth}
+
+
+def page(text: str, records: Path = RECORDS) -> str:
+    """The page `text` with its tables made anew."""
+    for name, table in TABLES.items():
+        kept = records / f"{name}.json"
+        made = table(json.loads(kept.read_text("utf-8"))) if kept.is_file() else LACKING
+        between = f"<!-- {name} -->\n\n{made}\n\n<!-- end of {name} -->"
+        text, count = re.subn(rf"<!-- {name} -->.*?<!-- end of {name} -->", lambda _, between=between: between, text, flags=re.DOTALL)
+        assert count == 1, f"the page has {count} places for the table of {name}"
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text("utf-8")), encoding="utf-8")

@@ -1,0 +1,109 @@
+"""One way of pruning a saved model, in a process of its own: python benchmarks/ways.py '{"way": "calibrant", …}'
+
+`peers.py` starts it, with its own interpreter or with that of the peer's virtual environment, so nothing is imported before the way is known. The
+model, its tokenizer and the tokens lie in files. What is timed is the pruning: the model is open and everything is imported before, and saving
+comes after. The last line that is written says the seconds, and the most memory that the process held until the pruning was done and in all.
+"""
+
+import json
+import resource
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+METHODS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}
+
+
+def peak() -> float:
+    """The most memory this process has held, in MiB. Linux's `ru_maxrss` begins with that of the process that started it, so it isn't asked."""
+    status = Path("/proc/self/status")
+    held = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")] if status.is_file() else []
+    return int(held[0]) / 2**10 if held else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def llmcompressor(asked: dict[str, Any]) -> dict[str, Any]:
+    """`oneshot` of llm-compressor, as its examples call it."""
+    import llmcompressor
+    import torch
+    from datasets import Dataset
+    from llmcompressor.modifiers import pruning
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(asked["model"])
+    model = AutoModelForCausalLM.from_pretrained(asked["model"], dtype=getattr(torch, asked["dtype"]))
+    rows = json.loads(Path(asked["tokens"]).read_text())
+    data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
+    sparsity, structure = (0.5, asked["sparsity"]) if ":" in asked["sparsity"] else (float(asked["sparsity"]), "0:0")
+    extra = {"block_size": 128, "dampening_frac": 0.01} if asked["method"] == "sparsegpt" else {}
+    recipe = getattr(pruning, METHODS[asked["method"]])(
+        sparsity=sparsity, mask_structure=structure, targets=["Linear"], ignore=["re:.*lm_head"], **extra
+    )
+    budget = {
+        "num_calibration_samples": len(rows),
+        "max_seq_length": len(rows[0]),
+        "batch_size": asked["batch"],
+        "shuffle_calibration_samples": False,
+    }
+    began = time.perf_counter()
+    llmcompressor.oneshot(model=model, tokenizer=tokenizer, dataset=data, recipe=recipe, pipeline="sequential", output_dir=None, **budget)
+    found = {"seconds": time.perf_counter() - began, "peak": peak()}
+    model.save_pretrained(asked["out"])
+    tokenizer.save_pretrained(asked["out"])
+    versions = {"llmcompressor": version("llmcompressor"), "torch": torch.__version__, "transformers": version("transformers")}
+    return {**found, "dtype": asked["dtype"], "versions": versions}
+
+
+def calibrant(asked: dict[str, Any]) -> dict[str, Any]:
+    """`prune` in memory, and what its record says of the time between opening and saving."""
+    import torch
+
+    from calibrant import CalibrationSet, prune
+    from calibrant.compress import manifest_of
+    from calibrant.models import save
+
+    data = CalibrationSet(asked["data"], samples=asked["samples"], length=asked["length"], seed=asked["seed"])
+    told = {"propagate": asked["propagate"], "dtype": asked["dtype"]}
+    done = prune(asked["model"], data, asked["method"], asked["sparsity"], **told)
+    phases = done.record.provenance["seconds"]
+    found = {"seconds": sum(seconds for phase, seconds in phases.items() if phase not in ("open", "tokenize")), "peak": peak()}
+    if asked["out"]:
+        save(done.opened, asked["out"], manifest_of(done.record))
+    versions = {"calibrant": version("calibrant"), "torch": torch.__version__, "transformers": version("transformers")}
+    about = {"tokens": done.record.run.tokens, "dtype": done.record.run.dtype, "propagate": done.record.run.propagate}
+    return {**found, **about, "phases": phases, "versions": versions}
+
+
+def literal(asked: dict[str, Any]) -> dict[str, Any]:
+    """The two-pass loop of `walks.py`, which is Wanda at 50 % in the type of the other peer."""
+    import calibrant
+    from calibrant.models import save
+    from walks import literal as loop
+
+    opened = calibrant.open_model(asked["model"], asked["dtype"])
+    view = calibrant.view(opened.model)
+    data = calibrant.CalibrationSet(asked["data"], samples=asked["samples"], length=asked["length"], seed=asked["seed"])
+    batch = data.tokens(opened.tokenizer)
+    began = time.perf_counter()
+    loop(view, batch)
+    found = {"seconds": time.perf_counter() - began, "peak": peak()}
+    save(opened, asked["out"], {})
+    return {**found, "tokens": batch.fingerprint, "dtype": asked["dtype"]}
+
+
+def products(asked: dict[str, Any]) -> dict[str, Any]:
+    """The peaks of the machine's products; a way of going through nothing."""
+    from machine import peaks
+
+    found = peaks(tuple(map(tuple, asked["shapes"])))
+    return {dtype: [[*shape, rate] for shape, rate in rates.items()] for dtype, rates in found.items()}
+
+
+WAYS = {"llmcompressor": llmcompressor, "calibrant": calibrant, "literal": literal, "products": products}
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    found = WAYS[asked["way"]](asked)
+    print(json.dumps({**found, "peak_in_all": peak()} if "seconds" in found else found))

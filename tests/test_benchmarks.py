@@ -1,0 +1,187 @@
+"""The arithmetic of the benchmarks, and that the page about speed says what their records say."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks import growth, machine, peers, table
+
+from calibrant.models import view
+from calibrant.testing import tiny_model
+
+PROJECT = Path(__file__).parents[1]
+ABOUT = {"processor": "a processor", "cores": 2, "threads": 2, "instructions": ["avx2"], "memory_gib": 8, "system": "Linux", "torch": "2.13.0"}
+
+
+def test_the_page_about_speed_is_made_of_the_records():
+    text = (PROJECT / "docs/speed.md").read_text()
+    assert table.page(text) == text
+
+
+@pytest.mark.parametrize("heads", [4, 2])
+def test_shapes_are_those_of_the_models_blocks(heads: int):
+    model = tiny_model("llama", num_key_value_heads=heads)
+    counted: dict[tuple[int, int], int] = {}
+    for weight in view(model).weights:
+        counted[weight.shape] = counted.get(weight.shape, 0) + 1
+    assert machine.shapes_of(model.config.to_dict()) == counted
+
+
+def test_the_floor_is_each_product_once_at_its_peak():
+    shapes, peaks_ = {(2, 3): 4, (5, 7): 1}, {(2, 3): 6.0, (5, 7): 35.0}
+    assert machine.floor(shapes, peaks_, 10) == pytest.approx(4 * (2 * 10 * 2 * 3) / 6 + (2 * 10 * 5 * 7) / 35)
+
+
+def test_a_peak_is_a_rate():
+    assert machine.peak((8, 8), "float32", seconds=0.01) > 0
+
+
+def test_agreement_is_the_mean_over_matrices_not_over_weights():
+    names = ("model.layers.0.a.weight", "model.layers.1.a.weight", "model.layers.10.a.weight")
+    one = {name: torch.ones(2, 4 * (at + 1), dtype=torch.bool) for at, name in enumerate(names)}
+    other = {name: mask.clone() for name, mask in one.items()}
+    other[names[0]][0, 0] = False
+    other[names[2]][0] = False
+    assert peers.agreement(names, one, other) == {"mean": pytest.approx((7 / 8 + 1 + 1 / 2) / 3), "lowest": 1 / 2, "first": 7 / 8}
+
+
+def test_a_difference_has_an_error_where_there_are_draws():
+    assert peers.difference([1.0], [3.0]) == (-2.0, None)
+    mean, error = peers.difference([1.0, 2.0, 6.0], [0.0, 0.0, 0.0])
+    assert (mean, error) == (3.0, pytest.approx(math.sqrt(7) / math.sqrt(3)))
+
+
+def rounds() -> list[dict[str, Any]]:
+    """Two pairs, of which bfloat16 has the lower floor."""
+    products = {dtype: [[2, 3, 1e9], [3, 2, 2e9]] for dtype in machine.DTYPES}
+    shared = {"peak": 100.0, "peak_in_all": 120.0, "dtype": "float32", "propagate": "arrival"}
+    return [
+        {
+            "calibrant": {**shared, "seconds": 2.0 * n, "whole": 4.0},
+            "llmcompressor": {**shared, "seconds": 8.0, "whole": 12.0, "peak": 100.0 * n},
+            "floor": {"float32": 2.0, "bfloat16": 1.0 * n},
+            "products": products,
+        }
+        for n in (1, 2)
+    ]
+
+
+def test_ratios_are_those_of_pairs():
+    found = peers.summary(rounds(), ("llmcompressor", "calibrant"))
+    assert found["ratios"] == {"llmcompressor": [4.0, 2.0]}
+    assert found["whole_ratios"] == {"llmcompressor": [3.0, 3.0]}
+    assert found["peaks"] == {"llmcompressor": 200.0, "calibrant": 100.0}
+    assert (found["floor_dtype"], found["of_floor"]) == ("bfloat16", [2.0, 2.0])
+
+
+def record() -> dict[str, Any]:
+    alike = {"llmcompressor": {"mean": 0.99, "lowest": 0.9, "first": 1.0}}
+    case = {
+        **peers.summary(rounds(), ("llmcompressor", "calibrant")),
+        "agreement": {"same inputs": alike, "arrival": alike},
+        "losses": {"calibrant": [3.0, 3.1], "llmcompressor": [3.1, 3.1], "reference": [3.0]},
+    }
+    asked = {"samples": 32, "length": 512, "rounds": 2}
+    versions = {"calibrant": "0.1.0", "llmcompressor": "0.14", "peer torch": "2.13.0"}
+    return {"asked": asked, "machine": ABOUT, "dense": 2.5, "versions": versions, "cases": {"wanda 0.5": case}}
+
+
+def grown() -> dict[str, Any]:
+    point = {"seconds": 2.0, "peak": 100.0}
+    parts = {
+        "tokens": {"points": [{"tokens": 1000, **point}, {"tokens": 2000, **point}], "line": growth.straight([1000, 2000], [2.0, 4.0])},
+        "sizes": {"points": [{"model": "small", "numbers": 500_000_000, "blocks": 2, **point}], "tokens": 2000},
+        "cores": {"points": [{"threads": 1, **point}], "tokens": 2000},
+        "sets": {"points": [{"sets": 1, **point}], "tokens": 2000},
+        "methods": {"pairs": {"wanda": {"one": [1.0, 1.0], "six": [1.5, 1.7], "ratios": [1.5, 1.7]}}, "tokens": 2000},
+    }
+    return {"asked": {"dtype": "auto", "length": 512}, "machine": ABOUT, "version": "0.1.0", "parts": parts}
+
+
+def test_tables_say_what_records_hold(tmp_path: Path):
+    (tmp_path / "peers.json").write_text(json.dumps(record()))
+    (tmp_path / "growth.json").write_text(json.dumps(grown()))
+    text = table.page((PROJECT / "docs/speed.md").read_text(), tmp_path)
+    assert table.page(text, tmp_path) == text
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
+    for told in (
+        "| 3.0 (float32) / 8.0 (float32) |",
+        "**3.00** (2.00 to 4.00)",
+        "| 3.00 |",
+        "100 / 200",
+        "99.00 % (first block 100.00 %)",
+        "3.050 / 3.100",
+    ):
+        assert told in rows["wanda 0.5, llm-compressor"]
+    assert "-0.0500 ± 0.0500, 2 draws" in rows["wanda 0.5, llm-compressor"]
+    assert "ran at 1 to 2 GFLOP/s in float32" in text
+    assert rows["small"].endswith("| 2 | 500.0 | 2.0 | 2.00 |")
+    assert "**1.60** (1.50 to 1.70)" in rows["wanda 0.5"]
+
+
+@pytest.mark.parametrize(
+    ("part", "said"), [("tokens", "tokens: 1000 2.0 s, 2000 2.0 s; 2.00 s per 1,000 tokens"), ("methods", "1.60 times (1.50 to 1.70)")]
+)
+def test_growth_is_told(part: str, said: str):
+    assert said in growth.told(part, grown()["parts"][part])
+
+
+def test_a_line_says_how_far_its_worst_point_is_off():
+    line = growth.straight([0, 1, 2], [1.0, 2.0, 6.0])
+    assert line == {"start": pytest.approx(0.5), "slope": pytest.approx(2.5), "worst": pytest.approx(0.5)}
+
+
+def test_of_repeated_points_the_least_stands():
+    rounds = [[{"tokens": 1, "seconds": 3.0}, {"tokens": 2, "seconds": 4.0}], [{"tokens": 1, "seconds": 2.0}, {"tokens": 2, "seconds": 9.0}]]
+    assert growth.least(rounds) == [{"tokens": 1, "seconds": 2.0, "taken": [3.0, 2.0]}, {"tokens": 2, "seconds": 4.0, "taken": [4.0, 9.0]}]
+
+
+def test_parts_ask_for_each_point_in_turn(monkeypatch: pytest.MonkeyPatch):
+    asked = argparse.Namespace(samples=2, shared=4, length=8, counts=[16, 32], rounds=3, repeats=2, dtype="float32")
+    told: list[Any] = []
+
+    def process(arguments: list[str], environment: Any = None) -> dict[str, Any]:
+        told.append(json.loads(arguments[-1]))
+        if isinstance(told[-1], dict):
+            return {"seconds": float(len(told)), "peak": 1.0}
+        studies = [{"phases": {}, "seconds": float(at)} for at, _ in enumerate(told[-1])]
+        return {"studies": studies}
+
+    monkeypatch.setattr(growth, "process", process)
+    found = growth.tokens(asked)
+    assert [of["samples"] for of in told] == [2, 4, 2, 4]
+    assert [(point["tokens"], point["taken"]) for point in found["points"]] == [(16, [1.0, 3.0]), (32, [2.0, 4.0])]
+    assert next(point["threads"] for point in growth.cores(asked)["points"]) == 1
+    found = growth.sets(asked)
+    assert [len(of["data"]) for of in told[-1][1:]] == [1, 2, 4] * 2
+    assert [(point["sets"], point["taken"]) for point in found["points"]] == [(1, [1.0, 4.0]), (2, [2.0, 5.0]), (4, [3.0, 6.0])]
+    pair, both = growth.methods(asked)["pairs"]["wanda"], ["wanda", "magnitude"]
+    assert [of["samples"] for of in told[-1]] == [1, *[4] * 6]
+    assert [of["methods"] for of in told[-1][1:]] == ["wanda", both, both, "wanda", "wanda", both]
+    assert pair["ratios"] == [2 / 1, 3 / 4, 6 / 5]
+
+
+def test_a_record_goes_on_only_where_it_answers_the_same_question(tmp_path: Path):
+    out = tmp_path / "records" / "growth.json"
+    question = {"asked": {"counts": (1, 2)}, "machine": ABOUT}
+    fresh = machine.started(out, question, "parts")
+    assert fresh["parts"] == {}
+    machine.keep(out, {**fresh, "parts": {"cores": 1}})
+    assert machine.started(out, question, "parts")["parts"] == {"cores": 1}
+    assert machine.started(out, {**question, "machine": {**ABOUT, "cores": 4}}, "parts")["parts"] == {}
+
+
+def test_a_case_is_told_in_a_line():
+    kept = record()
+    told = peers.line("wanda 0.5", kept["cases"]["wanda 0.5"], kept["dense"])
+    for said in (
+        "3.00 times faster than llmcompressor (2.00 to 4.00",
+        "masks agree 99.00%",
+        "ours less theirs -0.0500 ± 0.0500",
+        "2.00 times the floor (1.5 s, bfloat16)",
+    ):
+        assert said in told
