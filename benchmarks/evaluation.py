@@ -1,4 +1,4 @@
-"""How long tasks of lm-evaluation-harness take with its own `hf` model and with ours: python benchmarks/evaluation.py [--items 100] [--rounds 3]
+"""lm-evaluation-harness with its own `hf` model and with ours: python benchmarks/evaluation.py [--items 100] [--rounds 5] [--out FILE]
 
 SmolLM2 in float32 on the CPU, three tasks over the local mirror (CALIBRANT_DATA, or --data): CommonsenseQA and PIQA with five exemplars, the same
 ones for all items (benchmarks/harness/*.yaml), and CommonsenseQA without any. Each way runs in a process of its own, from its start to its end, so
@@ -11,15 +11,18 @@ beside those of the clock: with OMP_NUM_THREADS=1 they say something even while 
 import argparse
 import json
 import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import machine
+from benchmarks.ways import peak
 
 HERE: Final = Path(__file__).resolve()
 CASES: Final = {"5-shot commonsense_qa": ("commonsense_qa", 5), "5-shot piqa": ("piqa", 5), "0-shot commonsense_qa": ("commonsense_qa", 0)}
@@ -82,8 +85,7 @@ def child(way: str, case: str, items: int, folder: Path) -> None:
     """What one process does."""
     task, shots = CASES[case]
     nats = (theirs if way == "hf" else ours)(str(folder / "model"), f"mirror_{task}", shots, items, str(folder / "tasks"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {"peak": peak / (2**20 if sys.platform == "darwin" else 2**10), "processor": time.process_time(), "nats": nats}
+    found = {"peak": peak(), "processor": time.process_time(), "nats": nats}
     (folder / "found.json").write_text(json.dumps(found))
 
 
@@ -107,12 +109,13 @@ def compare(case: str, rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any
 
 
 def main() -> None:
-    """Run the rounds and print a line for each task, then the same as JSON."""
+    """Run the rounds and print a line for each task."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--items", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--data", default=os.environ.get("CALIBRANT_DATA"))
+    parser.add_argument("--out", type=Path, help="a file that keeps what was measured")
     for hidden in ("--way", "--case", "--folder"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -126,17 +129,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, str(Path(asked.data).resolve()))
-        import torch
-
-        threads = f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"
-        print(
-            f"smollm2 (dequantized from Q4_1), float32, {asked.items} items, {asked.rounds} rounds, {threads}; seconds from start to end of a process"
-        )
+        about = machine.facts()
+        print(f"smollm2 (dequantized from Q4_1), float32, {asked.items} items, {asked.rounds} rounds; {machine.told(about)}")
+        record = {"items": asked.items, "rounds": asked.rounds, "machine": about, "versions": {n: version(n) for n in ("calibrant", "lm_eval")}}
         facts: dict[str, Any] = {}
         for case in asked.cases:
             rounds = [{way: run(way, case, asked.items, folder) for way in (WAYS if at % 2 == 0 else WAYS[::-1])} for at in range(asked.rounds)]
             facts[case] = compare(case, rounds)
-    print(json.dumps({"cases": facts, "items": asked.items, "cores": os.cpu_count(), "torch": torch.__version__, "machine": threads}))
+            machine.keep(asked.out, {**record, "cases": facts})
 
 
 if __name__ == "__main__":

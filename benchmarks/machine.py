@@ -3,14 +3,13 @@
 import json
 import os
 import platform
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from calibrant import costs
+
 DTYPES: Final = ("float32", "bfloat16")
-ROWS: Final = 4096
-"""Tokens of a product that is timed."""
 INSTRUCTIONS: Final = ("avx2", "avx512_f", "avx512_bf16", "amx_tile", "amx_bf16", "bf16", "sve", "sve_bf16")
 """What of `torch.cpu.get_capabilities` has to do with products."""
 
@@ -60,26 +59,11 @@ def shapes_of(config: Mapping[str, int]) -> dict[Shape, int]:
     return found
 
 
-def flops(shape: Shape, tokens: int) -> float:
-    """Multiplications and additions of a matrix's product with `tokens` inputs."""
-    return 2.0 * tokens * shape[0] * shape[1]
-
-
 def peak(shape: Shape, dtype: str, seconds: float = 0.5) -> float:
-    """Operations per second of the best of the products with a matrix of this shape that fit into `seconds`, the result's memory being there."""
+    """Operations per second of the best of the products with a matrix of this shape that fit into `seconds`."""
     import torch
 
-    numbers = torch.Generator().manual_seed(0)
-    inputs = torch.randn(ROWS, shape[1], generator=numbers).to(getattr(torch, dtype))
-    matrix = torch.randn(shape, generator=numbers).to(getattr(torch, dtype))
-    result = torch.empty(ROWS, shape[0], dtype=inputs.dtype)
-    torch.mm(inputs, matrix.t(), out=result)
-    best, ends = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < ends:
-        began = time.perf_counter()
-        torch.mm(inputs, matrix.t(), out=result)
-        best = min(best, time.perf_counter() - began)
-    return flops(shape, ROWS) / best
+    return costs.peak(shape, getattr(torch, dtype), seconds=seconds)
 
 
 def peaks(shapes: Iterable[Shape]) -> dict[str, dict[Shape, float]]:
@@ -93,7 +77,7 @@ def peaks(shapes: Iterable[Shape]) -> dict[str, dict[Shape, float]]:
 
 def floor(shapes: Mapping[Shape, int], peaks: Mapping[Shape, float], tokens: int) -> float:
     """Seconds of all matrices' products with `tokens` inputs, each once, at the peak of its shape."""
-    return sum(count * flops(shape, tokens) / peaks[shape] for shape, count in shapes.items())
+    return sum(count * costs.operations(shape, tokens) / peaks[shape] for shape, count in shapes.items())
 
 
 def started(out: Path | None, question: Mapping[str, Any], holds: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The tables of docs/speed.md, made of the records beside this file: python benchmarks/table.py
 
-`peers.py --out benchmarks/records/peers.json` and `growth.py --out benchmarks/records/growth.json` write the records. In the page a table stands
+`peers.py --out benchmarks/records/peers.json` writes the record of that name, and so do `evaluation.py` and `growth.py`. In the page a table stands
 between `<!-- peers -->` and `<!-- end of peers -->`; all else there is written by hand.
 """
 
@@ -76,6 +76,26 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.2f}** ({min(values):.2f} to {max(values):.2f})"
 
 
+def evaluation(record: Mapping[str, Any]) -> str:
+    """The machine, and a row for each task: the harness's own model comes first where two numbers stand together."""
+    rows: list[list[str]] = []
+    for case, found in record["cases"].items():
+        both = {name: [statistics.median(found[name][way]) for way in ("hf", "calibrant")] for name in ("seconds", "processor")}
+        rows.append(
+            [
+                case,
+                " / ".join(f"{s:.1f}" for s in both["seconds"]),
+                f"**{_spread(found['ratios'])}",
+                " / ".join(f"{s:.1f}" for s in both["processor"]),
+                f"{found['peaks']['hf']:,.0f} / {found['peaks']['calibrant']:,.0f}",
+                f"{found['apart']:.1e}",
+            ]
+        )
+    versions = f"calibrant {record['versions']['calibrant']}, lm-evaluation-harness {record['versions']['lm_eval']}"
+    told = f"{record['items']} items of each task, {record['rounds']} rounds, float32; {versions}; {machine.told(record['machine'])}."
+    return "\n".join([told, "", *_table(("task", "seconds", "times faster", "processor seconds", "peak MiB", "log likelihoods apart"), rows)])
+
+
 def growth(record: Mapping[str, Any]) -> str:
     """The machine, and a table for every part that was measured."""
     asked, parts = record["asked"], record["parts"]
@@ -136,7 +156,7 @@ PARTS: Final[dict[str, Callable[[Mapping[str, Any]], list[str]]]] = {
     "sets": _sets,
     "methods": _methods,
 }
-TABLES: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {"peers": peers, "growth": growth}
+TABLES: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {"peers": peers, "evaluation": evaluation, "growth": growth}
 
 
 def page(text: str, records: Path = RECORDS) -> str:

@@ -102,9 +102,21 @@ def grown() -> dict[str, Any]:
     return {"asked": {"dtype": "auto", "length": 512}, "machine": ABOUT, "version": "0.1.0", "parts": parts}
 
 
+def answered() -> dict[str, Any]:
+    case = {
+        "seconds": {"hf": [8.0, 9.0], "calibrant": [2.0, 3.0]},
+        "processor": {"hf": [10.0, 10.0], "calibrant": [4.0, 4.0]},
+        "ratios": [4.0, 3.0],
+        "peaks": {"hf": 2000.0, "calibrant": 1000.0},
+        "apart": 2e-5,
+    }
+    return {"items": 100, "rounds": 2, "machine": ABOUT, "versions": {"calibrant": "0.1.0", "lm_eval": "0.4"}, "cases": {"a task": case}}
+
+
 def test_tables_say_what_records_hold(tmp_path: Path):
     (tmp_path / "peers.json").write_text(json.dumps(record()))
     (tmp_path / "growth.json").write_text(json.dumps(grown()))
+    (tmp_path / "evaluation.json").write_text(json.dumps(answered()))
     text = table.page((PROJECT / "docs/speed.md").read_text(), tmp_path)
     assert table.page(text, tmp_path) == text
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
@@ -119,6 +131,7 @@ def test_tables_say_what_records_hold(tmp_path: Path):
         assert told in rows["wanda 0.5, llm-compressor"]
     assert "-0.0500 ± 0.0500, 2 draws" in rows["wanda 0.5, llm-compressor"]
     assert "ran at 1 to 2 GFLOP/s in float32" in text
+    assert rows["a task"].endswith("| 8.5 / 2.5 | **3.50** (3.00 to 4.00) | 10.0 / 4.0 | 2,000 / 1,000 | 2.0e-05 |")
     assert rows["small"].endswith("| 2 | 500.0 | 2.0 | 2.00 |")
     assert "**1.60** (1.50 to 1.70)" in rows["wanda 0.5"]
 

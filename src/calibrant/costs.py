@@ -2,12 +2,14 @@
 
 import os
 import platform
+import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -86,6 +88,10 @@ def peak_memory() -> int:
     """The most memory this process has held at once, in bytes; 0 where the system doesn't tell."""
     if os.name != "posix":
         return 0
+    status = Path("/proc/self/status")
+    held = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
+    if held:  # on Linux `ru_maxrss` begins with what the process that started this one held
+        return int(held[1]) * 1024
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
