@@ -29,6 +29,7 @@ from calibrant.models import ModelView, Opened, Weight, check_finite, check_outp
 from calibrant.notebook import card
 from calibrant.progress import Progress, silent
 from calibrant.ranks import ALONE, Ranks, joined
+from calibrant.select import resolved
 from calibrant.spec import canonical
 from calibrant.statistics import KINDS, Dense, Statistics, by_block, mixed, statistics_ids
 from calibrant.store import Record, Run
@@ -336,7 +337,7 @@ class _Job:
             seen_by = view(opened.model)
             check_finite(seen_by)
         with clock.phase("tokenize"):
-            batch = calibration.tokens(opened.tokenizer) if asked.method.observes else None
+            batch = resolved(calibration, opened, progress).tokens(opened.tokenizer) if asked.method.observes else None
         ranks.agree("the run that is asked for", asked.run(opened, batch, str(calibration), calibration.seed).id)
         fits = ranks.gathered([fitting(asked.propagate, seen_by, batch, opened.dtype, room)])
         propagate, note = max(fits, key=lambda fit: bool(fit[1]))  # where memory is short for one, none can go on as asked

@@ -24,6 +24,7 @@ from calibrant.data.survey import survey as survey_tokens
 from calibrant.errors import NumericsError
 from calibrant.models import ModelView, Opened, open_model, open_tokenizer, view
 from calibrant.progress import Progress, silent
+from calibrant.select import resolved
 from calibrant.walk import walk
 
 TOKENS: Final = 8_192
@@ -56,9 +57,10 @@ def inspect(
     chosen = data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples, length, tokens, seed)
     if model is None:
         tokenizer, name = open_tokenizer("smollm2")
-        return replace(inspect_tokens(chosen, tokenizer, against), tokenizer=name)
+        return replace(inspect_tokens(resolved(chosen, tokenizer, progress), tokenizer, against), tokenizer=name)
     measurable(against)  # a name that isn't there is said before a model is opened, which takes longer
     opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
+    chosen = resolved(chosen, opened, progress)
     found = inspect_tokens(chosen, opened.tokenizer, against)
     return replace(found, tokenizer=opened.name, model=_made_of_it(chosen, opened, progress))
 

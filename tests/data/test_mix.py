@@ -32,6 +32,13 @@ def folder(tmp_path: Path, jsonl: Callable[..., Path], monkeypatch: pytest.Monke
         ("mix(a=0.5*gsm8k+0.5*wikitext, b=python_docs, weight=0.25)", "mix(a=0.5*gsm8k:icl + 0.5*wikitext, b=python_docs, weight=0.25)"),
         ("mix(a='corpus.jsonl', b=\"problems.jsonl:cot\", weight=0.5)", "mix(a=corpus.jsonl, b=problems.jsonl:cot, weight=0.5)"),
         ("mix(a=\"'a, b=c+d.jsonl'\", b=problems.jsonl, weight=0.5)", "mix(a='a, b=c+d.jsonl'(), b=problems.jsonl:icl, weight=0.5)"),
+        ("mix(a=wikitext, b=gsm8k)", "mix(a=wikitext, b=gsm8k:icl, weight=0.5)"),
+        ("mix(a=wikitext, b=gsm8k, weights=[1, 2])", "mix(a=wikitext, b=gsm8k:icl, weight=0.3333333333333333)"),
+        ("mix(a=wikitext, b=gsm8k, c=python_docs)", "mix(a=wikitext, b=gsm8k:icl, c=python_docs)"),
+        ("mix(a=wikitext, b=gsm8k, c=python_docs, weights=[2, 2, 2])", "mix(a=wikitext, b=gsm8k:icl, c=python_docs)"),
+        ("mix(a=wikitext, b=gsm8k, c=python_docs, weights=[.2,.3,.5])", "mix(a=wikitext, b=gsm8k:icl, c=python_docs, weights=[0.2, 0.3, 0.5])"),
+        ("mix(a=wikitext, b=gsm8k, c=python_docs, weights=[1, 2, 3])", "mix(a=wikitext, b=gsm8k:icl, c=python_docs, weights=[1, 2, 3])"),
+        ("mix(a=wikitext, b=gsm8k, c=python_docs, weights=[1, 0, 3])", "mix(a=wikitext, c=python_docs, weight=0.25)"),
         ("mix(a='a, b=c+d.jsonl':text, b=problems.jsonl, weight=0.5)", "mix(a='a, b=c+d.jsonl'(), b=problems.jsonl:icl, weight=0.5)"),
     ],
 )
@@ -42,23 +49,41 @@ def test_the_canonical_text_reads_back_as_the_same(folder: Path, text: str, cano
     assert CalibrationSet(canonical, samples=3, length=20, seed=2) == chosen
     assert hash(CalibrationSet(canonical, samples=3, length=20, seed=2)) == hash(chosen)
     assert repr(chosen) == f"CalibrationSet({canonical!r}, samples=3, length=20, seed=2)"
-    assert [(part.samples, part.length, part.budget, part.seed) for part in chosen.mixed] == [(3, 20, None, 2)] * 2
+    assert [(part.samples, part.length, part.budget, part.seed) for part in chosen.mixed] == [(3, 20, None, 2)] * len(chosen.mixed)
+    assert sum(term.share for term in chosen.parts) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "alone"),
+    [
+        ("mix(a=gsm8k, b=wikitext, weight=0)", "wikitext"),
+        ("mix(a=gsm8k, b=wikitext, weight=1.0)", "gsm8k:icl"),
+        ("mix(a=gsm8k, b=wikitext, c=python_docs, weights=[0, 0, 7])", "python_docs"),
+    ],
+)
+def test_a_mix_of_one_set_is_that_set(text: str, alone: str) -> None:
+    assert CalibrationSet(text, tokens=64, length=32, seed=1) == CalibrationSet(alone, tokens=64, length=32, seed=1)
 
 
 @pytest.mark.parametrize(
     ("text", "error", "match"),
     [
-        ("mix(a=gsm8k, b=wikitext)", SpecError, r"'mix\(a=gsm8k, b=wikitext\)' must have two sets and a weight, and has a, b and no weight; write"),
-        ("mix(a=gsm8k, weight=0.5)", SpecError, r"'mix\(a=gsm8k, weight=0.5\)' must .* has a and the weight '0.5'"),
-        ("mix(a=gsm8k, b=wikitext, c=wikitext, weight=0.5)", SpecError, "has a, b, c and the weight '0.5'"),
+        ("mix(a=gsm8k, weight=0.5)", SpecError, r"'mix\(a=gsm8k, weight=0.5\)' has the sets a and weight '0.5'; write sets"),
+        ("mix(a=gsm8k)", SpecError, r"'mix\(a=gsm8k\)' has the sets a and no weights"),
+        ("mix(a=gsm8k, b=wikitext, c=wikitext, weight=0.5)", SpecError, "has the sets a, b, c and weight '0.5'"),
+        ("mix(a=gsm8k, b=wikitext, c=wikitext, weights=[0.5, 0.5])", SpecError, r"has the sets a, b, c and weights '\[0.5, 0.5\]'"),
+        ("mix(a=gsm8k, b=wikitext, c=wikitext, weights=0.5)", SpecError, "has the sets a, b, c and weights '0.5'"),
+        ("mix(a=gsm8k, b=wikitext, weight=0.5, weights=[1, 1])", SpecError, r"has the sets a, b and weight '0.5' and weights '\[1, 1\]'"),
+        ("mix(a=gsm8k, b=wikitext, weights=[1, -1])", DataError, r"the weights \[1, -1\] must be at least 0, and one above it"),
+        ("mix(a=gsm8k, b=wikitext, weights=[0, 0])", DataError, r"the weights \[0, 0\] must be at least 0, and one above it"),
         ("mix()", SpecError, r"mix\(\)': '' is no name=value"),
-        ("mix(a=gsm8k, b=wikitext, weight=half)", SpecError, "the weight 'half'"),
+        ("mix(a=gsm8k, b=wikitext, weight=half)", SpecError, "the sets a, b and weight 'half'"),
         ("mix(gsm8k, wikitext, weight=0.5)", SpecError, "'gsm8k' is no name=value of its own"),
         ("mix(a=gsm8k, a=wikitext, weight=0.5)", SpecError, "'a=wikitext' is no name=value of its own"),
         ("mix(a=gsm8k, 2b=wikitext, weight=0.5)", SpecError, "'2b=wikitext' is no name=value of its own"),
-        ("mix(a=gsm8k, b=wikitext, weight=0)", DataError, "the weight 0 must be above 0 and below 1; for one of the sets alone write wikitext"),
-        ("mix(a=gsm8k, b=wikitext, weight=1.0)", DataError, "the weight 1.0 must be above 0 and below 1; for one of the sets alone write gsm8k"),
-        ("mix(a=gsm8k, b=wikitext, weight=0.5):text", SpecError, "has no set and no weight"),
+        ("mix(a=gsm8k, b=wikitext, weight=-0.5)", DataError, "the weight -0.5 must be between 0 and 1: it is the share of a"),
+        ("mix(a=gsm8k, b=wikitext, weight=1.5)", DataError, "the weight 1.5 must be between 0 and 1"),
+        ("mix(a=gsm8k, b=wikitext, weight=0.5):text", SpecError, "has no set and no weights"),
         ("mix(a=gsm8k, b=wikitext, weight=0.5) + wikitext", SpecError, r"'mix\(.*\)' can't be part of a sum or of another mix"),
         ("0.5*mix(a=gsm8k, b=wikitext, weight=0.5) + 0.5*wikitext", SpecError, "can't be part of a sum"),
         ("mix(a=mix(a=gsm8k, b=wikitext, weight=0.5), b=wikitext, weight=0.5)", SpecError, r"'mix\(a=gsm8k, b=wikitext, weight=0.5\)' can't be part"),

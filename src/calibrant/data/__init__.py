@@ -1,11 +1,11 @@
 """Calibration data: where rows come from, how they become text, and how text becomes windows of tokens."""
 
-from calibrant.data._base import PARTS, Format, Found, Holding, Hub, Part, Row, Source, Stored, divide, lettered, train_and_test
+from calibrant.data._base import PARTS, Format, Found, Holding, Hub, Part, PerDraw, Row, Source, Stored, divide, lettered, train_and_test
 from calibrant.data._batching import micro_batches
 from calibrant.data._encoding import start_tokens
 from calibrant.data._mirror import mirror
 from calibrant.data.calibration import CalibrationSet, TokenBatch
-from calibrant.data.expression import held_out, parse_source
+from calibrant.data.expression import held_out, parse_source, selectors
 from calibrant.data.formats import formats
 from calibrant.data.inspection import Inspection, inspect
 from calibrant.data.packing import PACKINGS, Crop, Many, One, Packing
@@ -26,6 +26,7 @@ __all__ = [
     "One",
     "Packing",
     "Part",
+    "PerDraw",
     "Row",
     "Source",
     "Stored",
@@ -39,6 +40,7 @@ __all__ = [
     "mirror",
     "parse_source",
     "profile",
+    "selectors",
     "sources",
     "start_tokens",
     "train_and_test",

@@ -136,6 +136,31 @@ class Source(Spec, ABC):
         """The rows of `part`; `seed` matters to controls only. `DataError` for an unknown part, or if there is nothing to read."""
 
 
+class PerDraw(Source, ABC):
+    """A source that supplies every draw anew, in the order in which it is to be dealt: what a selector chooses or makes."""
+
+    @abstractmethod
+    def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
+        """The rows of draw `seed`. `DataError` if nothing has supplied them."""
+
+    @abstractmethod
+    def holding(self, draw: int) -> Holding:
+        """The rows of a draw with what is to be told of them."""
+
+    @abstractmethod
+    def disjoint(self) -> int | None:
+        """How many draws can't share a row, because each comes of other candidates; None where there is no end of them."""
+
+    @property
+    def origins(self) -> tuple[Source, ...]:
+        """The sources that its rows are made of or chosen from."""
+        return ()
+
+    @abstractmethod
+    def measured(self) -> Source:
+        """The source whose `measure` part is like it. `DataError` if there is none."""
+
+
 class Stored(Source, ABC):
     """A source that can be read whole. It says what it finds; the base removes duplicates and rows that also occur in the measured part.
 

@@ -3,12 +3,13 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from typing import Final
 
 import numpy as np
 
-from calibrant.data._base import Format, Holding, Row, Source, Stored, digest
+from calibrant.data._base import Format, Holding, Part, PerDraw, Row, Source, Stored, digest
 from calibrant.data._encoding import Encoder
 from calibrant.data.expression import Term
 from calibrant.data.packing import PAD, Frame, Text, Window
@@ -44,19 +45,34 @@ class Drawn:
 
 
 class Deck:
-    """The rows of one source's calibrate part. A row is dealt once a draw; when the rows are used up, a later draw begins again at the top.
+    """The rows of one part of a source. A row is dealt once a draw; when the rows are used up, a later draw begins again at the top.
 
-    A control has no end: each draw has its own rows, and earlier draws needn't be dealt again.
+    A control has no end: each draw has its own rows, and earlier draws needn't be dealt again. The same is true of what is supplied per draw,
+    though that ends.
     """
 
-    def __init__(self, source: Source, draw: int) -> None:
+    def __init__(self, source: Source, draw: int, part: Part = "calibrate") -> None:
         self.endless = source.kind == "control"
-        self.held = Holding(()) if self.endless else source.holding("calibrate") if isinstance(source, Stored) else _held(source)
         self._source, self._draw = source, draw
-        self._stream = source.rows("calibrate", draw) if self.endless else iter(())
+        self._part: Part = part
+        self._stream = source.rows(part, draw) if self.endless else iter(())
         self._next = self._turned = self._number = 0
         self._dealt: list[str] = []
         self._earlier: set[str] = set()
+
+    @cached_property
+    def held(self) -> Holding:
+        """What there is to deal."""
+        if self.endless:
+            return Holding(())
+        if isinstance(self._source, PerDraw):
+            return self._source.holding(self._draw)
+        return self._source.holding(self._part) if isinstance(self._source, Stored) else Holding(tuple(self._source.rows(self._part)))
+
+    @property
+    def told(self) -> str:
+        """What a message calls it."""
+        return f"draw {self._draw} of {self._source}" if isinstance(self._source, PerDraw) else f"the {self._part} part of {self._source}"
 
     def begin(self, number: int) -> None:
         """Begin draw `number`. Nothing is shuffled: the order is fixed, and goes on where the draw before ended."""
@@ -65,7 +81,7 @@ class Deck:
 
     def deals(self, number: int) -> bool:
         """Whether this deck takes part in draw `number`."""
-        return not self.endless or number == self._draw
+        return number == self._draw or not (self.endless or isinstance(self._source, PerDraw))
 
     def deal(self, form: Format, replacement: bool = False) -> Iterator[Row | None]:
         """The next rows, each once a draw, or with replacement without end; None stands for a row that `form` passes over."""
@@ -94,7 +110,11 @@ class Deck:
         """The share of `rows` that earlier draws used too."""
         earlier = self._earlier
         if self.endless and self._draw:
-            earlier = {row.key for row in islice(self._source.rows("calibrate", 0), len(rows))}
+            earlier = {row.key for row in islice(self._source.rows(self._part, 0), len(rows))}
+        elif isinstance(self._source, PerDraw) and (end := self._source.disjoint()) is not None and self._draw >= end:
+            # As many rows of each earlier draw: the budget is the same.
+            draws = (islice(self._source.rows(self._part, draw), len(rows)) for draw in range(self._draw))
+            earlier = {row.key for draw in draws for row in draw}
         return sum(row.key in earlier for row in rows) / len(rows) if rows else 0.0
 
     def digest(self, rows: list[Row]) -> str:
@@ -132,12 +152,8 @@ def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -
     if room() > 0:
         wanted = f"{quota.windows} windows" if quota.tokens is None else f"{quota.tokens} tokens"
         raise DataError(
-            f"the calibrate part of {term.source} holds {term.packing.supply(drawn.lengths, inner)}, too little for {wanted} of {term} "
+            f"{deck.told} holds {term.packing.supply(drawn.lengths, inner)}, too little for {wanted} of {term} "
             f"in windows of {frame.length}{f' ({drawn.passed_over} rows are no {term.format})' if drawn.passed_over else ''}; lower {quota.flags}",
             subject=str(term.source),
         )
     return drawn
-
-
-def _held(source: Source) -> Holding:
-    return Holding(tuple(source.rows("calibrate")))

@@ -1,7 +1,8 @@
 """Calibration sets: what a model is shown while it is compressed."""
 
+import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data._base import Row, Source
+from calibrant.data._base import Part, PerDraw, Row, Source
 from calibrant.data._draw import Deck, Drawn, Quota, draw
 from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder
 from calibrant.data.expression import Mix, Term, parse_expression, parse_mix, written
@@ -48,15 +49,17 @@ class TokenBatch:
 
 @dataclass(frozen=True, init=False, repr=False)
 class CalibrationSet:
-    """Source, format and packing, or a weighted sum of them, or a mix of two such; a budget; a draw.
+    """Source, format and packing, or a weighted sum of them, or a mix of such; a budget; a draw.
 
     `CalibrationSet("0.3*gsm8k:cot + 0.7*wikitext", samples=128, length=2048, seed=0)`: 128 windows of 2048 tokens. `tokens=N` asks for exactly N real
     tokens instead, the last window partly filled. `seed` is the number of the draw: draws of the same budget share no row until the source is used
     up, after which `overlap` in the facts says how much they share. The same rows and tokenizer give the same fingerprint anywhere.
 
-    `CalibrationSet("mix(domain=gsm8k:cot, general=c4, weight=0.5)")` is of two sets, in `mixed`, each of the whole budget and drawn as it is
-    drawn alone. What the model's matrices see of each, divided by its own tokens, is added with the weights, as if all tokens of both were one set
-    (MixCal, Williams et al. 2025, arXiv 2502.18424). `parts` are those of both.
+    `CalibrationSet("mix(domain=gsm8k:cot, general=c4, weight=0.5)")` is of two sets or more, in `mixed`, each of the whole budget and drawn as it
+    is drawn alone. What the model's matrices see of each, divided by its own tokens, is added with the weights, as if all tokens were one set
+    (MixCal, Williams et al. 2025, arXiv 2502.18424). `parts` are those of all. A mix with all the weight on one set is that set.
+
+    `part` is `calibrate`, but for what `held_out` gives. Where a part is a selector, `supplied` puts in its place what it chose.
 
     Raises `SpecError` for an expression that can't be read or names what doesn't exist, `DataError` for parts that don't fit together or a budget
     below 1; both when the set is built. No model is needed.
@@ -70,17 +73,20 @@ class CalibrationSet:
     parts: tuple[Term, ...]
     mixed: tuple["CalibrationSet", ...]
     mix: Mix | None
+    part: Part
 
     def __init__(self, expr: str, samples: int = 128, length: int = 2048, tokens: int | None = None, seed: int = 0) -> None:
         for name, value, least in (("samples", samples, 1), ("length", length, 1), ("tokens", tokens, 1), ("seed", seed, 0)):
             if value is not None and value < least:
                 raise DataError(f"{name} is {value}; it must be at least {least}", subject=name)
         mix = parse_mix(expr)
+        if mix and len(mix.parts) == 1:
+            expr, mix = mix.parts[0], None
         mixed = tuple(CalibrationSet(part, samples, length, tokens, seed) for part in mix.parts) if mix else ()
         mix = replace(mix, parts=tuple(map(str, mixed))) if mix else None
         parts = _weighed(mix, mixed) if mix else parse_expression(expr)
         told = {"expr": str(mix) if mix else written(parts), "parts": parts, "mixed": mixed, "mix": mix}
-        for name, value in {**told, "samples": samples, "length": length, "budget": tokens, "seed": seed}.items():
+        for name, value in {**told, "samples": samples, "length": length, "budget": tokens, "seed": seed, "part": "calibrate"}.items():
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -94,7 +100,8 @@ class CalibrationSet:
 
     def __repr__(self) -> str:
         budget = f"samples={self.samples}" if self.budget is None else f"tokens={self.budget}"
-        return f"CalibrationSet({self.expr!r}, {budget}, length={self.length}, seed={self.seed})"
+        part = "" if self.part == "calibrate" else f", part={self.part!r}"
+        return f"CalibrationSet({self.expr!r}, {budget}, length={self.length}, seed={self.seed}{part})"
 
     def _repr_html_(self) -> str:
         budget = f"{self.samples} windows" if self.budget is None else f"{self.budget:,} real tokens"
@@ -108,6 +115,35 @@ class CalibrationSet:
             return self._mixture(self.mix, [part.tokens(tokenizer) for part in self.mixed])
         decks = self._decks(self.seed)
         return self._batch(self._drawn(decks, IdEncoder(tokenizer)), decks, tokenizer)
+
+    @property
+    def per_draw(self) -> bool:
+        """Whether a part of it is supplied per draw, so that it has no tokens before that."""
+        return any(isinstance(term.source, PerDraw) for term in self.parts)
+
+    def held_out(self) -> "CalibrationSet":
+        """The same of what the sources measure on: to see on other rows what was done with these. Nothing is to be calibrated on it.
+
+        `DataError` where a part has none.
+        """
+        whole = tuple(replace(t, source=t.source.measured()) if isinstance(t.source, PerDraw) else t for t in self.parts)
+        return self._with(part="measure", parts=whole, mixed=tuple(part.held_out() for part in self.mixed))
+
+    def supplied(self, supply: Callable[[PerDraw, int], Source]) -> "CalibrationSet":
+        """The same with `supply(source, tokens)` in the place of each source that is supplied per draw; `tokens` is what is wanted of it."""
+        if self.mixed:
+            mixed = tuple(part.supplied(supply) for part in self.mixed)
+            return self._with(mixed=mixed, parts=_weighed(self.mix, mixed) if self.mix else ())
+        wanted = [self.samples * self.length if quota.tokens is None else quota.tokens for quota in self._quotas()]
+        parts = zip(self.parts, wanted, strict=True)
+        return self._with(parts=tuple(replace(t, source=supply(t.source, n)) if isinstance(t.source, PerDraw) else t for t, n in parts))
+
+    def _with(self, **fields: Any) -> "CalibrationSet":
+        """A copy in which these fields are others; its text stays."""
+        changed = copy.copy(self)
+        for name, value in fields.items():
+            object.__setattr__(changed, name, value)
+        return changed
 
     def drawn(self, tokenizer: PreTrainedTokenizerBase) -> list[list[Row]]:
         """The rows of each part of this draw, in the order in which they were used."""
@@ -129,9 +165,11 @@ class CalibrationSet:
         if self.mixed:
             return min((n for part in self.mixed if (n := part.disjoint_draws(tokenizer, most)) is not None), default=None)
         encoder = IdEncoder(tokenizer)
-        if all(term.source.kind == "control" for term in self.parts):
-            return None
-        decks = self._decks(0)
+        ends = [end for term in self.parts if isinstance(term.source, PerDraw) and (end := term.source.disjoint()) is not None]
+        most = min([most, *ends])
+        if all(term.source.kind == "control" or isinstance(term.source, PerDraw) for term in self.parts):
+            return most if ends else None
+        decks = self._decks(-1)  # what has rows of its own for each draw isn't dealt
         for number in range(most):
             drawn = self._deal(number, decks, encoder)
             if any(decks[term.source].overlap(part.rows) for term, part in zip(self.parts, drawn, strict=True)):
@@ -139,7 +177,7 @@ class CalibrationSet:
         return most
 
     def _decks(self, draw: int) -> dict[Source, Deck]:
-        return {term.source: Deck(term.source, draw) for term in self.parts}
+        return {term.source: Deck(term.source, draw, self.part) for term in self.parts}
 
     def _drawn(self, decks: Mapping[Source, Deck], encoder: Encoder) -> list[Drawn]:
         # Earlier draws are dealt again, because which rows they took is what this draw may not take.
@@ -206,7 +244,7 @@ class CalibrationSet:
         return TokenBatch(*tensors, made, whole, examples, torch.from_numpy(pads) if pads.any() else None)
 
     def _mixture(self, mix: Mix, batches: Sequence[TokenBatch]) -> TokenBatch:
-        """Both batches as one whose mass is that of the two together: with shares like their tokens' it is the pooled set."""
+        """All batches as one whose mass is that of all together: with shares like their tokens' it is the pooled set."""
         masses = [float(batch.weights.double().sum()) for batch in batches]
         factors = [float(share) * sum(masses) / mass for share, mass in zip(mix.shares, masses, strict=True)]
         weights = torch.cat([batch.weights * factor for batch, factor in zip(batches, factors, strict=True)])

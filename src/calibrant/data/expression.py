@@ -1,7 +1,8 @@
 """What calibration data is asked for, as text: `source[:format][@packing]`, or a sum `0.3*gsm8k:cot + 0.7*c4`.
 
 `mix(domain=gsm8k:cot, general=c4, weight=0.5)` is of two such texts, each a set of the whole budget: what the model's matrices see of each, divided
-by its own tokens, is added, 0.5 of the first and the rest of the second. It stands alone, and the two names are the user's own.
+by its own tokens, is added, 0.5 of the first and the rest of the second. It stands alone, and the names are the user's own. Of more than two, each
+has its weight in a list, `mix(a=c4, b=pile, c=gsm8k:cot, weights=[0.2, 0.3, 0.5])`; without weights all count alike.
 
 Everywhere a name may carry arguments (`c4@many(separator=' ')`), read as literals and never evaluated. A path, quoted or not, stands where a
 source's name stands. Four names stand for a format with its packing: zero, single, icl, cot.
@@ -21,14 +22,20 @@ from calibrant.data.packing import PACKINGS, Legacy, Many, Packing
 from calibrant.data.sources import sources
 from calibrant.data.user_file import UserFile, is_path
 from calibrant.errors import DataError, SpecError
-from calibrant.registry import did_you_mean
+from calibrant.registry import Registry, did_you_mean
 from calibrant.spec import Call, build, parse, text_of
+
+selectors: Final = Registry("calibrant.select", "selector")
+"""What chooses or makes rows with a model's help stands where a source's name stands. Only its names are known here; the list is its files."""
 
 PAIRS: Final = {"zero": ("question", "one"), "single": ("qa", "one"), "icl": ("qa", "many"), "cot": ("cot", "many")}
 _NUMBER: Final = re.compile(r"-?\d*\.?\d+([eE]-?\d+)?|-?\d+\.")
 _EXAMPLE: Final = "write source[:format][@packing], for example gsm8k:cot or 0.3*gsm8k:cot + 0.7*wikitext"
 _MIX: Final = re.compile(r"\s*mix\s*\(")
-_MIX_EXAMPLE: Final = "write two sets, each with a name of your own, and the weight of the first: mix(domain=gsm8k:cot, general=c4, weight=0.5)"
+_MIX_EXAMPLE: Final = (
+    "write sets, each with a name of your own, and for two the weight of the first, mix(domain=gsm8k:cot, general=c4, weight=0.5), "
+    "for more a weight each, mix(a=c4, b=pile, c=gsm8k, weights=[0.2, 0.3, 0.5]), or no weights for equal ones"
+)
 
 
 @dataclass(frozen=True)
@@ -52,20 +59,28 @@ class Term:
 
 @dataclass(frozen=True)
 class Mix:
-    """Two calibration sets as texts, the names that the user gave them, and the weight of each in the sum of their statistics."""
+    """Calibration sets as texts, the names that the user gave them, and the weight of each in the sum of their statistics, all above 0."""
 
     names: tuple[str, ...]
     parts: tuple[str, ...]
-    shares: tuple[Fraction, Fraction]
+    shares: tuple[Fraction, ...]
 
     def __str__(self) -> str:
         # Quotes around all of a part are taken for the mix's own, so a path that stands in quotes gets empty brackets behind it.
         texts = [part if part == _unquoted(part) else f"{part}()" for part in self.parts]
-        return f"mix({', '.join(f'{name}={text}' for name, text in zip(self.names, texts, strict=True))}, weight={float(self.shares[0])})"
+        given = [f"{name}={text}" for name, text in zip(self.names, texts, strict=True)]
+        if len(texts) == 2:
+            given.append(f"weight={float(self.shares[0])}")
+        elif len(set(self.shares)) > 1:
+            given.append(f"weights=[{', '.join(_numbers(self.shares))}]")
+        return f"mix({', '.join(given)})"
 
 
 def parse_mix(text: str) -> Mix | None:
-    """The mix that `text` asks for; None if it asks for none. `SpecError` for one that can't be read, `DataError` for a weight outside 0 to 1."""
+    """The mix that `text` asks for; None if it asks for none. Parts of weight 0 are left out, so that one alone may be left.
+
+    `SpecError` for one that can't be read, `DataError` for a weight below 0 or above 1, or none above 0.
+    """
     if not _MIX.match(text) or len(_split(text, "+")) > 1:
         return None
     body, given = text.strip(), dict[str, str]()
@@ -74,17 +89,33 @@ def parse_mix(text: str) -> Mix | None:
         if len(values) != 1 or not name.isidentifier() or name in given:
             raise SpecError(f"{body!r}: {argument.strip()!r} is no name=value of its own; {_MIX_EXAMPLE}", subject=text)
         given[name] = _unquoted(values[0])
-    number = given.pop("weight", "")
+    weight, weights = given.pop("weight", None), given.pop("weights", None)
     for part in filter(_MIX.match, given.values()):
         raise _stands_alone(part)
-    if len(given) != 2 or not _NUMBER.fullmatch(number):
-        said = f"the weight {number!r}" if number else "no weight"
-        raise SpecError(f"{body!r} must have two sets and a weight, and has {', '.join(given) or 'no set'} and {said}; {_MIX_EXAMPLE}", subject=text)
-    weight = Fraction(repr(float(number)))  # what is written back is what is used
-    if not 0 < weight < 1:
-        alone = list(given.values())[weight < 1]
-        raise DataError(f"{body!r}: the weight {number} must be above 0 and below 1; for one of the sets alone write {alone}", subject=text)
-    return Mix(tuple(given), tuple(given.values()), (weight, 1 - weight))
+    shares = _shares(body, list(given), weight, weights)
+    kept = [(name, part, share) for (name, part), share in zip(given.items(), shares, strict=True) if share]
+    names, parts, rest = zip(*kept, strict=True)
+    return Mix(names, parts, rest)
+
+
+def _shares(body: str, names: Sequence[str], weight: str | None, weights: str | None) -> list[Fraction]:
+    """The weight of each set of a mix; they sum to one."""
+    listed = (weights or "").strip()
+    several = [piece.strip() for piece in listed[1:-1].split(",")] if listed[:1] == "[" and listed[-1:] == "]" else [listed]
+    told = [weight] if weight is not None else several if weights is not None else []
+    fits = len(names) == 2 if weight is not None else len(names) > 1 and len(told) in (0, len(names))
+    if (weight is not None and weights is not None) or not fits or not all(map(_NUMBER.fullmatch, told)):
+        said = " and ".join(f"{name} {value!r}" for name, value in (("weight", weight), ("weights", weights)) if value is not None)
+        sets = f"the sets {', '.join(names)}" if names else "no set"
+        raise SpecError(f"{body!r} has {sets} and {said or 'no weights'}; {_MIX_EXAMPLE}", subject=body)
+    numbers = [Fraction(repr(float(number))) for number in told]  # what is written back is what is used
+    if weight is not None and not 0 <= numbers[0] <= 1:
+        raise DataError(f"{body!r}: the weight {weight} must be between 0 and 1: it is the share of {names[0]}", subject=body)
+    if weights is not None and (min(numbers) < 0 or not any(numbers)):
+        raise DataError(f"{body!r}: the weights {weights} must be at least 0, and one above it", subject=body)
+    whole = [numbers[0], 1 - numbers[0]] if weight is not None else numbers or [Fraction(1)] * len(names)
+    shares = [number / sum(whole) for number in whole]
+    return shares if len(shares) != 2 else [first := Fraction(repr(float(shares[0]))), 1 - first]
 
 
 def parse_expression(text: str) -> tuple[Term, ...]:
@@ -103,13 +134,15 @@ def written(terms: Sequence[Term]) -> str:
     """The one text that stands for these parts, with weights that are exact: decimals where they are short, else whole numbers."""
     if len(terms) == 1:
         return str(terms[0])
-    shares = [term.share for term in terms]
+    return " + ".join(f"{number}*{term}" for number, term in zip(_numbers([term.share for term in terms]), terms, strict=True))
+
+
+def _numbers(shares: Sequence[Fraction]) -> list[str]:
+    """Shares as texts that are exact: decimals where they are short, else whole numbers."""
     if all((share * 10_000).denominator == 1 for share in shares):
-        numbers = [str(float(share)) for share in shares]
-    else:
-        common = Fraction(math.lcm(*(share.denominator for share in shares)))
-        numbers = [str(int(share * common)) for share in shares]
-    return " + ".join(f"{number}*{term}" for number, term in zip(numbers, terms, strict=True))
+        return [str(float(share)) for share in shares]
+    common = Fraction(math.lcm(*(share.denominator for share in shares)))
+    return [str(int(share * common)) for share in shares]
 
 
 def parse_source(text: str, columns: Mapping[str, Any] = MappingProxyType({})) -> Source:
@@ -119,7 +152,13 @@ def parse_source(text: str, columns: Mapping[str, Any] = MappingProxyType({})) -
         end = text.index(text[0], 1)
         return _user_file(text[1:end], text[end + 1 :], columns)
     name, bracket, rest = text.partition("(")
-    return _user_file(name.strip(), bracket + rest, columns) if is_path(name) else sources.build(text)
+    if is_path(name):
+        return _user_file(name.strip(), bracket + rest, columns)
+    if name.strip() not in sources.names() and (name.strip() in selectors.names() or did_you_mean(name, selectors.names())):
+        call = _call(text)
+        # What stands in a selector's brackets may be a set in itself, quoted or not: it is read by the selector.
+        return build(selectors.get(call.name), {key: text_of(value) if isinstance(value, Call) else value for key, value in call.arguments.items()})
+    return sources.build(text)
 
 
 def parse_format(text: str) -> tuple[Format, Packing | None]:

@@ -152,7 +152,7 @@ def _vocabulary(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> dict[str, An
 
 def _enough(data: CalibrationSet, tokenizer: PreTrainedTokenizerBase, draws: int | None) -> int | None:
     """The budget, rounded down, at which five draws share no row; tried, because rows are used whole. None if that isn't the matter."""
-    if draws is None or draws >= ENOUGH_DRAWS or any(term.packing.replacement for term in data.parts):
+    if draws is None or draws >= ENOUGH_DRAWS or data.per_draw or any(term.packing.replacement for term in data.parts):
         return None
     amount = _rounded((data.samples if data.budget is None else data.budget) * draws / ENOUGH_DRAWS)
     while amount >= len(data.parts):

@@ -1,9 +1,9 @@
 """No model is measured on what it was calibrated on, unless somebody asks for exactly that."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from calibrant.data import CalibrationSet, Row
+from calibrant.data import CalibrationSet, PerDraw, Row, Source
 from calibrant.data.leaks import find_leaks, serious
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError
@@ -20,7 +20,7 @@ def leaks(sets: Iterable[CalibrationSet], evaluators: Sequence[Evaluator]) -> di
     files: dict[tuple[UserFile, str], int] = {}
     for chosen in {str(s): s for s in sets}.values():
         for evaluator in evaluators:
-            for file in {part.source for part in chosen.parts if isinstance(part.source, UserFile)}:
+            for file in {source for part in chosen.parts for source in _within(part.source) if isinstance(source, UserFile)}:
                 name = str(evaluator)
                 if (file, name) not in files:
                     measured.setdefault(name, list(evaluator.rows()))
@@ -30,6 +30,15 @@ def leaks(sets: Iterable[CalibrationSet], evaluators: Sequence[Evaluator]) -> di
                     held = found.setdefault(str(chosen), {})
                     held[name] = held.get(name, 0) + files[file, name]
     return found
+
+
+def _within(source: Source) -> Iterator[Source]:
+    """The source, or those that its rows are chosen from."""
+    if not isinstance(source, PerDraw):
+        yield source
+        return
+    for inner in source.origins:
+        yield from _within(inner)
 
 
 def refuse(found: Mapping[str, Mapping[str, int]]) -> None:

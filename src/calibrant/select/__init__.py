@@ -1,9 +1,6 @@
 """Rows chosen or made with the help of a model; the list of selectors is the list of files."""
 
-from typing import Final
+from calibrant.data import selectors
+from calibrant.select._base import Context, Picking, Selection, Selector, resolved
 
-from calibrant.registry import Registry
-
-selectors: Final = Registry("calibrant.select", "selector")
-
-__all__ = ["selectors"]
+__all__ = ["Context", "Picking", "Selection", "Selector", "resolved", "selectors"]

@@ -13,6 +13,7 @@ from calibrant.compress import Asked, fitting
 from calibrant.data import CalibrationSet, TokenBatch, profile
 from calibrant.durable import text_of_json
 from calibrant.models import Opened, check_finite, view
+from calibrant.select import resolved
 
 ROOM: Final = 0.5
 """The share of the machine's memory that activations may fill: of all there is, not of what is free, so that asking again resolves alike."""
@@ -39,7 +40,9 @@ class Bench:
         if calibration is None:
             return None
         if self._tokens is None or self._tokens[0] != repr(calibration):
-            self._tokens = repr(calibration), calibration.tokens(self.opened.tokenizer)
+            if calibration.per_draw:
+                self.restore()  # what chooses rows with the model's help looks at the untouched one
+            self._tokens = repr(calibration), resolved(calibration, self.opened).tokens(self.opened.tokenizer)
         return self._tokens[1]
 
     def hand(self, calibration: CalibrationSet, batch: TokenBatch) -> None:

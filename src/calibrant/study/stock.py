@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from calibrant.data import CalibrationSet, Many
+from calibrant.data import CalibrationSet, Many, PerDraw
 from calibrant.data.expression import Term
 from calibrant.errors import DataError
 
@@ -63,6 +63,9 @@ def _told(term: Term, asked: CalibrationSet, tokenizer: Any) -> Stock:
     budget = round(budget_of(asked) * term.share)
     if term.source.kind == "control":
         return Stock(str(term), 0, None, budget)
+    if isinstance(term.source, PerDraw):
+        held = term.source.disjoint()
+        return Stock(str(term), 0, None if held is None else float(held), budget)
     rows = [row for row in term.source.rows("calibrate") if term.format.takes(row)]
     some = rows[:: max(1, len(rows) // ROWS)]
     began = time.perf_counter()

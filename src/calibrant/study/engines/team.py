@@ -213,7 +213,7 @@ class Team:
 
     def _resolve(self, question: Question, worker: Worker) -> Resolved | Failed:
         tokens = self._tokens
-        if tokens is None or question.calibration is None:
+        if tokens is None or question.calibration is None or question.calibration.per_draw:  # the worker has the model that chooses
             return worker.resolve(question, None)
         path = attempted(lambda: tokens.path(question), question.provisional, question)
         return path if isinstance(path, Failed) else worker.resolve(question, path)
