@@ -16,7 +16,7 @@ FLOORS = [
     ["activations", "targets", "store", "outcomes", "durable", "estimates"],
     ["data", "models", "ranks"],
     ["walk", "checkpoint", "methods", "allocations", "statistics", "changes", "costs", "select"],
-    ["compress", "evaluators", "testing"],
+    ["compress", "evaluators", "testing", "languages"],
     ["study", "compare", "mixtures", "names", "inspection"],
     ["report", "screen", "recommend"],
     ["demo"],

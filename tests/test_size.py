@@ -30,7 +30,8 @@ def lines_of(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 @each_file
 def test_modules_are_short(path: Path):
-    limit = 150 if path.parent in LEAVES else 400
+    leaf = path.parent in LEAVES and not path.name.startswith("_")  # what begins with an underscore is shared by the leaves
+    limit = 150 if leaf else 400
     assert len(path.read_text().splitlines()) <= limit
 
 

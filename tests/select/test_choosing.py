@@ -129,13 +129,22 @@ def test_its_text_reads_back_and_it_chooses_again_what_it_chose(text: str, token
 
 
 def test_the_budget_takes_from_the_top_and_draws_have_pools_of_their_own(tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = [row for row in CalibrationSet("corpus.jsonl").parts[0].source.rows("calibrate")]
+    rows = list(CalibrationSet("corpus.jsonl").parts[0].source.rows("calibrate"))
     for seed in (0, 1):
         pool = rows[10 * seed : 10 * seed + 10]
         expected = sorted(pool, key=lambda row: len(row.text or ""))
         found = drawn("shortest(source='corpus.jsonl')", tokenizer, seed)
         assert found == expected[: len(found)]
         assert 2 <= len(found) < 10
+
+
+def test_a_selector_within_is_asked_for_as_many_texts_as_candidates(tokenizer: PreTrainedTokenizerBase) -> None:
+    chosen = resolved(CalibrationSet("shortest(source=made, candidates=15)", tokens=64, length=32), tokenizer)
+    note = chosen.tokens(tokenizer).facts["parts"][0]["note"]
+    assert note.startswith("15 candidates")
+    source = chosen.parts[0].source
+    assert isinstance(source, Shortest)
+    assert len(source.holding(0).rows) == 15
 
 
 def test_rows_keep_their_fields_unless_a_format_is_named_within(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -155,7 +164,8 @@ def test_weights_within_share_the_candidates_out(tokenizer: PreTrainedTokenizerB
     notes = resolved(CalibrationSet("shortest(source='0.2*corpus.jsonl + 0.8*problems.jsonl:cot')", tokens=20, length=32), tokenizer)
     assert notes.tokens(tokenizer).facts["parts"][0]["note"].startswith("10 candidates; the shortest has ")
     source = notes.parts[0].source
-    assert isinstance(source, Shortest) and source._counts == [2, 8]
+    assert isinstance(source, Shortest)
+    assert source._counts == [2, 8]
 
 
 def test_how_many_draws_are_disjoint_is_known_without_a_model(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -197,13 +207,17 @@ def test_an_order_that_repeats_itself_is_refused(tokenizer: PreTrainedTokenizerB
         drawn("shortest(source='corpus.jsonl')", tokenizer)
 
 
-def test_what_took_a_model_is_kept(folder: Path) -> None:
+def test_what_took_a_model_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_model(str(tiny_folder(folder / "model")), "float32", "cpu")
     asked = CalibrationSet("reading(source='corpus.jsonl')", tokens=64, length=32)
     first, second = (resolved(asked, opened).tokens(opened.tokenizer) for _ in range(2))
     assert first.facts["parts"][0]["note"] == second.facts["parts"][0]["note"] == f"10 candidates; read by {opened.name}"
     assert LOOKED == [0]
     assert first.fingerprint == second.fingerprint
+    monkeypatch.setattr(Reading, "beside", lambda self, context: ("a target",))
+    resolved(asked, opened).tokens(opened.tokenizer)
+    assert LOOKED == [0, 0]
+    LOOKED.pop()
     resolved(CalibrationSet("reading(source='corpus.jsonl')", tokens=64, length=32, seed=1), opened).tokens(opened.tokenizer)
     assert LOOKED == [0, 1]
 
@@ -218,7 +232,10 @@ def test_it_serves_prune_and_inspect(folder: Path, tokenizer: PreTrainedTokenize
 
 def test_what_is_held_out_is_the_sources_own(tokenizer: PreTrainedTokenizerBase) -> None:
     asked = CalibrationSet("shortest(source='corpus.jsonl')", tokens=30, length=16)
-    assert asked.held_out().tokens(tokenizer).fingerprint == CalibrationSet("corpus.jsonl", tokens=30, length=16).held_out().tokens(tokenizer).fingerprint
+    assert (
+        asked.held_out().tokens(tokenizer).fingerprint
+        == CalibrationSet("corpus.jsonl", tokens=30, length=16).held_out().tokens(tokenizer).fingerprint
+    )
     with pytest.raises(DataError, match="picks from several sources, of which none measures"):
         CalibrationSet("shortest(source='corpus.jsonl + problems.jsonl')", tokens=30, length=16).held_out()
 

@@ -126,6 +126,11 @@ class Picking(Selector, ABC):
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
         """Which of `texts` to take, as indices, the best first and each at most once; and a sentence about it."""
 
+    def beside(self, context: Context) -> Sequence[str]:
+        """Texts other than the candidates on which the order depends: what is kept answers for them too."""
+        del context
+        return ()
+
     @property
     def kind(self) -> Kind:  # pyright: ignore[reportIncompatibleVariableOverride]  # here it depends on the source within
         """The source's; texts are a corpus."""
@@ -197,7 +202,8 @@ class Picking(Selector, ABC):
         """The order as it is kept in the user's cache, made if it isn't there: reading candidates with a model takes its time."""
         opened = context.model(self)
         dtype = str(opened.dtype).removeprefix("torch.")
-        asked = [REVISION, canonical(self), opened.digest, dtype, context.draw, context.length, [row.key for row in rows]]
+        read = [row.key for row in rows], list(self.beside(context))
+        asked = [REVISION, canonical(self), opened.digest, dtype, context.draw, context.length, *read]
         path = cache_folder() / "selected" / f"{identity(asked).removeprefix('sha256:')}.json"
         with suppress(OSError, ValueError):
             order, note = json.loads(path.read_text("utf-8"))
@@ -213,7 +219,8 @@ class Picking(Selector, ABC):
         found: list[tuple[Row, str]] = []
         for term, count in zip(self._terms, self._counts, strict=True):
             if isinstance(term.source, Selector):
-                begin, rows = 0, term.source.supplied(context).holding(context.draw).rows
+                inner = replace(context, tokens=count * context.length)  # as many texts as candidates, as far as can be told
+                begin, rows = 0, term.source.supplied(inner).holding(context.draw).rows
             else:
                 begin, rows = context.draw * count, _calibrate(term.source)
             dealt = [rows[at % len(rows)] for at in range(begin, begin + min(count, len(rows)))]

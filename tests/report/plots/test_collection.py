@@ -9,7 +9,7 @@ from tests.report.plots.test_answers import ASKED
 
 def test_each_ranking_and_question_has_its_plots():
     found = plots(Comparison((FULL,), questions=(ASKED, Question("baseline", "?", "yes", "", ASKED.evidence))), [], {"python_docs": 100, "c4": 200})
-    assert [plot.name for plot in found] == ["forest-wanda-0.6", "kept-wanda-0.6", "tokens-wanda-0.6", "in-context"]
+    assert [plot.name for plot in found] == ["forest-wanda-0.6", "kept-wanda-0.6", "tokens-wanda-0.6", "pareto-wanda-0.6", "in-context"]
 
 
 def test_names_say_the_model_where_there_are_several():

@@ -49,7 +49,7 @@ def made() -> list[Plot]:
 
 
 def test_hostile_names_are_text(made: list[Plot]):
-    assert len(made) == 9
+    assert len(made) == 11
     for plot in made:
         svg = inline(plot, "k")
         tags = {e.tag.partition("}")[2] for e in ElementTree.fromstring(svg).iter()}

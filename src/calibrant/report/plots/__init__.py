@@ -6,6 +6,20 @@ from calibrant.report.plots.drawing import inline, write
 from calibrant.report.plots.forest import forest, formats
 from calibrant.report.plots.growth import against_sparsity, against_tokens, layer_errors
 from calibrant.report.plots.heat import kept
+from calibrant.report.plots.pareto import pareto
 from calibrant.report.plots.picture import Plot
 
-__all__ = ["Plot", "against_sparsity", "against_tokens", "evidence", "forest", "formats", "inline", "kept", "layer_errors", "plots", "write"]
+__all__ = [
+    "Plot",
+    "against_sparsity",
+    "against_tokens",
+    "evidence",
+    "forest",
+    "formats",
+    "inline",
+    "kept",
+    "layer_errors",
+    "pareto",
+    "plots",
+    "write",
+]

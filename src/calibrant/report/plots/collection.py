@@ -9,6 +9,7 @@ from calibrant.report.plots.answers import evidence
 from calibrant.report.plots.forest import forest, formats
 from calibrant.report.plots.growth import against_sparsity, against_tokens, layer_errors
 from calibrant.report.plots.heat import kept
+from calibrant.report.plots.pareto import pareto
 from calibrant.report.plots.picture import Plot
 from calibrant.report.plots.words import stem
 
@@ -31,7 +32,7 @@ def plots(comparison: Comparison, layers: Sequence[Layers], tokens: Mapping[str,
 def _rankings(rankings: Sequence[Ranking], tokens: Mapping[str, int]) -> Iterator[Plot]:
     several = _several([(r.model, r.propagate) for r in rankings])
     for ranking in rankings:
-        for plot in (forest(ranking), kept(ranking), formats(ranking), against_tokens(ranking, tokens)):
+        for plot in (forest(ranking), kept(ranking), formats(ranking), against_tokens(ranking, tokens), pareto(ranking)):
             if plot is not None:
                 yield _told_apart(plot, several, ranking.model, ranking.propagate)
 

@@ -1,0 +1,109 @@
+"""What a search for a mixture gives back: plain data."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, final
+
+from calibrant.data.expression import Mix
+from calibrant.mixtures.algebra import Shares
+from calibrant.mixtures.metering import Metered
+from calibrant.notebook import card, listing
+
+UNIFORM: Final = "uniform"
+FOUND: Final = "mixture"
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """The relative errors of one calibration set under each judge, and the mean and the worst of those that are sources."""
+
+    calibrated_on: str
+    errors: Mapping[str, float]
+    mean: float
+    worst: float
+
+
+@final
+@dataclass(frozen=True)
+class Influence:
+    """How the errors of the set `of` change when `without` is left out and the others keep their proportions: above 0, it is missed.
+
+    `value` is the change of what was asked to be small.
+    """
+
+    of: str
+    without: str
+    mean: float
+    worst: float
+    value: float
+
+
+@dataclass(frozen=True, repr=False)
+class Mixture:
+    """The mixture that was found: `expr` is what `--data` takes, `weights` are by source.
+
+    `value` is its error by its `objective`, on the `final` sample. `rows` are the calibration sets (every source alone, `uniform`, `mixture`), each
+    judged by `judges` on texts that no calibration set can hold. `enough` says of each source and of the mixture whether its tokens are enough.
+    `evaluations` is how many mixtures were judged, `reused` how many of the `gathered` statistics were there already.
+    """
+
+    expr: str
+    weights: Mapping[str, float]
+    objective: str
+    value: float
+    model: str
+    note: str
+    method: str
+    sparsity: str
+    tokens: int
+    length: int
+    seed: int
+    dtype: str
+    judges: tuple[str, ...]
+    rows: tuple[Row, ...]
+    influence: tuple[Influence, ...]
+    enough: tuple[Metered, ...]
+    evaluations: int
+    samples: Mapping[str, Mapping[str, int]]
+    seconds: Mapping[str, float]
+    folder: str
+    gathered: int
+    reused: int
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as dicts, lists and numbers."""
+        return asdict(self)
+
+    def __repr__(self) -> str:
+        return f"Mixture({self.expr!r}, objective={self.objective!r}, value={self.value:.4g})"
+
+    def _repr_html_(self) -> str:
+        heads = ("calibrated on", *self.judges, "mean", "worst")
+        lines = [(row.calibrated_on, *(f"{row.errors[j]:.4f}" for j in self.judges), f"{row.mean:.4f}", f"{row.worst:.4f}") for row in self.rows]
+        facts = {"expression": self.expr, "objective": self.objective, "error": f"{self.value:.4f}", "method": f"{self.method} to {self.sparsity}"}
+        return card(f"Mixture for {self.model}", facts, note="relative errors of matrices, by judge", inside=listing(heads, lines))
+
+
+def expression(sources: Sequence[str], shares: Shares) -> str:
+    """The text that `--data` takes. Parts of weight 0 are left out, and one part alone is that part."""
+    parts = [(source, share) for source, share in zip(sources, shares, strict=True) if share]
+    if len(parts) == 1:
+        return parts[0][0]
+    texts, counted = zip(*parts, strict=True)
+    return str(Mix(tuple(names_of(texts)), texts, counted))
+
+
+def names_of(sources: Sequence[str]) -> list[str]:
+    """A name for each source that can stand in front of an equals sign: `gsm8k:cot` is `gsm8k_cot`."""
+    found: list[str] = []
+    for source in sources:
+        bare = re.sub(r"\W+", "_", source).strip("_")[:40] or "part"
+        bare = f"{bare}_" if bare in ("weight", "weights") else f"_{bare}" if bare[0].isdigit() else bare
+        name, number = bare, 1
+        while name in found:
+            number += 1
+            name = f"{bare}_{number}"
+        found.append(name)
+    return found

@@ -1,0 +1,128 @@
+"""What a compressed model is for: what is measured on it, and the text that stands for it before anything is measured."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final, final
+
+from calibrant.data import CalibrationSet, Source
+from calibrant.data.expression import Term, parse_expression, written
+from calibrant.errors import DataError, SpecError
+from calibrant.evaluators import Evaluator, evaluators
+from calibrant.evaluators.loss import Loss
+from calibrant.evaluators.task import Task
+
+GENERAL: Final = "general"
+CORPORA: Final = ("c4", "pile", "redpajama", "wikipedia", "wikitext")
+"""What `general` is, as far as it can be read here."""
+OFFLINE: Final = ("python_docs", "python_code", "arithmetic:cot")
+"""Sources that need nothing to be read; they stand in where no corpus can be."""
+USUAL: Final = (*CORPORA, "gsm8k:cot", "commonsense_qa", "esnli:cot", *OFFLINE)
+"""What is tried where no sources are named."""
+
+_EXAMPLE: Final = (
+    "write a source such as gsm8k:cot, a file of your own, a measure such as task(name=race), or general, each perhaps with a weight: 0.3*race"
+)
+_WEIGHT: Final = re.compile(r"\s*(\d*\.?\d+)\s*\*\s*(.*)", re.DOTALL)
+
+
+@final
+@dataclass(frozen=True)
+class Goal:
+    """What is to be kept. `measures` are evaluators with their weights, which sum to one; `judge` is an expression whose held-out part is like it.
+
+    `sources` are those that it names: a candidate is drawn from each, too.
+    """
+
+    text: str
+    measures: tuple[tuple[float, Evaluator], ...]
+    judge: str
+    sources: tuple[str, ...]
+
+
+def parse_goal(targets: Sequence[str], tokens: int, items: int, length: int) -> Goal:
+    """Read what a user says that the model is for. A loss is measured on `tokens` tokens in windows of `length`, a task on `items` items.
+
+    `SpecError` for what can't be read, `DataError` for what can't be had here.
+    """
+    if not targets:
+        raise SpecError(f"no target was given; {_EXAMPLE}", subject="for")
+    weighed = [_weighed(text) for text in targets]
+    measures: list[tuple[Fraction, Evaluator]] = []
+    terms: list[tuple[Fraction, Term]] = []
+    for weight, text in weighed:
+        several = [_one(name, tokens, items, length) for name in (_general() if text == GENERAL else [text])]
+        measures += [(weight / len(several), evaluator) for evaluator, _ in several]
+        terms += [(weight / len(several), term) for _, term in several]
+    whole = sum(weight for weight, _ in measures)
+    shares = _united((str(term), weight / whole) for weight, term in terms)
+    judge = written([_share(parse_expression(text)[0], share) for text, share in shares.items()])
+    return Goal(", ".join(targets), tuple((float(weight / whole), evaluator) for weight, evaluator in measures), judge, tuple(shares))
+
+
+def usual(goal: Goal) -> list[str]:
+    """The sources to try where none are named: those of the goal, and the usual ones that can be read here."""
+    known = {str(CalibrationSet(text)): None for text in goal.sources}
+    for text in USUAL:
+        if readable(parse_expression(text)[0].source):
+            known[str(CalibrationSet(text))] = None
+    return list(known)
+
+
+def readable(source: Source) -> bool:
+    """Whether its rows are here, without fetching any."""
+    try:
+        return next(iter(source.rows("calibrate")), None) is not None
+    except DataError:
+        return False
+
+
+def _general() -> list[str]:
+    here = [name for name in CORPORA if readable(parse_expression(name)[0].source)]
+    return here or list(OFFLINE)
+
+
+def _weighed(text: str) -> tuple[Fraction, str]:
+    found = _WEIGHT.fullmatch(text)
+    weight, rest = (Fraction(found[1]), found[2].strip()) if found else (Fraction(1), text.strip())
+    if not rest or weight <= 0:
+        raise SpecError(f"{text!r} is no target; {_EXAMPLE}", subject=text)
+    return weight, rest
+
+
+def _one(text: str, tokens: int, items: int, length: int) -> tuple[Evaluator, Term]:
+    """What measures a target, and the set whose held-out part is like it."""
+    name, bracket, _ = text.partition("(")
+    if bracket and name.strip() in evaluators.names():
+        measure: Evaluator = evaluators.build(text)
+        source = getattr(measure, "name", None) or getattr(measure, "source", None)
+        if not isinstance(source, str):
+            raise SpecError(f"{text!r} measures no source that could be calibrated on or predicted from; {_EXAMPLE}", subject=text)
+        measure.check()
+        return measure, _single(source)
+    term = _single(text)
+    if "choices" in {*term.source.fields, *term.source.sometimes}:
+        return Task(name=str(term.source), limit=items), term
+    measure = Loss(source=str(term.source), format=str(term.format), tokens=tokens, length=length)
+    measure.check()
+    return measure, term
+
+
+def _single(text: str) -> Term:
+    terms = parse_expression(text)
+    if len(terms) != 1:
+        raise SpecError(f"the target {text!r} is a sum; give each part as a target of its own, with a weight", subject=text)
+    return terms[0]
+
+
+def _share(term: Term, share: Fraction) -> Term:
+    return Term(term.source, term.format, term.packing, share)
+
+
+def _united(parts: Iterable[tuple[str, Fraction]]) -> dict[str, Fraction]:
+    """The shares of what has the same text, added."""
+    found: dict[str, Fraction] = {}
+    for text, share in parts:
+        found[text] = found.get(text, Fraction(0)) + share
+    return found

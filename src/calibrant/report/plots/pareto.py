@@ -1,0 +1,223 @@
+"""Two losses against each other: which calibration sets give the one for the other, and which are simply worse. No torch here."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from calibrant.compare import Entry, Estimate, Ranking, family_of
+from calibrant.compare.regret import told_apart
+from calibrant.errors import SpecError
+from calibrant.report.findings import aimed, percent, short
+from calibrant.report.plots.axes import Axis, axis_of, reached
+from calibrant.report.plots.labels import around
+from calibrant.report.plots.marks import Layer, layer, layered, text
+from calibrant.report.plots.picture import Plot, plotted
+from calibrant.report.plots.theme import FAMILIES
+from calibrant.report.plots.words import cut, ends, known, plainly, sentence, signed, spread
+
+if TYPE_CHECKING:
+    import altair as alt
+
+WIDTH: Final = 520
+HEIGHT: Final = 380
+
+ABOVE: Final = 9
+"""How far above its point a name stands, in pixels."""
+
+CROWDED: Final = 24
+"""Sets; with more there is no room for their intervals."""
+
+Place = Literal["front", "open", "behind"]
+"""On the front; off it, but not surely; and surely worse on both than some other set."""
+
+SAID: Final[dict[Place, str]] = {"front": "on the front", "open": "can't be told from the front", "behind": "surely worse on both than"}
+
+
+@dataclass(frozen=True)
+class _Spot:
+    """A set: its two numbers, where it stands, and what it is surely behind."""
+
+    entry: Entry
+    x: Estimate
+    y: Estimate
+    place: Place
+    before: str = ""
+
+    @property
+    def family(self) -> str:
+        return "control" if self.entry.control else family_of(self.entry.name)
+
+    @property
+    def said(self) -> str:
+        """Where it stands, in words."""
+        return f"{SAID[self.place]} {self.before}".strip()
+
+
+@dataclass(frozen=True)
+class _Front:
+    """What is drawn of a ranking on two measured sets."""
+
+    ranking: Ranking
+    across: str
+    up: str
+    spots: tuple[_Spot, ...]
+    axes: tuple[Axis, Axis]
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """A record for each thing that is drawn."""
+        x, y = self.axes
+        stairs = sorted((s.x.value, s.y.value) for s in self.spots if s.place == "front")
+        for (a, b), (c, d) in pairwise(stairs):
+            yield {"k": "stair", "x": x.inside(a), "y": y.inside(b), "w": x.inside(c), "z": y.inside(b)}
+            yield {"k": "stair", "x": x.inside(c), "y": y.inside(b), "w": x.inside(c), "z": y.inside(d)}
+        for spot in self.spots:
+            at = {"x": x.inside(spot.x.value), "y": y.inside(spot.y.value), "f": FAMILIES[spot.family].words}
+            for key, to, axis, estimate in (("x", "w", x, spot.x), ("y", "z", y, spot.y)):
+                if len(self.spots) <= CROWDED and self._inside(spot) and (reach := ends(estimate, self.ranking.level)) is not None:
+                    yield {**at, "k": f"reach-{key}", key: axis.inside(reach[0]), to: axis.inside(reach[1])}
+            yield {**at, "k": spot.place if self._inside(spot) else "beyond"}
+        yield from self._names()
+        yield {"k": "note", "t": self._note()}
+        yield {"k": "note-2", "t": "hollow: can't be told from the front; small: surely worse on both than another set"}
+
+    def _names(self) -> Iterator[dict[str, Any]]:
+        x, y = self.axes
+        points = [(x.at(x.inside(s.x.value)), HEIGHT - y.at(y.inside(s.y.value))) for s in self.spots]
+        above = [(a, b - ABOVE) for a, b in points]  # beside its point a name would stand on the point's own lines
+        names = [cut(s.entry.name) + ("" if self._inside(s) else f" ({signed(s.x.value)}, {signed(s.y.value)})") for s in self.spots]
+        for (a, b), name, label in zip(points, names, around(above, names, WIDTH, HEIGHT), strict=True):
+            if label is None:
+                continue
+            at = {"x": x.back(label.x), "y": y.back(HEIGHT - label.y)}
+            yield {"k": "left" if label.right else "right", **at, "t": name}
+            if label.off:
+                yield {"k": "hair", **at, "w": x.back(a), "z": y.back(HEIGHT - b)}
+
+    def _inside(self, spot: _Spot) -> bool:
+        return all(axis.low <= value <= axis.high for axis, value in zip(self.axes, (spot.x.value, spot.y.value), strict=True))
+
+    def _note(self) -> str:
+        lines = "" if len(self.spots) > CROWDED else f"lines: {percent(self.ranking.level)} intervals; "
+        return f"{lines}dashed: the front, better on one than any set that isn't worse on the other"
+
+    def chart(self) -> "alt.LayerSpec":
+        """The picture over the records, which are called "points"."""
+        import altair as alt
+
+        made = layered([*self._marks(), *self._words()], {record["k"] for record in self.records()}, WIDTH, HEIGHT)
+        made.data = alt.NamedData(name="points")
+        return made
+
+    def _encoded(self) -> "tuple[alt.X, alt.Y]":
+        import altair as alt
+
+        what = "increase of the loss" if self.ranking.dense is not None else "loss"
+        x, y = (f"{what} on {short(m, self.ranking.measured)}, {_unit(self.ranking, m)}" for m in (self.across, self.up))
+        given = {"tickCount": 6, "format": "~g", "labelFlush": False}
+        return (
+            alt.X("x:Q", axis=alt.Axis(title=cut(x, 80), grid=True, **given), scale=self.axes[0].scale()),
+            alt.Y("y:Q", axis=alt.Axis(title=cut(y, 60), grid=True, **given), scale=self.axes[1].scale()),
+        )
+
+    def _marks(self) -> Iterator[Layer]:
+        import altair as alt
+
+        x, y = self._encoded()
+        present = {spot.family for spot in self.spots}
+        styles = [style for family, style in FAMILIES.items() if family in present]
+        words = [s.words for s in styles]
+        legend = alt.Legend(orient="bottom", title=None, offset=52, columns=min(len(words), 5), symbolOpacity=1) if len(words) > 1 else None
+        colours = alt.Scale(domain=words, range=[s.colour for s in styles])
+        stroke, fill = alt.Stroke("f:N", scale=colours, legend=legend), alt.Fill("f:N", scale=colours, legend=legend)
+        shape = alt.Shape("f:N", scale=alt.Scale(domain=words, range=[s.shape for s in styles]), legend=legend)
+        to, at = {"x": x, "y": y, "x2": alt.X2("w:Q"), "y2": alt.Y2("z:Q")}, {"x": x, "y": y, "stroke": stroke, "shape": shape}
+        yield layer("stair", "rule", to, color="var(--soft)", strokeDash=[4, 3], strokeWidth=1.25)
+        yield layer("hair", "rule", to, color="var(--line)", strokeWidth=1)
+        yield layer("reach-x", "rule", {"x": x, "y": y, "x2": to["x2"], "stroke": stroke}, strokeWidth=1.25, opacity=0.5)
+        yield layer("reach-y", "rule", {"x": x, "y": y, "y2": to["y2"], "stroke": stroke}, strokeWidth=1.25, opacity=0.5)
+        yield layer("behind", "point", {**at, "fill": fill}, size=18, opacity=1, strokeWidth=1)
+        yield layer("open", "point", at, size=60, opacity=1, strokeWidth=1.5, fill="var(--card)")
+        yield layer("front", "point", {**at, "fill": fill}, size=60, opacity=1, strokeWidth=1.5)
+        yield layer("beyond", "point", {"x": x, "y": y, "stroke": stroke}, size=44, opacity=1, shape="M-.6,.8L.8,-.6M0,-.6H.8V.2", filled=False)
+
+    def _words(self) -> Iterator[Layer]:
+        import altair as alt
+
+        x, y = self._encoded()
+        yield text("right", x, y, dx=1)
+        yield text("left", x, y, dx=-1, align="right")
+        yield text("note", alt.XValue(0), alt.YValue(HEIGHT + 54), color="var(--soft)")
+        yield text("note-2", alt.XValue(0), alt.YValue(HEIGHT + 70), color="var(--soft)")
+
+
+def pareto(ranking: Ranking, across: str = "", up: str = "") -> Plot | None:
+    """Calibration sets by how much worse they are on `across` and on `up`, two of the measured sets, and the front that none of them is behind.
+
+    By default they are the two losses about which the sets disagree most; None where there are fewer than two losses, or two sets with both.
+    A set off the front is only then called behind when some set is better on both and their letters say so, jointly over all pairs of a column.
+    `SpecError` for what isn't measured.
+    """
+    for name in (across, up):
+        if name and name not in ranking.measured:
+            raise SpecError(f"nothing is measured on {name!r}; name two of {', '.join(ranking.measured)}", subject=name)
+    pair = (across, up) if across and up else _opposed(ranking)
+    found = [] if pair is None else [(e, x, y) for e in ranking.entries if (x := _of(ranking, e, pair[0])) and (y := _of(ranking, e, pair[1]))]
+    if pair is None or len(found) < 2:
+        return None
+    spots = tuple(_spot(ranking, pair, found, at) for at in range(len(found)))
+    axes = (_axis(ranking, [(s, s.x) for s in spots], WIDTH), _axis(ranking, [(s, s.y) for s in spots], HEIGHT))
+    front = _Front(ranking, *pair, spots, axes)
+    names = [short(m, ranking.measured) for m in pair]
+    title = f"Loss on {names[0]} against loss on {names[1]}: {ranking.model}, {ranking.method} at {aimed(ranking.target)}"
+    return plotted(("pareto", ranking.method, ranking.target), title, _told(front, title, names), front.chart, {"points": front.records()})
+
+
+def _opposed(ranking: Ranking) -> tuple[str, str] | None:
+    """The two losses that put most pairs of sets into opposite orders; the first two where none do."""
+    losses = [m for m in ranking.measured if _unit(ranking, m).startswith("nats")]
+
+    def against(a: str, b: str) -> int:
+        rows = [(x.value, y.value) for e in ranking.entries if not e.control and (x := _of(ranking, e, a)) and (y := _of(ranking, e, b))]
+        return sum((p[0] - q[0]) * (p[1] - q[1]) < 0 for p, q in combinations(rows, 2))
+
+    return max(combinations(losses, 2), key=lambda pair: against(*pair), default=None)
+
+
+def _unit(ranking: Ranking, measured: str) -> str:
+    return ranking.units.get(measured, ranking.unit)
+
+
+def _of(ranking: Ranking, entry: Entry, measured: str) -> Estimate | None:
+    """How much worse than the dense model the set is; its own loss where there is none. None without a number, or one that isn't finite."""
+    found = (entry.increases if ranking.dense is not None else entry.losses).get(measured)
+    upward = ranking.dense is None and ranking.better.get(measured, "lower") == "higher"
+    return None if found is None or upward or not known(found) or not math.isfinite(found.value) else found
+
+
+def _spot(ranking: Ranking, pair: tuple[str, str], found: Sequence[tuple[Entry, Estimate, Estimate]], at: int) -> _Spot:
+    entry, x, y = found[at]
+    better = [e for e, a, b in found if a.value <= x.value and b.value <= y.value and (a.value, b.value) != (x.value, y.value)]
+    sure = [e for e in better if all(told_apart(e, entry, m) for m in pair)]
+    place: Place = "front" if not better else "behind" if sure else "open"
+    return _Spot(entry, x, y, place, sure[0].name if sure else "")
+
+
+def _axis(ranking: Ranking, found: Sequence[tuple[_Spot, Estimate]], pixels: int) -> Axis:
+    """What real text spans; a control outside it stands at the edge."""
+    inner = [estimate for spot, estimate in found if not spot.entry.control] or [estimate for _, estimate in found]
+    intervals = [] if len(found) > CROWDED else [ends(estimate, ranking.level) for estimate in inner]
+    return axis_of(reached((e.value for e in inner), intervals), pixels, log=False, room=0.06)
+
+
+def _told(front: _Front, title: str, names: Sequence[str]) -> str:
+    ranking = front.ranking
+    what = "Increases over the dense model" if ranking.dense is not None else "Losses"
+    said = [f"{s.entry.name} {_number(ranking, s.x)} on {names[0]}, {_number(ranking, s.y)} on {names[1]}, {s.said}" for s in front.spots]
+    return sentence([title, f"{what}, with {percent(ranking.level)} intervals in brackets", "; ".join(said)])
+
+
+def _number(ranking: Ranking, estimate: Estimate) -> str:
+    number = signed(estimate.value) if ranking.dense is not None else plainly(estimate.value)
+    return f"{number}{spread(ends(estimate, ranking.level))}"

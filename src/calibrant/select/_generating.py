@@ -1,0 +1,403 @@
+"""Texts that the model itself writes: batched sampling, what is thrown away of it, and the generations that are kept.
+
+    CACHE/generated/<identity>/batch-00000.json
+
+Texts are written batch by batch until enough of them is left. A batch depends on its number, on what was asked and on the batches before it,
+which say how many texts it has; so a generation that was killed goes on with its next batch, and gives bit for bit what one that wasn't gives.
+What can't be kept is written anew each time.
+
+A text here is a list of tokens with its prefix, without start and end token. Its loss is taken while it is written, from the model's raw logits:
+that is what reading it again would give, but for rounding.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from calibrant.data import Row
+from calibrant.durable import put
+from calibrant.errors import DataError, SpecError
+from calibrant.models import Opened
+from calibrant.models.keeping import cache_folder
+from calibrant.select._base import Context, Selection, Selector
+from calibrant.spec import canonical, identity
+
+REVISION: Final = 1
+"""Raised when the same question gives other texts than before."""
+
+MARGIN: Final = Fraction(21, 20)
+"""What is written for each token that is wanted: separators and the ends of windows take up little."""
+SURPLUS: Final = Fraction(23, 20)
+"""How many times what is missing a round is to bring."""
+PATIENCE: Final = 12
+"""How many times as many texts as would do if all were as long as they may be are written before it is given up."""
+
+LEAST_DISTINCT: Final = 0.3
+STRETCHES: Final = 4
+TAIL: Final = 24
+"""What makes a text a loop; see `looped`."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn: repetition penalty, then temperature, then the `top_k` most likely (0: all), then `top_p` of those.
+
+    `temperature` gives that of a step, the first being 0.
+    """
+
+    temperature: Callable[[int], float]
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A text as it was written: tokens, and the mean nats of those that were predicted, its prefix's among them."""
+
+    ids: tuple[int, ...]
+    nats: float
+
+
+@dataclass(frozen=True)
+class Text:
+    """A draft that can be used: what it reads like, and how many tokens that is when it is encoded again."""
+
+    draft: Draft
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Sifted:
+    """Which texts are left, as indices in the order of writing, and what became of the others."""
+
+    kept: tuple[int, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What is to be written: the prefixes of equal length, start tokens (`starts` of each) first, are gone through round and round.
+
+    A text ends at an end token, or when it has `length` tokens, prefix included; `batch` texts are written at a time, or fewer if fewer will do.
+    `sift` says which are left, of which `keeps` is the share that is expected.
+    """
+
+    prefixes: tuple[tuple[int, ...], ...]
+    starts: int
+    length: int
+    sampling: Sampling
+    batch: int
+    sift: Callable[[Sequence[Text]], Sifted]
+    keeps: float = 1.0
+
+
+def selection(selector: Selector, context: Context, writing: Writing) -> Selection:
+    """Rounds of a batch until what is left holds the tokens that are wanted and a twentieth more; rows in the order of writing.
+
+    `DataError` if there is no end of it, or if the model can't see as many tokens as a text may have.
+    """
+    opened = context.model(selector)
+    _check_room(selector, opened, writing)
+    generation = _Generation(selector, context, opened, writing)
+    ideal = math.ceil(context.tokens * MARGIN / writing.length)
+    texts: list[Text] = []
+    written = 0
+    while True:
+        sifted = writing.sift(texts)
+        have = sum(texts[i].tokens for i in sifted.kept)
+        if have >= context.tokens * MARGIN:
+            break
+        if written >= PATIENCE * ideal + 2 * writing.batch:
+            raise DataError(
+                f"{selector} wrote {written} texts, and what is left of them has {have} of {context.tokens} tokens ({sifted.note}); "
+                "choose another temperature or prefix, a lower drop, or loops='keep'",
+                subject=str(selector),
+            )
+        drafts = generation.batch(written, _round(context.tokens * MARGIN - have, have, written, writing), have)
+        written += len(drafts)
+        texts += [text for draft in drafts if (text := _readable(context, draft, writing)) is not None]
+    context.progress(f"writing text for {selector}", context.tokens, context.tokens)
+    rows = tuple(Row(text=texts[i].text) for i in sifted.kept)
+    shape = "/".join(f"{distinct([texts[i].draft.ids for i in sifted.kept], n):.2f}" for n in (1, 2, 3))
+    return Selection(rows, f"wrote {written} texts; {sifted.note}; distinct-1/2/3 of the rest {shape}")
+
+
+def sift(texts: Sequence[Text], drop: float = 0.0, loops: str = "drop") -> Sifted:
+    """What is left of texts without the ceil(drop · n) that are worst by the model's own perplexity, loops unless they are kept, and copies.
+
+    All n count for the share, loops among them. Of equals the later goes first.
+    """
+    worst = sorted(range(len(texts)), key=lambda i: (-texts[i].draft.nats, -i))[: math.ceil(Fraction(str(drop)) * len(texts))]
+    looping = {i for i, text in enumerate(texts) if looped(text.draft.ids)}
+    first = {text.text: i for i, text in reversed(list(enumerate(texts)))}
+    gone = {*worst, *(looping if loops == "drop" else ())}
+    kept = tuple(i for i, text in enumerate(texts) if i not in gone and first[text.text] == i)
+    told = [f"dropped {len(worst)} of {len(texts)} at a perplexity of {math.exp(texts[worst[-1]].draft.nats):.4g} and above"] if worst else []
+    told += [f"{len(looping)} loops{', dropped too' if looping and loops == 'drop' else ''}"]
+    told += [f"{len(texts) - len(first)} copies dropped"] if len(first) < len(texts) else []
+    return Sifted(kept, ", ".join(told))
+
+
+def distinct(sequences: Sequence[Sequence[int]], n: int) -> float:
+    """distinct-n (Li et al. 2016, arXiv 1510.03055): how many different n-grams there are in the sequences, by how many n-grams; 1 if none."""
+    grams = Counter(gram for ids in sequences for gram in zip(*(ids[i:] for i in range(n)), strict=False))
+    return len(grams) / grams.total() if grams else 1.0
+
+
+def looped(ids: Sequence[int]) -> bool:
+    """Whether a text is caught in a loop: its distinct-3 is below 0.3, or it ends in one stretch at least four times, 24 tokens or more in all.
+
+    The rule is ours.
+    """
+    if distinct([ids], 3) < LEAST_DISTINCT:
+        return True
+    for period in range(1, len(ids) // STRETCHES + 1):
+        at = len(ids) - 1
+        while at >= period and ids[at] == ids[at - period]:
+            at -= 1
+        if len(ids) - 1 - at + period >= max(STRETCHES * period, TAIL):
+            return True
+    return False
+
+
+@torch.no_grad()
+def write(
+    model: PreTrainedModel,
+    prefixes: Int[Tensor, "text position"],
+    length: int,
+    sampling: Sampling,
+    seed: int,
+    ends: frozenset[int],
+    starts: int = 0,
+    vocabulary: int | None = None,
+    told: Callable[[int], None] = lambda step: None,
+) -> list[Draft]:
+    """The model continues each prefix until an end token comes or there are `length` tokens without its first `starts` ones.
+
+    A text's chance is a row of numbers of its own, drawn before anything is written, so when another text ends changes nothing but rounding. Only
+    the first `vocabulary` tokens are written. Log-softmax and softmax are float32, or float64 for a model that is.
+    """
+    width, steps = prefixes.shape[1], max(0, length + starts - prefixes.shape[1])
+    chance = torch.rand(len(prefixes), steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    ids = torch.cat([prefixes, prefixes.new_zeros(len(prefixes), steps)], 1).to(model.device)
+    lengths, nats = torch.full((len(ids),), width), torch.zeros(len(ids), dtype=torch.float64)
+    going, cache, shown = torch.arange(len(ids)), None, ids[:, :width]
+    for step in range(steps):
+        answer: Any = model(input_ids=shown, cache=cache, use_cache=True)
+        cache, logits = answer.cache, _wide(answer.logits)
+        if step == 0:
+            _make_room(cache, width + steps)
+            nats += _nats(logits[:, :-1], shown[:, 1:]).sum(1)
+        last, own = logits[:, -1], going.to(ids.device)
+        chosen = pick(_within(last, vocabulary), ids[own, : width + step], chance[going, step], sampling, step)
+        goes_on = torch.tensor([token not in ends for token in chosen.tolist()])
+        nats[going] += torch.where(goes_on, _nats(last, chosen), 0.0)
+        going = going[goes_on]
+        lengths[going] += 1
+        if not goes_on.any():
+            break
+        if not goes_on.all():
+            cache.batch_select_indices(goes_on.nonzero()[:, 0].to(ids.device))
+        shown = chosen[goes_on.to(chosen.device), None]
+        ids[going.to(ids.device), width + step] = shown[:, 0]
+        told(step)
+    predicted = (lengths - 1).clamp(min=1)
+    return [Draft(tuple(row[starts:size]), nat) for row, size, nat in zip(ids.tolist(), lengths.tolist(), (nats / predicted).tolist(), strict=True)]
+
+
+def pick(
+    logits: Float[Tensor, "text token"],
+    before: Int[Tensor, "text position"],
+    chance: Float64[Tensor, " text"],
+    sampling: Sampling,
+    step: int = 0,
+) -> Int[Tensor, " text"]:
+    """The next token of each text: where `chance`, a number in [0, 1), falls among the tokens that are left, the most likely first.
+
+    Penalty (Keskar et al. 2019, arXiv 1909.05858: the logit of what occurred before, the prefix included, is divided by the penalty, or multiplied
+    if it is negative), temperature, top-k and top-p in the order in which transformers applies them. Of tokens that tie at the k-th place
+    only as many as fit stay, where transformers keeps all.
+    """
+    scores = _penalised(logits, before, sampling.repetition_penalty) / sampling.temperature(step)
+    count = min(sampling.top_k or scores.shape[1], scores.shape[1])
+    # Sorted probabilities are few numbers: the rest is done where float64 is at hand.
+    scores, tokens = scores.topk(count, dim=1)
+    kept = nucleus(scores.softmax(1).cpu().double(), sampling.top_p)
+    sums = kept.cumsum(1)
+    place = torch.searchsorted(sums, (chance * sums[:, -1])[:, None], right=True)
+    place = torch.minimum(place, (kept > 0).sum(1, keepdim=True) - 1)
+    return tokens.gather(1, place.to(tokens.device))[:, 0]
+
+
+def nucleus(probabilities: Float64[Tensor, "text rank"], top_p: float) -> Float64[Tensor, "text rank"]:
+    """Sorted probabilities with those set to 0 before which there is `top_p` already; the first stays."""
+    before = probabilities.cumsum(1) - probabilities
+    stays: Bool[Tensor, "text rank"] = before < top_p
+    stays[:, 0] = True
+    return torch.where(stays, probabilities, 0.0)
+
+
+def need_between(selector: Selector, **bounds: tuple[float, float]) -> None:
+    """`SpecError` for a field of the selector that isn't within its bounds, of which the least is allowed; infinity means that there is no end."""
+    for name, (least, most) in bounds.items():
+        value = getattr(selector, name)
+        if not least <= value <= most:
+            allowed = f"at least {least:g}" if math.isinf(most) else f"between {least:g} and {most:g}"
+            raise SpecError(f"{selector.spec_name()}({name}={value}): it must be {allowed}", subject=name)
+
+
+def _penalised(logits: Float[Tensor, "text token"], before: Int[Tensor, "text position"], penalty: float) -> Float[Tensor, "text token"]:
+    if penalty == 1.0:
+        return logits
+    found = logits.gather(1, before)
+    return logits.scatter(1, before, torch.where(found < 0, found * penalty, found / penalty))
+
+
+def _within(logits: Float[Tensor, "text token"], vocabulary: int | None) -> Float[Tensor, "text token"]:
+    """Many models have more rows in their head than their tokenizer has tokens: those have no text."""
+    if vocabulary is None or vocabulary >= logits.shape[1]:
+        return logits
+    return logits.index_fill(1, torch.arange(vocabulary, logits.shape[1], device=logits.device), -math.inf)
+
+
+def _nats(logits: Float[Tensor, "text *position token"], chosen: Int[Tensor, "text *position"]) -> Float64[Tensor, "text *position"]:
+    return (logits.logsumexp(-1) - logits.gather(-1, chosen[..., None])[..., 0]).double().cpu()
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+
+
+def _round(missing: Fraction, have: int, written: int, writing: Writing) -> int:
+    """How many texts the next round writes: what is missing, as the texts before it have gone, and at most a batch.
+
+    Rather a few more than too few: a round of few texts takes nearly as long as one of many.
+    """
+    each = have / written if have else writing.length * writing.keeps
+    return writing.batch if written and not have else min(writing.batch, 1 + math.ceil(SURPLUS * missing / Fraction(each)))
+
+
+def _check_room(selector: Selector, opened: Opened, writing: Writing) -> None:
+    room = getattr(opened.model.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(room, int) and writing.length + writing.starts > room:
+        raise DataError(
+            f"{selector}: a text may have {writing.length} tokens, and the model sees at most {room}; lower max_tokens or --length",
+            subject=str(selector),
+        )
+
+
+def _readable(context: Context, draft: Draft, writing: Writing) -> Text | None:
+    """What the tokens read like without special ones and without a letter that is cut in half at the end; None if nothing was added to a prefix."""
+    text: Any = context.tokenizer.decode(list(draft.ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text = text.rstrip("\ufffd")
+    if len(draft.ids) <= len(writing.prefixes[0]) - writing.starts or not text.strip():
+        return None
+    return Text(draft, text, len(context.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]))
+
+
+class _Room(DynamicLayer):
+    """Keys and values with room behind them for those to come. The usual layer copies all of them at every step."""
+
+    def __init__(self, keys: Tensor, values: Tensor, length: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self._places = [states.new_empty(*states.shape[:2], length, states.shape[3]) for states in (keys, values)]
+        self.update(keys, values)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        end = self.get_seq_length() + key_states.shape[2]
+        for place, states in zip(self._places, (key_states, value_states), strict=True):
+            place[:, :, end - states.shape[2] : end] = states
+        self.keys, self.values = (place[:, :, :end] for place in self._places)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._places = [place[indices] for place in self._places]
+        self.keys, self.values = (place[:, :, : self.get_seq_length()] for place in self._places)
+
+
+def _make_room(cache: Any, length: int) -> None:
+    """In the layers that only grow; others, such as those of a sliding window, look after themselves."""
+    for at, layer in enumerate(cache.layers if isinstance(cache, DynamicCache) else ()):
+        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
+            cache.layers[at] = _Room(layer.keys, layer.values, length)
+
+
+class _Generation:
+    """The batches of one generation, from the disk where they are there."""
+
+    def __init__(self, selector: Selector, context: Context, opened: Opened, writing: Writing) -> None:
+        self._context, self._opened, self._writing = context, opened, writing
+        self._ends = _ends(opened)
+        self._words, self._told, self._number = len(context.tokenizer), f"writing text for {selector}", 0
+        asked = {
+            "generated": REVISION,
+            "spec": canonical(selector),
+            "model": opened.digest,
+            "dtype": str(opened.dtype).removeprefix("torch."),
+            "draw": context.draw,
+            "tokens": context.tokens,
+            "length": context.length,
+            "prefixes": writing.prefixes,
+            "ends": sorted(self._ends),
+            "vocabulary": self._words,
+        }
+        self._name = identity(asked)
+        self._folder = cache_folder() / "generated" / self._name.removeprefix("sha256:")
+
+    def batch(self, written: int, count: int, have: int) -> list[Draft]:
+        """The next `count` texts, after `written` ones of which `have` tokens are left."""
+        path = self._folder / f"batch-{self._number:05d}.json"
+        drafts = _kept(path, count)
+        if drafts is None:
+            drafts = self._write(written, count, have)
+            with suppress(OSError):  # what can't be kept is written again
+                path.parent.mkdir(parents=True, exist_ok=True)
+                put(path, _packed(drafts))
+        self._number += 1
+        return drafts
+
+    def _write(self, written: int, count: int, have: int) -> list[Draft]:
+        asked, wanted = self._writing, self._context.tokens
+        chosen = [asked.prefixes[(written + i) % len(asked.prefixes)] for i in range(count)]
+        seed = int(identity([self._name, self._number]).removeprefix("sha256:")[:15], 16)
+
+        def told(step: int) -> None:
+            self._context.progress(self._told, min(have + count * (step + 1), wanted), wanted)
+
+        return write(self._opened.model, torch.tensor(chosen), asked.length, asked.sampling, seed, self._ends, asked.starts, self._words, told)
+
+
+def _ends(opened: Opened) -> frozenset[int]:
+    """The tokens that end a text: the tokenizer's end token, and those that the model's own settings for generation name."""
+    named = getattr(opened.model.generation_config, "eos_token_id", None)
+    several = named if isinstance(named, list) else [named]
+    return frozenset(i for i in (*several, opened.tokenizer.eos_token_id) if isinstance(i, int))
+
+
+def _packed(drafts: Sequence[Draft]) -> bytes:
+    told = [[list(draft.ids), draft.nats] for draft in drafts]
+    return json.dumps({"texts": told, "digest": identity(told)}).encode()
+
+
+def _kept(path: Path, count: int) -> list[Draft] | None:
+    """The batch that a file holds; None if there is no such file, or if it is damaged or of another size."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads(path.read_text("utf-8"))
+        if found["digest"] == identity(found["texts"]) and len(found["texts"]) == count:
+            return [Draft(tuple(ids), nats) for ids, nats in found["texts"]]
+    return None

@@ -1,0 +1,117 @@
+"""Reading candidates with the untouched model: how hard each is for it, and what its layers make of each.
+
+Sequences of like length are read together, padded on the right behind a mask, so that no real token sees a padded one.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from calibrant.data import start_tokens
+from calibrant.models import Opened
+from calibrant.progress import Progress, silent
+
+TOKENS_PER_BATCH: Final = 2048
+"""Tokens, padded ones included, that are read at once; the result doesn't depend on it beyond rounding."""
+
+READING: Final = "reading candidates"
+TEXTS_AT_ONCE: Final = 256
+"""Tokenised at once: what a tokenizer tells of a text beside its ids takes much memory."""
+LETTERS_PER_TOKEN: Final = 5
+"""A long text is cut behind so many for each wanted token before it is tokenised; if they give too few, it is done again with twice as many."""
+SPARE: Final = 16
+"""Tokens behind the wanted ones: where a text was cut, tokens aren't those of the whole."""
+
+
+def beginnings(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> list[list[int]]:
+    """The first `length` tokens of each text, as many as a window can hold; the start token is one of them where the tokenizer writes one."""
+    start = start_tokens(tokenizer)
+    room = max(0, length - len(start))
+    found: list[list[int]] = [[] for _ in texts]
+    left, letters = list(range(len(texts))), LETTERS_PER_TOKEN * (room + SPARE)
+    while left:
+        for i, ids in zip(left, tokenised([texts[i][:letters] for i in left], tokenizer), strict=True):
+            found[i] = ids
+        left = [i for i in left if len(texts[i]) > letters and len(found[i]) < room + SPARE]
+        letters *= 2
+    return [[*start, *ids[:room]] for ids in found]
+
+
+def tokenised(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The tokens of each text, special ones left out."""
+    found: list[list[int]] = []
+    for begin in range(0, len(texts), TEXTS_AT_ONCE):
+        found += tokenizer(list(texts[begin : begin + TEXTS_AT_ONCE]), add_special_tokens=False, verbose=False)["input_ids"]
+    return found
+
+
+@torch.no_grad()
+def nats(opened: Opened, sequences: Sequence[Sequence[int]], progress: Progress = silent) -> list[float]:
+    """Mean negative log likelihood of each sequence's tokens, in nats per predicted token; its exponential is the perplexity.
+
+    Nothing is added to a sequence: its first token is shown and not predicted. One of fewer than two tokens has no loss, and gets `nan`.
+    The log-softmax is taken in float32, or float64 for a model that is.
+    """
+    found = [math.nan] * len(sequences)
+    for batch in _batches(sequences, 2, progress):
+        given = _padded(opened.model, [sequences[i] for i in batch])
+        logits: Tensor = opened.model(**given, use_cache=False).logits
+        for i, row in zip(batch, logits, strict=True):
+            wanted = given["input_ids"].new_tensor(sequences[i][1:])
+            found[i] = float(cross_entropy(_wide(row[: len(wanted)]), wanted, reduction="none").double().mean())
+    return found
+
+
+@torch.no_grad()
+def pooled(
+    opened: Opened, sequences: Sequence[Sequence[int]], layers: Literal["last", "all"] = "last", progress: Progress = silent
+) -> Float[Tensor, "text feature"]:
+    """The mean over each sequence's tokens of the model's hidden states, on the CPU, in float32 (float64 for a model that is).
+
+    `last`: what the head reads, after the final norm. `all`: the output of each block, each mean scaled to length one, one behind the other
+    (the last block's after the final norm, as transformers gives it). An empty sequence is all zeros.
+    """
+    model = opened.model.base_model
+    dtype = torch.float64 if opened.dtype == torch.float64 else torch.float32
+    found: Tensor | None = None
+    for batch in _batches(sequences, 1, progress):
+        given = _padded(opened.model, [sequences[i] for i in batch])
+        read = model(**given, use_cache=False, **({"output_hidden_states": True} if layers == "all" else {}))
+        states = read.hidden_states[1:] if layers == "all" else (read.last_hidden_state,)
+        for row, i in enumerate(batch):
+            means = [state[row, : len(sequences[i])].to(dtype).mean(0) for state in states]
+            one = torch.cat([normalize(mean, dim=0) for mean in means]) if layers == "all" else means[0]
+            found = torch.zeros(len(sequences), len(one), dtype=dtype) if found is None else found
+            found[i] = one.cpu()
+    return torch.zeros(len(sequences), 0, dtype=dtype) if found is None else found
+
+
+def _batches(sequences: Sequence[Sequence[int]], shortest: int, progress: Progress) -> Iterator[list[int]]:
+    """Indices of sequences of like length, the longest first: little is padded, and memory runs out at once or never."""
+    left = sorted((i for i, one in enumerate(sequences) if len(one) >= shortest), key=lambda i: (-len(sequences[i]), i))
+    done, total = 0, sum(len(sequences[i]) for i in left)
+    while left:
+        size = max(1, TOKENS_PER_BATCH // len(sequences[left[0]]))
+        batch, left = left[:size], left[size:]
+        yield batch
+        done += sum(len(sequences[i]) for i in batch)
+        progress(READING, done, total)
+
+
+def _padded(model: PreTrainedModel, batch: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """The arguments of a forward over these sequences; a mask only where it is needed."""
+    longest = max(map(len, batch))
+    given = {"input_ids": torch.tensor([[*one, *[0] * (longest - len(one))] for one in batch], device=model.device)}
+    if any(len(one) < longest for one in batch):
+        given["attention_mask"] = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in batch], device=model.device)
+    return given
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)

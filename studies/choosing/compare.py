@@ -1,0 +1,103 @@
+"""Does the cross-source error predict the damage? predicted.json against the store that study.yaml filled: python studies/choosing/compare.py
+
+For each method: Spearman's correlation, over the sets, of predicted error and measured damage (rise of the held-out loss) in each domain, on the mean
+over domains and on the worst one, averaged over draws. Intervals are the middle 95 % of 4,000 resamples of the sets. Then the damages themselves.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from calibrant.compare import read
+from calibrant.store import Store
+
+HERE = Path(__file__).parent
+RESAMPLES = 4000
+OWN = 5
+"""The first domains are those of the sources; the others none of the sets holds."""
+
+
+def damages() -> dict[str, dict[int, dict[str, dict[str, float]]]]:
+    """By method, draw, set and evaluator: nats a token above the dense model."""
+    reading = read(Store(HERE / "results", create=False))
+    value = {(cell.run, text): reading.scores[cell.run][i].score.value for cell in reading.cells for text, i in cell.measures.items() if cell.run}
+    (dense,) = [cell for cell in reading.cells if cell.method == "none"]
+    found: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
+    for cell in reading.cells:
+        if cell.data:
+            rises = {text: value[cell.run, text] - value[dense.run, text] for text in cell.measures}
+            found.setdefault(cell.method, {}).setdefault(cell.seed, {})[cell.data] = rises
+    return found
+
+
+def table(of: Mapping[str, Mapping[str, float]], sets: list[str]) -> np.ndarray:
+    """[set, domain]."""
+    return np.array([list(of[name].values()) for name in sets])
+
+
+def correlations(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """Spearman's by domain, on the mean over domains and on the worst; the tables are [draw, set, domain]."""
+    both = [np.concatenate([t, t.mean(2, keepdims=True), t.max(2, keepdims=True)], axis=2) for t in (predicted, measured)]
+    return np.array([np.mean([_spearman(p[:, j], m[:, j]) for p, m in zip(*both, strict=True)]) for j in range(both[0].shape[2])])
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> float:
+    return float(spearmanr(a, b).statistic)  # pyright: ignore[reportAttributeAccessIssue]  # its stubs tell of a bare tuple
+
+
+def interval(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """The middle 95 % over resamples of the sets, [bound, quantity]; resamples of fewer than four different sets say nothing."""
+    chance = np.random.default_rng(0)
+    found: list[np.ndarray] = []
+    while len(found) < RESAMPLES:
+        chosen = chance.integers(predicted.shape[1], size=predicted.shape[1])
+        if len(set(chosen)) >= 4:
+            found.append(correlations(predicted[:, chosen], measured[:, chosen]))
+    return np.nanquantile(found, [0.025, 0.975], axis=0)
+
+
+def main() -> None:
+    """Print everything, and keep it in compared.json."""
+    record, measured, said = json.loads((HERE / "predicted.json").read_text()), damages(), dict[str, Any]()
+    for method, by_draw in measured.items():
+        draws, sets = sorted(by_draw), sorted(by_draw[0])
+        domains = list(next(iter(record["errors"]["0"][method].values())))
+        predicted = np.stack([table(record["errors"][str(d)][method], sets) for d in draws])
+        rises = np.stack([table(by_draw[d], sets) for d in draws])
+        values, bounds = correlations(predicted, rises), interval(predicted, rises)
+        names = [*domains, "mean", "worst"]
+        said[method] = {
+            "correlation": {n: [round(float(x), 3) for x in (v, *b)] for n, v, b in zip(names, values, bounds.T, strict=True)},
+            "damage": {
+                s: {**_rounded(domains, rises[:, i]), **_summed(rises[:, i]), "predicted": _mean(predicted[:, i].mean(1))} for i, s in enumerate(sets)
+            },
+        }
+        print(f"\n{method}: correlation of predicted error and damage over {len(sets)} sets, mean of {len(draws)} draws")
+        for name, (value, low, high) in said[method]["correlation"].items():
+            print(f"  {name:<22} {value:+.2f} ({low:+.2f} to {high:+.2f})")
+        print(f"{method}: damage, nats a token")
+        for name, row in sorted(said[method]["damage"].items(), key=lambda item: item[1]["mean"][0]):
+            print(f"  {name[:70]:<70} " + "  ".join(f"{key} {mean:.3f} ± {error:.3f}" for key, (mean, error) in row.items() if key not in domains))
+    (HERE / "compared.json").write_text(json.dumps(said, indent=1) + "\n")
+
+
+def _mean(values: np.ndarray) -> list[float]:
+    """The mean over draws and its standard error."""
+    return [round(float(values.mean()), 4), round(float(values.std(ddof=1) / np.sqrt(len(values))), 4)]
+
+
+def _rounded(domains: list[str], rises: np.ndarray) -> dict[str, list[float]]:
+    return {name: _mean(rises[:, j]) for j, name in enumerate(domains)}
+
+
+def _summed(rises: np.ndarray) -> dict[str, list[float]]:
+    """Over all domains, and the worst of those that are sources and of all."""
+    return {"mean": _mean(rises.mean(1)), "worst own": _mean(rises[:, :OWN].max(1)), "worst": _mean(rises.max(1))}
+
+
+if __name__ == "__main__":
+    main()

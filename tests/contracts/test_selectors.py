@@ -1,0 +1,136 @@
+"""Every selector with every kind of source, format and method, of which none knows the other."""
+
+import dataclasses
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calibrant.compress import prune
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.models import Opened, open_model
+from calibrant.select import Context, Picking, Selector, resolved, selectors
+from calibrant.testing import tiny_folder
+
+LENGTH, TOKENS, CANDIDATES = 24, 72, 8
+PLACES = ["python_docs", "arithmetic:icl", "'mine.jsonl'@one", "'0.4*mine.jsonl + 0.6*arithmetic:cot'@crop"]
+"""What is picked from, with the format and packing that stand outside."""
+
+MORE = {"similar": "to='arithmetic:question'", "cluster": "k=3", "cola": "k=4"}
+"""What a selector can't do without, or has too much of for a few candidates."""
+
+MAKERS = {"selfgen": "selfgen(prefix=python_docs, candidates=8)", "selfcal": "selfcal"}
+"""Selectors that pick from nothing."""
+
+
+def expressions(name: str) -> list[str]:
+    """How a selector is asked for in each place."""
+    if not issubclass(selectors.get(name), Picking):
+        return [MAKERS[name]]
+    asked: list[str] = []
+    for place in PLACES:
+        end = place.rindex("'") + 1 if place.startswith("'") else len(place.partition(":")[0])
+        more = "".join(f", {given}" for given in [MORE.get(name)] if given)
+        asked.append(f"{name}(source={place[:end]}, candidates={CANDIDATES}{more}){place[end:]}")
+    return asked
+
+
+EXPRESSIONS = [text for name in selectors.names() for text in expressions(name)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a user's file and a tiny model."""
+    folder = tmp_path_factory.mktemp("selectors")
+    lines = [json.dumps({"text": f"On day {i} the {word} went {i * i} miles and saw {word}s."}) for i in range(30) for word in ("cat", "Ship")]
+    (folder / "mine.jsonl").write_text("\n".join(lines))
+    tiny_folder(folder / "model")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("CALIBRANT_CACHE", str(place / "cache"))
+
+
+@cache
+def model(folder: str) -> Opened:
+    return open_model(folder, "float32", "cpu")
+
+
+def tokens(text: str, seed: int = 0) -> TokenBatch:
+    opened = model(str(Path.cwd() / "model"))
+    return resolved(CalibrationSet(text, tokens=TOKENS, length=LENGTH, seed=seed), opened).tokens(opened.tokenizer)
+
+
+@pytest.mark.parametrize("text", EXPRESSIONS)
+def test_the_same_call_gives_the_same_set_and_another_draw_another(text: str) -> None:
+    batch = tokens(text)
+    assert tokens(text).fingerprint == batch.fingerprint
+    assert tokens(str(CalibrationSet(text))).fingerprint == batch.fingerprint
+    assert tokens(text, seed=1).fingerprint != batch.fingerprint
+    assert int(batch.mask.sum()) == TOKENS
+    (part,) = batch.facts["parts"]
+    selector = CalibrationSet(text).parts[0].source
+    assert part["data"].startswith(str(selector))
+    assert part["note"], "nothing is told about how it went"
+
+
+@pytest.mark.parametrize("text", EXPRESSIONS)
+def test_its_text_reads_back(text: str) -> None:
+    asked = CalibrationSet(text)
+    assert CalibrationSet(str(asked)) == asked
+    selector = asked.parts[0].source
+    assert isinstance(selector, Selector)
+    assert selectors.build(str(selector)) == selector
+    assert hash(selectors.build(str(selector))) == hash(selector)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("text", EXPRESSIONS)
+def test_it_serves_every_method(text: str, method: str) -> None:
+    record = prune("model", text, method, 0.5, tokens=TOKENS, length=LENGTH, dtype="float32", device="cpu").record
+    assert all(weight["zeros"] > 0 for weight in record.weights)
+    if method == "magnitude":
+        assert (record.run.data, record.run.tokens) == ("", "")
+        return
+    assert record.run.data == str(CalibrationSet(text))
+    assert record.run.tokens == tokens(text).fingerprint
+    assert record.data_facts["parts"][0]["origin"] == f"chosen by {CalibrationSet(text).parts[0].source}"
+
+
+@pytest.mark.parametrize("name", selectors.names())
+def test_beside_other_data_it_gets_its_share(name: str) -> None:
+    text = f"0.25*{expressions(name)[0]} + 0.75*python_docs"
+    parts = tokens(text).facts["parts"]
+    assert [part["tokens"] for part in parts] == [TOKENS // 4, 3 * TOKENS // 4]
+    assert CalibrationSet(str(CalibrationSet(text))) == CalibrationSet(text)
+    mixed = tokens(f"mix(a={expressions(name)[0]}, b=python_docs, weight=0.25)")
+    assert [part["tokens"] for part in mixed.facts["mix"]] == [TOKENS, TOKENS]
+
+
+@pytest.mark.parametrize("name", [name for name in selectors.names() if name not in MAKERS])
+def test_selectors_pick_from_what_selectors_chose(name: str) -> None:
+    inner = "longest(source='mine.jsonl', candidates=12)"
+    outer = expressions(name)[0].replace("source=python_docs", f"source={inner}")
+    opened = model(str(Path.cwd() / "model"))
+    given = Context(opened.tokenizer, opened, 0, TOKENS, LENGTH)
+    first, second = (CalibrationSet(text).parts[0].source.select(given).rows for text in (inner, outer))  # type: ignore[attr-defined]
+    assert sorted(row.key for row in second) == sorted(row.key for row in first[:CANDIDATES])
+    assert tokens(outer).facts["tokens"] == TOKENS
+
+
+@pytest.mark.parametrize("name", selectors.names())
+def test_it_is_a_frozen_dataclass_called_what_its_file_is_called(name: str) -> None:
+    selector: Any = CalibrationSet(expressions(name)[0]).parts[0].source
+    assert selector.spec_name() == name
+    assert dataclasses.is_dataclass(selector)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        selector.candidates = 3
+    assert isinstance(selector.needs_model, bool)
+    assert selector.disjoint() is None or selector.disjoint() >= 1
+    assert selector.licence
+    assert selector.fields

@@ -1,0 +1,121 @@
+"""What is most like a target, and that only what may be read of the target is read."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from calibrant.data import Row, Stored
+from calibrant.errors import DataError, SpecError
+from calibrant.select._embedding import tfidf
+from calibrant.select._reading import beginnings, pooled
+
+from tests.select.contexts import TROUBLE, built, check_order, context, opened, pieces
+
+POOL = [*pieces("python_docs", 30), *pieces("python_code", 6), *pieces("arithmetic", 6)]
+
+
+@pytest.fixture
+def ships(tmp_path: Path) -> str:
+    path = tmp_path / "ships.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"ship {i} sails over the sea with {i} sailors"}) for i in range(60)))
+    return str(path)
+
+
+def targets(ships: str) -> list[str]:
+    return [row.text or "" for row in built(f"longest(source='{ships}')")._terms[0].source.rows("calibrate")]
+
+
+def test_cosine_to_the_mean_of_the_target(ships: str) -> None:
+    texts = ["rain on hills", "sailors sail a ship", "", "over the sea sails a ship", "one ship"]
+    order = check_order(built(f"similar(source=python_docs, to='{ships}')"), texts, context(model=False))
+    points = np.asarray(tfidf([*texts, *targets(ships)]).todense())
+    middle = points[len(texts) :].mean(0)
+    cosines = [float(np.dot(one, middle) / max(np.linalg.norm(one) * np.linalg.norm(middle), 1e-300)) for one in points[: len(texts)]]
+    assert order == sorted(range(len(texts)), key=lambda i: (-cosines[i], i))
+    assert order[0] == 3
+    assert set(order[-2:]) == {0, 2}
+
+
+@pytest.mark.parametrize("embed", ["tfidf", "model"])
+@pytest.mark.parametrize(("to", "beside"), [("arithmetic", "python_docs"), ("python_docs", "arithmetic"), ("python_code", "arithmetic")])
+def test_data_like_my_task(embed: str, to: str, beside: str) -> None:
+    several = [*pieces(beside, 54), *pieces(to, 6)]
+    order = check_order(built(f"similar(source=python_docs, to={to}, candidates=60, embed={embed})"), several, context())
+    assert sum(one >= 54 for one in order[:6]) >= 3  # by chance 0.6
+
+
+def test_by_the_model_it_is_the_cosine_from_the_middle_of_the_pool() -> None:
+    selector = built("similar(source=python_docs, to=arithmetic, candidates=20, embed=model)")
+    assert selector.needs_model
+    order = check_order(selector, POOL, context())
+    asked = selector._target(context())  # type: ignore[attr-defined]
+    assert len(asked) == 20
+    candidates, target = (pooled(opened(), beginnings(several, context().tokenizer, 128)).double() for several in (POOL, asked))
+    candidates, target = candidates / candidates.norm(dim=1, keepdim=True), target / target.norm(dim=1, keepdim=True)
+    middle = target.mean(0) - candidates.mean(0)
+    away = candidates - candidates.mean(0)
+    cosines = (away @ middle) / (away.norm(dim=1) * middle.norm())
+    assert [round(cosines[i].item(), 6) for i in order] == sorted((round(c.item(), 6) for c in cosines), reverse=True)
+
+
+def test_only_the_calibrate_part_is_read_and_no_more_rows_than_candidates(ships: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: Counter[str] = Counter()
+    real = Stored.rows
+
+    def spying(self: Stored, part: Any, seed: int = 0) -> Iterator[Row]:
+        for row in real(self, part, seed):
+            asked[part] += 1
+            yield row
+
+    monkeypatch.setattr(Stored, "rows", spying)
+    note = built(f"similar(source=python_docs, to='0.75*{ships} + 0.25*python_code', candidates=8)").order(POOL, context(model=False))[1]
+    assert asked == {"calibrate": 8}
+    assert note.startswith("compared with 8 texts of 0.75*")
+
+
+def test_the_target_is_rendered_in_its_format() -> None:
+    selector = built("similar(source=python_docs, to='arithmetic:question', candidates=3)")
+    assert not selector.needs_model
+    plain = built("similar(source=python_docs, to='arithmetic:cot', candidates=3)")
+    for short, long in zip(*(one._target(context()) for one in (selector, plain)), strict=True):  # type: ignore[attr-defined]
+        assert len(short) < len(long)
+
+
+@pytest.mark.parametrize("embed", ["tfidf", "model"])
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_odd_candidates(embed: str, trouble: str, ships: str) -> None:
+    check_order(built(f"similar(source=python_docs, to='{ships}', embed={embed})"), TROUBLE[trouble], context())
+
+
+def test_a_target_without_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sums.jsonl"
+    path.write_text("\n".join(json.dumps({"question": f"{i} + 1?", "rationale": "One more.", "answer": str(i + 1)}) for i in range(40)))
+    selector = built(f'similar(source=python_docs, to="{path}:cot(steps=99)")')
+    with pytest.raises(DataError, match=r"the calibrate part of '.*sums\.jsonl:cot\(steps=99\)' has no text to be like"):
+        selector.order(POOL, context(model=False))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("similar(source=python_docs, to=arithmetic, embed=ids)", r"similar\(embed='ids'\): it must be one of model, tfidf, sentence"),
+        ("similar(source=python_docs, to=random_tokens)", r"similar\(to='random_tokens'\): random_tokens is a control"),
+        ("similar(source=python_docs, to='longest(source=python_docs)')", r"longest\(source='python_docs'\) is a selector"),
+        ("similar(source=python_docs)", r"similar needs to, as in similar\(to=…\)"),
+        ("similar(source=python_docs, to=arithmetic, candidates=0)", r"similar\(candidates=0\)"),
+        ("similar(source=python_docs, to=nowhere)", r"'nowhere'"),
+    ],
+)
+def test_what_can_t_be_is_refused(spec: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        built(spec)
+
+
+def test_without_a_model_its_embedding_is_refused() -> None:
+    with pytest.raises(DataError, match=r"similar\(.*embed='model'\) needs the model"):
+        built("similar(source=python_docs, to=python_code, embed=model)").order(POOL, context(model=False))

@@ -1,0 +1,91 @@
+"""Greedy coverage, against the same said slowly with sets."""
+
+import numpy as np
+import pytest
+
+from calibrant.errors import SpecError
+from calibrant.select.zipcal import covering, normalised, types_of
+from calibrant.testing import tiny_tokenizer
+
+from tests.select.contexts import TROUBLE, built, check_order, context, pieces
+
+
+def slowly(texts: list[set[int]], pool: int, chance: np.random.Generator) -> tuple[list[int], int]:
+    """What a greedy by sets chooses, everything counted anew at each step; and when the first count was full."""
+    left, chosen, covered, full = [i for i, own in enumerate(texts) if own], list[int](), set[int](), 0
+    while left:
+        adding = [i for i in left if texts[i] - covered]
+        if not adding:
+            full, covered = full or len(chosen), set()
+            continue
+        looked_at = adding if len(adding) <= pool else chance.choice(adding, pool, replace=False).tolist()
+        best = min(looked_at, key=lambda i: (-len(texts[i] - covered), -len(texts[i]), i))
+        chosen.append(best)
+        left.remove(best)
+        covered |= texts[best]
+    return chosen + [i for i, own in enumerate(texts) if not own], full or len(chosen)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("pool", [1, 7, 1000])
+def test_it_is_the_slow_greedy(seed: int, pool: int) -> None:
+    chance = np.random.default_rng(seed)
+    frequency = 1 / np.arange(1, 41)
+    texts = [np.unique(chance.choice(40, size=chance.integers(0, 15), p=frequency / frequency.sum())) for _ in range(60)]
+    fast = covering(texts, pool, np.random.default_rng([seed, 1]))
+    assert fast == slowly([set(own.tolist()) for own in texts], pool, np.random.default_rng([seed, 1]))
+
+
+def test_fewer_texts_hold_everything_than_in_the_given_order() -> None:
+    several = [*pieces("python_docs", 60), *pieces("python_code", 40)]
+    types = [set(own.tolist()) for own in types_of(several, tiny_tokenizer(), 128)]
+    order, note = built("zipcal(source=python_docs)").order(several, context(model=False))
+    everything = set[int]().union(*types)
+
+    def needed(of: list[int]) -> int:
+        return next(n for n in range(len(of) + 1) if set[int]().union(*(types[i] for i in of[:n])) == everything)
+
+    assert needed(list(order)) < needed(list(range(100))) / 2
+    assert note == f"the first {needed(list(order))} of them hold all {len(everything)} token types"
+
+
+def test_types_are_of_letters_without_case_and_of_no_spaces() -> None:
+    found = types_of(["Aa B", "b a", " \n", "", "ab" * 50 + "c"], tiny_tokenizer(), 100)
+    assert [own.tolist() for own in found] == [[0, 1], [0, 1], [], [], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("spelt", "token", "found"),
+    [
+        (" The", "ĠThe", "the"),
+        ("the", "▁the", "the"),
+        ("##ing", "##ing", "ing"),
+        ("##", "##", "##"),
+        ("###", "###", "###"),
+        ("  ", "ĠĠ", ""),
+        ("\ufffd", "Ã", "Ã"),
+        ("Straße", "StraÃŁe", "strasse"),
+    ],
+)
+def test_a_type_has_neither_case_nor_mark(spelt: str, token: str, found: str) -> None:
+    assert normalised(spelt, token) == found
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_odd_candidates(trouble: str) -> None:
+    check_order(built("zipcal(source=python_docs)"), TROUBLE[trouble], context(model=False))
+
+
+def test_a_small_pool_is_drawn_anew_for_each_draw() -> None:
+    several = list(pieces("python_docs", 80))
+    selector = built("zipcal(source=python_docs, pool=5)")
+    assert not selector.needs_model
+    assert check_order(selector, several, context(0, model=False)) != check_order(selector, several, context(1, model=False))
+    whole = built("zipcal(source=python_docs)")
+    assert check_order(whole, several, context(0, model=False)) == check_order(whole, several, context(1, model=False))
+
+
+@pytest.mark.parametrize("given", ["pool=0", "candidates=0"])
+def test_what_can_t_be_is_refused(given: str) -> None:
+    with pytest.raises(SpecError, match=rf"zipcal\({given}\)"):
+        built(f"zipcal(source=python_docs, {given})")
