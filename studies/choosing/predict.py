@@ -1,6 +1,6 @@
 """What the cross-source error says of the sets of study.yaml before any of them is used to prune.
 
-    CALIBRANT_DATA=… python studies/choosing/predict.py
+    CALIBRANT_DATA=… python studies/choosing/predict.py        # then: calibrant study studies/choosing/study.yaml --out studies/choosing/results
 
 For each draw, each set is walked through once in the untouched model, and so is what each of the eight domains holds out. `predicted.json` gets the
 mean relative error of matrices, tr((W−Ŵ)G(W−Ŵ)ᵀ) / tr(WGWᵀ), of every set under every domain, for Wanda and SparseGPT at 60 %. The statistics are
