@@ -60,37 +60,50 @@ def interval(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     return np.nanquantile(found, [0.025, 0.975], axis=0)
 
 
-def main() -> None:
-    """Print everything, and keep it in compared.json."""
-    record, measured, said = json.loads((HERE / "predicted.json").read_text()), damages(), dict[str, Any]()
-    for method, by_draw in measured.items():
-        draws, sets = sorted(by_draw), sorted(by_draw[0])
+def found() -> dict[str, Any]:
+    """By method: the correlations with their intervals, and of each set its damage and what was predicted of it, [mean, error] over draws."""
+    record, said = json.loads((HERE / "predicted.json").read_text()), dict[str, Any]()
+    for method, by_draw in damages().items():
+        draws, sets = sorted(by_draw), list(by_draw[0])
         domains = list(next(iter(record["errors"]["0"][method].values())))
         predicted = np.stack([table(record["errors"][str(d)][method], sets) for d in draws])
         rises = np.stack([table(by_draw[d], sets) for d in draws])
         values, bounds = correlations(predicted, rises), interval(predicted, rises)
-        names = [*domains, "mean", "worst"]
-        said[method] = {
-            "correlation": {n: [round(float(x), 3) for x in (v, *b)] for n, v, b in zip(names, values, bounds.T, strict=True)},
-            "damage": {
-                s: {**_rounded(domains, rises[:, i]), **_summed(rises[:, i]), "predicted": _mean(predicted[:, i].mean(1))} for i, s in enumerate(sets)
-            },
+        correlation = {n: [float(x) for x in (v, *b)] for n, v, b in zip([*domains, "mean", "worst"], values, bounds.T, strict=True)}
+        rows = {
+            s: {**_by_domain(domains, rises[:, i]), **_summed(rises[:, i]), "predicted": _mean(predicted[:, i].mean(1))} for i, s in enumerate(sets)
         }
-        print(f"\n{method}: correlation of predicted error and damage over {len(sets)} sets, mean of {len(draws)} draws")
-        for name, (value, low, high) in said[method]["correlation"].items():
-            print(f"  {name:<22} {value:+.2f} ({low:+.2f} to {high:+.2f})")
-        print(f"{method}: damage, nats a token")
-        for name, row in sorted(said[method]["damage"].items(), key=lambda item: item[1]["mean"][0]):
-            print(f"  {name[:70]:<70} " + "  ".join(f"{key} {mean:.3f} ± {error:.3f}" for key, (mean, error) in row.items() if key not in domains))
-    (HERE / "compared.json").write_text(json.dumps(said, indent=1) + "\n")
+        said[method] = {"draws": len(draws), "correlation": correlation, "damage": rows, "domains": domains}
+    return said
+
+
+def tables(said: Mapping[str, Any]) -> list[str]:
+    """Two tables in Markdown: the damages of both methods, and the correlations."""
+    sets = sorted(next(iter(said.values()))["damage"], key=lambda name: said["wanda"]["damage"][name]["mean"][0])
+    heads = [f"{method}: {column}" for method in said for column in ("mean", "worst of five", "predicted")]
+    first = [f"| calibrated on | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
+    for name in sets:
+        cells: list[str] = []
+        for of in said.values():
+            row, best = of["damage"][name], {key: min(r[key][0] for r in of["damage"].values()) for key in ("mean", "worst own")}
+            for key in ("mean", "worst own"):
+                mark = "**" if row[key][0] == best[key] else ""
+                cells.append(f"{mark}{row[key][0]:.3f}{mark} ± {row[key][1]:.3f}")
+            cells.append(f"{row['predicted'][0]:.4f}")
+        first.append(f"| `{name}` | {' | '.join(cells)} |")
+    second = [f"| correlation over sets | {' | '.join(said)} |", f"| --- |{' --- |' * len(said)}"]
+    for name in next(iter(said.values()))["correlation"]:
+        each = [of["correlation"][name] for of in said.values()]
+        second.append(f"| {name} | {' | '.join(f'{v:+.2f} ({low:+.2f} to {high:+.2f})' for v, low, high in each)} |")
+    return ["\n".join(first), "\n".join(second)]
 
 
 def _mean(values: np.ndarray) -> list[float]:
     """The mean over draws and its standard error."""
-    return [round(float(values.mean()), 4), round(float(values.std(ddof=1) / np.sqrt(len(values))), 4)]
+    return [float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))]
 
 
-def _rounded(domains: list[str], rises: np.ndarray) -> dict[str, list[float]]:
+def _by_domain(domains: list[str], rises: np.ndarray) -> dict[str, list[float]]:
     return {name: _mean(rises[:, j]) for j, name in enumerate(domains)}
 
 
@@ -100,4 +113,4 @@ def _summed(rises: np.ndarray) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    main()
+    print("\n\n".join(tables(found())))

@@ -114,6 +114,7 @@ def test_verdicts_about_tokens(capsys: pytest.CaptureFixture[str], enough: bool 
         "evaluations": 7,
         "gathered": 2,
         "folder": "here",
+        "notes": ["c4 twice"],
         "reused": 1,
         "seconds": {"search": 1.0},
         "judges": ["c4"],
@@ -124,6 +125,6 @@ def test_verdicts_about_tokens(capsys: pytest.CaptureFixture[str], enough: bool 
     }
     show(found, False, mixed)
     out = capsys.readouterr().out
-    for text in (said, "the uniform mixture without", "+0.100", "+0.200", "-0.300", "m (dequantized)", "512: 90.00%"):
+    for text in (said, "the uniform mixture without", "+0.100", "+0.200", "-0.300", "m (dequantized)", "mind           c4 twice", "512: 90.00%"):
         assert text in out, text
     assert "\x1b" not in out

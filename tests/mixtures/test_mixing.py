@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from calibrant import CalibrationSet
-from calibrant.activations import Gram
+from calibrant.activations import FeatureNorms, Gram
 from calibrant.compress import Asked, compress
 from calibrant.errors import DataError, SpecError, TargetError
 from calibrant.methods import methods
-from calibrant.mixtures import Effort, Mixture, Sample, blended, expression, gathered, mix, rounded
-from calibrant.mixtures.gathering import kind_of
+from calibrant.mixtures import Effort, Gathered, Mixture, Sample, Watched, blended, expression, gathered, mix, rounded
+from calibrant.mixtures.gathering import in_common, kind_of
 from calibrant.mixtures.mixture import names_of
 from calibrant.models import Opened, open_model, view
+from calibrant.statistics import Statistics
 from calibrant.targets import parse_target
 
 from tests.trained import trained_folder
@@ -135,6 +136,26 @@ def test_it_shows_itself(place: Path) -> None:
     assert found.expr in found._repr_html_().replace("&#x27;", "'")
     assert repr(found) == f"Mixture({found.expr!r}, objective='mean', value={found.value:.4g})"
     assert set(found.seconds) == {"open", "tokenize", "statistics", "search", "figures", "influence", "tokens"}
+
+
+def test_rows_that_two_judges_or_a_source_and_a_judge_share_are_told(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": f"Row {number} of a text that is the same in both files."}) + "\n" for number in range(60)]
+    for name, first in (("one", 0), ("two", 20)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows[first : first + 40]))
+    files = [str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")]
+    found = mix(str(trained_folder()), files, folder=tmp_path, **{**SMALL, "tokens": 256, "length": 64})
+    assert any(note.startswith(f"{files[0]} and {files[1]} judge with the same rows: ") for note in found.notes)
+    assert found_in(tmp_path, tokens=256).notes == ()
+
+
+def test_a_source_that_calibrates_on_what_a_judge_reads_is_told() -> None:
+    opened = open_model(str(trained_folder()), "float32")
+    batch = CalibrationSet("python_docs", tokens=256, length=64).tokens(opened.tokenizer)
+    watched = Watched("python_docs", batch, Statistics("nowhere", "sha256:0"))
+    kept = Gathered(view(opened.model), methods.build("wanda"), FeatureNorms, Path("nowhere"), (watched,), (watched,), ())
+    assert in_common(kept) == (
+        f"{len(batch.examples)} rows that python_docs judges with are in what python_docs calibrates on: its error there is too good",
+    )
 
 
 def test_names_are_identifiers_each_its_own() -> None:

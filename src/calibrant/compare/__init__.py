@@ -7,11 +7,13 @@ from calibrant.compare.estimate import LEVEL, Estimate, t_quantile
 from calibrant.compare.families import FAMILIES, Family, family_of
 from calibrant.compare.layers import Layers, layers
 from calibrant.compare.likeness import MEASURES, Likeness, likeness
+from calibrant.compare.overlaps import Overlaps, overlaps
 from calibrant.compare.portraits import Draw, Portrait, portraits, usual
 from calibrant.compare.primary import Contrasted
 from calibrant.compare.questions import Evidence, Question
 from calibrant.compare.ranking import CONTROLS, MEAN, Entry, Ranking, pairs, source_name
 from calibrant.compare.reading import Reading, read
+from calibrant.compare.regret import Regret, regret
 from calibrant.compare.tidying import tidy
 
 __all__ = [
@@ -31,19 +33,23 @@ __all__ = [
     "Family",
     "Layers",
     "Likeness",
+    "Overlaps",
     "Portrait",
     "Question",
     "Ranking",
     "Reading",
+    "Regret",
     "compare",
     "contrast",
     "family_of",
     "layers",
     "likeness",
+    "overlaps",
     "pairs",
     "portraits",
     "rankings",
     "read",
+    "regret",
     "source_name",
     "t_quantile",
     "tidy",

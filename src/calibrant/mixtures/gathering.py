@@ -124,3 +124,17 @@ def kind_of(method: Method) -> type[InputStatistic]:
             subject=str(method),
         )
     return kinds[0]
+
+
+def in_common(kept: Gathered) -> tuple[str, ...]:
+    """A sentence for each two judges that judge with the same rows, and for each source that holds rows of a judge: such figures count rows twice,
+    or are too good."""
+    found: list[str] = []
+    for one, other in itertools.combinations(kept.judges, 2):
+        if same := {*one.batch.examples} & {*other.batch.examples}:
+            fewest = min(len(one.batch.examples), len(other.batch.examples))
+            found.append(f"{one.data} and {other.data} judge with the same rows: {len(same)} of {fewest}, which so count twice in mean")
+    for source, judge in itertools.product(kept.sources, kept.judges):
+        if same := {*source.batch.examples} & {*judge.batch.examples}:
+            found.append(f"{len(same)} rows that {judge.data} judges with are in what {source.data} calibrates on: its error there is too good")
+    return tuple(found)

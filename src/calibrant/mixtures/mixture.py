@@ -46,7 +46,8 @@ class Mixture:
 
     `value` is its error by its `objective`, on the `final` sample. `rows` are the calibration sets (every source alone, `uniform`, `mixture`), each
     judged by `judges` on texts that no calibration set can hold. `enough` says of each source and of the mixture whether its tokens are enough.
-    `evaluations` is how many mixtures were judged, `reused` how many of the `gathered` statistics were there already.
+    `evaluations` is how many mixtures were judged, `reused` how many of the `gathered` statistics were there already. `notes` say where
+    rows are shared: two sources that hold the same texts are one judge with two votes.
     """
 
     expr: str
@@ -71,6 +72,7 @@ class Mixture:
     folder: str
     gathered: int
     reused: int
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """All of it as dicts, lists and numbers."""

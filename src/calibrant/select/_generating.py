@@ -5,9 +5,6 @@
 Texts are written batch by batch until enough of them is left. A batch depends on its number, on what was asked and on the batches before it,
 which say how many texts it has; so a generation that was killed goes on with its next batch, and gives bit for bit what one that wasn't gives.
 What can't be kept is written anew each time.
-
-A text here is a list of tokens with its prefix, without start and end token. Its loss is taken while it is written, from the model's raw logits:
-that is what reading it again would give, but for rounding.
 """
 
 import json
@@ -40,7 +37,7 @@ REVISION: Final = 1
 MARGIN: Final = Fraction(21, 20)
 """What is written for each token that is wanted: separators and the ends of windows take up little."""
 SURPLUS: Final = Fraction(23, 20)
-"""How many times what is missing a round is to bring."""
+"""How many times what is missing a round is to bring: one of few texts takes nearly as long as one of many."""
 PATIENCE: Final = 12
 """How many times as many texts as would do if all were as long as they may be are written before it is given up."""
 
@@ -65,7 +62,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Draft:
-    """A text as it was written: tokens, and the mean nats of those that were predicted, its prefix's among them."""
+    """A text as it was written: tokens with its prefix, without start and end token; and the mean nats of those that were predicted.
+
+    The loss is taken from the raw logits while the text is written, and is what reading it again would give, but for rounding.
+    """
 
     ids: tuple[int, ...]
     nats: float
@@ -283,10 +283,7 @@ def _wide(logits: Tensor) -> Tensor:
 
 
 def _round(missing: Fraction, have: int, written: int, writing: Writing) -> int:
-    """How many texts the next round writes: what is missing, as the texts before it have gone, and at most a batch.
-
-    Rather a few more than too few: a round of few texts takes nearly as long as one of many.
-    """
+    """How many texts the next round writes: what is missing, as the texts before it have gone, and at most a batch."""
     each = have / written if have else writing.length * writing.keeps
     return writing.batch if written and not have else min(writing.batch, 1 + math.ceil(SURPLUS * missing / Fraction(each)))
 

@@ -23,9 +23,9 @@ class SelfGen(Selector):
     percentile, which is the same but for ties.
 
     Texts come in rounds of at most `batch` (more are faster and take more memory) until those that are left have the wanted tokens and a
-    twentieth more, encoded again; the paper writes 5,000 and draws from them. Draw d takes the next `candidates` rows of the prefix source's calibrate part in their fixed order, round
-    and round; where more texts are needed than it has rows, a prefix is continued several times, each time by other chance. So draws whose prefixes
-    are the same still have texts of their own; `disjoint` counts prefixes all the same.
+    twentieth more, encoded again; the paper writes 5,000 and draws from them. Draw d takes the next `candidates` rows of the prefix source's
+    calibrate part in their fixed order, round and round; where more texts are needed than it has rows, a prefix is continued several times, each
+    time by other chance. So draws whose prefixes are the same still have texts of their own; `disjoint` counts prefixes all the same.
 
     Ours, not the paper's: loops are counted, and dropped unless `loops="keep"` (a small model falls into them, and perplexity doesn't see them: a
     loop is likely); texts that have nothing but their prefix, and copies, go too. A start token stands before the prefix if the tokenizer puts one
