@@ -23,7 +23,7 @@ def mixed(found: Mapping[str, Any]) -> Iterator[Any]:
     yield ""
     yield _errors(found)
     yield "per cent of the outputs' energy, mean over matrices; judged on texts that no calibration set can hold; mean and worst are over the sources"
-    yield "the mixture was chosen by these figures, so its own are a little too good; loss(…) measures the judges' texts first"
+    yield "the mixture was chosen by these figures, so its own are a little too good"
     yield from labelled(*(("mind", note) for note in found["notes"]))
     if found["influence"]:
         yield ""
