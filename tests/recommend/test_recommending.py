@@ -6,9 +6,10 @@ import pytest
 
 from calibrant.compare import Estimate
 from calibrant.data import CalibrationSet
-from calibrant.errors import SpecError
+from calibrant.errors import DataError, SpecError
+from calibrant.outcomes import Score
 from calibrant.recommend import Recommendation, recommend
-from calibrant.recommend.racing import ROUNDS, Outcome, Runner, plain
+from calibrant.recommend.racing import ROUNDS, Outcome, Runner, common_unit, plain
 from calibrant.recommend.recommending import advice
 
 from tests.trained import trained_folder
@@ -64,6 +65,13 @@ def test_a_later_call_computes_only_what_lacks(asked: tuple[Recommendation, Reco
     rises = [{one.data: one.rise for one in found.candidates if one.rise and one.draws == 1} for found in (first, second)]
     assert all(rises[1][data] == rise for data, rise in rises[0].items() if data in rises[1])
     assert second.mixture.reused == second.mixture.gathered
+
+
+def test_scales_that_cannot_be_averaged_are_refused() -> None:
+    loss, hits = Score("a", "loss", 1.0, 0.1, 10, "nats/token", "lower"), Score("b", "acc", 0.5, 0.1, 10, "share", "higher")
+    assert common_unit([loss, replace(loss, measured="c")]) == "nats/token"
+    with pytest.raises(DataError, match="what is measured can't be averaged: loss in nats/token, acc in share; give targets of one kind"):
+        common_unit([loss, hits])
 
 
 def test_no_time_at_all_is_refused() -> None:

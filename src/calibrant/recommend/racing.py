@@ -16,6 +16,7 @@ from calibrant.compare import LEVEL, Estimate, read
 from calibrant.compare.answers import DENSE, Answers, grouped
 from calibrant.compare.crossed import combination
 from calibrant.errors import DataError
+from calibrant.outcomes import Score
 from calibrant.progress import Progress, silent
 from calibrant.recommend.goal import Goal
 from calibrant.store import Store
@@ -70,7 +71,7 @@ class Race:
     def run(self, minutes: float) -> Outcome:
         """Race until the leader is clear, nothing that matters can be told apart, every set was drawn `ROUNDS` times, or the time is up.
 
-        A first round is run whatever the time. `DataError` if no set could be measured at all.
+        A first round is run whatever the time. `DataError` if no set could be measured at all, or on scales that can't be averaged.
         """
         began = time.perf_counter()
         while True:
@@ -101,7 +102,7 @@ class Race:
         if not here or DENSE not in answers.sides:
             reasons = "; ".join(dict.fromkeys(str(f["error"]) for f in reading.failures.values()))
             raise DataError(f"nothing could be measured: {reasons or 'no set has all of its measurements'}", subject=", ".join(self._arms))
-        score = next(iter(answers.sides[here[0]].values())).score
+        unit = common_unit([side.score for side in answers.sides[here[0]].values()])
         rises = {arm: self._difference(answers, arm, DENSE) for arm in here}
         leader = min((arm for arm in here if arm not in self._left), key=lambda arm: rises[arm].value, default=here[0])
         behind = {arm: self._difference(answers, arm, leader) for arm in here if arm != leader}
@@ -111,7 +112,7 @@ class Race:
                 self._left[arm] = len(self._rounds)
         against = {arm: self._difference(answers, arm, self._baseline) for arm in here if arm != self._baseline and self._baseline in here}
         found = [Runner(arm, rises[arm], against.get(arm), behind.get(arm), answers.draws(arm), self._left.get(arm)) for arm in here]
-        return sorted(found, key=lambda runner: (runner.left is not None, runner.rise.value)), score.unit
+        return sorted(found, key=lambda runner: (runner.left is not None, runner.rise.value)), unit
 
     def _difference(self, answers: Answers, arm: str, other: str) -> Estimate:
         """How much worse one set is than another, over the goal's measures with their weights."""
@@ -129,6 +130,14 @@ class Race:
         if len(self._rounds) >= ENOUGH and all(half is not None and half < MATTERS for half in halves):
             return "alike"
         return "draws" if len(self._rounds) == ROUNDS else "time" if late else ""
+
+
+def common_unit(scores: Sequence[Score]) -> str:
+    """The unit of all of them. `DataError` where they are on scales that can't be averaged."""
+    scales = dict.fromkeys(f"{score.metric} in {score.unit}" for score in scores)
+    if len(scales) > 1:
+        raise DataError(f"what is measured can't be averaged: {', '.join(scales)}; give targets of one kind", subject=", ".join(scales))
+    return scores[0].unit
 
 
 def _half(estimate: Estimate) -> float | None:
