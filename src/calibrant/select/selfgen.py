@@ -76,7 +76,7 @@ class SelfGen(Selector):
 
     def disjoint(self) -> int | None:
         """How often the rows that prefixes come from suffice for as many as a draw takes."""
-        return len(self._rows()) // self.candidates
+        return max(1, len(self._rows()) // self.candidates)
 
     def select(self, context: Context) -> Selection:
         """Texts until they suffice. `DataError` if no row is as long as a prefix, or if too little is left of what is written."""
