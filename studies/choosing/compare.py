@@ -64,9 +64,10 @@ def found() -> dict[str, Any]:
     """By method: the correlations with their intervals, and of each set its damage and what was predicted of it, [mean, error] over draws."""
     record, said = json.loads((HERE / "predicted.json").read_text()), dict[str, Any]()
     for method, by_draw in damages().items():
-        draws, sets = sorted(by_draw), list(by_draw[0])
-        domains = list(next(iter(record["errors"]["0"][method].values())))
-        predicted = np.stack([table(record["errors"][str(d)][method], sets) for d in draws])
+        predictions = record["errors"][method]
+        draws, sets = sorted(d for d in by_draw if str(d) in predictions), list(by_draw[0])
+        domains = list(next(iter(predictions["0"].values())))
+        predicted = np.stack([table(predictions[str(d)], sets) for d in draws])
         rises = np.stack([table(by_draw[d], sets) for d in draws])
         values, bounds = correlations(predicted, rises), interval(predicted, rises)
         correlation = {n: [float(x) for x in (v, *b)] for n, v, b in zip([*domains, "mean", "worst"], values, bounds.T, strict=True)}

@@ -4,23 +4,21 @@
 
 For each draw, each set is walked through once in the untouched model, and so is what each of the six domains holds out. `predicted.json` gets the
 mean relative error of matrices, tr((W−Ŵ)G(W−Ŵ)ᵀ) / tr(WGWᵀ), of every set under every domain, for Wanda and SparseGPT at 60 %. The statistics are
-dense, also for SparseGPT, which the study prunes by arrival. Killed and run again, it goes on. `compare.py` holds it against what was measured.
+dense, also for SparseGPT, which the study prunes by arrival; those that the study has kept are read. Killed and run again, it goes on. `compare.py`
+holds it against what was measured.
 """
 
 import json
 import sys
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from calibrant.activations import FeatureNorms, Gram, Seen
 from calibrant.data import CalibrationSet
 from calibrant.durable import put
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.methods.wanda import Wanda
-from calibrant.mixtures import Errors, Group, Sample, gathered
+from calibrant.mixtures import Errors, Sample, gathered
 from calibrant.models import open_model, view
-from calibrant.models.keeping import cache_folder
 from calibrant.select import resolved
 from calibrant.study import read_study
 from calibrant.targets import parse_target
@@ -33,13 +31,6 @@ DRAWS = range(3)
 METHODS = {"wanda": Wanda(), "sparsegpt": SparseGPT()}
 
 
-def normed(group: Group) -> Group:
-    """The same, as a method that looks at norms sees it: they are a Gram's diagonal."""
-    grams = [None if seen is None else seen[Gram] for seen in group.seen]
-    norms = [None if g is None else Seen({FeatureNorms: FeatureNorms(g.norms().double(), g.tokens, g.mass)}) for g in grams]
-    return replace(group, seen=tuple(norms))
-
-
 def shares(text: str, sources: list[str], study_length: int) -> tuple[Fraction, ...]:
     """How much each source weighs in a set: a mix is of several."""
     found = CalibrationSet(text, length=study_length)
@@ -48,7 +39,7 @@ def shares(text: str, sources: list[str], study_length: int) -> tuple[Fraction, 
 
 
 def main() -> None:
-    """Predict what isn't in the record yet."""
+    """Predict what isn't in the record yet, and write it down draw by draw."""
     study = read_study(HERE / "study.yaml")
     record = json.loads(OUT.read_text()) if OUT.is_file() else {"sample": {"blocks": SAMPLE.blocks, "rows": SAMPLE.rows}, "errors": {}}
     names = [str(CalibrationSet(text)) for text in study.data]
@@ -56,22 +47,20 @@ def main() -> None:
     opened = open_model("smollm2")
     seen_by, target = view(opened.model), parse_target(0.6)
     budget = {"tokens": study.tokens, "length": study.length}
-    for seed in DRAWS:
-        if str(seed) in record["errors"]:
-            continue
-        drawn = [(text, resolved(CalibrationSet(text, seed=seed, **budget), opened).tokens(opened.tokenizer)) for text in sources]
-        # The second draw of what is held out: the first is what the study's losses are measured on.
-        judges = [(text, CalibrationSet(text, seed=1, **budget).held_out().tokens(opened.tokenizer)) for text in DOMAINS]
-        kept = gathered(opened, seen_by, SparseGPT(), drawn, judges, cache_folder() / "choosing", Sample(1, 1), told)
-        groups = list(kept.groups(SAMPLE))
-        found = {}
-        for method, built in METHODS.items():
-            chosen = list(map(normed, groups)) if method == "wanda" else groups
-            errors = Errors(chosen, built, target, kept.masses)([shares(text, sources, study.length) for text in names])
-            found[method] = {text: dict(zip(DOMAINS, map(float, row), strict=True)) for text, row in zip(names, errors, strict=True)}
-        record["errors"][str(seed)] = found
-        put(OUT, (json.dumps(record, indent=1) + "\n").encode())
-        print(f"draw {seed}: {len(names)} sets under {len(DOMAINS)} domains", flush=True)
+    # The second draw of what is held out: the first is what the study's losses are measured on.
+    judges = [(text, CalibrationSet(text, seed=1, **budget).held_out().tokens(opened.tokenizer)) for text in DOMAINS]
+    for method, built in METHODS.items():
+        for seed in DRAWS:
+            errors = record["errors"].setdefault(method, {})
+            if str(seed) in errors:
+                continue
+            drawn = [(text, resolved(CalibrationSet(text, seed=seed, **budget), opened).tokens(opened.tokenizer)) for text in sources]
+            kept = gathered(opened, seen_by, built, drawn, judges, HERE / "results" / "statistics", Sample(0, 0), told)
+            asked = [shares(text, sources, study.length) for text in names]
+            found = Errors(kept.groups(SAMPLE), built, target, kept.masses)(asked)
+            errors[str(seed)] = {text: dict(zip(DOMAINS, map(float, row), strict=True)) for text, row in zip(names, found, strict=True)}
+            put(OUT, (json.dumps(record, indent=1) + "\n").encode())
+            print(f"{method}, draw {seed}: {len(names)} sets under {len(DOMAINS)} domains", flush=True)
 
 
 def told(what: str, done: int, total: int) -> None:
