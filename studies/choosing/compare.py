@@ -5,7 +5,7 @@ over domains and on the worst one, averaged over draws. Intervals are the middle
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from calibrant.compare import read
+from calibrant.data import CalibrationSet
 from calibrant.store import Store
 
 HERE = Path(__file__).parent
@@ -22,21 +23,29 @@ OWN = 5
 
 
 def damages() -> dict[str, dict[int, dict[str, dict[str, float]]]]:
-    """By method, draw, set and evaluator: nats a token above the dense model."""
-    reading = read(Store(HERE / "results", create=False))
-    value = {(cell.run, text): reading.scores[cell.run][i].score.value for cell in reading.cells for text, i in cell.measures.items() if cell.run}
+    """By method, draw, set and what was measured: nats a token above the dense model. A draw that isn't whole is left out."""
+    reading = read(Store(HERE / "results", create=False), items=False)
+    known = {run: {m.score.measured: m.score.value for m in scores.values()} for run, scores in reading.scores.items()}
     (dense,) = [cell for cell in reading.cells if cell.method == "none"]
+    cells = [cell for cell in reading.cells if cell.data]
     found: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
-    for cell in reading.cells:
-        if cell.data:
-            rises = {text: value[cell.run, text] - value[dense.run, text] for text in cell.measures}
+    for cell in cells:
+        rises = {name: value - known[dense.run][name] for name, value in known.get(cell.run, {}).items()}
+        if cell.measures and len(rises) >= len(cell.measures):
             found.setdefault(cell.method, {}).setdefault(cell.seed, {})[cell.data] = rises
-    return found
+    sets = {cell.data for cell in cells}
+    return {method: {draw: of for draw, of in draws.items() if of.keys() == sets} for method, draws in found.items()}
 
 
-def table(of: Mapping[str, Mapping[str, float]], sets: list[str]) -> np.ndarray:
+def table(of: Mapping[str, Mapping[str, float]], sets: Sequence[str], columns: Sequence[str]) -> np.ndarray:
     """[set, domain]."""
-    return np.array([list(of[name].values()) for name in sets])
+    return np.array([[of[name][column] for column in columns] for name in sets])
+
+
+def measured_as(domain: str) -> str:
+    """What the score of a domain's loss calls it."""
+    (term,) = CalibrationSet(domain).parts
+    return f"{term.source}:{term.format}"
 
 
 def correlations(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
@@ -64,17 +73,17 @@ def found() -> dict[str, Any]:
     """By method: the correlations with their intervals, and of each set its damage and what was predicted of it, [mean, error] over draws."""
     record, said = json.loads((HERE / "predicted.json").read_text()), dict[str, Any]()
     for method, by_draw in damages().items():
-        predictions = record["errors"][method]
-        draws, sets = sorted(d for d in by_draw if str(d) in predictions), list(by_draw[0])
-        domains = list(next(iter(predictions["0"].values())))
-        predicted = np.stack([table(predictions[str(d)], sets) for d in draws])
-        rises = np.stack([table(by_draw[d], sets) for d in draws])
-        values, bounds = correlations(predicted, rises), interval(predicted, rises)
+        predictions, sets = record["errors"][method], list(by_draw[0])
+        domains, draws = list(next(iter(predictions["0"].values()))), sorted(by_draw)
+        known = [d for d in draws if str(d) in predictions]
+        predicted = np.stack([table(predictions[str(d)], sets, domains) for d in known])
+        rises = np.stack([table(by_draw[d], sets, list(map(measured_as, domains))) for d in draws])
+        values, bounds = correlations(predicted, rises[: len(known)]), interval(predicted, rises[: len(known)])
         correlation = {n: [float(x) for x in (v, *b)] for n, v, b in zip([*domains, "mean", "worst"], values, bounds.T, strict=True)}
         rows = {
             s: {**_by_domain(domains, rises[:, i]), **_summed(rises[:, i]), "predicted": _mean(predicted[:, i].mean(1))} for i, s in enumerate(sets)
         }
-        said[method] = {"draws": len(draws), "correlation": correlation, "damage": rows, "domains": domains}
+        said[method] = {"draws": len(draws), "predicted": len(known), "correlation": correlation, "damage": rows, "domains": domains}
     return said
 
 
@@ -92,16 +101,20 @@ def tables(said: Mapping[str, Any]) -> list[str]:
                 cells.append(f"{mark}{row[key][0]:.3f}{mark} ± {row[key][1]:.3f}")
             cells.append(f"{row['predicted'][0]:.4f}")
         first.append(f"| `{name}` | {' | '.join(cells)} |")
-    second = [f"| correlation over sets | {' | '.join(said)} |", f"| --- |{' --- |' * len(said)}"]
+    second = [f"| correlation over sets | {' | '.join(_heads(said))} |", f"| --- |{' --- |' * len(said)}"]
     for name in next(iter(said.values()))["correlation"]:
         each = [of["correlation"][name] for of in said.values()]
         second.append(f"| {name} | {' | '.join(f'{v:+.2f} ({low:+.2f} to {high:+.2f})' for v, low, high in each)} |")
     return ["\n".join(first), "\n".join(second)]
 
 
+def _heads(said: Mapping[str, Any]) -> list[str]:
+    return [f"{method}, {of['predicted']} draw{'s' if of['predicted'] > 1 else ''}" for method, of in said.items()]
+
+
 def _mean(values: np.ndarray) -> list[float]:
     """The mean over draws and its standard error."""
-    return [float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))]
+    return [float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")]
 
 
 def _by_domain(domains: list[str], rises: np.ndarray) -> dict[str, list[float]]:
