@@ -102,3 +102,17 @@ def test_the_page_about_the_dense_model_is_made_of_its_records():
         (scores[name],) = [score for score in record["scores"] if score["metric"] == metric]
     for name in ("commonsense_qa", "piqa", "openbookqa", "hellaswag", "arc_easy"):
         assert scores[name]["value"] > scores[name]["chance"] + 2 * scores[name]["stderr"]
+
+
+def test_the_page_about_choosing_says_what_its_records_say():
+    script = runpy.run_path(str(PROJECT / "studies/choosing/compare.py"))
+    page = (PROJECT / "docs/choosing.md").read_text()
+    found = script["found"]()
+    assert all(of["draws"] >= 3 for of in found.values())
+    for table in script["tables"](found):
+        assert table in page, table
+
+
+def test_the_study_of_choosing_is_what_its_file_asks():
+    assert read_study(PROJECT / "studies/choosing/results/study.yaml") == read_study(PROJECT / "studies/choosing/study.yaml")
+    assert verify(PROJECT / "studies/choosing/results") == []

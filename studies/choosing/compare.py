@@ -1,7 +1,7 @@
 """Does the cross-source error predict the damage? predicted.json against the store that study.yaml filled: python studies/choosing/compare.py
 
-For each method: Spearman's correlation, over the sets, of predicted error and measured damage (rise of the held-out loss) in each domain, on the mean
-over domains and on the worst one, averaged over draws. Intervals are the middle 95 % of 4,000 resamples of the sets. Then the damages themselves.
+The damages (rise of the held-out loss); then, for each method, Spearman's correlation, over the sets, of predicted error and measured damage in each
+domain, on the mean over domains and on the worst one, averaged over draws. Intervals are the middle 95 % of 4,000 resamples of the sets.
 """
 
 import json
@@ -70,42 +70,46 @@ def interval(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
 
 
 def found() -> dict[str, Any]:
-    """By method: the correlations with their intervals, and of each set its damage and what was predicted of it, [mean, error] over draws."""
+    """By method: of each set its damage, [mean, error] over draws; where it was predicted, that too, and the correlations with their intervals."""
     record, said = json.loads((HERE / "predicted.json").read_text()), dict[str, Any]()
+    domains = list(next(iter(record["errors"]["wanda"]["0"].values())))
     for method, by_draw in damages().items():
-        predictions, sets = record["errors"][method], list(by_draw[0])
-        domains, draws = list(next(iter(predictions["0"].values()))), sorted(by_draw)
-        known = [d for d in draws if str(d) in predictions]
-        predicted = np.stack([table(predictions[str(d)], sets, domains) for d in known])
+        predictions, sets, draws = record["errors"].get(method, {}), list(by_draw[0]), sorted(by_draw)
         rises = np.stack([table(by_draw[d], sets, list(map(measured_as, domains))) for d in draws])
-        values, bounds = correlations(predicted, rises[: len(known)]), interval(predicted, rises[: len(known)])
-        correlation = {n: [float(x) for x in (v, *b)] for n, v, b in zip([*domains, "mean", "worst"], values, bounds.T, strict=True)}
-        rows = {
-            s: {**_by_domain(domains, rises[:, i]), **_summed(rises[:, i]), "predicted": _mean(predicted[:, i].mean(1))} for i, s in enumerate(sets)
-        }
-        said[method] = {"draws": len(draws), "predicted": len(known), "correlation": correlation, "damage": rows, "domains": domains}
+        said[method] = {"draws": len(draws), "damage": {s: _summed(rises[:, i]) for i, s in enumerate(sets)}}
+        if known := [d for d in draws if str(d) in predictions]:
+            predicted = np.stack([table(predictions[str(d)], sets, domains) for d in known])
+            there = rises[[draws.index(d) for d in known]]
+            values, bounds = correlations(predicted, there), interval(predicted, there)
+            named = zip([*domains, "mean", "worst"], values, bounds.T, strict=True)
+            said[method] |= {"predicted": len(known), "correlation": {n: [float(x) for x in (v, *b)] for n, v, b in named}}
+            said[method]["errors"] = {s: float(predicted[:, i].mean()) for i, s in enumerate(sets)}
     return said
 
 
 def tables(said: Mapping[str, Any]) -> list[str]:
-    """Two tables in Markdown: the damages of both methods, and the correlations."""
-    sets = sorted(next(iter(said.values()))["damage"], key=lambda name: said["wanda"]["damage"][name]["mean"][0])
-    heads = [f"{method}: {column}" for method in said for column in ("mean", "worst of five", "predicted")]
+    """Two tables in Markdown: the damages of both methods, and the correlations of what was predicted."""
+    sets = sorted(said["wanda"]["damage"], key=lambda name: said["wanda"]["damage"][name]["mean"][0])
+    heads = [f"{method}: {column}" for method in said for column in ("mean", "worst of five", *(["predicted"] if "errors" in said[method] else []))]
     first = [f"| calibrated on | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
     for name in sets:
-        cells: list[str] = []
-        for of in said.values():
-            row, best = of["damage"][name], {key: min(r[key][0] for r in of["damage"].values()) for key in ("mean", "worst own")}
-            for key in ("mean", "worst own"):
-                mark = "**" if row[key][0] == best[key] else ""
-                cells.append(f"{mark}{row[key][0]:.3f}{mark} ± {row[key][1]:.3f}")
-            cells.append(f"{row['predicted'][0]:.4f}")
-        first.append(f"| `{name}` | {' | '.join(cells)} |")
-    second = [f"| correlation over sets | {' | '.join(_heads(said))} |", f"| --- |{' --- |' * len(said)}"]
-    for name in next(iter(said.values()))["correlation"]:
-        each = [of["correlation"][name] for of in said.values()]
+        first.append(f"| `{name}` | {' | '.join(cell for of in said.values() for cell in _cells(of, name))} |")
+    told = {method: of for method, of in said.items() if "correlation" in of}
+    second = [f"| correlation over sets | {' | '.join(_heads(told))} |", f"| --- |{' --- |' * len(told)}"]
+    for name in next(iter(told.values()))["correlation"]:
+        each = [of["correlation"][name] for of in told.values()]
         second.append(f"| {name} | {' | '.join(f'{v:+.2f} ({low:+.2f} to {high:+.2f})' for v, low, high in each)} |")
     return ["\n".join(first), "\n".join(second)]
+
+
+def _cells(of: Mapping[str, Any], name: str) -> list[str]:
+    """What stands of a set below one method."""
+    found: list[str] = []
+    for key in ("mean", "worst own"):
+        value, error = of["damage"][name][key]
+        mark = "**" if value == min(row[key][0] for row in of["damage"].values()) else ""
+        found.append(f"{mark}{value:.3f}{mark} ± {error:.3f}")
+    return found + ([f"{of['errors'][name]:.4f}"] if "errors" in of else [])
 
 
 def _heads(said: Mapping[str, Any]) -> list[str]:
@@ -114,16 +118,12 @@ def _heads(said: Mapping[str, Any]) -> list[str]:
 
 def _mean(values: np.ndarray) -> list[float]:
     """The mean over draws and its standard error."""
-    return [float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")]
-
-
-def _by_domain(domains: list[str], rises: np.ndarray) -> dict[str, list[float]]:
-    return {name: _mean(rises[:, j]) for j, name in enumerate(domains)}
+    return [float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))]
 
 
 def _summed(rises: np.ndarray) -> dict[str, list[float]]:
-    """Over all domains, and the worst of those that are sources and of all."""
-    return {"mean": _mean(rises.mean(1)), "worst own": _mean(rises[:, :OWN].max(1)), "worst": _mean(rises.max(1))}
+    """Over all domains, and the worst of those that are sources."""
+    return {"mean": _mean(rises.mean(1)), "worst own": _mean(rises[:, :OWN].max(1))}
 
 
 if __name__ == "__main__":
