@@ -13,7 +13,7 @@ help:
 	@echo 'make test    run the tests'
 	@echo 'make check   format, lint, types and docs, without changing a file'
 	@echo 'make format  put the formatting right'
-	@echo 'make bench   time pruning, evaluation, studies and reports, against llm-compressor, lm-evaluation-harness and the machine: hours'
+	@echo 'make bench   time pruning, evaluation, studies and reports, against llm-compressor, lm-evaluation-harness and the machine, and their memory: hours'
 	@echo 'make docs    build the documentation into site/'
 
 demo: .venv/ready
@@ -36,6 +36,7 @@ bench: .venv/ready-dev
 	@$(BIN)/python benchmarks/walks.py
 	@$(BIN)/python benchmarks/peers.py
 	@$(BIN)/python benchmarks/growth.py
+	@$(BIN)/python benchmarks/memory.py
 	@$(BIN)/python benchmarks/evaluation.py
 	@$(BIN)/python benchmarks/study.py
 	@$(BIN)/python benchmarks/reporting.py

@@ -58,7 +58,9 @@ def parse_goal(targets: Sequence[str], tokens: int, items: int, length: int) -> 
     whole = sum(weight for weight, _ in measures)
     shares = _united((str(term), weight / whole) for weight, term in terms)
     judge = written([_share(parse_expression(text)[0], share) for text, share in shares.items()])
-    return Goal(", ".join(targets), tuple((float(weight / whole), evaluator) for weight, evaluator in measures), judge, tuple(shares))
+    called = {str(evaluator): evaluator for _, evaluator in measures}  # what is named twice is measured once, with both weights
+    weights = _united((str(evaluator), weight / whole) for weight, evaluator in measures)
+    return Goal(", ".join(targets), tuple((float(weight), called[text]) for text, weight in weights.items()), judge, tuple(shares))
 
 
 def usual(goal: Goal) -> list[str]:
