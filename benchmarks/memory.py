@@ -7,6 +7,7 @@ way is a process of its own and sees the same tokens; a peak is the most memory 
 import argparse
 import copy
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -49,7 +50,9 @@ def measured(folder: Path, asked: argparse.Namespace, peer: Path, case: str, way
     needs = copy.copy(asked)
     needs.peer_batch, needs.keep_freed = 1, False
     setting = Setting(folder, (), {}, (), 0.0, needs, peer)
-    found = child(setting, who, **told, tokens=str(folder / "tokens.json"), out=str(folder / "out"))
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    found = child(setting, who, **told, tokens=str(folder / "tokens.json"), out=str(out))
     print(f"{case}, {way}: {found['peak']:,.0f} MiB in {found['seconds']:.0f} s", flush=True)
     return found["peak"]
 
