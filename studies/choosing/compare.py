@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from calibrant.compare import read
 from calibrant.data import CalibrationSet
@@ -48,25 +48,28 @@ def measured_as(domain: str) -> str:
     return f"{term.source}:{term.format}"
 
 
+def summaries(errors: np.ndarray) -> np.ndarray:
+    """[draw, set, domain] with the mean over domains and the worst one behind them."""
+    return np.concatenate([errors, errors.mean(2, keepdims=True), errors.max(2, keepdims=True)], axis=2)
+
+
 def correlations(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """Spearman's by domain, on the mean over domains and on the worst; the tables are [draw, set, domain]."""
-    both = [np.concatenate([t, t.mean(2, keepdims=True), t.max(2, keepdims=True)], axis=2) for t in (predicted, measured)]
-    return np.array([np.mean([_spearman(p[:, j], m[:, j]) for p, m in zip(*both, strict=True)]) for j in range(both[0].shape[2])])
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    return float(spearmanr(a, b).statistic)  # pyright: ignore[reportAttributeAccessIssue]  # its stubs tell of a bare tuple
+    """Spearman's over the last axis but one, averaged over draws: of [draw, …, set, quantity]. NaN where all sets are the same one."""
+    a, b = (rankdata(values, axis=-2) for values in (predicted, measured))
+    a, b = a - a.mean(-2, keepdims=True), b - b.mean(-2, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return ((a * b).sum(-2) / np.sqrt((a**2).sum(-2) * (b**2).sum(-2))).mean(0)
 
 
 def interval(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """The middle 95 % over resamples of the sets, [bound, quantity]; resamples of fewer than four different sets say nothing."""
-    chance = np.random.default_rng(0)
-    found: list[np.ndarray] = []
-    while len(found) < RESAMPLES:
-        chosen = chance.integers(predicted.shape[1], size=predicted.shape[1])
-        if len(set(chosen)) >= 4:
-            found.append(correlations(predicted[:, chosen], measured[:, chosen]))
-    return np.nanquantile(found, [0.025, 0.975], axis=0)
+    chance, chosen = np.random.default_rng(0), list[np.ndarray]()
+    while len(chosen) < RESAMPLES:
+        resample = chance.integers(predicted.shape[1], size=predicted.shape[1])
+        if len(set(resample)) >= 4:
+            chosen.append(resample)
+    drawn = np.array(chosen)
+    return np.nanquantile(correlations(predicted[:, drawn], measured[:, drawn]), [0.025, 0.975], axis=0)
 
 
 def found() -> dict[str, Any]:
@@ -78,12 +81,12 @@ def found() -> dict[str, Any]:
         rises = np.stack([table(by_draw[d], sets, list(map(measured_as, domains))) for d in draws])
         said[method] = {"draws": len(draws), "damage": {s: _summed(rises[:, i]) for i, s in enumerate(sets)}}
         if known := [d for d in draws if str(d) in predictions]:
-            predicted = np.stack([table(predictions[str(d)], sets, domains) for d in known])
-            there = rises[[draws.index(d) for d in known]]
+            predicted = summaries(np.stack([table(predictions[str(d)], sets, domains) for d in known]))
+            there = summaries(rises[[draws.index(d) for d in known]])
             values, bounds = correlations(predicted, there), interval(predicted, there)
             named = zip([*domains, "mean", "worst"], values, bounds.T, strict=True)
             said[method] |= {"predicted": len(known), "correlation": {n: [float(x) for x in (v, *b)] for n, v, b in named}}
-            said[method]["errors"] = {s: float(predicted[:, i].mean()) for i, s in enumerate(sets)}
+            said[method]["errors"] = {s: float(predicted[:, i, : len(domains)].mean()) for i, s in enumerate(sets)}
     return said
 
 

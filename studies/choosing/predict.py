@@ -44,7 +44,7 @@ def main() -> None:
     record = json.loads(OUT.read_text()) if OUT.is_file() else {"sample": {"blocks": SAMPLE.blocks, "rows": SAMPLE.rows}, "errors": {}}
     names = [str(CalibrationSet(text)) for text in study.data]
     sources = list(dict.fromkeys(str(part) for text in names for part in (CalibrationSet(text).mixed or (CalibrationSet(text),))))
-    opened = open_model("smollm2")
+    opened = open_model("smollm2", dtype=study.dtype)
     seen_by, target = view(opened.model), parse_target(0.6)
     budget = {"tokens": study.tokens, "length": study.length}
     # The second draw of what is held out: the first is what the study's losses are measured on.

@@ -6,7 +6,7 @@ from calibrant.report.conclusions import Section, conclusions
 from calibrant.report.page.contents import Contents
 from calibrant.report.page.pictures import pictures
 from calibrant.report.page.tags import Cell, Head, Row, choice, chooser, name, paragraph, table, text
-from calibrant.report.plots import against_sparsity, against_tokens, formats, kept, layer_errors
+from calibrant.report.plots import against_sparsity, against_tokens, formats, kept, layer_errors, pareto
 
 
 def grid(contents: Contents) -> Iterator[str]:
@@ -20,7 +20,8 @@ def grid(contents: Contents) -> Iterator[str]:
     yield chooser("grid", "Model, method and sparsity", list(contents.titles.items()))
     for (key, title), ranking in zip(contents.titles.items(), rankings, strict=True):
         of = layers.get((ranking.model, ranking.method, ranking.target, ranking.propagate))
-        drawn = [kept(ranking), formats(ranking), against_tokens(ranking, contents.tokens), layer_errors(of) if of is not None else None]
+        drawn = [kept(ranking), pareto(ranking), formats(ranking), against_tokens(ranking, contents.tokens)]
+        drawn.append(layer_errors(of) if of is not None else None)
         yield from choice("grid", key, [f"<h3>{text(title)}</h3>", *pictures([plot for plot in drawn if plot is not None], key)])
     if (over := against_sparsity(rankings)) is not None:
         yield from pictures([over], "sparsity")
