@@ -81,14 +81,14 @@ def test_the_log_says_what_the_records_of_the_packings_say():
         "single, 16 windows": "single, 16 windows",
     }
     names |= {"legacy single, 16 windows": "qa@legacy(of='one'), 16 windows", "legacy icl, 16 windows": "qa@legacy, 16 windows"}
-    dense = script["draws"](PROJECT / "studies/packing/equal", "")
+    dense = script["arm"](PROJECT / "studies/packing/equal", data="")
     assert len(dense) == 3
     for source in ("gsm8k", "esnli"):
-        for arm, (folder, data) in script["ARMS"].items():
-            found = script["draws"](PROJECT / "studies/packing" / folder, data.format(source))
+        for name, (folder, data) in script["ARMS"].items():
+            found = script["arm"](PROJECT / "studies/packing" / folder, data=data.format(source))
             assert all(len(kept) == 3 for kept in found.values())
-            told = [script["told"](contrast({n: found[n]}, {n: dense[n] * 3})) for n in dense]
-            assert f"| {source}:{names[arm]} | {' | '.join(told)} |" in log
+            told = [f"{contrast({n: found[n]}, {n: dense[n]}):+.3f}" for n in dense]
+            assert f"| {source}:{names[name]} | {' | '.join(told)} |" in log
 
 
 def test_the_page_about_the_dense_model_is_made_of_its_records():

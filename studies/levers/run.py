@@ -1,6 +1,6 @@
 """What do tokens, damping and mixing buy against a SparseGPT that is fitted too closely to its calibration set?
 
-    CALIBRANT_DATA=… python studies/levers/run.py              # `--tables` only prints what is there
+    CALIBRANT_DATA=… python -m studies.levers.run              # `--tables` only prints what is there
 
 SmolLM2-135M-Instruct (dequantized from Q4_1), SparseGPT at 60 % in `arrival`, three disjoint draws an arm, held-out loss of the six domains of
 `studies/choosing`, which has what 8,192 tokens of each set and the paper's damping of 0.01 times the mean diagonal do. Here are
@@ -15,9 +15,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from studies.arms import arm, run
+
 from calibrant import Study
-from calibrant.compare import Draws, Estimate, contrast
-from calibrant.store import Store
+from calibrant.compare import contrast
 from calibrant.study import read_study
 
 HERE = Path(__file__).parent
@@ -40,53 +41,32 @@ STUDIES = {
     "tokens-2048": Study(data=[C4, GSM8K], methods=[SPARSEGPT], tokens=2048, **SHARED),
 }
 ARMS = {
-    "8,192 tokens, damping 0.01": (CHOOSING / "results", SPARSEGPT),
-    "2,048 tokens": (HERE / "tokens-2048", SPARSEGPT),
-    "32,768 tokens": (HERE / "tokens-32768", SPARSEGPT),
-    "damping 0.1": (HERE / "damping", DAMPED),
-    "damping 1": (HERE / "damping", DROWNED),
+    "8,192 tokens, damping 0.01": (CHOOSING / "results", SPARSEGPT, [C4, GSM8K, MIX]),
+    "2,048 tokens": (HERE / "tokens-2048", SPARSEGPT, [C4, GSM8K]),
+    "32,768 tokens": (HERE / "tokens-32768", SPARSEGPT, [C4, GSM8K]),
+    "damping 0.1": (HERE / "damping", DAMPED, [C4, GSM8K, MIX]),
+    "damping 1": (HERE / "damping", DROWNED, [C4, GSM8K]),
 }
-"""Where each was measured, and the method there; the first is what the others are held against."""
-
-
-def draws(folder: Path, method: str, data: str) -> dict[str, Draws]:
-    """The measurements of one calibration set, or of the dense model, by what was measured: one for each draw."""
-    with Store(folder, create=False) as store:
-        cells = [cell for cell in store.cells() if (cell.method, cell.data) == (method, data)]
-        found = [[m for cell in cells if (m := store.measurement(cell.run, cell.measures[task]))] for task in (cells[0].measures if cells else ())]
-    return {kept[0].score.measured: kept for kept in found if len(kept) == len(cells)}
+"""Where each was measured, the method there and the sets; the first is what the others are held against."""
 
 
 def tables() -> Iterator[str]:
     """For each set, Markdown: the damage of each arm on text like the set and over all six, and how much worse that is than the first arm."""
-    dense = draws(CHOOSING / "results", "none", "")
-    for data, own in ((C4, ["c4:text"]), (GSM8K, ["gsm8k:cot"]), (MIX, [])):
-        found = {name: of for name, where in ARMS.items() if (of := draws(*where, data))}
-        usual = next(iter(found.values()))
-        asked = ({"its own text": own} if own else {}) | {"all six": list(dense)}
+    for data, own in ((C4, "c4:text"), (GSM8K, "gsm8k:cot"), (MIX, None)):
+        found = {name: arm(folder, method=method, data=data) for name, (folder, method, sets) in ARMS.items() if data in sets}
+        dense, usual = arm(CHOOSING / "results", data=""), next(iter(found.values()))
+        asked = ({"its own text": [own]} if own else {}) | {"all six": list(dense)}
         lines = [f"| `{data}` | {' | '.join(f'{name} | against the first' for name in asked)} |", f"| --- |{' ---: |' * 2 * len(asked)}"]
         for name, of in found.items():
-            rises = [(rise(of, dense, names), rise(of, usual, names)) for names in asked.values()]
-            lines.append(f"| {name} | {' | '.join(told(r) for pair in rises for r in pair)} |")
+            rises = [contrast({n: of[n] for n in names}, {n: b[n] for n in names}) for names in asked.values() for b in (dense, usual)]
+            lines.append(f"| {name} | {' | '.join(f'{rise:+.3f}' for rise in rises)} |")
         yield "\n".join(lines)
-
-
-def rise(of: dict[str, Draws], above: dict[str, Draws], names: list[str]) -> Estimate:
-    """How much larger the mean loss over `names` is."""
-    return contrast({name: of[name] for name in names}, {name: above[name] for name in names})
-
-
-def told(estimate: Estimate) -> str:
-    """The difference with its standard error over items and draws."""
-    return f"{estimate.value:+.3f}" + ("" if estimate.stderr is None else f" ± {estimate.stderr:.3f}")
 
 
 def main() -> None:
     """Run what is lacking; print the tables."""
     if "--tables" not in sys.argv[1:]:
-        for name, study in STUDIES.items():
-            finished = study.run(HERE / name, lambda what, done, total: print(f"{what} {done}/{total}", file=sys.stderr))
-            print(f"{name}: {finished.computed} computed, {finished.found} found, {len(finished.failures)} failed\n", flush=True)
+        run(STUDIES, HERE)
     print("\n\n".join(tables()))
 
 

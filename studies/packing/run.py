@@ -1,6 +1,6 @@
 """How much of "in-context examples make better calibration data" is the number of tokens, and how much are the pads?
 
-    CALIBRANT_DATA=… python studies/packing/run.py
+    CALIBRANT_DATA=… python -m studies.packing.run
 
 The original study compares 128 windows that hold one question each, padded, with 128 windows full of questions. This puts the same questions
 into windows in five ways, for GSM8K and e-SNLI, three draws each, Wanda at 60 % in SmolLM2-135M-Instruct:
@@ -12,12 +12,12 @@ into windows in five ways, for GSM8K and e-SNLI, three draws each, Wanda at 60 %
 Killed and run again, it goes on. Needs a mirror that holds gsm8k, esnli and WikiText.
 """
 
-import sys
 from pathlib import Path
 
+from studies.arms import arm, run
+
 from calibrant import Study
-from calibrant.compare import Draws, Estimate, contrast
-from calibrant.store import Store
+from calibrant.compare import Draws, contrast
 
 SHARED = {
     "models": "smollm2",
@@ -56,38 +56,22 @@ STEPS = {
 def main() -> None:
     """Run what is lacking, then print the tables."""
     here = Path(__file__).parent
-    for name, study in STUDIES.items():
-        finished = study.run(here / name, lambda what, done, total: print(f"{what} {done}/{total}", file=sys.stderr))
-        print(f"{name}: {finished.computed} computed, {finished.found} found, {len(finished.failures)} failed\n")
+    run(STUDIES, here)
     for source in ("gsm8k", "esnli"):
-        show({arm: draws(here / folder, data.format(source)) for arm, (folder, data) in ARMS.items()}, source, draws(here / "equal", ""))
-
-
-def draws(folder: Path, data: str) -> dict[str, Draws]:
-    """The measurements of one calibration set (or of the dense model), by what was measured: one for each draw."""
-    with Store(folder, create=False) as store:
-        cells = [cell for cell in store.cells() if cell.data == data]
-        found = [[store.measurement(cell.run, cell.measures[task]) for cell in cells] for task in cells[0].measures]
-    whole = [[m for m in kept if m] for kept in found]
-    return {kept[0].score.measured: kept for kept in whole}
+        show({name: arm(here / folder, data=data.format(source)) for name, (folder, data) in ARMS.items()}, source, arm(here / "equal", data=""))
 
 
 def show(arms: dict[str, dict[str, Draws]], source: str, dense: dict[str, Draws]) -> None:
     """Two Markdown tables: each arm's increase over the dense model, and the steps from the published comparison to an equal one."""
     names = list(dense)
     print(f"| calibrated on {source} | " + " | ".join(names) + " |\n| --- |" + " ---: |" * len(names))
-    for arm, found in arms.items():
-        print(f"| {arm} | " + " | ".join(told(contrast({n: found[n]}, {n: dense[n] * len(found[n])})) for n in names) + " |")
+    for name, found in arms.items():
+        print(f"| {name} | " + " | ".join(f"{contrast({n: found[n]}, {n: dense[n]}):+.3f}" for n in names) + " |")
     print()
     print(f"| step ({source}) | " + " | ".join(names) + " |\n| --- |" + " ---: |" * len(names))
     for step, (a, b) in STEPS.items():
-        print(f"| {step} | " + " | ".join(told(contrast({n: arms[a][n]}, {n: arms[b][n]})) for n in names) + " |")
+        print(f"| {step} | " + " | ".join(f"{contrast({n: arms[a][n]}, {n: arms[b][n]}):+.3f}" for n in names) + " |")
     print()
-
-
-def told(estimate: Estimate) -> str:
-    """The difference with its standard error over items and draws."""
-    return f"{estimate.value:+.3f}" + ("" if estimate.stderr is None else f" ± {estimate.stderr:.3f}")
 
 
 if __name__ == "__main__":

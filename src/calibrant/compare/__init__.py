@@ -3,6 +3,7 @@
 from calibrant.compare.agreement import Agreement
 from calibrant.compare.comparing import Comparison, compare, rankings
 from calibrant.compare.crossed import Draws, contrast
+from calibrant.compare.draws import draws
 from calibrant.compare.estimate import LEVEL, Estimate, t_quantile
 from calibrant.compare.families import FAMILIES, Family, family_of
 from calibrant.compare.layers import Layers, layers
@@ -41,6 +42,7 @@ __all__ = [
     "Regret",
     "compare",
     "contrast",
+    "draws",
     "family_of",
     "layers",
     "likeness",

@@ -25,6 +25,10 @@ class Estimate:
     draws_share: float = 0.0
     dfs: tuple[float, float] | None = None
 
+    def __format__(self, spec: str) -> str:
+        """The value, written by `spec`, and its standard error where there is one: `f"{estimate:+.3f}"` is +0.123 ± 0.045."""
+        return format(self.value, spec) + ("" if self.stderr is None else f" ± {format(self.stderr, spec.lstrip('+'))}")
+
     def interval(self, level: float = LEVEL, looks: int = 1) -> tuple[float, float] | None:
         """The interval at `level`, jointly over `looks` comparisons; None without a standard error."""
         if self.stderr is None:

@@ -1,0 +1,93 @@
+"""Is it the kind of text, or how many tokens there are and how long its documents?
+
+    CALIBRANT_DATA=… python -m studies.ablations.run           # `--tables` only prints what is there
+
+SmolLM2-135M-Instruct (dequantized from Q4_1), Wanda at 60 %, bfloat16, three disjoint draws an arm, held against what `studies/smollm2` has of C4 and
+of GSM8K at 8,192 tokens, with some of its measures:
+
+- tokens: both sets at 2,048, 32,768 and 65,536;
+- long documents: C4 at 8,192 tokens from documents of more than a window of 512 alone, cropped at random, as the original study's code takes it.
+
+Pads, and equal samples against equal tokens, are in `studies/packing`. Killed and run again, it goes on.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from studies.arms import arm, run
+
+from calibrant import Study
+from calibrant.compare import contrast
+from calibrant.study import read_study
+
+HERE = Path(__file__).parent
+MAIN = HERE.parent / "smollm2"
+C4, GSM8K, LONG = "c4", "gsm8k:icl", "c4:text@crop"
+TASKS = ("gsm8k", "esnli", "commonsense_qa")
+ASKED = read_study(HERE.parent / "smollm2.yaml").evaluate
+SHARED = {
+    "models": "smollm2",
+    "methods": ["wanda"],
+    "sparsities": [0.6],
+    "seeds": [0, 1, 2],
+    "evaluate": [e for e in ASKED if e.startswith(("loss", *(f"task(name={task}," for task in TASKS)))],
+    "length": 512,
+    "dtype": "bfloat16",
+    "masks": False,
+}
+STUDIES = {
+    "long": Study(data=[LONG], tokens=8192, **SHARED),
+    "tokens-2048": Study(data=[C4, GSM8K], tokens=2048, **SHARED),
+    "tokens-32768": Study(data=[C4, GSM8K], tokens=32768, **SHARED),
+    "tokens-65536": Study(data=[C4, GSM8K], tokens=65536, **SHARED),
+}
+ARMS = {
+    C4: {
+        "8,192 tokens": (MAIN, C4),
+        "2,048 tokens": (HERE / "tokens-2048", C4),
+        "32,768 tokens": (HERE / "tokens-32768", C4),
+        "65,536 tokens": (HERE / "tokens-65536", C4),
+        "8,192 tokens of long documents": (HERE / "long", LONG),
+    },
+    GSM8K: {
+        "8,192 tokens": (MAIN, GSM8K),
+        "2,048 tokens": (HERE / "tokens-2048", GSM8K),
+        "32,768 tokens": (HERE / "tokens-32768", GSM8K),
+        "65,536 tokens": (HERE / "tokens-65536", GSM8K),
+    },
+}
+"""For each set where each arm is, and what it is called there; the first is what the others are held against."""
+
+
+HEADLINE = {"method": "wanda", "target": "0.6", "propagate": "dense"}
+
+
+def tables() -> Iterator[str]:
+    """For each set, Markdown: how much worse each arm is than the first, in nats a token of text and of right answers."""
+    for data, arms in ARMS.items():
+        found = {name: arm(folder, data=of, **HEADLINE) for name, (folder, of) in arms.items()}
+        usual = next(iter(found.values()))
+        names = list(arm(HERE / "long", data=LONG, **HEADLINE))
+        yield "\n".join(
+            [
+                f"| `{data}` | {' | '.join(names)} |",
+                f"| --- |{' ---: |' * len(names)}",
+                *(
+                    f"| {name} | {' | '.join(f'{contrast({n: of[n]}, {n: usual[n]}):+.3f}' for n in names)} |"
+                    for name, of in found.items()
+                    if of is not usual
+                ),
+            ]
+        )
+
+
+def main() -> None:
+    """Run what is lacking; print the tables."""
+    if "--tables" not in sys.argv[1:]:
+        run(STUDIES, HERE)
+    print("\n\n".join(tables()))
+
+
+if __name__ == "__main__":
+    main()
