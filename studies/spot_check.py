@@ -1,0 +1,94 @@
+"""Runs of a study that are chosen by chance, computed again from nothing and held against their records.
+
+    CALIBRANT_DATA=… python -m studies.spot_check studies/smollm2.yaml studies/smollm2 AGAIN [--runs 10] [--seed 0]
+
+Prints Markdown, a line a run: the largest difference of a measured value from the one on record, and the share of sampled mask bits that are equal.
+Ends with 1 where a loss differs by more than 0.001 or fewer than 99.9 % of bits are equal. What is computed goes into the store AGAIN, which must
+be a folder of its own; killed and run again, it goes on.
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from calibrant.store import Cell, Store
+from calibrant.study import Study, read_study
+
+LOSS, BITS = 1e-3, 0.999
+
+
+@dataclass(frozen=True)
+class Again:
+    """One run, twice: how far a measured value is from the one on record at most, and the share of mask bits that are equal."""
+
+    cell: Cell
+    farthest: float
+    bits: float
+
+    @property
+    def same(self) -> bool:
+        """Whether the record holds."""
+        return self.farthest <= LOSS and self.bits >= BITS
+
+    def __str__(self) -> str:
+        c, holds = self.cell, "yes" if self.same else "NO"
+        return f"| {c.method} at {c.target} ({c.propagate}), `{c.data}`, draw {c.seed} | {self.farthest:.5f} | {self.bits:.2%} | {holds} |"
+
+
+def chosen(kept: Store, runs: int, seed: int) -> list[Cell]:
+    """Finished runs that looked at data, by chance."""
+    recorded = [c for c in kept.cells() if c.data and kept.record(c.run, whole=False)]
+    finished = [c for c in recorded if set(c.measures.values()) <= kept.scores(c.run).keys()]
+    return random.Random(seed).sample(finished, min(runs, len(finished)))
+
+
+def narrowed(study: Study, cells: list[Cell]) -> Study:
+    """The study with these cells alone."""
+    groups = {
+        f"run {at}": {"data": c.data, "method": c.method, "sparsity": c.target, "seeds": [c.seed], "propagate": c.propagate}
+        for at, c in enumerate(cells)
+    }
+    return replace(study, groups=groups, pools={}, primary=(), exclude=(), baseline=None)
+
+
+def again(kept: Store, fresh: Store, cells: list[Cell]) -> Iterator[Again]:
+    """Each of the cells in both stores."""
+    for cell in cells:
+        (other,) = [c for c in fresh.cells() if c.labels == cell.labels]
+        before, now = kept.scores(cell.run), fresh.scores(other.run)
+        farthest = max(abs(before[i].score.value - now[other.measures[text]].score.value) for text, i in cell.measures.items())
+        yield Again(cell, farthest, float(np.mean(bits(kept, cell.run) == bits(fresh, other.run))))
+
+
+def bits(store: Store, run: str) -> np.ndarray:
+    """The mask bits that a record keeps, of all matrices."""
+    record = store.record(run)
+    assert record is not None, f"{run} has no record"
+    return np.unpackbits(np.frombuffer(bytes.fromhex("".join(str(w["bits"]) for w in record.weights)), np.uint8))
+
+
+def main() -> int:
+    """Choose, compute what is lacking, compare."""
+    parser = argparse.ArgumentParser(description="Runs of a study, computed again and held against their records.")
+    for name in ("study", "store", "again"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    study = read_study(args.study)
+    with Store(args.store, create=False) as kept:
+        cells = chosen(kept, args.runs, args.seed)
+        narrowed(study, cells).run(args.again, lambda what, done, total: print(f"{what} {done}/{total}", file=sys.stderr))
+        with Store(args.again, create=False) as fresh:
+            found = list(again(kept, fresh, cells))
+    print("| run | largest difference | equal mask bits | holds |\n| --- | ---: | ---: | --- |", *found, sep="\n")
+    return not all(one.same for one in found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
