@@ -11,14 +11,12 @@ of GSM8K at 8,192 tokens, with some of its measures:
 Pads, and equal samples against equal tokens, are in `studies/packing`. Killed and run again, it goes on.
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from studies.arms import arm, run
+from studies.arms import arm, row, run
 
 from calibrant import Study
-from calibrant.compare import contrast
 from calibrant.study import read_study
 
 HERE = Path(__file__).parent
@@ -69,25 +67,9 @@ def tables() -> Iterator[str]:
         found = {name: arm(folder, data=of, **HEADLINE) for name, (folder, of) in arms.items()}
         usual = next(iter(found.values()))
         names = list(arm(HERE / "long", data=LONG, **HEADLINE))
-        yield "\n".join(
-            [
-                f"| `{data}` | {' | '.join(names)} |",
-                f"| --- |{' ---: |' * len(names)}",
-                *(
-                    f"| {name} | {' | '.join(f'{contrast({n: of[n]}, {n: usual[n]}):+.3f}' for n in names)} |"
-                    for name, of in found.items()
-                    if of is not usual
-                ),
-            ]
-        )
-
-
-def main() -> None:
-    """Run what is lacking; print the tables."""
-    if "--tables" not in sys.argv[1:]:
-        run(STUDIES, HERE)
-    print("\n\n".join(tables()))
+        rows = [row(name, of, usual, names) for name, of in found.items() if of is not usual]
+        yield "\n".join([f"| `{data}` | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}", *rows])
 
 
 if __name__ == "__main__":
-    main()
+    run(STUDIES, HERE, tables)

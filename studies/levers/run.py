@@ -11,7 +11,6 @@ SmolLM2-135M-Instruct (dequantized from Q4_1), SparseGPT at 60 % in `arrival`, t
 Killed and run again, it goes on.
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,12 +62,5 @@ def tables() -> Iterator[str]:
         yield "\n".join(lines)
 
 
-def main() -> None:
-    """Run what is lacking; print the tables."""
-    if "--tables" not in sys.argv[1:]:
-        run(STUDIES, HERE)
-    print("\n\n".join(tables()))
-
-
 if __name__ == "__main__":
-    main()
+    run(STUDIES, HERE, tables)

@@ -12,13 +12,14 @@ into windows in five ways, for GSM8K and e-SNLI, three draws each, Wanda at 60 %
 Killed and run again, it goes on. Needs a mirror that holds gsm8k, esnli and WikiText.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from studies.arms import arm, run
+from studies.arms import arm, row, run
 
 from calibrant import Study
-from calibrant.compare import Draws, contrast
 
+HERE = Path(__file__).parent
 SHARED = {
     "models": "smollm2",
     "methods": ["wanda"],
@@ -53,26 +54,18 @@ STEPS = {
 }
 
 
-def main() -> None:
-    """Run what is lacking, then print the tables."""
-    here = Path(__file__).parent
-    run(STUDIES, here)
+def tables() -> Iterator[str]:
+    """For each source two tables in Markdown: each arm against the dense model, and the steps from the published comparison to an equal one."""
+    dense = arm(HERE / "equal", data="")
+    names, ruler = list(dense), "| --- |" + " ---: |" * len(dense)
     for source in ("gsm8k", "esnli"):
-        show({name: arm(here / folder, data=data.format(source)) for name, (folder, data) in ARMS.items()}, source, arm(here / "equal", data=""))
-
-
-def show(arms: dict[str, dict[str, Draws]], source: str, dense: dict[str, Draws]) -> None:
-    """Two Markdown tables: each arm's increase over the dense model, and the steps from the published comparison to an equal one."""
-    names = list(dense)
-    print(f"| calibrated on {source} | " + " | ".join(names) + " |\n| --- |" + " ---: |" * len(names))
-    for name, found in arms.items():
-        print(f"| {name} | " + " | ".join(f"{contrast({n: found[n]}, {n: dense[n]}):+.3f}" for n in names) + " |")
-    print()
-    print(f"| step ({source}) | " + " | ".join(names) + " |\n| --- |" + " ---: |" * len(names))
-    for step, (a, b) in STEPS.items():
-        print(f"| {step} | " + " | ".join(f"{contrast({n: arms[a][n]}, {n: arms[b][n]}):+.3f}" for n in names) + " |")
-    print()
+        arms = {name: arm(HERE / folder, data=data.format(source)) for name, (folder, data) in ARMS.items()}
+        rows = [row(name, found, dense, names) for name, found in arms.items()]
+        yield "\n".join([f"| calibrated on {source} | {' | '.join(names)} |", ruler, *rows])
+        yield "\n".join(
+            [f"| step ({source}) | {' | '.join(names)} |", ruler, *(row(step, arms[a], arms[b], names) for step, (a, b) in STEPS.items())]
+        )
 
 
 if __name__ == "__main__":
-    main()
+    run(STUDIES, HERE, tables)
