@@ -6,7 +6,9 @@ from typing import Final, Literal, get_args
 
 from calibrant.compare.ranking import CONTROLS, source_name
 
-Family = Literal["corpus", "code", "arithmetic", "inference", "commonsense", "reading", "instructions", "languages", "mixed", "own", "control"]
+Family = Literal[
+    "corpus", "code", "arithmetic", "inference", "commonsense", "reading", "instructions", "languages", "selected", "mixed", "own", "control"
+]
 FAMILIES: Final[tuple[Family, ...]] = get_args(Family)
 
 SOURCES: Final[Mapping[Family, tuple[str, ...]]] = {
@@ -18,9 +20,10 @@ SOURCES: Final[Mapping[Family, tuple[str, ...]]] = {
     "reading": ("boolq", "race"),
     "instructions": ("open_platypus", "ultrachat"),
     "languages": ("flores", "mc4", "xquad"),
+    "selected": ("cluster", "cola", "igsp", "least_perplexity", "longest", "selfcal", "selfgen", "similar", "zipcal"),
     "control": tuple(sorted(CONTROLS)),
 }
-"""The sources of each family. What is called otherwise is a user's own."""
+"""The sources of each family, selectors in one of their own. What is called otherwise is a user's own."""
 
 WORDS: Final[Mapping[Family, str]] = {
     "corpus": "running text",
@@ -31,6 +34,7 @@ WORDS: Final[Mapping[Family, str]] = {
     "reading": "reading comprehension",
     "instructions": "instructions and conversations",
     "languages": "text in several languages",
+    "selected": "chosen or written by a selector",
     "mixed": "a mixture of sets",
     "own": "a user's own data",
     "control": "a control without content",
