@@ -60,6 +60,16 @@ def test_the_mixture_is_no_worse_than_the_best_source_and_the_uniform_one(place:
     assert shares == pytest.approx([weight for weight in found.weights.values() if weight])
 
 
+@pytest.mark.parametrize("target", ["python_code", "0.5*python_docs + 0.5*python_code"])
+def test_a_target_that_judges_alone_finds_the_same_and_costs_no_other_judge(place: Path, target: str) -> None:
+    whole, alone = (found_in(place, objective=f"target={target}", alone=alone) for alone in (False, True))
+    assert alone.judges == (target,)
+    assert (alone.expr, alone.value, alone.weights, alone.evaluations) == (whole.expr, whole.value, whole.weights, whole.evaluations)
+    assert [row.errors[target] for row in alone.rows] == [row.errors[target] for row in whole.rows]
+    assert all(row.mean == row.worst == row.errors[target] for row in alone.rows)
+    assert alone.gathered == len(SOURCES) + 1
+
+
 def test_each_source_is_least_hurt_by_its_own_set_and_the_figures_are_disjoint_from_what_was_fitted(place: Path) -> None:
     found = found_in(place)
     for judge in found.judges:

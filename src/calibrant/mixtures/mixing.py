@@ -49,6 +49,7 @@ def mix(
     dtype: str = "auto",
     device: str = "auto",
     effort: Effort | None = None,
+    alone: bool = False,
     progress: Progress = silent,
 ) -> Mixture:
     """Find the mixture of `sources` that does least damage, by the error of matrices on texts held out of each source.
@@ -59,7 +60,8 @@ def mix(
     second call, for another method of the same kind, target or objective, finds it; a call that was killed goes on. A judge's Grams take
     2·in² bytes for each distinct input of the model (200 MB of SmolLM2-135M), and so does a source's where the method reads a Gram.
 
-    `effort` says what the search may look at; what is left out depends on the method's price (`SCORING`, `FITTING`), and the result says it.
+    `effort` says what the search may look at; what is left out depends on the method's price (`SCORING`, `FITTING`), and the result says it. A target
+    that judges `alone` saves the walks over what each source holds out: the table has its column and no other, and mean and worst are its own.
 
     It is chosen by the errors under the judges' texts, so its own figures are a little too good. Those texts are the draw after this one: a
     `loss(…)` that is to confirm the choice reads the same part in the same order, and measures other texts as long as its budget is no larger than
@@ -74,6 +76,8 @@ def mix(
     clock = Clock()
     sets = [CalibrationSet(source, length=length, tokens=tokens, seed=seed) for source in sources]
     own, judging, job = _distinct(sets, job, length, tokens, seed)
+    if alone and job.objective.target:
+        judging = [one for one in judging if str(one) == job.objective.target]
     with clock.phase("open"):
         opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
         seen_by = view(opened.model)

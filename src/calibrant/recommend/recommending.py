@@ -149,7 +149,7 @@ def _predicted(study: Study, sources: Sequence[str], goal: Goal, place: Path, pr
     cell = study.labels()[-1]
     asked: dict[str, Any] = {"tokens": study.tokens, "length": study.length, "dtype": study.dtype, "device": study.device}
     asked |= {"method": cell.method, "sparsity": cell.target, "objective": f"target={goal.judge}"}
-    return mix(cell.model, sources, folder=place, progress=progress, **asked)
+    return mix(cell.model, sources, folder=place, alone=True, progress=progress, **asked)
 
 
 def predictions(found: Mixture, goal: Goal) -> dict[str, float]:
