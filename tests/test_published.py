@@ -104,6 +104,19 @@ def test_the_page_about_the_dense_model_is_made_of_its_records():
         assert scores[name]["value"] > scores[name]["chance"] + 2 * scores[name]["stderr"]
 
 
+def test_the_page_about_choosing_says_what_the_records_of_its_levers_say():
+    script = runpy.run_path(str(PROJECT / "studies/levers/run.py"))
+    page = (PROJECT / "docs/choosing.md").read_text()
+    tables = list(script["tables"]())
+    assert len(tables) == 3
+    for table in tables:
+        assert table in page, table
+    for data, arm in (("c4", "32,768 tokens"), ("gsm8k:cot", "32,768 tokens"), ("gsm8k:cot", "damping 0.1")):
+        (row,) = [line for table in tables if table.startswith(f"| `{data}`") for line in table.splitlines() if line.startswith(f"| {arm} |")]
+        told = row.split(" | ")[-1].removesuffix(" |").lstrip("+-")
+        assert f"{told}" in page.partition("<!-- end of levers -->")[2]
+
+
 def test_the_page_about_choosing_says_what_its_records_say():
     script = runpy.run_path(str(PROJECT / "studies/choosing/compare.py"))
     page = (PROJECT / "docs/choosing.md").read_text()
