@@ -1,6 +1,7 @@
 """From candidates to advice, on a small trained model: predicted, raced, left out, continued."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +68,14 @@ def test_a_later_call_computes_only_what_lacks(asked: tuple[Recommendation, Reco
     assert second.mixture.reused == second.mixture.gathered
 
 
+def test_the_race_finds_the_statistics_that_were_gathered_to_predict(tmp_path: Path) -> None:
+    told = {"tokens": 1024, "length": 128, "folder": tmp_path, "dtype": "float32", "device": "cpu"}
+    found = recommend(str(trained_folder()), "python_docs", SOURCES, minutes=1e-6, **told)
+    assert sum(one.draws for one in found.candidates) >= 3
+    kept = {path.name for path in (tmp_path / "race/statistics").iterdir() if "-piece-" not in path.name}
+    assert len(kept) == len(SOURCES) + 1, "the sources' first draws, and what the target holds out"
+
+
 def test_scales_that_cannot_be_averaged_are_refused() -> None:
     loss, hits = Score("a", "loss", 1.0, 0.1, 10, "nats/token", "lower"), Score("b", "acc", 0.5, 0.1, 10, "share", "higher")
     assert common_unit([loss, replace(loss, measured="c")]) == "nats/token"
@@ -87,10 +96,10 @@ def runner(data: str, value: float, left: int | None = None, over_draws: bool = 
 @pytest.mark.parametrize(
     ("runners", "said"),
     [
-        ([runner("pile", 0.4), runner("c4", 0.5)], "-0.100 (-0.121 to -0.079) more than with c4: the difference holds at 95%"),
-        ([runner("pile", 0.499), runner("c4", 0.5)], "more than with c4: which can't be told from none. Not told apart from it: c4."),
+        ([runner("pile", 0.4), runner("c4", 0.5)], "against c4 that is -0.100 (-0.121 to -0.079): the difference holds at 95%"),
+        ([runner("pile", 0.499), runner("c4", 0.5)], ": it can't be told from none. Not told apart from it: c4."),
         ([runner("c4", 0.5), runner("pile", 0.6, left=2)], "it is the baseline itself. Clearly behind: pile."),
-        ([runner("pile", 0.4, over_draws=False), runner("c4", 0.5)], "-0.100 more than with c4, by one draw, which says nothing about the next"),
+        ([runner("pile", 0.4, over_draws=False), runner("c4", 0.5)], "0.100 less than with c4, by one draw, which says nothing about the next"),
         ([runner("mix(a=pile, b=c4, weight=0.5)", 0.4), runner("c4", 0.5)], "with 1,024 tokens of each part"),
     ],
 )

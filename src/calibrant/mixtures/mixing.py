@@ -25,6 +25,7 @@ from calibrant.models import Opened, open_model, view
 from calibrant.models.keeping import cache_folder
 from calibrant.progress import Progress, silent
 from calibrant.select import resolved
+from calibrant.store import STATISTICS
 from calibrant.targets import Target, parse_target
 
 FINALISTS: Final = 4
@@ -87,7 +88,7 @@ def mix(
         drawn = _drawn(own, opened, progress)
         judged = _drawn([CalibrationSet(str(one), length=length, tokens=tokens, seed=seed + 1).held_out() for one in judging], opened, progress)
     with clock.phase("statistics"):
-        root = (folder or cache_folder()) / "statistics"
+        root = (folder or cache_folder()) / STATISTICS
         kept = gathered(opened, seen_by, job.method, drawn, judged, root, allowed.meter, progress)
     return _Weighing(kept, job, allowed, clock, progress).mixture(opened, tokens, length, seed)
 

@@ -122,11 +122,12 @@ def recommend(
     candidates = [str(CalibrationSet(text, tokens=tokens, length=length)) for text in (sources or usual(goal))]
     base = _baseline(baseline, candidates)
     template = _template(model, base, goal, method, sparsity, tokens=tokens, length=length, dtype=dtype, device=device)
-    found = _predicted(template, list(dict.fromkeys([*candidates, base])), goal, Path(folder), progress)
+    place = Path(folder) / "race"
+    found = _predicted(template, list(dict.fromkeys([*candidates, base])), goal, place, progress)
     predicted = predictions(found, goal)
     spent = time.perf_counter() - began
     arms = sorted(predicted, key=lambda data: predicted[data])[: RACED - 1]
-    outcome = Race(template, goal, arms, base, Path(folder) / "race", progress).run(minutes - spent / 60)
+    outcome = Race(template, goal, arms, base, place, progress).run(minutes - spent / 60)
     seconds = {"predicting": spent, "racing": time.perf_counter() - began - spent}
     return _advice(found, goal, base, predicted, outcome, str(folder), seconds)
 
@@ -145,7 +146,7 @@ def _template(model: str, base: str, goal: Goal, method: str, sparsity: float | 
 
 
 def _predicted(study: Study, sources: Sequence[str], goal: Goal, place: Path, progress: Progress) -> Mixture:
-    """What is predicted of all sources and their mixtures, by the statistics that lie in `place`."""
+    """What is predicted of all sources and their mixtures, by statistics that lie in `place`, where the race finds them again."""
     cell = study.labels()[-1]
     asked: dict[str, Any] = {"tokens": study.tokens, "length": study.length, "dtype": study.dtype, "device": study.device}
     asked |= {"method": cell.method, "sparsity": cell.target, "objective": f"target={goal.judge}"}
@@ -234,9 +235,10 @@ def _expected(best: Runner, base: str, unit: str) -> str:
     if against is None:
         return f"{rise}; {base} couldn't be measured."
     if not against.over_draws:
-        return f"{rise}, {_told(plain(against))} more than with {base}, by one draw, which says nothing about the next."
-    verdict = f"the difference holds at {LEVEL:.0%}" if against.apart() else "which can't be told from none"
-    return f"{rise}, {_told(plain(against))} more than with {base}: {verdict}."
+        compared = "less" if against.value < 0 else "more"
+        return f"{rise}, {abs(against.value):.3f} {compared} than with {base}, by one draw, which says nothing about the next."
+    verdict = f"the difference holds at {LEVEL:.0%}" if against.apart() else "it can't be told from none"
+    return f"{rise}; against {base} that is {_told(plain(against))}: {verdict}."
 
 
 def _told(estimate: Mapping[str, Any] | None) -> str:

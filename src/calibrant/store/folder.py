@@ -23,6 +23,8 @@ INDEX: Final = "index.json"
 FAILURES: Final = "failures"
 RUNS: Final = "runs"
 MEASURES: Final = "measures"
+STATISTICS: Final = "statistics"
+"""Where whoever computes keeps what the untouched model saw; it may be there before anything else is."""
 FORMAT: Final = 1
 
 
@@ -56,7 +58,7 @@ class Store:
             raise OutputError(
                 f"{where!r} holds no results of calibrant (no {MARKER} in it); name the folder that a study or demo wrote", subject=where
             )
-        if not ours and not names <= {UNFINISHED}:
+        if not ours and not names <= {UNFINISHED, STATISTICS}:
             raise OutputError(f"{where!r} exists, isn't empty and isn't ours (no {MARKER} in it); name a new or empty folder", subject=where)
         with understood(self.folder / MARKER):
             found = read_json(self.folder / MARKER).get("format", FORMAT) if MARKER in names else FORMAT

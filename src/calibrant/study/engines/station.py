@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any
 
 import torch
 
@@ -16,13 +16,10 @@ from calibrant.clock import Clock
 from calibrant.errors import CalibrantError
 from calibrant.models import open_model
 from calibrant.progress import Progress
-from calibrant.store import Store
+from calibrant.store import STATISTICS, Store
 from calibrant.study.answering import Answering, attempted
 from calibrant.study.bench import Bench
 from calibrant.study.question import Event, Failed, Job, Question, Resolved
-
-STATISTICS: Final = "statistics"
-"""The folder of a store that keeps what untouched models saw."""
 
 
 @dataclass(frozen=True)

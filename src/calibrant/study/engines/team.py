@@ -23,9 +23,8 @@ from calibrant.models import open_tokenizer
 from calibrant.progress import Progress, silent
 from calibrant.spec import identity
 from calibrant.statistics import Statistics, surplus
-from calibrant.store import MASK
+from calibrant.store import MASK, STATISTICS
 from calibrant.study.answering import attempted, failed
-from calibrant.study.engines.station import STATISTICS
 from calibrant.study.engines.worker import Hire, Worker
 from calibrant.study.ledger import Lack, Ledger
 from calibrant.study.question import Event, Failed, Finished, Question, Resolved
