@@ -29,7 +29,7 @@ BASELINE = "c4"
 def tables() -> dict[str, str]:
     """Each table in Markdown, by the name that the page marks its place with."""
     with Store(STORE, create=False) as store:
-        return {"sets": "\n".join(sets(store)), "contrasts": contrasts(), "runs": runs(store)}
+        return {"sets": "\n".join(sets(store)), "contrasts": contrasts(), "runs": runs()}
 
 
 def sets(store: Store) -> Iterator[str]:
@@ -64,12 +64,14 @@ def contrasts() -> str:
     return next(part for part in re.split(r"\n\s*\n", str(report(STORE))) if part.startswith("| contrast"))
 
 
-def runs(store: Store) -> str:
-    """What was run and what it took: counts, and hours of compressing and of measuring by the records."""
-    cells = store.cells()
-    done = {c.run for c in cells if c.run and store.record(c.run, whole=False)}
-    measured = {(c.run, i) for c in cells for i in c.measures.values() if i in store.scores(c.run)}
-    return f"{len(done)} runs and {len(measured):,} measurements"
+def runs() -> str:
+    """What was run and what it took, by the records: each worker had one thread, and two worked at a time."""
+    about = report(STORE)
+    spent, reading = about.account.seconds, about.reading
+    measured = sum(map(len, reading.scores.values()))
+    hours = {name: spent.get(name, 0.0) / 3600 for name in ("compress", "measure")}
+    took = f"{hours['compress']:.1f} hours of pruning and {hours['measure']:.1f} of measuring"
+    return f"{len(reading.records)} runs with {measured:,} measurements: {took}, of one thread each."
 
 
 def _source(measured: str) -> str:
