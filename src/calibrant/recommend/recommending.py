@@ -177,7 +177,7 @@ def _advice(
         note=found.note,
         goal=goal.text,
         judge=goal.judge,
-        measures=tuple(f"{weight:.3g}*{evaluator}" for weight, evaluator in goal.measures),
+        measures=tuple(f"{weight:.3g}*{evaluator}" if len(goal.measures) > 1 else str(evaluator) for weight, evaluator in goal.measures),
         baseline=base,
         method=found.method,
         sparsity=found.sparsity,
