@@ -27,6 +27,7 @@ SHARED = {
     "seeds": [0, 1, 2],
     "evaluate": [f"loss(source='{source}', tokens=8192, length=512)" for source in ("gsm8k", "esnli", "wikitext")],
     "length": 512,
+    "dtype": "bfloat16",
     "propagate": "dense",
     "masks": False,
 }

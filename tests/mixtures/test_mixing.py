@@ -230,3 +230,8 @@ def test_any_architecture_will_do(family: str, tmp_path: Path) -> None:
     found = mix(opened, SOURCES[:2], folder=tmp_path, tokens=256, length=64, sparsity=0.5, effort=Effort(Sample(1, 8), 8, Sample(1, 8), Sample(1, 8)))
     assert found.value <= min(row.mean for row in found.rows)
     assert 0 < found.value < 1
+
+
+def test_only_a_target_judges_alone() -> None:
+    with pytest.raises(SpecError, match="alone=True is for a target; with the objective worst the sources judge, leave it out"):
+        mix("smollm2", SOURCES, objective="worst", alone=True)

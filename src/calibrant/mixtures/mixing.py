@@ -77,7 +77,9 @@ def mix(
     clock = Clock()
     sets = [CalibrationSet(source, length=length, tokens=tokens, seed=seed) for source in sources]
     own, judging, job = _distinct(sets, job, length, tokens, seed)
-    if alone and job.objective.target:
+    if alone:
+        if not job.objective.target:
+            raise SpecError(f"alone=True is for a target; with the objective {job.objective} the sources judge, leave it out", subject="alone")
         judging = [one for one in judging if str(one) == job.objective.target]
     with clock.phase("open"):
         opened = model if isinstance(model, Opened) else open_model(model, dtype, device)

@@ -1,6 +1,7 @@
 """The store: a folder of records, measurements and failures, and the index of the grid that was asked for."""
 
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -26,6 +27,9 @@ MEASURES: Final = "measures"
 STATISTICS: Final = "statistics"
 """Where whoever computes keeps what the untouched model saw; it may be there before anything else is."""
 FORMAT: Final = 1
+
+_NAMED: Final = re.compile(r"[0-9a-f]{64}(-piece-\d+)?")
+"""What is in a folder of statistics that is ours."""
 
 
 class Store:
@@ -58,7 +62,8 @@ class Store:
             raise OutputError(
                 f"{where!r} holds no results of calibrant (no {MARKER} in it); name the folder that a study or demo wrote", subject=where
             )
-        if not ours and not names <= {UNFINISHED, STATISTICS}:
+        gathered = names & {STATISTICS} if all(map(_NAMED.fullmatch, _listed(self.folder / STATISTICS))) else set[str]()
+        if not ours and not names <= {UNFINISHED, *gathered}:
             raise OutputError(f"{where!r} exists, isn't empty and isn't ours (no {MARKER} in it); name a new or empty folder", subject=where)
         with understood(self.folder / MARKER):
             found = read_json(self.folder / MARKER).get("format", FORMAT) if MARKER in names else FORMAT
@@ -305,3 +310,7 @@ class Store:
 def bare(tagged: str) -> str:
     """An id without its tag: how its folder is called."""
     return tagged.rpartition(":")[2]
+
+
+def _listed(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
