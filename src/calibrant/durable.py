@@ -5,9 +5,11 @@ unfinished, flushed, and renamed.
 """
 
 import errno
+import gzip
 import json
 import math
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Final
@@ -59,6 +61,19 @@ def read_json(path: Path) -> Any:
         return from_json(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
+
+
+def read_packed(path: Path) -> Any:
+    """What `packed` wrote. Raises `DataError` as `read_json` does."""
+    try:
+        return from_json(gzip.decompress(path.read_bytes()).decode())
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise unreadable(path, error) from error
+
+
+def packed(value: Any) -> bytes:
+    """`text_of_json` compressed, the same bytes whenever it is written."""
+    return gzip.compress(text_of_json(value).encode(), mtime=0)
 
 
 def unreadable(path: Path, error: Exception) -> DataError:

@@ -1,3 +1,4 @@
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -42,6 +43,21 @@ def test_items_in_another_order_and_with_more_columns_are_read_by_name(tmp_path:
     found, kept = read(store).samples[cell.run][measure_id], before.samples[cell.run][measure_id]
     assert found.items == kept.items
     assert np.array_equal(found.values, kept.values)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_items_of_format_1_are_those_that_have_shorter_names_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool):
+    store = store_of(tmp_path, LOSSES)
+    for at, path in enumerate(sorted(tmp_path.rglob("items.parquet"))):
+        keys = pl.col("item").map_elements(lambda name: hashlib.sha256(name.encode()).hexdigest(), pl.String)
+        pl.read_parquet(path).with_columns(keys.str.slice(0, 16 if at % 2 else 64)).write_parquet(path)
+    if alone:
+        monkeypatch.setattr("polars.scan_parquet", lambda *_, **__: (_ for _ in ()).throw(OSError()))
+    found = [sample.items for of in read(store).samples.values() for sample in of.values()]
+    assert {len(name) for items in found for name in items} == {16}
+    assert len(set(found)) < len(found), "the same items, by whichever names"
+    kept = [store.measurement(cell.run, measure) for cell in store.cells() for measure in cell.measures.values()]
+    assert {Sample.of(measured).items for measured in kept if measured} == set(found)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):

@@ -61,7 +61,7 @@ def test_it_is_the_mean_divergence_over_tokens(opened: Opened, pruned: Opened, t
     agreement = Agreement(source=str(texts), tokens=100_000, length=length)
     measured = agreement.measure(pruned.model, pruned.tokenizer, opened.model)
     source, format = held_out(str(texts), None)
-    parts = {row.key: by_hand(opened, pruned, format.render(row), length) for row in source.rows("measure")}
+    parts = {row.name: by_hand(opened, pruned, format.render(row), length) for row in source.rows("measure")}
     nats, alike, tokens = (sum(p[i] for p in parts.values()) for i in range(3))
     (top,) = measured.beside
     assert measured.score.value == pytest.approx(nats / tokens, rel=1e-9)

@@ -87,7 +87,7 @@ def asked(prompt: str) -> int:
 def test_answers_are_read_as_numbers(opened: Opened, says) -> None:
     says(lambda prompt: f" ${asked(prompt) + 1000:,}.00\n\nQuestion: what else?" if asked(prompt) % 2 else " no idea")
     measured = Generation(shots=2, limit=23).measure(opened.model, opened.tokenizer)
-    rows = {row.key: row for row in parse_source("gsm8k").rows("measure")}
+    rows = {row.name: row for row in parse_source("gsm8k").rows("measure")}
     odd = {key for key, row in rows.items() if int(row.need("answer")) % 2}
     assert {o.item for o in measured.outcomes if o.value} == odd
     assert measured.score.value == len(odd) / 23
@@ -158,7 +158,7 @@ def test_listed_choices_are_answered_by_letter_or_words(opened: Opened, says) ->
     says(lambda prompt: " b." if "Which is 40" in prompt.rpartition("Question")[2] else " dog")
     measured = Generation(name="commonsense_qa", shots=2).measure(opened.model, opened.tokenizer)
     assert {o.facts["extracted"] for o in measured.outcomes} == {"B", ""}
-    rows = {row.key: row for row in parse_source("commonsense_qa").rows("measure")}
+    rows = {row.name: row for row in parse_source("commonsense_qa").rows("measure")}
     assert {o.item for o in measured.outcomes if o.value} == {key for key, row in rows.items() if row.answer == "B" and "40" in row.need("question")}
     says(lambda prompt: " " + prompt.rpartition("C. ")[2].partition("\n")[0])
     words = Generation(name="commonsense_qa", shots=2).measure(opened.model, opened.tokenizer)
@@ -170,7 +170,7 @@ def test_choices_that_are_not_listed_are_kept_by_number(opened: Opened, says) ->
     says(lambda prompt: " Lift " + prompt.rpartition("Do ")[2].partition("\n")[0])
     measured = Generation(name="piqa", shots=0).measure(opened.model, opened.tokenizer)
     assert {o.facts["extracted"] for o in measured.outcomes} == {"1"}
-    rows = {row.key: row for row in parse_source("piqa").rows("measure")}
+    rows = {row.name: row for row in parse_source("piqa").rows("measure")}
     assert all(o.value == rows[o.item].need("answer").startswith("lift") for o in measured.outcomes)
 
 

@@ -82,7 +82,7 @@ def first(values: list[float]) -> int:
 
 
 def exemplars(task: Task) -> list[str]:
-    return [item.key for item in task._exemplars(task._put)]
+    return [item.name for item in task._exemplars(task._put)]
 
 
 def asked(task: Task) -> list[Any]:
@@ -112,7 +112,7 @@ def test_choices_are_ranked_as_by_hand(opened: Opened, choices: Path, shots: int
     hits: dict[str, list[bool]] = {"acc": [], "acc_norm": [], "acc_prior": []}
     blind: dict[str, list[bool]] = {"acc": [], "acc_norm": []}
     for row in asked(task):
-        found = outcomes.pop(row.key)
+        found = outcomes.pop(row.name)
         gold = row.labels.index(row.answer)
         given = [nats(opened, before + question(row), f" {answer}") for answer in answers(row)]
         alone = [nats(opened, "Answer:", f" {answer}") for answer in answers(row)]
@@ -151,7 +151,7 @@ def test_a_metric_comes_first_if_it_is_asked_for(opened: Opened, choices: Path) 
 
 def test_rows_that_lack_something_are_counted_and_the_first_by_hash_are_taken(opened: Opened, choices: Path) -> None:
     task = Task(name=str(choices))
-    keys = sorted(row.key for row in asked(task))
+    keys = sorted(row.name for row in asked(task))
     assert len(keys) == 60
     measured = task.limited(5).measure(opened.model, opened.tokenizer)
     assert [o.item for o in measured.outcomes] == keys[:5]
@@ -227,7 +227,7 @@ def test_exemplars_are_drawn_by_seed_and_never_measured(choices: Path) -> None:
     drawn = [exemplars(Task(name=str(choices), shots=3, seed=seed)) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     task = Task(name=str(choices))
-    others = {row.key for part in ("calibrate", "measure") for row in task._source.rows(part)}
+    others = {row.name for part in ("calibrate", "measure") for row in task._source.rows(part)}
     assert not {*drawn[0], *drawn[2]} & others
     assert exemplars(Task(name=str(choices), shots=5))[:3] == drawn[0], "more shots go on where fewer end"
 

@@ -1,9 +1,11 @@
 """A run, its record and what was measured on it, to keep and to spoil."""
 
+import hashlib
 import math
 from pathlib import Path
 
-from calibrant.store import Measurement, Outcome, Record, Run, Score, Store
+from calibrant.durable import read_json, read_packed, text_of_json
+from calibrant.store import MARKER, Measurement, Outcome, Record, Run, Score, Store
 
 RUN = Run(
     model="sha256:m",
@@ -41,3 +43,16 @@ def visible(folder: Path) -> dict[str, bytes]:
 def results(folder: Path) -> dict[str, bytes]:
     """What is visible, provenance aside."""
     return {name: content for name, content in visible(folder).items() if Path(name).name != "provenance.json"}
+
+
+def as_format_1(store: Store) -> None:
+    """Let a store be what the first version would have written: the weights of a record stood in its own file."""
+    (store.folder / MARKER).write_text(text_of_json({"format": 1, "what": "results"}))
+    for path in store.folder.glob("runs/*/weights.json.gz"):
+        record = path.parent / "record.json"
+        record.write_text(text_of_json({**read_json(record), "weights": read_packed(path)}))
+        path.unlink()
+        told = read_json(path.parent / "sums.json")
+        del told[path.name]
+        told[record.name] = hashlib.sha256(record.read_bytes()).hexdigest()
+        (path.parent / "sums.json").write_text(text_of_json(told))

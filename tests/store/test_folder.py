@@ -19,7 +19,7 @@ from calibrant.errors import DataError, OutputError
 from calibrant.spec import identity
 from calibrant.store import MARKER, Cell, Measurement, Store, measurement_id, revisions, verify
 
-from tests.store.conftest import LOSS, MEASURED, RECORD, RUN, SCORE, filled, results, visible
+from tests.store.conftest import LOSS, MEASURED, RECORD, RUN, SCORE, as_format_1, filled, results, visible
 
 
 def test_what_is_kept_comes_back_to_the_last_bit(tmp_path: Path):
@@ -208,10 +208,23 @@ def test_a_record_in_another_shape_of_json_is_read_too(tmp_path: Path):
     assert store.records(whole=False) == [replace(RECORD, weights=())]
 
 
+def test_a_store_of_format_1_is_read_and_written_on(tmp_path: Path):
+    as_format_1(filled(tmp_path))
+    assert Store(tmp_path, create=False).records() == [RECORD]
+    assert Store(tmp_path, create=False).records(whole=False) == [replace(RECORD, weights=())]
+    assert json.loads((tmp_path / MARKER).read_text())["format"] == 1, "reading changes nothing"
+    other = replace(RECORD, run=replace(RUN, target="0.7"))
+    with Store(tmp_path) as store:
+        store.add_record(other)
+    assert json.loads((tmp_path / MARKER).read_text())["format"] == 2
+    assert sorted(store.records(), key=lambda record: record.run.target) == [RECORD, other]
+    assert verify(tmp_path) == []
+
+
 def test_beside_the_files_of_a_folder_are_their_sums(tmp_path: Path):
     store = filled(tmp_path)
     run, measure = store.run_folder(RUN.id), store.measure_folder(RUN.id, measurement_id(RUN.id, LOSS))
-    for folder, names in ((run, {"record.json", "mask.npz"}), (measure, {"score.json", "items.parquet"})):
+    for folder, names in ((run, {"record.json", "weights.json.gz", "mask.npz"}), (measure, {"score.json", "items.parquet"})):
         told = json.loads((folder / "sums.json").read_text())
         assert told.keys() == names
         assert all(told[name] == hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names)
@@ -277,7 +290,7 @@ def test_a_newer_format_is_refused(tmp_path: Path):
         Store(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["record.json", "measures/*/score.json", "measures/*/items.parquet"])
+@pytest.mark.parametrize("name", ["record.json", "weights.json.gz", "measures/*/score.json", "measures/*/items.parquet"])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str):
     with Store(tmp_path) as store:
         store.add_record(RECORD)
@@ -286,7 +299,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str):
     damaged.write_bytes(damaged.read_bytes()[:20])
     store = Store(tmp_path, create=False)
     with pytest.raises(DataError, match=damaged.name):
-        store.records() if name == "record.json" else store.measurements(RUN.id)
+        store.records() if "/" not in name else store.measurements(RUN.id)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +334,7 @@ def _read_everything(folder: Path) -> None:
 def test_a_run_that_has_lost_its_record_gets_it_back_and_keeps_its_measurements(tmp_path: Path):
     store = filled(tmp_path)
     before = results(tmp_path)
-    for name in ("record.json", "mask.npz"):
+    for name in ("record.json", "weights.json.gz", "mask.npz"):
         (store.run_folder(RUN.id) / name).unlink()
     assert (store.has_record(RUN.id), store.ids()) == (False, [])
     with Store(tmp_path) as writer:
@@ -404,7 +417,7 @@ def test_a_file_that_could_not_be_written_takes_no_room(tmp_path: Path, monkeypa
         assert not (tmp_path / "report.html").exists()
 
 
-CALLS = 24
+CALLS = 25
 """File system calls between opening a new store and the last rename, each of which is survived."""
 
 
@@ -510,7 +523,7 @@ def test_a_forked_child_is_a_writer_of_its_own(tmp_path: Path):
 def test_a_closed_store_leaves_no_corner_behind(tmp_path: Path):
     with Store(tmp_path) as store:
         store.add_record(RECORD)
-    assert set(visible(tmp_path)) == {MARKER, *(f"runs/{RUN.id[7:]}/{n}" for n in ("record.json", "provenance.json", "sums.json"))}
+    assert set(visible(tmp_path)) == {MARKER, *(f"runs/{RUN.id[7:]}/{n}" for n in ("record.json", "weights.json.gz", "provenance.json", "sums.json"))}
     assert [p.name for p in (tmp_path / ".unfinished").iterdir()] == ["lock"]
 
 

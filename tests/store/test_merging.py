@@ -1,5 +1,6 @@
 """What two stores hold is one store's afterwards; nothing that was there is changed, and nothing damaged comes in."""
 
+import gzip
 import itertools
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ from calibrant.errors import OutputError
 from calibrant.store import Cell, Run, Store, audit, measurement_id, merge, verify
 from calibrant.store.merging import united
 
-from tests.store.conftest import LOSS, MEASURED, RECORD, RUN, SCORE, results, visible
+from tests.store.conftest import LOSS, MEASURED, RECORD, RUN, SCORE, as_format_1, results, visible
 
 TASK = {"spec": "task", "revision": 1, "name": "piqa"}
 
@@ -108,6 +109,27 @@ def test_other_words_for_the_same_answer_are_no_difference(tmp_path: Path):
     assert items.read_bytes() != next(a.glob("runs/*/measures/*/items.parquet")).read_bytes()
     found = merge(a, [b])
     assert (found.problems, found.kept) == ((), 2)
+
+
+def test_weights_are_the_same_in_the_file_of_format_1_and_packed_by_another_library(tmp_path: Path):
+    a, b, c = (made(tmp_path / name, run("0.5")) for name in "abc")
+    as_format_1(Store(b, create=False))
+    (path,) = c.glob("runs/*/weights.json.gz")
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), 1))
+    (path.parent / "sums.json").unlink()
+    for into, source in ((a, b), (b, c), (c, a)):
+        assert merge(into, [source]).problems == ()
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_other_weights_are_another_answer(tmp_path: Path, older: bool):
+    for name, error in (("a", 0.1), ("b", 0.2)):
+        with Store(tmp_path / name) as store:
+            store.add_record(replace(RECORD, weights=({**RECORD.weights[0], "error": error},)))
+    if older:
+        as_format_1(store)
+    (problem,) = merge(tmp_path / "a", [tmp_path / "b"]).problems
+    assert problem.what == "the same run with other results: weights"
 
 
 def test_another_mask_is_another_answer(tmp_path: Path):

@@ -207,6 +207,7 @@ def studies(draw: st.DrawFn) -> dict[str, Any]:
         "exclude": draw(st.sampled_from([[], exclude])),
         "statistics_gb": draw(st.floats(0, 1e6)),
         "masks": draw(st.booleans()),
+        "quotes": draw(st.booleans()),
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from calibrant.durable import read_json
 from calibrant.errors import CalibrantError, DataError, ModelError, OutputError
 from calibrant.report import report
 from calibrant.store import Store
@@ -191,6 +192,15 @@ def test_without_masks_a_run_is_pruned_again_and_comes_out_the_same(texts: dict[
     assert {k: v for k, v in results(tmp_path / "again").items() if "runs" in k} == {
         k: v for k, v in results(tmp_path / "once").items() if "runs" in k
     }
+
+
+@pytest.mark.parametrize("quotes", [True, False])
+def test_excerpts_are_kept_unless_the_study_says_otherwise(texts: dict[str, str], tmp_path: Path, quotes: bool):
+    asked(texts, data=["random_tokens"], methods=["wanda"], quotes=quotes).run(tmp_path)
+    (path,) = tmp_path.rglob("profile.json")
+    kept = read_json(path)
+    assert bool(kept["examples"]) is quotes
+    assert kept["counted"], "what it says of the windows stays"
 
 
 def test_a_method_that_updates_weights_keeps_no_mask_and_propagates_by_arrival(texts: dict[str, str], tmp_path: Path):

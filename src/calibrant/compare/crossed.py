@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from calibrant.compare.estimate import Estimate
 from calibrant.errors import DataError
+from calibrant.outcomes import called
 from calibrant.store import Measurement, Score
 
 Drawn = Literal["apart", "overlapping", "not"]
@@ -67,7 +68,7 @@ class Sample:
     @staticmethod
     def of(measurement: Measurement) -> "Sample":
         """The same of what a store keeps."""
-        rows = sorted((o.item, o.value, o.weight) for o in measurement.outcomes)
+        rows = sorted((called(o.item), o.value, o.weight) for o in measurement.outcomes)
         values, weights = (np.array([row[i] for row in rows], dtype=np.float64) for i in (1, 2))
         return Sample(measurement.score, tuple(row[0] for row in rows), values, weights, measurement.beside)
 

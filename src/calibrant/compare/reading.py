@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from calibrant.compare.crossed import Sample
 from calibrant.errors import SpecError
-from calibrant.outcomes import read_items
+from calibrant.outcomes import called, read_items
 from calibrant.store import Cell, Measurement, Record, Store, revisions
 from calibrant.store.records import is_older
 
@@ -136,7 +136,7 @@ def _tables(paths: Sequence[Path]) -> Iterator[Table]:
         end = start + counts.get(path, 0)
         if not (given := frame["item"][start:end]).equals(raw):
             # Most files hold the items of the one before. They share names and weights, which makes it quick to see that they are the same.
-            raw, listed = given, given.to_list()
+            raw, listed = given, [called(name) for name in given]
             order = np.array(sorted(range(len(listed)), key=listed.__getitem__), dtype=np.intp)
             names = tuple(listed[i] for i in order)
         if not np.array_equal(weights[start:end][order], tokens):
@@ -146,5 +146,5 @@ def _tables(paths: Sequence[Path]) -> Iterator[Table]:
 
 
 def _table(path: Path) -> Table:
-    rows = sorted((o.item, o.value, o.weight) for o in read_items(path))
+    rows = sorted((called(o.item), o.value, o.weight) for o in read_items(path))
     return tuple(row[0] for row in rows), np.array([row[1] for row in rows], dtype=float), np.array([row[2] for row in rows], dtype=float)

@@ -50,6 +50,11 @@ class Row:
         return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
+    def name(self) -> str:
+        """What results call the row: the first 16 digits of its key, which tell rows apart and say nothing of the text."""
+        return self.key[:16]
+
+    @property
     def present(self) -> tuple[str, ...]:
         """The fields that this row has."""
         return tuple(name for name in FIELDS if getattr(self, name) not in (None, ()))

@@ -32,13 +32,13 @@ _CLASSES: Final = {"L": "letters", "M": "letters", "N": "digits", "P": "punctuat
 """The first letter of a character's Unicode category, and what a reader calls it; control characters are nearly all line ends and tabs."""
 
 
-def profile(data: CalibrationSet, batch: TokenBatch, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def profile(data: CalibrationSet, batch: TokenBatch, tokenizer: PreTrainedTokenizerBase, quotes: bool = True) -> dict[str, Any]:
     """Plain data about the windows of `batch`, which is `data` as tokens.
 
     `words` maps words (letters only, folded) to their counts; `counted` is how many words there are in all, `distinct` how many different ones,
     `even` how many equally frequent ones would be as varied. `characters` and `scripts` are shares, the former of all characters, the latter of
     letters; `numbers` come a hundred words, `word_length` is in letters. `examples` quote windows part by part, and `unquoted` says of the other
-    parts why they aren't.
+    parts why they aren't; without `quotes` both are empty.
     """
     there = real(batch)
     texts = [str(tokenizer.decode(row[mask].tolist(), skip_special_tokens=True)) for row, mask in zip(batch.ids, there, strict=True)]
@@ -58,8 +58,8 @@ def profile(data: CalibrationSet, batch: TokenBatch, tokenizer: PreTrainedTokeni
         "numbers": 100 * sum(len(_NUMBER.findall(text)) for text in texts) / max(1, counts.total()),
         "characters": _shares(letters, lambda c: _CLASSES[unicodedata.category(c)[0]]),
         "scripts": _shares(Counter({c: n for c, n in letters.items() if c.isalpha()}), _script),
-        "examples": list(_examples(data.parts, batch, tokenizer)),
-        "unquoted": {str(term): term.source.licence for term in data.parts if not may_be_quoted(term.source.licence)},
+        "examples": list(_examples(data.parts, batch, tokenizer)) if quotes else [],
+        "unquoted": {str(term): term.source.licence for term in data.parts if quotes and not may_be_quoted(term.source.licence)},
     }
 
 

@@ -46,7 +46,7 @@ class Option:
 class Item:
     """A question with its options, of which `gold` is right, and the worked solution if it has one."""
 
-    key: str
+    name: str
     options: tuple[Option, ...]
     gold: int = 0
     solution: str | None = None
@@ -115,7 +115,7 @@ def _gold(row: Row) -> int | None:
 
 def _cloze(row: Row) -> Item | None:
     gold = _gold(row)
-    return None if gold is None else _behind(replace(row, labels=()), row.choices, gold, row.key)
+    return None if gold is None else _behind(replace(row, labels=()), row.choices, gold, row.name)
 
 
 def _letters(row: Row) -> Item | None:
@@ -123,13 +123,13 @@ def _letters(row: Row) -> Item | None:
     if gold is None:
         return None
     listed = replace(row, labels=row.labels or lettered(row.choices))
-    return _behind(listed, listed.labels, gold, row.key)
+    return _behind(listed, listed.labels, gold, row.name)
 
 
-def _behind(row: Row, answers: Sequence[str], gold: int, key: str) -> Item:
+def _behind(row: Row, answers: Sequence[str], gold: int, name: str) -> Item:
     """Each of the answers behind the question."""
     context, bare = asked(row), row.frame[1]
-    return Item(key, tuple(Option(context, f" {answer}", bare, _bytes(answer)) for answer in answers), gold)
+    return Item(name, tuple(Option(context, f" {answer}", bare, _bytes(answer)) for answer in answers), gold)
 
 
 def _gap(row: Row) -> Item | None:
@@ -137,7 +137,7 @@ def _gap(row: Row) -> Item | None:
     before, gap, after = row.need("question").partition("_")
     if gold is None or not gap or not after.strip():
         return None
-    return Item(row.key, tuple(Option(before + choice, after.rstrip(), choice, _bytes(after.rstrip())) for choice in row.choices), gold)
+    return Item(row.name, tuple(Option(before + choice, after.rstrip(), choice, _bytes(after.rstrip())) for choice in row.choices), gold)
 
 
 def _continued(row: Row) -> Item | None:
@@ -145,7 +145,7 @@ def _continued(row: Row) -> Item | None:
     if gold is None:
         return None
     question, bare = row.need("question"), row.frame[1]
-    return Item(row.key, tuple(Option(question, f" {choice}", bare, _bytes(choice)) for choice in row.choices), gold)
+    return Item(row.name, tuple(Option(question, f" {choice}", bare, _bytes(choice)) for choice in row.choices), gold)
 
 
 def _number(row: Row) -> Item | None:
@@ -154,13 +154,13 @@ def _number(row: Row) -> Item | None:
     answers = sorted(
         [row.need("answer"), *wrong_numbers(row.question, row.need("answer"), row.key)], key=lambda text: by_hash(f"place {row.key}", text)
     )
-    return replace(_behind(row, answers, answers.index(row.need("answer")), row.key), solution=row.rationale)
+    return replace(_behind(row, answers, answers.index(row.need("answer")), row.name), solution=row.rationale)
 
 
 def _free(row: Row) -> Item | None:
     if row.question is None or not (row.answer or "").strip():
         return None
-    return replace(_behind(row, [row.need("answer").strip()], 0, row.key), solution=row.rationale)
+    return replace(_behind(row, [row.need("answer").strip()], 0, row.name), solution=row.rationale)
 
 
 def _bytes(text: str) -> int:

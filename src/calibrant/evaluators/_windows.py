@@ -67,7 +67,7 @@ def cut(row: Row, format: Format, tokenizer: PreTrainedTokenizerBase, length: in
         if len(shown) > unscored:
             first = begin + unscored - len(start)
             size = len(text[offsets[first][0] : offsets[min(begin + room, len(ids)) - 1][1]].encode())
-            yield Window(row.key, begin, shown, unscored, size)
+            yield Window(row.name, begin, shown, unscored, size)
 
 
 def in_turn(documents: Iterator[Iterator[Window]]) -> Iterator[Window]:

@@ -93,12 +93,12 @@ class Generation(Evaluator):
         done = 0
         for batch in decoder.batches():
             # A batch of which only a part is kept is decoded again as a whole, so that a run that was killed ends as one that wasn't.
-            if not all(rows[number].key in kept for number in batch):
+            if not all(rows[number].name in kept for number in batch):
                 written = decoder.run(batch)
-                kept.add({rows[n].key: reader.read(rows[n], answer) for n, answer in zip(batch, written, strict=True)})
+                kept.add({rows[n].name: reader.read(rows[n], answer) for n, answer in zip(batch, written, strict=True)})
             done += len(batch)
             progress(f"measuring {self}", done, len(rows))
-        outcomes = tuple(_outcome(row.key, kept[row.key]) for row in rows)
+        outcomes = tuple(_outcome(row.name, kept[row.name]) for row in rows)
         return Measurement(self._score(source, rows, shown, outcomes, most), outcomes)
 
     def exemplars(self, source: Source) -> tuple[Row, ...]:
@@ -210,6 +210,6 @@ def _opener(row: Row) -> str:
     return found[0] if found else "Question:"
 
 
-def _outcome(key: str, kept: dict[str, Any]) -> Outcome:
+def _outcome(name: str, kept: dict[str, Any]) -> Outcome:
     facts = {name: kept[name] for name in ("extracted", "tokens", "cut")}
-    return Outcome(key, float(kept["right"]), 1.0, facts)
+    return Outcome(name, float(kept["right"]), 1.0, facts)

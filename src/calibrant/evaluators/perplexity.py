@@ -117,7 +117,7 @@ class Perplexity(Evaluator):
 
     def _windows(self, source: Source, format: Format, tokenizer: PreTrainedTokenizerBase) -> Iterator[Window]:
         if not self.joined:
-            return in_turn(self._cut(format.render(row, tokenizer), tokenizer, row.key) for row in self.rows())
+            return in_turn(self._cut(format.render(row, tokenizer), tokenizer, row.name) for row in self.rows())
         wanted = self.tokens + self.tokens // (self.length - 1) + 2 * self.length
         return self._cut(running_text(source, self.rows(), format, tokenizer, wanted), tokenizer)
 

@@ -91,15 +91,15 @@ class Task(Evaluator):
             raise DataError(f"{source} has no question whose answer can be scored; {passed_over} rows lack what is needed", subject=str(source))
         shots, tokens = prompt(self._exemplars(put)), Tokens(tokenizer)
         tokens.learn(text for item in items for o in item.options for c in (shots + o.context, o.bare) for text in (c, c + o.continuation))
-        asked = {item.key: _asked(item, shots, tokens) for item in items}
-        bare = {f"{item.key} bare": [tokens.request(o.bare, o.continuation) for o in item.options] for item in items if len(item.options) > 1}
+        asked = {item.name: _asked(item, shots, tokens) for item in items}
+        bare = {f"{item.name} bare": [tokens.request(o.bare, o.continuation) for o in item.options] for item in items if len(item.options) > 1}
         told = _Counter(progress, f"measuring {self}", sum(map(len, [*asked.values(), *bare.values()])))
         kept = Journal() if journal is None else journal
         found: dict[str, list[Scored]] = {}
         # Not in one call: what is asked bare doesn't begin with the exemplars.
         for requests in (asked, bare):
             found |= score_named(model, requests, kept, tokens_per_pass=TOKENS_PER_PASS, told=told.add, measured=self._measured)
-        answered = [_Answered(item, found[item.key], found.get(f"{item.key} bare", [])) for item in items]
+        answered = [_Answered(item, found[item.name], found.get(f"{item.name} bare", [])) for item in items]
         return self._measurement(answered, passed_over)
 
     @cached_property
@@ -146,14 +146,14 @@ class Task(Evaluator):
             )
         facts = {"shots": self.shots, "passed_over": passed_over} | ({"seed": self.seed} if self.shots else {})
         scores = {metric: self._score(metric, answered, facts) for metric in there}
-        outcomes = tuple(Outcome(a.item.key, *a.result(self.metric), facts=a.facts(ranked, worked)) for a in answered if a.has(self.metric))
+        outcomes = tuple(Outcome(a.item.name, *a.result(self.metric), facts=a.facts(ranked, worked)) for a in answered if a.has(self.metric))
         return Measurement(scores.pop(self.metric), outcomes, beside=tuple(scores.values()))
 
     def _score(self, metric: str, answered: Sequence["_Answered"], facts: dict[str, Any]) -> Score:
-        results = {a.item.key: a.result(metric) for a in answered if a.has(metric)}
+        results = {a.item.name: a.result(metric) for a in answered if a.has(metric)}
         values, weights = [v for v, _ in results.values()], [w for _, w in results.values()]
         value, stderr = ratio(values, weights)
-        facts = {**facts, "items": identity([[key, weight] for key, (_, weight) in results.items()])}
+        facts = {**facts, "items": identity([[name, weight] for name, (_, weight) in results.items()])}
         if not metric.startswith("acc"):
             return Score(self._measured, metric, value, stderr, len(results), "nats/token", "lower", facts={**facts, "tokens": int(sum(weights))})
         chance = sum(1 / len(a.item.options) for a in answered) / len(answered)

@@ -1,9 +1,9 @@
 """What came out of a run, and the durable folder that keeps it.
 
-A store is a folder. A compression is `runs/<id>/record.json`, what was measured on it `runs/<id>/measures/<id>/` with `score.json` and one
-row an item in `items.parquet`. Both ids are hashes of what was asked, so asking again finds what is there, and the stores of two machines
-merge by copying one into the other. Times, versions and devices are provenance: kept beside, in `provenance.json`, outside every hash. The
-hashes of the other files stand in `sums.json`.
+A store is a folder. A compression is `runs/<id>/record.json` with its matrices in `weights.json.gz`, what was measured on it
+`runs/<id>/measures/<id>/` with `score.json` and one row an item in `items.parquet`. Both ids are hashes of what was asked, so asking again
+finds what is there, and the stores of two machines merge by copying one into the other. Times, versions and devices are provenance: kept
+beside, in `provenance.json`, outside every hash. The hashes of the other files stand in `sums.json`.
 
 Every folder appears by one rename, complete or not at all. It is written in `.unfinished/<writer>/`, where each writer holds a lock for as
 long as it lives; what a dead writer left there is removed when the store is next opened for writing. Several processes may write to one

@@ -9,14 +9,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, overload
 
-from calibrant.durable import UNFINISHED, read_json, text_of_json, write_bytes
+from calibrant.durable import UNFINISHED, packed, read_json, text_of_json, write_bytes
 from calibrant.errors import OutputError
 from calibrant.outcomes import Journal, Measurement, Outcome, read_items, write_items
 from calibrant.spec import Call, canonical, text_of
 from calibrant.store.claims import Claim, claimed
-from calibrant.store.reading import provenance_of, read_measurement, read_scores, understood, without_weights
+from calibrant.store.reading import provenance_of, read_measurement, read_record, read_scores, understood, without_weights
 from calibrant.store.records import Cell, Record, Run, age, is_older, measurement_id, revisions, unrevised
-from calibrant.store.staging import PROVENANCE, Staging, left
+from calibrant.store.staging import PROVENANCE, WEIGHTS, Staging, left
 
 MARKER: Final = "calibrant-store.json"
 JOURNALS: Final = ".journals"
@@ -26,7 +26,8 @@ RUNS: Final = "runs"
 MEASURES: Final = "measures"
 STATISTICS: Final = "statistics"
 """Where whoever computes keeps what the untouched model saw; it may be there before anything else is."""
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Of what is written. Format 1, which is read, had the weights of a record in `record.json`."""
 
 _NAMED: Final = re.compile(r"[0-9a-f]{64}(-piece-\d+)?")
 """What is in a folder of statistics that is ours."""
@@ -42,17 +43,18 @@ class Store:
     def __init__(self, folder: str | Path, create: bool = True) -> None:
         self.folder = Path(folder)
         self._staging = Staging(self.folder)
-        self._check_ours(create)
+        found = self._check_ours(create)
         if create:
             with self._staging.writing("make the store"):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with left(self.folder) as corners:
                     for corner in corners:
                         shutil.rmtree(corner, ignore_errors=True)
-            if not (self.folder / MARKER).exists():
+            if found != FORMAT or not (self.folder / MARKER).exists():
                 self.write_text(MARKER, text_of_json({"format": FORMAT, "what": "results of calibrant; safe to copy, and to merge by copying"}))
 
-    def _check_ours(self, create: bool) -> None:
+    def _check_ours(self, create: bool) -> int:
+        """The format of what is there."""
         where = str(self.folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise OutputError(f"{where!r} is a file; results need a folder of their own, name another", subject=where)
@@ -67,8 +69,11 @@ class Store:
             raise OutputError(f"{where!r} exists, isn't empty and isn't ours (no {MARKER} in it); name a new or empty folder", subject=where)
         with understood(self.folder / MARKER):
             found = read_json(self.folder / MARKER).get("format", FORMAT) if MARKER in names else FORMAT
-        if found != FORMAT:
-            raise OutputError(f"{where!r} was written in format {found}, this calibrant reads {FORMAT}; use the version that wrote it", subject=where)
+        if found not in range(1, FORMAT + 1):
+            raise OutputError(
+                f"{where!r} was written in format {found}, this calibrant reads 1 to {FORMAT}; use the version that wrote it", subject=where
+            )
+        return found
 
     # Runs
 
@@ -86,7 +91,7 @@ class Store:
         if not path.parent.exists():
             return None
         with understood(path):
-            kept = read_json(path) if whole else without_weights(path)
+            kept = read_record(path.parent) if whole else without_weights(path)
             provenance = provenance_of(path.parent) if whole else {}
             return Record(Run(**kept["run"]), kept["sparsity"], tuple(kept["weights"]), tuple(kept["dense"]), kept["data_facts"], provenance)
 
@@ -99,9 +104,10 @@ class Store:
 
         `files` are kept beside it under their names, for example the mask.
         """
-        kept = {"id": record.run.id, **{k: v for k, v in asdict(record).items() if k != "provenance"}}
+        kept = {"id": record.run.id, **{k: v for k, v in asdict(record).items() if k not in ("provenance", "weights")}}
         with self._staging.appearing(self.run_folder(record.run.id)) as folder:
             write_bytes(folder / "record.json", text_of_json(kept).encode())
+            write_bytes(folder / WEIGHTS, packed(record.weights))
             write_bytes(folder / PROVENANCE, text_of_json(record.provenance).encode())
             for name, content in files.items():
                 write_bytes(folder / name, content)

@@ -5,13 +5,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.durable import read_json, text_of_json
+from calibrant.durable import read_json, read_packed, text_of_json
 from calibrant.errors import DataError, OutputError
 from calibrant.outcomes import read_items
 from calibrant.progress import Progress, silent
 from calibrant.store.folder import INDEX, Store
+from calibrant.store.reading import read_record
 from calibrant.store.records import Cell
-from calibrant.store.staging import PROVENANCE, SUMS
+from calibrant.store.staging import PROVENANCE, SUMS, WEIGHTS
 from calibrant.store.verifying import AGAIN, Problem, present, problems_of_measurement, problems_of_run
 
 RESULTS: Final = ("sparsity", "weights", "dense")
@@ -126,9 +127,11 @@ def _difference(ours: Path, theirs: Path) -> str | None:
         same = text_of_json(here) == text_of_json(there)
         return None if same else f"the same measurement with another score: {there['value']!r} there, {here['value']!r} here"
     if ours.name == "record.json":
-        here, there = read_json(ours), read_json(theirs)
+        here, there = read_record(ours.parent), read_record(theirs.parent)
         other = [name for name in RESULTS if text_of_json(here[name]) != text_of_json(there[name])]
         return f"the same run with other results: {', '.join(other)}" if other else None
+    if ours.name == WEIGHTS:  # another zlib packs the same in other bytes
+        return None if text_of_json(read_packed(ours)) == text_of_json(read_packed(theirs)) else "the same run with other results: weights"
     return f"the same run with another {ours.name}"
 
 

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.durable import from_json, read_json, unreadable
+from calibrant.durable import from_json, read_json, read_packed, unreadable
 from calibrant.outcomes import Measurement, Outcome, Score, read_items
-from calibrant.store.staging import PROVENANCE
+from calibrant.store.staging import PROVENANCE, WEIGHTS
 
 _WEIGHTS: Final = b'\n "weights": '
 """How the last key of a record begins: at this depth, it stands nowhere else."""
@@ -22,8 +22,15 @@ def understood(path: Path) -> Iterator[None]:
         raise unreadable(path, error) from error
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """A record with its weights. In format 1 they stood in the same file."""
+    with understood(folder / "record.json"):
+        kept = read_json(folder / "record.json")
+        return kept if "weights" in kept else {**kept, "weights": read_packed(folder / WEIGHTS)}
+
+
 def without_weights(path: Path) -> dict[str, Any]:
-    """A record but for its weights, which are nearly all of it. `DataError` for a file that can't be read."""
+    """A record but for its weights, which in format 1 are nearly all of its file. `DataError` for a file that can't be read."""
     try:
         with path.open("rb") as file:
             head = b""

@@ -18,6 +18,8 @@ SUMS: Final = "sums.json"
 PROVENANCE: Final = "provenance.json"
 MASK: Final = "mask.npz"
 """What a run's weights can be made from again without pruning. It may be deleted to save room: then they are pruned again where that is needed."""
+WEIGHTS: Final = "weights.json.gz"
+"""What a run did to each matrix: nearly all that is to be said of it, and the sizes of what is sampled."""
 PROFILE: Final = "profile.json"
 """What the calibration set of a run says: words, characters, quotations where they are allowed. A report reads it, nothing else does."""
 ANSWERS: Final = ("record.json", "score.json")

@@ -13,7 +13,7 @@ from calibrant.outcomes import Measurement
 from calibrant.progress import Progress, silent
 from calibrant.spec import identity
 from calibrant.store.folder import FAILURES, INDEX, JOURNALS, MEASURES, RUNS, Store
-from calibrant.store.reading import provenance_of, read_measurement, understood
+from calibrant.store.reading import provenance_of, read_measurement, read_record, understood
 from calibrant.store.records import Run, measurement_id
 from calibrant.store.staging import MASK, SUMS, left, sums
 
@@ -90,7 +90,7 @@ def problems_of_run(folder: Path) -> Iterator[Problem]:
     try:
         yield from (changed := _changed(folder))
         if not changed:
-            kept = read_json(path)
+            kept = read_record(folder)
             with understood(path):
                 yield from _of_ids(path, folder, kept["id"], Run(**kept["run"]).id)
             provenance_of(folder)

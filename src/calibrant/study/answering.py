@@ -92,7 +92,8 @@ class Answering:
         record = replace(record, data_facts={**record.data_facts, **leaked}, provenance=provenance(bench.opened, clock, resolved.note))
         with self.clock.phase("store"):
             looks = resolved.asked.method.observes
-            found = {MASK: bench.mask() if self._job.masks and looks else None, PROFILE: bench.profile(question.calibration) if looks else None}
+            mask = bench.mask() if self._job.masks and looks else None
+            found = {MASK: mask, PROFILE: bench.profile(question.calibration, self._job.quotes) if looks else None}
         return Recorded(record, {name: content for name, content in found.items() if content is not None})
 
     def _measure(self, resolved: Resolved, text: str) -> Measured:

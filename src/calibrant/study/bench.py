@@ -49,13 +49,13 @@ class Bench:
         """Take the tokens of `calibration` as made elsewhere."""
         self._tokens = repr(calibration), batch
 
-    def profile(self, calibration: CalibrationSet | None) -> bytes | None:
-        """What the set's windows say, as a store keeps it; kept until another set is asked for."""
+    def profile(self, calibration: CalibrationSet | None, quotes: bool = True) -> bytes | None:
+        """What the set's windows say, as a store keeps it, with or without `quotes`; kept until another set is asked for."""
         batch = self.tokens(calibration)
         if calibration is None or batch is None:
             return None
         if self._profile is None or self._profile[0] != repr(calibration):
-            self._profile = repr(calibration), text_of_json(profile(calibration, batch, self.opened.tokenizer)).encode()
+            self._profile = repr(calibration), text_of_json(profile(calibration, batch, self.opened.tokenizer, quotes)).encode()
         return self._profile[1]
 
     def fitting(self, asked: Asked, batch: TokenBatch | None) -> tuple[Asked, str]:

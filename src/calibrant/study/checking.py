@@ -21,7 +21,7 @@ Path = tuple[str | int, ...]
 
 AXES: Final = ("model", "data", "method", "sparsity", "seeds", "propagate")
 """What a group may replace and an entry of `exclude` may name."""
-SCALARS: Final = ("samples", "tokens", "length", "propagate", "allocation", "dtype", "device", "masks", "allow_leak", "statistics_gb")
+SCALARS: Final = ("samples", "tokens", "length", "propagate", "allocation", "dtype", "device", "masks", "quotes", "allow_leak", "statistics_gb")
 KEYS: Final = ("model", "data", "method", "sparsity", "seeds", "evaluate", *SCALARS, "baseline", "groups", "exclude", "pools", "primary")
 """Every key of a study file."""
 OTHERWISE: Final = {"models": "model", "methods": "method", "sparsities": "sparsity", "seed": "seeds", "sets": "data", "evaluators": "evaluate"}
@@ -164,7 +164,7 @@ class Reading:
             if value is not None or name != "tokens":
                 found = self._whole((name,), value, name, _LEAST[name])
                 self._budget[name] = self._budget[name] if found is None else found
-        for name in ("masks", "allow_leak"):
+        for name in ("masks", "quotes", "allow_leak"):
             if not isinstance(self.asked.get(name), bool):
                 self.mistakes.add((name,), f"{name} is {short(self.asked.get(name))}; it must be true or false")
         limit = self.asked.get("statistics_gb")

@@ -37,8 +37,8 @@ class Study:
     A single value stands for a list of one. `seeds` are calibration draws. The dense model is always among the runs; methods that look at no
     data (magnitude) are asked once for each sparsity, whatever the sets. `propagate=None` means `dense` for methods that only score and
     `arrival` for methods that update the weights they keep. With `masks`, a bit for each weight is kept in the store, so that a later
-    measurement needs no new pruning. Rows of a user's file that are also measured stop the study, unless `allow_leak`; records then keep their
-    number.
+    measurement needs no new pruning; without `quotes`, no excerpt of a calibration set, also where its licence allows one. Rows of a user's file
+    that are also measured stop the study, unless `allow_leak`; records then keep their number.
 
     With `groups`, each a mapping of axes (`model`, `data`, `method`, `sparsity`, `seeds`, `propagate`) to what stands in their place, the study is
     the union of the grids that they make; `exclude` leaves out the cells that match every key of an entry. `baseline` is the set that others
@@ -62,6 +62,7 @@ class Study:
     dtype: str = "auto"
     device: str = "auto"
     masks: bool = True
+    quotes: bool = True
     allow_leak: bool = False
     baseline: str | None = None
     groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
@@ -156,7 +157,8 @@ class Study:
     def job(self) -> Job:
         """What an engine is to do. `DataError` if a calibration set holds rows that are measured."""
         leaked, reading = self._leaked(), self.for_reading()
-        return Job(tuple(self.questions()), self.evaluators(), self.dtype, self.device, self.masks, leaked, self.statistics_gb, reading)
+        kept = {"masks": self.masks, "quotes": self.quotes, "leaked": leaked, "limit_gb": self.statistics_gb}
+        return Job(tuple(self.questions()), self.evaluators(), self.dtype, self.device, **kept, reading=reading)
 
     def _leaked(self) -> dict[str, dict[str, int]]:
         found = leaks((q.calibration for q in self.questions() if q.calibration), list(self.evaluators().values()))

@@ -63,6 +63,7 @@ class Job:
     dtype: str = "auto"
     device: str = "auto"
     masks: bool = True
+    quotes: bool = True
     leaked: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
     limit_gb: float = 8.0
     reading: Mapping[str, Any] = field(default_factory=dict[str, Any])
