@@ -86,6 +86,17 @@ def test_own_data_is_looked_for_by_source(tmp_path: Path):
     assert "worse in 1" in mixed.told
 
 
+def test_a_task_has_the_source_that_it_is_named_after(tmp_path: Path):
+    store = store_of(tmp_path, {**DENSE, "wikitext": draws(3.2, 2.8), "gsm8k:icl": draws(3.5, 2.4)}, measures=("wikitext", "gsm8k"))
+    for path in store.folder.glob("runs/*/measures/*/score.json"):
+        path.write_text(path.read_text().replace("gsm8k:text", "gsm8k (3-shot)"))
+    (own,) = [q for q in compare(store).questions if q.name == "own"]
+    assert {(e.label, e.on) for e in own.evidence} == {
+        ("wikitext against the others", "wikitext:text"),
+        ("gsm8k:icl against the others", "gsm8k (3-shot)"),
+    }
+
+
 def test_formats_are_compared_within_a_source(tmp_path: Path):
     losses = {"gsm8k:zero": draws(3.6, 2.6), "gsm8k:icl": draws(3.4, 2.4), "gsm8k:cot": draws(3.4, 2.41, noise=0.03), "svamp:cot": draws(3, 2)}
     found = asked(tmp_path, losses)

@@ -51,6 +51,12 @@ def test_contrasts_as_a_table():
     assert "Difference in nats/token: below zero the first is better; p: two-sided, after Holm over 5" in table.key
 
 
+def test_many_measured_sets_are_told_by_the_first_and_the_last():
+    many = replace(OPEN, on=tuple(f"{name}:text" for name in "abcde"))
+    assert "on the mean of 5, a to e)" in plain(told(many))
+    assert "on a, b, c and d)" in plain(told(replace(many, on=many.on[:4])))
+
+
 def test_a_contrast_is_not_named_twice():
     plainly = replace(OPEN, name="gsm8k:icl against c4")
     assert told(plainly) == told(OPEN)

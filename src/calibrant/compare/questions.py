@@ -139,7 +139,7 @@ def _own(fields: Sequence[Field]) -> Question:
     sides: list[_Side] = []
     for field in fields:
         for measured in field.measured:
-            mine = tuple(s for s in field.sets if source_name(s) == source_name(measured))
+            mine = tuple(s for s in field.sets if source_name(s) == source_name(measured.partition(" (")[0]))
             others = tuple(s for s in field.sets if s not in mine and _real(s))
             if mine and others:
                 sides.append(_Side(field, mine, others, (measured,), f"{listed(mine)} against the others"))

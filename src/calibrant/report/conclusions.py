@@ -12,6 +12,9 @@ from calibrant.report.tables import HOLE, As, Column, Figure, Line, Table, ranke
 HOLES: Final = 100
 """How many holes are listed; a study that has hardly begun may have thousands."""
 
+NAMED: Final = 4
+"""Of how many measured sets a contrast is about are named one by one."""
+
 ALONG: Final = {"method": "method", "target": "sparsity", "measured": "measured set"}
 
 
@@ -88,7 +91,8 @@ def _sides(contrasted: Contrasted) -> str:
 
 
 def _where(contrasted: Contrasted) -> str:
-    on = listed([short(m, contrasted.on) for m in contrasted.on]) if contrasted.on else "nothing measured"
+    names = [short(m, contrasted.on) for m in contrasted.on] or ["nothing measured"]
+    on = listed(names) if len(names) <= NAMED else f"the mean of {len(names)}, {names[0]} to {names[-1]}"
     return f"{contrasted.model}, {contrasted.method} at {aimed(contrasted.target)}, on {on}"
 
 

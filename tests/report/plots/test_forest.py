@@ -5,7 +5,7 @@ import pytest
 
 from calibrant.compare import Entry, Estimate, Ranking
 from calibrant.report.plots import forest, formats, inline
-from calibrant.report.plots.panels import Point, span_of
+from calibrant.report.plots.panels import Point, span_of, ticks
 
 from tests.report.made import BEST, DENSE, LAST, MAGNITUDE, SECOND, ranking
 from tests.report.plots.seen import mapping, number, seen, texts
@@ -86,6 +86,18 @@ def test_a_panel_of_another_unit_has_an_axis_of_its_own():
     svg = drawn(mixed)
     assert sum("worse than c4" in t.text for t in texts(svg)) == 2
     assert any(t.text.endswith("points") for t in texts(svg))
+
+
+def test_what_reaches_many_times_as_far_has_an_axis_of_its_own():
+    far = ranking(against(BEST, -0.1, -0.15, 3.0), replace(SECOND, to_baseline={}), against(LAST, 0.2, 0.1, -4.0))
+    svg = drawn(replace(far, baseline="c4"))
+    assert [t.text for t in texts(svg) if t.look.get("font-weight") == "bold"] == ["mean", "docs", "code"]
+    assert sum("worse than c4" in t.text for t in texts(svg)) == 2
+
+
+@pytest.mark.parametrize(("low", "high", "wanted", "asked"), [(-18.0, 18.0, 2, 3), (-1.0, 1.0, 2, 2), (-0.2, 0.1, 5, 5), (3.1, 3.9, 2, 3)])
+def test_an_axis_has_two_ticks_or_more(low: float, high: float, wanted: int, asked: int):
+    assert ticks(low, high, wanted) == asked
 
 
 def test_holes_are_dashes_and_endless_values_arrows():

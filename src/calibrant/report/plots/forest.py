@@ -1,13 +1,17 @@
 """Forest plots: how much worse than the baseline each calibration set is. No torch here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from calibrant.compare import MEAN, Entry, Estimate, Ranking, family_of, source_name
 from calibrant.report.findings import aimed, percent, short
-from calibrant.report.plots.panels import Group, Panel, Panels, Point, Row
+from calibrant.report.plots.panels import Group, Panel, Panels, Point, Row, span_of
 from calibrant.report.plots.picture import Plot, plotted
 from calibrant.report.plots.theme import FAMILIES
 from calibrant.report.plots.words import cut, ends, known, sentence, signed, spread
+
+ALIKE: Final = 4.0
+"""How many times as far as the nearest the farthest panel on an axis may reach."""
 
 Estimates = Callable[[Entry, str], Estimate | None]
 
@@ -100,11 +104,24 @@ def _drawn(what: _Differences, entries: tuple[Entry, ...], rows: tuple[Row, ...]
     by_unit: dict[tuple[bool, str], list[str]] = {}
     for m in what.panels:
         by_unit.setdefault((m == MEAN or m in ranking.averaged, what.unit(m)), []).append(m)
-    groups = [_group(what, found, tuple(measured), "" if i else note) for i, measured in enumerate(by_unit.values())]
+    scaled = [alike for measured in by_unit.values() for alike in _alike(measured, found, bool(what.reference))]
+    groups = [_group(what, found, measured, "" if i else note) for i, measured in enumerate(scaled)]
     styles = {k: s for k, s in FAMILIES.items() if k in kinds.values()}
     panels = Panels(rows, tuple(groups), styles)
     where = f"{ranking.model}, {ranking.method} at {aimed(ranking.target)}"
     return plotted((kind, ranking.method, ranking.target), f"{title}: {where}", _told(what, entries, where, title), panels.chart, panels.data)
+
+
+def _alike(measured: Sequence[str], found: Mapping[str, Mapping[int, Point]], reference: bool) -> list[tuple[str, ...]]:
+    """Those that one axis can show: where one reaches many times as far as another, the other would be a column of dots."""
+    reach = {m: high - low for m in measured for low, high in [span_of(list(found[m].values()), reference)]}
+    groups: list[list[str]] = []
+    for m in sorted(measured, key=reach.__getitem__):
+        if groups and reach[m] <= ALIKE * reach[groups[-1][0]]:
+            groups[-1].append(m)
+        else:
+            groups.append([m])
+    return sorted((tuple(sorted(group, key=measured.index)) for group in groups), key=lambda group: measured.index(group[0]))
 
 
 def _kind(ranking: Ranking, entry: Entry) -> str:

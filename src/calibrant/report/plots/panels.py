@@ -182,7 +182,9 @@ def _axes(size: _Size, group: Group) -> "tuple[alt.X, alt.Y]":
     import altair as alt
 
     low, high = group.span
-    axis = alt.Axis(tickCount=max(2, size.width // 42), grid=True, labelFlush=True, labelExpr=_SIGNED if group.reference else alt.Undefined)
+    axis = alt.Axis(
+        tickCount=ticks(low, high, max(2, size.width // 42)), grid=True, labelFlush=True, labelExpr=_SIGNED if group.reference else alt.Undefined
+    )
     x = alt.X("v:Q", title=None, axis=axis, scale=alt.Scale(domain=[low, high], nice=False, zero=False))
     return x, alt.Y("r:Q", axis=None, scale=alt.Scale(domain=[size.rows - 0.5, -0.5], nice=False, zero=False))
 
@@ -215,6 +217,17 @@ def _joined(drawn: "Sequence[alt.FacetSpec | alt.ConcatSpecGenericSpec]", column
 def stacked(blocks: Sequence[Panels]) -> "alt.FacetSpec | alt.ConcatSpecGenericSpec":
     """Several panels with rows of their own, one below the other."""
     return blocks[0].chart() if len(blocks) == 1 else _joined([block.chart() for block in blocks], 1, 30)
+
+
+def ticks(low: float, high: float, wanted: int) -> int:
+    """How many ticks to ask Vega for: `wanted`, or as many more as it takes to get two, since of one nobody can read a scale."""
+    for count in range(wanted, wanted + 9):
+        step = (high - low) / count
+        power = 10.0 ** math.floor(math.log10(step))
+        step = next((nice for nice, least in ((10, math.sqrt(50)), (5, math.sqrt(10)), (2, math.sqrt(2))) if step / power >= least), 1) * power
+        if math.floor(high / step) - math.ceil(low / step) >= 1:
+            return count
+    return wanted
 
 
 _SIGNED: Final = "datum.value > 0 ? '+' + datum.label : datum.label"
