@@ -1,16 +1,25 @@
-"""The tables of docs/findings.md, made of the records: python -m studies.findings [--write]
+"""The tables and the picture of docs/findings.md, made of the records: python -m studies.findings [--write]
 
-Without `--write` they are printed; with it they are put between the page's marks.
+Without `--write` the tables are printed; with it they are put between the page's marks, what `calibrant report` tells goes into
+smollm2/report.md and smollm2/report.json beside the records, and the picture is drawn.
 """
 
+import math
 import re
+import statistics
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from calibrant.compare import Draws, contrast, draws
+from calibrant.compare import CONTROLS, Draws, Estimate, contrast, draws, family_of, source_name
+from calibrant.compare.power import detectable
 from calibrant.report import report
-from calibrant.store import Store
+from calibrant.report.plots import Plot, write
+from calibrant.report.plots.panels import Group, Panel, Panels, Point, Row
+from calibrant.report.plots.picture import plotted
+from calibrant.report.plots.theme import FAMILIES
+from calibrant.store import Measurement, Outcome, Score, Store
 
 HERE = Path(__file__).parent
 STORE = HERE / "smollm2"
@@ -22,46 +31,156 @@ KINDS = {
     "text": ("c4", "pile", "redpajama", "wikipedia"),
 }
 """What was measured, by kind; the first three are the nine tasks."""
+TASKS = tuple(name for kind in list(KINDS)[:3] for name in KINDS[kind])
+COLUMNS = {"nine tasks": TASKS, **KINDS}
+MEASURED = len(TASKS) + len(KINDS["text"])
 
 BASELINE = "c4"
+HEADLINE = ("wanda", "0.6", "dense")
+LONG = "redpajama(subsets=['common_crawl', 'github', 'wikipedia', 'arxiv', 'stackexchange', 'book'])"
+SHORT = {LONG: "redpajama without its C4"}
+FORMATS = ("zero", "single", "cot")
+SHOWN = ("pile", "gsm8k:icl", "esnli:icl", "commonsense_qa:icl", "random_tokens")
+"""Sets whose accuracies are shown beside those of C4."""
+
+Measured = Mapping[str, Draws]
+"""What the draws of one set gave, by what was measured."""
+Sets = Mapping[str, Measured]
+
+
+def groups(store: Store) -> Mapping[tuple[str, str, str], Sets]:
+    """By method, target and propagation: every set that was measured whole, and what its draws gave. The dense model's is `none`."""
+    asked = dict.fromkeys((c.method, c.target, c.propagate, c.data) for c in store.cells())
+    found: dict[tuple[str, str, str], dict[str, Measured]] = {}
+    for method, target, propagate, data in asked:
+        of = draws(store, method=method, target=target, propagate=propagate, data=data)
+        if len(of) == MEASURED:
+            found.setdefault((method, target, propagate), {})[data] = of
+    return found
 
 
 def tables() -> dict[str, str]:
     """Each table in Markdown, by the name that the page marks its place with."""
     with Store(STORE, create=False) as store:
-        return {"sets": "\n".join(sets(store)), "contrasts": contrasts(), "runs": runs()}
+        found = groups(store)
+    made = {"detectable": found_by_chance(found), "sets": sets(found), "choices": choices(found), "accuracies": accuracies(found)}
+    made |= {"formats": formats(found), "methods": methods(found)}
+    return {name: "\n".join(lines) for name, lines in made.items()} | {"contrasts": contrasts(), "runs": runs()}
 
 
-def sets(store: Store) -> Iterator[str]:
-    """How much worse than C4 each set is on each kind, at the headline's method and sparsity; C4 itself against the dense model.
+def found_by_chance(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+    """What differences the headline can show: two sets of three draws, on each kind of what was measured."""
+    usual = found[HEADLINE][BASELINE]
+    others = [of for name, of in found[HEADLINE].items() if name not in (BASELINE, *CONTROLS)]
+    yield "| measured on | found by four such studies in five: median (smallest to largest) | variance that is between draws |"
+    yield "| --- | ---: | ---: |"
+    for kind, names in COLUMNS.items():
+        pairs = [worse(of, usual, names) for of in others]
+        least = sorted(d for pair in pairs if (d := detectable(pair)) is not None)
+        share = statistics.median(pair.draws_share for pair in pairs)
+        yield f"| {kind} | {statistics.median(least):.3f} ({least[0]:.3f} to {least[-1]:.3f}) | {share:.0%} |"
+
+
+def sets(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+    """How much worse than C4 corpora, tasks' texts in rows, and controls are, at the headline's method and sparsity; C4 against the dense model.
 
     Bold is told apart from C4 at 95 %, jointly over the sets of a column.
     """
-    dense = draws(store, data="")
-    found = headline(store)
-    columns = {"nine tasks": [name for kind in list(KINDS)[:3] for name in KINDS[kind]], **KINDS}
-    named = {kind: [m for m in dense if _source(m) in names] for kind, names in columns.items()}
-    usual = found.pop(BASELINE)
-    yield f"| calibrated on | draws | {' | '.join(columns)} |"
+    here = {name: of for name, of in found[HEADLINE].items() if form(name) in ("", "icl")}
+    yield from compared({"": here}, found, "calibrated on")
+
+
+def formats(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+    """How much worse than its `icl` each other format of a source is; bold as in `sets`."""
+    here = found[HEADLINE]
+    pairs = [(name, of, here[icl]) for name, of in here.items() if form(name) not in ("", "icl") and (icl := f"{source_name(name)}:icl") in here]
+    yield f"| against the same source's `icl` | {' | '.join(['its own task', *COLUMNS])} |"
+    yield f"| --- |{' ---: |' * (len(COLUMNS) + 1)}"
+    for name, of, icl in sorted(pairs, key=lambda pair: (FORMATS.index(form(pair[0])), TASKS.index(source_name(pair[0])))):
+        yield told(f"`{name}`", [worse(of, icl, names) for names in ((source_name(name),), *COLUMNS.values())], len(pairs))
+
+
+def methods(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+    """The same as `sets` for every other method, sparsity and propagation."""
+    others = {f"{method} {target}{f', {way}' if way == 'reference' else ''}": of for (method, target, way), of in found.items() if method != "none"}
+    del others["wanda 0.6"]
+    yield from compared(others, found, "method, sparsity and set")
+
+
+def compared(
+    several: Mapping[str, Sets], found: Mapping[tuple[str, str, str], Sets], head: str, columns: Mapping[str, tuple[str, ...]] = COLUMNS
+) -> Iterator[str]:
+    """A table of what is worse than C4 by how much, in each of several groups; one that lacks C4 is compared with the dense model alone."""
+    (dense,) = found["none", "0.0", ""].values()
+    yield f"| {head} | draws | {' | '.join(columns)} |"
     yield f"| --- | ---: |{' ---: |' * len(columns)}"
-    rises = [f"{contrast(_only(usual, names), _only(dense, names)):+.3f}" for names in named.values()]
-    yield f"| `{BASELINE}`, above dense | {_count(usual)} | {' | '.join(rises)} |"
-    worse = {name: [contrast(_only(of, names), _only(usual, names)) for names in named.values()] for name, of in found.items()}
-    for name in sorted(worse, key=lambda name: worse[name][0].value):
-        cells = [f"**{e:+.3f}**" if e.apart(looks=len(worse)) else f"{e:+.3f}" for e in worse[name]]
-        yield f"| `{name}` | {_count(found[name])} | {' | '.join(cells)} |"
+    for group, here in several.items():
+        lead = f"{group}: " if group else ""
+        usual = here.get(BASELINE)
+        for name, of in here.items() if usual is None else [(BASELINE, usual)]:
+            rises = [f"{worse(of, dense, names):+.3f}" for names in columns.values()]
+            yield f"| {lead}{f'`{name}`, ' if name else ''}above dense | {count(of)} | {' | '.join(rises)} |"
+        others = {name: [worse(of, usual, names) for names in columns.values()] for name, of in here.items() if usual and name != BASELINE}
+        for name in sorted(others, key=lambda name: others[name][0].value):
+            yield told(f"{lead}`{SHORT.get(name, name)}` | {count(here[name])}", others[name], len(others))
 
 
-def headline(store: Store) -> dict[str, dict[str, Draws]]:
-    """Every set that Wanda pruned with at 60 % and that was measured whole, and what its draws gave."""
-    cells = [c for c in store.cells() if (c.method, c.target, c.propagate) == ("wanda", "0.6", "dense")]
-    found = {name: draws(store, data=name, method="wanda", target="0.6", propagate="dense") for name in dict.fromkeys(c.data for c in cells)}
-    return {name: of for name, of in found.items() if len(of) == sum(map(len, KINDS.values()))}
+def told(head: str, row: Iterable[Estimate], looks: int) -> str:
+    """A row of a table, bold where the joint interval, over items and draws, leaves out zero."""
+    return f"| {head} | {' | '.join(f'**{e:+.3f}**' if e.over_draws and e.apart(looks=looks) else f'{e:+.3f}' for e in row)} |"
+
+
+def worse(a: Measured, b: Measured, names: Iterable[str]) -> Estimate:
+    """How much worse `a` did than `b` on average over what has one of the names."""
+    chosen = named(a, names)
+    return contrast({m: a[m] for m in chosen}, {m: b[m] for m in chosen})
+
+
+def named(of: Measured, names: Iterable[str]) -> list[str]:
+    """What was measured on each of `names`, in their order."""
+    by_source = {re.split(r"[ :(]", measured)[0]: measured for measured in of}
+    return [by_source[name] for name in names]
+
+
+def choices(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+    """The table of `sets` for the tasks, had the model to choose among the answers that are offered: what is lost on their words is no loss."""
+    tasks = {kind: names for kind, names in COLUMNS.items() if kind != "text"}
+    only = {key: {name: offered(of) for name, of in here.items() if form(name) in ("", "icl")} for key, here in found.items()}
+    yield from compared({"": only[HEADLINE]}, only, "calibrated on", tasks)
+
+
+def offered(of: Measured) -> dict[str, Draws]:
+    """The same with, for each item, the nats of the right answer among those offered: −log of its share of their probability."""
+    return {measured: [replace(m, outcomes=tuple(map(_offered, m.outcomes))) for m in of[measured]] for measured in named(of, TASKS)}
+
+
+def _offered(item: Outcome) -> Outcome:
+    nats = item.facts["choices"]
+    return Outcome(item.item, nats[item.facts["gold"]] + math.log(math.fsum(math.exp(-n) for n in nats)))
+
+
+def accuracies(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+    """The share of right answers on each task, in per cent, mean of the draws, and what guessing gets."""
+    (dense,) = found["none", "0.0", ""].values()
+    rows = {"dense": dense} | {f"`{SHORT.get(name, name)}`": found[HEADLINE][name] for name in (BASELINE, *SHOWN) if name in found[HEADLINE]}
+    yield f"| | {' | '.join(TASKS)} |"
+    yield f"| --- |{' ---: |' * len(TASKS)}"
+    for name, of in rows.items():
+        right = [statistics.mean(accuracy(m).value for m in measured) for measured in map(of.get, named(of, TASKS)) if measured]
+        yield f"| {name} | {' | '.join(f'{100 * share:.1f}' for share in right)} |"
+    chance = [accuracy(dense[measured][0]).chance or 0.0 for measured in named(dense, TASKS)]
+    yield f"| guessing | {' | '.join(f'{100 * share:.1f}' for share in chance)} |"
+
+
+def accuracy(measured: Measurement) -> Score:
+    """The plain accuracy beside a loss."""
+    return next(score for score in measured.beside if score.metric == "acc")
 
 
 def contrasts() -> str:
-    """The primary contrasts, as the report tells them."""
-    return next(part for part in re.split(r"\n\s*\n", str(report(STORE))) if part.startswith("| contrast"))
+    """The primary contrasts, as the report tells them, by their names: model, method and sparsity are the same for all."""
+    table = next(part for part in re.split(r"\n\s*\n", str(report(STORE))) if part.startswith("| contrast"))
+    return re.sub(r"^\| ([^|]*?) \([^|]* on [^|]*\) \|", r"| \1 |", table, flags=re.MULTILINE)
 
 
 def runs() -> str:
@@ -71,19 +190,45 @@ def runs() -> str:
     measured = sum(map(len, reading.scores.values()))
     hours = {name: spent.get(name, 0.0) / 3600 for name in ("compress", "measure")}
     took = f"{hours['compress']:.1f} hours of pruning and {hours['measure']:.1f} of measuring"
-    return f"{len(reading.records)} runs with {measured:,} measurements: {took}, of one thread each."
+    return f"{len(reading.records)} of {len(reading.cells)} runs with {measured:,} measurements: {took}, of one thread each."
 
 
-def _source(measured: str) -> str:
-    return re.split(r"[ :(]", measured)[0]
+def form(name: str) -> str:
+    """`icl` of `gsm8k:icl`; nothing of a corpus or a control."""
+    return "" if "(" in name else name.partition(":")[2]
 
 
-def _only(of: Mapping[str, Draws], names: list[str]) -> dict[str, Draws]:
-    return {name: of[name] for name in names}
-
-
-def _count(of: Mapping[str, Draws]) -> int:
+def count(of: Measured) -> int:
+    """How many draws."""
     return len(next(iter(of.values())))
+
+
+def picture() -> Plot:
+    """How much worse than C4 each set of `sets` is, a panel for each kind."""
+    with Store(STORE, create=False) as store:
+        found = groups(store)[HEADLINE]
+    usual = found[BASELINE]
+    here = {name: of for name, of in found.items() if form(name) in ("", "icl") and count(of) > 1}
+    order = sorted(here, key=lambda name: worse(here[name], usual, TASKS).value)
+    looks = len(order) - 1
+    panels: dict[str, Panel] = {}
+    for kind, names in COLUMNS.items():
+        points: dict[int, Point] = {}
+        for row, name in enumerate(order):
+            e = worse(here[name], usual, names)
+            family = "control" if name in CONTROLS else family_of(name)
+            points[row] = Point(e.value, e.interval(looks=looks), family, not e.apart(looks=looks)) if name != BASELINE else Point(0.0, None, family)
+        panels[kind] = Panel(kind, points)
+    axes = (("nine tasks", "inference"), ("arithmetic", "commonsense"), ("text",))
+    about = "← better · worse than c4 →, nats/token"
+    shared = tuple(Group(tuple(panels[kind] for kind in kinds), "" if i else about, BASELINE, "" if i else NOTE) for i, kinds in enumerate(axes))
+    styles = {k: s for k, s in FAMILIES.items() if k in {p.kind for panel in panels.values() for p in panel.points.values()}}
+    drawn = Panels(tuple(Row(SHORT.get(name, name)) for name in order), shared, styles)
+    title = "How much worse than C4: SmolLM2-135M-Instruct, Wanda at 60 % sparsity"
+    return plotted(("findings",), title, f"{title}. The numbers are those of the table.", drawn.chart, drawn.data)
+
+
+NOTE = "hollow: can't be told apart from c4 (95 %, jointly over the sets)"
 
 
 def put(page: str, made: Mapping[str, str]) -> str:
@@ -99,4 +244,9 @@ if __name__ == "__main__":
     made = tables()
     if "--write" in sys.argv[1:]:
         PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
+        for name, form_of in (("report.md", "markdown"), ("report.json", "json")):
+            (STORE / name).write_text(report(STORE).text(form_of), encoding="utf-8")
+        for name, dark in (("findings", False), ("findings-dark", True)):
+            (at,) = (path for path in write([picture()], HERE / "drawn", dark) if path.suffix == ".png")
+            at.replace(PAGE.parent / f"images/{name}.png")
     print("\n\n".join(made.values()))

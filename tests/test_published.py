@@ -1,10 +1,13 @@
 """Numbers that the README shows come from the records that are kept beside it."""
 
 import json
+import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
+from studies import findings
 
 from calibrant.compare import CONTROLS, contrast
 from calibrant.demo import STUDY
@@ -89,6 +92,42 @@ def test_the_log_says_what_the_records_of_the_packings_say():
             assert all(len(kept) == 3 for kept in found.values())
             told = [f"{contrast({n: found[n]}, {n: dense[n]}):+.3f}" for n in dense]
             assert f"| {source}:{names[name]} | {' | '.join(told)} |" in log
+
+
+def test_the_findings_say_what_the_records_say():
+    page = (PROJECT / "docs/findings.md").read_text()
+    made = findings.tables()
+    assert findings.put(page, made) == page, "python -m studies.findings --write"
+    tables = "\n".join(made.values())
+    prose = "\n".join(line for line in page.splitlines() if not line.startswith("|"))
+    for told in re.findall(r"\d\.\d{3}", prose):
+        assert told in tables, f"{told} stands in no table"
+
+
+def test_the_report_of_the_study_is_what_its_records_give():
+    about = report(findings.STORE)
+    assert about.text("markdown") == (findings.STORE / "report.md").read_text()
+    kept = json.loads((findings.STORE / "report.json").read_text())
+    assert close(json.loads(about.text("json")), kept), "calibrant report studies/smollm2 --json"
+
+
+def close(a: Any, b: Any) -> bool:
+    """Equal but for the last digits of numbers, which another processor adds in another order."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(close(a[name], b[name]) for name in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(close, a, b))
+    return a == pytest.approx(b, rel=1e-9, abs=1e-12) if isinstance(a, float) else a == b
+
+
+def test_the_study_is_the_one_of_its_file():
+    study = read_study(PROJECT / "studies/smollm2.yaml")
+    assert read_study(findings.STORE / "study.yaml") == study
+    with Store(findings.STORE, create=False) as store:
+        assert store.study() == study.for_reading()
+        assert [c.labels for c in store.cells()] == [(of.model, of.data, of.method, of.target, of.seed, of.propagate) for of in study.labels()]
+    size = sum(p.stat().st_size for p in findings.STORE.rglob("*") if p.is_file() and "statistics" not in p.relative_to(findings.STORE).parts)
+    assert size < 40e6
 
 
 def test_the_page_about_the_dense_model_is_made_of_its_records():
