@@ -37,6 +37,7 @@ MEASURED = len(TASKS) + len(KINDS["text"])
 
 BASELINE = "c4"
 HEADLINE = ("wanda", "0.6", "dense")
+SPARSEGPT = ("sparsegpt", "0.6", "arrival")
 LONG = "redpajama(subsets=['common_crawl', 'github', 'wikipedia', 'arxiv', 'stackexchange', 'book'])"
 SHORT = {LONG: "redpajama without its C4"}
 FORMATS = ("zero", "single", "cot")
@@ -72,13 +73,21 @@ def found_by_chance(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]
     """What differences the headline can show: two sets of three draws, on each kind of what was measured."""
     usual = found[HEADLINE][BASELINE]
     others = [of for name, of in found[HEADLINE].items() if name not in (BASELINE, *CONTROLS)]
-    yield "| measured on | found by four such studies in five: median (smallest to largest) | variance that is between draws |"
-    yield "| --- | ---: | ---: |"
+    yield "| measured on | found by 4 such studies in 5: median (least to most) | variance between draws | draws of c4 lie apart | of pile |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
     for kind, names in COLUMNS.items():
         pairs = [worse(of, usual, names) for of in others]
         least = sorted(d for pair in pairs if (d := detectable(pair)) is not None)
         share = statistics.median(pair.draws_share for pair in pairs)
-        yield f"| {kind} | {statistics.median(least):.3f} ({least[0]:.3f} to {least[-1]:.3f}) | {share:.0%} |"
+        spans = " | ".join(f"{span(found[HEADLINE][name], names):.3f}" for name in (BASELINE, "pile"))
+        yield f"| {kind} | {statistics.median(least):.3f} ({least[0]:.3f} to {least[-1]:.3f}) | {share:.0%} | {spans} |"
+
+
+def span(of: Measured, names: Iterable[str]) -> float:
+    """How far the best and the worst draw of a set lie apart."""
+    draws_of = zip(*(of[measured] for measured in named(of, names)), strict=True)
+    means = [statistics.mean(m.score.value for m in draw) for draw in draws_of]
+    return max(means) - min(means)
 
 
 def sets(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
@@ -146,7 +155,7 @@ def choices(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
     """The table of `sets` for the tasks, had the model to choose among the answers that are offered: what is lost on their words is no loss."""
     tasks = {kind: names for kind, names in COLUMNS.items() if kind != "text"}
     only = {key: {name: offered(of) for name, of in here.items() if form(name) in ("", "icl")} for key, here in found.items()}
-    yield from compared({"": only[HEADLINE]}, only, "calibrated on", tasks)
+    yield from compared({"": only[HEADLINE], "sparsegpt": only[SPARSEGPT]}, only, "calibrated on", tasks)
 
 
 def offered(of: Measured) -> dict[str, Draws]:

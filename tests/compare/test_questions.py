@@ -74,6 +74,11 @@ def test_arithmetic_is_compared_with_all_corpora_together(tmp_path: Path):
     assert asked(tmp_path / "b", {"c4": draws(3.2, 2.2), "gsm8k:cot": draws(3.6, 2.6)})["arithmetic"].answer == "no"
 
 
+def test_sets_that_are_taken_together_are_named_or_counted(tmp_path: Path):
+    losses = {name: draws(3.4, 2.4) for name in ("gsm8k:icl", "svamp:icl", "mawps:icl", "gsm8k:cot", "c4")}
+    assert [e.label for e in asked(tmp_path, losses)["arithmetic"].evidence] == ["4 arithmetic sets against c4"]
+
+
 def test_own_data_is_looked_for_by_source(tmp_path: Path):
     losses = {"wikitext": draws(3.2, 2.8), "gsm8k:icl": draws(3.5, 2.6), "gsm8k:cot": draws(3.5, 2.2), "random_tokens": draws(9, 9)}
     question = asked(tmp_path, losses)["own"]

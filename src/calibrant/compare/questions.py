@@ -127,10 +127,17 @@ def _arithmetic(fields: Sequence[Field]) -> Question:
         problems = tuple(s for s in field.sets if family_of(s) == "arithmetic")
         corpora = tuple(s for s in field.sets if family_of(s) in ("corpus", "code"))
         if problems and corpora:
-            sides.append(_Side(field, problems, corpora, field.averaged, f"{listed(problems)} against {listed(corpora)}"))
+            sides.append(
+                _Side(field, problems, corpora, field.averaged, f"{_pooled(problems, 'arithmetic sets')} against {_pooled(corpora, 'corpora')}")
+            )
     if not sides:
         return Question("arithmetic", asks, "not asked", "It takes an arithmetic set and a corpus in one study.")
     return _answered("arithmetic", asks, _judged(sides), "Arithmetic", "corpora")
+
+
+def _pooled(names: Sequence[str], what: str) -> str:
+    """Three sets are named, more are counted."""
+    return listed(names) if len(names) <= 3 else f"{len(names)} {what}"
 
 
 def _own(fields: Sequence[Field]) -> Question:
