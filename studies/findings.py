@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from calibrant.compare import CONTROLS, Draws, Estimate, contrast, draws, family_of, source_name
 from calibrant.compare.power import detectable
@@ -255,7 +256,8 @@ if __name__ == "__main__":
         PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
         for name, form_of in (("report.md", "markdown"), ("report.json", "json")):
             (STORE / name).write_text(report(STORE).text(form_of), encoding="utf-8")
-        for name, dark in (("findings", False), ("findings-dark", True)):
-            (at,) = (path for path in write([picture()], HERE / "drawn", dark) if path.suffix == ".png")
-            at.replace(PAGE.parent / f"images/{name}.png")
+        with TemporaryDirectory() as folder:
+            for name, dark in (("findings", False), ("findings-dark", True)):
+                (drawn,) = (path for path in write([picture()], Path(folder), dark) if path.suffix == ".png")
+                (PAGE.parent / f"images/{name}.png").write_bytes(drawn.read_bytes())
     print("\n\n".join(made.values()))

@@ -69,7 +69,7 @@ def test_the_ranking_is_believable():
     assert min(means.values()) > 0, "pruning never helps here"
 
 
-@pytest.mark.parametrize("name", ["demo.png", "demo-dark.png"])
+@pytest.mark.parametrize("name", ["demo.png", "demo-dark.png", "findings.png", "findings-dark.png"])
 def test_the_picture_is_there(name: str):
     assert (PROJECT / "docs/images" / name).read_bytes().startswith(b"\x89PNG")
     assert f"docs/images/{name}" in (PROJECT / "README.md").read_text()
@@ -101,6 +101,10 @@ def test_the_findings_say_what_the_records_say():
     tables = "\n".join(made.values())
     prose = "\n".join(line for line in page.splitlines() if not line.startswith("|"))
     for told in re.findall(r"\d\.\d{3}", prose):
+        assert told in tables, f"{told} stands in no table"
+    headline = (PROJECT / "README.md").read_text().partition("## What it found")[2].partition("## ")[0]
+    assert made["runs"].partition(" with")[0] in " ".join(headline.split())
+    for told in re.findall(r"\d\.\d{3}", headline):
         assert told in tables, f"{told} stands in no table"
 
 
