@@ -171,7 +171,9 @@ def write_items(path: Path, outcomes: Sequence[Outcome]) -> None:
 
 def _leaf(column: Any) -> tuple[str, Any]:
     """What Parquet calls the innermost values of a column, and their type."""
+    import pyarrow as pa
+
     path, kind = column.name, column.type
-    while hasattr(kind, "value_type"):
+    while pa.types.is_list(kind):
         path, kind = f"{path}.list.element", kind.value_type
     return path, kind
