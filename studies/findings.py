@@ -66,7 +66,7 @@ def tables() -> dict[str, str]:
     with Store(STORE, create=False) as store:
         found = groups(store)
     made = {"detectable": found_by_chance(found), "sets": sets(found), "choices": choices(found), "accuracies": accuracies(found)}
-    made |= {"formats": formats(found), "methods": methods(found)}
+    made |= {"formats": formats(found), "words": words(found), "methods": methods(found)}
     return {name: "\n".join(lines) for name, lines in made.items()} | {"contrasts": contrasts(), "runs": runs()}
 
 
@@ -108,6 +108,19 @@ def formats(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
     yield f"| --- |{' ---: |' * (len(COLUMNS) + 1)}"
     for name, of, icl in sorted(pairs, key=lambda pair: (FORMATS.index(form(pair[0])), TASKS.index(source_name(pair[0])))):
         yield told(f"`{name}`", [worse(of, icl, names) for names in ((source_name(name),), *COLUMNS.values())], len(pairs))
+
+
+def words(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+    """The formats' difference from `icl` over the nine tasks, mean over the sources that have both: of the loss, and among the offered answers."""
+    here = found[HEADLINE]
+    yield "| against `icl`, mean over sources | sources | loss of the right answer | among the answers offered |"
+    yield "| --- | ---: | ---: | ---: |"
+    for name in FORMATS:
+        pairs = [(here[f"{source}:{name}"], here[f"{source}:icl"]) for source in TASKS if f"{source}:{name}" in here]
+        if pairs:
+            plain = statistics.mean(worse(a, b, TASKS).value for a, b in pairs)
+            among = statistics.mean(worse(offered(a), offered(b), TASKS).value for a, b in pairs)
+            yield f"| `{name}` | {len(pairs)} | {plain:+.3f} | {among:+.3f} |"
 
 
 def methods(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
