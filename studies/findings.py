@@ -65,12 +65,12 @@ def tables() -> dict[str, str]:
     """Each table in Markdown, by the name that the page marks its place with."""
     with Store(STORE, create=False) as store:
         found = groups(store)
-    made = {"detectable": found_by_chance(found), "sets": sets(found), "choices": choices(found), "accuracies": accuracies(found)}
+    made = {"detectable": detectable_differences(found), "sets": sets(found), "choices": choices(found), "accuracies": accuracies(found)}
     made |= {"formats": formats(found), "words": words(found), "methods": methods(found)}
     return {name: "\n".join(lines) for name, lines in made.items()} | {"contrasts": contrasts(), "runs": runs()}
 
 
-def found_by_chance(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+def detectable_differences(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
     """What differences the headline can show: two sets of three draws, on each kind of what was measured."""
     usual = found[HEADLINE][BASELINE]
     others = [of for name, of in found[HEADLINE].items() if name not in (BASELINE, *CONTROLS)]

@@ -33,6 +33,7 @@ SHARED = {
     "length": 512,
     "dtype": "bfloat16",
     "masks": False,
+    "quotes": False,
 }
 STUDIES = {
     "long": Study(data=[LONG], tokens=8192, **SHARED),
