@@ -23,7 +23,7 @@ def facts() -> dict[str, Any]:
 
     able = torch.cpu.get_capabilities()
     return {
-        "processor": _processor(),
+        "processor": costs.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "instructions": [name for name in INSTRUCTIONS if able.get(name)],
@@ -31,14 +31,6 @@ def facts() -> dict[str, Any]:
         "system": platform.system(),
         "torch": torch.__version__,
     }
-
-
-def _processor() -> str:
-    """The name that Linux knows it by, else what Python says."""
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def told(machine: Mapping[str, Any]) -> str:

@@ -1,12 +1,16 @@
 """What studies share whose arms differ in more than one study can ask, such as the number of tokens: each arm has a store of its own."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from calibrant import Study
-from calibrant.compare import Draws, contrast, draws
+from calibrant.compare import Draws, Estimate, contrast, draws
 from calibrant.store import Store
+
+Measured = Mapping[str, Draws]
+"""What the draws of one set gave, by what was measured."""
 
 
 def run(studies: Mapping[str, Study], here: Path, tables: Callable[[], Iterable[str]]) -> None:
@@ -17,12 +21,29 @@ def run(studies: Mapping[str, Study], here: Path, tables: Callable[[], Iterable[
     print("\n\n".join(tables()))
 
 
-def arm(folder: Path, **labels: str) -> dict[str, Draws]:
+def arm(folder: Path, **labels: str) -> Measured:
     """What the draws with these labels gave in one of the stores, by what was measured."""
     with Store(folder, create=False) as store:
         return draws(store, **labels)
 
 
-def row(head: str, a: dict[str, Draws], b: dict[str, Draws], names: Iterable[str]) -> str:
-    """A row of Markdown: how much worse `a` is than `b` on each measured set."""
-    return f"| {head} | {' | '.join(f'{contrast({n: a[n]}, {n: b[n]}):+.3f}' for n in names)} |"
+def worse(a: Measured, b: Measured, names: Iterable[str]) -> Estimate:
+    """How much worse `a` did than `b` on average over what has one of the names."""
+    chosen = named(a, names)
+    return contrast({m: a[m] for m in chosen}, {m: b[m] for m in chosen})
+
+
+def named(of: Measured, names: Iterable[str]) -> list[str]:
+    """What was measured on each of `names`, in their order."""
+    by_source = {re.split(r"[ :(]", measured)[0]: measured for measured in of}
+    return [by_source[name] for name in names]
+
+
+def row(head: str, a: Measured, b: Measured, names: Iterable[str], looks: int) -> str:
+    """A row of Markdown: how much worse `a` is than `b` on each measured set; `looks` as in `told`."""
+    return told(head, [contrast({n: a[n]}, {n: b[n]}) for n in names], looks)
+
+
+def told(head: str, estimates: Iterable[Estimate], looks: int) -> str:
+    """A row of Markdown, bold where an interval over items and draws leaves out zero at 95 %, jointly over `looks`, the rows of its table."""
+    return f"| {head} | {' | '.join(f'**{e:+.3f}**' if e.over_draws and e.apart(looks=looks) else f'{e:+.3f}' for e in estimates)} |"

@@ -13,7 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from calibrant.compare import CONTROLS, Draws, Estimate, contrast, draws, family_of, source_name
+from studies.ablations import run as ablations
+from studies.arms import Measured, named, told, worse
+from studies.packing import run as packing
+
+from calibrant.compare import CONTROLS, Draws, draws, family_of, source_name
 from calibrant.compare.power import detectable
 from calibrant.report import report
 from calibrant.report.plots import Plot, write
@@ -45,8 +49,6 @@ FORMATS = ("zero", "single", "cot")
 SHOWN = ("pile", "gsm8k:icl", "esnli:icl", "commonsense_qa:icl", "random_tokens")
 """Sets whose accuracies are shown beside those of C4."""
 
-Measured = Mapping[str, Draws]
-"""What the draws of one set gave, by what was measured."""
 Sets = Mapping[str, Measured]
 
 
@@ -67,7 +69,8 @@ def tables() -> dict[str, str]:
         found = groups(store)
     made = {"detectable": detectable_differences(found), "sets": sets(found), "choices": choices(found), "accuracies": accuracies(found)}
     made |= {"formats": formats(found), "words": words(found), "methods": methods(found)}
-    return {name: "\n".join(lines) for name, lines in made.items()} | {"contrasts": contrasts(), "runs": runs()}
+    whole = {"amounts": "\n\n".join(ablations.tables()), "packing": "\n\n".join(packing.steps()), "contrasts": contrasts(), "runs": runs()}
+    return {name: "\n".join(lines) for name, lines in made.items()} | whole
 
 
 def detectable_differences(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
@@ -146,23 +149,6 @@ def compared(
         others = {name: [worse(of, usual, names) for names in columns.values()] for name, of in here.items() if usual and name != BASELINE}
         for name in sorted(others, key=lambda name: others[name][0].value):
             yield told(f"{lead}`{SHORT.get(name, name)}` | {count(here[name])}", others[name], len(others))
-
-
-def told(head: str, row: Iterable[Estimate], looks: int) -> str:
-    """A row of a table, bold where the joint interval, over items and draws, leaves out zero."""
-    return f"| {head} | {' | '.join(f'**{e:+.3f}**' if e.over_draws and e.apart(looks=looks) else f'{e:+.3f}' for e in row)} |"
-
-
-def worse(a: Measured, b: Measured, names: Iterable[str]) -> Estimate:
-    """How much worse `a` did than `b` on average over what has one of the names."""
-    chosen = named(a, names)
-    return contrast({m: a[m] for m in chosen}, {m: b[m] for m in chosen})
-
-
-def named(of: Measured, names: Iterable[str]) -> list[str]:
-    """What was measured on each of `names`, in their order."""
-    by_source = {re.split(r"[ :(]", measured)[0]: measured for measured in of}
-    return [by_source[name] for name in names]
 
 
 def choices(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:

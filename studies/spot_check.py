@@ -2,6 +2,8 @@
 
     CALIBRANT_DATA=… python -m studies.spot_check studies/smollm2.yaml studies/smollm2 AGAIN [--runs 10] [--seed 0]
 
+Chooses among the runs whose record says that they were computed on a processor like this one: in bfloat16 another rounds otherwise.
+
 Prints Markdown, a line a run: the largest difference of a measured value from the one on record, and the share of sampled mask bits that are equal.
 Ends with 1 where a loss differs by more than 0.001 or fewer than 99.9 % of bits are equal. What is computed goes into the store AGAIN, which must
 be a folder of its own; killed and run again, it goes on.
@@ -16,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from calibrant import costs
 from calibrant.store import Cell, Store
+from calibrant.store.reading import provenance_of
 from calibrant.study import Study, read_study
 
 LOSS, BITS = 1e-3, 0.999
@@ -41,10 +45,16 @@ class Again:
 
 
 def chosen(kept: Store, runs: int, seed: int) -> list[Cell]:
-    """Finished runs that looked at data, by chance."""
-    recorded = [c for c in kept.cells() if c.data and kept.record(c.run, whole=False)]
+    """Finished runs that looked at data, on a processor like this one, by chance."""
+    here = costs.processor()
+    recorded = [c for c in kept.cells() if c.data and kept.record(c.run, whole=False) and processor(kept, c.run) == here]
     finished = [c for c in recorded if set(c.measures.values()) <= kept.scores(c.run).keys()]
     return random.Random(seed).sample(finished, min(runs, len(finished)))
+
+
+def processor(store: Store, run: str) -> str:
+    """What a run was computed on; nothing where its record doesn't say."""
+    return str(provenance_of(store.run_folder(run)).get("processor", ""))
 
 
 def narrowed(study: Study, cells: list[Cell]) -> Study:

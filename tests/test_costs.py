@@ -1,5 +1,6 @@
 """What a job cost, beside the floor."""
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from calibrant.clock import Clock
 from calibrant.compress import prune
-from calibrant.costs import Costs, operations, peak
+from calibrant.costs import Costs, operations, peak, processor
 from calibrant.data import CalibrationSet
 from calibrant.models import view
 from calibrant.testing import tiny_folder, tiny_model
@@ -42,3 +43,12 @@ def test_prune_says_what_it_cost_when_asked(tmp_path: Path, monkeypatch: pytest.
     assert sum(told.parts.values()) == pytest.approx(told.phases["compress"])
     assert told.tokens == 32
     assert prune(model, data).costs is None
+
+
+def test_the_processor_has_a_name_and_what_rounds_bfloat16(monkeypatch: pytest.MonkeyPatch):
+    told = "processor : 0\nmodel name : A Chip @ 2 GHz\nflags : avx2 amx_bf16 avx512_bf16\n\nprocessor : 1\nmodel name : A Chip\nflags : avx2\n"
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    monkeypatch.setattr(Path, "read_text", lambda path: told)
+    assert processor() == "A Chip @ 2 GHz with avx512_bf16 and amx_bf16"
+    monkeypatch.setattr(Path, "is_file", lambda path: False)
+    assert processor() == (platform.processor() or platform.machine())

@@ -6,6 +6,7 @@ from typing import Any
 
 from studies.spot_check import again, chosen, narrowed
 
+from calibrant import costs
 from calibrant.store import Store
 from calibrant.study import Study
 
@@ -16,9 +17,12 @@ def bits(text: str) -> dict[str, Any]:
     return {label: [{"name": "a", "bits": text * 64}] for label in DRAWN if label != "dense"}
 
 
-def kept(folder: Path, shift: float = 0.0, text: str = "f") -> Store:
+HERE = dict.fromkeys(DRAWN, costs.processor())
+
+
+def kept(folder: Path, shift: float = 0.0, text: str = "f", processors: dict[str, str] = HERE) -> Store:
     losses = {label: [[value + shift * (label == "c4") for value in draw] for draw in drawn] for label, drawn in DRAWN.items()}
-    return store_of(folder, losses, weights=bits(text))
+    return store_of(folder, losses, weights=bits(text), processors=processors)
 
 
 def test_the_same_numbers_hold(tmp_path: Path):
@@ -37,6 +41,12 @@ def test_a_loss_or_a_mask_that_moved_does_not(tmp_path: Path):
     assert {found.cell.data for found in again(one, moved, cells) if not found.same} == {"c4"}
     assert [round(found.bits, 2) for found in again(one, masked, cells)] == [0.75] * 9
     assert not any(found.same for found in again(one, masked, cells))
+
+
+def test_what_was_computed_on_another_processor_is_not_chosen(tmp_path: Path):
+    cells = chosen(kept(tmp_path, processors=HERE | {"c4": "an abacus"}), 100, seed=0)
+    assert len(cells) == 6
+    assert "c4" not in {c.data for c in cells}
 
 
 def test_what_is_computed_again_is_those_runs_alone(tmp_path: Path):

@@ -19,6 +19,8 @@ from calibrant.models import ModelView, Opened
 
 ROWS: Final = 4096
 """Rows of a product that is timed: enough to fill the cores."""
+_ROUNDING: Final = ("avx512_bf16", "amx_bf16")
+"""Instructions that add up products of bfloat16 in an order of their own."""
 
 Shape = tuple[int, int]
 
@@ -78,10 +80,21 @@ def provenance(opened: Opened, clock: Clock, note: str = "") -> dict[str, Any]:
         "peak_memory_bytes": peak_memory(),
         "versions": {name: version(name) for name in ("calibrant", "torch", "transformers")} | {"python": platform.python_version()},
         "device": str(opened.model.device),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "model_note": opened.note,
         "note": note,
     }
+
+
+def processor() -> str:
+    """The name that Linux knows the processor by, else what Python says, with what it has for bfloat16: two that differ here may round otherwise."""
+    about = Path("/proc/cpuinfo")
+    lines = [line.partition(":") for line in about.read_text().splitlines()] if about.is_file() else []
+    known = {name.strip(): value.strip() for name, _, value in reversed(lines)}
+    name = known.get("model name") or platform.processor() or platform.machine()
+    able = " and ".join(one for one in _ROUNDING if one in known.get("flags", "").split())
+    return f"{name} with {able}" if able else name
 
 
 def peak_memory() -> int:

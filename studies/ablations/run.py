@@ -14,7 +14,7 @@ Pads, and equal samples against equal tokens, are in `studies/packing`. Killed a
 from collections.abc import Iterator
 from pathlib import Path
 
-from studies.arms import arm, row, run
+from studies.arms import arm, run, told, worse
 
 from calibrant import Study
 from calibrant.study import read_study
@@ -59,17 +59,22 @@ ARMS = {
 """For each set where each arm is, and what it is called there; the first is what the others are held against."""
 
 
+COLUMNS = {task: (task,) for task in TASKS} | {"text": ("c4", "pile", "redpajama", "wikipedia")}
 HEADLINE = {"method": "wanda", "target": "0.6", "propagate": "dense"}
 
 
 def tables() -> Iterator[str]:
-    """For each set, Markdown: how much worse each arm is than the first, in nats a token of text and of right answers."""
+    """In Markdown, how much worse each arm is than the first of its set, in nats a token of right answers and of text; bold as in `told`."""
+    yield "\n".join([f"| calibrated on | {' | '.join(COLUMNS)} |", f"| --- |{' ---: |' * len(COLUMNS)}", *rows()])
+
+
+def rows() -> Iterator[str]:
+    """The arms of each set but its first."""
+    looks = sum(len(arms) - 1 for arms in ARMS.values())
     for data, arms in ARMS.items():
-        found = {name: arm(folder, data=of, **HEADLINE) for name, (folder, of) in arms.items()}
-        usual = next(iter(found.values()))
-        names = list(arm(HERE / "long", data=LONG, **HEADLINE))
-        rows = [row(name, of, usual, names) for name, of in found.items() if of is not usual]
-        yield "\n".join([f"| `{data}` | {' | '.join(names)} |", f"| --- |{' ---: |' * len(names)}", *rows])
+        usual, *others = [arm(folder, data=of, **HEADLINE) for folder, of in arms.values()]
+        for name, of in zip(list(arms)[1:], others, strict=True):
+            yield told(f"`{data}`, {name}", [worse(of, usual, names) for names in COLUMNS.values()], looks)
 
 
 if __name__ == "__main__":

@@ -46,11 +46,13 @@ def store_of(
     noise: float = 0.01,
     weights: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     profiles: Mapping[str, Mapping[str, Any]] | None = None,
+    processors: Mapping[str, str] | None = None,
 ) -> Store:
     """A store whose labels ("dense", "magnitude" or a set) have, a draw each, one loss per measured set.
 
     `missing` are measurements (`c4/docs`) that aren't there; `overlap` what the later draws of a set share with earlier ones.
     `weights` are what the records of a label, or of one of its draws (`c4/1`), say of their matrices, `profiles` what is kept beside them.
+    `processors` are what the runs of a label were computed on.
     """
     store, rng, cells = Store(folder), np.random.default_rng(5), []
     lengths = {m: rng.integers(100, 300, 12).astype(float) for m in measures}
@@ -64,7 +66,8 @@ def store_of(
             kept = (profiles or {}).get(f"{label}/{seed}", (profiles or {}).get(label))
             facts = {"overlap": (overlap or {}).get(label, 0.0) if seed else 0.0, "tokens": 4096 + seed}
             files = {} if kept is None else {PROFILE: json.dumps(kept).encode()}
-            store.add_record(Record(run, 0.5, tuple(matrices), data_facts=facts), files)
+            about = {"processor": processors[label]} if processors else {}
+            store.add_record(Record(run, 0.5, tuple(matrices), data_facts=facts, provenance=about), files)
             ids = {}
             for m, value in zip(measures, values, strict=True):
                 text = f"loss(source={m!r})"

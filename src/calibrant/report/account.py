@@ -97,6 +97,7 @@ def _machine(records: Sequence[Record]) -> dict[str, str]:
     peak = max((int(p.get("peak_memory_bytes", 0)) for p in provenance), default=0)
     return {
         "device": _joined(str(p.get("device", "")) for p in provenance),
+        "processor": _joined(str(p.get("processor", "not recorded")) for p in provenance),
         "threads": _joined(str(p.get("threads", "")) for p in provenance),
         "peak memory": f"{peak / 1e9:.2f} GB" if peak else "",
         "versions": ", ".join(f"{name} {v}" for name, v in versions.items()),
