@@ -1,9 +1,11 @@
 """The tables and the picture of docs/findings.md, made of the records: python -m studies.findings [--write]
 
 Without `--write` the tables are printed; with it they are put between the page's marks, what `calibrant report` tells goes into
-smollm2/report.md and smollm2/report.json beside the records, and the picture is drawn.
+smollm2/report.md and smollm2/report.json beside the records, and the picture is drawn; smollm2/picture.json has its numbers.
 """
 
+import hashlib
+import json
 import math
 import re
 import statistics
@@ -29,6 +31,9 @@ from calibrant.store import Measurement, Outcome, Score, Store
 HERE = Path(__file__).parent
 STORE = HERE / "smollm2"
 PAGE = HERE.parent / "docs/findings.md"
+IMAGES = PAGE.parent / "images"
+PICTURE = STORE / "picture.json"
+"""What the picture shows, and the hashes of its files: a drawing's bytes are other ones wherever fonts are."""
 KINDS = {
     "arithmetic": ("gsm8k", "svamp", "mawps"),
     "inference": ("esnli", "anli_r1", "anli_r3"),
@@ -249,14 +254,22 @@ def put(page: str, made: Mapping[str, str]) -> str:
     return page
 
 
+def write_page(made: Mapping[str, str]) -> None:
+    """The page's tables, the report beside the records, and the picture, light and dark, with what it shows and the hashes of its files."""
+    PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
+    for name, form_of in (("report.md", "markdown"), ("report.json", "json")):
+        (STORE / name).write_text(report(STORE).text(form_of), encoding="utf-8")
+    drawn, files = picture(), dict[str, str]()
+    with TemporaryDirectory() as folder:
+        for name, dark in (("findings.png", False), ("findings-dark.png", True)):
+            (made_of_it,) = (path for path in write([drawn], Path(folder), dark) if path.suffix == ".png")
+            IMAGES.joinpath(name).write_bytes(made_of_it.read_bytes())
+            files[name] = hashlib.sha256(made_of_it.read_bytes()).hexdigest()
+    PICTURE.write_text(json.dumps({"files": files, "shown": drawn.spec["datasets"]}, indent=1), encoding="utf-8")
+
+
 if __name__ == "__main__":
     made = tables()
     if "--write" in sys.argv[1:]:
-        PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
-        for name, form_of in (("report.md", "markdown"), ("report.json", "json")):
-            (STORE / name).write_text(report(STORE).text(form_of), encoding="utf-8")
-        with TemporaryDirectory() as folder:
-            for name, dark in (("findings", False), ("findings-dark", True)):
-                (drawn,) = (path for path in write([picture()], Path(folder), dark) if path.suffix == ".png")
-                (PAGE.parent / f"images/{name}.png").write_bytes(drawn.read_bytes())
+        write_page(made)
     print("\n\n".join(made.values()))

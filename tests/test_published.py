@@ -1,5 +1,6 @@
 """Numbers that the README shows come from the records that are kept beside it."""
 
+import hashlib
 import json
 import re
 import runpy
@@ -113,6 +114,13 @@ def test_the_report_of_the_study_is_what_its_records_give():
     assert about.text("markdown") == (findings.STORE / "report.md").read_text()
     kept = json.loads((findings.STORE / "report.json").read_text())
     assert close(json.loads(about.text("json")), kept), "calibrant report studies/smollm2 --json"
+
+
+def test_the_picture_of_the_findings_shows_what_the_records_say():
+    kept = json.loads(findings.PICTURE.read_text())
+    assert close(findings.picture().spec["datasets"], kept["shown"]), "python -m studies.findings --write"
+    assert {name: hashlib.sha256((findings.IMAGES / name).read_bytes()).hexdigest() for name in kept["files"]} == kept["files"]
+    assert len(kept["files"]) == 2
 
 
 def close(a: Any, b: Any) -> bool:

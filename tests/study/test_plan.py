@@ -59,6 +59,13 @@ def test_counts_without_opening_anything(model: str, tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_group_is_planned_alone(model: str, tmp_path: Path):
+    study = asked(model, groups={"first": {"method": "wanda", "sparsity": 0.5, "seeds": [0]}, "later": {"method": "sparsegpt"}})
+    found = plan(study, tmp_path / "out", probed=False, groups=["first"])
+    assert (found.runs.asked, found.draws, found.targets, [m[0] for m in found.methods]) == (1 + 2, (0,), ("0.5",), ["wanda"])
+    assert plan(study, tmp_path / "out", probed=False).runs.asked == 1 + 2 + 8
+
+
 def test_a_whole_plan_of_a_model_that_is_here(model: str, tmp_path: Path):
     found = plan(asked(model), tmp_path / "out")
     (told,) = found.models

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from calibrant.durable import read_json
-from calibrant.errors import CalibrantError, DataError, ModelError, OutputError
+from calibrant.errors import CalibrantError, DataError, ModelError, OutputError, SpecError
 from calibrant.report import report
 from calibrant.store import Store
 from calibrant.study import Study, answering
@@ -179,6 +179,29 @@ def test_adding_a_set_prunes_only_with_it(texts: dict[str, str], tmp_path: Path,
     counted = Counted(monkeypatch)
     asked(texts, data=["random_tokens", "full_stops"]).run(tmp_path)
     assert counted.compressed == ["full_stops"]
+
+
+def test_a_group_is_computed_first_and_the_rest_later_as_if_at_once(texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    groups = {"control": {"data": "random_tokens"}, "own": {"data": texts["prose"], "seeds": [0, 1]}, "none": {"method": "magnitude"}}
+    study = asked(texts, groups=groups, methods=["wanda"])
+    counted = Counted(monkeypatch)
+    study.run(tmp_path / "parts", groups=["control"])
+    assert counted.compressed == ["", "random_tokens"]
+    with Store(tmp_path / "parts", create=False) as store:
+        assert [(of.data, of.seed, of.method) for of in store.cells()] == [(of.data, of.seed, of.method) for of in study.labels()]
+        assert [bool(of.data) for of in store.cells() if store.record(of.run)] == [False, True]
+    study.run(tmp_path / "parts")
+    assert counted.compressed[2:] == ["", texts["prose"], texts["prose"]]
+    study.run(tmp_path / "at_once")
+    assert results(tmp_path / "parts") == results(tmp_path / "at_once")
+
+
+def test_a_group_that_the_study_lacks_is_refused_before_anything_is_written(texts: dict[str, str], tmp_path: Path):
+    with pytest.raises(SpecError, match=r"no group called 'contrl', did you mean 'control'\?; its groups are control, none$"):
+        asked(texts, groups={"control": {"data": "random_tokens"}, "none": {}}).run(tmp_path / "out", groups=["contrl"])
+    with pytest.raises(SpecError, match=r"no group called 'control'; it has none$"):
+        asked(texts).run(tmp_path / "out", groups=["control"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_masks_a_run_is_pruned_again_and_comes_out_the_same(texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

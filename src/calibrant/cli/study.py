@@ -28,6 +28,10 @@ def study(
     workers: Annotated[int, typer.Option(parser=whole, metavar="N", help="Processes that share the work.")] = 1,
     gpus: Annotated[float, typer.Option(metavar="N", help="With ray: GPUs of a worker.")] = 0.0,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what failed before.")] = False,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Now only this group of the study; give it once for each. \\[default: all]", show_default=False),
+    ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
@@ -38,11 +42,11 @@ def study(
     asked = read_study(file)
     if only_plan:
         with progress() as told:
-            planned = plan(asked, out, probed=not quick, progress=told)
+            planned = plan(asked, out, probed=not quick, progress=told, groups=group or ())
         show(planned.to_json(), as_json, screen.planned)
         return
     with progress() as told:
-        finished = asked.run(out, told, engine=engine, workers=workers, retry=retry, address=address, gpus=gpus)
+        finished = asked.run(out, told, engine=engine, workers=workers, retry=retry, address=address, gpus=gpus, groups=group or ())
     show(asdict(finished), as_json, screen.finished)
     if finished.failures:
         raise typer.Exit(1)

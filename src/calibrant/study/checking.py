@@ -97,9 +97,10 @@ def keyed(mistakes: Mistakes, path: Path, given: Any, known: Sequence[str], what
 
 @dataclass
 class Read:
-    """What was read of a study: its grids and cells, its evaluators by their text, and what those who read its results need."""
+    """What was read of a study: its cells, those of each group, its evaluators by their text, and what those who read its results need."""
 
     labels: list[Labels] = field(default_factory=list[Labels])
+    groups: dict[str, set[Labels]] = field(default_factory=dict[str, set[Labels]])
     evaluators: dict[str, Evaluator] = field(default_factory=dict[str, Evaluator])
     baseline: str | None = None
     pools: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
@@ -124,6 +125,8 @@ class Reading:
         whole = union(grids)
         exclude = [self._excluded(path, entry, whole) for path, entry in items(("exclude",), self.asked.get("exclude") or ())]
         self.read.labels = union(grids, [entry for entry in exclude if entry])
+        groups = [name for name, _, _ in self.named("groups")]
+        self.read.groups = {name: set(grid.labels()) for name, grid in zip(groups, grids, strict=False)}  # without groups there is one grid
         if whole and not self.read.labels:
             self.mistakes.add(("exclude",), f"everything is left out: of {len(whole)} runs none remains; narrow an entry")
         return self.read

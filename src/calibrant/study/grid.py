@@ -10,11 +10,12 @@ from typing import Any, Final
 
 from calibrant.compress import Asked
 from calibrant.data import CalibrationSet
-from calibrant.errors import StudyError
+from calibrant.errors import SpecError, StudyError
 from calibrant.evaluators import Evaluator, leaks, refuse
 from calibrant.methods import Method, methods
 from calibrant.notebook import card
 from calibrant.progress import Progress, silent
+from calibrant.registry import did_you_mean
 from calibrant.store import Store
 from calibrant.study import engines
 from calibrant.study.checking import Mistakes, Read, Reading
@@ -103,6 +104,15 @@ class Study:
         """What the cells of the grid are called: the union of the groups, each cell once, without what is excluded, in the order of `questions`."""
         return list(self._read.labels)
 
+    def chosen(self, groups: Sequence[str] = ()) -> frozenset[int]:
+        """Which of `questions` are of one of these groups, by number: all without any. `SpecError` for one that the study doesn't have."""
+        there = self._read.groups
+        for name in groups:
+            if name not in there:
+                known = f"its groups are {', '.join(there)}" if there else "it has none"
+                raise SpecError(f"the study has no group called {name!r}{did_you_mean(name, there)}; {known}", subject=name)
+        return frozenset(at for at, of in enumerate(self._read.labels) if not groups or any(of in there[name] for name in groups))
+
     def questions(self) -> list[Question]:
         """The cells of the grid in the order in which they are answered: model by model, what looks at no data first, then draw by draw."""
 
@@ -139,26 +149,28 @@ class Study:
         retry: bool = False,
         address: str | None = None,
         gpus: float = 0.0,
+        groups: Sequence[str] = (),
     ) -> Finished:
         """Compute what the store in `folder` lacks. Interrupted, it loses at most the step it was at; asked again, it goes on from there.
 
         `engine` is `local` (this machine; `workers` processes share it) or `ray` (`workers` of a cluster at `address`, each with `gpus`). What
-        failed before is asked again only with `retry`.
+        failed before is asked again only with `retry`. With `groups` only theirs is computed: what the store says of its grid is the whole study's.
 
         Raises `OutputError` for a folder that isn't ours or a full disk, and a lone model's own error if it can't be opened. Whatever else
         fails is recorded in the store's `failures/`, and the rest goes on.
         """
         engines.check(engine, workers, address, gpus)
-        job = self.job()
+        job = self.job(groups)
         with Store(folder) as store:
             store.write_text("study.yaml", self.as_yaml())
             return engines.run(engine, Ledger(store, job, retry), progress, workers=workers, address=address, gpus=gpus)
 
-    def job(self) -> Job:
+    def job(self, groups: Sequence[str] = ()) -> Job:
         """What an engine is to do. `DataError` if a calibration set holds rows that are measured."""
+        chosen = self.chosen(groups)
         leaked, reading = self._leaked(), self.for_reading()
         kept = {"masks": self.masks, "quotes": self.quotes, "leaked": leaked, "limit_gb": self.statistics_gb}
-        return Job(tuple(self.questions()), self.evaluators(), self.dtype, self.device, **kept, reading=reading)
+        return Job(tuple(self.questions()), chosen, self.evaluators(), self.dtype, self.device, **kept, reading=reading)
 
     def _leaked(self) -> dict[str, dict[str, int]]:
         found = leaks((q.calibration for q in self.questions() if q.calibration), list(self.evaluators().values()))

@@ -40,7 +40,7 @@ class Ledger:
         return self.failed(self.job.questions[index].provisional)
 
     def lack(self, index: int, resolved: Resolved) -> Lack:
-        """What is to be computed for a question; what is there is entered into the grid."""
+        """What is to be computed for a question: nothing for one that wasn't chosen. What is there is entered into the grid."""
         run_id, wanted = resolved.run.id, resolved.wanted
         self._cells[index] = replace(resolved.question.cell, run=run_id, measures=dict(wanted))
         self.store.clear_failure(resolved.question.provisional)
@@ -50,7 +50,7 @@ class Ledger:
             self.store.journal(run_id, canonical(self.job.evaluators[text])).remove()
         there = {run_id} if recorded else set[str]()
         self._found[index] = len((there | {wanted[text] for text in wanted if text not in lacking}) - self._own)
-        if self.failed(run_id):
+        if index not in self.job.chosen or self.failed(run_id):
             return Lack(recorded=True, measures=())
         return Lack(recorded, [text for text in lacking if not self.failed(wanted[text])])
 

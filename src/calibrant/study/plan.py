@@ -114,31 +114,32 @@ class Plan:
         return {**counted, **asdict(self)}
 
 
-def plan(study: Study, folder: str | Path, *, probed: bool = True, progress: Progress = silent) -> Plan:
-    """What `study` would do with the store in `folder`. Nothing is written, and nothing is downloaded.
+def plan(study: Study, folder: str | Path, *, probed: bool = True, progress: Progress = silent, groups: Sequence[str] = ()) -> Plan:
+    """What `study`, or some of its `groups`, would do with the store in `folder`. Nothing is written, and nothing is downloaded.
 
     With `probed`, each model that is on this machine is opened and the pieces of the work are timed on it, and the sets are looked at. Raises
     `OutputError` for a folder that isn't ours, and `DataError` if a set holds rows that are measured.
     """
+    chosen = study.chosen(groups)
     with offline():
         measured, failed = _held(study, Path(folder))
-        cells = list(zip(study.questions(), study.labels(), strict=True))
+        cells = [cell for at, cell in enumerate(zip(study.questions(), study.labels(), strict=True)) if at in chosen]
         drawn = _stock(study, cells, progress) if probed else ()
         models = tuple(
             _model(study, model, [cell for cell in cells if cell[1].model == model], measured, drawn, probed, progress)
             for model in dict.fromkeys(of.model for _, of in cells)
         )
         warnings = [*_warned(models, drawn), *(_stopped(study) if probed else ())]
-    labels, seconds = study.labels(), [sum(m.seconds.values()) for m in models if m.seconds]
+    labels, seconds = [of for _, of in cells], [sum(m.seconds.values()) for m in models if m.seconds]
     return Plan(
         models,
         tuple(dict.fromkeys(of.data for of in labels if of.data)),
         tuple(sorted({of.seed for of in labels if of.data})),
         tuple(sorted({of.target for of in labels if of.method != DENSE})),
         tuple(study.evaluators()),
-        tuple(_propagated(study)),
+        tuple(_propagated(study, labels)),
         len(study.for_reading()["primary"]),
-        _shared(study.questions()),
+        _shared([question for question, _ in cells]),
         failed,
         int(study.statistics_gb * 1e9),
         drawn,
@@ -250,9 +251,9 @@ def _shared(questions: Sequence[Question]) -> dict[str, int]:
     }
 
 
-def _propagated(study: Study) -> Iterator[tuple[str, str, str]]:
+def _propagated(study: Study, labels: Sequence[Labels]) -> Iterator[tuple[str, str, str]]:
     """What each method that looks at data sees, and why."""
-    for method, seen in dict.fromkeys((of.method, of.propagate) for of in study.labels() if of.data):
+    for method, seen in dict.fromkeys((of.method, of.propagate) for of in labels if of.data):
         built = methods.build(method)
         own = study.propagate is None and seen == propagation(built, None)
         yield method, seen, (UPDATES if built.updates else SCORES) if own else "the study asks for it"

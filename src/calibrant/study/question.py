@@ -53,12 +53,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that an engine is to do; `evaluators` by their text, `leaked` rows by calibration set, `limit_gb` of statistics on disk.
+    """Everything that an engine is to do: of the study's questions the `chosen` ones, by number.
 
+    `evaluators` are by their text, `leaked` are rows by calibration set, `limit_gb` is for statistics on disk.
     `reading` is what those who compare results need to know of the study: its baseline, pools and primary contrasts.
     """
 
     questions: tuple[Question, ...]
+    chosen: frozenset[int]
     evaluators: Mapping[str, Evaluator]
     dtype: str = "auto"
     device: str = "auto"
