@@ -1,8 +1,9 @@
 """Runs of a study that are chosen by chance, computed again from nothing and held against their records.
 
-    CALIBRANT_DATA=… python -m studies.spot_check studies/smollm2.yaml studies/smollm2 AGAIN [--runs 10] [--seed 0]
+    CALIBRANT_DATA=… python -m studies.spot_check studies/smollm2.yaml studies/smollm2 AGAIN [--runs 10] [--seed 0] [--elsewhere]
 
-Chooses among the runs whose record says that they were computed on a processor like this one: in bfloat16 another rounds otherwise.
+Chooses among the runs whose record says that they were computed on a processor like this one: in bfloat16 another rounds otherwise. With
+`--elsewhere` it chooses among the others, which says what a change of processor does.
 
 Prints Markdown, a line a run: the largest difference of a measured value from the one on record, and the share of sampled mask bits that are equal.
 Ends with 1 where a loss differs by more than 0.001 or fewer than 99.9 % of bits are equal. What is computed goes into the store AGAIN, which must
@@ -44,10 +45,10 @@ class Again:
         return f"| {c.method} at {c.target} ({c.propagate}), `{c.data}`, draw {c.seed} | {self.farthest:.5f} | {self.bits:.2%} | {holds} |"
 
 
-def chosen(kept: Store, runs: int, seed: int) -> list[Cell]:
-    """Finished runs that looked at data, on a processor like this one, by chance."""
+def chosen(kept: Store, runs: int, seed: int, elsewhere: bool = False) -> list[Cell]:
+    """Finished runs that looked at data, on a processor like this one or `elsewhere`, by chance."""
     here = costs.processor()
-    recorded = [c for c in kept.cells() if c.data and kept.record(c.run, whole=False) and processor(kept, c.run) == here]
+    recorded = [c for c in kept.cells() if c.data and kept.record(c.run, whole=False) and (processor(kept, c.run) != here) is elsewhere]
     finished = [c for c in recorded if set(c.measures.values()) <= kept.scores(c.run).keys()]
     return random.Random(seed).sample(finished, min(runs, len(finished)))
 
@@ -89,10 +90,11 @@ def main() -> int:
         parser.add_argument(name, type=Path)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--elsewhere", action="store_true")
     args = parser.parse_args()
     study = read_study(args.study)
     with Store(args.store, create=False) as kept:
-        cells = chosen(kept, args.runs, args.seed)
+        cells = chosen(kept, args.runs, args.seed, args.elsewhere)
         narrowed(study, cells).run(args.again, lambda what, done, total: print(f"{what} {done}/{total}", file=sys.stderr))
         with Store(args.again, create=False) as fresh:
             found = list(again(kept, fresh, cells))

@@ -43,10 +43,11 @@ def test_a_loss_or_a_mask_that_moved_does_not(tmp_path: Path):
     assert not any(found.same for found in again(one, masked, cells))
 
 
-def test_what_was_computed_on_another_processor_is_not_chosen(tmp_path: Path):
-    cells = chosen(kept(tmp_path, processors=HERE | {"c4": "an abacus"}), 100, seed=0)
-    assert len(cells) == 6
-    assert "c4" not in {c.data for c in cells}
+def test_what_was_computed_on_another_processor_is_chosen_only_where_that_is_asked(tmp_path: Path):
+    store = kept(tmp_path, processors=HERE | {"c4": "an abacus"})
+    assert len(here := chosen(store, 100, seed=0)) == 6
+    assert "c4" not in {c.data for c in here}
+    assert [c.data for c in chosen(store, 100, seed=0, elsewhere=True)] == ["c4"] * 3
 
 
 def test_what_is_computed_again_is_those_runs_alone(tmp_path: Path):
