@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from studies.ablations import run as ablations
 from studies.arms import Measured, named, told, worse
 from studies.packing import run as packing
 
@@ -74,7 +73,7 @@ def tables() -> dict[str, str]:
         found = groups(store)
     made = {"detectable": detectable_differences(found), "sets": sets(found), "choices": choices(found), "accuracies": accuracies(found)}
     made |= {"formats": formats(found), "words": words(found), "methods": methods(found)}
-    whole = {"amounts": "\n\n".join(ablations.tables()), "packing": "\n\n".join(packing.steps()), "contrasts": contrasts(), "runs": runs()}
+    whole = {"contrasts": contrasts(), "packing": "\n\n".join(packing.steps()), "runs": runs()}
     return {name: "\n".join(lines) for name, lines in made.items()} | whole
 
 
