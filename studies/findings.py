@@ -15,8 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 from studies.arms import Measured, named, told, worse
 from studies.packing import run as packing
+from studies.spot_check import bits
 
 from calibrant.compare import CONTROLS, Draws, draws, family_of, source_name
 from calibrant.compare.power import detectable
@@ -29,6 +31,8 @@ from calibrant.store import Measurement, Outcome, Score, Store
 
 HERE = Path(__file__).parent
 STORE = HERE / "smollm2"
+ELSEWHERE = HERE / "elsewhere"
+"""A run of it and the dense model, computed again by `spot_check --elsewhere`."""
 PAGE = HERE.parent / "docs/findings.md"
 IMAGES = PAGE.parent / "images"
 PICTURE = STORE / "picture.json"
@@ -73,7 +77,7 @@ def tables() -> dict[str, str]:
         found = groups(store)
     made = {"detectable": detectable_differences(found), "sets": sets(found), "choices": choices(found), "accuracies": accuracies(found)}
     made |= {"formats": formats(found), "words": words(found), "methods": methods(found)}
-    whole = {"contrasts": contrasts(), "packing": "\n\n".join(packing.steps()), "runs": runs()}
+    whole = {"contrasts": contrasts(), "packing": "\n\n".join(packing.steps()), "runs": runs(), "elsewhere": elsewhere()}
     return {name: "\n".join(lines) for name, lines in made.items()} | whole
 
 
@@ -206,6 +210,22 @@ def runs() -> str:
     return f"{len(reading.records)} of {len(reading.cells)} runs with {measured:,} measurements: {took}, of one thread each."
 
 
+def elsewhere() -> str:
+    """What a change of processor did to each cell that was computed on two."""
+    told: list[str] = []
+    with Store(STORE, create=False) as kept, Store(ELSEWHERE, create=False) as fresh:
+        before = {cell.labels: cell for cell in kept.cells()}
+        for cell in fresh.cells():
+            first, again = kept.scores(before[cell.labels].run), fresh.scores(cell.run)
+            moved = {text: again[i].score.value - first[before[cell.labels].measures[text]].score.value for text, i in cell.measures.items()}
+            sizes, tasks = [abs(value) for value in moved.values()], [value for text, value in moved.items() if text.startswith("task")]
+            what = f"`{cell.data}`, draw {cell.seed}" if cell.data else "The dense model"
+            masks = f", {np.mean(bits(kept, before[cell.labels].run) == bits(fresh, cell.run)):.2%} of the kept mask bits equal" if cell.data else ""
+            about = f"{len(sizes)} losses, {statistics.median(sizes):.3f} apart in the median and {max(sizes):.3f} at most"
+            told.append(f"{what}: {about}, {statistics.mean(tasks):+.3f} over the nine tasks{masks}.")
+    return " ".join(told)
+
+
 def form(name: str) -> str:
     """`icl` of `gsm8k:icl`; nothing of a corpus or a control."""
     return "" if "(" in name else name.partition(":")[2]
@@ -261,9 +281,9 @@ def write_page(made: Mapping[str, str]) -> None:
     drawn, files = picture(), dict[str, str]()
     with TemporaryDirectory() as folder:
         for name, dark in (("findings.png", False), ("findings-dark.png", True)):
-            (made_of_it,) = (path for path in write([drawn], Path(folder), dark) if path.suffix == ".png")
-            IMAGES.joinpath(name).write_bytes(made_of_it.read_bytes())
-            files[name] = hashlib.sha256(made_of_it.read_bytes()).hexdigest()
+            (image,) = (path.read_bytes() for path in write([drawn], Path(folder), dark) if path.suffix == ".png")
+            IMAGES.joinpath(name).write_bytes(image)
+            files[name] = hashlib.sha256(image).hexdigest()
     PICTURE.write_text(json.dumps({"files": files, "shown": drawn.spec["datasets"]}, indent=1), encoding="utf-8")
 
 

@@ -3,7 +3,7 @@
     CALIBRANT_DATA=… python -m studies.spot_check studies/smollm2.yaml studies/smollm2 AGAIN [--runs 10] [--seed 0] [--elsewhere]
 
 Chooses among the runs whose record says that they were computed on a processor like this one: in bfloat16 another rounds otherwise. With
-`--elsewhere` it chooses among the others, which says what a change of processor does.
+`--elsewhere` it chooses among the others, and those whose record doesn't say, which tells what a change of processor does.
 
 Prints Markdown, a line a run: the largest difference of a measured value from the one on record, and the share of sampled mask bits that are equal.
 Ends with 1 where a loss differs by more than 0.001 or fewer than 99.9 % of bits are equal. What is computed goes into the store AGAIN, which must

@@ -20,6 +20,7 @@ from studies.arms import Measured, arm, row, run
 from calibrant import Study
 
 HERE = Path(__file__).parent
+SOURCES = ("gsm8k", "esnli")
 SHARED = {
     "models": "smollm2",
     "methods": ["wanda"],
@@ -32,9 +33,9 @@ SHARED = {
     "masks": False,
 }
 STUDIES = {
-    "equal": Study(data=[f"{source}:qa@{packing}" for source in ("gsm8k", "esnli") for packing in ("one", "many")], tokens=8192, **SHARED),
+    "equal": Study(data=[f"{source}:qa@{packing}" for source in SOURCES for packing in ("one", "many")], tokens=8192, **SHARED),
     "windows": Study(
-        data=[f"{source}:qa@{packing}" for source in ("gsm8k", "esnli") for packing in ("one", "legacy(of='one')", "legacy")], samples=16, **SHARED
+        data=[f"{source}:qa@{packing}" for source in SOURCES for packing in ("one", "legacy(of='one')", "legacy")], samples=16, **SHARED
     ),
 }
 
@@ -53,9 +54,6 @@ STEPS = {
     "the packing: single - icl, both 8,192 tokens": ("single, 8,192 tokens", "icl, 8,192 tokens"),
     "the rest: icl - legacy icl": ("icl, 8,192 tokens", "legacy icl, 16 windows"),
 }
-
-
-SOURCES = ("gsm8k", "esnli")
 
 
 def tables() -> Iterator[str]:
