@@ -50,6 +50,12 @@ def test_what_was_computed_on_another_processor_is_chosen_only_where_that_is_ask
     assert [c.data for c in chosen(store, 100, seed=0, elsewhere=True)] == ["c4"] * 3
 
 
+def test_what_does_not_tell_its_processor_may_be_of_any(tmp_path: Path):
+    store = kept(tmp_path, processors=HERE | {"c4": ""})
+    assert len(chosen(store, 100, seed=0)) == 9
+    assert [c.data for c in chosen(store, 100, seed=0, elsewhere=True)] == ["c4"] * 3
+
+
 def test_what_is_computed_again_is_those_runs_alone(tmp_path: Path):
     study = Study("smollm2", data=["random_tokens", "full_stops"], methods=["wanda"], seeds=[0, 1], baseline="random_tokens")
     store = kept(tmp_path)

@@ -123,3 +123,9 @@ def written(folder: Path) -> dict[str, tuple[int, int]]:
     """The inode and the time of every record and measurement in a store: one that was written again has others."""
     found = [*folder.glob("runs/*/record.json"), *folder.glob("runs/*/measures/*/score.json")]
     return {str(p.relative_to(folder)): (p.stat().st_ino, p.stat().st_mtime_ns) for p in found}
+
+
+def answers(folder: Path) -> set[tuple[str, str]]:
+    """The runs and measurements that a store's grid tells of."""
+    cells = json.loads((folder / "index.json").read_text())["cells"] if (folder / "index.json").exists() else []
+    return {(cell["run"], measure) for cell in cells for measure in cell["measures"].values()}

@@ -17,6 +17,7 @@ from calibrant.report import report
 from calibrant.store import Store
 from calibrant.study import Study, answering
 from calibrant.study.bench import Bench
+from calibrant.study.ledger import Ledger, known
 from calibrant.testing import tiny_folder
 
 
@@ -194,6 +195,18 @@ def test_a_group_is_computed_first_and_the_rest_later_as_if_at_once(texts: dict[
     assert counted.compressed[2:] == ["", texts["prose"], texts["prose"]]
     study.run(tmp_path / "at_once")
     assert results(tmp_path / "parts") == results(tmp_path / "at_once")
+
+
+def test_what_the_grid_told_before_is_told_until_it_is_asked_again(texts: dict[str, str], tmp_path: Path):
+    study = asked(texts, data=["random_tokens"], methods=["wanda"])
+    whole = study.run(tmp_path)
+    with Store(tmp_path) as store:
+        assert known(store, study.as_yaml()) == list(whole.cells)
+        assert Ledger(store, study.job(), known=known(store, study.as_yaml())).finished().cells == whole.cells
+        assert known(store, replace(study, dtype="bfloat16").as_yaml()) == [], "another study's answers"
+        store.write_text("index.json", "{")
+        assert known(store, study.as_yaml()) == [], "a damaged index is made anew"
+    assert study.run(tmp_path).cells == whole.cells
 
 
 def test_a_group_that_the_study_lacks_is_refused_before_anything_is_written(texts: dict[str, str], tmp_path: Path):

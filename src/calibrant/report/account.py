@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from calibrant.compare.reading import Reading
-from calibrant.store import Cell, Record, Score, Store
+from calibrant.store import STUDY, Cell, Record, Score, Store
 from calibrant.store.reading import provenance_of
 
 PHASES: Final = {
@@ -45,7 +45,7 @@ def account_of(store: Store, reading: Reading) -> Account:
     """Gather the facts of everything that the store's grid asks for. Beside what was read already, only provenance is opened."""
     cells = [c for c in reading.cells if c.run in reading.records]
     records = {run: replace(head, provenance=provenance_of(store.run_folder(run))) for run, head in reading.records.items()}
-    study = store.folder / "study.yaml"
+    study = store.folder / STUDY
     return Account(
         models={c.model: str(records[c.run].provenance.get("model_note", "")) for c in cells},
         dense=_dense_scores(cells, reading),

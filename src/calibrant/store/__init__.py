@@ -12,7 +12,7 @@ store: who claims a name first works on it. No torch here.
 
 from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.store.claims import Claim
-from calibrant.store.folder import MARKER, STATISTICS, Store
+from calibrant.store.folder import MARKER, STATISTICS, STUDY, Store
 from calibrant.store.merging import Merged, merge
 from calibrant.store.records import Cell, Record, Run, measurement_id, revisions
 from calibrant.store.staging import MASK, PROFILE
@@ -23,6 +23,7 @@ __all__ = [
     "MASK",
     "PROFILE",
     "STATISTICS",
+    "STUDY",
     "Audit",
     "Cell",
     "Claim",

@@ -21,6 +21,8 @@ from calibrant.store.staging import PROVENANCE, WEIGHTS, Staging, left
 MARKER: Final = "calibrant-store.json"
 JOURNALS: Final = ".journals"
 INDEX: Final = "index.json"
+STUDY: Final = "study.yaml"
+"""The study that was last asked of the store, as a file that asks it again."""
 FAILURES: Final = "failures"
 RUNS: Final = "runs"
 MEASURES: Final = "measures"
@@ -59,7 +61,7 @@ class Store:
         if self.folder.exists() and not self.folder.is_dir():
             raise OutputError(f"{where!r} is a file; results need a folder of their own, name another", subject=where)
         names = {p.name for p in self.folder.iterdir()} if self.folder.exists() else set()
-        ours = MARKER in names or {"study.yaml", RUNS} <= names
+        ours = MARKER in names or {STUDY, RUNS} <= names
         if not ours and not create:
             raise OutputError(
                 f"{where!r} holds no results of calibrant (no {MARKER} in it); name the folder that a study or demo wrote", subject=where

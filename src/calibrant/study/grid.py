@@ -16,13 +16,13 @@ from calibrant.methods import Method, methods
 from calibrant.notebook import card
 from calibrant.progress import Progress, silent
 from calibrant.registry import did_you_mean
-from calibrant.store import Store
+from calibrant.store import STUDY, Store
 from calibrant.study import engines
 from calibrant.study.checking import Mistakes, Read, Reading
 from calibrant.study.contrasts import read_contrasts
 from calibrant.study.labels import Labels
 from calibrant.study.labels import propagation as propagated
-from calibrant.study.ledger import Ledger
+from calibrant.study.ledger import Ledger, known
 from calibrant.study.question import Finished, Job, Question
 
 SINGULAR: Final = {"models": "model", "methods": "method", "sparsities": "sparsity"}
@@ -162,8 +162,9 @@ class Study:
         engines.check(engine, workers, address, gpus)
         job = self.job(groups)
         with Store(folder) as store:
-            store.write_text("study.yaml", self.as_yaml())
-            return engines.run(engine, Ledger(store, job, retry), progress, workers=workers, address=address, gpus=gpus)
+            before = known(store, self.as_yaml())
+            store.write_text(STUDY, self.as_yaml())
+            return engines.run(engine, Ledger(store, job, retry, before), progress, workers=workers, address=address, gpus=gpus)
 
     def job(self, groups: Sequence[str] = ()) -> Job:
         """What an engine is to do. `DataError` if a calibration set holds rows that are measured."""

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from calibrant.clock import Clock
 from calibrant.costs import peak_memory
+from calibrant.errors import DataError
 from calibrant.spec import canonical
-from calibrant.store import Store
+from calibrant.store import STUDY, Cell, Store
 from calibrant.study.question import Event, Failed, Finished, Job, Measured, Recorded, Resolved
 
 
@@ -21,12 +22,27 @@ class Lack(NamedTuple):
         return not self.recorded or bool(self.measures)
 
 
-class Ledger:
-    """The store of a study while an engine works. What failed before isn't asked again, unless `retry`."""
+def known(store: Store, study: str) -> list[Cell]:
+    """The cells that the store tells of, if `study`, a file's text, is what was last asked of it; nothing of another, or where that can't be read."""
+    asked = store.folder / STUDY
+    if not asked.exists() or asked.read_bytes() != study.encode():
+        return []
+    try:
+        return store.cells()
+    except DataError:
+        return []
 
-    def __init__(self, store: Store, job: Job, retry: bool = False) -> None:
+
+class Ledger:
+    """The store of a study while an engine works. What failed before isn't asked again, unless `retry`.
+
+    `known` are cells that are told in the store until an engine comes to them: those of the same study before it was interrupted, or none.
+    """
+
+    def __init__(self, store: Store, job: Job, retry: bool = False, known: Sequence[Cell] = ()) -> None:
         self.store, self.job, self._forgiven = store, job, store.failures() if retry else {}
-        self._cells = [q.cell for q in job.questions]
+        before = {cell.labels: cell for cell in known}
+        self._cells = [before.get(q.cell.labels, q.cell) for q in job.questions]
         self.clock, self.computed, self.died = Clock(), 0, list[str]()
         self._found, self._own = dict[int, int](), set[str]()
 
