@@ -28,6 +28,7 @@ from calibrant.report.plots.panels import Group, Panel, Panels, Point, Row
 from calibrant.report.plots.picture import plotted
 from calibrant.report.plots.theme import FAMILIES
 from calibrant.store import Measurement, Outcome, Score, Store
+from calibrant.store.reading import provenance_of
 
 HERE = Path(__file__).parent
 STORE = HERE / "smollm2"
@@ -76,7 +77,7 @@ def tables() -> dict[str, str]:
     with Store(STORE, create=False) as store:
         found = groups(store)
     made = {"detectable": detectable_differences(found), "sets": sets(found), "choices": choices(found), "accuracies": accuracies(found)}
-    made |= {"formats": formats(found), "words": words(found), "methods": methods(found)}
+    made |= {"formats": formats(found), "words": words(found), "methods": methods(found), "costs": costs()}
     whole = {"contrasts": contrasts(), "packing": "\n\n".join(packing.steps()), "runs": runs(), "elsewhere": elsewhere()}
     return {name: "\n".join(lines) for name, lines in made.items()} | whole
 
@@ -208,6 +209,22 @@ def runs() -> str:
     hours = {name: spent.get(name, 0.0) / 3600 for name in ("compress", "measure")}
     took = f"{hours['compress']:.1f} hours of pruning and {hours['measure']:.1f} of measuring"
     return f"{len(reading.records)} of {len(reading.cells)} runs with {measured:,} measurements: {took}, of one thread each."
+
+
+def costs() -> Iterator[str]:
+    """What one run takes, by the processor and the method: medians over the runs that are measured whole."""
+    spent: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    with Store(STORE, create=False) as store:
+        for cell in {cell.run: cell for cell in store.cells() if cell.method != "none"}.values():
+            of = provenance_of(store.run_folder(cell.run))
+            each = [provenance_of(store.measure_folder(cell.run, measure)).get("seconds") for measure in cell.measures.values()]
+            if len(each) == MEASURED and None not in each:
+                spent.setdefault((of.get("processor", "not recorded"), cell.method), []).append((of["seconds"]["compress"], sum(each)))
+    yield "| processor | method | runs | seconds of pruning | minutes of measuring |"
+    yield "| --- | --- | ---: | ---: | ---: |"
+    for (processor, method), of in sorted(spent.items()):
+        pruning, measuring = (statistics.median(times) for times in zip(*of, strict=True))
+        yield f"| {processor} | {method} | {len(of)} | {pruning:.1f} | {measuring / 60:.1f} |"
 
 
 def elsewhere() -> str:

@@ -2,8 +2,8 @@
 
     CALIBRANT_DATA=… python -m studies.spot_check studies/smollm2.yaml studies/smollm2 AGAIN [--runs 10] [--seed 0] [--elsewhere]
 
-Chooses among the runs whose record says that they were computed on a processor like this one: in bfloat16 another rounds otherwise. With
-`--elsewhere` it chooses among the others, and those whose record doesn't say, which tells what a change of processor does.
+Chooses among the runs whose record doesn't name another processor than this one: in bfloat16 another rounds otherwise. With `--elsewhere` it chooses
+among those that don't name this one, which tells what a change of processor does. The earliest records name none and are in both.
 
 Prints Markdown, a line a run: the largest difference of a measured value from the one on record, and the share of sampled mask bits that are equal.
 Ends with 1 where a loss differs by more than 0.001 or fewer than 99.9 % of bits are equal. What is computed goes into the store AGAIN, which must
@@ -46,11 +46,16 @@ class Again:
 
 
 def chosen(kept: Store, runs: int, seed: int, elsewhere: bool = False) -> list[Cell]:
-    """Finished runs that looked at data, on a processor like this one or `elsewhere`, by chance."""
+    """Finished runs that looked at data, by chance: those that may be from a processor like this one, or from `elsewhere`."""
     here = costs.processor()
-    recorded = [c for c in kept.cells() if c.data and kept.record(c.run, whole=False) and (processor(kept, c.run) != here) is elsewhere]
+    recorded = [c for c in kept.cells() if c.data and kept.record(c.run, whole=False) and may_be_of(processor(kept, c.run), here, elsewhere)]
     finished = [c for c in recorded if set(c.measures.values()) <= kept.scores(c.run).keys()]
     return random.Random(seed).sample(finished, min(runs, len(finished)))
+
+
+def may_be_of(named: str, here: str, elsewhere: bool) -> bool:
+    """Whether a run whose record names this processor, or none, may be from this one, or from `elsewhere`."""
+    return not named or (named != here) is elsewhere
 
 
 def processor(store: Store, run: str) -> str:
