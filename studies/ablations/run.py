@@ -21,7 +21,7 @@ from calibrant.study import read_study
 
 HERE = Path(__file__).parent
 MAIN = HERE.parent / "smollm2"
-C4, GSM8K, LONG = "c4", "gsm8k:icl", "c4:text@crop"
+C4, GSM8K, LONG = "c4", "gsm8k:icl", "c4@crop"
 TASKS = ("gsm8k", "esnli", "commonsense_qa")
 ASKED = read_study(HERE.parent / "smollm2.yaml").evaluate
 SHARED = {
