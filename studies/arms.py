@@ -1,6 +1,7 @@
 """What studies share whose arms differ in more than one study can ask, such as the number of tokens: each arm has a store of its own."""
 
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -37,6 +38,13 @@ def named(of: Measured, names: Iterable[str]) -> list[str]:
     """What was measured on each of `names`, in their order."""
     by_source = {re.split(r"[ :(]", measured)[0]: measured for measured in of}
     return [by_source[name] for name in names]
+
+
+def span(of: Measured, names: Iterable[str]) -> float:
+    """How far the best and the worst draw of a set lie apart."""
+    draws_of = zip(*(of[measured] for measured in named(of, names)), strict=True)
+    means = [statistics.mean(m.score.value for m in draw) for draw in draws_of]
+    return max(means) - min(means)
 
 
 def row(head: str, a: Measured, b: Measured, names: Iterable[str], looks: int) -> str:

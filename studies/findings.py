@@ -10,15 +10,16 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from studies.arms import Measured, named, told, worse
+from studies.ablations import run as ablations
+from studies.arms import Measured, named, span, told, worse
 from studies.packing import run as packing
-from studies.spot_check import bits
+from studies.spot_check import again, bits, markdown
 
 from calibrant.compare import CONTROLS, Draws, draws, family_of, source_name
 from calibrant.compare.power import detectable
@@ -32,6 +33,8 @@ from calibrant.store.reading import provenance_of
 
 HERE = Path(__file__).parent
 STORE = HERE / "smollm2"
+AGAIN = HERE / "again"
+"""Ten runs of it, chosen by chance, computed again by `spot_check`."""
 ELSEWHERE = HERE / "elsewhere"
 """A run of it and the dense model, computed again by `spot_check --elsewhere`."""
 PAGE = HERE.parent / "docs/findings.md"
@@ -47,11 +50,11 @@ KINDS = {
 """What was measured, by kind; the first three are the nine tasks."""
 TASKS = tuple(name for kind in list(KINDS)[:3] for name in KINDS[kind])
 COLUMNS = {"nine tasks": TASKS, **KINDS}
+ON_TASKS = {kind: names for kind, names in COLUMNS.items() if kind != "text"}
 MEASURED = len(TASKS) + len(KINDS["text"])
 
 BASELINE = "c4"
 HEADLINE = ("wanda", "0.6", "dense")
-SPARSEGPT = ("sparsegpt", "0.6", "arrival")
 LONG = "redpajama(subsets=['common_crawl', 'github', 'wikipedia', 'arxiv', 'stackexchange', 'book'])"
 SHORT = {LONG: "redpajama without its C4"}
 FORMATS = ("zero", "single", "cot")
@@ -78,7 +81,9 @@ def tables() -> dict[str, str]:
         found = groups(store)
     made = {"detectable": detectable_differences(found), "sets": sets(found), "choices": choices(found), "accuracies": accuracies(found)}
     made |= {"formats": formats(found), "words": words(found), "methods": methods(found), "costs": costs()}
-    whole = {"contrasts": contrasts(), "packing": "\n\n".join(packing.steps()), "runs": runs(), "elsewhere": elsewhere()}
+    made |= {"choices of methods": choices_of_methods(found), "ways": ways(found)}
+    whole = {"contrasts": contrasts(), "packing": "\n\n".join(packing.steps()), "amounts": "\n\n".join(ablations.tables())}
+    whole |= {"runs": runs(), "again": recomputed(), "elsewhere": elsewhere()}
     return {name: "\n".join(lines) for name, lines in made.items()} | whole
 
 
@@ -94,13 +99,6 @@ def detectable_differences(found: Mapping[tuple[str, str, str], Sets]) -> Iterat
         share = statistics.median(pair.draws_share for pair in pairs)
         spans = " | ".join(f"{span(found[HEADLINE][name], names):.3f}" for name in (BASELINE, "pile"))
         yield f"| {kind} | {statistics.median(least):.3f} ({least[0]:.3f} to {least[-1]:.3f}) | {share:.0%} | {spans} |"
-
-
-def span(of: Measured, names: Iterable[str]) -> float:
-    """How far the best and the worst draw of a set lie apart."""
-    draws_of = zip(*(of[measured] for measured in named(of, names)), strict=True)
-    means = [statistics.mean(m.score.value for m in draw) for draw in draws_of]
-    return max(means) - min(means)
 
 
 def sets(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
@@ -137,9 +135,29 @@ def words(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
 
 def methods(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
     """The same as `sets` for every other method, sparsity and propagation."""
-    others = {f"{method} {target}{f', {way}' if way == 'reference' else ''}": of for (method, target, way), of in found.items() if method != "none"}
-    del others["wanda 0.6"]
-    yield from compared(others, found, "method, sparsity and set")
+    yield from compared(others(found), found, "method, sparsity and set")
+
+
+def others(found: Mapping[tuple[str, str, str], Sets]) -> dict[str, Sets]:
+    """All but the headline, by what a row calls them."""
+    left = [(key, of) for key, of in found.items() if key[0] != "none" and key != HEADLINE]
+    return {f"{method} {target}{f', {way}' if way == 'reference' else ''}": of for (method, target, way), of in left}
+
+
+def ways(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+    """How much worse `reference` is than the way a method goes unless asked otherwise, draw by draw on the same tokens; bold as in `told`."""
+    default = {(method, target): of for (method, target, way), of in found.items() if way != "reference"}
+    asked = [
+        (method, name, of, default[method, target][name])
+        for (method, target, way), here in found.items()
+        if way == "reference"
+        for name, of in here.items()
+    ]
+    yield f"| `reference` against the default | {' | '.join(COLUMNS)} | nine tasks, of the offered |"
+    yield f"| --- |{' ---: |' * (len(COLUMNS) + 1)}"
+    for method, name, of, usual in asked:
+        plain = [worse(of, usual, names) for names in COLUMNS.values()]
+        yield told(f"{method}: `{name}`", [*plain, worse(offered(of), offered(usual), TASKS)], len(asked))
 
 
 def compared(
@@ -162,9 +180,14 @@ def compared(
 
 def choices(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
     """The table of `sets` for the tasks, had the model to choose among the answers that are offered: what is lost on their words is no loss."""
-    tasks = {kind: names for kind, names in COLUMNS.items() if kind != "text"}
     only = {key: {name: offered(of) for name, of in here.items() if form(name) in ("", "icl")} for key, here in found.items()}
-    yield from compared({"": only[HEADLINE], "sparsegpt": only[SPARSEGPT]}, only, "calibrated on", tasks)
+    yield from compared({"": only[HEADLINE]}, only, "calibrated on", ON_TASKS)
+
+
+def choices_of_methods(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
+    """That of `methods` in the same way."""
+    only = {key: {name: offered(of) for name, of in here.items()} for key, here in found.items()}
+    yield from compared(others(only), only, "method, sparsity and set", ON_TASKS)
 
 
 def offered(of: Measured) -> dict[str, Draws]:
@@ -208,7 +231,8 @@ def runs() -> str:
     measured = sum(map(len, reading.scores.values()))
     hours = {name: spent.get(name, 0.0) / 3600 for name in ("compress", "measure")}
     took = f"{hours['compress']:.1f} hours of pruning and {hours['measure']:.1f} of measuring"
-    return f"{len(reading.records)} of {len(reading.cells)} runs with {measured:,} measurements: {took}, of one thread each."
+    done, asked = len(reading.records), len(reading.cells)
+    return f"{done}{'' if done == asked else f' of {asked}'} runs with {measured:,} measurements: {took}, of one thread each."
 
 
 def costs() -> Iterator[str]:
@@ -225,6 +249,13 @@ def costs() -> Iterator[str]:
     for (processor, method), of in sorted(spent.items()):
         pruning, measuring = (statistics.median(times) for times in zip(*of, strict=True))
         yield f"| {processor} | {method} | {len(of)} | {pruning:.1f} | {measuring / 60:.1f} |"
+
+
+def recomputed() -> str:
+    """The spot check, made of both stores."""
+    with Store(STORE, create=False) as kept, Store(AGAIN, create=False) as fresh:
+        there = {cell.labels for cell in fresh.cells() if cell.data}
+        return markdown(again(kept, fresh, [cell for cell in kept.cells() if cell.labels in there]))
 
 
 def elsewhere() -> str:

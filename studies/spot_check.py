@@ -13,7 +13,7 @@ be a folder of its own; killed and run again, it goes on.
 import argparse
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -81,6 +81,11 @@ def again(kept: Store, fresh: Store, cells: list[Cell]) -> Iterator[Again]:
         yield Again(cell, farthest, float(np.mean(bits(kept, cell.run) == bits(fresh, other.run))))
 
 
+def markdown(found: Iterable[Again]) -> str:
+    """In Markdown, a line a run."""
+    return "\n".join(["| run | largest difference | equal mask bits | holds |", "| --- | ---: | ---: | --- |", *map(str, found)])
+
+
 def bits(store: Store, run: str) -> np.ndarray:
     """The mask bits that a record keeps, of all matrices."""
     record = store.record(run)
@@ -103,7 +108,7 @@ def main() -> int:
         narrowed(study, cells).run(args.again, lambda what, done, total: print(f"{what} {done}/{total}", file=sys.stderr))
         with Store(args.again, create=False) as fresh:
             found = list(again(kept, fresh, cells))
-    print("| run | largest difference | equal mask bits | holds |\n| --- | ---: | ---: | --- |", *found, sep="\n")
+    print(markdown(found))
     return not all(one.same for one in found)
 
 

@@ -140,6 +140,7 @@ def test_the_study_is_the_one_of_its_file():
         assert [c.labels for c in store.cells()] == [(of.model, of.data, of.method, of.target, of.seed, of.propagate) for of in study.labels()]
     size = sum(p.stat().st_size for p in findings.STORE.rglob("*") if p.is_file() and "statistics" not in p.relative_to(findings.STORE).parts)
     assert size < 40e6
+    assert verify(findings.STORE) == [], "every run is there, and as it was written"
 
 
 def test_the_page_about_the_dense_model_is_made_of_its_records():

@@ -14,7 +14,7 @@ Pads, and equal samples against equal tokens, are in `studies/packing`. Killed a
 from collections.abc import Iterator
 from pathlib import Path
 
-from studies.arms import arm, run, told, worse
+from studies.arms import Measured, arm, run, span, told, worse
 
 from calibrant import Study
 from calibrant.study import read_study
@@ -57,24 +57,35 @@ ARMS = {
     },
 }
 """For each set where each arm is, and what it is called there; the first is what the others are held against."""
-
-
 COLUMNS = {task: (task,) for task in TASKS} | {"text": ("c4", "pile", "redpajama", "wikipedia")}
 HEADLINE = {"method": "wanda", "target": "0.6", "propagate": "dense"}
 
 
 def tables() -> Iterator[str]:
-    """In Markdown, how much worse each arm is than the first of its set, in nats a token of right answers and of text; bold as in `told`."""
+    """In Markdown, in nats a token: how much worse each arm is than the first of its set, and how far its draws lie apart."""
     yield "\n".join([f"| calibrated on | {' | '.join(COLUMNS)} |", f"| --- |{' ---: |' * len(COLUMNS)}", *rows()])
+    yield "\n".join([f"| its draws lie apart | {' | '.join(COLUMNS)} |", f"| --- |{' ---: |' * len(COLUMNS)}", *spans()])
 
 
 def rows() -> Iterator[str]:
-    """The arms of each set but its first."""
+    """The arms of each set but its first, against that; bold as in `told`."""
     looks = sum(len(arms) - 1 for arms in ARMS.values())
-    for data, arms in ARMS.items():
-        usual, *others = [arm(folder, data=of, **HEADLINE) for folder, of in arms.values()]
-        for name, of in zip(list(arms)[1:], others, strict=True):
+    for data in ARMS:
+        (_, usual), *others = measured(data)
+        for name, of in others:
             yield told(f"`{data}`, {name}", [worse(of, usual, names) for names in COLUMNS.values()], looks)
+
+
+def spans() -> Iterator[str]:
+    """All arms of each set."""
+    for data in ARMS:
+        for name, of in measured(data):
+            yield f"| `{data}`, {name} | {' | '.join(f'{span(of, names):.3f}' for names in COLUMNS.values())} |"
+
+
+def measured(data: str) -> list[tuple[str, Measured]]:
+    """What each arm of a set gave, by its name."""
+    return [(name, arm(folder, data=of, **HEADLINE)) for name, (folder, of) in ARMS[data].items()]
 
 
 if __name__ == "__main__":
