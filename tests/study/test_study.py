@@ -20,6 +20,8 @@ from calibrant.study.bench import Bench
 from calibrant.study.ledger import Ledger, known
 from calibrant.testing import tiny_folder
 
+from tests.study.small import answers
+
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -207,6 +209,11 @@ def test_what_the_grid_told_before_is_told_until_it_is_asked_again(texts: dict[s
         store.write_text("index.json", "{")
         assert known(store, study.as_yaml()) == [], "a damaged index is made anew"
     assert study.run(tmp_path).cells == whole.cells
+    told = answers(tmp_path)
+    seen: list[set[tuple[str, str]]] = []
+    study.run(tmp_path, lambda what, done, total: seen.append(answers(tmp_path)))
+    assert len(seen) > len(whole.cells)
+    assert all(there == told for there in seen), "also while it goes on"
 
 
 def test_a_group_that_the_study_lacks_is_refused_before_anything_is_written(texts: dict[str, str], tmp_path: Path):
