@@ -12,7 +12,7 @@ import calibrant
 
 ROOT = Path(calibrant.__file__).parent
 FLOORS = [
-    ["errors", "spec", "registry", "progress", "notebook", "allocator", "clock"],
+    ["errors", "foreign", "spec", "registry", "progress", "notebook", "allocator", "clock"],
     ["activations", "targets", "store", "outcomes", "durable", "estimates"],
     ["data", "models", "ranks"],
     ["walk", "checkpoint", "methods", "allocations", "statistics", "changes", "costs", "select"],
@@ -25,7 +25,7 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 LOWER_FIRST = {"durable": -2, "estimates": -2, "outcomes": -1}
 """What the store and the comparison share stands at the foot of their floor: its neighbours may use it."""
-TORCH_FREE = ["errors", "spec", "registry", "progress", "notebook", "store", "outcomes", "durable", "estimates", "compare", "report", "screen", "cli"]
+TORCH_FREE = ["errors", "foreign", "spec", "registry", "progress", "notebook", "store", "outcomes", "durable", "estimates", "compare", "report", "screen", "cli"]
 
 
 def modules() -> list[Path]:

@@ -13,18 +13,28 @@ CalibrantError                 one root; carries the subject it is about
 ├── RankError                  one of several processes that work together was lost, or went its own way: exit code 1
 └── WorkerError                a worker of a study that died: the recorded reason why an answer isn't there
 
-A message says what was given, what is allowed and what to do.
+A message says what was given, what is allowed and what to do. What was given is repeated to a line at most, however long it was.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
+
+QUOTED: Final = 120
+"""Characters of a quoted text that a message repeats at most."""
+LINE: Final = 1_000
+"""Characters of a line of a message at most; what is cut of a longer one is its middle, since its end says what to do."""
+
+_LONG_QUOTATION: Final = re.compile(rf"""(?<!\w)(['"])((?:(?!\1)[^\n]){{{QUOTED}}})(?:(?!\1)[^\n])+\1(?!\w)""")
+"""An apostrophe within a word opens no quotation."""
 
 
 class CalibrantError(Exception):
     """The root. `subject` names what the error is about: a matrix, a file, a spec."""
 
     def __init__(self, message: str, *, subject: str = "") -> None:
-        super().__init__(message)
+        super().__init__("\n".join(map(_fitted, message.split("\n"))))
         self.subject = subject
 
 
@@ -87,3 +97,11 @@ class RankError(CalibrantError):
 
 class WorkerError(CalibrantError):
     """A worker that died; `subject` is the worker."""
+
+
+def _fitted(line: str) -> str:
+    """A line of a message that repeats no more than can be read of what was given."""
+    if len(line) <= QUOTED:
+        return line
+    shorter = _LONG_QUOTATION.sub(r"\1\2…\1", line)
+    return shorter if len(shorter) <= LINE else f"{shorter[: LINE // 2]} … {shorter[-LINE // 4 :]}"

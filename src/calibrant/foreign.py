@@ -1,0 +1,101 @@
+"""What comes from outside, made fit to be read: texts that can't steer a terminal, values in a line, and paths.
+
+Everything that is shown passes through `visible`; everything that a message repeats passes through `brief`; every path that a user gives
+becomes a `Path` in `user_path`. No torch here.
+"""
+
+import errno
+import re
+from pathlib import Path
+from reprlib import Repr
+from typing import Any, Final
+
+from calibrant.errors import InputError
+
+SHOWN: Final = 80
+"""Characters of a given value that a message repeats at most."""
+
+LONGEST_PATH: Final = 4096
+"""Characters of a path at most: no system takes more."""
+
+_UNSEEN: Final = re.compile(
+    # Controls but for tab and line feed, marks that turn the direction of writing, ends of lines that only some programs know, half surrogates.
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+_SHORT: Final = Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = SHOWN
+
+
+def visible(text: str) -> str:
+    r"""Return `text` with every character that would act on a terminal, or hide, written as its escape.
+
+    Tabs and line feeds stay. What is left can be printed, put into a table, a CSV file or a page: it is only read.
+
+    >>> visible("red \x1b[31m, then \u202eback")
+    'red \\x1b[31m, then \\u202eback'
+    """
+    return _UNSEEN.sub(_escaped, text)
+
+
+def visible_data(data: Any) -> Any:
+    r"""Return plain data (mappings, lists, texts, numbers) with `visible` done to every text in it, keys too.
+
+    >>> visible_data({"\x07bell": ["\x1b[2J", 1]})
+    {'\\x07bell': ['\\x1b[2J', 1]}
+    """
+    if isinstance(data, str):
+        return visible(data)
+    if isinstance(data, dict):
+        return {visible_data(key): visible_data(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return type(data)(map(visible_data, data)) if type(data) in (list, tuple) else tuple(map(visible_data, data))
+    return data
+
+
+def brief(value: Any) -> str:
+    """Return what a message repeats of a value that was given: its `repr`, of at most a line, and never more than a few levels deep.
+
+    >>> brief("wanda")
+    "'wanda'"
+    >>> len(brief("9" * 100_000)) < 100
+    True
+    """
+    text = visible(_SHORT.repr(value))
+    return text if len(text) <= SHOWN + 3 else text[:SHOWN] + "…"
+
+
+def user_path(given: str | Path, error: type[InputError] = InputError) -> Path:
+    """Return the path that a user gave, with `~` as their home folder.
+
+    Raises `error` for what no file can be called: a user whose home isn't known, a name or path too long for the system, a NUL or half a
+    surrogate in it. Whether something is there is the caller's question.
+
+    >>> user_path("data/rows.jsonl").name
+    'rows.jsonl'
+    """
+    text = str(given)
+    try:
+        path = Path(text).expanduser()
+        if len(text) > LONGEST_PATH:
+            raise OSError(errno.ENAMETOOLONG, "the name is too long")
+        path.lstat()  # asks the system whether it could be called so
+    except FileNotFoundError:
+        pass
+    except NotADirectoryError:
+        pass
+    except RuntimeError as problem:
+        raise error(f"{brief(text)} names a user whose home folder isn't known; write the whole path", subject=text) from problem
+    except ValueError as problem:
+        why = "a NUL" if "\0" in text else "a character that no file name has"
+        raise error(f"{brief(text)} can't be a path: {why} is in it; give another", subject=text) from problem
+    except OSError as problem:
+        if problem.errno not in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
+            return path  # there, and not ours to look at: whoever opens it says so
+        raise error(f"{brief(text)} can't be a path ({problem.strerror}); give another", subject=text) from problem
+    return path
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
