@@ -25,7 +25,22 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 LOWER_FIRST = {"durable": -2, "estimates": -2, "outcomes": -1}
 """What the store and the comparison share stands at the foot of their floor: its neighbours may use it."""
-TORCH_FREE = ["errors", "foreign", "spec", "registry", "progress", "notebook", "store", "outcomes", "durable", "estimates", "compare", "report", "screen", "cli"]
+TORCH_FREE = [
+    "errors",
+    "foreign",
+    "spec",
+    "registry",
+    "progress",
+    "notebook",
+    "store",
+    "outcomes",
+    "durable",
+    "estimates",
+    "compare",
+    "report",
+    "screen",
+    "cli",
+]
 
 
 def modules() -> list[Path]:

@@ -1,11 +1,13 @@
 """What comes from outside, made fit to be read: texts that can't steer a terminal, values in a line, and paths.
 
-Everything that is shown passes through `visible`; everything that a message repeats passes through `brief`; every path that a user gives
-becomes a `Path` in `user_path`. No torch here.
+Everything that is shown passes through `visible` or one of its kin, what a message repeats of a value through `brief`, and every path that a
+user gives becomes a `Path` in `user_path`. No torch here.
 """
 
 import errno
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from reprlib import Repr
 from typing import Any, Final
@@ -18,10 +20,15 @@ SHOWN: Final = 80
 LONGEST_PATH: Final = 4096
 """Characters of a path at most: no system takes more."""
 
-_UNSEEN: Final = re.compile(
-    # Controls but for tab and line feed, marks that turn the direction of writing, ends of lines that only some programs know, half surrogates.
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+_ACTING: Final = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, but for tab and line feed
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that turn the direction of writing
+    "\u2028\u2029"  # ends of lines that only some programs know
+    "\u200b\u2060\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # what no font draws
+    "\ud800-\udfff\ufffe\uffff"  # what is no character, and no file may hold
 )
+_IN_LINES: Final = re.compile(f"[{_ACTING}]")
+_IN_ONE: Final = re.compile(f"[\t\n{_ACTING}]")
 
 _SHORT: Final = Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = SHOWN
@@ -30,12 +37,21 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = SHOWN
 def visible(text: str) -> str:
     r"""Return `text` with every character that would act on a terminal, or hide, written as its escape.
 
-    Tabs and line feeds stay. What is left can be printed, put into a table, a CSV file or a page: it is only read.
+    Tabs and line feeds stay. What is left can be printed, put into a CSV file or a page: it is only read.
 
     >>> visible("red \x1b[31m, then \u202eback")
     'red \\x1b[31m, then \\u202eback'
     """
-    return _UNSEEN.sub(_escaped, text)
+    return _IN_LINES.sub(_escaped, text)
+
+
+def visible_name(text: str) -> str:
+    r"""Return `text` as `visible` does, and in one line: for what stands in a table's cell or a sentence.
+
+    >>> visible_name("two\nlines")
+    'two\\nlines'
+    """
+    return _IN_ONE.sub(_escaped, text)
 
 
 def visible_data(data: Any) -> Any:
@@ -46,11 +62,20 @@ def visible_data(data: Any) -> Any:
     """
     if isinstance(data, str):
         return visible(data)
-    if isinstance(data, dict):
+    if isinstance(data, Mapping):
         return {visible_data(key): visible_data(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return type(data)(map(visible_data, data)) if type(data) in (list, tuple) else tuple(map(visible_data, data))
+        return [visible_data(value) for value in data]
     return data
+
+
+def visible_json(text: str) -> str:
+    r"""Return JSON that says the same, its acting characters written as JSON writes them: nothing in it acts, and a program reads what was there.
+
+    >>> visible_json('["\u202e"]')
+    '["\\u202e"]'
+    """
+    return _IN_LINES.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def brief(value: Any) -> str:
@@ -98,4 +123,6 @@ def user_path(given: str | Path, error: type[InputError] = InputError) -> Path:
 
 def _escaped(found: re.Match[str]) -> str:
     code = ord(found[0])
+    if code in (9, 10):
+        return "\\t" if code == 9 else "\\n"
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

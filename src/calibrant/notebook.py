@@ -1,7 +1,9 @@
 """How objects show themselves in a notebook: a title, facts, a table. Everything is shown as text, whatever it is called."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from html import escape as escaped
+
+from calibrant.foreign import visible
 
 
 def card(title: str, facts: Mapping[str, object], note: str = "", inside: str = "") -> str:
@@ -19,3 +21,8 @@ def listing(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     head = "".join(f"<th>{escape(h)}</th>" for h in heads)
     body = "".join(f"<tr>{''.join(f'<td>{escape(str(value))}</td>' for value in line)}</tr>" for line in lines)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def escape(text: str) -> str:
+    """The text as a browser shows it unchanged."""
+    return escaped(visible(text))

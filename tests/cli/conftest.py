@@ -53,7 +53,15 @@ def ask_outside(tmp_path: Path) -> Ask:
 
     def run(*words: object, before: str = "", **environment: str) -> Answer:
         code = f"import sys\n{before}\nfrom calibrant.cli import main\nsys.argv = ['calibrant', *{[str(word) for word in words]!r}]\nmain()"
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=_environment(environment), capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=_environment(environment),
+            capture_output=True,
+            encoding="utf-8",
+            errors="backslashreplace",
+            check=False,
+        )
         return Answer(done.returncode, done.stdout, done.stderr)
 
     return run

@@ -4,6 +4,7 @@ import io
 import polars as pl
 import pytest
 
+from calibrant.foreign import visible
 from calibrant.report.csv import csv
 
 
@@ -22,7 +23,7 @@ def test_one_line_a_score_ends_as_rfc_4180_says():
 @pytest.mark.parametrize("begins", ["=", "+", "-", "@", "\t", "\r"])
 def test_a_text_cant_become_a_formula_and_a_number_stays_one(begins: str):
     text = csv(pl.DataFrame({"data": [f"{begins}cmd()", "0.5*c4 + 0.5*=x"], "value": [-1.0, 2.0]}))
-    assert [row[0] for row in read(text)[1:]] == [f"'{begins}cmd()", "0.5*c4 + 0.5*=x"]
+    assert [row[0] for row in read(text)[1:]] == [visible(f"'{begins}cmd()"), "0.5*c4 + 0.5*=x"]
     assert [row[1] for row in read(text)[1:]] == ["-1.0", "2.0"]
 
 

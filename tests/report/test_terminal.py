@@ -6,7 +6,7 @@ from rich.console import Console
 
 from calibrant.report.conclusions import sections
 from calibrant.report.tables import ranked
-from calibrant.report.terminal import LISTED, fitted, harmless, lines
+from calibrant.report.terminal import LISTED, fitted, lines
 
 from tests.report.made import AGREEMENTS, BEST, EVERYTHING, FULL, PLAIN, SECOND, entry, ranking, reported
 
@@ -52,8 +52,7 @@ def test_only_the_really_best_is_bold():
 def test_names_cant_steer_the_terminal():
     hostile = replace(BEST, name="[bold red]x[/] \x1b[2J\u202e")
     text = reported(replace(EVERYTHING, rankings=(ranking(hostile, SECOND),))).table(140)
-    assert "[bold red]x[/] \N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}" in text
-    assert harmless("60\u00a0% ünï\n") == "60\u00a0% ünï\N{REPLACEMENT CHARACTER}"
+    assert "[bold red]x[/] \\x1b[2J\\u202e" in text
 
 
 def test_doubts_are_set_off():

@@ -1,5 +1,6 @@
 """What all commands share: the app, options with their help, progress, and how results and complaints are shown."""
 
+import codecs
 import errno
 import functools
 import json
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, ParamSpec, TypeVar
@@ -16,6 +18,7 @@ import typer
 
 from calibrant import __version__
 from calibrant.errors import InputError, OutputError, RankError, StudyError
+from calibrant.foreign import visible, visible_json, visible_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,6 +57,13 @@ DataDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
+USAGE: Final = typer.BadParameter.__mro__[2]
+"""What is raised for words that make no command. Typer names only this one of its kin, and brings its own copy of the library that has the others."""
+
+IN_ASCII: Final = "calibrant.in_ascii"
+PLAIN: Final = str.maketrans({"±": "+-", "×": "x", "·": ",", "–": "-", "—": "-", "−": "-", "…": "...", "“": '"', "”": '"', "’": "'", "≤": "<="})
+"""How a console that knows only old letters is told what the tables say."""
+
 PATIENCE: Final = 10
 """Seconds for which a process that failed beside the first one leaves it the word: torchrun ends all when one has ended."""
 
@@ -61,8 +71,34 @@ PATIENCE: Final = 10
 def main() -> None:
     """Run the command line and exit with its code. Of several that torchrun started, the first speaks for all."""
     sys.excepthook = fault
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=IN_ASCII)
     with _one_voice():
-        typer.main.get_command(app)(prog_name="calibrant")  # not app(): typer would put its own hook in place of ours
+        try:
+            # Not app(): typer would put its own hook in place of ours. Not standalone: what it says of a mistake would repeat it raw.
+            code = typer.main.get_command(app)(prog_name="calibrant", standalone_mode=False)
+        except USAGE as error:
+            code = _misused(error)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _misused(error: Any) -> int:
+    """Say in one sentence what is wrong with the words of a command; 2. Without any words, its help was shown already."""
+    if type(error).__name__ != "NoArgsIsHelpError":
+        path = error.ctx.command_path if error.ctx else "calibrant"
+        typer.echo(visible_name(f"{error.format_message().rstrip('.')}; '{path} --help' shows what it takes"), err=True)
+    return 2
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """What a console gets that can't say something: the nearest plain signs, else the character's number."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(PLAIN.get(ord(c)) or c.encode("ascii", "backslashreplace").decode() for c in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(IN_ASCII, _in_ascii)
 
 
 @contextmanager
@@ -98,14 +134,21 @@ def command(name: str, group: typer.Typer = app) -> Callable[[Callable[P, T]], C
             except KeyboardInterrupt as error:
                 stop("interrupted; run the same command again to continue", 130, error)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                stop("the disk is full; free some space and run the same command again", 2, error)
+                stop(_unusable(error), 2, error)
 
         group.command(name)(wrapped)
         return wrapped
 
     return register
+
+
+def _unusable(error: OSError) -> str:
+    """What is said where the system refuses a file that no library function had a sentence for; an error without a file is a fault of ours."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; free some space and run the same command again"
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        raise error
+    return f"{os.fsdecode(error.filename)!r} can't be used ({error.strerror}); look at its permissions, or give another"
 
 
 def _print_version(asked: bool) -> bool:
@@ -143,8 +186,10 @@ def progress() -> Iterator["Progress"]:
         if what not in tasks:
             for finished in [task for task in shown.tasks if task.finished]:
                 shown.remove_task(finished.id)
-                tasks.pop(finished.description)
-            tasks[what] = shown.add_task(what, total=total)
+            there = {task.id for task in shown.tasks}
+            for name in [name for name, task in tasks.items() if task not in there]:
+                del tasks[name]
+            tasks[what] = shown.add_task(visible_name(what), total=total)
         shown.update(tasks[what], completed=done, total=total)
 
     with shown:
@@ -178,7 +223,7 @@ def write(path: Path, found: Any) -> None:
 def show(found: Any, as_json: bool, lines: Callable[[Any], Any]) -> None:
     """Print a result: as JSON, or what `lines` makes of it for people."""
     if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False, default=str))
+        typer.echo(visible_json(json.dumps(found, ensure_ascii=False, default=str)))
         return
     from rich.text import Text
 
@@ -201,7 +246,7 @@ def stop(message: str, code: int, error: BaseException) -> NoReturn:
     """One line on standard error, or one for each mistake in a study, and an exit code; the traceback only for those who ask for it."""
     if os.environ.get(DEBUG):
         sys.__excepthook__(type(error), error, error.__traceback__)
-    typer.echo(message if isinstance(error, StudyError) else " ".join(message.split("\n")), err=True)
+    typer.echo(visible(message) if isinstance(error, StudyError) else visible_name(" ".join(message.split("\n"))), err=True)
     raise typer.Exit(code)
 
 
@@ -210,5 +255,5 @@ def fault(kind: type[BaseException], error: BaseException, trace: TracebackType 
     if os.environ.get(DEBUG):
         sys.__excepthook__(kind, error, trace)
         return
-    what = " ".join(str(error).split()) or "no message"
+    what = visible(" ".join(str(error).split())) or "no message"
     print(f"{kind.__name__}: {what}. This is a fault of ours, not of your input; {DEBUG}=1 shows where it happened.", file=sys.stderr)  # noqa: T201

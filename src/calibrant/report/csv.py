@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Final
 
+from calibrant.foreign import visible
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -15,4 +17,4 @@ def csv(scores: "pl.DataFrame") -> str:
 
     text = pl.col(pl.String)
     safe = pl.when(text.str.contains(FORMULA)).then(pl.lit("'") + text).otherwise(text).name.keep()
-    return scores.with_columns(safe).write_csv(line_terminator="\r\n")
+    return scores.with_columns(safe).with_columns(text.map_elements(visible, return_dtype=pl.String)).write_csv(line_terminator="\r\n")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from calibrant.foreign import visible
 from calibrant.report.conclusions import Section
 from calibrant.report.tables import Figure, Line, Table
 
@@ -49,4 +50,4 @@ def _line(cells: Sequence[str]) -> str:
 
 def escaped(text: str) -> str:
     """`text` as Markdown shows it unchanged, in one line."""
-    return "".join(MARKUP.get(c, c if c.isprintable() or c == "\u00a0" else "\N{REPLACEMENT CHARACTER}") for c in text)
+    return "".join(MARKUP.get(c, c) for c in visible(text))

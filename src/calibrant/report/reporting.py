@@ -10,6 +10,7 @@ from calibrant.compare import Comparison, Layers, Likeness, Portrait, Ranking, c
 from calibrant.compare.reading import Reading, narrowed, read
 from calibrant.durable import put, text_of_json
 from calibrant.errors import OutputError, SpecError
+from calibrant.foreign import visible_json
 from calibrant.report.account import Account, account_of, notes_of
 from calibrant.report.conclusions import Section, sections
 from calibrant.report.plain import plain
@@ -96,7 +97,7 @@ class Report:
         """The report in one of `FORMATS`. Raises `SpecError` for another."""
         check_format(format)
         made = {"table": self.table, "markdown": self.__str__, "csv": self.to_csv, "latex": self.to_latex}
-        return text_of_json(self.to_json(), ordered=True) if format == "json" else made[format]()
+        return visible_json(text_of_json(self.to_json(), ordered=True)) if format == "json" else made[format]()
 
     def lines(self, width: int = 120) -> "Iterator[RenderableType]":
         """What a terminal of `width` columns shows (rich)."""

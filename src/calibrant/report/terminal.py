@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
+from calibrant.foreign import visible_name
 from calibrant.report.conclusions import Section
 from calibrant.report.tables import Figure, Line, Table
 
@@ -29,16 +30,16 @@ def lines(sections: Sequence[Section], width: int) -> Iterator[RenderableType]:
         if section.table is not None:
             yield from _table(section.table, width)
         else:
-            yield Text(harmless(section.title), style="bold")
-        yield from (Text(harmless(s), style="bold yellow" if s.startswith("Doubtful") else "") for s in section.sentences)
-        yield from (Text(f"  • {harmless(item)}") for item in section.items[:LISTED])
+            yield Text(visible_name(section.title), style="bold")
+        yield from (Text(visible_name(s), style="bold yellow" if s.startswith("Doubtful") else "") for s in section.sentences)
+        yield from (Text(f"  • {visible_name(item)}") for item in section.items[:LISTED])
         if len(section.items) > LISTED:
             yield Text(f"  … and {len(section.items) - LISTED:,} more, which --format json lists")
         yield ""
 
 
 def _table(table: Table, width: int) -> Iterator[RenderableType]:
-    yield Text(harmless(table.title), style="bold")
+    yield Text(visible_name(table.title), style="bold")
     pieces = list(fitted(table, width))
     for number, drawn in enumerate(pieces):
         if number:
@@ -47,7 +48,7 @@ def _table(table: Table, width: int) -> Iterator[RenderableType]:
     if table.most and len(table.lines) > table.most:
         yield Text(f"… and {len(table.lines) - table.most:,} more, which --format json lists")
     shown = replace(table, legend=tuple(dict.fromkeys(part for drawn in pieces for part in drawn.legend)))
-    yield Text(harmless(shown.key), style="dim")
+    yield Text(visible_name(shown.key), style="dim")
     yield ""
 
 
@@ -95,9 +96,9 @@ class _Drawn:
             more = min(max(0, cell_len(column.head) - wide[index], cells[0].cell_len - wide[index]), spare)
             spare, wide[index] = spare - more, wide[index] + more
         names = min(self._longest, self._width, NAMES + spare)
-        drawn.add_column(Text(harmless(self.table.head)), overflow="fold", min_width=names, max_width=names)
+        drawn.add_column(Text(visible_name(self.table.head)), overflow="fold", min_width=names, max_width=names)
         for column, most in zip(self.table.columns, wide, strict=True):
-            head = Text(harmless(column.head), justify="left" if column.words else "right")
+            head = Text(visible_name(column.head), justify="left" if column.words else "right")
             drawn.add_column(head, overflow="fold", min_width=most, max_width=most)
         parts = [line.part for line in self.table.lines]
         for index, row in enumerate(zip(self._names, *self._columns, strict=True)):
@@ -112,8 +113,8 @@ class _Drawn:
 
 
 def _name(line: Line) -> Text:
-    note = Text(f" ({harmless(line.note)})", style="dim") if line.note else Text()
-    return Text.assemble(Text(harmless(line.name), style="bold" if line.best else ""), note)
+    note = Text(f" ({visible_name(line.note)})", style="dim") if line.note else Text()
+    return Text.assemble(Text(visible_name(line.name), style="bold" if line.best else ""), note)
 
 
 def _aligned(figures: Sequence[Figure], words: bool) -> list[Text]:
@@ -122,12 +123,7 @@ def _aligned(figures: Sequence[Figure], words: bool) -> list[Text]:
     cells: list[Text] = []
     for f in figures:
         blank = " " * (told - cell_len(str(f)))
-        text = harmless(str(f))
+        text = visible_name(str(f))
         number = Text.assemble(*((text, "bold" if f.best else ""), blank)[:: 1 if words else -1])
         cells.append(Text.assemble(number, (f" {f.letters:<{letters}}" if letters else "", "italic cyan")))
     return cells
-
-
-def harmless(text: str) -> str:
-    """Names may be anything: characters that would steer the terminal are shown as such."""
-    return "".join(c if c.isprintable() or c == "\u00a0" else "\N{REPLACEMENT CHARACTER}" for c in text)

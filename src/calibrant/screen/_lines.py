@@ -7,6 +7,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from calibrant.foreign import visible
+
 
 def table_of(*columns: str) -> Any:
     """An empty table."""
@@ -35,9 +37,4 @@ def noted(model: str, note: str) -> str:
 
 def one_line(text: str) -> str:
     """Text of a data set in one line that can't steer the terminal."""
-    return " ".join(harmless(text).split())
-
-
-def harmless(text: str) -> str:
-    """Text of a data set without the characters that would steer the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return " ".join(visible(text).split())

@@ -5,7 +5,8 @@ from typing import Any, Final
 
 from rich.text import Text
 
-from calibrant.screen._lines import counted, harmless, labelled, noted, one_line, table_of
+from calibrant.foreign import visible
+from calibrant.screen._lines import counted, labelled, noted, one_line, table_of
 
 SHOWN: Final = 5
 """How many rows of a finding are listed."""
@@ -129,7 +130,7 @@ def _part(part: Mapping[str, Any]) -> Iterator[Text]:
     yield from (Text("  " + bar) for bar in _histogram(part["histogram"]))
     yield from labelled(("windows", f"not shown: {part['unshown']}" if part["unshown"] else ""))
     for number, text in enumerate(part["texts"], 1):
-        yield Text(f"  ╷ window {number}\n  │ " + harmless(text).replace("\n", "\n  │ "), style="dim")
+        yield Text(f"  ╷ window {number}\n  │ " + visible(text).replace("\n", "\n  │ "), style="dim")
 
 
 def _draws(count: int | None) -> str:
@@ -231,7 +232,7 @@ def surveyed(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
         if reasons:
             yield Text(verdict, style="bold")
         for reason, data in reasons.items():
-            yield Text(f"  {', '.join(dict.fromkeys(data))}: {harmless(reason)}")
+            yield Text(f"  {', '.join(dict.fromkeys(data))}: {visible(reason)}")
 
 
 def catalogued(entries: Sequence[Mapping[str, Any]]) -> Iterator[Any]:

@@ -6,6 +6,8 @@ from base64 import b64encode
 from functools import cache
 from typing import Any, Final
 
+from calibrant.foreign import visible_data
+
 UNSAFE: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 """What could end a script or begin an element, as JSON writes it otherwise. U+2028 and U+2029 are written so by `json` itself."""
 
@@ -30,8 +32,8 @@ def digest(script: str) -> str:
 
 
 def embedded(key: str, data: Any) -> str:
-    """Data for a script, in an element called `key` that no browser runs. Raises ValueError on a number that JSON doesn't have."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    """Data for a script, in an element called `key` that no browser runs. Raises `ValueError` for a number that JSON doesn't have."""
+    text = json.dumps(visible_data(data), separators=(",", ":"), allow_nan=False)
     for sign, written in UNSAFE.items():
         text = text.replace(sign, written)
     return f'<script type="application/json" id="{key}">{text}</script>'

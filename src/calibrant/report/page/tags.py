@@ -3,15 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Final
 
-CONTROL: Final = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127), "�")
-"""Characters that HTML may not hold, shown as such."""
+from calibrant.foreign import visible
 
 
 def text(value: object) -> str:
     """A value as text that a browser shows unchanged, in an element or a quoted attribute."""
-    return escape(str(value).translate(CONTROL))
+    return escape(visible(str(value)))
 
 
 def name(value: str) -> str:

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from calibrant.foreign import visible_name
 from calibrant.report.plots.axes import Axis
 from calibrant.report.plots.labels import around, spaced
 from calibrant.report.plots.marks import Layer, faceted, layer, layered, text
 from calibrant.report.plots.theme import DASHES, FAMILIES, LETTER
-from calibrant.report.plots.words import Interval, cut, shown, signed
+from calibrant.report.plots.words import Interval, cut, signed
 
 if TYPE_CHECKING:
     import altair as alt
@@ -79,9 +80,9 @@ class Curves:
         for p, (title, lines) in enumerate(self.panels):
             yield {"p": p, "k": "title", "t": cut(title, int(self.across.pixels / 6.4))}
             if p % self.columns == 0:
-                yield {"p": p, "k": "up", "t": shown(self.y)}
+                yield {"p": p, "k": "up", "t": visible_name(self.y)}
             if p == (len(self.panels) - 1) // self.columns * self.columns:
-                yield from [{"p": p, "k": "note", "t": shown(self.note)}] * bool(self.note)
+                yield from [{"p": p, "k": "note", "t": visible_name(self.note)}] * bool(self.note)
             yield from ({"p": p, "k": "band", "x": x, "y": low, "z": high} for x, low, high in self.band)
             for number, line in enumerate(lines):
                 style = {"p": p, "s": number, "f": FAMILIES[line.family].words, "d": line.dash % len(DASHES)}

@@ -8,13 +8,14 @@ from statistics import fmean
 from typing import Final
 
 from calibrant.compare import Entry, Layers, Ranking, family_of
+from calibrant.foreign import visible_name
 from calibrant.report.findings import aimed, percent
 from calibrant.report.plots.axes import Axis, axis_of, reached
 from calibrant.report.plots.curves import Curves, Line, Spot
 from calibrant.report.plots.labels import LINE
 from calibrant.report.plots.picture import Plot, plotted
 from calibrant.report.plots.theme import DASHES
-from calibrant.report.plots.words import counted, ends, known, sentence, share, shown, signed, spread
+from calibrant.report.plots.words import counted, ends, known, sentence, share, signed, spread
 
 CROWDED: Final = 24
 """Points over tokens; with more there is no room for their intervals."""
@@ -82,7 +83,7 @@ def _lines(rankings: Sequence[Ranking]) -> tuple[Line, ...]:
             if x is None or not known(entry.mean):
                 continue
             pattern = ":" in ranking.target
-            spot = Spot(x, entry.mean.value, ends(entry.mean, ranking.level), pattern, shown(ranking.target) if pattern else "")
+            spot = Spot(x, entry.mean.value, ends(entry.mean, ranking.level), pattern, visible_name(ranking.target) if pattern else "")
             spots.setdefault(entry.name, []).append(spot)
             family[entry.name] = "none" if entry in ranking.baselines else _family(entry)
     if len({spot.x for found in spots.values() for spot in found}) < 2:

@@ -7,9 +7,10 @@ from functools import cached_property
 from statistics import median_high
 from typing import TYPE_CHECKING, Any, Final
 
+from calibrant.foreign import visible_name
 from calibrant.report.plots.marks import Layer, faceted, layer, layered, text
 from calibrant.report.plots.theme import LETTER, Style
-from calibrant.report.plots.words import Interval, cut, shown, signed
+from calibrant.report.plots.words import Interval, cut, signed
 
 if TYPE_CHECKING:
     import altair as alt
@@ -148,8 +149,8 @@ class Panels:
                 text = cut(group.reference, max(3, min(26, int(size.width / 6))))
                 yield {"p": p, "k": "reference", "v": _inside(text, low, high, size.width), "t": text}
         if p == (len(group.panels) - 1) // size.columns * size.columns:
-            yield {"p": p, "k": "about", "t": shown(group.about)}
-            yield from [{"p": p, "k": "note", "t": shown(group.note)}] * bool(group.note)
+            yield {"p": p, "k": "about", "t": visible_name(group.about)}
+            yield from [{"p": p, "k": "note", "t": visible_name(group.note)}] * bool(group.note)
 
     def _facet(self, size: _Size, name: str, group: Group) -> "alt.FacetSpec":
         kinds = {record["k"] for record in self.data[name]}
@@ -249,7 +250,7 @@ def _point(point: Point, low: float, high: float, width: int) -> Iterator[dict[s
                 yield {"k": "beyond", "v": high, "a": 0}
         yield {"k": "hollow" if point.hollow else "mark", "v": point.value}
     if point.word:
-        yield {"k": "word", "t": shown(point.word)}
+        yield {"k": "word", "t": visible_name(point.word)}
 
 
 def _inside(text: str, low: float, high: float, width: int) -> float:

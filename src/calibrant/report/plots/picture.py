@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from calibrant.foreign import visible_name
 from calibrant.report.plots.theme import config, unchecked
-from calibrant.report.plots.words import shown, stem
+from calibrant.report.plots.words import stem
 
 if TYPE_CHECKING:
     import altair as alt
@@ -32,4 +33,4 @@ def plotted(name: tuple[str, ...], title: str, description: str, drawn: "Callabl
         spec: dict[str, Any] = {"$schema": SCHEMA, **drawn().to_dict(validate=False)}
     spec["config"] = config()
     spec["datasets"] = {name: [dict(record) for record in records] for name, records in data.items()}
-    return Plot(stem(*name), shown(title), shown(description), spec)
+    return Plot(stem(*name), visible_name(title), visible_name(description), spec)

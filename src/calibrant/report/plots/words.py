@@ -7,24 +7,17 @@ from collections.abc import Sequence
 from typing import Final
 
 from calibrant.compare import Estimate
+from calibrant.foreign import visible_name
 
 ROOM: Final = 26
 """Letters that a name may take beside a plot."""
 
-_HIDDEN: Final = frozenset({"Cc", "Cs", "Co", "Cn"})
-_TURNING: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2028\u2029\u2066\u2067\u2068\u2069\ufeff")
-
 Interval = tuple[float, float] | None
-
-
-def shown(name: str) -> str:
-    """`name` with a mark in place of each character that no file of text may hold, or that would turn what stands beside it."""
-    return "".join("\ufffd" if c in _TURNING or unicodedata.category(c) in _HIDDEN else c for c in name)
 
 
 def cut(name: str, room: int = ROOM) -> str:
     """A long name with its middle left out, at most `room` letters (at least 3); wide letters count as two."""
-    clean, room = shown(name), max(3, room)
+    clean, room = visible_name(name), max(3, room)
     if _width(clean) <= room:
         return clean
     head, tail = clean[:room], clean[-room:]

@@ -1,0 +1,137 @@
+"""Whatever names, columns and texts hold, nothing that a command writes acts on a terminal, and any console can say it."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from calibrant.compare.reading import read
+from calibrant.report import report
+from calibrant.store import Store
+
+from tests.cli.conftest import SMALL, Answer, Ask
+from tests.report.made import store_of
+
+ACTING = "\x1b[31m\x07\u202e\x9b2J\u2028"
+"""A colour, the bell, a turned direction, a cleared screen in the old eighth bit, and an end of a line that only some programs know."""
+RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u202e]")
+SHOWN = r"\x1b[31m\x07\u202e\x9b2J\u2028"
+
+
+def still(text: str) -> None:
+    raw = RAW.search(text)
+    assert raw is None, (raw, text)
+
+
+def only_read(answer: Answer) -> Answer:
+    still(answer.out)
+    still(answer.err)
+    return answer
+
+
+def written(path: Path, *rows: object) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("column", ["text", f"bo{ACTING}dy"])
+def test_a_files_name_its_columns_and_its_texts(ask: Ask, tmp_path: Path, column: str):
+    path = written(tmp_path / f"my{ACTING}rows.jsonl", *({column: f"row {number} {ACTING} with words of its own"} for number in range(40)))
+    answer = only_read(ask("inspect", f"'{path}'", "--samples", "2", "--length", "32"))
+    assert SHOWN in (answer.out if column == "text" else answer.err)
+    assert answer.code == (0 if column == "text" else 2)
+    as_json = only_read(ask("inspect", f"'{path}'", "--samples", "2", "--length", "32", "--json"))
+    if column == "text":
+        assert ACTING in as_json.json["data"], "a program reads what is there"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("prune", ACTING, "--out", "pruned", *SMALL),
+        ("prune", "smollm2", "--out", "pruned", "--data", f"./{ACTING}.jsonl"),
+        ("prune", "smollm2", "--out", "pruned", *SMALL, "--method", ACTING),
+        ("prune", "smollm2", "--out", "pruned", *SMALL, "--sparsity", ACTING),
+        ("evaluate", "smollm2", "--task", ACTING),
+        ("report", ACTING),
+        ("study", ACTING, "--out", "results"),
+        ("list", ACTING),
+        (ACTING,),
+        ("list", "methods", f"--{ACTING}"),
+        ("prune", "smollm2", "--samples", ACTING),
+    ],
+    ids=lambda words: " ".join(words).translate(dict.fromkeys(map(ord, ACTING), "?"))[:40],
+)
+def test_a_word_that_is_refused(ask_outside: Ask, words: tuple[str, ...]):
+    answer = only_read(ask_outside(*words))
+    assert answer.code == 2, answer
+    assert r"\x1b" in answer.err
+    assert answer.err.count("\n") == 1, "one sentence, of the library's and of the command line's own"
+
+
+def test_a_studys_mistakes(ask: Ask, tmp_path: Path):
+    (tmp_path / "study.yaml").write_text(f'model: smollm2\ndata: [python_docs, "{SHOWN}"]\n"{SHOWN}": 1\n'.replace(r"\x9b2J", r"\u009b2J"))
+    answer = only_read(ask("study", "study.yaml", "--out", "results"))
+    assert answer.code == 2
+    assert r"\x1b[31m" in answer.err
+
+
+@pytest.mark.parametrize("format", ["table", "markdown", "csv", "latex", "json"])
+def test_what_a_store_holds(ask: Ask, tmp_path: Path, format: str):
+    hostile = f"set{ACTING}"
+    folder = store_of(tmp_path / "results", {hostile: (2.5, 3.9), "other": (2.6, 3.8)}, model=f"model{ACTING}")
+    with Store(folder) as store:
+        store.add_failure("sha256:f", {"what": hostile, "error": hostile})
+    answer = only_read(ask("report", folder, "--format", format, "--html", tmp_path / "page.html", "--plots", tmp_path / "plots"))
+    assert answer.code == 0, answer.err
+    for path in (tmp_path / "page.html", *(tmp_path / "plots").glob("*.svg")):
+        page = path.read_text()
+        # The page brings Vega's own script, which names such characters in its tables.
+        still(re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL))
+    if format == "json":
+        assert hostile in {entry["data"] for ranking in answer.json["rankings"] for entry in ranking["entries"]}
+    assert read(Store(folder, create=False)) is not None
+    still(report(folder)._repr_html_().partition("<script")[0])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_console_that_knows_only_old_letters(ask_outside: Ask, tmp_path: Path, encoding: str):
+    folder = store_of(tmp_path / "results", {"数据": (2.5, 3.9), "other": (2.6, 3.8)})
+    answer = ask_outside("report", folder, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert answer.code == 0, answer.err
+    assert "+-" in answer.out or "±" in answer.out or "\N{REPLACEMENT CHARACTER}" in answer.out
+    assert r"\u6570\u636e" in answer.out
+    refused = ask_outside("list", "数±据", PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert (refused.code, refused.err.count("\n")) == (2, 1), refused
+
+
+@pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() != 0, reason="names of any bytes are for POSIX; and what may not be read is for everyone but root"
+)
+def test_a_name_that_is_no_text(ask_outside: Ask, tmp_path: Path):
+    name = os.fsdecode(b"rows\xff.jsonl")
+    answer = ask_outside("inspect", f"./{name}")
+    assert answer.code == 2, answer
+    assert "xff" in answer.err or "udcff" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("OSError(5, 'Input/output error', 'a/file')", "'a/file' can't be used (Input/output error); look at its permissions, or give another"),
+        ("PermissionError(13, 'Permission denied', 'b')", "'b' can't be used (Permission denied); look at its permissions, or give another"),
+        ("OSError(28, 'No space left on device')", "the disk is full; free some space and run the same command again"),
+    ],
+)
+def test_what_the_system_refuses_is_a_sentence(ask_outside: Ask, error: str, message: str):
+    broken = f"""
+import types
+def catalogue(kind):
+    raise {error}
+sys.modules["calibrant.names"] = types.ModuleType("calibrant.catalogue")
+sys.modules["calibrant.names"].catalogue = catalogue
+"""
+    answer = ask_outside("list", "methods", before=broken)
+    assert (answer.code, answer.err) == (2, message + "\n")
