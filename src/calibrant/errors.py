@@ -34,7 +34,7 @@ class CalibrantError(Exception):
     """The root. `subject` names what the error is about: a matrix, a file, a spec."""
 
     def __init__(self, message: str, *, subject: str = "") -> None:
-        super().__init__("\n".join(map(_fitted, message.split("\n"))))
+        super().__init__("\n".join(map(fitted, message.split("\n"))))
         self.subject = subject
 
 
@@ -99,8 +99,8 @@ class WorkerError(CalibrantError):
     """A worker that died; `subject` is the worker."""
 
 
-def _fitted(line: str) -> str:
-    """A line of a message that repeats no more than can be read of what was given."""
+def fitted(line: str) -> str:
+    """Return a line of a message so that it repeats no more than can be read of what was given."""
     if len(line) <= QUOTED:
         return line
     shorter = _LONG_QUOTATION.sub(r"\1\2…\1", line)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, ParamSpec, Ty
 import typer
 
 from calibrant import __version__
-from calibrant.errors import InputError, OutputError, RankError, StudyError
+from calibrant.errors import InputError, OutputError, RankError, StudyError, fitted
 from calibrant.foreign import visible, visible_json, visible_name
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _misused(error: Any) -> int:
     """Say in one sentence what is wrong with the words of a command; 2. Without any words, its help was shown already."""
     if type(error).__name__ != "NoArgsIsHelpError":
         path = error.ctx.command_path if error.ctx else "calibrant"
-        typer.echo(visible_name(f"{error.format_message().rstrip('.')}; '{path} --help' shows what it takes"), err=True)
+        typer.echo(visible_name(f"{fitted(error.format_message()).rstrip('.')}; '{path} --help' shows what it takes"), err=True)
     return 2
 
 
@@ -246,7 +246,7 @@ def stop(message: str, code: int, error: BaseException) -> NoReturn:
     """One line on standard error, or one for each mistake in a study, and an exit code; the traceback only for those who ask for it."""
     if os.environ.get(DEBUG):
         sys.__excepthook__(type(error), error, error.__traceback__)
-    typer.echo(visible(message) if isinstance(error, StudyError) else visible_name(" ".join(message.split("\n"))), err=True)
+    typer.echo(visible(message) if isinstance(error, StudyError) else visible_name(fitted(" ".join(message.split("\n")))), err=True)
     raise typer.Exit(code)
 
 
@@ -255,5 +255,5 @@ def fault(kind: type[BaseException], error: BaseException, trace: TracebackType 
     if os.environ.get(DEBUG):
         sys.__excepthook__(kind, error, trace)
         return
-    what = visible(" ".join(str(error).split())) or "no message"
+    what = visible(fitted(" ".join(str(error).split()))) or "no message"
     print(f"{kind.__name__}: {what}. This is a fault of ours, not of your input; {DEBUG}=1 shows where it happened.", file=sys.stderr)  # noqa: T201
