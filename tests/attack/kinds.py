@@ -142,10 +142,7 @@ def places(chance: random.Random, ground: Ground, here: Path) -> Words:
     os.symlink("/dev/zero", here / "zero.jsonl")
     os.symlink("/dev/zero", here / "config.json")
     (here / "folder.jsonl").mkdir()
-    path = chance.choice(
-        ("fifo.jsonl", "loop.jsonl", "zero.jsonl", "folder.jsonl", "~nouser/x.jsonl", "a/" * 3000 + "x.jsonl", "x" * 300 + ".jsonl", "a\0b.jsonl",
-         "/dev/stdin",          "d/" * 2000 + "x.jsonl", "../../../../../etc/passwd", "rows\udcff.jsonl", "*.jsonl", "**/*", "[", ".", "/proc/self/mem", "con.jsonl", "")
-    )  # fmt: skip
+    path = chance.choice(PLACES)
     return chance.choice(
         (
             ("inspect", f"'{path}'" if chance.random() < 0.5 else path, *SMALL[:4]),
@@ -186,9 +183,7 @@ def template(chance: random.Random, ground: Ground, here: Path) -> Words:
     folder = _model(ground, here)
     path = folder / "chat_template.jinja"
     good = path.read_text() if path.exists() else "{% for message in messages %}{{ message['role'] + message['content'] }}{% endfor %}"
-    odd = ("{{ nothing.at.all }}", "{% for x in range(10) %}", "{{ raise_exception('no') }}", "{{ messages[99].content }}", "{{ 1/0 }}",
-           "{{ ''.__class__.__mro__ }}", "{% include 'x' %}", "{% set ns = namespace(a=1) %}{{ ns.b.c }}", "{{ messages | tojson | from }}", "{{ 'x' * 1000000000 }}")  # fmt: skip
-    path.write_text(mangling.text(chance, good) if chance.random() < 0.6 else chance.choice(odd), errors="replace")
+    path.write_text(mangling.text(chance, good) if chance.random() < 0.6 else chance.choice(TEMPLATES), errors="replace")
     return ("inspect", "python_docs:chat" if chance.random() < 0.1 else "rows.jsonl:chat", *SMALL[:4], "--model", _with_rows(ground, here, folder))
 
 
