@@ -15,7 +15,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,7 +28,10 @@ from calibrant.cli import app
 from tests.attack.kinds import KINDS, Ground
 
 SLOW: Final = 10.0
-"""Seconds that a case may take on a machine that is its own."""
+"""Seconds of the processor that a case may take: what other programs take of it doesn't count."""
+
+STUCK: Final = 120.0
+"""Seconds of the clock after which a case waits for what never comes."""
 
 TELLING: Final = ("store verify", "store merge")
 """Commands that end with 1 where they say what is wrong with a store."""
@@ -48,7 +51,7 @@ class TooLong(BaseException):
     """A case was stopped. No `Exception`, so that nothing takes it for a fault of the input."""
 
 
-def attacked(kind: str, seed: int, ground: Ground, slow: float = SLOW) -> Broken | None:
+def attacked(kind: str, seed: int, ground: Ground) -> Broken | None:
     """Run one case; None if it ended as it should: done, or one sentence and 2, nothing left behind."""
     chance = random.Random(f"{kind} {seed}")
     here = Path(tempfile.mkdtemp(dir=ground.folder))
@@ -56,7 +59,7 @@ def attacked(kind: str, seed: int, ground: Ground, slow: float = SLOW) -> Broken
         with contextlib.chdir(here):
             words = [str(word) for word in KINDS[kind](chance, ground, here)]
             before = _listing(here)
-            why, trace = _watched(words, slow)
+            why, trace = _watched(words)
             if why and not why.startswith("code"):
                 return Broken(f"{kind} {seed}", _shown(words), why, trace)
             left = sorted(_listing(here) - before) if why == "code 2" else []
@@ -67,30 +70,34 @@ def attacked(kind: str, seed: int, ground: Ground, slow: float = SLOW) -> Broken
         shutil.rmtree(here, ignore_errors=True)
 
 
-def attack(seeds: Iterator[int], ground: Ground, slow: float = SLOW) -> Iterator[tuple[str, Broken | None]]:
+def attack(seeds: Iterable[int], ground: Ground) -> Iterator[tuple[str, Broken | None]]:
     """Run cases of all kinds in turn, one for each seed."""
     kinds = list(KINDS)
     for seed in seeds:
         kind = kinds[seed % len(kinds)]
-        yield kind, attacked(kind, seed, ground, slow)
+        yield kind, attacked(kind, seed, ground)
 
 
-def _watched(words: list[str], slow: float) -> tuple[str, str]:
+def _watched(words: list[str]) -> tuple[str, str]:
     """How a command ended: `code 0` or `code 2` if well, else what was wrong, with a traceback."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise TooLong
 
-    usual = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, slow)
+    limits = {signal.ITIMER_PROF: (signal.SIGPROF, SLOW), signal.ITIMER_REAL: (signal.SIGALRM, STUCK)}
+    usual = {number: signal.signal(number, stop) for number, _ in limits.values()}
+    for timer, (_, seconds) in limits.items():
+        signal.setitimer(timer, seconds)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             done = CliRunner().invoke(app, words)
     except TooLong as error:
-        return f"took over {slow:g} s", "".join(traceback.format_exception(error)[-8:])
+        return f"took over {SLOW:g} s, or waited for ever", "".join(traceback.format_exception(error)[-8:])
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, usual)
+        for timer in limits:
+            signal.setitimer(timer, 0)
+        for number, handler in usual.items():
+            signal.signal(number, handler)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         return f"{type(done.exception).__name__}: {done.exception}"[:300], "".join(traceback.format_exception(done.exception))
     if done.exit_code == 1 and " ".join(words[:2]) in TELLING:
