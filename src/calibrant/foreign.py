@@ -102,15 +102,14 @@ def user_path(given: str | Path, error: type[InputError] = InputError) -> Path:
     text = str(given)
     try:
         path = Path(text).expanduser()
+    except RuntimeError as problem:
+        raise error(f"{brief(text)} names a user whose home folder isn't known; write the whole path", subject=text) from problem
+    try:
         if len(text) > LONGEST_PATH:
             raise OSError(errno.ENAMETOOLONG, "the name is too long")
         path.lstat()  # asks the system whether it could be called so
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
-    except NotADirectoryError:
-        pass
-    except RuntimeError as problem:
-        raise error(f"{brief(text)} names a user whose home folder isn't known; write the whole path", subject=text) from problem
     except ValueError as problem:
         why = "a NUL" if "\0" in text else "a character that no file name has"
         raise error(f"{brief(text)} can't be a path: {why} is in it; give another", subject=text) from problem

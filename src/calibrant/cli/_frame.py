@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, ParamSpec, TypeVar, cast
 
 import typer
 
@@ -57,7 +57,7 @@ DataDir = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-USAGE: Final = typer.BadParameter.__mro__[2]
+USAGE: Final = cast("type[Exception]", typer.BadParameter.__mro__[2])
 """What is raised for words that make no command. Typer names only this one of its kin, and brings its own copy of the library that has the others."""
 
 IN_ASCII: Final = "calibrant.in_ascii"
