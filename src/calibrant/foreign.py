@@ -20,6 +20,9 @@ SHOWN: Final = 80
 LONGEST_PATH: Final = 4096
 """Characters of a path at most: no system takes more."""
 
+TRUST_REMOTE_CODE: Final = "CALIBRANT_TRUST_REMOTE_CODE"
+"""The variable that lets code beside a model be run; without it, none from outside ever is."""
+
 _ACTING: Final = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, but for tab and line feed
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that turn the direction of writing

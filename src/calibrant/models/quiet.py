@@ -3,9 +3,13 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from types import TracebackType
+from typing import Final, final
 
 from transformers import logging
+
+from calibrant.errors import CalibrantError, ModelError
+from calibrant.foreign import visible
 
 LONGEST: Final = 200
 
@@ -28,5 +32,26 @@ def quiet() -> Iterator[None]:
 
 def quoted(error: BaseException) -> str:
     """A library's message as a part of a sentence of ours: one line, not too long; the class's name if it says nothing."""
-    text = " ".join(str(error).split()).rstrip(".: ") or type(error).__name__
+    text = visible(" ".join(str(error).split())).rstrip(".: ") or type(error).__name__
     return text if len(text) <= LONGEST else text[:LONGEST].rsplit(" ", 1)[0] + " …"
+
+
+@final
+class Refusal:
+    """While it lasts, whatever a library raises over the files it was given is a `ModelError`: `before`, what the library says, `after`.
+
+    A mangled file can make transformers raise nearly anything, tokenizers raises plain `Exception`, and what panics in Rust isn't even one. So
+    this stands around a library's call and nothing else. Errors of ours, interrupts and exits pass.
+    """
+
+    def __init__(self, before: str, after: str, subject: str) -> None:
+        self._before, self._after, self._subject = before, after, subject
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None or isinstance(error, CalibrantError):
+            return
+        if isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime":
+            raise ModelError(f"{self._before} ({quoted(error)}){self._after}", subject=self._subject) from error
