@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,18 @@ def test_debug_shows_the_traceback(ask_outside: Ask):
     for answer in (ask_outside("list", "methods", before=FAULT, CALIBRANT_DEBUG="1"), ask_outside("--debug", "list", "methods", before=FAULT)):
         assert answer.code == 1
         assert answer.err.startswith("Traceback")
+
+
+def test_trust_is_a_variable_so_that_every_process_has_it(ask: Ask, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CALIBRANT_TRUST_REMOTE_CODE", "")  # set first, so that whatever the command sets goes with the test
+    monkeypatch.delenv("CALIBRANT_TRUST_REMOTE_CODE")
+    seen: list[str | None] = []
+    monkeypatch.setattr("calibrant.names.catalogue", lambda _: seen.append(os.environ.get("CALIBRANT_TRUST_REMOTE_CODE")) or [])
+    ask("list", "methods")
+    ask("--trust-remote-code", "list", "methods")
+    monkeypatch.setenv("CALIBRANT_TRUST_REMOTE_CODE", "true")
+    ask("list", "methods")
+    assert seen == [None, "1", "1"]
 
 
 def test_debug_shows_where_input_was_refused(ask_outside: Ask):

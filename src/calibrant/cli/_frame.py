@@ -18,7 +18,7 @@ import typer
 
 from calibrant import __version__
 from calibrant.errors import InputError, OutputError, RankError, StudyError, fitted
-from calibrant.foreign import visible, visible_json, visible_name
+from calibrant.foreign import TRUST_REMOTE_CODE, visible, visible_json, visible_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -162,10 +162,13 @@ def _print_version(asked: bool) -> bool:
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.", envvar=DEBUG)] = False,
+    trust: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.", envvar=TRUST_REMOTE_CODE)] = False,
 ) -> None:
     """Prune language models with the calibration data you choose, and see which differences are real."""
     if debug:
         os.environ[DEBUG] = "1"
+    if trust:
+        os.environ[TRUST_REMOTE_CODE] = "1"  # so that the processes of a study have it too
 
 
 @contextmanager
