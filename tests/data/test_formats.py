@@ -82,6 +82,28 @@ def test_a_tokenizer_without_a_template_cannot_chat():
         Chat().render(SUM)
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% for m in messages %}{{ m.content", "refuses a row: unexpected end of template"),
+        ("{{ nobody.knows }}", "refuses a row: 'nobody' is undefined"),
+        ("{% nonsense %}", "refuses a row: Encountered unknown tag 'nonsense'"),
+        ("{{ messages.__class__.__mro__ }}", "refuses a row: access to attribute '__class__'"),
+        ("{{ 1 // 0 }}", "is broken .*zero"),
+        ("{{ messages + 1 }}", "is broken .*list"),
+        ("{{ messages[0].role | int + 'a' }}", "is broken .*unsupported operand"),
+        ("{{ range(1000000000) | list }}", "is broken .*Range too big"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "is broken .*recursion"),
+    ],
+)
+def test_a_template_that_is_broken_is_one_sentence(template: str, said: str):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(DataError, match=f"the model's chat template {said}") as caught:
+        Chat().render(SUM, tokenizer)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_template_that_refuses_a_row_is_quoted():
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('no system role') }}"

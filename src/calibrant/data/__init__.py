@@ -4,6 +4,7 @@ from calibrant.data._base import PARTS, Format, Found, Holding, Hub, Part, PerDr
 from calibrant.data._batching import micro_batches
 from calibrant.data._encoding import start_tokens
 from calibrant.data._mirror import mirror
+from calibrant.data._templates import templated
 from calibrant.data.calibration import CalibrationSet, TokenBatch
 from calibrant.data.expression import held_out, parse_source, selectors
 from calibrant.data.formats import formats
@@ -43,5 +44,6 @@ __all__ = [
     "selectors",
     "sources",
     "start_tokens",
+    "templated",
     "train_and_test",
 ]

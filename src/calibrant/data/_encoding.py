@@ -8,6 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Format, Row
+from calibrant.data._templates import templated
 from calibrant.data.packing import Ids, Packing
 from calibrant.errors import DataError
 
@@ -84,8 +85,8 @@ class Encoder(ABC):
     def _templated(self) -> bool:
         if not self.tokenizer.chat_template or self.tokenizer.bos_token is None:
             return False
-        shown = self.tokenizer.apply_chat_template([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tokenize=False)
-        return str(shown).startswith(str(self.tokenizer.bos_token))
+        shown = templated(self.tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        return shown.startswith(str(self.tokenizer.bos_token))
 
     @cached_property
     def special(self) -> frozenset[int]:

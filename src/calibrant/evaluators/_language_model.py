@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from calibrant.data import templated
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._decoding import Decoder
 from calibrant.evaluators._scoring import Request, Scored, score
@@ -127,10 +127,10 @@ class Answering:
         """A conversation as the tokenizer's template writes it; without the system's turn if the template refuses one."""
         asked: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         try:
-            return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, **asked))
-        except TemplateError:
+            return templated(self.tokenizer, chat_history, **asked)
+        except DataError:
             users = [turn for turn in chat_history if turn["role"] != "system"]
-            return str(self.tokenizer.apply_chat_template(users, tokenize=False, **asked))
+            return templated(self.tokenizer, users, **asked)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
         """The ids of a text, with what the tokenizer puts around it unless the text begins with the start token already."""

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Format, Row
+from calibrant.data._templates import templated
 from calibrant.data.formats._asked import asked
 from calibrant.errors import DataError
 
@@ -31,10 +31,7 @@ class Chat(Format):
                 "the format 'chat' needs a tokenizer with a chat template, and this model's has none; use qa, or an instruction-tuned model",
                 subject="chat",
             )
-        try:
-            return str(tokenizer.apply_chat_template(self._messages(row), tokenize=False))
-        except TemplateError as error:
-            raise DataError(f"the model's chat template refuses a row: {error}", subject=row.key) from error
+        return templated(tokenizer, self._messages(row), row.key)
 
     def _messages(self, row: Row) -> list[dict[str, str]]:
         if row.turns:
