@@ -13,7 +13,7 @@ import calibrant
 ROOT = Path(calibrant.__file__).parent
 FLOORS = [
     ["errors", "foreign", "spec", "registry", "progress", "notebook", "allocator", "clock"],
-    ["activations", "targets", "store", "outcomes", "durable", "estimates"],
+    ["activations", "targets", "store", "outcomes", "durable", "estimates", "wire"],
     ["data", "models", "ranks"],
     ["walk", "checkpoint", "methods", "allocations", "statistics", "changes", "costs", "select"],
     ["compress", "evaluators", "testing", "languages"],

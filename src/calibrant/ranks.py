@@ -26,7 +26,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from io import BytesIO
 from types import TracebackType
 from typing import Any, Final, TypeVar, final
 
@@ -34,7 +33,9 @@ import torch
 import torch.distributed as dist
 
 from calibrant.activations import Gram, Seen, Statistic
-from calibrant.errors import CalibrantError, RankError
+from calibrant.errors import CalibrantError, DataError, RankError
+from calibrant.foreign import brief
+from calibrant.wire import Kind, Language, fields_of, kind_of, raised
 
 T = TypeVar("T")
 
@@ -211,7 +212,7 @@ class _Together(Ranks):
         for rank, other in enumerate(told):
             if other != told[0]:
                 self._apart = True
-                raise RankError(f"{what} differs: {_short(told[0])} on rank 0, {_short(other)} on rank {rank}; give all ranks the same", subject=what)
+                raise RankError(f"{what} differs: {brief(told[0])} on rank 0, {brief(other)} on rank {rank}; give all ranks the same", subject=what)
 
     def total(self, mine: Iterable[Seen], device: torch.device) -> Seen:
         return self._total(_added(map(self.part, mine)), device)
@@ -220,15 +221,15 @@ class _Together(Ranks):
         return Seen({kind: one if kind is Gram else _InOrder((one,)) for kind, one in seen.items()})
 
     def _total(self, mine: Seen | None, device: torch.device) -> Seen:
-        here: dict[type[Statistic], Any] = dict(mine or {})
-        told: dict[type[Statistic], Any] = {kind: _Size.of(one) if kind is Gram else _packed(one.parts) for kind, one in here.items()}
-        came = [one for one in self._meet("a sum", told) if one]
+        own: dict[type[Statistic], Any] = dict(mine or {})
+        parts: dict[str, Any] = {_called(kind): _Size.of(one) if kind is Gram else one.parts for kind, one in own.items()}
+        came, kinds = [one for one in self._meet("a sum", parts) if one], _loaded()
         return Seen(
             {
-                kind: self._reduced(here.get(kind), [one[kind] for one in came], device)
+                kind: self._reduced(own.get(kind), [one[name] for one in came], device)
                 if kind is Gram
-                else _added(part for one in came for part in _unpacked(one[kind], device))
-                for kind in came[0]
+                else _added(_moved(part, device) for one in came for part in one[name])
+                for name, kind in ((name, kinds[name]) for name in came[0])
             }
         )
 
@@ -247,7 +248,7 @@ class _Together(Ranks):
         """The sum of the ranks' Gram matrices. Who fails in here is missed by the others, but not heard."""
         self._apart = True
         width = told[0].width
-        matrix = torch.zeros(width, width, dtype=told[0].dtype, device=device) if mine is None else mine.matrix.clone()
+        matrix = torch.zeros(width, width, dtype=_WIDE[told[0].dtype], device=device) if mine is None else mine.matrix.clone()
         if matrix.is_cuda and self._nccl is None:
             self._nccl = dist.new_group(backend="nccl", timeout=PATIENCE)
         carried = matrix if matrix.is_cuda else matrix.cpu()
@@ -270,14 +271,23 @@ class _Together(Ranks):
         return [said.what for said in told]
 
     def _answers(self, said: "_Said") -> list["_Said"]:
-        answers: list[Any] = [None] * self.size
+        message = _LANGUAGE.pack(said)
         apart, self._apart = self._apart, True
         if apart:
             raise RankError("the ranks have parted already; start them anew", subject=said.where)
         with _listening():
-            dist.all_gather_object(answers, said, group=self._gloo)
+            answers = [_LANGUAGE.unpack(answer) for answer in self._messages(message)]
         self._apart = False
         return answers
+
+    def _messages(self, mine: bytes) -> list[bytes]:
+        """What every rank sends, in rank order."""
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([len(mine)]), group=self._gloo)
+        longest = max(map(int, sizes))
+        every = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+        dist.all_gather(every, torch.frombuffer(bytearray(mine.ljust(longest)), dtype=torch.uint8), group=self._gloo)
+        return [one[: int(size)].numpy().tobytes() for one, size in zip(every, sizes, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -293,23 +303,20 @@ class _Said:
 class _Failure:
     """An exception in words: the exception itself may hold what can't be sent."""
 
-    kind: type[BaseException]
+    kind: str
     text: str
     subject: str
 
     @classmethod
     def of(cls, error: BaseException) -> "_Failure":
-        known = next(kind for kind in type(error).__mro__ if kind.__module__ in ("builtins", "calibrant.errors"))
         name = "" if isinstance(error, CalibrantError) else f"{type(error).__name__}: "
-        return cls(known, name + " ".join(str(error).split()), getattr(error, "subject", ""))
+        return cls(kind_of(error), name + " ".join(str(error).split()), getattr(error, "subject", ""))
 
     def error(self, rank: int) -> BaseException:
         """What the others raise for it."""
-        if issubclass(self.kind, CalibrantError):
-            return self.kind(self.text, subject=self.subject)
-        if issubclass(self.kind, KeyboardInterrupt):
+        if self.kind == KeyboardInterrupt.__name__:
             return KeyboardInterrupt()
-        return RankError(f"rank {rank} failed: {self.text}", subject=self.subject)
+        return raised(self.kind, self.text, self.subject) or RankError(f"rank {rank} failed: {self.text}", subject=self.subject)
 
 
 @dataclass(frozen=True)
@@ -317,13 +324,13 @@ class _Size:
     """What there is to know of a Gram before it is summed."""
 
     width: int
-    dtype: torch.dtype
+    dtype: str
     tokens: int
     mass: float
 
     @classmethod
     def of(cls, gram: Gram) -> "_Size":
-        return cls(len(gram.matrix), gram.matrix.dtype, gram.tokens, gram.mass)
+        return cls(len(gram.matrix), str(gram.matrix.dtype), gram.tokens, gram.mass)
 
 
 @final
@@ -348,15 +355,34 @@ def _added(parts: Iterable[Any]) -> Any:
     return None if first is None else sum(rest, start=first)
 
 
-def _packed(parts: tuple[Statistic, ...]) -> bytes:
-    """Statistics as bytes: torch's own, because a tensor that is merely pickled remembers its sender's device."""
-    into = BytesIO()
-    torch.save(parts, into)
-    return into.getvalue()
+def _arguments(part: Statistic) -> dict[str, Any]:
+    """What a statistic's class makes it of: every one takes what it holds by name."""
+    return {name: value for name, value in vars(part).items() if not name.startswith("_")}
 
 
-def _unpacked(packed: bytes, device: torch.device) -> tuple[Statistic, ...]:
-    return torch.load(BytesIO(packed), map_location=device, weights_only=False)
+def _moved(part: Statistic, device: torch.device) -> Statistic:
+    return type(part)(**{name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in _arguments(part).items()})
+
+
+def _called(kind: type[Statistic]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _loaded() -> dict[str, type[Statistic]]:
+    """The statistics that this process knows, by name, those of a method of one's own among them: nothing is imported because a message says so."""
+    kinds: list[type[Statistic]] = [Statistic]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return {_called(kind): kind for kind in kinds}
+
+
+_WIDE: Final = {str(dtype): dtype for dtype in (torch.float32, torch.float64)}
+"""What a Gram is summed in."""
+
+_LANGUAGE: Final = Language(
+    *map(fields_of, (_Said, _Failure, _Size)),
+    Kind("statistic", Statistic, lambda part: [_called(type(part)), _arguments(part)], lambda said: _loaded()[said[0]](**said[1])),
+)
 
 
 @contextmanager
@@ -367,8 +393,5 @@ def _listening() -> Iterator[None]:
     except RuntimeError as error:
         what = re.sub(r"^\[.*?\] |\. This is typically.*", "", " ".join(str(error).split()))
         raise RankError(f"another rank was lost ({what}); what torchrun says of it tells why; start them again to continue") from error
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}…"
+    except DataError as error:
+        raise RankError(f"another rank said what can't be understood: {error}") from error

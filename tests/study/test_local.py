@@ -20,15 +20,18 @@ import torch
 
 from calibrant.cli import main
 from calibrant.clock import Clock
-from calibrant.errors import ModelError, OutputError, SpecError, WorkerError
+from calibrant.errors import DataError, InputError, ModelError, OutputError, Problem, SpecError, StudyError, WorkerError
 from calibrant.progress import silent
 from calibrant.store import Store
 from calibrant.study import Finished, Study, answering, engines
 from calibrant.study.engines import team
+from calibrant.study.engines.language import LANGUAGE, Raised, Reply, Spent
 from calibrant.study.engines.local import Here, Process, shared_threads
-from calibrant.study.engines.station import Raised, Reply
+from calibrant.study.engines.station import Station, replies
 from calibrant.study.engines.team import Team, Tokens
 from calibrant.study.ledger import Ledger
+from calibrant.study.question import Failed, Question
+from calibrant.testing import tiny_tokenizer
 
 from tests.study.small import asked, ended, forked, results, texts
 
@@ -297,9 +300,94 @@ def test_ray_that_isnt_installed_is_named(monkeypatch: pytest.MonkeyPatch):
         engines.check("ray")
 
 
-def test_an_error_that_ends_the_study_survives_the_way_from_a_worker():
-    told = pickle.loads(pickle.dumps(Raised(OutputError("the disk is full", subject="/here"))))
-    assert (type(told.error), str(told.error), told.error.subject) == (OutputError, "the disk is full", "/here")
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (OutputError("the disk is full", subject="/here"), OutputError("the disk is full")),
+        (OSError(errno.ENOSPC, "no room", "/a/file"), OSError(errno.ENOSPC, "no room", "/a/file")),
+        (OSError("odd"), OSError("odd")),
+        (StudyError([Problem(3, "data", "lacks")], subject="a.yaml"), InputError("a.yaml has a mistake:\nline 3: data: lacks")),
+    ],
+)
+def test_an_error_that_ends_the_study_survives_the_way_from_a_worker(error: Exception, again: Exception):
+    told = LANGUAGE.unpack(LANGUAGE.pack(Raised(error))).error
+    assert (repr(told), str(told), getattr(told, "errno", None)) == (repr(again), str(again), getattr(again, "errno", None))
+    assert getattr(told, "subject", "") == getattr(error, "subject", "")
+
+
+def test_a_job_and_its_questions_survive_the_way_to_a_worker(given: dict[str, str]):
+    mix = f"mix(a={given['prose']!r}, b=0.5*random_tokens + 0.5*full_stops, weight=0.25)"
+    methods = ["sparsegpt(damp=0.02)", "wanda", "magnitude"]
+    job = asked(given, data=[mix, given["verse"]], methods=methods, sparsities=[0.29, "2:4"], seeds=[0, 3], tokens=90).job()
+    again = LANGUAGE.unpack(LANGUAGE.pack(job))
+    assert (again.evaluators, again.dtype, again.reading, again.chosen) == (job.evaluators, job.dtype, job.reading, job.chosen)
+    for back, question in zip(again.questions, job.questions, strict=True):
+        assert (repr(back.calibration), back.asked, back.model) == (repr(question.calibration), question.asked, question.model)
+        assert (back.provisional, back.cell, back.sets) == (question.provisional, question.cell, question.sets)
+
+
+def test_tokens_survive_the_way_to_a_worker(given: dict[str, str], tmp_path: Path):
+    mix = f"mix(a={given['prose']!r}, b=random_tokens, weight=0.25)"
+    question = asked(given, data=[mix]).questions()[-1]
+    assert question.calibration is not None
+    batch, again = question.calibration.tokens(tiny_tokenizer()), LANGUAGE.unpack(Tokens(tmp_path).path(question).read_bytes())
+    pairs = [(batch, again), *((one, back) for (_, one), (_, back) in zip(batch.mixed, again.mixed, strict=True))]
+    assert len(pairs) == 3
+    assert [factor for factor, _ in batch.mixed] == [factor for factor, _ in again.mixed]
+    for one, back in pairs:
+        assert all(torch.equal(getattr(one, name), getattr(back, name)) for name in ("ids", "mask", "weights"))
+        assert (one.fingerprint, one.facts, one.examples) == (back.fingerprint, back.facts, back.examples)
+
+
+class Bomb:
+    """Pickled, it makes a file when it is read."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+def test_a_worker_is_asked_for_three_things_and_reads_no_pickle(given: dict[str, str], tmp_path: Path):
+    station = Station(asked(given).job, tmp_path, silent)
+    for message, why in (
+        (pickle.dumps(Bomb(tmp_path / "ran")), "is no message of a process of this job"),
+        (LANGUAGE.pack(("_take", None)), "can't be asked for '_take'; it can for open, resolve, answer"),
+        (LANGUAGE.pack(("__init__",)), "can't be asked for '__init__'"),
+    ):
+        raised, spent = map(LANGUAGE.unpack, replies(station, message))
+        assert (type(raised), type(spent)) == (Raised, Spent)
+        assert why in str(raised.error)
+    with Store(tmp_path / "store"):
+        here = Here(asked(given).job(), tmp_path / "store", silent, Clock())
+        here.open(given["model"])
+        (tmp_path / "tokens").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
+        refused = here.resolve(asked(given).questions()[-1], tmp_path / "tokens")
+    assert isinstance(refused, Failed)
+    assert "is no message of a process of this job" in refused.reason["error"]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_worker_that_answers_with_a_pickle_is_taken_for_dead(given: dict[str, str], tmp_path: Path, poison: Callable[[str], None]):
+    poison(f"import pathlib, pickle, sys\nsys.stdout.buffer.write({pickle.dumps(Bomb(tmp_path / 'ran'))!r})\nsys.stdout.flush()")
+    worker = Process(asked(given).job(), tmp_path, 1, silent, Clock())
+    with pytest.raises(WorkerError, match=rf"process {worker._process.pid} said what is no answer"):
+        worker.open(given["model"])
+    worker.end()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_question_that_a_worker_cant_build_is_a_hole(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A user's file may be gone by the time that a worker looks."""
+
+    def gone(worker: Any, question: Question, tokens: Path | None) -> Any:
+        raise DataError("prose.jsonl isn't there")
+
+    monkeypatch.setattr(Mortal, "resolve", gone)
+    finished = worked(asked(given), tmp_path, lambda *_: False)
+    assert {f["error"] for f in finished.failures.values()} == {"DataError: prose.jsonl isn't there"}
+    assert len(finished.failures) == len(finished.cells)
 
 
 def test_a_full_disk_in_a_worker_ends_the_study_and_is_no_failure(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

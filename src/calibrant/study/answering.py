@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from calibrant.activations import Statistic
 from calibrant.clock import Clock
 from calibrant.compress import compress
 from calibrant.costs import provenance
@@ -44,13 +45,16 @@ class Answering:
         """The question with its run's identity; or why that can't be told (its tokens can't be had, …)."""
         return attempted(lambda: self._resolve(question), question.provisional, question)
 
-    def answer(self, resolved: Resolved, recorded: bool, lacking: Sequence[str], mask: bytes | None) -> Iterator[Event]:
+    def answer(
+        self, resolved: Resolved, recorded: bool, lacking: Sequence[str], mask: bytes | None, kinds: tuple[type[Statistic], ...] = ()
+    ) -> Iterator[Event]:
         """What the store lacks of a question: its record unless it is `recorded`, and what `lacking` evaluators measure.
 
-        `mask` is the one that was kept with the record, if there is one: it saves compressing again.
+        `mask` is the one that was kept with the record, if there is one: it saves compressing again. `kinds` are the statistics that others will
+        want of the same set.
         """
         if not recorded or lacking:
-            made = attempted(lambda: self._made(resolved, mask), resolved.run.id, resolved.question)
+            made = attempted(lambda: self._made(resolved, mask, kinds), resolved.run.id, resolved.question)
             if not (recorded and isinstance(made, Recorded)):
                 yield from () if made is None else (made,)
             if isinstance(made, Failed):
@@ -67,14 +71,14 @@ class Answering:
         shared = statistics_ids(self._bench.opened, batch) if question.shares and batch is not None else ()
         return Resolved(question, asked, note, run, wanted, shared)
 
-    def _made(self, resolved: Resolved, mask: bytes | None) -> Recorded | None:
+    def _made(self, resolved: Resolved, mask: bytes | None, kinds: tuple[type[Statistic], ...]) -> Recorded | None:
         """Put the model into the run's state: from its mask, or by compressing it, of which something is to be kept."""
         if mask is None:
-            return self._compress(resolved)
+            return self._compress(resolved, kinds)
         self._bench.apply(mask)
         return None
 
-    def _compress(self, resolved: Resolved) -> Recorded:
+    def _compress(self, resolved: Resolved, kinds: tuple[type[Statistic], ...]) -> Recorded:
         question, bench, clock = resolved.question, self._bench, Clock()
 
         def shown(what: str, done: int, total: int) -> None:
@@ -85,7 +89,7 @@ class Answering:
             batch = bench.tokens(question.calibration)
         with clock.phase("compress"), self.clock.phase("compress"):
             bench.restore()
-            folder, kinds = (self._statistics, self._job.kinds(question)) if question.shares else (None, ())
+            folder = self._statistics if question.shares else None
             told = {"data": question.cell.data, "seed": question.cell.seed}
             record = compress(bench.opened, bench.view, batch, resolved.asked, **told, progress=shown, statistics=folder, kinds=kinds)
         leaked = {"leaked": dict(self._job.leaked[told["data"]])} if told["data"] in self._job.leaked else {}

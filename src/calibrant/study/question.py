@@ -1,7 +1,7 @@
 """What a study asks, cell by cell, and what comes back: plain data that may travel between processes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from calibrant.data import CalibrationSet
 from calibrant.evaluators import Evaluator
 from calibrant.notebook import card, listing
 from calibrant.spec import canonical, identity
+from calibrant.statistics import KINDS
 from calibrant.store import Cell, Measurement, Record, Run, revisions
 
 
@@ -90,9 +91,17 @@ class Job:
         return found
 
     def kinds(self, question: Question) -> tuple[type[Statistic], ...]:
-        """All that methods look at which share statistics with this question: of its set, or of what is mixed in it. One pass gathers it."""
+        """All that is kept on disk for methods which share statistics with this question: of its set, or of what is mixed in it.
+
+        One pass gathers it.
+        """
         sharing = [q for q in self.questions if q.shares and q.model == question.model and q.sets & question.sets]
-        return tuple(dict.fromkeys(kind for q in sharing for kind in q.asked.method.observes))
+        return tuple(dict.fromkeys(kind for q in sharing for kind in q.asked.method.observes if kind in KINDS))
+
+
+def without_questions(job: Job) -> Job:
+    """What a worker needs of a job: it is asked the questions one by one."""
+    return replace(job, questions=(), chosen=frozenset())
 
 
 @dataclass(frozen=True)

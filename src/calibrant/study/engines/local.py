@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -14,13 +13,15 @@ import torch
 
 from calibrant.clock import Clock
 from calibrant.data import mirror
-from calibrant.errors import WorkerError
+from calibrant.errors import DataError, WorkerError
 from calibrant.progress import Progress, silent
-from calibrant.study.engines.station import Reply, Spent, Station, say
+from calibrant.study.engines.language import LANGUAGE, Reply, Spent
+from calibrant.study.engines.station import Station
 from calibrant.study.engines.team import Team, Tokens
 from calibrant.study.engines.worker import Worker
 from calibrant.study.ledger import Ledger
-from calibrant.study.question import Finished, Job
+from calibrant.study.question import Finished, Job, without_questions
+from calibrant.wire import receive, send
 
 THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 """Where libraries read, when they are loaded, how many threads they may take."""
@@ -54,7 +55,7 @@ class Here(Worker):
 
     def __init__(self, job: Job, folder: Path, progress: Progress, clock: Clock) -> None:
         super().__init__(progress, clock)
-        self._station = Station(job, folder, progress)
+        self._station = Station(lambda: job, folder, progress)
 
     def call(self, what: str, *given: Any) -> Iterator[Reply]:
         return self._station.perform(what, *given)
@@ -79,15 +80,17 @@ class Process(Worker):
         assert self._process.stdout is not None
         self._asks, self._answers = self._process.stdin, self._process.stdout
         with contextlib.suppress(OSError):  # it died at once, which the first question will tell
-            say(self._asks, (job, folder, threads))
+            send(self._asks, LANGUAGE.pack((LANGUAGE.pack(without_questions(job)), folder, threads)))
 
     def call(self, what: str, *given: Any) -> Iterator[Reply]:
         try:
-            say(self._asks, (what, *given))
-            while not isinstance(reply := pickle.load(self._answers), Spent):  # our own process wrote it
+            send(self._asks, LANGUAGE.pack((what, *given)))
+            while not isinstance(reply := LANGUAGE.unpack(receive(self._answers)), Spent):
                 yield reply
-        except (EOFError, OSError, ValueError, pickle.UnpicklingError):
+        except (EOFError, OSError, ValueError):  # a closed pipe is a ValueError
             raise WorkerError(f"process {self._process.pid} {self._how()}", subject=str(self._process.pid)) from None
+        except DataError as error:
+            raise WorkerError(f"process {self._process.pid} said what is no answer ({error})", subject=str(self._process.pid)) from error
         yield reply
 
     def end(self) -> None:

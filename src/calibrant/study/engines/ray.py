@@ -7,6 +7,7 @@ writes results.
 import functools
 import os
 import queue
+import re
 import secrets
 import socket
 import sys
@@ -23,18 +24,21 @@ import torch
 from calibrant.clock import Clock
 from calibrant.errors import SpecError, WorkerError
 from calibrant.progress import Progress
+from calibrant.study.engines.language import LANGUAGE, Reply, Told
 from calibrant.study.engines.local import THREADS, environment, shared_threads
-from calibrant.study.engines.station import Reply, Spent, Station, Told
+from calibrant.study.engines.station import Station, replies
 from calibrant.study.engines.team import Team, Tokens
 from calibrant.study.engines.worker import Worker
 from calibrant.study.ledger import Ledger
-from calibrant.study.question import Finished, Job
+from calibrant.study.question import Finished, without_questions
 
 PASSED_ON: Final = ("CALIBRANT_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "XDG_")
 """Beginnings of the variables that workers get from this process; not those that hold a secret, which a cluster shows to who looks at it."""
 
 KNOCK: Final = 10.0
 """Seconds that a cluster has to answer."""
+
+_PLACE: Final = re.compile(r"\bpid[:=] ?(\d+).*?\bip[:=] ?([0-9A-Fa-f.:]+)", re.DOTALL)
 
 QUIET: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 
@@ -50,44 +54,35 @@ def run(ledger: Ledger, progress: Progress, workers: int, address: str | None, g
             "max_restarts": 0,
             "runtime_env": {"env_vars": _variables(threads)},
         }
-        given = ray.put((ledger.job, ledger.store.folder.absolute(), threads, Path.cwd()))
+        given = ray.put(LANGUAGE.pack((LANGUAGE.pack(without_questions(ledger.job)), ledger.store.folder.absolute(), threads, Path.cwd())))
         team = Team(ledger, progress, Tokens(ledger.store.corner().absolute()))
         return team.work([lambda told: Remote(ray, options, given, told, ledger.clock)] * workers)
 
 
 class Actor:
-    """What runs on a worker: it answers in a thread of its own, so that progress can be told meanwhile."""
+    """What runs on a worker: it answers in a thread of its own, so that progress can be told meanwhile. All that it hears and says is messages."""
 
-    def __init__(self, given: tuple[Job, Path, int, Path]) -> None:
-        job, folder, threads, here = given
+    def __init__(self, given: bytes) -> None:
+        job, folder, threads, here = LANGUAGE.unpack(given)
         if here.is_dir():  # files of the user's are named as the driver sees them
             os.chdir(here)
-        self._said: queue.SimpleQueue[Reply] = queue.SimpleQueue()
+        self._said: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
-        self._station = Station(job, folder, lambda *what: self._said.put(Told(*what)))
+        self._station = Station(lambda: LANGUAGE.unpack(job), folder, lambda *what: self._said.put(LANGUAGE.pack(Told(*what))))
 
-    def name(self) -> str:
-        """Which process of which node this is."""
-        import ray
-
-        return f"process {os.getpid()} on node {ray.util.get_node_ip_address()}"
-
-    def perform(self, what: str, *given: Any) -> Iterator[Reply]:
-        """What `Station.perform` gives, and progress as it comes."""
-        done = self._thread.submit(self._perform, what, given)
-        while not isinstance(reply := self._said.get(), Spent):
+    def perform(self, message: bytes) -> Iterator[bytes]:
+        """What the station replies, and progress as it comes."""
+        done = self._thread.submit(self._perform, message)
+        while (reply := self._said.get()) is not None:
             yield reply
         done.result()
-        yield reply
 
-    def _perform(self, what: str, given: tuple[Any, ...]) -> None:
-        said: Reply = None
+    def _perform(self, message: bytes) -> None:
         try:
-            for said in self._station.perform(what, *given):
-                self._said.put(said)
+            for reply in replies(self._station, message):
+                self._said.put(reply)
         finally:
-            if not isinstance(said, Spent):
-                self._said.put(Spent({}))
+            self._said.put(None)
 
 
 class Remote(Worker):
@@ -95,23 +90,29 @@ class Remote(Worker):
 
     def __init__(self, ray: ModuleType, options: Mapping[str, Any], given: Any, progress: Progress, clock: Clock) -> None:
         super().__init__(progress, clock)
-        self._ray, self._name, self._ended = ray, "a worker that had not begun", threading.Event()
+        self._ray, self._ended = ray, threading.Event()
         self._actor = ray.remote(**options)(Actor).remote(given)
 
     def call(self, what: str, *given: Any) -> Iterator[Reply]:
         try:
-            if what == "open":
-                self._name = self._ray.get(self._actor.name.remote())
-            for piece in self._actor.perform.options(num_returns="streaming").remote(what, *given):
-                yield self._ray.get(piece)
+            for piece in self._actor.perform.options(num_returns="streaming").remote(LANGUAGE.pack((what, *given))):
+                yield LANGUAGE.unpack(self._ray.get(piece))
         except self._ray.exceptions.RayActorError as death:
-            why = " ".join(str(death).partition("\nThe actor")[2].split()) or "its node may be gone"
-            raise WorkerError(f"{self._name} died ({why[:300]})", subject=self._name) from None
+            name, why = _obituary(str(death))
+            raise WorkerError(f"{name} died ({why})", subject=name) from None
 
     def end(self) -> None:
         if not self._ended.is_set() and self._ray.is_initialized():
             self._ended.set()
             self._ray.kill(self._actor)
+
+
+def _obituary(text: str) -> tuple[str, str]:
+    """Which process of which node died, and why, as Ray tells it: it knows both however soon that was."""
+    known = _PLACE.search(text)
+    name = f"process {known[1]} on node {known[2]}" if known else "a worker of which Ray tells no process"
+    rest = text.partition("\nThe actor")[2] or text.rstrip().rpartition("\n")[2]  # an error of its own stands in the last line
+    return name, " ".join(rest.split())[:300] or "its node may be gone"
 
 
 @contextmanager

@@ -7,7 +7,6 @@ work without knowing of each other. What another is at work on is passed over, a
 Statistics of a set belong to one worker at a time, from the first look until its model is compressed: others take other sets meanwhile.
 """
 
-import pickle
 import queue
 import threading
 import time
@@ -18,13 +17,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from calibrant.errors import InputError, ModelError, WorkerError
+from calibrant.durable import put
+from calibrant.errors import InputError, ModelError, OutputError, WorkerError
 from calibrant.models import open_tokenizer
 from calibrant.progress import Progress, silent
 from calibrant.spec import identity
 from calibrant.statistics import Statistics, surplus
 from calibrant.store import MASK, STATISTICS
 from calibrant.study.answering import attempted, failed
+from calibrant.study.engines.language import LANGUAGE
 from calibrant.study.engines.worker import Hire, Worker
 from calibrant.study.ledger import Lack, Ledger
 from calibrant.study.question import Event, Failed, Finished, Question, Resolved
@@ -52,9 +53,7 @@ class Tokens:
         with self._lock:
             if not path.exists():
                 tokenizer, _ = open_tokenizer(question.model)
-                half = path.with_suffix(".half")
-                half.write_bytes(pickle.dumps(question.calibration.tokens(tokenizer)))
-                half.replace(path)
+                put(path, LANGUAGE.pack(question.calibration.tokens(tokenizer)))
         return path
 
 
@@ -185,7 +184,7 @@ class Team:
             # Always in the same order, or two that need the same parts of mixes could wait for each other.
             if mask is None and not all(self._claim(gathering, name, index) for name in sorted(resolved.statistics)):
                 return False
-            for event in worker.answer(resolved, lack, mask):
+            for event in worker.answer(resolved, lack, mask, self._job.kinds(resolved.question)):
                 self._keep(event)
                 gathering.close()  # the model is compressed, and what follows only measures
                 self._gathering.pop(index, None)
@@ -211,11 +210,19 @@ class Team:
                 self._keep(failed(self._job.questions[index].provisional, self._job.questions[index], error))
 
     def _resolve(self, question: Question, worker: Worker) -> Resolved | Failed:
-        tokens = self._tokens
-        if tokens is None or question.calibration is None or question.calibration.per_draw:  # the worker has the model that chooses
-            return worker.resolve(question, None)
-        path = attempted(lambda: tokens.path(question), question.provisional, question)
-        return path if isinstance(path, Failed) else worker.resolve(question, path)
+        tokens, path = self._tokens, None
+        if (
+            tokens is not None and question.calibration is not None and not question.calibration.per_draw
+        ):  # else the worker has the model that chooses
+            path = attempted(lambda: tokens.path(question), question.provisional, question)
+        if isinstance(path, Failed):
+            return path
+        try:
+            return worker.resolve(question, path)
+        except OutputError:
+            raise
+        except InputError as error:  # the worker can't build what the question names: a file may be gone
+            return failed(question.provisional, question, error)
 
     def _claim(self, held: ExitStack, name: str, index: int) -> bool:
         """Whether `name` is ours while `held` is open. For a question that was passed over before, this waits."""

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from calibrant.activations import Statistic
 from calibrant.clock import Clock
 from calibrant.progress import Progress
-from calibrant.study.engines.station import Raised, Reply, Spent, Told
+from calibrant.study.engines.language import Raised, Reply, Spent, Told
 from calibrant.study.ledger import Lack
 from calibrant.study.question import Event, Failed, Question, Resolved
 
@@ -38,9 +39,9 @@ class Worker(ABC):
         (found,) = self._asked("resolve", question, tokens)
         return found
 
-    def answer(self, resolved: Resolved, lack: Lack, mask: bytes | None) -> Iterator[Event]:
-        """Have it find what is lacking. Raises `OutputError` on a full disk."""
-        return self._asked("answer", resolved, lack.recorded, tuple(lack.measures), mask)
+    def answer(self, resolved: Resolved, lack: Lack, mask: bytes | None, kinds: tuple[type[Statistic], ...]) -> Iterator[Event]:
+        """Have it find what is lacking, and of statistics these `kinds` too. Raises `OutputError` on a full disk."""
+        return self._asked("answer", resolved, lack.recorded, tuple(lack.measures), mask, kinds)
 
     def _asked(self, what: str, *given: Any) -> Iterator[Any]:
         for reply in self.call(what, *given):

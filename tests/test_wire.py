@@ -1,0 +1,225 @@
+"""What processes say to each other comes back as it was, and bytes of any other kind are refused without being run."""
+
+import ast
+import io
+import json
+import math
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import torch
+from safetensors.torch import save
+
+import calibrant
+from calibrant.activations import BlockChange, FeatureNorms, Statistic
+from calibrant.errors import DataError, NumericsError, Problem, StudyError
+from calibrant.ranks import _LANGUAGE as RANKS
+from calibrant.ranks import _Failure, _Said
+from calibrant.study.engines.language import LANGUAGE as WORKERS
+from calibrant.wire import Kind, Language, fields_of, kind_of, raised, receive, send
+
+
+@dataclass(frozen=True)
+class Point:
+    """Something of a closed list."""
+
+    x: float
+    near: tuple[Any, ...] = ()
+
+
+WORDS = Language(fields_of(Point), Kind("fraction", complex, lambda z: [z.real, z.imag], lambda parts: complex(*parts)))
+MANY = [
+    None,
+    True,
+    -7,
+    10**30,
+    "ü \ud800 \0",
+    [],
+    (),
+    (1, [2, (3,)]),
+    {1: "one", "two": (2,), (3, 4): {}},
+    frozenset({1, "a"}),
+    b"",
+    b"\x00\xff",
+    Path("a/b"),
+    Point(0.1, (Point(-0.0),)),
+    1 + 2j,
+    {"float": "nan", "map": []},
+]
+
+
+class Bomb:
+    """Pickled, it makes a file when it is read."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+def message(text: str, **tensors: torch.Tensor) -> bytes:
+    return save({"text": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8), **tensors})
+
+
+def drained(pipe: IO[bytes]) -> None:
+    while True:
+        receive(pipe)
+
+
+@pytest.mark.parametrize("value", MANY, ids=repr)
+def test_it_comes_back_as_it_was(value: Any):
+    back = WORDS.unpack(WORDS.pack(value))
+    assert (back, type(back)) == (value, type(value))
+    assert repr(back) == repr(value), "the types within are the same too"
+
+
+def test_floats_come_back_to_the_last_bit():
+    numbers = [0.1 + 0.2, -0.0, 5e-324, 1.7976931348623157e308, math.inf, -math.inf, math.nan]
+    assert list(map(repr, WORDS.unpack(WORDS.pack(numbers)))) == list(map(repr, numbers))
+
+
+def test_tensors_come_back_to_the_last_bit():
+    whole = torch.tensor([[0.1, -0.0, torch.inf], [torch.nan, 5e-324, 1.0]], dtype=torch.float64)
+    kinds = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool]
+    given = [whole.nan_to_num(1, 2, -2).to(kind) for kind in kinds] + [whole, whole.T, whole[:, 1], torch.zeros(0, 3), torch.tensor(2.5)]
+    for one, back in zip(given, WORDS.unpack(WORDS.pack(given)), strict=True):
+        assert (back.dtype, back.shape) == (one.dtype, one.shape)
+        assert back.contiguous().reshape(-1).view(torch.uint8).tolist() == one.contiguous().reshape(-1).view(torch.uint8).tolist()
+
+
+def test_what_is_none_of_it_cant_be_said():
+    for value in (object(), {"deep": [print]}, float, Point(object())):  # pyright: ignore[reportArgumentType]
+        with pytest.raises(DataError, match="can't be sent to another process"):
+            WORDS.pack(value)
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(DataError, match="can't be sent to another process"):
+        WORDS.pack(deep)
+
+
+@pytest.mark.parametrize("language", [WORDS, WORKERS, RANKS], ids=["words", "workers", "ranks"])
+def test_bytes_of_another_kind_are_refused_and_not_run(language: Language, tmp_path: Path):
+    mark, saved = tmp_path / "ran", io.BytesIO()
+    torch.save(Bomb(mark), saved)
+    others = [
+        *(pickle.dumps(Bomb(mark), protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)),
+        saved.getvalue(),
+        b"",
+        b"\x00" * 64,
+        b"{}",
+        save({"0": torch.zeros(3)}),
+        save({"text": torch.zeros(3)}),
+        message("nonsense"),
+        message("NaN"),
+        message('{"Bomb": {}}'),
+        message('{"os.system": ["touch it"]}'),
+        message('{"tensor": "4"}'),
+        message('{"tensor": []}'),
+        message('{"float": "much"}'),
+        message('{"map": [[1]]}'),
+        message('{"map": [[[], 1]]}'),
+        message('{"tuple": 1, "set": 2}'),
+        message("{}"),
+        message('{"bytes": "0"}', **{"0": torch.zeros(2)}),
+        message("[" * 100_000 + "]" * 100_000),
+        message("9" * 10_000),
+        message('{"Point": {"y": 1}}'),
+        message('{"Point": 1}'),
+        message('{"statistic": ["calibrant.errors.DataError", {"map": [["message", "x"]]}]}'),
+    ]
+    for content in others:
+        with pytest.raises(DataError, match="is no message of a process of this job"):
+            language.unpack(content)
+    assert not mark.exists()
+
+
+def test_a_pipe_gives_whole_messages_and_refuses_the_rest(tmp_path: Path):
+    path = tmp_path / "pipe"
+    with path.open("wb") as pipe:
+        for said in (b"first", b"", b"third" * 1000):
+            send(pipe, said)
+    content = path.read_bytes()
+    with path.open("rb") as pipe:
+        assert [receive(pipe) for _ in range(3)] == [b"first", b"", b"third" * 1000]
+    for end in (0, 5, len(content) - 1):
+        path.write_bytes(content[:end])
+        with path.open("rb") as cut, pytest.raises(EOFError):
+            drained(cut)
+    for other in (pickle.dumps(Bomb(tmp_path / "ran")), b"hello, this is a banner of some library", content[:12] + b"\xff" * 8 + b"x"):
+        path.write_bytes(other)
+        with path.open("rb") as pipe, pytest.raises(DataError, match="doesn't begin a message"):
+            receive(pipe)
+
+
+def test_ranks_say_statistics_of_any_class_that_they_know():
+    class Own(Statistic):
+        """Of another package."""
+
+        def __init__(self, total: torch.Tensor, tokens: int, mass: float) -> None:
+            self.total, self.tokens, self.mass, self._cache = total, tokens, mass, {}
+
+        def __add__(self, other: "Own") -> "Own":
+            return Own(self.total + other.total, self.tokens + other.tokens, self.mass + other.mass)
+
+        def __mul__(self, factor: float) -> "Own":
+            return Own(self.total * factor, self.tokens, self.mass * factor)
+
+    squares = torch.tensor([0.1, 1e-300], dtype=torch.float64)
+    said = RANKS.unpack(RANKS.pack(_Said("a sum", {"it": (FeatureNorms(squares, 3, 2.5), BlockChange(0.1, 3, 2.5), Own(squares, 1, 1.0))})))
+    norms, change, own = said.what["it"]
+    assert (type(norms), norms.squares.tolist(), norms.tokens, norms.mass) == (FeatureNorms, squares.tolist(), 3, 2.5)
+    assert (type(change), change.total, type(own), own.total.tolist()) == (BlockChange, 0.1, Own, squares.tolist())
+    failure = RANKS.unpack(RANKS.pack(_Said("", None, _Failure.of(NumericsError("NaN", subject="q"))))).failure
+    assert repr(failure.error(1)) == repr(NumericsError("NaN")), "a failure keeps its class"
+
+
+def test_an_error_is_called_by_the_nearest_class_that_all_know():
+    class Odd(NumericsError):
+        """Of another package."""
+
+    assert [kind_of(e) for e in (Odd("x"), StudyError([Problem(1, "", "x")]), KeyError(1), KeyboardInterrupt())] == [
+        "NumericsError",
+        "InputError",
+        "KeyError",
+        "KeyboardInterrupt",
+    ]
+    assert raised("KeyError", "x") is None
+    assert raised("SystemExit", "x") is None
+
+
+FORBIDDEN = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "multiprocessing"}
+OBJECTS = {"all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list", "send_object_list", "recv_object_list"}
+
+
+def running(tree: ast.AST) -> Iterator[str]:
+    """What in a file may run what it reads, or write what only such a thing reads."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names if alias.name.partition(".")[0] in FORBIDDEN)
+            case ast.ImportFrom(module=str(module)) if module.partition(".")[0] in FORBIDDEN:
+                yield module
+            case ast.Attribute(attr=name) if name in OBJECTS or ast.unparse(node) in ("torch.load", "torch.save"):
+                yield ast.unparse(node)
+            case ast.keyword(arg="allow_pickle", value=ast.Constant(value=True)) | ast.keyword(arg="weights_only", value=ast.Constant(value=False)):
+                yield ast.unparse(node)
+            case ast.keyword(arg="trust_remote_code", value=ast.Constant(value=True)):
+                yield ast.unparse(node)
+            case _:
+                pass
+
+
+def test_nothing_in_the_package_reads_a_pickle():
+    bad = (
+        "import pickle, torch\nfrom dill import loads\ntorch.load(x, weights_only=False); np.load(x, allow_pickle=True); dist.all_gather_object(a, b)"
+    )
+    assert len(list(running(ast.parse(bad)))) == 6
+    sources = {path: path.read_text() for path in Path(calibrant.__file__).parent.rglob("*.py")}
+    assert {str(path): found for path, text in sources.items() if (found := list(running(ast.parse(text))))} == {}
+    assert json.dumps(sorted(p.name for p in sources)).count("wire.py") == 1
