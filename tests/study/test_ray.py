@@ -16,40 +16,51 @@ from calibrant.study.engines.ray import _shares, _variables
 from tests.study.small import asked, results, texts
 
 DRIVER = """
-import json, os, signal, sys
+import json, os, pathlib, signal, sys
+from contextlib import suppress
 import psutil, torch
 torch.set_num_threads(1)
 from calibrant.errors import SpecError
 from calibrant.study import Study
+from calibrant.study.engines import ray as engine
 given, store = json.loads(sys.argv[1]), sys.argv[2]
-study, said, seen = Study(**given), {}, []
+study, said, seen, listening = Study(**given), {}, [], set()
+marks = [os.path.join(os.path.dirname(store), name) for name in ("early", "late")]
 
-def actors():
-    return [p for p in psutil.Process().children(recursive=True) if "Actor" in p.name() or "Actor" in " ".join(p.cmdline())]
+def die_once(mark):
+    with suppress(FileExistsError), open(mark, "x") as file:
+        file.write(str(os.getpid()))
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
 
-def told(what, done, total):
-    seen.append([what, done, total])
-    if what.endswith(" 0.5 on random_tokens") and "killed" not in said:
-        said["killed"] = actors()[0].pid
-        os.kill(said["killed"], signal.SIGKILL)
+class Mortal(engine.Actor):
+    # One dies before it has begun, one when it is asked to answer.
+    def __init__(self, given):
+        die_once(marks[0])
+        super().__init__(given)
 
-def listening():
-    ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    return sorted({c.laddr.ip for p in ours for c in p.net_connections("inet") if c.status == "LISTEN"})
+    def perform(self, message):
+        if b'"answer"' in message and b"random_tokens" in message:
+            die_once(marks[1])
+        yield from super().perform(message)
 
 def look(what, done, total):
-    told(what, done, total)
-    if "listening" not in said and done == 1:
-        said["listening"] = listening()
+    seen.append([what, done, total])
+    if what == "study":
+        for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                listening.update(c.laddr.ip for c in process.net_connections("inet") if c.status == "LISTEN")
 
+engine.Actor = Mortal
 finished = study.run(store, look, engine="ray", workers=2)
 said |= {"died": finished.died, "failures": dict(finished.failures), "computed": finished.computed, "seen": seen}
+said |= {"listening": sorted(listening), "killed": [pathlib.Path(mark).read_text() for mark in marks]}
 for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
     try:
         study.run(store, engine="ray", address=address)
     except SpecError as error:
         said[address] = str(error)
-said["left"] = len(psutil.Process().children(recursive=True))
+said["left"] = len(psutil.wait_procs(psutil.Process().children(recursive=True), timeout=60)[1])
 print("\\n" + json.dumps(said))
 """
 
@@ -61,7 +72,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def by_ray(given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A study by two workers of which one is killed, and what the driver saw."""
+    """A study by two workers of which two are killed, one of them before it has begun, and what the driver saw."""
     folder = tmp_path_factory.mktemp("ray")
     study = {k: v for k, v in vars(asked(given)).items() if k in ("models", "data", "methods", "evaluate", "samples", "length", "dtype")}
     changes = {"HOME": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -79,9 +90,10 @@ def test_a_worker_that_is_killed_costs_nothing_and_all_is_as_of_one_process(
     assert asked(given).run(tmp_path / "local").failures == {}
     assert results(folder / "store") == results(tmp_path / "local")
     assert (said["computed"], said["failures"]) == (8 + 16, {})
-    (died,) = said["died"]
-    assert died.startswith(f"process {said['killed']} on node 127.0.0.1 died (")
-    assert died.endswith("; it was asked of another")
+    assert len(said["died"]) == 2
+    for number, what in zip(said["killed"], (f"opening {given['model']}", " 0.5 on random_tokens"), strict=True):
+        (died,) = (told for told in said["died"] if told.startswith(f"process {number} on node 127.0.0.1 died ("))
+        assert died.endswith(f"{what}; it was asked of another")
 
 
 def test_progress_of_all_workers_is_told_by_the_driver(by_ray: tuple[Path, dict[str, Any]]):
