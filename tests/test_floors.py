@@ -12,7 +12,7 @@ import calibrant
 
 ROOT = Path(calibrant.__file__).parent
 FLOORS = [
-    ["errors", "foreign", "spec", "registry", "progress", "notebook", "allocator", "clock"],
+    ["errors", "foreign", "spec", "registry", "progress", "notebook", "allocator", "clock", "launch"],
     ["activations", "targets", "store", "outcomes", "durable", "estimates", "wire"],
     ["data", "models", "ranks"],
     ["walk", "checkpoint", "methods", "allocations", "statistics", "changes", "costs", "select"],
@@ -26,6 +26,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 LOWER_FIRST = {"durable": -2, "estimates": -2, "outcomes": -1}
 """What the store and the comparison share stands at the foot of their floor: its neighbours may use it."""
 TORCH_FREE = [
+    "launch",
     "errors",
     "foreign",
     "spec",

@@ -35,6 +35,7 @@ import torch.distributed as dist
 from calibrant.activations import Gram, Seen, Statistic
 from calibrant.errors import CalibrantError, DataError, RankError
 from calibrant.foreign import brief
+from calibrant.launch import MOST, launched, number
 from calibrant.wire import Kind, Language, fields_of, kind_of, raised
 
 T = TypeVar("T")
@@ -137,7 +138,8 @@ def joined() -> Iterator[Ranks]:
         return
     ours = not dist.is_initialized()
     if ours:
-        store, rank, size = _met()
+        with _listening():
+            store, rank, size = _met()
         # What an earlier group left in the store would lead a later one astray: each has a corner of its own.
         corner = dist.PrefixStore(f"calibrant {next(_JOINED)}", store)  # pyright: ignore[reportPrivateImportUsage]  # public, says the manual
         dist.init_process_group("gloo", store=corner, rank=rank, world_size=size, timeout=PATIENCE)
@@ -163,7 +165,8 @@ def _are_several() -> bool:
         return False
     if dist.is_initialized():
         return dist.get_world_size() > 1
-    return dist.is_torchelastic_launched() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    launch = launched()
+    return launch is not None and launch.size > 1
 
 
 @final
@@ -193,7 +196,7 @@ class _Together(Ranks):
     @property
     def _place(self) -> int:
         """This rank's number on its machine."""
-        return int(os.environ.get("LOCAL_RANK", self.rank))
+        return number("LOCAL_RANK", 0, MOST) if "LOCAL_RANK" in os.environ else self.rank
 
     def device(self, asked: str) -> str:
         return f"cuda:{self._place}" if asked == "cuda" or (asked == "auto" and torch.cuda.is_available()) else asked

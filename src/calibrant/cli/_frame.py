@@ -19,6 +19,7 @@ import typer
 from calibrant import __version__
 from calibrant.errors import InputError, OutputError, RankError, StudyError, fitted
 from calibrant.foreign import TRUST_REMOTE_CODE, visible, visible_json, visible_name
+from calibrant.launch import launched
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,7 +75,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors=IN_ASCII)
-    with _one_voice():
+    try:
+        launch = launched()
+    except InputError as error:
+        typer.echo(visible_name(str(error)), err=True)
+        sys.exit(2)
+    with _one_voice(launch is None or launch.rank == 0):
         try:
             # Not app(): typer would put its own hook in place of ours. Not standalone: what it says of a mistake would repeat it raw.
             code = typer.main.get_command(app)(prog_name="calibrant", standalone_mode=False)
@@ -102,9 +108,9 @@ codecs.register_error(IN_ASCII, _in_ascii)
 
 
 @contextmanager
-def _one_voice() -> Iterator[None]:
+def _one_voice(first: bool) -> Iterator[None]:
     """Silence in every process but the first; with `CALIBRANT_DEBUG`, all speak."""
-    if os.environ.get(DEBUG) or "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0":
+    if os.environ.get(DEBUG) or first:
         yield
         return
     ended = False
