@@ -10,10 +10,14 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["COLUMNS"] = "200"
 
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
+
+from calibrant import registry
 
 torch.set_num_threads(1)
 
@@ -31,3 +35,37 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     monkeypatch.delenv("CALIBRANT_CACHE", raising=False)
     return folder
+
+
+Plug = Callable[..., None]
+
+
+@pytest.fixture
+def plugged(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plug]:
+    """Installs a package for one test: `plugged({"calibrant.methods": {"mine": "module:Mine"}}, module="its code")`."""
+    added: list[str] = []
+
+    def forget() -> None:
+        registry._entries.cache_clear()
+        ours = [module for name, module in sys.modules.items() if name.startswith("calibrant")]
+        for one in [thing for module in ours for thing in vars(module).values() if isinstance(thing, registry.Registry)]:
+            one.__dict__.pop("_foreign", None)
+
+    def plug(groups: Mapping[str, Mapping[str, str]], **modules: str) -> None:
+        folder = tmp_path_factory.mktemp("plugged")
+        facts = folder / f"plugged{len(added)}-1.0.dist-info"
+        facts.mkdir()
+        (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: plugged{len(added)}\nVersion: 1.0\n")
+        lines = [line for group, names in groups.items() for line in (f"[{group}]", *(f"{name} = {value}" for name, value in names.items()))]
+        (facts / "entry_points.txt").write_text("\n".join(lines))
+        for name, code in modules.items():
+            (folder / f"{name}.py").write_text(code)
+            added.append(name)
+        monkeypatch.syspath_prepend(folder)
+        forget()
+
+    yield plug
+    monkeypatch.undo()
+    for name in added:
+        sys.modules.pop(name, None)
+    forget()

@@ -1,13 +1,15 @@
 """The folder is the registry: checked on a package made for it."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from calibrant.errors import SpecError
 from calibrant.registry import Registry, did_you_mean
+from calibrant.spec import canonical, identity
+from calibrant.store import revisions
 
 FRUIT = """
 from dataclasses import dataclass
@@ -81,3 +83,86 @@ def test_one_file_defines_one_thing(fruits: Registry) -> None:
 
 def test_did_you_mean_keeps_silent_when_nothing_is_near() -> None:
     assert did_you_mean("zzz", ["wanda"]) == ""
+
+
+PAIR = """
+from dataclasses import dataclass
+from calibrant.methods import Compressed, Method
+
+@dataclass(frozen=True, repr=False)
+class Pow(Method):
+    power: float = 0.5
+
+    def compress(self, weight, seen, target):
+        return Compressed(weight)
+
+class Other(Pow):
+    pass
+"""
+
+
+def test_a_class_of_another_package_is_called_as_its_entry_point(plugged: Callable[..., None]) -> None:
+    plugged({"calibrant.methods": {"wanda_pow": "mymethod:Pow", "other": "mymethod:Other"}}, mymethod=PAIR)
+    from calibrant.methods import methods
+
+    one, other = methods.build("wanda_pow(power=2)"), methods.build("other")
+    assert (repr(one), repr(other)) == ("wanda_pow(power=2.0)", "other")
+    assert methods.build(repr(one)) == one
+    assert canonical(one) == {"spec": "wanda_pow", "class": "mymethod:Pow", "revision": 1, "power": 2.0}
+    assert identity(methods.build("wanda_pow")) != identity(other)
+
+
+def test_a_class_that_is_found_elsewhere_than_its_entry_point_says_is_called_so_too(plugged: Callable[..., None]) -> None:
+    plugged({"calibrant.methods": {"wanda_pow": "door:Pow"}}, door="from room import Pow", room=PAIR)
+    from calibrant.methods import methods
+
+    assert canonical(methods.build("wanda_pow"))["class"] == "room:Pow"
+    assert repr(methods.build("wanda_pow")) == "wanda_pow"
+
+
+def test_a_class_without_an_entry_point_is_called_by_its_own_name_and_told_apart_by_its_module(plugged: Callable[..., None]) -> None:
+    plugged({}, one=PAIR, two=PAIR)
+    import one  # pyright: ignore[reportMissingImports]
+    import two  # pyright: ignore[reportMissingImports]
+
+    assert repr(one.Pow()) == repr(two.Pow()) == "Pow"
+    assert len({identity(thing) for thing in (one.Pow(), one.Other(), two.Pow(), two.Other())}) == 4
+    assert revisions("method", canonical([one.Pow(), two.Pow()])) == {"method Pow (one:Pow)": 1, "method Pow (two:Pow)": 1}
+
+
+def test_formats_and_packings_of_others_are_used_and_written_by_their_names(plugged: Callable[..., None]) -> None:
+    code = """
+from dataclasses import dataclass
+from calibrant.data import Format, Packing
+
+@dataclass(frozen=True, repr=False)
+class Loud(Format):
+    needs = ("text",)
+
+    def render(self, row, tokenizer=None):
+        return row.need("text").upper()
+
+@dataclass(frozen=True, repr=False)
+class Strewn(Packing):
+    bos: str = "none"
+
+    def windows(self, texts, sizes, frame):
+        return iter(())
+
+    def supply(self, lengths, frame):
+        return "nothing"
+"""
+    plugged({"calibrant.data.formats": {"shout": "plug:Loud"}, "calibrant.data.packing": {"scatter": "plug:Strewn"}}, plug=code)
+    from calibrant.data import CalibrationSet
+    from calibrant.names import catalogue
+
+    assert str(CalibrationSet("python_docs:shout@scatter(bos=window)")) == "python_docs:shout@scatter(bos='window')"
+    assert "scatter" in [entry.name for entry in catalogue("packings")]
+
+
+def test_an_entry_point_to_something_else_is_refused(plugged: Callable[..., None]) -> None:
+    plugged({"calibrant.methods": {"pi": "math:pi"}})
+    from calibrant.methods import methods
+
+    with pytest.raises(SpecError, match=r"the entry point pi = 'math:pi' names no class of a method"):
+        methods.build("pi")

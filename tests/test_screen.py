@@ -46,6 +46,8 @@ def test_a_method_is_written_as_it_is_typed():
     method = {"spec": "dsnot", "revision": 1, "start": {"spec": "wanda", "revision": 2}, "steps": 3}
     said = shown(screen.pruned(record(run={**RUN, "method": method})))
     assert "dsnot(start=wanda, steps=3) to 0.5" in said
+    foreign = {"spec": "mine", "class": "package:Mine", "revision": 1, "start": {"spec": "pow", "class": "package:Pow", "revision": 2}}
+    assert "mine(start=pow) to 0.5" in shown(screen.pruned(record(run={**RUN, "method": foreign})))
 
 
 FACTS = {"perplexity": 20.0855, "bits_per_byte": 1.25, "tokens": 65536, "documents": 128, "length": 2048}

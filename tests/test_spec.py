@@ -112,7 +112,7 @@ def test_a_bare_name_is_text_where_text_is_wanted() -> None:
 
 
 def test_identity_writes_defaults_out() -> None:
-    assert canonical(Toy()) == {"spec": "toy", "revision": 1, "damp": 0.01, "name": None, "inner": None}
+    assert canonical(Toy()) == {"spec": "toy", "class": "tests.test_spec:Toy", "revision": 1, "damp": 0.01, "name": None, "inner": None}
     assert identity(Toy()) == identity(Toy(damp=0.01))
     assert identity(Toy()) != identity(Toy(damp=0.02))
     assert identity({"b": 1, "a": 2}) == identity({"a": 2, "b": 1})
@@ -128,3 +128,10 @@ def test_identity_is_the_same_in_another_process() -> None:
 def test_calls_are_written_as_they_are_read() -> None:
     text = "dsnot(start=wanda, list=[1, 'x'])"
     assert text_of(parse(text)) == text
+
+
+def test_what_is_ours_has_the_identity_that_it_always_had() -> None:
+    from calibrant.methods import methods
+
+    assert canonical(methods.build("sparsegpt")) == {"spec": "sparsegpt", "revision": 1, "damp": 0.01, "block": 128}
+    assert identity(methods.build("wanda")) == "sha256:8671f71f3864ffc02ca2d0ce770440ec144bd4b9dba14a53b9199b4e41e30b26"

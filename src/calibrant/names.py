@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from calibrant.allocations import allocations
-from calibrant.data import PACKINGS, formats, sources
+from calibrant.data import formats, sources
+from calibrant.data.packing import packings
 from calibrant.errors import SpecError
 from calibrant.evaluators import evaluators
 from calibrant.methods import methods
@@ -41,11 +42,10 @@ def catalogue(kind: str) -> list[Entry]:
         raise SpecError(f"there is nothing called {kind!r} to list{did_you_mean(kind, KINDS)}; choose one of {', '.join(KINDS)}", subject=kind)
     if kind == "models":
         return [Entry(name, summary) for name, summary in _MODELS.items()]
-    if kind == "packings":
-        return [_entry(name, cls) for name, cls in sorted(PACKINGS.items())]
     known: dict[str, Registry] = {
         "sources": sources,
         "formats": formats,
+        "packings": packings,
         "methods": methods,
         "allocations": allocations,
         "selectors": selectors,

@@ -3,21 +3,27 @@
 `Registry(package)` stands in the `__init__.py` of each folder that grows (`methods`, `allocations`, `data/sources`, `data/formats`, …).
 A file defines exactly one public class. Other packages add names through an entry point in the group of the same name, for example
 `calibrant.methods`. Listing names imports nothing; a broken file is an error when it is asked for, never a name that is missing.
+Where small things share a file, as packings do, the registry is given their classes (`shared`) in place of files.
 """
 
 import difflib
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib.metadata import EntryPoint, distributions, entry_points
+from operator import attrgetter
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from calibrant.errors import SpecError
-from calibrant.spec import Call, Spec, build, parse
+from calibrant.spec import Call, Spec, build, parse, qualified
+
+_FOLDERS: Final = set[str]()
+"""The packages whose files are names, ours and others'."""
 
 
 def did_you_mean(given: str, names: Iterable[str]) -> str:
@@ -26,23 +32,54 @@ def did_you_mean(given: str, names: Iterable[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
+def foreign_name(cls: type[Any]) -> str:
+    """What a class of another package is called: as its entry point says, as its file where a registry has that file, else by its own name."""
+    written = _entries()
+    entry = written.get(qualified(cls)) or next((e for e in written.values() if e.module in sys.modules and _loaded(e) is cls), None)
+    if entry is not None:
+        return entry.name
+    folder, _, file = cls.__module__.rpartition(".")
+    return file if folder in _FOLDERS else cls.__name__
+
+
+@cache
+def _entries() -> dict[str, EntryPoint]:
+    """Every entry point for Calibrant, by what it points to; of several names for one class the first of the alphabet."""
+    everything = (e for package in distributions() for e in package.entry_points if e.group.startswith("calibrant."))
+    return {e.value.replace(" ", ""): e for e in sorted(everything, key=lambda e: (e.name, e.group), reverse=True)}
+
+
+def _loaded(entry: EntryPoint) -> object:
+    """What an entry point names in a module that is loaded, which may have it from elsewhere; None while the module is still being read."""
+    try:
+        return attrgetter(entry.attr)(sys.modules[entry.module])
+    except AttributeError:
+        return None
+
+
 @dataclass(frozen=True)
 class Registry:
-    """The names of one folder. `package` is its import path, `noun` what one of its things is called."""
+    """The names of one folder. `package` is its import path, `noun` what one of its things is called, `shared` classes that have no file each."""
 
     package: str
     noun: str
+    shared: Mapping[str, type[Any]] = field(default_factory=dict[str, type[Any]])
+
+    def __post_init__(self) -> None:
+        _FOLDERS.add(self.package)
 
     def names(self) -> list[str]:
         """Every name, sorted; files that begin with an underscore are not things but what things share."""
-        return sorted({*self._files, *self._foreign})
+        return sorted({*self._own, *self._foreign})
 
     def get(self, name: str) -> type[Any]:
         """The class called `name`; an unknown name is a `SpecError` with the nearest one and the whole list."""
-        if name in self._files:
+        if name in self.shared:
+            return self.shared[name]
+        if name in self._own:
             return self._only_class(importlib.import_module(f"{self.package}.{name}"))
         if name in self._foreign:
-            return self._foreign[name].load()
+            return self._a_class(self._foreign[name])
         raise SpecError(f"there is no {self.noun} called {name!r}{did_you_mean(name, self.names())} (known: {', '.join(self.names())})", subject=name)
 
     def build(self, spec: "str | Call | Spec") -> Any:
@@ -56,14 +93,25 @@ class Registry:
         return build(self.get(call.name), inner)
 
     @cached_property
-    def _files(self) -> frozenset[str]:
+    def _own(self) -> frozenset[str]:
+        if self.shared:
+            return frozenset(self.shared)
         found = importlib.util.find_spec(self.package)
         paths = found.submodule_search_locations if found else None
         return frozenset(m.name for m in pkgutil.iter_modules(paths) if not m.name.startswith("_"))
 
     @cached_property
     def _foreign(self) -> dict[str, EntryPoint]:
-        return {e.name: e for e in entry_points(group=self.package) if e.name not in self._files}
+        return {e.name: e for e in entry_points(group=self.package) if e.name not in self._own}
+
+    def _a_class(self, entry: EntryPoint) -> type[Any]:
+        found: object = entry.load()
+        if not isinstance(found, type) or not issubclass(found, Spec):
+            raise SpecError(
+                f"the entry point {entry.name} = {entry.value!r} names no class of a {self.noun}; point it to one that inherits ours",
+                subject=entry.name,
+            )
+        return found
 
     def _only_class(self, module: ModuleType) -> type[Any]:
         found = [

@@ -18,6 +18,9 @@ from calibrant.errors import SpecError
 LITERALS: Final = "numbers, texts, true/false, none, lists, names and name(key=value)"
 _WORDS: Final = {"true": True, "false": False, "none": None, "True": True, "False": False, "None": None}
 
+_ABOUT: Final = ("spec", "class", "revision")
+"""Keys of a canonical form that are no parameters: those of `about`."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -30,16 +33,19 @@ class Call:
 class Spec:
     """Mixed into frozen dataclasses whose constructor call is their name.
 
-    The name is that of the file which defines the class: the folder is the registry. `revision` is part of the identity: raise it when the
-    same configuration gives other numbers than before.
+    The name is that of the file which defines the class: the folder is the registry. A class of another package is called as its entry point
+    says, and has the class itself in its identity beside the name. `revision` is part of the identity too: raise it when the same configuration
+    gives other numbers than before.
     """
 
     revision: ClassVar[int] = 1
 
     @classmethod
     def spec_name(cls) -> str:
-        """The registered name: the defining file's, without its folder and ending."""
-        return cls.__module__.rpartition(".")[2]
+        """The registered name: the defining file's, without its folder and ending; of a class outside this package its entry point's, or its own."""
+        from calibrant.registry import foreign_name
+
+        return foreign_name(cls) if is_foreign(cls) else cls.__module__.rpartition(".")[2]
 
     def __repr__(self) -> str:
         """The shortest text that parses back into an equal object: parameters at their default are left out."""
@@ -121,9 +127,12 @@ def text_of(value: Any) -> str:
 
 
 def canonical(value: Any) -> Any:
-    """`value` as plain JSON data with nothing left to defaults: what an identity is made from."""
+    """`value` as plain JSON data with nothing left to defaults: what an identity is made from.
+
+    Names of classes outside this package can change or meet, so their canonical form says which class it is: `mymethod:WandaPow`.
+    """
     if isinstance(value, Spec):
-        return {"spec": value.spec_name(), "revision": value.revision, **{f.name: canonical(getattr(value, f.name)) for f in _fields(value)}}
+        return {**about(type(value)), **{f.name: canonical(getattr(value, f.name)) for f in _fields(value)}}
     if isinstance(value, Mapping):
         return {str(k): canonical(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -131,6 +140,27 @@ def canonical(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return str(value)
+
+
+def about(cls: type[Spec]) -> dict[str, Any]:
+    """Return the part of a canonical form that says which spec it is, and is no parameter."""
+    which = {"class": qualified(cls)} if is_foreign(cls) else {}
+    return {"spec": cls.spec_name(), **which, "revision": cls.revision}
+
+
+def parameters(form: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a spec's canonical form: all of it but what says which spec it is."""
+    return {name: value for name, value in form.items() if name not in _ABOUT}
+
+
+def is_foreign(cls: type[Any]) -> bool:
+    """Whether a class belongs to another package."""
+    return cls.__module__.partition(".")[0] != "calibrant"
+
+
+def qualified(cls: type[Any]) -> str:
+    """Return what tells a class apart from every other: `mymethod:WandaPow`, as an entry point writes it."""
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def identity(value: Any) -> str:

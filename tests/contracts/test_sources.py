@@ -1,12 +1,12 @@
 """Every source keeps its contract, and a source that breaks it is found out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 
-from calibrant.data import Found, Part, Row, Source, Stored, divide, sources
-from calibrant.errors import DataError
+from calibrant.data import Found, Part, Row, Source, Stored, divide, parse_source, sources
+from calibrant.errors import DataError, SpecError
 from calibrant.testing.sources import check_source
 
 
@@ -124,3 +124,23 @@ def test_the_text_of_a_source_must_read_back(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("calibrant.testing.sources.parse_source", lambda text: sources.build("random_tokens"))
     with pytest.raises(DataError, match="full_stops breaks its contract: its text doesn't read back"):
         check_source(source)
+
+
+THEIRS = """
+from calibrant.data.sources.full_stops import FullStops
+
+class Mine(FullStops):
+    pass
+
+class Other(FullStops):
+    pass
+"""
+
+
+def test_a_source_of_another_package_is_checked_by_its_name(plugged: Callable[..., None]):
+    plugged({"calibrant.data.sources": {"dots": "theirs:Mine"}}, theirs=THEIRS)
+    check_source(parse_source("dots"))
+    import theirs  # pyright: ignore[reportMissingImports]
+
+    with pytest.raises(SpecError, match="there is no source called 'Other'"):
+        check_source(theirs.Other())

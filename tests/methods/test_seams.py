@@ -1,6 +1,6 @@
 """Quantization and block dropping fit the nouns that pruning uses: neither needed a name to change."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from calibrant.errors import TargetError
 from calibrant.methods import BlockMethod, Compressed, Method
 from calibrant.methods.magnitude import Magnitude
 from calibrant.methods.sparsegpt import SparseGPT
-from calibrant.spec import identity
+from calibrant.spec import identity, qualified
 from calibrant.targets import Sparsity, Target
 from calibrant.testing.methods import check_method
 
@@ -52,7 +52,8 @@ class DropBlocks(BlockMethod):
         return sorted(sorted(range(len(seen)), key=lambda i: (influence[i], i))[: target.quota(len(seen))])
 
 
-def test_a_quantizer_keeps_the_contract_of_a_method():
+def test_a_quantizer_keeps_the_contract_of_a_method(plugged: Callable[..., None]):
+    plugged({"calibrant.methods": {"round_to_nearest": qualified(RoundToNearest)}})
     check_method(RoundToNearest(), targets=[Bits(4), Bits(8)])
 
 

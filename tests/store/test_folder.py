@@ -145,6 +145,13 @@ def test_of_answers_that_differ_in_a_revision_cells_without_an_index_hold_the_ne
     }
 
 
+def test_an_evaluator_of_another_package_is_written_as_it_is_typed(tmp_path: Path):
+    with Store(tmp_path) as store:
+        store.add_record(RECORD)
+        measure_id = store.add_measurement(RUN.id, {"spec": "mine", "class": "package:Mine", "revision": 1, "source": "wikitext"}, MEASURED)
+        assert store.cells()[0].measures == {"mine(source='wikitext')": measure_id}
+
+
 def test_the_study_is_kept_beside_its_cells(tmp_path: Path):
     study = {"baseline": "c4", "pools": {"b": ["c4", "pile"], "a": ["gsm8k:icl"]}, "primary": [{"compare": "a", "with": "b"}]}
     with Store(tmp_path) as store:

@@ -1,6 +1,7 @@
 """The contract check finds what it is there to find."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 from calibrant.activations import FeatureNorms, Seen, Statistic
 from calibrant.errors import CalibrantError
 from calibrant.methods import Compressed, Method
+from calibrant.spec import qualified
 from calibrant.targets import Sparsity, Target
 from calibrant.testing.methods import check_method
 
@@ -57,7 +59,8 @@ class Scripted(Method):
         return result
 
 
-def test_a_sound_method_passes():
+def test_a_sound_method_passes(plugged: Callable[..., None]):
+    plugged({"calibrant.methods": {"scripted": qualified(Scripted)}})
     check_method(Scripted())
 
 
@@ -94,20 +97,47 @@ def test_a_method_that_looks_at_the_place_of_a_row_is_found():
         check_method(FirstRowFree(), targets=HALF)
 
 
-@dataclass(frozen=True)
-class Untold(Method):
-    secret: int = 0
+@dataclass(frozen=True, repr=False)
+class Plain(Method):
+    """Sound in its numbers."""
 
-    def __repr__(self) -> str:
-        return "test_methods"
+    observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureNorms,)
 
     def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
-        return Compressed(weight)
+        norms = seen[FeatureNorms].norms()
+        return Compressed(weight.masked_fill(~target.keep(weight.double().abs() * norms.sqrt(), "row"), 0))
 
 
-def test_a_text_that_does_not_give_the_method_back_is_found():
-    with pytest.raises(CalibrantError, match="test_methods is read back as test_methods; a method's text must give the method back"):
-        check_method(Untold(secret=1))
+@dataclass(frozen=True, repr=False)
+class Untold(Plain):
+    secret: int = field(default=0, repr=False)
+
+
+class Posing(Plain):
+    """Says that it is Wanda."""
+
+    @classmethod
+    def spec_name(cls) -> str:
+        return "wanda"
+
+
+def test_a_text_that_does_not_give_the_method_back_is_found(plugged: Callable[..., None]):
+    plugged({"calibrant.methods": {"untold": qualified(Untold)}})
+    with pytest.raises(CalibrantError, match="untold is read back as untold; a method's text must give the method back"):
+        check_method(Untold(secret=1), targets=HALF)
+
+
+def test_a_method_that_nobody_can_type_is_found_and_told_what_it_lacks():
+    with pytest.raises(CalibrantError, match=r"Plain can't be typed: no method is called 'Plain'; give it the entry point plain = '.*:Plain' in the"):
+        check_method(Plain(), targets=HALF)
+
+
+def test_a_method_that_takes_the_name_of_another_is_found(plugged: Callable[..., None]):
+    with pytest.raises(CalibrantError, match=r"wanda is read back as wanda, which is calibrant.methods.wanda:Wanda and not .*:Posing"):
+        check_method(Posing(), targets=HALF)
+    plugged({"calibrant.methods": {"wanda": qualified(Plain)}})
+    with pytest.raises(CalibrantError, match=r"wanda is read back as wanda, which is calibrant.methods.wanda:Wanda and not .*:Plain"):
+        check_method(Plain(), targets=HALF)
 
 
 def test_chance_is_found_in_methods_that_update():

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from calibrant.data._base import FIELDS, Format, Source
 from calibrant.data.formats import formats
-from calibrant.data.packing import PACKINGS, Legacy, Many, Packing
+from calibrant.data.packing import PACKINGS, Legacy, Many, Packing, packings
 from calibrant.data.sources import sources
 from calibrant.data.user_file import UserFile, is_path
 from calibrant.errors import DataError, SpecError
@@ -174,9 +174,9 @@ def parse_format(text: str) -> tuple[Format, Packing | None]:
 def parse_packing(text: str) -> Packing:
     """The packing that `one`, `many(separator=' ')`, … stands for."""
     call = _call(text)
-    if call.name not in PACKINGS:
-        raise _unknown("packing", call.name, list(PACKINGS))
-    return build(PACKINGS[call.name], call.arguments)
+    if call.name not in packings.names():
+        raise _unknown("packing", call.name, packings.names())
+    return build(packings.get(call.name), call.arguments)
 
 
 def held_out(source: str, form: str | None = None) -> tuple[Source, Format]:

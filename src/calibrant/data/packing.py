@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Int32
 
 from calibrant.errors import SpecError
-from calibrant.registry import did_you_mean
-from calibrant.spec import Spec
+from calibrant.registry import Registry, did_you_mean
+from calibrant.spec import Spec, is_foreign
 
 STARTS: Final = ("tokenizer", "document", "window", "none")
 PAD: Final = -1
@@ -78,8 +78,8 @@ class Packing(Spec, ABC):
 
     @classmethod
     def spec_name(cls) -> str:
-        """The class's name in lower case: packings share a file."""
-        return cls.__name__.lower()
+        """The class's name in lower case, because ours share a file; of another package's class its entry point's."""
+        return super().spec_name() if is_foreign(cls) else cls.__name__.lower()
 
     @abstractmethod
     def windows(self, texts: Iterator[Text], sizes: Iterator[int], frame: Frame) -> Iterator[Window]:
@@ -254,6 +254,8 @@ class Legacy(Packing):
 
 
 PACKINGS: Final[dict[str, type[Packing]]] = {cls.spec_name(): cls for cls in (One, Many, Crop, Legacy)}
+packings: Final = Registry(__name__, "packing", PACKINGS)
+"""Ours, and those that other packages add through an entry point of the group `calibrant.data.packing`."""
 
 
 def _cut(key: str, ids: Ids, size: int, draw: int) -> Window:

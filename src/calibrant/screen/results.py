@@ -7,6 +7,7 @@ from rich.text import Text
 
 from calibrant.foreign import visible
 from calibrant.screen._lines import counted, labelled, noted, one_line, table_of
+from calibrant.spec import parameters
 
 SHOWN: Final = 5
 """How many rows of a finding are listed."""
@@ -280,7 +281,7 @@ def _problems(problems: Sequence[Mapping[str, str]]) -> Iterator[str]:
 
 def _call(method: Mapping[str, Any]) -> str:
     """A method's canonical form as text, without its revision."""
-    given = ", ".join(f"{k}={_call(v) if isinstance(v, Mapping) else v}" for k, v in method.items() if k not in ("spec", "revision"))
+    given = ", ".join(f"{k}={_call(v) if isinstance(v, Mapping) else v}" for k, v in parameters(method).items())
     return f"{method['spec']}({given})" if given else str(method["spec"])
 
 

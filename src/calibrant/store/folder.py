@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, overload
 from calibrant.durable import UNFINISHED, packed, read_json, text_of_json, write_bytes
 from calibrant.errors import OutputError
 from calibrant.outcomes import Journal, Measurement, Outcome, read_items, write_items
-from calibrant.spec import Call, canonical, text_of
+from calibrant.spec import Call, canonical, parameters, text_of
 from calibrant.store.claims import Claim, claimed
 from calibrant.store.reading import provenance_of, read_measurement, read_record, read_scores, understood, without_weights
 from calibrant.store.records import Cell, Record, Run, age, is_older, measurement_id, revisions, unrevised
@@ -307,7 +307,7 @@ class Store:
     def _texts(self, run_id: str) -> dict[str, str]:
         """The measurements of a run by their evaluator's text; of two with the same text the newer revision."""
         forms = sorted(self.evaluators(run_id).items(), key=lambda kept: (age(kept[1]), kept[0]))
-        return {text_of(Call(str(f.get("spec")), {k: v for k, v in f.items() if k not in ("spec", "revision")})): i for i, f in forms}
+        return {text_of(Call(str(f.get("spec")), parameters(f))): i for i, f in forms}
 
     def _index(self) -> Mapping[str, Any]:
         path = self.folder / INDEX

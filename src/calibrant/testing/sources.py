@@ -5,7 +5,9 @@ from itertools import islice
 
 from calibrant.data import PARTS, Part, Row, Source, Stored, formats, parse_source
 from calibrant.data._base import FIELDS
+from calibrant.data.sources import sources
 from calibrant.errors import DataError
+from calibrant.testing.naming import mistaken
 from calibrant.testing.tiny import tiny_tokenizer
 
 LOOKED_AT = 300
@@ -14,8 +16,8 @@ LOOKED_AT = 300
 def check_source(source: Source) -> None:
     """Check what a source promises. Raises `DataError` for the first promise that is broken, or if there is nothing to read here.
 
-    Licence, kind and fields are declared; its text reads back as the same source; every part gives the same rows each time, each with the declared
-    fields; no example is in two parts (a control, which has nothing to learn, is let off); at least one format can render it.
+    Licence, kind and fields are declared; its text reads back as the same source, and its identity is no other's; every part gives the same rows
+    each time, each with the declared fields; no example is in two parts (a control, which has nothing to learn, is let off); at least one format can render it.
     """
     _check_facts(source)
     for part in PARTS:
@@ -33,6 +35,7 @@ def _check_facts(source: Source) -> None:
     unknown = set(source.fields) - set(FIELDS)
     _require(source, bool(source.fields) and not unknown, f"it declares the fields {sorted(source.fields)}; rows have {', '.join(FIELDS)}")
     _require(source, parse_source(str(source)) == source, "its text doesn't read back as the same source")
+    _require(source, not (same := mistaken(source, sources)), same)
 
 
 def _check_rows(source: Source, part: Part) -> None:
