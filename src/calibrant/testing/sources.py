@@ -17,7 +17,8 @@ def check_source(source: Source) -> None:
     """Check what a source promises. Raises `DataError` for the first promise that is broken, or if there is nothing to read here.
 
     Licence, kind and fields are declared; its text reads back as the same source, and its identity is no other's; every part gives the same rows
-    each time, each with the declared fields; no example is in two parts (a control, which has nothing to learn, is let off); at least one format can render it.
+    each time, each with the declared fields; no example is in two parts (a control, which has nothing to learn, is let off); at
+    least one format can render it.
     """
     _check_facts(source)
     for part in PARTS:
