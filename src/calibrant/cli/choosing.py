@@ -25,7 +25,7 @@ def mix(
     tokens: Annotated[int, typer.Option(parser=whole, metavar="N", help="Real tokens of each source.")] = 8192,
     length: Length = 512,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write all of it here.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the answer here: the same for the same question.", show_default=False)] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     data_dir: DataDir = None,
@@ -38,10 +38,10 @@ def mix(
     check_file(out)
     budget = functools.partial(run, tokens=tokens, length=length, seed=seed, dtype=dtype, device=device)
     with progress() as told:
-        found = budget(model, sources, method=method, sparsity=sparsity, objective=objective, progress=told).to_json()
+        found = budget(model, sources, method=method, sparsity=sparsity, objective=objective, progress=told)
     if out is not None:
-        write(out, found)
-    show(found, as_json, mixed)
+        write(out, found.answer())
+    show(found.to_json(), as_json, mixed)
 
 
 @command("recommend")

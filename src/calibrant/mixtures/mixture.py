@@ -78,6 +78,10 @@ class Mixture:
         """All of it as dicts, lists and numbers."""
         return asdict(self)
 
+    def answer(self) -> dict[str, Any]:
+        """Return what the same question always gives, as plain data: all but how long it took, and what was kept where."""
+        return {name: value for name, value in self.to_json().items() if name not in ("seconds", "folder", "gathered", "reused")}
+
     def __repr__(self) -> str:
         return f"Mixture({self.expr!r}, objective={self.objective!r}, value={self.value:.4g})"
 
