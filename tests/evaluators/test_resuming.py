@@ -1,11 +1,14 @@
 """An evaluation that was killed goes on, and gives what it would have given."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from calibrant.evaluators import evaluate, loss
-from calibrant.models import open_model
+from calibrant.evaluators import Evaluator, evaluate, evaluators, loss
+from calibrant.models import Opened, open_model
+from calibrant.outcomes import Journal
+from calibrant.progress import Progress
 from calibrant.testing import tiny_folder
 
 TASKS = ["loss(source='python_docs', tokens=3000, length=64)", "loss(source='python_docs', tokens=2000, length=32)"]
@@ -43,3 +46,41 @@ def test_a_killed_evaluation_goes_on_from_its_journal(tmp_path: Path, monkeypatc
         assert list(journals.glob("*")) == []
     for a, b in zip(one_go, whole, strict=True):
         assert a.score.value == pytest.approx(b.score.value, abs=1e-6)
+
+
+def test_the_journal_of_a_file_that_was_edited_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path):
+    opened = open_model(str(tiny_folder(tmp_path / "tiny")), "float32")
+    file = tmp_path / "mine.jsonl"
+    names = []
+    for version in ("one", "two", "one"):
+        file.write_text("\n".join(json.dumps({"text": f"text {i} of version {version}"}) for i in range(40)))
+        with monkeypatch.context() as killed:
+            killed.setattr("calibrant.evaluators._measuring.timed", _killed)
+            with pytest.raises(KeyboardInterrupt):
+                evaluate(opened, f"loss(source={str(file)!r}, tokens=200, length=64)")
+        names.append({path.name for path in (own_cache / "calibrant" / "journals").glob("*")})
+    assert len(names[0]) == 1
+    assert len(names[1]) == 2
+    assert names[2] == names[1]
+
+
+def _killed(task: Evaluator, opened: Opened, progress: Progress, reference: object, journal: Journal) -> None:
+    journal.add({"an item": 1.0})
+    raise KeyboardInterrupt
+
+
+def test_only_users_files_have_a_digest(tmp_path: Path):
+    rows = [json.dumps({"question": f"{i}?", "answer": str(i)}) for i in range(60)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(rows))
+    named = ("loss(source={})", "perplexity(source={})", "agreement(source={})", "task(name={})", "generation(name={})")
+    assert {evaluators.build(text.format("python_docs" if "source" in text else "gsm8k")).digest() for text in named} == {""}
+    own = [evaluators.build(text.format(repr(str(tmp_path / "mine.jsonl")))) for text in named]
+    before = {evaluator.digest() for evaluator in own}
+    assert len(before) == 1
+    assert before != {""}
+    (tmp_path / "mine.jsonl").write_text("\n".join(rows[:-30]))
+    assert not before & {evaluator.digest() for evaluator in own}
+    harness = evaluators.build(f"harness(task=mine, include_path={str(tmp_path)!r})")
+    first = harness.digest()
+    (tmp_path / "mine.yaml").write_text("task: mine")
+    assert len({"", first, harness.digest()}) == 3

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,11 @@ import torch
 from calibrant.durable import read_json
 from calibrant.errors import CalibrantError, DataError, ModelError, OutputError, SpecError
 from calibrant.report import report
-from calibrant.store import Store
+from calibrant.store import Store, verify
 from calibrant.study import Study, answering
 from calibrant.study.bench import Bench
 from calibrant.study.ledger import Ledger, known
+from calibrant.study.plan import plan
 from calibrant.testing import tiny_folder
 
 from tests.study.small import answers
@@ -414,3 +416,43 @@ def test_an_allowed_leak_is_kept_in_the_record(texts: dict[str, str], tmp_path: 
     kept = {cell.data: Store(tmp_path / "store").record(cell.run) for cell in finished.cells}
     assert kept[file].data_facts["leaked"] == {evaluator: 3}
     assert "leaked" not in kept[texts["prose"]].data_facts
+
+
+def test_what_is_measured_is_measured_again_when_its_file_is_edited(texts: dict[str, str], tmp_path: Path):
+    measured = tmp_path / "measured.jsonl"
+    shutil.copy(texts["verse"], measured)
+    study = asked(texts, data="full_stops", methods="wanda", evaluate=f"loss(source={str(measured)!r}, tokens=200, length=64)", seeds=0)
+    first = study.run(tmp_path / "out")
+    assert (first.computed, study.run(tmp_path / "out").computed, len(plan(study, tmp_path / "out", probed=False).models)) == (4, 0, 1)
+    shutil.copy(texts["prose"], measured)
+    assert plan(study, tmp_path / "out", probed=False).measurements.left == 2
+    second = study.run(tmp_path / "out")
+    assert second.computed == 2
+    assert plan(study, tmp_path / "out", probed=False).measurements.left == 0
+    store = Store(tmp_path / "out", create=False)
+    for before, after in zip(first.cells, second.cells, strict=True):
+        assert before.run == after.run
+        (old,), (new,) = before.measures.values(), after.measures.values()
+        assert store.measurement(before.run, old).score != store.measurement(after.run, new).score
+    assert verify(tmp_path / "out") == []
+    shutil.copy(texts["verse"], measured)
+    assert study.run(tmp_path / "out").computed == 0
+
+
+def test_a_file_that_changes_while_it_is_measured_is_told(texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    measured = tmp_path / "measured.jsonl"
+    shutil.copy(texts["verse"], measured)
+    study = asked(texts, data="full_stops", methods="wanda", evaluate=f"loss(source={str(measured)!r}, tokens=200, length=64)", seeds=0)
+    timed = answering.timed
+
+    def slow(*given: Any) -> Any:
+        shutil.copy(texts["prose"], measured)
+        return timed(*given)
+
+    monkeypatch.setattr(answering, "timed", slow)
+    finished = study.run(tmp_path / "out")
+    assert [failure["error"].partition(" has ")[2] for failure in finished.failures.values()] == [
+        "changed since the study began; ask for it again"
+    ] * 2
+    monkeypatch.undo()
+    assert study.run(tmp_path / "out").computed == 2

@@ -25,7 +25,9 @@ def mix(
     tokens: Annotated[int, typer.Option(parser=whole, metavar="N", help="Real tokens of each source.")] = 8192,
     length: Length = 512,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the answer here: the same for the same question.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Also write the answer here: the same for the same question.", show_default=False)
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     data_dir: DataDir = None,

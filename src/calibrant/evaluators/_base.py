@@ -39,6 +39,13 @@ class Evaluator(Spec, ABC):
     def check(self) -> None:
         """Raise the `InputError` of a source, set or format that `measure` couldn't use, as far as it is known without reading any data."""
 
+    def digest(self) -> str:
+        """Return the tagged SHA-256 of what is measured where that can change under the same name, as a user's own file can; else nothing.
+
+        A measurement's identity has it, so that an edited file is measured anew.
+        """
+        return ""
+
     @abstractmethod
     def limited(self, limit: int) -> "Evaluator":
         """The same with a budget of `limit`, in the evaluator's own unit, for a quick look."""

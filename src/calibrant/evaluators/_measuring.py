@@ -84,5 +84,6 @@ def _reference(given: str | Opened | None, manifest: Mapping[str, Any] | None, o
 
 def _journal(task: Evaluator, opened: Opened, reference: Opened | None) -> Journal:
     """Where this measurement keeps its items until all is done: in the user's cache, under the hash of what is measured."""
-    question = identity([opened.digest, canonical(task), str(opened.dtype), reference.digest if reference and task.compares else ""])
+    about = [opened.digest, canonical(task), str(opened.dtype), reference.digest if reference and task.compares else ""]
+    question = identity([*about, *filter(None, [task.digest()])])
     return Journal(cache_folder() / "journals" / f"{question.rpartition(':')[2]}.jsonl", question)

@@ -21,6 +21,7 @@ from calibrant.data import Row, held_out
 from calibrant.errors import ModelError, NumericsError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._base import Evaluator
+from calibrant.evaluators._digest import digest_of
 from calibrant.evaluators._windows import Window, by_document, cut_documents, keep_all, predictions, wide
 from calibrant.outcomes import Journal, Measurement, Outcome, Score
 from calibrant.progress import Progress, silent
@@ -60,6 +61,10 @@ class Agreement(Evaluator):
     def check(self) -> None:
         """Whether there is such a source and its format."""
         held_out(self.source, self.format)
+
+    def digest(self) -> str:
+        """What a user's file holds of it."""
+        return digest_of(held_out(self.source, self.format)[0])
 
     def limited(self, limit: int) -> "Agreement":
         """The same with a budget of `limit` tokens."""

@@ -28,6 +28,7 @@ from calibrant.estimates import ratio
 from calibrant.evaluators._answers import normalised, number_of, read_choice, read_number, same
 from calibrant.evaluators._base import Evaluator
 from calibrant.evaluators._decoding import Decoder, Generated
+from calibrant.evaluators._digest import digest_of
 from calibrant.evaluators._exemplars import drawn
 from calibrant.outcomes import Journal, Measurement, Outcome, Score
 from calibrant.progress import Progress, silent
@@ -66,6 +67,10 @@ class Generation(Evaluator):
     def check(self) -> None:
         """Whether there is such a set."""
         held_out(self.name, "qa")
+
+    def digest(self) -> str:
+        """What a user's file holds of it."""
+        return digest_of(held_out(self.name, "qa")[0])
 
     def limited(self, limit: int) -> "Generation":
         """The same with the first `limit` questions in the order of their hashes."""

@@ -34,6 +34,7 @@ from calibrant.data import Row
 from calibrant.errors import CalibrantError, DataError, NumericsError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._base import Evaluator
+from calibrant.evaluators._digest import digest_of_folder
 from calibrant.evaluators._language_model import Answering
 from calibrant.models.quiet import quiet, quoted
 from calibrant.outcomes import Journal, Measurement, Outcome, Score
@@ -75,6 +76,10 @@ class Harness(Evaluator):
             task = self._task()
             texts = dict.fromkeys(text for doc in task.eval_docs for text in (*doc.values(), task.doc_to_text(doc)) if isinstance(text, str))
         return (Row(question=text) for text in texts if len(text.split()) >= WORDS)
+
+    def digest(self) -> str:
+        """What the user's folder of tasks holds."""
+        return digest_of_folder(self.include_path) if self.include_path else ""
 
     def limited(self, limit: int) -> "Harness":
         """The same with the first `limit` documents."""

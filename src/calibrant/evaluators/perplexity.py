@@ -33,6 +33,7 @@ from calibrant.data.sources.wikitext import HUB, WikiText
 from calibrant.errors import NumericsError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._base import Evaluator
+from calibrant.evaluators._digest import digest_of
 from calibrant.evaluators._windows import Window, by_document, in_turn, keep_all, summed_nats, within
 from calibrant.outcomes import Journal, Measurement, Outcome, Score
 from calibrant.progress import Progress, silent
@@ -74,6 +75,10 @@ class Perplexity(Evaluator):
     def check(self) -> None:
         """Whether there is such a source."""
         held_out(self.source)
+
+    def digest(self) -> str:
+        """What a user's file holds of it."""
+        return digest_of(held_out(self.source)[0])
 
     def limited(self, limit: int) -> "Perplexity":
         """The same with a budget of `limit` tokens."""

@@ -27,6 +27,7 @@ from calibrant.data import Row, Source, held_out
 from calibrant.errors import DataError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._base import Evaluator
+from calibrant.evaluators._digest import digest_of
 from calibrant.evaluators._prompts import STYLES, Item, Put, Tokens, exemplars, prompt, put_for
 from calibrant.evaluators._scoring import Request, Scored, score_named
 from calibrant.evaluators._wrong import is_number
@@ -69,6 +70,10 @@ class Task(Evaluator):
     def check(self) -> None:
         """Whether there is such a set."""
         held_out(self.name, "qa")
+
+    def digest(self) -> str:
+        """What a user's file holds of it."""
+        return digest_of(self._source)
 
     def limited(self, limit: int) -> "Task":
         """The same with the first `limit` questions."""

@@ -12,17 +12,16 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from calibrant.activations import Statistic
 from calibrant.clock import Clock
 from calibrant.compress import compress
 from calibrant.costs import provenance
-from calibrant.errors import OutputError
+from calibrant.errors import DataError, OutputError
 from calibrant.evaluators import Evaluator, timed
 from calibrant.outcomes import Journal
 from calibrant.progress import Progress, silent
-from calibrant.spec import canonical
 from calibrant.statistics import statistics_ids
 from calibrant.store import MASK, PROFILE, measurement_id
 from calibrant.study.bench import Bench
@@ -30,8 +29,8 @@ from calibrant.study.question import Event, Failed, Job, Measured, Question, Rec
 
 T = TypeVar("T")
 
-Journals = Callable[[str, Mapping[str, object]], Journal]
-"""Where the items of an unfinished measurement wait: of a run's id and a canonical evaluator."""
+Journals = Callable[[str, Mapping[str, Any], str], Journal]
+"""Where the items of an unfinished measurement wait: of a run's id, a canonical evaluator, and the digest of what it measures."""
 
 
 class Answering:
@@ -67,7 +66,7 @@ class Answering:
             batch = self._bench.tokens(question.calibration)
         asked, note = self._bench.fitting(question.asked, batch)
         run = asked.run(self._bench.opened, batch, question.cell.data, question.cell.seed)
-        wanted = {text: measurement_id(run.id, canonical(e)) for text, e in self._job.evaluators.items()}
+        wanted = {text: measurement_id(run.id, *self._job.asks(text)) for text in self._job.evaluators}
         shared = statistics_ids(self._bench.opened, batch) if question.shares and batch is not None else ()
         return Resolved(question, asked, note, run, wanted, shared)
 
@@ -104,9 +103,13 @@ class Answering:
         evaluator, label = self._job.evaluators[text], f"measuring {resolved.question.label}"
         place, count = list(self._job.evaluators).index(text), len(self._job.evaluators)
         self._progress(label, place, count)
-        journal = self._journals(resolved.run.id, canonical(evaluator))
+        asked, digest = self._job.asks(text)
+        journal = self._journals(resolved.run.id, asked, digest)
         with self.clock.phase("measure"):
             measurement = timed(evaluator, self._bench.opened, silent, self._reference(evaluator), journal)
+            if evaluator.digest() != digest:
+                journal.remove()
+                raise DataError(f"what {text} measures has changed since the study began; ask for it again", subject=text)
         self._progress(label, place + 1, count)
         return Measured(resolved.run.id, text, measurement)
 

@@ -23,7 +23,7 @@ from calibrant.study.contrasts import read_contrasts
 from calibrant.study.labels import Labels
 from calibrant.study.labels import propagation as propagated
 from calibrant.study.ledger import Ledger, known
-from calibrant.study.question import Finished, Job, Question
+from calibrant.study.question import Finished, Job, Question, digests_of
 
 SINGULAR: Final = {"models": "model", "methods": "method", "sparsities": "sparsity"}
 """What a study file calls the fields that are called otherwise."""
@@ -171,7 +171,8 @@ class Study:
         chosen = self.chosen(groups)
         leaked, reading = self._leaked(), self.for_reading()
         kept = {"masks": self.masks, "quotes": self.quotes, "leaked": leaked, "limit_gb": self.statistics_gb}
-        return Job(tuple(self.questions()), chosen, self.evaluators(), self.dtype, self.device, **kept, reading=reading)
+        digests = digests_of(self.evaluators())
+        return Job(tuple(self.questions()), chosen, self.evaluators(), self.dtype, self.device, digests=digests, **kept, reading=reading)
 
     def _leaked(self) -> dict[str, dict[str, int]]:
         found = leaks((q.calibration for q in self.questions() if q.calibration), list(self.evaluators().values()))

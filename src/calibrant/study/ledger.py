@@ -7,7 +7,6 @@ from typing import NamedTuple
 from calibrant.clock import Clock
 from calibrant.costs import peak_memory
 from calibrant.errors import DataError
-from calibrant.spec import canonical
 from calibrant.store import STUDY, Cell, Store
 from calibrant.study.question import Event, Failed, Finished, Job, Measured, Recorded, Resolved
 
@@ -63,7 +62,7 @@ class Ledger:
         recorded, here = self.store.has_record(run_id), self.store.measured(run_id)
         lacking = [text for text, measure_id in wanted.items() if measure_id not in here]
         for text in set(wanted) - set(lacking):  # a kill between the finished measure and the end of its journal leaves the journal
-            self.store.journal(run_id, canonical(self.job.evaluators[text])).remove()
+            self.store.journal(run_id, *self.job.asks(text)).remove()
         there = {run_id} if recorded else set[str]()
         self._found[index] = len((there | {wanted[text] for text in wanted if text not in lacking}) - self._own)
         if index not in self.job.chosen or self.failed(run_id):
@@ -77,9 +76,9 @@ class Ledger:
                 case Recorded(record, files):
                     self._own.add(self.store.add_record(record, files))
                 case Measured(run_id, text, measurement):
-                    evaluator = canonical(self.job.evaluators[text])
-                    self._own.add(self.store.add_measurement(run_id, evaluator, measurement))
-                    self.store.journal(run_id, evaluator).remove()
+                    evaluator, data = self.job.asks(text)
+                    self._own.add(self.store.add_measurement(run_id, evaluator, measurement, data))
+                    self.store.journal(run_id, evaluator, data).remove()
                 case Failed(failed_id, reason):
                     self.store.add_failure(failed_id, reason)
         self.computed += not isinstance(event, Failed)

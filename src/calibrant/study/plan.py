@@ -20,7 +20,7 @@ from calibrant.study.duration import Lacking, duration, kinds, passes
 from calibrant.study.grid import Study
 from calibrant.study.labels import DENSE, Labels, propagation
 from calibrant.study.probe import probe
-from calibrant.study.question import Question
+from calibrant.study.question import Question, digests_of
 from calibrant.study.stock import Stock, budget_of, look
 
 EXACT: Final = 400_000
@@ -158,6 +158,7 @@ def _held(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]], in
     asked = dict(zip(study.labels(), study.questions(), strict=True))
     texts = {identity(q.asked.method): str(q.asked.method) for q in asked.values()}
     found: dict[Labels, tuple[str, ...]] = {}
+    evaluators, digests = study.evaluators(), digests_of(study.evaluators())
     records = {record.run.id: record for record in store.records(whole=False)}
     # Two draws of a set that is always the same are one run: its record tells one draw, and the index the other too.
     draws = {(cell.run, cell.data, cell.seed) for cell in store.cells() if cell.run in records}
@@ -166,7 +167,7 @@ def _held(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]], in
         of = Labels(run.model_name, data, seed, texts.get(identity(run.method), ""), run.target, run.propagate)
         if of in asked and _same(records[run_id], asked[of], study):
             here = set(store.measured(run_id))
-            found[of] = tuple(text for text, e in study.evaluators().items() if measurement_id(run_id, canonical(e)) in here)
+            found[of] = tuple(text for text, e in evaluators.items() if measurement_id(run_id, canonical(e), digests.get(text, "")) in here)
     return found, len(store.failures())
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from calibrant.activations import Statistic
 from calibrant.compress import Asked
 from calibrant.data import CalibrationSet
+from calibrant.errors import InputError
 from calibrant.evaluators import Evaluator
 from calibrant.notebook import card, listing
 from calibrant.spec import canonical, identity
@@ -56,7 +57,8 @@ class Question:
 class Job:
     """Everything that an engine is to do: of the study's questions the `chosen` ones, by number.
 
-    `evaluators` are by their text, `leaked` are rows by calibration set, `limit_gb` is for statistics on disk.
+    `evaluators` are by their text, and so are the `digests` of what they measure when the job begins; `leaked` are rows by calibration set,
+    `limit_gb` is for statistics on disk.
     `reading` is what those who compare results need to know of the study: its baseline, pools and primary contrasts.
     """
 
@@ -65,6 +67,7 @@ class Job:
     evaluators: Mapping[str, Evaluator]
     dtype: str = "auto"
     device: str = "auto"
+    digests: Mapping[str, str] = field(default_factory=dict[str, str])
     masks: bool = True
     quotes: bool = True
     leaked: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
@@ -90,6 +93,10 @@ class Job:
             found |= revisions("evaluator", canonical(evaluator))
         return found
 
+    def asks(self, text: str) -> tuple[Mapping[str, Any], str]:
+        """What identifies a measurement beside its run: the canonical evaluator, and the digest of what it measures."""
+        return canonical(self.evaluators[text]), self.digests.get(text, "")
+
     def kinds(self, question: Question) -> tuple[type[Statistic], ...]:
         """All that is kept on disk for methods which share statistics with this question: of its set, or of what is mixed in it.
 
@@ -102,6 +109,18 @@ class Job:
 def without_questions(job: Job) -> Job:
     """What a worker needs of a job: it is asked the questions one by one."""
     return replace(job, questions=(), chosen=frozenset())
+
+
+def digests_of(evaluators: Mapping[str, Evaluator]) -> dict[str, str]:
+    """The digest of what each evaluator measures; nothing where it can't be read, which is for its measurement to say."""
+    return {text: digest for text, evaluator in evaluators.items() if (digest := _digest(evaluator))}
+
+
+def _digest(evaluator: Evaluator) -> str:
+    try:
+        return evaluator.digest()
+    except InputError:
+        return ""
 
 
 @dataclass(frozen=True)
