@@ -23,6 +23,8 @@ from calibrant.checkpoint import Checkpoint
 from calibrant.clock import Clock, spent_on
 from calibrant.costs import Costs, provenance
 from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data.shown import Shown
+from calibrant.data.user_file import files_behind
 from calibrant.errors import CalibrantError, SpecError
 from calibrant.methods import BlockMethod, Method, methods
 from calibrant.models import ModelView, Opened, Weight, check_finite, check_output, open_model, read_manifest, save, view
@@ -367,7 +369,9 @@ class _Job:
         record = self.compress(checkpoint)
         if self.ranks.first:
             with self.clock.phase("save"):
-                save(self.opened, folder, manifest_of(self.told(record), self.batch))
+                own = any(True for part in self.calibration.parts for _ in files_behind(part.source))
+                shown = Shown.of(() if self.batch is None else self.batch.rows, own)
+                save(self.opened, folder, manifest_of(self.told(record), shown), shown.files)
             checkpoint.remove()
         return Pruned(self.opened, self.told(record), folder, continued)
 
@@ -381,10 +385,9 @@ def _already(manifest: Mapping[str, Any], run: Run, folder: Path, device: str) -
     return Pruned(open_model(str(folder), run.dtype, device), record, folder, already_done=True)
 
 
-def manifest_of(record: Record, batch: TokenBatch | None = None) -> dict[str, Any]:
+def manifest_of(record: Record, shown: Shown) -> dict[str, Any]:
     """What `calibrant.json` beside a saved model says: what was asked, the calibration's fingerprint, every matrix and why some are dense.
 
     The rows that it was calibrated on stand there by their hashes, so that nobody measures on them unawares.
     """
-    examples = [] if batch is None else list(batch.examples)
-    return {"calibrant": version("calibrant"), "id": record.run.id, "record": asdict(record), "examples": examples}
+    return {"calibrant": version("calibrant"), "id": record.run.id, "record": asdict(record), **shown.entries}

@@ -94,7 +94,7 @@ def _excerpt(batch: TokenBatch, kinds: Tensor, most: int) -> tuple[TokenBatch, T
     mask = batch.mask[rows] & (batch.mask[rows].cumsum(1) <= most)
     pads = None if batch.pads is None else batch.pads[rows] & mask
     weights = batch.weights[rows] * mask
-    return replace(batch, ids=batch.ids[rows], mask=mask, weights=weights, pads=pads, fingerprint="", examples=()), kinds[rows]
+    return replace(batch, ids=batch.ids[rows], mask=mask, weights=weights, pads=pads, fingerprint="", examples=(), rows=()), kinds[rows]
 
 
 def _turn(place: int, count: int) -> int:

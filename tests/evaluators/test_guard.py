@@ -78,3 +78,20 @@ def test_a_users_file_is_compared_with_what_is_measured(tmp_path: Path):
     refuse({})
     with pytest.raises(DataError, match=r"rows of .*dirty.jsonl are also measured by"):
         refuse(found)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "kind"), [(0, "the same but for spaces and punctuation"), (2, "sharing half of their words or more")], ids=["respaced", "shortened"]
+)
+def test_rows_that_are_nearly_those_of_the_calibration_are_refused(pruned: tuple[str, str], tmp_path: Path, left_out: int, kind: str):
+    folder, file = pruned
+    drawn = CalibrationSet(file, samples=2, length=48).drawn(tiny_tokenizer())[0]
+    (tmp_path / "measured").mkdir()
+    texts = [f"Text {i} of another file, {i * 7} words from home." for i in range(60)] + [
+        "\t".join([*str(row.text).split()[: 12 - left_out], "!"]) for row in drawn
+    ]
+    file_of(tmp_path / "measured/train.jsonl", ["a text that trains"])
+    task = f"loss(source={str(Path(file_of(tmp_path / 'measured/test.jsonl', texts)).parent)!r}, tokens=100, length=64)"
+    with pytest.raises(DataError, match=rf"{len(drawn)} of {len(texts)} measured rows: {len(drawn)} {kind}"):
+        evaluate(folder, task, dtype="float32")
+    assert evaluate(folder, task, dtype="float32", allow_leak=True)[0].provenance["leaked"] == len(drawn)

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -30,8 +30,8 @@ class TokenBatch:
 
     `mask` is true on real tokens; elsewhere ids and weights are 0. `weights` are 1 on real tokens, unless the parts of a weighted sum would not have
     exactly their shares otherwise. `fingerprint` is the tagged SHA-256 of all three. `facts` are plain data about where the tokens come from: a
-    list `parts` with rows, tokens, overlap, digest, licence, … `examples` are the `Row.example` of all rows, sorted. Where the original study's
-    packing makes pads count, `pads` is true on them, and so is `mask`.
+    list `parts` with rows, tokens, overlap, digest, licence, … `examples` are the `Row.example` of all rows, sorted, and `rows` the
+    rows themselves. Where the original study's packing makes pads count, `pads` is true on them, and so is `mask`.
 
     Of a mix these are the sequences of both its sets, with weights that make one walk see what the mix says. `mixed` are the two batches
     themselves, each with the factor its statistics are to be multiplied with before they are added; the fingerprint covers theirs and the weight.
@@ -45,6 +45,7 @@ class TokenBatch:
     examples: tuple[str, ...] = ()
     pads: Bool[Tensor, "sample position"] | None = None
     mixed: tuple[tuple[float, "TokenBatch"], ...] = ()
+    rows: tuple[Row, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -241,7 +242,7 @@ class CalibrationSet:
         made = fingerprint(ids, mask, weights)
         examples = tuple(sorted({row.example for row in rows}))
         tensors = torch.from_numpy(ids).long(), torch.from_numpy(mask), torch.from_numpy(weights)
-        return TokenBatch(*tensors, made, whole, examples, torch.from_numpy(pads) if pads.any() else None)
+        return TokenBatch(*tensors, made, whole, examples, torch.from_numpy(pads) if pads.any() else None, rows=tuple(rows))
 
     def _mixture(self, mix: Mix, batches: Sequence[TokenBatch]) -> TokenBatch:
         """All batches as one whose mass is that of all together: with shares like their tokens' it is the pooled set."""
@@ -268,7 +269,8 @@ class CalibrationSet:
         examples = tuple(sorted({example for batch in batches for example in batch.examples}))
         pads = torch.cat([torch.zeros_like(b.mask) if b.pads is None else b.pads for b in batches]) if whole["pads"] else None
         tensors = torch.cat([batch.ids for batch in batches]), torch.cat([batch.mask for batch in batches]), weights
-        return TokenBatch(*tensors, "sha256:" + made.hexdigest(), whole, examples, pads, tuple(zip(factors, batches, strict=True)))
+        rows = tuple(row for batch in batches for row in batch.rows)
+        return TokenBatch(*tensors, "sha256:" + made.hexdigest(), whole, examples, pads, tuple(zip(factors, batches, strict=True)), rows)
 
 
 def fingerprint(ids: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> str:

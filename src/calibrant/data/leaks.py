@@ -56,7 +56,7 @@ def ngrams(text: str) -> frozenset[int]:
     A text under 4 words says too little to be known again, and gives nothing. The numbers are the same in every process.
     """
     numbers = numbered(words(text))
-    return frozenset(runs(numbers, _length(len(numbers))).tolist())
+    return frozenset(runs(numbers, run_length(len(numbers))).tolist())
 
 
 def find_leaks(calibration: Iterable[Row], measured: Iterable[Row]) -> list[Leak]:
@@ -92,8 +92,8 @@ class _Index:
         held: defaultdict[int, _Runs] = defaultdict(_Runs)
         for at, row in enumerate(measured):
             self.examples.append(row.example)
-            numbers = _compared(row)
-            length = _length(len(numbers))
+            numbers = compared(row)
+            length = run_length(len(numbers))
             held[length if length in (13, 8) else 0].add(at, runs(numbers, length))
         self._known = frozenset(self.examples)
         self._tables = {length: _Table(kept) for length, kept in held.items() if kept.numbers}
@@ -157,8 +157,8 @@ class _Table:
             yield row, other, count / int(self._sizes[other])
 
 
-def _compared(row: Row) -> Numbers:
-    """Numbers for the words that a model would learn from. Where the frame is empty, the question brings its own marks, such as `Premise:`."""
+def compared(row: Row) -> Numbers:
+    """Return numbers for the words that a model would learn from. Where the frame is empty, the question brings its own marks, such as `Premise:`."""
     question = row.question if row.frame[0] or not row.question else _MARK.sub("", row.question)
     answer = None if row.labels else row.answer
     # The first exchange of a conversation may stand in question and answer too: each text is read once.
@@ -166,8 +166,8 @@ def _compared(row: Row) -> Numbers:
     return numbered(words("\n".join(texts)))
 
 
-def _length(count: int) -> int:
-    """How long the runs are by which a text of `count` words is known; more than it has if it is too short to be known."""
+def run_length(count: int) -> int:
+    """Return how long the runs are by which a text of `count` words is known; more than it has if it is too short to be known."""
     return 13 if count >= 13 or count < 4 else 8 if count >= 8 else count
 
 
@@ -176,7 +176,7 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[_Seen]]:
     batch: list[_Seen] = []
     held = 0
     for row in rows:
-        batch.append(_Seen(row.example, _compared(row)))
+        batch.append(_Seen(row.example, compared(row)))
         held += len(batch[-1].numbers) + 1
         if held >= _BATCH:
             yield batch

@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from calibrant.data._base import Found, Row, Stored, divide, lettered, train_and_test
+from calibrant.data._base import Found, PerDraw, Row, Source, Stored, divide, lettered, train_and_test
 from calibrant.data._columns import USUAL, Columns, assign, content, exchange, letter_of
 from calibrant.data._files import read_records, short
 from calibrant.data._folders import File, Files, files_of
@@ -104,6 +104,15 @@ class UserFile(Stored):
         files = files_of(self.path)
         asked = tuple((name, getattr(self, name)) for name in _COLUMNS if getattr(self, name))
         return _looked_at(self.path, files.parts, _stamps(files.all), asked)
+
+
+def files_behind(source: Source) -> Iterator[UserFile]:
+    """The user's file that a source is, or those that its rows are chosen from."""
+    if isinstance(source, UserFile):
+        yield source
+    elif isinstance(source, PerDraw):
+        for origin in source.origins:
+            yield from files_behind(origin)
 
 
 class _Rows:

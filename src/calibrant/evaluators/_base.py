@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from calibrant.data import Row
+from calibrant.data import Row, Source
 from calibrant.outcomes import Journal, Measurement
 from calibrant.progress import Progress, silent
 from calibrant.spec import Spec
@@ -35,6 +35,10 @@ class Evaluator(Spec, ABC):
     @abstractmethod
     def rows(self) -> Iterable[Row]:
         """The rows that may be measured on, whatever the budget: what no calibration set may hold."""
+
+    def reads(self) -> Source | None:
+        """The source whose measured part this reads; None where there is no such thing, as of a task of the harness."""
+        return None
 
     def check(self) -> None:
         """Raise the `InputError` of a source, set or format that `measure` couldn't use, as far as it is known without reading any data."""

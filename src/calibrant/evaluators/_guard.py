@@ -1,11 +1,13 @@
 """No model is measured on what it was calibrated on, unless somebody asks for exactly that."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from calibrant.data import CalibrationSet, PerDraw, Row, Source
+from calibrant.data import CalibrationSet, Row
 from calibrant.data.leaks import find_leaks, serious
-from calibrant.data.user_file import UserFile
+from calibrant.data.shown import Leaked, Shown
+from calibrant.data.user_file import UserFile, files_behind
 from calibrant.errors import DataError
 from calibrant.evaluators._base import Evaluator
 
@@ -20,7 +22,7 @@ def leaks(sets: Iterable[CalibrationSet], evaluators: Sequence[Evaluator]) -> di
     files: dict[tuple[UserFile, str], int] = {}
     for chosen in {str(s): s for s in sets}.values():
         for evaluator in evaluators:
-            for file in {source for part in chosen.parts for source in _within(part.source) if isinstance(source, UserFile)}:
+            for file in {file for part in chosen.parts for file in files_behind(part.source)}:
                 name = str(evaluator)
                 if (file, name) not in files:
                     measured.setdefault(name, list(evaluator.rows()))
@@ -32,27 +34,20 @@ def leaks(sets: Iterable[CalibrationSet], evaluators: Sequence[Evaluator]) -> di
     return found
 
 
-def _within(source: Source) -> Iterator[Source]:
-    """The source, or those that its rows are chosen from."""
-    if not isinstance(source, PerDraw):
-        yield source
-        return
-    for inner in source.origins:
-        yield from _within(inner)
-
-
-def refuse(found: Mapping[str, Mapping[str, int]]) -> None:
+def refuse(found: Mapping[str, Mapping[str, int | Leaked]]) -> None:
     """`DataError` for the first calibration set, or compressed model, that has leaks."""
     for data, counts in found.items():
-        evaluator, count = next(iter(counts.items()))
+        evaluator, leaked = next(iter(counts.items()))
+        count, kinds = (leaked.count, f" ({leaked})") if isinstance(leaked, Leaked) else (leaked, "")
         raise DataError(
-            f"{count} rows of {data} are also measured by {evaluator}; take them out or measure something else, "
+            f"{count} rows of {data} are also measured by {evaluator}{kinds}; take them out or measure something else, "
             f"or allow it with --allow-leak (in Python allow_leak=True), which the record keeps",
             subject=data,
         )
 
 
-def calibrated_on(manifest: Mapping[str, Any] | None, evaluator: Evaluator) -> int:
-    """How many of the rows that `evaluator` measures on a compressed model was calibrated on, by the manifest beside it."""
-    examples: set[str] = set((manifest or {}).get("examples", ()))
-    return sum(row.example in examples for row in evaluator.rows()) if examples else 0
+def calibrated_on(manifest: Mapping[str, Any] | None, folder: str | Path, evaluator: Evaluator) -> Leaked:
+    """Which of the rows that `evaluator` measures the compressed model in `folder` was calibrated on, by its manifest and the array beside it."""
+    if manifest is None:
+        return Leaked()
+    return Shown.read(manifest, folder).leaked(evaluator.rows(), isinstance(evaluator.reads(), UserFile))

@@ -42,17 +42,18 @@ def evaluate(
     asked: list[Evaluator] = [evaluators.build(task) for task in ([tasks] if isinstance(tasks, str | Evaluator) else tasks)]
     if limit is not None:
         asked = [task.limited(limit) for task in asked]
-    manifest = read_manifest(model.name if isinstance(model, Opened) else model)
-    leaked = [calibrated_on(manifest, task) for task in asked]
+    folder = model.name if isinstance(model, Opened) else model
+    manifest = read_manifest(folder)
+    leaked = [calibrated_on(manifest, folder, task) for task in asked]
     if any(leaked) and not allow_leak:
-        refuse({str(model): {str(task): count for task, count in zip(asked, leaked, strict=True) if count}})
+        refuse({folder: {str(task): rows for task, rows in zip(asked, leaked, strict=True) if rows}})
     opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
     dense = _reference(reference, manifest, opened, device) if any(task.compares for task in asked) else None
     journals = [_journal(task, opened, dense) for task in asked]
     measured = [timed(task, opened, progress, dense and dense.model, journal) for task, journal in zip(asked, journals, strict=True)]
     for journal in journals:
         journal.remove()
-    return [replace(m, provenance={**m.provenance, **({"leaked": n} if n else {})}) for m, n in zip(measured, leaked, strict=True)]
+    return [replace(m, provenance={**m.provenance, **({"leaked": rows.count} if rows else {})}) for m, rows in zip(measured, leaked, strict=True)]
 
 
 def timed(

@@ -64,6 +64,10 @@ class Generation(Evaluator):
         source, _ = held_out(self.name, "qa")
         return (row for row in source.rows("measure") if row.question and row.answer)
 
+    def reads(self) -> Source:
+        """The set whose measured part is read."""
+        return held_out(self.name, "qa")[0]
+
     def check(self) -> None:
         """Whether there is such a set."""
         held_out(self.name, "qa")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from calibrant.data import Row, held_out
+from calibrant.data import Row, Source, held_out
 from calibrant.errors import NumericsError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._base import Evaluator
@@ -45,6 +45,10 @@ class Loss(Evaluator):
         """The documents of the source's measured part."""
         source, format = held_out(self.source, self.format)
         return (row for row in source.rows("measure") if format.takes(row))
+
+    def reads(self) -> Source:
+        """The source whose measured part is read."""
+        return held_out(self.source, self.format)[0]
 
     def check(self) -> None:
         """Whether there is such a source and its format."""

@@ -72,6 +72,10 @@ class Perplexity(Evaluator):
         source, format = held_out(self.source)
         return (row for row in source.rows("measure") if format.takes(row))
 
+    def reads(self) -> Source:
+        """The source whose measured part is read."""
+        return held_out(self.source)[0]
+
     def check(self) -> None:
         """Whether there is such a source."""
         held_out(self.source)

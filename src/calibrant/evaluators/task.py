@@ -67,6 +67,10 @@ class Task(Evaluator):
         """The questions of the set's measured part."""
         return self._source.rows("measure")
 
+    def reads(self) -> Source:
+        """The set whose measured part is read."""
+        return self._source
+
     def check(self) -> None:
         """Whether there is such a set."""
         held_out(self.name, "qa")

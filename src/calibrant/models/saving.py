@@ -24,8 +24,8 @@ TOLD: Final = {"model_name": "of", "method": "by", "target": "at", "data": "cali
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
-def save(opened: "Opened", folder: str | Path, manifest: Mapping[str, Any]) -> None:
-    """Write model, tokenizer and `manifest` (as `calibrant.json`) to `folder`, which plain transformers opens.
+def save(opened: "Opened", folder: str | Path, manifest: Mapping[str, Any], beside: Mapping[str, bytes] | None = None) -> None:
+    """Write model, tokenizer and `manifest` (as `calibrant.json`) to `folder`, which plain transformers opens; `beside` are more files by name.
 
     Everything is written to a hidden folder beside it and appears by rename; whatever happens, nothing half-written stays. The working dtype
     is the one saved. The manifest gets the model's `note` if it has none. Raises `OutputError` for a folder that exists and isn't empty, and
@@ -39,6 +39,8 @@ def save(opened: "Opened", folder: str | Path, manifest: Mapping[str, Any]) -> N
         opened.tokenizer.save_pretrained(temporary)
         text = json.dumps({"note": opened.note, **manifest}, indent=2, ensure_ascii=False)
         (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        for name, content in (beside or {}).items():
+            (temporary / name).write_bytes(content)
 
 
 def check_output(folder: str | Path) -> None:
