@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -351,8 +352,28 @@ def test_what_becomes_of_other_splits_and_files_is_said(jsonl: Callable[..., Pat
     assert UserFile(str(folder)).holding("measure").note == "'validation' calibrates and 'test' measures"
     (folder / "validation.jsonl").unlink()
     alone = UserFile(str(folder))
-    assert alone.holding("measure").note == "all of it is 'test' and divided by hash"
-    assert len(rows_of(alone)) == 10
+    assert alone.holding("measure").note == "all of it is 'test' and measures; nothing calibrates"
+    assert len(alone.holding("measure").rows) == alone.size() == 10
+    (folder / "test.jsonl").rename(folder / "train.jsonl")
+    assert UserFile(str(folder)).holding("measure").note == "all of it is 'train' and divided by hash"
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "validation.jsonl", "dev-1.jsonl"])
+@pytest.mark.parametrize("given", ["{}", "{}/*.jsonl"])
+def test_a_lone_split_that_is_measured_measures_whole_and_calibrates_nothing(jsonl: Callable[..., Path], name: str, given: str):
+    file = jsonl(texts(257), f"data/{name}")
+    path = given.format(file.parent)
+    source = UserFile(path)
+    assert (len(source.holding("measure").rows), len(source.holding("exemplars").rows)) == (257, 0)
+    for refused in (lambda: source.holding("calibrate"), lambda: CalibrationSet(f"'{path}'")):
+        with pytest.raises(DataError, match=rf"{re.escape(path)}' has only '\w+' files, .*name the file itself, '{re.escape(str(file))}'") as caught:
+            refused()
+        assert caught.value.subject == path
+    divided = UserFile(str(file))
+    assert divided.size() == 257
+    assert 0 < len(divided.holding("measure").rows) < 100
+    jsonl(texts(50, 1_000), "data/train.jsonl")
+    assert len(source.holding("calibrate").rows) > 30
 
 
 def test_a_part_without_a_usable_row(jsonl: Callable[..., Path]):

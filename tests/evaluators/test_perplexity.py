@@ -11,7 +11,7 @@ from calibrant.data import held_out
 from calibrant.errors import DataError, NumericsError, SpecError
 from calibrant.evaluators import evaluate, evaluators
 from calibrant.evaluators.loss import Loss
-from calibrant.evaluators.perplexity import Perplexity, running_text, stretches
+from calibrant.evaluators.perplexity import Perplexity, joined_rows, stretches
 from calibrant.models import Opened, open_model
 from calibrant.outcomes import Journal, read_items, write_items
 from calibrant.testing import FAMILIES, tiny_folder, tiny_model
@@ -108,9 +108,12 @@ def test_whole_windows_are_the_papers(opened: Opened, started: Opened, texts: Pa
 def test_wikitext_is_joined_as_the_papers_join_it(opened: Opened, wikitext: str) -> None:
     perplexity = Perplexity(source=wikitext, length=16, tokens=10**6)
     source, format = held_out(wikitext)
-    assert running_text(source, perplexity.rows(), format, opened.tokenizer, 10**6) == "\n\n".join(LINES)
+    assert "\n\n".join(joined_rows(source, perplexity.rows(), format, opened.tokenizer, 10**6)) == "\n\n".join(LINES)
     ids = opened.tokenizer("\n\n".join(LINES)).input_ids
-    assert perplexity.measure(opened.model, opened.tokenizer).score.facts["windows"] == len(ids) // 16
+    facts = perplexity.measure(opened.model, opened.tokenizer).score.facts
+    assert facts["windows"] == len(ids) // 16
+    assert facts["rows_of"] == len(LINES)
+    assert 0 < facts["rows"] <= len(LINES)
 
 
 def test_only_as_much_is_joined_as_is_wanted(opened: Opened, texts: Path) -> None:
@@ -118,7 +121,7 @@ def test_only_as_much_is_joined_as_is_wanted(opened: Opened, texts: Path) -> Non
     pieces = documents(texts)
     whole = "\n\n".join(pieces)
     for wanted in (1, 30, 100, 300, 10**6):
-        text = running_text(source, source.rows("measure"), format, opened.tokenizer, wanted)
+        text = "\n\n".join(joined_rows(source, source.rows("measure"), format, opened.tokenizer, wanted))
         assert whole.startswith(text)
         assert len(opened.tokenizer(text).input_ids) >= min(wanted, len(opened.tokenizer(whole).input_ids))
         assert len(text) < 16 * wanted + 200

@@ -191,6 +191,10 @@ class Stored(Source, ABC):
         check_part(part)
         return _hold(self, self.place())[part]
 
+    def size(self) -> int:
+        """How many rows all parts have together."""
+        return sum(len(holding.rows) for holding in _hold(self, self.place()).values())
+
 
 class Format(Spec, ABC):
     """How one row becomes text. Pure. `needs` are the fields it reads; a source without them is refused when the set is built."""

@@ -38,28 +38,37 @@ class Files:
 
     @property
     def parts(self) -> tuple[tuple[File, ...], ...]:
-        """The files that calibrate and, if there are such, those that are measured on."""
-        return tuple(tuple(self.splits[name]) for name in (self.calibrate, self.measure) if name is not None)
+        """The files of each split that is used."""
+        return tuple(tuple(self.splits[name]) for name in self.used)
 
     @property
-    def calibrate(self) -> str:
-        """The split that calibrates; if it is the only one, it is divided."""
+    def used(self) -> tuple[str, ...]:
+        """The split that calibrates and the one that is measured on, as far as there are such."""
+        return tuple(name for name in (self.calibrate, self.measure) if name is not None)
+
+    @property
+    def calibrate(self) -> str | None:
+        """The split that calibrates; if it is the only one, it is divided. None where there is only a split that is measured on."""
+        if len(self.splits) == 1 and not {"test", "validation"}.isdisjoint(self.splits):
+            return None
         return next(name for name in ("train", "validation", "test", "") if name in self.splits)
 
     @property
     def measure(self) -> str | None:
-        """The split that is measured on, if there is one beside: test, else validation."""
+        """The split that is measured on, if there is one beside, or nothing else: test, else validation."""
         return next((name for name in ("test", "validation") if name in self.splits and name != self.calibrate), None)
 
     @property
     def note(self) -> str:
         """Which split is what, and what was left out, as clauses."""
-        if self.measure is None:
+        if self.calibrate is None:
+            what = f"all of it is {self.measure!r} and measures; nothing calibrates"
+        elif self.measure is None:
             what = f"all of it is {self.calibrate!r} and divided by hash" if self.calibrate else ""
         else:
             first = "what names no split" if self.assumed else repr(self.calibrate)
             what = f"{first} calibrates and {self.measure!r} measures"
-        unused = [name for name in self.splits if name not in (self.calibrate, self.measure)]
+        unused = [name for name in self.splits if name not in self.used]
         left = ", ".join([*map(repr, unused), *map(repr, self.ignored)])
         return "; ".join(filter(None, [what, f"not used: {left}" if left else ""]))
 

@@ -198,6 +198,8 @@ def _term(body: str, share: Fraction) -> Term:
         raise SpecError(f"{body.strip()!r} is no calibration set; {_EXAMPLE}, and quote a path that has : @ + or * in it", subject=body)
     columns, asked = _columns_in(formatted[0]) if formatted else ({}, "")
     source = parse_source(name, columns)
+    if isinstance(source, UserFile):
+        source.check_calibrates()
     if formatted and not isinstance(source, UserFile):
         asked = formatted[0]
     form, packing = parse_format(asked or _format_of(source))

@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from calibrant.data._base import Found, PerDraw, Row, Source, Stored, divide, lettered, train_and_test
+from calibrant.data._base import Found, Holding, Part, PerDraw, Row, Source, Stored, divide, lettered, train_and_test
 from calibrant.data._columns import USUAL, Columns, assign, content, exchange, letter_of
 from calibrant.data._files import read_records, short
 from calibrant.data._folders import File, Files, files_of
@@ -44,7 +44,8 @@ class UserFile(Stored):
     Where the answer is one of the choices, the letter of that choice is taken.
 
     **Parts**: files or splits called train, validation and test are used as on the hub: train calibrates, 5 % of it are exemplars, test (or
-    validation) measures. Anything else is divided by hash: 70 % calibrate, 25 % measure, 5 % exemplars.
+    validation) measures. Where a folder, a pattern or a saved data set has only test, or only validation, all of it measures and nothing calibrates.
+    Anything else, a file named by its path too, is divided by hash: 70 % calibrate, 25 % measure, 5 % exemplars.
 
     **Rows** without a text, or without a question or its answer, are left out and counted. Raises `DataError` at once if nothing is there or no
     column fits.
@@ -89,15 +90,31 @@ class UserFile(Stored):
     def place(self) -> Hashable:
         return _stamps(files_of(self.path).all)
 
+    def holding(self, part: Part) -> Holding:
+        if part == "calibrate":
+            self.check_calibrates()
+        return super().holding(part)
+
+    def check_calibrates(self) -> None:
+        """Raise `DataError` where all that there is is measured on, because its names say so."""
+        files = files_of(self.path)
+        if files.calibrate is None:
+            raise DataError(
+                f"{self.path!r} has only {files.measure!r} files, which are measured on, and nothing to calibrate on; "
+                f"name the file itself, {files.all[0][1]!r}, which is then divided, or put train files beside it",
+                subject=self.path,
+            )
+
     def read(self) -> Found:
         files = files_of(self.path)
         rows = _Rows(self._layout)
         parts = [list(chain.from_iterable(map(rows.of, part))) for part in files.parts]
-        for name, part in zip((files.calibrate, files.measure), parts, strict=False):
+        for name, part in zip(files.used, parts, strict=True):
             if not part:
                 raise DataError(f"{self.path!r} has no usable row in its {name} part: {rows.note}", subject=self.path)
         note = "; ".join(filter(None, [files.note, self._layout.columns.note, rows.note]))
-        return Found(divide(*parts) if len(parts) == 1 else train_and_test(*parts), f"{_origin(files)}: {self.path}", note)
+        divided = divide(*parts) if files.measure is None else train_and_test(*(parts if files.calibrate is not None else ([], *parts)))
+        return Found(divided, f"{_origin(files)}: {self.path}", note)
 
     @property
     def _layout(self) -> _Layout:

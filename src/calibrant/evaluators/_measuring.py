@@ -8,12 +8,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from calibrant.allocator import freed_memory_kept
+from calibrant.data import Stored
 from calibrant.errors import SpecError
 from calibrant.evaluators._base import Evaluator
 from calibrant.evaluators._guard import calibrated_on, refuse
 from calibrant.models import Opened, open_model, read_manifest
 from calibrant.models.keeping import cache_folder
-from calibrant.outcomes import Journal, Measurement
+from calibrant.outcomes import Journal, Measurement, Score
 from calibrant.progress import Progress, silent
 from calibrant.registry import Registry
 from calibrant.spec import canonical, identity
@@ -63,12 +64,20 @@ def timed(
     reference: PreTrainedModel | None = None,
     journal: Journal | None = None,
 ) -> Measurement:
-    """One measurement, with the seconds it took as its provenance."""
+    """One measurement: its scores say how many rows of how many they are over, and its provenance the seconds it took."""
     began = time.perf_counter()
     with freed_memory_kept():
         measured = task.measure(opened.model, opened.tokenizer, reference, progress, journal)
     about = {"model": opened.name, "note": opened.note, "dtype": str(opened.dtype).removeprefix("torch.")}
-    return replace(measured, provenance={"seconds": time.perf_counter() - began, **about})
+    score, *beside = (_counted(task, score) for score in (measured.score, *measured.beside))
+    return replace(measured, score=score, beside=tuple(beside), provenance={"seconds": time.perf_counter() - began, **about})
+
+
+def _counted(task: Evaluator, score: Score) -> Score:
+    """The score with how many rows it is over and how many the source has in all its parts, unless the task itself says so."""
+    source = task.reads()
+    known = {"rows": score.n, **({"rows_of": source.size()} if isinstance(source, Stored) else {})}
+    return replace(score, facts={**known, **score.facts})
 
 
 def _reference(given: str | Opened | None, manifest: Mapping[str, Any] | None, opened: Opened, device: str) -> Opened:

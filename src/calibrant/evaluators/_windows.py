@@ -18,13 +18,17 @@ from calibrant.progress import Progress
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a document: ids to show, how many of the first ones aren't scored, and the bytes of those that are."""
+    """A stretch of a document: ids to show, how many of the first ones aren't scored, and the bytes of those that are.
+
+    `until` is where it ends in a joined text, in letters.
+    """
 
     document: str
     begin: int
     ids: list[int]
     unscored: int
     size: int
+    until: int = 0
 
     @property
     def name(self) -> str:

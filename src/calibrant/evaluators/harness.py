@@ -18,7 +18,7 @@ import logging
 import math
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Final, Literal
@@ -181,6 +181,7 @@ class _Results:
             # Where the files lie on this machine is left out: what they hold is said by the items.
             "config": identity({key: value for key, value in self._of("configs").items() if key != "dataset_kwargs"}),
             "items": identity(names),
+            **({"rows_of": len(documents)} if isinstance(documents := self._task.eval_docs, Sized) else {}),
         }
         scores = {name: self._score(name, len(first), about) for name in self._values}
         if not math.isfinite(scores[primary].value):

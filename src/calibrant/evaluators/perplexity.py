@@ -21,8 +21,9 @@ not independent and the error is, if anything, too small; over documents, with `
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, islice
 from typing import Final
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -98,13 +99,16 @@ class Perplexity(Evaluator):
     ) -> Measurement:
         """The loss with one outcome per window, or per document if these aren't joined: `value` its summed nats, `weight` its scored tokens."""
         source, format = held_out(self.source)
-        windows = within(source, self._windows(source, format, tokenizer), self.tokens)
+        pieces = self._pieces(source, format, tokenizer) if self.joined else []
+        cut = self._cut(JOINT.join(pieces), tokenizer) if self.joined else self._by_document(format, tokenizer)
+        windows = within(source, cut, self.tokens)
         kept = Journal() if journal is None else journal
         keep_all(windows, TOKENS_PER_BATCH, lambda batch: summed_nats(model, batch), kept, progress, f"measuring {self}")
         items = {_place(w): [w] for w in windows} if self.joined else by_document(windows)
         outcomes = tuple(Outcome(item, sum(kept[w.name] for w in own), float(sum(w.scored for w in own))) for item, own in items.items())
         measured = f"{source}:{format.spec_name()}, {'joined' if self.joined else 'document by document'}"
-        return Measurement(self._score(outcomes, windows, measured), outcomes)
+        score = self._score(outcomes, windows, measured)
+        return Measurement(replace(score, facts={**score.facts, **_rows(source, pieces, windows)}) if self.joined else score, outcomes)
 
     def _score(self, outcomes: tuple[Outcome, ...], windows: list[Window], measured: str) -> Score:
         loss, stderr = ratio([o.value for o in outcomes], [o.weight for o in outcomes])
@@ -124,11 +128,12 @@ class Perplexity(Evaluator):
         }
         return Score(measured, "loss", loss, stderr, len(outcomes), "nats/token", "lower", facts=facts)
 
-    def _windows(self, source: Source, format: Format, tokenizer: PreTrainedTokenizerBase) -> Iterator[Window]:
-        if not self.joined:
-            return in_turn(self._cut(format.render(row, tokenizer), tokenizer, row.name) for row in self.rows())
+    def _by_document(self, format: Format, tokenizer: PreTrainedTokenizerBase) -> Iterator[Window]:
+        return in_turn(self._cut(format.render(row, tokenizer), tokenizer, row.name) for row in self.rows())
+
+    def _pieces(self, source: Source, format: Format, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         wanted = self.tokens + self.tokens // (self.length - 1) + 2 * self.length
-        return self._cut(running_text(source, self.rows(), format, tokenizer, wanted), tokenizer)
+        return joined_rows(source, self.rows(), format, tokenizer, wanted)
 
     def _cut(self, text: str, tokenizer: PreTrainedTokenizerBase, document: str = "") -> Iterator[Window]:
         """The windows of a text, which is a document's or, if that has no name, the joined one."""
@@ -138,7 +143,7 @@ class Perplexity(Evaluator):
         for begin, first, end in stretches(len(ids), self.length, self.stride, short=bool(document) or self.stride is not None):
             size = len(text[offsets[first - len(start)][0] : offsets[end - 1 - len(start)][1]].encode())
             shown = ids[begin:end]
-            yield Window(document or _digest(shown), begin, shown, first - begin, size)
+            yield Window(document or _digest(shown), begin, shown, first - begin, size, offsets[end - 1 - len(start)][1])
 
 
 def stretches(count: int, length: int, stride: int | None, short: bool) -> Iterator[tuple[int, int, int]]:
@@ -159,23 +164,29 @@ def stretches(count: int, length: int, stride: int | None, short: bool) -> Itera
         behind = end
 
 
-def running_text(source: Source, rows: Iterable[Row], format: Format, tokenizer: PreTrainedTokenizerBase, wanted: int) -> str:
-    """The measured part as one text; of a long one as much of its beginning as gives at least `wanted` tokens."""
+def joined_rows(source: Source, rows: Iterable[Row], format: Format, tokenizer: PreTrainedTokenizerBase, wanted: int) -> list[str]:
+    """The measured part as the pieces of one text; of a long one as many of the first ones as give at least `wanted` tokens."""
     pieces = iter(wikitext_lines()) if isinstance(source, WikiText) else (format.render(row, tokenizer) for row in rows)
-    first = next(pieces, "")
-    text, letters = first, LETTERS_PER_TOKEN * wanted
+    taken, letters = [next(pieces, "")], LETTERS_PER_TOKEN * wanted
+    size = len(taken[0])
     while True:
-        more: list[str] = []
-        held = len(text)
+        before = len(taken)
         for piece in pieces:
-            more.append(piece)
-            held += len(JOINT) + len(piece)
-            if held >= letters:
+            taken.append(piece)
+            size += len(JOINT) + len(piece)
+            if size >= letters:
                 break
-        text = JOINT.join([text, *more])
-        if not more or len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) >= wanted:
-            return text
+        if len(taken) == before or len(tokenizer(JOINT.join(taken), add_special_tokens=False, verbose=False)["input_ids"]) >= wanted:
+            return taken
         letters *= 2
+
+
+def _rows(source: Source, pieces: Sequence[str], windows: Sequence[Window]) -> dict[str, int]:
+    """How many of the joined rows are measured, a part of the last one perhaps. Of `wikitext` they are the lines of its file, not its articles."""
+    until = max(window.until for window in windows)
+    begins = accumulate((len(piece) + len(JOINT) for piece in pieces), initial=0)
+    lines = {"rows_of": sum(1 for _ in wikitext_lines())} if isinstance(source, WikiText) else {}
+    return {"rows": sum(begin < until for begin in islice(begins, len(pieces))), **lines}
 
 
 def wikitext_lines() -> Iterator[str]:

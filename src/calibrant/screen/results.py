@@ -85,7 +85,9 @@ FACTS: Final[Mapping[str, Callable[[Any], str]]] = {
 
 
 def _told(facts: Mapping[str, Any]) -> str:
-    return ", ".join(filter(None, (tell(facts[name]) for name, tell in FACTS.items() if facts.get(name) is not None)))
+    whole = f" of {facts['rows_of']:,}" if "rows_of" in facts else ""
+    rows = f"{facts['rows']:,}{whole} rows" if "rows" in facts else ""
+    return ", ".join(filter(None, (rows, *(tell(facts[name]) for name, tell in FACTS.items() if facts.get(name) is not None))))
 
 
 def inspected(found: Mapping[str, Any]) -> Iterator[Any]:
