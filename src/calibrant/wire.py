@@ -10,7 +10,7 @@ it is; tensors and bytes lie beside the text and are named in it by number. Floa
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -42,9 +42,9 @@ class Kind:
     read: Callable[[Any], Any]
 
 
-def fields_of(kind: type[Any]) -> Kind:
-    """Return how a dataclass is sent: its fields by name."""
-    names = [f.name for f in dataclasses.fields(kind)]
+def fields_of(kind: type[Any], without: Collection[str] = ()) -> Kind:
+    """Return how a dataclass is sent: its fields by name, but for those `without` which it arrives."""
+    names = [f.name for f in dataclasses.fields(kind) if f.name not in without]
     return Kind(kind.__name__, kind, lambda value: {name: getattr(value, name) for name in names}, lambda fields: kind(**fields))
 
 

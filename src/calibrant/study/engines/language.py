@@ -78,6 +78,7 @@ LANGUAGE: Final = Language(
     Kind("statistic", type, lambda kind: kind.__name__, _STATISTICS.__getitem__),
     Kind("Raised", Raised, _fault, _error),
     *map(fields_of, (Asked, Question, Job, Resolved, Run, Record, Score, Outcome, Measurement)),
-    *map(fields_of, (Recorded, Measured, Failed, Told, Spent, TokenBatch)),
+    *map(fields_of, (Recorded, Measured, Failed, Told, Spent)),
+    fields_of(TokenBatch, without=("rows",)),  # what is saved needs them, and workers save nothing
 )
 """All of it. What another package defines is said by its name, and must be installed where it is heard."""
