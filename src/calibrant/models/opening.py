@@ -5,6 +5,7 @@ one sentence that says what was given, what is allowed and what to do.
 """
 
 import importlib.util
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,6 +48,10 @@ HUB_NOT: Final = ("*/*", "consolidated*")
 OFFLINE: Final = "a folder, a .gguf file and smollm2 need no internet"
 
 
+_ONE_AT_A_TIME: Final = threading.Lock()
+"""transformers switches how models are made for the whole process while it makes one: two threads would leave each other's switches set."""
+
+
 @final
 @dataclass
 class Opened:
@@ -72,7 +77,7 @@ def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote
     kind = resolve_dtype(dtype, where)
     trust = trusted(trust_remote_code)
     path = _locate(ref, code=trust)
-    with quiet():
+    with _ONE_AT_A_TIME, quiet():
         if path.is_dir():
             weights = weight_files(path, ref)
             with ThreadPoolExecutor(1) as beside:
