@@ -230,6 +230,6 @@ def test_threads_that_open_models_leave_no_switch_set(tmp_path: Path):
     with ThreadPoolExecutor(4) as threads:
         opened = list(threads.map(lambda _: open_model(folder, "float32"), range(8)))
     made = tiny_model("llama", seed=1)
-    assert all(bool(p.isfinite().all()) and float(p.std()) > 0 for p in made.parameters() if p.dim() == 2), "new models get numbers"
+    assert all(0 < float(p.detach().std()) < 1 for p in made.parameters() if p.dim() == 2), "new models get numbers"
     first = dict(opened[0].model.named_parameters())
     assert all(torch.equal(p, first[name]) for one in opened[1:] for name, p in one.model.named_parameters())
