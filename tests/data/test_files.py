@@ -12,7 +12,8 @@ import pyarrow
 import pytest
 from pyarrow.parquet import write_table
 
-from calibrant.data._files import SUFFIXES, read_records, short
+from calibrant.data._files import SUFFIXES, read_records
+from calibrant.data._limits import short
 from calibrant.errors import DataError
 
 TEXTS = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from calibrant.data._base import lettered
-from calibrant.data._files import short
+from calibrant.data._limits import short
 
 USUAL: Final[Mapping[str, Sequence[str]]] = {
     "text": ("text", "content", "document", "body", "article", "passage", "raw_content", "story"),
@@ -80,7 +80,7 @@ def content(name: str, value: Any) -> Any:
     if name == "answer" and isinstance(value, int | float) and abs(value) != float("inf"):
         value = str(value)
     if not isinstance(value, str):
-        raise ValueError("a text")
+        raise ValueError("a text or a finite number" if name == "answer" else "a text")
     return _encodable(value)
 
 
@@ -91,7 +91,7 @@ def letter_of(answer: str, choices: tuple[str, ...], called: Any) -> str:
     """
     labels = lettered(choices)
     names = called.get("label") if isinstance(called, dict) else None
-    for known in (names or (), labels, choices):
+    for known in (names if isinstance(names, list) else (), labels, choices):
         if answer in known and len(known) == len(labels):
             return labels[known.index(answer)]
     return answer
@@ -154,13 +154,15 @@ def _turns(value: Any) -> tuple[tuple[str, str], ...] | None:
     turns: list[tuple[str, str]] = []
     for turn in value:
         role, said = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if isinstance(said, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in said):
-            said = "\n".join(str(part.get("text")) for part in said)
+        if isinstance(said, list) and all(
+            isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in said
+        ):
+            said = "\n".join(part["text"] for part in said)
         if not isinstance(role, str) or not isinstance(said, str | None):
             raise ValueError(f"{wanted}, and holds {short(turn)}")
         if said is None or not said.strip():
             return None
-        turns.append((_ROLES.get(role.casefold(), role), _encodable(said)))
+        turns.append((_ROLES.get(role.casefold(), _encodable(role)), _encodable(said)))
     return tuple(turns)
 
 

@@ -6,22 +6,33 @@ Texts are taken as they are: control characters, NULs, any script, lines of any 
 import csv
 import gzip
 import json
-import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from io import BufferedIOBase, BufferedReader, StringIO
 from pathlib import Path
-from reprlib import Repr
 from typing import Any, Final, cast
 
+from calibrant.data._columnar import read_columns
+from calibrant.data._limits import (
+    FAULTS,
+    LONGEST_LINE,
+    LONGEST_WHOLE,
+    MOST_ROWS,
+    SHORTEST_LINE,
+    check_columns,
+    check_unpacked,
+    no_utf8,
+    reason_of,
+    repeated,
+    short,
+)
 from calibrant.errors import DataError
+from calibrant.foreign import visible
 
 SUFFIXES: Final = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".csv", ".csv.gz", ".tsv", ".parquet", ".arrow", ".txt")
 PICKLES: Final = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".npy", ".npz", ".joblib")
-
-_SHORT: Final = Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 40
 
 
 def suffix_of(path: Path, shown: str) -> str:
@@ -41,37 +52,50 @@ def known_suffix(path: Path) -> str:
 
 
 def read_records(path: Path, shown: str) -> Iterator[dict[str, Any]]:
-    """The records of a file as dictionaries; `shown` is what messages call it. A text file gives records with the one field `text`."""
+    """The records of a file as dictionaries; `shown` is what messages call it. A text file gives records with the one field `text`.
+
+    Whatever is wrong with the file is a `DataError` that names it, and the row where that is known.
+    """
+    shown = visible(shown)
     match suffix_of(path, shown):
         case ".json":
-            return _read_json(path, shown)
+            records = _read_json(path, shown)
         case ".csv" | ".csv.gz":
-            return _read_table(path, shown, ",")
+            records = _read_table(path, shown, ",")
         case ".tsv":
-            return _read_table(path, shown, "\t")
+            records = _read_table(path, shown, "\t")
         case ".parquet" | ".arrow":
-            return _read_columns(path, shown)
+            records = read_columns(path, shown)
         case ".txt":
-            return _read_text(path, shown)
+            records = _read_text(path, shown)
         case _:
-            return read_jsonl(path, shown)
+            records = _read_jsonl(path, shown)
+    return _faultless(records, shown)
 
 
-def read_jsonl(path: Path, shown: str) -> Iterator[dict[str, Any]]:
+def _faultless(records: Iterator[dict[str, Any]], shown: str) -> Iterator[dict[str, Any]]:
+    """The records, and a sentence in place of whatever the reader of a format raises. This is the boundary: readers needn't foresee everything."""
+    done = 0
+    try:
+        for record in records:
+            done += 1
+            if done > MOST_ROWS:
+                raise DataError(f"{shown!r} has more than {MOST_ROWS:,} rows, the most that are read; take a part of it", subject=shown)
+            yield record
+    except FAULTS as error:
+        where = f"{shown!r}, row {done + 1}" if done else f"{shown!r}"
+        raise DataError(f"{where}: this can't be read ({reason_of(error)}); look at the file, or write it anew", subject=shown) from error
+
+
+def _read_jsonl(path: Path, shown: str) -> Iterator[dict[str, Any]]:
     """One JSON object a line; empty lines are passed over. `DataError` with `file:line` for a line that is none."""
     for number, line in enumerate(_lines(path, shown), 1):
         if line.strip():
             yield _object(_parsed(line, f"{shown}:{number}", "; every line must be one JSON object"), f"{shown}:{number}")
 
 
-def short(value: Any) -> str:
-    """A value for a message, never long and never more than a few levels deep."""
-    told, most = (value, 40) if isinstance(value, str) else (_SHORT.repr(value), 80)
-    return told if len(told) <= most else told[:most] + "…"
-
-
 def _read_json(path: Path, shown: str) -> Iterator[dict[str, Any]]:
-    text = "".join(_lines(path, shown))
+    text = _whole(path, shown)
     records = _parsed(text, shown) if text.strip() else []
     if not isinstance(records, list):
         raise DataError(f"{shown!r} holds a JSON {type(records).__name__}; it must hold a list of objects", subject=shown)
@@ -95,15 +119,14 @@ def _parsed(text: str, where: str, rule: str = "") -> Any:
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(name for at, (name, _) in enumerate(pairs) if name in dict(pairs[:at]))
-        raise ValueError(f"the key {short(twice)!r} comes twice in one object")
-    return found
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError(f"the key {short(repeated(name for name, _ in pairs))!r} comes twice in one object")
+    return record
 
 
 def _read_table(path: Path, shown: str, delimiter: str) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(LONGEST_LINE)
     reader = csv.reader(_bare_returns(_lines(path, shown)), delimiter=delimiter, strict=True)
     columns: list[str] = []
     try:
@@ -123,7 +146,8 @@ def _read_table(path: Path, shown: str, delimiter: str) -> Iterator[dict[str, An
 
 
 def _header(cells: list[str], shown: str) -> list[str]:
-    twice = next((name for at, name in enumerate(cells) if name in cells[:at]), None)
+    check_columns(len(cells), f"{shown}:1")
+    twice = repeated(cells)
     if twice is not None:
         raise DataError(f"{shown}:1: the first line names the column {short(twice)!r} twice; rename one", subject=shown)
     return cells
@@ -138,59 +162,9 @@ def _bare_returns(lines: Iterable[str]) -> Iterator[str]:
             yield line
 
 
-def _read_columns(path: Path, shown: str) -> Iterator[dict[str, Any]]:
-    import pyarrow
-
-    kind = "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
-    done = 0
-    try:
-        for batch in _parquet(path) if kind == "Parquet" else _arrow(path):
-            names = batch.schema.names
-            twice = next((name for at, name in enumerate(names) if name in names[:at]), None)
-            if twice is not None:
-                raise DataError(f"{shown!r} has two columns called {short(twice)!r}; rename one", subject=shown)
-            yield from _records_of(batch, shown, done)
-            done += batch.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{shown!r} can't be read as {kind}: {reason}", subject=shown) from error
-
-
-def _records_of(batch: Any, shown: str, before: int) -> Iterator[dict[str, Any]]:
-    """A batch as records; row by row if a text in it is no UTF-8, so that the row can be named."""
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:
-        for at in range(batch.num_rows):
-            try:
-                yield from batch.slice(at, 1).to_pylist()
-            except UnicodeDecodeError as error:
-                raise DataError(f"{shown!r}, row {before + at + 1}: {_no_utf8(error)}", subject=shown) from error
-
-
-def _parquet(path: Path) -> Iterator[Any]:
-    from pyarrow.parquet import ParquetFile
-
-    with ParquetFile(path) as file:
-        yield from file.iter_batches(batch_size=1_000)
-
-
-def _arrow(path: Path) -> Iterator[Any]:
-    """The batches of an Arrow file, or of a stream, which is what `datasets` writes."""
-    import pyarrow
-
-    with pyarrow.OSFile(str(path)) as source:
-        if source.read(6) == b"ARROW1":
-            file = pyarrow.ipc.open_file(source)
-            yield from (file.get_batch(number) for number in range(file.num_record_batches))
-        else:
-            source.seek(0)
-            yield from pyarrow.ipc.open_stream(source)
-
-
 def _read_text(path: Path, shown: str) -> Iterator[dict[str, Any]]:
     """Paragraphs, if there is more than one; else lines. A line ends where an editor ends it, and not at rarer marks such as U+2028."""
-    lines = "".join(_lines(path, shown)).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = _whole(path, shown).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     paragraphs: list[list[str]] = [[]]
     for line in lines:
         if line.strip(" \t"):
@@ -205,19 +179,34 @@ def _read_text(path: Path, shown: str) -> Iterator[dict[str, Any]]:
 
 def _lines(path: Path, shown: str) -> Iterator[str]:
     """The lines of a text file with their ends, which are line feeds and nothing else. `DataError` with the line of what is no UTF-8."""
-    number = 0
+    number = unpacked = 0
+    packed = path.stat().st_size if path.suffix.lower() in (".gz", ".zst") else None
     try:
         with closing(_opened(path)) as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b""), 1):
+                if packed is not None:
+                    unpacked += max(len(line), SHORTEST_LINE)
+                    check_unpacked(unpacked, packed, shown)
+                if len(line) > LONGEST_LINE:
+                    most = f"{LONGEST_LINE >> 20} MiB"
+                    raise DataError(f"{shown}:{number}: this line is longer than {most}, the most that a row may have; divide it", subject=shown)
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{shown}:{number}: {_no_utf8(error)}; save the file as UTF-8", subject=shown) from error
+        raise DataError(f"{shown}:{number}: {no_utf8(error)}; save the file as UTF-8", subject=shown) from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{shown!r} is no whole gzip file: {error}", subject=shown) from error
     except OSError as error:
         if path.suffix.lower() != ".zst":
             raise
-        raise DataError(f"{shown!r} is no whole zstd file: {str(error).splitlines()[0]}", subject=shown) from error
+        raise DataError(f"{shown!r} is no whole zstd file: {reason_of(error)}", subject=shown) from error
+
+
+def _whole(path: Path, shown: str) -> str:
+    """A text file that can't be read line by line."""
+    if path.stat().st_size > LONGEST_WHOLE:
+        most = f"{LONGEST_WHOLE >> 20:,} MiB"
+        raise DataError(f"{shown!r} is larger than {most}, the most that is read at once; write it as JSON Lines", subject=shown)
+    return "".join(_lines(path, shown))
 
 
 def _opened(path: Path) -> BufferedIOBase:
@@ -232,11 +221,8 @@ def _opened(path: Path) -> BufferedIOBase:
             return path.open("rb")
 
 
-def _no_utf8(error: UnicodeDecodeError) -> str:
-    return f"this is no UTF-8 text (byte {error.object[error.start]:#04x} at {error.start + 1})"
-
-
 def _object(record: Any, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f'{where}: {short(record)!r} is no JSON object such as {{"text": …}}', subject=where)
+    check_columns(len(record), where)
     return cast("dict[str, Any]", record)

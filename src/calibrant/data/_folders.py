@@ -3,20 +3,38 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from glob import glob, has_magic
+from fnmatch import fnmatch
+from glob import has_magic
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from calibrant.data._files import PICKLES, SUFFIXES, known_suffix, suffix_of
+from calibrant.data._limits import reason_of
 from calibrant.errors import DataError
+from calibrant.foreign import user_path
+
+LOOKED_THROUGH: Final = 200_000
+"""How many names are looked at to find the files of a folder or a pattern."""
+MOST_FILES: Final = 10_000
+"""Data files of a folder or a pattern at most."""
+LONGEST_DESCRIPTION: Final = 1 << 24
+"""Bytes of a file in which `datasets` lists splits or files at most."""
 
 File = tuple[Path, str]
 """A file, and what messages call it."""
 
 _SPLIT: Final = re.compile(r"(train|validation|valid|val|dev|test)(?![^\W_])", re.IGNORECASE)
 _SAME: Final = {"valid": "validation", "val": "validation", "dev": "validation"}
+_KINDS: Final[Mapping[str, Callable[[int], bool]]] = {
+    "a folder": stat.S_ISDIR,
+    "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
+    "a pipe": stat.S_ISFIFO,
+    "a socket": stat.S_ISSOCK,
+}
 _DESCRIPTIONS: Final = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")
 
 
@@ -75,40 +93,106 @@ class Files:
 
 def files_of(given: str) -> Files:
     """What a path stands for. `DataError` if nothing is there, or nothing that can be read, or a mixture."""
-    path = Path(given).expanduser()
-    if path.is_dir():
+    path = user_path(given, DataError)
+    if os.path.isdir(path):
         return _folder(path, given.rstrip("/\\") or given)
-    if has_magic(given) and not path.exists():
+    if has_magic(given) and not os.path.lexists(path):
         return _pattern(str(path), given)
     suffix_of(path, given)
-    if not path.is_file():
-        raise DataError(f"there is no file {given!r}; give the path of a data file or of a folder of them, or the name of a source", subject=given)
+    _check_regular(path, given)
     return Files({"": [(path, given)]})
+
+
+def _check_regular(path: Path, shown: str) -> None:
+    """`DataError` for what is no file: it isn't there, or opening it would wait, or never end."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if os.path.islink(path):
+            raise DataError(f"{shown!r} is a link to something that isn't there; mend it or take it away", subject=shown) from error
+        raise DataError(
+            f"there is no file {shown!r}; give the path of a data file or of a folder of them, or the name of a source", subject=shown
+        ) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{shown!r} can't be opened: {reason_of(error)}; give a file that may be read", subject=shown) from error
+    if not stat.S_ISREG(mode):
+        kind = next((name for name, has in _KINDS.items() if has(mode)), "something else")
+        raise DataError(f"{shown!r} is {kind} and no file; write what comes out of it to a file first", subject=shown)
 
 
 def _folder(folder: Path, shown: str) -> Files:
     if not os.access(folder, os.R_OK | os.X_OK):
         raise DataError(f"the folder {shown!r} may not be read; change its permissions", subject=shown)
-    if (folder / "dataset_dict.json").is_file():
+    if os.path.isfile(folder / "dataset_dict.json"):
         return _saved_splits(folder, shown)
-    if (folder / "state.json").is_file():
+    if os.path.isfile(folder / "state.json"):
         return Files({"": _saved(folder, shown)})
-    return _sorted_out([(path, f"{shown}/{path.name}") for path in folder.iterdir() if path.is_file()], shown)
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in islice(entries, LOOKED_THROUGH + 1)]
+    if len(names) > LOOKED_THROUGH:
+        raise DataError(f"{shown!r} holds more than {LOOKED_THROUGH:,} names; give a folder that holds the data files only", subject=shown)
+    return _sorted_out([(folder / name, f"{shown}/{name}") for name in names], shown)
 
 
 def _pattern(pattern: str, shown: str) -> Files:
-    found = [Path(name) for name in glob(pattern, recursive=True)]
-    if not found:
+    files = [Path(name) for name in dict.fromkeys(_matching(pattern, shown))]
+    if not files:
         raise DataError(f"nothing matches {shown!r}; give a pattern that names data files, such as 'data/*.jsonl'", subject=shown)
-    return _sorted_out([(path, str(path)) for path in found if path.is_file()], shown)
+    return _sorted_out([(path, str(path)) for path in files], shown)
+
+
+def _matching(pattern: str, shown: str) -> Iterator[str]:
+    """What a pattern names, as `glob` has it, but that `**` follows no links. `DataError` if there is too much to look through."""
+    waiting: list[tuple[str, tuple[str, ...]]] = [("", Path(pattern).parts)]
+    looked_at = 0
+    while waiting:
+        place, (part, *rest) = waiting.pop()
+        deep, rest = part == "**", tuple(rest)
+        if not deep and not has_magic(part):
+            if rest:
+                waiting.append((os.path.join(place, part), rest))
+            elif os.path.lexists(os.path.join(place, part)):
+                yield os.path.join(place, part)
+            continue
+        if deep:
+            waiting.append((place, rest or ("*",)))
+        for entry in _entries(place or "."):
+            looked_at += 1
+            if looked_at > LOOKED_THROUGH:
+                most = f"{LOOKED_THROUGH:,}"
+                raise DataError(f"{shown!r} would look through more than {most} names; begin it with a folder nearer to the files", subject=shown)
+            inside = os.path.join(place, entry.name)
+            if entry.name.startswith(".") and not part.startswith("."):
+                continue
+            if deep and entry.is_dir(follow_symlinks=False):
+                waiting.append((inside, (part, *rest)))
+            elif not deep and fnmatch(entry.name, part):
+                if not rest:
+                    yield inside
+                elif entry.is_dir():
+                    waiting.append((inside, rest))
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder; nothing where that can't be known, as `glob` has it."""
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except OSError:
+        return
 
 
 def _sorted_out(found: Sequence[File], shown: str) -> Files:
-    """Files in the order of their names, by split if their names say one. `DataError` if there are none, or of several kinds."""
+    """Files in the order of their names, by split if their names say one. `DataError` if there are none, or too many, or of several kinds."""
     data = sorted((f for f in found if known_suffix(f[0]) and f[0].name not in _DESCRIPTIONS and f[0].name[0] not in "._"), key=lambda f: f[1])
+    if len(data) > MOST_FILES:
+        raise DataError(f"{shown!r} stands for {len(data):,} data files, and at most {MOST_FILES:,} are read; join them", subject=shown)
+    data = [(path, said) for path, said in data if not os.path.isdir(path)]
+    for path, said in data:
+        _check_regular(path, said)
     allowed = f"a data file ends in {', '.join(SUFFIXES)}"
     if not data:
-        pickled = any(path.suffix.lower() in PICKLES for path, _ in found)
+        pickled = any(path.suffix.lower() in PICKLES for path, _ in found if os.path.isfile(path))
         reason = "; what looks like a pickle is never read, since it can run any program" if pickled else ""
         raise DataError(f"{shown!r} holds no data file{reason}; {allowed}", subject=shown)
     named = [(file, _split_of(file[0])) for file in data]
@@ -144,7 +228,7 @@ def _saved(folder: Path, shown: str) -> list[File]:
     """What `Dataset.save_to_disk` wrote: Arrow files that `state.json` names, beside which there may be others that are a cache."""
     names = _described(folder / "state.json", f"{shown}/state.json", "_data_files")
     found = [(folder / name, f"{shown}/{name}") for name in names if Path(name).suffix == ".arrow"]
-    missing = next((said for path, said in found if not path.is_file()), None)
+    missing = next((said for path, said in found if not os.path.isfile(path)), None)
     if missing or not found:
         lost = missing or f"{shown}/*.arrow"
         raise DataError(f"{lost!r} is missing, which {shown}/state.json names; save the data set again", subject=shown)
@@ -154,6 +238,8 @@ def _saved(folder: Path, shown: str) -> list[File]:
 def _described(path: Path, shown: str, key: str) -> list[str]:
     """The names that a description lists under `key`, without any folder that they name: nothing outside is read."""
     try:
+        if path.stat().st_size > LONGEST_DESCRIPTION:
+            raise ValueError("it is far larger than any description")
         listed = json.loads(path.read_bytes())[key]
         return [Path(entry if isinstance(entry, str) else entry["filename"]).name for entry in listed]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

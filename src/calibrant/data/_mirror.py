@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from calibrant.data._files import read_jsonl
+from calibrant.data._files import read_records
 from calibrant.errors import DataError
+from calibrant.foreign import user_path
 
 _chosen: list[Path] = []
 
@@ -29,11 +30,12 @@ def mirrored(folder: str, split: str) -> Iterator[dict[str, Any]] | None:
     root = mirror()
     for name in (f"{split}.jsonl", f"{split}.jsonl.gz"):
         if root is not None and (path := root / folder / name).is_file():
-            return read_jsonl(path, f"{folder}/{name}")
+            return read_records(path, f"{folder}/{name}")
     return None
 
 
 def _existing(path: Path, given_by: str) -> Path:
-    if not path.expanduser().is_dir():
+    folder = user_path(path, DataError)
+    if not os.path.isdir(folder):
         raise DataError(f"{given_by} names {str(path)!r}, which is no folder; give the folder that holds NAME/train.jsonl", subject=str(path))
-    return path.expanduser().resolve()
+    return folder.resolve()

@@ -12,9 +12,11 @@ from typing import Any, Final, NamedTuple
 
 from calibrant.data._base import Found, Holding, Part, PerDraw, Row, Source, Stored, divide, lettered, train_and_test
 from calibrant.data._columns import USUAL, Columns, assign, content, exchange, letter_of
-from calibrant.data._files import read_records, short
+from calibrant.data._files import read_records
 from calibrant.data._folders import File, Files, files_of
+from calibrant.data._limits import MOST_COLUMNS, short
 from calibrant.errors import DataError, SpecError
+from calibrant.foreign import user_path, visible
 from calibrant.registry import did_you_mean
 
 LOOKED_AT: Final = 1_000
@@ -74,7 +76,7 @@ class UserFile(Stored):
     @property
     def file(self) -> Path:
         """Where the file or folder is."""
-        return Path(self.path).expanduser()
+        return user_path(self.path, DataError)
 
     @property
     def guessed(self) -> Mapping[str, str]:
@@ -114,7 +116,7 @@ class UserFile(Stored):
                 raise DataError(f"{self.path!r} has no usable row in its {name} part: {rows.note}", subject=self.path)
         note = "; ".join(filter(None, [files.note, self._layout.columns.note, rows.note]))
         divided = divide(*parts) if files.measure is None else train_and_test(*(parts if files.calibrate is not None else ([], *parts)))
-        return Found(divided, f"{_origin(files)}: {self.path}", note)
+        return Found(divided, f"{_origin(files)}: {visible(self.path)}", note)
 
     @property
     def _layout(self) -> _Layout:
@@ -219,12 +221,13 @@ def _looked_at(path: str, parts: Sequence[Sequence[File]], stamps: Hashable, ask
 
 
 def _check_columns(path: str, columns: Columns, there: Sequence[str]) -> None:
-    listed = ", ".join(map(short, there[:20])) + (f" and {len(there) - 20} more" if len(there) > 20 else "")
+    names, known = [visible(name) for name in there[:MOST_COLUMNS]], set(there)
+    listed = ", ".join(map(short, names[:20])) + (f" and {len(there) - 20} more" if len(there) > 20 else "")
     for asked in columns.of.values():
-        if asked not in there:
-            raise DataError(f"{path!r} has no column {asked!r}{did_you_mean(asked, there)}; its columns are {listed}", subject=asked)
+        if asked not in known:
+            raise DataError(f"{path!r} has no column {asked!r}{did_you_mean(asked, names)}; its columns are {listed}", subject=asked)
     if not {"text", "question", "turns"} & columns.of.keys():
-        example = f"{written(path)}(text={short(next(iter(there), 'COLUMN'))})"
+        example = f"{written(path)}(text={short(next(iter(names), 'COLUMN'))})"
         raise DataError(
             f"{path!r} has no column 'text' or 'question'; its columns are {listed}: say which to read, as in {example}",
             subject=path,
