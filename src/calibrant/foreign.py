@@ -1,11 +1,13 @@
-"""What comes from outside, made fit to be read: texts that can't steer a terminal, values in a line, and paths.
+"""What comes from outside, made fit to be read: texts that can't steer a terminal, values in a line, paths and numbers.
 
-Everything that is shown passes through `visible` or one of its kin, what a message repeats of a value through `brief`, and every path that a
-user gives becomes a `Path` in `user_path`. No torch here.
+Everything that is shown passes through `visible` or one of its kin, and what a message repeats of a value through `brief`; every path that a
+user gives becomes a `Path` in `user_path`, every expression and spec passes through `user_text`, and digits become numbers in `whole_number`
+and `decimal_number`. No torch here.
 """
 
 import errno
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +35,26 @@ _ACTING: Final = (
 _IN_LINES: Final = re.compile(f"[{_ACTING}]")
 _IN_ONE: Final = re.compile(f"[\t\n{_ACTING}]")
 
-_SHORT: Final = Repr()
+LONGEST_TEXT: Final = 65_536
+"""Characters of an expression or a spec at most."""
+
+LARGEST: Final = 10**15
+"""Whole numbers that are given are at most this far from 0: no budget is larger, and all of them are exact as floats too."""
+
+_WHOLE: Final = re.compile(r"[+-]?[0-9]{1,16}")
+_DECIMAL: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+"""In ASCII: what Python reads besides is an underscore, or a digit of another script, which a reader would take for something else."""
+
+
+class _Short(Repr):
+    """Python writes no whole number of more than 4,300 digits, and refuses with an error."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        """As it is, or by how long it is."""
+        return super().repr_int(x, level) if x.bit_length() < 10_000 else f"a number of about {x.bit_length() * 3 // 10:,} digits"
+
+
+_SHORT: Final = _Short()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = SHOWN
 
 
@@ -121,6 +142,36 @@ def user_path(given: str | Path, error: type[InputError] = InputError) -> Path:
             return path  # there, and not ours to look at: whoever opens it says so
         raise error(f"{brief(text)} can't be a path ({problem.strerror}); give another", subject=text) from problem
     return path
+
+
+def user_text(given: str, error: type[InputError] = InputError) -> str:
+    """Return a text that a user gave, as it is. Raises `error` for one of more than 65,536 characters, or with half a surrogate in it."""
+    if len(given) > LONGEST_TEXT:
+        raise error(f"{brief(given)} has {len(given):,} characters, and {LONGEST_TEXT:,} are the most; write less in one text", subject=given[:SHOWN])
+    half = re.search("[\ud800-\udfff]", given)
+    if half:
+        raise error(f"{brief(given)} holds {visible(half[0])}, which is half a character; write the text in UTF-8", subject=given[:SHOWN])
+    return given
+
+
+def whole_number(given: str) -> int | None:
+    """Return the whole number that a text is, in decimal ASCII digits and up to 10¹⁵ either way; None for anything else.
+
+    >>> whole_number(" 128 "), whole_number("-0"), whole_number("1_000"), whole_number("9" * 5000)
+    (128, 0, None, None)
+    """
+    number = int(given) if len(given) <= SHOWN and _WHOLE.fullmatch(given.strip()) else LARGEST + 1
+    return number if abs(number) <= LARGEST else None
+
+
+def decimal_number(given: str) -> float | None:
+    """Return the finite number that a text is, in ASCII and of a line at most; None for anything else.
+
+    >>> decimal_number("0.5"), decimal_number("5e-1"), decimal_number("nan"), decimal_number("1e999")
+    (0.5, 0.5, None, None)
+    """
+    number = float(given) if len(given) <= SHOWN and _DECIMAL.fullmatch(given.strip()) else math.inf
+    return number + 0.0 if math.isfinite(number) else None  # + 0.0: one zero, not two
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -22,13 +22,16 @@ from typing import Any, Final
 from calibrant.errors import SpecError
 from calibrant.spec import Call, Spec, build, parse, qualified
 
+_MISSPELT: Final = 500
+_REMEMBERED: Final = 2_000
 _FOLDERS: Final = set[str]()
 """The packages whose files are names, ours and others'."""
 
 
 def did_you_mean(given: str, names: Iterable[str]) -> str:
-    """`", did you mean 'wanda'?"` for a near miss, else nothing."""
-    close = difflib.get_close_matches(given, list(names), n=1, cutoff=0.6)
+    """`", did you mean 'wanda'?"` for a near miss, else nothing; nobody misspells a text of many lines, or remembers thousands of names."""
+    known = list(names)
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.6) if len(given) <= _MISSPELT and len(known) <= _REMEMBERED else []
     return f", did you mean {close[0]!r}?" if close else ""
 
 

@@ -2,22 +2,26 @@
 
 `sparsegpt(damp=0.02)` is what a user types, what a study file holds, what `str` and `repr` of the object give back and, with every default
 written out and as canonical JSON, what an identity is the hash of. The grammar is literals, bare names and calls of names with keyword
-arguments, nested as deep as you like (`dsnot(start=wanda())`). It is read with Python's own parser and never evaluated.
+arguments, nested up to `DEEPEST` deep (`dsnot(start=wanda())`). It is read with Python's own parser and never evaluated.
 """
 
 import ast
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
 from calibrant.errors import SpecError
+from calibrant.foreign import LARGEST, brief, user_text
 
 LITERALS: Final = "numbers, texts, true/false, none, lists, names and name(key=value)"
 _WORDS: Final = {"true": True, "false": False, "none": None, "True": True, "False": False, "None": None}
 
+DEEPEST: Final = 12
+"""How deep a spec may be nested: what is within is read once more at each level."""
 _ABOUT: Final = ("spec", "class", "revision")
 """Keys of a canonical form that are no parameters: those of `about`."""
 
@@ -60,29 +64,43 @@ def parse(text: str) -> Any:
 
     Raises `SpecError` for anything that isn't a literal, a name or a call of a name with keyword arguments.
     """
+    read = user_text(text, SpecError).strip()
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        return _read(ast.parse(read, mode="eval").body, read, 0)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise SpecError(
             f"{text!r} can't be read as a spec; write a name or name(key=value), for example wanda or sparsegpt(damp=0.02)", subject=text
         ) from error
-    return _read(tree.body, text)
 
 
-def _read(node: ast.expr, text: str) -> Any:
+def _read(node: ast.expr, text: str, depth: int) -> Any:
+    if depth > DEEPEST:
+        raise SpecError(f"{text!r} is nested more than {DEEPEST} deep; name the parts that are within less often", subject=text)
     match node:
         case ast.Constant(value=bool() | int() | float() | str() | None as value):
-            return value
+            return _literal(value, text)
         case ast.Name(id=name):
             return _WORDS[name] if name in _WORDS else Call(name)
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)) if not isinstance(value, bool):
-            return -value
+            return -_literal(value, text) if value else value  # one zero, not two
         case ast.List(elts=items) | ast.Tuple(elts=items):
-            return [_read(item, text) for item in items]
+            return [_read(item, text, depth + 1) for item in items]
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords) if all(k.arg for k in keywords):
-            return Call(name, {str(k.arg): _read(k.value, text) for k in keywords})
+            return Call(name, {str(k.arg): _read(k.value, text, depth + 1) for k in keywords})
         case _:
-            raise SpecError(f"{text!r}: {ast.unparse(node)!r} is no literal; a spec may hold {LITERALS}, and is never evaluated", subject=text)
+            shown = ast.get_source_segment(text, node) or text
+            raise SpecError(f"{text!r}: {shown!r} is no literal; a spec may hold {LITERALS}, and is never evaluated", subject=text)
+
+
+def _literal(value: Any, text: str) -> Any:
+    """A literal, if it is one that can be kept: a number that is finite and no larger than budgets are, a text of whole characters."""
+    if isinstance(value, str):
+        return user_text(value, SpecError)
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise SpecError(f"{text!r}: {brief(value)} is too large; a whole number is at most {LARGEST:,}", subject=text)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SpecError(f"{text!r}: a number in it is infinite; write one that is at most 1e308", subject=text)
+    return value
 
 
 def build(cls: type[Any], arguments: Mapping[str, Any]) -> Any:

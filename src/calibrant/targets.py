@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from calibrant.errors import NumericsError, TargetError
+from calibrant.foreign import brief, decimal_number, user_text, whole_number
 
 Group = Literal["row", "matrix"]
 
@@ -48,7 +49,7 @@ class Sparsity(Target):
 
     def __post_init__(self) -> None:
         if isinstance(self.fraction, bool) or not isinstance(self.fraction, int | float) or not 0 <= self.fraction < 1:
-            raise TargetError(f"{self.fraction!r} is no sparsity{_hint(self.fraction)}; {ALLOWED}", subject=str(self.fraction))
+            raise TargetError(f"{brief(self.fraction)} is no sparsity{_hint(self.fraction)}; {ALLOWED}", subject=brief(self.fraction))
         object.__setattr__(self, "fraction", float(self.fraction) + 0.0)  # + 0.0: one zero, not two
 
     def __str__(self) -> str:
@@ -72,7 +73,8 @@ class NofM(Target):
 
     def __post_init__(self) -> None:
         if type(self.n) is not int or type(self.m) is not int or not 1 <= self.n < self.m:
-            raise TargetError(f"{self.n}:{self.m} is no pattern: N of N:M are kept, so 1 <= N < M; {ALLOWED}", subject=str(self))
+            given = f"{brief(self.n)}:{brief(self.m)}"
+            raise TargetError(f"{given} is no pattern: N of N:M are kept, so 1 <= N < M; {ALLOWED}", subject=given)
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
@@ -121,10 +123,11 @@ def parse_target(text: str | float | int) -> Target:
     """The target that a text or number such as `0.5`, `"0.5"` or `"2:4"` asks for; `TargetError` for anything else."""
     if not isinstance(text, str):
         return Sparsity(text)
-    n, colon, m = (part.strip() for part in text.partition(":"))
-    if colon and n.isdecimal() and m.isdecimal():
-        return NofM(int(n), int(m))
-    number = _number(text)
+    kept, colon, every = user_text(text, TargetError).partition(":")
+    n, m = whole_number(kept), whole_number(every)
+    if colon and n is not None and m is not None and min(n, m) >= 0:
+        return NofM(n, m)
+    number = float(text) if text.strip().lower() in ("nan", "inf") else decimal_number(text)
     if number is None:
         raise TargetError(f"{text!r} is no target{_hint(text)}; {ALLOWED}", subject=text)
     return Sparsity(number)
@@ -145,15 +148,8 @@ def _refuse_nan(scores: Tensor) -> None:
         )
 
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
 def _hint(given: str | float | int) -> str:
     """The likely meaning of 50 or "50%"."""
-    number = _number(given.removesuffix("%")) if isinstance(given, str) else given
+    number = decimal_number(given.removesuffix("%")) if isinstance(given, str) else given
     likely = number is not None and not isinstance(number, bool) and 1 < number < 100
     return f", did you mean {number / 100:g}?" if likely and number is not None else ""

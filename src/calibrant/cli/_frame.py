@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import TextIOWrapper
 from pathlib import Path
@@ -18,7 +18,7 @@ import typer
 
 from calibrant import __version__
 from calibrant.errors import InputError, OutputError, RankError, StudyError, fitted
-from calibrant.foreign import TRUST_REMOTE_CODE, visible, visible_json, visible_name
+from calibrant.foreign import LARGEST, TRUST_REMOTE_CODE, brief, user_text, visible, visible_json, visible_name, whole_number
 from calibrant.launch import launched
 
 if TYPE_CHECKING:
@@ -38,9 +38,10 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face id, 
 
 def whole(text: str | int) -> int:
     """Read a whole number; what can't be one is named, which typer leaves out."""
-    if not str(text).strip().lstrip("-").isdecimal():
-        raise typer.BadParameter(f"{text!r} is no whole number")
-    return int(text)
+    number = whole_number(str(text))
+    if number is None:
+        raise typer.BadParameter(f"{brief(text)} is no whole number of at most {LARGEST:,}")
+    return number
 
 
 EXPRESSION: Final = "Calibration set: source\\[:format]\\[@packing], a file, or a weighted sum 0.3*gsm8k:cot + 0.7*wikitext."
@@ -132,6 +133,7 @@ def command(name: str, group: typer.Typer = app) -> Callable[[Callable[P, T]], C
         @functools.wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
+                _check_texts([*args, *kwargs.values()])
                 return function(*args, **kwargs)
             except InputError as error:
                 stop(str(error), 2, error)
@@ -155,6 +157,15 @@ def _unusable(error: OSError) -> str:
     if not isinstance(error.filename, str | bytes | os.PathLike):
         raise error
     return f"{os.fsdecode(error.filename)!r} can't be used ({error.strerror}); look at its permissions, or give another"
+
+
+def _check_texts(given: Iterable[object]) -> None:
+    """`InputError` for a text of the command line that isn't UTF-8: it couldn't be written to any result."""
+    for value in given:
+        if isinstance(value, str | Path):
+            user_text(str(value))
+        elif isinstance(value, list):
+            _check_texts(value)
 
 
 def _print_version(asked: bool) -> bool:

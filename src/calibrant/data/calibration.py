@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -19,9 +19,17 @@ from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder
 from calibrant.data.expression import Mix, Term, parse_expression, parse_mix, written
 from calibrant.data.packing import PAD, Frame
 from calibrant.errors import DataError
+from calibrant.foreign import brief
 from calibrant.notebook import card, listing
 
 __all__ = ["KINDS", "CalibrationSet", "TokenBatch", "fingerprint"]
+
+
+MOST_TOKENS: Final = 10**9
+"""Of a draw: as ids and their mask, tens of gigabytes."""
+LONGEST_WINDOW: Final = 10**7
+LAST_DRAW: Final = 10_000
+"""Draw k costs as much as k draws, because the rows of all that are before it are dealt first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +85,7 @@ class CalibrationSet:
     part: Part
 
     def __init__(self, expr: str, samples: int = 128, length: int = 2048, tokens: int | None = None, seed: int = 0) -> None:
-        for name, value, least in (("samples", samples, 1), ("length", length, 1), ("tokens", tokens, 1), ("seed", seed, 0)):
-            if value is not None and value < least:
-                raise DataError(f"{name} is {value}; it must be at least {least}", subject=name)
+        check_budget(samples, length, tokens, seed)
         mix = parse_mix(expr)
         if mix and len(mix.parts) == 1:
             expr, mix = mix.parts[0], None
@@ -215,6 +221,9 @@ class CalibrationSet:
     def _laid_out(self, drawn: Sequence[Drawn]) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask [sample, position] of all sequences; `PAD` in the ids where a pad counts as a token."""
         sequences = [sequence for part in drawn for window in part.windows for sequence in window.sequences()]
+        if len(sequences) * self.length > MOST_TOKENS:
+            much = f"{len(sequences):,} sequences in windows of {self.length:,} tokens, most of them empty"
+            raise DataError(f"{self.expr!r} gives {much}: more than there is room for; lower --length", subject=self.expr)
         ids, mask = np.zeros((len(sequences), self.length), dtype=np.int32), np.zeros((len(sequences), self.length), dtype=np.bool_)
         for at, sequence in enumerate(sequences):
             ids[at, : len(sequence)], mask[at, : len(sequence)] = sequence, True
@@ -271,6 +280,18 @@ class CalibrationSet:
         tensors = torch.cat([batch.ids for batch in batches]), torch.cat([batch.mask for batch in batches]), weights
         rows = tuple(row for batch in batches for row in batch.rows)
         return TokenBatch(*tensors, "sha256:" + made.hexdigest(), whole, examples, pads, tuple(zip(factors, batches, strict=True)), rows)
+
+
+def check_budget(samples: int, length: int, tokens: int | None, seed: int) -> None:
+    """Raise `DataError` for a budget or a draw that can't be had, before anything is read or reserved for it."""
+    limits = {"samples": (samples, 1, MOST_TOKENS), "length": (length, 1, LONGEST_WINDOW), "tokens": (tokens, 1, MOST_TOKENS)}
+    for name, (value, least, most) in {**limits, "seed": (seed, 0, LAST_DRAW)}.items():
+        if value is not None and not least <= value <= most:
+            allowed = f"at least {least}" if value < least else f"at most {most:,}"
+            raise DataError(f"{name} is {brief(value)}; it must be {allowed}", subject=name)
+    if tokens is None and samples * length > MOST_TOKENS:
+        much = f"{samples:,} samples of {length:,} tokens are {samples * length:,}"
+        raise DataError(f"{much}, and {MOST_TOKENS:,} are the most that a draw may have; lower one of them", subject="samples")
 
 
 def fingerprint(ids: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> str:

@@ -22,6 +22,7 @@ from calibrant.data.packing import PACKINGS, Legacy, Many, Packing, packings
 from calibrant.data.sources import sources
 from calibrant.data.user_file import UserFile, is_path
 from calibrant.errors import DataError, SpecError
+from calibrant.foreign import user_text
 from calibrant.registry import Registry, did_you_mean
 from calibrant.spec import Call, build, parse, text_of
 
@@ -29,7 +30,13 @@ selectors: Final = Registry("calibrant.select", "selector")
 """What chooses or makes rows with a model's help stands where a source's name stands. Only its names are known here; the list is its files."""
 
 PAIRS: Final = {"zero": ("question", "one"), "single": ("qa", "one"), "icl": ("qa", "many"), "cot": ("cot", "many")}
-_NUMBER: Final = re.compile(r"-?\d*\.?\d+([eE]-?\d+)?|-?\d+\.")
+_NUMBER: Final = re.compile(r"-?[0-9]{0,100}\.?[0-9]{1,100}([eE]-?[0-9]{1,2})?|-?[0-9]{1,100}\.")
+LARGEST_EXPONENT: Final = 30
+"""Weights are exact fractions, so one of 1e999999999 would be a number of a billion digits."""
+MOST_DIGITS: Final = 100
+"""Of the whole numbers that weights become where they are no short decimals."""
+MOST_PARTS: Final = 256
+"""Of a sum or a mix."""
 _EXAMPLE: Final = "write source[:format][@packing], for example gsm8k:cot or 0.3*gsm8k:cot + 0.7*wikitext"
 _MIX: Final = re.compile(r"\s*mix\s*\(")
 _MIX_EXAMPLE: Final = (
@@ -81,10 +88,12 @@ def parse_mix(text: str) -> Mix | None:
 
     `SpecError` for one that can't be read, `DataError` for a weight below 0 or above 1, or none above 0.
     """
-    if not _MIX.match(text) or len(_split(text, "+")) > 1:
+    if not _MIX.match(user_text(text, SpecError)) or len(_split(text, "+")) > 1:
         return None
     body, given = text.strip(), dict[str, str]()
-    for argument in _split(body[body.index("(") + 1 : -1], ",") if body.endswith(")") else []:
+    listed = _split(body[body.index("(") + 1 : -1], ",") if body.endswith(")") else []
+    _check_count("mix", sum(len(_split(argument, "+")) for argument in listed), text)
+    for argument in listed:
         name, *values = (piece.strip() for piece in _split(argument, "="))
         if len(values) != 1 or not name.isidentifier() or name in given:
             raise SpecError(f"{body!r}: {argument.strip()!r} is no name=value of its own; {_MIX_EXAMPLE}", subject=text)
@@ -108,7 +117,7 @@ def _shares(body: str, names: Sequence[str], weight: str | None, weights: str | 
         said = " and ".join(f"{name} {value!r}" for name, value in (("weight", weight), ("weights", weights)) if value is not None)
         sets = f"the sets {', '.join(names)}" if names else "no set"
         raise SpecError(f"{body!r} has {sets} and {said or 'no weights'}; {_MIX_EXAMPLE}", subject=body)
-    numbers = [Fraction(repr(float(number))) for number in told]  # what is written back is what is used
+    numbers = [Fraction(repr(float(_exact(number, body)))) for number in told]  # what is written back is what is used
     if weight is not None and not 0 <= numbers[0] <= 1:
         raise DataError(f"{body!r}: the weight {weight} must be between 0 and 1: it is the share of {names[0]}", subject=body)
     if weights is not None and (min(numbers) < 0 or not any(numbers)):
@@ -120,13 +129,17 @@ def _shares(body: str, names: Sequence[str], weight: str | None, weights: str | 
 
 def parse_expression(text: str) -> tuple[Term, ...]:
     """The parts of a set; their shares sum to one. `SpecError` for what can't be read, `DataError` for what doesn't fit together."""
-    if not text.strip():
+    if not user_text(text, SpecError).strip():
         raise SpecError(f"an empty calibration set {text!r}; {_EXAMPLE}", subject=text)
-    weighted = [_weighted(term, text) for term in _split(text, "+")]
+    summed = _split(text, "+")
+    _check_count("sum", len(summed), text)
+    weighted = [_weighted(term, text) for term in summed]
     given = [weight for weight, _ in weighted if weight is not None]
     if given and len(given) < len(weighted):
         raise SpecError(f"{text!r}: some parts have a weight and some have none; give each one, or none", subject=text)
     weights = given or [Fraction(1)] * len(weighted)
+    if sum(weights) * math.lcm(*(weight.denominator for weight in weights)) >= 10**MOST_DIGITS:
+        raise SpecError(f"{text!r}: its weights are of too many digits, or too far apart; leave out what hardly counts", subject=text)
     return tuple(_term(body, weight / sum(weights)) for weight, (_, body) in zip(weights, weighted, strict=True))
 
 
@@ -147,7 +160,7 @@ def _numbers(shares: Sequence[Fraction]) -> list[str]:
 
 def parse_source(text: str, columns: Mapping[str, Any] = MappingProxyType({})) -> Source:
     """The source that a name or a path stands for, with its arguments if it has any; `columns` are more of a user's file's."""
-    text = text.strip()
+    text = user_text(text, SpecError).strip()
     if text[:1] in ("'", '"') and text.find(text[0], 1) > 0:
         end = text.index(text[0], 1)
         return _user_file(text[1:end], text[end + 1 :], columns)
@@ -254,10 +267,30 @@ def _weighted(term: str, text: str) -> tuple[Fraction | None, str]:
         raise SpecError(
             f"{text!r}: {number!r} is no weight; write a number, as in 0.3*gsm8k:cot + 0.7*wikitext, and quote a path that has * in it", subject=text
         )
-    weight = Fraction(number.rstrip(".") if number.endswith(".") else number)
+    weight = _exact(number, text)
     if weight <= 0:
         raise DataError(f"{text!r}: the weight {number} must be above 0; leave a part out instead of giving it nothing", subject=text)
     return weight, pieces[1]
+
+
+def weight_of(number: str) -> Fraction | None:
+    """The exact weight that a text is; None for one that is no number, or has an exponent beyond ±30: that is looked at before anything is built."""
+    found = _NUMBER.fullmatch(number)
+    if found is None or abs(int((found[1] or "e0")[1:])) > LARGEST_EXPONENT:
+        return None
+    return Fraction(number.rstrip(".") if number.endswith(".") else number)
+
+
+def _exact(number: str, text: str) -> Fraction:
+    weight = weight_of(number)
+    if weight is None:
+        raise SpecError(f"{text!r}: the weight {number} has an exponent beyond ±{LARGEST_EXPONENT}; write one nearer to 1", subject=text)
+    return weight
+
+
+def _check_count(what: str, count: int, text: str) -> None:
+    if count > MOST_PARTS:
+        raise SpecError(f"{text!r} is a {what} of {count:,} parts; it may have {MOST_PARTS}: put rows into one file instead", subject=text)
 
 
 def _user_file(path: str, arguments: str, columns: Mapping[str, Any]) -> UserFile:

@@ -19,6 +19,7 @@ from calibrant.registry import Registry, did_you_mean
 from calibrant.spec import Spec, is_foreign
 
 STARTS: Final = ("tokenizer", "document", "window", "none")
+MOST_SHOTS: Final = 10_000
 PAD: Final = -1
 """Stands in a window for a pad that counts as a token; only `legacy` has them."""
 
@@ -129,6 +130,8 @@ class Many(Packing):
         super().__post_init__()
         if self.shots is not None and self.shots < 1:
             raise SpecError(f"many(shots={self.shots}): a window holds at least 1 text; leave shots out to fill it", subject="shots")
+        if self.shots is not None and self.shots > MOST_SHOTS:
+            raise SpecError(f"many(shots={self.shots}): a window holds at most {MOST_SHOTS:,} texts; leave shots out to fill it", subject="shots")
 
     @property
     def fills(self) -> bool:

@@ -7,11 +7,12 @@ from fractions import Fraction
 from typing import Final, final
 
 from calibrant.data import CalibrationSet, Source
-from calibrant.data.expression import Term, parse_expression, written
+from calibrant.data.expression import Term, parse_expression, weight_of, written
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators import Evaluator, evaluators
 from calibrant.evaluators.loss import Loss
 from calibrant.evaluators.task import Task
+from calibrant.foreign import user_text
 
 GENERAL: Final = "general"
 CORPORA: Final = ("c4", "pile", "redpajama", "wikipedia", "wikitext")
@@ -24,7 +25,7 @@ USUAL: Final = (*CORPORA, "gsm8k:cot", "commonsense_qa", "esnli:cot", *OFFLINE)
 _EXAMPLE: Final = (
     "write a source such as gsm8k:cot, a file of your own, a measure such as task(name=race), or general, each perhaps with a weight: 0.3*race"
 )
-_WEIGHT: Final = re.compile(r"\s*(\d*\.?\d+)\s*\*\s*(.*)", re.DOTALL)
+_WEIGHT: Final = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*\*\s*(.*)", re.DOTALL)
 
 
 @final
@@ -86,9 +87,9 @@ def _general() -> list[str]:
 
 
 def _weighed(text: str) -> tuple[Fraction, str]:
-    found = _WEIGHT.fullmatch(text)
-    weight, rest = (Fraction(found[1]), found[2].strip()) if found else (Fraction(1), text.strip())
-    if not rest or weight <= 0:
+    found = _WEIGHT.fullmatch(user_text(text, SpecError))
+    weight, rest = (weight_of(found[1]), found[2].strip()) if found else (Fraction(1), text.strip())
+    if not rest or weight is None or weight <= 0:
         raise SpecError(f"{text!r} is no target; {_EXAMPLE}", subject=text)
     return weight, rest
 

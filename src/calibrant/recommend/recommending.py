@@ -116,7 +116,7 @@ def recommend(
     Raises an `InputError` for what can't be used.
     """
     began = time.perf_counter()
-    if minutes <= 0:
+    if not minutes > 0:
         raise SpecError(f"a budget of {minutes:g} minutes leaves no time; give some above 0", subject="budget")
     goal = parse_goal([target] if isinstance(target, str) else target, TOKENS, ITEMS, length)
     candidates = [str(CalibrationSet(text, tokens=tokens, length=length)) for text in (sources or usual(goal))]

@@ -22,6 +22,9 @@ from calibrant.spec import canonical, identity
 
 Kind = Literal["corpus", "questions", "control"]
 
+MOST: Final = 1_000_000
+"""Of whatever a selector counts: candidates, steps, texts in a batch."""
+
 REVISION: Final = 1
 """Raised when the same texts are put into another order than before by something that all selectors share."""
 
@@ -119,6 +122,8 @@ class Picking(Selector, ABC):
     def __post_init__(self) -> None:
         if self.candidates < 1:
             raise SpecError(f"{self.spec_name()}(candidates={self.candidates}): it must have at least 1 to choose from", subject="candidates")
+        if self.candidates > MOST:
+            raise SpecError(f"{self.spec_name()}(candidates={self.candidates}): it may have {MOST:,} to choose from", subject="candidates")
         if any(term.source.kind == "control" for term in self._terms):
             raise SpecError(f"{self.spec_name()}(source={self.source!r}): a control has nothing to choose", subject=self.source)
 

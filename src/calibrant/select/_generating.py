@@ -28,7 +28,7 @@ from calibrant.durable import put
 from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
 from calibrant.models.keeping import cache_folder
-from calibrant.select._base import Context, Selection, Selector
+from calibrant.select._base import MOST, Context, Selection, Selector
 from calibrant.spec import canonical, identity
 
 REVISION: Final = 1
@@ -252,11 +252,11 @@ def nucleus(probabilities: Float64[Tensor, "text rank"], top_p: float) -> Float6
 
 
 def need_between(selector: Selector, **bounds: tuple[float, float]) -> None:
-    """`SpecError` for a field of the selector that isn't within its bounds, of which the least is allowed; infinity means that there is no end."""
+    """`SpecError` for a field of the selector that isn't within its bounds, of which the least is allowed; infinity stands for `MOST`."""
     for name, (least, most) in bounds.items():
         value = getattr(selector, name)
-        if not least <= value <= most:
-            allowed = f"at least {least:g}" if math.isinf(most) else f"between {least:g} and {most:g}"
+        if not least <= value <= min(most, MOST):
+            allowed = f"at least {least:g}" if value < least and math.isinf(most) else f"between {least:g} and {min(most, MOST):,g}"
             raise SpecError(f"{selector.spec_name()}({name}={value}): it must be {allowed}", subject=name)
 
 

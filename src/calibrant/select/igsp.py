@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from calibrant.errors import SpecError
-from calibrant.select._base import Context, Picking
+from calibrant.select._base import MOST, Context, Picking
 from calibrant.select._clusters import in_turn
 from calibrant.select._reading import beginnings, nats
 
@@ -40,6 +40,8 @@ class IGSP(Picking):
         super().__post_init__()
         if self.strata < 1:
             raise SpecError(f"igsp(strata={self.strata}): there must be at least 1 level of perplexity", subject="strata")
+        if self.strata > MOST // 100:
+            raise SpecError(f"igsp(strata={self.strata}): there can be {MOST // 100:,} levels of perplexity at most", subject="strata")
 
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
         sequences = beginnings(texts, context.tokenizer, context.length)

@@ -7,8 +7,10 @@ from typing import Any, Final, TypeVar
 from calibrant.allocations import allocations
 from calibrant.compress import PROPAGATIONS
 from calibrant.data import CalibrationSet
-from calibrant.errors import InputError, Problem, SpecError
+from calibrant.data.calibration import LAST_DRAW, check_budget
+from calibrant.errors import DataError, InputError, Problem, SpecError
 from calibrant.evaluators import Evaluator, evaluators
+from calibrant.foreign import LARGEST, brief, user_text
 from calibrant.methods import Method, methods
 from calibrant.models.devices import DEVICES, DTYPES
 from calibrant.registry import did_you_mean
@@ -31,9 +33,14 @@ _KIND: Final = {"model": "model", "data": "data", "method": "method", "sparsity"
 """What a cell's label is called that an axis stands for."""
 _SEEN: Final = ("data", "seeds", "propagate")
 """Axes that only what looks at data has."""
-_LEAST: Final = {"samples": 1, "tokens": 1, "length": 1}
-_NAME: Final = 100
+NAME: Final = 100
 """Letters of a name at most: it stands in tables."""
+MOST_VALUES: Final = 10_000
+"""Of an axis, and of any other list of a study."""
+MOST_RUNS: Final = 100_000
+MOST_COMPARISONS: Final = 10_000_000
+"""Of a run with an entry of `exclude`, or with a contrast."""
+_USUAL: Final = {"samples": 128, "length": 2048, "tokens": None}
 
 
 @dataclass
@@ -68,7 +75,7 @@ def where(path: Path) -> str:
 
 def short(value: Any) -> str:
     """A value for a message, never long."""
-    told = repr(value)
+    told = brief(value)
     return told if len(told) <= 60 else told[:60] + "…"
 
 
@@ -112,11 +119,16 @@ class Reading:
 
     def __init__(self, asked: Mapping[str, Any], mistakes: Mistakes) -> None:
         self.asked, self.mistakes, self.read = asked, mistakes, Read()
-        self._budget: dict[str, Any] = {"samples": 128, "length": 2048, "tokens": None}
+        self._budget: dict[str, Any] = dict(_USUAL)
+        self.refused = False
+        """Whether there is so much that none of it was read."""
 
     def grid(self) -> Read:
         """The cells and the evaluators; then `contrasts.read_contrasts` reads what is compared."""
         self._scalars()
+        self.refused = self._too_much()
+        if self.refused:
+            return self.read
         for path, text in self._listed(("evaluate",), self.asked.get("evaluate", ())):
             found = self._built(path, text, _evaluator)
             if found is not None and not self._twice(path, text, str(found), self.read.evaluators):
@@ -144,11 +156,11 @@ class Reading:
                 found = self.mistakes.tried(path, parse_target, given if plain else short(given))
                 return None if found is None else str(found)
             case "seeds":
-                return self._whole(path, given, "a draw", 0)
+                return self._whole(path, given, "a draw", 0, LAST_DRAW)
             case "propagate":
                 return self._one_of(path, given, PROPAGATIONS)
             case _:
-                return self._built(path, given, lambda text: text)
+                return self._built(path, given, user_text)
 
     def named(self, key: str) -> Iterator[tuple[str, Path, Any]]:
         """The entries of `groups` or `pools`: name, path, value."""
@@ -157,16 +169,21 @@ class Reading:
             self.mistakes.add((key,), f"{short(given)} gives no names; write each of the {key} under a name of its own")
             return
         for name, value in given.items():
-            if not isinstance(name, str) or not name.strip() or len(name) > _NAME or not name.isprintable():
-                self.mistakes.add((key, name), f"{short(name)} is no name; write one of at most {_NAME} letters")
+            if not isinstance(name, str) or not name.strip() or len(name) > NAME or not name.isprintable():
+                self.mistakes.add((key, name), f"{short(name)} is no name; write one of at most {NAME} letters")
             yield str(name), (key, name), value
 
     def _scalars(self) -> None:
-        for name in ("samples", "tokens", "length"):
+        for name in _USUAL:
             value = self.asked.get(name)
             if value is not None or name != "tokens":
-                found = self._whole((name,), value, name, _LEAST[name])
+                found = self._whole((name,), value, name, 1)
                 self._budget[name] = self._budget[name] if found is None else found
+        try:
+            check_budget(**self._budget, seed=0)
+        except DataError as error:
+            self.mistakes.add((error.subject,), str(error))
+            self._budget = dict(_USUAL)
         for name in ("masks", "quotes", "allow_leak"):
             if not isinstance(self.asked.get(name), bool):
                 self.mistakes.add((name,), f"{name} is {short(self.asked.get(name))}; it must be true or false")
@@ -179,6 +196,34 @@ class Reading:
         device = self.asked.get("device")
         self._one_of(("device",), device.partition(":")[0] if isinstance(device, str) else device, ("auto", *DEVICES))
         self._built(("allocation",), self.asked.get("allocation"), allocations.build)
+
+    def _too_much(self) -> bool:
+        """Count what is asked for, before any of it is read; more than can be done is a mistake, and the only one that is worth telling."""
+        groups = [group for _, _, group in self.named("groups") if isinstance(group, Mapping)]
+        lists = {key: self.asked.get(key) for key in (*AXES[:-1], "evaluate", "exclude", "primary", "groups", "pools")}
+        inside = [value for several in (*groups, self.asked.get("pools")) if isinstance(several, Mapping) for value in several.values()]
+        for key, value in [*lists.items(), *(("groups", value) for value in inside)]:
+            if _count(value) > MOST_VALUES:
+                self.mistakes.add((key,), f"more than {MOST_VALUES:,} entries; divide the study into several")
+                return True
+        runs = sum(self._runs({OTHERWISE.get(str(axis), str(axis)): value for axis, value in group.items()}) for group in groups or [{}])
+        if runs > MOST_RUNS:
+            told = (
+                f"the study asks for {runs:,} runs, and {MOST_RUNS:,} are the most; take fewer draws, sets or sparsities, or divide it into several"
+            )
+            self.mistakes.add(("groups" if groups else "data",), told)
+            return True
+        for key in ("exclude", "primary"):
+            if (several := _count(self.asked.get(key))) * runs > MOST_COMPARISONS:
+                self.mistakes.add((key,), f"{several:,} entries for {runs:,} runs are too many; write fewer that say more, or divide the study")
+                return True
+        return False
+
+    def _runs(self, group: Mapping[str, Any]) -> int:
+        """How many runs the grid of a group has, if nothing in it is there twice."""
+        models, data, methods, targets, seeds = (group.get(axis, self.asked.get(axis)) for axis in AXES[:-1])
+        looks = [_looks(method) for _, method in items((), methods)]
+        return _count(models) * (1 + _count(targets) * (sum(looks) * _count(data) * _count(seeds) + len(looks) - sum(looks)))
 
     def _grids(self) -> list[Axes]:
         """The grid of each group, or the one grid where there are none."""
@@ -254,10 +299,11 @@ class Reading:
         self.mistakes.add(path, f"{short(given)} is no text; write a name, such as wanda, or quote what holds a comma")
         return None
 
-    def _whole(self, path: Path, given: Any, what: str, least: int) -> int | None:
-        if type(given) is int and given >= least:
+    def _whole(self, path: Path, given: Any, what: str, least: int, most: int = LARGEST) -> int | None:
+        if type(given) is int and least <= given <= most:
             return given
-        self.mistakes.add(path, f"{what} is {short(given)}; it must be a whole number of at least {least}")
+        allowed = f"at most {most:,}" if type(given) is int and given > most else f"at least {least}"
+        self.mistakes.add(path, f"{what} is {short(given)}; it must be a whole number of {allowed}")
         return None
 
     def _one_of(self, path: Path, given: Any, allowed: Sequence[str]) -> str | None:
@@ -272,6 +318,19 @@ def listed(names: Any, most: int = 12) -> str:
     """Some names in words, so many at most."""
     told = sorted(map(str, names))
     return ", ".join(told[:most]) + (f" and {len(told) - most} more" if len(told) > most else "") if told else "none"
+
+
+def _count(value: Any) -> int:
+    """How many entries an axis, or a part of a study, has."""
+    return 0 if value is None else len(value) if isinstance(value, list | tuple | range | Mapping) else 1
+
+
+def _looks(method: Any) -> bool:
+    """Whether a method looks at data, so that there is a run for each set and draw; what is no method is told of later."""
+    try:
+        return isinstance(method, str | Method) and bool(methods.build(method).observes)
+    except InputError:
+        return False
 
 
 def _evaluator(text: str | Evaluator) -> Evaluator:

@@ -6,7 +6,8 @@ from typing import Any, Final
 from calibrant.evaluators import Evaluator
 from calibrant.registry import did_you_mean
 from calibrant.spec import Call, parse
-from calibrant.study.checking import Mistakes, Path, Read, Reading, items, keyed, listed, short, where
+from calibrant.study.checking import NAME, Mistakes, Path, Read, Reading, items, keyed, listed, short, where
+from calibrant.study.labels import Labels
 
 SIDES: Final = ("compare", "with")
 NARROWED: Final = {"model": "model", "method": "method", "sparsity": "target", "propagate": "propagate"}
@@ -29,6 +30,12 @@ class _Comparing:
         self._sets = dict.fromkeys(labels.data for labels in self._read.labels if labels.data)
         self._tested: dict[str, Path] = {}
         self._named: dict[str, Path] = {}
+        looking = [labels for labels in self._read.labels if labels.data]
+        self._there = {key: {getattr(labels, label) for labels in looking} for key, label in NARROWED.items()}
+        self._alike: dict[Labels, set[str]] = {}
+        """The sets of the grid, by the rest of a cell's labels but its draw."""
+        for labels in looking:
+            self._alike.setdefault(labels._replace(data="…", seed=0), set()).add(labels.data)
 
     def baseline(self) -> None:
         given = self._asked.get("baseline")
@@ -63,8 +70,8 @@ class _Comparing:
         path, given = keys.get("name", ((), None))
         if given is None:
             return f"{found['compare']} against {found['with']}"
-        if not isinstance(given, str) or not given.strip():
-            self._mistakes.add(path, f"{short(given)} is no name; write a few words, or leave the name out")
+        if not isinstance(given, str) or not given.strip() or len(given) > 2 * NAME or not given.isprintable():
+            self._mistakes.add(path, f"{short(given)} is no name; write a few words of at most {2 * NAME} letters, or leave the name out")
         elif given in self._named:
             self._mistakes.add(path, f"{short(given)} is also what {where(self._named[given])} is called; call it otherwise")
         else:
@@ -104,7 +111,7 @@ class _Comparing:
         return (exact or fitting or [None])[0]
 
     def _narrowed(self, key: str, path: Path, given: Any) -> list[str]:
-        there = {getattr(labels, NARROWED[key]) for labels in self._read.labels if labels.data}
+        there = self._there[key]
         found: list[str] = []
         for at, value in items(path, given):
             read = self._reading.value(key, at, value)
@@ -127,20 +134,17 @@ class _Comparing:
             self._mistakes.add(path, f"{short(found['name'])} is the same contrast as {where(self._tested[same])}; leave one out")
             return False
         self._tested[same] = path
-        if not any(compare | against <= sets for sets in self._together(found).values()):
+        if not any(compare | against <= sets for sets in self._together(found)):
             told = "; ".join(f"{key} {listed(found[key])}" for key in NARROWED if key in found)
             lacking = f"no model, method and sparsity{f' ({told})' if told else ''} has both {found['compare']} and {found['with']}"
             self._mistakes.add(path, f"{lacking}; widen the grid, or take other sets")
             return False
         return True
 
-    def _together(self, found: Mapping[str, Any]) -> dict[tuple[str, ...], set[str]]:
+    def _together(self, found: Mapping[str, Any]) -> list[set[str]]:
         """The sets that are asked for with each model, method, target and propagation that the contrast is about."""
-        sets: dict[tuple[str, ...], set[str]] = {}
-        for labels in self._read.labels:
-            if labels.data and labels.among({NARROWED[key]: found[key] for key in NARROWED if key in found}):
-                sets.setdefault((labels.model, labels.method, labels.target, labels.propagate), set()).add(labels.data)
-        return sets
+        narrowed = {NARROWED[key]: found[key] for key in NARROWED if key in found}
+        return [sets for labels, sets in self._alike.items() if labels.among(narrowed)]
 
     def _set(self, path: Path, given: Any, pools: Sequence[str] | Mapping[str, Any] = ()) -> str | None:
         """The canonical text of a set of the grid."""
@@ -148,10 +152,11 @@ class _Comparing:
         if not isinstance(given, str):
             self._mistakes.add(path, f"{short(given)} is no {what}; write it as it stands under data")
             return None
-        found, near = self._canonical(given), did_you_mean(given, [*pools, *self._sets])
-        grid = f"the grid has {listed([*pools, *self._sets])}"
+        found = self._canonical(given)
         if found in self._sets:
             return found
+        near = did_you_mean(given, [*pools, *self._sets])
+        grid = f"the grid has {listed([*pools, *self._sets])}"
         if found is not None:
             self._mistakes.add(path, f"{short(given)} is no {what} of the grid; {grid}")
         elif near:

@@ -16,6 +16,7 @@ from ruamel.yaml.events import AliasEvent, DocumentStartEvent, Event, MappingEnd
 from ruamel.yaml.reader import ReaderError
 
 from calibrant.errors import Problem, StudyError
+from calibrant.foreign import user_path, user_text
 from calibrant.study.checking import KEYS, OTHERWISE, Mistakes, Path, keyed
 from calibrant.study.grid import SINGULAR, UNSAID, Study, read
 
@@ -41,7 +42,7 @@ def read_study(path: str | FilePath) -> Study:
     Raises `StudyError` for a file that can't be read or has mistakes: all of them, each with its line. Nothing is run or written.
     """
     shown, mistakes = str(path), Mistakes()
-    given, lines = _Document(_text(FilePath(path).expanduser(), shown), shown, mistakes).read()
+    given, lines = _Document(_text(user_path(path), shown), shown, mistakes).read()
     lines = {(OTHERWISE.get(str(at[0]), at[0]), *at[1:]) if at else at: line for at, line in lines.items()} | lines
     fields = {name: field for field, name in SINGULAR.items()}
     keys = keyed(mistakes, (), given, KEYS, "study")
@@ -128,7 +129,7 @@ class _Document:
             self._known[anchor] = None
         if tag is not None:
             self._mistakes.add(path, f"the tag {tag!r} is not read; write a plain text, number, list or mapping")
-        value = self._scalar(event) if isinstance(event, ScalarEvent) else self._within(path, event)
+        value = self._scalar(path, event) if isinstance(event, ScalarEvent) else self._within(path, event)
         if anchor is not None:
             self._known[anchor] = value, {at[len(path) :]: line for at, line in self._lines.items() if at[: len(path)] == path}
         return value
@@ -173,9 +174,9 @@ class _Document:
         self._lines |= {(*path, *at): self._lines[path] for at in lines}
         return value
 
-    def _scalar(self, event: ScalarEvent) -> Any:
+    def _scalar(self, path: Path, event: ScalarEvent) -> Any:
         """A scalar by the core schema of YAML 1.2: only one without quotes can be anything but a text."""
-        text: str = event.value
+        text: str = self._mistakes.tried(path, user_text, event.value) or ""
         if event.style is not None:
             return text
         if text in _WORDS:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from calibrant.progress import Progress, silent
 from calibrant.registry import did_you_mean
 from calibrant.store import STUDY, Store
 from calibrant.study import engines
-from calibrant.study.checking import Mistakes, Read, Reading
+from calibrant.study.checking import MOST_VALUES, Mistakes, Read, Reading
 from calibrant.study.contrasts import read_contrasts
 from calibrant.study.labels import Labels
 from calibrant.study.labels import propagation as propagated
@@ -186,15 +187,15 @@ def read(asked: Mapping[str, Any], mistakes: Mistakes) -> Read:
     defaults = {f.name: f.default_factory() if f.default is MISSING and f.default_factory is not MISSING else f.default for f in fields(Study)}
     whole = {name: () if value is MISSING else value for name, value in {**defaults, **asked}.items()}
     reading = Reading({SINGULAR.get(name, name): value for name, value in whole.items()}, mistakes)
-    reading.grid()
-    return read_contrasts(reading)
+    found = reading.grid()
+    return found if reading.refused else read_contrasts(reading)
 
 
 def _written(value: Any) -> Any:
-    """What was given as a study file would hold it: any sequence as a list."""
+    """What was given as a study file would hold it: any sequence as a list, and of what has no end enough to see that it is too long."""
     if isinstance(value, Mapping):
         return {key: _written(item) for key, item in value.items()}
-    return value if isinstance(value, str) or not isinstance(value, Iterable) else [_written(item) for item in value]
+    return value if isinstance(value, str) or not isinstance(value, Iterable) else [_written(item) for item in islice(value, MOST_VALUES + 1)]
 
 
 def _kept(value: Any, listed: bool = False) -> Any:
