@@ -160,7 +160,8 @@ def whole_number(given: str) -> int | None:
     >>> whole_number(" 128 "), whole_number("-0"), whole_number("1_000"), whole_number("9" * 5000)
     (128, 0, None, None)
     """
-    number = int(given) if len(given) <= SHOWN and _WHOLE.fullmatch(given.strip()) else LARGEST + 1
+    text = given.strip()
+    number = int(text) if len(text) <= SHOWN and _WHOLE.fullmatch(text) else LARGEST + 1
     return number if abs(number) <= LARGEST else None
 
 
@@ -170,7 +171,8 @@ def decimal_number(given: str) -> float | None:
     >>> decimal_number("0.5"), decimal_number("5e-1"), decimal_number("nan"), decimal_number("1e999")
     (0.5, 0.5, None, None)
     """
-    number = float(given) if len(given) <= SHOWN and _DECIMAL.fullmatch(given.strip()) else math.inf
+    text = given.strip()
+    number = float(text) if len(text) <= SHOWN and _DECIMAL.fullmatch(text) else math.inf
     return number + 0.0 if math.isfinite(number) else None  # + 0.0: one zero, not two
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
@@ -66,7 +67,10 @@ def parse(text: str) -> Any:
     """
     read = user_text(text, SpecError).strip()
     try:
-        return _read(ast.parse(read, mode="eval").body, read, 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python has a word to say about 1if and "\\d", which is no program here
+            tree = ast.parse(read, mode="eval")
+        return _read(tree.body, read, 0)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise SpecError(
             f"{text!r} can't be read as a spec; write a name or name(key=value), for example wanda or sparsegpt(damp=0.02)", subject=text

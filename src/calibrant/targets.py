@@ -127,7 +127,7 @@ def parse_target(text: str | float | int) -> Target:
     n, m = whole_number(kept), whole_number(every)
     if colon and n is not None and m is not None and min(n, m) >= 0:
         return NofM(n, m)
-    number = float(text) if text.strip().lower() in ("nan", "inf") else decimal_number(text)
+    number = float(word) if (word := text.strip().lower()) in ("nan", "inf") else decimal_number(text)
     if number is None:
         raise TargetError(f"{text!r} is no target{_hint(text)}; {ALLOWED}", subject=text)
     return Sparsity(number)

@@ -248,3 +248,23 @@ def test_a_model_that_overflows_has_no_loss(ask: Ask, unchanged, tmp_path: Path)
 
 def test_a_kind_that_cannot_be_listed(ask: Ask):
     refused(ask("list", "methdos"), "'methdos'", "did you mean 'methods'?")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--samples", "9" * 5000), "is no whole number of at most 1,000,000,000,000,000"),
+        (("--samples", "٣"), "'٣' is no whole number"),
+        (("--samples", "1_000"), "'1_000' is no whole number"),
+        (("--samples", "0x10"), "'0x10' is no whole number"),
+        (("--samples", "1" + "0" * 15), "samples is 1000000000000000; it must be at most 1,000,000,000"),
+        (("--seed", "1000000"), "seed is 1000000; it must be at most 10,000"),
+        (("--against", "c4\udcff"), "which is half a character; write the text in UTF-8"),
+    ],
+    ids=range(7),
+)
+def test_numbers_and_texts_of_the_command_line_that_cant_be_are_refused(ask: Ask, words: tuple[str, ...], said: str):
+    answer = ask("inspect", "random_tokens", *words)
+    assert answer.code == 2
+    assert said in " ".join(answer.err.replace("│", " ").split())
+    assert len(answer.err) < 3000

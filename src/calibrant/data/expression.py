@@ -22,7 +22,7 @@ from calibrant.data.packing import PACKINGS, Legacy, Many, Packing, packings
 from calibrant.data.sources import sources
 from calibrant.data.user_file import UserFile, is_path
 from calibrant.errors import DataError, SpecError
-from calibrant.foreign import user_text
+from calibrant.foreign import user_path, user_text
 from calibrant.registry import Registry, did_you_mean
 from calibrant.spec import Call, build, parse, text_of
 
@@ -30,7 +30,7 @@ selectors: Final = Registry("calibrant.select", "selector")
 """What chooses or makes rows with a model's help stands where a source's name stands. Only its names are known here; the list is its files."""
 
 PAIRS: Final = {"zero": ("question", "one"), "single": ("qa", "one"), "icl": ("qa", "many"), "cot": ("cot", "many")}
-_NUMBER: Final = re.compile(r"-?[0-9]{0,100}\.?[0-9]{1,100}([eE]-?[0-9]{1,2})?|-?[0-9]{1,100}\.")
+_NUMBER: Final = re.compile(r"-?[0-9]{0,100}\.?[0-9]{1,100}([eE]-?[0-9]{1,20})?|-?[0-9]{1,100}\.")
 LARGEST_EXPONENT: Final = 30
 """Weights are exact fractions, so one of 1e999999999 would be a number of a billion digits."""
 MOST_DIGITS: Final = 100
@@ -297,6 +297,7 @@ def _user_file(path: str, arguments: str, columns: Mapping[str, Any]) -> UserFil
     call = _call(f"file{arguments}") if arguments.strip() else Call("file")
     if "path" in call.arguments:
         raise SpecError(f"{path!r}: the path stands before the brackets; within them are the columns, as in {path}(text=body)", subject=path)
+    user_path(path, DataError)
     return build(UserFile, {"path": path, **call.arguments, **columns})
 
 

@@ -201,8 +201,9 @@ class Reading:
         """Count what is asked for, before any of it is read; more than can be done is a mistake, and the only one that is worth telling."""
         groups = [group for _, _, group in self.named("groups") if isinstance(group, Mapping)]
         lists = {key: self.asked.get(key) for key in (*AXES[:-1], "evaluate", "exclude", "primary", "groups", "pools")}
-        inside = [value for several in (*groups, self.asked.get("pools")) if isinstance(several, Mapping) for value in several.values()]
-        for key, value in [*lists.items(), *(("groups", value) for value in inside)]:
+        pools = [several for _, _, several in self.named("pools")]
+        inside = [*(("groups", value) for group in groups for value in group.values()), *(("pools", pool) for pool in pools)]
+        for key, value in [*lists.items(), *inside]:
             if _count(value) > MOST_VALUES:
                 self.mistakes.add((key,), f"more than {MOST_VALUES:,} entries; divide the study into several")
                 return True
@@ -252,12 +253,13 @@ class Reading:
 
     def _axis(self, axis: str, path: Path, given: Any) -> list[Any]:
         """The values of an axis without those that are mistakes."""
-        found: dict[str, tuple[Path, Any]] = {}
+        found: dict[str, Any] = {}
+        places: dict[str, Path] = {}
         for at, value in self._listed(path, given) if axis != "propagate" else []:
             read = self.value(axis, at, value)
-            if read is not None and not self._twice(at, value, str(read), {text: first for text, (first, _) in found.items()}):
-                found[str(read)] = at, read
-        return [read for _, read in found.values()]
+            if read is not None and not self._twice(at, value, str(read), places):
+                found[str(read)], places[str(read)] = read, at
+        return list(found.values())
 
     def _listed(self, path: Path, given: Any) -> list[tuple[Path, Any]]:
         if isinstance(given, Mapping):
