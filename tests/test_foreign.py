@@ -63,6 +63,7 @@ def test_a_path_need_not_exist(tmp_path: Path):
 def test_an_error_repeats_what_was_given_to_a_line_at_most(message: str):
     said = str(CalibrantError(message.replace("X", "x" * 5000)))
     assert len(said) < 2 * QUOTED + 60
+    assert said.count("…") == message.count("X")
     assert said.count("\n") == message.count("\n")
     assert said.endswith(message[-8:])
 
@@ -78,3 +79,9 @@ def test_short_messages_are_left_alone():
     assert str(InputError(said)) == said
     prose = f"it can't {'be done ' * 40} with 'this'"
     assert str(InputError(prose)) == prose
+
+
+def test_a_long_path_keeps_its_files_name():
+    said = str(InputError(f"'/{'folder/' * 100}study.yaml' can't be read; give another"))
+    assert "/study.yaml' can't be read; give another" in said
+    assert len(said) < 200

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from typing import Final
 
 QUOTED: Final = 120
-"""Characters of a quoted text that a message repeats at most."""
+"""Characters of a quoted text that a message repeats at most: its beginning and, where a path has its file's name, its end."""
 LINE: Final = 1_000
 """Characters of a line of a message at most; what is cut of a longer one is its middle, since its end says what to do."""
 
-_LONG_QUOTATION: Final = re.compile(rf"""(?<!\w)(['"])((?:(?!\1)[^\n]){{{QUOTED}}})(?:(?!\1)[^\n])+\1(?!\w)""")
+_LONG_QUOTATION: Final = re.compile(rf"""(?<!\w)(['"])((?:(?!\1)[^\n]){{{QUOTED},}})\1(?!\w)""")
 """An apostrophe within a word opens no quotation."""
 
 
@@ -103,5 +103,10 @@ def fitted(line: str) -> str:
     """Return a line of a message so that it repeats no more than can be read of what was given."""
     if len(line) <= QUOTED:
         return line
-    shorter = _LONG_QUOTATION.sub(r"\1\2…\1", line)
+    shorter = _LONG_QUOTATION.sub(_shortened, line)
     return shorter if len(shorter) <= LINE else f"{shorter[: LINE // 2]} … {shorter[-LINE // 4 :]}"
+
+
+def _shortened(found: re.Match[str]) -> str:
+    mark, text = found.groups()
+    return found[0] if len(text) <= QUOTED else f"{mark}{text[: QUOTED // 2]}…{text[1 - QUOTED // 2 :]}{mark}"

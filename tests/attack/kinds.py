@@ -51,6 +51,16 @@ exclude: [{method: wanda, sparsity: 2:4}]
 primary:
   - {compare: python_docs, with: "0.5*python_docs + 0.5*full_stops"}
 """
+PLACES: Final = (
+    *("fifo.jsonl", "loop.jsonl", "zero.jsonl", "folder.jsonl", "/dev/stdin", "/proc/self/mem", "../../../../../etc/passwd", ".", ""),
+    *("~nouser/x.jsonl", "a/" * 3000 + "x.jsonl", "d/" * 2000 + "x.jsonl", "x" * 300 + ".jsonl", "a\0b.jsonl", "rows\udcff.jsonl"),
+    *("*.jsonl", "**/*", "["),
+)
+TEMPLATES: Final = (
+    *("{{ nothing.at.all }}", "{% for x in range(10) %}", "{{ raise_exception('no') }}", "{{ messages[99].content }}", "{{ 1/0 }}"),
+    *("{{ ''.__class__.__mro__ }}", "{% include 'x' %}", "{% set ns = namespace(a=1) %}{{ ns.b.c }}", "{{ messages | tojson | from }}"),
+    "{{ 'x' * 1000000000 }}",
+)
 ROWS: Final = [
     {"text": f"row {n} has a few words of its own, and a number: {n * n}", "question": f"what is {n}?", "answer": str(n)} for n in range(40)
 ]
