@@ -1,6 +1,7 @@
 """The whole job on tiny models: what is asked is done, saved, described, and survives being killed."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -198,7 +199,30 @@ def test_a_full_disk_is_one_sentence(folder: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("calibrant.checkpoint.save_file", full)
     block = view(open_model(str(folder), "float32").model).blocks[0]
     with pytest.raises(OutputError, match=r"can't keep block 0 .*the disk is full"):
+        Checkpoint(tmp_path / "a/b/out", "sha256:1").add(0, block, [])
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_finished_block_has_the_rights_that_the_umask_gives(folder: Path, tmp_path: Path) -> None:
+    block = view(open_model(str(folder), "float32").model).blocks[0]
+    usual = os.umask(0o022)
+    try:
         Checkpoint(tmp_path / "out", "sha256:1").add(0, block, [])
+    finally:
+        os.umask(usual)
+    assert [p.stat().st_mode & 0o777 for p in (tmp_path / ".out.calibrant-partial").iterdir()] == [0o644]
+
+
+def test_what_stays_when_a_model_cannot_be_saved_is_said(folder: Path, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as within:
+        within.setattr("transformers.PreTrainedModel.save_pretrained", full)
+        with pytest.raises(OutputError, match=r"nothing of it was left behind.*; the finished blocks stay in .*calibrant-partial"):
+            prune(str(folder), texts, "magnitude", out=tmp_path / "a/out", **SMALL)
+    assert [p.name for p in (tmp_path / "a").iterdir()] == [".out.calibrant-partial"]
+    assert prune(str(folder), texts, "magnitude", out=tmp_path / "a/out", **SMALL).continued_from == 3
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from calibrant.durable import usual_rights
 from calibrant.errors import OutputError
 from calibrant.models import Block
 
@@ -63,17 +65,31 @@ class Checkpoint:
         tensors = {weight.name: weight.get().detach().contiguous().cpu() for weight in block.weights if weight.name in names}
         path = self._path(index)
         half = path.with_suffix(".unfinished")
+        made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, half, metadata={"run": self._run_id, "reports": json.dumps(reports)})
+            with usual_rights(half):
+                save_file(tensors, half, metadata={"run": self._run_id, "reports": json.dumps(reports)})
             os.replace(half, path)
         except (OSError, SafetensorError) as error:
-            full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
             reason = "the disk is full; free some space and ask again" if full else f"{error}; is it yours to write to?"
-            half.unlink(missing_ok=True)
-            if self.folder.is_dir() and not any(self.folder.iterdir()):
-                self.folder.rmdir()
+            with suppress(OSError):
+                half.unlink()
+                for folder in made:
+                    folder.rmdir()
             raise OutputError(f"can't keep block {index} in {str(self.folder)!r}: {reason}", subject=str(self.folder)) from error
+
+    @contextmanager
+    def staying(self) -> Iterator[None]:
+        """While the model is saved: an `OutputError` says that the finished blocks stay, and where."""
+        try:
+            yield
+        except OutputError as error:
+            if not self.folder.is_dir():
+                raise
+            stay = f"the finished blocks stay in {self.folder}, and the same command goes on from them"
+            raise OutputError(f"{error}; {stay}", subject=error.subject) from error
 
     def remove(self) -> None:
         """The model is saved: nothing is left to continue."""

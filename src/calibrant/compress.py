@@ -368,7 +368,7 @@ class _Job:
         continued = len(checkpoint.load())
         record = self.compress(checkpoint)
         if self.ranks.first:
-            with self.clock.phase("save"):
+            with self.clock.phase("save"), checkpoint.staying():
                 own = any(True for part in self.calibration.parts for _ in files_behind(part.source))
                 shown = Shown.of(() if self.batch is None else self.batch.rows, own)
                 save(self.opened, folder, manifest_of(self.told(record), shown), shown.files)

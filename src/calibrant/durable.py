@@ -10,7 +10,8 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -105,6 +106,15 @@ def put(path: Path, content: bytes) -> Path:
     finally:
         half.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def usual_rights(path: Path) -> Iterator[None]:
+    """Give a file that a library writes meanwhile the rights that the umask gives to new files: safetensors gives its owner all, and others none."""
+    path.touch()
+    rights = path.stat().st_mode
+    yield
+    path.chmod(rights)
 
 
 def flush(path: Path) -> None:

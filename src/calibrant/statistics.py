@@ -27,7 +27,7 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, InputStatistic, Seen, Statistic
 from calibrant.data import TokenBatch
-from calibrant.durable import UNFINISHED, flush
+from calibrant.durable import UNFINISHED, flush, usual_rights
 from calibrant.errors import OutputError
 from calibrant.models import Block, Opened, Weight
 from calibrant.spec import identity
@@ -151,7 +151,8 @@ class Statistics:
         half = path.with_name(f"{UNFINISHED}.{path.name}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(dict(tensors), half, metadata={"calibrant": told})
+            with usual_rights(half):
+                save_file(dict(tensors), half, metadata={"calibrant": told})
             flush(half)
             os.replace(half, path)
         except (OSError, SafetensorError) as error:

@@ -143,6 +143,16 @@ def test_a_full_disk_leaves_nothing_behind(file, folder, dequantized, monkeypatc
     assert [p.name for p in folder.iterdir()] == [".lock"]
 
 
+def test_what_is_kept_has_the_rights_that_the_umask_gives(file, folder):
+    usual = os.umask(0o022)
+    try:
+        opened(file)
+    finally:
+        os.umask(usual)
+    (place,) = folder.glob("*-float32-*")
+    assert {p.stat().st_mode & 0o777 for p in place.iterdir()} == {0o644}
+
+
 def test_other_versions_take_the_place_of_older_ones(file, folder, dequantized, monkeypatch):
     opened(file)
     older = next(folder.glob("*-float32-*"))

@@ -54,6 +54,16 @@ def test_the_folder_holds_what_a_hugging_face_folder_holds_and_the_manifest(tmp_
     assert open_model(str(tmp_path / "out"), "float32", "cpu").note == "dequantized from Q4_1"
 
 
+@pytest.mark.parametrize(("mask", "rights"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_every_file_has_the_rights_that_the_umask_gives(tmp_path, mask, rights):
+    usual = os.umask(mask)
+    try:
+        save(opened(), tmp_path / "out", {})
+    finally:
+        os.umask(usual)
+    assert {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "out").iterdir() if p.stat().st_mode & 0o777 != rights} == {}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_working_dtype_is_the_one_saved(dtype, tmp_path):
     made = opened(dtype=dtype)

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from calibrant.durable import UNFINISHED, take
+from calibrant.models.saving import same_rights
 from calibrant.spec import identity
 
 CACHE: Final = "CALIBRANT_CACHE"
@@ -89,6 +90,7 @@ class Keeping:
             model.save_pretrained(half)
             about = {"note": note, "checksums": _checksums(half), **self._answers}
             (half / DESCRIPTION).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            same_rights(half / DESCRIPTION)
             half.rename(self._folder)
             self._forget_others()
         finally:

@@ -41,6 +41,15 @@ def save(opened: "Opened", folder: str | Path, manifest: Mapping[str, Any], besi
         (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
         for name, content in (beside or {}).items():
             (temporary / name).write_bytes(content)
+        same_rights(temporary / MANIFEST)
+
+
+def same_rights(file: Path) -> None:
+    """Give all files beside `file`, which was written as usual, its rights: safetensors lets nobody but the owner read what it writes."""
+    rights = file.stat().st_mode
+    for other in file.parent.iterdir():
+        if other.is_file():
+            other.chmod(rights)
 
 
 def check_output(folder: str | Path) -> None:
@@ -83,14 +92,14 @@ def _appears(folder: Path) -> Iterator[Path]:
     except OSError as error:
         what = "the disk is full" if error.errno in FULL else f"writing failed ({error.strerror or error})"
         raise OutputError(
-            f"{folder} couldn't be saved: {what}; nothing was left behind, so make room or name another place", subject=str(folder)
+            f"{folder} couldn't be saved: {what}; nothing of it was left behind, so make room or name another place", subject=str(folder)
         ) from error
     except SafetensorError as error:
         # safetensors writes in Rust and keeps the system's error number in its message only.
         number = re.search(r"os error (\d+)", str(error))
         what = "the disk is full" if number and int(number[1]) in FULL else f"writing failed ({quoted(error)})"
         raise OutputError(
-            f"{folder} couldn't be saved: {what}; nothing was left behind, so make room or name another place", subject=str(folder)
+            f"{folder} couldn't be saved: {what}; nothing of it was left behind, so make room or name another place", subject=str(folder)
         ) from error
     finally:
         if not done:
