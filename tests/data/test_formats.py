@@ -1,5 +1,7 @@
 """What a model is shown, letter by letter."""
 
+import time
+
 import pytest
 
 from calibrant.data import Row, formats
@@ -92,7 +94,7 @@ def test_a_tokenizer_without_a_template_cannot_chat():
         ("{{ 1 // 0 }}", "is broken .*zero"),
         ("{{ messages + 1 }}", "is broken .*list"),
         ("{{ messages[0].role | int + 'a' }}", "is broken .*unsupported operand"),
-        ("{{ range(1000000000) | list }}", "is broken .*Range too big"),
+        ("{{ range(1000000000) | list }}", "makes something too large"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "is broken .*recursion"),
     ],
 )
@@ -102,6 +104,48 @@ def test_a_template_that_is_broken_is_one_sentence(template: str, said: str):
     with pytest.raises(DataError, match=f"the model's chat template {said}") as caught:
         Chat().render(SUM, tokenizer)
     assert "\n" not in str(caught.value)
+
+
+LONG = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
+GROWING = "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x JOIN n.x %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        LONG,
+        "{% set x = 'a' * 90000 %}{% for a in x %}{% for b in x %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+        "{{ 'a' * 10000000000 }}",
+        "{% set n = 10000000000 %}{{ ['a'] * n }}",
+        "{{ 9 ** 9 ** 9 ** 9 }}",
+        GROWING.replace("JOIN", "~"),
+        GROWING.replace("JOIN", "+"),
+        "{{ 'a' | center(10000000000) }}",
+        "{{ 'a'.ljust(10000000000) }}",
+        "{{ '%10000000000d' % 1 }}",
+        "{{ '{:>10000000000}'.format(1) }}",
+    ],
+)
+def test_a_template_that_does_not_end_is_refused(template: str):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    began = time.perf_counter()
+    with pytest.raises(DataError, match=r"the model's chat template (goes on too long|makes something too large|is broken)"):
+        Chat().render(SUM, tokenizer)
+    assert time.perf_counter() - began < 10
+
+
+def test_a_template_may_do_all_that_templates_do():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% macro turn(m, last) %}{{ '<' ~ m.role ~ '>' + m['content'] | trim }}{% if last %}{{ eos_token }}{% endif %}{% endmacro %}"
+        "{% set n = namespace(count=0) %}{% for m in messages if m.content is string %}{% set n.count = n.count + 1 %}"
+        "{{ turn(m, loop.last) }}{{ loop.index0 * 2 }}{{ m | tojson | length % 7 }}{% endfor %}{{ n.count }}{{ '%s' % 'x' }}"
+        "{{ messages[::-1] | length }}"
+    )
+    sum_ = [{"role": "user", "content": "What is 2 and 3?"}, {"role": "assistant", "content": "5"}]
+    assert Chat().render(SUM, tokenizer) == tokenizer.apply_chat_template(sum_, tokenize=False) == "<user>What is 2 and 3?05<assistant>5<eos>222x2"
 
 
 def test_a_template_that_refuses_a_row_is_quoted():
