@@ -25,7 +25,7 @@ def folder_tokenizer(folder: Path, ref: str, trust: bool) -> Any:
         check_code_is_here(read_object(folder / SETTINGS), folder / SETTINGS)
     with Refusal(f"{ref} has no tokenizer that can be opened", "; put the model's tokenizer files beside it", ref):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
-        len(tokenizer)
+        _try(tokenizer)
     _check_template(tokenizer, ref)
     return tokenizer
 
@@ -38,8 +38,16 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
         read_header(path)
         # Not AutoTokenizer, which reads the whole file again only to come to the same class.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
+        _try(tokenizer)
     _check_template(tokenizer, str(path))
     return tokenizer
+
+
+def _try(tokenizer: Any) -> None:
+    """Read and write a letter: some of what a tokenizer's files say is only looked at then."""
+    ids = tokenizer("a")["input_ids"]
+    tokenizer.decode(ids)
+    len(tokenizer)
 
 
 def check_ids(tokenizer: Any, model: nn.Module, ref: str) -> None:
