@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psutil
 import torch
@@ -39,6 +39,8 @@ from calibrant.targets import Target, parse_target
 from calibrant.walk import Propagation, walk, walk_blocks
 
 PROPAGATIONS = ("arrival", "reference", "dense")
+MOST_GB: Final = 1_000_000
+"""Room for activations at most that can be asked for."""
 
 
 @dataclass(frozen=True)
@@ -298,8 +300,8 @@ def prune(
 
 
 def _bytes(memory: float | None) -> int | None:
-    if memory is not None and not memory > 0:
-        raise SpecError(f"memory={memory:g} is no room for activations; give GB above 0, or leave it out", subject=str(memory))
+    if memory is not None and not 0 < memory <= MOST_GB:
+        raise SpecError(f"memory={memory:g} is no room for activations; give GB above 0 and up to {MOST_GB:,}, or leave it out", subject=str(memory))
     return None if memory is None else int(memory * 1e9)
 
 

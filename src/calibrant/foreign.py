@@ -22,6 +22,9 @@ SHOWN: Final = 80
 LONGEST_PATH: Final = 4096
 """Characters of a path at most: no system takes more."""
 
+DEEPEST_PATH: Final = 256
+"""Folders of a path at most: making them goes down a few calls for each."""
+
 TRUST_REMOTE_CODE: Final = "CALIBRANT_TRUST_REMOTE_CODE"
 """The variable that lets code beside a model be run; without it, none from outside ever is."""
 
@@ -128,6 +131,8 @@ def user_path(given: str | Path, error: type[InputError] = InputError) -> Path:
         path = Path(text).expanduser()
     except RuntimeError as problem:
         raise error(f"{brief(text)} names a user whose home folder isn't known; write the whole path", subject=text) from problem
+    if len(path.parts) > DEEPEST_PATH:
+        raise error(f"{brief(text)} is {len(path.parts):,} folders deep, and {DEEPEST_PATH} are the most; give a shorter path", subject=text)
     try:
         if len(text) > LONGEST_PATH:
             raise OSError(errno.ENAMETOOLONG, "the name is too long")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -212,3 +213,13 @@ def test_a_folder_that_is_not_ours_has_no_manifest(tmp_path):
     assert read_manifest(tmp_path) is None
     (tmp_path / "calibrant.json").write_text("[]")
     assert read_manifest(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("make", "what"), [(lambda path: path.symlink_to("/dev/zero"), "a link"), (os.mkfifo, "a pipe or device")], ids=["link", "pipe"]
+)
+def test_what_is_no_folder_is_refused_before_anything_is_written(tmp_path: Path, make: Callable[[Path], None], what: str):
+    make(tmp_path / "out")
+    with pytest.raises(OutputError, match=f"out is {what}; name a folder that doesn't exist yet"):
+        check_output(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -18,7 +18,7 @@ import typer
 
 from calibrant import __version__
 from calibrant.errors import InputError, OutputError, RankError, StudyError, fitted
-from calibrant.foreign import LARGEST, TRUST_REMOTE_CODE, brief, user_text, visible, visible_json, visible_name, whole_number
+from calibrant.foreign import LARGEST, TRUST_REMOTE_CODE, brief, user_path, user_text, visible, visible_json, visible_name, whole_number
 from calibrant.launch import launched
 
 if TYPE_CHECKING:
@@ -226,7 +226,10 @@ def look_in(data_dir: Path | None) -> None:
 
 def check_file(path: Path | None) -> None:
     """An output file that can't be written is said before the work, not after it."""
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+    if path is None:
+        return
+    path = user_path(path, OutputError)
+    if path.is_dir() or (path.exists() and not path.is_file()) or not path.absolute().parent.is_dir():
         raise OutputError(f"{str(path)!r} can't be written; name a file in a folder that exists", subject=str(path))
 
 

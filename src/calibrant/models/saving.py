@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from calibrant.errors import OutputError
+from calibrant.foreign import user_path
 from calibrant.models.quiet import quiet, quoted
 
 if TYPE_CHECKING:
@@ -54,9 +55,10 @@ def same_rights(file: Path) -> None:
 
 def check_output(folder: str | Path) -> None:
     """Raise `OutputError` unless `folder` can be written: it must not exist or be empty, and its place must be writable. Changes nothing."""
-    folder = Path(folder)
-    if folder.is_file():
-        raise OutputError(f"{folder} is a file; name a folder that doesn't exist yet", subject=str(folder))
+    folder = user_path(folder, OutputError)
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        what = "a link" if folder.is_symlink() else "a file" if folder.is_file() else "a pipe or device"
+        raise OutputError(f"{folder} is {what}; name a folder that doesn't exist yet", subject=str(folder))
     if (folder / MANIFEST).is_file():
         raise OutputError(f"{folder} already holds {_held(folder)}; name another folder, or delete this one first", subject=str(folder))
     if folder.is_dir() and any(folder.iterdir()):
