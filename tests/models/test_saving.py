@@ -218,7 +218,7 @@ def test_a_folder_that_is_not_ours_has_no_manifest(tmp_path):
 @pytest.mark.parametrize(
     ("make", "what"), [(lambda path: path.symlink_to("/dev/zero"), "a link"), (os.mkfifo, "a pipe or device")], ids=["link", "pipe"]
 )
-def test_what_is_no_folder_is_refused_before_anything_is_written(tmp_path: Path, make: Callable[[Path], None], what: str):
+def test_what_is_no_folder_is_refused_before_anything_is_written(tmp_path: Path, what: str, make: Callable[[Path], None]):
     make(tmp_path / "out")
     with pytest.raises(OutputError, match=f"out is {what}; name a folder that doesn't exist yet"):
         check_output(tmp_path / "out")
