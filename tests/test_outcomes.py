@@ -2,6 +2,8 @@
 
 import errno
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +119,36 @@ def test_items_come_back_with_their_facts(tmp_path: Path):
     (tmp_path / "bad.parquet").write_text("no")
     with pytest.raises(DataError, match=r"bad.parquet' can't be read"):
         read_items(tmp_path / "bad.parquet")
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    ["3", "null", "{}", "[]", "[3, 4]", '[["a"], 1]', "[" * 100_000, '["x", ' + "9" * 5000 + "]", '["x", "\\ud800'],
+    ids=lambda text: text[:12],
+)
+def test_a_journal_that_is_damaged_knows_what_comes_before(tmp_path: Path, spoilt: str):
+    path = tmp_path / "journal"
+    Journal(path, "question").add({"first": 1.5, "second": [2, math.inf]})
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:2], spoilt + "\n", lines[2]]))
+    again = Journal(path, "question")
+    assert ("first" in again, "second" in again, again["first"]) == (True, False, 1.5)
+    again.add({"second": 3})
+    assert (len(Journal(path, "question")), Journal(path, "question")["second"]) == (2, 3)
+
+
+def test_items_of_other_kinds_are_refused(tmp_path: Path):
+    for columns, said in (
+        ({"item": [1], "value": [1.0], "weight": [1.0]}, "item: int64"),
+        ({"item": ["a"], "value": ["1"], "weight": [1.0]}, "value: string"),
+        ({"item": ["a", None], "value": [1.0, 2.0], "weight": [1.0, 1.0]}, "some of its items have no name"),
+    ):
+        pq.write_table(pa.table(columns), tmp_path / "items.parquet")
+        with pytest.raises(DataError, match=f"items.parquet.*{said}"):
+            read_items(tmp_path / "items.parquet")
+
+
+def test_a_journal_that_is_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "journal")
+    with pytest.raises(OutputError, match=r"journal.*it is no file"):
+        Journal(tmp_path / "journal", "question").add({"a": 1})

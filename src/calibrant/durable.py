@@ -9,16 +9,26 @@ import gzip
 import json
 import math
 import os
+import re
+import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
-from calibrant.errors import DataError
+from calibrant.errors import QUOTED, DataError
+from calibrant.foreign import brief
 
 UNFINISHED: Final = ".unfinished"
 """What the name of anything half-written begins with."""
+
+LARGEST: Final = 2**26
+"""Bytes of a file of JSON at most, unpacked: a record of fifty thousand matrices has half of that."""
+DEEPEST: Final = 64
+"""Levels of lists and mappings at most in a file of JSON: what is written has ten."""
+
+_HALF: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def reason(error: OSError) -> str:
@@ -56,10 +66,30 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def opened(path: Path) -> IO[bytes]:
+    """Open a file to read. Raises `OSError` for what is no file: a pipe would be waited for, and a device may have no end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EISDIR if path.is_dir() else errno.EINVAL, "it is no file", str(path))
+    return path.open("rb")
+
+
+def content(path: Path, most: int) -> bytes:
+    """All of a file. Raises `OSError` as `opened` does, and `ValueError` for a file of more than so many bytes."""
+    with opened(path) as file:
+        return _whole(file.read, most)
+
+
+def _whole(read: Callable[[int], bytes], most: int) -> bytes:
+    found = read(most + 1)
+    if len(found) > most:
+        raise ValueError(f"it holds more than {most // 2**20} MiB")
+    return found
+
+
 def read_json(path: Path) -> Any:
-    """What `text_of_json` wrote. Raises `DataError` for a file that isn't there or isn't JSON."""
+    """What `text_of_json` wrote. Raises `DataError` for a file that isn't there or isn't JSON, or what `text_of_json` can't have written."""
     try:
-        return from_json(path.read_text("utf-8"))
+        return from_json(content(path, LARGEST).decode())
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
 
@@ -67,7 +97,8 @@ def read_json(path: Path) -> Any:
 def read_packed(path: Path) -> Any:
     """What `packed` wrote. Raises `DataError` as `read_json` does."""
     try:
-        return from_json(gzip.decompress(path.read_bytes()).decode())
+        with opened(path) as file, gzip.GzipFile(fileobj=file) as unpacked:
+            return from_json(_whole(unpacked.read, LARGEST).decode())
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise unreadable(path, error) from error
 
@@ -81,14 +112,45 @@ def unreadable(path: Path, error: Exception) -> DataError:
     """What is said of a damaged file; a folder that is called by a hash holds one answer, which is asked for again as a whole."""
     what = str(error) if isinstance(error, OSError | ValueError) else f"not what is written there: {error!r}"
     gone = "its folder" if len(path.parent.name) == 64 else "it"
-    return DataError(f"{str(path)!r} can't be read ({what}); restore it from a copy, or delete {gone} to have it computed again", subject=str(path))
+    text = str(path)
+    shown = text if len(text) <= QUOTED - 10 else f"{text[:30]}…{text[-70:]}"  # the end says which file it is
+    return DataError(f"{shown!r} can't be read ({what}); restore it from a copy, or delete {gone} to have it computed again", subject=str(path))
 
 
 def from_json(text: str) -> Any:
-    """The value that `text_of_json` made `text` of. Raises `ValueError` for anything else."""
-    if '"float"' not in text:  # looking at every object takes as long again as reading it
-        return json.loads(text)
-    return json.loads(text, object_hook=lambda d: float(d["float"]) if d.keys() == {"float"} else d)
+    """The value that `text_of_json` made `text` of. Raises `ValueError` for anything else, also where it is JSON."""
+    # Looking at every object takes as long again as reading it.
+    hook = _float if '"float"' in text else None
+    try:
+        value = json.loads(text, object_hook=hook, parse_constant=_no_json)
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {DEEPEST} levels") from None
+    if text.count("[") + text.count("{") > DEEPEST:
+        _check_depth(value)
+    if _HALF.search(text):
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate is no text, and can't be written again
+    return value
+
+
+def _float(pairs: dict[str, Any]) -> Any:
+    if pairs.keys() != {"float"}:
+        return pairs
+    if not isinstance(pairs["float"], str):
+        raise ValueError(f"{brief(pairs['float'])} is no number")
+    return float(pairs["float"])
+
+
+def _no_json(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [part for one in level if isinstance(one, list | dict) for part in (one.values() if isinstance(one, dict) else one)]
+        if not level:
+            return
+    raise ValueError(f"it is nested deeper than {DEEPEST} levels")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -1,5 +1,6 @@
 """What a measurement is: a score, what every item gave, and the journal that it is kept in until it is whole. No torch here."""
 
+import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -7,10 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from calibrant.durable import flush, reason, unreadable
+from calibrant.durable import flush, opened, reason, unreadable
 from calibrant.errors import OutputError
 from calibrant.notebook import card, listing
 
+MOST: Final = 10_000_000
+"""Items of a measurement at most."""
+LARGEST: Final = 2**32
+"""Bytes of them at most, unpacked."""
 COLUMNS: Final = ("item", "value", "weight")
 
 
@@ -104,6 +109,8 @@ class Journal:
 
     def _append(self, path: Path, lines: list[Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is no file")
         with path.open("ab", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             begun = [] if end else [[self._question]]
@@ -120,9 +127,12 @@ class Journal:
         lines: list[Any] = []
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
             try:
-                lines.append(json.loads(line if line.endswith("\n") else "cut"))
-            except json.JSONDecodeError:
+                found = json.loads(line if line.endswith("\n") else "cut")
+            except (ValueError, RecursionError):
                 break
+            if not isinstance(found, list) or not found or not isinstance(found[0], str):
+                break  # whatever it is, it isn't ours, and what it spoilt is scored again
+            lines.append(found)
         if lines[:1] != [[self._question]]:
             self.path.unlink()
             return {}
@@ -137,10 +147,29 @@ def read_items(path: Path) -> tuple[Outcome, ...]:
     import pyarrow.parquet as pq
 
     try:
-        rows = pq.read_table(path).to_pylist()
+        with opened(path) as raw, pq.ParquetFile(raw) as file:
+            _check_items(file)
+            table = file.read()
+        if any(table[name].null_count for name in COLUMNS):
+            raise ValueError("some of its items have no name, value or weight")
+        rows = table.to_pylist()
         return tuple(Outcome(*(row.pop(name) for name in COLUMNS), facts=row) for row in rows)
-    except (OSError, KeyError, pa.ArrowException) as error:
+    except (OSError, LookupError, ValueError, TypeError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
+
+
+def _check_items(file: Any) -> None:
+    """Raise `ValueError` for a Parquet file that isn't one of items, or would unpack to more than anybody measures."""
+    import pyarrow as pa
+
+    if lacking := [name for name in COLUMNS if name not in file.schema_arrow.names]:
+        raise ValueError(f"it has no column {', '.join(map(repr, lacking))}")
+    kinds = {name: file.schema_arrow.field(name).type for name in COLUMNS}
+    if not pa.types.is_string(kinds["item"]) or not all(pa.types.is_float64(kinds[name]) for name in ("value", "weight")):
+        raise ValueError(f"its columns are {', '.join(f'{name}: {kind}' for name, kind in kinds.items())}; they must be a text and two numbers")
+    size = sum(file.metadata.row_group(at).total_byte_size for at in range(file.metadata.num_row_groups))
+    if file.metadata.num_rows > MOST or size > LARGEST:
+        raise ValueError(f"it holds {file.metadata.num_rows} items of {size} bytes; at most {MOST} of {LARGEST} can be read")
 
 
 def called(item: str) -> str:

@@ -1,4 +1,5 @@
 import errno
+import gzip
 import hashlib
 import json
 import math
@@ -563,3 +564,53 @@ def test_the_same_record_is_the_same_bytes(tmp_path: Path):
             store.add_record(replace(RECORD, provenance={"seconds": name}))
             store.add_measurement(RUN.id, LOSS, replace(MEASURED, provenance={"seconds": name}))
     assert results(tmp_path / "a") == results(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("index.json", '{"cells": [], "study": {"pools": {"a": ["b", 3]}}}'),
+        ("index.json", '{"cells": [{"run": "../../other"}]}'),
+        ("index.json", '{"cells": [{"seed": 1.5}]}'),
+        ("index.json", "[" * 100_000),
+        ("index.json", '{"a": ' + "[" * 70 + "]" * 70 + "}"),
+        ("index.json", '{"revisions": {"method wanda": ' + "9" * 5000 + "}}"),
+        ("index.json", '{"what": "\\ud800"}'),
+        ("index.json", '{"what": NaN}'),
+        ("index.json", '{"what": {"float": []}}'),
+        ("runs/*/record.json", '{"run": {"method": ["wanda"]}}'),
+        ("runs/*/record.json", '{"sparsity": true}'),
+        ("runs/*/record.json", '{"data_facts": {"parts": [{"rows": -1}]}}'),
+        ("runs/*/measures/*/score.json", '{"score": {"n": "many"}}'),
+        ("runs/*/measures/*/provenance.json", '{"seconds": "long"}'),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_json_of_another_shape_is_named_and_stays(tmp_path: Path, name: str, content: str):
+    filled(tmp_path).write_text("index.json", '{"cells": []}')
+    path = next(tmp_path.glob(name))
+    path.write_text(content)
+    with pytest.raises(DataError, match=path.name) as caught:
+        (_read_everything(tmp_path), Store(tmp_path, create=False).measurements(RUN.id), Store(tmp_path, create=False).study())
+    assert (caught.value.subject, path.read_text()) == (str(path), content)
+
+
+@pytest.mark.parametrize("name", ["index.json", "runs/*/record.json", "runs/*/weights.json.gz", "runs/*/measures/*/items.parquet", "runs/*/mask.npz"])
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, name: str, kind: str):
+    store = filled(tmp_path)
+    store.write_text("index.json", '{"cells": []}')
+    path = next(tmp_path.glob(name))
+    path.unlink()
+    os.mkfifo(path) if kind == "fifo" else path.symlink_to("/dev/zero")
+    with pytest.raises(DataError, match=f"{path.name}.* can't be read .*it is no file"):
+        (store.cells(), store.records(), store.measurements(RUN.id), store.file(RUN.id, "mask.npz"))
+
+
+def test_what_unpacks_to_more_than_any_record_is_refused(tmp_path: Path):
+    store = filled(tmp_path)
+    path = next(tmp_path.glob("runs/*/weights.json.gz"))
+    path.write_bytes(gzip.compress(b"[" + b"0," * 2**25, compresslevel=1))
+    assert path.stat().st_size < 2**20
+    with pytest.raises(DataError, match=r"weights.json.gz.*it holds more than 64 MiB"):
+        store.records()

@@ -1,6 +1,5 @@
 """Calibration sets as the store knows them: what was drawn, what its windows say, and the words that tell it from the others."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from calibrant.compare.families import Family, family_of
 from calibrant.compare.reading import Reading
 from calibrant.errors import DataError
 from calibrant.store import PROFILE, Run, Store
+from calibrant.store.reading import read_profile
 
 TERMS: Final = 12
 """Key terms of a set at most."""
@@ -112,7 +112,7 @@ def _profile(store: Store, reading: Reading, draw: Draw) -> Mapping[str, Any] | 
 
 def _read(content: bytes, name: str) -> Mapping[str, Any]:
     try:
-        return json.loads(content)
+        return read_profile(content)
     except ValueError as error:
         raise DataError(f"what is kept of the calibration set {name!r} can't be read ({error}); restore it from a copy", subject=name) from error
 

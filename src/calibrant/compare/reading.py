@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from calibrant.compare.crossed import Sample
 from calibrant.errors import SpecError
-from calibrant.outcomes import called, read_items
+from calibrant.outcomes import MOST, called, read_items
 from calibrant.store import Cell, Measurement, Record, Store, revisions
 from calibrant.store.records import is_older
 
@@ -124,7 +124,14 @@ def _tables(paths: Sequence[Path]) -> Iterator[Table]:
 
     schema = {"item": pl.String, "value": pl.Float64, "weight": pl.Float64}
     try:
-        frame = pl.scan_parquet(list(paths), schema=schema, extra_columns="ignore", include_file_paths="path").collect()
+        if not all(path.is_file() for path in paths):
+            raise OSError  # a pipe would be waited for
+        scan = pl.scan_parquet(list(paths), schema=schema, extra_columns="ignore", include_file_paths="path")
+        if scan.select(pl.len()).collect().item() > MOST:
+            raise OSError
+        frame = scan.collect()
+        if frame.select(pl.all().null_count()).sum_horizontal().item():
+            raise OSError
     except (pl.exceptions.PolarsError, OSError):
         yield from map(_table, paths)  # one at a time, which names the one that can't be read
         return

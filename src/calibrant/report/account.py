@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from calibrant.compare.reading import Reading
-from calibrant.store import STUDY, Cell, Record, Score, Store
+from calibrant.store import Cell, Record, Score, Store
 from calibrant.store.reading import provenance_of
 
 PHASES: Final = {
@@ -45,7 +45,6 @@ def account_of(store: Store, reading: Reading) -> Account:
     """Gather the facts of everything that the store's grid asks for. Beside what was read already, only provenance is opened."""
     cells = [c for c in reading.cells if c.run in reading.records]
     records = {run: replace(head, provenance=provenance_of(store.run_folder(run))) for run, head in reading.records.items()}
-    study = store.folder / STUDY
     return Account(
         models={c.model: str(records[c.run].provenance.get("model_note", "")) for c in cells},
         dense=_dense_scores(cells, reading),
@@ -53,7 +52,7 @@ def account_of(store: Store, reading: Reading) -> Account:
         settings=_settings(store, records),
         machine=_machine(list(records.values())),
         failures=list(reading.failures.values()),
-        study=study.read_text("utf-8") if study.exists() else "",
+        study=store.study_text(),
     )
 
 
@@ -67,11 +66,12 @@ def _dense_scores(cells: Sequence[Cell], reading: Reading) -> list[Score]:
 def _seconds(store: Store, cells: Sequence[Cell], records: Mapping[str, Record]) -> dict[str, float]:
     total: dict[str, float] = {}
     for record in records.values():
-        for phase, seconds in record.provenance.get("seconds", {}).items():
+        phases = record.provenance.get("seconds")
+        for phase, seconds in phases.items() if isinstance(phases, Mapping) else ():
             total[phase] = total.get(phase, 0.0) + seconds
     for run, measure in {(c.run, m): None for c in cells for m in c.measures.values()}:
         seconds = provenance_of(store.measure_folder(run, measure)).get("seconds")
-        if seconds is not None:
+        if isinstance(seconds, int | float):
             total["measure"] = total.get("measure", 0.0) + seconds
     return total
 

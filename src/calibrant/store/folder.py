@@ -9,14 +9,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, overload
 
-from calibrant.durable import UNFINISHED, packed, read_json, text_of_json, write_bytes
+from calibrant.durable import LARGEST, UNFINISHED, content, opened, packed, read_json, text_of_json, write_bytes
 from calibrant.errors import OutputError
+from calibrant.foreign import brief
 from calibrant.outcomes import Journal, Measurement, Outcome, read_items, write_items
 from calibrant.spec import Call, canonical, parameters, text_of
 from calibrant.store.claims import Claim, claimed
-from calibrant.store.reading import provenance_of, read_measurement, read_record, read_scores, understood, without_weights
+from calibrant.store.reading import provenance_of, read_failure, read_measurement, read_record, read_scores, score_file, understood, without_weights
 from calibrant.store.records import Cell, Record, Run, age, is_older, measurement_id, revisions, unrevised
-from calibrant.store.staging import PROVENANCE, WEIGHTS, Staging, left
+from calibrant.store.shapes import IndexFile, check
+from calibrant.store.staging import MEASURES, PROVENANCE, WEIGHTS, Staging, left
 
 MARKER: Final = "calibrant-store.json"
 JOURNALS: Final = ".journals"
@@ -25,7 +27,6 @@ STUDY: Final = "study.yaml"
 """The study that was last asked of the store, as a file that asks it again."""
 FAILURES: Final = "failures"
 RUNS: Final = "runs"
-MEASURES: Final = "measures"
 STATISTICS: Final = "statistics"
 """Where whoever computes keeps what the untouched model saw; it may be there before anything else is."""
 FORMAT: Final = 2
@@ -73,7 +74,7 @@ class Store:
             found = read_json(self.folder / MARKER).get("format", FORMAT) if MARKER in names else FORMAT
         if found not in range(1, FORMAT + 1):
             raise OutputError(
-                f"{where!r} was written in format {found}, this calibrant reads 1 to {FORMAT}; use the version that wrote it", subject=where
+                f"{where!r} was written in format {brief(found)}, this calibrant reads 1 to {FORMAT}; use the version that wrote it", subject=where
             )
         return found
 
@@ -120,7 +121,10 @@ class Store:
     def file(self, run_id: str, name: str) -> bytes | None:
         """A file that was kept beside a record, or None if there is none."""
         path = self.run_folder(run_id) / name
-        return path.read_bytes() if path.exists() else None
+        if not path.exists():
+            return None
+        with understood(path), opened(path) as file:
+            return file.read()
 
     def adopt(self, found: Path, run_id: str, measure_id: str = "", without: Collection[str] = ()) -> None:
         """Copy a folder of another store, a run's or a measurement's, but for what is named in `without`. One that is here already stays."""
@@ -154,7 +158,7 @@ class Store:
         found: dict[str, Mapping[str, Any]] = {}
         for measure_id, folder in self._measures(run_id):
             with understood(folder / "score.json"):
-                found[measure_id] = read_json(folder / "score.json")["evaluator"]
+                found[measure_id] = score_file(folder)["evaluator"]
         return found
 
     def add_measurement(self, run_id: str, evaluator: Mapping[str, Any], measurement: Measurement, data: str = "") -> str:
@@ -211,6 +215,12 @@ class Store:
         index |= {} if revisions is None else {"revisions": dict(sorted(revisions.items()))}
         self.write_text(INDEX, text_of_json(index, ordered=True))
 
+    def study_text(self) -> str:
+        """The study that was last asked of the store, as a file that asks it again; empty if it isn't known."""
+        path = self.folder / STUDY
+        with understood(path):
+            return content(path, LARGEST).decode() if path.exists() else ""
+
     def study(self) -> Mapping[str, Any]:
         """The parts of the study that reading needs: `baseline` (a set or None), `pools` (sets by name), `primary`; empty if it isn't known."""
         return self._index().get("study", {})
@@ -239,12 +249,12 @@ class Store:
     def failures(self) -> dict[str, Mapping[str, Any]]:
         """What went wrong, by the id of the run or measurement that isn't there because of it."""
         folder = self.folder / FAILURES
-        return {f"sha256:{p.stem}": read_json(p) for p in sorted(folder.glob("*.json"))} if folder.exists() else {}
+        return {f"sha256:{p.stem}": read_failure(p) for p in sorted(folder.glob("*.json"))} if folder.exists() else {}
 
     def failure(self, failed_id: str) -> Mapping[str, Any] | None:
         """Why a run or measurement isn't there, or None if nothing is known to have failed."""
         path = self.folder / FAILURES / f"{bare(failed_id)}.json"
-        return read_json(path) if path.exists() else None
+        return read_failure(path) if path.exists() else None
 
     def add_failure(self, failed_id: str, what: Mapping[str, Any]) -> None:
         """Record why a run or measurement isn't there; a later failure of the same replaces it, a success clears it."""
@@ -312,7 +322,7 @@ class Store:
     def _index(self) -> Mapping[str, Any]:
         path = self.folder / INDEX
         with understood(path):
-            return dict[str, Any](read_json(path).items()) if path.exists() else {}
+            return dict[str, Any](check(read_json(path), IndexFile)) if path.exists() else {}
 
 
 def bare(tagged: str) -> str:

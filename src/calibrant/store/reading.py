@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.durable import from_json, read_json, read_packed, unreadable
+from calibrant.durable import LARGEST, from_json, opened, read_json, read_packed, unreadable
 from calibrant.outcomes import Measurement, Outcome, Score, read_items
+from calibrant.store.shapes import FailureFile, Matrix, ProfileFile, Provenance, RecordFile, ScoreFile, check
 from calibrant.store.staging import PROVENANCE, WEIGHTS
 
 _WEIGHTS: Final = b'\n "weights": '
@@ -18,7 +19,7 @@ def understood(path: Path) -> Iterator[None]:
     """Say of a file that is JSON and not what we write that it is damaged."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError) as error:
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise unreadable(path, error) from error
 
 
@@ -26,18 +27,21 @@ def read_record(folder: Path) -> dict[str, Any]:
     """A record with its weights. In format 1 they stood in the same file."""
     with understood(folder / "record.json"):
         kept = read_json(folder / "record.json")
-        return kept if "weights" in kept else {**kept, "weights": read_packed(folder / WEIGHTS)}
+        if "weights" in check(kept, RecordFile):
+            return kept
+    with understood(folder / WEIGHTS):
+        return {**kept, "weights": check(read_packed(folder / WEIGHTS), list[Matrix])}
 
 
 def without_weights(path: Path) -> dict[str, Any]:
     """A record but for its weights, which in format 1 are nearly all of its file. `DataError` for a file that can't be read."""
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             head = b""
-            while _WEIGHTS not in head and (more := file.read(2**14)):
+            while _WEIGHTS not in head and len(head) < LARGEST and (more := file.read(2**14)):
                 head += more
         begun, found, _ = head.partition(_WEIGHTS)
-        kept = from_json((begun.rstrip(b",") + b"}" if found else head).decode())
+        kept = check(from_json((begun.rstrip(b",") + b"}" if found else head).decode()), RecordFile)
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
     return {**kept, "weights": ()}
@@ -45,13 +49,32 @@ def without_weights(path: Path) -> dict[str, Any]:
 
 def provenance_of(folder: Path) -> Mapping[str, Any]:
     """What is kept beside a record or a measurement, outside every hash."""
-    return read_json(folder / PROVENANCE) if (folder / PROVENANCE).exists() else {}
+    path = folder / PROVENANCE
+    with understood(path):
+        return check(read_json(path), Provenance) if path.exists() else {}
+
+
+def score_file(folder: Path) -> Mapping[str, Any]:
+    """What `score.json` of a measurement holds."""
+    with understood(folder / "score.json"):
+        return check(read_json(folder / "score.json"), ScoreFile)
+
+
+def read_failure(path: Path) -> Mapping[str, Any]:
+    """Why something isn't there."""
+    with understood(path):
+        return check(read_json(path), FailureFile)
+
+
+def read_profile(content: bytes) -> Mapping[str, Any]:
+    """What is kept of a calibration set. Raises `ValueError` for anything else."""
+    return check(from_json(content.decode()), ProfileFile)
 
 
 def read_scores(folder: Path, outcomes: tuple[Outcome, ...] = (), provenance: Mapping[str, Any] | None = None) -> Measurement:
     """A measurement without its items and provenance, unless they are given."""
     with understood(folder / "score.json"):
-        kept = read_json(folder / "score.json")
+        kept = score_file(folder)
         beside = tuple(Score(**score) for score in kept.get("beside", ()))
         return Measurement(Score(**kept["score"]), outcomes, provenance or {}, beside)
 

@@ -133,9 +133,9 @@ def _without_revisions(form: Any) -> Any:
 
 def _revised(form: Any) -> Iterator[tuple[str, int]]:
     if isinstance(form, Mapping):
-        if "spec" in form and "revision" in form:
+        if "spec" in form and isinstance(form.get("revision"), int):
             # Two packages may have a class of the same name, whose revisions say nothing of each other.
-            yield f"{form['spec']} ({form['class']})" if "class" in form else str(form["spec"]), int(form["revision"])
+            yield f"{form['spec']} ({form['class']})" if "class" in form else str(form["spec"]), form["revision"]
         for name in sorted(form):
             yield from _revised(form[name])
     elif isinstance(form, list | tuple):

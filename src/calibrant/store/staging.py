@@ -22,6 +22,8 @@ WEIGHTS: Final = "weights.json.gz"
 """What a run did to each matrix: nearly all that is to be said of it, and the sizes of what is sampled."""
 PROFILE: Final = "profile.json"
 """What the calibration set of a run says: words, characters, quotations where they are allowed. A report reads it, nothing else does."""
+MEASURES: Final = "measures"
+"""What is measured on a run lies in this folder of the run's."""
 ANSWERS: Final = ("record.json", "score.json")
 """What makes a folder a run or a measurement."""
 
@@ -151,6 +153,8 @@ def _copy(found: Path, folder: Path, without: Collection[str]) -> None:
         if path.is_dir():
             (folder / path.name).mkdir()
             _copy(path, folder / path.name, without)
+        elif not path.is_file():  # a device may have no end
+            raise OSError(errno.EINVAL, "it is no file", str(path))
         else:
             shutil.copyfile(path, folder / path.name)
         flush(folder / path.name)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -12,10 +12,11 @@ from calibrant.errors import DataError
 from calibrant.outcomes import Measurement
 from calibrant.progress import Progress, silent
 from calibrant.spec import identity
-from calibrant.store.folder import FAILURES, INDEX, JOURNALS, MEASURES, RUNS, Store
-from calibrant.store.reading import provenance_of, read_measurement, read_record, understood
+from calibrant.store.folder import FAILURES, INDEX, JOURNALS, RUNS, Store
+from calibrant.store.reading import provenance_of, read_failure, read_measurement, read_record, score_file, understood
 from calibrant.store.records import Run, measurement_id
-from calibrant.store.staging import MASK, SUMS, left, sums
+from calibrant.store.shapes import check
+from calibrant.store.staging import MASK, MEASURES, SUMS, left, sums
 
 AGAIN: Final = "restore it from a copy, or delete the folder and ask for the study again to have it computed"
 LEFTOVER: Final = "harmless; asked again, the study clears it"
@@ -104,7 +105,7 @@ def problems_of_measurement(folder: Path) -> Iterator[Problem]:
     try:
         yield from (changed := _changed(folder))
         if not changed:
-            kept = read_json(path)
+            kept = score_file(folder)
             with understood(path):
                 asked = measurement_id(run_id, kept["evaluator"], kept["data"])
                 yield from _of_ids(path, folder, kept["id"], asked)
@@ -121,11 +122,12 @@ def _of_ids(path: Path, folder: Path, told: str, derived: str) -> Iterator[Probl
 
 
 def _changed(folder: Path) -> list[Problem]:
-    """What differs from the sums that were written with it; nothing is said of a folder from before there were sums."""
-    if not (folder / SUMS).exists():
-        return []
+    """What is no file, or differs from the sums that were written with it; a folder from before there were sums has none."""
+    odd = [Problem(str(p), "is neither a file nor a folder", AGAIN) for p in sorted(folder.iterdir()) if not (p.is_file() or p.is_dir())]
+    if odd or not (folder / SUMS).exists():
+        return odd
     with understood(folder / SUMS):
-        wanted = dict[str, str](read_json(folder / SUMS).items())
+        wanted = check(read_json(folder / SUMS), Mapping[str, str])
     try:
         found, problems = sums(folder), list[Problem]()
     except OSError as error:
@@ -184,7 +186,7 @@ def _of_failures(store: Store) -> Iterator[Problem]:
     known = present(store)
     for path in sorted((store.folder / FAILURES).glob("*.json")):
         try:
-            kept = read_json(path)
+            kept = read_failure(path)
             with understood(path):
                 if kept["id"] != f"sha256:{path.stem}":
                     yield Problem(str(path), f"tells of {kept['id']}, and is named after another", "delete it")

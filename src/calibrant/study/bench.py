@@ -2,6 +2,8 @@
 
 import copy
 import io
+import zipfile
+import zlib
 from typing import Final
 
 import numpy as np
@@ -12,11 +14,15 @@ from transformers import PreTrainedModel
 from calibrant.compress import Asked, fitting
 from calibrant.data import CalibrationSet, TokenBatch, profile
 from calibrant.durable import text_of_json
+from calibrant.errors import DataError
 from calibrant.models import Opened, check_finite, view
 from calibrant.select import resolved
 
 ROOM: Final = 0.5
 """The share of the machine's memory that activations may fill: of all there is, not of what is free, so that asking again resolves alike."""
+
+HEAD: Final = 256
+"""Bytes at most that NumPy writes before an array."""
 
 
 def room() -> int:
@@ -87,9 +93,28 @@ class Bench:
         return file.getvalue()
 
     def apply(self, mask: bytes) -> None:
-        """Put the model into the state that `mask` was taken from."""
+        """Put the model into the state that `mask` was taken from. `DataError` for what is no mask of this model; then nothing is changed."""
+        try:
+            packed = self._packed(mask)
+        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(
+                f"the mask that is kept of a run on {self.opened.name} can't be read ({error}); delete mask.npz in its folder to prune it again",
+                subject=self.opened.name,
+            ) from error
         self.restore()
-        with np.load(io.BytesIO(mask), allow_pickle=False) as bits, torch.no_grad():
-            for index, weight in enumerate(self.view.weights):
-                kept = np.unpackbits(bits[str(index)], count=weight.stored.numel()).astype(bool).reshape(tuple(weight.stored.shape))
+        with torch.no_grad():
+            for weight, bits in zip(self.view.weights, packed, strict=True):
+                kept = np.unpackbits(bits, count=weight.stored.numel()).astype(bool).reshape(tuple(weight.stored.shape))
                 weight.stored.masked_fill_(~torch.from_numpy(kept).to(weight.stored.device), 0)
+
+    def _packed(self, mask: bytes) -> list[np.ndarray]:
+        """The bits of every matrix. `ValueError` where they are of another model, told before anything is unpacked."""
+        sizes = [(weight.stored.numel() + 7) // 8 for weight in self.view.weights]
+        with zipfile.ZipFile(io.BytesIO(mask)) as members:
+            if sum(member.file_size for member in members.infolist()) > sum(sizes) + HEAD * len(sizes):
+                raise ValueError("it holds more than the model has weights")
+        with np.load(io.BytesIO(mask), allow_pickle=False) as bits:
+            packed = [bits[str(index)] for index in range(len(sizes))]
+        if any(one.dtype != np.uint8 or one.shape != (size,) for one, size in zip(packed, sizes, strict=True)):
+            raise ValueError("its matrices have other shapes than the model's")
+        return packed

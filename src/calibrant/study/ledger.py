@@ -7,7 +7,7 @@ from typing import NamedTuple
 from calibrant.clock import Clock
 from calibrant.costs import peak_memory
 from calibrant.errors import DataError
-from calibrant.store import STUDY, Cell, Store
+from calibrant.store import Cell, Store
 from calibrant.study.question import Event, Failed, Finished, Job, Measured, Recorded, Resolved
 
 
@@ -23,11 +23,8 @@ class Lack(NamedTuple):
 
 def known(store: Store, study: str) -> list[Cell]:
     """The cells that the store tells of, if `study`, a file's text, is what was last asked of it; nothing of another, or where that can't be read."""
-    asked = store.folder / STUDY
-    if not asked.exists() or asked.read_bytes() != study.encode():
-        return []
     try:
-        return store.cells()
+        return store.cells() if store.study_text() == study else []
     except DataError:
         return []
 
