@@ -1,5 +1,6 @@
 """The study file: what its YAML means, and what is said of one that is wrong."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,12 @@ def test_files_that_cant_be_read(tmp_path: Path):
     assert caught.value.subject.endswith("gone.yaml")
     with pytest.raises(StudyError, match="this is a folder"):
         read_study(tmp_path)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "study.yaml")
+    with pytest.raises(StudyError, match=r"study\.yaml.*\n.*this is a pipe or device"):
+        read_study(tmp_path / "study.yaml")
 
 
 def test_a_part_that_is_repeated_stands_where_it_is_used(read: Any):

@@ -61,6 +61,8 @@ def _text(path: FilePath, shown: str) -> str:
     try:
         if path.is_dir():
             raise _refused(shown, 0, "this is a folder; name the YAML file of a study")
+        if path.exists() and not path.is_file():
+            raise _refused(shown, 0, "this is a pipe or device, which may never end; name the YAML file of a study")
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
     except OSError as error:
