@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from calibrant.errors import OutputError
+from calibrant.errors import DataError, OutputError
 from calibrant.store import Cell, Run, Store, audit, measurement_id, merge, verify
 from calibrant.store.merging import united
 
@@ -240,6 +240,14 @@ def _dies(folder: Path, sources: list[Path], at: int) -> None:
     os.rename = deadly
     merge(folder, sources)
     os._exit(0)
+
+
+def test_a_store_whose_grid_cannot_be_read_is_refused_before_anything_is_made(tmp_path: Path):
+    damaged = made(tmp_path / "damaged", run("0.5"))
+    (damaged / "index.json").write_text('{"cells": [{"model": 1}]}')
+    with pytest.raises(DataError, match=r"damaged.index\.json"):
+        merge(tmp_path / "into", [damaged])
+    assert not (tmp_path / "into").exists()
 
 
 def test_a_killed_merge_goes_on(tmp_path: Path):

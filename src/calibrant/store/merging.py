@@ -43,12 +43,17 @@ def merge(into: str | Path, sources: Sequence[str | Path], progress: Progress = 
     copied, and a problem says so too. The grids are united; the study is that of `into`, or else of the first source that knows one. Failures
     of what is there by then are dropped. Interrupted, it can be asked again.
 
-    Raises `OutputError` for a folder that is no store, that can't be written to, or that is to be merged into itself, and for a full disk.
+    Raises `DataError` for a store whose index or failures can't be read, and `OutputError` for a folder that is no store, that can't be written
+    to, or that is to be merged into itself, and for a full disk.
     """
     given = [Store(source, create=False) for source in sources]
     for store in given:
         if Path(into).exists() and store.folder.samefile(into):
             raise OutputError(f"{str(into)!r} can't be merged into itself; name another store", subject=str(into))
+        # A store whose own files can't be read is refused before one is made to take it.
+        store.cells()
+        store.study()
+        store.failures()
     with Store(into) as target:
         # The index comes first: what an interrupted merge has copied by then isn't mistaken for a grid of this store's own.
         _unite_grids(target, given)
