@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from calibrant.durable import usual_rights
+from calibrant.durable import undoing, usual_rights
 from calibrant.errors import OutputError
 from calibrant.models import Block
 
@@ -65,19 +65,17 @@ class Checkpoint:
         tensors = {weight.name: weight.get().detach().contiguous().cpu() for weight in block.weights if weight.name in names}
         path = self._path(index)
         half = path.with_suffix(".unfinished")
-        made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with usual_rights(half):
-                save_file(tensors, half, metadata={"run": self._run_id, "reports": json.dumps(reports)})
-            os.replace(half, path)
+            with undoing(self.folder, half):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with usual_rights(half):
+                    save_file(tensors, half, metadata={"run": self._run_id, "reports": json.dumps(reports)})
+                os.replace(half, path)
         except (OSError, SafetensorError) as error:
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
             reason = "the disk is full; free some space and ask again" if full else f"{error}; is it yours to write to?"
             with suppress(OSError):
                 half.unlink()
-                for folder in made:
-                    folder.rmdir()
             raise OutputError(f"can't keep block {index} in {str(self.folder)!r}: {reason}", subject=str(self.folder)) from error
 
     @contextmanager

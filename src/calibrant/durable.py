@@ -13,7 +13,7 @@ import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -28,6 +28,7 @@ LARGEST: Final = 2**26
 DEEPEST: Final = 64
 """Levels of lists and mappings at most in a file of JSON: what is written has ten."""
 
+_ID: Final = re.compile(r"(?<![0-9a-f])([0-9a-f]{16})[0-9a-f]{48}(?![0-9a-f])")
 _HALF: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -112,9 +113,13 @@ def unreadable(path: Path, error: Exception) -> DataError:
     """What is said of a damaged file; a folder that is called by a hash holds one answer, which is asked for again as a whole."""
     what = str(error) if isinstance(error, OSError | ValueError) else f"not what is written there: {error!r}"
     gone = "its folder" if len(path.parent.name) == 64 else "it"
-    text = str(path)
-    shown = text if len(text) <= QUOTED - 10 else f"{text[:30]}…{text[-70:]}"  # the end says which file it is
-    return DataError(f"{shown!r} can't be read ({what}); restore it from a copy, or delete {gone} to have it computed again", subject=str(path))
+    return DataError(f"{short(path)!r} can't be read ({what}); restore it from a copy, or delete {gone} to have it computed again", subject=str(path))
+
+
+def short(path: Path) -> str:
+    """A path as a message repeats it: of ids the beginning says which they are, and of a path its end."""
+    text = _ID.sub(r"\1…", str(path))
+    return text if len(text) < QUOTED else f"{text[:20]}…{text[22 - QUOTED :]}"
 
 
 def from_json(text: str) -> Any:
@@ -168,6 +173,24 @@ def put(path: Path, content: bytes) -> Path:
     finally:
         half.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def undoing(folder: Path, *files: Path) -> Iterator[None]:
+    """Where what is done within fails, remove `folder` and those of its parents that weren't there before and hold nothing, with `files` in them."""
+    lacking = [path for path in (folder, *folder.parents) if not path.exists()]
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        for file in files if not done else ():
+            if file.parent in lacking:
+                with suppress(OSError):
+                    file.unlink()
+        for path in lacking if not done else ():
+            with suppress(OSError):  # somebody else has put something there
+                path.rmdir()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from calibrant.durable import flush, opened, reason, unreadable
+from calibrant.durable import flush, opened, reason, short, undoing, unreadable
 from calibrant.errors import OutputError
 from calibrant.notebook import card, listing
 
@@ -97,9 +97,10 @@ class Journal:
         """Keep what was found: plain JSON data by name. `OutputError` if it can't be written."""
         if self.path is not None:
             try:
-                self._append(self.path, [[name, value] for name, value in found.items()])
+                with undoing(self.path.parent, self.path):
+                    self._append(self.path, [[name, value] for name, value in found.items()])
             except OSError as error:
-                raise OutputError(f"the journal {str(self.path)!r} can't be written: {reason(error)}", subject=str(self.path)) from error
+                raise OutputError(f"the journal {short(self.path)!r} can't be written: {reason(error)}", subject=str(self.path)) from error
         self._known.update(found)
 
     def remove(self) -> None:
@@ -119,7 +120,10 @@ class Journal:
                 while text:
                     text = text[file.write(text) :]
             except OSError:
-                file.truncate(end)  # a cut line would spoil the one that is written after it
+                if end:
+                    file.truncate(end)  # a cut line would spoil the one that is written after it
+                else:
+                    path.unlink(missing_ok=True)
                 raise
 
     def _read(self) -> dict[str, Any]:
@@ -165,7 +169,8 @@ def _check_items(file: Any) -> None:
     if lacking := [name for name in COLUMNS if name not in file.schema_arrow.names]:
         raise ValueError(f"it has no column {', '.join(map(repr, lacking))}")
     kinds = {name: file.schema_arrow.field(name).type for name in COLUMNS}
-    if not pa.types.is_string(kinds["item"]) or not all(pa.types.is_float64(kinds[name]) for name in ("value", "weight")):
+    text = pa.types.is_string(kinds["item"]) or pa.types.is_large_string(kinds["item"])
+    if not text or not all(pa.types.is_floating(kinds[name]) for name in ("value", "weight")):
         raise ValueError(f"its columns are {', '.join(f'{name}: {kind}' for name, kind in kinds.items())}; they must be a text and two numbers")
     size = sum(file.metadata.row_group(at).total_byte_size for at in range(file.metadata.num_row_groups))
     if file.metadata.num_rows > MOST or size > LARGEST:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, InputStatistic, Seen, Statistic
 from calibrant.data import TokenBatch
-from calibrant.durable import UNFINISHED, flush, usual_rights
+from calibrant.durable import UNFINISHED, flush, short, undoing, usual_rights
 from calibrant.errors import OutputError
 from calibrant.models import Block, Opened, Weight
 from calibrant.spec import identity
@@ -128,7 +128,7 @@ class Statistics:
     def _read(self, kind: type[InputStatistic], block: Block) -> dict[str, InputStatistic]:
         told, path = self._told(kind, block), self._path(kind, block)
         if told is None:
-            raise OutputError(f"{str(path)!r} is gone or is not what was written; ask again, and it is made anew", subject=str(path))
+            raise OutputError(f"{short(path)!r} is gone or is not what was written; ask again, and it is made anew", subject=str(path))
         device = block.weights[0].stored.device if block.weights else torch.device("cpu")
         with safe_open(path, framework="pt") as file:
             several = [_brought_back(kind, file.get_tensor(str(n)).to(device), *sums) for n, sums in enumerate(told["sums"])]
@@ -150,11 +150,12 @@ class Statistics:
     def _write(self, path: Path, tensors: Mapping[str, Tensor], told: str) -> None:
         half = path.with_name(f"{UNFINISHED}.{path.name}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with usual_rights(half):
-                save_file(dict(tensors), half, metadata={"calibrant": told})
-            flush(half)
-            os.replace(half, path)
+            with undoing(path.parent, half):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with usual_rights(half):
+                    save_file(dict(tensors), half, metadata={"calibrant": told})
+                flush(half)
+                os.replace(half, path)
         except (OSError, SafetensorError) as error:
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
             reason = "the disk is full; free some space and ask again" if full else f"{error}; is it yours to write to?"

@@ -4,12 +4,13 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, overload
 
-from calibrant.durable import LARGEST, UNFINISHED, content, opened, packed, read_json, text_of_json, write_bytes
+from calibrant.durable import LARGEST, UNFINISHED, content, opened, packed, read_json, text_of_json, undoing, write_bytes
 from calibrant.errors import OutputError
 from calibrant.foreign import brief
 from calibrant.outcomes import Journal, Measurement, Outcome, read_items, write_items
@@ -48,13 +49,22 @@ class Store:
         self._staging = Staging(self.folder)
         found = self._check_ours(create)
         if create:
-            with self._staging.writing("make the store"):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with left(self.folder) as corners:
-                    for corner in corners:
-                        shutil.rmtree(corner, ignore_errors=True)
-            if found != FORMAT or not (self.folder / MARKER).exists():
-                self.write_text(MARKER, text_of_json({"format": FORMAT, "what": "results of calibrant; safe to copy, and to merge by copying"}))
+            unfinished = self.folder / UNFINISHED
+            with undoing(unfinished, unfinished / "lock"):
+                self._make(found)
+
+    def _make(self, found: int) -> None:
+        with self._staging.writing("make the store"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with left(self.folder) as corners:
+                for corner in corners:
+                    shutil.rmtree(corner, ignore_errors=True)
+        if found == FORMAT and (self.folder / MARKER).exists():
+            return
+        with ExitStack() as failed:
+            failed.callback(self._staging.close)
+            self.write_text(MARKER, text_of_json({"format": FORMAT, "what": "results of calibrant; safe to copy, and to merge by copying"}))
+            failed.pop_all()
 
     def _check_ours(self, create: bool) -> int:
         """The format of what is there."""

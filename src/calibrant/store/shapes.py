@@ -19,9 +19,8 @@ Count = Annotated[int, 0]
 Size = Annotated[float, 0]
 """At least 0."""
 Hex = Annotated[str, re.compile(r"(?:[0-9a-f]{4})*+")]
-Name = Annotated[str, re.compile(r"[\w:-]{1,200}")]
-"""An id: it becomes a file's name."""
-NoName = Annotated[str, re.compile(r"[\w:-]{0,200}")]
+Name = Annotated[str, re.compile(r"[\w:-]{0,200}")]
+"""An id, or nothing: it becomes a file's name."""
 Several = str | int | float | list[str | int | float] | None
 
 
@@ -169,7 +168,7 @@ class CellFields(TypedDict, total=False):
     method: str
     target: str
     seed: Count
-    run: NoName
+    run: Name
     measures: Mapping[str, Name]
     propagate: str
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
-from calibrant.durable import UNFINISHED, flush, reason, take, text_of_json, write_bytes
+from calibrant.durable import UNFINISHED, flush, reason, take, text_of_json, undoing, write_bytes
 from calibrant.errors import OutputError
 
 SUMS: Final = "sums.json"
@@ -70,11 +70,12 @@ class Staging:
     def replace(self, path: Path, content: bytes) -> None:
         """Write one file, whole or not at all; an older one is replaced."""
         with self.writing(f"write {path.relative_to(self._folder)}"):
-            _make(path.parent)
             half = self.corner() / path.name
             try:
                 write_bytes(half, content)
-                os.replace(half, path)
+                with undoing(path.parent):
+                    _make(path.parent)
+                    os.replace(half, path)
                 flush(path.parent)
             finally:
                 half.unlink(missing_ok=True)
@@ -87,7 +88,11 @@ class Staging:
             with (unfinished / "lock").open("a") as door:
                 take(door, wait=True)
                 corner = _new_folder(unfinished)
-                lock = (corner / "lock").open("a")
+                try:
+                    lock = (corner / "lock").open("a")
+                except OSError:
+                    corner.rmdir()
+                    raise
                 take(lock)
             self._corner, self._process = corner, os.getpid()
             self._give_back = weakref.finalize(self, _leave, corner, lock, self._process)
@@ -120,13 +125,14 @@ def sums(folder: Path) -> dict[str, str]:
 def _move(folder: Path, path: Path) -> None:
     """Let a whole folder become `path`; if an answer is there by then, it stays."""
     flush(folder)
-    _make(path.parent)
-    try:
-        os.rename(folder, path)
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.EACCES) or not path.exists():
-            raise
-        _complete(folder, path)
+    with undoing(path.parent):
+        _make(path.parent)
+        try:
+            os.rename(folder, path)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.EACCES) or not path.exists():
+                raise
+            _complete(folder, path)
     flush(path.parent)
 
 

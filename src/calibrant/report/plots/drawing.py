@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree
 
-from calibrant.durable import put, reason
+from calibrant.durable import put, reason, undoing
 from calibrant.errors import OutputError
 from calibrant.report.plots.picture import Plot
 from calibrant.report.plots.theme import DARK, FONT, LIGHT, resolved
@@ -55,11 +55,12 @@ def write(plots: Sequence[Plot], folder: Path, dark: bool = False) -> list[Path]
     palette = DARK if dark else LIGHT
     written: list[Path] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for plot in plots:
-            svg = _file(plot, palette)
-            made = {"svg": svg.encode(), "png": vl_convert.svg_to_png(svg, scale=SCALE), "pdf": vl_convert.svg_to_pdf(svg)}
-            written += [put(folder / f"{plot.name}.{ending}", content) for ending, content in made.items()]
+        with undoing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for plot in plots:
+                svg = _file(plot, palette)
+                made = {"svg": svg.encode(), "png": vl_convert.svg_to_png(svg, scale=SCALE), "pdf": vl_convert.svg_to_pdf(svg)}
+                written += [put(folder / f"{plot.name}.{ending}", content) for ending, content in made.items()]
     except OSError as error:
         raise OutputError(f"plots can't be written to {str(folder)!r}: {reason(error)}", subject=str(folder)) from error
     return written
