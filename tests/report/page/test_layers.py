@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from calibrant.compare.layers import Layers
+from calibrant.foreign import visible
 from calibrant.report.page.layers import layers
 
 from tests.report.page.browser import HOSTILE, data_in, layered
@@ -106,7 +107,7 @@ def test_names_are_text_and_nothing_ends_the_script():
     assert "<img" not in html
     told = html.partition('id="layers-data">')[2].partition("</script>")[0]
     assert not set("<>&\u2028\u2029") & set(told)
-    assert json.loads(told)["names"][0] == HOSTILE
+    assert json.loads(told)["names"][0] == visible(HOSTILE)
 
 
 def test_without_a_script_it_says_so():

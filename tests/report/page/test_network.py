@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from calibrant.compare.likeness import Likeness
+from calibrant.foreign import visible
 from calibrant.report.page.bundle import digest, embedded, vega_bundle
 from calibrant.report.page.network import MOST_EDGES, Effect, Network, Node, network
 from calibrant.report.plots.theme import FAMILIES
@@ -148,7 +149,7 @@ def test_names_are_text_and_nothing_ends_the_script():
     assert "\x00" not in html
     told = html.partition('id="network-data">')[2].partition("</script>")[0]
     assert not set("<>&\u2028\u2029") & set(told)
-    assert json.loads(told)["nodes"][0]["name"] == f"{HOSTILE}0"
+    assert json.loads(told)["nodes"][0]["name"] == visible(f"{HOSTILE}0")
     assert len(json.loads(told)["nodes"][0]["label"]) == 26
 
 
