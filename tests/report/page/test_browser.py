@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from calibrant.foreign import visible
+
 from tests.report.page.browser import HOSTILE, Watched, browser, layered, needs_browser, opened, similar, small
 
 pytestmark = needs_browser
