@@ -161,7 +161,7 @@ class Statistics:
             reason = "the disk is full; free some space and ask again" if full else f"{error}; is it yours to write to?"
             with suppress(OSError):
                 half.unlink()
-            raise OutputError(f"can't keep statistics in {str(self.folder)!r}: {reason}", subject=str(self.folder)) from error
+            raise OutputError(f"can't keep statistics in {short(self.folder)!r}: {reason}", subject=str(self.folder)) from error
 
     def _path(self, kind: type[InputStatistic], block: Block) -> Path:
         return self.folder / KINDS[kind] / f"block-{block.index:05d}.safetensors"
