@@ -92,7 +92,8 @@ class Encoder(ABC):
     def special(self) -> frozenset[int]:
         """The ids of special tokens."""
         added = (i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special)
-        return frozenset({*self.tokenizer.all_special_ids, *added})
+        # A special token that the vocabulary lacks has no id.
+        return frozenset({i for i in self.tokenizer.all_special_ids if isinstance(i, int)} | {*added})
 
 
 class IdEncoder(Encoder):
