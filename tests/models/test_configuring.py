@@ -1,7 +1,6 @@
 """A configuration chooses sizes that its files have, and no code; everything else about it is a sentence."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,20 +11,10 @@ from calibrant.errors import ModelError
 from calibrant.foreign import TRUST_REMOTE_CODE
 from calibrant.models import open_model, open_tokenizer
 from calibrant.models.configuring import trusted
-from calibrant.testing import tiny_folder, tiny_model
+from calibrant.testing import tiny_model
 
 TRAP = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nraise SystemExit('ran')\n"
 MAP = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("sound") / "model")
-
-
-@pytest.fixture
-def folder(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / "copy"))
 
 
 def edit(folder: Path, **entries: object) -> None:

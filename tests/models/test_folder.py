@@ -13,20 +13,9 @@ from safetensors.torch import load_file, save_file
 from calibrant.errors import ModelError
 from calibrant.models import folder as folders
 from calibrant.models import open_model, open_tokenizer
-from calibrant.testing import tiny_folder
 
 INDEX = "model.safetensors.index.json"
 Damage = Callable[[Path], object]
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("sound") / "model")
-
-
-@pytest.fixture
-def folder(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / "copy"))
 
 
 def in_shards(folder: Path, second: str = "model-00002-of-00002.safetensors") -> None:

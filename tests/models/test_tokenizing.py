@@ -1,7 +1,6 @@
 """Tokenizers that are none, or another model's, are one sentence."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +8,6 @@ import pytest
 
 from calibrant.errors import ModelError
 from calibrant.models import open_model, open_tokenizer
-from calibrant.testing import tiny_folder
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("sound") / "model")
-
-
-@pytest.fixture
-def folder(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / "copy"))
 
 
 def edit(folder: Path, name: str, **entries: Any) -> None:
