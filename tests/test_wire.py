@@ -42,7 +42,7 @@ MANY = [
     (),
     (1, [2, (3,)]),
     {1: "one", "two": (2,), (3, 4): {}},
-    frozenset({1, "a"}),
+    pytest.param(frozenset({1, "a"}), id="frozenset"),
     b"",
     b"\x00\xff",
     Path("a/b"),
