@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calibrant.activations import BlockChange, FeatureNorms, Seen
 from calibrant.checkpoint import Checkpoint
-from calibrant.compress import Asked, compress, drop_blocks, fitting, prune
+from calibrant.compress import Asked, compress, drop_blocks, fitting
 from calibrant.data import CalibrationSet
 from calibrant.errors import NumericsError, OutputError, SpecError, TargetError
+from calibrant.jobs import prune
 from calibrant.methods import BlockMethod, Compressed, Method
 from calibrant.models import ModelView, open_model, save, view
 from calibrant.targets import Sparsity, Target

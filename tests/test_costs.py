@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from calibrant.clock import Clock
-from calibrant.compress import prune
 from calibrant.costs import Costs, operations, peak, processor
 from calibrant.data import CalibrationSet
+from calibrant.jobs import prune
 from calibrant.models import view
 from calibrant.testing import tiny_folder, tiny_model
 

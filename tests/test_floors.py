@@ -16,14 +16,14 @@ FLOORS = [
     ["activations", "targets", "store", "outcomes", "durable", "estimates", "wire"],
     ["data", "models", "ranks"],
     ["walk", "checkpoint", "methods", "allocations", "statistics", "changes", "costs", "select"],
-    ["compress", "evaluators", "testing", "languages"],
+    ["compress", "jobs", "evaluators", "testing", "languages"],
     ["study", "compare", "mixtures", "names", "inspection"],
     ["report", "screen", "recommend"],
     ["demo"],
     ["cli"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-LOWER_FIRST = {"durable": -2, "estimates": -2, "outcomes": -1}
+LOWER_FIRST = {"durable": -2, "estimates": -2, "outcomes": -1, "compress": -1}
 """What the store and the comparison share stands at the foot of their floor: its neighbours may use it."""
 TORCH_FREE = [
     "launch",

@@ -22,9 +22,9 @@ from calibrant import __version__
 from calibrant import walk as walking
 from calibrant.activations import FeatureNorms, Gram, Seen
 from calibrant.cli import _frame
-from calibrant.compress import prune
 from calibrant.data import TokenBatch
 from calibrant.errors import CalibrantError, NumericsError, RankError
+from calibrant.jobs import prune
 from calibrant.methods import methods
 from calibrant.models import view
 from calibrant.ranks import ALONE, Ranks, _Failure, _Together, joined

@@ -1,16 +1,14 @@
 """Where walk, method, allocation and calibration meet.
 
-`compress` works on a model in memory; `prune` is the whole job: open, calibrate, compress, save. A `prune` that was killed continues from its
-last finished block when it is asked again.
+`compress` works on a model in memory, and says what it did to every matrix.
 """
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import psutil
 import torch
@@ -20,18 +18,13 @@ from calibrant.allocations import Allocation, allocations
 from calibrant.allocator import freed_memory_kept
 from calibrant.changes import input_sizes, mask_bits, output_error
 from calibrant.checkpoint import Checkpoint
-from calibrant.clock import Clock, spent_on
-from calibrant.costs import Costs, provenance
-from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.data.shown import Shown
-from calibrant.data.user_file import files_behind
+from calibrant.clock import spent_on
+from calibrant.data import TokenBatch
 from calibrant.errors import CalibrantError, SpecError
 from calibrant.methods import BlockMethod, Method, methods
-from calibrant.models import ModelView, Opened, Weight, check_finite, check_output, open_model, read_manifest, save, view
-from calibrant.notebook import card
+from calibrant.models import ModelView, Opened, Weight
 from calibrant.progress import Progress, silent
-from calibrant.ranks import ALONE, Ranks, joined
-from calibrant.select import resolved
+from calibrant.ranks import ALONE, Ranks
 from calibrant.spec import canonical
 from calibrant.statistics import KINDS, Dense, Statistics, by_block, mixed, statistics_ids
 from calibrant.store import Record, Run
@@ -39,8 +32,6 @@ from calibrant.targets import Target, parse_target
 from calibrant.walk import Propagation, walk, walk_blocks
 
 PROPAGATIONS = ("arrival", "reference", "dense")
-MOST_GB: Final = 1_000_000
-"""Room for activations at most that can be asked for."""
 
 
 @dataclass(frozen=True)
@@ -77,22 +68,6 @@ class Asked:
             dtype=str(opened.dtype).removeprefix("torch."),
             seed=seed if looks else 0,
         )
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """What `prune` gives back: the model in memory, what was done to it, and where it was saved (None if it wasn't)."""
-
-    opened: Opened
-    record: Record
-    out: Path | None
-    continued_from: int = 0
-    already_done: bool = False
-    costs: Costs | None = None
-
-    def _repr_html_(self) -> str:
-        told = {"saved in": self.out or "", "continued from block": self.continued_from or ""}
-        return card(f"{self.opened.name}, pruned", told, inside=self.record._repr_html_())
 
 
 @freed_memory_kept()
@@ -259,137 +234,3 @@ def fitting(
     if needed <= allowed:
         return propagate, ""
     return "reference", f"arrival would hold about {needed / 1e9:.1f} GB of activations and may hold {allowed / 1e9:.1f} GB; went on with reference"
-
-
-def prune(
-    model: str,
-    data: str | CalibrationSet,
-    method: str | Method = "wanda",
-    sparsity: float | str | Target = 0.5,
-    out: str | Path | None = None,
-    *,
-    samples: int = 128,
-    tokens: int | None = None,
-    length: int = 2048,
-    seed: int = 0,
-    propagate: str = "arrival",
-    allocation: str | Allocation = "uniform",
-    dtype: str = "auto",
-    device: str = "auto",
-    memory: float | None = None,
-    profile: bool = False,
-    progress: Progress = silent,
-) -> Pruned:
-    """Open `model`, compress it with what `data` shows it, and save it to `out` as an ordinary Hugging Face folder.
-
-    `sparsity` is a share of every matrix (`0.5`) or N kept of every M (`"2:4"`). The same call after an interruption continues from the last
-    finished block; after it is done, it says so and does nothing. With `profile` the result has `costs`: where the time went, and the least it
-    could have taken. Where `arrival` would hold more than `memory` GB of activations (by default 80 % of what is free), the job goes on with
-    `reference`, and the record says so. Raises an `InputError` for anything that can't be used, before any work.
-
-    Processes that torchrun started calibrate together, each on its share of the micro-batches, and all of them get the model; the first one
-    alone writes, and tells `progress`. One that fails ends all: the others raise its error, or `RankError`.
-    """
-    with joined() as ranks:
-        asked, room = Asked.parse(method, sparsity, propagate, allocation), _bytes(memory)
-        calibration = data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples=samples, length=length, tokens=tokens, seed=seed)
-        folder, told = None if out is None else Path(out), progress if ranks.first else silent
-        job = _Job.open(model, calibration, asked, folder, dtype, device, room, told, ranks)
-        done = job.into(folder, device) if folder is not None else Pruned(job.opened, job.told(job.compress(None)), None)
-        return replace(done, costs=job.costs()) if profile and not done.already_done else done
-
-
-def _bytes(memory: float | None) -> int | None:
-    if memory is not None and not 0 < memory <= MOST_GB:
-        raise SpecError(f"memory={memory:g} is no room for activations; give GB above 0 and up to {MOST_GB:,}, or leave it out", subject=str(memory))
-    return None if memory is None else int(memory * 1e9)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A `prune` whose model is open and whose tokens are drawn."""
-
-    opened: Opened
-    seen_by: ModelView
-    batch: TokenBatch | None
-    asked: Asked
-    calibration: CalibrationSet
-    clock: Clock
-    note: str
-    progress: Progress
-    ranks: Ranks
-
-    @classmethod
-    def open(
-        cls,
-        model: str,
-        calibration: CalibrationSet,
-        asked: Asked,
-        folder: Path | None,
-        dtype: str,
-        device: str,
-        room: int | None,
-        progress: Progress,
-        ranks: Ranks,
-    ) -> "_Job":
-        """Open and draw, once it is clear that `folder` can be written."""
-        clock = Clock()
-        if folder is not None and read_manifest(folder) is None:
-            check_output(folder)
-        with clock.phase("open"):
-            opened = open_model(model, dtype, ranks.device(device))
-            seen_by = view(opened.model)
-            check_finite(seen_by)
-        with clock.phase("tokenize"):
-            batch = resolved(calibration, opened, progress).tokens(opened.tokenizer) if asked.method.observes else None
-        ranks.agree("the run that is asked for", asked.run(opened, batch, str(calibration), calibration.seed).id)
-        fits = ranks.gathered([fitting(asked.propagate, seen_by, batch, opened.dtype, room)])
-        propagate, note = max(fits, key=lambda fit: bool(fit[1]))  # where memory is short for one, none can go on as asked
-        return cls(opened, seen_by, batch, replace(asked, propagate=propagate), calibration, clock, note, progress, ranks)
-
-    def compress(self, checkpoint: Checkpoint | None) -> Record:
-        told = {"data": str(self.calibration), "seed": self.calibration.seed}
-        with self.clock.phase("compress"):
-            job = self.opened, self.seen_by, self.batch, self.asked
-            return compress(*job, **told, progress=self.progress, checkpoint=checkpoint, ranks=self.ranks)
-
-    def costs(self) -> Costs:
-        """What all of it cost."""
-        return Costs.of(self.clock, self.seen_by, 0 if self.batch is None else int(self.batch.mask.sum()))
-
-    def told(self, record: Record) -> Record:
-        """`record` with how it came about so far."""
-        return replace(record, provenance=provenance(self.opened, self.clock, self.note) | {"ranks": self.ranks.size})
-
-    def into(self, folder: Path, device: str) -> Pruned:
-        """Compress and save, from the last finished block on; or say that it is done."""
-        run = self.asked.run(self.opened, self.batch, str(self.calibration), self.calibration.seed)
-        if (manifest := read_manifest(folder)) is not None:
-            return _already(manifest, run, folder, self.ranks.device(device))
-        checkpoint = Checkpoint(folder, run.id)
-        continued = len(checkpoint.load())
-        record = self.compress(checkpoint)
-        if self.ranks.first:
-            with self.clock.phase("save"), checkpoint.staying():
-                own = any(True for part in self.calibration.parts for _ in files_behind(part.source))
-                shown = Shown.of(() if self.batch is None else self.batch.rows, own)
-                save(self.opened, folder, manifest_of(self.told(record), shown), shown.files)
-            checkpoint.remove()
-        return Pruned(self.opened, self.told(record), folder, continued)
-
-
-def _already(manifest: Mapping[str, Any], run: Run, folder: Path, device: str) -> Pruned:
-    """The folder holds what was asked for, or an error that says what it holds instead."""
-    if manifest.get("id") != run.id:
-        check_output(folder)
-    kept = manifest["record"]
-    record = Record(Run(**kept["run"]), kept["sparsity"], tuple(kept["weights"]), tuple(kept["dense"]), kept["data_facts"], kept["provenance"])
-    return Pruned(open_model(str(folder), run.dtype, device), record, folder, already_done=True)
-
-
-def manifest_of(record: Record, shown: Shown) -> dict[str, Any]:
-    """What `calibrant.json` beside a saved model says: what was asked, the calibration's fingerprint, every matrix and why some are dense.
-
-    The rows that it was calibrated on stand there by their hashes, so that nobody measures on them unawares.
-    """
-    return {"calibrant": version("calibrant"), "id": record.run.id, "record": asdict(record), **shown.entries}

@@ -77,7 +77,7 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Prune MODEL and save it as an ordinary Hugging Face folder. A run that was killed continues when asked again."""
-    from calibrant.compress import prune as run
+    from calibrant.jobs import prune as run
 
     look_in(data_dir)
     budget = functools.partial(run, samples=samples, tokens=tokens, length=length, seed=seed, memory=memory, profile=profile)
