@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,12 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calibrant.activations import BlockChange, FeatureNorms, Seen
 from calibrant.checkpoint import Checkpoint
-from calibrant.compress import Asked, compress, drop_blocks, fitting
+from calibrant.compress import Recipe, compress, fitting
 from calibrant.data import CalibrationSet
+from calibrant.edits import Replace
 from calibrant.errors import NumericsError, OutputError, SpecError, TargetError
 from calibrant.jobs import prune
-from calibrant.methods import BlockMethod, Compressed, Method
-from calibrant.models import ModelView, open_model, save, view
+from calibrant.methods import BlockMethod, Compressed, MatrixMethod
+from calibrant.models import ModelView, Weight, open_model, save, view
 from calibrant.targets import Sparsity, Target
 from calibrant.testing import tiny_folder
 
@@ -148,14 +148,14 @@ def test_a_pattern_that_does_not_fit_is_refused_by_name_and_nothing_is_touched(f
     before = {n: p.clone() for n, p in opened.model.named_parameters()}
     batch = CalibrationSet(texts, samples=2, length=16).tokens(opened.tokenizer)
     with pytest.raises(TargetError, match="q_proj"):
-        compress(opened, view(opened.model), batch, Asked.parse("wanda", "2:7"))
+        compress(opened, view(opened.model), batch, Recipe.parse("wanda", "2:7"))
     assert all(torch.equal(p, before[n]) for n, p in opened.model.named_parameters())
 
 
 def test_looking_without_data_is_refused(folder: Path) -> None:
     opened = open_model(str(folder), "float32")
     with pytest.raises(SpecError, match="wanda looks at activations and needs calibration data"):
-        compress(opened, view(opened.model), None, Asked.parse("wanda", 0.5))
+        compress(opened, view(opened.model), None, Recipe.parse("wanda", 0.5))
 
 
 def test_arrival_gives_way_when_memory_is_short(folder: Path, texts: str) -> None:
@@ -179,16 +179,20 @@ def test_the_room_for_activations_can_be_given(folder: Path, texts: str) -> None
         prune(str(folder), data, memory=-1.0)
 
 
+def as_it_is(weight: Weight) -> Replace:
+    return Replace(weight, Compressed(weight.get()))
+
+
 def test_a_checkpoint_that_broke_off_is_not_believed(folder: Path, tmp_path: Path) -> None:
     seen_by = view(open_model(str(folder), "float32").model)
     kept = Checkpoint(tmp_path / "out", "sha256:1")
     for block in seen_by.blocks:
-        kept.add(block.index, block, [{"name": w.name} for w in block.weights])
-    assert list(kept.load()) == [0, 1, 2]
-    path = kept.folder / "block-00001.safetensors"
+        kept.add(block.index, [as_it_is(w).kept() for w in block.weights], [{"name": w.name} for w in block.weights])
+    assert [len(step.reports) for step in kept.load()] == [7, 7, 7]
+    path = kept.folder / "edits-00001.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    assert list(kept.load()) == [0]
-    assert Checkpoint(tmp_path / "out", "sha256:2").load() == {}
+    assert len(kept.load()) == 1
+    assert Checkpoint(tmp_path / "out", "sha256:2").load() == []
     kept.remove()
     assert list(tmp_path.glob(".out*")) == []
 
@@ -199,8 +203,8 @@ def test_a_full_disk_is_one_sentence(folder: Path, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr("calibrant.checkpoint.save_file", full)
     block = view(open_model(str(folder), "float32").model).blocks[0]
-    with pytest.raises(OutputError, match=r"can't keep block 0 .*the disk is full"):
-        Checkpoint(tmp_path / "a/b/out", "sha256:1").add(0, block, [])
+    with pytest.raises(OutputError, match=r"can't keep step 0 .*the disk is full"):
+        Checkpoint(tmp_path / "a/b/out", "sha256:1").add(0, [as_it_is(block.weights[0]).kept()], [])
     assert not (tmp_path / "a").exists()
 
 
@@ -208,7 +212,7 @@ def test_a_finished_block_has_the_rights_that_the_umask_gives(folder: Path, tmp_
     block = view(open_model(str(folder), "float32").model).blocks[0]
     usual = os.umask(0o022)
     try:
-        Checkpoint(tmp_path / "out", "sha256:1").add(0, block, [])
+        Checkpoint(tmp_path / "out", "sha256:1").add(0, [as_it_is(block.weights[0]).kept()], [])
     finally:
         os.umask(usual)
     assert [p.stat().st_mode & 0o777 for p in (tmp_path / ".out.calibrant-partial").iterdir()] == [0o644]
@@ -246,7 +250,7 @@ def test_a_mix_in_dense_is_the_sum_of_its_parts(folder: Path, mixture: str, meth
     assert len({part.ids.shape for _, part in batch.mixed}) == 1
     for asked in (batch, replace(batch, mixed=())):  # as two passes that are added, and as one over weighted tokens
         seen_by.restore(pristine)
-        record = compress(opened, seen_by, asked, Asked.parse(method, 0.5, "dense"))
+        record = compress(opened, seen_by, asked, Recipe.parse(method, 0.5, "dense"))
         found.append((record, {w.name: w.get().clone() for w in seen_by.weights}))
     for name, matrix in found[0][1].items():
         assert torch.equal(matrix == 0, found[1][1][name] == 0)
@@ -258,13 +262,13 @@ def test_a_mix_reads_what_the_sets_alone_left(folder: Path, mixture: str, tmp_pa
     opened, seen_by = restored(folder)
     pristine, chosen, kept = seen_by.snapshot(), CalibrationSet(mixture, samples=4, length=24), tmp_path / "statistics"
     batch, found = chosen.tokens(opened.tokenizer), []
-    asked = Asked.parse("sparsegpt", "2:4", "dense")
+    asked = Recipe.parse("sparsegpt", "2:4", "dense")
     for part in chosen.mixed:
         compress(opened, seen_by, part.tokens(opened.tokenizer), asked, statistics=kept)
         seen_by.restore(pristine)
     found.append((compress(opened, seen_by, batch, asked), {w.name: w.get().clone() for w in seen_by.weights}))
     seen_by.restore(pristine)
-    monkeypatch.setattr("calibrant.compress.walk", lambda *_, **__: pytest.fail("another forward"))
+    monkeypatch.setattr("calibrant.observing.walk", lambda *_, **__: pytest.fail("another forward"))
     found.append((compress(opened, seen_by, batch, asked, statistics=kept), {w.name: w.get().clone() for w in seen_by.weights}))
     assert found[0][0] == found[1][0]
     assert all(torch.equal(matrix, found[1][1][name]) for name, matrix in found[0][1].items())
@@ -307,7 +311,7 @@ class Bits(Target):
 
 
 @dataclass(frozen=True, repr=False)
-class RoundToNearest(Method):
+class RoundToNearest(MatrixMethod):
     """Rounds to a grid per output row, scaled by what the inputs' norms say: a quantizer that observes."""
 
     observes: ClassVar = (FeatureNorms,)
@@ -325,15 +329,14 @@ class DropStill(BlockMethod):
 
     observes: ClassVar = (BlockChange,)
 
-    def choose(self, seen: Sequence[Seen], target: Target) -> Sequence[int]:
-        order = sorted(range(len(seen)), key=lambda i: seen[i][BlockChange].total / seen[i][BlockChange].mass)
-        return order[: round(len(seen) * target.fraction)] if isinstance(target, Sparsity) else []
+    def score(self, seen: Seen) -> float:
+        return seen[BlockChange].total / seen[BlockChange].mass
 
 
 def test_the_seam_for_quantization(folder: Path, texts: str) -> None:
     opened = open_model(str(folder), "float32")
     batch = CalibrationSet(texts, samples=4, length=16).tokens(opened.tokenizer)
-    asked = replace(Asked.parse("wanda", 0.5), method=RoundToNearest(), target=Bits(4))
+    asked = replace(Recipe.parse("wanda", 0.5), method=RoundToNearest(), target=Bits(4))
     record = compress(opened, view(opened.model), batch, asked)
     for weight in view(opened.model).weights:
         assert all(len(row.unique()) <= 15 for row in weight.get())
@@ -351,8 +354,11 @@ def test_the_seam_for_dropping_blocks(folder: Path, texts: str, tmp_path: Path) 
     ids = torch.arange(3, 20)[None]
     with torch.no_grad():
         before = opened.model(ids).logits
-        assert drop_blocks(seen_by, batch, DropStill(), Sparsity(1 / 3)) == [1]
+        record = compress(opened, seen_by, batch, Recipe.parse(DropStill(), Sparsity(0.34)))
         assert torch.equal(opened.model(ids).logits, before)
+    assert [(edit["blocks"], edit["of"]) for edit in record.edits] == [([1], 3)]
+    assert record.weights == ()
+    assert record.sparsity == pytest.approx(1 / 3)
     save(opened, tmp_path / "shorter", {})
     reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "shorter", dtype=torch.float32)
     assert reopened.config.num_hidden_layers == 2

@@ -13,9 +13,10 @@ import calibrant
 ROOT = Path(calibrant.__file__).parent
 FLOORS = [
     ["errors", "foreign", "spec", "registry", "progress", "notebook", "allocator", "clock", "launch"],
-    ["activations", "targets", "store", "outcomes", "durable", "estimates", "wire"],
+    ["activations", "compressed", "targets", "store", "outcomes", "durable", "estimates", "wire"],
     ["data", "models", "ranks"],
-    ["walk", "checkpoint", "methods", "allocations", "statistics", "changes", "costs", "select"],
+    ["walk", "changes", "statistics", "observing", "edits", "edits_file", "job"],
+    ["methods", "allocations", "transforms", "checkpoint", "costs", "select"],
     ["compress", "jobs", "evaluators", "testing", "languages"],
     ["study", "compare", "mixtures", "names", "inspection"],
     ["report", "screen", "recommend"],
@@ -23,8 +24,18 @@ FLOORS = [
     ["cli"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-LOWER_FIRST = {"durable": -2, "estimates": -2, "outcomes": -1, "compress": -1}
-"""What the store and the comparison share stands at the foot of their floor: its neighbours may use it."""
+LOWER_FIRST = {
+    "durable": -2,
+    "estimates": -2,
+    "outcomes": -1,
+    "walk": -2,
+    "statistics": -2,
+    "changes": -2,
+    "edits": -1,
+    "observing": -1,
+    "compress": -1,
+}
+"""What stands at the foot of its floor: its neighbours may use it."""
 TORCH_FREE = [
     "launch",
     "errors",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from calibrant import CalibrationSet
-from calibrant.compress import Asked, compress
+from calibrant.compress import Recipe, compress
 from calibrant.errors import DataError, ModelError, SpecError
 from calibrant.evaluators.loss import Loss
 from calibrant.languages import Lape, lape
@@ -266,7 +266,7 @@ class Pruning:
         for data, draw in drawn:
             self.seen_by.restore(self.whole)
             batch = CalibrationSet(data, tokens=TOKENS, length=WINDOW, seed=draw).tokens(self.opened.tokenizer)
-            compress(self.opened, self.seen_by, batch, Asked.parse(method, 0.6, propagate))
+            compress(self.opened, self.seen_by, batch, Recipe.parse(method, 0.6, propagate))
             masks[data, draw] = torch.cat([weight.get().flatten() != 0 for weight in self.seen_by.weights])
             losses |= {data: self.losses()} if draw == 0 else {}
         self.seen_by.restore(self.whole)
@@ -349,7 +349,7 @@ def test_specific_neurons_are_found_and_some_stay_when_it_is_pruned(trained: Pru
     before = lape(trained.opened, LANGUAGES, tokens=8192, length=WINDOW, lowest=0.05)
     assert int(before.specific.any(0).sum()) == round(0.05 * sum(before.sizes))
     batch = CalibrationSet(POOLED, tokens=8192, length=WINDOW).tokens(trained.opened.tokenizer)
-    compress(trained.opened, trained.seen_by, batch, Asked.parse("wanda", 0.6, "dense"))
+    compress(trained.opened, trained.seen_by, batch, Recipe.parse("wanda", 0.6, "dense"))
     after = lape(trained.opened, LANGUAGES, tokens=8192, length=WINDOW, lowest=0.05)
     trained.seen_by.restore(trained.whole)
     kept = before.staying(after)

@@ -87,10 +87,10 @@ def test_did_you_mean_keeps_silent_when_nothing_is_near() -> None:
 
 PAIR = """
 from dataclasses import dataclass
-from calibrant.methods import Compressed, Method
+from calibrant.methods import Compressed, MatrixMethod
 
 @dataclass(frozen=True, repr=False)
-class Pow(Method):
+class Pow(MatrixMethod):
     power: float = 0.5
 
     def compress(self, weight, seen, target):

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from calibrant.activations import BlockChange, FeatureNorms, Gram, Seen
-from calibrant.compress import Asked, compress, gather
+from calibrant.compress import Recipe, compress
 from calibrant.data import TokenBatch
 from calibrant.durable import short
 from calibrant.errors import OutputError
 from calibrant.models import ModelView, Opened, Weight, view
+from calibrant.observing import gather
 from calibrant.statistics import KINDS, Statistics, by_block, mixed, packed_bytes, statistics_id, statistics_ids, surplus
 from calibrant.testing import tiny_model
 from calibrant.walk import walk
@@ -102,7 +103,7 @@ def test_from_disk_or_from_a_walk_it_is_the_same_to_the_bit(family: str, method:
     for folder in (None, tmp_path, tmp_path):
         opened = opened_of(family)
         seen_by = view(opened.model)
-        record = compress(opened, seen_by, batch, Asked.parse(method, 0.5, "dense"), statistics=folder, kinds=BOTH)
+        record = compress(opened, seen_by, batch, Recipe.parse(method, 0.5, "dense"), statistics=folder, kinds=BOTH)
         results.append((record, numbers(seen_by)))
     assert results[0][0] == results[1][0] == results[2][0]
     assert same(results[0][1], results[1][1])
@@ -113,18 +114,18 @@ def test_what_is_there_is_not_walked_for_again(tmp_path: Path, monkeypatch: pyte
     opened, batch = opened_of("llama"), batch_of()
     seen_by = view(opened.model)
     pristine = seen_by.snapshot()
-    compress(opened, seen_by, batch, Asked.parse("wanda", 0.5, "dense"), statistics=tmp_path, kinds=BOTH)
-    monkeypatch.setattr("calibrant.compress.walk", lambda *_, **__: pytest.fail("another forward"))
+    compress(opened, seen_by, batch, Recipe.parse("wanda", 0.5, "dense"), statistics=tmp_path, kinds=BOTH)
+    monkeypatch.setattr("calibrant.observing.walk", lambda *_, **__: pytest.fail("another forward"))
     for method, target in (("wanda", "2:4"), ("wanda", 0.6), ("sparsegpt", 0.5)):
         seen_by.restore(pristine)
-        compress(opened, seen_by, batch, Asked.parse(method, target, "dense"), statistics=tmp_path)
+        compress(opened, seen_by, batch, Recipe.parse(method, target, "dense"), statistics=tmp_path)
 
 
 def test_a_record_does_not_tell_what_else_was_gathered(tmp_path: Path) -> None:
     found = []
     for folder, kinds in ((tmp_path / "alone", ()), (tmp_path / "both", BOTH)):
         opened = opened_of("llama")
-        found.append(compress(opened, view(opened.model), batch_of(), Asked.parse("wanda", 0.5, "dense"), statistics=folder, kinds=kinds))
+        found.append(compress(opened, view(opened.model), batch_of(), Recipe.parse("wanda", 0.5, "dense"), statistics=folder, kinds=kinds))
     assert found[0] == found[1]
     assert {p.name for p in (tmp_path / "both").glob("*/*")} == {"norms", "gram"}
 
@@ -141,7 +142,7 @@ def test_a_killed_pass_goes_on_from_its_last_whole_block(tmp_path: Path, monkeyp
         gather(seen_by, batch, BOTH, kept, killed)
     assert kept.held(Gram, seen_by.blocks) == 2
     begun: list[int] = []
-    monkeypatch.setattr("calibrant.compress.walk", lambda *a, start, **k: begun.append(start) or walk(*a, start=start, **k))
+    monkeypatch.setattr("calibrant.observing.walk", lambda *a, start, **k: begun.append(start) or walk(*a, start=start, **k))
     gather(seen_by, batch, BOTH, kept)
     gather(seen_by, batch, BOTH, kept)
     assert begun == [2]
@@ -240,7 +241,7 @@ def test_one_thread_or_two_give_the_same_mask(tmp_path: Path) -> None:
         opened = opened_of("llama")
         torch.set_num_threads(threads)
         try:
-            compress(opened, view(opened.model), batch_of(), Asked.parse("wanda", 0.5, "dense"), statistics=tmp_path / str(threads), kinds=BOTH)
+            compress(opened, view(opened.model), batch_of(), Recipe.parse("wanda", 0.5, "dense"), statistics=tmp_path / str(threads), kinds=BOTH)
         finally:
             torch.set_num_threads(1)
         found.append({name: tensor != 0 for name, tensor in numbers(view(opened.model)).items()})
@@ -286,5 +287,5 @@ def test_what_several_saw_is_added_once_for_all_that_share_it() -> None:
 def test_what_cannot_be_kept_is_walked_for(tmp_path: Path) -> None:
     assert BlockChange not in KINDS
     opened = opened_of("llama")
-    compress(opened, view(opened.model), batch_of(), Asked.parse("magnitude", 0.5, "dense"), statistics=tmp_path, kinds=BOTH)
+    compress(opened, view(opened.model), batch_of(), Recipe.parse("magnitude", 0.5, "dense"), statistics=tmp_path, kinds=BOTH)
     assert list(tmp_path.iterdir()) == []

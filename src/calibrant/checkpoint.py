@@ -1,13 +1,14 @@
-"""What a killed `prune` left: the blocks it had finished, beside the folder it was going to write.
+"""What a killed `prune` left: the edits it had made, beside the folder it was going to write.
 
-A block is one safetensors file that appears by rename. The folder carries the id of what was asked; asked for anything else, it is started anew.
+The edits of a block, or one that is no block's, are one safetensors file that appears by rename. Each carries the id of what was asked; asked for
+anything else, it is started anew.
 """
 
 import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,37 +16,36 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from calibrant.durable import undoing, usual_rights
+from calibrant.edits import Kept, as_tensors, from_tensors
 from calibrant.errors import OutputError
-from calibrant.models import Block
 
 
 @dataclass(frozen=True)
 class Finished:
-    """One block as it was left: its new matrices by name, and what the record says about them."""
+    """What was done in one step: its edits, and what the record says about each."""
 
-    weights: Mapping[str, Tensor]
+    edits: Sequence[Kept]
     reports: Sequence[dict[str, Any]]
 
 
 class Checkpoint:
-    """The finished blocks of the run `run_id` that is to be saved as `out`. Nothing is written before the first block is done."""
+    """The finished edits of the run `run_id` that is to be saved as `out`. Nothing is written before the first step is done."""
 
     def __init__(self, out: Path, run_id: str) -> None:
         out = out.absolute()
         self.folder = out.parent / f".{out.name}.calibrant-partial"
         self._run_id = run_id
 
-    def load(self) -> dict[int, Finished]:
-        """The unbroken row of blocks from the first one on; empty if nothing was begun, or something else was."""
-        found: dict[int, Finished] = {}
-        for index in range(len(list(self.folder.glob("block-*.safetensors")))):
-            block = self._read(index)
-            if block is None:
+    def load(self) -> list[Finished]:
+        """The unbroken row of steps from the first one on; empty if nothing was begun, or something else was."""
+        found: list[Finished] = []
+        for index in range(len(list(self.folder.glob("edits-*.safetensors")))):
+            step = self._read(index)
+            if step is None:
                 break
-            found[index] = block
+            found.append(step)
         return found
 
     def _read(self, index: int) -> Finished | None:
@@ -55,28 +55,29 @@ class Checkpoint:
                 metadata = file.metadata() or {}
                 if metadata.get("run") != self._run_id:
                     return None
-                return Finished({name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["reports"]))  # noqa: SIM118  # no mapping
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+                return Finished(from_tensors(tensors, json.loads(metadata["edits"])), json.loads(metadata["reports"]))
         except (SafetensorError, FileNotFoundError):
             return None
 
-    def add(self, index: int, block: Block, reports: Sequence[dict[str, Any]]) -> None:
-        """Keep a finished block. Raises `OutputError` on a full disk; the blocks before it stay."""
-        names = {report["name"] for report in reports}
-        tensors = {weight.name: weight.get().detach().contiguous().cpu() for weight in block.weights if weight.name in names}
+    def add(self, index: int, edits: Sequence[Kept], reports: Sequence[dict[str, Any]]) -> None:
+        """Keep the edits of step `index`. Raises `OutputError` on a full disk; the steps before it stay."""
+        tensors, entries = as_tensors(edits)
         path = self._path(index)
         half = path.with_suffix(".unfinished")
+        metadata = {"run": self._run_id, "edits": json.dumps(entries), "reports": json.dumps(reports)}
         try:
             with undoing(self.folder, half):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with usual_rights(half):
-                    save_file(tensors, half, metadata={"run": self._run_id, "reports": json.dumps(reports)})
+                    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, half, metadata=metadata)
                 os.replace(half, path)
         except (OSError, SafetensorError) as error:
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
             reason = "the disk is full; free some space and ask again" if full else f"{error}; is it yours to write to?"
             with suppress(OSError):
                 half.unlink()
-            raise OutputError(f"can't keep block {index} in {str(self.folder)!r}: {reason}", subject=str(self.folder)) from error
+            raise OutputError(f"can't keep step {index} in {str(self.folder)!r}: {reason}", subject=str(self.folder)) from error
 
     @contextmanager
     def staying(self) -> Iterator[None]:
@@ -94,4 +95,4 @@ class Checkpoint:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, index: int) -> Path:
-        return self.folder / f"block-{index:05d}.safetensors"
+        return self.folder / f"edits-{index:05d}.safetensors"

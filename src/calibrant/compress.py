@@ -1,72 +1,101 @@
-"""Where walk, method, allocation and calibration meet.
+"""What is to be done to a model, and the loop that does it: transforms, what is asked of each matrix, and a method's edits one by one."""
 
-`compress` works on a model in memory, and says what it did to every matrix.
-"""
-
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from calibrant.activations import InputStatistic, Seen, Statistic
+from calibrant.activations import Seen, Statistic
 from calibrant.allocations import Allocation, allocations
 from calibrant.allocator import freed_memory_kept
-from calibrant.changes import input_sizes, mask_bits, output_error
 from calibrant.checkpoint import Checkpoint
 from calibrant.clock import spent_on
 from calibrant.data import TokenBatch
-from calibrant.errors import CalibrantError, SpecError
-from calibrant.methods import BlockMethod, Method, methods
+from calibrant.edits import Edit, Kept, Replace, read_edit
+from calibrant.errors import SpecError, TargetError
+from calibrant.job import Job
+from calibrant.methods import MatrixMethod, Method, methods
 from calibrant.models import ModelView, Opened, Weight
+from calibrant.observing import untouched
 from calibrant.progress import Progress, silent
 from calibrant.ranks import ALONE, Ranks
 from calibrant.spec import canonical
-from calibrant.statistics import KINDS, Dense, Statistics, by_block, mixed, statistics_ids
+from calibrant.statistics import KINDS
 from calibrant.store import Record, Run
 from calibrant.targets import Target, parse_target
-from calibrant.walk import Propagation, walk, walk_blocks
+from calibrant.transforms import Transform, transforms
+from calibrant.walk import Propagation
 
 PROPAGATIONS = ("arrival", "reference", "dense")
+MEAN_WITHIN = 1e-3
+"""How far, as a share of what was asked, the mean of an allocation may lie from it."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is to be done to a model, resolved but not yet done."""
+class Recipe:
+    """What is to be done to a model, resolved but not yet done: transforms first, then what the method makes of the allocation's targets."""
 
     method: Method
     target: Target
     allocation: Allocation
     propagate: Propagation
+    transforms: tuple[Transform, ...] = ()
 
     @classmethod
     def parse(
-        cls, method: str | Method, sparsity: float | str | Target, propagate: str = "arrival", allocation: str | Allocation = "uniform"
-    ) -> "Asked":
-        """Read the texts a user gives; each that can't be read is an `InputError` with what is allowed."""
-        if propagate not in PROPAGATIONS:
+        cls,
+        method: str | Method,
+        target: float | str | Target,
+        propagate: str | None = None,
+        allocation: str | Allocation = "uniform",
+        transform: Sequence[str | Transform] = (),
+    ) -> "Recipe":
+        """Read the texts a user gives; each that can't be read is an `InputError` with what is allowed.
+
+        Without `propagate` it is the method's own default.
+        """
+        if propagate is not None and propagate not in PROPAGATIONS:
             raise SpecError(f"propagate={propagate!r} is not known; choose one of {', '.join(PROPAGATIONS)}", subject=propagate)
-        target = sparsity if isinstance(sparsity, Target) else parse_target(sparsity)
-        return cls(methods.build(method), target, allocations.build(allocation), propagate)
+        found = methods.build(method)
+        asked = target if isinstance(target, Target) else parse_target(target)
+        before = tuple(map(transforms.build, (transform,) if isinstance(transform, str | Transform) else transform))
+        return cls(found, asked, allocations.build(allocation), propagate or found.propagate, before)
+
+    @property
+    def parts(self) -> tuple[Method | Allocation | Transform, ...]:
+        """Everything in it that may look at calibration data."""
+        return self.method, self.allocation, *self.transforms
+
+    @property
+    def looks(self) -> bool:
+        """Whether anything in it looks at calibration data: then the tokens decide what comes of it."""
+        return any(part.observes for part in self.parts)
+
+    @property
+    def shared(self) -> tuple[type[Statistic], ...]:
+        """The statistics of the untouched model's matrices that it looks at, as far as they can be kept on disk for others."""
+        if self.transforms:
+            return ()
+        observes = dict.fromkeys((*(self.method.observes if self.propagate == "dense" else ()), *self.allocation.observes))
+        return tuple(kind for kind in observes if kind in KINDS)
 
     def run(self, opened: Opened, batch: TokenBatch | None, data: str = "", seed: int = 0) -> Run:
         """The identity-bearing description of doing this to `opened`, calibrated on `batch`."""
-        looks = bool(self.method.observes)
         return Run(
             model=opened.digest,
             model_name=opened.name,
-            data=data if looks else "",
-            tokens=batch.fingerprint if looks and batch is not None else "",
+            data=data if self.looks else "",
+            tokens=batch.fingerprint if self.looks and batch is not None else "",
             method=canonical(self.method),
             target=str(self.target),
             allocation=canonical(self.allocation),
-            propagate=self.propagate if looks else "",
+            propagate=self.propagate if self.method.observes else "",
             dtype=str(opened.dtype).removeprefix("torch."),
-            seed=seed if looks else 0,
+            seed=seed if self.looks else 0,
+            transforms=tuple(map(canonical, self.transforms)),
         )
 
 
@@ -75,7 +104,7 @@ def compress(
     opened: Opened,
     seen_by: ModelView,
     batch: TokenBatch | None,
-    asked: Asked,
+    recipe: Recipe,
     *,
     data: str = "",
     seed: int = 0,
@@ -83,137 +112,159 @@ def compress(
     checkpoint: Checkpoint | None = None,
     statistics: Path | None = None,
     kinds: tuple[type[Statistic], ...] = (),
+    keep: Callable[[Edit], None] = lambda _: None,
     ranks: Ranks = ALONE,
 ) -> Record:
-    """Compress the model behind `seen_by` in place, and say what was done to every matrix.
+    """Compress the model behind `seen_by` in place, and say what was done to it, edit by edit.
 
     In `dense`, what the matrices saw is kept in the folder `statistics`, if one is given: what is there is read, what is lacking is gathered in
     one pass, and with it the `kinds` that others will want. The result is the same to the bit. The model must be untouched.
 
-    With other `ranks`, each calibrates on a part of the batch and all compress every matrix; the first one alone keeps finished blocks.
+    `keep` is told every edit once it is made.
 
-    Raises `TargetError` before anything is touched if a matrix doesn't fit the target, and `NumericsError` or `WalkError` naming the matrix.
+    With other `ranks`, each calibrates on a part of the batch and all make every edit; the first one alone keeps finished ones.
+
+    Raises `TargetError` before anything is touched if the model doesn't fit the target, and `NumericsError` or `WalkError` naming the matrix.
     """
-    if asked.method.observes and batch is None:
-        raise SpecError(f"{asked.method} looks at activations and needs calibration data; give --data", subject=str(asked.method))
-    targets = asked.allocation.share(len(seen_by.blocks), asked.target)
-    for weight in seen_by.weights:
-        targets[weight.block].check(weight.shape, weight.name)
-    done = checkpoint.load() if checkpoint else {}
-    ranks.agree("what the folder of finished blocks holds", list(done))
-    if asked.propagate != "dense":
-        _put(seen_by, done)
-    reports = [report for block in done.values() for report in block.reports]
-    if asked.propagate == "dense" and batch is not None and asked.method.observes and (statistics or batch.mixed):
-        arrivals = _dense(opened, seen_by, batch, asked.method, len(done), statistics, kinds, progress, ranks)
-    else:
-        arrivals = walk(seen_by, batch, asked.method.observes, asked.propagate, start=len(done), ranks=ranks)
+    if recipe.looks and batch is None:
+        raise SpecError(f"{_looking(recipe)} looks at activations and needs calibration data; give --data", subject=_looking(recipe))
+    recipe.method.check_model(seen_by, recipe.target, dict.fromkeys(seen_by.named, recipe.target))
+    looks = Looks(opened, seen_by, batch, None if recipe.transforms else statistics, progress, ranks)
+    whole, reports = seen_by.weights, list(transformed(looks, recipe.transforms))
+    targets = allocated(looks, recipe.allocation, recipe.target)
+    recipe.method.check_model(seen_by, recipe.target, targets)
+    finished = checkpoint.load() if checkpoint else []
+    before = [report for step in finished for report in step.reports]
+    ranks.agree("what the folder of finished blocks holds", before)
+    done, late = put_back(seen_by, (kept for step in finished for kept in step.edits), recipe.propagate)
+    reports += before
+    job = Job(opened, seen_by, batch, recipe.target, targets, recipe.propagate, done, looks.statistics, kinds, progress, ranks)
     with torch.no_grad():
-        for index, block in itertools.groupby(arrivals, key=lambda arrival: arrival[0].block):
-            new = [_compress_one(asked.method, weight, seen, targets[index]) for weight, seen in block]
-            ranks.agree(f"what became of block {index}", repr(new))
+        for index, step in enumerate(_steps(job, recipe.method), len(finished)):
+            ranks.agree(f"what became of step {index}", repr(step.reports))
             if checkpoint and ranks.first:
                 with spent_on("keeping finished blocks"):
-                    checkpoint.add(index, seen_by.blocks[index], new)
-            reports += new
-            progress(f"{asked.method.spec_name()} {asked.target}", index + 1, len(seen_by.blocks))
-    if asked.propagate == "dense":
-        _put(seen_by, done)
-    return _record(asked.run(opened, batch, data, seed), seen_by, batch, reports)
+                    checkpoint.add(index, [edit.kept() for edit in step.edits], step.reports)
+            if (block := step.edits[-1].block) is not None:
+                progress(f"{recipe.method.spec_name()} {recipe.target}", block + 1, len(seen_by.blocks))
+            reports += step.reports
+            for edit in step.edits:
+                keep(edit)
+    for edit in late:
+        edit.apply(seen_by)
+    return _record(recipe, recipe.run(opened, batch, data, seed), seen_by, whole, batch, reports)
 
 
-def _dense(
-    opened: Opened,
-    seen_by: ModelView,
-    batch: TokenBatch,
-    method: Method,
-    start: int,
-    root: Path | None,
-    kinds: tuple[type[Statistic], ...],
-    progress: Progress,
-    ranks: Ranks,
-) -> Iterator[tuple[Weight, Seen]]:
-    """What the untouched model's matrices see: from the disk where it is kept there, and of a mix the sum of its parts."""
-    blocks, observes = seen_by.blocks[start:], tuple(kind for kind in method.observes if issubclass(kind, InputStatistic))
-    parts = batch.mixed or ((1.0, batch),)
-    seen: list[Iterator[Dense]] = []
-    for name, (_, part) in zip(statistics_ids(opened, batch), parts, strict=True):
-        if root is not None and set(observes) <= set(KINDS):
-            kept = Statistics(root, name)
-            gather(seen_by, part, [kind for kind in KINDS if kind in (*observes, *kinds)], kept, progress)
-            seen.append(map(partial(kept.read, observes), blocks))
+@dataclass
+class _Step:
+    """The edits of one block, or one that is no block's, with what the record says of each."""
+
+    edits: list[Edit]
+    reports: list[dict[str, Any]]
+
+
+def _steps(job: Job, method: Method) -> Iterator[_Step]:
+    """Make the method's edits, each before the next is asked for, and hand them on step by step."""
+    step = _Step([], [])
+    for edit in method.edits(job):
+        if step.edits and (edit.block is None or edit.block != step.edits[-1].block):
+            yield step
+            step = _Step([], [])
+        with spent_on("record"):
+            step.reports.append(edit.report(job.view))
+            edit.apply(job.view)
+        step.edits.append(edit.applied())
+    if step.edits:
+        yield step
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The untouched model, and what its matrices see of the batch, for those parts of a recipe that look before the method does."""
+
+    opened: Opened
+    view: ModelView
+    batch: TokenBatch | None
+    statistics: Path | None = None
+    progress: Progress = silent
+    ranks: Ranks = ALONE
+
+    def at(self, observes: tuple[type[Statistic], ...]) -> dict[Weight, Seen]:
+        """What each matrix saw; nothing of one that no token reached."""
+        if not observes or self.batch is None:
+            return {}
+        return dict(untouched(self.opened, self.view, self.batch, observes, root=self.statistics, progress=self.progress, ranks=self.ranks))
+
+
+def transformed(looks: Looks, before: Sequence[Transform]) -> Iterator[dict[str, Any]]:
+    """Apply transforms, each to what the one before it made, and yield what the record says of each."""
+    for transform in before:
+        seen = {weight.name: there for weight, there in looks.at(transform.observes).items()}
+        with torch.no_grad(), spent_on("transforms"):
+            notes = transform.apply(looks.view, seen)
+        yield {"edit": "transform", "transform": str(transform), "notes": dict(notes)}
+
+
+def allocated(looks: Looks, allocation: Allocation, target: Target) -> Mapping[str, Target]:
+    """What is asked of each matrix, by name. `TargetError` for an allocation that leaves one out or whose mean isn't what was asked."""
+    seen, weights = looks.at(allocation.observes), looks.view.weights
+    targets = allocation.share({weight: seen.get(weight, Seen({})) for weight in weights}, target)
+    if lacking := {weight.name for weight in weights} - set(targets):
+        raise TargetError(f"{allocation} asks nothing of {min(lacking)}; it must give every matrix a target", subject=str(allocation))
+    if all(targets[weight.name] == target for weight in weights):
+        return targets
+    sizes, amounts = [weight.shape[0] * weight.shape[1] for weight in weights], [targets[weight.name].amount for weight in weights]
+    mean = sum(size * amount for size, amount in zip(sizes, amounts, strict=True) if amount is not None) / sum(sizes)
+    if target.amount is None or None in amounts or abs(mean - target.amount) > MEAN_WITHIN * abs(target.amount):
+        told = f"the mean over all weights is {mean:.6g}" if target.amount is not None else "it asks for something else"
+        raise TargetError(f"{allocation} shares {target} so that {told}; it must be what was asked", subject=str(allocation))
+    return targets
+
+
+def _looking(recipe: Recipe) -> str:
+    return str(next(part for part in recipe.parts if part.observes))
+
+
+def put_back(view: ModelView, kept: Iterable[Kept], propagate: Propagation) -> tuple[list[Edit], list[Edit]]:
+    """Make again the edits of before an interruption, and give them all, and those of them that wait for the end.
+
+    Those are matrices in `dense`: its walk is through the untouched model.
+    """
+    done, late = list[Edit](), list[Edit]()
+    for edit in (read_edit(one, view) for one in kept):
+        done.append(edit)
+        if propagate == "dense" and isinstance(edit, Replace):
+            late.append(edit)
         else:
-            seen.append(by_block(blocks, walk(seen_by, part, observes, "dense", start=start, ranks=ranks)))
-    for _, there in mixed(seen, [factor for factor, _ in parts]) if batch.mixed else seen[0]:
-        yield from there.items()
+            edit.apply(view)
+    return done, late
 
 
-def gather(seen_by: ModelView, batch: TokenBatch, kinds: Iterable[type[InputStatistic]], kept: Statistics, progress: Progress = silent) -> None:
-    """Walk through the untouched model once, and keep what is lacking of these `kinds`, block by block."""
-    blocks = seen_by.blocks
-    here = {kind: kept.held(kind, blocks) for kind in kinds}
-    lacking = {kind: count for kind, count in here.items() if count < len(blocks)}
-    if not lacking:
-        return
-    start = min(lacking.values())
-    with torch.no_grad():
-        for block, seen in by_block(blocks[start:], walk(seen_by, batch, tuple(lacking), "dense", start=start)):
-            for kind, count in lacking.items():
-                if block.index >= count:
-                    kept.add(kind, block, seen)
-            progress("statistics", block.index + 1, len(blocks))
-
-
-def drop_blocks(seen_by: ModelView, batch: TokenBatch, method: BlockMethod, target: Target) -> list[int]:
-    """Remove the blocks that `method` names, having seen what each does in the untouched model; the indices, in order."""
-    seen = [change for _, change in walk_blocks(seen_by, batch, method.observes)]
-    chosen = sorted(set(method.choose(seen, target)))
-    seen_by.drop_blocks(chosen)
-    return chosen
-
-
-def _compress_one(method: Method, weight: Weight, seen: Seen, target: Target) -> dict[str, Any]:
-    """The line at which a matrix becomes another, and what the record says about it."""
-    try:
-        with spent_on("method"):
-            compressed = method.compress(weight.get(), seen, target)
-    except CalibrantError as error:
-        raise type(error)(f"{method.spec_name()} failed at {weight.name}: {error}", subject=weight.name) from error
-    with spent_on("record"):
-        error = output_error(weight.get(), compressed.weight, seen)
-        weight.set(compressed.weight)
-        zeros = weight.shape[0] * weight.shape[1] - int(compressed.weight.count_nonzero())
-        return {
-            "name": weight.name,
-            "shape": list(weight.shape),
-            "zeros": zeros,
-            "sparsity": zeros / compressed.weight.numel(),
-            **error,
-            "bits": mask_bits(weight.name, compressed.weight),
-            **input_sizes(weight.name, seen),
-            "notes": dict(compressed.notes),
-        }
-
-
-def _put(seen_by: ModelView, done: Mapping[int, Any]) -> None:
-    """Set the matrices that were compressed before an interruption."""
-    by_name = {weight.name: weight for weight in seen_by.weights}
-    for block in done.values():
-        for name, tensor in block.weights.items():
-            by_name[name].set(tensor)
-
-
-def _record(run: Run, seen_by: ModelView, batch: TokenBatch | None, reports: list[dict[str, Any]]) -> Record:
-    reached = {report["name"] for report in reports}
+def _record(
+    recipe: Recipe, run: Run, seen_by: ModelView, whole: Sequence[Weight], batch: TokenBatch | None, reports: Sequence[Mapping[str, Any]]
+) -> Record:
+    """What is kept of it. Of a structural edit, `sparsity` is its share of all matrices that the untouched model had (`whole`)."""
+    matrices = tuple(report for report in reports if "edit" not in report)
+    others = tuple(report for report in reports if "edit" in report)
+    reached, removed = {report["name"] for report in matrices}, sum(report.get("removed", 0) for report in others)
     dense = [{"name": d.name, "shape": list(d.shape), "reason": d.reason} for d in seen_by.dense]
     for weight in seen_by.weights:
         if weight.name not in reached:
-            reason = "no calibration token was routed to this expert" if weight.expert is not None else "no product with it was seen in the forward"
-            dense.append({"name": weight.name, "shape": list(weight.shape), "reason": reason})
-    total = sum(w["shape"][0] * w["shape"][1] for w in reports)
-    achieved = sum(w["zeros"] for w in reports) / total if total else 0.0
+            dense.append({"name": weight.name, "shape": list(weight.shape), "reason": _why_dense(recipe.method, weight)})
+    total = _size(m["shape"] for m in matrices) if not removed else _size(weight.shape for weight in whole)
+    achieved = (sum(m["zeros"] for m in matrices) + removed) / total if total else 0.0
     facts = dict(batch.facts) if batch is not None and run.tokens else {}
-    return Record(run, achieved, tuple(reports), tuple(dense), facts)
+    return Record(run, achieved, matrices, tuple(dense), facts, edits=others)
+
+
+def _size(shapes: Any) -> int:
+    return sum(shape[0] * shape[1] for shape in shapes)
+
+
+def _why_dense(method: Method, weight: Weight) -> str:
+    if not isinstance(method, MatrixMethod):
+        return f"{method.spec_name()} left it as it is"
+    return "no calibration token was routed to this expert" if weight.expert is not None else "no product with it was seen in the forward"
 
 
 def fitting(

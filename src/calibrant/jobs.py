@@ -1,7 +1,7 @@
 """The whole job: open a model, calibrate, compress it, save it. One that was killed goes on from its last finished block when asked again."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -9,7 +9,7 @@ from typing import Any, Final
 from calibrant.allocations import Allocation
 from calibrant.checkpoint import Checkpoint
 from calibrant.clock import Clock
-from calibrant.compress import Asked, compress, fitting
+from calibrant.compress import Recipe, compress, fitting
 from calibrant.costs import Costs, provenance
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.shown import Shown
@@ -23,6 +23,7 @@ from calibrant.ranks import Ranks, joined
 from calibrant.select import resolved
 from calibrant.store import Record, Run
 from calibrant.targets import Target
+from calibrant.transforms import Transform
 
 MOST_GB: Final = 1_000_000
 """Room for activations at most that can be asked for."""
@@ -40,7 +41,7 @@ class Pruned:
     costs: Costs | None = None
 
     def _repr_html_(self) -> str:
-        told = {"saved in": self.out or "", "continued from block": self.continued_from or ""}
+        told = {"saved in": self.out or "", "continued from step": self.continued_from or ""}
         return card(f"{self.opened.name}, pruned", told, inside=self.record._repr_html_())
 
 
@@ -55,8 +56,9 @@ def prune(
     tokens: int | None = None,
     length: int = 2048,
     seed: int = 0,
-    propagate: str = "arrival",
+    propagate: str | None = None,
     allocation: str | Allocation = "uniform",
+    transform: Sequence[str | Transform] = (),
     dtype: str = "auto",
     device: str = "auto",
     memory: float | None = None,
@@ -74,10 +76,10 @@ def prune(
     alone writes, and tells `progress`. One that fails ends all: the others raise its error, or `RankError`.
     """
     with joined() as ranks:
-        asked, room = Asked.parse(method, sparsity, propagate, allocation), _bytes(memory)
+        recipe, room = Recipe.parse(method, sparsity, propagate, allocation, transform), _bytes(memory)
         calibration = data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples=samples, length=length, tokens=tokens, seed=seed)
         folder, told = None if out is None else Path(out), progress if ranks.first else silent
-        job = _Job.open(model, calibration, asked, folder, dtype, device, room, told, ranks)
+        job = _Job.open(model, calibration, recipe, folder, dtype, device, room, told, ranks)
         done = job.into(folder, device) if folder is not None else Pruned(job.opened, job.told(job.compress(None)), None)
         return replace(done, costs=job.costs()) if profile and not done.already_done else done
 
@@ -95,7 +97,7 @@ class _Job:
     opened: Opened
     seen_by: ModelView
     batch: TokenBatch | None
-    asked: Asked
+    recipe: Recipe
     calibration: CalibrationSet
     clock: Clock
     note: str
@@ -107,7 +109,7 @@ class _Job:
         cls,
         model: str,
         calibration: CalibrationSet,
-        asked: Asked,
+        recipe: Recipe,
         folder: Path | None,
         dtype: str,
         device: str,
@@ -124,16 +126,16 @@ class _Job:
             seen_by = view(opened.model)
             check_finite(seen_by)
         with clock.phase("tokenize"):
-            batch = resolved(calibration, opened, progress).tokens(opened.tokenizer) if asked.method.observes else None
-        ranks.agree("the run that is asked for", asked.run(opened, batch, str(calibration), calibration.seed).id)
-        fits = ranks.gathered([fitting(asked.propagate, seen_by, batch, opened.dtype, room)])
+            batch = resolved(calibration, opened, progress).tokens(opened.tokenizer) if recipe.looks else None
+        ranks.agree("the run that is asked for", recipe.run(opened, batch, str(calibration), calibration.seed).id)
+        fits = ranks.gathered([fitting(recipe.propagate, seen_by, batch, opened.dtype, room)])
         propagate, note = max(fits, key=lambda fit: bool(fit[1]))  # where memory is short for one, none can go on as asked
-        return cls(opened, seen_by, batch, replace(asked, propagate=propagate), calibration, clock, note, progress, ranks)
+        return cls(opened, seen_by, batch, replace(recipe, propagate=propagate), calibration, clock, note, progress, ranks)
 
     def compress(self, checkpoint: Checkpoint | None) -> Record:
         told = {"data": str(self.calibration), "seed": self.calibration.seed}
         with self.clock.phase("compress"):
-            job = self.opened, self.seen_by, self.batch, self.asked
+            job = self.opened, self.seen_by, self.batch, self.recipe
             return compress(*job, **told, progress=self.progress, checkpoint=checkpoint, ranks=self.ranks)
 
     def costs(self) -> Costs:
@@ -146,7 +148,7 @@ class _Job:
 
     def into(self, folder: Path, device: str) -> Pruned:
         """Compress and save, from the last finished block on; or say that it is done."""
-        run = self.asked.run(self.opened, self.batch, str(self.calibration), self.calibration.seed)
+        run = self.recipe.run(self.opened, self.batch, str(self.calibration), self.calibration.seed)
         if (manifest := read_manifest(folder)) is not None:
             return _already(manifest, run, folder, self.ranks.device(device))
         checkpoint = Checkpoint(folder, run.id)
@@ -166,8 +168,7 @@ def _already(manifest: Mapping[str, Any], run: Run, folder: Path, device: str) -
     if manifest.get("id") != run.id:
         check_output(folder)
     kept = manifest["record"]
-    record = Record(Run(**kept["run"]), kept["sparsity"], tuple(kept["weights"]), tuple(kept["dense"]), kept["data_facts"], kept["provenance"])
-    return Pruned(open_model(str(folder), run.dtype, device), record, folder, already_done=True)
+    return Pruned(open_model(str(folder), run.dtype, device), Record.read(kept), folder, already_done=True)
 
 
 def manifest_of(record: Record, shown: Shown) -> dict[str, Any]:
@@ -175,4 +176,4 @@ def manifest_of(record: Record, shown: Shown) -> dict[str, Any]:
 
     The rows that it was calibrated on stand there by their hashes, so that nobody measures on them unawares.
     """
-    return {"calibrant": version("calibrant"), "id": record.run.id, "record": asdict(record), **shown.entries}
+    return {"calibrant": version("calibrant"), "id": record.run.id, "record": record.plain(), **shown.entries}

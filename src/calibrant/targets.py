@@ -30,6 +30,11 @@ class Target(ABC):
     @abstractmethod
     def __str__(self) -> str: ...
 
+    @property
+    def amount(self) -> float | None:
+        """How much is asked, as a number whose mean over matrices is that of all: the share that goes, or the bits that stay; None if none is."""
+        return None
+
     def check(self, shape: tuple[int, int], name: str) -> None:  # noqa: B027  # most targets fit every shape
         """Raise `TargetError`, naming the matrix, if this can't be asked of a matrix of `shape` (out, in)."""
 
@@ -55,6 +60,10 @@ class Sparsity(Target):
     def __str__(self) -> str:
         return str(self.fraction)
 
+    @property
+    def amount(self) -> float:
+        return self.fraction
+
     def quota(self, count: int) -> int:
         """How many of `count` weights go: the floor of the exact product of the decimal as written (0.29 of 100 is 29, not 28)."""
         return int(count * Fraction(str(self.fraction)))
@@ -78,6 +87,10 @@ class NofM(Target):
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
+
+    @property
+    def amount(self) -> float:
+        return 1 - self.n / self.m
 
     def check(self, shape: tuple[int, int], name: str) -> None:
         if shape[1] % self.m:

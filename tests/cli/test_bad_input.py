@@ -212,7 +212,7 @@ def test_a_disk_that_takes_no_more(ask: Ask, ask_outside: Ask, model: Path, tmp_
     answer = ask_outside("prune", model, "--out", "pruned", *SMALL, before=FULL.format(bytes=size))
     refused(answer, "pruned")
     left = {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()}
-    assert all(p.match(".pruned.calibrant-partial/block-*.safetensors") for p in left), "only finished blocks stay, to go on from"
+    assert all(p.match(".pruned.calibrant-partial/edits-*.safetensors") for p in left), "only finished blocks stay, to go on from"
     assert size > 10_000 or not list(tmp_path.iterdir())
     assert ask("prune", model, "--out", "pruned", *SMALL).code == 0
     assert [p.name for p in tmp_path.iterdir()] == ["pruned"]

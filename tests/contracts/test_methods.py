@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from calibrant.activations import InputStatistic, Seen
-from calibrant.methods import Method, methods
+from calibrant.methods import MatrixMethod, methods
 from calibrant.targets import parse_target
-from calibrant.testing.methods import check_method
+from calibrant.testing import check_edits, check_method, tiny_folder
 
 GOLDEN = Path(__file__).parent / "golden_masks.json"
-NAMES = [name for name in methods.names() if issubclass(methods.get(name), Method)]
+NAMES = [name for name in methods.names() if issubclass(methods.get(name), MatrixMethod)]
 
 
 def by_formula(rows: int, columns: int, modulus: int, scale: float) -> Tensor:
@@ -24,7 +24,7 @@ def by_formula(rows: int, columns: int, modulus: int, scale: float) -> Tensor:
     return ((r * 37 + c * 101 + r * c * 13 + (r * r) % 7 * (c % 11)) % modulus - modulus // 2 - 0.5).double() / scale
 
 
-def mask_digest(method: Method, target: str) -> str:
+def mask_digest(method: MatrixMethod, target: str) -> str:
     x = by_formula(400, 160, 61, 8)
     seen = Seen({kind: kind.of(x) for kind in method.observes if issubclass(kind, InputStatistic)})
     mask = method.compress(by_formula(24, 160, 211, 64), seen, parse_target(target)).weight != 0
@@ -34,6 +34,11 @@ def mask_digest(method: Method, target: str) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_method_keeps_its_contract(name: str):
     check_method(methods.build(name))
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_its_edits_keep_theirs(name: str, tmp_path: Path):
+    check_edits(methods.build(name), parse_target(0.5), str(tiny_folder(tmp_path / "model")))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,7 @@
 """Quantization and block dropping fit the nouns that pruning uses: neither needed a name to change."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,11 +11,11 @@ from torch import Tensor
 
 from calibrant.activations import BlockChange, Seen, Statistic
 from calibrant.errors import TargetError
-from calibrant.methods import BlockMethod, Compressed, Method
+from calibrant.methods import BlockMethod, Compressed, MatrixMethod
 from calibrant.methods.magnitude import Magnitude
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.spec import identity, qualified
-from calibrant.targets import Sparsity, Target
+from calibrant.targets import Target
 from calibrant.testing.methods import check_method
 
 
@@ -27,7 +28,7 @@ class Bits(Target):
 
 
 @dataclass(frozen=True, repr=False)
-class RoundToNearest(Method):
+class RoundToNearest(MatrixMethod):
     """Symmetric, one step for each output row."""
 
     prunes: ClassVar[bool] = False
@@ -46,10 +47,8 @@ class DropBlocks(BlockMethod):
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (BlockChange,)
 
-    def choose(self, seen: Sequence[Seen], target: Target) -> Sequence[int]:
-        assert isinstance(target, Sparsity)
-        influence = [s[BlockChange].total / s[BlockChange].mass for s in seen]
-        return sorted(sorted(range(len(seen)), key=lambda i: (influence[i], i))[: target.quota(len(seen))])
+    def score(self, seen: Seen) -> float:
+        return seen[BlockChange].total / seen[BlockChange].mass
 
 
 def test_a_quantizer_keeps_the_contract_of_a_method(plugged: Callable[..., None]):
@@ -71,7 +70,7 @@ def test_bits_are_part_of_an_identity():
 
 
 @pytest.mark.parametrize("method", [Magnitude()], ids=str)
-def test_a_pruner_refuses_bits(method: Method):
+def test_a_pruner_refuses_bits(method: MatrixMethod):
     with pytest.raises(TargetError, match=r"the target bits\(4\) doesn't say which weights to remove"):
         method.compress(torch.randn(4, 8), Seen({}), Bits(4))
 
@@ -95,9 +94,9 @@ def turned(degrees: float, tokens: int = 10) -> Seen:
 
 def test_a_block_method_chooses_the_blocks_that_turn_least():
     seen = [turned(40), turned(3), turned(90), turned(10), turned(2, tokens=400)]
-    assert DropBlocks().choose(seen, Sparsity(0.4)) == [1, 4]
-    assert DropBlocks().choose(seen, Sparsity(0.6)) == [1, 3, 4]
-    assert DropBlocks().choose(seen, Sparsity(0.0)) == []
+    scores = [DropBlocks().score(there) for there in seen]
+    assert sorted(range(5), key=scores.__getitem__) == [4, 1, 3, 0, 2]
+    assert scores == pytest.approx([1 - math.cos(math.radians(angle)) for angle in (40, 3, 90, 10, 2)])
 
 
 def test_the_change_of_a_block_adds_up_like_every_statistic():

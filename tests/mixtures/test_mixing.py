@@ -9,7 +9,7 @@ import torch
 
 from calibrant import CalibrationSet
 from calibrant.activations import FeatureNorms, Gram
-from calibrant.compress import Asked, compress
+from calibrant.compress import Recipe, compress
 from calibrant.errors import DataError, SpecError, TargetError
 from calibrant.methods import methods
 from calibrant.mixtures import Effort, Gathered, Mixture, Sample, Watched, blended, expression, gathered, mix, rounded
@@ -79,7 +79,7 @@ def test_each_source_is_least_hurt_by_its_own_set_and_the_figures_are_disjoint_f
 
 def test_a_second_call_walks_through_nothing_and_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found_in(place)
-    monkeypatch.setattr("calibrant.compress.walk", lambda *_, **__: pytest.fail("another forward"))
+    monkeypatch.setattr("calibrant.observing.walk", lambda *_, **__: pytest.fail("another forward"))
     monkeypatch.setattr("calibrant.mixtures.pieces.walk", lambda *_, **__: pytest.fail("another forward"))
     told: list[str] = []
     found = found_in(place, objective="worst", sparsity="2:4", progress=lambda what, *_: told.append(what))
@@ -116,7 +116,7 @@ def test_it_goes_to_the_user_s_cache_where_no_folder_is_named(own_cache: Path) -
 @pytest.mark.parametrize("weights", [[50, 30, 20], [0, 30, 70], [0, 0, 100]])
 def test_masks_are_those_of_pruning_with_the_expression_to_the_bit(place: Path, method: str, weights: list[int]) -> None:
     opened = open_model(str(trained_folder()), "float32")
-    asked, shares = Asked.parse(method, 0.6, "dense"), rounded(torch.tensor(weights, dtype=torch.float64).numpy())
+    asked, shares = Recipe.parse(method, 0.6, "dense"), rounded(torch.tensor(weights, dtype=torch.float64).numpy())
     sets = [CalibrationSet(source, tokens=2048, length=128) for source in SOURCES]
     drawn = [(str(one), one.tokens(opened.tokenizer)) for one in sets]
     seen_by = view(opened.model)

@@ -9,7 +9,7 @@ draws that weren't looked at when it was chosen.
 
 import numpy as np
 
-from calibrant.compress import Asked, compress
+from calibrant.compress import Recipe, compress
 from calibrant.data import CalibrationSet
 from calibrant.evaluators import evaluate
 from calibrant.models import open_model, view
@@ -34,7 +34,7 @@ def damages() -> np.ndarray:
     def after(weight: float, draw: int) -> np.ndarray:
         seen_by.restore(pristine)
         chosen = CalibrationSet(f"mix(domain={DOMAIN}, general={GENERAL}, weight={weight})", tokens=4096, length=128, seed=draw)
-        compress(opened, seen_by, chosen.tokens(opened.tokenizer), Asked.parse("sparsegpt", 0.6))
+        compress(opened, seen_by, chosen.tokens(opened.tokenizer), Recipe.parse("sparsegpt", 0.6))
         return losses()
 
     untouched = losses()

@@ -20,7 +20,7 @@ SOURCES = ("python_docs", "arithmetic:cot", "random_tokens")
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recommendation, Recommendation]:
-    """Asked with no time but for a first round, and again with enough."""
+    """Recipe with no time but for a first round, and again with enough."""
     folder = tmp_path_factory.mktemp("recommendation")
     told = {"method": "wanda", "sparsity": 0.6, "tokens": 1024, "length": 128, "folder": folder, "dtype": "float32", "device": "cpu"}
     model = str(trained_folder())

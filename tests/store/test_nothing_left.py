@@ -14,7 +14,9 @@ import torch
 from calibrant.activations import FeatureNorms, Seen
 from calibrant.checkpoint import Checkpoint
 from calibrant.cli import _frame
+from calibrant.compressed import Compressed
 from calibrant.durable import UNFINISHED
+from calibrant.edits import Replace
 from calibrant.errors import OutputError
 from calibrant.models import view
 from calibrant.outcomes import Journal
@@ -28,6 +30,7 @@ from calibrant.testing import tiny_model
 from tests.store.conftest import LOSS, RECORD, RUN, filled
 
 BLOCK = view(tiny_model("llama")).blocks[0]
+EDIT = Replace(BLOCK.weights[0], Compressed(BLOCK.weights[0].get())).kept()
 SEEN = {weight: Seen({FeatureNorms: FeatureNorms(torch.ones(weight.shape[1], dtype=torch.float64), 1, 1.0)}) for weight in BLOCK.weights}
 PICTURE = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9" viewBox="0 0 9 9"></svg>\n'
 
@@ -39,7 +42,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "a failure": lambda folder: add(folder, lambda store: store.add_failure("sha256:1", {"error": "lost"})),
     "a grid": lambda folder: add(folder, lambda store: store.write_cells([Cell("m", "d", "wanda", "0.5", 0, RUN.id)])),
     "a journal": lambda folder: Journal(folder / "deep" / "journal", "question").add({"item": 1}),
-    "a checkpoint": lambda folder: Checkpoint(folder / "deep" / "out", "run").add(0, BLOCK, [{"name": BLOCK.weights[0].name}]),
+    "a checkpoint": lambda folder: Checkpoint(folder / "deep" / "out", "run").add(0, [EDIT], [{"name": BLOCK.weights[0].name}]),
     "statistics": lambda folder: Statistics(folder / "deep", "sha256:1").add(FeatureNorms, BLOCK, SEEN),
     "a page": lambda folder: report(folder.parent / "old").write_html(folder / "page.html"),
     "a result of the command line": lambda folder: _frame.write(folder / "found.json", {"a": 1}),

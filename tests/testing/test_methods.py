@@ -10,7 +10,7 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Seen, Statistic
 from calibrant.errors import CalibrantError
-from calibrant.methods import Compressed, Method
+from calibrant.methods import Compressed, MatrixMethod
 from calibrant.spec import qualified
 from calibrant.targets import Sparsity, Target
 from calibrant.testing.methods import check_method
@@ -19,7 +19,7 @@ HALF = [Sparsity(0.5)]
 
 
 @dataclass(frozen=True, repr=False)
-class Scripted(Method):
+class Scripted(MatrixMethod):
     """Keeps the contract, unless told to break it in one way."""
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureNorms,)
@@ -84,7 +84,7 @@ def test_a_break_of_contract_is_named(breaks: str, message: str):
 
 
 @dataclass(frozen=True, repr=False)
-class FirstRowFree(Method):
+class FirstRowFree(MatrixMethod):
     """Removes everything from the last rows."""
 
     def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
@@ -98,7 +98,7 @@ def test_a_method_that_looks_at_the_place_of_a_row_is_found():
 
 
 @dataclass(frozen=True, repr=False)
-class Plain(Method):
+class Plain(MatrixMethod):
     """Sound in its numbers."""
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (FeatureNorms,)
@@ -142,7 +142,7 @@ def test_a_method_that_takes_the_name_of_another_is_found(plugged: Callable[...,
 
 def test_chance_is_found_in_methods_that_update():
     @dataclass(frozen=True, repr=False)
-    class Random(Method):
+    class Random(MatrixMethod):
         updates: ClassVar[bool] = True
 
         def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:

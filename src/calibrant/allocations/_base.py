@@ -1,16 +1,26 @@
 """What an allocation is: a frozen dataclass with one pure verb."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import ClassVar
 
-from calibrant.activations import Seen
+from calibrant.activations import Seen, Statistic
+from calibrant.models import Weight
 from calibrant.spec import Spec
 from calibrant.targets import Target
 
 
 class Allocation(Spec, ABC):
-    """Decides how much each block of a model gives."""
+    """Decides what is asked of each matrix.
+
+    `observes` says which statistics of the untouched model's matrices it needs; one that looks at nothing leaves it empty and costs no forward.
+    """
+
+    observes: ClassVar[tuple[type[Statistic], ...]] = ()
 
     @abstractmethod
-    def share(self, blocks: int, target: Target, seen: Sequence[Seen] | None = None) -> list[Target]:
-        """One target for each of `blocks` blocks, whose mean is `target`; `seen` is what each block saw, for allocations that look."""
+    def share(self, matrices: Mapping[Weight, Seen], target: Target) -> Mapping[str, Target]:
+        """One target for each of the `matrices`, by name; their mean, each matrix counted by its size, is `target`.
+
+        `matrices` are all that will be compressed, in order, each with what it saw: nothing without `observes`, or where no token arrived.
+        """

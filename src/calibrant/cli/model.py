@@ -84,7 +84,7 @@ def prune(
     with progress() as told:
         done = budget(model, data, method, sparsity, out, propagate=propagate, dtype=dtype, device=device, progress=told)
     about = {"out": str(done.out), "continued_from": done.continued_from, "already_done": done.already_done}
-    found = {**asdict(done.record), **about, **({"costs": asdict(done.costs)} if done.costs else {})}
+    found = {**done.record.plain(), **about, **({"costs": asdict(done.costs)} if done.costs else {})}
     show(found, as_json, screen.pruned)
 
 

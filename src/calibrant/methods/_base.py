@@ -1,55 +1,113 @@
-"""What a method is: a frozen dataclass with one pure verb."""
+"""What a method is: a frozen dataclass that yields edits; most define one pure verb, and the rest is written here."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, TypeVar
 
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from calibrant.activations import Seen, Statistic
-from calibrant.errors import NumericsError
+from calibrant.clock import spent_on
+from calibrant.compressed import Compressed
+from calibrant.edits import DropBlocks, Edit, Replace
+from calibrant.errors import CalibrantError, NumericsError, TargetError
+from calibrant.job import Job
+from calibrant.models import ModelView
 from calibrant.spec import Spec
-from calibrant.targets import Target
+from calibrant.targets import Sparsity, Target
+from calibrant.walk import Propagation
 
 S = TypeVar("S", bound=Statistic)
 
 
-@dataclass(frozen=True)
-class Compressed:
-    """A new weight, and what the record should know about how it came about (a damping step that was needed, …)."""
-
-    weight: Float[Tensor, "out in"]
-    notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
 class Method(Spec, ABC):
-    """Compresses one matrix at a time. Pure: the same arguments give the same result, and the arguments are left as they were.
+    """Compresses a model by a list of edits. What a subclass says of itself is read before any work:
 
     `observes` says which statistics the walk must gather; a method that looks at nothing leaves it empty and costs no forward.
     `updates` says whether kept weights change too: weights fitted to inputs that no longer come do harm, so a study propagates such
     methods' errors by default (`arrival`), and lets all others share one pass over the untouched model (`dense`).
-    `prunes` says whether the target's share of the weights becomes exactly zero.
+    `prunes` says whether the target's share of what it removes really goes.
+    `propagate` is what `prune` lets matrices see where nobody asks for something else.
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = ()
     updates: ClassVar[bool] = False
     prunes: ClassVar[bool] = True
+    propagate: ClassVar[Propagation] = "arrival"
+
+    @abstractmethod
+    def edits(self, job: Job) -> Iterator[Edit]:
+        """Yield what is to be done to the model of `job`, change by change: each is applied before the next one is asked for.
+
+        Deterministic: the same job gives the same edits. After an interruption `job.done` holds those that came first, and the rest is yielded.
+        """
+
+    @abstractmethod
+    def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
+        """Raise `TargetError`, before anything is touched, if this can't be asked of this model; `targets` are those of its matrices, by name."""
+
+
+class MatrixMethod(Method):
+    """Compresses one matrix at a time. Pure: the same arguments give the same result, and the arguments are left as they were."""
 
     @abstractmethod
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """The compressed weight, of the same shape, type and device; `weight` itself is left alone."""
 
+    def edits(self, job: Job) -> Iterator[Edit]:
+        for weight, seen in job.walk(self.observes):
+            try:
+                with spent_on("method"):
+                    compressed = self.compress(weight.get(), seen, job.targets[weight.name])
+            except CalibrantError as error:
+                raise type(error)(f"{self.spec_name()} failed at {weight.name}: {error}", subject=weight.name) from error
+            yield Replace(weight, compressed, seen)
 
-class BlockMethod(Spec, ABC):
-    """Removes whole blocks of the model. A second, small protocol: it sees what every block did, and names the blocks that go."""
+    def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
+        for weight in view.weights:
+            targets[weight.name].check(weight.shape, weight.name)
 
-    observes: ClassVar[tuple[type[Statistic], ...]] = ()
+
+class BlockMethod(Method):
+    """Removes the whole blocks that would be missed least; of a target such as 0.25 so large a share of the blocks goes.
+
+    It looks at the untouched model, whatever the propagation.
+    """
+
+    propagate: ClassVar[Propagation] = "dense"
 
     @abstractmethod
-    def choose(self, seen: Sequence[Seen], target: Target) -> Sequence[int]:
-        """Indices of the blocks to remove, given what each block in turn did to its input."""
+    def score(self, seen: Seen) -> float:
+        """How much a block would be missed that did this to its input; of equal ones the first goes first."""
+
+    def edits(self, job: Job) -> Iterator[Edit]:
+        if job.done:
+            return
+        scores = [self.score(seen) for _, seen in job.blocks(self.observes)]
+        ranked = sorted(range(len(scores)), key=lambda index: (scores[index], index))
+        yield DropBlocks(tuple(sorted(ranked[: blocks_to_drop(job.view, job.target)])), {"scores": [float(f"{score:.6g}") for score in scores]})
+
+    def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
+        if targets and any(asked != target for asked in targets.values()):
+            raise TargetError(f"{self} drops whole blocks, so nothing can be shared among matrices; leave the allocation out", subject=str(self))
+        blocks_to_drop(view, target)
+
+
+def blocks_to_drop(view: ModelView, target: Target) -> int:
+    """How many of the model's blocks a share such as 0.25 is: rounded down, and at least one unless the share is 0.
+
+    Raises `TargetError` for a target that is no share, or one that is less than a block.
+    """
+    count = len(view.blocks)
+    if not isinstance(target, Sparsity):
+        raise TargetError(f"{target} is no share of blocks; write one from 0 up to (not including) 1, such as 0.25", subject=str(target))
+    dropped = target.quota(count)
+    if dropped == 0 and target.fraction > 0:
+        least = f"at least {math.ceil(1000 / count) / 1000:g}" if count > 1 else "0, since its only block must stay"
+        raise TargetError(f"{target} of the model's {count} blocks is less than one; ask for {least}", subject=str(target))
+    return dropped
 
 
 def finite(numbers: Shaped[Tensor, "..."], what: str) -> Shaped[Tensor, "..."]:

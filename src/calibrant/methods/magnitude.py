@@ -6,12 +6,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import Seen, wide
-from calibrant.methods._base import Compressed, Method, finite, prune
+from calibrant.methods._base import Compressed, MatrixMethod, finite, prune
 from calibrant.targets import Target
 
 
 @dataclass(frozen=True, repr=False)
-class Magnitude(Method):
+class Magnitude(MatrixMethod):
     """Removes the smallest |W|: of the whole matrix for a sparsity, of each group for N:M. Observes nothing.
 
     Differs from the baseline in Wanda's code, which removes everything up to a threshold and so, with ties, more than was asked

@@ -7,12 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import Seen
-from calibrant.methods._base import Compressed, Method
+from calibrant.methods._base import Compressed, MatrixMethod
 from calibrant.targets import Target
 
 
 @dataclass(frozen=True, repr=False)
-class Untouched(Method):
+class Untouched(MatrixMethod):
     """Leaves every weight as it is, whatever the target. Observes nothing."""
 
     prunes: ClassVar[bool] = False

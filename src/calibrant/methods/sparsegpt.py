@@ -9,14 +9,14 @@ from torch import Tensor
 
 from calibrant.activations import Gram, Seen, Statistic, wide
 from calibrant.errors import SpecError
-from calibrant.methods._base import Compressed, Method, finite, observed
+from calibrant.methods._base import Compressed, MatrixMethod, finite, observed
 from calibrant.methods._elimination import eliminate
 from calibrant.methods._factor import factorise
 from calibrant.targets import Target
 
 
 @dataclass(frozen=True, repr=False)
-class SparseGPT(Method):
+class SparseGPT(MatrixMethod):
     """Removes weights column by column, and corrects the columns that follow for the error that this makes in the outputs (algorithm 1).
 
     With H = Gram/mass + λI, λ = `damp` · mean diagonal, and H⁻¹ = UᵀU: a weight's score is (W_oi / U_ii)², taken from weights that are

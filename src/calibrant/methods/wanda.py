@@ -7,12 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Seen, Statistic, wide
-from calibrant.methods._base import Compressed, Method, finite, observed, prune
+from calibrant.methods._base import Compressed, MatrixMethod, finite, observed, prune
 from calibrant.targets import Target
 
 
 @dataclass(frozen=True, repr=False)
-class Wanda(Method):
+class Wanda(MatrixMethod):
     """Removes, in each output row, the weights with the smallest |W_oi|·‖x_i‖₂ (equation 1); the others stay as they are.
 
     Scores are float32, or float64 for a float64 weight. Differs from the paper's code in: norms are plain sums over tokens, where the code

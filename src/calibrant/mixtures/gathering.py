@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import final
 
 from calibrant.activations import Gram, InputStatistic
-from calibrant.compress import gather
 from calibrant.data import TokenBatch
 from calibrant.errors import SpecError
 from calibrant.methods import Method
@@ -15,6 +14,7 @@ from calibrant.mixtures.algebra import Group, groups_of
 from calibrant.mixtures.pieces import KeptPieces, gather_with_pieces
 from calibrant.mixtures.sampling import Sample
 from calibrant.models import Block, ModelView, Opened
+from calibrant.observing import gather
 from calibrant.progress import Progress, silent
 from calibrant.statistics import KINDS, Dense, Statistics, statistics_id
 

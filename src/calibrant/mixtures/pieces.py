@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, InputStatistic, Seen
-from calibrant.compress import gather
 from calibrant.data import TokenBatch
 from calibrant.models import Block, ModelView, Weight
+from calibrant.observing import gather
 from calibrant.progress import Progress, silent
 from calibrant.statistics import Dense, Statistics, by_block
 from calibrant.walk import walk

@@ -5,7 +5,7 @@ to compress, and every slice of a fused three-dimensional expert tensor too; eac
 way round. Every other parameter is listed as left dense, with the reason: nothing is passed over in silence.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final, final
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from calibrant.errors import ModelError, NumericsError
-from calibrant.models.dropping import drop
+from calibrant.models.dropping import drop, remembered
 from calibrant.models.refusing import refuse
 
 EXPERT_COUNTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -99,6 +99,11 @@ class ModelView:
         return tuple(weight for block in self.blocks for weight in block.weights)
 
     @property
+    def named(self) -> Mapping[str, Weight]:
+        """Every matrix that is compressed, by name."""
+        return {weight.name: weight for weight in self.weights}
+
+    @property
     def base(self) -> nn.Module:
         """The module that runs the blocks and not the head: `base(input_ids=…, attention_mask=…, use_cache=False)`."""
         head, layers = self.model.get_output_embeddings(), self.model.get_submodule(self._layers)
@@ -116,6 +121,16 @@ class ModelView:
         """
         drop(self.model, self._layers, indices)
         self._read()
+
+    def remembered(self) -> Callable[[], None]:
+        """Give what will put back the blocks that are there now, with their numbers and the configuration; their weights are not copied."""
+        put_back = remembered(self.model, self._layers)
+
+        def undo() -> None:
+            put_back()
+            self._read()
+
+        return undo
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of every matrix that is compressed, by name."""

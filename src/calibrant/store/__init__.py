@@ -15,10 +15,11 @@ from calibrant.store.claims import Claim
 from calibrant.store.folder import MARKER, STATISTICS, STUDY, Store
 from calibrant.store.merging import Merged, merge
 from calibrant.store.records import Cell, Record, Run, measurement_id, revisions
-from calibrant.store.staging import MASK, PROFILE
+from calibrant.store.staging import EDITS, MASK, PROFILE
 from calibrant.store.verifying import Audit, Problem, audit, verify
 
 __all__ = [
+    "EDITS",
     "MARKER",
     "MASK",
     "PROFILE",

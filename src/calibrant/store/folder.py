@@ -17,7 +17,7 @@ from calibrant.outcomes import Journal, Measurement, Outcome, read_items, write_
 from calibrant.spec import Call, canonical, parameters, text_of
 from calibrant.store.claims import Claim, claimed
 from calibrant.store.reading import provenance_of, read_failure, read_measurement, read_record, read_scores, score_file, understood, without_weights
-from calibrant.store.records import Cell, Record, Run, age, is_older, measurement_id, revisions, unrevised
+from calibrant.store.records import Cell, Record, age, is_older, measurement_id, revisions, revisions_of, unrevised
 from calibrant.store.shapes import IndexFile, check
 from calibrant.store.staging import MEASURES, PROVENANCE, WEIGHTS, Staging, left
 
@@ -106,7 +106,7 @@ class Store:
         with understood(path):
             kept = read_record(path.parent) if whole else without_weights(path)
             provenance = provenance_of(path.parent) if whole else {}
-            return Record(Run(**kept["run"]), kept["sparsity"], tuple(kept["weights"]), tuple(kept["dense"]), kept["data_facts"], provenance)
+            return Record.read({**kept, "provenance": provenance})
 
     def records(self, whole: bool = True) -> list[Record]:
         """Every record, in the order of their ids; `whole` as in `record`."""
@@ -117,7 +117,7 @@ class Store:
 
         `files` are kept beside it under their names, for example the mask.
         """
-        kept = {"id": record.run.id, **{k: v for k, v in asdict(record).items() if k not in ("provenance", "weights")}}
+        kept = {"id": record.run.id, **{k: v for k, v in record.plain().items() if k not in ("provenance", "weights")}}
         with self._staging.appearing(self.run_folder(record.run.id)) as folder:
             write_bytes(folder / "record.json", text_of_json(kept).encode())
             write_bytes(folder / WEIGHTS, packed(record.weights))
@@ -209,7 +209,7 @@ class Store:
         for record in self.records(whole=False):
             run = record.run
             cell = Cell(run.model_name, run.data, str(run.method.get("spec")), run.target, run.seed, run.id, self._texts(run.id), run.propagate)
-            made = age(run.method) + age(run.allocation)
+            made = age(run.method) + age(run.allocation) + age(run.transforms)
             if made >= found.get(same := unrevised(run), (made, cell))[0]:
                 found[same] = made, cell
         return [cell for _, cell in found.values()]
@@ -249,7 +249,7 @@ class Store:
         if not wanted:
             return found
         for record in self.records(whole=False) if records is None else records:
-            made = revisions("method", record.run.method) | revisions("allocation", record.run.allocation)
+            made = revisions_of(record.run)
             found |= {record.run.id} if is_older(made, wanted) else set()
             found |= {i for i, form in self.evaluators(record.run.id).items() if is_older(revisions("evaluator", form), wanted)}
         return found

@@ -1,7 +1,7 @@
 """What a store keeps, as values: what was asked, what came out, and the cells of a study's grid."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from calibrant.notebook import card
@@ -12,8 +12,8 @@ from calibrant.spec import identity
 class Run:
     """What was asked, resolved; plain JSON data only.
 
-    `data`, `tokens` and `propagate` are empty where the method observes nothing. `model_name`, `data` and `seed` are labels: the model's
-    digest and the tokens' fingerprint already cover what they name.
+    `data` and `tokens` are empty where nothing in it looks at data, `propagate` where the method doesn't. `model_name`, `data` and `seed` are
+    labels: the model's digest and the tokens' fingerprint already cover what they name.
     """
 
     model: str
@@ -26,21 +26,21 @@ class Run:
     propagate: str
     dtype: str
     seed: int = 0
+    transforms: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def id(self) -> str:
         """The identity of what decides the outcome: the same on every machine."""
-        return identity(
-            {
-                "model": self.model,
-                "tokens": self.tokens,
-                "method": self.method,
-                "target": self.target,
-                "allocation": self.allocation,
-                "propagate": self.propagate,
-                "dtype": self.dtype,
-            }
-        )
+        decides = {
+            "model": self.model,
+            "tokens": self.tokens,
+            "method": self.method,
+            "target": self.target,
+            "allocation": self.allocation,
+            "propagate": self.propagate,
+            "dtype": self.dtype,
+        }
+        return identity({**decides, **({"transforms": list(self.transforms)} if self.transforms else {})})
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Record:
 
     `sparsity` is achieved over the compressed matrices. `weights` has a name, shape, sparsity and notes each, and may have the relative
     `error` of the matrix's output with `error_from` ("gram" or "norms"), `bits`, 256 bits of the mask chosen by hash, as 64 hexadecimal
-    digits, and `inputs`, the sizes of 32 input features chosen so, as 128; `dense` the matrices left alone, with the reason. `provenance`
+    digits, and `inputs`, the sizes of 32 input features chosen so, as 128; `dense` the matrices left alone, with the reason; `edits` what else was
+    done: transforms, and what removed whole parts, which then count in `sparsity`. `provenance`
     (seconds per phase, peak memory in bytes, versions, device, threads, a note such as "dequantized from Q4_1") is no part of the result and
     isn't compared.
     """
@@ -60,6 +61,23 @@ class Record:
     dense: tuple[Mapping[str, Any], ...] = ()
     data_facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     provenance: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False)
+    edits: tuple[Mapping[str, Any], ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """The record as plain data, without what it doesn't say: `read` makes it again."""
+        told = asdict(self)
+        if not self.edits:
+            del told["edits"]
+        if not self.run.transforms:
+            del told["run"]["transforms"]
+        return told
+
+    @classmethod
+    def read(cls, told: Mapping[str, Any]) -> "Record":
+        """The record whose plain data this is."""
+        run = Run(**{**told["run"], "transforms": tuple(told["run"].get("transforms", ()))})
+        lists = {name: tuple(told.get(name, ())) for name in ("weights", "dense", "edits")}
+        return cls(run, told["sparsity"], data_facts=told["data_facts"], provenance=told["provenance"], **lists)
 
     def _repr_html_(self) -> str:
         run = self.run
@@ -108,6 +126,12 @@ def revisions(kind: str, form: Any) -> dict[str, int]:
         label = f"{kind} {name}"
         found[label] = min(revision, found.get(label, revision))
     return found
+
+
+def revisions_of(run: Run) -> dict[str, int]:
+    """The revision of everything that a run was made with, by kind and name."""
+    found = revisions("method", run.method) | revisions("allocation", run.allocation)
+    return found | (revisions("transform", run.transforms) if run.transforms else {})
 
 
 def is_older(made: Mapping[str, int], wanted: Mapping[str, int]) -> bool:

@@ -101,6 +101,15 @@ class RunFile(TypedDict, total=False):
     propagate: str
     dtype: str
     seed: Count
+    transforms: list[Spec]
+
+
+class Edit(TypedDict, total=False):
+    """What a record tells of an edit that is no matrix's."""
+
+    edit: Required[str]
+    removed: Count
+    notes: Mapping[str, Any]
 
 
 class RecordFile(TypedDict, total=False):
@@ -112,6 +121,7 @@ class RecordFile(TypedDict, total=False):
     weights: list[Matrix]
     dense: list[Matrix]
     data_facts: Facts
+    edits: list[Edit]
 
 
 class ScoreFacts(TypedDict, total=False):

@@ -16,7 +16,7 @@ from calibrant.store.folder import FAILURES, INDEX, JOURNALS, RUNS, Store
 from calibrant.store.reading import provenance_of, read_failure, read_measurement, read_record, score_file, understood
 from calibrant.store.records import Run, measurement_id
 from calibrant.store.shapes import check
-from calibrant.store.staging import MASK, MEASURES, SUMS, left, sums
+from calibrant.store.staging import EDITS, MASK, MEASURES, SUMS, left, sums
 
 AGAIN: Final = "restore it from a copy, or delete the folder and ask for the study again to have it computed"
 LEFTOVER: Final = "harmless; asked again, the study clears it"
@@ -133,7 +133,7 @@ def _changed(folder: Path) -> list[Problem]:
     except OSError as error:
         raise unreadable(Path(error.filename or folder / SUMS), error) from error
     for name in sorted(wanted.keys() | found.keys()):
-        if name not in found and name == MASK:
+        if name not in found and name in (MASK, EDITS):
             continue  # deleted to save room
         if name not in found:
             problems.append(Problem(str(folder / name), "lacks, and was written", AGAIN))

@@ -23,7 +23,7 @@ from calibrant.evaluators import Evaluator, timed
 from calibrant.outcomes import Journal
 from calibrant.progress import Progress, silent
 from calibrant.statistics import statistics_ids
-from calibrant.store import MASK, PROFILE, measurement_id
+from calibrant.store import EDITS, MASK, PROFILE, measurement_id
 from calibrant.study.bench import Bench
 from calibrant.study.question import Event, Failed, Job, Measured, Question, Recorded, Resolved
 
@@ -45,15 +45,15 @@ class Answering:
         return attempted(lambda: self._resolve(question), question.provisional, question)
 
     def answer(
-        self, resolved: Resolved, recorded: bool, lacking: Sequence[str], mask: bytes | None, kinds: tuple[type[Statistic], ...] = ()
+        self, resolved: Resolved, recorded: bool, lacking: Sequence[str], state: bytes | None, kinds: tuple[type[Statistic], ...] = ()
     ) -> Iterator[Event]:
         """What the store lacks of a question: its record unless it is `recorded`, and what `lacking` evaluators measure.
 
-        `mask` is the one that was kept with the record, if there is one: it saves compressing again. `kinds` are the statistics that others will
-        want of the same set.
+        `state` is what was kept with the record to make the compressed model from, if it is there: it saves compressing again.
+        `kinds` are the statistics that others will want of the same set.
         """
         if not recorded or lacking:
-            made = attempted(lambda: self._made(resolved, mask, kinds), resolved.run.id, resolved.question)
+            made = attempted(lambda: self._made(resolved, state, kinds), resolved.run.id, resolved.question)
             if not (recorded and isinstance(made, Recorded)):
                 yield from () if made is None else (made,)
             if isinstance(made, Failed):
@@ -64,17 +64,18 @@ class Answering:
     def _resolve(self, question: Question) -> Resolved:
         with self.clock.phase("tokenize"):
             batch = self._bench.tokens(question.calibration)
-        asked, note = self._bench.fitting(question.asked, batch)
-        run = asked.run(self._bench.opened, batch, question.cell.data, question.cell.seed)
+        recipe, note = self._bench.fitting(question.recipe, batch)
+        run = recipe.run(self._bench.opened, batch, question.cell.data, question.cell.seed)
         wanted = {text: measurement_id(run.id, *self._job.asks(text)) for text in self._job.evaluators}
         shared = statistics_ids(self._bench.opened, batch) if question.shares and batch is not None else ()
-        return Resolved(question, asked, note, run, wanted, shared)
+        return Resolved(question, recipe, note, run, wanted, shared)
 
-    def _made(self, resolved: Resolved, mask: bytes | None, kinds: tuple[type[Statistic], ...]) -> Recorded | None:
-        """Put the model into the run's state: from its mask, or by compressing it, of which something is to be kept."""
-        if mask is None:
+    def _made(self, resolved: Resolved, state: bytes | None, kinds: tuple[type[Statistic], ...]) -> Recorded | None:
+        """Put the model into the run's state: from what was kept of it, or by compressing it, of which something is to be kept."""
+        if state is None:
             return self._compress(resolved, kinds)
-        self._bench.apply(mask)
+        batch = self._bench.tokens(resolved.question.calibration) if any(t.observes for t in resolved.recipe.transforms) else None
+        self._bench.apply(state, resolved.recipe.transforms, batch)
         return None
 
     def _compress(self, resolved: Resolved, kinds: tuple[type[Statistic], ...]) -> Recorded:
@@ -90,13 +91,16 @@ class Answering:
             bench.restore()
             folder = self._statistics if question.shares else None
             told = {"data": question.cell.data, "seed": question.cell.seed}
-            record = compress(bench.opened, bench.view, batch, resolved.asked, **told, progress=shown, statistics=folder, kinds=kinds)
+            record = compress(
+                bench.opened, bench.view, batch, resolved.recipe, **told, progress=shown, statistics=folder, kinds=kinds, keep=bench.note
+            )
         leaked = {"leaked": dict(self._job.leaked[told["data"]])} if told["data"] in self._job.leaked else {}
         record = replace(record, data_facts={**record.data_facts, **leaked}, provenance=provenance(bench.opened, clock, resolved.note))
         with self.clock.phase("store"):
-            looks = resolved.asked.method.observes
+            looks = resolved.recipe.looks
             mask = bench.mask() if self._job.masks and looks else None
-            found = {MASK: mask, PROFILE: bench.profile(question.calibration, self._job.quotes) if looks else None}
+            edits = bench.edits() if self._job.masks and looks and mask is None else None
+            found = {MASK: mask, EDITS: edits, PROFILE: bench.profile(question.calibration, self._job.quotes) if looks else None}
         return Recorded(record, {name: content for name, content in found.items() if content is not None})
 
     def _measure(self, resolved: Resolved, text: str) -> Measured:

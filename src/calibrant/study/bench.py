@@ -4,6 +4,8 @@ import copy
 import io
 import zipfile
 import zlib
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -11,15 +13,21 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from calibrant.compress import Asked, fitting
+from calibrant.compress import Looks, Recipe, fitting, transformed
 from calibrant.data import CalibrationSet, TokenBatch, profile
 from calibrant.durable import text_of_json
+from calibrant.edits import Edit, read_edit
+from calibrant.edits_file import from_bytes, to_bytes
 from calibrant.errors import DataError
 from calibrant.models import Opened, check_finite, view
 from calibrant.select import resolved
+from calibrant.transforms import Transform
 
 ROOM: Final = 0.5
 """The share of the machine's memory that activations may fill: of all there is, not of what is free, so that asking again resolves alike."""
+
+ZIP: Final = b"PK"
+"""How a mask's file begins, and no other."""
 
 HEAD: Final = 256
 """Bytes at most that NumPy writes before an array."""
@@ -36,7 +44,8 @@ class Bench:
     def __init__(self, opened: Opened) -> None:
         self.opened, self.view = opened, view(opened.model)
         check_finite(self.view)
-        self._pristine = self.view.snapshot()
+        self._pristine, self._blocks = self.view.snapshot(), self.view.remembered()
+        self._trail: list[Edit] = []
         self._tokens: tuple[str, TokenBatch] | None = None
         self._profile: tuple[str, bytes] | None = None
         self._reference: PreTrainedModel | None = None
@@ -64,13 +73,15 @@ class Bench:
             self._profile = repr(calibration), text_of_json(profile(calibration, batch, self.opened.tokenizer, quotes)).encode()
         return self._profile[1]
 
-    def fitting(self, asked: Asked, batch: TokenBatch | None) -> tuple[Asked, str]:
-        """`asked` as this machine can do it, and a sentence where that is something else."""
-        fits, note = fitting(asked.propagate, self.view, batch, self.opened.dtype, room())
-        return Asked(asked.method, asked.target, asked.allocation, fits), note
+    def fitting(self, recipe: Recipe, batch: TokenBatch | None) -> tuple[Recipe, str]:
+        """`recipe` as this machine can do it, and a sentence where that is something else."""
+        fits, note = fitting(recipe.propagate, self.view, batch, self.opened.dtype, room())
+        return replace(recipe, propagate=fits), note
 
     def restore(self) -> None:
         """Make the model what it was."""
+        self._trail.clear()
+        self._blocks()
         self.view.restore(self._pristine)
 
     def reference(self) -> PreTrainedModel:
@@ -80,8 +91,18 @@ class Bench:
             view(self._reference).restore(self._pristine)
         return self._reference
 
+    def note(self, edit: Edit) -> None:
+        """Remember an edit that was made, for `edits`."""
+        self._trail.append(edit)
+
+    def edits(self) -> bytes | None:
+        """What was done since the model was untouched, to be applied again; None if nothing was."""
+        return to_bytes([edit.kept() for edit in self._trail]) if self._trail else None
+
     def mask(self) -> bytes | None:
         """The nonzero weights as bits; None if some nonzero weight isn't the untouched model's, so that bits can't bring it back."""
+        if {weight.name for weight in self.view.weights} != set(self._pristine):
+            return None
         bits: dict[str, np.ndarray] = {}
         for index, weight in enumerate(self.view.weights):
             kept, pristine = weight.stored != 0, self._pristine[weight.name]
@@ -92,8 +113,24 @@ class Bench:
         np.savez(file, allow_pickle=False, **bits)
         return file.getvalue()
 
-    def apply(self, mask: bytes) -> None:
-        """Put the model into the state that `mask` was taken from. `DataError` for what is no mask of this model; then nothing is changed."""
+    def apply(self, state: bytes, before: Sequence[Transform] = (), batch: TokenBatch | None = None) -> None:
+        """Put the model into the state that `mask` or `edits` gave, after the transforms `before`, if there were any, which may look at `batch`.
+
+        `DataError` for what is of another model.
+        """
+        if state.startswith(ZIP):
+            self._apply_mask(state)
+            return
+        edits = from_bytes(state)
+        self.restore()
+        for _ in transformed(Looks(self.opened, self.view, batch), before):
+            pass
+        with torch.no_grad():
+            for kept in edits:
+                read_edit(kept, self.view).apply(self.view)
+
+    def _apply_mask(self, mask: bytes) -> None:
+        """`DataError` for what is no mask of this model; then nothing is changed."""
         try:
             packed = self._packed(mask)
         except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:

@@ -16,6 +16,7 @@ from calibrant.models.devices import DEVICES, DTYPES
 from calibrant.registry import did_you_mean
 from calibrant.study.labels import DENSE, Axes, Labels, union
 from calibrant.targets import parse_target
+from calibrant.transforms import transforms
 
 T = TypeVar("T")
 Path = tuple[str | int, ...]
@@ -23,10 +24,35 @@ Path = tuple[str | int, ...]
 
 AXES: Final = ("model", "data", "method", "sparsity", "seeds", "propagate")
 """What a group may replace and an entry of `exclude` may name."""
-SCALARS: Final = ("samples", "tokens", "length", "propagate", "allocation", "dtype", "device", "masks", "quotes", "allow_leak", "statistics_gb")
-KEYS: Final = ("model", "data", "method", "sparsity", "seeds", "evaluate", *SCALARS, "baseline", "groups", "exclude", "pools", "primary")
+SCALARS: Final = ("samples", "tokens", "length", "propagate", "allocation", "dtype", "device", "masks", "quotes", "allow_leak")
+ROOM: Final = ("statistics_gb", "edits_gb")
+"""Keys that say how much of something is kept on disk."""
+KEYS: Final = (
+    "model",
+    "data",
+    "method",
+    "sparsity",
+    "seeds",
+    "evaluate",
+    *SCALARS,
+    *ROOM,
+    "transform",
+    "baseline",
+    "groups",
+    "exclude",
+    "pools",
+    "primary",
+)
 """Every key of a study file."""
-OTHERWISE: Final = {"models": "model", "methods": "method", "sparsities": "sparsity", "seed": "seeds", "sets": "data", "evaluators": "evaluate"}
+OTHERWISE: Final = {
+    "models": "model",
+    "methods": "method",
+    "sparsities": "sparsity",
+    "seed": "seeds",
+    "sets": "data",
+    "evaluators": "evaluate",
+    "transforms": "transform",
+}
 """Keys that are understood too."""
 
 _KIND: Final = {"model": "model", "data": "data", "method": "method", "sparsity": "target", "seeds": "seed", "propagate": "propagate"}
@@ -120,6 +146,7 @@ class Reading:
     def __init__(self, asked: Mapping[str, Any], mistakes: Mistakes) -> None:
         self.asked, self.mistakes, self.read = asked, mistakes, Read()
         self._budget: dict[str, Any] = dict(_USUAL)
+        self._looking = False
         self.refused = False
         """Whether there is so much that none of it was read."""
 
@@ -187,15 +214,18 @@ class Reading:
         for name in ("masks", "quotes", "allow_leak"):
             if not isinstance(self.asked.get(name), bool):
                 self.mistakes.add((name,), f"{name} is {short(self.asked.get(name))}; it must be true or false")
-        limit = self.asked.get("statistics_gb")
-        if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit < float("inf"):
-            self.mistakes.add(("statistics_gb",), f"statistics_gb is {short(limit)}; it must be a number of gigabytes, 0 or more")
+        for name in ROOM:
+            limit = self.asked.get(name)
+            if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit < float("inf"):
+                self.mistakes.add((name,), f"{name} is {short(limit)}; it must be a number of gigabytes, 0 or more")
         if self.asked.get("propagate") is not None:
             self._one_of(("propagate",), self.asked["propagate"], PROPAGATIONS)
         self._one_of(("dtype",), self.asked.get("dtype"), ("auto", *DTYPES))
         device = self.asked.get("device")
         self._one_of(("device",), device.partition(":")[0] if isinstance(device, str) else device, ("auto", *DEVICES))
-        self._built(("allocation",), self.asked.get("allocation"), allocations.build)
+        before = [self._built(path, value, transforms.build) for path, value in self._listed(("transform",), self.asked.get("transform") or ())]
+        shares = self._built(("allocation",), self.asked.get("allocation"), allocations.build)
+        self._looking = any(part is not None and part.observes for part in (shares, *before))
 
     def _too_much(self) -> bool:
         """Count what is asked for, before any of it is read; more than can be done is a mistake, and the only one that is worth telling."""
@@ -223,7 +253,7 @@ class Reading:
     def _runs(self, group: Mapping[str, Any]) -> int:
         """How many runs the grid of a group has, if nothing in it is there twice."""
         models, data, methods, targets, seeds = (group.get(axis, self.asked.get(axis)) for axis in AXES[:-1])
-        looks = [_looks(method) for _, method in items((), methods)]
+        looks = [self._looking or _looks(method) for _, method in items((), methods)]
         return _count(models) * (1 + _count(targets) * (sum(looks) * _count(data) * _count(seeds) + len(looks) - sum(looks)))
 
     def _grids(self) -> list[Axes]:
@@ -237,7 +267,7 @@ class Reading:
         read = {axis: self._axis(axis, path, given) for axis, (path, given) in own.items() if axis not in lacking}
         every = groups or [((), dict[str, tuple[Path, Any]]())]
         axes = [([self._of(axis, group, read) for axis in AXES[:-1]], self._propagation(group)) for _, group in every]
-        return [Axes(models, data, pruning, targets, seeds, propagate) for (models, data, pruning, targets, seeds), propagate in axes]
+        return [Axes(models, data, pruning, targets, seeds, propagate, self._looking) for (models, data, pruning, targets, seeds), propagate in axes]
 
     def _of(self, axis: str, group: Mapping[str, tuple[Path, Any]], read: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
         if axis not in group:

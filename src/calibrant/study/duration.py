@@ -20,7 +20,7 @@ class Lacking(NamedTuple):
 
 def kinds(questions: Iterable[Question]) -> Kinds:
     """The statistics of the untouched model that these questions share."""
-    return tuple(dict.fromkeys(kind for q in questions if q.shares for kind in q.asked.method.observes))
+    return tuple(dict.fromkeys(kind for q in questions if q.shares for kind in q.recipe.shared))
 
 
 def passes(questions: Iterable[Question]) -> list[CalibrationSet]:
@@ -31,7 +31,7 @@ def passes(questions: Iterable[Question]) -> list[CalibrationSet]:
 
 def duration(found: Probed, lacking: Sequence[Lacking], stock: Mapping[str, Stock]) -> dict[str, float]:
     """Seconds by phase for one worker. A set that wasn't looked at is taken to fill its budget."""
-    compressed = [one.question for one in lacking if not one.recorded or one.question.asked.method.updates]
+    compressed = [one.question for one in lacking if not one.recorded or one.question.recipe.method.updates]
     drawn = {repr(q.calibration): q.calibration for q, _, _ in lacking if q.calibration}.values()
 
     def tokens(asked: CalibrationSet) -> int:
@@ -39,13 +39,13 @@ def duration(found: Probed, lacking: Sequence[Lacking], stock: Mapping[str, Stoc
 
     forward = sum(found.forward.get(kinds(compressed), 0) * tokens(asked) for asked in passes(compressed))
     for question in compressed:
-        if question.calibration and not question.shares:
-            again = found.forward.get((FeatureNorms,), 0) if question.asked.propagate == "reference" else 0
-            forward += (found.forward.get(question.asked.method.observes, 0) + again) * tokens(question.calibration)
+        if question.calibration and question.recipe.propagate != "dense":
+            again = found.forward.get((FeatureNorms,), 0) if question.recipe.propagate == "reference" else 0
+            forward += (found.forward.get(question.recipe.method.observes, 0) + again) * tokens(question.calibration)
     return {
         "open": found.opened if lacking else 0.0,
         "tokenize": sum(stock[str(asked)].seconds * (asked.seed + 1) for asked in drawn if str(asked) in stock),
         "forward": forward * found.blocks,
-        "compress": sum(found.block.get((str(q.asked.method), str(q.asked.target)), 0) for q in compressed) * found.blocks,
+        "compress": sum(found.block.get((str(q.recipe.method), str(q.recipe.target)), 0) for q in compressed) * found.blocks,
         "measure": sum(found.measure.get(text, 0) for one in lacking for text in one.measures),
     }

@@ -17,7 +17,7 @@ from ruamel.yaml.reader import ReaderError
 
 from calibrant.errors import Problem, StudyError
 from calibrant.foreign import user_path, user_text
-from calibrant.study.checking import KEYS, OTHERWISE, Mistakes, Path, keyed
+from calibrant.study.checking import KEYS, OTHERWISE, ROOM, Mistakes, Path, keyed
 from calibrant.study.grid import SINGULAR, UNSAID, Study, read
 
 LARGEST: Final = 256 * 1024
@@ -51,8 +51,7 @@ def read_study(path: str | FilePath) -> Study:
         read(asked, mistakes)
     if mistakes.found:
         raise StudyError(mistakes.problems(lines), subject=shown)
-    if isinstance(limit := asked.get("statistics_gb"), int):
-        asked["statistics_gb"] = float(limit)
+    asked |= {name: float(asked[name]) for name in ROOM if isinstance(asked.get(name), int)}
     return Study(**{"models": (), "data": (), **asked})
 
 

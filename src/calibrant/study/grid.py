@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.compress import Asked
+from calibrant.compress import Recipe
 from calibrant.data import CalibrationSet
 from calibrant.errors import SpecError, StudyError
 from calibrant.evaluators import Evaluator, leaks, refuse
@@ -26,9 +26,11 @@ from calibrant.study.labels import propagation as propagated
 from calibrant.study.ledger import Ledger, known
 from calibrant.study.question import Finished, Job, Question, digests_of
 
-SINGULAR: Final = {"models": "model", "methods": "method", "sparsities": "sparsity"}
+SINGULAR: Final = {"models": "model", "methods": "method", "sparsities": "sparsity", "transforms": "transform"}
 """What a study file calls the fields that are called otherwise."""
-UNSAID: Final = ("tokens", "propagate", "baseline", "groups", "exclude", "pools", "primary")
+UNWRITTEN: Final = {"edits_gb": 8.0}
+"""Keys that came after the first studies were kept, which are the same text as before where they hold this."""
+UNSAID: Final = ("tokens", "propagate", "transforms", "baseline", "groups", "exclude", "pools", "primary")
 """Keys of a study file that may hold nothing."""
 
 
@@ -45,7 +47,8 @@ class Study:
     With `groups`, each a mapping of axes (`model`, `data`, `method`, `sparsity`, `seeds`, `propagate`) to what stands in their place, the study is
     the union of the grids that they make; `exclude` leaves out the cells that match every key of an entry. `baseline` is the set that others
     are compared with, `pools` are sets taken together, `primary` the contrasts that are tested: each a mapping with `compare` and `with`, and
-    perhaps `name`, `on` (evaluators), `model`, `method`, `sparsity`, `propagate`. `statistics_gb` is how much the statistics may take on disk.
+    perhaps `name`, `on` (evaluators), `model`, `method`, `sparsity`, `propagate`. `statistics_gb` is how much the statistics may take on
+    disk, `edits_gb` how much the changed weights of runs that no mask brings back.
 
     Raises `StudyError`, with every mistake at once, when the study is built.
     """
@@ -61,6 +64,7 @@ class Study:
     tokens: int | None = None
     propagate: str | None = None
     allocation: str = "uniform"
+    transforms: Sequence[str] | str = ()
     dtype: str = "auto"
     device: str = "auto"
     masks: bool = True
@@ -72,6 +76,7 @@ class Study:
     pools: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     primary: Sequence[Mapping[str, Any]] = ()
     statistics_gb: float = 8.0
+    edits_gb: float = 8.0
     _read: Read = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -81,7 +86,7 @@ class Study:
         if mistakes.found:
             raise StudyError(mistakes.problems())
         for name, value in asked.items():
-            listed = name in ("models", "data", "methods", "sparsities", "seeds", "evaluate", "exclude", "primary")
+            listed = name in ("models", "data", "methods", "sparsities", "seeds", "evaluate", "exclude", "primary", "transforms")
             object.__setattr__(self, name, _kept(value, listed))
 
     def _repr_html_(self) -> str:
@@ -122,11 +127,11 @@ class Study:
             return CalibrationSet(data, samples=self.samples, length=self.length, tokens=self.tokens, seed=seed)
 
         @cache
-        def asked(method: str, target: str, propagate: str) -> Asked:
-            return Asked.parse(method, target, propagate or self.propagation(method), self.allocation)
+        def recipe(method: str, target: str, propagate: str) -> Recipe:
+            return Recipe.parse(method, target, propagate or self.propagation(method), self.allocation, tuple(self.transforms))
 
         return [
-            Question(of.model, calibration(of.data, of.seed) if of.data else None, asked(of.method, of.target, of.propagate))
+            Question(of.model, calibration(of.data, of.seed) if of.data else None, recipe(of.method, of.target, of.propagate))
             for of in self._read.labels
         ]
 
@@ -137,7 +142,7 @@ class Study:
     def as_yaml(self) -> str:
         """The study as a YAML file that reads back as an equal one: one key a line, its value in YAML's JSON subset."""
         asked = {SINGULAR.get(f.name, f.name): getattr(self, f.name) for f in fields(self) if f.init}
-        said = {name: value for name, value in asked.items() if value not in ((), {}, None)}
+        said = {name: value for name, value in asked.items() if value not in ((), {}, None) and value != UNWRITTEN.get(name)}
         return "# a study of calibrant, as asked\n" + "".join(f"{name}: {_as_json(value)}\n" for name, value in said.items())
 
     def run(
@@ -171,7 +176,7 @@ class Study:
         """What an engine is to do. `DataError` if a calibration set holds rows that are measured."""
         chosen = self.chosen(groups)
         leaked, reading = self._leaked(), self.for_reading()
-        kept = {"masks": self.masks, "quotes": self.quotes, "leaked": leaked, "limit_gb": self.statistics_gb}
+        kept = {"masks": self.masks, "quotes": self.quotes, "leaked": leaked, "limit_gb": self.statistics_gb, "edits_gb": self.edits_gb}
         digests = digests_of(self.evaluators())
         return Job(tuple(self.questions()), chosen, self.evaluators(), self.dtype, self.device, digests=digests, **kept, reading=reading)
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from calibrant.methods import Method
+from calibrant.methods import MatrixMethod, Method
 
 DENSE: Final = "none"
 """The method that leaves the model as it is: every model is also asked for as it came."""
@@ -26,8 +26,12 @@ class Labels(NamedTuple):
 
 
 def propagation(method: Method, asked: str | None) -> str:
-    """What a matrix sees while `method` prunes: as it is asked, else by the method's own default; empty for one that looks at no data."""
-    return (asked or ("arrival" if method.updates else "dense")) if method.observes else ""
+    """What a matrix sees in a study: as it is asked, else by the method's own default; empty for a method that looks at no data.
+
+    One that only scores matrices has `dense` there, since one pass serves all its targets.
+    """
+    scores = isinstance(method, MatrixMethod) and not method.updates
+    return (asked or ("dense" if scores else method.propagate)) if method.observes else ""
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,15 @@ class Axes:
     targets: Sequence[str]
     seeds: Sequence[int]
     propagate: str | None = None
+    looking: bool = False
+    """Whether the study's allocation or transforms look at data, so that every method has a run for each set and draw."""
 
     def labels(self) -> Iterator[Labels]:
         """Every cell, the dense models among them."""
         for model in self.models:
             yield Labels(model, "", 0, DENSE, "0.0", "")
             for method in (m for m in self.methods if str(m) != DENSE):
-                for data, seed in ((d, s) for s in self.seeds for d in self.data) if method.observes else [("", 0)]:
+                for data, seed in ((d, s) for s in self.seeds for d in self.data) if method.observes or self.looking else [("", 0)]:
                     yield from (Labels(model, data, seed, str(method), target, propagation(method, self.propagate)) for target in self.targets)
 
 

@@ -1,13 +1,13 @@
 """What of a study the store holds, and how what comes back is kept in it. All engines write through it, and nothing else does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from calibrant.clock import Clock
 from calibrant.costs import peak_memory
 from calibrant.errors import DataError
-from calibrant.store import Cell, Store
+from calibrant.store import EDITS, MASK, Cell, Store
 from calibrant.study.question import Event, Failed, Finished, Job, Measured, Recorded, Resolved
 
 
@@ -66,12 +66,16 @@ class Ledger:
             return Lack(recorded=True, measures=())
         return Lack(recorded, [text for text in lacking if not self.failed(wanted[text])])
 
+    def state(self, run_id: str) -> bytes | None:
+        """What the compressed model of a recorded run can be made from without compressing it again; None if nothing was kept."""
+        return next((found for name in (MASK, EDITS) if (found := self.store.file(run_id, name)) is not None), None)
+
     def keep(self, event: Event) -> None:
         """Write what came back. `OutputError` where the store can't take it."""
         with self.clock.phase("store"):
             match event:
                 case Recorded(record, files):
-                    self._own.add(self.store.add_record(record, files))
+                    self._own.add(self.store.add_record(record, self._affordable(files)))
                 case Measured(run_id, text, measurement):
                     evaluator, data = self.job.asks(text)
                     self._own.add(self.store.add_measurement(run_id, evaluator, measurement, data))
@@ -79,6 +83,14 @@ class Ledger:
                 case Failed(failed_id, reason):
                     self.store.add_failure(failed_id, reason)
         self.computed += not isinstance(event, Failed)
+
+    def _affordable(self, files: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        """These files, without edits where the store would hold more of them than may be kept: such a run is compressed again if need be."""
+        if EDITS not in files:
+            return files
+        there = sum(path.stat().st_size for path in self.store.folder.glob(f"runs/*/{EDITS}"))
+        fits = there + len(files[EDITS]) <= self.job.edits_gb * 1e9
+        return files if fits else {name: content for name, content in files.items() if name != EDITS}
 
     def write_cells(self) -> None:
         """Say in the store which grid it answers, as far as it is known."""

@@ -156,7 +156,7 @@ def _held(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]], in
         return {}, 0
     store = Store(folder, create=False)
     asked = dict(zip(study.labels(), study.questions(), strict=True))
-    texts = {identity(q.asked.method): str(q.asked.method) for q in asked.values()}
+    texts = {identity(q.recipe.method): str(q.recipe.method) for q in asked.values()}
     found: dict[Labels, tuple[str, ...]] = {}
     evaluators, digests = study.evaluators(), digests_of(study.evaluators())
     records = {record.run.id: record for record in store.records(whole=False)}
@@ -174,7 +174,11 @@ def _held(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]], in
 def _same(record: Record, question: Question, study: Study) -> bool:
     """Whether a record with a cell's labels answers its question as far as it can be told without the model: type, allocation and budget."""
     run, facts, asked = record.run, record.data_facts, question.calibration
-    if run.allocation != canonical(question.asked.allocation) or run.dtype != str(resolve_dtype(study.dtype, study.device)).removeprefix("torch."):
+    if (
+        run.allocation != canonical(question.recipe.allocation)
+        or list(run.transforms) != list(map(canonical, question.recipe.transforms))
+        or run.dtype != str(resolve_dtype(study.dtype, study.device)).removeprefix("torch.")
+    ):
         return False
     if asked is None:
         return True

@@ -13,10 +13,11 @@ from typing import Any, Final
 import torch
 
 from calibrant.activations import FeatureNorms, Seen, Statistic
-from calibrant.compress import Asked, fitting
+from calibrant.compress import Recipe, fitting
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import CalibrantError
 from calibrant.evaluators import Evaluator
+from calibrant.methods import MatrixMethod
 from calibrant.models import ModelView, Opened, Weight, view
 from calibrant.progress import Progress, silent
 from calibrant.statistics import packed_bytes
@@ -57,7 +58,7 @@ def probe(
 ) -> Probed:
     """Try the pieces of `questions` on an open model, which took `seconds` to open. `kinds` are gathered together in `dense`."""
     seen_by, found = view(opened.model), _Pieces()
-    asked = list(dict.fromkeys(q.asked for q in questions))
+    asked = list(dict.fromkeys(q.recipe for q in questions))
     looking = [a for a in asked if a.method.observes]
     wanted: dict[Kinds, None] = dict.fromkeys([(FeatureNorms,), *([kinds] if kinds else []), *(a.method.observes for a in looking)])
     calibration = next((q.calibration for q in questions if q.calibration), None)
@@ -104,12 +105,13 @@ class _Pieces:
         self.forward[kinds] = min(seconds for _, seconds in tries) / int(batch.mask.sum())
         return seen
 
-    def compressed(self, asked: Asked, seen_by: ModelView, seen: Mapping[Weight, Seen]) -> None:
+    def compressed(self, asked: Recipe, seen_by: ModelView, seen: Mapping[Weight, Seen]) -> None:
         """One block's compression, on copies of what it saw, so that no factorisation is at hand already."""
         key, weights = (str(asked.method), str(asked.target)), seen_by.blocks[0].weights
         with self._complained(f"{key[0]} {key[1]}"):
-            for target, weight in ((target, w) for target in asked.allocation.share(len(seen_by.blocks), asked.target)[:1] for w in seen_by.weights):
-                target.check(weight.shape, weight.name)
+            asked.method.check_model(seen_by, asked.target, {weight.name: asked.target for weight in seen_by.weights})
+            if not isinstance(asked.method, MatrixMethod):
+                return
             tried: list[float] = []
             for some in (weights[:1], weights, weights):
                 fresh = {id(of): Seen({kind: statistic * 1.0 for kind, statistic in of.items()}) for of in seen.values()}
@@ -186,7 +188,7 @@ def _relative(weight: Weight, seen_by: ModelView) -> str:
     return weight.name.removeprefix(f"{seen_by.blocks[weight.block].name}.")
 
 
-def _fitting(asked: Iterable[Asked], seen_by: ModelView, calibration: CalibrationSet, opened: Opened) -> dict[str, str]:
+def _fitting(asked: Iterable[Recipe], seen_by: ModelView, calibration: CalibrationSet, opened: Opened) -> dict[str, str]:
     """What each propagation becomes on this machine, where that is another, with the reason."""
     length = calibration.length
     tokens = calibration.samples * length if calibration.budget is None else calibration.budget

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from calibrant.activations import Statistic
-from calibrant.compress import Asked
+from calibrant.compress import Recipe
 from calibrant.data import CalibrationSet
 from calibrant.errors import InputError
 from calibrant.evaluators import Evaluator
 from calibrant.notebook import card, listing
 from calibrant.spec import canonical, identity
-from calibrant.statistics import KINDS
 from calibrant.store import Cell, Measurement, Record, Run, revisions
 
 
@@ -22,13 +21,21 @@ class Question:
 
     model: str
     calibration: CalibrationSet | None
-    asked: Asked
+    recipe: Recipe
 
     @property
     def cell(self) -> Cell:
         """The cell's labels."""
         data, seed = ("", 0) if self.calibration is None else (str(self.calibration), self.calibration.seed)
-        return Cell(self.model, data, str(self.asked.method), str(self.asked.target), seed, "", propagate=self.asked.propagate if data else "")
+        return Cell(
+            self.model,
+            data,
+            str(self.recipe.method),
+            str(self.recipe.target),
+            seed,
+            "",
+            propagate=self.recipe.propagate if data and self.recipe.method.observes else "",
+        )
 
     @property
     def label(self) -> str:
@@ -40,7 +47,7 @@ class Question:
     @property
     def provisional(self) -> str:
         """A name for a question whose run's identity can't be told, because something failed before."""
-        return identity([self.model, repr(self.calibration), self.asked.method, str(self.asked.target)])
+        return identity([self.model, repr(self.calibration), self.recipe.method, str(self.recipe.target)])
 
     @property
     def sets(self) -> frozenset[str]:
@@ -49,8 +56,8 @@ class Question:
 
     @property
     def shares(self) -> bool:
-        """Whether it is answered from the statistics of the untouched model, which others may share."""
-        return self.calibration is not None and self.asked.propagate == "dense"
+        """Whether something in it looks at what the untouched model's matrices see, which others may share."""
+        return self.calibration is not None and bool(self.recipe.shared)
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Job:
     """Everything that an engine is to do: of the study's questions the `chosen` ones, by number.
 
     `evaluators` are by their text, and so are the `digests` of what they measure when the job begins; `leaked` are rows by calibration set,
-    `limit_gb` is for statistics on disk.
+    `limit_gb` is for statistics on disk, `edits_gb` for edits that no mask brings back.
     `reading` is what those who compare results need to know of the study: its baseline, pools and primary contrasts.
     """
 
@@ -72,6 +79,7 @@ class Job:
     quotes: bool = True
     leaked: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
     limit_gb: float = 8.0
+    edits_gb: float = 8.0
     reading: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
@@ -87,8 +95,9 @@ class Job:
     def revisions(self) -> dict[str, int]:
         """The revision of every method, allocation and evaluator that is asked for: what the store holds of lower ones is stale."""
         found: dict[str, int] = {}
-        for asked in {question.asked for question in self.questions}:
-            found |= revisions("method", canonical(asked.method)) | revisions("allocation", canonical(asked.allocation))
+        for recipe in {question.recipe for question in self.questions}:
+            found |= revisions("method", canonical(recipe.method)) | revisions("allocation", canonical(recipe.allocation))
+            found |= revisions("transform", [canonical(transform) for transform in recipe.transforms])
         for evaluator in self.evaluators.values():
             found |= revisions("evaluator", canonical(evaluator))
         return found
@@ -103,7 +112,7 @@ class Job:
         One pass gathers it.
         """
         sharing = [q for q in self.questions if q.shares and q.model == question.model and q.sets & question.sets]
-        return tuple(dict.fromkeys(kind for q in sharing for kind in q.asked.method.observes if kind in KINDS))
+        return tuple(dict.fromkeys(kind for q in sharing for kind in q.recipe.shared))
 
 
 def without_questions(job: Job) -> Job:
@@ -131,7 +140,7 @@ class Resolved:
     """
 
     question: Question
-    asked: Asked
+    recipe: Recipe
     note: str
     run: Run
     wanted: Mapping[str, str]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from calibrant.activations import InputStatistic, Seen
 from calibrant.errors import CalibrantError
-from calibrant.methods import Method, methods
+from calibrant.methods import MatrixMethod, methods
 from calibrant.targets import NofM, Sparsity, Target, parse_target
 from calibrant.testing.naming import mistaken, untyped
 
@@ -20,8 +20,8 @@ SHAPES: Final = ((5, 160), (24, 16), (1, 64), (8, 32))
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float64)
 
 
-def check_method(method: Method, targets: Sequence[Target] = TARGETS, device: str = "cpu") -> None:
-    """Check that `method` keeps the contract of `Method` on small random matrices, for each of `targets`.
+def check_method(method: MatrixMethod, targets: Sequence[Target] = TARGETS, device: str = "cpu") -> None:
+    """Check that `method` keeps the contract of `MatrixMethod` on small random matrices, for each of `targets`.
 
     The count is exact (over rows or over the whole matrix); the weight and the statistics stay as they were; the same arguments give the
     same result; shape, type and device are kept; inputs that were always zero, and fewer tokens than inputs, give finite numbers; rows
@@ -46,7 +46,7 @@ def check_method(method: Method, targets: Sequence[Target] = TARGETS, device: st
 class _Case:
     """One method asked for one target of one random matrix; its failures say which."""
 
-    def __init__(self, method: Method, target: Target, shape: tuple[int, int], device: str, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, method: MatrixMethod, target: Target, shape: tuple[int, int], device: str, dtype: torch.dtype = torch.float32) -> None:
         self.method, self.target, self.shape, self.device, self.dtype = method, target, shape, device, dtype
         self._generator = torch.Generator().manual_seed(shape[0] * 1000 + shape[1])
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from calibrant.allocations import Allocation, allocations
-from calibrant.compress import Asked
+from calibrant.compress import Recipe
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.evaluators import Evaluator, evaluators
 from calibrant.methods import Method, methods
@@ -18,6 +18,7 @@ from calibrant.statistics import KINDS
 from calibrant.store import Record, Run
 from calibrant.study.question import Event, Failed, Job, Measured, Question, Recorded, Resolved
 from calibrant.targets import Target, parse_target
+from calibrant.transforms import Transform, transforms
 from calibrant.wire import Kind, Language, fields_of, kind_of, raised
 
 
@@ -73,11 +74,12 @@ LANGUAGE: Final = Language(
     Kind("method", Method, str, methods.build),
     Kind("target", Target, str, parse_target),
     Kind("allocation", Allocation, str, allocations.build),
+    Kind("transform", Transform, str, transforms.build),
     Kind("evaluator", Evaluator, str, evaluators.build),
     Kind("calibration", CalibrationSet, lambda s: [s.expr, s.samples, s.length, s.budget, s.seed], lambda given: _set(*given)),
     Kind("statistic", type, lambda kind: kind.__name__, _STATISTICS.__getitem__),
     Kind("Raised", Raised, _fault, _error),
-    *map(fields_of, (Asked, Question, Job, Resolved, Run, Record, Score, Outcome, Measurement)),
+    *map(fields_of, (Recipe, Question, Job, Resolved, Run, Record, Score, Outcome, Measurement)),
     *map(fields_of, (Recorded, Measured, Failed, Told, Spent)),
     fields_of(TokenBatch, without=("rows",)),  # what is saved needs them, and workers save nothing
 )

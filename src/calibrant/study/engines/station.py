@@ -70,11 +70,11 @@ class Station:
         return self._answering.resolve(question)
 
     def answer(
-        self, resolved: Resolved, recorded: bool, lacking: tuple[str, ...], mask: bytes | None, kinds: tuple[type[Statistic], ...]
+        self, resolved: Resolved, recorded: bool, lacking: tuple[str, ...], state: bytes | None, kinds: tuple[type[Statistic], ...]
     ) -> Iterator[Event]:
         """What the store lacks of the question that was resolved last."""
         assert self._answering is not None
-        return self._answering.answer(resolved, recorded, lacking, mask, kinds)
+        return self._answering.answer(resolved, recorded, lacking, state, kinds)
 
     def _take(self, question: Question, tokens: Path) -> None:
         assert self._bench is not None

@@ -23,7 +23,7 @@ from calibrant.models import open_tokenizer
 from calibrant.progress import Progress, silent
 from calibrant.spec import identity
 from calibrant.statistics import Statistics, surplus
-from calibrant.store import MASK, STATISTICS
+from calibrant.store import STATISTICS
 from calibrant.study.answering import attempted, failed
 from calibrant.study.engines.language import LANGUAGE
 from calibrant.study.engines.worker import Hire, Worker
@@ -179,12 +179,12 @@ class Team:
 
     def _answer(self, index: int, lack: Lack, worker: Worker) -> bool:
         resolved = self._resolved[index]
-        mask = self._ledger.store.file(resolved.run.id, MASK) if lack.recorded else None
+        state = self._ledger.state(resolved.run.id) if lack.recorded else None
         with ExitStack() as gathering:
             # Always in the same order, or two that need the same parts of mixes could wait for each other.
-            if mask is None and not all(self._claim(gathering, name, index) for name in sorted(resolved.statistics)):
+            if state is None and not all(self._claim(gathering, name, index) for name in sorted(resolved.statistics)):
                 return False
-            for event in worker.answer(resolved, lack, mask, self._job.kinds(resolved.question)):
+            for event in worker.answer(resolved, lack, state, self._job.kinds(resolved.question)):
                 self._keep(event)
                 gathering.close()  # the model is compressed, and what follows only measures
                 self._gathering.pop(index, None)

@@ -39,9 +39,9 @@ class Worker(ABC):
         (found,) = self._asked("resolve", question, tokens)
         return found
 
-    def answer(self, resolved: Resolved, lack: Lack, mask: bytes | None, kinds: tuple[type[Statistic], ...]) -> Iterator[Event]:
+    def answer(self, resolved: Resolved, lack: Lack, state: bytes | None, kinds: tuple[type[Statistic], ...]) -> Iterator[Event]:
         """Have it find what is lacking, and of statistics these `kinds` too. Raises `OutputError` on a full disk."""
-        return self._asked("answer", resolved, lack.recorded, tuple(lack.measures), mask, kinds)
+        return self._asked("answer", resolved, lack.recorded, tuple(lack.measures), state, kinds)
 
     def _asked(self, what: str, *given: Any) -> Iterator[Any]:
         for reply in self.call(what, *given):

@@ -1,0 +1,175 @@
+"""What can be done to a model, one change at a time: each can be applied, undone, described and kept.
+
+A method yields edits; the loop in `compress` applies one before it asks for the next. An edit holds no state of its own: what undoes it is
+asked for before it is applied. `kept` and `read` carry it over a kill, and to a later measurement of the same run. A method that changes a
+model in a way of its own defines a subclass beside itself; its `kind` must be a word that no other edit has.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Final
+
+from torch import Tensor
+
+from calibrant.activations import Seen
+from calibrant.changes import input_sizes, mask_bits, output_error
+from calibrant.compressed import Compressed
+from calibrant.errors import DataError
+from calibrant.models import ModelView, Weight
+
+_KINDS: Final = dict[str, type["Edit"]]()
+"""Every kind of edit that is defined in this process, by the word that a kept one says."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An edit as a file holds it: what it is, plain JSON data, and tensors by name."""
+
+    kind: str
+    facts: Mapping[str, Any]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+class Edit(ABC):
+    """One change to a model."""
+
+    kind: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.kind:
+            _KINDS[cls.kind] = cls
+
+    @property
+    def block(self) -> int | None:
+        """The block that it is a part of; edits of one block are kept together. None for one that is kept by itself."""
+        return None
+
+    @abstractmethod
+    def apply(self, view: ModelView) -> None:
+        """Change the model."""
+
+    @abstractmethod
+    def undo(self, view: ModelView) -> Callable[[], None]:
+        """Give what will undo this edit. Asked for before it is applied; of several edits the last is undone first."""
+
+    @abstractmethod
+    def report(self, view: ModelView) -> dict[str, Any]:
+        """Say in plain JSON data what the record should know. Asked for before it is applied, while the model is what it changes.
+
+        Weights that go count as `removed`.
+        """
+
+    def applied(self) -> "Edit":
+        """Give the same edit, once it is applied, without what only judging it took: a block's edits wait for each other before they are kept."""
+        return self
+
+    @abstractmethod
+    def kept(self) -> Kept:
+        """Give all that `read` needs to make an equal edit of it."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, kept: Kept, view: ModelView) -> "Edit":
+        """Make the edit again. `KeyError` or `ValueError` for what is of another model."""
+
+
+@dataclass(frozen=True)
+class Replace(Edit):
+    """A matrix becomes another of its shape; `seen` is what it was judged by, for the record."""
+
+    kind: ClassVar[str] = "replace"
+
+    weight: Weight
+    compressed: Compressed
+    seen: Seen = field(default_factory=lambda: Seen({}))
+
+    @property
+    def block(self) -> int | None:
+        return self.weight.block
+
+    def apply(self, view: ModelView) -> None:
+        self.weight.set(self.compressed.weight)
+
+    def undo(self, view: ModelView) -> Callable[[], None]:
+        before = self.weight.get().clone()
+        return lambda: self.weight.set(before)
+
+    def report(self, view: ModelView) -> dict[str, Any]:
+        """The matrix's line in the record."""
+        weight, after = self.weight, self.compressed.weight
+        error = output_error(weight.get(), after, self.seen)
+        zeros = weight.shape[0] * weight.shape[1] - int(after.count_nonzero())
+        return {
+            "name": weight.name,
+            "shape": list(weight.shape),
+            "zeros": zeros,
+            "sparsity": zeros / after.numel(),
+            **error,
+            "bits": mask_bits(weight.name, after),
+            **input_sizes(weight.name, self.seen),
+            "notes": dict(self.compressed.notes),
+        }
+
+    def applied(self) -> "Replace":
+        return Replace(self.weight, replace(self.compressed, weight=self.weight.get()))  # the model's own numbers by now, not a copy
+
+    def kept(self) -> Kept:
+        return Kept(self.kind, {"name": self.weight.name, "notes": dict(self.compressed.notes)}, {"weight": self.compressed.weight})
+
+    @classmethod
+    def read(cls, kept: Kept, view: ModelView) -> "Replace":
+        weight = view.named[kept.facts["name"]]
+        return cls(weight, Compressed(kept.tensors["weight"].to(weight.stored.device), kept.facts["notes"]))
+
+
+@dataclass(frozen=True)
+class DropBlocks(Edit):
+    """Whole blocks go; those that stay are numbered anew. `notes` say how they were chosen."""
+
+    kind: ClassVar[str] = "drop_blocks"
+
+    indices: tuple[int, ...]
+    notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def apply(self, view: ModelView) -> None:
+        view.drop_blocks(self.indices)
+
+    def undo(self, view: ModelView) -> Callable[[], None]:
+        return view.remembered()
+
+    def report(self, view: ModelView) -> dict[str, Any]:
+        blocks = [view.blocks[i] for i in self.indices]
+        removed = sum(w.shape[0] * w.shape[1] for block in blocks for w in block.weights)
+        return {"edit": self.kind, "blocks": list(self.indices), "of": len(view.blocks), "removed": removed, "notes": dict(self.notes)}
+
+    def kept(self) -> Kept:
+        return Kept(self.kind, {"blocks": list(self.indices), "notes": dict(self.notes)})
+
+    @classmethod
+    def read(cls, kept: Kept, view: ModelView) -> "DropBlocks":
+        return cls(tuple(kept.facts["blocks"]), kept.facts["notes"])
+
+
+def read_edit(kept: Kept, view: ModelView) -> Edit:
+    """The edit that was kept. `DataError` for one of a kind that nothing here defines, or of another model."""
+    if kept.kind not in _KINDS:
+        raise DataError(f"an edit of the kind {kept.kind!r} can't be read; install the package of the method that made it", subject=kept.kind)
+    try:
+        return _KINDS[kept.kind].read(kept, view)
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError(f"an edit of the kind {kept.kind!r} is of another model ({error!r})", subject=kept.kind) from error
+
+
+def as_tensors(edits: Sequence[Kept]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Edits as a safetensors file holds them: their tensors under names of their own, and the rest as plain JSON data."""
+    tensors = {f"{number}.{name}": tensor for number, kept in enumerate(edits) for name, tensor in kept.tensors.items()}
+    return tensors, [{"kind": kept.kind, "facts": dict(kept.facts), "tensors": list(kept.tensors)} for kept in edits]
+
+
+def from_tensors(tensors: Mapping[str, Tensor], entries: Sequence[Mapping[str, Any]]) -> list[Kept]:
+    """The edits again. `KeyError` or `TypeError` where something isn't what `as_tensors` gave."""
+    return [
+        Kept(entry["kind"], entry["facts"], {name: tensors[f"{number}.{name}"] for name in entry["tensors"]}) for number, entry in enumerate(entries)
+    ]

@@ -1,0 +1,67 @@
+"""Edits as one safetensors file. Where many numbers of a tensor are zero, it holds which aren't, and those: nothing is lost of them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from calibrant.edits import Kept
+from calibrant.errors import DataError
+
+ENTRIES: Final = "edits"
+"""The tensor that holds what isn't a tensor, as the bytes of a JSON text."""
+_AS_INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Numbers are compared by their bits, so that a negative zero stays one."""
+
+
+def to_bytes(edits: Sequence[Kept]) -> bytes:
+    """The file's content; `from_bytes` gives the same edits, every tensor bit for bit."""
+    tensors: dict[str, Tensor] = {}
+    entries: list[dict[str, Any]] = []
+    for number, kept in enumerate(edits):
+        forms = {name: _without_zeros(f"{number}.{name}", tensor.detach().contiguous().cpu(), tensors) for name, tensor in kept.tensors.items()}
+        entries.append({"kind": kept.kind, "facts": dict(kept.facts), "tensors": forms})
+    text = json.dumps(entries, ensure_ascii=False).encode()
+    return save({**tensors, ENTRIES: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
+
+
+def from_bytes(content: bytes) -> list[Kept]:
+    """The edits again. `DataError` for what is no such file."""
+    try:
+        tensors = load(content)
+        entries = json.loads(tensors.pop(ENTRIES).numpy().tobytes())
+        return [Kept(str(e["kind"]), e["facts"], {name: _with_zeros(form, tensors) for name, form in e["tensors"].items()}) for e in entries]
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DataError(
+            f"the edits that are kept of a run can't be read ({error}); delete edits.safetensors in its folder to compress it again"
+        ) from error
+
+
+def _without_zeros(name: str, tensor: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Put a tensor into `tensors`, whole or as bits and the numbers that aren't zero, whichever is less, and say how."""
+    flat = tensor.flatten().view(_AS_INTEGERS[tensor.element_size()])
+    there = flat != 0
+    if (len(flat) - int(there.count_nonzero())) * tensor.element_size() * 8 <= len(flat):
+        tensors[name] = tensor
+        return {"name": name}
+    tensors[f"{name}.bits"] = torch.from_numpy(np.packbits(there.numpy()))
+    tensors[f"{name}.values"] = tensor.flatten()[there]
+    return {"name": name, "shape": list(tensor.shape)}
+
+
+def _with_zeros(form: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    if "shape" not in form:
+        return tensors[form["name"]]
+    bits, values, shape = tensors[f"{form['name']}.bits"], tensors[f"{form['name']}.values"], tuple(form["shape"])
+    size = int(np.prod(shape, dtype=np.int64))
+    if size > 8 * len(bits):
+        raise ValueError("its tensors are larger than what is there of them")
+    there = torch.from_numpy(np.unpackbits(bits.numpy(), count=size).astype(bool))
+    whole = torch.zeros(size, dtype=values.dtype)
+    whole[there] = values
+    return whole.reshape(shape)

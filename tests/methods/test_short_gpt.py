@@ -1,0 +1,80 @@
+"""ShortGPT against a slow calculation of its own, from the front door to a model that plain transformers opens."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from calibrant.data import CalibrationSet
+from calibrant.errors import TargetError
+from calibrant.jobs import prune
+from calibrant.methods.short_gpt import ShortGPT
+from calibrant.models import open_model
+from calibrant.testing import tiny_folder
+
+SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny_folder(tmp_path / "model")
+
+
+def influences(folder: Path) -> list[float]:
+    """1 − the mean cosine between what enters a block and what leaves it, token by token in float64, from a plain forward."""
+    opened = open_model(str(folder), "float32")
+    batch = CalibrationSet("python_docs", samples=4, length=16).tokens(opened.tokenizer)
+    model = opened.model.double()
+    with torch.no_grad():
+        states = model(batch.ids, attention_mask=batch.mask.long(), output_hidden_states=True).hidden_states[:-1]
+        last: list[torch.Tensor] = []
+        hook = model.model.layers[-1].register_forward_hook(lambda _, __, output: last.append(output))
+        model(batch.ids, attention_mask=batch.mask.long())
+        hook.remove()
+    found: list[float] = []
+    for before, after in zip(states, (*states[1:], last[0]), strict=True):
+        cosines = [
+            float((x @ y) / (x.norm() * y.norm()))
+            for x, y, real in zip(before.flatten(0, 1), after.flatten(0, 1), batch.mask.flatten(), strict=True)
+            if real
+        ]
+        found.append(1 - sum(cosines) / len(cosines))
+    return found
+
+
+def test_the_block_that_turns_its_input_least_goes(folder: Path, tmp_path: Path) -> None:
+    done = prune(str(folder), "python_docs", "short_gpt", 0.34, tmp_path / "out", **SMALL)
+    wanted = influences(folder)
+    (edit,) = done.record.edits
+    assert edit["notes"]["scores"] == pytest.approx(wanted, rel=1e-4)
+    assert (edit["edit"], edit["blocks"], edit["of"]) == ("drop_blocks", [wanted.index(min(wanted))], 3)
+    assert done.record.sparsity == pytest.approx(1 / 3)
+    assert {entry["reason"] for entry in done.record.dense if "proj" in entry["name"]} == {"short_gpt left it as it is"}
+    reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(reopened(ids).logits, done.opened.model(ids).logits)
+    assert reopened.config.num_hidden_layers == 2
+    assert prune(str(folder), "python_docs", "short_gpt", 0.34, tmp_path / "out", **SMALL).already_done
+    assert json.loads((tmp_path / "out" / "calibrant.json").read_text())["record"]["edits"] == [edit]
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (0.3, r"0\.3 of the model's 3 blocks is less than one; ask for at least 0\.334"),
+        ("2:4", "2:4 is no share of blocks; write one from 0 up to"),
+    ],
+)
+def test_what_is_no_share_of_the_blocks_is_refused_before_anything_is_read(folder: Path, tmp_path: Path, target: str, said: str) -> None:
+    with pytest.raises(TargetError, match=said):
+        prune(str(folder), "python_docs", "short_gpt", target, tmp_path / "out", **SMALL)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_nothing_of_a_target_is_nothing_dropped(folder: Path) -> None:
+    done = prune(str(folder), "python_docs", ShortGPT(), 0.0, **SMALL)
+    assert [edit["blocks"] for edit in done.record.edits] == [[]]
+    assert done.record.sparsity == 0
