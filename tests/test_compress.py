@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,8 +15,9 @@ from calibrant.activations import BlockChange, FeatureNorms, Seen
 from calibrant.checkpoint import Checkpoint
 from calibrant.compress import Recipe, compress, fitting
 from calibrant.data import CalibrationSet
-from calibrant.edits import Replace
+from calibrant.edits import DropBlocks, Edit, Replace
 from calibrant.errors import NumericsError, OutputError, SpecError, TargetError
+from calibrant.job import Job
 from calibrant.jobs import prune
 from calibrant.methods import BlockMethod, Compressed, MatrixMethod
 from calibrant.models import ModelView, Weight, open_model, save, view
@@ -325,12 +327,14 @@ class RoundToNearest(MatrixMethod):
 
 @dataclass(frozen=True, repr=False)
 class DropStill(BlockMethod):
-    """Removes the blocks that change their input least."""
+    """Removes the block that changes its input least."""
 
     observes: ClassVar = (BlockChange,)
 
-    def score(self, seen: Seen) -> float:
-        return seen[BlockChange].total / seen[BlockChange].mass
+    def edits(self, job: Job) -> Iterator[Edit]:
+        turned = {block.index: seen[BlockChange].total / seen[BlockChange].mass for block, seen in job.blocks(self.observes)}
+        assert self.lacking(job) == 1
+        yield DropBlocks((min(turned, key=turned.__getitem__),))
 
 
 def test_the_seam_for_quantization(folder: Path, texts: str) -> None:

@@ -65,14 +65,9 @@ class Recipe:
         return cls(found, asked, allocations.build(allocation), propagate or found.propagate, before)
 
     @property
-    def parts(self) -> tuple[Method | Allocation | Transform, ...]:
-        """Everything in it that may look at calibration data."""
-        return self.method, self.allocation, *self.transforms
-
-    @property
     def looks(self) -> bool:
         """Whether anything in it looks at calibration data: then the tokens decide what comes of it."""
-        return any(part.observes for part in self.parts)
+        return self.method.looks or any(part.observes for part in (self.allocation, *self.transforms))
 
     @property
     def shared(self) -> tuple[type[Statistic], ...]:
@@ -92,7 +87,7 @@ class Recipe:
             method=canonical(self.method),
             target=str(self.target),
             allocation=canonical(self.allocation),
-            propagate=self.propagate if self.method.observes else "",
+            propagate=self.propagate if self.method.looks else "",
             dtype=str(opened.dtype).removeprefix("torch."),
             seed=seed if self.looks else 0,
             transforms=tuple(map(canonical, self.transforms)),
@@ -222,7 +217,8 @@ def allocated(looks: Looks, allocation: Allocation, target: Target) -> Mapping[s
 
 
 def _looking(recipe: Recipe) -> str:
-    return str(next(part for part in recipe.parts if part.observes))
+    """What in it looks at calibration data, by name."""
+    return str(recipe.method if recipe.method.looks else next(part for part in (recipe.allocation, *recipe.transforms) if part.observes))
 
 
 def put_back(view: ModelView, kept: Iterable[Kept], propagate: Propagation) -> tuple[list[Edit], list[Edit]]:

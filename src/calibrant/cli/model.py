@@ -63,7 +63,19 @@ def prune(
     tokens: Tokens = None,
     length: Length = 2048,
     seed: Seed = 0,
-    propagate: Annotated[str, typer.Option(metavar="WAY", help="arrival, reference or dense: whose errors a matrix's inputs carry.")] = "arrival",
+    propagate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WAY",
+            help="arrival, reference or dense: whose errors a matrix's inputs carry. \\[default: the method's own, mostly arrival]",
+            show_default=False,
+        ),
+    ] = None,
+    allocation: Annotated[str, typer.Option(metavar="SPEC", help="How the target is shared among the matrices.")] = "uniform",
+    transform: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SPEC", help="What is done to the model before, in this order; it doesn't change what it computes.", show_default=False),
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     data_dir: DataDir = None,
@@ -82,7 +94,8 @@ def prune(
     look_in(data_dir)
     budget = functools.partial(run, samples=samples, tokens=tokens, length=length, seed=seed, memory=memory, profile=profile)
     with progress() as told:
-        done = budget(model, data, method, sparsity, out, propagate=propagate, dtype=dtype, device=device, progress=told)
+        how = {"propagate": propagate, "allocation": allocation, "transform": tuple(transform or ())}
+        done = budget(model, data, method, sparsity, out, **how, dtype=dtype, device=device, progress=told)
     about = {"out": str(done.out), "continued_from": done.continued_from, "already_done": done.already_done}
     found = {**done.record.plain(), **about, **({"costs": asdict(done.costs)} if done.costs else {})}
     show(found, as_json, screen.pruned)

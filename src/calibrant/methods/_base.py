@@ -28,14 +28,21 @@ class Method(Spec, ABC):
     `observes` says which statistics the walk must gather; a method that looks at nothing leaves it empty and costs no forward.
     `updates` says whether kept weights change too: weights fitted to inputs that no longer come do harm, so a study propagates such
     methods' errors by default (`arrival`), and lets all others share one pass over the untouched model (`dense`).
+    `tries` says whether it measures the model on the calibration tokens (`job.loss`); it needs them then, whatever it observes.
     `prunes` says whether the target's share of what it removes really goes.
     `propagate` is what `prune` lets matrices see where nobody asks for something else.
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = ()
+    tries: ClassVar[bool] = False
     updates: ClassVar[bool] = False
     prunes: ClassVar[bool] = True
     propagate: ClassVar[Propagation] = "arrival"
+
+    @property
+    def looks(self) -> bool:
+        """Whether calibration data decides what it does."""
+        return bool(self.observes) or self.tries
 
     @abstractmethod
     def edits(self, job: Job) -> Iterator[Edit]:
@@ -71,36 +78,29 @@ class MatrixMethod(Method):
 
 
 class BlockMethod(Method):
-    """Removes the whole blocks that would be missed least; of a target such as 0.25 so large a share of the blocks goes.
+    """Removes whole blocks: of a target such as 0.25 so large a share of the model's blocks goes.
 
-    It looks at the untouched model, whatever the propagation.
+    It looks at the model as it is, whatever the propagation.
     """
 
     propagate: ClassVar[Propagation] = "dense"
 
-    @abstractmethod
-    def score(self, seen: Seen) -> float:
-        """How much a block would be missed that did this to its input; of equal ones the first goes first."""
-
-    def edits(self, job: Job) -> Iterator[Edit]:
-        if job.done:
-            return
-        scores = [self.score(seen) for _, seen in job.blocks(self.observes)]
-        ranked = sorted(range(len(scores)), key=lambda index: (scores[index], index))
-        yield DropBlocks(tuple(sorted(ranked[: blocks_to_drop(job.view, job.target)])), {"scores": [float(f"{score:.6g}") for score in scores]})
+    def lacking(self, job: Job) -> int:
+        """How many blocks are still to go: what the target asks, less what went before an interruption."""
+        gone = sum(len(edit.indices) for edit in job.done if isinstance(edit, DropBlocks))
+        return blocks_to_drop(len(job.view.blocks) + gone, job.target) - gone
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
-        if targets and any(asked != target for asked in targets.values()):
+        if any(asked != target for asked in targets.values()):
             raise TargetError(f"{self} drops whole blocks, so nothing can be shared among matrices; leave the allocation out", subject=str(self))
-        blocks_to_drop(view, target)
+        blocks_to_drop(len(view.blocks), target)
 
 
-def blocks_to_drop(view: ModelView, target: Target) -> int:
-    """How many of the model's blocks a share such as 0.25 is: rounded down, and at least one unless the share is 0.
+def blocks_to_drop(count: int, target: Target) -> int:
+    """How many of a model's `count` blocks a share such as 0.25 is: rounded down, and at least one unless the share is 0.
 
     Raises `TargetError` for a target that is no share, or one that is less than a block.
     """
-    count = len(view.blocks)
     if not isinstance(target, Sparsity):
         raise TargetError(f"{target} is no share of blocks; write one from 0 up to (not including) 1, such as 0.25", subject=str(target))
     dropped = target.quota(count)

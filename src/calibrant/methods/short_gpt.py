@@ -1,9 +1,12 @@
 """ShortGPT: whole blocks go that turn their input least (Men et al. 2024, arXiv 2403.03853)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from calibrant.activations import BlockChange, Seen, Statistic
+from calibrant.edits import DropBlocks, Edit
+from calibrant.job import Job
 from calibrant.methods._base import BlockMethod
 
 
@@ -17,7 +20,15 @@ class ShortGPT(BlockMethod):
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (BlockChange,)
 
-    def score(self, seen: Seen) -> float:
-        """The block influence: 0 for a block that turns nothing, 2 at most."""
-        change = seen[BlockChange]
-        return change.total / change.mass
+    def edits(self, job: Job) -> Iterator[Edit]:
+        if job.done:
+            return
+        scores = [influence(seen) for _, seen in job.blocks(self.observes)]
+        ranked = sorted(range(len(scores)), key=lambda index: (scores[index], index))
+        yield DropBlocks(tuple(sorted(ranked[: self.lacking(job)])), {"scores": [float(f"{score:.6g}") for score in scores]})
+
+
+def influence(seen: Seen) -> float:
+    """How far a block turned its input on average: 0 for one that turns nothing, 2 at most."""
+    change = seen[BlockChange]
+    return change.total / change.mass

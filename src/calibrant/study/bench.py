@@ -146,7 +146,7 @@ class Bench:
 
     def _packed(self, mask: bytes) -> list[np.ndarray]:
         """The bits of every matrix. `ValueError` where they are of another model, told before anything is unpacked."""
-        sizes = [(weight.stored.numel() + 7) // 8 for weight in self.view.weights]
+        sizes = [(pristine.numel() + 7) // 8 for pristine in self._pristine.values()]
         with zipfile.ZipFile(io.BytesIO(mask)) as members:
             if sum(member.file_size for member in members.infolist()) > sum(sizes) + HEAD * len(sizes):
                 raise ValueError("it holds more than the model has weights")

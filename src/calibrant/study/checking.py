@@ -360,7 +360,7 @@ def _count(value: Any) -> int:
 def _looks(method: Any) -> bool:
     """Whether a method looks at data, so that there is a run for each set and draw; what is no method is told of later."""
     try:
-        return isinstance(method, str | Method) and bool(methods.build(method).observes)
+        return isinstance(method, str | Method) and methods.build(method).looks
     except InputError:
         return False
 

@@ -21,7 +21,7 @@ from calibrant.store import STUDY, Store
 from calibrant.study import engines
 from calibrant.study.checking import MOST_VALUES, Mistakes, Read, Reading
 from calibrant.study.contrasts import read_contrasts
-from calibrant.study.labels import Labels
+from calibrant.study.labels import DENSE, Labels
 from calibrant.study.labels import propagation as propagated
 from calibrant.study.ledger import Ledger, known
 from calibrant.study.question import Finished, Job, Question, digests_of
@@ -128,7 +128,10 @@ class Study:
 
         @cache
         def recipe(method: str, target: str, propagate: str) -> Recipe:
-            return Recipe.parse(method, target, propagate or self.propagation(method), self.allocation, tuple(self.transforms))
+            how = propagate or self.propagation(method)
+            if method == DENSE:  # the model as it came, whatever is done to it for the other methods
+                return Recipe.parse(method, target, how)
+            return Recipe.parse(method, target, how, self.allocation, tuple(self.transforms))
 
         return [
             Question(of.model, calibration(of.data, of.seed) if of.data else None, recipe(of.method, of.target, of.propagate))

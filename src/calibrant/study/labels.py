@@ -31,7 +31,7 @@ def propagation(method: Method, asked: str | None) -> str:
     One that only scores matrices has `dense` there, since one pass serves all its targets.
     """
     scores = isinstance(method, MatrixMethod) and not method.updates
-    return (asked or ("dense" if scores else method.propagate)) if method.observes else ""
+    return (asked or ("dense" if scores else method.propagate)) if method.looks else ""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Axes:
         for model in self.models:
             yield Labels(model, "", 0, DENSE, "0.0", "")
             for method in (m for m in self.methods if str(m) != DENSE):
-                for data, seed in ((d, s) for s in self.seeds for d in self.data) if method.observes or self.looking else [("", 0)]:
+                for data, seed in ((d, s) for s in self.seeds for d in self.data) if method.looks or self.looking else [("", 0)]:
                     yield from (Labels(model, data, seed, str(method), target, propagation(method, self.propagate)) for target in self.targets)
 
 

@@ -34,7 +34,7 @@ class Question:
             str(self.recipe.target),
             seed,
             "",
-            propagate=self.recipe.propagate if data and self.recipe.method.observes else "",
+            propagate=self.recipe.propagate if data and self.recipe.method.looks else "",
         )
 
     @property

@@ -30,7 +30,7 @@ def check_edits(method: Method, target: Target, model: str, data: str = "python_
     """
     said = f"{method} at {target}"
     opened = open_model(model, "float32")
-    batch = CalibrationSet(data, samples=SAMPLES, length=LENGTH).tokens(opened.tokenizer) if method.observes else None
+    batch = CalibrationSet(data, samples=SAMPLES, length=LENGTH).tokens(opened.tokenizer) if method.looks else None
     made: list[Edit] = []
     record = compress(opened, view(opened.model), batch, Recipe.parse(method, target), keep=made.append)
     wanted = _state(opened)

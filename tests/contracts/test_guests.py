@@ -1,0 +1,231 @@
+"""What another package adds goes through the front door like our own: the examples, each one file, found by its entry point."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from calibrant.compress import Recipe, compress
+from calibrant.errors import CalibrantError
+from calibrant.jobs import prune
+from calibrant.report import report
+from calibrant.study import Study
+from calibrant.targets import parse_target
+from calibrant.testing import check_edits, tiny_folder
+
+from tests.study.small import results, texts
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+GUESTS = {
+    "permute_hidden": "calibrant.transforms",
+    "by_norms": "calibrant.allocations",
+    "cheapest_blocks": "calibrant.methods",
+}
+RECIPES = {
+    "permute_hidden": {"method": "wanda", "target": 0.5, "transform": ("permute_hidden(seed=3)",)},
+    "by_norms": {"method": "magnitude", "target": 0.5, "allocation": "by_norms"},
+    "cheapest_blocks": {"method": "cheapest_blocks", "target": 0.5},
+}
+SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
+IDS = torch.arange(3, 40)[None]
+
+
+def class_of(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("_"))
+
+
+@pytest.fixture
+def guests(plugged: Callable[..., None]) -> None:
+    groups: dict[str, dict[str, str]] = {}
+    for name, group in GUESTS.items():
+        groups.setdefault(group, {})[name] = f"{name}:{class_of(name)}"
+    plugged(groups, **{name: (EXAMPLES / f"{name}.py").read_text() for name in GUESTS})
+
+
+pytestmark = pytest.mark.usefixtures("guests")
+
+
+def asked(given: dict[str, str], name: str, **changes: object) -> Study:
+    """Two draws of two sets, Wanda beside the guest."""
+    how = RECIPES[name]
+    setting = {key: how[key] for key in ("transform", "allocation") if key in how}
+    usual = {
+        "models": given["model"],
+        "data": ["random_tokens", given["prose"]],
+        "methods": [str(how["method"]), "wanda"] if how["method"] != "wanda" else ["wanda"],
+        "sparsities": [how["target"]],
+        "seeds": [0, 1],
+        "evaluate": [f"loss(source={given['verse']!r}, tokens=200, length=64)"],
+        "transforms": setting.get("transform", ()),
+        "allocation": setting.get("allocation", "uniform"),
+    }
+    return Study(**{**usual, **SMALL, **changes})
+
+
+def test_every_example_is_one_short_file() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == GUESTS.keys() == RECIPES.keys()
+    assert max(len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")) <= 60
+
+
+@pytest.mark.parametrize("name", [name for name, group in GUESTS.items() if group == "calibrant.methods"])
+def test_a_guest_method_keeps_the_contract_of_edits(name: str, tmp_path: Path) -> None:
+    from calibrant.methods import methods
+
+    check_edits(methods.build(name), parse_target(0.67), str(tiny_folder(tmp_path / "model")))
+
+
+@pytest.mark.parametrize("name", GUESTS)
+def test_what_is_saved_is_what_was_made(name: str, tmp_path: Path) -> None:
+    """Plain transformers opens it, and it gives the same logits."""
+    done = prune(str(tiny_folder(tmp_path / "model")), "random_tokens", out=tmp_path / "out", **named(name), **SMALL)
+    reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(reopened(IDS).logits, done.opened.model(IDS).logits)
+    manifest = json.loads((tmp_path / "out" / "calibrant.json").read_text())
+    assert manifest["id"] == done.record.run.id
+    assert prune(str(tmp_path / "model"), "random_tokens", out=tmp_path / "out", **named(name), **SMALL).already_done
+
+
+def named(name: str) -> dict[str, object]:
+    """A recipe as `prune` takes it."""
+    return {{"target": "sparsity"}.get(key, key): value for key, value in RECIPES[name].items()}
+
+
+@pytest.mark.parametrize("name", GUESTS)
+def test_killed_at_any_step_it_comes_to_the_same_end(name: str, tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def deadly(at: int) -> Callable[[str, int, int], None]:
+        calls = iter(range(10_000))
+
+        def told(*_: object) -> None:
+            if next(calls) == at:
+                raise Killed
+
+        return told
+
+    model = str(tiny_folder(tmp_path / "model"))
+    whole = prune(model, "random_tokens", **named(name), **SMALL)
+    for at in range(3):
+        out = tmp_path / f"out{at}"
+        try:
+            prune(model, "random_tokens", out=out, **named(name), **SMALL, progress=deadly(at))
+        except Killed:
+            assert not out.exists()
+        again = prune(model, "random_tokens", out=out, **named(name), **SMALL)
+        assert again.record.plain() | {"provenance": {}} == whole.record.plain() | {"provenance": {}}
+        state, wanted = again.opened.model.state_dict(), whole.opened.model.state_dict()
+        assert state.keys() == wanted.keys()
+        assert all(torch.equal(state[key], wanted[key]) for key in wanted)
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> dict[str, str]:
+    return texts(tmp_path / "texts")
+
+
+@pytest.mark.parametrize("name", GUESTS)
+def test_a_study_of_two_draws_with_its_report_and_page(name: str, given: dict[str, str], tmp_path: Path) -> None:
+    study = asked(given, name)
+    finished = study.run(tmp_path / "whole")
+    assert not finished.failures
+    found = report(tmp_path / "whole")
+    assert str(found)
+    found.write_html(tmp_path / "page.html")
+    assert "<html" in (tmp_path / "page.html").read_text()
+
+    # Stopped after some of it and asked again, it is the same store.
+    with pytest.raises(KeyboardInterrupt):
+        study.run(tmp_path / "parts", stopped(5))
+    study.run(tmp_path / "parts")
+    assert results(tmp_path / "parts") == results(tmp_path / "whole")
+
+    # Another measure of the same runs: nothing is compressed again.
+    more = asked(given, name, evaluate=[*study.evaluate, f"loss(source={given['prose']!r}, tokens=100, length=32)"], allow_leak=True)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("calibrant.study.answering.compress", only_what_looks_at_nothing)
+        again = more.run(tmp_path / "whole")
+    assert not again.failures
+    fresh = more.run(tmp_path / "fresh")
+    assert not fresh.failures
+    assert scores(tmp_path / "whole") == scores(tmp_path / "fresh")
+
+
+def only_what_looks_at_nothing(opened: Any, seen_by: Any, batch: Any, recipe: Recipe, **how: Any) -> Any:
+    assert not recipe.looks, f"{recipe} was compressed again"
+    return compress(opened, seen_by, batch, recipe, **how)
+
+
+def scores(folder: Path) -> dict[str, bytes]:
+    return {key: value for key, value in results(folder).items() if key.endswith("score.json")}
+
+
+def stopped(at: int) -> Callable[[str, int, int], None]:
+    calls = iter(range(10_000))
+
+    def told(*_: object) -> None:
+        if next(calls) == at:
+            raise KeyboardInterrupt
+
+    return told
+
+
+def test_a_transform_keeps_the_function(tmp_path: Path) -> None:
+    from calibrant.models import open_model, view
+    from calibrant.transforms import transforms
+
+    opened = open_model(str(tiny_folder(tmp_path / "model")), "float32")
+    with torch.no_grad():
+        before = opened.model(IDS).logits
+        transforms.build("permute_hidden(seed=5)").apply(view(opened.model), {})
+        assert (opened.model(IDS).logits - before).abs().max() < 1e-6
+        assert not torch.equal(opened.model(IDS).logits, before)
+
+
+def test_an_allocation_that_looks_makes_the_data_part_of_the_identity(tmp_path: Path) -> None:
+    model = str(tiny_folder(tmp_path / "model"))
+    ids = {
+        (allocation, data): prune(model, data, "magnitude", 0.5, allocation=allocation, **SMALL).record.run.id
+        for allocation in ("uniform", "by_norms")
+        for data in ("random_tokens", "full_stops")
+    }
+    assert ids["uniform", "random_tokens"] == ids["uniform", "full_stops"]
+    assert ids["by_norms", "random_tokens"] != ids["by_norms", "full_stops"]
+
+
+def test_the_shares_of_an_allocation_average_to_what_was_asked(tmp_path: Path) -> None:
+    record = prune(str(tiny_folder(tmp_path / "model")), "random_tokens", "magnitude", 0.5, allocation="by_norms", **SMALL).record
+    assert len({round(weight["sparsity"], 2) for weight in record.weights}) > 3
+    assert math.isclose(record.sparsity, 0.5, abs_tol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"method": "wanda", "sparsity": 0.9, "allocation": "by_norms"}, r"by_norms shares a sparsity below 0\.833, not 0\.9"),
+        ({"method": "cheapest_blocks", "sparsity": "2:4"}, r"2:4 is no share of blocks"),
+        ({"method": "cheapest_blocks", "sparsity": 0.5, "allocation": "by_norms"}, r"drops whole blocks, so nothing can be shared among matrices"),
+        (
+            {"method": "wanda", "sparsity": 0.5, "transform": ("permute_hiden",)},
+            r"no transform called 'permute_hiden', did you mean 'permute_hidden'",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence_and_nothing_stays(how: dict[str, object], said: str, tmp_path: Path) -> None:
+    model = tiny_folder(tmp_path / "model")
+    with pytest.raises(CalibrantError, match=said):
+        prune(str(model), "random_tokens", out=tmp_path / "out", **how, **SMALL)
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_a_transform_refuses_a_model_that_it_does_not_understand(tmp_path: Path) -> None:
+    model = tiny_folder(tmp_path / "model", family="gpt2")
+    with pytest.raises(CalibrantError, match="permute_hidden knows networks of gate_proj, up_proj and down_proj, and GPT2LMHeadModel has others"):
+        prune(str(model), "random_tokens", out=tmp_path / "out", method="wanda", transform=("permute_hidden",), **SMALL)
+    assert list(tmp_path.iterdir()) == [model]
