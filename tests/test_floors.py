@@ -13,8 +13,8 @@ import calibrant
 ROOT = Path(calibrant.__file__).parent
 FLOORS = [
     ["errors", "foreign", "spec", "registry", "progress", "notebook", "allocator", "clock", "launch"],
-    ["activations", "compressed", "targets", "store", "outcomes", "durable", "estimates", "wire"],
-    ["data", "models", "ranks"],
+    ["activations", "targets", "store", "outcomes", "durable", "estimates", "wire"],
+    ["data", "models", "ranks", "packed"],
     ["walk", "changes", "statistics", "observing", "edits", "edits_file", "job"],
     ["methods", "allocations", "transforms", "checkpoint", "costs", "select"],
     ["compress", "jobs", "evaluators", "testing", "languages"],

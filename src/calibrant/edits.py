@@ -14,9 +14,9 @@ from torch import Tensor
 
 from calibrant.activations import Seen
 from calibrant.changes import input_sizes, mask_bits, output_error
-from calibrant.compressed import Compressed
 from calibrant.errors import DataError
 from calibrant.models import ModelView, Weight
+from calibrant.packed import Compressed, read_packed
 
 _KINDS: Final = dict[str, type["Edit"]]()
 """Every kind of edit that is defined in this process, by the word that a kept one says."""
@@ -77,13 +77,14 @@ class Edit(ABC):
 
 @dataclass(frozen=True)
 class Replace(Edit):
-    """A matrix becomes another of its shape; `seen` is what it was judged by, for the record."""
+    """A matrix becomes another of its shape; `seen` is what it was judged by, for the record, which with `mask` also samples which weights are left."""
 
     kind: ClassVar[str] = "replace"
 
     weight: Weight
     compressed: Compressed
     seen: Seen = field(default_factory=lambda: Seen({}))
+    mask: bool = False
 
     @property
     def block(self) -> int | None:
@@ -107,7 +108,8 @@ class Replace(Edit):
             "zeros": zeros,
             "sparsity": zeros / after.numel(),
             **error,
-            "bits": mask_bits(weight.name, after),
+            **({} if self.compressed.packed is None else self.compressed.packed.facts()),
+            **({"bits": mask_bits(weight.name, after)} if self.mask else {}),
             **input_sizes(weight.name, self.seen),
             "notes": dict(self.compressed.notes),
         }
@@ -116,12 +118,20 @@ class Replace(Edit):
         return Replace(self.weight, replace(self.compressed, weight=self.weight.get()))  # the model's own numbers by now, not a copy
 
     def kept(self) -> Kept:
-        return Kept(self.kind, {"name": self.weight.name, "notes": dict(self.compressed.notes)}, {"weight": self.compressed.weight})
+        facts, packed = {"name": self.weight.name, "notes": dict(self.compressed.notes)}, self.compressed.packed
+        if packed is None or not packed.kind:
+            return Kept(self.kind, facts, {"weight": self.compressed.weight})
+        said, tensors = packed.kept()
+        return Kept(self.kind, {**facts, "packed": {"kind": packed.kind, "facts": said}}, tensors)
 
     @classmethod
     def read(cls, kept: Kept, view: ModelView) -> "Replace":
-        weight = view.named[kept.facts["name"]]
-        return cls(weight, Compressed(kept.tensors["weight"].to(weight.stored.device), kept.facts["notes"]))
+        weight, facts = view.named[kept.facts["name"]], kept.facts
+        tensors = {name: tensor.to(weight.stored.device) for name, tensor in kept.tensors.items()}
+        if "packed" not in facts:
+            return cls(weight, Compressed(tensors["weight"], facts["notes"]))
+        packed = read_packed(facts["packed"]["kind"], facts["packed"]["facts"], tensors)
+        return cls(weight, Compressed(packed.dense(), facts["notes"], packed))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,112 @@
+"""What a method makes of a matrix; and how that is stored, where it is codes with scales in place of the numbers that they stand for.
+
+Whatever the form, there is one invariant: `dense()` gives the numbers that were measured, bit for bit.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final
+
+from jaxtyping import Float, Int8
+from torch import Tensor
+
+from calibrant.targets import Grid, parse_target
+
+_KINDS: Final = dict[str, type["Packed"]]()
+"""Every form that can be kept, by its kind."""
+
+
+class Packed(ABC):
+    """A matrix in another form than its dense numbers. With a `kind`, a word that no other form has, it can be kept in files."""
+
+    kind: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.kind:
+            _KINDS[cls.kind] = cls
+
+    def kept(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return all that `read` needs to make it again: plain JSON data, and tensors by name. Asked only of a form that has a `kind`."""
+        raise NotImplementedError(f"{type(self).__name__} has a kind and doesn't say how it is kept")
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Packed":
+        """Return the form that was kept."""
+        raise NotImplementedError(f"{cls.__name__} has a kind and doesn't say how it is read")
+
+    @abstractmethod
+    def dense(self) -> Float[Tensor, "out in"]:
+        """Return the matrix that this stands for, bit for bit the compressed weight."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> int:
+        """How many numbers the dense matrix has."""
+
+    @property
+    @abstractmethod
+    def bits(self) -> int:
+        """How many bits all of it takes, whatever is needed to read it (scales, zero points) included; padding to whole words is not."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """Return what a record says of it: `bits_a_weight`, to six digits, and `bytes`."""
+        return {"bits_a_weight": float(f"{self.bits / self.weights:.6g}"), "bytes": -(-self.bits // 8)}
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A new weight, and what the record should know about how it came about (a damping step that was needed, …).
+
+    `packed` is the same weight as it is stored, where that isn't the dense matrix: `packed.dense()` equals `weight` bit for bit.
+    """
+
+    weight: Float[Tensor, "out in"]
+    notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    packed: Packed | None = None
+
+
+@dataclass(frozen=True)
+class Codes(Packed):
+    """Whole numbers on `grid`, of which a code c of a group with the scale s and the zero point z stands for s · (c - z).
+
+    `scales` have the type of the weight, and so have differences and products: codes are small enough for each to be exact in it, and each
+    value is rounded once, as readers of the compressed-tensors format do it. `zeros` are None on a symmetric grid.
+    """
+
+    kind: ClassVar[str] = "codes"
+
+    grid: Grid
+    codes: Int8[Tensor, "out in"]
+    scales: Float[Tensor, "out group"]
+    zeros: Int8[Tensor, "out group"] | None = None
+
+    def dense(self) -> Float[Tensor, "out in"]:
+        grouped = self.codes.unflatten(1, (self.scales.shape[1], -1)).to(self.scales.dtype)
+        shifted = grouped if self.zeros is None else grouped - self.zeros[:, :, None].to(self.scales.dtype)
+        return (shifted * self.scales[:, :, None]).flatten(1)
+
+    @property
+    def weights(self) -> int:
+        return self.codes.numel()
+
+    @property
+    def bits(self) -> int:
+        zeros = 0 if self.zeros is None else self.zeros.numel()
+        return (self.codes.numel() + zeros) * self.grid.bits + self.scales.numel() * self.scales.dtype.itemsize * 8
+
+    def kept(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        tensors = {"codes": self.codes, "scales": self.scales, "zeros": self.zeros}
+        return {"grid": str(self.grid)}, {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Codes":
+        grid = parse_target(facts["grid"])
+        assert isinstance(grid, Grid)
+        return cls(grid, tensors["codes"], tensors["scales"], tensors.get("zeros"))
+
+
+def read_packed(kind: str, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Packed:
+    """Return the form that was kept. `KeyError` for one that nothing here defines."""
+    return _KINDS[kind].read(facts, tensors)
