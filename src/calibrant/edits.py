@@ -77,7 +77,7 @@ class Edit(ABC):
 
 @dataclass(frozen=True)
 class Replace(Edit):
-    """A matrix becomes another of its shape; `seen` is what it was judged by, for the record, which with `mask` also samples which weights are left."""
+    """A matrix becomes another of its shape; `seen` is what it was judged by, for the record; with `mask` that also has a sample of the mask."""
 
     kind: ClassVar[str] = "replace"
 

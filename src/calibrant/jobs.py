@@ -1,4 +1,4 @@
-"""The whole job: open a model, calibrate, prune or quantize it, save it. One that was killed goes on from its last finished block when asked again."""
+"""The whole job: open a model, calibrate, prune or quantize, save. One that was killed goes on from its last finished block when asked again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
