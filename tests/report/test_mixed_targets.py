@@ -9,7 +9,7 @@ import torch
 
 from calibrant.activations import FeatureNorms, Seen
 from calibrant.compare import compare
-from calibrant.methods import Compressed, Method
+from calibrant.methods import Compressed, MatrixMethod
 from calibrant.methods.rtn import RoundToNearest
 from calibrant.report import Report, report
 from calibrant.report.conclusions import without_data
@@ -22,7 +22,7 @@ from tests.study.small import asked, texts
 
 
 @dataclass(frozen=True, repr=False)
-class RoundsWhereItMatters(Method):
+class RoundsWhereItMatters(MatrixMethod):
     """Rounds to nearest what many tokens saw: a quantizer whose result depends on data."""
 
     accepts: ClassVar = (Grid,)

@@ -157,7 +157,7 @@ def test_chance_is_found_in_methods_that_update():
 
 
 @dataclass(frozen=True, repr=False)
-class Rounding(Method):
+class Rounding(MatrixMethod):
     """Rounds to nearest, unless told to break the contract of quantizers in one way."""
 
     accepts: ClassVar[tuple[type[Target], ...]] = (Grid,)
@@ -205,7 +205,7 @@ def test_what_a_method_does_not_accept_is_not_asked_of_it():
 
 
 @dataclass(frozen=True, repr=False)
-class Elsewhere(Method):
+class Elsewhere(MatrixMethod):
     accepts: ClassVar[tuple[type[Target], ...]] = ()
 
     def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:

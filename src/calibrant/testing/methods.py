@@ -23,7 +23,7 @@ DTYPES: Final = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def check_method(method: MatrixMethod, targets: Sequence[Target] | None = None, device: str = "cpu") -> None:
-    """Check that `method` keeps the contract of `MatrixMethod` on small random matrices, for each of `targets`; without, for all of `TARGETS` it accepts.
+    """Check that `method` keeps the contract of `MatrixMethod` on small random matrices, for each of `targets`, or all of `TARGETS` it accepts.
 
     Where weights are removed the count is exact (over rows or over the whole matrix); rounded to a grid, a group has no more values than there are
     codes; a packed form gives the weight back bit for bit. The weight and the statistics stay as they were; the same arguments give the same
