@@ -16,7 +16,7 @@ FLOORS = [
     ["activations", "targets", "store", "outcomes", "durable", "estimates", "wire"],
     ["data", "models", "ranks", "packed"],
     ["walk", "changes", "statistics", "observing", "edits", "edits_file", "job"],
-    ["methods", "allocations", "transforms", "checkpoint", "costs", "select"],
+    ["methods", "allocations", "transforms", "exports", "checkpoint", "costs", "select"],
     ["compress", "jobs", "evaluators", "testing", "languages"],
     ["study", "compare", "mixtures", "names", "inspection"],
     ["report", "screen", "recommend"],
@@ -33,6 +33,7 @@ LOWER_FIRST = {
     "changes": -2,
     "edits": -1,
     "observing": -1,
+    "methods": -1,
     "compress": -1,
 }
 """What stands at the foot of its floor: its neighbours may use it."""

@@ -114,7 +114,7 @@ def compress(
     checkpoint: Checkpoint | None = None,
     statistics: Path | None = None,
     kinds: tuple[type[Statistic], ...] = (),
-    keep: Callable[[Edit], None] = lambda _: None,
+    keep: Callable[[Edit], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> Record:
     """Compress the model behind `seen_by` in place, and say what was done to it, edit by edit.
@@ -122,7 +122,7 @@ def compress(
     In `dense`, what the matrices saw is kept in the folder `statistics`, if one is given: what is there is read, what is lacking is gathered in
     one pass, and with it the `kinds` that others will want. The result is the same to the bit. The model must be untouched.
 
-    `keep` is told every edit once it is made.
+    `keep` is told every edit in the end, those of before an interruption too.
 
     With other `ranks`, each calibrates on a part of the batch and all make every edit; the first one alone keeps finished ones.
 
@@ -136,24 +136,19 @@ def compress(
     targets = allocated(looks, recipe.allocation, recipe.target)
     recipe.method.check_model(seen_by, recipe.target, targets)
     finished = checkpoint.load() if checkpoint else []
-    before = [report for step in finished for report in step.reports]
-    ranks.agree("what the folder of finished blocks holds", before)
+    ranks.agree("what the folder of finished blocks holds", [step.reports for step in finished])
     done, late = put_back(seen_by, (kept for step in finished for kept in step.edits), recipe.propagate)
-    reports += before
+    made, reports = list(done), [*reports, *(report for step in finished for report in step.reports)]
     job = Job(opened, seen_by, batch, recipe.target, targets, recipe.propagate, done, looks.statistics, kinds, progress, ranks)
     with torch.no_grad():
         for index, step in enumerate(_steps(job, recipe.method), len(finished)):
-            ranks.agree(f"what became of step {index}", repr(step.reports))
-            if checkpoint and ranks.first:
-                with spent_on("keeping finished blocks"):
-                    checkpoint.add(index, [edit.kept() for edit in step.edits], step.reports)
-            if (block := step.edits[-1].block) is not None:
-                progress(f"{recipe.method.spec_name()} {recipe.target}", block + 1, len(seen_by.blocks))
+            _settle(job, recipe, index, step, checkpoint)
             reports += step.reports
-            for edit in step.edits:
-                keep(edit)
+            made += step.edits if keep else ()
     for edit in late:
         edit.apply(seen_by)
+    for edit in made if keep else ():
+        keep(edit.applied())
     return _record(recipe, recipe.run(opened, batch, data, seed), seen_by, whole, batch, reports)
 
 
@@ -178,6 +173,16 @@ def _steps(job: Job, method: Method) -> Iterator[_Step]:
         step.edits.append(edit.applied())
     if step.edits:
         yield step
+
+
+def _settle(job: Job, recipe: Recipe, index: int, step: _Step, checkpoint: Checkpoint | None) -> None:
+    """See that all ranks did the same, keep it on disk, and tell of it."""
+    job.ranks.agree(f"what became of step {index}", repr(step.reports))
+    if checkpoint and job.ranks.first:
+        with spent_on("keeping finished blocks"):
+            checkpoint.add(index, [edit.kept() for edit in step.edits], step.reports)
+    if (block := step.edits[-1].block) is not None:
+        job.progress(f"{recipe.method.spec_name()} {recipe.target}", block + 1, len(job.view.blocks))
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class Replace(Edit):
 
     def kept(self) -> Kept:
         facts, packed = {"name": self.weight.name, "notes": dict(self.compressed.notes)}, self.compressed.packed
-        if packed is None or not packed.kind:
+        if packed is None:
             return Kept(self.kind, facts, {"weight": self.compressed.weight})
         said, tensors = packed.kept()
         return Kept(self.kind, {**facts, "packed": {"kind": packed.kind, "facts": said}}, tensors)

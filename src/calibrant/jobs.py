@@ -1,6 +1,6 @@
 """The whole job: open a model, calibrate, prune or quantize, save. One that was killed goes on from its last finished block when asked again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +14,13 @@ from calibrant.costs import Costs, provenance
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.shown import Shown
 from calibrant.data.user_file import files_behind
-from calibrant.errors import SpecError, TargetError
+from calibrant.edits import Edit
+from calibrant.errors import OutputError, SpecError, TargetError
+from calibrant.exports import Export, Made, exports
+from calibrant.exports import card as card_of
+from calibrant.exports.hf import HuggingFace
 from calibrant.methods import Method, methods
-from calibrant.models import ModelView, Opened, check_finite, check_output, open_model, read_manifest, save, view
+from calibrant.models import ModelView, Opened, check_finite, check_output, open_model, read_manifest, saved, view
 from calibrant.notebook import card
 from calibrant.progress import Progress, silent
 from calibrant.ranks import Ranks, joined
@@ -29,6 +33,9 @@ MOST_GB: Final = 1_000_000
 """Room for activations at most that can be asked for."""
 
 Verb = Literal["prune", "quantize"]
+CARD: Final = "README.md"
+"""The model card, where the Hugging Face hub looks for it."""
+
 TAKES: Final[Mapping[Verb, type[Target]]] = {"prune": Removal, "quantize": Grid}
 """The verbs, and the kind of target that each is for."""
 
@@ -65,6 +72,7 @@ def prune(
     propagate: str | None = None,
     allocation: str | Allocation = "uniform",
     transform: Sequence[str | Transform] = (),
+    export: Sequence[str | Export] = (),
     dtype: str = "auto",
     device: str = "auto",
     memory: float | None = None,
@@ -84,7 +92,7 @@ def prune(
     with joined() as ranks:
         recipe = _recipe("prune", method, _one_of(target, sparsity, 0.5), propagate, allocation, transform)
         shown = _calibration(data, samples, length, tokens, seed)
-        return _done(model, shown, recipe, out, dtype, device, memory, profile, progress, ranks)
+        return _done(model, shown, recipe, out, export, dtype, device, memory, profile, progress, ranks)
 
 
 def quantize(
@@ -101,6 +109,7 @@ def quantize(
     propagate: str | None = None,
     allocation: str | Allocation = "uniform",
     transform: Sequence[str | Transform] = (),
+    export: Sequence[str | Export] = (),
     dtype: str = "auto",
     device: str = "auto",
     memory: float | None = None,
@@ -116,7 +125,7 @@ def quantize(
     with joined() as ranks:
         recipe = _recipe("quantize", method, target, propagate, allocation, transform)
         shown = None if data is None else _calibration(data, samples, length, tokens, seed)
-        return _done(model, shown, recipe, out, dtype, device, memory, profile, progress, ranks)
+        return _done(model, shown, recipe, out, export, dtype, device, memory, profile, progress, ranks)
 
 
 def _calibration(data: str | CalibrationSet, samples: int, length: int, tokens: int | None, seed: int) -> CalibrationSet:
@@ -162,6 +171,7 @@ def _done(
     calibration: CalibrationSet | None,
     recipe: Recipe,
     out: str | Path | None,
+    export: Sequence[str | Export],
     dtype: str,
     device: str,
     memory: float | None,
@@ -174,9 +184,16 @@ def _done(
     if calibration is None and recipe.looks:
         raise SpecError(f"{recipe.looking} looks at activations and needs calibration data; give --data", subject=recipe.looking)
     folder, told = None if out is None else Path(out), progress if ranks.first else silent
-    job = _Job.open(model, calibration, recipe, folder, dtype, device, room, told, ranks)
+    forms = _forms(export)
+    job = _Job.open(model, calibration, recipe, folder, forms, dtype, device, room, told, ranks)
     done = job.into(folder, device) if folder is not None else Pruned(job.opened, job.told(job.compress(None)), None)
     return replace(done, costs=job.costs()) if profile and not done.already_done else done
+
+
+def _forms(export: Sequence[str | Export]) -> tuple[Export, ...]:
+    """What is written, each once, the dense folder first: `SpecError` for a form that nobody knows."""
+    named = (export,) if isinstance(export, str | Export) else export
+    return tuple({str(form): form for form in (HuggingFace(), *map(exports.build, named))}.values())
 
 
 def _bytes(memory: float | None) -> int | None:
@@ -193,6 +210,7 @@ class _Job:
     seen_by: ModelView
     batch: TokenBatch | None
     recipe: Recipe
+    forms: tuple[Export, ...]
     calibration: CalibrationSet | None
     clock: Clock
     note: str
@@ -206,6 +224,7 @@ class _Job:
         calibration: CalibrationSet | None,
         recipe: Recipe,
         folder: Path | None,
+        forms: tuple[Export, ...],
         dtype: str,
         device: str,
         room: int | None,
@@ -219,6 +238,8 @@ class _Job:
         with clock.phase("open"):
             opened = open_model(model, dtype, ranks.device(device))
             seen_by = view(opened.model)
+            for form in forms:
+                form.check(recipe.method, recipe.target, seen_by)
             check_finite(seen_by)
         with clock.phase("tokenize"):
             looking = calibration if recipe.looks else None
@@ -226,12 +247,12 @@ class _Job:
         ranks.agree("the run that is asked for", recipe.run(opened, batch, **_told(calibration)).id)
         fits = ranks.gathered([fitting(recipe.propagate, seen_by, batch, opened.dtype, room)])
         propagate, note = max(fits, key=lambda fit: bool(fit[1]))  # where memory is short for one, none can go on as asked
-        return cls(opened, seen_by, batch, replace(recipe, propagate=propagate), calibration, clock, note, progress, ranks)
+        return cls(opened, seen_by, batch, replace(recipe, propagate=propagate), forms, calibration, clock, note, progress, ranks)
 
-    def compress(self, checkpoint: Checkpoint | None) -> Record:
+    def compress(self, checkpoint: Checkpoint | None, keep: Callable[[Edit], None] | None = None) -> Record:
         with self.clock.phase("compress"):
             job = self.opened, self.seen_by, self.batch, self.recipe
-            return compress(*job, **_told(self.calibration), progress=self.progress, checkpoint=checkpoint, ranks=self.ranks)
+            return compress(*job, **_told(self.calibration), progress=self.progress, checkpoint=checkpoint, keep=keep, ranks=self.ranks)
 
     def costs(self) -> Costs:
         """What all of it cost."""
@@ -245,18 +266,26 @@ class _Job:
         """Compress and save, from the last finished block on; or say that it is done."""
         run = self.recipe.run(self.opened, self.batch, **_told(self.calibration))
         if (manifest := read_manifest(folder)) is not None:
-            return _already(manifest, run, folder, self.ranks.device(device))
+            return _already(manifest, run, folder, self.forms, self.ranks.device(device))
         checkpoint = Checkpoint(folder, run.id)
-        continued = len(checkpoint.load())
-        record = self.compress(checkpoint)
+        continued, edits = len(checkpoint.load()), list[Edit]()
+        record = self.compress(checkpoint, edits.append if self.forms[1:] else None)  # codes of a whole model are large
         if self.ranks.first:
             with self.clock.phase("save"), checkpoint.staying():
-                parts = () if self.calibration is None else self.calibration.parts
-                own = any(True for part in parts for _ in files_behind(part.source))
-                shown = Shown.of(() if self.batch is None else self.batch.rows, own)
-                save(self.opened, folder, manifest_of(self.told(record), shown), shown.files)
+                self.save(Made(self.opened, self.seen_by, self.told(record), edits), folder)
             checkpoint.remove()
         return Pruned(self.opened, self.told(record), folder, continued)
+
+    def save(self, made: Made, folder: Path) -> None:
+        """Write the model in every form that is asked for, with its manifest and its card, all of it or nothing."""
+        parts = () if self.calibration is None else self.calibration.parts
+        own = any(True for part in parts for _ in files_behind(part.source))
+        shown = Shown.of(() if self.batch is None else self.batch.rows, own)
+        manifest = {**manifest_of(made.record, shown), "exports": list(map(str, self.forms))}
+        with saved(self.opened, folder, manifest, shown.files) as temporary:
+            for form in self.forms:
+                form.write(made, temporary)
+            (temporary / CARD).write_text(card_of(made.record, self.opened.note), encoding="utf-8")
 
 
 def _told(calibration: CalibrationSet | None) -> dict[str, Any]:
@@ -264,11 +293,15 @@ def _told(calibration: CalibrationSet | None) -> dict[str, Any]:
     return {"data": "" if calibration is None else str(calibration), "seed": 0 if calibration is None else calibration.seed}
 
 
-def _already(manifest: Mapping[str, Any], run: Run, folder: Path, device: str) -> Pruned:
+def _already(manifest: Mapping[str, Any], run: Run, folder: Path, forms: Sequence[Export], device: str) -> Pruned:
     """The folder holds what was asked for, or an error that says what it holds instead."""
     if manifest.get("id") != run.id:
         check_output(folder)
-    kept = manifest["record"]
+    kept, written = manifest["record"], manifest.get("exports", ["hf"])
+    if lacking := [str(form) for form in forms if str(form) not in written]:
+        raise OutputError(
+            f"{folder} already holds this model, without the export {lacking[0]}; name another folder, or delete this one first", subject=str(folder)
+        )
     return Pruned(open_model(str(folder), run.dtype, device), Record.read(kept), folder, already_done=True)
 
 

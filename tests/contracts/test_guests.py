@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from calibrant.compress import Recipe, compress
 from calibrant.errors import CalibrantError
-from calibrant.jobs import prune
+from calibrant.jobs import Pruned, prune, quantize
+from calibrant.methods import MatrixMethod, methods
 from calibrant.report import report
 from calibrant.study import Study
 from calibrant.targets import parse_target
-from calibrant.testing import check_edits, tiny_folder
+from calibrant.testing import check_edits, check_method, tiny_folder
 
 from tests.study.small import results, texts
 
@@ -25,11 +26,15 @@ GUESTS = {
     "permute_hidden": "calibrant.transforms",
     "by_norms": "calibrant.allocations",
     "cheapest_blocks": "calibrant.methods",
+    "round_up": "calibrant.methods",
+    "shared_factor": "calibrant.methods",
 }
 RECIPES = {
     "permute_hidden": {"method": "wanda", "target": 0.5, "transform": ("permute_hidden(seed=3)",)},
     "by_norms": {"method": "magnitude", "target": 0.5, "allocation": "by_norms"},
     "cheapest_blocks": {"method": "cheapest_blocks", "target": 0.5},
+    "round_up": {"method": "round_up", "target": "w4g16"},
+    "shared_factor": {"method": "shared_factor", "target": 0.5},
 }
 SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
 IDS = torch.arange(3, 40)[None]
@@ -57,8 +62,9 @@ def asked(given: dict[str, str], name: str, **changes: object) -> Study:
     usual = {
         "models": given["model"],
         "data": ["random_tokens", given["prose"]],
-        "methods": [str(how["method"]), "wanda"] if how["method"] != "wanda" else ["wanda"],
+        "methods": [str(how["method"])],
         "sparsities": [how["target"]],
+        "groups": {"guest": {}, "beside": {"method": "wanda", "sparsity": 0.5}},
         "seeds": [0, 1],
         "evaluate": [f"loss(source={given['verse']!r}, tokens=200, length=64)"],
         "transforms": setting.get("transform", ()),
@@ -74,26 +80,28 @@ def test_every_example_is_one_short_file() -> None:
 
 @pytest.mark.parametrize("name", [name for name, group in GUESTS.items() if group == "calibrant.methods"])
 def test_a_guest_method_keeps_the_contract_of_edits(name: str, tmp_path: Path) -> None:
-    from calibrant.methods import methods
-
-    check_edits(methods.build(name), parse_target(0.67), str(tiny_folder(tmp_path / "model")))
+    method, target = methods.build(name), parse_target({"cheapest_blocks": 0.67}.get(name, RECIPES[name]["target"]))
+    check_edits(method, target, str(tiny_folder(tmp_path / "model")))
+    if isinstance(method, MatrixMethod):
+        check_method(method, [target])
 
 
 @pytest.mark.parametrize("name", GUESTS)
 def test_what_is_saved_is_what_was_made(name: str, tmp_path: Path) -> None:
     """Plain transformers opens it, and it gives the same logits."""
-    done = prune(str(tiny_folder(tmp_path / "model")), "random_tokens", out=tmp_path / "out", **named(name), **SMALL)
+    done = compressed(str(tiny_folder(tmp_path / "model")), name, out=tmp_path / "out")
     reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     with torch.no_grad():
         assert torch.equal(reopened(IDS).logits, done.opened.model(IDS).logits)
     manifest = json.loads((tmp_path / "out" / "calibrant.json").read_text())
     assert manifest["id"] == done.record.run.id
-    assert prune(str(tmp_path / "model"), "random_tokens", out=tmp_path / "out", **named(name), **SMALL).already_done
+    assert compressed(str(tmp_path / "model"), name, out=tmp_path / "out").already_done
 
 
-def named(name: str) -> dict[str, object]:
-    """A recipe as `prune` takes it."""
-    return {{"target": "sparsity"}.get(key, key): value for key, value in RECIPES[name].items()}
+def compressed(model: str, name: str, **how: Any) -> Pruned:
+    """What the command that is for the recipe's target makes of a model."""
+    verb = quantize if str(RECIPES[name]["target"]).startswith("w") else prune
+    return verb(model, "random_tokens", **RECIPES[name], **SMALL, **how)
 
 
 @pytest.mark.parametrize("name", GUESTS)
@@ -111,14 +119,14 @@ def test_killed_at_any_step_it_comes_to_the_same_end(name: str, tmp_path: Path) 
         return told
 
     model = str(tiny_folder(tmp_path / "model"))
-    whole = prune(model, "random_tokens", **named(name), **SMALL)
+    whole = compressed(model, name)
     for at in range(3):
         out = tmp_path / f"out{at}"
         try:
-            prune(model, "random_tokens", out=out, **named(name), **SMALL, progress=deadly(at))
+            compressed(model, name, out=out, progress=deadly(at))
         except Killed:
             assert not out.exists()
-        again = prune(model, "random_tokens", out=out, **named(name), **SMALL)
+        again = compressed(model, name, out=out)
         assert again.record.plain() | {"provenance": {}} == whole.record.plain() | {"provenance": {}}
         state, wanted = again.opened.model.state_dict(), whole.opened.model.state_dict()
         assert state.keys() == wanted.keys()

@@ -75,7 +75,7 @@ def catalogue(
         str,
         typer.Argument(
             metavar="KIND",
-            help="models, sources, formats, packings, methods, targets, allocations, transforms, selectors or tasks.",
+            help="models, sources, formats, packings, methods, targets, allocations, transforms, exports, selectors or tasks.",
             show_default=False,
         ),
     ],

@@ -53,6 +53,12 @@ Transforms = Annotated[
         show_default=False,
     ),
 ]
+Exports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--export", metavar="NAME", help="A form to write it in too, beside the Hugging Face folder; give it once for each.", show_default=False
+    ),
+]
 Memory = Annotated[
     float | None,
     typer.Option(
@@ -100,6 +106,7 @@ def prune(
     propagate: Propagate = None,
     allocation: Allocation = "uniform",
     transform: Transforms = None,
+    export: Exports = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     data_dir: DataDir = None,
@@ -113,7 +120,7 @@ def prune(
     look_in(data_dir)
     budget = functools.partial(run, samples=samples, tokens=tokens, length=length, seed=seed, memory=memory, profile=profile)
     with progress() as told:
-        how = {"propagate": propagate, "allocation": allocation, "transform": tuple(transform or ())}
+        how = {"propagate": propagate, "allocation": allocation, "transform": tuple(transform or ()), "export": tuple(export or ())}
         done = budget(model, data, method, target, out, **how, dtype=dtype, device=device, progress=told)
     show(_found(done), as_json, screen.pruned)
 
@@ -134,6 +141,7 @@ def quantize(
     propagate: Propagate = None,
     allocation: Allocation = "uniform",
     transform: Transforms = None,
+    export: Exports = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     data_dir: DataDir = None,
@@ -147,7 +155,7 @@ def quantize(
     look_in(data_dir)
     budget = functools.partial(run, samples=samples, tokens=tokens, length=length, seed=seed, memory=memory, profile=profile)
     with progress() as told:
-        how = {"propagate": propagate, "allocation": allocation, "transform": tuple(transform or ())}
+        how = {"propagate": propagate, "allocation": allocation, "transform": tuple(transform or ()), "export": tuple(export or ())}
         done = budget(model, data, method, target, out, **how, dtype=dtype, device=device, progress=told)
     show(_found(done), as_json, screen.pruned)
 

@@ -63,7 +63,7 @@ class Method(Spec, ABC):
         """Raise `TargetError`, before anything is touched, if this can't be asked of this model; `targets` are those of its matrices, by name."""
 
 
-class MatrixMethod(Method):
+class MatrixMethod(Method, ABC):
     """Compresses one matrix at a time. Pure: the same arguments give the same result, and the arguments are left as they were."""
 
     @abstractmethod
@@ -84,7 +84,7 @@ class MatrixMethod(Method):
             targets[weight.name].check(weight.shape, weight.name)
 
 
-class BlockMethod(Method):
+class BlockMethod(Method, ABC):
     """Removes whole blocks: of a target such as 0.25 so large a share of the model's blocks goes.
 
     It looks at the model as it is, whatever the propagation.

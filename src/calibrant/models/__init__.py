@@ -5,7 +5,7 @@ from calibrant.models.importing import uncollected
 with uncollected():
     from calibrant.models.devices import resolve_device, resolve_dtype
     from calibrant.models.opening import Opened, located, open_model, open_tokenizer
-    from calibrant.models.saving import check_output, read_manifest, save
+    from calibrant.models.saving import check_output, read_manifest, save, saved
     from calibrant.models.viewing import Block, Dense, ModelView, Weight, check_finite, view
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "resolve_device",
     "resolve_dtype",
     "save",
+    "saved",
     "view",
 ]

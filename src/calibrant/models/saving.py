@@ -32,17 +32,29 @@ def save(opened: "Opened", folder: str | Path, manifest: Mapping[str, Any], besi
     is the one saved. The manifest gets the model's `note` if it has none. Raises `OutputError` for a folder that exists and isn't empty, and
     for a disk that is full or can't be written.
     """
+    with saved(opened, folder, manifest, beside) as temporary:
+        write_model(opened, temporary)
+
+
+@contextmanager
+def saved(opened: "Opened", folder: str | Path, manifest: Mapping[str, Any], beside: Mapping[str, bytes] | None = None) -> Iterator[Path]:
+    """As `save`, but what is in the context writes the model, into the hidden folder that it is given."""
     folder = Path(folder)
     check_output(folder)
-    forget_quantization(opened.model)
     with quiet(), _appears(folder) as temporary:
-        opened.model.save_pretrained(temporary)
-        opened.tokenizer.save_pretrained(temporary)
+        yield temporary
         text = json.dumps({"note": opened.note, **manifest}, indent=2, ensure_ascii=False)
         (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
         for name, content in (beside or {}).items():
             (temporary / name).write_bytes(content)
         same_rights(temporary / MANIFEST)
+
+
+def write_model(opened: "Opened", folder: Path) -> None:
+    """Write model and tokenizer into `folder` as transformers does."""
+    forget_quantization(opened.model)
+    opened.model.save_pretrained(folder)
+    opened.tokenizer.save_pretrained(folder)
 
 
 def same_rights(file: Path) -> None:

@@ -106,7 +106,7 @@ class RunFile(TypedDict, total=False):
     transforms: list[Spec]
 
 
-class Edit(TypedDict, total=False):
+class EditFacts(TypedDict, total=False):
     """What a record tells of an edit that is no matrix's."""
 
     edit: Required[str]
@@ -123,7 +123,7 @@ class RecordFile(TypedDict, total=False):
     weights: list[Matrix]
     dense: list[Matrix]
     data_facts: Facts
-    edits: list[Edit]
+    edits: list[EditFacts]
 
 
 class ScoreFacts(TypedDict, total=False):

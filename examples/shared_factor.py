@@ -1,0 +1,60 @@
+"""A method that shares: matrices of a block that read as many inputs become products with one common factor."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from calibrant.edits import Edit, Replace
+from calibrant.errors import TargetError
+from calibrant.job import Job
+from calibrant.methods import Compressed, Method
+from calibrant.models import ModelView
+from calibrant.packed import Packed
+from calibrant.targets import Sparsity, Target
+
+
+@dataclass(frozen=True)
+class Product(Packed):
+    """A factor of the matrix's own times one that `sharing` matrices have in common."""
+
+    kind: ClassVar[str] = "shared_factor"
+    own: Tensor
+    common: Tensor
+    sharing: int
+    weights = property(lambda self: self.own.shape[0] * self.common.shape[1])
+    bits = property(lambda self: (self.own.numel() + self.common.numel() // self.sharing) * self.own.element_size() * 8)
+
+    def dense(self) -> Tensor:
+        return self.own @ self.common
+
+    def kept(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {"sharing": self.sharing}, {"own": self.own, "common": self.common}
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Product":
+        return cls(tensors["own"], tensors["common"], facts["sharing"])
+
+
+@dataclass(frozen=True, repr=False)
+class SharedFactor(Method):
+    """Keeps the strongest directions of all such matrices together, as many as the share of numbers that may stay has room for."""
+
+    accepts: ClassVar[tuple[type[Target], ...]] = (Sparsity,)
+
+    def edits(self, job: Job) -> Iterator[Edit]:
+        for block in job.view.blocks[job.start :]:
+            for width in {weight.shape[1]: None for weight in block.weights}:
+                weights = [weight for weight in block.weights if weight.shape[1] == width]
+                stacked = torch.cat([weight.get() for weight in weights])
+                rank = int((1 - job.target.amount) * stacked.numel() / sum(stacked.shape))
+                common = torch.linalg.svd(stacked.float(), full_matrices=False).Vh[:rank].to(stacked.dtype)
+                for weight in weights:
+                    product = Product(weight.get() @ common.T, common, len(weights))
+                    yield Replace(weight, Compressed(product.dense(), {"rank": rank}, product))
+
+    def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
+        if any(asked != target for asked in targets.values()):
+            raise TargetError(f"{self} shares factors among a block's matrices, so each is asked the same; leave the allocation out")

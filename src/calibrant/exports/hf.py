@@ -1,0 +1,15 @@
+"""The dense Hugging Face folder: whatever was done, `AutoModelForCausalLM.from_pretrained` opens it and gives what was measured."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from calibrant.exports._base import Export, Made
+from calibrant.models.saving import write_model
+
+
+@dataclass(frozen=True, repr=False)
+class HuggingFace(Export):
+    """Writes configuration, weights as dense safetensors in the working type, and tokenizer. It is always written; naming it adds nothing."""
+
+    def write(self, made: Made, folder: Path) -> None:
+        write_model(made.opened, folder)

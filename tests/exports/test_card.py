@@ -1,0 +1,98 @@
+"""The model card says what was done, with what, and where it came from; nothing that comes from outside is read as Markdown or HTML."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from calibrant.errors import SpecError
+from calibrant.exports import card
+from calibrant.jobs import prune, quantize
+from calibrant.names import catalogue
+from calibrant.store import Record
+from calibrant.testing import tiny_folder
+
+SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny_folder(tmp_path / "model")
+
+
+@pytest.fixture
+def record(folder: Path) -> Record:
+    return prune(str(folder), "0.5*python_docs + 0.5*random_tokens", **SMALL).record
+
+
+def front(text: str) -> dict[str, object]:
+    """The hub's facts at the head of a card."""
+    _, facts, _ = text.split("---\n", 2)
+    return YAML(typ="safe").load(facts)
+
+
+def test_the_card_of_a_pruned_model(folder: Path, tmp_path: Path) -> None:
+    done = prune(str(folder), "python_docs", "sparsegpt(damp=0.02)", "2:4", tmp_path / "out", **SMALL)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert front(text) == {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["calibrant", "pruned", "sparsegpt"]}
+    for line in (
+        "# `model`, pruned",
+        "50.00% of the weights of its matrices removed",
+        "| target | `2:4` |",
+        "| data | `python_docs` |",
+        "| windows | `4` |",
+        f"| run | `{done.record.run.id}` |",
+        f"| its weights | `{done.record.run.model}` |",
+        "Licences of its sources: `PSF-2.0`.",
+    ):
+        assert line in text
+    assert "sparsegpt(" in text
+    assert "damp=0.02" in text
+    assert str(tmp_path) not in text
+
+
+def test_the_card_of_a_quantized_model(folder: Path, tmp_path: Path) -> None:
+    quantize(str(folder), target="w4g16", out=tmp_path / "out", dtype="float32")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert front(text)["tags"] == ["calibrant", "quantized", "rtn"]
+    assert "6.000 bits a weight" in text
+    assert "None: the method looks at no data." in text
+
+
+def test_dropped_blocks_are_named(folder: Path, tmp_path: Path) -> None:
+    prune(str(folder), "python_docs", "short_gpt", 0.34, tmp_path / "out", **SMALL)
+    assert "of 3, as they were numbered then." in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_names_of_the_hub_are_facts_for_the_hub(record: Record) -> None:
+    parts = [{"hub": {"id": "allenai/c4"}, "licence": "odc-by"}, {"hub": {"id": "allenai/c4"}}, {"hub": None}]
+    text = card(replace(record, run=replace(record.run, model_name="owner/a-model_1.0"), data_facts={"parts": parts}))
+    assert front(text)["base_model"] == "owner/a-model_1.0"
+    assert front(text)["datasets"] == ["allenai/c4"]
+    for path in ("/home/me/model", "../model", "./model", "a/b/c", "smollm2"):
+        assert "base_model" not in front(card(replace(record, run=replace(record.run, model_name=path))))
+
+
+@pytest.mark.parametrize("hostile", ["<script>alert(1)</script>", "a|b", "``` `x`", "x\n---\nbase_model: y", "\u202egnp", "`"])
+def test_what_comes_from_outside_is_only_shown(record: Record, hostile: str) -> None:
+    text = card(replace(record, run=replace(record.run, model_name=hostile, data=hostile, method={"spec": hostile})), hostile)
+    assert front(text).keys() == {"library_name", "pipeline_tag", "tags"}
+    assert "\u202e" not in text
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    assert all(line.count("|") == 3 for line in table)
+    assert all("<script>" not in line.replace("`<script>alert(1)</script>`", "") for line in text.splitlines() if "tags:" not in line)
+
+
+def test_folders_of_a_path_are_left_out(record: Record) -> None:
+    run = replace(record.run, model_name="/home/me/secret/model", data="0.5*'/home/me/secret/rows.jsonl':text + 0.5*c4")
+    text = card(replace(record, run=run))
+    assert "secret" not in text
+    assert "0.5*'…/rows.jsonl':text + 0.5*c4" in text
+
+
+def test_an_export_that_nobody_knows_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"there is no export called 'gguff'"):
+        prune("no/such/model", "python_docs", out=tmp_path / "out", export=("gguff",))
+    assert [entry.name for entry in catalogue("exports")] == ["hf"]
+    assert not list(tmp_path.iterdir())

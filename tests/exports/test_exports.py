@@ -1,0 +1,85 @@
+"""A form of another package stands beside the Hugging Face folder, all or nothing; one that can't hold what is made is refused before any work."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from calibrant.cli import app
+from calibrant.errors import OutputError
+from calibrant.jobs import prune, quantize
+from calibrant.testing import tiny_folder
+
+SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
+CODE = '''
+from dataclasses import dataclass
+from pathlib import Path
+from calibrant.edits import Replace
+from calibrant.errors import OutputError
+from calibrant.exports import Export, Made
+from calibrant.targets import Grid
+
+
+@dataclass(frozen=True, repr=False)
+class CodesOnly(Export):
+    """Writes how many codes there are of each matrix."""
+
+    full: bool = False
+
+    def check(self, method, target, view):
+        if not isinstance(target, Grid):
+            raise OutputError(f"codes_only holds what is rounded to a grid, and {target} is none; leave --export codes_only out")
+
+    def write(self, made: Made, folder: Path) -> None:
+        lines = [f"{edit.weight.name} {edit.compressed.packed.codes.numel()}" for edit in made.edits if isinstance(edit, Replace)]
+        (folder / "codes.txt").write_text("\\n".join(lines))
+        if self.full:
+            raise OSError(28, "No space left on device")
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path, plugged: Callable[..., None]) -> Path:
+    plugged({"calibrant.exports": {"codes_only": "codes_only:CodesOnly"}}, codes_only=CODE)
+    return tiny_folder(tmp_path / "model")
+
+
+def test_another_form_stands_beside_the_folder(folder: Path, tmp_path: Path) -> None:
+    quantize(str(folder), target="w4g16", out=tmp_path / "out", dtype="float32", export=("codes_only", "hf"))
+    assert len((tmp_path / "out" / "codes.txt").read_text().splitlines()) == 21
+    assert json.loads((tmp_path / "out" / "calibrant.json").read_text())["exports"] == ["hf", "codes_only"]
+    assert quantize(str(folder), target="w4g16", out=tmp_path / "out", dtype="float32", export="codes_only").already_done
+    quantize(str(folder), target="w4g16", out=tmp_path / "plain", dtype="float32")
+    with pytest.raises(OutputError, match=r"plain already holds this model, without the export codes_only; name another folder"):
+        quantize(str(folder), target="w4g16", out=tmp_path / "plain", dtype="float32", export="codes_only")
+
+
+def test_codes_survive_an_interruption(folder: Path, tmp_path: Path) -> None:
+    def killed(what: str, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    how = {"target": "w4g16", "out": tmp_path / "out", "dtype": "float32", "export": "codes_only"}
+    with pytest.raises(KeyboardInterrupt):
+        quantize(str(folder), **how, progress=killed)
+    assert quantize(str(folder), **how).continued_from == 2
+    assert len((tmp_path / "out" / "codes.txt").read_text().splitlines()) == 21
+
+
+def test_what_a_form_cannot_hold_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"codes_only holds what is rounded to a grid, and 0\.5 is none"):
+        prune(str(folder), "python_docs", out=tmp_path / "out", export="codes_only", **SMALL)
+    assert list(tmp_path.iterdir()) == [folder]
+    words = ["prune", str(folder), "--data", "python_docs", "--out", str(tmp_path / "out"), "--export", "codes_only"]
+    found = CliRunner().invoke(app, [*words, "--samples", "4", "--length", "16"])
+    assert found.exit_code == 2
+    assert "codes_only holds what is rounded to a grid" in found.stderr
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_form_that_breaks_off_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="the disk is full"):
+        quantize(str(folder), target="w4g16", out=tmp_path / "a" / "out", dtype="float32", export="codes_only(full=true)")
+    assert not (tmp_path / "a" / "out").exists()
