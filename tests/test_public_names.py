@@ -21,7 +21,8 @@ NAMES = {
     "inspect": "inspection",
     "open_model": "models",
     "parse_target": "targets",
-    "prune": "compress",
+    "prune": "jobs",
+    "quantize": "jobs",
     "view": "models",
 }
 

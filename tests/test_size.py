@@ -10,7 +10,7 @@ import calibrant
 
 ROOT = Path(calibrant.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-LEAVES = {ROOT / "methods", ROOT / "allocations", ROOT / "select", ROOT / "data/sources", ROOT / "data/formats"}
+LEAVES = {ROOT / "methods", ROOT / "targets", ROOT / "allocations", ROOT / "select", ROOT / "data/sources", ROOT / "data/formats"}
 FORBIDDEN = {"utils", "util", "helpers", "helper", "common", "core", "manager", "misc", "base", "engine"}
 
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

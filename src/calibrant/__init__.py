@@ -6,11 +6,11 @@
     calibrant.evaluate("pruned", ["loss(source='gsm8k')"])
 
 The nouns. A `CalibrationSet` is a source, a format, a packing and a budget, or a weighted sum of such: `0.3*gsm8k:cot + 0.7*c4`. A *method*
-(`wanda`, `sparsegpt(damp=0.02)`) compresses one matrix at a time to a *target* (`0.5`, `2:4`), given what the matrix saw while the set ran
+(`wanda`, `sparsegpt(damp=0.02)`) compresses one matrix at a time to a *target* (`0.5`, `2:4`, `w4g64`), given what the matrix saw while the set ran
 through the model. An *evaluator* (`loss(source='wikitext')`) measures a model, item by item. Whatever is named here as text is an object
 too, and writes itself back as the same text. `catalogue("methods")` lists what can be named.
 
-The verbs. `prune` and `evaluate` do the whole job, files included; `inspect` shows what a set holds before it is used; `open_model` and
+The verbs. `prune`, `quantize` and `evaluate` do the whole job, files included; `inspect` shows what a set holds before it is used; `open_model` and
 `view` begin work in memory, which goes on with `calibrant.walk.walk` and `calibrant.compress.compress`. `docs/architecture.md` is the floor plan.
 
 Everything is imported when it is first used, so that `import calibrant` costs nothing.
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from calibrant.evaluators import evaluate as evaluate
     from calibrant.inspection import inspect as inspect
     from calibrant.jobs import prune as prune
+    from calibrant.jobs import quantize as quantize
     from calibrant.models import open_model as open_model
     from calibrant.models import view as view
     from calibrant.names import catalogue as catalogue
@@ -45,6 +46,7 @@ _HOME: Final = {
     "open_model": "models",
     "parse_target": "targets",
     "prune": "jobs",
+    "quantize": "jobs",
     "view": "models",
 }
 """Every public name and the module that defines it."""
@@ -61,6 +63,7 @@ __all__ = [
     "open_model",
     "parse_target",
     "prune",
+    "quantize",
     "view",
 ]
 

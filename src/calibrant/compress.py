@@ -59,8 +59,9 @@ class Recipe:
         """
         if propagate is not None and propagate not in PROPAGATIONS:
             raise SpecError(f"propagate={propagate!r} is not known; choose one of {', '.join(PROPAGATIONS)}", subject=propagate)
-        found = methods.build(method)
+        found: Method = methods.build(method)
         asked = target if isinstance(target, Target) else parse_target(target)
+        found.check(asked)
         before = tuple(map(transforms.build, (transform,) if isinstance(transform, str | Transform) else transform))
         return cls(found, asked, allocations.build(allocation), propagate or found.propagate, before)
 
@@ -68,6 +69,11 @@ class Recipe:
     def looks(self) -> bool:
         """Whether anything in it looks at calibration data: then the tokens decide what comes of it."""
         return self.method.looks or any(part.observes for part in (self.allocation, *self.transforms))
+
+    @property
+    def looking(self) -> str:
+        """What in it looks at calibration data, by name; nothing where nothing does."""
+        return str(self.method) if self.method.looks else next((str(part) for part in (self.allocation, *self.transforms) if part.observes), "")
 
     @property
     def shared(self) -> tuple[type[Statistic], ...]:
@@ -122,7 +128,7 @@ def compress(
     Raises `TargetError` before anything is touched if the model doesn't fit the target, and `NumericsError` or `WalkError` naming the matrix.
     """
     if recipe.looks and batch is None:
-        raise SpecError(f"{_looking(recipe)} looks at activations and needs calibration data; give --data", subject=_looking(recipe))
+        raise SpecError(f"{recipe.looking} looks at activations and needs calibration data; give --data", subject=recipe.looking)
     recipe.method.check_model(seen_by, recipe.target, dict.fromkeys(seen_by.named, recipe.target))
     looks = Looks(opened, seen_by, batch, None if recipe.transforms else statistics, progress, ranks)
     whole, reports = seen_by.weights, list(transformed(looks, recipe.transforms))
@@ -214,11 +220,6 @@ def allocated(looks: Looks, allocation: Allocation, target: Target) -> Mapping[s
         told = f"the mean over all weights is {mean:.6g}" if target.amount is not None else "it asks for something else"
         raise TargetError(f"{allocation} shares {target} so that {told}; it must be what was asked", subject=str(allocation))
     return targets
-
-
-def _looking(recipe: Recipe) -> str:
-    """What in it looks at calibration data, by name."""
-    return str(recipe.method if recipe.method.looks else next(part for part in (recipe.allocation, *recipe.transforms) if part.observes))
 
 
 def put_back(view: ModelView, kept: Iterable[Kept], propagate: Propagation) -> tuple[list[Edit], list[Edit]]:

@@ -98,7 +98,7 @@ class Replace(Edit):
 
     def report(self, view: ModelView) -> dict[str, Any]:
         """The matrix's line in the record."""
-        weight, after = self.weight, self.compressed.weight
+        weight, after, packed = self.weight, self.compressed.weight, self.compressed.packed
         error = output_error(weight.get(), after, self.seen)
         zeros = weight.shape[0] * weight.shape[1] - int(after.count_nonzero())
         return {
@@ -107,7 +107,7 @@ class Replace(Edit):
             "zeros": zeros,
             "sparsity": zeros / after.numel(),
             **error,
-            "bits": mask_bits(weight.name, after),
+            **({"bits": mask_bits(weight.name, after)} if packed is None else packed.facts()),
             **input_sizes(weight.name, self.seen),
             "notes": dict(self.compressed.notes),
         }

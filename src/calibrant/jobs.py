@@ -1,10 +1,10 @@
-"""The whole job: open a model, calibrate, compress it, save it. One that was killed goes on from its last finished block when asked again."""
+"""The whole job: open a model, calibrate, prune or quantize, save. One that was killed goes on from its last finished block when asked again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from calibrant.allocations import Allocation
 from calibrant.checkpoint import Checkpoint
@@ -14,24 +14,28 @@ from calibrant.costs import Costs, provenance
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.shown import Shown
 from calibrant.data.user_file import files_behind
-from calibrant.errors import SpecError
-from calibrant.methods import Method
+from calibrant.errors import SpecError, TargetError
+from calibrant.methods import Method, methods
 from calibrant.models import ModelView, Opened, check_finite, check_output, open_model, read_manifest, save, view
 from calibrant.notebook import card
 from calibrant.progress import Progress, silent
 from calibrant.ranks import Ranks, joined
 from calibrant.select import resolved
-from calibrant.store import Record, Run
-from calibrant.targets import Target
+from calibrant.store import Record, Run, stored_bits
+from calibrant.targets import Grid, Removal, Target, accepted, parse_target
 from calibrant.transforms import Transform
 
 MOST_GB: Final = 1_000_000
 """Room for activations at most that can be asked for."""
 
+Verb = Literal["prune", "quantize"]
+TAKES: Final[Mapping[Verb, type[Target]]] = {"prune": Removal, "quantize": Grid}
+"""The verbs, and the kind of target that each is for."""
+
 
 @dataclass(frozen=True)
 class Pruned:
-    """What `prune` gives back: the model in memory, what was done to it, and where it was saved (None if it wasn't)."""
+    """What `prune` and `quantize` give back: the model in memory, what was done to it, and where it was saved (None if it wasn't)."""
 
     opened: Opened
     record: Record
@@ -42,14 +46,52 @@ class Pruned:
 
     def _repr_html_(self) -> str:
         told = {"saved in": self.out or "", "continued from step": self.continued_from or ""}
-        return card(f"{self.opened.name}, pruned", told, inside=self.record._repr_html_())
+        done = "pruned" if stored_bits(self.record.weights) is None else "quantized"
+        return card(f"{self.opened.name}, {done}", told, inside=self.record._repr_html_())
 
 
 def prune(
     model: str,
     data: str | CalibrationSet,
     method: str | Method = "wanda",
-    sparsity: float | str | Target = 0.5,
+    target: float | str | Target | None = None,
+    out: str | Path | None = None,
+    *,
+    sparsity: float | str | Target | None = None,
+    samples: int = 128,
+    tokens: int | None = None,
+    length: int = 2048,
+    seed: int = 0,
+    propagate: str | None = None,
+    allocation: str | Allocation = "uniform",
+    transform: Sequence[str | Transform] = (),
+    dtype: str = "auto",
+    device: str = "auto",
+    memory: float | None = None,
+    profile: bool = False,
+    progress: Progress = silent,
+) -> Pruned:
+    """Open `model`, prune it with what `data` shows it, and save it to `out` as an ordinary Hugging Face folder.
+
+    `target`, or `sparsity`, is a share of every matrix (`0.5`, the usual one) or N kept of every M (`"2:4"`). The same call after an interruption
+    continues from the last finished block; after it is done, it says so and does nothing. With `profile` the result has `costs`: where the time
+    went, and the least it could have taken. Where `arrival` would hold more than `memory` GB of activations (by default 80 % of what is free), the
+    job goes on with `reference`, and the record says so. Raises an `InputError` for anything that can't be used, before any work.
+
+    Processes that torchrun started calibrate together, each on its share of the micro-batches, and all of them get the model; the first one
+    alone writes, and tells `progress`. One that fails ends all: the others raise its error, or `RankError`.
+    """
+    with joined() as ranks:
+        recipe = Recipe.parse(*_asked("prune", method, _one_of(target, sparsity, 0.5)), propagate, allocation, transform)
+        shown = _calibration(data, samples, length, tokens, seed)
+        return _done(model, shown, recipe, out, dtype, device, memory, profile, progress, ranks)
+
+
+def quantize(
+    model: str,
+    data: str | CalibrationSet | None = None,
+    method: str | Method = "rtn",
+    target: str | Target = "w4g64",
     out: str | Path | None = None,
     *,
     samples: int = 128,
@@ -65,23 +107,69 @@ def prune(
     profile: bool = False,
     progress: Progress = silent,
 ) -> Pruned:
-    """Open `model`, compress it with what `data` shows it, and save it to `out` as an ordinary Hugging Face folder.
+    """Open `model`, round the weights of its matrices to the grid `target`, and save it to `out` as an ordinary Hugging Face folder.
 
-    `sparsity` is a share of every matrix (`0.5`) or N kept of every M (`"2:4"`). The same call after an interruption continues from the last
-    finished block; after it is done, it says so and does nothing. With `profile` the result has `costs`: where the time went, and the least it
-    could have taken. Where `arrival` would hold more than `memory` GB of activations (by default 80 % of what is free), the job goes on with
-    `reference`, and the record says so. Raises an `InputError` for anything that can't be used, before any work.
-
-    Processes that torchrun started calibrate together, each on its share of the micro-batches, and all of them get the model; the first one
-    alone writes, and tells `progress`. One that fails ends all: the others raise its error, or `RankError`.
+    `target` is a grid: `"w4g64"` has 4 bits a weight and a scale for each 64 inputs of a row, `"w8"` one for each row, `"w3g64a"` a zero point too.
+    What is saved are the numbers that the codes stand for, so that transformers opens it and gives what was measured; the record says how many
+    bits a weight takes as codes. `data` may be left out where `method` looks at none. Everything else is as for `prune`.
     """
     with joined() as ranks:
-        recipe, room = Recipe.parse(method, sparsity, propagate, allocation, transform), _bytes(memory)
-        calibration = data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples=samples, length=length, tokens=tokens, seed=seed)
-        folder, told = None if out is None else Path(out), progress if ranks.first else silent
-        job = _Job.open(model, calibration, recipe, folder, dtype, device, room, told, ranks)
-        done = job.into(folder, device) if folder is not None else Pruned(job.opened, job.told(job.compress(None)), None)
-        return replace(done, costs=job.costs()) if profile and not done.already_done else done
+        recipe = Recipe.parse(*_asked("quantize", method, target), propagate, allocation, transform)
+        shown = None if data is None else _calibration(data, samples, length, tokens, seed)
+        return _done(model, shown, recipe, out, dtype, device, memory, profile, progress, ranks)
+
+
+def _calibration(data: str | CalibrationSet, samples: int, length: int, tokens: int | None, seed: int) -> CalibrationSet:
+    return data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples=samples, length=length, tokens=tokens, seed=seed)
+
+
+def _one_of(target: float | str | Target | None, sparsity: float | str | Target | None, usual: float) -> float | str | Target:
+    """What is asked for, by either of its names."""
+    if target is not None and sparsity is not None:
+        raise TargetError(f"target={target} and sparsity={sparsity} are two words for one thing; give one of them", subject=str(sparsity))
+    return usual if target is None and sparsity is None else sparsity if target is None else target
+
+
+def _asked(verb: Verb, method: str | Method, target: float | str | Target) -> tuple[Method, Target]:
+    """The method and the target, if they are what `verb` is for; an error names the verb that they are for."""
+    other: Verb = "quantize" if verb == "prune" else "prune"
+    wanted, mine, theirs = target if isinstance(target, Target) else parse_target(target), TAKES[verb], TAKES[other]
+    built: Method = methods.build(method)
+    if not _does(built, mine):
+        instead = f"use calibrant {other}" if _does(built, theirs) else f"it accepts {accepted(built.accepts)}"
+        there = ", ".join(name for name in methods.names() if _does(methods.get(name), mine))
+        raise TargetError(f"{built} is no method for calibrant {verb}, which has {there}; {instead}", subject=str(built))
+    if not isinstance(wanted, mine):
+        instead = f"use calibrant {other}" if isinstance(wanted, theirs) else "choose one of these"
+        raise TargetError(f"{wanted} is no target for calibrant {verb}, which takes {accepted((mine,))}; {instead}", subject=str(wanted))
+    return built, wanted
+
+
+def _does(method: Method | type[Method], kind: type[Target]) -> bool:
+    """Whether a method accepts targets of a kind, some or all."""
+    return any(issubclass(one, kind) or issubclass(kind, one) for one in method.accepts)
+
+
+def _done(
+    model: str,
+    calibration: CalibrationSet | None,
+    recipe: Recipe,
+    out: str | Path | None,
+    dtype: str,
+    device: str,
+    memory: float | None,
+    profile: bool,
+    progress: Progress,
+    ranks: Ranks,
+) -> Pruned:
+    """The whole job."""
+    room = _bytes(memory)
+    if calibration is None and recipe.looks:
+        raise SpecError(f"{recipe.looking} looks at activations and needs calibration data; give --data", subject=recipe.looking)
+    folder, told = None if out is None else Path(out), progress if ranks.first else silent
+    job = _Job.open(model, calibration, recipe, folder, dtype, device, room, told, ranks)
+    done = job.into(folder, device) if folder is not None else Pruned(job.opened, job.told(job.compress(None)), None)
+    return replace(done, costs=job.costs()) if profile and not done.already_done else done
 
 
 def _bytes(memory: float | None) -> int | None:
@@ -92,13 +180,13 @@ def _bytes(memory: float | None) -> int | None:
 
 @dataclass(frozen=True)
 class _Job:
-    """A `prune` whose model is open and whose tokens are drawn."""
+    """A job whose model is open and whose tokens are drawn."""
 
     opened: Opened
     seen_by: ModelView
     batch: TokenBatch | None
     recipe: Recipe
-    calibration: CalibrationSet
+    calibration: CalibrationSet | None
     clock: Clock
     note: str
     progress: Progress
@@ -108,7 +196,7 @@ class _Job:
     def open(
         cls,
         model: str,
-        calibration: CalibrationSet,
+        calibration: CalibrationSet | None,
         recipe: Recipe,
         folder: Path | None,
         dtype: str,
@@ -126,17 +214,17 @@ class _Job:
             seen_by = view(opened.model)
             check_finite(seen_by)
         with clock.phase("tokenize"):
-            batch = resolved(calibration, opened, progress).tokens(opened.tokenizer) if recipe.looks else None
-        ranks.agree("the run that is asked for", recipe.run(opened, batch, str(calibration), calibration.seed).id)
+            looking = calibration if recipe.looks else None
+            batch = None if looking is None else resolved(looking, opened, progress).tokens(opened.tokenizer)
+        ranks.agree("the run that is asked for", recipe.run(opened, batch, **_told(calibration)).id)
         fits = ranks.gathered([fitting(recipe.propagate, seen_by, batch, opened.dtype, room)])
         propagate, note = max(fits, key=lambda fit: bool(fit[1]))  # where memory is short for one, none can go on as asked
         return cls(opened, seen_by, batch, replace(recipe, propagate=propagate), calibration, clock, note, progress, ranks)
 
     def compress(self, checkpoint: Checkpoint | None) -> Record:
-        told = {"data": str(self.calibration), "seed": self.calibration.seed}
         with self.clock.phase("compress"):
             job = self.opened, self.seen_by, self.batch, self.recipe
-            return compress(*job, **told, progress=self.progress, checkpoint=checkpoint, ranks=self.ranks)
+            return compress(*job, **_told(self.calibration), progress=self.progress, checkpoint=checkpoint, ranks=self.ranks)
 
     def costs(self) -> Costs:
         """What all of it cost."""
@@ -148,7 +236,7 @@ class _Job:
 
     def into(self, folder: Path, device: str) -> Pruned:
         """Compress and save, from the last finished block on; or say that it is done."""
-        run = self.recipe.run(self.opened, self.batch, str(self.calibration), self.calibration.seed)
+        run = self.recipe.run(self.opened, self.batch, **_told(self.calibration))
         if (manifest := read_manifest(folder)) is not None:
             return _already(manifest, run, folder, self.ranks.device(device))
         checkpoint = Checkpoint(folder, run.id)
@@ -156,11 +244,17 @@ class _Job:
         record = self.compress(checkpoint)
         if self.ranks.first:
             with self.clock.phase("save"), checkpoint.staying():
-                own = any(True for part in self.calibration.parts for _ in files_behind(part.source))
+                parts = () if self.calibration is None else self.calibration.parts
+                own = any(True for part in parts for _ in files_behind(part.source))
                 shown = Shown.of(() if self.batch is None else self.batch.rows, own)
                 save(self.opened, folder, manifest_of(self.told(record), shown), shown.files)
             checkpoint.remove()
         return Pruned(self.opened, self.told(record), folder, continued)
+
+
+def _told(calibration: CalibrationSet | None) -> dict[str, Any]:
+    """What a record calls the set and its draw."""
+    return {"data": "" if calibration is None else str(calibration), "seed": 0 if calibration is None else calibration.seed}
 
 
 def _already(manifest: Mapping[str, Any], run: Run, folder: Path, device: str) -> Pruned:

@@ -1,14 +1,15 @@
-"""Commands about one model: the demo, pruning, measuring."""
+"""Commands about one model: the demo, pruning, quantizing, measuring."""
 
 import functools
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from calibrant import screen
 from calibrant.cli._frame import (
+    EXPRESSION,
     Data,
     DataDir,
     Device,
@@ -28,6 +29,31 @@ from calibrant.cli._frame import (
     whole,
     write,
 )
+
+if TYPE_CHECKING:
+    from calibrant.jobs import Pruned
+
+OwnData = Annotated[str | None, typer.Option(metavar="EXPR", help=EXPRESSION, show_default=False)]
+Propagate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WAY",
+        help="arrival, reference or dense: whose errors a matrix's inputs carry. \\[default: the method's own, mostly arrival]",
+        show_default=False,
+    ),
+]
+Allocation = Annotated[str, typer.Option(metavar="SPEC", help="How the target is shared among the matrices.")]
+Transform = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SPEC", help="What is done to the model before, in this order; it doesn't change what it computes.", show_default=False),
+]
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        metavar="GB", help="Room for activations; what needs more goes on with reference. \\[default: 80 % of what is free]", show_default=False
+    ),
+]
+Profile = Annotated[bool, typer.Option("--profile", help="Also say where the time went, and the least that this machine needs.")]
 
 
 @command("demo")
@@ -58,34 +84,21 @@ def prune(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pruned model; it must not exist yet.", show_default=False)],
     data: Data,
     method: Annotated[str, typer.Option(metavar="SPEC", help="magnitude, wanda, sparsegpt(damp=0.02), …")] = "wanda",
-    sparsity: Annotated[str, typer.Option(metavar="S", help="The share of weights to remove, or N:M with N kept of every M.")] = "0.5",
+    target: Annotated[
+        str, typer.Option("--target", "--sparsity", metavar="TARGET", help="The share of weights to remove, or N:M with N kept of every M.")
+    ] = "0.5",
     samples: Samples = 128,
     tokens: Tokens = None,
     length: Length = 2048,
     seed: Seed = 0,
-    propagate: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WAY",
-            help="arrival, reference or dense: whose errors a matrix's inputs carry. \\[default: the method's own, mostly arrival]",
-            show_default=False,
-        ),
-    ] = None,
-    allocation: Annotated[str, typer.Option(metavar="SPEC", help="How the target is shared among the matrices.")] = "uniform",
-    transform: Annotated[
-        list[str] | None,
-        typer.Option(metavar="SPEC", help="What is done to the model before, in this order; it doesn't change what it computes.", show_default=False),
-    ] = None,
+    propagate: Propagate = None,
+    allocation: Allocation = "uniform",
+    transform: Transform = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     data_dir: DataDir = None,
-    memory: Annotated[
-        float | None,
-        typer.Option(
-            metavar="GB", help="Room for activations; what needs more goes on with reference. \\[default: 80 % of what is free]", show_default=False
-        ),
-    ] = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Also say where the time went, and the least that this machine needs.")] = False,
+    memory: Memory = None,
+    profile: Profile = False,
     as_json: Json = False,
 ) -> None:
     """Prune MODEL and save it as an ordinary Hugging Face folder. A run that was killed continues when asked again."""
@@ -95,10 +108,48 @@ def prune(
     budget = functools.partial(run, samples=samples, tokens=tokens, length=length, seed=seed, memory=memory, profile=profile)
     with progress() as told:
         how = {"propagate": propagate, "allocation": allocation, "transform": tuple(transform or ())}
-        done = budget(model, data, method, sparsity, out, **how, dtype=dtype, device=device, progress=told)
+        done = budget(model, data, method, target, out, **how, dtype=dtype, device=device, progress=told)
+    show(_found(done), as_json, screen.pruned)
+
+
+@command("quantize")
+def quantize(
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the quantized model; it must not exist yet.", show_default=False)],
+    data: OwnData = None,
+    method: Annotated[str, typer.Option(metavar="SPEC", help="rtn: round to nearest, which looks at no data.")] = "rtn",
+    target: Annotated[
+        str, typer.Option("--target", "--sparsity", metavar="TARGET", help="A grid: w4g64 is 4 bits with a scale for each 64 inputs of a row.")
+    ] = "w4g64",
+    samples: Samples = 128,
+    tokens: Tokens = None,
+    length: Length = 2048,
+    seed: Seed = 0,
+    propagate: Propagate = None,
+    allocation: Allocation = "uniform",
+    transform: Transform = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    memory: Memory = None,
+    profile: Profile = False,
+    as_json: Json = False,
+) -> None:
+    """Quantize MODEL and save what its codes stand for as an ordinary Hugging Face folder. A run that was killed continues when asked again."""
+    from calibrant.jobs import quantize as run
+
+    look_in(data_dir)
+    budget = functools.partial(run, samples=samples, tokens=tokens, length=length, seed=seed, memory=memory, profile=profile)
+    with progress() as told:
+        how = {"propagate": propagate, "allocation": allocation, "transform": tuple(transform or ())}
+        done = budget(model, data, method, target, out, **how, dtype=dtype, device=device, progress=told)
+    show(_found(done), as_json, screen.pruned)
+
+
+def _found(done: "Pruned") -> dict[str, Any]:
+    """What is shown of a finished job."""
     about = {"out": str(done.out), "continued_from": done.continued_from, "already_done": done.already_done}
-    found = {**done.record.plain(), **about, **({"costs": asdict(done.costs)} if done.costs else {})}
-    show(found, as_json, screen.pruned)
+    return {**done.record.plain(), **about, **({"costs": asdict(done.costs)} if done.costs else {})}
 
 
 @command("evaluate")

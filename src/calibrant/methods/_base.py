@@ -16,7 +16,7 @@ from calibrant.errors import CalibrantError, NumericsError, TargetError
 from calibrant.job import Job
 from calibrant.models import ModelView
 from calibrant.spec import Spec
-from calibrant.targets import Sparsity, Target
+from calibrant.targets import Grid, Removal, Sparsity, Target, accepted
 from calibrant.walk import Propagation
 
 S = TypeVar("S", bound=Statistic)
@@ -29,10 +29,12 @@ class Method(Spec, ABC):
     `updates` says whether kept weights change too: weights fitted to inputs that no longer come do harm, so a study propagates such
     methods' errors by default (`arrival`), and lets all others share one pass over the untouched model (`dense`).
     `tries` says whether it measures the model on the calibration tokens (`job.loss`); it needs them then, whatever it observes.
-    `prunes` says whether the target's share of what it removes really goes.
+    `accepts` says which kinds of target can be asked of it; it is given no other.
+    `prunes` is false for what leaves everything as it is whatever the target; of all else the share that a `Removal` asks for really goes.
     `propagate` is what `prune` lets matrices see where nobody asks for something else.
     """
 
+    accepts: ClassVar[tuple[type[Target], ...]] = (Removal,)
     observes: ClassVar[tuple[type[Statistic], ...]] = ()
     tries: ClassVar[bool] = False
     updates: ClassVar[bool] = False
@@ -43,6 +45,11 @@ class Method(Spec, ABC):
     def looks(self) -> bool:
         """Whether calibration data decides what it does."""
         return bool(self.observes) or self.tries
+
+    def check(self, target: Target) -> None:
+        """Raise `TargetError`, saying what it accepts, if `target` can't be asked of this method."""
+        if not isinstance(target, self.accepts):
+            raise TargetError(f"{self} can't be asked for {target}: it accepts {accepted(self.accepts)}", subject=str(target))
 
     @abstractmethod
     def edits(self, job: Job) -> Iterator[Edit]:
@@ -83,6 +90,7 @@ class BlockMethod(Method):
     It looks at the model as it is, whatever the propagation.
     """
 
+    accepts: ClassVar[tuple[type[Target], ...]] = (Sparsity,)
     propagate: ClassVar[Propagation] = "dense"
 
     def lacking(self, job: Job) -> int:
@@ -108,6 +116,20 @@ def blocks_to_drop(count: int, target: Target) -> int:
         least = f"at least {math.ceil(1000 / count) / 1000:g}" if count > 1 else "0, since its only block must stay"
         raise TargetError(f"{target} of the model's {count} blocks is less than one; ask for {least}", subject=str(target))
     return dropped
+
+
+def removal(target: Target) -> Removal:
+    """Return `target`, which must say which weights go; a `TargetError` if it doesn't."""
+    if not isinstance(target, Removal):
+        raise TargetError(f"the target {target} doesn't say which weights to remove; ask for {accepted((Removal,))}", subject=str(target))
+    return target
+
+
+def grid(target: Target) -> Grid:
+    """Return `target`, which must say which values weights are rounded to; a `TargetError` if it doesn't."""
+    if not isinstance(target, Grid):
+        raise TargetError(f"the target {target} doesn't say which values to round weights to; ask for {accepted((Grid,))}", subject=str(target))
+    return target
 
 
 def finite(numbers: Shaped[Tensor, "..."], what: str) -> Shaped[Tensor, "..."]:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calibrant.methods._factor import Factor
-from calibrant.targets import NofM, Sparsity, Target, keep_highest
+from calibrant.targets import NofM, Removal, Sparsity, keep_highest
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ Step = Callable[[Tensor, Tensor, Tensor, Tensor, Span], Tensor]
 """Eliminates within a span, in place: (weight, upper, saliency, gone [out, span], span) -> errors [out, span]. Fills `gone` if it chooses."""
 
 
-def eliminate(weight: Float[Tensor, "out in"], factor: Factor, target: Target, block: int, step: Step | None = None) -> Float[Tensor, "out in"]:
+def eliminate(weight: Float[Tensor, "out in"], factor: Factor, target: Removal, block: int, step: Step | None = None) -> Float[Tensor, "out in"]:
     """A copy of `weight`, pruned to `target` and corrected. Removed weights are exactly zero. `step` overrides the device's own."""
     step = step or (eliminate_rows if weight.device.type == "cpu" else eliminate_columns)
     work = weight.detach().clone(memory_format=torch.contiguous_format)
@@ -50,14 +50,14 @@ def eliminate(weight: Float[Tensor, "out in"], factor: Factor, target: Target, b
     return work
 
 
-def _spans(columns: int, target: Target, block: int) -> list[Span]:
+def _spans(columns: int, target: Removal, block: int) -> list[Span]:
     """Blocks of columns; for N:M as wide as whole groups allow, and at least one group."""
     group, drop = (target.m, target.m - target.n) if isinstance(target, NofM) else (0, 0)
     width = max(block - block % group, group) if group else block
     return [Span(start, min(start + width, columns), group, drop) for start in range(0, columns, width)]
 
 
-def _choose(scores: Float[Tensor, "out span"], target: Target, span: Span) -> Bool[Tensor, "out span"]:
+def _choose(scores: Float[Tensor, "out span"], target: Removal, span: Span) -> Bool[Tensor, "out span"]:
     """Which weights of the span go. Quotas are differences of the quota up to here, so that they add up to the matrix's."""
     if not isinstance(target, Sparsity):
         return ~target.keep(scores, "matrix")

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import Seen, wide
-from calibrant.methods._base import Compressed, MatrixMethod, finite, prune
+from calibrant.methods._base import Compressed, MatrixMethod, finite, prune, removal
 from calibrant.targets import Target
 
 
@@ -21,4 +21,4 @@ class Magnitude(MatrixMethod):
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Raises `NumericsError` for a weight that isn't finite, `TargetError` for a target that doesn't fit the shape."""
         scores = finite(weight, "the weight").abs().to(wide(weight.dtype))
-        return Compressed(prune(weight, target.keep(scores, "matrix")))
+        return Compressed(prune(weight, removal(target).keep(scores, "matrix")))

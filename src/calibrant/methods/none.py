@@ -15,6 +15,7 @@ from calibrant.targets import Target
 class Untouched(MatrixMethod):
     """Leaves every weight as it is, whatever the target. Observes nothing."""
 
+    accepts: ClassVar[tuple[type[Target], ...]] = (Target,)
     prunes: ClassVar[bool] = False
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:

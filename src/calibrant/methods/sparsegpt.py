@@ -9,7 +9,7 @@ from torch import Tensor
 
 from calibrant.activations import Gram, Seen, Statistic, wide
 from calibrant.errors import SpecError
-from calibrant.methods._base import Compressed, MatrixMethod, finite, observed
+from calibrant.methods._base import Compressed, MatrixMethod, finite, observed, removal
 from calibrant.methods._elimination import eliminate
 from calibrant.methods._factor import factorise
 from calibrant.targets import Target
@@ -50,8 +50,8 @@ class SparseGPT(MatrixMethod):
         Raises `NumericsError` for a weight or Gram that isn't finite, a Gram beyond repair, or if no token arrived; `TargetError` for a
         target that doesn't fit the shape or removes nothing.
         """
-        target.check((weight.shape[0], weight.shape[1]), "the matrix")
+        removal(target).check((weight.shape[0], weight.shape[1]), "the matrix")
         gram = observed(seen, Gram)
         factor = gram.cached(("sparsegpt", self.damp), lambda: factorise(gram, self.damp))
-        pruned = eliminate(finite(weight, "the weight").to(wide(weight.dtype)), factor, target, self.block)
+        pruned = eliminate(finite(weight, "the weight").to(wide(weight.dtype)), factor, removal(target), self.block)
         return Compressed(finite(pruned.to(weight.dtype), "the corrected weight"), factor.notes)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Seen, Statistic, wide
-from calibrant.methods._base import Compressed, MatrixMethod, finite, observed, prune
+from calibrant.methods._base import Compressed, MatrixMethod, finite, observed, prune, removal
 from calibrant.targets import Target
 
 
@@ -25,4 +25,4 @@ class Wanda(MatrixMethod):
         """Raises `NumericsError` for a weight or norms that aren't finite or if no token arrived, `TargetError` if `target` doesn't fit."""
         length = finite(observed(seen, FeatureNorms).norms(), "the squared norms of the inputs").sqrt()
         scores = finite(weight, "the weight").abs().to(wide(weight.dtype)) * length.to(wide(weight.dtype))
-        return Compressed(prune(weight, target.keep(scores, "row")))
+        return Compressed(prune(weight, removal(target).keep(scores, "row")))

@@ -26,7 +26,7 @@ from calibrant.models.keeping import cache_folder
 from calibrant.progress import Progress, silent
 from calibrant.select import resolved
 from calibrant.store import STATISTICS
-from calibrant.targets import Target, parse_target
+from calibrant.targets import Removal, Target, parse_target
 
 FINALISTS: Final = 4
 """Mixtures of the search that are judged once more on the larger sample."""
@@ -72,6 +72,7 @@ def mix(
     can't be used.
     """
     job = _Asked(methods.build(method), sparsity if isinstance(sparsity, Target) else parse_target(sparsity), parse_objective(objective))
+    job.method.check(job.target)
     kind_of(job.method)
     allowed = effort or effort_of(job.method)
     clock = Clock()
@@ -237,8 +238,8 @@ class _Weighing:
         return Row(name, dict(zip(self.judges, map(float, errors), strict=True)), float(own.mean()), float(own.max()))
 
     def enough(self, chosen: Shares) -> list[Metered]:
-        """Of each source and of the mixture; nothing for a method that doesn't choose which weights stay."""
-        if not self.asked.method.prunes:
+        """Of each source and of the mixture; nothing for a target that leaves all weights where they are."""
+        if not isinstance(self.asked.target, Removal):
             return []
         count = len(self.names)
         sets = [(name, list(map(float, only(place, count)))) for place, name in enumerate(self.names)]

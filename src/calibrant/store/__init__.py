@@ -14,7 +14,7 @@ from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.store.claims import Claim
 from calibrant.store.folder import MARKER, STATISTICS, STUDY, Store
 from calibrant.store.merging import Merged, merge
-from calibrant.store.records import Cell, Record, Run, measurement_id, revisions
+from calibrant.store.records import Cell, Record, Run, measurement_id, revisions, stored_bits
 from calibrant.store.staging import EDITS, MASK, PROFILE
 from calibrant.store.verifying import Audit, Problem, audit, verify
 
@@ -40,5 +40,6 @@ __all__ = [
     "measurement_id",
     "merge",
     "revisions",
+    "stored_bits",
     "verify",
 ]

@@ -1,6 +1,6 @@
 """What a store keeps, as values: what was asked, what came out, and the cells of a study's grid."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -48,11 +48,11 @@ class Record:
     """What came out of a run.
 
     `sparsity` is achieved over the compressed matrices. `weights` has a name, shape, sparsity and notes each, and may have the relative
-    `error` of the matrix's output with `error_from` ("gram" or "norms"), `bits`, 256 bits of the mask chosen by hash, as 64 hexadecimal
-    digits, and `inputs`, the sizes of 32 input features chosen so, as 128; `dense` the matrices left alone, with the reason; `edits` what else was
-    done: transforms, and what removed whole parts, which then count in `sparsity`. `provenance`
-    (seconds per phase, peak memory in bytes, versions, device, threads, a note such as "dequantized from Q4_1") is no part of the result and
-    isn't compared.
+    `error` of the matrix's output with `error_from` ("gram" or "norms"); where it is stored as dense numbers `bits`, 256 bits of the mask chosen
+    by hash, as 64 hexadecimal digits, else `bits_a_weight` and `bytes`, scales and all; and `inputs`, the sizes of 32 input features chosen so, as
+    128. `dense` has the matrices left alone, with the reason; `edits` what else was done: transforms, and what removed whole parts, which then
+    count in `sparsity`. `provenance` (seconds per phase, peak memory in bytes, versions, device, threads, a note such as "dequantized from Q4_1")
+    is no part of the result and isn't compared.
     """
 
     run: Run
@@ -82,7 +82,9 @@ class Record:
     def _repr_html_(self) -> str:
         run = self.run
         facts = {"model": run.model_name, "calibrated on": run.data, "draw": run.seed if run.data else "", "method": run.method.get("spec")}
-        facts |= {"target": run.target, "propagation": run.propagate, "numbers": run.dtype, "achieved sparsity": f"{self.sparsity:.4f}"}
+        stored = stored_bits(self.weights)
+        result = {"achieved sparsity": f"{self.sparsity:.4f}"} if stored is None else {"bits a weight": f"{stored:.3f}"}
+        facts |= {"target": run.target, "propagation": run.propagate, "numbers": run.dtype, **result}
         counts = {"matrices compressed": len(self.weights), "left dense": len(self.dense), "note": self.provenance.get("model_note")}
         return card(f"Run {run.id.rpartition(':')[2][:12]}", {**facts, **counts})
 
@@ -109,6 +111,14 @@ class Cell:
     def labels(self) -> tuple[str, str, str, str, int, str]:
         """What tells the cells of a grid apart: everything but the answers."""
         return self.model, self.data, self.method, self.target, self.seed, self.propagate
+
+
+def stored_bits(weights: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return how many bits a weight takes on average in these matrices of a record, scales and all; None where one is stored as dense numbers."""
+    if not weights or not all("bits_a_weight" in weight for weight in weights):
+        return None
+    counts = [weight["shape"][0] * weight["shape"][1] for weight in weights]
+    return sum(count * weight["bits_a_weight"] for count, weight in zip(counts, weights, strict=True)) / sum(counts)
 
 
 def measurement_id(run_id: str, evaluator: Mapping[str, Any], data: str = "") -> str:

@@ -82,6 +82,8 @@ class Matrix(TypedDict, total=False):
     sparsity: Size
     error: Size
     error_from: str
+    bits_a_weight: Size
+    bytes: Count
     bits: Hex
     inputs: Hex
     notes: Mapping[str, Any]

@@ -1,0 +1,64 @@
+"""A compressed matrix as it is stored: codes with their scales in place of the dense numbers that they stand for.
+
+Whatever the form, there is one invariant: `dense()` gives the numbers that were measured, bit for bit.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float, Int8
+from torch import Tensor
+
+from calibrant.targets import Grid
+
+
+class Packed(ABC):
+    """A matrix in another form than its dense numbers."""
+
+    @abstractmethod
+    def dense(self) -> Float[Tensor, "out in"]:
+        """Return the matrix that this stands for, bit for bit the compressed weight."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> int:
+        """How many numbers the dense matrix has."""
+
+    @property
+    @abstractmethod
+    def bits(self) -> int:
+        """How many bits all of it takes, whatever is needed to read it (scales, zero points) included; padding to whole words is not."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """Return what a record says of it: `bits_a_weight`, to six digits, and `bytes`."""
+        return {"bits_a_weight": float(f"{self.bits / self.weights:.6g}"), "bytes": -(-self.bits // 8)}
+
+
+@dataclass(frozen=True)
+class Codes(Packed):
+    """Whole numbers on `grid`, of which a code c of a group with the scale s and the zero point z stands for s · (c - z).
+
+    `scales` have the type of the weight, and so have differences and products: codes are small enough for each to be exact in it, and each
+    value is rounded once, as readers of the compressed-tensors format do it. `zeros` are None on a symmetric grid.
+    """
+
+    grid: Grid
+    codes: Int8[Tensor, "out in"]
+    scales: Float[Tensor, "out group"]
+    zeros: Int8[Tensor, "out group"] | None = None
+
+    def dense(self) -> Float[Tensor, "out in"]:
+        grouped = self.codes.unflatten(1, (self.scales.shape[1], -1)).to(self.scales.dtype)
+        shifted = grouped if self.zeros is None else grouped - self.zeros[:, :, None].to(self.scales.dtype)
+        return (shifted * self.scales[:, :, None]).flatten(1)
+
+    @property
+    def weights(self) -> int:
+        return self.codes.numel()
+
+    @property
+    def bits(self) -> int:
+        zeros = 0 if self.zeros is None else self.zeros.numel()
+        return (self.codes.numel() + zeros) * self.grid.bits + self.scales.numel() * self.scales.dtype.itemsize * 8

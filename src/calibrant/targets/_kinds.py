@@ -1,0 +1,44 @@
+"""The kinds of target there are, a text read as one of them, and the sentences that say what is allowed."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from calibrant.errors import TargetError
+from calibrant.foreign import decimal_number, user_text
+from calibrant.registry import Registry
+from calibrant.targets._base import Target
+
+targets: Final = Registry("calibrant.targets", "target")
+
+
+def kinds(accepts: Iterable[type[Target]] = (Target,)) -> list[type[Target]]:
+    """Return every kind of target that is one of those that something `accepts`, the one that is written shortest first."""
+    found = [targets.get(name) for name in targets.names()]
+    return sorted((kind for kind in found if issubclass(kind, tuple(accepts))), key=lambda kind: (len(kind.example), kind.example))
+
+
+def accepted(accepts: Iterable[type[Target]] = (Target,)) -> str:
+    """Return in words what something accepts: `a sparsity …, such as 0.5, or N:M …, such as 2:4`."""
+    each = [f"{kind.written}, such as {kind.example}" for kind in kinds(accepts)]
+    return ", or ".join([", ".join(each[:-1]), each[-1]] if each[1:] else each)
+
+
+def allowed(accepts: Iterable[type[Target]] = (Target,)) -> str:
+    """Return what to write, as errors end: `write a sparsity …, such as 0.5, or …`."""
+    return f"write {accepted(accepts)}"
+
+
+def parse_target(text: str | float | int) -> Target:
+    """Return the target that a text or number such as `0.5`, `"0.5"`, `"2:4"` or `"w4g64"` asks for; `TargetError` for anything else."""
+    given = user_text(text, TargetError) if isinstance(text, str) else text
+    for kind in kinds():
+        if (found := kind.read(given)) is not None:
+            return found
+    raise TargetError(f"{text!r} is no target{percentage(text)}; {allowed()}", subject=str(text))
+
+
+def percentage(given: str | float | int) -> str:
+    """Return the likely meaning of 50 or "50%", `, did you mean 0.5?`; nothing for what means no share."""
+    number = decimal_number(given.removesuffix("%")) if isinstance(given, str) else given
+    likely = number is not None and not isinstance(number, bool) and 1 < number < 100
+    return f", did you mean {number / 100:g}?" if likely and number is not None else ""

@@ -1,0 +1,67 @@
+"""N kept of every M consecutive inputs, such as `2:4`."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Final, Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from calibrant.errors import TargetError
+from calibrant.foreign import brief, whole_number
+from calibrant.targets._base import Group, Removal
+from calibrant.targets._choosing import keep_highest, refuse_nan
+from calibrant.targets._kinds import allowed
+
+_PAIRWISE_UP_TO: Final = 8
+"""Groups up to this size are ranked by comparing pairs of columns: there a partition of each tiny group costs more."""
+
+
+@dataclass(frozen=True)
+class NofM(Removal):
+    """`n` kept of every `m` consecutive inputs, `1 <= n < m`."""
+
+    written: ClassVar[str] = "N:M with N kept of every M inputs"
+    example: ClassVar[str] = "2:4"
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if type(self.n) is not int or type(self.m) is not int or not 1 <= self.n < self.m:
+            given = f"{brief(self.n)}:{brief(self.m)}"
+            raise TargetError(f"{given} is no pattern: N of N:M are kept, so 1 <= N < M; {allowed((Removal,))}", subject=given)
+
+    @classmethod
+    def read(cls, given: str | float | int) -> Self | None:
+        kept, colon, every = given.partition(":") if isinstance(given, str) else ("", "", "")
+        n, m = whole_number(kept), whole_number(every)
+        return cls(n, m) if colon and n is not None and m is not None and min(n, m) >= 0 else None
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+    @property
+    def amount(self) -> float:
+        return 1 - self.n / self.m
+
+    def check(self, shape: tuple[int, int], name: str) -> None:
+        if shape[1] % self.m:
+            message = f"{name} has {shape[1]} inputs, and {self} needs a multiple of {self.m}; choose an M that divides it, or a sparsity such as 0.5"
+            raise TargetError(message, subject=name)
+
+    def keep(self, scores: Float[Tensor, "out in"], group: Group = "row") -> Bool[Tensor, "out in"]:
+        """As in `Removal`; the groups of `m` lie within rows, so `group` makes no difference."""
+        self.check((scores.shape[0], scores.shape[1]), "the matrix")
+        if self.m > _PAIRWISE_UP_TO:
+            return keep_highest(scores.reshape(-1, self.m), self.m - self.n).reshape(scores.shape)
+        refuse_nan(scores)
+        # A weight goes if fewer than m - n others of its group go before it.
+        columns = [scores[:, i :: self.m].contiguous() for i in range(self.m)]
+        before = [torch.zeros_like(columns[0], dtype=torch.int16) for _ in columns]
+        for late in range(self.m):
+            for early in range(late):
+                first = columns[early] <= columns[late]
+                before[late] += first
+                before[early] += ~first
+        return torch.stack([b >= self.m - self.n for b in before], dim=-1).reshape(scores.shape)

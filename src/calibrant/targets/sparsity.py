@@ -1,0 +1,53 @@
+"""A share of the weights that go, such as `0.5`."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar, Self
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from calibrant.errors import TargetError
+from calibrant.foreign import brief, decimal_number
+from calibrant.targets._base import Group, Removal
+from calibrant.targets._choosing import keep_highest
+from calibrant.targets._kinds import allowed, percentage
+
+
+@dataclass(frozen=True)
+class Sparsity(Removal):
+    """A share of the weights, `0 <= fraction < 1`; of `count` weights exactly ⌊count·fraction⌋ go."""
+
+    written: ClassVar[str] = "a sparsity from 0 up to (not including) 1"
+    example: ClassVar[str] = "0.5"
+
+    fraction: float | int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.fraction, bool) or not isinstance(self.fraction, int | float) or not 0 <= self.fraction < 1:
+            raise TargetError(
+                f"{brief(self.fraction)} is no sparsity{percentage(self.fraction)}; {allowed((Removal,))}", subject=brief(self.fraction)
+            )
+        object.__setattr__(self, "fraction", float(self.fraction) + 0.0)  # + 0.0: one zero, not two
+
+    @classmethod
+    def read(cls, given: str | float | int) -> Self | None:
+        if not isinstance(given, str):
+            return cls(given)
+        number = float(word) if (word := given.strip().lower()) in ("nan", "inf") else decimal_number(given)
+        return None if number is None else cls(number)
+
+    def __str__(self) -> str:
+        return str(self.fraction)
+
+    @property
+    def amount(self) -> float:
+        return self.fraction
+
+    def quota(self, count: int) -> int:
+        """How many of `count` weights go: the floor of the exact product of the decimal as written (0.29 of 100 is 29, not 28)."""
+        return int(count * Fraction(str(self.fraction)))
+
+    def keep(self, scores: Float[Tensor, "out in"], group: Group = "row") -> Bool[Tensor, "out in"]:
+        rows = scores.reshape(1, -1) if group == "matrix" else scores
+        return keep_highest(rows, self.quota(rows.shape[1])).reshape(scores.shape)
