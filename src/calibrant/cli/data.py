@@ -74,7 +74,9 @@ def catalogue(
     kind: Annotated[
         str,
         typer.Argument(
-            metavar="KIND", help="models, sources, formats, packings, methods, allocations, transforms, selectors or tasks.", show_default=False
+            metavar="KIND",
+            help="models, sources, formats, packings, methods, targets, allocations, transforms, selectors or tasks.",
+            show_default=False,
         ),
     ],
     as_json: Json = False,

@@ -38,6 +38,16 @@ def grouped(cells: Sequence[Cell]) -> dict[Group, list[Cell]]:
     return dict(sorted(found.items()))
 
 
+def unranked(cells: Sequence[Cell]) -> dict[Group, list[Cell]]:
+    """The cells of each method that looks at no data, with the dense model, where no set is asked for with its target: it stands in no ranking."""
+    ranked = {(group.model, group.target) for group in grouped(cells)}
+    found: dict[Group, list[Cell]] = {}
+    for cell in cells:
+        if not cell.data and cell.method != "none" and (cell.model, cell.target) not in ranked:
+            found.setdefault(Group(cell.model, cell.method, cell.target, ""), []).append(cell)
+    return {group: [*(c for c in cells if c.method == "none" and c.model == group.model), *mine] for group, mine in found.items()}
+
+
 @dataclass(frozen=True)
 class Answers:
     """By label ("dense", "magnitude", or a set), whatever has all that was measured (`sides`), and the rest (`partial`) with what it has.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from calibrant.compare.agreement import Agreement, agreements
-from calibrant.compare.answers import grouped
+from calibrant.compare.answers import grouped, unranked
 from calibrant.compare.estimate import LEVEL
 from calibrant.compare.field import Field
 from calibrant.compare.primary import Contrasted, contrasts
@@ -20,7 +20,8 @@ class Comparison:
     """What a store's numbers say.
 
     `rankings` are descriptive and `looks` counts the comparisons that they show; `contrasts` are those that the study named before it ran;
-    `questions` are those of the study that this project is named after, answered for this one. `missing` names every hole with its reason,
+    `questions` are those of the study that this project is named after, answered for this one. `unranked` are methods that look at no data, asked
+    for what no set was asked for: rankings without sets, which have one baseline each. `missing` names every hole with its reason,
     `stale` counts runs of an older revision, `one_draw` says that some set was drawn only once.
     """
 
@@ -32,6 +33,7 @@ class Comparison:
     stale: int = 0
     one_draw: bool = False
     questions: tuple[Question, ...] = ()
+    unranked: tuple[Ranking, ...] = ()
 
 
 def compare(store: Store | Reading, measures: Sequence[str] = (), level: float = LEVEL, baseline: str = "") -> Comparison:
@@ -43,17 +45,20 @@ def compare(store: Store | Reading, measures: Sequence[str] = (), level: float =
     baseline that isn't there.
     """
     reading = store if isinstance(store, Reading) else read(store)
-    fields = fields_of(narrowed(reading, measures), level, baseline)
+    chosen = narrowed(reading, measures)
+    fields = fields_of(chosen, level, baseline)
     ranked = tuple(field.ranking() for field in fields)
+    alone = tuple(field.ranking() for g, cells in unranked(chosen.cells).items() if not (field := Field(g, cells, chosen, level)).empty)
     return Comparison(
         ranked,
         tuple(contrasts(reading, level)),
         tuple(agreements(fields)),
         looks=sum(r.looks * (len(r.measured) + (len(r.averaged) > 1)) for r in ranked if len(r.entries) + len(r.baselines) > 1),
-        missing=tuple(dict.fromkeys(hole for r in ranked for hole in r.missing)),
+        missing=tuple(dict.fromkeys(hole for r in (*ranked, *alone) for hole in r.missing)),
         stale=len(reading.stale & reading.records.keys()),
         one_draw=any(r.one_draw for r in ranked),
         questions=tuple(questions(fields)),
+        unranked=alone,
     )
 
 

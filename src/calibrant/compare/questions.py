@@ -13,7 +13,7 @@ from typing import Final, Literal
 from calibrant.compare.estimate import Estimate
 from calibrant.compare.families import family_of
 from calibrant.compare.field import Field
-from calibrant.compare.ranking import CONTROLS, MEAN, aimed, listed, source_name
+from calibrant.compare.ranking import CONTROLS, MEAN, aimed, kind_of, listed, source_name
 
 Answer = Literal["yes", "no", "it depends", "cannot tell", "not asked"]
 Told = Literal["better", "worse", "cannot tell"]
@@ -99,7 +99,8 @@ def _best(fields: Sequence[Field]) -> Question:
         return Question("baseline", asks, "not asked", "It takes the baseline and another set with content, both measured.")
     found = _judged(sides)
     worse, open_ = ([e for e in found if e.verdict == verdict] for verdict in ("worse", "cannot tell"))
-    many = f"{len(here)} combinations of method and sparsity" if len(here) > 1 else "the one combination of method and sparsity"
+    kind = kind_of(field.group.target for field, _ in here)
+    many = f"{len(here)} combinations of method and {kind}" if len(here) > 1 else f"the one combination of method and {kind}"
     if worse:
         beaten, places = _seconds(worse, name), len({e.where for e in worse})
         scope = f" in {places} of {many}" if len(here) > 1 else ""

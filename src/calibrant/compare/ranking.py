@@ -1,16 +1,21 @@
 """Calibration sets ranked: the values that a reader of results gets."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from calibrant.compare.estimate import LEVEL, Estimate
+from calibrant.foreign import decimal_number
 
 CONTROLS: Final = frozenset({"random_tokens", "full_stops"})
 """Calibration sets without content, that real text ought to beat."""
 
 MEAN: Final = "mean"
 """Stands beside the measured sets for the average over those that are averaged."""
+
+_GRID: Final = re.compile(r"w([0-9]+)(?:g([0-9]+))?(a?)")
+"""How a grid is written. `calibrant.targets` reads it, and needs torch."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +107,52 @@ def source_name(expression: str) -> str:
 
 
 def aimed(target: str) -> str:
-    """`60 % sparsity` for `0.6` (the space doesn't break), `2:4 sparsity` for `2:4`; several targets, divided by commas, or none may be meant."""
+    """`60 % sparsity` for `0.6` (the space doesn't break), `2:4 sparsity` for `2:4`, `4 bits in groups of 64 (w4g64)` for `w4g64`.
+
+    Several targets, divided by commas, or none may be meant; what is none of these stands as it is written.
+    """
     if not target:
         return "any sparsity"
-    each = [one if ":" in one else f"{float(one) * 100:g}\u00a0%" for one in target.split(", ")]
-    return f"{listed(each)} sparsity"
+    shares, others = list[str](), list[str]()
+    for one in target.split(", "):
+        if (share := _share(one)) is not None:
+            shares.append(share)
+        else:
+            others.append(_grid(one) or one)
+    return listed([*([f"{listed(shares)} sparsity"] if shares else []), *others])
+
+
+def is_grid(target: str) -> bool:
+    """Whether weights are rounded for this target, and not removed."""
+    return _GRID.fullmatch(target) is not None
+
+
+def bits_of(target: str) -> int | None:
+    """Return the bits of a code of a grid, 4 for `w4g64`; None for what is no grid."""
+    found = _GRID.fullmatch(target)
+    return int(found[1]) if found else None
+
+
+def kind_of(targets: Iterable[str]) -> str:
+    """Return what all of these can be called: `sparsity` where each is one or an N:M pattern, else `target`."""
+    return "sparsity" if all(_share(target) is not None for target in targets) else "target"
+
+
+def _share(target: str) -> str | None:
+    """A sparsity in percent, a pattern as it is written; None for what is neither."""
+    if re.fullmatch(r"[0-9]+:[0-9]+", target):
+        return target
+    number = decimal_number(target)
+    return None if number is None else f"{number * 100:g}\u00a0%"
+
+
+def _grid(target: str) -> str:
+    """A grid in words; nothing for what is none."""
+    found = _GRID.fullmatch(target)
+    if found is None:
+        return ""
+    groups = f"in groups of {found[2]}" if found[2] else "by row"
+    return f"{found[1]} bits {groups}{' with zero points' if found[3] else ''} ({target})"
 
 
 def listed(names: Sequence[str]) -> str:

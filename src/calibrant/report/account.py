@@ -1,11 +1,12 @@
 """What a report tells beside the ranking, read from the store: what was measured and shown, where the time went, how to repeat it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from calibrant.compare.ranking import is_grid
 from calibrant.compare.reading import Reading
-from calibrant.store import Cell, Record, Score, Store
+from calibrant.store import Cell, Record, Score, Store, stored_bits
 from calibrant.store.reading import provenance_of
 
 PHASES: Final = {
@@ -79,7 +80,8 @@ def _seconds(store: Store, cells: Sequence[Cell], records: Mapping[str, Record])
 def _settings(store: Store, found: Mapping[str, Record]) -> dict[str, str]:
     """What all runs share, or the several values where they don't."""
     records = list(found.values())
-    pruned = {run: r for run, r in found.items() if r.run.method.get("spec") != "none"}
+    compressed = {run: r for run, r in found.items() if r.run.method.get("spec") != "none"}
+    pruned, rounded = ({run: r for run, r in compressed.items() if is_grid(r.run.target) is grid} for grid in (False, True))
     first = {r.run.model: run for run, r in reversed(pruned.items())}
     return {
         "numbers": _joined(r.run.dtype for r in records),
@@ -87,8 +89,18 @@ def _settings(store: Store, found: Mapping[str, Record]) -> dict[str, str]:
         "allocation": _joined(str(r.run.allocation.get("spec", "")) for r in records),
         "achieved sparsity": _joined(f"{r.sparsity:.4f}" for r in pruned.values()),
         "matrices pruned": _joined(str(len(r.weights)) for run in first.values() if (r := store.record(run)) is not None),
-        "left dense": _joined(str(len(r.dense)) for r in pruned.values()),
+        **({"bits a weight": _joined(_stored(store, rounded))} if rounded else {}),
+        "left dense": _joined(str(len(r.dense)) for r in compressed.values()),
     }
+
+
+def _stored(store: Store, rounded: Mapping[str, Record]) -> Iterator[str]:
+    """How many bits a weight takes on each grid; every run on a grid takes as many, so one record of each is read whole."""
+    for target, run in {r.run.target: run for run, r in rounded.items()}.items():
+        record = store.record(run)
+        bits = None if record is None else stored_bits(record.weights)
+        if bits is not None:
+            yield f"{bits:.3f} ({target})"
 
 
 def _machine(records: Sequence[Record]) -> dict[str, str]:

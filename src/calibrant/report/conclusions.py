@@ -1,13 +1,14 @@
 """What a study says as a whole: its primary contrasts, whether its rankings agree, what is missing, how far to trust the rest. No torch here."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
-from calibrant.compare import LEVEL, Agreement, Comparison, Contrasted
-from calibrant.report.findings import aimed, caveats, doubts, finding, listed, percent, remarks, short
-from calibrant.report.tables import HOLE, As, Column, Figure, Line, Table, ranked
+from calibrant.compare import LEVEL, Agreement, Comparison, Contrasted, Ranking
+from calibrant.compare.ranking import kind_of
+from calibrant.report.findings import aimed, caveats, costs, doubts, finding, listed, percent, remarks, short
+from calibrant.report.tables import HOLE, As, Column, Figure, Line, Table, ranked, unranked
 
 HOLES: Final = 100
 """How many holes are listed; a study that has hardly begun may have thousands."""
@@ -15,7 +16,7 @@ HOLES: Final = 100
 NAMED: Final = 4
 """Of how many measured sets a contrast is about are named one by one."""
 
-ALONG: Final = {"method": "method", "target": "sparsity", "measured": "measured set"}
+ALONG: Final = {"method": "method", "target": "target", "measured": "measured set"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,19 @@ def sections(comparison: Comparison, way: As = "increase", notes: Mapping[str, s
         yield Section(drawn.title, drawn, tuple(said))
     if not comparison.rankings:
         yield Section("Nothing to rank yet", sentences=("No calibration set has all of its measurements yet, so there is nothing to rank.",))
+    yield from without_data(comparison, way)
     yield from conclusions(comparison)
+
+
+def without_data(comparison: Comparison, way: As = "increase") -> Iterator[Section]:
+    """What methods did that look at no data, for targets that no set was asked for: a table for all that were measured alike."""
+    alike: dict[tuple[str, tuple[str, ...]], list[Ranking]] = {}
+    for ranking in comparison.unranked:
+        alike.setdefault((ranking.model, ranking.measured), []).append(ranking)
+    for (model, _), rankings in alike.items():
+        said = [*(f"Doubtful: {d}" for r in rankings for d in doubts(r)), *(line for r in rankings for line in costs(r))]
+        title = f"Without calibration data: {model}"
+        yield Section(title, replace(unranked(rankings, way), title=title), tuple(said))
 
 
 def conclusions(comparison: Comparison) -> Iterator[Section]:
@@ -146,6 +159,7 @@ def agreed(agreements: Sequence[Agreement]) -> Iterator[str]:
         taus = [a for a in agreements if a.along == along]
         if not taus:
             continue
+        noun = kind_of(side for a in taus for side in (a.a, a.b)) if along == "target" else noun
         least = min(taus, key=lambda a: a.tau)
         sure = sum(a.interval is not None and a.interval[0] > 0 for a in taus)
         if len(taus) == 1:

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 from calibrant.compare import Entry, Estimate, Ranking
-from calibrant.compare.ranking import aimed, listed
+from calibrant.compare.ranking import aimed, is_grid, listed
 
 
 def finding(ranking: Ranking) -> str:
-    """The answer in one or two sentences: which set kept the model best, how sure that is, what can't be told apart."""
+    """The answer in one or two sentences: which set kept the model best, how sure that is, what can't be told apart; without sets, what it cost."""
+    if any(entry.name == ranking.method for entry in ranking.baselines):
+        return " ".join(costs(ranking))
     if not ranking.entries:
         return f"No calibration set has all of its measurements on {ranking.model} with {ranking.method} yet, so there is nothing to rank."
     best, count = ranking.best, len(ranking.entries)
@@ -30,6 +32,13 @@ def finding(ranking: Ranking) -> str:
     span = f"{gaps[0]:.3f} ({worse[0].name})" if len(gaps) == 1 else f"{gaps[0]:.3f} ({worse[0].name}) to {gaps[-1]:.3f} ({worse[-1].name})"
     others = "The other" if len(worse) == 1 and tied else "The others" if tied else "The other one" if len(worse) == 1 else "Every other set"
     return f"{lead}{ties} {others} did worse, by {span} {ranking.unit}."
+
+
+def costs(ranking: Ranking) -> list[str]:
+    """What a method cost that looks at no data: a sentence for each of a ranking's baselines."""
+    averaged = [short(m, ranking.measured) for m in ranking.averaged]
+    over = f"averaged over {listed(averaged)}" if len(averaged) > 1 else f"on {''.join(averaged)}"
+    return [f"{e.name.capitalize()} at {aimed(ranking.target)}, which looks at no data: {over}, {_cost(ranking, e)}." for e in ranking.baselines]
 
 
 def _cost(ranking: Ranking, entry: Entry) -> str:
@@ -115,9 +124,10 @@ def _better_than_dense(ranking: Ranking) -> list[str]:
             sure = [name for name, increase in below.items() if increase.apart(ranking.level)]
             gaps = listed([f"{name} (by {-increase.value:.3f})" for name, increase in below.items()])
             told = f"told apart from it: {listed(sure)}" if sure else "none of them can be told apart from it, so it may be chance"
+            done, doing = ("quantized", "Quantizing") if is_grid(ranking.target) else ("pruned", "Pruning")
             said.append(
-                f"On {short(measured, ranking.measured)}, {ranking.model} is better than the dense model when pruned with {gaps}; {told}. "
-                "Pruning ought to cost something: find out why before you call it a result."
+                f"On {short(measured, ranking.measured)}, {ranking.model} is better than the dense model when {done} with {gaps}; {told}. "
+                f"{doing} ought to cost something: find out why before you call it a result."
             )
     return said
 

@@ -17,6 +17,7 @@ def plain(comparison: Comparison, account: Account) -> dict[str, Any]:
         {
             "models": account.models,
             "rankings": [_ranking(r) for r in comparison.rankings],
+            **({"unranked": [_ranking(r) for r in comparison.unranked]} if comparison.unranked else {}),
             "contrasts": [_contrast(c) for c in comparison.contrasts],
             "agreements": list(comparison.agreements),
             "questions": list(comparison.questions),

@@ -129,6 +129,19 @@ def ranked(ranking: Ranking, way: As = "increase", note: str = "") -> Table:
     return Table(heading(ranking, note), "calibrated on", drawing.columns(), (*sets, *partial, *aside, *dense), drawing.legend())
 
 
+def unranked(rankings: Sequence[Ranking], way: As) -> Table:
+    """A line for each target that a method was asked for which looks at no data, then the dense model's own numbers."""
+    drawing, lines = _Drawing(rankings[0], way), list[Line]()
+    for ranking in rankings:
+        for entry in (*ranking.baselines, *ranking.partial):
+            words = aimed(ranking.target).removesuffix(f" ({ranking.target})")
+            drawn = _Drawing(ranking, way).line(replace(entry, letters={}), words, "baseline")
+            lines.append(replace(drawn, name=f"{ranking.method} {ranking.target}"))
+    dense = [] if rankings[0].dense is None else [drawing.dense(rankings[0].dense)]
+    whole = Table("", "method", drawing.columns(), (*lines, *dense), drawing.legend())
+    return whole.only(range(len(whole.columns) - 1))  # there is no best to be worse than
+
+
 class _Drawing:
     """How the figures of one ranking are shown."""
 

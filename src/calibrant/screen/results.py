@@ -8,6 +8,10 @@ from rich.text import Text
 from calibrant.foreign import visible
 from calibrant.screen._lines import counted, labelled, noted, one_line, table_of
 from calibrant.spec import parameters
+from calibrant.store import stored_bits
+
+FACTED: Final[Mapping[str, str]] = {"accepts": "accepts", "looks_at": "looks at"}
+"""Facts of a name that don't speak for themselves, and what is said before them."""
 
 SHOWN: Final = 5
 """How many rows of a finding are listed."""
@@ -26,7 +30,7 @@ def pruned(found: Mapping[str, Any]) -> Iterator[Any]:
         ("calibrated on", _calibrated(run, found["data_facts"]) if run["data"] else ""),
         ("used up", _repeated(found["data_facts"])),
         ("fingerprint", run["tokens"]),
-        ("sparsity", f"{found['sparsity']:.4%} of {sum(w['shape'][0] * w['shape'][1] for w in matrices):,} weights in {len(matrices)} matrices"),
+        _result(found["sparsity"], matrices),
         ("left dense", _dense(found["dense"])),
         ("time", " · ".join(f"{phase} {seconds:.1f} s" for phase, seconds in how.get("seconds", {}).items())),
         ("peak memory", f"{how.get('peak_memory_bytes', 0) / 1e9:.2f} GB"),
@@ -35,6 +39,15 @@ def pruned(found: Mapping[str, Any]) -> Iterator[Any]:
     )
     if "costs" in found:
         yield from _costs(found["costs"])
+
+
+def _result(sparsity: float, matrices: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """How many weights were removed, or how much room they take now."""
+    of = f"{sum(w['shape'][0] * w['shape'][1] for w in matrices):,} weights in {len(matrices)} matrices"
+    stored = stored_bits(matrices)
+    if stored is None:
+        return "sparsity", f"{sparsity:.4%} of {of}"
+    return "stored", f"{stored:.3f} bits a weight, scales and all: {sum(w['bytes'] for w in matrices):,} bytes for {of}"
 
 
 def _costs(costs: Mapping[str, Any]) -> Iterator[Any]:
@@ -243,8 +256,14 @@ def catalogued(entries: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     table = table_of("name", "what", "parameters")
     for entry in entries:
         given = ", ".join(f"{name}={default}" if default else name for name, default in entry["parameters"].items())
-        table.add_row(entry["name"], "\n".join(filter(None, [entry["summary"], ", ".join(map(str, entry["facts"].values()))])), given)
+        table.add_row(entry["name"], "\n".join(filter(None, [entry["summary"], _facts(entry["facts"])])), given)
     yield table if entries else "none yet"
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    """What else is known of a name: bare where it speaks for itself, with a word before it where it doesn't."""
+    bare = ", ".join(str(value) for name, value in facts.items() if name not in FACTED)
+    return "; ".join(filter(None, [bare, *(f"{word} {facts[name]}" for name, word in FACTED.items() if name in facts)]))
 
 
 def _rows(count: int) -> str:

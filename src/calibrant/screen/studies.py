@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from rich.text import Text
 
+from calibrant.compare.ranking import kind_of
 from calibrant.screen._lines import counted, labelled, noted, one_line, table_of
 
 BUSY: Final = 1.5
@@ -120,7 +121,8 @@ def _left(count: Mapping[str, int]) -> str:
 
 
 def _targets(found: Mapping[str, Any]) -> str:
-    return f"sparsity {', '.join(found['targets'])}" if found["targets"] else "no method that prunes"
+    kind = kind_of(found["targets"])
+    return f"{kind}{'s' * (kind == 'target')} {', '.join(found['targets'])}" if found["targets"] else "no method that prunes"
 
 
 def _lasting(seconds: float) -> str:

@@ -8,7 +8,7 @@ from calibrant.allocations import allocations
 from calibrant.compress import PROPAGATIONS
 from calibrant.data import CalibrationSet
 from calibrant.data.calibration import LAST_DRAW, check_budget
-from calibrant.errors import DataError, InputError, Problem, SpecError
+from calibrant.errors import DataError, InputError, Problem
 from calibrant.evaluators import Evaluator, evaluators
 from calibrant.foreign import LARGEST, brief, user_text
 from calibrant.methods import Method, methods
@@ -48,6 +48,8 @@ OTHERWISE: Final = {
     "models": "model",
     "methods": "method",
     "sparsities": "sparsity",
+    "target": "sparsity",
+    "targets": "sparsity",
     "seed": "seeds",
     "sets": "data",
     "evaluators": "evaluate",
@@ -168,7 +170,17 @@ class Reading:
         self.read.groups = {name: set(grid.labels()) for name, grid in zip(groups, grids, strict=False)}  # without groups there is one grid
         if whole and not self.read.labels:
             self.mistakes.add(("exclude",), f"everything is left out: of {len(whole)} runs none remains; narrow an entry")
+        self._pairs()
         return self.read
+
+    def _pairs(self) -> None:
+        """Whether each method accepts what it is asked for, in each group."""
+        groups = {("groups", name): labels for name, labels in self.read.groups.items()}
+        for path, labels in (groups or {("sparsity",): set(self.read.labels)}).items():
+            for method, target in dict.fromkeys((of.method, of.target) for of in self.read.labels if of.method != DENSE and of in labels):
+                if refusal := _refusal(method, target):
+                    apart = "write a group for each kind of target, or leave the pair out with exclude"
+                    self.mistakes.add(path, f"{refusal}; {apart}")
 
     def value(self, axis: str, path: Path, given: Any) -> Any:
         """One value of an axis: a `Method`, or a canonical text or number; None for a mistake."""
@@ -177,7 +189,7 @@ class Reading:
                 found = self._built(path, given, lambda text: CalibrationSet(text, **self._budget))
                 return None if found is None else str(found)
             case "method":
-                return self._built(path, given, _pruning)
+                return self._built(path, given, methods.build)
             case "sparsity":
                 plain = isinstance(given, str | int | float) and not isinstance(given, bool)
                 found = self.mistakes.tried(path, parse_target, given if plain else short(given))
@@ -371,13 +383,13 @@ def _evaluator(text: str | Evaluator) -> Evaluator:
     return found
 
 
-def _pruning(text: str | Method) -> Method:
-    found = methods.build(text)
-    if not found.prunes and str(found) != DENSE:
-        raise SpecError(
-            f"{found} removes no weights, so no sparsity can be asked of it; choose a method that prunes, such as wanda", subject=str(found)
-        )
-    return found
+def _refusal(method: str, target: str) -> str:
+    """Why a target can't be asked of a method; nothing if it can."""
+    try:
+        methods.build(method).check(parse_target(target))
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _line(path: Path, lines: Mapping[Path, int]) -> int:

@@ -1,4 +1,4 @@
-"""What a study asks: models × calibration sets × methods × sparsities × draws, and what is measured on every run."""
+"""What a study asks: models × calibration sets × methods × targets × draws, and what is measured on every run."""
 
 import json
 import re
@@ -36,11 +36,12 @@ UNSAID: Final = ("tokens", "propagate", "transforms", "baseline", "groups", "exc
 
 @dataclass(frozen=True)
 class Study:
-    """Every model × calibration set × method × sparsity × draw, and the evaluators to measure each with.
+    """Every model × calibration set × method × target × draw, and the evaluators to measure each with.
 
     A single value stands for a list of one. `seeds` are calibration draws. The dense model is always among the runs; methods that look at no
-    data (magnitude) are asked once for each sparsity, whatever the sets. `propagate=None` means `dense` for methods that only score and
-    `arrival` for methods that update the weights they keep. With `masks`, a bit for each weight is kept in the store, so that a later
+    data (magnitude) are asked once for each target, whatever the sets. `sparsities` are targets of all kinds; each method must accept what it is
+    asked for, so methods that remove and methods that round stand in groups of their own. `propagate=None` means `dense` for methods that only
+    score and `arrival` for methods that update the weights they keep. With `masks`, a bit for each weight is kept in the store, so that a later
     measurement needs no new pruning; without `quotes`, no excerpt of a calibration set, also where its licence allows one. Rows of a user's file
     that are also measured stop the study, unless `allow_leak`; records then keep their number.
 
@@ -91,7 +92,7 @@ class Study:
 
     def _repr_html_(self) -> str:
         cells = self.labels()
-        axes = {"models": self.models, "calibration sets": self.data, "methods": self.methods, "sparsities": self.sparsities, "draws": self.seeds}
+        axes = {"models": self.models, "calibration sets": self.data, "methods": self.methods, "targets": self.sparsities, "draws": self.seeds}
         told = {name: ", ".join(map(str, axis)) for name, axis in axes.items()}
         budget = f"{self.samples} windows" if self.tokens is None else f"{self.tokens:,} real tokens"
         measured = {"budget": f"{budget} of {self.length:,} tokens", "measured by": ", ".join(self.evaluators())}

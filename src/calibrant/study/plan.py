@@ -103,7 +103,7 @@ class Plan:
 
     def _repr_html_(self) -> str:
         facts = {"runs": f"{self.runs.asked:,}, of which {self.runs.done:,} are done", "measurements": f"{self.measurements.asked:,}"}
-        facts |= {"calibration sets": ", ".join(self.sets), "sparsities": ", ".join(self.targets), "primary contrasts": self.contrasts}
+        facts |= {"calibration sets": ", ".join(self.sets), "targets": ", ".join(self.targets), "primary contrasts": self.contrasts}
         facts |= {"one worker takes about": "" if self.seconds is None else f"{self.seconds / 60:.0f} minutes"}
         said = [(sentence,) for sentence in (*self.warnings, *self.unknown)]
         return card("Plan of a study", facts, inside=listing(("to know before it begins",), said) if said else "")

@@ -36,7 +36,7 @@ class Target(Spec, ABC):
         """How much is asked, as a number whose mean over matrices is that of all: the share that goes, or the bits that stay; None if none is."""
         return None
 
-    def check(self, shape: tuple[int, int], name: str) -> None:  # noqa: B027  # most targets fit every shape
+    def check(self, shape: tuple[int, int], name: str) -> None:  # most targets fit every shape
         """Raise `TargetError`, naming the matrix, if this can't be asked of a matrix of `shape` (out, in)."""
 
 

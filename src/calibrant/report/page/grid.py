@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from calibrant.report.conclusions import Section, conclusions
+from calibrant.compare.ranking import kind_of
+from calibrant.report.conclusions import Section, conclusions, without_data
 from calibrant.report.page.contents import Contents
 from calibrant.report.page.pictures import pictures
 from calibrant.report.page.tags import Cell, Head, Row, choice, chooser, name, paragraph, table, text
@@ -17,7 +18,7 @@ def grid(contents: Contents) -> Iterator[str]:
     layers = {(of.model, of.method, of.target, of.propagate): of for of in contents.layers}
     yield '<section id="grid"><h2>The grid</h2>'
     yield paragraph("What share of the untouched model’s performance each calibration set kept, on everything that was measured.", "note")
-    yield chooser("grid", "Model, method and sparsity", list(contents.titles.items()))
+    yield chooser("grid", f"Model, method and {kind_of(ranking.target for ranking in rankings)}", list(contents.titles.items()))
     for (key, title), ranking in zip(contents.titles.items(), rankings, strict=True):
         of = layers.get((ranking.model, ranking.method, ranking.target, ranking.propagate))
         drawn = [kept(ranking), pareto(ranking), formats(ranking), against_tokens(ranking, contents.tokens)]
@@ -31,7 +32,7 @@ def grid(contents: Contents) -> Iterator[str]:
 def said(contents: Contents) -> Iterator[str]:
     """What the study says as a whole: its contrasts, how its rankings agree, what is missing, how far to trust it."""
     yield '<section id="conclusions">'
-    for section in conclusions(contents.comparison):
+    for section in (*without_data(contents.comparison), *conclusions(contents.comparison)):
         yield from _section(section)
     yield "</section>"
 

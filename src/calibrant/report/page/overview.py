@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from calibrant.compare import LEVEL, Entry, Estimate, Evidence, Question, Ranking
-from calibrant.compare.ranking import listed
+from calibrant.compare.ranking import kind_of, listed
 from calibrant.report.findings import caveats, doubts, finding, percent, remarks, short
 from calibrant.report.page.contents import Contents
 from calibrant.report.page.pictures import picture
@@ -52,7 +52,8 @@ def over_all(rankings: "tuple[Ranking, ...]") -> str:
     sure = Counter(ranking.best.name for ranking in ranked if len(ranking.entries) > 1 and not any(e.tied for e in ranking.entries[1:]))
     told, certain = (listed([f"{name} in {count}" for name, count in of.most_common()]) for of in (first, sure or Counter({"none": 0})))
     apart = f"told apart from every other set: {certain}" if sure else "in none of them can the first be told apart from every other"
-    return f"Over {len(ranked)} combinations of model, method and sparsity, the smallest loss was that of {told}; {apart}."
+    kind = kind_of(ranking.target for ranking in ranked)
+    return f"Over {len(ranked)} combinations of model, method and {kind}, the smallest loss was that of {told}; {apart}."
 
 
 def rankings(contents: Contents) -> Iterator[str]:
@@ -61,7 +62,7 @@ def rankings(contents: Contents) -> Iterator[str]:
     if not shown:
         return
     yield '<section id="ranking"><h2>Ranking</h2>'
-    yield chooser("ranking", "Model, method and sparsity", list(contents.titles.items()))
+    yield chooser("ranking", f"Model, method and {kind_of(ranking.target for ranking in shown)}", list(contents.titles.items()))
     for (key, title), ranking in zip(contents.titles.items(), shown, strict=True):
         yield from choice("ranking", key, _ranking(contents, key, title, ranking))
     yield "</section>"

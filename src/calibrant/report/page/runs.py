@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from calibrant.compare.ranking import aimed
+from calibrant.compare.ranking import aimed, bits_of, is_grid, kind_of
 from calibrant.report.account import PHASES, Account
 from calibrant.report.findings import short
 from calibrant.report.page.contents import Contents
@@ -25,7 +25,8 @@ def runs(contents: Contents) -> Iterator[str]:
         return
     measured = list(dict.fromkeys(t for cell in cells for t in cell.measures))
     names = {t: _measured(contents, t) for t in measured}
-    heads = [Head("calibrated on", words=True), Head("draw"), Head("method", words=True), Head("sparsity"), Head("model", words=True)]
+    kind = kind_of(cell.target for cell in cells if cell.method != "none")
+    heads = [Head("calibrated on", words=True), Head("draw"), Head("method", words=True), Head(kind), Head("model", words=True)]
     heads += [Head(short(names[t], list(names.values()))) for t in measured] + [Head("run", words=True, sorts=False)]
     yield '<section id="runs"><h2>Every run</h2>'
     search = '<input type="search" class="filter" data-filters="run-table">'
@@ -54,11 +55,17 @@ def _run(contents: Contents, cell: GridCell, measured: list[str], asked: Mapping
     inside = f'<p class="note"><code>{text(cell.run)}</code></p><pre tabindex="0"><code>{text(command(cell, record, asked))}</code></pre>'
     folded = f"<details><summary><code>{text(cell.run.rpartition(':')[2][:10])}</code>{stale}</summary>{inside}</details>"
     head = link(contents.ids, cell.data) if cell.data else "<em>no data</em>"
-    target = Cell(HOLE) if cell.method == "none" else Cell(text(aimed(cell.target).removesuffix(" sparsity")), record.sparsity)
+    target = Cell(HOLE) if cell.method == "none" else _target(cell.target, record)
     way = f"<small>{text(cell.propagate)}</small>" if cell.propagate else ""
     method = "the dense model" if cell.method == "none" else text(cell.method)
     draw = Cell(str(cell.seed), cell.seed) if cell.data else Cell(HOLE)
     return Row(head, [draw, Cell(method + way, words=True), target, Cell(name(cell.model), words=True), *values, Cell(folded, words=True)])
+
+
+def _target(target: str, record: Record) -> Cell:
+    """A target, sorted by what it takes away: sparsities by what they achieved, then grids, those of the fewest bits last."""
+    bits = bits_of(target)
+    return Cell(text(aimed(target).removesuffix(" sparsity")), record.sparsity) if bits is None else Cell(text(target), 2 - bits / 16)
 
 
 def budget(account: Account) -> dict[str, Any]:
@@ -83,11 +90,16 @@ def command(cell: GridCell, record: Record, asked: Mapping[str, Any]) -> str:
     # Where nobody kept what was asked, what was drawn says it, unless it was a number of tokens.
     samples, length = (asked.get(key) or record.data_facts.get(fact, BUDGET[key]) for key, fact in (("samples", "windows"), ("length", "length")))
     amount = ["--samples", str(samples)] if asked.get("tokens") is None else ["--tokens", str(asked["tokens"])]
-    # A method that looks at no data is given some all the same, because the command asks for it.
-    given = ["calibrant", "prune", cell.model, "--data", cell.data or "full_stops", "--method", cell.method, "--sparsity", cell.target]
-    given += [*amount, "--length", str(length), "--seed", str(cell.seed)] if cell.data else ["--samples", "1", "--length", "16"]
-    given += [*(["--propagate", run.propagate] if run.propagate else []), "--dtype", run.dtype, "--out", "pruned"]
-    return shlex.join(given) + "\n" + shlex.join(["calibrant", "evaluate", "pruned", "--dtype", run.dtype, *tasks])
+    # A method that looks at no data is given some all the same, because prune asks for it; quantize doesn't.
+    verb, out, asks = ("quantize", "quantized", "--target") if is_grid(cell.target) else ("prune", "pruned", "--sparsity")
+    data = ["--data", cell.data or "full_stops"] if cell.data or verb == "prune" else []
+    given = ["calibrant", verb, cell.model, *data, "--method", cell.method, asks, cell.target]
+    if cell.data:
+        given += [*amount, "--length", str(length), "--seed", str(cell.seed)]
+    elif data:
+        given += ["--samples", "1", "--length", "16"]
+    given += [*(["--propagate", run.propagate] if run.propagate else []), "--dtype", run.dtype, "--out", out]
+    return shlex.join(given) + "\n" + shlex.join(["calibrant", "evaluate", out, "--dtype", run.dtype, *tasks])
 
 
 def about(contents: Contents) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from calibrant.compare import MEAN, MEASURES, Entry, Portrait, Ranking, usual
 from calibrant.compare.families import WORDS
-from calibrant.compare.ranking import aimed, listed
+from calibrant.compare.ranking import aimed, kind_of, listed
 from calibrant.report.findings import percent, short
 from calibrant.report.page.contents import Contents
 from calibrant.report.page.overview import number, rise
@@ -153,7 +153,8 @@ def _results(contents: Contents, portrait: Portrait) -> Iterator[str]:
         return
     yield "<h3>What it did</h3>"
     measured = list(dict.fromkeys(m for ranking, _ in places for m in ranking.measured))
-    heads = [Head("model, method and sparsity", words=True), Head("place"), Head("mean"), *(Head(f"on {short(m, measured)}") for m in measured)]
+    kind = kind_of(ranking.target for ranking, _ in places)
+    heads = [Head(f"model, method and {kind}", words=True), Head("place"), Head("mean"), *(Head(f"on {short(m, measured)}") for m in measured)]
     caption = "Against the baseline: below zero it did better; in words where that is beyond noise, all sets of a column together"
     rows = (Row(text(_where(ranking)), list(_result(ranking, entry, measured))) for ranking, entry in places)
     baseline = next((ranking.baseline for ranking, _ in places if ranking.baseline), "")
