@@ -1,6 +1,7 @@
 """The whole job on tiny models: what is asked is done, saved, described, and survives being killed."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,10 +19,11 @@ from calibrant.data import CalibrationSet
 from calibrant.edits import DropBlocks, Edit, Replace
 from calibrant.errors import NumericsError, OutputError, SpecError, TargetError
 from calibrant.job import Job
-from calibrant.jobs import prune
+from calibrant.jobs import prune, quantize
 from calibrant.methods import BlockMethod, Compressed, MatrixMethod
+from calibrant.methods.rtn import RoundToNearest
 from calibrant.models import ModelView, Weight, open_model, save, view
-from calibrant.targets import Sparsity, Target
+from calibrant.targets import Grid, Sparsity, Target, parse_target
 from calibrant.testing import tiny_folder
 
 SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
@@ -296,33 +298,15 @@ def test_every_matrix_has_its_error_and_bits_in_the_record(folder: Path, texts: 
             assert 96 <= int(weight["bits"], 16).bit_count() <= 160, "half of 256 places, within four standard deviations"
 
 
-@dataclass(frozen=True)
-class Bits(Target):
-    """A quantization target: what a target is must not be bound to masks."""
-
-    bits: int
-
-    def keep(self, scores: torch.Tensor, group: str) -> torch.Tensor:
-        return torch.ones_like(scores, dtype=torch.bool)
-
-    def check(self, shape: tuple[int, int], name: str) -> None:
-        pass
-
-    def __str__(self) -> str:
-        return f"{self.bits} bits"
-
-
 @dataclass(frozen=True, repr=False)
-class RoundToNearest(MatrixMethod):
-    """Rounds to a grid per output row, scaled by what the inputs' norms say: a quantizer that observes."""
+class RoundLoudly(MatrixMethod):
+    """Rounds to a grid and says what it saw: a quantizer that observes."""
 
+    accepts: ClassVar = (Grid,)
     observes: ClassVar = (FeatureNorms,)
 
     def compress(self, weight: torch.Tensor, seen: Seen, target: Target) -> Compressed:
-        assert isinstance(target, Bits)
-        levels = 2 ** (target.bits - 1) - 1
-        step = weight.abs().amax(1, keepdim=True) / levels
-        return Compressed((weight / step).round() * step, {"mean_norm": float(seen[FeatureNorms].norms().mean())})
+        return replace(RoundToNearest().compress(weight, seen, target), notes={"mean_norm": float(seen[FeatureNorms].norms().mean())})
 
 
 @dataclass(frozen=True, repr=False)
@@ -337,15 +321,85 @@ class DropStill(BlockMethod):
         yield DropBlocks((min(turned, key=turned.__getitem__),))
 
 
-def test_the_seam_for_quantization(folder: Path, texts: str) -> None:
+@pytest.mark.parametrize("propagate", ["arrival", "reference", "dense"])
+def test_a_quantizer_may_look(folder: Path, texts: str, propagate: str) -> None:
     opened = open_model(str(folder), "float32")
     batch = CalibrationSet(texts, samples=4, length=16).tokens(opened.tokenizer)
-    asked = replace(Recipe.parse("wanda", 0.5), method=RoundToNearest(), target=Bits(4))
-    record = compress(opened, view(opened.model), batch, asked)
+    record = compress(opened, view(opened.model), batch, Recipe.parse(RoundLoudly(), "w4", propagate))
     for weight in view(opened.model).weights:
-        assert all(len(row.unique()) <= 15 for row in weight.get())
-    assert record.run.target == "4 bits"
-    assert all(w["notes"]["mean_norm"] > 0 for w in record.weights)
+        assert all(len(row.unique()) <= 16 for row in weight.get())
+    assert record.run.target == "w4"
+    assert record.run.tokens
+    assert all(w["notes"]["mean_norm"] > 0 and 0 < w["error"] < 1 for w in record.weights)
+    assert all("bits" not in w and 4 < w["bits_a_weight"] <= 5 for w in record.weights)
+
+
+def test_what_a_method_does_not_accept_is_refused_before_the_model_is_opened(texts: str) -> None:
+    for asked in (("wanda", "w4g64"), ("rtn", "0.5"), ("rtn", "2:4")):
+        with pytest.raises(TargetError, match=f"{asked[0]} can't be asked for {asked[1]}: it accepts (a sparsity|a grid)"):
+            Recipe.parse(*asked)
+    with pytest.raises(TargetError, match=r"rtn is no method for calibrant prune, which has magnitude, .*wanda; use calibrant quantize"):
+        prune("no/such/model", texts, "rtn", "w4g64")
+    with pytest.raises(TargetError, match=r"w4g64 is no target for calibrant prune, which takes a sparsity .* 2:4; use calibrant quantize"):
+        prune("no/such/model", texts, "wanda", "w4g64")
+    with pytest.raises(TargetError, match=r"wanda is no method for calibrant quantize, which has none, rtn; use calibrant prune"):
+        quantize("no/such/model", texts, "wanda", "w4g64")
+    with pytest.raises(TargetError, match=r"0\.5 is no target for calibrant quantize, which takes a grid .* w4g64; use calibrant prune"):
+        quantize("no/such/model", texts, target="0.5")
+    with pytest.raises(TargetError, match=r"target=0\.5 and sparsity=0\.6 are two words for one thing"):
+        prune("no/such/model", texts, target=0.5, sparsity=0.6)
+    with pytest.raises(SpecError, match="RoundLoudly looks at activations and needs calibration data; give --data"):
+        quantize("no/such/model", method=RoundLoudly(), target="w4")
+
+
+@pytest.mark.parametrize("target", ["w4g16", "w8", "w3g8a"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_quantized_is_saved_as_it_was_measured(folder: Path, tmp_path: Path, target: str, dtype: str) -> None:
+    done = quantize(str(folder), target=target, out=tmp_path / "out", dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=getattr(torch, dtype))
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, done.opened.model(ids).logits)
+        assert not torch.equal(model(ids).logits, open_model(str(folder), dtype).model(ids).logits)
+    manifest = json.loads((tmp_path / "out" / "calibrant.json").read_text())["record"]
+    bits, state, grid = torch.finfo(getattr(torch, dtype)).bits, dict(model.named_parameters()), parse_target(target)
+    assert isinstance(grid, Grid)
+    assert (manifest["run"]["target"], manifest["run"]["data"], manifest["run"]["seed"]) == (target, "", 0)
+    for told in manifest["weights"]:
+        (rows, columns), width = told["shape"], grid.width(told["shape"][1])
+        each = grid.bits + (bits + (0 if grid.symmetric else grid.bits)) / width
+        assert told["bits_a_weight"] == pytest.approx(each, rel=1e-5)
+        assert told["bytes"] == math.ceil(rows * columns * each / 8)
+        assert "bits" not in told
+        assert told["zeros"] == int((state[told["name"] + ".weight"] == 0).sum())
+        assert all(len(group.unique()) <= 2**grid.bits for group in state[told["name"] + ".weight"].reshape(-1, width))
+    again = quantize(str(folder), target=target, out=tmp_path / "out", dtype=dtype)
+    assert again.already_done
+    assert again.record == done.record
+
+
+def test_a_quantizer_that_was_killed_continues(folder: Path, tmp_path: Path) -> None:
+    whole = quantize(str(folder), target="w4g16", out=tmp_path / "whole", dtype="float32")
+
+    def killed(what: str, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(str(folder), target="w4g16", out=tmp_path / "resumed", dtype="float32", progress=killed)
+    resumed = quantize(str(folder), target="w4g16", out=tmp_path / "resumed", dtype="float32")
+    assert (resumed.continued_from, resumed.record) == (2, whole.record)
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "resumed/model.safetensors").read_bytes()
+
+
+def test_groups_that_do_not_fit_are_refused_by_name(folder: Path) -> None:
+    with pytest.raises(TargetError, match=r"q_proj has 32 inputs, which groups of 24 don't divide; choose w4g16, or w4 with a scale for each row"):
+        quantize(str(folder), target="w4g24", dtype="float32")
+
+
+def test_a_target_may_be_called_a_sparsity(folder: Path, texts: str) -> None:
+    found = [prune(str(folder), texts, "magnitude", **asked, **SMALL).record for asked in ({}, {"target": 0.5}, {"sparsity": "0.5"})]
+    assert found[0] == found[1] == found[2]
 
 
 def test_the_seam_for_dropping_blocks(folder: Path, texts: str, tmp_path: Path) -> None:

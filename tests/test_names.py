@@ -5,6 +5,7 @@ import pytest
 from calibrant.errors import SpecError
 from calibrant.methods import methods
 from calibrant.names import KINDS, catalogue
+from calibrant.targets import parse_target
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -28,3 +29,14 @@ def test_sources_say_their_licence():
 def test_an_unknown_kind():
     with pytest.raises(SpecError, match=r"'packngs' to list, did you mean 'packings'\?.*models, sources"):
         catalogue("packngs")
+
+
+def test_methods_say_what_they_accept_and_look_at():
+    facts = {entry.name: entry.facts for entry in catalogue("methods")}
+    assert facts["wanda"] == {"accepts": "0.5 or 2:4", "looks_at": "feature norms"}
+    assert facts["magnitude"]["looks_at"] == "no data"
+
+
+def test_targets_are_called_as_they_are_written():
+    assert all(str(parse_target(entry.name)) == entry.name for entry in catalogue("targets"))
+    assert {"0.5", "2:4", "w4g64"} <= {entry.name for entry in catalogue("targets")}

@@ -42,6 +42,13 @@ def test_sizes_are_counted():
     assert "50.0000% of 30 weights in 2 matrices" in shown(screen.pruned(record()))
 
 
+def test_what_is_stored_in_few_bits_says_how_many():
+    weights = [{"shape": [4, 6], "bits_a_weight": 4.5, "bytes": 14}, {"shape": [2, 3], "bits_a_weight": 6.0, "bytes": 5}]
+    said = shown(screen.pruned(record(weights=weights)), 120)
+    assert "stored         4.800 bits a weight, scales and all: 19 bytes for 30 weights in 2 matrices\n" in said
+    assert "sparsity" not in said
+
+
 def test_a_method_is_written_as_it_is_typed():
     method = {"spec": "dsnot", "revision": 1, "start": {"spec": "wanda", "revision": 2}, "steps": 3}
     said = shown(screen.pruned(record(run={**RUN, "method": method})))

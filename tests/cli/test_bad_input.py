@@ -57,6 +57,8 @@ WRONG_WORDS = [
     ("--sparsity", "nan", ["nan"]),
     ("--sparsity", "much", ["'much'"]),
     ("--sparsity", "2:5", ["2:5", "model.layers.0"]),
+    ("--target", "w4g64", ["w4g64 is no target for calibrant prune", "use calibrant quantize"]),
+    ("--method", "rtn", ["rtn is no method for calibrant prune", "use calibrant quantize"]),
     ("--propagate", "dnese", ["dnese", "dense"]),
     ("--dtype", "float7", ["float7", "bfloat16"]),
     ("--device", "gpu", ["gpu", "cuda"]),
@@ -195,6 +197,23 @@ def test_an_output_that_is_not_ours(ask: Ask, unchanged, model: Path, tmp_path: 
     refused(ask("prune", model, "--out", "file", *SMALL), "file")
     refused(ask("evaluate", model, "--task", "loss(source='python_docs')", "--out", "nowhere/scores.json"), "nowhere/scores.json")
     refused(ask("evaluate", model, "--task", "loss(source='python_docs')", "--out", "taken"), "'taken'")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--target", "0.5"), ["0.5 is no target for calibrant quantize", "a grid of 2 to 8 bits", "use calibrant prune"]),
+        (("--target", "w9"), ["w9 has codes of 9 bits"]),
+        (("--target", "w4g24"), ["q_proj has 32 inputs, which groups of 24 don't divide", "w4g16"]),
+        (("--target", "four bits"), ["'four bits' is no target"]),
+        (("--method", "wanda"), ["wanda is no method for calibrant quantize, which has none, rtn", "use calibrant prune"]),
+        (("--method", "rnt"), ["'rnt', did you mean 'rtn'?"]),
+        (("--data", "wikitxt"), ["'wikitxt', did you mean 'wikitext'?"]),
+    ],
+)
+def test_what_cannot_be_quantized(ask: Ask, unchanged, model: Path, words: tuple[str, ...], said: list[str]):
+    unchanged()
+    refused(ask("quantize", model, "--out", "out", *words), *said)
 
 
 def test_an_output_of_ours_that_holds_something_else(ask: Ask, unchanged, model: Path):

@@ -68,6 +68,33 @@ def test_none_is_a_method(ask: Ask, model: Path):
     assert (found["run"]["method"]["spec"], found["sparsity"]) == ("none", pytest.approx(0, abs=0.01))
 
 
+def test_quantize_says_what_it_did(ask: Ask, model: Path):
+    answer = ask("quantize", model, "--out", "small", "--target", "w4g16", "--dtype", "bfloat16")
+    assert (answer.code, answer.err) == (0, "")
+    for said in (
+        "rtn to w4g16, bfloat16",
+        "stored",
+        "5.000 bits a weight, scales and all: 17,280 bytes for 27,648 weights in 21 matrices",
+        "lm_head",
+    ):
+        assert said in answer.out, said
+    assert "sparsity" not in answer.out
+    assert "calibrated on" not in answer.out
+    found = ask("quantize", model, "--out", "small", "--target", "w4g16", "--dtype", "bfloat16", "--json").json
+    assert found["already_done"]
+    assert {weight["bits_a_weight"] for weight in found["weights"]} == {5.0}
+    task = "loss(source='python_docs', tokens=256, length=64)"
+    small, whole = (ask("evaluate", of, "--task", task, "--dtype", "bfloat16", "--json").json[0]["value"] for of in ("small", model))
+    assert small != whole
+    assert small == pytest.approx(whole, abs=0.5)
+
+
+def test_a_target_is_given_by_either_name(ask: Ask, model: Path):
+    found = [ask("prune", model, "--out", name, f"--{name}", "2:4", "--json", *SMALL).json["run"] for name in ("target", "sparsity")]
+    assert found[0] == found[1]
+    assert found[0]["target"] == "2:4"
+
+
 def test_evaluate_prints_what_a_loss_needs_to_be_compared(ask: Ask, model: Path):
     answer = ask("evaluate", model, "--task", "loss(source='python_docs', tokens=256, length=64)")
     found = ask("evaluate", model, "--task", "loss(source='python_docs', tokens=256, length=64)", "--json").json[0]
@@ -111,6 +138,7 @@ def test_a_note_on_the_model_is_always_shown(ask: Ask, tmp_path: Path):
         ("formats", "cot"),
         ("packings", "crop"),
         ("methods", "sparsegpt"),
+        ("targets", "w4g64"),
         ("allocations", "uniform"),
         ("selectors", "zipcal"),
         ("tasks", "loss"),
@@ -126,6 +154,16 @@ def test_list(ask: Ask, kind: str, name: str):
 
 def test_list_shows_parameters_as_they_are_typed(ask: Ask):
     assert "damp=0.01, block=128" in ask("list", "methods").out
+
+
+def test_list_says_what_methods_accept_and_look_at(ask: Ask):
+    said = ask("list", "methods").out
+    assert "accepts 0.5 or 2:4; looks at feature norms" in said
+    assert "accepts w4g64; looks at no data" in said
+    facts = {entry["name"]: entry["facts"] for entry in ask("list", "methods", "--json").json}
+    assert facts["sparsegpt"] == {"accepts": "0.5 or 2:4", "looks_at": "gram"}
+    assert facts["rtn"] == {"accepts": "w4g64", "looks_at": "no data"}
+    assert facts["none"]["accepts"] == "0.5, 2:4 or w4g64"
 
 
 def test_inspect_shows_texts_counts_and_licences(ask: Ask, model: Path):

@@ -16,14 +16,17 @@ from tests.study.small import asked, texts
 @pytest.mark.parametrize("budgeted", [{}, {"tokens": 100}])
 def test_every_run_can_be_repeated_by_its_command(ask: Ask, tmp_path: Path, budgeted: dict[str, int]):
     given = texts(tmp_path / "data")
-    study = asked(given, data=[given["prose"], f"{given['prose']}@one"][: 2 - len(budgeted)], seeds=[1], sparsities=["0.5", "2:4"], **budgeted)
+    groups = {"removed": {}, "rounded": {"method": "rtn", "sparsity": ["w4g16", "w8a"]}}
+    data = [given["prose"], f"{given['prose']}@one"][: 2 - len(budgeted)]
+    study = asked(given, data=data, seeds=[1], sparsities=["0.5", "2:4"], groups=groups, **budgeted)
     found = report(study.run(tmp_path / "results"))
     store, asked_for = Store(tmp_path / "results", create=False), budget(found.account)
     methods = set()
     for number, cell in enumerate(store.cells()):
         record = store.record(cell.run)
         assert record is not None
-        lines = [shlex.split(line) for line in command(cell, record, asked_for).replace("pruned", f"pruned-{number}").splitlines()]
+        lines = [shlex.split(line) for line in command(cell, record, asked_for).splitlines()]
+        lines = [[f"{word}-{number}" if word in ("pruned", "quantized") else word for word in line] for line in lines]
         methods.add(cell.method)
         if len(lines) == 2:
             answer = ask(*lines[0][1:], "--json")
@@ -34,4 +37,4 @@ def test_every_run_can_be_repeated_by_its_command(ask: Ask, tmp_path: Path, budg
         assert answer.code == 0, answer.err
         again = [score["value"] for score in answer.json]
         assert again == [store.scores(cell.run)[i].score.value for i in cell.measures.values()]
-    assert methods == {"none", "magnitude", "wanda", "sparsegpt"}
+    assert methods == {"none", "magnitude", "wanda", "sparsegpt", "rtn"}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from calibrant.activations import InputStatistic, Seen
 from calibrant.methods import MatrixMethod, methods
+from calibrant.packed import Codes
 from calibrant.targets import parse_target
 from calibrant.testing import check_edits, check_method, tiny_folder
 
@@ -24,11 +25,21 @@ def by_formula(rows: int, columns: int, modulus: int, scale: float) -> Tensor:
     return ((r * 37 + c * 101 + r * c * 13 + (r * r) % 7 * (c % 11)) % modulus - modulus // 2 - 0.5).double() / scale
 
 
-def mask_digest(method: MatrixMethod, target: str) -> str:
+def asked(method: MatrixMethod) -> tuple[str, ...]:
+    """What a method's numbers are known of; what leaves everything as it is accepts all, and needs no grid to be known by."""
+    accepted = [t for t in ("0.5", "2:4", "w4g32", "w3g80a", "w8") if isinstance(parse_target(t), method.accepts)]
+    return tuple(t for t in accepted if method.prunes or ":" in t or "." in t)
+
+
+def digest(method: MatrixMethod, target: str) -> str:
+    """The hash of a mask; of codes, where there are some, with their scales and zero points."""
     x = by_formula(400, 160, 61, 8)
     seen = Seen({kind: kind.of(x) for kind in method.observes if issubclass(kind, InputStatistic)})
-    mask = method.compress(by_formula(24, 160, 211, 64), seen, parse_target(target)).weight != 0
-    return hashlib.sha256(np.packbits(mask.numpy()).tobytes()).hexdigest()
+    found = method.compress(by_formula(24, 160, 211, 64), seen, parse_target(target))
+    if isinstance(found.packed, Codes):
+        parts = (found.packed.codes, found.packed.scales, found.packed.zeros)
+        return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts if part is not None)).hexdigest()
+    return hashlib.sha256(np.packbits((found.weight != 0).numpy()).tobytes()).hexdigest()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -45,10 +56,10 @@ def test_its_edits_keep_theirs(name: str, tmp_path: Path):
 def test_numbers_move_only_with_the_revision(name: str):
     method = methods.build(name)
     key = f"{name}@{method.revision}"
-    found = {target: mask_digest(method, target) for target in ("0.5", "2:4")}
+    found = {target: digest(method, target) for target in asked(method)}
     known = json.loads(GOLDEN.read_text())
     assert known.get(key) == found, (
-        f"{name} chooses other weights than revision {method.revision} did, or the revision is new. If that is meant, raise `revision` in the class, "
+        f"{name} gives other numbers than revision {method.revision} did, or the revision is new. If that is meant, raise `revision` in the class, "
         f'add to {GOLDEN.name} the line "{name}@REVISION": {json.dumps(found)}, and write under "numbers that changed" in the changelog why.'
     )
 

@@ -1,4 +1,4 @@
-"""Quantization and block dropping fit the nouns that pruning uses: neither needed a name to change."""
+"""Quantizers of others, with targets of their own, and block dropping fit the nouns that pruning uses."""
 
 import math
 from collections.abc import Callable
@@ -24,6 +24,10 @@ from calibrant.testing.methods import check_method
 class Bits(Target):
     width: int
 
+    @classmethod
+    def read(cls, given: str | float | int) -> "Bits | None":
+        return None
+
     def __str__(self) -> str:
         return f"bits({self.width})"
 
@@ -32,11 +36,10 @@ class Bits(Target):
 class RoundToNearest(MatrixMethod):
     """Symmetric, one step for each output row."""
 
-    prunes: ClassVar[bool] = False
+    accepts: ClassVar[tuple[type[Target], ...]] = (Bits,)
 
     def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
-        if not isinstance(target, Bits):
-            raise TargetError(f"rounding needs bits, not {target}", subject=str(target))
+        assert isinstance(target, Bits)
         largest = 2 ** (target.width - 1) - 1
         step = weight.abs().amax(dim=1, keepdim=True) / largest
         return Compressed((weight / step).round().clamp(-largest, largest) * step, {"bits": target.width})
@@ -62,6 +65,8 @@ def test_bits_are_part_of_an_identity():
 
 @pytest.mark.parametrize("method", [Magnitude()], ids=str)
 def test_a_pruner_refuses_bits(method: MatrixMethod):
+    with pytest.raises(TargetError, match=r"magnitude can't be asked for bits\(4\): it accepts a sparsity from 0 .* such as 0\.5, or N:M .* 2:4$"):
+        method.check(Bits(4))
     with pytest.raises(TargetError, match=r"the target bits\(4\) doesn't say which weights to remove"):
         method.compress(torch.randn(4, 8), Seen({}), Bits(4))
 

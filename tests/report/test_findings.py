@@ -126,7 +126,19 @@ def test_short_names_stay_distinct():
 
 
 @pytest.mark.parametrize(
-    ("target", "told"), [("0.6", "60\u00a0% sparsity"), ("2:4", "2:4 sparsity"), ("", "any sparsity"), ("0.5, 2:4", "50\u00a0% and 2:4 sparsity")]
+    ("target", "told"),
+    [
+        ("0.6", "60\u00a0% sparsity"),
+        ("2:4", "2:4 sparsity"),
+        ("", "any sparsity"),
+        ("0.5, 2:4", "50\u00a0% and 2:4 sparsity"),
+        ("w4g64", "4 bits in groups of 64 (w4g64)"),
+        ("w8", "8 bits by row (w8)"),
+        ("w3g128a", "3 bits in groups of 128 with zero points (w3g128a)"),
+        ("0.5, 2:4, w4g64, w8", "50\u00a0% and 2:4 sparsity, 4 bits in groups of 64 (w4g64) and 8 bits by row (w8)"),
+        ("rank=16", "rank=16"),
+        ("blocks 0.2", "blocks 0.2"),
+    ],
 )
 def test_a_target_in_words(target: str, told: str):
     assert aimed(target) == told

@@ -52,6 +52,25 @@ baseline: c4
     assert [str(q.asked.target) for q in study.questions()[1:4]] == ["0.5", "0.6", "2:4"]
 
 
+def test_a_sparsity_may_be_called_a_target(read: Any):
+    text = """
+model: smollm2
+data: [random_tokens, full_stops]
+method: [wanda, magnitude]
+KEY: [0.5, 2:4]
+evaluate: ["loss(source='python_docs', tokens=10)"]
+groups: {all: {}, more: {KEY: 0.7}}
+exclude: [{method: magnitude, KEY: 2:4}]
+primary: [{compare: random_tokens, with: full_stops, KEY: 0.5}]
+"""
+    first, *others = [read(text.replace("KEY", key)) for key in ("sparsity", "target", "targets")]
+    for other in others:
+        assert (other.labels(), other.for_reading(), other.questions()) == (first.labels(), first.for_reading(), first.questions())
+        assert read(other.as_yaml()) == other
+    assert said(read, text.replace("KEY", "target").replace("0.7", "w4g64"))[0][:2] == (7, "groups.more")
+    assert said(read, f"{SMALL}sparsity: 0.5\ntarget: 0.6") == [(4, "target", "target says the same as sparsity; leave one out")]
+
+
 @pytest.mark.parametrize(
     ("written", "meant"),
     [

@@ -221,13 +221,28 @@ def test_a_message_names_every_mistake_in_a_line_of_its_own():
         asked(samples=0)
 
 
-def test_a_method_that_removes_nothing_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(type(methods.build("wanda")), "prunes", False)
-    ((where, message),) = problems(methods=["wanda"])
-    assert (where, message) == (
-        "method[0]",
-        "wanda removes no weights, so no sparsity can be asked of it; choose a method that prunes, such as wanda",
+def test_a_target_that_a_method_does_not_accept_is_refused_with_what_it_accepts():
+    apart = "write a group for each kind of target, or leave the pair out with exclude"
+    found = problems(methods=["wanda", "rtn"], sparsities=[0.5, "w4g64"])
+    assert [where for where, _ in found] == ["sparsity", "sparsity"]
+    assert found[0][1] == (
+        "rtn can't be asked for 0.5: it accepts a grid of 2 to 8 bits, with a scale for each group of inputs, such as w4g64; " + apart
     )
+    assert found[1][1].startswith("wanda can't be asked for w4g64: it accepts a sparsity from 0 up to (not including) 1, such as 0.5, or N:M")
+    ((where, message),) = problems(groups={"fine": {"method": "wanda", "sparsity": 0.5}, "wrong": {"method": "rtn", "sparsity": [0.3, "w8"]}})
+    assert where == "groups.wrong"
+    assert message.startswith("rtn can't be asked for 0.3")
+
+
+def test_methods_that_remove_and_round_stand_in_groups_or_are_taken_apart_by_exclude():
+    pairs = {("wanda", "0.5"), ("wanda", "2:4"), ("rtn", "w4g64")}
+    grouped = asked(groups={"removed": {"method": "wanda"}, "rounded": {"method": "rtn", "sparsity": "w4g64"}})
+    left_out = [{"method": "rtn", "sparsity": [0.5, "2:4"]}, {"method": "wanda", "sparsity": "w4g64"}]
+    excluded = asked(methods=["wanda", "rtn"], sparsities=[0.5, "2:4", "w4g64"], exclude=left_out)
+    for study in (grouped, excluded):
+        assert {(of.method, of.target) for of in study.labels() if of.method != "none"} == pairs
+        assert [(of.data, of.seed, of.propagate) for of in study.labels() if of.method == "rtn"] == [("", 0, "")], "one run for all data"
+        assert {str(q.asked.target) for q in study.questions()} == {"0.0", "0.5", "2:4", "w4g64"}
 
 
 def test_large_grids_are_read_at_once():

@@ -1,7 +1,7 @@
 """The contract check finds what it is there to find."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -11,8 +11,11 @@ from torch import Tensor
 from calibrant.activations import FeatureNorms, Seen, Statistic
 from calibrant.errors import CalibrantError
 from calibrant.methods import Compressed, MatrixMethod
+from calibrant.methods._base import removal
+from calibrant.methods.rtn import RoundToNearest
+from calibrant.packed import Codes
 from calibrant.spec import qualified
-from calibrant.targets import Sparsity, Target
+from calibrant.targets import Grid, Sparsity, Target
 from calibrant.testing.methods import check_method
 
 HALF = [Sparsity(0.5)]
@@ -30,7 +33,7 @@ class Scripted(MatrixMethod):
         norms = seen[FeatureNorms].norms()
         divisor = norms / norms if self.breaks == "dead inputs" else torch.ones_like(norms)
         scores = (weight.double().abs() * norms.sqrt() * divisor).nan_to_num(0)
-        keep = target.keep(scores, "row")
+        keep = removal(target).keep(scores, "row")
         result = weight.masked_fill(~keep, 0) * (divisor.to(weight.dtype) if self.breaks == "dead inputs" else 1)
         return Compressed(self._broken(result, weight, norms, keep))
 
@@ -105,7 +108,7 @@ class Plain(MatrixMethod):
 
     def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
         norms = seen[FeatureNorms].norms()
-        return Compressed(weight.masked_fill(~target.keep(weight.double().abs() * norms.sqrt(), "row"), 0))
+        return Compressed(weight.masked_fill(~removal(target).keep(weight.double().abs() * norms.sqrt(), "row"), 0))
 
 
 @dataclass(frozen=True, repr=False)
@@ -146,8 +149,69 @@ def test_chance_is_found_in_methods_that_update():
         updates: ClassVar[bool] = True
 
         def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
-            keep: Any = target.keep(weight.abs())
+            keep: Any = removal(target).keep(weight.abs())
             return Compressed((weight + torch.rand(()) * 1e-3).masked_fill(~keep, 0))
 
     with pytest.raises(CalibrantError, match="the same arguments gave another result"):
         check_method(Random(), targets=HALF)
+
+
+@dataclass(frozen=True, repr=False)
+class Rounding(MatrixMethod):
+    """Rounds to nearest, unless told to break the contract of quantizers in one way."""
+
+    accepts: ClassVar[tuple[type[Target], ...]] = (Grid,)
+
+    breaks: str = ""
+
+    def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
+        found = RoundToNearest().compress(weight, seen, target)
+        assert isinstance(found.packed, Codes)
+        match self.breaks:
+            case "packed":
+                return Compressed(found.weight, packed=replace(found.packed, codes=-found.packed.codes))
+            case "values":
+                return Compressed(weight.clone())
+            case "zeros":
+                return Compressed(found.weight.masked_fill(found.weight == 0, 1.5))
+            case "type":
+                return Compressed(found.weight, packed=replace(found.packed, scales=found.packed.scales.double() * (1 + 1e-12)))
+            case _:
+                return found
+
+
+def test_a_quantizer_is_asked_for_every_grid_it_accepts(plugged: Callable[..., None]):
+    plugged({"calibrant.methods": {"rounding": qualified(Rounding)}})
+    check_method(Rounding())
+
+
+@pytest.mark.parametrize(
+    ("breaks", "message"),
+    [
+        ("packed", "the packed form stands for another matrix than the weight"),
+        ("type", "the packed form stands for another matrix than the weight"),
+        ("values", "a group has 8 values, and there are 4 codes"),
+        ("zeros", "a row of zeros became something else"),
+    ],
+)
+def test_a_quantizer_that_breaks_the_contract_is_named(breaks: str, message: str):
+    with pytest.raises(CalibrantError, match=rf"breaks='{breaks}'.*, asked for w2g8 of .*{message}"):
+        check_method(Rounding(breaks=breaks), targets=[Grid(2, 8)])
+
+
+def test_what_a_method_does_not_accept_is_not_asked_of_it():
+    with pytest.raises(CalibrantError, match=r"Rounding can't be asked for 0\.5: it accepts a grid"):
+        check_method(Rounding(), targets=HALF)
+
+
+@dataclass(frozen=True, repr=False)
+class Elsewhere(MatrixMethod):
+    accepts: ClassVar[tuple[type[Target], ...]] = ()
+
+    def compress(self, weight: Tensor, seen: Seen, target: Target) -> Compressed:
+        return Compressed(weight)
+
+
+def test_a_method_that_nothing_can_be_asked_of_is_not_sound():
+    with pytest.raises(CalibrantError, match=r"Elsewhere accepts none of 0\.0, .*w4g8.*; say which targets to check it with"):
+        check_method(Elsewhere())

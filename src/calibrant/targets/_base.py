@@ -1,7 +1,7 @@
 """What a target is: a frozen value that is written as a short text."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -22,7 +22,7 @@ class Target(Spec, ABC):
 
     @classmethod
     @abstractmethod
-    def read(cls, given: str | float | int) -> Self | None:
+    def read(cls, given: str | float | int) -> "Target | None":
         """Return the target that is written as `given`; None for what isn't written like one of this kind.
 
         Raises `TargetError` for what is written like one, and can't be asked for.

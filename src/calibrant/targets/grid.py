@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Final
 
 from calibrant.errors import TargetError
 from calibrant.foreign import brief, whole_number
@@ -45,7 +45,7 @@ class Grid(Target):
             raise TargetError(message, subject=str(self))
 
     @classmethod
-    def read(cls, given: str | float | int) -> Self | None:
+    def read(cls, given: str | float | int) -> "Grid | None":
         found = _WRITTEN.fullmatch(given.strip()) if isinstance(given, str) else None
         bits, group = (None, None) if found is None else (whole_number(found[1]), whole_number(found[2] or "0"))
         return None if found is None or bits is None or group is None else cls(bits, group if found[2] else None, not found[3])

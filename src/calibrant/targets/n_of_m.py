@@ -1,7 +1,7 @@
 """N kept of every M consecutive inputs, such as `2:4`."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Final
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,7 +33,7 @@ class NofM(Removal):
             raise TargetError(f"{given} is no pattern: N of N:M are kept, so 1 <= N < M; {allowed((Removal,))}", subject=given)
 
     @classmethod
-    def read(cls, given: str | float | int) -> Self | None:
+    def read(cls, given: str | float | int) -> "NofM | None":
         kept, colon, every = given.partition(":") if isinstance(given, str) else ("", "", "")
         n, m = whole_number(kept), whole_number(every)
         return cls(n, m) if colon and n is not None and m is not None and min(n, m) >= 0 else None

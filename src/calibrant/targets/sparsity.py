@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -31,7 +31,7 @@ class Sparsity(Removal):
         object.__setattr__(self, "fraction", float(self.fraction) + 0.0)  # + 0.0: one zero, not two
 
     @classmethod
-    def read(cls, given: str | float | int) -> Self | None:
+    def read(cls, given: str | float | int) -> "Sparsity | None":
         if not isinstance(given, str):
             return cls(given)
         number = float(word) if (word := given.strip().lower()) in ("nan", "inf") else decimal_number(given)

@@ -10,30 +10,37 @@ from torch import Tensor
 from calibrant.activations import InputStatistic, Seen
 from calibrant.errors import CalibrantError
 from calibrant.methods import MatrixMethod, methods
-from calibrant.targets import NofM, Sparsity, Target, parse_target
+from calibrant.targets import Grid, NofM, Removal, Sparsity, Target, parse_target
 from calibrant.testing.naming import mistaken, untyped
 
-TARGETS: Final = tuple(parse_target(t) for t in ("0.0", "0.3", "0.5", "2:4", "1:4", "3:4", "4:8"))
+TARGETS: Final = tuple(parse_target(t) for t in ("0.0", "0.3", "0.5", "2:4", "1:4", "3:4", "4:8", "w4g8", "w3g16a", "w2", "w8", "w8a"))
+"""What is asked of a method, as far as it accepts it."""
+
 SHAPES: Final = ((5, 160), (24, 16), (1, 64), (8, 32))
 """More columns than a block of 128, taller than wide, one row, and an ordinary one."""
 
 DTYPES: Final = (torch.float32, torch.bfloat16, torch.float64)
 
 
-def check_method(method: MatrixMethod, targets: Sequence[Target] = TARGETS, device: str = "cpu") -> None:
-    """Check that `method` keeps the contract of `MatrixMethod` on small random matrices, for each of `targets`.
+def check_method(method: MatrixMethod, targets: Sequence[Target] | None = None, device: str = "cpu") -> None:
+    """Check that `method` keeps the contract of `MatrixMethod` on small random matrices, for each of `targets`; without, for all of `TARGETS` it accepts.
 
-    The count is exact (over rows or over the whole matrix); the weight and the statistics stay as they were; the same arguments give the
-    same result; shape, type and device are kept; inputs that were always zero, and fewer tokens than inputs, give finite numbers; rows
+    Where weights are removed the count is exact (over rows or over the whole matrix); rounded to a grid, a group has no more values than there are
+    codes; a packed form gives the weight back bit for bit. The weight and the statistics stay as they were; the same arguments give the same
+    result; shape, type and device are kept; inputs that were always zero, and fewer tokens than inputs, give finite numbers; rows
     permuted are results permuted, and a transposed view is the same matrix; a method that says it doesn't update leaves kept weights
     alone. The text of the method gives it back, as `methods.build` reads it, and its identity is no other method's: so a class of another package
     needs its entry point in the group `calibrant.methods`. That is looked at last.
 
     Raises `CalibrantError`, naming the method, the target and what was wrong, at the first break of contract.
     """
-    for target in targets:
+    asked = [target for target in TARGETS if isinstance(target, method.accepts)] if targets is None else targets
+    if not asked:
+        raise CalibrantError(f"{method} accepts none of {', '.join(map(str, TARGETS))}; say which targets to check it with", subject=repr(method))
+    for target in asked:
+        method.check(target)
         for shape in SHAPES[:2]:
-            for check in (_check_purity, _check_dead_inputs, _check_few_tokens, _check_permutation, _check_view):
+            for check in (_check_purity, _check_dead_inputs, _check_dead_rows, _check_few_tokens, _check_permutation, _check_view):
                 check(_Case(method, target, shape, device))
         for shape in SHAPES:
             _check_result(_Case(method, target, shape, device))
@@ -71,7 +78,11 @@ class _Case:
 
     def compress(self, weight: Tensor, x: Tensor) -> Tensor:
         """The compressed weight; shape, type and device are those of `weight`."""
-        result = self.method.compress(weight, self.seen(x), self.target).weight
+        compressed = self.method.compress(weight, self.seen(x), self.target)
+        result = compressed.weight
+        if compressed.packed is not None:
+            self.require(_equal(compressed.packed.dense(), result), "the packed form stands for another matrix than the weight")
+            self.require(compressed.packed.weights == result.numel(), f"the packed form says that it has {compressed.packed.weights} weights")
         for what, given, got in (
             ("shape", weight.shape, result.shape),
             ("type", weight.dtype, result.dtype),
@@ -88,17 +99,21 @@ class _Case:
     def require_sound(self, given: Tensor, result: Tensor) -> None:
         """Finite, and as many zeros as were asked for."""
         self.require(bool(result.isfinite().all()), "the result holds NaN or infinity")
-        if self.method.prunes:
+        if isinstance(self.target, Grid) and self.method.prunes:
+            grouped = result.reshape(-1, self.target.width(self.shape[1]))
+            values, codes = max(len(group.unique()) for group in grouped), 2**self.target.bits
+            self.require(values <= codes, f"a group has {values} values, and there are {codes} codes")
+        if isinstance(self.target, Removal) and self.method.prunes:
             zeros, allowed = int((result == 0).sum()), _allowed_zeros(self.target, self.shape)
             self.require(zeros in allowed, f"{zeros} weights are zero, asked were {' or '.join(map(str, sorted(allowed)))}")
-        if self.method.prunes and not self.method.updates:
-            self.require(torch.equal(result[result != 0], given[result != 0]), "kept weights changed, though the method says that it doesn't update")
+            same = self.method.updates or torch.equal(result[result != 0], given[result != 0])
+            self.require(same, "kept weights changed, though the method says that it doesn't update")
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self._generator)
 
 
-def _allowed_zeros(target: Target, shape: tuple[int, int]) -> set[int]:
+def _allowed_zeros(target: Removal, shape: tuple[int, int]) -> set[int]:
     rows, columns = shape
     match target:
         case Sparsity():
@@ -133,6 +148,16 @@ def _check_dead_inputs(case: _Case) -> None:
     case.require_sound(weight, case.compress(weight, x))
 
 
+def _check_dead_rows(case: _Case) -> None:
+    """A group of zeros has no scale of its own, and stays zero."""
+    if isinstance(case.target, Grid):
+        weight, x = case.weight(), case.inputs(2 * case.shape[1])
+        weight[1] = 0
+        result = case.compress(weight, x)
+        case.require_sound(weight, result)
+        case.require(bool((result[1] == 0).all()), "a row of zeros became something else")
+
+
 def _check_few_tokens(case: _Case) -> None:
     weight, x = case.weight(), case.inputs(max(1, case.shape[1] // 4))
     case.require_sound(weight, case.compress(weight, x))
@@ -153,6 +178,10 @@ def _check_view(case: _Case) -> None:
     case = case.exact()
     weight, x = case.weight(), case.inputs(2 * case.shape[1])
     case.require(_same(case.compress(weight, x), case.compress(weight.T.contiguous().T, x)), "a transposed view gave another result")
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

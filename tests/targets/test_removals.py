@@ -136,13 +136,3 @@ def test_scores_that_are_not_numbers_are_refused(target: Target):
     scores[1, 3] = math.nan
     with pytest.raises(NumericsError, match="1 of 32 scores are NaN"):
         target.keep(scores)
-
-
-def test_a_target_without_removals_says_so():
-    class Bits(Target):
-        def __str__(self) -> str:
-            return "bits(4)"
-
-    with pytest.raises(TargetError, match=r"the target bits\(4\) doesn't say which weights to remove"):
-        Bits().keep(torch.rand(2, 4))
-    Bits().check((3, 5), "any shape")

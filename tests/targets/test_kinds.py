@@ -1,0 +1,60 @@
+"""What a text is read as, and what is said to be allowed."""
+
+from collections.abc import Callable
+
+import pytest
+
+from calibrant.errors import TargetError
+from calibrant.targets import Grid, NofM, Removal, Sparsity, Target, accepted, allowed, kinds, parse_target, targets
+
+RANK = """
+from dataclasses import dataclass
+from typing import ClassVar
+from calibrant.targets import Target
+
+@dataclass(frozen=True)
+class Rank(Target):
+    written: ClassVar[str] = "a rank"
+    example: ClassVar[str] = "rank=16"
+
+    size: int
+
+    @classmethod
+    def read(cls, given):
+        return cls(int(given[5:])) if isinstance(given, str) and given.startswith("rank=") else None
+
+    def __str__(self):
+        return f"rank={self.size}"
+"""
+
+
+def test_the_folder_is_the_list():
+    assert {"grid", "n_of_m", "sparsity"} <= set(targets.names())
+    assert kinds() == [Sparsity, NofM, Grid]
+    assert kinds((Removal,)) == [Sparsity, NofM]
+    assert kinds((Grid,)) == [Grid]
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_every_kind_explains_itself_with_an_example_of_its_own(kind: type[Target]):
+    assert type(parse_target(kind.example)) is kind
+    assert str(parse_target(kind.example)) == kind.example
+    assert [other for other in kinds() if other.read(kind.example) is not None] == [kind], "two kinds read one text"
+
+
+def test_what_is_accepted_is_said_in_words():
+    assert accepted((Sparsity,)) == "a sparsity from 0 up to (not including) 1, such as 0.5"
+    assert accepted((Removal,)) == "a sparsity from 0 up to (not including) 1, such as 0.5, or N:M with N kept of every M inputs, such as 2:4"
+    assert accepted() == (
+        "a sparsity from 0 up to (not including) 1, such as 0.5, N:M with N kept of every M inputs, such as 2:4, "
+        "or a grid of 2 to 8 bits, with a scale for each group of inputs, such as w4g64"
+    )
+    assert allowed((Grid,)) == "write a grid of 2 to 8 bits, with a scale for each group of inputs, such as w4g64"
+
+
+def test_another_package_adds_a_kind(plugged: Callable[..., None]):
+    plugged({"calibrant.targets": {"rank": "ranks_of_mine:Rank"}}, ranks_of_mine=RANK)
+    assert str(parse_target("rank=8")) == "rank=8"
+    assert kinds()[-1].__name__ == "Rank"
+    with pytest.raises(TargetError, match=r"or a rank, such as rank=16"):
+        parse_target("nothing of the kind")
