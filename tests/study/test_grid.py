@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from calibrant.errors import StudyError
-from calibrant.methods import methods
 from calibrant.study import Study
 from calibrant.study.checking import Mistakes
 from calibrant.study.grid import read
