@@ -17,6 +17,7 @@ from calibrant.changes import input_sizes, mask_bits, output_error
 from calibrant.compressed import Compressed
 from calibrant.errors import DataError
 from calibrant.models import ModelView, Weight
+from calibrant.packed import from_kept, to_kept
 
 _KINDS: Final = dict[str, type["Edit"]]()
 """Every kind of edit that is defined in this process, by the word that a kept one says."""
@@ -116,12 +117,18 @@ class Replace(Edit):
         return Replace(self.weight, replace(self.compressed, weight=self.weight.get()))  # the model's own numbers by now, not a copy
 
     def kept(self) -> Kept:
-        return Kept(self.kind, {"name": self.weight.name, "notes": dict(self.compressed.notes)}, {"weight": self.compressed.weight})
+        facts, packed = {"name": self.weight.name, "notes": dict(self.compressed.notes)}, self.compressed.packed
+        if packed is None:
+            return Kept(self.kind, facts, {"weight": self.compressed.weight})
+        form, tensors = to_kept(packed)
+        return Kept(self.kind, {**facts, "packed": form}, tensors)
 
     @classmethod
     def read(cls, kept: Kept, view: ModelView) -> "Replace":
         weight = view.named[kept.facts["name"]]
-        return cls(weight, Compressed(kept.tensors["weight"].to(weight.stored.device), kept.facts["notes"]))
+        tensors = {name: tensor.to(weight.stored.device) for name, tensor in kept.tensors.items()}
+        packed = from_kept(kept.facts["packed"], tensors) if "packed" in kept.facts else None
+        return cls(weight, Compressed(tensors["weight"] if packed is None else packed.dense(), kept.facts["notes"], packed))
 
 
 @dataclass(frozen=True)

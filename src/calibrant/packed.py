@@ -6,16 +6,27 @@ Whatever the form, there is one invariant: `dense()` gives the numbers that were
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Final
 
 from jaxtyping import Float, Int8
 from torch import Tensor
 
+from calibrant.foreign import brief
 from calibrant.targets import Grid
+
+_FORMS: Final = dict[str, type["Packed"]]()
+"""Every form that is defined in this process, by its word."""
 
 
 class Packed(ABC):
-    """A matrix in another form than its dense numbers."""
+    """A matrix in another form than its dense numbers. `form` is a word that no other form has; `kept` and `read` carry it through a file."""
+
+    form: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.form:
+            _FORMS[cls.form] = cls
 
     @abstractmethod
     def dense(self) -> Float[Tensor, "out in"]:
@@ -31,6 +42,15 @@ class Packed(ABC):
     def bits(self) -> int:
         """How many bits all of it takes, whatever is needed to read it (scales, zero points) included; padding to whole words is not."""
 
+    @abstractmethod
+    def kept(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return all that `read` needs to make an equal one of it: plain JSON data, and tensors by name."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Packed":
+        """Return the same form again."""
+
     def facts(self) -> Mapping[str, Any]:
         """Return what a record says of it: `bits_a_weight`, to six digits, and `bytes`."""
         return {"bits_a_weight": float(f"{self.bits / self.weights:.6g}"), "bytes": -(-self.bits // 8)}
@@ -44,6 +64,8 @@ class Codes(Packed):
     value is rounded once, as readers of the compressed-tensors format do it. `zeros` are None on a symmetric grid.
     """
 
+    form: ClassVar[str] = "codes"
+
     grid: Grid
     codes: Int8[Tensor, "out in"]
     scales: Float[Tensor, "out group"]
@@ -54,6 +76,17 @@ class Codes(Packed):
         shifted = grouped if self.zeros is None else grouped - self.zeros[:, :, None].to(self.scales.dtype)
         return (shifted * self.scales[:, :, None]).flatten(1)
 
+    def kept(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        zeros = {} if self.zeros is None else {"zeros": self.zeros}
+        return {"grid": str(self.grid)}, {"codes": self.codes, "scales": self.scales, **zeros}
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Codes":
+        grid = Grid.read(facts["grid"])
+        if grid is None:
+            raise ValueError(f"{brief(facts['grid'])} is no grid")
+        return cls(grid, tensors["codes"], tensors["scales"], tensors.get("zeros"))
+
     @property
     def weights(self) -> int:
         return self.codes.numel()
@@ -62,3 +95,14 @@ class Codes(Packed):
     def bits(self) -> int:
         zeros = 0 if self.zeros is None else self.zeros.numel()
         return (self.codes.numel() + zeros) * self.grid.bits + self.scales.numel() * self.scales.dtype.itemsize * 8
+
+
+def to_kept(packed: Packed) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a packed matrix as plain JSON data, which says its form, and tensors by name."""
+    facts, tensors = packed.kept()
+    return {**facts, "form": packed.form}, tensors
+
+
+def from_kept(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Packed:
+    """Return what `to_kept` was given. `KeyError` for a form that nothing here defines, `ValueError` for what is none of it."""
+    return _FORMS[facts["form"]].read(facts, tensors)
