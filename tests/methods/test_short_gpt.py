@@ -65,7 +65,7 @@ def test_the_block_that_turns_its_input_least_goes(folder: Path, tmp_path: Path)
     ("target", "said"),
     [
         (0.3, r"0\.3 of the model's 3 blocks is less than one; ask for at least 0\.334"),
-        ("2:4", "2:4 is no share of blocks; write one from 0 up to"),
+        ("2:4", r"short_gpt can't be asked for 2:4: it accepts a sparsity from 0 up to"),
     ],
 )
 def test_what_is_no_share_of_the_blocks_is_refused_before_anything_is_read(folder: Path, tmp_path: Path, target: str, said: str) -> None:
