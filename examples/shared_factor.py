@@ -20,7 +20,7 @@ from calibrant.targets import Sparsity, Target
 class Product(Packed):
     """A factor of the matrix's own times one that `sharing` matrices have in common."""
 
-    kind: ClassVar[str] = "shared_factor"
+    form: ClassVar[str] = "shared_factor"
     own: Tensor
     common: Tensor
     sharing: int

@@ -13,8 +13,8 @@ import calibrant
 ROOT = Path(calibrant.__file__).parent
 FLOORS = [
     ["errors", "foreign", "spec", "registry", "progress", "notebook", "allocator", "clock", "launch"],
-    ["activations", "targets", "store", "outcomes", "durable", "estimates", "wire"],
-    ["data", "models", "ranks", "packed"],
+    ["activations", "compressed", "packed", "targets", "store", "outcomes", "durable", "estimates", "wire"],
+    ["data", "models", "ranks"],
     ["walk", "changes", "statistics", "observing", "edits", "edits_file", "job"],
     ["methods", "allocations", "transforms", "exports", "checkpoint", "costs", "select"],
     ["compress", "jobs", "evaluators", "testing", "languages"],
@@ -25,6 +25,8 @@ FLOORS = [
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 LOWER_FIRST = {
+    "targets": -2,
+    "packed": -1,
     "durable": -2,
     "estimates": -2,
     "outcomes": -1,

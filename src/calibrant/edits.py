@@ -14,9 +14,10 @@ from torch import Tensor
 
 from calibrant.activations import Seen
 from calibrant.changes import input_sizes, mask_bits, output_error
+from calibrant.compressed import Compressed
 from calibrant.errors import DataError
 from calibrant.models import ModelView, Weight
-from calibrant.packed import Compressed, read_packed
+from calibrant.packed import from_kept, to_kept
 
 _KINDS: Final = dict[str, type["Edit"]]()
 """Every kind of edit that is defined in this process, by the word that a kept one says."""
@@ -77,14 +78,13 @@ class Edit(ABC):
 
 @dataclass(frozen=True)
 class Replace(Edit):
-    """A matrix becomes another of its shape; `seen` is what it was judged by, for the record; with `mask` that also has a sample of the mask."""
+    """A matrix becomes another of its shape; `seen` is what it was judged by, for the record."""
 
     kind: ClassVar[str] = "replace"
 
     weight: Weight
     compressed: Compressed
     seen: Seen = field(default_factory=lambda: Seen({}))
-    mask: bool = False
 
     @property
     def block(self) -> int | None:
@@ -99,7 +99,7 @@ class Replace(Edit):
 
     def report(self, view: ModelView) -> dict[str, Any]:
         """The matrix's line in the record."""
-        weight, after = self.weight, self.compressed.weight
+        weight, after, packed = self.weight, self.compressed.weight, self.compressed.packed
         error = output_error(weight.get(), after, self.seen)
         zeros = weight.shape[0] * weight.shape[1] - int(after.count_nonzero())
         return {
@@ -108,8 +108,7 @@ class Replace(Edit):
             "zeros": zeros,
             "sparsity": zeros / after.numel(),
             **error,
-            **({} if self.compressed.packed is None else self.compressed.packed.facts()),
-            **({"bits": mask_bits(weight.name, after)} if self.mask else {}),
+            **({"bits": mask_bits(weight.name, after)} if packed is None else packed.facts()),
             **input_sizes(weight.name, self.seen),
             "notes": dict(self.compressed.notes),
         }
@@ -121,17 +120,15 @@ class Replace(Edit):
         facts, packed = {"name": self.weight.name, "notes": dict(self.compressed.notes)}, self.compressed.packed
         if packed is None:
             return Kept(self.kind, facts, {"weight": self.compressed.weight})
-        said, tensors = packed.kept()
-        return Kept(self.kind, {**facts, "packed": {"kind": packed.kind, "facts": said}}, tensors)
+        form, tensors = to_kept(packed)
+        return Kept(self.kind, {**facts, "packed": form}, tensors)
 
     @classmethod
     def read(cls, kept: Kept, view: ModelView) -> "Replace":
-        weight, facts = view.named[kept.facts["name"]], kept.facts
+        weight = view.named[kept.facts["name"]]
         tensors = {name: tensor.to(weight.stored.device) for name, tensor in kept.tensors.items()}
-        if "packed" not in facts:
-            return cls(weight, Compressed(tensors["weight"], facts["notes"]))
-        packed = read_packed(facts["packed"]["kind"], facts["packed"]["facts"], tensors)
-        return cls(weight, Compressed(packed.dense(), facts["notes"], packed))
+        packed = from_kept(kept.facts["packed"], tensors) if "packed" in kept.facts else None
+        return cls(weight, Compressed(tensors["weight"] if packed is None else packed.dense(), kept.facts["notes"], packed))
 
 
 @dataclass(frozen=True)

@@ -1,40 +1,32 @@
-"""What a method makes of a matrix; and how that is stored, where it is codes with scales in place of the numbers that they stand for.
+"""A compressed matrix as it is stored: codes with their scales in place of the dense numbers that they stand for.
 
 Whatever the form, there is one invariant: `dense()` gives the numbers that were measured, bit for bit.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from calibrant.targets import Grid, parse_target
+from calibrant.foreign import brief
+from calibrant.targets import Grid
 
-_KINDS: Final = dict[str, type["Packed"]]()
-"""Every form that can be kept, by its kind."""
+_FORMS: Final = dict[str, type["Packed"]]()
+"""Every form that is defined in this process, by its word."""
 
 
 class Packed(ABC):
-    """A matrix in another form than its dense numbers; `kind` is a word that no other form has."""
+    """A matrix in another form than its dense numbers. `form` is a word that no other form has; `kept` and `read` carry it through a file."""
 
-    kind: ClassVar[str] = ""
+    form: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.kind:
-            _KINDS[cls.kind] = cls
-
-    @abstractmethod
-    def kept(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return all that `read` needs to make it again: plain JSON data, and tensors by name."""
-
-    @classmethod
-    @abstractmethod
-    def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Packed":
-        """Return the form that was kept."""
+        if cls.form:
+            _FORMS[cls.form] = cls
 
     @abstractmethod
     def dense(self) -> Float[Tensor, "out in"]:
@@ -50,21 +42,18 @@ class Packed(ABC):
     def bits(self) -> int:
         """How many bits all of it takes, whatever is needed to read it (scales, zero points) included; padding to whole words is not."""
 
+    @abstractmethod
+    def kept(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return all that `read` needs to make an equal one of it: plain JSON data, and tensors by name."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Packed":
+        """Return the same form again."""
+
     def facts(self) -> Mapping[str, Any]:
         """Return what a record says of it: `bits_a_weight`, to six digits, and `bytes`."""
         return {"bits_a_weight": float(f"{self.bits / self.weights:.6g}"), "bytes": -(-self.bits // 8)}
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """A new weight, and what the record should know about how it came about (a damping step that was needed, …).
-
-    `packed` is the same weight as it is stored, where that isn't the dense matrix: `packed.dense()` equals `weight` bit for bit.
-    """
-
-    weight: Float[Tensor, "out in"]
-    notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    packed: Packed | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +64,7 @@ class Codes(Packed):
     value is rounded once, as readers of the compressed-tensors format do it. `zeros` are None on a symmetric grid.
     """
 
-    kind: ClassVar[str] = "codes"
+    form: ClassVar[str] = "codes"
 
     grid: Grid
     codes: Int8[Tensor, "out in"]
@@ -87,6 +76,17 @@ class Codes(Packed):
         shifted = grouped if self.zeros is None else grouped - self.zeros[:, :, None].to(self.scales.dtype)
         return (shifted * self.scales[:, :, None]).flatten(1)
 
+    def kept(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        zeros = {} if self.zeros is None else {"zeros": self.zeros}
+        return {"grid": str(self.grid)}, {"codes": self.codes, "scales": self.scales, **zeros}
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Codes":
+        grid = Grid.read(facts["grid"])
+        if grid is None:
+            raise ValueError(f"{brief(facts['grid'])} is no grid")
+        return cls(grid, tensors["codes"], tensors["scales"], tensors.get("zeros"))
+
     @property
     def weights(self) -> int:
         return self.codes.numel()
@@ -96,17 +96,13 @@ class Codes(Packed):
         zeros = 0 if self.zeros is None else self.zeros.numel()
         return (self.codes.numel() + zeros) * self.grid.bits + self.scales.numel() * self.scales.dtype.itemsize * 8
 
-    def kept(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        tensors = {"codes": self.codes, "scales": self.scales, "zeros": self.zeros}
-        return {"grid": str(self.grid)}, {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
-    @classmethod
-    def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Codes":
-        grid = parse_target(facts["grid"])
-        assert isinstance(grid, Grid)
-        return cls(grid, tensors["codes"], tensors["scales"], tensors.get("zeros"))
+def to_kept(packed: Packed) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a packed matrix as plain JSON data, which says its form, and tensors by name."""
+    facts, tensors = packed.kept()
+    return {**facts, "form": packed.form}, tensors
 
 
-def read_packed(kind: str, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Packed:
-    """Return the form that was kept. `KeyError` for one that nothing here defines."""
-    return _KINDS[kind].read(facts, tensors)
+def from_kept(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Packed:
+    """Return what `to_kept` was given. `KeyError` for a form that nothing here defines, `ValueError` for what is none of it."""
+    return _FORMS[facts["form"]].read(facts, tensors)

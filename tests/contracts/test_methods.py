@@ -50,7 +50,7 @@ def test_method_keeps_its_contract(name: str):
 @pytest.mark.parametrize("name", methods.names())
 def test_its_edits_keep_theirs(name: str, tmp_path: Path):
     method = methods.build(name)
-    target = next(target for target in map(parse_target, ("0.5", "w4g16")) if isinstance(target, method.accepts))
+    target = next(target for target in map(parse_target, ("0.5", "w3g16a")) if isinstance(target, method.accepts))
     check_edits(method, target, str(tiny_folder(tmp_path / "model")))
 
 

@@ -49,7 +49,7 @@ baseline: c4
 """)
     assert (study.models, study.sparsities, study.seeds, study.baseline) == (("smollm2",), (0.5, 0.6, "2:4"), (0, 1, 2), "c4")
     assert len(study.questions()) == 1 + 3 + 3 * 5 * 2 * 3
-    assert [str(q.asked.target) for q in study.questions()[1:4]] == ["0.5", "0.6", "2:4"]
+    assert [str(q.recipe.target) for q in study.questions()[1:4]] == ["0.5", "0.6", "2:4"]
 
 
 def test_a_sparsity_may_be_called_a_target(read: Any):

@@ -68,7 +68,7 @@ def test_groups_are_grids_with_axes_replaced_and_each_cell_is_asked_once():
 
 def test_a_group_may_ask_for_another_propagation():
     study = asked(groups={"own": {}, "parity": {"data": "random_tokens", "method": ["wanda", "magnitude"], "propagate": "reference"}})
-    seen = {(q.cell.method, q.cell.propagate, q.asked.propagate) for q in study.questions() if q.calibration}
+    seen = {(q.cell.method, q.cell.propagate, q.recipe.propagate) for q in study.questions() if q.calibration}
     assert seen == {("wanda", "dense", "dense"), ("sparsegpt", "arrival", "arrival"), ("wanda", "reference", "reference")}
     assert sum(labels.method == "magnitude" for labels in study.labels()) == 2  # it looks at nothing, whatever the propagation
 
@@ -241,7 +241,7 @@ def test_methods_that_remove_and_round_stand_in_groups_or_are_taken_apart_by_exc
     for study in (grouped, excluded):
         assert {(of.method, of.target) for of in study.labels() if of.method != "none"} == pairs
         assert [(of.data, of.seed, of.propagate) for of in study.labels() if of.method == "rtn"] == [("", 0, "")], "one run for all data"
-        assert {str(q.asked.target) for q in study.questions()} == {"0.0", "0.5", "2:4", "w4g64"}
+        assert {str(q.recipe.target) for q in study.questions()} == {"0.0", "0.5", "2:4", "w4g64"}
 
 
 def test_large_grids_are_read_at_once():

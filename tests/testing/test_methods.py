@@ -10,8 +10,7 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Seen, Statistic
 from calibrant.errors import CalibrantError
-from calibrant.methods import Compressed, MatrixMethod
-from calibrant.methods._base import removal
+from calibrant.methods import Compressed, MatrixMethod, removal
 from calibrant.methods.rtn import RoundToNearest
 from calibrant.packed import Codes
 from calibrant.spec import qualified

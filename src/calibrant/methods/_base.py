@@ -10,11 +10,11 @@ from torch import Tensor
 
 from calibrant.activations import Seen, Statistic
 from calibrant.clock import spent_on
+from calibrant.compressed import Compressed
 from calibrant.edits import DropBlocks, Edit, Replace
 from calibrant.errors import CalibrantError, NumericsError, TargetError
 from calibrant.job import Job
 from calibrant.models import ModelView
-from calibrant.packed import Compressed
 from calibrant.spec import Spec
 from calibrant.targets import Grid, Removal, Sparsity, Target, accepted
 from calibrant.walk import Propagation
@@ -29,8 +29,8 @@ class Method(Spec, ABC):
     `updates` says whether kept weights change too: weights fitted to inputs that no longer come do harm, so a study propagates such
     methods' errors by default (`arrival`), and lets all others share one pass over the untouched model (`dense`).
     `tries` says whether it measures the model on the calibration tokens (`job.loss`); it needs them then, whatever it observes.
-    `accepts` says which kinds of target can be asked of it; `edits` and `compress` are given no other. `prunes` is false for what leaves every
-    weight as it is whatever the target; of all others the share that a `Removal` asks for really goes.
+    `accepts` says which kinds of target can be asked of it; it is given no other.
+    `prunes` is false for what leaves everything as it is whatever the target; of all else the share that a `Removal` asks for really goes.
     `propagate` is what `prune` lets matrices see where nobody asks for something else.
     """
 
@@ -41,15 +41,15 @@ class Method(Spec, ABC):
     prunes: ClassVar[bool] = True
     propagate: ClassVar[Propagation] = "arrival"
 
-    def check(self, target: Target) -> None:
-        """Raise `TargetError`, saying what it accepts, if `target` can't be asked of this method."""
-        if not isinstance(target, self.accepts):
-            raise TargetError(f"{self} can't be asked for {target}: it accepts {accepted(self.accepts)}", subject=str(target))
-
     @property
     def looks(self) -> bool:
         """Whether calibration data decides what it does."""
         return bool(self.observes) or self.tries
+
+    def check(self, target: Target) -> None:
+        """Raise `TargetError`, saying what it accepts, if `target` can't be asked of this method."""
+        if not isinstance(target, self.accepts):
+            raise TargetError(f"{self} can't be asked for {target}: it accepts {accepted(self.accepts)}", subject=str(target))
 
     @abstractmethod
     def edits(self, job: Job) -> Iterator[Edit]:
@@ -77,7 +77,7 @@ class MatrixMethod(Method, ABC):
                     compressed = self.compress(weight.get(), seen, job.targets[weight.name])
             except CalibrantError as error:
                 raise type(error)(f"{self.spec_name()} failed at {weight.name}: {error}", subject=weight.name) from error
-            yield Replace(weight, compressed, seen, mask=isinstance(job.target, Removal))
+            yield Replace(weight, compressed, seen)
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         for weight in view.weights:

@@ -48,11 +48,11 @@ class Record:
     """What came out of a run.
 
     `sparsity` is achieved over the compressed matrices. `weights` has a name, shape, sparsity and notes each, and may have the relative
-    `error` of the matrix's output with `error_from` ("gram" or "norms"); where it isn't stored as dense numbers `bits_a_weight` and `bytes`, scales
-    and all; where weights were removed `bits`, 256 bits of the mask chosen by hash, as 64 hexadecimal digits; and `inputs`, the sizes of 32 input
-    features chosen so, as 128. `dense` has the matrices left alone, with the reason, `edits` what else was done: transforms, and what removed
-    whole parts, which then count in `sparsity`. `provenance` (seconds per phase, peak memory in bytes, versions, device, threads, a note such as
-    "dequantized from Q4_1") is no part of the result and isn't compared.
+    `error` of the matrix's output with `error_from` ("gram" or "norms"); where it is stored as dense numbers `bits`, 256 bits of the mask chosen
+    by hash, as 64 hexadecimal digits, else `bits_a_weight` and `bytes`, scales and all; and `inputs`, the sizes of 32 input features chosen so, as
+    128. `dense` has the matrices left alone, with the reason; `edits` what else was done: transforms, and what removed whole parts, which then
+    count in `sparsity`. `provenance` (seconds per phase, peak memory in bytes, versions, device, threads, a note such as "dequantized from Q4_1")
+    is no part of the result and isn't compared.
     """
 
     run: Run

@@ -48,7 +48,6 @@ OTHERWISE: Final = {
     "models": "model",
     "methods": "method",
     "sparsities": "sparsity",
-    "transforms": "transform",
     "target": "sparsity",
     "targets": "sparsity",
     "seed": "seeds",

@@ -23,14 +23,15 @@ DTYPES: Final = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def check_method(method: MatrixMethod, targets: Sequence[Target] | None = None, device: str = "cpu") -> None:
-    """Check that `method` keeps the contract of `MatrixMethod` on small random matrices, for each of `targets`, or all of `TARGETS` it accepts.
+    """Check that `method` keeps the contract of `MatrixMethod` on small random matrices, for each of `targets`; without any, for all of `TARGETS`
+    that it accepts.
 
     Where weights are removed the count is exact (over rows or over the whole matrix); rounded to a grid, a group has no more values than there are
-    codes; a packed form gives the weight back bit for bit. The weight and the statistics stay as they were; the same arguments give the same
-    result; shape, type and device are kept; inputs that were always zero, and fewer tokens than inputs, give finite numbers; rows
-    permuted are results permuted, and a transposed view is the same matrix; a method that says it doesn't update leaves kept weights
-    alone. The text of the method gives it back, as `methods.build` reads it, and its identity is no other method's: so a class of another package
-    needs its entry point in the group `calibrant.methods`. That is looked at last.
+    codes, and zeros stay zero; a packed form gives the weight back bit for bit. The weight and the statistics stay as they were; the same arguments
+    give the same result; shape, type and device are kept; inputs that were always zero, and fewer tokens than inputs, give finite numbers; rows
+    permuted are results permuted, and a transposed view is the same matrix; a method that says it doesn't update leaves kept weights alone.
+    The text of the method gives it back, as `methods.build` reads it, and its identity is no other method's: so a class of another package needs its
+    entry point in the group `calibrant.methods`. That is looked at last.
 
     Raises `CalibrantError`, naming the method, the target and what was wrong, at the first break of contract.
     """
