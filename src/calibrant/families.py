@@ -27,4 +27,4 @@ WORDS: Final[Mapping[Family, str]] = {
 
 def known_family(name: str) -> Family:
     """Return the family of that name; `own` where there is none, since what a record says may be of a later version."""
-    return next((family for family in FAMILIES if family == name), "own")
+    return name if name in FAMILIES else "own"

@@ -188,9 +188,9 @@ def set_label(text: str) -> SetLabel:
         found = read_set(text)
     except InputError:
         return SetLabel(text, text)
-    if isinstance(found, Mix) or len(found) > 1:
+    if isinstance(found, Mix) or len(found) != 1:
         return SetLabel(text, text, family="mixed")
-    (part,) = found
+    part = found[0]
     form, packing = ("" if of is None else text_of(of) for of in (part.format, part.packing))
     source, name = (str(part.source), "") if isinstance(part.source, File) else (text_of(part.source), part.source.name)
     return SetLabel(text, source, name, part.format.name if part.format else "", packing, "@".join(filter(None, [form, packing])))

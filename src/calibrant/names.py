@@ -58,5 +58,5 @@ def catalogue(kind: str) -> list[Entry]:
 
 def _entry(name: str, cls: type[Any]) -> Entry:
     parameters = {f.name: "" if f.default is dataclasses.MISSING else text_of(f.default) for f in dataclasses.fields(cls) if f.init}
-    facts = {fact: getattr(cls, fact) for fact in ("kind", "licence", "homepage") if isinstance(getattr(cls, fact, None), str)}
+    facts = {fact: getattr(cls, fact) for fact in ("kind", "family", "licence", "homepage", "after") if isinstance(getattr(cls, fact, None), str)}
     return Entry(name, (inspect.getdoc(cls) or "").partition("\n")[0], parameters, facts)

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -6,10 +7,11 @@ import pytest
 from calibrant.compare import labelled, read
 from calibrant.compare.families import BEFORE
 from calibrant.data import CalibrationSet, sources
-from calibrant.data._base import Source
+from calibrant.data._base import Source, family_of
 from calibrant.data.expression import selectors
 from calibrant.families import FAMILIES, WORDS
 from calibrant.store import Cell, Record, Run, Store
+from calibrant.testing import tiny_tokenizer
 
 
 def test_every_family_has_its_words():
@@ -22,7 +24,7 @@ def test_what_a_source_says_of_its_family_is_what_older_records_are_read_with(na
     cls = (sources if name in sources.names() else selectors).get(name)
     assert issubclass(cls, Source)
     kind = getattr(cls, "kind", "")
-    family = cls.family or ("own" if kind == "questions" else kind)
+    family = cls.family or family_of(cls)
     assert family in FAMILIES
     assert (family == "control") == (kind == "control")
     assert BEFORE.get(name, family) == family
@@ -78,3 +80,34 @@ def test_what_the_index_says_goes_before_all_else(tmp_path: Path):
     told = CalibrationSet("arithmetic:icl").label
     store.write_cells(store.cells(), sets=[type(told)("gsm8k:icl", **{k: v for k, v in asdict(told).items() if k != "text"})])
     assert read(store).label("gsm8k:icl").source == "arithmetic"
+
+
+ELEMENTS = """
+from dataclasses import dataclass
+from calibrant.data import Found, Row, Stored, divide
+
+@dataclass(frozen=True, repr=False)
+class Told(Stored):
+    kind, family, licence, homepage, fields = "questions", "reading", "MIT", "", ("question", "answer")
+
+    def read(self):
+        return Found(divide(Row(question=f"element {i}?", answer=f"E{i}") for i in range(300)), "")
+
+@dataclass(frozen=True, repr=False)
+class Untold(Stored):
+    kind, licence, homepage, fields = "corpus", "MIT", "", ("text",)
+
+    def read(self):
+        return Found(divide(Row(text=f"element {i}") for i in range(300)), "")
+"""
+
+
+def test_a_source_of_another_package_says_its_own_family(plugged: Callable[..., None]):
+    plugged({"calibrant.data.sources": {"my-elements": "elements:Told", "prose": "elements:Untold"}}, elements=ELEMENTS)
+    told, untold = CalibrationSet("my-elements:icl"), CalibrationSet("prose@crop")
+    assert (str(told), told.label.family) == ("my-elements:icl", "reading")
+    assert told.tokens(tiny_tokenizer()).facts["parts"][0]["family"] == "reading"
+    assert untold.label.family == "corpus", "that of its kind"
+    mixed = CalibrationSet("0.5*my-elements + 0.5*prose")
+    assert mixed.label.family == "mixed"
+    assert [part["family"] for part in mixed.tokens(tiny_tokenizer()).facts["parts"]] == ["reading", "corpus"]

@@ -144,6 +144,11 @@ class Source(Spec, ABC):
         """The rows of `part`; `seed` matters to controls only. `DataError` for an unknown part, or if there is nothing to read."""
 
 
+def family_of(source: Source | type[Source]) -> Family:
+    """The family that a source says it is of, else that of its kind."""
+    return source.family or ("own" if source.kind == "questions" else source.kind)
+
+
 class PerDraw(Source, ABC):
     """A source that supplies every draw anew, in the order in which it is to be dealt: what a selector chooses or makes."""
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data._base import Part, PerDraw, Row, Source
+from calibrant.data._base import Part, PerDraw, Row, Source, family_of
 from calibrant.data._draw import Deck, Drawn, Quota, draw
 from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder
 from calibrant.data.expression import Term, term_of, written
@@ -88,7 +88,7 @@ class CalibrationSet:
     def __init__(self, expr: str, samples: int = 128, length: int = 2048, tokens: int | None = None, seed: int = 0) -> None:
         check_budget(samples, length, tokens, seed)
         read = read_set(expr)
-        mix = read if isinstance(read, Mix) and len(read.parts) > 1 else None
+        mix = read if isinstance(read, Mix) and len(read.parts) != 1 else None
         mixed = tuple(CalibrationSet(part, samples, length, tokens, seed) for part in mix.parts) if mix else ()
         mix = replace(mix, parts=tuple(map(str, mixed))) if mix else None
         parts = _weighed(mix, mixed) if mix else tuple(map(term_of, read_sum(read.parts[0]) if isinstance(read, Mix) else read))
@@ -126,7 +126,7 @@ class CalibrationSet:
     @property
     def label(self) -> SetLabel:
         """The canonical expression in its parts, with the family of what it is made of."""
-        return SetLabel(self.expr, self.expr, family="mixed") if len(self.parts) > 1 else self.parts[0].label
+        return self.parts[0].label if len(self.parts) == 1 else SetLabel(self.expr, self.expr, family="mixed")
 
     @property
     def per_draw(self) -> bool:
@@ -329,7 +329,7 @@ def _divide(whole: int, shares: Sequence[Fraction]) -> list[int]:
 def _facts(term: Term, part: Drawn, deck: Deck, weight: float) -> dict[str, Any]:
     return {
         "data": str(term),
-        "family": term.family,
+        "family": family_of(term.source),
         "share": float(term.share),
         "weight": weight,
         "windows": len(part.windows),

@@ -9,13 +9,12 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, Final
 
-from calibrant.data._base import FIELDS, Format, Source
+from calibrant.data._base import FIELDS, Format, Source, family_of
 from calibrant.data.formats import formats
 from calibrant.data.packing import PACKINGS, Legacy, Many, Packing, packings
 from calibrant.data.sources import sources
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, SpecError
-from calibrant.families import Family
 from calibrant.foreign import user_path
 from calibrant.grammar import File, Part, SetLabel, numbers, read_name, read_source, read_sum
 from calibrant.registry import Registry, did_you_mean
@@ -47,12 +46,7 @@ class Term:
         form, packing = self._said
         name = "" if isinstance(self.source, UserFile) else self.source.spec_name()
         plain = form if form in PAIRS else form and self.format.spec_name()
-        return SetLabel(str(self), str(self.source), name, plain, packing, "@".join(filter(None, self._said)), self.family)
-
-    @property
-    def family(self) -> Family:
-        """The source's own family; where it names none that of its kind."""
-        return self.source.family or ("own" if self.source.kind == "questions" else self.source.kind)
+        return SetLabel(str(self), str(self.source), name, plain, packing, "@".join(filter(None, self._said)), family_of(self.source))
 
     @property
     def _said(self) -> tuple[str, str]:
