@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tools.generate import PAGES, filled, lacking, stale
+from tools.generate import PAGES, filled, lacking, ours, stale
 
 import calibrant
-from calibrant.names import catalogue
 
 PROJECT = Path(__file__).parents[1]
 
@@ -35,9 +34,7 @@ def test_what_stands_between_other_marks_is_left_alone():
         "<!-- something -->\nwords\n<!-- /something -->\nThere are <!-- count of formats -->99 formats.\n<!-- formats -->\nold\n<!-- /formats -->\n"
     )
     found = filled(page)
-    assert found.startswith(
-        f"<!-- something -->\nwords\n<!-- /something -->\nThere are <!-- count of formats -->{len(catalogue('formats'))} formats."
-    )
+    assert found.startswith(f"<!-- something -->\nwords\n<!-- /something -->\nThere are <!-- count of formats -->{len(ours('formats'))} formats.")
     assert "| `qa` |" in found
     assert "old" not in found
     assert filled(found) == found
@@ -85,7 +82,7 @@ from calibrant.store import Store
 from calibrant.testing import tiny_folder
 from calibrant.testing.sources import check_source
 from calibrant.data import sources
-from tools.generate import PAGES, filled, lacking, stale
+from tools.generate import PAGES, filled, lacking, ours, stale
 
 check_source(sources.build("chemistry"))
 tiny_folder("model")
@@ -128,7 +125,7 @@ def test_a_file_in_a_folder_is_all_that_a_source_or_a_method_needs(tmp_path: Pat
         "records": ["reading"],
         "stale": ["README.md", "data.md"],
         "lacking": ["chemistry"],
-        "count": str(len(catalogue("sources")) + 1),
+        "count": str(len(ours("sources")) + 1),
     }
 
 

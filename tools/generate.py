@@ -12,8 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.data import sources
-from calibrant.data._base import family_of
 from calibrant.data.survey import FORMATS, as_markdown
 from calibrant.families import WORDS
 from calibrant.names import KINDS, Entry, catalogue
@@ -36,13 +34,18 @@ _COUNT: Final = re.compile(r"(<!-- count of ([a-z]+) -->)[0-9]+")
 
 def filled(page: str) -> str:
     """A page's text with its tables and counts as they are now."""
-    page = _COUNT.sub(lambda found: f"{found[1]}{len(catalogue(found[2]))}", page)
+    page = _COUNT.sub(lambda found: f"{found[1]}{len(ours(found[2]))}", page)
     return _PLACE.sub(lambda found: found[1] + ("\n".join(made) + "\n" if (made := list(_table(found[2]))) else found[3]) + found[4], page)
 
 
 def stale() -> list[Path]:
     """The pages that say something else than the folders do."""
     return [page for page in PAGES if filled(page.read_text("utf-8")) != page.read_text("utf-8")]
+
+
+def ours(kind: str) -> list[Entry]:
+    """What this package has of a kind, whatever others are installed beside it."""
+    return [entry for entry in catalogue(kind) if "class" not in entry.facts]
 
 
 def _table(kind: str) -> Iterator[str]:
@@ -53,16 +56,16 @@ def _table(kind: str) -> Iterator[str]:
         yield from _lines(("family", "sources"), _families())
     elif kind == "selectors":
         heads = ("selector", HEADS[kind], "the model", "after")
-        yield from _lines(heads, ((*_told(e), _part_of_the_model(e), e.facts["after"]) for e in catalogue(kind)))
+        yield from _lines(heads, ((*_told(e), _part_of_the_model(e), e.facts.get("after", "")) for e in ours(kind)))
     elif kind in KINDS:
-        yield from _lines((kind[:-1], HEADS.get(kind, "what it is")), map(_told, catalogue(kind)))
+        yield from _lines((kind[:-1], HEADS.get(kind, "what it is")), map(_told, ours(kind)))
 
 
 def _families() -> Iterator[tuple[str, str]]:
     """Each family with the sources that say they are of it."""
     known: dict[str, list[str]] = {family: [] for family in WORDS}
-    for name in sources.names():
-        known[family_of(sources.get(name))].append(f"`{name}`")
+    for entry in ours("sources"):
+        known[entry.facts["family"]].append(f"`{entry.name}`")
     yield from ((f"{WORDS[family]}", ", ".join(names)) for family, names in known.items() if names)
 
 
@@ -94,14 +97,15 @@ def surveyed() -> list[dict[str, Any]]:
 def lacking() -> list[str]:
     """The sources that the survey has not tried in every format."""
     tried = {(one["source"], one["format"]) for one in surveyed()}
-    return [name for name in sources.names() if any((name, form) not in tried for form in FORMATS)]
+    return [entry.name for entry in ours("sources") if any((entry.name, form) not in tried for form in FORMATS)]
 
 
 def _survey() -> None:
     from calibrant.inspection import survey
 
     names = lacking()
-    kept = [one for one in surveyed() if one["source"] not in names and one["source"] in sources.names()]
+    known = {entry.name for entry in ours("sources")}
+    kept = [one for one in surveyed() if one["source"] in known.difference(names)]
     kept += [one.to_json() for one in survey(names, "smollm2", tokens=8192, length=512)] if names else []
     kept.sort(key=lambda one: (one["source"], FORMATS.index(one["format"])))
     SURVEY.write_text(json.dumps(kept) + "\n", "utf-8")

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from calibrant.allocations import allocations
-from calibrant.data import formats, sources
+from calibrant.data import Source, formats, sources
+from calibrant.data._base import family_of
 from calibrant.data.packing import packings
 from calibrant.errors import SpecError
 from calibrant.evaluators import evaluators
 from calibrant.methods import methods
 from calibrant.registry import Registry, did_you_mean
 from calibrant.select import selectors
-from calibrant.spec import text_of
+from calibrant.spec import is_foreign, qualified, text_of
 from calibrant.transforms import transforms
 
 KINDS: Final = ("models", "sources", "formats", "packings", "methods", "allocations", "transforms", "selectors", "tasks")
@@ -29,7 +30,10 @@ _MODELS: Final = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One name: what it stands for in a line, its parameters with their defaults, and further facts such as a licence."""
+    """One name: what it stands for in a line, its parameters with their defaults, and further facts such as a licence.
+
+    What another package brings has its `class` among the facts.
+    """
 
     name: str
     summary: str
@@ -58,5 +62,8 @@ def catalogue(kind: str) -> list[Entry]:
 
 def _entry(name: str, cls: type[Any]) -> Entry:
     parameters = {f.name: "" if f.default is dataclasses.MISSING else text_of(f.default) for f in dataclasses.fields(cls) if f.init}
-    facts = {fact: getattr(cls, fact) for fact in ("kind", "family", "licence", "homepage", "after") if isinstance(getattr(cls, fact, None), str)}
+    told = {fact: getattr(cls, fact, "") for fact in ("kind", "licence", "homepage", "after")}
+    facts = {fact: value for fact, value in told.items() if isinstance(value, str) and value}
+    facts |= {"family": family_of(cls)} if issubclass(cls, Source) else {}
+    facts |= {"class": qualified(cls)} if is_foreign(cls) else {}
     return Entry(name, (inspect.getdoc(cls) or "").partition("\n")[0], parameters, facts)

@@ -104,10 +104,11 @@ class Untold(Stored):
 
 def test_a_source_of_another_package_says_its_own_family(plugged: Callable[..., None]):
     plugged({"calibrant.data.sources": {"my-elements": "elements:Told", "prose": "elements:Untold"}}, elements=ELEMENTS)
-    told, untold = CalibrationSet("my-elements:icl"), CalibrationSet("prose@crop")
+    small = {"samples": 2, "length": 64}
+    told, untold = CalibrationSet("my-elements:icl", **small), CalibrationSet("prose@crop", **small)
     assert (str(told), told.label.family) == ("my-elements:icl", "reading")
     assert told.tokens(tiny_tokenizer()).facts["parts"][0]["family"] == "reading"
     assert untold.label.family == "corpus", "that of its kind"
-    mixed = CalibrationSet("0.5*my-elements + 0.5*prose")
+    mixed = CalibrationSet("0.5*my-elements + 0.5*prose", **small)
     assert mixed.label.family == "mixed"
     assert [part["family"] for part in mixed.tokens(tiny_tokenizer()).facts["parts"]] == ["reading", "corpus"]

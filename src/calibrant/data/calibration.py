@@ -150,6 +150,11 @@ class CalibrationSet:
         parts = zip(self.parts, wanted, strict=True)
         return self._with(parts=tuple(replace(t, source=supply(t.source, n)) if isinstance(t.source, PerDraw) else t for t, n in parts))
 
+    def redrawn(self, seed: int) -> "CalibrationSet":
+        """The same set's draw `seed`. `DataError` for one that can't be had."""
+        check_budget(self.samples, self.length, self.budget, seed)
+        return self._with(seed=seed, mixed=tuple(part.redrawn(seed) for part in self.mixed))
+
     def _with(self, **fields: Any) -> "CalibrationSet":
         """A copy in which these fields are others; its text stays."""
         changed = copy.copy(self)
