@@ -63,11 +63,11 @@ METHOD = '''
 
 from dataclasses import dataclass
 
-from calibrant.methods._base import Compressed, Method
+from calibrant.methods._base import Compressed, MatrixMethod
 
 
 @dataclass(frozen=True, repr=False)
-class Largest(Method):
+class Largest(MatrixMethod):
     """Removes the largest weights."""
 
     def compress(self, weight, seen, target) -> Compressed:
