@@ -1,6 +1,6 @@
 # Each target is the only command a fresh machine needs: it has Python 3.11 or newer and make, and reaches a package index.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench docs clean
+.PHONY: help demo test check format generate bench docs clean
 
 # The first interpreter that starts, is new enough and can make a virtual environment; the machine's own python3 before any other.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
@@ -13,6 +13,7 @@ help:
 	@echo 'make test    run the tests'
 	@echo 'make check   format, lint, types and docs, without changing a file'
 	@echo 'make format  put the formatting right'
+	@echo 'make generate  write the tables of the docs, and the masks of new methods, from the folders'
 	@echo 'make bench   time pruning, evaluation, studies and reports, against llm-compressor, lm-evaluation-harness and the machine, and their memory: hours'
 	@echo 'make docs    build the documentation into site/'
 
@@ -31,6 +32,9 @@ check: .venv/ready-dev
 format: .venv/ready-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+generate: .venv/ready-dev
+	@$(BIN)/python -m tools.generate
 
 bench: .venv/ready-dev
 	@$(BIN)/python benchmarks/walks.py

@@ -76,9 +76,3 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     if "opened" in names:
         matrix = calibrant.view(names["opened"].model).weights[0].get()  # pyright: ignore[reportAttributeAccessIssue]
         assert (matrix == 0).double().mean() == 0.5
-
-
-def test_the_readme_counts_the_sources_that_there_are():
-    from calibrant.data import sources
-
-    assert f"There are {len(sources.names())} sources" in (PROJECT / "README.md").read_text()

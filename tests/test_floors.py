@@ -12,7 +12,7 @@ import calibrant
 
 ROOT = Path(calibrant.__file__).parent
 FLOORS = [
-    ["errors", "foreign", "spec", "registry", "progress", "notebook", "allocator", "clock", "launch"],
+    ["errors", "foreign", "spec", "grammar", "families", "registry", "progress", "notebook", "allocator", "clock", "launch"],
     ["activations", "compressed", "packed", "targets", "store", "outcomes", "durable", "estimates", "wire"],
     ["data", "models", "ranks"],
     ["walk", "changes", "statistics", "observing", "edits", "edits_file", "job"],
@@ -44,6 +44,8 @@ TORCH_FREE = [
     "errors",
     "foreign",
     "spec",
+    "grammar",
+    "families",
     "registry",
     "progress",
     "notebook",

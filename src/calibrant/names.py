@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from calibrant.allocations import allocations
-from calibrant.data import formats, sources
+from calibrant.data import Source, formats, sources
+from calibrant.data._base import family_of
 from calibrant.data.packing import packings
 from calibrant.errors import SpecError
 from calibrant.evaluators import evaluators
@@ -16,7 +17,7 @@ from calibrant.exports import exports
 from calibrant.methods import Method, methods
 from calibrant.registry import Registry, did_you_mean
 from calibrant.select import selectors
-from calibrant.spec import text_of
+from calibrant.spec import is_foreign, qualified, text_of
 from calibrant.targets import kinds
 from calibrant.transforms import transforms
 
@@ -32,7 +33,10 @@ _MODELS: Final = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One name: what it stands for in a line, its parameters with their defaults, and further facts such as a licence."""
+    """One name: what it stands for in a line, its parameters with their defaults, and further facts such as a licence.
+
+    What another package brings has its `class` among the facts.
+    """
 
     name: str
     summary: str
@@ -64,7 +68,10 @@ def catalogue(kind: str) -> list[Entry]:
 
 def _entry(name: str, cls: type[Any]) -> Entry:
     parameters = {f.name: "" if f.default is dataclasses.MISSING else text_of(f.default) for f in dataclasses.fields(cls) if f.init}
-    facts = {fact: getattr(cls, fact) for fact in ("kind", "licence", "homepage") if isinstance(getattr(cls, fact, None), str)}
+    told = {fact: getattr(cls, fact, "") for fact in ("kind", "licence", "homepage", "after")}
+    facts = {fact: value for fact, value in told.items() if isinstance(value, str) and value}
+    facts |= {"family": family_of(cls)} if issubclass(cls, Source) else {}
+    facts |= {"class": qualified(cls)} if is_foreign(cls) else {}
     if issubclass(cls, Method):
         facts |= {"accepts": _accepts(cls), "looks_at": _looks(cls)}
     return Entry(name, _summary(cls), parameters, facts)
@@ -83,4 +90,4 @@ def _accepts(method: type[Method]) -> str:
 def _looks(method: type[Method]) -> str:
     """What a method looks at, in words: the names of its statistics are words written together."""
     seen = [re.sub("(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower() for kind in method.observes]
-    return ", ".join(seen) or "no data"
+    return ", ".join([*seen, *(["the loss"] if method.tries else [])]) or "no data"

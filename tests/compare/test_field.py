@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrant.compare import Entry, Ranking, rankings, source_name
+from calibrant.compare import Entry, Ranking, rankings
 from calibrant.compare.crossed import Sample, Side
 from calibrant.compare.pairwise import Pairs
 from calibrant.store import Cell, Store
@@ -117,10 +117,6 @@ def test_each_method_and_target_has_its_own_ranking(tmp_path: Path):
 
 def test_an_empty_store_has_no_ranking(tmp_path: Path):
     assert rankings(Store(tmp_path)) == []
-
-
-def test_the_source_of_an_expression():
-    assert [source_name(e) for e in ("c4", "gsm8k:cot", "full_stops@one", "gsm8k:cot@many")] == ["c4", "gsm8k", "full_stops", "gsm8k"]
 
 
 # What is really so

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from calibrant.compare import MEAN, Question, compare, contrast
-from calibrant.compare.questions import format_of
 from calibrant.errors import SpecError
 
 from tests.compare.stores import store_of
@@ -150,11 +149,6 @@ def test_without_c4_the_first_set_is_the_baseline(tmp_path: Path):
 def test_a_baseline_that_is_not_there_is_refused(tmp_path: Path):
     with pytest.raises(SpecError, match=r"'redpajama'.*oscar, c4, pile"):
         compare(store_of(tmp_path, {**DENSE, **LOSSES}), baseline="redpajama")
-
-
-@pytest.mark.parametrize(("expression", "form"), [("gsm8k:icl@many", "icl"), ("gsm8k:cot(steps=3)", "cot"), ("c4", ""), ("c4@crop", "")])
-def test_the_format_stands_behind_the_colon(expression: str, form: str):
-    assert format_of(expression) == form
 
 
 def test_formats_are_compared_in_one_packing(tmp_path: Path):

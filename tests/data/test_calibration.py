@@ -107,6 +107,17 @@ def test_draws_share_no_row_until_the_rows_are_used_up(corpus: Path, letters: Pr
     assert last.disjoint_draws(letters) == len(texts) // 7
 
 
+@pytest.mark.parametrize("text", ["{0}", "0.5*{0} + 0.5*random_tokens", "mix(a='{0}', b=random_tokens, weight=0.3)"])
+def test_another_draw_of_a_set_is_the_set_that_is_read_with_it(corpus: Path, letters: PreTrainedTokenizerBase, text: str):
+    first = CalibrationSet(text.format(corpus), samples=2, length=32)
+    third = first.redrawn(2)
+    assert third == CalibrationSet(text.format(corpus), samples=2, length=32, seed=2)
+    assert third.tokens(letters).facts["draw"] == 2
+    assert first.seed == 0
+    with pytest.raises(DataError, match="seed is -1"):
+        first.redrawn(-1)
+
+
 def test_draws_of_packed_texts_begin_after_the_last_row_used(corpus: Path, letters: PreTrainedTokenizerBase):
     first, second = (CalibrationSet(str(corpus), samples=3, length=32, seed=seed).tokens(letters) for seed in (0, 1))
     used = first.facts["parts"][0]["rows"]

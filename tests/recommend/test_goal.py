@@ -69,7 +69,7 @@ def test_a_measure_may_be_named() -> None:
         (("python_cod",), SpecError, "no source called 'python_cod', did you mean 'python_code'"),
         (("python_code + python_docs",), SpecError, r"the target 'python_code \+ python_docs' is a sum; give each part"),
         (("random_tokens",), DataError, "'random_tokens' is a control"),
-        (("agreement(source=python_docs",), SpecError, "can't be read as a spec"),
+        (("agreement(source=python_docs",), SpecError, "a bracket isn't closed"),
     ],
 )
 def test_refusals(targets: tuple[str, ...], error: type[CalibrantError], match: str) -> None:

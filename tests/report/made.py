@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from calibrant.compare import Agreement, Comparison, Contrasted, Entry, Estimate, Ranking
+from calibrant.compare import Agreement, Comparison, Contrasted, Entry, Estimate, Ranking, labelled
 from calibrant.compare.reading import Reading
 from calibrant.report.account import Account
 from calibrant.report.reporting import Report
@@ -20,7 +20,13 @@ def entry(name: str, increases: tuple[float, float], to_best: float | None, *, t
     losses = {m: replace(e, value=e.value + DENSE[m]) for m, e in each.items()}
     gap = None if to_best is None else Estimate(to_best, spread, 20.0, 42)
     mean = Estimate(sum(increases) / 2, spread, 20.0, 42)
-    return Entry(name, name in ("random_tokens", "full_stops"), (f"sha256:{name}",), draws, losses, each, mean, gap, tied)
+    label = labelled(name) if draws else None
+    return Entry(name, bool(label and label.control), (f"sha256:{name}",), draws, losses, each, mean, gap, tied, label=label)
+
+
+def renamed(made: Entry, name: str) -> Entry:
+    """The same row of another set."""
+    return replace(made, name=name, label=labelled(name))
 
 
 def ranking(*entries: Entry, baselines: tuple[Entry, ...] = (), **changes: object) -> Ranking:
@@ -51,7 +57,7 @@ def lettered(made: Entry, letters: str, ranks: tuple[int, int], *best_on: str) -
 
 
 HOLED = replace(
-    SECOND, name="pile", mean=NOTHING, to_best=None, **{f: {"code:text": getattr(SECOND, f)["code:text"]} for f in ("losses", "increases")}
+    renamed(SECOND, "pile"), mean=NOTHING, to_best=None, **{f: {"code:text": getattr(SECOND, f)["code:text"]} for f in ("losses", "increases")}
 )
 FULL = ranking(
     lettered(BEST, "a", (1, 1), "docs:text", "mean"),

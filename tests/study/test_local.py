@@ -322,7 +322,7 @@ def test_a_job_and_its_questions_survive_the_way_to_a_worker(given: dict[str, st
     again = LANGUAGE.unpack(LANGUAGE.pack(job))
     assert (again.evaluators, again.dtype, again.reading, again.chosen) == (job.evaluators, job.dtype, job.reading, job.chosen)
     for back, question in zip(again.questions, job.questions, strict=True):
-        assert (repr(back.calibration), back.asked, back.model) == (repr(question.calibration), question.asked, question.model)
+        assert (repr(back.calibration), back.recipe, back.model) == (repr(question.calibration), question.recipe, question.model)
         assert (back.provisional, back.cell, back.sets) == (question.provisional, question.cell, question.sets)
 
 

@@ -5,21 +5,19 @@ from calibrant.compare.comparing import Comparison, compare, rankings
 from calibrant.compare.crossed import Draws, contrast
 from calibrant.compare.draws import draws
 from calibrant.compare.estimate import LEVEL, Estimate, t_quantile
-from calibrant.compare.families import FAMILIES, Family, family_of
+from calibrant.compare.families import labelled
 from calibrant.compare.layers import Layers, layers
 from calibrant.compare.likeness import MEASURES, Likeness, likeness
 from calibrant.compare.overlaps import Overlaps, overlaps
 from calibrant.compare.portraits import Draw, Portrait, portraits, usual
 from calibrant.compare.primary import Contrasted
 from calibrant.compare.questions import Evidence, Question
-from calibrant.compare.ranking import CONTROLS, MEAN, Entry, Ranking, pairs, source_name
+from calibrant.compare.ranking import MEAN, Entry, Ranking, pairs
 from calibrant.compare.reading import Reading, read
 from calibrant.compare.regret import Regret, regret
 from calibrant.compare.tidying import tidy
 
 __all__ = [
-    "CONTROLS",
-    "FAMILIES",
     "LEVEL",
     "MEAN",
     "MEASURES",
@@ -31,7 +29,6 @@ __all__ = [
     "Entry",
     "Estimate",
     "Evidence",
-    "Family",
     "Layers",
     "Likeness",
     "Overlaps",
@@ -43,7 +40,7 @@ __all__ = [
     "compare",
     "contrast",
     "draws",
-    "family_of",
+    "labelled",
     "layers",
     "likeness",
     "overlaps",
@@ -52,7 +49,6 @@ __all__ = [
     "rankings",
     "read",
     "regret",
-    "source_name",
     "t_quantile",
     "tidy",
     "usual",

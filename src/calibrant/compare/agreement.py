@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from calibrant.compare.field import Field
 from calibrant.compare.pairwise import Pairs
-from calibrant.compare.ranking import CONTROLS, MEAN, pairs, source_name
+from calibrant.compare.ranking import MEAN, pairs
 
 Along = Literal["method", "target", "measured"]
 
@@ -63,7 +63,7 @@ def _within(field: Field) -> Iterator[Agreement]:
 
 
 def _agreement(along: Along, a: str, b: str, field: Field, both: tuple[Field, Field], names: tuple[str, str], within: str) -> Agreement | None:
-    sets = [label for label in both[0].sets if label in both[1].sets and source_name(label) not in CONTROLS]
+    sets = [label for label in both[0].sets if label in both[1].sets and not field.label(label).control]
     if len(sets) < 3:
         return None
     first, second = (one.tables[name].among(sets) for one, name in zip(both, names, strict=True))

@@ -9,7 +9,7 @@ from calibrant.compare.estimate import LEVEL
 from calibrant.compare.field import Field
 from calibrant.compare.primary import Contrasted, contrasts
 from calibrant.compare.questions import Question, questions
-from calibrant.compare.ranking import Ranking, source_name
+from calibrant.compare.ranking import Ranking
 from calibrant.compare.reading import Reading, narrowed, read
 from calibrant.errors import SpecError
 from calibrant.store import Store
@@ -80,5 +80,5 @@ def _baseline(reading: Reading, asked: str) -> str:
     sets = list(dict.fromkeys(cell.data for cell in reading.cells if cell.data))
     if asked and asked not in sets:
         raise SpecError(f"no calibration set here is called {asked!r} (there are: {', '.join(sets) or 'none'}); name one of these", subject=asked)
-    usual = next((label for label in sets if source_name(label) == "c4"), sets[0] if sets else "")
+    usual = next((label for label in sets if reading.label(label).source == "c4"), sets[0] if sets else "")
     return asked or str(reading.study.get("baseline") or usual)

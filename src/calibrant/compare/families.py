@@ -1,54 +1,41 @@
-"""What kind of data a calibration set is: by the name of its source, so that it is known of every record, however old."""
+"""What calibration sets are called, in their parts: as the index of a store has it, else of their texts and what the records say."""
 
-import re
-from collections.abc import Mapping
-from typing import Final, Literal, get_args
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Final
 
-from calibrant.compare.ranking import CONTROLS, source_name
+from calibrant.families import Family, known_family
+from calibrant.grammar import SetLabel, set_label
+from calibrant.store import Record
 
-Family = Literal[
-    "corpus", "code", "arithmetic", "inference", "commonsense", "reading", "instructions", "languages", "selected", "mixed", "own", "control"
-]
-FAMILIES: Final[tuple[Family, ...]] = get_args(Family)
-
-SOURCES: Final[Mapping[Family, tuple[str, ...]]] = {
-    "corpus": ("c4", "dolma", "fineweb_edu", "oscar", "pile", "python_docs", "redpajama", "slimpajama", "wikipedia", "wikitext"),
-    "code": ("python_code",),
-    "arithmetic": ("arithmetic", "gsm8k", "mawps", "svamp"),
-    "inference": ("anli_r1", "anli_r2", "anli_r3", "esnli", "rte"),
-    "commonsense": ("arc_easy", "commonsense_qa", "hellaswag", "openbookqa", "piqa", "winogrande"),
-    "reading": ("boolq", "race"),
-    "instructions": ("open_platypus", "ultrachat"),
-    "languages": ("flores", "mc4", "xquad"),
-    "selected": ("cluster", "cola", "igsp", "least_perplexity", "longest", "selfcal", "selfgen", "similar", "zipcal"),
-    "control": tuple(sorted(CONTROLS)),
+BEFORE: Final[Mapping[str, Family]] = {
+    **dict.fromkeys(("c4", "dolma", "fineweb_edu", "oscar", "pile", "python_docs", "redpajama", "slimpajama", "wikipedia", "wikitext"), "corpus"),
+    "python_code": "code",
+    **dict.fromkeys(("arithmetic", "gsm8k", "mawps", "svamp"), "arithmetic"),
+    **dict.fromkeys(("anli_r1", "anli_r2", "anli_r3", "esnli", "rte"), "inference"),
+    **dict.fromkeys(("arc_easy", "commonsense_qa", "hellaswag", "openbookqa", "piqa", "winogrande"), "commonsense"),
+    **dict.fromkeys(("boolq", "race"), "reading"),
+    **dict.fromkeys(("open_platypus", "ultrachat"), "instructions"),
+    **dict.fromkeys(("flores", "mc4", "xquad"), "languages"),
+    **dict.fromkeys(("cluster", "cola", "igsp", "least_perplexity", "longest", "selfcal", "selfgen", "similar", "zipcal"), "selected"),
+    **dict.fromkeys(("full_stops", "random_tokens"), "control"),
 }
-"""The sources of each family, selectors in one of their own. What is called otherwise is a user's own."""
-
-WORDS: Final[Mapping[Family, str]] = {
-    "corpus": "running text",
-    "code": "program code",
-    "arithmetic": "arithmetic problems",
-    "inference": "inference between sentences",
-    "commonsense": "commonsense questions",
-    "reading": "reading comprehension",
-    "instructions": "instructions and conversations",
-    "languages": "text in several languages",
-    "selected": "chosen or written by a selector",
-    "mixed": "a mixture of sets",
-    "own": "a user's own data",
-    "control": "a control without content",
-}
-"""What a set of each family is, in words."""
-
-_QUOTED: Final = re.compile(r"'[^']*'|\"[^\"]*\"")
-"""A path in quotes, which may have a star in it."""
-
-_BY_NAME: Final[Mapping[str, Family]] = {name: family for family, names in SOURCES.items() for name in names}
+"""The family of every source there was when records began to tell it. What came later tells it itself, so nothing is added here."""
 
 
-def family_of(expression: str) -> Family:
-    """The family of a set by its expression; `mixed` for sums and mixes, `own` for a user's file."""
-    if "*" in _QUOTED.sub("", expression) or expression.lstrip().startswith("mix("):
-        return "mixed"
-    return _BY_NAME.get(source_name(expression).partition("(")[0].strip(), "own")
+def labels_of(texts: Iterable[str], told: Mapping[str, SetLabel], records: Iterable[Record]) -> dict[str, SetLabel]:
+    """Every set of `texts` by its text: as `told`, else read from the text, with the family that one of the `records` has of it."""
+    families = {record.run.data: family for record in records if (family := _family(record.data_facts))}
+    return {text: told.get(text) or labelled(text, families.get(text, "")) for text in dict.fromkeys(texts) if text}
+
+
+def labelled(text: str, family: str = "") -> SetLabel:
+    """Return what a set is called whose text alone is known, and perhaps its `family`: else that of its source in older records, or `own`."""
+    found = set_label(text)
+    return found if found.mixed else replace(found, family=known_family(family) if family else BEFORE.get(found.name, "own"))
+
+
+def _family(facts: Mapping[str, Any]) -> str:
+    """What a record says of a set of one part; nothing of several, and nothing in older records."""
+    parts = facts.get("parts", [])
+    return str(parts[0].get("family", "")) if len(parts) == 1 else ""

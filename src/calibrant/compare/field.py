@@ -13,8 +13,9 @@ from calibrant.compare.effects import kept
 from calibrant.compare.estimate import LEVEL, Estimate
 from calibrant.compare.letters import compact_letters
 from calibrant.compare.pairwise import Pairs
-from calibrant.compare.ranking import CONTROLS, MEAN, Entry, Ranking, pairs, source_name
+from calibrant.compare.ranking import MEAN, Entry, Ranking, pairs
 from calibrant.compare.reading import Reading
+from calibrant.grammar import SetLabel
 from calibrant.outcomes import Score
 from calibrant.store import Cell
 
@@ -45,6 +46,10 @@ class Field:
     def sets(self) -> tuple[str, ...]:
         """The calibration sets that have everything, the best first."""
         return tuple(label for label in self._order if label in self._answers.sets)
+
+    def label(self, name: str) -> SetLabel:
+        """What one of the sets is called, in its parts."""
+        return self._reading.label(name)
 
     @property
     def units(self) -> Mapping[str, str]:
@@ -142,7 +147,7 @@ class Field:
         to_best = self.tables[MEAN].estimate(label, best) if label in self._rows and best not in ("", label) else None
         return Entry(
             name=label,
-            control=label in self._answers.sets and source_name(label) in CONTROLS,
+            control=label in self._answers.sets and self.label(label).control,
             runs=self._answers.runs[label],
             draws=self._answers.draws(label),
             losses={m: self._of({m: mine[m]}) for m in mine},
@@ -156,6 +161,7 @@ class Field:
             best_on=frozenset(name for name, best in self._best_on.items() if best == label),
             overlapping=label in self._answers.overlapping,
             to_baseline=self._to_baseline(label),
+            label=self.label(label) if label in self._answers.sets else None,
         )
 
     def _to_baseline(self, label: str) -> dict[str, Estimate]:

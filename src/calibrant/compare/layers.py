@@ -6,7 +6,7 @@ Features and bits are chosen by the matrix's name, so those of two runs of one m
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from calibrant.compare.answers import Group, grouped
 from calibrant.compare.reading import Reading
+from calibrant.families import Family
 from calibrant.store import Store
 
 _BLOCK: Final = re.compile(r"(.*?\.\d+)(?:\.|$)")
@@ -27,6 +28,7 @@ class Layers:
     `masks` is the share of the sampled mask bits that agree, 1 for the same masks. `feels` is the standard deviation, over sampled input features
     of the block's matrices, of the difference of ln √(mean x²): 0 for the same activations, and for such as differ by one factor a matrix, which
     no method that compares within a matrix sees. `error` is the mean relative error of the outputs of the block's matrices. NaN is unknown.
+    `families` say what kind of data each set is.
     """
 
     model: str
@@ -38,6 +40,7 @@ class Layers:
     masks: Float[np.ndarray, "set set block"]
     feels: Float[np.ndarray, "set set block"]
     error: Float[np.ndarray, "set block"]
+    families: Mapping[str, Family] = field(default_factory=dict[str, Family])
 
     @cached_property
     def usual(self) -> Float[np.ndarray, "3 block"]:
@@ -70,7 +73,7 @@ def layers(store: Store, reading: Reading) -> Iterator[Layers]:
             if cell.data and cell.run in reading.records and (record := store.record(cell.run)) is not None and record.weights:
                 runs.setdefault(cell.data, {})[cell.seed] = _run(record.weights)
         if runs:
-            yield _layers(group, runs)
+            yield _layers(group, runs, {data: reading.label(data).family for data in runs})
 
 
 def _run(weights: Sequence[Mapping[str, Any]]) -> _Run:
@@ -98,7 +101,7 @@ def _sizes(inputs: str) -> Float[np.ndarray, " feature"]:
     return sizes - sizes.mean()
 
 
-def _layers(group: Group, runs: Mapping[str, Mapping[int, _Run]]) -> Layers:
+def _layers(group: Group, runs: Mapping[str, Mapping[int, _Run]], families: Mapping[str, Family]) -> Layers:
     blocks = tuple(dict.fromkeys(block for of in runs.values() for run in of.values() for block in run.blocks))
     many, draws = len(runs), sorted({seed for of in runs.values() for seed in of})
     masks, feels = np.full((many, many, len(blocks)), np.nan), np.full((many, many, len(blocks)), np.nan)
@@ -107,7 +110,7 @@ def _layers(group: Group, runs: Mapping[str, Mapping[int, _Run]]) -> Layers:
         masks[:, :, at] = _mean([_agreement([of[d].signs.get(block) if d in of else None for of in runs.values()]) for d in draws])
         feels[:, :, at] = _mean([_distance([of[d].sizes.get(block) if d in of else None for of in runs.values()]) for d in draws])
         error[:, at] = [_mean([np.array(run.errors.get(block, np.nan)) for run in of.values()]) for of in runs.values()]
-    return Layers(**group._asdict(), sets=tuple(runs), blocks=blocks, masks=masks, feels=feels, error=error)
+    return Layers(**group._asdict(), sets=tuple(runs), blocks=blocks, masks=masks, feels=feels, error=error, families=families)
 
 
 def _agreement(signs: Sequence[Float[np.ndarray, " bit"] | None]) -> Float[np.ndarray, "set set"]:

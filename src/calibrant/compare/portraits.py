@@ -8,9 +8,9 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
-from calibrant.compare.families import Family, family_of
 from calibrant.compare.reading import Reading
 from calibrant.errors import DataError
+from calibrant.families import Family
 from calibrant.store import PROFILE, Run, Store
 from calibrant.store.reading import read_profile
 
@@ -60,7 +60,7 @@ def portraits(store: Store, reading: Reading) -> list[Portrait]:
     together = {name: _together(each) for name, each in profiles.items() if each}
     terms = key_terms(together)
     return [
-        Portrait(name, family_of(name), draws, together.get(name), terms.get(name, ()), tuple(_examples(profiles[name])))
+        Portrait(name, reading.label(name).family, draws, together.get(name), terms.get(name, ()), tuple(_examples(profiles[name])))
         for name, draws in found.items()
     ]
 

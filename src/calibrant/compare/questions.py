@@ -8,15 +8,16 @@ is a description: a question to be tested belongs among a study's primary contra
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from calibrant.compare.estimate import Estimate
-from calibrant.compare.families import family_of
 from calibrant.compare.field import Field
-from calibrant.compare.ranking import CONTROLS, MEAN, aimed, kind_of, listed, source_name
+from calibrant.compare.ranking import MEAN, aimed, kind_of, listed
+from calibrant.grammar import read_measured
 
 Answer = Literal["yes", "no", "it depends", "cannot tell", "not asked"]
 Told = Literal["better", "worse", "cannot tell"]
+VERDICTS: Final[tuple[Told, ...]] = get_args(Told)
 
 IN_A_ROW: Final = ("Questions with answers in a row", "lone ones")
 WORKED: Final = ("Worked solutions", "answers alone")
@@ -93,27 +94,24 @@ def _best(fields: Sequence[Field]) -> Question:
     """Whether the baseline, C4 unless the study names another, is the best set."""
     name = next((field.baseline for field in fields if field.baseline), "")
     asks = f"Is {name or 'c4'} the best calibration set?"
-    here = [(field, [s for s in field.sets if s != name and _real(s)]) for field in fields if field.baseline]
+    here = [(field, [s for s in field.sets if s != name and not field.label(s).control]) for field in fields if field.baseline]
     sides = [_Side(field, (name,), (other,), field.averaged, f"{name} against {other}") for field, others in here for other in others]
     if not sides:
         return Question("baseline", asks, "not asked", "It takes the baseline and another set with content, both measured.")
     found = _judged(sides)
     worse, open_ = ([e for e in found if e.verdict == verdict] for verdict in ("worse", "cannot tell"))
+    seconds = {verdict: list(dict.fromkeys(s.second[0] for s, e in zip(sides, found, strict=True) if e.verdict == verdict)) for verdict in VERDICTS}
     kind = kind_of(field.group.target for field, _ in here)
     many = f"{len(here)} combinations of method and {kind}" if len(here) > 1 else f"the one combination of method and {kind}"
     if worse:
-        beaten, places = _seconds(worse, name), len({e.where for e in worse})
+        beaten, places = seconds["worse"], len({e.where for e in worse})
         scope = f" in {places} of {many}" if len(here) > 1 else ""
         return Question("baseline", asks, "no", f"{listed(beaten)} did better than {name} beyond noise{scope}; most: {_most(worse)}.", found)
     if not open_:
         return Question("baseline", asks, "yes", f"It did better than every other set with content, beyond noise, in {many}.", found)
-    scope = f"some or all of {many}" if len(here) > 1 else many
-    told = f"No set did better than {name} beyond noise, but {listed(_seconds(open_, name))} can't be told apart from it in {scope}."
+    scope, alike = f"some or all of {many}" if len(here) > 1 else many, listed(seconds["cannot tell"])
+    told = f"No set did better than {name} beyond noise, but {alike} can't be told apart from it in {scope}."
     return Question("baseline", asks, "cannot tell", told, found)
-
-
-def _seconds(evidence: Sequence[Evidence], name: str) -> list[str]:
-    return list(dict.fromkeys(e.label.removeprefix(f"{name} against ") for e in evidence))
 
 
 def _most(evidence: Sequence[Evidence]) -> str:
@@ -125,8 +123,8 @@ def _arithmetic(fields: Sequence[Field]) -> Question:
     asks = "Does arithmetic data calibrate as well as corpora do?"
     sides: list[_Side] = []
     for field in fields:
-        problems = tuple(s for s in field.sets if family_of(s) == "arithmetic")
-        corpora = tuple(s for s in field.sets if family_of(s) in ("corpus", "code"))
+        problems = tuple(s for s in field.sets if field.label(s).family == "arithmetic")
+        corpora = tuple(s for s in field.sets if field.label(s).family in ("corpus", "code"))
         if problems and corpora:
             sides.append(
                 _Side(field, problems, corpora, field.averaged, f"{_pooled(problems, 'arithmetic sets')} against {_pooled(corpora, 'corpora')}")
@@ -147,8 +145,9 @@ def _own(fields: Sequence[Field]) -> Question:
     sides: list[_Side] = []
     for field in fields:
         for measured in field.measured:
-            mine = tuple(s for s in field.sets if source_name(s) == source_name(measured.partition(" (")[0]))
-            others = tuple(s for s in field.sets if s not in mine and _real(s))
+            own = read_measured(measured).source
+            mine = tuple(s for s in field.sets if field.label(s).source == own)
+            others = tuple(s for s in field.sets if s not in mine and not field.label(s).control)
             if mine and others:
                 sides.append(_Side(field, mine, others, (measured,), f"{listed(mine)} against the others"))
     if not sides:
@@ -168,16 +167,12 @@ def _formats(fields: Sequence[Field], after: str, before: Sequence[str], asks: s
 def _reformatted(field: Field, before: Sequence[str], after: str) -> Iterator[_Side]:
     by_source: dict[tuple[str, str], dict[str, str]] = {}
     for label in field.sets:
-        if _real(label) and family_of(label) != "mixed":
-            by_source.setdefault((source_name(label), label.partition("@")[2]), {})[format_of(label)] = label
+        of = field.label(label)
+        if not of.control and not of.mixed:
+            by_source.setdefault((of.source, of.packing), {})[of.format] = label
     for formats in by_source.values():
         for form in (form for form in before if form in formats and after in formats):
             yield _Side(field, (formats[after],), (formats[form],), field.averaged, f"{formats[after]} against {formats[form]}")
-
-
-def format_of(expression: str) -> str:
-    """`cot` of `gsm8k:cot`, `icl` of `gsm8k:icl@many`; empty for a set in its default format."""
-    return expression.partition(":")[2].partition("@")[0].partition("(")[0].strip()
 
 
 def _judged(sides: Sequence[_Side]) -> tuple[Evidence, ...]:
@@ -212,7 +207,3 @@ def difference(evidence: Evidence) -> str:
     spread = "" if evidence.interval is None else f" ({evidence.interval[0]:+.3f} to {evidence.interval[1]:+.3f})"
     on = "on average" if evidence.on == MEAN else f"on {evidence.on}"
     return f"{evidence.label} {on} ({evidence.where}), {evidence.difference.value:+.3f} {evidence.unit}{spread}"
-
-
-def _real(label: str) -> bool:
-    return source_name(label) not in CONTROLS

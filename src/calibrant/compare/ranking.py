@@ -3,13 +3,12 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from calibrant.compare.estimate import LEVEL, Estimate
+from calibrant.families import Family
 from calibrant.foreign import decimal_number
-
-CONTROLS: Final = frozenset({"random_tokens", "full_stops"})
-"""Calibration sets without content, that real text ought to beat."""
+from calibrant.grammar import SetLabel
 
 MEAN: Final = "mean"
 """Stands beside the measured sets for the average over those that are averaged."""
@@ -29,7 +28,8 @@ class Entry:
 
     By measured set and "mean": `letters`, of which two rows share one where they can't be told apart; `kept`, the share of the dense model's
     performance; `best_on`, where it is surely better than every other row. `ranks` are the first and the last place among the sets that fit
-    what is sure. Of an `overlapping` set the draws share rows, and its errors cover items only.
+    what is sure. Of an `overlapping` set the draws share rows, and its errors cover items only. `label` is a set's name in its parts, None for a
+    baseline and the dense model; a `control` is a set without content, that real text ought to beat.
     """
 
     name: str
@@ -47,6 +47,12 @@ class Entry:
     best_on: frozenset[str] = frozenset()
     overlapping: bool = False
     to_baseline: Mapping[str, Estimate] = field(default_factory=dict[str, Estimate])
+    label: SetLabel | None = None
+
+    @property
+    def family(self) -> Family | Literal["none"]:
+        """What kind of data the set is; `none` for what looks at no data."""
+        return "none" if self.label is None else self.label.family
 
 
 @dataclass(frozen=True)
@@ -99,11 +105,6 @@ class Ranking:
 def pairs(count: int) -> int:
     """How many twos there are among `count`; at least 1."""
     return max(1, count * (count - 1) // 2)
-
-
-def source_name(expression: str) -> str:
-    """`gsm8k` of `gsm8k:cot@many`."""
-    return expression.partition(":")[0].partition("@")[0].strip()
 
 
 def aimed(target: str) -> str:

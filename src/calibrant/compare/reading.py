@@ -1,7 +1,7 @@
 """A store's numbers in memory: each file is opened once, and only what comparing needs is kept."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from calibrant.compare.crossed import Sample
+from calibrant.compare.families import labelled, labels_of
 from calibrant.errors import SpecError
+from calibrant.grammar import SetLabel
 from calibrant.outcomes import MOST, called, read_items
 from calibrant.store import Cell, Measurement, Record, Store, revisions
 from calibrant.store.records import is_older
@@ -26,7 +28,8 @@ class Reading:
     """What a store holds, as far as comparing needs it.
 
     `records` are without their weights, `scores` without their items; `samples` hold the items as arrays, of those measurements that the grid
-    asks for. All by run, the latter two then by measurement. `stale` are ids of runs and of measurements.
+    asks for. All by run, the latter two then by measurement. `stale` are ids of runs and of measurements, `sets` what the calibration sets are
+    called.
     """
 
     cells: tuple[Cell, ...]
@@ -36,6 +39,11 @@ class Reading:
     study: Mapping[str, Any]
     failures: Mapping[str, Mapping[str, Any]]
     stale: frozenset[str]
+    sets: Mapping[str, SetLabel] = field(default_factory=dict[str, SetLabel])
+
+    def label(self, data: str) -> SetLabel:
+        """What a calibration set is called, in its parts."""
+        return self.sets.get(data) or labelled(data)
 
     def overlap(self, run: str) -> float:
         """The share of the run's calibration rows that earlier draws of its set have too."""
@@ -57,6 +65,7 @@ def read(store: Store, items: bool = True) -> Reading:
         study=store.study(),
         failures=store.failures(),
         stale=frozenset(_stale(store, records)),
+        sets=labels_of((cell.data for cell in cells), store.sets(), records.values()),
     )
 
 

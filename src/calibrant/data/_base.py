@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._mirror import mirror
 from calibrant.errors import DataError
+from calibrant.families import Family
 from calibrant.spec import Spec
 
 Part = Literal["calibrate", "measure", "exemplars"]
@@ -122,12 +123,14 @@ class Source(Spec, ABC):
     """Where rows come from. `rows` gives one of its disjoint parts in an order that depends on the content alone.
 
     `kind`: a corpus has texts, a question set has questions and answers, a control has no content worth learning and no end.
+    `family` says what it is about, for those who compare sets; empty means that of the kind: `corpus`, `control`, and `own` for questions.
     `fields` are those every row has, `sometimes` those that only some have. `default` is the format of an expression that names none; empty
     means that of the kind: `text`, and `icl` for questions. `shown` says whether the licence lets rows be quoted. Licence, home page and hub
     address are facts about the class.
     """
 
     kind: ClassVar[Literal["corpus", "questions", "control"]]
+    family: ClassVar[Family | Literal[""]] = ""
     licence: ClassVar[str]
     homepage: ClassVar[str]
     hub: ClassVar[Hub | None] = None
@@ -141,8 +144,15 @@ class Source(Spec, ABC):
         """The rows of `part`; `seed` matters to controls only. `DataError` for an unknown part, or if there is nothing to read."""
 
 
+def family_of(source: Source | type[Source]) -> Family:
+    """The family that a source says it is of, else that of its kind."""
+    return source.family or ("own" if source.kind == "questions" else source.kind)
+
+
 class PerDraw(Source, ABC):
     """A source that supplies every draw anew, in the order in which it is to be dealt: what a selector chooses or makes."""
+
+    family: ClassVar[Family | Literal[""]] = "selected"
 
     @abstractmethod
     def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:

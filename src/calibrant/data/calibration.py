@@ -13,13 +13,14 @@ from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data._base import Part, PerDraw, Row, Source
+from calibrant.data._base import Part, PerDraw, Row, Source, family_of
 from calibrant.data._draw import Deck, Drawn, Quota, draw
 from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder
-from calibrant.data.expression import Mix, Term, parse_expression, parse_mix, written
+from calibrant.data.expression import Term, term_of, written
 from calibrant.data.packing import PAD, Frame
 from calibrant.errors import DataError
 from calibrant.foreign import brief
+from calibrant.grammar import Mix, SetLabel, read_set, read_sum
 from calibrant.notebook import card, listing
 
 __all__ = ["KINDS", "CalibrationSet", "TokenBatch", "fingerprint"]
@@ -86,12 +87,11 @@ class CalibrationSet:
 
     def __init__(self, expr: str, samples: int = 128, length: int = 2048, tokens: int | None = None, seed: int = 0) -> None:
         check_budget(samples, length, tokens, seed)
-        mix = parse_mix(expr)
-        if mix and len(mix.parts) == 1:
-            expr, mix = mix.parts[0], None
+        read = read_set(expr)
+        mix = read if isinstance(read, Mix) and len(read.parts) != 1 else None
         mixed = tuple(CalibrationSet(part, samples, length, tokens, seed) for part in mix.parts) if mix else ()
         mix = replace(mix, parts=tuple(map(str, mixed))) if mix else None
-        parts = _weighed(mix, mixed) if mix else parse_expression(expr)
+        parts = _weighed(mix, mixed) if mix else tuple(map(term_of, read_sum(read.parts[0]) if isinstance(read, Mix) else read))
         told = {"expr": str(mix) if mix else written(parts), "parts": parts, "mixed": mixed, "mix": mix}
         for name, value in {**told, "samples": samples, "length": length, "budget": tokens, "seed": seed, "part": "calibrate"}.items():
             object.__setattr__(self, name, value)
@@ -124,6 +124,11 @@ class CalibrationSet:
         return self._batch(self._drawn(decks, IdEncoder(tokenizer)), decks, tokenizer)
 
     @property
+    def label(self) -> SetLabel:
+        """The canonical expression in its parts, with the family of what it is made of."""
+        return self.parts[0].label if len(self.parts) == 1 else SetLabel(self.expr, self.expr, family="mixed")
+
+    @property
     def per_draw(self) -> bool:
         """Whether a part of it is supplied per draw, so that it has no tokens before that."""
         return any(isinstance(term.source, PerDraw) for term in self.parts)
@@ -144,6 +149,11 @@ class CalibrationSet:
         wanted = [self.samples * self.length if quota.tokens is None else quota.tokens for quota in self._quotas()]
         parts = zip(self.parts, wanted, strict=True)
         return self._with(parts=tuple(replace(t, source=supply(t.source, n)) if isinstance(t.source, PerDraw) else t for t, n in parts))
+
+    def redrawn(self, seed: int) -> "CalibrationSet":
+        """The same set's draw `seed`. `DataError` for one that can't be had."""
+        check_budget(self.samples, self.length, self.budget, seed)
+        return self._with(seed=seed, mixed=tuple(part.redrawn(seed) for part in self.mixed))
 
     def _with(self, **fields: Any) -> "CalibrationSet":
         """A copy in which these fields are others; its text stays."""
@@ -324,6 +334,7 @@ def _divide(whole: int, shares: Sequence[Fraction]) -> list[int]:
 def _facts(term: Term, part: Drawn, deck: Deck, weight: float) -> dict[str, Any]:
     return {
         "data": str(term),
+        "family": family_of(term.source),
         "share": float(term.share),
         "weight": weight,
         "windows": len(part.windows),

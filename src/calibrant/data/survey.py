@@ -9,12 +9,14 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Source, Stored
 from calibrant.data.calibration import CalibrationSet
-from calibrant.data.expression import parse_source
+from calibrant.data.expression import PAIRS, parse_source
+from calibrant.data.formats import formats
 from calibrant.data.sources import sources
 from calibrant.errors import DataError
 from calibrant.progress import Progress, silent
 
-FORMATS: Final = ("text", "zero", "single", "icl", "cot", "chat")
+_PAIRED: Final = {"text", *(form for form, _ in PAIRS.values())}
+FORMATS: Final = ("text", *PAIRS, *(name for name in formats.names() if name not in _PAIRED))
 MANY: Final = 100_000
 """A budget that is large for calibration: how long it takes to draw is told too."""
 

@@ -1,7 +1,6 @@
 """A user's own files as a source."""
 
 import os
-import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from calibrant.data._columns import USUAL, Columns, assign, content, exchange, l
 from calibrant.data._files import read_records
 from calibrant.data._folders import File, Files, files_of
 from calibrant.data._limits import MOST_COLUMNS, short
-from calibrant.errors import DataError, SpecError
+from calibrant.errors import DataError
 from calibrant.foreign import user_path, visible
+from calibrant.grammar import written_path
 from calibrant.registry import did_you_mean
 
 LOOKED_AT: Final = 1_000
@@ -61,6 +61,7 @@ class UserFile(Stored):
     choices: str = ""
     turns: str = ""
 
+    family = "own"
     licence = "the user's own"
     homepage = ""
 
@@ -85,7 +86,7 @@ class UserFile(Stored):
 
     def __repr__(self) -> str:
         given = [f"{name}={getattr(self, name)!r}" for name in _COLUMNS if getattr(self, name)]
-        return written(self.path) + (f"({', '.join(given)})" if given else "")
+        return written_path(self.path) + (f"({', '.join(given)})" if given else "")
 
     __str__ = __repr__
 
@@ -183,21 +184,6 @@ def values_of(record: Mapping[str, Any], columns: Columns, where: str) -> dict[s
     return values
 
 
-def is_path(name: str) -> bool:
-    """Whether an unquoted name can only be a path: it has a folder or an ending."""
-    return name.startswith("~") or any(mark in name for mark in "/\\.")
-
-
-def written(path: str) -> str:
-    """How a path stands in an expression: quoted unless it is plain. `SpecError` for one that can't be quoted."""
-    if re.fullmatch(r"[\w./~-]+", path) and is_path(path):
-        return path
-    quote = next((q for q in "'\"" if q not in path), None)
-    if quote is None:
-        raise SpecError(f"the path {path!r} has both kinds of quotes in it; rename the file", subject=path)
-    return quote + path + quote
-
-
 @lru_cache(maxsize=32)
 def _looked_at(path: str, parts: Sequence[Sequence[File]], stamps: Hashable, asked: Sequence[tuple[str, str]]) -> _Layout:
     """What the first rows teach; remembered for as long as the files are the same, since an expression is read more than once."""
@@ -227,7 +213,7 @@ def _check_columns(path: str, columns: Columns, there: Sequence[str]) -> None:
         if asked not in known:
             raise DataError(f"{path!r} has no column {asked!r}{did_you_mean(asked, names)}; its columns are {listed}", subject=asked)
     if not {"text", "question", "turns"} & columns.of.keys():
-        example = f"{written(path)}(text={short(next(iter(names), 'COLUMN'))})"
+        example = f"{written_path(path)}(text={short(next(iter(names), 'COLUMN'))})"
         raise DataError(
             f"{path!r} has no column 'text' or 'question'; its columns are {listed}: say which to read, as in {example}",
             subject=path,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, final
 
-from calibrant.data.expression import Mix
+from calibrant.grammar import Mix
 from calibrant.mixtures.algebra import Shares
 from calibrant.mixtures.metering import Metered
 from calibrant.notebook import card, listing

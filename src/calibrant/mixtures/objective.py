@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from calibrant.errors import SpecError
+from calibrant.grammar import pieces
 
 _ALLOWED = "write mean, worst, or target=EXPR with a source or a file of your own, such as target=gsm8k:cot"
 
@@ -32,9 +33,9 @@ class Objective:
 
 def parse_objective(text: str) -> Objective:
     """The objective that a text asks for; `SpecError` for anything else."""
-    kind, equals, target = (piece.strip() for piece in text.partition("="))
-    if kind == "target" and equals and target:
+    kind, *rest = (piece.strip() for piece in pieces(text, "="))
+    if kind == "target" and (target := "=".join(rest)):
         return Objective(kind, target)
-    if kind in ("mean", "worst") and not equals:
+    if kind in ("mean", "worst") and not rest:
         return Objective(kind)
     raise SpecError(f"objective={text!r} is not known; {_ALLOWED}", subject=text)

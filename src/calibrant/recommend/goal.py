@@ -1,18 +1,19 @@
 """What a compressed model is for: what is measured on it, and the text that stands for it before anything is measured."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final, final
 
 from calibrant.data import CalibrationSet, Source
-from calibrant.data.expression import Term, parse_expression, weight_of, written
+from calibrant.data.expression import Term, parse_expression, term_of, written
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators import Evaluator, evaluators
 from calibrant.evaluators.loss import Loss
 from calibrant.evaluators.task import Task
 from calibrant.foreign import user_text
+from calibrant.grammar import Part, pieces, read_sum, weight_of
+from calibrant.spec import Call
 
 GENERAL: Final = "general"
 CORPORA: Final = ("c4", "pile", "redpajama", "wikipedia", "wikitext")
@@ -25,7 +26,6 @@ USUAL: Final = (*CORPORA, "gsm8k:cot", "commonsense_qa", "esnli:cot", *OFFLINE)
 _EXAMPLE: Final = (
     "write a source such as gsm8k:cot, a file of your own, a measure such as task(name=race), or general, each perhaps with a weight: 0.3*race"
 )
-_WEIGHT: Final = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*\*\s*(.*)", re.DOTALL)
 
 
 @final
@@ -87,8 +87,8 @@ def _general() -> list[str]:
 
 
 def _weighed(text: str) -> tuple[Fraction, str]:
-    found = _WEIGHT.fullmatch(user_text(text, SpecError))
-    weight, rest = (weight_of(found[1]), found[2].strip()) if found else (Fraction(1), text.strip())
+    found = [piece.strip() for piece in pieces(user_text(text, SpecError), "*")]
+    weight, rest = (weight_of(found[0]), found[1]) if len(found) == 2 else (Fraction(1), text.strip())
     if not rest or weight is None or weight <= 0:
         raise SpecError(f"{text!r} is no target; {_EXAMPLE}", subject=text)
     return weight, rest
@@ -96,15 +96,15 @@ def _weighed(text: str) -> tuple[Fraction, str]:
 
 def _one(text: str, tokens: int, items: int, length: int) -> tuple[Evaluator, Term]:
     """What measures a target, and the set whose held-out part is like it."""
-    name, bracket, _ = text.partition("(")
-    if bracket and name.strip() in evaluators.names():
-        measure: Evaluator = evaluators.build(text)
+    part = _single(text)
+    if isinstance(part.source, Call) and part.source.name in evaluators.names():
+        measure: Evaluator = evaluators.build(part.source)
         source = getattr(measure, "name", None) or getattr(measure, "source", None)
         if not isinstance(source, str):
             raise SpecError(f"{text!r} measures no source that could be calibrated on or predicted from; {_EXAMPLE}", subject=text)
         measure.check()
-        return measure, _single(source)
-    term = _single(text)
+        return measure, term_of(_single(source))
+    term = term_of(part)
     if "choices" in {*term.source.fields, *term.source.sometimes}:
         return Task(name=str(term.source), limit=items), term
     measure = Loss(source=str(term.source), format=str(term.format), tokens=tokens, length=length)
@@ -112,11 +112,11 @@ def _one(text: str, tokens: int, items: int, length: int) -> tuple[Evaluator, Te
     return measure, term
 
 
-def _single(text: str) -> Term:
-    terms = parse_expression(text)
-    if len(terms) != 1:
+def _single(text: str) -> Part:
+    parts = read_sum(text)
+    if len(parts) != 1:
         raise SpecError(f"the target {text!r} is a sum; give each part as a target of its own, with a weight", subject=text)
-    return terms[0]
+    return parts[0]
 
 
 def _share(term: Term, share: Fraction) -> Term:

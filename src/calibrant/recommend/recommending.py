@@ -9,6 +9,7 @@ from typing import Any, Final
 from calibrant.compare import LEVEL
 from calibrant.data import CalibrationSet
 from calibrant.errors import SpecError
+from calibrant.grammar import read_mix
 from calibrant.methods import methods
 from calibrant.mixtures import Mixture, expression, mix, uniform
 from calibrant.mixtures.mixture import FOUND, UNIFORM
@@ -212,7 +213,7 @@ ENDS: Final = {
 def advice(found: Mixture, goal: Goal, base: str, outcome: Outcome) -> str:
     """The paragraph: what to use, what to expect against the baseline, what can't be told apart, and how it ended."""
     best, *others = outcome.runners
-    tokens = f"{found.tokens:,} tokens" + (" of each part" if best.data.startswith("mix(") else "")
+    tokens = f"{found.tokens:,} tokens" + (" of each part" if read_mix(best.data) else "")
     said = [f"To prune {found.model} with {found.method} to {found.sparsity} for {goal.text}, calibrate on {best.data}, with {tokens}."]
     said.append(_expected(best, base, outcome.unit))
     alike = [runner.data for runner in others if runner.left is None]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from calibrant.compare import Entry, Estimate, Ranking
 from calibrant.compare.ranking import aimed, is_grid, listed
+from calibrant.grammar import read_measured
 
 
 def finding(ranking: Ranking) -> str:
@@ -157,5 +158,5 @@ def percent(share: float) -> str:
 
 def short(measured: str, among: Sequence[str]) -> str:
     """`wikitext` for `wikitext:text`, unless that would name two of them."""
-    brief = measured.partition(":")[0]
-    return brief if [m.partition(":")[0] for m in among].count(brief) == 1 else measured
+    brief = read_measured(measured).brief
+    return brief if [read_measured(m).brief for m in among].count(brief) == 1 else measured

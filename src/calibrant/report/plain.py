@@ -50,7 +50,8 @@ def _ranking(ranking: Ranking) -> dict[str, Any]:
 
 def _entry(ranking: Ranking, entry: Entry) -> dict[str, Any]:
     joint = entry.to_best.interval(ranking.level, ranking.looks) if entry.to_best else None
-    return {**_fields(entry), "mean_interval": entry.mean.interval(ranking.level), "to_best_interval": joint}
+    told = {name: value for name, value in _fields(entry).items() if name != "label"}  # the parts of its name
+    return {**told, "mean_interval": entry.mean.interval(ranking.level), "to_best_interval": joint}
 
 
 def _contrast(contrasted: Contrasted) -> dict[str, Any]:

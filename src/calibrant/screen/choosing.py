@@ -48,7 +48,7 @@ def _errors(found: Mapping[str, Any]) -> Any:
 def _influence(influence: Sequence[Mapping[str, Any]], objective: str) -> Iterator[Any]:
     """Which source is missed most when it is left out, first."""
     of = "the mixture" if influence[0]["of"] == "mixture" else "the uniform mixture"
-    target = objective.startswith("target=")
+    target = objective not in ("mean", "worst")
     table = table_of(f"{of} without", "mean", "worst", *([one_line(objective)] if target else []))
     for one in sorted(influence, key=lambda one: -one["value"]):
         numbers = [one["mean"], one["worst"], *([one["value"]] if target else [])]

@@ -59,12 +59,14 @@ class Selection:
 
 
 class Selector(PerDraw, ABC):
-    """Chooses or makes rows for one draw. `needs_model` says whether a tokenizer alone doesn't suffice.
+    """Chooses or makes rows for one draw. `needs_model` says whether a tokenizer alone doesn't suffice, `after` names
+    the paper whose choice it is.
 
     It is pure: the same context gives the same rows. `supplied` is the same selector with rows to deal; before that it has none.
     """
 
     needs_model: ClassVar[bool] = True
+    after: ClassVar[str] = ""
     _supply: Callable[[int], Holding] | None = None
 
     @abstractmethod

@@ -24,6 +24,7 @@ class Cluster(Picking):
     embeddings and the same number from each are inferred. `k`, embedding with the model itself, and points of length one are ours.
     """
 
+    after = "EvoP 2025 (reconstruction)"
     source: str
     candidates: int = 1000
     k: int = 16

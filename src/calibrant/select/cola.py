@@ -25,6 +25,7 @@ class COLA(Picking):
     is taken where the budget asks for it, larger clusters first.
     """
 
+    after = "COLA 2025, stage 3"
     source: str
     candidates: int = 1000
     k: int = 128

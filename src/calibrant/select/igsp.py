@@ -30,6 +30,7 @@ class IGSP(Picking):
     come last.
     """
 
+    after = "IGSP 2026 (abstract)"
     source: str
     candidates: int = 1000
     strata: int = 4

@@ -18,6 +18,7 @@ class LeastPerplexity(Picking):
     first texts before you trust them. Of equals, the one that comes first; texts of fewer than two tokens come last.
     """
 
+    after = "ZipCal's comparison"
     source: str
     candidates: int = 1000
 

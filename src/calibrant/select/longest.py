@@ -19,6 +19,7 @@ class Longest(Picking):
     fill a whole budget (128 windows of 512 tokens from a single text of the Pile): `longest(source=pile)@crop` takes one window of each.
     """
 
+    after = "what others must be told apart from"
     source: str
     candidates: int = 1000
 

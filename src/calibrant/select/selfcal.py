@@ -23,6 +23,7 @@ class SelfCal(Selector):
     which there is no end.
     """
 
+    after = "Williams et al. 2025 (abstract)"
     t_initial: float = 2.0
     t_final: float = 1.0
     steps: int = 10

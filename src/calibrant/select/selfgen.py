@@ -33,6 +33,7 @@ class SelfGen(Selector):
     are left out of it. The paper joins texts by spaces and cuts windows across their borders: `selfgen@many(separator=' ')`.
     """
 
+    after = "Ji et al. 2024"
     prefix: str = "wikipedia"
     prefix_tokens: int = 2
     top_k: int = 50

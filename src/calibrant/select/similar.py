@@ -27,6 +27,7 @@ class Similar(Picking):
     this is ours.
     """
 
+    after = "ZipCal's comparison; ours"
     source: str
     to: str
     candidates: int = 1000

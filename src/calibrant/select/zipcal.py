@@ -28,6 +28,7 @@ class ZipCal(Picking):
     are left, and candidates that add nothing don't stand in the pool. The code's other scorer, by inverse word frequency, is not here.
     """
 
+    after = "ZipCal 2026"
     source: str
     candidates: int = 1000
     pool: int = 2000

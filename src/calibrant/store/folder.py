@@ -12,7 +12,9 @@ from typing import Any, Final, Literal, overload
 
 from calibrant.durable import LARGEST, UNFINISHED, content, opened, packed, read_json, text_of_json, undoing, write_bytes
 from calibrant.errors import OutputError
+from calibrant.families import known_family
 from calibrant.foreign import brief
+from calibrant.grammar import SetLabel
 from calibrant.outcomes import Journal, Measurement, Outcome, read_items, write_items
 from calibrant.spec import Call, canonical, parameters, text_of
 from calibrant.store.claims import Claim, claimed
@@ -214,16 +216,31 @@ class Store:
                 found[same] = made, cell
         return [cell for _, cell in found.values()]
 
-    def write_cells(self, cells: Sequence[Cell], study: Mapping[str, Any] | None = None, revisions: Mapping[str, int] | None = None) -> None:
-        """Say which grid this store answers.
+    def write_cells(
+        self,
+        cells: Sequence[Cell],
+        study: Mapping[str, Any] | None = None,
+        revisions: Mapping[str, int] | None = None,
+        sets: Iterable[SetLabel] = (),
+    ) -> None:
+        """Say which grid this store answers, and what is known of its calibration `sets`.
 
         `study` is what else a reader of it needs: `baseline`, `pools`, `primary`. `revisions` are those of everything that it names, as the
         function `revisions` tells them: what was computed with a lower one is stale.
         """
         index: dict[str, Any] = {"cells": [{**vars(cell), "measures": dict(cell.measures)} for cell in cells]}
+        index |= {"sets": labels} if (labels := {of.text: {k: v for k, v in vars(of).items() if k != "text"} for of in sets}) else {}
         index |= {} if study is None else {"study": study}
         index |= {} if revisions is None else {"revisions": dict(sorted(revisions.items()))}
         self.write_text(INDEX, text_of_json(index, ordered=True))
+
+    def sets(self) -> dict[str, SetLabel]:
+        """The calibration sets of the grid by their texts, as whoever asked for them read them; a store of an older version tells of none."""
+        found: dict[str, SetLabel] = {}
+        for text, of in self._index().get("sets", {}).items():
+            parts = {name: of[name] for name in ("source", "name", "format", "packing", "rest")}
+            found[text] = SetLabel(text, **parts, family=known_family(of["family"]))
+        return found
 
     def study_text(self) -> str:
         """The study that was last asked of the store, as a file that asks it again; empty if it isn't known."""

@@ -148,7 +148,8 @@ def _unite_grids(target: Store, given: Sequence[Store]) -> None:
     revisions: dict[str, int] = {}
     for name, revision in (item for store in stores for item in store.revisions().items()):
         revisions[name] = max(revision, revisions.get(name, revision))
-    target.write_cells(united([store.cells() for store in stores]), study, revisions or None)
+    sets = {text: of for store in reversed(stores) for text, of in store.sets().items()}
+    target.write_cells(united([store.cells() for store in stores]), study, revisions or None, sets.values())
 
 
 def united(grids: Iterable[Iterable[Cell]]) -> list[Cell]:

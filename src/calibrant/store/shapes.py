@@ -43,6 +43,7 @@ class Part(TypedDict, total=False):
     """What a record tells of one part of its calibration set."""
 
     data: str
+    family: str
     share: Size
     weight: float
     windows: Count
@@ -185,6 +186,17 @@ class CellFields(TypedDict, total=False):
     propagate: str
 
 
+class SetFields(TypedDict):
+    """The fields of a `SetLabel` but for its text."""
+
+    source: str
+    name: str
+    format: str
+    packing: str
+    rest: str
+    family: str
+
+
 Primary = TypedDict(
     "Primary",
     {
@@ -213,6 +225,7 @@ class IndexFile(TypedDict, total=False):
     """`index.json`."""
 
     cells: list[CellFields]
+    sets: Mapping[str, SetFields]
     study: StudyFields
     revisions: Mapping[str, int]
 

@@ -131,11 +131,12 @@ def keyed(mistakes: Mistakes, path: Path, given: Any, known: Sequence[str], what
 
 @dataclass
 class Read:
-    """What was read of a study: its cells, those of each group, its evaluators by their text, and what those who read its results need."""
+    """What was read of a study: its cells, those of each group, evaluators and calibration sets by their texts, and what readers of results need."""
 
     labels: list[Labels] = field(default_factory=list[Labels])
     groups: dict[str, set[Labels]] = field(default_factory=dict[str, set[Labels]])
     evaluators: dict[str, Evaluator] = field(default_factory=dict[str, Evaluator])
+    sets: dict[str, CalibrationSet] = field(default_factory=dict[str, CalibrationSet])
     baseline: str | None = None
     pools: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     primary: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
@@ -186,7 +187,7 @@ class Reading:
         match axis:
             case "data":
                 found = self._built(path, given, lambda text: CalibrationSet(text, **self._budget))
-                return None if found is None else str(found)
+                return None if found is None else str(self.read.sets.setdefault(str(found), found))
             case "method":
                 return self._built(path, given, methods.build)
             case "sparsity":

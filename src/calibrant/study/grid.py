@@ -125,7 +125,7 @@ class Study:
 
         @cache
         def calibration(data: str, seed: int) -> CalibrationSet:
-            return CalibrationSet(data, samples=self.samples, length=self.length, tokens=self.tokens, seed=seed)
+            return self._read.sets[data].redrawn(seed)
 
         @cache
         def recipe(method: str, target: str, propagate: str) -> Recipe:

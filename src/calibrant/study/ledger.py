@@ -94,7 +94,7 @@ class Ledger:
 
     def write_cells(self) -> None:
         """Say in the store which grid it answers, as far as it is known."""
-        self.store.write_cells(self._cells, self.job.reading, self.job.revisions)
+        self.store.write_cells(self._cells, self.job.reading, self.job.revisions, self.job.sets)
 
     def finished(self) -> Finished:
         """What it came to."""

@@ -10,6 +10,7 @@ from calibrant.compress import Recipe
 from calibrant.data import CalibrationSet
 from calibrant.errors import InputError
 from calibrant.evaluators import Evaluator
+from calibrant.grammar import SetLabel
 from calibrant.notebook import card, listing
 from calibrant.spec import canonical, identity
 from calibrant.store import Cell, Measurement, Record, Run, revisions
@@ -86,6 +87,12 @@ class Job:
     def models(self) -> list[str]:
         """The models, in the order in which they are asked about."""
         return list(dict.fromkeys(question.model for question in self.questions))
+
+    @property
+    def sets(self) -> list[SetLabel]:
+        """What the calibration sets are called, in their parts, each once."""
+        found = {str(q.calibration): q.calibration for q in self.questions if q.calibration}
+        return [calibration.label for calibration in found.values()]
 
     def of(self, model: str) -> list[int]:
         """Which questions are about `model`, by number."""

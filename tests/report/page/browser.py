@@ -13,9 +13,9 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from calibrant.compare.families import Family
 from calibrant.compare.layers import Layers
 from calibrant.compare.likeness import Likeness
+from calibrant.families import Family
 from calibrant.report.page.bundle import digest, vega_bundle
 from calibrant.report.page.frame import colours
 from calibrant.report.page.layers import layers

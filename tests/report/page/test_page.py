@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.compare import FAMILIES
 from calibrant.errors import OutputError
+from calibrant.families import FAMILIES
 from calibrant.foreign import visible
 from calibrant.report import report
 from calibrant.report.page import Contents

@@ -7,7 +7,7 @@ from calibrant.compare import Entry, Estimate, Ranking
 from calibrant.report.plots import forest, formats, inline
 from calibrant.report.plots.panels import Point, span_of, ticks
 
-from tests.report.made import BEST, DENSE, LAST, MAGNITUDE, SECOND, ranking
+from tests.report.made import BEST, DENSE, LAST, MAGNITUDE, SECOND, ranking, renamed
 from tests.report.plots.seen import mapping, number, seen, texts
 
 CROSSED = "M-.9,-.5L"
@@ -129,7 +129,7 @@ def test_nothing_to_draw():
 
 
 def test_formats_of_a_source_stand_together():
-    made = ranking(*(replace(e, name=n) for e, n in zip((BEST, SECOND, LAST), ("gsm8k:icl", "gsm8k:cot@many", "c4"), strict=True)))
+    made = ranking(*(renamed(e, n) for e, n in zip((BEST, SECOND, LAST), ("gsm8k:icl", "gsm8k:cot@many", "c4"), strict=True)))
     plot = formats(made)
     assert plot is not None
     said = texts(inline(plot, "k"))

@@ -5,7 +5,7 @@ import altair as alt
 import numpy as np
 from altair.utils.schemapi import validate_jsonschema
 
-from calibrant.compare import FAMILIES as NAMES
+from calibrant.families import FAMILIES as NAMES
 from calibrant.report.plots import Plot
 from calibrant.report.plots.theme import DARK, FAMILIES, LIGHT, VERDICTS, resolved
 

@@ -23,6 +23,7 @@ class ANLIRound1(Stored):
     """
 
     kind = "questions"
+    family = "inference"
     licence = "CC BY-NC 4.0"
     homepage = "https://github.com/facebookresearch/anli"
     hub = HUB

@@ -23,6 +23,7 @@ class ARCEasy(Stored):
     """
 
     kind = "questions"
+    family = "commonsense"
     licence = "CC BY-SA 4.0"
     homepage = "https://allenai.org/data/arc"
     hub = HUB

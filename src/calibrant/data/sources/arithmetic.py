@@ -21,6 +21,7 @@ class Arithmetic(Stored):
     """
 
     kind = "questions"
+    family = "arithmetic"
     licence = "Apache-2.0"
     homepage = "https://github.com/open-thought/reasoning-gym"
     fields = ("question", "answer", "rationale")

@@ -24,6 +24,7 @@ class BoolQ(Stored):
     """
 
     kind = "questions"
+    family = "reading"
     licence = "CC BY-SA 3.0"
     homepage = "https://github.com/google-research-datasets/boolean-questions"
     hub = HUB

@@ -41,6 +41,7 @@ class CommonsenseQA(Stored):
     explained: bool = False
 
     kind = "questions"
+    family = "commonsense"
     licence = "MIT (the explanations: ECQA CDLA-Sharing-1.0, CoS-E BSD-3-Clause)"
     homepage = "https://www.tau-nlp.org/commonsenseqa"
     hub = HUB

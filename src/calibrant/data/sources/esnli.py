@@ -30,6 +30,7 @@ class ESNLI(Stored):
     """
 
     kind = "questions"
+    family = "inference"
     licence = "MIT-style (the authors' repository)"
     homepage = "https://github.com/OanaMariaCamburu/e-SNLI"
     hub = HUB

@@ -37,6 +37,7 @@ class Flores(Stored):
     language: str = "eng_Latn"
 
     kind = "corpus"
+    family = "languages"
     licence = "CC BY-SA 4.0"
     homepage = "https://huggingface.co/datasets/openlanguagedata/flores_plus"
     hub = HUB

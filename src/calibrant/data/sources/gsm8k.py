@@ -20,6 +20,7 @@ class GSM8K(Stored):
     """
 
     kind = "questions"
+    family = "arithmetic"
     licence = "MIT"
     homepage = "https://github.com/openai/grade-school-math"
     hub = HUB

@@ -31,6 +31,7 @@ class HellaSwag(Stored):
     """
 
     kind = "questions"
+    family = "commonsense"
     licence = "MIT"
     homepage = "https://rowanzellers.com/hellaswag/"
     hub = HUB

@@ -27,6 +27,7 @@ class MAWPS(Stored):
     """
 
     kind = "questions"
+    family = "arithmetic"
     licence = "MIT (Calc-mawps); ODC-By (the mirror's division)"
     homepage = "https://github.com/sroy9/mawps"
     hub = HUB

@@ -23,6 +23,7 @@ class MC4(Stored):
     language: str = "de"
 
     kind = "corpus"
+    family = "languages"
     licence = "ODC-By 1.0 and the terms of use of Common Crawl"
     homepage = "https://huggingface.co/datasets/allenai/c4"
     hub = HUB

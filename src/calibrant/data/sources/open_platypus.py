@@ -21,6 +21,7 @@ class OpenPlatypus(Stored):
     """
 
     kind = "questions"
+    family = "instructions"
     licence = "each of its sets its own: MIT, Apache-2.0, CC BY 4.0, CC BY-NC-SA 4.0, and non-commercial use only (ReClor)"
     homepage = "https://huggingface.co/datasets/garage-bAInd/Open-Platypus"
     hub = HUB

@@ -22,6 +22,7 @@ class OpenBookQA(Stored):
     """
 
     kind = "questions"
+    family = "commonsense"
     licence = "Apache-2.0"
     homepage = "https://allenai.org/data/open-book-qa"
     hub = HUB

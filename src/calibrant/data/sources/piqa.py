@@ -23,6 +23,7 @@ class PIQA(Stored):
     """
 
     kind = "questions"
+    family = "commonsense"
     licence = "AFL-3.0"
     homepage = "https://yonatanbisk.com/piqa/"
     hub = HUB

@@ -26,6 +26,7 @@ class PythonCode(Stored):
     """
 
     kind = "corpus"
+    family = "code"
     licence = "PSF-2.0"
     homepage = "https://github.com/python/cpython"
     fields = ("text",)

@@ -27,6 +27,7 @@ class RACE(Stored):
     """
 
     kind = "questions"
+    family = "reading"
     licence = "non-commercial research only"
     homepage = "https://www.cs.cmu.edu/~glai1/data/race/"
     hub = HUB

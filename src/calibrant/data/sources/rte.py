@@ -25,6 +25,7 @@ class RTE(Stored):
     """
 
     kind = "questions"
+    family = "inference"
     licence = "not stated by the authors of RTE"
     homepage = "https://gluebenchmark.com"
     hub = HUB

@@ -25,6 +25,7 @@ class SVAMP(Stored):
     """
 
     kind = "questions"
+    family = "arithmetic"
     licence = "MIT"
     homepage = "https://github.com/arkilpatel/SVAMP"
     hub = HUB

@@ -21,6 +21,7 @@ class UltraChat(Stored):
     """
 
     kind = "questions"
+    family = "instructions"
     licence = "MIT"
     homepage = "https://huggingface.co/datasets/HuggingFaceH4/ultrachat_200k"
     hub = HUB

@@ -26,6 +26,7 @@ class WinoGrande(Stored):
     """
 
     kind = "questions"
+    family = "commonsense"
     licence = "Apache-2.0 (the code); the data CC BY"
     homepage = "https://github.com/allenai/winogrande"
     hub = HUB

@@ -30,6 +30,7 @@ class XQuAD(Stored):
     language: str = "en"
 
     kind = "corpus"
+    family = "languages"
     licence = "CC BY-SA 4.0"
     homepage = "https://huggingface.co/datasets/google/xquad"
     hub = HUB

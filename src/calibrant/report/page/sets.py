@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from calibrant.compare import MEAN, MEASURES, Entry, Portrait, Ranking, usual
-from calibrant.compare.families import WORDS
 from calibrant.compare.ranking import aimed, kind_of, listed
+from calibrant.families import WORDS
 from calibrant.report.findings import percent, short
 from calibrant.report.page.contents import Contents
 from calibrant.report.page.overview import number, rise

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from calibrant.compare import MEAN, Entry, Estimate, Ranking, family_of, source_name
+from calibrant.compare import MEAN, Entry, Estimate, Ranking
+from calibrant.grammar import SetLabel
 from calibrant.report.findings import aimed, percent, short
 from calibrant.report.plots.panels import Group, Panel, Panels, Point, Row, span_of
 from calibrant.report.plots.picture import Plot, plotted
@@ -65,30 +66,24 @@ def forest(ranking: Ranking) -> Plot | None:
 def formats(ranking: Ranking) -> Plot | None:
     """The formats of each source that appears in two or more, side by side. None where there is no such source."""
     what = _Differences(ranking)
-    by_source: dict[str, list[Entry]] = {}
+    by_source: dict[str, dict[SetLabel, Entry]] = {}
     for entry in what.everyone:
-        if entry not in ranking.baselines and family_of(entry.name) != "mixed" and any(known(what.of(entry, m)) for m in what.panels):
-            by_source.setdefault(source_name(entry.name), []).append(entry)
+        if entry.label and not entry.label.mixed and any(known(what.of(entry, m)) for m in what.panels):
+            by_source.setdefault(entry.label.source, {})[entry.label] = entry
     rows: list[Row] = []
     entries: dict[int, Entry] = {}
     for source, found in by_source.items():
-        if len({e.name.partition(":")[2] for e in found}) < 2:
+        if len({of.rest if of.format else "" for of in found}) < 2:
             continue
         rows.append(Row(source, head=True))
-        for entry in found:
+        for label, entry in found.items():
             entries[len(rows)] = entry
-            rows.append(Row(_format(entry.name)))
+            rows.append(Row(label.rest or "as it is"))
     if not entries:
         return None
     return _drawn(
         what, tuple(entries.values()), tuple(rows), entries, "formats", f"The same source in several formats: {what.what[0].lower() + what.what[1:]}"
     )
-
-
-def _format(name: str) -> str:
-    """`cot@many` of `gsm8k:cot@many`; of a set without a format what else it says."""
-    source, _, rest = name.partition(":")
-    return rest or source.partition("@")[2] or "as it is"
 
 
 def _labelled(ranking: Ranking, entry: Entry) -> str:
@@ -97,7 +92,7 @@ def _labelled(ranking: Ranking, entry: Entry) -> str:
 
 def _drawn(what: _Differences, entries: tuple[Entry, ...], rows: tuple[Row, ...], at: Mapping[int, Entry], kind: str, title: str) -> Plot:
     ranking = what.ranking
-    kinds = {e.name: _kind(ranking, e) for e in entries}
+    kinds = {e.name: e.family for e in entries}
     found = {m: {r: p for r, e in at.items() if (p := _point(what, e, m, kinds[e.name])) is not None} for m in what.panels}
     hollow = any(p.hollow for points in found.values() for p in points.values())
     note = f"hollow: can't be told apart from {cut(what.reference)}" if hollow else ""
@@ -122,10 +117,6 @@ def _alike(measured: Sequence[str], found: Mapping[str, Mapping[int, Point]], re
         else:
             groups.append([m])
     return sorted((tuple(sorted(group, key=measured.index)) for group in groups), key=lambda group: measured.index(group[0]))
-
-
-def _kind(ranking: Ranking, entry: Entry) -> str:
-    return "none" if entry in ranking.baselines else "control" if entry.control else family_of(entry.name)
 
 
 def _point(what: _Differences, entry: Entry, measured: str, kind: str) -> Point | None:

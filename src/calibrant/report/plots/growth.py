@@ -7,7 +7,7 @@ from fractions import Fraction
 from statistics import fmean
 from typing import Final
 
-from calibrant.compare import Entry, Layers, Ranking, family_of
+from calibrant.compare import Layers, Ranking
 from calibrant.foreign import visible_name
 from calibrant.report.findings import aimed, percent
 from calibrant.report.plots.axes import Axis, axis_of, reached
@@ -85,7 +85,7 @@ def _lines(rankings: Sequence[Ranking]) -> tuple[Line, ...]:
             pattern = ":" in ranking.target
             spot = Spot(x, entry.mean.value, ends(entry.mean, ranking.level), pattern, visible_name(ranking.target) if pattern else "")
             spots.setdefault(entry.name, []).append(spot)
-            family[entry.name] = "none" if entry in ranking.baselines else _family(entry)
+            family[entry.name] = entry.family
     if len({spot.x for found in spots.values() for spot in found}) < 2:
         return ()
     chosen = _chosen(rankings, family)
@@ -107,10 +107,6 @@ def _chosen(rankings: Sequence[Ranking], family: Mapping[str, str]) -> set[str]:
 
 def _bare(spots: Sequence[Spot]) -> tuple[Spot, ...]:
     return tuple(Spot(s.x, s.y) for s in spots if not s.apart)
-
-
-def _family(entry: Entry) -> str:
-    return "control" if entry.control else family_of(entry.name)
 
 
 def _dashes(family: Mapping[str, str]) -> dict[str, int]:
@@ -143,7 +139,7 @@ def against_tokens(ranking: Ranking, tokens: Mapping[str, int]) -> Plot | None:
         return None
     crowded = len(found) > CROWDED
     lines = tuple(
-        Line(e.name, _family(e), 0, (Spot(float(count), e.mean.value, None if crowded else ends(e.mean, ranking.level)),)) for e, count in found
+        Line(e.name, e.family, 0, (Spot(float(count), e.mean.value, None if crowded else ends(e.mean, ranking.level)),)) for e, count in found
     )
     inner = [line.spots[0] for line in lines if line.family != "control"] or [line.spots[0] for line in lines]
     most = max(s.y for s in inner) + OUTSIDE * (max(s.y for s in inner) - min(s.y for s in inner))
@@ -171,14 +167,14 @@ def layer_errors(layers: Layers) -> Plot | None:
     across, up = Axis(-0.5, len(layers.blocks) - 0.5, 560), axis_of(values, 280, log=True)
     order = sorted(errors, key=lambda name: fmean(v for v in errors[name] if math.isfinite(v)))
     drawn = order if len(order) <= FEW else [order[0], order[-1]]
-    dashes = _dashes({name: family_of(name) for name in drawn})
-    lines = [Line(name, family_of(name), dashes[name], _along(errors[name]), marked=len(layers.blocks) <= 40) for name in drawn]
+    dashes = _dashes({name: layers.families.get(name, "own") for name in drawn})
+    lines = [Line(name, layers.families.get(name, "own"), dashes[name], _along(errors[name]), marked=len(layers.blocks) <= 40) for name in drawn]
     band: tuple[tuple[float, float, float], ...] = ()
     if len(order) > FEW:
         usual = [(float(b), *map(float, column)) for b, column in enumerate(layers.usual.T) if math.isfinite(column[1])]
         band = tuple((b, low, high) for b, low, _, high in usual)
         middle = tuple(Spot(b, value) for b, _, value, _ in usual)
-        lines.append(Line(f"median of {len(order)} sets", family_of(order[0]), 0, middle, marked=False, plain=True))
+        lines.append(Line(f"median of {len(order)} sets", layers.families.get(order[0], "own"), 0, middle, marked=False, plain=True))
     note = "grey: from the smallest to the largest of all sets" if band else ""
     curves = Curves((("", tuple(lines)),), across, up, "block", "relative output error", note, band=band)
     title = f"Output error by block: {layers.model}, {layers.method} at {aimed(layers.target)}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from calibrant.compare import Entry, Estimate, Ranking, family_of
+from calibrant.compare import Entry, Estimate, Ranking
 from calibrant.compare.regret import told_apart
 from calibrant.errors import SpecError
 from calibrant.report.findings import aimed, percent, short
@@ -47,7 +47,7 @@ class _Spot:
 
     @property
     def family(self) -> str:
-        return "control" if self.entry.control else family_of(self.entry.name)
+        return self.entry.family
 
     @property
     def said(self) -> str:

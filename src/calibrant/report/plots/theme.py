@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from calibrant.compare.families import WORDS
+from calibrant.families import WORDS
 
 LIGHT: Final[Mapping[str, str]] = MappingProxyType(
     {

@@ -1,0 +1,131 @@
+"""Writes what is made from the folders: the tables and counts of the README and the docs, and the masks of new methods: python -m tools.generate
+
+Between `<!-- formats -->` and `<!-- /formats -->` stands the table of the formats, and so with the other folders; `<!-- count of sources -->` has
+their number behind it. With `--survey` sources that the record of the survey lacks are tried too, which takes the model `smollm2` and the data.
+What is written before stays: a golden mask that is another one now is a change of numbers, and for the tests to tell.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from calibrant.data.survey import FORMATS, as_markdown
+from calibrant.families import WORDS
+from calibrant.names import KINDS, Entry, catalogue
+from calibrant.select import Picking, selectors
+from calibrant.spec import build
+
+PROJECT: Final = Path(__file__).parents[1]
+PAGES: Final = (PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md")))
+SURVEY: Final = PROJECT / "studies/sources/survey.json"
+HEADS: Final = {
+    "formats": "one row becomes",
+    "packings": "a window holds",
+    "selectors": "what comes first",
+    "tasks": "what is measured",
+}
+"""What the second column of a table says."""
+_PLACE: Final = re.compile(r"(<!-- ([a-z]+) -->\n)(.*?)(<!-- /\2 -->)", re.DOTALL)
+_COUNT: Final = re.compile(r"(<!-- count of ([a-z]+) -->)[0-9]+")
+
+
+def filled(page: str) -> str:
+    """A page's text with its tables and counts as they are now."""
+    page = _COUNT.sub(lambda found: f"{found[1]}{len(ours(found[2]))}", page)
+    return _PLACE.sub(lambda found: found[1] + ("\n".join(made) + "\n" if (made := list(_table(found[2]))) else found[3]) + found[4], page)
+
+
+def stale() -> list[Path]:
+    """The pages that say something else than the folders do."""
+    return [page for page in PAGES if filled(page.read_text("utf-8")) != page.read_text("utf-8")]
+
+
+def ours(kind: str) -> list[Entry]:
+    """What this package has of a kind, whatever others are installed beside it."""
+    return [entry for entry in catalogue(kind) if "class" not in entry.facts]
+
+
+def _table(kind: str) -> Iterator[str]:
+    """The lines of a table; none for a mark that is somebody else's."""
+    if kind == "survey":
+        yield from as_markdown(surveyed()).splitlines()
+    elif kind == "families":
+        yield from _lines(("family", "sources"), _families())
+    elif kind == "selectors":
+        heads = ("selector", HEADS[kind], "the model", "after")
+        yield from _lines(heads, ((*_told(e), _part_of_the_model(e), e.facts.get("after", "")) for e in ours(kind)))
+    elif kind in KINDS:
+        yield from _lines((kind[:-1], HEADS.get(kind, "what it is")), map(_told, ours(kind)))
+
+
+def _families() -> Iterator[tuple[str, str]]:
+    """Each family with the sources that say they are of it."""
+    known: dict[str, list[str]] = {family: [] for family in WORDS}
+    for entry in ours("sources"):
+        known[entry.facts["family"]].append(f"`{entry.name}`")
+    yield from ((f"{WORDS[family]}", ", ".join(names)) for family, names in known.items() if names)
+
+
+def _part_of_the_model(entry: Entry) -> str:
+    """What the model does for a selector, if nothing but what it can't do without is given."""
+    cls = selectors.get(entry.name)
+    if not issubclass(cls, Picking):
+        return "writes"
+    made = build(cls, {name: "python_docs" for name, default in entry.parameters.items() if not default})
+    return "reads" if made.needs_model else "–"
+
+
+def _told(entry: Entry) -> tuple[str, str]:
+    """A name as it is typed, with what must be given, and what it is."""
+    needed = ", ".join(f"{name}=…" for name, default in entry.parameters.items() if not default)
+    return f"`{entry.name}({needed})`" if needed else f"`{entry.name}`", entry.summary.replace("|", "\\|")
+
+
+def _lines(heads: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
+    for cells in (heads, ["---"] * len(heads), *rows):
+        yield f"| {' | '.join(cells)} |"
+
+
+def surveyed() -> list[dict[str, Any]]:
+    """What the record of the survey holds."""
+    return json.loads(SURVEY.read_text("utf-8"))
+
+
+def lacking() -> list[str]:
+    """The sources that the survey has not tried in every format."""
+    tried = {(one["source"], one["format"]) for one in surveyed()}
+    return [entry.name for entry in ours("sources") if any((entry.name, form) not in tried for form in FORMATS)]
+
+
+def _survey() -> None:
+    from calibrant.inspection import survey
+
+    names = lacking()
+    known = {entry.name for entry in ours("sources")}
+    kept = [one for one in surveyed() if one["source"] in known.difference(names)]
+    kept += [one.to_json() for one in survey(names, "smollm2", tokens=8192, length=512)] if names else []
+    kept.sort(key=lambda one: (one["source"], FORMATS.index(one["format"])))
+    SURVEY.write_text(json.dumps(kept) + "\n", "utf-8")
+
+
+def _masks() -> None:
+    from tests.contracts.test_methods import GOLDEN, numbers
+
+    known: Mapping[str, Any] = json.loads(GOLDEN.read_text("utf-8"))
+    fresh = numbers()
+    made = {key: known.get(key, found) for key, found in fresh.items()}
+    if made.keys() != known.keys():
+        GOLDEN.write_text(json.dumps(dict(sorted(made.items())), indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--survey", action="store_true", help="try the sources that the survey lacks")
+    if parser.parse_args().survey:
+        _survey()
+    _masks()
+    for page in stale():
+        page.write_text(filled(page.read_text("utf-8")), "utf-8")
