@@ -4,7 +4,8 @@ from calibrant.models.importing import uncollected
 
 with uncollected():
     from calibrant.models.devices import resolve_device, resolve_dtype
-    from calibrant.models.opening import Opened, located, open_model, open_tokenizer
+    from calibrant.models.opened import Opened
+    from calibrant.models.opening import located, open_model, open_tokenizer
     from calibrant.models.saving import check_output, read_manifest, save
     from calibrant.models.viewing import Block, Dense, ModelView, Weight, check_finite, view
 
