@@ -3,10 +3,12 @@
 from calibrant.models.importing import uncollected
 
 with uncollected():
+    from calibrant.models.changing import overwrite, will_change
     from calibrant.models.devices import resolve_device, resolve_dtype
     from calibrant.models.opened import Opened
     from calibrant.models.opening import located, open_model, open_tokenizer
     from calibrant.models.saving import check_output, read_manifest, save
+    from calibrant.models.snapshot import Snapshot
     from calibrant.models.viewing import Block, Dense, ModelView, Weight, check_finite, view
 
 __all__ = [
@@ -14,15 +16,18 @@ __all__ = [
     "Dense",
     "ModelView",
     "Opened",
+    "Snapshot",
     "Weight",
     "check_finite",
     "check_output",
     "located",
     "open_model",
     "open_tokenizer",
+    "overwrite",
     "read_manifest",
     "resolve_device",
     "resolve_dtype",
     "save",
     "view",
+    "will_change",
 ]
