@@ -5,6 +5,8 @@ from calibrant.models.importing import uncollected
 with uncollected():
     from calibrant.models.changing import overwrite, will_change
     from calibrant.models.devices import resolve_device, resolve_dtype
+    from calibrant.models.dropping_experts import drop_experts
+    from calibrant.models.experts import Choices, ExpertLayer, expert_layers
     from calibrant.models.opened import Opened
     from calibrant.models.opening import located, open_model, open_tokenizer
     from calibrant.models.saving import check_output, read_manifest, save
@@ -13,13 +15,17 @@ with uncollected():
 
 __all__ = [
     "Block",
+    "Choices",
     "Dense",
+    "ExpertLayer",
     "ModelView",
     "Opened",
     "Snapshot",
     "Weight",
     "check_finite",
     "check_output",
+    "drop_experts",
+    "expert_layers",
     "located",
     "open_model",
     "open_tokenizer",
