@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from calibrant.testing.tiny import VOCABULARY
 
-_SIZES: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -18,7 +18,7 @@ _SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "initializer_range": 0.1,
 }
-_WIDE: dict[str, Any] = {**_SIZES, "intermediate_size": 64, "head_dim": 8, "num_experts_per_tok": 2}
+_WIDE: dict[str, Any] = {**SIZES, "intermediate_size": 64, "head_dim": 8, "num_experts_per_tok": 2}
 _LATENT: dict[str, Any] = {
     "q_lora_rank": 16,
     "kv_lora_rank": 16,

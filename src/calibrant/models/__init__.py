@@ -11,6 +11,7 @@ with uncollected():
     from calibrant.models.opening import located, open_model, open_tokenizer
     from calibrant.models.saving import check_output, read_manifest, save
     from calibrant.models.snapshot import Snapshot
+    from calibrant.models.stream import Stream
     from calibrant.models.viewing import Block, Dense, ModelView, Weight, check_finite, view
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ModelView",
     "Opened",
     "Snapshot",
+    "Stream",
     "Weight",
     "check_finite",
     "check_output",

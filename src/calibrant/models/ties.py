@@ -35,7 +35,8 @@ def untie(model: PreTrainedModel) -> bool:
     if not _can_be_untied(model, path):
         others = ", ".join(name for name in mine if name != f"{path}.weight")
         raise ModelError(f"{path}.weight is always {others} in a {type(model).__name__}, whatever its configuration says", subject=f"{path}.weight")
-    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+    before = head.get_parameter("weight")
+    head.register_parameter("weight", nn.Parameter(before.detach().clone(), requires_grad=before.requires_grad))
     _say(model.config)
     known = getattr(model, "all_tied_weights_keys", None)
     if isinstance(known, Mapping):
