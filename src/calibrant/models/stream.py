@@ -285,7 +285,7 @@ def _vectors(view: ModelView) -> Iterator[tuple[str, Tensor]]:
         if parameter.dim() == 1:
             yield name, parameter
         elif parameter.dim() == 2 and name.endswith("bias"):
-            yield from ((f"{name}[{e}]", parameter[e]) for e in range(len(parameter)))
+            yield from ((f"{name}[{e}]", parameter.detach()[e]) for e in range(len(parameter)))
 
 
 def _twin(name: str) -> str:
