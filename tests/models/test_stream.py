@@ -163,7 +163,7 @@ def test_the_same_holds_for_experts_shared_ones_and_their_biases(kind):
     model = tiny_mixture(kind, torch.float64, tie_word_embeddings=False)
     seen = view(model)
     if kind == "llama4_text" and next(w for w in seen.weights if w.name.endswith("gate_up_proj[0]")).shape == (32, 128):
-        with pytest.raises(ModelError, match=r"gate_up_proj\[0\] is shown as \[32, 128\], but the stream has 32 features"):
+        with pytest.raises(ModelError, match=r"the residual stream of a Llama4ForCausalLM isn't understood"):
             Stream.of(seen)
         pytest.skip("the view shows the experts of Llama 4 as they are stored, [in, out]")
     stream, want = Stream.of(seen), model(IDS, use_cache=False).logits
@@ -223,6 +223,94 @@ def test_a_head_that_is_the_embedding_is_to_be_untied_first():
     seen.untie()
     Stream.of(seen).rescale(Stream.of(seen).norms[-1], factors(0))
     assert torch.allclose(model(IDS).logits, want, rtol=0, atol=1e-6)
+
+
+def twice(inner, x):
+    return inner(x) + inner.down_proj(inner.act_fn(inner.gate_proj(x * 0 + 1)) * inner.up_proj(x))
+
+
+def test_a_matrix_that_reads_something_else_too_keeps_its_norms_scale():
+    model = tiny_model("llama")
+    model.model.layers[1].mlp = Twisted(model.model.layers[1].mlp, twice)
+    stream = Stream.of(view(model))
+    norm = next(n for n in stream.norms if n.name == "model.layers.1.post_attention_layernorm")
+    assert "model.layers.1.mlp.inner.gate_proj, which reads something else too" in norm.others
+    with pytest.raises(ModelError, match="also goes into"):
+        stream.rescale(norm, factors(0).float())
+
+
+def leaked(inner, x):
+    up = inner.up_proj(x)
+    return inner.down_proj(inner.act_fn(inner.gate_proj(x)) * up) * up.cumsum(-1)[..., :1]
+
+
+def test_hidden_units_that_are_used_elsewhere_too_stay_where_they_are():
+    model = tiny_model("llama")
+    model.model.layers[1].mlp = Twisted(model.model.layers[1].mlp, leaked)
+    assert [hidden.block for hidden in Stream.of(view(model)).hidden] == [0, 2]
+
+
+def reused(inner, x):
+    made = inner(x)
+    return made * made.cumsum(-1)[..., :1].sigmoid()
+
+
+def test_a_writer_whose_outputs_go_elsewhere_too_is_refused():
+    model = tiny_model("llama")
+    model.model.layers[1].mlp = Twisted(model.model.layers[1].mlp, reused)
+    with pytest.raises(ModelError, match=r"what model.layers.1.mlp.inner.down_proj makes is added to it and goes into cumsum too"):
+        Stream.of(view(model))
+
+
+def through_a_view(inner, x):
+    out = torch.zeros_like(x)
+    out[:, ::2] += x[:, ::2].cumsum(-1)
+    return inner(x) + out
+
+
+def over_what_was_made(inner, x):
+    out = inner(x)
+    out[..., :3].mul_(2.0)
+    return out
+
+
+@pytest.mark.parametrize("twist", [through_a_view, over_what_was_made])
+def test_what_is_written_through_another_name_is_not_taken_for_what_was_there(twist):
+    model = tiny_model("llama")
+    model.model.layers[1].mlp = Twisted(model.model.layers[1].mlp, twist)
+    with pytest.raises(ModelError, match=r"isn't understood: .* \(see add of what no matrix made in model.layers.1\)"):
+        Stream.of(view(model))
+
+
+def turned(inner, x):
+    return nn.functional.linear(x, inner.square.weight.T)
+
+
+def test_a_matrix_that_is_taken_the_other_way_round_is_not_taken_for_itself():
+    model = tiny_model("llama")
+    model.model.layers[1].mlp = Twisted(nn.Module(), turned)
+    model.model.layers[1].mlp.inner.square = nn.Linear(32, 32, bias=False)
+    with pytest.raises(ModelError, match=r"isn't understood"):
+        Stream.of(view(model))
+
+
+class SquaredNorm(nn.Module):
+    """What it multiplies by is no linear function of its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(32))
+
+    def forward(self, x):
+        return nn.functional.rms_norm(x, (32,)) * self.weight**2
+
+
+def test_a_norm_whose_weight_is_no_scale_is_left_alone():
+    model = tiny_model("llama")
+    model.model.layers[1].post_attention_layernorm = SquaredNorm()
+    stream = Stream.of(view(model))
+    norm = next(n for n in stream.norms if n.name == "model.layers.1.post_attention_layernorm")
+    assert norm.others == ("a SquaredNorm, whose weight is no scale",)
 
 
 def test_looking_changes_nothing():

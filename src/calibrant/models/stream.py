@@ -8,6 +8,7 @@ It is told from a forward of a few tokens (`tracing`), not from names. A model w
 matrices made of it is refused, with the operation at which it isn't understood.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from calibrant.errors import ModelError
 from calibrant.models.changing import overwrite
-from calibrant.models.tracing import Flow, Label, Rows, norms_of
+from calibrant.models.tracing import ELSEWHERE, Flow, Label, Product, Rows, norms_of
 from calibrant.models.viewing import ModelView, Weight
 
 PROBE: Final = 8
@@ -151,25 +152,26 @@ class _Found:
         self._view, self._norms, self._width = view, norms_of(view.model), 0
         self._weights = {weight.name: weight for weight in (*_outside(view), *view.weights, *_dense_inside(view))}
         self._vectors = dict(_vectors(view))
-        holders: dict[int, tuple[str, ...]] = {}
+        products = {name: Product(name, w.shape, (w.get().stride()[0], w.get().stride()[1])) for name, w in self._weights.items()}
+        holders: dict[int, tuple[Product, ...]] = {}
         for weight in view.weights:
             if weight.expert is not None:
                 whole = getattr(weight.owner, weight.key).data_ptr()
-                holders[whole] = (*holders.get(whole, ()), weight.name)
-        products = {w.address: (name, w.stored.numel()) for name, w in self._weights.items() if not isinstance(w.owner, nn.Embedding)}
+                holders[whole] = (*holders.get(whole, ()), products[weight.name])
         vectors = {tensor.data_ptr(): name for name, tensor in self._vectors.items()}
         tables = {w.address: name for name, w in self._weights.items() if isinstance(w.owner, nn.Embedding)}
-        self._flow = Flow(products, holders, {**vectors, **tables})
+        places = {w.address: products[name] for name, w in self._weights.items() if not isinstance(w.owner, nn.Embedding)}
+        self._flow = Flow(places, holders, {**vectors, **tables})
 
     def stream(self) -> Stream:
         self._trace()
-        flow = self._flow
         self._refuse_unknown()
-        norms = {name: self._norm(name) for several in (*flow.reads.values(), *flow.writes.values()) for name in several if name}
-        readers = [Reader(w, norms.get(norm)) for name, w in self._weights.items() for norm in sorted(self._siblings(flow.reads, name))]
+        flow, reads = self._flow, {name: found - {ELSEWHERE} for name, found in self._flow.inputs.items()}
+        norms = {name: self._norm(name) for several in (*reads.values(), *flow.writes.values()) for name in several if name}
+        readers = [Reader(w, norms.get(norm)) for name, w in self._weights.items() for norm in sorted(self._siblings(reads, name))]
         writers = [Writer(w, norms.get(norm)) for name, w in self._weights.items() for norm in sorted(self._siblings(flow.writes, name))]
         vectors = tuple((name, tensor) for name, tensor in self._vectors.items() if name in flow.writes)
-        hidden = tuple(one for name, w in self._weights.items() if (one := self._hidden(name, w)) is not None)
+        hidden = tuple(self._hidden())
         read_through = {reader.norm.name for reader in readers if reader.norm}
         last = [r for r in readers if r.weight.block == OUTSIDE]
         ordered = tuple(r for r in readers if r.weight.block != OUTSIDE) + tuple(last)
@@ -219,14 +221,14 @@ class _Found:
         kind = type(self._view.model).__name__
         if self._first_other():
             raise ModelError(f"the residual stream of a {kind} isn't understood: it goes into {self._first_other()}", subject=self._first_other())
-        unseen = [w.name for w in self._view.weights if not any(_twin(name) == _twin(w.name) for name in self._flow.used)]
+        used = {_twin(name) for name in self._flow.inputs}
+        unseen = [weight.name for weight in self._view.weights if _twin(weight.name) not in used]
         if unseen:
             raise ModelError(f"the residual stream of a {kind} isn't understood: no product with {unseen[0]} was seen", subject=unseen[0])
-        for found, side in ((self._flow.reads, 1), (self._flow.writes, 0)):
-            odd = [w for name, w in self._weights.items() if name in found and not isinstance(w.owner, nn.Embedding) and w.shape[side] != self._width]
-            if odd:
-                what = f"{odd[0].name} is shown as {list(odd[0].shape)}, but the stream has {self._width} features"
-                raise ModelError(f"the residual stream of a {kind} isn't understood: {what}", subject=odd[0].name)
+        spilled = next((name for name in self._flow.writes if name in self._flow.spilled), None)
+        if spilled is not None:
+            what = f"what {spilled} makes is added to it and goes into {self._flow.spilled[spilled]} too"
+            raise ModelError(f"the residual stream of a {kind} isn't understood: {what}", subject=spilled)
 
     def _siblings(self, found: dict[str, set[str]], name: str) -> set[str]:
         """What was found of a matrix; of an expert that no token of the probe reached, what was found of the others."""
@@ -238,25 +240,45 @@ class _Found:
     def _norm(self, name: str) -> Norm:
         module = self._norms[name]
         offset, centres = _measured(module, self._width)
-        return Norm(name, offset, centres, tuple(sorted(self._flow.others.get(name, ()))), module)
+        others = {*self._flow.others.get(name, ()), *(f"{m}, which reads something else too" for m in self._of_two_minds(name))}
+        if offset is None:
+            others.add(f"a {type(module).__name__}, whose weight is no scale")
+        return Norm(name, offset or 0.0, centres, tuple(sorted(others)), module)
 
-    def _hidden(self, name: str, down: Weight) -> Hidden | None:
-        """The hidden units whose columns are those of `down`; None where its inputs are anything else."""
+    def _of_two_minds(self, norm: str) -> list[str]:
+        """Matrices that read through a norm, and something else besides."""
+        return [matrix for matrix, found in self._flow.inputs.items() if norm in found and len(found) > 1]
+
+    def _hidden(self) -> Iterator[Hidden]:
+        """The hidden units of every matrix whose inputs are functions of rows that nothing else has."""
+        found = {name: rows for name, weight in self._weights.items() if (rows := self._own_rows(name, weight))}
+        users = Counter(matrix for rows in found.values() for matrix in {one.matrix for one in rows})
+        mixed = {_twin(name) for name in self._flow.mixed}
+        for name, rows in found.items():
+            if all(users[one.matrix] == 1 and _twin(one.matrix) not in mixed for one in rows):
+                one = self._hidden_of(self._weights[name], rows)
+                if one is not None:
+                    yield one
+
+    def _own_rows(self, name: str, down: Weight) -> frozenset[Rows]:
+        """The rows that the inputs of a matrix are functions of; none where it has had several kinds of inputs, or others."""
         several = self._flow.pairs.get(name)
         if several is None and down.expert is not None:
             sibling = next((other for other in self._flow.pairs if "[" in other and _twin(other) == _twin(name)), None)
             several = None if sibling is None else {frozenset(_of_expert(rows, down.expert) for rows in one) for one in self._flow.pairs[sibling]}
         if several is None or len(several) != 1:
-            return None
-        (rows,) = several
-        if down.expert is not None:  # one product over all experts shows the rows of all of them
-            rows = frozenset(one for one in rows if one.matrix.endswith(f"[{down.expert}]"))
-        places = [(self._tensor(one.matrix), one.first, one.step) for one in sorted(rows, key=lambda r: (r.matrix, r.first))]
+            return frozenset()
+        # What is put together of all experts shows the rows of all of them.
+        return frozenset(one for one in next(iter(several)) if down.expert is None or one.matrix.endswith(f"[{down.expert}]"))
+
+    def _hidden_of(self, down: Weight, rows: frozenset[Rows]) -> Hidden | None:
+        ordered = sorted(rows, key=lambda one: (one.matrix, one.first))
+        places = tuple((self._tensor(one.matrix), one.first, one.step) for one in ordered)
         units = down.shape[1]
-        if not places or any(first + step * (units - 1) >= len(tensor) for tensor, first, step in places):
+        if any(first + step * (units - 1) >= len(tensor) for tensor, first, step in places):
             return None
-        up = tuple(self._weights[m] for m in dict.fromkeys(sorted(one.matrix for one in rows)) if m in self._weights)
-        return Hidden(down.block, units, tuple(places), up, down)
+        up = tuple(self._weights[matrix] for matrix in dict.fromkeys(one.matrix for one in ordered) if matrix in self._weights)
+        return Hidden(down.block, units, places, up, down) if up else None
 
     def _tensor(self, name: str) -> Tensor:
         return self._weights[name].get() if name in self._weights else self._vectors[name]
@@ -297,17 +319,23 @@ def _of_expert(rows: Rows, expert: int) -> Rows:
     return Rows(f"{_twin(rows.matrix)}[{expert}]", rows.first, rows.step) if "[" in rows.matrix else rows
 
 
-def _measured(module: nn.Module, width: int) -> tuple[float, bool]:
-    """What a norm's weight lacks of its scale, and whether the norm subtracts the mean: both by trying."""
-    weight = getattr(module, "weight", None)
-    x = torch.linspace(-1.0, 2.0, width, device=weight.device if isinstance(weight, Tensor) else None).square()[None]
-    x = x.to(weight.dtype) if isinstance(weight, Tensor) else x
+def _measured(module: nn.Module, width: int) -> tuple[float | None, bool]:
+    """What a norm's weight lacks of its scale (None where it is no scale), and whether the norm subtracts the mean: both by trying."""
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    x = torch.linspace(-1.0, 2.0, width).square()[None]
+    if not isinstance(weight, Tensor):
+        before, after = module(x), module(x + 3.0)
+        return 0.0, bool(torch.allclose(before, after, atol=0.05))
+    if weight.shape != (width,):
+        return None, False
+    x, shift = x.to(weight), bias.detach() if isinstance(bias, Tensor) else torch.zeros_like(weight)
+
+    def given(scale: float, moved: float = 0.0) -> Tensor:
+        return (torch.func.functional_call(module, {"weight": torch.full_like(weight, scale)}, (x + moved,)) - shift).float()
+
     with torch.no_grad():
-        before = module(x)
-        centres = bool(torch.allclose(module(x + 3.0).float(), before.float(), atol=0.05))
-        if not isinstance(weight, Tensor):
-            return 0.0, centres
-        bias = getattr(module, "bias", None)
-        empty = torch.func.functional_call(module, {"weight": torch.zeros_like(weight)}, (x,))
-        without = torch.zeros_like(empty) if bias is None else bias.expand_as(empty)
-    return (0.0 if torch.equal(empty, without) else 1.0), centres
+        none, one, two = given(0.0), given(1.0), given(2.0)
+        straight = torch.allclose(two - one, one - none, atol=0.05) and bool((one - none).abs().max() > 0.1)
+        offset = 0.0 if torch.allclose(none, torch.zeros_like(none), atol=1e-3) else 1.0
+        held = straight and torch.allclose(one, (1 + offset) * (one - none), atol=0.05)
+        return (offset if held else None), bool(torch.allclose(given(1.0, 3.0), one, atol=0.05))

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,6 +28,7 @@ UNARY: Final = frozenset(_UNARY.split())
 """Functions of each number alone."""
 EMPTY: Final = {"zeros_like", "new_zeros", "zeros", "empty_like", "new_empty", "ones_like", "new_ones", "full_like", "new_full"}
 """Operations that take nothing but shape and type from a tensor."""
+PRODUCTS: Final = ("mm", "addmm", "bmm", "linear", "baddbmm")
 ZERO: Final = {"zeros_like", "new_zeros", "zeros"}
 
 Made = frozenset[tuple[str, str]]
@@ -52,30 +54,51 @@ class Label:
     norm: str = ""
     made: Made = frozenset()
     rows: frozenset[Rows] = frozenset()
-    matrix: str = ""
+    copy: bool = False
+    """True of a matrix in another type."""
     zero: bool = False
+    stale: bool = False
+    """True of another name of a memory that was written into since."""
 
 
 NOTHING: Final = Label()
+ELSEWHERE: Final = "?"
+"""What stands for an input of a matrix that is neither the stream nor a norm's output."""
+
+
+@final
+@dataclass(frozen=True)
+class Product:
+    """A matrix as a forward may multiply with it."""
+
+    name: str
+    shape: tuple[int, int]
+    """`[out, in]`."""
+    strides: tuple[int, int]
+    """Of the matrix as `[out, in]`: a product that takes it otherwise is no product with it."""
 
 
 class Flow(TorchDispatchMode):
     """Runs a forward, and writes down who reads the stream, who writes to it, and which matrices are a feed-forward layer's."""
 
-    def __init__(self, products: Mapping[int, tuple[str, int]], holders: Mapping[int, tuple[str, ...]], vectors: Mapping[int, str]) -> None:
+    def __init__(self, products: Mapping[int, Product], holders: Mapping[int, tuple[Product, ...]], vectors: Mapping[int, str]) -> None:
         super().__init__()
-        self.reads: dict[str, set[str]] = {}
-        """For each matrix the norms it read the stream through; an empty name where through none."""
+        self.inputs: dict[str, set[str]] = {}
+        """For each matrix the norms it read the stream through, an empty name where through none, and `ELSEWHERE` for any other input."""
         self.writes: dict[str, set[str]] = {}
         """For each matrix or vector the norms through which it was added to the stream."""
         self.pairs: dict[str, set[frozenset[Rows]]] = {}
         """For each matrix the rows of others that its inputs are functions of."""
         self.others: dict[str, set[str]] = {}
         """For each norm (and an empty name for the stream) the operations that it went into besides."""
-        self.used: set[str] = set()
+        self.spilled: dict[str, str] = {}
+        """For each matrix an operation besides sums that what it made went into."""
+        self.mixed: set[str] = set()
+        """Matrices of which rows went into more than functions of each row alone."""
         self.place = "before the blocks"
-        self._products, self._holders, self._vectors = products, holders, vectors
+        self._products, self._holders, self._vectors = dict(products), holders, vectors
         self._held: dict[int, tuple[Tensor, Label]] = {}
+        self._in_memory: dict[int, set[int]] = {}
         self._inside_norm = 0
 
     def label(self, x: Any) -> Label:
@@ -87,8 +110,9 @@ class Flow(TorchDispatchMode):
         """Say what a tensor is. It is held, so that its address stays its own."""
         if label == NOTHING:
             self._held.pop(id(x), None)
-        else:
-            self._held[id(x)] = (x, label)
+            return
+        self._held[id(x)] = (x, label)
+        self._in_memory.setdefault(x.untyped_storage().data_ptr(), set()).add(id(x))
 
     def into_norm(self) -> None:
         """A norm begins: what it computes inside is its own affair."""
@@ -97,168 +121,197 @@ class Flow(TorchDispatchMode):
     def out_of_norm(self, name: str, given: tuple[Any, ...], result: Any) -> None:
         """A norm made `result` of what it was `given`."""
         self._inside_norm -= 1
-        several = list(_tensors(given))
-        came = self.label(several[0]) if len(several) == 1 and isinstance(result, Tensor) else NOTHING
-        if came.stream:
-            self.put(result, Label(norm=name))
-        elif came.made and not any(norm for _, norm in came.made):
-            self.put(result, Label(made=frozenset((matrix, name) for matrix, _ in came.made)))
-        else:
-            for one in several:
-                self._lost(f"the norm {name}", self.label(one))
-            for one in _tensors(result if isinstance(result, tuple | list) else (result,)):
-                self.put(one, NOTHING)
+        came, results = [self.label(x) for x in _tensors(given)], list(_tensors([result]))
+        outcome = NOTHING
+        if len(came) == len(results) == 1 and came[0].stream:
+            outcome = Label(norm=name)
+            came = []
+        elif len(came) == len(results) == 1 and came[0].made and not any(norm for _, norm in came[0].made):
+            outcome = Label(made=frozenset((matrix, name) for matrix, _ in came[0].made))
+        for one in results:
+            self.put(one, outcome)
+        self._settle(f"the norm {name}", came, [outcome])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
-        labels = [self.label(x) for x in _tensors(args)]
+        given = [self._refreshed(name, x) for x in _tensors([*args, *kwargs.values()])]
         result = func(*args, **kwargs)
+        outputs = list(_tensors([result]))
+        if func._schema.is_mutable:
+            self._overwritten(outputs)
         if self._inside_norm:
             return result
-        if name in EMPTY:
-            self.put(result, Label(zero=name in ZERO))
-        elif name == "embedding" and args[0].data_ptr() in self._vectors:
-            self.put(result, Label(made=frozenset([(self._vectors[args[0].data_ptr()], "")])))
-        elif name in LAYOUT:
-            self._layout(name, args, result)
-        elif name in ("mm", "addmm", "bmm", "linear", "baddbmm"):
-            self._product(name, args, result)
-        elif name in ("add", "add_", "index_add", "index_add_") and kwargs.get("alpha", 1) == 1:
-            self._sum(name, args, result)
-        elif name in ("mul", "mul_", "div", "div_"):
-            self._multiple(name, args, result)
-        elif name == "sum" and len(args) > 1 and args[1] and all(dim % args[0].dim() != args[0].dim() - 1 for dim in args[1]):
-            self.put(result, replace(labels[0], rows=frozenset()))
-        elif name == "cat":
-            self._joined(args, labels, result)
-        elif name in UNARY:
-            self._lost(name, Label(stream=labels[0].stream, norm=labels[0].norm))
-            self.put(result, Label(rows=labels[0].rows))
-        else:
-            for label in labels:
-                self._lost(name, label)
-            for one in _tensors(result if isinstance(result, tuple | list) else (result,)):
-                self.put(one, NOTHING)
+        outcome, said = self._outcome(name, args, kwargs, given, outputs)
+        for one, label in zip(outputs, outcome, strict=True):
+            self.put(one, label)
+        self._settle(said, self._consumed(name, args, given, outcome), outcome)
         return result
 
-    def _lost(self, name: str, label: Label) -> None:
-        if label.stream or label.norm:
-            self.others.setdefault(label.norm, set()).add(f"{name} in {self.place}")
+    def _outcome(
+        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], given: list[Label], outputs: list[Tensor]
+    ) -> tuple[list[Label], str]:
+        """What is known of what an operation gives, and what to call it."""
+        if name in EMPTY:
+            return [Label(zero=name in ZERO)], name
+        if name == "embedding" and args[0].data_ptr() in self._vectors:
+            return [Label(made=frozenset([(self._vectors[args[0].data_ptr()], "")]))], name
+        if name in LAYOUT:
+            return self._layout(name, args, outputs), name
+        if name in PRODUCTS:
+            return [self._product(name, args)], name
+        if name in ("add", "add_", "index_add", "index_add_") and kwargs.get("alpha", 1) == 1:
+            return self._sum(name, args)
+        if name in ("mul", "mul_", "div", "div_") and not kwargs:
+            return [self._multiple(name, args)], name
+        if name == "sum" and len(args) > 1 and args[1] and all(dim % args[0].dim() != args[0].dim() - 1 for dim in args[1]):
+            return [replace(given[0], rows=frozenset())], name
+        if name == "cat":
+            return [_joined(args, given, outputs[0])], name
+        if name in UNARY and len(given) == 1:
+            return [Label(rows=given[0].rows)], name
+        return [NOTHING] * len(outputs), name
 
-    def _layout(self, name: str, args: tuple[Any, ...], result: Any) -> None:
-        x, label = args[0], self._known(args[0])
-        if label == NOTHING:
-            return
-        for number, y in enumerate(result if isinstance(result, tuple | list) else [result]):
-            if label.matrix:
-                self.put(y, label if y.numel() == x.numel() else NOTHING)
-            elif _keeps_features(name, x, y, args):
-                self.put(y, label)
-            else:
-                self._lost(name, label)
-                taken = _taken(name, x, args, number)
-                self.put(y, NOTHING if taken is None else Label(rows=frozenset(_among(rows, *taken) for rows in label.rows)))
+    def _consumed(self, name: str, args: tuple[Any, ...], given: list[Label], outcome: list[Label]) -> list[Label]:
+        """What went into an operation and must come out of it. What a product reads and what a sum writes has arrived."""
+        if name in EMPTY:
+            return []
+        if name in PRODUCTS and self._matrices(name, args):
+            return [Label(made=label.made) for label in given]
+        if any(label.stream for label in outcome):
+            return [replace(label, made=frozenset()) for label in given]
+        return given
 
-    def _joined(self, args: tuple[Any, ...], labels: list[Label], result: Tensor) -> None:
-        """Rows of several tensors one below the other, as experts' outputs are put together."""
-        across = (args[1] if len(args) > 1 else 0) % result.dim() != result.dim() - 1
-        same = {(label.stream, label.norm, bool(label.made), bool(label.rows), label.matrix) for label in labels}
-        if across and len(same) == 1 and not labels[0].matrix:
-            made, rows = frozenset(m for label in labels for m in label.made), frozenset(r for label in labels for r in label.rows)
-            self.put(result, Label(labels[0].stream, labels[0].norm, made, rows))
-            return
-        for label in labels:
-            self._lost("cat", label)
-        self.put(result, NOTHING)
+    def _settle(self, name: str, given: Sequence[Label], outcome: Sequence[Label]) -> None:
+        """Write down what went into an operation and is not what came out of it."""
+        made = {matrix for label in outcome for matrix, _ in label.made}
+        rows = {one.matrix for label in outcome for one in label.rows}
+        for label in given:
+            if (label.stream or label.norm) and not any((out.stream, out.norm) == (label.stream, label.norm) for out in outcome):
+                self.others.setdefault(label.norm, set()).add(f"{name} in {self.place}")
+            for matrix in {matrix for matrix, _ in label.made} - made:
+                self.spilled.setdefault(matrix, name)
+            self.mixed |= {one.matrix for one in label.rows} - rows
 
-    def _known(self, x: Any) -> Label:
-        """A tensor's label; that of a matrix which isn't labelled yet is the matrix."""
+    def _overwritten(self, outputs: Sequence[Tensor]) -> None:
+        """Mark other names of a memory that an operation wrote into: they are something else now, should anybody still use them."""
+        for one in outputs:
+            for key in self._in_memory.get(one.untyped_storage().data_ptr(), set()) - {id(one)}:
+                if key in self._held:
+                    x, label = self._held[key]
+                    self._held[key] = x, replace(label, stale=True)
+
+    def _refreshed(self, name: str, x: Tensor) -> Label:
+        """What is known of a tensor that is used now."""
         label = self.label(x)
-        if label == NOTHING and isinstance(x, Tensor) and x.dim() == 2:
-            name, size = self._products.get(x.data_ptr(), ("", -1))
-            return Label(matrix=name) if size == x.numel() else NOTHING
-        return label
+        if label.stale:
+            self._settle(f"{name} after it was written over", [label], [])
+            self.put(x, NOTHING)
+        return self.label(x)
 
-    def _product(self, name: str, args: tuple[Any, ...], result: Tensor) -> None:
-        bias, x, other = args[:3] if "add" in name else (args[2] if len(args) > 2 else None, *args[:2])
-        matrices = self._matrices(other)
-        came = self.label(x)
-        if not matrices:
-            self._lost(name, came)
-            self._lost(name, self.label(other))
-            self.put(result, NOTHING)
-            return
+    def _layout(self, name: str, args: tuple[Any, ...], outputs: list[Tensor]) -> list[Label]:
+        x, label = args[0], self.label(args[0])
+        product = self._stored(x) if name in ("_to_copy", "clone") else None
+        if product is not None:  # a matrix in another type: held, it keeps its place in memory
+            self._products[outputs[0].data_ptr()] = Product(product.name, product.shape, _strides(outputs[0]))
+            return [Label(copy=True)]
+        if label == NOTHING or label.copy:
+            return [NOTHING] * len(outputs)
+        return [self._laid_out(name, x, y, args, number, label) for number, y in enumerate(outputs)]
+
+    def _laid_out(self, name: str, x: Tensor, y: Tensor, args: tuple[Any, ...], number: int, label: Label) -> Label:
+        if _keeps_features(name, x, y, args):
+            return label
+        taken = _taken(name, x, args, number)
+        return NOTHING if taken is None else Label(rows=frozenset(_among(rows, *taken) for rows in label.rows))
+
+    def _stored(self, x: Any) -> Product | None:
+        """The matrix that `x` is, as `[out, in]`."""
+        product = self._products.get(x.data_ptr()) if isinstance(x, Tensor) and x.dim() == 2 else None
+        return product if product is not None and (product.shape, product.strides) == (tuple(x.shape), x.stride()) else None
+
+    def _product(self, name: str, args: tuple[Any, ...]) -> Label:
+        bias, x, _ = _operands(name, args)
+        matrices, came = self._matrices(name, args), self.label(x)
+        source = came.norm if came.stream or came.norm else ELSEWHERE
         for matrix in matrices:
-            self.used.add(matrix)
-            if came.stream or came.norm:
-                self.reads.setdefault(matrix, set()).add(came.norm)
+            self.inputs.setdefault(matrix, set()).add(source)
             if came.rows:
                 self.pairs.setdefault(matrix, set()).add(came.rows)
-        own = frozenset((matrix, "") for matrix in matrices)
+        if not matrices:
+            return NOTHING
         added = self._addend(bias)
-        self.put(result, Label(made=own | added.made, rows=frozenset(Rows(matrix) for matrix in matrices) | added.rows))
+        made = frozenset((matrix, "") for matrix in matrices) | added.made
+        return Label(made=made, rows=frozenset(Rows(matrix) for matrix in matrices) | added.rows)
 
-    def _matrices(self, operand: Tensor) -> tuple[str, ...]:
-        known = self._known(operand).matrix
-        if known:
-            return (known,)
-        if operand.dim() == 3 and operand.data_ptr() in self._holders:
-            return self._holders[operand.data_ptr()]
-        return ()
+    def _matrices(self, name: str, args: tuple[Any, ...]) -> tuple[str, ...]:
+        """The matrices that a product multiplies with: one, or those of all experts; none where it is anything else."""
+        operand = _operands(name, args)[2]
+        turned = operand if name == "linear" else operand.mT
+        known = self._stored(turned)
+        if known is not None:
+            return (known.name,)
+        several = self._holders.get(operand.data_ptr(), ()) if operand.dim() == 3 else ()
+        return tuple(one.name for one in several if (one.shape, one.strides) == (tuple(turned.shape[1:]), turned.stride()[1:]))
 
-    def _sum(self, name: str, args: tuple[Any, ...], result: Tensor) -> None:
-        along_features = name.startswith("index_add") and args[1] % args[0].dim() == args[0].dim() - 1
+    def _sum(self, name: str, args: tuple[Any, ...]) -> tuple[list[Label], str]:
         a, b = args[0], args[3] if name.startswith("index_add") else args[1]
         one, other = self._addend(a), self._addend(b)
-        if along_features or self._breaks(name, one, other):
-            self.put(result, NOTHING)
-        elif not isinstance(b, Tensor) or b.dim() == 0:
-            self._lost(name, one)  # a number added to every feature is no sum of what matrices made
-            self.put(result, Label(rows=one.rows))
-        elif one.stream or other.stream:
-            for matrix, norm in one.made | other.made:
+        if not isinstance(b, Tensor) or b.dim() == 0:
+            return [Label(rows=one.rows)], name  # a number added to every feature is no sum of what matrices made
+        if one.norm or other.norm or (name.startswith("index_add") and args[1] % a.dim() == a.dim() - 1):
+            return [NOTHING], name
+        if one.stream or other.stream:
+            rest = other if one.stream else one
+            if rest.stream or not (rest.made or rest.zero) or a.shape[-1] != b.shape[-1]:
+                return [NOTHING], f"{name} of " + ("the stream to itself" if rest.stream else "what no matrix made")
+            for matrix, norm in rest.made:
                 self.writes.setdefault(matrix, set()).add(norm)
-            self.put(result, Label(stream=True))
-        else:
-            made = one.made | other.made if (one.made or one.zero) and (other.made or other.zero) else frozenset[tuple[str, str]]()
-            rows = one.rows | other.rows if one.rows and other.rows else frozenset[Rows]()
-            if bool(one.rows) != bool(other.rows) and (one.zero or other.zero):
-                rows = one.rows | other.rows
-            self.put(result, Label(made=made, rows=rows, zero=one.zero and other.zero))
+            return [Label(stream=True)], name
+        made = one.made | other.made if (one.made or one.zero) and (other.made or other.zero) and a.shape[-1] == b.shape[-1] else frozenset()
+        rows = one.rows | other.rows if (one.rows or one.zero) and (other.rows or other.zero) and a.shape[-1] == b.shape[-1] else frozenset()
+        return [Label(made=made, rows=rows, zero=one.zero and other.zero)], name
 
     def _addend(self, x: Any) -> Label:
+        """What is known of a term; a vector of the model is made by itself."""
         label = self.label(x)
         if label == NOTHING and isinstance(x, Tensor) and x.data_ptr() in self._vectors and x.dim() == 1:
             name = self._vectors[x.data_ptr()]
             return Label(made=frozenset([(name, "")]), rows=frozenset([Rows(name)]))
         return label
 
-    def _breaks(self, name: str, one: Label, other: Label) -> bool:
-        """True, and written down, for sums that aren't those of a residual stream."""
-        if one.norm or other.norm:
-            self._lost(name, one)
-            self._lost(name, other)
-            return True
-        if one.stream and other.stream:
-            self._lost(f"{name} of the stream to itself", one)
-            return True
-        if (one.stream and not (other.made or other.zero)) or (other.stream and not (one.made or one.zero)):
-            self._lost(f"{name} of what no matrix made", Label(stream=True))
-            return True
-        return False
-
-    def _multiple(self, name: str, args: tuple[Any, ...], result: Tensor) -> None:
+    def _multiple(self, name: str, args: tuple[Any, ...]) -> Label:
         one, other = self.label(args[0]), self.label(args[1])
-        a, b = (_width(args[0]), _width(args[1]))
-        if b == 1 or (a == 1 and name.startswith("mul")):
-            # By one number for all features of a token: still the same sum of the same things.
-            kept, lost = (one, other) if b == 1 and (a != 1 or one != NOTHING) else (other, one)
-            self._lost(name, lost)
-            self.put(result, kept)
-            return
-        for label in (one, other):
-            self._lost(name, label)
-        self.put(result, Label(rows=one.rows | other.rows if one.rows and other.rows else frozenset()))
+        a, b = _width(args[0]), _width(args[1])
+        # By one number for all features of a token: still the same sum of the same things.
+        if b == 1 and a != 1:
+            return one
+        if a == 1 and b != 1 and name.startswith("mul"):
+            return other
+        if a == b == 1:
+            return NOTHING
+        return Label(rows=one.rows | other.rows if one.rows and other.rows else frozenset())
+
+
+def _strides(x: Tensor) -> tuple[int, int]:
+    """Those of a matrix."""
+    return x.stride()[0], x.stride()[1]
+
+
+def _operands(name: str, args: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+    """What a product adds (if anything), what it multiplies, and with what."""
+    if name in ("addmm", "baddbmm"):
+        return args[0], args[1], args[2]
+    return args[2] if name == "linear" and len(args) > 2 else None, args[0], args[1]
+
+
+def _joined(args: tuple[Any, ...], labels: list[Label], result: Tensor) -> Label:
+    """Tokens of several tensors one below the other, as experts' outputs are put together."""
+    across = (args[1] if len(args) > 1 else 0) % result.dim() != result.dim() - 1
+    alike = {(label.stream, label.norm, bool(label.made), bool(label.rows)) for label in labels}
+    if not across or len(alike) != 1:
+        return NOTHING
+    made, rows = frozenset(m for label in labels for m in label.made), frozenset(r for label in labels for r in label.rows)
+    return Label(labels[0].stream, labels[0].norm, made, rows)
 
 
 def _width(x: Any) -> int:
@@ -289,7 +342,8 @@ def _keeps_features(name: str, x: Tensor, y: Tensor, args: tuple[Any, ...]) -> b
     if name in ("select", "unbind"):
         return (args[1] if len(args) > 1 else 0) % x.dim() != last
     if name == "index":
-        return len(args[1]) < x.dim() or args[1][-1] is None
+        taken = sum(1 if one is None or one.dtype != torch.bool else one.dim() for one in args[1])
+        return taken < x.dim() or args[1][-1] is None
     if name == "index_select":
         return args[1] % x.dim() != last
     return True
