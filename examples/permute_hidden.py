@@ -8,7 +8,7 @@ import torch
 
 from calibrant.activations import Seen
 from calibrant.errors import ModelError
-from calibrant.models import ModelView
+from calibrant.models import ModelView, overwrite
 from calibrant.transforms import Transform
 
 
@@ -26,6 +26,6 @@ class PermuteHidden(Transform):
         for network in networks:
             order = torch.randperm(network.down_proj.in_features, generator=chance)
             for rows in (network.gate_proj, network.up_proj):
-                rows.weight.copy_(rows.weight[order])
-            network.down_proj.weight.copy_(network.down_proj.weight[:, order])
+                overwrite(rows.weight, rows.weight[order])
+            overwrite(network.down_proj.weight, network.down_proj.weight[:, order])
         return {"networks": len(networks)}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from calibrant.activations import CHUNK, BlockChange, FeatureNorms, Gram, Seen
+from calibrant.activations import CHUNK, BlockChange, FeatureNorms, Gram, Routing, Seen
 
 
 def rows(tokens: int, features: int = 5, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -76,6 +76,44 @@ def test_block_change_is_one_minus_the_cosine() -> None:
     change = BlockChange.of(before, after, torch.tensor([1.0, 2.0, 0.5, 1.0]))
     assert change.total == pytest.approx(by_hand[0] + 2 * by_hand[1] + 0.5 * by_hand[2] + by_hand[3], rel=1e-5)
     assert (change + change).total == pytest.approx(2 * change.total)
+
+
+def routed(seed: int, tokens: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(tokens, 6, generator=generator).argsort(1)[:, :2], torch.rand(tokens, 2, generator=generator)
+
+
+def test_routing_counts_gates_and_pairs_as_one_would_by_hand() -> None:
+    (chosen, gates), weights = routed(0), torch.rand(20)
+    routing = Routing.of(chosen, gates, 6, weights)
+    for expert in range(6):
+        sent = [t for t in range(20) if expert in chosen[t].tolist()]
+        assert float(routing.counts[expert]) == pytest.approx(float(weights[sent].sum()))
+        given = sum(float(weights[t] * gates[t][chosen[t] == expert]) for t in sent)
+        assert float(routing.gates[expert]) == pytest.approx(given)
+        for other in range(6):
+            both = [t for t in sent if other in chosen[t].tolist()]
+            assert float(routing.together[expert, other]) == pytest.approx(float(weights[both].sum()))
+    assert torch.equal(routing.together.diagonal(), routing.counts)
+    assert routing.tokens == 20
+    assert routing.mass == pytest.approx(float(weights.sum()))
+
+
+def test_routing_adds_up_and_is_scaled() -> None:
+    (first, given), (second, more) = routed(0), routed(1)
+    one, both = Routing.of(first, given, 6), Routing.of(torch.cat([first, second]), torch.cat([given, more]), 6)
+    added = one + Routing.of(second, more, 6)
+    for name in ("counts", "gates", "together"):
+        assert torch.allclose(getattr(added, name), getattr(both, name))
+        assert torch.equal(getattr(one * 0.5, name), getattr(one, name) * 0.5)
+    assert (added.tokens, added.mass, (one * 0.5).mass) == (40, 40.0, 10.0)
+
+
+def test_a_choice_that_was_left_out_counts_nowhere() -> None:
+    routing = Routing.of(torch.tensor([[0, -1], [6, 2], [6, 6]]), torch.ones(3, 2), 6)
+    assert routing.counts.tolist() == [1, 0, 1, 0, 0, 0]
+    assert routing.gates.tolist() == [1, 0, 1, 0, 0, 0]
+    assert float(routing.together.sum()) == 2
 
 
 def test_seen_adds_kind_by_kind_and_counts_tokens() -> None:

@@ -15,7 +15,7 @@ FLOORS = [
     ["errors", "foreign", "spec", "grammar", "families", "registry", "progress", "notebook", "allocator", "clock", "launch"],
     ["activations", "compressed", "packed", "targets", "store", "outcomes", "durable", "estimates", "wire"],
     ["data", "models", "ranks"],
-    ["walk", "changes", "statistics", "observing", "edits", "edits_file", "job"],
+    ["walk", "behaviour", "changes", "statistics", "observing", "edits", "edits_file", "job"],
     ["methods", "allocations", "transforms", "exports", "checkpoint", "costs", "select"],
     ["compress", "jobs", "evaluators", "testing", "languages"],
     ["study", "compare", "mixtures", "names", "inspection"],
@@ -30,6 +30,7 @@ LOWER_FIRST = {
     "durable": -2,
     "estimates": -2,
     "outcomes": -1,
+    "behaviour": -3,
     "walk": -2,
     "statistics": -2,
     "changes": -2,
@@ -133,6 +134,49 @@ def test_importing_leaves_torch_out(name: str):
     code = f"import sys, {name}; sys.exit(', '.join({{'torch', 'transformers', 'numba', 'pyarrow'}} & sys.modules.keys()) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"import {name} brings {done.stderr}"
+
+
+def _used_files(path: Path) -> set[Path]:
+    """The files of the package that a file imports anywhere in it: in functions and for types too."""
+    used: set[Path] = set()
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "calibrant":
+            continue
+        for tail in (parts[1:], parts[1:-1]):  # what is imported may be a file, or something that a file holds
+            file = ROOT.joinpath(*tail)
+            if file.with_suffix(".py").is_file():
+                used.add(file.with_suffix(".py"))
+                break
+            if (file / "__init__.py").is_file():
+                used.add(file / "__init__.py")
+                break
+    return used - {path}
+
+
+def _reached(start: Path, uses: dict[Path, set[Path]]) -> set[Path]:
+    found, ahead = set[Path](), list(uses.get(start, ()))
+    while ahead:
+        path = ahead.pop()
+        if path not in found:
+            found.add(path)
+            ahead += uses.get(path, ())
+    return found
+
+
+@pytest.mark.parametrize("name", sorted({room(path) for path in modules() if path.parent != ROOT}))
+def test_the_files_of_a_room_import_in_no_circle(name: str):
+    inside = [path for path in modules() if room(path) == name]
+    uses = {path: _used_files(path) & set(inside) for path in inside}
+    circle = sorted(str(path.relative_to(ROOT)) for path in inside if path in _reached(path, uses))
+    assert not circle, f"these import each other in a circle: {', '.join(circle)}; move what they share into a file of its own"
+
+
+def test_a_circle_of_files_would_be_found():
+    one, two, three = Path("one"), Path("two"), Path("three")
+    uses = {one: {two}, two: {three}, three: {one}}
+    assert _reached(one, uses) == {one, two, three}
+    assert _reached(one, {one: {two}, two: {three}}) == {two, three}
 
 
 def test_only_the_harness_imports_lm_eval_and_only_the_walk_greenlet():

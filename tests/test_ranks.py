@@ -20,7 +20,7 @@ from torch import Tensor
 
 from calibrant import __version__
 from calibrant import walk as walking
-from calibrant.activations import FeatureNorms, Gram, Seen
+from calibrant.activations import BlockChange, FeatureNorms, Gram, Routing, Seen
 from calibrant.cli import _frame
 from calibrant.data import TokenBatch
 from calibrant.errors import CalibrantError, NumericsError, RankError
@@ -30,7 +30,7 @@ from calibrant.models import view
 from calibrant.ranks import ALONE, Ranks, _Failure, _Together, joined
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder, tiny_model
-from calibrant.walk import walk
+from calibrant.walk import walk, walk_blocks
 
 RANKS = 2
 LENGTHS = (12, 7, 12, 10, 3)
@@ -66,6 +66,17 @@ def all_pruned(ranks: Ranks) -> dict[tuple[str, ...], dict[str, Tensor]]:
     wanda = [(family, propagate, "wanda", batch) for family in FAMILIES for propagate in PROPAGATIONS for batch in BATCHES]
     sparsegpt = [(family, propagate, "sparsegpt", "three micro-batches") for family in ("llama", "mixtral") for propagate in PROPAGATIONS]
     return {case: pruned(*case, ranks) for case in [*wanda, *sparsegpt]}
+
+
+def behaved(ranks: Ranks) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """What the blocks and routers of tiny models did, block by block: all that the statistics hold."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for family in ("llama", "mixtral"):
+        for batch, (tokens_per_pass, weighted) in BATCHES.items():
+            asked = view(tiny_model(family, **SIZES.get(family, {}))), padded_batch(weighted), (BlockChange, Routing)
+            several = [seen for _, seen in walk_blocks(*asked, tokens_per_pass=tokens_per_pass, ranks=ranks)]
+            found[family, batch] = [{kind.__name__: vars(one) for kind, one in seen.items()} for seen in several]
+    return found
 
 
 def shared(ranks: Ranks) -> dict[str, list[list[str]]]:
@@ -165,7 +176,7 @@ def main(folder: Path) -> None:
     """What every rank does. The last case loses rank 1."""
     rank, found = int(os.environ["RANK"]), dict[str, Any]()
     with joined() as ranks:
-        found["pruned"], found["shared"] = all_pruned(ranks), shared(ranks)
+        found["pruned"], found["shared"], found["behaved"] = all_pruned(ranks), shared(ranks), behaved(ranks)
     found["failures"], found["interrupted"], found["codes"] = failures(rank, folder), interrupted(rank, folder), commanded(folder)
     torch.save(found, folder / f"found-{rank}.pt")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it as soon as it misses rank 1
@@ -233,6 +244,19 @@ def test_wanda_is_one_processs_to_the_bit(found: list[dict[str, Any]], alone: Ma
                 assert torch.equal(got[name], matrix), (case, name)
     for case in (("mixtral", propagate, "wanda", "three micro-batches") for propagate in PROPAGATIONS):
         assert len(alone[case]) < len(view(tiny_model("mixtral", **SIZES["mixtral"])).weights), "the test wants experts that no token reaches"
+
+
+def test_what_blocks_and_routers_did_is_one_processs_to_the_bit(found: list[dict[str, Any]]) -> None:
+    for case, expected in behaved(ALONE).items():
+        kinds = ["BlockChange", "Routing"] if "mixtral" in case else ["BlockChange"]
+        assert [list(seen) for seen in expected] == [kinds] * len(expected)
+        for rank in found:
+            for got, want in zip(rank["behaved"][case], expected, strict=True):
+                assert list(got) == list(want), case
+                for kind, sums in want.items():
+                    assert got[kind].keys() == sums.keys()
+                    same = [torch.equal(v, got[kind][n]) if isinstance(v, Tensor) else v == got[kind][n] for n, v in sums.items()]
+                    assert all(same), (case, kind)
 
 
 def test_sparsegpt_keeps_the_same_weights(found: list[dict[str, Any]], alone: Mapping[tuple[str, ...], Mapping[str, Tensor]]) -> None:

@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from calibrant.activations import BlockChange, FeatureNorms, Gram, Seen
+from calibrant.activations import BlockChange, FeatureNorms, Gram, Routing, Seen
 from calibrant.compress import Recipe, compress
 from calibrant.data import TokenBatch
 from calibrant.durable import short
 from calibrant.errors import OutputError
 from calibrant.models import ModelView, Opened, Weight, view
 from calibrant.observing import gather
-from calibrant.statistics import KINDS, Statistics, by_block, mixed, packed_bytes, statistics_id, statistics_ids, surplus
+from calibrant.statistics import BLOCK_KINDS, KINDS, Statistics, by_block, mixed, packed_bytes, statistics_id, statistics_ids, surplus
 from calibrant.testing import tiny_model
-from calibrant.walk import walk
+from calibrant.walk import walk, walk_blocks
 
 FAMILIES = ("llama", "gpt2", "gemma3", "mixtral", "phi3")
 BOTH = (FeatureNorms, Gram)
@@ -282,6 +282,29 @@ def test_what_several_saw_is_added_once_for_all_that_share_it() -> None:
     assert [sums[w][FeatureNorms].squares[0].item() for w in (q, k, o)] == [52.0, 52.0, 20.0]
     assert [sums[w][FeatureNorms].mass for w in (q, o)] == [7.5, 6.0]
     assert sums[q] is sums[k]
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_what_blocks_and_routers_did_comes_back_to_the_bit(tmp_path: Path, family: str) -> None:
+    opened, batch = opened_of(family), batch_of()
+    seen_by, kept = view(opened.model), stored_in(tmp_path, opened, batch)
+    walked_blocks = list(walk_blocks(seen_by, batch, (BlockChange, Routing)))
+    for block, seen in walked_blocks[:2]:
+        for kind in BLOCK_KINDS:
+            kept.add_block(kind, block, seen)
+    assert [kept.held(kind, seen_by.blocks) for kind in BLOCK_KINDS] == [2, 2]
+    for block, seen in walked_blocks[:2]:
+        back = kept.read_block((BlockChange, Routing), block)
+        assert list(back) == list(seen) == ([BlockChange, Routing] if family == "mixtral" else [BlockChange])
+        for kind in seen:
+            want, got = vars(seen[kind]), vars(back[kind])
+            assert want.keys() == got.keys()
+            assert all(torch.equal(v, got[n]) and v.dtype == got[n].dtype if isinstance(v, Tensor) else v == got[n] for n, v in want.items())
+    with pytest.raises(OutputError, match="is gone or is not what was written"):
+        kept.read_block((Routing,), seen_by.blocks[2])
+    path = next(tmp_path.rglob("routing/block-00000.safetensors"))
+    path.write_bytes(path.read_bytes()[:20])
+    assert kept.held(Routing, seen_by.blocks) == 0
 
 
 def test_what_cannot_be_kept_is_walked_for(tmp_path: Path) -> None:

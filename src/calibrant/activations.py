@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 T = TypeVar("T")
@@ -159,6 +159,45 @@ class BlockChange(Statistic):
 
     def __mul__(self, factor: float) -> "BlockChange":
         return BlockChange(self.total * factor, self.tokens, self.mass * factor)
+
+
+class Routing(Statistic):
+    """Whom a router picked: for each expert how many tokens it got and what they gave it, and for each two how many tokens had both.
+
+    `counts` is Σ w over the tokens sent to an expert, `gates` Σ w·g with the weight g that its output got, and `together` Σ w over the tokens
+    that were sent to both of two experts: `counts` is its diagonal. All are float64.
+    """
+
+    def __init__(
+        self, counts: Float[Tensor, "expert"], gates: Float[Tensor, "expert"], together: Float[Tensor, "expert expert"], tokens: int, mass: float
+    ) -> None:
+        self.counts, self.gates, self.together, self.tokens, self.mass = counts, gates, together, tokens, mass
+
+    @classmethod
+    def of(
+        cls,
+        chosen: Int[Tensor, "token chosen"],
+        gates: Float[Tensor, "token chosen"],
+        experts: int,
+        weights: Float[Tensor, "token"] | None = None,
+    ) -> "Routing":
+        """The routing of these tokens alone, among so many `experts`; a number that is no expert's says that a choice was left out."""
+        kind = torch.float64 if gates.device.type != "mps" else torch.float32
+        real = (chosen >= 0) & (chosen < experts)
+        # A column more than there are experts takes what was left out.
+        at = torch.where(real, chosen, experts).long()
+        sent = torch.zeros(len(chosen), experts + 1, dtype=kind, device=gates.device).scatter_(1, at, 1.0)[:, :experts]
+        given = torch.zeros(len(chosen), experts + 1, dtype=kind, device=gates.device).scatter_add_(1, at, gates.to(kind))[:, :experts]
+        weighted = sent if weights is None else sent * weights.to(kind)[:, None]
+        sums = given if weights is None else given * weights.to(kind)[:, None]
+        return Routing(weighted.sum(0), sums.sum(0), sent.T @ weighted, len(chosen), _mass(chosen, weights))
+
+    def __add__(self, other: "Routing") -> "Routing":
+        sums = self.counts + other.counts, self.gates + other.gates, self.together + other.together
+        return Routing(*sums, self.tokens + other.tokens, self.mass + other.mass)
+
+    def __mul__(self, factor: float) -> "Routing":
+        return Routing(self.counts * factor, self.gates * factor, self.together * factor, self.tokens, self.mass * factor)
 
 
 class Seen(Mapping[type[Statistic], Statistic]):

@@ -2,6 +2,8 @@
 
     ROOT/<identity>/norms/block-00000.safetensors
     ROOT/<identity>/gram/block-00000.safetensors
+    ROOT/<identity>/change/block-00000.safetensors        of the block itself, where that is asked for
+    ROOT/<identity>/routing/block-00000.safetensors
 
 A file holds what one block's matrices saw, of one kind: a statistic once, however many matrices share it (q, k and v; gate and up), and which
 matrix has which. Norms are kept as they are summed, in float64; of a Gram its upper triangle, in the type it was summed in. Files are mapped
@@ -25,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from calibrant.activations import FeatureNorms, Gram, InputStatistic, Seen, Statistic
+from calibrant.activations import BlockChange, FeatureNorms, Gram, InputStatistic, Routing, Seen, Statistic
 from calibrant.data import TokenBatch
 from calibrant.durable import UNFINISHED, flush, short, undoing, usual_rights
 from calibrant.errors import OutputError
@@ -36,7 +38,10 @@ REVISION: Final = 1
 """Raised when a walk through the same untouched model gives other sums than before."""
 
 KINDS: Final[Mapping[type[InputStatistic], str]] = MappingProxyType({FeatureNorms: "norms", Gram: "gram"})
-"""What can be kept, and the folder it is kept in."""
+"""What can be kept of matrices, and the folder it is kept in."""
+
+BLOCK_KINDS: Final[Mapping[type[Statistic], str]] = MappingProxyType({BlockChange: "change", Routing: "routing"})
+"""What can be kept of blocks and their routers, and the folder it is kept in."""
 
 Dense = tuple[Block, dict[Weight, Seen]]
 """A block of the untouched model and what each of its matrices saw; a matrix that no token reached is absent."""
@@ -85,7 +90,7 @@ class Statistics:
     def __init__(self, root: str | Path, name: str) -> None:
         self.name, self.folder = name, Path(root) / name.removeprefix("sha256:")
 
-    def held(self, kind: type[InputStatistic], blocks: Sequence[Block]) -> int:
+    def held(self, kind: type[Statistic], blocks: Sequence[Block]) -> int:
         """The length of the unbroken row of blocks, from the first one on, whose statistics are here."""
         return sum(1 for _ in itertools.takewhile(lambda block: self._told(kind, block) is not None, blocks))
 
@@ -117,6 +122,27 @@ class Statistics:
         }
         self._write(self._path(kind, block), tensors, json.dumps(told))
 
+    def read_block(self, kinds: Sequence[type[Statistic]], block: Block) -> Seen:
+        """What the block itself did, and whom its router picked: as `walk_blocks` yields it. Raises `OutputError` if it isn't here."""
+        seen: dict[type[Statistic], Statistic] = {}
+        for kind in kinds:
+            told, path = self._told(kind, block), self._path(kind, block)
+            if told is None:
+                raise self._gone(path)
+            if told["there"]:
+                device = next(block.module.parameters()).device
+                with safe_open(path, framework="pt") as file:
+                    seen[kind] = kind(**told["numbers"], **{name: file.get_tensor(name).to(device) for name in file.keys()})  # noqa: SIM118  # no dict
+        return Seen(seen)
+
+    def add_block(self, kind: type[Statistic], block: Block, seen: Seen) -> None:
+        """Keep what the block itself did; that it has no such statistic, as a block without a router, is kept too. Raises as `add` does."""
+        held = vars(seen[kind]) if kind in seen else {}
+        tensors = {name: value.detach().contiguous().cpu() for name, value in held.items() if isinstance(value, Tensor)}
+        numbers = {name: value for name, value in held.items() if not isinstance(value, Tensor)}
+        told = {**self._question(kind, block), "there": kind in seen, "numbers": numbers}
+        self._write(self._path(kind, block), tensors, json.dumps(told))
+
     def bytes(self) -> int:
         """What is on disk here."""
         return sum(path.stat().st_size for path in self.folder.rglob("*.safetensors")) if self.folder.is_dir() else 0
@@ -128,13 +154,16 @@ class Statistics:
     def _read(self, kind: type[InputStatistic], block: Block) -> dict[str, InputStatistic]:
         told, path = self._told(kind, block), self._path(kind, block)
         if told is None:
-            raise OutputError(f"{short(path)!r} is gone or is not what was written; ask again, and it is made anew", subject=str(path))
+            raise self._gone(path)
         device = block.weights[0].stored.device if block.weights else torch.device("cpu")
         with safe_open(path, framework="pt") as file:
             several = [_brought_back(kind, file.get_tensor(str(n)).to(device), *sums) for n, sums in enumerate(told["sums"])]
         return {name: several[number] for name, number in told["matrices"].items()}
 
-    def _told(self, kind: type[InputStatistic], block: Block) -> dict[str, Any] | None:
+    def _gone(self, path: Path) -> OutputError:
+        return OutputError(f"{short(path)!r} is gone or is not what was written; ask again, and it is made anew", subject=str(path))
+
+    def _told(self, kind: type[Statistic], block: Block) -> dict[str, Any] | None:
         """What the file says of itself; None if it is missing, cut, or the answer to another question."""
         try:
             with safe_open(self._path(kind, block), framework="pt") as file:
@@ -144,8 +173,8 @@ class Statistics:
         asked = self._question(kind, block)
         return told if {name: told.get(name) for name in asked} == asked else None
 
-    def _question(self, kind: type[InputStatistic], block: Block) -> dict[str, str]:
-        return {"statistics": self.name, "kind": KINDS[kind], "block": block.name}
+    def _question(self, kind: type[Statistic], block: Block) -> dict[str, str]:
+        return {"statistics": self.name, "kind": _folder_of(kind), "block": block.name}
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor], told: str) -> None:
         half = path.with_name(f"{UNFINISHED}.{path.name}")
@@ -163,8 +192,12 @@ class Statistics:
                 half.unlink()
             raise OutputError(f"can't keep statistics in {short(self.folder)!r}: {reason}", subject=str(self.folder)) from error
 
-    def _path(self, kind: type[InputStatistic], block: Block) -> Path:
-        return self.folder / KINDS[kind] / f"block-{block.index:05d}.safetensors"
+    def _path(self, kind: type[Statistic], block: Block) -> Path:
+        return self.folder / _folder_of(kind) / f"block-{block.index:05d}.safetensors"
+
+
+def _folder_of(kind: type[Statistic]) -> str:
+    return KINDS[kind] if issubclass(kind, InputStatistic) else BLOCK_KINDS[kind]
 
 
 def by_block(blocks: Sequence[Block], arrivals: Iterable[tuple[Weight, Seen]]) -> Iterator[Dense]:

@@ -24,6 +24,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -31,7 +32,8 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from calibrant.activations import BlockChange, InputStatistic, Seen, Statistic
+from calibrant.activations import InputStatistic, Seen, Statistic
+from calibrant.behaviour import BlockStatistics
 from calibrant.clock import spent_on
 from calibrant.data import TokenBatch, micro_batches
 from calibrant.errors import NumericsError, WalkError
@@ -81,18 +83,14 @@ def walk(
 
 
 def walk_blocks(
-    view: ModelView, batch: TokenBatch, observes: tuple[type[Statistic], ...], *, tokens_per_pass: int = TOKENS_PER_PASS
+    view: ModelView, batch: TokenBatch, observes: tuple[type[Statistic], ...], *, tokens_per_pass: int = TOKENS_PER_PASS, ranks: Ranks = ALONE
 ) -> Iterator[tuple[Block, Seen]]:
-    """Yield each block of the untouched model with what it did to its input: what methods that remove whole blocks look at."""
-    parts = _record(view, batch, tokens_per_pass)
+    """Yield each block of the untouched model with what it did (`BlockStatistics`): what methods that remove blocks or experts look at."""
+    did, parts = BlockStatistics(view, observes), _record(view, batch, tokens_per_pass, ranks)
     for block in view.blocks:
-        seen: Seen | None = None
-        for part in parts:
-            before = part.rows(part.state)
-            part.advance(block)
-            change = Seen({kind: kind.of(before, part.rows(part.state), part.weights) for kind in observes if issubclass(kind, BlockChange)})
-            seen = change if seen is None else seen + change
-        yield block, seen or Seen({})
+        here = [ranks.part(did.of(block, part.state, partial(part.advance, block), part.rows, part.weights)) for part in parts]
+        mine = {block.name: sum(here[1:], here[0])} if here and here[0] else {}
+        yield block, ranks.totals(mine, next(view.model.parameters()).device).get(block.name, Seen({}))
 
 
 @dataclass(eq=False)
@@ -106,10 +104,11 @@ class _Part:
     positions: int
     gathered: Tensor | None = None
 
-    def advance(self, block: Block) -> None:
+    def advance(self, block: Block) -> Tensor:
         """Run `block` and keep its output in place of its input."""
         with torch.no_grad():
             self.state = self.run(block.module, block.index, self.state)
+        return self.state
 
     def run(self, module: nn.Module, index: int, state: Tensor) -> Tensor:
         """The block's output for `state`, called as the model itself called it."""

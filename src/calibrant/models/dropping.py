@@ -1,7 +1,7 @@
 """Removing whole blocks so that what is left is still a model of its architecture."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -37,26 +37,6 @@ def drop(model: PreTrainedModel, layers: str, indices: Sequence[int]) -> None:
         for module in block.modules():
             if "layer_idx" in vars(module):
                 module.layer_idx = place  # pyright: ignore[reportArgumentType]  # a plain attribute: the cache's key
-
-
-def remembered(model: PreTrainedModel, layers: str) -> Callable[[], None]:
-    """Give what will undo every `drop` from now on: the same modules in the same places, numbered as they are, and the configuration."""
-    blocks = model.get_submodule(layers)
-    assert isinstance(blocks, nn.ModuleList)
-    there, config = list(blocks), model.config.get_text_config(decoder=True)
-    numbers = [(module, module.layer_idx) for block in there for module in block.modules() if "layer_idx" in vars(module)]
-    names = (*PER_LAYER, *LAYER_INDICES, "num_hidden_layers")
-    said = {name: copy.copy(value) for name in names if (value := getattr(config, name, None)) is not None}
-
-    def undo() -> None:
-        del blocks[:]
-        blocks.extend(there)
-        for module, number in numbers:
-            module.layer_idx = number
-        for name, value in said.items():
-            setattr(config, name, value)
-
-    return undo
 
 
 def _renumber_config(config: Any, kept: list[int]) -> None:

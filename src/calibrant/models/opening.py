@@ -8,9 +8,8 @@ import importlib.util
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast, final
+from typing import Any, Final, cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -31,6 +30,7 @@ from calibrant.models.devices import resolve_device, resolve_dtype
 from calibrant.models.folder import PICKLES, file_digest, folder_digest, weight_files
 from calibrant.models.gguf_file import open_gguf
 from calibrant.models.headers import stored_tensors
+from calibrant.models.opened import Opened
 from calibrant.models.quiet import quiet, quoted
 from calibrant.models.saving import forget_quantization, read_manifest
 from calibrant.models.tokenizing import check_ids, folder_tokenizer, gguf_tokenizer
@@ -50,19 +50,6 @@ OFFLINE: Final = "a folder, a .gguf file and smollm2 need no internet"
 
 _ONE_AT_A_TIME: Final = threading.Lock()
 """transformers switches how models are made for the whole process while it makes one: two threads would leave each other's switches set."""
-
-
-@final
-@dataclass
-class Opened:
-    """A model ready to be used. `digest` is that of the weights' bytes, `note` what results of it must say, such as "dequantized from Q4_1"."""
-
-    model: PreTrainedModel
-    tokenizer: Any
-    name: str
-    digest: str
-    note: str
-    dtype: torch.dtype
 
 
 def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote_code: bool | None = None) -> Opened:

@@ -8,24 +8,22 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from calibrant.errors import OutputError
 from calibrant.foreign import user_path
+from calibrant.models.opened import Opened
 from calibrant.models.quiet import quiet, quoted
-
-if TYPE_CHECKING:
-    from calibrant.models.opening import Opened
 
 MANIFEST: Final = "calibrant.json"
 TOLD: Final = {"model_name": "of", "method": "by", "target": "at", "data": "calibrated on"}
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
-def save(opened: "Opened", folder: str | Path, manifest: Mapping[str, Any], beside: Mapping[str, bytes] | None = None) -> None:
+def save(opened: Opened, folder: str | Path, manifest: Mapping[str, Any], beside: Mapping[str, bytes] | None = None) -> None:
     """Write model, tokenizer and `manifest` (as `calibrant.json`) to `folder`, which plain transformers opens; `beside` are more files by name.
 
     Everything is written to a hidden folder beside it and appears by rename; whatever happens, nothing half-written stays. The working dtype

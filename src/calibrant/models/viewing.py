@@ -17,8 +17,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from calibrant.errors import ModelError, NumericsError
-from calibrant.models.dropping import drop, remembered
+from calibrant.models.changing import overwrite
+from calibrant.models.dropping import drop
 from calibrant.models.refusing import refuse
+from calibrant.models.structure import Structure
+from calibrant.models.ties import tied, untie
 
 EXPERT_COUNTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 SMALL: Final = "norm or bias (one-dimensional)"
@@ -56,8 +59,7 @@ class Weight:
         """Copy `matrix` over the model's own numbers; another shape is a `ModelError`."""
         if tuple(matrix.shape) != self.shape:
             raise ModelError(f"{self.name} is {list(self.shape)}, and can't be set to a matrix of shape {list(matrix.shape)}", subject=self.name)
-        with torch.no_grad():
-            self.get().copy_(matrix)
+        overwrite(self.get(), matrix)
 
 
 @final
@@ -123,17 +125,32 @@ class ModelView:
         self._read()
 
     def remembered(self) -> Callable[[], None]:
-        """Give what will put back the blocks that are there now, with their numbers and the configuration; their weights are not copied."""
-        put_back = remembered(self.model, self._layers)
+        """Give what will put back the blocks, modules and configuration that are there now; their weights are not copied."""
+        structure = Structure.of(self.model)
 
         def undo() -> None:
-            put_back()
+            structure.put_back()
             self._read()
 
         return undo
 
+    @property
+    def tied(self) -> tuple[tuple[str, ...], ...]:
+        """The names of parameters that share their numbers, a tuple for each memory that has several names: a head and its embedding."""
+        return tied(self.model)
+
+    def untie(self) -> bool:
+        """Give the head numbers of its own, in the configuration too; False, and nothing is changed, where it has them. See `ties.untie`."""
+        changed = untie(self.model)
+        self._read()
+        return changed
+
+    def refresh(self) -> None:
+        """Read the model anew: for whoever changed what it is made of."""
+        self._read()
+
     def snapshot(self) -> dict[str, Tensor]:
-        """A copy of every matrix that is compressed, by name."""
+        """A copy of every matrix that is compressed, by name. `Snapshot` keeps everything else too, and copies only what is overwritten."""
         return {weight.name: weight.stored.clone() for weight in self.weights}
 
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:
@@ -141,9 +158,8 @@ class ModelView:
         strangers = {w.name for w in self.weights} ^ set(snapshot)
         if strangers:
             raise ModelError(f"the snapshot is of another model: only one of the two has {min(strangers)}", subject=min(strangers))
-        with torch.no_grad():
-            for weight in self.weights:
-                weight.stored.copy_(snapshot[weight.name])
+        for weight in self.weights:
+            overwrite(weight.stored, snapshot[weight.name])
 
     def _read(self) -> None:
         layers = self.model.get_submodule(self._layers)

@@ -98,7 +98,7 @@ class Answering:
         record = replace(record, data_facts={**record.data_facts, **leaked}, provenance=provenance(bench.opened, clock, resolved.note))
         with self.clock.phase("store"):
             looks = resolved.recipe.looks
-            mask = bench.mask() if self._job.masks and looks else None
+            mask = bench.mask() if self._job.masks and looks and not resolved.recipe.transforms else None
             edits = bench.edits() if self._job.masks and looks and mask is None else None
             found = {MASK: mask, EDITS: edits, PROFILE: bench.profile(question.calibration, self._job.quotes) if looks else None}
         return Recorded(record, {name: content for name, content in found.items() if content is not None})

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from calibrant.compress import Looks, Recipe, fitting, transformed
 from calibrant.data import CalibrationSet, TokenBatch, profile
 from calibrant.durable import text_of_json
-from calibrant.edits import Edit, read_edit
+from calibrant.edits import Edit, Replace, read_edit
 from calibrant.edits_file import from_bytes, to_bytes
 from calibrant.errors import DataError
-from calibrant.models import Opened, check_finite, view
+from calibrant.models import Opened, Snapshot, check_finite, view, will_change
 from calibrant.select import resolved
 from calibrant.transforms import Transform
 
@@ -44,7 +44,7 @@ class Bench:
     def __init__(self, opened: Opened) -> None:
         self.opened, self.view = opened, view(opened.model)
         check_finite(self.view)
-        self._pristine, self._blocks = self.view.snapshot(), self.view.remembered()
+        self._pristine, self._whole = Snapshot.of(self.view), self.view.weights
         self._trail: list[Edit] = []
         self._tokens: tuple[str, TokenBatch] | None = None
         self._profile: tuple[str, bytes] | None = None
@@ -81,14 +81,13 @@ class Bench:
     def restore(self) -> None:
         """Make the model what it was."""
         self._trail.clear()
-        self._blocks()
-        self.view.restore(self._pristine)
+        self._pristine.restore()
 
     def reference(self) -> PreTrainedModel:
         """A copy of the untouched model, for measures that compare with it; made when it is first asked for."""
         if self._reference is None:
-            self._reference = copy.deepcopy(self.opened.model)
-            view(self._reference).restore(self._pristine)
+            with self._pristine.as_it_was():
+                self._reference = copy.deepcopy(self.opened.model)
         return self._reference
 
     def note(self, edit: Edit) -> None:
@@ -101,11 +100,11 @@ class Bench:
 
     def mask(self) -> bytes | None:
         """The nonzero weights as bits; None if some nonzero weight isn't the untouched model's, so that bits can't bring it back."""
-        if {weight.name for weight in self.view.weights} != set(self._pristine):
+        if self.view.weights != self._whole or not all(isinstance(edit, Replace) for edit in self._trail):
             return None
         bits: dict[str, np.ndarray] = {}
         for index, weight in enumerate(self.view.weights):
-            kept, pristine = weight.stored != 0, self._pristine[weight.name]
+            kept, pristine = weight.stored != 0, self._pristine.original(weight)
             if not torch.equal(torch.where(kept, pristine, torch.zeros_like(pristine)), weight.stored):
                 return None
             bits[str(index)] = np.packbits(kept.cpu().numpy())
@@ -139,14 +138,14 @@ class Bench:
                 subject=self.opened.name,
             ) from error
         self.restore()
-        with torch.no_grad():
-            for weight, bits in zip(self.view.weights, packed, strict=True):
-                kept = np.unpackbits(bits, count=weight.stored.numel()).astype(bool).reshape(tuple(weight.stored.shape))
-                weight.stored.masked_fill_(~torch.from_numpy(kept).to(weight.stored.device), 0)
+        for weight, bits in zip(self.view.weights, packed, strict=True):
+            kept = np.unpackbits(bits, count=weight.stored.numel()).astype(bool).reshape(tuple(weight.stored.shape))
+            will_change(weight.stored)
+            weight.stored.masked_fill_(~torch.from_numpy(kept).to(weight.stored.device), 0)
 
     def _packed(self, mask: bytes) -> list[np.ndarray]:
         """The bits of every matrix. `ValueError` where they are of another model, told before anything is unpacked."""
-        sizes = [(pristine.numel() + 7) // 8 for pristine in self._pristine.values()]
+        sizes = [(weight.shape[0] * weight.shape[1] + 7) // 8 for weight in self._whole]
         with zipfile.ZipFile(io.BytesIO(mask)) as members:
             if sum(member.file_size for member in members.infolist()) > sum(sizes) + HEAD * len(sizes):
                 raise ValueError("it holds more than the model has weights")

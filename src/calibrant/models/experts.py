@@ -1,0 +1,173 @@
+"""Layers of experts: which router picks among which matrices, and whom it picked.
+
+transformers keeps the experts of a layer as slices of three-dimensional tensors. Their router is the one matrix beside them that has a row for
+each expert. What it chose is read where it is handed over, so it is what the model itself acted on:
+
+- nearly all: `experts(hidden, index, weights)`, both `[token, chosen]`;
+- Llama 4: the router answers with scores `[token, expert]`, which are zero for whom it didn't choose;
+- JetMoE: it answers with the chosen of all tokens, sorted by expert.
+
+A layer that isn't laid out so is refused by name. Experts of *attention* (JetMoE has some) are no expert layers: nothing but a feed-forward
+layer is.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from calibrant.errors import ModelError
+from calibrant.models.viewing import Block, ModelView, Weight
+
+ROUTERS: Final = ("gate", "router")
+CHOSEN: Final = ("top_k", "num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk", "moe_top_k")
+"""What modules and configurations call the number of experts that a router picks for each token."""
+
+
+@final
+@dataclass(frozen=True)
+class ExpertLayer:
+    """A feed-forward layer made of `count` experts, of which its router picks `top_k` for each token.
+
+    `experts` are each expert's matrices, in the order in which the model declares them; `shared` are the matrices of experts that every token
+    passes through. `matrix` is the router's own, `[expert, in]`.
+    """
+
+    block: int
+    name: str
+    count: int
+    top_k: int
+    matrix: Weight
+    experts: tuple[tuple[Weight, ...], ...]
+    shared: tuple[Weight, ...]
+    module: nn.Module = field(repr=False, compare=False)
+    """What holds the router and the experts; in some models it is the block itself."""
+    router: nn.Module = field(repr=False, compare=False)
+    holders: tuple[nn.Module, ...] = field(repr=False, compare=False)
+    """The modules whose parameters the experts are slices of."""
+
+
+def expert_layers(view: ModelView) -> tuple[ExpertLayer, ...]:
+    """Return the expert layers of a model, in order; none for a model without experts.
+
+    Raises `ModelError`, naming the layer, where it can't be told which router picks among the experts.
+    """
+    return tuple(layer for block in view.blocks for layer in _layers(view, block))
+
+
+def _layers(view: ModelView, block: Block) -> Iterator[ExpertLayer]:
+    places: dict[str, dict[int, list[Weight]]] = {}
+    for weight in block.weights:
+        if weight.expert is not None and not _of_attention(weight.name):
+            place = _holder(view, weight).rpartition(".")[0]
+            places.setdefault(place, {}).setdefault(weight.expert, []).append(weight)
+    for place, experts in places.items():
+        count, module = len(experts), view.model.get_submodule(place)
+        holders = {_holder(view, weight): weight.owner for weight in experts[0]}
+        matrix = _router(view, block, place, count, tuple(holders))
+        router = module.get_submodule(matrix.name.removeprefix(f"{place}.").partition(".")[0])
+        shared = tuple(w for w in block.weights if w.expert is None and any("shared" in part for part in w.name.split(".")))
+        top_k = _top_k(view, (router, module, *holders.values()), place)
+        several = tuple(tuple(experts[e]) for e in range(count))
+        yield ExpertLayer(block.index, place, count, top_k, matrix, several, shared, module, router, tuple(holders.values()))
+
+
+def _holder(view: ModelView, weight: Weight) -> str:
+    """The name of the module that holds an expert's matrix."""
+    name = re.sub(r"\[\d+\]$", "", weight.name)
+    return name if weight.key == "weight" else name.rpartition(".")[0]
+
+
+def _of_attention(name: str) -> bool:
+    return any("attn" in part or "attention" in part for part in name.split("."))
+
+
+def _router(view: ModelView, block: Block, place: str, count: int, holders: Sequence[str]) -> Weight:
+    found: list[Weight] = []
+    for name, parameter in view.model.get_submodule(place).named_parameters(prefix=place):
+        path, _, key = name.rpartition(".")
+        routes = _is_router(view, place, path) and not any(path == holder or path.startswith(f"{holder}.") for holder in holders)
+        if routes and key == "weight" and parameter.dim() == 2 and parameter.shape[0] == count:
+            shape = (parameter.shape[0], parameter.shape[1])
+            found.append(Weight(path, block.index, shape, False, None, view.model.get_submodule(path), key))
+    if len(found) != 1:
+        what = f"several matrices could be their router ({', '.join(w.name for w in found)})" if found else "no router has one row for each of them"
+        raise ModelError(f"{place} has {count} experts, but {what}; its experts can be pruned, but neither watched nor dropped", subject=place)
+    return found[0]
+
+
+def _is_router(view: ModelView, place: str, path: str) -> bool:
+    """Whether a module within `place`, or one that it is in there, is called a router."""
+    inside = path.removeprefix(place).split(".")[1:]
+    for depth, part in enumerate(inside):
+        module = view.model.get_submodule(".".join([place, *inside[: depth + 1]]))
+        if part in ROUTERS or type(module).__name__.endswith(("Router", "Gate", "Gating")):
+            return True
+    return False
+
+
+def _top_k(view: ModelView, modules: Sequence[nn.Module], place: str) -> int:
+    said = [getattr(module, name, None) for module in modules for name in CHOSEN]
+    config: Any = view.model.config.get_text_config(decoder=True)
+    for number in [*said, *(getattr(config, name, None) for name in CHOSEN)]:
+        if isinstance(number, int) and not isinstance(number, bool):
+            return number
+    raise ModelError(f"{place} doesn't say how many experts its router picks; they can be pruned, but neither watched nor dropped", subject=place)
+
+
+@final
+class Choices:
+    """While it is entered, writes down whom the routers of `layers` pick, at the last forward of each."""
+
+    def __init__(self, layers: Sequence[ExpertLayer]) -> None:
+        self._layers = layers
+        self._chosen: dict[str, tuple[Tensor, Tensor]] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> "Choices":
+        for layer in self._layers:
+            self._handles += [
+                holder.register_forward_pre_hook(lambda _, args, kwargs, name=layer.name: self._handed(name, args, kwargs), with_kwargs=True)
+                for holder in layer.holders[:1]
+            ]
+            self._handles.append(layer.router.register_forward_hook(lambda _, __, output, layer=layer: self._answered(layer, output)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def of(self, layer: ExpertLayer) -> tuple[Int[Tensor, "token chosen"], Float[Tensor, "token chosen"]]:
+        """Return the numbers of the experts that each token was sent to, and the weight that each of them got.
+
+        Every token has a row, padding too. Raises `ModelError` for a router whose answer isn't understood.
+        """
+        if layer.name not in self._chosen:
+            raise ModelError(f"whom the router of {layer.name} picks can't be read from its forward: it isn't laid out as known", subject=layer.name)
+        return self._chosen[layer.name]
+
+    def _handed(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.dim() == 2]
+        index = next((one for one in given if not one.is_floating_point()), None)
+        if index is not None:
+            weights = next((one for one in given if one.is_floating_point() and one.shape == index.shape), None)
+            if weights is not None:
+                self._chosen[name] = index.detach(), weights.detach()
+
+    def _answered(self, layer: ExpertLayer, output: Any) -> None:
+        match output:
+            case (Tensor() as scores, Tensor() as logits) if scores.shape == logits.shape and scores.shape[-1] == layer.count:
+                weights, index = scores.detach().topk(layer.top_k, dim=-1)
+                self._chosen[layer.name] = index, weights
+            case (Tensor() as order, Tensor() as token, Tensor() as gates, list() as sizes, Tensor()) if len(sizes) == layer.count:
+                experts = torch.repeat_interleave(torch.arange(layer.count, device=order.device), torch.tensor(sizes, device=order.device))
+                index, weights = torch.empty_like(experts), torch.empty_like(gates.detach())
+                index[order], weights[order] = experts, gates.detach()
+                rows = len(token) // layer.top_k
+                self._chosen[layer.name] = index.view(rows, layer.top_k), weights.view(rows, layer.top_k)
+            case _:
+                pass

@@ -1,0 +1,198 @@
+"""Layers of experts are found whatever their layout, and whom routers pick is what a literal computation picks."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from calibrant.activations import Routing
+from calibrant.data import TokenBatch
+from calibrant.errors import ModelError
+from calibrant.models import Choices, expert_layers, view
+from calibrant.testing.tiny import tiny_model
+from calibrant.walk import walk_blocks
+
+from tests.models.mixtures_of_experts import KINDS, tiny_mixture
+
+IDS = torch.arange(3, 35).reshape(2, 16)
+LENGTHS = (12, 7, 9)
+DENSE_FIRST = ("deepseek_v3", "ernie4_5_moe")
+
+
+def softmax_then_top(logits: Tensor, renormalise: bool) -> tuple[Tensor, Tensor]:
+    chances = logits.softmax(-1)
+    gates, chosen = chances.topk(2, dim=-1)
+    return chosen, gates / gates.sum(-1, keepdim=True) if renormalise else gates
+
+
+def top_then_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    best, chosen = logits.topk(2, dim=-1)
+    return chosen, best.softmax(-1)
+
+
+def corrected(logits: Tensor, correction: Tensor, scores: Callable[[Tensor], Tensor], scale: float) -> tuple[Tensor, Tensor]:
+    """Picked with a correction, weighted without it."""
+    sure = scores(logits)
+    chosen = (sure + correction).topk(2, dim=-1)[1]
+    gates = sure.gather(1, chosen)
+    return chosen, scale * gates / gates.sum(-1, keepdim=True)
+
+
+def literal(kind: str, router: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Whom a router of `kind` sends each row of `x` to, and with what weight, written down from the architecture's description."""
+    named = {name.rpartition(".")[2]: p.double() for name, p in [*router.named_parameters(), *router.named_buffers()]}
+    logits = x.double() @ named["weight"].T
+    match kind:
+        case "mixtral":
+            return softmax_then_top(logits, renormalise=True)
+        case "qwen2_moe" | "qwen3_moe" | "olmoe":
+            return softmax_then_top(logits, renormalise=False)
+        case "granitemoe" | "jetmoe":
+            return top_then_softmax(logits)
+        case "gpt_oss":
+            return top_then_softmax(logits + named["bias"])
+        case "llama4_text":
+            best, chosen = logits.topk(2, dim=-1)
+            return chosen, best.sigmoid()
+        case "deepseek_v3":
+            return corrected(logits, named["e_score_correction_bias"], torch.sigmoid, 2.5)
+        case "ernie4_5_moe":
+            return corrected(logits, named["e_score_correction_bias"].reshape(-1), lambda x: x.softmax(-1), 1.0)
+    raise AssertionError(kind)
+
+
+def inputs_of_routers(model, layers, ids: Tensor) -> dict[str, Tensor]:
+    """What arrives at each router in a plain forward of one row of tokens."""
+    came: dict[str, Tensor] = {}
+
+    def hook(name: str):
+        return lambda _, args: came.__setitem__(name, args[0].reshape(-1, 32).detach())
+
+    hooks = [layer.router.register_forward_pre_hook(hook(layer.name)) for layer in layers]
+    with torch.no_grad():
+        model(ids, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return came
+
+
+def padded_batch(weighted: bool) -> TokenBatch:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.arange(max(LENGTHS))[None] < torch.tensor(LENGTHS)[:, None]
+    ids = torch.randint(3, 100, mask.shape, generator=generator).masked_fill(~mask, 0)
+    weights = torch.rand(mask.shape, generator=generator) if weighted else torch.ones(mask.shape)
+    weights[weights < 0.2] = 0.0
+    return TokenBatch(ids=ids, mask=mask, weights=weights * mask, fingerprint="sha256:test", facts={})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_knows_its_router_and_the_matrices_of_each_expert(kind):
+    model = tiny_mixture(kind)
+    seen = view(model)
+    layers = expert_layers(seen)
+    assert [layer.block for layer in layers] == ([1] if kind in DENSE_FIRST else [0, 1])
+    for layer in layers:
+        assert (layer.count, layer.top_k, layer.matrix.shape) == (8, 2, (8, 32))
+        assert torch.equal(layer.matrix.get(), model.get_submodule(layer.matrix.name).weight)
+        assert layer.matrix.name.startswith(layer.name + ".")
+        assert len(layer.experts) == 8
+        assert {weight.expert for weight in layer.experts[5]} == {5}
+        assert len(layer.experts[5]) == 2
+        assert [w.name.endswith("[5]") for w in layer.experts[5]] == [True, True]
+        assert set(layer.shared).isdisjoint(w for expert in layer.experts for w in expert)
+        assert bool(layer.shared) == (kind in ("qwen2_moe", "deepseek_v3", "llama4_text", "ernie4_5_moe"))
+    inside = {w for layer in layers for expert in layer.experts for w in expert}
+    assert {w for w in seen.weights if w.expert is not None and "attention" not in w.name} == inside
+
+
+def test_a_model_without_experts_has_no_layers_of_them():
+    assert expert_layers(view(tiny_model("llama"))) == ()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forward_sends_tokens_where_a_literal_router_does(kind):
+    model = tiny_mixture(kind, torch.float64)
+    layers = expert_layers(view(model))
+    with Choices(layers) as choices:
+        came = inputs_of_routers(model, layers, IDS)
+    for layer in layers:
+        (chosen, gates), (want, given) = choices.of(layer), literal(kind, layer.router, came[layer.name])
+        order, other = chosen.argsort(-1), want.argsort(-1)
+        assert torch.equal(chosen.gather(1, order), want.gather(1, other))
+        assert torch.allclose(gates.gather(1, order).double(), given.gather(1, other), atol=1e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_routing_is_what_plain_forwards_and_a_literal_router_come_to(kind, weighted):
+    model = tiny_mixture(kind, torch.float64)
+    seen_by, batch = view(model), padded_batch(weighted)
+    try:
+        seen_by.base  # noqa: B018  # what a walk runs
+    except ModelError as error:
+        pytest.skip(f"no walk goes through such a model: {error}")
+    layers = expert_layers(seen_by)
+    want = {layer.block: (torch.zeros(8), torch.zeros(8).double(), torch.zeros(8, 8)) for layer in layers}
+    for ids, weights, length in zip(batch.ids, batch.weights, LENGTHS, strict=True):
+        came = inputs_of_routers(model, layers, ids[None, :length])
+        for layer in layers:
+            chosen, gates = literal(kind, layer.router, came[layer.name])
+            counts, sums, together = want[layer.block]
+            for experts, given, weight in zip(chosen.tolist(), gates.tolist(), weights.tolist(), strict=False):
+                for expert, gate in zip(experts, given, strict=True):
+                    counts[expert] += weight
+                    sums[expert] += weight * gate
+                    for other in experts:
+                        together[expert, other] += weight
+    found = {block.index: seen[Routing] for block, seen in walk_blocks(seen_by, batch, (Routing,), tokens_per_pass=24) if Routing in seen}
+    assert found.keys() == want.keys()
+    for block, (counts, sums, together) in want.items():
+        assert torch.allclose(found[block].counts, counts.double(), atol=1e-4)
+        # Routers compute in float32, whatever the model's type.
+        assert torch.allclose(found[block].gates, sums, atol=1e-4)
+        assert torch.allclose(found[block].together, together.double(), atol=1e-4)
+        assert found[block].tokens == int((batch.weights > 0).sum())
+        assert found[block].mass == pytest.approx(float(batch.weights.sum()))
+
+
+def test_choices_are_those_of_the_last_forward_and_nothing_listens_afterwards():
+    model = tiny_mixture("mixtral")
+    layers = expert_layers(view(model))
+    with Choices(layers) as choices, torch.no_grad():
+        model(IDS)
+        model(IDS[:1])
+    chosen, gates = choices.of(layers[0])
+    assert chosen.shape == gates.shape == (16, 2)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_router_that_is_not_understood_is_named():
+    model = tiny_mixture("mixtral")
+    layers = expert_layers(view(model))
+    with Choices(layers) as choices:
+        pass
+    with pytest.raises(ModelError, match=r"whom the router of model.layers.0.mlp picks can't be read"):
+        choices.of(layers[0])
+
+
+def test_experts_without_a_router_are_named():
+    model = tiny_mixture("mixtral")
+    model.model.layers[1].mlp.gate.weight = nn.Parameter(torch.zeros(5, 32))
+    with pytest.raises(ModelError, match=r"model.layers.1.mlp has 8 experts, but no router has one row for each of them"):
+        expert_layers(view(model))
+
+
+def test_experts_with_two_routers_are_named():
+    model = tiny_mixture("mixtral")
+    model.model.layers[1].mlp.router = nn.Linear(32, 8)
+    with pytest.raises(ModelError, match=r"several matrices could be their router \(model.layers.1.mlp.gate, model.layers.1.mlp.router\)"):
+        expert_layers(view(model))
+
+
+def test_a_router_that_does_not_say_how_many_it_picks_is_named(monkeypatch):
+    model = tiny_mixture("mixtral")
+    del model.model.layers[0].mlp.gate.top_k, model.model.layers[0].mlp.top_k
+    monkeypatch.setattr("calibrant.models.experts.CHOSEN", ("top_k",))
+    with pytest.raises(ModelError, match=r"model.layers.0.mlp doesn't say how many experts its router picks"):
+        expert_layers(view(model))

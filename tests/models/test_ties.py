@@ -1,0 +1,86 @@
+"""What shares memory is named, and a head that is untied stays untied through saving and opening."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from calibrant.errors import ModelError
+from calibrant.models import Opened, Snapshot, overwrite, save, view
+from calibrant.testing.tiny import FAMILIES, tiny_model, tiny_tokenizer
+
+IDS = torch.arange(3, 35).reshape(2, 16)
+
+
+def head_name(model) -> str:
+    return next(name for name, module in model.named_modules() if module is model.get_output_embeddings()) + ".weight"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tied_head_is_named_and_untied_for_good(family, tmp_path):
+    model = tiny_model(family, tie_word_embeddings=True)
+    seen, want = view(model), model(IDS).logits
+    (group,) = seen.tied
+    embedding = next(name for name, p in model.named_parameters() if p is model.get_input_embeddings().weight)
+    assert set(group) == {embedding, head_name(model)}
+    assert seen.untie()
+    assert seen.tied == ()
+    assert torch.equal(model(IDS).logits, want)
+    assert {d.name: d.reason for d in seen.dense}[head_name(model)] == "head"
+    head = model.get_output_embeddings().weight
+    overwrite(head, head.detach() * 2)
+    changed = model(IDS).logits
+    assert not torch.equal(changed, want)
+    save(Opened(model, tiny_tokenizer(), family, "", "", torch.float32), tmp_path / "out", {})
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    view(again)  # experts one by one, as in `model`
+    assert torch.equal(again(IDS).logits, changed)
+    assert not torch.equal(again.get_output_embeddings().weight, again.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_untying_is_undone_by_a_snapshot(family, tmp_path):
+    model = tiny_model(family, tie_word_embeddings=True)
+    seen, config = view(model), model.config.to_dict()
+    snapshot, embedding = Snapshot.of(seen), model.get_input_embeddings().weight
+    seen.untie()
+    assert snapshot.bytes() == 0
+    snapshot.restore()
+    assert model.get_output_embeddings().weight is embedding
+    assert model.config.to_dict() == config
+    assert len(seen.tied) == 1
+    assert {d.name: d.reason for d in seen.dense}[head_name(model)] == "head, tied to the embedding"
+    want = model(IDS).logits
+    save(Opened(model, tiny_tokenizer(), family, "", "", torch.float32), tmp_path / "out", {})
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "out")(IDS).logits, want)
+
+
+def test_a_head_of_its_own_is_left_alone():
+    model = tiny_model("llama")
+    seen, before = view(model), model.get_output_embeddings().weight
+    assert seen.tied == ()
+    assert not seen.untie()
+    assert model.get_output_embeddings().weight is before
+
+
+def test_matrices_that_share_memory_are_named_too():
+    model = tiny_model("llama")
+    model.model.layers[2].mlp.up_proj.weight = model.model.layers[1].mlp.up_proj.weight
+    assert view(model).tied == (("model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight"),)
+
+
+def test_a_model_without_a_head_is_refused():
+    with pytest.raises(ModelError, match="LlamaModel has no head that could be untied"):
+        view(tiny_model("llama").model).untie()
+
+
+class AlwaysTied(LlamaForCausalLM):
+    def tie_weights(self, *_, **__) -> None:
+        self.lm_head.weight = self.model.embed_tokens.weight
+
+
+def test_a_head_that_is_always_the_embedding_is_refused():
+    model = AlwaysTied(tiny_model("llama").config).eval()
+    model.tie_weights()
+    with pytest.raises(ModelError, match=r"lm_head.weight is always model.embed_tokens.weight in a AlwaysTied"):
+        view(model).untie()
+    assert len(view(model).tied) == 1
