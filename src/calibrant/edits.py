@@ -16,7 +16,7 @@ from calibrant.activations import Seen
 from calibrant.changes import input_sizes, mask_bits, output_error
 from calibrant.compressed import Compressed
 from calibrant.errors import DataError
-from calibrant.models import ModelView, Weight
+from calibrant.models import ModelView, Weight, drop_experts, expert_layers
 from calibrant.packed import from_kept, to_kept
 
 _KINDS: Final = dict[str, type["Edit"]]()
@@ -157,6 +157,39 @@ class DropBlocks(Edit):
     @classmethod
     def read(cls, kept: Kept, view: ModelView) -> "DropBlocks":
         return cls(tuple(kept.facts["blocks"]), kept.facts["notes"])
+
+
+@dataclass(frozen=True)
+class DropExperts(Edit):
+    """Experts go, by block those of its layer of experts; equally many of each, since a configuration has one number. `notes` as for blocks."""
+
+    kind: ClassVar[str] = "drop_experts"
+
+    experts: Mapping[int, tuple[int, ...]]
+    notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def apply(self, view: ModelView) -> None:
+        drop_experts(view, self.experts)
+
+    def undo(self, view: ModelView) -> Callable[[], None]:
+        return view.remembered()
+
+    def report(self, view: ModelView) -> dict[str, Any]:
+        layers = {layer.block: layer for layer in expert_layers(view)}
+        gone = [layers[block].experts[expert] for block, experts in self.experts.items() for expert in experts]
+        removed = sum(w.shape[0] * w.shape[1] for matrices in gone for w in matrices)
+        count = next((layer.count for layer in layers.values()), 0)
+        return {"edit": self.kind, "experts": self._listed(), "of": count, "removed": removed, "notes": dict(self.notes)}
+
+    def kept(self) -> Kept:
+        return Kept(self.kind, {"experts": self._listed(), "notes": dict(self.notes)})
+
+    @classmethod
+    def read(cls, kept: Kept, view: ModelView) -> "DropExperts":
+        return cls({int(block): tuple(experts) for block, experts in kept.facts["experts"].items()}, kept.facts["notes"])
+
+    def _listed(self) -> dict[str, list[int]]:
+        return {str(block): list(experts) for block, experts in self.experts.items()}
 
 
 def read_edit(kept: Kept, view: ModelView) -> Edit:

@@ -62,10 +62,10 @@ class Job:
         return walk(self.view, self.batch, observes, self.propagate, start=self.start, ranks=self.ranks)
 
     def blocks(self, observes: tuple[type[Statistic], ...]) -> Iterator[tuple[Block, Seen]]:
-        """Yield each block of the model as it is now, with what it did to its input; of a mix the sum of its parts."""
+        """Yield each block of the model as it is now, with what it did to its input and whom its router picked; of a mix the sum."""
         batch = self._shown()
         parts = batch.mixed or ((1.0, batch),)
-        for several in zip(*(walk_blocks(self.view, part, observes) for _, part in parts), strict=True):
+        for several in zip(*(walk_blocks(self.view, part, observes, ranks=self.ranks) for _, part in parts), strict=True):
             block, seen = several[0][0], [there * share if batch.mixed else there for (_, there), (share, _) in zip(several, parts, strict=True)]
             self.progress("looking at blocks", block.index + 1, len(self.view.blocks))
             yield block, reduce(operator.add, seen)

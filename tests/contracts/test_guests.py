@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,25 @@ GUESTS = {
     "cheapest_blocks": "calibrant.methods",
     "round_up": "calibrant.methods",
     "shared_factor": "calibrant.methods",
+    "least_used_experts": "calibrant.methods",
 }
+FAMILY = {"least_used_experts": "mixtral"}
+"""The kind of model that a guest needs; all others get a llama."""
 RECIPES = {
     "permute_hidden": {"method": "wanda", "target": 0.5, "transform": ("permute_hidden(seed=3)",)},
     "by_norms": {"method": "magnitude", "target": 0.5, "allocation": "by_norms"},
     "cheapest_blocks": {"method": "cheapest_blocks", "target": 0.5},
     "round_up": {"method": "round_up", "target": "w4g16"},
     "shared_factor": {"method": "shared_factor", "target": 0.5},
+    "least_used_experts": {"method": "least_used_experts", "target": 0.25},
 }
 SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
 IDS = torch.arange(3, 40)[None]
+
+
+def model_for(name: str, folder: Path, **sizes: int) -> Path:
+    """A tiny model that the guest can do something to."""
+    return tiny_folder(folder, FAMILY.get(name, "llama"), **sizes)
 
 
 def class_of(name: str) -> str:
@@ -81,7 +91,7 @@ def test_every_example_is_one_short_file() -> None:
 @pytest.mark.parametrize("name", [name for name, group in GUESTS.items() if group == "calibrant.methods"])
 def test_a_guest_method_keeps_the_contract_of_edits(name: str, tmp_path: Path) -> None:
     method, target = methods.build(name), parse_target({"cheapest_blocks": 0.67}.get(name, RECIPES[name]["target"]))
-    check_edits(method, target, str(tiny_folder(tmp_path / "model")))
+    check_edits(method, target, str(model_for(name, tmp_path / "model")))
     if isinstance(method, MatrixMethod):
         check_method(method, [target])
 
@@ -89,7 +99,7 @@ def test_a_guest_method_keeps_the_contract_of_edits(name: str, tmp_path: Path) -
 @pytest.mark.parametrize("name", GUESTS)
 def test_what_is_saved_is_what_was_made(name: str, tmp_path: Path) -> None:
     """Plain transformers opens it, and it gives the same logits."""
-    done = compressed(str(tiny_folder(tmp_path / "model")), name, out=tmp_path / "out")
+    done = compressed(str(model_for(name, tmp_path / "model")), name, out=tmp_path / "out")
     reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     with torch.no_grad():
         assert torch.equal(reopened(IDS).logits, done.opened.model(IDS).logits)
@@ -118,7 +128,7 @@ def test_killed_at_any_step_it_comes_to_the_same_end(name: str, tmp_path: Path) 
 
         return told
 
-    model = str(tiny_folder(tmp_path / "model"))
+    model = str(model_for(name, tmp_path / "model"))
     whole = compressed(model, name)
     for at in range(3):
         out = tmp_path / f"out{at}"
@@ -140,7 +150,7 @@ def given(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", GUESTS)
 def test_a_study_of_two_draws_with_its_report_and_page(name: str, given: dict[str, str], tmp_path: Path) -> None:
-    study = asked(given, name)
+    study = asked({**given, "model": str(model_for(name, tmp_path / "small", num_hidden_layers=2))}, name)
     finished = study.run(tmp_path / "whole")
     assert not finished.failures
     found = report(tmp_path / "whole")
@@ -155,7 +165,7 @@ def test_a_study_of_two_draws_with_its_report_and_page(name: str, given: dict[st
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
 
     # Another measure of the same runs: nothing is compressed again.
-    more = asked(given, name, evaluate=[*study.evaluate, f"loss(source={given['prose']!r}, tokens=100, length=32)"], allow_leak=True)
+    more = replace(study, evaluate=[*study.evaluate, f"loss(source={given['prose']!r}, tokens=100, length=32)"], allow_leak=True)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("calibrant.study.answering.compress", only_what_looks_at_nothing)
         again = more.run(tmp_path / "whole")
@@ -229,6 +239,13 @@ def test_what_cannot_be_done_is_one_sentence_and_nothing_stays(how: dict[str, ob
     model = tiny_folder(tmp_path / "model")
     with pytest.raises(CalibrantError, match=said):
         prune(str(model), "random_tokens", out=tmp_path / "out", **how, **SMALL)
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_experts_below_what_the_router_picks_are_refused_before_any_work(tmp_path: Path) -> None:
+    model = tiny_folder(tmp_path / "model", "mixtral", num_local_experts=4)
+    with pytest.raises(CalibrantError, match=r"0\.75 of the 4 experts of .* would leave 1, and its router picks 2; ask for at most 0\.5"):
+        prune(str(model), "random_tokens", "least_used_experts", 0.75, tmp_path / "out", **SMALL)
     assert list(tmp_path.iterdir()) == [model]
 
 

@@ -201,3 +201,19 @@ def test_a_snapshot_that_nobody_holds_hears_nothing():
     gone = weakref.ref(Snapshot.of(seen))
     assert gone() is None
     will_change(seen.weights[0].stored)
+
+
+def test_blocks_dropped_from_what_is_left_come_back_too():
+    """A list of modules that lost one holds the rest in another kind of dictionary."""
+    model = tiny_model("llama")
+    seen = view(model)
+    seen.drop_blocks([0])
+    snapshot = Snapshot.of(seen)
+    there = list(seen.blocks)
+    seen.drop_blocks([1])
+    snapshot.restore()
+    assert list(seen.blocks) == there
+    undo = seen.remembered()
+    seen.drop_blocks([0])
+    undo()
+    assert list(seen.blocks) == there

@@ -11,10 +11,10 @@ from torch import Tensor
 from calibrant.activations import Seen, Statistic
 from calibrant.clock import spent_on
 from calibrant.compressed import Compressed
-from calibrant.edits import DropBlocks, Edit, Replace
+from calibrant.edits import DropBlocks, DropExperts, Edit, Replace
 from calibrant.errors import CalibrantError, NumericsError, TargetError
 from calibrant.job import Job
-from calibrant.models import ModelView
+from calibrant.models import ModelView, expert_layers
 from calibrant.spec import Spec
 from calibrant.targets import Grid, Removal, Sparsity, Target, accepted
 from calibrant.walk import Propagation
@@ -96,25 +96,59 @@ class BlockMethod(Method, ABC):
     def lacking(self, job: Job) -> int:
         """How many blocks are still to go: what the target asks, less what went before an interruption."""
         gone = sum(len(edit.indices) for edit in job.done if isinstance(edit, DropBlocks))
-        return blocks_to_drop(len(job.view.blocks) + gone, job.target) - gone
+        return share_of(len(job.view.blocks) + gone, job.target, "blocks") - gone
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
-        if any(asked != target for asked in targets.values()):
-            raise TargetError(f"{self} drops whole blocks, so nothing can be shared among matrices; leave the allocation out", subject=str(self))
-        blocks_to_drop(len(view.blocks), target)
+        _refuse_shared(self, target, targets, "blocks")
+        share_of(len(view.blocks), target, "blocks")
 
 
-def blocks_to_drop(count: int, target: Target) -> int:
-    """How many of a model's `count` blocks a share such as 0.25 is: rounded down, and at least one unless the share is 0.
+class ExpertMethod(Method, ABC):
+    """Removes experts: of a target such as 0.25 so large a share of the experts of every layer goes.
 
-    Raises `TargetError` for a target that is no share, or one that is less than a block.
+    It looks at the model as it is, whatever the propagation.
+    """
+
+    accepts: ClassVar[tuple[type[Target], ...]] = (Sparsity,)
+    propagate: ClassVar[Propagation] = "dense"
+
+    def lacking(self, job: Job) -> int:
+        """How many experts of each layer are still to go: what the target asks, less what went before an interruption."""
+        gone = sum(max(map(len, edit.experts.values()), default=0) for edit in job.done if isinstance(edit, DropExperts))
+        return share_of(expert_layers(job.view)[0].count + gone, job.target, "experts of each layer") - gone
+
+    def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
+        _refuse_shared(self, target, targets, "experts")
+        layers = expert_layers(view)
+        if not layers:
+            raise TargetError(f"{self} drops experts, and {type(view.model).__name__} has none; choose a method for dense models", subject=str(self))
+        for layer in layers:
+            left = layer.count - share_of(layer.count, target, "experts of each layer")
+            if left < layer.top_k:
+                message = (
+                    f"{target} of the {layer.count} experts of {layer.name} would leave {left}, and its router picks {layer.top_k}; ask for at most"
+                )
+                raise TargetError(f"{message} {(layer.count - layer.top_k) / layer.count:g}", subject=layer.name)
+
+
+def _refuse_shared(method: Method, target: Target, targets: Mapping[str, Target], parts: str) -> None:
+    """Raise `TargetError` for an allocation: what goes whole can't be asked for matrix by matrix."""
+    if any(asked != target for asked in targets.values()):
+        told = f"{method} drops whole {parts}, so nothing can be shared among matrices; leave the allocation out"
+        raise TargetError(told, subject=str(method))
+
+
+def share_of(count: int, target: Target, what: str) -> int:
+    """How many of `count` parts a share such as 0.25 is: rounded down, and at least one unless the share is 0.
+
+    Raises `TargetError` for a target that is no share, or one that is less than a part; `what` is what the parts are called.
     """
     if not isinstance(target, Sparsity):
-        raise TargetError(f"{target} is no share of blocks; write one from 0 up to (not including) 1, such as 0.25", subject=str(target))
+        raise TargetError(f"{target} is no share of {what}; write one from 0 up to (not including) 1, such as 0.25", subject=str(target))
     dropped = target.quota(count)
     if dropped == 0 and target.fraction > 0:
-        least = f"at least {math.ceil(1000 / count) / 1000:g}" if count > 1 else "0, since its only block must stay"
-        raise TargetError(f"{target} of the model's {count} blocks is less than one; ask for {least}", subject=str(target))
+        least = f"at least {math.ceil(1000 / count) / 1000:g}" if count > 1 else "0, since the only one must stay"
+        raise TargetError(f"{target} of {count} {what} is less than one; ask for {least}", subject=str(target))
     return dropped
 
 

@@ -1,6 +1,7 @@
 """Which module of a model holds which parts, and what its configurations say: references, no numbers."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -42,7 +43,7 @@ class Structure:
 
 
 def _shallow(value: Any) -> Any:
-    return copy.copy(value) if type(value) in (dict, list, set) else value
+    return copy.copy(value) if type(value) in (dict, OrderedDict, list, set) else value
 
 
 def _configs(values: Iterable[Any], found: dict[int, PreTrainedConfig]) -> None:
