@@ -15,7 +15,7 @@ FLOORS = [
     ["errors", "foreign", "spec", "registry", "progress", "notebook", "allocator", "clock", "launch"],
     ["activations", "targets", "store", "outcomes", "durable", "estimates", "wire"],
     ["data", "models", "ranks"],
-    ["walk", "checkpoint", "methods", "allocations", "statistics", "changes", "costs", "select"],
+    ["products", "rehearsal", "walk", "checkpoint", "methods", "allocations", "statistics", "changes", "costs", "select"],
     ["compress", "evaluators", "testing", "languages"],
     ["study", "compare", "mixtures", "names", "inspection"],
     ["report", "screen", "recommend"],
@@ -23,8 +23,8 @@ FLOORS = [
     ["cli"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-LOWER_FIRST = {"durable": -2, "estimates": -2, "outcomes": -1}
-"""What the store and the comparison share stands at the foot of their floor: its neighbours may use it."""
+LOWER_FIRST = {"durable": -2, "estimates": -2, "outcomes": -1, "products": -2, "rehearsal": -1}
+"""What the store and the comparison share, and what a walk stands on, is at the foot of their floor: its neighbours may use it."""
 TORCH_FREE = [
     "launch",
     "errors",

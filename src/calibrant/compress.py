@@ -31,6 +31,7 @@ from calibrant.models import ModelView, Opened, Weight, check_finite, check_outp
 from calibrant.notebook import card
 from calibrant.progress import Progress, silent
 from calibrant.ranks import ALONE, Ranks, joined
+from calibrant.rehearsal import rehearse
 from calibrant.select import resolved
 from calibrant.spec import canonical
 from calibrant.statistics import KINDS, Dense, Statistics, by_block, mixed, statistics_ids
@@ -231,10 +232,11 @@ def _put(seen_by: ModelView, done: Mapping[int, Any]) -> None:
 def _record(run: Run, seen_by: ModelView, batch: TokenBatch | None, reports: list[dict[str, Any]]) -> Record:
     reached = {report["name"] for report in reports}
     dense = [{"name": d.name, "shape": list(d.shape), "reason": d.reason} for d in seen_by.dense]
-    for weight in seen_by.weights:
-        if weight.name not in reached:
-            reason = "no calibration token was routed to this expert" if weight.expert is not None else "no product with it was seen in the forward"
-            dense.append({"name": weight.name, "shape": list(weight.shape), "reason": reason})
+    unreached = [weight for weight in seen_by.weights if weight.name not in reached]
+    left = rehearse(seen_by).left(run.propagate) if unreached and run.tokens else {}
+    for weight in unreached:
+        routed = "no calibration token was routed to this expert" if weight.expert is not None else "no product with it was seen in the forward"
+        dense.append({"name": weight.name, "shape": list(weight.shape), "reason": left.get(weight.name, routed)})
     total = sum(w["shape"][0] * w["shape"][1] for w in reports)
     achieved = sum(w["zeros"] for w in reports) / total if total else 0.0
     facts = dict(batch.facts) if batch is not None and run.tokens else {}
