@@ -106,10 +106,10 @@ def failures(rank: int, folder: Path) -> dict[str, tuple[str, str]]:
     arrived = walking._Part.arrived
 
     def broken(error: Exception) -> Callable[[], object]:
-        def arrive(part: Any, weight: Any, *rest: Any) -> Seen:
-            if rank == 1 and "layers.1" in weight.name:
+        def arrive(part: Any, product: Any, *rest: Any) -> Seen:
+            if rank == 1 and "layers.1" in product.weight.name:
                 raise error
-            return arrived(part, weight, *rest)
+            return arrived(part, product, *rest)
 
         walking._Part.arrived = arrive
         return lambda: prune(**asked)

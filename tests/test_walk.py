@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from calibrant.activations import BlockChange, FeatureNorms, Gram, Seen
 from calibrant.data import TokenBatch, micro_batches
-from calibrant.errors import NumericsError, WalkError
+from calibrant.errors import ModelError, NumericsError, WalkError
 from calibrant.models import ModelView, Weight, view
+from calibrant.rehearsal import rehearse
 from calibrant.testing import FAMILIES, tiny_model
-from calibrant.walk import _record, walk, walk_blocks
+from calibrant.walk import _parts, walk, walk_blocks
 
 MIXTURES = ("mixtral", "qwen3_moe", "olmoe")
 LENGTHS = (12, 7, 12, 10, 3)
@@ -105,7 +106,7 @@ def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_replay_is_exact(family: str) -> None:
+def test_a_forward_in_pieces_is_that_forward(family: str) -> None:
     model, outputs = tiny_model(family), []
     seen_by = view(model)
     hook = seen_by.blocks[-1].module.register_forward_hook(lambda _m, _a, out: outputs.append(out[0] if isinstance(out, tuple) else out))
@@ -113,12 +114,15 @@ def test_replay_is_exact(family: str) -> None:
         for ids, mask, _ in micro_batches(padded_batch(), 24):
             model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
     hook.remove()
-    parts = _record(seen_by, padded_batch(), 24)
+    rehearsal = rehearse(seen_by)
+    assert rehearsal.calls == (0, 1, 2)
+    parts = _parts(seen_by, rehearsal, rehearsal.calls, padded_batch(), 24)
     assert len(parts) == len(outputs) > 1
     for part, expected in zip(parts, outputs, strict=True):
-        for block in seen_by.blocks:
-            part.advance(block)
-        assert torch.equal(part.rows(part.state), part.rows(expected)), family
+        part.resume()
+        for _ in seen_by.blocks:
+            part.go()
+        assert torch.equal(part.state(seen_by.blocks[-1], given=False), part.rows(expected, "")), family
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -254,7 +258,7 @@ def test_leaving_the_loop_unwinds_the_forwards() -> None:
 
     with pytest.raises(RuntimeError, match="stop here"):
         stop_at_up()
-    assert len(left) == len(list(micro_batches(padded_batch(), 24)))
+    assert len(left) == 1 + len(list(micro_batches(padded_batch(), 24)))  # the first is the rehearsal's
 
 
 def test_nan_in_activations_names_the_matrix() -> None:
@@ -265,7 +269,7 @@ def test_nan_in_activations_names_the_matrix() -> None:
         list(walk(view(model), padded_batch(), (FeatureNorms,), "arrival"))
 
 
-def test_a_matrix_used_twice_is_refused_on_arrival_only() -> None:
+def test_a_matrix_used_twice_is_left_on_arrival_only() -> None:
     model = model_of("llama")
     twice = model.model.layers[0].mlp
 
@@ -278,26 +282,69 @@ def test_a_matrix_used_twice_is_refused_on_arrival_only() -> None:
             return self.inner(self.inner(x))
 
     model.model.layers[0].mlp = Twice()
-    with pytest.raises(WalkError, match=r"inner\.gate_proj is used twice"):
-        list(walk(view(model), padded_batch(), (FeatureNorms,), "arrival"))
+    arrived = {w.name for w, _ in walk(view(model), padded_batch(), (FeatureNorms,), "arrival")}
+    assert arrived == {w.name for w in view(model).weights if ".inner." not in w.name}
     counts = {w.name: s.tokens for w, s in walk(view(model), padded_batch(), (FeatureNorms,), "reference")}
     assert counts["model.layers.0.mlp.inner.gate_proj"] == 2 * sum(LENGTHS)
 
 
-def test_a_product_over_several_matrices_is_refused_by_name() -> None:
+@pytest.mark.parametrize("propagate", ["arrival", "reference", "dense"])
+def test_matrices_of_a_product_over_several_are_left(propagate: str) -> None:
     model = tiny_model("mixtral", dtype=torch.float64)
     experts = model.model.layers[0].mlp.experts
     experts.forward = lambda hidden, chosen, _: torch.einsum("td,efd->tf", hidden, experts.gate_up_proj)[:, : hidden.shape[1]]
-    with pytest.raises(WalkError, match=r"gate_up_proj\[0\] is used in one einsum"):
-        list(walk(view(model), padded_batch(), (FeatureNorms,), "arrival"))
+    seen_by = view(model)
+    names = {w.name for w, _ in walk(seen_by, padded_batch(), (FeatureNorms,), propagate)}
+    assert not any("layers.0.mlp.experts" in name for name in names)
+    assert any("layers.1.mlp.experts" in name for name in names)
+    assert "read by einsum" in rehearse(seen_by).left(propagate)["model.layers.0.mlp.experts.gate_up_proj[31]"]
 
 
 def test_rows_that_cannot_be_traced_are_refused_by_name() -> None:
     model = tiny_model("mixtral", dtype=torch.float64)
     experts = model.model.layers[0].mlp.experts
     experts.forward = lambda hidden, chosen, _: nn.functional.linear(hidden[:5], experts.gate_up_proj[0]).sum() + hidden
-    with pytest.raises(WalkError, match=r"rows that reach .*gate_up_proj\[0\] can't be traced"):
+    with pytest.raises(ModelError, match=r"rows that reach .*gate_up_proj\[0\] can't be traced"):
         list(walk(view(model), padded_batch(), (FeatureNorms,), "dense"))
+
+
+def test_a_forward_that_ends_early_is_refused_by_name() -> None:
+    model = model_of("llama")
+    seen_by = view(model)
+    rehearse(seen_by)
+    model.model.forward = lambda input_ids, attention_mask, use_cache: model.model.embed_tokens(input_ids)
+    with pytest.raises(WalkError, match=r"ended before it came to model\.layers\.0"):
+        list(walk(seen_by, padded_batch(), (FeatureNorms,), "arrival"))
+
+
+def test_walks_of_one_model_can_take_turns() -> None:
+    seen_by = view(model_of("llama"))
+    asked = seen_by, padded_batch(), (FeatureNorms,), "dense"
+    alone = [(w.name, seen[FeatureNorms].norms()) for w, seen in walk(*asked, tokens_per_pass=24)]
+    pairs = list(zip(walk(*asked, tokens_per_pass=24), walk(*asked, tokens_per_pass=24), strict=True))
+    assert [w.name for (w, _), _ in pairs] == [name for name, _ in alone]
+    for (name, squares), ((_, one), (_, other)) in zip(alone, pairs, strict=True):
+        assert torch.equal(one[FeatureNorms].norms(), squares), name
+        assert torch.equal(other[FeatureNorms].norms(), squares), name
+
+
+def test_the_model_can_be_asked_while_it_is_walked() -> None:
+    model = model_of("llama")
+    ids = padded_batch().ids[:1]
+    want = model(ids).logits
+    for _ in walk(view(model), padded_batch(), (FeatureNorms,), "arrival", tokens_per_pass=24):
+        assert torch.equal(model(ids).logits, want)
+    assert not any("forward" in vars(layer) for layer in model.model.layers)
+
+
+def test_a_block_that_writes_into_its_input_is_run_twice_on_a_copy() -> None:
+    model, expected = model_of("llama"), model_of("llama")
+    for layer in model.model.layers:
+        layer.forward = lambda hidden_states, layer=layer, **asked: hidden_states.copy_(type(layer).forward(layer, hidden_states, **asked))
+    assert rehearse(view(model)).changes_input
+    walked(model, padded_batch(), "reference")
+    walked(expected, padded_batch(), "reference")
+    assert_same_weights(model, expected)
 
 
 def test_blocks_are_seen_from_outside() -> None:

@@ -22,6 +22,7 @@ from calibrant.models import ModelView, Opened, Weight
 from calibrant.observing import untouched
 from calibrant.progress import Progress, silent
 from calibrant.ranks import ALONE, Ranks
+from calibrant.rehearsal import rehearse
 from calibrant.spec import canonical
 from calibrant.statistics import KINDS
 from calibrant.store import Record, Run
@@ -251,9 +252,9 @@ def _record(
     others = tuple(report for report in reports if "edit" in report)
     reached, removed = {report["name"] for report in matrices}, sum(report.get("removed", 0) for report in others)
     dense = [{"name": d.name, "shape": list(d.shape), "reason": d.reason} for d in seen_by.dense]
-    for weight in seen_by.weights:
-        if weight.name not in reached:
-            dense.append({"name": weight.name, "shape": list(weight.shape), "reason": _why_dense(recipe.method, weight)})
+    untouched = [weight for weight in seen_by.weights if weight.name not in reached]
+    whys = _why_dense(recipe.method, seen_by, untouched, run)
+    dense += [{"name": weight.name, "shape": list(weight.shape), "reason": why} for weight, why in zip(untouched, whys, strict=True)]
     total = _size(m["shape"] for m in matrices) if not removed else _size(weight.shape for weight in whole)
     achieved = (sum(m["zeros"] for m in matrices) + removed) / total if total else 0.0
     facts = dict(batch.facts) if batch is not None and run.tokens else {}
@@ -264,10 +265,13 @@ def _size(shapes: Any) -> int:
     return sum(shape[0] * shape[1] for shape in shapes)
 
 
-def _why_dense(method: Method, weight: Weight) -> str:
+def _why_dense(method: Method, view: ModelView, weights: Sequence[Weight], run: Run) -> list[str]:
+    """Why each of these matrices was left as it is."""
     if not isinstance(method, MatrixMethod):
-        return f"{method.spec_name()} left it as it is"
-    return "no calibration token was routed to this expert" if weight.expert is not None else "no product with it was seen in the forward"
+        return [f"{method.spec_name()} left it as it is"] * len(weights)
+    left = rehearse(view).left(run.propagate) if weights and run.tokens else {}
+    routed = "no calibration token was routed to this expert"
+    return [left.get(w.name, "no product with it was seen in the forward" if w.expert is None else routed) for w in weights]
 
 
 def fitting(

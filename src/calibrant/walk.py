@@ -1,4 +1,4 @@
-"""Through a model, matrix by matrix: the only place that intercepts a forward.
+"""Through a model, matrix by matrix: the only place that stops a forward.
 
     for weight, seen in walk(view, batch, method.observes, propagate="arrival"):
         weight.set(method.compress(weight.get(), seen, target).weight)
@@ -9,10 +9,12 @@
 `reference`  what the papers' code does: inputs of a block whose own matrices are still untouched, then a second forward of the block.
 `dense`      inputs in the untouched model; one forward, whatever the loop does to the matrices.
 
-Stopping at the product, in a torch-function mode that sees `linear`, `addmm` and the like, makes `nn.Linear`, GPT-2's transposed Conv1D and
-the slices of fused 3-D experts one case, and shows which matrices a forward really uses. Micro-batches run in lock-step as greenlets:
-within a block every matrix is visited once, in one order; a micro-batch that is further on, or that skipped an expert, waits. No
-thread-local context spans a stop: the mode and `no_grad` are entered anew around every switch, so the loop's own code never runs under them.
+Each micro-batch is one call of the model's own forward, as a greenlet that stops where the next block is called: so blocks are called as
+the model calls them, with whatever it hands from one to the next. Behind the last block the forward ends, before the head.
+
+Micro-batches run in lock-step: within a block every matrix is visited once, in one order; a micro-batch that is further on, or that
+skipped an expert, waits. No thread-local context spans a stop: the mode and `no_grad` are entered anew around every switch, and so is the
+block that is called next given its stop, so the loop's own code never runs under them.
 
 Padding and tokens of weight zero never reach a statistic. Rows inside a routed expert are traced back to their tokens by the gather that
 picked them. Without matrices to watch (`observes` is empty) nothing is run at all.
@@ -20,35 +22,33 @@ picked them. Without matrices to watch (`observes` is empty) nothing is run at a
 With other `ranks` this process runs its share of the micro-batches, and hands out what all of them saw, in the same order on every rank.
 """
 
-import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import torch
-from greenlet import getcurrent, greenlet
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from greenlet import GreenletExit, getcurrent, greenlet
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from calibrant.activations import InputStatistic, Seen, Statistic
 from calibrant.behaviour import BlockStatistics
 from calibrant.clock import spent_on
 from calibrant.data import TokenBatch, micro_batches
-from calibrant.errors import NumericsError, WalkError
+from calibrant.errors import ModelError, NumericsError, WalkError
 from calibrant.models import Block, ModelView, Weight
+from calibrant.products import Order, Product, Watch, hidden_of, inputs_of, replaced
 from calibrant.ranks import ALONE, Ranks
+from calibrant.rehearsal import Rehearsal, rehearse
 
 Propagation = Literal["arrival", "reference", "dense"]
 Kinds = tuple[type[InputStatistic], ...]
 
 TOKENS_PER_PASS = 1024
 """Tokens of one micro-batch: large enough to fill the cores, small enough that what a forward makes in passing stays in or near the cache."""
-
-_AS_OUT_IN = {"linear"}
-_AS_IN_OUT = {"addmm", "mm", "matmul", "__matmul__", "__rmatmul__"}
-_FUSED = {"bmm", "baddbmm", "addbmm", "einsum", "tensordot", "_grouped_mm", "grouped_mm", "multi_dot", "chain_matmul"}
 
 
 def walk(
@@ -63,73 +63,181 @@ def walk(
 ) -> Iterator[tuple[Weight, Seen]]:
     """Yield each matrix with what it saw; the loop may `set` the matrix before it asks for the next.
 
-    Matrices that no token of weight reached are not yielded: who iterates knows them by their absence. Blocks before `start` are run but
-    not handed out (they were compressed before an interruption; for `dense` they must still be untouched).
+    Matrices that no token of weight reached are not yielded: who iterates knows them by their absence. Nor are those that can't be followed;
+    `rehearse(view).left(propagate)` says why. Blocks before `start` are run but not handed out (they were compressed before an interruption;
+    for `dense` they must still be untouched).
 
-    Raises `WalkError` for a forward that can't be followed, `NumericsError`, naming the matrix, for activations that are not finite, and
-    `RankError` where another of the `ranks` is lost.
+    Raises `ModelError` for a model or padding that can't be followed, `NumericsError`, naming the matrix, for activations that are not finite,
+    and `RankError` where another of the `ranks` is lost.
     """
     if not observes or batch is None:
         yield from ((weight, Seen({})) for block in view.blocks[start:] for weight in block.weights)
         return
-    step: Callable[[Block, list[_Part], Kinds, bool, Ranks], Iterator[tuple[Weight, Seen]]]
+    step: Callable[[Block, list[_Part], Kinds, Ranks, Rehearsal], Iterator[tuple[Weight, Seen]]]
     step = {"arrival": _arrival, "reference": _reference, "dense": _dense}[propagate]
-    parts = _record(view, batch, tokens_per_pass, ranks)
-    for block in view.blocks[:start]:
+    rehearsal = rehearse(view)
+    left = rehearsal.left(propagate)
+    followed = [replace(block, weights=tuple(weight for weight in block.weights if weight.name not in left)) for block in view.blocks]
+    calls = list(rehearsal.calls)
+    while calls and not followed[calls[-1]].weights:
+        calls.pop()
+    parts = _parts(view, rehearsal, calls, batch, tokens_per_pass, ranks)
+    try:
         for part in parts:
-            part.advance(block)
-    for block in view.blocks[start:]:
-        yield from step(block, parts, observes, block is view.blocks[-1], ranks)  # pyright: ignore[reportArgumentType]  # checked by the method's contract
+            part.resume()
+        for index in calls:
+            if index < start or not followed[index].weights:
+                for part in parts:
+                    part.go()
+            else:
+                yield from step(followed[index], parts, observes, ranks, rehearsal)  # pyright: ignore[reportArgumentType]  # checked by the method's contract
+    finally:
+        for part in parts:
+            part.unwind()
 
 
 def walk_blocks(
     view: ModelView, batch: TokenBatch, observes: tuple[type[Statistic], ...], *, tokens_per_pass: int = TOKENS_PER_PASS, ranks: Ranks = ALONE
 ) -> Iterator[tuple[Block, Seen]]:
     """Yield each block of the untouched model with what it did (`BlockStatistics`): what methods that remove blocks or experts look at."""
-    did, parts = BlockStatistics(view, observes), _record(view, batch, tokens_per_pass, ranks)
-    for block in view.blocks:
-        here = [ranks.part(did.of(block, part.state, partial(part.advance, block), part.rows, part.weights)) for part in parts]
-        mine = {block.name: sum(here[1:], here[0])} if here and here[0] else {}
-        yield block, ranks.totals(mine, next(view.model.parameters()).device).get(block.name, Seen({}))
+    rehearsal, did, device = rehearse(view), BlockStatistics(view, observes), next(view.model.parameters()).device
+    parts = _parts(view, rehearsal, rehearsal.calls, batch, tokens_per_pass, ranks)
+    try:
+        for part in parts:
+            part.resume()
+        for block in (view.blocks[index] for index in rehearsal.calls):
+            rows = [partial(part.rows, name=block.name) for part in parts]
+            here = [ranks.part(did.of(block, part.given(), part.passed, of, part.weights)) for part, of in zip(parts, rows, strict=True)]
+            mine = {block.name: sum(here[1:], here[0])} if here and here[0] else {}
+            yield block, ranks.totals(mine, device).get(block.name, Seen({}))
+    finally:
+        for part in parts:
+            part.unwind()
 
 
-@dataclass(eq=False)
+def _parts(
+    view: ModelView, rehearsal: Rehearsal, calls: Sequence[int], batch: TokenBatch, tokens_per_pass: int, ranks: Ranks = ALONE
+) -> list["_Part"]:
+    """This rank's micro-batches, none of them on its way yet."""
+    device = next(view.model.parameters()).device
+    parts: list[_Part] = []
+    for ids, mask, weights in ranks.share(list(micro_batches(batch, tokens_per_pass))):
+        counts = weights.flatten() > 0
+        kept = None if bool(counts.all()) else counts.nonzero().flatten().to(device)
+        mass = weights.flatten()[counts]
+        asked = inputs_of(view.base, ids.to(device), None if bool(mask.all()) else mask.to(device))
+        parts.append(_Part(view, rehearsal, calls, asked, kept, None if bool((mass == 1).all()) else mass.to(device)))
+    return parts
+
+
+@final
 class _Part:
-    """One micro-batch on its way through the blocks."""
+    """One micro-batch on its way through the model's own forward, which stops where a block is called, and at products in it."""
 
-    state: Tensor
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
-    kept: Tensor | None
-    weights: Tensor | None
-    positions: int
-    gathered: Tensor | None = None
+    def __init__(
+        self, view: ModelView, rehearsal: Rehearsal, calls: Sequence[int], asked: dict[str, Any], kept: Tensor | None, weights: Tensor | None
+    ) -> None:
+        self.stopped: Product | None = None
+        self.kept, self.weights = kept, weights
+        self.samples, self.length = asked["input_ids"].shape
+        self._rehearsal, self._blocks = rehearsal, [view.blocks[index] for index in calls]
+        self._called = 0
+        self._entry: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None = None
+        self._gave: Any = None
+        self._watch: Watch | None = None
+        self._loop = getcurrent()
+        base = view.base
+        self._greenlet = greenlet(lambda: base(**asked))
 
-    def advance(self, block: Block) -> Tensor:
-        """Run `block` and keep its output in place of its input."""
-        with torch.no_grad():
-            self.state = self.run(block.module, block.index, self.state)
-        return self.state
+    @property
+    def at_last(self) -> bool:
+        """True at the door of the last block, or behind it."""
+        return self._called == len(self._blocks)
 
-    def run(self, module: nn.Module, index: int, state: Tensor) -> Tensor:
-        """The block's output for `state`, called as the model itself called it."""
-        args, kwargs = self.calls[index]
-        output = module(state, *args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+    def resume(self) -> None:
+        """Let the forward go on to the next product that is watched for, or to the door of the next block."""
+        self.stopped, self._loop = None, getcurrent()
+        self._greenlet.parent = self._loop
+        ahead = None if self.at_last else self._blocks[self._called].module
+        with torch.no_grad(), self._watch or nullcontext(), nullcontext() if ahead is None else replaced(ahead, self._door(ahead.forward)):
+            said = self._greenlet.switch()
+        self.stopped = said if isinstance(said, Product) else None
+        if self._greenlet.dead and not self.at_last:
+            name = self._blocks[self._called].name
+            raise WalkError(f"the model's forward ended before it came to {name}, which it ran for eight tokens", subject=name)
 
-    def rows(self, x: Tensor) -> Tensor:
-        """The rows of `x` [sample, position, …] that count, as [token, in]."""
-        flat = x.reshape(-1, x.shape[-1])
+    def go(self, weights: Sequence[Weight] = (), on_product: Callable[[Product], None] | None = None) -> None:
+        """Let the block run at whose door the forward stands; with `weights`, stop at their products, or tell `on_product` of them."""
+        self._watch = Watch(weights, on_product or self._stop, self.samples * self.length) if weights else None
+        self.resume()
+
+    def look(self, weights: Sequence[Weight], on_product: Callable[[Product], None]) -> None:
+        """Run that block aside, and throw away what it gives; the forward stays at its door."""
+        assert self._entry is not None
+        forward, args, kwargs = self._entry
+        if self._rehearsal.changes_input:
+            args, kwargs = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
+        with torch.no_grad(), Watch(weights, on_product, self.samples * self.length):
+            forward(*args, **kwargs)
+
+    def unwind(self) -> None:
+        """Let a forward that stands somewhere end there, through its own `finally`s."""
+        self.stopped = None
+        if self._greenlet:  # started and not ended
+            self._greenlet.parent = getcurrent()
+            with torch.no_grad(), self._watch or nullcontext():
+                self._greenlet.throw()
+
+    def _stop(self, product: Product) -> None:
+        assert self._watch is not None
+        with self._watch:  # torch takes the mode off while it asks it; the loop leaves the mode once more
+            self._loop.switch(product)
+
+    def _door(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """What the next block's forward is while the model's runs: it waits, and then is `forward`."""
+
+        def waiting(*args: Any, **kwargs: Any) -> Any:
+            first = self._called == 0
+            self._called += 1
+            self._entry = forward, args, kwargs
+            self._loop.switch()
+            self._entry = None
+            self._gave = output = forward(*args, **kwargs)
+            if self.at_last:
+                raise GreenletExit
+            if first and self._rehearsal.lets_go:  # the model's forward would hold it to its end, as Llama's holds the embeddings
+                hidden = hidden_of(args, kwargs)
+                hidden.data = hidden.new_empty(0)
+            return output
+
+        return waiting
+
+    def given(self) -> Tensor:
+        """What the block is about to be given at whose door the forward stands."""
+        assert self._entry is not None
+        return hidden_of(*self._entry[1:])
+
+    def passed(self) -> Tensor:
+        """Let that block run, and give what it gives."""
+        self.go()
+        return hidden_of(tuple(tree_leaves(self._gave)), {})
+
+    def rows(self, x: Tensor, name: str) -> Tensor:
+        """The rows of `x` [sample, position, …] that count, as [token, in]; `name` is what gets them."""
+        turned = x.transpose(0, 1) if name in self._rehearsal.turned else x
+        flat = turned.reshape(self.samples * self.length, -1)
         return flat if self.kept is None else flat[self.kept]
 
-    def arrived(self, weight: Weight, x: Tensor, observes: Kinds) -> Seen:
-        """What reached `weight`: statistics of the rows that count."""
-        flat = x.reshape(-1, x.shape[-1])
-        if weight.expert is None and len(flat) == self.positions:
-            rows, weights = self.rows(flat), self.weights
+    def arrived(self, product: Product, observes: Kinds) -> Seen:
+        """What reached a matrix: statistics of the rows that count."""
+        weight, positions = product.weight, self.samples * self.length
+        flat = product.x.reshape(-1, product.x.shape[-1])
+        if weight.expert is None and len(flat) == positions:
+            rows, weights = self.rows(product.x, weight.name), self.weights
         elif self.kept is None and self.weights is None:
             rows, weights = flat, None
         else:
-            rows, weights = self._traced(weight, flat)
+            rows, weights = self._traced(product, flat)
         with spent_on("statistics"):
             seen = Seen({kind: kind.of(rows, weights) for kind in observes})
         if not all(seen[kind].finite() for kind in observes):
@@ -138,207 +246,34 @@ class _Part:
             )
         return seen
 
-    def _traced(self, weight: Weight, flat: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _traced(self, product: Product, flat: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows of an expert, traced to their tokens, so that padding stays out and weights find their rows."""
-        if self.gathered is None or len(self.gathered) != len(flat):
-            raise WalkError(
-                f"the {len(flat)} rows that reach {weight.name} can't be traced to their tokens; use a packing without padding, such as many",
-                subject=weight.name,
+        tokens, positions = product.tokens, self.samples * self.length
+        if tokens is None or len(tokens) != len(flat):
+            raise ModelError(
+                f"the {len(flat)} rows that reach {product.weight.name} can't be traced to their tokens; use a packing without padding, such as many",
+                subject=product.weight.name,
             )
-        weigh = torch.zeros(self.positions, dtype=torch.float32, device=flat.device)
-        kept = torch.arange(self.positions, device=flat.device) if self.kept is None else self.kept
+        weigh = torch.zeros(positions, dtype=torch.float32, device=flat.device)
+        kept = torch.arange(positions, device=flat.device) if self.kept is None else self.kept
         weigh[kept] = 1.0 if self.weights is None else self.weights
-        weigh = weigh[self.gathered]
+        weigh = weigh[tokens]
         real = weigh > 0
         return flat[real], None if self.weights is None else weigh[real]
 
 
-def _record(view: ModelView, batch: TokenBatch, tokens_per_pass: int, ranks: Ranks = ALONE) -> list[_Part]:
-    """This rank's micro-batches with the first block's input and the arguments of every block's call.
-
-    Nothing is computed: while the model is asked, its blocks hand their input on. Every block has a call of its own because models give
-    their blocks different masks (Gemma 3).
-    """
-    parts: list[_Part] = []
-    for ids, mask, weights in ranks.share(list(micro_batches(batch, tokens_per_pass))):
-        with _Recorder(view.blocks) as recorder, torch.no_grad():
-            device = next(view.model.parameters()).device
-            padding = {} if bool(mask.all()) else {"attention_mask": mask.to(device).long()}
-            view.base(input_ids=ids.to(device), use_cache=False, **padding)
-        counts = weights.flatten() > 0
-        kept = None if bool(counts.all()) else counts.nonzero().flatten().to(device)
-        mass = weights.flatten()[counts]
-        parts.append(_Part(recorder.first, recorder.calls, kept, None if bool((mass == 1).all()) else mass.to(device), ids.numel()))
-    return parts
-
-
-class _Recorder:
-    """While it is entered, blocks are identities that write down how they are called."""
-
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        self.blocks = blocks
-        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((), {}) for _ in blocks]
-        self.first = torch.empty(0)
-        self._patched = [vars(block.module).get("forward") for block in blocks]  # accelerate's hooks, where there are any
-
-    def __enter__(self) -> "_Recorder":
-        for place, block in enumerate(self.blocks):
-            block.module.forward = self._identity(place)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for block, patched in zip(self.blocks, self._patched, strict=True):
-            del block.module.forward
-            if patched is not None:
-                block.module.forward = patched
-
-    def _identity(self, place: int) -> Callable[..., Tensor]:
-        def forward(*args: Any, **kwargs: Any) -> Tensor:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            if place == 0:
-                self.first = hidden
-            self.calls[place] = args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}
-            return hidden
-
-        return forward
-
-
-class _Watch(TorchFunctionMode):
-    """Sees the products of one block's matrices in the forward of `part`, and the gathers that route tokens to experts."""
-
-    def __init__(self, block: Block, on_product: Callable[[Weight, Tensor], None]) -> None:
-        super().__init__()
-        self.part: _Part | None = None
-        self._on_product = on_product
-        self._weights = {weight.address: weight for weight in block.weights}
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name in _AS_OUT_IN or name in _AS_IN_OUT:
-            self._product(name, args, kwargs)
-        elif name in _FUSED:
-            self._refuse_fused(name, args)
-        elif name in ("__getitem__", "index_select"):
-            self._gather(args)
-        return func(*args, **kwargs)
-
-    def _product(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        operands = [*args, *(kwargs[k] for k in ("input", "weight", "mat1", "mat2", "other") if k in kwargs)]
-        x, matrix = operands[1:3] if name == "addmm" else operands[:2]
-        weight = self._weights.get(matrix.data_ptr()) if isinstance(matrix, Tensor) else None
-        if weight is None:
-            return
-        seen_as = matrix if name in _AS_OUT_IN else matrix.mT
-        kept_as = weight.get()
-        if seen_as.shape != kept_as.shape or seen_as.stride() != kept_as.stride():
-            raise WalkError(f"{weight.name} is multiplied as {tuple(seen_as.shape)} but kept as {tuple(kept_as.shape)}", subject=weight.name)
-        self._on_product(weight, x)
-
-    def _refuse_fused(self, name: str, args: tuple[Any, ...]) -> None:
-        for operand in args:
-            for tensor in operand if isinstance(operand, list | tuple) else [operand]:
-                weight = self._weights.get(tensor.data_ptr()) if isinstance(tensor, Tensor) else None
-                if weight is not None:
-                    raise WalkError(
-                        f"{weight.name} is used in one {name} over several matrices, which can't be followed matrix by matrix", subject=weight.name
-                    )
-
-    def _gather(self, args: tuple[Any, ...]) -> None:
-        table, index = args[0], args[-1]
-        if isinstance(index, tuple):
-            index = index[-1] if all(i is None for i in index[:-1]) else None
-        if self.part is None or not isinstance(index, Tensor) or index.dim() != 1 or index.dtype not in (torch.int64, torch.int32):
-            return
-        if table.is_floating_point() and len(table) == self.part.positions:
-            self.part.gathered = index
-
-
-def _arrival(block: Block, parts: list[_Part], observes: Kinds, last: bool, ranks: Ranks) -> Iterator[tuple[Weight, Seen]]:
-    loop = getcurrent()
-
-    def stop(weight: Weight, x: Tensor) -> None:
-        with watch:  # torch takes the mode off while it asks it; the loop leaves the mode once more
-            loop.switch((weight, x))
-
-    watch = _Watch(block, stop)
-    forwards = [_Suspended(part, block, watch) for part in parts]
-    order, shared = _Order(block), _Shared(ranks)
-    try:
-        for forward in forwards:
-            forward.resume()
-        while waiting := ranks.gathered([f.stopped[0].name for f in forwards if f.stopped]):
-            weight = order.next(waiting)
-            here = [f for f in forwards if f.stopped and f.stopped[0] is weight]
-            seen = shared.seen(weight, [(f.part, f.stopped[1]) for f in here if f.stopped], observes)
-            if seen.tokens:
-                yield weight, seen
-            for forward in here:
-                forward.resume()
-    finally:
-        for forward in forwards:
-            forward.unwind()
-
-
-class _Suspended:
-    """The forward of one micro-batch through one block, stopping at every product with one of the block's matrices."""
-
-    def __init__(self, part: _Part, block: Block, watch: _Watch) -> None:
-        self.part, self._watch = part, watch
-        self.stopped: tuple[Weight, Tensor] | None = None
-        self._greenlet = greenlet(lambda: part.run(block.module, block.index, part.state))
-
-    def resume(self) -> None:
-        """Run until the next product, or to the end, where the block's output becomes the part's state."""
-        self.stopped, self._watch.part = None, self.part
-        with torch.no_grad(), self._watch:
-            result = self._greenlet.switch()
-        if self._greenlet.dead:
-            self.part.state = result
-        else:
-            self.stopped = result
-
-    def unwind(self) -> None:
-        """Let a forward that stands at a product end there, through its own `finally`s."""
-        self.stopped = None
-        if self._greenlet:  # started and not ended
-            with torch.no_grad(), self._watch:
-                self._greenlet.throw()
-
-
-class _Order:
-    """One order of visits for all micro-batches: by first use; experts by number, and each expert's matrices by use."""
-
-    def __init__(self, block: Block) -> None:
-        self._block = block
-        self._weights = {weight.name: weight for weight in block.weights}
-        self._rank: dict[str, int] = {}
-        self._last: tuple[int, int, int] | None = None
-
-    def next(self, waiting: Sequence[str]) -> Weight:
-        """The first of the matrices that some forward stands at, by name."""
-        place, weight = min(((self._place(w), w) for w in map(self._weights.__getitem__, waiting)), key=lambda pair: pair[0])
-        if self._last is not None and place <= self._last:
-            raise WalkError(
-                f"{weight.name} is used twice in one forward of {self._block.name}, so it can't be compressed on arrival; use reference or dense",
-                subject=weight.name,
-            )
-        self._last = place
-        return weight
-
-    def _place(self, weight: Weight) -> tuple[int, int, int]:
-        name = weight.name.removeprefix(self._block.name + ".")
-        numbered = re.fullmatch(r"(.+?)\.(\d+)\.(.+)", name)
-        if weight.expert is not None:
-            group, number, use = name.rpartition(".")[0], weight.expert, re.sub(r"\[\d+\]$", "", name)
-        elif numbered:
-            group, number, use = numbered[1], int(numbered[2]), numbered[3]
-        else:
-            group, number, use = name, 0, ""
-        return self._ranked(group), number, self._ranked(f"{group} {use}")
-
-    def _ranked(self, key: str) -> int:
-        return self._rank.setdefault(key, len(self._rank))
+def _arrival(block: Block, parts: list[_Part], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
+    order, shared = Order(block, rehearsal.by_use, rehearsal.apart), _Shared(ranks)
+    for part in parts:
+        part.go(block.weights)
+    while waiting := ranks.gathered([part.stopped.weight.name for part in parts if part.stopped]):
+        weight = order.next(waiting)
+        here = [part for part in parts if part.stopped and part.stopped.weight is weight]
+        seen = shared.seen([(part, part.stopped) for part in here if part.stopped], observes, weight.stored.device)
+        if seen.tokens:
+            yield weight, seen
+        for part in here:
+            part.resume()
 
 
 class _Shared:
@@ -350,38 +285,41 @@ class _Shared:
         self._key: list[Any] = []
         self._seen = Seen({})
 
-    def seen(self, weight: Weight, arrivals: Sequence[tuple[_Part, Tensor]], observes: Kinds) -> Seen:
+    def seen(self, arrivals: Sequence[tuple[_Part, Product]], observes: Kinds, device: torch.device) -> Seen:
         """The sum of what arrives from all micro-batches of all ranks."""
-        key = [(id(part), x.data_ptr(), x._version, x.shape, x.stride()) for part, x in arrivals]
+        inputs = [(part, product.x) for part, product in arrivals]
+        key = [(id(part), x.data_ptr(), x._version, x.shape, x.stride()) for part, x in inputs]
         # An address is a tensor's own only while that lives; held here, the widest inputs of a block would outlive their use.
         if not self._ranks.all(key == self._key and all(x() is not None for x in self._inputs)):
-            self._inputs, self._key = [weakref.ref(x) for _, x in arrivals], key
-            self._seen = self._ranks.total((part.arrived(weight, x, observes) for part, x in arrivals), weight.stored.device)
+            self._inputs, self._key = [weakref.ref(x) for _, x in inputs], key
+            self._seen = self._ranks.total((part.arrived(product, observes) for part, product in arrivals), device)
         return self._seen
 
 
-def _reference(block: Block, parts: list[_Part], observes: Kinds, last: bool, ranks: Ranks) -> Iterator[tuple[Weight, Seen]]:
-    totals = dict(_observe(block, parts, observes, ranks, keep_outputs=False))
-    yield from totals.items()
-    for part in parts if not last else []:
-        part.advance(block)
+def _reference(block: Block, parts: list[_Part], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
+    yield from list(_observe(block, parts, observes, ranks, _Part.look))
+    for part in parts:
+        if not part.at_last:
+            part.go()
 
 
-def _dense(block: Block, parts: list[_Part], observes: Kinds, last: bool, ranks: Ranks) -> Iterator[tuple[Weight, Seen]]:
-    yield from list(_observe(block, parts, observes, ranks, keep_outputs=True))
+def _dense(block: Block, parts: list[_Part], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
+    yield from list(_observe(block, parts, observes, ranks, _Part.go))
 
 
-def _observe(block: Block, parts: list[_Part], observes: Kinds, ranks: Ranks, *, keep_outputs: bool) -> Iterator[tuple[Weight, Seen]]:
+def _observe(
+    block: Block, parts: list[_Part], observes: Kinds, ranks: Ranks, run: Callable[[_Part, Sequence[Weight], Callable[[Product], None]], None]
+) -> Iterator[tuple[Weight, Seen]]:
     """One forward of every micro-batch through the block as it is, and what each of its matrices saw."""
     totals: dict[str, Seen] = {}
     for part in parts:
         shared, here = _Shared(ALONE), dict[Weight, Seen]()
-        watch = _Watch(block, lambda w, x: _add(here, w, shared.seen(w, [(part, x)], observes)))  # noqa: B023  # used before the loop goes on
-        watch.part = part
-        with torch.no_grad(), watch:
-            output = part.run(block.module, block.index, part.state)
-        if keep_outputs:
-            part.state = output
+
+        def saw(product: Product) -> None:
+            weight, one = product.weight, shared.seen([(part, product)], observes, product.x.device)  # noqa: B023  # used before the loop goes on
+            here[weight] = here[weight] + one if weight in here else one  # noqa: B023
+
+        run(part, block.weights, saw)
         merged: dict[tuple[int, int], Seen] = {}  # matrices that share an input go on sharing their sum
         for weight, seen in here.items():
             before = totals.get(weight.name)
@@ -392,7 +330,3 @@ def _observe(block: Block, parts: list[_Part], observes: Kinds, ranks: Ranks, *,
     weights = {weight.name: weight for weight in block.weights}
     summed = ranks.totals(totals, block.weights[0].stored.device) if weights else {}
     return ((weights[name], seen) for name, seen in summed.items() if seen.tokens)
-
-
-def _add(seen: dict[Weight, Seen], weight: Weight, new: Seen) -> None:
-    seen[weight] = seen[weight] + new if weight in seen else new

@@ -134,7 +134,7 @@ from calibrant import walk
 from calibrant.errors import WalkError
 def refuse(*_, **__):
     raise WalkError("block 3 can't be followed", subject="block 3")
-walk._record = refuse
+walk._parts = refuse
 """
     answer = ask_outside("prune", model, "--out", "pruned", *SMALL, before=before)
     assert answer.code == 1

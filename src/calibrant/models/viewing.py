@@ -7,6 +7,7 @@ way round. Every other parameter is listed as left dense, with the reason: nothi
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from itertools import pairwise
 from typing import Any, Final, final
 
@@ -25,6 +26,10 @@ from calibrant.models.ties import tied, untie
 
 EXPERT_COUNTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 SMALL: Final = "norm or bias (one-dimensional)"
+TRANSPOSED: Final = ("Llama4TextExperts",)
+"""Classes that keep each expert's matrix as `[in, out]` and don't say so."""
+CROSS: Final = ("crossattention", "cross_attn", "encoder_attn")
+"""What a part that looks at another model's states is called, in a block that can be handed such states."""
 
 
 @final
@@ -109,7 +114,9 @@ class ModelView:
     def base(self) -> nn.Module:
         """The module that runs the blocks and not the head: `base(input_ids=…, attention_mask=…, use_cache=False)`."""
         head, layers = self.model.get_output_embeddings(), self.model.get_submodule(self._layers)
-        for candidate in (self.model.base_model, self.model.get_decoder()):
+        parts = self._layers.split(".")
+        around = [self.model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts))]
+        for candidate in (self.model.base_model, self.model.get_decoder(), *(m for m in around if isinstance(m, PreTrainedModel))):
             inside = list(candidate.modules())
             if any(m is layers for m in inside) and (head is None or not any(m is head for m in inside)):
                 return candidate
@@ -175,6 +182,8 @@ class ModelView:
         modules = [(f"{self._layers}.{i}", module) for i, module in enumerate(layers.children())]
         self.blocks = tuple(Block(i, name, module, tuple(weights[i])) for i, (name, module) in enumerate(modules))
         self.dense = tuple(dense)
+        self.rehearsed: Any = None
+        """What `calibrant.rehearsal` found of a forward through these blocks."""
 
 
 def view(model: PreTrainedModel) -> ModelView:
@@ -231,6 +240,8 @@ class _Parameter:
             return "embedding"
         if self.block is None:
             return "outside the blocks"
+        if any(part in CROSS for part in self.path.split(".")) and _takes_others(model, self.path):
+            return "cross attention, which isn't used without an encoder"
         return f"the same memory as {self.twin}" if self.twin else self._reason_inside(_experts(self.owner, model))
 
     def _reason_inside(self, experts: set[int]) -> str | None:
@@ -247,7 +258,7 @@ class _Parameter:
     def weights(self) -> list[Weight]:
         """The matrix, or one for each expert."""
         assert self.block is not None
-        transposed = isinstance(self.owner, Conv1D) or bool(getattr(self.owner, "is_transposed", False))
+        transposed = isinstance(self.owner, Conv1D) or bool(getattr(self.owner, "is_transposed", False)) or type(self.owner).__name__ in TRANSPOSED
         *_, a, b = self.tensor.shape
         shape = (b, a) if transposed else (a, b)
         if self.tensor.dim() == 2:
@@ -280,11 +291,29 @@ def _experts(owner: nn.Module, model: PreTrainedModel) -> set[int]:
     return {n for n in found if isinstance(n, int)}
 
 
+def _takes_others(model: PreTrainedModel, path: str) -> bool:
+    """Whether a module around `path` can be handed the states of an encoder, or of an image."""
+    parts = path.split(".")
+    around = (model.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts)))
+    return any(name in signature(module.forward).parameters for module in around for name in ("encoder_hidden_states", "cross_attention_states"))
+
+
 def _block_list(model: PreTrainedModel) -> str:
-    """The name of the one list of modules that is as long as the model has layers; lists inside such a list don't count."""
-    depth = model.config.get_text_config(decoder=True).num_hidden_layers
-    lists = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    found = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+    """The name of the one list of modules that is as long as the model has layers, of several the one in the decoder of text.
+
+    Lists inside such a list don't count.
+    """
+    config: Any = model.config.get_text_config(decoder=True)
+    depths = [depth for depth in (getattr(config, name, None) for name in ("num_hidden_layers", "num_layers")) if isinstance(depth, int)]
+    found, depth = list[str](), depths[0] if depths else "(it doesn't say how many)"
+    for depth in depths:
+        lists = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+        found = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+        if found:
+            break
+    if len(found) > 1 and (decoder := model.get_decoder()) is not model:
+        inside = {id(module) for module in decoder.modules()}
+        found = [name for name in found if id(model.get_submodule(name)) in inside] or found
     if len(found) != 1:
         what = f"has several lists of {depth} modules ({', '.join(found)})" if found else f"has no list of {depth} modules"
         raise ModelError(f"{type(model).__name__} {what}, so its blocks can't be told; it needs a view of its own", subject=type(model).__name__)

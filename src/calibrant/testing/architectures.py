@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from calibrant.errors import ModelError
 from calibrant.models import ModelView, Weight, view
+from calibrant.rehearsal import rehearse
 
-PRODUCTS: Final = {"linear": (0, 1, False), "addmm": (1, 2, True), "mm": (0, 1, True), "matmul": (0, 1, True)}
+PRODUCTS: Final = {"linear": (0, 1, False), "addmm": (1, 2, True), **dict.fromkeys(("mm", "matmul", "__matmul__", "bmm"), (0, 1, True))}
 """Name of a product: which argument is its input, which its matrix, and whether that is given as `[in, out]`."""
 
 
@@ -20,13 +21,15 @@ def check_architecture(model: PreTrainedModel, ids: Tensor | None = None) -> lis
     """Check that `view(model)` accounts for every parameter once, shows matrices as a forward uses them, and sets what it is told to.
 
     `ids` `[sample, position]` are the tokens of the forward; by default random ones. Gives the names of experts that no token reached, whose
-    orientation so wasn't seen. Raises `ModelError`, naming the matrix, for the first thing that is wrong. The model is left as it was.
+    orientation so wasn't seen. Matrices that a walk leaves as they are, for a reason that it gives, needn't be used. Raises `ModelError`, naming
+    the matrix, for the first thing that is wrong. The model is left as it was.
     """
     seen = view(model)
     _check_accounting(seen)
     with _Products() as products, torch.no_grad():
         seen.base(input_ids=_ids(model) if ids is None else ids, use_cache=False)
-    unreached = [w.name for w in seen.weights if not _check_orientation(w, products)]
+    left = rehearse(seen).left("arrival")
+    unreached = [w.name for w in seen.weights if not _check_orientation(w, products, w.name in left)]
     for weight in seen.weights:
         _check_round_trip(weight)
     return unreached
@@ -56,9 +59,11 @@ def _check_accounting(seen: ModelView) -> None:
             )
 
 
-def _check_orientation(weight: Weight, products: "_Products") -> bool:
-    """Whether a product with this matrix was seen; one that disagrees with the view is an error."""
+def _check_orientation(weight: Weight, products: "_Products", left: bool) -> bool:
+    """Whether a product with this matrix was seen, or needn't be; one that disagrees with the view is an error."""
     found = products.seen.get(weight.address, [])
+    if left:
+        found = [product for product in found if product[2].numel() == weight.shape[0] * weight.shape[1]]
     for name, x, matrix, result in found:
         if tuple(matrix.shape) != weight.shape or not torch.equal(matrix, weight.get()):
             raise ModelError(f"{weight.name}: {name} multiplies with {list(matrix.shape)}, the view shows {list(weight.shape)}", subject=weight.name)
@@ -66,9 +71,9 @@ def _check_orientation(weight: Weight, products: "_Products") -> bool:
             raise ModelError(
                 f"{weight.name}: {name} takes {x.shape[-1]} features to {result.shape[-1]}, the view says {list(weight.shape)}", subject=weight.name
             )
-    if not found and weight.expert is None:
+    if not found and weight.expert is None and not left:
         raise ModelError(f"{weight.name} is shown as a matrix, but no product of a forward uses it", subject=weight.name)
-    return bool(found)
+    return bool(found) or left
 
 
 def _check_round_trip(weight: Weight) -> None:
@@ -93,6 +98,12 @@ class _Products(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if name in PRODUCTS:
             at_x, at_matrix, flipped = PRODUCTS[name]
-            matrix = args[at_matrix]
-            self.seen.setdefault(matrix.data_ptr(), []).append((name, args[at_x], matrix.T if flipped and matrix.dim() == 2 else matrix, result))
+            x, matrix = args[at_x], args[at_matrix]
+            for one in zip(x, matrix, result, strict=True) if matrix.dim() == 3 and x.dim() == 3 else [(x, matrix, result)]:
+                self._add(name, *one, flipped)
+            if flipped and x.dim() == 2 and matrix.dim() > 1:
+                self._add(name, matrix.mT, x, result.mT, False)
         return result
+
+    def _add(self, name: str, x: Tensor, matrix: Tensor, result: Tensor, flipped: bool) -> None:
+        self.seen.setdefault(matrix.data_ptr(), []).append((name, x, matrix.T if flipped and matrix.dim() == 2 else matrix, result))
