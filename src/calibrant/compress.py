@@ -252,9 +252,9 @@ def _record(
     others = tuple(report for report in reports if "edit" in report)
     reached, removed = {report["name"] for report in matrices}, sum(report.get("removed", 0) for report in others)
     dense = [{"name": d.name, "shape": list(d.shape), "reason": d.reason} for d in seen_by.dense]
-    untouched = [weight for weight in seen_by.weights if weight.name not in reached]
-    whys = _why_dense(recipe.method, seen_by, untouched, run)
-    dense += [{"name": weight.name, "shape": list(weight.shape), "reason": why} for weight, why in zip(untouched, whys, strict=True)]
+    left = [weight for weight in seen_by.weights if weight.name not in reached]
+    whys = _why_dense(recipe.method, seen_by, left, run)
+    dense += [{"name": weight.name, "shape": list(weight.shape), "reason": why} for weight, why in zip(left, whys, strict=True)]
     total = _size(m["shape"] for m in matrices) if not removed else _size(weight.shape for weight in whole)
     achieved = (sum(m["zeros"] for m in matrices) + removed) / total if total else 0.0
     facts = dict(batch.facts) if batch is not None and run.tokens else {}
