@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from calibrant.errors import ModelError
 from calibrant.models.changing import overwrite
-from calibrant.models.tracing import ELSEWHERE, Flow, Label, Product, Rows, norms_of
+from calibrant.models.tracing import ELSEWHERE, Flow, Label, Product, Rows, norms_of, strides
 from calibrant.models.viewing import ModelView, Weight
 
 PROBE: Final = 8
@@ -152,7 +152,7 @@ class _Found:
         self._view, self._norms, self._width = view, norms_of(view.model), 0
         self._weights = {weight.name: weight for weight in (*_outside(view), *view.weights, *_dense_inside(view))}
         self._vectors = dict(_vectors(view))
-        products = {name: Product(name, w.shape, (w.get().stride()[0], w.get().stride()[1])) for name, w in self._weights.items()}
+        products = {name: Product(name, w.shape, strides(w.get())) for name, w in self._weights.items()}
         holders: dict[int, tuple[Product, ...]] = {}
         for weight in view.weights:
             if weight.expert is not None:

@@ -212,7 +212,7 @@ class Flow(TorchDispatchMode):
         x, label = args[0], self.label(args[0])
         product = self._stored(x) if name in ("_to_copy", "clone") else None
         if product is not None:  # a matrix in another type: held, it keeps its place in memory
-            self._products[outputs[0].data_ptr()] = Product(product.name, product.shape, _strides(outputs[0]))
+            self._products[outputs[0].data_ptr()] = Product(product.name, product.shape, strides(outputs[0]))
             return [Label(copy=True)]
         if label == NOTHING or label.copy:
             return [NOTHING] * len(outputs)
@@ -237,9 +237,9 @@ class Flow(TorchDispatchMode):
             self.inputs.setdefault(matrix, set()).add(source)
             if came.rows:
                 self.pairs.setdefault(matrix, set()).add(came.rows)
-        if not matrices:
-            return NOTHING
         added = self._addend(bias)
+        if not matrices or (isinstance(bias, Tensor) and not added.made):
+            return NOTHING
         made = frozenset((matrix, "") for matrix in matrices) | added.made
         return Label(made=made, rows=frozenset(Rows(matrix) for matrix in matrices) | added.rows)
 
@@ -292,16 +292,18 @@ class Flow(TorchDispatchMode):
         return Label(rows=one.rows | other.rows if one.rows and other.rows else frozenset())
 
 
-def _strides(x: Tensor) -> tuple[int, int]:
-    """Those of a matrix."""
-    return x.stride()[0], x.stride()[1]
+def strides(x: Tensor) -> tuple[int, int]:
+    """Return those of a matrix."""
+    down, across = list(x.stride())
+    return down, across
 
 
 def _operands(name: str, args: tuple[Any, ...]) -> tuple[Any, Any, Any]:
     """What a product adds (if anything), what it multiplies, and with what."""
     if name in ("addmm", "baddbmm"):
         return args[0], args[1], args[2]
-    return args[2] if name == "linear" and len(args) > 2 else None, args[0], args[1]
+    x, matrix, *bias = args
+    return bias[0] if bias and name == "linear" else None, x, matrix
 
 
 def _joined(args: tuple[Any, ...], labels: list[Label], result: Tensor) -> Label:
