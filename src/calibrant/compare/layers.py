@@ -57,10 +57,10 @@ class Layers:
 
 @dataclass(frozen=True)
 class _Run:
-    """What a record keeps of its matrices: by block signs of mask bits, sizes of input features about their matrix's mean, and errors."""
+    """What a record keeps of its matrices: by block and name signs of mask bits and sizes of input features about their matrix's mean; errors."""
 
-    signs: Mapping[str, Float[np.ndarray, " bit"]]
-    sizes: Mapping[str, Float[np.ndarray, " feature"]]
+    signs: Mapping[str, Mapping[str, Float[np.ndarray, " bit"]]]
+    sizes: Mapping[str, Mapping[str, Float[np.ndarray, " feature"]]]
     errors: Mapping[str, float]
     blocks: tuple[str, ...]
 
@@ -80,8 +80,8 @@ def _run(weights: Sequence[Mapping[str, Any]]) -> _Run:
     by_block: dict[str, list[Mapping[str, Any]]] = {}
     for weight in weights:
         by_block.setdefault(block_of(str(weight["name"])), []).append(weight)
-    signs = {block: np.concatenate([_signs(w["bits"]) for w in of]) for block, of in by_block.items() if all("bits" in w for w in of)}
-    sizes = {block: np.concatenate([_sizes(w["inputs"]) for w in of]) for block, of in by_block.items() if all("inputs" in w for w in of)}
+    signs = {block: {w["name"]: _signs(w["bits"]) for w in of} for block, of in by_block.items() if all("bits" in w for w in of)}
+    sizes = {block: {w["name"]: _sizes(w["inputs"]) for w in of} for block, of in by_block.items() if all("inputs" in w for w in of)}
     errors = {block: float(np.mean([w["error"] for w in of if "error" in w])) for block, of in by_block.items() if any("error" in w for w in of)}
     return _Run(signs, sizes, errors, tuple(by_block))
 
@@ -107,10 +107,17 @@ def _layers(group: Group, runs: Mapping[str, Mapping[int, _Run]], families: Mapp
     masks, feels = np.full((many, many, len(blocks)), np.nan), np.full((many, many, len(blocks)), np.nan)
     error = np.full((many, len(blocks)), np.nan)
     for at, block in enumerate(blocks):
-        masks[:, :, at] = _mean([_agreement([of[d].signs.get(block) if d in of else None for of in runs.values()]) for d in draws])
-        feels[:, :, at] = _mean([_distance([of[d].sizes.get(block) if d in of else None for of in runs.values()]) for d in draws])
+        masks[:, :, at] = _mean([_agreement(_common([of[d].signs.get(block) if d in of else None for of in runs.values()])) for d in draws])
+        feels[:, :, at] = _mean([_distance(_common([of[d].sizes.get(block) if d in of else None for of in runs.values()])) for d in draws])
         error[:, at] = [_mean([np.array(run.errors.get(block, np.nan)) for run in of.values()]) for of in runs.values()]
     return Layers(**group._asdict(), sets=tuple(runs), blocks=blocks, masks=masks, feels=feels, error=error, families=families)
+
+
+def _common(several: Sequence[Mapping[str, np.ndarray] | None]) -> list[np.ndarray | None]:
+    """What each says of the matrices that all of them have: an expert that no token of one set reached is compared with nothing."""
+    there = [one for one in several if one]
+    names = [name for name in there[0] if all(name in other for other in there)] if there else []
+    return [np.concatenate([one[name] for name in names]) if one and names else None for one in several]
 
 
 def _agreement(signs: Sequence[Float[np.ndarray, " bit"] | None]) -> Float[np.ndarray, "set set"]:
