@@ -140,7 +140,9 @@ def compress(
     ranks.agree("what the folder of finished blocks holds", [step.reports for step in finished])
     done, late = put_back(seen_by, (kept for step in finished for kept in step.edits), recipe.propagate)
     made, reports = list(done), [*reports, *(report for step in finished for report in step.reports)]
-    job = Job(opened, seen_by, batch, recipe.target, targets, recipe.propagate, done, looks.statistics, kinds, progress, ranks)
+    job = Job(
+        opened, seen_by, batch, recipe.target, targets, recipe.propagate, done, looks.statistics, kinds, progress, ranks, [edit.kind for edit in done]
+    )
     with torch.no_grad():
         for index, step in enumerate(_steps(job, recipe.method), len(finished)):
             _settle(job, recipe, index, step, checkpoint)
@@ -171,6 +173,7 @@ def _steps(job: Job, method: Method) -> Iterator[_Step]:
         with spent_on("record"):
             step.reports.append(edit.report(job.view))
             edit.apply(job.view)
+        job.made.append(edit.kind)
         step.edits.append(edit.applied())
     if step.edits:
         yield step

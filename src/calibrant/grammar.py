@@ -1,4 +1,4 @@
-"""The grammar of calibration data: `source[:format][@packing]`, a sum `0.3*gsm8k:cot + 0.7*c4`, or a mix of such.
+"""The grammar of calibration data and of targets: `source[:format][@packing]`, a sum `0.3*gsm8k:cot + 0.7*c4`, or a mix of such.
 
 `mix(domain=gsm8k:cot, general=c4, weight=0.5)` is of two such texts, each a set of the whole budget: what the model's matrices see of each, divided
 by its own tokens, is added, 0.5 of the first and the rest of the second. It stands alone, and the names are the user's own. Of more than two, each
@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from calibrant.errors import DataError, InputError, SpecError
 from calibrant.families import Family
-from calibrant.foreign import user_text
+from calibrant.foreign import decimal_number, user_text, whole_number
 from calibrant.spec import Call, parse, text_of
 
 _NUMBER: Final = re.compile(r"-?[0-9]{0,100}\.?[0-9]{1,100}([eE]-?[0-9]{1,20})?|-?[0-9]{1,100}\.")
@@ -29,6 +29,7 @@ MOST_DIGITS: Final = 100
 """Of the whole numbers that weights become where they are no short decimals."""
 MOST_PARTS: Final = 256
 """Of a sum or a mix."""
+_GRID: Final = re.compile(r"w([0-9]+)(?:g([0-9]+))?(a?)")
 _EXAMPLE: Final = "write source[:format][@packing], for example gsm8k:cot or 0.3*gsm8k:cot + 0.7*wikitext"
 _MIX: Final = re.compile(r"\s*mix\s*\(")
 _MIX_EXAMPLE: Final = (
@@ -104,11 +105,35 @@ class SetLabel:
         return self.family == "mixed"
 
 
+class TargetLabel(NamedTuple):
+    """What a target says as it is written: a share (`0.5`), a pattern (`2:4`), or a grid (`w4g64a`: bits, inputs of a group, zero points)."""
+
+    text: str
+    share: float | None = None
+    pattern: tuple[int, int] | None = None
+    bits: int | None = None
+    group: int | None = None
+    zeros: bool = False
+
+
 class MeasuredLabel(NamedTuple):
     """What an evaluator says that it measured, in its parts: the source, and as much as is needed where no other measures the same source."""
 
     source: str
     brief: str
+
+
+def read_target(text: str) -> TargetLabel:
+    """Read what a target's text says; of what is none of the three kinds, the text alone. Whether it can be asked for, targets themselves say."""
+    if found := _GRID.fullmatch(text.strip()):
+        bits, group = whole_number(found[1]), whole_number(found[2] or "0")
+        if bits is not None and group is not None:  # None is a number that nobody means
+            return TargetLabel(text, bits=bits, group=group if found[2] else None, zeros=bool(found[3]))
+    kept, colon, every = text.partition(":")
+    n, m = whole_number(kept), whole_number(every)
+    if colon:
+        return TargetLabel(text, pattern=(n, m) if n is not None and m is not None and min(n, m) >= 0 else None)
+    return TargetLabel(text, share=decimal_number(text))
 
 
 def read_set(text: str) -> Mix | tuple[Part, ...]:

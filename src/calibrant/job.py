@@ -1,10 +1,8 @@
 """What a method is given to work with: an open model, what it is shown, and what is asked of it."""
 
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import reduce
 from pathlib import Path
 
 import torch
@@ -13,14 +11,14 @@ from torch.nn.functional import cross_entropy
 
 from calibrant.activations import Seen, Statistic
 from calibrant.data import TokenBatch, micro_batches
-from calibrant.edits import Edit
+from calibrant.edits import Edit, Replace
 from calibrant.errors import SpecError
 from calibrant.models import Block, ModelView, Opened, Weight
-from calibrant.observing import untouched
+from calibrant.observing import blocks_seen, untouched
 from calibrant.progress import Progress, silent
 from calibrant.ranks import ALONE, Ranks
 from calibrant.targets import Target
-from calibrant.walk import TOKENS_PER_PASS, Propagation, walk, walk_blocks
+from calibrant.walk import TOKENS_PER_PASS, Propagation, walk
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ class Job:
     kinds: tuple[type[Statistic], ...] = ()
     progress: Progress = silent
     ranks: Ranks = field(default=ALONE, repr=False)
+    made: list[str] = field(default_factory=list[str])
+    """The kinds of the edits that were applied, those of `done` included."""
 
     @property
     def start(self) -> int:
@@ -57,18 +57,17 @@ class Job:
         and `NumericsError` as `calibrant.walk.walk` does.
         """
         if self.propagate == "dense" and self.batch is not None and observes and (self.statistics or self.batch.mixed):
-            how = {"start": self.start, "root": self.statistics, "kinds": self.kinds, "progress": self.progress, "ranks": self.ranks}
+            root = self.statistics if set(self.made) <= {Replace.kind} else None  # what is kept there is of the model with all its parts
+            how = {"start": self.start, "root": root, "kinds": self.kinds, "progress": self.progress, "ranks": self.ranks}
             return untouched(self.opened, self.view, self.batch, observes, **how)
         return walk(self.view, self.batch, observes, self.propagate, start=self.start, ranks=self.ranks)
 
     def blocks(self, observes: tuple[type[Statistic], ...]) -> Iterator[tuple[Block, Seen]]:
         """Yield each block of the model as it is now, with what it did to its input and whom its router picked; of a mix the sum."""
-        batch = self._shown()
-        parts = batch.mixed or ((1.0, batch),)
-        for several in zip(*(walk_blocks(self.view, part, observes, ranks=self.ranks) for _, part in parts), strict=True):
-            block, seen = several[0][0], [there * share if batch.mixed else there for (_, there), (share, _) in zip(several, parts, strict=True)]
+        root = None if self.made else self.statistics  # what is kept there is of the untouched model
+        for block, seen in blocks_seen(self.opened, self.view, self._shown(), observes, root=root, ranks=self.ranks):
             self.progress("looking at blocks", block.index + 1, len(self.view.blocks))
-            yield block, reduce(operator.add, seen)
+            yield block, seen
 
     def loss(self) -> float:
         """Measure what the model as it is now loses on the calibration tokens, in nats a token; a token counts by its weight.

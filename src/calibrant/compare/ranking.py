@@ -1,20 +1,15 @@
 """Calibration sets ranked: the values that a reader of results gets."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from calibrant.compare.estimate import LEVEL, Estimate
 from calibrant.families import Family
-from calibrant.foreign import decimal_number
-from calibrant.grammar import SetLabel
+from calibrant.grammar import SetLabel, TargetLabel, read_target
 
 MEAN: Final = "mean"
 """Stands beside the measured sets for the average over those that are averaged."""
-
-_GRID: Final = re.compile(r"w([0-9]+)(?:g([0-9]+))?(a?)")
-"""How a grid is written. `calibrant.targets` reads it, and needs torch."""
 
 
 @dataclass(frozen=True)
@@ -115,45 +110,42 @@ def aimed(target: str) -> str:
     if not target:
         return "any sparsity"
     shares, others = list[str](), list[str]()
-    for one in target.split(", "):
+    for one in map(read_target, target.split(", ")):
         if (share := _share(one)) is not None:
             shares.append(share)
         else:
-            others.append(_grid(one) or one)
+            others.append(_grid(one) or one.text)
     return listed([*([f"{listed(shares)} sparsity"] if shares else []), *others])
 
 
 def is_grid(target: str) -> bool:
     """Whether weights are rounded for this target, and not removed."""
-    return _GRID.fullmatch(target) is not None
+    return read_target(target).bits is not None
 
 
 def bits_of(target: str) -> int | None:
     """Return the bits of a code of a grid, 4 for `w4g64`; None for what is no grid."""
-    found = _GRID.fullmatch(target)
-    return int(found[1]) if found else None
+    return read_target(target).bits
 
 
 def kind_of(targets: Iterable[str]) -> str:
     """Return what all of these can be called: `sparsity` where each is one or an N:M pattern, else `target`."""
-    return "sparsity" if all(_share(target) is not None for target in targets) else "target"
+    return "sparsity" if all(_share(read_target(target)) is not None for target in targets) else "target"
 
 
-def _share(target: str) -> str | None:
+def _share(target: TargetLabel) -> str | None:
     """A sparsity in percent, a pattern as it is written; None for what is neither."""
-    if re.fullmatch(r"[0-9]+:[0-9]+", target):
-        return target
-    number = decimal_number(target)
-    return None if number is None else f"{number * 100:g}\u00a0%"
+    if target.pattern is not None:
+        return target.text
+    return None if target.share is None else f"{target.share * 100:g}\u00a0%"
 
 
-def _grid(target: str) -> str:
+def _grid(target: TargetLabel) -> str:
     """A grid in words; nothing for what is none."""
-    found = _GRID.fullmatch(target)
-    if found is None:
+    if target.bits is None:
         return ""
-    groups = f"in groups of {found[2]}" if found[2] else "by row"
-    return f"{found[1]} bits {groups}{' with zero points' if found[3] else ''} ({target})"
+    groups = "by row" if target.group is None else f"in groups of {target.group}"
+    return f"{target.bits} bits {groups}{' with zero points' if target.zeros else ''} ({target.text})"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -1,11 +1,11 @@
 """A grid of evenly spaced values that weights are rounded to, such as `w4g64`: 4 bits a weight, one scale for 64 inputs of a row."""
 
-import re
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from calibrant.errors import TargetError
-from calibrant.foreign import brief, whole_number
+from calibrant.foreign import brief
+from calibrant.grammar import read_target
 from calibrant.targets._base import Target
 from calibrant.targets._kinds import allowed
 
@@ -15,8 +15,6 @@ MOST: Final = 8
 
 SMALLEST: Final = 8
 """Inputs of the smallest group that is proposed: in a smaller one the scales take more room than they save."""
-
-_WRITTEN: Final = re.compile(r"w([0-9]+)(?:g([0-9]+))?(a?)")
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,8 @@ class Grid(Target):
 
     @classmethod
     def read(cls, given: str | float | int) -> "Grid | None":
-        found = _WRITTEN.fullmatch(given.strip()) if isinstance(given, str) else None
-        bits, group = (None, None) if found is None else (whole_number(found[1]), whole_number(found[2] or "0"))
-        return None if found is None or bits is None or group is None else cls(bits, group if found[2] else None, not found[3])
+        told = read_target(given) if isinstance(given, str) else None
+        return None if told is None or told.bits is None else cls(told.bits, told.group, not told.zeros)
 
     def __str__(self) -> str:
         return f"w{brief(self.bits)}{'' if self.group is None else f'g{brief(self.group)}'}{'' if self.symmetric else 'a'}"
