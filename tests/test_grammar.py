@@ -98,8 +98,9 @@ def test_the_label_of_a_file_is_that_of_the_set(tmp_path: Path, monkeypatch: pyt
     assert set_label(made.text) == made
 
 
-def test_a_label_that_cannot_be_read_is_one_name():
+def test_a_label_that_cannot_be_read_has_a_source_at_most():
     assert set_label("what ( is this") == SetLabel("what ( is this", "what ( is this")
+    assert set_label("javascript:alert(1)") == SetLabel("javascript:alert(1)", "javascript")
 
 
 @pytest.mark.parametrize(

@@ -208,11 +208,11 @@ def read_name(text: str) -> Call:
 
 
 def set_label(text: str) -> SetLabel:
-    """What a set is called, of its text alone, which says nothing of a single source's family; a text that can't be read is one name."""
+    """What a set is called, of its text alone, which says nothing of a single source's family. One that can't be read has no parts but a source."""
     try:
         found = read_set(text)
     except InputError:
-        return SetLabel(text, text)
+        return SetLabel(text, read_measured(text).source)
     if isinstance(found, Mix) or len(found) != 1:
         return SetLabel(text, text, family="mixed")
     part = found[0]
