@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from calibrant.edits import Edit, Replace
-from calibrant.errors import TargetError
 from calibrant.job import Job
 from calibrant.methods import Compressed, Method
-from calibrant.models import ModelView
 from calibrant.packed import Packed
 from calibrant.targets import Sparsity, Target
 
@@ -24,8 +22,14 @@ class Product(Packed):
     own: Tensor
     common: Tensor
     sharing: int
-    weights = property(lambda self: self.own.shape[0] * self.common.shape[1])
-    bits = property(lambda self: (self.own.numel() + self.common.numel() // self.sharing) * self.own.element_size() * 8)
+
+    @property
+    def weights(self) -> int:
+        return self.own.shape[0] * self.common.shape[1]
+
+    @property
+    def bits(self) -> int:
+        return (self.own.numel() + self.common.numel() // self.sharing) * self.own.element_size() * 8
 
     def dense(self) -> Tensor:
         return self.own @ self.common
@@ -49,12 +53,8 @@ class SharedFactor(Method):
             for width in {weight.shape[1]: None for weight in block.weights}:
                 weights = [weight for weight in block.weights if weight.shape[1] == width]
                 stacked = torch.cat([weight.get() for weight in weights])
-                rank = int((1 - job.target.amount) * stacked.numel() / sum(stacked.shape))
+                rank = int((1 - (job.target.amount or 0)) * stacked.numel() / sum(stacked.shape))
                 common = torch.linalg.svd(stacked.float(), full_matrices=False).Vh[:rank].to(stacked.dtype)
                 for weight in weights:
                     product = Product(weight.get() @ common.T, common, len(weights))
                     yield Replace(weight, Compressed(product.dense(), {"rank": rank}, product))
-
-    def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
-        if any(asked != target for asked in targets.values()):
-            raise TargetError(f"{self} shares factors among a block's matrices, so each is asked the same; leave the allocation out")

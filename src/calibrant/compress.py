@@ -150,8 +150,9 @@ def compress(
             made += step.edits if keep else ()
     for edit in late:
         edit.apply(seen_by)
-    for edit in made if keep else ():
-        keep(edit.applied())
+    if keep:
+        for edit in made:
+            keep(edit.applied())
     return _record(recipe, recipe.run(opened, batch, data, seed), seen_by, whole, batch, reports)
 
 

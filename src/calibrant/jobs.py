@@ -136,7 +136,9 @@ def _one_of(target: float | str | Target | None, sparsity: float | str | Target 
     """What is asked for, by either of its names."""
     if target is not None and sparsity is not None:
         raise TargetError(f"target={target} and sparsity={sparsity} are two words for one thing; give one of them", subject=str(sparsity))
-    return usual if target is None and sparsity is None else sparsity if target is None else target
+    if target is not None:
+        return target
+    return usual if sparsity is None else sparsity
 
 
 def _recipe(

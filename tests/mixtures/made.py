@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, Seen
-from calibrant.methods import Method
+from calibrant.methods import MatrixMethod
 from calibrant.mixtures import Errors, Group
 from calibrant.targets import Target, parse_target
 
@@ -24,7 +24,7 @@ class World:
     def masses(self) -> list[float]:
         return [float(len(x)) for x, _ in self.own]
 
-    def errors(self, method: Method, target: str = "0.5") -> Errors:
+    def errors(self, method: MatrixMethod, target: str = "0.5") -> Errors:
         return Errors(list(self.groups()), method, parse_target(target), self.masses)
 
     def groups(self) -> list[Group]:
@@ -32,7 +32,7 @@ class World:
         judges = [tuple(Gram.of(x[place]) for x in self.held_out) for place in (0, 1)]
         return [Group(("a", "b"), self.weights[:2], seen[0], judges[0]), Group(("c",), self.weights[2:], seen[1], judges[1])]
 
-    def slowly(self, method: Method, shares: Sequence[float], target: str = "0.5") -> list[float]:
+    def slowly(self, method: MatrixMethod, shares: Sequence[float], target: str = "0.5") -> list[float]:
         """‖(W − Ŵ)X‖² / ‖WX‖² under each judge, mean over matrices; Ŵ from one set in which a source's tokens weigh share / tokens."""
         found = []
         for judge in self.held_out:
@@ -45,7 +45,7 @@ class World:
         return found
 
 
-def pruned(method: Method, weight: Tensor, inputs: Sequence[Tensor], shares: Sequence[float], target: Target) -> Tensor:
+def pruned(method: MatrixMethod, weight: Tensor, inputs: Sequence[Tensor], shares: Sequence[float], target: Target) -> Tensor:
     """What the method makes of a matrix that saw all rows at once, each with the weight that its source has, a token."""
     x = torch.cat(list(inputs))
     w = torch.cat([torch.full((len(part),), share / len(part), dtype=x.dtype) for part, share in zip(inputs, shares, strict=True)])

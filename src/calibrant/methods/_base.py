@@ -58,9 +58,14 @@ class Method(Spec, ABC):
         Deterministic: the same job gives the same edits. After an interruption `job.done` holds those that came first, and the rest is yielded.
         """
 
-    @abstractmethod
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
-        """Raise `TargetError`, before anything is touched, if this can't be asked of this model; `targets` are those of its matrices, by name."""
+        """Raise `TargetError`, before anything is touched, if this can't be asked of this model; `targets` are those of its matrices, by name.
+
+        What doesn't go matrix by matrix can't be asked for by matrix.
+        """
+        if any(asked != target for asked in targets.values()):
+            told = f"{self} doesn't go matrix by matrix, so nothing can be shared among matrices; leave the allocation out"
+            raise TargetError(told, subject=str(self))
 
 
 class MatrixMethod(Method, ABC):
@@ -99,7 +104,7 @@ class BlockMethod(Method, ABC):
         return share_of(len(job.view.blocks) + gone, job.target, "blocks") - gone
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
-        _refuse_shared(self, target, targets, "blocks")
+        super().check_model(view, target, targets)
         share_of(len(view.blocks), target, "blocks")
 
 
@@ -118,7 +123,7 @@ class ExpertMethod(Method, ABC):
         return share_of(expert_layers(job.view)[0].count + gone, job.target, "experts of each layer") - gone
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
-        _refuse_shared(self, target, targets, "experts")
+        super().check_model(view, target, targets)
         layers = expert_layers(view)
         if not layers:
             raise TargetError(f"{self} drops experts, and {type(view.model).__name__} has none; choose a method for dense models", subject=str(self))
@@ -129,13 +134,6 @@ class ExpertMethod(Method, ABC):
                     f"{target} of the {layer.count} experts of {layer.name} would leave {left}, and its router picks {layer.top_k}; ask for at most"
                 )
                 raise TargetError(f"{message} {(layer.count - layer.top_k) / layer.count:g}", subject=layer.name)
-
-
-def _refuse_shared(method: Method, target: Target, targets: Mapping[str, Target], parts: str) -> None:
-    """Raise `TargetError` for an allocation: what goes whole can't be asked for matrix by matrix."""
-    if any(asked != target for asked in targets.values()):
-        told = f"{method} drops whole {parts}, so nothing can be shared among matrices; leave the allocation out"
-        raise TargetError(told, subject=str(method))
 
 
 def share_of(count: int, target: Target, what: str) -> int:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen, wide
-from calibrant.methods import Method
+from calibrant.methods import MatrixMethod
 from calibrant.mixtures.sampling import Sample
 from calibrant.statistics import Dense
 from calibrant.targets import Target
@@ -74,7 +74,7 @@ class Group:
     seen: tuple[Seen | None, ...]
     judges: tuple[Gram | None, ...]
 
-    def changes(self, method: Method, target: Target, seen: Seen | None) -> Float[Tensor, "row in"]:
+    def changes(self, method: MatrixMethod, target: Target, seen: Seen | None) -> Float[Tensor, "row in"]:
         """W − Ŵ of all rows, one matrix below the other; a matrix that no token reached stays as it is."""
         if seen is None:
             return torch.zeros_like(self._stacked)
@@ -119,7 +119,7 @@ class Errors:
     asked again.
     """
 
-    def __init__(self, groups: Iterable[Group], method: Method, target: Target, masses: Sequence[float]) -> None:
+    def __init__(self, groups: Iterable[Group], method: MatrixMethod, target: Target, masses: Sequence[float]) -> None:
         self.groups, self.method, self.target, self.masses = groups, method, target, tuple(masses)
 
     @torch.no_grad()

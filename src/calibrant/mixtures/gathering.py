@@ -9,7 +9,7 @@ from typing import final
 from calibrant.activations import Gram, InputStatistic
 from calibrant.data import TokenBatch
 from calibrant.errors import SpecError
-from calibrant.methods import Method
+from calibrant.methods import MatrixMethod, Method
 from calibrant.mixtures.algebra import Group, groups_of
 from calibrant.mixtures.pieces import KeptPieces, gather_with_pieces
 from calibrant.mixtures.sampling import Sample
@@ -44,7 +44,7 @@ class Gathered:
     """
 
     seen_by: ModelView
-    method: Method
+    method: MatrixMethod
     kind: type[InputStatistic]
     root: Path
     sources: tuple[Watched, ...]
@@ -76,7 +76,7 @@ class Gathered:
 def gathered(
     opened: Opened,
     seen_by: ModelView,
-    method: Method,
+    method: MatrixMethod,
     sources: Sequence[tuple[str, TokenBatch]],
     judges: Sequence[tuple[str, TokenBatch]],
     root: Path,
@@ -115,11 +115,11 @@ def _about(what: str, progress: Progress) -> Progress:
 def kind_of(method: Method) -> type[InputStatistic]:
     """The one statistic that the method reads of a matrix's inputs."""
     kinds = [kind for kind in KINDS if kind in method.observes]
-    if not method.observes:
+    if not method.looks:
         raise SpecError(f"{method} looks at no data, so every mixture gives the same weights; choose wanda or sparsegpt", subject=str(method))
-    if len(kinds) != 1 or len(method.observes) != 1:
+    if not isinstance(method, MatrixMethod) or len(kinds) != 1 or len(method.observes) != 1:
         raise SpecError(
-            f"{method} looks at {', '.join(k.__name__ for k in method.observes)}; statistics of a mixture are added up for methods "
+            f"{method} looks at {', '.join(k.__name__ for k in method.observes) or 'the loss'}; statistics of a mixture are added up for methods "
             "that look at FeatureNorms or at a Gram alone, such as wanda and sparsegpt",
             subject=str(method),
         )

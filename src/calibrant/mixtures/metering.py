@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from calibrant.activations import Seen
-from calibrant.methods import Method
+from calibrant.methods import MatrixMethod
 from calibrant.mixtures.sampling import Sample
 from calibrant.models import Block, Weight
 from calibrant.statistics import Dense
@@ -72,7 +72,7 @@ def _foretold(points: Sequence[Point]) -> int | None:
 class Meter:
     """Sums up agreement over blocks. `sets` are mixtures by their names: the share of each source."""
 
-    def __init__(self, method: Method, target: Target, sample: Sample, sets: Sequence[tuple[str, Sequence[float]]]) -> None:
+    def __init__(self, method: MatrixMethod, target: Target, sample: Sample, sets: Sequence[tuple[str, Sequence[float]]]) -> None:
         self._method, self._target, self._sample, self._sets = method, target, sample, sets
         self._sums: dict[tuple[int, int], list[tuple[float, float]]] = {}
 

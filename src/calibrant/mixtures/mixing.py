@@ -13,7 +13,7 @@ from calibrant.allocator import freed_memory_kept
 from calibrant.clock import Clock
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import DataError, SpecError
-from calibrant.methods import Method, methods
+from calibrant.methods import MatrixMethod, Method, methods
 from calibrant.mixtures.algebra import Errors, Group, Shares, only, typical, uniform, without
 from calibrant.mixtures.gathering import Gathered, gathered, in_common, kind_of
 from calibrant.mixtures.metering import Meter, Metered
@@ -71,9 +71,7 @@ def mix(
     The mixture is never worse, by its own measure, than the best source alone and the uniform mixture. Raises an `InputError` for anything that
     can't be used.
     """
-    job = _Asked(methods.build(method), sparsity if isinstance(sparsity, Target) else parse_target(sparsity), parse_objective(objective))
-    job.method.check(job.target)
-    kind_of(job.method)
+    job = _Asked(*_matched(method, sparsity), parse_objective(objective))
     allowed = effort or effort_of(job.method)
     clock = Clock()
     sets = [CalibrationSet(source, length=length, tokens=tokens, seed=seed) for source in sources]
@@ -97,9 +95,17 @@ def mix(
 
 
 @final
+def _matched(method: str | Method, sparsity: float | str | Target) -> tuple[MatrixMethod, Target]:
+    """The method and the target, if statistics of a mixture can be added up for them."""
+    built, target = methods.build(method), sparsity if isinstance(sparsity, Target) else parse_target(sparsity)
+    built.check(target)
+    kind_of(built)
+    return built, target
+
+
 @dataclass(frozen=True)
 class _Asked:
-    method: Method
+    method: MatrixMethod
     target: Target
     objective: Objective
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from calibrant.activations import Gram
-from calibrant.methods import Method
+from calibrant.methods import MatrixMethod
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,6 @@ FITTING: Final = Effort(Sample(3, 32), 30, Sample(5, 64), Sample(3, 32))
 """For methods that read a Gram: each mixture has a factorisation of its own, which costs more than all else."""
 
 
-def effort_of(method: Method) -> Effort:
+def effort_of(method: MatrixMethod) -> Effort:
     """How much looking a method's price allows."""
     return FITTING if Gram in method.observes else SCORING

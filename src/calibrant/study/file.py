@@ -51,7 +51,7 @@ def read_study(path: str | FilePath) -> Study:
         read(asked, mistakes)
     if mistakes.found:
         raise StudyError(mistakes.problems(lines), subject=shown)
-    asked |= {name: float(asked[name]) for name in ROOM if isinstance(asked.get(name), int)}
+    asked |= {name: float(limit) for name in ROOM if isinstance(limit := asked.get(name), int)}
     return Study(**{"models": (), "data": (), **asked})
 
 
