@@ -1,0 +1,88 @@
+"""What eight tokens show of a model, and what is said of matrices that a walk can't follow."""
+
+import pytest
+import torch
+from torch import nn
+
+from calibrant.errors import ModelError
+from calibrant.models import view
+from calibrant.rehearsal import rehearse
+from calibrant.testing import FAMILIES, tiny_model
+
+REASONS = ("arrival", "reference", "dense")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_of_an_ordinary_model_everything_is_followed(family: str) -> None:
+    found = rehearse(view(tiny_model(family)))
+    assert found.calls == (0, 1, 2)
+    assert not any(found.left(propagate) for propagate in REASONS)
+    assert not found.changes_input
+    assert not found.turned
+
+
+def test_a_view_is_rehearsed_once_and_anew_after_blocks_were_dropped() -> None:
+    seen_by = view(tiny_model("llama"))
+    first = rehearse(seen_by)
+    assert rehearse(seen_by) is first
+    seen_by.drop_blocks([1])
+    assert rehearse(seen_by).calls == (0, 1)
+
+
+def test_a_matrix_that_two_blocks_share_is_left() -> None:
+    model = tiny_model("llama")
+    model.model.layers[2].mlp.up_proj.weight = model.model.layers[1].mlp.up_proj.weight
+    found = rehearse(view(model))
+    for propagate in REASONS:
+        assert found.left(propagate) == {"model.layers.1.mlp.up_proj": "shared with block 2"}
+
+
+def test_a_matrix_that_is_read_in_another_way_is_left() -> None:
+    model = tiny_model("llama")
+    down = model.model.layers[1].mlp.down_proj
+    down.forward = lambda x: nn.functional.linear(x, down.weight.round())
+    assert rehearse(view(model)).left("dense") == {"model.layers.1.mlp.down_proj": "read by round, not by a product with it alone"}
+
+
+def test_a_matrix_of_which_a_part_is_used_is_left() -> None:
+    model = tiny_model("llama")
+    up = model.model.layers[1].mlp.up_proj
+    up.forward = lambda x: torch.cat([nn.functional.linear(x, half) for half in up.weight.chunk(2)], -1)
+    assert rehearse(view(model)).left("dense") == {"model.layers.1.mlp.up_proj": "read by linear, not by a product with it alone"}
+
+
+def test_asking_a_matrix_for_its_type_is_no_reading() -> None:
+    model = tiny_model("llama")
+    up = model.model.layers[1].mlp.up_proj
+    up.forward = lambda x: nn.functional.linear(x.to(up.weight.dtype).to(up.weight) + up.weight.new_zeros(1), up.weight)
+    assert not rehearse(view(model)).left("arrival")
+
+
+def test_a_block_that_runs_twice_or_not_at_all_is_left() -> None:
+    model = tiny_model("llama")
+    first, second = model.model.layers[0], model.model.layers[1]
+    whole = type(first).forward
+    first.forward = lambda hidden, **asked: whole(first, second(hidden, **asked), **asked)
+    model.model.layers[2].forward = lambda hidden, **_: hidden
+    seen_by = view(model)
+    left = rehearse(seen_by).left("dense")
+    assert left["model.layers.1.mlp.up_proj"] == "its block runs 2 times in one forward"
+    assert "model.layers.0.mlp.up_proj" not in left
+
+
+def test_a_model_without_a_matrix_that_can_be_followed_is_refused() -> None:
+    model = tiny_model("llama")
+    whole = model.model.forward
+    model.model.forward = lambda **asked: (whole(**asked), whole(**asked))
+    with pytest.raises(ModelError, match=r"no matrix of LlamaForCausalLM can be followed through a forward \(model.layers.0.*: its block"):
+        rehearse(view(model))
+
+
+def test_an_input_that_is_read_later_is_kept() -> None:
+    assert rehearse(view(tiny_model("llama"))).lets_go
+    model = tiny_model("llama")
+    embedded: list[torch.Tensor] = []
+    model.model.embed_tokens.register_forward_hook(lambda _m, _a, out: embedded.append(out))
+    last = model.model.layers[2]
+    last.forward = lambda hidden, **asked: type(last).forward(last, hidden, **asked) + embedded[-1]
+    assert not rehearse(view(model)).lets_go
