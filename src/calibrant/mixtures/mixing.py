@@ -94,7 +94,6 @@ def mix(
     return _Weighing(kept, job, allowed, clock, progress).mixture(opened, tokens, length, seed)
 
 
-@final
 def _matched(method: str | Method, sparsity: float | str | Target) -> tuple[MatrixMethod, Target]:
     """The method and the target, if statistics of a mixture can be added up for them."""
     built, target = methods.build(method), sparsity if isinstance(sparsity, Target) else parse_target(sparsity)
@@ -103,6 +102,7 @@ def _matched(method: str | Method, sparsity: float | str | Target) -> tuple[Matr
     return built, target
 
 
+@final
 @dataclass(frozen=True)
 class _Asked:
     method: MatrixMethod
