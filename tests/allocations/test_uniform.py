@@ -1,9 +1,16 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
 from calibrant.activations import Seen
 from calibrant.allocations import Allocation, allocations
 from calibrant.allocations.uniform import Uniform
+from calibrant.errors import TargetError
+from calibrant.jobs import prune
 from calibrant.models import view
 from calibrant.targets import NofM, Sparsity
-from calibrant.testing import tiny_model
+from calibrant.testing import tiny_folder, tiny_model
 
 
 def test_every_matrix_gets_the_request():
@@ -15,3 +22,34 @@ def test_every_matrix_gets_the_request():
 def test_it_is_known_by_its_name():
     assert "uniform" in allocations.names()
     assert isinstance(allocations.build("uniform"), Allocation)
+
+
+UNEVEN = """
+from dataclasses import dataclass
+from calibrant.allocations import Allocation
+from calibrant.targets import Sparsity
+
+
+@dataclass(frozen=True, repr=False)
+class Uneven(Allocation):
+    lack: bool = False
+
+    def share(self, matrices, target):
+        shares = {weight.name: Sparsity(target.fraction / (1 + weight.block)) for weight in matrices}
+        return dict(list(shares.items())[1:]) if self.lack else shares
+"""
+
+
+@pytest.mark.parametrize(
+    ("allocation", "said"),
+    [
+        ("uneven", r"uneven shares 0\.5 so that the mean over all weights is 0\.305556; it must be what was asked"),
+        ("uneven(lack=true)", r"uneven\(lack=True\) asks nothing of model\.layers\.0\.self_attn\.q_proj; it must give every matrix a target"),
+    ],
+)
+def test_an_allocation_that_asks_something_else_is_refused(allocation: str, said: str, plugged: Callable[..., None], tmp_path: Path):
+    plugged({"calibrant.allocations": {"uneven": "uneven:Uneven"}}, uneven=UNEVEN)
+    model = tiny_folder(tmp_path / "model")
+    with pytest.raises(TargetError, match=said):
+        prune(str(model), "random_tokens", "magnitude", 0.5, tmp_path / "out", allocation=allocation, samples=2, length=16)
+    assert list(tmp_path.iterdir()) == [model]

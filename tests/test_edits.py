@@ -1,0 +1,161 @@
+"""Edits are undone and kept to the bit; a job measures what it says, and reads from the disk only what is of the untouched model."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from calibrant.activations import BlockChange, Routing
+from calibrant.compressed import Compressed
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.edits import DropBlocks, DropExperts, Kept, Replace, read_edit
+from calibrant.edits_file import from_bytes, to_bytes
+from calibrant.errors import DataError, SpecError
+from calibrant.job import Job
+from calibrant.models import Opened, open_model, view
+from calibrant.statistics import Statistics, statistics_id
+from calibrant.store import EDITS
+from calibrant.study import Study
+from calibrant.targets import Sparsity
+from calibrant.testing import tiny_folder
+from calibrant.walk import walk_blocks
+
+from tests.study.small import asked, texts
+
+
+def job_of(opened: Opened, batch: TokenBatch | None, **how: Any) -> Job:
+    seen_by = view(opened.model)
+    return Job(opened, seen_by, batch, Sparsity(0.5), dict.fromkeys(seen_by.named, Sparsity(0.5)), "arrival", **how)
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Opened:
+    return open_model(str(tiny_folder(tmp_path / "model", "mixtral", num_local_experts=8)), "float32")
+
+
+@pytest.fixture
+def batch(opened: Opened, tmp_path: Path) -> TokenBatch:
+    """Lone texts of different lengths with padding behind them."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"text": "so they had tea at eight " * n + str(n)}) for n in range(1, 40)))
+    return CalibrationSet(f"{str(rows)!r}:text@one", samples=5, length=400).tokens(opened.tokenizer)
+
+
+TENSORS: Mapping[str, Tensor] = {
+    "sparse": torch.tensor([[0.0, -0.0, 3.5, 0.0] * 8]),
+    "full": torch.randn(3, 5, generator=torch.Generator().manual_seed(0)),
+    "half": torch.tensor([0.0, 1.0, float("nan"), -0.0] * 5, dtype=torch.bfloat16),
+    "codes": torch.tensor([[0, -3, 0, 0, 0, 0, 0, 0] * 4], dtype=torch.int8),
+    "wide": torch.zeros(4, 4, dtype=torch.float64),
+    "empty": torch.zeros(0, 3),
+}
+
+
+def test_what_is_written_comes_back_to_the_bit() -> None:
+    edits = [Kept("replace", {"name": "ü", "notes": {"rank": 3}}, TENSORS), Kept("drop_blocks", {"blocks": [1]})]
+    found = from_bytes(to_bytes(edits))
+    assert [(kept.kind, kept.facts) for kept in found] == [(kept.kind, kept.facts) for kept in edits]
+    for name, tensor in TENSORS.items():
+        back = found[0].tensors[name]
+        assert (back.dtype, back.shape) == (tensor.dtype, tensor.shape)
+        assert back.contiguous().view(torch.uint8).equal(tensor.contiguous().view(torch.uint8)), name
+
+
+def test_zeros_take_no_room() -> None:
+    weight = torch.randn(256, 256)
+    half = weight.masked_fill(torch.rand(256, 256) > 0.5, 0)
+    assert len(to_bytes([Kept("a", {}, {"w": half})])) < 0.55 * len(to_bytes([Kept("a", {}, {"w": weight})])) + 2000
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"\x00" * 100, to_bytes([Kept("replace", {"name": "x"})])[:-3]])
+def test_what_is_no_such_file_is_one_sentence(content: bytes) -> None:
+    with pytest.raises(DataError, match=r"the edits that are kept of a run can't be read .*; delete edits\.safetensors"):
+        from_bytes(content)
+
+
+def test_edits_of_another_model_or_of_nobody_are_refused(opened: Opened) -> None:
+    seen_by = view(opened.model)
+    with pytest.raises(DataError, match="an edit of the kind 'condense' can't be read; install the package"):
+        read_edit(Kept("condense", {}), seen_by)
+    with pytest.raises(DataError, match="an edit of the kind 'replace' is of another model"):
+        read_edit(Kept("replace", {"name": "nothing", "notes": {}}, {}), seen_by)
+
+
+@pytest.mark.parametrize("kind", ["replace", "drop_blocks", "drop_experts"])
+def test_an_edit_that_is_tried_leaves_nothing_behind(kind: str, opened: Opened, batch: TokenBatch) -> None:
+    job = job_of(opened, batch)
+    weight = job.view.weights[0]
+    edit = {
+        "replace": Replace(weight, Compressed(torch.zeros(weight.shape))),
+        "drop_blocks": DropBlocks((1,)),
+        "drop_experts": DropExperts({block.index: (0, 3) for block in job.view.blocks}),
+    }[kind]
+    before = {name: tensor.clone() for name, tensor in opened.model.state_dict().items()}
+    loss, config = job.loss(), opened.model.config.to_dict()
+    with pytest.raises(ZeroDivisionError, match="False"), job.trying(edit):
+        raise ZeroDivisionError(f"{job.loss() == loss}")
+    after = opened.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert opened.model.config.to_dict() == config
+    assert job.loss() == loss
+
+
+def test_the_loss_is_the_mean_over_real_tokens(opened: Opened, batch: TokenBatch) -> None:
+    """Window by window and token by token, in float64, from the model without a batch."""
+    assert not bool(batch.mask.all()), "there is padding"
+    model, nats, mass = opened.model.double(), 0.0, 0.0
+    for ids, mask, weights in zip(batch.ids, batch.mask, batch.weights, strict=True):
+        real = ids[mask]
+        with torch.no_grad():
+            chances = model(real[None]).logits[0].log_softmax(-1)
+        for place, weight in enumerate(weights[mask][1:].tolist()):
+            nats -= weight * float(chances[place, real[place + 1]])
+            mass += weight
+    model.float()
+    assert job_of(opened, batch).loss() == pytest.approx(nats / mass, rel=1e-5)
+    with pytest.raises(SpecError, match="looks at calibration data; give --data"):
+        job_of(opened, None).loss()
+
+
+def test_the_loss_of_a_mix_is_that_of_its_parts_by_their_shares(opened: Opened) -> None:
+    sets = [CalibrationSet(text, samples=3, length=24).tokens(opened.tokenizer) for text in ("python_docs", "random_tokens")]
+    mix = CalibrationSet("mix(a=python_docs, b=random_tokens, weight=0.25)", samples=3, length=24).tokens(opened.tokenizer)
+    one, other = (job_of(opened, part).loss() for part in sets)
+    assert job_of(opened, mix).loss() == pytest.approx(0.25 * one + 0.75 * other, rel=1e-9)
+
+
+def test_what_blocks_did_is_kept_and_read_while_the_model_is_untouched(opened: Opened, tmp_path: Path) -> None:
+    batch = CalibrationSet("python_docs", samples=3, length=24).tokens(opened.tokenizer)
+    walked = [seen for _, seen in walk_blocks(view(opened.model), batch, (BlockChange, Routing))]
+    job = job_of(opened, batch, statistics=tmp_path)
+    with pytest.MonkeyPatch.context() as patched:
+        first = [seen for _, seen in job.blocks((BlockChange, Routing))]
+        patched.setattr("calibrant.observing.walk_blocks", lambda *_, **__: pytest.fail("walked again"))
+        again = [seen for _, seen in job.blocks((BlockChange, Routing))]
+    for one, other, third in zip(walked, first, again, strict=True):
+        assert one[BlockChange].total == other[BlockChange].total == third[BlockChange].total
+        assert torch.equal(one[Routing].together, other[Routing].together)
+        assert torch.equal(one[Routing].gates, third[Routing].gates)
+    assert Statistics(tmp_path, statistics_id(opened, batch)).held(Routing, job.view.blocks) == 3
+    DropBlocks((0,)).apply(job.view)
+    job.made.append(DropBlocks.kind)
+    now = [seen[BlockChange].total for _, seen in job.blocks((BlockChange,))]
+    assert now == [seen[BlockChange].total for _, seen in walk_blocks(job.view, batch, (BlockChange,))]
+    assert len(now) == 2
+
+
+@pytest.mark.parametrize(("room", "kept"), [(8.0, True), (1e-6, False)])
+def test_a_study_keeps_edits_as_long_as_there_is_room(room: float, kept: bool, tmp_path: Path) -> None:
+    given = texts(tmp_path / "texts")
+    study: Study = asked(given, methods=["sparsegpt"], data=["random_tokens"], edits_gb=room)
+    finished = study.run(tmp_path / "store")
+    assert not finished.failures
+    assert bool(list((tmp_path / "store").glob(f"runs/*/{EDITS}"))) is kept
+    assert "edits_gb" not in asked(given).as_yaml()
+    assert math.isclose(study.edits_gb, room)
