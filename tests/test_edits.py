@@ -109,6 +109,7 @@ def test_an_edit_that_is_tried_leaves_nothing_behind(kind: str, opened: Opened, 
 def test_the_loss_is_the_mean_over_real_tokens(opened: Opened, batch: TokenBatch) -> None:
     """Window by window and token by token, in float64, from the model without a batch."""
     assert not bool(batch.mask.all()), "there is padding"
+    view(opened.model)  # experts one by one, which float64 needs
     model, nats, mass = opened.model.double(), 0.0, 0.0
     for ids, mask, weights in zip(batch.ids, batch.mask, batch.weights, strict=True):
         real = ids[mask]
