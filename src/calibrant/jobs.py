@@ -16,7 +16,7 @@ from calibrant.data.shown import Shown
 from calibrant.data.user_file import files_behind
 from calibrant.edits import Edit
 from calibrant.errors import OutputError, SpecError, TargetError
-from calibrant.exports import Export, Made, exports
+from calibrant.exports import CARD, Export, Made, exports
 from calibrant.exports import card as card_of
 from calibrant.exports.hf import HuggingFace
 from calibrant.methods import Method, methods
@@ -33,9 +33,6 @@ MOST_GB: Final = 1_000_000
 """Room for activations at most that can be asked for."""
 
 Verb = Literal["prune", "quantize"]
-CARD: Final = "README.md"
-"""The model card, where the Hugging Face hub looks for it."""
-
 TAKES: Final[Mapping[Verb, type[Target]]] = {"prune": Removal, "quantize": Grid}
 """The verbs, and the kind of target that each is for."""
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
+from calibrant.cli import app
 from calibrant.errors import SpecError
 from calibrant.exports import card
 from calibrant.jobs import prune, quantize
@@ -96,3 +98,29 @@ def test_an_export_that_nobody_knows_is_refused_before_anything_is_read(tmp_path
         prune("no/such/model", "python_docs", out=tmp_path / "out", export=("gguff",))
     assert [entry.name for entry in catalogue("exports")] == ["hf"]
     assert not list(tmp_path.iterdir())
+
+
+def test_scores_are_written_into_the_card_in_place_of_the_last_ones(folder: Path, tmp_path: Path) -> None:
+    prune(str(folder), "python_docs", out=tmp_path / "out", **SMALL)
+    words = ["evaluate", str(tmp_path / "out"), "--task", "loss(source=python_code, tokens=128, length=64)", "--card"]
+    for _ in range(2):
+        assert CliRunner().invoke(app, words).exit_code == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("| `python_code")]
+    assert "`loss`" in line, line
+    assert "Nothing yet" not in text
+    assert text.count("<!-- measured -->") == text.count("<!-- /measured -->") == 1
+    assert "| run |" in text
+
+
+@pytest.mark.parametrize("broken", ["no card", "no place", "not ours"])
+def test_a_folder_without_a_card_of_ours_is_refused_before_anything_is_measured(broken: str, folder: Path, tmp_path: Path) -> None:
+    prune(str(folder), "python_docs", out=tmp_path / "out", **SMALL)
+    card_file, manifest = tmp_path / "out" / "README.md", tmp_path / "out" / "calibrant.json"
+    if broken == "no place":
+        card_file.write_text("# mine")
+    else:
+        (card_file if broken == "no card" else manifest).unlink()
+    found = CliRunner().invoke(app, ["evaluate", str(tmp_path / "out"), "--task", "loss(source=python_code, tokens=128, length=64)", "--card"])
+    assert found.exit_code == 2
+    assert "has no model card of calibrant to write scores into; leave --card out" in found.stderr

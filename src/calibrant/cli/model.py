@@ -183,6 +183,7 @@ def evaluate(
             metavar="MODEL", help="The untouched model, for tasks that compare with it; of a pruned folder it is known.", show_default=False
         ),
     ] = None,
+    card: Annotated[bool, typer.Option("--card", help="Also write the scores into the card (README.md) of a model that calibrant saved.")] = False,
     allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Measure even what the model was calibrated on; the result says so.")] = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -191,11 +192,16 @@ def evaluate(
 ) -> None:
     """Measure MODEL on held-out data that no calibration set can hold."""
     from calibrant.evaluators import evaluate as run
+    from calibrant.exports import add_scores, check_card
 
     look_in(data_dir)
     check_file(out)
+    if card:
+        check_card(model)
     with progress() as told:
         measured = run(model, task, dtype=dtype, device=device, limit=limit, reference=reference, allow_leak=allow_leak, progress=told)
     if out is not None:
         write(out, [asdict(m) for m in measured])
+    if card:
+        add_scores(model, [score for m in measured for score in (m.score, *m.beside)])
     show([{**asdict(m.score), "beside": [asdict(s) for s in m.beside], "provenance": dict(m.provenance)} for m in measured], as_json, screen.scores)

@@ -6,16 +6,24 @@ It is made of the record alone. What comes from outside (names, expressions, not
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Final
 
+from calibrant.durable import put, reason
+from calibrant.errors import OutputError
 from calibrant.foreign import visible_name
+from calibrant.models import read_manifest
+from calibrant.outcomes import Score
 from calibrant.spec import text_of
 from calibrant.store import Record, stored_bits
 
+CARD: Final = "README.md"
+"""The model card, where the Hugging Face hub looks for it."""
 _FENCE: Final = "`"
+_BEGIN: Final = "<!-- measured -->"
+_END: Final = "<!-- /measured -->"
 _ABOUT: Final = ("spec", "class", "revision")
 """Keys of a canonical form that are no parameters."""
 
@@ -23,6 +31,33 @@ _ABOUT: Final = ("spec", "class", "revision")
 def card(record: Record, note: str = "") -> str:
     """Say in Markdown what was done to a model, with which data, and where it came from; `note` is what is known of its file."""
     return "\n".join([*_front(record), "", *_body(record, note)]) + "\n"
+
+
+def check_card(folder: str | Path) -> None:
+    """Raise `OutputError` unless `folder` is a model that we saved, with its card. Changes nothing."""
+    path = Path(folder) / CARD
+    if read_manifest(folder) is None or not path.is_file() or not _measured(path.read_text("utf-8")):
+        raise OutputError(f"{str(folder)!r} has no model card of calibrant to write scores into; leave --card out", subject=str(folder))
+
+
+def add_scores(folder: str | Path, scores: Sequence[Score]) -> None:
+    """Write what was measured into the card of a saved model, in place of what stood there. Raises `OutputError` as `check_card` does."""
+    check_card(folder)
+    path = Path(folder) / CARD
+    lines = ["| measured | metric | value | items |", "| --- | --- | --- | --- |"]
+    for score in scores:
+        error = "" if score.stderr is None else f" ± {score.stderr:.4f}"
+        lines.append(f"| {_code(score.measured)} | {_code(score.metric)} | {score.value:.4f}{error} {_code(score.unit)} | {score.n} |")
+    before, _, rest = path.read_text("utf-8").partition(_BEGIN)
+    try:
+        put(path, "\n".join([before + _BEGIN, "", *lines, "", _END + rest.partition(_END)[2]]).encode())
+    except OSError as error:
+        raise OutputError(f"the card {str(path)!r} can't be written ({reason(error)}); the scores are above", subject=str(path)) from error
+
+
+def _measured(text: str) -> bool:
+    """Whether a card has a place for scores."""
+    return 0 <= text.find(_BEGIN) < text.find(_END)
 
 
 def _front(record: Record) -> Iterator[str]:
@@ -63,6 +98,12 @@ def _body(record: Record, note: str) -> Iterator[str]:
     yield "## Calibration data"
     yield ""
     yield from _calibrated(record)
+    yield ""
+    yield "## What was measured"
+    yield ""
+    yield _BEGIN
+    yield "Nothing yet; `calibrant evaluate … --card` writes it here."
+    yield _END
     yield ""
     yield "## Licence and provenance"
     yield ""
