@@ -10,7 +10,7 @@ from typing import Any, Final
 from calibrant.data.hub import offline
 from calibrant.durable import UNFINISHED
 from calibrant.errors import DataError, ModelError
-from calibrant.methods import methods
+from calibrant.methods import MatrixMethod, methods
 from calibrant.models import located, open_model, open_tokenizer, resolve_dtype
 from calibrant.notebook import card, listing
 from calibrant.progress import Progress, silent
@@ -26,6 +26,7 @@ from calibrant.study.stock import Stock, budget_of, look
 EXACT: Final = 400_000
 """Tokens in all draws of all sets up to which they are drawn to see whether they are disjoint; beyond, their number is told from a small draw."""
 UPDATES: Final = "it changes the weights it keeps, and fitted to inputs that no longer come they do harm"
+AS_IT_IS: Final = "it looks at the model as it is"
 SCORES: Final = "it only scores, so one pass over the untouched model serves every target"
 
 
@@ -261,7 +262,8 @@ def _propagated(study: Study, labels: Sequence[Labels]) -> Iterator[tuple[str, s
     for method, seen in dict.fromkeys((of.method, of.propagate) for of in labels if of.data):
         built = methods.build(method)
         own = study.propagate is None and seen == propagation(built, None)
-        yield method, seen, (UPDATES if built.updates else SCORES) if own else "the study asks for it"
+        why = (UPDATES if built.updates else SCORES) if isinstance(built, MatrixMethod) else AS_IT_IS
+        yield method, seen, why if own else "the study asks for it"
 
 
 def _warned(models: Sequence[ModelPlan], drawn: Sequence[Stock]) -> Iterator[str]:
