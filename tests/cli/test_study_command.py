@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from calibrant.methods import methods
+
 from tests.cli.conftest import Answer, Ask
 
 SMALL = """
@@ -37,7 +39,7 @@ def test_every_mistake_is_a_line_and_nothing_is_written(ask: Ask, tmp_path: Path
         refused(
             answer,
             "bad.yaml has 2 mistakes:",
-            "line 3: method: there is no method called 'wnada', did you mean 'wanda'? (known: magnitude, none, sparsegpt, wanda)",
+            f"line 3: method: there is no method called 'wnada', did you mean 'wanda'? (known: {', '.join(methods.names())})",
             "line 4: seeds: a draw is -1; it must be a whole number of at least 0",
         )
     assert [p.name for p in tmp_path.iterdir()] == ["bad.yaml"]

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from rich.text import Text
 
-from calibrant.compare.ranking import kind_of
+from calibrant.grammar import read_target
 from calibrant.screen._lines import counted, labelled, noted, one_line, table_of
 
 BUSY: Final = 1.5
@@ -121,8 +121,8 @@ def _left(count: Mapping[str, int]) -> str:
 
 
 def _targets(found: Mapping[str, Any]) -> str:
-    kind = kind_of(found["targets"])
-    return f"{kind}{'s' * (kind == 'target')} {', '.join(found['targets'])}" if found["targets"] else "no method that prunes"
+    removals = all(told.share is not None or told.pattern is not None for told in map(read_target, found["targets"]))
+    return f"{'sparsity' if removals else 'targets'} {', '.join(found['targets'])}" if found["targets"] else "no method that prunes"
 
 
 def _lasting(seconds: float) -> str:
