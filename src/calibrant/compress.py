@@ -62,9 +62,8 @@ class Recipe:
             raise SpecError(f"propagate={propagate!r} is not known; choose one of {', '.join(PROPAGATIONS)}", subject=propagate)
         found: Method = methods.build(method)
         asked = target if isinstance(target, Target) else parse_target(target)
-        found.check(asked)
         before = tuple(map(transforms.build, (transform,) if isinstance(transform, str | Transform) else transform))
-        return cls(found, asked, allocations.build(allocation), propagate or found.propagate, before)
+        return cls(found, found.aim(asked), allocations.build(allocation), propagate or found.propagate, before)
 
     @property
     def looks(self) -> bool:

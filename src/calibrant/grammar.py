@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from calibrant.errors import DataError, InputError, SpecError
 from calibrant.families import Family
@@ -106,7 +106,10 @@ class SetLabel:
 
 
 class TargetLabel(NamedTuple):
-    """What a target says as it is written: a share (`0.5`), a pattern (`2:4`), or a grid (`w4g64a`: bits, inputs of a group, zero points)."""
+    """What a target says as it is written: a share (`0.5`), perhaps of other `parts` than weights (`blocks 0.25`), a pattern (`2:4`), or a grid.
+
+    A grid, `w4g64a`, says bits, inputs of a group, and zero points.
+    """
 
     text: str
     share: float | None = None
@@ -114,6 +117,7 @@ class TargetLabel(NamedTuple):
     bits: int | None = None
     group: int | None = None
     zeros: bool = False
+    parts: Literal["blocks", "experts"] | None = None
 
 
 class MeasuredLabel(NamedTuple):
@@ -133,6 +137,9 @@ def read_target(text: str) -> TargetLabel:
     n, m = whole_number(kept), whole_number(every)
     if colon:
         return TargetLabel(text, pattern=(n, m) if n is not None and m is not None and min(n, m) >= 0 else None)
+    first, _, rest = text.strip().partition(" ")
+    if first == "blocks" or first == "experts":  # so that its type is one of the two
+        return TargetLabel(text, share=decimal_number(rest), parts=first)
     return TargetLabel(text, share=decimal_number(text))
 
 

@@ -26,15 +26,15 @@ from calibrant.progress import Progress, silent
 from calibrant.ranks import Ranks, joined
 from calibrant.select import resolved
 from calibrant.store import Record, Run, stored_bits
-from calibrant.targets import Grid, Removal, Target, accepted, parse_target
+from calibrant.targets import Grid, Removal, Share, Target, accepted, parse_target
 from calibrant.transforms import Transform
 
 MOST_GB: Final = 1_000_000
 """Room for activations at most that can be asked for."""
 
 Verb = Literal["prune", "quantize"]
-TAKES: Final[Mapping[Verb, type[Target]]] = {"prune": Removal, "quantize": Grid}
-"""The verbs, and the kind of target that each is for."""
+TAKES: Final[Mapping[Verb, tuple[type[Target], ...]]] = {"prune": (Removal, Share), "quantize": (Grid,)}
+"""The verbs, and the kinds of target that each is for."""
 
 
 @dataclass(frozen=True)
@@ -156,13 +156,13 @@ def _recipe(
         raise TargetError(f"{built} is no method for calibrant {verb}, which has {there}; {instead}", subject=str(built))
     if not isinstance(wanted, mine):
         instead = f"use calibrant {other}" if isinstance(wanted, theirs) else "choose one of these"
-        raise TargetError(f"{wanted} is no target for calibrant {verb}, which takes {accepted((mine,))}; {instead}", subject=str(wanted))
+        raise TargetError(f"{wanted} is no target for calibrant {verb}, which takes {accepted(mine)}; {instead}", subject=str(wanted))
     return Recipe.parse(built, wanted, propagate, allocation, transform)
 
 
-def _does(method: Method | type[Method], kind: type[Target]) -> bool:
-    """Whether a method accepts targets of a kind, some or all."""
-    return any(issubclass(one, kind) or issubclass(kind, one) for one in method.accepts)
+def _does(method: Method | type[Method], takes: tuple[type[Target], ...]) -> bool:
+    """Whether a method accepts targets of one of these kinds, some or all."""
+    return any(issubclass(one, kind) or issubclass(kind, one) for one in method.accepts for kind in takes)
 
 
 def _done(

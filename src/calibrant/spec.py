@@ -148,6 +148,13 @@ def text_of(value: Any) -> str:
     return repr(value)
 
 
+def written_form(form: Mapping[str, Any]) -> str:
+    """How a canonical form is written in a spec, with all its parameters."""
+    given = {name: value for name, value in form.items() if name not in _ABOUT}
+    inside = [f"{name}={written_form(value) if isinstance(value, Mapping) else text_of(value)}" for name, value in given.items()]
+    return f"{form.get('spec', '')}({', '.join(inside)})" if inside else str(form.get("spec", ""))
+
+
 def canonical(value: Any) -> Any:
     """`value` as plain JSON data with nothing left to defaults: what an identity is made from.
 

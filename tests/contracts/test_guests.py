@@ -229,8 +229,8 @@ def test_the_shares_of_an_allocation_average_to_what_was_asked(tmp_path: Path) -
         ({"method": "wanda", "sparsity": 0.9, "allocation": "by_norms"}, r"by_norms shares a sparsity below 0\.833, not 0\.9"),
         ({"method": "cheapest_blocks", "sparsity": "2:4"}, r"cheapest_blocks can't be asked for 2:4: it accepts a sparsity from 0 up to"),
         (
-            {"method": "cheapest_blocks", "sparsity": 0.5, "allocation": "by_norms"},
-            r"cheapest_blocks doesn't go matrix by matrix, so nothing can be shared among matrices",
+            {"method": "shared_factor", "sparsity": 0.5, "allocation": "by_norms"},
+            r"shared_factor doesn't go matrix by matrix, so nothing can be shared among matrices",
         ),
         (
             {"method": "wanda", "sparsity": 0.5, "transform": ("permute_hiden",)},

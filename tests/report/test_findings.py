@@ -137,7 +137,7 @@ def test_short_names_stay_distinct():
         ("w3g128a", "3 bits in groups of 128 with zero points (w3g128a)"),
         ("0.5, 2:4, w4g64, w8", "50\u00a0% and 2:4 sparsity, 4 bits in groups of 64 (w4g64) and 8 bits by row (w8)"),
         ("rank=16", "rank=16"),
-        ("blocks 0.2", "blocks 0.2"),
+        ("blocks 0.2", "20\u00a0% of the blocks"),
     ],
 )
 def test_a_target_in_words(target: str, told: str):

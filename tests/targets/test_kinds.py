@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from calibrant.errors import TargetError
-from calibrant.targets import Grid, NofM, Removal, Sparsity, Target, accepted, allowed, kinds, parse_target, targets
+from calibrant.targets import Grid, NofM, Removal, Share, Sparsity, Target, accepted, allowed, kinds, parse_target, targets
 
 RANK = """
 from dataclasses import dataclass
@@ -30,9 +30,10 @@ class Rank(Target):
 
 def test_the_folder_is_the_list():
     assert {"grid", "n_of_m", "sparsity"} <= set(targets.names())
-    assert kinds() == [Sparsity, NofM, Grid]
+    assert kinds() == [Sparsity, NofM, Grid, Share]
     assert kinds((Removal,)) == [Sparsity, NofM]
     assert kinds((Grid,)) == [Grid]
+    assert kinds((Sparsity, Share)) == [Sparsity, Share]
 
 
 @pytest.mark.parametrize("kind", kinds())
@@ -47,7 +48,7 @@ def test_what_is_accepted_is_said_in_words():
     assert accepted((Removal,)) == "a sparsity from 0 up to (not including) 1, such as 0.5, or N:M with N kept of every M inputs, such as 2:4"
     assert accepted() == (
         "a sparsity from 0 up to (not including) 1, such as 0.5, N:M with N kept of every M inputs, such as 2:4, "
-        "or a grid of 2 to 8 bits, with a scale for each group of inputs, such as w4g64"
+        "a grid of 2 to 8 bits, with a scale for each group of inputs, such as w4g64, or a share of the blocks or the experts, such as blocks 0.25"
     )
     assert allowed((Grid,)) == "write a grid of 2 to 8 bits, with a scale for each group of inputs, such as w4g64"
 
@@ -55,6 +56,24 @@ def test_what_is_accepted_is_said_in_words():
 def test_another_package_adds_a_kind(plugged: Callable[..., None]):
     plugged({"calibrant.targets": {"rank": "ranks_of_mine:Rank"}}, ranks_of_mine=RANK)
     assert str(parse_target("rank=8")) == "rank=8"
-    assert kinds()[-1].__name__ == "Rank"
-    with pytest.raises(TargetError, match=r"or a rank, such as rank=16"):
+    assert "Rank" in [kind.__name__ for kind in kinds()]
+    with pytest.raises(TargetError, match=r", a rank, such as rank=16"):
         parse_target("nothing of the kind")
+
+
+@pytest.mark.parametrize("given", ["blocks", "blocks x", "blocks 0,5", "Blocks 0.5", "layers 0.5", "blocks0.5"])
+def test_what_is_almost_a_share_is_no_target(given: str):
+    with pytest.raises(TargetError, match="is no target"):
+        parse_target(given)
+
+
+@pytest.mark.parametrize("given", ["blocks 1", "experts 1.5", "blocks -0.1"])
+def test_a_share_is_less_than_all(given: str):
+    with pytest.raises(TargetError, match=r"is no share of a model's parts; write blocks or experts and a number from 0 up to"):
+        parse_target(given)
+
+
+def test_the_number_of_parts_is_exact():
+    assert parse_target("blocks 0.29") == Share("blocks", 0.29)
+    assert Share("blocks", 0.29).quota(100) == 29
+    assert Share("experts", 0.5).quota(5) == 2

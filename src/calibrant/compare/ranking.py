@@ -114,7 +114,7 @@ def aimed(target: str) -> str:
         if (share := _share(one)) is not None:
             shares.append(share)
         else:
-            others.append(_grid(one) or one.text)
+            others.append(_grid(one) or _parts(one) or one.text)
     return listed([*([f"{listed(shares)} sparsity"] if shares else []), *others])
 
 
@@ -137,7 +137,12 @@ def _share(target: TargetLabel) -> str | None:
     """A sparsity in percent, a pattern as it is written; None for what is neither."""
     if target.pattern is not None:
         return target.text
-    return None if target.share is None else f"{target.share * 100:g}\u00a0%"
+    return None if target.share is None or target.parts else f"{target.share * 100:g}\u00a0%"
+
+
+def _parts(target: TargetLabel) -> str:
+    """A share of a model's parts in words; nothing for what is none."""
+    return f"{target.share * 100:g}\u00a0% of the {target.parts}" if target.share is not None and target.parts else ""
 
 
 def _grid(target: TargetLabel) -> str:

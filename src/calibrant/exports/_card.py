@@ -16,7 +16,7 @@ from calibrant.errors import OutputError
 from calibrant.foreign import visible_name
 from calibrant.models import read_manifest
 from calibrant.outcomes import Score
-from calibrant.spec import text_of
+from calibrant.spec import written_form
 from calibrant.store import Record, stored_bits
 
 CARD: Final = "README.md"
@@ -24,8 +24,6 @@ CARD: Final = "README.md"
 _FENCE: Final = "`"
 _BEGIN: Final = "<!-- measured -->"
 _END: Final = "<!-- /measured -->"
-_ABOUT: Final = ("spec", "class", "revision")
-"""Keys of a canonical form that are no parameters."""
 
 
 def card(record: Record, note: str = "") -> str:
@@ -87,8 +85,8 @@ def _body(record: Record, note: str) -> Iterator[str]:
     yield "## What was done"
     yield ""
     rows = {"model": _without_folders(run.model_name), "its weights": run.model, "note": note}
-    rows |= {"method": _written(run.method), "target": run.target, "allocation": _written(run.allocation) if run.allocation else ""}
-    rows |= {"transforms": ", ".join(map(_written, run.transforms)), "propagation": run.propagate, "numbers": run.dtype}
+    rows |= {"method": written_form(run.method), "target": run.target, "allocation": written_form(run.allocation) if run.allocation else ""}
+    rows |= {"transforms": ", ".join(map(written_form, run.transforms)), "propagation": run.propagate, "numbers": run.dtype}
     rows |= {"matrices compressed": len(record.weights), "left as they are": _reasons(record)}
     yield from _table(rows)
     for edit in record.edits:
@@ -151,12 +149,6 @@ def _code(value: Any) -> str:
     fence = _FENCE * (max((len(run) for run in re.findall(f"{_FENCE}+", text)), default=0) + 1)
     pad = " " if text.startswith(_FENCE) or text.endswith(_FENCE) else ""
     return f"{fence}{pad}{text}{pad}{fence}"
-
-
-def _written(form: Mapping[str, Any]) -> str:
-    """A canonical form as a user would write it, with all parameters."""
-    given = [f"{name}={text_of(value) if not isinstance(value, Mapping) else _written(value)}" for name, value in form.items() if name not in _ABOUT]
-    return f"{form.get('spec', '')}({', '.join(given)})" if given else str(form.get("spec", ""))
 
 
 def _json(value: Any) -> str:

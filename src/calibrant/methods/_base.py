@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
@@ -16,7 +16,7 @@ from calibrant.errors import CalibrantError, NumericsError, TargetError
 from calibrant.job import Job
 from calibrant.models import ModelView, expert_layers
 from calibrant.spec import Spec
-from calibrant.targets import Grid, Removal, Sparsity, Target, accepted
+from calibrant.targets import Grid, Removal, Share, Sparsity, Target, accepted
 from calibrant.walk import Propagation
 
 S = TypeVar("S", bound=Statistic)
@@ -40,6 +40,11 @@ class Method(Spec, ABC):
     updates: ClassVar[bool] = False
     prunes: ClassVar[bool] = True
     propagate: ClassVar[Propagation] = "arrival"
+
+    def aim(self, target: Target) -> Target:
+        """Return what `target` is to this method. Raises `TargetError` as `check` does."""
+        self.check(target)
+        return target
 
     @property
     def looks(self) -> bool:
@@ -95,8 +100,12 @@ class BlockMethod(Method, ABC):
     It looks at the model as it is, whatever the propagation.
     """
 
-    accepts: ClassVar[tuple[type[Target], ...]] = (Sparsity,)
+    accepts: ClassVar[tuple[type[Target], ...]] = (Sparsity, Share)
     propagate: ClassVar[Propagation] = "dense"
+
+    def aim(self, target: Target) -> Target:
+        self.check(target)
+        return parts_of(target, "blocks")
 
     def lacking(self, job: Job) -> int:
         """How many blocks are still to go: what the target asks, less what went before an interruption."""
@@ -114,13 +123,17 @@ class ExpertMethod(Method, ABC):
     It looks at the model as it is, whatever the propagation.
     """
 
-    accepts: ClassVar[tuple[type[Target], ...]] = (Sparsity,)
+    accepts: ClassVar[tuple[type[Target], ...]] = (Sparsity, Share)
     propagate: ClassVar[Propagation] = "dense"
+
+    def aim(self, target: Target) -> Target:
+        self.check(target)
+        return parts_of(target, "experts")
 
     def lacking(self, job: Job) -> int:
         """How many experts of each layer are still to go: what the target asks, less what went before an interruption."""
         gone = sum(max(map(len, edit.experts.values()), default=0) for edit in job.done if isinstance(edit, DropExperts))
-        return share_of(expert_layers(job.view)[0].count + gone, job.target, "experts of each layer") - gone
+        return share_of(expert_layers(job.view)[0].count + gone, job.target, "experts") - gone
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         super().check_model(view, target, targets)
@@ -128,7 +141,7 @@ class ExpertMethod(Method, ABC):
         if not layers:
             raise TargetError(f"{self} drops experts, and {type(view.model).__name__} has none; choose a method for dense models", subject=str(self))
         for layer in layers:
-            left = layer.count - share_of(layer.count, target, "experts of each layer")
+            left = layer.count - share_of(layer.count, target, "experts")
             if left < layer.top_k:
                 message = (
                     f"{target} of the {layer.count} experts of {layer.name} would leave {left}, and its router picks {layer.top_k}; ask for at most"
@@ -136,17 +149,25 @@ class ExpertMethod(Method, ABC):
                 raise TargetError(f"{message} {(layer.count - layer.top_k) / layer.count:g}", subject=layer.name)
 
 
-def share_of(count: int, target: Target, what: str) -> int:
-    """How many of `count` parts a share such as 0.25 is: rounded down, and at least one unless the share is 0.
+def parts_of(target: Target, parts: Literal["blocks", "experts"]) -> Share:
+    """Return `target` as a share of a model's `parts`: 0.25 is `blocks 0.25`. Raises `TargetError` for a share of other parts."""
+    if isinstance(target, Sparsity):
+        return Share(parts, target.fraction)
+    if not isinstance(target, Share) or target.parts != parts:
+        raise TargetError(f"{target} is no share of {parts}; write {parts} and a number, such as {parts} 0.25", subject=str(target))
+    return target
 
-    Raises `TargetError` for a target that is no share, or one that is less than a part; `what` is what the parts are called.
+
+def share_of(count: int, target: Target, parts: Literal["blocks", "experts"]) -> int:
+    """How many of `count` parts a share of them is: rounded down, and at least one unless the share is 0.
+
+    Raises `TargetError` for a target that is no share of them, or one that is less than a part.
     """
-    if not isinstance(target, Sparsity):
-        raise TargetError(f"{target} is no share of {what}; write one from 0 up to (not including) 1, such as 0.25", subject=str(target))
-    dropped = target.quota(count)
-    if dropped == 0 and target.fraction > 0:
+    asked = parts_of(target, parts)
+    dropped = asked.quota(count)
+    if dropped == 0 and asked.fraction > 0:
         least = f"at least {math.ceil(1000 / count) / 1000:g}" if count > 1 else "0, since the only one must stay"
-        raise TargetError(f"{target} of {count} {what} is less than one; ask for {least}", subject=str(target))
+        raise TargetError(f"{asked.fraction} of {count} {parts} is less than one; ask for {least}", subject=str(target))
     return dropped
 
 

@@ -121,7 +121,7 @@ def _left(count: Mapping[str, int]) -> str:
 
 
 def _targets(found: Mapping[str, Any]) -> str:
-    removals = all(told.share is not None or told.pattern is not None for told in map(read_target, found["targets"]))
+    removals = all((told.share is not None and not told.parts) or told.pattern is not None for told in map(read_target, found["targets"]))
     return f"{'sparsity' if removals else 'targets'} {', '.join(found['targets'])}" if found["targets"] else "no method that prunes"
 
 

@@ -4,7 +4,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from calibrant.errors import TargetError
 from calibrant.methods import MatrixMethod, Method
+from calibrant.targets import parse_target
 
 DENSE: Final = "none"
 """The method that leaves the model as it is: every model is also asked for as it came."""
@@ -34,6 +36,14 @@ def propagation(method: Method, asked: str | None) -> str:
     return (asked or ("dense" if scores else method.propagate)) if method.looks else ""
 
 
+def aimed(method: Method, target: str) -> str:
+    """What a target is called where it is asked of `method`: `blocks 0.25` of one that drops blocks. What it doesn't accept is told elsewhere."""
+    try:
+        return str(method.aim(parse_target(target)))
+    except TargetError:
+        return target
+
+
 @dataclass(frozen=True)
 class Axes:
     """One grid: what stands on each of its axes, in canonical texts."""
@@ -53,7 +63,8 @@ class Axes:
             yield Labels(model, "", 0, DENSE, "0.0", "")
             for method in (m for m in self.methods if str(m) != DENSE):
                 for data, seed in ((d, s) for s in self.seeds for d in self.data) if method.looks or self.looking else [("", 0)]:
-                    yield from (Labels(model, data, seed, str(method), target, propagation(method, self.propagate)) for target in self.targets)
+                    way = propagation(method, self.propagate)
+                    yield from (Labels(model, data, seed, str(method), aimed(method, target), way) for target in self.targets)
 
 
 def union(grids: Sequence[Axes], exclude: Sequence[Mapping[str, Collection[str | int]]] = ()) -> list[Labels]:

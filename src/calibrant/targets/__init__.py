@@ -1,4 +1,5 @@
-"""What is asked of a matrix, one kind of target a file: a sparsity (`0.5`), N kept of every M (`2:4`), a grid of few values (`w4g64`).
+"""What is asked of a matrix, one kind of target a file: a sparsity (`0.5`), N kept of every M (`2:4`), a grid of few values (`w4g64`), a share
+of the blocks or experts (`blocks 0.25`).
 
 Targets are small values. What removes chooses exactly: the count is the one that was asked for, to the weight, and where scores tie the lowest
 index goes first. So a mask depends on nothing but the scores: not on the device, the threads, or how a sort happens to break ties.
@@ -9,6 +10,21 @@ from calibrant.targets._choosing import keep_highest
 from calibrant.targets._kinds import accepted, allowed, kinds, parse_target, targets
 from calibrant.targets.grid import Grid
 from calibrant.targets.n_of_m import NofM
+from calibrant.targets.share import Share
 from calibrant.targets.sparsity import Sparsity
 
-__all__ = ["Grid", "Group", "NofM", "Removal", "Sparsity", "Target", "accepted", "allowed", "keep_highest", "kinds", "parse_target", "targets"]
+__all__ = [
+    "Grid",
+    "Group",
+    "NofM",
+    "Removal",
+    "Share",
+    "Sparsity",
+    "Target",
+    "accepted",
+    "allowed",
+    "keep_highest",
+    "kinds",
+    "parse_target",
+    "targets",
+]

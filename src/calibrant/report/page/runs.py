@@ -11,6 +11,7 @@ from calibrant.report.findings import short
 from calibrant.report.page.contents import Contents
 from calibrant.report.page.tags import Cell, Head, Row, bar, link, name, paragraph, table, text
 from calibrant.report.tables import HOLE
+from calibrant.spec import written_form
 from calibrant.store import Cell as GridCell
 from calibrant.store import Record
 
@@ -91,13 +92,16 @@ def command(cell: GridCell, record: Record, asked: Mapping[str, Any]) -> str:
     samples, length = (asked.get(key) or record.data_facts.get(fact, BUDGET[key]) for key, fact in (("samples", "windows"), ("length", "length")))
     amount = ["--samples", str(samples)] if asked.get("tokens") is None else ["--tokens", str(asked["tokens"])]
     # A method that looks at no data is given some all the same, because prune asks for it; quantize doesn't.
-    verb, out, asks = ("quantize", "quantized", "--target") if is_grid(cell.target) else ("prune", "pruned", "--sparsity")
+    verb, out = ("quantize", "quantized") if is_grid(cell.target) else ("prune", "pruned")
+    asks = "--sparsity" if kind_of([cell.target]) == "sparsity" else "--target"
     data = ["--data", cell.data or "full_stops"] if cell.data or verb == "prune" else []
     given = ["calibrant", verb, cell.model, *data, "--method", cell.method, asks, cell.target]
     if cell.data:
         given += [*amount, "--length", str(length), "--seed", str(cell.seed)]
     elif data:
         given += ["--samples", "1", "--length", "16"]
+    given += ["--allocation", written_form(run.allocation)] if run.allocation.get("spec") != "uniform" else []
+    given += [word for transform in run.transforms for word in ("--transform", written_form(transform))]
     given += [*(["--propagate", run.propagate] if run.propagate else []), "--dtype", run.dtype, "--out", out]
     return shlex.join(given) + "\n" + shlex.join(["calibrant", "evaluate", out, "--dtype", run.dtype, *tasks])
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from calibrant.compare import Layers, Ranking
 from calibrant.foreign import visible_name
+from calibrant.grammar import read_target
 from calibrant.report.findings import aimed, percent
 from calibrant.report.plots.axes import Axis, axis_of, reached
 from calibrant.report.plots.curves import Curves, Line, Spot
@@ -65,12 +66,10 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
 
 def sparsity_of(target: str) -> float | None:
     """`0.6` of `0.6`, `0.5` of `2:4`; None of what is neither."""
-    try:
-        kept, colon, of = target.partition(":")
-        value = float(1 - Fraction(int(kept), int(of))) if colon else float(target)
-    except (ValueError, ZeroDivisionError):
-        return None
-    return value if 0 <= value <= 1 else None
+    told = read_target(target)
+    if told.pattern is not None and told.pattern[1]:
+        return float(1 - Fraction(*told.pattern))
+    return told.share if told.share is not None and told.parts is None and 0 <= told.share <= 1 else None
 
 
 def _lines(rankings: Sequence[Ranking]) -> tuple[Line, ...]:

@@ -1,0 +1,49 @@
+"""A share of the blocks or the experts of a model, for methods that remove such parts whole."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar, Final, Literal
+
+from calibrant.errors import TargetError
+from calibrant.foreign import brief
+from calibrant.grammar import read_target
+from calibrant.targets._base import Target
+
+PARTS: Final = ("blocks", "experts")
+ALLOWED: Final = "write blocks or experts and a number from 0 up to (not including) 1"
+
+
+@dataclass(frozen=True)
+class Share(Target):
+    """A share of a model's blocks, or of the experts of each layer, `0 <= fraction < 1`; of `count` of them ⌊count·fraction⌋ go.
+
+    A method that removes such parts takes 0.25 for it, too.
+    """
+
+    written: ClassVar[str] = "a share of the blocks or the experts"
+    example: ClassVar[str] = "blocks 0.25"
+
+    parts: Literal["blocks", "experts"]
+    fraction: float
+
+    def __post_init__(self) -> None:
+        if self.parts not in PARTS or isinstance(self.fraction, bool) or not 0 <= self.fraction < 1:
+            given = f"{brief(self.parts)} {brief(self.fraction)}"
+            raise TargetError(f"{given} is no share of a model's parts; {ALLOWED}", subject=given)
+        object.__setattr__(self, "fraction", float(self.fraction) + 0.0)  # + 0.0: one zero, not two
+
+    @classmethod
+    def read(cls, given: str | float | int) -> "Share | None":
+        told = read_target(given) if isinstance(given, str) else None
+        return None if told is None or told.parts is None or told.share is None else cls(told.parts, told.share)
+
+    def __str__(self) -> str:
+        return f"{self.parts} {self.fraction}"
+
+    @property
+    def amount(self) -> float:
+        return self.fraction
+
+    def quota(self, count: int) -> int:
+        """How many of `count` parts go: the floor of the exact product of the decimal as written."""
+        return int(count * Fraction(str(self.fraction)))
