@@ -152,7 +152,7 @@ def _recipe(
     built: Method = methods.build(method)
     if not _does(built, mine):
         instead = f"use calibrant {other}" if _does(built, theirs) else f"it accepts {accepted(built.accepts)}"
-        there = ", ".join(name for name in methods.names() if issubclass(cls := methods.get(name), Method) and _does(cls, mine))
+        there = ", ".join(name for name in methods.names() if (cls := methods.get(name)).prunes and _does(cls, mine))
         raise TargetError(f"{built} is no method for calibrant {verb}, which has {there}; {instead}", subject=str(built))
     if not isinstance(wanted, mine):
         instead = f"use calibrant {other}" if isinstance(wanted, theirs) else "choose one of these"
