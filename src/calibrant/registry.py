@@ -83,7 +83,8 @@ class Registry:
             return self._only_class(importlib.import_module(f"{self.package}.{name}"))
         if name in self._foreign:
             return self._a_class(self._foreign[name])
-        raise SpecError(f"there is no {self.noun} called {name!r}{did_you_mean(name, self.names())} (known: {', '.join(self.names()) or 'none yet'})", subject=name)
+        known = ", ".join(self.names()) or "none yet"
+        raise SpecError(f"there is no {self.noun} called {name!r}{did_you_mean(name, self.names())} (known: {known})", subject=name)
 
     def build(self, spec: "str | Call | Spec") -> Any:
         """Make the object that a text such as `sparsegpt(damp=0.02)` describes; objects are passed through."""
