@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from calibrant.errors import ModelError
 from calibrant.models import Stream, view
+from calibrant.models.tracing import NOTHING, Flow, Label
 from calibrant.testing.tiny import FAMILIES, tiny_model
 
 from tests.models.mixtures_of_experts import KINDS, SIZES, tiny_mixture
@@ -404,3 +405,21 @@ def test_a_norm_without_a_weight_can_not_be_scaled():
     object.__setattr__(norm, "module", SimpleNamespace())
     with pytest.raises(ModelError, match=r"model.layers.0.input_layernorm has no weight"):
         norm.multiply(factors(0))
+
+
+def test_a_tensor_that_is_forgotten_leaves_its_number_to_another():
+    """Python gives the number of an object that is gone to the next one: what is then written over is not the other's memory."""
+    flow, stream = Flow({}, {}, {}), Label(stream=True)
+    memory = torch.zeros(4)
+    first = memory.view(4)
+    flow.put(first, stream)
+    flow.put(first, NOTHING)
+    number = id(first)
+    del first
+    others: list[torch.Tensor] = []
+    while not others or id(others[-1]) != number:
+        assert len(others) < 10_000, "no tensor got the number"
+        others.append(torch.ones(4))
+    flow.put(others[-1], stream)
+    flow._overwritten([memory])
+    assert flow.label(others[-1]) == stream

@@ -28,10 +28,6 @@ OUTSIDE: Final = -1
 """The block of a matrix that is in none: an embedding, the head."""
 
 
-TRACES: Final = 4
-"""How often a model is traced before it is refused."""
-
-
 @final
 @dataclass(frozen=True)
 class Norm:
@@ -126,13 +122,6 @@ class Stream:
 
         Raises `ModelError`, naming the operation, for a model whose stream isn't understood.
         """
-        # The trace knows numbers by their place in memory, which may be given out again while it looks: then it refuses what another trace
-        # understands. It never understands what isn't so, so the first of several that does is believed.
-        for _ in range(TRACES - 1):
-            try:
-                return _Found(view).stream()
-            except ModelError:
-                continue
         return _Found(view).stream()
 
     def readers_of(self, norm: Norm) -> tuple[Reader, ...]:

@@ -195,8 +195,10 @@ class Flow(TorchDispatchMode):
     def _overwritten(self, outputs: Sequence[Tensor]) -> None:
         """Mark other names of a memory that an operation wrote into: they are something else now, should anybody still use them."""
         for one in outputs:
-            for key in self._in_memory.get(one.untyped_storage().data_ptr(), set()) - {id(one)}:
-                if key in self._held:
+            place = one.untyped_storage().data_ptr()
+            for key in self._in_memory.get(place, set()) - {id(one)}:
+                # A tensor that was forgotten may have left its number to another, which lies elsewhere.
+                if key in self._held and self._held[key][0].untyped_storage().data_ptr() == place:
                     x, label = self._held[key]
                     self._held[key] = x, replace(label, stale=True)
 
