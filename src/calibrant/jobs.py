@@ -78,10 +78,14 @@ def prune(
 ) -> Pruned:
     """Open `model`, prune it with what `data` shows it, and save it to `out` as an ordinary Hugging Face folder.
 
-    `target`, or `sparsity`, is a share of every matrix (`0.5`, the usual one) or N kept of every M (`"2:4"`). The same call after an interruption
-    continues from the last finished block; after it is done, it says so and does nothing. With `profile` the result has `costs`: where the time
-    went, and the least it could have taken. Where `arrival` would hold more than `memory` GB of activations (by default 80 % of what is free), the
-    job goes on with `reference`, and the record says so. Raises an `InputError` for anything that can't be used, before any work.
+    `target`, or `sparsity`, is a share of every matrix (`0.5`, the usual one), N kept of every M (`"2:4"`), or of a method that drops blocks or
+    experts a share of those. `allocation` shares it among the matrices, each `transform` is applied before, in order, and `export` names forms to
+    write it in beside the Hugging Face folder. Without `propagate` it is the method's own.
+
+    The same call after an interruption continues from the last finished step (the matrices of a block, or one other edit); after it is done, it says
+    so and does nothing. With `profile` the result has `costs`: where the time went, and the least it could have taken. Where `arrival` would hold
+    more than `memory` GB of activations (by default 80 % of what is free), the job goes on with `reference`, and the record says so. Raises an
+    `InputError` for anything that can't be used, before any work.
 
     Processes that torchrun started calibrate together, each on its share of the micro-batches, and all of them get the model; the first one
     alone writes, and tells `progress`. One that fails ends all: the others raise its error, or `RankError`.

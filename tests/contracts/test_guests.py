@@ -88,6 +88,11 @@ def test_every_example_is_one_short_file() -> None:
     assert max(len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")) <= 60
 
 
+def test_the_documentation_shows_the_example_as_it_is() -> None:
+    code = (EXAMPLES / "cheapest_blocks.py").read_text().split('"""', 2)[2].strip()
+    assert f"```python\n{code}\n```" in (EXAMPLES.parent / "docs/extending.md").read_text()
+
+
 @pytest.mark.parametrize("name", [name for name, group in GUESTS.items() if group == "calibrant.methods"])
 def test_a_guest_method_keeps_the_contract_of_edits(name: str, tmp_path: Path) -> None:
     method, target = methods.build(name), parse_target({"cheapest_blocks": 0.67}.get(name, RECIPES[name]["target"]))

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, TypeVar
 
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
@@ -16,7 +16,7 @@ from calibrant.errors import CalibrantError, NumericsError, TargetError
 from calibrant.job import Job
 from calibrant.models import ModelView, expert_layers
 from calibrant.spec import Spec
-from calibrant.targets import Grid, Removal, Share, Sparsity, Target, accepted
+from calibrant.targets import Grid, Parts, Removal, Share, Sparsity, Target, accepted
 from calibrant.walk import Propagation
 
 S = TypeVar("S", bound=Statistic)
@@ -94,46 +94,44 @@ class MatrixMethod(Method, ABC):
             targets[weight.name].check(weight.shape, weight.name)
 
 
-class BlockMethod(Method, ABC):
-    """Removes whole blocks: of a target such as 0.25 so large a share of the model's blocks goes.
-
-    It looks at the model as it is, whatever the propagation.
-    """
+class PartMethod(Method, ABC):
+    """Removes whole `parts` of a model: of a target such as 0.25 so large a share of them goes. It looks at the model as it is."""
 
     accepts: ClassVar[tuple[type[Target], ...]] = (Sparsity, Share)
     propagate: ClassVar[Propagation] = "dense"
+    parts: ClassVar[Parts]
 
     def aim(self, target: Target) -> Target:
         self.check(target)
-        return parts_of(target, "blocks")
+        return parts_of(target, self.parts)
+
+    @abstractmethod
+    def lacking(self, job: Job) -> int:
+        """How many parts are still to go: what the target asks, less what went before an interruption."""
+
+
+class BlockMethod(PartMethod, ABC):
+    """Removes whole blocks."""
+
+    parts: ClassVar[Parts] = "blocks"
 
     def lacking(self, job: Job) -> int:
-        """How many blocks are still to go: what the target asks, less what went before an interruption."""
         gone = sum(len(edit.indices) for edit in job.done if isinstance(edit, DropBlocks))
-        return share_of(len(job.view.blocks) + gone, job.target, "blocks") - gone
+        return share_of(len(job.view.blocks) + gone, job.target, self.parts) - gone
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         super().check_model(view, target, targets)
-        share_of(len(view.blocks), target, "blocks")
+        share_of(len(view.blocks), target, self.parts)
 
 
-class ExpertMethod(Method, ABC):
-    """Removes experts: of a target such as 0.25 so large a share of the experts of every layer goes.
+class ExpertMethod(PartMethod, ABC):
+    """Removes experts, equally many of every layer."""
 
-    It looks at the model as it is, whatever the propagation.
-    """
-
-    accepts: ClassVar[tuple[type[Target], ...]] = (Sparsity, Share)
-    propagate: ClassVar[Propagation] = "dense"
-
-    def aim(self, target: Target) -> Target:
-        self.check(target)
-        return parts_of(target, "experts")
+    parts: ClassVar[Parts] = "experts"
 
     def lacking(self, job: Job) -> int:
-        """How many experts of each layer are still to go: what the target asks, less what went before an interruption."""
         gone = sum(max(map(len, edit.experts.values()), default=0) for edit in job.done if isinstance(edit, DropExperts))
-        return share_of(expert_layers(job.view)[0].count + gone, job.target, "experts") - gone
+        return share_of(expert_layers(job.view)[0].count + gone, job.target, self.parts) - gone
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         super().check_model(view, target, targets)
@@ -141,15 +139,14 @@ class ExpertMethod(Method, ABC):
         if not layers:
             raise TargetError(f"{self} drops experts, and {type(view.model).__name__} has none; choose a method for dense models", subject=str(self))
         for layer in layers:
-            left = layer.count - share_of(layer.count, target, "experts")
+            left = layer.count - share_of(layer.count, target, self.parts)
             if left < layer.top_k:
-                message = (
-                    f"{target} of the {layer.count} experts of {layer.name} would leave {left}, and its router picks {layer.top_k}; ask for at most"
-                )
-                raise TargetError(f"{message} {(layer.count - layer.top_k) / layer.count:g}", subject=layer.name)
+                asked = f"{parts_of(target, self.parts).fraction} of the {layer.count} experts of {layer.name}"
+                most = f"{(layer.count - layer.top_k) / layer.count:g}"
+                raise TargetError(f"{asked} would leave {left}, and its router picks {layer.top_k}; ask for at most {most}", subject=layer.name)
 
 
-def parts_of(target: Target, parts: Literal["blocks", "experts"]) -> Share:
+def parts_of(target: Target, parts: Parts) -> Share:
     """Return `target` as a share of a model's `parts`: 0.25 is `blocks 0.25`. Raises `TargetError` for a share of other parts."""
     if isinstance(target, Sparsity):
         return Share(parts, target.fraction)
@@ -158,7 +155,7 @@ def parts_of(target: Target, parts: Literal["blocks", "experts"]) -> Share:
     return target
 
 
-def share_of(count: int, target: Target, parts: Literal["blocks", "experts"]) -> int:
+def share_of(count: int, target: Target, parts: Parts) -> int:
     """How many of `count` parts a share of them is: rounded down, and at least one unless the share is 0.
 
     Raises `TargetError` for a target that is no share of them, or one that is less than a part.

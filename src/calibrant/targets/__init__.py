@@ -10,13 +10,14 @@ from calibrant.targets._choosing import keep_highest
 from calibrant.targets._kinds import accepted, allowed, kinds, parse_target, targets
 from calibrant.targets.grid import Grid
 from calibrant.targets.n_of_m import NofM
-from calibrant.targets.share import Share
+from calibrant.targets.share import Parts, Share
 from calibrant.targets.sparsity import Sparsity
 
 __all__ = [
     "Grid",
     "Group",
     "NofM",
+    "Parts",
     "Removal",
     "Share",
     "Sparsity",

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal, get_args
 
 from calibrant.errors import TargetError
 from calibrant.foreign import brief
 from calibrant.grammar import read_target
 from calibrant.targets._base import Target
 
-PARTS: Final = ("blocks", "experts")
+Parts = Literal["blocks", "experts"]
 ALLOWED: Final = "write blocks or experts and a number from 0 up to (not including) 1"
 
 
@@ -23,11 +23,11 @@ class Share(Target):
     written: ClassVar[str] = "a share of the blocks or the experts"
     example: ClassVar[str] = "blocks 0.25"
 
-    parts: Literal["blocks", "experts"]
+    parts: Parts
     fraction: float
 
     def __post_init__(self) -> None:
-        if self.parts not in PARTS or isinstance(self.fraction, bool) or not 0 <= self.fraction < 1:
+        if self.parts not in get_args(Parts) or isinstance(self.fraction, bool) or not 0 <= self.fraction < 1:
             given = f"{brief(self.parts)} {brief(self.fraction)}"
             raise TargetError(f"{given} is no share of a model's parts; {ALLOWED}", subject=given)
         object.__setattr__(self, "fraction", float(self.fraction) + 0.0)  # + 0.0: one zero, not two
