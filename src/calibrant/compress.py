@@ -139,9 +139,8 @@ def compress(
     ranks.agree("what the folder of finished blocks holds", [step.reports for step in finished])
     done, late = put_back(seen_by, (kept for step in finished for kept in step.edits), recipe.propagate)
     made, reports = list(done), [*reports, *(report for step in finished for report in step.reports)]
-    job = Job(
-        opened, seen_by, batch, recipe.target, targets, recipe.propagate, done, looks.statistics, kinds, progress, ranks, [edit.kind for edit in done]
-    )
+    how = {"statistics": looks.statistics, "kinds": kinds, "progress": progress, "ranks": ranks, "made": [edit.kind for edit in done]}
+    job = Job(opened, seen_by, batch, recipe.target, targets, recipe.propagate, done, **how)
     with torch.no_grad():
         for index, step in enumerate(_steps(job, recipe.method), len(finished)):
             _settle(job, recipe, index, step, checkpoint)

@@ -97,7 +97,10 @@ def prune(
     data: Data,
     method: Annotated[str, typer.Option(metavar="SPEC", help="magnitude, wanda, sparsegpt(damp=0.02), …")] = "wanda",
     target: Annotated[
-        str, typer.Option("--target", "--sparsity", metavar="TARGET", help="The share of weights to remove, or N:M with N kept of every M.")
+        str,
+        typer.Option(
+            "--target", "--sparsity", metavar="TARGET", help="The share of weights (or blocks, experts) to remove, or N:M with N kept of every M."
+        ),
     ] = "0.5",
     samples: Samples = 128,
     tokens: Tokens = None,
@@ -202,6 +205,6 @@ def evaluate(
         measured = run(model, task, dtype=dtype, device=device, limit=limit, reference=reference, allow_leak=allow_leak, progress=told)
     if out is not None:
         write(out, [asdict(m) for m in measured])
+    show([{**asdict(m.score), "beside": [asdict(s) for s in m.beside], "provenance": dict(m.provenance)} for m in measured], as_json, screen.scores)
     if card:
         add_scores(model, [score for m in measured for score in (m.score, *m.beside)])
-    show([{**asdict(m.score), "beside": [asdict(s) for s in m.beside], "provenance": dict(m.provenance)} for m in measured], as_json, screen.scores)

@@ -19,8 +19,9 @@ Count = Annotated[int, 0]
 Size = Annotated[float, 0]
 """At least 0."""
 Hex = Annotated[str, re.compile(r"(?:[0-9a-f]{4})*+")]
-Name = Annotated[str, re.compile(r"[\w:-]{0,200}")]
-"""An id, or nothing: it becomes a file's name."""
+Name = Annotated[str, re.compile(r"[\w:-]{1,200}")]
+"""An id: it becomes a file's name."""
+NoName = Annotated[str, re.compile(r"[\w:-]{0,200}")]
 Several = str | int | float | list[str | int | float] | None
 
 
@@ -181,7 +182,7 @@ class CellFields(TypedDict, total=False):
     method: str
     target: str
     seed: Count
-    run: Name
+    run: NoName
     measures: Mapping[str, Name]
     propagate: str
 
