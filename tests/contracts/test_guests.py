@@ -93,6 +93,13 @@ def test_the_documentation_shows_the_example_as_it_is() -> None:
     assert f"```python\n{code}\n```" in (EXAMPLES.parent / "docs/extending.md").read_text()
 
 
+def test_the_method_of_ten_minutes_keeps_the_contract(plugged: Callable[..., None]) -> None:
+    page = (EXAMPLES.parent / "docs/extending.md").read_text()
+    code = page.split("```python\n", 1)[1].split("```", 1)[0]
+    plugged({"calibrant.methods": {"by_neighbours": "my_package:ByNeighbours"}}, my_package=code)
+    check_method(methods.build("by_neighbours"))
+
+
 @pytest.mark.parametrize("name", [name for name, group in GUESTS.items() if group == "calibrant.methods"])
 def test_a_guest_method_keeps_the_contract_of_edits(name: str, tmp_path: Path) -> None:
     method, target = methods.build(name), parse_target({"cheapest_blocks": 0.67}.get(name, RECIPES[name]["target"]))
