@@ -22,6 +22,7 @@ Hex = Annotated[str, re.compile(r"(?:[0-9a-f]{4})*+")]
 Name = Annotated[str, re.compile(r"[\w:-]{1,200}")]
 """An id: it becomes a file's name."""
 NoName = Annotated[str, re.compile(r"[\w:-]{0,200}")]
+"""An id, or nothing for what a study plans and hasn't made yet."""
 Several = str | int | float | list[str | int | float] | None
 
 
@@ -183,7 +184,7 @@ class CellFields(TypedDict, total=False):
     target: str
     seed: Count
     run: NoName
-    measures: Mapping[str, Name]
+    measures: Mapping[str, NoName]
     propagate: str
 
 
