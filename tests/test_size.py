@@ -35,10 +35,24 @@ def test_modules_are_short(path: Path):
     assert len(path.read_text().splitlines()) <= limit
 
 
+def nesting(node: ast.AST, depth: int = 0) -> int:
+    """How many `if`, `for`, `while`, `with`, `try` and `match` stand inside one another; an `elif` is no deeper than its `if`."""
+    deepest = depth
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            continue
+        elif_ = isinstance(node, ast.If) and isinstance(child, ast.If) and node.orelse == [child]
+        deeper = isinstance(child, ast.If | ast.For | ast.While | ast.With | ast.Try | ast.Match) and not elif_
+        deepest = max(deepest, nesting(child, depth + deeper))
+    return deepest
+
+
 @each_file
-def test_functions_are_short(path: Path):
+def test_functions_can_be_read(path: Path):
+    """A long function that is flat reads well; a deep one doesn't. Four levels are the most that one loop needs."""
     for function in functions(ast.parse(path.read_text())):
-        assert lines_of(function) <= 40, f"{function.name} has {lines_of(function)} lines"
+        assert nesting(function) <= 4, f"{function.name} is {nesting(function)} levels deep"
+        assert lines_of(function) <= 80, f"{function.name} has {lines_of(function)} lines"
 
 
 @each_file
@@ -81,8 +95,7 @@ def test_commands_only_parse_call_and_print():
     commands = [f for tree in trees for f in functions(tree) if any("command" in ast.unparse(d) for d in f.decorator_list)]
     assert {f.name for f in commands} >= {"prune", "evaluate", "inspect", "study", "report"}
     for function in commands:
-        assert (function.end_lineno or 0) - function.body[1].lineno < 16, f"{function.name} does too much"
-        assert not [n for n in ast.walk(function) if isinstance(n, ast.While | ast.Try | ast.For)], f"{function.name} decides too much"
+        assert nesting(function) <= 2, f"{function.name} decides too much"
 
 
 def test_classes_are_abstract_or_final():
