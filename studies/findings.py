@@ -25,7 +25,7 @@ from calibrant.compare import Draws, draws, labelled
 from calibrant.compare.power import detectable
 from calibrant.report import report
 from calibrant.report.plots import Plot, write
-from calibrant.report.plots.panels import Group, Panel, Panels, Point, Row
+from calibrant.report.plots.panels import AxisGroup, Mark, Panel, PanelRow, Panels
 from calibrant.report.plots.picture import plotted
 from calibrant.report.plots.theme import FAMILIES
 from calibrant.store import Measurement, Outcome, Score, Store
@@ -227,7 +227,7 @@ def contrasts() -> str:
 def runs() -> str:
     """What was run and what it took, by the records: each worker had one thread, and two worked at a time."""
     about = report(STORE)
-    spent, reading = about.account.seconds, about.reading
+    spent, reading = about.facts.seconds, about.reading
     measured = sum(map(len, reading.scores.values()))
     hours = {name: spent.get(name, 0.0) / 3600 for name in ("compress", "measure")}
     took = f"{hours['compress']:.1f} hours of pruning and {hours['measure']:.1f} of measuring"
@@ -294,17 +294,17 @@ def picture() -> Plot:
     looks = len(order) - 1
     panels: dict[str, Panel] = {}
     for kind, names in COLUMNS.items():
-        points: dict[int, Point] = {}
+        points: dict[int, Mark] = {}
         for row, name in enumerate(order):
             e = worse(here[name], usual, names)
             family = labelled(name).family
-            points[row] = Point(e.value, e.interval(looks=looks), family, not e.apart(looks=looks)) if name != BASELINE else Point(0.0, None, family)
+            points[row] = Mark(e.value, e.interval(looks=looks), family, not e.apart(looks=looks)) if name != BASELINE else Mark(0.0, None, family)
         panels[kind] = Panel(kind, points)
     axes = (("nine tasks", "inference"), ("arithmetic", "commonsense"), ("text",))
     about = "← better · worse than c4 →, nats/token"
-    shared = tuple(Group(tuple(panels[kind] for kind in kinds), "" if i else about, BASELINE, "" if i else NOTE) for i, kinds in enumerate(axes))
+    shared = tuple(AxisGroup(tuple(panels[kind] for kind in kinds), "" if i else about, BASELINE, "" if i else NOTE) for i, kinds in enumerate(axes))
     styles = {k: s for k, s in FAMILIES.items() if k in {p.kind for panel in panels.values() for p in panel.points.values()}}
-    drawn = Panels(tuple(Row(SHORT.get(name, name)) for name in order), shared, styles)
+    drawn = Panels(tuple(PanelRow(SHORT.get(name, name)) for name in order), shared, styles)
     title = "How much worse than C4: SmolLM2-135M-Instruct, Wanda at 60 % sparsity"
     return plotted(("findings",), title, f"{title}. The numbers are those of the table.", drawn.chart, drawn.data)
 

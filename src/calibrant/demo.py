@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from calibrant.progress import Progress, silent
 from calibrant.report import Report, report
-from calibrant.report.account import PHASES
+from calibrant.report.facts import PHASES
 from calibrant.study import Finished, Study
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from calibrant.compare import Agreement, Comparison, Contrasted, Entry, Estimate, Ranking, labelled
 from calibrant.compare.reading import Reading
-from calibrant.report.account import Account
+from calibrant.report.facts import StudyFacts
 from calibrant.report.reporting import Report
 from calibrant.store import Cell, Measurement, Outcome, Record, Run, Score, Store
 
@@ -96,7 +96,7 @@ AGREEMENTS = (
     Agreement("target", "0.6", "2:4", "smollm2", -0.1, None, 6, "wanda"),
 )
 EVERYTHING = Comparison((FULL,), CONTRASTS, AGREEMENTS, looks=63, missing=("pile (draw 0) on loss(source='docs'): DataError: no rows",), stale=2)
-ACCOUNT = Account({"smollm2": "dequantized from Q4_1"}, (), {"compress": 3.0}, {}, {}, (), "")
+ACCOUNT = StudyFacts({"smollm2": "dequantized from Q4_1"}, (), {"compress": 3.0}, {}, {}, (), "")
 
 
 READING = Reading((), {}, {}, {}, {}, {}, frozenset())

@@ -12,7 +12,7 @@ from calibrant.compare import compare
 from calibrant.methods import Compressed, MatrixMethod
 from calibrant.methods.rtn import RoundToNearest
 from calibrant.report import Report, report
-from calibrant.report.conclusions import without_data
+from calibrant.report.tables.sections import without_data
 from calibrant.spec import qualified
 from calibrant.store import Store, verify
 from calibrant.study.plan import plan

@@ -9,7 +9,7 @@ import pytest
 from calibrant.compare.reading import read
 from calibrant.errors import OutputError, SpecError
 from calibrant.report import FORMATS, check_format, report
-from calibrant.report.account import account_of
+from calibrant.report.facts import facts_of
 from calibrant.store import Store
 
 from tests.compare.synthetic import Synthetic
@@ -79,7 +79,7 @@ def test_the_page_lands_where_it_is_asked_for_whole_or_not_at_all(folder: Path, 
 
 def test_an_account_needs_no_items(folder: Path):
     store = Store(folder, create=False)
-    found = account_of(store, read(store, items=False))
+    found = facts_of(store, read(store, items=False))
     assert found.seconds == {"compress": 15.0, "measure": 25.0}
     assert [s.value for s in found.dense] == [2.0, 3.0]
     assert found.settings["achieved sparsity"] == "0.6000"

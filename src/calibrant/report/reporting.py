@@ -11,10 +11,10 @@ from calibrant.compare.reading import Reading, narrowed, read
 from calibrant.durable import put, text_of_json
 from calibrant.errors import OutputError, SpecError
 from calibrant.foreign import visible_json
-from calibrant.report.account import Account, account_of, notes_of
-from calibrant.report.conclusions import Section, sections
-from calibrant.report.plain import plain
-from calibrant.report.tables import WAYS, As
+from calibrant.report.facts import StudyFacts, facts_of, notes_of
+from calibrant.report.tables.data import plain
+from calibrant.report.tables.sections import Section, sections
+from calibrant.report.tables.table import WAYS, As
 from calibrant.store import Store
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ class Report:
     way: As = "increase"
 
     @cached_property
-    def account(self) -> Account:
+    def facts(self) -> StudyFacts:
         """What is told beside the comparison; read when it is first asked for, since it is in thousands of small files."""
-        return account_of(Store(self.folder, create=False), self.reading)
+        return facts_of(Store(self.folder, create=False), self.reading)
 
     @cached_property
     def portraits(self) -> tuple[Portrait, ...]:
@@ -73,25 +73,25 @@ class Report:
         return self.comparison.rankings
 
     def __str__(self) -> str:
-        from calibrant.report.markdown import markdown
+        from calibrant.report.tables.markdown import markdown
 
         return markdown(self._sections())
 
     def to_latex(self) -> str:
         """The tables in LaTeX (booktabs), with what else is said in comments."""
-        from calibrant.report.latex import latex
+        from calibrant.report.tables.latex import latex
 
         return latex(self._sections())
 
     def to_csv(self) -> str:
         """The scores, one line each, as RFC 4180 says."""
-        from calibrant.report.csv import csv
+        from calibrant.report.tables.data import csv
 
         return csv(tidy(self.reading))
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain data; what is not a number, or has no end, is None."""
-        return plain(self.comparison, self.account)
+        return plain(self.comparison, self.facts)
 
     def text(self, format: str) -> str:
         """The report in one of `FORMATS`. Raises `SpecError` for another."""
@@ -101,7 +101,7 @@ class Report:
 
     def lines(self, width: int = 120) -> "Iterator[RenderableType]":
         """What a terminal of `width` columns shows (rich)."""
-        from calibrant.report.terminal import lines
+        from calibrant.report.tables.terminal import lines
 
         return lines(self._sections(), width)
 
@@ -129,7 +129,7 @@ class Report:
     def _repr_html_(self) -> str:
         from calibrant.report.page import Contents, fragment
 
-        return fragment(Contents(self.comparison, self.account, self.reading), f"report-{id(self)}")
+        return fragment(Contents(self.comparison, self.facts, self.reading), f"report-{id(self)}")
 
     def plots(self) -> "list[Plot]":
         """Every plot that the study gives material for."""
@@ -153,7 +153,7 @@ class Report:
     def _contents(self) -> "Contents":
         from calibrant.report.page import Contents
 
-        return Contents(self.comparison, self.account, self.reading, self.portraits, self.layers, self.likeness)
+        return Contents(self.comparison, self.facts, self.reading, self.portraits, self.layers, self.likeness)
 
     def _sections(self) -> list[Section]:
         return list(sections(self.comparison, self.way, self.notes))

@@ -5,7 +5,7 @@ import pytest
 
 from calibrant.compare import Entry, Estimate, Ranking
 from calibrant.report.plots import forest, formats, inline
-from calibrant.report.plots.panels import Point, span_of, ticks
+from calibrant.report.plots.panels import Mark, span_of, ticks
 
 from tests.report.made import BEST, DENSE, LAST, MAGNITUDE, SECOND, ranking, renamed
 from tests.report.plots.seen import mapping, number, seen, texts
@@ -142,16 +142,16 @@ def test_formats_of_a_source_stand_together():
 
 
 def test_an_axis_holds_every_set_but_not_every_control():
-    inner = [Point(0.1, (0.0, 0.2), "code"), Point(-0.2, (-0.3, -0.1), "code")]
-    low, high = span_of([*inner, Point(5.0, None, "control", aside=True)])
+    inner = [Mark(0.1, (0.0, 0.2), "code"), Mark(-0.2, (-0.3, -0.1), "code")]
+    low, high = span_of([*inner, Mark(5.0, None, "control", aside=True)])
     assert low < -0.3
     assert 0.2 < high < 0.3
-    assert span_of([*inner, Point(0.45, None, "control", aside=True)])[1] > 0.45
+    assert span_of([*inner, Mark(0.45, None, "control", aside=True)])[1] > 0.45
     assert span_of([]) == (-1.0, 1.0)
-    assert span_of([Point(math.inf, None, "code")]) == (-1.0, 1.0)
-    assert span_of([Point(0.0, (0.0, 0.0), "code")]) == (-1.0, 1.0)
+    assert span_of([Mark(math.inf, None, "code")]) == (-1.0, 1.0)
+    assert span_of([Mark(0.0, (0.0, 0.0), "code")]) == (-1.0, 1.0)
 
 
 def test_one_endless_interval_does_not_flatten_the_others():
-    low, high = span_of([*(Point(0.1 * i, (0.1 * i - 0.1, 0.1 * i + 0.1), "code") for i in range(5)), Point(0.1, (-90.0, 90.0), "code")])
+    low, high = span_of([*(Mark(0.1 * i, (0.1 * i - 0.1, 0.1 * i + 0.1), "code") for i in range(5)), Mark(0.1, (-90.0, 90.0), "code")])
     assert -2 < low < 0 < high < 2

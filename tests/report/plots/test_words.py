@@ -3,7 +3,7 @@ import math
 import pytest
 
 from calibrant.compare import Estimate
-from calibrant.report.plots.labels import around, spaced
+from calibrant.report.plots.placing import around, spaced
 from calibrant.report.plots.words import cut, ends, share, signed, stem
 
 

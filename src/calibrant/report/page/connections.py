@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 
 from calibrant.compare import Entry, Ranking
-from calibrant.report.findings import short
 from calibrant.report.page.contents import Contents
 from calibrant.report.page.network import Effect, Measured, Network, Node
+from calibrant.report.sentences import short
 
 
 def network_of(contents: Contents) -> Network:

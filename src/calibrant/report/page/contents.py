@@ -8,8 +8,8 @@ import numpy as np
 
 from calibrant.compare import Comparison, Entry, Layers, Likeness, Portrait, Ranking
 from calibrant.compare.reading import Reading
-from calibrant.report.account import Account
-from calibrant.report.tables import heading
+from calibrant.report.facts import StudyFacts
+from calibrant.report.tables.table import heading
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Contents:
     """Everything that a page shows. Nothing is read or computed after this."""
 
     comparison: Comparison
-    account: Account
+    facts: StudyFacts
     reading: Reading
     portraits: Sequence[Portrait] = ()
     layers: Sequence[Layers] = ()
@@ -31,7 +31,7 @@ class Contents:
     @cached_property
     def titles(self) -> Mapping[str, str]:
         """What each ranking is about, by its key."""
-        return {f"r{number}": heading(r, self.account.models.get(r.model, "")) for number, r in enumerate(self.comparison.rankings)}
+        return {f"r{number}": heading(r, self.facts.models.get(r.model, "")) for number, r in enumerate(self.comparison.rankings)}
 
     @cached_property
     def tokens(self) -> Mapping[str, int]:

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from typing import Final
 
-from calibrant.report.findings import doubts, finding
 from calibrant.report.page.contents import Contents
 from calibrant.report.page.frame import style
 from calibrant.report.page.overview import ranked
 from calibrant.report.page.pictures import picture
 from calibrant.report.page.tags import paragraph, text
 from calibrant.report.plots import forest
+from calibrant.report.sentences import doubts, finding
 
 MOST: Final = 3
 """How many rankings are shown; the page has them all."""

@@ -36,9 +36,9 @@ PARTS: Final = {
 
 def page(contents: Contents) -> str:
     """The whole page."""
-    account = contents.account
-    models = listed([f"{model} ({note})" if note else model for model, note in account.models.items()] or ["no model"])
-    title = f"Which calibration data kept {listed(list(account.models) or ['the model'])} best?"
+    facts = contents.facts
+    models = listed([f"{model} ({note})" if note else model for model, note in facts.models.items()] or ["no model"])
+    title = f"Which calibration data kept {listed(list(facts.models) or ['the model'])} best?"
     body = "\n".join(_body(contents))
     scripts = [vega_bundle(), _file("page.js")]
     policy = POLICY.format(scripts=" ".join(f"'{digest(script)}'" for script in scripts))
@@ -52,7 +52,7 @@ def page(contents: Contents) -> str:
             f'<header><p class="over">Calibrant report · {text(models)}</p><h1 tabindex="-1">{text(title)}</h1></header>',
             _navigation(body),
             f"<main>{body}</main>",
-            f"<footer>{text(account.machine.get('versions', ''))}. Made from the study’s own store; this page fetches nothing.</footer>",
+            f"<footer>{text(facts.machine.get('versions', ''))}. Made from the study’s own store; this page fetches nothing.</footer>",
             *(f"<script>{script}</script>" for script in scripts),
             "</body>\n</html>\n",
         ]

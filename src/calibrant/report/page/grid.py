@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from calibrant.compare.ranking import kind_of
-from calibrant.report.conclusions import Section, conclusions, without_data
 from calibrant.report.page.contents import Contents
 from calibrant.report.page.pictures import pictures
 from calibrant.report.page.tags import Cell, Head, Row, choice, chooser, name, paragraph, table, text
 from calibrant.report.plots import against_sparsity, against_tokens, formats, kept, layer_errors, pareto
+from calibrant.report.tables.sections import Section, conclusions, without_data
 
 
 def grid(contents: Contents) -> Iterator[str]:

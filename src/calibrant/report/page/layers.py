@@ -15,7 +15,7 @@ from calibrant.compare.layers import Layers
 from calibrant.compare.ranking import aimed, listed
 from calibrant.report.page.bundle import embedded
 from calibrant.report.page.tags import name, text
-from calibrant.report.tables import HOLE
+from calibrant.report.tables.table import HOLE
 
 DIGITS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 STEPS: Final = 4094

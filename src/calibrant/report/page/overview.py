@@ -7,12 +7,12 @@ from typing import Final
 
 from calibrant.compare import LEVEL, Entry, Estimate, Evidence, Question, Ranking
 from calibrant.compare.ranking import kind_of, listed
-from calibrant.report.findings import caveats, doubts, finding, percent, remarks, short
 from calibrant.report.page.contents import Contents
 from calibrant.report.page.pictures import picture
 from calibrant.report.page.tags import Cell, Head, Row, choice, chooser, details, link, name, paragraph, table, text
 from calibrant.report.plots import evidence, forest
-from calibrant.report.tables import HOLE
+from calibrant.report.sentences import caveats, doubts, finding, percent, remarks, short
+from calibrant.report.tables.table import HOLE
 
 BADGES: Final = {"yes": "yes", "no": "no", "it depends": "depends", "cannot tell": "open", "not asked": "unasked"}
 """How each answer is styled."""
@@ -148,7 +148,7 @@ def questions(contents: Contents) -> Iterator[str]:
     if not asked:
         return
     yield '<section id="questions"><h2>Questions</h2>'
-    models = listed([text(m) for m in contents.account.models] or ["this model"])
+    models = listed([text(m) for m in contents.facts.models] or ["this model"])
     beforehand = " What the study named beforehand is tested under “Primary contrasts”." if contents.comparison.contrasts else ""
     together = f"The comparisons behind one answer hold together at {percent(LEVEL)}."
     yield f'<p class="note">Answered for {models}, from this study alone. {together}{beforehand}</p>'

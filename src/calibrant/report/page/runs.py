@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from calibrant.compare.ranking import aimed, bits_of, is_grid, kind_of
-from calibrant.report.account import PHASES, Account
-from calibrant.report.findings import short
+from calibrant.report.facts import PHASES, StudyFacts
 from calibrant.report.page.contents import Contents
 from calibrant.report.page.tags import Cell, Head, Row, bar, link, name, paragraph, table, text
-from calibrant.report.tables import HOLE
+from calibrant.report.sentences import short
+from calibrant.report.tables.table import HOLE
 from calibrant.spec import written_form
 from calibrant.store import Cell as GridCell
 from calibrant.store import Record
@@ -32,7 +32,7 @@ def runs(contents: Contents) -> Iterator[str]:
     yield '<section id="runs"><h2>Every run</h2>'
     search = '<input type="search" class="filter" data-filters="run-table">'
     yield f'<p class="choice"><label>Search the runs {search}</label> <output class="filter-count"></output></p>'
-    asked = budget(contents.account)
+    asked = budget(contents.facts)
     caption = "What was measured on each run, as it was measured. Open a run for its identity and the command that repeats it."
     yield from table("Every run", caption, heads, (_run(contents, cell, measured, asked) for cell in cells), key="run-table", sortable=True)
     yield "</section>"
@@ -69,10 +69,10 @@ def _target(target: str, record: Record) -> Cell:
     return Cell(text(aimed(target).removesuffix(" sparsity")), record.sparsity) if bits is None else Cell(text(target), 2 - bits / 16)
 
 
-def budget(account: Account) -> dict[str, Any]:
+def budget(facts: StudyFacts) -> dict[str, Any]:
     """What the study asked of a draw, read from its own text, in which each line is a key and a JSON value; nothing without that text."""
-    found = dict(BUDGET) if account.study else dict[str, Any]()
-    for line in account.study.splitlines():
+    found = dict(BUDGET) if facts.study else dict[str, Any]()
+    for line in facts.study.splitlines():
         key, _, value = line.partition(": ")
         if key in found:
             try:
@@ -108,30 +108,30 @@ def command(cell: GridCell, record: Record, asked: Mapping[str, Any]) -> str:
 
 def about(contents: Contents) -> Iterator[str]:
     """What was measured, where the time went, what failed, and how to repeat the whole."""
-    account = contents.account
+    facts = contents.facts
     yield '<section id="about">'
-    yield from _measurements(account)
-    yield from _time(account)
-    if account.failures:
+    yield from _measurements(facts)
+    yield from _time(facts)
+    if facts.failures:
         yield "<h2>What failed</h2><ul>"
-        yield from (f"<li>{text(f.get('what'))}: {text(f.get('error'))}</li>" for f in account.failures)
+        yield from (f"<li>{text(f.get('what'))}: {text(f.get('error'))}</li>" for f in facts.failures)
         yield "</ul>"
     yield "<h2>How to repeat it</h2>"
-    if account.study:
+    if facts.study:
         yield paragraph("The study as asked: save it as study.yaml. In the same folder, asking again computes only what is missing.")
         yield '<p><button type="button" class="copy" data-copies="study-text">Copy</button></p>'
-        yield f'<pre tabindex="0"><code id="study-text">{text(account.study)}</code></pre>'
+        yield f'<pre tabindex="0"><code id="study-text">{text(facts.study)}</code></pre>'
         yield f'<pre tabindex="0"><code>{text("calibrant study study.yaml --out results")}</code></pre>'
     yield "</section>"
 
 
-def _measurements(account: Account) -> Iterator[str]:
-    if not account.dense:
+def _measurements(facts: StudyFacts) -> Iterator[str]:
+    if not facts.dense:
         return
     heads = ("documents", "tokens", "context length", "dense loss", "dense perplexity", "bits per byte")
     yield "<h2>What was measured</h2>"
     rows = []
-    for score in account.dense:
+    for score in facts.dense:
         facts = score.facts
         numbers = [score.n, facts.get("tokens"), facts.get("length"), score.value, facts.get("perplexity"), facts.get("bits_per_byte")]
         rows.append(Row(name(score.measured), [Cell(plain(n)) for n in numbers]))
@@ -147,14 +147,14 @@ def plain(number: object) -> str:
     return f"{number:,}" if isinstance(number, int) else text(number) if number is not None else ""
 
 
-def _time(account: Account) -> Iterator[str]:
-    total = sum(account.seconds.values())
+def _time(facts: StudyFacts) -> Iterator[str]:
+    total = sum(facts.seconds.values())
     if not total:
         return
     yield "<h2>Where the time went</h2>"
-    spent = sorted(account.seconds.items(), key=lambda item: -item[1])
+    spent = sorted(facts.seconds.items(), key=lambda item: -item[1])
     rows = [Row(text(PHASES.get(phase, phase)), [Cell(f"{seconds:.1f}"), bar(seconds / total)]) for phase, seconds in spent]
     heads = [Head("phase", words=True), Head("seconds"), Head("share", words=True)]
     yield from table("Where the time went", f"{total:.0f} seconds over everything in this store", heads, rows)
-    told = [f"{k}: {v}" for k, v in {**account.settings, **account.machine}.items() if v and k != "versions"]
+    told = [f"{k}: {v}" for k, v in {**facts.settings, **facts.machine}.items() if v and k != "versions"]
     yield paragraph(" · ".join(told), "note")

@@ -7,12 +7,12 @@ from typing import Any, Final
 from calibrant.compare import MEAN, MEASURES, Entry, Portrait, Ranking, usual
 from calibrant.compare.ranking import aimed, kind_of, listed
 from calibrant.families import WORDS
-from calibrant.report.findings import percent, short
 from calibrant.report.page.contents import Contents
 from calibrant.report.page.overview import number, rise
 from calibrant.report.page.runs import plain
 from calibrant.report.page.tags import Cell, Head, Row, bar, facts, link, name, paragraph, table, text
-from calibrant.report.tables import HOLE
+from calibrant.report.sentences import percent, short
+from calibrant.report.tables.table import HOLE
 
 LACKING: Final = (
     "This store was made before {what} kept beside each run, so there is nothing of it here; asked again in a new folder, the study keeps it."

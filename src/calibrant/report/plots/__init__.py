@@ -1,9 +1,8 @@
 """Plots of a comparison, each from its own Vega-Lite: inside the page, and as files for a paper. No torch here."""
 
-from calibrant.report.plots.answers import evidence
 from calibrant.report.plots.collection import plots
 from calibrant.report.plots.drawing import inline, write
-from calibrant.report.plots.forest import forest, formats
+from calibrant.report.plots.forest import evidence, forest, formats
 from calibrant.report.plots.growth import against_sparsity, against_tokens, layer_errors
 from calibrant.report.plots.heat import kept
 from calibrant.report.plots.pareto import pareto

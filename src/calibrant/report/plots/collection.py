@@ -5,8 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from calibrant.compare import Comparison, Layers, Ranking
-from calibrant.report.plots.answers import evidence
-from calibrant.report.plots.forest import forest, formats
+from calibrant.report.plots.forest import evidence, forest, formats
 from calibrant.report.plots.growth import against_sparsity, against_tokens, layer_errors
 from calibrant.report.plots.heat import kept
 from calibrant.report.plots.pareto import pareto

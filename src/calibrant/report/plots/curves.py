@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from calibrant.foreign import visible_name
-from calibrant.report.plots.axes import Axis
-from calibrant.report.plots.labels import around, spaced
-from calibrant.report.plots.marks import Layer, faceted, layer, layered, text
+from calibrant.report.plots.picture import Layer, faceted, layer, layered, text
+from calibrant.report.plots.placing import Axis, around, spaced
 from calibrant.report.plots.theme import DASHES, FAMILIES, LETTER
 from calibrant.report.plots.words import Interval, cut, signed
 
@@ -33,7 +32,7 @@ class Spot:
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """A named line through its points, in the colour and shape of a family. Lines of one family differ in `dash`.
 
     `plain` ones are context, dashed and grey; those without a `label` beside them are thin and pale.
@@ -49,13 +48,13 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Curves:
+class CurvePanels:
     """Panels of lines that share their axes; each line's name stands at its right end, or `around` its point.
 
     `ticks` are the places of the ticks across, shares in per cent if so; `band` is a grey range behind the lines: x, from, to.
     """
 
-    panels: tuple[tuple[str, tuple[Line, ...]], ...]
+    panels: tuple[tuple[str, tuple[Curve, ...]], ...]
     across: Axis
     up: Axis
     x: str
@@ -91,7 +90,7 @@ class Curves:
             notes = {spot.note: spot.x for line in lines for spot in line.spots if spot.note}
             yield from ({"p": p, "k": "pattern", "x": x, "t": note} for note, x in _unlike(notes))
 
-    def _drawn(self, line: Line) -> Iterator[dict[str, Any]]:
+    def _drawn(self, line: Curve) -> Iterator[dict[str, Any]]:
         piece = 0
         joined = [spot for spot in line.spots if not spot.apart]
         for i, spot in enumerate(joined):
@@ -115,7 +114,7 @@ class Curves:
             if spot.apart and self._on(spot):
                 yield {"k": "apart", "x": spot.x, "y": spot.y}
 
-    def _ends(self, lines: Sequence[Line]) -> Iterator[dict[str, Any]]:
+    def _ends(self, lines: Sequence[Curve]) -> Iterator[dict[str, Any]]:
         """Names beside the lines' ends, spread so that none covers another, each with a hair from its line."""
         last = [max((s for s in line.spots if self._on(s)), key=lambda s: s.x, default=None) for line in lines]
         named = [(line, spot) for line, spot in zip(lines, last, strict=True) if spot is not None and line.label]
@@ -126,7 +125,7 @@ class Curves:
             yield {"k": "hair", "x": spot.x, "y": spot.y, "w": self.across.high, "z": value}
             yield {"k": "name", "y": value, "t": cut(line.name, ROOM)}
 
-    def _beside_points(self, lines: Sequence[Line]) -> Iterator[dict[str, Any]]:
+    def _beside_points(self, lines: Sequence[Curve]) -> Iterator[dict[str, Any]]:
         """Names beside single points, wherever there is room; a name that stands off has a hair to its point."""
         spots = [line.spots[0] for line in lines]
         points = [(self.across.at(s.x), self.up.pixels - self.up.at(self.up.inside(s.y))) for s in spots]

@@ -1,15 +1,15 @@
-"""Forest plots: how much worse than the baseline each calibration set is. No torch here."""
+"""Forest plots: how much worse than the baseline each calibration set is, and what the answer to a question rests on. No torch here."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from calibrant.compare import MEAN, Entry, Estimate, Ranking
+from calibrant.compare import MEAN, Entry, Estimate, Evidence, Question, Ranking
 from calibrant.grammar import SetLabel
-from calibrant.report.findings import aimed, percent, short
-from calibrant.report.plots.panels import Group, Panel, Panels, Point, Row, span_of
+from calibrant.report.plots.panels import AxisGroup, Mark, Panel, PanelRow, Panels, span_of, stacked
 from calibrant.report.plots.picture import Plot, plotted
-from calibrant.report.plots.theme import FAMILIES
-from calibrant.report.plots.words import cut, ends, known, sentence, signed, spread
+from calibrant.report.plots.theme import FAMILIES, VERDICTS
+from calibrant.report.plots.words import Interval, counted, cut, ends, known, sentence, signed, spread
+from calibrant.report.sentences import aimed, percent, short
 
 ALIKE: Final = 4.0
 """How many times as far as the nearest the farthest panel on an axis may reach."""
@@ -60,7 +60,9 @@ def forest(ranking: Ranking) -> Plot | None:
     rows = what.everyone
     if not any(known(what.of(e, m)) for e in rows for m in what.panels):
         return None
-    return _drawn(what, rows, tuple(Row(_labelled(ranking, e)) for e in rows), dict(enumerate(rows)), "forest", f"{what.what}, by what was measured")
+    return _drawn(
+        what, rows, tuple(PanelRow(_labelled(ranking, e)) for e in rows), dict(enumerate(rows)), "forest", f"{what.what}, by what was measured"
+    )
 
 
 def formats(ranking: Ranking) -> Plot | None:
@@ -70,15 +72,15 @@ def formats(ranking: Ranking) -> Plot | None:
     for entry in what.everyone:
         if entry.label and not entry.label.mixed and any(known(what.of(entry, m)) for m in what.panels):
             by_source.setdefault(entry.label.source, {})[entry.label] = entry
-    rows: list[Row] = []
+    rows: list[PanelRow] = []
     entries: dict[int, Entry] = {}
     for source, found in by_source.items():
         if len({of.rest if of.format else "" for of in found}) < 2:
             continue
-        rows.append(Row(source, head=True))
+        rows.append(PanelRow(source, head=True))
         for label, entry in found.items():
             entries[len(rows)] = entry
-            rows.append(Row(label.rest or "as it is"))
+            rows.append(PanelRow(label.rest or "as it is"))
     if not entries:
         return None
     return _drawn(
@@ -90,7 +92,7 @@ def _labelled(ranking: Ranking, entry: Entry) -> str:
     return f"{entry.name} (incomplete)" if entry in ranking.partial else entry.name
 
 
-def _drawn(what: _Differences, entries: tuple[Entry, ...], rows: tuple[Row, ...], at: Mapping[int, Entry], kind: str, title: str) -> Plot:
+def _drawn(what: _Differences, entries: tuple[Entry, ...], rows: tuple[PanelRow, ...], at: Mapping[int, Entry], kind: str, title: str) -> Plot:
     ranking = what.ranking
     kinds = {e.name: e.family for e in entries}
     found = {m: {r: p for r, e in at.items() if (p := _point(what, e, m, kinds[e.name])) is not None} for m in what.panels}
@@ -107,7 +109,7 @@ def _drawn(what: _Differences, entries: tuple[Entry, ...], rows: tuple[Row, ...]
     return plotted((kind, ranking.method, ranking.target), f"{title}: {where}", _told(what, entries, where, title), panels.chart, panels.data)
 
 
-def _alike(measured: Sequence[str], found: Mapping[str, Mapping[int, Point]], reference: bool) -> list[tuple[str, ...]]:
+def _alike(measured: Sequence[str], found: Mapping[str, Mapping[int, Mark]], reference: bool) -> list[tuple[str, ...]]:
     """Those that one axis can show: where one reaches many times as far as another, the other would be a column of dots."""
     reach = {m: high - low for m in measured for low, high in [span_of(list(found[m].values()), reference)]}
     groups: list[list[str]] = []
@@ -119,16 +121,16 @@ def _alike(measured: Sequence[str], found: Mapping[str, Mapping[int, Point]], re
     return sorted((tuple(sorted(group, key=measured.index)) for group in groups), key=lambda group: measured.index(group[0]))
 
 
-def _point(what: _Differences, entry: Entry, measured: str, kind: str) -> Point | None:
+def _point(what: _Differences, entry: Entry, measured: str, kind: str) -> Mark | None:
     estimate = what.of(entry, measured)
     if estimate is None or not known(estimate):
         return None
     itself = what.relative and entry.name == what.ranking.baseline
     hollow = bool(what.reference) and not itself and not estimate.apart(what.ranking.level, what.looks)
-    return Point(estimate.value, ends(estimate, what.ranking.level, what.looks), kind, hollow, kind in ("control", "none"))
+    return Mark(estimate.value, ends(estimate, what.ranking.level, what.looks), kind, hollow, kind in ("control", "none"))
 
 
-def _group(what: _Differences, found: Mapping[str, Mapping[int, Point]], measured: tuple[str, ...], note: str) -> Group:
+def _group(what: _Differences, found: Mapping[str, Mapping[int, Mark]], measured: tuple[str, ...], note: str) -> AxisGroup:
     ranking = what.ranking
     panels = tuple(Panel("mean" if m == MEAN else short(m, ranking.measured), found[m]) for m in measured)
     unit = what.unit(measured[0])
@@ -138,7 +140,7 @@ def _group(what: _Differences, found: Mapping[str, Mapping[int, Point]], measure
         about = f"increase over the dense model, {unit}"
     else:
         about = unit
-    return Group(panels, about, what.reference, note)
+    return AxisGroup(panels, about, what.reference, note)
 
 
 def _told(what: _Differences, entries: tuple[Entry, ...], where: str, title: str) -> str:
@@ -163,3 +165,64 @@ def _said(what: _Differences, entry: Entry, measured: str) -> str:
     apart = not what.reference or estimate.apart(what.ranking.level, what.looks)
     number = signed(estimate.value) if what.reference else signed(estimate.value).removeprefix("+")
     return f"{number}{spread(ends(estimate, what.ranking.level, what.looks))}{'' if apart else '*'}"
+
+
+NAMES: Final[Mapping[str, str]] = {"own": "own-data", "cot": "chain-of-thought", "icl": "in-context"}
+"""What the plot of a question is called, where not by the question's own name."""
+
+MOST: Final = 60
+"""Rows of evidence that a plot shows."""
+
+PARTS: Final[Mapping[str, int]] = {"where": 60, "label": 40, "on": 24}
+"""What tells one piece of evidence from another, and the letters that each may take."""
+
+
+def evidence(question: Question) -> Plot | None:
+    """What the answer to a question rests on: each difference with its joint interval, and its verdict as a word. None without a number."""
+    found = [e for e in question.evidence if known(e.difference)]
+    if not found:
+        return None
+    chosen, fewer = _few(found)
+    units = list(dict.fromkeys(e.unit for e in chosen))
+    blocks = [_block([e for e in chosen if e.unit == unit], unit, f"unit{i}-") for i, unit in enumerate(units)]
+    data = {name: records for block in blocks for name, records in block.data.items()}
+    said = "; ".join(f"{e.label}, {e.where}, on {e.on}: {_difference(e)}, {e.verdict}" for e in chosen)
+    told = sentence([question.asks, f"Answer: {question.answer}", question.told, fewer, said])
+    return plotted((NAMES.get(question.name, question.name),), question.asks, told, lambda: stacked(blocks), data)
+
+
+def _few(found: Sequence[Evidence]) -> tuple[Sequence[Evidence], str]:
+    """At most `MOST` pieces of evidence, of more those on the mean, and what to say of it."""
+    if len(found) <= MOST:
+        return found, ""
+    chosen = ([e for e in found if e.on == MEAN] or found)[:MOST]
+    return chosen, f"Shown: {counted(len(chosen), 'row')} of {len(found)}, on the mean where there is one"
+
+
+def _difference(piece: Evidence) -> str:
+    return f"{signed(piece.difference.value)}{f' {piece.unit}' if piece.unit else ''}{spread(_interval(piece))}"
+
+
+def _interval(piece: Evidence) -> Interval:
+    return None if piece.interval is None or any(end != end for end in piece.interval) else piece.interval
+
+
+def _block(pieces: Sequence[Evidence], unit: str, key: str) -> Panels:
+    """The rows of one unit. What is the same in all stands above them; where they are of several runs, each run's name stands above its own."""
+    told = {part: [str(getattr(piece, part)) for piece in pieces] for part in PARTS}
+    same = [part for part in PARTS if len(set(told[part])) == 1]
+    parts = [part for part in PARTS if part not in same] or ["label"]
+    rows: list[PanelRow] = []
+    points: dict[int, Mark] = {}
+    order = sorted(range(len(pieces)), key=lambda i: told["where"].index(told["where"][i]))  # one run after the other, else as they come
+    headed, run = "where" in parts and len(parts) > 1, ""
+    for i in order:
+        if headed and told["where"][i] != run:
+            run = told["where"][i]
+            rows.append(PanelRow(run, head=True))
+        e = pieces[i]
+        points[len(rows)] = Mark(e.difference.value, _interval(e), e.verdict, e.verdict == "cannot tell", word=e.verdict)
+        rows.append(PanelRow(" · ".join(cut(told[part][i], PARTS[part]) for part in parts if not (headed and part == "where"))))
+    title = " · ".join(cut(told[part][0], PARTS[part]) for part in same if part != parts[0])
+    group = AxisGroup((Panel(title, points),), f"← better · worse →{f', {unit}' if unit else ''}", "no difference", "lines: joint intervals")
+    return Panels(tuple(rows), (group,), VERDICTS, 66, key, legend=False)

@@ -10,13 +10,12 @@ from typing import Final
 from calibrant.compare import Layers, Ranking
 from calibrant.foreign import visible_name
 from calibrant.grammar import read_target
-from calibrant.report.findings import aimed, percent
-from calibrant.report.plots.axes import Axis, axis_of, reached
-from calibrant.report.plots.curves import Curves, Line, Spot
-from calibrant.report.plots.labels import LINE
+from calibrant.report.plots.curves import Curve, CurvePanels, Spot
 from calibrant.report.plots.picture import Plot, plotted
+from calibrant.report.plots.placing import LINE, Axis, axis_of, reached
 from calibrant.report.plots.theme import DASHES
 from calibrant.report.plots.words import counted, ends, known, sentence, share, signed, spread
+from calibrant.report.sentences import aimed, percent
 
 CROWDED: Final = 24
 """Points over tokens; with more there is no room for their intervals."""
@@ -58,7 +57,7 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
     pale = "; pale: the other sets" if any(line.plain for _, lines in panels for line in lines) else ""
     note = f"lines up: {percent(rankings[0].level)} intervals{'; hollow: N:M patterns' if patterns else ''}{pale}"
     ticks = tuple(sorted({spot.x for spot in spots}))
-    curves = Curves(panels, across, up, "sparsity", f"mean {what}, {rankings[0].unit}", note, ticks, shares=True)
+    curves = CurvePanels(panels, across, up, "sparsity", f"mean {what}, {rankings[0].unit}", note, ticks, shares=True)
     methods = list(by_method) if len(by_method) == 1 else []
     title = f"Mean {what} over sparsity: {rankings[0].model}"
     return plotted(("sparsity", *methods), title, _told_lines(title, rankings[0].unit, panels), curves.chart, {"lines": curves.records()})
@@ -72,7 +71,7 @@ def sparsity_of(target: str) -> float | None:
     return told.share if told.share is not None and told.parts is None and 0 <= told.share <= 1 else None
 
 
-def _lines(rankings: Sequence[Ranking]) -> tuple[Line, ...]:
+def _lines(rankings: Sequence[Ranking]) -> tuple[Curve, ...]:
     """A line for each set over the targets of one method; none where there is but one sparsity."""
     spots: dict[str, list[Spot]] = {}
     family: dict[str, str] = {}
@@ -90,8 +89,8 @@ def _lines(rankings: Sequence[Ranking]) -> tuple[Line, ...]:
     chosen = _chosen(rankings, family)
     dashes = _dashes({name: kind for name, kind in family.items() if name in chosen})
     ordered = {name: tuple(sorted(found, key=lambda s: (s.x, s.apart))) for name, found in spots.items()}
-    others = [Line(name, family[name], 0, _bare(ordered[name]), marked=False, plain=True, label=False) for name in ordered if name not in chosen]
-    return (*others, *(Line(name, family[name], dashes[name], ordered[name]) for name in ordered if name in chosen))
+    others = [Curve(name, family[name], 0, _bare(ordered[name]), marked=False, plain=True, label=False) for name in ordered if name not in chosen]
+    return (*others, *(Curve(name, family[name], dashes[name], ordered[name]) for name in ordered if name in chosen))
 
 
 def _chosen(rankings: Sequence[Ranking], family: Mapping[str, str]) -> set[str]:
@@ -118,7 +117,7 @@ def _dashes(family: Mapping[str, str]) -> dict[str, int]:
     return dashes
 
 
-def _told_lines(title: str, unit: str, panels: Iterable[tuple[str, Sequence[Line]]]) -> str:
+def _told_lines(title: str, unit: str, panels: Iterable[tuple[str, Sequence[Curve]]]) -> str:
     parts = [f"{title}, in {unit}"]
     for name, lines in panels:
         said = [f"{line.name} {', '.join(f'{_at(s)} {signed(s.y)}{spread(s.interval)}' for s in line.spots)}" for line in lines]
@@ -138,7 +137,7 @@ def against_tokens(ranking: Ranking, tokens: Mapping[str, int]) -> Plot | None:
         return None
     crowded = len(found) > CROWDED
     lines = tuple(
-        Line(e.name, e.family, 0, (Spot(float(count), e.mean.value, None if crowded else ends(e.mean, ranking.level)),)) for e, count in found
+        Curve(e.name, e.family, 0, (Spot(float(count), e.mean.value, None if crowded else ends(e.mean, ranking.level)),)) for e, count in found
     )
     inner = [line.spots[0] for line in lines if line.family != "control"] or [line.spots[0] for line in lines]
     most = max(s.y for s in inner) + OUTSIDE * (max(s.y for s in inner) - min(s.y for s in inner))
@@ -147,7 +146,7 @@ def against_tokens(ranking: Ranking, tokens: Mapping[str, int]) -> Plot | None:
     across, up = axis_of(counts, 560, room=0.06), axis_of(tall, 520 if crowded else 300)
     what = "mean increase over the dense model" if ranking.dense is not None else "mean"
     note = "" if crowded else f"lines up: {percent(ranking.level)} intervals"
-    curves = Curves((("", lines),), across, up, "real calibration tokens", f"{what}, {ranking.unit}", note, around=True)
+    curves = CurvePanels((("", lines),), across, up, "real calibration tokens", f"{what}, {ranking.unit}", note, around=True)
     title = f"{what.capitalize()} against calibration tokens: {ranking.model}, {ranking.method} at {aimed(ranking.target)}"
     said = [f"{e.name} {counted(count, 'token')}, {signed(e.mean.value)}{spread(ends(e.mean, ranking.level))}" for e, count in found]
     told = sentence([f"{title}, in {ranking.unit}", "; ".join(said)])
@@ -167,15 +166,15 @@ def layer_errors(layers: Layers) -> Plot | None:
     order = sorted(errors, key=lambda name: fmean(v for v in errors[name] if math.isfinite(v)))
     drawn = order if len(order) <= FEW else [order[0], order[-1]]
     dashes = _dashes({name: layers.families.get(name, "own") for name in drawn})
-    lines = [Line(name, layers.families.get(name, "own"), dashes[name], _along(errors[name]), marked=len(layers.blocks) <= 40) for name in drawn]
+    lines = [Curve(name, layers.families.get(name, "own"), dashes[name], _along(errors[name]), marked=len(layers.blocks) <= 40) for name in drawn]
     band: tuple[tuple[float, float, float], ...] = ()
     if len(order) > FEW:
         usual = [(float(b), *map(float, column)) for b, column in enumerate(layers.usual.T) if math.isfinite(column[1])]
         band = tuple((b, low, high) for b, low, _, high in usual)
         middle = tuple(Spot(b, value) for b, _, value, _ in usual)
-        lines.append(Line(f"median of {len(order)} sets", layers.families.get(order[0], "own"), 0, middle, marked=False, plain=True))
+        lines.append(Curve(f"median of {len(order)} sets", layers.families.get(order[0], "own"), 0, middle, marked=False, plain=True))
     note = "grey: from the smallest to the largest of all sets" if band else ""
-    curves = Curves((("", tuple(lines)),), across, up, "block", "relative output error", note, band=band)
+    curves = CurvePanels((("", tuple(lines)),), across, up, "block", "relative output error", note, band=band)
     title = f"Output error by block: {layers.model}, {layers.method} at {aimed(layers.target)}"
     told = _told_errors(title, layers.blocks, {name: errors[name] for name in order})
     return plotted(("layers", layers.method, layers.target), title, told, curves.chart, {"lines": curves.records()})

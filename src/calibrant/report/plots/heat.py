@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from calibrant.compare import MEAN, Entry, Ranking
-from calibrant.report.findings import aimed, short
-from calibrant.report.plots.marks import layer, layered, text
-from calibrant.report.plots.picture import Plot, plotted
+from calibrant.report.plots.picture import Plot, layer, layered, plotted, text
 from calibrant.report.plots.theme import STEPS
 from calibrant.report.plots.words import cut, known, sentence, share
+from calibrant.report.sentences import aimed, short
 
 if TYPE_CHECKING:
     import altair as alt

@@ -8,7 +8,7 @@ from statistics import median_high
 from typing import TYPE_CHECKING, Any, Final
 
 from calibrant.foreign import visible_name
-from calibrant.report.plots.marks import Layer, faceted, layer, layered, text
+from calibrant.report.plots.picture import Layer, faceted, layer, layered, text
 from calibrant.report.plots.theme import LETTER, Style
 from calibrant.report.plots.words import Interval, cut, signed
 
@@ -31,7 +31,7 @@ GAP: Final = 16
 
 
 @dataclass(frozen=True)
-class Row:
+class PanelRow:
     """A line of the plot: its name, and whether it is the head of those below it."""
 
     name: str
@@ -39,7 +39,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Point:
+class Mark:
     """A value with its interval (None where there is none), of one of the styles' kinds. Hollow can't be told apart from the reference.
 
     What is `aside` doesn't stretch the axis: it becomes an arrow at its end.
@@ -58,11 +58,11 @@ class Panel:
     """Points by the number of their row."""
 
     title: str
-    points: Mapping[int, Point]
+    points: Mapping[int, Mark]
 
 
 @dataclass(frozen=True)
-class Group:
+class AxisGroup:
     """Panels that share an axis: what it is about, what zero means (empty: there is no such line), and what must be known to read it."""
 
     panels: tuple[Panel, ...]
@@ -77,7 +77,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class _Size:
+class _PanelSize:
     """Pixels: of a panel, of a row, and how many panels there are in a row."""
 
     width: int
@@ -96,22 +96,22 @@ class _Size:
 class Panels:
     """Groups of panels over the same rows. `data` are their records by name, `chart` draws them."""
 
-    rows: tuple[Row, ...]
-    groups: tuple[Group, ...]
+    rows: tuple[PanelRow, ...]
+    groups: tuple[AxisGroup, ...]
     styles: Mapping[str, Style]
     room: int = 26
     key: str = "rows"
     legend: bool = True
 
     @cached_property
-    def size(self) -> _Size:
+    def size(self) -> _PanelSize:
         """How large each panel is."""
         count = sum(len(g.panels) for g in self.groups)
         longest = max((len(cut(r.name, self.room)) for r in self.rows), default=0)
         across = math.ceil(count / math.ceil(count / ACROSS))
         free = (WIDTH - longest * LETTER) / across - GAP
         step = 22 if len(self.rows) <= 16 else 17 if len(self.rows) <= 36 else 14
-        return _Size(int(min(460 if count == 1 else 250, max(74, free))), step * len(self.rows), across, len(self.rows), longest)
+        return _PanelSize(int(min(460 if count == 1 else 250, max(74, free))), step * len(self.rows), across, len(self.rows), longest)
 
     @cached_property
     def data(self) -> dict[str, list[dict[str, Any]]]:
@@ -130,7 +130,7 @@ class Panels:
         beside = sum(len(g.panels) for g in self.groups) <= size.columns
         return drawn[0] if len(drawn) == 1 else _joined(drawn, len(drawn) if beside else 1, GAP if beside else 30)
 
-    def _records(self, size: _Size, group: Group, p: int, panel: Panel, beside: bool) -> Iterator[dict[str, Any]]:
+    def _records(self, size: _PanelSize, group: AxisGroup, p: int, panel: Panel, beside: bool) -> Iterator[dict[str, Any]]:
         low, high = group.span
         first, last = p % size.columns == 0, p >= len(group.panels) - size.columns
         yield {"p": p, "k": "title", "t": cut(panel.title, int(size.width / 7))}
@@ -152,13 +152,13 @@ class Panels:
             yield {"p": p, "k": "about", "t": visible_name(group.about)}
             yield from [{"p": p, "k": "note", "t": visible_name(group.note)}] * bool(group.note)
 
-    def _facet(self, size: _Size, name: str, group: Group) -> "alt.FacetSpec":
+    def _facet(self, size: _PanelSize, name: str, group: AxisGroup) -> "alt.FacetSpec":
         kinds = {record["k"] for record in self.data[name]}
         made = layered([*self._marks(size, group), *_words(size, group)], kinds, size.width, size.height)
         # Below a row of panels stand its ticks, above the next its titles.
         return faceted(made, name, size.columns, 74, GAP)
 
-    def _marks(self, size: _Size, group: Group) -> Iterator[Layer]:
+    def _marks(self, size: _PanelSize, group: AxisGroup) -> Iterator[Layer]:
         import altair as alt
 
         x, y = _axes(size, group)
@@ -179,7 +179,7 @@ class Panels:
         yield layer("mark", "point", {**shaped, "fill": fill}, size=64, opacity=1, strokeWidth=1.5)
 
 
-def _axes(size: _Size, group: Group) -> "tuple[alt.X, alt.Y]":
+def _axes(size: _PanelSize, group: AxisGroup) -> "tuple[alt.X, alt.Y]":
     import altair as alt
 
     low, high = group.span
@@ -190,7 +190,7 @@ def _axes(size: _Size, group: Group) -> "tuple[alt.X, alt.Y]":
     return x, alt.Y("r:Q", axis=None, scale=alt.Scale(domain=[size.rows - 0.5, -0.5], nice=False, zero=False))
 
 
-def _words(size: _Size, group: Group) -> Iterator[Layer]:
+def _words(size: _PanelSize, group: AxisGroup) -> Iterator[Layer]:
     import altair as alt
 
     x, y = _axes(size, group)
@@ -234,7 +234,7 @@ def ticks(low: float, high: float, wanted: int) -> int:
 _SIGNED: Final = "datum.value > 0 ? '+' + datum.label : datum.label"
 
 
-def _point(point: Point, low: float, high: float, width: int) -> Iterator[dict[str, Any]]:
+def _point(point: Mark, low: float, high: float, width: int) -> Iterator[dict[str, Any]]:
     """What is drawn of a point on an axis from `low` to `high`."""
     if not low <= point.value <= high:
         over = point.value > high
@@ -260,7 +260,7 @@ def _inside(text: str, low: float, high: float, width: int) -> float:
     return min(max(0.0, low + half), high - half) if 2 * half < high - low else (low + high) / 2
 
 
-def span_of(points: Sequence[Point], zero: bool = True) -> tuple[float, float]:
+def span_of(points: Sequence[Mark], zero: bool = True) -> tuple[float, float]:
     """A range that holds every value that isn't aside, with its interval and with zero, and a little room.
 
     Left outside is what lies aside and far beyond the others, what is infinite, and the ends of intervals that reach several times as far as usual.
@@ -281,9 +281,9 @@ def span_of(points: Sequence[Point], zero: bool = True) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _reach(point: Point, middle: float) -> float:
+def _reach(point: Mark, middle: float) -> float:
     return max(abs(end - middle) for end in _ends(point))
 
 
-def _ends(point: Point) -> tuple[float, ...]:
+def _ends(point: Mark) -> tuple[float, ...]:
     return (point.value, *(end for end in point.interval or () if math.isfinite(end)))

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from calibrant.compare import Entry, Estimate, Ranking
 from calibrant.compare.regret import told_apart
 from calibrant.errors import SpecError
-from calibrant.report.findings import aimed, percent, short
-from calibrant.report.plots.axes import Axis, axis_of, reached
-from calibrant.report.plots.labels import around
-from calibrant.report.plots.marks import Layer, layer, layered, text
-from calibrant.report.plots.picture import Plot, plotted
+from calibrant.report.plots.picture import Layer, Plot, layer, layered, plotted, text
+from calibrant.report.plots.placing import Axis, around, axis_of, reached
 from calibrant.report.plots.theme import FAMILIES
 from calibrant.report.plots.words import cut, ends, known, plainly, sentence, signed, spread
+from calibrant.report.sentences import aimed, percent, short
 
 if TYPE_CHECKING:
     import altair as alt
@@ -36,7 +34,7 @@ SAID: Final[dict[Place, str]] = {"front": "on the front", "open": "can't be told
 
 
 @dataclass(frozen=True)
-class _Spot:
+class _PlottedSet:
     """A set: its two numbers, where it stands, and what it is surely behind."""
 
     entry: Entry
@@ -62,7 +60,7 @@ class _Front:
     ranking: Ranking
     across: str
     up: str
-    spots: tuple[_Spot, ...]
+    spots: tuple[_PlottedSet, ...]
     axes: tuple[Axis, Axis]
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -95,7 +93,7 @@ class _Front:
             if label.off:
                 yield {"k": "hair", **at, "w": x.back(a), "z": y.back(HEIGHT - b)}
 
-    def _inside(self, spot: _Spot) -> bool:
+    def _inside(self, spot: _PlottedSet) -> bool:
         return all(axis.low <= value <= axis.high for axis, value in zip(self.axes, (spot.x.value, spot.y.value), strict=True))
 
     def _note(self) -> str:
@@ -196,15 +194,15 @@ def _of(ranking: Ranking, entry: Entry, measured: str) -> Estimate | None:
     return None if found is None or upward or not known(found) or not math.isfinite(found.value) else found
 
 
-def _spot(ranking: Ranking, pair: tuple[str, str], found: Sequence[tuple[Entry, Estimate, Estimate]], at: int) -> _Spot:
+def _spot(ranking: Ranking, pair: tuple[str, str], found: Sequence[tuple[Entry, Estimate, Estimate]], at: int) -> _PlottedSet:
     entry, x, y = found[at]
     better = [e for e, a, b in found if a.value <= x.value and b.value <= y.value and (a.value, b.value) != (x.value, y.value)]
     sure = [e for e in better if all(told_apart(e, entry, m) for m in pair)]
     place: Place = "front" if not better else "behind" if sure else "open"
-    return _Spot(entry, x, y, place, sure[0].name if sure else "")
+    return _PlottedSet(entry, x, y, place, sure[0].name if sure else "")
 
 
-def _axis(ranking: Ranking, found: Sequence[tuple[_Spot, Estimate]], pixels: int) -> Axis:
+def _axis(ranking: Ranking, found: Sequence[tuple[_PlottedSet, Estimate]], pixels: int) -> Axis:
     """What real text spans; a control outside it stands at the edge."""
     inner = [estimate for spot, estimate in found if not spot.entry.control] or [estimate for _, estimate in found]
     intervals = [] if len(found) > CROWDED else [ends(estimate, ranking.level) for estimate in inner]

@@ -1,6 +1,10 @@
-"""A plot as a value: what it is called, what it says in words, and its Vega-Lite. No torch here."""
+"""A plot as a value (its name, what it says in words, its Vega-Lite), and the layers that one is made of. No torch here.
 
-from collections.abc import Callable, Iterable, Mapping
+The layers are of Altair's lower interface, its typed schema: charts of the upper one copy whatever they are composed of at every step, which takes
+ten times as long.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,3 +38,39 @@ def plotted(name: tuple[str, ...], title: str, description: str, drawn: "Callabl
     spec["config"] = config()
     spec["datasets"] = {name: [dict(record) for record in records] for name, records in data.items()}
     return Plot(stem(*name), visible_name(title), visible_name(description), spec)
+
+
+Layer = tuple[str, "alt.UnitSpec"]
+
+
+def layer(kind: str, mark: Any, encoding: dict[str, Any], **look: Any) -> Layer:
+    """Marks for the records whose `k` is `kind`, which all look so."""
+    import altair as alt
+
+    chosen = alt.FilterTransform(filter=f"datum.k == '{kind}'")
+    return kind, alt.UnitSpec(mark=alt.MarkDef(type=mark, **look), encoding=alt.Encoding(**encoding), transform=[chosen])
+
+
+def text(kind: str, x: Any, y: Any, **look: Any) -> Layer:
+    """Words: the records' `t`."""
+    import altair as alt
+
+    return layer(kind, "text", {"x": x, "y": y, "text": alt.Text("t:N")}, **{"color": "var(--ink)", "align": "left", "fontSize": 11, **look})
+
+
+def layered(layers: Iterable[Layer], kinds: Collection[str], width: float | int, height: float | int) -> "alt.LayerSpec":
+    """The layers that have something to draw, over one another."""
+    import altair as alt
+
+    return alt.LayerSpec(layer=[made for kind, made in layers if kind in kinds], width=width, height=height)
+
+
+def faceted(made: "alt.LayerSpec", data: str, columns: int, row: int, column: float | int) -> "alt.FacetSpec":
+    """One panel for each value of `p` in the named data, so many in a row, so many pixels apart."""
+    import altair as alt
+
+    header = alt.Header(title=None, labelExpr="''", labelFontSize=1, labelPadding=0)
+    facet = alt.FacetFieldDef(field="p", type="ordinal", title=None, header=header)
+    gaps = alt.RowColnumber(row=row, column=column)
+    each = alt.Resolve(axis=alt.AxisResolveMap(x="independent"))  # an axis below every panel, also where nothing stands below it
+    return alt.FacetSpec(facet=facet, spec=made, columns=columns, spacing=gaps, bounds="flush", resolve=each, data=alt.NamedData(name=data))

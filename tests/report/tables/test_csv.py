@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from calibrant.foreign import visible
-from calibrant.report.csv import csv
+from calibrant.report.tables.data import csv
 
 
 def read(text: str) -> list[list[str]]:

@@ -4,9 +4,9 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from calibrant.report.conclusions import sections
-from calibrant.report.tables import ranked
-from calibrant.report.terminal import LISTED, fitted, lines
+from calibrant.report.tables.sections import sections
+from calibrant.report.tables.table import ranked
+from calibrant.report.tables.terminal import LISTED, fitted, lines
 
 from tests.report.made import AGREEMENTS, BEST, EVERYTHING, FULL, PLAIN, SECOND, entry, ranking, reported
 

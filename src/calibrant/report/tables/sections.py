@@ -7,8 +7,8 @@ from typing import Final
 
 from calibrant.compare import LEVEL, Agreement, Comparison, Contrasted, Ranking
 from calibrant.compare.ranking import kind_of
-from calibrant.report.findings import aimed, caveats, costs, doubts, finding, listed, percent, remarks, short
-from calibrant.report.tables import HOLE, As, Column, Figure, Line, Table, ranked, unranked
+from calibrant.report.sentences import aimed, caveats, costs, doubts, finding, listed, percent, remarks, short
+from calibrant.report.tables.table import HOLE, As, Column, Figure, Table, TableRow, ranked, unranked
 
 HOLES: Final = 100
 """How many holes are listed; a study that has hardly begun may have thousands."""
@@ -79,7 +79,7 @@ def contrasting(contrasts: Sequence[Contrasted]) -> Table:
         f"p: two-sided, after Holm over {len(contrasts)}",
         "detectable: the difference that four studies of five like this one would find",
     )
-    lines = [Line(c.name or _sides(c), _figures(c), ", ".join([*([_sides(c)] if _has_own_name(c) else []), _where(c)])) for c in contrasts]
+    lines = [TableRow(c.name or _sides(c), _figures(c), ", ".join([*([_sides(c)] if _has_own_name(c) else []), _where(c)])) for c in contrasts]
     return Table("Primary contrasts", "contrast", columns, tuple(lines), legend)
 
 
@@ -137,7 +137,7 @@ def agreeing(agreements: Sequence[Agreement]) -> Table:
     """How alike two rankings of the same sets are, those that agree least first."""
     found = sorted(agreements, key=lambda a: (a.tau, a.model, a.along, a.a, a.b))
     lines = [
-        Line(
+        TableRow(
             f"{_side(a, a.a)} and {_side(a, a.b)}",
             (Figure(f"{a.tau:+.2f}"), Figure(HOLE if a.interval is None else f"{a.interval[0]:+.2f} to {a.interval[1]:+.2f}"), Figure(f"{a.sets}")),
             ", ".join(filter(None, [a.model, a.within])),

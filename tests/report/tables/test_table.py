@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from calibrant.compare import Ranking
-from calibrant.report.tables import HOLE, Figure, Table, ranked
+from calibrant.report.tables.table import HOLE, Figure, Table, ranked
 
 from tests.report.made import BEST, FULL, HOLED, LAST, NOTHING, PLAIN, SECOND, plain, ranking
 

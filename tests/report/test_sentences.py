@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from calibrant.report.findings import aimed, caveats, doubts, finding, listed, percent, remarks, short
+from calibrant.report.sentences import aimed, caveats, doubts, finding, listed, percent, remarks, short
 
 from tests.report.made import BEST, FULL, HOLED, LAST, MAGNITUDE, PLAIN, SECOND, entry, plain, ranking
 

@@ -20,7 +20,7 @@ PHASES: Final = {
 
 
 @dataclass(frozen=True)
-class Account:
+class StudyFacts:
     """Plain facts about a store.
 
     `models` maps a model's name to its note ("dequantized from Q4_1", or nothing). `dense` are the dense model's scores, `seconds` the time by phase
@@ -42,11 +42,11 @@ def notes_of(store: Store, reading: Reading) -> dict[str, str]:
     return {model: str(provenance_of(store.run_folder(run)).get("model_note", "")) for model, run in reversed(runs.items())}
 
 
-def account_of(store: Store, reading: Reading) -> Account:
+def facts_of(store: Store, reading: Reading) -> StudyFacts:
     """Gather the facts of everything that the store's grid asks for. Beside what was read already, only provenance is opened."""
     cells = [c for c in reading.cells if c.run in reading.records]
     records = {run: replace(head, provenance=provenance_of(store.run_folder(run))) for run, head in reading.records.items()}
-    return Account(
+    return StudyFacts(
         models={c.model: str(records[c.run].provenance.get("model_note", "")) for c in cells},
         dense=_dense_scores(cells, reading),
         seconds=_seconds(store, cells, records),

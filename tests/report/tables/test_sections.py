@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from calibrant.compare import Comparison, Contrasted
-from calibrant.report.conclusions import agreed, agreeing, conclusions, contrasting, sections, told, trust
+from calibrant.report.tables.sections import agreed, agreeing, conclusions, contrasting, sections, told, trust
 
 from tests.report.made import AGREEMENTS, BETTER, CONTRASTS, EVERYTHING, LOST, ONCE, OPEN, SECOND, WORSE, entry, plain, ranking
 

@@ -1,21 +1,37 @@
-"""A report as plain data, for programs: every number with its interval, every sentence. No torch here."""
+"""A report as data for programs: everything as JSON, its scores as comma-separated values (RFC 4180). No torch here."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from calibrant.compare import Comparison, Contrasted, Entry, Ranking
-from calibrant.report.account import Account
-from calibrant.report.conclusions import told, trust
-from calibrant.report.findings import caveats, doubts, finding, remarks
+from calibrant.foreign import visible
+from calibrant.report.facts import StudyFacts
+from calibrant.report.sentences import caveats, doubts, finding, remarks
+from calibrant.report.tables.sections import told, trust
+
+if TYPE_CHECKING:
+    import polars as pl
+
+FORMULA: Final = r"^[=+\-@\t\r]"
+"""How a cell begins that a spreadsheet would run."""
 
 
-def plain(comparison: Comparison, account: Account) -> dict[str, Any]:
+def csv(scores: "pl.DataFrame") -> str:
+    """`scores` under a line of heads. A text that a spreadsheet would take for a formula gets an apostrophe before it; numbers stay numbers."""
+    import polars as pl
+
+    text = pl.col(pl.String)
+    safe = pl.when(text.str.contains(FORMULA)).then(pl.lit("'") + text).otherwise(text).name.keep()
+    return scores.with_columns(safe).with_columns(text.map_elements(visible, return_dtype=pl.String)).write_csv(line_terminator="\r\n")
+
+
+def plain(comparison: Comparison, facts: StudyFacts) -> dict[str, Any]:
     """Everything, as JSON can hold it: what is not a number, or has no end, is null."""
     return _finite(
         {
-            "models": account.models,
+            "models": facts.models,
             "rankings": [_ranking(r) for r in comparison.rankings],
             **({"unranked": [_ranking(r) for r in comparison.unranked]} if comparison.unranked else {}),
             "contrasts": [_contrast(c) for c in comparison.contrasts],
@@ -26,10 +42,10 @@ def plain(comparison: Comparison, account: Account) -> dict[str, Any]:
             "stale": comparison.stale,
             "one_draw": comparison.one_draw,
             "caveats": list(trust(comparison)),
-            "failures": account.failures,
-            "settings": account.settings,
-            "machine": account.machine,
-            "seconds": account.seconds,
+            "failures": facts.failures,
+            "settings": facts.settings,
+            "machine": facts.machine,
+            "seconds": facts.seconds,
         }
     )
 

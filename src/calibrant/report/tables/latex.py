@@ -5,8 +5,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from calibrant.report.conclusions import Section
-from calibrant.report.tables import Figure, Line, Table
+from calibrant.report.tables.sections import Section
+from calibrant.report.tables.table import Figure, Table, TableRow
 
 ROOM: Final = 72
 """How many characters a line of a table may have, set small, in a column of a page."""
@@ -115,7 +115,7 @@ def _width(table: Table) -> int:
     return min(NAMES, max(len(_told(line)) for line in table.lines)) + sum(wide + 1 for wide in figures)
 
 
-def _told(line: Line) -> str:
+def _told(line: TableRow) -> str:
     return f"{line.name} ({line.note})" if line.note else line.name
 
 
@@ -123,7 +123,7 @@ def _line(cells: Sequence[str]) -> str:
     return rf"    {' & '.join(cells)} \\"
 
 
-def _name(line: Line) -> str:
+def _name(line: TableRow) -> str:
     name = rf"\textbf{{{escaped(line.name)}}}" if line.best else escaped(line.name)
     return f"{name} ({escaped(line.note)})" if line.note else name
 

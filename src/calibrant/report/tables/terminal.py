@@ -11,8 +11,8 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from calibrant.foreign import visible_name
-from calibrant.report.conclusions import Section
-from calibrant.report.tables import Figure, Line, Table
+from calibrant.report.tables.sections import Section
+from calibrant.report.tables.table import Figure, Table, TableRow
 
 NAMES: Final = 22
 """How wide a column of names is at least, unless all are shorter: it folds before anything else gives way, and grows where there is room."""
@@ -112,7 +112,7 @@ class _Drawn:
         return drawn
 
 
-def _name(line: Line) -> Text:
+def _name(line: TableRow) -> Text:
     note = Text(f" ({visible_name(line.note)})", style="dim") if line.note else Text()
     return Text.assemble(Text(visible_name(line.name), style="bold" if line.best else ""), note)
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 from markdown_it import MarkdownIt
 
-from calibrant.report.markdown import escaped
+from calibrant.report.tables.markdown import escaped
 
 from tests.report.made import BEST, EVERYTHING, FULL, SECOND, lettered, plain, ranking, reported
 

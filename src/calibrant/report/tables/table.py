@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
 from calibrant.compare import Entry, Estimate, Ranking
-from calibrant.report.findings import aimed, listed, percent, short
+from calibrant.report.sentences import aimed, listed, percent, short
 
 As = Literal["increase", "loss", "kept"]
 WAYS: Final[tuple[str, ...]] = get_args(As)
@@ -47,7 +47,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Line:
+class TableRow:
     """One line: what it is about, a note to it (`control`), and a figure for each column."""
 
     name: str
@@ -67,7 +67,7 @@ class Table:
     title: str
     head: str
     columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[TableRow, ...]
     legend: tuple[str, ...] = ()
     most: int | None = None
 
@@ -131,7 +131,7 @@ def ranked(ranking: Ranking, way: As = "increase", note: str = "") -> Table:
 
 def unranked(rankings: Sequence[Ranking], way: As) -> Table:
     """A line for each target that a method was asked for which looks at no data, then the dense model's own numbers."""
-    drawing, lines = _Drawing(rankings[0], way), list[Line]()
+    drawing, lines = _Drawing(rankings[0], way), list[TableRow]()
     for ranking in rankings:
         for entry in (*ranking.baselines, *ranking.partial):
             words = aimed(ranking.target).removesuffix(f" ({ranking.target})")
@@ -166,20 +166,20 @@ class _Drawing:
     def _better(self, measured: str) -> str:
         return self._ranking.better.get(measured, "lower")
 
-    def line(self, entry: Entry, note: str, part: Part) -> Line:
+    def line(self, entry: Entry, note: str, part: Part) -> TableRow:
         """A set or baseline; what it lacks is a hole."""
         ranks = [Figure(_range(entry.ranks) if any(entry.ranks) else "")] * self._ranks
         mean = [self._mean(entry)] * self._averaged
         each = [self._figure(entry, m) for m in self._ranking.measured]
         gap = Figure(HOLE if part == "partial" else "the best") if entry.to_best is None else _gap(entry.to_best, entry.tied and part == "set")
-        return Line(entry.name, (*ranks, *mean, *each, gap), note, part, "mean" in entry.best_on)
+        return TableRow(entry.name, (*ranks, *mean, *each, gap), note, part, "mean" in entry.best_on)
 
-    def dense(self, entry: Entry) -> Line:
+    def dense(self, entry: Entry) -> TableRow:
         """The dense model: always its own numbers."""
         blank = [Figure()] * (self._ranks + self._averaged)
         noun = "loss" if self._ranking.unit.startswith("nats") else "score"
         own = (Figure(f"{entry.losses[m].value:.3f}") for m in self._ranking.measured)
-        return Line("dense", (*blank, *own, Figure()), f"its own {noun}", "dense")
+        return TableRow("dense", (*blank, *own, Figure()), f"its own {noun}", "dense")
 
     def _mean(self, entry: Entry) -> Figure:
         marks = {"letters": entry.letters.get("mean", ""), "best": "mean" in entry.best_on}

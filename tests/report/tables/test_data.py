@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from calibrant.compare import Estimate, Evidence, Question
-from calibrant.report.findings import finding
-from calibrant.report.plain import plain
+from calibrant.report.sentences import finding
+from calibrant.report.tables.data import plain
 
 from tests.report.made import ACCOUNT, BEST, EVERYTHING, FULL, PLAIN, ranking
 

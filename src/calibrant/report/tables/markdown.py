@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from calibrant.foreign import visible
-from calibrant.report.conclusions import Section
-from calibrant.report.tables import Figure, Line, Table
+from calibrant.report.tables.sections import Section
+from calibrant.report.tables.table import Figure, Table, TableRow
 
 MARKUP: Final = {c: f"\\{c}" for c in "\\`*_|[]#~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " ", "\r": " "}
 """What Markdown or HTML would read as markup, and how it is shown as itself."""
@@ -34,7 +34,7 @@ def _table(table: Table) -> Iterator[str]:
     yield from ("", escaped(table.key), "")
 
 
-def _name(line: Line) -> str:
+def _name(line: TableRow) -> str:
     name = f"**{escaped(line.name)}**" if line.best else escaped(line.name)
     return f"{name} ({escaped(line.note)})" if line.note else name
 

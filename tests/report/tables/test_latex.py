@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.report.latex import escaped
+from calibrant.report.tables.latex import escaped
 
 from tests.report.made import BEST, EVERYTHING, FULL, SECOND, entry, ranking, reported
 
