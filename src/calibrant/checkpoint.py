@@ -6,10 +6,9 @@ anything else, it is started anew.
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from calibrant.durable import undoing, usual_rights
+from calibrant.durable import replacing, usual_rights
 from calibrant.edits import Kept, as_tensors, from_tensors
 from calibrant.errors import OutputError
 
@@ -64,19 +63,13 @@ class Checkpoint:
         """Keep the edits of step `index`. Raises `OutputError` on a full disk; the steps before it stay."""
         tensors, entries = as_tensors(edits)
         path = self._path(index)
-        half = path.with_suffix(".unfinished")
         metadata = {"run": self._run_id, "edits": json.dumps(entries), "reports": json.dumps(reports)}
         try:
-            with undoing(self.folder, half):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with usual_rights(half):
-                    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, half, metadata=metadata)
-                os.replace(half, path)
+            with replacing(path, path.with_suffix(".unfinished"), flushed=False) as half, usual_rights(half):
+                save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, half, metadata=metadata)
         except (OSError, SafetensorError) as error:
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
             reason = "the disk is full; free some space and ask again" if full else f"{error}; is it yours to write to?"
-            with suppress(OSError):
-                half.unlink()
             raise OutputError(f"can't keep step {index} in {str(self.folder)!r}: {reason}", subject=str(self.folder)) from error
 
     @contextmanager

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -165,14 +166,49 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def put(path: Path, content: bytes) -> Path:
-    """Write one file, whole or not at all; an older one is replaced. Raises `OSError`."""
-    half = path.with_name(f"{UNFINISHED}-{path.name}")
-    try:
-        write_bytes(half, content)
-        half.replace(path)
-    finally:
-        half.unlink(missing_ok=True)
+    """Write one file, whole or not at all, and return its path; an older one is replaced. Raises `OSError`."""
+    with replacing(path) as half:
+        half.write_bytes(content)
     return path
+
+
+@contextmanager
+def replacing(path: Path, half: Path | None = None, flushed: bool = True) -> Iterator[Path]:
+    """Yield the path of a file to write, which takes the place of `path` at the end, whole or not at all.
+
+    It is `half`, on the same file system, or else a file beside `path`. On any failure it goes, and so do the folders that were made for it.
+    What isn't `flushed` survives a kill but not a power failure.
+    """
+    half = path.with_name(f"{UNFINISHED}-{path.name}") if half is None else half
+    try:
+        with undoing(path.parent, half):
+            if not path.parent.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+            yield half
+            if flushed:
+                flush(half)
+            half.replace(path)
+    finally:
+        with suppress(OSError):
+            half.unlink()
+
+
+@contextmanager
+def appearing(folder: Path, half: Path) -> Iterator[Path]:
+    """Yield an empty folder `half` to fill, which becomes `folder` at the end by one rename; on any failure it goes, with the parents made for it.
+
+    The name of `half` is the same each time, so that what a killed process left is cleared by the next one. An empty `folder` is replaced.
+    """
+    with undoing(half.parent):
+        try:
+            shutil.rmtree(half, ignore_errors=True)
+            half.mkdir(parents=True)
+            yield half
+            if folder.exists():
+                folder.rmdir()
+            half.rename(folder)
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
 
 
 @contextmanager

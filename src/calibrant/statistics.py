@@ -14,10 +14,8 @@ block. One that answers another question, or is cut, is made anew. Factorisation
 import errno
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, final
@@ -29,7 +27,7 @@ from torch import Tensor
 
 from calibrant.activations import BlockChange, FeatureNorms, Gram, InputStatistic, Routing, Seen, Statistic
 from calibrant.data import TokenBatch
-from calibrant.durable import UNFINISHED, flush, short, undoing, usual_rights
+from calibrant.durable import replacing, short, usual_rights
 from calibrant.errors import OutputError
 from calibrant.models import Block, Opened, Weight
 from calibrant.spec import identity
@@ -177,19 +175,12 @@ class Statistics:
         return {"statistics": self.name, "kind": _folder_of(kind), "block": block.name}
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor], told: str) -> None:
-        half = path.with_name(f"{UNFINISHED}.{path.name}")
         try:
-            with undoing(path.parent, half):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with usual_rights(half):
-                    save_file(dict(tensors), half, metadata={"calibrant": told})
-                flush(half)
-                os.replace(half, path)
+            with replacing(path) as half, usual_rights(half):
+                save_file(dict(tensors), half, metadata={"calibrant": told})
         except (OSError, SafetensorError) as error:
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
             reason = "the disk is full; free some space and ask again" if full else f"{error}; is it yours to write to?"
-            with suppress(OSError):
-                half.unlink()
             raise OutputError(f"can't keep statistics in {short(self.folder)!r}: {reason}", subject=str(self.folder)) from error
 
     def _path(self, kind: type[Statistic], block: Block) -> Path:

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from calibrant.durable import UNFINISHED, take
+from calibrant.durable import UNFINISHED, appearing, take
 from calibrant.models.saving import same_rights
 from calibrant.spec import identity
 
@@ -84,17 +84,12 @@ class Keeping:
 
     def _write(self, model: PreTrainedModel, note: str, half: Path) -> None:
         """Nothing is flushed to the disk: what a lost power supply damages is noticed."""
-        try:
-            shutil.rmtree(half, ignore_errors=True)
-            half.mkdir()
+        with appearing(self._folder, half):
             model.save_pretrained(half)
             about = {"note": note, "checksums": _checksums(half), **self._answers}
             (half / DESCRIPTION).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
             same_rights(half / DESCRIPTION)
-            half.rename(self._folder)
-            self._forget_others()
-        finally:
-            shutil.rmtree(half, ignore_errors=True)
+        self._forget_others()
 
     def _forget_others(self) -> None:
         for folder in self._folder.parent.glob(f"{self._begins}-*"):

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Final
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from calibrant.durable import appearing
 from calibrant.errors import OutputError
 from calibrant.foreign import user_path
 from calibrant.models.opened import Opened
@@ -89,18 +89,9 @@ def forget_quantization(model: PreTrainedModel) -> None:
 @contextmanager
 def _appears(folder: Path) -> Iterator[Path]:
     """A fresh folder beside `folder`, renamed to it at the end; on any failure it and the parents made for it are removed."""
-    made = [p for p in folder.absolute().parents if not p.exists()]
-    # The same name every time: what a killed process left behind is cleared by the next one.
-    temporary = folder.absolute().parent / f".{folder.absolute().name}.unfinished"
-    done = False
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-        done = True
+        with appearing(folder, folder.absolute().parent / f".{folder.absolute().name}.unfinished") as temporary:
+            yield temporary
     except OSError as error:
         what = "the disk is full" if error.errno in FULL else f"writing failed ({error.strerror or error})"
         raise OutputError(
@@ -113,16 +104,6 @@ def _appears(folder: Path) -> Iterator[Path]:
         raise OutputError(
             f"{folder} couldn't be saved: {what}; nothing of it was left behind, so make room or name another place", subject=str(folder)
         ) from error
-    finally:
-        if not done:
-            shutil.rmtree(temporary, ignore_errors=True)
-            for parent in made:
-                _remove_if_empty(parent)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:

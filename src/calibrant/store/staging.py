@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
-from calibrant.durable import UNFINISHED, flush, reason, take, text_of_json, undoing, write_bytes
+from calibrant.durable import UNFINISHED, flush, reason, replacing, take, text_of_json, undoing, write_bytes
 from calibrant.errors import OutputError
 
 SUMS: Final = "sums.json"
@@ -72,15 +72,9 @@ class Staging:
     def replace(self, path: Path, content: bytes) -> None:
         """Write one file, whole or not at all; an older one is replaced."""
         with self.writing(f"write {path.relative_to(self._folder)}"):
-            half = self.corner() / path.name
-            try:
-                write_bytes(half, content)
-                with undoing(path.parent):
-                    _make(path.parent)
-                    os.replace(half, path)
-                flush(path.parent)
-            finally:
-                half.unlink(missing_ok=True)
+            with replacing(path, self.corner() / path.name) as half:
+                half.write_bytes(content)
+            flush(path.parent)
 
     def corner(self) -> Path:
         """The folder that is this writer's alone; a forked child is a writer of its own. Raises `OSError`."""
