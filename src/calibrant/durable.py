@@ -166,9 +166,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def put(path: Path, content: bytes) -> Path:
-    """Write one file, whole or not at all, and return its path; an older one is replaced. Raises `OSError`."""
-    with replacing(path) as half:
-        half.write_bytes(content)
+    """Write one file, whole or not at all, and return its path; an older one is replaced. Raises `OSError`, also where its folder isn't there."""
+    path.parent.stat()  # a misspelt folder is the user's to correct, and isn't made
+    with replacing(path, flushed=False) as half:
+        write_bytes(half, content)
     return path
 
 
