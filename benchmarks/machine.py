@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant import costs
+from calibrant.compress import costs
 
 DTYPES: Final = ("float32", "bfloat16")
 INSTRUCTIONS: Final = ("avx2", "avx512_f", "avx512_bf16", "amx_tile", "amx_bf16", "bf16", "sve", "sve_bf16")

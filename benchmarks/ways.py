@@ -60,8 +60,8 @@ def calibrant(asked: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from calibrant import CalibrationSet, prune
+    from calibrant.compress import manifest_of
     from calibrant.data.shown import Shown
-    from calibrant.jobs import manifest_of
     from calibrant.models import save
 
     data = CalibrationSet(asked["data"], samples=asked["samples"], length=asked["length"], seed=asked["seed"])

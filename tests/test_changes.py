@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, InputStatistic, Seen
-from calibrant.changes import FEATURES, SAMPLED, SILENT, input_sizes, mask_bits, output_error
+from calibrant.edits.changes import FEATURES, SAMPLED, SILENT, input_sizes, mask_bits, output_error
 
 
 def pruned(weight: Tensor, share: float, by: Tensor | None = None) -> Tensor:

@@ -13,13 +13,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calibrant.activations import BlockChange, FeatureNorms, Seen
-from calibrant.checkpoint import Checkpoint
-from calibrant.compress import Recipe, compress, fitting
+from calibrant.compress import Recipe, compress, fitting, prune, quantize
+from calibrant.compress.checkpoint import Checkpoint
 from calibrant.data import CalibrationSet
 from calibrant.edits import DropBlocks, Edit, Replace
 from calibrant.errors import NumericsError, OutputError, SpecError, TargetError
 from calibrant.job import Job
-from calibrant.jobs import prune, quantize
 from calibrant.methods import BlockMethod, Compressed, MatrixMethod
 from calibrant.methods.rtn import RoundToNearest
 from calibrant.models import ModelView, Weight, open_model, save, view
@@ -205,7 +204,7 @@ def test_a_full_disk_is_one_sentence(folder: Path, tmp_path: Path, monkeypatch: 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("calibrant.checkpoint.save_file", full)
+    monkeypatch.setattr("calibrant.compress.checkpoint.save_file", full)
     block = view(open_model(str(folder), "float32").model).blocks[0]
     with pytest.raises(OutputError, match=r"can't keep step 0 .*the disk is full"):
         Checkpoint(tmp_path / "a/b/out", "sha256:1").add(0, [as_it_is(block.weights[0]).kept()], [])
@@ -272,7 +271,7 @@ def test_a_mix_reads_what_the_sets_alone_left(folder: Path, mixture: str, tmp_pa
         seen_by.restore(pristine)
     found.append((compress(opened, seen_by, batch, asked), {w.name: w.get().clone() for w in seen_by.weights}))
     seen_by.restore(pristine)
-    monkeypatch.setattr("calibrant.observing.walk", lambda *_, **__: pytest.fail("another forward"))
+    monkeypatch.setattr("calibrant.walk.observing.walk", lambda *_, **__: pytest.fail("another forward"))
     found.append((compress(opened, seen_by, batch, asked, statistics=kept), {w.name: w.get().clone() for w in seen_by.weights}))
     assert found[0][0] == found[1][0]
     assert all(torch.equal(matrix, found[1][1][name]) for name, matrix in found[0][1].items())

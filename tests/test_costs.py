@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from calibrant.clock import Clock
-from calibrant.costs import Costs, operations, peak, processor
+from calibrant.compress import prune
+from calibrant.compress.costs import Costs, operations, peak, processor
 from calibrant.data import CalibrationSet
-from calibrant.jobs import prune
 from calibrant.models import view
 from calibrant.testing import tiny_folder, tiny_model
 
@@ -23,7 +23,7 @@ def test_a_peak_is_a_rate_that_a_product_reached():
 
 
 def test_the_floor_is_that_of_every_matrix_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("calibrant.costs.peak", lambda *_: 1000.0)
+    monkeypatch.setattr("calibrant.compress.costs.peak", lambda *_: 1000.0)
     seen_by = view(tiny_model("llama"))
     clock = Clock({"open": 1.0, "compress": 5.0}, {"method": 2.0, "record": 0.5})
     costs = Costs.of(clock, seen_by, 10)
@@ -34,7 +34,7 @@ def test_the_floor_is_that_of_every_matrix_once(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_prune_says_what_it_cost_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("calibrant.costs.peak", lambda *_: 1e9)
+    monkeypatch.setattr("calibrant.compress.costs.peak", lambda *_: 1e9)
     model = str(tiny_folder(tmp_path / "model", "llama"))
     data = CalibrationSet("random_tokens", samples=2, length=16)
     told = prune(model, data, profile=True).costs

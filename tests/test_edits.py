@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from calibrant.activations import BlockChange, Routing
-from calibrant.compressed import Compressed
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.edits import DropBlocks, DropExperts, Kept, Replace, read_edit
-from calibrant.edits_file import from_bytes, to_bytes
+from calibrant.edits.file import from_bytes, to_bytes
 from calibrant.errors import DataError, SpecError
 from calibrant.job import Job
 from calibrant.models import Opened, open_model, view
-from calibrant.statistics import Statistics, statistics_id
+from calibrant.packed import Compressed
 from calibrant.store import EDITS
 from calibrant.study import Study
 from calibrant.targets import Sparsity
 from calibrant.testing import tiny_folder
 from calibrant.walk import walk_blocks
+from calibrant.walk.statistics import Statistics, statistics_id
 
 from tests.study.small import asked, texts
 
@@ -137,7 +137,7 @@ def test_what_blocks_did_is_kept_and_read_while_the_model_is_untouched(opened: O
     job = job_of(opened, batch, statistics=tmp_path)
     with pytest.MonkeyPatch.context() as patched:
         first = [seen for _, seen in job.blocks((BlockChange, Routing))]
-        patched.setattr("calibrant.observing.walk_blocks", lambda *_, **__: pytest.fail("walked again"))
+        patched.setattr("calibrant.walk.observing.walk_blocks", lambda *_, **__: pytest.fail("walked again"))
         again = [seen for _, seen in job.blocks((BlockChange, Routing))]
     for one, other, third in zip(walked, first, again, strict=True):
         assert one[BlockChange].total == other[BlockChange].total == third[BlockChange].total

@@ -12,12 +12,12 @@ import calibrant
 
 ROOT = Path(calibrant.__file__).parent
 FLOORS = [
-    ["errors", "foreign", "spec", "grammar", "families", "registry", "progress", "notebook", "allocator", "clock", "launch"],
-    ["activations", "compressed", "packed", "targets", "store", "outcomes", "durable", "estimates", "wire"],
-    ["data", "models", "ranks"],
-    ["products", "rehearsal", "behaviour", "walk", "changes", "statistics", "observing", "edits", "edits_file", "job"],
-    ["methods", "allocations", "transforms", "exports", "checkpoint", "costs", "select"],
-    ["compress", "jobs", "evaluators", "testing", "languages"],
+    ["errors", "foreign", "spec", "grammar", "families", "registry", "progress", "notebook", "process", "clock", "launch"],
+    ["activations", "packed", "targets", "store", "outcomes", "durable", "estimates", "wire"],
+    ["data", "models"],
+    ["walk", "edits", "job"],
+    ["methods", "allocations", "transforms", "exports", "select"],
+    ["compress", "evaluators", "testing", "languages"],
     ["study", "compare", "mixtures", "names", "inspection"],
     ["report", "screen", "recommend"],
     ["demo"],
@@ -30,14 +30,8 @@ LOWER_FIRST = {
     "durable": -2,
     "estimates": -2,
     "outcomes": -1,
-    "products": -4,
-    "rehearsal": -3,
-    "behaviour": -3,
     "walk": -2,
-    "statistics": -2,
-    "changes": -2,
     "edits": -1,
-    "observing": -1,
     "methods": -1,
     "compress": -1,
 }
@@ -185,4 +179,4 @@ def test_only_the_harness_imports_lm_eval_and_only_the_walk_greenlet():
     for path in modules():
         roots = {n.split(".")[0] for n in imports(path)}
         assert "lm_eval" not in roots or path.name == "harness.py"
-        assert "greenlet" not in roots or path.name == "walk.py"
+        assert "greenlet" not in roots or path.name == "walking.py"

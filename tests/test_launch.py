@@ -8,7 +8,7 @@ import pytest
 from calibrant.cli import main
 from calibrant.errors import InputError
 from calibrant.launch import Launch, launched
-from calibrant.ranks import ALONE, _Together, joined
+from calibrant.walk.ranks import ALONE, _Together, joined
 
 TOLD = {
     "TORCHELASTIC_RUN_ID": "1",

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from calibrant.compress import prune
 from calibrant.data import CalibrationSet
 from calibrant.evaluators import evaluate
 from calibrant.inspection import inspect
-from calibrant.jobs import prune
 from calibrant.notebook import card, listing
 from calibrant.study import Study, plan
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from calibrant.errors import ModelError
 from calibrant.models import Weight
-from calibrant.products import Product, Watch, inputs_of, replaced
+from calibrant.walk.products import Product, Watch, inputs_of, replaced
 
 MATRIX = nn.Linear(5, 3, bias=False)
 X = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))

@@ -21,8 +21,8 @@ NAMES = {
     "inspect": "inspection",
     "open_model": "models",
     "parse_target": "targets",
-    "prune": "jobs",
-    "quantize": "jobs",
+    "prune": "compress",
+    "quantize": "compress",
     "view": "models",
 }
 

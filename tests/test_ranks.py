@@ -19,18 +19,17 @@ import torch
 from torch import Tensor
 
 from calibrant import __version__
-from calibrant import walk as walking
 from calibrant.activations import BlockChange, FeatureNorms, Gram, Routing, Seen
 from calibrant.cli import _frame
+from calibrant.compress import prune
 from calibrant.data import TokenBatch
 from calibrant.errors import CalibrantError, NumericsError, RankError
-from calibrant.jobs import prune
 from calibrant.methods import methods
 from calibrant.models import view
-from calibrant.ranks import ALONE, Ranks, _Failure, _Together, joined
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder, tiny_model
-from calibrant.walk import walk, walk_blocks
+from calibrant.walk import walk, walk_blocks, walking
+from calibrant.walk.ranks import ALONE, Ranks, _Failure, _Together, joined
 
 RANKS = 2
 LENGTHS = (12, 7, 12, 10, 3)

@@ -6,8 +6,8 @@ from torch import nn
 
 from calibrant.errors import ModelError
 from calibrant.models import view
-from calibrant.rehearsal import rehearse
 from calibrant.testing import FAMILIES, tiny_model
+from calibrant.walk.rehearsal import rehearse
 
 REASONS = ("arrival", "reference", "dense")
 

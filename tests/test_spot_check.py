@@ -6,7 +6,7 @@ from typing import Any
 
 from studies.spot_check import again, chosen, narrowed
 
-from calibrant import costs
+from calibrant.compress import costs
 from calibrant.store import Store
 from calibrant.study import Study
 

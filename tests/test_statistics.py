@@ -18,10 +18,10 @@ from calibrant.data import TokenBatch
 from calibrant.durable import short
 from calibrant.errors import OutputError
 from calibrant.models import ModelView, Opened, Weight, view
-from calibrant.observing import gather
-from calibrant.statistics import BLOCK_KINDS, KINDS, Statistics, by_block, mixed, packed_bytes, statistics_id, statistics_ids, surplus
 from calibrant.testing import tiny_model
 from calibrant.walk import walk, walk_blocks
+from calibrant.walk.observing import gather
+from calibrant.walk.statistics import BLOCK_KINDS, KINDS, Statistics, by_block, mixed, packed_bytes, statistics_id, statistics_ids, surplus
 
 FAMILIES = ("llama", "gpt2", "gemma3", "mixtral", "phi3")
 BOTH = (FeatureNorms, Gram)
@@ -115,7 +115,7 @@ def test_what_is_there_is_not_walked_for_again(tmp_path: Path, monkeypatch: pyte
     seen_by = view(opened.model)
     pristine = seen_by.snapshot()
     compress(opened, seen_by, batch, Recipe.parse("wanda", 0.5, "dense"), statistics=tmp_path, kinds=BOTH)
-    monkeypatch.setattr("calibrant.observing.walk", lambda *_, **__: pytest.fail("another forward"))
+    monkeypatch.setattr("calibrant.walk.observing.walk", lambda *_, **__: pytest.fail("another forward"))
     for method, target in (("wanda", "2:4"), ("wanda", 0.6), ("sparsegpt", 0.5)):
         seen_by.restore(pristine)
         compress(opened, seen_by, batch, Recipe.parse(method, target, "dense"), statistics=tmp_path)
@@ -142,7 +142,7 @@ def test_a_killed_pass_goes_on_from_its_last_whole_block(tmp_path: Path, monkeyp
         gather(seen_by, batch, BOTH, kept, killed)
     assert kept.held(Gram, seen_by.blocks) == 2
     begun: list[int] = []
-    monkeypatch.setattr("calibrant.observing.walk", lambda *a, start, **k: begun.append(start) or walk(*a, start=start, **k))
+    monkeypatch.setattr("calibrant.walk.observing.walk", lambda *a, start, **k: begun.append(start) or walk(*a, start=start, **k))
     gather(seen_by, batch, BOTH, kept)
     gather(seen_by, batch, BOTH, kept)
     assert begun == [2]
@@ -207,7 +207,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_written_stays(tmp_path: Pa
 
     opened, batch = opened_of("llama"), batch_of()
     kept = stored_in(tmp_path, opened, batch)
-    monkeypatch.setattr("calibrant.statistics.save_file", full)
+    monkeypatch.setattr("calibrant.walk.statistics.save_file", full)
     with pytest.raises(OutputError, match=re.escape(f"can't keep statistics in {short(kept.folder)!r}: the disk is full; free some space")):
         gather(view(opened.model), batch, (Gram,), kept)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []

@@ -15,9 +15,9 @@ from calibrant.activations import BlockChange, FeatureNorms, Gram, Seen
 from calibrant.data import TokenBatch, micro_batches
 from calibrant.errors import ModelError, NumericsError, WalkError
 from calibrant.models import ModelView, Weight, view
-from calibrant.rehearsal import rehearse
 from calibrant.testing import FAMILIES, tiny_model
-from calibrant.walk import _parts, walk, walk_blocks
+from calibrant.walk.rehearsal import rehearse
+from calibrant.walk.walking import _parts, walk, walk_blocks
 
 MIXTURES = ("mixtral", "qwen3_moe", "olmoe")
 LENGTHS = (12, 7, 12, 10, 3)

@@ -20,13 +20,13 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from calibrant.compress import prune as prune
+    from calibrant.compress import quantize as quantize
     from calibrant.data import CalibrationSet as CalibrationSet
     from calibrant.errors import CalibrantError as CalibrantError
     from calibrant.errors import InputError as InputError
     from calibrant.evaluators import evaluate as evaluate
     from calibrant.inspection import inspect as inspect
-    from calibrant.jobs import prune as prune
-    from calibrant.jobs import quantize as quantize
     from calibrant.models import open_model as open_model
     from calibrant.models import view as view
     from calibrant.names import catalogue as catalogue
@@ -45,8 +45,8 @@ _HOME: Final = {
     "inspect": "inspection",
     "open_model": "models",
     "parse_target": "targets",
-    "prune": "jobs",
-    "quantize": "jobs",
+    "prune": "compress",
+    "quantize": "compress",
     "view": "models",
 }
 """Every public name and the module that defines it."""

@@ -14,11 +14,11 @@ from calibrant.data import TokenBatch, micro_batches
 from calibrant.edits import Edit, Replace
 from calibrant.errors import SpecError
 from calibrant.models import Block, ModelView, Opened, Weight
-from calibrant.observing import blocks_seen, untouched
 from calibrant.progress import Progress, silent
-from calibrant.ranks import ALONE, Ranks
 from calibrant.targets import Target
 from calibrant.walk import TOKENS_PER_PASS, Propagation, walk
+from calibrant.walk.observing import blocks_seen, untouched
+from calibrant.walk.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""A compressed matrix as it is stored: codes with their scales in place of the dense numbers that they stand for.
+"""A compressed matrix: its new numbers, and perhaps the form in which it is stored, such as codes with their scales.
 
 Whatever the form, there is one invariant: `dense()` gives the numbers that were measured, bit for bit.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
 from jaxtyping import Float, Int8
@@ -106,3 +106,15 @@ def to_kept(packed: Packed) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def from_kept(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Packed:
     """Return what `to_kept` was given. `KeyError` for a form that nothing here defines, `ValueError` for what is none of it."""
     return _FORMS[facts["form"]].read(facts, tensors)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A new weight, and what the record should know about how it came about (a damping step that was needed, …).
+
+    `packed` is the same weight as it is stored, where that isn't the dense matrix: `packed.dense()` equals `weight` bit for bit.
+    """
+
+    weight: Float[Tensor, "out in"]
+    notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    packed: Packed | None = None

@@ -6,8 +6,8 @@ import pytest
 from calibrant.activations import Seen
 from calibrant.allocations import Allocation, allocations
 from calibrant.allocations.uniform import Uniform
+from calibrant.compress import prune
 from calibrant.errors import TargetError
-from calibrant.jobs import prune
 from calibrant.models import view
 from calibrant.targets import NofM, Sparsity
 from calibrant.testing import tiny_folder, tiny_model

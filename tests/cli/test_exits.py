@@ -16,7 +16,7 @@ AFTER_BLOCK = """
 import os, signal
 # A shell's background job, which the tests may be, is deaf to this signal, and its children with it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from calibrant.checkpoint import Checkpoint
+from calibrant.compress.checkpoint import Checkpoint
 add = Checkpoint.add
 def add_and_stop(self, index, *rest):
     add(self, index, *rest)
@@ -130,11 +130,11 @@ def test_debug_shows_where_input_was_refused(ask_outside: Ask):
 
 def test_a_forward_that_cannot_be_followed_is_ours(ask_outside: Ask, model: Path, tmp_path: Path):
     before = """
-from calibrant import walk
+from calibrant.walk import walking
 from calibrant.errors import WalkError
 def refuse(*_, **__):
     raise WalkError("block 3 can't be followed", subject="block 3")
-walk._parts = refuse
+walking._parts = refuse
 """
     answer = ask_outside("prune", model, "--out", "pruned", *SMALL, before=before)
     assert answer.code == 1

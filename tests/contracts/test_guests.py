@@ -11,9 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from calibrant.compress import Recipe, compress
+from calibrant.compress import Pruned, Recipe, compress, prune, quantize
 from calibrant.errors import CalibrantError
-from calibrant.jobs import Pruned, prune, quantize
 from calibrant.methods import MatrixMethod, methods
 from calibrant.report import report
 from calibrant.study import Study

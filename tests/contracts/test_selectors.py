@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from calibrant.compress import prune
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.jobs import prune
 from calibrant.models import Opened, open_model
 from calibrant.select import Context, Picking, Selector, resolved, selectors
 from calibrant.testing import tiny_folder

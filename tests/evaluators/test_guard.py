@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from calibrant.compress import prune
 from calibrant.data import CalibrationSet
 from calibrant.errors import DataError
 from calibrant.evaluators import evaluate, evaluators, leaks, refuse
-from calibrant.jobs import prune
 from calibrant.models import read_manifest
 from calibrant.testing import tiny_folder, tiny_tokenizer
 

@@ -8,9 +8,9 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from calibrant.cli import app
+from calibrant.compress import prune, quantize
 from calibrant.errors import SpecError
 from calibrant.exports import card
-from calibrant.jobs import prune, quantize
 from calibrant.names import catalogue
 from calibrant.store import Record
 from calibrant.testing import tiny_folder

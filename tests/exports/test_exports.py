@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from calibrant.cli import app
+from calibrant.compress import prune, quantize
 from calibrant.errors import OutputError
-from calibrant.jobs import prune, quantize
 from calibrant.testing import tiny_folder
 
 SMALL = {"samples": 4, "length": 16, "dtype": "float32"}

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from calibrant.compress import prune
 from calibrant.data import CalibrationSet
 from calibrant.errors import TargetError
-from calibrant.jobs import prune
 from calibrant.methods.short_gpt import ShortGPT
 from calibrant.models import open_model
 from calibrant.testing import tiny_folder

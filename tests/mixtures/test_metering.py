@@ -12,10 +12,10 @@ from calibrant.methods.wanda import Wanda
 from calibrant.mixtures import Meter, Point, Sample, metered
 from calibrant.mixtures.pieces import GramPieces, KeptPieces, NormPieces, Pieces, gather_with_pieces
 from calibrant.models import Opened, view
-from calibrant.observing import gather
-from calibrant.statistics import Statistics, statistics_id
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_model, tiny_tokenizer
+from calibrant.walk.observing import gather
+from calibrant.walk.statistics import Statistics, statistics_id
 
 SAMPLED = [0, 2]
 
@@ -70,7 +70,7 @@ def test_nothing_is_walked_for_twice_and_what_was_killed_goes_on(tmp_path: Path,
     gather_with_pieces(seen_by, batch, FeatureNorms, kept, pieces, SAMPLED, lambda _, done, __: seen.append(done))
     assert seen == [3]
     monkeypatch.setattr("calibrant.mixtures.pieces.walk", lambda *_, **__: pytest.fail("another forward"))
-    monkeypatch.setattr("calibrant.observing.walk", lambda *_, **__: pytest.fail("another forward"))
+    monkeypatch.setattr("calibrant.walk.observing.walk", lambda *_, **__: pytest.fail("another forward"))
     gather_with_pieces(seen_by, batch, FeatureNorms, kept, pieces, SAMPLED)
 
 

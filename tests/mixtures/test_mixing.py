@@ -16,8 +16,8 @@ from calibrant.mixtures import Effort, Gathered, Mixture, Sample, Watched, blend
 from calibrant.mixtures.gathering import in_common, kind_of
 from calibrant.mixtures.mixture import names_of
 from calibrant.models import Opened, open_model, view
-from calibrant.statistics import Statistics
 from calibrant.targets import parse_target
+from calibrant.walk.statistics import Statistics
 
 from tests.trained import trained_folder
 
@@ -79,7 +79,7 @@ def test_each_source_is_least_hurt_by_its_own_set_and_the_figures_are_disjoint_f
 
 def test_a_second_call_walks_through_nothing_and_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found_in(place)
-    monkeypatch.setattr("calibrant.observing.walk", lambda *_, **__: pytest.fail("another forward"))
+    monkeypatch.setattr("calibrant.walk.observing.walk", lambda *_, **__: pytest.fail("another forward"))
     monkeypatch.setattr("calibrant.mixtures.pieces.walk", lambda *_, **__: pytest.fail("another forward"))
     told: list[str] = []
     found = found_in(place, objective="worst", sparsity="2:4", progress=lambda what, *_: told.append(what))

@@ -19,9 +19,9 @@ from calibrant.activations import FeatureNorms
 from calibrant.data import TokenBatch
 from calibrant.errors import ModelError
 from calibrant.models import ModelView, view
-from calibrant.rehearsal import rehearse
 from calibrant.testing import check_architecture
 from calibrant.walk import walk
+from calibrant.walk.rehearsal import rehearse
 
 from tests.models.families import FAMILIES, small_model
 

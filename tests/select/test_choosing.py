@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from calibrant.compress import prune
 from calibrant.data import CalibrationSet, Row, expression
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators import leaks
 from calibrant.evaluators.loss import Loss
 from calibrant.inspection import inspect
-from calibrant.jobs import prune
 from calibrant.models import open_model
 from calibrant.registry import Registry
 from calibrant.select import Context, Picking, Selection, Selector, resolved

@@ -10,9 +10,9 @@ from statistics import mean
 
 import pytest
 
+from calibrant.compress import prune
 from calibrant.data import CalibrationSet, Row
 from calibrant.errors import DataError, SpecError
-from calibrant.jobs import prune
 from calibrant.select import resolved, selectors
 from calibrant.select._generating import Sifted, Text, sift
 from calibrant.select._reading import nats

@@ -12,20 +12,20 @@ import pytest
 import torch
 
 from calibrant.activations import FeatureNorms, Seen
-from calibrant.checkpoint import Checkpoint
 from calibrant.cli import _frame
-from calibrant.compressed import Compressed
+from calibrant.compress.checkpoint import Checkpoint
 from calibrant.durable import UNFINISHED
 from calibrant.edits import Replace
 from calibrant.errors import OutputError
 from calibrant.models import view
 from calibrant.outcomes import Journal
+from calibrant.packed import Compressed
 from calibrant.report import report
 from calibrant.report.plots import drawing
 from calibrant.report.plots.picture import Plot
-from calibrant.statistics import Statistics
 from calibrant.store import Cell, Store
 from calibrant.testing import tiny_model
+from calibrant.walk.statistics import Statistics
 
 from tests.store.conftest import LOSS, RECORD, RUN, filled
 

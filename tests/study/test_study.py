@@ -113,8 +113,8 @@ def test_everything_asked_for_is_in_the_store(texts: dict[str, str], whole: Path
 
 def test_each_run_is_measured_as_if_it_were_alone(texts: dict[str, str], whole: Path):
     """What came before a run in the study leaves no trace in it."""
+    from calibrant.compress import prune
     from calibrant.evaluators import evaluate
-    from calibrant.jobs import prune
 
     study = asked(texts)
     cell = next(c for c in Store(whole, create=False).cells() if c.data == "random_tokens")

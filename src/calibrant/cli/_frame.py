@@ -20,6 +20,7 @@ from calibrant import __version__
 from calibrant.errors import InputError, OutputError, RankError, StudyError, fitted
 from calibrant.foreign import LARGEST, TRUST_REMOTE_CODE, brief, user_path, user_text, visible, visible_json, visible_name, whole_number
 from calibrant.launch import launched
+from calibrant.process import own_process
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,6 +74,7 @@ PATIENCE: Final = 10
 def main() -> None:
     """Run the command line and exit with its code. Of several that torchrun started, the first speaks for all."""
     sys.excepthook = fault
+    own_process()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors=IN_ASCII)

@@ -31,7 +31,7 @@ from calibrant.cli._frame import (
 )
 
 if TYPE_CHECKING:
-    from calibrant.jobs import Pruned
+    from calibrant.compress import Pruned
 
 OwnData = Annotated[str | None, typer.Option(metavar="EXPR", help=EXPRESSION, show_default=False)]
 
@@ -118,7 +118,7 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Prune MODEL and save it as an ordinary Hugging Face folder. A run that was killed continues when asked again."""
-    from calibrant.jobs import prune as run
+    from calibrant.compress import prune as run
 
     look_in(data_dir)
     budget = functools.partial(run, samples=samples, tokens=tokens, length=length, seed=seed, memory=memory, profile=profile)
@@ -153,7 +153,7 @@ def quantize(
     as_json: Json = False,
 ) -> None:
     """Quantize MODEL and save what its codes stand for as an ordinary Hugging Face folder. A run that was killed continues when asked again."""
-    from calibrant.jobs import quantize as run
+    from calibrant.compress import quantize as run
 
     look_in(data_dir)
     budget = functools.partial(run, samples=samples, tokens=tokens, length=length, seed=seed, memory=memory, profile=profile)

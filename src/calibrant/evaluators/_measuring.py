@@ -7,7 +7,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from calibrant.allocator import freed_memory_kept
 from calibrant.data import Stored
 from calibrant.errors import SpecError
 from calibrant.evaluators._base import Evaluator
@@ -15,6 +14,7 @@ from calibrant.evaluators._guard import calibrated_on, refuse
 from calibrant.models import Opened, open_model, read_manifest
 from calibrant.models.keeping import cache_folder
 from calibrant.outcomes import Journal, Measurement, Score
+from calibrant.process import freed_memory_kept
 from calibrant.progress import Progress, silent
 from calibrant.registry import Registry
 from calibrant.spec import canonical, identity

@@ -1,7 +1,7 @@
 """Compression methods, one file each; the list of names is the list of files."""
 
-from calibrant.compressed import Compressed
 from calibrant.methods._base import BlockMethod, ExpertMethod, MatrixMethod, Method, grid, removal
+from calibrant.packed import Compressed
 from calibrant.registry import Registry
 
 methods = Registry(__name__, "method")

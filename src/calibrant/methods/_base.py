@@ -10,11 +10,11 @@ from torch import Tensor
 
 from calibrant.activations import Seen, Statistic
 from calibrant.clock import spent_on
-from calibrant.compressed import Compressed
 from calibrant.edits import DropBlocks, DropExperts, Edit, Replace
 from calibrant.errors import CalibrantError, NumericsError, TargetError
 from calibrant.job import Job
 from calibrant.models import ModelView, expert_layers
+from calibrant.packed import Compressed
 from calibrant.spec import Spec
 from calibrant.targets import Grid, Parts, Removal, Share, Sparsity, Target, accepted
 from calibrant.walk import Propagation

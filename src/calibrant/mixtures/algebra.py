@@ -22,8 +22,8 @@ from torch import Tensor
 from calibrant.activations import Gram, Seen, wide
 from calibrant.methods import MatrixMethod
 from calibrant.mixtures.sampling import Sample
-from calibrant.statistics import Dense
 from calibrant.targets import Target
+from calibrant.walk.statistics import Dense
 
 Shares = tuple[Fraction, ...]
 """How much each source weighs in a mixture; exact, and one in all."""

@@ -14,9 +14,9 @@ from calibrant.mixtures.algebra import Group, groups_of
 from calibrant.mixtures.pieces import KeptPieces, gather_with_pieces
 from calibrant.mixtures.sampling import Sample
 from calibrant.models import Block, ModelView, Opened
-from calibrant.observing import gather
 from calibrant.progress import Progress, silent
-from calibrant.statistics import KINDS, Dense, Statistics, statistics_id
+from calibrant.walk.observing import gather
+from calibrant.walk.statistics import KINDS, Dense, Statistics, statistics_id
 
 
 @final

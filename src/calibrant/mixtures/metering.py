@@ -15,8 +15,8 @@ from calibrant.activations import Seen
 from calibrant.methods import MatrixMethod
 from calibrant.mixtures.sampling import Sample
 from calibrant.models import Block, Weight
-from calibrant.statistics import Dense
 from calibrant.targets import Target
+from calibrant.walk.statistics import Dense
 
 PLATEAU: Final = 0.005
 """There are enough tokens where the last doubling of them, in each half, raised the agreement by less than this share of all weights."""

@@ -9,7 +9,6 @@ from typing import Any, Final, final
 import numpy as np
 import torch
 
-from calibrant.allocator import freed_memory_kept
 from calibrant.clock import Clock
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import DataError, SpecError
@@ -23,6 +22,7 @@ from calibrant.mixtures.sampling import Effort, effort_of
 from calibrant.mixtures.searching import Search
 from calibrant.models import Opened, open_model, view
 from calibrant.models.keeping import cache_folder
+from calibrant.process import freed_memory_kept
 from calibrant.progress import Progress, silent
 from calibrant.select import resolved
 from calibrant.store import STATISTICS

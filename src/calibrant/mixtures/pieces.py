@@ -20,10 +20,10 @@ from torch import Tensor
 from calibrant.activations import FeatureNorms, Gram, InputStatistic, Seen
 from calibrant.data import TokenBatch
 from calibrant.models import Block, ModelView, Weight
-from calibrant.observing import gather
 from calibrant.progress import Progress, silent
-from calibrant.statistics import Dense, Statistics, by_block
 from calibrant.walk import walk
+from calibrant.walk.observing import gather
+from calibrant.walk.statistics import Dense, Statistics, by_block
 
 
 class Pieces(InputStatistic, ABC):

@@ -1,6 +1,6 @@
 """Opening, viewing and saving causal language models."""
 
-from calibrant.models.importing import uncollected
+from calibrant.process import uncollected
 
 with uncollected():
     from calibrant.models.changing import overwrite, will_change

@@ -183,7 +183,7 @@ class ModelView:
         self.blocks = tuple(Block(i, name, module, tuple(weights[i])) for i, (name, module) in enumerate(modules))
         self.dense = tuple(dense)
         self.rehearsed: Any = None
-        """What `calibrant.rehearsal` found of a forward through these blocks."""
+        """What `calibrant.walk.rehearsal` found of a forward through these blocks."""
 
 
 def view(model: PreTrainedModel) -> ModelView:

@@ -17,15 +17,15 @@ from typing import Any, TypeVar
 from calibrant.activations import Statistic
 from calibrant.clock import Clock
 from calibrant.compress import compress
-from calibrant.costs import provenance
+from calibrant.compress.costs import provenance
 from calibrant.errors import DataError, OutputError
 from calibrant.evaluators import Evaluator, timed
 from calibrant.outcomes import Journal
 from calibrant.progress import Progress, silent
-from calibrant.statistics import statistics_ids
 from calibrant.store import EDITS, MASK, PROFILE, measurement_id
 from calibrant.study.bench import Bench
 from calibrant.study.question import Event, Failed, Job, Measured, Question, Recorded, Resolved
+from calibrant.walk.statistics import statistics_ids
 
 T = TypeVar("T")
 

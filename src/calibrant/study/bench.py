@@ -17,7 +17,7 @@ from calibrant.compress import Looks, Recipe, fitting, transformed
 from calibrant.data import CalibrationSet, TokenBatch, profile
 from calibrant.durable import text_of_json
 from calibrant.edits import Edit, Replace, read_edit
-from calibrant.edits_file import from_bytes, to_bytes
+from calibrant.edits.file import from_bytes, to_bytes
 from calibrant.errors import DataError
 from calibrant.models import Opened, Snapshot, check_finite, view, will_change
 from calibrant.select import resolved

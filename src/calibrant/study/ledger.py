@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from calibrant.clock import Clock
-from calibrant.costs import peak_memory
+from calibrant.compress.costs import peak_memory
 from calibrant.errors import DataError
 from calibrant.store import EDITS, MASK, Cell, Store
 from calibrant.study.question import Event, Failed, Finished, Job, Measured, Recorded, Resolved

@@ -20,10 +20,10 @@ from calibrant.evaluators import Evaluator
 from calibrant.methods import MatrixMethod
 from calibrant.models import ModelView, Opened, Weight, view
 from calibrant.progress import Progress, silent
-from calibrant.statistics import packed_bytes
 from calibrant.study.bench import room
 from calibrant.study.question import Question
 from calibrant.walk import TOKENS_PER_PASS, walk
+from calibrant.walk.statistics import packed_bytes
 
 ITEMS: Final[Mapping[str, tuple[int, int]]] = {"tokens": (512, 1024), "limit": (4, 8)}
 """Two budgets that an evaluator is tried with, by what its budget is called: what doesn't grow with it shows in the difference."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from calibrant.errors import ModelError
 from calibrant.models import ModelView, Weight, view
-from calibrant.rehearsal import rehearse
+from calibrant.walk.rehearsal import rehearse
 
 PRODUCTS: Final = {"linear": (0, 1, False), "addmm": (1, 2, True), **dict.fromkeys(("mm", "matmul", "__matmul__", "bmm"), (0, 1, True))}
 """Name of a product: which argument is its input, which its matrix, and whether that is given as `[in, out]`."""

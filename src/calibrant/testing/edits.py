@@ -9,7 +9,7 @@ import torch
 from calibrant.compress import Recipe, compress, put_back
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.edits import Edit, read_edit
-from calibrant.edits_file import from_bytes, to_bytes
+from calibrant.edits.file import from_bytes, to_bytes
 from calibrant.errors import CalibrantError
 from calibrant.job import Job
 from calibrant.methods import Method

@@ -14,11 +14,11 @@ from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.evaluators import Evaluator, evaluators
 from calibrant.methods import Method, methods
 from calibrant.outcomes import Measurement, Outcome, Score
-from calibrant.statistics import KINDS
 from calibrant.store import Record, Run
 from calibrant.study.question import Event, Failed, Job, Measured, Question, Recorded, Resolved
 from calibrant.targets import Target, parse_target
 from calibrant.transforms import Transform, transforms
+from calibrant.walk.statistics import KINDS
 from calibrant.wire import Kind, Language, fields_of, kind_of, raised
 
 

@@ -25,6 +25,7 @@ from calibrant.wire import receive, send
 
 THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 """Where libraries read, when they are loaded, how many threads they may take."""
+OURS: Final = "from calibrant.process import own_process; own_process()"
 
 
 def run(ledger: Ledger, progress: Progress = silent, workers: int = 1) -> Finished:
@@ -70,7 +71,7 @@ class Process(Worker):
     def __init__(self, job: Job, folder: Path, threads: int, progress: Progress, clock: Clock) -> None:
         super().__init__(progress, clock)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from calibrant.study.engines.station import main; main()"],
+            [sys.executable, "-P", "-c", f"{OURS}; from calibrant.study.engines.station import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **environment(threads)},

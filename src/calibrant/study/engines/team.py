@@ -22,13 +22,13 @@ from calibrant.errors import InputError, ModelError, OutputError, WorkerError
 from calibrant.models import open_tokenizer
 from calibrant.progress import Progress, silent
 from calibrant.spec import identity
-from calibrant.statistics import Statistics, surplus
 from calibrant.store import STATISTICS
 from calibrant.study.answering import attempted, failed
 from calibrant.study.engines.language import LANGUAGE
 from calibrant.study.engines.worker import Hire, Worker
 from calibrant.study.ledger import Lack, Ledger
 from calibrant.study.question import Event, Failed, Finished, Question, Resolved
+from calibrant.walk.statistics import Statistics, surplus
 
 TWICE: Final = 2
 """How often a worker may die at the same thing before that is taken for its fault."""

@@ -35,14 +35,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from calibrant.activations import InputStatistic, Seen, Statistic
-from calibrant.behaviour import BlockStatistics
 from calibrant.clock import spent_on
 from calibrant.data import TokenBatch, micro_batches
 from calibrant.errors import ModelError, NumericsError, WalkError
 from calibrant.models import Block, ModelView, Weight
-from calibrant.products import Order, Product, Watch, hidden_of, inputs_of, replaced
-from calibrant.ranks import ALONE, Ranks
-from calibrant.rehearsal import Rehearsal, rehearse
+from calibrant.walk.block_statistics import BlockStatistics
+from calibrant.walk.products import Order, Product, Watch, hidden_of, inputs_of, replaced
+from calibrant.walk.ranks import ALONE, Ranks
+from calibrant.walk.rehearsal import Rehearsal, rehearse
 
 Propagation = Literal["arrival", "reference", "dense"]
 Kinds = tuple[type[InputStatistic], ...]

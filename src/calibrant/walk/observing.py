@@ -11,9 +11,9 @@ from calibrant.activations import InputStatistic, Seen, Statistic
 from calibrant.data import TokenBatch
 from calibrant.models import Block, ModelView, Opened, Weight
 from calibrant.progress import Progress, silent
-from calibrant.ranks import ALONE, Ranks
-from calibrant.statistics import BLOCK_KINDS, KINDS, Dense, Statistics, by_block, mixed, statistics_ids
-from calibrant.walk import walk, walk_blocks
+from calibrant.walk.ranks import ALONE, Ranks
+from calibrant.walk.statistics import BLOCK_KINDS, KINDS, Dense, Statistics, by_block, mixed, statistics_ids
+from calibrant.walk.walking import walk, walk_blocks
 
 
 def untouched(

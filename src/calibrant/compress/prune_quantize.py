@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from calibrant.allocations import Allocation
-from calibrant.checkpoint import Checkpoint
 from calibrant.clock import Clock
-from calibrant.compress import Recipe, compress, fitting
-from calibrant.costs import Costs, provenance
+from calibrant.compress.checkpoint import Checkpoint
+from calibrant.compress.costs import Costs, provenance
+from calibrant.compress.loop import Recipe, compress, fitting
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.shown import Shown
 from calibrant.data.user_file import files_behind
@@ -23,11 +23,11 @@ from calibrant.methods import Method, methods
 from calibrant.models import ModelView, Opened, check_finite, check_output, open_model, read_manifest, saved, view
 from calibrant.notebook import card
 from calibrant.progress import Progress, silent
-from calibrant.ranks import Ranks, joined
 from calibrant.select import resolved
 from calibrant.store import Record, Run, stored_bits
 from calibrant.targets import Grid, Removal, Share, Target, accepted, parse_target
 from calibrant.transforms import Transform
+from calibrant.walk.ranks import Ranks, joined
 
 MOST_GB: Final = 1_000_000
 """Room for activations at most that can be asked for."""

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from calibrant.edits import Kept
+from calibrant.edits.kinds import Kept
 from calibrant.errors import DataError
 
 ENTRIES: Final = "edits"

@@ -10,25 +10,25 @@ import torch
 
 from calibrant.activations import Seen, Statistic
 from calibrant.allocations import Allocation, allocations
-from calibrant.allocator import freed_memory_kept
-from calibrant.checkpoint import Checkpoint
 from calibrant.clock import spent_on
+from calibrant.compress.checkpoint import Checkpoint
 from calibrant.data import TokenBatch
 from calibrant.edits import Edit, Kept, Replace, read_edit
 from calibrant.errors import SpecError, TargetError
 from calibrant.job import Job
 from calibrant.methods import MatrixMethod, Method, methods
 from calibrant.models import ModelView, Opened, Weight
-from calibrant.observing import untouched
+from calibrant.process import freed_memory_kept
 from calibrant.progress import Progress, silent
-from calibrant.ranks import ALONE, Ranks
-from calibrant.rehearsal import rehearse
 from calibrant.spec import canonical
-from calibrant.statistics import KINDS
 from calibrant.store import Record, Run
 from calibrant.targets import Target, parse_target
 from calibrant.transforms import Transform, transforms
 from calibrant.walk import Propagation
+from calibrant.walk.observing import untouched
+from calibrant.walk.ranks import ALONE, Ranks
+from calibrant.walk.rehearsal import rehearse
+from calibrant.walk.statistics import KINDS
 
 PROPAGATIONS = ("arrival", "reference", "dense")
 MEAN_WITHIN = 1e-3

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from calibrant.errors import ModelError
 from calibrant.models import Block, ModelView, Weight
-from calibrant.products import Product, Watch, grouped, hidden_of, inputs_of, replaced
+from calibrant.walk.products import Product, Watch, grouped, hidden_of, inputs_of, replaced
 
 SAMPLES: Final = 2
 POSITIONS: Final = 4

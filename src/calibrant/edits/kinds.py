@@ -13,11 +13,10 @@ from typing import Any, ClassVar, Final
 from torch import Tensor
 
 from calibrant.activations import Seen
-from calibrant.changes import input_sizes, mask_bits, output_error
-from calibrant.compressed import Compressed
+from calibrant.edits.changes import input_sizes, mask_bits, output_error
 from calibrant.errors import DataError
 from calibrant.models import ModelView, Weight, drop_experts, expert_layers
-from calibrant.packed import from_kept, to_kept
+from calibrant.packed import Compressed, from_kept, to_kept
 
 _KINDS: Final = dict[str, type["Edit"]]()
 """Every kind of edit that is defined in this process, by the word that a kept one says."""

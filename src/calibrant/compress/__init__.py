@@ -1,0 +1,18 @@
+"""Compressing a model: `prune` and `quantize` do the whole job, files included; `compress` is the loop that they and studies share."""
+
+from calibrant.compress.loop import PROPAGATIONS, Looks, Recipe, compress, fitting, put_back, transformed
+from calibrant.compress.prune_quantize import Pruned, manifest_of, prune, quantize
+
+__all__ = [
+    "PROPAGATIONS",
+    "Looks",
+    "Pruned",
+    "Recipe",
+    "compress",
+    "fitting",
+    "manifest_of",
+    "prune",
+    "put_back",
+    "quantize",
+    "transformed",
+]

@@ -1,0 +1,9 @@
+"""Walking through a model: what each of its matrices sees of a batch, one after another.
+
+`walking` is the walk itself and `ranks` the processes that share one; `rehearsal` and `products` find out how a model uses its matrices;
+`block_statistics` is about whole blocks; `observing` and `statistics` keep what an untouched model's matrices saw for those who come later.
+"""
+
+from calibrant.walk.walking import TOKENS_PER_PASS, Propagation, walk, walk_blocks
+
+__all__ = ["TOKENS_PER_PASS", "Propagation", "walk", "walk_blocks"]
