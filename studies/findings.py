@@ -1,4 +1,4 @@
-"""The tables and the picture of docs/findings.md, made of the records: python -m studies.findings [--write]
+"""The tables and the picture of docs/findings/c4.md, made of the records: python -m studies.findings [--write]
 
 Without `--write` the tables are printed; with it they are put between the page's marks, what `calibrant report` tells goes into
 smollm2/report.md and smollm2/report.json beside the records, and the picture is drawn; smollm2/picture.json has its numbers.
@@ -37,8 +37,8 @@ AGAIN = HERE / "again"
 """Ten runs of it, chosen by chance, computed again by `spot_check`."""
 ELSEWHERE = HERE / "elsewhere"
 """A run of it and the dense model, computed again by `spot_check --elsewhere`."""
-PAGE = HERE.parent / "docs/findings.md"
-IMAGES = PAGE.parent / "images"
+PAGE = HERE.parent / "docs/findings/c4.md"
+IMAGES = HERE.parent / "docs/images"
 PICTURE = STORE / "picture.json"
 """What the picture shows, and the hashes of its files: a drawing's bytes are other ones wherever fonts are."""
 KINDS = {

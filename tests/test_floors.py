@@ -6,13 +6,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 import calibrant
 
 ROOT = Path(calibrant.__file__).parent
 FLOORS = [
-    ["errors", "foreign", "spec", "grammar", "families", "registry", "progress", "notebook", "process", "clock", "launch"],
+    ["errors", "extras", "foreign", "spec", "grammar", "families", "registry", "progress", "notebook", "process", "clock", "launch"],
     ["activations", "packed", "targets", "store", "outcomes", "durable", "estimates", "wire"],
     ["data", "models"],
     ["walk", "edits", "job"],
@@ -39,6 +37,7 @@ LOWER_FIRST = {
 TORCH_FREE = [
     "launch",
     "errors",
+    "extras",
     "foreign",
     "spec",
     "grammar",
@@ -99,37 +98,47 @@ def test_every_room_has_a_floor():
     assert {room(path) for path in modules()} - {"calibrant"} <= FLOOR.keys()
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_come_from_below(path: Path):
-    here = room(path)
-    if here == "calibrant":
-        return
-    for name in imports(path):
-        parts = name.split(".")
-        if parts[0] != "calibrant" or len(parts) < 2:
+def test_imports_come_from_below():
+    wrong: list[str] = []
+    for path in modules():
+        own = room(path)
+        if own == "calibrant":
             continue
-        used = parts[1]
-        if used == here or used not in FLOOR:
-            assert used == here or used == "__version__", f"{path.name} takes {used!r} from the package's own root; import it where it is defined"
-            continue
-        # errors, spec and registry are one family: spec explains unknown names with the registry's "did you mean".
-        family = FLOOR[used] == FLOOR[here] == 0
-        assert family or is_below(used, here), f"{path.relative_to(ROOT)} (floor {FLOOR[here]}) imports {used} (floor {FLOOR[used]})"
+        for name in imports(path):
+            parts = name.split(".")
+            used = parts[1] if parts[0] == "calibrant" and len(parts) > 1 else own
+            if used == own or used == "__version__":
+                continue
+            if used not in FLOOR:
+                wrong.append(f"{path.relative_to(ROOT)} takes {used!r} from the package's own root; import it where it is defined")
+            # The ground floor is one family: spec explains unknown names with the registry's "did you mean".
+            elif not (FLOOR[used] == FLOOR[own] == 0 or is_below(used, own)):
+                wrong.append(f"{path.relative_to(ROOT)} (floor {FLOOR[own]}) imports {used} (floor {FLOOR[used]})")
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("path", [p for p in modules() if room(p) in TORCH_FREE], ids=lambda p: str(p.relative_to(ROOT)))
-def test_torch_free_files_never_name_torch(path: Path):
-    if room(path) == "cli":  # may use the library inside a command, and so torch
-        assert not {n.split(".")[0] for n in imports(path, anywhere=False)} & {"torch", "transformers"}
-    else:
-        assert not {n.split(".")[0] for n in imports(path)} & {"torch", "transformers", "safetensors", "accelerate"}
+def test_torch_free_files_never_name_torch():
+    for path in [path for path in modules() if room(path) in TORCH_FREE]:
+        if room(path) == "cli":  # may use the library inside a command, and so torch
+            named = {n.split(".")[0] for n in imports(path, anywhere=False)} & {"torch", "transformers"}
+        else:
+            named = {n.split(".")[0] for n in imports(path)} & {"torch", "transformers", "safetensors", "accelerate"}
+        assert not named, f"{path.relative_to(ROOT)} imports {', '.join(named)}"
 
 
-@pytest.mark.parametrize("name", ["calibrant", *(f"calibrant.{n}" for n in TORCH_FREE)])
-def test_importing_leaves_torch_out(name: str):
-    code = f"import sys, {name}; sys.exit(', '.join({{'torch', 'transformers', 'numba', 'pyarrow'}} & sys.modules.keys()) or 0)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"import {name} brings {done.stderr}"
+def test_importing_leaves_torch_out():
+    """Each in turn in one process: what an earlier one brought would be there already."""
+    code = """
+import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    heavy = {'torch', 'transformers', 'numba', 'pyarrow', 'polars', 'scipy', 'sklearn', 'altair'} & sys.modules.keys()
+    if heavy:
+        sys.exit(f'import {name} brings {heavy}')
+"""
+    names = ["calibrant", *(f"calibrant.{name}" for name in TORCH_FREE)]
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def _used_files(path: Path) -> set[Path]:
@@ -160,12 +169,12 @@ def _reached(start: Path, uses: dict[Path, set[Path]]) -> set[Path]:
     return found
 
 
-@pytest.mark.parametrize("name", sorted({room(path) for path in modules() if path.parent != ROOT}))
-def test_the_files_of_a_room_import_in_no_circle(name: str):
-    inside = [path for path in modules() if room(path) == name]
-    uses = {path: _used_files(path) & set(inside) for path in inside}
-    circle = sorted(str(path.relative_to(ROOT)) for path in inside if path in _reached(path, uses))
-    assert not circle, f"these import each other in a circle: {', '.join(circle)}; move what they share into a file of its own"
+def test_the_files_of_a_room_import_in_no_circle():
+    for name in sorted({room(path) for path in modules() if path.parent != ROOT}):
+        inside = [path for path in modules() if room(path) == name]
+        uses = {path: _used_files(path) & set(inside) for path in inside}
+        circle = sorted(str(path.relative_to(ROOT)) for path in inside if path in _reached(path, uses))
+        assert not circle, f"these import each other in a circle: {', '.join(circle)}; move what they share into a file of its own"
 
 
 def test_a_circle_of_files_would_be_found():

@@ -3,7 +3,6 @@
 import ast
 import importlib
 import tomllib
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -56,6 +55,8 @@ def test_no_public_name_is_also_a_module():
     assert not modules & set(NAMES), "importing the module would put it in the place of the name"
 
 
-def test_one_version():
-    project = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text())["project"]
-    assert calibrant.__version__ == project["version"] == version("calibrant")
+def test_the_version_stands_once():
+    project = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["hatch"]["version"]["path"] == "src/calibrant/__init__.py"
+    assert f"## [{calibrant.__version__}]" in (ROOT.parents[1] / "CHANGELOG.md").read_text()

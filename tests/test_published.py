@@ -25,7 +25,7 @@ def paragraphs(text: str) -> list[str]:
 
 
 def test_the_readme_says_what_the_records_say():
-    readme = paragraphs((PROJECT / "README.md").read_text())
+    readme = paragraphs((PROJECT / "docs/quickstart.md").read_text())
     told = paragraphs(str(report(DEMO)))
     table = next(p for p in told if p.startswith("| calibrated on"))
     finding = next(p for p in told if p.startswith("Of "))
@@ -72,12 +72,12 @@ def test_the_ranking_is_believable():
 @pytest.mark.parametrize("name", ["demo.png", "demo-dark.png", "findings.png", "findings-dark.png"])
 def test_the_picture_is_there(name: str):
     assert (PROJECT / "docs/images" / name).read_bytes().startswith(b"\x89PNG")
-    assert f"docs/images/{name}" in (PROJECT / "README.md").read_text()
+    assert f"images/{name}" in (PROJECT / "README.md").read_text() + (PROJECT / "docs/quickstart.md").read_text()
 
 
 def test_the_log_says_what_the_records_of_the_packings_say():
     script = runpy.run_path(str(PROJECT / "studies/packing/run.py"))
-    log = (PROJECT / "LOG.md").read_text()
+    log = (PROJECT / "docs/log/2026-11-24-packing-and-pads.md").read_text()
     names = {
         "single, 8,192 tokens": "single, 8,192 real tokens",
         "icl, 8,192 tokens": "icl, 8,192 real tokens",
@@ -95,7 +95,7 @@ def test_the_log_says_what_the_records_of_the_packings_say():
 
 
 def test_the_findings_say_what_the_records_say():
-    page = (PROJECT / "docs/findings.md").read_text()
+    page = (PROJECT / "docs/findings/c4.md").read_text()
     made = findings.tables()
     assert findings.put(page, made) == page, "python -m studies.findings --write"
     tables = "\n".join(made.values())
@@ -144,7 +144,7 @@ def test_the_study_is_the_one_of_its_file():
 
 def test_the_page_about_the_dense_model_is_made_of_its_records():
     script = runpy.run_path(str(PROJECT / "studies/dense/run.py"))
-    text = (PROJECT / "docs/dense.md").read_text()
+    text = (PROJECT / "docs/findings/dense.md").read_text()
     assert script["page"]() == text
     assert "dequantized from Q4_1" in text
     scores = {}
@@ -157,7 +157,7 @@ def test_the_page_about_the_dense_model_is_made_of_its_records():
 
 def test_the_page_about_choosing_says_what_the_records_of_its_levers_say():
     script = runpy.run_path(str(PROJECT / "studies/levers/run.py"))
-    page = (PROJECT / "docs/choosing.md").read_text()
+    page = (PROJECT / "docs/findings/choosing.md").read_text()
     tables = list(script["tables"]())
     assert len(tables) == 3
     for table in tables:
@@ -170,7 +170,7 @@ def test_the_page_about_choosing_says_what_the_records_of_its_levers_say():
 
 def test_the_page_about_choosing_says_what_its_records_say():
     script = runpy.run_path(str(PROJECT / "studies/choosing/compare.py"))
-    page = (PROJECT / "docs/choosing.md").read_text()
+    page = (PROJECT / "docs/findings/choosing.md").read_text()
     found = script["found"]()
     assert all(of["draws"] >= 3 for of in found.values())
     for table in script["tables"](found):

@@ -19,7 +19,7 @@ from calibrant.select import Picking, selectors
 from calibrant.spec import build
 
 PROJECT: Final = Path(__file__).parents[1]
-PAGES: Final = (PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md")))
+PAGES: Final = (PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md")))
 SURVEY: Final = PROJECT / "studies/sources/survey.json"
 HEADS: Final = {
     "formats": "one row becomes",

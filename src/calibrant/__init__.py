@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from calibrant.study import Study as Study
     from calibrant.targets import parse_target as parse_target
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME: Final = {
     "CalibrantError": "errors",

@@ -7,6 +7,7 @@ CalibrantError                 one root; carries the subject it is about
 │   ├── ModelError             a model that can't be opened, viewed or saved
 │   ├── TargetError            a sparsity or N:M pattern that doesn't exist or doesn't fit a matrix
 │   ├── NumericsError          NaN or infinity in a weight or an activation; a Gram beyond repair
+│   ├── MissingPackageError    an optional package that isn't installed; the message names the extra that brings it
 │   ├── OutputError            a folder that isn't ours to write, a disk that is full
 │   └── StudyError             a study that can't be asked: every mistake in it, each with its line
 ├── WalkError                  a model's forward that can't be followed block by block: exit code 1
@@ -52,6 +53,10 @@ class DataError(InputError):
 
 class ModelError(InputError):
     """A model that can't be opened, viewed or saved."""
+
+
+class MissingPackageError(InputError):
+    """An optional package that is not installed."""
 
 
 class TargetError(InputError):

@@ -3,7 +3,7 @@
     CALIBRANT_DATA=… python studies/dense/run.py [TASK …]
 
 Measures the dense model (SmolLM2-135M-Instruct, dequantized from Q4_1, bfloat16) on the first 300 questions of every set, zero-shot, and writes a
-record a set beside this file and the table in `docs/dense.md`. What has a record isn't measured again; a set that was broken off goes on.
+record a set beside this file and the table in `docs/findings/dense.md`. What has a record isn't measured again; a set that was broken off goes on.
 
 The scoring that decides is a published convention and isn't picked from these numbers: that of OLMES (Gu et al. 2024, arXiv:2406.08446) for the sets
 that it has, in its cloze form, and plain accuracy for the others.
@@ -22,7 +22,7 @@ import torch
 import calibrant
 
 HERE = Path(__file__).parent
-PAGE = HERE.parents[1] / "docs" / "dense.md"
+PAGE = HERE.parents[1] / "docs/findings/dense.md"
 ITEMS = 300
 CONVENTION = {
     "commonsense_qa": "acc_prior",

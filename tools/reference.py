@@ -1,0 +1,69 @@
+"""Pages of the documentation that are made from the code when it is built: every command, and every module with what it is for. A hook of mkdocs."""
+
+import ast
+import re
+from pathlib import Path
+
+import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from calibrant.cli import app
+
+PACKAGE = Path(__file__).parents[1] / "src/calibrant"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages to those that mkdocs found in the folder."""
+    for name, content in (("commands", commands()), ("modules", modules())):
+        files.append(File.generated(config, f"reference/{name}.md", content=content))
+    return files
+
+
+def commands() -> str:
+    """Return the page of all commands: usage, arguments, options and examples, as `--help` has them."""
+    root = typer.main.get_command(app)
+    lines = ["# Commands", "", "The options of `calibrant` itself stand before the command: `calibrant --quiet prune …`.", ""]
+    lines += _command(root, "calibrant", 2)
+    return "\n".join(lines) + "\n"
+
+
+def _command(command: typer.core.TyperCommand | typer.core.TyperGroup, path: str, level: int) -> list[str]:
+    context = command.make_context(path.split()[-1], [], resilient_parsing=True)
+    usage = " ".join(piece for piece in command.collect_usage_pieces(context))
+    lines = ["#" * level + f" {path}", "", _markdown(command.help or ""), "", "```text", f"{path} {usage}", "```", ""]
+    rows = [record for parameter in command.get_params(context) if (record := parameter.get_help_record(context))]
+    if rows:
+        lines += ["| | |", "| --- | --- |", *(f"| `{name}` | {_cell(text)} |" for name, text in rows), ""]
+    if epilog := command.epilog:
+        lines += ["```console", *(line for line in _plain(epilog).splitlines() if line.strip()), "```", ""]
+    for name, inner in getattr(command, "commands", {}).items():
+        lines += _command(inner, f"{path} {name}", level + 1)
+    return lines
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\\(\[)", r"\1", text)
+
+
+def _markdown(text: str) -> str:
+    return _plain(" ".join(text.split())).replace("<", "&lt;")
+
+
+def _cell(text: str) -> str:
+    return _markdown(text).replace("|", "\\|").replace("*", "\\*")
+
+
+def modules() -> str:
+    """Return the page of all modules, each with the first line of its docstring."""
+    lines = ["# Modules", "", "Every file of the package, and what it is for. [Architecture](../architecture.md) says which may use which."]
+    folder = None
+    for path in sorted(PACKAGE.rglob("*.py"), key=lambda path: (path.parent != PACKAGE, path)):
+        if path.parent != folder:
+            folder = path.parent
+            name = ".".join(["calibrant", *folder.relative_to(PACKAGE).parts])
+            lines += ["", f"## {name}", "", "| | |", "| --- | --- |"]
+        first = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n")[0]
+        if first:
+            lines.append(f"| `{path.stem}` | {_cell(first)} |")
+    return "\n".join(lines) + "\n"
