@@ -54,4 +54,4 @@ def row(head: str, a: Measured, b: Measured, names: Iterable[str], looks: int) -
 
 def told(head: str, estimates: Iterable[Estimate], looks: int) -> str:
     """A row of Markdown, bold where an interval over items and draws leaves out zero at 95 %, jointly over `looks`, the rows of its table."""
-    return f"| {head} | {' | '.join(f'**{e:+.3f}**' if e.over_draws and e.apart(looks=looks) else f'{e:+.3f}' for e in estimates)} |"
+    return f"| {head} | {' | '.join(f'**{e:+.3f}**' if e.over_draws and e.significant(comparisons=looks) else f'{e:+.3f}' for e in estimates)} |"

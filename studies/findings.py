@@ -21,8 +21,7 @@ from studies.arms import Measured, named, span, told, worse
 from studies.packing import run as packing
 from studies.spot_check import again, bits, markdown
 
-from calibrant.compare import Draws, draws, labelled
-from calibrant.compare.power import detectable
+from calibrant.compare import Draws, detectable, draws, label_set
 from calibrant.report import report
 from calibrant.report.plots import Plot, write
 from calibrant.report.plots.panels import AxisGroup, Mark, Panel, PanelRow, Panels
@@ -90,7 +89,7 @@ def tables() -> dict[str, str]:
 def detectable_differences(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
     """What differences the headline can show: two sets of three draws, on each kind of what was measured."""
     usual = found[HEADLINE][BASELINE]
-    others = [of for name, of in found[HEADLINE].items() if name != BASELINE and not labelled(name).control]
+    others = [of for name, of in found[HEADLINE].items() if name != BASELINE and not label_set(name).control]
     yield "| measured on | found by 4 such studies in 5: median (least to most) | variance between draws | draws of c4 lie apart | of pile |"
     yield "| --- | ---: | ---: | ---: | ---: |"
     for kind, names in COLUMNS.items():
@@ -113,11 +112,11 @@ def sets(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
 def formats(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
     """How much worse than its `icl` each other format of a source is; bold as in `sets`."""
     here = found[HEADLINE]
-    pairs = [(name, of, here[icl]) for name, of in here.items() if form(name) not in ("", "icl") and (icl := f"{labelled(name).source}:icl") in here]
+    pairs = [(name, of, here[icl]) for name, of in here.items() if form(name) not in ("", "icl") and (icl := f"{label_set(name).source}:icl") in here]
     yield f"| against the same source's `icl` | {' | '.join(['its own task', *COLUMNS])} |"
     yield f"| --- |{' ---: |' * (len(COLUMNS) + 1)}"
-    for name, of, icl in sorted(pairs, key=lambda pair: (FORMATS.index(form(pair[0])), TASKS.index(labelled(pair[0]).source))):
-        yield told(f"`{name}`", [worse(of, icl, names) for names in ((labelled(name).source,), *COLUMNS.values())], len(pairs))
+    for name, of, icl in sorted(pairs, key=lambda pair: (FORMATS.index(form(pair[0])), TASKS.index(label_set(pair[0]).source))):
+        yield told(f"`{name}`", [worse(of, icl, names) for names in ((label_set(name).source,), *COLUMNS.values())], len(pairs))
 
 
 def words(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
@@ -276,7 +275,7 @@ def elsewhere() -> str:
 
 def form(name: str) -> str:
     """`icl` of `gsm8k:icl`; nothing of a corpus or a control."""
-    return labelled(name).format
+    return label_set(name).format
 
 
 def count(of: Measured) -> int:
@@ -297,8 +296,12 @@ def picture() -> Plot:
         points: dict[int, Mark] = {}
         for row, name in enumerate(order):
             e = worse(here[name], usual, names)
-            family = labelled(name).family
-            points[row] = Mark(e.value, e.interval(looks=looks), family, not e.apart(looks=looks)) if name != BASELINE else Mark(0.0, None, family)
+            family = label_set(name).family
+            points[row] = (
+                Mark(e.value, e.interval(comparisons=looks), family, not e.significant(comparisons=looks))
+                if name != BASELINE
+                else Mark(0.0, None, family)
+            )
         panels[kind] = Panel(kind, points)
     axes = (("nine tasks", "inference"), ("arithmetic", "commonsense"), ("text",))
     about = "← better · worse than c4 →, nats/token"

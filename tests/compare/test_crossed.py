@@ -175,8 +175,8 @@ def test_all_pairs_at_once_are_what_each_is_alone():
         assert (other.items, other.over_draws) == (one.items, one.over_draws)
         assert [other.value, other.stderr, other.df, other.draws_share] == pytest.approx([one.value, one.stderr, one.df, one.draws_share])
         i, j = table.labels.index(a), table.labels.index(b)
-        for looks in (1, 3, 30):
-            assert table.worse(looks=looks)[i, j] == (one.apart(looks=looks) and one.value > 0)
+        for comparisons in (1, 3, 30):
+            assert table.worse(comparisons=comparisons)[i, j] == (one.significant(comparisons=comparisons) and one.value > 0)
     assert table.among(["c", "a"]).estimate("c", "a") == table.estimate("c", "a")
 
 
@@ -200,14 +200,14 @@ def test_sets_with_the_same_draws_are_never_told_apart():
     found = contrast({"x": draws}, {"x": list(draws)})
     assert found.value == 0
     assert found.p_value() == 1
-    assert not found.apart(level=0.01)
+    assert not found.significant(level=0.01)
 
 
 def test_one_item_leaves_no_interval():
     found = contrast({"x": [measured([10], [5])]}, {"x": [measured([9], [5])]})
     assert found.stderr is None
     assert found.interval() is None
-    assert not found.apart()
+    assert not found.significant()
 
 
 def test_identical_runs_are_never_told_apart():
@@ -215,7 +215,7 @@ def test_identical_runs_are_never_told_apart():
     same = {"x": [measured(lengths * losses, lengths)]}
     found = contrast(same, same)
     assert (found.value, found.stderr) == (0, 0)
-    assert not found.apart()
+    assert not found.significant()
 
 
 # Intervals
@@ -247,13 +247,13 @@ def test_quantiles_of_t_agree_with_simulation_where_degrees_are_not_whole():
 
 def test_more_looks_widen_the_interval():
     found = Estimate(1.0, 0.4, 20.0, 21)
-    one, many = found.interval(), found.interval(looks=10)
+    one, many = found.interval(), found.interval(comparisons=10)
     assert one is not None
     assert many is not None
     assert one[0] == pytest.approx(1 - 2.0860 * 0.4, abs=1e-4)
     assert many[0] == pytest.approx(1 - 3.1534 * 0.4, abs=1e-4)  # the 0.9975 quantile of t with 20
-    assert found.apart()
-    assert not found.apart(looks=10)
+    assert found.significant()
+    assert not found.significant(comparisons=10)
 
 
 def test_intervals_cover_a_known_effect_at_their_rate():
@@ -279,7 +279,7 @@ def test_under_the_null_the_best_is_rarely_told_apart_from_anything(tmp_path: Pa
         lengths = rng.integers(100, 500, 20).astype(float)
         sets = [{"x": [measured(lengths * (3 + rng.normal(0, 0.1, 20)), lengths)]} for _ in range(6)]
         best = min(sets, key=lambda s: contrast(s).value)
-        wrong += any(contrast(s, best).apart(LEVEL, looks=15) for s in sets if s is not best)
+        wrong += any(contrast(s, best).significant(LEVEL, comparisons=15) for s in sets if s is not best)
     assert wrong / 400 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
 
 

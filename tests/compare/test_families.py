@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.compare import labelled, read
+from calibrant.compare import label_set, read
 from calibrant.compare.families import BEFORE
 from calibrant.data import CalibrationSet, sources
 from calibrant.data._base import Source, family_of
@@ -48,7 +48,7 @@ def test_what_a_source_says_of_its_family_is_what_older_records_are_read_with(na
     ],
 )
 def test_an_expression_has_the_family_of_its_source(expression: str, family: str):
-    assert labelled(expression).family == family
+    assert label_set(expression).family == family
 
 
 def store_of(folder: Path, data: str, parts: list[dict[str, str]], run: str = "") -> Store:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrant.compare import Entry, Ranking, rankings
+from calibrant.compare import Ranking, RankingEntry, rankings
 from calibrant.compare.crossed import Sample, Side
 from calibrant.compare.pairwise import Pairs
 from calibrant.store import Cell, Store
@@ -32,12 +32,12 @@ def test_a_ranking_orders_sets_by_their_mean_increase(tmp_path: Path):
     assert not best.tied
     assert second.to_best is not None
     assert second.to_best.value == pytest.approx(second.mean.value - best.mean.value)
-    assert second.tied is not second.to_best.apart(ranking.level, ranking.looks)
+    assert second.tied is not second.to_best.significant(ranking.level, ranking.comparisons)
     assert worst.control
     assert not best.control
     assert not worst.tied
     assert (best.draws, ranking.baselines[0].draws) == (1, 0)
-    assert ranking.looks == 6  # pairs of four
+    assert ranking.comparisons == 6  # pairs of four
     assert ranking.one_draw
     assert ranking.missing == ()
 
@@ -122,7 +122,7 @@ def test_an_empty_store_has_no_ranking(tmp_path: Path):
 # What is really so
 
 
-def rows(ranking: Ranking) -> dict[str, Entry]:
+def rows(ranking: Ranking) -> dict[str, RankingEntry]:
     return {entry.name: entry for entry in (*ranking.entries, *ranking.baselines)}
 
 
@@ -152,11 +152,11 @@ def test_a_set_alone_is_better_than_nothing(tmp_path: Path):
 def test_the_share_of_the_dense_model_that_is_kept(tmp_path: Path):
     ranking = only(store_of(tmp_path, LOSSES))
     c4 = rows(ranking)["c4"]
-    assert c4.kept["docs:text"].value == pytest.approx(math.exp(-c4.increases["docs:text"].value))
-    assert c4.kept["mean"].value == pytest.approx(sum(c4.kept[m].value for m in ranking.measured) / 2)
+    assert c4.share_kept["docs:text"].value == pytest.approx(math.exp(-c4.increases["docs:text"].value))
+    assert c4.share_kept["mean"].value == pytest.approx(sum(c4.share_kept[m].value for m in ranking.measured) / 2)
     assert ranking.dense is not None
-    assert ranking.dense.kept["docs:text"].value == 1
-    assert only(store_of(tmp_path / "without", {"c4": [[3.5, 2.6]]})).best.kept == {}
+    assert ranking.dense.share_kept["docs:text"].value == 1
+    assert only(store_of(tmp_path / "without", {"c4": [[3.5, 2.6]]})).best.share_kept == {}
 
 
 def test_draws_that_overlap_leave_their_variance_out(tmp_path: Path):
@@ -173,7 +173,7 @@ def test_draws_that_overlap_leave_their_variance_out(tmp_path: Path):
 def test_a_set_with_holes_keeps_its_row(tmp_path: Path):
     ranking = only(store_of(tmp_path, LOSSES, missing=["c4/code", "magnitude/docs"]))
     magnitude, c4 = sorted(ranking.partial, key=lambda e: e.name, reverse=True)
-    assert (c4.name, list(c4.losses), list(c4.increases), list(c4.kept)) == ("c4", ["docs:text"], ["docs:text"], ["docs:text"])
+    assert (c4.name, list(c4.losses), list(c4.increases), list(c4.share_kept)) == ("c4", ["docs:text"], ["docs:text"], ["docs:text"])
     assert math.isnan(c4.mean.value)
     assert (c4.to_best, c4.tied, c4.letters, c4.ranks) == (None, False, {}, (0, 0))
     assert list(magnitude.losses) == ["code:text"]
@@ -224,5 +224,5 @@ def test_equal_sets_share_a_letter_in_most_studies(tmp_path: Path):
         for label in "abcdef":
             draws = [measured(hard + rng.normal(0, 0.05) + rng.normal(0, 0.1, 20), tokens) for _ in range(3)]
             sides[label] = {"x": Side.of([Sample.of(m) for m in draws])}
-        wrong += bool(Pairs.of(sides, ["x"]).worse(looks=15).any())
+        wrong += bool(Pairs.of(sides, ["x"]).worse(comparisons=15).any())
     assert wrong / times <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / times)

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrant.compare import Layers, layers, likeness, portraits
+from calibrant.compare import Layers, layers, similarity, summaries
 from calibrant.compare.layers import block_of
-from calibrant.compare.reading import read
+from calibrant.compare.results import read
 
 from tests.compare.stores import store_of
-from tests.compare.test_portraits import WORDS, by_hand, profile
+from tests.compare.test_summaries import WORDS, by_hand, profile
 
 NAMES = [f"model.layers.{b}.{m}" for b in range(3) for m in ("self_attn.q_proj", "mlp.down_proj")]
 LOSSES = {"dense": [[3.0, 2.0]], "c4": [[3.5, 2.6], [3.6, 2.6]], "gsm8k:cot": [[3.9, 2.1], [3.8, 2.2]], "svamp:icl": [[3.9, 2.2]]}
@@ -68,14 +68,14 @@ def test_what_is_felt_parts_by_the_spread_of_log_sizes(tmp_path: Path):
         for a, b in zip(sizes_of(WEIGHTS["c4/0"], block), sizes_of(WEIGHTS["svamp:icl"], block), strict=True):
             difference = a - b
             squares += [(d - difference.mean()) ** 2 for d in difference]
-        assert found.feels[0, 2, block] == pytest.approx(math.sqrt(sum(squares) / len(squares)))
-    assert (found.feels[[0, 1, 2], [0, 1, 2]] == 0).all()
+        assert found.statistics[0, 2, block] == pytest.approx(math.sqrt(sum(squares) / len(squares)))
+    assert (found.statistics[[0, 1, 2], [0, 1, 2]] == 0).all()
 
 
 def test_a_factor_that_a_whole_matrix_shares_is_not_felt(tmp_path: Path):
     louder = [{**w, "inputs": (np.frombuffer(bytes.fromhex(str(w["inputs"])), "<f2") + np.float16(2)).tobytes().hex()} for w in WEIGHTS["c4/0"]]
     found = one(tmp_path, {**WEIGHTS, "svamp:icl": louder})
-    assert found.feels[0, 2] == pytest.approx(0, abs=5e-3)
+    assert found.statistics[0, 2] == pytest.approx(0, abs=5e-3)
 
 
 def test_errors_are_means_over_matrices_and_draws(tmp_path: Path):
@@ -86,7 +86,7 @@ def test_errors_are_means_over_matrices_and_draws(tmp_path: Path):
 
 def test_what_is_usual_is_told_block_by_block(tmp_path: Path):
     found = one(tmp_path)
-    assert found.usual[:, 1] == pytest.approx([found.error[:, 1].min(), np.median(found.error[:, 1]), found.error[:, 1].max()])
+    assert found.error_range[:, 1] == pytest.approx([found.error[:, 1].min(), np.median(found.error[:, 1]), found.error[:, 1].max()])
     assert found.among(["svamp:icl", "c4"]).masks[0, 1, 2] == found.masks[2, 0, 2]
     assert found.among(["svamp:icl"]).error.tolist() == found.error[2:].tolist()
 
@@ -94,14 +94,14 @@ def test_what_is_usual_is_told_block_by_block(tmp_path: Path):
 def test_what_older_records_lack_is_not_a_number(tmp_path: Path):
     found = one(tmp_path, {**WEIGHTS, "svamp:icl": matrices(5, bits=False, inputs=False)})
     assert np.isnan(found.masks[2]).all()
-    assert np.isnan(found.feels[2, :2]).all()
+    assert np.isnan(found.statistics[2, :2]).all()
     assert np.isfinite(found.masks[0, 1]).all()
     older = one(tmp_path / "older", {name: matrices(1, inputs=False) for name in WEIGHTS})
-    assert np.isnan(older.feels).all()
+    assert np.isnan(older.statistics).all()
     assert (older.masks == 1).all()
     oldest = one(tmp_path / "oldest", {name: matrices(1, bits=False, inputs=False) for name in WEIGHTS})
     assert np.isnan(oldest.masks).all()
-    assert np.isnan(oldest.feels).all()
+    assert np.isnan(oldest.statistics).all()
     assert oldest.blocks == found.blocks
 
 
@@ -128,16 +128,16 @@ def test_likeness_is_told_from_words_activations_and_masks(tmp_path: Path):
     store = store_of(tmp_path, LOSSES, weights=WEIGHTS, profiles=profiles)
     reading = read(store)
     found = list(layers(store, reading))
-    alike = likeness(portraits(store, reading), found)
+    alike = similarity(summaries(store, reading), found)
     assert alike.sets == ("c4", "gsm8k:cot", "svamp:icl")
     weights = by_hand({name: {word: 2 * count for word, count in words.items()} for name, words in WORDS.items()})  # two draws of each
     assert alike.by["words"][0, 1] == pytest.approx(sum(v * weights["gsm8k:cot"].get(w, 0.0) for w, v in weights["c4"].items()))
     assert np.isnan(alike.by["words"][2, :2]).all()
-    assert alike.by["does"][0, 1] == pytest.approx(found[0].masks[0, 1].mean())
-    assert alike.by["feels"][0, 1] == pytest.approx(math.exp(-math.sqrt((found[0].feels[0, 1] ** 2).mean())))
+    assert alike.by["masks"][0, 1] == pytest.approx(found[0].masks[0, 1].mean())
+    assert alike.by["statistics"][0, 1] == pytest.approx(math.exp(-math.sqrt((found[0].statistics[0, 1] ** 2).mean())))
     for table in alike.by.values():
         assert (table.diagonal() == 1).all()
     assert [name for name, _ in alike.nearest("c4", "words")] == ["gsm8k:cot"]
-    near = alike.nearest("c4", "does")
+    near = alike.nearest("c4", "masks")
     assert sorted(name for name, _ in near) == ["gsm8k:cot", "svamp:icl"]
     assert near[0][1] >= near[1][1]

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrant.compare.overlaps import Overlaps, overlaps
-from calibrant.compare.reading import read
+from calibrant.compare.overlaps import MaskOverlap, overlaps
+from calibrant.compare.results import read
 
 from tests.compare.stores import store_of
 from tests.compare.test_layers import LOSSES, NAMES, WEIGHTS, matrices
 
 
-def one(folder: Path, weights: dict[str, list[dict[str, object]]] = WEIGHTS) -> Overlaps:
+def one(folder: Path, weights: dict[str, list[dict[str, object]]] = WEIGHTS) -> MaskOverlap:
     store = store_of(folder, LOSSES, weights=weights)
     (found,) = overlaps(store, read(store))
     return found

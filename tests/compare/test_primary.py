@@ -8,24 +8,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calibrant.compare import Contrasted, Estimate, compare, contrast
+from calibrant.compare import Contrast, Estimate, compare, contrast
 from calibrant.compare.primary import _holm
 from calibrant.store import Store
 
 from tests.compare.stores import DRAWN, LOSSES, measured, store_of
 
 Losses = Mapping[str, Sequence[Sequence[float]]]
-PLAIN = Contrasted("c", "a", "b", ("x",), "m", "wanda", "0.5")
+PLAIN = Contrast("c", "a", "b", ("x",), "m", "wanda", "0.5")
 
 
 def contrasted(
     folder: Path, *primary: Mapping[str, Any], losses: Mapping[str, Sequence[Sequence[float]]] = DRAWN, **more: Any
-) -> tuple[Contrasted, ...]:
+) -> tuple[Contrast, ...]:
     study = {"baseline": "c4", "pools": {"arithmetic": ["gsm8k:icl", "svamp:icl"]}, "primary": list(primary)}
     return compare(store_of(folder, losses, study=study, **more)).contrasts
 
 
-def only(folder: Path, primary: Mapping[str, Any], **more: Any) -> Contrasted:
+def only(folder: Path, primary: Mapping[str, Any], **more: Any) -> Contrast:
     (found,) = contrasted(folder, primary, **more)
     return found
 
@@ -94,7 +94,7 @@ def test_identical_sets_are_never_called_different(tmp_path: Path):
     store.write_cells([*store.cells(), *twins], store.study())
     found = compare(store)
     (twin,) = found.contrasts
-    assert (twin.p, twin.verdict) == (1.0, "cannot tell")
+    assert (twin.p, twin.verdict) == (1.0, "not significant")
     letters = {e.name: e.letters for e in found.rankings[0].entries}
     assert letters["twin"] == letters["c4"]
     assert {e.name: e.ranks for e in found.rankings[0].entries}["twin"] == (1, 2)
@@ -102,7 +102,7 @@ def test_identical_sets_are_never_called_different(tmp_path: Path):
 
 def test_one_draw_cannot_say(tmp_path: Path):
     found = only(tmp_path, {"compare": "gsm8k:cot", "with": "c4"}, losses=LOSSES)
-    assert found.verdict == "one draw cannot say"
+    assert found.verdict == "one draw only"
     assert found.p is found.p_holm is None
     assert found.draws == (1, 1)
     assert found.difference is not None
@@ -113,7 +113,7 @@ def test_one_draw_cannot_say(tmp_path: Path):
 
 def test_one_draw_on_one_side_is_enough_to_say_nothing(tmp_path: Path):
     found = only(tmp_path, {"compare": "svamp:icl"}, losses={**DRAWN, "c4": DRAWN["c4"][:1]})
-    assert found.verdict == "one draw cannot say"
+    assert found.verdict == "one draw only"
     assert found.draws == (3, 1)
     assert "c4 was drawn once" in found.reason
 
@@ -219,7 +219,7 @@ def test_contrasts_that_cannot_be_computed_are_counted():
 def test_a_verdict_is_joint():
     sure = replace(PLAIN, difference=Estimate(1.0, 0.1, 9.0, 10), p=0.03)
     assert [c.verdict for c in _holm([sure])] == ["worse"]
-    assert [c.verdict for c in _holm([sure, sure])] == ["cannot tell", "cannot tell"]
+    assert [c.verdict for c in _holm([sure, sure])] == ["not significant", "not significant"]
 
 
 def test_a_contrast_is_what_contrast_says(tmp_path: Path):

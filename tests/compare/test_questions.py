@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrant.compare import MEAN, Question, compare, contrast
+from calibrant.compare import MEAN, PaperQuestion, compare, contrast
 from calibrant.errors import SpecError
 
 from tests.compare.stores import store_of
@@ -21,7 +21,7 @@ def draws(*losses: float, noise: float = 0.005) -> list[list[float]]:
     return [[loss + float(rng.normal(0, noise)) for loss in losses] for _ in range(4)]
 
 
-def asked(folder: Path, losses: Losses, measures: Sequence[str] = ("wikitext", "gsm8k"), **of: object) -> dict[str, Question]:
+def asked(folder: Path, losses: Losses, measures: Sequence[str] = ("wikitext", "gsm8k"), **of: object) -> dict[str, PaperQuestion]:
     store = store_of(folder, {**DENSE, **losses}, measures=measures)
     return {q.name: q for q in compare(store, **of).questions}  # pyright: ignore[reportArgumentType]
 
@@ -29,9 +29,9 @@ def asked(folder: Path, losses: Losses, measures: Sequence[str] = ("wikitext", "
 def test_a_baseline_that_is_beaten_is_not_the_best(tmp_path: Path):
     found = asked(tmp_path, {"c4": draws(3.6, 2.6), "pile": draws(3.3, 2.4), "wikitext": draws(3.6, 2.6), "random_tokens": draws(3.1, 2.1)})
     best = found["baseline"]
-    assert (best.asks, best.answer) == ("Is c4 the best calibration set?", "no")
-    assert "pile did better than c4 beyond noise" in best.told
-    assert "random_tokens" not in best.told, "a control is no rival"
+    assert (best.question, best.answer) == ("Is c4 the best calibration set?", "no")
+    assert "pile did better than c4 beyond noise" in best.explanation
+    assert "random_tokens" not in best.explanation, "a control is no rival"
     assert [e.label for e in best.evidence] == ["c4 against pile", "c4 against wikitext"]
     assert best.evidence[0].difference.value == pytest.approx(0.25, abs=0.02)
     assert best.evidence[0].verdict == "worse"
@@ -43,8 +43,8 @@ def test_a_baseline_that_is_beaten_is_not_the_best(tmp_path: Path):
 def test_a_baseline_that_beats_all_is_the_best_and_a_tie_is_open(tmp_path: Path):
     assert asked(tmp_path / "a", {"c4": draws(3.2, 2.2), "pile": draws(3.6, 2.6), "full_stops": draws(9, 9)})["baseline"].answer == "yes"
     tied = asked(tmp_path / "b", {"c4": draws(3.2, 2.2), "pile": draws(3.2, 2.2, noise=0.02), "oscar": draws(3.9, 2.9)})["baseline"]
-    assert tied.answer == "cannot tell"
-    assert "pile can't be told apart from it" in tied.told
+    assert tied.answer == "not significant"
+    assert "pile can't be told apart from it" in tied.explanation
 
 
 def test_the_intervals_behind_one_answer_hold_together(tmp_path: Path):
@@ -83,11 +83,11 @@ def test_own_data_is_looked_for_by_source(tmp_path: Path):
     question = asked(tmp_path, losses)["own"]
     assert question.answer == "yes"
     assert {(e.on, round(e.difference.value, 1)) for e in question.evidence} == {("wikitext:text", -0.3), ("gsm8k:text", -0.4)}
-    assert "better in 2" in question.told
+    assert "better in 2" in question.explanation
     mixed = asked(tmp_path / "b", {"wikitext": draws(3.9, 2.2), "gsm8k:icl": draws(3.5, 2.0)})["own"]
     assert mixed.answer == "it depends"
-    assert "better in 1" in mixed.told
-    assert "worse in 1" in mixed.told
+    assert "better in 1" in mixed.explanation
+    assert "worse in 1" in mixed.explanation
 
 
 def test_a_task_has_the_source_that_it_is_named_after(tmp_path: Path):
@@ -106,14 +106,14 @@ def test_formats_are_compared_within_a_source(tmp_path: Path):
     found = asked(tmp_path, losses)
     assert found["icl"].answer == "yes"
     assert [e.label for e in found["icl"].evidence] == ["gsm8k:icl against gsm8k:zero"]
-    assert found["cot"].answer == "cannot tell"
-    assert "can't be told apart in the one comparison there is" in found["cot"].told
+    assert found["cot"].answer == "not significant"
+    assert "can't be told apart in the one comparison there is" in found["cot"].explanation
 
 
 def test_what_cannot_be_asked_says_what_is_lacking(tmp_path: Path):
     found = asked(tmp_path, {"c4": draws(3.2, 2.2)}, measures=("docs", "code"))
-    assert {name: q.answer for name, q in found.items()} == dict.fromkeys(("baseline", "arithmetic", "own", "icl", "cot"), "not asked")
-    assert "It takes" in found["own"].told
+    assert {name: q.answer for name, q in found.items()} == dict.fromkeys(("baseline", "arithmetic", "own", "icl", "cot"), "not covered")
+    assert "It takes" in found["own"].explanation
 
 
 def test_one_draw_speaks_for_itself_alone(tmp_path: Path):
@@ -138,7 +138,7 @@ def test_the_baseline_is_the_one_asked_for_the_studys_or_c4(tmp_path: Path, give
         if name != expected:
             assert set(entry.to_baseline) == {"docs:text", "code:text", MEAN}
             assert entry.to_baseline[MEAN].value == pytest.approx(entry.mean.value - by_name[expected].mean.value)
-    assert ranking.baseline_looks == 3
+    assert ranking.baseline_comparisons == 3
 
 
 def test_without_c4_the_first_set_is_the_baseline(tmp_path: Path):

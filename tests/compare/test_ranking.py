@@ -1,6 +1,6 @@
 import pytest
 
-from calibrant.compare.ranking import bits_of, is_grid, kind_of
+from calibrant.compare.ranking import bits_of, is_grid, target_noun
 from calibrant.targets import Grid, kinds, parse_target
 
 
@@ -24,4 +24,4 @@ def test_every_kind_of_target_is_told_from_the_others():
     ("targets", "kind"), [([], "sparsity"), (["0.5", "2:4"], "sparsity"), (["w4g64"], "target"), (["0.5", "w4"], "target"), (["rank=1"], "target")]
 )
 def test_what_several_targets_are_called(targets: list[str], kind: str):
-    assert kind_of(targets) == kind
+    assert target_noun(targets) == kind

@@ -9,7 +9,7 @@ import pytest
 
 from calibrant.compare import compare, read, tidy
 from calibrant.compare.crossed import Sample
-from calibrant.compare.reading import narrowed
+from calibrant.compare.results import narrowed
 from calibrant.errors import DataError, SpecError
 from calibrant.store import Store
 
@@ -20,7 +20,7 @@ from tests.compare.synthetic import Synthetic
 @pytest.mark.parametrize("rows", [10**6, 20])
 def test_what_is_read_at_once_is_what_the_store_gives_one_by_one(tmp_path: Path, rows: int):
     store = store_of(tmp_path, DRAWN)
-    with patch("calibrant.compare.reading.ROWS", rows):
+    with patch("calibrant.compare.results.ROWS", rows):
         reading = read(store)
     assert len(reading.cells) == 10
     for cell in reading.cells:
@@ -132,7 +132,7 @@ def test_comparing_counts_what_it_shows(tmp_path: Path):
     store = store_of(tmp_path, DRAWN)
     store.write_cells(store.cells(), revisions={"method wanda": 2})
     found = compare(store)
-    assert found.looks == 9  # three pairs, on two measured sets and their mean
+    assert found.comparisons == 9  # three pairs, on two measured sets and their mean
     assert found.stale == 9
     assert not found.one_draw
     assert found.missing == ()

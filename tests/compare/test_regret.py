@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from calibrant.compare import Estimate, rankings
-from calibrant.compare.regret import regret, told_apart
+from calibrant.compare.regret import regret, significantly_different
 
 from tests.compare.stores import store_of
 from tests.report.made import entry, ranking
@@ -57,4 +57,4 @@ def test_holes_stay_holes():
 )
 def test_letters_that_are_shared(a: str, b: str, apart: bool):
     first, second = (replace(entry("x", (0.1, 0.1), None), letters={"docs:text": text}) for text in (a, b))
-    assert told_apart(first, second, "docs:text") == apart
+    assert significantly_different(first, second, "docs:text") == apart

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from calibrant.compare import Agreement, Comparison, Contrasted, Entry, Estimate, Ranking, labelled
-from calibrant.compare.reading import Reading
+from calibrant.compare import Comparison, Contrast, Estimate, RankAgreement, Ranking, RankingEntry, Results, label_set
 from calibrant.report.facts import StudyFacts
 from calibrant.report.reporting import Report
 from calibrant.store import Cell, Measurement, Outcome, Record, Run, Score, Store
@@ -15,21 +14,23 @@ DENSE = {"docs:text": 2.6, "code:text": 2.3}
 NOTHING = Estimate(math.nan, None, 0.0, 0)
 
 
-def entry(name: str, increases: tuple[float, float], to_best: float | None, *, tied: bool = False, draws: int = 1, spread: float = 0.02) -> Entry:
+def entry(
+    name: str, increases: tuple[float, float], to_best: float | None, *, tied: bool = False, draws: int = 1, spread: float = 0.02
+) -> RankingEntry:
     each = {m: Estimate(v, spread, 20.0, 21) for m, v in zip(DENSE, increases, strict=True)}
     losses = {m: replace(e, value=e.value + DENSE[m]) for m, e in each.items()}
     gap = None if to_best is None else Estimate(to_best, spread, 20.0, 42)
     mean = Estimate(sum(increases) / 2, spread, 20.0, 42)
-    label = labelled(name) if draws else None
-    return Entry(name, bool(label and label.control), (f"sha256:{name}",), draws, losses, each, mean, gap, tied, label=label)
+    label = label_set(name) if draws else None
+    return RankingEntry(name, bool(label and label.control), (f"sha256:{name}",), draws, losses, each, mean, gap, tied, label=label)
 
 
-def renamed(made: Entry, name: str) -> Entry:
+def renamed(made: RankingEntry, name: str) -> RankingEntry:
     """The same row of another set."""
-    return replace(made, name=name, label=labelled(name))
+    return replace(made, name=name, label=label_set(name))
 
 
-def ranking(*entries: Entry, baselines: tuple[Entry, ...] = (), **changes: object) -> Ranking:
+def ranking(*entries: RankingEntry, baselines: tuple[RankingEntry, ...] = (), **changes: object) -> Ranking:
     given = {
         "model": "smollm2",
         "method": "wanda",
@@ -51,9 +52,9 @@ MAGNITUDE = entry("magnitude", (5.0, 5.5), 3.65, draws=0)
 PLAIN = ranking(BEST, SECOND, LAST, baselines=(MAGNITUDE,))
 
 
-def lettered(made: Entry, letters: str, ranks: tuple[int, int], *best_on: str) -> Entry:
+def lettered(made: RankingEntry, letters: str, ranks: tuple[int, int], *best_on: str) -> RankingEntry:
     kept = {m: Estimate(math.exp(-e.value), 0.01, 20.0, 21) for m, e in made.increases.items()}
-    return replace(made, letters={**dict.fromkeys(DENSE, letters), "mean": letters}, ranks=ranks, best_on=frozenset(best_on), kept=kept)
+    return replace(made, letters={**dict.fromkeys(DENSE, letters), "mean": letters}, ranks=ranks, best_on=frozenset(best_on), share_kept=kept)
 
 
 HOLED = replace(
@@ -71,7 +72,7 @@ FULL = ranking(
 )
 
 
-def contrasted(name: str, difference: float | None, p_holm: float | None, draws: tuple[int, int] = (3, 3), **changes: object) -> Contrasted:
+def contrasted(name: str, difference: float | None, p_holm: float | None, draws: tuple[int, int] = (3, 3), **changes: object) -> Contrast:
     given = {
         "difference": None if difference is None else Estimate(difference, 0.02, 8.0, 40),
         "p": None if p_holm is None else p_holm / 4,
@@ -81,7 +82,7 @@ def contrasted(name: str, difference: float | None, p_holm: float | None, draws:
         "unit": "nats/token",
         **changes,
     }
-    return Contrasted(name, "gsm8k:icl", "c4", ("docs:text",), "smollm2", "wanda", "0.6", **given)
+    return Contrast(name, "gsm8k:icl", "c4", ("docs:text",), "smollm2", "wanda", "0.6", **given)
 
 
 BETTER = contrasted("own data", -0.123, 0.004)
@@ -91,15 +92,17 @@ ONCE = contrasted("drawn once", -0.2, None, (1, 1), reason="The interval covers 
 LOST = contrasted("", None, None, reason="Pile (draw 0) failed: no rows.", unit="")
 CONTRASTS = (BETTER, WORSE, OPEN, ONCE, LOST)
 AGREEMENTS = (
-    Agreement("method", "wanda", "sparsegpt", "smollm2", 0.87, (0.5, 1.0), 6, "60 % sparsity"),
-    Agreement("method", "wanda", "sparsegpt", "qwen", 0.2, (-0.1, 0.5), 6, "60 % sparsity"),
-    Agreement("target", "0.6", "2:4", "smollm2", -0.1, None, 6, "wanda"),
+    RankAgreement("method", "wanda", "sparsegpt", "smollm2", 0.87, (0.5, 1.0), 6, "60 % sparsity"),
+    RankAgreement("method", "wanda", "sparsegpt", "qwen", 0.2, (-0.1, 0.5), 6, "60 % sparsity"),
+    RankAgreement("target", "0.6", "2:4", "smollm2", -0.1, None, 6, "wanda"),
 )
-EVERYTHING = Comparison((FULL,), CONTRASTS, AGREEMENTS, looks=63, missing=("pile (draw 0) on loss(source='docs'): DataError: no rows",), stale=2)
+EVERYTHING = Comparison(
+    (FULL,), CONTRASTS, AGREEMENTS, comparisons=63, missing=("pile (draw 0) on loss(source='docs'): DataError: no rows",), stale=2
+)
 ACCOUNT = StudyFacts({"smollm2": "dequantized from Q4_1"}, (), {"compress": 3.0}, {}, {}, (), "")
 
 
-READING = Reading((), {}, {}, {}, {}, {}, frozenset())
+READING = Results((), {}, {}, {}, {}, {}, frozenset())
 """Of nothing."""
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from calibrant.compare.reading import read
+from calibrant.compare import read
 from calibrant.errors import OutputError, SpecError
 from calibrant.report import FORMATS, check_format, report
 from calibrant.report.facts import facts_of

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from calibrant.report.sentences import aimed, caveats, doubts, finding, listed, percent, remarks, short
+from calibrant.report.sentences import caveats, describe_target, doubts, finding, join_names, percent, remarks, short
 
 from tests.report.made import BEST, FULL, HOLED, LAST, MAGNITUDE, PLAIN, SECOND, entry, plain, ranking
 
@@ -53,7 +53,7 @@ def test_the_finding_of_another_measure():
 
 
 def test_one_draw_is_never_passed_over():
-    assert "one draw cannot say" in caveats(PLAIN)[0]
+    assert "one draw only" in caveats(PLAIN)[0]
     mixed = caveats(ranking(BEST, replace(SECOND, draws=3)))[0]
     assert "Some sets were drawn once" in mixed
     several = caveats(ranking(replace(BEST, draws=3), replace(SECOND, draws=2)))[0]
@@ -122,7 +122,7 @@ def test_percent(share: float, told: str):
 def test_short_names_stay_distinct():
     assert short("wikitext:text", ["wikitext:text", "gsm8k:qa"]) == "wikitext"
     assert short("gsm8k:qa", ["gsm8k:cot", "gsm8k:qa"]) == "gsm8k:qa"
-    assert [listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+    assert [join_names(["a"]), join_names(["a", "b"]), join_names(["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
 
 
 @pytest.mark.parametrize(
@@ -141,4 +141,4 @@ def test_short_names_stay_distinct():
     ],
 )
 def test_a_target_in_words(target: str, told: str):
-    assert aimed(target) == told
+    assert describe_target(target) == told

@@ -1,55 +1,64 @@
 """Which differences are real: paired comparisons of what was measured, with their uncertainty. No torch here."""
 
-from calibrant.compare.agreement import Agreement
+from calibrant.compare.agreement import RankAgreement
 from calibrant.compare.comparing import Comparison, compare, rankings
 from calibrant.compare.crossed import Draws, contrast
 from calibrant.compare.draws import draws
 from calibrant.compare.estimate import LEVEL, Estimate, t_quantile
-from calibrant.compare.families import labelled
+from calibrant.compare.families import label_set
 from calibrant.compare.layers import Layers, layers
-from calibrant.compare.likeness import MEASURES, Likeness, likeness
-from calibrant.compare.overlaps import Overlaps, overlaps
-from calibrant.compare.portraits import Draw, Portrait, portraits, usual
-from calibrant.compare.primary import Contrasted
-from calibrant.compare.questions import Evidence, Question
-from calibrant.compare.ranking import MEAN, Entry, Ranking, pairs
-from calibrant.compare.reading import Reading, read
-from calibrant.compare.regret import Regret, regret
+from calibrant.compare.overlaps import MaskOverlap, overlaps
+from calibrant.compare.power import detectable
+from calibrant.compare.primary import Contrast
+from calibrant.compare.questions import Evidence, PaperQuestion
+from calibrant.compare.ranking import MEAN, Ranking, RankingEntry, bits_of, describe_target, is_grid, join_names, pairs, target_noun
+from calibrant.compare.regret import Regret, regret, significantly_different
+from calibrant.compare.results import Results, narrowed, read
+from calibrant.compare.similarity import MEASURES, Similarity, similarity
+from calibrant.compare.summaries import Draw, SetSummary, medians, summaries
 from calibrant.compare.tidying import tidy
 
 __all__ = [
     "LEVEL",
     "MEAN",
     "MEASURES",
-    "Agreement",
     "Comparison",
-    "Contrasted",
+    "Contrast",
     "Draw",
     "Draws",
-    "Entry",
     "Estimate",
     "Evidence",
     "Layers",
-    "Likeness",
-    "Overlaps",
-    "Portrait",
-    "Question",
+    "MaskOverlap",
+    "PaperQuestion",
+    "RankAgreement",
     "Ranking",
-    "Reading",
+    "RankingEntry",
     "Regret",
+    "Results",
+    "SetSummary",
+    "Similarity",
+    "bits_of",
     "compare",
     "contrast",
+    "describe_target",
+    "detectable",
     "draws",
-    "labelled",
+    "is_grid",
+    "join_names",
+    "label_set",
     "layers",
-    "likeness",
+    "medians",
+    "narrowed",
     "overlaps",
     "pairs",
-    "portraits",
     "rankings",
     "read",
     "regret",
+    "significantly_different",
+    "similarity",
+    "summaries",
     "t_quantile",
+    "target_noun",
     "tidy",
-    "usual",
 ]

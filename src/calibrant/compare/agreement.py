@@ -21,7 +21,7 @@ Along = Literal["method", "target", "measured"]
 
 
 @dataclass(frozen=True)
-class Agreement:
+class RankAgreement:
     """How far two rankings of the same `sets` calibration sets agree: Kendall's τ-b, 1 for the same order, −1 for the reverse.
 
     `a` and `b` are two methods, targets or measured sets of `model`; `within` says what both have in common. Controls are left out: that both
@@ -38,13 +38,13 @@ class Agreement:
     within: str = ""
 
 
-def agreements(fields: Sequence[Field]) -> list[Agreement]:
+def agreements(fields: Sequence[Field]) -> list[RankAgreement]:
     """Every two rankings of three sets or more that differ in one thing only: the method, the target, or what is measured."""
     found = [pair for a, b in combinations(fields, 2) if (pair := _across(a, b)) is not None]
     return [*found, *(pair for field in fields for pair in _within(field))]
 
 
-def _across(a: Field, b: Field) -> Agreement | None:
+def _across(a: Field, b: Field) -> RankAgreement | None:
     ours, theirs = a.group, b.group
     if ours.model != theirs.model or ours.propagate != theirs.propagate or a.averaged != b.averaged:
         return None
@@ -55,19 +55,21 @@ def _across(a: Field, b: Field) -> Agreement | None:
     return None
 
 
-def _within(field: Field) -> Iterator[Agreement]:
+def _within(field: Field) -> Iterator[RankAgreement]:
     for a, b in combinations(field.measured, 2):
         found = _agreement("measured", a, b, field, (field, field), (a, b), f"{field.group.method} at {field.group.target}")
         if found is not None:
             yield found
 
 
-def _agreement(along: Along, a: str, b: str, field: Field, both: tuple[Field, Field], names: tuple[str, str], within: str) -> Agreement | None:
+def _agreement(along: Along, a: str, b: str, field: Field, both: tuple[Field, Field], names: tuple[str, str], within: str) -> RankAgreement | None:
     sets = [label for label in both[0].sets if label in both[1].sets and not field.label(label).control]
     if len(sets) < 3:
         return None
     first, second = (one.tables[name].among(sets) for one, name in zip(both, names, strict=True))
-    return Agreement(along, a, b, field.group.model, tau_b(first.values, second.values), tau_interval(first, second, field.level), len(sets), within)
+    return RankAgreement(
+        along, a, b, field.group.model, tau_b(first.values, second.values), tau_interval(first, second, field.level), len(sets), within
+    )
 
 
 def tau_b(a: Float[np.ndarray, "n n"], b: Float[np.ndarray, "n n"]) -> float:
@@ -84,8 +86,8 @@ def tau_interval(a: Pairs, b: Pairs, level: float) -> tuple[float, float] | None
     """
     if np.isnan(a.spread.variance).any() or np.isnan(b.spread.variance).any():
         return None
-    looks = pairs(len(a.labels))
-    first, second = ((worse := table.worse(level, looks)).astype(int) - worse.T for table in (a, b))
+    comparisons = pairs(len(a.labels))
+    first, second = ((worse := table.worse(level, comparisons)).astype(int) - worse.T for table in (a, b))
     every = len(a.labels) * (len(a.labels) - 1)
     known, open_ = int((first * second).sum()), every - int((first * second != 0).sum())
     return (known - open_) / every, (known + open_) / every

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from calibrant.compare.crossed import Drawn, Sample, Side
-from calibrant.compare.reading import Reading
+from calibrant.compare.results import Results
 from calibrant.store import Cell
 
 DENSE: Final = "dense"
@@ -15,7 +15,7 @@ OVERLAP: Final = 0.10
 """The share of its rows that a draw may have in common with earlier ones and still count as another draw."""
 
 
-class Group(NamedTuple):
+class Setting(NamedTuple):
     """What a ranking is for."""
 
     model: str
@@ -24,13 +24,13 @@ class Group(NamedTuple):
     propagate: str
 
 
-def grouped(cells: Sequence[Cell]) -> dict[Group, list[Cell]]:
+def grouped(cells: Sequence[Cell]) -> dict[Setting, list[Cell]]:
     """The cells of each group, in their order: those of its sets, the dense model, and the baselines of its target."""
     places = {id(cell): place for place, cell in enumerate(cells)}
-    found: dict[Group, list[Cell]] = {}
+    found: dict[Setting, list[Cell]] = {}
     for cell in cells:
         if cell.data:
-            found.setdefault(Group(cell.model, cell.method, cell.target, cell.propagate), []).append(cell)
+            found.setdefault(Setting(cell.model, cell.method, cell.target, cell.propagate), []).append(cell)
     baselines = [cell for cell in cells if not cell.data]
     for group, mine in found.items():
         mine += [c for c in baselines if c.model == group.model and (c.method == "none" or c.target == group.target)]
@@ -38,13 +38,13 @@ def grouped(cells: Sequence[Cell]) -> dict[Group, list[Cell]]:
     return dict(sorted(found.items()))
 
 
-def unranked(cells: Sequence[Cell]) -> dict[Group, list[Cell]]:
+def unranked(cells: Sequence[Cell]) -> dict[Setting, list[Cell]]:
     """The cells of each method that looks at no data, with the dense model, where no set is asked for with its target: it stands in no ranking."""
     ranked = {(group.model, group.target) for group in grouped(cells)}
-    found: dict[Group, list[Cell]] = {}
+    found: dict[Setting, list[Cell]] = {}
     for cell in cells:
         if not cell.data and cell.method != "none" and (cell.model, cell.target) not in ranked:
-            found.setdefault(Group(cell.model, cell.method, cell.target, ""), []).append(cell)
+            found.setdefault(Setting(cell.model, cell.method, cell.target, ""), []).append(cell)
     return {group: [*(c for c in cells if c.method == "none" and c.model == group.model), *mine] for group, mine in found.items()}
 
 
@@ -68,7 +68,7 @@ class Answers:
         return len(self.runs[label]) if label in self.sets else 0
 
     @staticmethod
-    def of(cells: Sequence[Cell], reading: Reading, texts: Sequence[str] = ()) -> "Answers":
+    def of(cells: Sequence[Cell], reading: Results, texts: Sequence[str] = ()) -> "Answers":
         """The answers of a group's cells to the evaluators `texts` (all, without). Raises `DataError` for draws that can't be paired."""
         names = {text: name for text, name in _measured_names(cells, reading).items() if not texts or text in texts}
         found: dict[str, dict[str, list[Sample]]] = {}
@@ -98,7 +98,7 @@ class Answers:
         )
 
 
-def _overlaps(runs: Mapping[str, Sequence[str]], reading: Reading) -> dict[str, float]:
+def _overlaps(runs: Mapping[str, Sequence[str]], reading: Results) -> dict[str, float]:
     most = {label: max(map(reading.overlap, each)) for label, each in runs.items()}
     return {label: share for label, share in most.items() if share > OVERLAP}
 
@@ -108,7 +108,7 @@ def label_of(cell: Cell) -> str:
     return cell.data or (DENSE if cell.method == "none" else cell.method)
 
 
-def _measured_names(cells: Sequence[Cell], reading: Reading) -> dict[str, str]:
+def _measured_names(cells: Sequence[Cell], reading: Results) -> dict[str, str]:
     """Evaluator text -> the name of what it measured, made distinct where two measure the same thing differently."""
     found: dict[str, str] = {}
     for cell in cells:
@@ -119,7 +119,7 @@ def _measured_names(cells: Sequence[Cell], reading: Reading) -> dict[str, str]:
     return {text: name if seen.count(name) == 1 else f"{name} [{text}]" for text, name in found.items()}
 
 
-def holes(cells: Sequence[Cell], reading: Reading, texts: Sequence[str] = ()) -> Iterator[str]:
+def holes(cells: Sequence[Cell], reading: Results, texts: Sequence[str] = ()) -> Iterator[str]:
     """What the cells lack of the evaluators `texts` (all that any of them names, without), a sentence each, with the reason."""
     by_cell = {tuple(f["cell"]): f for f in reading.failures.values() if "cell" in f}
     wanted = texts or tuple(dict.fromkeys(text for cell in cells for text in cell.measures))

@@ -29,16 +29,16 @@ class Estimate:
         """The value, written by `spec`, and its standard error where there is one: `f"{estimate:+.3f}"` is +0.123 ± 0.045."""
         return format(self.value, spec) + ("" if self.stderr is None else f" ± {format(self.stderr, spec.lstrip('+'))}")
 
-    def interval(self, level: float = LEVEL, looks: int = 1) -> tuple[float, float] | None:
-        """The interval at `level`, jointly over `looks` comparisons; None without a standard error."""
+    def interval(self, level: float = LEVEL, comparisons: int = 1) -> tuple[float, float] | None:
+        """The interval at `level`, jointly over `comparisons` comparisons; None without a standard error."""
         if self.stderr is None:
             return None
-        half = self.quantile(1 - (1 - level) / (2 * looks)) * self.stderr
+        half = self.quantile(1 - (1 - level) / (2 * comparisons)) * self.stderr
         return self.value - half, self.value + half
 
-    def apart(self, level: float = LEVEL, looks: int = 1) -> bool:
+    def significant(self, level: float = LEVEL, comparisons: int = 1) -> bool:
         """Whether the interval leaves out zero. Without an interval nothing can be told apart."""
-        interval = self.interval(level, looks)
+        interval = self.interval(level, comparisons)
         return interval is not None and not interval[0] <= 0 <= interval[1]
 
     def quantile(self, p: float) -> float:

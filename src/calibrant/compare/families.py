@@ -26,10 +26,10 @@ BEFORE: Final[Mapping[str, Family]] = {
 def labels_of(texts: Iterable[str], told: Mapping[str, SetLabel], records: Iterable[Record]) -> dict[str, SetLabel]:
     """Every set of `texts` by its text: as `told`, else read from the text, with the family that one of the `records` has of it."""
     families = {record.run.data: family for record in records if (family := _family(record.data_facts))}
-    return {text: told.get(text) or labelled(text, families.get(text, "")) for text in dict.fromkeys(texts) if text}
+    return {text: told.get(text) or label_set(text, families.get(text, "")) for text in dict.fromkeys(texts) if text}
 
 
-def labelled(text: str, family: str = "") -> SetLabel:
+def label_set(text: str, family: str = "") -> SetLabel:
     """Return what a set is called whose text alone is known, and perhaps its `family`: else that of its source in older records, or `own`."""
     found = set_label(text)
     return found if found.mixed else replace(found, family=known_family(family) if family else BEFORE.get(found.name, "own"))

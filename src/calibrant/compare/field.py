@@ -7,14 +7,14 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool
 
-from calibrant.compare.answers import DENSE, Answers, Group, holes
+from calibrant.compare.answers import DENSE, Answers, Setting, holes
 from calibrant.compare.crossed import Side, combination
 from calibrant.compare.effects import kept
 from calibrant.compare.estimate import LEVEL, Estimate
 from calibrant.compare.letters import compact_letters
 from calibrant.compare.pairwise import Pairs
-from calibrant.compare.ranking import MEAN, Entry, Ranking, pairs
-from calibrant.compare.reading import Reading
+from calibrant.compare.ranking import MEAN, Ranking, RankingEntry, pairs
+from calibrant.compare.results import Results
 from calibrant.grammar import SetLabel
 from calibrant.outcomes import Score
 from calibrant.store import Cell
@@ -26,7 +26,7 @@ UNKNOWN = Estimate(math.nan, None, 0.0, 0)
 class Field:
     """The sets and baselines of one group, compared in every two: on each measured set and on average."""
 
-    def __init__(self, group: Group, cells: Sequence[Cell], reading: Reading, level: float = LEVEL, baseline: str = "") -> None:
+    def __init__(self, group: Setting, cells: Sequence[Cell], reading: Results, level: float = LEVEL, baseline: str = "") -> None:
         self.group, self.level, self._wanted = group, level, baseline
         self._cells, self._reading = cells, reading
         self._answers = Answers.of(cells, reading)
@@ -139,13 +139,13 @@ class Field:
             baseline=self.baseline,
         )
 
-    def _entry(self, label: str) -> Entry:
+    def _entry(self, label: str) -> RankingEntry:
         """The row of one label."""
         whole, best = label in self._answers.sides, self.sets[0] if self.sets else ""
         mine = self._answers.sides[label] if whole else self._answers.partial[label]
         known = [m for m in mine if m in self._dense]
         to_best = self.tables[MEAN].estimate(label, best) if label in self._rows and best not in ("", label) else None
-        return Entry(
+        return RankingEntry(
             name=label,
             control=label in self._answers.sets and self.label(label).control,
             runs=self._answers.runs[label],
@@ -154,10 +154,10 @@ class Field:
             increases={m: self._of({m: mine[m]}, self._dense) for m in known},
             mean=self._of({m: mine[m] for m in self.averaged}, self._dense or None) if whole else UNKNOWN,
             to_best=to_best,
-            tied=to_best is not None and not to_best.apart(self.level, self._looks),
+            tied=to_best is not None and not to_best.significant(self.level, self._looks),
             letters={name: letters[label] for name, letters in self._letters.items() if label in letters},
             ranks=self._ranks.get(label, (0, 0)),
-            kept=self._kept(mine, known, whole),
+            share_kept=self._kept(mine, known, whole),
             best_on=frozenset(name for name, best in self._best_on.items() if best == label),
             overlapping=label in self._answers.overlapping,
             to_baseline=self._to_baseline(label),

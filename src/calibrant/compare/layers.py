@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
-from calibrant.compare.answers import Group, grouped
-from calibrant.compare.reading import Reading
+from calibrant.compare.answers import Setting, grouped
+from calibrant.compare.results import Results
 from calibrant.families import Family
 from calibrant.store import Store
 
@@ -25,9 +25,10 @@ _BLOCK: Final = re.compile(r"(.*?\.\d+)(?:\.|$)")
 class Layers:
     """One group of runs, block by block. Several draws of a set are averaged; of two sets, draws of the same number are compared.
 
-    `masks` is the share of the sampled mask bits that agree, 1 for the same masks. `feels` is the standard deviation, over sampled input features
-    of the block's matrices, of the difference of ln √(mean x²): 0 for the same activations, and for such as differ by one factor a matrix, which
-    no method that compares within a matrix sees. `error` is the mean relative error of the outputs of the block's matrices. NaN is unknown.
+    `masks` is the share of the sampled mask bits that agree, 1 for the same masks. `statistics` is the standard deviation, over sampled input
+    features of the block's matrices, of the difference of ln √(mean x²): 0 for the same activations, and for such as differ by one factor a
+    matrix, which no method that compares within a matrix sees. `error` is the mean relative error of the outputs of the block's matrices. NaN is
+    unknown.
     `families` say what kind of data each set is.
     """
 
@@ -38,12 +39,12 @@ class Layers:
     sets: tuple[str, ...]
     blocks: tuple[str, ...]
     masks: Float[np.ndarray, "set set block"]
-    feels: Float[np.ndarray, "set set block"]
+    statistics: Float[np.ndarray, "set set block"]
     error: Float[np.ndarray, "set block"]
     families: Mapping[str, Family] = field(default_factory=dict[str, Family])
 
     @cached_property
-    def usual(self) -> Float[np.ndarray, "3 block"]:
+    def error_range(self) -> Float[np.ndarray, "3 block"]:
         """The smallest, the middle and the largest error of the sets in each block; NaN where none is known."""
         known = [row[np.isfinite(row)] for row in self.error.T]
         return np.array([[f(row) if len(row) else np.nan for row in known] for f in (np.min, np.median, np.max)])
@@ -52,7 +53,7 @@ class Layers:
         """The same of some sets only, in this order."""
         at = [self.sets.index(name) for name in sets]
         grid = np.ix_(at, at)
-        return replace(self, sets=tuple(sets), masks=self.masks[grid], feels=self.feels[grid], error=self.error[at])
+        return replace(self, sets=tuple(sets), masks=self.masks[grid], statistics=self.statistics[grid], error=self.error[at])
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class _Run:
     blocks: tuple[str, ...]
 
 
-def layers(store: Store, reading: Reading) -> Iterator[Layers]:
+def layers(store: Store, reading: Results) -> Iterator[Layers]:
     """Every group of the grid, in the order of its rankings, that has a record with matrices. `DataError` for a record that can't be read."""
     for group, cells in grouped(reading.cells).items():
         runs: dict[str, dict[int, _Run]] = {}
@@ -101,16 +102,16 @@ def _sizes(inputs: str) -> Float[np.ndarray, " feature"]:
     return sizes - sizes.mean()
 
 
-def _layers(group: Group, runs: Mapping[str, Mapping[int, _Run]], families: Mapping[str, Family]) -> Layers:
+def _layers(group: Setting, runs: Mapping[str, Mapping[int, _Run]], families: Mapping[str, Family]) -> Layers:
     blocks = tuple(dict.fromkeys(block for of in runs.values() for run in of.values() for block in run.blocks))
     many, draws = len(runs), sorted({seed for of in runs.values() for seed in of})
-    masks, feels = np.full((many, many, len(blocks)), np.nan), np.full((many, many, len(blocks)), np.nan)
+    masks, statistics = np.full((many, many, len(blocks)), np.nan), np.full((many, many, len(blocks)), np.nan)
     error = np.full((many, len(blocks)), np.nan)
     for at, block in enumerate(blocks):
         masks[:, :, at] = _mean([_agreement(_common([of[d].signs.get(block) if d in of else None for of in runs.values()])) for d in draws])
-        feels[:, :, at] = _mean([_distance(_common([of[d].sizes.get(block) if d in of else None for of in runs.values()])) for d in draws])
+        statistics[:, :, at] = _mean([_distance(_common([of[d].sizes.get(block) if d in of else None for of in runs.values()])) for d in draws])
         error[:, at] = [_mean([np.array(run.errors.get(block, np.nan)) for run in of.values()]) for of in runs.values()]
-    return Layers(**group._asdict(), sets=tuple(runs), blocks=blocks, masks=masks, feels=feels, error=error, families=families)
+    return Layers(**group._asdict(), sets=tuple(runs), blocks=blocks, masks=masks, statistics=statistics, error=error, families=families)
 
 
 def _common(several: Sequence[Mapping[str, np.ndarray] | None]) -> list[np.ndarray | None]:

@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Float
 
 from calibrant.compare.answers import grouped
-from calibrant.compare.reading import Reading
+from calibrant.compare.results import Results
 from calibrant.store import Store
 
 
 @dataclass(frozen=True)
-class Overlaps:
+class MaskOverlap:
     """One group of runs. `jaccard` is the share of the weights kept by either mask that both keep, of 256 sampled bits a matrix.
 
     It is averaged over all pairs of draws of the two sets, never a draw with itself: the diagonal is between draws of one set, and NaN for a set
@@ -51,7 +51,7 @@ class Overlaps:
         return {**told, "draws": dict(zip(self.sets, self.draws, strict=True)), "jaccard": table}
 
 
-def overlaps(store: Store, reading: Reading) -> Iterator[Overlaps]:
+def overlaps(store: Store, reading: Results) -> Iterator[MaskOverlap]:
     """Every group of the grid whose records keep mask bits, in the order of its rankings. `DataError` for a record that can't be read."""
     for group, cells in grouped(reading.cells).items():
         kept: dict[str, dict[int, Float[np.ndarray, " bit"]]] = {}
@@ -60,7 +60,7 @@ def overlaps(store: Store, reading: Reading) -> Iterator[Overlaps]:
                 kept.setdefault(cell.data, {})[cell.seed] = bits
         if kept:
             rows = [(name, bits) for name, draws in kept.items() for bits in draws.values() if len(bits) == _usual(kept)]
-            yield Overlaps(**group._asdict(), sets=tuple(kept), draws=tuple(map(len, kept.values())), jaccard=_jaccard(tuple(kept), rows))
+            yield MaskOverlap(**group._asdict(), sets=tuple(kept), draws=tuple(map(len, kept.values())), jaccard=_jaccard(tuple(kept), rows))
 
 
 def _bits(store: Store, run: str) -> Float[np.ndarray, " bit"] | None:

@@ -46,9 +46,9 @@ class Pairs:
         over = bool(drawn.any() and self.counted[[i, j]][drawn].all())
         return self.spread.estimate(float(self.values[i, j]), self.items, over, (i, j))
 
-    def worse(self, level: float = LEVEL, looks: int = 1) -> Bool[np.ndarray, "n n"]:
-        """Where row is surely worse than column, jointly over `looks` comparisons."""
-        half = self.spread.half(1 - (1 - level) / (2 * looks))
+    def worse(self, level: float = LEVEL, comparisons: int = 1) -> Bool[np.ndarray, "n n"]:
+        """Where row is surely worse than column, jointly over `comparisons` comparisons."""
+        half = self.spread.half(1 - (1 - level) / (2 * comparisons))
         return self.values > half  # what has no error (not a number) is never sure
 
     def among(self, labels: Sequence[str]) -> "Pairs":

@@ -4,22 +4,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from calibrant.compare.answers import Answers, Group, grouped, holes, label_of
+from calibrant.compare.answers import Answers, Setting, grouped, holes, label_of
 from calibrant.compare.crossed import combination
 from calibrant.compare.estimate import LEVEL, Estimate
 from calibrant.compare.power import detectable, needs, smallest_p
-from calibrant.compare.reading import Reading
+from calibrant.compare.results import Results
 from calibrant.outcomes import Score
 from calibrant.store import Cell
 
-Verdict = Literal["better", "worse", "cannot tell", "one draw cannot say", "not computed"]
+Verdict = Literal["better", "worse", "not significant", "one draw only", "not computed"]
 
 AXES: Final = {"model": "model", "method": "method", "sparsity": "target", "target": "target", "propagate": "propagate"}
 """What an entry of `primary` may be restricted by, and the name that a cell has for it."""
 
 
 @dataclass(frozen=True)
-class Contrasted:
+class Contrast:
     """One primary contrast: how much *worse* `compare` is than `against` (a set, a pool or the dense model) on the measured sets `on`, averaged.
 
     `p` is two-sided, `p_holm` the same after Holm's correction over all of a study's primary contrasts, those that can't be computed counted
@@ -55,13 +55,13 @@ class Contrasted:
         if self.difference is None:
             return "not computed"
         if self.p_holm is None:
-            return "one draw cannot say" if 1 in self.draws else "not computed"
+            return "one draw only" if 1 in self.draws else "not computed"
         if self.p_holm > 1 - self.level:
-            return "cannot tell"
+            return "not significant"
         return "worse" if self.difference.value > 0 else "better"
 
 
-def contrasts(reading: Reading, level: float = LEVEL) -> list[Contrasted]:
+def contrasts(reading: Results, level: float = LEVEL) -> list[Contrast]:
     """Every primary contrast of the study: one for each model, method, target and propagation that is asked for and has all of its sets.
 
     One that can't be computed is there with its reason. Raises `DataError` for results that can't be paired.
@@ -70,7 +70,7 @@ def contrasts(reading: Reading, level: float = LEVEL) -> list[Contrasted]:
     return _holm([found for wish in wishes for found in wish.expanded(reading, level)])
 
 
-def _holm(found: Sequence[Contrasted]) -> list[Contrasted]:
+def _holm(found: Sequence[Contrast]) -> list[Contrast]:
     """Holm's step-down: the smallest p times the number of contrasts, the next times one less, and none smaller than the one before."""
     order = sorted((i for i, c in enumerate(found) if c.p is not None), key=lambda i: found[i].p or 0.0)
     adjusted, most = dict[int, float](), 0.0
@@ -93,7 +93,7 @@ class _Wish:
     where: Mapping[str, tuple[str, ...]]
 
     @staticmethod
-    def of(entry: Mapping[str, Any], reading: Reading) -> "_Wish":
+    def of(entry: Mapping[str, Any], reading: Results) -> "_Wish":
         pools = reading.study.get("pools") or {}
         compare, against = str(entry["compare"]), str(entry.get("with") or reading.study.get("baseline") or "dense")
         weights: dict[str, float] = {}
@@ -106,7 +106,7 @@ class _Wish:
         first = frozenset(pools.get(compare, [compare]))
         return _Wish(name, compare, against, {k: w for k, w in weights.items() if abs(w) > 1e-12}, first, _several(entry.get("on") or ()), where)
 
-    def expanded(self, reading: Reading, level: float) -> Iterator[Contrasted]:
+    def expanded(self, reading: Results, level: float) -> Iterator[Contrast]:
         """The contrast in each group of the grid that has its sets."""
         found = False
         for group, cells in grouped(reading.cells).items():
@@ -116,11 +116,11 @@ class _Wish:
         if not found:
             model, method, target = (", ".join(self.where.get(axis, ())) for axis in ("model", "method", "target"))
             reason = f"The grid asks nowhere for all of {', '.join(self.weights) or self.compare} together."
-            yield Contrasted(self.name, self.compare, self.against, self.on, model, method, target, level=level, reason=reason)
+            yield Contrast(self.name, self.compare, self.against, self.on, model, method, target, level=level, reason=reason)
 
-    def _contrasted(self, group: Group, mine: Sequence[Cell], reading: Reading, level: float) -> Contrasted:
+    def _contrasted(self, group: Setting, mine: Sequence[Cell], reading: Results, level: float) -> Contrast:
         texts = _chosen(mine, reading, self.on)
-        bare = Contrasted(self.name, self.compare, self.against, tuple(texts) or self.on, **group._asdict(), level=level)
+        bare = Contrast(self.name, self.compare, self.against, tuple(texts) or self.on, **group._asdict(), level=level)
         if not self.weights:
             return replace(bare, reason="Both sides hold the same sets.")
         lacking = [text for text, score in texts.items() if score is None]
@@ -135,7 +135,7 @@ class _Wish:
             return replace(bare, reason=f"Not everything is here: {'; '.join(why[:3])}{f'; and {len(why) - 3} more' if len(why) > 3 else ''}.")
         return self._tested(bare, answers, next(score for score in texts.values() if score).unit)
 
-    def _tested(self, bare: Contrasted, answers: Answers, unit: str) -> Contrasted:
+    def _tested(self, bare: Contrast, answers: Answers, unit: str) -> Contrast:
         names = list(answers.names.values())
         turned = {name: answers.sides[next(iter(self.weights))][name].worse / len(names) for name in names}
         terms = [(answers.sides[label], {name: weight * turned[name] for name in names}) for label, weight in self.weights.items()]
@@ -178,7 +178,7 @@ def _several(given: Any) -> tuple[str, ...]:
     return tuple(map(str, given)) if isinstance(given, list | tuple) else (str(given),)
 
 
-def _chosen(cells: Sequence[Cell], reading: Reading, on: Sequence[str]) -> dict[str, Score | None]:
+def _chosen(cells: Sequence[Cell], reading: Results, on: Sequence[str]) -> dict[str, Score | None]:
     """The evaluators that a contrast is about, with what says their scale (None where nothing was measured so far).
 
     Unless they are named (by their text, or by what they measured), they are those that share metric and unit with the first; one of which

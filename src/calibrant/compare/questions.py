@@ -12,12 +12,12 @@ from typing import Final, Literal, get_args
 
 from calibrant.compare.estimate import Estimate
 from calibrant.compare.field import Field
-from calibrant.compare.ranking import MEAN, aimed, kind_of, listed
+from calibrant.compare.ranking import MEAN, describe_target, join_names, target_noun
 from calibrant.grammar import read_measured
 
-Answer = Literal["yes", "no", "it depends", "cannot tell", "not asked"]
-Told = Literal["better", "worse", "cannot tell"]
-VERDICTS: Final[tuple[Told, ...]] = get_args(Told)
+Answer = Literal["yes", "no", "it depends", "undecided", "not covered"]
+Verdict = Literal["better", "worse", "not significant"]
+VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 
 IN_A_ROW: Final = ("Questions with answers in a row", "lone ones")
 WORKED: Final = ("Worked solutions", "answers alone")
@@ -36,18 +36,18 @@ class Evidence:
     on: str
     difference: Estimate
     interval: tuple[float, float] | None
-    verdict: Told
+    verdict: Verdict
     unit: str = ""
 
 
 @dataclass(frozen=True)
-class Question:
+class PaperQuestion:
     """A question, its answer, the answer in a sentence, and what it rests on."""
 
     name: str
-    asks: str
+    question: str
     answer: Answer
-    told: str
+    explanation: str
     evidence: tuple[Evidence, ...] = ()
 
     @property
@@ -66,22 +66,22 @@ class _Side:
     measured: tuple[str, ...]
     label: str
 
-    def judged(self, looks: int) -> Evidence:
+    def judged(self, comparisons: int) -> Evidence:
         """As evidence, its interval widened for so many looks."""
         difference, level = self.field.difference(self.first, self.second, self.measured), self.field.level
-        verdict: Told = "cannot tell" if not difference.apart(level, looks) else "worse" if difference.value > 0 else "better"
+        verdict: Verdict = "not significant" if not difference.significant(level, comparisons) else "worse" if difference.value > 0 else "better"
         on = self.measured[0] if len(self.measured) == 1 else MEAN
         unit = self.field.units[self.measured[0]]
-        return Evidence(self.label, where(self.field), on, difference, difference.interval(level, looks), verdict, unit)
+        return Evidence(self.label, where(self.field), on, difference, difference.interval(level, comparisons), verdict, unit)
 
 
 def where(field: Field) -> str:
     """The group that a field is about, in words."""
     group = field.group
-    return f"{group.model}, {group.method} at {aimed(group.target)}"
+    return f"{group.model}, {group.method} at {describe_target(group.target)}"
 
 
-def questions(fields: Sequence[Field]) -> Iterator[Question]:
+def questions(fields: Sequence[Field]) -> Iterator[PaperQuestion]:
     """Every question, also those that this study can't answer: they say what is lacking."""
     yield _best(fields)
     yield _arithmetic(fields)
@@ -90,35 +90,35 @@ def questions(fields: Sequence[Field]) -> Iterator[Question]:
     yield _formats(fields, "cot", ("icl",), "Do worked solutions (CoT) help?", WORKED)
 
 
-def _best(fields: Sequence[Field]) -> Question:
+def _best(fields: Sequence[Field]) -> PaperQuestion:
     """Whether the baseline, C4 unless the study names another, is the best set."""
     name = next((field.baseline for field in fields if field.baseline), "")
     asks = f"Is {name or 'c4'} the best calibration set?"
     here = [(field, [s for s in field.sets if s != name and not field.label(s).control]) for field in fields if field.baseline]
     sides = [_Side(field, (name,), (other,), field.averaged, f"{name} against {other}") for field, others in here for other in others]
     if not sides:
-        return Question("baseline", asks, "not asked", "It takes the baseline and another set with content, both measured.")
+        return PaperQuestion("baseline", asks, "not covered", "It takes the baseline and another set with content, both measured.")
     found = _judged(sides)
-    worse, open_ = ([e for e in found if e.verdict == verdict] for verdict in ("worse", "cannot tell"))
+    worse, open_ = ([e for e in found if e.verdict == verdict] for verdict in ("worse", "not significant"))
     seconds = {verdict: list(dict.fromkeys(s.second[0] for s, e in zip(sides, found, strict=True) if e.verdict == verdict)) for verdict in VERDICTS}
-    kind = kind_of(field.group.target for field, _ in here)
+    kind = target_noun(field.group.target for field, _ in here)
     many = f"{len(here)} combinations of method and {kind}" if len(here) > 1 else f"the one combination of method and {kind}"
     if worse:
         beaten, places = seconds["worse"], len({e.where for e in worse})
         scope = f" in {places} of {many}" if len(here) > 1 else ""
-        return Question("baseline", asks, "no", f"{listed(beaten)} did better than {name} beyond noise{scope}; most: {_most(worse)}.", found)
+        return PaperQuestion("baseline", asks, "no", f"{join_names(beaten)} did better than {name} beyond noise{scope}; most: {_most(worse)}.", found)
     if not open_:
-        return Question("baseline", asks, "yes", f"It did better than every other set with content, beyond noise, in {many}.", found)
-    scope, alike = f"some or all of {many}" if len(here) > 1 else many, listed(seconds["cannot tell"])
+        return PaperQuestion("baseline", asks, "yes", f"It did better than every other set with content, beyond noise, in {many}.", found)
+    scope, alike = f"some or all of {many}" if len(here) > 1 else many, join_names(seconds["not significant"])
     told = f"No set did better than {name} beyond noise, but {alike} can't be told apart from it in {scope}."
-    return Question("baseline", asks, "cannot tell", told, found)
+    return PaperQuestion("baseline", asks, "undecided", told, found)
 
 
 def _most(evidence: Sequence[Evidence]) -> str:
     return difference(max(evidence, key=lambda e: abs(e.difference.value)))
 
 
-def _arithmetic(fields: Sequence[Field]) -> Question:
+def _arithmetic(fields: Sequence[Field]) -> PaperQuestion:
     """Whether arithmetic sets, taken together, do as well as the corpora, taken together."""
     asks = "Does arithmetic data calibrate as well as corpora do?"
     sides: list[_Side] = []
@@ -130,16 +130,16 @@ def _arithmetic(fields: Sequence[Field]) -> Question:
                 _Side(field, problems, corpora, field.averaged, f"{_pooled(problems, 'arithmetic sets')} against {_pooled(corpora, 'corpora')}")
             )
     if not sides:
-        return Question("arithmetic", asks, "not asked", "It takes an arithmetic set and a corpus in one study.")
+        return PaperQuestion("arithmetic", asks, "not covered", "It takes an arithmetic set and a corpus in one study.")
     return _answered("arithmetic", asks, _judged(sides), "Arithmetic", "corpora")
 
 
 def _pooled(names: Sequence[str], what: str) -> str:
     """Three sets are named, more are counted."""
-    return listed(names) if len(names) <= 3 else f"{len(names)} {what}"
+    return join_names(names) if len(names) <= 3 else f"{len(names)} {what}"
 
 
-def _own(fields: Sequence[Field]) -> Question:
+def _own(fields: Sequence[Field]) -> PaperQuestion:
     """Whether what a model is measured on is helped by data of the same source."""
     asks = "Does a task's own data help it?"
     sides: list[_Side] = []
@@ -149,18 +149,18 @@ def _own(fields: Sequence[Field]) -> Question:
             mine = tuple(s for s in field.sets if field.label(s).source == own)
             others = tuple(s for s in field.sets if s not in mine and not field.label(s).control)
             if mine and others:
-                sides.append(_Side(field, mine, others, (measured,), f"{listed(mine)} against the others"))
+                sides.append(_Side(field, mine, others, (measured,), f"{join_names(mine)} against the others"))
     if not sides:
-        return Question("own", asks, "not asked", "It takes a measured set whose own source is among the calibration sets, beside others.")
+        return PaperQuestion("own", asks, "not covered", "It takes a measured set whose own source is among the calibration sets, beside others.")
     return _answered("own", asks, _judged(sides), "A task's own data", "the other sets")
 
 
-def _formats(fields: Sequence[Field], after: str, before: Sequence[str], asks: str, sides_in_words: tuple[str, str]) -> Question:
+def _formats(fields: Sequence[Field], after: str, before: Sequence[str], asks: str, sides_in_words: tuple[str, str]) -> PaperQuestion:
     """Whether rows of one source calibrate better in the format `after` than in those `before`; the question has its name."""
     sides = list(chain.from_iterable(_reformatted(field, before, after) for field in fields))
     if not sides:
         pair = f"{' or '.join(before)} and {after}"
-        return Question(after, asks, "not asked", f"It takes one source in two formats, {pair}.")
+        return PaperQuestion(after, asks, "not covered", f"It takes one source in two formats, {pair}.")
     return _answered(after, asks, _judged(sides), *sides_in_words)
 
 
@@ -179,11 +179,11 @@ def _judged(sides: Sequence[_Side]) -> tuple[Evidence, ...]:
     return tuple(side.judged(len(sides)) for side in sides)
 
 
-def _answered(name: str, asks: str, evidence: tuple[Evidence, ...], first: str, second: str) -> Question:
+def _answered(name: str, asks: str, evidence: tuple[Evidence, ...], first: str, second: str) -> PaperQuestion:
     """Yes where all that can be told says so, no where it says the opposite, and that it depends where both are found."""
     better, worse = ([e for e in evidence if e.verdict == verdict] for verdict in ("better", "worse"))
-    answer: Answer = "it depends" if better and worse else "yes" if better else "no" if worse else "cannot tell"
-    return Question(name, asks, answer, " ".join(_said(evidence, better, worse, first, second)), evidence)
+    answer: Answer = "it depends" if better and worse else "yes" if better else "no" if worse else "undecided"
+    return PaperQuestion(name, asks, answer, " ".join(_said(evidence, better, worse, first, second)), evidence)
 
 
 def _said(evidence: Sequence[Evidence], better: Sequence[Evidence], worse: Sequence[Evidence], first: str, second: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ MEAN: Final = "mean"
 
 
 @dataclass(frozen=True)
-class Entry:
+class RankingEntry:
     """One row of a ranking: a calibration set, or a baseline that looks at no data.
 
     `losses` and `increases` (over the dense model; empty without one) are by measured set; `mean` is the mean increase over `averaged` sets,
@@ -21,7 +21,7 @@ class Entry:
     that it can't be told apart from the best at the ranking's joint level. `to_baseline` is how much worse it is than the ranking's baseline, by
     measured set and "mean"; empty for the baseline itself, and where there is none.
 
-    By measured set and "mean": `letters`, of which two rows share one where they can't be told apart; `kept`, the share of the dense model's
+    By measured set and "mean": `letters`, of which two rows share one where they can't be told apart; `share_kept`, the share of the dense model's
     performance; `best_on`, where it is surely better than every other row. `ranks` are the first and the last place among the sets that fit
     what is sure. Of an `overlapping` set the draws share rows, and its errors cover items only. `label` is a set's name in its parts, None for a
     baseline and the dense model; a `control` is a set without content, that real text ought to beat.
@@ -38,7 +38,7 @@ class Entry:
     tied: bool
     letters: Mapping[str, str] = field(default_factory=dict[str, str])
     ranks: tuple[int, int] = (0, 0)
-    kept: Mapping[str, Estimate] = field(default_factory=dict[str, Estimate])
+    share_kept: Mapping[str, Estimate] = field(default_factory=dict[str, Estimate])
     best_on: frozenset[str] = frozenset()
     overlapping: bool = False
     to_baseline: Mapping[str, Estimate] = field(default_factory=dict[str, Estimate])
@@ -64,30 +64,30 @@ class Ranking:
     measured: tuple[str, ...]
     averaged: tuple[str, ...]
     unit: str
-    entries: tuple[Entry, ...]
-    baselines: tuple[Entry, ...]
-    dense: Entry | None
+    entries: tuple[RankingEntry, ...]
+    baselines: tuple[RankingEntry, ...]
+    dense: RankingEntry | None
     missing: tuple[str, ...]
     level: float = LEVEL
     propagate: str = ""
-    partial: tuple[Entry, ...] = ()
+    partial: tuple[RankingEntry, ...] = ()
     units: Mapping[str, str] = field(default_factory=dict[str, str])
     better: Mapping[str, str] = field(default_factory=dict[str, str])
     metrics: Mapping[str, str] = field(default_factory=dict[str, str])
     baseline: str = ""
 
     @property
-    def best(self) -> Entry:
+    def best(self) -> RankingEntry:
         """The set with the smallest mean."""
         return self.entries[0]
 
     @property
-    def looks(self) -> int:
+    def comparisons(self) -> int:
         """Pairs that a difference to the best was picked from: every two of the sets and baselines."""
         return pairs(len(self.entries) + len(self.baselines))
 
     @property
-    def baseline_looks(self) -> int:
+    def baseline_comparisons(self) -> int:
         """Comparisons with the baseline: every other set and what looks at no data, on one measured set."""
         return max(1, len(self.entries) + len(self.baselines) - 1)
 
@@ -102,7 +102,7 @@ def pairs(count: int) -> int:
     return max(1, count * (count - 1) // 2)
 
 
-def aimed(target: str) -> str:
+def describe_target(target: str) -> str:
     """`60 % sparsity` for `0.6` (the space doesn't break), `2:4 sparsity` for `2:4`, `4 bits in groups of 64 (w4g64)` for `w4g64`.
 
     Several targets, divided by commas, or none may be meant; what is none of these stands as it is written.
@@ -115,7 +115,7 @@ def aimed(target: str) -> str:
             shares.append(share)
         else:
             others.append(_grid(one) or _parts(one) or one.text)
-    return listed([*([f"{listed(shares)} sparsity"] if shares else []), *others])
+    return join_names([*([f"{join_names(shares)} sparsity"] if shares else []), *others])
 
 
 def is_grid(target: str) -> bool:
@@ -128,7 +128,7 @@ def bits_of(target: str) -> int | None:
     return read_target(target).bits
 
 
-def kind_of(targets: Iterable[str]) -> str:
+def target_noun(targets: Iterable[str]) -> str:
     """Return what all of these can be called: `sparsity` where each is one or an N:M pattern, else `target`."""
     return "sparsity" if all(_share(read_target(target)) is not None for target in targets) else "target"
 
@@ -153,6 +153,6 @@ def _grid(target: TargetLabel) -> str:
     return f"{target.bits} bits {groups}{' with zero points' if target.zeros else ''} ({target.text})"
 
 
-def listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`; nothing for none."""
     return "".join(names) if len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"

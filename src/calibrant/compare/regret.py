@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from calibrant.compare.ranking import Entry, Ranking
+from calibrant.compare.ranking import Ranking, RankingEntry
 
 
 @dataclass(frozen=True)
 class Regret:
     """Calibration sets by measured sets, those with the smallest worst regret first.
 
-    `by` is how much worse a set is than the best one of its column, in that column's unit; NaN where it has no number. `apart` says where the two
-    can be told apart, jointly over all pairs of the column: elsewhere the regret may be chance. `best` names each column's best.
+    `by` is how much worse a set is than the best one of its column, in that column's unit; NaN where it has no number. `significant` says where the
+    two differ significantly, jointly over all pairs of the column: elsewhere the regret may be chance. `best` names each column's best.
     """
 
     sets: tuple[str, ...]
     measured: tuple[str, ...]
     by: Float[np.ndarray, "set measured"]
-    apart: Bool[np.ndarray, "set measured"]
+    significant: Bool[np.ndarray, "set measured"]
     best: tuple[str, ...]
 
     @property
@@ -37,8 +37,8 @@ class Regret:
         """Plain data: by set and measured set the regret and whether it is told apart; None for a hole."""
         rows: dict[str, Any] = {}
         for i, name in enumerate(self.sets):
-            known = [(m, float(self.by[i, at]), bool(self.apart[i, at])) for at, m in enumerate(self.measured) if np.isfinite(self.by[i, at])]
-            rows[name] = {m: {"regret": value, "apart": sure} for m, value, sure in known}
+            known = [(m, float(self.by[i, at]), bool(self.significant[i, at])) for at, m in enumerate(self.measured) if np.isfinite(self.by[i, at])]
+            rows[name] = {m: {"regret": value, "significant": sure} for m, value, sure in known}
         return {"best": dict(zip(self.measured, self.best, strict=True)), "sets": rows}
 
 
@@ -50,13 +50,15 @@ def regret(ranking: Ranking) -> Regret:
         own[at] = [_worse(ranking, m) * entry.losses[m].value if m in entry.losses else np.nan for m in names]
     at_best = [int(np.nanargmin(column)) if np.isfinite(column).any() else -1 for column in own.T]
     by = own - np.array([own[i, m] if i >= 0 else np.nan for m, i in enumerate(at_best)]) if entries else own
-    apart = np.array([[i >= 0 and told_apart(e, entries[i], m) for m, i in zip(names, at_best, strict=True)] for e in entries], dtype=bool)
+    apart = np.array(
+        [[i >= 0 and significantly_different(e, entries[i], m) for m, i in zip(names, at_best, strict=True)] for e in entries], dtype=bool
+    )
     order = sorted(range(len(entries)), key=lambda i: (not np.isfinite(by[i]).all(), float(np.max(by[i], initial=0.0)), i))
     best = tuple(entries[i].name if i >= 0 else "" for i in at_best)
     return Regret(tuple(entries[i].name for i in order), names, by[order], apart.reshape(own.shape)[order], best)
 
 
-def told_apart(a: Entry, b: Entry, measured: str) -> bool:
+def significantly_different(a: RankingEntry, b: RankingEntry, measured: str) -> bool:
     """Whether two sets can be told apart on `measured`: both have letters there and share none."""
     ours, theirs = (set(re.findall(r"\[\d+\]|[a-zA-Z]", entry.letters.get(measured, ""))) for entry in (a, b))
     return bool(ours and theirs and not ours & theirs)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from calibrant.compare.effects import share_kept
-from calibrant.compare.reading import Reading, read
+from calibrant.compare.results import Results, read
 from calibrant.store import Cell, Measurement, Store
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ COLUMNS: Final = {
 }
 
 
-def tidy(store: Store | Reading) -> "pl.DataFrame":
+def tidy(store: Store | Results) -> "pl.DataFrame":
     """Every score of the store as one flat row, the primary ones and those beside them: what was asked, what was measured, the value.
 
     `dense` is what the untouched model scored there and `kept` the share of it that is left (see `effects.kept`); both are empty without one.
@@ -31,13 +31,13 @@ def tidy(store: Store | Reading) -> "pl.DataFrame":
     """
     import polars as pl
 
-    reading = store if isinstance(store, Reading) else read(store, items=False)
+    reading = store if isinstance(store, Results) else read(store, items=False)
     untouched = {(c.model, text): reading.scores.get(c.run, {}).get(i) for c in reading.cells if c.method == "none" for text, i in c.measures.items()}
     rows = [row for cell in reading.cells for row in _rows(cell, reading, untouched)]
     return pl.DataFrame(rows, schema=COLUMNS, orient="row")
 
 
-def _rows(cell: Cell, reading: Reading, untouched: Mapping[tuple[str, str], Measurement | None]) -> Iterator[tuple[Any, ...]]:
+def _rows(cell: Cell, reading: Results, untouched: Mapping[tuple[str, str], Measurement | None]) -> Iterator[tuple[Any, ...]]:
     asked = (cell.model, cell.data, cell.method, cell.target, cell.propagate, cell.seed)
     for text, measure_id in cell.measures.items():
         found, dense = reading.scores.get(cell.run, {}).get(measure_id), untouched.get((cell.model, text))

@@ -106,9 +106,9 @@ class Race:
         rises = {arm: self._difference(answers, arm, DENSE) for arm in here}
         leader = min((arm for arm in here if arm not in self._left), key=lambda arm: rises[arm].value, default=here[0])
         behind = {arm: self._difference(answers, arm, leader) for arm in here if arm != leader}
-        looks = max(1, (len(self._arms) - 1) * ROUNDS)
+        comparisons = max(1, (len(self._arms) - 1) * ROUNDS)
         for arm, worse in behind.items():
-            if arm not in self._left and worse.over_draws and worse.value > 0 and worse.apart(LEVEL, looks):
+            if arm not in self._left and worse.over_draws and worse.value > 0 and worse.significant(LEVEL, comparisons):
                 self._left[arm] = len(self._rounds)
         against = {arm: self._difference(answers, arm, self._baseline) for arm in here if arm != self._baseline and self._baseline in here}
         found = [Runner(arm, rises[arm], against.get(arm), behind.get(arm), answers.draws(arm), self._left.get(arm)) for arm in here]
@@ -153,4 +153,4 @@ def plain(estimate: Estimate | None, level: float = LEVEL) -> dict[str, Any] | N
     interval: Mapping[str, float] | None = None
     if bounds := estimate.interval(level):
         interval = {"low": bounds[0], "high": bounds[1]}
-    return {"value": estimate.value, "interval": interval, "over_draws": estimate.over_draws, "apart": estimate.apart(level)}
+    return {"value": estimate.value, "interval": interval, "over_draws": estimate.over_draws, "significant": estimate.significant(level)}

@@ -238,7 +238,7 @@ def _expected(best: Runner, base: str, unit: str) -> str:
     if not against.over_draws:
         compared = "less" if against.value < 0 else "more"
         return f"{rise}, {abs(against.value):.3f} {compared} than with {base}, by one draw, which says nothing about the next."
-    verdict = f"the difference holds at {LEVEL:.0%}" if against.apart() else "it can't be told from none"
+    verdict = f"the difference holds at {LEVEL:.0%}" if against.significant() else "it can't be told from none"
     return f"{rise}; against {base} that is {_told(plain(against))}: {verdict}."
 
 

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from calibrant.compare.ranking import is_grid
-from calibrant.compare.reading import Reading
+from calibrant.compare import Results, is_grid
 from calibrant.store import Cell, Record, Score, Store, stored_bits
 from calibrant.store.reading import provenance_of
 
@@ -36,13 +35,13 @@ class StudyFacts:
     study: str
 
 
-def notes_of(store: Store, reading: Reading) -> dict[str, str]:
+def notes_of(store: Store, reading: Results) -> dict[str, str]:
     """What must be said of each model wherever results of it are shown, by its name; nothing for most."""
     runs = {c.model: c.run for c in reversed(reading.cells) if c.run in reading.records}
     return {model: str(provenance_of(store.run_folder(run)).get("model_note", "")) for model, run in reversed(runs.items())}
 
 
-def facts_of(store: Store, reading: Reading) -> StudyFacts:
+def facts_of(store: Store, reading: Results) -> StudyFacts:
     """Gather the facts of everything that the store's grid asks for. Beside what was read already, only provenance is opened."""
     cells = [c for c in reading.cells if c.run in reading.records]
     records = {run: replace(head, provenance=provenance_of(store.run_folder(run))) for run, head in reading.records.items()}
@@ -57,7 +56,7 @@ def facts_of(store: Store, reading: Reading) -> StudyFacts:
     )
 
 
-def _dense_scores(cells: Sequence[Cell], reading: Reading) -> list[Score]:
+def _dense_scores(cells: Sequence[Cell], reading: Results) -> list[Score]:
     """What the untouched models scored; where that wasn't asked, any run's scores say how much was measured."""
     run = next((c for c in cells if c.method == "none"), cells[0] if cells else None)
     scores = {} if run is None else reading.scores.get(run.run, {})

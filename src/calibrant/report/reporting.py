@@ -6,8 +6,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
 
-from calibrant.compare import Comparison, Layers, Likeness, Portrait, Ranking, compare, layers, likeness, portraits, tidy
-from calibrant.compare.reading import Reading, narrowed, read
+from calibrant.compare import (
+    Comparison,
+    Layers,
+    Ranking,
+    Results,
+    SetSummary,
+    Similarity,
+    compare,
+    layers,
+    narrowed,
+    read,
+    similarity,
+    summaries,
+    tidy,
+)
 from calibrant.durable import put, text_of_json
 from calibrant.errors import OutputError, SpecError
 from calibrant.foreign import visible_json
@@ -43,7 +56,7 @@ class Report:
 
     folder: Path
     comparison: Comparison
-    reading: Reading
+    reading: Results
     notes: Mapping[str, str]
     way: As = "increase"
 
@@ -53,9 +66,9 @@ class Report:
         return facts_of(Store(self.folder, create=False), self.reading)
 
     @cached_property
-    def portraits(self) -> tuple[Portrait, ...]:
+    def summaries(self) -> tuple[SetSummary, ...]:
         """The calibration sets as the store knows them."""
-        return tuple(portraits(Store(self.folder, create=False), self.reading))
+        return tuple(summaries(Store(self.folder, create=False), self.reading))
 
     @cached_property
     def layers(self) -> tuple[Layers, ...]:
@@ -63,9 +76,9 @@ class Report:
         return tuple(layers(Store(self.folder, create=False), self.reading))
 
     @cached_property
-    def likeness(self) -> Likeness:
+    def similarity(self) -> Similarity:
         """How alike the calibration sets are."""
-        return likeness(self.portraits, self.layers)
+        return similarity(self.summaries, self.layers)
 
     @property
     def rankings(self) -> tuple[Ranking, ...]:
@@ -153,7 +166,7 @@ class Report:
     def _contents(self) -> "Contents":
         from calibrant.report.page import Contents
 
-        return Contents(self.comparison, self.facts, self.reading, self.portraits, self.layers, self.likeness)
+        return Contents(self.comparison, self.facts, self.reading, self.summaries, self.layers, self.similarity)
 
     def _sections(self) -> list[Section]:
         return list(sections(self.comparison, self.way, self.notes))

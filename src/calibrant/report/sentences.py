@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from calibrant.compare import Entry, Estimate, Ranking
-from calibrant.compare.ranking import aimed, is_grid, listed
+from calibrant.compare import Estimate, Ranking, RankingEntry, describe_target, is_grid, join_names
 from calibrant.grammar import read_measured
 
 
@@ -15,8 +14,8 @@ def finding(ranking: Ranking) -> str:
         return f"No calibration set has all of its measurements on {ranking.model} with {ranking.method} yet, so there is nothing to rank."
     best, count = ranking.best, len(ranking.entries)
     averaged = [short(m, ranking.measured) for m in ranking.averaged]
-    over = f"averaged over {listed(averaged)}" if len(averaged) > 1 else f"on {''.join(averaged)}"
-    what = f"with {ranking.method} at {aimed(ranking.target)}"
+    over = f"averaged over {join_names(averaged)}" if len(averaged) > 1 else f"on {''.join(averaged)}"
+    what = f"with {ranking.method} at {describe_target(ranking.target)}"
     if count == 1:
         return f"Only {best.name} was tried on {ranking.model} {what}, so there is nothing to choose between: {over}, {_cost(ranking, best)}."
     tied = [e.name for e in ranking.entries[1:] if e.tied]
@@ -28,7 +27,7 @@ def finding(ranking: Ranking) -> str:
             f"The smallest number belongs to {best.name} ({_cost(ranking, best)}), and that may be chance."
         )
     lead = f"Of {count} calibration sets, {best.name} kept {ranking.model} best {what}: {over}, {_cost(ranking, best)}."
-    ties = f" {listed(tied)} can't be told apart from it." if tied else ""
+    ties = f" {join_names(tied)} can't be told apart from it." if tied else ""
     gaps = [e.to_best.value for e in worse if e.to_best is not None]
     span = f"{gaps[0]:.3f} ({worse[0].name})" if len(gaps) == 1 else f"{gaps[0]:.3f} ({worse[0].name}) to {gaps[-1]:.3f} ({worse[-1].name})"
     others = "The other" if len(worse) == 1 and tied else "The others" if tied else "The other one" if len(worse) == 1 else "Every other set"
@@ -38,11 +37,13 @@ def finding(ranking: Ranking) -> str:
 def costs(ranking: Ranking) -> list[str]:
     """What a method cost that looks at no data: a sentence for each of a ranking's baselines."""
     averaged = [short(m, ranking.measured) for m in ranking.averaged]
-    over = f"averaged over {listed(averaged)}" if len(averaged) > 1 else f"on {''.join(averaged)}"
-    return [f"{e.name.capitalize()} at {aimed(ranking.target)}, which looks at no data: {over}, {_cost(ranking, e)}." for e in ranking.baselines]
+    over = f"averaged over {join_names(averaged)}" if len(averaged) > 1 else f"on {''.join(averaged)}"
+    return [
+        f"{e.name.capitalize()} at {describe_target(ranking.target)}, which looks at no data: {over}, {_cost(ranking, e)}." for e in ranking.baselines
+    ]
 
 
-def _cost(ranking: Ranking, entry: Entry) -> str:
+def _cost(ranking: Ranking, entry: RankingEntry) -> str:
     noun = "loss" if ranking.unit.startswith("nats") else "score"
     value = f"{abs(entry.mean.value) if ranking.dense is not None else entry.mean.value:.3f} {ranking.unit}"
     worse = entry.mean.value >= 0
@@ -68,12 +69,12 @@ def caveats(ranking: Ranking) -> list[str]:
     alike = [e.name for e in ranking.entries if e.overlapping]
     if alike:
         said.append(
-            f"The draws of {listed(alike)} share more than a tenth of their rows, so they say little about a fresh draw: "
+            f"The draws of {join_names(alike)} share more than a tenth of their rows, so they say little about a fresh draw: "
             "the intervals there cover other documents only."
         )
-    if ranking.looks > 1:
+    if ranking.comparisons > 1:
         said.append(
-            f"Differences to the best are widened for all {ranking.looks} pairs that it could be, so that they hold together at "
+            f"Differences to the best are widened for all {ranking.comparisons} pairs that it could be, so that they hold together at "
             f"{percent(ranking.level)}."
         )
     return said
@@ -103,7 +104,7 @@ def _controls_that_won(ranking: Ranking) -> list[str]:
     for control in (e for e in ranking.entries if e.control):
         beaten = [e for e in ranking.entries if not e.control and place[e.name] > place[control.name]]
         if beaten:
-            gaps = listed([f"{e.name} (by {e.mean.value - control.mean.value:.3f})" for e in beaten])
+            gaps = join_names([f"{e.name} (by {e.mean.value - control.mean.value:.3f})" for e in beaten])
             said.append(
                 f"{control.name} is a control without content, and it did better than {gaps} on average. Find out why before you trust this ranking"
                 + ("; they can't all be told apart, so it may be chance." if any(_close(e, control, ranking) for e in beaten) else ".")
@@ -111,7 +112,7 @@ def _controls_that_won(ranking: Ranking) -> list[str]:
     return said
 
 
-def _close(entry: Entry, control: Entry, ranking: Ranking) -> bool:
+def _close(entry: RankingEntry, control: RankingEntry, ranking: Ranking) -> bool:
     """Whether two sets have overlapping intervals: a rough guide, for a warning's wording only."""
     a, b = entry.mean.interval(ranking.level), control.mean.interval(ranking.level)
     return a is None or b is None or a[0] <= b[1]
@@ -122,9 +123,9 @@ def _better_than_dense(ranking: Ranking) -> list[str]:
     for measured in ranking.measured:
         below = {e.name: e.increases[measured] for e in (*ranking.entries, *ranking.baselines) if e.increases and e.increases[measured].value < 0}
         if below:
-            sure = [name for name, increase in below.items() if increase.apart(ranking.level)]
-            gaps = listed([f"{name} (by {-increase.value:.3f})" for name, increase in below.items()])
-            told = f"told apart from it: {listed(sure)}" if sure else "none of them can be told apart from it, so it may be chance"
+            sure = [name for name, increase in below.items() if increase.significant(ranking.level)]
+            gaps = join_names([f"{name} (by {-increase.value:.3f})" for name, increase in below.items()])
+            told = f"told apart from it: {join_names(sure)}" if sure else "none of them can be told apart from it, so it may be chance"
             done, doing = ("quantized", "Quantizing") if is_grid(ranking.target) else ("pruned", "Pruning")
             said.append(
                 f"On {short(measured, ranking.measured)}, {ranking.model} is better than the dense model when {done} with {gaps}; {told}. "
@@ -136,16 +137,20 @@ def _better_than_dense(ranking: Ranking) -> list[str]:
 def remarks(ranking: Ranking) -> list[str]:
     """What share of the dense model's performance the best set kept, and how the sets compare with pruning that looks at no data."""
     said: list[str] = []
-    if ranking.entries and (kept := ranking.best.kept):
+    if ranking.entries and (kept := ranking.best.share_kept):
         shares = [f"{percent(round(kept[m].value, 2))} on {short(m, ranking.measured)}" for m in ranking.measured if m in kept]
-        said.append(f"Of the dense model's performance, {ranking.best.name} kept {listed(shares)}.")
+        said.append(f"Of the dense model's performance, {ranking.best.name} kept {join_names(shares)}.")
     for baseline in ranking.baselines:
         better = [e.name for e in ranking.entries if e.mean.value < baseline.mean.value]
         worse = [e.name for e in ranking.entries if e.mean.value >= baseline.mean.value]
         if not ranking.entries:
             continue
         verdict = (
-            "worse than every set" if not worse else "better than every set" if not better else f"better than {listed(worse)}, worse than the rest"
+            "worse than every set"
+            if not worse
+            else "better than every set"
+            if not better
+            else f"better than {join_names(worse)}, worse than the rest"
         )
         said.append(f"{baseline.name.capitalize()}, which looks at no data, did {verdict} (average {baseline.mean.value:+.3f} {ranking.unit}).")
     return said

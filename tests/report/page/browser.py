@@ -13,8 +13,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from calibrant.compare.layers import Layers
-from calibrant.compare.likeness import Likeness
+from calibrant.compare import Layers, Similarity
 from calibrant.families import Family
 from calibrant.report.page.bundle import digest, vega_bundle
 from calibrant.report.page.frame import colours
@@ -112,10 +111,10 @@ def similar(count: int, seed: int = 0, names: Sequence[str] = ()) -> Network:
     apart = np.linalg.norm(spots[:, None] - spots[None], axis=-1)
     by = {
         "words": np.exp(-apart / 2),
-        "feels": np.where(np.eye(count) > 0, 1.0, np.exp(-apart / 5) * 0.4 + 0.5),
-        "does": np.full((count, count), math.nan),
+        "statistics": np.where(np.eye(count) > 0, 1.0, np.exp(-apart / 5) * 0.4 + 0.5),
+        "masks": np.full((count, count), math.nan),
     }
-    np.fill_diagonal(by["does"], 1.0)
+    np.fill_diagonal(by["masks"], 1.0)
     values = np.sort(1.5 + random.random(count))
     nodes = [
         Node(
@@ -133,14 +132,14 @@ def similar(count: int, seed: int = 0, names: Sequence[str] = ()) -> Network:
             i,
             m,
             float(gaps[i, m]),
-            "better" if gaps[i, m] < -0.12 else "worse" if gaps[i, m] > 0.2 else "cannot tell",
+            "better" if gaps[i, m] < -0.12 else "worse" if gaps[i, m] > 0.2 else "not significant",
             f"{gaps[i, m]:+.3f} nats/token",
         )
         for i in range(count)
         for m in range(3)
     ]
     return Network(
-        nodes, Likeness(sets, by), [Measured("python_docs"), Measured("python_code"), Measured("arithmetic")], effects, sets[0] if sets else ""
+        nodes, Similarity(sets, by), [Measured("python_docs"), Measured("python_code"), Measured("arithmetic")], effects, sets[0] if sets else ""
     )
 
 
@@ -148,13 +147,13 @@ def layered(sets: Sequence[str], blocks: int = 12, seed: int = 0, method: str = 
     """Layers of some sets: masks part more, and errors grow, in deeper blocks."""
     random, count = np.random.default_rng(seed), len(sets)
     slope = np.linspace(0.02, 0.2, blocks)
-    masks, feels = np.ones((count, count, blocks)), np.zeros((count, count, blocks))
+    masks, statistics = np.ones((count, count, blocks)), np.zeros((count, count, blocks))
     for i in range(count):
         for j in range(i):
             masks[i, j] = masks[j, i] = 1 - slope * (0.6 + 0.8 * random.random(blocks))
-            feels[i, j] = feels[j, i] = slope * 4 * (0.6 + 0.8 * random.random(blocks))
+            statistics[i, j] = statistics[j, i] = slope * 4 * (0.6 + 0.8 * random.random(blocks))
     error = slope * (0.5 + random.random((count, blocks)))
-    return Layers("smollm2", method, "0.6", "arrival", tuple(sets), tuple(f"model.layers.{i}" for i in range(blocks)), masks, feels, error)
+    return Layers("smollm2", method, "0.6", "arrival", tuple(sets), tuple(f"model.layers.{i}" for i in range(blocks)), masks, statistics, error)
 
 
 def small(data: Network, found: Sequence[Layers], rows: int = 4) -> str:

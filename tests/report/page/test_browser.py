@@ -192,10 +192,10 @@ def test_another_measure_has_other_lines(page: Any):
         return page.evaluate("() => [...document.querySelectorAll('.lines line')].map((l) => l.outerHTML)")
 
     before, told = drawn(), page.locator("#network-shown").inner_text()
-    page.get_by_label("what the model feels").check()
+    page.get_by_label("what the model statistics").check()
     assert drawn() != before
     assert page.locator("#network-shown").inner_text() != told
-    assert page.get_by_label("what it does to the model").is_disabled()
+    assert page.get_by_label("the masks that they lead to").is_disabled()
 
 
 def test_the_threshold_changes_how_many_lines_there_are(page: Any):
@@ -252,7 +252,7 @@ def test_layers_follow_the_choice_of_sets_and_runs(page: Any):
     assert cells == [
         "model.layers.4",
         f"{100 * (1 - made.masks[0, 1, 4]):.1f} %",
-        f"{made.feels[0, 1, 4]:.3f}",
+        f"{made.statistics[0, 1, 4]:.3f}",
         f"{100 * made.error[0, 4]:.2f} %",
         f"{100 * made.error[1, 4]:.2f} %",
     ]
@@ -348,7 +348,7 @@ def test_nodes_move_to_a_new_layout_where_motion_is_welcome(started: Any, six: P
     with opened(started) as watched:
         page = watched.open(six).page
         before = places(page)
-        page.get_by_label("what the model feels").check()
+        page.get_by_label("what the model statistics").check()
         watched.settle()
         assert max(apart(before, places(page))) > 5
         x, y = places(page)[0]

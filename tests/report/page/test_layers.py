@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calibrant.compare.layers import Layers
+from calibrant.compare import Layers
 from calibrant.foreign import visible
 from calibrant.report.page.layers import layers
 
@@ -33,11 +33,11 @@ def test_the_upper_triangle_is_embedded_in_small_steps():
     told = data_in(page(made), "layers-data")
     (run,) = told["runs"]
     assert (told["names"], told["pages"]) == (["a", "b", "c", "d"], ["set-1", "set-2", "", ""])
-    assert (len(run["masks"]), len(run["feels"]), len(run["error"])) == (6, 6, 4)
+    assert (len(run["masks"]), len(run["statistics"]), len(run["error"])) == (6, 6, 4)
     order = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
-    for masks, feels, (i, j) in zip(unpacked(told, "masks"), unpacked(told, "feels"), order, strict=True):
+    for masks, statistics, (i, j) in zip(unpacked(told, "masks"), unpacked(told, "statistics"), order, strict=True):
         assert masks == pytest.approx(1 - made.masks[i, j], abs=1.3e-4)
-        assert feels == pytest.approx(made.feels[i, j], rel=1e-3, abs=2e-4)
+        assert statistics == pytest.approx(made.statistics[i, j], rel=1e-3, abs=2e-4)
     assert np.array(unpacked(told, "error")) == pytest.approx(made.error, abs=made.error.max() / 8000)
 
 
@@ -46,7 +46,7 @@ def test_the_table_holds_the_first_pair():
     html = page(made)
     rows = html.partition("<tbody>")[2].partition("</tbody>")[0].split("</tr>")[:-1]
     assert len(rows) == 3
-    assert f"<td>{100 * (1 - made.masks[0, 1, 2]):.1f} %</td><td>{made.feels[0, 1, 2]:.3f}</td>" in rows[2]
+    assert f"<td>{100 * (1 - made.masks[0, 1, 2]):.1f} %</td><td>{made.statistics[0, 1, 2]:.3f}</td>" in rows[2]
     assert rows[2].startswith('<tr><th scope="row">model.layers.2</th>')
     assert "output error, <bdi>a</bdi>" in html
     assert "<caption><bdi>a</bdi> and <bdi>b</bdi>, smollm2, wanda at 60\u00a0% sparsity, arrival propagation</caption>" in html
@@ -69,7 +69,7 @@ def test_blocks_are_called_by_their_number_or_their_place():
 def test_what_is_missing_is_said():
     made = layered(["a", "b"])
     assert "Asking" not in page(made)
-    html = page(without(made, "masks", "feels"))
+    html = page(without(made, "masks", "statistics"))
     assert "This store holds nothing about how their masks part and what the model felt. Asking the study again" in html
     assert data_in(html, "layers-data")["runs"][0]["masks"] == []
     some = made.error.copy()
@@ -81,11 +81,11 @@ def test_what_is_missing_is_said():
 
 
 def test_of_several_runs_it_is_said_which_lack_something():
-    html = page(layered(["a", "b"]), without(layered(["a", "b"], method="sparsegpt"), "feels"))
+    html = page(layered(["a", "b"]), without(layered(["a", "b"], method="sparsegpt"), "statistics"))
     assert "Of smollm2, sparsegpt at 60\u00a0% sparsity, arrival propagation this store holds nothing about what the model felt." in html
 
 
-@pytest.mark.parametrize("found", [(), (without(layered(["a", "b"]), "masks", "feels", "error"),), (layered(["a", "b"], blocks=0),)])
+@pytest.mark.parametrize("found", [(), (without(layered(["a", "b"]), "masks", "statistics", "error"),), (layered(["a", "b"], blocks=0),)])
 def test_without_facts_it_is_a_sentence_that_says_what_to_do(found: tuple[Layers, ...]):
     html = page(*found)
     assert "This store holds no facts about layers. Asking the study again" in html

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibrant.compare.likeness import Likeness
+from calibrant.compare import Similarity
 from calibrant.foreign import visible
 from calibrant.report.page.bundle import digest, embedded, vega_bundle
 from calibrant.report.page.network import MOST_EDGES, Effect, Network, Node, network
@@ -21,7 +21,7 @@ def page(data: Network) -> str:
 def hand(**changes: object) -> Network:
     """Three sets, of which the first two are most alike; a and b by what they say only."""
     words = np.array([[1, 0.9, 0.2], [0.9, 1, 0.4], [0.2, 0.4, 1]])
-    feels = np.array([[1, math.nan, 0.5], [math.nan, 1, math.nan], [0.5, math.nan, 1]])
+    statistics = np.array([[1, math.nan, 0.5], [math.nan, 1, math.nan], [0.5, math.nan, 1]])
     nodes = [
         Node("set-1", "a", "corpus", 2.0, "+2.000"),
         Node("set-2", "b", "code", 1.0, "+1.000"),
@@ -29,7 +29,7 @@ def hand(**changes: object) -> Network:
     ]
     given = {
         "nodes": nodes,
-        "likeness": Likeness(("a", "b", "c"), {"words": words, "feels": feels, "does": np.full((3, 3), math.nan)}),
+        "similarity": Similarity(("a", "b", "c"), {"words": words, "statistics": statistics, "masks": np.full((3, 3), math.nan)}),
         "measured": [],
         "effects": [],
         "baseline": "",
@@ -41,8 +41,8 @@ def hand(**changes: object) -> Network:
 def test_edges_are_the_pairs_that_are_known_strongest_first():
     told = data_in(page(hand()), "network-data")
     assert told["measures"]["words"]["edges"] == [[0, 1, 0.9], [1, 2, 0.4], [0, 2, 0.2]]
-    assert told["measures"]["feels"]["edges"] == [[0, 2, 0.5]]
-    assert "does" not in told["measures"]
+    assert told["measures"]["statistics"]["edges"] == [[0, 2, 0.5]]
+    assert "masks" not in told["measures"]
 
 
 def test_the_threshold_spans_what_is_observed_and_holds_every_edge_at_its_end():
@@ -55,14 +55,14 @@ def test_the_threshold_spans_what_is_observed_and_holds_every_edge_at_its_end():
 
 
 def test_at_first_there_are_some_lines_and_not_all():
-    (words, feels) = data_in(page(similar(60)), "network-data")["measures"].values()
-    for measure in (words, feels):
+    (words, statistics) = data_in(page(similar(60)), "network-data")["measures"].values()
+    for measure in (words, statistics):
         assert 60 < sum(value >= measure["start"] for _, _, value in measure["edges"]) < 300
 
 
 def test_only_the_strongest_edges_are_embedded():
     data = similar(90)
-    known = data.likeness.by["words"][np.triu_indices(90, 1)]
+    known = data.similarity.by["words"][np.triu_indices(90, 1)]
     edges = data_in(page(data), "network-data")["measures"]["words"]["edges"]
     assert len(edges) == MOST_EDGES < len(known)
     assert edges[-1][2] == pytest.approx(np.sort(known)[-MOST_EDGES], abs=1e-4)
@@ -70,7 +70,7 @@ def test_only_the_strongest_edges_are_embedded():
 
 def test_a_measure_that_nothing_is_known_of_is_disabled_with_the_reason():
     html = page(hand())
-    assert 'value="does" disabled> <span>what it does to the model <em>(not in this store)</em>' in html
+    assert 'value="masks" disabled> <span>the masks that they lead to <em>(not in this store)</em>' in html
     assert 'value="words" checked>' in html
 
 
@@ -98,7 +98,7 @@ def test_families_differ_in_shape_and_the_legend_has_those_present():
 
 
 def test_effects_beyond_noise_are_drawn_and_no_others():
-    effects = [Effect(0, 0, -0.5, "better", "t0"), Effect(1, 1, 0.2, "worse", "t1"), Effect(2, 0, 0.1, "cannot tell", "t2")]
+    effects = [Effect(0, 0, -0.5, "better", "t0"), Effect(1, 1, 0.2, "worse", "t1"), Effect(2, 0, 0.1, "not significant", "t2")]
     html = page(hand(effects=effects, measured=similar(2).measured[:2], baseline="a"))
     told = data_in(html, "network-data")
     assert told["effects"] == [[0, 3, "better", "t0"], [1, 4, "worse", "t1"]]
@@ -111,7 +111,7 @@ def test_effects_beyond_noise_are_drawn_and_no_others():
 
 @pytest.mark.parametrize(("baseline", "reason"), [("", "no set to compare with"), ("a", "no difference is beyond noise")])
 def test_effects_that_cant_be_shown_say_why(baseline: str, reason: str):
-    html = page(hand(baseline=baseline, effects=[Effect(0, 0, 0.1, "cannot tell", "")], measured=similar(2).measured[:1]))
+    html = page(hand(baseline=baseline, effects=[Effect(0, 0, 0.1, "not significant", "")], measured=similar(2).measured[:1]))
     assert 'id="network-effects" disabled' in html
     assert reason in html
 
@@ -135,7 +135,7 @@ def test_fewer_than_two_sets_make_a_sentence(count: int):
 
 
 def test_a_store_without_facts_says_what_to_do():
-    nothing = hand(likeness=Likeness((), {}))
+    nothing = hand(similarity=Similarity((), {}))
     assert "Asking the study again" in page(nothing)
     assert "<script" not in page(nothing)
     effects = replace(nothing, effects=[Effect(0, 0, -0.5, "better", "")], measured=similar(2).measured[:1], baseline="b")

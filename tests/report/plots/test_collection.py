@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from calibrant.compare import Comparison, Question
+from calibrant.compare import Comparison, PaperQuestion
 from calibrant.report.plots import plots
 
 from tests.report.made import FULL
@@ -8,7 +8,9 @@ from tests.report.plots.test_answers import ASKED
 
 
 def test_each_ranking_and_question_has_its_plots():
-    found = plots(Comparison((FULL,), questions=(ASKED, Question("baseline", "?", "yes", "", ASKED.evidence))), [], {"python_docs": 100, "c4": 200})
+    found = plots(
+        Comparison((FULL,), questions=(ASKED, PaperQuestion("baseline", "?", "yes", "", ASKED.evidence))), [], {"python_docs": 100, "c4": 200}
+    )
     assert [plot.name for plot in found] == ["forest-wanda-0.6", "kept-wanda-0.6", "tokens-wanda-0.6", "pareto-wanda-0.6", "in-context"]
 
 

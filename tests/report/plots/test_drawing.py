@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from calibrant.compare import Comparison, Estimate, Layers, Question
+from calibrant.compare import Comparison, Estimate, Layers, PaperQuestion
 from calibrant.errors import OutputError
 from calibrant.report.plots import Plot, forest, inline, plots, write
 from calibrant.report.plots.theme import DARK, LIGHT
@@ -39,7 +39,7 @@ def hostile() -> list[Plot]:
     nothing = np.full((9, 9, 3), np.nan)
     layers = Layers(HOSTILE[1], HOSTILE[0], "0.6", "", HOSTILE, ("a", "b", "c"), nothing, nothing, np.arange(1.0, 28.0).reshape(9, 3))
     evidence = tuple(replace(e, label=HOSTILE[1], where=HOSTILE[0], on=h) for e, h in zip(ASKED.evidence, HOSTILE[3:6], strict=True))
-    asked = (Question(HOSTILE[0], HOSTILE[1], "yes", HOSTILE[3], evidence),)
+    asked = (PaperQuestion(HOSTILE[0], HOSTILE[1], "yes", HOSTILE[3], evidence),)
     return plots(Comparison((made, replace(made, target="0.7")), questions=asked), [layers], {name: 1000 * (i + 1) for i, name in enumerate(HOSTILE)})
 
 
@@ -169,7 +169,7 @@ def test_twelve_sets_stay_small():
 def test_no_number_breaks_a_plot(value: float, stderr: float | None):
     odd = Estimate(value, stderr, 5.0, 5)
     entry = replace(
-        BEST, name="odd", mean=odd, to_baseline=dict.fromkeys(("mean", *BEST.losses), odd), kept=dict.fromkeys(("mean", *BEST.losses), odd)
+        BEST, name="odd", mean=odd, to_baseline=dict.fromkeys(("mean", *BEST.losses), odd), share_kept=dict.fromkeys(("mean", *BEST.losses), odd)
     )
     made = ranking(entry, replace(entry, name="base", to_baseline={}), SECOND, baseline="base")
     found = plots(Comparison((made, replace(made, target="0.9"))), [], {"odd": 10, "base": 20, "c4": 30})

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from calibrant.compare import Entry, Estimate, Ranking
+from calibrant.compare import Estimate, Ranking, RankingEntry
 from calibrant.report.plots import forest, formats, inline
 from calibrant.report.plots.panels import Mark, span_of, ticks
 
@@ -13,7 +13,7 @@ from tests.report.plots.seen import mapping, number, seen, texts
 CROSSED = "M-.9,-.5L"
 
 
-def against(entry: Entry, *differences: float, spread: float = 0.02) -> Entry:
+def against(entry: RankingEntry, *differences: float, spread: float = 0.02) -> RankingEntry:
     """`entry`, so much worse than the baseline on average and on each measured set."""
     return replace(entry, to_baseline={m: Estimate(d, spread, 20.0, 21) for m, d in zip(("mean", *DENSE), differences, strict=True)})
 

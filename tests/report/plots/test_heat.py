@@ -14,7 +14,7 @@ from tests.report.plots.seen import number, seen, texts
 def shares(entry, docs: float, code: float):
     return replace(
         entry,
-        kept={
+        share_kept={
             "docs:text": Estimate(docs, None, 0.0, 1),
             "code:text": Estimate(code, None, 0.0, 1),
             "mean": Estimate((docs + code) / 2, None, 0.0, 1),

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from calibrant.compare import Entry, Estimate, Ranking
+from calibrant.compare import Estimate, Ranking, RankingEntry
 from calibrant.errors import SpecError
 from calibrant.report.plots import inline, pareto, plots
 from calibrant.report.plots.pareto import WIDTH
@@ -13,7 +13,7 @@ from tests.report.plots.seen import Seen, mapping, number, seen, texts
 UNITS = dict.fromkeys(DENSE, "nats/token")
 
 
-def placed(name: str, x: float, y: float, letters: tuple[str, str], control: bool = False) -> Entry:
+def placed(name: str, x: float, y: float, letters: tuple[str, str], control: bool = False) -> RankingEntry:
     return replace(entry(name, (x, y), None), control=control, letters=dict(zip(DENSE, letters, strict=True)))
 
 
@@ -96,7 +96,7 @@ def test_without_letters_nothing_is_surely_behind():
 
 
 def test_of_many_losses_the_two_that_disagree_most():
-    def three(name: str, *values: float) -> Entry:
+    def three(name: str, *values: float) -> RankingEntry:
         each = {m: Estimate(v, 0.02, 20.0, 21) for m, v in zip(("a", "b", "c"), values, strict=True)}
         return replace(entry(name, (0.0, 0.0), None), losses=each, increases=each)
 

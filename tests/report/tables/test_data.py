@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from calibrant.compare import Estimate, Evidence, Question
+from calibrant.compare import Estimate, Evidence, PaperQuestion
 from calibrant.report.sentences import finding
 from calibrant.report.tables.data import plain
 
@@ -25,16 +25,16 @@ def test_json_holds_numbers_intervals_and_sentences():
 
 def test_json_holds_everything_else():
     evidence = Evidence("c4 against pile", "smollm2", "mean", Estimate(0.1, 0.02, 8.0, 40), (0.02, 0.18), "worse", "nats/token")
-    asked = Question("baseline", "Is c4 the best?", "no", "pile did better.", (evidence,))
+    asked = PaperQuestion("baseline", "Is c4 the best?", "no", "pile did better.", (evidence,))
     told = json.loads(json.dumps(plain(replace(EVERYTHING, questions=(asked,)), ACCOUNT), allow_nan=False))
-    assert [c["verdict"] for c in told["contrasts"]] == ["better", "worse", "cannot tell", "one draw cannot say", "not computed"]
+    assert [c["verdict"] for c in told["contrasts"]] == ["better", "worse", "not significant", "one draw only", "not computed"]
     assert told["contrasts"][0]["interval"][1] == pytest.approx(-0.123 + 2.306 * 0.02, abs=1e-4)
     assert told["contrasts"][4]["interval"] is None
     assert told["contrasts"][0]["sentence"].startswith("own data: gsm8k:icl did better")
     assert [a["tau"] for a in told["agreements"]] == [0.87, 0.2, -0.1]
     (question,) = told["questions"]
     assert (question["answer"], question["evidence"][0]["interval"], question["evidence"][0]["difference"]["value"]) == ("no", [0.02, 0.18], 0.1)
-    assert (told["looks"], told["stale"], len(told["missing"]), len(told["caveats"])) == (63, 2, 1, 2)
+    assert (told["comparisons"], told["stale"], len(told["missing"]), len(told["caveats"])) == (63, 2, 1, 2)
     assert told["models"] == {"smollm2": "dequantized from Q4_1"}
     (made,) = told["rankings"]
     assert made["entries"][0]["best_on"] == ["docs:text", "mean"]

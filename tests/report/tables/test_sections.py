@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from calibrant.compare import Comparison, Contrasted
+from calibrant.compare import Comparison, Contrast
 from calibrant.report.tables.sections import agreed, agreeing, conclusions, contrasting, sections, told, trust
 
 from tests.report.made import AGREEMENTS, BETTER, CONTRASTS, EVERYTHING, LOST, ONCE, OPEN, SECOND, WORSE, entry, plain, ranking
@@ -33,7 +33,7 @@ from tests.report.made import AGREEMENTS, BETTER, CONTRASTS, EVERYTHING, LOST, O
         (LOST, "gsm8k:icl against c4 (smollm2, wanda at 60 % sparsity, on docs): not computed. Pile (draw 0) failed: no rows."),
     ],
 )
-def test_a_contrast_in_words(contrast: Contrasted, sentence: str):
+def test_a_contrast_in_words(contrast: Contrast, sentence: str):
     assert plain(told(contrast)) == sentence
 
 
@@ -42,7 +42,7 @@ def test_contrasts_as_a_table():
     found = [[str(f) for f in line.figures] for line in table.lines]
     assert found[0] == ["-0.123", "-0.169 to -0.077", "0.004", "0.055", "better"]
     assert found[1][2] == "< 0.001"
-    assert [row[-1] for row in found] == ["better", "worse", "cannot tell", "one draw cannot say", "not computed"]
+    assert [row[-1] for row in found] == ["better", "worse", "not significant", "one draw only", "not computed"]
     assert found[3][2] == "—"
     assert found[4][:4] == ["—"] * 4
     assert [line.name for line in table.lines][:2] == ["own data", "gsm8k:icl against c4"]
@@ -93,7 +93,7 @@ def test_what_trust_hangs_on():
     assert looks.startswith("Beyond its 5 primary contrasts the report makes 63 comparisons.")
     (one,) = trust(Comparison(stale=1))
     assert one.startswith("1 record is from")
-    (bare,) = trust(Comparison(looks=3))
+    (bare,) = trust(Comparison(comparisons=3))
     assert bare.startswith("The report makes 3 comparisons.")
 
 

@@ -65,7 +65,7 @@ def test_other_ways_to_show_a_figure():
     kept = figures(ranked(FULL, "kept"), "python_docs")
     assert kept[2:4] == ["24.7% ± 1.0%", "16.5% ± 1.0%"]
     assert kept[1] == "+1.600 ± 0.020", "the mean share isn't known here"
-    shared = replace(BEST, kept={"docs:text": replace(BEST.mean, value=0.5), "mean": replace(BEST.mean, value=0.4)})
+    shared = replace(BEST, share_kept={"docs:text": replace(BEST.mean, value=0.5), "mean": replace(BEST.mean, value=0.4)})
     assert heads(ranked(ranking(shared), "kept"))[0] == "mean"
     assert figures(ranked(ranking(shared), "kept"), "python_docs")[0] == "40.0% ± 2.0%"
 

@@ -6,8 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from calibrant.compare import Comparison, Entry, Layers, Likeness, Portrait, Ranking
-from calibrant.compare.reading import Reading
+from calibrant.compare import Comparison, Layers, Ranking, RankingEntry, Results, SetSummary, Similarity
 from calibrant.report.facts import StudyFacts
 from calibrant.report.tables.table import heading
 
@@ -18,15 +17,15 @@ class Contents:
 
     comparison: Comparison
     facts: StudyFacts
-    reading: Reading
-    portraits: Sequence[Portrait] = ()
+    reading: Results
+    summaries: Sequence[SetSummary] = ()
     layers: Sequence[Layers] = ()
-    likeness: Likeness = field(default_factory=lambda: Likeness((), {}))
+    similarity: Similarity = field(default_factory=lambda: Similarity((), {}))
 
     @cached_property
     def ids(self) -> Mapping[str, str]:
         """The id of each calibration set's own page, by its name."""
-        return {portrait.name: f"set-{number}" for number, portrait in enumerate(self.portraits)}
+        return {summary.name: f"set-{number}" for number, summary in enumerate(self.summaries)}
 
     @cached_property
     def titles(self) -> Mapping[str, str]:
@@ -36,12 +35,12 @@ class Contents:
     @cached_property
     def tokens(self) -> Mapping[str, int]:
         """Real tokens of a draw of each calibration set, where they are known."""
-        return {portrait.name: portrait.tokens for portrait in self.portraits if portrait.tokens is not None}
+        return {summary.name: summary.tokens for summary in self.summaries if summary.tokens is not None}
 
     @cached_property
-    def places(self) -> Mapping[str, Sequence[tuple[Ranking, Entry]]]:
+    def places(self) -> Mapping[str, Sequence[tuple[Ranking, RankingEntry]]]:
         """The rankings that a calibration set has a place in, with its row, by its name."""
-        found: dict[str, list[tuple[Ranking, Entry]]] = {name: [] for name in self.ids}
+        found: dict[str, list[tuple[Ranking, RankingEntry]]] = {name: [] for name in self.ids}
         for ranking in self.comparison.rankings:
             for entry in (*ranking.entries, *ranking.partial):
                 found.setdefault(entry.name, []).append((ranking, entry))
@@ -58,6 +57,6 @@ class Contents:
         return found
 
     def knows(self, measure: str) -> bool:
-        """Whether any two sets were compared by one measure of likeness."""
-        table = self.likeness.by.get(measure)
+        """Whether any two sets were compared by one measure of similarity."""
+        table = self.similarity.by.get(measure)
         return table is not None and bool(np.isfinite(table[~np.eye(len(table), dtype=bool)]).any())

@@ -6,7 +6,7 @@ from html import escape
 from importlib.resources import files
 from typing import Final
 
-from calibrant.compare.ranking import listed
+from calibrant.compare import join_names
 from calibrant.report.page import connections, grid, overview, runs, sets
 from calibrant.report.page.bundle import digest, vega_bundle
 from calibrant.report.page.contents import Contents
@@ -37,8 +37,8 @@ PARTS: Final = {
 def page(contents: Contents) -> str:
     """The whole page."""
     facts = contents.facts
-    models = listed([f"{model} ({note})" if note else model for model, note in facts.models.items()] or ["no model"])
-    title = f"Which calibration data kept {listed(list(facts.models) or ['the model'])} best?"
+    models = join_names([f"{model} ({note})" if note else model for model, note in facts.models.items()] or ["no model"])
+    title = f"Which calibration data kept {join_names(list(facts.models) or ['the model'])} best?"
     body = "\n".join(_body(contents))
     scripts = [vega_bundle(), _file("page.js")]
     policy = POLICY.format(scripts=" ".join(f"'{digest(script)}'" for script in scripts))

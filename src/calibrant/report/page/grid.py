@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from calibrant.compare.ranking import kind_of
+from calibrant.compare import target_noun
 from calibrant.report.page.contents import Contents
 from calibrant.report.page.pictures import pictures
 from calibrant.report.page.tags import Cell, Head, Row, choice, chooser, name, paragraph, table, text
@@ -18,7 +18,7 @@ def grid(contents: Contents) -> Iterator[str]:
     layers = {(of.model, of.method, of.target, of.propagate): of for of in contents.layers}
     yield '<section id="grid"><h2>The grid</h2>'
     yield paragraph("What share of the untouched model’s performance each calibration set kept, on everything that was measured.", "note")
-    yield chooser("grid", f"Model, method and {kind_of(ranking.target for ranking in rankings)}", list(contents.titles.items()))
+    yield chooser("grid", f"Model, method and {target_noun(ranking.target for ranking in rankings)}", list(contents.titles.items()))
     for (key, title), ranking in zip(contents.titles.items(), rankings, strict=True):
         of = layers.get((ranking.model, ranking.method, ranking.target, ranking.propagate))
         drawn = [kept(ranking), pareto(ranking), formats(ranking), against_tokens(ranking, contents.tokens)]

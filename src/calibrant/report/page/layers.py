@@ -11,8 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from calibrant.compare.layers import Layers
-from calibrant.compare.ranking import aimed, listed
+from calibrant.compare import Layers, describe_target, join_names
 from calibrant.report.page.bundle import embedded
 from calibrant.report.page.tags import name, text
 from calibrant.report.tables.table import HOLE
@@ -23,7 +22,7 @@ STEPS: Final = 4094
 
 FACTS: Final = {
     "masks": ("Share of mask bits that part", "of the sampled weights, how many one set keeps and the other doesn't"),
-    "feels": ("Distance of what the model felt", "0: the matrices of the block saw the same; each step is a step of log activation size"),
+    "statistics": ("Distance of what the model felt", "0: the matrices of the block saw the same; each step is a step of log activation size"),
     "error": ("Output error of each", "of the block's matrices, relative to their output before pruning"),
 }
 """What is drawn over the blocks: its title, and what it is."""
@@ -31,7 +30,7 @@ FACTS: Final = {
 SIDES: Final = ("a", "b", "both")
 """Whose a number is: the first set's, the second's, or of the two together."""
 
-NOUNS: Final = {"masks": "how their masks part", "feels": "what the model felt", "error": "the output errors"}
+NOUNS: Final = {"masks": "how their masks part", "statistics": "what the model felt", "error": "the output errors"}
 MISSING: Final = "Asking the study again with the present version, in a new folder, keeps them."
 
 
@@ -74,7 +73,7 @@ def _missing(found: Sequence[Layers]) -> Iterator[str]:
         gone = [NOUNS[fact] for fact, values in known.items() if np.isnan(values).all()]
         some = [NOUNS[fact] for fact, values in known.items() if np.isnan(values).any() and not np.isnan(values).all()]
         where = f"Of {_told(one)} this store" if len(found) > 1 else "This store"
-        parts = ([f"holds nothing about {listed(gone)}"] if gone else []) + ([f"lacks {listed(some)} in some places"] if some else [])
+        parts = ([f"holds nothing about {join_names(gone)}"] if gone else []) + ([f"lacks {join_names(some)} in some places"] if some else [])
         if parts:
             yield f"{where} {' and '.join(parts)}. {MISSING}"
 
@@ -82,7 +81,7 @@ def _missing(found: Sequence[Layers]) -> Iterator[str]:
 def _facts(one: Layers) -> dict[str, np.ndarray]:
     """Every number of a group that is of two sets, or of one for its own."""
     apart = ~np.eye(len(one.sets), dtype=bool)
-    return {"masks": one.masks[apart], "feels": one.feels[apart], "error": one.error}
+    return {"masks": one.masks[apart], "statistics": one.statistics[apart], "error": one.error}
 
 
 def _controls(found: Sequence[Layers]) -> Iterator[str]:
@@ -107,7 +106,7 @@ def _table(one: Layers) -> Iterator[str]:
     yield '<thead><tr><th scope="col">block</th><th scope="col">mask bits that part</th><th scope="col">distance felt</th>'
     yield f'<th scope="col">output error, {a}</th><th scope="col">output error, {b}</th></tr></thead><tbody>'
     for i, block in enumerate(one.blocks):
-        figures = (_share(1 - one.masks[0, 1, i], 1), _plain(one.feels[0, 1, i]), _share(one.error[0, i], 2), _share(one.error[1, i], 2))
+        figures = (_share(1 - one.masks[0, 1, i], 1), _plain(one.statistics[0, 1, i]), _share(one.error[0, i], 2), _share(one.error[1, i], 2))
         yield f'<tr><th scope="row">{text(block)}</th>{"".join(f"<td>{figure}</td>" for figure in figures)}</tr>'
     yield "</tbody></table></div></div></details>"
 
@@ -123,7 +122,7 @@ def _plain(value: float) -> str:
 def _told(one: Layers) -> str:
     """Which runs: `smollm2, wanda at 60 % sparsity, arrival propagation`."""
     way = f", {one.propagate} propagation" if one.propagate else ""
-    return f"{one.model}, {one.method} at {aimed(one.target)}{way}"
+    return f"{one.model}, {one.method} at {describe_target(one.target)}{way}"
 
 
 def _embedded(found: Sequence[Layers], ids: Mapping[str, str]) -> dict[str, Any]:
@@ -142,7 +141,7 @@ def _embedded(found: Sequence[Layers], ids: Mapping[str, str]) -> dict[str, Any]
 def _run(one: Layers, places: Sequence[int]) -> dict[str, Any]:
     """A group: of pairs the upper triangle, row after row, of errors a row a set; empty where nothing is known at all."""
     upper = np.triu_indices(len(one.sets), 1)
-    rows = {"masks": 1 - one.masks[upper], "feels": one.feels[upper], "error": one.error}
+    rows = {"masks": 1 - one.masks[upper], "statistics": one.statistics[upper], "error": one.error}
     most = {fact: float(np.nanmax(values)) if np.isfinite(values).any() else 0.0 for fact, values in rows.items()}
     return {
         "told": _told(one),

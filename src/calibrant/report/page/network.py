@@ -1,7 +1,7 @@
 """The section that shows calibration sets as a network: what is alike stands together, and what helps on what is drawn between them.
 
 Vega lays it out and draws it in the reader's browser; here stand its specification, its data, and a table for who has no use for a picture.
-Nothing is computed: likeness, results and verdicts come from `compare`. No torch here.
+Nothing is computed: similarity, results and verdicts come from `compare`. No torch here.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from calibrant.compare.likeness import MEASURES, Likeness
+from calibrant.compare import MEASURES, Similarity
 from calibrant.report.page.bundle import embedded
 from calibrant.report.page.network_spec import network_spec
 from calibrant.report.page.tags import name, text
@@ -35,10 +35,10 @@ MISSING: Final = (
 )
 MEANT: Final = {
     "words": "cosine of the TF-IDF weights of the words in their windows",
-    "feels": "e to the minus standard deviation, over sampled input features of the matrices, of the difference of log activation sizes",
-    "does": "share of the sampled weights (256 a matrix) about whose keeping the two masks agree",
+    "statistics": "e to the minus standard deviation, over sampled input features of the matrices, of the difference of log activation sizes",
+    "masks": "share of the sampled weights (256 a matrix) about whose keeping the two masks agree",
 }
-"""What each measure of likeness is, exactly."""
+"""What each measure of similarity is, exactly."""
 
 _SQUARE: Final = "M-.9,-.9H.9V.9H-.9Z"
 
@@ -68,7 +68,7 @@ class Effect:
     set: int
     measured: int
     difference: float
-    verdict: Literal["better", "worse", "cannot tell"]
+    verdict: Literal["better", "worse", "not significant"]
     told: str
 
 
@@ -77,14 +77,14 @@ class Network:
     """All that the section shows: the sets, how alike they are, what they do to what was measured."""
 
     nodes: Sequence[Node]
-    likeness: Likeness
+    similarity: Similarity
     measured: Sequence[Measured]
     effects: Sequence[Effect]
     baseline: str
 
 
 def network(data: Network) -> Iterator[str]:
-    """The section, as HTML. With fewer than two sets, or where nothing is known of their likeness, it is a sentence."""
+    """The section, as HTML. With fewer than two sets, or where nothing is known of their similarity, it is a sentence."""
     yield '<section id="network" class="interactive" aria-labelledby="network-title"><h2 id="network-title" tabindex="-1">Network of the sets</h2>'
     edges = {measure: _edges(data, measure) for measure in MEASURES}
     if len(data.nodes) < 2:
@@ -107,9 +107,9 @@ def network(data: Network) -> Iterator[str]:
 
 
 def _edges(data: Network, measure: str) -> list[tuple[int, int, float]]:
-    """Pairs of nodes with their likeness, the most alike first."""
-    places = {one: place for place, one in enumerate(data.likeness.sets)}
-    known = data.likeness.by.get(measure)
+    """Pairs of nodes with their similarity, the most alike first."""
+    places = {one: place for place, one in enumerate(data.similarity.sets)}
+    known = data.similarity.by.get(measure)
     rows = [places.get(node.name) for node in data.nodes]
     if known is None:
         return []
@@ -122,7 +122,7 @@ def _edges(data: Network, measure: str) -> list[tuple[int, int, float]]:
 
 
 def _certain(data: Network) -> list[Effect]:
-    return [e for e in data.effects if e.verdict != "cannot tell"]
+    return [e for e in data.effects if e.verdict != "not significant"]
 
 
 def _controls(data: Network, edges: dict[str, list[tuple[int, int, float]]]) -> Iterator[str]:
@@ -134,7 +134,7 @@ def _controls(data: Network, edges: dict[str, list[tuple[int, int, float]]]) -> 
         yield f'<label><input type="radio" name="network-measure" value="{measure}"{state}> <span>{text(words)}{reason}</span></label>'
     yield "</fieldset>"
     shut = "" if first else " disabled"
-    yield f'<div class="slide"><label for="network-threshold">Lines from a likeness of</label><input type="range" id="network-threshold"{shut}>'
+    yield f'<div class="slide"><label for="network-threshold">Lines from a similarity of</label><input type="range" id="network-threshold"{shut}>'
     yield '<output id="network-shown" for="network-threshold"></output></div>'
     known = bool(_certain(data))
     state = " disabled" if not known else "" if first else " checked"
@@ -187,7 +187,7 @@ def _table(data: Network, edges: dict[str, list[tuple[int, int, float]]]) -> Ite
     if known:
         yield '<div class="card"><div class="scroll" role="region" tabindex="0" aria-label="The most alike pairs"><table>'
         yield "<caption>The most alike pairs of calibration sets by each measure; 1 is the same</caption>"
-        heads = "".join(f'<th scope="col" class="text">by {text(MEASURES[m])}</th><th scope="col">likeness</th>' for m in known)
+        heads = "".join(f'<th scope="col" class="text">by {text(MEASURES[m])}</th><th scope="col">similarity</th>' for m in known)
         yield f'<thead><tr><th scope="col">place</th>{heads}</tr></thead><tbody>'
         for place in range(min(LISTED, max(len(edges[m]) for m in known))):
             cells = "".join(_pair(data, edges[m][place : place + 1]) for m in known)

@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-from calibrant.compare import LEVEL, Entry, Estimate, Evidence, Question, Ranking
-from calibrant.compare.ranking import kind_of, listed
+from calibrant.compare import LEVEL, Estimate, Evidence, PaperQuestion, Ranking, RankingEntry, join_names, target_noun
 from calibrant.report.page.contents import Contents
 from calibrant.report.page.pictures import picture
 from calibrant.report.page.tags import Cell, Head, Row, choice, chooser, details, link, name, paragraph, table, text
@@ -14,7 +13,7 @@ from calibrant.report.plots import evidence, forest
 from calibrant.report.sentences import caveats, doubts, finding, percent, remarks, short
 from calibrant.report.tables.table import HOLE
 
-BADGES: Final = {"yes": "yes", "no": "no", "it depends": "depends", "cannot tell": "open", "not asked": "unasked"}
+BADGES: Final = {"yes": "yes", "no": "no", "it depends": "depends", "undecided": "open", "not covered": "unasked"}
 """How each answer is styled."""
 
 
@@ -50,9 +49,9 @@ def over_all(rankings: "tuple[Ranking, ...]") -> str:
         return "No calibration set has all of its measurements yet, so there is nothing to rank."
     first = Counter(ranking.best.name for ranking in ranked)
     sure = Counter(ranking.best.name for ranking in ranked if len(ranking.entries) > 1 and not any(e.tied for e in ranking.entries[1:]))
-    told, certain = (listed([f"{name} in {count}" for name, count in of.most_common()]) for of in (first, sure or Counter({"none": 0})))
+    told, certain = (join_names([f"{name} in {count}" for name, count in of.most_common()]) for of in (first, sure or Counter({"none": 0})))
     apart = f"told apart from every other set: {certain}" if sure else "in none of them can the first be told apart from every other"
-    kind = kind_of(ranking.target for ranking in ranked)
+    kind = target_noun(ranking.target for ranking in ranked)
     return f"Over {len(ranked)} combinations of model, method and {kind}, the smallest loss was that of {told}; {apart}."
 
 
@@ -62,7 +61,7 @@ def rankings(contents: Contents) -> Iterator[str]:
     if not shown:
         return
     yield '<section id="ranking"><h2>Ranking</h2>'
-    yield chooser("ranking", f"Model, method and {kind_of(ranking.target for ranking in shown)}", list(contents.titles.items()))
+    yield chooser("ranking", f"Model, method and {target_noun(ranking.target for ranking in shown)}", list(contents.titles.items()))
     for (key, title), ranking in zip(contents.titles.items(), shown, strict=True):
         yield from choice("ranking", key, _ranking(contents, key, title, ranking))
     yield "</section>"
@@ -112,13 +111,13 @@ def _rows(contents: Contents, ranking: Ranking) -> Iterator[Row]:
         yield Row(f"dense: its own {noun}", [*blank, *losses, Cell("")], "aside")
 
 
-def _place(entry: Entry, place: int) -> str:
+def _place(entry: RankingEntry, place: int) -> str:
     low, high = entry.ranks
     told = f"{low}" if low == high and low else f"{low}–{high}" if low else f"{place}"
     return f'<span class="place" title="the places that the comparisons leave open">{told}</span>'
 
 
-def _numbers(ranking: Ranking, entry: Entry) -> Iterator[Cell]:
+def _numbers(ranking: Ranking, entry: RankingEntry) -> Iterator[Cell]:
     each = entry.increases or entry.losses
     signed = bool(entry.increases)
     if len(ranking.averaged) > 1:
@@ -129,7 +128,7 @@ def _numbers(ranking: Ranking, entry: Entry) -> Iterator[Cell]:
         yield Cell(HOLE if math.isnan(entry.mean.value) else "the best", None if math.isnan(entry.mean.value) else 0.0)
         return
     told = "can't be told apart" if entry.tied else "told apart" if entry not in ranking.baselines else ""
-    yield number(entry.to_best, entry.to_best.interval(ranking.level, ranking.looks), True, told)
+    yield number(entry.to_best, entry.to_best.interval(ranking.level, ranking.comparisons), True, told)
 
 
 def number(estimate: Estimate, interval: tuple[float, float] | None, signed: bool, told: str = "", raised: str = "") -> Cell:
@@ -148,7 +147,7 @@ def questions(contents: Contents) -> Iterator[str]:
     if not asked:
         return
     yield '<section id="questions"><h2>Questions</h2>'
-    models = listed([text(m) for m in contents.facts.models] or ["this model"])
+    models = join_names([text(m) for m in contents.facts.models] or ["this model"])
     beforehand = " What the study named beforehand is tested under “Primary contrasts”." if contents.comparison.contrasts else ""
     together = f"The comparisons behind one answer hold together at {percent(LEVEL)}."
     yield f'<p class="note">Answered for {models}, from this study alone. {together}{beforehand}</p>'
@@ -158,11 +157,11 @@ def questions(contents: Contents) -> Iterator[str]:
     yield "</div></section>"
 
 
-def _question(question: Question) -> Iterator[str]:
+def _question(question: PaperQuestion) -> Iterator[str]:
     scope = "" if question.over_draws or not question.evidence else " <small>of these draws: one draw of a set can’t speak for the next</small>"
-    yield f'<div class="question"><h3>{text(question.asks)}</h3>'
+    yield f'<div class="question"><h3>{text(question.question)}</h3>'
     yield f'<p><strong class="answer {BADGES[question.answer]}">{text(question.answer)}</strong>{scope}</p>'
-    yield paragraph(question.told)
+    yield paragraph(question.explanation)
     if question.evidence:
         plot = evidence(question)
         drawn = [picture(plot, f"q-{question.name}")] if plot is not None else []
@@ -170,11 +169,11 @@ def _question(question: Question) -> Iterator[str]:
     yield "</div>"
 
 
-def _evidence(question: Question) -> Iterator[str]:
+def _evidence(question: PaperQuestion) -> Iterator[str]:
     heads = [Head("comparison", words=True), Head("where", words=True), Head("on", words=True), Head("difference"), Head("verdict", words=True)]
     rows = (Row(name(e.label), _difference(e)) for e in question.evidence)
     caption = "Below zero the first is better; beneath each difference its interval"
-    yield from table(f"Evidence: {question.asks}", caption, heads, rows, sortable=True)
+    yield from table(f"Evidence: {question.question}", caption, heads, rows, sortable=True)
 
 
 def _difference(found: Evidence) -> list[Cell]:

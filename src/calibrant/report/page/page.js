@@ -160,7 +160,7 @@
       shown.textContent = `${least.toFixed(measure.step < 0.01 ? 3 : 2)}: ${edges.length} of ${measure.edges.length} lines`;
       return edges.map(([source, target, value]) => {
         const share = clamp((value - measure.low) / span, 0, 1), pull = (0.25 + 0.75 * share) / Math.min(degree.get(source), degree.get(target));
-        const line = { source, target, kind: "alike", told: `likeness ${value.toFixed(3)}`, distance: 110 - 70 * share, pull };
+        const line = { source, target, kind: "alike", told: `similarity ${value.toFixed(3)}`, distance: 110 - 70 * share, pull };
         const opacity = (0.25 + 0.5 * share) * (effects.checked ? 0.45 : 1);
         return { ...line, stroke: "var(--soft)", width: 0.8 + 4.2 * share ** 2, opacity, dash: null };
       });
@@ -326,24 +326,24 @@
     function rows(fact) {
       const sides = fact === "error" ? ["a", "b"] : ["both"], values = sides.map((_, side) => known(fact, side));
       const each = (k) => values.map((of, side) => `${nameOf(pair[side])}: ${percent(of[k], 2)}`).join("\n"), [of] = values;
-      const told = { masks: (k) => `${percent(of[k], 1)} of mask bits part`, feels: (k) => `distance ${plain(of[k])}`, error: each }[fact];
+      const told = { masks: (k) => `${percent(of[k], 1)} of mask bits part`, statistics: (k) => `distance ${plain(of[k])}`, error: each }[fact];
       const row = (of, side, number, k) => ({ number, value: of[k], side, told: `block ${number}\n${told(k)}` });
       return values.flatMap((of, s) => run.numbers.map((number, k) => row(of, sides[s], number, k))).filter(({ value }) => value !== null);
     }
     function sentence() {
-      const masks = rows("masks"), sorted = (masks.length ? masks : rows("feels")).sort((one, other) => one.value - other.value);
+      const masks = rows("masks"), sorted = (masks.length ? masks : rows("statistics")).sort((one, other) => one.value - other.value);
       if (!sorted.length) return "";
       const figure = ({ number, value }) => `in block ${number} (${masks.length ? percent(value, 1) : plain(value)})`;
       const what = masks.length ? "masks part" : "what the model felt differs";
       return `${nameOf(pair[0])} and ${nameOf(pair[1])}: ${what} most ${figure(sorted.at(-1))}, least ${figure(sorted[0])}.`;
     }
     function fill() {
-      const heads = all("thead th", table), masks = known("masks"), feels = known("feels"), first = known("error", 0), second = known("error", 1);
+      const heads = all("thead th", table), masks = known("masks"), statistics = known("statistics"), first = known("error", 0), second = known("error", 1);
       table.caption.textContent = `${nameOf(pair[0])} and ${nameOf(pair[1])}, ${run.told}`;
       [3, 4].forEach((column, side) => { heads[column].textContent = `output error, ${nameOf(pair[side])}`; });
       table.tBodies[0].replaceChildren(...run.blocks.map((block, k) => {
         const row = made("tr", ""), head = Object.assign(made("th", "", block), { scope: "row" });
-        const figures = [percent(masks[k], 1), plain(feels[k]), percent(first[k], 2), percent(second[k], 2)];
+        const figures = [percent(masks[k], 1), plain(statistics[k]), percent(first[k], 2), percent(second[k], 2)];
         row.append(head, ...figures.map((figure) => made("td", "", figure)));
         return row;
       }));
@@ -380,7 +380,7 @@
       const fact = strip.dataset.fact, spec = structuredClone(data.spec);
       spec.height *= EM;
       ["labelFontSize", "titleFontSize"].forEach((size) => { spec.config.axis[size] *= EM; });
-      if (fact === "feels") spec.layer.slice(0, 2).forEach((layer) => { layer.encoding.y.axis.format = "~g"; });
+      if (fact === "statistics") spec.layer.slice(0, 2).forEach((layer) => { layer.encoding.y.axis.format = "~g"; });
       const { view } = await window.vegaEmbed(strip, spec, { ...EMBEDDING, mode: "vega-lite", tooltip: hovered });
       drawings.push({ view, fact, note: strip.nextElementSibling });
       redraw();

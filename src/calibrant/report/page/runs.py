@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from calibrant.compare.ranking import aimed, bits_of, is_grid, kind_of
+from calibrant.compare import bits_of, describe_target, is_grid, target_noun
 from calibrant.report.facts import PHASES, StudyFacts
 from calibrant.report.page.contents import Contents
 from calibrant.report.page.tags import Cell, Head, Row, bar, link, name, paragraph, table, text
@@ -26,7 +26,7 @@ def runs(contents: Contents) -> Iterator[str]:
         return
     measured = list(dict.fromkeys(t for cell in cells for t in cell.measures))
     names = {t: _measured(contents, t) for t in measured}
-    kind = kind_of(cell.target for cell in cells if cell.method != "none")
+    kind = target_noun(cell.target for cell in cells if cell.method != "none")
     heads = [Head("calibrated on", words=True), Head("draw"), Head("method", words=True), Head(kind), Head("model", words=True)]
     heads += [Head(short(names[t], list(names.values()))) for t in measured] + [Head("run", words=True, sorts=False)]
     yield '<section id="runs"><h2>Every run</h2>'
@@ -66,7 +66,7 @@ def _run(contents: Contents, cell: GridCell, measured: list[str], asked: Mapping
 def _target(target: str, record: Record) -> Cell:
     """A target, sorted by what it takes away: sparsities by what they achieved, then grids, those of the fewest bits last."""
     bits = bits_of(target)
-    return Cell(text(aimed(target).removesuffix(" sparsity")), record.sparsity) if bits is None else Cell(text(target), 2 - bits / 16)
+    return Cell(text(describe_target(target).removesuffix(" sparsity")), record.sparsity) if bits is None else Cell(text(target), 2 - bits / 16)
 
 
 def budget(facts: StudyFacts) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def command(cell: GridCell, record: Record, asked: Mapping[str, Any]) -> str:
     amount = ["--samples", str(samples)] if asked.get("tokens") is None else ["--tokens", str(asked["tokens"])]
     # A method that looks at no data is given some all the same, because prune asks for it; quantize doesn't.
     verb, out = ("quantize", "quantized") if is_grid(cell.target) else ("prune", "pruned")
-    asks = "--sparsity" if kind_of([cell.target]) == "sparsity" else "--target"
+    asks = "--sparsity" if target_noun([cell.target]) == "sparsity" else "--target"
     data = ["--data", cell.data or "full_stops"] if cell.data or verb == "prune" else []
     given = ["calibrant", verb, cell.model, *data, "--method", cell.method, asks, cell.target]
     if cell.data:

@@ -3,18 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from calibrant.compare import MEAN, Entry, Estimate, Evidence, Question, Ranking
+from calibrant.compare import MEAN, Estimate, Evidence, PaperQuestion, Ranking, RankingEntry
 from calibrant.grammar import SetLabel
 from calibrant.report.plots.panels import AxisGroup, Mark, Panel, PanelRow, Panels, span_of, stacked
 from calibrant.report.plots.picture import Plot, plotted
 from calibrant.report.plots.theme import FAMILIES, VERDICTS
 from calibrant.report.plots.words import Interval, counted, cut, ends, known, sentence, signed, spread
-from calibrant.report.sentences import aimed, percent, short
+from calibrant.report.sentences import describe_target, percent, short
 
 ALIKE: Final = 4.0
 """How many times as far as the nearest the farthest panel on an axis may reach."""
 
-Estimates = Callable[[Entry, str], Estimate | None]
+Estimates = Callable[[RankingEntry, str], Estimate | None]
 
 
 class _Differences:
@@ -28,16 +28,16 @@ class _Differences:
         several = len(ranking.averaged) > 1
         self.panels = (*([MEAN] if several else []), *ranking.measured)
 
-    def of(self, entry: Entry, measured: str) -> Estimate | None:
+    def of(self, entry: RankingEntry, measured: str) -> Estimate | None:
         """The number of one row in one panel; None where there is none."""
         if self.relative:
             return Estimate(0.0, None, 0.0, 0) if entry.name == self.ranking.baseline else entry.to_baseline.get(measured)
         return entry.mean if measured == MEAN else (entry.increases or entry.losses).get(measured)
 
     @property
-    def looks(self) -> int:
+    def comparisons(self) -> int:
         """Comparisons that the intervals cover together."""
-        return self.ranking.baseline_looks if self.relative else 1
+        return self.ranking.baseline_comparisons if self.relative else 1
 
     @property
     def what(self) -> str:
@@ -68,12 +68,12 @@ def forest(ranking: Ranking) -> Plot | None:
 def formats(ranking: Ranking) -> Plot | None:
     """The formats of each source that appears in two or more, side by side. None where there is no such source."""
     what = _Differences(ranking)
-    by_source: dict[str, dict[SetLabel, Entry]] = {}
+    by_source: dict[str, dict[SetLabel, RankingEntry]] = {}
     for entry in what.everyone:
         if entry.label and not entry.label.mixed and any(known(what.of(entry, m)) for m in what.panels):
             by_source.setdefault(entry.label.source, {})[entry.label] = entry
     rows: list[PanelRow] = []
-    entries: dict[int, Entry] = {}
+    entries: dict[int, RankingEntry] = {}
     for source, found in by_source.items():
         if len({of.rest if of.format else "" for of in found}) < 2:
             continue
@@ -88,11 +88,13 @@ def formats(ranking: Ranking) -> Plot | None:
     )
 
 
-def _labelled(ranking: Ranking, entry: Entry) -> str:
+def _labelled(ranking: Ranking, entry: RankingEntry) -> str:
     return f"{entry.name} (incomplete)" if entry in ranking.partial else entry.name
 
 
-def _drawn(what: _Differences, entries: tuple[Entry, ...], rows: tuple[PanelRow, ...], at: Mapping[int, Entry], kind: str, title: str) -> Plot:
+def _drawn(
+    what: _Differences, entries: tuple[RankingEntry, ...], rows: tuple[PanelRow, ...], at: Mapping[int, RankingEntry], kind: str, title: str
+) -> Plot:
     ranking = what.ranking
     kinds = {e.name: e.family for e in entries}
     found = {m: {r: p for r, e in at.items() if (p := _point(what, e, m, kinds[e.name])) is not None} for m in what.panels}
@@ -105,7 +107,7 @@ def _drawn(what: _Differences, entries: tuple[Entry, ...], rows: tuple[PanelRow,
     groups = [_group(what, found, measured, "" if i else note) for i, measured in enumerate(scaled)]
     styles = {k: s for k, s in FAMILIES.items() if k in kinds.values()}
     panels = Panels(rows, tuple(groups), styles)
-    where = f"{ranking.model}, {ranking.method} at {aimed(ranking.target)}"
+    where = f"{ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
     return plotted((kind, ranking.method, ranking.target), f"{title}: {where}", _told(what, entries, where, title), panels.chart, panels.data)
 
 
@@ -121,13 +123,13 @@ def _alike(measured: Sequence[str], found: Mapping[str, Mapping[int, Mark]], ref
     return sorted((tuple(sorted(group, key=measured.index)) for group in groups), key=lambda group: measured.index(group[0]))
 
 
-def _point(what: _Differences, entry: Entry, measured: str, kind: str) -> Mark | None:
+def _point(what: _Differences, entry: RankingEntry, measured: str, kind: str) -> Mark | None:
     estimate = what.of(entry, measured)
     if estimate is None or not known(estimate):
         return None
     itself = what.relative and entry.name == what.ranking.baseline
-    hollow = bool(what.reference) and not itself and not estimate.apart(what.ranking.level, what.looks)
-    return Mark(estimate.value, ends(estimate, what.ranking.level, what.looks), kind, hollow, kind in ("control", "none"))
+    hollow = bool(what.reference) and not itself and not estimate.significant(what.ranking.level, what.comparisons)
+    return Mark(estimate.value, ends(estimate, what.ranking.level, what.comparisons), kind, hollow, kind in ("control", "none"))
 
 
 def _group(what: _Differences, found: Mapping[str, Mapping[int, Mark]], measured: tuple[str, ...], note: str) -> AxisGroup:
@@ -143,9 +145,9 @@ def _group(what: _Differences, found: Mapping[str, Mapping[int, Mark]], measured
     return AxisGroup(panels, about, what.reference, note)
 
 
-def _told(what: _Differences, entries: tuple[Entry, ...], where: str, title: str) -> str:
-    level, looks = what.ranking.level, what.looks
-    together = ", jointly over all rows" if looks > 1 else ""
+def _told(what: _Differences, entries: tuple[RankingEntry, ...], where: str, title: str) -> str:
+    level, comparisons = what.ranking.level, what.comparisons
+    together = ", jointly over all rows" if comparisons > 1 else ""
     parts = [f"{title}, for {where}, in {what.ranking.unit}", f"In brackets {percent(level)} intervals{together}"]
     if what.reference:
         parts.append(f"An asterisk marks what can't be told apart from {what.reference}")
@@ -157,14 +159,14 @@ def _told(what: _Differences, entries: tuple[Entry, ...], where: str, title: str
     return sentence(parts)
 
 
-def _said(what: _Differences, entry: Entry, measured: str) -> str:
+def _said(what: _Differences, entry: RankingEntry, measured: str) -> str:
     estimate = what.of(entry, measured)
     assert estimate is not None
     if what.relative and entry.name == what.ranking.baseline:
         return "is the baseline"
-    apart = not what.reference or estimate.apart(what.ranking.level, what.looks)
+    apart = not what.reference or estimate.significant(what.ranking.level, what.comparisons)
     number = signed(estimate.value) if what.reference else signed(estimate.value).removeprefix("+")
-    return f"{number}{spread(ends(estimate, what.ranking.level, what.looks))}{'' if apart else '*'}"
+    return f"{number}{spread(ends(estimate, what.ranking.level, what.comparisons))}{'' if apart else '*'}"
 
 
 NAMES: Final[Mapping[str, str]] = {"own": "own-data", "cot": "chain-of-thought", "icl": "in-context"}
@@ -177,7 +179,7 @@ PARTS: Final[Mapping[str, int]] = {"where": 60, "label": 40, "on": 24}
 """What tells one piece of evidence from another, and the letters that each may take."""
 
 
-def evidence(question: Question) -> Plot | None:
+def evidence(question: PaperQuestion) -> Plot | None:
     """What the answer to a question rests on: each difference with its joint interval, and its verdict as a word. None without a number."""
     found = [e for e in question.evidence if known(e.difference)]
     if not found:
@@ -187,8 +189,8 @@ def evidence(question: Question) -> Plot | None:
     blocks = [_block([e for e in chosen if e.unit == unit], unit, f"unit{i}-") for i, unit in enumerate(units)]
     data = {name: records for block in blocks for name, records in block.data.items()}
     said = "; ".join(f"{e.label}, {e.where}, on {e.on}: {_difference(e)}, {e.verdict}" for e in chosen)
-    told = sentence([question.asks, f"Answer: {question.answer}", question.told, fewer, said])
-    return plotted((NAMES.get(question.name, question.name),), question.asks, told, lambda: stacked(blocks), data)
+    told = sentence([question.question, f"Answer: {question.answer}", question.explanation, fewer, said])
+    return plotted((NAMES.get(question.name, question.name),), question.question, told, lambda: stacked(blocks), data)
 
 
 def _few(found: Sequence[Evidence]) -> tuple[Sequence[Evidence], str]:
@@ -221,7 +223,7 @@ def _block(pieces: Sequence[Evidence], unit: str, key: str) -> Panels:
             run = told["where"][i]
             rows.append(PanelRow(run, head=True))
         e = pieces[i]
-        points[len(rows)] = Mark(e.difference.value, _interval(e), e.verdict, e.verdict == "cannot tell", word=e.verdict)
+        points[len(rows)] = Mark(e.difference.value, _interval(e), e.verdict, e.verdict == "not significant", word=e.verdict)
         rows.append(PanelRow(" · ".join(cut(told[part][i], PARTS[part]) for part in parts if not (headed and part == "where"))))
     title = " · ".join(cut(told[part][0], PARTS[part]) for part in same if part != parts[0])
     group = AxisGroup((Panel(title, points),), f"← better · worse →{f', {unit}' if unit else ''}", "no difference", "lines: joint intervals")

@@ -15,7 +15,7 @@ from calibrant.report.plots.picture import Plot, plotted
 from calibrant.report.plots.placing import LINE, Axis, axis_of, reached
 from calibrant.report.plots.theme import DASHES
 from calibrant.report.plots.words import counted, ends, known, sentence, share, signed, spread
-from calibrant.report.sentences import aimed, percent
+from calibrant.report.sentences import describe_target, percent
 
 CROWDED: Final = 24
 """Points over tokens; with more there is no room for their intervals."""
@@ -147,7 +147,7 @@ def against_tokens(ranking: Ranking, tokens: Mapping[str, int]) -> Plot | None:
     what = "mean increase over the dense model" if ranking.dense is not None else "mean"
     note = "" if crowded else f"lines up: {percent(ranking.level)} intervals"
     curves = CurvePanels((("", lines),), across, up, "real calibration tokens", f"{what}, {ranking.unit}", note, around=True)
-    title = f"{what.capitalize()} against calibration tokens: {ranking.model}, {ranking.method} at {aimed(ranking.target)}"
+    title = f"{what.capitalize()} against calibration tokens: {ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
     said = [f"{e.name} {counted(count, 'token')}, {signed(e.mean.value)}{spread(ends(e.mean, ranking.level))}" for e, count in found]
     told = sentence([f"{title}, in {ranking.unit}", "; ".join(said)])
     return plotted(("tokens", ranking.method, ranking.target), title, told, curves.chart, {"lines": curves.records()})
@@ -169,13 +169,13 @@ def layer_errors(layers: Layers) -> Plot | None:
     lines = [Curve(name, layers.families.get(name, "own"), dashes[name], _along(errors[name]), marked=len(layers.blocks) <= 40) for name in drawn]
     band: tuple[tuple[float, float, float], ...] = ()
     if len(order) > FEW:
-        usual = [(float(b), *map(float, column)) for b, column in enumerate(layers.usual.T) if math.isfinite(column[1])]
+        usual = [(float(b), *map(float, column)) for b, column in enumerate(layers.error_range.T) if math.isfinite(column[1])]
         band = tuple((b, low, high) for b, low, _, high in usual)
         middle = tuple(Spot(b, value) for b, _, value, _ in usual)
         lines.append(Curve(f"median of {len(order)} sets", layers.families.get(order[0], "own"), 0, middle, marked=False, plain=True))
     note = "grey: from the smallest to the largest of all sets" if band else ""
     curves = CurvePanels((("", tuple(lines)),), across, up, "block", "relative output error", note, band=band)
-    title = f"Output error by block: {layers.model}, {layers.method} at {aimed(layers.target)}"
+    title = f"Output error by block: {layers.model}, {layers.method} at {describe_target(layers.target)}"
     told = _told_errors(title, layers.blocks, {name: errors[name] for name in order})
     return plotted(("layers", layers.method, layers.target), title, told, curves.chart, {"lines": curves.records()})
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from calibrant.compare import MEAN, Entry, Ranking
+from calibrant.compare import MEAN, Ranking, RankingEntry
 from calibrant.report.plots.picture import Plot, layer, layered, plotted, text
 from calibrant.report.plots.theme import STEPS
 from calibrant.report.plots.words import cut, known, sentence, share
-from calibrant.report.sentences import aimed, short
+from calibrant.report.sentences import describe_target, short
 
 if TYPE_CHECKING:
     import altair as alt
@@ -27,7 +27,7 @@ class _Heat:
     """The sets, the columns, and the numbers at which the colour changes."""
 
     ranking: Ranking
-    entries: tuple[Entry, ...]
+    entries: tuple[RankingEntry, ...]
     columns: tuple[str, ...]
     thresholds: tuple[float, ...]
 
@@ -57,7 +57,7 @@ class _Heat:
         for r, entry in enumerate(self.entries):
             yield {"k": "name", "r": r, "t": cut(entry.name)}
             for c, m in enumerate(self.columns):
-                kept_here = entry.kept.get(m)
+                kept_here = entry.share_kept.get(m)
                 if kept_here is None or not known(kept_here):
                     yield {"k": "hole", "r": r, "c": self.x(c), "t": HOLE}
                     continue
@@ -113,13 +113,18 @@ class _Heat:
 def kept(ranking: Ranking) -> Plot | None:
     """Sets by measured sets, the share of the dense model's performance kept in each cell. None where no share is known."""
     entries = (*ranking.entries, *ranking.baselines, *ranking.partial)
-    columns = (*([MEAN] if len(ranking.measured) > 1 and any(MEAN in e.kept for e in entries) else []), *ranking.measured)
-    values = [e.kept[m].value for e in entries for m in columns if m in e.kept and math.isfinite(e.kept[m].value)]
-    ordinary = [e.kept[m].value for e in ranking.entries for m in columns if not e.control and m in e.kept and math.isfinite(e.kept[m].value)]
+    columns = (*([MEAN] if len(ranking.measured) > 1 and any(MEAN in e.share_kept for e in entries) else []), *ranking.measured)
+    values = [e.share_kept[m].value for e in entries for m in columns if m in e.share_kept and math.isfinite(e.share_kept[m].value)]
+    ordinary = [
+        e.share_kept[m].value
+        for e in ranking.entries
+        for m in columns
+        if not e.control and m in e.share_kept and math.isfinite(e.share_kept[m].value)
+    ]
     if not values:
         return None
     heat = _Heat(ranking, entries, columns, _thresholds(min(ordinary or values), max(ordinary or values)))
-    where = f"{ranking.model}, {ranking.method} at {aimed(ranking.target)}"
+    where = f"{ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
     title = f"Kept of the dense model's performance: {where}"
     return plotted(("kept", ranking.method, ranking.target), title, _told(heat, title), heat.chart, {"cells": heat.records()})
 
@@ -141,8 +146,12 @@ def _brief(value: float) -> str:
 def _told(heat: _Heat, title: str) -> str:
     parts = [f"{title}. An asterisk marks a set that is surely better than every other there"]
     for m, head in zip(heat.columns, heat.heads, strict=True):
-        said = [f"{e.name} {share(e.kept[m].value)}{'*' if m in e.best_on else ''}" for e in heat.entries if m in e.kept and known(e.kept[m])]
-        lost = [e.name for e in heat.entries if not known(e.kept.get(m))]
+        said = [
+            f"{e.name} {share(e.share_kept[m].value)}{'*' if m in e.best_on else ''}"
+            for e in heat.entries
+            if m in e.share_kept and known(e.share_kept[m])
+        ]
+        lost = [e.name for e in heat.entries if not known(e.share_kept.get(m))]
         holes = f"; no number for {', '.join(lost)}" if lost else ""
         parts.append(f"{'Mean' if m == MEAN else f'On {head}'}: {', '.join(said) or 'nothing'}{holes}")
     return sentence(parts)

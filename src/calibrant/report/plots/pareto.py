@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from calibrant.compare import Entry, Estimate, Ranking
-from calibrant.compare.regret import told_apart
+from calibrant.compare import Estimate, Ranking, RankingEntry, significantly_different
 from calibrant.errors import SpecError
 from calibrant.report.plots.picture import Layer, Plot, layer, layered, plotted, text
 from calibrant.report.plots.placing import Axis, around, axis_of, reached
 from calibrant.report.plots.theme import FAMILIES
 from calibrant.report.plots.words import cut, ends, known, plainly, sentence, signed, spread
-from calibrant.report.sentences import aimed, percent, short
+from calibrant.report.sentences import describe_target, percent, short
 
 if TYPE_CHECKING:
     import altair as alt
@@ -37,7 +36,7 @@ SAID: Final[dict[Place, str]] = {"front": "on the front", "open": "can't be told
 class _PlottedSet:
     """A set: its two numbers, where it stands, and what it is surely behind."""
 
-    entry: Entry
+    entry: RankingEntry
     x: Estimate
     y: Estimate
     place: Place
@@ -168,7 +167,7 @@ def pareto(ranking: Ranking, across: str = "", up: str = "") -> Plot | None:
     axes = (_axis(ranking, [(s, s.x) for s in spots], WIDTH), _axis(ranking, [(s, s.y) for s in spots], HEIGHT))
     front = _Front(ranking, *pair, spots, axes)
     names = [short(m, ranking.measured) for m in pair]
-    title = f"Loss on {names[0]} against loss on {names[1]}: {ranking.model}, {ranking.method} at {aimed(ranking.target)}"
+    title = f"Loss on {names[0]} against loss on {names[1]}: {ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
     return plotted(("pareto", ranking.method, ranking.target), title, _told(front, title, names), front.chart, {"points": front.records()})
 
 
@@ -187,17 +186,17 @@ def _unit(ranking: Ranking, measured: str) -> str:
     return ranking.units.get(measured, ranking.unit)
 
 
-def _of(ranking: Ranking, entry: Entry, measured: str) -> Estimate | None:
+def _of(ranking: Ranking, entry: RankingEntry, measured: str) -> Estimate | None:
     """How much worse than the dense model the set is; its own loss where there is none. None without a number, or one that isn't finite."""
     found = (entry.increases if ranking.dense is not None else entry.losses).get(measured)
     upward = ranking.dense is None and ranking.better.get(measured, "lower") == "higher"
     return None if found is None or upward or not known(found) or not math.isfinite(found.value) else found
 
 
-def _spot(ranking: Ranking, pair: tuple[str, str], found: Sequence[tuple[Entry, Estimate, Estimate]], at: int) -> _PlottedSet:
+def _spot(ranking: Ranking, pair: tuple[str, str], found: Sequence[tuple[RankingEntry, Estimate, Estimate]], at: int) -> _PlottedSet:
     entry, x, y = found[at]
     better = [e for e, a, b in found if a.value <= x.value and b.value <= y.value and (a.value, b.value) != (x.value, y.value)]
-    sure = [e for e in better if all(told_apart(e, entry, m) for m in pair)]
+    sure = [e for e in better if all(significantly_different(e, entry, m) for m in pair)]
     place: Place = "front" if not better else "behind" if sure else "open"
     return _PlottedSet(entry, x, y, place, sure[0].name if sure else "")
 

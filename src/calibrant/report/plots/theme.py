@@ -123,7 +123,7 @@ VERDICTS: Final[Mapping[str, Style]] = MappingProxyType(
     {
         "better": Style("better", "var(--better)", "circle"),
         "worse": Style("worse", "var(--worse)", "square"),
-        "cannot tell": Style("cannot tell", "var(--untold)", "diamond"),
+        "not significant": Style("not significant", "var(--untold)", "diamond"),
     }
 )
 

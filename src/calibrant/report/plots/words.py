@@ -60,9 +60,9 @@ def known(estimate: Estimate | None) -> bool:
     return estimate is not None and not math.isnan(estimate.value)
 
 
-def ends(estimate: Estimate, level: float, looks: int = 1) -> Interval:
+def ends(estimate: Estimate, level: float, comparisons: int = 1) -> Interval:
     """The interval of an estimate, None where there is none or where it isn't a number."""
-    interval = estimate.interval(level, looks)
+    interval = estimate.interval(level, comparisons)
     return None if interval is None or any(math.isnan(end) for end in interval) else interval
 
 

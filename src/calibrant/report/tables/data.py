@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from calibrant.compare import Comparison, Contrasted, Entry, Ranking
+from calibrant.compare import Comparison, Contrast, Ranking, RankingEntry
 from calibrant.foreign import visible
 from calibrant.report.facts import StudyFacts
 from calibrant.report.sentences import caveats, doubts, finding, remarks
@@ -37,7 +37,7 @@ def plain(comparison: Comparison, facts: StudyFacts) -> dict[str, Any]:
             "contrasts": [_contrast(c) for c in comparison.contrasts],
             "agreements": list(comparison.agreements),
             "questions": list(comparison.questions),
-            "looks": comparison.looks,
+            "comparisons": comparison.comparisons,
             "missing": comparison.missing,
             "stale": comparison.stale,
             "one_draw": comparison.one_draw,
@@ -64,13 +64,13 @@ def _ranking(ranking: Ranking) -> dict[str, Any]:
     }
 
 
-def _entry(ranking: Ranking, entry: Entry) -> dict[str, Any]:
-    joint = entry.to_best.interval(ranking.level, ranking.looks) if entry.to_best else None
+def _entry(ranking: Ranking, entry: RankingEntry) -> dict[str, Any]:
+    joint = entry.to_best.interval(ranking.level, ranking.comparisons) if entry.to_best else None
     told = {name: value for name, value in _fields(entry).items() if name != "label"}  # the parts of its name
     return {**told, "mean_interval": entry.mean.interval(ranking.level), "to_best_interval": joint}
 
 
-def _contrast(contrasted: Contrasted) -> dict[str, Any]:
+def _contrast(contrasted: Contrast) -> dict[str, Any]:
     interval = contrasted.difference.interval(contrasted.level) if contrasted.difference else None
     return {**_fields(contrasted), "interval": interval, "verdict": contrasted.verdict, "sentence": told(contrasted)}
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
-from calibrant.compare import LEVEL, Agreement, Comparison, Contrasted, Ranking
-from calibrant.compare.ranking import kind_of
-from calibrant.report.sentences import aimed, caveats, costs, doubts, finding, listed, percent, remarks, short
+from calibrant.compare import LEVEL, Comparison, Contrast, RankAgreement, Ranking, target_noun
+from calibrant.report.sentences import caveats, costs, describe_target, doubts, finding, join_names, percent, remarks, short
 from calibrant.report.tables.table import HOLE, As, Column, Figure, Table, TableRow, ranked, unranked
 
 HOLES: Final = 100
@@ -69,7 +68,7 @@ def conclusions(comparison: Comparison) -> Iterator[Section]:
         yield Section("How far to trust it", sentences=tuple(trusted))
 
 
-def contrasting(contrasts: Sequence[Contrasted]) -> Table:
+def contrasting(contrasts: Sequence[Contrast]) -> Table:
     """The contrasts that the study named before it ran."""
     columns = (Column("difference"), Column(f"{percent(LEVEL)} interval"), Column("p (Holm)"))
     columns = (*columns, Column("detectable", extra=True), Column("verdict", words=True))
@@ -83,7 +82,7 @@ def contrasting(contrasts: Sequence[Contrasted]) -> Table:
     return Table("Primary contrasts", "contrast", columns, tuple(lines), legend)
 
 
-def _figures(contrasted: Contrasted) -> tuple[Figure, ...]:
+def _figures(contrasted: Contrast) -> tuple[Figure, ...]:
     difference = contrasted.difference
     interval = None if difference is None else difference.interval(contrasted.level)
     return (
@@ -95,25 +94,25 @@ def _figures(contrasted: Contrasted) -> tuple[Figure, ...]:
     )
 
 
-def _has_own_name(contrasted: Contrasted) -> bool:
+def _has_own_name(contrasted: Contrast) -> bool:
     return contrasted.name not in ("", _sides(contrasted))
 
 
-def _sides(contrasted: Contrasted) -> str:
+def _sides(contrasted: Contrast) -> str:
     return f"{contrasted.compare} against {contrasted.against}"
 
 
-def _where(contrasted: Contrasted) -> str:
+def _where(contrasted: Contrast) -> str:
     names = [short(m, contrasted.on) for m in contrasted.on] or ["nothing measured"]
-    on = listed(names) if len(names) <= NAMED else f"the mean of {len(names)}, {names[0]} to {names[-1]}"
-    return f"{contrasted.model}, {contrasted.method} at {aimed(contrasted.target)}, on {on}"
+    on = join_names(names) if len(names) <= NAMED else f"the mean of {len(names)}, {names[0]} to {names[-1]}"
+    return f"{contrasted.model}, {contrasted.method} at {describe_target(contrasted.target)}, on {on}"
 
 
 def _chance(p: float | None) -> str:
     return HOLE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def told(contrasted: Contrasted) -> str:
+def told(contrasted: Contrast) -> str:
     """One contrast in words: what was found, or why nothing was, with what it would take."""
     c, difference, lead = contrasted, contrasted.difference, f"{contrasted.name}: " if _has_own_name(contrasted) else ""
     if difference is not None and c.verdict in ("better", "worse"):
@@ -122,18 +121,18 @@ def told(contrasted: Contrasted) -> str:
         chance = "" if c.p_holm is None else f"p {'' if c.p_holm < 0.001 else '= '}{_chance(c.p_holm)} after Holm"
         known = f"{difference.value:+.3f} {c.unit}".rstrip()
         return f"{lead}{c.compare} did {c.verdict} than {c.against} ({_where(c)}): {known} ({', '.join(filter(None, [spread, chance]))})."
-    if c.verdict == "cannot tell":
+    if c.verdict == "not significant":
         return " ".join(filter(None, [f"{lead}{c.compare} and {c.against} can't be told apart ({_where(c)}).", c.needs, c.reason]))
     return " ".join(filter(None, [f"{lead}{_sides(c)} ({_where(c)}): {c.verdict}.", c.reason, c.needs]))
 
 
-def _least_chances(contrasts: Sequence[Contrasted]) -> Iterator[str]:
+def _least_chances(contrasts: Sequence[Contrast]) -> Iterator[str]:
     """What a test that assumes nothing of the draws' distribution could show at best with as many: beyond it, p leans on the t distribution."""
     for test, p in dict.fromkeys((c.smallest_p_of, c.smallest_p) for c in contrasts if c.smallest_p is not None):
         yield f"The smallest p of {test or 'a permutation of the draws'} is {_chance(p)}; a smaller one leans on Student's t."
 
 
-def agreeing(agreements: Sequence[Agreement]) -> Table:
+def agreeing(agreements: Sequence[RankAgreement]) -> Table:
     """How alike two rankings of the same sets are, those that agree least first."""
     found = sorted(agreements, key=lambda a: (a.tau, a.model, a.along, a.a, a.b))
     lines = [
@@ -149,17 +148,17 @@ def agreeing(agreements: Sequence[Agreement]) -> Table:
     return Table("Do the rankings agree?", "rankings", tuple(map(Column, heads)), tuple(lines), legend, most=12)
 
 
-def _side(agreement: Agreement, value: str) -> str:
-    return aimed(value) if agreement.along == "target" else value
+def _side(agreement: RankAgreement, value: str) -> str:
+    return describe_target(value) if agreement.along == "target" else value
 
 
-def agreed(agreements: Sequence[Agreement]) -> Iterator[str]:
+def agreed(agreements: Sequence[RankAgreement]) -> Iterator[str]:
     """In one sentence for each axis: whether it matters for the order of the sets."""
     for along, noun in ALONG.items():
         taus = [a for a in agreements if a.along == along]
         if not taus:
             continue
-        noun = kind_of(side for a in taus for side in (a.a, a.b)) if along == "target" else noun
+        noun = target_noun(side for a in taus for side in (a.a, a.b)) if along == "target" else noun
         least = min(taus, key=lambda a: a.tau)
         sure = sum(a.interval is not None and a.interval[0] > 0 for a in taus)
         if len(taus) == 1:
@@ -174,9 +173,9 @@ def trust(comparison: Comparison) -> Iterator[str]:
     if comparison.stale:
         many = "1 record is" if comparison.stale == 1 else f"{comparison.stale} records are"
         yield f"{many} from an older revision of what made them, and stand here as they are; ask the study again to have them computed anew."
-    if comparison.looks:
+    if comparison.comparisons:
         planned = f"Beyond its {len(comparison.contrasts)} primary contrasts the report" if comparison.contrasts else "The report"
         yield (
-            f"{planned} makes {comparison.looks} comparisons. They are held together within a column, not over all of it: "
+            f"{planned} makes {comparison.comparisons} comparisons. They are held together within a column, not over all of it: "
             "take them as a description, and test what they suggest on fresh draws."
         )

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
-from calibrant.compare import Entry, Estimate, Ranking
-from calibrant.report.sentences import aimed, listed, percent, short
+from calibrant.compare import Estimate, Ranking, RankingEntry
+from calibrant.report.sentences import describe_target, join_names, percent, short
 
 As = Literal["increase", "loss", "kept"]
 WAYS: Final[tuple[str, ...]] = get_args(As)
@@ -113,7 +113,7 @@ class Table:
 def heading(ranking: Ranking, note: str = "") -> str:
     """What the table is about: `smollm2 (dequantized from Q4_1), wanda at 60 % sparsity`."""
     way = f", {ranking.propagate} propagation" if ranking.propagate else ""
-    return f"{ranking.model}{f' ({note})' if note else ''}, {ranking.method} at {aimed(ranking.target)}{way}"
+    return f"{ranking.model}{f' ({note})' if note else ''}, {ranking.method} at {describe_target(ranking.target)}{way}"
 
 
 def ranked(ranking: Ranking, way: As = "increase", note: str = "") -> Table:
@@ -134,7 +134,7 @@ def unranked(rankings: Sequence[Ranking], way: As) -> Table:
     drawing, lines = _Drawing(rankings[0], way), list[TableRow]()
     for ranking in rankings:
         for entry in (*ranking.baselines, *ranking.partial):
-            words = aimed(ranking.target).removesuffix(f" ({ranking.target})")
+            words = describe_target(ranking.target).removesuffix(f" ({ranking.target})")
             drawn = _Drawing(ranking, way).line(replace(entry, letters={}), words, "baseline")
             lines.append(replace(drawn, name=f"{ranking.method} {ranking.target}"))
     dense = [] if rankings[0].dense is None else [drawing.dense(rankings[0].dense)]
@@ -154,7 +154,7 @@ class _Drawing:
 
     def columns(self) -> tuple[Column, ...]:
         """Rank, mean, each measured set, the difference to the best: what of it there is."""
-        kept = self._way == "kept" and any("mean" in e.kept for e in self._ranking.entries)
+        kept = self._way == "kept" and any("mean" in e.share_kept for e in self._ranking.entries)
         mean = "mean" if self._way == "increase" or self._ranking.dense is None or kept else "mean increase"
         heads = [Column("rank")] * self._ranks + [Column(mean)] * self._averaged
         return (*heads, *(Column(self._head(m), spare=True) for m in self._ranking.measured), Column("worse than the best", extra=True))
@@ -166,7 +166,7 @@ class _Drawing:
     def _better(self, measured: str) -> str:
         return self._ranking.better.get(measured, "lower")
 
-    def line(self, entry: Entry, note: str, part: Part) -> TableRow:
+    def line(self, entry: RankingEntry, note: str, part: Part) -> TableRow:
         """A set or baseline; what it lacks is a hole."""
         ranks = [Figure(_range(entry.ranks) if any(entry.ranks) else "")] * self._ranks
         mean = [self._mean(entry)] * self._averaged
@@ -174,25 +174,25 @@ class _Drawing:
         gap = Figure(HOLE if part == "partial" else "the best") if entry.to_best is None else _gap(entry.to_best, entry.tied and part == "set")
         return TableRow(entry.name, (*ranks, *mean, *each, gap), note, part, "mean" in entry.best_on)
 
-    def dense(self, entry: Entry) -> TableRow:
+    def dense(self, entry: RankingEntry) -> TableRow:
         """The dense model: always its own numbers."""
         blank = [Figure()] * (self._ranks + self._averaged)
         noun = "loss" if self._ranking.unit.startswith("nats") else "score"
         own = (Figure(f"{entry.losses[m].value:.3f}") for m in self._ranking.measured)
         return TableRow("dense", (*blank, *own, Figure()), f"its own {noun}", "dense")
 
-    def _mean(self, entry: Entry) -> Figure:
+    def _mean(self, entry: RankingEntry) -> Figure:
         marks = {"letters": entry.letters.get("mean", ""), "best": "mean" in entry.best_on}
-        if self._way == "kept" and "mean" in entry.kept:
-            return replace(_share(entry.kept["mean"]), **marks)
+        if self._way == "kept" and "mean" in entry.share_kept:
+            return replace(_share(entry.share_kept["mean"]), **marks)
         if math.isnan(entry.mean.value):
             return Figure(HOLE)
         change = self._ranking.dense is not None
         down = change and self._better(self._ranking.averaged[0]) == "higher"
         return replace(_number(entry.mean, change, down), **marks)
 
-    def _figure(self, entry: Entry, measured: str) -> Figure:
-        known = {"increase": entry.increases, "loss": entry.losses, "kept": entry.kept}[self._way]
+    def _figure(self, entry: RankingEntry, measured: str) -> Figure:
+        known = {"increase": entry.increases, "loss": entry.losses, "kept": entry.share_kept}[self._way]
         if measured not in known:
             return Figure(HOLE)
         marks = {"letters": entry.letters.get(measured, ""), "best": measured in entry.best_on}
@@ -229,7 +229,7 @@ class _Drawing:
         names: dict[tuple[str, str], list[str]] = {}
         for m in self._ranking.measured:
             names.setdefault((self._ranking.units.get(m, ""), self._better(m)), []).append(short(m, self._ranking.measured))
-        return f" ({'; '.join(f'{listed(of)} in {unit}, {better} is better' for (unit, better), of in names.items())})"
+        return f" ({'; '.join(f'{join_names(of)} in {unit}, {better} is better' for (unit, better), of in names.items())})"
 
 
 def _number(estimate: Estimate, signed: bool, down: bool = False) -> Figure:

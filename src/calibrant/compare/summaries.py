@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
-from calibrant.compare.reading import Reading
+from calibrant.compare.results import Results
 from calibrant.errors import DataError
 from calibrant.families import Family
 from calibrant.store import PROFILE, Run, Store
@@ -27,7 +27,7 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Portrait:
+class SetSummary:
     """A calibration set with its draws in order.
 
     `profile` is what the windows of all draws say together, as `calibrant.data.profile` tells it: counts are added, shares weighed by windows.
@@ -48,7 +48,7 @@ class Portrait:
         return round(sum(known) / len(known)) if known else None
 
 
-def portraits(store: Store, reading: Reading) -> list[Portrait]:
+def summaries(store: Store, reading: Results) -> list[SetSummary]:
     """Every calibration set that a run was made with, in the order of the grid. `DataError` for a profile that can't be read."""
     drawn: dict[str, dict[int, Draw]] = {}
     for cell in reading.cells:
@@ -60,14 +60,14 @@ def portraits(store: Store, reading: Reading) -> list[Portrait]:
     together = {name: _together(each) for name, each in profiles.items() if each}
     terms = key_terms(together)
     return [
-        Portrait(name, reading.label(name).family, draws, together.get(name), terms.get(name, ()), tuple(_examples(profiles[name])))
+        SetSummary(name, reading.label(name).family, draws, together.get(name), terms.get(name, ()), tuple(_examples(profiles[name])))
         for name, draws in found.items()
     ]
 
 
-def usual(portraits: Sequence[Portrait]) -> dict[str, float]:
+def medians(summaries: Sequence[SetSummary]) -> dict[str, float]:
     """What is usual among the sets that have a profile: the median of each of its numbers and of each share of characters."""
-    known = [portrait.profile for portrait in portraits if portrait.profile is not None]
+    known = [summary.profile for summary in summaries if summary.profile is not None]
     if not known:
         return {}
     kinds = dict.fromkeys(kind for profile in known for kind in profile["characters"])
@@ -103,7 +103,7 @@ def key_terms(profiles: Mapping[str, Mapping[str, Any]], most: int = TERMS) -> d
     return found
 
 
-def _profile(store: Store, reading: Reading, draw: Draw) -> Mapping[str, Any] | None:
+def _profile(store: Store, reading: Results, draw: Draw) -> Mapping[str, Any] | None:
     """Of any run of the same tokens that has one: merged stores may hold both kinds."""
     same = (run for run, r in reading.records.items() if r.run.tokens == draw.run.tokens and r.run.model == draw.run.model)
     kept = next((content for run in same if (content := store.file(run, PROFILE)) is not None), None)

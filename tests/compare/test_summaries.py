@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.compare import Portrait, portraits, usual
-from calibrant.compare.portraits import TERMS, key_terms
-from calibrant.compare.reading import read
+from calibrant.compare import SetSummary, medians, summaries
+from calibrant.compare.results import read
+from calibrant.compare.summaries import TERMS, key_terms
 from calibrant.errors import DataError
 from calibrant.store import PROFILE
 
@@ -25,10 +25,10 @@ LOSSES = {"dense": [[3.0, 2.0]], "c4": [[3.5, 2.6], [3.6, 2.6]], "gsm8k:cot": [[
 WORDS = {"c4": {"the": 9, "web": 4, "news": 2}, "gsm8k:cot": {"the": 5, "eggs": 7, "sold": 2}}
 
 
-def found(folder: Path) -> dict[str, Portrait]:
+def found(folder: Path) -> dict[str, SetSummary]:
     profiles = {"c4/0": profile(WORDS["c4"]), "c4/1": profile({"web": 1, "market": 3}, 12, numbers=6.0), "gsm8k:cot": profile(WORDS["gsm8k:cot"])}
     store = store_of(folder, LOSSES, profiles=profiles)
-    return {p.name: p for p in portraits(store, read(store))}
+    return {p.name: p for p in summaries(store, read(store))}
 
 
 def test_the_sets_are_there_with_their_draws_and_facts(tmp_path: Path):
@@ -78,10 +78,10 @@ def test_a_single_set_shows_its_heaviest_words_and_none_without_words():
 
 
 def test_what_is_usual_is_the_median(tmp_path: Path):
-    around = usual(list(found(tmp_path).values()))
+    around = medians(list(found(tmp_path).values()))
     assert around["numbers"] == pytest.approx((5.0 + 2.0) / 2)
     assert around["letters"] == pytest.approx(0.8)
-    assert usual([]) == {}
+    assert medians([]) == {}
 
 
 def test_a_profile_that_cannot_be_read_is_named(tmp_path: Path):
@@ -89,4 +89,4 @@ def test_a_profile_that_cannot_be_read_is_named(tmp_path: Path):
     (run,) = [c.run for c in store.cells() if c.data == "gsm8k:cot"]
     (store.run_folder(run) / PROFILE).write_text("{")
     with pytest.raises(DataError, match="gsm8k:cot"):
-        portraits(store, read(store))
+        summaries(store, read(store))

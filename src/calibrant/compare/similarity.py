@@ -1,4 +1,4 @@
-"""How alike calibration sets are, by three measures: what they say, what the model feels of them, what they do to it."""
+"""How alike calibration sets are, by three measures: their words, what the model feels of them, what they do to it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ import numpy as np
 from jaxtyping import Float
 
 from calibrant.compare.layers import Layers
-from calibrant.compare.portraits import Portrait, weights_of_words
+from calibrant.compare.summaries import SetSummary, weights_of_words
 
-MEASURES: Final = {"words": "what they say", "feels": "what the model feels", "does": "what it does to the model"}
+MEASURES: Final = {"words": "their words", "statistics": "the statistics that the model gets", "masks": "the masks that they lead to"}
 
 
 @dataclass(frozen=True)
-class Likeness:
-    """Tables of likeness by measure, `sets` × `sets`: 1 on the diagonal, larger is more alike, NaN where it isn't known.
+class Similarity:
+    """Tables of similarity by measure, `sets` × `sets`: 1 on the diagonal, larger is more alike, NaN where it isn't known.
 
-    `words` is the cosine of two sets' TF-IDF weights. `feels` is e to the minus distance of the activations (see `Layers.feels`), over all blocks,
-    and `does` the share of sampled mask bits that agree; both are averaged over the groups of runs that have the two sets.
+    `words` is the cosine of two sets' TF-IDF weights. `statistics` is e to the minus distance of the activations (see `Layers.statistics`), over
+    all blocks, and `masks` the share of sampled mask bits that agree; both are averaged over the groups of runs that have the two sets.
     """
 
     sets: tuple[str, ...]
@@ -31,22 +31,22 @@ class Likeness:
         return sorted(known, key=lambda pair: (-pair[1], self.sets.index(pair[0])))[:most]
 
 
-def likeness(portraits: Sequence[Portrait], found: Sequence[Layers]) -> Likeness:
+def similarity(summaries: Sequence[SetSummary], found: Sequence[Layers]) -> Similarity:
     """All three tables of a study's sets."""
-    sets = tuple(portrait.name for portrait in portraits)
+    sets = tuple(summary.name for summary in summaries)
     by = {
-        "words": _words(portraits),
-        "feels": _over_groups(sets, found, [np.exp(-np.sqrt((of.feels**2).mean(-1))) for of in found]),
-        "does": _over_groups(sets, found, [of.masks.mean(-1) for of in found]),
+        "words": _words(summaries),
+        "statistics": _over_groups(sets, found, [np.exp(-np.sqrt((of.statistics**2).mean(-1))) for of in found]),
+        "masks": _over_groups(sets, found, [of.masks.mean(-1) for of in found]),
     }
     for table in by.values():
         np.fill_diagonal(table, 1.0)
-    return Likeness(sets, by)
+    return Similarity(sets, by)
 
 
-def _words(portraits: Sequence[Portrait]) -> Float[np.ndarray, "set set"]:
-    table = np.full((len(portraits), len(portraits)), np.nan)
-    known = {i: p.profile for i, p in enumerate(portraits) if p.profile is not None and p.profile["words"]}
+def _words(summaries: Sequence[SetSummary]) -> Float[np.ndarray, "set set"]:
+    table = np.full((len(summaries), len(summaries)), np.nan)
+    known = {i: p.profile for i, p in enumerate(summaries) if p.profile is not None and p.profile["words"]}
     _, weights = weights_of_words({str(i): profile for i, profile in known.items()})
     if known:
         table[np.ix_(list(known), list(known))] = weights @ weights.T

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from calibrant.compare.crossed import Sample
-from calibrant.compare.families import labelled, labels_of
+from calibrant.compare.families import label_set, labels_of
 from calibrant.errors import SpecError
 from calibrant.grammar import SetLabel
 from calibrant.outcomes import MOST, called, read_items
@@ -24,7 +24,7 @@ Table = tuple[tuple[str, ...], Float[np.ndarray, " items"], Float[np.ndarray, " 
 
 
 @dataclass(frozen=True)
-class Reading:
+class Results:
     """What a store holds, as far as comparing needs it.
 
     `records` are without their weights, `scores` without their items; `samples` hold the items as arrays, of those measurements that the grid
@@ -43,7 +43,7 @@ class Reading:
 
     def label(self, data: str) -> SetLabel:
         """What a calibration set is called, in its parts."""
-        return self.sets.get(data) or labelled(data)
+        return self.sets.get(data) or label_set(data)
 
     def overlap(self, run: str) -> float:
         """The share of the run's calibration rows that earlier draws of its set have too."""
@@ -51,13 +51,13 @@ class Reading:
         return float(found.data_facts.get("overlap") or 0.0) if found else 0.0
 
 
-def read(store: Store, items: bool = True) -> Reading:
+def read(store: Store, items: bool = True) -> Results:
     """Read `store`, with the items of its measurements or without. Raises `DataError` for a file that can't be read."""
     cells = store.cells()
     runs = list(dict.fromkeys(cell.run for cell in cells if cell.run))
     scores = {run: store.scores(run) for run in runs}
     records = {run: record for run in runs if (record := store.record(run, whole=False)) is not None}
-    return Reading(
+    return Results(
         cells=tuple(cells),
         records=records,
         scores=scores,
@@ -81,7 +81,7 @@ def _stale(store: Store, records: Mapping[str, Record]) -> Iterator[str]:
                 yield measure_id
 
 
-def narrowed(reading: Reading, measures: Sequence[str]) -> Reading:
+def narrowed(reading: Results, measures: Sequence[str]) -> Results:
     """The same with those of its evaluators whose text, or what they measured, begins with one of `measures`; all of them if there are none.
 
     Raises `SpecError` where nothing begins so.
