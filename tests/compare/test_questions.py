@@ -43,7 +43,7 @@ def test_a_baseline_that_is_beaten_is_not_the_best(tmp_path: Path):
 def test_a_baseline_that_beats_all_is_the_best_and_a_tie_is_open(tmp_path: Path):
     assert asked(tmp_path / "a", {"c4": draws(3.2, 2.2), "pile": draws(3.6, 2.6), "full_stops": draws(9, 9)})["baseline"].answer == "yes"
     tied = asked(tmp_path / "b", {"c4": draws(3.2, 2.2), "pile": draws(3.2, 2.2, noise=0.02), "oscar": draws(3.9, 2.9)})["baseline"]
-    assert tied.answer == "not significant"
+    assert tied.answer == "undecided"
     assert "pile can't be told apart from it" in tied.explanation
 
 
@@ -106,7 +106,7 @@ def test_formats_are_compared_within_a_source(tmp_path: Path):
     found = asked(tmp_path, losses)
     assert found["icl"].answer == "yes"
     assert [e.label for e in found["icl"].evidence] == ["gsm8k:icl against gsm8k:zero"]
-    assert found["cot"].answer == "not significant"
+    assert found["cot"].answer == "undecided"
     assert "can't be told apart in the one comparison there is" in found["cot"].explanation
 
 

@@ -107,7 +107,7 @@ def test_a_study_of_one_set_has_a_page(started: Any, tmp_path: Path):
         page = at(watched, path)
         assert "nothing to choose between" in page.locator("#answer").inner_text()
         assert "needs two calibration sets" in page.locator("#network").inner_text()
-        assert "one draw only" in page.locator("#answer").inner_text()
+        assert "one draw cannot say" in page.locator("#answer").inner_text()
         assert watched.violations() == []
         assert watched.wrong == []
 
