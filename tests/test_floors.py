@@ -15,8 +15,8 @@ FLOORS = [
     ["data", "models"],
     ["walk", "edits", "job"],
     ["methods", "allocations", "transforms", "exports", "select"],
-    ["compress", "evaluators", "testing", "languages"],
-    ["study", "compare", "mixtures", "names", "inspection"],
+    ["inspection", "compress", "evaluators", "testing", "languages"],
+    ["study", "compare", "mixtures", "names"],
     ["report", "screen", "recommend"],
     ["demo"],
     ["cli"],
@@ -32,6 +32,7 @@ LOWER_FIRST = {
     "edits": -1,
     "methods": -1,
     "compress": -1,
+    "inspection": -2,
 }
 """What stands at the foot of its floor: its neighbours may use it."""
 TORCH_FREE = [

@@ -152,7 +152,7 @@ class Strewn(Packing):
     def supply(self, lengths, frame):
         return "nothing"
 """
-    plugged({"calibrant.data.formats": {"shout": "plug:Loud"}, "calibrant.data.packing": {"scatter": "plug:Strewn"}}, plug=code)
+    plugged({"calibrant.data.formats": {"shout": "plug:Loud"}, "calibrant.data.packings": {"scatter": "plug:Strewn"}}, plug=code)
     from calibrant.data import CalibrationSet
     from calibrant.names import catalogue
 

@@ -10,7 +10,15 @@ import calibrant
 
 ROOT = Path(calibrant.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-LEAVES = {ROOT / "methods", ROOT / "targets", ROOT / "allocations", ROOT / "select", ROOT / "data/sources", ROOT / "data/formats"}
+LEAVES = {
+    ROOT / "methods",
+    ROOT / "targets",
+    ROOT / "allocations",
+    ROOT / "select",
+    ROOT / "data/sources",
+    ROOT / "data/formats",
+    ROOT / "data/packings",
+}
 FORBIDDEN = {"utils", "util", "helpers", "helper", "common", "core", "manager", "misc", "base", "engine"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -10,7 +10,7 @@ from typing import Any, Final
 from calibrant.allocations import allocations
 from calibrant.data import Source, formats, sources
 from calibrant.data._base import family_of
-from calibrant.data.packing import packings
+from calibrant.data.packings import packings
 from calibrant.errors import SpecError
 from calibrant.evaluators import evaluators
 from calibrant.exports import exports

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import CalibrationSet
 from calibrant.data.calibration import KINDS
-from calibrant.data.inspection import inspect
 from calibrant.errors import CalibrantError, DataError, SpecError
+from calibrant.inspection import inspect_tokens as inspect
 
 
 @pytest.fixture

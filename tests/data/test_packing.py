@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from calibrant.data import Crop, Many, One
-from calibrant.data.packing import PAD, Frame, Legacy, Packing, Text, Window
+from calibrant.data.packings._base import PAD, Frame, Packing, TokenizedText, Window
+from calibrant.data.packings.legacy import Legacy
 from calibrant.errors import SpecError
 from calibrant.spec import text_of
 
@@ -14,7 +15,7 @@ def encode(text: str) -> np.ndarray:
 
 
 def texts(*given: str):
-    return iter([Text(text, encode(text)) for text in given])
+    return iter([TokenizedText(text, encode(text)) for text in given])
 
 
 def cut(packing, given, sizes, length=4, draw=0) -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from calibrant.data._words import numbered, runs, words
-from calibrant.data.leaks import ngrams
+from calibrant.inspection.leaks import ngrams
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_run_is_a_number_that_depends_on_its_words_and_their_order():
 
 
 def test_another_process_finds_the_same_numbers():
-    code = "from calibrant.data.leaks import ngrams; print(sorted(ngrams('one two three four five')))"
+    code = "from calibrant.inspection.leaks import ngrams; print(sorted(ngrams('one two three four five')))"
     environment = {"PYTHONHASHSEED": "1", "PYTHONPATH": ":".join(sys.path)}
     said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
     assert said.strip() == str(sorted(ngrams("one two three four five")))

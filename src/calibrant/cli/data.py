@@ -57,8 +57,8 @@ def survey(
     as_json: Json = False,
 ) -> None:
     """Try every source in every format: which work here, how many disjoint draws they hold, and why the others don't."""
-    from calibrant.data.survey import as_markdown
     from calibrant.inspection import survey as run
+    from calibrant.inspection.surveying import as_markdown
 
     look_in(data_dir)
     with progress() as told:

@@ -30,7 +30,7 @@ class Draw:
 class SetSummary:
     """A calibration set with its draws in order.
 
-    `profile` is what the windows of all draws say together, as `calibrant.data.profile` tells it: counts are added, shares weighed by windows.
+    `profile` is what the windows of all draws say together, as `calibrant.inspection.profile` tells it: counts are added, shares weighed by windows.
     None in a store that was made before profiles were kept. `terms` are the words that stand out against the other sets, with their weights.
     """
 

@@ -12,13 +12,13 @@ from calibrant.compress.checkpoint import Checkpoint
 from calibrant.compress.costs import Costs, provenance
 from calibrant.compress.loop import Recipe, compress, fitting
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.data.shown import Shown
 from calibrant.data.user_file import files_behind
 from calibrant.edits import Edit
 from calibrant.errors import OutputError, SpecError, TargetError
 from calibrant.exports import CARD, Export, Made, exports
 from calibrant.exports import card as card_of
 from calibrant.exports.hf import HuggingFace
+from calibrant.inspection.leaks import RowFingerprints
 from calibrant.methods import Method, methods
 from calibrant.models import ModelView, Opened, check_finite, check_output, open_model, read_manifest, saved, view
 from calibrant.notebook import card
@@ -283,7 +283,7 @@ class _Job:
         """Write the model in every form that is asked for, with its manifest and its card, all of it or nothing."""
         parts = () if self.calibration is None else self.calibration.parts
         own = any(True for part in parts for _ in files_behind(part.source))
-        shown = Shown.of(() if self.batch is None else self.batch.rows, own)
+        shown = RowFingerprints.of(() if self.batch is None else self.batch.rows, own)
         manifest = {**manifest_of(made.record, shown), "exports": list(map(str, self.forms))}
         with saved(self.opened, folder, manifest, shown.files) as temporary:
             for form in self.forms:
@@ -308,7 +308,7 @@ def _already(manifest: Mapping[str, Any], run: Run, folder: Path, forms: Sequenc
     return Pruned(open_model(str(folder), run.dtype, device), Record.read(kept), folder, already_done=True)
 
 
-def manifest_of(record: Record, shown: Shown) -> dict[str, Any]:
+def manifest_of(record: Record, shown: RowFingerprints) -> dict[str, Any]:
     """What `calibrant.json` beside a saved model says: what was asked, the calibration's fingerprint, every matrix and why some are dense.
 
     The rows that it was calibrated on stand there by their hashes, so that nobody measures on them unawares.

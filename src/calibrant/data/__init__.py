@@ -8,13 +8,14 @@ from calibrant.data._templates import templated
 from calibrant.data.calibration import CalibrationSet, TokenBatch
 from calibrant.data.expression import held_out, parse_source, selectors
 from calibrant.data.formats import formats
-from calibrant.data.inspection import Inspection, inspect
-from calibrant.data.packing import PACKINGS, Crop, Many, One, Packing
-from calibrant.data.profiling import profile
+from calibrant.data.packings import packings
+from calibrant.data.packings._base import Packing
+from calibrant.data.packings.crop import Crop
+from calibrant.data.packings.many import Many
+from calibrant.data.packings.one import One
 from calibrant.data.sources import sources
 
 __all__ = [
-    "PACKINGS",
     "PARTS",
     "CalibrationSet",
     "Crop",
@@ -22,7 +23,6 @@ __all__ = [
     "Found",
     "Holding",
     "Hub",
-    "Inspection",
     "Many",
     "One",
     "Packing",
@@ -35,12 +35,11 @@ __all__ = [
     "divide",
     "formats",
     "held_out",
-    "inspect",
     "lettered",
     "micro_batches",
     "mirror",
+    "packings",
     "parse_source",
-    "profile",
     "selectors",
     "sources",
     "start_tokens",

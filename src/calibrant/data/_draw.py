@@ -12,7 +12,7 @@ import numpy as np
 from calibrant.data._base import Format, Holding, Part, PerDraw, Row, Source, Stored, digest
 from calibrant.data._encoding import Encoder
 from calibrant.data.expression import Term
-from calibrant.data.packing import PAD, Frame, Text, Window
+from calibrant.data.packings._base import PAD, Frame, TokenizedText, Window
 from calibrant.errors import DataError
 
 _PATIENCE: Final = 100
@@ -127,7 +127,7 @@ def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -
     drawn = Drawn()
     before, head = encoder.starts(term.packing, term.format)
 
-    def texts() -> Iterator[Text]:
+    def texts() -> Iterator[TokenizedText]:
         for row in deck.deal(term.format, term.packing.replacement):
             if row is None:
                 drawn.passed_over += 1
@@ -136,7 +136,7 @@ def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -
             drawn.rows.append(row)
             drawn.lengths.append(len(ids))
             if len(ids):
-                yield Text(row.key, np.concatenate([before, ids]))
+                yield TokenizedText(row.key, np.concatenate([before, ids]))
 
     def room() -> int:
         left = frame.length if quota.tokens is None else min(frame.length, quota.tokens - drawn.tokens)

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Format, Row
 from calibrant.data._templates import templated
-from calibrant.data.packing import Ids, Packing
+from calibrant.data.packings._base import Ids, Packing
 from calibrant.errors import DataError
 
 KINDS: Final = ("content", "template", "special", "start")

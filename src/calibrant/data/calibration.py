@@ -17,7 +17,7 @@ from calibrant.data._base import Part, PerDraw, Row, Source, family_of
 from calibrant.data._draw import Deck, Drawn, Quota, draw
 from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder
 from calibrant.data.expression import Term, term_of, written
-from calibrant.data.packing import PAD, Frame
+from calibrant.data.packings._base import PAD, Frame
 from calibrant.errors import DataError
 from calibrant.foreign import brief
 from calibrant.grammar import Mix, SetLabel, read_set, read_sum

@@ -11,7 +11,9 @@ from typing import Any, Final
 
 from calibrant.data._base import FIELDS, Format, Source, family_of
 from calibrant.data.formats import formats
-from calibrant.data.packing import PACKINGS, Legacy, Many, Packing, packings
+from calibrant.data.packings import packings
+from calibrant.data.packings._base import Packing
+from calibrant.data.packings.many import Many
 from calibrant.data.sources import sources
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, SpecError
@@ -91,15 +93,16 @@ def parse_format(text: str | Call) -> tuple[Format, Packing | None]:
     if call.name not in known:
         raise _unknown("format", call.name, known)
     form, packing = PAIRS.get(call.name, (call.name, None))
-    return build(formats.get(form), call.arguments), PACKINGS[packing]() if packing else None
+    return build(formats.get(form), call.arguments), packings.get(packing)() if packing else None
 
 
-def parse_packing(text: str | Call) -> Packing:
-    """The packing that `one`, `many(separator=' ')`, … stands for."""
+def parse_packing(text: str | Call, format_name: str = "") -> Packing:
+    """Return the packing that `one`, `many(separator=' ')`, … stands for; what a bare name stands for may depend on the format."""
     call = read_name(text) if isinstance(text, str) else text
     if call.name not in packings.names():
         raise _unknown("packing", call.name, packings.names())
-    return build(packings.get(call.name), call.arguments)
+    found: type[Packing] = packings.get(call.name)
+    return build(found, call.arguments) if call.arguments else found.bare(format_name)
 
 
 def held_out(source: str, form: str | None = None) -> tuple[Source, Format]:
@@ -121,9 +124,7 @@ def term_of(part: Part) -> Term:
     rendered, packing = parse_format(form or _format_of(source))
     _check_fields(source, rendered)
     if part.packing:
-        packing = parse_packing(part.packing)
-        if isinstance(packing, Legacy) and not part.packing.arguments:
-            packing = Legacy({"text": "crop", "question": "one"}.get(rendered.spec_name(), packing.of))
+        packing = parse_packing(part.packing, rendered.spec_name())
     return Term(source, rendered, packing or _packing_of(source, rendered), part.share)
 
 

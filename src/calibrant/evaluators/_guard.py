@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from calibrant.data import CalibrationSet, Row
-from calibrant.data.leaks import find_leaks, serious
-from calibrant.data.shown import Leaked, Shown
 from calibrant.data.user_file import UserFile, files_behind
 from calibrant.errors import DataError
 from calibrant.evaluators._base import Evaluator
+from calibrant.inspection.leaks import LeakCount, RowFingerprints, find_leaks, serious
 
 
 def leaks(sets: Iterable[CalibrationSet], evaluators: Sequence[Evaluator]) -> dict[str, dict[str, int]]:
@@ -34,11 +33,11 @@ def leaks(sets: Iterable[CalibrationSet], evaluators: Sequence[Evaluator]) -> di
     return found
 
 
-def refuse(found: Mapping[str, Mapping[str, int | Leaked]]) -> None:
+def refuse(found: Mapping[str, Mapping[str, int | LeakCount]]) -> None:
     """`DataError` for the first calibration set, or compressed model, that has leaks."""
     for data, counts in found.items():
         evaluator, leaked = next(iter(counts.items()))
-        count, kinds = (leaked.count, f" ({leaked})") if isinstance(leaked, Leaked) else (leaked, "")
+        count, kinds = (leaked.count, f" ({leaked})") if isinstance(leaked, LeakCount) else (leaked, "")
         raise DataError(
             f"{count} rows of {data} are also measured by {evaluator}{kinds}; take them out or measure something else, "
             f"or allow it with --allow-leak (in Python allow_leak=True), which the record keeps",
@@ -46,8 +45,8 @@ def refuse(found: Mapping[str, Mapping[str, int | Leaked]]) -> None:
         )
 
 
-def calibrated_on(manifest: Mapping[str, Any] | None, folder: str | Path, evaluator: Evaluator) -> Leaked:
+def calibrated_on(manifest: Mapping[str, Any] | None, folder: str | Path, evaluator: Evaluator) -> LeakCount:
     """Which of the rows that `evaluator` measures the compressed model in `folder` was calibrated on, by its manifest and the array beside it."""
     if manifest is None:
-        return Leaked()
-    return Shown.read(manifest, folder).leaked(evaluator.rows(), isinstance(evaluator.reads(), UserFile))
+        return LeakCount()
+    return RowFingerprints.read(manifest, folder).leaks(evaluator.rows(), isinstance(evaluator.reads(), UserFile))

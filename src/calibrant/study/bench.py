@@ -14,11 +14,12 @@ import torch
 from transformers import PreTrainedModel
 
 from calibrant.compress import Looks, Recipe, fitting, transformed
-from calibrant.data import CalibrationSet, TokenBatch, profile
+from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.durable import text_of_json
 from calibrant.edits import Edit, Replace, read_edit
 from calibrant.edits.file import from_bytes, to_bytes
 from calibrant.errors import DataError
+from calibrant.inspection import profile
 from calibrant.models import Opened, Snapshot, check_finite, view, will_change
 from calibrant.select import resolved
 from calibrant.transforms import Transform

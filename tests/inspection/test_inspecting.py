@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calibrant import CalibrationSet, inspect, inspection, open_model
+from calibrant import CalibrationSet, inspect, open_model
 from calibrant.data.calibration import KINDS, TokenBatch
 from calibrant.errors import ModelError, NumericsError, SpecError
-from calibrant.inspection import energy, loss
+from calibrant.inspection import inspecting
+from calibrant.inspection.inspecting import energy, loss
 from calibrant.models import Opened, view
 from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
 
@@ -57,15 +58,15 @@ def test_without_a_model_only_a_tokenizer_is_opened(monkeypatch: pytest.MonkeyPa
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("nothing is to be run")
 
-    monkeypatch.setattr(inspection, "open_model", refuse)
-    monkeypatch.setattr(inspection, "walk", refuse)
-    monkeypatch.setattr(inspection, "open_tokenizer", lambda name: (tiny_tokenizer(), name))
+    monkeypatch.setattr(inspecting, "open_model", refuse)
+    monkeypatch.setattr(inspecting, "walk", refuse)
+    monkeypatch.setattr(inspecting, "open_tokenizer", lambda name: (tiny_tokenizer(), name))
     found = inspect("python_docs", samples=2, length=32)
     assert (found.tokenizer, found.model, found.tokens) == ("smollm2", None, 64)
 
 
 def test_what_to_compare_with_is_looked_for_before_a_model_is_opened(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(inspection, "open_model", lambda *_: pytest.fail("opened first"))
+    monkeypatch.setattr(inspecting, "open_model", lambda *_: pytest.fail("opened first"))
     with pytest.raises(SpecError, match="'wikitexx'"):
         inspect("python_docs", "smollm2", against=["wikitexx"])
 
@@ -207,7 +208,7 @@ def test_a_start_token_that_fills_a_matrix_is_in_the_verdict(problems: Path):
 def excerpt(samples: int, length: int, most: int, expr: str = "random_tokens") -> tuple[TokenBatch, TokenBatch]:
     data = CalibrationSet(expr, samples=samples, length=length)
     batch = data.tokens(tiny_tokenizer())
-    return batch, inspection._excerpt(batch, data.kinds(tiny_tokenizer()).long(), most)[0]
+    return batch, inspecting._excerpt(batch, data.kinds(tiny_tokenizer()).long(), most)[0]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,7 @@ def test_a_window_longer_than_an_excerpt_is_cut():
 
 
 def test_a_model_is_run_on_no_more_than_it_says(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(inspection, "TOKENS", 64)
+    monkeypatch.setattr(inspecting, "TOKENS", 64)
     found = inspect("random_tokens", tiny(), samples=8, length=32)
     assert found.tokens == 256
     assert found.model is not None

@@ -9,11 +9,11 @@ import pytest
 
 from calibrant.data import formats, mirror, sources
 from calibrant.data.expression import PAIRS
-from calibrant.data.survey import FORMATS, as_markdown, survey
+from calibrant.inspection.surveying import FORMATS, as_markdown, survey
 from calibrant.models import open_tokenizer
 from calibrant.testing.tiny import tiny_tokenizer
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 RECORD = PROJECT / "studies/sources/survey.json"
 
 

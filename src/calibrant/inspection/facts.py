@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from math import floor, log10
 from typing import Any, Final
 
@@ -16,11 +16,11 @@ from calibrant.data._encoding import IdEncoder
 from calibrant.data.calibration import CalibrationSet, TokenBatch
 from calibrant.data.expression import Term
 from calibrant.data.formats import formats
-from calibrant.data.overlap import content, measurable, overlaps, repeats
-from calibrant.data.packing import Crop, Many, One
-from calibrant.data.quoting import quoted, real
+from calibrant.data.packings.many import Many
 from calibrant.data.user_file import UserFile
-from calibrant.data.verdict import ENOUGH_DRAWS, verdict
+from calibrant.inspection.overlap import content, measurable, overlaps, repeats
+from calibrant.inspection.profiling import quoted, text_tokens
+from calibrant.inspection.verdict import ENOUGH_DRAWS, verdict
 from calibrant.notebook import card, listing
 
 _BARS: Final = 12
@@ -84,7 +84,9 @@ class Inspection:
         return {**_plain(self), "verdict": list(self.verdict)}
 
 
-def inspect(data: CalibrationSet, tokenizer: PreTrainedTokenizerBase, against: Sequence[str] = (), show: int = 3, letters: int = 400) -> Inspection:
+def inspect_tokens(
+    data: CalibrationSet, tokenizer: PreTrainedTokenizerBase, against: Sequence[str] = (), show: int = 3, letters: int = 400
+) -> Inspection:
     """Draw the set and say what is in it.
 
     `against` are sources, as `name[:format]`, that the rows are compared with beside what their own sources measure on. The first `show` windows
@@ -92,7 +94,7 @@ def inspect(data: CalibrationSet, tokenizer: PreTrainedTokenizerBase, against: S
     """
     asked = measurable(against)
     batch, drawn = data.tokens(tokenizer), data.drawn(tokenizer)
-    ids = [row[there] for row, there in zip(batch.ids, real(batch), strict=True)]
+    ids = [row[there] for row, there in zip(batch.ids, text_tokens(batch), strict=True)]
     draws = data.disjoint_draws(tokenizer)
     return Inspection(
         data=str(data),
@@ -137,7 +139,7 @@ def _double_starts(batch: TokenBatch, tokenizer: PreTrainedTokenizerBase) -> int
     start = tokenizer.bos_token_id
     if not isinstance(start, int):
         return 0
-    starts = (batch.ids == start) & real(batch)
+    starts = (batch.ids == start) & text_tokens(batch)
     return int((starts[:, 1:] & starts[:, :-1]).any(1).sum())
 
 
@@ -198,7 +200,7 @@ def _named(term: Term) -> dict[str, Any]:
     """What the part is made of, and the expressions that a verdict may propose in its place; empty where there is none."""
     form, packing = term.format, term.packing
     asked = formats.build("qa") if form.spec_name() == "question" and "answer" in term.source.fields else form
-    bare = replace(packing, bos="none") if isinstance(packing, One | Many | Crop) and packing.bos != "none" else None
+    bare = replace(packing, bos="none") if "bos" in {each.name for each in fields(packing)} and packing.bos != "none" else None
     return {
         "source": str(term.source),
         "own": isinstance(term.source, UserFile),

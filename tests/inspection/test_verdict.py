@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from calibrant.data.verdict import RULES, verdict
+from calibrant.inspection.verdict import RULES, verdict
 
 PART: dict[str, Any] = {
     "data": "svamp:icl",

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from calibrant.data._words import words
-from calibrant.data.duplicates import near_duplicates
 from calibrant.errors import DataError
+from calibrant.inspection.overlap import near_duplicates
 
 
 def variants(seed: int, families: int) -> list[str]:
@@ -74,7 +74,7 @@ def test_a_text_that_recurs_all_the_time_costs_no_square():
 
 def test_another_process_finds_the_same():
     texts = [" ".join(f"w{i // 3 + j * (1 + (i % 3) // 2)}" for j in range(90)) for i in range(300)]
-    code = f"from calibrant.data.duplicates import near_duplicates; print(near_duplicates({texts}, 0.3))"
+    code = f"from calibrant.inspection.overlap import near_duplicates; print(near_duplicates({texts}, 0.3))"
     environment = {"PYTHONHASHSEED": "1", "PYTHONPATH": ":".join(sys.path)}
     said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
     assert said.strip() == str(near_duplicates(texts, 0.3))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from calibrant.data import Row
-from calibrant.data import shown as module
-from calibrant.data.shown import RUNS, Leaked, Shown, content_key
+from calibrant.inspection import LeakCount, RowFingerprints
+from calibrant.inspection import leaks as module
+from calibrant.inspection.leaks import content_key
 
 
 def text(count: int, seed: int) -> str:
@@ -17,8 +18,8 @@ def text(count: int, seed: int) -> str:
 def test_a_row_is_known_whatever_its_case_spaces_and_punctuation():
     rows = [Row(text="Peel an onion. Then, cut it!"), Row(question="Who (on Earth) was it?", answer="he")]
     measured = [Row(text="peel an ONION - then cut it"), Row(question="who on earth was it", answer="she"), Row(text="Peel an apple.")]
-    assert Shown.of(rows).leaked(measured) == Leaked(same=0, respaced=2, rows=3)
-    assert Shown.of(rows).leaked([Row(text="peel an  onion. then, cut it!"), *measured]) == Leaked(same=1, respaced=2, rows=4)
+    assert RowFingerprints.of(rows).leaks(measured) == LeakCount(same=0, respaced=2, rows=3)
+    assert RowFingerprints.of(rows).leaks([Row(text="peel an  onion. then, cut it!"), *measured]) == LeakCount(same=1, respaced=2, rows=4)
 
 
 @pytest.mark.parametrize("pair", [("3 + 4", "3 - 4"), ("-5", "5"), ("1.5", "15"), ("?!", "!!"), ("今天天气", "今天天晴"), ("x = 2", "x > 2")])
@@ -35,32 +36,32 @@ def test_half_of_the_runs_of_words_leak_where_a_users_file_has_a_part_in_it():
     seen = Row(text=text(200, 1))
     half, less, short = (" ".join([*text(200, 1).split()[:n], text(m, 2)]) for n, m in ((62, 50), (61, 51), (10, 2)))
     measured = [Row(text=half), Row(text=less), Row(text=short), Row(text=text(300, 3))]
-    assert Shown.of([seen]).leaked(measured) == Leaked(rows=4)
-    assert Shown.of([seen]).leaked(measured, own_files=True) == Leaked(alike=2, rows=4)
-    assert Shown.of([seen], own_files=True).leaked(measured) == Leaked(alike=2, rows=4)
+    assert RowFingerprints.of([seen]).leaks(measured) == LeakCount(rows=4)
+    assert RowFingerprints.of([seen]).leaks(measured, own_files=True) == LeakCount(alike=2, rows=4)
+    assert RowFingerprints.of([seen], own_files=True).leaks(measured) == LeakCount(alike=2, rows=4)
 
 
 def test_runs_that_most_measured_rows_have_are_boilerplate():
     notice = text(40, 1)
     measured = [Row(text=f"{notice} {text(20, 10 + i)}") for i in range(60)]
-    assert not Shown.of([Row(text=f"{notice} {text(20, 2)}")], own_files=True).leaked(measured)
-    assert Shown.of([Row(text=f"{notice} {text(20, 2)}")], own_files=True).leaked(measured[:50]).alike == 50
+    assert not RowFingerprints.of([Row(text=f"{notice} {text(20, 2)}")], own_files=True).leaks(measured)
+    assert RowFingerprints.of([Row(text=f"{notice} {text(20, 2)}")], own_files=True).leaks(measured[:50]).alike == 50
 
 
 def test_of_very_many_runs_a_sample_is_remembered_that_still_tells_rows_apart(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "MOST", 2_000)
     rows = [Row(text=text(500, i)) for i in range(20)]
-    shown = Shown.of(rows, own_files=True)
+    shown = RowFingerprints.of(rows, own_files=True)
     assert len(shown.runs) == 2_000
     measured = [*(Row(text=f"{row.text} and more") for row in rows), *(Row(text=text(500, 100 + i)) for i in range(20))]
-    assert shown.leaked(measured) == Leaked(alike=20, rows=40)
+    assert shown.leaks(measured) == LeakCount(alike=20, rows=40)
 
 
 def test_a_folder_brings_back_what_was_kept(tmp_path: Path):
-    shown = Shown.of([Row(text=text(100, 1)), Row(text="a b c d e")], own_files=True)
+    shown = RowFingerprints.of([Row(text=text(100, 1)), Row(text="a b c d e")], own_files=True)
     for name, content in shown.files.items():
         (tmp_path / name).write_bytes(content)
-    again = Shown.read(shown.entries, tmp_path)
+    again = RowFingerprints.read(shown.entries, tmp_path)
     assert (again.examples, again.contents, again.own_files) == (shown.examples, shown.contents, True)
     assert again.runs.tolist() == shown.runs.tolist()
     assert len(again.runs) == 88 + 93 + 1
@@ -68,7 +69,7 @@ def test_a_folder_brings_back_what_was_kept(tmp_path: Path):
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "promises", "text", "pickle", "unsorted", "missing"])
 def test_a_damaged_array_falls_back_to_the_keys(tmp_path: Path, damage: str):
-    shown = Shown.of([Row(text=text(100, 1))], own_files=True)
+    shown = RowFingerprints.of([Row(text=text(100, 1))], own_files=True)
     content = shown.files[RUNS]
     path = tmp_path / RUNS
     match damage:
@@ -86,15 +87,17 @@ def test_a_damaged_array_falls_back_to_the_keys(tmp_path: Path, damage: str):
             np.save(path, shown.runs[::-1])
         case _:
             pass
-    again = Shown.read(shown.entries, tmp_path)
+    again = RowFingerprints.read(shown.entries, tmp_path)
     assert len(again.runs) == 0
-    assert again.leaked([Row(text=text(100, 1).upper() + "!"), Row(text=text(99, 1))]) == Leaked(respaced=1, rows=2)
+    assert again.leaks([Row(text=text(100, 1).upper() + "!"), Row(text=text(99, 1))]) == LeakCount(respaced=1, rows=2)
 
 
 @pytest.mark.parametrize("manifest", [None, {}, {"examples": 5}, {"examples": [[1]], "contents": {"a": 1}, "own_files": "yes"}])
 def test_a_manifest_of_another_shape_says_nothing(tmp_path: Path, manifest: dict[str, object] | None):
-    assert Shown.read(manifest, tmp_path).leaked([Row(text="a")], own_files=True) == Leaked()
+    assert RowFingerprints.read(manifest, tmp_path).leaks([Row(text="a")], own_files=True) == LeakCount()
 
 
 def test_an_older_manifest_is_still_believed(tmp_path: Path):
-    assert Shown.read({"examples": [Row(text="a b").example]}, tmp_path).leaked([Row(text="A  b"), Row(text="a, b")]) == Leaked(same=1, rows=2)
+    assert RowFingerprints.read({"examples": [Row(text="a b").example]}, tmp_path).leaks([Row(text="A  b"), Row(text="a, b")]) == LeakCount(
+        same=1, rows=2
+    )

@@ -1,19 +1,35 @@
-"""Texts that are the same, or nearly: found by MinHash, then compared exactly.
+"""Rows that stand where they shouldn't: in what is measured too, or twice in one set.
 
-A text is the set of its runs of five words, and two texts are as alike as the share of all their runs that both have (Jaccard). To compare every
-pair takes too long; so each text gets a short signature in which alike texts agree in many places, texts that agree in one of several bands of it
-are compared in full, and only what that bears out is told. The signature is made from hashes, never from a random state: any process finds the same.
+Texts that are nearly the same are found by MinHash, then compared exactly. A text is the set of its runs of five words, and two texts are as alike
+as the share of all their runs that both have (Jaccard). To compare every pair takes too long; so each text gets a short signature in which alike
+texts agree in many places, texts that agree in one of several bands of it are compared in full, and only what that bears out is reported. The
+signature is made from hashes, never from a random state: any process finds the same.
 """
 
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from typing import Final
+from itertools import islice
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
 
+from calibrant.data._base import Format, Row, Source, Stored
 from calibrant.data._words import Numbers, number_of, numbered, runs, words
+from calibrant.data.expression import Term, parse_expression
 from calibrant.errors import DataError
+from calibrant.inspection.leaks import find_leaks, serious
+
+MOST_ROWS: Final = 5_000
+"""A measured part with more rows than this is compared only where it is named."""
+
+_NEAR_ROWS: Final = 10_000
+"""How many rows of a set are compared with each other."""
+
+_NEAR_LETTERS: Final = 50_000
+"""How much of a row is compared: a book's first pages tell it from any other."""
+
+_QUOTED: Final = 100
 
 SHINGLE: Final = 5
 """How many words make a run."""
@@ -31,6 +47,91 @@ _AT_ONCE: Final = 4_000_000
 
 Indices = Int64[np.ndarray, " _"]
 Signatures = UInt64[np.ndarray, "text place"]
+
+
+def content(row: Row, form: Format) -> str:
+    """What a format shows of the row itself, without its own words."""
+    turns = [text for _, text in row.turns] if form.spec_name() == "chat" else []
+    fields = [] if turns else [getattr(row, name) for name in form.needs]
+    choices = row.choices if row.labels and not turns and "question" in form.needs else ()
+    return "\n".join(text for text in (*fields, *choices, *turns) if isinstance(text, str))
+
+
+def quoted_row(row: Row, form: Format, letters: int = _QUOTED) -> str:
+    """The beginning of a row's content in one line."""
+    text = " ".join(content(row, form).split())
+    return text if len(text) <= letters else text[:letters] + "…"
+
+
+def measurable(against: Sequence[str]) -> list[Source]:
+    """The sources that these texts, each `source[:format]` or a sum of such, name. `DataError` for a control, or for one that can't be read."""
+    found: list[Source] = []
+    for text in against:
+        for term in parse_expression(text):
+            if term.source.kind == "control":
+                raise DataError(f"{text!r} is a control: nothing is measured on it; compare with a corpus or a question set", subject=text)
+            next(iter(term.source.rows("measure")), None)
+            found.append(term.source)
+    return found
+
+
+def overlaps(terms: Sequence[Term], drawn: Sequence[Sequence[Row]], against: Sequence[Source] = ()) -> Iterator[dict[str, Any]]:
+    """Compare each part with what its own source measures on, and with what each source in `against` does; a control is never in two places."""
+    for term, rows in zip(terms, drawn, strict=True):
+        if term.source.kind != "control":
+            for source in dict.fromkeys([term.source, *against] if isinstance(term.source, Stored) else against):
+                yield _compared(term, rows, source, requested=source in against)
+
+
+def repeats(terms: Sequence[Term], drawn: Sequence[Sequence[Row]]) -> dict[str, Any]:
+    """Find rows of the whole set that are nearly alike: how many have one before them, and the pairs, each row as its part and number in it."""
+    places: list[tuple[Term, int, Row]] = []
+    for term, rows in zip(terms, drawn, strict=True):
+        distinct = {row.key: (term, number, row) for number, row in reversed(list(enumerate(rows, 1)))}
+        if term.source.kind != "control":
+            places += sorted(distinct.values(), key=lambda place: place[1])[: _NEAR_ROWS // len(terms)]
+    pairs: list[dict[str, Any]] = []
+    repeated: set[int] = set()
+    for i, j, share in near_duplicates([content(row, term.format)[:_NEAR_LETTERS] for term, _, row in places]):
+        (one, number, row), (other, again, _) = places[i], places[j]
+        quote = quoted_row(row, one.format) if one.source.shown and other.source.shown else ""
+        pairs.append({"parts": [str(one), str(other)], "numbers": [number, again], "share": share, "quote": quote})
+        repeated.add(j)
+    return {"examined": len(places), "rows": len(repeated), "pairs": pairs}
+
+
+def _compared(term: Term, rows: Sequence[Row], source: Source, requested: bool) -> dict[str, Any]:
+    about = {"part": str(term), "against": str(source)}
+    measured = list(source.rows("measure") if requested else islice(source.rows("measure"), MOST_ROWS + 1))
+    if len(measured) > MOST_ROWS and not requested:
+        return {**about, "unchecked": f"it measures on more than {MOST_ROWS:,} rows; --against {source} compares them all the same"}
+    numbers: dict[str, int] = {}
+    for number, row in enumerate(rows, 1):
+        numbers.setdefault(row.example, number)
+    leaks = sorted(find_leaks(rows, measured), key=lambda leak: (not serious(leak), -leak.share, numbers[leak.row], leak.measured))
+    same = {leak.row for leak in leaks if leak.kind == "same example"}
+    grave = {leak.row for leak in leaks if serious(leak)} - same
+    shown = term.source.shown and source.shown  # what both have in common is a quotation of both
+    return {
+        **about,
+        "measured_rows": len(measured),
+        "same": len(same),
+        "half": len(grave),
+        "slight": len({leak.row for leak in leaks} - grave - same),
+        "given_away": len({leak.measured for leak in leaks if serious(leak)}),
+        "leaks": [
+            {
+                "number": numbers[leak.row],
+                "row": leak.row,
+                "measured": leak.measured,
+                "kind": leak.kind,
+                "share": leak.share,
+                "serious": serious(leak),
+                "quote": quoted_row(rows[numbers[leak.row] - 1], term.format) if shown else "",
+            }
+            for leak in leaks
+        ],
+    }
 
 
 def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[tuple[int, int, float]]:

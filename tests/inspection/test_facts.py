@@ -12,10 +12,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from calibrant.data import CalibrationSet, Inspection, inspect, overlap
-from calibrant.data.inspection import histogram
+from calibrant.data import CalibrationSet
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, SpecError
+from calibrant.inspection import Inspection, inspect_tokens, overlap
+from calibrant.inspection.facts import histogram
 
 Jsonl = Callable[..., Path]
 WORDS = [a + b + c for a in ("ka", "lo", "mi", "nu", "re") for b in ("ba", "do", "fi", "gu", "he") for c in ("n", "s", "t", "r")]
@@ -35,7 +36,7 @@ def test_an_inspection_counts_what_is_there(jsonl: Jsonl, letters: PreTrainedTok
     texts = [f"{i:02d}" * (1 + i % 4) for i in range(90)]
     path = jsonl([{"text": text} for text in [*texts, *texts[:5]]])
     data = CalibrationSet(f"{path}@one", samples=10, length=16)
-    batch, found = data.tokens(letters), inspect(data, letters)
+    batch, found = data.tokens(letters), inspect_tokens(data, letters)
     lengths = sorted(batch.mask.sum(1).tolist())
     (part,) = found.parts
     assert (found.windows, found.rows, found.tokens, found.length) == (10, 10, sum(lengths), 16)
@@ -54,7 +55,7 @@ def test_an_inspection_counts_what_is_there(jsonl: Jsonl, letters: PreTrainedTok
 
 def test_all_of_it_is_plain_data(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
     path = jsonl([{"text": prose(i, 30)} for i in range(90)])
-    found = inspect(CalibrationSet(f"0.5*{path} + 0.5*random_tokens", tokens=256, length=64), letters)
+    found = inspect_tokens(CalibrationSet(f"0.5*{path} + 0.5*random_tokens", tokens=256, length=64), letters)
     assert json.loads(json.dumps(found.to_json())) == found.to_json()
     assert found.to_json()["verdict"] == list(found.verdict)
     assert found.budget == {"flag": "--tokens", "amount": 256}
@@ -62,25 +63,25 @@ def test_all_of_it_is_plain_data(jsonl: Jsonl, letters: PreTrainedTokenizerBase)
 
 def test_each_part_shows_its_own_windows(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
     path = jsonl([{"text": f"text number {i:03d}"} for i in range(90)])
-    found = inspect(CalibrationSet(f"0.5*{path} + 0.5*full_stops", samples=8, length=16), letters, show=1, letters=11)
+    found = inspect_tokens(CalibrationSet(f"0.5*{path} + 0.5*full_stops", samples=8, length=16), letters, show=1, letters=11)
     assert [part["texts"] for part in found.parts] == [["text number…"], ["...........…"]]
     assert found.repeated_windows == 3
     assert found.parts[1]["rows_held"] is None
-    three = inspect(CalibrationSet(f"0.5*{path} + 0.5*full_stops", samples=8, length=16), letters)
+    three = inspect_tokens(CalibrationSet(f"0.5*{path} + 0.5*full_stops", samples=8, length=16), letters)
     assert [len(part["texts"]) for part in three.parts] == [2, 1]
 
 
 def test_controls_have_no_end(letters: PreTrainedTokenizerBase):
-    found = inspect(CalibrationSet("random_tokens", samples=2, length=8), letters)
+    found = inspect_tokens(CalibrationSet("random_tokens", samples=2, length=8), letters)
     assert (found.disjoint_draws, found.enough, found.overlap_checks, found.near_duplicates["examined"]) == (None, None, (), 0)
     assert found.verdict == ()
 
 
 def test_the_vocabulary_is_weighed(letters: PreTrainedTokenizerBase):
-    dull = inspect(CalibrationSet("full_stops", samples=2, length=8), letters).vocabulary
+    dull = inspect_tokens(CalibrationSet("full_stops", samples=2, length=8), letters).vocabulary
     assert (dull["distinct"], dull["entropy"], dull["even"]) == (1, 0, 1)
     data = CalibrationSet("random_tokens", samples=4, length=200)
-    batch, found = data.tokens(letters), inspect(data, letters).vocabulary
+    batch, found = data.tokens(letters), inspect_tokens(data, letters).vocabulary
     counts = Counter(batch.ids[batch.mask].tolist())
     shares = [count / 800 for count in counts.values()]
     assert (found["size"], found["distinct"]) == (len(letters), len(counts))
@@ -90,7 +91,7 @@ def test_the_vocabulary_is_weighed(letters: PreTrainedTokenizerBase):
 
 def test_texts_that_cannot_see_each_other_make_no_padding(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
     path = jsonl([{"text": prose(i, 4)} for i in range(90)])
-    found = inspect(CalibrationSet(f"{path}@many(isolate=true)", samples=3, length=64), letters)
+    found = inspect_tokens(CalibrationSet(f"{path}@many(isolate=true)", samples=3, length=64), letters)
     assert (found.windows, found.padding, found.parts[0]["sequences"] > 3) == (3, 0.0, True)
     assert found.verdict == ()
 
@@ -98,7 +99,7 @@ def test_texts_that_cannot_see_each_other_make_no_padding(jsonl: Jsonl, letters:
 def test_start_tokens_that_stand_together(jsonl: Jsonl, started: PreTrainedTokenizerBase):
     path = jsonl([{"text": "<s>" * (i % 2) + prose(i, 6)} for i in range(90)])
     data = CalibrationSet(f"{path}@one", samples=20, length=64)
-    found = inspect(data, started)
+    found = inspect_tokens(data, started)
     wanted = sum(row.text.startswith("<s>") for row in data.drawn(started)[0] if row.text)
     assert 0 < wanted < 20
     assert found.double_starts == wanted
@@ -111,7 +112,7 @@ def test_start_tokens_that_stand_together(jsonl: Jsonl, started: PreTrainedToken
 
 def test_a_start_token_alone_is_nothing_to_mention(jsonl: Jsonl, started: PreTrainedTokenizerBase):
     path = jsonl([{"text": prose(i, 6)} for i in range(90)])
-    found = inspect(CalibrationSet(f"{path}@one", samples=4, length=64), started)
+    found = inspect_tokens(CalibrationSet(f"{path}@one", samples=4, length=64), started)
     assert (found.double_starts, found.parts[0]["special_texts"]) == (0, {})
 
 
@@ -120,7 +121,7 @@ def test_special_tokens_of_a_chat_are_not_those_of_its_texts(jsonl: Jsonl):
 
     path = jsonl([{"question": f"what is {prose(i, 4)}", "answer": "this" + "<eos>" * (i % 3 == 0)} for i in range(90)])
     data = CalibrationSet(f"{path}:chat", samples=4, length=128)
-    found = inspect(data, tiny_tokenizer())
+    found = inspect_tokens(data, tiny_tokenizer())
     wanted = sum("<eos>" in str(row.answer) for row in data.drawn(tiny_tokenizer())[0])
     assert found.parts[0]["special_texts"] == {"<eos>": wanted}
     assert "<eos>" in found.parts[0]["texts"][0], "what the template writes is shown"
@@ -134,7 +135,7 @@ def test_rows_that_come_to_no_token_are_counted(jsonl: Jsonl):
     without_x = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     path = jsonl([{"text": "x" * (i + 1) if i % 3 == 0 else prose(i, 3)} for i in range(90)])
     data = CalibrationSet(str(path), samples=4, length=64)
-    found = inspect(data, without_x)
+    found = inspect_tokens(data, without_x)
     wanted = sum(set(str(row.text)) == {"x"} for row in data.drawn(without_x)[0])
     assert wanted > 0
     assert found.parts[0]["empty"] == wanted
@@ -144,7 +145,7 @@ def test_rows_that_come_to_no_token_are_counted(jsonl: Jsonl):
 def test_pads_that_count_are_counted_and_not_written_out(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
     path = jsonl([{"question": f"what is {i:02d}", "answer": str(i)} for i in range(90)])
     data = CalibrationSet(f"{path}:question@legacy(of='one')", samples=3, length=64)
-    batch, found = data.tokens(letters), inspect(data, letters)
+    batch, found = data.tokens(letters), inspect_tokens(data, letters)
     assert batch.pads is not None
     assert found.pads == int(batch.pads.sum()) > 0
     assert found.padding == pytest.approx(found.pads / (3 * 64))
@@ -156,7 +157,7 @@ def test_pads_that_count_are_counted_and_not_written_out(jsonl: Jsonl, letters: 
 def test_the_advice_on_draws_keeps_its_word(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
     path = jsonl([{"text": prose(i, 5 + i % 90)} for i in range(60)])
     for budget in ({"tokens": 3000}, {"samples": 40}):
-        found = inspect(CalibrationSet(str(path), length=64, **budget), letters)
+        found = inspect_tokens(CalibrationSet(str(path), length=64, **budget), letters)
         assert found.disjoint_draws is not None
         assert 1 <= found.disjoint_draws < 5
         assert found.enough is not None
@@ -171,13 +172,13 @@ def test_the_advice_on_draws_keeps_its_word(jsonl: Jsonl, letters: PreTrainedTok
 
 def test_a_source_too_small_for_five_draws_of_anything(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
     path = jsonl([{"text": prose(i, 50)} for i in range(4)])
-    found = inspect(CalibrationSet(f"{path}@one", samples=1, length=16), letters)
+    found = inspect_tokens(CalibrationSet(f"{path}@one", samples=1, length=16), letters)
     assert (found.enough, [s for s in found.verdict if s.endswith("use a larger source")] != []) == (None, True)
 
 
 def test_a_draw_beyond_the_disjoint_ones_is_told_to_come_back(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
     path = jsonl([{"text": prose(i, 50)} for i in range(60)])
-    late, early = (inspect(CalibrationSet(f"0.5*{path}@one + 0.5*full_stops", samples=16, length=16, seed=seed), letters) for seed in (20, 1))
+    late, early = (inspect_tokens(CalibrationSet(f"0.5*{path}@one + 0.5*full_stops", samples=16, length=16, seed=seed), letters) for seed in (20, 1))
     (said,) = [sentence for sentence in late.verdict if "earlier draws" in sentence]
     assert said == f"100% of the rows of {path}@one were in earlier draws too: use a --seed below {late.disjoint_draws}"
     assert not [sentence for sentence in early.verdict if "earlier draws" in sentence]
@@ -186,7 +187,7 @@ def test_a_draw_beyond_the_disjoint_ones_is_told_to_come_back(jsonl: Jsonl, lett
 def test_near_duplicates_are_rows_used_by_their_numbers(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
     path = jsonl([{"text": prose(i % 20, 60) + f" end {i}"} for i in range(60)])
     data = CalibrationSet(f"{path}@one", samples=20, length=16)
-    rows, near = data.drawn(letters)[0], inspect(data, letters).near_duplicates
+    rows, near = data.drawn(letters)[0], inspect_tokens(data, letters).near_duplicates
     ends = [str(row.text).partition(" end ")[0] for row in rows]
     wanted = {(i + 1, j + 1) for j in range(20) for i in range(j) if ends[i] == ends[j]}
     assert wanted
@@ -201,7 +202,7 @@ def test_a_row_drawn_twice_is_no_near_duplicate(jsonl: Jsonl, letters: PreTraine
     path = jsonl([{"text": prose(i, 60)} for i in range(8)])
     data = CalibrationSet(f"{path}@legacy", samples=10, length=64)
     assert len({row.key for row in data.drawn(letters)[0]}) < len(data.drawn(letters)[0])
-    assert inspect(data, letters).near_duplicates["pairs"] == []
+    assert inspect_tokens(data, letters).near_duplicates["pairs"] == []
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def test_a_row_drawn_twice_is_no_near_duplicate(jsonl: Jsonl, letters: PreTraine
 )
 def test_what_a_verdict_may_propose_is_an_expression(jsonl: Jsonl, letters: PreTrainedTokenizerBase, asked: str, filled: str, startless: str):
     path = jsonl([{"question": prose(i, 4), "answer": str(i)} for i in range(60)])
-    (part,) = inspect(CalibrationSet(asked.format(path), samples=1, length=32), letters).parts
+    (part,) = inspect_tokens(CalibrationSet(asked.format(path), samples=1, length=32), letters).parts
     assert (part["filled"], part["startless"]) == (filled.format(path), startless.format(path))
     assert all(str(CalibrationSet(text)) == text for text in (part["filled"], part["startless"]) if text)
 
@@ -232,7 +233,7 @@ def test_rows_that_another_source_measures_are_named(jsonl: Jsonl, letters: PreT
     mine = jsonl([{"text": prose(i, 40)} for i in range(80)])
     theirs = jsonl([{"text": prose(i, 40).upper()} for i in range(40, 120)], "theirs.jsonl")  # other bytes, so perhaps in another part
     data = CalibrationSet(f"{mine}@one", samples=40, length=64)
-    found = inspect(data, letters, against=[str(theirs)])
+    found = inspect_tokens(data, letters, against=[str(theirs)])
     measured = {str(row.text).lower() for row in UserFile(str(theirs)).holding("measure").rows}
     rows = data.drawn(letters)[0]
     wanted = {(number, row.example) for number, row in enumerate(rows, 1) if row.text in measured}
@@ -247,7 +248,7 @@ def test_rows_that_another_source_measures_are_named(jsonl: Jsonl, letters: PreT
 
 def test_its_own_measured_part_is_compared_unasked(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
     path = jsonl([{"text": f"{prose(i // 4, 40)} {i}"} for i in range(80)])
-    found = inspect(CalibrationSet(f"0.5*{path}@one + 0.5*full_stops", samples=20, length=64), letters)
+    found = inspect_tokens(CalibrationSet(f"0.5*{path}@one + 0.5*full_stops", samples=20, length=64), letters)
     (check,) = found.overlap_checks
     assert (check["part"], check["against"]) == (f"{path}@one", str(path))
     rows = CalibrationSet(f"{path}@one", samples=10, length=64).drawn(letters)[0]
@@ -260,32 +261,32 @@ def test_its_own_measured_part_is_compared_unasked(jsonl: Jsonl, letters: PreTra
 
 
 def test_a_large_measured_part_is_compared_where_it_is_asked_for(jsonl: Jsonl, letters: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(overlap, "UNASKED_ROWS", 3)
+    monkeypatch.setattr(overlap, "MOST_ROWS", 3)
     path = jsonl([{"text": prose(i, 40)} for i in range(80)])
     data = CalibrationSet(f"{path}@one", samples=4, length=64)
-    (check,) = inspect(data, letters).overlap_checks
+    (check,) = inspect_tokens(data, letters).overlap_checks
     assert check["unchecked"] == f"it measures on more than 3 rows; --against {path} compares them all the same"
-    (check,) = inspect(data, letters, against=[f"{path}:text"]).overlap_checks
+    (check,) = inspect_tokens(data, letters, against=[f"{path}:text"]).overlap_checks
     assert (check["same"], check["measured_rows"]) == (0, len(UserFile(str(path)).holding("measure").rows))
 
 
 def test_each_part_is_compared_with_each_source_once(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
     one, two = (jsonl([{"text": prose(i + at, 40)} for i in range(60)], name) for at, name in ((0, "one.jsonl"), (100, "two.jsonl")))
-    found = inspect(CalibrationSet(f"0.5*{one}@one + 0.5*{two}@one", samples=4, length=64), letters, against=[str(two), f"{two} + {one}"])
+    found = inspect_tokens(CalibrationSet(f"0.5*{one}@one + 0.5*{two}@one", samples=4, length=64), letters, against=[str(two), f"{two} + {one}"])
     assert sorted(checks(found)) == sorted((f"{part}@one", str(source)) for part in (one, two) for source in (one, two))
 
 
 @pytest.mark.parametrize(("given", "error", "said"), [("full_stops", DataError, "'full_stops' is a control"), ("gsm9k", SpecError, "'gsm9k'.*gsm8k")])
 def test_what_cannot_be_compared_with_is_refused(letters: PreTrainedTokenizerBase, given: str, error: type[Exception], said: str):
     with pytest.raises(error, match=said):
-        inspect(CalibrationSet("full_stops", samples=1, length=8), letters, against=[given])
+        inspect_tokens(CalibrationSet("full_stops", samples=1, length=8), letters, against=[given])
 
 
 def test_what_may_not_be_quoted_is_not_shown(jsonl: Jsonl, letters: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(UserFile, "shown", False)
     monkeypatch.setattr(UserFile, "licence", "for research only")
     secret = jsonl([{"text": f"{prose(i // 4, 40)} {i}"} for i in range(80)])
-    found = inspect(CalibrationSet(f"{secret}@one", samples=20, length=64), letters)
+    found = inspect_tokens(CalibrationSet(f"{secret}@one", samples=20, length=64), letters)
     assert found.parts[0]["unshown"] == "the licence (for research only) doesn't let its rows be quoted"
     assert found.overlap_checks[0]["leaks"]
     assert found.near_duplicates["pairs"]

@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms
-from calibrant.data import CalibrationSet, Inspection, TokenBatch, micro_batches
-from calibrant.data import inspect as inspect_tokens
+from calibrant.data import CalibrationSet, TokenBatch, micro_batches
 from calibrant.data.calibration import KINDS
-from calibrant.data.overlap import measurable
-from calibrant.data.survey import Surveyed
-from calibrant.data.survey import survey as survey_tokens
 from calibrant.errors import NumericsError
+from calibrant.inspection.facts import Inspection, inspect_tokens
+from calibrant.inspection.overlap import measurable
 from calibrant.models import ModelView, Opened, open_model, open_tokenizer, view
 from calibrant.progress import Progress, silent
 from calibrant.select import resolved
@@ -63,14 +61,6 @@ def inspect(
     chosen = resolved(chosen, opened, progress)
     found = inspect_tokens(chosen, opened.tokenizer, against)
     return replace(found, tokenizer=opened.name, model=_made_of_it(chosen, opened, progress))
-
-
-def survey(
-    names: Sequence[str] = (), model: str = "smollm2", *, tokens: int = 8192, length: int = 512, progress: Progress = silent
-) -> list[Surveyed]:
-    """Try the sources `names`, or all there are, in every format, as the tokenizer of `model` reads them."""
-    tokenizer, _ = open_tokenizer(model)
-    return list(survey_tokens(tokenizer, names, tokens, length, progress))
 
 
 def _made_of_it(data: CalibrationSet, opened: Opened, progress: Progress) -> dict[str, Any]:

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data import CalibrationSet, profile, sources
-from calibrant.data.profiling import WORDS
-from calibrant.data.quoting import LETTERS, may_be_quoted, quoted
+from calibrant.data import CalibrationSet, sources
+from calibrant.inspection.profiling import LETTERS, WORDS, may_be_quoted, profile, quoted
 
 Jsonl = Callable[..., Path]
 SOME = ["eggs", "ducks", "seven", "market", "Zebra", "naïve", "мама", "1,234", "x=3.5;"]

@@ -10,7 +10,7 @@ import pytest
 
 from calibrant.data import Row, lettered, sources
 from calibrant.data._words import words
-from calibrant.data.leaks import COMMON, Leak, find_leaks, ngrams, serious
+from calibrant.inspection.leaks import COMMON, Leak, find_leaks, ngrams, serious
 
 NUMBERS = random.Random(7)
 

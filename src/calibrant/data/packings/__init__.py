@@ -1,0 +1,7 @@
+"""How texts become windows of tokens, one file each; the list of names is the list of files."""
+
+from calibrant.registry import Registry
+
+packings = Registry(__name__, "packing")
+
+__all__ = ["packings"]

@@ -1,0 +1,28 @@
+"""A stretch from somewhere in a long text."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from calibrant.data.packings._base import Frame, Packing, TokenizedText, Window, cut_anywhere
+
+
+@dataclass(frozen=True, repr=False)
+class Crop(Packing):
+    """A window at a random place of each text that is at least a window long; shorter texts are passed over.
+
+    The place is hashed from the row and the draw.
+    """
+
+    bos: str = "tokenizer"
+
+    def windows(self, texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame) -> Iterator[Window]:
+        enough = (text for text in texts if len(text.ids) >= frame.length)
+        for size in sizes:
+            text = next(enough, None)
+            if text is None:
+                return
+            yield cut_anywhere(text.key, text.ids, size, frame.draw)
+
+    def supply(self, lengths: Sequence[int], frame: Frame) -> str:
+        enough = sum(n >= frame.length for n in lengths)
+        return f"{enough} texts of at least {frame.length} tokens (the longest of {len(lengths)} has {max(lengths, default=0)})"

@@ -1,0 +1,27 @@
+"""One text a window."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from calibrant.data.packings._base import Frame, Packing, TokenizedText, Window
+
+
+@dataclass(frozen=True, repr=False)
+class One(Packing):
+    """One text a window, its end cut off if it is too long."""
+
+    bos: str = "tokenizer"
+
+    @property
+    def fills(self) -> bool:
+        return False
+
+    def windows(self, texts: Iterator[TokenizedText], sizes: Iterator[int], frame: Frame) -> Iterator[Window]:
+        for size in sizes:
+            text = next(texts, None)
+            if text is None:
+                return
+            yield Window(text.ids[:size], broken=len(text.ids) > size)
+
+    def supply(self, lengths: Sequence[int], frame: Frame) -> str:
+        return f"{len(lengths)} texts with {sum(min(n, frame.length) for n in lengths)} tokens that fit their windows"
