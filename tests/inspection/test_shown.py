@@ -8,7 +8,7 @@ import pytest
 from calibrant.data import Row
 from calibrant.inspection import LeakCount, RowFingerprints
 from calibrant.inspection import leaks as module
-from calibrant.inspection.leaks import content_key
+from calibrant.inspection.leaks import RUNS_FILE, content_key
 
 
 def text(count: int, seed: int) -> str:
@@ -49,7 +49,7 @@ def test_runs_that_most_measured_rows_have_are_boilerplate():
 
 
 def test_of_very_many_runs_a_sample_is_remembered_that_still_tells_rows_apart(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "MOST", 2_000)
+    monkeypatch.setattr(module, "MOST_RUNS", 2_000)
     rows = [Row(text=text(500, i)) for i in range(20)]
     shown = RowFingerprints.of(rows, own_files=True)
     assert len(shown.runs) == 2_000
@@ -70,8 +70,8 @@ def test_a_folder_brings_back_what_was_kept(tmp_path: Path):
 @pytest.mark.parametrize("damage", ["cut", "flipped", "promises", "text", "pickle", "unsorted", "missing"])
 def test_a_damaged_array_falls_back_to_the_keys(tmp_path: Path, damage: str):
     shown = RowFingerprints.of([Row(text=text(100, 1))], own_files=True)
-    content = shown.files[RUNS]
-    path = tmp_path / RUNS
+    content = shown.files[RUNS_FILE]
+    path = tmp_path / RUNS_FILE
     match damage:
         case "cut":
             path.write_bytes(content[:-100])
