@@ -1,7 +1,7 @@
 """Calibration data: where rows come from, how they become text, and how text becomes windows of tokens."""
 
 from calibrant.data._base import PARTS, Format, Found, Holding, Hub, Part, PerDraw, Row, Source, Stored, divide, lettered, train_and_test
-from calibrant.data._batching import micro_batches
+from calibrant.data._batching import by_length, micro_batches, padded
 from calibrant.data._encoding import start_tokens
 from calibrant.data._mirror import mirror
 from calibrant.data._templates import templated
@@ -32,6 +32,7 @@ __all__ = [
     "Source",
     "Stored",
     "TokenBatch",
+    "by_length",
     "divide",
     "formats",
     "held_out",
@@ -39,6 +40,7 @@ __all__ = [
     "micro_batches",
     "mirror",
     "packings",
+    "padded",
     "parse_source",
     "selectors",
     "sources",

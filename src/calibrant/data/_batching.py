@@ -1,23 +1,50 @@
-"""Windows of like length together, for whoever runs them through a model."""
+"""Sequences of like length together, and how they are padded: for whoever runs texts through a model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from calibrant.data.calibration import TokenBatch
 
 
+def by_length(lengths: Sequence[int], tokens_per_pass: int) -> Iterator[list[int]]:
+    """Yield the places of sequences of like length, as many as have `tokens_per_pass` tokens, padding included, and at least one.
+
+    The longest come first, so that memory runs out at once or never; of equals the earlier. Sequences without a token are left out.
+
+    >>> list(by_length([2, 5, 0, 4, 3], 8))
+    [[1], [3, 4], [0]]
+    """
+    order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i])
+    while order:
+        size = max(1, tokens_per_pass // lengths[order[0]])
+        yield order[:size]
+        order = order[size:]
+
+
+def padded(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Return `input_ids` [sequence, position], padded with zeros on the right, and an `attention_mask` where there is any padding.
+
+    >>> sorted(padded([[7, 8], [9]]))
+    ['attention_mask', 'input_ids']
+    """
+    longest = max(map(len, sequences))
+    inputs = {"input_ids": torch.tensor([[*one, *[0] * (longest - len(one))] for one in sequences], device=device)}
+    # Without a mask a model takes its fastest attention.
+    if any(len(one) < longest for one in sequences):
+        inputs["attention_mask"] = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in sequences], device=device)
+    return inputs
+
+
 def micro_batches(batch: TokenBatch, tokens_per_pass: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Samples of like length together, real tokens first, cut to the longest of them: (ids, mask, weights), each [sample, position].
+    """Yield samples of like length together, real tokens first, cut to the longest of them: (ids, mask, weights), each [sample, position].
 
     A causal model's real tokens don't look at what follows them, so moving padding behind them changes nothing that counts.
     """
-    lengths = batch.mask.sum(1)
-    order = lengths.argsort(descending=True, stable=True)[: int((lengths > 0).sum())]
     front = (~batch.mask).long().argsort(dim=1, stable=True)
     ids, mask, weights = (t.gather(1, front) for t in (batch.ids, batch.mask, batch.weights))
-    while len(order):
-        longest = int(lengths[order[0]])
-        samples = max(1, tokens_per_pass // longest)
-        here, order = order[:samples], order[samples:]
-        yield ids[here, :longest], mask[here, :longest], weights[here, :longest] * mask[here, :longest]
+    lengths = batch.mask.sum(1).tolist()
+    for places in by_length(lengths, tokens_per_pass):
+        rows, longest = torch.tensor(places), lengths[places[0]]
+        yield ids[rows, :longest], mask[rows, :longest], weights[rows, :longest] * mask[rows, :longest]

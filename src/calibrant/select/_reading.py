@@ -5,15 +5,15 @@ Sequences of like length are read together, padded on the right behind a mask, s
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from calibrant.data import start_tokens
+from calibrant.data import by_length, padded, start_tokens
 from calibrant.models import Opened
 from calibrant.progress import Progress, silent
 
@@ -60,10 +60,10 @@ def nats(opened: Opened, sequences: Sequence[Sequence[int]], progress: Progress 
     """
     found = [math.nan] * len(sequences)
     for batch in _batches(sequences, 2, progress):
-        given = _padded(opened.model, [sequences[i] for i in batch])
-        logits: Tensor = opened.model(**given, use_cache=False).logits
+        inputs = padded([sequences[i] for i in batch], opened.model.device)
+        logits: Tensor = opened.model(**inputs, use_cache=False).logits
         for i, row in zip(batch, logits, strict=True):
-            wanted = given["input_ids"].new_tensor(sequences[i][1:])
+            wanted = inputs["input_ids"].new_tensor(sequences[i][1:])
             found[i] = float(cross_entropy(_wide(row[: len(wanted)]), wanted, reduction="none").double().mean())
     return found
 
@@ -81,8 +81,8 @@ def pooled(
     dtype = torch.float64 if opened.dtype == torch.float64 else torch.float32
     found: Tensor | None = None
     for batch in _batches(sequences, 1, progress):
-        given = _padded(opened.model, [sequences[i] for i in batch])
-        read = model(**given, use_cache=False, **({"output_hidden_states": True} if layers == "all" else {}))
+        inputs = padded([sequences[i] for i in batch], opened.model.device)
+        read = model(**inputs, use_cache=False, **({"output_hidden_states": True} if layers == "all" else {}))
         states = read.hidden_states[1:] if layers == "all" else (read.last_hidden_state,)
         for row, i in enumerate(batch):
             means = [state[row, : len(sequences[i])].to(dtype).mean(0) for state in states]
@@ -93,24 +93,13 @@ def pooled(
 
 
 def _batches(sequences: Sequence[Sequence[int]], shortest: int, progress: Progress) -> Iterator[list[int]]:
-    """Indices of sequences of like length, the longest first: little is padded, and memory runs out at once or never."""
-    left = sorted((i for i, one in enumerate(sequences) if len(one) >= shortest), key=lambda i: (-len(sequences[i]), i))
-    done, total = 0, sum(len(sequences[i]) for i in left)
-    while left:
-        size = max(1, TOKENS_PER_BATCH // len(sequences[left[0]]))
-        batch, left = left[:size], left[size:]
+    """Yield the places of sequences of like length that have at least `shortest` tokens."""
+    lengths = [len(one) if len(one) >= shortest else 0 for one in sequences]
+    done = 0
+    for batch in by_length(lengths, TOKENS_PER_BATCH):
         yield batch
-        done += sum(len(sequences[i]) for i in batch)
-        progress(READING, done, total)
-
-
-def _padded(model: PreTrainedModel, batch: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """The arguments of a forward over these sequences; a mask only where it is needed."""
-    longest = max(map(len, batch))
-    given = {"input_ids": torch.tensor([[*one, *[0] * (longest - len(one))] for one in batch], device=model.device)}
-    if any(len(one) < longest for one in batch):
-        given["attention_mask"] = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in batch], device=model.device)
-    return given
+        done += sum(lengths[i] for i in batch)
+        progress(READING, done, sum(lengths))
 
 
 def _wide(logits: Tensor) -> Tensor:
