@@ -10,7 +10,7 @@ import torch
 
 from calibrant.errors import ModelError
 from calibrant.models import open_model, open_tokenizer
-from calibrant.models.gguf_header import read_header
+from calibrant.models.gguf_file import read_header
 from calibrant.testing import tiny_gguf
 
 HUGE = 2**62

@@ -12,7 +12,7 @@ from calibrant.errors import SpecError
 from calibrant.evaluators._base import Evaluator
 from calibrant.evaluators._guard import calibrated_on, refuse
 from calibrant.models import Opened, open_model, read_manifest
-from calibrant.models.keeping import cache_folder
+from calibrant.models.cache import cache_folder
 from calibrant.outcomes import Journal, Measurement, Score
 from calibrant.process import freed_memory_kept
 from calibrant.progress import Progress, silent

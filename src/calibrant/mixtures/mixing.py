@@ -21,7 +21,7 @@ from calibrant.mixtures.objective import Objective, parse_objective
 from calibrant.mixtures.sampling import Effort, effort_of
 from calibrant.mixtures.searching import Search
 from calibrant.models import Opened, open_model, view
-from calibrant.models.keeping import cache_folder
+from calibrant.models.cache import cache_folder
 from calibrant.process import freed_memory_kept
 from calibrant.progress import Progress, silent
 from calibrant.select import resolved

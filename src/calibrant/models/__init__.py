@@ -5,11 +5,9 @@ from calibrant.process import uncollected
 with uncollected():
     from calibrant.models.changing import overwrite, will_change
     from calibrant.models.devices import resolve_device, resolve_dtype
-    from calibrant.models.dropping_experts import drop_experts
-    from calibrant.models.experts import Choices, ExpertLayer, expert_layers
-    from calibrant.models.opened import Opened
+    from calibrant.models.experts import Choices, ExpertLayer, drop_experts, expert_layers
     from calibrant.models.opening import located, open_model, open_tokenizer
-    from calibrant.models.saving import check_output, read_manifest, save, saved
+    from calibrant.models.saving import Opened, check_output, read_manifest, save, saved
     from calibrant.models.snapshot import Snapshot
     from calibrant.models.stream import Stream
     from calibrant.models.viewing import Block, Dense, ModelView, Weight, check_finite, view

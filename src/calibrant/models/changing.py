@@ -1,4 +1,4 @@
-"""Who wants to hear before numbers of a model are overwritten: how a snapshot copies only what changes.
+"""What a snapshot stands on: who hears before numbers of a model are overwritten, and which module holds which parts.
 
     will_change(parameter)
     parameter.detach().mul_(2)
@@ -7,11 +7,17 @@ Whatever writes a model's numbers in place says so first. `Weight.set` does; an 
 embedding) does it itself, or uses `overwrite`. Replacing a parameter by another, or its `data`, needs no word: what was there is still there.
 """
 
+import copy
 import weakref
 from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 
 class Listener(ABC):
@@ -39,3 +45,52 @@ def overwrite(tensor: Tensor, numbers: Tensor) -> None:
     will_change(tensor)
     with torch.no_grad():
         tensor.copy_(numbers)
+
+
+@final
+@dataclass(frozen=True)
+class Structure:
+    """Which module holds what, and what the configurations say."""
+
+    modules: tuple[tuple[nn.Module, Mapping[str, Any]], ...]
+    configs: tuple[tuple[PreTrainedConfig, Mapping[str, Any]], ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Structure":
+        """Remember it."""
+        modules = tuple((module, {name: _shallow(value) for name, value in vars(module).items()}) for module in model.modules())
+        found: dict[int, PreTrainedConfig] = {}
+        for module in model.modules():
+            _configs(vars(module).values(), found)
+        return cls(modules, tuple((config, _deep(vars(config))) for config in found.values()))
+
+    def put_back(self) -> None:
+        """Make it that again."""
+        for module, held in self.modules:
+            now = vars(module)
+            for name in [name for name in now if name not in held]:
+                del now[name]
+            for name, value in held.items():
+                # A hook's handle knows the very dictionary that it stands in.
+                if "hook" not in name:
+                    now[name] = _shallow(value)
+        for config, said in self.configs:
+            vars(config).clear()
+            vars(config).update(_deep(said))
+
+
+def _shallow(value: Any) -> Any:
+    return copy.copy(value) if type(value) in (dict, OrderedDict, list, set) else value
+
+
+def _configs(values: Iterable[Any], found: dict[int, PreTrainedConfig]) -> None:
+    """All configurations among `values` and in those, by address: a model's parts hold the same few objects."""
+    for value in values:
+        if isinstance(value, PreTrainedConfig) and id(value) not in found:
+            found[id(value)] = value
+            _configs(vars(value).values(), found)
+
+
+def _deep(said: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of what a configuration says; the configurations in it stay the objects that the model's parts hold."""
+    return {name: value if isinstance(value, PreTrainedConfig) else copy.deepcopy(value) for name, value in said.items()}

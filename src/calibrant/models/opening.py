@@ -24,16 +24,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from calibrant.errors import ModelError
 from calibrant.foreign import user_path
-from calibrant.models.complete import check_complete, check_fits, check_types, outline
+from calibrant.models.complete import check_complete, check_fits, check_types, outline, stored_tensors
 from calibrant.models.configuring import Room, opening_by_transformers, read_config, trusted
 from calibrant.models.devices import resolve_device, resolve_dtype
 from calibrant.models.folder import PICKLES, file_digest, folder_digest, weight_files
-from calibrant.models.gguf_file import open_gguf
-from calibrant.models.headers import stored_tensors
-from calibrant.models.opened import Opened
+from calibrant.models.gguf_file import gguf_tokenizer, open_gguf
 from calibrant.models.quiet import quiet, quoted
-from calibrant.models.saving import forget_quantization, read_manifest
-from calibrant.models.tokenizing import check_ids, folder_tokenizer, gguf_tokenizer
+from calibrant.models.saving import Opened, forget_quantization, read_manifest
+from calibrant.models.tokenizing import check_ids, folder_tokenizer
 from calibrant.registry import did_you_mean
 
 SMOLLM2: Final = "smollm2"

@@ -1,4 +1,4 @@
-"""Saving a model as an ordinary Hugging Face folder, complete or not at all."""
+"""What an open model is, and saving it as an ordinary Hugging Face folder, complete or not at all."""
 
 import errno
 import json
@@ -6,21 +6,35 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, final
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from calibrant.durable import appearing
 from calibrant.errors import OutputError
 from calibrant.foreign import user_path
-from calibrant.models.opened import Opened
 from calibrant.models.quiet import quiet, quoted
 
 MANIFEST: Final = "calibrant.json"
 TOLD: Final = {"model_name": "of", "method": "by", "target": "at", "data": "calibrated on"}
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+
+
+@final
+@dataclass
+class Opened:
+    """A model ready to be used. `digest` is that of the weights' bytes, `note` what results of it must say, such as "dequantized from Q4_1"."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    name: str
+    digest: str
+    note: str
+    dtype: torch.dtype
 
 
 def save(opened: Opened, folder: str | Path, manifest: Mapping[str, Any], beside: Mapping[str, bytes] | None = None) -> None:
@@ -35,7 +49,7 @@ def save(opened: Opened, folder: str | Path, manifest: Mapping[str, Any], beside
 
 
 @contextmanager
-def saved(opened: "Opened", folder: str | Path, manifest: Mapping[str, Any], beside: Mapping[str, bytes] | None = None) -> Iterator[Path]:
+def saved(opened: Opened, folder: str | Path, manifest: Mapping[str, Any], beside: Mapping[str, bytes] | None = None) -> Iterator[Path]:
     """As `save`, but what is in the context writes the model, into the hidden folder that it is given."""
     folder = Path(folder)
     check_output(folder)
@@ -48,7 +62,7 @@ def saved(opened: "Opened", folder: str | Path, manifest: Mapping[str, Any], bes
         same_rights(temporary / MANIFEST)
 
 
-def write_model(opened: "Opened", folder: Path) -> None:
+def write_model(opened: Opened, folder: Path) -> None:
     """Write model and tokenizer into `folder` as transformers does."""
     forget_quantization(opened.model)
     opened.model.save_pretrained(folder)

@@ -19,8 +19,7 @@ from typing import final
 from torch import Tensor, nn
 
 from calibrant.errors import ModelError
-from calibrant.models.changing import Listener, overwrite
-from calibrant.models.structure import Structure
+from calibrant.models.changing import Listener, Structure, overwrite
 from calibrant.models.viewing import ModelView, Weight
 
 

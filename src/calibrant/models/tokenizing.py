@@ -1,16 +1,15 @@
-"""The tokenizer that comes with a model, in a folder or a GGUF file; what is wrong with it is one sentence."""
+"""The tokenizer that comes with a model; what is wrong with it is one sentence."""
 
 from pathlib import Path
 from typing import Any, Final
 
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from calibrant.errors import ModelError
 from calibrant.foreign import brief
 from calibrant.models.configuring import Room, check_code_is_here, check_raw
 from calibrant.models.folder import CONFIG, check_plain, read_object
-from calibrant.models.gguf_header import check_magic, read_header
 from calibrant.models.quiet import Refusal
 
 SETTINGS: Final = "tokenizer_config.json"
@@ -25,25 +24,12 @@ def folder_tokenizer(folder: Path, ref: str, trust: bool) -> Any:
         check_code_is_here(read_object(folder / SETTINGS), folder / SETTINGS)
     with Refusal(f"{ref} has no tokenizer that can be opened", "; put the model's tokenizer files beside it", ref):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
-        _try(tokenizer)
-    _check_template(tokenizer, ref)
+        try_out(tokenizer)
+    check_template(tokenizer, ref)
     return tokenizer
 
 
-def gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """Return the tokenizer in a GGUF file, whose weights aren't read. Raises `ModelError` as `folder_tokenizer` does."""
-    check_magic(path)
-    why = ": it is damaged, or of a kind transformers doesn't know; download it again"
-    with Refusal(f"{path} has no tokenizer that can be read", why, str(path)):
-        read_header(path)
-        # Not AutoTokenizer, which reads the whole file again only to come to the same class.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
-        _try(tokenizer)
-    _check_template(tokenizer, str(path))
-    return tokenizer
-
-
-def _try(tokenizer: Any) -> None:
+def try_out(tokenizer: Any) -> None:
     """Read and write a letter: some of what a tokenizer's files say is only looked at then."""
     ids = tokenizer("a")["input_ids"]
     tokenizer.decode(ids)
@@ -67,7 +53,8 @@ def check_ids(tokenizer: Any, model: nn.Module, ref: str) -> None:
         )
 
 
-def _check_template(tokenizer: Any, ref: str) -> None:
+def check_template(tokenizer: Any, ref: str) -> None:
+    """Raise `ModelError` for a chat template that is no text."""
     templates = tokenizer.chat_template
     for template in templates.values() if isinstance(templates, dict) else [templates]:
         if not isinstance(template, str | None):

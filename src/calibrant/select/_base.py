@@ -16,7 +16,7 @@ from calibrant.data.expression import Term, parse_expression
 from calibrant.durable import put
 from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
-from calibrant.models.keeping import cache_folder
+from calibrant.models.cache import cache_folder
 from calibrant.progress import Progress, silent
 from calibrant.spec import canonical, identity
 

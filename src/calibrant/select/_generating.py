@@ -27,7 +27,7 @@ from calibrant.data import Row
 from calibrant.durable import put
 from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
-from calibrant.models.keeping import cache_folder
+from calibrant.models.cache import cache_folder
 from calibrant.select._base import MOST, Context, Selection, Selector
 from calibrant.spec import canonical, identity
 

@@ -1,4 +1,4 @@
-"""Dequantized models are kept, so that a GGUF file which was opened once is opened again without parsing and dequantizing it.
+"""A cache of dequantized models, so that a GGUF file which was opened once is opened again without parsing and dequantizing it.
 
 They lie in the user's cache: `$CALIBRANT_CACHE/models`, or `calibrant/models` in `$XDG_CACHE_HOME`, or in `~/.cache`; a folder for each file and
 dtype, as large as the weights. Any of it may be deleted at any time. What can't be written isn't kept: `CALIBRANT_CACHE=/dev/null` keeps nothing.
@@ -44,13 +44,13 @@ def cache_folder() -> Path:
 
 @final
 @dataclass(frozen=True)
-class Keeping:
+class CachedModel:
     """The place of one dequantized model: that of the file with this `digest` (`sha256:…`), in this dtype."""
 
     digest: str
     dtype: torch.dtype
 
-    def model(self) -> tuple[PreTrainedModel, str] | None:
+    def load(self) -> tuple[PreTrainedModel, str] | None:
         """The model and its note, if they are kept and undamaged. A damaged folder is deleted."""
         try:
             about = json.loads((self._folder / DESCRIPTION).read_text(encoding="utf-8"))
@@ -69,7 +69,7 @@ class Keeping:
         shutil.rmtree(self._folder, ignore_errors=True)
         return None
 
-    def keep(self, model: PreTrainedModel, note: str) -> None:
+    def store(self, model: PreTrainedModel, note: str) -> None:
         """Keep the model, if there is room and nobody else is about to; what was kept of the same file by other versions goes."""
         place = self._folder.parent
         try:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from calibrant.models import Opened, gguf_file, open_model, save
-from calibrant.models import keeping as kept
+from calibrant.models import cache as kept
 from calibrant.testing.tiny import tiny_gguf
 
 DTYPES = ("float32", "bfloat16", "float16")
