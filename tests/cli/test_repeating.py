@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from calibrant.report import report
-from calibrant.report.page.runs import budget, command
+from calibrant.report.page.runs import budget_of, command
 from calibrant.store import Run, Store
 
 from tests.cli.conftest import Ask
@@ -20,7 +20,7 @@ def test_every_run_can_be_repeated_by_its_command(ask: Ask, tmp_path: Path, budg
     data = [given["prose"], f"{given['prose']}@one"][: 2 - len(budgeted)]
     study = asked(given, data=data, seeds=[1], sparsities=["0.5", "2:4"], groups=groups, **budgeted)
     found = report(study.run(tmp_path / "results"))
-    store, asked_for = Store(tmp_path / "results", create=False), budget(found.facts)
+    store, asked_for = Store(tmp_path / "results", create=False), budget_of(found.facts)
     methods = set()
     for number, cell in enumerate(store.cells()):
         record = store.record(cell.run)

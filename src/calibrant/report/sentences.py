@@ -165,3 +165,10 @@ def short(measured: str, among: Sequence[str]) -> str:
     """`wikitext` for `wikitext:text`, unless that would name two of them."""
     brief = read_measured(measured).brief
     return brief if [read_measured(m).brief for m in among].count(brief) == 1 else measured
+
+
+def rise(ranking: Ranking) -> str:
+    """What the numbers of a ranking are: a difference of something that is better when higher counts as how much worse it is."""
+    if ranking.dense is None:
+        return "number"
+    return "worse than dense" if "higher" in ranking.better.values() else "increase over dense"

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
@@ -15,11 +16,10 @@ import pytest
 
 from calibrant.compare import Layers, Similarity
 from calibrant.families import Family
-from calibrant.report.page.bundle import digest, vega_bundle
-from calibrant.report.page.frame import colours
+from calibrant.foreign import visible
 from calibrant.report.page.layers import layers
-from calibrant.report.page.network import Effect, Measured, Network, Node, network
-from calibrant.report.page.tags import text
+from calibrant.report.page.network import Effect, Network, Node, network
+from calibrant.report.page.rendering import colours, digest, vega_bundle
 
 FAMILIES = get_args(Family)
 HOSTILE = "</script><img src=x onerror=\"alert('x')\"><b>\u202ename\x00\u2028javascript:alert(1) =cmd()" + "x" * 230
@@ -138,9 +138,7 @@ def similar(count: int, seed: int = 0, names: Sequence[str] = ()) -> Network:
         for i in range(count)
         for m in range(3)
     ]
-    return Network(
-        nodes, Similarity(sets, by), [Measured("python_docs"), Measured("python_code"), Measured("arithmetic")], effects, sets[0] if sets else ""
-    )
+    return Network(nodes, Similarity(sets, by), ["python_docs", "python_code", "arithmetic"], effects, sets[0] if sets else "")
 
 
 def layered(sets: Sequence[str], blocks: int = 12, seed: int = 0, method: str = "wanda") -> Layers:
@@ -162,14 +160,14 @@ def small(data: Network, found: Sequence[Layers], rows: int = 4) -> str:
     policy = f"default-src 'none'; script-src '{digest(vega)}' '{digest(script)}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
     ids = {node.name: node.id for node in data.nodes}
     articles = "".join(
-        f'<article id="{n.id}" class="view set"><p><a href="#runs">all</a></p><h2>{text(n.name)}</h2><p>{text(n.told)}</p></article>'
+        f'<article id="{n.id}" class="view set"><p><a href="#runs">all</a></p><h2>{escape(visible(n.name))}</h2><p>{escape(n.told)}</p></article>'
         for n in data.nodes
     )
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>Report</title><style>{style}</style></head><body>'
-        f'<header><h1 tabindex="-1">Report</h1></header><main><div id="overview" class="view">{"".join(network(data))}'
-        f"{''.join(layers(found, ids))}{_others(list(ids.values()), rows)}</div>{articles}</main>"
+        f'<header><h1 tabindex="-1">Report</h1></header><main><div id="overview" class="view">{network(data)}'
+        f"{layers(found, ids)}{_others(list(ids.values()), rows)}</div>{articles}</main>"
         f"<script>{vega}</script><script>{script}</script></body></html>"
     )
 

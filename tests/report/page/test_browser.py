@@ -225,7 +225,7 @@ def test_effects_are_drawn_when_asked_for(page: Any):
     assert len(places(page)) == 6 + 3
     assert page.locator("#network-key").is_visible()
     page.locator("#network-graph").press("ArrowRight")
-    helped = [data.measured[e.measured].name for e in data.effects if e.set == 0 and e.verdict == "better"]
+    helped = [data.measured[e.measured] for e in data.effects if e.set == 0 and e.verdict == "better"]
     for name in helped:
         assert f"better on {name}" in page.locator("#network-said").inner_text()
     page.get_by_label("calibrated on → measured on").uncheck()

@@ -14,7 +14,7 @@ from tests.report.page.browser import HOSTILE, data_in, layered
 
 
 def page(*found: Layers) -> str:
-    return "".join(layers(found, {"a": "set-1", "b": "set-2"}))
+    return layers(found, {"a": "set-1", "b": "set-2"})
 
 
 def without(made: Layers, *facts: str) -> Layers:
@@ -68,9 +68,9 @@ def test_blocks_are_called_by_their_number_or_their_place():
 
 def test_what_is_missing_is_said():
     made = layered(["a", "b"])
-    assert "Asking" not in page(made)
+    assert "computed again" not in page(made)
     html = page(without(made, "masks", "statistics"))
-    assert "This store holds nothing about how their masks part and what the model felt. Asking the study again" in html
+    assert "This store holds nothing about how their masks differ and the activation statistics. The study computed again" in html
     assert data_in(html, "layers-data")["runs"][0]["masks"] == []
     some = made.error.copy()
     some[0, 0] = math.nan
@@ -82,13 +82,13 @@ def test_what_is_missing_is_said():
 
 def test_of_several_runs_it_is_said_which_lack_something():
     html = page(layered(["a", "b"]), without(layered(["a", "b"], method="sparsegpt"), "statistics"))
-    assert "Of smollm2, sparsegpt at 60\u00a0% sparsity, arrival propagation this store holds nothing about what the model felt." in html
+    assert "Of smollm2, sparsegpt at 60\u00a0% sparsity, arrival propagation this store holds nothing about the activation statistics." in html
 
 
 @pytest.mark.parametrize("found", [(), (without(layered(["a", "b"]), "masks", "statistics", "error"),), (layered(["a", "b"], blocks=0),)])
 def test_without_facts_it_is_a_sentence_that_says_what_to_do(found: tuple[Layers, ...]):
     html = page(*found)
-    assert "This store holds no facts about layers. Asking the study again" in html
+    assert "This store holds no facts about layers. The study computed again" in html
     assert "<script" not in html
 
 

@@ -7,15 +7,15 @@ import pytest
 
 from calibrant.compare import Similarity
 from calibrant.foreign import visible
-from calibrant.report.page.bundle import digest, embedded, vega_bundle
 from calibrant.report.page.network import MOST_EDGES, Effect, Network, Node, network
+from calibrant.report.page.rendering import digest, embedded, vega_bundle
 from calibrant.report.plots.theme import FAMILIES
 
 from tests.report.page.browser import HOSTILE, data_in, similar
 
 
 def page(data: Network) -> str:
-    return "".join(network(data))
+    return network(data)
 
 
 def hand(**changes: object) -> Network:
@@ -104,12 +104,12 @@ def test_effects_beyond_noise_are_drawn_and_no_others():
     assert told["effects"] == [[0, 3, "better", "t0"], [1, 4, "worse", "t1"]]
     assert [n["page"] for n in told["nodes"]] == ["set-1", "set-2", "set-3", "", ""]
     assert 'id="network-effects">' in html
-    assert "against <bdi>a</bdi>" in html
+    assert "than on <bdi>a</bdi>" in html
     assert html.count("<td>-0.500</td>") == 1
     assert "0.100" not in html
 
 
-@pytest.mark.parametrize(("baseline", "reason"), [("", "no set to compare with"), ("a", "no difference is beyond noise")])
+@pytest.mark.parametrize(("baseline", "reason"), [("", "no set to compare with"), ("a", "no difference is significant")])
 def test_effects_that_cant_be_shown_say_why(baseline: str, reason: str):
     html = page(hand(baseline=baseline, effects=[Effect(0, 0, 0.1, "not significant", "")], measured=similar(2).measured[:1]))
     assert 'id="network-effects" disabled' in html
@@ -136,7 +136,7 @@ def test_fewer_than_two_sets_make_a_sentence(count: int):
 
 def test_a_store_without_facts_says_what_to_do():
     nothing = hand(similarity=Similarity((), {}))
-    assert "Asking the study again" in page(nothing)
+    assert "computed again" in page(nothing)
     assert "<script" not in page(nothing)
     effects = replace(nothing, effects=[Effect(0, 0, -0.5, "better", "")], measured=similar(2).measured[:1], baseline="b")
     assert 'id="network-effects" checked' in page(effects), "what is known is drawn"

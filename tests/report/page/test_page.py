@@ -237,7 +237,7 @@ def test_contrasts_letters_holes_and_stale_records_are_on_the_page():
     assert pile.count("<td>—</td>") == 3  # the mean, one measured set and the difference to the best
     for told in ("Primary contrasts", "one draw cannot say", "gsm8k:icl did better than c4", "Do the rankings agree?", "2 records are from an older"):
         assert told in text, told
-    assert "<li>pile (draw 0) on loss(source=&#x27;docs&#x27;): DataError: no rows</li>" in page
+    assert "<li>pile (draw 0) on loss(source=&#39;docs&#39;): DataError: no rows</li>" in page
 
 
 @pytest.mark.parametrize("name", [HOSTILE, BREAKOUT])

@@ -27,8 +27,7 @@ from tests.report.made import AGREEMENTS, BETTER, CONTRASTS, EVERYTHING, LOST, O
         ),
         (
             ONCE,
-            "drawn once: gsm8k:icl against c4 (smollm2, wanda at 60 % sparsity, on docs): one draw cannot say. "
-            "The interval covers other documents only.",
+            "drawn once: gsm8k:icl against c4 (smollm2, wanda at 60 % sparsity, on docs): one draw only. The interval covers other documents only.",
         ),
         (LOST, "gsm8k:icl against c4 (smollm2, wanda at 60 % sparsity, on docs): not computed. Pile (draw 0) failed: no rows."),
     ],
@@ -39,15 +38,15 @@ def test_a_contrast_in_words(contrast: Contrast, sentence: str):
 
 def test_contrasts_as_a_table():
     table = contrasting(CONTRASTS)
-    found = [[str(f) for f in line.figures] for line in table.lines]
+    found = [[str(f) for f in line.figures] for line in table.rows]
     assert found[0] == ["-0.123", "-0.169 to -0.077", "0.004", "0.055", "better"]
     assert found[1][2] == "< 0.001"
     assert [row[-1] for row in found] == ["better", "worse", "not significant", "one draw only", "not computed"]
     assert found[3][2] == "—"
     assert found[4][:4] == ["—"] * 4
-    assert [line.name for line in table.lines][:2] == ["own data", "gsm8k:icl against c4"]
-    assert plain(table.lines[0].note) == "gsm8k:icl against c4, smollm2, wanda at 60 % sparsity, on docs"
-    assert [line.figures[-1].best for line in table.lines] == [True, True, False, False, False]
+    assert [line.name for line in table.rows][:2] == ["own data", "gsm8k:icl against c4"]
+    assert plain(table.rows[0].note) == "gsm8k:icl against c4, smollm2, wanda at 60 % sparsity, on docs"
+    assert [line.figures[-1].best for line in table.rows] == [True, True, False, False, False]
     assert "Difference in nats/token: below zero the first is better; p: two-sided, after Holm over 5" in table.key
 
 
@@ -60,7 +59,7 @@ def test_many_measured_sets_are_told_by_the_first_and_the_last():
 def test_a_contrast_is_not_named_twice():
     plainly = replace(OPEN, name="gsm8k:icl against c4")
     assert told(plainly) == told(OPEN)
-    assert contrasting([plainly]).lines == contrasting([OPEN]).lines
+    assert contrasting([plainly]).rows == contrasting([OPEN]).rows
 
 
 def test_what_so_few_draws_can_show_at_best_is_said_once():
@@ -73,13 +72,13 @@ def test_what_so_few_draws_can_show_at_best_is_said_once():
 
 def test_agreements_the_least_first():
     table = agreeing(AGREEMENTS)
-    assert [[str(f) for f in line.figures] for line in table.lines] == [
+    assert [[str(f) for f in line.figures] for line in table.rows] == [
         ["-0.10", "—", "6"],
         ["+0.20", "-0.10 to +0.50", "6"],
         ["+0.87", "+0.50 to +1.00", "6"],
     ]
-    assert plain(table.lines[0].name) == "60 % sparsity and 2:4 sparsity"
-    assert table.lines[1].note == "qwen, 60 % sparsity"
+    assert plain(table.rows[0].name) == "60 % sparsity and 2:4 sparsity"
+    assert table.rows[1].note == "qwen, 60 % sparsity"
     assert list(agreed(AGREEMENTS)) == [
         "By method: τ +0.20 to +0.87 over 2 pairs; the interval lies above zero for 1 of them.",
         "By sparsity: τ -0.10 for the one pair; its interval does not lie above zero.",

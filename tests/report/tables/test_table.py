@@ -13,18 +13,18 @@ def heads(table: Table) -> list[str]:
 
 
 def figures(table: Table, name: str) -> list[str]:
-    (line,) = [line for line in table.lines if line.name == name]
+    (line,) = [line for line in table.rows if line.name == name]
     return [str(f) for f in line.figures]
 
 
 def test_every_line_has_a_figure_for_each_column():
     for made in (PLAIN, FULL):
         for table in ranked(made).shortened():
-            assert {len(line.figures) for line in table.lines} == {len(table.columns)}
+            assert {len(line.figures) for line in table.rows} == {len(table.columns)}
 
 
 def test_sets_then_holes_then_what_looks_at_no_data_then_the_dense_model():
-    assert [(line.name, line.note, line.part) for line in ranked(FULL).lines] == [
+    assert [(line.name, line.note, line.part) for line in ranked(FULL).rows] == [
         ("python_docs", "", "set"),
         ("c4", "", "set"),
         ("full_stops", "control", "set"),
@@ -42,14 +42,14 @@ def test_figures_with_errors_ranks_and_verdicts():
     assert figures(table, "c4")[-1] == "+0.100 ± 0.020 can't tell"
     assert figures(table, "magnitude") == ["", "+5.250 ± 0.020", "+5.000 ± 0.020", "+5.500 ± 0.020", "+3.650 ± 0.020"]
     assert figures(table, "dense") == ["", "", "2.600", "2.300", ""]
-    assert [f.letters for f in table.lines[1].figures] == ["", "ab", "ab", "ab", ""]
+    assert [f.letters for f in table.rows[1].figures] == ["", "ab", "ab", "ab", ""]
 
 
 def test_only_what_is_really_better_is_marked():
     table = ranked(FULL)
-    assert [f.best for f in table.lines[0].figures] == [False, True, True, False, False]
-    assert [line.best for line in table.lines] == [True, False, False, False, False, False]
-    assert not any(f.best for line in ranked(PLAIN).lines for f in line.figures), "the smallest number alone is no reason"
+    assert [f.best for f in table.rows[0].figures] == [False, True, True, False, False]
+    assert [line.best for line in table.rows] == [True, False, False, False, False, False]
+    assert not any(f.best for line in ranked(PLAIN).rows for f in line.figures), "the smallest number alone is no reason"
 
 
 def test_a_hole_keeps_what_is_known():
@@ -81,7 +81,7 @@ def test_what_is_better_when_higher_falls():
     assert figures(ranked(accuracy), "python_docs")[:3] == ["-1.600 ± 0.020", "-1.400 ± 0.020", "-1.800 ± 0.020"]
     assert figures(ranked(accuracy), "c4")[-1].startswith("+0.100"), "worse than the best stays worse"
     assert ranked(accuracy).legend[0] == "difference to the dense model in share right, higher is better"
-    assert ranked(accuracy).lines[-1].note == "its own score"
+    assert ranked(accuracy).rows[-1].note == "its own score"
 
 
 def test_measures_of_two_kinds_say_which_way_is_better():

@@ -19,7 +19,7 @@ def test_it_fits_any_terminal_and_loses_no_figure(made: object, width: int):
     comparison = replace(EVERYTHING, rankings=(made,))
     text = reported(comparison).table(width)
     assert max(map(len, text.splitlines())) <= width
-    for line in ranked(made).lines:  # pyright: ignore[reportArgumentType]
+    for line in ranked(made).rows:  # pyright: ignore[reportArgumentType]
         for figure in line.figures[:-1]:
             assert figure.value in text
 

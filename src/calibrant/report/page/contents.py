@@ -1,14 +1,18 @@
 """What a page is made of, and what its parts are called in it."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
-from calibrant.compare import Comparison, Layers, Ranking, RankingEntry, Results, SetSummary, Similarity
+from calibrant.compare import Comparison, Layers, Ranking, RankingEntry, Results, SetSummary, Similarity, join_names, medians, target_noun
 from calibrant.report.facts import StudyFacts
+from calibrant.report.sentences import doubts
 from calibrant.report.tables.table import heading
+
+NOTHING_TO_RANK = "No calibration set has all of its measurements yet, so there is nothing to rank."
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,28 @@ class Contents:
         return {f"r{number}": heading(r, self.facts.models.get(r.model, "")) for number, r in enumerate(self.comparison.rankings)}
 
     @cached_property
+    def doubts(self) -> Sequence[str]:
+        """What ought to make a reader doubt any of the rankings, each sentence once."""
+        return list(dict.fromkeys(doubt for ranking in self.comparison.rankings for doubt in doubts(ranking)))
+
+    @cached_property
+    def answers(self) -> Sequence[Ranking]:
+        """The rankings that have a best set."""
+        return [ranking for ranking in self.comparison.rankings if ranking.entries]
+
+    @property
+    def overall(self) -> str:
+        """Which sets came first over all combinations of model, method and target, and which were significantly better than every other."""
+        if not self.answers:
+            return NOTHING_TO_RANK
+        first = Counter(ranking.best.name for ranking in self.answers)
+        sure = Counter(ranking.best.name for ranking in self.answers if len(ranking.entries) > 1 and not any(e.tied for e in ranking.entries[1:]))
+        best, certain = (join_names([f"{name} in {count}" for name, count in of.most_common()]) for of in (first, sure or Counter({"none": 0})))
+        apart = f"significantly better than every other set: {certain}" if sure else "in none is the best significantly better than every other"
+        kind = target_noun(ranking.target for ranking in self.answers)
+        return f"Over {len(self.answers)} combinations of model, method and {kind}, the best was {best}; {apart}."
+
+    @cached_property
     def tokens(self) -> Mapping[str, int]:
         """Real tokens of a draw of each calibration set, where they are known."""
         return {summary.name: summary.tokens for summary in self.summaries if summary.tokens is not None}
@@ -47,6 +73,11 @@ class Contents:
         return found
 
     @cached_property
+    def medians(self) -> Mapping[str, float]:
+        """What the text of these sets is usually like: the median of each fact of their profiles."""
+        return medians(self.summaries)
+
+    @cached_property
     def ordered_layers(self) -> Sequence[Layers]:
         """The layers of each group, its sets in the order of its ranking."""
         orders = {(r.model, r.method, r.target, r.propagate): [e.name for e in r.entries] for r in self.comparison.rankings}
@@ -56,7 +87,17 @@ class Contents:
             found.append(of.among([*ranked, *(name for name in of.sets if name not in ranked)]))
         return found
 
-    def knows(self, measure: str) -> bool:
-        """Whether any two sets were compared by one measure of similarity."""
+    def measured_on(self, name: str) -> Sequence[str]:
+        """On what a calibration set was measured, over all its rankings."""
+        return list(dict.fromkeys(m for ranking, _ in self.places.get(name, ()) for m in ranking.measured))
+
+    def targets_of(self, name: str) -> Sequence[str]:
+        """The targets of the rankings that a calibration set has a place in."""
+        return [ranking.target for ranking, _ in self.places.get(name, ())]
+
+    def nearest(self, name: str, measure: str, most: int = 5) -> Sequence[tuple[str, float]]:
+        """The sets most like a calibration set by one measure of similarity, with their similarity; none where no two sets were compared by it."""
         table = self.similarity.by.get(measure)
-        return table is not None and bool(np.isfinite(table[~np.eye(len(table), dtype=bool)]).any())
+        if table is None or not np.isfinite(table[~np.eye(len(table), dtype=bool)]).any():
+            return []
+        return self.similarity.nearest(name, measure, most)

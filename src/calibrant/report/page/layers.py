@@ -1,4 +1,4 @@
-"""The section that sets two calibration sets side by side, block by block: where their masks part, what the model felt, what it cost.
+"""The section that sets two calibration sets side by side, block by block: how their masks and their activation statistics differ, and their errors.
 
 Vega-Lite draws it in the reader's browser; here stand its specification, its data packed small, and a table. Nothing is computed: every number comes
 from `compare`. No torch here.
@@ -7,126 +7,91 @@ from `compare`. No torch here.
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from calibrant.compare import Layers, describe_target, join_names
-from calibrant.report.page.bundle import embedded
-from calibrant.report.page.tags import name, text
+from calibrant.report.page.rendering import embedded, render
 from calibrant.report.tables.table import HOLE
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 DIGITS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 STEPS: Final = 4094
 """A number is embedded as two such digits, in so many steps from zero to the largest of its kind; the one number more is for what isn't known."""
 
-FACTS: Final = {
-    "masks": ("Share of mask bits that part", "of the sampled weights, how many one set keeps and the other doesn't"),
-    "statistics": ("Distance of what the model felt", "0: the matrices of the block saw the same; each step is a step of log activation size"),
-    "error": ("Output error of each", "of the block's matrices, relative to their output before pruning"),
+TITLES: Final = {
+    "masks": ("Share of mask bits that differ", "of the sampled weights, how many one set keeps and the other doesn't"),
+    "statistics": ("Distance of the activation statistics", "0: the matrices of the block saw the same; each step is a step of log activation size"),
+    "error": ("Output error of each set", "of the block's matrices, relative to their output before pruning"),
 }
 """What is drawn over the blocks: its title, and what it is."""
 
 SIDES: Final = ("a", "b", "both")
 """Whose a number is: the first set's, the second's, or of the two together."""
 
-NOUNS: Final = {"masks": "how their masks part", "statistics": "what the model felt", "error": "the output errors"}
-MISSING: Final = "Asking the study again with the present version, in a new folder, keeps them."
+NOUNS: Final = {"masks": "how their masks differ", "statistics": "the activation statistics", "error": "the output errors"}
+MISSING: Final = "The study computed again with the present version, in a new folder, keeps them."
 
 
-def layers(found: Sequence[Layers], ids: Mapping[str, str]) -> Iterator[str]:
-    """The section, as HTML, with the first two sets of the first of `found` in its table; `ids` are the HTML ids of the sets' pages.
+def layers(groups: Sequence[Layers], ids: Mapping[str, str]) -> "Markup":
+    """Return the section, with the first two sets of the first group in its table; `ids` are the HTML ids of the sets' pages.
 
     Where no two sets have layers to set side by side it is a sentence.
     """
-    yield '<section id="layers" class="interactive" aria-labelledby="layers-title"><h2 id="layers-title" tabindex="-1">Layer by layer</h2>'
-    shown = [one for one in found if len(one.sets) > 1 and any(not np.isnan(values).all() for values in _facts(one).values())]
-    if not shown:
-        single = found and all(len(one.sets) == 1 for one in found)
-        told = (
-            "Of one calibration set alone there is nothing to set side by side." if single else f"This store holds no facts about layers. {MISSING}"
-        )
-        yield f"<p>{told}</p></section>"
-        return
-    yield '<p class="lead">Two calibration sets, block by block: where they remove other weights, how differently the model felt, what each cost.</p>'
-    yield from (f'<p class="note">{text(said)}</p>' for said in _missing(shown))
-    yield '<p class="note without-script">Choosing other sets, and the drawings, need JavaScript; the table holds the first two sets.</p>'
-    yield from _controls(shown)
-    yield '<p id="layers-said" class="said needs-script" role="status" aria-live="polite"></p><div class="strips needs-script">'
-    for fact, (title, meaning) in FACTS.items():
-        yield f'<figure><figcaption>{title}<small>{meaning}</small></figcaption><div class="strip" data-fact="{fact}" role="img" '
-        yield f'aria-label="{title}, by block; the table below has the numbers"></div>'
-        yield '<p class="note" hidden>Not kept by this store.</p></figure>'
-    yield '</div><ul class="legend needs-script" id="layers-key" aria-label="Legend">'
-    for side, path in (("a", "M0 6H40"), ("b", "M0 6H40")):
-        yield f'<li><svg class="wide" viewBox="0 0 40 12" aria-hidden="true"><path class="{side}" d="{path}"/></svg><bdi></bdi></li>'
-    yield "</ul>"
-    yield from _table(shown[0])
-    yield embedded("layers-data", _embedded(shown, ids))
-    yield "</section>"
+    shown = [group for group in groups if len(group.sets) > 1 and any(not np.isnan(values).all() for values in _facts(group).values())]
+    return render(
+        "layers",
+        groups=shown,
+        single=bool(groups) and all(len(group.sets) == 1 for group in groups),
+        holes=list(_holes(shown)),
+        missing=MISSING,
+        titles=TITLES,
+        group_title=_title,
+        rows=_table(shown[0]) if shown else (),
+        embedded=embedded("layers-data", _embedded(shown, ids)),
+    )
 
 
-def _missing(found: Sequence[Layers]) -> Iterator[str]:
-    """What this store doesn't hold, by run group: all of it, or for some sets."""
-    for one in found:
-        known = _facts(one)
+def _holes(groups: Sequence[Layers]) -> Iterator[str]:
+    """Yield what this store lacks, by run group: all of a fact, or some of it."""
+    for group in groups:
+        known = _facts(group)
         gone = [NOUNS[fact] for fact, values in known.items() if np.isnan(values).all()]
         some = [NOUNS[fact] for fact, values in known.items() if np.isnan(values).any() and not np.isnan(values).all()]
-        where = f"Of {_told(one)} this store" if len(found) > 1 else "This store"
+        where = f"Of {_title(group)} this store" if len(groups) > 1 else "This store"
         parts = ([f"holds nothing about {join_names(gone)}"] if gone else []) + ([f"lacks {join_names(some)} in some places"] if some else [])
         if parts:
             yield f"{where} {' and '.join(parts)}. {MISSING}"
 
 
-def _facts(one: Layers) -> dict[str, np.ndarray]:
-    """Every number of a group that is of two sets, or of one for its own."""
-    apart = ~np.eye(len(one.sets), dtype=bool)
-    return {"masks": one.masks[apart], "statistics": one.statistics[apart], "error": one.error}
+def _facts(group: Layers) -> dict[str, np.ndarray]:
+    """Return every number of a group that is of two sets, or of one for its own."""
+    apart = ~np.eye(len(group.sets), dtype=bool)
+    return {"masks": group.masks[apart], "statistics": group.statistics[apart], "error": group.error}
 
 
-def _controls(found: Sequence[Layers]) -> Iterator[str]:
-    yield '<form class="controls needs-script" autocomplete="off">'
-    hidden = " hidden" if len(found) == 1 else ""
-    options = "".join(f'<option value="{i}">{text(_told(one))}</option>' for i, one in enumerate(found))
-    yield f'<label class="pick"{hidden}><span>Runs</span> <select id="layers-run">{options}</select></label>'
-    for side, chosen in (("a", 0), ("b", 1)):
-        options = "".join(
-            f'<option value="{i}"{" selected" if i == chosen else ""}>{text(called)}</option>' for i, called in enumerate(found[0].sets)
-        )
-        yield f'<span class="side"><label class="pick"><span>Set {side.upper()}</span> <select id="layers-{side}">{options}</select></label> '
-        yield f'<a id="layers-{side}-page" hidden>open {side.upper()}</a></span>'
-    yield "</form>"
+def _table(group: Layers) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield each block with the figures of the first pair of sets."""
+
+    def figure(value: float, form: str) -> str:
+        return HOLE if math.isnan(value) else form.format(value)
+
+    for i, block in enumerate(group.blocks):
+        errors = (figure(100 * group.error[side, i], "{:.2f} %") for side in (0, 1))
+        yield block, (figure(100 * (1 - group.masks[0, 1, i]), "{:.1f} %"), figure(group.statistics[0, 1, i], "{:.3f}"), *errors)
 
 
-def _table(one: Layers) -> Iterator[str]:
-    """The numbers of the first pair, which the page's script replaces: open without JavaScript, and folded with it."""
-    a, b = map(name, one.sets[:2])
-    yield '<details open data-folds><summary>The numbers, as a table</summary><div class="card"><div class="scroll" role="region" tabindex="0" '
-    yield f'aria-label="The numbers by block"><table id="layers-table"><caption>{a} and {b}, {text(_told(one))}</caption>'
-    yield '<thead><tr><th scope="col">block</th><th scope="col">mask bits that part</th><th scope="col">distance felt</th>'
-    yield f'<th scope="col">output error, {a}</th><th scope="col">output error, {b}</th></tr></thead><tbody>'
-    for i, block in enumerate(one.blocks):
-        figures = (_share(1 - one.masks[0, 1, i], 1), _plain(one.statistics[0, 1, i]), _share(one.error[0, i], 2), _share(one.error[1, i], 2))
-        yield f'<tr><th scope="row">{text(block)}</th>{"".join(f"<td>{figure}</td>" for figure in figures)}</tr>'
-    yield "</tbody></table></div></div></details>"
+def _title(group: Layers) -> str:
+    """Return which runs a group is of: `smollm2, wanda at 60 % sparsity, arrival propagation`."""
+    way = f", {group.propagate} propagation" if group.propagate else ""
+    return f"{group.model}, {group.method} at {describe_target(group.target)}{way}"
 
 
-def _share(value: float, digits: int) -> str:
-    return HOLE if math.isnan(value) else f"{100 * value:.{digits}f} %"
-
-
-def _plain(value: float) -> str:
-    return HOLE if math.isnan(value) else f"{value:.3f}"
-
-
-def _told(one: Layers) -> str:
-    """Which runs: `smollm2, wanda at 60 % sparsity, arrival propagation`."""
-    way = f", {one.propagate} propagation" if one.propagate else ""
-    return f"{one.model}, {one.method} at {describe_target(one.target)}{way}"
-
-
-def _embedded(found: Sequence[Layers], ids: Mapping[str, str]) -> dict[str, Any]:
-    names = list(dict.fromkeys(name for one in found for name in one.sets))
+def _embedded(groups: Sequence[Layers], ids: Mapping[str, str]) -> dict[str, Any]:
+    names = list(dict.fromkeys(name for group in groups for name in group.sets))
     places = {name: place for place, name in enumerate(names)}
     return {
         "spec": _spec(),
@@ -134,20 +99,20 @@ def _embedded(found: Sequence[Layers], ids: Mapping[str, str]) -> dict[str, Any]
         "steps": STEPS,
         "names": names,
         "pages": [ids.get(name, "") for name in names],
-        "runs": [_run(one, [places[name] for name in one.sets]) for one in found],
+        "runs": [_run(group, [places[name] for name in group.sets]) for group in groups],
     }
 
 
-def _run(one: Layers, places: Sequence[int]) -> dict[str, Any]:
+def _run(group: Layers, places: Sequence[int]) -> dict[str, Any]:
     """A group: of pairs the upper triangle, row after row, of errors a row a set; empty where nothing is known at all."""
-    upper = np.triu_indices(len(one.sets), 1)
-    rows = {"masks": 1 - one.masks[upper], "statistics": one.statistics[upper], "error": one.error}
+    upper = np.triu_indices(len(group.sets), 1)
+    rows = {"masks": 1 - group.masks[upper], "statistics": group.statistics[upper], "error": group.error}
     most = {fact: float(np.nanmax(values)) if np.isfinite(values).any() else 0.0 for fact, values in rows.items()}
     return {
-        "told": _told(one),
+        "told": _title(group),
         "sets": places,
-        "blocks": one.blocks,
-        "numbers": [_number(block, place) for place, block in enumerate(one.blocks)],
+        "blocks": group.blocks,
+        "numbers": [_number(block, place) for place, block in enumerate(group.blocks)],
         "most": most,
         **{fact: packed(values, most[fact]) if np.isfinite(values).any() else [] for fact, values in rows.items()},
     }

@@ -7,16 +7,20 @@ Nothing is computed: similarity, results and verdicts come from `compare`. No to
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
-from calibrant.compare import MEASURES, Similarity
-from calibrant.report.page.bundle import embedded
+from calibrant.compare import MEASURES, Ranking, Similarity
+from calibrant.report.page.contents import Contents
 from calibrant.report.page.network_spec import network_spec
-from calibrant.report.page.tags import name, text
+from calibrant.report.page.rendering import embedded, render
 from calibrant.report.plots.theme import FAMILIES
 from calibrant.report.plots.words import cut
+from calibrant.report.sentences import short
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 MOST_EDGES: Final = 3000
 """How many edges a measure has in the page at most, the strongest first."""
@@ -31,9 +35,9 @@ LISTED: Final = 12
 """How many of the most alike pairs the table has for each measure."""
 
 MISSING: Final = (
-    "This store holds nothing about how alike its calibration sets are. Asking the study again with the present version, in a new folder, keeps it."
+    "This store holds nothing about how alike its calibration sets are. The study computed again with the present version, in a new folder, keeps it."
 )
-MEANT: Final = {
+MEANINGS: Final = {
     "words": "cosine of the TF-IDF weights of the words in their windows",
     "statistics": "e to the minus standard deviation, over sampled input features of the matrices, of the difference of log activation sizes",
     "masks": "share of the sampled weights (256 a matrix) about whose keeping the two masks agree",
@@ -55,13 +59,6 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Something that was measured."""
-
-    name: str
-
-
-@dataclass(frozen=True)
 class Effect:
     """What calibrating on `set` does for `measured` (places): how much worse than the baseline set it is, and whether that is beyond noise."""
 
@@ -78,32 +75,71 @@ class Network:
 
     nodes: Sequence[Node]
     similarity: Similarity
-    measured: Sequence[Measured]
+    measured: Sequence[str]
     effects: Sequence[Effect]
     baseline: str
 
 
-def network(data: Network) -> Iterator[str]:
-    """The section, as HTML. With fewer than two sets, or where nothing is known of their similarity, it is a sentence."""
-    yield '<section id="network" class="interactive" aria-labelledby="network-title"><h2 id="network-title" tabindex="-1">Network of the sets</h2>'
+def network_of(contents: Contents) -> Network:
+    """Return the network of the first ranking's results; the sets that have none are there without."""
+    ranking = next(iter(contents.comparison.rankings), None)
+    entries = {} if ranking is None else {e.name: e for e in (*ranking.entries, *ranking.partial)}
+    nodes: list[Node] = []
+    for summary in contents.summaries:
+        entry = entries.get(summary.name)
+        if ranking is None or entry is None or math.isnan(entry.mean.value):
+            nodes.append(Node(contents.ids[summary.name], summary.name, summary.family, None, "no result yet"))
+            continue
+        low, high = entry.ranks
+        spread = "" if entry.mean.stderr is None else f" ± {entry.mean.stderr:.3f}"
+        place = f"place {low}{f'–{high}' if high != low else ''} of {len(ranking.entries)}"
+        result = f"{entry.mean.value:+.3f}{spread} {ranking.unit}, {place}"
+        nodes.append(Node(contents.ids[summary.name], summary.name, summary.family, entry.mean.value, result))
+    if ranking is None:
+        return Network(nodes, contents.similarity, [], [], "")
+    measured = [short(m, ranking.measured) for m in ranking.measured]
+    return Network(nodes, contents.similarity, measured, list(_effects(contents, ranking)), ranking.baseline)
+
+
+def _effects(contents: Contents, ranking: Ranking) -> Iterator[Effect]:
+    """Where calibrating on a set helps or hurts what is measured, compared with the baseline, beyond noise."""
+    at = {name: number for number, name in enumerate(contents.ids)}
+    for entry in ranking.entries:
+        for number, m in enumerate(ranking.measured):
+            gap = entry.to_baseline.get(m)
+            if gap is None or entry.name not in at:
+                continue
+            sure = gap.significant(ranking.level, ranking.baseline_comparisons)
+            verdict = "not significant" if not sure else "worse" if gap.value > 0 else "better"
+            text = f"{entry.name} on {short(m, ranking.measured)}: {gap.value:+.3f} {ranking.units.get(m, ranking.unit)} against {ranking.baseline}"
+            yield Effect(at[entry.name], number, gap.value, verdict, text)
+
+
+def network(data: Network) -> "Markup":
+    """Return the section. With fewer than two sets, or where nothing is known of their similarity, it is a sentence."""
     edges = {measure: _edges(data, measure) for measure in MEASURES}
-    if len(data.nodes) < 2:
-        yield "<p>A network needs two calibration sets at least.</p></section>"
-        return
-    if not any(edges.values()) and not _certain(data):
-        yield f"<p>{MISSING}</p></section>"
-        return
-    known = any(edges.values())
-    joined = " Lines join sets that are alike." if known else ""
-    yield f'<p class="lead">Each node is a calibration set; the larger, the better its result.{joined}</p>'
-    if not known:
-        yield f'<p class="note">{MISSING}</p>'
-    yield from _controls(data, edges)
-    yield from _graph(data)
-    yield from _legend(data)
-    yield from _table(data, edges)
-    yield embedded("network-data", _embedded(data, edges))
-    yield "</section>"
+    known = [measure for measure in MEASURES if edges[measure]]
+    places = min(LISTED, max((len(edges[m]) for m in known), default=0))
+    names = [node.name for node in data.nodes]
+    pairs = [
+        [(names[edge[0]], names[edge[1]], edge[2]) if edge else None for edge in ((edges[m] + [None] * LISTED)[place] for m in known)]
+        for place in range(places)
+    ]
+    return render(
+        "network",
+        data=data,
+        edges=edges,
+        first=next(iter(known), ""),
+        measures_known=known,
+        pairs=pairs,
+        effects=_certain(data),
+        families={node.family for node in data.nodes},
+        hollow=any(map(_unknown, data.nodes)),
+        meanings=MEANINGS,
+        missing=MISSING,
+        square=_SQUARE,
+        embedded=embedded("network-data", _embedded(data, edges)) if data.nodes else "",
+    )
 
 
 def _edges(data: Network, measure: str) -> list[tuple[int, int, float]]:
@@ -123,99 +159,6 @@ def _edges(data: Network, measure: str) -> list[tuple[int, int, float]]:
 
 def _certain(data: Network) -> list[Effect]:
     return [e for e in data.effects if e.verdict != "not significant"]
-
-
-def _controls(data: Network, edges: dict[str, list[tuple[int, int, float]]]) -> Iterator[str]:
-    yield '<form class="controls needs-script" autocomplete="off"><fieldset><legend>Alike by</legend>'
-    first = next((m for m in MEASURES if edges[m]), "")
-    for measure, words in MEASURES.items():
-        state = " checked" if measure == first else "" if edges[measure] else " disabled"
-        reason = "" if edges[measure] else " <em>(not in this store)</em>"
-        yield f'<label><input type="radio" name="network-measure" value="{measure}"{state}> <span>{text(words)}{reason}</span></label>'
-    yield "</fieldset>"
-    shut = "" if first else " disabled"
-    yield f'<div class="slide"><label for="network-threshold">Lines from a similarity of</label><input type="range" id="network-threshold"{shut}>'
-    yield '<output id="network-shown" for="network-threshold"></output></div>'
-    known = bool(_certain(data))
-    state = " disabled" if not known else "" if first else " checked"
-    why = "no set to compare with" if not data.baseline else "no difference is beyond noise"
-    yield f'<label class="tick"><input type="checkbox" id="network-effects"{state}> '
-    yield f"<span>calibrated on → measured on{'' if known else f' <em>({why})</em>'}</span></label>"
-    yield '<div class="buttons" role="group" aria-label="Zoom">'
-    for act, sign, words in (("in", "+", "Zoom in"), ("out", "−", "Zoom out")):
-        yield f'<button type="button" data-zoom="{act}" aria-label="{words}" title="{words}">{sign}</button>'
-    yield '<button type="button" data-zoom="reset" title="Show everything, and let go of nodes that were moved">reset</button></div></form>'
-
-
-def _graph(data: Network) -> Iterator[str]:
-    yield '<div id="network-graph" class="graph needs-script" tabindex="0" role="application" aria-roledescription="network" '
-    yield f'aria-label="{len(data.nodes)} calibration sets" aria-describedby="network-help"><div class="drawing" aria-hidden="true"></div>'
-    yield '<div class="tip" hidden><strong></strong><span></span></div></div>'
-    yield '<p id="network-said" class="said needs-script" role="status" aria-live="polite"></p>'
-
-
-def _legend(data: Network) -> Iterator[str]:
-    families = dict.fromkeys(node.family for node in data.nodes)
-    yield '<ul class="legend needs-script" aria-label="Legend of the network">'
-    for family in (f for f in FAMILIES if f in families):
-        words, path = FAMILIES[family].words, FAMILIES[family].shape
-        yield f'<li><svg viewBox="-1.4 -1.4 2.8 2.8" aria-hidden="true"><path d="{path}" fill="var(--f-{family})"/></svg>{words}</li>'
-    if any(map(_unknown, data.nodes)):
-        hollow = f'<path class="hollow" d="{FAMILIES["corpus"].shape}"/>'
-        yield f'<li><svg viewBox="-1.4 -1.4 2.8 2.8" aria-hidden="true">{hollow}</svg>small and hollow: no result</li>'
-    yield "</ul>"
-    yield from _key(data)
-    yield '<p id="network-help" class="note needs-script">Arrow keys go from set to set in the order of the ranking, Enter opens one, + and − zoom, '
-    yield "0 resets, Escape leaves. With a pointer: hover for the result, click to open, drag a node to move it, drag the ground to pan.</p>"
-
-
-def _key(data: Network) -> Iterator[str]:
-    if _certain(data):
-        yield '<ul class="legend effects" id="network-key" hidden aria-label="Legend of calibrated on, measured on">'
-        yield f'<li><svg viewBox="-1.4 -1.4 2.8 2.8" aria-hidden="true"><path d="{_SQUARE}" fill="var(--soft)"/></svg>measured on</li>'
-        line = '<svg class="wide" viewBox="0 0 40 12" aria-hidden="true"><path class="{0}" d="M1 6H30"/><path class="{0} end" d="{1}"/></svg>'
-        yield f"<li>{line.format('better', 'M28 1L39 6L28 11Z')}green, solid, arrow: calibrating on the set helps there, "
-        yield f"beyond noise, against {name(data.baseline)}</li>"
-        yield f"<li>{line.format('worse', 'M31 0H34V12H31Z')}red, dashed, bar: it hurts, beyond noise</li><li>no line: cannot be told</li></ul>"
-
-
-def _table(data: Network, edges: dict[str, list[tuple[int, int, float]]]) -> Iterator[str]:
-    """The most alike pairs by each measure, side by side: open without JavaScript, and folded with it."""
-    known = [measure for measure in MEASURES if edges[measure]]
-    yield "<details open data-folds><summary>The same as tables</summary>"
-    yield f"<dl>{''.join(f'<dt>{text(MEASURES[m])}</dt><dd>{MEANT[m]}</dd>' for m in MEASURES)}</dl>"
-    if known:
-        yield '<div class="card"><div class="scroll" role="region" tabindex="0" aria-label="The most alike pairs"><table>'
-        yield "<caption>The most alike pairs of calibration sets by each measure; 1 is the same</caption>"
-        heads = "".join(f'<th scope="col" class="text">by {text(MEASURES[m])}</th><th scope="col">similarity</th>' for m in known)
-        yield f'<thead><tr><th scope="col">place</th>{heads}</tr></thead><tbody>'
-        for place in range(min(LISTED, max(len(edges[m]) for m in known))):
-            cells = "".join(_pair(data, edges[m][place : place + 1]) for m in known)
-            yield f'<tr><th scope="row">{place + 1}</th>{cells}</tr>'
-        yield "</tbody></table></div></div>"
-    if _certain(data):
-        yield from _effects(data)
-    yield "</details>"
-
-
-def _effects(data: Network) -> Iterator[str]:
-    yield '<div class="card"><div class="scroll" role="region" tabindex="0" aria-label="What helps, and what hurts">'
-    told = "what helps on what was measured, and what hurts; negative: better"
-    yield f"<table><caption>Beyond noise, against {name(data.baseline)}: {told}</caption>"
-    yield '<thead><tr><th scope="col">calibrated on</th><th scope="col" class="text">measured on</th><th scope="col" class="text">does it help?</th>'
-    yield '<th scope="col">difference</th></tr></thead><tbody>'
-    for effect in _certain(data):
-        verdict = "helps" if effect.verdict == "better" else "hurts"
-        cells = f'<td class="text">{name(data.measured[effect.measured].name)}</td><td class="text">{verdict}</td><td>{effect.difference:+.3f}</td>'
-        yield f'<tr><th scope="row">{name(data.nodes[effect.set].name)}</th>{cells}</tr>'
-    yield "</tbody></table></div></div>"
-
-
-def _pair(data: Network, edge: Sequence[tuple[int, int, float]]) -> str:
-    if not edge:
-        return "<td></td><td></td>"
-    ((a, b, value),) = edge
-    return f'<td class="text">{name(data.nodes[a].name)} and {name(data.nodes[b].name)}</td><td>{value:.3f}</td>'
 
 
 def _embedded(data: Network, edges: dict[str, list[tuple[int, int, float]]]) -> dict[str, Any]:
@@ -252,7 +195,7 @@ def _nodes(data: Network) -> Iterator[dict[str, Any]]:
 def _squares(data: Network) -> Iterator[dict[str, Any]]:
     shown = {"shape": _SQUARE, "stroke": "var(--soft)", "fill": "var(--soft)", "size": 190}
     for number, measured in enumerate(data.measured, len(data.nodes)):
-        said = {"page": "", "name": measured.name, "label": cut(measured.name), "told": "measured on"}
+        said = {"page": "", "name": measured, "label": cut(measured), "told": "measured on"}
         yield {"id": number, "place": number, **said, **shown, **_start(number)}
 
 

@@ -92,7 +92,7 @@ def _section(section: Section, number: int) -> Iterator[str]:
 
 def _table(table: Table, number: int) -> Iterator[str]:
     shown = next((t for t in table.shortened() if _width(t) <= ROOM), table.shortened()[-1])
-    folded = max(len(_told(line)) for line in shown.lines) > NAMES
+    folded = max(len(_told(row)) for row in shown.rows) > NAMES
     names = r"p{0.28\linewidth}" if folded else "l"
     yield r"\begin{table}[t]"
     yield r"  \centering\small\setlength{\tabcolsep}{4pt}"
@@ -102,30 +102,30 @@ def _table(table: Table, number: int) -> Iterator[str]:
     yield r"    \toprule"
     yield _line([escaped(shown.head), *(escaped(c.head) for c in shown.columns)])
     yield r"    \midrule"
-    for before, line in zip((shown.lines[0], *shown.lines), shown.lines, strict=False):
-        if line.part != before.part:
+    for before, row in zip((shown.rows[0], *shown.rows), shown.rows, strict=False):
+        if row.part != before.part:
             yield r"    \midrule"
-        yield _line([rf"\raggedright {_name(line)}" if folded else _name(line), *map(_figure, line.figures)])
+        yield _line([rf"\raggedright {_name(row)}" if folded else _name(row), *map(_figure, row.figures)])
     yield from (r"    \bottomrule", r"  \end{tabular}", r"\end{table}")
 
 
 def _width(table: Table) -> int:
-    columns = zip(*(line.figures for line in table.lines), strict=True)
+    columns = zip(*(row.figures for row in table.rows), strict=True)
     figures = [max(len(c.head), *(len(str(f)) + len(f.letters) for f in cells)) for c, cells in zip(table.columns, columns, strict=True)]
-    return min(NAMES, max(len(_told(line)) for line in table.lines)) + sum(wide + 1 for wide in figures)
+    return min(NAMES, max(len(_told(row)) for row in table.rows)) + sum(wide + 1 for wide in figures)
 
 
-def _told(line: TableRow) -> str:
-    return f"{line.name} ({line.note})" if line.note else line.name
+def _told(row: TableRow) -> str:
+    return f"{row.name} ({row.note})" if row.note else row.name
 
 
 def _line(cells: Sequence[str]) -> str:
     return rf"    {' & '.join(cells)} \\"
 
 
-def _name(line: TableRow) -> str:
-    name = rf"\textbf{{{escaped(line.name)}}}" if line.best else escaped(line.name)
-    return f"{name} ({escaped(line.note)})" if line.note else name
+def _name(row: TableRow) -> str:
+    name = rf"\textbf{{{escaped(row.name)}}}" if row.best else escaped(row.name)
+    return f"{name} ({escaped(row.note)})" if row.note else name
 
 
 def _figure(figure: Figure) -> str:

@@ -30,13 +30,13 @@ def _section(section: Section) -> Iterator[str]:
 def _table(table: Table) -> Iterator[str]:
     yield _line([escaped(table.head), *(escaped(c.head) for c in table.columns)])
     yield _line(["---", *("---" if c.words else "---:" for c in table.columns)])
-    yield from (_line([_name(line), *map(_figure, line.figures)]) for line in table.lines)
+    yield from (_line([_name(row), *map(_figure, row.figures)]) for row in table.rows)
     yield from ("", escaped(table.key), "")
 
 
-def _name(line: TableRow) -> str:
-    name = f"**{escaped(line.name)}**" if line.best else escaped(line.name)
-    return f"{name} ({escaped(line.note)})" if line.note else name
+def _name(row: TableRow) -> str:
+    name = f"**{escaped(row.name)}**" if row.best else escaped(row.name)
+    return f"{name} ({escaped(row.note)})" if row.note else name
 
 
 def _figure(figure: Figure) -> str:

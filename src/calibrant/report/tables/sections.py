@@ -10,7 +10,7 @@ from calibrant.report.sentences import caveats, costs, describe_target, doubts, 
 from calibrant.report.tables.table import HOLE, As, Column, Figure, Table, TableRow, ranked, unranked
 
 HOLES: Final = 100
-"""How many holes are listed; a study that has hardly begun may have thousands."""
+"""How many holes are join_names; a study that has hardly begun may have thousands."""
 
 NAMED: Final = 4
 """Of how many measured sets a contrast is about are named one by one."""
@@ -20,7 +20,7 @@ ALONG: Final = {"method": "method", "target": "target", "measured": "measured se
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: a title, a table if it has one, sentences, and things that are listed one by one."""
+    """A part of a report: a title, a table if it has one, sentences, and things that are join_names one by one."""
 
     title: str
     table: Table | None = None
@@ -46,7 +46,7 @@ def without_data(comparison: Comparison, way: As = "increase") -> Iterator[Secti
     for ranking in comparison.unranked:
         alike.setdefault((ranking.model, ranking.measured), []).append(ranking)
     for (model, _), rankings in alike.items():
-        said = [*(f"Doubtful: {d}" for r in rankings for d in doubts(r)), *(line for r in rankings for line in costs(r))]
+        said = [*(f"Doubtful: {d}" for r in rankings for d in doubts(r)), *(row for r in rankings for row in costs(r))]
         title = f"Without calibration data: {model}"
         yield Section(title, replace(unranked(rankings, way), title=title), tuple(said))
 
@@ -78,8 +78,8 @@ def contrasting(contrasts: Sequence[Contrast]) -> Table:
         f"p: two-sided, after Holm over {len(contrasts)}",
         "detectable: the difference that four studies of five like this one would find",
     )
-    lines = [TableRow(c.name or _sides(c), _figures(c), ", ".join([*([_sides(c)] if _has_own_name(c) else []), _where(c)])) for c in contrasts]
-    return Table("Primary contrasts", "contrast", columns, tuple(lines), legend)
+    rows = [TableRow(c.name or _sides(c), _figures(c), ", ".join([*([_sides(c)] if _has_own_name(c) else []), _where(c)])) for c in contrasts]
+    return Table("Primary contrasts", "contrast", columns, tuple(rows), legend)
 
 
 def _figures(contrasted: Contrast) -> tuple[Figure, ...]:
@@ -135,7 +135,7 @@ def _least_chances(contrasts: Sequence[Contrast]) -> Iterator[str]:
 def agreeing(agreements: Sequence[RankAgreement]) -> Table:
     """How alike two rankings of the same sets are, those that agree least first."""
     found = sorted(agreements, key=lambda a: (a.tau, a.model, a.along, a.a, a.b))
-    lines = [
+    rows = [
         TableRow(
             f"{_side(a, a.a)} and {_side(a, a.b)}",
             (Figure(f"{a.tau:+.2f}"), Figure(HOLE if a.interval is None else f"{a.interval[0]:+.2f} to {a.interval[1]:+.2f}"), Figure(f"{a.sets}")),
@@ -145,7 +145,7 @@ def agreeing(agreements: Sequence[RankAgreement]) -> Table:
     ]
     heads = ("Kendall's τ", f"{percent(LEVEL)} interval", "sets")
     legend = ("τ-b of two rankings of the same sets: +1 the same order, 0 unrelated, −1 reversed", "those that agree least first")
-    return Table("Do the rankings agree?", "rankings", tuple(map(Column, heads)), tuple(lines), legend, most=12)
+    return Table("Do the rankings agree?", "rankings", tuple(map(Column, heads)), tuple(rows), legend, most=12)
 
 
 def _side(agreement: RankAgreement, value: str) -> str:

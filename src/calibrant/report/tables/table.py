@@ -1,4 +1,4 @@
-"""Tables before they are drawn: which figures stand in which line, rounded, with the letters of their group and what is really best.
+"""Tables before they are drawn: which figures stand in which row, rounded, with the letters of their group and what is really best.
 
 The terminal, Markdown, LaTeX and the page draw them. Nothing is computed here: every number comes from `compare`. No torch here.
 """
@@ -48,7 +48,7 @@ class Column:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One line: what it is about, a note to it (`control`), and a figure for each column."""
+    """One row: what it is about, a note to it (`control`), and a figure for each column."""
 
     name: str
     figures: tuple[Figure, ...]
@@ -67,14 +67,14 @@ class Table:
     title: str
     head: str
     columns: tuple[Column, ...]
-    lines: tuple[TableRow, ...]
+    rows: tuple[TableRow, ...]
     legend: tuple[str, ...] = ()
     most: int | None = None
 
     @property
     def lettered(self) -> bool:
         """Whether any figure has letters."""
-        return any(f.letters for line in self.lines for f in line.figures)
+        return any(f.letters for row in self.rows for f in row.figures)
 
     @property
     def key(self) -> str:
@@ -90,24 +90,24 @@ class Table:
     def brief(self, errors: bool) -> "Table":
         """The same with fewer words: `errors` keeps those that can't be spared. What the letters say isn't said again."""
         kept = [errors and not c.spare for c in self.columns]
-        lines = [
+        rows = [
             replace(
-                line,
+                row,
                 figures=tuple(
-                    replace(f, error=f.error if k else "", note="" if self.lettered else f.note) for f, k in zip(line.figures, kept, strict=True)
+                    replace(f, error=f.error if k else "", note="" if self.lettered else f.note) for f, k in zip(row.figures, kept, strict=True)
                 ),
             )
-            for line in self.lines
+            for row in self.rows
         ]
         legend = self.legend if errors else tuple(part for part in self.legend if not part.startswith("±"))
-        return replace(self, lines=tuple(lines), legend=legend)
+        return replace(self, rows=tuple(rows), legend=legend)
 
     def only(self, columns: Sequence[int]) -> "Table":
         """The same with some of its columns."""
-        lines = [replace(line, figures=tuple(line.figures[i] for i in columns)) for line in self.lines]
+        rows = [replace(row, figures=tuple(row.figures[i] for i in columns)) for row in self.rows]
         gone = tuple(f"{c.head}:" for i, c in enumerate(self.columns) if i not in columns)
         legend = tuple(part for part in self.legend if not part.startswith(gone))
-        return replace(self, columns=tuple(self.columns[i] for i in columns), lines=tuple(lines), legend=legend)
+        return replace(self, columns=tuple(self.columns[i] for i in columns), rows=tuple(rows), legend=legend)
 
 
 def heading(ranking: Ranking, note: str = "") -> str:
@@ -122,23 +122,23 @@ def ranked(ranking: Ranking, way: As = "increase", note: str = "") -> Table:
     `way` says what the figures of the measured sets are; without a dense model they are the sets' own numbers whatever is asked.
     """
     drawing = _Drawing(ranking, way)
-    sets = [drawing.line(e, "control" if e.control else "", "set") for e in ranking.entries]
-    partial = [drawing.line(e, "incomplete", "partial") for e in ranking.partial]
-    aside = [drawing.line(e, "no data", "baseline") for e in ranking.baselines]
+    sets = [drawing.row(e, "control" if e.control else "", "set") for e in ranking.entries]
+    partial = [drawing.row(e, "incomplete", "partial") for e in ranking.partial]
+    aside = [drawing.row(e, "no data", "baseline") for e in ranking.baselines]
     dense = [] if ranking.dense is None else [drawing.dense(ranking.dense)]
     return Table(heading(ranking, note), "calibrated on", drawing.columns(), (*sets, *partial, *aside, *dense), drawing.legend())
 
 
 def unranked(rankings: Sequence[Ranking], way: As) -> Table:
-    """A line for each target that a method was asked for which looks at no data, then the dense model's own numbers."""
-    drawing, lines = _Drawing(rankings[0], way), list[TableRow]()
+    """A row for each target that a method was asked for which looks at no data, then the dense model's own numbers."""
+    drawing, rows = _Drawing(rankings[0], way), list[TableRow]()
     for ranking in rankings:
         for entry in (*ranking.baselines, *ranking.partial):
             words = describe_target(ranking.target).removesuffix(f" ({ranking.target})")
-            drawn = _Drawing(ranking, way).line(replace(entry, letters={}), words, "baseline")
-            lines.append(replace(drawn, name=f"{ranking.method} {ranking.target}"))
+            drawn = _Drawing(ranking, way).row(replace(entry, letters={}), words, "baseline")
+            rows.append(replace(drawn, name=f"{ranking.method} {ranking.target}"))
     dense = [] if rankings[0].dense is None else [drawing.dense(rankings[0].dense)]
-    whole = Table("", "method", drawing.columns(), (*lines, *dense), drawing.legend())
+    whole = Table("", "method", drawing.columns(), (*rows, *dense), drawing.legend())
     return whole.only(range(len(whole.columns) - 1))  # there is no best to be worse than
 
 
@@ -166,7 +166,7 @@ class _Drawing:
     def _better(self, measured: str) -> str:
         return self._ranking.better.get(measured, "lower")
 
-    def line(self, entry: RankingEntry, note: str, part: Part) -> TableRow:
+    def row(self, entry: RankingEntry, note: str, part: Part) -> TableRow:
         """A set or baseline; what it lacks is a hole."""
         ranks = [Figure(_range(entry.ranks) if any(entry.ranks) else "")] * self._ranks
         mean = [self._mean(entry)] * self._averaged

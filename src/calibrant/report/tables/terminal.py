@@ -21,7 +21,7 @@ GAP: Final = 2
 """Blanks between two columns."""
 
 LISTED: Final = 12
-"""How many of what may be hundreds are listed; the others are counted."""
+"""How many of what may be hundreds are join_names; the others are counted."""
 
 
 def lines(sections: Sequence[Section], width: int) -> Iterator[RenderableType]:
@@ -45,8 +45,8 @@ def _table(table: Table, width: int) -> Iterator[RenderableType]:
         if number:
             yield ""
         yield _Drawn(drawn, width).grid()
-    if table.most and len(table.lines) > table.most:
-        yield Text(f"… and {len(table.lines) - table.most:,} more, which --format json lists")
+    if table.most and len(table.rows) > table.most:
+        yield Text(f"… and {len(table.rows) - table.most:,} more, which --format json lists")
     shown = replace(table, legend=tuple(dict.fromkeys(part for drawn in pieces for part in drawn.legend)))
     yield Text(visible_name(shown.key), style="dim")
     yield ""
@@ -67,9 +67,9 @@ class _Drawn:
 
     def __init__(self, table: Table, width: int) -> None:
         self.table, self._width = table, width
-        shown = table.lines[: table.most] if table.most else table.lines
-        self._names = [_name(line) for line in shown]
-        self._columns = [_aligned([line.figures[i] for line in shown], c.words) for i, c in enumerate(table.columns)]
+        shown = table.rows[: table.most] if table.most else table.rows
+        self._names = [_name(row) for row in shown]
+        self._columns = [_aligned([row.figures[i] for row in shown], c.words) for i, c in enumerate(table.columns)]
         self._least = [
             max(map(cell_len, [*c.head.split(), *(part for cell in cells for part in (cell.plain.split() if c.words else [cell.plain]))]))
             for c, cells in zip(table.columns, self._columns, strict=True)
@@ -100,7 +100,7 @@ class _Drawn:
         for column, most in zip(self.table.columns, wide, strict=True):
             head = Text(visible_name(column.head), justify="left" if column.words else "right")
             drawn.add_column(head, overflow="fold", min_width=most, max_width=most)
-        parts = [line.part for line in self.table.lines]
+        parts = [row.part for row in self.table.rows]
         for index, row in enumerate(zip(self._names, *self._columns, strict=True)):
             if index and parts[index] != parts[index - 1]:
                 drawn.add_section()
@@ -112,9 +112,9 @@ class _Drawn:
         return drawn
 
 
-def _name(line: TableRow) -> Text:
-    note = Text(f" ({visible_name(line.note)})", style="dim") if line.note else Text()
-    return Text.assemble(Text(visible_name(line.name), style="bold" if line.best else ""), note)
+def _name(row: TableRow) -> Text:
+    note = Text(f" ({visible_name(row.note)})", style="dim") if row.note else Text()
+    return Text.assemble(Text(visible_name(row.name), style="bold" if row.best else ""), note)
 
 
 def _aligned(figures: Sequence[Figure], words: bool) -> list[Text]:
