@@ -9,11 +9,9 @@ from calibrant.errors import MissingPackageError
 EXTRAS: Final = {
     "altair": "report",
     "datasets": "hub",
-    "filelock": "study",
     "lm_eval": "harness",
     "polars": "study",
     "pyarrow": "study",
-    "pydantic": "study",
     "ray": "ray",
     "reasoning_gym": "demo",
     "ruamel": "study",
@@ -22,7 +20,6 @@ EXTRAS: Final = {
     "sklearn": "study",
     "threadpoolctl": "study",
     "vl_convert": "report",
-    "yaml": "harness",
     "zstandard": "hub",
 }
 """Each optional package by the name it is imported with, and the extra of calibrant that installs it."""

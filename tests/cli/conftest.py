@@ -1,6 +1,8 @@
 """The command line in this process, and a tiny model to give it."""
 
+import io
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -48,30 +50,50 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
 
 
 @pytest.fixture
-def ask_outside(tmp_path: Path) -> Ask:
-    """Run a command in a process of its own, after some code that may break something there on purpose."""
+def ask_main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """Run the whole command line with all that `main` does around a command, in this process; the console has an encoding of its own."""
+    from calibrant.cli import main
 
-    def run(*words: object, before: str = "", **environment: str) -> Answer:
-        code = f"import sys\n{before}\nfrom calibrant.cli import main\nsys.argv = ['calibrant', *{[str(word) for word in words]!r}]\nmain()"
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env=_environment(environment),
-            capture_output=True,
-            encoding="utf-8",
-            errors="backslashreplace",
-            check=False,
-        )
-        return Answer(done.returncode, done.stdout, done.stderr)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("calibrant.cli._frame.own_process", lambda: None)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # main sets it; it is put back after the test
+
+    def run(*words: object, encoding: str = "utf-8", **environment: str) -> Answer:
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in range(2)]
+        with monkeypatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("CALIBRANT")]:
+                patch.delenv(name)
+            patch.setenv("CALIBRANT_DEBUG", "")  # set first, so that what --debug sets goes with the context
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["calibrant", *map(str, words)])
+            patch.setattr(sys, "stdout", streams[0])
+            patch.setattr(sys, "stderr", streams[1])
+            try:
+                main()
+                code = 0
+            except SystemExit as stopped:
+                code = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
+            except Exception as error:  # noqa: BLE001  # what Python itself does with an exception that nobody caught
+                sys.excepthook(type(error), error, error.__traceback__)
+                code = 1
+        out, err = (stream.buffer.getvalue().decode(encoding, "backslashreplace") for stream in streams)  # pyright: ignore[reportAttributeAccessIssue]
+        return Answer(code, out, err)
 
     return run
 
 
-def _environment(changes: dict[str, str]) -> dict[str, str]:
-    import os
+@pytest.fixture
+def ask_outside(tmp_path: Path) -> Ask:
+    """Run a command in a process of its own, after some code: to be killed there, or to see what is imported."""
 
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("CALIBRANT")}
-    return {**kept, "OMP_NUM_THREADS": "1", **changes}
+    def run(*words: object, before: str = "") -> Answer:
+        code = f"import sys\n{before}\nfrom calibrant.cli import main\nsys.argv = ['calibrant', *{[str(word) for word in words]!r}]\nmain()"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("CALIBRANT")} | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=False)
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    return run
 
 
 @pytest.fixture(scope="session")

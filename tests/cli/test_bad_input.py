@@ -1,6 +1,10 @@
 """Bad input: exit 2, one sentence that holds what was given, no traceback, and nothing left behind."""
 
 import json
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -222,13 +226,22 @@ def test_an_output_of_ours_that_holds_something_else(ask: Ask, unchanged, model:
     refused(ask("prune", model, "--out", "pruned", *SMALL, "--sparsity", "0.6"), "pruned", "0.5")
 
 
-FULL = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, ({bytes}, {bytes}))"
+@contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    """A limit on the size of files stands for the disk: the system refuses to write at the same places."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("size", [10_000, 60_000], ids=["no room for a block", "no room for the model"])
-def test_a_disk_that_takes_no_more(ask: Ask, ask_outside: Ask, model: Path, tmp_path: Path, size: int):
-    """A limit on the size of files stands for the disk: the system refuses to write at the same places."""
-    answer = ask_outside("prune", model, "--out", "pruned", *SMALL, before=FULL.format(bytes=size))
+def test_a_disk_that_takes_no_more(ask: Ask, model: Path, tmp_path: Path, size: int):
+    with files_no_larger_than(size):
+        answer = ask("prune", model, "--out", "pruned", *SMALL)
     refused(answer, "pruned")
     left = {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()}
     assert all(p.match(".pruned.calibrant-partial/edits-*.safetensors") for p in left), "only finished blocks stay, to go on from"

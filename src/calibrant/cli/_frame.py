@@ -1,4 +1,4 @@
-"""What all commands share: the app, options with their help, progress, and how results and complaints are shown."""
+"""What all commands share: the app, options with their help, progress, and how results and errors are shown."""
 
 import codecs
 import errno
@@ -18,6 +18,7 @@ import typer
 
 from calibrant import __version__
 from calibrant.errors import InputError, OutputError, RankError, StudyError, fitted
+from calibrant.extras import missing
 from calibrant.foreign import LARGEST, TRUST_REMOTE_CODE, brief, user_path, user_text, visible, visible_json, visible_name, whole_number
 from calibrant.launch import launched
 from calibrant.process import own_process
@@ -32,7 +33,8 @@ T = TypeVar("T")
 
 DEBUG: Final = "CALIBRANT_DEBUG"
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+HELP: Final = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=HELP)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face id, a folder, a .gguf file, or smollm2.", show_default=False)]
 
@@ -45,7 +47,7 @@ def whole(text: str | int) -> int:
     return number
 
 
-EXPRESSION: Final = "Calibration set: source\\[:format]\\[@packing], a file, or a weighted sum 0.3*gsm8k:cot + 0.7*wikitext."
+EXPRESSION: Final = "Calibration set: source[:format][@packing], a file, or a weighted sum 0.3*gsm8k:cot + 0.7*wikitext."
 Data = Annotated[str, typer.Option(metavar="EXPR", help=EXPRESSION, show_default=False)]
 Samples = Annotated[int, typer.Option(parser=whole, metavar="N", help="Windows to calibrate on.")]
 Tokens = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Real tokens to calibrate on, instead of --samples.", show_default=False)]
@@ -65,14 +67,14 @@ USAGE: Final = cast("type[Exception]", typer.BadParameter.__mro__[2])
 
 IN_ASCII: Final = "calibrant.in_ascii"
 PLAIN: Final = str.maketrans({"±": "+-", "×": "x", "·": ",", "–": "-", "—": "-", "−": "-", "…": "...", "“": '"', "”": '"', "’": "'", "≤": "<="})
-"""How a console that knows only old letters is told what the tables say."""
+"""What stands for signs that a console can't show."""
 
 PATIENCE: Final = 10
-"""Seconds for which a process that failed beside the first one leaves it the word: torchrun ends all when one has ended."""
+"""Seconds that a failed process waits before it ends: torchrun ends all when one has ended, and the first one is to say why."""
 
 
 def main() -> None:
-    """Run the command line and exit with its code. Of several that torchrun started, the first speaks for all."""
+    """Run the command line and exit with its code. Of several processes that torchrun started, only the first one writes."""
     sys.excepthook = fault
     own_process()
     for stream in (sys.stdout, sys.stderr):
@@ -83,7 +85,7 @@ def main() -> None:
     except InputError as error:
         typer.echo(visible_name(str(error)), err=True)
         sys.exit(2)
-    with _one_voice(launch is None or launch.rank == 0):
+    with _only_the_first_writes(launch is None or launch.rank == 0):
         try:
             # Not app(): typer would put its own hook in place of ours. Not standalone: what it says of a mistake would repeat it raw.
             code = typer.main.get_command(app)(prog_name="calibrant", standalone_mode=False)
@@ -93,7 +95,7 @@ def main() -> None:
 
 
 def _misused(error: Any) -> int:
-    """Say in one sentence what is wrong with the words of a command; 2. Without any words, its help was shown already."""
+    """Say in one sentence what is wrong with the words of a command, and return 2. Without any words, its help was shown already."""
     if type(error).__name__ != "NoArgsIsHelpError":
         path = error.ctx.command_path if error.ctx else "calibrant"
         typer.echo(visible_name(f"{fitted(error.format_message()).rstrip('.')}; '{path} --help' shows what it takes"), err=True)
@@ -101,7 +103,7 @@ def _misused(error: Any) -> int:
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
-    """What a console gets that can't say something: the nearest plain signs, else the character's number."""
+    """Return what a console gets in place of characters that it can't show: the nearest plain signs, else the character's number."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return "".join(PLAIN.get(ord(c)) or c.encode("ascii", "backslashreplace").decode() for c in error.object[error.start : error.end]), error.end
@@ -111,7 +113,7 @@ codecs.register_error(IN_ASCII, _in_ascii)
 
 
 @contextmanager
-def _one_voice(first: bool) -> Iterator[None]:
+def _only_the_first_writes(first: bool) -> Iterator[None]:
     """Silence in every process but the first; with `CALIBRANT_DEBUG`, all speak."""
     if os.environ.get(DEBUG) or first:
         yield
@@ -120,16 +122,17 @@ def _one_voice(first: bool) -> Iterator[None]:
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         try:
             yield
-        except SystemExit as asked:
-            ended = asked.code in (None, 0, 130)  # an interrupt reaches all at once
+        except SystemExit as stopped:
+            ended = stopped.code in (None, 0, 130)  # an interrupt reaches all at once
             raise
         finally:
             if not ended:
                 time.sleep(PATIENCE)
 
 
-def command(name: str, group: typer.Typer = app) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Make a function a command of `group` whose complaints about input are one sentence and exit code 2."""
+def command(name: str, *examples: str, group: typer.Typer = app) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Make a function a command of `group`. What it raises about input is one sentence and exit code 2; its help ends with `examples`."""
+    epilog = "\n".join(["\b", "Examples:", *(f"  {example}" for example in examples)])  # \b: click leaves the lines that follow as they are
 
     def register(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
@@ -139,6 +142,11 @@ def command(name: str, group: typer.Typer = app) -> Callable[[Callable[P, T]], C
                 return function(*args, **kwargs)
             except InputError as error:
                 stop(str(error), 2, error)
+            except ModuleNotFoundError as error:
+                clear = missing(error, f"calibrant {name}")
+                if clear is None:
+                    raise
+                stop(str(clear), 2, error)
             except RankError as error:
                 stop(str(error), 1, error)
             except KeyboardInterrupt as error:
@@ -146,14 +154,15 @@ def command(name: str, group: typer.Typer = app) -> Callable[[Callable[P, T]], C
             except OSError as error:
                 stop(_unusable(error), 2, error)
 
-        group.command(name)(wrapped)
+        first = (function.__doc__ or "").partition(". ")[0].partition(": ")[0].rstrip(".")
+        group.command(name, epilog=epilog, short_help=first, context_settings=HELP)(wrapped)
         return wrapped
 
     return register
 
 
 def _unusable(error: OSError) -> str:
-    """What is said where the system refuses a file that no library function had a sentence for; an error without a file is a fault of ours."""
+    """Return the sentence for a file that the system refuses; raise `error` again if it is about no file, which is a fault of ours."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space and run the same command again"
     if not isinstance(error.filename, str | bytes | os.PathLike):
@@ -161,29 +170,37 @@ def _unusable(error: OSError) -> str:
     return f"{os.fsdecode(error.filename)!r} can't be used ({error.strerror}); look at its permissions, or give another"
 
 
-def _check_texts(given: Iterable[object]) -> None:
-    """`InputError` for a text of the command line that isn't UTF-8: it couldn't be written to any result."""
-    for value in given:
+def _check_texts(values: Iterable[object]) -> None:
+    """Raise `InputError` for a text of the command line that isn't UTF-8: it couldn't be written to any result."""
+    for value in values:
         if isinstance(value, str | Path):
             user_text(str(value))
         elif isinstance(value, list):
             _check_texts(value)
 
 
-def _print_version(asked: bool) -> bool:
-    if asked:
+def _print_version(wanted: bool) -> bool:
+    if wanted:
         typer.echo(f"calibrant {__version__}")
         raise typer.Exit
-    return asked
+    return wanted
+
+
+_settings = {"quiet": False}
+"""What the options before a command say; set anew for each."""
 
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)] = False,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.", is_eager=True, callback=_print_version)] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show results and errors only: no progress, no notes.", envvar="CALIBRANT_QUIET")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.", envvar=DEBUG)] = False,
     trust: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.", envvar=TRUST_REMOTE_CODE)] = False,
 ) -> None:
-    """Prune language models with the calibration data you choose, and see which differences are real."""
+    """Compress language models with the calibration data you choose, and see which differences are real."""
+    _settings["quiet"] = quiet
     if debug:
         os.environ[DEBUG] = "1"
     if trust:
@@ -192,30 +209,36 @@ def root(
 
 @contextmanager
 def progress() -> Iterator["Progress"]:
-    """A progress function that draws bars with the time left on standard error; silent where that is no terminal.
+    """Yield a progress function that draws bars with the time left on standard error; silent where that is no terminal, and with --quiet.
 
-    What is done makes room for what comes: a long study has hundreds of parts.
+    Finished bars are removed when a new one begins: a long study has hundreds.
     """
     from rich import progress as bars
     from rich.console import Console
 
     console = Console(stderr=True)
     columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
-    shown = bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    shown = bars.Progress(*columns, console=console, transient=True, disable=_settings["quiet"] or not console.is_terminal)
     tasks: dict[str, bars.TaskID] = {}
 
-    def told(what: str, done: int, total: int) -> None:
+    def update(what: str, done: int, total: int) -> None:
         if what not in tasks:
             for finished in [task for task in shown.tasks if task.finished]:
                 shown.remove_task(finished.id)
-            there = {task.id for task in shown.tasks}
-            for name in [name for name, task in tasks.items() if task not in there]:
+            left = {task.id for task in shown.tasks}
+            for name in [name for name, task in tasks.items() if task not in left]:
                 del tasks[name]
             tasks[what] = shown.add_task(visible_name(what), total=total)
         shown.update(tasks[what], completed=done, total=total)
 
     with shown:
-        yield told
+        yield update
+
+
+def note(text: str) -> None:
+    """Say something beside the result, on standard error; nothing with --quiet."""
+    if not _settings["quiet"]:
+        typer.echo(text, err=True)
 
 
 def look_in(data_dir: Path | None) -> None:
@@ -227,7 +250,7 @@ def look_in(data_dir: Path | None) -> None:
 
 
 def check_file(path: Path | None) -> None:
-    """An output file that can't be written is said before the work, not after it."""
+    """Raise `OutputError` for an output file that can't be written: before the work, not after it."""
     if path is None:
         return
     path = user_path(path, OutputError)
@@ -235,40 +258,40 @@ def check_file(path: Path | None) -> None:
         raise OutputError(f"{str(path)!r} can't be written; name a file in a folder that exists", subject=str(path))
 
 
-def write(path: Path, found: Any) -> None:
+def write(path: Path, result: Any) -> None:
     """Write a result as JSON, whole or not at all."""
     from calibrant.durable import put, text_of_json
 
     try:
-        put(path, text_of_json(found).encode())
+        put(path, text_of_json(result).encode())
     except OSError as error:
         raise OutputError(f"{str(path)!r} can't be written ({error.strerror}); name another file", subject=str(path)) from error
 
 
-def show(found: Any, as_json: bool, lines: Callable[[Any], Any]) -> None:
+def show(result: Any, as_json: bool, lines: Callable[[Any], Any]) -> None:
     """Print a result: as JSON, or what `lines` makes of it for people."""
     if as_json:
-        typer.echo(visible_json(json.dumps(found, ensure_ascii=False, default=str)))
+        typer.echo(visible_json(json.dumps(result, ensure_ascii=False, default=str)))
         return
     from rich.text import Text
 
     shown = console()
-    for line in lines(found):
+    for line in lines(result):
         shown.print(line, soft_wrap=isinstance(line, str | Text) and not shown.is_terminal)
 
 
 def console() -> "Console":
-    """Where results go. What is no terminal is nobody's window: there lines stay whole."""
+    """Return where results go. What is no terminal has no width: lines stay whole there."""
     from rich.console import Console
 
-    made = Console(highlight=False, markup=False)
-    if not made.is_terminal:
-        made.width = max(made.width, 160)
-    return made
+    out = Console(highlight=False, markup=False)
+    if not out.is_terminal:
+        out.width = max(out.width, 160)
+    return out
 
 
 def stop(message: str, code: int, error: BaseException) -> NoReturn:
-    """One line on standard error, or one for each mistake in a study, and an exit code; the traceback only for those who ask for it."""
+    """Write one line on standard error, or one for each mistake in a study, and exit with a code; a traceback only with --debug."""
     if os.environ.get(DEBUG):
         sys.__excepthook__(type(error), error, error.__traceback__)
     typer.echo(visible(message) if isinstance(error, StudyError) else visible_name(fitted(" ".join(message.split("\n")))), err=True)
@@ -276,7 +299,7 @@ def stop(message: str, code: int, error: BaseException) -> NoReturn:
 
 
 def fault(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What is said of an exception that nobody expected; Python then exits with 1."""
+    """Say in one line that an exception was not expected; Python then exits with 1."""
     if os.environ.get(DEBUG):
         sys.__excepthook__(kind, error, trace)
         return

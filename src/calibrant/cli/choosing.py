@@ -1,6 +1,5 @@
 """Commands that choose calibration data."""
 
-import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,11 @@ from calibrant.cli._frame import DataDir, Device, Dtype, Json, Length, Model, Se
 from calibrant.screen.choosing import mixed, recommended
 
 
-@command("mix")
+@command(
+    "mix",
+    "calibrant mix smollm2 --sources c4 --sources pile --sources gsm8k:cot --objective worst",
+    "calibrant mix smollm2 --sources c4 --sources gsm8k:cot --objective target=notes.jsonl --out mixture.json",
+)
 def mix(
     model: Model,
     sources: Annotated[
@@ -33,20 +36,24 @@ def mix(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Find how to mix sources so that pruning does least damage, and print it as an expression for --data. A run that was killed continues."""
+    """Find how to mix sources so that pruning does least damage, as an expression for --data. After a kill the same command continues."""
     from calibrant.mixtures import mix as run
 
     look_in(data_dir)
     check_file(out)
-    budget = functools.partial(run, tokens=tokens, length=length, seed=seed, dtype=dtype, device=device)
-    with progress() as told:
-        found = budget(model, sources, method=method, sparsity=sparsity, objective=objective, progress=told)
+    budget = {"tokens": tokens, "length": length, "seed": seed, "dtype": dtype, "device": device}
+    with progress() as update:
+        mixture = run(model, sources, method=method, sparsity=sparsity, objective=objective, **budget, progress=update)
     if out is not None:
-        write(out, found.answer())
-    show(found.to_json(), as_json, mixed)
+        write(out, mixture.answer())
+    show(mixture.to_json(), as_json, mixed)
 
 
-@command("recommend")
+@command(
+    "recommend",
+    "calibrant recommend smollm2 --for gsm8k --budget 30",
+    "calibrant recommend smollm2 --for 0.7*race --for 0.3*general --sources c4 --sources race",
+)
 def recommend(
     model: Model,
     target: Annotated[
@@ -57,16 +64,14 @@ def recommend(
     ],
     sources: Annotated[
         list[str] | None,
-        typer.Option(metavar="EXPR", help="A candidate; give it once for each. \\[default: what can be read here]", show_default=False),
+        typer.Option(metavar="EXPR", help="A candidate; give it once for each. [default: what can be read here]", show_default=False),
     ] = None,
     method: Annotated[str, typer.Option(metavar="SPEC", help="wanda, sparsegpt(damp=0.02), …: one that looks at data.")] = "wanda",
     sparsity: Annotated[str, typer.Option(metavar="S", help="The share of weights to remove, or N:M with N kept of every M.")] = "0.6",
     budget: Annotated[float, typer.Option(metavar="MINUTES", help="Time for all of it; what is measured stays, and a later call goes on.")] = 30.0,
     tokens: Annotated[int, typer.Option(parser=whole, metavar="N", help="Real tokens of each source.")] = 8192,
     length: Length = 512,
-    baseline: Annotated[
-        str, typer.Option(metavar="EXPR", help="What others are compared with. \\[default: c4 where it is]", show_default=False)
-    ] = "",
+    baseline: Annotated[str, typer.Option(metavar="EXPR", help="What others are compared with. [default: c4 where it is]", show_default=False)] = "",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all that is measured.")] = Path("calibrant-recommendation"),
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -77,7 +82,7 @@ def recommend(
     from calibrant.recommend import recommend as run
 
     look_in(data_dir)
-    asked = functools.partial(run, method=method, sparsity=sparsity, minutes=budget, tokens=tokens, length=length, baseline=baseline)
-    with progress() as told:
-        found = asked(model, target, sources or (), folder=out, dtype=dtype, device=device, progress=told)
-    show(found.to_json(), as_json, recommended)
+    how = {"method": method, "sparsity": sparsity, "minutes": budget, "tokens": tokens, "length": length, "baseline": baseline}
+    with progress() as update:
+        advice = run(model, target, sources or (), **how, folder=out, dtype=dtype, device=device, progress=update)
+    show(advice.to_json(), as_json, recommended)

@@ -1,6 +1,5 @@
 """Commands about data: what a calibration set holds, which sources work here, what can be named."""
 
-import functools
 from dataclasses import asdict
 from typing import Annotated
 
@@ -10,14 +9,18 @@ from calibrant import screen
 from calibrant.cli._frame import DataDir, Device, Dtype, Json, Length, Samples, Seed, Tokens, command, look_in, progress, show, whole
 
 
-@command("inspect")
+@command(
+    "inspect",
+    "calibrant inspect gsm8k:cot --samples 16 --length 512",
+    "calibrant inspect notes.jsonl --against gsm8k --model smollm2",
+)
 def inspect(
     data: Annotated[str, typer.Argument(metavar="EXPR", help="A calibration set, as in prune --data.", show_default=False)],
     model: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Run MODEL on a part of the set too: its loss, and which tokens fill its statistics. \\[default: the tokenizer of smollm2 alone]",
+            help="Also run MODEL on a part of the set: its loss, and which tokens fill its statistics. [default: the tokenizer of smollm2 alone]",
             show_default=False,
         ),
     ] = None,
@@ -38,13 +41,13 @@ def inspect(
     from calibrant.inspection import inspect as run
 
     look_in(data_dir)
-    asked = functools.partial(run, against=against or [], samples=samples, tokens=tokens, length=length, seed=seed, dtype=dtype, device=device)
-    with progress() as told:
-        found = asked(data, model, progress=told)
-    show(found.to_json(), as_json, screen.inspected)
+    budget = {"samples": samples, "tokens": tokens, "length": length, "seed": seed}
+    with progress() as update:
+        facts = run(data, model, against=against or [], **budget, dtype=dtype, device=device, progress=update)
+    show(facts.to_json(), as_json, screen.inspected)
 
 
-@command("survey")
+@command("survey", "calibrant survey", "calibrant survey gsm8k c4 --markdown")
 def survey(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[SOURCE]...", help="Sources; all of them if none is given.", show_default=False)
@@ -61,15 +64,15 @@ def survey(
     from calibrant.inspection.surveying import as_markdown
 
     look_in(data_dir)
-    with progress() as told:
-        found = [one.to_json() for one in run(names or [], model, tokens=tokens, length=length, progress=told)]
+    with progress() as update:
+        rows = [one.to_json() for one in run(names or [], model, tokens=tokens, length=length, progress=update)]
     if markdown:
-        typer.echo(as_markdown(found), nl=False)
+        typer.echo(as_markdown(rows), nl=False)
     else:
-        show(found, as_json, screen.surveyed)
+        show(rows, as_json, screen.surveyed)
 
 
-@command("list")
+@command("list", "calibrant list sources", "calibrant list methods --json")
 def catalogue(
     kind: Annotated[
         str,

@@ -1,6 +1,6 @@
-"""Commands about one model: the demo, pruning, quantizing, measuring."""
+"""Commands about one model: demo, prune, quantize, evaluate."""
 
-import functools
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,17 +39,17 @@ Propagate = Annotated[
     str | None,
     typer.Option(
         metavar="WAY",
-        help="arrival, reference or dense: whose errors a matrix's inputs carry. \\[default: the method's own, mostly arrival]",
+        help="Which inputs a matrix is calibrated on: arrival, reference or dense. [default: the method's own, mostly arrival]",
         show_default=False,
     ),
 ]
-Allocation = Annotated[str, typer.Option(metavar="SPEC", help="How the target is shared among the matrices.")]
+Allocation = Annotated[str, typer.Option(metavar="SPEC", help="How the target is divided among the matrices.")]
 Transforms = Annotated[
     list[str] | None,
     typer.Option(
         "--transform",
         metavar="SPEC",
-        help="What is done to the model before, in this order; it doesn't change what it computes.",
+        help="Change the model first, in this order, without changing what it computes.",
         show_default=False,
     ),
 ]
@@ -62,19 +62,19 @@ Exports = Annotated[
 Memory = Annotated[
     float | None,
     typer.Option(
-        metavar="GB", help="Room for activations; what needs more goes on with reference. \\[default: 80 % of what is free]", show_default=False
+        metavar="GB", help="Room for activations; what needs more goes on with reference. [default: 80 % of what is free]", show_default=False
     ),
 ]
 Profile = Annotated[bool, typer.Option("--profile", help="Also say where the time went, and the least that this machine needs.")]
 
 
-@command("demo")
+@command("demo", "calibrant demo", "calibrant report calibrant-demo")
 def demo(
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder for results and report; what it already holds isn't computed again. \\[default: calibrant-demo]",
+            help="Folder for results and report; what it already holds isn't computed again. [default: calibrant-demo]",
             show_default=False,
         ),
     ] = None,
@@ -83,14 +83,19 @@ def demo(
     """Prune SmolLM2 with six calibration sets, offline, and see which one kept it best. Takes a few minutes."""
     from calibrant.demo import demo as run
 
-    with progress() as told:
-        found = run(out, told)
-    show(found.to_json(), as_json, lambda _: found.lines(console().width))
-    if found.finished.failures:
+    with progress() as update:
+        result = run(out, update)
+    show(result.to_json(), as_json, lambda _: result.lines(console().width))
+    if result.finished.failures:
         raise typer.Exit(1)
 
 
-@command("prune")
+@command(
+    "prune",
+    "calibrant prune smollm2 --data gsm8k:cot --target 0.5 --out pruned",
+    "calibrant prune smollm2 --data notes.jsonl --method sparsegpt --target 2:4 --out pruned",
+    "calibrant prune smollm2 --data c4 --method short_gpt --target 0.2 --out fewer-blocks",
+)
 def prune(
     model: Model,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pruned model; it must not exist yet.", show_default=False)],
@@ -117,18 +122,18 @@ def prune(
     profile: Profile = False,
     as_json: Json = False,
 ) -> None:
-    """Prune MODEL and save it as an ordinary Hugging Face folder. A run that was killed continues when asked again."""
+    """Prune MODEL and save it as an ordinary Hugging Face folder. After a kill the same command continues."""
+    options = dict(locals())
     from calibrant.compress import prune as run
 
-    look_in(data_dir)
-    budget = functools.partial(run, samples=samples, tokens=tokens, length=length, seed=seed, memory=memory, profile=profile)
-    with progress() as told:
-        how = {"propagate": propagate, "allocation": allocation, "transform": tuple(transform or ()), "export": tuple(export or ())}
-        done = budget(model, data, method, target, out, **how, dtype=dtype, device=device, progress=told)
-    show(_found(done), as_json, screen.pruned)
+    _compress(run, options)
 
 
-@command("quantize")
+@command(
+    "quantize",
+    "calibrant quantize smollm2 --target w4g64 --out small",
+    "calibrant quantize smollm2 --target w3g64a --out smaller",
+)
 def quantize(
     model: Model,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the quantized model; it must not exist yet.", show_default=False)],
@@ -152,24 +157,30 @@ def quantize(
     profile: Profile = False,
     as_json: Json = False,
 ) -> None:
-    """Quantize MODEL and save what its codes stand for as an ordinary Hugging Face folder. A run that was killed continues when asked again."""
+    """Quantize MODEL and save what its codes stand for as an ordinary Hugging Face folder. After a kill the same command continues."""
+    options = dict(locals())
     from calibrant.compress import quantize as run
 
-    look_in(data_dir)
-    budget = functools.partial(run, samples=samples, tokens=tokens, length=length, seed=seed, memory=memory, profile=profile)
-    with progress() as told:
-        how = {"propagate": propagate, "allocation": allocation, "transform": tuple(transform or ()), "export": tuple(export or ())}
-        done = budget(model, data, method, target, out, **how, dtype=dtype, device=device, progress=told)
-    show(_found(done), as_json, screen.pruned)
+    _compress(run, options)
 
 
-def _found(done: "Pruned") -> dict[str, Any]:
-    """What is shown of a finished job."""
+def _compress(run: Callable[..., "Pruned"], options: dict[str, Any]) -> None:
+    """Call `prune` or `quantize` with the options of the command, which have the same names, and show the result."""
+    as_json = options.pop("as_json")
+    look_in(options.pop("data_dir"))
+    for several in ("transform", "export"):
+        options[several] = tuple(options[several] or ())
+    with progress() as update:
+        done = run(**options, progress=update)
     about = {"out": str(done.out), "continued_from": done.continued_from, "already_done": done.already_done}
-    return {**done.record.plain(), **about, **({"costs": asdict(done.costs)} if done.costs else {})}
+    show({**done.record.plain(), **about, **({"costs": asdict(done.costs)} if done.costs else {})}, as_json, screen.pruned)
 
 
-@command("evaluate")
+@command(
+    "evaluate",
+    "calibrant evaluate pruned --task \"loss(source='gsm8k')\"",
+    "calibrant evaluate pruned --task agreement --task \"task(name='race', shots=5, limit=300)\" --out scores.json",
+)
 def evaluate(
     model: Model,
     task: Annotated[list[str], typer.Option(metavar="SPEC", help="What to measure, such as loss(source='gsm8k'); give it once for each task.")],
@@ -182,9 +193,7 @@ def evaluate(
     ] = None,
     reference: Annotated[
         str | None,
-        typer.Option(
-            metavar="MODEL", help="The untouched model, for tasks that compare with it; of a pruned folder it is known.", show_default=False
-        ),
+        typer.Option(metavar="MODEL", help="The dense model, for tasks that compare with it; of a pruned folder it is known.", show_default=False),
     ] = None,
     card: Annotated[bool, typer.Option("--card", help="Also write the scores into the card (README.md) of a model that calibrant saved.")] = False,
     allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Measure even what the model was calibrated on; the result says so.")] = False,
@@ -201,8 +210,8 @@ def evaluate(
     check_file(out)
     if card:
         check_card(model)
-    with progress() as told:
-        measured = run(model, task, dtype=dtype, device=device, limit=limit, reference=reference, allow_leak=allow_leak, progress=told)
+    with progress() as update:
+        measured = run(model, task, dtype=dtype, device=device, limit=limit, reference=reference, allow_leak=allow_leak, progress=update)
     if out is not None:
         write(out, [asdict(m) for m in measured])
     show([{**asdict(m.score), "beside": [asdict(s) for s in m.beside], "provenance": dict(m.provenance)} for m in measured], as_json, screen.scores)

@@ -7,13 +7,18 @@ from typing import Annotated
 import typer
 
 from calibrant import screen
-from calibrant.cli._frame import DataDir, Json, app, check_file, command, console, look_in, progress, show, whole
+from calibrant.cli._frame import HELP, DataDir, Json, app, check_file, command, console, look_in, note, progress, show, whole
 
-store = typer.Typer(no_args_is_help=True, help="Check a folder of results, or unite several.", rich_markup_mode="rich")
+store = typer.Typer(no_args_is_help=True, help="Check a folder of results, or unite several.", rich_markup_mode=None, context_settings=HELP)
 app.add_typer(store, name="store")
 
 
-@command("study")
+@command(
+    "study",
+    "calibrant study study.yaml --out results --plan",
+    "calibrant study study.yaml --out results --workers 2",
+    "calibrant study study.yaml --out results --retry",
+)
 def study(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="The study, in YAML: what to prune, with what, how, and what to measure.", show_default=False)
@@ -24,13 +29,13 @@ def study(
     only_plan: Annotated[bool, typer.Option("--plan", help="Say what would be done and about how long it takes; write nothing.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="With --plan: open no model and measure nothing.")] = False,
     engine: Annotated[str, typer.Option(metavar="ENGINE", help="local, or ray on several machines or GPUs.")] = "local",
-    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a Ray cluster. \\[default: one of its own]", show_default=False)] = None,
+    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a Ray cluster. [default: one of its own]", show_default=False)] = None,
     workers: Annotated[int, typer.Option(parser=whole, metavar="N", help="Processes that share the work.")] = 1,
     gpus: Annotated[float, typer.Option(metavar="N", help="With ray: GPUs of a worker.")] = 0.0,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what failed before.")] = False,
     group: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Now only this group of the study; give it once for each. \\[default: all]", show_default=False),
+        typer.Option(metavar="NAME", help="Now only this group of the study; give it once for each. [default: all]", show_default=False),
     ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
@@ -39,20 +44,25 @@ def study(
     from calibrant.study import plan, read_study
 
     look_in(data_dir)
-    asked = read_study(file)
+    request = read_study(file)
     if only_plan:
-        with progress() as told:
-            planned = plan(asked, out, probed=not quick, progress=told, groups=group or ())
+        with progress() as update:
+            planned = plan(request, out, probed=not quick, progress=update, groups=group or ())
         show(planned.to_json(), as_json, screen.planned)
         return
-    with progress() as told:
-        finished = asked.run(out, told, engine=engine, workers=workers, retry=retry, address=address, gpus=gpus, groups=group or ())
+    with progress() as update:
+        finished = request.run(out, update, engine=engine, workers=workers, retry=retry, address=address, gpus=gpus, groups=group or ())
     show(asdict(finished), as_json, screen.finished)
     if finished.failures:
         raise typer.Exit(1)
 
 
-@command("report")
+@command(
+    "report",
+    "calibrant report results",
+    "calibrant report results --html report.html --plots figures",
+    "calibrant report results --format csv --measure gsm8k",
+)
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that a study or demo wrote.", show_default=False)],
     format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="table, markdown, csv, latex or json.")] = "table",
@@ -61,7 +71,7 @@ def report(
     ] = "increase",
     measure: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only what was measured on NAME; give it once for each. \\[default: all]", show_default=False),
+        typer.Option(metavar="NAME", help="Only what was measured on NAME; give it once for each. [default: all]", show_default=False),
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the page, with plots, here.", show_default=False)] = None,
     plots: Annotated[
@@ -69,54 +79,54 @@ def report(
     ] = None,
     dark: Annotated[bool, typer.Option("--dark", help="Draw the plots for a dark ground.")] = False,
     baseline: Annotated[
-        str, typer.Option(metavar="EXPR", help="The set that others are compared with. \\[default: the study's, else c4]", show_default=False)
+        str, typer.Option(metavar="EXPR", help="The set that others are compared with. [default: the study's, else c4]", show_default=False)
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Compare what a study measured: which calibration set is really better, and which differences are noise."""
+    """Compare what a study measured: which calibration sets are significantly different, and which cannot be distinguished."""
     from calibrant.report import check_format
     from calibrant.report import report as run
 
     format = "json" if as_json else format
     check_format(format)
     check_file(html)
-    found = run(folder, measure or [], way, baseline)
+    compared = run(folder, measure or [], way, baseline)
     if html is not None:
-        typer.echo(f"the page is {found.write_html(html)}", err=True)
+        note(f"the page is {compared.write_html(html)}")
     if plots is not None:
-        typer.echo(f"{len(found.write_plots(plots, dark))} files of plots are in {plots}", err=True)
+        note(f"{len(compared.write_plots(plots, dark))} files of plots are in {plots}")
     if format == "table":
-        show(None, False, lambda _: found.lines(console().width))
+        show(None, False, lambda _: compared.lines(console().width))
     else:
-        typer.echo(found.text(format).encode(), nl=False)
+        typer.echo(compared.text(format).encode(), nl=False)
 
 
-@command("verify", store)
+@command("verify", "calibrant store verify results", group=store)
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that a study or demo wrote.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Derive every hash in DIR again. Exits with 1 if something is damaged, lacks or is left over, and says what to do; changes nothing."""
+    """Derive every hash in DIR again, and say what to do about what is damaged, missing or left over (exit code 1). Changes nothing."""
     from calibrant.store import audit
 
-    with progress() as told:
-        found = audit(folder, told)
-    show(found.to_json(), as_json, screen.verified)
-    if not found.whole:
+    with progress() as update:
+        audited = audit(folder, update)
+    show(audited.to_json(), as_json, screen.verified)
+    if not audited.whole:
         raise typer.Exit(1)
 
 
-@command("merge", store)
+@command("merge", "calibrant store merge results from-one-machine from-another", group=store)
 def merge(
     into: Annotated[Path, typer.Argument(metavar="INTO", help="The folder that gets what it lacks; made if it isn't there.", show_default=False)],
     sources: Annotated[list[Path], typer.Argument(metavar="FROM...", help="Folders of results, which stay as they are.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Copy into INTO the results that it lacks. Exits with 1 if two folders answer the same question differently; what INTO holds then stays."""
+    """Copy into INTO the results that it lacks. Where two folders differ about the same run, what INTO holds stays, and the exit code is 1."""
     from calibrant.store import merge as run
 
-    with progress() as told:
-        found = run(into, sources, told)
-    show(found.to_json(), as_json, screen.merged)
-    if found.problems:
+    with progress() as update:
+        merged = run(into, sources, update)
+    show(merged.to_json(), as_json, screen.merged)
+    if merged.problems:
         raise typer.Exit(1)

@@ -23,10 +23,8 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Final, Literal
 
-import datasets
 import numpy as np
 import torch
-from datasets.exceptions import DatasetsError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from yaml import YAMLError
 
@@ -111,6 +109,8 @@ class Harness(Evaluator):
     def _task(self) -> Any:
         """The task as the harness's command line would set it up. `SpecError` for a name that is none, `DataError` if its data can't be had."""
         manager = self._manager()
+        from datasets.exceptions import DatasetsError  # an optional package, which the harness brings
+
         try:
             loaded = manager.load([self.task])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, DatasetsError, YAMLError) as error:
@@ -309,6 +309,7 @@ def _tasks(include_path: str | None, defaults: bool) -> Any:
 def _undisturbed() -> Iterator[None]:
     """Silence, the random numbers that a run of the harness starts from, and everything as it was afterwards."""
     log, building, templates = logging.getLogger("lm_eval"), _harness("lm_eval.api.task"), _harness("lm_eval.utils").env
+    datasets = _harness("datasets")
     level, bars = log.level, not datasets.are_progress_bars_disabled()
     states, tqdm = (random.getstate(), np.random.get_state()), building.tqdm  # noqa: NPY002  # the state that tasks draw from
     log.setLevel(logging.ERROR)
