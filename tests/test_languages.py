@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from calibrant import CalibrationSet
 from calibrant.compress import Recipe, compress
 from calibrant.errors import DataError, ModelError, SpecError
+from calibrant.evaluators import Subject
 from calibrant.evaluators.loss import Loss
 from calibrant.languages import Lape, lape
 from calibrant.models import Opened, view
@@ -273,7 +274,7 @@ class Pruning:
         return masks, losses
 
     def losses(self) -> list[float]:
-        return [Loss(source=n, tokens=8192, length=WINDOW).measure(self.opened.model, self.opened.tokenizer).score.value for n in LANGUAGES]
+        return [Loss(source=n, tokens=8192, length=WINDOW).measure(Subject(self.opened.model, self.opened.tokenizer)).score.value for n in LANGUAGES]
 
 
 @pytest.fixture(scope="module")

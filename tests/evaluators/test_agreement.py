@@ -9,7 +9,7 @@ import torch
 
 from calibrant.data import held_out, start_tokens
 from calibrant.errors import ModelError, NumericsError, SpecError
-from calibrant.evaluators import evaluate, evaluators
+from calibrant.evaluators import Subject, evaluate, evaluators
 from calibrant.evaluators.agreement import Agreement, divergence
 from calibrant.evaluators.loss import Loss
 from calibrant.models import Opened, open_model
@@ -59,7 +59,7 @@ def by_hand(opened: Opened, pruned: Opened, text: str, length: int) -> tuple[flo
 @pytest.mark.parametrize("length", [8, 512])
 def test_it_is_the_mean_divergence_over_tokens(opened: Opened, pruned: Opened, texts: Path, length: int) -> None:
     agreement = Agreement(source=str(texts), tokens=100_000, length=length)
-    measured = agreement.measure(pruned.model, pruned.tokenizer, opened.model)
+    measured = agreement.measure(Subject(pruned.model, pruned.tokenizer, opened.model))
     source, format = held_out(str(texts), None)
     parts = {row.name: by_hand(opened, pruned, format.render(row), length) for row in source.rows("measure")}
     nats, alike, tokens = (sum(p[i] for p in parts.values()) for i in range(3))
@@ -80,7 +80,7 @@ def test_it_is_the_mean_divergence_over_tokens(opened: Opened, pruned: Opened, t
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_a_model_agrees_with_itself_exactly(texts: Path, dtype: str, tmp_path: Path) -> None:
     one, other = (open_model(str(tiny_folder(tmp_path / name, "llama")), dtype) for name in "ab")
-    measured = Agreement(source=str(texts), tokens=400, length=16).measure(one.model, one.tokenizer, other.model)
+    measured = Agreement(source=str(texts), tokens=400, length=16).measure(Subject(one.model, one.tokenizer, other.model))
     assert measured.score.value == 0
     assert measured.beside[0].value == 1
     assert {o.value for o in measured.outcomes} == {0}
@@ -89,14 +89,14 @@ def test_a_model_agrees_with_itself_exactly(texts: Path, dtype: str, tmp_path: P
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_agrees_with_itself(opened: Opened, texts: Path, family: str) -> None:
     model = tiny_model(family)
-    measured = Agreement(source=str(texts), tokens=100, length=16).measure(model, opened.tokenizer, model)
+    measured = Agreement(source=str(texts), tokens=100, length=16).measure(Subject(model, opened.tokenizer, model))
     assert (measured.score.value, measured.beside[0].value) == (0, 1)
 
 
 def test_the_windows_are_those_of_loss(opened: Opened, pruned: Opened, texts: Path) -> None:
     given = {"source": str(texts), "tokens": 500, "length": 16}
-    agreement = Agreement(**given).measure(pruned.model, pruned.tokenizer, opened.model)
-    loss = Loss(**given).measure(pruned.model, pruned.tokenizer)
+    agreement = Agreement(**given).measure(Subject(pruned.model, pruned.tokenizer, opened.model))
+    loss = Loss(**given).measure(Subject(pruned.model, pruned.tokenizer))
     assert agreement.score.facts["items"] == loss.score.facts["items"]
     assert [(o.item, o.weight) for o in agreement.outcomes] == [(o.item, o.weight) for o in loss.outcomes]
 
@@ -119,10 +119,10 @@ def test_far_apart_is_finite() -> None:
 
 def test_the_result_does_not_depend_on_batch_or_chunk(opened: Opened, pruned: Opened, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     agreement = Agreement(source=str(texts), tokens=1500, length=32)
-    together = agreement.measure(pruned.model, pruned.tokenizer, opened.model)
+    together = agreement.measure(Subject(pruned.model, pruned.tokenizer, opened.model))
     monkeypatch.setattr("calibrant.evaluators.agreement.TOKENS_PER_BATCH", 1)
     monkeypatch.setattr("calibrant.evaluators.agreement.TOKENS_PER_CHUNK", 5)
-    alone = agreement.measure(pruned.model, pruned.tokenizer, opened.model)
+    alone = agreement.measure(Subject(pruned.model, pruned.tokenizer, opened.model))
     assert [o.value for o in alone.outcomes] == pytest.approx([o.value for o in together.outcomes], rel=1e-9)
     assert alone.beside == together.beside
 
@@ -130,19 +130,19 @@ def test_the_result_does_not_depend_on_batch_or_chunk(opened: Opened, pruned: Op
 def test_a_killed_one_goes_on(opened: Opened, pruned: Opened, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("calibrant.evaluators.agreement.TOKENS_PER_BATCH", 64)
     agreement, path = Agreement(source=str(texts), tokens=1000, length=16), tmp_path / "journal.jsonl"
-    whole = agreement.measure(pruned.model, pruned.tokenizer, opened.model, journal=Journal(path, "q"))
+    whole = agreement.measure(Subject(pruned.model, pruned.tokenizer, opened.model, journal=Journal(path, "q")))
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[: len(lines) // 2]))
     calls: list[int] = []
     hook = pruned.model.register_forward_hook(lambda *_: calls.append(1))
-    again = agreement.measure(pruned.model, pruned.tokenizer, opened.model, journal=Journal(path, "q"))
+    again = agreement.measure(Subject(pruned.model, pruned.tokenizer, opened.model, journal=Journal(path, "q")))
     hook.remove()
     assert again == whole
     assert 0 < len(calls) < len(lines) / 4
 
 
 def test_items_can_be_written(opened: Opened, pruned: Opened, texts: Path, tmp_path: Path) -> None:
-    measured = Agreement(source=str(texts), tokens=300, length=16).measure(pruned.model, pruned.tokenizer, opened.model)
+    measured = Agreement(source=str(texts), tokens=300, length=16).measure(Subject(pruned.model, pruned.tokenizer, opened.model))
     write_items(tmp_path / "items.parquet", measured.outcomes)
     assert read_items(tmp_path / "items.parquet") == measured.outcomes
 
@@ -158,13 +158,13 @@ def test_by_name_with_a_reference(opened: Opened, pruned: Opened, texts: Path) -
 
 def test_without_a_reference(pruned: Opened) -> None:
     with pytest.raises(SpecError, match=r"agreement\(tokens=5\) compares a model with the untouched one, and none was given; give --reference"):
-        Agreement(tokens=5).measure(pruned.model, pruned.tokenizer)
+        Agreement(tokens=5).measure(Subject(pruned.model, pruned.tokenizer))
 
 
 def test_another_vocabulary(opened: Opened, texts: Path) -> None:
     other = tiny_model("llama", torch.float64, vocab_size=300)
     with pytest.raises(ModelError, match=r"the reference predicts 300 tokens and the model 259"):
-        Agreement(source=str(texts), tokens=5).measure(opened.model, opened.tokenizer, other)
+        Agreement(source=str(texts), tokens=5).measure(Subject(opened.model, opened.tokenizer, other))
 
 
 @pytest.mark.parametrize(("broken", "named"), [("model", "the model's"), ("reference", "the reference's")])
@@ -174,7 +174,7 @@ def test_outputs_that_are_not_finite_are_named(opened: Opened, texts: Path, brok
     with torch.no_grad():
         models[broken].model.norm.weight.fill_(float("nan"))
     with pytest.raises(NumericsError, match=rf"the agreement on .*mine.jsonl.*: {named} outputs aren't finite"):
-        Agreement(source=str(texts), tokens=100).measure(models["model"], opened.tokenizer, models["reference"])
+        Agreement(source=str(texts), tokens=100).measure(Subject(models["model"], opened.tokenizer, models["reference"]))
 
 
 @pytest.mark.parametrize("bad", ["agreement(tokens=0)", "agreement(length=1)"])

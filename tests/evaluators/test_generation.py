@@ -10,9 +10,9 @@ import torch
 
 from calibrant.data import Row, parse_source
 from calibrant.errors import DataError, NumericsError, SpecError
-from calibrant.evaluators import evaluate, evaluators
+from calibrant.evaluators import Subject, evaluate, evaluators
 from calibrant.evaluators._decoding import Decoder, Generated
-from calibrant.evaluators._exemplars import drawn
+from calibrant.evaluators._prompts import drawn
 from calibrant.evaluators.generation import Generation, kind_of
 from calibrant.models import Opened, open_model
 from calibrant.outcomes import Journal, read_items, write_items
@@ -86,7 +86,7 @@ def asked(prompt: str) -> int:
 
 def test_answers_are_read_as_numbers(opened: Opened, says) -> None:
     says(lambda prompt: f" ${asked(prompt) + 1000:,}.00\n\nQuestion: what else?" if asked(prompt) % 2 else " no idea")
-    measured = Generation(shots=2, limit=23).measure(opened.model, opened.tokenizer)
+    measured = Generation(shots=2, limit=23).measure(Subject(opened.model, opened.tokenizer))
     rows = {row.name: row for row in parse_source("gsm8k").rows("measure")}
     odd = {key for key, row in rows.items() if int(row.need("answer")) % 2}
     assert {o.item for o in measured.outcomes if o.value} == odd
@@ -103,7 +103,7 @@ def test_answers_are_read_as_numbers(opened: Opened, says) -> None:
 
 def test_the_prompt_shows_exemplars_and_asks(opened: Opened, says) -> None:
     prompts = says(lambda prompt: "")
-    measured = Generation(shots=3, limit=4).measure(opened.model, opened.tokenizer)
+    measured = Generation(shots=3, limit=4).measure(Subject(opened.model, opened.tokenizer))
     shown = {row.need("question"): row.answer for row in parse_source("gsm8k").rows("exemplars")}
     for prompt in prompts:
         *examples, question = prompt.split("\n\n")
@@ -120,7 +120,7 @@ def test_the_prompt_shows_exemplars_and_asks(opened: Opened, says) -> None:
 
 def test_reasoning_is_shown_and_read(opened: Opened, says) -> None:
     prompts = says(lambda prompt: f" {asked(prompt)} + 1000 = {asked(prompt) + 1000}\nThe answer is {asked(prompt) + 1000}.\n\n7")
-    measured = Generation(shots=1, limit=5, cot=True).measure(opened.model, opened.tokenizer)
+    measured = Generation(shots=1, limit=5, cot=True).measure(Subject(opened.model, opened.tokenizer))
     assert measured.score.value == 1
     assert "The answer is" in prompts[0]
     assert measured.score.facts["max_tokens"] == 256
@@ -129,15 +129,15 @@ def test_reasoning_is_shown_and_read(opened: Opened, says) -> None:
 
 def test_the_first_line_with_anything_on_it_counts(opened: Opened, says) -> None:
     says(lambda prompt: f"\n\n {asked(prompt) + 1000}\n5")
-    assert Generation(limit=5).measure(opened.model, opened.tokenizer).score.value == 1
+    assert Generation(limit=5).measure(Subject(opened.model, opened.tokenizer)).score.value == 1
     says(lambda prompt: f"5\n{asked(prompt) + 1000}")
-    assert Generation(limit=5).measure(opened.model, opened.tokenizer).score.value == 0
+    assert Generation(limit=5).measure(Subject(opened.model, opened.tokenizer)).score.value == 0
 
 
 @pytest.mark.parametrize("cot", [False, True])
 def test_another_question_is_not_read(opened: Opened, says, cot: bool) -> None:
     says(lambda prompt: f"\nQuestion: {asked(prompt) + 1000}")
-    measured = Generation(limit=3, cot=cot).measure(opened.model, opened.tokenizer)
+    measured = Generation(limit=3, cot=cot).measure(Subject(opened.model, opened.tokenizer))
     assert measured.score.facts["answered"] == 0
     assert not measured.score.facts["cut"]
 
@@ -145,7 +145,7 @@ def test_another_question_is_not_read(opened: Opened, says, cot: bool) -> None:
 def test_labels_are_compared_whatever_their_case(opened: Opened, says) -> None:
     names = ["entailment", "neutral", "contradiction"]
     prompts = says(lambda prompt: f" {names[int(prompt.rpartition('are ')[2].partition('.')[0]) % 3].upper()}!\nPremise: more")
-    measured = Generation(name="esnli", shots=3).measure(opened.model, opened.tokenizer)
+    measured = Generation(name="esnli", shots=3).measure(Subject(opened.model, opened.tokenizer))
     assert measured.score.value == 1
     assert measured.score.n == 12
     assert measured.score.chance == pytest.approx(1 / 3)
@@ -156,19 +156,19 @@ def test_labels_are_compared_whatever_their_case(opened: Opened, says) -> None:
 
 def test_listed_choices_are_answered_by_letter_or_words(opened: Opened, says) -> None:
     says(lambda prompt: " b." if "Which is 40" in prompt.rpartition("Question")[2] else " dog")
-    measured = Generation(name="commonsense_qa", shots=2).measure(opened.model, opened.tokenizer)
+    measured = Generation(name="commonsense_qa", shots=2).measure(Subject(opened.model, opened.tokenizer))
     assert {o.facts["extracted"] for o in measured.outcomes} == {"B", ""}
     rows = {row.name: row for row in parse_source("commonsense_qa").rows("measure")}
     assert {o.item for o in measured.outcomes if o.value} == {key for key, row in rows.items() if row.answer == "B" and "40" in row.need("question")}
     says(lambda prompt: " " + prompt.rpartition("C. ")[2].partition("\n")[0])
-    words = Generation(name="commonsense_qa", shots=2).measure(opened.model, opened.tokenizer)
+    words = Generation(name="commonsense_qa", shots=2).measure(Subject(opened.model, opened.tokenizer))
     assert {o.facts["extracted"] for o in words.outcomes} == {"C"}
     assert words.score.chance == pytest.approx(1 / 3)
 
 
 def test_choices_that_are_not_listed_are_kept_by_number(opened: Opened, says) -> None:
     says(lambda prompt: " Lift " + prompt.rpartition("Do ")[2].partition("\n")[0])
-    measured = Generation(name="piqa", shots=0).measure(opened.model, opened.tokenizer)
+    measured = Generation(name="piqa", shots=0).measure(Subject(opened.model, opened.tokenizer))
     assert {o.facts["extracted"] for o in measured.outcomes} == {"1"}
     rows = {row.name: row for row in parse_source("piqa").rows("measure")}
     assert all(o.value == rows[o.item].need("answer").startswith("lift") for o in measured.outcomes)
@@ -178,26 +178,26 @@ def test_words_are_kept_as_a_hash(opened: Opened, says, tmp_path: Path) -> None:
     path = tmp_path / "capitals.jsonl"
     path.write_text("\n".join(json.dumps({"question": f"Capital of {i}?", "answer": "Old Town"}) for i in range(60)))
     says(lambda prompt: " old-town.")
-    measured = Generation(name=str(path), shots=0).measure(opened.model, opened.tokenizer)
+    measured = Generation(name=str(path), shots=0).measure(Subject(opened.model, opened.tokenizer))
     assert measured.score.value == 1
     assert {o.facts["extracted"] for o in measured.outcomes} == {hashlib.sha256(b"old town").hexdigest()[:16]}
 
 
 def test_the_limit_leaves_room_for_the_longest_answer(opened: Opened, says) -> None:
     says(lambda prompt: "x" * 500)
-    measured = Generation(limit=3).measure(opened.model, opened.tokenizer)
+    measured = Generation(limit=3).measure(Subject(opened.model, opened.tokenizer))
     assert measured.score.facts["max_tokens"] == 20
     assert {(o.facts["tokens"], o.facts["cut"]) for o in measured.outcomes} == {(20, True)}
     assert measured.score.facts["cut"] == 1
-    fewer = Generation(limit=3, max_tokens=5).measure(opened.model, opened.tokenizer)
+    fewer = Generation(limit=3, max_tokens=5).measure(Subject(opened.model, opened.tokenizer))
     assert {o.facts["tokens"] for o in fewer.outcomes} == {5}
-    nli = Generation(name="esnli", limit=3).measure(opened.model, opened.tokenizer)
+    nli = Generation(name="esnli", limit=3).measure(Subject(opened.model, opened.tokenizer))
     assert nli.score.facts["max_tokens"] == len(" contradiction") + 8
 
 
 def test_items_can_be_written(opened: Opened, says, tmp_path: Path) -> None:
     says(lambda prompt: " 5")
-    measured = Generation(limit=4).measure(opened.model, opened.tokenizer)
+    measured = Generation(limit=4).measure(Subject(opened.model, opened.tokenizer))
     write_items(tmp_path / "items.parquet", measured.outcomes)
     assert read_items(tmp_path / "items.parquet") == measured.outcomes
     assert "Add" not in repr(measured)
@@ -206,7 +206,7 @@ def test_items_can_be_written(opened: Opened, says, tmp_path: Path) -> None:
 def test_a_killed_one_goes_on(opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("calibrant.evaluators._decoding.TOKENS_PER_BATCH", 500)
     generation = Generation(shots=2, limit=20, max_tokens=6)
-    whole = generation.measure(opened.model, opened.tokenizer)
+    whole = generation.measure(Subject(opened.model, opened.tokenizer))
     run, batches = Decoder.run, list[int]()
 
     def killed(self: Decoder, batch: Sequence[int]) -> list[Generated]:
@@ -218,14 +218,14 @@ def test_a_killed_one_goes_on(opened: Opened, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Decoder, "run", killed)
     path = tmp_path / "journal.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        generation.measure(opened.model, opened.tokenizer, journal=Journal(path, "q"))
+        generation.measure(Subject(opened.model, opened.tokenizer, journal=Journal(path, "q")))
     # A kill in the middle of writing leaves a part of a batch.
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]) + lines[-1][:10])
     known = len(Journal(path, "q"))
     assert 0 < known < 20
     told: list[tuple[str, int, int]] = []
-    again = generation.measure(opened.model, opened.tokenizer, journal=Journal(path, "q"), progress=lambda *said: told.append(said))
+    again = generation.measure(Subject(opened.model, opened.tokenizer, journal=Journal(path, "q"), progress=lambda *said: told.append(said)))
     assert again == whole
     assert sum(batches[3:]) < 20
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
@@ -268,22 +268,22 @@ def test_kinds_of_answers() -> None:
 
 def test_too_few_exemplars(opened: Opened) -> None:
     with pytest.raises(DataError, match=r"gsm8k has \d+ exemplars and 390 shots were asked for"):
-        Generation(shots=390).measure(opened.model, opened.tokenizer)
+        Generation(shots=390).measure(Subject(opened.model, opened.tokenizer))
     with pytest.raises(DataError, match=r"esnli has \d+ exemplars with a rationale and 390 shots"):
-        Generation(name="esnli", shots=390, cot=True).measure(opened.model, opened.tokenizer)
+        Generation(name="esnli", shots=390, cot=True).measure(Subject(opened.model, opened.tokenizer))
 
 
 def test_a_set_without_answers(opened: Opened, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"wikitext can't be rendered as qa"):
-        Generation(name="wikitext").measure(opened.model, opened.tokenizer)
+        Generation(name="wikitext").measure(Subject(opened.model, opened.tokenizer))
     with pytest.raises(DataError, match=r"commonsense_qa.* can't be rendered as cot|piqa can't be rendered as cot"):
-        Generation(name="piqa", cot=True).measure(opened.model, opened.tokenizer)
+        Generation(name="piqa", cot=True).measure(Subject(opened.model, opened.tokenizer))
 
 
 def test_nothing_to_measure(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Generation, "rows", lambda self: iter(()))
     with pytest.raises(DataError, match=r"gsm8k has no question with an answer"):
-        Generation().measure(opened.model, opened.tokenizer)
+        Generation().measure(Subject(opened.model, opened.tokenizer))
 
 
 @pytest.mark.parametrize("bad", ["shots=-1", "limit=0", "max_tokens=0"])
@@ -297,4 +297,4 @@ def test_a_model_that_overflows_is_named(tmp_path: Path) -> None:
     with torch.no_grad():
         broken.model.model.norm.weight.fill_(float("inf"))
     with pytest.raises(NumericsError, match=r"generation of gsm8k: the model's outputs aren't finite"):
-        Generation(limit=3).measure(broken.model, broken.tokenizer)
+        Generation(limit=3).measure(Subject(broken.model, broken.tokenizer))

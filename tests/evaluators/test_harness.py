@@ -18,7 +18,7 @@ from datasets import are_progress_bars_disabled
 from tokenizers.processors import TemplateProcessing
 
 from calibrant.errors import DataError, ModelError, NumericsError, SpecError
-from calibrant.evaluators import evaluate, evaluators, harness
+from calibrant.evaluators import Subject, evaluate, evaluators, harness
 from calibrant.evaluators.harness import NAME, SEEDS, Harness, language_model, main
 from calibrant.models import Opened, open_model
 from calibrant.models.quiet import quiet
@@ -146,7 +146,7 @@ def theirs(opened: Opened, task: str, folder: Path, shots: int | None, limit: in
 def check_the_same(opened: Opened, task: str, folder: Path, shots: int | None, limit: int | None, within: float) -> None:
     # Over a long text the harness's float32 softmax is off by 1e-5 a token, always to the same side; ours isn't, and the harness can do better too.
     other = theirs(opened, task, folder, shots, limit, **({"softmax_dtype": "float64"} if task.endswith(("_loss", "_text")) else {}))
-    measured = Harness(task=task, num_fewshot=shots, limit=limit, include_path=str(folder)).measure(opened.model, opened.tokenizer)
+    measured = Harness(task=task, num_fewshot=shots, limit=limit, include_path=str(folder)).measure(Subject(opened.model, opened.tokenizer))
     results = other["results"][task]
     for score in (measured.score, *measured.beside):
         metric, _, chosen = score.metric.removesuffix(")").partition(" (")
@@ -333,7 +333,7 @@ def test_the_harness_finds_the_model_by_its_name(opened: Opened) -> None:
 
 
 def measured(opened: Opened, folder: Path, task: str = "tiny_choice", **asked: Any) -> Any:
-    return Harness(task=task, include_path=str(folder), **asked).measure(opened.model, opened.tokenizer)
+    return Harness(task=task, include_path=str(folder), **asked).measure(Subject(opened.model, opened.tokenizer))
 
 
 def test_a_measurement_says_what_it_is(opened: Opened, folder: Path) -> None:
@@ -369,7 +369,7 @@ def test_another_metric_can_be_the_score(opened: Opened, folder: Path) -> None:
 
 def test_items_are_the_same_for_every_model_and_budget(opened: Opened, folder: Path) -> None:
     whole = measured(opened, folder)
-    few = Harness(task="tiny_choice", include_path=str(folder)).limited(4).measure(opened.model, opened.tokenizer)
+    few = Harness(task="tiny_choice", include_path=str(folder)).limited(4).measure(Subject(opened.model, opened.tokenizer))
     assert [o.item for o in few.outcomes] == [o.item for o in whole.outcomes][:4]
     assert len({o.item for o in whole.outcomes}) == 9
     assert [o.facts["nats"] for o in few.outcomes] == [pytest.approx(o.facts["nats"], abs=1e-5) for o in whole.outcomes[:4]]
@@ -396,15 +396,17 @@ def test_what_was_asked_before_a_kill_is_not_asked_again(opened: Opened, folder:
 
     task = Harness(task="tiny_choice", num_fewshot=2, include_path=str(folder))
     monkeypatch.setattr("calibrant.evaluators._language_model.TOKENS_PER_PASS", 64)
-    whole = task.measure(opened.model, opened.tokenizer)
+    whole = task.measure(Subject(opened.model, opened.tokenizer))
     path = tmp_path / "journal.jsonl"
     with pytest.raises(Killed):
-        task.measure(opened.model, opened.tokenizer, progress=kill, journal=Journal(path, "q"))
+        task.measure(Subject(opened.model, opened.tokenizer, progress=kill, journal=Journal(path, "q")))
     known = len(Journal(path, "q"))
     assert 0 < known < 27
     assert not any(word in path.read_text() for word in WORDS)
     counts: list[tuple[int, int]] = []
-    again = task.measure(opened.model, opened.tokenizer, progress=lambda what, done, total: counts.append((done, total)), journal=Journal(path, "q"))
+    again = task.measure(
+        Subject(opened.model, opened.tokenizer, progress=lambda what, done, total: counts.append((done, total)), journal=Journal(path, "q"))
+    )
     assert counts[0][0] > known
     assert counts[-1] == (27, 27)
     assert again == whole
@@ -412,7 +414,7 @@ def test_what_was_asked_before_a_kill_is_not_asked_again(opened: Opened, folder:
     broken = open_model(opened.name, "float32")
     with torch.no_grad():
         broken.model.model.norm.weight.fill_(math.nan)
-    assert task.measure(broken.model, broken.tokenizer, journal=done) == again
+    assert task.measure(Subject(broken.model, broken.tokenizer, journal=done)) == again
 
 
 def test_generations_are_kept_too(opened: Opened, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,16 +424,16 @@ def test_generations_are_kept_too(opened: Opened, folder: Path, tmp_path: Path, 
     def note(what: str, done: int, total: int) -> None:
         counts.append((done, total))
 
-    first = task.measure(opened.model, opened.tokenizer, progress=note, journal=Journal(path, "q"))
+    first = task.measure(Subject(opened.model, opened.tokenizer, progress=note, journal=Journal(path, "q")))
     assert len(counts) > 1
     assert counts[-1] == (9, 9)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:4]))  # a kill after three answers
     counts.clear()
-    assert task.measure(opened.model, opened.tokenizer, progress=note, journal=Journal(path, "q")) == first
+    assert task.measure(Subject(opened.model, opened.tokenizer, progress=note, journal=Journal(path, "q"))) == first
     assert counts[-1] == (9, 9)
     counts.clear()
-    assert task.measure(opened.model, opened.tokenizer, progress=note, journal=Journal(path, "q")) == first
+    assert task.measure(Subject(opened.model, opened.tokenizer, progress=note, journal=Journal(path, "q"))) == first
     assert not counts
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from calibrant.errors import NumericsError, SpecError
-from calibrant.evaluators import evaluate, evaluators
+from calibrant.evaluators import Subject, evaluate, evaluators
 from calibrant.evaluators.loss import Loss
 from calibrant.models import Opened, open_model
 from calibrant.testing import tiny_folder
@@ -51,7 +51,7 @@ def by_hand(opened: Opened, text: str, length: int) -> tuple[float, int, list[in
 
 @pytest.mark.parametrize("length", [8, 512])
 def test_loss_is_the_mean_over_tokens(opened: Opened, texts: Path, length: int) -> None:
-    measured = Loss(source=str(texts), tokens=100_000, length=length).measure(opened.model, opened.tokenizer)
+    measured = Loss(source=str(texts), tokens=100_000, length=length).measure(Subject(opened.model, opened.tokenizer))
     parts = [by_hand(opened, text, length) for text in documents(opened, texts)]
     nats, tokens = sum(p[0] for p in parts), sum(p[1] for p in parts)
     assert measured.score.value == pytest.approx(nats / tokens, rel=1e-9)
@@ -63,7 +63,7 @@ def test_loss_is_the_mean_over_tokens(opened: Opened, texts: Path, length: int) 
 
 
 def test_bits_per_byte_counts_the_bytes_of_scored_tokens(opened: Opened, texts: Path) -> None:
-    measured = Loss(source=str(texts), tokens=100_000, length=512).measure(opened.model, opened.tokenizer)
+    measured = Loss(source=str(texts), tokens=100_000, length=512).measure(Subject(opened.model, opened.tokenizer))
     total = 0
     for text in documents(opened, texts):
         encoded = opened.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -80,8 +80,8 @@ def _starts(opened: Opened) -> bool:
 
 
 def test_a_budget_buys_documents_first(opened: Opened, texts: Path) -> None:
-    everything = Loss(source=str(texts), tokens=100_000, length=8).measure(opened.model, opened.tokenizer)
-    some = Loss(source=str(texts), tokens=everything.score.n * 5, length=8).measure(opened.model, opened.tokenizer)
+    everything = Loss(source=str(texts), tokens=100_000, length=8).measure(Subject(opened.model, opened.tokenizer))
+    some = Loss(source=str(texts), tokens=everything.score.n * 5, length=8).measure(Subject(opened.model, opened.tokenizer))
     assert some.score.facts["tokens"] < everything.score.facts["tokens"]
     assert some.score.n == pytest.approx(everything.score.n, abs=everything.score.n * 0.4)
     assert some.score.facts["tokens"] >= everything.score.n * 5
@@ -91,9 +91,9 @@ def test_a_budget_buys_documents_first(opened: Opened, texts: Path) -> None:
 
 def test_the_result_does_not_depend_on_the_batch(opened: Opened, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loss = Loss(source=str(texts), tokens=2000, length=32)
-    together = loss.measure(opened.model, opened.tokenizer)
+    together = loss.measure(Subject(opened.model, opened.tokenizer))
     monkeypatch.setattr("calibrant.evaluators.loss.TOKENS_PER_BATCH", 1)
-    alone = loss.measure(opened.model, opened.tokenizer)
+    alone = loss.measure(Subject(opened.model, opened.tokenizer))
     assert [o.item for o in alone.outcomes] == [o.item for o in together.outcomes]
     assert [o.value for o in alone.outcomes] == pytest.approx([o.value for o in together.outcomes], rel=1e-12)
 
@@ -112,7 +112,7 @@ def test_a_model_that_overflows_is_named(opened: Opened, texts: Path, tmp_path: 
     with torch.no_grad():
         broken.model.model.norm.weight.fill_(float("inf"))
     with pytest.raises(NumericsError, match=r"the loss on .*mine.jsonl.* is nan"):
-        Loss(source=str(texts), tokens=100).measure(broken.model, broken.tokenizer)
+        Loss(source=str(texts), tokens=100).measure(Subject(broken.model, broken.tokenizer))
 
 
 @pytest.mark.parametrize("bad", ["loss(tokens=0)", "loss(length=1)"])

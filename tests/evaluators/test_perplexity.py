@@ -9,7 +9,7 @@ import torch
 
 from calibrant.data import held_out
 from calibrant.errors import DataError, NumericsError, SpecError
-from calibrant.evaluators import evaluate, evaluators
+from calibrant.evaluators import Subject, evaluate, evaluators
 from calibrant.evaluators.loss import Loss
 from calibrant.evaluators.perplexity import Perplexity, joined_rows, stretches
 from calibrant.models import Opened, open_model
@@ -77,7 +77,7 @@ def strided(model, ids: list[int], length: int, stride: int) -> tuple[float, int
 def test_strided_is_the_literal_loop(opened: Opened, started: Opened, texts: Path, length: int, stride: int, tokenizer: str) -> None:
     used = started if tokenizer == "started" else opened
     ids = used.tokenizer("\n\n".join(documents(texts))).input_ids
-    measured = Perplexity(source=str(texts), length=length, stride=stride, tokens=10**6).measure(used.model, used.tokenizer)
+    measured = Perplexity(source=str(texts), length=length, stride=stride, tokens=10**6).measure(Subject(used.model, used.tokenizer))
     nats, tokens, each = strided(used.model, ids, length, stride)
     assert measured.score.facts["tokens"] == tokens == len(ids) - (1 if stride < length else len(each))
     assert measured.score.value == pytest.approx(nats / tokens, rel=1e-9)
@@ -97,7 +97,7 @@ def test_whole_windows_are_the_papers(opened: Opened, started: Opened, texts: Pa
         with torch.no_grad():
             logits = used.model(batch).logits
         losses.append(torch.nn.CrossEntropyLoss()(logits[0, :-1], batch[0, 1:]))
-    measured = Perplexity(source=str(texts), length=length, tokens=10**6).measure(used.model, used.tokenizer)
+    measured = Perplexity(source=str(texts), length=length, tokens=10**6).measure(Subject(used.model, used.tokenizer))
     assert measured.score.facts["perplexity"] == pytest.approx(float(torch.stack(losses).mean().exp()), rel=1e-9)
     assert measured.score.n == measured.score.facts["windows"] == len(losses)
     assert {o.weight for o in measured.outcomes} == {length - 1}
@@ -110,7 +110,7 @@ def test_wikitext_is_joined_as_the_papers_join_it(opened: Opened, wikitext: str)
     source, format = held_out(wikitext)
     assert "\n\n".join(joined_rows(source, perplexity.rows(), format, opened.tokenizer, 10**6)) == "\n\n".join(LINES)
     ids = opened.tokenizer("\n\n".join(LINES)).input_ids
-    facts = perplexity.measure(opened.model, opened.tokenizer).score.facts
+    facts = perplexity.measure(Subject(opened.model, opened.tokenizer)).score.facts
     assert facts["windows"] == len(ids) // 16
     assert facts["rows_of"] == len(LINES)
     assert 0 < facts["rows"] <= len(LINES)
@@ -125,13 +125,13 @@ def test_only_as_much_is_joined_as_is_wanted(opened: Opened, texts: Path) -> Non
         assert whole.startswith(text)
         assert len(opened.tokenizer(text).input_ids) >= min(wanted, len(opened.tokenizer(whole).input_ids))
         assert len(text) < 16 * wanted + 200
-    some, everything = (Perplexity(source=str(texts), length=16, tokens=n).measure(opened.model, opened.tokenizer) for n in (60, 10**6))
+    some, everything = (Perplexity(source=str(texts), length=16, tokens=n).measure(Subject(opened.model, opened.tokenizer)) for n in (60, 10**6))
     assert [o.item for o in some.outcomes] == [o.item for o in everything.outcomes[: len(some.outcomes)]]
 
 
 def test_a_budget_buys_the_first_windows(opened: Opened, texts: Path) -> None:
-    some = Perplexity(source=str(texts), length=16, tokens=46).measure(opened.model, opened.tokenizer)
-    everything = Perplexity(source=str(texts), length=16, tokens=10**6).measure(opened.model, opened.tokenizer)
+    some = Perplexity(source=str(texts), length=16, tokens=46).measure(Subject(opened.model, opened.tokenizer))
+    everything = Perplexity(source=str(texts), length=16, tokens=10**6).measure(Subject(opened.model, opened.tokenizer))
     assert some.score.facts["windows"] == 4
     assert [o.item for o in some.outcomes] == [o.item for o in everything.outcomes[:4]]
     assert [o.value for o in some.outcomes] == pytest.approx([o.value for o in everything.outcomes[:4]], rel=1e-12)
@@ -139,14 +139,14 @@ def test_a_budget_buys_the_first_windows(opened: Opened, texts: Path) -> None:
 
 
 def test_document_by_document(opened: Opened, texts: Path) -> None:
-    measured = Perplexity(source=str(texts), length=16, stride=4, tokens=10**6, joined=False).measure(opened.model, opened.tokenizer)
+    measured = Perplexity(source=str(texts), length=16, stride=4, tokens=10**6, joined=False).measure(Subject(opened.model, opened.tokenizer))
     parts = [strided(opened.model, opened.tokenizer(text).input_ids, 16, 4) for text in documents(texts)]
     assert measured.score.value == pytest.approx(sum(p[0] for p in parts) / sum(p[1] for p in parts), rel=1e-9)
     assert sorted(o.value for o in measured.outcomes) == pytest.approx(sorted(p[0] for p in parts), rel=1e-9)
     assert measured.score.n == len(parts)
     assert measured.score.facts["error_over"] == "documents"
-    loss = Loss(source=str(texts), length=16, tokens=10**6).measure(opened.model, opened.tokenizer)
-    whole = Perplexity(source=str(texts), length=16, tokens=10**6, joined=False).measure(opened.model, opened.tokenizer)
+    loss = Loss(source=str(texts), length=16, tokens=10**6).measure(Subject(opened.model, opened.tokenizer))
+    whole = Perplexity(source=str(texts), length=16, tokens=10**6, joined=False).measure(Subject(opened.model, opened.tokenizer))
     assert whole.outcomes == loss.outcomes, "without a stride and a start token that is the loss"
     assert whole.score.facts["bits_per_byte"] == pytest.approx(loss.score.facts["bits_per_byte"])
 
@@ -154,7 +154,7 @@ def test_document_by_document(opened: Opened, texts: Path) -> None:
 def test_bytes_are_those_of_scored_tokens(opened: Opened, started: Opened, texts: Path) -> None:
     text = "\n\n".join(documents(texts)).encode()
     for used, unscored in ((opened, 1), (started, 0)):
-        measured = Perplexity(source=str(texts), length=64, stride=32, tokens=10**6).measure(used.model, used.tokenizer)
+        measured = Perplexity(source=str(texts), length=64, stride=32, tokens=10**6).measure(Subject(used.model, used.tokenizer))
         assert measured.score.facts["bytes"] == pytest.approx(len(text) - unscored, abs=20)
         bits = sum(o.value for o in measured.outcomes) / math.log(2)
         assert measured.score.facts["bits_per_byte"] == pytest.approx(bits / measured.score.facts["bytes"])
@@ -163,7 +163,7 @@ def test_bytes_are_those_of_scored_tokens(opened: Opened, started: Opened, texts
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_head_may_be_applied_to_the_end_only(opened: Opened, texts: Path, family: str) -> None:
     model = tiny_model(family, torch.float64)
-    measured = Perplexity(source=str(texts), length=12, stride=3, tokens=40).measure(model, opened.tokenizer)
+    measured = Perplexity(source=str(texts), length=12, stride=3, tokens=40).measure(Subject(model, opened.tokenizer))
     ids = opened.tokenizer("\n\n".join(documents(texts))).input_ids
     nats, tokens, _ = strided(model, ids[: 12 + 3 * (measured.score.n - 1)], 12, 3)
     assert measured.score.value == pytest.approx(nats / tokens, rel=1e-9)
@@ -171,21 +171,21 @@ def test_the_head_may_be_applied_to_the_end_only(opened: Opened, texts: Path, fa
 
 def test_the_result_does_not_depend_on_the_batch(opened: Opened, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     perplexity = Perplexity(source=str(texts), length=20, stride=7, tokens=10**6)
-    together = perplexity.measure(opened.model, opened.tokenizer)
+    together = perplexity.measure(Subject(opened.model, opened.tokenizer))
     monkeypatch.setattr("calibrant.evaluators.perplexity.TOKENS_PER_BATCH", 1)
-    alone = perplexity.measure(opened.model, opened.tokenizer)
+    alone = perplexity.measure(Subject(opened.model, opened.tokenizer))
     assert [o.value for o in alone.outcomes] == pytest.approx([o.value for o in together.outcomes], rel=1e-12)
 
 
 def test_a_killed_one_goes_on(opened: Opened, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("calibrant.evaluators.perplexity.TOKENS_PER_BATCH", 64)
     perplexity, path = Perplexity(source=str(texts), length=16, tokens=10**6), tmp_path / "journal.jsonl"
-    whole = perplexity.measure(opened.model, opened.tokenizer, journal=Journal(path, "q"))
+    whole = perplexity.measure(Subject(opened.model, opened.tokenizer, journal=Journal(path, "q")))
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[: len(lines) // 2]))
     calls: list[int] = []
     hook = opened.model.register_forward_hook(lambda *_: calls.append(1))
-    again = perplexity.measure(opened.model, opened.tokenizer, journal=Journal(path, "q"))
+    again = perplexity.measure(Subject(opened.model, opened.tokenizer, journal=Journal(path, "q")))
     hook.remove()
     assert again == whole
     assert 0 < len(calls) < len(lines) / 4
@@ -211,7 +211,7 @@ def test_where_windows_lie() -> None:
 def test_nothing_to_measure(opened: Opened, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Perplexity, "rows", lambda self: iter(()))
     with pytest.raises(DataError, match=r"mine.jsonl.* holds nothing to measure on"):
-        Perplexity(source=str(texts)).measure(opened.model, opened.tokenizer)
+        Perplexity(source=str(texts)).measure(Subject(opened.model, opened.tokenizer))
 
 
 def test_a_model_that_overflows_is_named(opened: Opened, texts: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_model_that_overflows_is_named(opened: Opened, texts: Path) -> None:
     with torch.no_grad():
         broken.model.norm.weight.fill_(float("inf"))
     with pytest.raises(NumericsError, match=r"the perplexity on .*mine.jsonl:text, joined comes from a loss of nan"):
-        Perplexity(source=str(texts), length=16, tokens=50).measure(broken, opened.tokenizer)
+        Perplexity(source=str(texts), length=16, tokens=50).measure(Subject(broken, opened.tokenizer))
 
 
 @pytest.mark.parametrize("bad", ["tokens=0", "length=1", "stride=0", "length=8, stride=9"])

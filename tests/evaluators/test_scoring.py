@@ -155,7 +155,7 @@ def test_large_vocabularies_bound_a_pass(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_results_are_told_as_they_come_and_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model, asked, told = tiny_model("llama"), questions(20), list[dict[int, Scored]]()
-    everything = score(model, asked, tokens_per_pass=32, told=lambda found: told.append(dict(found)))
+    everything = score(model, asked, tokens_per_pass=32, on_results=lambda found: told.append(dict(found)))
     assert len(told) > 2
     assert sorted(i for part in told for i in part) == list(range(len(asked)))
     assert all(everything[i] == s for part in told for i, s in part.items())
@@ -164,7 +164,7 @@ def test_results_are_told_as_they_come_and_not_computed_again(monkeypatch: pytes
     assert not seen
     some = {i: s for i, s in enumerate(everything) if i % 3}
     again: list[int] = []
-    assert score(model, asked, tokens_per_pass=32, known=some, told=lambda found: again.extend(found)) == everything, "bit for bit"
+    assert score(model, asked, tokens_per_pass=32, known=some, on_results=lambda found: again.extend(found)) == everything, "bit for bit"
     assert not set(again) & set(some)
 
 
@@ -182,11 +182,11 @@ def test_names_whose_requests_are_all_known_are_in_the_journal(tmp_path: Path) -
             raise Killed
 
     with pytest.raises(Killed):
-        score_named(model, named, Journal(path, "question"), tokens_per_pass=32, told=kill)
+        score_named(model, named, Journal(path, "question"), tokens_per_pass=32, on_count=kill)
     half = Journal(path, "question")
     assert 0 < len(half) < 6
     counts: list[int] = []
-    assert score_named(model, named, half, tokens_per_pass=32, told=counts.append) == whole
+    assert score_named(model, named, half, tokens_per_pass=32, on_count=counts.append) == whole
     assert sum(counts) == 24
     assert json.loads(path.read_text().splitlines()[1])[1] == [
         [s.nats, s.tokens, s.greedy] for s in whole[json.loads(path.read_text().splitlines()[1])[0]]

@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerFast
 
 from calibrant.data import Row
 from calibrant.errors import DataError, NumericsError, SpecError
-from calibrant.evaluators import evaluate, evaluators
+from calibrant.evaluators import Subject, evaluate, evaluators
 from calibrant.evaluators import task as module
-from calibrant.evaluators._prompts import Tokens, put_for
+from calibrant.evaluators._prompts import TokenizedTexts, put_for
 from calibrant.evaluators._scoring import Request
 from calibrant.evaluators._wrong import is_number, wrong_numbers
 from calibrant.evaluators.task import Task
@@ -94,7 +94,7 @@ def asked(task: Task) -> list[Any]:
 @pytest.mark.parametrize("style", [None, "letters"])
 def test_choices_are_ranked_as_by_hand(opened: Opened, choices: Path, shots: int, style: str | None) -> None:
     task = Task(name=str(choices), shots=shots, limit=8, style=style)
-    measured = task.measure(opened.model, opened.tokenizer)
+    measured = task.measure(Subject(opened.model, opened.tokenizer))
 
     def question(row: Any) -> str:
         listed = "".join(f"\n{label}. {choice}" for label, choice in zip(row.labels, row.choices, strict=True)) if style else ""
@@ -140,9 +140,9 @@ def test_choices_are_ranked_as_by_hand(opened: Opened, choices: Path, shots: int
 
 
 def test_a_metric_comes_first_if_it_is_asked_for(opened: Opened, choices: Path) -> None:
-    plain = Task(name=str(choices), limit=6).measure(opened.model, opened.tokenizer)
+    plain = Task(name=str(choices), limit=6).measure(Subject(opened.model, opened.tokenizer))
     for metric in ("acc", "acc_norm", "acc_prior"):
-        measured = Task(name=str(choices), limit=6, metric=metric).measure(opened.model, opened.tokenizer)
+        measured = Task(name=str(choices), limit=6, metric=metric).measure(Subject(opened.model, opened.tokenizer))
         assert measured.score == named(plain)[metric]
         assert {s.metric for s in measured.beside} == set(named(plain)) - {metric}
         assert sum(o.value for o in measured.outcomes) / sum(o.weight for o in measured.outcomes) == measured.score.value
@@ -153,7 +153,7 @@ def test_rows_that_lack_something_are_counted_and_the_first_by_hash_are_taken(op
     task = Task(name=str(choices))
     keys = sorted(row.name for row in asked(task))
     assert len(keys) == 60
-    measured = task.limited(5).measure(opened.model, opened.tokenizer)
+    measured = task.limited(5).measure(Subject(opened.model, opened.tokenizer))
     assert [o.item for o in measured.outcomes] == keys[:5]
     assert measured.score.facts["passed_over"] == 1
     assert measured.score.n == 5
@@ -165,7 +165,7 @@ def test_winogrande_scores_what_follows_the_gap(opened: Opened, mirror: Path) ->
     train = [{**record, "sentence": f"{i} {sentence}"} for i in range(60)]
     write(mirror / "winogrande/train.jsonl", train)
     write(mirror / "winogrande/validation.jsonl", [record])
-    (outcome,) = Task(name="winogrande").measure(opened.model, opened.tokenizer).outcomes
+    (outcome,) = Task(name="winogrande").measure(Subject(opened.model, opened.tokenizer)).outcomes
     rest = " was 'done' with it."
     assert outcome.facts["choices"] == pytest.approx([nats(opened, f"Ann gave it to Sue because {who}", rest) for who in ("Ann", "Sue")])
     assert outcome.facts["bare"] == pytest.approx([nats(opened, who, rest) for who in ("Ann", "Sue")])
@@ -173,7 +173,7 @@ def test_winogrande_scores_what_follows_the_gap(opened: Opened, mirror: Path) ->
     shown = Task(name="winogrande", shots=1)
     (exemplar,) = shown._exemplars(shown._put)
     assert re.fullmatch(r"\d+ Ann gave it to Sue because Ann was 'done' with it\.", exemplar.right.written)
-    (listed,) = Task(name="winogrande", style="letters").measure(opened.model, opened.tokenizer).outcomes
+    (listed,) = Task(name="winogrande", style="letters").measure(Subject(opened.model, opened.tokenizer)).outcomes
     asked = f"Sentence: {sentence}\n1. Ann\n2. Sue\nAnswer:"
     assert listed.facts["choices"] == pytest.approx([nats(opened, asked, f" {label}") for label in "12"])
 
@@ -183,7 +183,7 @@ def test_hellaswag_scores_the_ending_behind_its_context(opened: Opened, mirror: 
     records = [{"activity_label": f"Roof {i}", "ctx": f"{i} men are there. they", "endings": endings, "label": i % 4} for i in range(40)]
     write(mirror / "hellaswag/train.jsonl", records[:30])
     write(mirror / "hellaswag/validation.jsonl", records[30:31])
-    (outcome,) = Task(name="hellaswag").measure(opened.model, opened.tokenizer).outcomes
+    (outcome,) = Task(name="hellaswag").measure(Subject(opened.model, opened.tokenizer)).outcomes
     assert outcome.facts["choices"] == pytest.approx([nats(opened, "Roof 30: 30 men are there. they", f" {ending}") for ending in endings])
     assert outcome.facts["bare"] == pytest.approx([nats(opened, "Continuation:", f" {ending}") for ending in endings])
     assert outcome.facts["sizes"] == [len(ending) for ending in endings]
@@ -195,7 +195,7 @@ def test_numbers_are_ranked_among_wrong_ones_and_solutions_are_scored(opened: Op
     records = [{"question": f"Tom {i} has 12 pens and gets 30 more. How many?", "answer": answer} for i in range(5)]
     write(mirror / "gsm8k/train.jsonl", records[1:])
     write(mirror / "gsm8k/test.jsonl", records[:1])
-    measured = Task(name="gsm8k").measure(opened.model, opened.tokenizer)
+    measured = Task(name="gsm8k").measure(Subject(opened.model, opened.tokenizer))
     (outcome,), scores = measured.outcomes, named(measured)
     question = "Question: Tom 0 has 12 pens and gets 30 more. How many?\nAnswer:"
     worked = nats(opened, question, " He has 12 + 30 = 42 pens.")
@@ -205,22 +205,22 @@ def test_numbers_are_ranked_among_wrong_ones_and_solutions_are_scored(opened: Op
     assert len(outcome.facts["choices"]) == 4
     assert outcome.facts["choices"][outcome.facts["gold"]] == pytest.approx(outcome.value)
     assert [scores[m].chance for m in ("acc", "acc_norm", "acc_prior")] == [0.25] * 3
-    primary = Task(name="gsm8k", metric="solution").measure(opened.model, opened.tokenizer)
+    primary = Task(name="gsm8k", metric="solution").measure(Subject(opened.model, opened.tokenizer))
     assert primary.score == scores["solution"]
     assert (primary.outcomes[0].value, primary.outcomes[0].weight) == (pytest.approx(worked), outcome.facts["solution_tokens"])
 
 
 def test_free_text_has_a_loss_only(opened: Opened, tmp_path: Path) -> None:
     path = write(tmp_path / "mine.jsonl", [{"question": f"Say {i} {w}?", "answer": w} for i in range(4) for w in WORDS])
-    measured = Task(name=str(path), limit=3).measure(opened.model, opened.tokenizer)
+    measured = Task(name=str(path), limit=3).measure(Subject(opened.model, opened.tokenizer))
     assert (measured.score.metric, measured.beside) == ("loss", ())
     assert set(measured.outcomes[0].facts) == {"nats", "tokens", "greedy"}
     with pytest.raises(DataError, match=r"metric='acc'.*neither choices nor numbers"):
-        Task(name=str(path), metric="acc").measure(opened.model, opened.tokenizer)
+        Task(name=str(path), metric="acc").measure(Subject(opened.model, opened.tokenizer))
     with pytest.raises(DataError, match=r"style='letters'.*has no choices"):
-        Task(name=str(path), style="letters").measure(opened.model, opened.tokenizer)
+        Task(name=str(path), style="letters").measure(Subject(opened.model, opened.tokenizer))
     with pytest.raises(DataError, match=r"metric='solution'.*use one of loss"):
-        Task(name=str(path), metric="solution").measure(opened.model, opened.tokenizer)
+        Task(name=str(path), metric="solution").measure(Subject(opened.model, opened.tokenizer))
 
 
 def test_exemplars_are_drawn_by_seed_and_never_measured(choices: Path) -> None:
@@ -235,7 +235,7 @@ def test_exemplars_are_drawn_by_seed_and_never_measured(choices: Path) -> None:
 def test_too_small_a_pool_is_told(opened: Opened, choices: Path) -> None:
     number = len(list(Task(name=str(choices))._source.rows("exemplars")))
     with pytest.raises(DataError, match=f"has {number} exemplars, and 99 were asked for"):
-        Task(name=str(choices), shots=99).measure(opened.model, opened.tokenizer)
+        Task(name=str(choices), shots=99).measure(Subject(opened.model, opened.tokenizer))
 
 
 @pytest.mark.parametrize(
@@ -254,15 +254,15 @@ def test_impossible_tasks_are_refused(bad: str, told: str) -> None:
 
 def test_sets_without_questions_are_refused(opened: Opened) -> None:
     with pytest.raises(DataError, match="wikitext can't be rendered as qa"):
-        Task(name="wikitext").measure(opened.model, opened.tokenizer)
+        Task(name="wikitext").measure(Subject(opened.model, opened.tokenizer))
     with pytest.raises(DataError, match="full_stops' is a control"):
-        Task(name="full_stops").measure(opened.model, opened.tokenizer)
+        Task(name="full_stops").measure(Subject(opened.model, opened.tokenizer))
 
 
 def test_a_set_without_any_answer_among_its_choices_is_refused(opened: Opened, tmp_path: Path) -> None:
     path = write(tmp_path / "mine.jsonl", [{"question": f"Is it {i}?", "choices": ["one", "two"], "answer": "Q"} for i in range(40)])
     with pytest.raises(DataError, match=r"mine.jsonl has no question whose answer can be scored; \d+ rows lack"):
-        Task(name=str(path)).measure(opened.model, opened.tokenizer)
+        Task(name=str(path)).measure(Subject(opened.model, opened.tokenizer))
 
 
 def test_a_permuted_head_is_at_chance(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_a_permuted_head_is_at_chance(tmp_path: Path) -> None:
     model = tiny_model("llama")
     with torch.no_grad():
         model.lm_head.weight.copy_(model.lm_head.weight[torch.randperm(len(model.lm_head.weight))])
-    measured = Task(name=str(tmp_path / "quiz")).measure(model, tiny_tokenizer())
+    measured = Task(name=str(tmp_path / "quiz")).measure(Subject(model, tiny_tokenizer()))
     for metric in ("acc", "acc_norm", "acc_prior"):
         score = named(measured)[metric]
         assert score.n == 400
@@ -284,14 +284,14 @@ def test_outputs_that_are_not_finite_are_named_and_not_scored_as_wrong(choices: 
     with torch.no_grad():
         model.model.norm.weight[0] = math.nan
     with pytest.raises(NumericsError, match=r"the log likelihood of .*quiz.* isn't finite"):
-        Task(name=str(choices), limit=3).measure(model, tiny_tokenizer())
+        Task(name=str(choices), limit=3).measure(Subject(model, tiny_tokenizer()))
 
 
 def test_the_pass_changes_nothing_beyond_rounding(choices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, found = tiny_model("llama"), list[Measurement]()
     for budget in (64, 512, 4096):
         monkeypatch.setattr(module, "TOKENS_PER_PASS", budget)
-        found.append(Task(name=str(choices), shots=2, limit=12).measure(model, tiny_tokenizer()))
+        found.append(Task(name=str(choices), shots=2, limit=12).measure(Subject(model, tiny_tokenizer())))
     for other in found[1:]:
         for one, same in zip(found[0].outcomes, other.outcomes, strict=True):
             assert same.facts["choices"] == pytest.approx(one.facts["choices"], abs=1e-5)
@@ -302,7 +302,7 @@ def test_a_killed_measurement_goes_on_and_ends_as_one_that_was_not(choices: Path
     monkeypatch.setattr(module, "TOKENS_PER_PASS", 32)
     model, tokenizer, task = tiny_model("llama"), tiny_tokenizer(), Task(name=str(choices), shots=1, limit=10)
     told: list[tuple[int, int]] = []
-    whole = task.measure(model, tokenizer, progress=lambda what, done, total: told.append((done, total)))
+    whole = task.measure(Subject(model, tokenizer, progress=lambda what, done, total: told.append((done, total))))
     assert told[-1] == (80, 80)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
@@ -317,13 +317,13 @@ def test_a_killed_measurement_goes_on_and_ends_as_one_that_was_not(choices: Path
                 raise Killed
 
         with pytest.raises(Killed):
-            task.measure(model, tokenizer, progress=kill, journal=Journal(path, "question"))
+            task.measure(Subject(model, tokenizer, progress=kill, journal=Journal(path, "question")))
         half = Journal(path, "question")
         assert 0 < len(half) < 20
-        assert task.measure(model, tokenizer, journal=half) == whole, "bit for bit"
+        assert task.measure(Subject(model, tokenizer, journal=half)) == whole, "bit for bit"
     seen: list[int] = []
     model.get_input_embeddings().register_forward_pre_hook(lambda module, given: seen.append(1))
-    assert task.measure(model, tokenizer, journal=half) == whole
+    assert task.measure(Subject(model, tokenizer, journal=half)) == whole
     assert not seen, "what is known isn't computed again"
 
 
@@ -341,7 +341,7 @@ def test_a_task_is_evaluated_by_its_text(opened: Opened, choices: Path) -> None:
 def test_a_token_that_holds_both_ends_is_scored() -> None:
     """Where a tokenizer joins the end of a context to what follows, what is scored begins there."""
     joining = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "c": 2, "bc": 3}, merges=[("b", "c")]))
-    tokens = Tokens(PreTrainedTokenizerFast(tokenizer_object=joining))
+    tokens = TokenizedTexts(PreTrainedTokenizerFast(tokenizer_object=joining))
     assert tokens.request("a", "b") == Request((0,), (1,))
     assert tokens.request("ab", "c") == Request((0,), (3,))
     assert tokens.request("ab", "a") == Request((0, 1), (0,))
@@ -349,7 +349,7 @@ def test_a_token_that_holds_both_ends_is_scored() -> None:
 
 def test_texts_tokenized_all_at_once_give_the_same_requests():
     parts = [("Question: hé?\n", " a b"), ("", "x"), ("Question: hé?\n", " c"), ("a ", "  b\n\n")]
-    learned, asked = Tokens(tiny_tokenizer()), Tokens(tiny_tokenizer())
+    learned, asked = TokenizedTexts(tiny_tokenizer()), TokenizedTexts(tiny_tokenizer())
     learned.learn(text for context, rest in parts for text in (context, context + rest))
     learned.learn([])
     assert [learned.request(*part) for part in parts] == [asked.request(*part) for part in parts]

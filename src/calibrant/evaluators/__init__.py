@@ -1,8 +1,7 @@
 """Measuring a model; the list of evaluators is the list of files."""
 
 import calibrant.models  # noqa: F401  # pyright: ignore[reportUnusedImport]  # first: it imports transformers faster than the others would
-from calibrant.evaluators._base import Evaluator
-from calibrant.evaluators._guard import leaks, refuse
-from calibrant.evaluators._measuring import evaluate, evaluators, timed
+from calibrant.evaluators._base import Evaluator, Subject
+from calibrant.evaluators._measuring import evaluate, evaluators, leaks, refuse, timed
 
-__all__ = ["Evaluator", "evaluate", "evaluators", "leaks", "refuse", "timed"]
+__all__ = ["Evaluator", "Subject", "evaluate", "evaluators", "leaks", "refuse", "timed"]

@@ -1,15 +1,32 @@
 """What an evaluator is: a frozen dataclass that measures a model and names what it measured."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from calibrant.data import Row, Source
+from calibrant.data import Format, PerDraw, Row, Source
+from calibrant.data.user_file import UserFile
 from calibrant.outcomes import Journal, Measurement
 from calibrant.progress import Progress, silent
-from calibrant.spec import Spec
+from calibrant.spec import Spec, identity
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that is measured, and what goes with it.
+
+    `reference` is the untouched model, for evaluators that compare with it. `progress` is told how far the measurement is. What is scored goes
+    into `journal` as it comes, and what is there already isn't scored again.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    reference: PreTrainedModel | None = None
+    progress: Progress = silent
+    journal: Journal = field(default_factory=Journal)
 
 
 class Evaluator(Spec, ABC):
@@ -19,25 +36,15 @@ class Evaluator(Spec, ABC):
     """Whether it needs the untouched model as a reference."""
 
     @abstractmethod
-    def measure(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        reference: PreTrainedModel | None = None,
-        progress: Progress = silent,
-        journal: Journal | None = None,
-    ) -> Measurement:
-        """One score, and one outcome per item. `reference` is the untouched model, for measures that compare with it.
-
-        What is scored goes into `journal` as it comes, and what is there already isn't scored again.
-        """
+    def measure(self, subject: Subject) -> Measurement:
+        """Return one score, and one outcome per item."""
 
     @abstractmethod
     def rows(self) -> Iterable[Row]:
-        """The rows that may be measured on, whatever the budget: what no calibration set may hold."""
+        """Return the rows that may be measured on, whatever the budget: what no calibration set may hold."""
 
     def reads(self) -> Source | None:
-        """The source whose measured part this reads; None where there is no such thing, as of a task of the harness."""
+        """Return the source whose measured part this reads; None where there is no such thing, as of a task of the harness."""
         return None
 
     def check(self) -> None:
@@ -52,4 +59,33 @@ class Evaluator(Spec, ABC):
 
     @abstractmethod
     def limited(self, limit: int) -> "Evaluator":
-        """The same with a budget of `limit`, in the evaluator's own unit, for a quick look."""
+        """Return the same with a budget of `limit`, in the evaluator's own unit, for a quick look."""
+
+
+class SourceEvaluator(Evaluator, ABC):
+    """An evaluator of one source's measured part, as one format renders it: all else about its rows follows from these two."""
+
+    @abstractmethod
+    def held_out(self) -> tuple[Source, Format]:
+        """Return the source and the format. Raises an `InputError` where there is none of that name."""
+
+    def rows(self) -> Iterator[Row]:
+        """Return the rows of the source's measured part that the format can render."""
+        source, format = self.held_out()
+        return (row for row in source.rows("measure") if format.takes(row))
+
+    def reads(self) -> Source:
+        return self.held_out()[0]
+
+    def check(self) -> None:
+        self.held_out()
+
+    def digest(self) -> str:
+        return digest_of(self.held_out()[0])
+
+
+def digest_of(source: Source) -> str:
+    """Return the tagged SHA-256 of what a user's file gives to be measured and to be shown as exemplars; nothing for Calibrant's own sources."""
+    if isinstance(source, PerDraw):
+        return digest_of(source.measured())
+    return identity([source.holding(part).digest for part in ("measure", "exemplars")]) if isinstance(source, UserFile) else ""

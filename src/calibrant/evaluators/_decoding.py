@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from calibrant.data import by_length
 from calibrant.errors import DataError, NumericsError
-from calibrant.evaluators._forward import accepted
+from calibrant.evaluators._windows import accepted
 
 TOKENS_PER_BATCH: Final = 16_384
 """Tokens, shown or to come, whose keys and values are held at once; the result doesn't depend on it beyond rounding."""
@@ -56,11 +57,8 @@ class Decoder:
 
     def batches(self) -> Iterator[list[int]]:
         """The numbers of the prompts that are decoded together: those of like length, the longest first. The same for the same prompts."""
-        ordered = sorted(range(len(self.prompts)), key=lambda i: -len(self.prompts[i]))
-        while ordered:
-            size = max(1, TOKENS_PER_BATCH // (len(self.prompts[ordered[0]]) + self.most)) if remembers(self.model) else 1
-            yield ordered[:size]
-            ordered = ordered[size:]
+        # A model that remembers more takes one prompt at a time, since two of them wouldn't fit.
+        yield from by_length([len(prompt) + self.most for prompt in self.prompts], TOKENS_PER_BATCH if remembers(self.model) else 1)
 
     def run(self, batch: Sequence[int]) -> list[Generated]:
         """What the model writes after each of these prompts."""

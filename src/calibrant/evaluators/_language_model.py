@@ -222,7 +222,7 @@ class Answering:
             left -= len(found)
             self._told("scoring", len(order) - left, len(order))
 
-        score(self.model, list(distinct.values()), tokens_per_pass=self._budget, told=keep, known=known, measured=self._measured)
+        score(self.model, list(distinct.values()), tokens_per_pass=self._budget, on_results=keep, known=known, measured=self._measured)
         return [Scored(*self._journal[name]) for name in names]
 
     def _ending(self, options: Mapping[str, Any]) -> Ending:

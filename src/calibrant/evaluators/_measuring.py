@@ -1,16 +1,18 @@
-"""`evaluate`: a model, some evaluators, their measurements."""
+"""`evaluate`: a model, some evaluators, their measurements; none on what the model was calibrated on, unless somebody asks for exactly that."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from calibrant.data import Stored
-from calibrant.errors import SpecError
-from calibrant.evaluators._base import Evaluator
-from calibrant.evaluators._guard import calibrated_on, refuse
+from calibrant.data import CalibrationSet, Row, Stored
+from calibrant.data.user_file import UserFile, files_behind
+from calibrant.errors import DataError, SpecError
+from calibrant.evaluators._base import Evaluator, Subject
+from calibrant.inspection.leaks import LeakCount, RowFingerprints, find_leaks, serious
 from calibrant.models import Opened, open_model, read_manifest
 from calibrant.models.cache import cache_folder
 from calibrant.outcomes import Journal, Measurement, Score
@@ -67,7 +69,7 @@ def timed(
     """One measurement: its scores say how many rows of how many they are over, and its provenance the seconds it took."""
     began = time.perf_counter()
     with freed_memory_kept():
-        measured = task.measure(opened.model, opened.tokenizer, reference, progress, journal)
+        measured = task.measure(Subject(opened.model, opened.tokenizer, reference, progress, Journal() if journal is None else journal))
     about = {"model": opened.name, "note": opened.note, "dtype": str(opened.dtype).removeprefix("torch.")}
     score, *beside = (_counted(task, score) for score in (measured.score, *measured.beside))
     return replace(measured, score=score, beside=tuple(beside), provenance={"seconds": time.perf_counter() - began, **about})
@@ -97,3 +99,44 @@ def _journal(task: Evaluator, opened: Opened, reference: Opened | None) -> Journ
     about = [opened.digest, canonical(task), str(opened.dtype), reference.digest if reference and task.compares else ""]
     question = identity([*about, *filter(None, [task.digest()])])
     return Journal(cache_folder() / "journals" / f"{question.rpartition(':')[2]}.jsonl", question)
+
+
+def leaks(sets: Iterable[CalibrationSet], evaluators: Sequence[Evaluator]) -> dict[str, dict[str, int]]:
+    """How many rows of the users' own files in each set are also measured, by set and evaluator; what has none is left out.
+
+    The sources that Calibrant knows take such rows out of themselves. A file's whole calibrate part is looked at, whatever the draw.
+    """
+    found: dict[str, dict[str, int]] = {}
+    measured: dict[str, list[Row]] = {}
+    files: dict[tuple[UserFile, str], int] = {}
+    for chosen in {str(s): s for s in sets}.values():
+        for evaluator in evaluators:
+            for file in {file for part in chosen.parts for file in files_behind(part.source)}:
+                name = str(evaluator)
+                if (file, name) not in files:
+                    measured.setdefault(name, list(evaluator.rows()))
+                    rows = file.holding("calibrate").rows
+                    files[file, name] = len({leak.row for leak in find_leaks(rows, measured[name]) if serious(leak)})
+                if files[file, name]:
+                    held = found.setdefault(str(chosen), {})
+                    held[name] = held.get(name, 0) + files[file, name]
+    return found
+
+
+def refuse(found: Mapping[str, Mapping[str, int | LeakCount]]) -> None:
+    """`DataError` for the first calibration set, or compressed model, that has leaks."""
+    for data, counts in found.items():
+        evaluator, leaked = next(iter(counts.items()))
+        count, kinds = (leaked.count, f" ({leaked})") if isinstance(leaked, LeakCount) else (leaked, "")
+        raise DataError(
+            f"{count} rows of {data} are also measured by {evaluator}{kinds}; take them out or measure something else, "
+            f"or allow it with --allow-leak (in Python allow_leak=True), which the record keeps",
+            subject=data,
+        )
+
+
+def calibrated_on(manifest: Mapping[str, Any] | None, folder: str | Path, evaluator: Evaluator) -> LeakCount:
+    """Which of the rows that `evaluator` measures the compressed model in `folder` was calibrated on, by its manifest and the array beside it."""
+    if manifest is None:
+        return LeakCount()
+    return RowFingerprints.read(manifest, folder).leaks(evaluator.rows(), isinstance(evaluator.reads(), UserFile))

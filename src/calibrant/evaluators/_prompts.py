@@ -11,6 +11,7 @@ The likelihood of a choice without its question is that behind the bare `Answer:
 name alone instead.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -19,7 +20,6 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import Row, lettered, start_tokens
 from calibrant.data.formats._asked import asked
-from calibrant.evaluators._exemplars import drawn
 from calibrant.evaluators._scoring import Request
 from calibrant.evaluators._wrong import by_hash, is_number, wrong_numbers
 
@@ -80,7 +80,20 @@ def exemplars(rows: Iterable[Row], put: Put, seed: int) -> list[Item]:
     return [item for item in map(put, drawn(rows, seed)) if item is not None]
 
 
-class Tokens:
+def drawn(pool: Iterable[Row], seed: int) -> list[Row]:
+    """Return all rows of a pool in an order that `seed` and their content decide: no answer a second time before every other one came as often.
+
+    So a few examples of a set with labels show each label, and more of them go on where fewer end.
+    """
+    came: dict[str | None, int] = {}
+    ranked: list[tuple[int, str, Row]] = []
+    for place, row in sorted(((hashlib.sha256(f"{seed} {row.key}".encode()).hexdigest(), row) for row in pool), key=lambda pair: pair[0]):
+        ranked.append((came.get(row.answer, 0), place, row))
+        came[row.answer] = came.get(row.answer, 0) + 1
+    return [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])]
+
+
+class TokenizedTexts:
     """Texts as requests, each text tokenized once. The continuation is what the whole has behind the tokens that it shares with its context."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

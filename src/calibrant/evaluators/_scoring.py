@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from calibrant.data import by_length
 from calibrant.errors import DataError, NumericsError
-from calibrant.evaluators._forward import accepted
-from calibrant.evaluators._windows import Window, predictions, wide
+from calibrant.evaluators._windows import Window, accepted, predictions, wide
 from calibrant.outcomes import Journal
 
 LOGITS: Final = 2**25
@@ -74,11 +74,11 @@ def score(
     requests: Sequence[Request],
     *,
     tokens_per_pass: int = 512,
-    told: Callable[[Mapping[int, Scored]], None] | None = None,
+    on_results: Callable[[Mapping[int, Scored]], None] | None = None,
     known: Mapping[int, Scored] | None = None,
     measured: str = "a request",
 ) -> list[Scored]:
-    """The score of each request, in their order. `told` hears of results by index as they come.
+    """The score of each request, in their order. `on_results` hears of results by index as they come.
 
     `known` are results of an earlier call with the same requests: they are given back as they are, and only passes that hold others are run, with
     the same company as then. Raises `DataError` for a request that is empty or longer than the model has positions, `NumericsError`, which
@@ -92,7 +92,7 @@ def score(
     for index, request in enumerate(requests):
         indices.setdefault(request, []).append(index)
     longest = _checked(model, distinct)
-    passes: _Passes = (_Trees if shares(model, longest) else _Rows)(model, distinct, tokens_per_pass)
+    passes: _Passes = (_Trees if shares(model, longest) else _PaddedRows)(model, distinct, tokens_per_pass)
     for pack in passes.packs():
         if all(distinct[i] in found for i in pack):
             continue
@@ -100,8 +100,8 @@ def score(
         if not all(np.isfinite(scored.nats) for scored in new.values()):
             raise NumericsError(f"the log likelihood of {measured} isn't finite: the model's outputs aren't", subject=measured)
         found |= new
-        if told:
-            told({index: scored for request, scored in new.items() for index in indices[request]})
+        if on_results:
+            on_results({index: scored for request, scored in new.items() for index in indices[request]})
     return [found[request] for request in requests]
 
 
@@ -111,10 +111,10 @@ def score_named(
     journal: Journal,
     *,
     tokens_per_pass: int = 512,
-    told: Callable[[int], None] | None = None,
+    on_count: Callable[[int], None] | None = None,
     measured: str = "a request",
 ) -> dict[str, list[Scored]]:
-    """The scores of the requests of each name, which go into `journal` under that name once all of them are known; `told` hears how many came.
+    """The scores of the requests of each name, which go into `journal` under that name once all of them are known; `on_count` hears how many came.
 
     What the journal has isn't scored again, unless it shares a pass with something that is: so a run that was killed ends as one that wasn't.
     """
@@ -127,13 +127,13 @@ def score_named(
         found.update(new)
         whole = [name for name in dict.fromkeys(owners[i] for i in new) if all(i in found for i in spans[name])]
         journal.add({name: [[s.nats, s.tokens, s.greedy] for s in map(found.__getitem__, spans[name])] for name in whole})
-        if told:
-            told(len(new))
+        if on_count:
+            on_count(len(new))
 
-    if told:
-        told(len(found))
+    if on_count:
+        on_count(len(found))
     every = [request for own in requests.values() for request in own]
-    scored = score(model, every, tokens_per_pass=tokens_per_pass, told=keep, known=dict(found), measured=measured)
+    scored = score(model, every, tokens_per_pass=tokens_per_pass, on_results=keep, known=dict(found), measured=measured)
     return {name: [scored[i] for i in span] for name, span in spans.items()}
 
 
@@ -290,21 +290,15 @@ def _additive(tree: _Tree, begin: int, model: PreTrainedModel) -> Tensor:
 
 
 @final
-class _Rows:
+class _PaddedRows:
     """Passes of requests of like length, padded on the right, each seen from its first token."""
 
     def __init__(self, model: PreTrainedModel, requests: Sequence[Request], tokens: int) -> None:
         self._model, self._requests, self._tokens = model, requests, tokens
 
     def packs(self) -> list[list[int]]:
-        """The longest first."""
-        order = sorted(range(len(self._requests)), key=lambda i: len(self._requests[i].shown), reverse=True)
-        packs: list[list[int]] = []
-        while order:
-            size = max(1, self._tokens // (len(self._requests[order[0]].shown) + 1))
-            packs.append(order[:size])
-            order = order[size:]
-        return packs
+        """Return the longest first, each with the last token of its continuation."""
+        return list(by_length([len(r.shown) + 1 for r in self._requests], self._tokens))
 
     @torch.no_grad()
     def run(self, pack: Sequence[int]) -> dict[int, Scored]:

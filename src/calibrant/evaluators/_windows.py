@@ -1,19 +1,19 @@
 """Windows of held-out documents, and how badly a model predicts them: what the measures of running text share."""
 
+import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from abc import ABC
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from calibrant.data import Format, Row, Source, start_tokens
-from calibrant.errors import DataError
-from calibrant.evaluators._forward import accepted
-from calibrant.outcomes import Journal
-from calibrant.progress import Progress
+from calibrant.data import Format, Row, Source, by_length, held_out, padded, start_tokens
+from calibrant.errors import DataError, SpecError
+from calibrant.evaluators._base import SourceEvaluator, Subject
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,37 @@ class Window:
         return len(self.ids) - self.unscored
 
 
-def cut_documents(source: Source, rows: Iterable[Row], format: Format, tokenizer: PreTrainedTokenizerBase, length: int, tokens: int) -> list[Window]:
-    """First windows of all documents, then second ones, …, until `tokens` are scored. `DataError` if there is nothing to score."""
-    return within(source, in_turn(cut(row, format, tokenizer, length) for row in rows), tokens)
+@dataclass(frozen=True, repr=False)
+class TextEvaluator(SourceEvaluator, ABC):
+    """Measures how a model predicts the tokens of held-out documents, window by window."""
+
+    source: str = "wikitext"
+    format: str | None = None
+    tokens: int = 65_536
+    length: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or self.length < 2:
+            name = self.spec_name()
+            raise SpecError(f"{name}(tokens={self.tokens}, length={self.length}): tokens must be at least 1 and length at least 2", subject=name)
+
+    def held_out(self) -> tuple[Source, Format]:
+        return held_out(self.source, self.format)
+
+    def limited(self, limit: int) -> "TextEvaluator":
+        """Return the same with a budget of `limit` tokens."""
+        return replace(self, tokens=limit)
+
+    @property
+    def measured(self) -> str:
+        """What is measured, as a score says it: `gsm8k:qa`."""
+        source, format = self.held_out()
+        return f"{source}:{format.spec_name()}"
+
+    def windows(self, tokenizer: PreTrainedTokenizerBase) -> list[Window]:
+        """Return first windows of all documents, then second ones, …, until `tokens` are scored. Raises `DataError` if nothing can be scored."""
+        source, format = self.held_out()
+        return within(source, in_turn(cut(row, format, tokenizer, self.length) for row in self.rows()), self.tokens)
 
 
 def within(source: Source, windows: Iterable[Window], tokens: int) -> list[Window]:
@@ -88,33 +116,21 @@ def in_turn(documents: Iterator[Iterator[Window]]) -> Iterator[Window]:
         waiting = iter(again)
 
 
-def batches(windows: Sequence[Window], tokens: int) -> Iterator[list[Window]]:
-    """Windows of like length together, the longest first, so that little is padded and memory runs out at once or never."""
-    ordered = sorted(windows, key=lambda w: len(w.ids), reverse=True)
-    while ordered:
-        size = max(1, tokens // len(ordered[0].ids))
-        yield ordered[:size]
-        ordered = ordered[size:]
+def score_windows(
+    windows: Sequence[Window], tokens_per_batch: int, scored: Callable[[list[Window]], Sequence[Any]], subject: Subject, name: str
+) -> Mapping[str, Any]:
+    """Return what `scored` gives for each window, by the window's name: what the subject's journal has, and what it gets now.
 
-
-def keep_all(
-    windows: Sequence[Window],
-    tokens_per_batch: int,
-    measured: Callable[[list[Window]], Sequence[Any]],
-    journal: Journal,
-    progress: Progress,
-    told: str,
-) -> None:
-    """What `measured` gives for each window, into `journal`; batches that are there already are passed over.
-
-    A batch of which only a part is there is measured again as a whole, so that a run that was killed gives bit for bit what one that wasn't gives.
+    A batch of which only a part is there is scored again as a whole, so that a run that was killed gives bit for bit what one that wasn't gives.
     """
-    total, done = sum(w.scored for w in windows), 0
-    for batch in batches(windows, tokens_per_batch):
+    total, done, journal = sum(w.scored for w in windows), 0, subject.journal
+    for places in by_length([len(w.ids) for w in windows], tokens_per_batch):
+        batch = [windows[place] for place in places]
         if not all(w.name in journal for w in batch):
-            journal.add({w.name: found for w, found in zip(batch, measured(batch), strict=True)})
+            journal.add({w.name: result for w, result in zip(batch, scored(batch), strict=True)})
         done += sum(w.scored for w in batch)
-        progress(told, done, total)
+        subject.progress(f"measuring {name}", done, total)
+    return {w.name: journal[w.name] for w in windows}
 
 
 def by_document(windows: Iterable[Window]) -> dict[str, list[Window]]:
@@ -125,17 +141,9 @@ def by_document(windows: Iterable[Window]) -> dict[str, list[Window]]:
     return {document: documents[document] for document in sorted(documents)}
 
 
-def padded(model: PreTrainedModel, batch: Sequence[Window]) -> dict[str, Tensor]:
-    """The arguments of a forward over these windows, padded on the right; a mask only where it is needed."""
-    longest = max(len(w.ids) for w in batch)
-    ids = torch.tensor([w.ids + [0] * (longest - len(w.ids)) for w in batch], device=model.device)
-    shown = torch.tensor([[1] * len(w.ids) + [0] * (longest - len(w.ids)) for w in batch], device=model.device)
-    return {"input_ids": ids} | ({} if all(len(w.ids) == longest for w in batch) else {"attention_mask": shown})
-
-
 def predictions(model: PreTrainedModel, batch: Sequence[Window]) -> Iterator[Tensor]:
     """For each window the logits `[scored token, vocabulary]` from which its scored tokens are predicted."""
-    given = padded(model, batch)
+    given = padded([w.ids for w in batch], model.device)
     longest = given["input_ids"].shape[1]
     # The head is only applied from the first position on that somebody scores; usually that is all of them.
     left_out = min(w.unscored for w in batch) - 1
@@ -159,3 +167,9 @@ def summed_nats(model: PreTrainedModel, batch: Sequence[Window]) -> list[float]:
         given = torch.tensor(window.ids[window.unscored :], device=row.device)
         totals.append(float(torch.nn.functional.cross_entropy(wide(row), given, reduction="none").double().sum()))
     return totals
+
+
+def accepted(model: PreTrainedModel, **given: Any) -> dict[str, Any]:
+    """Return those of the arguments that the model's forward names: not every family has every one."""
+    known = inspect.signature(model.forward).parameters
+    return {name: value for name, value in given.items() if name in known}

@@ -9,22 +9,18 @@ exactly zero. They say nothing about whether what changed was any good.
 The distributions are float32, or float64 for models that are. The context length is part of the score, as it is for a loss.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from calibrant.data import Row, Source, held_out
 from calibrant.errors import ModelError, NumericsError, SpecError
 from calibrant.estimates import ratio
-from calibrant.evaluators._base import Evaluator
-from calibrant.evaluators._digest import digest_of
-from calibrant.evaluators._windows import Window, by_document, cut_documents, keep_all, predictions, wide
-from calibrant.outcomes import Journal, Measurement, Outcome, Score
-from calibrant.progress import Progress, silent
+from calibrant.evaluators._base import Subject
+from calibrant.evaluators._windows import TextEvaluator, Window, by_document, predictions, score_windows, wide
+from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.spec import identity
 
 TOKENS_PER_BATCH: Final = 1024
@@ -37,67 +33,32 @@ Compared = tuple[float, int]
 
 
 @dataclass(frozen=True, repr=False)
-class Agreement(Evaluator):
+class Agreement(TextEvaluator):
     """Mean KL(untouched ‖ compressed) per token of held-out text, in nats; beside it how often the most probable token is the same."""
 
-    source: str = "wikitext"
-    format: str | None = None
     tokens: int = 16_384
     length: int = 512
 
     compares = True
 
-    def __post_init__(self) -> None:
-        if self.tokens < 1 or self.length < 2:
-            raise SpecError(
-                f"agreement(tokens={self.tokens}, length={self.length}): tokens must be at least 1 and length at least 2", subject="agreement"
-            )
-
-    def rows(self) -> Iterator[Row]:
-        """The documents of the source's measured part."""
-        source, format = held_out(self.source, self.format)
-        return (row for row in source.rows("measure") if format.takes(row))
-
-    def reads(self) -> Source:
-        """The source whose measured part is read."""
-        return held_out(self.source, self.format)[0]
-
-    def check(self) -> None:
-        """Whether there is such a source and its format."""
-        held_out(self.source, self.format)
-
-    def digest(self) -> str:
-        """What a user's file holds of it."""
-        return digest_of(held_out(self.source, self.format)[0])
-
-    def limited(self, limit: int) -> "Agreement":
-        """The same with a budget of `limit` tokens."""
-        return replace(self, tokens=limit)
-
-    def measure(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        reference: PreTrainedModel | None = None,
-        progress: Progress = silent,
-        journal: Journal | None = None,
-    ) -> Measurement:
-        """The divergence with one outcome per document: `value` its summed nats, `weight` its scored tokens, `agreed` those predicted alike.
+    def measure(self, subject: Subject) -> Measurement:
+        """Return the divergence with one outcome per document: `value` its summed nats, `weight` its scored tokens, `agreed` those predicted alike.
 
         Raises `SpecError` without a reference, `ModelError` for one with another vocabulary, `NumericsError` for outputs that aren't finite.
         """
+        reference = subject.reference
         if reference is None:
             raise SpecError(
-                f"{self} compares a model with the untouched one, and none was given; give --reference, or measure(…, reference=model)",
+                f"{self} compares a model with the untouched one, and none was given; give --reference, or Subject(…, reference=model)",
                 subject=str(self),
             )
-        source, format = held_out(self.source, self.format)
-        measured = f"{source}:{format.spec_name()}"
-        windows = cut_documents(source, self.rows(), format, tokenizer, self.length, self.tokens)
-        kept = Journal() if journal is None else journal
-        keep_all(windows, TOKENS_PER_BATCH, lambda batch: _compared(model, reference, batch, measured), kept, progress, f"measuring {self}")
-        outcomes = tuple(_outcome(document, own, [tuple(kept[w.name]) for w in own]) for document, own in by_document(windows).items())
-        return self._measurement(outcomes, measured)
+        windows, measured = self.windows(subject.tokenizer), self.measured
+        compared = score_windows(windows, TOKENS_PER_BATCH, lambda batch: _compared(subject.model, reference, batch, measured), subject, str(self))
+        outcomes: list[Outcome] = []
+        for document, own in by_document(windows).items():
+            divergences, agreed = zip(*(compared[w.name] for w in own), strict=True)
+            outcomes.append(Outcome(document, sum(divergences), float(sum(w.scored for w in own)), {"agreed": sum(agreed)}))
+        return self._measurement(tuple(outcomes), measured)
 
     def _measurement(self, outcomes: tuple[Outcome, ...], measured: str) -> Measurement:
         weights = [o.weight for o in outcomes]
@@ -111,11 +72,6 @@ class Agreement(Evaluator):
         n = len(outcomes)
         top = Score(measured, "top1_agreement", *agreed, n, "share of tokens", "higher", facts=facts)
         return Measurement(Score(measured, "kl", *divergence, n, "nats/token", "lower", facts=facts), outcomes, beside=(top,))
-
-
-def _outcome(document: str, windows: Sequence[Window], found: Sequence[Compared]) -> Outcome:
-    facts = {"agreed": sum(agreed for _, agreed in found)}
-    return Outcome(document, sum(nats for nats, _ in found), float(sum(w.scored for w in windows)), facts)
 
 
 @torch.no_grad()

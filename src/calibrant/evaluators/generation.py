@@ -19,19 +19,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from calibrant.data import Row, Source, held_out, start_tokens
+from calibrant.data import Format, Row, Source, held_out, start_tokens
 from calibrant.data.formats._asked import asked
 from calibrant.errors import DataError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._answers import normalised, number_of, read_choice, read_number, same
-from calibrant.evaluators._base import Evaluator
+from calibrant.evaluators._base import SourceEvaluator, Subject
 from calibrant.evaluators._decoding import Decoder, Generated
-from calibrant.evaluators._digest import digest_of
-from calibrant.evaluators._exemplars import drawn
-from calibrant.outcomes import Journal, Measurement, Outcome, Score
-from calibrant.progress import Progress, silent
+from calibrant.evaluators._prompts import drawn
+from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.spec import identity
 
 BETWEEN: Final = "\n\n"
@@ -43,7 +41,7 @@ Kind = Literal["number", "choice", "words"]
 
 
 @dataclass(frozen=True, repr=False)
-class Generation(Evaluator):
+class Generation(SourceEvaluator):
     """How often the answer that a model writes is the right one: greedy decoding after examples, exact match of what is read out of it."""
 
     name: str = "gsm8k"
@@ -59,55 +57,39 @@ class Generation(Evaluator):
             if value is not None and value < least:
                 raise SpecError(f"generation({name}={value}): {name} must be at least {least}", subject=name)
 
+    def held_out(self) -> tuple[Source, Format]:
+        return held_out(self.name, "qa")
+
     def rows(self) -> Iterator[Row]:
-        """The questions of the source's measured part that have an answer."""
-        source, _ = held_out(self.name, "qa")
+        """Return the questions of the source's measured part that have an answer."""
+        source, _ = self.held_out()
         return (row for row in source.rows("measure") if row.question and row.answer)
-
-    def reads(self) -> Source:
-        """The set whose measured part is read."""
-        return held_out(self.name, "qa")[0]
-
-    def check(self) -> None:
-        """Whether there is such a set."""
-        held_out(self.name, "qa")
-
-    def digest(self) -> str:
-        """What a user's file holds of it."""
-        return digest_of(held_out(self.name, "qa")[0])
 
     def limited(self, limit: int) -> "Generation":
         """The same with the first `limit` questions in the order of their hashes."""
         return replace(self, limit=limit)
 
-    def measure(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        reference: PreTrainedModel | None = None,
-        progress: Progress = silent,
-        journal: Journal | None = None,
-    ) -> Measurement:
-        """The share of right answers with one outcome per question: `value` 1 if it is right, `extracted` what was read, `tokens`, `cut`.
+    def measure(self, subject: Subject) -> Measurement:
+        """Return the share of right answers with one outcome per question: `value` 1 if it is right, `extracted` what was read, `tokens`, `cut`.
 
         Texts are not kept: `extracted` is a number, a label, the letter of a choice, or a hash of other words; empty where nothing could be read.
         """
-        source, _ = held_out(self.name, "qa")
+        source, _ = self.held_out()
+        tokenizer, journal = subject.tokenizer, subject.journal
         rows = self._measured(source)
         shown = self.exemplars(source)
-        reader = _Reader(tokenizer, rows, self.cot)
+        reader = _AnswerReader(tokenizer, rows, self.cot)
         most = self.max_tokens or reader.most()
-        kept = Journal() if journal is None else journal
-        decoder = Decoder(model, self._prompts(shown, rows, tokenizer), most, reader.ended, f"generation of {source}")
+        decoder = Decoder(subject.model, self._prompts(shown, rows, tokenizer), most, reader.ended, f"generation of {source}")
         done = 0
         for batch in decoder.batches():
             # A batch of which only a part is kept is decoded again as a whole, so that a run that was killed ends as one that wasn't.
-            if not all(rows[number].name in kept for number in batch):
+            if not all(rows[number].name in journal for number in batch):
                 written = decoder.run(batch)
-                kept.add({rows[n].name: reader.read(rows[n], answer) for n, answer in zip(batch, written, strict=True)})
+                journal.add({rows[n].name: reader.read(rows[n], answer) for n, answer in zip(batch, written, strict=True)})
             done += len(batch)
-            progress(f"measuring {self}", done, len(rows))
-        outcomes = tuple(_outcome(row.name, kept[row.name]) for row in rows)
+            subject.progress(f"measuring {self}", done, len(rows))
+        outcomes = tuple(_outcome(row.name, journal[row.name]) for row in rows)
         return Measurement(self._score(source, rows, shown, outcomes, most), outcomes)
 
     def exemplars(self, source: Source) -> tuple[Row, ...]:
@@ -152,7 +134,7 @@ class Generation(Evaluator):
         return Score(measured, "exact_match", value, stderr, n, "share of questions", "higher", chance, facts)
 
 
-class _Reader:
+class _AnswerReader:
     """Reads answers out of what a model wrote, and knows when there is nothing more to read."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], cot: bool) -> None:

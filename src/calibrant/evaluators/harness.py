@@ -13,6 +13,7 @@ This is the only file that imports `lm_eval`, and only when it is asked for some
 """
 
 import contextlib
+import hashlib
 import importlib
 import logging
 import math
@@ -21,22 +22,21 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from yaml import YAMLError
 
 from calibrant.data import Row
 from calibrant.errors import CalibrantError, DataError, NumericsError, SpecError
 from calibrant.estimates import ratio
-from calibrant.evaluators._base import Evaluator
-from calibrant.evaluators._digest import digest_of_folder
+from calibrant.evaluators._base import Evaluator, Subject
 from calibrant.evaluators._language_model import Answering
+from calibrant.foreign import user_path
 from calibrant.models.quiet import quiet, quoted
-from calibrant.outcomes import Journal, Measurement, Outcome, Score
-from calibrant.progress import Progress, silent
+from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.registry import did_you_mean
 from calibrant.spec import identity
 
@@ -83,28 +83,21 @@ class Harness(Evaluator):
         """The same with the first `limit` documents."""
         return replace(self, limit=limit)
 
-    def measure(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        reference: PreTrainedModel | None = None,
-        progress: Progress = silent,
-        journal: Journal | None = None,
-    ) -> Measurement:
-        """The task's metric with one outcome per document, its other metrics beside it. An item is named by the hash of its document.
+    def measure(self, subject: Subject) -> Measurement:
+        """Return the task's metric with one outcome per document, its other metrics beside it. An item is named by the hash of its document.
 
         `metric` names another one to be the score, and a filter if need be (`'exact_match,flexible-extract'`); it must be a mean over documents,
         or bits per byte: what can't be told item by item stands beside only.
         """
 
         def told(what: str, done: int, total: int) -> None:
-            progress(f"{what} {self}", done, total)
+            subject.progress(f"{what} {self}", done, total)
 
-        answering = language_model()(model, tokenizer, progress=told, journal=journal, measured=str(self))
+        answering = language_model()(subject.model, subject.tokenizer, progress=told, journal=subject.journal, measured=str(self))
         with _undisturbed():
             task = self._task()
             found = _harness("lm_eval").evaluate(answering, {"tasks": {self.task: task}}, limit=self.limit, bootstrap_iters=0)
-        return _Results(self, task, found).measurement()
+        return _HarnessResults(self, task, found).measurement()
 
     def _task(self) -> Any:
         """The task as the harness's command line would set it up. `SpecError` for a name that is none, `DataError` if its data can't be had."""
@@ -154,7 +147,7 @@ class Harness(Evaluator):
         return manager
 
 
-class _Results:
+class _HarnessResults:
     """What the harness found, as one of our measurements."""
 
     def __init__(self, asked: Harness, task: Any, found: Mapping[str, Any]) -> None:
@@ -330,6 +323,22 @@ def _undisturbed() -> Iterator[None]:
         np.random.set_state(states[1])  # noqa: NPY002
         if bars:
             datasets.enable_progress_bars()
+
+
+def digest_of_folder(given: str) -> str:
+    """The tagged SHA-256 of the names and contents of all files in a user's folder, hidden ones aside. `DataError` for one that can't be read."""
+    folder = user_path(given, DataError)
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    try:
+        shown = sorted(name.as_posix() for name in names if not any(step.startswith((".", "__pycache__")) for step in name.parts))
+        return identity([[name, _sha256(folder / name)] for name in shown])
+    except OSError as error:
+        raise DataError(f"{str(folder)!r} can't be read ({error.strerror}); its files are part of what is measured", subject=given) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _number(value: Any) -> bool:

@@ -9,19 +9,13 @@ predicted from. The context length is part of the score: losses at different len
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from calibrant.data import Row, Source, held_out
-from calibrant.errors import NumericsError, SpecError
+from calibrant.errors import NumericsError
 from calibrant.estimates import ratio
-from calibrant.evaluators._base import Evaluator
-from calibrant.evaluators._digest import digest_of
-from calibrant.evaluators._windows import by_document, cut_documents, keep_all, summed_nats
-from calibrant.outcomes import Journal, Measurement, Outcome, Score
-from calibrant.progress import Progress, silent
+from calibrant.evaluators._base import Subject
+from calibrant.evaluators._windows import TextEvaluator, by_document, score_windows, summed_nats
+from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.spec import identity
 
 TOKENS_PER_BATCH = 2048
@@ -29,56 +23,17 @@ TOKENS_PER_BATCH = 2048
 
 
 @dataclass(frozen=True, repr=False)
-class Loss(Evaluator):
+class Loss(TextEvaluator):
     """Mean negative log likelihood of held-out text, in nats per token; perplexity and bits per byte beside it."""
 
-    source: str = "wikitext"
-    format: str | None = None
-    tokens: int = 65_536
-    length: int = 2048
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1 or self.length < 2:
-            raise SpecError(f"loss(tokens={self.tokens}, length={self.length}): tokens must be at least 1 and length at least 2", subject="loss")
-
-    def rows(self) -> Iterator[Row]:
-        """The documents of the source's measured part."""
-        source, format = held_out(self.source, self.format)
-        return (row for row in source.rows("measure") if format.takes(row))
-
-    def reads(self) -> Source:
-        """The source whose measured part is read."""
-        return held_out(self.source, self.format)[0]
-
-    def check(self) -> None:
-        """Whether there is such a source and its format."""
-        held_out(self.source, self.format)
-
-    def digest(self) -> str:
-        """What a user's file holds of it."""
-        return digest_of(held_out(self.source, self.format)[0])
-
-    def limited(self, limit: int) -> "Loss":
-        """The same with a budget of `limit` tokens."""
-        return replace(self, tokens=limit)
-
-    def measure(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        reference: PreTrainedModel | None = None,
-        progress: Progress = silent,
-        journal: Journal | None = None,
-    ) -> Measurement:
-        """The loss with one outcome per document: `value` its summed nats, `weight` its scored tokens."""
-        source, format = held_out(self.source, self.format)
-        windows = cut_documents(source, self.rows(), format, tokenizer, self.length, self.tokens)
-        kept = Journal() if journal is None else journal
-        keep_all(windows, TOKENS_PER_BATCH, lambda batch: summed_nats(model, batch), kept, progress, f"measuring {self}")
+    def measure(self, subject: Subject) -> Measurement:
+        """Return the loss with one outcome per document: `value` its summed nats, `weight` its scored tokens."""
+        windows = self.windows(subject.tokenizer)
+        nats = score_windows(windows, TOKENS_PER_BATCH, lambda batch: summed_nats(subject.model, batch), subject, str(self))
         outcomes = tuple(
-            Outcome(document, sum(kept[w.name] for w in own), float(sum(w.scored for w in own))) for document, own in by_document(windows).items()
+            Outcome(document, sum(nats[w.name] for w in own), float(sum(w.scored for w in own))) for document, own in by_document(windows).items()
         )
-        return Measurement(self._score(outcomes, sum(w.size for w in windows), f"{source}:{format.spec_name()}"), outcomes)
+        return Measurement(self._score(outcomes, sum(w.size for w in windows), self.measured), outcomes)
 
     def _score(self, outcomes: tuple[Outcome, ...], size: int, measured: str) -> Score:
         loss, stderr = ratio([o.value for o in outcomes], [o.weight for o in outcomes])

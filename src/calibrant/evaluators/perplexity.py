@@ -26,18 +26,16 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 from typing import Final
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import Format, Row, Source, held_out, start_tokens
 from calibrant.data.hub import records
 from calibrant.data.sources.wikitext import HUB, WikiText
 from calibrant.errors import NumericsError, SpecError
 from calibrant.estimates import ratio
-from calibrant.evaluators._base import Evaluator
-from calibrant.evaluators._digest import digest_of
-from calibrant.evaluators._windows import Window, by_document, in_turn, keep_all, summed_nats, within
-from calibrant.outcomes import Journal, Measurement, Outcome, Score
-from calibrant.progress import Progress, silent
+from calibrant.evaluators._base import SourceEvaluator, Subject
+from calibrant.evaluators._windows import Window, by_document, in_turn, score_windows, summed_nats, within
+from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.spec import identity
 
 TOKENS_PER_BATCH: Final = 2048
@@ -48,7 +46,7 @@ LETTERS_PER_TOKEN: Final = 8
 
 
 @dataclass(frozen=True, repr=False)
-class Perplexity(Evaluator):
+class Perplexity(SourceEvaluator):
     """Mean negative log likelihood of one running text, cut into windows of equal length, in nats per token; perplexity beside it."""
 
     source: str = "wikitext"
@@ -68,44 +66,27 @@ class Perplexity(Evaluator):
                 subject="stride",
             )
 
-    def rows(self) -> Iterator[Row]:
-        """The documents of the source's measured part."""
-        source, format = held_out(self.source)
-        return (row for row in source.rows("measure") if format.takes(row))
-
-    def reads(self) -> Source:
-        """The source whose measured part is read."""
-        return held_out(self.source)[0]
-
-    def check(self) -> None:
-        """Whether there is such a source."""
-        held_out(self.source)
-
-    def digest(self) -> str:
-        """What a user's file holds of it."""
-        return digest_of(held_out(self.source)[0])
+    def held_out(self) -> tuple[Source, Format]:
+        return held_out(self.source)
 
     def limited(self, limit: int) -> "Perplexity":
         """The same with a budget of `limit` tokens."""
         return replace(self, tokens=limit)
 
-    def measure(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        reference: PreTrainedModel | None = None,
-        progress: Progress = silent,
-        journal: Journal | None = None,
-    ) -> Measurement:
-        """The loss with one outcome per window, or per document if these aren't joined: `value` its summed nats, `weight` its scored tokens."""
-        source, format = held_out(self.source)
-        pieces = self._pieces(source, format, tokenizer) if self.joined else []
-        cut = self._cut(JOINT.join(pieces), tokenizer) if self.joined else self._by_document(format, tokenizer)
+    def measure(self, subject: Subject) -> Measurement:
+        """Return the loss, one outcome per window, or per document if these aren't joined: `value` its summed nats, `weight` its scored tokens."""
+        source, format = self.held_out()
+        tokenizer, pieces = subject.tokenizer, list[str]()
+        if self.joined:
+            wanted = self.tokens + self.tokens // (self.length - 1) + 2 * self.length
+            pieces = joined_rows(source, self.rows(), format, tokenizer, wanted)
+            cut = self._cut(JOINT.join(pieces), tokenizer)
+        else:
+            cut = in_turn(self._cut(format.render(row, tokenizer), tokenizer, row.name) for row in self.rows())
         windows = within(source, cut, self.tokens)
-        kept = Journal() if journal is None else journal
-        keep_all(windows, TOKENS_PER_BATCH, lambda batch: summed_nats(model, batch), kept, progress, f"measuring {self}")
-        items = {_place(w): [w] for w in windows} if self.joined else by_document(windows)
-        outcomes = tuple(Outcome(item, sum(kept[w.name] for w in own), float(sum(w.scored for w in own))) for item, own in items.items())
+        nats = score_windows(windows, TOKENS_PER_BATCH, lambda batch: summed_nats(subject.model, batch), subject, str(self))
+        items = {f"{w.begin:09d} {w.document}": [w] for w in windows} if self.joined else by_document(windows)
+        outcomes = tuple(Outcome(item, sum(nats[w.name] for w in own), float(sum(w.scored for w in own))) for item, own in items.items())
         measured = f"{source}:{format.spec_name()}, {'joined' if self.joined else 'document by document'}"
         score = self._score(outcomes, windows, measured)
         return Measurement(replace(score, facts={**score.facts, **_rows(source, pieces, windows)}) if self.joined else score, outcomes)
@@ -128,13 +109,6 @@ class Perplexity(Evaluator):
         }
         return Score(measured, "loss", loss, stderr, len(outcomes), "nats/token", "lower", facts=facts)
 
-    def _by_document(self, format: Format, tokenizer: PreTrainedTokenizerBase) -> Iterator[Window]:
-        return in_turn(self._cut(format.render(row, tokenizer), tokenizer, row.name) for row in self.rows())
-
-    def _pieces(self, source: Source, format: Format, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        wanted = self.tokens + self.tokens // (self.length - 1) + 2 * self.length
-        return joined_rows(source, self.rows(), format, tokenizer, wanted)
-
     def _cut(self, text: str, tokenizer: PreTrainedTokenizerBase, document: str = "") -> Iterator[Window]:
         """The windows of a text, which is a document's or, if that has no name, the joined one."""
         start = start_tokens(tokenizer)
@@ -143,7 +117,10 @@ class Perplexity(Evaluator):
         for begin, first, end in stretches(len(ids), self.length, self.stride, short=bool(document) or self.stride is not None):
             size = len(text[offsets[first - len(start)][0] : offsets[end - 1 - len(start)][1]].encode())
             shown = ids[begin:end]
-            yield Window(document or _digest(shown), begin, shown, first - begin, size, offsets[end - 1 - len(start)][1])
+            name = (
+                document or hashlib.sha256(",".join(map(str, shown)).encode()).hexdigest()[:16]
+            )  # one of the joined text is called by what it shows
+            yield Window(name, begin, shown, first - begin, size, offsets[end - 1 - len(start)][1])
 
 
 def stretches(count: int, length: int, stride: int | None, short: bool) -> Iterator[tuple[int, int, int]]:
@@ -193,12 +170,3 @@ def wikitext_lines() -> Iterator[str]:
     """The lines of WikiText-2's raw test file in its order, empty ones too, as the hub has them and the papers join them."""
     found, _ = records(HUB, "test", [("wikitext2_raw", "test")])
     return (record["text"] for record in found)
-
-
-def _place(window: Window) -> str:
-    """What a window of the joined text is called: where it begins, and what it shows."""
-    return f"{window.begin:09d} {window.document}"
-
-
-def _digest(ids: list[int]) -> str:
-    return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:16]

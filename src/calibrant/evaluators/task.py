@@ -21,18 +21,14 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, Final
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from calibrant.data import Row, Source, held_out
+from calibrant.data import Format, Row, Source, held_out
 from calibrant.errors import DataError, SpecError
 from calibrant.estimates import ratio
-from calibrant.evaluators._base import Evaluator
-from calibrant.evaluators._digest import digest_of
-from calibrant.evaluators._prompts import STYLES, Item, Put, Tokens, exemplars, prompt, put_for
+from calibrant.evaluators._base import SourceEvaluator, Subject
+from calibrant.evaluators._prompts import STYLES, Item, Put, TokenizedTexts, exemplars, prompt, put_for
 from calibrant.evaluators._scoring import Request, Scored, score_named
 from calibrant.evaluators._wrong import is_number
-from calibrant.outcomes import Journal, Measurement, Outcome, Score
-from calibrant.progress import Progress, silent
+from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.registry import did_you_mean
 from calibrant.spec import identity
 
@@ -42,7 +38,7 @@ TOKENS_PER_PASS: Final = 512
 
 
 @dataclass(frozen=True, repr=False)
-class Task(Evaluator):
+class Task(SourceEvaluator):
     """A question set, ranked by likelihood: the loss of the right answer, and accuracies with their chance level.
 
     `limit` takes the first questions in the order of their hashes. `style` is `cloze` (the text of a choice is scored) or `letters` (the choices are
@@ -63,58 +59,46 @@ class Task(Evaluator):
             if value is not None and value not in allowed:
                 raise SpecError(f"task({field}={value!r}){did_you_mean(value, allowed)}: {field} is one of {', '.join(allowed)}", subject=field)
 
+    def held_out(self) -> tuple[Source, Format]:
+        return held_out(self.name, "qa")
+
     def rows(self) -> Iterator[Row]:
-        """The questions of the set's measured part."""
+        """Return the questions of the set's measured part."""
         return self._source.rows("measure")
-
-    def reads(self) -> Source:
-        """The set whose measured part is read."""
-        return self._source
-
-    def check(self) -> None:
-        """Whether there is such a set."""
-        held_out(self.name, "qa")
-
-    def digest(self) -> str:
-        """What a user's file holds of it."""
-        return digest_of(self._source)
 
     def limited(self, limit: int) -> "Task":
         """The same with the first `limit` questions."""
         return replace(self, limit=limit)
 
-    def measure(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        reference: PreTrainedModel | None = None,
-        progress: Progress = silent,
-        journal: Journal | None = None,
-    ) -> Measurement:
-        """All scores of the set, one outcome per question. Raises `DataError` where the exemplars are too few or the set can't be asked like this."""
+    def measure(self, subject: Subject) -> Measurement:
+        """Return all scores, one outcome per question. Raises `DataError` where the exemplars are too few or the set can't be asked like this."""
         source, put = self._source, self._put
         items = [item for item in map(put, self.rows()) if item is not None]
         passed_over = len(list(self.rows())) - len(items)
         items = items[: self.limit]
         if not items:
             raise DataError(f"{source} has no question whose answer can be scored; {passed_over} rows lack what is needed", subject=str(source))
-        shots, tokens = prompt(self._exemplars(put)), Tokens(tokenizer)
+        shots, tokens = prompt(self._exemplars(put)), TokenizedTexts(subject.tokenizer)
         tokens.learn(text for item in items for o in item.options for c in (shots + o.context, o.bare) for text in (c, c + o.continuation))
         asked = {item.name: _asked(item, shots, tokens) for item in items}
         bare = {f"{item.name} bare": [tokens.request(o.bare, o.continuation) for o in item.options] for item in items if len(item.options) > 1}
-        told = _Counter(progress, f"measuring {self}", sum(map(len, [*asked.values(), *bare.values()])))
-        kept = Journal() if journal is None else journal
-        found: dict[str, list[Scored]] = {}
+        total, done = sum(map(len, [*asked.values(), *bare.values()])), 0
+
+        def count(number: int) -> None:
+            nonlocal done
+            done += number
+            subject.progress(f"measuring {self}", done, total)
+
+        results: dict[str, list[Scored]] = {}
         # Not in one call: what is asked bare doesn't begin with the exemplars.
         for requests in (asked, bare):
-            found |= score_named(model, requests, kept, tokens_per_pass=TOKENS_PER_PASS, told=told.add, measured=self._measured)
-        answered = [_Answered(item, found[item.name], found.get(f"{item.name} bare", [])) for item in items]
+            results |= score_named(subject.model, requests, subject.journal, tokens_per_pass=TOKENS_PER_PASS, on_count=count, measured=self._measured)
+        answered = [_Answered(item, results[item.name], results.get(f"{item.name} bare", [])) for item in items]
         return self._measurement(answered, passed_over)
 
     @cached_property
     def _source(self) -> Source:
-        source, _ = held_out(self.name, "qa")
-        return source
+        return self.held_out()[0]
 
     @cached_property
     def _put(self) -> Put:
@@ -221,19 +205,7 @@ class _Answered:
         return facts
 
 
-class _Counter:
-    """Says how far a measurement is as results come."""
-
-    def __init__(self, progress: Progress, what: str, total: int) -> None:
-        self._progress, self._what, self._total, self._done = progress, what, total, 0
-
-    def add(self, number: int) -> None:
-        """So many more are known."""
-        self._done += number
-        self._progress(self._what, self._done, self._total)
-
-
-def _asked(item: Item, shots: str, tokens: Tokens) -> list[Request]:
+def _asked(item: Item, shots: str, tokens: TokenizedTexts) -> list[Request]:
     """The requests of an item: one an option, and one for the worked solution, which stands where the answer would."""
     requests = [tokens.request(shots + option.context, option.continuation) for option in item.options]
     return [*requests, tokens.request(shots + item.right.context, f" {item.solution}")] if item.solution else requests

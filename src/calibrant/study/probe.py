@@ -16,7 +16,7 @@ from calibrant.activations import FeatureNorms, Seen, Statistic
 from calibrant.compress import Recipe, fitting
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import CalibrantError
-from calibrant.evaluators import Evaluator
+from calibrant.evaluators import Evaluator, Subject
 from calibrant.methods import MatrixMethod
 from calibrant.models import ModelView, Opened, Weight, view
 from calibrant.progress import Progress, silent
@@ -124,7 +124,7 @@ class _Pieces:
     def measured(self, text: str, evaluator: Evaluator, opened: Opened) -> None:
         """A whole measurement, from two small ones."""
         with self._complained(text):
-            self.measure[text] = _whole(evaluator, lambda small: _timed(lambda: small.measure(opened.model, opened.tokenizer, opened.model)))
+            self.measure[text] = _whole(evaluator, lambda small: _timed(lambda: small.measure(Subject(opened.model, opened.tokenizer, opened.model))))
 
     @contextmanager
     def _complained(self, what: str) -> Iterator[None]:
