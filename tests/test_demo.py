@@ -37,7 +37,7 @@ def test_it_asks_what_the_project_promises():
     assert STUDY.models == ("smollm2",)
     assert STUDY.sparsities == (0.6,)
     assert set(STUDY.data) == {"python_docs", "python_code@crop", "arithmetic:icl", "arithmetic:cot", "random_tokens", "full_stops"}
-    assert [q.cell.method for q in STUDY.questions()] == ["none", "magnitude", *["wanda"] * 6]
+    assert [q.cell.method for q in STUDY.requests()] == ["none", "magnitude", *["wanda"] * 6]
     assert [e.source for e in STUDY.evaluators().values()] == list(SOURCES)  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -46,7 +46,7 @@ def test_the_example_of_the_page_of_studies_is_what_its_file_asks():
     with Store(PROJECT / "studies/draws/results", create=False) as store:
         assert store.study() == study.for_reading()
         assert [(c.data, c.seed, c.method, c.target) for c in store.cells()] == [
-            (q.cell.data, q.cell.seed, q.cell.method, q.cell.target) for q in study.questions()
+            (q.cell.data, q.cell.seed, q.cell.method, q.cell.target) for q in study.requests()
         ]
     assert verify(PROJECT / "studies/draws/results") == []
 
@@ -54,7 +54,7 @@ def test_the_example_of_the_page_of_studies_is_what_its_file_asks():
 def test_the_records_are_those_of_the_demo():
     with Store(DEMO, create=False) as store:
         asked = {(cell.data, cell.method, cell.target) for cell in store.cells()}
-        assert asked == {(q.cell.data, q.cell.method, q.cell.target) for q in STUDY.questions()}
+        assert asked == {(q.cell.data, q.cell.method, q.cell.target) for q in STUDY.requests()}
         for cell in store.cells():
             record = store.record(cell.run)
             assert record is not None

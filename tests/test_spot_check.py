@@ -61,4 +61,4 @@ def test_what_is_computed_again_is_those_runs_alone(tmp_path: Path):
     store = kept(tmp_path)
     (cell,) = [c for c in store.cells() if (c.data, c.seed) == ("c4", 1)]
     found = narrowed(study, [replace(cell, data="full_stops", propagate="dense")])
-    assert [(q.cell.data, q.cell.seed, q.cell.target) for q in found.questions()] == [("", 0, "0.0"), ("full_stops", 1, "0.5")]
+    assert [(q.cell.data, q.cell.seed, q.cell.target) for q in found.requests()] == [("", 0, "0.0"), ("full_stops", 1, "0.5")]

@@ -17,7 +17,7 @@ from safetensors.torch import save
 import calibrant
 from calibrant.activations import BlockChange, FeatureNorms, Statistic
 from calibrant.errors import DataError, NumericsError, Problem, StudyError
-from calibrant.study.engines.language import LANGUAGE as WORKERS
+from calibrant.study.driver import TOKENS as WORKERS
 from calibrant.walk.ranks import _LANGUAGE as RANKS
 from calibrant.walk.ranks import _Failure, _Said
 from calibrant.wire import Kind, Language, fields_of, kind_of, raised, receive, send

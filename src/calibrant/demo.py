@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from calibrant.progress import Progress, silent
 from calibrant.report import Report, report
 from calibrant.report.facts import PHASES
-from calibrant.study import Finished, Study
+from calibrant.study import Study, StudyResult
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,7 +38,7 @@ class DemoResult:
     """What the demo found, where its page is, and how long it took; `seconds` are wall-clock, of this call alone."""
 
     study: Study
-    finished: Finished
+    finished: StudyResult
     report: Report
     page: Path
     seconds: float

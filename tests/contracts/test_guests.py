@@ -178,7 +178,7 @@ def test_a_study_of_two_draws_with_its_report_and_page(name: str, given: dict[st
     # Another measure of the same runs: nothing is compressed again.
     more = replace(study, evaluate=[*study.evaluate, f"loss(source={given['prose']!r}, tokens=100, length=32)"], allow_leak=True)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("calibrant.study.answering.compress", only_what_looks_at_nothing)
+        patched.setattr("calibrant.study.driver.compress", only_what_looks_at_nothing)
         again = more.run(tmp_path / "whole")
     assert not again.failures
     fresh = more.run(tmp_path / "fresh")

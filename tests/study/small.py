@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calibrant.report import report
-from calibrant.study import Study, answering
+from calibrant.study import Study, driver
 from calibrant.testing import tiny_folder
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "that", "it", "was", "flat", "so", "they", "had", "tea", "at", "eight"]
@@ -89,7 +89,7 @@ class Logged:
 
     def __init__(self, log: Path, monkeypatch: Any) -> None:
         self._log = log
-        compress, timed = answering.compress, answering.timed
+        compress, timed = driver.compress, driver.timed
 
         def compressing(opened: Any, seen_by: Any, batch: Any, what: Any, **told: Any) -> Any:
             self._write("compress", what.run(opened, batch, told["data"], told["seed"]).id[7:])
@@ -99,8 +99,8 @@ class Logged:
             self._write("measure", journal.path.stem)
             return timed(task, opened, progress, reference, journal)
 
-        monkeypatch.setattr(answering, "compress", compressing)
-        monkeypatch.setattr(answering, "timed", measuring)
+        monkeypatch.setattr(driver, "compress", compressing)
+        monkeypatch.setattr(driver, "timed", measuring)
 
     def _write(self, what: str, name: str) -> None:
         with self._log.open("a") as file:

@@ -48,8 +48,8 @@ evaluate: ["loss(source='wikitext', tokens=65536)", "task(name='commonsense_qa',
 baseline: c4
 """)
     assert (study.models, study.sparsities, study.seeds, study.baseline) == (("smollm2",), (0.5, 0.6, "2:4"), (0, 1, 2), "c4")
-    assert len(study.questions()) == 1 + 3 + 3 * 5 * 2 * 3
-    assert [str(q.recipe.target) for q in study.questions()[1:4]] == ["0.5", "0.6", "2:4"]
+    assert len(study.requests()) == 1 + 3 + 3 * 5 * 2 * 3
+    assert [str(q.recipe.target) for q in study.requests()[1:4]] == ["0.5", "0.6", "2:4"]
 
 
 def test_a_sparsity_may_be_called_a_target(read: Any):
@@ -65,7 +65,7 @@ primary: [{compare: random_tokens, with: full_stops, KEY: 0.5}]
 """
     first, *others = [read(text.replace("KEY", key)) for key in ("sparsity", "target", "targets")]
     for other in others:
-        assert (other.labels(), other.for_reading(), other.questions()) == (first.labels(), first.for_reading(), first.questions())
+        assert (other.labels(), other.for_reading(), other.requests()) == (first.labels(), first.for_reading(), first.requests())
         assert read(other.as_yaml()) == other
     assert said(read, text.replace("KEY", "target").replace("0.7", "w4g64"))[0][:2] == (7, "groups.more")
     assert said(read, f"{SMALL}sparsity: 0.5\ntarget: 0.6") == [(4, "target", "target says the same as sparsity; leave one out")]

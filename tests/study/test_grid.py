@@ -7,9 +7,9 @@ import pytest
 
 from calibrant.errors import StudyError
 from calibrant.study import Study
+from calibrant.study.cells import Labels
 from calibrant.study.checking import Mistakes
-from calibrant.study.grid import read
-from calibrant.study.labels import Labels
+from calibrant.study.study import read
 
 STOPS = {"compare": "full_stops", "with": "random_tokens"}
 LOSSES = ("loss(source='python_docs', tokens=10)", "loss(source='arithmetic')", "loss(source='arithmetic', length=64)")
@@ -68,14 +68,14 @@ def test_groups_are_grids_with_axes_replaced_and_each_cell_is_asked_once():
 
 def test_a_group_may_ask_for_another_propagation():
     study = asked(groups={"own": {}, "parity": {"data": "random_tokens", "method": ["wanda", "magnitude"], "propagate": "reference"}})
-    seen = {(q.cell.method, q.cell.propagate, q.recipe.propagate) for q in study.questions() if q.calibration}
+    seen = {(q.cell.method, q.cell.propagate, q.recipe.propagate) for q in study.requests() if q.calibration}
     assert seen == {("wanda", "dense", "dense"), ("sparsegpt", "arrival", "arrival"), ("wanda", "reference", "reference")}
     assert sum(labels.method == "magnitude" for labels in study.labels()) == 2  # it looks at nothing, whatever the propagation
 
 
 def test_questions_are_what_the_labels_say():
     study = asked(samples=7, length=99, exclude=[{"sparsity": "2:4", "method": "wanda"}])
-    for question, labels in zip(study.questions(), study.labels(), strict=True):
+    for question, labels in zip(study.requests(), study.labels(), strict=True):
         cell = question.cell
         assert labels == Labels(cell.model, cell.data, cell.seed, cell.method, cell.target, cell.propagate)
         assert question.calibration is None or (question.calibration.samples, question.calibration.length) == (7, 99)
@@ -241,7 +241,7 @@ def test_methods_that_remove_and_round_stand_in_groups_or_are_taken_apart_by_exc
     for study in (grouped, excluded):
         assert {(of.method, of.target) for of in study.labels() if of.method != "none"} == pairs
         assert [(of.data, of.seed, of.propagate) for of in study.labels() if of.method == "rtn"] == [("", 0, "")], "one run for all data"
-        assert {str(q.recipe.target) for q in study.questions()} == {"0.0", "0.5", "2:4", "w4g64"}
+        assert {str(q.recipe.target) for q in study.requests()} == {"0.0", "0.5", "2:4", "w4g64"}
 
 
 def test_large_grids_are_read_at_once():
@@ -250,5 +250,5 @@ def test_large_grids_are_read_at_once():
     study = Study(
         ["hub/one", "hub/two"], ["c4", "pile", *names], ["wanda", "sparsegpt"], 0.5, range(20), pools={"corpora": ["c4", "pile"]}, primary=primary
     )
-    assert len(study.questions()) == 2 * (1 + 20 * 20 * 2)
+    assert len(study.requests()) == 2 * (1 + 20 * 20 * 2)
     assert len(study.for_reading()["primary"]) == 36

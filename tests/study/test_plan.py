@@ -17,9 +17,8 @@ from calibrant.data.hub import offline
 from calibrant.errors import DataError, ModelError, OutputError
 from calibrant.models import located
 from calibrant.study import Study, plan
-from calibrant.study.duration import Lacking, duration, passes
-from calibrant.study.probe import Probed
-from calibrant.study.stock import Stock, look
+from calibrant.study.supply import Supply, supply_of
+from calibrant.study.timing import Timings, Unfinished, duration, passes
 from calibrant.testing import tiny_folder
 from calibrant.testing.tiny import tiny_tokenizer
 
@@ -77,7 +76,7 @@ def test_a_whole_plan_of_a_model_that_is_here(model: str, tmp_path: Path):
     assert set(told.seconds) == {"open", "tokenize", "forward", "compress", "measure"}
     assert all(seconds > 0 for seconds in told.seconds.values())
     assert found.seconds == pytest.approx(sum(told.seconds.values()))
-    assert [(s.data, s.lasts, s.exact) for s in found.stock] == [("python_docs", True, True), ("random_tokens", True, True)]
+    assert [(s.data, s.lasts, s.exact) for s in found.supplies] == [("python_docs", True, True), ("random_tokens", True, True)]
     assert (found.unknown, found.warnings, list(tmp_path.iterdir())) == ((), (), [])
     assert json.loads(json.dumps(found.to_json()))["runs"] == {"asked": 19, "done": 0, "left": 19}
 
@@ -107,7 +106,10 @@ def test_what_cant_be_known_here(model: str, tmp_path: Path):
     found = plan(asked(model, models=["nobody/nothing"], data=["c4", "random_tokens"], seeds=[0]), tmp_path / "out")
     assert found.seconds is None
     assert "there is no file or folder 'nobody/nothing' (it isn't in the local cache of the hub either" in found.unknown[0]
-    assert found.unknown[1:] in ((), ("draws: no tokenizer is here to read the sets with",)) or "c4: it isn't in a mirror here" in found.unknown[1]
+    assert (
+        found.unknown[1:] in ((), ("draws: there is no tokenizer on this machine to read the sets with",))
+        or "c4: it isn't in a mirror here" in found.unknown[1]
+    )
 
 
 def test_sets_that_dont_last_and_targets_that_dont_fit_are_warned_of(model: str, tmp_path: Path):
@@ -115,7 +117,7 @@ def test_sets_that_dont_last_and_targets_that_dont_fit_are_warned_of(model: str,
     (tmp_path / "few.jsonl").write_text("\n".join(map(json.dumps, rows)))
     few = str(tmp_path / "few.jsonl")
     found = plan(asked(model, data=[few], sparsities=[0.5, "3:5"], methods=["wanda"], seeds=[0, 5], evaluate=[LOSS]), tmp_path / "out")
-    assert any("few.jsonl holds" in warning and "6 are asked for: later ones repeat rows" in warning for warning in found.warnings)
+    assert any("few.jsonl holds" in warning and "the study has 6: later ones repeat rows" in warning for warning in found.warnings)
     assert any("wanda 3:5: model.layers.0.self_attn.q_proj has 32 inputs" in warning for warning in found.warnings)
     much = plan(asked(model, data=[few], samples=400, methods=["wanda"], seeds=[0, 5], evaluate=[LOSS]), tmp_path / "out")
     assert any("few.jsonl: the calibrate part of" in warning and "too little" in warning for warning in much.warnings)
@@ -142,7 +144,7 @@ def test_a_plan_is_quick_however_large_the_grid(tmp_path: Path):
 def test_how_long_a_set_lasts_is_told_from_some_of_its_rows(expression: str):
     tokenizer = tiny_tokenizer()
     whole = CalibrationSet(expression, samples=96, length=128)
-    exact, told = look(whole, 9, tokenizer, exact=True), look(whole, 9, tokenizer, exact=False)
+    exact, told = supply_of(whole, 9, tokenizer, exact=True), supply_of(whole, 9, tokenizer, exact=False)
     assert exact.held == whole.disjoint_draws(tokenizer, 9)
     assert told.held is not None
     assert min(told.held, 9) == pytest.approx(exact.held, rel=0.35)
@@ -151,25 +153,25 @@ def test_how_long_a_set_lasts_is_told_from_some_of_its_rows(expression: str):
 
 def test_controls_have_no_end_and_a_mix_lasts_as_long_as_its_shorter_part():
     tokenizer = tiny_tokenizer()
-    assert look(CalibrationSet("full_stops", samples=4, length=32), 9, tokenizer, exact=True).held is None
-    mixed = look(CalibrationSet("mix(a=full_stops, b=python_docs, weight=0.5)", samples=64, length=128), 20, tokenizer, exact=True)
-    assert mixed.held == look(CalibrationSet("python_docs", samples=64, length=128), 20, tokenizer, exact=True).held
+    assert supply_of(CalibrationSet("full_stops", samples=4, length=32), 9, tokenizer, exact=True).held is None
+    mixed = supply_of(CalibrationSet("mix(a=full_stops, b=python_docs, weight=0.5)", samples=64, length=128), 20, tokenizer, exact=True)
+    assert mixed.held == supply_of(CalibrationSet("python_docs", samples=64, length=128), 20, tokenizer, exact=True).held
     assert mixed.tokens == 2 * 64 * 128
 
 
 def test_seconds_add_up_by_hand(model: str):
     study = asked(model, data=["python_docs", "mix(a=python_docs, b=random_tokens, weight=0.5)"], sparsities=[0.5], seeds=[1])
     norms, gram = (FeatureNorms,), (Gram,)
-    timed = Probed(
+    timed = Timings(
         model, "", "float32", 3, 21, 12, 7.0,
         forward={norms: 0.01, gram: 0.1},
         block={("wanda", "0.5"): 2.0, ("sparsegpt", "0.5"): 30.0, ("magnitude", "0.5"): 1.0},
         measure=dict.fromkeys(study.evaluators(), 5.0),
     )  # fmt: skip
-    questions = study.questions()
+    questions = study.requests()
     assert [str(p) for p in passes(questions)] == ["python_docs", "random_tokens"]
-    stock = {"python_docs": Stock("python_docs", 2, None, 100, 3.0)}
-    lacking = [Lacking(q, list(study.evaluators()), False) for q in questions]
+    stock = {"python_docs": Supply("python_docs", 2, None, 100, 3.0)}
+    lacking = [Unfinished(q, list(study.evaluators()), False) for q in questions]
     found = duration(timed, lacking, stock)
     assert found["open"] == 7.0
     assert found["tokenize"] == pytest.approx(3.0 * 2)  # the draw before is dealt again
@@ -177,20 +179,19 @@ def test_seconds_add_up_by_hand(model: str):
     assert found["forward"] == pytest.approx(3 * (0.01 * (100 + 4 * 64) + 0.1 * (100 + mix)))
     assert found["compress"] == pytest.approx(3 * (2 * 2.0 + 2 * 30.0 + 1.0))
     assert found["measure"] == pytest.approx(len(questions) * 2 * 5.0)
-    measured = duration(timed, [Lacking(q, [LOSS], True) for q in questions], stock)
+    measured = duration(timed, [Unfinished(q, [LOSS], True) for q in questions], stock)
     assert measured["compress"] == pytest.approx(3 * 2 * 30.0)  # no mask brings back what sparsegpt made
     assert set(duration(timed, [], stock).values()) == {0}
 
 
 def test_the_probe_leaves_the_model_as_it_was(model: str):
     from calibrant.models import open_model, view
-    from calibrant.study.duration import kinds
-    from calibrant.study.probe import probe
+    from calibrant.study.timing import kinds, measure_pieces
 
     opened = open_model(model, "float32", "cpu")
     before = view(opened.model).snapshot()
     study = asked(model)
-    found = probe(opened, 1.0, study.questions(), study.evaluators(), kinds(study.questions()))
+    found = measure_pieces(opened, 1.0, study.requests(), study.evaluators(), kinds(study.requests()))
     assert all(torch.equal(weight.stored, before[weight.name]) for weight in view(opened.model).weights)
     assert found.block.keys() >= {("wanda", "0.5"), ("sparsegpt", "2:4"), ("magnitude", "0.5")}
     assert found.measure.keys() == study.evaluators().keys()

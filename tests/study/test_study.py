@@ -14,12 +14,13 @@ import torch
 
 from calibrant.durable import read_json
 from calibrant.errors import CalibrantError, DataError, ModelError, OutputError, SpecError
+from calibrant.progress import silent
 from calibrant.report import report
 from calibrant.store import Store, verify
-from calibrant.study import Study, answering
-from calibrant.study.bench import Bench
-from calibrant.study.ledger import Ledger, known
+from calibrant.study import Study, driver
+from calibrant.study.loaded import LoadedModel
 from calibrant.study.plan import plan
+from calibrant.study.workers import Summary, known_cells
 from calibrant.testing import tiny_folder
 
 from tests.study.small import answers
@@ -70,7 +71,7 @@ class Counted:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, stop_at: int = -1) -> None:
         self.compressed: list[str] = []
         self.measured: list[str] = []
-        compress, timed = answering.compress, answering.timed
+        compress, timed = driver.compress, driver.timed
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             self._step(stop_at)
@@ -82,8 +83,8 @@ class Counted:
             self.measured.append(str(args[0]))
             return timed(*args)
 
-        monkeypatch.setattr(answering, "compress", counted)
-        monkeypatch.setattr(answering, "timed", measured)
+        monkeypatch.setattr(driver, "compress", counted)
+        monkeypatch.setattr(driver, "timed", measured)
 
     def _step(self, stop_at: int) -> None:
         if len(self.compressed) + len(self.measured) == stop_at:
@@ -92,7 +93,7 @@ class Counted:
 
 def test_the_grid_has_baselines_once_and_sets_by_draw(texts: dict[str, str]):
     study = asked(texts, methods=["wanda", "magnitude"], sparsities=[0.5, "2:4"], seeds=[0, 1])
-    cells = [q.cell for q in study.questions()]
+    cells = [q.cell for q in study.requests()]
     assert [(c.data, c.method, c.target) for c in cells[:3]] == [("", "none", "0.0"), ("", "magnitude", "0.5"), ("", "magnitude", "2:4")]
     assert len(cells) == 3 + 2 * 3 * 2
     assert [c.seed for c in cells[3:]] == [0] * 6 + [1] * 6
@@ -101,7 +102,7 @@ def test_the_grid_has_baselines_once_and_sets_by_draw(texts: dict[str, str]):
 def test_everything_asked_for_is_in_the_store(texts: dict[str, str], whole: Path):
     store = Store(whole, create=False)
     cells = store.cells()
-    assert [c.data or c.method for c in cells] == ["none", "magnitude", *(str(q.calibration) for q in asked(texts).questions() if q.calibration)]
+    assert [c.data or c.method for c in cells] == ["none", "magnitude", *(str(q.calibration) for q in asked(texts).requests() if q.calibration)]
     for cell in cells:
         record = store.record(cell.run)
         assert record is not None
@@ -205,11 +206,11 @@ def test_what_the_grid_told_before_is_told_until_it_is_asked_again(texts: dict[s
     study = asked(texts, data=["random_tokens"], methods=["wanda"])
     whole = study.run(tmp_path)
     with Store(tmp_path) as store:
-        assert known(store, study.as_yaml()) == list(whole.cells)
-        assert Ledger(store, study.job(), known=known(store, study.as_yaml())).finished().cells == whole.cells
-        assert known(store, replace(study, dtype="bfloat16").as_yaml()) == [], "another study's answers"
+        assert known_cells(store, study.as_yaml()) == list(whole.cells)
+        assert Summary(store, study.workload(), silent, known_cells(store, study.as_yaml())).result().cells == whole.cells
+        assert known_cells(store, replace(study, dtype="bfloat16").as_yaml()) == [], "another study's answers"
         store.write_text("index.json", "{")
-        assert known(store, study.as_yaml()) == [], "a damaged index is made anew"
+        assert known_cells(store, study.as_yaml()) == [], "a damaged index is made anew"
     assert study.run(tmp_path).cells == whole.cells
     told = answers(tmp_path)
     seen: list[set[tuple[str, str]]] = []
@@ -261,26 +262,26 @@ def test_a_method_that_updates_weights_keeps_no_mask_and_propagates_by_arrival(t
 def test_a_mask_brings_the_pruned_model_back(texts: dict[str, str]):
     from calibrant.models import open_model
 
-    bench = Bench(open_model(texts["model"], "float32", "cpu"))
-    weight = bench.view.weights[3]
+    loaded = LoadedModel(open_model(texts["model"], "float32", "cpu"))
+    weight = loaded.view.weights[3]
     halved = weight.get().clone()
     halved[::2] = 0
     weight.set(halved)
-    changed, mask = bench.view.snapshot(), bench.mask()
+    changed, mask = loaded.view.snapshot(), loaded.mask()
     assert mask is not None
-    bench.restore()
+    loaded.restore()
     assert (weight.stored != 0).all()
-    bench.apply(mask)
-    assert all(torch.equal(w.stored, changed[w.name]) for w in bench.view.weights)
+    loaded.apply(mask)
+    assert all(torch.equal(w.stored, changed[w.name]) for w in loaded.view.weights)
     weight.set(weight.get() * 2)
-    assert bench.mask() is None
+    assert loaded.mask() is None
 
 
 # Failures
 
 
 def test_what_fails_is_recorded_and_the_rest_goes_on(texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    compress = answering.compress
+    compress = driver.compress
 
     def failing(*args: Any, **kwargs: Any) -> Any:
         if kwargs["data"] == "random_tokens":
@@ -288,7 +289,7 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(texts: dict[str, str], tmp_
         return compress(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(answering, "compress", failing)
+        patch.setattr(driver, "compress", failing)
         finished = asked(texts).run(tmp_path)
     (failed_id, failure), *rest = finished.failures.items()
     assert rest == []
@@ -307,7 +308,7 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(texts: dict[str, str], tmp_
 
 
 def test_a_measurement_that_fails_costs_no_other(texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    timed, study = answering.timed, asked(texts, data=["random_tokens"])
+    timed, study = driver.timed, asked(texts, data=["random_tokens"])
     bad = next(iter(study.evaluators()))
 
     def failing(task: Any, *others: Any) -> Any:
@@ -315,7 +316,7 @@ def test_a_measurement_that_fails_costs_no_other(texts: dict[str, str], tmp_path
             raise ValueError("the loss is nan")
         return timed(task, *others)
 
-    monkeypatch.setattr(answering, "timed", failing)
+    monkeypatch.setattr(driver, "timed", failing)
     finished = study.run(tmp_path)
     assert set(finished.failures) == {c.measures[bad] for c in finished.cells}
     assert finished.computed == 3 + 3
@@ -443,16 +444,14 @@ def test_a_file_that_changes_while_it_is_measured_is_told(texts: dict[str, str],
     measured = tmp_path / "measured.jsonl"
     shutil.copy(texts["verse"], measured)
     study = asked(texts, data="full_stops", methods="wanda", evaluate=f"loss(source={str(measured)!r}, tokens=200, length=64)", seeds=0)
-    timed = answering.timed
+    timed = driver.timed
 
     def slow(*given: Any) -> Any:
         shutil.copy(texts["prose"], measured)
         return timed(*given)
 
-    monkeypatch.setattr(answering, "timed", slow)
+    monkeypatch.setattr(driver, "timed", slow)
     finished = study.run(tmp_path / "out")
-    assert [failure["error"].partition(" has ")[2] for failure in finished.failures.values()] == [
-        "changed since the study began; ask for it again"
-    ] * 2
+    assert [failure["error"].partition(" has ")[2] for failure in finished.failures.values()] == ["changed since the study began; run it again"] * 2
     monkeypatch.undo()
     assert study.run(tmp_path / "out").computed == 2

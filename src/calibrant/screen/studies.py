@@ -29,7 +29,7 @@ def planned(found: Mapping[str, Any]) -> Iterator[Any]:
         yield from labelled(("propagation", f"{method}: {seen}, since {why}" if why[:2] == "it" else f"{method}: {seen}; {why}"))
     for model in found["models"]:
         yield from _planned_model(model, found["limit_bytes"])
-    yield from _stocked(found["stock"])
+    yield from _stocked(found["supplies"])
     yield from _time(found)
     yield from _sentences("look at this first", found["warnings"])
     yield from _sentences("can't be known here", found["unknown"])

@@ -14,7 +14,7 @@ from calibrant.foreign import LARGEST, brief, user_text
 from calibrant.methods import Method, methods
 from calibrant.models.devices import DEVICES, DTYPES
 from calibrant.registry import did_you_mean
-from calibrant.study.labels import DENSE, Axes, Labels, union
+from calibrant.study.cells import DENSE, Axes, Labels, union
 from calibrant.targets import parse_target
 from calibrant.transforms import transforms
 

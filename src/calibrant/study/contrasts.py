@@ -6,8 +6,8 @@ from typing import Any, Final
 from calibrant.evaluators import Evaluator
 from calibrant.registry import did_you_mean
 from calibrant.spec import Call, parse
+from calibrant.study.cells import Labels
 from calibrant.study.checking import NAME, Mistakes, Path, Read, Reading, items, keyed, listed, short, where
-from calibrant.study.labels import Labels
 
 SIDES: Final = ("compare", "with")
 NARROWED: Final = {"model": "model", "method": "method", "sparsity": "target", "propagate": "propagate"}

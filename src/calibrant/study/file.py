@@ -18,7 +18,7 @@ from ruamel.yaml.reader import ReaderError
 from calibrant.errors import Problem, StudyError
 from calibrant.foreign import user_path, user_text
 from calibrant.study.checking import KEYS, OTHERWISE, ROOM, Mistakes, Path, keyed
-from calibrant.study.grid import SINGULAR, UNSAID, Study, read
+from calibrant.study.study import SINGULAR, UNSAID, Study, read
 
 LARGEST: Final = 256 * 1024
 """Bytes of a study file at most: one that is larger is something else."""

@@ -1,4 +1,4 @@
-"""What a study would do, before it does it: how many runs, what they share, what is there already, and how long the rest may take."""
+"""What a study would do: how many runs, what they share, what the store has already, and how long the rest may take."""
 
 import os
 import time
@@ -16,15 +16,14 @@ from calibrant.notebook import card, listing
 from calibrant.progress import Progress, silent
 from calibrant.spec import canonical, identity
 from calibrant.store import Record, Store, measurement_id
-from calibrant.study.duration import Lacking, duration, kinds, passes
-from calibrant.study.grid import Study
-from calibrant.study.labels import DENSE, Labels, propagation
-from calibrant.study.probe import probe
-from calibrant.study.question import Question, digests_of
-from calibrant.study.stock import Stock, budget_of, look
+from calibrant.study.cells import DENSE, Labels, propagation
+from calibrant.study.request import Request, digests_of
+from calibrant.study.study import Study
+from calibrant.study.supply import Supply, budget_of, supply_of
+from calibrant.study.timing import Unfinished, duration, kinds, measure_pieces, passes
 
 EXACT: Final = 400_000
-"""Tokens in all draws of all sets up to which they are drawn to see whether they are disjoint; beyond, their number is told from a small draw."""
+"""Tokens in all draws of all sets up to which they are drawn to see whether they are disjoint; beyond, it is estimated from a small draw."""
 UPDATES: Final = "it changes the weights it keeps, and fitted to inputs that no longer come they do harm"
 AS_IT_IS: Final = "it looks at the model as it is"
 SCORES: Final = "it only scores, so one pass over the untouched model serves every target"
@@ -32,20 +31,20 @@ SCORES: Final = "it only scores, so one pass over the untouched model serves eve
 
 @dataclass(frozen=True)
 class Count:
-    """How many of something are asked for, how many the store has, and how many are left to do."""
+    """How many of something the study wants (`asked`), how many the store has (`done`), and how many are left."""
 
     asked: int
     done: int
 
     @property
     def left(self) -> int:
-        """What is lacking."""
+        """How many the store lacks."""
         return self.asked - self.done
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """One model of a study: what is asked of it, and what is known of it; `why` says why nothing is.
+    """One model of a study: its runs, and what is known of it; `why` says why nothing is.
 
     `inputs` are its distinct inputs, `statistics` the bytes of what they give for one set and draw, by kind, and `statistics_bytes` for all of
     them. `seconds` are estimated, by phase. `instead` is what a propagation becomes on this machine, `fails` what can't be done.
@@ -69,11 +68,11 @@ class ModelPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study would do. `methods` are (method, propagation, why); `shared` counts what is made once; `stock` is what the sets hold.
+    """What a study would do. `methods` are (method, propagation, why); `shared` counts what is made once; `supplies` say how far the sets last.
 
     `seconds` is the estimate for one worker, None if no part of it could be measured; `load` is how busy each processor was meanwhile, 1 and more
-    where something else was at work too. `unknown` is what can't be known here, `warnings` what
-    should be looked at before it is begun.
+    where something else was at work too. `unknown` is what can't be known on this machine, `warnings` what should be looked at before the study is
+    run.
     """
 
     models: tuple[ModelPlan, ...]
@@ -86,7 +85,7 @@ class Plan:
     shared: Mapping[str, int]
     failed: int
     limit_bytes: int
-    stock: tuple[Stock, ...] = ()
+    supplies: tuple[Supply, ...] = ()
     seconds: float | None = None
     load: float | None = None
     unknown: tuple[str, ...] = ()
@@ -123,14 +122,14 @@ def plan(study: Study, folder: str | Path, *, probed: bool = True, progress: Pro
     """
     chosen = study.chosen(groups)
     with offline():
-        measured, failed = _held(study, Path(folder))
-        cells = [cell for at, cell in enumerate(zip(study.questions(), study.labels(), strict=True)) if at in chosen]
-        drawn = _stock(study, cells, progress) if probed else ()
+        measured, failed = _in_store(study, Path(folder))
+        cells = [cell for at, cell in enumerate(zip(study.requests(), study.labels(), strict=True)) if at in chosen]
+        supplies = _supplies(study, cells, progress) if probed else ()
         models = tuple(
-            _model(study, model, [cell for cell in cells if cell[1].model == model], measured, drawn, probed, progress)
+            _model(study, model, [cell for cell in cells if cell[1].model == model], measured, supplies, probed, progress)
             for model in dict.fromkeys(of.model for _, of in cells)
         )
-        warnings = [*_warned(models, drawn), *(_stopped(study) if probed else ())]
+        warnings = [*_warned(models, supplies), *(_stopped(study) if probed else ())]
     labels, seconds = [of for _, of in cells], [sum(m.seconds.values()) for m in models if m.seconds]
     return Plan(
         models,
@@ -140,23 +139,23 @@ def plan(study: Study, folder: str | Path, *, probed: bool = True, progress: Pro
         tuple(study.evaluators()),
         tuple(_propagated(study, labels)),
         len(study.for_reading()["primary"]),
-        _shared([question for question, _ in cells]),
+        _shared([request for request, _ in cells]),
         failed,
         int(study.statistics_gb * 1e9),
-        drawn,
+        supplies,
         sum(seconds) if seconds else None,
         _load() if seconds else None,
-        tuple(_unknown(models, drawn, probed)),
+        tuple(_unknown(models, supplies, probed)),
         tuple(warnings),
     )
 
 
-def _held(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]], int]:
+def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]], int]:
     """The evaluators that have measured each cell that the store has a record of, by what the records say; and how many failures it holds."""
     if not folder.exists() or (folder.is_dir() and not {p.name for p in folder.iterdir()} - {UNFINISHED}):
         return {}, 0
     store = Store(folder, create=False)
-    asked = dict(zip(study.labels(), study.questions(), strict=True))
+    asked = dict(zip(study.labels(), study.requests(), strict=True))
     texts = {identity(q.recipe.method): str(q.recipe.method) for q in asked.values()}
     found: dict[Labels, tuple[str, ...]] = {}
     evaluators, digests = study.evaluators(), digests_of(study.evaluators())
@@ -172,12 +171,12 @@ def _held(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]], in
     return found, len(store.failures())
 
 
-def _same(record: Record, question: Question, study: Study) -> bool:
-    """Whether a record with a cell's labels answers its question as far as it can be told without the model: type, allocation and budget."""
-    run, facts, asked = record.run, record.data_facts, question.calibration
+def _same(record: Record, request: Request, study: Study) -> bool:
+    """Whether a record with a cell's labels answers its request as far as it can be told without the model: type, allocation and budget."""
+    run, facts, asked = record.run, record.data_facts, request.calibration
     if (
-        run.allocation != canonical(question.recipe.allocation)
-        or list(run.transforms) != list(map(canonical, question.recipe.transforms))
+        run.allocation != canonical(request.recipe.allocation)
+        or list(run.transforms) != list(map(canonical, request.recipe.transforms))
         or run.dtype != str(resolve_dtype(study.dtype, study.device)).removeprefix("torch.")
     ):
         return False
@@ -191,13 +190,13 @@ def _same(record: Record, question: Question, study: Study) -> bool:
 def _model(
     study: Study,
     model: str,
-    cells: Sequence[tuple[Question, Labels]],
+    cells: Sequence[tuple[Request, Labels]],
     measured: Mapping[Labels, Sequence[str]],
-    drawn: Sequence[Stock],
+    supplies: Sequence[Supply],
     probed: bool,
     progress: Progress,
 ) -> ModelPlan:
-    """What is asked of a model, and what can be told of it here."""
+    """The plan for one model, with what can be measured of it on this machine."""
     done, evaluators = [measured[of] for _, of in cells if of in measured], study.evaluators()
     told = ModelPlan(model, Count(len(cells), len(done)), Count(len(cells) * len(evaluators), sum(map(len, done))))
     try:
@@ -207,27 +206,27 @@ def _model(
         opened = open_model(str(path), study.dtype, study.device)
     except ModelError as error:
         return replace(told, why=str(error))
-    asked = [question for question, _ in cells]
-    found = probe(opened, time.perf_counter() - began, asked, evaluators, kinds(asked), progress)
-    lacking = [Lacking(q, [text for text in evaluators if text not in measured.get(of, ())], of in measured) for q, of in cells]
-    each = {kind.__name__: found.statistics[(kind,)] for kind in kinds(asked)}
+    asked = [request for request, _ in cells]
+    timings = measure_pieces(opened, time.perf_counter() - began, asked, evaluators, kinds(asked), progress)
+    unfinished = [Unfinished(q, [text for text in evaluators if text not in measured.get(of, ())], of in measured) for q, of in cells]
+    each = {kind.__name__: timings.statistics[(kind,)] for kind in kinds(asked)}
     return replace(
         told,
-        note=found.note,
-        dtype=found.dtype,
-        blocks=found.blocks,
-        matrices=found.matrices,
-        inputs=found.inputs,
+        note=timings.note,
+        dtype=timings.dtype,
+        blocks=timings.blocks,
+        matrices=timings.matrices,
+        inputs=timings.inputs,
         statistics=each,
         statistics_bytes=len(passes(asked)) * sum(each.values()),
-        seconds=duration(found, [one for one in lacking if one.measures or not one.recorded], {stock.data: stock for stock in drawn}),
-        instead=dict(found.propagates),
-        fails=found.why_not,
+        seconds=duration(timings, [one for one in unfinished if one.measures or not one.recorded], {supply.data: supply for supply in supplies}),
+        instead=dict(timings.propagates),
+        fails=timings.why_not,
     )
 
 
-def _stock(study: Study, cells: Sequence[tuple[Question, Labels]], progress: Progress) -> tuple[Stock, ...]:
-    """How far each set lasts, read by the tokenizer of the first model that is here, else by that of smollm2; nothing where neither is."""
+def _supplies(study: Study, cells: Sequence[tuple[Request, Labels]], progress: Progress) -> tuple[Supply, ...]:
+    """How far each set lasts, with the tokenizer of the first model that is on this machine, else that of smollm2; nothing where neither is."""
     tokenizer = None
     for model in dict.fromkeys([*(of.model for _, of in cells), "smollm2"]):
         try:
@@ -236,48 +235,48 @@ def _stock(study: Study, cells: Sequence[tuple[Question, Labels]], progress: Pro
             continue
     sets = {str(q.calibration): q.calibration for q, _ in cells if q.calibration}
     draws = {data: max(of.seed for _, of in cells if of.data == data) + 1 for data in sets}
-    exact = sum(draws[data] * budget_of(asked) for data, asked in sets.items()) <= EXACT
-    found: list[Stock] = []
-    for number, (data, asked) in enumerate(sets.items()):
+    exact = sum(draws[data] * budget_of(calibration) for data, calibration in sets.items()) <= EXACT
+    found: list[Supply] = []
+    for number, (data, calibration) in enumerate(sets.items()):
         progress("looking at the sets", number, len(sets))
         if tokenizer is not None:
-            found.append(look(asked, draws[data], tokenizer, exact))
+            found.append(supply_of(calibration, draws[data], tokenizer, exact))
     progress("looking at the sets", len(sets), len(sets))
     return tuple(found)
 
 
-def _shared(questions: Sequence[Question]) -> dict[str, int]:
+def _shared(requests: Sequence[Request]) -> dict[str, int]:
     """How often what is made once is used."""
     return {
-        "drawn": len({repr(q.calibration) for q in questions if q.calibration}),
-        "looking": sum(1 for q in questions if q.calibration),
-        "passes": sum(len(passes(q for q in questions if q.model == model)) for model in dict.fromkeys(q.model for q in questions)),
-        "from_passes": sum(1 for q in questions if q.shares),
-        "baselines": sum(1 for q in questions if not q.calibration),
+        "drawn": len({repr(q.calibration) for q in requests if q.calibration}),
+        "looking": sum(1 for q in requests if q.calibration),
+        "passes": sum(len(passes(q for q in requests if q.model == model)) for model in dict.fromkeys(q.model for q in requests)),
+        "from_passes": sum(1 for q in requests if q.shares),
+        "baselines": sum(1 for q in requests if not q.calibration),
     }
 
 
 def _propagated(study: Study, labels: Sequence[Labels]) -> Iterator[tuple[str, str, str]]:
-    """What each method that looks at data sees, and why."""
+    """The propagation of each method that looks at data, and why it is that one."""
     for method, seen in dict.fromkeys((of.method, of.propagate) for of in labels if of.data):
         built = methods.build(method)
         own = study.propagate is None and seen == propagation(built, None)
         why = (UPDATES if built.updates else SCORES) if isinstance(built, MatrixMethod) else AS_IT_IS
-        yield method, seen, why if own else "the study asks for it"
+        yield method, seen, why if own else "the study says so"
 
 
-def _warned(models: Sequence[ModelPlan], drawn: Sequence[Stock]) -> Iterator[str]:
+def _warned(models: Sequence[ModelPlan], supplies: Sequence[Supply]) -> Iterator[str]:
     for model in models:
         yield from (f"{model.model}: {note}" for note in model.instead.values())
         yield from (f"{model.model}: {complaint}" for complaint in model.fails)
-    for stock in drawn:
-        held = "" if stock.held is None else f"{stock.held:.0f}" if stock.exact else f"about {stock.held:.1f}"
-        if stock.why and stock.held is not None:
-            yield f"{stock.data}: {stock.why}"
-        elif stock.held is not None and stock.held < 1:
-            yield f"{stock.data} holds {held} draws of this size, too little for one: its runs will fail; ask for fewer samples or tokens"
-        elif not stock.lasts:
-            yield f"{stock.data} holds {held} disjoint draws of this size, and {stock.draws} are asked for: later ones repeat rows of earlier ones"
+    for supply in supplies:
+        held = "" if supply.held is None else f"{supply.held:.0f}" if supply.exact else f"about {supply.held:.1f}"
+        if supply.why and supply.held is not None:
+            yield f"{supply.data}: {supply.why}"
+        elif supply.held is not None and supply.held < 1:
+            yield f"{supply.data} holds {held} draws of this size, too little for one: its runs will fail; ask for fewer samples or tokens"
+        elif not supply.lasts:
+            yield f"{supply.data} holds {held} disjoint draws of this size, and the study has {supply.draws}: later ones repeat rows of earlier ones"
 
 
 def _load() -> float | None:
@@ -288,17 +287,17 @@ def _load() -> float | None:
 def _stopped(study: Study) -> Iterator[str]:
     """What would stop the study at once: rows of a user's file that are also measured."""
     try:
-        study.job()
+        study.workload()
     except DataError as error:
         yield str(error)
 
 
-def _unknown(models: Sequence[ModelPlan], drawn: Sequence[Stock], probed: bool) -> Iterator[str]:
+def _unknown(models: Sequence[ModelPlan], supplies: Sequence[Supply], probed: bool) -> Iterator[str]:
     for model in models:
         if model.why:
-            yield f"{model.model}: {model.why}; so its time, the size of its statistics, and whether the targets fit it can't be told"
-    yield from (f"{stock.data}: {stock.why}" for stock in drawn if stock.why and stock.held is None)
+            yield f"{model.model}: {model.why}; so its time, the size of its statistics, and whether the targets fit it aren't known"
+    yield from (f"{supply.data}: {supply.why}" for supply in supplies if supply.why and supply.held is None)
     if not probed:
         yield "times, sizes and draws: nothing was measured (--quick)"
-    elif not drawn:
-        yield "draws: no tokenizer is here to read the sets with"
+    elif not supplies:
+        yield "draws: there is no tokenizer on this machine to read the sets with"

@@ -1,4 +1,4 @@
-"""One open model with everything that is made of it once: its untouched numbers, the tokens last asked for, a copy to compare with."""
+"""An open model with everything that is made of it once: the dense model's numbers, the last token batch, a copy to compare with."""
 
 import copy
 import io
@@ -25,7 +25,7 @@ from calibrant.select import resolved
 from calibrant.transforms import Transform
 
 ROOM: Final = 0.5
-"""The share of the machine's memory that activations may fill: of all there is, not of what is free, so that asking again resolves alike."""
+"""The share of the machine's memory that activations may fill: of all there is, not of what is free, so that a second run resolves alike."""
 
 ZIP: Final = b"PK"
 """How a mask's file begins, and no other."""
@@ -39,34 +39,39 @@ def room() -> int:
     return int(psutil.virtual_memory().total * ROOM)
 
 
-class Bench:
-    """One open model, with what it was before anything was done to it, and the tokens that were last asked for."""
+class LoadedModel:
+    """An open model, what it was before anything was done to it, and its last token batch."""
 
     def __init__(self, opened: Opened) -> None:
         self.opened, self.view = opened, view(opened.model)
         check_finite(self.view)
         self._pristine, self._whole = Snapshot.of(self.view), self.view.weights
-        self._trail: list[Edit] = []
+        self._edits: list[Edit] = []
         self._tokens: tuple[str, TokenBatch] | None = None
         self._profile: tuple[str, bytes] | None = None
         self._reference: PreTrainedModel | None = None
 
     def tokens(self, calibration: CalibrationSet | None) -> TokenBatch | None:
-        """The set as tokens; kept until another set is asked for."""
+        """Return the set as tokens; the last one is remembered."""
         if calibration is None:
             return None
         if self._tokens is None or self._tokens[0] != repr(calibration):
             if calibration.per_draw:
-                self.restore()  # what chooses rows with the model's help looks at the untouched one
+                self.restore()  # a selector looks at the dense model
             self._tokens = repr(calibration), resolved(calibration, self.opened).tokens(self.opened.tokenizer)
         return self._tokens[1]
 
-    def hand(self, calibration: CalibrationSet, batch: TokenBatch) -> None:
-        """Take the tokens of `calibration` as made elsewhere."""
+    def has_tokens(self, calibration: CalibrationSet) -> bool:
+        """Whether the last token batch is of this set."""
+        return self._tokens is not None and self._tokens[0] == repr(calibration)
+
+    def use_tokens(self, calibration: CalibrationSet, batch: TokenBatch) -> TokenBatch:
+        """Use, and return, a token batch of `calibration` that was made elsewhere."""
         self._tokens = repr(calibration), batch
+        return batch
 
     def profile(self, calibration: CalibrationSet | None, quotes: bool = True) -> bytes | None:
-        """What the set's windows say, as a store keeps it, with or without `quotes`; kept until another set is asked for."""
+        """Return what the set's windows say, as a store keeps it, with or without `quotes`; the last one is remembered."""
         batch = self.tokens(calibration)
         if calibration is None or batch is None:
             return None
@@ -75,33 +80,33 @@ class Bench:
         return self._profile[1]
 
     def fitting(self, recipe: Recipe, batch: TokenBatch | None) -> tuple[Recipe, str]:
-        """`recipe` as this machine can do it, and a sentence where that is something else."""
+        """Return `recipe` as this machine can carry it out, and a sentence where that is something else."""
         fits, note = fitting(recipe.propagate, self.view, batch, self.opened.dtype, room())
         return replace(recipe, propagate=fits), note
 
     def restore(self) -> None:
-        """Make the model what it was."""
-        self._trail.clear()
+        """Make the model dense again."""
+        self._edits.clear()
         self._pristine.restore()
 
     def reference(self) -> PreTrainedModel:
-        """A copy of the untouched model, for measures that compare with it; made when it is first asked for."""
+        """Return a copy of the dense model, for evaluators that compare with it; made when it is first needed."""
         if self._reference is None:
             with self._pristine.as_it_was():
                 self._reference = copy.deepcopy(self.opened.model)
         return self._reference
 
-    def note(self, edit: Edit) -> None:
+    def remember(self, edit: Edit) -> None:
         """Remember an edit that was made, for `edits`."""
-        self._trail.append(edit)
+        self._edits.append(edit)
 
     def edits(self) -> bytes | None:
-        """What was done since the model was untouched, to be applied again; None if nothing was."""
-        return to_bytes([edit.kept() for edit in self._trail]) if self._trail else None
+        """Return the edits since the model was dense, to be applied again; None if there are none."""
+        return to_bytes([edit.kept() for edit in self._edits]) if self._edits else None
 
     def mask(self) -> bytes | None:
-        """The nonzero weights as bits; None if some nonzero weight isn't the untouched model's, so that bits can't bring it back."""
-        if self.view.weights != self._whole or not all(isinstance(edit, Replace) for edit in self._trail):
+        """Return the nonzero weights as bits; None if some nonzero weight isn't the dense model's, so that bits can't bring it back."""
+        if self.view.weights != self._whole or not all(isinstance(edit, Replace) for edit in self._edits):
             return None
         bits: dict[str, np.ndarray] = {}
         for index, weight in enumerate(self.view.weights):

@@ -17,14 +17,13 @@ from calibrant.methods import Method, methods
 from calibrant.notebook import card
 from calibrant.progress import Progress, silent
 from calibrant.registry import did_you_mean
-from calibrant.store import STUDY, Store
-from calibrant.study import engines
+from calibrant.store import Store
+from calibrant.study.cells import DENSE, Labels
+from calibrant.study.cells import propagation as propagated
 from calibrant.study.checking import MOST_VALUES, Mistakes, Read, Reading
 from calibrant.study.contrasts import read_contrasts
-from calibrant.study.labels import DENSE, Labels
-from calibrant.study.labels import propagation as propagated
-from calibrant.study.ledger import Ledger, known
-from calibrant.study.question import Finished, Job, Question, digests_of
+from calibrant.study.request import Request, StudyResult, Workload, digests_of
+from calibrant.study.workers import answer, check
 
 SINGULAR: Final = {"models": "model", "methods": "method", "sparsities": "sparsity", "transforms": "transform"}
 """What a study file calls the fields that are called otherwise."""
@@ -108,11 +107,11 @@ class Study:
         return dict(self._read.evaluators)
 
     def labels(self) -> list[Labels]:
-        """What the cells of the grid are called: the union of the groups, each cell once, without what is excluded, in the order of `questions`."""
+        """What the cells of the grid are called: the union of the groups, each cell once, without what is excluded, in the order of `requests`."""
         return list(self._read.labels)
 
     def chosen(self, groups: Sequence[str] = ()) -> frozenset[int]:
-        """Which of `questions` are of one of these groups, by number: all without any. `SpecError` for one that the study doesn't have."""
+        """Which of `requests` are of one of these groups, by number: all without any. `SpecError` for one that the study doesn't have."""
         there = self._read.groups
         for name in groups:
             if name not in there:
@@ -120,7 +119,7 @@ class Study:
                 raise SpecError(f"the study has no group called {name!r}{did_you_mean(name, there)}; {known}", subject=name)
         return frozenset(at for at, of in enumerate(self._read.labels) if not groups or any(of in there[name] for name in groups))
 
-    def questions(self) -> list[Question]:
+    def requests(self) -> list[Request]:
         """The cells of the grid in the order in which they are answered: model by model, what looks at no data first, then draw by draw."""
 
         @cache
@@ -135,7 +134,7 @@ class Study:
             return Recipe.parse(method, target, how, self.allocation, tuple(self.transforms))
 
         return [
-            Question(of.model, calibration(of.data, of.seed) if of.data else None, recipe(of.method, of.target, of.propagate))
+            Request(of.model, calibration(of.data, of.seed) if of.data else None, recipe(of.method, of.target, of.propagate))
             for of in self._read.labels
         ]
 
@@ -160,7 +159,7 @@ class Study:
         address: str | None = None,
         gpus: float = 0.0,
         groups: Sequence[str] = (),
-    ) -> Finished:
+    ) -> StudyResult:
         """Compute what the store in `folder` lacks. Interrupted, it loses at most the step it was at; asked again, it goes on from there.
 
         `engine` is `local` (this machine; `workers` processes share it) or `ray` (`workers` of a cluster at `address`, each with `gpus`). What
@@ -169,26 +168,35 @@ class Study:
         Raises `OutputError` for a folder that isn't ours or a full disk, and a lone model's own error if it can't be opened. Whatever else
         fails is recorded in the store's `failures/`, and the rest goes on.
         """
-        engines.check(engine, workers, address, gpus)
-        job = self.job(groups)
+        check(engine, workers, address, gpus)
+        work = self.workload(groups)
         with Store(folder) as store:
-            before = known(store, self.as_yaml())
-            store.write_text(STUDY, self.as_yaml())
-            return engines.run(engine, Ledger(store, job, retry, before), progress, workers=workers, address=address, gpus=gpus)
+            if engine == "local":
+                return answer(store, work, self.as_yaml(), progress, retry=retry, workers=workers)
+            from calibrant.study.ray import starting
 
-    def job(self, groups: Sequence[str] = ()) -> Job:
-        """What an engine is to do. `DataError` if a calibration set holds rows that are measured."""
-        chosen = self.chosen(groups)
-        leaked, reading = self._leaked(), self.for_reading()
-        kept = {"masks": self.masks, "quotes": self.quotes, "leaked": leaked, "limit_gb": self.statistics_gb, "edits_gb": self.edits_gb}
-        digests = digests_of(self.evaluators())
-        return Job(tuple(self.questions()), chosen, self.evaluators(), self.dtype, self.device, digests=digests, **kept, reading=reading)
+            with starting(min(workers, len(work.requests)), address, gpus) as start:
+                return answer(store, work, self.as_yaml(), progress, retry=retry, workers=workers, start=start)
 
-    def _leaked(self) -> dict[str, dict[str, int]]:
-        found = leaks((q.calibration for q in self.questions() if q.calibration), list(self.evaluators().values()))
+    def workload(self, groups: Sequence[str] = ()) -> Workload:
+        """Return what there is to make. Raises `DataError` if a calibration set holds rows that are measured, unless that is allowed."""
+        leaked = leaks((request.calibration for request in self.requests() if request.calibration), list(self.evaluators().values()))
         if not self.allow_leak:
-            refuse(found)
-        return found
+            refuse(leaked)
+        return Workload(
+            tuple(self.requests()),
+            self.chosen(groups),
+            self.evaluators(),
+            self.dtype,
+            self.device,
+            digests_of(self.evaluators()),
+            self.masks,
+            self.quotes,
+            leaked,
+            self.statistics_gb,
+            self.edits_gb,
+            self.for_reading(),
+        )
 
 
 def read(asked: Mapping[str, Any], mistakes: Mistakes) -> Read:

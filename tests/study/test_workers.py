@@ -1,7 +1,7 @@
 """Workers that are processes: they give what one process gives, may die, and leave nobody behind."""
 
 import errno
-import functools
+import json
 import os
 import pickle
 import queue
@@ -10,46 +10,41 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import psutil
 import pytest
 import torch
 
 from calibrant.cli import main
-from calibrant.clock import Clock
 from calibrant.errors import DataError, InputError, ModelError, OutputError, Problem, SpecError, StudyError, WorkerError
 from calibrant.progress import silent
 from calibrant.store import Store
-from calibrant.study import Finished, Study, answering, engines
-from calibrant.study.engines import team
-from calibrant.study.engines.language import LANGUAGE, Raised, Reply, Spent
-from calibrant.study.engines.local import Here, Process, shared_threads
-from calibrant.study.engines.station import Station, replies
-from calibrant.study.engines.team import Team, Tokens
-from calibrant.study.ledger import Ledger
-from calibrant.study.question import Failed, Question
+from calibrant.study import Study, StudyResult, driver
+from calibrant.study.driver import TOKENS, Message
+from calibrant.study.request import Workload
+from calibrant.study.workers import Process, Summary, Worker, check, next_of, received, shared_threads, supervise, work
 from calibrant.testing import tiny_tokenizer
 
 from tests.study.small import asked, ended, forked, results, texts
 
 ONCE = """
 import os, pathlib, signal
-import calibrant.study.answering as answering
-compress = answering.compress
-def dying(*args, **told):
-    if told["data"] == "random_tokens" and not (mark := pathlib.Path(__file__).with_name("died")).exists():
+import calibrant.study.driver as driver
+compress = driver.compress
+def dying(*args, **options):
+    if options["data"] == "random_tokens" and not (mark := pathlib.Path(__file__).with_name("died")).exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return compress(*args, **told)
-answering.compress = dying
+    return compress(*args, **options)
+driver.compress = dying
 """
 BUSY = """
 import time
-import calibrant.study.answering as answering
-answering.compress = lambda *_, **__: time.sleep(600)
+import calibrant.study.driver as driver
+driver.compress = lambda *_, **__: time.sleep(600)
 """
 IDLE = "import time; time.sleep(600)"
 
@@ -79,7 +74,7 @@ def poison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
 
 
 def workers_of(number: int) -> list[psutil.Process]:
-    return [p for p in psutil.Process(number).children() if "station" in " ".join(p.cmdline())]
+    return [p for p in psutil.Process(number).children() if "study.workers" in " ".join(p.cmdline())]
 
 
 def until(true: Callable[[], Any], seconds: float = 60.0) -> Any:
@@ -99,7 +94,7 @@ def test_a_worker_that_dies_is_replaced_and_all_is_as_of_one_process(
     (died,) = finished.died
     assert died.startswith("process ")
     assert "was ended by SIGKILL (where nobody did that: out of memory) while at work on " in died
-    assert died.endswith(" 0.5 on random_tokens; it was asked of another")
+    assert died.endswith(" 0.5 on random_tokens; it was tried again")
     assert (finished.computed, finished.found, finished.failures) == (8 + 16, 0, {})
     assert results(store) == results(whole)
     assert (told[0], told[-1]) == (("study", 0, 8), ("study", 8, 8))
@@ -138,61 +133,78 @@ def test_an_interrupt_that_comes_before_the_wait_is_noticed_soon():
     """The wait itself may not be what the signal wakes: it ends by itself, and Python sees the signal then."""
     waits: list[float] = []
 
-    class Ends(queue.SimpleQueue[None]):
+    class Inbox(queue.SimpleQueue[None]):
         def get(self, block: bool = True, timeout: float | None = None) -> None:
             waits.append(timeout or float("inf"))
             if len(waits) < 3:
                 raise queue.Empty
 
-    assert team._heard(Ends()) is None
+    assert next_of(Inbox()) is None
     assert len(waits) == 3
     assert max(waits) <= 1
 
 
-# How a team works, with workers that are this process and die when they are told to
+# How workers are supervised, with ones that are threads of this process and die when a test wants them to
 
 
-@final
-class Mortal(Here):
-    """Dies at whatever some test says of what it is asked."""
+class Died(BaseException):
+    """Nothing in a driver catches it, as nothing catches a kill."""
 
-    deadly: Callable[[str, tuple[Any, ...]], bool]
+
+class Mortal(Worker):
+    """Does a job in this process. It dies where `deadly` says so of what it is doing: the label, and the id of its failure."""
+
     born = 0
 
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
+    def __init__(self, job: Mapping[str, Any], deadly: Callable[[str, str], bool]) -> None:
         Mortal.born += 1
-        self.name = f"worker {Mortal.born}"
+        self._name, self._job, self._deadly = f"worker {Mortal.born}", job, deadly
 
-    def call(self, what: str, *given: Any) -> Iterator[Reply]:
-        if Mortal.deadly(what, given):
-            raise WorkerError(f"{self.name} fell", subject=self.name)
-        return super().call(what, *given)
+    def messages(self) -> Iterator[Message]:
+        sent: list[Message] = []
+
+        def report(message: Message) -> None:
+            sent.append(message)
+            if message[0] == "doing" and self._deadly(message[1], message[2]):
+                raise Died
+
+        try:
+            work(self._job, report)
+        except Died:
+            yield from map(received, sent)
+            raise WorkerError(f"{self._name} fell", subject=self._name) from None
+        yield from map(received, sent)
+
+    def end(self) -> None:
+        pass
 
 
-def worked(study: Study, folder: Path, deadly: Callable[[str, tuple[Any, ...]], bool], retry: bool = False) -> Finished:
+def worked(study: Study, folder: Path, deadly: Callable[[str, str], bool] = lambda *_: False) -> StudyResult:
     """What two such workers make of a study."""
-    Mortal.deadly, Mortal.born = staticmethod(deadly), 0
+    Mortal.born = 0
     with Store(folder) as store:
         store.write_text("study.yaml", study.as_yaml())
-        ledger = Ledger(store, study.job(), retry)
-        hire = functools.partial(Mortal, ledger.job, folder)
-        return Team(ledger, silent, Tokens(store.corner())).work([lambda told: hire(told, ledger.clock)] * 2)
+        workload = study.workload()
+        (store.corner() / "work.json").write_text(json.dumps({"work": workload.to_json(), "forgiven": {}}))
+        job = {"folder": str(folder), "shared": str(store.corner()), "count": 2, "threads": 1}
+        return supervise(Summary(store, workload, silent), [lambda place=place: Mortal({**job, "place": place}, deadly) for place in range(2)])
 
 
-def test_a_question_that_kills_twice_is_recorded_and_tried_again_when_that_is_asked(given: dict[str, str], whole: Path, tmp_path: Path):
-    finished = worked(asked(given), tmp_path, lambda what, given: what == "answer" and given[0].run.data == "random_tokens")
+def test_a_run_that_kills_twice_is_recorded_and_tried_again_on_request(given: dict[str, str], whole: Path, tmp_path: Path):
+    runs = {cell.run for cell in Store(whole, create=False).cells() if cell.data == "random_tokens"}
+    finished = worked(asked(given), tmp_path, lambda what, failed_id: failed_id in runs)
     assert {f["what"] for f in finished.failures.values()} == {"wanda 0.5 on random_tokens", "sparsegpt 0.5 on random_tokens"}
-    assert set(finished.failures) == {c.run for c in finished.cells if c.data == "random_tokens"}
+    assert set(finished.failures) == runs
     for failure in finished.failures.values():
-        assert re.fullmatch(r"WorkerError: worker \d fell while at work on \w+ 0.5 on random_tokens, and so did one before it", failure["error"]), (
+        assert re.fullmatch(r"WorkerError: worker \d+ fell while at work on \w+ 0.5 on random_tokens, and so did one before it", failure["error"]), (
             failure["error"]
         )
-    assert sorted(died.partition("; ")[2] for died in finished.died) == ["it was asked of another"] * 2 + ["it was given up"] * 2
+    ends = [died.partition("; ")[2] for died in finished.died]
+    assert (ends.count("it was tried again"), ends.count("it was given up") >= 2) == (2, True)
     assert {k: v for k, v in results(tmp_path).items() if k.startswith("runs")}.items() <= results(whole).items()
 
     again = asked(given).run(tmp_path)
-    assert (again.computed, len(again.failures)) == (0, 2), "what failed isn't tried again unasked"
+    assert (again.computed, len(again.failures)) == (0, 2), "what failed isn't tried again without a request"
     third = asked(given).run(tmp_path, retry=True)
     assert (third.computed, third.failures) == (2 + 4, {})
     assert results(tmp_path) == results(whole)
@@ -201,8 +213,7 @@ def test_a_question_that_kills_twice_is_recorded_and_tried_again_when_that_is_as
 def test_a_measurement_that_kills_costs_no_other(given: dict[str, str], tmp_path: Path):
     study = asked(given, data=["random_tokens"], methods="wanda")
     bad, good = study.evaluators()
-    asked(given, data=["random_tokens"], methods="wanda", evaluate=f"loss(source={given['verse']!r}, tokens=64, length=32)").run(tmp_path)
-    finished = worked(study, tmp_path, lambda what, given: what == "answer" and bad in given[2])
+    finished = worked(study, tmp_path, lambda what, _: what.endswith(f"measured by {bad}"))
     assert set(finished.failures) == {c.measures[bad] for c in finished.cells}
     assert all(f["what"].endswith(f"measured by {bad}") for f in finished.failures.values())
     assert all(c.measures[good] in Store(tmp_path, create=False).measured(c.run) for c in finished.cells)
@@ -212,22 +223,22 @@ def test_a_model_that_kills_every_worker_is_refused(given: dict[str, str], tmp_p
     with pytest.raises(
         ModelError, match=r"worker \d fell while at work on opening .*tiny, and so did one before it; give workers more memory"
     ) as caught:
-        worked(asked(given), tmp_path, lambda what, _: what == "open")
+        worked(asked(given), tmp_path, lambda what, _: what.startswith("opening"))
     assert caught.value.subject == given["model"]
 
 
 def test_one_of_several_models_that_cant_be_opened_is_a_hole(given: dict[str, str], tmp_path: Path):
     gone = str(tmp_path / "gone.gguf")
     study = asked(given, models=[gone, given["model"]], data=["random_tokens"], methods="wanda")
-    finished = worked(study, tmp_path / "store", lambda *_: False)
+    finished = worked(study, tmp_path / "store")
     assert {f["cell"][0] for f in finished.failures.values()} == {gone}
     assert [bool(c.run) for c in finished.cells] == [False, False, True, True]
     with pytest.raises(ModelError, match=r"gone\.gguf"):
-        worked(asked(given, models=gone), tmp_path / "other", lambda *_: False)
+        worked(asked(given, models=gone), tmp_path / "other")
 
 
 def test_what_another_is_at_is_passed_over_and_waited_for(given: dict[str, str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    compress, order = answering.compress, list[str]()
+    compress, order = driver.compress, list[str]()
 
     def noted(*args: Any, **told: Any) -> Any:
         order.append(told["data"])
@@ -235,7 +246,7 @@ def test_what_another_is_at_is_passed_over_and_waited_for(given: dict[str, str],
             threading.Timer(0.5, claim.free).start()
         return compress(*args, **told)
 
-    monkeypatch.setattr(answering, "compress", noted)
+    monkeypatch.setattr(driver, "compress", noted)
     run = next(c.run for c in Store(whole, create=False).cells() if c.data == "random_tokens" and c.method.startswith("wanda"))
     with Store(tmp_path / "store") as store:
         claim = store.claim(run)
@@ -269,13 +280,16 @@ def test_workers_divide_the_threads():
         torch.set_num_threads(1)
 
 
-def test_a_worker_that_has_ended_says_so(given: dict[str, str], tmp_path: Path):
-    with Store(tmp_path / "store"):
-        worker = Process(asked(given).job(), tmp_path / "store", 1, silent, Clock())
-        worker.end()
-        with pytest.raises(WorkerError, match=rf"process {worker._process.pid} was ended by SIGKILL") as caught:
-            worker.open(given["model"])
-    assert caught.value.subject == str(worker._process.pid)
+def job(folder: Path) -> dict[str, Any]:
+    return {"folder": str(folder), "shared": str(folder), "count": 1, "threads": 1, "place": 0}
+
+
+def test_a_worker_that_has_ended_says_so(tmp_path: Path):
+    worker = Process(job(tmp_path))
+    worker.end()
+    with pytest.raises(WorkerError, match=rf"process {worker.number} was ended by SIGKILL") as caught:
+        list(worker.messages())
+    assert caught.value.subject == str(worker.number)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +311,7 @@ def test_what_an_engine_cant_do_is_refused_before_anything_is_written(given: dic
 def test_ray_that_isnt_installed_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SpecError, match=r"needs the package ray.*pip install 'calibrant\[ray\]'"):
-        engines.check("ray")
+        check("ray")
 
 
 @pytest.mark.parametrize(
@@ -309,28 +323,41 @@ def test_ray_that_isnt_installed_is_named(monkeypatch: pytest.MonkeyPatch):
         (StudyError([Problem(3, "data", "lacks")], subject="a.yaml"), InputError("a.yaml has a mistake:\nline 3: data: lacks")),
     ],
 )
-def test_an_error_that_ends_the_study_survives_the_way_from_a_worker(error: Exception, again: Exception):
-    told = LANGUAGE.unpack(LANGUAGE.pack(Raised(error))).error
-    assert (repr(told), str(told), getattr(told, "errno", None)) == (repr(again), str(again), getattr(again, "errno", None))
-    assert getattr(told, "subject", "") == getattr(error, "subject", "")
+def test_an_error_that_ends_the_study_survives_the_way_from_a_worker(
+    error: Exception, again: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def failing(self: Any) -> None:
+        raise error
+
+    (tmp_path / "work.json").write_text(json.dumps({"work": Workload((), frozenset(), {}).to_json(), "forgiven": {}}))
+    monkeypatch.setattr(driver.Driver, "run", failing)
+    sent: list[Message] = []
+    work(job(tmp_path) | {"folder": str(tmp_path / "store")}, sent.append)
+    (message,) = sent
+    with pytest.raises(type(again)) as caught:
+        received(json.loads(json.dumps(message)))
+    back = caught.value
+    assert (repr(back), str(back), getattr(back, "errno", None)) == (repr(again), str(again), getattr(again, "errno", None))
+    assert getattr(back, "subject", "") == getattr(error, "subject", "")
 
 
-def test_a_job_and_its_questions_survive_the_way_to_a_worker(given: dict[str, str]):
+def test_a_workload_survives_the_way_to_a_worker(given: dict[str, str]):
     mix = f"mix(a={given['prose']!r}, b=0.5*random_tokens + 0.5*full_stops, weight=0.25)"
     methods = ["sparsegpt(damp=0.02)", "wanda", "magnitude"]
-    job = asked(given, data=[mix, given["verse"]], methods=methods, sparsities=[0.29, "2:4"], seeds=[0, 3], tokens=90).job()
-    again = LANGUAGE.unpack(LANGUAGE.pack(job))
-    assert (again.evaluators, again.dtype, again.reading, again.chosen) == (job.evaluators, job.dtype, job.reading, job.chosen)
-    for back, question in zip(again.questions, job.questions, strict=True):
-        assert (repr(back.calibration), back.recipe, back.model) == (repr(question.calibration), question.recipe, question.model)
-        assert (back.provisional, back.cell, back.sets) == (question.provisional, question.cell, question.sets)
+    sent = asked(given, data=[mix, given["verse"]], methods=methods, sparsities=[0.29, "2:4"], seeds=[0, 3], tokens=90).workload()
+    back = Workload.from_json(json.loads(json.dumps(sent.to_json())))
+    assert {k: v for k, v in vars(back).items() if k != "requests"} == {k: v for k, v in vars(sent).items() if k != "requests"}
+    for one, other in zip(back.requests, sent.requests, strict=True):
+        assert (repr(one.calibration), one.recipe, one.model) == (repr(other.calibration), other.recipe, other.model)
+        assert (one.provisional, one.cell, one.sets) == (other.provisional, other.cell, other.sets)
 
 
-def test_tokens_survive_the_way_to_a_worker(given: dict[str, str], tmp_path: Path):
+def test_tokens_survive_the_way_to_another_worker(given: dict[str, str]):
     mix = f"mix(a={given['prose']!r}, b=random_tokens, weight=0.25)"
-    question = asked(given, data=[mix]).questions()[-1]
-    assert question.calibration is not None
-    batch, again = question.calibration.tokens(tiny_tokenizer()), LANGUAGE.unpack(Tokens(tmp_path).path(question).read_bytes())
+    calibration = asked(given, data=[mix]).requests()[-1].calibration
+    assert calibration is not None
+    batch = calibration.tokens(tiny_tokenizer())
+    again = TOKENS.unpack(TOKENS.pack(batch))
     pairs = [(batch, again), *((one, back) for (_, one), (_, back) in zip(batch.mixed, again.mixed, strict=True))]
     assert len(pairs) == 3
     assert [factor for factor, _ in batch.mixed] == [factor for factor, _ in again.mixed]
@@ -349,52 +376,38 @@ class Bomb:
         return Path.touch, (self.mark,)
 
 
-def test_a_worker_is_asked_for_three_things_and_reads_no_pickle(given: dict[str, str], tmp_path: Path):
-    station = Station(asked(given).job, tmp_path, silent)
-    for message, why in (
-        (pickle.dumps(Bomb(tmp_path / "ran")), "is no message of a process of this job"),
-        (LANGUAGE.pack(("_take", None)), "can't be asked for '_take'; it can for open, resolve, answer"),
-        (LANGUAGE.pack(("__init__",)), "can't be asked for '__init__'"),
-    ):
-        raised, spent = map(LANGUAGE.unpack, replies(station, message))
-        assert (type(raised), type(spent)) == (Raised, Spent)
-        assert why in str(raised.error)
-    with Store(tmp_path / "store"):
-        here = Here(asked(given).job(), tmp_path / "store", silent, Clock())
-        here.open(given["model"])
-        (tmp_path / "tokens").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
-        refused = here.resolve(asked(given).questions()[-1], tmp_path / "tokens")
-    assert isinstance(refused, Failed)
-    assert "is no message of a process of this job" in refused.reason["error"]
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_worker_that_answers_with_a_pickle_is_taken_for_dead(given: dict[str, str], tmp_path: Path, poison: Callable[[str], None]):
-    poison(f"import pathlib, pickle, sys\nsys.stdout.buffer.write({pickle.dumps(Bomb(tmp_path / 'ran'))!r})\nsys.stdout.flush()")
-    worker = Process(asked(given).job(), tmp_path, 1, silent, Clock())
-    with pytest.raises(WorkerError, match=rf"process {worker._process.pid} said what is no answer"):
-        worker.open(given["model"])
+def test_a_worker_that_writes_a_pickle_is_taken_for_dead(tmp_path: Path, poison: Callable[[str], None]):
+    poison(f"import pathlib, pickle, sys\nsys.stdout.buffer.write({pickle.dumps(Bomb(tmp_path / 'ran'))!r} + b'\\n')\nsys.stdout.flush()")
+    worker = Process(job(tmp_path))
+    with pytest.raises(WorkerError, match=rf"process {worker.number} wrote what is no message"):
+        list(worker.messages())
     worker.end()
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_question_that_a_worker_cant_build_is_a_hole(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_tokens_that_are_a_pickle_are_a_failure_and_not_run(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(driver, "put", lambda path, content: path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran"))))
+    finished = worked(asked(given, data=["random_tokens", "full_stops"], methods="wanda"), tmp_path / "store")
+    assert {f["error"].partition(" is no message")[1] for f in finished.failures.values()} <= {" is no message"}
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_workload_that_a_worker_cant_build_ends_the_study(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A user's file may be gone by the time that a worker looks."""
 
-    def gone(worker: Any, question: Question, tokens: Path | None) -> Any:
+    def gone(plain: Any) -> Any:
         raise DataError("prose.jsonl isn't there")
 
-    monkeypatch.setattr(Mortal, "resolve", gone)
-    finished = worked(asked(given), tmp_path, lambda *_: False)
-    assert {f["error"] for f in finished.failures.values()} == {"DataError: prose.jsonl isn't there"}
-    assert len(finished.failures) == len(finished.cells)
+    monkeypatch.setattr(Workload, "from_json", gone)
+    with pytest.raises(DataError, match=r"prose\.jsonl isn't there"):
+        worked(asked(given), tmp_path)
 
 
 def test_a_full_disk_in_a_worker_ends_the_study_and_is_no_failure(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, "no room")
 
-    monkeypatch.setattr(answering, "compress", full)
+    monkeypatch.setattr(driver, "compress", full)
     with pytest.raises(OSError, match="no room"):
-        worked(asked(given), tmp_path, lambda *_: False)
+        worked(asked(given), tmp_path)
     assert not Store(tmp_path, create=False).failures()

@@ -1,4 +1,4 @@
-"""How long the pieces of a study take on the model that is here: each is done once, small, and timed, so that a plan can add them up.
+"""How long a study takes on this machine: each piece of the work is done once, small, and timed, and a plan adds them up.
 
 A block's forward on one micro-batch, the compression of one block by each method to each target, and a few items of each evaluator. The tokens are
 random ones: how long a product takes doesn't depend on what is in it. Nothing is written, and the model stays as it was.
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -20,8 +20,9 @@ from calibrant.evaluators import Evaluator, Subject
 from calibrant.methods import MatrixMethod
 from calibrant.models import ModelView, Opened, Weight, view
 from calibrant.progress import Progress, silent
-from calibrant.study.bench import room
-from calibrant.study.question import Question
+from calibrant.study.loaded import room
+from calibrant.study.request import Request
+from calibrant.study.supply import Supply, budget_of
 from calibrant.walk import TOKENS_PER_PASS, walk
 from calibrant.walk.statistics import packed_bytes
 
@@ -34,9 +35,12 @@ Kinds = tuple[type[Statistic], ...]
 
 
 @dataclass(frozen=True)
-class Probed:
-    """What was found of one model. Seconds: `forward` for a token through a block, by the statistics gathered; `block` for the compression of one, by
-    method and target; `measure` for a whole measurement. `statistics` are bytes for one set and draw, by kind; `why_not` is what would fail."""
+class Timings:
+    """How long the pieces take on one model.
+
+    Seconds: `forward` for a token through a block, by the statistics gathered; `block` for the compression of one, by method and target; `measure`
+    for a whole measurement. `statistics` are bytes for one set and draw, by kind; `why_not` says what would fail.
+    """
 
     model: str
     note: str
@@ -53,15 +57,15 @@ class Probed:
     why_not: tuple[str, ...] = ()
 
 
-def probe(
-    opened: Opened, seconds: float, questions: Sequence[Question], evaluators: Mapping[str, Evaluator], kinds: Kinds, progress: Progress = silent
-) -> Probed:
-    """Try the pieces of `questions` on an open model, which took `seconds` to open. `kinds` are gathered together in `dense`."""
+def measure_pieces(
+    opened: Opened, seconds: float, requests: Sequence[Request], evaluators: Mapping[str, Evaluator], kinds: Kinds, progress: Progress = silent
+) -> Timings:
+    """Time the pieces of `requests` on an open model, which took `seconds` to open. `kinds` are gathered together in `dense`."""
     seen_by, found = view(opened.model), _Pieces()
-    asked = list(dict.fromkeys(q.recipe for q in questions))
+    asked = list(dict.fromkeys(q.recipe for q in requests))
     looking = [a for a in asked if a.method.observes]
     wanted: dict[Kinds, None] = dict.fromkeys([(FeatureNorms,), *([kinds] if kinds else []), *(a.method.observes for a in looking)])
-    calibration = next((q.calibration for q in questions if q.calibration), None)
+    calibration = next((q.calibration for q in requests if q.calibration), None)
     seen, total = dict[Kinds, dict[Weight, Seen]](), len(wanted) + len(asked) + len(evaluators)
     steps = iter(range(total))
     if calibration is not None:
@@ -78,7 +82,7 @@ def probe(
     progress("probe", total, total)
     first = next(iter(seen.values()), {})
     told = replace(
-        Probed(opened.name, opened.note, str(opened.dtype).removeprefix("torch."), len(seen_by.blocks), len(seen_by.weights), 0, seconds),
+        Timings(opened.name, opened.note, str(opened.dtype).removeprefix("torch."), len(seen_by.blocks), len(seen_by.weights), 0, seconds),
         forward=found.forward,
         block=found.block,
         measure=found.measure,
@@ -206,3 +210,44 @@ def _timed(work: Callable[[], Any]) -> float:
 
 def _count(rows: Iterable[Any], most: int) -> int:
     return sum(1 for _, _ in zip(rows, range(most), strict=False))
+
+
+class Unfinished(NamedTuple):
+    """A request with what is missing: its measurements by these evaluators and, unless it is `recorded`, its record."""
+
+    request: Request
+    measures: Sequence[str]
+    recorded: bool
+
+
+def kinds(requests: Iterable[Request]) -> Kinds:
+    """Return the statistics of the dense model that these requests share."""
+    return tuple(dict.fromkeys(kind for q in requests if q.shares for kind in q.recipe.shared))
+
+
+def passes(requests: Iterable[Request]) -> list[CalibrationSet]:
+    """Return the sets, draw by draw, of which the dense model's statistics are gathered, each once; those of a mix are its parts'."""
+    parts = (part for q in requests if q.shares and q.calibration for part in q.calibration.mixed or (q.calibration,))
+    return list({repr(part): part for part in parts}.values())
+
+
+def duration(timings: Timings, unfinished: Sequence[Unfinished], supplies: Mapping[str, Supply]) -> dict[str, float]:
+    """Return the seconds by phase that one worker needs. A set whose supply isn't known is taken to fill its budget."""
+    compressed = [one.request for one in unfinished if not one.recorded or one.request.recipe.method.updates]
+    drawn = {repr(q.calibration): q.calibration for q, _, _ in unfinished if q.calibration}.values()
+
+    def tokens(calibration: CalibrationSet) -> int:
+        return supplies[str(calibration)].tokens if str(calibration) in supplies else budget_of(calibration) * (len(calibration.mixed) or 1)
+
+    forward = sum(timings.forward.get(kinds(compressed), 0) * tokens(calibration) for calibration in passes(compressed))
+    for request in compressed:
+        if request.calibration and request.recipe.propagate != "dense":
+            again = timings.forward.get((FeatureNorms,), 0) if request.recipe.propagate == "reference" else 0
+            forward += (timings.forward.get(request.recipe.method.observes, 0) + again) * tokens(request.calibration)
+    return {
+        "open": timings.opened if unfinished else 0.0,
+        "tokenize": sum(supplies[str(calibration)].seconds * (calibration.seed + 1) for calibration in drawn if str(calibration) in supplies),
+        "forward": forward * timings.blocks,
+        "compress": sum(timings.block.get((str(q.recipe.method), str(q.recipe.target)), 0) for q in compressed) * timings.blocks,
+        "measure": sum(timings.measure.get(text, 0) for one in unfinished for text in one.measures),
+    }

@@ -1,0 +1,335 @@
+"""A driver answers the requests of a study, one after the other, with one open model. `--workers N` are N drivers on one store.
+
+Work is done once. The dense model stays in memory and is restored matrix by matrix; a calibration set is tokenized once for all methods and targets;
+what the dense model's matrices see of it is kept on disk for all targets; runs that look at no data (the dense model, magnitude) are made once
+whatever the number of sets; and where only a measurement is missing, the run's mask or edits are applied again.
+
+Claims in the store decide who works on what, so drivers need not know of each other: what another is at work on is passed over, and waited for when
+nothing else is left. What a driver does it reports in messages, which are lists of plain data (`Message`).
+"""
+
+import errno
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+from calibrant.clock import Clock
+from calibrant.compress import Recipe, compress
+from calibrant.compress.costs import peak_memory, provenance
+from calibrant.data import TokenBatch
+from calibrant.durable import put
+from calibrant.errors import DataError, InputError, OutputError
+from calibrant.evaluators import timed
+from calibrant.models import open_model
+from calibrant.progress import silent
+from calibrant.spec import identity
+from calibrant.store import EDITS, MASK, PROFILE, STATISTICS, Run, Store, measurement_id
+from calibrant.study.loaded import LoadedModel
+from calibrant.study.request import Request, Workload
+from calibrant.walk.statistics import Statistics, statistics_ids, surplus
+from calibrant.wire import Language, fields_of
+
+T = TypeVar("T")
+
+Message = list[Any]
+"""What a driver reports; the first item says what it is.
+
+`progress`: a label, how much is done, of how much. `doing`: a label, the id under which its failure would be recorded, the number of the request, the
+evaluator. `cell`: the number of a request, its run's id, its measurements' ids, and which of all these the store has. `made`: the id of a new record
+or measurement. `done`: the number of a request. `spent`: seconds by phase, and the most bytes of memory that the process had.
+"""
+
+Report = Callable[[Message], None]
+
+TOKENS: Final = Language(fields_of(TokenBatch, without=("rows",)))
+"""How drivers on one machine share token batches: as files of safetensors."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A request whose run is known by its id.
+
+    `recipe` is as this machine can carry it out, with a `note` where that differs from the request. `measures` are the ids of the measurements by
+    evaluator, `statistics` the ids of statistics that it may share with others.
+    """
+
+    request: Request
+    recipe: Recipe
+    note: str
+    run: Run
+    measures: Mapping[str, str]
+    statistics: tuple[str, ...] = ()
+
+
+class Missing(NamedTuple):
+    """What the store lacks of one request: its record, unless it is `recorded`, and what these evaluators measure."""
+
+    recorded: bool
+    measures: Sequence[str]
+
+    def __bool__(self) -> bool:
+        return not self.recorded or bool(self.measures)
+
+
+class Driver:
+    """Answers what `store` lacks of a workload.
+
+    It is number `place` of `count` drivers that begin with different calibration sets, and then help each other; token batches are shared in the
+    folder `shared`, if there is one. What failed before isn't tried again, except for the failures in `forgiven`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        work: Workload,
+        report: Report,
+        forgiven: Mapping[str, Mapping[str, Any]],
+        shared: Path | None = None,
+        place: int = 0,
+        count: int = 1,
+    ) -> None:
+        self._store, self._work, self._report, self._forgiven, self._shared = store, work, report, forgiven, shared
+        self._left, self._later = set(range(len(work.requests))), set[int]()
+        sets = [repr((request.model, request.calibration)) for request in work.requests]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(sets))}
+        self._sets, self._others = sets, [numbers[name] % count != place for name in sets]
+        self._alone = count == 1
+        self._resolved = dict[int, Resolved]()
+        self._model, self._loaded = "", None
+        self._clock = Clock()
+
+    def run(self) -> None:
+        """Answer every request. Raises `OutputError` on a full disk and, for a study of one model, why that can't be opened."""
+        while self._left:
+            # Of the open model first; then what nobody else was at work on; then this driver's own sets.
+            index = min(self._left, key=lambda i: (self._work.requests[i].model != self._model, i in self._later, self._others[i], i))
+            done = self._visit(index)
+            if done:
+                self._left.discard(index)
+                self._report(["done", index])
+            else:
+                self._later.add(index)
+            self._trim()
+            self._report(["spent", dict(self._clock.seconds), peak_memory()])
+            self._clock.seconds.clear()
+
+    def _visit(self, index: int) -> bool:
+        """Whether a request is done with; it isn't if another is at work on it, unless that was waited for."""
+        request = self._work.requests[index]
+        if self._failed(request.provisional) or not self._open(index):
+            return True
+        self._report(["doing", request.label, request.provisional, index, ""])
+        resolved = self._attempt(lambda: self._resolve(request), request.provisional, request)
+        if resolved is None:
+            return True
+        self._resolved[index] = resolved
+        with ExitStack() as claims, ExitStack() as gathering:
+            if not self._missing(index, resolved):
+                return True
+            if not self._claim(claims, resolved.run.id, index):
+                return False
+            missing = self._missing(index, resolved)
+            if not missing:  # another has made it meanwhile
+                return True
+            state = self._stored(resolved.run.id) if missing.recorded else None
+            # Always in the same order, or two that need the same parts of mixes could wait for each other.
+            if state is None and not all(self._claim(gathering, name, index) for name in sorted(resolved.statistics)):
+                return False
+            self._report(["doing", request.label, resolved.run.id, index, ""])
+            if self._attempt(lambda: self._make(resolved, missing.recorded, state), resolved.run.id, request):
+                gathering.close()  # the model is compressed; what follows only measures
+                for text in missing.measures:
+                    self._report(["doing", f"{request.label}, measured by {text}", resolved.measures[text], index, text])
+                    self._attempt(lambda text=text: self._measure(resolved, text), resolved.measures[text], request, text)
+        return True
+
+    def _open(self, index: int) -> bool:
+        """Whether the model of a request is open. One that can't be is a failure of all its requests; where it is the only one, it is the study's."""
+        model = self._work.requests[index].model
+        if self._model == model:
+            return True
+        self._model, self._loaded = "", None  # two models may be more than there is room for
+        self._report(["doing", f"opening {model}", "", index, ""])
+        try:
+            with self._clock.phase("open"):
+                self._loaded = LoadedModel(open_model(model, self._work.dtype, self._work.device))
+        except InputError as error:
+            if len(self._work.models) == 1:
+                raise
+            for other in self._work.about(model):
+                request = self._work.requests[other]
+                self._store.add_failure(request.provisional, failure(request, error))
+            return False
+        self._model = model
+        return True
+
+    def _resolve(self, request: Request) -> Resolved:
+        """Make the request's tokens, and with them its ids."""
+        loaded = self._current
+        with self._clock.phase("tokenize"):
+            batch = self._tokens(request)
+        recipe, note = loaded.fitting(request.recipe, batch)
+        run = recipe.run(loaded.opened, batch, request.cell.data, request.cell.seed)
+        measures = {text: measurement_id(run.id, *self._work.measures(text)) for text in self._work.evaluators}
+        shared = statistics_ids(loaded.opened, batch) if request.shares and batch is not None else ()
+        return Resolved(request, recipe, note, run, measures, shared)
+
+    def _tokens(self, request: Request) -> TokenBatch | None:
+        """The token batch of a request, made by one driver for all; a set whose rows are chosen with the model's help is resolved by each."""
+        calibration, loaded = request.calibration, self._current
+        if calibration is None or self._shared is None or calibration.per_draw or loaded.has_tokens(calibration):
+            return loaded.tokens(calibration)
+        path = self._shared / f"{identity([request.model, repr(calibration)])[7:]}.tokens"
+        with self._store.claim(path.name, wait=True):
+            if path.exists():
+                return loaded.use_tokens(calibration, TOKENS.unpack(path.read_bytes()))
+            batch = loaded.tokens(calibration)
+            put(path, TOKENS.pack(batch))
+            return batch
+
+    def _missing(self, index: int, resolved: Resolved) -> Missing:
+        """What is to be made for a request: nothing for one that wasn't chosen."""
+        run_id, wanted, store = resolved.run.id, resolved.measures, self._store
+        store.clear_failure(resolved.request.provisional)
+        recorded, measured = store.has_record(run_id), store.measured(run_id)
+        missing = [text for text, measure_id in wanted.items() if measure_id not in measured]
+        for text in set(wanted) - set(missing):  # a kill between the finished measurement and the end of its journal leaves the journal
+            store.journal(run_id, *self._work.measures(text)).remove()
+        there = [*([run_id] if recorded else []), *(measure_id for measure_id in wanted.values() if measure_id in measured)]
+        self._report(["cell", index, run_id, dict(wanted), there])
+        if index not in self._work.chosen or self._failed(run_id):
+            return Missing(recorded=True, measures=())
+        return Missing(recorded, [text for text in missing if not self._failed(wanted[text])])
+
+    def _stored(self, run_id: str) -> bytes | None:
+        """What the compressed model of a recorded run can be made from without compressing it again; None if nothing was stored."""
+        return next((content for name in (MASK, EDITS) if (content := self._store.file(run_id, name)) is not None), None)
+
+    def _make(self, resolved: Resolved, recorded: bool, state: bytes | None) -> bool:
+        """Put the model into the run's state: from what the store has of it, or by compressing it, of which a record is written."""
+        request, loaded = resolved.request, self._current
+        if state is not None:
+            batch = self._tokens(request) if any(transform.observes for transform in resolved.recipe.transforms) else None
+            loaded.apply(state, resolved.recipe.transforms, batch)
+            return True
+
+        def progress(what: str, done: int, total: int) -> None:
+            del what  # the request's label says more than the method's name
+            self._report(["progress", request.label, done, total])
+
+        with self._clock.phase("tokenize"):
+            batch = self._tokens(request)
+        clock, cell = Clock(), request.cell
+        with clock.phase("compress"), self._clock.phase("compress"):
+            loaded.restore()
+            record = compress(
+                loaded.opened,
+                loaded.view,
+                batch,
+                resolved.recipe,
+                data=cell.data,
+                seed=cell.seed,
+                progress=progress,
+                statistics=self._store.folder.absolute() / STATISTICS if request.shares else None,
+                kinds=self._work.kinds(request),
+                keep=loaded.remember,
+            )
+        leaked = {"leaked": dict(self._work.leaked[cell.data])} if cell.data in self._work.leaked else {}
+        record = replace(record, data_facts={**record.data_facts, **leaked}, provenance=provenance(loaded.opened, clock, resolved.note))
+        if not recorded:
+            with self._clock.phase("store"):
+                self._store.add_record(record, self._files(resolved))
+            self._report(["made", record.run.id])
+        return True
+
+    def _files(self, resolved: Resolved) -> dict[str, bytes]:
+        """What is stored beside a record: a mask or edits to make the model from again, and the profile of the calibration set."""
+        loaded, work = self._current, self._work
+        if not resolved.recipe.looks:  # made again sooner than read
+            return {}
+        mask = loaded.mask() if work.masks and not resolved.recipe.transforms else None
+        edits = loaded.edits() if work.masks and mask is None else None
+        if edits is not None:  # a run whose edits would be too much is compressed again if need be
+            there = sum(path.stat().st_size for path in self._store.folder.glob(f"runs/*/{EDITS}"))
+            edits = edits if there + len(edits) <= work.edits_gb * 1e9 else None
+        contents = {MASK: mask, EDITS: edits, PROFILE: loaded.profile(resolved.request.calibration, work.quotes)}
+        return {name: content for name, content in contents.items() if content is not None}
+
+    def _measure(self, resolved: Resolved, text: str) -> None:
+        """Measure the model as it is now, and write the measurement."""
+        evaluator, label = self._work.evaluators[text], f"measuring {resolved.request.label}"
+        place, count = list(self._work.evaluators).index(text), len(self._work.evaluators)
+        self._report(["progress", label, place, count])
+        form, digest = self._work.measures(text)
+        journal = self._store.journal(resolved.run.id, form, digest)
+        with self._clock.phase("measure"):
+            reference = self._current.reference() if evaluator.compares else None
+            measurement = timed(evaluator, self._current.opened, silent, reference, journal)
+            if evaluator.digest() != digest:
+                journal.remove()
+                raise DataError(f"what {text} measures has changed since the study began; run it again", subject=text)
+        self._report(["progress", label, place + 1, count])
+        with self._clock.phase("store"):
+            self._store.add_measurement(resolved.run.id, form, measurement, digest)
+            journal.remove()
+        self._report(["made", resolved.measures[text]])
+
+    @property
+    def _current(self) -> LoadedModel:
+        assert self._loaded is not None
+        return self._loaded
+
+    def _attempt(self, act: Callable[[], T], failed_id: str, request: Request, measured: str = "") -> T | None:
+        """Return what `act` returns, or None where it fails, which is recorded: one failure must not cost the other runs."""
+        try:
+            return act()
+        except Exception as error:
+            # A place that can't be written to can't take the record of a failure either; and it is not the request's fault.
+            if isinstance(error, OutputError) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+                raise
+            self._store.add_failure(failed_id, failure(request, error, measured))
+            return None
+
+    def _failed(self, failed_id: str) -> bool:
+        """Whether this failed, here or in another process, and isn't to be tried again."""
+        reason = self._store.failure(failed_id)
+        return reason is not None and reason != self._forgiven.get(failed_id)
+
+    def _claim(self, held: ExitStack, name: str, index: int) -> bool:
+        """Whether `name` is this driver's while `held` is open. For a request that was passed over before, this waits."""
+        claim = self._store.claim(name, wait=True) if index in self._later else self._store.claim(name)
+        if claim is not None:
+            held.enter_context(claim)
+        return claim is not None
+
+    def _trim(self) -> None:
+        """Delete statistics whose last use is over, the earliest first, until the rest fits the limit."""
+        root = self._store.folder / STATISTICS
+        if not root.is_dir():
+            return
+        sizes = {f"sha256:{p.name}": Statistics(root, p.name).bytes() for p in root.iterdir()}
+        names = {self._sets[i]: resolved.statistics for i, resolved in self._resolved.items() if resolved.statistics}
+        needed = {name for i in self._left for name in names.get(self._sets[i], ())}
+        used = dict.fromkeys(name for several in names.values() for name in several)
+        # What this driver hasn't used is of an older study, or, until all sets are known, of another driver's.
+        unused = [name for name in sizes if name not in used] if self._alone or len(self._resolved) == len(self._sets) else []
+        for name in surplus(sizes, [name for name in [*unused, *used] if name not in needed], int(self._work.limit_gb * 1e9)):
+            if (claim := self._store.claim(name)) is not None:
+                with claim:
+                    Statistics(root, name).remove()
+
+
+def failure(request: Request, error: BaseException, measured: str = "") -> dict[str, Any]:
+    """Return what is recorded of a failure, with the labels of the cell that is empty because of it."""
+    cell = request.cell
+    return {
+        "what": request.label + (f", measured by {measured}" if measured else ""),
+        "cell": [cell.model, cell.data, cell.method, cell.target, cell.seed],
+        "error": f"{type(error).__name__}: {error}",
+        "traceback": traceback.format_exception(error),
+        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }

@@ -1,0 +1,192 @@
+"""Workers of a Ray cluster: a local one that is started for the study and listens on this machine alone, or the one at an address.
+
+An actor is a driver with a model of its own. It writes its results itself, so the store must lie in a folder that all nodes share, and whose
+locks hold between them; where they don't, two actors may do the same work, and the first result stays.
+"""
+
+import functools
+import json
+import os
+import queue
+import re
+import secrets
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from calibrant.errors import SpecError, WorkerError
+from calibrant.study.driver import Message
+from calibrant.study.workers import THREADS, Worker, environment, received, shared_threads, work
+
+PASSED_ON: Final = ("CALIBRANT_", "HF_", "TRANSFORMERS_", "TOKENIZERS_", "XDG_")
+"""Beginnings of the variables that workers get from this process; not those that hold a secret, which a cluster shows to who looks at it."""
+
+PATIENCE: Final = 10.0
+"""Seconds that a cluster has to answer."""
+
+_PLACE: Final = re.compile(r"\bpid[:=] ?(\d+).*?\bip[:=] ?([0-9A-Fa-f.:]+)", re.DOTALL)
+
+QUIET: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+
+
+@contextmanager
+def starting(workers: int, address: str | None, gpus: float) -> Iterator[Callable[[Mapping[str, Any]], Worker]]:
+    """Yield a function that starts an actor on a job, one of `workers`, each with `gpus` of a GPU.
+
+    Raises `SpecError` where there is no such cluster, or it hasn't got so much.
+    """
+    with _cluster(address) as ray:
+        cpus, threads = _shares(ray, workers, gpus, address)
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "runtime_env": {"env_vars": _variables(threads)}}
+        yield lambda job: Remote(ray, options, {**job, "threads": threads, "here": str(Path.cwd())})
+
+
+class Actor:
+    """What runs on a worker: a driver in a thread of its own, so that its messages can be read meanwhile. A message is a text of JSON."""
+
+    def __init__(self, job: str) -> None:
+        self._job = json.loads(job)
+        if Path(self._job["here"]).is_dir():  # files of the user's are named as the starting process sees them
+            os.chdir(self._job["here"])
+
+    def messages(self) -> Iterator[str]:
+        """Do the job, and yield messages as they come."""
+        messages: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+        def begin() -> None:
+            try:
+                work(self._job, lambda message: messages.put(json.dumps(message)))
+            finally:
+                messages.put(None)
+
+        with ThreadPoolExecutor(1) as thread:
+            done = thread.submit(begin)
+            while (message := messages.get()) is not None:
+                yield message
+            done.result()
+
+
+class Remote(Worker):
+    """An actor as the process that started it knows it."""
+
+    def __init__(self, ray: ModuleType, options: Mapping[str, Any], job: Mapping[str, Any]) -> None:
+        self._ray, self._ended = ray, threading.Event()
+        self._actor = ray.remote(**options)(Actor).remote(json.dumps(job))
+
+    def messages(self) -> Iterator[Message]:
+        try:
+            for piece in self._actor.messages.options(num_returns="streaming").remote():
+                yield received(json.loads(self._ray.get(piece)))
+        except self._ray.exceptions.RayActorError as death:
+            name, why = _obituary(str(death))
+            raise WorkerError(f"{name} died ({why})", subject=name) from None
+
+    def end(self) -> None:
+        if not self._ended.is_set() and self._ray.is_initialized():
+            self._ended.set()
+            self._ray.kill(self._actor)
+
+
+def _obituary(text: str) -> tuple[str, str]:
+    """Which process of which node died, and why, in Ray's words: it knows both however soon that was."""
+    place = _PLACE.search(text)
+    name = f"process {place[1]} on node {place[2]}" if place else "a worker whose process Ray doesn't name"
+    rest = text.partition("\nThe actor")[2] or text.rstrip().rpartition("\n")[2]  # an error of its own stands in the last line
+    return name, " ".join(rest.split())[:300] or "its node may be gone"
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[ModuleType]:
+    """Ray, connected; where it was connected before, it stays so."""
+    with _environment({**QUIET, **(_with_token() if address else _private())}):
+        import ray
+
+        mine = not ray.is_initialized()
+        if mine:
+            _connect(ray, address)
+    try:
+        yield ray
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def _connect(ray: ModuleType, address: str | None) -> None:
+    options = {"address": address} if address else {"address": "local", "include_dashboard": False}
+    try:
+        if address:
+            _try_address(address)
+        ray.init(**options, log_to_driver=False, logging_level="error")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SpecError(
+            f"there is no Ray cluster to work with at {address or 'this machine'!r} ({' '.join(str(error).split())[:300]}); "
+            "start one with 'ray start --head' and give its HOST:PORT, or leave the address out to have one started here",
+            subject=address or "ray",
+        ) from error
+
+
+def _try_address(address: str) -> None:
+    """Raise `OSError` if nobody listens at HOST:PORT: Ray itself would try for minutes. `ValueError` for an address of another kind."""
+    host, colon, port = address.rpartition(":")
+    if address == "auto":
+        return
+    if not (colon and port.isdecimal()) or "/" in host:
+        raise ValueError("neither HOST:PORT nor auto")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+
+
+def _with_token() -> dict[str, str]:
+    """What makes Ray use the user's token for clusters that want one; the others don't mind."""
+    token = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or (Path.home() / ".ray" / "auth_token").exists()
+    return {"RAY_AUTH_MODE": "token"} if token else {}
+
+
+@functools.cache
+def _private() -> dict[str, str]:
+    """What makes local clusters private, the same for all that this process starts, since Ray reads it when it is imported. Where Ray was imported
+    before, that is the user's own to set up.
+
+    By its name the first variable is for other systems; its effect is that Ray listens on no network but this machine's own. With the others only
+    those can give orders who know a token that is made up here.
+    """
+    if "ray" in sys.modules or {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return {}
+    return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables that Ray reads while it starts; those that the user has set stay as they are."""
+    with ExitStack() as after:
+        for name in variables.keys() - os.environ.keys():
+            os.environ[name] = variables[name]
+            after.callback(os.environ.pop, name, None)
+        yield
+
+
+def _shares(ray: ModuleType, workers: int, gpus: float, address: str | None) -> tuple[float, int]:
+    """CPUs and threads for each worker. `SpecError` where the cluster has too few GPUs."""
+    has = ray.cluster_resources()
+    if workers * gpus > has.get("GPU", 0.0):
+        raise SpecError(
+            f"{workers} workers with {gpus:g} GPUs each need {workers * gpus:g}, and the cluster has {has.get('GPU', 0.0):g}; take fewer",
+            subject="gpus",
+        )
+    if address is None:
+        share = has.get("CPU", 1.0) / workers
+        return float(int(share)) or share, shared_threads(workers)  # above 1, Ray counts in whole ones
+    largest = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+    share = max(1, int(min(has.get("CPU", 1.0) / workers, largest)))
+    return float(share), share
+
+
+def _variables(threads: int) -> dict[str, str]:
+    passed = {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON) and "TOKEN" not in k.removeprefix("TOKENIZERS_")}
+    own = environment(threads)
+    return {**passed, **{name: own[name] for name in (*THREADS, "CALIBRANT_DATA") if name in own}}
