@@ -29,7 +29,7 @@ from calibrant.progress import silent
 from calibrant.spec import identity
 from calibrant.store import EDITS, MASK, PROFILE, STATISTICS, Run, Store, measurement_id
 from calibrant.study.loaded import LoadedModel
-from calibrant.study.request import Request, Workload
+from calibrant.study.request import RunRequest, Workload
 from calibrant.walk.statistics import Statistics, statistics_ids, surplus
 from calibrant.wire import Language, fields_of
 
@@ -57,7 +57,7 @@ class Resolved:
     evaluator, `statistics` the ids of statistics that it may share with others.
     """
 
-    request: Request
+    request: RunRequest
     recipe: Recipe
     note: str
     run: Run
@@ -167,7 +167,7 @@ class Driver:
         self._model = model
         return True
 
-    def _resolve(self, request: Request) -> Resolved:
+    def _resolve(self, request: RunRequest) -> Resolved:
         """Make the request's tokens, and with them its ids."""
         loaded = self._current
         with self._clock.phase("tokenize"):
@@ -178,7 +178,7 @@ class Driver:
         shared = statistics_ids(loaded.opened, batch) if request.shares and batch is not None else ()
         return Resolved(request, recipe, note, run, measures, shared)
 
-    def _tokens(self, request: Request) -> TokenBatch | None:
+    def _tokens(self, request: RunRequest) -> TokenBatch | None:
         """The token batch of a request, made by one driver for all; a set whose rows are chosen with the model's help is resolved by each."""
         calibration, loaded = request.calibration, self._current
         if calibration is None or self._shared is None or calibration.per_draw or loaded.has_tokens(calibration):
@@ -283,7 +283,7 @@ class Driver:
         assert self._loaded is not None
         return self._loaded
 
-    def _attempt(self, act: Callable[[], T], failed_id: str, request: Request, measured: str = "") -> T | None:
+    def _attempt(self, act: Callable[[], T], failed_id: str, request: RunRequest, measured: str = "") -> T | None:
         """Return what `act` returns, or None where it fails, which is recorded: one failure must not cost the other runs."""
         try:
             return act()
@@ -323,7 +323,7 @@ class Driver:
                     Statistics(root, name).remove()
 
 
-def failure(request: Request, error: BaseException, measured: str = "") -> dict[str, Any]:
+def failure(request: RunRequest, error: BaseException, measured: str = "") -> dict[str, Any]:
     """Return what is recorded of a failure, with the labels of the cell that is empty because of it."""
     cell = request.cell
     return {

@@ -17,7 +17,7 @@ from calibrant.progress import Progress, silent
 from calibrant.spec import canonical, identity
 from calibrant.store import Record, Store, measurement_id
 from calibrant.study.cells import DENSE, Labels, propagation
-from calibrant.study.request import Request, digests_of
+from calibrant.study.request import RunRequest, digests_of
 from calibrant.study.study import Study
 from calibrant.study.supply import Supply, budget_of, supply_of
 from calibrant.study.timing import Unfinished, duration, kinds, measure_pieces, passes
@@ -171,7 +171,7 @@ def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]]
     return found, len(store.failures())
 
 
-def _same(record: Record, request: Request, study: Study) -> bool:
+def _same(record: Record, request: RunRequest, study: Study) -> bool:
     """Whether a record with a cell's labels answers its request as far as it can be told without the model: type, allocation and budget."""
     run, facts, asked = record.run, record.data_facts, request.calibration
     if (
@@ -190,7 +190,7 @@ def _same(record: Record, request: Request, study: Study) -> bool:
 def _model(
     study: Study,
     model: str,
-    cells: Sequence[tuple[Request, Labels]],
+    cells: Sequence[tuple[RunRequest, Labels]],
     measured: Mapping[Labels, Sequence[str]],
     supplies: Sequence[Supply],
     probed: bool,
@@ -225,7 +225,7 @@ def _model(
     )
 
 
-def _supplies(study: Study, cells: Sequence[tuple[Request, Labels]], progress: Progress) -> tuple[Supply, ...]:
+def _supplies(study: Study, cells: Sequence[tuple[RunRequest, Labels]], progress: Progress) -> tuple[Supply, ...]:
     """How far each set lasts, with the tokenizer of the first model that is on this machine, else that of smollm2; nothing where neither is."""
     tokenizer = None
     for model in dict.fromkeys([*(of.model for _, of in cells), "smollm2"]):
@@ -245,7 +245,7 @@ def _supplies(study: Study, cells: Sequence[tuple[Request, Labels]], progress: P
     return tuple(found)
 
 
-def _shared(requests: Sequence[Request]) -> dict[str, int]:
+def _shared(requests: Sequence[RunRequest]) -> dict[str, int]:
     """How often what is made once is used."""
     return {
         "drawn": len({repr(q.calibration) for q in requests if q.calibration}),

@@ -18,7 +18,7 @@ from calibrant.store import Cell, revisions
 
 
 @dataclass(frozen=True)
-class Request:
+class RunRequest:
     """One run that is to be made and measured; `calibration` is None for what looks at no data."""
 
     model: str
@@ -64,7 +64,7 @@ class Workload:
     `reading` is what a reader of the results needs of the study: its baseline, pools and primary contrasts.
     """
 
-    requests: tuple[Request, ...]
+    requests: tuple[RunRequest, ...]
     chosen: frozenset[int]
     evaluators: Mapping[str, Evaluator]
     dtype: str = "auto"
@@ -99,7 +99,7 @@ class Workload:
         # A set of the user's own files looks into them when it is built: once is enough.
         built = {json.dumps(of): CalibrationSet(*of) for of in plain["sets"] if of is not None}
         sets = [None if of is None else built[json.dumps(of)] for of in plain["sets"]]
-        requests = [Request(model, of, Recipe.parse(*texts)) for (model, *texts), of in zip(plain["recipes"], sets, strict=True)]
+        requests = [RunRequest(model, of, Recipe.parse(*texts)) for (model, *texts), of in zip(plain["recipes"], sets, strict=True)]
         evaluators_ = {text: evaluators.build(text) for text in plain["evaluators"]}
         return cls(**{**fields, "requests": tuple(requests), "chosen": frozenset(plain["chosen"]), "evaluators": evaluators_})
 
@@ -133,7 +133,7 @@ class Workload:
         """What identifies a measurement beside its run: the canonical evaluator, and the digest of the data."""
         return canonical(self.evaluators[text]), self.digests.get(text, "")
 
-    def kinds(self, request: Request) -> tuple[type[Statistic], ...]:
+    def kinds(self, request: RunRequest) -> tuple[type[Statistic], ...]:
         """The statistics to gather in one pass over the set of `request`: all that requests for the same set, or for one mixed in it, will want."""
         sharing = [other for other in self.requests if other.shares and other.model == request.model and other.sets & request.sets]
         return tuple(dict.fromkeys(kind for other in sharing for kind in other.recipe.shared))

@@ -22,7 +22,7 @@ from calibrant.study.cells import DENSE, Labels
 from calibrant.study.cells import propagation as propagated
 from calibrant.study.checking import MOST_VALUES, Mistakes, Read, Reading
 from calibrant.study.contrasts import read_contrasts
-from calibrant.study.request import Request, StudyResult, Workload, digests_of
+from calibrant.study.request import RunRequest, StudyResult, Workload, digests_of
 from calibrant.study.workers import answer, check
 
 SINGULAR: Final = {"models": "model", "methods": "method", "sparsities": "sparsity", "transforms": "transform"}
@@ -119,7 +119,7 @@ class Study:
                 raise SpecError(f"the study has no group called {name!r}{did_you_mean(name, there)}; {known}", subject=name)
         return frozenset(at for at, of in enumerate(self._read.labels) if not groups or any(of in there[name] for name in groups))
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[RunRequest]:
         """The cells of the grid in the order in which they are answered: model by model, what looks at no data first, then draw by draw."""
 
         @cache
@@ -134,7 +134,7 @@ class Study:
             return Recipe.parse(method, target, how, self.allocation, tuple(self.transforms))
 
         return [
-            Request(of.model, calibration(of.data, of.seed) if of.data else None, recipe(of.method, of.target, of.propagate))
+            RunRequest(of.model, calibration(of.data, of.seed) if of.data else None, recipe(of.method, of.target, of.propagate))
             for of in self._read.labels
         ]
 

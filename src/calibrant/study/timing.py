@@ -21,7 +21,7 @@ from calibrant.methods import MatrixMethod
 from calibrant.models import ModelView, Opened, Weight, view
 from calibrant.progress import Progress, silent
 from calibrant.study.loaded import room
-from calibrant.study.request import Request
+from calibrant.study.request import RunRequest
 from calibrant.study.supply import Supply, budget_of
 from calibrant.walk import TOKENS_PER_PASS, walk
 from calibrant.walk.statistics import packed_bytes
@@ -58,7 +58,7 @@ class Timings:
 
 
 def measure_pieces(
-    opened: Opened, seconds: float, requests: Sequence[Request], evaluators: Mapping[str, Evaluator], kinds: Kinds, progress: Progress = silent
+    opened: Opened, seconds: float, requests: Sequence[RunRequest], evaluators: Mapping[str, Evaluator], kinds: Kinds, progress: Progress = silent
 ) -> Timings:
     """Time the pieces of `requests` on an open model, which took `seconds` to open. `kinds` are gathered together in `dense`."""
     seen_by, found = view(opened.model), _Pieces()
@@ -215,17 +215,17 @@ def _count(rows: Iterable[Any], most: int) -> int:
 class Unfinished(NamedTuple):
     """A request with what is missing: its measurements by these evaluators and, unless it is `recorded`, its record."""
 
-    request: Request
+    request: RunRequest
     measures: Sequence[str]
     recorded: bool
 
 
-def kinds(requests: Iterable[Request]) -> Kinds:
+def kinds(requests: Iterable[RunRequest]) -> Kinds:
     """Return the statistics of the dense model that these requests share."""
     return tuple(dict.fromkeys(kind for q in requests if q.shares for kind in q.recipe.shared))
 
 
-def passes(requests: Iterable[Request]) -> list[CalibrationSet]:
+def passes(requests: Iterable[RunRequest]) -> list[CalibrationSet]:
     """Return the sets, draw by draw, of which the dense model's statistics are gathered, each once; those of a mix are its parts'."""
     parts = (part for q in requests if q.shares and q.calibration for part in q.calibration.mixed or (q.calibration,))
     return list({repr(part): part for part in parts}.values())
