@@ -97,7 +97,7 @@ calibrant.quantize("tiny", out="small", target="w4g16")
 calibrant.evaluate("pruned", ["loss(source='python_docs', tokens=64, length=32)", "agreement(source='python_docs', tokens=64, length=32)"])
 for kind in ("sources", "methods", "packings", "selectors", "tasks"):
     calibrant.catalogue(kind)
-sys.argv = ["calibrant", "report", "pruned"]
+sys.argv = ["calibrant", "study", "study.yaml", "--out", "results"]
 main()
 """
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.data.survey import FORMATS, as_markdown
 from calibrant.families import WORDS
-from calibrant.names import KINDS, Entry, catalogue
+from calibrant.inspection.surveying import FORMATS, as_markdown
+from calibrant.names import KINDS, Named, catalogue
 from calibrant.select import Picking, selectors
 from calibrant.spec import build
 
@@ -43,7 +43,7 @@ def stale() -> list[Path]:
     return [page for page in PAGES if filled(page.read_text("utf-8")) != page.read_text("utf-8")]
 
 
-def ours(kind: str) -> list[Entry]:
+def ours(kind: str) -> list[Named]:
     """What this package has of a kind, whatever others are installed beside it."""
     return [entry for entry in catalogue(kind) if "class" not in entry.facts]
 
@@ -69,7 +69,7 @@ def _families() -> Iterator[tuple[str, str]]:
     yield from ((f"{WORDS[family]}", ", ".join(names)) for family, names in known.items() if names)
 
 
-def _part_of_the_model(entry: Entry) -> str:
+def _part_of_the_model(entry: Named) -> str:
     """What the model does for a selector, if nothing but what it can't do without is given."""
     cls = selectors.get(entry.name)
     if not issubclass(cls, Picking):
@@ -78,7 +78,7 @@ def _part_of_the_model(entry: Entry) -> str:
     return "reads" if made.needs_model else "–"
 
 
-def _told(entry: Entry) -> tuple[str, str]:
+def _told(entry: Named) -> tuple[str, str]:
     """A name as it is typed, with what must be given, and what it is."""
     needed = ", ".join(f"{name}=…" for name, default in entry.parameters.items() if not default)
     return f"`{entry.name}({needed})`" if needed else f"`{entry.name}`", entry.summary.replace("|", "\\|")

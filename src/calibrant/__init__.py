@@ -1,4 +1,4 @@
-"""Calibrant prunes language models with the calibration data you choose, measures what was lost, and says which differences are real.
+"""Compress language models with the calibration data you choose, measure what was lost, and see which differences are real.
 
     import calibrant
 
@@ -6,9 +6,9 @@
     calibrant.evaluate("pruned", ["loss(source='gsm8k')"])
 
 The nouns. A `CalibrationSet` is a source, a format, a packing and a budget, or a weighted sum of such: `0.3*gsm8k:cot + 0.7*c4`. A *method*
-(`wanda`, `sparsegpt(damp=0.02)`) compresses one matrix at a time to a *target* (`0.5`, `2:4`, `w4g64`), given what the matrix saw while the set ran
-through the model. An *evaluator* (`loss(source='wikitext')`) measures a model, item by item. Whatever is named here as text is an object
-too, and writes itself back as the same text. `catalogue("methods")` lists what can be named.
+(`wanda`, `sparsegpt(damp=0.02)`) compresses one matrix after another to a *target* (`0.5`, `2:4`, `w4g64`), given the statistics of the matrix's
+inputs while the set ran through the model. An *evaluator* (`loss(source='wikitext')`) measures a model, item by item. Whatever is named here as
+text is an object too, and writes itself back as the same text. `catalogue("methods")` lists what can be named.
 
 The verbs. `prune`, `quantize` and `evaluate` do the whole job, files included; `inspect` shows what a set holds before it is used; `open_model` and
 `view` begin work in memory, which goes on with `calibrant.walk.walk` and `calibrant.compress.compress`. `docs/architecture.md` is the floor plan.
@@ -16,7 +16,6 @@ The verbs. `prune`, `quantize` and `evaluate` do the whole job, files included; 
 Everything is imported when it is first used, so that `import calibrant` costs nothing.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -71,7 +70,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'calibrant' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"calibrant.{_HOME[name]}"), name)
+    from calibrant.extras import load
+
+    return load(f"calibrant.{_HOME[name]}", name)
 
 
 def __dir__() -> list[str]:

@@ -35,7 +35,7 @@ STUDY: Final = Study(
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found, where its page is, and how long it took; `seconds` are wall-clock, of this call alone."""
+    """The result of the demo, where its page is, and how long it took; `seconds` are wall-clock, of this call alone."""
 
     study: Study
     finished: StudyResult
@@ -44,7 +44,7 @@ class DemoResult:
     seconds: float
 
     def lines(self, width: int = 120) -> "Iterator[RenderableType]":
-        """What a terminal shows: the ranking with its errors, what was found, where the time went (rich)."""
+        """Yield what a terminal shows: the ranking with its errors, the finding, where the time went (rich)."""
         from rich.text import Text
 
         yield from self.report.lines(width)
@@ -54,17 +54,17 @@ class DemoResult:
         yield Text(f"The same with its uncertainty drawn: {self.page}")
 
     def spent(self) -> str:
-        """Where the time went, in one line."""
+        """Return where the time went, in one line."""
         phases = sorted(self.finished.seconds.items(), key=lambda item: -item[1])
-        told = ", ".join(f"{PHASES.get(name, name)} {seconds:.1f} s" for name, seconds in phases if seconds >= 0.05)
+        each = ", ".join(f"{PHASES.get(name, name)} {seconds:.1f} s" for name, seconds in phases if seconds >= 0.05)
         used = ", ".join(f"{m}: {self.study.propagation(m)}" for m in dict.fromkeys(c.method for c in self.finished.cells if c.data))
         return (
-            f"Took {self.seconds:.0f} s ({told}); {self.finished.computed} runs and measurements computed, {self.finished.found} found in the store; "
+            f"Took {self.seconds:.0f} s ({each}); {self.finished.computed} runs and measurements computed, {self.finished.found} found in the store; "
             f"peak memory {self.finished.peak_memory_bytes / 1e9:.1f} GB; propagation {used}."
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """Return all of it as plain data."""
         return {
             "rankings": self.report.to_json()["rankings"],
             "models": dict(self.report.notes),
@@ -91,12 +91,12 @@ def demo(
     """Run the study, or what of it the folder `out` (`calibrant-demo` here) lacks, and write `report.html` into it.
 
     The other arguments replace parts of `STUDY`. Raises an `InputError` if the model isn't there (it says which pip line brings it) or the
-    folder isn't ours to write to.
+    folder holds something else.
     """
     began = time.perf_counter()
-    given = {"models": model, "data": data, "evaluate": evaluate, "samples": samples, "length": length}
-    study = replace(STUDY, **{name: value for name, value in given.items() if value is not None})
+    replaced = {"models": model, "data": data, "evaluate": evaluate, "samples": samples, "length": length}
+    study = replace(STUDY, **{name: value for name, value in replaced.items() if value is not None})
     finished = study.run(FOLDER if out is None else out, progress)
-    found = report(finished)
-    page = found.write_html()
-    return DemoResult(study, finished, found, page, time.perf_counter() - began)
+    compared = report(finished)
+    page = compared.write_html()
+    return DemoResult(study, finished, compared, page, time.perf_counter() - began)

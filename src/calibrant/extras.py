@@ -1,8 +1,9 @@
 """Packages that only a part of Calibrant needs: which extra brings them, and the sentence when one is missing."""
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 from calibrant.errors import MissingPackageError
 
@@ -50,3 +51,9 @@ def needed_for(what: str) -> Iterator[None]:
         if clear is None:
             raise
         raise clear from error
+
+
+def load(module: str, name: str) -> Any:
+    """Import `module` and return what it calls `name`. Raises `MissingPackageError` where that needs an optional package."""
+    with needed_for(f"calibrant.{name}"):
+        return getattr(importlib.import_module(module), name)

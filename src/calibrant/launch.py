@@ -1,4 +1,4 @@
-"""What torchrun tells a process that it starts, in the environment. No torch here: the command line asks before anything is loaded."""
+"""What torchrun sets in the environment of a process that it starts. No torch here: the command line reads it before anything is loaded."""
 
 import os
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ RUN: Final = "TORCHELASTIC_RUN_ID"
 """The variable that only torchrun sets."""
 MOST: Final = 2**20
 """Processes at most."""
-_WANTED: Final = "torchrun sets it for every process that it starts; start with torchrun, or unset " + RUN
+_REMEDY: Final = "torchrun sets it for every process that it starts; start with torchrun, or unset " + RUN
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Launch:
 
 
 def launched() -> Launch | None:
-    """Return what torchrun told this process; None where torchrun didn't start it.
+    """Return which process this is; None where torchrun didn't start it.
 
     Raises `InputError` for variables that torchrun wouldn't set so.
     """
@@ -35,7 +35,7 @@ def launched() -> Launch | None:
     if size > 1:
         number("MASTER_PORT", 1, 2**16 - 1)
         if not os.environ.get("MASTER_ADDR"):
-            raise InputError(f"MASTER_ADDR isn't set; {_WANTED}", subject="MASTER_ADDR")
+            raise InputError(f"MASTER_ADDR isn't set; {_REMEDY}", subject="MASTER_ADDR")
     return launch
 
 
@@ -43,7 +43,7 @@ def number(name: str, least: int, most: int) -> int:
     """Return the number in a variable of the environment. Raises `InputError` for one that isn't there, isn't whole, or lies outside."""
     text = os.environ.get(name)
     if text is None:
-        raise InputError(f"{name} isn't set; {_WANTED}", subject=name)
+        raise InputError(f"{name} isn't set; {_REMEDY}", subject=name)
     if not (text.isascii() and text.isdecimal() and len(text) <= len(str(most)) and least <= int(text) <= most):
-        raise InputError(f"{name} is {brief(text)}, and must be a whole number from {least} to {most}; {_WANTED}", subject=name)
+        raise InputError(f"{name} is {brief(text)}, and must be a whole number from {least} to {most}; {_REMEDY}", subject=name)
     return int(text)

@@ -1,4 +1,4 @@
-"""What can be named: the words that stand for sources, methods and the like, each with what it is."""
+"""What can be named: sources, methods and the like, each with what it is."""
 
 import dataclasses
 import inspect
@@ -32,10 +32,10 @@ _MODELS: Final = {
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One name: what it stands for in a line, its parameters with their defaults, and further facts such as a licence.
+class Named:
+    """One name: what it is in a line, its parameters with their defaults, and further facts such as a licence.
 
-    What another package brings has its `class` among the facts.
+    A thing of another package has its `class` among the facts.
     """
 
     name: str
@@ -44,14 +44,20 @@ class Entry:
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
 
 
-def catalogue(kind: str) -> list[Entry]:
-    """Everything of one kind (`models`, `sources`, `methods`, …) that can be named. `SpecError` for a kind that doesn't exist."""
+def catalogue(kind: str) -> list[Named]:
+    """List what can be named of one kind (`models`, `sources`, `methods`, …). Raises `SpecError` for a kind that doesn't exist.
+
+    >>> [entry.name for entry in catalogue("packings")]
+    ['crop', 'legacy', 'many', 'one']
+    >>> next(entry for entry in catalogue("methods") if entry.name == "sparsegpt").facts
+    {'accepts': '0.5 or 2:4', 'looks_at': 'gram'}
+    """
     if kind not in KINDS:
         raise SpecError(f"there is nothing called {kind!r} to list{did_you_mean(kind, KINDS)}; choose one of {', '.join(KINDS)}", subject=kind)
     if kind == "models":
-        return [Entry(name, summary) for name, summary in _MODELS.items()]
+        return [Named(name, summary) for name, summary in _MODELS.items()]
     if kind == "targets":
-        return sorted((Entry(one.example, _summary(one), facts={"written": one.written}) for one in kinds()), key=lambda entry: entry.name)
+        return sorted((Named(one.example, _summary(one), facts={"written": one.written}) for one in kinds()), key=lambda entry: entry.name)
     known: dict[str, Registry] = {
         "sources": sources,
         "formats": formats,
@@ -66,15 +72,15 @@ def catalogue(kind: str) -> list[Entry]:
     return [_entry(name, known[kind].get(name)) for name in known[kind].names()]
 
 
-def _entry(name: str, cls: type[Any]) -> Entry:
+def _entry(name: str, cls: type[Any]) -> Named:
     parameters = {f.name: "" if f.default is dataclasses.MISSING else text_of(f.default) for f in dataclasses.fields(cls) if f.init}
-    told = {fact: getattr(cls, fact, "") for fact in ("kind", "licence", "homepage", "after")}
-    facts = {fact: value for fact, value in told.items() if isinstance(value, str) and value}
+    values = {fact: getattr(cls, fact, "") for fact in ("kind", "licence", "homepage", "after")}
+    facts = {fact: value for fact, value in values.items() if isinstance(value, str) and value}
     facts |= {"family": family_of(cls)} if issubclass(cls, Source) else {}
     facts |= {"class": qualified(cls)} if is_foreign(cls) else {}
     if issubclass(cls, Method):
         facts |= {"accepts": _accepts(cls), "looks_at": _looks(cls)}
-    return Entry(name, _summary(cls), parameters, facts)
+    return Named(name, _summary(cls), parameters, facts)
 
 
 def _summary(cls: type[Any]) -> str:
@@ -82,12 +88,12 @@ def _summary(cls: type[Any]) -> str:
 
 
 def _accepts(method: type[Method]) -> str:
-    """An example of each kind of target that a method accepts."""
+    """Return an example of each kind of target that a method accepts."""
     *most, last = [kind.example for kind in kinds(method.accepts)]
     return f"{', '.join(most)} or {last}" if most else last
 
 
 def _looks(method: type[Method]) -> str:
-    """What a method looks at, in words: the names of its statistics are words written together."""
-    seen = [re.sub("(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower() for kind in method.observes]
-    return ", ".join([*seen, *(["the loss"] if method.tries else [])]) or "no data"
+    """Return what a method looks at, in words: `FeatureNorms` is feature norms."""
+    statistics = [re.sub("(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower() for kind in method.observes]
+    return ", ".join([*statistics, *(["the loss"] if method.tries else [])]) or "no data"

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from calibrant.compare.crossed import Sample
 from calibrant.compare.families import label_set, labels_of
 from calibrant.errors import SpecError
+from calibrant.extras import needed_for
 from calibrant.grammar import SetLabel
 from calibrant.outcomes import MOST, called, read_items
 from calibrant.store import Cell, Measurement, Record, Store, revisions
@@ -51,6 +52,7 @@ class Results:
         return float(found.data_facts.get("overlap") or 0.0) if found else 0.0
 
 
+@needed_for("the comparison of results")
 def read(store: Store, items: bool = True) -> Results:
     """Read `store`, with the items of its measurements or without. Raises `DataError` for a file that can't be read."""
     cells = store.cells()

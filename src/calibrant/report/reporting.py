@@ -23,6 +23,7 @@ from calibrant.compare import (
 )
 from calibrant.durable import put, text_of_json
 from calibrant.errors import OutputError, SpecError
+from calibrant.extras import needed_for
 from calibrant.foreign import visible_json
 from calibrant.report.facts import StudyFacts, facts_of, notes_of
 from calibrant.report.tables.data import plain
@@ -150,12 +151,14 @@ class Report:
 
         return plots(self.comparison, self.layers, self._contents().tokens)
 
+    @needed_for("a plot")
     def write_plots(self, folder: str | Path, dark: bool = False) -> list[Path]:
         """Write every plot as SVG, PNG and PDF, and say where they are. Raises `OutputError` if `folder` can't be written."""
         from calibrant.report.plots import write
 
         return write(self.plots(), Path(folder), dark)
 
+    @needed_for("the page")
     def write_html(self, file: str | Path | None = None) -> Path:
         """Write the page, whole or not at all, into the store's folder or to `file`, and say where it is. Raises `OutputError` if it can't be."""
         if file is not None:
@@ -172,6 +175,7 @@ class Report:
         return list(sections(self.comparison, self.way, self.notes))
 
 
+@needed_for("a report")
 def report(study: str | Path | InFolder, measures: Sequence[str] = (), way: str = "increase", baseline: str = "") -> Report:
     """Read what a study's folder holds and compare it.
 
