@@ -45,18 +45,18 @@ SOURCE = '''
 
 from dataclasses import dataclass
 
-from calibrant.data._base import Found, Row, Stored, divide
+from calibrant.data._base import Row, SourceRows, StoredSource, divide
 
 
 @dataclass(frozen=True, repr=False)
-class Chemistry(Stored):
+class Chemistry(StoredSource):
     """The symbols of elements that there aren't."""
 
     kind, family, licence, homepage = "questions", "reading", "CC0 1.0", ""
     fields = ("question", "answer")
 
-    def read(self) -> Found:
-        return Found(divide(Row(question=f"What is the symbol of element {i}?", answer=f"E{i}") for i in range(400)), "made here")
+    def read(self) -> SourceRows:
+        return SourceRows(divide(Row(question=f"What is the symbol of element {i}?", answer=f"E{i}") for i in range(400)), "made here")
 '''
 METHOD = '''
 """Half of magnitude."""

@@ -37,7 +37,7 @@ class Lape:
     The neurons of all blocks stand one after another; `sizes` says how many each block has. `probability` p(j, l) is the share of language l's
     real tokens at which neuron j is above zero. `entropy`, in nats, is that of p(j, ·) divided by its sum over languages: 0 for a neuron of one
     language, log L for one that makes no difference (or is never active). `specific` marks those of low entropy with the languages in which they
-    are more often active than `threshold`. `tokens` are the real ones by language, and `lowest` and `quantile` what was asked.
+    are more often active than `threshold`. `tokens` are the real ones by language, and `lowest` and `quantile` the arguments.
     """
 
     model: str
@@ -53,8 +53,8 @@ class Lape:
         """In nats, by neuron."""
         total = self.probability.sum(0)
         shares = self.probability / total.clamp(min=torch.finfo(self.probability.dtype).tiny)
-        found = -torch.special.xlogy(shares, shares).sum(0)
-        return torch.where(total > 0, found.clamp(0.0, math.log(len(self.languages))), math.log(len(self.languages)))
+        entropies = -torch.special.xlogy(shares, shares).sum(0)
+        return torch.where(total > 0, entropies.clamp(0.0, math.log(len(self.languages))), math.log(len(self.languages)))
 
     @cached_property
     def threshold(self) -> float:
@@ -68,9 +68,9 @@ class Lape:
         above = self.probability > self.threshold
         candidates = self.entropy.masked_fill(~above.any(0), math.inf)
         chosen = candidates.argsort(stable=True)[: round(self.lowest * len(candidates))]
-        found = torch.zeros_like(above)
-        found[:, chosen] = above[:, chosen]
-        return found
+        marked = torch.zeros_like(above)
+        marked[:, chosen] = above[:, chosen]
+        return marked
 
     @property
     def counts(self) -> Int[Tensor, "language block"]:
@@ -78,13 +78,13 @@ class Lape:
         return torch.stack([part.sum(1) for part in self.specific.split(list(self.sizes), dim=1)], dim=1)
 
     def neurons(self, language: str) -> list[tuple[int, int]]:
-        """The neurons that are specific to `language`, as block and number in it. `DataError` for another language."""
+        """Return the neurons that are specific to `language`, as block and number in it. `DataError` for another language."""
         if language not in self.languages:
             raise DataError(f"nothing was read in {language!r}; the languages are {', '.join(self.languages)}", subject=language)
         return [self._place(int(at)) for at in self.specific[self.languages.index(language)].nonzero()[:, 0]]
 
     def staying(self, other: "Lape") -> dict[str, float]:
-        """Of the neurons that are specific to each language here, the share that still is in `other`, say of the model once it is pruned.
+        """Return for each language the share of its specific neurons that still are specific in `other`, say of the model once it is pruned.
 
         NaN for a language that has none here. `DataError` if the two are of other languages or of models of another shape.
         """
@@ -99,18 +99,18 @@ class Lape:
         return dict(zip(self.languages, both.tolist(), strict=True))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: what was asked and read, the threshold, and for each language its specific neurons and their number by block."""
+        """Return plain data: what was asked and read, the threshold, and for each language its specific neurons and their number by block."""
         counts = self.counts.tolist()
         each = {
             name: {"tokens": tokens, "specific": sum(by_block), "by_block": by_block, "neurons": [list(at) for at in self.neurons(name)]}
             for name, tokens, by_block in zip(self.languages, self.tokens, counts, strict=True)
         }
-        told = {"model": self.model, "sizes": list(self.sizes), "lowest": self.lowest, "quantile": self.quantile, "threshold": self.threshold}
-        return {**told, "entropy": {"mean": float(self.entropy.mean()), "least": float(self.entropy.min())}, "languages": each}
+        facts = {"model": self.model, "sizes": list(self.sizes), "lowest": self.lowest, "quantile": self.quantile, "threshold": self.threshold}
+        return {**facts, "entropy": {"mean": float(self.entropy.mean()), "least": float(self.entropy.min())}, "languages": each}
 
     def __repr__(self) -> str:
-        told = ", ".join(f"{name}: {int(count)}" for name, count in zip(self.languages, self.specific.sum(1), strict=True))
-        return f"Lape({self.model}, {sum(self.sizes)} neurons, specific {told})"
+        counts = ", ".join(f"{name}: {int(count)}" for name, count in zip(self.languages, self.specific.sum(1), strict=True))
+        return f"Lape({self.model}, {sum(self.sizes)} neurons, specific {counts})"
 
     def _repr_html_(self) -> str:
         heads = ("language", "tokens", "specific", *(f"block {i}" for i in range(len(self.sizes))))
@@ -155,20 +155,20 @@ def lape(
     for name, value in (("lowest", lowest), ("quantile", quantile)):
         if not 0 < value < 1:
             raise SpecError(f"{name}={value:g} is no share; give a number between 0 and 1, as {name}={_usual(name)}", subject=name)
-    asked = dict(sets) if isinstance(sets, Mapping) else {name: name for name in sets}
-    if len(asked) < 2:
-        raise SpecError(f"a neuron is specific to one language among several, and these are {list(asked)}; name two or more", subject="sets")
+    requested = dict(sets) if isinstance(sets, Mapping) else {name: name for name in sets}
+    if len(requested) < 2:
+        raise SpecError(f"a neuron is specific to one language among several, and these are {list(requested)}; name two or more", subject="sets")
     seen_by = view(opened.model)
     modules = [_activation(block) for block in seen_by.blocks]
     shares: list[list[Tensor]] = []
     counts: list[int] = []
-    for name, given in asked.items():
-        drawn = given if isinstance(given, CalibrationSet) else CalibrationSet(given, tokens=tokens, length=length, seed=seed)
-        batch = _unpadded(resolved(drawn, opened, progress).tokens(opened.tokenizer))
+    for name, data in requested.items():
+        calibration = data if isinstance(data, CalibrationSet) else CalibrationSet(data, tokens=tokens, length=length, seed=seed)
+        batch = _unpadded(resolved(calibration, opened, progress).tokens(opened.tokenizer))
         shares.append(_active(seen_by, modules, batch, lambda done, of, name=name: progress(f"neurons for {name}", done, of)))
         counts.append(int((batch.weights > 0).sum()))
     probability = torch.stack([torch.cat(each) for each in shares])
-    return Lape(opened.name, tuple(asked), tuple(counts), tuple(map(len, shares[0])), probability, lowest, quantile)
+    return Lape(opened.name, tuple(requested), tuple(counts), tuple(map(len, shares[0])), probability, lowest, quantile)
 
 
 def _usual(name: str) -> float:
@@ -176,28 +176,30 @@ def _usual(name: str) -> float:
 
 
 def _activation(block: Block) -> nn.Module:
-    """The module whose outputs are the block's neurons."""
+    """Return the module whose outputs are the block's neurons."""
     if any(weight.expert is not None for weight in block.weights):
         raise ModelError(
             f"the feed-forward of {block.name} is of routed experts, whose neurons only the tokens see that are sent there; "
             "lape reads models without experts",
             subject=block.name,
         )
-    found = {name: module for name, module in block.module.named_modules() if type(module).__module__ in ACTIVATIONS and not any(module.parameters())}
-    if len(found) != 1:
-        what = f"has {len(found)} activation modules ({', '.join(found)})" if found else "has no activation module"
-        raise ModelError(f"{block.name} {what}, so its neurons can't be told; lape reads blocks with exactly one", subject=block.name)
-    return next(iter(found.values()))
+    modules = {
+        name: module for name, module in block.module.named_modules() if type(module).__module__ in ACTIVATIONS and not any(module.parameters())
+    }
+    if len(modules) != 1:
+        what = f"has {len(modules)} activation modules ({', '.join(modules)})" if modules else "has no activation module"
+        raise ModelError(f"{block.name} {what}, so its neurons can't be counted; lape reads blocks with exactly one", subject=block.name)
+    return next(iter(modules.values()))
 
 
 def _unpadded(batch: TokenBatch) -> TokenBatch:
-    """The batch with no weight on pads, also where the packing counts them."""
+    """Return the batch with no weight on pads, also where the packing counts them."""
     return batch if batch.pads is None else replace(batch, weights=batch.weights * ~batch.pads)
 
 
 @torch.no_grad()
-def _active(seen_by: ModelView, modules: Sequence[nn.Module], batch: TokenBatch, told: Any) -> list[Float[Tensor, " neuron"]]:
-    """For each block the share of the batch's weight at which each of its neurons is above zero, in float64."""
+def _active(seen_by: ModelView, modules: Sequence[nn.Module], batch: TokenBatch, on_batch: Any) -> list[Float[Tensor, " neuron"]]:
+    """Return for each block the share of the batch's weight at which each of its neurons is above zero, in float64."""
     sums: dict[int, Tensor] = {}
     total, done = 0.0, 0
     where = seen_by.model.device
@@ -206,7 +208,7 @@ def _active(seen_by: ModelView, modules: Sequence[nn.Module], batch: TokenBatch,
         with _summed(modules, weights.double().flatten(), sums):
             seen_by.base(input_ids=ids.to(where), use_cache=False, **padding)
         total, done = total + float(weights.double().sum()), done + int(mask.sum())
-        told(done, int(batch.mask.sum()))
+        on_batch(done, int(batch.mask.sum()))
     return [sums[number] / total for number in range(len(modules))]
 
 

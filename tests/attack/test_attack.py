@@ -17,7 +17,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     """Good input, made once; `--data-dir` and `CALIBRANT_DATA` are nobody's here."""
     with pytest.MonkeyPatch.context() as patched:
         patched.delenv("CALIBRANT_DATA", raising=False)
-        patched.setattr("calibrant.data._mirror._chosen", [])
+        patched.setattr("calibrant.data.hub._chosen", [])
         patched.setenv("CALIBRANT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield Ground(tmp_path_factory.mktemp("ground"))
 

@@ -39,7 +39,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Run a command in an empty folder, as `ask("prune", model, "--out", "here")`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CALIBRANT_DATA", raising=False)
-    monkeypatch.setattr("calibrant.data._mirror._chosen", [])  # --data-dir is remembered for a whole process, which is many commands here
+    monkeypatch.setattr("calibrant.data.hub._chosen", [])  # --data-dir is remembered for a whole process, which is many commands here
 
     def run(*words: object) -> Answer:
         found = CliRunner().invoke(app, [str(word) for word in words])

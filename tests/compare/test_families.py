@@ -84,21 +84,21 @@ def test_what_the_index_says_goes_before_all_else(tmp_path: Path):
 
 ELEMENTS = """
 from dataclasses import dataclass
-from calibrant.data import Found, Row, Stored, divide
+from calibrant.data import Row, SourceRows, StoredSource, divide
 
 @dataclass(frozen=True, repr=False)
-class Told(Stored):
+class Told(StoredSource):
     kind, family, licence, homepage, fields = "questions", "reading", "MIT", "", ("question", "answer")
 
     def read(self):
-        return Found(divide(Row(question=f"element {i}?", answer=f"E{i}") for i in range(300)), "")
+        return SourceRows(divide(Row(question=f"element {i}?", answer=f"E{i}") for i in range(300)), "")
 
 @dataclass(frozen=True, repr=False)
-class Untold(Stored):
+class Untold(StoredSource):
     kind, licence, homepage, fields = "corpus", "MIT", "", ("text",)
 
     def read(self):
-        return Found(divide(Row(text=f"element {i}") for i in range(300)), "")
+        return SourceRows(divide(Row(text=f"element {i}") for i in range(300)), "")
 """
 
 

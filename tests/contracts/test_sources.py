@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from calibrant.data import Found, Part, Row, Source, Stored, divide, parse_source, sources
+from calibrant.data import Part, Row, Source, SourceRows, StoredSource, divide, parse_source, sources
 from calibrant.errors import DataError, SpecError
 from calibrant.testing.sources import check_source
 
@@ -27,11 +27,11 @@ class Bad:
     """Sources with one fault each."""
 
     @dataclass(frozen=True, repr=False)
-    class Changing(Stored):
+    class Changing(StoredSource):
         kind, licence, homepage, fields = "corpus", "MIT", "", ("text",)
 
-        def read(self) -> Found:
-            return Found(divide(GOOD), "")
+        def read(self) -> SourceRows:
+            return SourceRows(divide(GOOD), "")
 
         def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
             rows = list(super().rows(part))

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from calibrant.data import _base, _mirror
+from calibrant.data import _base, hub
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
@@ -54,7 +54,7 @@ def smollm2() -> PreTrainedTokenizerBase:
 def no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test begins without a mirror."""
     monkeypatch.delenv("CALIBRANT_DATA", raising=False)
-    monkeypatch.setattr(_mirror, "_chosen", [])
+    monkeypatch.setattr(hub, "_chosen", [])
 
 
 @pytest.fixture

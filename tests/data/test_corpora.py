@@ -122,7 +122,7 @@ def test_c4_from_the_hub(publish: Publish):
     }
     folder = publish("c4", files, first=60)
     assert_trained_and_tested("c4", given(train[:60]), given(test))
-    holding = parse_source("c4").holding("measure")
+    holding = parse_source("c4").part("measure")
     assert holding.origin == (
         f"hub: {folder}@unpinned, en/c4-train.00000-of-01024.json.gz, first 60 records; "
         f"measured on hub: {folder}@unpinned, en/c4-validation.00000-of-00008.json.gz, first 20 records"
@@ -137,7 +137,7 @@ def test_pile_from_the_hub(publish: Publish):
     assert_trained_and_tested("pile", given(train), given(test))
     assert_trained_and_tested("pile(subsets=['Github'])", given(train[:40]), given(test[:9]))
     assert texts_of("pile(subsets=['FreeLaw'])") == given(train[40:])
-    assert parse_source("pile(subsets=['FreeLaw'])").holding("measure").note == "nothing in the chosen subsets to measure"
+    assert parse_source("pile(subsets=['FreeLaw'])").part("measure").note == "nothing in the chosen subsets to measure"
     with pytest.raises(DataError, match=r"^pile\(subsets=\['ArXiv'\]\): there is nothing of it in what was read \(hub: .*; choose other subsets$"):
         parse_source("pile(subsets=['ArXiv'])").rows("measure")
 
@@ -157,7 +157,7 @@ def test_redpajama_from_the_hub(publish: Publish):
     assert_divided("redpajama", given(front))
     few = "redpajama(subsets=['github', 'arxiv'])"
     assert texts_of(few) == given([*files["github_sample.jsonl"][:20], *files["arxiv_sample.jsonl"][:20]])
-    assert parse_source(few).holding("measure").origin == "; ".join(
+    assert parse_source(few).part("measure").origin == "; ".join(
         f"hub: {folder}@unpinned, {name}_sample.jsonl, first 20 records" for name in ("github", "arxiv")
     )
 
@@ -169,9 +169,7 @@ def test_what_c4_measures_is_not_in_redpajama(publish: Publish):
     source = parse_source("redpajama(subsets=['c4', 'github'])")
     shown = texts_of(str(source), "calibrate", "exemplars")
     assert not shown & given(shared[:12])
-    assert source.holding("calibrate").overlapping + source.holding("exemplars").overlapping == len(
-        given(shared[:12]) - texts_of(str(source), "measure")
-    )
+    assert source.part("calibrate").overlapping + source.part("exemplars").overlapping == len(given(shared[:12]) - texts_of(str(source), "measure"))
     assert given(shared[12:]) <= texts_of(str(source))
 
 
@@ -242,7 +240,7 @@ def test_flores_from_the_hub(publish: Publish, asked: str, code: str, space: str
     source = f"flores(language={asked})"
     assert texts_of(source, "calibrate", "exemplars") == {f"One.{space}Two.", "Three.", "Four."}
     assert texts_of(source, "measure") == {f"Five.{space}Six.{space}Seven."}
-    assert parse_source(source).holding("measure").note == ""
+    assert parse_source(source).part("measure").note == ""
 
 
 def test_xquad_from_the_hub(publish: Publish):
@@ -337,7 +335,7 @@ def test_a_mirror_may_hold_what_ours_lacks(jsonl: Callable[..., Path], monkeypat
     jsonl(pages("deutsch", 40), "wikipedia_de/train.jsonl")
     assert_divided("oscar", given(pages("old", 40)))
     assert_divided("wikipedia(language=de)", given(pages("deutsch", 40)))
-    assert parse_source("oscar").holding("measure").origin == "mirror: oscar/train"
+    assert parse_source("oscar").part("measure").origin == "mirror: oscar/train"
 
 
 def test_blank_texts_are_left_out(publish: Publish):
@@ -437,9 +435,9 @@ def raw(mirror: Path, name: str) -> list[Record]:
     ],
 )
 def test_counts_of_the_real_mirror(real_mirror: Path, text: str, calibrate_and_exemplars: int, measure: int, dropped: tuple[int, int]):
-    calibrate, exemplars = (parse_source(text).holding(part) for part in ("calibrate", "exemplars"))
+    calibrate, exemplars = (parse_source(text).part(part) for part in ("calibrate", "exemplars"))
     assert len(calibrate.rows) + len(exemplars.rows) == calibrate_and_exemplars
-    assert len(parse_source(text).holding("measure").rows) == measure
+    assert len(parse_source(text).part("measure").rows) == measure
     assert (calibrate.duplicates + exemplars.duplicates, calibrate.overlapping + exemplars.overlapping) == dropped
     assert len(exemplars.rows) <= 0.1 * max(calibrate_and_exemplars, 1)
     assert calibrate.origin.startswith("mirror: ")

@@ -12,8 +12,7 @@ import pyarrow
 import pytest
 from pyarrow.parquet import write_table
 
-from calibrant.data._files import SUFFIXES, read_records
-from calibrant.data._limits import short
+from calibrant.data._files import SUFFIXES, read_records, short
 from calibrant.errors import DataError
 
 TEXTS = {

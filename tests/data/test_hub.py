@@ -15,14 +15,14 @@ from datasets import config, exceptions
 from huggingface_hub import HfApi, errors
 from huggingface_hub.utils import httpx
 
-from calibrant.data import Hub, hub, mirror, sources
+from calibrant.data import HubDataset, hub, mirror, sources
 from calibrant.data.hub import records
 from calibrant.data.sources import gsm8k
 from calibrant.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("forgetful", "cold")
 
-NOWHERE = Hub("nobody/nothing", "main")
+NOWHERE = HubDataset("nobody/nothing", "main")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PLACES = [("x", "train")]
 OPTION = r"give a local mirror that holds x/train\.jsonl with --data-dir DIR or CALIBRANT_DATA=DIR$"
@@ -89,20 +89,20 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 
 
 def test_datasets_reads_what_the_mirror_lacks(hub_folder: Path):
-    found, origin = records(Hub(str(hub_folder)), "test", [("gsm8k", "test")])
+    found, origin = records(HubDataset(str(hub_folder)), "test", [("gsm8k", "test")])
     assert list(found) == [problem(i) for i in range(100, 130)]
     assert origin == f"hub: {hub_folder}@unpinned"
 
 
 def test_a_source_reads_from_the_hub(hub_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gsm8k, "HUB", Hub(str(hub_folder)))
+    monkeypatch.setattr(gsm8k, "HUB", HubDataset(str(hub_folder)))
     rows = list(sources.build("gsm8k").rows("measure"))
     assert {row.question for row in rows} == {problem(i)["question"] for i in range(100, 130)}
 
 
 @pytest.mark.parametrize(("first", "read"), [(7, 7), (100, 100), (1000, 100)])
 def test_of_a_large_split_exactly_its_front_is_read(hub_folder: Path, first: int, read: int):
-    found, origin = records(Hub(str(hub_folder), first=first), "train", PLACES)
+    found, origin = records(HubDataset(str(hub_folder), first=first), "train", PLACES)
     assert list(found) == [problem(i) for i in range(read)]
     assert origin == f"hub: {hub_folder}@unpinned, first {read} records"
 
@@ -119,7 +119,7 @@ def test_no_more_is_fetched_than_the_front(asked: list[dict[str, Any]], monkeypa
                 yield {"a": i}
 
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: Stream())
-    found, origin = records(Hub("nobody/nothing", first=5), "train", PLACES)
+    found, origin = records(HubDataset("nobody/nothing", first=5), "train", PLACES)
     assert fetched == [0, 1, 2, 3, 4]
     assert [record["a"] for record in found] == fetched
     assert origin == "hub: nobody/nothing@unpinned, first 5 records"
@@ -137,7 +137,7 @@ def test_of_a_split_in_many_files_only_the_named_one_is_read(tmp_path: Path, nam
         path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
     (path.parent / "part-1.jsonl").write_text("{broken")
     (tmp_path / "set" / "README.md").write_text("---\nconfigs: [{config_name: en, data_files: en/part-1.jsonl}]\n---\n")
-    found, origin = records(Hub(str(tmp_path / "set"), "en", files={"train": name}, first=first), "train", PLACES)
+    found, origin = records(HubDataset(str(tmp_path / "set"), "en", files={"train": name}, first=first), "train", PLACES)
     assert list(found) == [problem(i) for i in range(first or 10)]
     assert origin == f"hub: {tmp_path / 'set'}@unpinned, {name}" + (f", first {first} records" if first else "")
 
@@ -155,12 +155,12 @@ def test_values_of_the_hubs_own_types_come_as_plain_python(tmp_path: Path):
     given = {"label": 1, "options": ["a"], "choices": {"label": ["A"], "text": ["a"]}, "turns": [{"role": "user"}], "flag": True}
     datasets.Dataset.from_list([given], features=features).to_parquet(tmp_path / "set" / "train.parquet")
     for first in (None, 1):
-        found, _ = records(Hub(str(tmp_path / "set"), first=first), "train", PLACES)
+        found, _ = records(HubDataset(str(tmp_path / "set"), first=first), "train", PLACES)
         assert json.dumps(list(found)) == json.dumps([given])
 
 
 def test_code_from_the_hub_is_never_allowed(asked: list[dict[str, Any]]):
-    for kind in (NOWHERE, Hub("nobody/nothing", files={"train": "a.jsonl"}), Hub("nobody/nothing", first=1)):
+    for kind in (NOWHERE, HubDataset("nobody/nothing", files={"train": "a.jsonl"}), HubDataset("nobody/nothing", first=1)):
         records(kind, "train", PLACES)
     assert not any("trust_remote_code" in call for call in asked)
 
@@ -176,7 +176,7 @@ def test_the_newest_commit_is_asked_once_and_read(asked: list[dict[str, Any]], o
 
 
 def test_a_file_is_read_at_that_commit(asked: list[dict[str, Any]], online: list[tuple[str, float]]):
-    crawl = Hub("allenai/c4", "en", files={"train": "en/c4-train.00000-of-01024.json.gz"}, first=2)
+    crawl = HubDataset("allenai/c4", "en", files={"train": "en/c4-train.00000-of-01024.json.gz"}, first=2)
     found, origin = records(crawl, "train", PLACES)
     assert list(found) == [{"a": 1}, {"a": 2}]
     assert origin == f"hub: allenai/c4@{COMMIT}, en/c4-train.00000-of-01024.json.gz, first 2 records"
@@ -185,7 +185,7 @@ def test_a_file_is_read_at_that_commit(asked: list[dict[str, Any]], online: list
 
 
 def test_a_pinned_revision_is_not_asked(asked: list[dict[str, Any]], online: list[tuple[str, float]]):
-    assert records(Hub("nobody/nothing", revision="v1"), "train", PLACES)[1] == "hub: nobody/nothing@v1"
+    assert records(HubDataset("nobody/nothing", revision="v1"), "train", PLACES)[1] == "hub: nobody/nothing@v1"
     assert (asked[0]["revision"], online) == ("v1", [])
 
 
@@ -264,7 +264,7 @@ def test_a_connection_that_drops_in_the_middle_costs_one_sentence(monkeypatch: p
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: Dropping())
     usual = config.STREAMING_READ_MAX_RETRIES
     with pytest.raises(DataError, match=rf"'nobody/nothing' \(train\) .*\(Server Disconnected\); {OPTION}"):
-        records(Hub("nobody/nothing", first=10), "train", PLACES)
+        records(HubDataset("nobody/nothing", first=10), "train", PLACES)
     assert seen == [1]
     assert config.STREAMING_READ_MAX_RETRIES == usual > 1
 
@@ -273,15 +273,15 @@ def test_a_script_is_refused_by_the_library_and_said_so(tmp_path: Path):
     (tmp_path / "scripted").mkdir()
     (tmp_path / "scripted" / "scripted.py").write_text("raise SystemExit('run')")
     with pytest.raises(DataError, match=rf"scripted' \(train\) .*\(it is a script, and code from the hub isn't run\); {OPTION}"):
-        records(Hub(str(tmp_path / "scripted")), "train", PLACES)
+        records(HubDataset(str(tmp_path / "scripted")), "train", PLACES)
 
 
 def test_a_configuration_or_a_file_that_is_not_there_is_named(hub_folder: Path):
     (hub_folder / "README.md").write_text("---\nconfigs: [{config_name: en, data_files: train.jsonl}]\n---\n")
     with pytest.raises(DataError, match=rf"hub' \(train\) .*\(BuilderConfig 'tlh' not found\. Available: \['en'\]\); {OPTION}"):
-        records(Hub(str(hub_folder), "tlh"), "train", PLACES)
+        records(HubDataset(str(hub_folder), "tlh"), "train", PLACES)
     with pytest.raises(DataError, match=rf"hub' \(train\) .*\(Unable to find '.*hub/gone\.jsonl'.*\); {OPTION}"):
-        records(Hub(str(hub_folder), files={"train": "gone.jsonl"}), "train", PLACES)
+        records(HubDataset(str(hub_folder), files={"train": "gone.jsonl"}), "train", PLACES)
 
 
 @pytest.mark.parametrize("first", [None, 90])
@@ -290,7 +290,7 @@ def test_a_file_that_is_cut_off_is_an_error_and_no_end(tmp_path: Path, first: in
     whole = gzip.compress("".join(json.dumps(problem(i)) + "\n" for i in range(100)).encode())
     (tmp_path / "set" / "train.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=rf"set' \(train\) .*\(Compressed file ended before the end-of-stream marker was reached\); {OPTION}"):
-        records(Hub(str(tmp_path / "set"), files={"train": "train.jsonl.gz"}, first=first), "train", PLACES)
+        records(HubDataset(str(tmp_path / "set"), files={"train": "train.jsonl.gz"}, first=first), "train", PLACES)
 
 
 @pytest.mark.skipif(find_spec("zstandard") is not None, reason="zstandard is installed, so nothing is missing")
@@ -299,7 +299,7 @@ def test_zstandard_that_is_not_installed_is_named(tmp_path: Path):
     with pyarrow.CompressedOutputStream(str(tmp_path / "set" / "train.jsonl.zst"), "zstd") as file:
         file.write(json.dumps(problem(1)).encode() + b"\n")
     with pytest.raises(DataError, match=rf"set' \(train\) .*compressed with Zstandard: pip install zstandard\); {OPTION}"):
-        records(Hub(str(tmp_path / "set"), files={"train": "train.jsonl.zst"}, first=1), "train", PLACES)
+        records(HubDataset(str(tmp_path / "set"), files={"train": "train.jsonl.zst"}, first=1), "train", PLACES)
 
 
 @pytest.mark.skipif(find_spec("zstandard") is None, reason="zstandard isn't installed")
@@ -307,7 +307,7 @@ def test_a_broken_zstandard_file_costs_one_sentence(tmp_path: Path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.jsonl.zst").write_bytes(b"nothing of the kind")
     with pytest.raises(DataError, match=rf"set' \(train\) .*\(zstd decompress error: Unknown frame descriptor\); {OPTION}"):
-        records(Hub(str(tmp_path / "set"), files={"train": "train.jsonl.zst"}, first=1), "train", PLACES)
+        records(HubDataset(str(tmp_path / "set"), files={"train": "train.jsonl.zst"}, first=1), "train", PLACES)
 
 
 def test_without_mirror_and_internet_a_source_says_what_to_do():
@@ -324,7 +324,7 @@ def test_the_mirror_comes_first(tmp_path: Path, zipped: bool, monkeypatch: pytes
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / ("train.jsonl.gz" if zipped else "train.jsonl")).write_bytes(gzip.compress(data) if zipped else data)
     monkeypatch.setenv("CALIBRANT_DATA", str(tmp_path))
-    for kind in (NOWHERE, Hub("nobody/nothing", files={"train": "a.jsonl"}, first=1)):
+    for kind in (NOWHERE, HubDataset("nobody/nothing", files={"train": "a.jsonl"}, first=1)):
         found, origin = records(kind, "train", [("missing", "train"), ("x", "train")])
         assert (list(found), origin) == ([problem(1)], "mirror: x/train")
 

@@ -21,7 +21,7 @@ def texts(jsonl: Callable[..., Path]) -> Path:
 def windows(path: Path) -> list[list[list[int]]]:
     """Windows of 48 as lists of isolated texts, cut here by hand from the same rows."""
     tokenizer = tiny_tokenizer()
-    rows = CalibrationSet(f"{path}@many(isolate=true, bos='none')", samples=3, length=48).drawn(tokenizer)[0]
+    rows = CalibrationSet(f"{path}@many(isolate=true, bos='none')", samples=3, length=48).rows(tokenizer)[0]
     found: list[list[list[int]]] = [[]]
     for row in rows:
         ids = tokenizer(row.text, add_special_tokens=False)["input_ids"]

@@ -14,8 +14,8 @@ import pyarrow
 import pytest
 from pyarrow.parquet import write_table
 
-from calibrant.data import _columnar, _files, _folders, _limits, mirror
-from calibrant.data._limits import ALLOWED, LONGEST_LINE, MOST_COLUMNS
+from calibrant.data import _files, _folders, mirror
+from calibrant.data._files import ALLOWED, LONGEST_LINE, MOST_COLUMNS
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError
 
@@ -158,7 +158,7 @@ def bomb(path: Path, piece: bytes, times: int) -> Path:
 @pytest.mark.parametrize("ending", ["jsonl.gz", "csv.gz", "jsonl.zst"])
 @pytest.mark.parametrize("empty", [False, True])
 def test_what_unpacks_without_end_is_refused_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, empty: bool):
-    monkeypatch.setattr(_limits, "ALLOWED", 1 << 18)
+    monkeypatch.setattr(_files, "ALLOWED", 1 << 18)
     row = b"a" * 500 if ending == "csv.gz" else json.dumps({"text": "a" * 500}).encode()
     piece = b"\n" if empty else row + b"\n"
     path = bomb(tmp_path / f"a.{ending}", piece, (3 << 20) // len(piece))
@@ -180,7 +180,7 @@ def test_columns_that_unpack_without_end_are_refused_before_any_is_read(tmp_path
 
 @pytest.mark.parametrize("ending", ["parquet", "arrow"])
 def test_rows_of_nothing_are_counted_before_they_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str):
-    monkeypatch.setattr(_columnar, "MOST_ROWS", 10_000)
+    monkeypatch.setattr(_files, "MOST_ROWS", 10_000)
     table = pyarrow.table({"text": pyarrow.nulls(10_001)})
     if ending == "parquet":
         write_table(table, tmp_path / "a.parquet")

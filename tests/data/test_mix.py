@@ -162,7 +162,7 @@ def test_the_facts_are_those_of_its_parts(folder: Path, letters: PreTrainedToken
         ("b", "problems.jsonl:single", 0.6, batch.mixed[1][1].fingerprint),
     ]
     assert [m["mass"] for m in batch.facts["mix"]] == [pytest.approx(m["tokens"]) for m in batch.facts["mix"]]
-    assert [len(rows) for rows in chosen.drawn(letters)] == [part["rows"] for part in batch.facts["parts"]]
+    assert [len(rows) for rows in chosen.rows(letters)] == [part["rows"] for part in batch.facts["parts"]]
 
 
 def test_pads_that_count_go_on_counting(folder: Path, letters: PreTrainedTokenizerBase) -> None:

@@ -109,7 +109,7 @@ def test_adding_a_source_never_changes_the_rows_drawn_from_another(folder: Path,
     alone = CalibrationSet(f"'{mine}':{kind}@{packing}", tokens=tokens, length=32)
     both = CalibrationSet(f"0.5*'{mine}':{kind}@{packing} + 0.5*'{other}':qa", tokens=2 * tokens, length=32)
     try:
-        first, second = alone.drawn(TOKENIZER), both.drawn(TOKENIZER)
+        first, second = alone.rows(TOKENIZER), both.rows(TOKENIZER)
     except DataError as error:
         if "too little for" not in str(error):
             raise
@@ -123,7 +123,7 @@ def test_draws_share_no_row_until_the_set_is_used_up_and_order_does_not_matter(f
     expression = f"'{written(folder, rows)}':{kind}@{packing}"
     try:
         draws = [CalibrationSet(expression, tokens=tokens, length=32, seed=seed) for seed in range(3)]
-        drawn = [{row.key for row in draw.drawn(TOKENIZER)[0]} for draw in draws]
+        drawn = [{row.key for row in draw.rows(TOKENIZER)[0]} for draw in draws]
     except DataError as error:
         if "too little for" not in str(error):
             raise
@@ -174,7 +174,7 @@ def test_the_same_bytes_give_the_same_fingerprint_in_a_fresh_process(folder: Pat
 def test_rows_that_a_format_does_not_take_are_passed_over_and_counted(jsonl: Callable[..., Path], letters: PreTrainedTokenizerBase):
     path = jsonl({"question": f"{i}?", "answer": "a", "rationale": "\n".join(["step"] * (1 + i % 3))} for i in range(100))
     chosen = CalibrationSet(f"{path}:cot(steps=2)@one", samples=9, length=64)
-    (drawn,), facts = chosen.drawn(letters), chosen.tokens(letters).facts["parts"][0]
+    (drawn,), facts = chosen.rows(letters), chosen.tokens(letters).facts["parts"][0]
     assert [row.rationale for row in drawn] == ["step\nstep"] * 9
     order = list(chosen.parts[0].source.rows("calibrate"))
     assert facts["passed_over"] == order.index(drawn[-1]) + 1 - 9 > 0

@@ -15,13 +15,13 @@ from typing import Any
 import datasets
 import pytest
 
-from calibrant.data import PARTS, CalibrationSet, Hub, Row, formats, mirror, sources
+from calibrant.data import PARTS, CalibrationSet, HubDataset, Row, formats, mirror, sources
 from calibrant.data.sources import _equation, _published, arithmetic, gsm8k, hellaswag
 from calibrant.errors import DataError, SpecError
 from calibrant.testing.sources import check_source
 
 Record = dict[str, Any]
-NOWHERE = Hub("nobody/nothing")
+NOWHERE = HubDataset("nobody/nothing")
 
 
 def text(row: Row) -> str:
@@ -268,7 +268,7 @@ def as_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgetful: No
         folder = lay_out(tmp_path / name / constant, published)
         for other in {"ECQA", "COS_E"} & set(vars(module)) if constant == "HUB" else ():
             monkeypatch.setattr(module, other, NOWHERE)
-        monkeypatch.setattr(module, constant, Hub(str(folder), getattr(module, constant).config))
+        monkeypatch.setattr(module, constant, HubDataset(str(folder), getattr(module, constant).config))
         return folder
 
     return put
@@ -280,7 +280,7 @@ def test_the_hubs_own_layout(name: str, as_on_the_hub: Callable[..., Path]):
     folder = as_on_the_hub(name, published)
     spec = "commonsense_qa(rationales=none)" if name == "commonsense_qa" else name
     assert sorted(map(text, kept(spec))) == sorted(published.calibrated)
-    held = sources.build(spec).holding("measure")
+    held = sources.build(spec).part("measure")
     assert [text(row) for row in held.rows] == list(published.measured)
     assert held.origin == f"hub: {folder}@unpinned; measured on hub: {folder}@unpinned"
     assert held.note == published.note.format(origin=f"hub: {folder}@unpinned")
@@ -361,7 +361,7 @@ def test_e_snli_measures_on_validation_in_its_own_spelling_and_says_why(jsonl: C
     mirror(jsonl(pairs(50), "esnli/train.jsonl").parent.parent)
     jsonl(pairs(9, 50), "esnli/test.jsonl")
     assert len(list(sources.build("esnli").rows("measure"))) == 9
-    assert "stands in" not in sources.build("esnli").holding("measure").note
+    assert "stands in" not in sources.build("esnli").part("measure").note
 
 
 @pytest.mark.usefixtures("forgetful")
@@ -369,7 +369,7 @@ def test_e_snli_prefers_validation_to_a_tokenised_test(jsonl: Callable[..., Path
     mirror(jsonl(pairs(50), "esnli/train.jsonl").parent.parent)
     jsonl(pairs(9, 50), "esnli/test.jsonl")
     jsonl(pairs(7, 80), "esnli/validation.jsonl")
-    held = sources.build("esnli").holding("measure")
+    held = sources.build("esnli").part("measure")
     assert len(held.rows) == 7
     assert "esnli/validation stands in for test, because the mirror's test has the authors' preprocessed form" in held.note
     assert "esnli/train has 50 of the 549,367 published records" in held.note
@@ -383,7 +383,7 @@ def test_anli_calibrates_on_train_if_the_mirror_has_it(jsonl: Callable[..., Path
     if train:
         jsonl(pairs(30, 100), "anli_r3/train.jsonl")
     assert len(kept("anli_r3")) == (30 if train else 40)
-    note = sources.build("anli_r3").holding("measure").note
+    note = sources.build("anli_r3").part("measure").note
     assert ("anli_r3/validation stands in for train_r3, because the mirror has no train split" in note) == (not train)
 
 
@@ -400,7 +400,7 @@ def test_hellaswag_without_train_is_divided_by_what_rows_are_about(jsonl: Callab
     if train:
         jsonl([swag(f"A {i}", "2") for i in range(30)], "hellaswag/train.jsonl")
     source = sources.build("hellaswag")
-    held = {part: source.holding(part) for part in PARTS}
+    held = {part: source.part(part) for part in PARTS}
     assert ("validation divided by title and activity" in held["measure"].note) == (not train)
     if train:
         assert [len(kept("hellaswag")), len(held["measure"].rows)] == [30, 800]
@@ -456,7 +456,7 @@ def test_ecqa_explains_questions_of_the_train_split_only(commonsense: Callable[.
     expected = {f"Question {i}?": f"Why {i}. So." for i in [*range(30), 50, 60]}
     assert {row.question: row.rationale for row in rows if row.rationale} == expected
     assert {row.steps for row in rows} == {0, 2}
-    held = sources.build("commonsense_qa").holding("measure")
+    held = sources.build("commonsense_qa").part("measure")
     assert len(held.rows) == 20
     assert not any(row.rationale for row in held.rows)
     assert held.note.startswith("32 of 100 train rows have a rationale")
@@ -500,7 +500,7 @@ def test_explanations_from_the_hub(commonsense: Callable[..., Path], as_on_the_h
 
 def test_without_explanations_there_are_no_rationales_and_the_note_says_so(commonsense: Callable[..., Path]):
     assert not any(row.rationale for row in kept("commonsense_qa"))
-    note = sources.build("commonsense_qa").holding("calibrate").note
+    note = sources.build("commonsense_qa").part("calibrate").note
     assert note.startswith("0 of 100 train rows have a rationale; no rationales of ecqa/train, which can't be read here")
     with pytest.raises(DataError, match=r"ecqa/train.jsonl with --data-dir"):
         kept("commonsense_qa(explained=True)")
@@ -662,7 +662,7 @@ PLAIN_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d*[1-9])?")
 @pytest.mark.parametrize("name", COUNTS)
 def test_the_real_mirror(name: str, real_mirror: Path):
     source = sources.build(name)
-    held = {part: source.holding(part) for part in PARTS}
+    held = {part: source.part(part) for part in PARTS}
     train = [*held["calibrate"].rows, *held["exemplars"].rows]
     dropped = [sum(getattr(held[part], count) for part in ("calibrate", "exemplars")) for count in ("overlapping", "duplicates")]
     explained = [sum(row.rationale is not None for row in rows) for rows in (train, held["measure"].rows)]
@@ -708,7 +708,7 @@ def test_mawps_repeats_questions_of_test_in_train(real_mirror: Path):
 
 
 def test_what_differs_from_the_published_sets_is_noted(real_mirror: Path):
-    notes = {name: sources.build(name).holding("measure").note for name in HUB}
+    notes = {name: sources.build(name).part("measure").note for name in HUB}
     assert {name for name, note in notes.items() if not note} == {"rte", "arc_easy"}
     assert notes["race"] == "race/train has 4,000 of the 87,866 published records; race/test has 1,500 of the 4,934 published records"
     assert notes["svamp"] == "2 of 1,000 problems without a rationale, since their equation doesn't come to the answer"

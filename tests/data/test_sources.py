@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.data import PARTS, Hub, Row, mirror, sources
+from calibrant.data import PARTS, HubDataset, Row, mirror, sources
 from calibrant.data._base import check_part, part_of
 from calibrant.data.sources import arithmetic, gsm8k, python_code, python_docs, wikitext
 from calibrant.errors import DataError
@@ -43,7 +43,7 @@ def small_mirror(jsonl: Callable[..., Path]) -> Path:
 
 def test_train_calibrates_test_measures_and_what_is_in_both_is_dropped(small_mirror: Path):
     source = sources.build("gsm8k")
-    calibrate, measure, exemplars = (source.holding(part) for part in PARTS)
+    calibrate, measure, exemplars = (source.part(part) for part in PARTS)
     assert {row.question for row in measure.rows} == {f"What is {i} and 1?" for i in range(190, 230)}
     assert {row.question for row in (*calibrate.rows, *exemplars.rows)} == {f"What is {i} and 1?" for i in range(190)}
     assert 0 < len(exemplars.rows) < 30
@@ -56,7 +56,7 @@ def test_rows_that_differ_in_case_and_spaces_only_overlap(jsonl: Callable[..., P
     mirror(jsonl(problems(20), "gsm8k/train.jsonl").parent.parent)
     jsonl([{**problems(1, begin=7)[0], "question": "what  is 7 AND 1?"}], "gsm8k/test.jsonl")
     source = sources.build("gsm8k")
-    assert sum(source.holding(part).overlapping for part in ("calibrate", "exemplars")) == 1
+    assert sum(source.part(part).overlapping for part in ("calibrate", "exemplars")) == 1
 
 
 def lines(*titles: str) -> list[dict[str, str]]:
@@ -87,7 +87,7 @@ def test_wikitext_prefers_the_raw_train_part_and_says_what_it_took(jsonl: Callab
     if raw:
         jsonl(lines(*[f"Raw {i}" for i in range(50)]), "wikitext2_raw/train.jsonl")
     mirror(root)
-    held = sources.build("wikitext").holding("calibrate")
+    held = sources.build("wikitext").part("calibrate")
     assert all(row.text.startswith("= Raw" if raw else "= Tokenised") for row in held.rows)
     assert held.origin.startswith("mirror: wikitext2_raw/train" if raw else "mirror: wikitext2/validation")
     assert len(list(sources.build("wikitext").rows("measure"))) == 9
@@ -95,17 +95,17 @@ def test_wikitext_prefers_the_raw_train_part_and_says_what_it_took(jsonl: Callab
 
 def test_the_real_mirror(real_mirror: Path):
     source = sources.build("gsm8k")
-    held = source.holding("calibrate")
-    assert len(held.rows) + len(source.holding("exemplars").rows) + held.overlapping + held.duplicates == pytest.approx(7473, abs=5)
-    assert len(source.holding("measure").rows) == 1319
+    held = source.part("calibrate")
+    assert len(held.rows) + len(source.part("exemplars").rows) + held.overlapping + held.duplicates == pytest.approx(7473, abs=5)
+    assert len(source.part("measure").rows) == 1319
     assert all(re.fullmatch(r"-?[\d.]+", row.answer or "") and "<<" not in (row.rationale or "") for row in held.rows)
     texts = sources.build("wikitext")
-    assert 50 < len(texts.holding("calibrate").rows) < 62
-    assert 55 < len(texts.holding("measure").rows) < 65
+    assert 50 < len(texts.part("calibrate").rows) < 62
+    assert 55 < len(texts.part("measure").rows) < 65
 
 
 def test_one_split_is_divided_by_hash():
-    held = [sources.build("python_code").holding(part).rows for part in PARTS]
+    held = [sources.build("python_code").part(part).rows for part in PARTS]
     shares = [len(rows) / sum(map(len, held)) for rows in held]
     assert shares == pytest.approx([0.7, 0.25, 0.05], abs=0.07)
     for part, rows in zip(PARTS, held, strict=True):
@@ -199,8 +199,8 @@ def test_an_unknown_part_is_refused():
 
 
 def test_addresses_on_the_hub_are_marked_as_unchecked():
-    assert sources.get("gsm8k").hub == Hub("openai/gsm8k", "main", revision="unpinned", verified=False)
-    assert sources.get("wikitext").hub == Hub("Salesforce/wikitext", "wikitext-2-raw-v1", revision="unpinned", verified=False)
+    assert sources.get("gsm8k").hub == HubDataset("openai/gsm8k", "main", revision="unpinned", verified=False)
+    assert sources.get("wikitext").hub == HubDataset("Salesforce/wikitext", "wikitext-2-raw-v1", revision="unpinned", verified=False)
 
 
 def test_keys_are_the_hash_of_the_content():

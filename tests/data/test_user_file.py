@@ -178,7 +178,7 @@ def rows_of(source: UserFile) -> list[Row]:
 def test_usual_names_are_guessed_and_that_is_said(jsonl: Callable[..., Path], record: dict[str, Any], guessed: dict[str, str], note: str):
     source = UserFile(str(jsonl([record])))
     assert source.guessed == guessed
-    assert source.holding("measure").note == note
+    assert source.part("measure").note == note
     (row,) = rows_of(source)
     values = {"q", "c"} & {row.question, row.text}
     assert len(values) == 1
@@ -193,7 +193,7 @@ def test_rows_without_what_is_needed_are_left_out_and_counted(jsonl: Callable[..
     source = UserFile(str(path))
     assert (source.fields, source.sometimes) == (("question", "answer"), ("rationale",))
     assert len(rows_of(source)) == 195
-    assert source.holding("calibrate").note == "1 of 200 rows without an answer left out; 4 of 200 rows without a question left out"
+    assert source.part("calibrate").note == "1 of 200 rows without an answer left out; 4 of 200 rows without a question left out"
     assert {row.rationale for row in rows_of(source)} == {None, "r"}
 
 
@@ -201,7 +201,7 @@ def test_what_the_first_thousand_rows_promise_holds_for_all(jsonl: Callable[...,
     path = jsonl({"question": f"q{i}", "answer": "a", "rationale": "r" if i < LOOKED_AT else ""} for i in range(LOOKED_AT + 5))
     source = UserFile(str(path))
     assert source.fields == ("question", "answer", "rationale")
-    assert source.holding("measure").note == "5 of 1005 rows without a rationale left out"
+    assert source.part("measure").note == "5 of 1005 rows without a rationale left out"
 
 
 def test_a_text_is_all_that_a_corpus_needs(jsonl: Callable[..., Path]):
@@ -215,7 +215,7 @@ def test_missing_numbers_of_a_table_are_missing(tmp_path: Path):
     write_table(table, tmp_path / "a.parquet")
     source = UserFile(str(tmp_path / "a.parquet"))
     assert [(row.question, row.answer) for row in rows_of(source)] == [("p", "1.5")]
-    assert source.holding("measure").note == "2 of 3 rows without an answer left out"
+    assert source.part("measure").note == "2 of 3 rows without an answer left out"
 
 
 def test_an_answer_that_is_a_choice_becomes_its_letter(jsonl: Callable[..., Path]):
@@ -269,7 +269,7 @@ def test_question_and_answer_are_the_first_exchange(jsonl: Callable[..., Path]):
     source = UserFile(str(jsonl([{"turns": turns}, *nobody])))
     (row,) = rows_of(source)
     assert (row.question, row.answer, len(row.turns)) == ("q", "a", 6)
-    assert source.holding("measure").note == "1 of 5 rows without an answer left out; 3 of 5 rows without a question left out"
+    assert source.part("measure").note == "1 of 5 rows without an answer left out; 3 of 5 rows without a question left out"
 
 
 @pytest.mark.parametrize(
@@ -311,8 +311,8 @@ def test_a_folder_or_a_pattern_is_one_source(jsonl: Callable[..., Path]):
         parts = held(source)
         assert set().union(*parts.values()) == everything
         assert parts == held(UserFile(str(folder)))
-        assert source.holding("measure").note == ""
-        assert source.holding("measure").origin == f"3 files: {path}"
+        assert source.part("measure").note == ""
+        assert source.part("measure").origin == f"3 files: {path}"
         assert parse_source(str(source)) == source
     assert held(UserFile(f"{folder}/a*")) != parts
     assert min(len(part) for part in parts.values()) > 0
@@ -336,7 +336,7 @@ def test_files_named_as_splits_are_used_as_on_the_hub(jsonl: Callable[..., Path]
     assert parts["measure"] == {record["text"] for record in [*texts(30, 1_000), *texts(2)]}
     assert parts["calibrate"] | parts["exemplars"] == {record["text"] for record in texts(200 * len(train))[2:]}
     assert 0 < len(parts["exemplars"]) < 40
-    assert source.holding("measure").note == f"'train' calibrates and '{'validation' if 'val' in test else 'test'}' measures"
+    assert source.part("measure").note == f"'train' calibrates and '{'validation' if 'val' in test else 'test'}' measures"
 
 
 def test_what_becomes_of_other_splits_and_files_is_said(jsonl: Callable[..., Path]):
@@ -345,17 +345,17 @@ def test_what_becomes_of_other_splits_and_files_is_said(jsonl: Callable[..., Pat
     jsonl(texts(10, 200), "data/validation.jsonl")
     jsonl(texts(10, 300), "data/extra.jsonl")
     note = f"'train' calibrates and 'test' measures; not used: 'validation', '{folder}/extra.jsonl'"
-    assert UserFile(str(folder)).holding("measure").note == note
+    assert UserFile(str(folder)).part("measure").note == note
     (folder / "train.jsonl").unlink()
-    assert UserFile(str(folder)).holding("measure").note == "what names no split calibrates and 'test' measures; not used: 'validation'"
+    assert UserFile(str(folder)).part("measure").note == "what names no split calibrates and 'test' measures; not used: 'validation'"
     (folder / "extra.jsonl").unlink()
-    assert UserFile(str(folder)).holding("measure").note == "'validation' calibrates and 'test' measures"
+    assert UserFile(str(folder)).part("measure").note == "'validation' calibrates and 'test' measures"
     (folder / "validation.jsonl").unlink()
     alone = UserFile(str(folder))
-    assert alone.holding("measure").note == "all of it is 'test' and measures; nothing calibrates"
-    assert len(alone.holding("measure").rows) == alone.size() == 10
+    assert alone.part("measure").note == "all of it is 'test' and measures; nothing calibrates"
+    assert len(alone.part("measure").rows) == alone.size() == 10
     (folder / "test.jsonl").rename(folder / "train.jsonl")
-    assert UserFile(str(folder)).holding("measure").note == "all of it is 'train' and divided by hash"
+    assert UserFile(str(folder)).part("measure").note == "all of it is 'train' and divided by hash"
 
 
 @pytest.mark.parametrize("name", ["test.jsonl", "validation.jsonl", "dev-1.jsonl"])
@@ -364,28 +364,28 @@ def test_a_lone_split_that_is_measured_measures_whole_and_calibrates_nothing(jso
     file = jsonl(texts(257), f"data/{name}")
     path = given.format(file.parent)
     source = UserFile(path)
-    assert (len(source.holding("measure").rows), len(source.holding("exemplars").rows)) == (257, 0)
-    for refused in (lambda: source.holding("calibrate"), lambda: CalibrationSet(f"'{path}'")):
+    assert (len(source.part("measure").rows), len(source.part("exemplars").rows)) == (257, 0)
+    for refused in (lambda: source.part("calibrate"), lambda: CalibrationSet(f"'{path}'")):
         with pytest.raises(DataError, match=rf"{re.escape(path)}' has only '\w+' files, .*name the file itself, '{re.escape(str(file))}'") as caught:
             refused()
         assert caught.value.subject == path
     divided = UserFile(str(file))
     assert divided.size() == 257
-    assert 0 < len(divided.holding("measure").rows) < 100
+    assert 0 < len(divided.part("measure").rows) < 100
     jsonl(texts(50, 1_000), "data/train.jsonl")
-    assert len(source.holding("calibrate").rows) > 30
+    assert len(source.part("calibrate").rows) > 30
 
 
 def test_a_part_without_a_usable_row(jsonl: Callable[..., Path]):
     folder = jsonl(texts(10), "data/train.jsonl").parent
     jsonl([{"text": ""}], "data/test.jsonl")
     with pytest.raises(DataError, match="data' has no usable row in its test part: 1 of 11 rows without a text left out"):
-        UserFile(str(folder)).holding("measure")
+        UserFile(str(folder)).part("measure")
     (folder / "test.jsonl").rename(folder / "other.jsonl")
     (folder / "train.jsonl").rename(folder / "test.jsonl")
     (folder / "other.jsonl").rename(folder / "train.jsonl")
     with pytest.raises(DataError, match="data' has no usable row in its train part: 1 of 11 rows without a text left out"):
-        UserFile(str(folder)).holding("measure")
+        UserFile(str(folder)).part("measure")
 
 
 def test_what_only_the_train_part_has_is_had_by_some(jsonl: Callable[..., Path]):
@@ -393,7 +393,7 @@ def test_what_only_the_train_part_has_is_had_by_some(jsonl: Callable[..., Path])
     jsonl([{"question": "q", "answer": "a"}], "data/test.jsonl")
     source = UserFile(str(folder))
     assert (source.fields, source.sometimes) == (("question", "answer"), ("rationale",))
-    assert [len(source.holding(part).rows) for part in ("calibrate", "measure")] == [pytest.approx(959, abs=20), 1]
+    assert [len(source.part(part).rows) for part in ("calibrate", "measure")] == [pytest.approx(959, abs=20), 1]
 
 
 def test_a_problem_is_named_with_its_file(jsonl: Callable[..., Path]):
@@ -445,7 +445,7 @@ def test_a_saved_data_set_is_divided_by_hash(tmp_path: Path):
     source = UserFile(saved(tmp_path / "saved"))
     (tmp_path / "saved/cache-0123456789abcdef.arrow").write_text("a cache, of no concern")
     assert set().union(*held(source).values()) == {record["text"] for record in texts(100)}
-    assert source.holding("measure").origin == f"2 files: {tmp_path}/saved"
+    assert source.part("measure").origin == f"2 files: {tmp_path}/saved"
     assert held(source) == held(UserFile(str(tmp_path / "saved/data-*.arrow")))
 
 
@@ -453,7 +453,7 @@ def test_the_splits_of_a_saved_data_set_are_parts(tmp_path: Path):
     source = UserFile(saved(tmp_path / "saved", {"train": texts(100), "validation": texts(5, 100), "test": texts(9, 200), "extra": texts(9, 300)}))
     assert held(source)["measure"] == {record["text"] for record in texts(9, 200)}
     assert held(source)["calibrate"] | held(source)["exemplars"] == {record["text"] for record in texts(100)}
-    assert source.holding("calibrate").note == "'train' calibrates and 'test' measures; not used: 'validation', 'extra'"
+    assert source.part("calibrate").note == "'train' calibrates and 'test' measures; not used: 'validation', 'extra'"
     assert len(rows_of(UserFile(str(tmp_path / "saved/extra")))) == 9
 
 

@@ -30,7 +30,7 @@ def pruned(tmp_path: Path) -> tuple[str, str]:
 def test_a_pruned_model_knows_its_rows_by_their_hashes(pruned: tuple[str, str]):
     folder, file = pruned
     manifest = read_manifest(folder)
-    drawn = CalibrationSet(file, samples=2, length=48).drawn(tiny_tokenizer())[0]
+    drawn = CalibrationSet(file, samples=2, length=48).rows(tiny_tokenizer())[0]
     assert manifest is not None
     assert manifest["examples"] == sorted({row.example for row in drawn})
     assert "text says" not in Path(folder, "calibrant.json").read_text()
@@ -44,7 +44,7 @@ def test_it_may_be_measured_on_the_rows_that_it_has_not_seen(pruned: tuple[str, 
 
 def test_what_it_was_calibrated_on_is_refused_and_can_be_allowed(pruned: tuple[str, str], tmp_path: Path):
     folder, file = pruned
-    drawn = CalibrationSet(file, samples=2, length=48).drawn(tiny_tokenizer())[0]
+    drawn = CalibrationSet(file, samples=2, length=48).rows(tiny_tokenizer())[0]
     # Another file in which a row of the calibration stands, whatever its case, and is measured.
     others = [f"Text {i} of another file, {i * 7} words from home." for i in range(60)]
     number = 0
@@ -85,7 +85,7 @@ def test_a_users_file_is_compared_with_what_is_measured(tmp_path: Path):
 )
 def test_rows_that_are_nearly_those_of_the_calibration_are_refused(pruned: tuple[str, str], tmp_path: Path, left_out: int, kind: str):
     folder, file = pruned
-    drawn = CalibrationSet(file, samples=2, length=48).drawn(tiny_tokenizer())[0]
+    drawn = CalibrationSet(file, samples=2, length=48).rows(tiny_tokenizer())[0]
     (tmp_path / "measured").mkdir()
     texts = [f"Text {i} of another file, {i * 7} words from home." for i in range(60)] + [
         "\t".join([*str(row.text).split()[: 12 - left_out], "!"]) for row in drawn

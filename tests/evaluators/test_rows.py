@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from calibrant import screen
-from calibrant.data import Stored
+from calibrant.data import StoredSource
 from calibrant.evaluators import evaluate, evaluators
 from calibrant.testing import tiny_folder
 
@@ -42,8 +42,8 @@ def facts(model: str, task: str) -> list[dict[str, Any]]:
 )
 def test_a_divided_file_says_how_much_of_it_was_measured(model: str, mine: str, task: str, rows: int | None):
     source = evaluators.build(task.format(mine)).reads()
-    assert isinstance(source, Stored)
-    wanted = len(source.holding("measure").rows) if rows is None else rows
+    assert isinstance(source, StoredSource)
+    wanted = len(source.part("measure").rows) if rows is None else rows
     assert 0 < wanted < 40
     found = facts(model, task.format(mine))
     assert [(each["rows"], each["rows_of"]) for each in found] == [(wanted, 60)] * len(found)

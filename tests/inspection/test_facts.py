@@ -100,7 +100,7 @@ def test_start_tokens_that_stand_together(jsonl: Jsonl, started: PreTrainedToken
     path = jsonl([{"text": "<s>" * (i % 2) + prose(i, 6)} for i in range(90)])
     data = CalibrationSet(f"{path}@one", samples=20, length=64)
     found = inspect_tokens(data, started)
-    wanted = sum(row.text.startswith("<s>") for row in data.drawn(started)[0] if row.text)
+    wanted = sum(row.text.startswith("<s>") for row in data.rows(started)[0] if row.text)
     assert 0 < wanted < 20
     assert found.double_starts == wanted
     assert found.parts[0]["special_texts"] == {"<s>": wanted}
@@ -122,7 +122,7 @@ def test_special_tokens_of_a_chat_are_not_those_of_its_texts(jsonl: Jsonl):
     path = jsonl([{"question": f"what is {prose(i, 4)}", "answer": "this" + "<eos>" * (i % 3 == 0)} for i in range(90)])
     data = CalibrationSet(f"{path}:chat", samples=4, length=128)
     found = inspect_tokens(data, tiny_tokenizer())
-    wanted = sum("<eos>" in str(row.answer) for row in data.drawn(tiny_tokenizer())[0])
+    wanted = sum("<eos>" in str(row.answer) for row in data.rows(tiny_tokenizer())[0])
     assert found.parts[0]["special_texts"] == {"<eos>": wanted}
     assert "<eos>" in found.parts[0]["texts"][0], "what the template writes is shown"
 
@@ -136,7 +136,7 @@ def test_rows_that_come_to_no_token_are_counted(jsonl: Jsonl):
     path = jsonl([{"text": "x" * (i + 1) if i % 3 == 0 else prose(i, 3)} for i in range(90)])
     data = CalibrationSet(str(path), samples=4, length=64)
     found = inspect_tokens(data, without_x)
-    wanted = sum(set(str(row.text)) == {"x"} for row in data.drawn(without_x)[0])
+    wanted = sum(set(str(row.text)) == {"x"} for row in data.rows(without_x)[0])
     assert wanted > 0
     assert found.parts[0]["empty"] == wanted
     assert found.parts[0]["histogram"][0][:1] == [0]
@@ -166,7 +166,7 @@ def test_the_advice_on_draws_keeps_its_word(jsonl: Jsonl, letters: PreTrainedTok
         taken: list[set[str]] = []
         for seed in range(5):
             smaller = CalibrationSet(str(path), length=64, seed=seed, **{next(iter(budget)): found.enough})
-            taken.append({row.key for row in smaller.drawn(letters)[0]})
+            taken.append({row.key for row in smaller.rows(letters)[0]})
         assert len(set().union(*taken)) == sum(map(len, taken)), "five draws that share no row"
 
 
@@ -187,7 +187,7 @@ def test_a_draw_beyond_the_disjoint_ones_is_told_to_come_back(jsonl: Jsonl, lett
 def test_near_duplicates_are_rows_used_by_their_numbers(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
     path = jsonl([{"text": prose(i % 20, 60) + f" end {i}"} for i in range(60)])
     data = CalibrationSet(f"{path}@one", samples=20, length=16)
-    rows, near = data.drawn(letters)[0], inspect_tokens(data, letters).near_duplicates
+    rows, near = data.rows(letters)[0], inspect_tokens(data, letters).near_duplicates
     ends = [str(row.text).partition(" end ")[0] for row in rows]
     wanted = {(i + 1, j + 1) for j in range(20) for i in range(j) if ends[i] == ends[j]}
     assert wanted
@@ -201,7 +201,7 @@ def test_near_duplicates_are_rows_used_by_their_numbers(jsonl: Jsonl, letters: P
 def test_a_row_drawn_twice_is_no_near_duplicate(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
     path = jsonl([{"text": prose(i, 60)} for i in range(8)])
     data = CalibrationSet(f"{path}@legacy", samples=10, length=64)
-    assert len({row.key for row in data.drawn(letters)[0]}) < len(data.drawn(letters)[0])
+    assert len({row.key for row in data.rows(letters)[0]}) < len(data.rows(letters)[0])
     assert inspect_tokens(data, letters).near_duplicates["pairs"] == []
 
 
@@ -234,8 +234,8 @@ def test_rows_that_another_source_measures_are_named(jsonl: Jsonl, letters: PreT
     theirs = jsonl([{"text": prose(i, 40).upper()} for i in range(40, 120)], "theirs.jsonl")  # other bytes, so perhaps in another part
     data = CalibrationSet(f"{mine}@one", samples=40, length=64)
     found = inspect_tokens(data, letters, against=[str(theirs)])
-    measured = {str(row.text).lower() for row in UserFile(str(theirs)).holding("measure").rows}
-    rows = data.drawn(letters)[0]
+    measured = {str(row.text).lower() for row in UserFile(str(theirs)).part("measure").rows}
+    rows = data.rows(letters)[0]
     wanted = {(number, row.example) for number, row in enumerate(rows, 1) if row.text in measured}
     assert wanted
     own, other = found.overlap_checks
@@ -251,8 +251,8 @@ def test_its_own_measured_part_is_compared_unasked(jsonl: Jsonl, letters: PreTra
     found = inspect_tokens(CalibrationSet(f"0.5*{path}@one + 0.5*full_stops", samples=20, length=64), letters)
     (check,) = found.overlap_checks
     assert (check["part"], check["against"]) == (f"{path}@one", str(path))
-    rows = CalibrationSet(f"{path}@one", samples=10, length=64).drawn(letters)[0]
-    measured = {str(row.text).rpartition(" ")[0] for row in UserFile(str(path)).holding("measure").rows}
+    rows = CalibrationSet(f"{path}@one", samples=10, length=64).rows(letters)[0]
+    measured = {str(row.text).rpartition(" ")[0] for row in UserFile(str(path)).part("measure").rows}
     assert (check["same"], check["half"]) == (0, sum(str(row.text).rpartition(" ")[0] in measured for row in rows))
     assert check["half"] > 0
     assert [sentence for sentence in found.verdict if "half or more of what" in sentence and sentence.endswith(f"remove them from {path}")]
@@ -267,7 +267,7 @@ def test_a_large_measured_part_is_compared_where_it_is_asked_for(jsonl: Jsonl, l
     (check,) = inspect_tokens(data, letters).overlap_checks
     assert check["unchecked"] == f"it measures on more than 3 rows; --against {path} compares them all the same"
     (check,) = inspect_tokens(data, letters, against=[f"{path}:text"]).overlap_checks
-    assert (check["same"], check["measured_rows"]) == (0, len(UserFile(str(path)).holding("measure").rows))
+    assert (check["same"], check["measured_rows"]) == (0, len(UserFile(str(path)).part("measure").rows))
 
 
 def test_each_part_is_compared_with_each_source_once(jsonl: Jsonl, letters: PreTrainedTokenizerBase):

@@ -22,7 +22,7 @@ def test_each_format_works_or_says_why_not(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "gsm8k").mkdir()
     for part in ("train", "test"):
         (tmp_path / "gsm8k" / f"{part}.jsonl").write_text("\n".join(json.dumps({**row, "question": part + row["question"]}) for row in rows))
-    monkeypatch.setattr("calibrant.data._mirror._chosen", [])
+    monkeypatch.setattr("calibrant.data.hub._chosen", [])
     mirror(tmp_path)
     told: list[tuple[int, int]] = []
     found = list(

@@ -105,7 +105,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 def drawn(text: str, tokenizer: PreTrainedTokenizerBase, seed: int = 0, tokens: int = 60) -> list[Row]:
     chosen = resolved(CalibrationSet(text, tokens=tokens, length=32, seed=seed), tokenizer)
-    return [row for rows in chosen.drawn(tokenizer) for row in rows]
+    return [row for rows in chosen.rows(tokenizer) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_selector_within_is_asked_for_as_many_texts_as_candidates(tokenizer: P
     assert note.startswith("15 candidates")
     source = chosen.parts[0].source
     assert isinstance(source, Shortest)
-    assert len(source.holding(0).rows) == 15
+    assert len(source.for_draw(0).rows) == 15
 
 
 def test_rows_keep_their_fields_unless_a_format_is_named_within(tokenizer: PreTrainedTokenizerBase) -> None:

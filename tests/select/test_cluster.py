@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from calibrant.errors import DataError, SpecError
-from calibrant.select._clusters import clustered, in_turn
-from calibrant.select._embedding import EMBEDDINGS, embedded, sentences, tfidf
+from calibrant.select._embedding import EMBEDDINGS, clustered, embedded, in_turn, sentences, tfidf
 from calibrant.select._reading import beginnings, pooled
 
 from tests.select.contexts import TROUBLE, built, check_order, context, opened, pieces

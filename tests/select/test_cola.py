@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from calibrant.errors import DataError, SpecError
-from calibrant.select._clusters import clustered
+from calibrant.select._embedding import clustered
 from calibrant.select._reading import beginnings, pooled
 
 from tests.select.contexts import TROUBLE, built, check_order, context, opened, pieces

@@ -17,15 +17,15 @@ from calibrant.errors import DataError
 from calibrant.select._base import Context
 from calibrant.select._generating import (
     Draft,
+    FilterResult,
+    GeneratedText,
+    GenerationRequest,
     Sampling,
-    Sifted,
-    Text,
-    Writing,
     distinct,
+    filter_texts,
     looped,
     pick,
     selection,
-    sift,
     write,
 )
 from calibrant.select.selfcal import SelfCal
@@ -185,9 +185,9 @@ def test_a_loop_is_what_repeats_to_its_end_or_nearly_everywhere(ids: list[int], 
     assert looped(ids) is loops
 
 
-def drafted(nats: Sequence[float], ids: Sequence[Sequence[int]] | None = None) -> list[Text]:
+def drafted(nats: Sequence[float], ids: Sequence[Sequence[int]] | None = None) -> list[GeneratedText]:
     several = ids or [range(40)] * len(nats)
-    return [Text(Draft(tuple(own), nat), f"text {i}", 40) for i, (nat, own) in enumerate(zip(nats, several, strict=True))]
+    return [GeneratedText(Draft(tuple(own), nat), f"text {i}", 40) for i, (nat, own) in enumerate(zip(nats, several, strict=True))]
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 15, 35, 64, 100])
@@ -195,27 +195,27 @@ def drafted(nats: Sequence[float], ids: Sequence[Sequence[int]] | None = None) -
 def test_exactly_the_share_that_was_asked_for_goes(count: int, drop: float) -> None:
     nats = np.random.default_rng(count).permutation(count).astype(float).tolist()
     exact = -(-int(Fraction(str(drop)) * 100) * count // 100)  # 0.2 * 35 is a little more than 7 in floating point
-    found = sift(drafted(nats), drop)
-    assert found.kept == tuple(i for i in range(count) if nats[i] < count - exact)
+    found = filter_texts(drafted(nats), drop)
+    assert found.places == tuple(i for i in range(count) if nats[i] < count - exact)
     assert ("perplexity" in found.note) == (exact > 0)
 
 
 def test_of_equals_the_later_goes_first_and_the_threshold_is_told() -> None:
-    found = sift(drafted([2.0, 1.0, 2.0, 1.0, 0.5]), 0.2)
-    assert found == Sifted((0, 1, 3, 4), "dropped 1 of 5 at a perplexity of 7.389 and above, 0 loops")
+    found = filter_texts(drafted([2.0, 1.0, 2.0, 1.0, 0.5]), 0.2)
+    assert found == FilterResult((0, 1, 3, 4), "dropped 1 of 5 at a perplexity of 7.389 and above, 0 loops")
 
 
 def test_loops_and_copies_go_besides() -> None:
     texts = drafted([1.0, 0.1, 3.0, 1.0, 1.0], [range(40), [7] * 40, range(40), range(40), range(40)])
     texts[4] = replace(texts[4], text=texts[0].text)
-    assert sift(texts, 0.2).kept == (0, 3)
-    assert sift(texts, 0.2).note.endswith("1 loops, dropped too, 1 copies dropped")
-    assert sift(texts, 0.2, loops="keep").kept == (0, 1, 3)
-    assert sift([], 0.2).kept == ()
+    assert filter_texts(texts, 0.2).places == (0, 3)
+    assert filter_texts(texts, 0.2).note.endswith("1 loops, dropped too, 1 copies dropped")
+    assert filter_texts(texts, 0.2, loops="keep").places == (0, 1, 3)
+    assert filter_texts([], 0.2).places == ()
 
 
-def writing(batch: int = 8, length: int = 32) -> Writing:
-    return Writing(((1,),), 1, length, sampling(), batch, sift)
+def writing(batch: int = 8, length: int = 32) -> GenerationRequest:
+    return GenerationRequest(((1,),), 1, length, sampling(), batch, filter_texts)
 
 
 def kept_files(cache: Path) -> list[Path]:
@@ -298,7 +298,7 @@ def test_progress_ends_at_what_was_wanted() -> None:
 
 
 def test_it_gives_up_where_nothing_is_left() -> None:
-    asked = replace(writing(), sift=lambda texts: Sifted((), f"all {len(texts)} were bad"))
+    asked = replace(writing(), filter_texts=lambda texts: FilterResult((), f"all {len(texts)} were bad"))
     with pytest.raises(DataError, match=r"selfcal wrote \d+ texts, and what is left of them has 0 of 64 tokens \(all \d+ were bad\)"):
         selection(SelfCal(), small(64), asked)
 

@@ -14,7 +14,7 @@ from calibrant.compress import prune
 from calibrant.data import CalibrationSet, Row
 from calibrant.errors import DataError, SpecError
 from calibrant.select import resolved, selectors
-from calibrant.select._generating import Sifted, Text, sift
+from calibrant.select._generating import FilterResult, GeneratedText, filter_texts
 from calibrant.select._reading import nats
 from calibrant.select.selfgen import SelfGen
 from calibrant.testing import tiny_tokenizer
@@ -25,16 +25,16 @@ from tests.trained import trained_folder
 PLAIN = SelfGen(prefix="python_docs")
 
 
-def encoded(rows: Sequence[Row | Text]) -> list[list[int]]:
+def encoded(rows: Sequence[Row | GeneratedText]) -> list[list[int]]:
     return [tiny_tokenizer()(str(row.text), add_special_tokens=False)["input_ids"] for row in rows]
 
 
 def test_the_worst_fifth_by_its_own_perplexity_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Text] = []
+    seen: list[GeneratedText] = []
 
-    def recorded(texts: Sequence[Text], drop: float, loops: str) -> Sifted:
+    def recorded(texts: Sequence[GeneratedText], drop: float, loops: str) -> FilterResult:
         seen[:] = texts
-        return sift(texts, drop, loops)
+        return filter_texts(texts, drop, loops)
 
     monkeypatch.setattr("calibrant.select.selfgen.sift", recorded)
     found = replace(PLAIN, loops="keep", batch=15).select(replace(context(), tokens=1000))

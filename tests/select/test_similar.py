@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calibrant.data import Row, Stored
+from calibrant.data import Row, StoredSource
 from calibrant.errors import DataError, SpecError
 from calibrant.select._embedding import tfidf
 from calibrant.select._reading import beginnings, pooled
@@ -65,14 +65,14 @@ def test_by_the_model_it_is_the_cosine_from_the_middle_of_the_pool() -> None:
 
 def test_only_the_calibrate_part_is_read_and_no_more_rows_than_candidates(ships: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: Counter[str] = Counter()
-    real = Stored.rows
+    real = StoredSource.rows
 
-    def spying(self: Stored, part: Any, seed: int = 0) -> Iterator[Row]:
+    def spying(self: StoredSource, part: Any, seed: int = 0) -> Iterator[Row]:
         for row in real(self, part, seed):
             asked[part] += 1
             yield row
 
-    monkeypatch.setattr(Stored, "rows", spying)
+    monkeypatch.setattr(StoredSource, "rows", spying)
     note = built(f"similar(source=python_docs, to='0.75*{ships} + 0.25*python_code', candidates=8)").order(POOL, context(model=False))[1]
     assert asked == {"calibrate": 8}
     assert note.startswith("compared with 8 texts of 0.75*")

@@ -200,7 +200,7 @@ def test_the_probe_leaves_the_model_as_it_was(model: str):
 def test_nothing_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch):
     """With sockets closed as here, asking would be another error."""
     monkeypatch.delenv("CALIBRANT_DATA", raising=False)
-    monkeypatch.setattr("calibrant.data._mirror._chosen", [])
+    monkeypatch.setattr("calibrant.data.hub._chosen", [])
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with offline(), pytest.raises(DataError, match=r"'allenai/c4'.*offline mode"):

@@ -1,13 +1,13 @@
 """Calibration data: where rows come from, how they become text, and how text becomes windows of tokens."""
 
-from calibrant.data._base import PARTS, Format, Found, Holding, Hub, Part, PerDraw, Row, Source, Stored, divide, lettered, train_and_test
+from calibrant.data._base import PARTS, Format, Part, PartRows, PerDraw, Row, Source, SourceRows, StoredSource, divide, lettered, train_and_test
 from calibrant.data._batching import by_length, micro_batches, padded
 from calibrant.data._encoding import start_tokens
-from calibrant.data._mirror import mirror
 from calibrant.data._templates import templated
 from calibrant.data.calibration import CalibrationSet, TokenBatch
 from calibrant.data.expression import held_out, parse_source, selectors
 from calibrant.data.formats import formats
+from calibrant.data.hub import HubDataset, mirror
 from calibrant.data.packings import packings
 from calibrant.data.packings._base import Packing
 from calibrant.data.packings.crop import Crop
@@ -20,17 +20,17 @@ __all__ = [
     "CalibrationSet",
     "Crop",
     "Format",
-    "Found",
-    "Holding",
-    "Hub",
+    "HubDataset",
     "Many",
     "One",
     "Packing",
     "Part",
+    "PartRows",
     "PerDraw",
     "Row",
     "Source",
-    "Stored",
+    "SourceRows",
+    "StoredSource",
     "TokenBatch",
     "by_length",
     "divide",

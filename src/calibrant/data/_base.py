@@ -11,7 +11,7 @@ from typing import ClassVar, Final, Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data._mirror import mirror
+from calibrant.data.hub import HubDataset, mirror
 from calibrant.errors import DataError
 from calibrant.families import Family
 from calibrant.spec import Spec
@@ -71,7 +71,7 @@ class Row:
         return hashlib.sha256(self.subject.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def need(self, field: str) -> str:
-        """The text of a field; `DataError` if the row lacks it."""
+        """Return the text of a field; `DataError` if the row lacks it."""
         value = getattr(self, field)
         if not isinstance(value, str):
             raise DataError(f"a row without {field!r} can't be rendered; it has {', '.join(self.present) or 'nothing'}", subject=field)
@@ -79,24 +79,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Hub:
-    """Where the hub keeps a data set. An unpinned revision is recorded at loading; `verified` says whether anybody opened the address.
-
-    `files` maps a split to the one file (a shard) that is read of it; `first` is how many records are streamed of a split that is too large to be
-    had whole: its first ones.
-    """
-
-    id: str
-    config: str | None = None
-    revision: str = "unpinned"
-    verified: bool = False
-    files: Mapping[str, str] | None = None
-    first: int | None = None
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a source read: the rows of each part, in any order, where they were found, and in what that differs from the published set."""
+class SourceRows:
+    """What a source holds: the rows of each part, in any order, where they come from, and in what that differs from the published set."""
 
     rows: Mapping[Part, Iterable[Row]]
     origin: str
@@ -104,7 +88,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Holding:
+class PartRows:
     """One part of a source as it is used: distinct rows ordered by key, how many were left out and why, and the digest of what remains."""
 
     rows: tuple[Row, ...]
@@ -133,7 +117,7 @@ class Source(Spec, ABC):
     family: ClassVar[Family | Literal[""]] = ""
     licence: ClassVar[str]
     homepage: ClassVar[str]
-    hub: ClassVar[Hub | None] = None
+    hub: ClassVar[HubDataset | None] = None
     default: ClassVar[str] = ""
     shown: ClassVar[bool] = True
     fields: tuple[str, ...]
@@ -141,11 +125,11 @@ class Source(Spec, ABC):
 
     @abstractmethod
     def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
-        """The rows of `part`; `seed` matters to controls only. `DataError` for an unknown part, or if there is nothing to read."""
+        """Yield the rows of `part`; `seed` matters to controls only. `DataError` for an unknown part, or if there is nothing to read."""
 
 
 def family_of(source: Source | type[Source]) -> Family:
-    """The family that a source says it is of, else that of its kind."""
+    """Return the family that a source says it is of, else that of its kind."""
     return source.family or ("own" if source.kind == "questions" else source.kind)
 
 
@@ -156,15 +140,15 @@ class PerDraw(Source, ABC):
 
     @abstractmethod
     def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
-        """The rows of draw `seed`. `DataError` if nothing has supplied them."""
+        """Yield the rows of draw `seed`. `DataError` if nothing has supplied them."""
 
     @abstractmethod
-    def holding(self, draw: int) -> Holding:
-        """The rows of a draw with what is to be told of them."""
+    def for_draw(self, draw: int) -> PartRows:
+        """Return the rows of a draw, with where they come from."""
 
     @abstractmethod
     def disjoint(self) -> int | None:
-        """How many draws can't share a row, because each comes of other candidates; None where there is no end of them."""
+        """Return how many draws can't share a row, because each comes of other candidates; None where there is no end of them."""
 
     @property
     def origins(self) -> tuple[Source, ...]:
@@ -173,10 +157,10 @@ class PerDraw(Source, ABC):
 
     @abstractmethod
     def measured(self) -> Source:
-        """The source whose `measure` part is like it. `DataError` if there is none."""
+        """Return the source whose `measure` part is like it. `DataError` if there is none."""
 
 
-class Stored(Source, ABC):
+class StoredSource(Source, ABC):
     """A source that can be read whole. It says what it finds; the base removes duplicates and rows that also occur in the measured part.
 
     `siblings` are sources that share rows with this one: what *they* measure on is removed too, and counted. A sibling that can't be read here
@@ -186,24 +170,24 @@ class Stored(Source, ABC):
     siblings: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def read(self) -> Found:
-        """Everything there is, divided into parts."""
+    def read(self) -> SourceRows:
+        """Return everything there is, divided into parts."""
 
     def place(self) -> Hashable:
-        """What the result of `read` depends on besides the source itself: another place is read anew."""
+        """Return what the result of `read` depends on besides the source itself: another place is read anew."""
         return mirror()
 
     def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
-        return iter(self.holding(part).rows)
+        return iter(self.part(part).rows)
 
-    def holding(self, part: Part) -> Holding:
-        """One part with its counts and digest. Read once and kept for as long as the place is the same."""
+    def part(self, part: Part) -> PartRows:
+        """Return one part with its counts and digest. It is read once, and again where the place is another."""
         check_part(part)
         return _hold(self, self.place())[part]
 
     def size(self) -> int:
-        """How many rows all parts have together."""
-        return sum(len(holding.rows) for holding in _hold(self, self.place()).values())
+        """Return how many rows all parts have together."""
+        return sum(len(part.rows) for part in _hold(self, self.place()).values())
 
 
 class Format(Spec, ABC):
@@ -212,12 +196,12 @@ class Format(Spec, ABC):
     needs: ClassVar[tuple[str, ...]]
 
     def takes(self, row: Row) -> bool:
-        """Whether this row can be rendered: by default, if it has what is needed. Others are passed over and counted."""
+        """Return whether this row can be rendered: by default, if it has what is needed. Others are passed over and counted."""
         return set(self.needs) <= {*row.present, *(["text"] if row.integers is not None else [])}
 
     @abstractmethod
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
-        """The text of one row; only what follows a model's own chat template looks at the tokenizer."""
+        """Return the text of one row; only what follows a model's own chat template looks at the tokenizer."""
 
 
 def check_part(part: str) -> None:
@@ -227,18 +211,18 @@ def check_part(part: str) -> None:
 
 
 def fraction(key: str) -> float:
-    """A number in [0, 1) that a hexadecimal hash stands for."""
+    """Return a number in [0, 1) that a hexadecimal hash stands for."""
     return int(key[:13], 16) / 16**13
 
 
 def part_of(key: str) -> Part:
-    """The part that a hash belongs to where nothing else divides a source: 70 % calibrate, 25 % measure, 5 % exemplars."""
+    """Return the part that a hash belongs to where nothing else divides a source: 70 % calibrate, 25 % measure, 5 % exemplars."""
     at = fraction(key)
     return "calibrate" if at < 0.70 else "measure" if at < 0.95 else "exemplars"
 
 
 def divide(rows: Iterable[Row]) -> dict[Part, list[Row]]:
-    """A source of one split, divided by the hash of each row's content."""
+    """Divide a source of one split by the hash of each row's content."""
     parts: dict[Part, list[Row]] = {part: [] for part in PARTS}
     for row in rows:
         parts[part_of(row.key)].append(row)
@@ -246,7 +230,7 @@ def divide(rows: Iterable[Row]) -> dict[Part, list[Row]]:
 
 
 def train_and_test(train: Iterable[Row], test: Iterable[Row]) -> dict[Part, list[Row]]:
-    """A source that comes divided: train calibrates, but for 5 % exemplars chosen by hash; test measures."""
+    """Divide a source that comes in two splits: train calibrates, but for 5 % exemplars chosen by hash; test measures."""
     parts: dict[Part, list[Row]] = {"calibrate": [], "measure": list(test), "exemplars": []}
     for row in train:
         parts["exemplars" if fraction(row.key) >= 0.95 else "calibrate"].append(row)
@@ -254,41 +238,35 @@ def train_and_test(train: Iterable[Row], test: Iterable[Row]) -> dict[Part, list
 
 
 def lettered(choices: Sequence[str]) -> tuple[str, ...]:
-    """The labels A, B, C, … for these choices."""
+    """Return the labels A, B, C, … for these choices."""
     return tuple(ascii_uppercase[: len(choices)])
 
 
 def digest(rows: Iterable[Row]) -> str:
-    """The tagged SHA-256 over the keys of `rows` in their order."""
+    """Return the tagged SHA-256 over the keys of `rows` in their order."""
     return "sha256:" + hashlib.sha256("\n".join(row.key for row in rows).encode()).hexdigest()
 
 
 @lru_cache(maxsize=8)
-def _hold(source: Stored, place: Hashable) -> dict[Part, Holding]:
-    found = source.read()
-    elsewhere, unchecked = _measured_by(source.siblings)
-    note = "; ".join(filter(None, [found.note, f"not checked against what {', '.join(unchecked)} measures" if unchecked else ""]))
-    subjects: set[str] = set()
-    parts: dict[Part, Holding] = {}
-    # What is measured comes first: a row that occurs there too is taken out of the parts that are shown to a model.
-    for part in ("measure", "exemplars", "calibrate"):
-        given = list(found.rows.get(part, ()))
-        distinct = {row.key: row for row in given}
-        kept = tuple(distinct[key] for key in sorted(distinct) if distinct[key].subject not in subjects)
-        subjects |= {row.subject for row in kept} | (elsewhere if part == "measure" else set())
-        parts[part] = Holding(kept, len(given) - len(distinct), len(distinct) - len(kept), found.origin, note)
-    return parts
-
-
-def _measured_by(siblings: Sequence[str]) -> tuple[set[str], list[str]]:
-    """The subjects of everything that the siblings measure, and the siblings that can't be read here."""
+def _hold(source: StoredSource, place: Hashable) -> dict[Part, PartRows]:
     from calibrant.data.sources import sources
 
-    subjects: set[str] = set()
+    content = source.read()
+    elsewhere: set[str] = set()  # the subjects of everything that the siblings measure
     unchecked: list[str] = []
-    for name in siblings:
+    for name in source.siblings:
         try:
-            subjects |= {row.subject for row in sources.build(name).read().rows["measure"]}
+            elsewhere |= {row.subject for row in sources.build(name).read().rows["measure"]}
         except DataError:
             unchecked.append(name)
-    return subjects, unchecked
+    note = "; ".join(filter(None, [content.note, f"not checked against what {', '.join(unchecked)} measures" if unchecked else ""]))
+    subjects: set[str] = set()
+    parts: dict[Part, PartRows] = {}
+    # What is measured comes first: a row that occurs there too is taken out of the parts that are shown to a model.
+    for part in ("measure", "exemplars", "calibrate"):
+        rows = list(content.rows.get(part, ()))
+        distinct = {row.key: row for row in rows}
+        used = tuple(distinct[key] for key in sorted(distinct) if distinct[key].subject not in subjects)
+        subjects |= {row.subject for row in used} | (elsewhere if part == "measure" else set())
+        parts[part] = PartRows(used, len(rows) - len(distinct), len(distinct) - len(used), content.origin, note)
+    return parts

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from calibrant.data._base import lettered
-from calibrant.data._limits import short
+from calibrant.data._files import short
 
 USUAL: Final[Mapping[str, Sequence[str]]] = {
     "text": ("text", "content", "document", "body", "article", "passage", "raw_content", "story"),
@@ -31,16 +31,16 @@ class Columns:
     @property
     def note(self) -> str:
         """What was guessed, as a clause: `guessed: question from 'prompt' (and not 'query'), answer from 'output'`."""
-        told = [f"{name} from {column!r}{self._instead(name)}" for name, column in self.guessed.items()]
-        return f"guessed: {', '.join(told)}" if told else ""
+        guesses = [f"{name} from {column!r}{self._instead(name)}" for name, column in self.guessed.items()]
+        return f"guessed: {', '.join(guesses)}" if guesses else ""
 
     def _instead(self, name: str) -> str:
         others = self.passed_over.get(name, ())
         return f" (and not {', '.join(map(repr, others))})" if others else ""
 
 
-def assign(records: Sequence[Mapping[str, Any]], asked: Mapping[str, str]) -> Columns:
-    """The columns of these records. What is asked for is taken, then what is called as its field is, then the usual names.
+def assign(records: Sequence[Mapping[str, Any]], requested: Mapping[str, str]) -> Columns:
+    """Return the columns of these records. What is asked for is taken, then what is called as its field is, then the usual names.
 
     A guess is made only where it is needed: for a text or conversation if there is no question, and for what goes with a question if there is one.
     A column is guessed only if it holds the right kind of thing, and is never two fields at once.
@@ -48,7 +48,7 @@ def assign(records: Sequence[Mapping[str, Any]], asked: Mapping[str, str]) -> Co
     values = _first_values(records)
     # A column `turns` is as likely a count of them: only there the name alone isn't enough.
     named = {name for name in USUAL if name in values and (name != "turns" or _fits(name, values[name]))}
-    of = {name: asked.get(name) or name for name in USUAL if asked.get(name) or name in named}
+    of = {name: requested.get(name) or name for name in USUAL if requested.get(name) or name in named}
     guessed: dict[str, str] = {}
     passed_over: dict[str, Sequence[str]] = {}
 
@@ -70,7 +70,7 @@ def assign(records: Sequence[Mapping[str, Any]], asked: Mapping[str, str]) -> Co
 
 
 def content(name: str, value: Any) -> Any:
-    """A value as the field holds it: a text, choices or turns; none if there is nothing in it. `ValueError` says what it must be."""
+    """Return a value as the field holds it: a text, choices or turns; none if there is nothing in it. `ValueError` says what it must be."""
     if _nothing(value):
         return None
     if name == "turns":
@@ -98,18 +98,18 @@ def letter_of(answer: str, choices: tuple[str, ...], called: Any) -> str:
 
 
 def exchange(turns: Iterable[tuple[str, str]]) -> tuple[str | None, str | None]:
-    """The first thing that a user says and what the assistant answers."""
+    """Return the first thing that a user says and what the assistant answers."""
     question = None
-    for role, said in turns:
+    for role, text in turns:
         if role == "user" and question is None:
-            question = said
+            question = text
         elif role == "assistant" and question is not None:
-            return question, said
+            return question, text
     return question, None
 
 
 def _first_values(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Each column's first value that is one, in the order of the columns."""
+    """Return each column's first value that is one, in the order of the columns."""
     values: dict[str, Any] = {}
     for record in records:
         for column, value in record.items():
@@ -119,7 +119,7 @@ def _first_values(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _candidates(name: str, values: Mapping[str, Any]) -> Iterator[str]:
-    """The columns that may be this field, the likeliest first."""
+    """Yield the columns that may be this field, the likeliest first."""
     for usual in USUAL[name]:
         yield from (column for column, value in values.items() if column.strip().casefold() == usual and _fits(name, value))
 
@@ -132,12 +132,12 @@ def _fits(name: str, value: Any) -> bool:
 
 
 def _nothing(value: Any) -> bool:
-    """Whether a cell is empty: null, not a number, blank or a list of nothing."""
+    """Return whether a cell is empty: null, not a number, blank or a list of nothing."""
     return value is None or value != value or (not value.strip() if isinstance(value, str) else value == [])
 
 
 def _choices(value: Any) -> tuple[str, ...]:
-    """A list of texts, or what several sets on the hub have: `{"label": [...], "text": [...]}`."""
+    """Return a list of texts, or what several sets on the hub have: `{"label": [...], "text": [...]}`."""
     value = value.get("text") if isinstance(value, dict) else value
     if not isinstance(value, list) or not all(isinstance(choice, str) for choice in value):
         raise ValueError("a list of texts")
@@ -147,27 +147,27 @@ def _choices(value: Any) -> tuple[str, ...]:
 
 
 def _turns(value: Any) -> tuple[tuple[str, str], ...] | None:
-    """A conversation of the form {role, content} or {from, value}; none if somebody says nothing, as where a tool is called."""
-    wanted = "a list of turns such as {'role': 'user', 'content': …}"
+    """Return a conversation of the form {role, content} or {from, value}; none if somebody says nothing, as where a tool is called."""
+    expected = "a list of turns such as {'role': 'user', 'content': …}"
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        raise ValueError(wanted)
+        raise ValueError(expected)
     turns: list[tuple[str, str]] = []
     for turn in value:
-        role, said = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if isinstance(said, list) and all(
-            isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in said
+        role, text = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if isinstance(text, list) and all(
+            isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in text
         ):
-            said = "\n".join(part["text"] for part in said)
-        if not isinstance(role, str) or not isinstance(said, str | None):
-            raise ValueError(f"{wanted}, and holds {short(turn)}")
-        if said is None or not said.strip():
+            text = "\n".join(part["text"] for part in text)
+        if not isinstance(role, str) or not isinstance(text, str | None):
+            raise ValueError(f"{expected}, and holds {short(turn)}")
+        if text is None or not text.strip():
             return None
-        turns.append((_ROLES.get(role.casefold(), _encodable(role)), _encodable(said)))
+        turns.append((_ROLES.get(role.casefold(), _encodable(role)), _encodable(text)))
     return tuple(turns)
 
 
 def _encodable(text: str) -> str:
-    """The text, unless half of a surrogate pair is in it, which stands for no character and which no tokenizer takes."""
+    """Return the text, unless half of a surrogate pair is in it, which stands for no character and which no tokenizer takes."""
     try:
         if not text.isascii():
             text.encode()

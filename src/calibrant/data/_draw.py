@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from calibrant.data._base import Format, Holding, Part, PerDraw, Row, Source, Stored, digest
+from calibrant.data._base import Format, Part, PartRows, PerDraw, Row, Source, StoredSource, digest
 from calibrant.data._encoding import Encoder
 from calibrant.data.expression import Term
 from calibrant.data.packings._base import PAD, Frame, TokenizedText, Window
@@ -21,7 +21,7 @@ _PATIENCE: Final = 100
 
 @dataclass(frozen=True)
 class Quota:
-    """What one part of a set is to give: real tokens, or windows; and the flags that lower it."""
+    """How much of one part is drawn: real tokens, or windows; and the flags that lower it."""
 
     tokens: int | None = None
     windows: int | None = None
@@ -29,19 +29,17 @@ class Quota:
 
 
 @dataclass
-class Drawn:
-    """What one part gave: its windows, start tokens among them, the rows that they were made of with their lengths, and what was passed over."""
+class PartDraw:
+    """What one part of a set gave in one draw: its windows, the rows that they were made of with their lengths in tokens, and the rows passed over.
+
+    `tokens` counts the windows' real tokens, start tokens among them, pads not.
+    """
 
     windows: list[Window] = field(default_factory=list[Window])
     rows: list[Row] = field(default_factory=list[Row])
     lengths: list[int] = field(default_factory=list[int])
     passed_over: int = 0
     tokens: int = 0
-
-    def add(self, window: Window) -> None:
-        """Count a window's real tokens, start tokens among them, pads not."""
-        self.windows.append(window)
-        self.tokens += int((window.ids != PAD).sum())
 
 
 class Deck:
@@ -61,16 +59,16 @@ class Deck:
         self._earlier: set[str] = set()
 
     @cached_property
-    def held(self) -> Holding:
-        """What there is to deal."""
+    def content(self) -> PartRows:
+        """The rows that there are to deal."""
         if self.endless:
-            return Holding(())
+            return PartRows(())
         if isinstance(self._source, PerDraw):
-            return self._source.holding(self._draw)
-        return self._source.holding(self._part) if isinstance(self._source, Stored) else Holding(tuple(self._source.rows(self._part)))
+            return self._source.for_draw(self._draw)
+        return self._source.part(self._part) if isinstance(self._source, StoredSource) else PartRows(tuple(self._source.rows(self._part)))
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """What a message calls it."""
         return f"draw {self._draw} of {self._source}" if isinstance(self._source, PerDraw) else f"the {self._part} part of {self._source}"
 
@@ -80,34 +78,38 @@ class Deck:
         self._dealt, self._turned, self._number = [], 0, number
 
     def deals(self, number: int) -> bool:
-        """Whether this deck takes part in draw `number`."""
+        """Return whether this deck takes part in draw `number`."""
         return number == self._draw or not (self.endless or isinstance(self._source, PerDraw))
 
     def deal(self, form: Format, replacement: bool = False) -> Iterator[Row | None]:
-        """The next rows, each once a draw, or with replacement without end; None stands for a row that `form` passes over."""
-        for row in self._replaced() if replacement and not self.endless else self._next_rows():
+        """Yield the next rows, each once a draw, or with replacement; None stands for a row that `form` passes over."""
+        if self.endless:
+            rows = self._stream
+        elif replacement:
+            rows = self._with_replacement()
+        else:
+            rows = self._once_each()
+        for row in rows:
             if form.takes(row):
                 self._dealt.append(row.key)
                 yield row
             else:
                 yield None
 
-    def _next_rows(self) -> Iterator[Row]:
-        while self.endless:
-            yield next(self._stream)
-        while self._turned < len(self.held.rows):
-            row = self.held.rows[self._next]
-            self._next, self._turned = (self._next + 1) % len(self.held.rows), self._turned + 1
+    def _once_each(self) -> Iterator[Row]:
+        while self._turned < len(self.content.rows):
+            row = self.content.rows[self._next]
+            self._next, self._turned = (self._next + 1) % len(self.content.rows), self._turned + 1
             yield row
 
-    def _replaced(self) -> Iterator[Row]:
-        """Rows at random, hashed from the draw: a row may come again. Ends when it is plain that nothing more will come of it."""
-        for number in range(_PATIENCE * len(self.held.rows)):
+    def _with_replacement(self) -> Iterator[Row]:
+        """Yield rows at random, hashed from the draw: a row may come again. Ends when it is plain that nothing more will come of it."""
+        for number in range(_PATIENCE * len(self.content.rows)):
             noise = hashlib.sha256(f"{self._number} {number}".encode()).digest()[:8]
-            yield self.held.rows[int.from_bytes(noise) % len(self.held.rows)]
+            yield self.content.rows[int.from_bytes(noise) % len(self.content.rows)]
 
     def overlap(self, rows: list[Row]) -> float:
-        """The share of `rows` that earlier draws used too."""
+        """Return the share of `rows` that earlier draws used too."""
         earlier = self._earlier
         if self.endless and self._draw:
             earlier = {row.key for row in islice(self._source.rows(self._part, 0), len(rows))}
@@ -118,29 +120,31 @@ class Deck:
         return sum(row.key in earlier for row in rows) / len(rows) if rows else 0.0
 
     def digest(self, rows: list[Row]) -> str:
-        """The digest of everything that was read; of a control, of what was used."""
-        return digest(rows) if self.endless else self.held.digest
+        """Return the digest of everything that was read; of a control, of what was used."""
+        return digest(rows) if self.endless else self.content.digest
 
 
-def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -> Drawn:
-    """Windows of `term` until `quota` is met. `frame.length` is that of a whole window; `DataError` if the source doesn't hold enough."""
-    drawn = Drawn()
+def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -> PartDraw:
+    """Cut windows of `term` until `quota` is met. `frame.length` is that of a whole window; `DataError` if the source doesn't hold enough."""
+    part = PartDraw()
     before, head = encoder.starts(term.packing, term.format)
 
+    # Texts and sizes are generators that a packing pulls from in turn, so that no row is read before its tokens are needed, and the size of the
+    # next window is known only when the one before it is counted.
     def texts() -> Iterator[TokenizedText]:
         for row in deck.deal(term.format, term.packing.replacement):
             if row is None:
-                drawn.passed_over += 1
+                part.passed_over += 1
                 continue
             ids = encoder.row(row, term.format)
-            drawn.rows.append(row)
-            drawn.lengths.append(len(ids))
+            part.rows.append(row)
+            part.lengths.append(len(ids))
             if len(ids):
                 yield TokenizedText(row.key, np.concatenate([before, ids]))
 
     def room() -> int:
-        left = frame.length if quota.tokens is None else min(frame.length, quota.tokens - drawn.tokens)
-        return left if quota.windows is None or len(drawn.windows) < quota.windows else 0
+        left = frame.length if quota.tokens is None else min(frame.length, quota.tokens - part.tokens)
+        return left if quota.windows is None or len(part.windows) < quota.windows else 0
 
     def sizes() -> Iterator[int]:
         while room() > 0:
@@ -148,12 +152,14 @@ def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -
 
     inner = Frame(frame.length - len(head), frame.encode, frame.draw)
     for window in term.packing.windows(texts(), sizes(), inner):
-        drawn.add(replace(window, ids=np.concatenate([head, window.ids]), borders=tuple(len(head) + border for border in window.borders)))
+        ids = np.concatenate([head, window.ids])
+        part.windows.append(replace(window, ids=ids, borders=tuple(len(head) + border for border in window.borders)))
+        part.tokens += int((ids != PAD).sum())
     if room() > 0:
-        wanted = f"{quota.windows} windows" if quota.tokens is None else f"{quota.tokens} tokens"
+        budget = f"{quota.windows} windows" if quota.tokens is None else f"{quota.tokens} tokens"
         raise DataError(
-            f"{deck.told} holds {term.packing.supply(drawn.lengths, inner)}, too little for {wanted} of {term} "
-            f"in windows of {frame.length}{f' ({drawn.passed_over} rows are no {term.format})' if drawn.passed_over else ''}; lower {quota.flags}",
+            f"{deck.description} holds {term.packing.supply(part.lengths, inner)}, too little for {budget} of {term} "
+            f"in windows of {frame.length}{f' ({part.passed_over} rows are no {term.format})' if part.passed_over else ''}; lower {quota.flags}",
             subject=str(term.source),
         )
-    return drawn
+    return part

@@ -17,7 +17,7 @@ KINDS: Final = ("content", "template", "special", "start")
 
 
 def start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The start token if the tokenizer puts one before a text by itself, else nothing."""
+    """Return the start token if the tokenizer puts one before a text by itself, else nothing."""
     start = tokenizer.bos_token_id
     if not isinstance(start, int):
         return []
@@ -38,11 +38,11 @@ class Encoder(ABC):
 
     @abstractmethod
     def text(self, text: str) -> Ids:
-        """The numbers of a text that isn't a row's, such as a separator."""
+        """Return the numbers of a text that isn't a row's, such as a separator."""
 
     @abstractmethod
     def start(self) -> Ids:
-        """The number of the start token, or nothing if the tokenizer has none."""
+        """Return the number of the start token, or nothing if the tokenizer has none."""
 
     @abstractmethod
     def _rendered(self, row: Row, text: str) -> Ids: ...
@@ -51,14 +51,14 @@ class Encoder(ABC):
     def _mapped(self, integers: tuple[int, ...]) -> Ids: ...
 
     def row(self, row: Row, form: Format) -> Ids:
-        """The numbers of a row's text, or of the tokens that its integers stand for."""
+        """Return the numbers of a row's text, or of the tokens that its integers stand for."""
         name = str(form), row.key, row.frame, row.labels
         if name not in self._done:
             self._done[name] = self._written(row, form) if row.integers is None else self._mapped(row.integers)
         return self._done[name]
 
     def starts(self, packing: Packing, form: Format) -> tuple[Ids, Ids]:
-        """What comes before each text, and at the head of each window. `DataError` where a start token is asked for that doesn't exist."""
+        """Return what comes before each text, and at the head of each window. `DataError` where a start token is asked for that doesn't exist."""
         nothing, start = np.zeros(0, dtype=np.int32), self.start()
         if packing.bos in ("document", "window") and not len(start):
             raise DataError(f"bos={packing.bos!r}: this tokenizer has no start token; use bos='tokenizer' or 'none'", subject=packing.bos)
@@ -78,7 +78,7 @@ class Encoder(ABC):
         return self._rendered(row, text.removeprefix(str(self.tokenizer.bos_token)) if self._begins(form) else text)
 
     def _begins(self, form: Format) -> bool:
-        """Whether the format is a chat whose template begins with the start token."""
+        """Return whether the format is a chat whose template begins with the start token."""
         return form.spec_name() == "chat" and self._templated
 
     @cached_property
@@ -144,7 +144,7 @@ class KindEncoder(Encoder):
 
 
 def content_spans(text: str, row: Row) -> list[tuple[int, int]]:
-    """Where in a rendered text the row's own fields stand, as (begin, end); a field is looked for behind the one before it, then anywhere."""
+    """Return where in a rendered text the row's own fields stand, as (begin, end); a field is looked for behind the one before it, then anywhere."""
     fields = [row.text, *(content for _, content in row.turns), row.question, *row.choices, row.rationale, row.answer]
     spans: list[tuple[int, int]] = []
     cursor = 0

@@ -1,42 +1,70 @@
 """Records out of files: JSON Lines, JSON, CSV, TSV, Parquet, Arrow and plain text, each problem with its place in the file.
 
 Texts are taken as they are: control characters, NULs, any script, lines of any length. Only what is no UTF-8 is refused, with its line.
+JSON and CSV are read by Python's own parsers and not by pyarrow or polars, which guess types (an answer `007` would be the number 7) and don't say
+in which line a file is damaged; Parquet and Arrow by pyarrow. No more of a file is read than memory can hold: what it unpacks to is counted.
 """
 
 import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from io import BufferedIOBase, BufferedReader, StringIO
 from pathlib import Path
-from typing import Any, Final, cast
+from reprlib import Repr
+from typing import Any, Final, TypeVar, cast
 
-from calibrant.data._columnar import read_columns
-from calibrant.data._limits import (
-    FAULTS,
-    LONGEST_LINE,
-    LONGEST_WHOLE,
-    MOST_ROWS,
-    SHORTEST_LINE,
-    check_columns,
-    check_unpacked,
-    no_utf8,
-    reason_of,
-    repeated,
-    short,
-)
 from calibrant.errors import DataError
 from calibrant.foreign import visible
 
 SUFFIXES: Final = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".csv", ".csv.gz", ".tsv", ".parquet", ".arrow", ".txt")
 PICKLES: Final = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".npy", ".npz", ".joblib")
 
+H = TypeVar("H", bound=Hashable)
+
+MOST_COLUMNS: Final = 10_000
+"""Columns of a table, or keys of a JSON object, at most."""
+MOST_ROWS: Final = 50_000_000
+"""Rows of a file at most: they are held in memory."""
+LONGEST_LINE: Final = 1 << 26
+"""Bytes of a line at most, which is a row: 64 MiB."""
+SHORTEST_LINE: Final = 32
+"""Bytes that a line of a compressed file counts for at least: millions of empty ones take time, not room."""
+LONGEST_WHOLE: Final = 1 << 30
+"""Bytes of a file that can't be read line by line (JSON, plain text) at most: 1 GiB."""
+TIMES: Final = 200
+"""How many times its own size a compressed file unpacks to at most: text comes to ten or twenty times, a bomb to a thousand and more."""
+ALLOWED: Final = 1 << 25
+"""Bytes that any compressed file may unpack to, however small it is: 32 MiB."""
+
+FAULTS: Final = (
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    AssertionError,
+    OSError,
+    EOFError,
+    MemoryError,
+    csv.Error,
+    zlib.error,
+)
+"""What the readers of file formats raise for a file that is not what it should be. None of them is promised by anybody."""
+
+BATCH: Final = 1_000
+"""Rows of a Parquet or Arrow file that are made at a time."""
+
+_SHORT: Final = Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 40
+
 
 def suffix_of(path: Path, shown: str) -> str:
-    """The file's kind by its ending; `DataError` for one that can't be read, with the reason where it is a pickle."""
+    """Return the file's kind by its ending; `DataError` for one that can't be read, with the reason where it is a pickle."""
     found = known_suffix(path)
     if found:
         return found
@@ -47,12 +75,12 @@ def suffix_of(path: Path, shown: str) -> str:
 
 
 def known_suffix(path: Path) -> str:
-    """The ending of a file that can be read; empty for one that can't."""
+    """Return the ending of a file that can be read; empty for one that can't."""
     return next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
 
 
 def read_records(path: Path, shown: str) -> Iterator[dict[str, Any]]:
-    """The records of a file as dictionaries; `shown` is what messages call it. A text file gives records with the one field `text`.
+    """Yield the records of a file as dictionaries; `shown` is what messages call it. A text file gives records with the one field `text`.
 
     Whatever is wrong with the file is a `DataError` that names it, and the row where that is known.
     """
@@ -104,7 +132,7 @@ def _read_json(path: Path, shown: str) -> Iterator[dict[str, Any]]:
 
 
 def _parsed(text: str, where: str, rule: str = "") -> Any:
-    """What a JSON text says. A `NaN`, which pandas writes where nothing is, counts as null."""
+    """Return what a JSON text says. A `NaN`, which pandas writes where nothing is, counts as null."""
     try:
         return json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name), object_pairs_hook=_unrepeated)
     except json.JSONDecodeError as error:
@@ -178,7 +206,7 @@ def _read_text(path: Path, shown: str) -> Iterator[dict[str, Any]]:
 
 
 def _lines(path: Path, shown: str) -> Iterator[str]:
-    """The lines of a text file with their ends, which are line feeds and nothing else. `DataError` with the line of what is no UTF-8."""
+    """Yield the lines of a text file with their ends, which are line feeds and nothing else. `DataError` with the line of what is no UTF-8."""
     number = unpacked = 0
     packed = path.stat().st_size if path.suffix.lower() in (".gz", ".zst") else None
     try:
@@ -202,7 +230,7 @@ def _lines(path: Path, shown: str) -> Iterator[str]:
 
 
 def _whole(path: Path, shown: str) -> str:
-    """A text file that can't be read line by line."""
+    """Return a text file that can't be read line by line."""
     if path.stat().st_size > LONGEST_WHOLE:
         most = f"{LONGEST_WHOLE >> 20:,} MiB"
         raise DataError(f"{shown!r} is larger than {most}, the most that is read at once; write it as JSON Lines", subject=shown)
@@ -226,3 +254,142 @@ def _object(record: Any, where: str) -> dict[str, Any]:
         raise DataError(f'{where}: {short(record)!r} is no JSON object such as {{"text": …}}', subject=where)
     check_columns(len(record), where)
     return cast("dict[str, Any]", record)
+
+
+def read_columns(path: Path, shown: str) -> Iterator[dict[str, Any]]:
+    """Give the rows as dictionaries. `DataError` for a damaged file, with the row and column of a value that Python has nothing for."""
+    import pyarrow
+
+    kind = "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
+    done = 0
+    try:
+        for batch in _parquet(path, shown) if kind == "Parquet" else _arrow(path):
+            _check(batch.schema.names, done + batch.num_rows, shown)
+            for begin in range(0, batch.num_rows, BATCH):
+                yield from _records_of(batch.slice(begin, BATCH), shown, done + begin)
+            done += batch.num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{shown!r} can't be read as {kind}: {reason_of(error)}", subject=shown) from error
+
+
+def _check(names: list[str], rows: int, shown: str) -> None:
+    check_columns(len(names), repr(shown))
+    twice = repeated(names)
+    if twice is not None:
+        raise DataError(f"{shown!r} has two columns called {short(twice)!r}; rename one", subject=shown)
+    if rows > MOST_ROWS:
+        raise DataError(f"{shown!r} has {rows:,} rows, and at most {MOST_ROWS:,} are read; take a part of it", subject=shown)
+
+
+def _records_of(batch: Any, shown: str, before: int) -> Iterator[dict[str, Any]]:
+    """Yield a batch as records; row by row if a value in it can't be made, so that the row can be named."""
+    try:
+        records = batch.to_pylist()
+    except FAULTS:
+        for at in range(batch.num_rows):
+            row = batch.slice(at, 1)
+            try:
+                records = row.to_pylist()
+            except UnicodeDecodeError as error:
+                raise DataError(f"{shown!r}, row {before + at + 1}: {no_utf8(error)}", subject=shown) from error
+            except FAULTS as error:
+                raise DataError(
+                    f"{shown!r}, row {before + at + 1}: {_culprit(row)} can't be read ({reason_of(error)}); leave it out, or write it as text",
+                    subject=shown,
+                ) from error
+            yield from records
+    else:
+        yield from records
+
+
+def _culprit(row: Any) -> str:
+    """Return the first column of a row whose value can't be made, with its type."""
+    for field, column in zip(row.schema, row.columns, strict=True):
+        try:
+            column.to_pylist()
+        except FAULTS:
+            return f"the column {short(field.name)!r} of the type {short(str(field.type))}"
+    return "this row"
+
+
+def _parquet(path: Path, shown: str) -> Iterator[Any]:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        about = file.metadata
+        _check(file.schema_arrow.names, about.num_rows, shown)
+        check_unpacked(sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups)), path.stat().st_size, shown)
+        yield from file.iter_batches(batch_size=BATCH)
+
+
+def _arrow(path: Path) -> Iterator[Any]:
+    """Yield the batches of an Arrow file, or of a stream, which is what `datasets` writes."""
+    import pyarrow
+
+    with pyarrow.OSFile(str(path)) as source:
+        if source.read(6) == b"ARROW1":
+            file = pyarrow.ipc.open_file(source)
+            yield from (_sound(file.get_batch(number)) for number in range(file.num_record_batches))
+        else:
+            source.seek(0)
+            yield from map(_sound, pyarrow.ipc.open_stream(source))
+
+
+def _sound(batch: Any) -> Any:
+    """The batch, once it is sure that none of its offsets points out of its memory: a damaged one could end the process. `ArrowInvalid` if so."""
+    import pyarrow
+
+    batch.validate()
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except pyarrow.ArrowInvalid as error:
+            # Offsets are looked at before letters are, and of what is no UTF-8 the row is to be named.
+            text = pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
+            if not (text and "UTF8" in str(error)):
+                raise
+    return batch
+
+
+def short(value: Any) -> str:
+    """Return a value for a message, never long and never more than a few levels deep."""
+    text, most = (value, 40) if isinstance(value, str) else (_SHORT.repr(value), 80)
+    return text if len(text) <= most else text[:most] + "…"
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of what a reader says, or what kind of error it is if it says nothing."""
+    lines = visible(str(error)).strip().splitlines()
+    line = lines[0].partition(";")[0] if lines else type(error).__name__
+    return line if len(line) <= 160 else line[:160] + "…"
+
+
+def no_utf8(error: UnicodeDecodeError) -> str:
+    """Return a clause that names the byte at which a text is no UTF-8."""
+    return f"this is no UTF-8 text (byte {error.object[error.start]:#04x} at {error.start + 1})"
+
+
+def repeated(names: Iterable[H]) -> H | None:
+    """Return the first name that comes a second time; None if none does."""
+    seen: set[H] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def check_columns(count: int, where: str) -> None:
+    """Raise `DataError` for more columns than a table of texts has."""
+    if count > MOST_COLUMNS:
+        raise DataError(f"{where}: there are {count:,} columns, and at most {MOST_COLUMNS:,} are read; keep those that you need", subject=where)
+
+
+def check_unpacked(unpacked: int, packed: int, shown: str) -> None:
+    """Raise `DataError` for what unpacks to far more than text does; count with it while reading, before the memory is full."""
+    most = max(ALLOWED, TIMES * packed)
+    if unpacked > most:
+        raise DataError(
+            f"{shown!r} unpacks to more than {most >> 20:,} MiB, {TIMES} times its size, which no text does; unpack it yourself if it should",
+            subject=shown,
+        )

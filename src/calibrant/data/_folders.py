@@ -12,8 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from calibrant.data._files import PICKLES, SUFFIXES, known_suffix, suffix_of
-from calibrant.data._limits import reason_of
+from calibrant.data._files import PICKLES, SUFFIXES, known_suffix, reason_of, suffix_of
 from calibrant.errors import DataError
 from calibrant.foreign import user_path
 
@@ -91,16 +90,16 @@ class Files:
         return "; ".join(filter(None, [what, f"not used: {left}" if left else ""]))
 
 
-def files_of(given: str) -> Files:
-    """What a path stands for. `DataError` if nothing is there, or nothing that can be read, or a mixture."""
-    path = user_path(given, DataError)
+def files_of(text: str) -> Files:
+    """Return what a path stands for. `DataError` if nothing is there, or nothing that can be read, or a mixture."""
+    path = user_path(text, DataError)
     if os.path.isdir(path):
-        return _folder(path, given.rstrip("/\\") or given)
-    if has_magic(given) and not os.path.lexists(path):
-        return _pattern(str(path), given)
-    suffix_of(path, given)
-    _check_regular(path, given)
-    return Files({"": [(path, given)]})
+        return _folder(path, text.rstrip("/\\") or text)
+    if has_magic(text) and not os.path.lexists(path):
+        return _pattern(str(path), text)
+    suffix_of(path, text)
+    _check_regular(path, text)
+    return Files({"": [(path, text)]})
 
 
 def _check_regular(path: Path, shown: str) -> None:
@@ -142,7 +141,7 @@ def _pattern(pattern: str, shown: str) -> Files:
 
 
 def _matching(pattern: str, shown: str) -> Iterator[str]:
-    """What a pattern names, as `glob` has it, but that `**` follows no links. `DataError` if there is too much to look through."""
+    """Yield what a pattern names, as `glob` has it, but that `**` follows no links. `DataError` if there is too much to look through."""
     waiting: list[tuple[str, tuple[str, ...]]] = [("", Path(pattern).parts)]
     looked_at = 0
     while waiting:
@@ -174,7 +173,7 @@ def _matching(pattern: str, shown: str) -> Iterator[str]:
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    """What is in a folder; nothing where that can't be known, as `glob` has it."""
+    """Yield what is in a folder; nothing where that can't be known, as `glob` has it."""
     try:
         with os.scandir(folder) as entries:
             yield from entries
@@ -182,17 +181,17 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
         return
 
 
-def _sorted_out(found: Sequence[File], shown: str) -> Files:
+def _sorted_out(candidates: Sequence[File], shown: str) -> Files:
     """Files in the order of their names, by split if their names say one. `DataError` if there are none, or too many, or of several kinds."""
-    data = sorted((f for f in found if known_suffix(f[0]) and f[0].name not in _DESCRIPTIONS and f[0].name[0] not in "._"), key=lambda f: f[1])
+    data = sorted((f for f in candidates if known_suffix(f[0]) and f[0].name not in _DESCRIPTIONS and f[0].name[0] not in "._"), key=lambda f: f[1])
     if len(data) > MOST_FILES:
         raise DataError(f"{shown!r} stands for {len(data):,} data files, and at most {MOST_FILES:,} are read; join them", subject=shown)
-    data = [(path, said) for path, said in data if not os.path.isdir(path)]
-    for path, said in data:
-        _check_regular(path, said)
+    data = [(path, label) for path, label in data if not os.path.isdir(path)]
+    for path, label in data:
+        _check_regular(path, label)
     allowed = f"a data file ends in {', '.join(SUFFIXES)}"
     if not data:
-        pickled = any(path.suffix.lower() in PICKLES for path, _ in found if os.path.isfile(path))
+        pickled = any(path.suffix.lower() in PICKLES for path, _ in candidates if os.path.isfile(path))
         reason = "; what looks like a pickle is never read, since it can run any program" if pickled else ""
         raise DataError(f"{shown!r} holds no data file{reason}; {allowed}", subject=shown)
     named = [(file, _split_of(file[0])) for file in data]
@@ -202,7 +201,7 @@ def _sorted_out(found: Sequence[File], shown: str) -> Files:
     assumed = "" in chosen and "train" not in chosen and len(chosen) > 1
     if assumed:
         chosen["train"] = chosen.pop("")
-    ignored = [said for _, said in chosen.pop("")] if "train" in chosen and "" in chosen else []
+    ignored = [label for _, label in chosen.pop("")] if "train" in chosen and "" in chosen else []
     kinds = sorted({known_suffix(path).split(".")[1] for files in chosen.values() for path, _ in files})
     if len(kinds) > 1:
         raise DataError(f"{shown!r} holds files of several kinds ({', '.join(kinds)}); choose with a pattern, such as '*.{kinds[0]}'", subject=shown)
@@ -210,33 +209,35 @@ def _sorted_out(found: Sequence[File], shown: str) -> Files:
 
 
 def _split_of(path: Path) -> str:
-    found = _SPLIT.match(path.name)
-    return _SAME.get(found[1].lower(), found[1].lower()) if found else ""
+    match = _SPLIT.match(path.name)
+    return _SAME.get(match[1].lower(), match[1].lower()) if match else ""
 
 
 def _saved_splits(folder: Path, shown: str) -> Files:
-    """What `DatasetDict.save_to_disk` wrote: a folder a split."""
+    """Return what `DatasetDict.save_to_disk` wrote: a folder a split."""
     names = _described(folder / "dataset_dict.json", f"{shown}/dataset_dict.json", "splits")
     splits = {name: _saved(folder / name, f"{shown}/{name}") for name in names if name in ("train", "validation", "test")}
     if not splits:
-        told = ", ".join(names) or "none"
-        raise DataError(f"{shown!r} has the splits {told}; of train, validation and test it needs one, or give one split's folder", subject=shown)
+        names_there = ", ".join(names) or "none"
+        raise DataError(
+            f"{shown!r} has the splits {names_there}; of train, validation and test it needs one, or give one split's folder", subject=shown
+        )
     return Files(splits, [name for name in names if name not in splits])
 
 
 def _saved(folder: Path, shown: str) -> list[File]:
-    """What `Dataset.save_to_disk` wrote: Arrow files that `state.json` names, beside which there may be others that are a cache."""
+    """Return what `Dataset.save_to_disk` wrote: Arrow files that `state.json` names, beside which there may be others that are a cache."""
     names = _described(folder / "state.json", f"{shown}/state.json", "_data_files")
-    found = [(folder / name, f"{shown}/{name}") for name in names if Path(name).suffix == ".arrow"]
-    missing = next((said for path, said in found if not os.path.isfile(path)), None)
-    if missing or not found:
+    arrow_files = [(folder / name, f"{shown}/{name}") for name in names if Path(name).suffix == ".arrow"]
+    missing = next((label for path, label in arrow_files if not os.path.isfile(path)), None)
+    if missing or not arrow_files:
         lost = missing or f"{shown}/*.arrow"
         raise DataError(f"{lost!r} is missing, which {shown}/state.json names; save the data set again", subject=shown)
-    return found
+    return arrow_files
 
 
 def _described(path: Path, shown: str, key: str) -> list[str]:
-    """The names that a description lists under `key`, without any folder that they name: nothing outside is read."""
+    """Return the names that a description lists under `key`, without any folder that they name: nothing outside is read."""
     try:
         if path.stat().st_size > LONGEST_DESCRIPTION:
             raise ValueError("it is far larger than any description")

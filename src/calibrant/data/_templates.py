@@ -68,7 +68,7 @@ def _check_ends(template: str, special: tuple[tuple[str, str], ...]) -> None:
 
 
 def _with_texts_counted(node: nodes.Node) -> Any:
-    """The tree with every `~`, which joins texts, counted."""
+    """Return the tree with every `~`, which joins texts, counted."""
     for name, value in list(node.iter_fields()):
         if isinstance(value, nodes.Node):
             setattr(node, name, _with_texts_counted(value))
@@ -111,13 +111,13 @@ class _Spent:
 
     def _bounded(self, function: Any) -> Any:
         @wraps(function)
-        def counted(*given: Any, **named: Any) -> Any:
+        def counted(*arguments: Any, **named: Any) -> Any:
             self._take(1)
-            for value in map(_text_of, (*given, *named.values())):
+            for value in map(_text_of, (*arguments, *named.values())):
                 if (isinstance(value, int) and value > LONGEST) or (isinstance(value, str) and len(value) < LONGEST and _WIDTH.search(value)):
                     raise EndlessError("makes something too large")
-            made = function(*given, **named)
-            return self.text(made) if isinstance(made, str) else made
+            result = function(*arguments, **named)
+            return self.text(result) if isinstance(result, str) else result
 
         return counted
 
@@ -134,6 +134,6 @@ class _Spent:
 
 
 def _text_of(value: Any) -> Any:
-    """The text whose method a value is, such as a `format` that is called; else the value itself."""
+    """Return the text whose method a value is, such as a `format` that is called; else the value itself."""
     owner = getattr(getattr(value, "__wrapped__", value), "__self__", None) if callable(value) else value
     return owner if isinstance(owner, str) else value

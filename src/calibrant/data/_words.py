@@ -32,25 +32,25 @@ _BASE: Final = 0x9E3779B97F4A7C15
 
 
 def words(text: str) -> list[str]:
-    """The words of a text: runs of letters and digits, case-folded, with accents written in one way; punctuation falls away."""
+    """Return the words of a text: runs of letters and digits, case-folded, with accents written in one way; punctuation falls away."""
     if text.isascii():
         return _PLAIN.findall(text.lower())
     return _word().findall(_UNSEEN.sub("", unicodedata.normalize("NFKC", text)).casefold())
 
 
 def numbered(spoken: Sequence[str]) -> Numbers:
-    """A number for each word, the same in every process."""
+    """Return a number for each word, the same in every process."""
     return np.fromiter(map(_remembered, spoken), dtype=np.uint64, count=len(spoken))
 
 
 def runs(numbers: Numbers, length: int) -> Numbers:
-    """A number for each run of `length` words, in order: one at each word but the last ones. None if there are fewer words."""
+    """Return a number for each run of `length` words, in order: one at each word but the last ones. None if there are fewer words."""
     count = max(0, len(numbers) - length + 1)
-    found = np.zeros(count, dtype=np.uint64)
+    hashes = np.zeros(count, dtype=np.uint64)
     for begin in range(length if count else 0):
-        found *= np.uint64(_BASE)
-        found += numbers[begin : begin + count]
-    return found
+        hashes *= np.uint64(_BASE)
+        hashes += numbers[begin : begin + count]
+    return hashes
 
 
 def number_of(text: str) -> int:
@@ -73,11 +73,11 @@ def _word() -> re.Pattern[str]:
 
 
 def _ranges(letters: Iterable[str]) -> str:
-    """A character class as few ranges: a long list of single letters makes a slow expression."""
-    found: list[list[int]] = []
+    """Return a character class as few ranges: a long list of single letters makes a slow expression."""
+    ranges: list[list[int]] = []
     for code in sorted(map(ord, letters)):
-        if found and found[-1][1] == code - 1:
-            found[-1][1] = code
+        if ranges and ranges[-1][1] == code - 1:
+            ranges[-1][1] = code
         else:
-            found.append([code, code])
-    return "".join(f"{chr(first)}-{chr(last)}" for first, last in found)
+            ranges.append([code, code])
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)

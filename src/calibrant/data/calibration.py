@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Part, PerDraw, Row, Source, family_of
-from calibrant.data._draw import Deck, Drawn, Quota, draw
+from calibrant.data._draw import Deck, PartDraw, Quota, draw
 from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder
 from calibrant.data.expression import Term, term_of, written
 from calibrant.data.packings._base import PAD, Frame
@@ -92,17 +92,17 @@ class CalibrationSet:
         mixed = tuple(CalibrationSet(part, samples, length, tokens, seed) for part in mix.parts) if mix else ()
         mix = replace(mix, parts=tuple(map(str, mixed))) if mix else None
         parts = _weighed(mix, mixed) if mix else tuple(map(term_of, read_sum(read.parts[0]) if isinstance(read, Mix) else read))
-        told = {"expr": str(mix) if mix else written(parts), "parts": parts, "mixed": mixed, "mix": mix}
-        for name, value in {**told, "samples": samples, "length": length, "budget": tokens, "seed": seed, "part": "calibrate"}.items():
+        read_from = {"expr": str(mix) if mix else written(parts), "parts": parts, "mixed": mixed, "mix": mix}
+        for name, value in {**read_from, "samples": samples, "length": length, "budget": tokens, "seed": seed, "part": "calibrate"}.items():
             object.__setattr__(self, name, value)
 
     @classmethod
     def parse(cls, expr: str, samples: int = 128, length: int = 2048, tokens: int | None = None, seed: int = 0) -> "CalibrationSet":
-        """The same as the constructor, for those who look for the verb."""
+        """Return the same as the constructor, for those who look for the verb."""
         return cls(expr, samples, length, tokens, seed)
 
     def __str__(self) -> str:
-        """The canonical expression, which says what the set is made of and not how much of it there is."""
+        """Return the canonical expression, which says what the set is made of and not how much of it there is."""
         return self.expr
 
     def __repr__(self) -> str:
@@ -117,11 +117,11 @@ class CalibrationSet:
         return card(f"Calibration set {self.expr}", facts, inside=listing(("part", "share", "kind", "licence"), lines))
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase) -> TokenBatch:
-        """The set as tokens. `DataError` if a source can't be read or holds too little for the first draw."""
+        """Return the set as tokens. `DataError` if a source can't be read or holds too little for the first draw."""
         if self.mix:
             return self._mixture(self.mix, [part.tokens(tokenizer) for part in self.mixed])
         decks = self._decks(self.seed)
-        return self._batch(self._drawn(decks, IdEncoder(tokenizer)), decks, tokenizer)
+        return self._batch(self._deal_all(decks, IdEncoder(tokenizer)), decks, tokenizer)
 
     @property
     def label(self) -> SetLabel:
@@ -134,7 +134,7 @@ class CalibrationSet:
         return any(isinstance(term.source, PerDraw) for term in self.parts)
 
     def held_out(self) -> "CalibrationSet":
-        """The same of what the sources measure on: to see on other rows what was done with these. Nothing is to be calibrated on it.
+        """Return the same set of what the sources measure on, to measure with it on other rows. Nothing is to be calibrated on it.
 
         `DataError` where a part has none.
         """
@@ -142,39 +142,39 @@ class CalibrationSet:
         return self._with(part="measure", parts=whole, mixed=tuple(part.held_out() for part in self.mixed))
 
     def supplied(self, supply: Callable[[PerDraw, int], Source]) -> "CalibrationSet":
-        """The same with `supply(source, tokens)` in the place of each source that is supplied per draw; `tokens` is what is wanted of it."""
+        """Return the same with `supply(source, tokens)` in the place of each source that is supplied per draw; `tokens` are to be drawn of it."""
         if self.mixed:
             mixed = tuple(part.supplied(supply) for part in self.mixed)
             return self._with(mixed=mixed, parts=_weighed(self.mix, mixed) if self.mix else ())
-        wanted = [self.samples * self.length if quota.tokens is None else quota.tokens for quota in self._quotas()]
-        parts = zip(self.parts, wanted, strict=True)
+        budgets = [self.samples * self.length if quota.tokens is None else quota.tokens for quota in self._quotas()]
+        parts = zip(self.parts, budgets, strict=True)
         return self._with(parts=tuple(replace(t, source=supply(t.source, n)) if isinstance(t.source, PerDraw) else t for t, n in parts))
 
     def redrawn(self, seed: int) -> "CalibrationSet":
-        """The same set's draw `seed`. `DataError` for one that can't be had."""
+        """Return the same set's draw `seed`. `DataError` for one that can't be had."""
         check_budget(self.samples, self.length, self.budget, seed)
         return self._with(seed=seed, mixed=tuple(part.redrawn(seed) for part in self.mixed))
 
     def _with(self, **fields: Any) -> "CalibrationSet":
-        """A copy in which these fields are others; its text stays."""
+        """Return a copy in which these fields are others; its text stays."""
         changed = copy.copy(self)
         for name, value in fields.items():
             object.__setattr__(changed, name, value)
         return changed
 
-    def drawn(self, tokenizer: PreTrainedTokenizerBase) -> list[list[Row]]:
-        """The rows of each part of this draw, in the order in which they were used."""
+    def rows(self, tokenizer: PreTrainedTokenizerBase) -> list[list[Row]]:
+        """Return the rows of each part of this draw, in the order in which they were used."""
         if self.mixed:
-            return [rows for part in self.mixed for rows in part.drawn(tokenizer)]
+            return [rows for part in self.mixed for rows in part.rows(tokenizer)]
         decks = self._decks(self.seed)
-        return [part.rows for part in self._drawn(decks, IdEncoder(tokenizer))]
+        return [part.rows for part in self._deal_all(decks, IdEncoder(tokenizer))]
 
     def kinds(self, tokenizer: PreTrainedTokenizerBase) -> Int8[Tensor, "sample position"]:
-        """What each token of `tokens(tokenizer).ids` is, as an index into `KINDS`; 0 where there is none."""
+        """Return what each token of `tokens(tokenizer).ids` is, as an index into `KINDS`; 0 where there is none."""
         if self.mixed:
             return torch.cat([part.kinds(tokenizer) for part in self.mixed])
         decks = self._decks(self.seed)
-        ids, mask = self._laid_out(self._drawn(decks, KindEncoder(tokenizer)))
+        ids, mask = self._laid_out(self._deal_all(decks, KindEncoder(tokenizer)))
         return torch.from_numpy(np.where(mask, np.maximum(ids, 0), 0).astype(np.int8))
 
     def disjoint_draws(self, tokenizer: PreTrainedTokenizerBase, most: int = 64) -> int | None:
@@ -188,21 +188,21 @@ class CalibrationSet:
             return most if ends else None
         decks = self._decks(-1)  # what has rows of its own for each draw isn't dealt
         for number in range(most):
-            drawn = self._deal(number, decks, encoder)
-            if any(decks[term.source].overlap(part.rows) for term, part in zip(self.parts, drawn, strict=True)):
+            parts = self._deal(number, decks, encoder)
+            if any(decks[term.source].overlap(part.rows) for term, part in zip(self.parts, parts, strict=True)):
                 return number
         return most
 
     def _decks(self, draw: int) -> dict[Source, Deck]:
         return {term.source: Deck(term.source, draw, self.part) for term in self.parts}
 
-    def _drawn(self, decks: Mapping[Source, Deck], encoder: Encoder) -> list[Drawn]:
+    def _deal_all(self, decks: Mapping[Source, Deck], encoder: Encoder) -> list[PartDraw]:
         # Earlier draws are dealt again, because which rows they took is what this draw may not take.
         for number in range(self.seed):
             self._deal(number, decks, encoder)
         return self._deal(self.seed, decks, encoder)
 
-    def _deal(self, number: int, decks: Mapping[Source, Deck], encoder: Encoder) -> list[Drawn]:
+    def _deal(self, number: int, decks: Mapping[Source, Deck], encoder: Encoder) -> list[PartDraw]:
         """Draw `number` of every part; a control deals only in the draw that it was opened for."""
         frame = Frame(self.length, encoder.text, number)
         if any(self.length <= sum(map(len, encoder.starts(term.packing, term.format))) for term in self.parts):
@@ -210,12 +210,12 @@ class CalibrationSet:
         for deck in decks.values():
             deck.begin(number)
         return [
-            draw(term, quota, decks[term.source], encoder, frame) if decks[term.source].deals(number) else Drawn()
+            draw(term, quota, decks[term.source], encoder, frame) if decks[term.source].deals(number) else PartDraw()
             for term, quota in zip(self.parts, self._quotas(), strict=True)
         ]
 
     def _quotas(self) -> list[Quota]:
-        """What each part is to give: its share of the real tokens; where windows aren't filled, its share of the windows."""
+        """Return how much of each part is drawn: its share of the real tokens; where windows aren't filled, its share of the windows."""
         shares = [term.share for term in self.parts]
         tokens = _divide(self.samples * self.length if self.budget is None else self.budget, shares)
         windows = _divide(self.samples, shares)
@@ -228,7 +228,7 @@ class CalibrationSet:
             Quota(windows=max(1, w), flags=flags) if by else Quota(tokens=t, flags=flags) for by, t, w in zip(by_window, tokens, windows, strict=True)
         ]
 
-    def _laid_out(self, drawn: Sequence[Drawn]) -> tuple[np.ndarray, np.ndarray]:
+    def _laid_out(self, drawn: Sequence[PartDraw]) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask [sample, position] of all sequences; `PAD` in the ids where a pad counts as a token."""
         sequences = [sequence for part in drawn for window in part.windows for sequence in window.sequences()]
         if len(sequences) * self.length > MOST_TOKENS:
@@ -239,7 +239,7 @@ class CalibrationSet:
             ids[at, : len(sequence)], mask[at, : len(sequence)] = sequence, True
         return ids, mask
 
-    def _batch(self, drawn: list[Drawn], decks: Mapping[Source, Deck], tokenizer: PreTrainedTokenizerBase) -> TokenBatch:
+    def _batch(self, drawn: list[PartDraw], decks: Mapping[Source, Deck], tokenizer: PreTrainedTokenizerBase) -> TokenBatch:
         ids, mask = self._laid_out(drawn)
         pads = mask & (ids == PAD)
         ids[pads] = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(i, int)), 0)
@@ -258,13 +258,13 @@ class CalibrationSet:
             "overlap": sum(fact["overlap"] * fact["rows"] for fact in facts) / len(rows),
             "parts": facts,
         }
-        made = fingerprint(ids, mask, weights)
+        digest = fingerprint(ids, mask, weights)
         examples = tuple(sorted({row.example for row in rows}))
         tensors = torch.from_numpy(ids).long(), torch.from_numpy(mask), torch.from_numpy(weights)
-        return TokenBatch(*tensors, made, whole, examples, torch.from_numpy(pads) if pads.any() else None, rows=tuple(rows))
+        return TokenBatch(*tensors, digest, whole, examples, torch.from_numpy(pads) if pads.any() else None, rows=tuple(rows))
 
     def _mixture(self, mix: Mix, batches: Sequence[TokenBatch]) -> TokenBatch:
-        """All batches as one whose mass is that of all together: with shares like their tokens' it is the pooled set."""
+        """Return all batches as one whose mass is that of all together: with shares like their tokens' it is the pooled set."""
         masses = [float(batch.weights.double().sum()) for batch in batches]
         factors = [float(share) * sum(masses) / mass for share, mass in zip(mix.shares, masses, strict=True)]
         weights = torch.cat([batch.weights * factor for batch, factor in zip(batches, factors, strict=True)])
@@ -282,14 +282,23 @@ class CalibrationSet:
             "pads": sum(batch.facts["pads"] for batch in batches),
             "overlap": sum(part["overlap"] * part["rows"] for part in parts) / sum(part["rows"] for part in parts),
             "parts": parts,
-            "mix": [_mix_facts(*told) for told in zip(mix.names, mix.shares, masses, batches, strict=True)],
+            "mix": [
+                {
+                    "name": name,
+                    "weight": float(share),
+                    "mass": mass,
+                    "fingerprint": batch.fingerprint,
+                    **{key: batch.facts[key] for key in ("data", "windows", "tokens", "overlap")},
+                }
+                for name, share, mass, batch in zip(mix.names, mix.shares, masses, batches, strict=True)
+            ],
         }
-        made = hashlib.sha256("".join(["mix\n", *(f"{s} {b.fingerprint}\n" for s, b in zip(mix.shares, batches, strict=True))]).encode())
+        digest = hashlib.sha256("".join(["mix\n", *(f"{s} {b.fingerprint}\n" for s, b in zip(mix.shares, batches, strict=True))]).encode())
         examples = tuple(sorted({example for batch in batches for example in batch.examples}))
         pads = torch.cat([torch.zeros_like(b.mask) if b.pads is None else b.pads for b in batches]) if whole["pads"] else None
         tensors = torch.cat([batch.ids for batch in batches]), torch.cat([batch.mask for batch in batches]), weights
         rows = tuple(row for batch in batches for row in batch.rows)
-        return TokenBatch(*tensors, "sha256:" + made.hexdigest(), whole, examples, pads, tuple(zip(factors, batches, strict=True)), rows)
+        return TokenBatch(*tensors, "sha256:" + digest.hexdigest(), whole, examples, pads, tuple(zip(factors, batches, strict=True)), rows)
 
 
 def check_budget(samples: int, length: int, tokens: int | None, seed: int) -> None:
@@ -305,25 +314,20 @@ def check_budget(samples: int, length: int, tokens: int | None, seed: int) -> No
 
 
 def fingerprint(ids: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> str:
-    """The tagged SHA-256 of a batch: shape, ids as little-endian int32, mask as bits, weights as little-endian float32."""
-    found = hashlib.sha256(f"{ids.shape[0]} {ids.shape[1]}\n".encode())
+    """Return the tagged SHA-256 of a batch: shape, ids as little-endian int32, mask as bits, weights as little-endian float32."""
+    digest = hashlib.sha256(f"{ids.shape[0]} {ids.shape[1]}\n".encode())
     for part in (ids.astype("<i4"), np.packbits(mask), weights.astype("<f4")):
-        found.update(part.tobytes())
-    return "sha256:" + found.hexdigest()
+        digest.update(part.tobytes())
+    return "sha256:" + digest.hexdigest()
 
 
 def _weighed(mix: Mix, mixed: Sequence[CalibrationSet]) -> tuple[Term, ...]:
-    """The terms of both sets, each with its share of the whole."""
+    """Return the terms of both sets, each with its share of the whole."""
     return tuple(replace(term, share=share * term.share) for share, part in zip(mix.shares, mixed, strict=True) for term in part.parts)
 
 
-def _mix_facts(name: str, share: Fraction, mass: float, batch: TokenBatch) -> dict[str, Any]:
-    told = {key: batch.facts[key] for key in ("data", "windows", "tokens", "overlap")}
-    return {"name": name, "weight": float(share), "mass": mass, "fingerprint": batch.fingerprint, **told}
-
-
 def _divide(whole: int, shares: Sequence[Fraction]) -> list[int]:
-    """`whole` in integer parts as near to `shares` as can be: rounded down, then one more for the largest remainders, earlier parts first."""
+    """Return `whole` in integer parts as near to `shares` as can be: rounded down, then one more for the largest remainders, earlier parts first."""
     parts = [int(whole * share) for share in shares]
     remainders = sorted(range(len(shares)), key=lambda i: (parts[i] - whole * shares[i], i))
     for i in remainders[: whole - sum(parts)]:
@@ -331,7 +335,7 @@ def _divide(whole: int, shares: Sequence[Fraction]) -> list[int]:
     return parts
 
 
-def _facts(term: Term, part: Drawn, deck: Deck, weight: float) -> dict[str, Any]:
+def _facts(term: Term, part: PartDraw, deck: Deck, weight: float) -> dict[str, Any]:
     return {
         "data": str(term),
         "family": family_of(term.source),
@@ -344,14 +348,14 @@ def _facts(term: Term, part: Drawn, deck: Deck, weight: float) -> dict[str, Any]
         "passed_over": part.passed_over,
         "truncated": sum(window.broken for window in part.windows),
         "bos": term.packing.bos,
-        "rows_held": None if deck.endless else len(deck.held.rows),
+        "rows_held": None if deck.endless else len(deck.content.rows),
         "overlap": deck.overlap(part.rows),
-        "duplicates_dropped": deck.held.duplicates,
-        "overlapping_dropped": deck.held.overlapping,
+        "duplicates_dropped": deck.content.duplicates,
+        "overlapping_dropped": deck.content.overlapping,
         "row_lengths": [int(n) for n in np.quantile(part.lengths, [0, 0.25, 0.5, 0.75, 1], method="lower")],
         "digest": deck.digest(part.rows),
-        "origin": deck.held.origin,
-        "note": deck.held.note,
+        "origin": deck.content.origin,
+        "note": deck.content.note,
         "hub": asdict(term.source.hub) if term.source.hub else None,
         "licence": term.source.licence,
     }

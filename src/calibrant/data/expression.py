@@ -1,4 +1,4 @@
-"""What calibration data is asked for: an expression (`calibrant.grammar` reads it) with its names looked up, so that it can be drawn from.
+"""Expressions for calibration data (`calibrant.grammar` reads them) with their names looked up, so that they can be drawn from.
 
 Four names stand for a format with its packing: zero, single, icl, cot.
 """
@@ -38,20 +38,20 @@ class Term:
     share: Fraction = Fraction(1)
 
     def __str__(self) -> str:
-        """The text without the share, such as `gsm8k:cot`: what is the default of a corpus is left out, a named pair is called by its name."""
-        form, packing = self._said
+        """Return the text without the share, such as `gsm8k:cot`: what is the default of a corpus is left out, a named pair is called by its name."""
+        form, packing = self._written_names
         return f"{self.source}{form and f':{form}'}{packing and f'@{packing}'}"
 
     @property
     def label(self) -> SetLabel:
         """What a set of this part alone is called, in its parts."""
-        form, packing = self._said
+        form, packing = self._written_names
         name = "" if isinstance(self.source, UserFile) else self.source.spec_name()
         plain = form if form in PAIRS else form and self.format.spec_name()
-        return SetLabel(str(self), str(self.source), name, plain, packing, "@".join(filter(None, self._said)), family_of(self.source))
+        return SetLabel(str(self), str(self.source), name, plain, packing, "@".join(filter(None, self._written_names)), family_of(self.source))
 
     @property
-    def _said(self) -> tuple[str, str]:
+    def _written_names(self) -> tuple[str, str]:
         """What the text says of format and packing; nothing of what goes without saying."""
         pair = next((name for name, names in PAIRS.items() if names == (str(self.format), str(self.packing))), None)
         if pair:
@@ -61,33 +61,33 @@ class Term:
 
 
 def parse_expression(text: str) -> tuple[Term, ...]:
-    """The parts of a set; their shares sum to one. `SpecError` for what can't be read, `DataError` for what doesn't fit together."""
+    """Return the parts of a set; their shares sum to one. `SpecError` for what can't be read, `DataError` for what doesn't fit together."""
     return tuple(map(term_of, read_sum(text)))
 
 
 def written(terms: Sequence[Term]) -> str:
-    """The one text that stands for these parts, with weights that are exact: decimals where they are short, else whole numbers."""
+    """Return the one text that stands for these parts, with weights that are exact: decimals where they are short, else whole numbers."""
     if len(terms) == 1:
         return str(terms[0])
     return " + ".join(f"{number}*{term}" for number, term in zip(numbers([term.share for term in terms]), terms, strict=True))
 
 
 def parse_source(text: str | Call | File, columns: Mapping[str, Any] = MappingProxyType({})) -> Source:
-    """The source that a name or a path stands for, with its arguments if it has any; `columns` are more of a user's file's."""
-    found = read_source(text) if isinstance(text, str) else text
-    if isinstance(found, File):
-        user_path(found.path, DataError)
-        return build(UserFile, {"path": found.path, **found.arguments, **columns})
-    name = found.name
+    """Return the source that a name or a path stands for, with its arguments if it has any; `columns` are more of a user's file's."""
+    call = read_source(text) if isinstance(text, str) else text
+    if isinstance(call, File):
+        user_path(call.path, DataError)
+        return build(UserFile, {"path": call.path, **call.arguments, **columns})
+    name = call.name
     if name not in sources.names() and (name in selectors.names() or did_you_mean(name, selectors.names())):
         # What stands in a selector's brackets may be a set in itself, quoted or not: it is read by the selector.
-        inner = {key: text_of(value) if isinstance(value, Call) else value for key, value in found.arguments.items()}
+        inner = {key: text_of(value) if isinstance(value, Call) else value for key, value in call.arguments.items()}
         return build(selectors.get(name), inner)
-    return sources.build(found)
+    return sources.build(call)
 
 
 def parse_format(text: str | Call) -> tuple[Format, Packing | None]:
-    """The format that a name stands for; a named pair brings a packing too. Arguments are the format's, as in `cot(steps=3)`."""
+    """Return the format that a name stands for; a named pair brings a packing too. Arguments are the format's, as in `cot(steps=3)`."""
     call = read_name(text) if isinstance(text, str) else text
     known = [*formats.names(), *(pair for pair in PAIRS if pair not in formats.names())]
     if call.name not in known:
@@ -101,22 +101,22 @@ def parse_packing(text: str | Call, format_name: str = "") -> Packing:
     call = read_name(text) if isinstance(text, str) else text
     if call.name not in packings.names():
         raise _unknown("packing", call.name, packings.names())
-    found: type[Packing] = packings.get(call.name)
-    return build(found, call.arguments) if call.arguments else found.bare(format_name)
+    cls: type[Packing] = packings.get(call.name)
+    return build(cls, call.arguments) if call.arguments else cls.bare(format_name)
 
 
 def held_out(source: str, form: str | None = None) -> tuple[Source, Format]:
-    """A source to measure on and how its rows are rendered; the default is that of calibration. `DataError` for a control."""
-    found = parse_source(source)
-    if found.kind == "control":
+    """Return a source to measure on and how its rows are rendered; the default is that of calibration. `DataError` for a control."""
+    read = parse_source(source)
+    if read.kind == "control":
         raise DataError(f"{source!r} is a control: there is nothing in it to predict; measure on a corpus or a question set", subject=source)
-    chosen, _ = parse_format(form or _format_of(found))
-    _check_fields(found, chosen)
-    return found, chosen
+    rendered, _ = parse_format(form or _format_of(read))
+    _check_fields(read, rendered)
+    return read, rendered
 
 
 def term_of(part: Part) -> Term:
-    """The part with its names looked up. `SpecError` for one that there isn't, `DataError` for what doesn't fit together."""
+    """Return the part with its names looked up. `SpecError` for one that there isn't, `DataError` for what doesn't fit together."""
     columns, form = _columns_in(part.format) if part.format and isinstance(part.source, File) else ({}, part.format)
     source = parse_source(part.source, columns)
     if isinstance(source, UserFile):
@@ -128,10 +128,10 @@ def term_of(part: Part) -> Term:
     return Term(source, rendered, packing or _packing_of(source, rendered), part.share)
 
 
-def _columns_in(asked: Call) -> tuple[dict[str, Any], Call]:
-    """`icl(question="Q", answer="A")` names columns of a user's file; what is left are the format's own arguments."""
-    columns = {name: value for name, value in asked.arguments.items() if name in FIELDS}
-    return columns, Call(asked.name, {name: value for name, value in asked.arguments.items() if name not in FIELDS})
+def _columns_in(call: Call) -> tuple[dict[str, Any], Call]:
+    """Return the columns of a user's file that `icl(question="Q", answer="A")` names, and the format with its own arguments."""
+    columns = {name: value for name, value in call.arguments.items() if name in FIELDS}
+    return columns, Call(call.name, {name: value for name, value in call.arguments.items() if name not in FIELDS})
 
 
 def _format_of(source: Source) -> str:

@@ -4,19 +4,21 @@ Data only is read from the hub, never code: a set that is a script can't be had.
 the set names one, at a commit that was asked for before, so that a record of it says exactly what was read.
 """
 
+import os
 import re
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, cast
 
-from calibrant.data._base import Hub
-from calibrant.data._mirror import mirrored
+from calibrant.data._files import read_records
 from calibrant.errors import DataError
+from calibrant.foreign import user_path
 
 Records = Iterator[dict[str, Any]]
 
@@ -28,20 +30,61 @@ SHOWN: Final = 160
 """Characters of somebody else's error message that are worth repeating."""
 
 
-def records(hub: Hub, split: str, places: Sequence[tuple[str, str]]) -> tuple[Records, str]:
-    """The records of one split as plain Python values, and where they came from.
+_chosen: list[Path] = []
+"""The mirror that `mirror(folder)` set for this process; empty if none was."""
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """Where the hub keeps a data set. An unpinned revision is recorded at loading; `verified` says whether anybody opened the address.
+
+    `files` maps a split to the one file (a shard) that is read of it; `first` is how many records are streamed of a split that is too large to be
+    had whole: its first ones.
+    """
+
+    id: str
+    config: str | None = None
+    revision: str = "unpinned"
+    verified: bool = False
+    files: Mapping[str, str] | None = None
+    first: int | None = None
+
+
+def mirror(folder: str | Path | None = None) -> Path | None:
+    """Return the mirror's folder, for the whole process. Given one, it is set; else it is the one set before, or that of `CALIBRANT_DATA`, or none.
+
+    Raises `DataError` for a folder that doesn't exist.
+    """
+    if folder is not None:
+        _chosen[:] = [_existing(Path(folder), "--data-dir")]
+    if _chosen:
+        return _chosen[0]
+    variable = os.environ.get("CALIBRANT_DATA")
+    return _existing(Path(variable), "CALIBRANT_DATA") if variable else None
+
+
+def _existing(path: Path, given_by: str) -> Path:
+    folder = user_path(path, DataError)
+    if not os.path.isdir(folder):
+        raise DataError(f"{given_by} names {str(path)!r}, which is no folder; give the folder that holds NAME/train.jsonl", subject=str(path))
+    return folder.resolve()
+
+
+def records(hub: HubDataset, split: str, places: Sequence[tuple[str, str]]) -> tuple[Records, str]:
+    """Return the records of one split as plain Python values, and where they came from.
 
     `places` are the (folder, split) pairs that a mirror may keep them under, best first. Raises `DataError` if neither has them.
     """
-    return kept(places) or _asked(hub, split, places[0])
+    return mirrored(places) or _from_hub(hub, split, places[0])
 
 
-def kept(places: Sequence[tuple[str, str]]) -> tuple[Records, str] | None:
-    """The records of the first of these (folder, split) pairs that the mirror has, and their origin; none if it has none of them."""
-    for folder, name in places:
-        found = mirrored(folder, name)
-        if found is not None:
-            return found, f"mirror: {folder}/{name}"
+def mirrored(places: Sequence[tuple[str, str]]) -> tuple[Records, str] | None:
+    """Return the records of the first of these (folder, split) pairs that the mirror has as `.jsonl` or `.jsonl.gz`, and their origin; else none."""
+    root = mirror()
+    for folder, split in places if root is not None else ():
+        for name in (f"{split}.jsonl", f"{split}.jsonl.gz"):
+            if root is not None and (path := root / folder / name).is_file():
+                return read_records(path, f"{folder}/{name}"), f"mirror: {folder}/{split}"
     return None
 
 
@@ -60,25 +103,25 @@ def offline() -> Iterator[None]:
         _commit.cache_clear()  # what was found without asking is no answer
 
 
-def _asked(hub: Hub, split: str, place: tuple[str, str]) -> tuple[Records, str]:
+def _from_hub(hub: HubDataset, split: str, place: tuple[str, str]) -> tuple[Records, str]:
     file = (hub.files or {}).get(split)
     try:
         commit = _commit(hub.id) if hub.revision == "unpinned" else hub.revision
         with _patience():
-            found = _opened(hub, split, file, commit)
+            dataset = _opened(hub, split, file, commit)
             # What is streamed is read here and now, so that a connection that breaks in the middle is this error too.
-            front = None if hub.first is None else list(islice(found, hub.first))
+            front = None if hub.first is None else list(islice(dataset, hub.first))
     except _faults() as error:
         raise DataError(
             f"{hub.id!r} ({split}) can't be had from the Hugging Face hub ({_reason(error, hub.id)}); give a local mirror that holds "
             f"{place[0]}/{place[1]}.jsonl with --data-dir DIR or CALIBRANT_DATA=DIR",
             subject=hub.id,
         ) from error
-    origin = f"hub: {hub.id}@{commit or _downloaded(found)}{f', {file}' if file else ''}"
-    return iter(cast("Records", found if front is None else front)), origin if front is None else f"{origin}, first {len(front)} records"
+    origin = f"hub: {hub.id}@{commit or _downloaded(dataset)}{f', {file}' if file else ''}"
+    return iter(cast("Records", dataset if front is None else front)), origin if front is None else f"{origin}, first {len(front)} records"
 
 
-def _opened(hub: Hub, split: str, file: str | None, commit: str | None) -> Any:
+def _opened(hub: HubDataset, split: str, file: str | None, commit: str | None) -> Any:
     import datasets
 
     streaming = hub.first is not None
@@ -91,7 +134,7 @@ def _opened(hub: Hub, split: str, file: str | None, commit: str | None) -> Any:
 
 @lru_cache(maxsize=64)
 def _commit(name: str) -> str | None:
-    """The newest commit, asked once a process so that all splits are of one. None for a local folder, and offline: there the cache decides."""
+    """Return the newest commit, asked once a process so that all splits are of one. None for a local folder, and offline: there the cache decides."""
     from datasets import config
     from huggingface_hub import HfApi
 
@@ -102,7 +145,7 @@ def _commit(name: str) -> str | None:
 
 @contextmanager
 def _patience() -> Iterator[None]:
-    """A little of it: within, a lost connection is an error soon."""
+    """Make a lost connection an error soon."""
     from datasets import config
 
     usual = config.STREAMING_READ_MAX_RETRIES
@@ -113,15 +156,15 @@ def _patience() -> Iterator[None]:
         config.STREAMING_READ_MAX_RETRIES = usual
 
 
-def _downloaded(found: Any) -> str:
-    """The commit that the library took by itself, which it keeps in the addresses of the files only."""
-    addresses = " ".join(map(str, found.info.download_checksums or ()))
+def _downloaded(dataset: Any) -> str:
+    """Return the commit that the library took by itself, which it keeps in the addresses of the files only."""
+    addresses = " ".join(map(str, dataset.info.download_checksums or ()))
     commit = re.search(r"@([0-9a-f]{40})/", addresses)
     return commit[1] if commit else "unpinned"
 
 
 def _faults() -> tuple[type[Exception], ...]:
-    """What the libraries raise for a set that isn't there, isn't ours to read, is a script, is broken, or for a network that fails."""
+    """Return what the libraries raise for a set that isn't there, isn't ours to read, is a script, is broken, or for a network that fails."""
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
@@ -133,22 +176,22 @@ def _faults() -> tuple[type[Exception], ...]:
 
 
 def _reason(error: BaseException, name: str) -> str:
-    """The reason in a few words. The libraries put the telling error beneath a general one, so all of them are looked at."""
+    """Return the reason in a few words. The libraries put the telling error beneath a general one, so all of them are looked at."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     chain = [error]
     while below := chain[-1].__cause__:
         chain.append(below)
-    said = " ".join(map(str, chain))
-    if "offline mode is enabled" in said or "OfflineModeIsEnabled" in said:
+    messages = " ".join(map(str, chain))
+    if "offline mode is enabled" in messages or "OfflineModeIsEnabled" in messages:
         return "offline mode is on, see HF_HUB_OFFLINE, and it isn't in the cache"
-    if any(isinstance(e, GatedRepoError) for e in chain) or "is a gated dataset" in said:
+    if any(isinstance(e, GatedRepoError) for e in chain) or "is a gated dataset" in messages:
         return f"it is gated: accept its conditions at https://huggingface.co/datasets/{name} and log in with `hf auth login`"
-    if "scripts are no longer supported" in said:
+    if "scripts are no longer supported" in messages:
         return "it is a script, and code from the hub isn't run"
-    if any(isinstance(e, RepositoryNotFoundError) for e in chain) or "doesn't exist on the Hub" in said:
+    if any(isinstance(e, RepositoryNotFoundError) for e in chain) or "doesn't exist on the Hub" in messages:
         return "it doesn't exist there, or only for those who may see it"
-    if "zstd not supported" in said:
+    if "zstd not supported" in messages:
         return "its files are compressed with Zstandard: pip install zstandard"
     general = str(error).startswith("An error occurred while generating the dataset")
     telling = chain[-1] if general else error

@@ -9,11 +9,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from calibrant.data._base import Found, Holding, Part, PerDraw, Row, Source, Stored, divide, lettered, train_and_test
+from calibrant.data._base import Part, PartRows, PerDraw, Row, Source, SourceRows, StoredSource, divide, lettered, train_and_test
 from calibrant.data._columns import USUAL, Columns, assign, content, exchange, letter_of
-from calibrant.data._files import read_records
+from calibrant.data._files import MOST_COLUMNS, read_records, short
 from calibrant.data._folders import File, Files, files_of
-from calibrant.data._limits import MOST_COLUMNS, short
 from calibrant.errors import DataError
 from calibrant.foreign import user_path, visible
 from calibrant.grammar import written_path
@@ -34,7 +33,7 @@ class _Layout(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class UserFile(Stored):
+class UserFile(StoredSource):
     """The user's data; its path stands where a source's name stands. All that follows is said in the note of what was read.
 
     **A file** in JSON Lines (`.jsonl`, `.gz` or `.zst` too), JSON, CSV (`.csv`, `.csv.gz`), TSV, Parquet, Arrow or plain text, which gives a row a
@@ -85,18 +84,18 @@ class UserFile(Stored):
         return dict(self._layout.columns.guessed)
 
     def __repr__(self) -> str:
-        given = [f"{name}={getattr(self, name)!r}" for name in _COLUMNS if getattr(self, name)]
-        return written_path(self.path) + (f"({', '.join(given)})" if given else "")
+        arguments = [f"{name}={getattr(self, name)!r}" for name in _COLUMNS if getattr(self, name)]
+        return written_path(self.path) + (f"({', '.join(arguments)})" if arguments else "")
 
     __str__ = __repr__
 
     def place(self) -> Hashable:
         return _stamps(files_of(self.path).all)
 
-    def holding(self, part: Part) -> Holding:
+    def part(self, part: Part) -> PartRows:
         if part == "calibrate":
             self.check_calibrates()
-        return super().holding(part)
+        return super().part(part)
 
     def check_calibrates(self) -> None:
         """Raise `DataError` where all that there is is measured on, because its names say so."""
@@ -108,7 +107,7 @@ class UserFile(Stored):
                 subject=self.path,
             )
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         files = files_of(self.path)
         rows = _Rows(self._layout)
         parts = [list(chain.from_iterable(map(rows.of, part))) for part in files.parts]
@@ -117,17 +116,17 @@ class UserFile(Stored):
                 raise DataError(f"{self.path!r} has no usable row in its {name} part: {rows.note}", subject=self.path)
         note = "; ".join(filter(None, [files.note, self._layout.columns.note, rows.note]))
         divided = divide(*parts) if files.measure is None else train_and_test(*(parts if files.calibrate is not None else ([], *parts)))
-        return Found(divided, f"{_origin(files)}: {visible(self.path)}", note)
+        return SourceRows(divided, f"{_origin(files)}: {visible(self.path)}", note)
 
     @property
     def _layout(self) -> _Layout:
         files = files_of(self.path)
-        asked = tuple((name, getattr(self, name)) for name in _COLUMNS if getattr(self, name))
-        return _looked_at(self.path, files.parts, _stamps(files.all), asked)
+        requested = tuple((name, getattr(self, name)) for name in _COLUMNS if getattr(self, name))
+        return _looked_at(self.path, files.parts, _stamps(files.all), requested)
 
 
 def files_behind(source: Source) -> Iterator[UserFile]:
-    """The user's file that a source is, or those that its rows are chosen from."""
+    """Yield the user's file that a source is, or those that its rows are chosen from."""
     if isinstance(source, UserFile):
         yield source
     elif isinstance(source, PerDraw):
@@ -147,11 +146,11 @@ class _Rows:
     @property
     def note(self) -> str:
         """How many rows were left out and why: `3 of 200 rows without a question left out`."""
-        told = [f"{count} of {self._seen} rows without {_article(name)} left out" for name, count in sorted(self._missing.items())]
-        return "; ".join(told)
+        clauses = [f"{count} of {self._seen} rows without {_article(name)} left out" for name, count in sorted(self._missing.items())]
+        return "; ".join(clauses)
 
     def of(self, file: File) -> Iterator[Row]:
-        """The rows of one file."""
+        """Yield the rows of one file."""
         for where, record in _numbered(file):
             self._seen += 1
             values = values_of(record, self._columns, where)
@@ -164,7 +163,7 @@ class _Rows:
 
 
 def values_of(record: Mapping[str, Any], columns: Columns, where: str) -> dict[str, Any]:
-    """The fields of a record that have something in them, with labels if there are choices. `DataError` for what a field can't hold."""
+    """Return the fields of a record that have something in them, with labels if there are choices. `DataError` for what a field can't hold."""
     values: dict[str, Any] = {}
     for name, column in columns.of.items():
         try:
@@ -174,9 +173,9 @@ def values_of(record: Mapping[str, Any], columns: Columns, where: str) -> dict[s
         if value is not None:
             values[name] = value
     if "turns" in values:
-        for name, said in zip(("question", "answer"), exchange(values["turns"]), strict=True):
-            if said is not None and name not in columns.of:
-                values[name] = said
+        for name, text in zip(("question", "answer"), exchange(values["turns"]), strict=True):
+            if text is not None and name not in columns.of:
+                values[name] = text
     if "choices" in values:
         values["labels"] = lettered(values["choices"])
         if "answer" in values:
@@ -185,33 +184,33 @@ def values_of(record: Mapping[str, Any], columns: Columns, where: str) -> dict[s
 
 
 @lru_cache(maxsize=32)
-def _looked_at(path: str, parts: Sequence[Sequence[File]], stamps: Hashable, asked: Sequence[tuple[str, str]]) -> _Layout:
-    """What the first rows teach; remembered for as long as the files are the same, since an expression is read more than once."""
+def _looked_at(path: str, parts: Sequence[Sequence[File]], stamps: Hashable, requested: Sequence[tuple[str, str]]) -> _Layout:
+    """Return what the first rows teach; remembered for as long as the files are the same, since an expression is read more than once."""
     # Of each part, because a test part often lacks what a train part has, such as rationales.
     first = list(chain.from_iterable(islice(chain.from_iterable(map(_numbered, files)), LOOKED_AT) for files in parts))
     if not first:
         raise DataError(f"{path!r} is empty; a data file needs at least one row", subject=path)
     records = [record for _, record in first]
-    columns = assign(records, dict(asked))
+    columns = assign(records, dict(requested))
     _check_columns(path, columns, list(dict.fromkeys(chain.from_iterable(records))))
-    found = [values_of(record, columns, where) for where, record in first]
-    there = set(chain.from_iterable(found))
-    needed = ["text"] if "text" in there else [name for name in ("question", "answer") if name == "question" or name in there]
-    used = [values for values in found if values.keys() >= set(needed)]
+    contents = [values_of(record, columns, where) for where, record in first]
+    present = set(chain.from_iterable(contents))
+    needed = ["text"] if "text" in present else [name for name in ("question", "answer") if name == "question" or name in present]
+    used = [values for values in contents if values.keys() >= set(needed)]
     if not used:
-        wanted = "text or question" if "text" in columns.of else " and ".join(needed)
-        raise DataError(f"{path!r} has no row with {wanted} among its first {len(found)}; fill the column, or name another", subject=path)
+        expected = "text or question" if "text" in columns.of else " and ".join(needed)
+        raise DataError(f"{path!r} has no row with {expected} among its first {len(contents)}; fill the column, or name another", subject=path)
     counts = Counter(name for values in used for name in values)
     always = tuple(name for name in _COLUMNS if counts[name] == len(used))
     return _Layout(columns, always, tuple(name for name in _COLUMNS if 0 < counts[name] < len(used)))
 
 
-def _check_columns(path: str, columns: Columns, there: Sequence[str]) -> None:
-    names, known = [visible(name) for name in there[:MOST_COLUMNS]], set(there)
-    listed = ", ".join(map(short, names[:20])) + (f" and {len(there) - 20} more" if len(there) > 20 else "")
-    for asked in columns.of.values():
-        if asked not in known:
-            raise DataError(f"{path!r} has no column {asked!r}{did_you_mean(asked, names)}; its columns are {listed}", subject=asked)
+def _check_columns(path: str, columns: Columns, present: Sequence[str]) -> None:
+    names, known = [visible(name) for name in present[:MOST_COLUMNS]], set(present)
+    listed = ", ".join(map(short, names[:20])) + (f" and {len(present) - 20} more" if len(present) > 20 else "")
+    for requested in columns.of.values():
+        if requested not in known:
+            raise DataError(f"{path!r} has no column {requested!r}{did_you_mean(requested, names)}; its columns are {listed}", subject=requested)
     if not {"text", "question", "turns"} & columns.of.keys():
         example = f"{written_path(path)}(text={short(next(iter(names), 'COLUMN'))})"
         raise DataError(
@@ -221,12 +220,12 @@ def _check_columns(path: str, columns: Columns, there: Sequence[str]) -> None:
 
 
 def _numbered(file: File) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The records of a file, each with what messages call it."""
+    """Yield the records of a file, each with what messages call it."""
     return ((f"{file[1]!r}, row {number}", record) for number, record in enumerate(read_records(*file), 1))
 
 
 def _stamps(files: Iterable[File]) -> Hashable:
-    """What changes when a file does."""
+    """Return what changes when a file does."""
     statuses = [(str(path.resolve()), path.stat()) for path, _ in files]
     return tuple((name, status.st_mtime_ns, status.st_size) for name, status in statuses)
 

@@ -88,4 +88,4 @@ def digest_of(source: Source) -> str:
     """Return the tagged SHA-256 of what a user's file gives to be measured and to be shown as exemplars; nothing for Calibrant's own sources."""
     if isinstance(source, PerDraw):
         return digest_of(source.measured())
-    return identity([source.holding(part).digest for part in ("measure", "exemplars")]) if isinstance(source, UserFile) else ""
+    return identity([source.part(part).digest for part in ("measure", "exemplars")]) if isinstance(source, UserFile) else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from calibrant.data import CalibrationSet, Row, Stored
+from calibrant.data import CalibrationSet, Row, StoredSource
 from calibrant.data.user_file import UserFile, files_behind
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Evaluator, Subject
@@ -78,7 +78,7 @@ def timed(
 def _counted(task: Evaluator, score: Score) -> Score:
     """The score with how many rows it is over and how many the source has in all its parts, unless the task itself says so."""
     source = task.reads()
-    known = {"rows": score.n, **({"rows_of": source.size()} if isinstance(source, Stored) else {})}
+    known = {"rows": score.n, **({"rows_of": source.size()} if isinstance(source, StoredSource) else {})}
     return replace(score, facts={**known, **score.facts})
 
 
@@ -115,7 +115,7 @@ def leaks(sets: Iterable[CalibrationSet], evaluators: Sequence[Evaluator]) -> di
                 name = str(evaluator)
                 if (file, name) not in files:
                     measured.setdefault(name, list(evaluator.rows()))
-                    rows = file.holding("calibrate").rows
+                    rows = file.part("calibrate").rows
                     files[file, name] = len({leak.row for leak in find_leaks(rows, measured[name]) if serious(leak)})
                 if files[file, name]:
                     held = found.setdefault(str(chosen), {})

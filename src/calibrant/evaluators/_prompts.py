@@ -19,7 +19,7 @@ from typing import Final
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import Row, lettered, start_tokens
-from calibrant.data.formats._asked import asked
+from calibrant.data.formats._question import question_text
 from calibrant.evaluators._scoring import Request
 from calibrant.evaluators._wrong import by_hash, is_number, wrong_numbers
 
@@ -141,7 +141,7 @@ def _letters(row: Row) -> Item | None:
 
 def _behind(row: Row, answers: Sequence[str], gold: int, name: str) -> Item:
     """Each of the answers behind the question."""
-    context, bare = asked(row), row.frame[1]
+    context, bare = question_text(row), row.frame[1]
     return Item(name, tuple(Option(context, f" {answer}", bare, _bytes(answer)) for answer in answers), gold)
 
 

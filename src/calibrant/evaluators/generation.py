@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import Format, Row, Source, held_out, start_tokens
-from calibrant.data.formats._asked import asked
+from calibrant.data.formats._question import question_text
 from calibrant.errors import DataError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._answers import normalised, number_of, read_choice, read_number, same
@@ -113,7 +113,7 @@ class Generation(SourceEvaluator):
     def _prompts(self, shown: Sequence[Row], rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         form = held_out(self.name, "cot" if self.cot and shown else "qa")[1]
         examples = [form.render(example) for example in shown]
-        texts = [BETWEEN.join([*examples, asked(row)]) for row in rows]
+        texts = [BETWEEN.join([*examples, question_text(row)]) for row in rows]
         return [start_tokens(tokenizer) + tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
 
     def _score(self, source: Source, rows: Sequence[Row], shown: Sequence[Row], outcomes: tuple[Outcome, ...], most: int) -> Score:
@@ -197,7 +197,7 @@ def kind_of(row: Row) -> Kind:
 
 def _opener(row: Row) -> str:
     """How a question of this kind begins, up to the colon, such as `Question:`."""
-    found = re.match(r"\w+:", asked(row))
+    found = re.match(r"\w+:", question_text(row))
     return found[0] if found else "Question:"
 
 

@@ -31,7 +31,7 @@ _BARS: Final = 12
 class Inspection:
     """Plain data about one set.
 
-    `tokenizer` names whose tokenizer read it. `budget` is what was asked for: a flag and its amount. `padding` is the share of the windows'
+    `tokenizer` names whose tokenizer read it. `budget` is a flag and its amount. `padding` is the share of the windows'
     positions that hold no real token; `pads` counts those that count as tokens all the same. `repeated_windows` counts sequences equal to an
     earlier one, `double_starts` those in which two start tokens stand together. `disjoint_draws` is how many draws of this size the sources
     hold, counted up to 64, none meaning that there is no end; where they are few, `enough` is the amount that gives five. `vocabulary` says how
@@ -44,7 +44,7 @@ class Inspection:
     `near_duplicates` are rows that are almost alike. `overlap_checks` compare each part with what is measured: how many of its rows are the `same`
     example as a measured one, hold `half` of one or more, or have fewer words in common (`slight`), and how many measured rows are so `given_away`.
     Rows are numbered in the order in which their part uses them, from 1, and known by their `Row.example`. `model` is what a model made of the set:
-    none if none was asked.
+    none if none was run.
     """
 
     data: str
@@ -80,7 +80,7 @@ class Inspection:
         return card(f"Calibration set {self.data}", facts, "" if fixes else "Nothing to fix.", fixes)
 
     def to_json(self) -> dict[str, Any]:
-        """The same as dictionaries and lists, ready for `json.dumps`, and the verdict with it."""
+        """Return the same as dictionaries and lists, ready for `json.dumps`, and the verdict with it."""
         return {**_plain(self), "verdict": list(self.verdict)}
 
 
@@ -92,8 +92,8 @@ def inspect_tokens(
     `against` are sources, as `name[:format]`, that the rows are compared with beside what their own sources measure on. The first `show` windows
     are shown, at least one of each part, up to `letters` letters each. Raises an `InputError` for what can't be read.
     """
-    asked = measurable(against)
-    batch, drawn = data.tokens(tokenizer), data.drawn(tokenizer)
+    measured_sources = measurable(against)
+    batch, rows = data.tokens(tokenizer), data.rows(tokenizer)
     ids = [row[there] for row, there in zip(batch.ids, text_tokens(batch), strict=True)]
     draws = data.disjoint_draws(tokenizer)
     return Inspection(
@@ -102,7 +102,7 @@ def inspect_tokens(
         windows=batch.facts["windows"],
         length=data.length,
         budget={"flag": "--samples", "amount": data.samples} if data.budget is None else {"flag": "--tokens", "amount": data.budget},
-        rows=sum(map(len, drawn)),
+        rows=sum(map(len, rows)),
         tokens=batch.facts["tokens"],
         pads=batch.facts["pads"],
         padding=_padding(batch.facts, data.length),
@@ -113,15 +113,15 @@ def inspect_tokens(
         enough=_enough(data, tokenizer, draws),
         vocabulary=_vocabulary(torch.cat(ids), tokenizer),
         fingerprint=batch.fingerprint,
-        parts=tuple(_parts(data, batch, drawn, tokenizer, show, letters)),
-        near_duplicates=repeats(data.parts, drawn),
-        overlap_checks=tuple(overlaps(data.parts, drawn, asked)),
+        parts=tuple(_parts(data, batch, rows, tokenizer, show, letters)),
+        near_duplicates=repeats(data.parts, rows),
+        overlap_checks=tuple(overlaps(data.parts, rows, measured_sources)),
     )
 
 
-def _plain(found: Inspection) -> dict[str, Any]:
-    """The fields as dictionaries and lists; what others call tuples JSON calls lists."""
-    return _listed(asdict(found))
+def _plain(inspection: Inspection) -> dict[str, Any]:
+    """Return the fields as dictionaries and lists; what others call tuples JSON calls lists."""
+    return _listed(asdict(inspection))
 
 
 def _listed(value: Any) -> Any:
@@ -144,7 +144,7 @@ def _double_starts(batch: TokenBatch, tokenizer: PreTrainedTokenizerBase) -> int
 
 
 def _vocabulary(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """How much of the vocabulary occurs, and how evenly: by the entropy of single tokens."""
+    """Return how much of the vocabulary occurs, and how evenly: by the entropy of single tokens."""
     counts = ids.bincount()
     shares = counts[counts > 0].double() / max(1, len(ids))
     entropy = float(-(shares * shares.log2()).sum())
@@ -153,7 +153,7 @@ def _vocabulary(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> dict[str, An
 
 
 def _enough(data: CalibrationSet, tokenizer: PreTrainedTokenizerBase, draws: int | None) -> int | None:
-    """The budget, rounded down, at which five draws share no row; tried, because rows are used whole. None if that isn't the matter."""
+    """Return the budget, rounded down, at which five draws share no row; tried, because rows are used whole. None if that isn't the matter."""
     if draws is None or draws >= ENOUGH_DRAWS or data.per_draw or any(term.packing.replacement for term in data.parts):
         return None
     amount = _rounded((data.samples if data.budget is None else data.budget) * draws / ENOUGH_DRAWS)
@@ -197,9 +197,9 @@ def _parts(
 
 
 def _named(term: Term) -> dict[str, Any]:
-    """What the part is made of, and the expressions that a verdict may propose in its place; empty where there is none."""
+    """Return what the part is made of, and the expressions that a verdict may propose in its place; empty where there is none."""
     form, packing = term.format, term.packing
-    asked = formats.build("qa") if form.spec_name() == "question" and "answer" in term.source.fields else form
+    answered = formats.build("qa") if form.spec_name() == "question" and "answer" in term.source.fields else form
     bare = replace(packing, bos="none") if "bos" in {each.name for each in fields(packing)} and packing.bos != "none" else None
     return {
         "source": str(term.source),
@@ -209,7 +209,7 @@ def _named(term: Term) -> dict[str, Any]:
         "packing": str(packing),
         "fills": packing.fills,
         "replacement": packing.replacement,
-        "filled": str(replace(term, format=asked, packing=Many())),
+        "filled": str(replace(term, format=answered, packing=Many())),
         "startless": str(replace(term, packing=bare)) if bare else "",
     }
 
@@ -235,7 +235,7 @@ def _special_texts(encoder: IdEncoder) -> re.Pattern[str] | None:
 
 
 def _counted(special: re.Pattern[str] | None, rows: Iterable[Row], form: Format) -> dict[str, int]:
-    """In how many rows each special token is written out."""
+    """Return in how many rows each special token is written out."""
     counts: dict[str, int] = {}
     for row in rows if special else ():
         for name in sorted(set(special.findall(content(row, form)))) if special else ():

@@ -59,12 +59,12 @@ def inspect(
     measurable(against)  # a name that isn't there is said before a model is opened, which takes longer
     opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
     chosen = resolved(chosen, opened, progress)
-    found = inspect_tokens(chosen, opened.tokenizer, against)
-    return replace(found, tokenizer=opened.name, model=_made_of_it(chosen, opened, progress))
+    inspection = inspect_tokens(chosen, opened.tokenizer, against)
+    return replace(inspection, tokenizer=opened.name, model=_read_by_model(chosen, opened, progress))
 
 
-def _made_of_it(data: CalibrationSet, opened: Opened, progress: Progress) -> dict[str, Any]:
-    """The model's loss on an excerpt of the set, and whose energy its matrices are shown."""
+def _read_by_model(data: CalibrationSet, opened: Opened, progress: Progress) -> dict[str, Any]:
+    """Return the model's loss on an excerpt of the set, and whose energy its matrices are shown."""
     batch, kinds = _excerpt(data.tokens(opened.tokenizer), data.kinds(opened.tokenizer).long(), TOKENS)
     about = {"name": opened.name, "note": opened.note, "dtype": str(opened.dtype).removeprefix("torch.")}
     return {**about, "loss": loss(opened, batch, progress), "energy": energy(view(opened.model), batch, kinds, progress)}
@@ -101,11 +101,11 @@ def loss(opened: Opened, batch: TokenBatch, progress: Progress = silent) -> dict
     """
     scored = batch.mask if batch.pads is None else batch.mask & ~batch.pads
     nats, count, done = 0.0, 0, 0
-    for ids, mask, wanted in micro_batches(replace(batch, weights=scored.float()), TOKENS_PER_PASS):
+    for ids, mask, scored_here in micro_batches(replace(batch, weights=scored.float()), TOKENS_PER_PASS):
         where = opened.model.device
         padding = {} if bool(mask.all()) else {"attention_mask": mask.to(where).long()}
         logits: Tensor = opened.model(input_ids=ids.to(where), use_cache=False, **padding).logits
-        rows = wanted[:, 1:] > 0
+        rows = scored_here[:, 1:] > 0
         wide = logits[:, :-1][rows.to(where)]
         wide = wide.to(torch.float64 if wide.dtype == torch.float64 else torch.float32)
         each = torch.nn.functional.cross_entropy(wide, ids[:, 1:][rows].to(where), reduction="none")
@@ -128,20 +128,20 @@ def energy(view: ModelView, batch: TokenBatch, kinds: Tensor, progress: Progress
     present = {name: tokens for name, tokens in classes.items() if bool((batch.weights * tokens).any())}
     steps = len(view.blocks) * (1 + len(present))
     whole = _squares(view, batch, lambda block: progress("energy", block, steps))
-    found: dict[str, Any] = {}
+    shares: dict[str, Any] = {}
     for number, (name, tokens) in enumerate(present.items(), 1):
         only = replace(batch, weights=batch.weights * tokens)
         squares = _squares(view, only, lambda block, done=number: progress("energy", done * len(view.blocks) + block, steps))
-        found[name] = {"tokens": float(tokens.sum() / batch.mask.sum()), **_shares(squares, whole, view)}
-    return {"tokens": int(batch.mask.sum()), "matrices": len(whole), "kinds": found}
+        shares[name] = {"tokens": float(tokens.sum() / batch.mask.sum()), **_shares(squares, whole, view)}
+    return {"tokens": int(batch.mask.sum()), "matrices": len(whole), "kinds": shares}
 
 
-def _squares(view: ModelView, batch: TokenBatch, told: Any) -> dict[str, float]:
+def _squares(view: ModelView, batch: TokenBatch, on_block: Any) -> dict[str, float]:
     """Σx² of every matrix that tokens of weight reach, by name."""
     squares: dict[str, float] = {}
     for weight, seen in walk(view, batch, (FeatureNorms,), "dense", tokens_per_pass=TOKENS_PER_PASS):
         squares[weight.name] = float(seen[FeatureNorms].norms().double().sum())
-        told(weight.block + 1)
+        on_block(weight.block + 1)
     return squares
 
 
@@ -158,5 +158,5 @@ def _shares(squares: Mapping[str, float], whole: Mapping[str, float], view: Mode
 
 
 def _role(name: str) -> str:
-    """A matrix's name in its block, the same for all experts."""
+    """Return a matrix's name in its block, the same for all experts."""
     return re.sub(r"\[\d+\]|\.\d+(?=\.)", "", name)

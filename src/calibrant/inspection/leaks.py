@@ -249,15 +249,15 @@ class _Index:
         for length, table in self._tables.items():
             if length:
                 owners = np.repeat(np.arange(len(batch), dtype=np.int64), [len(row.numbers) for row in batch])
-                found = runs(np.concatenate([row.numbers for row in batch]), length)
+                numbers = runs(np.concatenate([row.numbers for row in batch]), length)
                 # A run that begins in one row and ends in the next isn't anybody's.
-                own = owners[: len(found)] == owners[len(owners) - len(found) :]
-                owners, found = owners[: len(found)][own], found[own]
+                own = owners[: len(numbers)] == owners[len(owners) - len(numbers) :]
+                owners, numbers = owners[: len(numbers)][own], numbers[own]
             else:  # rows of 4 to 7 words, each as one run
                 short = [(at, runs(row.numbers, len(row.numbers))[0]) for at, row in enumerate(batch) if 4 <= len(row.numbers) < 8]
                 owners = np.array([at for at, _ in short], dtype=np.int64)
-                found = np.array([number for _, number in short], dtype=np.uint64)
-            for row, measured, share in table.shares(owners, found, len(self.examples)):
+                numbers = np.array([number for _, number in short], dtype=np.uint64)
+            for row, measured, share in table.shares(owners, numbers, len(self.examples)):
                 yield Leak(batch[row].example, self.examples[measured], "13-gram" if length == 13 else "8-gram", share)
 
 

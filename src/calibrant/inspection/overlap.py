@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
 
-from calibrant.data._base import Format, Row, Source, Stored
+from calibrant.data._base import Format, Row, Source, StoredSource
 from calibrant.data._words import Numbers, number_of, numbered, runs, words
 from calibrant.data.expression import Term, parse_expression
 from calibrant.errors import DataError
@@ -50,7 +50,7 @@ Signatures = UInt64[np.ndarray, "text place"]
 
 
 def content(row: Row, form: Format) -> str:
-    """What a format shows of the row itself, without its own words."""
+    """Return what a format shows of the row itself, without its own words."""
     turns = [text for _, text in row.turns] if form.spec_name() == "chat" else []
     fields = [] if turns else [getattr(row, name) for name in form.needs]
     choices = row.choices if row.labels and not turns and "question" in form.needs else ()
@@ -58,28 +58,28 @@ def content(row: Row, form: Format) -> str:
 
 
 def quoted_row(row: Row, form: Format, letters: int = _QUOTED) -> str:
-    """The beginning of a row's content in one line."""
+    """Return the beginning of a row's content in one line."""
     text = " ".join(content(row, form).split())
     return text if len(text) <= letters else text[:letters] + "…"
 
 
 def measurable(against: Sequence[str]) -> list[Source]:
     """The sources that these texts, each `source[:format]` or a sum of such, name. `DataError` for a control, or for one that can't be read."""
-    found: list[Source] = []
+    named: list[Source] = []
     for text in against:
         for term in parse_expression(text):
             if term.source.kind == "control":
                 raise DataError(f"{text!r} is a control: nothing is measured on it; compare with a corpus or a question set", subject=text)
             next(iter(term.source.rows("measure")), None)
-            found.append(term.source)
-    return found
+            named.append(term.source)
+    return named
 
 
 def overlaps(terms: Sequence[Term], drawn: Sequence[Sequence[Row]], against: Sequence[Source] = ()) -> Iterator[dict[str, Any]]:
     """Compare each part with what its own source measures on, and with what each source in `against` does; a control is never in two places."""
     for term, rows in zip(terms, drawn, strict=True):
         if term.source.kind != "control":
-            for source in dict.fromkeys([term.source, *against] if isinstance(term.source, Stored) else against):
+            for source in dict.fromkeys([term.source, *against] if isinstance(term.source, StoredSource) else against):
                 yield _compared(term, rows, source, requested=source in against)
 
 
@@ -135,10 +135,10 @@ def _compared(term: Term, rows: Sequence[Row], source: Source, requested: bool) 
 
 
 def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[tuple[int, int, float]]:
-    """The pairs (i, j, likeness) of texts with i < j that are at least `threshold` alike, in order. Likeness is exact; 1 says the same words.
+    """Return the pairs (i, j, likeness) of texts with i < j that are at least `threshold` alike, in order. Likeness is exact; 1 says the same words.
 
     Few pairs are missed: at the threshold itself one in a hundred, above it hardly any. Of a text that recurs hundreds of times not all pairs are
-    told, which would be millions, but those with the first and with the 20 before it: each text that has a duplicate is in a pair.
+    reported, which would be millions, but those with the first and with the 20 before it: each text that has a duplicate is in a pair.
     `DataError` for a threshold that isn't above 0 and at most 1.
     """
     if not 0 < threshold <= 1:
@@ -148,12 +148,12 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[tuple[
         return []
     first, second = _candidates(_signatures(shingles), _rows_of_a_band(threshold))
     likeness = _likeness(shingles, first, second, threshold)
-    found = likeness >= threshold
-    return list(zip(first[found].tolist(), second[found].tolist(), likeness[found].tolist(), strict=True))
+    alike = likeness >= threshold
+    return list(zip(first[alike].tolist(), second[alike].tolist(), likeness[alike].tolist(), strict=True))
 
 
 def _shingles(text: str) -> Numbers:
-    """The distinct runs of a text, sorted; a text under five words is one run, and one without words stands for itself."""
+    """Return the distinct runs of a text, sorted; a text under five words is one run, and one without words stands for itself."""
     numbers = numbered(words(text))
     if not len(numbers):
         return np.array([number_of(" ".join(text.split()))], dtype=np.uint64)
@@ -161,36 +161,36 @@ def _shingles(text: str) -> Numbers:
 
 
 def _signatures(shingles: Sequence[Numbers]) -> Signatures:
-    """For each text and each of 128 ways to hash, the least hash of its runs: two texts agree in a place as often as they are alike."""
+    """Return for each text and each of 128 ways to hash, the least hash of its runs: two texts agree in a place as often as they are alike."""
     runs_of_all = np.concatenate(shingles)
     begins = np.cumsum([0, *map(len, shingles[:-1])])
-    found = np.empty((len(shingles), SIGNATURE), dtype=np.uint64)
+    signatures = np.empty((len(shingles), SIGNATURE), dtype=np.uint64)
     for place in range(SIGNATURE):
         factor, shift = (np.uint64(number_of(f"{name} {place}")) for name in ("factor", "shift"))
         hashed = (runs_of_all ^ shift) * (factor | np.uint64(1))
         # The last bits of a product know only the last bits of what went in: the first are brought down to them and stirred in again.
         hashed ^= hashed >> np.uint64(32)
         hashed *= factor | np.uint64(1)
-        found[:, place] = np.minimum.reduceat(hashed, begins)
-    return found
+        signatures[:, place] = np.minimum.reduceat(hashed, begins)
+    return signatures
 
 
 def _rows_of_a_band(threshold: float) -> int:
-    """How many places of the signature make a band: as many as can be if 99 of 100 pairs at the threshold are to agree in some band."""
+    """Return how many places of the signature make a band: as many as can be if 99 of 100 pairs at the threshold are to agree in some band."""
     return max(size for size in range(1, SIGNATURE + 1) if size == 1 or 1 - (1 - threshold**size) ** (SIGNATURE // size) >= 0.99)
 
 
 def _candidates(signatures: Signatures, size: int) -> tuple[Indices, Indices]:
-    """The pairs of texts that agree in some band, each once and in order."""
+    """Return the pairs of texts that agree in some band, each once and in order."""
     count = len(signatures)
-    found = np.zeros(0, dtype=np.int64)
+    pairs = np.zeros(0, dtype=np.int64)
     for begin in range(0, SIGNATURE - size + 1, size):
         keys = np.zeros(count, dtype=np.uint64)
         for place in range(begin, begin + size):
             keys = (keys ^ signatures[:, place]) * _MIXER
-        together = np.sort(np.concatenate([found, *_neighbours(keys, count)]))
-        found = together[np.diff(together, prepend=-1) != 0]
-    first, second = np.divmod(found, count)
+        together = np.sort(np.concatenate([pairs, *_neighbours(keys, count)]))
+        pairs = together[np.diff(together, prepend=-1) != 0]
+    first, second = np.divmod(pairs, count)
     return first, second
 
 
@@ -208,7 +208,7 @@ def _neighbours(keys: Numbers, count: int) -> Iterator[Indices]:
 
 
 def _likeness(shingles: Sequence[Numbers], first: Indices, second: Indices, threshold: float) -> Float64[np.ndarray, " pair"]:
-    """How alike each pair is, exactly; 0 for pairs that can't reach the threshold because one is so much longer."""
+    """Return how alike each pair is, exactly; 0 for pairs that can't reach the threshold because one is so much longer."""
     sizes = np.array([len(each) for each in shingles], dtype=np.int64)
     known: dict[bytes, int] = {}
     kinds = np.array([known.setdefault(blake2b(each.tobytes(), digest_size=16).digest(), len(known)) for each in shingles])
@@ -226,9 +226,9 @@ def _likeness(shingles: Sequence[Numbers], first: Indices, second: Indices, thre
 
 
 def _shared(pairs: Sequence[tuple[Indices, Indices]], count: int) -> Indices:
-    """How many of `count` names both texts of each pair have. Either has a name but once, so one that comes twice in a pair is shared."""
+    """Return how many of `count` names both texts of each pair have. Either has a name but once, so one that comes twice in a pair is shared."""
     if not pairs:
         return np.zeros(0, dtype=np.int64)
     owners = np.repeat(np.arange(len(pairs), dtype=np.int64), [len(one) + len(other) for one, other in pairs])
-    told = np.sort(owners * count + np.concatenate([names for pair in pairs for names in pair]))
-    return np.bincount(told[1:][told[1:] == told[:-1]] // count, minlength=len(pairs))
+    together = np.sort(owners * count + np.concatenate([names for pair in pairs for names in pair]))
+    return np.bincount(together[1:][together[1:] == together[:-1]] // count, minlength=len(pairs))

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data._base import Source, Stored
+from calibrant.data._base import Source, StoredSource
 from calibrant.data.calibration import CalibrationSet
 from calibrant.data.expression import PAIRS, parse_source
 from calibrant.data.formats import formats
@@ -67,8 +67,8 @@ def survey(
         progress("survey", number, len(chosen))
         missing = ""
         try:
-            if isinstance(source, Stored):
-                source.holding("calibrate")
+            if isinstance(source, StoredSource):
+                source.part("calibrate")
         except DataError as error:
             missing = str(error)
         for form in FORMATS:

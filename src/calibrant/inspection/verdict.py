@@ -20,14 +20,14 @@ class Rule:
     holds: Callable[[Facts, Facts], bool]
     sentence: Callable[[Facts, Facts], str]
 
-    def said(self, found: Facts) -> Iterator[str]:
-        """The sentences that this rule has to say of an inspection."""
-        yield from (self.sentence(one, found) for one in (found[self.each] if self.each else [found]) if self.holds(one, found))
+    def sentences(self, facts: Facts) -> Iterator[str]:
+        """Yield the sentences that this rule has to say of an inspection."""
+        yield from (self.sentence(one, facts) for one in (facts[self.each] if self.each else [facts]) if self.holds(one, facts))
 
 
-def verdict(found: Facts) -> tuple[str, ...]:
-    """All that the rules say of an inspection as plain data, in their order, each sentence once."""
-    return tuple(dict.fromkeys(sentence for rule in RULES for sentence in rule.said(found)))
+def verdict(facts: Facts) -> tuple[str, ...]:
+    """Return all that the rules say of an inspection as plain data, in their order, each sentence once."""
+    return tuple(dict.fromkeys(sentence for rule in RULES for sentence in rule.sentences(facts)))
 
 
 def _percent(share: float) -> str:
@@ -44,14 +44,14 @@ def _learnable(part: Facts) -> bool:
     return part["kind"] != "control"
 
 
-def _drawn(found: Facts) -> str:
-    what = "window" if found["budget"]["flag"] == "--samples" else "token"
-    return f"{_counted(found['disjoint_draws'], 'disjoint draw')} of {_counted(found['budget']['amount'], what)}"
+def _draws(facts: Facts) -> str:
+    what = "window" if facts["budget"]["flag"] == "--samples" else "token"
+    return f"{_counted(facts['disjoint_draws'], 'disjoint draw')} of {_counted(facts['budget']['amount'], what)}"
 
 
-def _few_draws(_: Facts, found: Facts) -> str:
-    way = f"lower {found['budget']['flag']} to {found['enough']:,} for {ENOUGH_DRAWS} draws" if found["enough"] else "use a larger source"
-    return f"only {_drawn(found)}, too few to tell a result from the luck of the draw: {way}"
+def _few_draws(_: Facts, facts: Facts) -> str:
+    way = f"lower {facts['budget']['flag']} to {facts['enough']:,} for {ENOUGH_DRAWS} draws" if facts["enough"] else "use a larger source"
+    return f"only {_draws(facts)}, too few to tell a result from the luck of the draw: {way}"
 
 
 def _remedy(part: Facts, what: str) -> str:
@@ -62,18 +62,18 @@ def _specials(part: Facts) -> str:
     return ", ".join(f"{token} in {_counted(rows, 'row')}" for token, rows in part["special_texts"].items())
 
 
-def _energy(found: Facts, kind: str) -> Facts:
-    return ((found["model"] or {}).get("energy") or {}).get("kinds", {}).get(kind) or {"median": 0.0, "most": 0.0, "where": ""}
+def _energy(facts: Facts, kind: str) -> Facts:
+    return ((facts["model"] or {}).get("energy") or {}).get("kinds", {}).get(kind) or {"median": 0.0, "most": 0.0, "where": ""}
 
 
-def _startless(found: Facts) -> str:
-    """The set without start tokens, as far as one expression can say it."""
-    ways = [part["startless"] for part in found["parts"] if part["startless"]]
-    return ways[0] if ways and len(found["parts"]) == 1 else "bos='none' in each part" + (f", as in {ways[0]}" if ways else "")
+def _startless(facts: Facts) -> str:
+    """Return the set without start tokens, as far as one expression can say it."""
+    ways = [part["startless"] for part in facts["parts"] if part["startless"]]
+    return ways[0] if ways and len(facts["parts"]) == 1 else "bos='none' in each part" + (f", as in {ways[0]}" if ways else "")
 
 
-def _loss(found: Facts) -> float:
-    return ((found["model"] or {}).get("loss") or {}).get("value", 0.0)
+def _loss(facts: Facts) -> float:
+    return ((facts["model"] or {}).get("loss") or {}).get("value", 0.0)
 
 
 RULES: Final = (
@@ -224,12 +224,12 @@ RULES: Final = (
 """In the order in which they are said: what spoils a comparison first, what only wastes tokens after it."""
 
 
-def _apart(check: Facts, found: Facts) -> str:
-    part = next(part for part in found["parts"] if part["data"] == check["part"])
+def _apart(check: Facts, facts: Facts) -> str:
+    part = next(part for part in facts["parts"] if part["data"] == check["part"])
     them = "it" if (check["same"] or check["half"]) == 1 else "them"
     return f"remove {them} from {part['source']}" if part["own"] else "calibrate on another source"
 
 
-def _thinned(found: Facts) -> str:
-    files = [part["source"] for part in found["parts"] if part["own"]]
+def _thinned(facts: Facts) -> str:
+    files = [part["source"] for part in facts["parts"] if part["own"]]
     return f"remove the copies from {files[0]}" if files else "use another source"

@@ -11,7 +11,7 @@ from typing import ClassVar, Final, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data import CalibrationSet, Holding, Hub, Part, PerDraw, Row, Source, Stored
+from calibrant.data import CalibrationSet, HubDataset, Part, PartRows, PerDraw, Row, Source, StoredSource
 from calibrant.data.expression import Term, parse_expression
 from calibrant.durable import put
 from calibrant.errors import DataError, SpecError
@@ -33,7 +33,7 @@ REVISION: Final = 1
 class Context:
     """What a selector may use. `opened` is the untouched model, None where only a tokenizer is at hand.
 
-    `draw` is the number of the draw, `tokens` how many real tokens are wanted of it, `length` those of a window.
+    `draw` is the number of the draw, `tokens` how many real tokens are to come of it, `length` those of a window.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ class Context:
     progress: Progress = silent
 
     def model(self, selector: "Selector") -> Opened:
-        """The untouched model. `DataError` where there is none."""
+        """Return the untouched model. `DataError` where there is none."""
         if self.opened is None:
             raise DataError(f"{selector} needs the model, and there is only a tokenizer here; name one with --model", subject=str(selector))
         return self.opened
@@ -67,35 +67,35 @@ class Selector(PerDraw, ABC):
 
     needs_model: ClassVar[bool] = True
     after: ClassVar[str] = ""
-    _supply: Callable[[int], Holding] | None = None
+    _supply: Callable[[int], PartRows] | None = None
 
     @abstractmethod
     def select(self, context: Context) -> Selection:
-        """The rows of a draw."""
+        """Return the rows of a draw."""
 
     def supplied(self, context: Context) -> "Selector":
-        """The same, and equal to it, with the rows that it chooses in this context, and for other draws in one like it."""
+        """Return the same, and equal to it, with the rows that it chooses in this context, and for other draws in one like it."""
 
         @cache
-        def supply(draw: int) -> Holding:
-            found = self.select(replace(context, draw=draw))
-            return Holding(found.rows, origin=f"chosen by {self}", note=found.note)
+        def supply(draw: int) -> PartRows:
+            selection = self.select(replace(context, draw=draw))
+            return PartRows(selection.rows, origin=f"chosen by {self}", note=selection.note)
 
         ready = copy.copy(self)
         object.__setattr__(ready, "_supply", supply)
         return ready
 
     def rows(self, part: Part, seed: int = 0) -> Iterator[Row]:
-        return iter(self.holding(seed).rows) if part == "calibrate" else self.measured().rows(part, seed)
+        return iter(self.for_draw(seed).rows) if part == "calibrate" else self.measured().rows(part, seed)
 
-    def holding(self, draw: int) -> Holding:
+    def for_draw(self, draw: int) -> PartRows:
         if self._supply is None:
             raise DataError(f"{self} has chosen no rows yet; calibrant.select.resolved(set, model) lets it", subject=str(self))
         return self._supply(draw)
 
 
 def resolved(calibration: CalibrationSet, model: Opened | PreTrainedTokenizerBase, progress: Progress = silent) -> CalibrationSet:
-    """The set with all its selectors ready to deal; they choose when tokens are asked for, so until then the model must stay untouched.
+    """Return the set with all its selectors ready to deal; they choose when tokens are asked for, so until then the model must stay untouched.
 
     With a tokenizer alone in the place of the model, tokens of a set whose selectors need one are a `DataError`.
     """
@@ -131,10 +131,10 @@ class Picking(Selector, ABC):
 
     @abstractmethod
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
-        """Which of `texts` to take, as indices, the best first and each at most once; and a sentence about it."""
+        """Return which of `texts` to take, as indices, the best first and each at most once; and a sentence about it."""
 
     def beside(self, context: Context) -> Sequence[str]:
-        """Texts other than the candidates on which the order depends: what is kept answers for them too."""
+        """Return texts other than the candidates on which the order depends: they belong to what the cache knows it by."""
         del context
         return ()
 
@@ -174,7 +174,7 @@ class Picking(Selector, ABC):
         return self._terms[0].source.homepage
 
     @property
-    def hub(self) -> Hub | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def hub(self) -> HubDataset | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """That of the source within, if it is one."""
         return self._whole.source.hub if self._whole else None
 
@@ -184,14 +184,14 @@ class Picking(Selector, ABC):
         return tuple(term.source for term in self._terms)
 
     def disjoint(self) -> int | None:
-        """How often the rows of the source that has the fewest suffice for as many candidates."""
+        """Return how often the rows of the source that has the fewest suffice for as many candidates."""
         several = [(term.source, count) for term, count in zip(self._terms, self._counts, strict=True)]
         inner = [source.disjoint() for source, _ in several if isinstance(source, PerDraw)]
         whole = [max(1, len(_calibrate(source)) // count) for source, count in several if not isinstance(source, PerDraw)]
         return min((end for end in (*inner, *whole) if end is not None), default=None)
 
     def measured(self) -> Source:
-        """The source within, if it is one."""
+        """Return the source within, if it is one."""
         if self._whole is None:
             raise DataError(f"{self} picks from several sources, of which none measures what it would; name one of them", subject=str(self))
         inner = self._whole.source
@@ -200,40 +200,40 @@ class Picking(Selector, ABC):
     def select(self, context: Context) -> Selection:
         pool = self._pool(context)
         rows, texts = [row for row, _ in pool], [text for _, text in pool]
-        order, note = self._kept_order(rows, texts, context) if self.needs_model else self.order(texts, context)
+        order, note = self._cached_order(rows, texts, context) if self.needs_model else self.order(texts, context)
         if not set(order) <= set(range(len(rows))) or len(set(order)) < len(order):
             raise DataError(f"{self} gave an order that names a candidate twice, or one that there isn't", subject=str(self))
         return Selection(tuple(rows[at] for at in order), "; ".join(filter(None, [f"{len(rows)} candidates", note])))
 
-    def _kept_order(self, rows: Sequence[Row], texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
-        """The order as it is kept in the user's cache, made if it isn't there: reading candidates with a model takes its time."""
+    def _cached_order(self, rows: Sequence[Row], texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
+        """Return the order from the user's cache, or make it: reading candidates with a model takes its time."""
         opened = context.model(self)
         dtype = str(opened.dtype).removeprefix("torch.")
         read = [row.key for row in rows], list(self.beside(context))
-        asked = [REVISION, canonical(self), opened.digest, dtype, context.draw, context.length, *read]
-        path = cache_folder() / "selected" / f"{identity(asked).removeprefix('sha256:')}.json"
+        request = [REVISION, canonical(self), opened.digest, dtype, context.draw, context.length, *read]
+        path = cache_folder() / "selected" / f"{identity(request).removeprefix('sha256:')}.json"
         with suppress(OSError, ValueError):
             order, note = json.loads(path.read_text("utf-8"))
             return order, note
         order, note = self.order(texts, context)
-        with suppress(OSError):  # what can't be kept is made again
+        with suppress(OSError):  # where nothing can be written the order is made again
             path.parent.mkdir(parents=True, exist_ok=True)
             put(path, json.dumps([list(map(int, order)), note]).encode())
         return order, note
 
     def _pool(self, context: Context) -> list[tuple[Row, str]]:
         """The candidates of a draw, each as the row that it would be and the text that it is chosen by; what a format passes over is left out."""
-        found: list[tuple[Row, str]] = []
+        pool: list[tuple[Row, str]] = []
         for term, count in zip(self._terms, self._counts, strict=True):
             if isinstance(term.source, Selector):
                 inner = replace(context, tokens=count * context.length)  # as many texts as candidates, as far as can be told
-                begin, rows = 0, term.source.supplied(inner).holding(context.draw).rows
+                begin, rows = 0, term.source.supplied(inner).for_draw(context.draw).rows
             else:
                 begin, rows = context.draw * count, _calibrate(term.source)
             dealt = [rows[at % len(rows)] for at in range(begin, begin + min(count, len(rows)))]
             texts = [(row, term.format.render(row, context.tokenizer)) for row in dealt if term.format.takes(row)]
-            found += texts if self._whole else [(Row(text=text), text) for _, text in texts]
-        distinct = {row.key: (row, text) for row, text in found}
+            pool += texts if self._whole else [(Row(text=text), text) for _, text in texts]
+        distinct = {row.key: (row, text) for row, text in pool}
         return list(distinct.values())
 
     @property
@@ -255,5 +255,5 @@ _parsed: Final = lru_cache(maxsize=64)(parse_expression)
 
 
 def _calibrate(source: Source) -> tuple[Row, ...]:
-    """The rows that may be chosen from, in their fixed order."""
-    return source.holding("calibrate").rows if isinstance(source, Stored) else tuple(source.rows("calibrate"))
+    """Return the rows that may be chosen from, in their fixed order."""
+    return source.part("calibrate").rows if isinstance(source, StoredSource) else tuple(source.rows("calibrate"))

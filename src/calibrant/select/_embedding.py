@@ -1,11 +1,13 @@
-"""Texts as points: by what the model makes of them, by their words, or by a sentence encoder."""
+"""Texts as points (by what the model makes of them, by their words, or by a sentence encoder), and points in clusters."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from importlib import import_module
+from itertools import zip_longest
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch.nn.functional import normalize
 
 from calibrant.data._words import words
@@ -16,6 +18,12 @@ from calibrant.select._reading import beginnings, pooled
 EMBEDDINGS: Final = ("model", "tfidf", "sentence")
 ENCODER: Final = "sentence-transformers/all-MiniLM-L6-v2"
 """Small, and what most examples of sentence-transformers use; its revision isn't pinned."""
+
+Labels = Int[np.ndarray, " text"]
+Distances = Float[np.ndarray, " text"]
+
+STARTS: Final = 4
+"""Of k-means: the best is taken."""
 
 Points = Any
 """A matrix [text, feature] of float64, dense or of scipy's sparse rows, each row of length one or zero."""
@@ -28,7 +36,7 @@ def check_embedding(selector: Selector, embed: str) -> None:
 
 
 def embedded(selector: Selector, texts: Sequence[str], embed: str, encoder: str, context: Context) -> Points:
-    """The texts as points.
+    """Return the texts as points.
 
     `model`: the mean of the untouched model's last hidden states over the tokens that a window can hold. `tfidf`: see there. `sentence`: what
     the encoder of sentence-transformers that is called `encoder` gives. `DataError` without a model, or without that package or encoder.
@@ -56,7 +64,7 @@ def tfidf(texts: Sequence[str]) -> Points:
 
 
 def sentences(selector: Selector, texts: Sequence[str], encoder: str) -> Float[np.ndarray, "text feature"]:
-    """What a sentence encoder makes of the texts; the package is looked for only here."""
+    """Return what a sentence encoder makes of the texts; the package is looked for only here."""
     try:
         package = import_module("sentence_transformers")
     except ImportError as error:
@@ -72,3 +80,28 @@ def sentences(selector: Selector, texts: Sequence[str], encoder: str) -> Float[n
             f"{selector} can't open the sentence encoder {encoder!r}: {error}; give a folder or an id on the hub", subject=encoder
         ) from error
     return np.asarray(model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False), dtype=np.float64)
+
+
+def clustered(points: Points, k: int, seed: int) -> tuple[Labels, Distances]:
+    """Return the k-means cluster of each point, and its distance to that cluster's centre; fewer clusters where there are fewer distinct points.
+
+    Lloyd's algorithm from k-means++, the best of `STARTS` starts (scikit-learn's); seeded, on one thread, so that sums are taken in one order.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    count = points.shape[0]
+    if not count or not points.shape[1]:
+        return np.zeros(count, dtype=np.int64), np.zeros(count)
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # there are fewer distinct points than clusters
+        options: dict[str, Any] = {"n_init": STARTS, "random_state": seed}
+        fitted = KMeans(min(k, count), **options).fit(points)
+        labels, distances = np.asarray(fitted.labels_, dtype=np.int64), fitted.transform(points)
+    return labels, np.asarray(distances[np.arange(count), labels], dtype=np.float64)
+
+
+def in_turn(groups: Iterable[Iterable[Any]]) -> list[int]:
+    """Return the first of each group, then the second of each that has one, and so on."""
+    return [int(one) for turn in zip_longest(*groups) for one in turn if one is not None]

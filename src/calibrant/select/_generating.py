@@ -1,10 +1,10 @@
-"""Texts that the model itself writes: batched sampling, what is thrown away of it, and the generations that are kept.
+"""Texts that the model itself writes: batched sampling, what is filtered out, and the generations in the user's cache.
 
     CACHE/generated/<identity>/batch-00000.json
 
-Texts are written batch by batch until enough of them is left. A batch depends on its number, on what was asked and on the batches before it,
+Texts are written batch by batch until enough of them is left. A batch depends on its number, on the request and on the batches before it,
 which say how many texts it has; so a generation that was killed goes on with its next batch, and gives bit for bit what one that wasn't gives.
-What can't be kept is written anew each time.
+Where no file can be written the texts are made anew each time.
 """
 
 import json
@@ -35,7 +35,7 @@ REVISION: Final = 1
 """Raised when the same question gives other texts than before."""
 
 MARGIN: Final = Fraction(21, 20)
-"""What is written for each token that is wanted: separators and the ends of windows take up little."""
+"""How many tokens are written for each that is to come: separators and the ends of windows take up little."""
 SURPLUS: Final = Fraction(23, 20)
 """How many times what is missing a round is to bring: one of few texts takes nearly as long as one of many."""
 PATIENCE: Final = 12
@@ -72,7 +72,7 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Text:
+class GeneratedText:
     """A draft that can be used: what it reads like, and how many tokens that is when it is encoded again."""
 
     draft: Draft
@@ -81,19 +81,19 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Sifted:
-    """Which texts are left, as indices in the order of writing, and what became of the others."""
+class FilterResult:
+    """Which texts are left, by their places in the order of writing, and what became of the others."""
 
-    kept: tuple[int, ...]
+    places: tuple[int, ...]
     note: str
 
 
 @dataclass(frozen=True)
-class Writing:
+class GenerationRequest:
     """What is to be written: the prefixes of equal length, start tokens (`starts` of each) first, are gone through round and round.
 
     A text ends at an end token, or when it has `length` tokens, prefix included; `batch` texts are written at a time, or fewer if fewer will do.
-    `sift` says which are left, of which `keeps` is the share that is expected.
+    `filter_texts` says which are left, of which `keeps` is the share that is expected.
     """
 
     prefixes: tuple[tuple[int, ...], ...]
@@ -101,11 +101,11 @@ class Writing:
     length: int
     sampling: Sampling
     batch: int
-    sift: Callable[[Sequence[Text]], Sifted]
+    filter_texts: Callable[[Sequence[GeneratedText]], FilterResult]
     keeps: float = 1.0
 
 
-def selection(selector: Selector, context: Context, writing: Writing) -> Selection:
+def selection(selector: Selector, context: Context, writing: GenerationRequest) -> Selection:
     """Rounds of a batch until what is left holds the tokens that are wanted and a twentieth more; rows in the order of writing.
 
     `DataError` if there is no end of it, or if the model can't see as many tokens as a text may have.
@@ -114,16 +114,16 @@ def selection(selector: Selector, context: Context, writing: Writing) -> Selecti
     _check_room(selector, opened, writing)
     generation = _Generation(selector, context, opened, writing)
     ideal = math.ceil(context.tokens * MARGIN / writing.length)
-    texts: list[Text] = []
+    texts: list[GeneratedText] = []
     written = 0
     while True:
-        sifted = writing.sift(texts)
-        have = sum(texts[i].tokens for i in sifted.kept)
+        remaining = writing.filter_texts(texts)
+        have = sum(texts[i].tokens for i in remaining.places)
         if have >= context.tokens * MARGIN:
             break
         if written >= PATIENCE * ideal + 2 * writing.batch:
             raise DataError(
-                f"{selector} wrote {written} texts, and what is left of them has {have} of {context.tokens} tokens ({sifted.note}); "
+                f"{selector} wrote {written} texts, and what is left of them has {have} of {context.tokens} tokens ({remaining.note}); "
                 "choose another temperature or prefix, a lower drop, or loops='keep'",
                 subject=str(selector),
             )
@@ -131,13 +131,13 @@ def selection(selector: Selector, context: Context, writing: Writing) -> Selecti
         written += len(drafts)
         texts += [text for draft in drafts if (text := _readable(context, draft, writing)) is not None]
     context.progress(f"writing text for {selector}", context.tokens, context.tokens)
-    rows = tuple(Row(text=texts[i].text) for i in sifted.kept)
-    shape = "/".join(f"{distinct([texts[i].draft.ids for i in sifted.kept], n):.2f}" for n in (1, 2, 3))
-    return Selection(rows, f"wrote {written} texts; {sifted.note}; distinct-1/2/3 of the rest {shape}")
+    rows = tuple(Row(text=texts[i].text) for i in remaining.places)
+    shape = "/".join(f"{distinct([texts[i].draft.ids for i in remaining.places], n):.2f}" for n in (1, 2, 3))
+    return Selection(rows, f"wrote {written} texts; {remaining.note}; distinct-1/2/3 of the rest {shape}")
 
 
-def sift(texts: Sequence[Text], drop: float = 0.0, loops: str = "drop") -> Sifted:
-    """What is left of texts without the ceil(drop · n) that are worst by the model's own perplexity, loops unless they are kept, and copies.
+def filter_texts(texts: Sequence[GeneratedText], drop: float = 0.0, loops: str = "drop") -> FilterResult:
+    """Return what is left of texts without the ceil(drop · n) that are worst by the model's own perplexity, loops unless they are places, and copies.
 
     All n count for the share, loops among them. Of equals the later goes first.
     """
@@ -145,11 +145,11 @@ def sift(texts: Sequence[Text], drop: float = 0.0, loops: str = "drop") -> Sifte
     looping = {i for i, text in enumerate(texts) if looped(text.draft.ids)}
     first = {text.text: i for i, text in reversed(list(enumerate(texts)))}
     gone = {*worst, *(looping if loops == "drop" else ())}
-    kept = tuple(i for i, text in enumerate(texts) if i not in gone and first[text.text] == i)
-    told = [f"dropped {len(worst)} of {len(texts)} at a perplexity of {math.exp(texts[worst[-1]].draft.nats):.4g} and above"] if worst else []
-    told += [f"{len(looping)} loops{', dropped too' if looping and loops == 'drop' else ''}"]
-    told += [f"{len(texts) - len(first)} copies dropped"] if len(first) < len(texts) else []
-    return Sifted(kept, ", ".join(told))
+    places = tuple(i for i, text in enumerate(texts) if i not in gone and first[text.text] == i)
+    notes = [f"dropped {len(worst)} of {len(texts)} at a perplexity of {math.exp(texts[worst[-1]].draft.nats):.4g} and above"] if worst else []
+    notes += [f"{len(looping)} loops{', dropped too' if looping and loops == 'drop' else ''}"]
+    notes += [f"{len(texts) - len(first)} copies dropped"] if len(first) < len(texts) else []
+    return FilterResult(places, ", ".join(notes))
 
 
 def distinct(sequences: Sequence[Sequence[int]], n: int) -> float:
@@ -184,9 +184,9 @@ def write(
     ends: frozenset[int],
     starts: int = 0,
     vocabulary: int | None = None,
-    told: Callable[[int], None] = lambda step: None,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> list[Draft]:
-    """The model continues each prefix until an end token comes or there are `length` tokens without its first `starts` ones.
+    """Return the model continues each prefix until an end token comes or there are `length` tokens without its first `starts` ones.
 
     A text's chance is a row of numbers of its own, drawn before anything is written, so when another text ends changes nothing but rounding. Only
     the first `vocabulary` tokens are written. Log-softmax and softmax are float32, or float64 for a model that is.
@@ -214,7 +214,7 @@ def write(
             cache.batch_select_indices(goes_on.nonzero()[:, 0].to(ids.device))
         shown = chosen[goes_on.to(chosen.device), None]
         ids[going.to(ids.device), width + step] = shown[:, 0]
-        told(step)
+        on_step(step)
     predicted = (lengths - 1).clamp(min=1)
     return [Draft(tuple(row[starts:size]), nat) for row, size, nat in zip(ids.tolist(), lengths.tolist(), (nats / predicted).tolist(), strict=True)]
 
@@ -226,7 +226,7 @@ def pick(
     sampling: Sampling,
     step: int = 0,
 ) -> Int[Tensor, " text"]:
-    """The next token of each text: where `chance`, a number in [0, 1), falls among the tokens that are left, the most likely first.
+    """Return the next token of each text: where `chance`, a number in [0, 1), falls among the tokens that are left, the most likely first.
 
     Penalty (Keskar et al. 2019, arXiv 1909.05858: the logit of what occurred before, the prefix included, is divided by the penalty, or multiplied
     if it is negative), temperature, top-k and top-p in the order in which transformers applies them. Of tokens that tie at the k-th place
@@ -236,10 +236,10 @@ def pick(
     count = min(sampling.top_k or scores.shape[1], scores.shape[1])
     # Sorted probabilities are few numbers: the rest is done where float64 is at hand.
     scores, tokens = scores.topk(count, dim=1)
-    kept = nucleus(scores.softmax(1).cpu().double(), sampling.top_p)
-    sums = kept.cumsum(1)
+    nucleus_of_each = nucleus(scores.softmax(1).cpu().double(), sampling.top_p)
+    sums = nucleus_of_each.cumsum(1)
     place = torch.searchsorted(sums, (chance * sums[:, -1])[:, None], right=True)
-    place = torch.minimum(place, (kept > 0).sum(1, keepdim=True) - 1)
+    place = torch.minimum(place, (nucleus_of_each > 0).sum(1, keepdim=True) - 1)
     return tokens.gather(1, place.to(tokens.device))[:, 0]
 
 
@@ -251,7 +251,7 @@ def nucleus(probabilities: Float64[Tensor, "text rank"], top_p: float) -> Float6
     return torch.where(stays, probabilities, 0.0)
 
 
-def need_between(selector: Selector, **bounds: tuple[float, float]) -> None:
+def check_between(selector: Selector, **bounds: tuple[float, float]) -> None:
     """`SpecError` for a field of the selector that isn't within its bounds, of which the least is allowed; infinity stands for `MOST`."""
     for name, (least, most) in bounds.items():
         value = getattr(selector, name)
@@ -263,8 +263,8 @@ def need_between(selector: Selector, **bounds: tuple[float, float]) -> None:
 def _penalised(logits: Float[Tensor, "text token"], before: Int[Tensor, "text position"], penalty: float) -> Float[Tensor, "text token"]:
     if penalty == 1.0:
         return logits
-    found = logits.gather(1, before)
-    return logits.scatter(1, before, torch.where(found < 0, found * penalty, found / penalty))
+    old = logits.gather(1, before)
+    return logits.scatter(1, before, torch.where(old < 0, old * penalty, old / penalty))
 
 
 def _within(logits: Float[Tensor, "text token"], vocabulary: int | None) -> Float[Tensor, "text token"]:
@@ -282,13 +282,13 @@ def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
 
 
-def _round(missing: Fraction, have: int, written: int, writing: Writing) -> int:
-    """How many texts the next round writes: what is missing, as the texts before it have gone, and at most a batch."""
+def _round(missing: Fraction, have: int, written: int, writing: GenerationRequest) -> int:
+    """Return how many texts the next round writes: what is missing, as the texts before it have gone, and at most a batch."""
     each = have / written if have else writing.length * writing.keeps
     return writing.batch if written and not have else min(writing.batch, 1 + math.ceil(SURPLUS * missing / Fraction(each)))
 
 
-def _check_room(selector: Selector, opened: Opened, writing: Writing) -> None:
+def _check_room(selector: Selector, opened: Opened, writing: GenerationRequest) -> None:
     room = getattr(opened.model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(room, int) and writing.length + writing.starts > room:
         raise DataError(
@@ -297,13 +297,13 @@ def _check_room(selector: Selector, opened: Opened, writing: Writing) -> None:
         )
 
 
-def _readable(context: Context, draft: Draft, writing: Writing) -> Text | None:
+def _readable(context: Context, draft: Draft, writing: GenerationRequest) -> GeneratedText | None:
     """What the tokens read like without special ones and without a letter that is cut in half at the end; None if nothing was added to a prefix."""
     text: Any = context.tokenizer.decode(list(draft.ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     text = text.rstrip("\ufffd")
     if len(draft.ids) <= len(writing.prefixes[0]) - writing.starts or not text.strip():
         return None
-    return Text(draft, text, len(context.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]))
+    return GeneratedText(draft, text, len(context.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]))
 
 
 class _Room(DynamicLayer):
@@ -337,11 +337,11 @@ def _make_room(cache: Any, length: int) -> None:
 class _Generation:
     """The batches of one generation, from the disk where they are there."""
 
-    def __init__(self, selector: Selector, context: Context, opened: Opened, writing: Writing) -> None:
+    def __init__(self, selector: Selector, context: Context, opened: Opened, writing: GenerationRequest) -> None:
         self._context, self._opened, self._writing = context, opened, writing
         self._ends = _ends(opened)
-        self._words, self._told, self._number = len(context.tokenizer), f"writing text for {selector}", 0
-        asked = {
+        self._words, self._label, self._number = len(context.tokenizer), f"writing text for {selector}", 0
+        request = {
             "generated": REVISION,
             "spec": canonical(selector),
             "model": opened.digest,
@@ -353,48 +353,50 @@ class _Generation:
             "ends": sorted(self._ends),
             "vocabulary": self._words,
         }
-        self._name = identity(asked)
+        self._name = identity(request)
         self._folder = cache_folder() / "generated" / self._name.removeprefix("sha256:")
 
     def batch(self, written: int, count: int, have: int) -> list[Draft]:
-        """The next `count` texts, after `written` ones of which `have` tokens are left."""
+        """Return the next `count` texts, after `written` ones of which `have` tokens are left."""
         path = self._folder / f"batch-{self._number:05d}.json"
-        drafts = _kept(path, count)
+        drafts = _read_batch(path, count)
         if drafts is None:
             drafts = self._write(written, count, have)
-            with suppress(OSError):  # what can't be kept is written again
+            with suppress(OSError):  # where no file can be written the texts are made again
                 path.parent.mkdir(parents=True, exist_ok=True)
-                put(path, _packed(drafts))
+                put(path, _batch_bytes(drafts))
         self._number += 1
         return drafts
 
     def _write(self, written: int, count: int, have: int) -> list[Draft]:
-        asked, wanted = self._writing, self._context.tokens
-        chosen = [asked.prefixes[(written + i) % len(asked.prefixes)] for i in range(count)]
+        request, target = self._writing, self._context.tokens
+        chosen = [request.prefixes[(written + i) % len(request.prefixes)] for i in range(count)]
         seed = int(identity([self._name, self._number]).removeprefix("sha256:")[:15], 16)
 
-        def told(step: int) -> None:
-            self._context.progress(self._told, min(have + count * (step + 1), wanted), wanted)
+        def on_step(step: int) -> None:
+            self._context.progress(self._label, min(have + count * (step + 1), target), target)
 
-        return write(self._opened.model, torch.tensor(chosen), asked.length, asked.sampling, seed, self._ends, asked.starts, self._words, told)
+        return write(
+            self._opened.model, torch.tensor(chosen), request.length, request.sampling, seed, self._ends, request.starts, self._words, on_step
+        )
 
 
 def _ends(opened: Opened) -> frozenset[int]:
-    """The tokens that end a text: the tokenizer's end token, and those that the model's own settings for generation name."""
+    """Return the tokens that end a text: the tokenizer's end token, and those that the model's own settings for generation name."""
     named = getattr(opened.model.generation_config, "eos_token_id", None)
     several = named if isinstance(named, list) else [named]
     return frozenset(i for i in (*several, opened.tokenizer.eos_token_id) if isinstance(i, int))
 
 
-def _packed(drafts: Sequence[Draft]) -> bytes:
-    told = [[list(draft.ids), draft.nats] for draft in drafts]
-    return json.dumps({"texts": told, "digest": identity(told)}).encode()
+def _batch_bytes(drafts: Sequence[Draft]) -> bytes:
+    texts = [[list(draft.ids), draft.nats] for draft in drafts]
+    return json.dumps({"texts": texts, "digest": identity(texts)}).encode()
 
 
-def _kept(path: Path, count: int) -> list[Draft] | None:
-    """The batch that a file holds; None if there is no such file, or if it is damaged or of another size."""
+def _read_batch(path: Path, count: int) -> list[Draft] | None:
+    """Return the batch that a file holds; None if there is no such file, or if it is damaged or of another size."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(path.read_text("utf-8"))
-        if found["digest"] == identity(found["texts"]) and len(found["texts"]) == count:
-            return [Draft(tuple(ids), nats) for ids, nats in found["texts"]]
+        batch = json.loads(path.read_text("utf-8"))
+        if batch["digest"] == identity(batch["texts"]) and len(batch["texts"]) == count:
+            return [Draft(tuple(ids), nats) for ids, nats in batch["texts"]]
     return None

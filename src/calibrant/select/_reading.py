@@ -30,25 +30,25 @@ SPARE: Final = 16
 
 
 def beginnings(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> list[list[int]]:
-    """The first `length` tokens of each text, as many as a window can hold; the start token is one of them where the tokenizer writes one."""
+    """Return the first `length` tokens of each text, as many as a window can hold; the start token is one of them where the tokenizer writes one."""
     start = start_tokens(tokenizer)
     room = max(0, length - len(start))
-    found: list[list[int]] = [[] for _ in texts]
+    results: list[list[int]] = [[] for _ in texts]
     left, letters = list(range(len(texts))), LETTERS_PER_TOKEN * (room + SPARE)
     while left:
         for i, ids in zip(left, tokenised([texts[i][:letters] for i in left], tokenizer), strict=True):
-            found[i] = ids
-        left = [i for i in left if len(texts[i]) > letters and len(found[i]) < room + SPARE]
+            results[i] = ids
+        left = [i for i in left if len(texts[i]) > letters and len(results[i]) < room + SPARE]
         letters *= 2
-    return [[*start, *ids[:room]] for ids in found]
+    return [[*start, *ids[:room]] for ids in results]
 
 
 def tokenised(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The tokens of each text, special ones left out."""
-    found: list[list[int]] = []
+    """Return the tokens of each text, special ones left out."""
+    results: list[list[int]] = []
     for begin in range(0, len(texts), TEXTS_AT_ONCE):
-        found += tokenizer(list(texts[begin : begin + TEXTS_AT_ONCE]), add_special_tokens=False, verbose=False)["input_ids"]
-    return found
+        results += tokenizer(list(texts[begin : begin + TEXTS_AT_ONCE]), add_special_tokens=False, verbose=False)["input_ids"]
+    return results
 
 
 @torch.no_grad()
@@ -58,28 +58,28 @@ def nats(opened: Opened, sequences: Sequence[Sequence[int]], progress: Progress 
     Nothing is added to a sequence: its first token is shown and not predicted. One of fewer than two tokens has no loss, and gets `nan`.
     The log-softmax is taken in float32, or float64 for a model that is.
     """
-    found = [math.nan] * len(sequences)
+    results = [math.nan] * len(sequences)
     for batch in _batches(sequences, 2, progress):
         inputs = padded([sequences[i] for i in batch], opened.model.device)
         logits: Tensor = opened.model(**inputs, use_cache=False).logits
         for i, row in zip(batch, logits, strict=True):
-            wanted = inputs["input_ids"].new_tensor(sequences[i][1:])
-            found[i] = float(cross_entropy(_wide(row[: len(wanted)]), wanted, reduction="none").double().mean())
-    return found
+            targets = inputs["input_ids"].new_tensor(sequences[i][1:])
+            results[i] = float(cross_entropy(_wide(row[: len(targets)]), targets, reduction="none").double().mean())
+    return results
 
 
 @torch.no_grad()
 def pooled(
     opened: Opened, sequences: Sequence[Sequence[int]], layers: Literal["last", "all"] = "last", progress: Progress = silent
 ) -> Float[Tensor, "text feature"]:
-    """The mean over each sequence's tokens of the model's hidden states, on the CPU, in float32 (float64 for a model that is).
+    """Return the mean over each sequence's tokens of the model's hidden states, on the CPU, in float32 (float64 for a model that is).
 
     `last`: what the head reads, after the final norm. `all`: the output of each block, each mean scaled to length one, one behind the other
     (the last block's after the final norm, as transformers gives it). An empty sequence is all zeros.
     """
     model = opened.model.base_model
     dtype = torch.float64 if opened.dtype == torch.float64 else torch.float32
-    found: Tensor | None = None
+    results: Tensor | None = None
     for batch in _batches(sequences, 1, progress):
         inputs = padded([sequences[i] for i in batch], opened.model.device)
         read = model(**inputs, use_cache=False, **({"output_hidden_states": True} if layers == "all" else {}))
@@ -87,9 +87,9 @@ def pooled(
         for row, i in enumerate(batch):
             means = [state[row, : len(sequences[i])].to(dtype).mean(0) for state in states]
             one = torch.cat([normalize(mean, dim=0) for mean in means]) if layers == "all" else means[0]
-            found = torch.zeros(len(sequences), len(one), dtype=dtype) if found is None else found
-            found[i] = one.cpu()
-    return torch.zeros(len(sequences), 0, dtype=dtype) if found is None else found
+            results = torch.zeros(len(sequences), len(one), dtype=dtype) if results is None else results
+            results[i] = one.cpu()
+    return torch.zeros(len(sequences), 0, dtype=dtype) if results is None else results
 
 
 def _batches(sequences: Sequence[Sequence[int]], shortest: int, progress: Progress) -> Iterator[list[int]]:

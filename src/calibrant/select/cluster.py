@@ -7,8 +7,7 @@ import numpy as np
 
 from calibrant.errors import SpecError
 from calibrant.select._base import Context, Picking
-from calibrant.select._clusters import clustered, in_turn
-from calibrant.select._embedding import ENCODER, check_embedding, embedded
+from calibrant.select._embedding import ENCODER, check_embedding, clustered, embedded, in_turn
 
 
 @dataclass(frozen=True, repr=False)

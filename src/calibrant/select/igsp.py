@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from calibrant.errors import SpecError
 from calibrant.select._base import MOST, Context, Picking
-from calibrant.select._clusters import in_turn
+from calibrant.select._embedding import in_turn
 from calibrant.select._reading import beginnings, nats
 
 GRAM: Final = 4
@@ -52,16 +52,16 @@ class IGSP(Picking):
         by_loss = judged[np.argsort(losses[judged], kind="stable")]
         levels = [part[np.argsort(repeated[part], kind="stable")] for part in np.array_split(by_loss, self.strata)]
         rest = np.setdiff1d(np.arange(len(texts)), judged)
-        return [*in_turn(levels), *map(int, rest)], _told(repeated[judged], losses[judged])
+        return [*in_turn(levels), *map(int, rest)], _note(repeated[judged], losses[judged])
 
 
 def repetition(ids: Sequence[int]) -> float:
-    """The share of a sequence's runs of four tokens that stood in it before; `nan` for one with fewer than two runs, of which none could."""
+    """Return the share of a sequence's runs of four tokens that stood in it before; `nan` for one with fewer than two runs, of which none could."""
     runs = len(ids) - GRAM + 1
     return 1 - len({tuple(ids[at : at + GRAM]) for at in range(runs)}) / runs if runs > 1 else float("nan")
 
 
-def _told(repeated: Float[np.ndarray, " text"], losses: Float[np.ndarray, " text"]) -> str:
+def _note(repeated: Float[np.ndarray, " text"], losses: Float[np.ndarray, " text"]) -> str:
     if not len(losses):
         return ""
     return f"perplexity {np.exp(losses.min()):.3g} to {np.exp(losses.max()):.3g}; {repeated.mean():.1%} of their 4-grams repeated on average"

@@ -27,6 +27,8 @@ class LeastPerplexity(Picking):
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
         losses = np.array(nats(context.model(self), beginnings(texts, context.tokenizer, context.length), context.progress))
         order = np.argsort(np.nan_to_num(losses, nan=np.inf), kind="stable")  # what has no loss goes last
-        told = losses[~np.isnan(losses)]
-        note = f"perplexity {np.exp(told.min()):.3g} to {np.exp(told.max()):.3g}, {np.exp(np.median(told)):.3g} in the middle" if len(told) else ""
+        known = losses[~np.isnan(losses)]
+        note = (
+            f"perplexity {np.exp(known.min()):.3g} to {np.exp(known.max()):.3g}, {np.exp(np.median(known)):.3g} in the middle" if len(known) else ""
+        )
         return [int(one) for one in order], note

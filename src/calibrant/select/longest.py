@@ -28,5 +28,5 @@ class Longest(Picking):
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
         lengths = np.array([len(ids) for ids in tokenised(texts, context.tokenizer)], dtype=np.int64)
         order = np.argsort(-lengths, kind="stable")
-        told = f"{lengths.max()} to {lengths.min()} tokens, {int(np.median(lengths))} in the middle" if len(lengths) else ""
-        return [int(one) for one in order], told
+        note = f"{lengths.max()} to {lengths.min()} tokens, {int(np.median(lengths))} in the middle" if len(lengths) else ""
+        return [int(one) for one in order], note

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from calibrant.data import Source
 from calibrant.errors import DataError, SpecError
 from calibrant.select._base import Context, Selection, Selector
-from calibrant.select._generating import Sampling, Writing, need_between, selection, sift
+from calibrant.select._generating import GenerationRequest, Sampling, check_between, filter_texts, selection
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,13 +40,13 @@ class SelfCal(Selector):
 
     def __post_init__(self) -> None:
         none, whole, tiny = 0.0, math.inf, 1e-3
-        need_between(self, t_initial=(tiny, whole), t_final=(tiny, whole), steps=(none, whole), top_k=(none, whole), top_p=(tiny, 1.0))
-        need_between(self, repetition_penalty=(tiny, whole), batch=(1.0, whole))
+        check_between(self, t_initial=(tiny, whole), t_final=(tiny, whole), steps=(none, whole), top_k=(none, whole), top_p=(tiny, 1.0))
+        check_between(self, repetition_penalty=(tiny, whole), batch=(1.0, whole))
         if self.max_tokens is not None and self.max_tokens < 1:
             raise SpecError(f"selfcal(max_tokens={self.max_tokens}): a text has at least 1 token", subject="max_tokens")
 
     def temperature(self, step: int) -> float:
-        """The temperature at which the token `step`, the first being 0, is drawn."""
+        """Return the temperature at which the token `step`, the first being 0, is drawn."""
         return self.t_final if step >= self.steps else self.t_initial + (self.t_final - self.t_initial) * step / self.steps
 
     def measured(self) -> Source:
@@ -58,7 +58,7 @@ class SelfCal(Selector):
         return None
 
     def select(self, context: Context) -> Selection:
-        """Texts until they suffice. `DataError` if there is neither a start nor an end token."""
+        """Return texts until they suffice. `DataError` if there is neither a start nor an end token."""
         bos, eos = context.tokenizer.bos_token_id, context.tokenizer.eos_token_id
         start = bos if isinstance(bos, int) else eos
         if not isinstance(start, int):
@@ -67,4 +67,6 @@ class SelfCal(Selector):
             )
         length = context.length if self.max_tokens is None else self.max_tokens
         sampling = Sampling(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
-        return selection(self, context, Writing(((start,),), 1, length, sampling, self.batch, lambda texts: sift(texts, loops="keep")))
+        return selection(
+            self, context, GenerationRequest(((start,),), 1, length, sampling, self.batch, lambda texts: filter_texts(texts, loops="keep"))
+        )

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Final
 
-from calibrant.data import Row, Source, Stored, start_tokens
+from calibrant.data import Row, Source, StoredSource, start_tokens
 from calibrant.data.expression import Term, parse_expression
 from calibrant.errors import DataError, SpecError
 from calibrant.select._base import Context, Selection, Selector
-from calibrant.select._generating import Sampling, Writing, need_between, selection, sift
+from calibrant.select._generating import GenerationRequest, Sampling, check_between, filter_texts, selection
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,8 +53,8 @@ class SelfGen(Selector):
 
     def __post_init__(self) -> None:
         none, one, whole, tiny = 0.0, 1.0, math.inf, 1e-3
-        need_between(self, prefix_tokens=(one, whole), candidates=(one, whole), batch=(one, whole), top_k=(none, whole), top_p=(tiny, one))
-        need_between(self, temperature=(tiny, whole), repetition_penalty=(tiny, whole), drop=(none, 0.999))
+        check_between(self, prefix_tokens=(one, whole), candidates=(one, whole), batch=(one, whole), top_k=(none, whole), top_p=(tiny, one))
+        check_between(self, temperature=(tiny, whole), repetition_penalty=(tiny, whole), drop=(none, 0.999))
         if self.max_tokens is not None and self.max_tokens <= self.prefix_tokens:
             raise SpecError(
                 f"selfgen(max_tokens={self.max_tokens}): a text must have room behind its prefix of {self.prefix_tokens} tokens", subject="max_tokens"
@@ -72,15 +72,15 @@ class SelfGen(Selector):
         return (self._term.source,)
 
     def measured(self) -> Source:
-        """The source of the prefixes: the closest to what is written that has a measured part."""
+        """Return the source of the prefixes: the closest to what is written that has a measured part."""
         return self._term.source
 
     def disjoint(self) -> int | None:
-        """How often the rows that prefixes come from suffice for as many as a draw takes."""
+        """Return how often the rows that prefixes come from suffice for as many as a draw takes."""
         return max(1, len(self._rows()) // self.candidates)
 
     def select(self, context: Context) -> Selection:
-        """Texts until they suffice. `DataError` if no row is as long as a prefix, or if too little is left of what is written."""
+        """Return texts until they suffice. `DataError` if no row is as long as a prefix, or if too little is left of what is written."""
         starts = start_tokens(context.tokenizer)
         length = context.length if self.max_tokens is None else self.max_tokens
         if length <= self.prefix_tokens:
@@ -89,22 +89,22 @@ class SelfGen(Selector):
             )
         sampling = Sampling(lambda step: self.temperature, self.top_k, self.top_p, self.repetition_penalty)
         prefixes = tuple((*starts, *ids) for ids in self._prefixes(context))
-        left = partial(sift, drop=self.drop, loops=self.loops)
-        return selection(self, context, Writing(prefixes, len(starts), length, sampling, self.batch, left, 1 - self.drop))
+        left = partial(filter_texts, drop=self.drop, loops=self.loops)
+        return selection(self, context, GenerationRequest(prefixes, len(starts), length, sampling, self.batch, left, 1 - self.drop))
 
     def _prefixes(self, context: Context) -> list[list[int]]:
-        """The first tokens of the draw's rows; rows that are shorter are passed over."""
+        """Return the first tokens of the draw's rows; rows that are shorter are passed over."""
         rows = self._rows()
         term = self._term
         begin = context.draw * self.candidates
         dealt = [rows[at % len(rows)] for at in range(begin, begin + min(self.candidates, len(rows)))]
         texts = (term.format.render(row, context.tokenizer) for row in dealt if term.format.takes(row))
-        found = [ids for ids in self._first_tokens(texts, context) if len(ids) == self.prefix_tokens]
-        if not found:
+        prefixes = [ids for ids in self._first_tokens(texts, context) if len(ids) == self.prefix_tokens]
+        if not prefixes:
             raise DataError(
                 f"{self}: none of the {len(dealt)} rows of this draw has {self.prefix_tokens} tokens; lower prefix_tokens", subject=self.prefix
             )
-        return found
+        return prefixes
 
     def _first_tokens(self, texts: Iterator[str], context: Context) -> Iterator[list[int]]:
         for text in texts:
@@ -114,7 +114,7 @@ class SelfGen(Selector):
 
     def _rows(self) -> Sequence[Row]:
         source = self._term.source
-        return source.holding("calibrate").rows if isinstance(source, Stored) else tuple(source.rows("calibrate"))
+        return source.part("calibrate").rows if isinstance(source, StoredSource) else tuple(source.rows("calibrate"))
 
     @property
     def _term(self) -> Term:

@@ -50,21 +50,21 @@ class Similar(Picking):
         return self.embed == "model"
 
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
-        wanted = self._target(context)
-        points = embedded(self, [*texts, *wanted], self.embed, self.encoder, context)
+        targets = self._target(context)
+        points = embedded(self, [*texts, *targets], self.embed, self.encoder, context)
         likeness = _cosines(points[: len(texts)], points[len(texts) :], self.embed == "model")
         order = np.argsort(-likeness, kind="stable")
-        told = f"; cosine {likeness[order[0]]:.3f} to {likeness[order[-1]]:.3f}" if len(order) else ""
-        return [int(one) for one in order], f"compared with {len(wanted)} texts of {self.to}{told}"
+        note = f"; cosine {likeness[order[0]]:.3f} to {likeness[order[-1]]:.3f}" if len(order) else ""
+        return [int(one) for one in order], f"compared with {len(targets)} texts of {self.to}{note}"
 
     def beside(self, context: Context) -> Sequence[str]:
         return self._target(context)
 
     def _target(self, context: Context) -> list[str]:
-        found = [text for term in parse_expression(self.to) for text in self._rendered(term, context)]
-        if not any(text.strip() for text in found):
+        texts = [text for term in parse_expression(self.to) for text in self._rendered(term, context)]
+        if not any(text.strip() for text in texts):
             raise DataError(f"{self}: the calibrate part of {self.to!r} has no text to be like; name another target", subject=self.to)
-        return found
+        return texts
 
     def _rendered(self, term: Term, context: Context) -> list[str]:
         rows = (row for row in term.source.rows("calibrate") if term.format.takes(row))
@@ -72,7 +72,7 @@ class Similar(Picking):
 
 
 def _cosines(points: Any, targets: Any, centred: bool) -> np.ndarray:
-    """The cosine of each point to the mean of the targets; 0 where one of them has no direction."""
+    """Return the cosine of each point to the mean of the targets; 0 where one of them has no direction."""
     middle = np.asarray(targets.mean(axis=0)).ravel()
     if centred and len(points):
         origin = points.mean(axis=0)

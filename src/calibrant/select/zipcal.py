@@ -48,15 +48,15 @@ class ZipCal(Picking):
 
 
 def types_of(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Types]:
-    """The distinct token types of each text, as sorted numbers."""
+    """Return the distinct token types of each text, as sorted numbers."""
     sequences = [np.unique(np.array(ids, dtype=np.int64)) for ids in beginnings(texts, tokenizer, length)]
     used = np.unique(np.concatenate([*sequences, np.zeros(0, dtype=np.int64)]))
     spelt, tokens = tokenizer.batch_decode(used[:, None].tolist()), tokenizer.convert_ids_to_tokens(used.tolist())
-    names = [normalised(*told) for told in zip(spelt, tokens, strict=True)]
+    names = [normalised(*pair) for pair in zip(spelt, tokens, strict=True)]
     numbers = {name: number for number, name in enumerate(sorted(set(names) - {""}))}
     number = np.array([numbers.get(name, -1) for name in names], dtype=np.int64)
-    found = [np.unique(number[np.searchsorted(used, ids)]) for ids in sequences]
-    return [types[types >= 0] for types in found]
+    rows = [np.unique(number[np.searchsorted(used, ids)]) for ids in sequences]
+    return [types[types >= 0] for types in rows]
 
 
 def normalised(spelt: str, token: str) -> str:
@@ -68,7 +68,7 @@ def normalised(spelt: str, token: str) -> str:
 
 
 def covering(types: Sequence[Types], pool: int, chance: np.random.Generator) -> tuple[list[int], int]:
-    """Every text in the order in which the greedy takes it, and how many it took until the first count was full; texts of no type come last.
+    """Return every text in the order in which the greedy takes it, and how many it took until the first count was full; texts of no type come last.
 
     What each text would add is kept up to date through the list of texts that hold a type: a step costs what it covers, not what there is.
     """
@@ -97,7 +97,7 @@ def covering(types: Sequence[Types], pool: int, chance: np.random.Generator) -> 
 
 
 def _holders(types: Sequence[Types]) -> list[Int[np.ndarray, " _"]]:
-    """For each type, the texts that hold it."""
+    """Return for each type, the texts that hold it."""
     if not any(map(len, types)):
         return []
     every = np.concatenate(list(types))

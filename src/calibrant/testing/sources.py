@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
-from calibrant.data import PARTS, Part, Row, Source, Stored, formats, parse_source
+from calibrant.data import PARTS, Part, Row, Source, StoredSource, formats, parse_source
 from calibrant.data._base import FIELDS
 from calibrant.data.sources import sources
 from calibrant.errors import DataError
@@ -24,7 +24,7 @@ def check_source(source: Source) -> None:
     for part in PARTS:
         _check_rows(source, part)
     if source.kind != "control":
-        limit = None if isinstance(source, Stored) else LOOKED_AT
+        limit = None if isinstance(source, StoredSource) else LOOKED_AT
         parts: dict[Part, list[Row]] = {part: list(islice(source.rows(part), limit)) for part in PARTS}
         _check_disjoint(source, parts)
         _check_rendering(source, parts["calibrate"][0])

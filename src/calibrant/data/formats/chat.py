@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Format, Row
 from calibrant.data._templates import templated
-from calibrant.data.formats._asked import asked
+from calibrant.data.formats._question import question_text
 from calibrant.errors import DataError
 
 
@@ -38,6 +38,6 @@ class Chat(Format):
             turns = [{"role": role, "content": content} for role, content in row.turns]
         else:
             before, after = row.frame
-            question = asked(row).removeprefix(before.strip()).removesuffix(after).strip()
+            question = question_text(row).removeprefix(before.strip()).removesuffix(after).strip()
             turns = [{"role": "user", "content": question}, {"role": "assistant", "content": row.need("answer")}]
         return [*([{"role": "system", "content": self.system}] if self.system else []), *turns]

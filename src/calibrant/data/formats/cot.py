@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Format, Row
-from calibrant.data.formats._asked import asked
+from calibrant.data.formats._question import question_text
 from calibrant.errors import SpecError
 
 
@@ -30,6 +30,6 @@ class CoT(Format):
         return super().takes(row) and self.steps in (None, row.steps)
 
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
-        question, rationale = asked(row), row.need("rationale")
+        question, rationale = question_text(row), row.need("rationale")
         # A sentence that lacks its full stop would run into the next one.
         return f"{question} {rationale}{'.' if rationale[-1:].isalnum() else ''} The answer is {row.need('answer')}."

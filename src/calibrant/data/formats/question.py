@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Format, Row
-from calibrant.data.formats._asked import asked
+from calibrant.data.formats._question import question_text
 
 
 @dataclass(frozen=True, repr=False)
@@ -15,4 +15,4 @@ class Question(Format):
     needs = ("question",)
 
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
-        return asked(row)
+        return question_text(row)

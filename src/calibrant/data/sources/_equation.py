@@ -23,21 +23,21 @@ Step = tuple[Fraction, str, Fraction, Fraction]
 
 
 def problem(question: str, answer: Any, equation: str) -> Row:
-    """A word problem. Its rationale is the equation worked out, one operation a line; it has none if that doesn't come to the answer."""
+    """Return a word problem. Its rationale is the equation worked out, one operation a line; it has none if that doesn't come to the answer."""
     number = written(answer)
     lines = worked(equation, number)
     return Row(question=question.strip(), answer=number, rationale="\n".join(lines) or None, steps=len(lines))
 
 
 def unexplained(rows: Iterable[Row]) -> str:
-    """The note that counts the problems whose equation is no way to their answer."""
-    given = list(rows)
-    without = sum(row.rationale is None for row in given)
-    return f"{without:,} of {len(given):,} problems without a rationale, since their equation doesn't come to the answer" * bool(without)
+    """Return the note that counts the problems whose equation is no way to their answer."""
+    problems = list(rows)
+    without = sum(row.rationale is None for row in problems)
+    return f"{without:,} of {len(problems):,} problems without a rationale, since their equation doesn't come to the answer" * bool(without)
 
 
 def written(number: Any) -> str:
-    """A number, given as such or as text, without a needless `.0`, thousands commas or an exponent. `DataError` for anything else."""
+    """Return a number, as such or as text, without a needless `.0`, thousands commas or an exponent. `DataError` for anything else."""
     if isinstance(number, Fraction):
         return str(number.numerator) if number.denominator == 1 else format(Decimal(repr(float(number))), "f")
     try:
@@ -50,7 +50,7 @@ def written(number: Any) -> str:
 
 
 def worked(equation: str, answer: str) -> tuple[str, ...]:
-    """The operations of an equation in the order in which they are done, such as `22 - 14 = 8` and `8 / 4 = 2`.
+    """Return the operations of an equation in the order in which they are done, such as `22 - 14 = 8` and `8 / 4 = 2`.
 
     `X=(…)` or the right side alone. Nothing if it isn't of that kind, has no operation, or doesn't come to the answer; the last result is written
     as the answer is, since both stand in the same text.
@@ -63,18 +63,18 @@ def worked(equation: str, answer: str) -> tuple[str, ...]:
 
 
 def solve(equation: str) -> list[Step] | None:
-    """The operations of an expression of numbers, done exactly; none if it holds anything else, is broken off, or divides by zero."""
+    """Return the operations of an expression of numbers, done exactly; none if it holds anything else, is broken off, or divides by zero."""
     values: list[Fraction] = []
     waiting: list[str] = []
     steps: list[Step] = []
     text, at, wants_operand = equation.strip(), 0, True
     while at < len(text) <= LONGEST:
-        found = (_OPERAND if wants_operand else _OPERATOR).match(text, at)
-        if not found:
+        match = (_OPERAND if wants_operand else _OPERATOR).match(text, at)
+        if not match:
             return None
-        at, sign = found.end(), found[1]
+        at, sign = match.end(), match[1]
         if not sign:
-            values.append(Fraction(found[2]))
+            values.append(Fraction(match[2]))
             wants_operand = False
         elif sign == "(":
             waiting.append(sign)

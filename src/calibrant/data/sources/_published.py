@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
-from calibrant.data._base import Found, Hub, Row, train_and_test
-from calibrant.data.hub import records
+from calibrant.data._base import Row, SourceRows, train_and_test
+from calibrant.data.hub import HubDataset, records
 from calibrant.errors import DataError
 
 Make = Callable[[dict[str, Any]], Row | None]
@@ -31,7 +31,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Reading:
+class SplitRows:
     """The rows of one split, where they were found, and in what they differ from the published ones."""
 
     rows: list[Row]
@@ -39,38 +39,38 @@ class Reading:
     note: str
 
 
-def found(hub: Hub, train: Split, test: Split, make: Make, lacking: str = "a label") -> Found:
-    """Both splits: train calibrates but for the exemplars, test measures."""
+def published(hub: HubDataset, train: Split, test: Split, make: Make, lacking: str = "a label") -> SourceRows:
+    """Return both splits: train calibrates but for the exemplars, test measures."""
     learnt, measured = read(hub, train, make, lacking), read(hub, test, make, lacking)
     origin = f"{learnt.origin}; measured on {measured.origin}"
-    return Found(train_and_test(learnt.rows, measured.rows), origin, joined(learnt.note, measured.note))
+    return SourceRows(train_and_test(learnt.rows, measured.rows), origin, joined(learnt.note, measured.note))
 
 
-def read(hub: Hub, split: Split, make: Make, lacking: str = "a label") -> Reading:
+def read(hub: HubDataset, split: Split, make: Make, lacking: str = "a label") -> SplitRows:
     """One split. Records without what is `lacking` are left out and counted."""
-    given, origin = records(hub, split.name, list(split.places))
-    made = each(given, origin, make)
-    rows = [row for row in made if row is not None]
-    left_out = len(made) - len(rows)
+    entries, origin = records(hub, split.name, list(split.places))
+    results = each(entries, origin, make)
+    rows = [row for row in results if row is not None]
+    left_out = len(results) - len(rows)
     counted = f"{left_out:,} record{'s' * (left_out > 1)} of {origin} without {lacking} left out" * bool(left_out)
-    return Reading(rows, origin, joined(_excerpt(split, origin, len(made)), counted))
+    return SplitRows(rows, origin, joined(_excerpt(split, origin, len(results)), counted))
 
 
-def each(given: Iterable[dict[str, Any]], origin: str, make: Callable[[dict[str, Any]], Made]) -> list[Made]:
-    """What is made of each record; a record without a field that is needed is a `DataError` that names both."""
-    made: list[Made] = []
-    for number, record in enumerate(given, 1):
+def each(entries: Iterable[dict[str, Any]], origin: str, make: Callable[[dict[str, Any]], Made]) -> list[Made]:
+    """Return what is made of each record; a record without a field that is needed is a `DataError` that names both."""
+    results: list[Made] = []
+    for number, record in enumerate(entries, 1):
         try:
-            made.append(make(record))
+            results.append(make(record))
         except KeyError as error:
             raise DataError(
                 f"record {number} of {origin} has no field {error.args[0]!r}, only {', '.join(record)}; is this another data set?", subject=origin
             ) from error
-    return made
+    return results
 
 
 def _excerpt(split: Split, origin: str, number: int) -> str:
-    """What a mirror's file is compared with the published split; nothing if it is that, or if it came from the hub."""
+    """Return what a mirror's file is compared with the published split; nothing if it is that, or if it came from the hub."""
     notes: list[str] = []
     for (folder, name), size in split.places.items():
         if origin == f"mirror: {folder}/{name}":
@@ -81,9 +81,9 @@ def _excerpt(split: Split, origin: str, number: int) -> str:
     return joined(*notes)
 
 
-def noted(given: Found, sentence: str) -> Found:
-    """The same with one more thing to know about it."""
-    return replace(given, note=joined(given.note, sentence))
+def with_note(content: SourceRows, sentence: str) -> SourceRows:
+    """Return the same with one more thing to know about it."""
+    return replace(content, note=joined(content.note, sentence))
 
 
 def joined(*notes: str) -> str:
@@ -92,7 +92,7 @@ def joined(*notes: str) -> str:
 
 
 def gold(label: Any, names: Sequence[str]) -> int | None:
-    """Which of `names` a label means: it may be the name or its number. None for a record without a label: null, an empty text or -1.
+    """Return which of `names` a label means: it may be the name or its number. None for a record without a label: null, an empty text or -1.
 
     Raises `DataError` for a label that means none of them.
     """
@@ -106,7 +106,7 @@ def gold(label: Any, names: Sequence[str]) -> int | None:
     raise DataError(f"the label {label!r} is none of {', '.join(names)}; is this another data set?", subject=text)
 
 
-def chosen(
+def multiple_choice(
     question: str,
     choices: Sequence[str],
     right: int | None,
@@ -120,7 +120,7 @@ def chosen(
     return Row(question=question.strip(), answer=(labels or texts)[right], choices=texts, labels=labels, frame=frame)
 
 
-def explained(row: Row, rationale: str | None) -> Row:
-    """The same row with this rationale, whose sentences are its steps; as it was if there is none."""
+def with_rationale(row: Row, rationale: str | None) -> Row:
+    """Return the same row with this rationale, whose sentences are its steps; as it was if there is none."""
     text = (rationale or "").strip()
     return replace(row, rationale=text, steps=len(_BETWEEN_SENTENCES.split(text))) if text else row

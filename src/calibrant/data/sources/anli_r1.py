@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from typing import Final
 
-from calibrant.data._base import Found, Hub, Stored
+from calibrant.data._base import SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
 from calibrant.data.sources._nli import adversarial
 
-HUB: Final = Hub("facebook/anli", "plain_text")
+HUB: Final = HubDataset("facebook/anli", "plain_text")
 
 
 @dataclass(frozen=True, repr=False)
-class ANLIRound1(Stored):
+class ANLIRound1(StoredSource):
     """Nie et al. 2020 (arXiv:1910.14599), the first round: hypotheses that people wrote against a BERT.
 
     The premises are from Wikipedia. The hub's train_r1 calibrates (16,946 pairs) and its test_r1 measures; hub and
@@ -30,5 +31,5 @@ class ANLIRound1(Stored):
     fields = ("question", "answer", "choices")
     sometimes = ("rationale",)
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         return adversarial(HUB, 1)

@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from typing import Final
 
-from calibrant.data._base import Found, Hub, Stored
+from calibrant.data._base import SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
 from calibrant.data.sources._nli import adversarial
 
-HUB: Final = Hub("facebook/anli", "plain_text")
+HUB: Final = HubDataset("facebook/anli", "plain_text")
 
 
 @dataclass(frozen=True, repr=False)
-class ANLIRound3(Stored):
+class ANLIRound3(StoredSource):
     """Nie et al. 2020 (arXiv:1910.14599), the third round: hypotheses that people wrote against RoBERTa models.
 
     The premises are from Wikipedia, news, fiction and transcripts. The hub's train_r3 calibrates (100,459 pairs) and its test_r3 measures; hub and
@@ -30,5 +31,5 @@ class ANLIRound3(Stored):
     fields = ("question", "answer", "choices")
     sometimes = ("rationale",)
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         return adversarial(HUB, 3)

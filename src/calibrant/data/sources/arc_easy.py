@@ -3,16 +3,17 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.data._base import Found, Hub, Row, Stored
-from calibrant.data.sources._published import Split, chosen, found, gold
+from calibrant.data._base import Row, SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
+from calibrant.data.sources._published import Split, gold, multiple_choice, published
 
-HUB: Final = Hub("allenai/ai2_arc", "ARC-Easy")
+HUB: Final = HubDataset("allenai/ai2_arc", "ARC-Easy")
 TRAIN: Final = Split("train", {("arc_easy", "train"): 2_251})
 TEST: Final = Split("test", {("arc_easy", "test"): 2_376})
 
 
 @dataclass(frozen=True, repr=False)
-class ARCEasy(Stored):
+class ARCEasy(StoredSource):
     """Clark et al. 2018 (arXiv:1803.05457). Three to five choices, which aren't listed: the answer is the choice's own text.
 
     The hub labels the choices of some questions 1 to 4, the mirror all of them A, B, C…; the same row either way. Fields: question, choices (text and
@@ -29,11 +30,11 @@ class ARCEasy(Stored):
     hub = HUB
     fields = ("question", "answer", "choices")
 
-    def read(self) -> Found:
-        return found(HUB, TRAIN, TEST, row)
+    def read(self) -> SourceRows:
+        return published(HUB, TRAIN, TEST, row)
 
 
 def row(record: dict[str, Any]) -> Row | None:
-    """A record as a row."""
+    """Return a record as a row."""
     choices = record["choices"]
-    return chosen(record["question"], choices["text"], gold(record["answerKey"], choices["label"]))
+    return multiple_choice(record["question"], choices["text"], gold(record["answerKey"], choices["label"]))

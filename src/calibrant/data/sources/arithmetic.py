@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
 
-from calibrant.data._base import PARTS, Found, Part, Row, Stored, part_of
+from calibrant.data._base import PARTS, Part, Row, SourceRows, StoredSource, part_of
 from calibrant.errors import DataError
 
 MOST_ROWS: Final = 24_576
@@ -13,7 +13,7 @@ _REQUEST: Final = " Give the result as your final answer. Do not include units."
 
 
 @dataclass(frozen=True, repr=False)
-class Arithmetic(Stored):
+class Arithmetic(StoredSource):
     """GSM-Symbolic (Mirzadeh et al. 2024, arXiv:2410.05229) as reasoning-gym implements it, with worked solutions as rationale.
 
     24,576 problems from one fixed seed. It is the *templates* that are divided into parts, by hash: what is measured comes from templates
@@ -26,7 +26,7 @@ class Arithmetic(Stored):
     homepage = "https://github.com/open-thought/reasoning-gym"
     fields = ("question", "answer", "rationale")
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         try:
             from reasoning_gym.factory import create_dataset
         except ImportError as error:
@@ -35,16 +35,16 @@ class Arithmetic(Stored):
         parts: dict[Part, list[Row]] = {part: [] for part in PARTS}
         for index, template in enumerate(problems.task_indices):
             parts[part_of_template(template)].append(problem(problems[index]))
-        return Found(parts, f"reasoning-gym {version('reasoning-gym')}, gsm_symbolic, seed 0")
+        return SourceRows(parts, f"reasoning-gym {version('reasoning-gym')}, gsm_symbolic, seed 0")
 
 
 def part_of_template(number: int) -> Part:
-    """The part that a template belongs to, with everything made from it."""
+    """Return the part that a template belongs to, with everything made from it."""
     return part_of(hashlib.sha256(f"gsm_symbolic template {number}".encode()).hexdigest())
 
 
 def problem(record: dict[str, Any]) -> Row:
-    """A generated record as a row."""
+    """Return a generated record as a row."""
     worked = record["metadata"]["answer_cot"].rpartition("####")[0].strip()
     steps = sum(bool(line.strip()) for line in worked.splitlines())
     return Row(question=record["question"].removesuffix(_REQUEST).strip(), answer=record["answer"], rationale=worked, steps=steps)

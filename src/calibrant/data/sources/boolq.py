@@ -3,16 +3,17 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.data._base import Found, Hub, Row, Stored
-from calibrant.data.sources._published import Split, chosen, found, gold
+from calibrant.data._base import Row, SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
+from calibrant.data.sources._published import Split, gold, multiple_choice, published
 
-HUB: Final = Hub("google/boolq")
+HUB: Final = HubDataset("google/boolq")
 TRAIN: Final = Split("train", {("boolq", "train"): 9_427})
 TEST: Final = Split("validation", {("boolq", "validation"): 3_270})
 
 
 @dataclass(frozen=True, repr=False)
-class BoolQ(Stored):
+class BoolQ(StoredSource):
     """Clark et al. 2019 (arXiv:1905.10044). validation measures, since the labels of test are kept back.
 
     The answer is `yes` or `no`, as lm-eval ranks them and as one answers such a question; the original study calibrated on the words `True` and
@@ -30,11 +31,11 @@ class BoolQ(Stored):
     hub = HUB
     fields = ("question", "answer", "choices")
 
-    def read(self) -> Found:
-        return found(HUB, TRAIN, TEST, row)
+    def read(self) -> SourceRows:
+        return published(HUB, TRAIN, TEST, row)
 
 
 def row(record: dict[str, Any]) -> Row | None:
-    """A record as a row."""
+    """Return a record as a row."""
     question = f"Passage: {record['passage'].strip()}\nQuestion: {record['question'].strip().removesuffix('?')}?"
-    return chosen(question, ["no", "yes"], gold(record["answer"], ["False", "True"]), frame=("", "Answer:"))
+    return multiple_choice(question, ["no", "yes"], gold(record["answer"], ["False", "True"]), frame=("", "Answer:"))

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Final
 
-from calibrant.data._base import Found, Hub, Stored
+from calibrant.data._base import SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
 from calibrant.data.sources._corpus import corpus
 
-HUB: Final = Hub(
+HUB: Final = HubDataset(
     "allenai/c4",
     "en",
     files={"train": "en/c4-train.00000-of-01024.json.gz", "validation": "en/c4-validation.00000-of-00008.json.gz"},
@@ -16,7 +17,7 @@ NOTE: Final = "1,000 pages to calibrate on and 1,000 to measure on, two files of
 
 
 @dataclass(frozen=True, repr=False)
-class C4(Stored):
+class C4(StoredSource):
     """Raffel et al. 2019 (arXiv:1910.10683): English pages of Common Crawl of April 2019, boilerplate and bad words removed.
 
     The usual calibration set of pruning papers, from the same one shard as theirs; it stands for "any English text". Train calibrates, validation
@@ -30,5 +31,5 @@ class C4(Stored):
     fields = ("text",)
     siblings = ("redpajama",)
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         return corpus(HUB, "c4", "train", "validation", NOTE)

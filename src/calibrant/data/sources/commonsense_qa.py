@@ -4,15 +4,15 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.data._base import Found, Hub, Row, Stored, train_and_test
-from calibrant.data.hub import records
-from calibrant.data.sources._published import Split, chosen, each, explained, gold, joined, read
+from calibrant.data._base import Row, SourceRows, StoredSource, train_and_test
+from calibrant.data.hub import HubDataset, records
+from calibrant.data.sources._published import Split, each, gold, joined, multiple_choice, read, with_rationale
 from calibrant.errors import DataError, SpecError
 from calibrant.registry import did_you_mean
 
-HUB: Final = Hub("tau/commonsense_qa")
-ECQA: Final = Hub("tasksource/ecqa")
-COS_E: Final = Hub("Salesforce/cos_e", "v1.11")
+HUB: Final = HubDataset("tau/commonsense_qa")
+ECQA: Final = HubDataset("tasksource/ecqa")
+COS_E: Final = HubDataset("Salesforce/cos_e", "v1.11")
 TRAIN: Final = Split("train", {("commonsense_qa", "train"): 9_741})
 TEST: Final = Split("validation", {("commonsense_qa", "validation"): 1_221})
 RATIONALES: Final = ("ecqa", "cos_e")
@@ -23,7 +23,7 @@ Explain = Callable[[dict[str, Any]], str | None]
 
 
 @dataclass(frozen=True, repr=False)
-class CommonsenseQA(Stored):
+class CommonsenseQA(StoredSource):
     """Talmor et al. 2019 (arXiv:1811.00937). validation measures, since the labels of test are kept back. Five choices, listed A to E.
 
     `rationales`: "ecqa" (Aggarwal et al. 2021), "cos_e" (Rajani et al. 2019) or none. ECQA cuts its own splits out of the train *and* validation
@@ -62,7 +62,7 @@ class CommonsenseQA(Stored):
                 subject="rationales",
             )
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         explain, origin, note = self._explanations()
         rationales: dict[str, str | None] = {}
 
@@ -75,13 +75,13 @@ class CommonsenseQA(Stored):
         train, test = read(HUB, TRAIN, make), read(HUB, TEST, row)
         parts = train_and_test(train.rows, test.rows)
         for part in ("calibrate", "exemplars"):
-            rows = [explained(bare, rationales[bare.key]) for bare in parts[part]]
+            rows = [with_rationale(bare, rationales[bare.key]) for bare in parts[part]]
             parts[part] = [given for given in rows if given.rationale or not self.explained]
         counted = f"{sum(map(bool, rationales.values())):,} of {len(rationales):,} train rows have a rationale" * bool(self.rationales)
-        return Found(parts, joined(f"{train.origin}; measured on {test.origin}", origin), joined(counted, note, train.note, test.note))
+        return SourceRows(parts, joined(f"{train.origin}; measured on {test.origin}", origin), joined(counted, note, train.note, test.note))
 
     def _explanations(self) -> tuple[Explain, str, str]:
-        """What finds a record's explanation, where the explanations are from, and why there are fewer than there could be."""
+        """Return what finds a record's explanation, where the explanations are from, and why there are fewer than there could be."""
         match self.rationales:
             case "ecqa":
                 found, origin, note = self._read(ECQA, ["train", "validation", "test"], _ecqa)
@@ -92,8 +92,8 @@ class CommonsenseQA(Stored):
             case _:
                 return lambda record: None, "", ""
 
-    def _read(self, hub: Hub, splits: Sequence[str], entry: Callable[[dict[str, Any]], Entry | None]) -> tuple[dict[Hashable, str], str, str]:
-        """The explanations of the splits that can be read; the first that can't be ends it, and is an error if rationales are a must."""
+    def _read(self, hub: HubDataset, splits: Sequence[str], entry: Callable[[dict[str, Any]], Entry | None]) -> tuple[dict[Hashable, str], str, str]:
+        """Return the explanations of the splits that can be read; the first that can't be ends it, and is an error if rationales are a must."""
         found: dict[Hashable, str] = {}
         origins: list[str] = []
         for split in splits:
@@ -109,14 +109,14 @@ class CommonsenseQA(Stored):
 
 
 def row(record: dict[str, Any]) -> Row | None:
-    """A record as a row without a rationale."""
+    """Return a record as a row without a rationale."""
     choices = record["choices"]
     labels = tuple(choices["label"])
-    return chosen(record["question"], choices["text"], gold(record["answerKey"], labels), labels)
+    return multiple_choice(record["question"], choices["text"], gold(record["answerKey"], labels), labels)
 
 
 def _ecqa(record: dict[str, Any]) -> Entry | None:
-    """What a record of ECQA is about, and its explanation; the hub and a mirror name the fields differently.
+    """Return what a record of ECQA is about, and its explanation; the hub and a mirror name the fields differently.
 
     None for a question of CommonsenseQA's validation split. A mirror marks them; those of the hub just match no question of train.
     """

@@ -3,15 +3,16 @@
 from dataclasses import dataclass
 from typing import Final
 
-from calibrant.data._base import Found, Hub, Stored
+from calibrant.data._base import SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
 from calibrant.data.sources._corpus import corpus
 
-HUB: Final = Hub("emozilla/dolma-v1_7-3B", first=20_000)
+HUB: Final = HubDataset("emozilla/dolma-v1_7-3B", first=20_000)
 NOTE: Final = "20 web pages that the Dolma toolkit is tested with: too few to calibrate on in earnest"
 
 
 @dataclass(frozen=True, repr=False)
-class Dolma(Stored):
+class Dolma(StoredSource):
     """Soldaini et al. 2024 (arXiv:2402.00159): web pages, code, papers, books and encyclopedias in English.
 
     It stands for OLMo's own training mixture. `allenai/dolma` is a script that downloads from elsewhere; instead, the front of a sample of version
@@ -25,5 +26,5 @@ class Dolma(Stored):
     hub = HUB
     fields = ("text",)
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         return corpus(HUB, "dolma_cc", "train", note=NOTE)

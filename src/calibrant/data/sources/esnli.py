@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.data._base import Found, Hub, Row, Stored
+from calibrant.data._base import Row, SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
 from calibrant.data.sources._nli import pair
-from calibrant.data.sources._published import Split, explained, found
+from calibrant.data.sources._published import Split, published, with_rationale
 
-HUB: Final = Hub("esnli/esnli", revision="refs/convert/parquet")
+HUB: Final = HubDataset("esnli/esnli", revision="refs/convert/parquet")
 TRAIN: Final = Split("train", {("esnli", "train"): 549_367})
 TEST: Final = Split(
     "test",
@@ -17,7 +18,7 @@ TEST: Final = Split(
 
 
 @dataclass(frozen=True, repr=False)
-class ESNLI(Stored):
+class ESNLI(StoredSource):
     """Camburu et al. 2018 (arXiv:1812.01193). The rationale is the first explanation, in its own spelling.
 
     The hub's train calibrates and its test measures (premise, hypothesis, label, explanation_1); the same fields in the mirror, which has a subset of
@@ -36,12 +37,12 @@ class ESNLI(Stored):
     hub = HUB
     fields = ("question", "answer", "choices", "rationale")
 
-    def read(self) -> Found:
-        return found(HUB, TRAIN, TEST, row, lacking="a label or an explanation")
+    def read(self) -> SourceRows:
+        return published(HUB, TRAIN, TEST, row, lacking="a label or an explanation")
 
 
 def row(record: dict[str, Any]) -> Row | None:
-    """A record as a row; none if it has no label or no explanation."""
+    """Return a record as a row; none if it has no label or no explanation."""
     given = pair(record["premise"], record["hypothesis"], record["label"])
-    made = given and explained(given, record["explanation_1"])
+    made = given and with_rationale(given, record["explanation_1"])
     return made if made and made.rationale else None

@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from typing import Final
 
-from calibrant.data._base import Found, Hub, Stored
+from calibrant.data._base import SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
 from calibrant.data.sources._corpus import corpus
 
-HUB: Final = Hub("HuggingFaceFW/fineweb-edu", "sample-10BT", first=20_000)
+HUB: Final = HubDataset("HuggingFaceFW/fineweb-edu", "sample-10BT", first=20_000)
 
 
 @dataclass(frozen=True, repr=False)
-class FineWebEdu(Stored):
+class FineWebEdu(StoredSource):
     """Penedo et al. 2024 (arXiv:2406.17557): English pages of Common Crawl that a classifier found educational.
 
     It stands for well-written, factual web text. The front of the sample of ten billion tokens, divided by hash. The hub has the field text beside
@@ -23,5 +24,5 @@ class FineWebEdu(Stored):
     hub = HUB
     fields = ("text",)
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         return corpus(HUB, "fineweb_edu", "train")

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Final
 
-from calibrant.data._base import Found, Hub, Row, Stored
-from calibrant.data.hub import records
+from calibrant.data._base import Row, SourceRows, StoredSource
+from calibrant.data.hub import HubDataset, records
 from calibrant.data.sources._corpus import mirrors_own, value
 from calibrant.data.sources._parallel import train_and_test_by_place
 from calibrant.errors import DataError
 from calibrant.registry import did_you_mean
 
-HUB: Final = Hub("openlanguagedata/flores_plus", "eng_Latn")
+HUB: Final = HubDataset("openlanguagedata/flores_plus", "eng_Latn")
 SHORT: Final = {
     "ar": "arb_Arab", "de": "deu_Latn", "en": "eng_Latn", "es": "spa_Latn", "fi": "fin_Latn", "fr": "fra_Latn", "hi": "hin_Deva", "it": "ita_Latn",
     "ja": "jpn_Jpan", "ko": "kor_Hang", "pt": "por_Latn", "ru": "rus_Cyrl", "sw": "swh_Latn", "tr": "tur_Latn", "vi": "vie_Latn", "zh": "zho_Hans",
@@ -25,7 +25,7 @@ NOTE: Final = "FLORES-200 as first published, in 16 of its 204 languages; the hu
 
 
 @dataclass(frozen=True, repr=False)
-class Flores(Stored):
+class Flores(StoredSource):
     """NLLB Team 2022 (arXiv:2207.04672): passages of English Wikinews, Wikijunior and Wikivoyage, translated by people into other languages.
 
     It stands for one and the same content in different languages. `language` is `deu_Latn`, or `de` for the 16 languages that the mirror has.
@@ -48,7 +48,7 @@ class Flores(Stored):
         if not re.fullmatch("[a-z]{3}_[A-Z][a-z]{3}", self.language):
             raise self._unknown()
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         folder = f"flores200/{self.language}"
         hub = replace(HUB, config=RENAMED.get(self.language, self.language))
         try:
@@ -59,10 +59,10 @@ class Flores(Stored):
                 raise
             raise self._unknown(f"; and {error}") from error
         both = f"{origin}; measured on {measured}"
-        return Found(train_and_test_by_place(self._passages(train, origin), self._passages(test, measured)), both, mirrors_own(both, NOTE))
+        return SourceRows(train_and_test_by_place(self._passages(train, origin), self._passages(test, measured)), both, mirrors_own(both, NOTE))
 
     def _passages(self, found: Iterable[dict[str, Any]], where: str) -> Iterator[tuple[str, Row]]:
-        """The page and the text of every passage. The mirror's are joined already, which joining again doesn't change."""
+        """Yield the page and the text of every passage. The mirror's are joined already, which joining again doesn't change."""
         space = "" if self.language.endswith(UNSPACED) else " "
         for url, sentences in groupby(found, lambda record: value(record, where, "url")):
             yield url, Row(text=space.join(value(sentence, where, "text").strip() for sentence in sentences))

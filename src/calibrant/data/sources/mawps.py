@@ -3,17 +3,18 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.data._base import Found, Hub, Row, Stored
+from calibrant.data._base import Row, SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
 from calibrant.data.sources._equation import problem, unexplained
-from calibrant.data.sources._published import Split, found, noted
+from calibrant.data.sources._published import Split, published, with_note
 
-HUB: Final = Hub("MU-NLPC/Calc-mawps", "default")
+HUB: Final = HubDataset("MU-NLPC/Calc-mawps", "default")
 TRAIN: Final = Split("train", {("mawps", "train"): 1898})
 TEST: Final = Split("test", {("mawps", "test"): 238})
 
 
 @dataclass(frozen=True, repr=False)
-class MAWPS(Stored):
+class MAWPS(StoredSource):
     """Koncel-Kedziorski et al. 2016 (N16-1136): MultiArith, AddSub, SingleEq and more, so none of these three is unseen by who calibrates on it.
 
     The hub's Calc-mawps has 1,089 train and 520 test problems (fields question, expression, result_float), the mirror the 1,898 and 238 of
@@ -34,14 +35,14 @@ class MAWPS(Stored):
     fields = ("question", "answer")
     sometimes = ("rationale",)
 
-    def read(self) -> Found:
-        given = found(HUB, TRAIN, TEST, row)
+    def read(self) -> SourceRows:
+        given = published(HUB, TRAIN, TEST, row)
         division = "LLM-Adapters' division of MAWPS, another than that of Calc-mawps on the hub" if "mirror: " in given.origin else ""
-        return noted(noted(given, division), unexplained(row for rows in given.rows.values() for row in rows))
+        return with_note(with_note(given, division), unexplained(row for rows in given.rows.values() for row in rows))
 
 
 def row(record: dict[str, Any]) -> Row:
-    """A record as a row. The hub writes a result also as words such as "around 0.67"; `result_float` is the number."""
+    """Return a record as a row. The hub writes a result also as words such as "around 0.67"; `result_float` is the number."""
     if "Equation" in record:
         return problem(record["question"], record["Answer"], record["Equation"])
     return problem(record["question"], record["result_float"], record["expression"])

@@ -4,15 +4,16 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final
 
-from calibrant.data._base import Found, Hub, Stored
+from calibrant.data._base import SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
 from calibrant.data.sources._corpus import corpus
 from calibrant.errors import DataError
 
-HUB: Final = Hub("allenai/c4", "de", first=20_000)
+HUB: Final = HubDataset("allenai/c4", "de", first=20_000)
 
 
 @dataclass(frozen=True, repr=False)
-class MC4(Stored):
+class MC4(StoredSource):
     """Xue et al. 2020 (arXiv:2010.11934): pages of Common Crawl in the language that a classifier found them to be in, `de`, `zh`, `hi-Latn`, …
 
     It stands for everyday text of a language, and is noisy in rare ones. The front of train calibrates, the front of validation measures. English is
@@ -36,6 +37,6 @@ class MC4(Stored):
                 subject="language",
             )
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         config = "en-multi" if self.language == "en" else self.language
         return corpus(replace(HUB, config=config), f"mc4/{self.language}", "train", "validation")

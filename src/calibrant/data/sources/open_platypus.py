@@ -4,15 +4,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.data._base import Found, Hub, Row, Stored, divide
-from calibrant.data.hub import records
+from calibrant.data._base import Row, SourceRows, StoredSource, divide
+from calibrant.data.hub import HubDataset, records
 from calibrant.data.sources._corpus import value
 
-HUB: Final = Hub("garage-bAInd/Open-Platypus")
+HUB: Final = HubDataset("garage-bAInd/Open-Platypus")
 
 
 @dataclass(frozen=True, repr=False)
-class OpenPlatypus(Stored):
+class OpenPlatypus(StoredSource):
     """Lee et al. 2023 (arXiv:2308.07317): 24,926 instructions out of eleven sets, among them MATH, ScienceQA, ReClor and LeetCode solutions.
 
     It stands for reasoning in the form of instructions, and is a usual set to calibrate quantised models with. One split, divided by hash. The hub
@@ -29,13 +29,13 @@ class OpenPlatypus(Stored):
     shown = False
     fields = ("question", "answer")
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         found, origin = records(HUB, "train", [("open_platypus", "train")])
-        return Found(divide(instructions(found, origin)), origin)
+        return SourceRows(divide(instructions(found, origin)), origin)
 
 
 def instructions(found: Iterable[dict[str, Any]], where: str) -> Iterator[Row]:
-    """A row for each instruction that has an answer."""
+    """Yield a row for each instruction that has an answer."""
     for record in found:
         asked = "\n".join(filter(None, (value(record, where, "instruction").strip(), (record.get("input") or "").strip())))
         answer = value(record, where, "output").strip()

@@ -3,16 +3,17 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.data._base import Found, Hub, Row, Stored
-from calibrant.data.sources._published import Split, chosen, found, gold
+from calibrant.data._base import Row, SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
+from calibrant.data.sources._published import Split, gold, multiple_choice, published
 
-HUB: Final = Hub("allenai/openbookqa", "main")
+HUB: Final = HubDataset("allenai/openbookqa", "main")
 TRAIN: Final = Split("train", {("openbookqa", "train"): 4_957})
 TEST: Final = Split("test", {("openbookqa", "test"): 500})
 
 
 @dataclass(frozen=True, repr=False)
-class OpenBookQA(Stored):
+class OpenBookQA(StoredSource):
     """Mihaylov et al. 2018 (arXiv:1809.02789). The choices aren't listed: the answer is the choice's own text.
 
     Hub and mirror have the same fields, question_stem, choices (text and label) and answerKey.
@@ -28,11 +29,11 @@ class OpenBookQA(Stored):
     hub = HUB
     fields = ("question", "answer", "choices")
 
-    def read(self) -> Found:
-        return found(HUB, TRAIN, TEST, row)
+    def read(self) -> SourceRows:
+        return published(HUB, TRAIN, TEST, row)
 
 
 def row(record: dict[str, Any]) -> Row | None:
-    """A record as a row."""
+    """Return a record as a row."""
     choices = record["choices"]
-    return chosen(record["question_stem"], choices["text"], gold(record["answerKey"], choices["label"]))
+    return multiple_choice(record["question_stem"], choices["text"], gold(record["answerKey"], choices["label"]))

@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from typing import Final
 
-from calibrant.data._base import Found, Hub, Stored
+from calibrant.data._base import SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
 from calibrant.data.sources._corpus import corpus
 
-HUB: Final = Hub("oscar-corpus/OSCAR-2301", files={"train": "en_meta/en_meta_part_1.jsonl.zst"}, first=20_000)
+HUB: Final = HubDataset("oscar-corpus/OSCAR-2301", files={"train": "en_meta/en_meta_part_1.jsonl.zst"}, first=20_000)
 
 
 @dataclass(frozen=True, repr=False)
-class Oscar(Stored):
+class Oscar(StoredSource):
     """Abadji et al. 2022 (arXiv:2201.06642): English pages of Common Crawl of November and December 2022, filtered by language.
 
     It stands for web text with its menus and lists still in it. The hub's set is gated: accept its conditions there and log in. The front of one
@@ -24,5 +25,5 @@ class Oscar(Stored):
     hub = HUB
     fields = ("text",)
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         return corpus(HUB, "oscar", "train", columns=("content", "text"))

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.data._base import Found, Hub, Stored
-from calibrant.data.sources._corpus import chosen, corpus, with_rows
+from calibrant.data._base import SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
+from calibrant.data.sources._corpus import corpus, subset_names, with_rows
 
-HUB: Final = Hub("monology/pile-uncopyrighted", files={"train": "train/00.jsonl.zst", "test": "test.jsonl.zst"}, first=20_000)
+HUB: Final = HubDataset("monology/pile-uncopyrighted", files={"train": "train/00.jsonl.zst", "test": "test.jsonl.zst"}, first=20_000)
 SUBSETS: Final = (
     "ArXiv", "DM Mathematics", "Enron Emails", "EuroParl", "FreeLaw", "Github", "Gutenberg (PG-19)", "HackerNews", "NIH ExPorter",
     "PhilPapers", "Pile-CC", "PubMed Abstracts", "PubMed Central", "StackExchange", "USPTO Backgrounds", "Ubuntu IRC", "Wikipedia (en)",
@@ -18,7 +19,7 @@ NOTE: Final = (
 
 
 @dataclass(frozen=True, repr=False)
-class Pile(Stored):
+class Pile(StoredSource):
     """Gao et al. 2020 (arXiv:2101.00027): papers, code, law, questions, mail and web pages, each in its subset.
 
     It stands for text of many kinds. `subsets` chooses by the set's own names: `pile(subsets=['Github', 'StackExchange'])`; none means all.
@@ -36,9 +37,9 @@ class Pile(Stored):
     fields = ("text",)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "subsets", chosen("pile", self.subsets, SUBSETS))
+        object.__setattr__(self, "subsets", subset_names("pile", self.subsets, SUBSETS))
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         return with_rows(corpus(HUB, "pile", "train", "test", NOTE, self._keeps), self)
 
     def _keeps(self, record: dict[str, Any]) -> bool:

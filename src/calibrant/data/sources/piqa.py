@@ -3,16 +3,17 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.data._base import Found, Hub, Row, Stored
-from calibrant.data.sources._published import Split, chosen, found, gold
+from calibrant.data._base import Row, SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
+from calibrant.data.sources._published import Split, gold, multiple_choice, published
 
-HUB: Final = Hub("baber/piqa")
+HUB: Final = HubDataset("baber/piqa")
 TRAIN: Final = Split("train", {("piqa", "train"): 16_113})
 TEST: Final = Split("validation", {("piqa", "validation"): 1_838})
 
 
 @dataclass(frozen=True, repr=False)
-class PIQA(Stored):
+class PIQA(StoredSource):
     """Bisk et al. 2020 (arXiv:1911.11641). validation measures, since the labels of test are kept back; the two solutions aren't listed.
 
     The authors' `ybisk/piqa` is a script on the hub, which is never run; `baber/piqa` is the copy of its data that lm-eval reads. Many goals stand in
@@ -29,10 +30,10 @@ class PIQA(Stored):
     hub = HUB
     fields = ("question", "answer", "choices")
 
-    def read(self) -> Found:
-        return found(HUB, TRAIN, TEST, row)
+    def read(self) -> SourceRows:
+        return published(HUB, TRAIN, TEST, row)
 
 
 def row(record: dict[str, Any]) -> Row | None:
-    """A record as a row."""
-    return chosen(record["goal"], [record["sol1"], record["sol2"]], gold(record["label"], ["0", "1"]))
+    """Return a record as a row."""
+    return multiple_choice(record["goal"], [record["sol1"], record["sol2"]], gold(record["label"], ["0", "1"]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from calibrant.data._base import Found, Row, Stored, divide
+from calibrant.data._base import Row, SourceRows, StoredSource, divide
 from calibrant.errors import DataError
 
 MOST_BYTES: Final = 200_000
@@ -19,7 +19,7 @@ EXCLUDED: Final = frozenset(
 
 
 @dataclass(frozen=True, repr=False)
-class PythonCode(Stored):
+class PythonCode(StoredSource):
     """The `.py` files of the standard library, a file a row; files over 200 kB, tests and tables of characters are left out.
 
     The rows are those of the running Python; the record keeps its version.
@@ -31,15 +31,15 @@ class PythonCode(Stored):
     homepage = "https://github.com/python/cpython"
     fields = ("text",)
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         rows = list(files(Path(sysconfig.get_path("stdlib"))))
         if not rows:
             raise DataError("this Python comes without its library's source files; install one that has them", subject="python_code")
-        return Found(divide(rows), f"Python {platform.python_version()}")
+        return SourceRows(divide(rows), f"Python {platform.python_version()}")
 
 
 def files(folder: Path) -> Iterator[Row]:
-    """The source files under `folder`, as rows."""
+    """Yield the source files under `folder`, as rows."""
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(set(folders) - EXCLUDED)
         for name in sorted(names):

@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from calibrant.data._base import Found, Row, Stored, divide
+from calibrant.data._base import Row, SourceRows, StoredSource, divide
 from calibrant.errors import DataError
 
 
 @dataclass(frozen=True, repr=False)
-class PythonDocs(Stored):
+class PythonDocs(StoredSource):
     """`pydoc_data.topics`, a topic a row: what `help('with')` shows, about 330 kB of technical English.
 
     Topics repeat each other (a fifth of the text), so a paragraph stays with the longest topic that has it: nothing that is measured
@@ -22,16 +22,16 @@ class PythonDocs(Stored):
     homepage = "https://docs.python.org/3/reference/"
     fields = ("text",)
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         try:
             from pydoc_data.topics import topics
         except ImportError as error:
             raise DataError("this Python has no pydoc_data.topics; install Python's standard library whole", subject="python_docs") from error
-        return Found(divide(unrepeated(topics)), f"Python {platform.python_version()}")
+        return SourceRows(divide(unrepeated(topics)), f"Python {platform.python_version()}")
 
 
 def unrepeated(topics: Mapping[str, str]) -> Iterator[Row]:
-    """Each topic without the paragraphs of more than 40 characters that a longer topic has too."""
+    """Yield each topic without the paragraphs of more than 40 characters that a longer topic has too."""
     seen: set[str] = set()
     for name in sorted(topics, key=lambda n: (-len(topics[n]), n)):
         paragraphs = re.split(r"\n\s*\n", topics[name].strip())

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.data._base import Found, Hub, Row, Stored, divide
-from calibrant.data.hub import kept, records
-from calibrant.data.sources._corpus import chosen, corpus, texts, with_rows
+from calibrant.data._base import Row, SourceRows, StoredSource, divide
+from calibrant.data.hub import HubDataset, mirrored, records
+from calibrant.data.sources._corpus import corpus, subset_names, texts, with_rows
 
 FILES: Final = {
     "common_crawl": "cc_2023-06_sample.jsonl",
@@ -16,7 +16,7 @@ FILES: Final = {
     "stackexchange": "stackexchange_sample.jsonl",
     "book": "book_sample.jsonl",
 }
-HUB: Final = Hub("togethercomputer/RedPajama-Data-1T-Sample", files=FILES, first=1_000)
+HUB: Final = HubDataset("togethercomputer/RedPajama-Data-1T-Sample", files=FILES, first=1_000)
 NOTE: Final = (
     "730 documents to calibrate on and 731 to measure on (and a blank one), two files of a published excerpt of the sample: c4 and stackexchange "
     "300 each, github 100, common_crawl, arxiv and wikipedia (all Bulgarian) 10, and 2 books to measure on only"
@@ -24,7 +24,7 @@ NOTE: Final = (
 
 
 @dataclass(frozen=True, repr=False)
-class RedPajama(Stored):
+class RedPajama(StoredSource):
     """Together 2023: the published sample of RedPajama-Data-1T, an open copy of the first LLaMA's training data.
 
     It stands for a model's own training mixture. `subsets` chooses: `redpajama(subsets=['github', 'arxiv'])`; none means all seven. Its c4 is C4.
@@ -43,10 +43,10 @@ class RedPajama(Stored):
     siblings = ("c4",)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "subsets", chosen("redpajama", self.subsets, FILES))
+        object.__setattr__(self, "subsets", subset_names("redpajama", self.subsets, FILES))
 
-    def read(self) -> Found:
-        if kept([("redpajama", "train")]):
+    def read(self) -> SourceRows:
+        if mirrored([("redpajama", "train")]):
             return with_rows(corpus(HUB, "redpajama", "train", "validation", NOTE, self._keeps), self)
         rows: list[Row] = []
         origins: list[str] = []
@@ -54,7 +54,7 @@ class RedPajama(Stored):
             found, origin = records(HUB, subset, [("redpajama", "train")])
             rows.extend(texts(found, origin))
             origins.append(origin)
-        return with_rows(Found(divide(rows), "; ".join(origins)), self)
+        return with_rows(SourceRows(divide(rows), "; ".join(origins)), self)
 
     def _keeps(self, record: dict[str, Any]) -> bool:
         return not self.subsets or record.get("red_pajama_subset") in self.subsets

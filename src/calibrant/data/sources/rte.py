@@ -3,18 +3,19 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.data._base import Found, Hub, Row, Stored
+from calibrant.data._base import Row, SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
 from calibrant.data.sources._nli import pair
-from calibrant.data.sources._published import Split, found
+from calibrant.data.sources._published import Split, published
 
-HUB: Final = Hub("nyu-mll/glue", "rte")
+HUB: Final = HubDataset("nyu-mll/glue", "rte")
 TRAIN: Final = Split("train", {("rte", "train"): 2_490})
 TEST: Final = Split("validation", {("rte", "validation"): 277})
 LABELS: Final = ("entailment", "not_entailment")
 
 
 @dataclass(frozen=True, repr=False)
-class RTE(Stored):
+class RTE(StoredSource):
     """Dagan et al. 2006 and its successors, as GLUE and SuperGLUE have them. validation measures, since the labels of test are kept back.
 
     The hub's GLUE calls the sentences sentence1 and sentence2, the mirror, which has SuperGLUE's copy, premise and hypothesis.
@@ -31,11 +32,11 @@ class RTE(Stored):
     hub = HUB
     fields = ("question", "answer", "choices")
 
-    def read(self) -> Found:
-        return found(HUB, TRAIN, TEST, row)
+    def read(self) -> SourceRows:
+        return published(HUB, TRAIN, TEST, row)
 
 
 def row(record: dict[str, Any]) -> Row | None:
-    """A record as a row."""
+    """Return a record as a row."""
     first, second = ("premise", "hypothesis") if "premise" in record else ("sentence1", "sentence2")
     return pair(record[first], record[second], record["label"], LABELS)

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Final
 
-from calibrant.data._base import Found, Hub, Stored
+from calibrant.data._base import SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
 from calibrant.data.sources._corpus import corpus
 
-HUB: Final = Hub(
+HUB: Final = HubDataset(
     "cerebras/SlimPajama-627B",
     files={"train": "train/chunk1/example_train_0.jsonl.zst", "validation": "validation/chunk1/example_holdout_0.jsonl.zst"},
     first=20_000,
@@ -14,7 +15,7 @@ HUB: Final = Hub(
 
 
 @dataclass(frozen=True, repr=False)
-class SlimPajama(Stored):
+class SlimPajama(StoredSource):
     """Cerebras 2023: RedPajama-Data-1T, of which short and repeated documents were left out; its subsets stand shuffled.
 
     It stands for a cleaned training mixture. The front of one train file calibrates, the front of one validation file measures. The hub has the
@@ -27,5 +28,5 @@ class SlimPajama(Stored):
     hub = HUB
     fields = ("text",)
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         return corpus(HUB, "slimpajama", "train", "validation")

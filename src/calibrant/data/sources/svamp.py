@@ -3,17 +3,18 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.data._base import Found, Hub, Row, Stored
+from calibrant.data._base import Row, SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
 from calibrant.data.sources._equation import problem, unexplained
-from calibrant.data.sources._published import Split, found, noted
+from calibrant.data.sources._published import Split, published, with_note
 
-HUB: Final = Hub("ChilleD/SVAMP")
+HUB: Final = HubDataset("ChilleD/SVAMP")
 TRAIN: Final = Split("train", {("svamp", "train"): 700})
 TEST: Final = Split("test", {("svamp", "test"): 300})
 
 
 @dataclass(frozen=True, repr=False)
-class SVAMP(Stored):
+class SVAMP(StoredSource):
     """Patel et al. 2021 (arXiv:2103.07191), in the 700/300 division of the hub; hub and mirror have the same fields.
 
     Body and question stand one after the other as the set has them, often without a full stop between. The answer is the number and the rationale the
@@ -32,11 +33,11 @@ class SVAMP(Stored):
     fields = ("question", "answer")
     sometimes = ("rationale",)
 
-    def read(self) -> Found:
-        given = found(HUB, TRAIN, TEST, row)
-        return noted(given, unexplained(row for rows in given.rows.values() for row in rows))
+    def read(self) -> SourceRows:
+        given = published(HUB, TRAIN, TEST, row)
+        return with_note(given, unexplained(row for rows in given.rows.values() for row in rows))
 
 
 def row(record: dict[str, Any]) -> Row:
-    """A record as a row."""
+    """Return a record as a row."""
     return problem(f"{record['Body'].strip()} {record['Question'].strip()}", record["Answer"], record["Equation"])

@@ -4,15 +4,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.data._base import Found, Hub, Row, Stored, train_and_test
-from calibrant.data.hub import records
+from calibrant.data._base import Row, SourceRows, StoredSource, train_and_test
+from calibrant.data.hub import HubDataset, records
 from calibrant.errors import DataError
 
-HUB: Final = Hub("HuggingFaceH4/ultrachat_200k", first=20_000)
+HUB: Final = HubDataset("HuggingFaceH4/ultrachat_200k", first=20_000)
 
 
 @dataclass(frozen=True, repr=False)
-class UltraChat(Stored):
+class UltraChat(StoredSource):
     """Ding et al. 2023 (arXiv:2305.14233), as filtered for Zephyr: a user's requests and an assistant's answers, both written by a model.
 
     It stands for what a chat model meets in use, and is the usual set to calibrate one with. The front of train_sft calibrates, that of test_sft
@@ -28,14 +28,14 @@ class UltraChat(Stored):
     default = "chat"
     fields = ("question", "answer", "turns")
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         train, origin = records(HUB, "train_sft", [("ultrachat", "train")])
         test, measured = records(HUB, "test_sft", [("ultrachat", "test")])
-        return Found(train_and_test(conversations(train), conversations(test)), f"{origin}; measured on {measured}")
+        return SourceRows(train_and_test(conversations(train), conversations(test)), f"{origin}; measured on {measured}")
 
 
 def conversations(found: Iterable[dict[str, Any]]) -> Iterator[Row]:
-    """A row for each conversation in which a request is answered."""
+    """Yield a row for each conversation in which a request is answered."""
     for record in found:
         try:
             turns = tuple((message["role"], message["content"].strip()) for message in record["messages"])

@@ -4,16 +4,17 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final
 
-from calibrant.data._base import Found, Hub, Stored
+from calibrant.data._base import SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
 from calibrant.data.sources._corpus import corpus
 from calibrant.errors import DataError
 
-HUB: Final = Hub("wikimedia/wikipedia", "20231101.en", first=5_000)
+HUB: Final = HubDataset("wikimedia/wikipedia", "20231101.en", first=5_000)
 NOTE: Final = "30 long articles whose paragraphs run into each other, from a file of examples of unknown date"
 
 
 @dataclass(frozen=True, repr=False)
-class Wikipedia(Stored):
+class Wikipedia(StoredSource):
     """Articles of November 2023 without their markup; `language` is the Wikipedia's code, such as `en`, `de` or `simple`.
 
     It stands for encyclopedic prose, and for a language as those who speak it write it. The front of the hub's articles, divided by hash; as far as
@@ -36,5 +37,5 @@ class Wikipedia(Stored):
                 subject="language",
             )
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         return corpus(replace(HUB, config=f"20231101.{self.language}"), f"wikipedia_{self.language}", "train", note=NOTE)

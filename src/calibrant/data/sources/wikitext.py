@@ -5,15 +5,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.data._base import Found, Hub, Row, Stored, train_and_test
-from calibrant.data.hub import records
+from calibrant.data._base import Row, SourceRows, StoredSource, train_and_test
+from calibrant.data.hub import HubDataset, records
 
 _TITLE: Final = re.compile(r" = [^=].* = \n?")
-HUB: Final = Hub("Salesforce/wikitext", "wikitext-2-raw-v1")
+HUB: Final = HubDataset("Salesforce/wikitext", "wikitext-2-raw-v1")
 
 
 @dataclass(frozen=True, repr=False)
-class WikiText(Stored):
+class WikiText(StoredSource):
     """Merity et al. 2016 (arXiv:1609.07843). The lines of the files are put together into articles: a document is an article.
 
     The raw form's train part calibrates and its test part measures. A mirror without `wikitext2_raw/train` calibrates on
@@ -26,10 +26,10 @@ class WikiText(Stored):
     hub = HUB
     fields = ("text",)
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         train, origin = records(HUB, "train", [("wikitext2_raw", "train"), ("wikitext2", "validation")])
         test, measured = records(HUB, "test", [("wikitext2_raw", "test")])
-        return Found(train_and_test(articles(train), articles(test)), f"{origin}; measured on {measured}")
+        return SourceRows(train_and_test(articles(train), articles(test)), f"{origin}; measured on {measured}")
 
 
 def articles(lines: Iterable[dict[str, Any]]) -> Iterator[Row]:

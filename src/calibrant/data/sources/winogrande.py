@@ -3,17 +3,18 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.data._base import Found, Hub, Row, Stored
-from calibrant.data.sources._published import Split, chosen, found, gold
+from calibrant.data._base import Row, SourceRows, StoredSource
+from calibrant.data.hub import HubDataset
+from calibrant.data.sources._published import Split, gold, multiple_choice, published
 
-HUB: Final = Hub("allenai/winogrande", "winogrande_xl")
+HUB: Final = HubDataset("allenai/winogrande", "winogrande_xl")
 TRAIN: Final = Split("train", {("winogrande", "train"): 40_398})
 TEST: Final = Split("validation", {("winogrande", "validation"): 1_267})
 LABELS: Final = ("1", "2")
 
 
 @dataclass(frozen=True, repr=False)
-class WinoGrande(Stored):
+class WinoGrande(StoredSource):
     """Sakaguchi et al. 2020 (arXiv:1907.10641). validation measures, since the labels of test are kept back.
 
     The gap is the sentence's `_`, and the options are listed with their numbers. The original study calibrated on the smaller `winogrande_m`; this is
@@ -32,11 +33,11 @@ class WinoGrande(Stored):
     hub = HUB
     fields = ("question", "answer", "choices")
 
-    def read(self) -> Found:
-        return found(HUB, TRAIN, TEST, row)
+    def read(self) -> SourceRows:
+        return published(HUB, TRAIN, TEST, row)
 
 
 def row(record: dict[str, Any]) -> Row | None:
-    """A record as a row."""
+    """Return a record as a row."""
     options = [record["option1"], record["option2"]]
-    return chosen(record["sentence"], options, gold(record["answer"], LABELS), LABELS, frame=("Sentence: ", "Answer:"))
+    return multiple_choice(record["sentence"], options, gold(record["answer"], LABELS), LABELS, frame=("Sentence: ", "Answer:"))

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, replace
 from typing import Final
 
-from calibrant.data._base import Found, Hub, Stored
-from calibrant.data.hub import records
+from calibrant.data._base import SourceRows, StoredSource
+from calibrant.data.hub import HubDataset, records
 from calibrant.data.sources._corpus import mirrors_own, texts
 from calibrant.data.sources._parallel import divide_by_place
 from calibrant.errors import DataError
 from calibrant.registry import did_you_mean
 
-HUB: Final = Hub("google/xquad", "xquad.en")
+HUB: Final = HubDataset("google/xquad", "xquad.en")
 LANGUAGES: Final = ("ar", "de", "el", "en", "es", "hi", "ro", "ru", "th", "tr", "vi", "zh")
 PARAGRAPHS: Final = 5
 """How many stand one after the other of each article."""
@@ -18,7 +18,7 @@ NOTE: Final = "all 240 paragraphs, without the questions"
 
 
 @dataclass(frozen=True, repr=False)
-class XQuAD(Stored):
+class XQuAD(StoredSource):
     """Artetxe et al. 2019 (arXiv:1910.11856): 240 paragraphs of 48 English Wikipedia articles, translated by people.
 
     It stands for one and the same content in different languages, as `flores` does. The questions aren't used. Five paragraphs an article stand one
@@ -41,9 +41,9 @@ class XQuAD(Stored):
             near = did_you_mean(self.language, LANGUAGES)
             raise DataError(f"xquad(language={self.language!r}): no such language{near}; write one of {', '.join(LANGUAGES)}", subject="language")
 
-    def read(self) -> Found:
+    def read(self) -> SourceRows:
         hub = replace(HUB, config=f"xquad.{self.language}")
         found, origin = records(hub, "validation", [(f"xquad/{self.language}", "validation")])
         paragraphs = dict.fromkeys(texts(found, origin, ("text", "context")))
         placed = ((f"article {number // PARAGRAPHS}", row) for number, row in enumerate(paragraphs))
-        return Found(divide_by_place(placed), origin, mirrors_own(origin, NOTE))
+        return SourceRows(divide_by_place(placed), origin, mirrors_own(origin, NOTE))
