@@ -88,23 +88,23 @@ def mangled(text: str, chance: random.Random) -> str:
 
 def is_answered(read: Callable[[str], Any], text: str) -> None:
     """It is understood, and then its text is too, or an `InputError` of lines that can be read; anything else is a failure of this test."""
-    began, said = time.perf_counter(), "understood"
+    began, said = time.process_time(), "understood"
     try:
         found = read(text)
         assert isinstance(found, Study) or str(read(str(found))) == str(found), text
     except InputError as error:
         said = str(error)
     assert 0 < max(map(len, said.split("\n"))) < 1200, text
-    assert time.perf_counter() - began < SLOWEST, text[:200]
+    assert time.process_time() - began < SLOWEST, text[:200]
 
 
 @pytest.mark.parametrize(
     ("read", "texts", "count"),
     [
-        (methods.build, SPECS, 70),
-        (CalibrationSet, EXPRESSIONS, 110),
-        (parse_target, TARGETS, 60),
-        (evaluators.build, ("loss(source=c4, tokens=9)",), 30),
+        (methods.build, SPECS, 30),
+        (CalibrationSet, EXPRESSIONS, 45),
+        (parse_target, TARGETS, 25),
+        (evaluators.build, ("loss(source=c4, tokens=9)",), 15),
     ],
     ids=["specs", "expressions", "targets", "evaluators"],
 )
@@ -116,7 +116,7 @@ def test_a_mangled_text_is_understood_or_refused(read: Callable[[str], Any], tex
 
 def test_a_mangled_study_is_understood_or_refused(tmp_path: Path):
     chance, file = random.Random("mangled studies"), tmp_path / "study.yaml"
-    for _ in range(60):
+    for _ in range(25):
         file.write_bytes(mangled(STUDY, chance).encode("utf-8", "surrogatepass"))
         is_answered(lambda _: read_study(file), file.read_text(errors="backslashreplace"))
     file.write_text(STUDY)
@@ -160,11 +160,11 @@ def nested(deep: int) -> str:
     ids=range(26),
 )
 def test_what_is_too_much_is_refused_by_what_was_given(read: Callable[[Any], Any], given: Any, error: type[InputError], said: str):
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(error) as refused:
         read(given)
     assert said in str(refused.value)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize(
@@ -209,12 +209,12 @@ def test_a_budget_beyond_what_can_be_is_refused_before_anything_is_reserved(data
     ids=range(13),
 )
 def test_a_study_that_is_too_large_is_counted_and_refused(changes: dict[str, Any], said: str):
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(StudyError) as refused:
         Study(**{"models": "smollm2", "data": "c4", "methods": "wanda", **changes})
     assert said in str(refused.value)
     assert len(str(refused.value)) < 3000
-    assert time.perf_counter() - began < 3
+    assert time.process_time() - began < 3
 
 
 def test_methods_that_look_at_no_data_have_a_run_a_sparsity_whatever_the_draws():

@@ -152,9 +152,9 @@ def lape(
     Raises `SpecError` for shares outside (0, 1) and fewer than two languages, `ModelError` for a model whose feed-forward can't be seen as
     neurons that every token reaches: routed experts, or no activation module in a block, or several.
     """
-    for name, value in (("lowest", lowest), ("quantile", quantile)):
+    for name, value, usual in (("lowest", lowest, 0.01), ("quantile", quantile, 0.95)):
         if not 0 < value < 1:
-            raise SpecError(f"{name}={value:g} is no share; give a number between 0 and 1, as {name}={_usual(name)}", subject=name)
+            raise SpecError(f"{name}={value:g} is no share; give a number between 0 and 1, as {name}={usual}", subject=name)
     requested = dict(sets) if isinstance(sets, Mapping) else {name: name for name in sets}
     if len(requested) < 2:
         raise SpecError(f"a neuron is specific to one language among several, and these are {list(requested)}; name two or more", subject="sets")
@@ -164,15 +164,13 @@ def lape(
     counts: list[int] = []
     for name, data in requested.items():
         calibration = data if isinstance(data, CalibrationSet) else CalibrationSet(data, tokens=tokens, length=length, seed=seed)
-        batch = _unpadded(resolved(calibration, opened, progress).tokens(opened.tokenizer))
+        batch = resolved(calibration, opened, progress).tokens(opened.tokenizer)
+        if batch.pads is not None:  # nor do pads count where the packing counts them
+            batch = replace(batch, weights=batch.weights * ~batch.pads)
         shares.append(_active(seen_by, modules, batch, lambda done, of, name=name: progress(f"neurons for {name}", done, of)))
         counts.append(int((batch.weights > 0).sum()))
     probability = torch.stack([torch.cat(each) for each in shares])
     return Lape(opened.name, tuple(requested), tuple(counts), tuple(map(len, shares[0])), probability, lowest, quantile)
-
-
-def _usual(name: str) -> float:
-    return {"lowest": 0.01, "quantile": 0.95}[name]
 
 
 def _activation(block: Block) -> nn.Module:
@@ -190,11 +188,6 @@ def _activation(block: Block) -> nn.Module:
         what = f"has {len(modules)} activation modules ({', '.join(modules)})" if modules else "has no activation module"
         raise ModelError(f"{block.name} {what}, so its neurons can't be counted; lape reads blocks with exactly one", subject=block.name)
     return next(iter(modules.values()))
-
-
-def _unpadded(batch: TokenBatch) -> TokenBatch:
-    """Return the batch with no weight on pads, also where the packing counts them."""
-    return batch if batch.pads is None else replace(batch, weights=batch.weights * ~batch.pads)
 
 
 @torch.no_grad()

@@ -130,10 +130,10 @@ GROWING = "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n
 def test_a_template_that_does_not_end_is_refused(template: str):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(DataError, match=r"the model's chat template (goes on too long|makes something too large|is broken)"):
         Chat().render(SUM, tokenizer)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_a_template_may_do_all_that_templates_do():

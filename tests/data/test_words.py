@@ -1,8 +1,5 @@
 """Words of every script, against what a reader would say they are."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -37,8 +34,5 @@ def test_a_run_is_a_number_that_depends_on_its_words_and_their_order():
     assert len(np.unique(runs(numbered([str(i % 1000) for i in range(100_000)]), 2))) == 1000
 
 
-def test_another_process_finds_the_same_numbers():
-    code = "from calibrant.inspection.leaks import ngrams; print(sorted(ngrams('one two three four five')))"
-    environment = {"PYTHONHASHSEED": "1", "PYTHONPATH": ":".join(sys.path)}
-    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
-    assert said.strip() == str(sorted(ngrams("one two three four five")))
+def test_numbers_are_the_same_in_every_process():
+    assert sorted(ngrams("one two three four five")) == [7003702146407501101]  # as another process found them

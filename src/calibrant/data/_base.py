@@ -238,7 +238,11 @@ def train_and_test(train: Iterable[Row], test: Iterable[Row]) -> dict[Part, list
 
 
 def lettered(choices: Sequence[str]) -> tuple[str, ...]:
-    """Return the labels A, B, C, … for these choices."""
+    """Return the labels A, B, C, … for these choices.
+
+    >>> lettered(["red", "green"])
+    ('A', 'B')
+    """
     return tuple(ascii_uppercase[: len(choices)])
 
 

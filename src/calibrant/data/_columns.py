@@ -31,12 +31,11 @@ class Columns:
     @property
     def note(self) -> str:
         """What was guessed, as a clause: `guessed: question from 'prompt' (and not 'query'), answer from 'output'`."""
-        guesses = [f"{name} from {column!r}{self._instead(name)}" for name, column in self.guessed.items()]
+        guesses: list[str] = []
+        for name, column in self.guessed.items():
+            others = ", ".join(map(repr, self.passed_over.get(name, ())))
+            guesses.append(f"{name} from {column!r}" + (f" (and not {others})" if others else ""))
         return f"guessed: {', '.join(guesses)}" if guesses else ""
-
-    def _instead(self, name: str) -> str:
-        others = self.passed_over.get(name, ())
-        return f" (and not {', '.join(map(repr, others))})" if others else ""
 
 
 def assign(records: Sequence[Mapping[str, Any]], requested: Mapping[str, str]) -> Columns:

@@ -32,7 +32,11 @@ _BASE: Final = 0x9E3779B97F4A7C15
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text: runs of letters and digits, case-folded, with accents written in one way; punctuation falls away."""
+    """Return the words of a text: runs of letters and digits, case-folded, with accents written in one way; punctuation falls away.
+
+    >>> words("Peel an ONION, then (cut) it: 3 times")
+    ['peel', 'an', 'onion', 'then', 'cut', 'it', '3', 'times']
+    """
     if text.isascii():
         return _PLAIN.findall(text.lower())
     return _word().findall(_UNSEEN.sub("", unicodedata.normalize("NFKC", text)).casefold())

@@ -61,8 +61,11 @@ class TokenBatch:
 class CalibrationSet:
     """Source, format and packing, or a weighted sum of them, or a mix of such; a budget; a draw.
 
-    `CalibrationSet("0.3*gsm8k:cot + 0.7*wikitext", samples=128, length=2048, seed=0)`: 128 windows of 2048 tokens. `tokens=N` asks for exactly N real
-    tokens instead, the last window partly filled. `seed` is the number of the draw: draws of the same budget share no row until the source is used
+    >>> data = CalibrationSet("0.3*gsm8k:cot + 0.7*wikitext", samples=128, length=2048, seed=0)
+    >>> [str(part) for part in data.parts]
+    ['gsm8k:cot', 'wikitext']
+
+    These are 128 windows of 2,048 tokens; `tokens=N` stands for exactly N real tokens instead, the last window partly filled. `seed` is the number of the draw: draws of the same budget share no row until the source is used
     up, after which `overlap` in the facts says how much they share. The same rows and tokenizer give the same fingerprint anywhere.
 
     `CalibrationSet("mix(domain=gsm8k:cot, general=c4, weight=0.5)")` is of two sets or more, in `mixed`, each of the whole budget and drawn as it
@@ -121,7 +124,29 @@ class CalibrationSet:
         if self.mix:
             return self._mixture(self.mix, [part.tokens(tokenizer) for part in self.mixed])
         decks = self._decks(self.seed)
-        return self._batch(self._deal_all(decks, IdEncoder(tokenizer)), decks, tokenizer)
+        drawn = self._deal_all(decks, IdEncoder(tokenizer))
+        ids, mask = self._laid_out(drawn)
+        pads = mask & (ids == PAD)
+        ids[pads] = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(i, int)), 0)
+        total = sum(part.tokens for part in drawn)
+        each = [float(term.share * total / part.tokens) for term, part in zip(self.parts, drawn, strict=True)]
+        facts = [_facts(term, part, decks[term.source], weight) for term, part, weight in zip(self.parts, drawn, each, strict=True)]
+        weights = np.repeat(np.array(each, dtype=np.float32), [fact["sequences"] for fact in facts])[:, None] * mask
+        rows = [row for part in drawn for row in part.rows]
+        whole = {
+            "data": self.expr,
+            "draw": self.seed,
+            "windows": sum(len(part.windows) for part in drawn),
+            "length": self.length,
+            "tokens": total,
+            "pads": int(pads.sum()),
+            "overlap": sum(fact["overlap"] * fact["rows"] for fact in facts) / len(rows),
+            "parts": facts,
+        }
+        digest = fingerprint(ids, mask, weights)
+        examples = tuple(sorted({row.example for row in rows}))
+        tensors = torch.from_numpy(ids).long(), torch.from_numpy(mask), torch.from_numpy(weights)
+        return TokenBatch(*tensors, digest, whole, examples, torch.from_numpy(pads) if pads.any() else None, rows=tuple(rows))
 
     @property
     def label(self) -> SetLabel:
@@ -238,30 +263,6 @@ class CalibrationSet:
         for at, sequence in enumerate(sequences):
             ids[at, : len(sequence)], mask[at, : len(sequence)] = sequence, True
         return ids, mask
-
-    def _batch(self, drawn: list[PartDraw], decks: Mapping[Source, Deck], tokenizer: PreTrainedTokenizerBase) -> TokenBatch:
-        ids, mask = self._laid_out(drawn)
-        pads = mask & (ids == PAD)
-        ids[pads] = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(i, int)), 0)
-        total = sum(part.tokens for part in drawn)
-        each = [float(term.share * total / part.tokens) for term, part in zip(self.parts, drawn, strict=True)]
-        facts = [_facts(term, part, decks[term.source], weight) for term, part, weight in zip(self.parts, drawn, each, strict=True)]
-        weights = np.repeat(np.array(each, dtype=np.float32), [fact["sequences"] for fact in facts])[:, None] * mask
-        rows = [row for part in drawn for row in part.rows]
-        whole = {
-            "data": self.expr,
-            "draw": self.seed,
-            "windows": sum(len(part.windows) for part in drawn),
-            "length": self.length,
-            "tokens": total,
-            "pads": int(pads.sum()),
-            "overlap": sum(fact["overlap"] * fact["rows"] for fact in facts) / len(rows),
-            "parts": facts,
-        }
-        digest = fingerprint(ids, mask, weights)
-        examples = tuple(sorted({row.example for row in rows}))
-        tensors = torch.from_numpy(ids).long(), torch.from_numpy(mask), torch.from_numpy(weights)
-        return TokenBatch(*tensors, digest, whole, examples, torch.from_numpy(pads) if pads.any() else None, rows=tuple(rows))
 
     def _mixture(self, mix: Mix, batches: Sequence[TokenBatch]) -> TokenBatch:
         """Return all batches as one whose mass is that of all together: with shares like their tokens' it is the pooled set."""

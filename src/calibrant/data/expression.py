@@ -106,7 +106,11 @@ def parse_packing(text: str | Call, format_name: str = "") -> Packing:
 
 
 def held_out(source: str, form: str | None = None) -> tuple[Source, Format]:
-    """Return a source to measure on and how its rows are rendered; the default is that of calibration. `DataError` for a control."""
+    """Return a source to measure on and how its rows are rendered; the default is that of calibration. `DataError` for a control.
+
+    >>> held_out("gsm8k")
+    (gsm8k, qa)
+    """
     read = parse_source(source)
     if read.kind == "control":
         raise DataError(f"{source!r} is a control: there is nothing in it to predict; measure on a corpus or a question set", subject=source)

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from calibrant.data._base import Part, PartRows, PerDraw, Row, Source, SourceRows, StoredSource, divide, lettered, train_and_test
 from calibrant.data._columns import USUAL, Columns, assign, content, exchange, letter_of
 from calibrant.data._files import MOST_COLUMNS, read_records, short
-from calibrant.data._folders import File, Files, files_of
+from calibrant.data._folders import File, files_of
 from calibrant.errors import DataError
 from calibrant.foreign import user_path, visible
 from calibrant.grammar import written_path
@@ -115,8 +115,9 @@ class UserFile(StoredSource):
             if not part:
                 raise DataError(f"{self.path!r} has no usable row in its {name} part: {rows.note}", subject=self.path)
         note = "; ".join(filter(None, [files.note, self._layout.columns.note, rows.note]))
+        origin = "file" if len(files.all) == 1 else f"{len(files.all)} files"
         divided = divide(*parts) if files.measure is None else train_and_test(*(parts if files.calibrate is not None else ([], *parts)))
-        return SourceRows(divided, f"{_origin(files)}: {visible(self.path)}", note)
+        return SourceRows(divided, f"{origin}: {visible(self.path)}", note)
 
     @property
     def _layout(self) -> _Layout:
@@ -228,10 +229,6 @@ def _stamps(files: Iterable[File]) -> Hashable:
     """Return what changes when a file does."""
     statuses = [(str(path.resolve()), path.stat()) for path, _ in files]
     return tuple((name, status.st_mtime_ns, status.st_size) for name, status in statuses)
-
-
-def _origin(files: Files) -> str:
-    return "file" if len(files.all) == 1 else f"{len(files.all)} files"
 
 
 def _article(name: str) -> str:

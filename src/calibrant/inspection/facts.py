@@ -1,7 +1,7 @@
 """What a calibration set holds, before it is used: everything that can be known of it without running a model."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from math import floor, log10
 from typing import Any, Final
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from calibrant.data._base import Format, Row
+from calibrant.data._base import Row
 from calibrant.data._encoding import IdEncoder
 from calibrant.data.calibration import CalibrationSet, TokenBatch
 from calibrant.data.expression import Term
@@ -96,6 +96,10 @@ def inspect_tokens(
     batch, rows = data.tokens(tokenizer), data.rows(tokenizer)
     ids = [row[there] for row, there in zip(batch.ids, text_tokens(batch), strict=True)]
     draws = data.disjoint_draws(tokenizer)
+    double_starts = 0
+    if isinstance(tokenizer.bos_token_id, int):
+        starts = (batch.ids == tokenizer.bos_token_id) & text_tokens(batch)
+        double_starts = int((starts[:, 1:] & starts[:, :-1]).any(1).sum())
     return Inspection(
         data=str(data),
         tokenizer="",
@@ -107,7 +111,7 @@ def inspect_tokens(
         pads=batch.facts["pads"],
         padding=_padding(batch.facts, data.length),
         repeated_windows=len(ids) - len({tuple(row.tolist()) for row in ids}),
-        double_starts=_double_starts(batch, tokenizer),
+        double_starts=double_starts,
         overlap=batch.facts["overlap"],
         disjoint_draws=draws,
         enough=_enough(data, tokenizer, draws),
@@ -133,14 +137,6 @@ def _listed(value: Any) -> Any:
 def _padding(facts: Mapping[str, Any], length: int) -> float:
     # Texts that can't see each other are sequences of their own, with nothing behind them: what is padded is the window.
     return 1 - facts["tokens"] / (facts["windows"] * length) if facts["windows"] else 0.0
-
-
-def _double_starts(batch: TokenBatch, tokenizer: PreTrainedTokenizerBase) -> int:
-    start = tokenizer.bos_token_id
-    if not isinstance(start, int):
-        return 0
-    starts = (batch.ids == start) & text_tokens(batch)
-    return int((starts[:, 1:] & starts[:, :-1]).any(1).sum())
 
 
 def _vocabulary(ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -176,13 +172,19 @@ def _parts(
     data: CalibrationSet, batch: TokenBatch, drawn: Sequence[Sequence[Row]], tokenizer: PreTrainedTokenizerBase, show: int, letters: int
 ) -> Iterator[dict[str, Any]]:
     encoder = IdEncoder(tokenizer)
-    special = _special_texts(encoder)
+    # Special tokens that are written out in a text, the longest first: a tokenizer takes them for the tokens themselves.
+    names = {str(tokenizer.convert_ids_to_tokens(i)) for i in encoder.special} - {""}
+    special = re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))) if names else None
     begin = 0
     for number, (term, fact, rows) in enumerate(zip(data.parts, batch.facts["parts"], drawn, strict=True)):
         lengths = [len(encoder.row(row, term.format)) for row in rows]
         shown = max(1, show // len(data.parts) + (number < show % len(data.parts))) if term.source.shown else 0
         places = range(begin, begin + min(shown, fact["sequences"]))
         begin += fact["sequences"]
+        counts: dict[str, int] = {}
+        for row in rows if special else ():
+            for name in sorted(set(special.findall(content(row, term.format)))) if special else ():
+                counts[name] = counts.get(name, 0) + 1
         yield {
             **fact,
             **_named(term),
@@ -190,7 +192,7 @@ def _parts(
             "histogram": histogram(lengths),
             "fitting_length": int(np.quantile(lengths, 0.95, method="higher")) if lengths else 0,
             "empty": lengths.count(0),
-            "special_texts": _counted(special, rows, term.format),
+            "special_texts": counts,
             "texts": [quoted(batch, i, tokenizer, letters) for i in places],
             "unshown": "" if term.source.shown else f"the licence ({term.source.licence}) doesn't let its rows be quoted",
         }
@@ -226,18 +228,3 @@ def histogram(lengths: Sequence[int]) -> list[list[int]]:
     ranges = [[(first + i) * width, (first + i + 1) * width - 1, count] for i, count in enumerate(counts)]
     ranges[-1][1] = max(ranges[-1][1], most)
     return ranges
-
-
-def _special_texts(encoder: IdEncoder) -> re.Pattern[str] | None:
-    """Finds special tokens that are written out in a text, the longest first: a tokenizer takes them for the tokens themselves."""
-    names = {str(encoder.tokenizer.convert_ids_to_tokens(i)) for i in encoder.special}
-    return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True) if name)) if names - {""} else None
-
-
-def _counted(special: re.Pattern[str] | None, rows: Iterable[Row], form: Format) -> dict[str, int]:
-    """Return in how many rows each special token is written out."""
-    counts: dict[str, int] = {}
-    for row in rows if special else ():
-        for name in sorted(set(special.findall(content(row, form)))) if special else ():
-            counts[name] = counts.get(name, 0) + 1
-    return counts

@@ -60,19 +60,22 @@ def inspect(
     opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
     chosen = resolved(chosen, opened, progress)
     inspection = inspect_tokens(chosen, opened.tokenizer, against)
-    return replace(inspection, tokenizer=opened.name, model=_read_by_model(chosen, opened, progress))
-
-
-def _read_by_model(data: CalibrationSet, opened: Opened, progress: Progress) -> dict[str, Any]:
-    """Return the model's loss on an excerpt of the set, and whose energy its matrices are shown."""
-    batch, kinds = _excerpt(data.tokens(opened.tokenizer), data.kinds(opened.tokenizer).long(), TOKENS)
-    about = {"name": opened.name, "note": opened.note, "dtype": str(opened.dtype).removeprefix("torch.")}
-    return {**about, "loss": loss(opened, batch, progress), "energy": energy(view(opened.model), batch, kinds, progress)}
+    batch, kinds = _excerpt(chosen.tokens(opened.tokenizer), chosen.kinds(opened.tokenizer).long(), TOKENS)
+    facts = {
+        "name": opened.name,
+        "note": opened.note,
+        "dtype": str(opened.dtype).removeprefix("torch."),
+        "loss": loss(opened, batch, progress),
+        "energy": energy(view(opened.model), batch, kinds, progress),
+    }
+    return replace(inspection, tokenizer=opened.name, model=facts)
 
 
 def _excerpt(batch: TokenBatch, kinds: Tensor, most: int) -> tuple[TokenBatch, Tensor]:
     """Sequences from all over the set, up to `most` tokens: the first, then the middle one, then those between, and so on."""
-    order = sorted(range(len(batch.ids)), key=lambda i: _turn(i, len(batch.ids)))
+    # The digits of a place, in binary, read backwards: the first places are spread over the whole, and the others fill the gaps.
+    digits = max(1, (len(batch.ids) - 1).bit_length())
+    order = sorted(range(len(batch.ids)), key=lambda i: int(format(i, f"0{digits}b")[::-1], 2))
     chosen: list[int] = []
     left = most
     for i in order:
@@ -85,12 +88,6 @@ def _excerpt(batch: TokenBatch, kinds: Tensor, most: int) -> tuple[TokenBatch, T
     pads = None if batch.pads is None else batch.pads[rows] & mask
     weights = batch.weights[rows] * mask
     return replace(batch, ids=batch.ids[rows], mask=mask, weights=weights, pads=pads, fingerprint="", examples=(), rows=()), kinds[rows]
-
-
-def _turn(place: int, count: int) -> int:
-    """When a place's turn comes: its binary digits read backwards, so that the first places are spread over the whole and others fill the gaps."""
-    digits = max(1, (count - 1).bit_length())
-    return int(format(place, f"0{digits}b")[::-1], 2)
 
 
 @torch.no_grad()
@@ -151,12 +148,9 @@ def _shares(squares: Mapping[str, float], whole: Mapping[str, float], view: Mode
     for block in view.blocks:
         for weight in block.weights:
             if weight.name in shares:
-                roles.setdefault(_role(weight.name.removeprefix(block.name + ".")), []).append(weight.name)
+                # The name of a matrix in its block, the same for all experts.
+                role = re.sub(r"\[\d+\]|\.\d+(?=\.)", "", weight.name.removeprefix(block.name + "."))
+                roles.setdefault(role, []).append(weight.name)
     summed = {role: sum(squares.get(name, 0.0) for name in names) / sum(whole[name] for name in names) for role, names in roles.items()}
     where = max(shares, key=lambda name: shares[name], default="")
     return {"median": median(shares.values()) if shares else 0.0, "most": shares.get(where, 0.0), "where": where, "matrices": summed}
-
-
-def _role(name: str) -> str:
-    """Return a matrix's name in its block, the same for all experts."""
-    return re.sub(r"\[\d+\]|\.\d+(?=\.)", "", name)

@@ -86,6 +86,9 @@ def find_leaks(calibration: Iterable[Row], measured: Iterable[Row]) -> list[Leak
     What is compared is all that a model would learn from: text, question, rationale, answer and turns, without a frame's own words and without
     letters that stand for a choice. A measured row under 13 words is looked for by its runs of 8, inside longer rows too; one under 8 words is
     found only if the calibration row consists of just those words. The measured rows are stored, as numbers; the others are read once and dropped.
+
+    >>> [leak.kind for leak in find_leaks([Row(question="What is 1 + 1?", answer="2")], [Row(question="what is 1 + 1?", answer="two")])]
+    ['same example']
     """
     index = _Index(measured)
     leaks: dict[tuple[str, str], Leak] = {}

@@ -140,6 +140,9 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[tuple[
     Few pairs are missed: at the threshold itself one in a hundred, above it hardly any. Of a text that recurs hundreds of times not all pairs are
     reported, which would be millions, but those with the first and with the 20 before it: each text that has a duplicate is in a pair.
     `DataError` for a threshold that isn't above 0 and at most 1.
+
+    >>> near_duplicates(["Peel an onion and cut it.", "A river runs to the sea.", "peel an onion and cut it"])
+    [(0, 2, 1.0)]
     """
     if not 0 < threshold <= 1:
         raise DataError(f"the threshold of likeness is {threshold}; it must be above 0 and at most 1", subject="threshold")

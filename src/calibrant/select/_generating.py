@@ -200,7 +200,10 @@ def write(
         answer: Any = model(input_ids=shown, cache=cache, use_cache=True)
         cache, logits = answer.cache, _wide(answer.logits)
         if step == 0:
-            _make_room(cache, width + steps)
+            # Only in layers that just grow; others, such as those of a sliding window, look after themselves.
+            for at, layer in enumerate(cache.layers if isinstance(cache, DynamicCache) else ()):
+                if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
+                    cache.layers[at] = _Room(layer.keys, layer.values, width + steps)
             nats += _nats(logits[:, :-1], shown[:, 1:]).sum(1)
         last, own = logits[:, -1], going.to(ids.device)
         chosen = pick(_within(last, vocabulary), ids[own, : width + step], chance[going, step], sampling, step)
@@ -327,13 +330,6 @@ class _Room(DynamicLayer):
         self.keys, self.values = (place[:, :, : self.get_seq_length()] for place in self._places)
 
 
-def _make_room(cache: Any, length: int) -> None:
-    """In the layers that only grow; others, such as those of a sliding window, look after themselves."""
-    for at, layer in enumerate(cache.layers if isinstance(cache, DynamicCache) else ()):
-        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
-            cache.layers[at] = _Room(layer.keys, layer.values, length)
-
-
 class _Generation:
     """The batches of one generation, from the disk where they are there."""
 
@@ -364,7 +360,8 @@ class _Generation:
             drafts = self._write(written, count, have)
             with suppress(OSError):  # where no file can be written the texts are made again
                 path.parent.mkdir(parents=True, exist_ok=True)
-                put(path, _batch_bytes(drafts))
+                texts = [[list(draft.ids), draft.nats] for draft in drafts]
+                put(path, json.dumps({"texts": texts, "digest": identity(texts)}).encode())
         self._number += 1
         return drafts
 
@@ -386,11 +383,6 @@ def _ends(opened: Opened) -> frozenset[int]:
     named = getattr(opened.model.generation_config, "eos_token_id", None)
     several = named if isinstance(named, list) else [named]
     return frozenset(i for i in (*several, opened.tokenizer.eos_token_id) if isinstance(i, int))
-
-
-def _batch_bytes(drafts: Sequence[Draft]) -> bytes:
-    texts = [[list(draft.ids), draft.nats] for draft in drafts]
-    return json.dumps({"texts": texts, "digest": identity(texts)}).encode()
 
 
 def _read_batch(path: Path, count: int) -> list[Draft] | None:

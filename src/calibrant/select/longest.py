@@ -15,11 +15,11 @@ class Longest(Picking):
     """The candidates with the most tokens first; of equals, the one that comes first. No model is needed.
 
     The original study's corpora take only documents longer than a window (Bandari et al. 2024, arXiv 2410.07461): this shows what that alone
-    does, and is what a choice by perplexity or coverage must be told apart from, since both favour length. Packed by `many`, one long document can
+    does, and is the baseline for choices by perplexity or coverage, since both favour length. Packed by `many`, one long document can
     fill a whole budget (128 windows of 512 tokens from a single text of the Pile): `longest(source=pile)@crop` takes one window of each.
     """
 
-    after = "what others must be told apart from"
+    after = "the baseline of choices that favour length"
     source: str
     candidates: int = 1000
 
