@@ -406,7 +406,12 @@ def test_the_same_choice_is_the_same_source():
     assert str(parse_source("flores(language=de)")) == "flores(language='deu_Latn')"
     assert parse_source("flores(language=en)") == parse_source("flores")
     known = ("a", "b")
-    assert _corpus.chosen("x", "b", known) == _corpus.chosen("x", Call("b"), known) == _corpus.chosen("x", [Call("b")], known) == ("b",)
+    assert (
+        _corpus.subset_names("x", "b", known)
+        == _corpus.subset_names("x", Call("b"), known)
+        == _corpus.subset_names("x", [Call("b")], known)
+        == ("b",)
+    )
 
 
 # ---- the real mirror ----------------------------------------------------------------------------------------------------------------------------

@@ -557,7 +557,7 @@ def invented(dice: random.Random, depth: int) -> tuple[str, Fraction, int, int]:
 def test_equations_come_to_what_fractions_say():
     dice = random.Random(0)
     seen = Counter[int]()
-    for _ in range(3000):
+    for _ in range(700):
         equation, value, operations, _ = invented(dice, dice.randrange(1, 4))
         steps = _equation.solve(equation)
         assert steps is not None, equation
@@ -570,7 +570,7 @@ def test_equations_come_to_what_fractions_say():
             left, sign, right, result = re.fullmatch(r"(\S+) ([-+*/]) \(?([-\d.]+)\)? = (\S+)", line).groups()
             a, b = float(left), float(right)
             assert float(result) == pytest.approx(a + b if sign == "+" else a - b if sign == "-" else a * b if sign == "*" else a / b, rel=1e-6)
-    assert min(seen[n] for n in range(1, 7)) > 50
+    assert min(seen[n] for n in range(1, 7)) > 8
 
 
 @pytest.mark.parametrize(

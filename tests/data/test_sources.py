@@ -172,7 +172,7 @@ def test_arithmetic_measures_templates_that_are_never_calibrated_on():
 
     made = create_dataset("gsm_symbolic", size=arithmetic.MOST_ROWS, seed=0)
     template = {
-        made[i]["question"].removesuffix(" Give the result as your final answer. Do not include units."): made.task_indices[i] for i in range(6000)
+        made[i]["question"].removesuffix(" Give the result as your final answer. Do not include units."): made.task_indices[i] for i in range(1500)
     }
     source = sources.build("arithmetic")
     found = {part: {template[row.question] for row in source.rows(part) if row.question in template} for part in PARTS}

@@ -65,8 +65,9 @@ class CalibrationSet:
     >>> [str(part) for part in data.parts]
     ['gsm8k:cot', 'wikitext']
 
-    These are 128 windows of 2,048 tokens; `tokens=N` stands for exactly N real tokens instead, the last window partly filled. `seed` is the number of the draw: draws of the same budget share no row until the source is used
-    up, after which `overlap` in the facts says how much they share. The same rows and tokenizer give the same fingerprint anywhere.
+    These are 128 windows of 2,048 tokens; `tokens=N` stands for exactly N real tokens instead, the last window partly filled. `seed` is the
+    number of the draw: draws of the same budget share no row until the source is used up, after which `overlap` in the facts says how much they
+    share. The same rows and tokenizer give the same fingerprint anywhere.
 
     `CalibrationSet("mix(domain=gsm8k:cot, general=c4, weight=0.5)")` is of two sets or more, in `mixed`, each of the whole budget and drawn as it
     is drawn alone. What the model's matrices see of each, divided by its own tokens, is added with the weights, as if all tokens were one set

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -31,16 +32,17 @@ class Arithmetic(StoredSource):
             from reasoning_gym.factory import create_dataset
         except ImportError as error:
             raise DataError("arithmetic is made by reasoning-gym, which isn't installed; pip install reasoning-gym", subject="arithmetic") from error
-        problems: Any = create_dataset("gsm_symbolic", size=MOST_ROWS, seed=0)
-        parts: dict[Part, list[Row]] = {part: [] for part in PARTS}
-        for index, template in enumerate(problems.task_indices):
-            parts[part_of_template(template)].append(problem(problems[index]))
-        return SourceRows(parts, f"reasoning-gym {version('reasoning-gym')}, gsm_symbolic, seed 0")
+        return SourceRows(_parts(create_dataset), f"reasoning-gym {version('reasoning-gym')}, gsm_symbolic, seed 0")
 
 
-def part_of_template(number: int) -> Part:
-    """Return the part that a template belongs to, with everything made from it."""
-    return part_of(hashlib.sha256(f"gsm_symbolic template {number}".encode()).hexdigest())
+@cache
+def _parts(create_dataset: Any) -> dict[Part, list[Row]]:
+    """Return all problems by part: that of its template. Seconds of work, and nothing that it depends on ever changes: done once a process."""
+    problems: Any = create_dataset("gsm_symbolic", size=MOST_ROWS, seed=0)
+    parts: dict[Part, list[Row]] = {part: [] for part in PARTS}
+    for index, template in enumerate(problems.task_indices):
+        parts[part_of(hashlib.sha256(f"gsm_symbolic template {template}".encode()).hexdigest())].append(problem(problems[index]))
+    return parts
 
 
 def problem(record: dict[str, Any]) -> Row:
