@@ -1,5 +1,6 @@
 """Nothing is lost: a study that is killed, that fills its disk, or that two processes work on at once, ends as if nothing had happened."""
 
+import functools
 import os
 import random
 import shlex
@@ -7,9 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +21,8 @@ from calibrant.store import Store, verify
 from tests.store.test_full_disk import WAYS, left_with
 from tests.study.small import RUNS, Logged, asked, ended, finished, forked, results, tables, texts, written
 
-CHAINS, KILLS = 4, 5
-"""Four studies are killed five times each."""
+KILLS = 5
+"""How often a study is killed before it may end."""
 
 
 @pytest.fixture(scope="module")
@@ -32,40 +34,57 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return found
 
 
+def dying(act: Callable[[], object], at: int | None, count: Path | None = None) -> None:
+    """Do something, and be killed at the `at`-th call that makes something durable or visible; the number of such calls goes into a file."""
+    calls = 0
+
+    def deadly(call: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **kwargs)
+
+        return made
+
+    for name in ("fsync", "rename", "replace", "mkdir", "unlink"):
+        setattr(os, name, deadly(getattr(os, name)))
+    act()
+    if count is not None:
+        count.write_text(str(calls))
+
+
 @pytest.fixture(scope="module")
-def whole(given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A study that nothing interrupted, and the seconds that it took."""
+def whole(given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A study that nothing interrupted, and the number of its calls."""
     folder = tmp_path_factory.mktemp("whole")
-    began = time.perf_counter()
-    assert ended(forked(lambda: asked(given).run(folder / "store"), folder / "said")) == 0, (folder / "said").read_text()
-    return folder / "store", time.perf_counter() - began
+    run = functools.partial(asked(given).run, folder / "store")
+    assert ended(forked(lambda: dying(run, None, folder / "count"), folder / "said")) == 0, (folder / "said").read_text()
+    return folder / "store", int((folder / "count").read_text())
 
 
-@pytest.mark.parametrize("chain", range(CHAINS))
+@pytest.mark.parametrize("chain", [0, *(pytest.param(chain, marks=pytest.mark.slow) for chain in (1, 2, 3))])
 def test_killed_at_random_moments_it_ends_the_same(
-    given: dict[str, str], whole: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: int
+    given: dict[str, str], whole: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: int
 ):
     moments, log, store = random.Random(chain), Logged(tmp_path / "log", monkeypatch), tmp_path / "store"
-    ends: list[int] = []
-    for attempt in range(KILLS + 1):
+    # All kills together come before as many calls as the whole takes, so that each comes in the middle.
+    places = [moments.randint(1, whole[1] // (KILLS + 1)) for _ in range(KILLS)]
+    for at in [*places, None]:
         before, held, begun = written(store), finished(store), len(log())
-        number = forked(lambda: asked(given).run(store), tmp_path / "said")
-        if attempt < KILLS:
-            time.sleep(moments.uniform(0, 0.4 * whole[1]))
-            os.kill(number, signal.SIGKILL)
-        ends.append(ended(number))
+        code = ended(forked(functools.partial(dying, functools.partial(asked(given).run, store), at), tmp_path / "said"))
+        assert code == (0 if at is None else -signal.SIGKILL), (tmp_path / "said").read_text()
         assert written(store).items() >= before.items(), "what was there stays as it was"
         assert not held & {name for _, name in log()[begun:]}, "what was finished isn't computed again"
         if (store / "calibrant-store.json").exists():
             assert {p.where.partition("/")[0] for p in verify(store)} <= {"index.json", ".unfinished", ".journals"}, verify(store)
-    assert ends[-1] == 0, (tmp_path / "said").read_text()
-    assert ends.count(-signal.SIGKILL) >= KILLS - 1, "the kills came in the middle"
     assert results(store) == results(whole[0])
     assert tables(store) == tables(whole[0])
     assert verify(store) == []
 
 
-def test_two_processes_on_one_store_share_the_work(given: dict[str, str], whole: tuple[Path, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_two_processes_on_one_store_share_the_work(given: dict[str, str], whole: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     log, store = Logged(tmp_path / "log", monkeypatch), tmp_path / "store"
     numbers = [forked(lambda: asked(given).run(store), tmp_path / "said") for _ in range(2)]
     assert [ended(number) for number in numbers] == [0, 0], (tmp_path / "said").read_text()
@@ -77,12 +96,12 @@ def test_two_processes_on_one_store_share_the_work(given: dict[str, str], whole:
     assert not list((store / ".claims").glob("*"))
 
 
-def test_a_killed_process_leaves_its_questions_to_the_other(given: dict[str, str], whole: tuple[Path, float], tmp_path: Path):
+@pytest.mark.slow
+def test_a_killed_process_leaves_its_requests_to_the_other(given: dict[str, str], whole: tuple[Path, int], tmp_path: Path):
     store = tmp_path / "store"
     with Store(store):
-        first, second = (forked(lambda: asked(given).run(store), tmp_path / "said") for _ in range(2))
-        time.sleep(0.4 * whole[1])
-        os.kill(first, signal.SIGKILL)
+        run = functools.partial(asked(given).run, store)
+        first, second = (forked(functools.partial(dying, run, at), tmp_path / "said") for at in (whole[1] // 10, None))
         ended(first)
         assert ended(second) == 0, (tmp_path / "said").read_text()
     assert results(store) == results(whole[0])
@@ -126,6 +145,7 @@ def fills_up(disk: Path, file: Path, folder: Path) -> None:
     assert verify(store) == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_in_the_middle(given: dict[str, str], tmp_path: Path):
     disk, file = tmp_path / "disk", tmp_path / "study.yaml"
     disk.mkdir()

@@ -103,6 +103,7 @@ def test_a_worker_that_dies_is_replaced_and_all_is_as_of_one_process(
     assert not list((store / ".unfinished").glob("*/")), "no tokens of a data set stay"
 
 
+@pytest.mark.slow
 def test_no_worker_outlives_a_driver_that_is_killed(given: dict[str, str], tmp_path: Path, poison: Callable[[str], None]):
     poison(BUSY)
     number = forked(lambda: asked(given).run(tmp_path / "store", workers=2), tmp_path / "said")

@@ -193,10 +193,8 @@ def supervise(summary: Summary, starts: Sequence[Callable[[], Worker]]) -> Study
                     start(place)
                 case BaseException():
                     raise message
-                case ["doing", *_]:
-                    doing[place] = message
-                    summary.add(message)
                 case _:
+                    doing[place] = message if message[0] == "doing" else doing[place]
                     summary.add(message)
     finally:
         for worker in workers.values():
