@@ -17,7 +17,7 @@ from calibrant.data import CalibrationSet
 from calibrant.durable import put
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.methods.wanda import Wanda
-from calibrant.mixtures import Errors, Sample, gathered
+from calibrant.mixtures import Errors, Sample, gather_statistics
 from calibrant.models import open_model, view
 from calibrant.select import resolved
 from calibrant.study import read_study
@@ -55,9 +55,9 @@ def main() -> None:
             if str(seed) in errors:
                 continue
             drawn = [(text, resolved(CalibrationSet(text, seed=seed, **budget), opened).tokens(opened.tokenizer)) for text in sources]
-            kept = gathered(opened, seen_by, built, drawn, judges, HERE / "results" / "statistics", Sample(0, 0), told)
+            kept = gather_statistics(opened, seen_by, built, drawn, judges, HERE / "results" / "statistics", Sample(0, 0), told)
             asked = [shares(text, sources, study.length) for text in names]
-            found = Errors(kept.groups(SAMPLE), built, target, kept.masses)(asked)
+            found = Errors(kept.inputs(SAMPLE), built, target, kept.masses)(asked)
             errors[str(seed)] = {text: dict(zip(DOMAINS, map(float, row), strict=True)) for text, row in zip(names, found, strict=True)}
             put(OUT, (json.dumps(record, indent=1) + "\n").encode())
             print(f"{method}, draw {seed}: {len(names)} sets under {len(DOMAINS)} domains", flush=True)

@@ -37,7 +37,7 @@ def test_mix_prints_the_expression_the_errors_and_whether_tokens_are_enough(ask:
         f"{100 * found['rows'][-1]['worst']:.2f}",
         "without",
         "masks of two halves agree",
-        "can't be told from so few windows",
+        "not known from so few windows",
     ):
         assert said in answer.out, said
     assert str(CalibrationSet(found["expr"])) == found["expr"]
@@ -100,7 +100,7 @@ def test_no_source_at_all_is_bad_input_too(ask: Ask, model: Path) -> None:
         (True, 2048, "enough, at 2,048 already"),
         (False, 16384, "not enough: the last doubling gave 1.00%; at about 16,384, if it goes on like this"),
         (False, None, "no end in sight"),
-        (None, None, "can't be told from so few windows"),
+        (None, None, "not known from so few windows"),
     ],
 )
 def test_verdicts_about_tokens(capsys: pytest.CaptureFixture[str], enough: bool | None, needed: int | None, said: str) -> None:

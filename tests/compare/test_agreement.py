@@ -8,9 +8,8 @@ import pytest
 from scipy.stats import kendalltau
 
 from calibrant.compare import compare
-from calibrant.compare.agreement import tau_b, tau_interval
-from calibrant.compare.crossed import Spread
-from calibrant.compare.pairwise import Pairs
+from calibrant.compare.comparison import tau_b, tau_interval
+from calibrant.compare.crossed import Pairs, Spread
 
 from tests.compare.stores import DRAWN, store_of
 

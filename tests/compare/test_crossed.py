@@ -8,8 +8,7 @@ import pytest
 from scipy.stats import t as student
 
 from calibrant.compare import LEVEL, Estimate, contrast, t_quantile
-from calibrant.compare.crossed import Sample, Side
-from calibrant.compare.pairwise import Pairs
+from calibrant.compare.crossed import ItemValues, Pairs, Side
 from calibrant.errors import DataError
 
 from tests.compare.stores import RNG, documents, measured
@@ -168,7 +167,7 @@ def test_all_pairs_at_once_are_what_each_is_alone():
         }
         for name, draws in (("a", 3), ("b", 4), ("c", 1))
     }
-    sides = {name: {m: Side.of([Sample.of(d) for d in draws]) for m, draws in each.items()} for name, each in sets.items()}
+    sides = {name: {m: Side.of([ItemValues.of(d) for d in draws]) for m, draws in each.items()} for name, each in sets.items()}
     table = Pairs.of(sides, ["x", "y"])
     for a, b in itertools.permutations(sets, 2):
         one, other = contrast(sets[a], sets[b]), table.estimate(a, b)

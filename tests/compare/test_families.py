@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from calibrant.compare import label_set, read
-from calibrant.compare.families import BEFORE
+from calibrant.compare.labels import BEFORE
 from calibrant.data import CalibrationSet, sources
 from calibrant.data._base import Source, family_of
 from calibrant.data.expression import selectors

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from calibrant.compare import Ranking, RankingEntry, rankings
-from calibrant.compare.crossed import Sample, Side
-from calibrant.compare.pairwise import Pairs
+from calibrant.compare.crossed import ItemValues, Pairs, Side
 from calibrant.store import Cell, Store
 
 from tests.compare.stores import DRAWN, LOSSES, measured, store_of
@@ -223,6 +222,6 @@ def test_equal_sets_share_a_letter_in_most_studies(tmp_path: Path):
         sides = {}
         for label in "abcdef":
             draws = [measured(hard + rng.normal(0, 0.05) + rng.normal(0, 0.1, 20), tokens) for _ in range(3)]
-            sides[label] = {"x": Side.of([Sample.of(m) for m in draws])}
+            sides[label] = {"x": Side.of([ItemValues.of(m) for m in draws])}
         wrong += bool(Pairs.of(sides, ["x"]).worse(comparisons=15).any())
     assert wrong / times <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / times)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from calibrant.compare import Layers, layers, similarity, summaries
-from calibrant.compare.layers import block_of
+from calibrant.compare.masks import block_of
 from calibrant.compare.results import read
 
 from tests.compare.stores import store_of

@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from calibrant.compare.letters import compact_letters
+from calibrant.compare.ranking import compact_letters
 
 
 def letters_of(count: int, apart: set[tuple[int, int]]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrant.compare.overlaps import MaskOverlap, overlaps
+from calibrant.compare.masks import MaskOverlap, overlaps
 from calibrant.compare.results import read
 
 from tests.compare.stores import store_of

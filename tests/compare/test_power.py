@@ -7,7 +7,7 @@ from scipy.stats import nct
 
 from calibrant.compare import Estimate
 from calibrant.compare.crossed import Spread
-from calibrant.compare.power import detectable, draws_needed, items_needed, needs, smallest_p
+from calibrant.compare.estimate import detectable, draws_needed, items_needed, needs, smallest_p
 
 BY_DRAWS = Estimate(0.05, 0.04, 5.0, 200, True, 0.9, (199.0, 4.0))
 BY_ITEMS = Estimate(0.05, 0.04, 150.0, 200, True, 0.1, (199.0, 4.0))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from calibrant.compare import Contrast, Estimate, compare, contrast
-from calibrant.compare.primary import _holm
+from calibrant.compare.contrasts import holm
 from calibrant.store import Store
 
 from tests.compare.stores import DRAWN, LOSSES, measured, store_of
@@ -144,9 +144,9 @@ def test_a_set_that_lacks_only_other_measures_is_tested(tmp_path: Path):
 @pytest.mark.parametrize(
     ("primary", "reason"),
     [
-        ({"compare": "pile"}, "asks nowhere for all of pile, c4 together"),
-        ({"compare": "svamp:icl", "sparsity": 0.7}, "asks nowhere for all of svamp:icl, c4"),
-        ({"compare": "svamp:icl", "method": ["sparsegpt"]}, "asks nowhere for all of svamp:icl, c4"),
+        ({"compare": "pile"}, "No part of the grid has all of pile, c4 together"),
+        ({"compare": "svamp:icl", "sparsity": 0.7}, "No part of the grid has all of svamp:icl, c4"),
+        ({"compare": "svamp:icl", "method": ["sparsegpt"]}, "No part of the grid has all of svamp:icl, c4"),
         ({"compare": "svamp:icl", "on": "loss(source='wiki')"}, "Nothing was measured by loss(source='wiki')"),
         ({"compare": "c4", "with": "c4"}, "same sets"),
     ],
@@ -205,21 +205,21 @@ def test_holm_is_the_closed_test_by_bonferroni():
     rng = np.random.default_rng(0)
     for _ in range(200):
         p = (rng.random(5) ** 3).tolist()
-        found = _holm([replace(PLAIN, p=x) for x in p])
+        found = holm([replace(PLAIN, p=x) for x in p])
         for level in (0.01, 0.05, 0.3):
             assert [(c.p_holm or 0.0) <= level for c in found] == closed(p, level)
 
 
 def test_contrasts_that_cannot_be_computed_are_counted():
-    one, none = _holm([replace(PLAIN, p=0.02), PLAIN])
+    one, none = holm([replace(PLAIN, p=0.02), PLAIN])
     assert one.p_holm == pytest.approx(0.04)
     assert none.p_holm is None
 
 
 def test_a_verdict_is_joint():
     sure = replace(PLAIN, difference=Estimate(1.0, 0.1, 9.0, 10), p=0.03)
-    assert [c.verdict for c in _holm([sure])] == ["worse"]
-    assert [c.verdict for c in _holm([sure, sure])] == ["not significant", "not significant"]
+    assert [c.verdict for c in holm([sure])] == ["worse"]
+    assert [c.verdict for c in holm([sure, sure])] == ["not significant", "not significant"]
 
 
 def test_a_contrast_is_what_contrast_says(tmp_path: Path):

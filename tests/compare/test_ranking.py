@@ -1,6 +1,6 @@
 import pytest
 
-from calibrant.compare.ranking import bits_of, is_grid, target_noun
+from calibrant.compare import bits_of, is_grid, target_noun
 from calibrant.targets import Grid, kinds, parse_target
 
 

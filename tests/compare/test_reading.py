@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from calibrant.compare import compare, read, tidy
-from calibrant.compare.crossed import Sample
+from calibrant.compare.crossed import ItemValues
 from calibrant.compare.results import narrowed
 from calibrant.errors import DataError, SpecError
 from calibrant.store import Store
@@ -25,9 +25,9 @@ def test_what_is_read_at_once_is_what_the_store_gives_one_by_one(tmp_path: Path,
     assert len(reading.cells) == 10
     for cell in reading.cells:
         for measure_id in cell.measures.values():
-            found, kept = reading.samples[cell.run][measure_id], store.measurement(cell.run, measure_id)
+            found, kept = reading.items[cell.run][measure_id], store.measurement(cell.run, measure_id)
             assert kept is not None
-            one = Sample.of(kept)
+            one = ItemValues.of(kept)
             assert (found.score, found.items) == (one.score, one.items)
             assert np.array_equal(found.values, one.values)
             assert np.array_equal(found.weights, one.weights)
@@ -40,7 +40,7 @@ def test_items_in_another_order_and_with_more_columns_are_read_by_name(tmp_path:
     measure_id = cell.measures["loss(source='docs')"]
     path = store.measure_folder(cell.run, measure_id) / "items.parquet"
     pl.read_parquet(path).reverse().with_columns(hit=pl.lit(True)).select("hit", "weight", "item", "value").write_parquet(path)
-    found, kept = read(store).samples[cell.run][measure_id], before.samples[cell.run][measure_id]
+    found, kept = read(store).items[cell.run][measure_id], before.items[cell.run][measure_id]
     assert found.items == kept.items
     assert np.array_equal(found.values, kept.values)
 
@@ -53,11 +53,11 @@ def test_items_of_format_1_are_those_that_have_shorter_names_now(tmp_path: Path,
         pl.read_parquet(path).with_columns(keys.str.slice(0, 16 if at % 2 else 64)).write_parquet(path)
     if alone:
         monkeypatch.setattr("polars.scan_parquet", lambda *_, **__: (_ for _ in ()).throw(OSError()))
-    found = [sample.items for of in read(store).samples.values() for sample in of.values()]
+    found = [sample.items for of in read(store).items.values() for sample in of.values()]
     assert {len(name) for items in found for name in items} == {16}
     assert len(set(found)) < len(found), "the same items, by whichever names"
     kept = [store.measurement(cell.run, measure) for cell in store.cells() for measure in cell.measures.values()]
-    assert {Sample.of(measured).items for measured in kept if measured} == set(found)
+    assert {ItemValues.of(measured).items for measured in kept if measured} == set(found)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from calibrant.compare import Estimate, rankings
-from calibrant.compare.regret import regret, significantly_different
+from calibrant.compare.comparison import regret, significantly_different
 
 from tests.compare.stores import store_of
 from tests.report.made import entry, ranking
@@ -28,8 +28,8 @@ def test_each_column_is_counted_from_its_own_best(tmp_path: Path):
     assert table.worst.tolist() == pytest.approx([0.1, 0.4, 0.8], abs=0.005)
     told = table.to_json()
     assert json.loads(json.dumps(told)) == told
-    assert told["sets"]["c4"]["code:text"] == {"regret": pytest.approx(0.8, abs=0.005), "apart": True}
-    assert told["sets"]["c4"]["docs:text"] == {"regret": 0.0, "apart": False}
+    assert told["sets"]["c4"]["code:text"] == {"regret": pytest.approx(0.8, abs=0.005), "significant": True}
+    assert told["sets"]["c4"]["docs:text"] == {"regret": 0.0, "significant": False}
 
 
 def test_what_is_better_when_higher_is_turned_round():
@@ -53,8 +53,8 @@ def test_holes_stay_holes():
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "apart"), [("a", "b", True), ("ab", "bc", False), ("a[53]", "[53]", False), ("[53]", "[54]", True), ("", "a", False)]
+    ("a", "b", "different"), [("a", "b", True), ("ab", "bc", False), ("a[53]", "[53]", False), ("[53]", "[54]", True), ("", "a", False)]
 )
-def test_letters_that_are_shared(a: str, b: str, apart: bool):
+def test_letters_that_are_shared(a: str, b: str, different: bool):
     first, second = (replace(entry("x", (0.1, 0.1), None), letters={"docs:text": text}) for text in (a, b))
-    assert significantly_different(first, second, "docs:text") == apart
+    assert significantly_different(first, second, "docs:text") == different

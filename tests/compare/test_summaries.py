@@ -8,7 +8,7 @@ import pytest
 
 from calibrant.compare import SetSummary, medians, summaries
 from calibrant.compare.results import read
-from calibrant.compare.summaries import TERMS, key_terms
+from calibrant.compare.sets import TERMS, key_terms
 from calibrant.errors import DataError
 from calibrant.store import PROFILE
 

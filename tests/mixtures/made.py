@@ -8,7 +8,7 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, Seen
 from calibrant.methods import MatrixMethod
-from calibrant.mixtures import Errors, Group
+from calibrant.mixtures import Errors, SharedInput
 from calibrant.targets import Target, parse_target
 
 
@@ -27,10 +27,10 @@ class World:
     def errors(self, method: MatrixMethod, target: str = "0.5") -> Errors:
         return Errors(list(self.groups()), method, parse_target(target), self.masses)
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[SharedInput]:
         seen = [tuple(both(x[place]) for x in self.own) for place in (0, 1)]
         judges = [tuple(Gram.of(x[place]) for x in self.held_out) for place in (0, 1)]
-        return [Group(("a", "b"), self.weights[:2], seen[0], judges[0]), Group(("c",), self.weights[2:], seen[1], judges[1])]
+        return [SharedInput(("a", "b"), self.weights[:2], seen[0], judges[0]), SharedInput(("c",), self.weights[2:], seen[1], judges[1])]
 
     def slowly(self, method: MatrixMethod, shares: Sequence[float], target: str = "0.5") -> list[float]:
         """‖(W − Ŵ)X‖² / ‖WX‖² under each judge, mean over matrices; Ŵ from one set in which a source's tokens weigh share / tokens."""

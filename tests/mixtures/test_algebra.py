@@ -10,7 +10,7 @@ from calibrant.activations import FeatureNorms, Gram, Seen
 from calibrant.methods.magnitude import Magnitude
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.methods.wanda import Wanda
-from calibrant.mixtures import Errors, Group, Sample, blended, groups_of, only, rounded, uniform, without
+from calibrant.mixtures import Errors, Sample, SharedInput, blended, only, rounded, shared_inputs, uniform, without
 from calibrant.mixtures.algebra import typical
 from calibrant.models import view
 from calibrant.targets import parse_target
@@ -84,7 +84,7 @@ def test_a_part_without_weight_is_left_out_and_one_that_saw_nothing_too() -> Non
 
 def test_a_matrix_that_the_mixture_never_reached_stays_as_it_is() -> None:
     made = world()
-    group = Group(("a",), made.weights[:1], (None, both(made.own[1][0])), (Gram.of(made.held_out[0][0]), None))
+    group = SharedInput(("a",), made.weights[:1], (None, both(made.own[1][0])), (Gram.of(made.held_out[0][0]), None))
     found = Errors([group], Wanda(), parse_target("0.5"), made.masses[:2])([only(0, 2), only(1, 2)])
     assert found[0, 0] == 0
     assert found[1, 0] > 0
@@ -100,7 +100,7 @@ def test_a_block_s_matrices_stand_together_where_they_read_one_input() -> None:
         short = weight.name.rpartition(".")[2]
         several.setdefault(inputs[short], Seen({Gram: Gram(torch.eye(widths[short]), 3, 3.0)}))
     seen = {w: several[inputs[w.name.rpartition(".")[2]]] for w in block.weights}
-    groups = list(groups_of([(block, seen)], [(block, seen)], Sample(1, 5)))
+    groups = list(shared_inputs([(block, seen)], [(block, seen)], Sample(1, 5)))
     assert [[n.rpartition(".")[2] for n in g.names] for g in groups] == [
         ["q_proj", "k_proj", "v_proj"],
         ["o_proj"],
@@ -111,7 +111,7 @@ def test_a_block_s_matrices_stand_together_where_they_read_one_input() -> None:
     # Under inputs that are alike everywhere the error is the share of the squares that is lost.
     lost = Errors(groups, Magnitude(), parse_target("0.5"), [3.0])([only(0, 1)])
     assert 0 < lost[0, 0] < 0.5
-    assert list(groups_of([(block, {})], [(block, {})], Sample(1, 5))) == []
+    assert list(shared_inputs([(block, {})], [(block, {})], Sample(1, 5))) == []
 
 
 def test_rows_of_a_sample_are_spread_and_the_same_each_time() -> None:

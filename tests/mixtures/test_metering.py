@@ -1,4 +1,4 @@
-"""Halves of a batch: how they are gathered, and whether they say that there are enough tokens."""
+"""Halves of a batch: how they are gather_statistics, and whether they say that there are enough tokens."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from calibrant.activations import FeatureNorms, Gram, Seen
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.methods.wanda import Wanda
-from calibrant.mixtures import Meter, Point, Sample, metered
-from calibrant.mixtures.pieces import GramPieces, KeptPieces, NormPieces, Pieces, gather_with_pieces
+from calibrant.mixtures import CurvePoint, Sample, TokenMeter, read_curve
+from calibrant.mixtures.statistics import GramPieces, NormPieces, Pieces, StoredPieces, gather_with_pieces
 from calibrant.models import Opened, view
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_model, tiny_tokenizer
@@ -28,9 +28,9 @@ def batch_of(tokens: int = 3000, length: int = 64) -> TokenBatch:
     return CalibrationSet("python_docs", tokens=tokens, length=length).tokens(tiny_tokenizer())
 
 
-def places(root: Path, opened: Opened, batch: TokenBatch, kind) -> tuple[Statistics, KeptPieces]:
+def places(root: Path, opened: Opened, batch: TokenBatch, kind) -> tuple[Statistics, StoredPieces]:
     kept = Statistics(root, statistics_id(opened, batch))
-    return kept, KeptPieces(root, kept.name, kind)
+    return kept, StoredPieces(root, kept.name, kind)
 
 
 @pytest.mark.parametrize("kind", [FeatureNorms, Gram])
@@ -69,7 +69,7 @@ def test_nothing_is_walked_for_twice_and_what_was_killed_goes_on(tmp_path: Path,
     seen: list[int] = []
     gather_with_pieces(seen_by, batch, FeatureNorms, kept, pieces, SAMPLED, lambda _, done, __: seen.append(done))
     assert seen == [3]
-    monkeypatch.setattr("calibrant.mixtures.pieces.walk", lambda *_, **__: pytest.fail("another forward"))
+    monkeypatch.setattr("calibrant.mixtures.statistics.walk", lambda *_, **__: pytest.fail("another forward"))
     monkeypatch.setattr("calibrant.walk.observing.walk", lambda *_, **__: pytest.fail("another forward"))
     gather_with_pieces(seen_by, batch, FeatureNorms, kept, pieces, SAMPLED)
 
@@ -113,7 +113,7 @@ def test_agreement_grows_with_the_tokens(method) -> None:
         return block, {w: Seen({kind: kind.of(torch.randn(64, w.shape[1], generator=generator) * size * shift)}) for w, size in sizes.items()}
 
     sources = [[piece(1.0) for _ in range(16)], [piece(3.0) for _ in range(16)], [piece(1.0), piece(1.0)]]
-    meter = Meter(method, parse_target("0.5"), Sample(1, 16), [("one", (1.0, 0.0, 0.0)), ("both", (0.5, 0.5, 0.0)), ("few", (0.0, 0.0, 1.0))])
+    meter = TokenMeter(method, parse_target("0.5"), Sample(1, 16), [("one", (1.0, 0.0, 0.0)), ("both", (0.5, 0.5, 0.0)), ("few", (0.0, 0.0, 1.0))])
     meter.add(block, sources)
     one, both, few = meter.curves()
     assert [point.tokens for point in one.points] == [64, 128, 256, 512]
@@ -128,18 +128,18 @@ def test_agreement_grows_with_the_tokens(method) -> None:
 def test_two_alike_halves_agree_about_all() -> None:
     block = view(tiny_model("llama")).blocks[0]
     same = block, {w: Seen({FeatureNorms: FeatureNorms.of(torch.ones(8, w.shape[1]))}) for w in block.weights}
-    meter = Meter(Wanda(), parse_target("0.5"), Sample(1, 8), [("one", (1.0,))])
+    meter = TokenMeter(Wanda(), parse_target("0.5"), Sample(1, 8), [("one", (1.0,))])
     meter.add(block, [[same] * 8])
-    assert meter.curves() == [metered("one", [Point(8, 1.0), Point(16, 1.0), Point(32, 1.0)])]
+    assert meter.curves() == [read_curve("one", [CurvePoint(8, 1.0), CurvePoint(16, 1.0), CurvePoint(32, 1.0)])]
     assert meter.curves()[0].enough
 
 
 def test_the_rule_of_the_plateau() -> None:
-    reached = metered("c4", [Point(512, 0.90), Point(1024, 0.95), Point(2048, 0.954), Point(4096, 0.957)])
+    reached = read_curve("c4", [CurvePoint(512, 0.90), CurvePoint(1024, 0.95), CurvePoint(2048, 0.954), CurvePoint(4096, 0.957)])
     assert (reached.enough, reached.needed) == (True, 2048)
     # Disagreement halves each time: 0.08, 0.04, 0.02, then 0.01 (gain 0.01), then 0.005 (gain 0.005), then 0.0025.
-    going_on = metered("c4", [Point(512, 0.92), Point(1024, 0.96), Point(2048, 0.98)])
+    going_on = read_curve("c4", [CurvePoint(512, 0.92), CurvePoint(1024, 0.96), CurvePoint(2048, 0.98)])
     assert (going_on.enough, going_on.needed, going_on.gain) == (False, 16384, pytest.approx(0.02))
-    fallen_back = metered("c4", [Point(512, 0.95), Point(1024, 0.953), Point(2048, 0.99)])
+    fallen_back = read_curve("c4", [CurvePoint(512, 0.95), CurvePoint(1024, 0.953), CurvePoint(2048, 0.99)])
     assert fallen_back.enough is False, "a gain that came later than a small one counts"
-    assert metered("c4", [Point(512, 0.95)]).enough is None
+    assert read_curve("c4", [CurvePoint(512, 0.95)]).enough is None

@@ -12,9 +12,9 @@ from calibrant.activations import FeatureNorms, Gram
 from calibrant.compress import Recipe, compress
 from calibrant.errors import DataError, SpecError, TargetError
 from calibrant.methods import methods
-from calibrant.mixtures import Effort, Gathered, Mixture, Sample, Watched, blended, expression, gathered, mix, rounded
-from calibrant.mixtures.gathering import in_common, kind_of
+from calibrant.mixtures import Effort, Mixture, MixtureStatistics, Sample, SetStatistics, blended, expression, gather_statistics, mix, rounded
 from calibrant.mixtures.mixture import names_of
+from calibrant.mixtures.statistics import rows_in_common, statistic_of
 from calibrant.models import Opened, open_model, view
 from calibrant.targets import parse_target
 from calibrant.walk.statistics import Statistics
@@ -80,10 +80,10 @@ def test_each_source_is_least_hurt_by_its_own_set_and_the_figures_are_disjoint_f
 def test_a_second_call_walks_through_nothing_and_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found_in(place)
     monkeypatch.setattr("calibrant.walk.observing.walk", lambda *_, **__: pytest.fail("another forward"))
-    monkeypatch.setattr("calibrant.mixtures.pieces.walk", lambda *_, **__: pytest.fail("another forward"))
+    monkeypatch.setattr("calibrant.mixtures.statistics.walk", lambda *_, **__: pytest.fail("another forward"))
     told: list[str] = []
     found = found_in(place, objective="worst", sparsity="2:4", progress=lambda what, *_: told.append(what))
-    assert (found.gathered, found.reused, found.sparsity) == (6, 6, "2:4")
+    assert (found.gather_statistics, found.reused, found.sparsity) == (6, 6, "2:4")
     assert set(told) == {"reading statistics", "mixtures", "figures"}
     assert found.folder == str(place / "statistics")
 
@@ -120,10 +120,10 @@ def test_masks_are_those_of_pruning_with_the_expression_to_the_bit(place: Path, 
     sets = [CalibrationSet(source, tokens=2048, length=128) for source in SOURCES]
     drawn = [(str(one), one.tokens(opened.tokenizer)) for one in sets]
     seen_by = view(opened.model)
-    kept = gathered(opened, seen_by, methods.build(method), drawn, drawn[:1], place / "statistics", Sample(4, 8))
+    kept = gather_statistics(opened, seen_by, methods.build(method), drawn, drawn[:1], place / "statistics", Sample(4, 8))
     expected: dict[str, torch.Tensor] = {}
     for block in seen_by.blocks:
-        several = [source.kept.read([kept.kind], block)[1] for source in kept.sources]
+        several = [source.stored.read([kept.kind], block)[1] for source in kept.sources]
         for weight in block.weights:
             mixed = blended([seen[weight] for seen in several], shares, kept.masses)
             assert mixed is not None
@@ -161,9 +161,9 @@ def test_rows_that_two_judges_or_a_source_and_a_judge_share_are_told(tmp_path: P
 def test_a_source_that_calibrates_on_what_a_judge_reads_is_told() -> None:
     opened = open_model(str(trained_folder()), "float32")
     batch = CalibrationSet("python_docs", tokens=256, length=64).tokens(opened.tokenizer)
-    watched = Watched("python_docs", batch, Statistics("nowhere", "sha256:0"))
-    kept = Gathered(view(opened.model), methods.build("wanda"), FeatureNorms, Path("nowhere"), (watched,), (watched,), ())
-    assert in_common(kept) == (
+    watched = SetStatistics("python_docs", batch, Statistics("nowhere", "sha256:0"))
+    kept = MixtureStatistics(view(opened.model), methods.build("wanda"), FeatureNorms, Path("nowhere"), (watched,), (watched,), ())
+    assert rows_in_common(kept) == (
         f"{len(batch.examples)} rows that python_docs judges with are in what python_docs calibrates on: its error there is too good",
     )
 
@@ -219,7 +219,7 @@ def test_a_method_that_looks_at_two_statistics_can_t_be_mixed_for() -> None:
         observes = (*methods.build("wanda").observes, Gram)
 
     with pytest.raises(SpecError, match="looks at FeatureNorms, Gram"):
-        kind_of(Both())
+        statistic_of(Both())
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mixtral"])

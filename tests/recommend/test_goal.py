@@ -7,7 +7,7 @@ import pytest
 
 from calibrant.data import CalibrationSet
 from calibrant.errors import CalibrantError, DataError, SpecError
-from calibrant.recommend.goal import CORPORA, OFFLINE, parse_goal, readable, usual
+from calibrant.recommend.goal import CORPORA, OFFLINE, default_sources, parse_goal, readable
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +51,8 @@ def test_general_is_what_can_be_read() -> None:
     goal = read("general")
     assert goal.sources == OFFLINE
     assert sum(weight for weight, _ in goal.measures) == pytest.approx(1)
-    assert usual(read("python_code"))[0] == "python_code"
-    assert set(usual(goal)) == set(OFFLINE)
+    assert default_sources(read("python_code"))[0] == "python_code"
+    assert set(default_sources(goal)) == set(OFFLINE)
 
 
 def test_a_measure_may_be_named() -> None:

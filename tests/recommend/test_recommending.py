@@ -10,7 +10,7 @@ from calibrant.data import CalibrationSet
 from calibrant.errors import DataError, SpecError
 from calibrant.outcomes import Score
 from calibrant.recommend import Recommendation, recommend
-from calibrant.recommend.racing import ROUNDS, Outcome, Runner, common_unit, plain
+from calibrant.recommend.racing import ROUNDS, RaceResult, Standing, common_unit, plain
 from calibrant.recommend.recommending import advice
 
 from tests.trained import trained_folder
@@ -31,24 +31,24 @@ def test_without_time_there_is_one_round_and_it_says_so(asked: tuple[Recommendat
     first, _ = asked
     assert (first.why, first.rounds) == ("time", 1)
     assert "the same command goes on from here (1 of 5 rounds)" in first.text
-    assert all(one.draws == 1 for one in first.candidates if one.said != "not raced")
-    assert not any(one.said == "behind" for one in first.candidates)
+    assert all(one.draws == 1 for one in first.candidates if one.status != "not raced")
+    assert not any(one.status == "behind" for one in first.candidates)
 
 
 def test_what_is_clearly_behind_is_left_out_and_the_best_is_said(asked: tuple[Recommendation, Recommendation]) -> None:
     _, found = asked
     by_data = {one.data: one for one in found.candidates}
-    assert found.candidates[0].said == "best"
+    assert found.candidates[0].status == "best"
     assert found.expr == found.candidates[0].data
-    assert by_data["random_tokens"].said in ("behind", "not raced")
+    assert by_data["random_tokens"].status in ("behind", "not raced")
     assert found.why in ("clear", "alike", "draws")
     assert found.rounds >= 2
     assert CalibrationSet(found.expr, tokens=1024, length=128)
     assert found.baseline == "python_docs"
     best = by_data[found.expr]
     assert best.draws >= 2
-    assert best.rise is not None
-    assert best.rise["over_draws"]
+    assert best.increase is not None
+    assert best.increase["over_draws"]
     assert f"calibrate on {found.expr}, with 1,024 tokens" in found.text
 
 
@@ -63,7 +63,7 @@ def test_candidates_are_predicted_and_the_mixtures_are_among_them(asked: tuple[R
 
 def test_a_later_call_computes_only_what_lacks(asked: tuple[Recommendation, Recommendation]) -> None:
     first, second = asked
-    rises = [{one.data: one.rise for one in found.candidates if one.rise and one.draws == 1} for found in (first, second)]
+    rises = [{one.data: one.increase for one in found.candidates if one.increase and one.draws == 1} for found in (first, second)]
     assert all(rises[1][data] == rise for data, rise in rises[0].items() if data in rises[1])
     assert second.mixture.reused == second.mixture.gathered
 
@@ -88,30 +88,30 @@ def test_no_time_at_all_is_refused() -> None:
         recommend("smollm2", "python_docs", minutes=0.0)
 
 
-def runner(data: str, value: float, left: int | None = None, over_draws: bool = True) -> Runner:
+def runner(data: str, value: float, left: int | None = None, over_draws: bool = True) -> Standing:
     estimate = Estimate(value, 0.01, 20.0, 50, over_draws)
-    return Runner(data, estimate, None if data == "c4" else replace(estimate, value=value - 0.5), None, 3, left)
+    return Standing(data, estimate, None if data == "c4" else replace(estimate, value=value - 0.5), None, 3, left)
 
 
 @pytest.mark.parametrize(
     ("runners", "said"),
     [
-        ([runner("pile", 0.4), runner("c4", 0.5)], "against c4 that is -0.100 (-0.121 to -0.079): the difference holds at 95%"),
-        ([runner("pile", 0.499), runner("c4", 0.5)], ": it can't be told from none. Not told apart from it: c4."),
+        ([runner("pile", 0.4), runner("c4", 0.5)], "against c4 that is -0.100 (-0.121 to -0.079): significant at 95%"),
+        ([runner("pile", 0.499), runner("c4", 0.5)], ": not significant. Not significantly different from it: c4."),
         ([runner("c4", 0.5), runner("pile", 0.6, left=2)], "it is the baseline itself. Clearly behind: pile."),
         ([runner("pile", 0.4, over_draws=False), runner("c4", 0.5)], "0.100 less than with c4, by one draw, which says nothing about the next"),
         ([runner("mix(a=pile, b=c4, weight=0.5)", 0.4), runner("c4", 0.5)], "with 1,024 tokens of each part"),
     ],
 )
-def test_the_advice_says_no_more_than_is_known(asked: tuple[Recommendation, Recommendation], runners: list[Runner], said: str) -> None:
+def test_the_advice_says_no_more_than_is_known(asked: tuple[Recommendation, Recommendation], runners: list[Standing], said: str) -> None:
     from calibrant.recommend.goal import parse_goal
 
     goal = parse_goal(["python_docs"], 1000, 20, 64)
-    told = advice(asked[1].mixture, goal, "c4", Outcome("draws", tuple(runners), ROUNDS, "nats/token"))
+    told = advice(asked[1].mixture, goal, "c4", RaceResult("draws", tuple(runners), ROUNDS, "nats/token"))
     assert said in told
 
 
 def test_an_estimate_as_plain_data() -> None:
     assert plain(None) is None
     told = plain(Estimate(0.5, None, 0.0, 1))
-    assert told == {"value": 0.5, "interval": None, "over_draws": False, "apart": False}
+    assert told == {"value": 0.5, "interval": None, "over_draws": False, "significant": False}

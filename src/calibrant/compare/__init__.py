@@ -1,22 +1,18 @@
-"""Which differences are real: paired comparisons of what was measured, with their uncertainty. No torch here."""
+"""Which differences are real: paired comparisons of what was measured, with their uncertainty. No torch here.
 
-from calibrant.compare.agreement import RankAgreement
-from calibrant.compare.comparing import Comparison, compare, rankings
+`compare(store)` does everything at once; `read`, `tidy`, `draws` and `contrast` are for comparisons of one's own.
+"""
+
+from calibrant.compare.comparison import Comparison, RankAgreement, Regret, compare, rankings, regret, significantly_different
+from calibrant.compare.contrasts import Contrast
 from calibrant.compare.crossed import Draws, contrast
-from calibrant.compare.draws import draws
-from calibrant.compare.estimate import LEVEL, Estimate, t_quantile
-from calibrant.compare.families import label_set
-from calibrant.compare.layers import Layers, layers
-from calibrant.compare.overlaps import MaskOverlap, overlaps
-from calibrant.compare.power import detectable
-from calibrant.compare.primary import Contrast
+from calibrant.compare.estimate import LEVEL, Estimate, detectable, t_quantile
+from calibrant.compare.labels import bits_of, describe_target, is_grid, join_names, label_set, target_noun
+from calibrant.compare.masks import Layers, MaskOverlap, layers, overlaps
 from calibrant.compare.questions import Evidence, PaperQuestion
-from calibrant.compare.ranking import MEAN, Ranking, RankingEntry, bits_of, describe_target, is_grid, join_names, pairs, target_noun
-from calibrant.compare.regret import Regret, regret, significantly_different
-from calibrant.compare.results import Results, narrowed, read
-from calibrant.compare.similarity import MEASURES, Similarity, similarity
-from calibrant.compare.summaries import Draw, SetSummary, medians, summaries
-from calibrant.compare.tidying import tidy
+from calibrant.compare.ranking import MEAN, Ranking, RankingEntry, pairs
+from calibrant.compare.results import Results, draws, narrowed, read, tidy
+from calibrant.compare.sets import MEASURES, Draw, SetSummary, Similarity, medians, similarity, summaries
 
 __all__ = [
     "LEVEL",

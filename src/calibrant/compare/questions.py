@@ -1,23 +1,20 @@
-"""The questions of "Is C4 Dataset Optimal for Pruning?" (Bandari et al. 2024, arXiv 2410.07461), asked of one study.
+"""The questions of "Is C4 Dataset Optimal for Pruning?" (Bandari et al. 2024, arXiv 2410.07461), put to one study.
 
 Each is answered from differences between sets, one for each ranking (and source, or measured set) that has what it takes. All differences
-behind one question are held together at the ranking's level, by Bonferroni. What is said is about this study's models and nothing else, and it
+behind one question are held together at the ranking's level, by Bonferroni. An answer is about this study's models and nothing else, and it
 is a description: a question to be tested belongs among a study's primary contrasts.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 from calibrant.compare.estimate import Estimate
-from calibrant.compare.field import Field
-from calibrant.compare.ranking import MEAN, describe_target, join_names, target_noun
+from calibrant.compare.labels import describe_target, join_names, target_noun
+from calibrant.compare.ranking import MEAN, ComparedGroup
 from calibrant.grammar import read_measured
 
 Answer = Literal["yes", "no", "it depends", "undecided", "not covered"]
-Verdict = Literal["better", "worse", "not significant"]
-VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 
 IN_A_ROW: Final = ("Questions with answers in a row", "lone ones")
 WORKED: Final = ("Worked solutions", "answers alone")
@@ -36,7 +33,7 @@ class Evidence:
     on: str
     difference: Estimate
     interval: tuple[float, float] | None
-    verdict: Verdict
+    verdict: Literal["better", "worse", "not significant"]
     unit: str = ""
 
 
@@ -57,153 +54,142 @@ class PaperQuestion:
 
 
 @dataclass(frozen=True)
-class _Side:
-    """A difference before it is judged: two pools of sets of one field, and what they are compared on."""
+class _Pair:
+    """A difference before it is judged: two pools of sets of one group, and what they are compared on."""
 
-    field: Field
+    group: ComparedGroup
     first: tuple[str, ...]
     second: tuple[str, ...]
     measured: tuple[str, ...]
     label: str
 
-    def judged(self, comparisons: int) -> Evidence:
-        """As evidence, its interval widened for so many looks."""
-        difference, level = self.field.difference(self.first, self.second, self.measured), self.field.level
-        verdict: Verdict = "not significant" if not difference.significant(level, comparisons) else "worse" if difference.value > 0 else "better"
-        on = self.measured[0] if len(self.measured) == 1 else MEAN
-        unit = self.field.units[self.measured[0]]
-        return Evidence(self.label, where(self.field), on, difference, difference.interval(level, comparisons), verdict, unit)
+
+def _judged(compared: Sequence[_Pair]) -> tuple[Evidence, ...]:
+    """Return the pairs as evidence, each interval widened for all of them."""
+    evidence: list[Evidence] = []
+    for pair in compared:
+        group, comparisons = pair.group, len(compared)
+        estimate, level = group.difference(pair.first, pair.second, pair.measured), group.level
+        significant = estimate.significant(level, comparisons)
+        verdict: Literal["better", "worse", "not significant"]
+        verdict = "not significant" if not significant else "worse" if estimate.value > 0 else "better"
+        where = f"{group.setting.model}, {group.setting.method} at {describe_target(group.setting.target)}"
+        on, unit = pair.measured[0] if len(pair.measured) == 1 else MEAN, group.units[pair.measured[0]]
+        evidence.append(Evidence(pair.label, where, on, estimate, estimate.interval(level, comparisons), verdict, unit))
+    return tuple(evidence)
 
 
-def where(field: Field) -> str:
-    """The group that a field is about, in words."""
-    group = field.group
-    return f"{group.model}, {group.method} at {describe_target(group.target)}"
+def questions(groups: Sequence[ComparedGroup]) -> Iterator[PaperQuestion]:
+    """Yield every question, also those that this study can't answer: they say what is missing."""
+    yield _best(groups)
+    yield _arithmetic(groups)
+    yield _own(groups)
+    yield _formats(groups, "icl", ("zero", "single"), "Do questions with their answers, one after the other (ICL), help?", IN_A_ROW)
+    yield _formats(groups, "cot", ("icl",), "Do worked solutions (CoT) help?", WORKED)
 
 
-def questions(fields: Sequence[Field]) -> Iterator[PaperQuestion]:
-    """Every question, also those that this study can't answer: they say what is lacking."""
-    yield _best(fields)
-    yield _arithmetic(fields)
-    yield _own(fields)
-    yield _formats(fields, "icl", ("zero", "single"), "Do questions with their answers, one after the other (ICL), help?", IN_A_ROW)
-    yield _formats(fields, "cot", ("icl",), "Do worked solutions (CoT) help?", WORKED)
-
-
-def _best(fields: Sequence[Field]) -> PaperQuestion:
+def _best(groups: Sequence[ComparedGroup]) -> PaperQuestion:
     """Whether the baseline, C4 unless the study names another, is the best set."""
-    name = next((field.baseline for field in fields if field.baseline), "")
-    asks = f"Is {name or 'c4'} the best calibration set?"
-    here = [(field, [s for s in field.sets if s != name and not field.label(s).control]) for field in fields if field.baseline]
-    sides = [_Side(field, (name,), (other,), field.averaged, f"{name} against {other}") for field, others in here for other in others]
-    if not sides:
-        return PaperQuestion("baseline", asks, "not covered", "It takes the baseline and another set with content, both measured.")
-    found = _judged(sides)
-    worse, open_ = ([e for e in found if e.verdict == verdict] for verdict in ("worse", "not significant"))
-    seconds = {verdict: list(dict.fromkeys(s.second[0] for s, e in zip(sides, found, strict=True) if e.verdict == verdict)) for verdict in VERDICTS}
-    kind = target_noun(field.group.target for field, _ in here)
-    many = f"{len(here)} combinations of method and {kind}" if len(here) > 1 else f"the one combination of method and {kind}"
-    if worse:
-        beaten, places = seconds["worse"], len({e.where for e in worse})
-        scope = f" in {places} of {many}" if len(here) > 1 else ""
-        return PaperQuestion("baseline", asks, "no", f"{join_names(beaten)} did better than {name} beyond noise{scope}; most: {_most(worse)}.", found)
-    if not open_:
-        return PaperQuestion("baseline", asks, "yes", f"It did better than every other set with content, beyond noise, in {many}.", found)
-    scope, alike = f"some or all of {many}" if len(here) > 1 else many, join_names(seconds["not significant"])
-    told = f"No set did better than {name} beyond noise, but {alike} can't be told apart from it in {scope}."
-    return PaperQuestion("baseline", asks, "undecided", told, found)
+    name = next((group.baseline for group in groups if group.baseline), "")
+    question = f"Is {name or 'c4'} the best calibration set?"
+    rivals = [(group, [s for s in group.sets if s != name and not group.label(s).control]) for group in groups if group.baseline]
+    compared = [_Pair(group, (name,), (rival,), group.averaged, f"{name} against {rival}") for group, sets in rivals for rival in sets]
+    if not compared:
+        return PaperQuestion("baseline", question, "not covered", "It takes the baseline and another set with content, both measured.")
+    evidence = _judged(compared)
+    sets = {
+        v: list(dict.fromkeys(p.second[0] for p, e in zip(compared, evidence, strict=True) if e.verdict == v)) for v in ("worse", "not significant")
+    }
+    noun, several = target_noun(group.setting.target for group, _ in rivals), len(rivals) > 1
+    places = f"{len(rivals)} combinations of method and {noun}" if several else f"the one combination of method and {noun}"
+    if worse := [e for e in evidence if e.verdict == "worse"]:
+        scope = f" in {len({e.where for e in worse})} of {places}" if several else ""
+        text = f"{join_names(sets['worse'])} did significantly better than {name}{scope}; most: {_largest(worse)}."
+        return PaperQuestion("baseline", question, "no", text, evidence)
+    if not sets["not significant"]:
+        text = f"It did significantly better than every other set with content, in {places}."
+        return PaperQuestion("baseline", question, "yes", text, evidence)
+    scope = f"some or all of {places}" if several else places
+    text = f"No set did significantly better than {name}, but {join_names(sets['not significant'])} cannot be distinguished from it in {scope}."
+    return PaperQuestion("baseline", question, "undecided", text, evidence)
 
 
-def _most(evidence: Sequence[Evidence]) -> str:
-    return difference(max(evidence, key=lambda e: abs(e.difference.value)))
-
-
-def _arithmetic(fields: Sequence[Field]) -> PaperQuestion:
+def _arithmetic(groups: Sequence[ComparedGroup]) -> PaperQuestion:
     """Whether arithmetic sets, taken together, do as well as the corpora, taken together."""
-    asks = "Does arithmetic data calibrate as well as corpora do?"
-    sides: list[_Side] = []
-    for field in fields:
-        problems = tuple(s for s in field.sets if field.label(s).family == "arithmetic")
-        corpora = tuple(s for s in field.sets if field.label(s).family in ("corpus", "code"))
+    question = "Does arithmetic data calibrate as well as corpora do?"
+    compared: list[_Pair] = []
+    for group in groups:
+        problems = tuple(s for s in group.sets if group.label(s).family == "arithmetic")
+        corpora = tuple(s for s in group.sets if group.label(s).family in ("corpus", "code"))
         if problems and corpora:
-            sides.append(
-                _Side(field, problems, corpora, field.averaged, f"{_pooled(problems, 'arithmetic sets')} against {_pooled(corpora, 'corpora')}")
-            )
-    if not sides:
-        return PaperQuestion("arithmetic", asks, "not covered", "It takes an arithmetic set and a corpus in one study.")
-    return _answered("arithmetic", asks, _judged(sides), "Arithmetic", "corpora")
+            # Up to three sets are named, more are counted.
+            sides = [
+                join_names(sets) if len(sets) <= 3 else f"{len(sets)} {what}" for sets, what in ((problems, "arithmetic sets"), (corpora, "corpora"))
+            ]
+            compared.append(_Pair(group, problems, corpora, group.averaged, " against ".join(sides)))
+    if not compared:
+        return PaperQuestion("arithmetic", question, "not covered", "It takes an arithmetic set and a corpus in one study.")
+    return _answered("arithmetic", question, _judged(compared), "Arithmetic", "corpora")
 
 
-def _pooled(names: Sequence[str], what: str) -> str:
-    """Three sets are named, more are counted."""
-    return join_names(names) if len(names) <= 3 else f"{len(names)} {what}"
-
-
-def _own(fields: Sequence[Field]) -> PaperQuestion:
+def _own(groups: Sequence[ComparedGroup]) -> PaperQuestion:
     """Whether what a model is measured on is helped by data of the same source."""
-    asks = "Does a task's own data help it?"
-    sides: list[_Side] = []
-    for field in fields:
-        for measured in field.measured:
-            own = read_measured(measured).source
-            mine = tuple(s for s in field.sets if field.label(s).source == own)
-            others = tuple(s for s in field.sets if s not in mine and not field.label(s).control)
-            if mine and others:
-                sides.append(_Side(field, mine, others, (measured,), f"{join_names(mine)} against the others"))
-    if not sides:
-        return PaperQuestion("own", asks, "not covered", "It takes a measured set whose own source is among the calibration sets, beside others.")
-    return _answered("own", asks, _judged(sides), "A task's own data", "the other sets")
+    question = "Does a task's own data help it?"
+    compared: list[_Pair] = []
+    for group in groups:
+        for measured in group.measured:
+            source = read_measured(measured).source
+            own = tuple(s for s in group.sets if group.label(s).source == source)
+            others = tuple(s for s in group.sets if s not in own and not group.label(s).control)
+            if own and others:
+                compared.append(_Pair(group, own, others, (measured,), f"{join_names(own)} against the others"))
+    if not compared:
+        text = "It takes a measured set whose own source is among the calibration sets, beside others."
+        return PaperQuestion("own", question, "not covered", text)
+    return _answered("own", question, _judged(compared), "A task's own data", "the other sets")
 
 
-def _formats(fields: Sequence[Field], after: str, before: Sequence[str], asks: str, sides_in_words: tuple[str, str]) -> PaperQuestion:
+def _formats(groups: Sequence[ComparedGroup], after: str, before: Sequence[str], question: str, sides: tuple[str, str]) -> PaperQuestion:
     """Whether rows of one source calibrate better in the format `after` than in those `before`; the question has its name."""
-    sides = list(chain.from_iterable(_reformatted(field, before, after) for field in fields))
-    if not sides:
-        pair = f"{' or '.join(before)} and {after}"
-        return PaperQuestion(after, asks, "not covered", f"It takes one source in two formats, {pair}.")
-    return _answered(after, asks, _judged(sides), *sides_in_words)
+    compared: list[_Pair] = []
+    for group in groups:
+        by_source: dict[tuple[str, str], dict[str, str]] = {}
+        for name in group.sets:
+            label = group.label(name)
+            if not label.control and not label.mixed:
+                by_source.setdefault((label.source, label.packing), {})[label.format] = name
+        for formats in by_source.values():
+            for form in (form for form in before if form in formats and after in formats):
+                new, old = formats[after], formats[form]
+                compared.append(_Pair(group, (new,), (old,), group.averaged, f"{new} against {old}"))
+    if not compared:
+        return PaperQuestion(after, question, "not covered", f"It takes one source in two formats, {' or '.join(before)} and {after}.")
+    return _answered(after, question, _judged(compared), *sides)
 
 
-def _reformatted(field: Field, before: Sequence[str], after: str) -> Iterator[_Side]:
-    by_source: dict[tuple[str, str], dict[str, str]] = {}
-    for label in field.sets:
-        of = field.label(label)
-        if not of.control and not of.mixed:
-            by_source.setdefault((of.source, of.packing), {})[of.format] = label
-    for formats in by_source.values():
-        for form in (form for form in before if form in formats and after in formats):
-            yield _Side(field, (formats[after],), (formats[form],), field.averaged, f"{formats[after]} against {formats[form]}")
-
-
-def _judged(sides: Sequence[_Side]) -> tuple[Evidence, ...]:
-    return tuple(side.judged(len(sides)) for side in sides)
-
-
-def _answered(name: str, asks: str, evidence: tuple[Evidence, ...], first: str, second: str) -> PaperQuestion:
-    """Yes where all that can be told says so, no where it says the opposite, and that it depends where both are found."""
+def _answered(name: str, question: str, evidence: tuple[Evidence, ...], first: str, second: str) -> PaperQuestion:
+    """Answer yes where all that is significant says so, no where it says the opposite, and that it depends where both are found."""
     better, worse = ([e for e in evidence if e.verdict == verdict] for verdict in ("better", "worse"))
     answer: Answer = "it depends" if better and worse else "yes" if better else "no" if worse else "undecided"
-    return PaperQuestion(name, asks, answer, " ".join(_said(evidence, better, worse, first, second)), evidence)
-
-
-def _said(evidence: Sequence[Evidence], better: Sequence[Evidence], worse: Sequence[Evidence], first: str, second: str) -> Iterator[str]:
-    """How often which was found, and the largest difference that is beyond noise."""
-    told, open_ = (*better, *worse), len(evidence) - len(better) - len(worse)
-    if not told:
+    significant, rest = [*better, *worse], len(evidence) - len(better) - len(worse)
+    if not significant:
         among = "the one comparison there is" if len(evidence) == 1 else f"any of {len(evidence)} comparisons"
-        yield f"{first} and {second} can't be told apart in {among}."
-        yield f"The largest difference that was seen: {_most(evidence)}."
-        return
-    if len(evidence) == 1:
-        yield f"{first} did {told[0].verdict} than {second}, beyond noise: {difference(told[0])}."
-        return
-    counts = [f"{word} in {number}" for word, number in (("better", len(better)), ("worse", len(worse)), ("not told apart", open_)) if number]
-    yield f"{first}, compared with {second} {len(evidence)} times: {', '.join(counts)}."
-    yield f"The largest difference beyond noise: {_most(told)}."
+        text = f"{first} and {second} cannot be distinguished in {among}. The largest difference that was seen: {_largest(evidence)}."
+    elif len(evidence) == 1:
+        text = f"{first} did significantly {significant[0].verdict} than {second}: {describe_difference(significant[0])}."
+    else:
+        numbers = (("significantly better", len(better)), ("significantly worse", len(worse)), ("not significant", rest))
+        counts = ", ".join(f"{word} in {number}" for word, number in numbers if number)
+        text = f"{first}, compared with {second} {len(evidence)} times: {counts}. The largest significant difference: {_largest(significant)}."
+    return PaperQuestion(name, question, answer, text, evidence)
 
 
-def difference(evidence: Evidence) -> str:
-    """One difference in words: `gsm8k:icl against c4 on mean (smollm2, wanda at 60 % sparsity), −0.123 nats/token (−0.150 to −0.096)`."""
-    spread = "" if evidence.interval is None else f" ({evidence.interval[0]:+.3f} to {evidence.interval[1]:+.3f})"
+def _largest(evidence: Sequence[Evidence]) -> str:
+    return describe_difference(max(evidence, key=lambda e: abs(e.difference.value)))
+
+
+def describe_difference(evidence: Evidence) -> str:
+    """Return one difference in words: `gsm8k:icl against c4 on average (smollm2, wanda at 60 % sparsity), -0.123 nats/token (-0.150 to -0.096)`."""
+    interval = "" if evidence.interval is None else f" ({evidence.interval[0]:+.3f} to {evidence.interval[1]:+.3f})"
     on = "on average" if evidence.on == MEAN else f"on {evidence.on}"
-    return f"{evidence.label} {on} ({evidence.where}), {evidence.difference.value:+.3f} {evidence.unit}{spread}"
+    return f"{evidence.label} {on} ({evidence.where}), {evidence.difference.value:+.3f} {evidence.unit}{interval}"

@@ -1,12 +1,23 @@
-"""Calibration sets ranked: the values that a reader of results gets."""
+"""Calibration sets ranked: each with its losses, its increases over the dense model, its differences to the others, and how sure they are."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import string
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, reduce
+from operator import or_
 from typing import Final, Literal
 
+import numpy as np
+from jaxtyping import Bool
+
+from calibrant.compare.crossed import Pairs, Side, combination, share_kept
 from calibrant.compare.estimate import LEVEL, Estimate
+from calibrant.compare.groups import DENSE, GroupResults, Setting, missing
+from calibrant.compare.results import Results
 from calibrant.families import Family
-from calibrant.grammar import SetLabel, TargetLabel, read_target
+from calibrant.grammar import SetLabel
+from calibrant.store import Cell
 
 MEAN: Final = "mean"
 """Stands beside the measured sets for the average over those that are averaged."""
@@ -18,13 +29,13 @@ class RankingEntry:
 
     `losses` and `increases` (over the dense model; empty without one) are by measured set; `mean` is the mean increase over `averaged` sets,
     or the mean loss where there is no dense model. `to_best` is how much worse it is than the best set, None for the best itself; `tied` says
-    that it can't be told apart from the best at the ranking's joint level. `to_baseline` is how much worse it is than the ranking's baseline, by
+    that the two cannot be distinguished at the ranking's joint level. `to_baseline` is how much worse it is than the ranking's baseline, by
     measured set and "mean"; empty for the baseline itself, and where there is none.
 
-    By measured set and "mean": `letters`, of which two rows share one where they can't be told apart; `share_kept`, the share of the dense model's
-    performance; `best_on`, where it is surely better than every other row. `ranks` are the first and the last place among the sets that fit
-    what is sure. Of an `overlapping` set the draws share rows, and its errors cover items only. `label` is a set's name in its parts, None for a
-    baseline and the dense model; a `control` is a set without content, that real text ought to beat.
+    By measured set and "mean": `letters`, of which two rows share one where they cannot be distinguished; `share_kept`, the share of the dense
+    model's performance; `best_on`, where it is significantly better than every other row. `ranks` are the first and the last place among the sets
+    that fit what is significant. Of an `overlapping` set the draws share rows, and its errors cover items only. `label` is a set's name in its
+    parts, None for a baseline and the dense model; a `control` is a set without content, that real text ought to beat.
     """
 
     name: str
@@ -83,12 +94,12 @@ class Ranking:
 
     @property
     def comparisons(self) -> int:
-        """Pairs that a difference to the best was picked from: every two of the sets and baselines."""
+        """How many comparisons a difference to the best was picked from: every two of the sets and baselines."""
         return pairs(len(self.entries) + len(self.baselines))
 
     @property
     def baseline_comparisons(self) -> int:
-        """Comparisons with the baseline: every other set and what looks at no data, on one measured set."""
+        """How many comparisons with the baseline there are: every other set and what looks at no data, on one measured set."""
         return max(1, len(self.entries) + len(self.baselines) - 1)
 
     @property
@@ -98,61 +109,203 @@ class Ranking:
 
 
 def pairs(count: int) -> int:
-    """How many twos there are among `count`; at least 1."""
+    """Return how many pairs there are among `count`; at least 1."""
     return max(1, count * (count - 1) // 2)
 
 
-def describe_target(target: str) -> str:
-    """`60 % sparsity` for `0.6` (the space doesn't break), `2:4 sparsity` for `2:4`, `4 bits in groups of 64 (w4g64)` for `w4g64`.
+UNKNOWN: Final = Estimate(math.nan, None, 0.0, 0)
+"""What stands where a number can't be formed."""
 
-    Several targets, divided by commas, or none may be meant; what is none of these stands as it is written.
+
+class ComparedGroup:
+    """The sets and baselines of one group, compared in every two: on each measured set and on average."""
+
+    def __init__(self, setting: Setting, cells: Sequence[Cell], results: Results, level: float = LEVEL, baseline: str = "") -> None:
+        self.setting, self.level = setting, level
+        self._cells, self._results, self._named_baseline = cells, results, baseline
+        self._group = GroupResults.of(cells, results)
+        self._dense = self._group.sides.get(DENSE, {})
+        self._rows = {label: sides for label, sides in self._group.sides.items() if label != DENSE}
+        self.measured = tuple(self._group.names.values())
+        every_side = [*self._group.sides.values(), *self._group.partial.values()]
+        self._scores = {m: next(side[m].score for side in every_side if m in side) for m in self.measured}
+        first = next(iter(self._scores.values()), None)
+        self.averaged = tuple(m for m, s in self._scores.items() if first and (s.metric, s.unit) == (first.metric, first.unit))
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing that was measured can be shown."""
+        return not self._scores
+
+    @cached_property
+    def sets(self) -> tuple[str, ...]:
+        """The calibration sets that have everything, the best first."""
+        return tuple(label for label in self._order if label in self._group.sets)
+
+    def label(self, name: str) -> SetLabel:
+        """Return what one of the sets is called, in its parts."""
+        return self._results.label(name)
+
+    @property
+    def units(self) -> Mapping[str, str]:
+        """What each measured set is measured in; the averaged ones share the first's."""
+        return {m: s.unit for m, s in self._scores.items()}
+
+    @property
+    def baseline(self) -> str:
+        """The set that the others are compared with, if it has everything."""
+        return self._named_baseline if self._named_baseline in self.sets else ""
+
+    def difference(self, first: Sequence[str], second: Sequence[str], measured: Sequence[str]) -> Estimate:
+        """Return how much worse the sets `first`, taken together, are than `second`, averaged over `measured`."""
+        coefs = {m: next(iter(self._rows.values()))[m].worse / len(measured) for m in measured}
+        weights = [(label, 1 / len(first)) for label in first] + [(label, -1 / len(second)) for label in second]
+        return combination([(self._rows[label], {m: weight * c for m, c in coefs.items()}) for label, weight in weights])
+
+    @cached_property
+    def tables(self) -> Mapping[str, Pairs]:
+        """All pairs of rows, by measured set and on average, the best on average first."""
+        return {name: table.among(self._order) for name, table in self._unordered.items()}
+
+    @cached_property
+    def _unordered(self) -> Mapping[str, Pairs]:
+        if not self._rows:
+            return {}
+        tables = {m: Pairs.of(self._rows, [m]) for m in self.measured}
+        several = len(self.averaged) > 1
+        return {**tables, MEAN: Pairs.of(self._rows, self.averaged) if several else tables[self.averaged[0]]}
+
+    @cached_property
+    def _order(self) -> tuple[str, ...]:
+        if not self._rows:
+            return ()
+        table = self._unordered[MEAN]
+        # Differences to one row order the rows as their own values would.
+        return tuple(label for _, label in sorted(zip(table.values[:, 0].tolist(), table.labels, strict=True)))
+
+    @property
+    def _comparisons(self) -> int:
+        return pairs(len(self._rows))
+
+    @cached_property
+    def _worse(self) -> Mapping[str, Bool[np.ndarray, "n n"]]:
+        """By measured set and on average, where the row is significantly worse than the column."""
+        return {name: table.worse(self.level, self._comparisons) for name, table in self.tables.items()}
+
+    def ranking(self) -> Ranking:
+        """Return the table as values."""
+        letters: dict[str, Mapping[str, str]] = {}
+        best_on: dict[str, str] = {}
+        for name, worse in self._worse.items():
+            # The best of each column has its first letter, so the rows go in the order of that column.
+            order = np.argsort(self.tables[name].values[:, 0], kind="stable")
+            own = worse[np.ix_(order, order)]
+            letters[name] = dict(zip((self._order[i] for i in order), compact_letters(own | own.T), strict=True))
+            beaten = worse.sum(0)
+            if len(worse) > 1 and beaten.max() == len(beaten) - 1:
+                best_on[name] = self._order[int(beaten.argmax())]
+        ranks: dict[str, tuple[int, int]] = {}
+        if self.sets:
+            at = [i for i, label in enumerate(self._order) if label in self._group.sets]
+            worse = self._worse[MEAN][np.ix_(at, at)]
+            # At best a set comes behind those that it is worse than, at worst before those that are worse than it.
+            ranks = {label: (1 + int(worse[i].sum()), len(at) - int(worse[:, i].sum())) for i, label in enumerate(self.sets)}
+
+        def entry(label: str) -> RankingEntry:
+            return self._entry(label, {name: of[label] for name, of in letters.items() if label in of}, ranks.get(label, (0, 0)), best_on)
+
+        return Ranking(
+            **self.setting._asdict(),
+            measured=self.measured,
+            averaged=self.averaged,
+            unit=next(iter(self.units.values())),
+            entries=tuple(map(entry, self.sets)),
+            baselines=tuple(entry(label) for label in self._order if label not in self._group.sets),
+            dense=entry(DENSE) if DENSE in self._group.sides else None,
+            missing=tuple(missing(self._cells, self._results)),
+            level=self.level,
+            partial=tuple(map(entry, self._group.partial)),
+            units=self.units,
+            better={m: s.better for m, s in self._scores.items()},
+            metrics={m: s.metric for m, s in self._scores.items()},
+            baseline=self.baseline,
+        )
+
+    def _entry(self, label: str, letters: Mapping[str, str], ranks: tuple[int, int], best_on: Mapping[str, str]) -> RankingEntry:
+        complete, best = label in self._group.sides, self.sets[0] if self.sets else ""
+        own = self._group.sides[label] if complete else self._group.partial[label]
+        known = [m for m in own if m in self._dense]
+        to_best = self.tables[MEAN].estimate(label, best) if label in self._rows and best not in ("", label) else None
+        compared = label in self._rows and self.baseline not in ("", label)
+        over = {m: [m] for m in known} | ({MEAN: self.averaged} if complete and self._dense else {})
+        return RankingEntry(
+            name=label,
+            control=label in self._group.sets and self.label(label).control,
+            runs=self._group.runs[label],
+            draws=self._group.draws(label),
+            losses={m: _mean({m: own[m]}) for m in own},
+            increases={m: _mean({m: own[m]}, self._dense) for m in known},
+            mean=_mean({m: own[m] for m in self.averaged}, self._dense or None) if complete else UNKNOWN,
+            to_best=to_best,
+            tied=to_best is not None and not to_best.significant(self.level, self._comparisons),
+            letters=letters,
+            ranks=ranks,
+            share_kept={name: share for name, sets in over.items() if (share := share_kept(own, self._dense, sets)) is not None},
+            best_on=frozenset(name for name, best in best_on.items() if best == label),
+            overlapping=label in self._group.overlapping,
+            to_baseline={name: table.estimate(label, self.baseline) for name, table in self.tables.items()} if compared else {},
+            label=self.label(label) if label in self._group.sets else None,
+        )
+
+
+def _mean(sides: Mapping[str, Side], dense: Mapping[str, Side] | None = None) -> Estimate:
+    """The mean of some measured sets, or how much worse than the dense model it is."""
+    if dense is None:
+        return combination([(sides, {m: 1 / len(sides) for m in sides})])
+    coefs = {m: side.worse / len(sides) for m, side in sides.items()}
+    return combination([(sides, coefs), (dense, {m: -c for m, c in coefs.items()})])
+
+
+_ALPHABET: Final = string.ascii_lowercase + string.ascii_uppercase
+
+
+def compact_letters(different: Bool[np.ndarray, "n n"]) -> list[str]:
+    """Return the letters of things in order, the best first: two share one if and only if they aren't `different`, even where that isn't
+    transitive (a like b, b like c, a unlike c).
+
+    A letter stands for a group that is alike in every two; groups grow from the first pair that none covers yet, and a group whose every pair
+    others cover is dropped, as in Piepho's display (2004). Growing them, unlike inserting and absorbing, takes no exponential time (Gramm et
+    al. 2006). After fifty-two letters come numbers in brackets.
+
+    >>> compact_letters(np.array([[False, False, True], [False, False, False], [True, False, False]]))
+    ['a', 'ab', 'b']
     """
-    if not target:
-        return "any sparsity"
-    shares, others = list[str](), list[str]()
-    for one in map(read_target, target.split(", ")):
-        if (share := _share(one)) is not None:
-            shares.append(share)
-        else:
-            others.append(_grid(one) or _parts(one) or one.text)
-    return join_names([*([f"{join_names(shares)} sparsity"] if shares else []), *others])
+    count = len(different)
+    # A set of things is the bits of a number; `alike` has a set for each thing.
+    alike = [sum(1 << j for j in range(count) if j != i and not different[i, j]) for i in range(count)]
+    left, groups = list(alike), [1 << i for i, others in enumerate(alike) if not others]
+    for i in range(count):
+        while left[i]:
+            group, fitting = 1 << i, alike[i]
+            # Pairs that no group holds yet come first, then whatever else fits.
+            for candidates in (left[i], alike[i]):
+                while chosen := fitting & candidates:
+                    j = (chosen & -chosen).bit_length() - 1  # the lowest bit
+                    group, fitting = group | 1 << j, fitting & alike[j]
+            groups.append(group)
+            for j in _members(group):
+                left[j] &= ~group
+    for group in sorted((g for g in groups if g.bit_count() > 1), key=int.bit_count):
+        others = [g for g in groups if g != group]
+        covered = {i: reduce(or_, (g for g in others if g >> i & 1), 0) for i in _members(group)}
+        if not any(group & alike[i] & ~pairs_of for i, pairs_of in covered.items()):
+            groups = others
+    letters = [""] * count
+    for number, group in enumerate(sorted(groups, key=_members)):
+        for i in _members(group):
+            letters[i] += _ALPHABET[number] if number < len(_ALPHABET) else f"[{number + 1}]"
+    return letters
 
 
-def is_grid(target: str) -> bool:
-    """Whether weights are rounded for this target, and not removed."""
-    return read_target(target).bits is not None
-
-
-def bits_of(target: str) -> int | None:
-    """Return the bits of a code of a grid, 4 for `w4g64`; None for what is no grid."""
-    return read_target(target).bits
-
-
-def target_noun(targets: Iterable[str]) -> str:
-    """Return what all of these can be called: `sparsity` where each is one or an N:M pattern, else `target`."""
-    return "sparsity" if all(_share(read_target(target)) is not None for target in targets) else "target"
-
-
-def _share(target: TargetLabel) -> str | None:
-    """A sparsity in percent, a pattern as it is written; None for what is neither."""
-    if target.pattern is not None:
-        return target.text
-    return None if target.share is None or target.parts else f"{target.share * 100:g}\u00a0%"
-
-
-def _parts(target: TargetLabel) -> str:
-    """A share of a model's parts in words; nothing for what is none."""
-    return f"{target.share * 100:g}\u00a0% of the {target.parts}" if target.share is not None and target.parts else ""
-
-
-def _grid(target: TargetLabel) -> str:
-    """A grid in words; nothing for what is none."""
-    if target.bits is None:
-        return ""
-    groups = "by row" if target.group is None else f"in groups of {target.group}"
-    return f"{target.bits} bits {groups}{' with zero points' if target.zeros else ''} ({target.text})"
-
-
-def join_names(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`; nothing for none."""
-    return "".join(names) if len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _members(group: int) -> list[int]:
+    return [i for i in range(group.bit_length()) if group >> i & 1]

@@ -1,21 +1,24 @@
-"""A store's numbers in memory: each file is opened once, and only what comparing needs is kept."""
+"""What a store holds, in memory: its measurements as arrays, the scores as one flat table, the draws of one set."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from jaxtyping import Float
 
-from calibrant.compare.crossed import Sample
-from calibrant.compare.families import label_set, labels_of
-from calibrant.errors import SpecError
+from calibrant.compare.crossed import Draws, ItemValues, share_of
+from calibrant.compare.labels import label_set, labels_of
+from calibrant.errors import DataError, SpecError
 from calibrant.extras import needed_for
 from calibrant.grammar import SetLabel
 from calibrant.outcomes import MOST, called, read_items
 from calibrant.store import Cell, Measurement, Record, Store, revisions
 from calibrant.store.records import is_older
+
+if TYPE_CHECKING:
+    import polars as pl
 
 ROWS: Final = 500_000
 """Items that are read at once: enough to be quick, few enough for their names to fit into memory."""
@@ -23,38 +26,53 @@ ROWS: Final = 500_000
 Table = tuple[tuple[str, ...], Float[np.ndarray, " items"], Float[np.ndarray, " items"]]
 """The items of one measurement in the order of their names, their values and weights."""
 
+LABELS: Final = tuple(f.name for f in fields(Cell) if f.name not in ("run", "measures"))
+"""What a study calls a run: its model, data, method, target, seed and propagation."""
+
+COLUMNS: Final = {
+    **dict.fromkeys(("model", "data", "method", "target", "propagate"), str),
+    "seed": int,
+    **dict.fromkeys(("measured", "metric", "unit"), str),
+    **dict.fromkeys(("value", "stderr"), float),
+    "n": int,
+    "better": str,
+    **dict.fromkeys(("chance", "dense", "kept"), float),
+    "run": str,
+    "stale": bool,
+}
+
 
 @dataclass(frozen=True)
 class Results:
     """What a store holds, as far as comparing needs it.
 
-    `records` are without their weights, `scores` without their items; `samples` hold the items as arrays, of those measurements that the grid
-    asks for. All by run, the latter two then by measurement. `stale` are ids of runs and of measurements, `sets` what the calibration sets are
+    `records` are without their weights, `scores` without their items; `items` hold the items as arrays, of those measurements that the grid
+    names. All by run, the latter two then by measurement. `stale` are ids of runs and of measurements, `sets` what the calibration sets are
     called.
     """
 
     cells: tuple[Cell, ...]
     records: Mapping[str, Record]
     scores: Mapping[str, Mapping[str, Measurement]]
-    samples: Mapping[str, Mapping[str, Sample]]
+    items: Mapping[str, Mapping[str, ItemValues]]
     study: Mapping[str, Any]
     failures: Mapping[str, Mapping[str, Any]]
     stale: frozenset[str]
     sets: Mapping[str, SetLabel] = field(default_factory=dict[str, SetLabel])
 
     def label(self, data: str) -> SetLabel:
-        """What a calibration set is called, in its parts."""
+        """Return what a calibration set is called, in its parts."""
         return self.sets.get(data) or label_set(data)
 
     def overlap(self, run: str) -> float:
-        """The share of the run's calibration rows that earlier draws of its set have too."""
-        found = self.records.get(run)
-        return float(found.data_facts.get("overlap") or 0.0) if found else 0.0
+        """Return the share of the run's calibration rows that earlier draws of its set have too."""
+        record = self.records.get(run)
+        return float(record.data_facts.get("overlap") or 0.0) if record else 0.0
 
 
 @needed_for("the comparison of results")
 def read(store: Store, items: bool = True) -> Results:
-    """Read `store`, with the items of its measurements or without. Raises `DataError` for a file that can't be read."""
+    """Read `store`, each file once, with the items of its measurements or without. Raises `DataError` for a file that can't be read."""
     cells = store.cells()
     runs = list(dict.fromkeys(cell.run for cell in cells if cell.run))
     scores = {run: store.scores(run) for run in runs}
@@ -63,7 +81,7 @@ def read(store: Store, items: bool = True) -> Results:
         cells=tuple(cells),
         records=records,
         scores=scores,
-        samples=_samples(store, cells, scores) if items else {},
+        items=_items(store, cells, scores) if items else {},
         study=store.study(),
         failures=store.failures(),
         stale=frozenset(_stale(store, records)),
@@ -73,64 +91,107 @@ def read(store: Store, items: bool = True) -> Results:
 
 def _stale(store: Store, records: Mapping[str, Record]) -> Iterator[str]:
     """As `Store.stale`, of what was read already; evaluators are looked at only where some have been revised at all."""
-    wanted = store.revisions()
-    revised = any(name.startswith("evaluator ") and revision > 1 for name, revision in wanted.items())
+    current = store.revisions()
+    revised = any(name.startswith("evaluator ") and revision > 1 for name, revision in current.items())
     for run, record in records.items():
-        if is_older(revisions("method", record.run.method) | revisions("allocation", record.run.allocation), wanted):
+        if is_older(revisions("method", record.run.method) | revisions("allocation", record.run.allocation), current):
             yield run
         for measure_id, form in store.evaluators(run).items() if revised else ():
-            if is_older(revisions("evaluator", form), wanted):
+            if is_older(revisions("evaluator", form), current):
                 yield measure_id
 
 
-def narrowed(reading: Results, measures: Sequence[str]) -> Results:
-    """The same with those of its evaluators whose text, or what they measured, begins with one of `measures`; all of them if there are none.
+def narrowed(results: Results, measures: Sequence[str]) -> Results:
+    """Return the same with those of its evaluators whose text, or what they measured, begins with one of `measures`; all without any.
 
     Raises `SpecError` where nothing begins so.
     """
     names: dict[str, set[str]] = {}
-    for cell in reading.cells:
+    for cell in results.cells:
         for text, measure_id in cell.measures.items():
-            found = reading.scores.get(cell.run, {}).get(measure_id)
-            names.setdefault(text, {text}).update([found.score.measured] if found else [])
-    for wanted in measures:
-        if not any(name.startswith(wanted) for both in names.values() for name in both):
-            listed = ", ".join(names) or "nothing"
+            measurement = results.scores.get(cell.run, {}).get(measure_id)
+            names.setdefault(text, {text}).update([measurement.score.measured] if measurement else [])
+    for beginning in measures:
+        if not any(name.startswith(beginning) for both in names.values() for name in both):
+            measured = ", ".join(names) or "nothing"
             raise SpecError(
-                f"nothing that was measured begins with {wanted!r} (measured: {listed}); name one of these, or its beginning", subject=wanted
+                f"nothing that was measured begins with {beginning!r} (measured: {measured}); name one of these, or its beginning", subject=beginning
             )
     chosen = {text for text, both in names.items() if not measures or any(name.startswith(tuple(measures)) for name in both)}
-    cells = (replace(cell, measures={t: i for t, i in cell.measures.items() if t in chosen}) for cell in reading.cells)
-    return replace(reading, cells=tuple(cells))
+    cells = (replace(cell, measures={t: i for t, i in cell.measures.items() if t in chosen}) for cell in results.cells)
+    return replace(results, cells=tuple(cells))
 
 
-def _samples(store: Store, cells: Sequence[Cell], scores: Mapping[str, Mapping[str, Measurement]]) -> dict[str, dict[str, Sample]]:
-    asked = {(text, cell.run, i): None for cell in cells for text, i in cell.measures.items() if i in scores.get(cell.run, {})}
-    found: dict[str, dict[str, Sample]] = {}
-    # By evaluator, so that those with the same items come one after the other.
-    keys = sorted(asked, key=lambda key: key[0])
-    for batch in _batches([(run, i) for _, run, i in keys], [scores[run][i].score.n for _, run, i in keys]):
+def tidy(store: Store | Results) -> "pl.DataFrame":
+    """Return every score of the store as one flat row, the primary ones and those beside them: the run, what was measured, the value.
+
+    `dense` is what the untouched model scored there and `kept` the share of it that is left (see `share_kept`); both are empty without one.
+    `stale` says that the run or the measurement is of an older revision.
+    """
+    import polars as pl
+
+    results = store if isinstance(store, Results) else read(store, items=False)
+    untouched = {(c.model, text): results.scores.get(c.run, {}).get(i) for c in results.cells if c.method == "none" for text, i in c.measures.items()}
+    rows: list[tuple[Any, ...]] = []
+    for cell in results.cells:
+        for text, measure_id in cell.measures.items():
+            measurement, dense = results.scores.get(cell.run, {}).get(measure_id), untouched.get((cell.model, text))
+            whole = {s.metric: s.value for s in (dense.score, *dense.beside)} if dense else {}
+            for s in (measurement.score, *measurement.beside) if measurement else ():
+                share = share_of(s.value, whole[s.metric], s) if s.metric in whole else None
+                labels = (cell.model, cell.data, cell.method, cell.target, cell.propagate, cell.seed, s.measured, s.metric, s.unit)
+                numbers = (s.value, s.stderr, s.n, s.better, s.chance, whole.get(s.metric), share[0] if share else None)
+                rows.append((*labels, *numbers, cell.run, bool({cell.run, measure_id} & results.stale)))
+    return pl.DataFrame(rows, schema=COLUMNS, orient="row")
+
+
+def draws(store: Store, **labels: str | int) -> dict[str, Draws]:
+    """Return the measurements of the cells with these labels, by what was measured, one a draw in the order of their seeds: a side of `contrast`.
+
+    `labels` are those of a cell as the study wrote it: `data`, which is empty for the dense model, `method`, `target`, `propagate`, `model`,
+    `seed`. What lacks in one of the draws is left out. Raises `SpecError` for another label, and `DataError` where the labels fit no cell, cells
+    of more than one set, method or sparsity, or two evaluators that say the same of what they measured.
+    """
+    if unknown := labels.keys() - set(LABELS):
+        raise SpecError(f"a cell has no label {sorted(unknown)[0]!r}; its labels are {', '.join(LABELS)}", subject=sorted(unknown)[0])
+    cells = sorted((c for c in store.cells() if all(getattr(c, name) == value for name, value in labels.items())), key=lambda c: c.seed)
+    request = ", ".join(f"{name} {value!r}" for name, value in labels.items()) or "no label"
+    several = [name for name in LABELS if name != "seed" and len({getattr(c, name) for c in cells}) > 1]
+    if not cells or several:
+        problem = f"fits cells that differ in {' and '.join(several)}; say which" if several else "fits no cell of the store"
+        raise DataError(f"{request} {problem}", subject=request)
+    sides: dict[str, Draws] = {}
+    for text in cells[0].measures:
+        side = [m for c in cells if text in c.measures and (m := store.measurement(c.run, c.measures[text]))]
+        if len(side) == len(cells):
+            if side[0].score.measured in sides:
+                raise DataError(f"two evaluators call what they measured {side[0].score.measured!r}; compare them one by one", subject=text)
+            sides[side[0].score.measured] = side
+    return sides
+
+
+def _items(store: Store, cells: Sequence[Cell], scores: Mapping[str, Mapping[str, Measurement]]) -> dict[str, dict[str, ItemValues]]:
+    """Read the items of all measurements, at most `ROWS` at once; by evaluator, so that those with the same items come one after the other."""
+    measurements = {(text, cell.run, i): None for cell in cells for text, i in cell.measures.items() if i in scores.get(cell.run, {})}
+    batches: list[list[tuple[str, str]]] = []
+    rows = ROWS
+    for _, run, measure_id in sorted(measurements, key=lambda key: key[0]):
+        size = scores[run][measure_id].score.n
+        if rows + size > ROWS:
+            batches.append([])
+            rows = 0
+        batches[-1].append((run, measure_id))
+        rows += size
+    items: dict[str, dict[str, ItemValues]] = {}
+    for batch in batches:
         paths = [store.measure_folder(run, i) / "items.parquet" for run, i in batch]
         for (run, i), (names, values, weights) in zip(batch, _tables(paths), strict=True):
-            found.setdefault(run, {})[i] = Sample(scores[run][i].score, names, values, weights, scores[run][i].beside)
-    return found
-
-
-def _batches(keys: Sequence[tuple[str, str]], sizes: Sequence[int]) -> Iterator[list[tuple[str, str]]]:
-    batch: list[tuple[str, str]] = []
-    rows = 0
-    for key, size in zip(keys, sizes, strict=True):
-        if batch and rows + size > ROWS:
-            yield batch
-            batch, rows = [], 0
-        batch.append(key)
-        rows += size
-    if batch:
-        yield batch
+            items.setdefault(run, {})[i] = ItemValues(scores[run][i].score, names, values, weights, scores[run][i].beside)
+    return items
 
 
 def _tables(paths: Sequence[Path]) -> Iterator[Table]:
-    """The items of every file, in one pass over all."""
+    """Yield the items of every file, in one pass over all."""
     import polars as pl
 
     schema = {"item": pl.String, "value": pl.Float64, "weight": pl.Float64}
@@ -144,7 +205,10 @@ def _tables(paths: Sequence[Path]) -> Iterator[Table]:
         if frame.select(pl.all().null_count()).sum_horizontal().item():
             raise OSError
     except (pl.exceptions.PolarsError, OSError):
-        yield from map(_table, paths)  # one at a time, which names the one that can't be read
+        for path in paths:  # one at a time, which names the one that can't be read
+            rows = sorted((called(o.item), o.value, o.weight) for o in read_items(path))
+            values, weights = (np.array([row[i] for row in rows], dtype=float) for i in (1, 2))
+            yield tuple(row[0] for row in rows), values, weights
         return
     runs = frame["path"].rle().struct.unnest()
     counts = dict(zip(runs["value"].to_list(), runs["len"].to_list(), strict=True))
@@ -152,17 +216,12 @@ def _tables(paths: Sequence[Path]) -> Iterator[Table]:
     start, raw, order, names, tokens = 0, pl.Series([], dtype=pl.String), np.array([], dtype=np.intp), (), np.array([])
     for path in map(str, paths):
         end = start + counts.get(path, 0)
-        if not (given := frame["item"][start:end]).equals(raw):
+        if not (column := frame["item"][start:end]).equals(raw):
             # Most files hold the items of the one before. They share names and weights, which makes it quick to see that they are the same.
-            raw, listed = given, [called(name) for name in given]
-            order = np.array(sorted(range(len(listed)), key=listed.__getitem__), dtype=np.intp)
-            names = tuple(listed[i] for i in order)
+            raw, readable = column, [called(name) for name in column]
+            order = np.array(sorted(range(len(readable)), key=readable.__getitem__), dtype=np.intp)
+            names = tuple(readable[i] for i in order)
         if not np.array_equal(weights[start:end][order], tokens):
             tokens = weights[start:end][order]
         yield names, values[start:end][order], tokens
         start = end
-
-
-def _table(path: Path) -> Table:
-    rows = sorted((called(o.item), o.value, o.weight) for o in read_items(path))
-    return tuple(row[0] for row in rows), np.array([row[1] for row in rows], dtype=float), np.array([row[2] for row in rows], dtype=float)

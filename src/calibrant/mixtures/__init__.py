@@ -1,41 +1,52 @@
 """Mixtures of calibration sources, weighed by what the untouched model's matrices saw of each: without any further forward."""
 
-from calibrant.mixtures.algebra import Errors, Group, Shares, blended, groups_of, only, uniform, without
-from calibrant.mixtures.gathering import Gathered, Watched, gathered
-from calibrant.mixtures.metering import Meter, Metered, Point, metered
+from calibrant.mixtures.algebra import (
+    FITTING,
+    SCORING,
+    Effort,
+    Errors,
+    Sample,
+    SharedInput,
+    Shares,
+    blended,
+    only,
+    shared_inputs,
+    uniform,
+    without,
+)
+from calibrant.mixtures.enough import CurvePoint, TokenCurve, TokenMeter, read_curve
 from calibrant.mixtures.mixing import mix
-from calibrant.mixtures.mixture import Influence, Mixture, Row, expression
-from calibrant.mixtures.objective import Objective, parse_objective
-from calibrant.mixtures.sampling import FITTING, SCORING, Effort, Sample
-from calibrant.mixtures.searching import Search, rounded
+from calibrant.mixtures.mixture import ErrorRow, Influence, Mixture, expression
+from calibrant.mixtures.search import Objective, Search, parse_objective, rounded
+from calibrant.mixtures.statistics import MixtureStatistics, SetStatistics, gather_statistics
 
 __all__ = [
     "FITTING",
     "SCORING",
+    "CurvePoint",
     "Effort",
+    "ErrorRow",
     "Errors",
-    "Gathered",
-    "Group",
     "Influence",
-    "Meter",
-    "Metered",
     "Mixture",
+    "MixtureStatistics",
     "Objective",
-    "Point",
-    "Row",
     "Sample",
     "Search",
+    "SetStatistics",
+    "SharedInput",
     "Shares",
-    "Watched",
+    "TokenCurve",
+    "TokenMeter",
     "blended",
     "expression",
-    "gathered",
-    "groups_of",
-    "metered",
+    "gather_statistics",
     "mix",
     "only",
     "parse_objective",
+    "read_curve",
     "rounded",
+    "shared_inputs",
     "uniform",
     "without",
 ]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import final
+from typing import Final, final
 
 import numpy as np
 import torch
@@ -21,32 +21,88 @@ from torch import Tensor
 
 from calibrant.activations import Gram, Seen, wide
 from calibrant.methods import MatrixMethod
-from calibrant.mixtures.sampling import Sample
 from calibrant.targets import Target
 from calibrant.walk.statistics import Dense
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Up to `blocks` blocks and up to `rows` output rows of each of their matrices, evenly spaced: always the same ones.
+
+    Rows are pruned independently of one another by methods that choose within a row. A method that chooses over many rows sees these alone.
+    """
+
+    blocks: int
+    rows: int
+
+    def of_blocks(self, count: int) -> list[int]:
+        """Return the indices of the blocks among `count`."""
+        return spaced(self.blocks, count)
+
+    def of_rows(self, count: int) -> list[int]:
+        """Return the indices of the rows among `count`."""
+        return spaced(self.rows, count)
+
+    def to_json(self, count: int) -> dict[str, int]:
+        """Return how many blocks of `count` there are in it, and how many rows of a matrix at most."""
+        return {"blocks": min(self.blocks, count), "of": count, "rows": self.rows}
+
+
+def spaced(most: int, count: int) -> list[int]:
+    """Return up to `most` numbers below `count`: the middles of as many equal stretches.
+
+    >>> spaced(3, 12)
+    [2, 6, 10]
+    """
+    most = min(most, count)
+    return [(2 * place + 1) * count // (2 * most) for place in range(most)]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a search may look at: how many `evaluations` of a mixture on the sample `search`, the sample of the figures that are reported, and
+    that of the meter."""
+
+    search: Sample
+    evaluations: int
+    final: Sample
+    meter: Sample
+
+
+SCORING: Final = Effort(Sample(6, 32), 120, Sample(10, 64), Sample(6, 32))
+"""For methods that read the norms of inputs."""
+
+FITTING: Final = Effort(Sample(3, 32), 30, Sample(5, 64), Sample(3, 32))
+"""For methods that read a Gram: each mixture has a factorisation of its own, which costs more than all else."""
+
+
+def effort_of(method: MatrixMethod) -> Effort:
+    """Return how much a search may look at, given what the method costs."""
+    return FITTING if Gram in method.observes else SCORING
+
 
 Shares = tuple[Fraction, ...]
 """How much each source weighs in a mixture; exact, and one in all."""
 
 
 def only(place: int, count: int) -> Shares:
-    """The mixture of `count` sources that is the source at `place` alone."""
+    """Return the mixture of `count` sources that is the source at `place` alone."""
     return tuple(Fraction(int(i == place)) for i in range(count))
 
 
 def uniform(count: int) -> Shares:
-    """The mixture in which all of `count` sources weigh the same."""
+    """Return the mixture in which all of `count` sources weigh the same."""
     return (Fraction(1, count),) * count
 
 
 def without(place: int, shares: Shares) -> Shares:
-    """The mixture without its part at `place`, the others as they stand to one another."""
+    """Return the mixture without its part at `place`, the others as they stand to one another."""
     left = 1 - shares[place]
     return tuple(Fraction(0) if i == place else share / left for i, share in enumerate(shares))
 
 
 def blended(seen: Sequence[Seen | None], shares: Shares, masses: Sequence[float]) -> Seen | None:
-    """What one walk over the mixture would see: each part divided by its mass, times its share, on the scale of all parts' tokens together.
+    """Return what one walk over the mixture would see: each part divided by its mass, times its share, on the scale of all parts' tokens together.
 
     The factors, and the order in which parts are added, are those with which a calibration set `mix(…)` is used, so its masks are the same to
     the bit. One part alone is that part, untouched. A part of share 0 is left out; None where no part that counts reached the matrix.
@@ -57,16 +113,16 @@ def blended(seen: Sequence[Seen | None], shares: Shares, masses: Sequence[float]
     whole = sum(masses[place] for place in counted)
     total: Seen | None = None
     for place in counted:
-        here = seen[place]
-        if here is not None:
-            part = here * (float(shares[place]) * whole / masses[place])
+        source = seen[place]
+        if source is not None:
+            part = source * (float(shares[place]) * whole / masses[place])
             total = part if total is None else total + part
     return total
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Group:
+class SharedInput:
     """Matrices of a block that read the same input, `rows` of each, and what that input was: of every source, and of every judge."""
 
     names: tuple[str, ...]
@@ -75,19 +131,19 @@ class Group:
     judges: tuple[Gram | None, ...]
 
     def changes(self, method: MatrixMethod, target: Target, seen: Seen | None) -> Float[Tensor, "row in"]:
-        """W − Ŵ of all rows, one matrix below the other; a matrix that no token reached stays as it is."""
+        """Return W − Ŵ of all rows, one matrix below the other; a matrix that no token reached stays as it is."""
         if seen is None:
             return torch.zeros_like(self._stacked)
         return self._stacked - torch.cat([method.compress(rows, seen, target).weight.to(self._stacked.dtype) for rows in self.rows])
 
     def damages(self, changes: Float[Tensor, "mixture row in"]) -> Float[np.ndarray, "mixture matrix judge"]:
-        """Each matrix's relative error under each judge; NaN where the judge never reached it, or its outputs were zero."""
-        found = np.full((len(changes), len(self.rows), len(self.judges)), np.nan)
+        """Return each matrix's relative error under each judge; NaN where the judge never reached it, or its outputs were zero."""
+        errors = np.full((len(changes), len(self.rows), len(self.judges)), np.nan)
         for place, gram in enumerate(self.judges):
             whole = self._energy[:, place]
             if gram is not None:
-                found[:, :, place] = np.divide(self._energies(changes, gram), whole, out=found[:, :, place], where=whole > 0)
-        return found
+                errors[:, :, place] = np.divide(self._energies(changes, gram), whole, out=errors[:, :, place], where=whole > 0)
+        return errors
 
     def _energies(self, rows: Tensor, gram: Gram) -> np.ndarray:
         """tr(D G Dᵀ) of each matrix, [mixture, matrix]."""
@@ -106,51 +162,52 @@ class Group:
         return np.stack([nothing if gram is None else self._energies(self._stacked[None], gram)[0] for gram in self.judges], axis=1)
 
     def typical(self) -> np.ndarray:
-        """The logarithm of tr(W G Wᵀ) for a judge's token, [matrix, judge]; NaN where there is none."""
+        """Return the logarithm of tr(W G Wᵀ) for a judge's token, [matrix, judge]; NaN where there is none."""
         masses = np.array([np.nan if gram is None else gram.mass for gram in self.judges])
         return np.log(np.where(self._energy > 0, self._energy, np.nan) / masses)
 
 
 @final
 class Errors:
-    """The relative error of mixtures under judges, averaged over the matrices of `groups`.
+    """The relative error of mixtures under judges, averaged over the matrices that read these `inputs`.
 
-    `masses` are those of the sources' batches. Groups are looked at one after the other and may be made when their turn comes; a sequence can be
-    asked again.
+    `masses` are those of the sources' batches. Inputs are looked at one after the other and may be made when their turn comes; a sequence can be
+    used again.
     """
 
-    def __init__(self, groups: Iterable[Group], method: MatrixMethod, target: Target, masses: Sequence[float]) -> None:
-        self.groups, self.method, self.target, self.masses = groups, method, target, tuple(masses)
+    def __init__(self, inputs: Iterable[SharedInput], method: MatrixMethod, target: Target, masses: Sequence[float]) -> None:
+        self.inputs, self.method, self.target, self.masses = inputs, method, target, tuple(masses)
 
     @torch.no_grad()
     def __call__(self, mixtures: Sequence[Shares]) -> Float[np.ndarray, "mixture judge"]:
         """One row for each mixture; NaN under a judge that reached no matrix."""
         total, count = 0.0, 0.0
-        for group in self.groups:
-            changes = [group.changes(self.method, self.target, blended(group.seen, shares, self.masses)) for shares in mixtures]
-            damages = group.damages(torch.stack(changes))
+        for shared in self.inputs:
+            changes = [shared.changes(self.method, self.target, blended(shared.seen, shares, self.masses)) for shares in mixtures]
+            damages = shared.damages(torch.stack(changes))
             total, count = total + np.nansum(damages, axis=1), count + (~np.isnan(damages)).sum(axis=1)
         return np.divide(total, count, out=np.full(np.shape(count), np.nan), where=np.asarray(count) > 0)
 
 
-def groups_of(sources: Sequence[Dense], judges: Sequence[Dense], sample: Sample) -> Iterator[Group]:
-    """A block's groups, from what its matrices saw of each source and of each judge. A matrix that no judge reached is in none."""
+def shared_inputs(sources: Sequence[Dense], judges: Sequence[Dense], sample: Sample) -> Iterator[SharedInput]:
+    """Yield a block's matrices by the input that they share, with what it was of each source and judge. Those that no judge reached are left out."""
     block = judges[0][0]
-    gathered: dict[tuple[int, ...], list[int]] = {}
+    by_input: dict[tuple[int, ...], list[int]] = {}
     for place, weight in enumerate(block.weights):
-        key = tuple(id(there.get(weight)) for _, there in (*sources, *judges))
-        gathered.setdefault(key, []).append(place)
-    for places in gathered.values():
+        # Matrices that read the same tensor have one and the same statistic.
+        key = tuple(id(statistics.get(weight)) for _, statistics in (*sources, *judges))
+        by_input.setdefault(key, []).append(place)
+    for places in by_input.values():
         weights = [block.weights[place] for place in places]
-        seen = tuple(there.get(weights[0]) for _, there in sources)
-        grams = tuple(there[weights[0]][Gram] if weights[0] in there else None for _, there in judges)
+        seen = tuple(statistics.get(weights[0]) for _, statistics in sources)
+        grams = tuple(statistics[weights[0]][Gram] if weights[0] in statistics else None for _, statistics in judges)
         if any(gram is not None for gram in grams):
             rows = tuple(w.get()[torch.tensor(sample.of_rows(w.shape[0]), device=w.stored.device)] for w in weights)
-            yield Group(tuple(w.name for w in weights), rows, seen, grams)
+            yield SharedInput(tuple(w.name for w in weights), rows, seen, grams)
 
 
-def typical(groups: Iterable[Group]) -> Float[np.ndarray, "judge"]:
-    """Each judge's ln tr(W G Wᵀ) a token, averaged over matrices: how large its outputs are, on a scale of its own."""
-    each = np.concatenate([group.typical() for group in groups])
-    there = ~np.isnan(each)
-    return np.divide(np.where(there, each, 0).sum(0), there.sum(0), out=np.zeros(each.shape[1]), where=there.any(0))
+def typical(inputs: Iterable[SharedInput]) -> Float[np.ndarray, "judge"]:
+    """Return each judge's ln tr(W G Wᵀ) a token, averaged over matrices: how large its outputs are, on a scale of its own."""
+    each = np.concatenate([shared.typical() for shared in inputs])
+    known = ~np.isnan(each)
+    return np.divide(np.where(known, each, 0).sum(0), known.sum(0), out=np.zeros(each.shape[1]), where=known.any(0))

@@ -7,16 +7,17 @@ from typing import Any, Final, final
 
 from calibrant.grammar import Mix
 from calibrant.mixtures.algebra import Shares
-from calibrant.mixtures.metering import Metered
+from calibrant.mixtures.enough import TokenCurve
 from calibrant.notebook import card, listing
 
 UNIFORM: Final = "uniform"
-FOUND: Final = "mixture"
+BEST: Final = "mixture"
+"""What the uniform mixture and the one that was found are called in tables."""
 
 
 @final
 @dataclass(frozen=True)
-class Row:
+class ErrorRow:
     """The relative errors of one calibration set under each judge, and the mean and the worst of those that are sources."""
 
     calibrated_on: str
@@ -30,7 +31,7 @@ class Row:
 class Influence:
     """How the errors of the set `of` change when `without` is left out and the others keep their proportions: above 0, it is missed.
 
-    `value` is the change of what was asked to be small.
+    `value` is the change by the objective.
     """
 
     of: str
@@ -63,9 +64,9 @@ class Mixture:
     seed: int
     dtype: str
     judges: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ErrorRow, ...]
     influence: tuple[Influence, ...]
-    enough: tuple[Metered, ...]
+    enough: tuple[TokenCurve, ...]
     evaluations: int
     samples: Mapping[str, Mapping[str, int]]
     seconds: Mapping[str, float]
@@ -75,11 +76,11 @@ class Mixture:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as dicts, lists and numbers."""
+        """Return all of it as dicts, lists and numbers."""
         return asdict(self)
 
     def answer(self) -> dict[str, Any]:
-        """Return what the same question always gives, as plain data: all but how long it took, and what was kept where."""
+        """Return what the same request always gives, as plain data: all but how long it took, and what was stored where."""
         return {name: value for name, value in self.to_json().items() if name not in ("seconds", "folder", "gathered", "reused")}
 
     def __repr__(self) -> str:
@@ -93,7 +94,11 @@ class Mixture:
 
 
 def expression(sources: Sequence[str], shares: Shares) -> str:
-    """The text that `--data` takes. Parts of weight 0 are left out, and one part alone is that part."""
+    """Return the text that `--data` takes. Parts of weight 0 are left out, and one part alone is that part.
+
+    >>> expression(["c4", "gsm8k:cot", "pile"], (Fraction(1, 4), Fraction(3, 4), Fraction(0)))
+    'mix(c4=c4, gsm8k_cot=gsm8k:cot, weight=0.25)'
+    """
     parts = [(source, share) for source, share in zip(sources, shares, strict=True) if share]
     if len(parts) == 1:
         return parts[0][0]
@@ -102,14 +107,18 @@ def expression(sources: Sequence[str], shares: Shares) -> str:
 
 
 def names_of(sources: Sequence[str]) -> list[str]:
-    """A name for each source that can stand in front of an equals sign: `gsm8k:cot` is `gsm8k_cot`."""
-    found: list[str] = []
+    """Return a name for each source that can stand in front of an equals sign.
+
+    >>> names_of(["gsm8k:cot", "gsm8k@cot", "2nd"])
+    ['gsm8k_cot', 'gsm8k_cot_2', '_2nd']
+    """
+    names: list[str] = []
     for source in sources:
         bare = re.sub(r"\W+", "_", source).strip("_")[:40] or "part"
         bare = f"{bare}_" if bare in ("weight", "weights") else f"_{bare}" if bare[0].isdigit() else bare
         name, number = bare, 1
-        while name in found:
+        while name in names:
             number += 1
             name = f"{bare}_{number}"
-        found.append(name)
-    return found
+        names.append(name)
+    return names

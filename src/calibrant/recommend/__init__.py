@@ -1,5 +1,5 @@
-"""Which calibration data to use: predicted without pruning, raced by real measurements, and said in a paragraph."""
+"""Which calibration data to use: predicted without pruning, raced by real measurements, and explained in a paragraph."""
 
-from calibrant.recommend.recommending import Advised, Recommendation, recommend
+from calibrant.recommend.recommending import Candidate, Recommendation, recommend
 
-__all__ = ["Advised", "Recommendation", "recommend"]
+__all__ = ["Candidate", "Recommendation", "recommend"]

@@ -20,7 +20,7 @@ CORPORA: Final = ("c4", "pile", "redpajama", "wikipedia", "wikitext")
 """What `general` is, as far as it can be read here."""
 OFFLINE: Final = ("python_docs", "python_code", "arithmetic:cot")
 """Sources that need nothing to be read; they stand in where no corpus can be."""
-USUAL: Final = (*CORPORA, "gsm8k:cot", "commonsense_qa", "esnli:cot", *OFFLINE)
+DEFAULT: Final = (*CORPORA, "gsm8k:cot", "commonsense_qa", "esnli:cot", *OFFLINE)
 """What is tried where no sources are named."""
 
 _EXAMPLE: Final = (
@@ -31,9 +31,10 @@ _EXAMPLE: Final = (
 @final
 @dataclass(frozen=True)
 class Goal:
-    """What is to be kept. `measures` are evaluators with their weights, which sum to one; `judge` is an expression whose held-out part is like it.
+    """What a compressed model is to be good at.
 
-    `sources` are those that it names: a candidate is drawn from each, too.
+    `measures` are evaluators with their weights, which sum to one; `judge` is an expression whose held-out part is like it. `sources` are those
+    that it names: a candidate is drawn from each, too.
     """
 
     text: str
@@ -43,34 +44,41 @@ class Goal:
 
 
 def parse_goal(targets: Sequence[str], tokens: int, items: int, length: int) -> Goal:
-    """Read what a user says that the model is for. A loss is measured on `tokens` tokens in windows of `length`, a task on `items` items.
+    """Read what the model is for. A loss is measured on `tokens` tokens in windows of `length`, a task on `items` items.
 
     `SpecError` for what can't be read, `DataError` for what can't be had here.
     """
     if not targets:
         raise SpecError(f"no target was given; {_EXAMPLE}", subject="for")
-    weighed = [_weighed(text) for text in targets]
     measures: list[tuple[Fraction, Evaluator]] = []
     terms: list[tuple[Fraction, Term]] = []
-    for weight, text in weighed:
-        several = [_one(name, tokens, items, length) for name in (_general() if text == GENERAL else [text])]
-        measures += [(weight / len(several), evaluator) for evaluator, _ in several]
-        terms += [(weight / len(several), term) for _, term in several]
+    for text in targets:
+        parts = [piece.strip() for piece in pieces(user_text(text, SpecError), "*")]
+        weight, name = (weight_of(parts[0]), parts[1]) if len(parts) == 2 else (Fraction(1), text.strip())
+        if not name or weight is None or weight <= 0:
+            raise SpecError(f"{text!r} is no target; {_EXAMPLE}", subject=text)
+        names = [name]
+        if name == GENERAL:
+            names = [corpus for corpus in CORPORA if readable(parse_expression(corpus)[0].source)] or list(OFFLINE)
+        for evaluator, term in (_measure(name, tokens, items, length) for name in names):
+            measures.append((weight / len(names), evaluator))
+            terms.append((weight / len(names), term))
     whole = sum(weight for weight, _ in measures)
-    shares = _united((str(term), weight / whole) for weight, term in terms)
-    judge = written([_share(parse_expression(text)[0], share) for text, share in shares.items()])
-    called = {str(evaluator): evaluator for _, evaluator in measures}  # what is named twice is measured once, with both weights
-    weights = _united((str(evaluator), weight / whole) for weight, evaluator in measures)
-    return Goal(", ".join(targets), tuple((float(weight), called[text]) for text, weight in weights.items()), judge, tuple(shares))
+    shares = _added((str(term), weight / whole) for weight, term in terms)
+    judged = [(parse_expression(text)[0], share) for text, share in shares.items()]
+    judge = written([Term(term.source, term.format, term.packing, share) for term, share in judged])
+    by_text = {str(evaluator): evaluator for _, evaluator in measures}  # what is named twice is measured once, with both weights
+    weights = _added((str(evaluator), weight / whole) for weight, evaluator in measures)
+    return Goal(", ".join(targets), tuple((float(weight), by_text[text]) for text, weight in weights.items()), judge, tuple(shares))
 
 
-def usual(goal: Goal) -> list[str]:
-    """The sources to try where none are named: those of the goal, and the usual ones that can be read here."""
-    known = {str(CalibrationSet(text)): None for text in goal.sources}
-    for text in USUAL:
+def default_sources(goal: Goal) -> list[str]:
+    """Return the sources to try where none are named: those of the goal, and the default ones that can be read here."""
+    sources = {str(CalibrationSet(text)): None for text in goal.sources}
+    for text in DEFAULT:
         if readable(parse_expression(text)[0].source):
-            known[str(CalibrationSet(text))] = None
-    return list(known)
+            sources[str(CalibrationSet(text))] = None
+    return list(sources)
 
 
 def readable(source: Source) -> bool:
@@ -81,21 +89,8 @@ def readable(source: Source) -> bool:
         return False
 
 
-def _general() -> list[str]:
-    here = [name for name in CORPORA if readable(parse_expression(name)[0].source)]
-    return here or list(OFFLINE)
-
-
-def _weighed(text: str) -> tuple[Fraction, str]:
-    found = [piece.strip() for piece in pieces(user_text(text, SpecError), "*")]
-    weight, rest = (weight_of(found[0]), found[1]) if len(found) == 2 else (Fraction(1), text.strip())
-    if not rest or weight is None or weight <= 0:
-        raise SpecError(f"{text!r} is no target; {_EXAMPLE}", subject=text)
-    return weight, rest
-
-
-def _one(text: str, tokens: int, items: int, length: int) -> tuple[Evaluator, Term]:
-    """What measures a target, and the set whose held-out part is like it."""
+def _measure(text: str, tokens: int, items: int, length: int) -> tuple[Evaluator, Term]:
+    """Return what measures a target, and the set whose held-out part is like it."""
     part = _single(text)
     if isinstance(part.source, Call) and part.source.name in evaluators.names():
         measure: Evaluator = evaluators.build(part.source)
@@ -119,13 +114,9 @@ def _single(text: str) -> Part:
     return parts[0]
 
 
-def _share(term: Term, share: Fraction) -> Term:
-    return Term(term.source, term.format, term.packing, share)
-
-
-def _united(parts: Iterable[tuple[str, Fraction]]) -> dict[str, Fraction]:
-    """The shares of what has the same text, added."""
-    found: dict[str, Fraction] = {}
+def _added(parts: Iterable[tuple[str, Fraction]]) -> dict[str, Fraction]:
+    """Return the shares by text, those of the same text added."""
+    total: dict[str, Fraction] = {}
     for text, share in parts:
-        found[text] = found.get(text, Fraction(0)) + share
-    return found
+        total[text] = total.get(text, Fraction(0)) + share
+    return total

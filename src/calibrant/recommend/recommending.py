@@ -12,16 +12,16 @@ from calibrant.errors import SpecError
 from calibrant.grammar import read_mix
 from calibrant.methods import methods
 from calibrant.mixtures import Mixture, expression, mix, uniform
-from calibrant.mixtures.mixture import FOUND, UNIFORM
+from calibrant.mixtures.mixture import BEST, UNIFORM
 from calibrant.notebook import card, listing
 from calibrant.progress import Progress, silent
-from calibrant.recommend.goal import Goal, parse_goal, usual
-from calibrant.recommend.racing import ROUNDS, Outcome, Race, Runner, plain
+from calibrant.recommend.goal import Goal, default_sources, parse_goal
+from calibrant.recommend.racing import ROUNDS, Race, RaceResult, Standing, plain
 from calibrant.study import Study
 from calibrant.targets import parse_target
 
 BASELINE: Final = "c4"
-"""What everybody uses without asking."""
+"""What most people use."""
 RACED: Final = 5
 """Sets in a race, the baseline among them."""
 TOKENS: Final = 8192
@@ -31,20 +31,20 @@ ITEMS: Final = 200
 
 
 @dataclass(frozen=True)
-class Advised:
+class Candidate:
     """One candidate: its predicted error, and what a race made of it. The differences are how much *worse* it is, with their intervals.
 
-    `said` is `best`, `not told apart`, `behind` (left out after round `left`) or `not raced`.
+    `status` is `best`, `not significant` (its difference to the best), `behind` (left out after round `dropped`) or `not raced`.
     """
 
     data: str
     predicted: float | None
-    said: str
-    rise: Mapping[str, Any] | None = None
+    status: str
+    increase: Mapping[str, Any] | None = None
     against_baseline: Mapping[str, Any] | None = None
     against_best: Mapping[str, Any] | None = None
     draws: int = 0
-    left: int | None = None
+    dropped: int | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,21 +70,24 @@ class Recommendation:
     unit: str
     why: str
     rounds: int
-    candidates: tuple[Advised, ...]
+    candidates: tuple[Candidate, ...]
     mixture: Mixture
     failures: tuple[str, ...]
     seconds: Mapping[str, float]
     folder: str
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as dicts, lists and numbers."""
+        """Return all of it as dicts, lists and numbers."""
         return asdict(self)
 
     def __repr__(self) -> str:
         return f"Recommendation({self.expr!r}, for {self.goal!r})"
 
     def _repr_html_(self) -> str:
-        lines = [(one.data, _number(one.predicted), _told(one.against_baseline), one.draws or "", one.said) for one in self.candidates]
+        lines = [
+            (one.data, "" if one.predicted is None else f"{one.predicted:.2%}", with_interval(one.against_baseline), one.draws or "", one.status)
+            for one in self.candidates
+        ]
         heads = ("calibrated on", "predicted error", f"worse than {self.baseline}", "draws", "")
         return card(
             f"Calibrate {self.model} on {self.expr}", {"for": self.goal, "measured in": self.unit}, note=self.text, inside=listing(heads, lines)
@@ -107,7 +110,7 @@ def recommend(
     device: str = "auto",
     progress: Progress = silent,
 ) -> Recommendation:
-    """Say which calibration data to use to prune `model` for `target`, and what is known about it.
+    """Recommend which calibration data to use to prune `model` for `target`, and what is known about it.
 
     `target` is a source, a file of the user's own, a measure such as `task(name=race)`, or `general`; or several, each perhaps with a weight:
     `["0.7*gsm8k", "0.3*general"]`. Without `sources` the usual ones that can be read here are tried, and the target's own. Each candidate's damage is
@@ -120,135 +123,122 @@ def recommend(
     if not minutes > 0:
         raise SpecError(f"a budget of {minutes:g} minutes leaves no time; give some above 0", subject="budget")
     goal = parse_goal([target] if isinstance(target, str) else target, TOKENS, ITEMS, length)
-    candidates = [str(CalibrationSet(text, tokens=tokens, length=length)) for text in (sources or usual(goal))]
-    base = _baseline(baseline, candidates)
-    template = _template(model, base, goal, method, sparsity, tokens=tokens, length=length, dtype=dtype, device=device)
+    candidates = [str(CalibrationSet(text, tokens=tokens, length=length)) for text in (sources or default_sources(goal))]
+    base = str(CalibrationSet(baseline)) if baseline else BASELINE if BASELINE in candidates else candidates[0]
+    template = Study(  # the study that the race is, without its rounds
+        models=(model,),
+        data=(base,),
+        evaluate=tuple(str(evaluator) for _, evaluator in goal.measures),
+        methods=(str(methods.build(method)),),
+        sparsities=(str(parse_target(sparsity)),),
+        tokens=tokens,
+        length=length,
+        dtype=dtype,
+        device=device,
+    )
     place = Path(folder) / "race"
-    found = _predicted(template, list(dict.fromkeys([*candidates, base])), goal, place, progress)
-    predicted = predictions(found, goal)
+    cell = template.labels()[-1]
+    mixture = mix(
+        cell.model,
+        list(dict.fromkeys([*candidates, base])),
+        method=cell.method,
+        sparsity=cell.target,
+        objective=f"target={goal.judge}",
+        tokens=tokens,
+        length=length,
+        folder=place,  # the race finds the statistics here again
+        dtype=dtype,
+        device=device,
+        alone=True,
+        progress=progress,
+    )
+    predicted = predictions(mixture, goal)
     spent = time.perf_counter() - began
     arms = sorted(predicted, key=lambda data: predicted[data])[: RACED - 1]
-    outcome = Race(template, goal, arms, base, place, progress).run(minutes - spent / 60)
+    race = Race(template, goal, arms, base, place, progress).run(minutes - spent / 60)
     seconds = {"predicting": spent, "racing": time.perf_counter() - began - spent}
-    return _advice(found, goal, base, predicted, outcome, str(folder), seconds)
 
-
-def _baseline(asked: str, candidates: Sequence[str]) -> str:
-    """What is asked for, else C4 if it is among the candidates, else the first of them."""
-    if asked:
-        return str(CalibrationSet(asked))
-    return BASELINE if BASELINE in candidates else candidates[0]
-
-
-def _template(model: str, base: str, goal: Goal, method: str, sparsity: float | str, **budget: Any) -> Study:
-    """The study that a race is, without its rounds."""
-    asked: dict[str, Any] = {"methods": (str(methods.build(method)),), "sparsities": (str(parse_target(sparsity)),)}
-    return Study(models=(model,), data=(base,), evaluate=tuple(str(evaluator) for _, evaluator in goal.measures), **asked, **budget)
-
-
-def _predicted(study: Study, sources: Sequence[str], goal: Goal, place: Path, progress: Progress) -> Mixture:
-    """What is predicted of all sources and their mixtures, by statistics that lie in `place`, where the race finds them again."""
-    cell = study.labels()[-1]
-    asked: dict[str, Any] = {"tokens": study.tokens, "length": study.length, "dtype": study.dtype, "device": study.device}
-    asked |= {"method": cell.method, "sparsity": cell.target, "objective": f"target={goal.judge}"}
-    return mix(cell.model, sources, folder=place, alone=True, progress=progress, **asked)
-
-
-def predictions(found: Mixture, goal: Goal) -> dict[str, float]:
-    """The predicted error of every candidate under the goal's judge; the uniform mixture and the one that was found by their expressions."""
-    judge = str(CalibrationSet(goal.judge))
-    sources = list(found.weights)
-    equal = expression(sources, uniform(len(sources)))
-    called = {UNIFORM: equal, FOUND: found.expr}
-    return {called.get(row.calibrated_on, row.calibrated_on): row.errors[judge] for row in found.rows}
-
-
-def _advice(
-    found: Mixture, goal: Goal, base: str, predicted: Mapping[str, float], outcome: Outcome, folder: str, seconds: Mapping[str, float]
-) -> Recommendation:
-    raced = {runner.data: runner for runner in outcome.runners}
-    best = outcome.runners[0]
-    rows = [_advised(runner, predicted.get(runner.data), best.data) for runner in outcome.runners]
-    rest = sorted((data for data in predicted if data not in raced), key=lambda data: predicted[data])
-    rows += [Advised(data, predicted[data], "not raced") for data in rest]
+    best = race.standings[0]
+    rows: list[Candidate] = []
+    for standing in race.standings:
+        status = "best" if standing is best else "behind" if standing.dropped is not None else "not significant"
+        increase, against_base, against_best = map(plain, (standing.increase, standing.against_baseline, standing.against_leader))
+        known = predicted.get(standing.data)
+        rows.append(Candidate(standing.data, known, status, increase, against_base, against_best, standing.draws, standing.dropped))
+    raced = {standing.data for standing in race.standings}
+    rows += [Candidate(data, predicted[data], "not raced") for data in sorted(predicted.keys() - raced, key=lambda data: predicted[data])]
     return Recommendation(
         expr=best.data,
-        text=advice(found, goal, base, outcome),
-        model=found.model,
-        note=found.note,
+        text=advice(mixture, goal, base, race),
+        model=mixture.model,
+        note=mixture.note,
         goal=goal.text,
         judge=goal.judge,
         measures=tuple(f"{weight:.3g}*{evaluator}" if len(goal.measures) > 1 else str(evaluator) for weight, evaluator in goal.measures),
         baseline=base,
-        method=found.method,
-        sparsity=found.sparsity,
-        tokens=found.tokens,
-        length=found.length,
-        unit=outcome.unit,
-        why=outcome.why,
-        rounds=outcome.rounds,
+        method=mixture.method,
+        sparsity=mixture.sparsity,
+        tokens=mixture.tokens,
+        length=mixture.length,
+        unit=race.unit,
+        why=race.why,
+        rounds=race.rounds,
         candidates=tuple(rows),
-        mixture=found,
-        failures=outcome.failures,
+        mixture=mixture,
+        failures=race.failures,
         seconds=seconds,
-        folder=folder,
+        folder=str(folder),
     )
 
 
-def _advised(runner: Runner, predicted: float | None, best: str) -> Advised:
-    said = "best" if runner.data == best else "behind" if runner.left is not None else "not told apart"
-    told = (plain(estimate) for estimate in (runner.rise, runner.against_baseline, runner.against_leader))
-    rise, base, leader = told
-    return Advised(runner.data, predicted, said, rise, base, leader, runner.draws, runner.left)
+def predictions(mixture: Mixture, goal: Goal) -> dict[str, float]:
+    """Return the predicted error of every candidate under the goal's judge; the uniform mixture and the best one by their expressions."""
+    judge = str(CalibrationSet(goal.judge))
+    sources = list(mixture.weights)
+    texts = {UNIFORM: expression(sources, uniform(len(sources))), BEST: mixture.expr}
+    return {texts.get(row.calibrated_on, row.calibrated_on): row.errors[judge] for row in mixture.rows}
 
 
 ENDS: Final = {
     "clear": "All others are clearly behind",
-    "alike": "What is still in the race differs by less than matters, and more draws are not worth their time",
+    "alike": "The sets that are still in the race differ by less than matters, and more draws are not worth their time",
     "draws": "Every set in the race was drawn as often as a race allows",
     "time": "The time was up; the same command goes on from here",
 }
 
 
-def advice(found: Mixture, goal: Goal, base: str, outcome: Outcome) -> str:
-    """The paragraph: what to use, what to expect against the baseline, what can't be told apart, and how it ended."""
-    best, *others = outcome.runners
-    tokens = f"{found.tokens:,} tokens" + (" of each part" if read_mix(best.data) else "")
-    said = [f"To prune {found.model} with {found.method} to {found.sparsity} for {goal.text}, calibrate on {best.data}, with {tokens}."]
-    said.append(_expected(best, base, outcome.unit))
-    alike = [runner.data for runner in others if runner.left is None]
-    if alike:
-        said.append(f"Not told apart from it: {', '.join(alike)}.")
-    behind = [runner.data for runner in others if runner.left is not None]
-    if behind:
-        said.append(f"Clearly behind: {', '.join(behind)}.")
-    rounds = f"{outcome.rounds} of {ROUNDS} rounds"
-    said.append(f"{ENDS[outcome.why]} ({rounds}).")
-    return " ".join(said)
+def advice(mixture: Mixture, goal: Goal, base: str, race: RaceResult) -> str:
+    """Return the paragraph: what to use, what to expect against the baseline, what cannot be distinguished from it, and how the race ended."""
+    best, *others = race.standings
+    tokens = f"{mixture.tokens:,} tokens" + (" of each part" if read_mix(best.data) else "")
+    sentences = [f"To prune {mixture.model} with {mixture.method} to {mixture.sparsity} for {goal.text}, calibrate on {best.data}, with {tokens}."]
+    sentences.append(_expected(best, base, race.unit))
+    if alike := [standing.data for standing in others if standing.dropped is None]:
+        sentences.append(f"Not significantly different from it: {', '.join(alike)}.")
+    if behind := [standing.data for standing in others if standing.dropped is not None]:
+        sentences.append(f"Clearly behind: {', '.join(behind)}.")
+    sentences.append(f"{ENDS[race.why]} ({race.rounds} of {ROUNDS} rounds).")
+    return " ".join(sentences)
 
 
-def _expected(best: Runner, base: str, unit: str) -> str:
+def _expected(best: Standing, base: str, unit: str) -> str:
     """What the best set is expected to lose, and how that compares with the baseline."""
-    rise = f"Expect to lose {_told(plain(best.rise))} {unit} against the dense model"
+    increase = f"Expect to lose {with_interval(plain(best.increase))} {unit} against the dense model"
     if best.data == base:
-        return f"{rise}; it is the baseline itself."
+        return f"{increase}; it is the baseline itself."
     against = best.against_baseline
     if against is None:
-        return f"{rise}; {base} couldn't be measured."
+        return f"{increase}; {base} couldn't be measured."
     if not against.over_draws:
         compared = "less" if against.value < 0 else "more"
-        return f"{rise}, {abs(against.value):.3f} {compared} than with {base}, by one draw, which says nothing about the next."
-    verdict = f"the difference holds at {LEVEL:.0%}" if against.significant() else "it can't be told from none"
-    return f"{rise}; against {base} that is {_told(plain(against))}: {verdict}."
+        return f"{increase}, {abs(against.value):.3f} {compared} than with {base}, by one draw, which says nothing about the next."
+    verdict = f"significant at {LEVEL:.0%}" if against.significant() else "not significant"
+    return f"{increase}; against {base} that is {with_interval(plain(against))}: {verdict}."
 
 
-def _told(estimate: Mapping[str, Any] | None) -> str:
-    """A number, and its interval if that covers draws."""
+def with_interval(estimate: Mapping[str, Any] | None) -> str:
+    """Return a number, and its interval behind it if that covers draws; nothing for None."""
     if estimate is None:
         return ""
     interval = estimate["interval"] if estimate["over_draws"] else None
     return f"{estimate['value']:+.3f}" + (f" ({interval['low']:+.3f} to {interval['high']:+.3f})" if interval else "")
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2%}"

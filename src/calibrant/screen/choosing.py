@@ -1,4 +1,4 @@
-"""How the choice of calibration data looks: the mixture that was found, and what speaks for it."""
+"""How the choice of calibration data looks: the mixture that was result, and what speaks for it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,41 +6,44 @@ from typing import Any
 from calibrant.screen._lines import counted, labelled, noted, one_line, table_of
 
 
-def mixed(found: Mapping[str, Any]) -> Iterator[Any]:
-    """A mixture: the expression, the errors of every set under every judge, what leaving a source out does, whether the tokens are enough."""
-    search, final = found["samples"]["search"], found["samples"]["final"]
-    judged = f"{counted(found['evaluations'], 'mixture')} on {_sample(search)}, the best once more on {_sample(final)}"
+def mixed(result: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield a mixture: the expression, the errors of every set under every judge, what leaving a source out does, whether the tokens are enough."""
+    search, final = result["samples"]["search"], result["samples"]["final"]
+    judged = f"{counted(result['evaluations'], 'mixture')} on {_sample(search)}, the best once more on {_sample(final)}"
     yield from labelled(
-        ("mixture", found["expr"]),
-        ("for", noted(found["model"], found["note"])),
-        ("method", f"{found['method']} to {found['sparsity']}, {found['dtype']}"),
-        ("objective", f"{found['objective']}: {found['value']:.2%} of the outputs' energy lost"),
-        ("sources", f"{found['tokens']:,} tokens of each in windows of {found['length']:,}, draw {found['seed']}; as many, held out, to judge with"),
+        ("mixture", result["expr"]),
+        ("for", noted(result["model"], result["note"])),
+        ("method", f"{result['method']} to {result['sparsity']}, {result['dtype']}"),
+        ("objective", f"{result['objective']}: {result['value']:.2%} of the outputs' energy lost"),
+        (
+            "sources",
+            f"{result['tokens']:,} tokens of each in windows of {result['length']:,}, draw {result['seed']}; as many, held out, to judge with",
+        ),
         ("judged", judged),
-        ("statistics", f"{found['gathered']} sets in {found['folder']}, {found['reused']} of them were there already"),
-        ("time", " · ".join(f"{phase} {seconds:.1f} s" for phase, seconds in found["seconds"].items())),
+        ("statistics", f"{result['gathered']} sets in {result['folder']}, {result['reused']} of them were there already"),
+        ("time", " · ".join(f"{phase} {seconds:.1f} s" for phase, seconds in result["seconds"].items())),
     )
     yield ""
-    yield _errors(found)
+    yield _errors(result)
     yield "per cent of the outputs' energy, mean over matrices; judged on texts that no calibration set can hold; mean and worst are over the sources"
     yield "the mixture was chosen by these figures, so its own are a little too good"
-    yield from labelled(*(("mind", note) for note in found["notes"]))
-    if found["influence"]:
+    yield from labelled(*(("mind", note) for note in result["notes"]))
+    if result["influence"]:
         yield ""
-        yield from _influence(found["influence"], found["objective"])
-    if found["enough"]:
+        yield from _influence(result["influence"], result["objective"])
+    if result["enough"]:
         yield ""
-        yield from _enough(found["enough"])
+        yield from _enough(result["enough"])
 
 
 def _sample(sample: Mapping[str, int]) -> str:
     return f"{sample['rows']} rows of each matrix in {sample['blocks']} of {sample['of']} blocks"
 
 
-def _errors(found: Mapping[str, Any]) -> Any:
-    table = table_of("calibrated on", *map(one_line, found["judges"]), "mean", "worst")
-    for row in found["rows"]:
-        numbers = [*(row["errors"][judge] for judge in found["judges"]), row["mean"], row["worst"]]
+def _errors(result: Mapping[str, Any]) -> Any:
+    table = table_of("calibrated on", *map(one_line, result["judges"]), "mean", "worst")
+    for row in result["rows"]:
+        numbers = [*(row["errors"][judge] for judge in result["judges"]), row["mean"], row["worst"]]
         table.add_row(one_line(row["calibrated_on"]), *(f"{100 * number:.2f}" for number in numbers))
     return table
 
@@ -69,32 +72,34 @@ def _enough(curves: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
 
 def _verdict(curve: Mapping[str, Any]) -> str:
     if curve["enough"] is None:
-        return "can't be told from so few windows"
+        return "not known from so few windows"
     if curve["enough"]:
         return f"enough, at {curve['needed']:,} already"
-    told = f"at about {curve['needed']:,}, if it goes on like this" if curve["needed"] else "no end in sight"
-    return f"not enough: the last doubling gave {curve['gain']:.2%}; {told}"
+    forecast = f"at about {curve['needed']:,}, if it goes on like this" if curve["needed"] else "no end in sight"
+    return f"not enough: the last doubling gave {curve['gain']:.2%}; {forecast}"
 
 
-def recommended(found: Mapping[str, Any]) -> Iterator[Any]:
-    """The advice, and every candidate with what was predicted and what was measured of it."""
-    yield one_line(found["text"])
+def recommended(result: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the advice, and every candidate with what was predicted and what was measured of it."""
+    yield one_line(result["text"])
     yield ""
-    base = one_line(found["baseline"])
-    table = table_of("calibrated on", "predicted error", f"lost, {found['unit']}", f"worse than {base}", "draws", "")
-    for one in found["candidates"]:
-        said = f"behind since round {one['left']}" if one["left"] else one["said"]
+    base = one_line(result["baseline"])
+    table = table_of("calibrated on", "predicted error", f"lost, {result['unit']}", f"worse than {base}", "draws", "")
+    for one in result["candidates"]:
+        status = f"behind since round {one['dropped']}" if one["dropped"] else one["status"]
         predicted = "" if one["predicted"] is None else f"{one['predicted']:.2%}"
-        table.add_row(one_line(one["data"]), predicted, _interval(one["rise"]), _interval(one["against_baseline"]), f"{one['draws'] or ''}", said)
+        table.add_row(
+            one_line(one["data"]), predicted, _interval(one["increase"]), _interval(one["against_baseline"]), f"{one['draws'] or ''}", status
+        )
     yield table
     yield "predicted: share of the outputs' energy lost on text like the target, without any pruning being measured; intervals at 95 %, each alone"
-    yield from (f"failed: {one_line(failure)}" for failure in found["failures"])
+    yield from (f"failed: {one_line(failure)}" for failure in result["failures"])
     yield ""
     yield from labelled(
-        ("measured by", ", ".join(found["measures"])),
-        ("model", noted(found["model"], found["note"])),
-        ("time", " · ".join(f"{phase} {seconds:.0f} s" for phase, seconds in found["seconds"].items())),
-        ("results", f"{found['folder']}: asked again, it goes on from there"),
+        ("measured by", ", ".join(result["measures"])),
+        ("model", noted(result["model"], result["note"])),
+        ("time", " · ".join(f"{phase} {seconds:.0f} s" for phase, seconds in result["seconds"].items())),
+        ("results", f"{result['folder']}: the same command goes on from there"),
     )
 
 

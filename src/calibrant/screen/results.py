@@ -17,28 +17,28 @@ SHOWN: Final = 5
 """How many rows of a finding are listed."""
 
 
-def pruned(found: Mapping[str, Any]) -> Iterator[Any]:
+def pruned(result: Mapping[str, Any]) -> Iterator[Any]:
     """A record, with where it was saved."""
-    run, how, matrices = found["run"], found["provenance"], found["weights"]
-    if found["already_done"]:
-        yield f"{found['out']} already holds exactly this; nothing was done."
-    if found["continued_from"]:
-        yield f"continued from block {found['continued_from']}, where an earlier run was interrupted."
+    run, how, matrices = result["run"], result["provenance"], result["weights"]
+    if result["already_done"]:
+        yield f"{result['out']} already holds exactly this; nothing was done."
+    if result["continued_from"]:
+        yield f"continued from block {result['continued_from']}, where an earlier run was interrupted."
     yield from labelled(
         ("model", noted(run["model_name"], how.get("model_note", ""))),
         ("method", ", ".join(filter(None, [f"{_call(run['method'])} to {run['target']}", run["dtype"], run["propagate"]]))),
-        ("calibrated on", _calibrated(run, found["data_facts"]) if run["data"] else ""),
-        ("used up", _repeated(found["data_facts"])),
+        ("calibrated on", _calibrated(run, result["data_facts"]) if run["data"] else ""),
+        ("used up", _repeated(result["data_facts"])),
         ("fingerprint", run["tokens"]),
-        _result(found["sparsity"], matrices),
-        ("left dense", _dense(found["dense"])),
+        _result(result["sparsity"], matrices),
+        ("left dense", _dense(result["dense"])),
         ("time", " · ".join(f"{phase} {seconds:.1f} s" for phase, seconds in how.get("seconds", {}).items())),
         ("peak memory", f"{how.get('peak_memory_bytes', 0) / 1e9:.2f} GB"),
         ("note", how.get("note", "")),
-        ("saved to", found["out"]),
+        ("saved to", result["out"]),
     )
-    if "costs" in found:
-        yield from _costs(found["costs"])
+    if "costs" in result:
+        yield from _costs(result["costs"])
 
 
 def _result(sparsity: float, matrices: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
@@ -67,18 +67,20 @@ def _costs(costs: Mapping[str, Any]) -> Iterator[Any]:
         )
 
 
-def scores(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+def scores(result: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     """What was measured: each measurement's score and those beside it, and everything that a number needs before it can be compared with another."""
     table = table_of("task", "metric", "value", "n", "chance", "of")
-    for measured in found:
+    for measured in result:
         for score in (measured, *measured.get("beside", ())):
             value = f"{score['value']:.4f}" + ("" if score["stderr"] is None else f" ± {score['stderr']:.4f}")
             chance = "" if score["chance"] is None else f"{score['chance']:.4f}"
-            table.add_row(score["measured"], f"{score['metric']} ({score['unit']})", value, f"{score['n']:,}", chance, _told(score["facts"]))
+            table.add_row(
+                score["measured"], f"{score['metric']} ({score['unit']})", value, f"{score['n']:,}", chance, _facts_of_score(score["facts"])
+            )
     yield table
-    how = found[0]["provenance"]
+    how = result[0]["provenance"]
     yield f"{noted(how.get('model', ''), how.get('note', ''))}; value ± one standard error over n items"
-    for score in found:
+    for score in result:
         if leaked := score["provenance"].get("leaked"):
             yield f"{score['measured']}: the model was calibrated on {leaked} of the rows that this can measure (--allow-leak)"
 
@@ -94,39 +96,39 @@ FACTS: Final[Mapping[str, Callable[[Any], str]]] = {
     "task_version": lambda value: f"version {value}",
     "passed_over": lambda value: f"{value:,} rows passed over" if value else "",
 }
-"""How the facts of a score are told; others are for programs."""
+"""How the facts of a score are written; others are for programs."""
 
 
-def _told(facts: Mapping[str, Any]) -> str:
+def _facts_of_score(facts: Mapping[str, Any]) -> str:
     whole = f" of {facts['rows_of']:,}" if "rows_of" in facts else ""
     rows = f"{facts['rows']:,}{whole} rows" if "rows" in facts else ""
-    return ", ".join(filter(None, (rows, *(tell(facts[name]) for name, tell in FACTS.items() if facts.get(name) is not None))))
+    return ", ".join(filter(None, (rows, *(write(facts[name]) for name, write in FACTS.items() if facts.get(name) is not None))))
 
 
-def inspected(found: Mapping[str, Any]) -> Iterator[Any]:
+def inspected(result: Mapping[str, Any]) -> Iterator[Any]:
     """A calibration set, each of its parts with the beginnings of a few windows, what a model made of it, and what to fix."""
-    vocabulary, budget = found["vocabulary"], found["budget"]
+    vocabulary, budget = result["vocabulary"], result["budget"]
     seen = f"{vocabulary['distinct']:,} of {vocabulary['size']:,} ids ({_percent(vocabulary['share'])})"
     yield from labelled(
-        ("set", f"{found['data']} ({budget['flag']} {budget['amount']:,})"),
-        ("read by", f"the tokenizer of {found['tokenizer']}" if found["tokenizer"] else ""),
-        ("windows", f"{found['windows']:,} × {found['length']:,}; {found['padding']:.1%} padding; {found['repeated_windows']} repeated"),
-        ("real tokens", f"{found['tokens']:,} of {found['rows']:,} rows" + (f", and {found['pads']:,} pads that count" if found["pads"] else "")),
+        ("set", f"{result['data']} ({budget['flag']} {budget['amount']:,})"),
+        ("read by", f"the tokenizer of {result['tokenizer']}" if result["tokenizer"] else ""),
+        ("windows", f"{result['windows']:,} × {result['length']:,}; {result['padding']:.1%} padding; {result['repeated_windows']} repeated"),
+        ("real tokens", f"{result['tokens']:,} of {result['rows']:,} rows" + (f", and {result['pads']:,} pads that count" if result["pads"] else "")),
         ("vocabulary", f"{seen}, as varied as {vocabulary['even']:,.0f} equally frequent ones"),
-        ("draws", _draws(found["disjoint_draws"])),
-        ("overlap", f"{found['overlap']:.1%} of the rows are in earlier draws" if found["overlap"] else ""),
-        ("two starts", f"in {found['double_starts']:,} of {found['windows']:,} windows" if found["double_starts"] else ""),
-        ("nearly alike", _alike(found["near_duplicates"])),
-        ("fingerprint", found["fingerprint"]),
+        ("draws", _draws(result["disjoint_draws"])),
+        ("overlap", f"{result['overlap']:.1%} of the rows are in earlier draws" if result["overlap"] else ""),
+        ("two starts", f"in {result['double_starts']:,} of {result['windows']:,} windows" if result["double_starts"] else ""),
+        ("nearly alike", _alike(result["near_duplicates"])),
+        ("fingerprint", result["fingerprint"]),
     )
-    for part in found["parts"]:
+    for part in result["parts"]:
         yield ""
         yield from _part(part)
-    yield from _checks(found["overlap_checks"])
-    yield from _modelled(found["model"])
+    yield from _checks(result["overlap_checks"])
+    yield from _modelled(result["model"])
     yield ""
     yield Text("what to fix", style="bold")
-    yield from (Text("  • " + one_line(sentence)) for sentence in found["verdict"] or ["nothing to fix"])
+    yield from (Text("  • " + one_line(sentence)) for sentence in result["verdict"] or ["nothing to fix"])
 
 
 def _part(part: Mapping[str, Any]) -> Iterator[Text]:
@@ -230,10 +232,10 @@ def _modelled(model: Mapping[str, Any] | None) -> Iterator[Any]:
         yield table
 
 
-def surveyed(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+def surveyed(result: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     """Which source works in which format, then why the others don't, each reason once."""
     table = table_of("data", "", "rows", "tokens", "disjoint draws", "seconds", "100,000 tokens", "fingerprint")
-    for one in found:
+    for one in result:
         if one["verdict"] == "works":
             draws = "no end" if one["draws"] is None else f"{one['draws']}{' or more' if one['draws'] >= 64 else ''}"
             many = "holds less" if one["seconds_many"] is None else f"{one['seconds_many']:.2f} s"
@@ -242,7 +244,7 @@ def surveyed(found: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     yield table
     for verdict in ("refused", "not here"):
         reasons: dict[str, list[str]] = {}
-        for one in found:
+        for one in result:
             if one["verdict"] == verdict:
                 reasons.setdefault(one["reason"], []).append(f"{one['source']}:{one['format']}" if verdict == "refused" else one["source"])
         if reasons:
@@ -279,21 +281,21 @@ def _quote(text: str) -> str:
     return f": “{one_line(text)}”" if text else ""
 
 
-def verified(found: Mapping[str, Any]) -> Iterator[Any]:
+def verified(result: Mapping[str, Any]) -> Iterator[Any]:
     """A store that was checked: one line a problem, or that there is none."""
-    yield from _problems(found["problems"])
-    counts = f"{counted(found['runs'], 'run')}, {counted(found['measurements'], 'measurement')}"
-    verdict = "every hash agrees" if found["whole"] else counted(len(found["problems"]), "problem")
+    yield from _problems(result["problems"])
+    counts = f"{counted(result['runs'], 'run')}, {counted(result['measurements'], 'measurement')}"
+    verdict = "every hash agrees" if result["whole"] else counted(len(result["problems"]), "problem")
     yield f"{counts}, {verdict}"
-    if old := found["without_sums"]:
+    if old := result["without_sums"]:
         yield f"{old:,} of their folders are from before there were sums: of those, ids and scores were checked"
 
 
-def merged(found: Mapping[str, Any]) -> Iterator[Any]:
+def merged(result: Mapping[str, Any]) -> Iterator[Any]:
     """What was merged: one line a problem, then what was copied."""
-    yield from _problems(found["problems"])
-    counts = f"{counted(found['runs'], 'run')} and {counted(found['measurements'], 'measurement')} copied into {found['folder']}"
-    yield f"{counts}, {found['kept']} already there" + (f", {counted(len(found['problems']), 'problem')}" if found["problems"] else "")
+    yield from _problems(result["problems"])
+    counts = f"{counted(result['runs'], 'run')} and {counted(result['measurements'], 'measurement')} copied into {result['folder']}"
+    yield f"{counts}, {result['kept']} already there" + (f", {counted(len(result['problems']), 'problem')}" if result["problems"] else "")
 
 
 def _problems(problems: Sequence[Mapping[str, str]]) -> Iterator[str]:

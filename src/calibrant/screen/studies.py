@@ -13,26 +13,26 @@ BUSY: Final = 1.5
 _KINDS: Final = {"FeatureNorms": "norms", "Gram": "Gram matrices"}
 
 
-def planned(found: Mapping[str, Any]) -> Iterator[Any]:
-    """What a study would do: counts, what is shared, each model, what the sets hold, the time, and what should be known before it begins."""
-    runs, measurements, shared = found["runs"], found["measurements"], found["shared"]
-    draws = counted(len(found["draws"]), "draw")
+def planned(result: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield what a study would do: counts, what is shared, each model, what the sets hold, the time, and what should be known before it begins."""
+    runs, measurements, shared = result["runs"], result["measurements"], result["shared"]
+    draws = counted(len(result["draws"]), "draw")
     yield from labelled(
-        ("runs", f"{_left(runs)}: {counted(len(found['models']), 'model')}, {counted(len(found['sets']), 'set')}, {draws}, {_targets(found)}"),
-        ("measurements", f"{_left(measurements)}: {counted(len(found['evaluators']), 'evaluator')} on each run"),
-        ("failed", f"{found['failed']:,} before, which are tried again only with --retry" if found["failed"] else ""),
-        ("tested", counted(found["contrasts"], "primary contrast") if found["contrasts"] else ""),
+        ("runs", f"{_left(runs)}: {counted(len(result['models']), 'model')}, {counted(len(result['sets']), 'set')}, {draws}, {_targets(result)}"),
+        ("measurements", f"{_left(measurements)}: {counted(len(result['evaluators']), 'evaluator')} on each run"),
+        ("failed", f"{result['failed']:,} before, which are tried again only with --retry" if result["failed"] else ""),
+        ("tested", counted(result["contrasts"], "primary contrast") if result["contrasts"] else ""),
         ("shared", f"{shared['drawn']:,} draws of sets serve {shared['looking']:,} runs; {counted(shared['baselines'], 'run')} look at no data"),
         ("dense", f"{shared['from_passes']:,} runs are made from {shared['passes']:,} passes over untouched models" if shared["passes"] else ""),
     )
-    for method, seen, why in found["methods"]:
+    for method, seen, why in result["methods"]:
         yield from labelled(("propagation", f"{method}: {seen}, since {why}" if why[:2] == "it" else f"{method}: {seen}; {why}"))
-    for model in found["models"]:
-        yield from _planned_model(model, found["limit_bytes"])
-    yield from _stocked(found["supplies"])
-    yield from _time(found)
-    yield from _sentences("look at this first", found["warnings"])
-    yield from _sentences("can't be known here", found["unknown"])
+    for model in result["models"]:
+        yield from _planned_model(model, result["limit_bytes"])
+    yield from _stocked(result["supplies"])
+    yield from _time(result)
+    yield from _sentences("look at this first", result["warnings"])
+    yield from _sentences("can't be known here", result["unknown"])
 
 
 def _planned_model(model: Mapping[str, Any], limit: int) -> Iterator[Any]:
@@ -76,35 +76,35 @@ def _held(one: Mapping[str, Any]) -> str:
     return f"about {held:,.1f}" if held < 10 else f"about {held:,.0f}"
 
 
-def _time(found: Mapping[str, Any]) -> Iterator[Any]:
+def _time(result: Mapping[str, Any]) -> Iterator[Any]:
     """The estimate, with what it rests on."""
-    if found["seconds"] is None:
+    if result["seconds"] is None:
         return
-    blind = [model["model"] for model in found["models"] if model["why"]]
+    blind = [model["model"] for model in result["models"] if model["why"]]
     without = f", without {', '.join(blind)}" if blind else ""
     yield ""
-    busy = "; it was busy with other things too, so it may well take less" if (found["load"] or 0) > BUSY else ""
+    busy = "; it was busy with other things too, so it may well take less" if (result["load"] or 0) > BUSY else ""
     yield Text.assemble(
-        (f"About {_lasting(found['seconds'])} for one worker{without}. ", "bold"),
+        (f"About {_lasting(result['seconds'])} for one worker{without}. ", "bold"),
         "This is an estimate: one block's forward and compression and a few items of each evaluator were timed just now on this machine, and "
         f"multiplied{busy}.",
     )
 
 
-def finished(found: Mapping[str, Any]) -> Iterator[Any]:
-    """What a study came to."""
-    cells = found["cells"]
+def finished(result: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield what a study came to."""
+    cells = result["cells"]
     yield from labelled(
         ("runs", f"{len(cells):,}, with {sum(len(cell['measures']) for cell in cells):,} measurements"),
-        ("computed", f"{found['computed']:,} runs and measurements; {found['found']:,} were there"),
+        ("computed", f"{result['computed']:,} runs and measurements; {result['found']:,} were there"),
         ("propagation", ", ".join(dict.fromkeys(f"{cell['method']}: {cell['propagate']}" for cell in cells if cell["propagate"]))),
-        ("time", " · ".join(f"{phase} {_lasting(seconds)}" for phase, seconds in found["seconds"].items())),
-        ("peak memory", f"{found['peak_memory_bytes'] / 1e9:.2f} GB"),
-        ("results", f"{found['folder']}, which calibrant report shows"),
+        ("time", " · ".join(f"{phase} {_lasting(seconds)}" for phase, seconds in result["seconds"].items())),
+        ("peak memory", f"{result['peak_memory_bytes'] / 1e9:.2f} GB"),
+        ("results", f"{result['folder']}, which calibrant report shows"),
     )
-    yield from _sentences("workers lost", found["died"])
-    yield from _sentences("failed", [f"{failure['what']}: {failure['error']}" for failure in found["failures"].values()])
-    if found["failures"]:
+    yield from _sentences("workers lost", result["died"])
+    yield from _sentences("failed", [f"{failure['what']}: {failure['error']}" for failure in result["failures"].values()])
+    if result["failures"]:
         yield "the same command with --retry tries again what failed"
 
 
@@ -120,9 +120,9 @@ def _left(count: Mapping[str, int]) -> str:
     return f"{left:,} of {count['asked']:,}" if count["done"] else f"{left:,}"
 
 
-def _targets(found: Mapping[str, Any]) -> str:
-    removals = all((told.share is not None and not told.parts) or told.pattern is not None for told in map(read_target, found["targets"]))
-    return f"{'sparsity' if removals else 'targets'} {', '.join(found['targets'])}" if found["targets"] else "no method that prunes"
+def _targets(result: Mapping[str, Any]) -> str:
+    removals = all((label.share is not None and not label.parts) or label.pattern is not None for label in map(read_target, result["targets"]))
+    return f"{'sparsity' if removals else 'targets'} {', '.join(result['targets'])}" if result["targets"] else "no method that prunes"
 
 
 def _lasting(seconds: float) -> str:

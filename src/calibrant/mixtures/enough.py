@@ -13,7 +13,7 @@ from torch import Tensor
 
 from calibrant.activations import Seen
 from calibrant.methods import MatrixMethod
-from calibrant.mixtures.sampling import Sample
+from calibrant.mixtures.algebra import Sample
 from calibrant.models import Block, Weight
 from calibrant.targets import Target
 from calibrant.walk.statistics import Dense
@@ -24,7 +24,7 @@ PLATEAU: Final = 0.005
 
 @final
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """Two halves of `tokens` tokens each gave masks that agree about this share of the weights."""
 
     tokens: int
@@ -33,31 +33,31 @@ class Point:
 
 @final
 @dataclass(frozen=True)
-class Metered:
+class TokenCurve:
     """The curve of one set. `enough` by the rule of `PLATEAU`, None where fewer than two points leave it open; `gain` is the last doubling's.
 
-    `needed` is at how many tokens the rule holds: measured where it does hold, else told from how fast disagreement falls, None where it doesn't.
+    `needed` is at how many tokens the rule holds: measured where it does hold, else foretold from how fast disagreement falls, None where it doesn't.
     """
 
     data: str
-    points: tuple[Point, ...]
+    points: tuple[CurvePoint, ...]
     enough: bool | None
     gain: float | None
     needed: int | None
 
 
-def metered(data: str, points: Sequence[Point]) -> Metered:
-    """Read a curve whose points are each of twice the tokens of the one before."""
+def read_curve(data: str, points: Sequence[CurvePoint]) -> TokenCurve:
+    """Return the curve whose points are each of twice the tokens of the one before."""
     gains = [after.agreement - before.agreement for before, after in pairwise(points)]
     if not gains:
-        return Metered(data, tuple(points), None, None, None)
+        return TokenCurve(data, tuple(points), None, None, None)
     reached = next((place for place in range(len(gains)) if all(gain < PLATEAU for gain in gains[place:])), None)
     if reached is not None:
-        return Metered(data, tuple(points), True, gains[-1], points[reached + 1].tokens)
-    return Metered(data, tuple(points), False, gains[-1], _foretold(points))
+        return TokenCurve(data, tuple(points), True, gains[-1], points[reached + 1].tokens)
+    return TokenCurve(data, tuple(points), False, gains[-1], _foretold(points))
 
 
-def _foretold(points: Sequence[Point]) -> int | None:
+def _foretold(points: Sequence[CurvePoint]) -> int | None:
     """Tokens at which a doubling gains less than `PLATEAU` if disagreement goes on falling by the same factor each time."""
     before, last = (1 - point.agreement for point in points[-2:])
     factor, tokens = last / before, points[-1].tokens
@@ -69,7 +69,7 @@ def _foretold(points: Sequence[Point]) -> int | None:
 
 
 @final
-class Meter:
+class TokenMeter:
     """Sums up agreement over blocks. `sets` are mixtures by their names: the share of each source."""
 
     def __init__(self, method: MatrixMethod, target: Target, sample: Sample, sets: Sequence[tuple[str, Sequence[float]]]) -> None:
@@ -81,9 +81,9 @@ class Meter:
         """Look at one block, of which `sources` has the pieces of each source."""
         together: dict[tuple[int, ...], list[Weight]] = {}  # matrices that read one input have one factorisation
         for weight in block.weights:
-            together.setdefault(tuple(id(there.get(weight)) for source in sources for _, there in source), []).append(weight)
+            together.setdefault(tuple(id(seen.get(weight)) for source in sources for _, seen in source), []).append(weight)
         for weights in together.values():
-            pieces = [[there[weights[0]] for _, there in source if weights[0] in there] for source in sources]
+            pieces = [[seen[weights[0]] for _, seen in source if weights[0] in seen] for source in sources]
             rows = [w.get()[torch.tensor(self._sample.of_rows(w.shape[0]), device=w.stored.device)] for w in weights]
             for number, (_, shares) in enumerate(self._sets):
                 self._compare(number, [(own, share) for own, share in zip(pieces, shares, strict=True) if share], rows)
@@ -96,21 +96,18 @@ class Meter:
             halves = [_half([(own[:size], share) for own, share in side]) for side in (sides[: len(parts)], sides[len(parts) :])]
             tokens = sum(tokens for _, tokens in halves) / 2
             for matrix in rows:
-                one, other = (self._kept(matrix, half) for half, _ in halves)
+                one, other = (self._method.compress(matrix, half, self._target).weight != 0 for half, _ in halves)
                 self._sums.setdefault((number, size), []).append((tokens, float((one == other).double().mean())))
             size *= 2
 
-    def curves(self) -> list[Metered]:
-        """One for each set."""
-        found: list[Metered] = []
+    def curves(self) -> list[TokenCurve]:
+        """Return one curve for each set."""
+        curves: list[TokenCurve] = []
         for number, (data, _) in enumerate(self._sets):
             several = [values for (which, _), values in sorted(self._sums.items()) if which == number]
-            points = [Point(round(_mean([t for t, _ in values])), _mean([a for _, a in values])) for values in several]
-            found.append(metered(data, points))
-        return found
-
-    def _kept(self, rows: Tensor, seen: Seen) -> Tensor:
-        return self._method.compress(rows, seen, self._target).weight != 0
+            points = [CurvePoint(round(_mean([t for t, _ in values])), _mean([a for _, a in values])) for values in several]
+            curves.append(read_curve(data, points))
+        return curves
 
 
 def _half(parts: Sequence[tuple[Sequence[Seen], float]]) -> tuple[Seen, int]:

@@ -14,12 +14,47 @@ exponential of minus those slopes, and the best of all that was measured is the 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final, final
 
 import numpy as np
+from jaxtyping import Float
 
+from calibrant.errors import SpecError
+from calibrant.grammar import pieces
 from calibrant.mixtures.algebra import Shares, only, uniform
+
+_ALLOWED = "write mean, worst, or target=EXPR with a source or a file of your own, such as target=gsm8k:cot"
+
+
+@final
+@dataclass(frozen=True)
+class Objective:
+    """`mean` or `worst` over the judges that are sources, or the error under one `target`."""
+
+    kind: str
+    target: str = ""
+
+    def __str__(self) -> str:
+        return f"target={self.target}" if self.target else self.kind
+
+    def values(self, errors: Float[np.ndarray, "mixture judge"], sources: int, judges: Sequence[str]) -> Float[np.ndarray, "mixture"]:
+        """Return the number of each mixture that is to be small. The first `sources` of the `judges` are sources."""
+        if self.target:
+            return errors[:, list(judges).index(self.target)]
+        return errors[:, :sources].mean(1) if self.kind == "mean" else errors[:, :sources].max(1)
+
+
+def parse_objective(text: str) -> Objective:
+    """Return the objective that a text names; `SpecError` for anything else."""
+    kind, *rest = (piece.strip() for piece in pieces(text, "="))
+    if kind == "target" and (target := "=".join(rest)):
+        return Objective(kind, target)
+    if kind in ("mean", "worst") and not rest:
+        return Objective(kind)
+    raise SpecError(f"objective={text!r} is not known; {_ALLOWED}", subject=text)
+
 
 GRAIN: Final = 100
 """A share is a whole number of these parts."""
@@ -34,7 +69,7 @@ _ROUNDS: Final = 24
 @final
 class Search:
     """A search among mixtures of `count` sources. `errors` gives a row of errors for each mixture, `value` the number for each row that is to be
-    small; at most `evaluations` mixtures are asked for."""
+    small; at most `evaluations` mixtures are judged."""
 
     def __init__(self, errors: Callable[[Sequence[Shares]], Any], value: Callable[[Any], Any], count: int, evaluations: int) -> None:
         self.count, self.evaluations = count, evaluations
@@ -91,7 +126,7 @@ class Search:
 
 
 def rounded(weights: np.ndarray) -> Shares:
-    """The nearest shares in whole hundredths: all are rounded down, and what is left goes to those that lost most."""
+    """Return the nearest shares in whole hundredths: all are rounded down, and what is left goes to those that lost most."""
     exact = weights / weights.sum() * GRAIN
     whole = np.floor(exact + 1e-9).astype(int)
     for place in np.argsort(whole - exact, kind="stable")[: GRAIN - whole.sum()]:
@@ -103,11 +138,11 @@ def _proposals(at: np.ndarray, slopes: np.ndarray, step: float) -> list[np.ndarr
     """Where the slopes point: shares times an exponential, soft and hard; and what one source gives to another."""
     spread = float(np.ptp(slopes)) or 1.0
     mild = at + 0.02 * (slopes < 0)  # a source that isn't in yet can't be multiplied into it
-    found = [mild * np.exp(-factor * step * (slopes - slopes.min()) / spread) for factor in (2.0, 8.0)]
+    proposals = [mild * np.exp(-factor * step * (slopes - slopes.min()) / spread) for factor in (2.0, 8.0)]
     inside = np.flatnonzero(at > 0)
     for giver in sorted(inside, key=lambda place: -slopes[place])[:2]:
         moved, amount, taker = at.copy(), min(step, at[giver]), int(np.argmin(slopes))
         moved[giver], moved[taker] = moved[giver] - amount, moved[taker] + amount
         if giver != taker:
-            found.append(moved)
-    return found
+            proposals.append(moved)
+    return proposals
