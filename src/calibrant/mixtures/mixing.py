@@ -9,7 +9,6 @@ from typing import Any, Final, final
 import numpy as np
 import torch
 
-from calibrant.allocator import freed_memory_kept
 from calibrant.clock import Clock
 from calibrant.data import CalibrationSet
 from calibrant.errors import DataError, SpecError
@@ -20,7 +19,8 @@ from calibrant.mixtures.mixture import BEST, UNIFORM, ErrorRow, Influence, Mixtu
 from calibrant.mixtures.search import Objective, Search, parse_objective
 from calibrant.mixtures.statistics import MixtureStatistics, gather_statistics, rows_in_common, statistic_of
 from calibrant.models import Opened, open_model, view
-from calibrant.models.keeping import cache_folder
+from calibrant.models.cache import cache_folder
+from calibrant.process import freed_memory_kept
 from calibrant.progress import Progress, silent
 from calibrant.select import resolved
 from calibrant.store import STATISTICS
