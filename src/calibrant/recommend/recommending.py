@@ -158,17 +158,8 @@ def recommend(
     race = Race(template, goal, arms, base, place, progress).run(minutes - spent / 60)
     seconds = {"predicting": spent, "racing": time.perf_counter() - began - spent}
 
-    best = race.standings[0]
-    rows: list[Candidate] = []
-    for standing in race.standings:
-        status = "best" if standing is best else "behind" if standing.dropped is not None else "not significant"
-        increase, against_base, against_best = map(plain, (standing.increase, standing.against_baseline, standing.against_leader))
-        known = predicted.get(standing.data)
-        rows.append(Candidate(standing.data, known, status, increase, against_base, against_best, standing.draws, standing.dropped))
-    raced = {standing.data for standing in race.standings}
-    rows += [Candidate(data, predicted[data], "not raced") for data in sorted(predicted.keys() - raced, key=lambda data: predicted[data])]
     return Recommendation(
-        expr=best.data,
+        expr=race.standings[0].data,
         text=advice(mixture, goal, base, race),
         model=mixture.model,
         note=mixture.note,
@@ -183,12 +174,25 @@ def recommend(
         unit=race.unit,
         why=race.why,
         rounds=race.rounds,
-        candidates=tuple(rows),
+        candidates=_candidates(race, predicted),
         mixture=mixture,
         failures=race.failures,
         seconds=seconds,
         folder=str(folder),
     )
+
+
+def _candidates(race: RaceResult, predicted: Mapping[str, float]) -> tuple[Candidate, ...]:
+    """Return what is known of every candidate: those of the race first, the best before the others, then the rest by what was predicted."""
+    candidates: list[Candidate] = []
+    for place, standing in enumerate(race.standings):
+        status = "best" if place == 0 else "behind" if standing.dropped is not None else "not significant"
+        increase, against_base, against_best = map(plain, (standing.increase, standing.against_baseline, standing.against_leader))
+        known = predicted.get(standing.data)
+        candidates.append(Candidate(standing.data, known, status, increase, against_base, against_best, standing.draws, standing.dropped))
+    raced = {standing.data for standing in race.standings}
+    rest = sorted((data for data in predicted if data not in raced), key=lambda data: predicted[data])
+    return (*candidates, *(Candidate(data, predicted[data], "not raced") for data in rest))
 
 
 def predictions(mixture: Mixture, goal: Goal) -> dict[str, float]:
