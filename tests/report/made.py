@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from calibrant.compare import Comparison, Contrast, Estimate, RankAgreement, Ranking, RankingEntry, Results, label_set
+from calibrant.compare import Comparison, Contrast, Estimate, Evidence, PaperQuestion, RankAgreement, Ranking, RankingEntry, Results, label_set
 from calibrant.report.facts import StudyFacts
 from calibrant.report.reporting import Report
 from calibrant.store import Cell, Measurement, Outcome, Record, Run, Score, Store
@@ -153,3 +153,16 @@ def store_of(
         store.write_cells(cells)
         store.write_text("study.yaml", f"models: [{model!r}]\n")
     return folder
+
+
+def piece(value: float, verdict: str, where: str = "wanda at 0.6", on: str = "mean", half: float = 0.05, unit: str = "nats/token") -> Evidence:
+    return Evidence("gsm8k:icl against c4", where, on, Estimate(value, half / 2, 9.0, 9), (value - half, value + half), verdict, unit)  # pyright: ignore[reportArgumentType]
+
+
+ASKED = PaperQuestion(
+    "icl",
+    "Do examples help?",
+    "it depends",
+    "They do once.",
+    (piece(-0.2, "better"), piece(0.1, "worse", on="x"), piece(0.01, "not significant", on="y")),
+)

@@ -117,17 +117,17 @@ def test_a_study_of_sparsities_is_told_as_before(found: Report):
 def test_a_quantizer_that_looks_is_ranked_like_any_other(plugged: Any, tmp_path: Path):
     plugged({"calibrant.methods": {"matters": qualified(RoundsWhereItMatters)}})
     given = texts(tmp_path / "data")
-    groups = {"removed": {"method": "wanda", "sparsity": 0.5}, "rounded": {"method": ["matters", "rtn"], "sparsity": ["w3", "w8"]}}
+    groups = {"removed": {"method": "wanda", "sparsity": 0.5}, "rounded": {"method": ["matters", "rtn"], "sparsity": ["w3"]}}
     finished = asked(given, methods="wanda", groups=groups).run(tmp_path / "results")
     assert not finished.failures
     found = report(finished)
     rankings = {(r.method, r.target): r for r in found.comparison.rankings}
-    assert list(rankings) == [("matters", "w3"), ("matters", "w8"), ("wanda", "0.5")]
+    assert list(rankings) == [("matters", "w3"), ("wanda", "0.5")]
     assert [b.name for b in rankings["matters", "w3"].baselines] == ["rtn"]
     assert found.comparison.unranked == ()
     told = " ".join(str(found).split())
     assert "matters at 3 bits by row (w3)" in told
     page = found.html()
     assert "Model, method and target" in page
-    assert "matters at 8 bits by row (w8)" in page
+    assert page.count("matters at 3 bits by row (w3)") > 1
     assert [plot.title for plot in found.plots()]

@@ -1,5 +1,6 @@
 import io
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from calibrant.compare import read
-from calibrant.errors import OutputError, SpecError
+from calibrant.errors import MissingPackageError, OutputError, SpecError
 from calibrant.report import FORMATS, check_format, report
 from calibrant.report.facts import facts_of
 from calibrant.store import Store
@@ -77,7 +78,7 @@ def test_the_page_lands_where_it_is_asked_for_whole_or_not_at_all(folder: Path, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["page.html"]
 
 
-def test_an_account_needs_no_items(folder: Path):
+def test_facts_need_no_items(folder: Path):
     store = Store(folder, create=False)
     found = facts_of(store, read(store, items=False))
     assert found.seconds == {"compress": 15.0, "measure": 25.0}
@@ -88,7 +89,7 @@ def test_an_account_needs_no_items(folder: Path):
 
 def test_a_large_study_is_reported_whole_and_each_file_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The work grows with the study and no faster: `benchmarks/reporting.py` says what it takes for ten thousand records."""
-    study = Synthetic(models=2, methods=2, targets=2, sets=6, draws=3, measures=2, items=10)
+    study = Synthetic(models=2, methods=2, targets=1, sets=4, draws=2, measures=2, items=6)
     folder, opened, original = study.write(tmp_path / "large"), Counter[str](), io.open
 
     def counting(file: Path, *args: Any, **kwargs: Any) -> Any:
@@ -99,8 +100,8 @@ def test_a_large_study_is_reported_whole_and_each_file_opened_once(tmp_path: Pat
     found = report(folder)
     text = found.text("markdown")
     scores = study.records * study.measures
-    assert (len(found.rankings), {len(r.entries) for r in found.rankings}) == (2 * 2 * 2, {6})
-    assert text.count("\n## model") + text.startswith("## model") == 8
+    assert (len(found.rankings), {len(r.entries) for r in found.rankings}) == (2 * 2, {4})
+    assert text.count("\n## model") + text.startswith("## model") == 4
     assert len(found.comparison.contrasts) == 2 * 8
     assert len(found.to_csv().splitlines()) == 1 + scores
     assert (opened["record.json"], opened["score.json"]) == (study.records, scores)
@@ -111,3 +112,12 @@ def test_a_large_study_is_reported_whole_and_each_file_opened_once(tmp_path: Pat
     assert opened["provenance.json"] <= study.records + scores + study.models
     assert opened["record.json"] == study.models, "one record of each model, whose matrices are counted"
     assert opened["score.json"] == opened["items.parquet"] == 0
+
+
+@pytest.mark.parametrize("package", ["altair", "vl_convert"])
+def test_without_an_optional_package_one_sentence_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch, package: str):
+    found = report(folder)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError, match=rf"a plot needs the package {package}, .*pip install 'calibrant\[report\]'"):
+        found.write_plots(folder.parent / "plots")
+    assert "gsm8k:cot" in str(found), "tables need neither"

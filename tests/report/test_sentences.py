@@ -10,19 +10,20 @@ from tests.report.made import BEST, FULL, HOLED, LAST, MAGNITUDE, PLAIN, SECOND,
 def test_the_finding_names_the_best_its_cost_and_the_range_of_the_others():
     assert plain(finding(PLAIN)) == (
         "Of 3 calibration sets, python_docs kept smollm2 best with wanda at 60 % sparsity: averaged over docs and code, its loss rose by 1.600 "
-        "nats/token over the dense model's (95 % interval 1.558 to 1.642). Every other set did worse, by 0.100 (c4) to 4.900 (full_stops) nats/token."
+        "nats/token over the dense model's (95 % interval 1.558 to 1.642). "
+        "Every other set did significantly worse, by 0.100 (c4) to 4.900 (full_stops) nats/token."
     )
 
 
 def test_the_finding_says_what_cant_be_told_apart_from_the_best():
     told = finding(ranking(BEST, replace(SECOND, tied=True), LAST))
-    assert "c4 can't be told apart from it. The other did worse, by 4.900 (full_stops) nats/token." in told
+    assert "c4 cannot be distinguished from it. The other did significantly worse, by 4.900 (full_stops) nats/token." in told
 
 
 def test_the_finding_when_nothing_can_be_told_apart():
     told = finding(ranking(BEST, replace(SECOND, tied=True), replace(LAST, tied=True)))
     assert told.startswith(
-        "Nothing can be told apart: averaged over docs and code, none of the 3 calibration sets did reliably worse than the best one"
+        "No difference is significant: averaged over docs and code, none of the 3 calibration sets did significantly worse than the best one"
     )
     assert "that may be chance" in told
     assert "kept smollm2 best" not in told
@@ -33,7 +34,7 @@ def test_the_finding_of_a_single_set():
 
 
 def test_the_finding_with_two_sets():
-    assert "The other one did worse, by 0.100 (c4) nats/token." in finding(ranking(BEST, SECOND))
+    assert "The other one did significantly worse, by 0.100 (c4) nats/token." in finding(ranking(BEST, SECOND))
 
 
 def test_the_finding_when_the_loss_fell():
@@ -84,7 +85,7 @@ def test_a_pruned_model_that_beats_the_dense_one_is_a_doubt():
     odd = ranking(BEST, entry("c4", (-0.5, 4.0), 0.1), baselines=(entry("magnitude", (-0.01, 5.0), 1.0, draws=0),))
     (told,) = doubts(odd)
     assert told.startswith(
-        "On docs, smollm2 is better than the dense model when pruned with c4 (by 0.500) and magnitude (by 0.010); told apart from it: c4."
+        "On docs, smollm2 is better than the dense model when pruned with c4 (by 0.500) and magnitude (by 0.010); significantly with c4."
     )
     (chance,) = doubts(ranking(BEST, entry("c4", (-0.01, 4.0), 0.1)))
     assert "it may be chance" in chance

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
 
@@ -26,7 +27,9 @@ from calibrant.errors import OutputError, SpecError
 from calibrant.extras import needed_for
 from calibrant.foreign import visible_json
 from calibrant.report.facts import StudyFacts, facts_of, notes_of
-from calibrant.report.tables.data import plain
+from calibrant.report.tables.data import csv, report_data
+from calibrant.report.tables.latex import latex
+from calibrant.report.tables.markdown import markdown
 from calibrant.report.tables.sections import Section, sections
 from calibrant.report.tables.table import WAYS, As
 from calibrant.store import Store
@@ -63,7 +66,7 @@ class Report:
 
     @cached_property
     def facts(self) -> StudyFacts:
-        """What is told beside the comparison; read when it is first asked for, since it is in thousands of small files."""
+        """What there is to know beside the comparison; read when it is first used, since it is in thousands of small files."""
         return facts_of(Store(self.folder, create=False), self.reading)
 
     @cached_property
@@ -87,42 +90,35 @@ class Report:
         return self.comparison.rankings
 
     def __str__(self) -> str:
-        from calibrant.report.tables.markdown import markdown
-
         return markdown(self._sections())
 
     def to_latex(self) -> str:
-        """The tables in LaTeX (booktabs), with what else is said in comments."""
-        from calibrant.report.tables.latex import latex
-
+        """Return the tables in LaTeX (booktabs), with what else there is to say in comments."""
         return latex(self._sections())
 
     def to_csv(self) -> str:
-        """The scores, one line each, as RFC 4180 says."""
-        from calibrant.report.tables.data import csv
-
+        """Return the scores, one line each, as RFC 4180 says."""
         return csv(tidy(self.reading))
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain data; what is not a number, or has no end, is None."""
-        return plain(self.comparison, self.facts)
+        """Return everything as plain data; what is not a number, or has no end, is None."""
+        return report_data(self.comparison, self.facts)
 
     def text(self, format: str) -> str:
-        """The report in one of `FORMATS`. Raises `SpecError` for another."""
+        """Return the report in one of `FORMATS`. Raises `SpecError` for another."""
         check_format(format)
-        made = {"table": self.table, "markdown": self.__str__, "csv": self.to_csv, "latex": self.to_latex}
-        return visible_json(text_of_json(self.to_json(), ordered=True)) if format == "json" else made[format]()
+        if format == "json":
+            return visible_json(text_of_json(self.to_json(), ordered=True))
+        return {"table": self.table, "markdown": self.__str__, "csv": self.to_csv, "latex": self.to_latex}[format]()
 
     def lines(self, width: int = 120) -> "Iterator[RenderableType]":
-        """What a terminal of `width` columns shows (rich)."""
+        """Yield what a terminal of `width` columns shows (rich)."""
         from calibrant.report.tables.terminal import lines
 
         return lines(self._sections(), width)
 
     def table(self, width: int = 120) -> str:
-        """What a terminal of `width` columns shows, as text without colours."""
-        from io import StringIO
-
+        """Return what a terminal of `width` columns shows, as text without colours."""
         from rich.console import Console
 
         out = StringIO()
@@ -134,37 +130,44 @@ class Report:
         for line in self.lines(console.width):
             console.print(line)
 
+    @needed_for("the page")
     def html(self) -> str:
-        """The page, as one self-contained text."""
+        """Return the page, as one self-contained text. Raises `MissingPackageError` without the extra `report`."""
         from calibrant.report.page import page
 
         return page(self._contents())
 
+    @needed_for("a report in a notebook")
     def _repr_html_(self) -> str:
         from calibrant.report.page import Contents, fragment
 
         return fragment(Contents(self.comparison, self.facts, self.reading), f"report-{id(self)}")
 
+    @needed_for("a plot")
     def plots(self) -> "list[Plot]":
-        """Every plot that the study gives material for."""
+        """Return every plot that the study has material for. Raises `MissingPackageError` without the extra `report`."""
         from calibrant.report.plots import plots
 
         return plots(self.comparison, self.layers, self._contents().tokens)
 
     @needed_for("a plot")
     def write_plots(self, folder: str | Path, dark: bool = False) -> list[Path]:
-        """Write every plot as SVG, PNG and PDF, and say where they are. Raises `OutputError` if `folder` can't be written."""
+        """Write every plot as SVG, PNG and PDF, and return where they are. Raises `OutputError` if `folder` can't be written."""
         from calibrant.report.plots import write
 
         return write(self.plots(), Path(folder), dark)
 
     @needed_for("the page")
     def write_html(self, file: str | Path | None = None) -> Path:
-        """Write the page, whole or not at all, into the store's folder or to `file`, and say where it is. Raises `OutputError` if it can't be."""
-        if file is not None:
-            return _written(Path(file), self.html())
-        with Store(self.folder) as store:
-            return store.write_text("report.html", self.html())
+        """Write the page, whole or not at all, into the store's folder or to `file`, and return where it is. Raises `OutputError` if it can't be."""
+        if file is None:
+            with Store(self.folder) as store:
+                return store.write_text("report.html", self.html())
+        page, path = self.html(), Path(file)
+        try:
+            return put(path, page.encode())
+        except OSError as error:
+            raise OutputError(f"{str(path)!r} can't be written ({error.strerror}); name another file", subject=str(path)) from error
 
     def _contents(self) -> "Contents":
         from calibrant.report.page import Contents
@@ -181,27 +184,28 @@ def report(study: str | Path | InFolder, measures: Sequence[str] = (), way: str 
 
     `measures` narrows it to measured sets or evaluators whose name begins so; `way` is what the figures are: `increase` over the dense model,
     the `loss` itself, or the share of the dense model's performance `kept`. `baseline` is the set that others are compared with; see `compare`.
-    Raises `OutputError` for a folder that holds no results, `DataError`
-    for results that can't be compared with one another, `SpecError` for another `way`, or a
-    baseline that isn't there.
+    Raises `OutputError` for a folder that holds no results, `DataError` for results that can't be compared with one another, `SpecError` for
+    another `way`, or a baseline that isn't there.
+
+    >>> report("results", way="median")
+    Traceback (most recent call last):
+    calibrant.errors.SpecError: the figures can't be shown as 'median'; choose among increase, loss, kept
     """
     if way not in WAYS:
         raise SpecError(f"the figures can't be shown as {way!r}; choose among {', '.join(WAYS)}", subject=way)
     store = Store(Path(study) if isinstance(study, str | Path) else study.folder, create=False)
     reading = read(store)
-    # What every item gave is nine tenths of it, and has been compared by then.
+    # The outcomes of single items are nine tenths of it, and have been compared by then.
     scores = replace(narrowed(reading, measures), samples={})
     return Report(store.folder, compare(reading, measures, baseline=baseline), scores, notes_of(store, scores), cast("As", way))
 
 
 def check_format(format: str) -> None:
-    """Raise `SpecError` for a format that a report doesn't come in."""
+    """Raise `SpecError` for a format that a report doesn't come in.
+
+    >>> check_format("xml")
+    Traceback (most recent call last):
+    calibrant.errors.SpecError: a report doesn't come in the format 'xml'; choose among table, markdown, csv, latex, json
+    """
     if format not in FORMATS:
         raise SpecError(f"a report doesn't come in the format {format!r}; choose among {', '.join(FORMATS)}", subject=format)
-
-
-def _written(path: Path, text: str) -> Path:
-    try:
-        return put(path, text.encode())
-    except OSError as error:
-        raise OutputError(f"{str(path)!r} can't be written ({error.strerror}); name another file", subject=str(path)) from error

@@ -61,8 +61,8 @@ def test_at_first_there_are_some_lines_and_not_all():
 
 
 def test_only_the_strongest_edges_are_embedded():
-    data = similar(90)
-    known = data.similarity.by["words"][np.triu_indices(90, 1)]
+    data = similar(80)
+    known = data.similarity.by["words"][np.triu_indices(80, 1)]
     edges = data_in(page(data), "network-data")["measures"]["words"]["edges"]
     assert len(edges) == MOST_EDGES < len(known)
     assert edges[-1][2] == pytest.approx(np.sort(known)[-MOST_EDGES], abs=1e-4)

@@ -97,8 +97,8 @@ def test_nothing_is_fetched_and_nothing_runs_but_the_pages_own_scripts(page: str
         assert attrs.get("type") != "application/json" or json.loads(text)
 
 
-@pytest.mark.parametrize("name", [HOSTILE, BREAKOUT, "javascript:alert(1)", "a\x00b\u202ec", "ünïcödé 数据"])
-def test_whatever_a_name_holds_is_shown_as_text(tmp_path: Path, name: str):
+def test_whatever_a_name_holds_is_shown_as_text(tmp_path: Path):
+    name = f"{HOSTILE} {BREAKOUT} javascript:alert(1) a\x00b\u202ec {{{{ 7 * 7 }}}} {{% raw %}} ünïcödé 数据"
     others = {"other": (2.6, 3.8), "third": (2.7, 3.9)}
     alike = store_of(tmp_path / "a", {"x": (2.5, 3.9), **others}, model="x", names=("x", "code:text"))
     sound = Counter(tag for tag, _ in Reader(report(alike).html()).tags)
@@ -179,8 +179,8 @@ def contrast_of(a: str, b: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("sets", [{}, {"only": (2.5, 3.5)}, {f"set {i}": (2.5 + i / 100, 3.5) for i in range(60)}])
-def test_none_one_and_sixty_sets_give_a_page(tmp_path: Path, sets: dict[str, tuple[float, float]]):
+@pytest.mark.parametrize("sets", [{}, {"only": (2.5, 3.5)}, {f"set {i}": (2.5 + i / 100, 3.5) for i in range(20)}])
+def test_none_one_and_twenty_sets_give_a_page(tmp_path: Path, sets: dict[str, tuple[float, float]]):
     read = Reader(report(store_of(tmp_path, sets)).html())
     text = "".join(read.text)
     assert ("nothing to rank" in text) is (not sets)
@@ -190,7 +190,7 @@ def test_none_one_and_sixty_sets_give_a_page(tmp_path: Path, sets: dict[str, tup
 def test_a_single_document_has_no_interval(tmp_path: Path):
     text = "".join(Reader(report(store_of(tmp_path, SETS, items=1)).html()).text)
     assert "no interval (one item)" in text
-    assert "Nothing can be told apart" in text
+    assert "No difference is significant" in text
 
 
 def test_an_empty_store_gives_a_page(tmp_path: Path):

@@ -3,8 +3,7 @@ from dataclasses import replace
 from calibrant.compare import Comparison, PaperQuestion
 from calibrant.report.plots import plots
 
-from tests.report.made import FULL
-from tests.report.plots.test_answers import ASKED
+from tests.report.made import ASKED, FULL
 
 
 def test_each_ranking_and_question_has_its_plots():

@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from calibrant.compare import Estimate, Ranking, RankingEntry
-from calibrant.report.plots import forest, formats, inline
+from calibrant.compare import Estimate, PaperQuestion, Ranking, RankingEntry
+from calibrant.report.plots import evidence, forest, formats, inline
 from calibrant.report.plots.panels import Mark, span_of, ticks
 
-from tests.report.made import BEST, DENSE, LAST, MAGNITUDE, SECOND, ranking, renamed
+from tests.report.made import ASKED, BEST, DENSE, LAST, MAGNITUDE, SECOND, piece, ranking, renamed
 from tests.report.plots.seen import mapping, number, seen, texts
 
 CROSSED = "M-.9,-.5L"
@@ -54,7 +54,7 @@ def test_hollow_is_what_cannot_be_told_apart():
     row = next(t.y for t in texts(svg) if t.text == "python_docs" and t.look.get("text-anchor") == "end")
     fills = [s.look["fill"] for s in seen(svg) if s.tag == "path" and abs(s.y - row) < 8 and s.look.get("stroke") == "var(--f-corpus)"]
     assert sorted(fills) == ["var(--card)", "var(--f-corpus)", "var(--f-corpus)"]
-    assert "hollow: can't be told apart from c4" in {t.text for t in texts(svg)}
+    assert "hollow: not significantly different from c4" in {t.text for t in texts(svg)}
 
 
 def test_what_is_far_beyond_the_sets_becomes_an_arrow_with_its_number():
@@ -155,3 +155,47 @@ def test_an_axis_holds_every_set_but_not_every_control():
 def test_one_endless_interval_does_not_flatten_the_others():
     low, high = span_of([*(Mark(0.1 * i, (0.1 * i - 0.1, 0.1 * i + 0.1), "code") for i in range(5)), Mark(0.1, (-90.0, 90.0), "code")])
     assert -2 < low < 0 < high < 2
+
+
+def test_evidence_has_marks_verdicts_and_intervals():
+    plot = evidence(ASKED)
+    assert plot is not None
+    assert plot.name == "in-context"
+    svg = inline(plot, "k")
+    axis = max(t.y for t in texts(svg) if number(t.text) is not None)
+    slope, zero = mapping([(v, t.x) for t in texts(svg) if abs(t.y - axis) < 0.1 and (v := number(t.text)) is not None])
+    for value, verdict, colour in ((-0.2, "better", "var(--better)"), (0.1, "worse", "var(--worse)"), (0.01, "not significant", "var(--untold)")):
+        row = next(t for t in texts(svg) if t.text == verdict)
+        mark = next(s for s in seen(svg) if s.tag == "path" and s.look.get("stroke") == colour and abs(s.y + 3.5 - row.y) < 5)
+        assert abs(mark.x - zero - slope * value) < 0.6
+        assert (mark.look["fill"] == "var(--card)") == (verdict == "not significant")
+    assert "−0.200 nats/token (−0.250 to −0.150), better" in plot.description
+    assert "Answer: it depends." in plot.description
+
+
+def test_runs_stand_one_below_the_other_and_what_is_the_same_is_said_once():
+    asked = PaperQuestion(
+        "own", "?", "yes", "", (piece(0.1, "worse", "run one"), piece(0.1, "worse", "run two"), piece(0.2, "worse", "run one", "x"))
+    )
+    plot = evidence(asked)
+    assert plot is not None
+    said = [t.text for t in texts(inline(plot, "k"))]
+    assert said.count("run one") == said.count("run two") == 1
+    assert said.count("gsm8k:icl against c4") == 1
+
+
+def test_units_of_evidence_do_not_share_an_axis():
+    plot = evidence(PaperQuestion("cot", "?", "yes", "", (piece(0.1, "worse"), piece(10.0, "worse", unit="points"))))
+    assert plot is not None
+    assert [t.text for t in texts(inline(plot, "k")) if t.text.startswith("←")] == ["← better · worse →, nats/token", "← better · worse →, points"]
+
+
+def test_very_much_evidence_is_narrowed_to_the_mean():
+    plot = evidence(PaperQuestion("own", "?", "yes", "", tuple(piece(0.1, "worse", f"run {i}", "x" if i % 3 else "mean") for i in range(90))))
+    assert plot is not None
+    assert "30 rows of 90" in plot.description
+
+
+def test_without_evidence_there_is_none():
+    assert evidence(PaperQuestion("own", "?", "not covered", "")) is None
+    assert evidence(PaperQuestion("own", "?", "yes", "", (piece(math.nan, "not significant"),))) is None

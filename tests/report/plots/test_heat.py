@@ -49,7 +49,7 @@ def test_each_cell_has_its_number_on_the_colour_of_its_step():
         assert cell.look["fill"] == f"var(--heat-ink-{step})"
 
 
-def test_bold_is_surely_best_and_a_hole_is_a_dash():
+def test_bold_is_significantly_best_and_a_hole_is_a_dash():
     plot = kept(MADE)
     assert plot is not None
     svg = inline(plot, "k")

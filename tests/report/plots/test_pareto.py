@@ -54,7 +54,7 @@ def test_points_stand_where_their_losses_are_and_look_as_sure_as_they_are():
     (c4,) = marks(svg, "var(--f-corpus)")
     assert c4[:2] == (1.0, 2.0)
     assert [m[:2] for m in marks(svg, "var(--f-mixed)")] == [(1.2, 1.5)]
-    assert [m[:2] for m in marks(svg, "var(--card)")] == [(1.25, 1.55)], "pile is worse on both than the mixture, but not surely"
+    assert [m[:2] for m in marks(svg, "var(--card)")] == [(1.25, 1.55)], "pile is worse on both than the mixture, but not significantly"
     (esnli,) = marks(svg, "var(--f-inference)")
     assert esnli[:2] == (2.0, 2.1)
     assert len({t.text for t in texts(svg)} & {"c4", "pile", "gsm8k:cot", "esnli"}) == 4
@@ -84,15 +84,15 @@ def test_it_says_all_of_it_in_words():
     plot = pareto(DRAWN)
     assert plot is not None
     assert (plot.name, plot.title) == ("pareto-wanda-0.6", "Loss on docs against loss on code: smollm2, wanda at 60\u00a0% sparsity")
-    assert "pile +1.250 (1.208 to 1.292) on docs, +1.550 (1.508 to 1.592) on code, can't be told from the front" in plot.description
-    assert "esnli +2.000 (1.958 to 2.042) on docs, +2.100 (2.058 to 2.142) on code, surely worse on both than c4" in plot.description
+    assert "pile +1.250 (1.208 to 1.292) on docs, +1.550 (1.508 to 1.592) on code, not significantly behind the front" in plot.description
+    assert "esnli +2.000 (1.958 to 2.042) on docs, +2.100 (2.058 to 2.142) on code, significantly worse on both than c4" in plot.description
     assert plot.description.count("on the front") == 3
 
 
-def test_without_letters_nothing_is_surely_behind():
+def test_without_letters_nothing_is_significantly_behind():
     plot = pareto(ranking(*(replace(e, letters={}) for e in SETS), units=UNITS))
     assert plot is not None
-    assert "surely" not in plot.description
+    assert "significantly worse" not in plot.description
 
 
 def test_of_many_losses_the_two_that_disagree_most():

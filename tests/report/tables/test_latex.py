@@ -105,6 +105,7 @@ def test_escaping(given: str, written: str):
     assert escaped(given) == written
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None or shutil.which("kpsewhich") is None, reason="there is no pdflatex here")
 def test_pdflatex_takes_it(tmp_path: Path):
     if subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True, check=False).returncode:

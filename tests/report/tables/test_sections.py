@@ -3,7 +3,15 @@ from dataclasses import replace
 import pytest
 
 from calibrant.compare import Comparison, Contrast
-from calibrant.report.tables.sections import agreed, agreeing, conclusions, contrasting, sections, told, trust
+from calibrant.report.tables.sections import (
+    agreement_sentences,
+    agreement_table,
+    conclusions,
+    contrast_sentence,
+    contrast_table,
+    sections,
+    trust_sentences,
+)
 
 from tests.report.made import AGREEMENTS, BETTER, CONTRASTS, EVERYTHING, LOST, ONCE, OPEN, SECOND, WORSE, entry, plain, ranking
 
@@ -23,7 +31,7 @@ from tests.report.made import AGREEMENTS, BETTER, CONTRASTS, EVERYTHING, LOST, O
         ),
         (
             OPEN,
-            "gsm8k:icl and c4 can't be told apart (smollm2, wanda at 60 % sparsity, on docs). To detect 0.020 it would take 14 draws a set.",
+            "gsm8k:icl and c4 cannot be distinguished (smollm2, wanda at 60 % sparsity, on docs). To detect 0.020 it would take 14 draws a set.",
         ),
         (
             ONCE,
@@ -33,11 +41,11 @@ from tests.report.made import AGREEMENTS, BETTER, CONTRASTS, EVERYTHING, LOST, O
     ],
 )
 def test_a_contrast_in_words(contrast: Contrast, sentence: str):
-    assert plain(told(contrast)) == sentence
+    assert plain(contrast_sentence(contrast)) == sentence
 
 
 def test_contrasts_as_a_table():
-    table = contrasting(CONTRASTS)
+    table = contrast_table(CONTRASTS)
     found = [[str(f) for f in line.figures] for line in table.rows]
     assert found[0] == ["-0.123", "-0.169 to -0.077", "0.004", "0.055", "better"]
     assert found[1][2] == "< 0.001"
@@ -52,14 +60,14 @@ def test_contrasts_as_a_table():
 
 def test_many_measured_sets_are_told_by_the_first_and_the_last():
     many = replace(OPEN, on=tuple(f"{name}:text" for name in "abcde"))
-    assert "on the mean of 5, a to e)" in plain(told(many))
-    assert "on a, b, c and d)" in plain(told(replace(many, on=many.on[:4])))
+    assert "on the mean of 5, a to e)" in plain(contrast_sentence(many))
+    assert "on a, b, c and d)" in plain(contrast_sentence(replace(many, on=many.on[:4])))
 
 
 def test_a_contrast_is_not_named_twice():
     plainly = replace(OPEN, name="gsm8k:icl against c4")
-    assert told(plainly) == told(OPEN)
-    assert contrasting([plainly]).rows == contrasting([OPEN]).rows
+    assert contrast_sentence(plainly) == contrast_sentence(OPEN)
+    assert contrast_table([plainly]).rows == contrast_table([OPEN]).rows
 
 
 def test_what_so_few_draws_can_show_at_best_is_said_once():
@@ -71,7 +79,7 @@ def test_what_so_few_draws_can_show_at_best_is_said_once():
 
 
 def test_agreements_the_least_first():
-    table = agreeing(AGREEMENTS)
+    table = agreement_table(AGREEMENTS)
     assert [[str(f) for f in line.figures] for line in table.rows] == [
         ["-0.10", "—", "6"],
         ["+0.20", "-0.10 to +0.50", "6"],
@@ -79,20 +87,20 @@ def test_agreements_the_least_first():
     ]
     assert plain(table.rows[0].name) == "60 % sparsity and 2:4 sparsity"
     assert table.rows[1].note == "qwen, 60 % sparsity"
-    assert list(agreed(AGREEMENTS)) == [
+    assert list(agreement_sentences(AGREEMENTS)) == [
         "By method: τ +0.20 to +0.87 over 2 pairs; the interval lies above zero for 1 of them.",
         "By sparsity: τ -0.10 for the one pair; its interval does not lie above zero.",
     ]
 
 
 def test_what_trust_hangs_on():
-    assert list(trust(Comparison())) == []
-    stale, looks = trust(EVERYTHING)
+    assert list(trust_sentences(Comparison())) == []
+    stale, looks = trust_sentences(EVERYTHING)
     assert stale.startswith("2 records are from an older revision")
     assert looks.startswith("Beyond its 5 primary contrasts the report makes 63 comparisons.")
-    (one,) = trust(Comparison(stale=1))
+    (one,) = trust_sentences(Comparison(stale=1))
     assert one.startswith("1 record is from")
-    (bare,) = trust(Comparison(comparisons=3))
+    (bare,) = trust_sentences(Comparison(comparisons=3))
     assert bare.startswith("The report makes 3 comparisons.")
 
 

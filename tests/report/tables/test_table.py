@@ -39,7 +39,7 @@ def test_figures_with_errors_ranks_and_verdicts():
     assert heads(table) == ["rank", "mean", "docs", "code", "worse than the best"]
     assert figures(table, "python_docs") == ["1", "+1.600 ± 0.020", "+1.400 ± 0.020", "+1.800 ± 0.020", "the best"]
     assert figures(table, "c4")[0] == "2–3"
-    assert figures(table, "c4")[-1] == "+0.100 ± 0.020 can't tell"
+    assert figures(table, "c4")[-1] == "+0.100 ± 0.020 not significant"
     assert figures(table, "magnitude") == ["", "+5.250 ± 0.020", "+5.000 ± 0.020", "+5.500 ± 0.020", "+3.650 ± 0.020"]
     assert figures(table, "dense") == ["", "", "2.600", "2.300", ""]
     assert [f.letters for f in table.rows[1].figures] == ["", "ab", "ab", "ab", ""]
@@ -116,7 +116,7 @@ def test_a_table_gives_way_in_steps():
     assert "±" not in bare.key
     assert "rank:" in bare.key
     assert "rank:" not in bare.only([1, 2]).key
-    assert figures(ranked(ranking(BEST, replace(SECOND, tied=True))).shortened()[2], "c4")[-1] == "+0.100 can't tell", "no letters say it"
+    assert figures(ranked(ranking(BEST, replace(SECOND, tied=True))).shortened()[2], "c4")[-1] == "+0.100 not significant", "no letters say it"
 
 
 def test_the_title_says_what_it_is_about():

@@ -7,16 +7,14 @@ from `compare`. No torch here.
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+from markupsafe import Markup
 
 from calibrant.compare import Layers, describe_target, join_names
 from calibrant.report.page.rendering import embedded, render
 from calibrant.report.tables.table import HOLE
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 DIGITS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 STEPS: Final = 4094
@@ -36,7 +34,7 @@ NOUNS: Final = {"masks": "how their masks differ", "statistics": "the activation
 MISSING: Final = "The study computed again with the present version, in a new folder, keeps them."
 
 
-def layers(groups: Sequence[Layers], ids: Mapping[str, str]) -> "Markup":
+def layers(groups: Sequence[Layers], ids: Mapping[str, str]) -> Markup:
     """Return the section, with the first two sets of the first group in its table; `ids` are the HTML ids of the sets' pages.
 
     Where no two sets have layers to set side by side it is a sentence.

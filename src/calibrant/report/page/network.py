@@ -7,9 +7,10 @@ Nothing is computed: similarity, results and verdicts come from `compare`. No to
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
+from markupsafe import Markup
 
 from calibrant.compare import MEASURES, Ranking, Similarity
 from calibrant.report.page.contents import Contents
@@ -18,9 +19,6 @@ from calibrant.report.page.rendering import embedded, render
 from calibrant.report.plots.theme import FAMILIES
 from calibrant.report.plots.words import cut
 from calibrant.report.sentences import short
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 MOST_EDGES: Final = 3000
 """How many edges a measure has in the page at most, the strongest first."""
@@ -60,7 +58,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Effect:
-    """What calibrating on `set` does for `measured` (places): how much worse than the baseline set it is, and whether that is beyond noise."""
+    """What calibrating on `set` does for `measured` (places): how much worse than the baseline set it is, and whether that is significant."""
 
     set: int
     measured: int
@@ -102,7 +100,7 @@ def network_of(contents: Contents) -> Network:
 
 
 def _effects(contents: Contents, ranking: Ranking) -> Iterator[Effect]:
-    """Where calibrating on a set helps or hurts what is measured, compared with the baseline, beyond noise."""
+    """Where calibrating on a set helps or hurts what is measured, compared with the baseline."""
     at = {name: number for number, name in enumerate(contents.ids)}
     for entry in ranking.entries:
         for number, m in enumerate(ranking.measured):
@@ -115,7 +113,7 @@ def _effects(contents: Contents, ranking: Ranking) -> Iterator[Effect]:
             yield Effect(at[entry.name], number, gap.value, verdict, text)
 
 
-def network(data: Network) -> "Markup":
+def network(data: Network) -> Markup:
     """Return the section. With fewer than two sets, or where nothing is known of their similarity, it is a sentence."""
     edges = {measure: _edges(data, measure) for measure in MEASURES}
     known = [measure for measure in MEASURES if edges[measure]]
@@ -209,7 +207,7 @@ def _start(place: int) -> dict[str, float]:
 
 
 def _sizes(nodes: Sequence[Node]) -> list[int]:
-    """In square pixels. Controls and baselines may be many times worse: they are small, so that the others can be told apart by eye."""
+    """In square pixels. Controls and baselines may be many times worse: they are small, so that the eye can distinguish the others."""
     known = [n for n in nodes if not _unknown(n)]
     inner = [n for n in known if n.family not in ("control", "none")] or known
     values = [n.value for n in inner if n.value is not None]

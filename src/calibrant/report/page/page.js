@@ -326,7 +326,7 @@
     function rows(fact) {
       const sides = fact === "error" ? ["a", "b"] : ["both"], values = sides.map((_, side) => known(fact, side));
       const each = (k) => values.map((of, side) => `${nameOf(pair[side])}: ${percent(of[k], 2)}`).join("\n"), [of] = values;
-      const told = { masks: (k) => `${percent(of[k], 1)} of mask bits part`, statistics: (k) => `distance ${plain(of[k])}`, error: each }[fact];
+      const told = { masks: (k) => `${percent(of[k], 1)} of mask bits differ`, statistics: (k) => `distance ${plain(of[k])}`, error: each }[fact];
       const row = (of, side, number, k) => ({ number, value: of[k], side, told: `block ${number}\n${told(k)}` });
       return values.flatMap((of, s) => run.numbers.map((number, k) => row(of, sides[s], number, k))).filter(({ value }) => value !== null);
     }
@@ -334,7 +334,7 @@
       const masks = rows("masks"), sorted = (masks.length ? masks : rows("statistics")).sort((one, other) => one.value - other.value);
       if (!sorted.length) return "";
       const figure = ({ number, value }) => `in block ${number} (${masks.length ? percent(value, 1) : plain(value)})`;
-      const what = masks.length ? "masks part" : "what the model felt differs";
+      const what = masks.length ? "masks differ" : "activation statistics differ";
       return `${nameOf(pair[0])} and ${nameOf(pair[1])}: ${what} most ${figure(sorted.at(-1))}, least ${figure(sorted[0])}.`;
     }
     function fill() {

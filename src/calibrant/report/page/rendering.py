@@ -10,7 +10,10 @@ from base64 import b64encode
 from functools import cache
 from importlib.resources import files
 from math import isnan
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from calibrant.compare import LEVEL, MEAN, MEASURES, describe_target, join_names, target_noun
 from calibrant.families import WORDS
@@ -22,28 +25,19 @@ from calibrant.report.plots.theme import DARK, FAMILIES, LIGHT
 from calibrant.report.sentences import caveats, doubts, finding, percent, remarks, rise, short
 from calibrant.report.tables.table import HOLE, heading
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from markupsafe import Markup
-
 STYLES: Final = ("page.css", "interactive.css")
 
 UNSAFE: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 """What could end a script or begin an element, as JSON writes it otherwise. U+2028 and U+2029 are written so by `json` itself."""
 
 
-def render(template: str, **values: Any) -> "Markup":
+def render(template: str, **values: Any) -> Markup:
     """Return a template of this room, filled with `values`."""
-    from markupsafe import Markup
-
     return Markup(_environment().get_template(f"{template}.html.jinja").render(values))
 
 
 @cache
-def _environment() -> "Environment":
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
+def _environment() -> Environment:
     def shown(value: Any) -> Any:
         return value if isinstance(value, Markup) else "" if value is None else visible(str(value))
 
@@ -70,16 +64,12 @@ def _environment() -> "Environment":
     return made
 
 
-def _inline(plot: Plot, key: str) -> "Markup":
-    from markupsafe import Markup
-
+def _inline(plot: Plot, key: str) -> Markup:
     return Markup(inline(plot, key))
 
 
-def embedded(key: str, data: Any) -> "Markup":
+def embedded(key: str, data: Any) -> Markup:
     """Return data for a script, in an element called `key` that no browser runs. Raises `ValueError` for a number that JSON doesn't have."""
-    from markupsafe import Markup
-
     text = json.dumps(visible_data(data), separators=(",", ":"), allow_nan=False)
     for sign, written in UNSAFE.items():
         text = text.replace(sign, written)
@@ -87,13 +77,12 @@ def embedded(key: str, data: Any) -> "Markup":
 
 
 @cache
-def vega_bundle() -> "Markup":
+def vega_bundle() -> Markup:
     """Return Vega, Vega-Lite and Vega-Embed as one script, which sets `window.vegaEmbed`; about 0.9 MB, made in a second.
 
     Nothing in it can end the script element that it stands in.
     """
     import vl_convert
-    from markupsafe import Markup
 
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     for opening in ("</script", "<script", "<!--"):
@@ -102,7 +91,7 @@ def vega_bundle() -> "Markup":
 
 
 @cache
-def page_script() -> "Markup":
+def page_script() -> Markup:
     """Return the page's own script."""
     return _file("page.js")
 
@@ -122,24 +111,18 @@ def colours(root: str = ":root") -> str:
     return f"{root} {{ color-scheme: light dark;{light} }}\n@media screen and (prefers-color-scheme: dark) {{ {root} {{{dark} }} }}\n"
 
 
-def page_style() -> "Markup":
+def page_style() -> Markup:
     """Return the style sheet of the page."""
-    from markupsafe import Markup
-
     return Markup(colours() + "".join(map(_file, STYLES)))
 
 
-def excerpt_style(root: str) -> "Markup":
+def excerpt_style(root: str) -> Markup:
     """Return the page's colours and its tables' style, for what stands inside an element `root` of another page."""
-    from markupsafe import Markup
-
     css = _file("page.css")
     rules = css[css.index(".finding {") : css.index("@media print")]
     return Markup(f"{colours(root)}{root} {{ color: var(--ink); background: var(--paper); padding: 0.5rem; }}\n@scope ({root}) {{ {rules} }}")
 
 
 @cache
-def _file(name: str) -> "Markup":
-    from markupsafe import Markup
-
+def _file(name: str) -> Markup:
     return Markup(files("calibrant.report.page").joinpath(name).read_text("utf-8"))

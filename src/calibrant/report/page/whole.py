@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from markupsafe import Markup
+
 from calibrant.report.page.contents import Contents
 from calibrant.report.page.layers import layers
 from calibrant.report.page.network import network, network_of
@@ -35,8 +37,6 @@ MOST: Final = 3
 
 def page(contents: Contents) -> str:
     """Return the whole page."""
-    from markupsafe import Markup
-
     scripts = [vega_bundle(), page_script()]
     whole = render(
         "page",

@@ -99,7 +99,7 @@ def _drawn(
     kinds = {e.name: e.family for e in entries}
     found = {m: {r: p for r, e in at.items() if (p := _point(what, e, m, kinds[e.name])) is not None} for m in what.panels}
     hollow = any(p.hollow for points in found.values() for p in points.values())
-    note = f"hollow: can't be told apart from {cut(what.reference)}" if hollow else ""
+    note = f"hollow: not significantly different from {cut(what.reference)}" if hollow else ""
     by_unit: dict[tuple[bool, str], list[str]] = {}
     for m in what.panels:
         by_unit.setdefault((m == MEAN or m in ranking.averaged, what.unit(m)), []).append(m)
@@ -150,7 +150,7 @@ def _told(what: _Differences, entries: tuple[RankingEntry, ...], where: str, tit
     together = ", jointly over all rows" if comparisons > 1 else ""
     parts = [f"{title}, for {where}, in {what.ranking.unit}", f"In brackets {percent(level)} intervals{together}"]
     if what.reference:
-        parts.append(f"An asterisk marks what can't be told apart from {what.reference}")
+        parts.append(f"An asterisk marks what is not significantly different from {what.reference}")
     for m in what.panels:
         said = [f"{e.name} {_said(what, e, m)}" for e in entries if known(what.of(e, m))]
         holes = [e.name for e in entries if not known(what.of(e, m))]

@@ -27,10 +27,10 @@ UNLIKE: Final = 1.05
 """By how much the most tokens must exceed the fewest for a plot against tokens."""
 
 MANY: Final = 14
-"""Sets in a plot over sparsity; of more only some are told apart, before pale lines of the others."""
+"""Sets in a plot over sparsity; of more only some have a colour, before pale lines of the others."""
 
 FEW: Final = 8
-"""Lines that are told apart by eye; of more only the best and the worst are drawn, before the range of all."""
+"""Lines that the eye can distinguish; of more only the best and the worst are drawn, before the range of all."""
 
 
 def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
@@ -94,7 +94,7 @@ def _lines(rankings: Sequence[Ranking]) -> tuple[Curve, ...]:
 
 
 def _chosen(rankings: Sequence[Ranking], family: Mapping[str, str]) -> set[str]:
-    """What is told apart: all if they are few, else the baseline, the best and the worst three at the highest sparsity, and what is no set."""
+    """What has a colour: all if they are few, else the baseline, the best and the worst three at the highest sparsity, and what is no set."""
     if len(family) <= MANY:
         return set(family)
     highest = max(rankings, key=lambda r: (sparsity_of(r.target) or 0.0, ":" not in r.target))

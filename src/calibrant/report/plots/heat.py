@@ -144,7 +144,7 @@ def _brief(value: float) -> str:
 
 
 def _told(heat: _Heat, title: str) -> str:
-    parts = [f"{title}. An asterisk marks a set that is surely better than every other there"]
+    parts = [f"{title}. An asterisk marks a set that is significantly better than every other there"]
     for m, head in zip(heat.columns, heat.heads, strict=True):
         said = [
             f"{e.name} {share(e.share_kept[m].value)}{'*' if m in e.best_on else ''}"

@@ -40,7 +40,7 @@ class PanelRow:
 
 @dataclass(frozen=True)
 class Mark:
-    """A value with its interval (None where there is none), of one of the styles' kinds. Hollow can't be told apart from the reference.
+    """A value with its interval (None where there is none), of one of the styles' kinds. Hollow is not significantly different from the reference.
 
     What is `aside` doesn't stretch the axis: it becomes an arrow at its end.
     """

@@ -27,14 +27,14 @@ CROWDED: Final = 24
 """Sets; with more there is no room for their intervals."""
 
 Place = Literal["front", "open", "behind"]
-"""On the front; off it, but not surely; and surely worse on both than some other set."""
+"""On the front; off it, but not significantly; and significantly worse on both than some other set."""
 
-SAID: Final[dict[Place, str]] = {"front": "on the front", "open": "can't be told from the front", "behind": "surely worse on both than"}
+SAID: Final[dict[Place, str]] = {"front": "on the front", "open": "not significantly behind the front", "behind": "significantly worse on both than"}
 
 
 @dataclass(frozen=True)
 class _PlottedSet:
-    """A set: its two numbers, where it stands, and what it is surely behind."""
+    """A set: its two numbers, where it stands, and what it is significantly behind."""
 
     entry: RankingEntry
     x: Estimate
@@ -77,7 +77,7 @@ class _Front:
             yield {**at, "k": spot.place if self._inside(spot) else "beyond"}
         yield from self._names()
         yield {"k": "note", "t": self._note()}
-        yield {"k": "note-2", "t": "hollow: can't be told from the front; small: surely worse on both than another set"}
+        yield {"k": "note-2", "t": "hollow: not significantly behind the front; small: significantly worse on both than another set"}
 
     def _names(self) -> Iterator[dict[str, Any]]:
         x, y = self.axes

@@ -9,7 +9,7 @@ from calibrant.compare import Comparison, Contrast, Ranking, RankingEntry
 from calibrant.foreign import visible
 from calibrant.report.facts import StudyFacts
 from calibrant.report.sentences import caveats, doubts, finding, remarks
-from calibrant.report.tables.sections import told, trust
+from calibrant.report.tables.sections import contrast_sentence, trust_sentences
 
 if TYPE_CHECKING:
     import polars as pl
@@ -19,7 +19,7 @@ FORMULA: Final = r"^[=+\-@\t\r]"
 
 
 def csv(scores: "pl.DataFrame") -> str:
-    """`scores` under a line of heads. A text that a spreadsheet would take for a formula gets an apostrophe before it; numbers stay numbers."""
+    """Return `scores` under heads. A text that a spreadsheet would take for a formula gets an apostrophe before it; numbers stay numbers."""
     import polars as pl
 
     text = pl.col(pl.String)
@@ -27,8 +27,8 @@ def csv(scores: "pl.DataFrame") -> str:
     return scores.with_columns(safe).with_columns(text.map_elements(visible, return_dtype=pl.String)).write_csv(line_terminator="\r\n")
 
 
-def plain(comparison: Comparison, facts: StudyFacts) -> dict[str, Any]:
-    """Everything, as JSON can hold it: what is not a number, or has no end, is null."""
+def report_data(comparison: Comparison, facts: StudyFacts) -> dict[str, Any]:
+    """Return everything, as JSON can hold it: what is not a number, or has no end, is null."""
     return _finite(
         {
             "models": facts.models,
@@ -41,7 +41,7 @@ def plain(comparison: Comparison, facts: StudyFacts) -> dict[str, Any]:
             "missing": comparison.missing,
             "stale": comparison.stale,
             "one_draw": comparison.one_draw,
-            "caveats": list(trust(comparison)),
+            "caveats": list(trust_sentences(comparison)),
             "failures": facts.failures,
             "settings": facts.settings,
             "machine": facts.machine,
@@ -66,13 +66,13 @@ def _ranking(ranking: Ranking) -> dict[str, Any]:
 
 def _entry(ranking: Ranking, entry: RankingEntry) -> dict[str, Any]:
     joint = entry.to_best.interval(ranking.level, ranking.comparisons) if entry.to_best else None
-    told = {name: value for name, value in _fields(entry).items() if name != "label"}  # the parts of its name
-    return {**told, "mean_interval": entry.mean.interval(ranking.level), "to_best_interval": joint}
+    known = {name: value for name, value in _fields(entry).items() if name != "label"}  # the parts of its name
+    return {**known, "mean_interval": entry.mean.interval(ranking.level), "to_best_interval": joint}
 
 
-def _contrast(contrasted: Contrast) -> dict[str, Any]:
-    interval = contrasted.difference.interval(contrasted.level) if contrasted.difference else None
-    return {**_fields(contrasted), "interval": interval, "verdict": contrasted.verdict, "sentence": told(contrasted)}
+def _contrast(contrast: Contrast) -> dict[str, Any]:
+    interval = contrast.difference.interval(contrast.level) if contrast.difference else None
+    return {**_fields(contrast), "interval": interval, "verdict": contrast.verdict, "sentence": contrast_sentence(contrast)}
 
 
 def _fields(value: Any) -> dict[str, Any]:

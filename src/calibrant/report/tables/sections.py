@@ -5,15 +5,12 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
-from calibrant.compare import LEVEL, Comparison, Contrast, RankAgreement, Ranking, target_noun
-from calibrant.report.sentences import caveats, costs, describe_target, doubts, finding, join_names, percent, remarks, short
+from calibrant.compare import LEVEL, Comparison, Contrast, RankAgreement, Ranking, describe_target, join_names, target_noun
+from calibrant.report.sentences import NAMED, caveats, costs, doubts, finding, percent, remarks, short
 from calibrant.report.tables.table import HOLE, As, Column, Figure, Table, TableRow, ranked, unranked
 
 HOLES: Final = 100
 """How many holes are join_names; a study that has hardly begun may have thousands."""
-
-NAMED: Final = 4
-"""Of how many measured sets a contrast is about are named one by one."""
 
 ALONG: Final = {"method": "method", "target": "target", "measured": "measured set"}
 
@@ -29,11 +26,11 @@ class Section:
 
 
 def sections(comparison: Comparison, way: As = "increase", notes: Mapping[str, str] = MappingProxyType({})) -> Iterator[Section]:
-    """The report in the order in which it is read: the rankings, what was tested, whether rankings agree, what is missing, how far to trust it."""
+    """Yield the report in the order in which it is read: rankings, what was tested, whether rankings agree, what is missing, how far to trust it."""
     for ranking in comparison.rankings:
         drawn = ranked(ranking, way, notes.get(ranking.model, ""))
-        said = [*(f"Doubtful: {d}" for d in doubts(ranking)), finding(ranking), *remarks(ranking), *caveats(ranking)]
-        yield Section(drawn.title, drawn, tuple(said))
+        sentences = [*(f"Doubtful: {d}" for d in doubts(ranking)), finding(ranking), *remarks(ranking), *caveats(ranking)]
+        yield Section(drawn.title, drawn, tuple(sentences))
     if not comparison.rankings:
         yield Section("Nothing to rank yet", sentences=("No calibration set has all of its measurements yet, so there is nothing to rank.",))
     yield from without_data(comparison, way)
@@ -41,35 +38,35 @@ def sections(comparison: Comparison, way: As = "increase", notes: Mapping[str, s
 
 
 def without_data(comparison: Comparison, way: As = "increase") -> Iterator[Section]:
-    """What methods did that look at no data, for targets that no set was asked for: a table for all that were measured alike."""
+    """Yield what methods did that look at no data, for targets that no set was compressed to: a table for all that were measured alike."""
     alike: dict[tuple[str, tuple[str, ...]], list[Ranking]] = {}
     for ranking in comparison.unranked:
         alike.setdefault((ranking.model, ranking.measured), []).append(ranking)
     for (model, _), rankings in alike.items():
-        said = [*(f"Doubtful: {d}" for r in rankings for d in doubts(r)), *(row for r in rankings for row in costs(r))]
+        sentences = [*(f"Doubtful: {d}" for r in rankings for d in doubts(r)), *(cost for r in rankings for cost in costs(r))]
         title = f"Without calibration data: {model}"
-        yield Section(title, replace(unranked(rankings, way), title=title), tuple(said))
+        yield Section(title, replace(unranked(rankings, way), title=title), tuple(sentences))
 
 
 def conclusions(comparison: Comparison) -> Iterator[Section]:
-    """What is said beyond the rankings."""
-    if comparison.contrasts:
-        yield Section(
-            "Primary contrasts", contrasting(comparison.contrasts), (*map(told, comparison.contrasts), *_least_chances(comparison.contrasts))
-        )
+    """Yield what is said beyond the rankings."""
+    if contrasts := comparison.contrasts:
+        # A test that assumes nothing of the draws' distribution has a smallest p, given their number: below it, p leans on the t distribution.
+        least = dict.fromkeys((c.smallest_p_of or "a permutation of the draws", c.smallest_p) for c in contrasts if c.smallest_p is not None)
+        limits = [f"The smallest p of {test} is {_p(p)}; a smaller one leans on Student's t." for test, p in least]
+        yield Section("Primary contrasts", contrast_table(contrasts), (*map(contrast_sentence, contrasts), *limits))
     if comparison.agreements:
-        yield Section("Do the rankings agree?", agreeing(comparison.agreements), tuple(agreed(comparison.agreements)))
+        yield Section("Do the rankings agree?", agreement_table(comparison.agreements), tuple(agreement_sentences(comparison.agreements)))
     if comparison.missing:
         more = len(comparison.missing) - HOLES
-        yield Section(
-            "What is missing", items=(*comparison.missing[:HOLES], *([f"… and {more:,} more, which --format json lists"] if more > 0 else []))
-        )
-    if trusted := list(trust(comparison)):
-        yield Section("How far to trust it", sentences=tuple(trusted))
+        rest = [f"… and {more:,} more, which --format json lists"] if more > 0 else []
+        yield Section("What is missing", items=(*comparison.missing[:HOLES], *rest))
+    if trust := tuple(trust_sentences(comparison)):
+        yield Section("How far to trust it", sentences=trust)
 
 
-def contrasting(contrasts: Sequence[Contrast]) -> Table:
-    """The contrasts that the study named before it ran."""
+def contrast_table(contrasts: Sequence[Contrast]) -> Table:
+    """Return the contrasts that the study named before it ran."""
     columns = (Column("difference"), Column(f"{percent(LEVEL)} interval"), Column("p (Holm)"))
     columns = (*columns, Column("detectable", extra=True), Column("verdict", words=True))
     units = list(dict.fromkeys(c.unit for c in contrasts if c.unit))
@@ -78,82 +75,62 @@ def contrasting(contrasts: Sequence[Contrast]) -> Table:
         f"p: two-sided, after Holm over {len(contrasts)}",
         "detectable: the difference that four studies of five like this one would find",
     )
-    rows = [TableRow(c.name or _sides(c), _figures(c), ", ".join([*([_sides(c)] if _has_own_name(c) else []), _where(c)])) for c in contrasts]
+    rows: list[TableRow] = []
+    for c in contrasts:
+        interval = None if c.difference is None else c.difference.interval(c.level)
+        figures = (
+            Figure(HOLE if c.difference is None else f"{c.difference.value:+.3f}"),
+            Figure(HOLE if interval is None else f"{interval[0]:+.3f} to {interval[1]:+.3f}"),
+            Figure(_p(c.p_holm)),
+            Figure(HOLE if c.detectable is None else f"{c.detectable:.3f}"),
+            Figure(c.verdict, best=c.verdict in ("better", "worse")),
+        )
+        sides = f"{c.compare} against {c.against}"
+        rows.append(TableRow(c.name or sides, figures, ", ".join([*([sides] if c.name not in ("", sides) else []), _where(c)])))
     return Table("Primary contrasts", "contrast", columns, tuple(rows), legend)
 
 
-def _figures(contrasted: Contrast) -> tuple[Figure, ...]:
-    difference = contrasted.difference
-    interval = None if difference is None else difference.interval(contrasted.level)
-    return (
-        Figure(HOLE if difference is None else f"{difference.value:+.3f}"),
-        Figure(HOLE if interval is None else f"{interval[0]:+.3f} to {interval[1]:+.3f}"),
-        Figure(_chance(contrasted.p_holm)),
-        Figure(HOLE if contrasted.detectable is None else f"{contrasted.detectable:.3f}"),
-        Figure(contrasted.verdict, best=contrasted.verdict in ("better", "worse")),
-    )
-
-
-def _has_own_name(contrasted: Contrast) -> bool:
-    return contrasted.name not in ("", _sides(contrasted))
-
-
-def _sides(contrasted: Contrast) -> str:
-    return f"{contrasted.compare} against {contrasted.against}"
-
-
-def _where(contrasted: Contrast) -> str:
-    names = [short(m, contrasted.on) for m in contrasted.on] or ["nothing measured"]
+def _where(contrast: Contrast) -> str:
+    """Return the model, method and target of a contrast, and on what it was measured."""
+    names = [short(m, contrast.on) for m in contrast.on] or ["nothing measured"]
     on = join_names(names) if len(names) <= NAMED else f"the mean of {len(names)}, {names[0]} to {names[-1]}"
-    return f"{contrasted.model}, {contrasted.method} at {describe_target(contrasted.target)}, on {on}"
+    return f"{contrast.model}, {contrast.method} at {describe_target(contrast.target)}, on {on}"
 
 
-def _chance(p: float | None) -> str:
-    return HOLE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+def _p(value: float | None) -> str:
+    return HOLE if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def told(contrasted: Contrast) -> str:
-    """One contrast in words: what was found, or why nothing was, with what it would take."""
-    c, difference, lead = contrasted, contrasted.difference, f"{contrasted.name}: " if _has_own_name(contrasted) else ""
+def contrast_sentence(contrast: Contrast) -> str:
+    """Return one contrast in words: what was found, or why nothing was, with what it would take."""
+    c, difference, sides = contrast, contrast.difference, f"{contrast.compare} against {contrast.against}"
+    lead = f"{c.name}: " if c.name not in ("", sides) else ""
     if difference is not None and c.verdict in ("better", "worse"):
         interval = difference.interval(c.level)
         spread = "" if interval is None else f"{percent(c.level)} interval {interval[0]:+.3f} to {interval[1]:+.3f}"
-        chance = "" if c.p_holm is None else f"p {'' if c.p_holm < 0.001 else '= '}{_chance(c.p_holm)} after Holm"
+        p = "" if c.p_holm is None else f"p {'' if c.p_holm < 0.001 else '= '}{_p(c.p_holm)} after Holm"
         known = f"{difference.value:+.3f} {c.unit}".rstrip()
-        return f"{lead}{c.compare} did {c.verdict} than {c.against} ({_where(c)}): {known} ({', '.join(filter(None, [spread, chance]))})."
+        return f"{lead}{c.compare} did {c.verdict} than {c.against} ({_where(c)}): {known} ({', '.join(filter(None, [spread, p]))})."
     if c.verdict == "not significant":
-        return " ".join(filter(None, [f"{lead}{c.compare} and {c.against} can't be told apart ({_where(c)}).", c.needs, c.reason]))
-    return " ".join(filter(None, [f"{lead}{_sides(c)} ({_where(c)}): {c.verdict}.", c.reason, c.needs]))
+        return " ".join(filter(None, [f"{lead}{c.compare} and {c.against} cannot be distinguished ({_where(c)}).", c.needs, c.reason]))
+    return " ".join(filter(None, [f"{lead}{sides} ({_where(c)}): {c.verdict}.", c.reason, c.needs]))
 
 
-def _least_chances(contrasts: Sequence[Contrast]) -> Iterator[str]:
-    """What a test that assumes nothing of the draws' distribution could show at best with as many: beyond it, p leans on the t distribution."""
-    for test, p in dict.fromkeys((c.smallest_p_of, c.smallest_p) for c in contrasts if c.smallest_p is not None):
-        yield f"The smallest p of {test or 'a permutation of the draws'} is {_chance(p)}; a smaller one leans on Student's t."
-
-
-def agreeing(agreements: Sequence[RankAgreement]) -> Table:
-    """How alike two rankings of the same sets are, those that agree least first."""
-    found = sorted(agreements, key=lambda a: (a.tau, a.model, a.along, a.a, a.b))
-    rows = [
-        TableRow(
-            f"{_side(a, a.a)} and {_side(a, a.b)}",
-            (Figure(f"{a.tau:+.2f}"), Figure(HOLE if a.interval is None else f"{a.interval[0]:+.2f} to {a.interval[1]:+.2f}"), Figure(f"{a.sets}")),
-            ", ".join(filter(None, [a.model, a.within])),
-        )
-        for a in found
-    ]
+def agreement_table(agreements: Sequence[RankAgreement]) -> Table:
+    """Return how alike two rankings of the same sets are, those that agree least first."""
+    rows: list[TableRow] = []
+    for a in sorted(agreements, key=lambda a: (a.tau, a.model, a.along, a.a, a.b)):
+        sides = [describe_target(side) if a.along == "target" else side for side in (a.a, a.b)]
+        interval = HOLE if a.interval is None else f"{a.interval[0]:+.2f} to {a.interval[1]:+.2f}"
+        figures = (Figure(f"{a.tau:+.2f}"), Figure(interval), Figure(f"{a.sets}"))
+        rows.append(TableRow(" and ".join(sides), figures, ", ".join(filter(None, [a.model, a.within]))))
     heads = ("Kendall's τ", f"{percent(LEVEL)} interval", "sets")
     legend = ("τ-b of two rankings of the same sets: +1 the same order, 0 unrelated, −1 reversed", "those that agree least first")
     return Table("Do the rankings agree?", "rankings", tuple(map(Column, heads)), tuple(rows), legend, most=12)
 
 
-def _side(agreement: RankAgreement, value: str) -> str:
-    return describe_target(value) if agreement.along == "target" else value
-
-
-def agreed(agreements: Sequence[RankAgreement]) -> Iterator[str]:
-    """In one sentence for each axis: whether it matters for the order of the sets."""
+def agreement_sentences(agreements: Sequence[RankAgreement]) -> Iterator[str]:
+    """Yield for each axis, in one sentence, whether it matters for the order of the sets."""
     for along, noun in ALONG.items():
         taus = [a for a in agreements if a.along == along]
         if not taus:
@@ -168,8 +145,8 @@ def agreed(agreements: Sequence[RankAgreement]) -> Iterator[str]:
             yield f"By {noun}: {span} over {len(taus)} pairs; the interval lies above zero for {sure} of them."
 
 
-def trust(comparison: Comparison) -> Iterator[str]:
-    """Stale records, and how many comparisons the report shows that nobody asked for beforehand."""
+def trust_sentences(comparison: Comparison) -> Iterator[str]:
+    """Yield how many records are stale, and how many comparisons the report shows that the study didn't name beforehand."""
     if comparison.stale:
         many = "1 record is" if comparison.stale == 1 else f"{comparison.stale} records are"
         yield f"{many} from an older revision of what made them, and stand here as they are; ask the study again to have them computed anew."

@@ -1,4 +1,4 @@
-"""Tables before they are drawn: which figures stand in which row, rounded, with the letters of their group and what is really best.
+"""Tables before they are drawn: which figures stand in which row, rounded, with the letters of their group and what is significantly best.
 
 The terminal, Markdown, LaTeX and the page draw them. Nothing is computed here: every number comes from `compare`. No torch here.
 """
@@ -21,7 +21,7 @@ Part = Literal["set", "partial", "baseline", "dense"]
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: its text, its standard error, a word to it, the letters of its group, whether it is really better than all others of its column."""
+    """One figure: its text, its standard error, a word to it, its letters, and whether it is significantly better than all others of its column."""
 
     value: str = ""
     error: str = ""
@@ -212,9 +212,9 @@ class _Drawing:
         }[self._way]
         said = [f"{what}{self._units()}", "± one standard error"]
         if any(e.letters for e in ranking.entries):
-            said.append(f"in a column, sets that share a letter can't be told apart (all pairs together at {percent(ranking.level)})")
+            said.append(f"in a column, sets that share a letter cannot be distinguished (all pairs together at {percent(ranking.level)})")
         if any(e.best_on for e in ranking.entries):
-            said.append("bold: really better than every other")
+            said.append("bold: significantly better than every other")
         if self._ranks:
             said.append("rank: the places that the comparisons leave open")
         if ranking.partial:
@@ -243,7 +243,7 @@ def _share(estimate: Estimate) -> Figure:
 
 
 def _gap(to_best: Estimate, tied: bool) -> Figure:
-    return replace(_number(to_best, True), note="can't tell" if tied else "")
+    return replace(_number(to_best, True), note="not significant" if tied else "")
 
 
 def _range(ranks: tuple[int, int]) -> str:
