@@ -102,7 +102,7 @@ def test_a_large_study_is_reported_whole_and_each_file_opened_once(tmp_path: Pat
     scores = study.records * study.measures
     assert (len(found.rankings), {len(r.entries) for r in found.rankings}) == (2 * 2, {4})
     assert text.count("\n## model") + text.startswith("## model") == 4
-    assert len(found.comparison.contrasts) == 2 * 8
+    assert len(found.comparison.contrasts) == 2 * 4
     assert len(found.to_csv().splitlines()) == 1 + scores
     assert (opened["record.json"], opened["score.json"]) == (study.records, scores)
     assert opened["items.parquet"] <= scores
