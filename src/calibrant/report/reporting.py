@@ -157,7 +157,6 @@ class Report:
 
         return write(self.plots(), Path(folder), dark)
 
-    @needed_for("the page")
     def write_html(self, file: str | Path | None = None) -> Path:
         """Write the page, whole or not at all, into the store's folder or to `file`, and return where it is. Raises `OutputError` if it can't be."""
         if file is None:
