@@ -1,6 +1,6 @@
 # Each target is the only command a fresh machine needs: it has Python 3.11 or newer and make, and reaches a package index.
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check format generate bench docs clean
+.PHONY: help demo quick test slow check format generate bench docs clean
 
 # The first interpreter that starts, is new enough and can make a virtual environment; the machine's own python3 before any other.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
@@ -10,7 +10,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 help:
 	@echo 'make demo    prune SmolLM2 with six calibration sets, offline, and see which one kept it best'
-	@echo 'make test    run the tests'
+	@echo 'make quick   run the tests that open no model and start no process: for every save'
+	@echo 'make test    run all tests that need no rare tool'
 	@echo 'make slow    run those that take long, or need a browser, Ray, LaTeX or the harness'
 	@echo 'make check   format, lint, types and docs, without changing a file'
 	@echo 'make format  put the formatting right'
@@ -20,6 +21,9 @@ help:
 
 demo: .venv/ready
 	@$(BIN)/calibrant demo
+
+quick: .venv/ready-dev
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 2 --dist loadfile --quick -m 'not slow'
 
 test: .venv/ready-dev
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not slow'

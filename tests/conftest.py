@@ -10,6 +10,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["COLUMNS"] = "200"
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,19 @@ import torch
 from calibrant import registry
 
 torch.set_num_threads(1)
+
+HEAVY = re.compile(r"\b(tiny_\w+|trained|subprocess|import torch|Study|asked|store_of|ask\w*: Ask|open_model|write_plots|mark\.slow|seconds=)\b")
+"""What a test file mentions that opens a model, runs a study, starts a process or draws."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="only the files that open no model and start no process: for every save")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if config.getoption("--quick") and collection_path.name.startswith("test_"):
+        return bool(HEAVY.search(collection_path.read_text()))
+    return None
 
 
 @pytest.fixture(autouse=True)
