@@ -1,18 +1,20 @@
 """The study's questions, on stores where the answer is known."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from calibrant.compare import MEAN, PaperQuestion, compare, contrast
+from calibrant.compare import MEAN, PaperQuestion, Results, compare, contrast
+from calibrant.compare.crossed import ItemValues
 from calibrant.errors import SpecError
 
-from tests.compare.stores import store_of
+from tests.compare.stores import results_of
 
 Losses = Mapping[str, Sequence[Sequence[float]]]
+
+
 DENSE = {"dense": [[3.0, 2.0]]}
 
 
@@ -21,13 +23,12 @@ def draws(*losses: float, noise: float = 0.005) -> list[list[float]]:
     return [[loss + float(rng.normal(0, noise)) for loss in losses] for _ in range(4)]
 
 
-def asked(folder: Path, losses: Losses, measures: Sequence[str] = ("wikitext", "gsm8k"), **of: object) -> dict[str, PaperQuestion]:
-    store = store_of(folder, {**DENSE, **losses}, measures=measures)
-    return {q.name: q for q in compare(store, **of).questions}  # pyright: ignore[reportArgumentType]
+def asked(losses: Losses, measures: Sequence[str] = ("wikitext", "gsm8k")) -> dict[str, PaperQuestion]:
+    return {q.name: q for q in compare(results_of({**DENSE, **losses}, measures=measures)).questions}
 
 
-def test_a_baseline_that_is_beaten_is_not_the_best(tmp_path: Path):
-    found = asked(tmp_path, {"c4": draws(3.6, 2.6), "pile": draws(3.3, 2.4), "wikitext": draws(3.6, 2.6), "random_tokens": draws(3.1, 2.1)})
+def test_a_baseline_that_is_beaten_is_not_the_best():
+    found = asked({"c4": draws(3.6, 2.6), "pile": draws(3.3, 2.4), "wikitext": draws(3.6, 2.6), "random_tokens": draws(3.1, 2.1)})
     best = found["baseline"]
     assert (best.question, best.answer) == ("Is c4 the best calibration set?", "no")
     assert "pile did significantly better than c4" in best.explanation
@@ -40,84 +41,89 @@ def test_a_baseline_that_is_beaten_is_not_the_best(tmp_path: Path):
     assert best.over_draws
 
 
-def test_a_baseline_that_beats_all_is_the_best_and_a_tie_is_open(tmp_path: Path):
-    assert asked(tmp_path / "a", {"c4": draws(3.2, 2.2), "pile": draws(3.6, 2.6), "full_stops": draws(9, 9)})["baseline"].answer == "yes"
-    tied = asked(tmp_path / "b", {"c4": draws(3.2, 2.2), "pile": draws(3.2, 2.2, noise=0.02), "oscar": draws(3.9, 2.9)})["baseline"]
+def test_a_baseline_that_beats_all_is_the_best_and_a_tie_is_open():
+    assert asked({"c4": draws(3.2, 2.2), "pile": draws(3.6, 2.6), "full_stops": draws(9, 9)})["baseline"].answer == "yes"
+    tied = asked({"c4": draws(3.2, 2.2), "pile": draws(3.2, 2.2, noise=0.02), "oscar": draws(3.9, 2.9)})["baseline"]
     assert tied.answer == "undecided"
     assert "pile cannot be distinguished from it" in tied.explanation
 
 
-def test_the_intervals_behind_one_answer_hold_together(tmp_path: Path):
+def test_the_intervals_behind_one_answer_hold_together():
     losses = {"c4": draws(3.6, 2.6), "pile": draws(3.3, 2.4), "oscar": draws(3.5, 2.5)}
-    store = store_of(tmp_path, {**DENSE, **losses}, measures=("wikitext", "gsm8k"))
-    (best,) = [q for q in compare(store).questions if q.name == "baseline"]
+    results = results_of({**DENSE, **losses}, measures=("wikitext", "gsm8k"))
+    (best,) = [q for q in compare(results).questions if q.name == "baseline"]
     sides = {label: {m: [] for m in ("wikitext", "gsm8k")} for label in losses}
-    for cell in store.cells():
+    for cell in results.cells:
         for text, i in cell.measures.items() if cell.data else ():
-            measured = store.measurement(cell.run, i)
-            assert measured is not None
-            sides[cell.data][text[13:-2]].append(measured)
+            sides[cell.data][text[13:-2]].append(results.scores[cell.run][i])
     for evidence in best.evidence:
         expected = contrast(sides["c4"], sides[evidence.label.removeprefix("c4 against ")])
         assert evidence.difference.value == pytest.approx(expected.value)
         assert evidence.interval == pytest.approx(expected.interval(0.95, 2))
 
 
-def test_arithmetic_is_compared_with_all_corpora_together(tmp_path: Path):
+def test_arithmetic_is_compared_with_all_corpora_together():
     losses = {"c4": draws(3.6, 2.6), "pile": draws(3.8, 2.8), "gsm8k:cot": draws(3.2, 2.2), "svamp:icl": draws(3.4, 2.4), "race:icl": draws(3.0, 2.0)}
-    question = asked(tmp_path, losses)["arithmetic"]
+    question = asked(losses)["arithmetic"]
     assert question.answer == "yes"
     (evidence,) = question.evidence
     assert evidence.difference.value == pytest.approx(-0.4, abs=0.02)
     assert evidence.on == MEAN
-    assert asked(tmp_path / "b", {"c4": draws(3.2, 2.2), "gsm8k:cot": draws(3.6, 2.6)})["arithmetic"].answer == "no"
+    assert asked({"c4": draws(3.2, 2.2), "gsm8k:cot": draws(3.6, 2.6)})["arithmetic"].answer == "no"
 
 
-def test_sets_that_are_taken_together_are_named_or_counted(tmp_path: Path):
+def test_sets_that_are_taken_together_are_named_or_counted():
     losses = {name: draws(3.4, 2.4) for name in ("gsm8k:icl", "svamp:icl", "mawps:icl", "gsm8k:cot", "c4")}
-    assert [e.label for e in asked(tmp_path, losses)["arithmetic"].evidence] == ["4 arithmetic sets against c4"]
+    assert [e.label for e in asked(losses)["arithmetic"].evidence] == ["4 arithmetic sets against c4"]
 
 
-def test_own_data_is_looked_for_by_source(tmp_path: Path):
+def test_own_data_is_looked_for_by_source():
     losses = {"wikitext": draws(3.2, 2.8), "gsm8k:icl": draws(3.5, 2.6), "gsm8k:cot": draws(3.5, 2.2), "random_tokens": draws(9, 9)}
-    question = asked(tmp_path, losses)["own"]
+    question = asked(losses)["own"]
     assert question.answer == "yes"
     assert {(e.on, round(e.difference.value, 1)) for e in question.evidence} == {("wikitext:text", -0.3), ("gsm8k:text", -0.4)}
     assert "better in 2" in question.explanation
-    mixed = asked(tmp_path / "b", {"wikitext": draws(3.9, 2.2), "gsm8k:icl": draws(3.5, 2.0)})["own"]
+    mixed = asked({"wikitext": draws(3.9, 2.2), "gsm8k:icl": draws(3.5, 2.0)})["own"]
     assert mixed.answer == "it depends"
     assert "better in 1" in mixed.explanation
     assert "worse in 1" in mixed.explanation
 
 
-def test_a_task_has_the_source_that_it_is_named_after(tmp_path: Path):
-    store = store_of(tmp_path, {**DENSE, "wikitext": draws(3.2, 2.8), "gsm8k:icl": draws(3.5, 2.4)}, measures=("wikitext", "gsm8k"))
-    for path in store.folder.glob("runs/*/measures/*/score.json"):
-        path.write_text(path.read_text().replace("gsm8k:text", "gsm8k (3-shot)"))
-    (own,) = [q for q in compare(store).questions if q.name == "own"]
+def rescored(name: str, **score: str) -> Results:
+    """Results in which what measured `name` has another score."""
+    results = results_of({**DENSE, "wikitext": draws(3.2, 2.8), "gsm8k:icl": draws(3.5, 2.4)}, measures=("wikitext", "gsm8k"))
+
+    def changed(items: ItemValues) -> ItemValues:
+        return replace(items, score=replace(items.score, **score)) if items.score.measured == name else items  # pyright: ignore[reportArgumentType]
+
+    return replace(results, items={run: {i: changed(items) for i, items in of.items()} for run, of in results.items.items()})
+
+
+def test_a_task_has_the_source_that_it_is_named_after():
+    (own,) = [q for q in compare(rescored("gsm8k:text", measured="gsm8k (3-shot)")).questions if q.name == "own"]
     assert {(e.label, e.on) for e in own.evidence} == {
         ("wikitext against the others", "wikitext:text"),
         ("gsm8k:icl against the others", "gsm8k (3-shot)"),
     }
 
 
-def test_formats_are_compared_within_a_source(tmp_path: Path):
+def test_formats_are_compared_within_a_source():
     losses = {"gsm8k:zero": draws(3.6, 2.6), "gsm8k:icl": draws(3.4, 2.4), "gsm8k:cot": draws(3.4, 2.41, noise=0.03), "svamp:cot": draws(3, 2)}
-    found = asked(tmp_path, losses)
+    found = asked(losses)
     assert found["icl"].answer == "yes"
     assert [e.label for e in found["icl"].evidence] == ["gsm8k:icl against gsm8k:zero"]
     assert found["cot"].answer == "undecided"
     assert "cannot be distinguished in the one comparison there is" in found["cot"].explanation
 
 
-def test_what_cannot_be_asked_says_what_is_lacking(tmp_path: Path):
-    found = asked(tmp_path, {"c4": draws(3.2, 2.2)}, measures=("docs", "code"))
+def test_what_cannot_be_asked_says_what_is_lacking():
+    found = asked({"c4": draws(3.2, 2.2)}, measures=("docs", "code"))
     assert {name: q.answer for name, q in found.items()} == dict.fromkeys(("baseline", "arithmetic", "own", "icl", "cot"), "not covered")
     assert "It takes" in found["own"].explanation
 
 
-def test_one_draw_speaks_for_itself_alone(tmp_path: Path):
-    question = asked(tmp_path, {"c4": [[3.6, 2.6]], "pile": [[3.3, 2.4]]})["baseline"]
+def test_one_draw_speaks_for_itself_alone():
+    question = asked({"c4": [[3.6, 2.6]], "pile": [[3.3, 2.4]]})["baseline"]
     assert question.answer == "no"
     assert not question.over_draws
 
@@ -129,8 +135,8 @@ LOSSES = {"oscar": draws(3.5, 2.5), "c4": draws(3.6, 2.6), "pile": draws(3.3, 2.
     ("given", "study", "expected"),
     [("", None, "c4"), ("pile", None, "pile"), ("", {"baseline": "oscar"}, "oscar"), ("pile", {"baseline": "oscar"}, "pile")],
 )
-def test_the_baseline_is_the_one_asked_for_the_studys_or_c4(tmp_path: Path, given: str, study: Mapping[str, str] | None, expected: str):
-    (ranking,) = compare(store_of(tmp_path, {**DENSE, **LOSSES}, study=study), baseline=given).rankings
+def test_the_baseline_is_the_one_asked_for_the_studys_or_c4(given: str, study: Mapping[str, str] | None, expected: str):
+    (ranking,) = compare(results_of({**DENSE, **LOSSES}, study=study), baseline=given).rankings
     assert ranking.baseline == expected
     by_name = {e.name: e for e in (*ranking.entries, *ranking.baselines)}
     assert by_name[expected].to_baseline == {}
@@ -141,26 +147,21 @@ def test_the_baseline_is_the_one_asked_for_the_studys_or_c4(tmp_path: Path, give
     assert ranking.baseline_comparisons == 3
 
 
-def test_without_c4_the_first_set_is_the_baseline(tmp_path: Path):
-    (ranking,) = compare(store_of(tmp_path, {**DENSE, "pile": draws(3.3, 2.4), "oscar": draws(3.5, 2.5)})).rankings
+def test_without_c4_the_first_set_is_the_baseline():
+    (ranking,) = compare(results_of({**DENSE, "pile": draws(3.3, 2.4), "oscar": draws(3.5, 2.5)})).rankings
     assert ranking.baseline == "pile"
 
 
-def test_a_baseline_that_is_not_there_is_refused(tmp_path: Path):
+def test_a_baseline_that_is_not_there_is_refused():
     with pytest.raises(SpecError, match=r"'redpajama'.*oscar, c4, pile"):
-        compare(store_of(tmp_path, {**DENSE, **LOSSES}), baseline="redpajama")
+        compare(results_of({**DENSE, **LOSSES}), baseline="redpajama")
 
 
-def test_formats_are_compared_in_one_packing(tmp_path: Path):
+def test_formats_are_compared_in_one_packing():
     losses = {"gsm8k:icl": draws(3.4, 2.4), "gsm8k:cot": draws(3.2, 2.2), "gsm8k:icl@crop": draws(3.1, 2.1), "svamp:icl@crop": draws(3, 2)}
-    assert [e.label for e in asked(tmp_path, losses)["cot"].evidence] == ["gsm8k:cot against gsm8k:icl"]
+    assert [e.label for e in asked(losses)["cot"].evidence] == ["gsm8k:cot against gsm8k:icl"]
 
 
-def test_evidence_has_the_unit_of_what_it_is_on(tmp_path: Path):
-    store = store_of(tmp_path, {**DENSE, "wikitext": draws(3.2, 2.8), "gsm8k:icl": draws(3.5, 2.4)}, measures=("wikitext", "gsm8k"))
-    for path in store.folder.glob("runs/*/measures/*/score.json"):
-        kept = json.loads(path.read_text())
-        if kept["score"]["measured"] == "gsm8k:text":
-            path.write_text(json.dumps({**kept, "score": {**kept["score"], "metric": "kl", "unit": "bits"}}))
-    (own,) = [q for q in compare(store).questions if q.name == "own"]
+def test_evidence_has_the_unit_of_what_it_is_on():
+    (own,) = [q for q in compare(rescored("gsm8k:text", metric="kl", unit="bits")).questions if q.name == "own"]
     assert {e.on: e.unit for e in own.evidence} == {"wikitext:text": "nats/token", "gsm8k:text": "bits"}

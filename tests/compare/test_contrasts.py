@@ -15,23 +15,23 @@ from calibrant.store import Store
 from tests.compare.stores import DRAWN, LOSSES, measured, store_of
 
 Losses = Mapping[str, Sequence[Sequence[float]]]
+
+
 PLAIN = Contrast("c", "a", "b", ("x",), "m", "wanda", "0.5")
 
 
-def contrasted(
-    folder: Path, *primary: Mapping[str, Any], losses: Mapping[str, Sequence[Sequence[float]]] = DRAWN, **more: Any
-) -> tuple[Contrast, ...]:
+def contrasted(*primary: Mapping[str, Any], losses: Mapping[str, Sequence[Sequence[float]]] = DRAWN, **more: Any) -> tuple[Contrast, ...]:
     study = {"baseline": "c4", "pools": {"arithmetic": ["gsm8k:icl", "svamp:icl"]}, "primary": list(primary)}
-    return compare(store_of(folder, losses, study=study, **more)).contrasts
+    return compare(results_of(losses, study=study, **more)).contrasts
 
 
-def only(folder: Path, primary: Mapping[str, Any], **more: Any) -> Contrast:
-    (found,) = contrasted(folder, primary, **more)
+def only(primary: Mapping[str, Any], **more: Any) -> Contrast:
+    (found,) = contrasted(primary, **more)
     return found
 
 
-def test_a_contrast_says_what_is_really_worse(tmp_path: Path):
-    found = only(tmp_path, {"compare": "gsm8k:icl", "with": "c4"})
+def test_a_contrast_says_what_is_really_worse():
+    found = only({"compare": "gsm8k:icl", "with": "c4"})
     assert (found.name, found.model, found.method, found.target) == ("gsm8k:icl against c4", "tiny", "wanda", "0.5")
     assert found.on == ("docs:text", "code:text")
     assert found.difference is not None
@@ -49,9 +49,9 @@ def test_a_contrast_says_what_is_really_worse(tmp_path: Path):
     assert found.reason == ""
 
 
-def test_the_other_way_round_it_is_better(tmp_path: Path):
-    there = only(tmp_path / "a", {"compare": "gsm8k:icl", "with": "c4"})
-    back = only(tmp_path / "b", {"compare": "c4", "with": "gsm8k:icl"})
+def test_the_other_way_round_it_is_better():
+    there = only({"compare": "gsm8k:icl", "with": "c4"})
+    back = only({"compare": "c4", "with": "gsm8k:icl"})
     assert back.verdict == "better"
     assert there.difference is not None
     assert back.difference is not None
@@ -59,12 +59,12 @@ def test_the_other_way_round_it_is_better(tmp_path: Path):
     assert back.p == pytest.approx(there.p)
 
 
-def test_without_another_side_the_baseline_is_compared_with(tmp_path: Path):
-    assert only(tmp_path, {"compare": "svamp:icl"}).against == "c4"
+def test_without_another_side_the_baseline_is_compared_with():
+    assert only({"compare": "svamp:icl"}).against == "c4"
 
 
-def test_a_pool_is_the_mean_of_its_sets(tmp_path: Path):
-    pool, *each = contrasted(tmp_path, {"compare": "arithmetic", "with": "c4"}, {"compare": "gsm8k:icl"}, {"compare": "svamp:icl"})
+def test_a_pool_is_the_mean_of_its_sets():
+    pool, *each = contrasted({"compare": "arithmetic", "with": "c4"}, {"compare": "gsm8k:icl"}, {"compare": "svamp:icl"})
     parts = [c.difference.value for c in each if c.difference]
     assert pool.difference is not None
     assert pool.difference.value == pytest.approx(sum(parts) / 2)
@@ -72,16 +72,16 @@ def test_a_pool_is_the_mean_of_its_sets(tmp_path: Path):
     assert pool.smallest_p == pytest.approx(2 / math.comb(9, 3))
 
 
-def test_the_dense_model_has_no_draws(tmp_path: Path):
-    found = only(tmp_path, {"compare": "c4", "with": "dense"})
+def test_the_dense_model_has_no_draws():
+    found = only({"compare": "c4", "with": "dense"})
     assert found.draws == (3, 0)
     assert found.smallest_p == 0.25
     assert found.smallest_p_of == "a flip of the signs of 3 draws"
     assert found.verdict == "worse"
 
 
-def test_a_contrast_may_be_about_one_measured_set(tmp_path: Path):
-    by_text, by_name = contrasted(tmp_path, *({"compare": "svamp:icl", "on": on} for on in ("loss(source='docs')", ["docs:text"])))
+def test_a_contrast_may_be_about_one_measured_set():
+    by_text, by_name = contrasted(*({"compare": "svamp:icl", "on": on} for on in ("loss(source='docs')", ["docs:text"])))
     assert by_text.on == by_name.on == ("docs:text",)
     assert by_text.difference == by_name.difference
     assert by_text.difference is not None
@@ -100,8 +100,8 @@ def test_identical_sets_are_never_called_different(tmp_path: Path):
     assert {e.name: e.ranks for e in found.rankings[0].entries}["twin"] == (1, 2)
 
 
-def test_one_draw_cannot_say(tmp_path: Path):
-    found = only(tmp_path, {"compare": "gsm8k:cot", "with": "c4"}, losses=LOSSES)
+def test_one_draw_cannot_say():
+    found = only({"compare": "gsm8k:cot", "with": "c4"}, losses=LOSSES)
     assert found.verdict == "one draw only"
     assert found.p is found.p_holm is None
     assert found.draws == (1, 1)
@@ -111,34 +111,34 @@ def test_one_draw_cannot_say(tmp_path: Path):
     assert "gsm8k:cot, c4 were drawn once" in found.reason
 
 
-def test_one_draw_on_one_side_is_enough_to_say_nothing(tmp_path: Path):
-    found = only(tmp_path, {"compare": "svamp:icl"}, losses={**DRAWN, "c4": DRAWN["c4"][:1]})
+def test_one_draw_on_one_side_is_enough_to_say_nothing():
+    found = only({"compare": "svamp:icl"}, losses={**DRAWN, "c4": DRAWN["c4"][:1]})
     assert found.verdict == "one draw only"
     assert found.draws == (3, 1)
     assert "c4 was drawn once" in found.reason
 
 
-def test_draws_that_overlap_are_not_tested(tmp_path: Path):
-    found = only(tmp_path, {"compare": "svamp:icl"}, overlap={"c4": 0.23})
+def test_draws_that_overlap_are_not_tested():
+    found = only({"compare": "svamp:icl"}, overlap={"c4": 0.23})
     assert found.verdict == "not computed"
     assert "c4 have up to 23% of their rows in common" in found.reason
     assert found.difference is not None
     assert not found.difference.over_draws
 
 
-def test_a_little_overlap_is_let_pass(tmp_path: Path):
-    assert only(tmp_path, {"compare": "svamp:icl"}, overlap={"c4": 0.1}).verdict == "worse"
+def test_a_little_overlap_is_let_pass():
+    assert only({"compare": "svamp:icl"}, overlap={"c4": 0.1}).verdict == "worse"
 
 
-def test_what_is_missing_is_said(tmp_path: Path):
-    found = only(tmp_path, {"compare": "svamp:icl"}, missing=["svamp:icl/code"])
+def test_what_is_missing_is_said():
+    found = only({"compare": "svamp:icl"}, missing=["svamp:icl/code"])
     assert found.verdict == "not computed"
     assert found.difference is None
     assert "svamp:icl (draw 0) on loss(source='code'): not computed yet" in found.reason
 
 
-def test_a_set_that_lacks_only_other_measures_is_tested(tmp_path: Path):
-    assert only(tmp_path, {"compare": "svamp:icl", "on": "docs:text"}, missing=["svamp:icl/code"]).verdict == "worse"
+def test_a_set_that_lacks_only_other_measures_is_tested():
+    assert only({"compare": "svamp:icl", "on": "docs:text"}, missing=["svamp:icl/code"]).verdict == "worse"
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_a_set_that_lacks_only_other_measures_is_tested(tmp_path: Path):
         ({"compare": "c4", "with": "c4"}, "same sets"),
     ],
 )
-def test_what_cannot_be_computed_is_kept_with_its_reason(tmp_path: Path, primary: Mapping[str, Any], reason: str):
-    found = only(tmp_path, primary)
+def test_what_cannot_be_computed_is_kept_with_its_reason(primary: Mapping[str, Any], reason: str):
+    found = only(primary)
     assert found.verdict == "not computed"
     assert found.p is None
     assert reason in found.reason

@@ -1,4 +1,5 @@
 import itertools
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +8,12 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from calibrant.compare import compare
-from calibrant.compare.comparison import tau_b, tau_interval
+from calibrant.compare import Estimate, compare, rankings
+from calibrant.compare.comparison import regret, significantly_different, tau_b, tau_interval
 from calibrant.compare.crossed import Pairs, Spread
 
-from tests.compare.stores import DRAWN, store_of
+from tests.compare.stores import DRAWN, results_of, store_of
+from tests.report.made import entry, ranking
 
 
 def table(values: np.ndarray, variance: float, df: float = 40.0) -> Pairs:
@@ -49,7 +51,7 @@ def test_without_errors_there_is_no_interval():
 @pytest.mark.parametrize("truth", ["same", "reverse", "other"])
 def test_the_interval_covers_the_true_tau(size: float, truth: str):
     """Five sets, effects from far below to far above their errors; the truth is τ of the true effects."""
-    rng, times, hits, width = np.random.default_rng(int(size * 100)), 300, 0, 0.0
+    rng, times, hits, width = np.random.default_rng(int(size * 100)), 150, 0, 0.0
     effects = size * np.arange(5.0)
     other = {"same": effects, "reverse": -effects, "other": effects[[1, 3, 0, 4, 2]]}[truth]
     true = kendalltau(effects, other).statistic
@@ -76,9 +78,9 @@ def test_rankings_are_compared_along_one_thing_at_a_time(tmp_path: Path):
     assert all(a.interval is not None and -1 <= a.interval[0] <= a.tau <= a.interval[1] <= 1 for a in found)
 
 
-def test_controls_and_twos_are_no_agreement(tmp_path: Path):
+def test_controls_and_twos_are_no_agreement():
     fewer = {k: v for k, v in DRAWN.items() if k != "c4"} | {"full_stops": [[6.0, 6.0]], "random_tokens:text": [[7.0, 7.0]]}
-    assert compare(store_of(tmp_path, fewer)).agreements == ()
+    assert compare(results_of(fewer)).agreements == ()
 
 
 def test_the_interval_holds_the_estimate_whatever_is_told_apart():
@@ -87,3 +89,51 @@ def test_the_interval_holds_the_estimate_whatever_is_told_apart():
         a, b = table(rng.normal(0, scale, count), 1.0), table(rng.normal(0, scale, count), 1.0)
         low, high = tau_interval(a, b, 0.95) or (1, -1)
         assert low <= tau_b(a.values, b.values) <= high
+
+
+LOSSES = {"dense": [[3.0, 2.0]], "c4": [[3.5, 2.9]], "gsm8k:cot": [[3.9, 2.1]], "c4 + gsm8k:cot": [[3.6, 2.2]]}
+
+
+def test_each_column_is_counted_from_its_own_best():
+    (found,) = rankings(results_of(LOSSES))
+    table = regret(found)
+    assert table.sets == ("c4 + gsm8k:cot", "gsm8k:cot", "c4")
+    assert table.measured == ("docs:text", "code:text")
+    assert table.best == ("c4", "gsm8k:cot")
+    by = dict(zip(table.sets, table.by.tolist(), strict=True))
+    assert by["c4"] == pytest.approx([0.0, 0.8], abs=0.005)
+    assert by["gsm8k:cot"] == pytest.approx([0.4, 0.0], abs=0.005)
+    assert by["c4 + gsm8k:cot"] == pytest.approx([0.1, 0.1], abs=0.005)
+    assert table.worst.tolist() == pytest.approx([0.1, 0.4, 0.8], abs=0.005)
+    told = table.to_json()
+    assert json.loads(json.dumps(told)) == told
+    assert told["sets"]["c4"]["code:text"] == {"regret": pytest.approx(0.8, abs=0.005), "significant": True}
+    assert told["sets"]["c4"]["docs:text"] == {"regret": 0.0, "significant": False}
+
+
+def test_what_is_better_when_higher_is_turned_round():
+    made = ranking(entry("a", (0.1, 0.2), None), entry("b", (0.2, 0.1), 0.1), better={"docs:text": "higher", "code:text": "lower"})
+    table = regret(made)
+    assert table.best == ("b", "b")
+    assert table.by[table.sets.index("a")].tolist() == pytest.approx([0.1, 0.1])
+
+
+def test_holes_stay_holes():
+    whole, holed = entry("a", (0.2, 0.2), None), entry("b", (0.1, 0.1), None)
+    holed = replace(holed, losses={"docs:text": holed.losses["docs:text"]})
+    table = regret(ranking(whole, partial=(holed,)))
+    assert (table.sets, table.best) == (("a", "b"), ("b", "a"))
+    assert np.isnan(table.by[1, 1])
+    assert math.isnan(table.worst[1])
+    assert "code:text" not in table.to_json()["sets"]["b"]
+    nothing = regret(ranking(replace(whole, losses={"docs:text": Estimate(1.0, None, 0.0, 0)})))
+    assert nothing.best == ("a", "")
+    assert regret(ranking()).sets == ()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "different"), [("a", "b", True), ("ab", "bc", False), ("a[53]", "[53]", False), ("[53]", "[54]", True), ("", "a", False)]
+)
+def test_letters_that_are_shared(a: str, b: str, different: bool):
+    first, second = (replace(entry("x", (0.1, 0.1), None), letters={"docs:text": text}) for text in (a, b))
+    assert significantly_different(first, second, "docs:text") == different

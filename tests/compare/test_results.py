@@ -1,4 +1,5 @@
 import hashlib
+import math
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -7,13 +8,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from calibrant.compare import compare, read, tidy
+from calibrant.compare import Estimate, compare, contrast, draws, read, tidy
 from calibrant.compare.crossed import ItemValues
 from calibrant.compare.results import narrowed
 from calibrant.errors import DataError, SpecError
-from calibrant.store import Store
+from calibrant.store import Score, Store
 
-from tests.compare.stores import DRAWN, LOSSES, store_of
+from tests.compare.stores import DRAWN, LOSSES, measured, store_of
 from tests.compare.synthetic import Synthetic
 
 
@@ -140,3 +141,97 @@ def test_comparing_counts_what_it_shows(tmp_path: Path):
     store.write_cells([*store.cells(), more])
     assert [hole.partition(" on ")[0] for hole in compare(store).missing] == ["pile (draw 2)"] * 2
     assert compare(store_of(tmp_path / "one", LOSSES)).one_draw
+
+
+def test_the_tidy_table_has_a_row_for_each_score(tmp_path: Path):
+    rows = tidy(store_of(tmp_path, LOSSES)).to_dicts()
+    assert len(rows) == 10
+    row = next(r for r in rows if r["data"] == "c4" and r["measured"] == "docs:text")
+    assert (row["method"], row["target"], row["seed"], row["n"], row["unit"]) == ("wanda", "0.5", 0, 12, "nats/token")
+    dense = next(r for r in rows if r["method"] == "none" and r["measured"] == "docs:text")
+    assert row["dense"] == dense["value"]
+    assert row["kept"] == pytest.approx(math.exp(dense["value"] - row["value"]))
+    assert dense["kept"] == 1
+    assert not row["stale"]
+
+
+def test_scores_that_stand_beside_have_rows_too(tmp_path: Path):
+    store, cells = store_of(tmp_path, LOSSES), []
+    for cell in store.cells():
+        beside = Score("quiz", "acc", 0.75 if cell.method == "none" else 0.5, 0.1, 4, "share", "higher", 0.25)
+        found = replace(measured([1, 2, 3, 4], [1] * 4, "quiz"), beside=(beside,))
+        cells.append(replace(cell, measures={"task": store.add_measurement(cell.run, {"spec": "task"}, found)}))
+    store.write_cells(cells)
+    rows = [r for r in tidy(store).to_dicts() if r["data"] == "c4"]
+    assert [(r["metric"], r["better"]) for r in rows] == [("loss", "lower"), ("acc", "higher")]
+    assert (rows[1]["dense"], rows[1]["kept"], rows[1]["chance"]) == (0.75, 0.5, 0.25)
+
+
+def test_without_a_dense_model_nothing_is_kept_of_it(tmp_path: Path):
+    table = tidy(store_of(tmp_path, {"c4": LOSSES["c4"]}))
+    assert table["dense"].null_count() == table["kept"].null_count() == table.height == 2
+
+
+def test_runs_of_an_older_revision_are_marked(tmp_path: Path):
+    store = store_of(tmp_path, LOSSES)
+    store.write_cells(store.cells(), revisions={"method wanda": 2})
+    assert {(r["method"], r["stale"]) for r in tidy(store).to_dicts()} == {("none", False), ("magnitude", False), ("wanda", True)}
+
+
+def test_measurements_of_an_older_revision_are_marked(tmp_path: Path):
+    store = store_of(tmp_path, LOSSES)
+    store.write_cells(store.cells(), revisions={"evaluator loss": 2})
+    assert tidy(store)["stale"].all()
+
+
+def test_an_empty_store_has_an_empty_table_with_its_columns(tmp_path: Path):
+    table = tidy(Store(tmp_path))
+    assert table.is_empty()
+    assert table.columns[:6] == ["model", "data", "method", "target", "propagate", "seed"]
+
+
+def test_the_draws_of_a_set_come_by_what_was_measured_in_the_order_of_their_seeds(tmp_path: Path):
+    store = store_of(tmp_path, {**DRAWN, "c4": [[3.0, 2.0], [4.0, 3.0], [5.0, 4.0]]})
+    store.write_cells(store.cells()[::-1])
+    found = draws(store, data="c4")
+    assert found.keys() == {"docs:text", "code:text"}
+    for kept in found.values():
+        assert [m.score.value - kept[0].score.value for m in kept] == pytest.approx([0, 1, 2], abs=0.01)
+    assert [len(kept) for kept in draws(store, data="c4", seed=1).values()] == [1, 1]
+    assert [len(kept) for kept in draws(store, data="").values()] == [1, 1]
+    assert contrast(draws(store, data="gsm8k:icl"), found).value == pytest.approx(-0.1, abs=0.02)
+
+
+def test_what_one_of_the_draws_lacks_is_left_out(tmp_path: Path):
+    store = store_of(tmp_path, DRAWN, missing=["c4/docs"])
+    assert draws(store, data="c4").keys() == {"code:text"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ({"data": "c5"}, "data 'c5' fits no cell of the store"),
+        ({"seed": 0}, "seed 0 fits cells that differ in data and method and target; say which"),
+        ({}, "no label fits cells that differ in data and method and target; say which"),
+    ],
+)
+def test_labels_must_fit_one_set(tmp_path: Path, labels: dict[str, str | int], said: str):
+    with pytest.raises(DataError, match=f"^{said}$"):
+        draws(store_of(tmp_path, DRAWN), **labels)
+
+
+def test_an_unknown_label_is_refused_with_those_that_there_are(tmp_path: Path):
+    with pytest.raises(SpecError, match="no label 'set'; its labels are model, data, method, target, seed, propagate"):
+        draws(store_of(tmp_path, DRAWN), set="c4")
+
+
+def test_two_evaluators_that_say_the_same_of_what_they_measured_are_not_mixed_up(tmp_path: Path):
+    store = store_of(tmp_path, DRAWN)
+    store.write_cells([replace(cell, measures={**cell.measures, "again": next(iter(cell.measures.values()))}) for cell in store.cells()])
+    with pytest.raises(DataError, match="two evaluators call what they measured 'docs:text'"):
+        draws(store, data="c4")
+
+
+def test_an_estimate_writes_itself_with_its_error():
+    assert f"{Estimate(0.1234, 0.0456, 5.0, 12):+.3f}" == "+0.123 ± 0.046"
+    assert f"{Estimate(-1.5, None, 0.0, 1):.1f}" == "-1.5"
