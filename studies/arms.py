@@ -47,11 +47,13 @@ def span(of: Measured, names: Iterable[str]) -> float:
     return max(means) - min(means)
 
 
-def row(head: str, a: Measured, b: Measured, names: Iterable[str], looks: int) -> str:
-    """A row of Markdown: how much worse `a` is than `b` on each measured set; `looks` as in `told`."""
-    return told(head, [contrast({n: a[n]}, {n: b[n]}) for n in names], looks)
+def row(head: str, a: Measured, b: Measured, names: Iterable[str], comparisons: int) -> str:
+    """A row of Markdown: how much worse `a` is than `b` on each measured set; `comparisons` as in `markdown_row`."""
+    return markdown_row(head, [contrast({n: a[n]}, {n: b[n]}) for n in names], comparisons)
 
 
-def told(head: str, estimates: Iterable[Estimate], looks: int) -> str:
-    """A row of Markdown, bold where an interval over items and draws leaves out zero at 95 %, jointly over `looks`, the rows of its table."""
-    return f"| {head} | {' | '.join(f'**{e:+.3f}**' if e.over_draws and e.significant(comparisons=looks) else f'{e:+.3f}' for e in estimates)} |"
+def markdown_row(head: str, estimates: Iterable[Estimate], comparisons: int) -> str:
+    """A row of Markdown, bold where an interval over items and draws leaves out zero at 95 %, jointly over `comparisons`, the rows of its table."""
+    return (
+        f"| {head} | {' | '.join(f'**{e:+.3f}**' if e.over_draws and e.significant(comparisons=comparisons) else f'{e:+.3f}' for e in estimates)} |"
+    )

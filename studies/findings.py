@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from studies.ablations import run as ablations
-from studies.arms import Measured, named, span, told, worse
+from studies.arms import Measured, markdown_row, named, span, worse
 from studies.packing import run as packing
 from studies.spot_check import again, bits, markdown
 
@@ -103,7 +103,7 @@ def detectable_differences(found: Mapping[tuple[str, str, str], Sets]) -> Iterat
 def sets(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
     """How much worse than C4 corpora, tasks' texts in rows, and controls are, at the headline's method and sparsity; C4 against the dense model.
 
-    Bold is told apart from C4 at 95 %, jointly over the sets of a column.
+    Bold differs significantly from C4 at 95 %, jointly over the sets of a column.
     """
     here = {name: of for name, of in found[HEADLINE].items() if form(name) in ("", "icl")}
     yield from compared({"": here}, found, "calibrated on")
@@ -116,7 +116,7 @@ def formats(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
     yield f"| against the same source's `icl` | {' | '.join(['its own task', *COLUMNS])} |"
     yield f"| --- |{' ---: |' * (len(COLUMNS) + 1)}"
     for name, of, icl in sorted(pairs, key=lambda pair: (FORMATS.index(form(pair[0])), TASKS.index(label_set(pair[0]).source))):
-        yield told(f"`{name}`", [worse(of, icl, names) for names in ((label_set(name).source,), *COLUMNS.values())], len(pairs))
+        yield markdown_row(f"`{name}`", [worse(of, icl, names) for names in ((label_set(name).source,), *COLUMNS.values())], len(pairs))
 
 
 def words(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
@@ -144,7 +144,7 @@ def others(found: Mapping[tuple[str, str, str], Sets]) -> dict[str, Sets]:
 
 
 def ways(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
-    """How much worse `reference` is than the way a method goes unless asked otherwise, draw by draw on the same tokens; bold as in `told`."""
+    """How much worse `reference` is than the way a method goes unless asked otherwise, draw by draw on the same tokens; bold as in `markdown_row`."""
     default = {(method, target): of for (method, target, way), of in found.items() if way != "reference"}
     asked = [
         (method, name, of, default[method, target][name])
@@ -156,7 +156,7 @@ def ways(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
     yield f"| --- |{' ---: |' * (len(COLUMNS) + 1)}"
     for method, name, of, usual in asked:
         plain = [worse(of, usual, names) for names in COLUMNS.values()]
-        yield told(f"{method}: `{name}`", [*plain, worse(offered(of), offered(usual), TASKS)], len(asked))
+        yield markdown_row(f"{method}: `{name}`", [*plain, worse(offered(of), offered(usual), TASKS)], len(asked))
 
 
 def compared(
@@ -174,7 +174,7 @@ def compared(
             yield f"| {lead}{f'`{name}`, ' if name else ''}above dense | {count(of)} | {' | '.join(rises)} |"
         others = {name: [worse(of, usual, names) for names in columns.values()] for name, of in here.items() if usual and name != BASELINE}
         for name in sorted(others, key=lambda name: others[name][0].value):
-            yield told(f"{lead}`{SHORT.get(name, name)}` | {count(here[name])}", others[name], len(others))
+            yield markdown_row(f"{lead}`{SHORT.get(name, name)}` | {count(here[name])}", others[name], len(others))
 
 
 def choices(found: Mapping[tuple[str, str, str], Sets]) -> Iterator[str]:
@@ -259,7 +259,7 @@ def recomputed() -> str:
 
 def elsewhere() -> str:
     """What a change of processor did to each cell that was computed on two."""
-    told: list[str] = []
+    sentences: list[str] = []
     with Store(STORE, create=False) as kept, Store(ELSEWHERE, create=False) as fresh:
         before = {cell.labels: cell for cell in kept.cells()}
         for cell in fresh.cells():
@@ -269,8 +269,8 @@ def elsewhere() -> str:
             what = f"`{cell.data}`, draw {cell.seed}" if cell.data else "The dense model"
             masks = f", {np.mean(bits(kept, before[cell.labels].run) == bits(fresh, cell.run)):.2%} of the kept mask bits equal" if cell.data else ""
             about = f"{len(sizes)} losses, {statistics.median(sizes):.3f} apart in the median and {max(sizes):.3f} at most"
-            told.append(f"{what}: {about}, {statistics.mean(tasks):+.3f} over the nine tasks{masks}.")
-    return " ".join(told)
+            sentences.append(f"{what}: {about}, {statistics.mean(tasks):+.3f} over the nine tasks{masks}.")
+    return " ".join(sentences)
 
 
 def form(name: str) -> str:
@@ -290,7 +290,7 @@ def picture() -> Plot:
     usual = found[BASELINE]
     here = {name: of for name, of in found.items() if form(name) in ("", "icl") and count(of) > 1}
     order = sorted(here, key=lambda name: worse(here[name], usual, TASKS).value)
-    looks = len(order) - 1
+    comparisons = len(order) - 1
     panels: dict[str, Panel] = {}
     for kind, names in COLUMNS.items():
         points: dict[int, Mark] = {}
@@ -298,7 +298,7 @@ def picture() -> Plot:
             e = worse(here[name], usual, names)
             family = label_set(name).family
             points[row] = (
-                Mark(e.value, e.interval(comparisons=looks), family, not e.significant(comparisons=looks))
+                Mark(e.value, e.interval(comparisons=comparisons), family, not e.significant(comparisons=comparisons))
                 if name != BASELINE
                 else Mark(0.0, None, family)
             )

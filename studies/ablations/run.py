@@ -14,7 +14,7 @@ Pads, and equal samples against equal tokens, are in `studies/packing`. Killed a
 from collections.abc import Iterator
 from pathlib import Path
 
-from studies.arms import Measured, arm, run, span, told, worse
+from studies.arms import Measured, arm, markdown_row, run, span, worse
 
 from calibrant import Study
 from calibrant.study import read_study
@@ -68,12 +68,12 @@ def tables() -> Iterator[str]:
 
 
 def rows() -> Iterator[str]:
-    """The arms of each set but its first, against that; bold as in `told`."""
-    looks = sum(len(arms) - 1 for arms in ARMS.values())
+    """The arms of each set but its first, against that; bold as in `markdown_row`."""
+    comparisons = sum(len(arms) - 1 for arms in ARMS.values())
     for data in ARMS:
         (_, usual), *others = measured(data)
         for name, of in others:
-            yield told(f"`{data}`, {name}", [worse(of, usual, names) for names in COLUMNS.values()], looks)
+            yield markdown_row(f"`{data}`, {name}", [worse(of, usual, names) for names in COLUMNS.values()], comparisons)
 
 
 def spans() -> Iterator[str]:

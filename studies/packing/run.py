@@ -66,7 +66,7 @@ def tables() -> Iterator[str]:
 
 
 def steps() -> Iterator[str]:
-    """For each source in Markdown, the steps from the published comparison to an equal one; bold as in `told`."""
+    """For each source in Markdown, the steps from the published comparison to an equal one; bold as in `markdown_row`."""
     for source in SOURCES:
         arms = arms_of(source)
         names = list(arms["single, 8,192 tokens"])
