@@ -292,6 +292,7 @@ def sparsegpt(trained: Pruning) -> Outcome:
     return trained.by("sparsegpt", "arrival", [(name, 0) for name in (*LANGUAGES, POOLED)])
 
 
+@pytest.mark.slow
 def test_the_trained_model_knows_its_languages(trained: Pruning):
     for loss, language in zip(trained.dense, LANGUAGES, strict=True):
         letters = Counter("".join(texts(language))[:1_000_000].encode())
@@ -305,11 +306,13 @@ def behind(losses: Mapping[str, list[float]], language: int) -> float:
     return losses[LANGUAGES[language]][language] - min(losses[name][language] for name in LANGUAGES)
 
 
+@pytest.mark.slow
 def test_a_language_is_kept_best_by_itself_in_most_columns_with_sparsegpt(sparsegpt: Outcome):
     assert sum(behind(sparsegpt[1], i) == 0 for i in range(3)) >= 2
     assert max(behind(sparsegpt[1], i) for i in range(3)) < 0.01
 
 
+@pytest.mark.slow
 def test_with_wanda_only_arithmetic_is_clearly_kept_best_by_itself(wanda: Outcome):
     """So the claim doesn't hold here for Wanda: prose and code do as well with one another's data, within what documents change."""
     losses = wanda[1]
@@ -317,6 +320,7 @@ def test_with_wanda_only_arithmetic_is_clearly_kept_best_by_itself(wanda: Outcom
     assert all(behind(losses, i) < 0.015 for i in range(3))
 
 
+@pytest.mark.slow
 def test_masks_of_a_language_are_more_alike_than_those_of_two(wanda: Outcome):
     def overlap(a: tuple[str, int], b: tuple[str, int]) -> float:
         first, second = wanda[0][a], wanda[0][b]
@@ -328,6 +332,7 @@ def test_masks_of_a_language_are_more_alike_than_those_of_two(wanda: Outcome):
         assert within > max(across) + 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_the_pooled_set_is_never_far_behind_the_language_itself(method: str, request: pytest.FixtureRequest):
     losses = request.getfixturevalue(method)[1]
@@ -338,6 +343,7 @@ def test_the_pooled_set_is_never_far_behind_the_language_itself(method: str, req
         assert regret < 0.6 * (max(column) - min(column))
 
 
+@pytest.mark.slow
 def test_a_mix_of_two_is_better_than_between_its_ends(trained: Pruning):
     """MixCal's claim: on a scale from 0, the loss of the set that is of that kind, to 1, that of the other, the mix is below a half on both."""
     _, losses = trained.by("sparsegpt", "dense", [(name, 0) for name in ("arithmetic", "python_code", MIXED)])
@@ -346,6 +352,7 @@ def test_a_mix_of_two_is_better_than_between_its_ends(trained: Pruning):
         assert (losses[MIXED][at] - losses[own][at]) / (losses[other][at] - losses[own][at]) < 0.5
 
 
+@pytest.mark.slow
 def test_specific_neurons_are_found_and_some_stay_when_it_is_pruned(trained: Pruning):
     before = lape(trained.opened, LANGUAGES, tokens=8192, length=WINDOW, lowest=0.05)
     assert int(before.specific.any(0).sum()) == round(0.05 * sum(before.sizes))

@@ -51,6 +51,7 @@ class Lape:
     @cached_property
     def entropy(self) -> Float[Tensor, " neuron"]:
         """In nats, by neuron."""
+        # What a neuron does is read as a distribution over languages; the clamp only keeps 0/0 away, which `where` answers below.
         total = self.probability.sum(0)
         shares = self.probability / total.clamp(min=torch.finfo(self.probability.dtype).tiny)
         entropies = -torch.special.xlogy(shares, shares).sum(0)

@@ -3,7 +3,6 @@
 `Registry(package)` stands in the `__init__.py` of each folder that grows (`methods`, `allocations`, `data/sources`, `data/formats`, …).
 A file defines exactly one public class. Other packages add names through an entry point in the group of the same name, for example
 `calibrant.methods`. Listing names imports nothing; a broken file is an error when it is asked for, never a name that is missing.
-Where small things share a file, as packings do, the registry is given their classes (`shared`) in place of files.
 """
 
 import difflib
@@ -11,8 +10,8 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import EntryPoint, distributions, entry_points
 from operator import attrgetter
@@ -62,11 +61,10 @@ def _loaded(entry: EntryPoint) -> object:
 
 @dataclass(frozen=True)
 class Registry:
-    """The names of one folder. `package` is its import path, `noun` what one of its things is called, `shared` classes that have no file each."""
+    """The names of one folder. `package` is its import path, `noun` what one of its things is called."""
 
     package: str
     noun: str
-    shared: Mapping[str, type[Any]] = field(default_factory=dict[str, type[Any]])
 
     def __post_init__(self) -> None:
         _FOLDERS.add(self.package)
@@ -77,8 +75,6 @@ class Registry:
 
     def get(self, name: str) -> type[Any]:
         """The class called `name`; an unknown name is a `SpecError` with the nearest one and the whole list."""
-        if name in self.shared:
-            return self.shared[name]
         if name in self._own:
             return self._only_class(importlib.import_module(f"{self.package}.{name}"))
         if name in self._foreign:
@@ -98,8 +94,6 @@ class Registry:
 
     @cached_property
     def _own(self) -> frozenset[str]:
-        if self.shared:
-            return frozenset(self.shared)
         found = importlib.util.find_spec(self.package)
         paths = found.submodule_search_locations if found else None
         return frozenset(m.name for m in pkgutil.iter_modules(paths) if not m.name.startswith("_"))

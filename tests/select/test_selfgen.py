@@ -157,6 +157,7 @@ def damaged(expression: str, sparsity: float, draws: int) -> float:
     return mean(several)
 
 
+@pytest.mark.slow
 def test_pruned_by_what_it_writes_it_loses_less_of_it_and_the_more_is_pruned_the_more() -> None:
     """The paper's claim, on the tiny model. It holds for prose and Python; with the prefixes of word problems it held up to 60 % only."""
     gaps = [damaged("python_docs", s, 2) - damaged("selfgen(prefix=python_docs)", s, 2) for s in (0.5, 0.7)]
@@ -164,6 +165,7 @@ def test_pruned_by_what_it_writes_it_loses_less_of_it_and_the_more_is_pruned_the
     assert gaps[1] > gaps[0]
 
 
+@pytest.mark.slow
 def test_hot_and_unfiltered_text_has_no_advantage() -> None:
     hot = "selfgen(prefix=python_docs, temperature=4.0, top_k=0, top_p=1.0, repetition_penalty=1.0, drop=0.0, loops='keep')"
     assert damaged(hot, 0.7, 1) >= damaged("python_docs", 0.7, 1)

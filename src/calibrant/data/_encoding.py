@@ -21,6 +21,7 @@ def start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     start = tokenizer.bos_token_id
     if not isinstance(start, int):
         return []
+    # Configurations say little about it (`add_bos_token` is missing or wrong in many): what a tokenizer does is tried.
     plain, dressed = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
     return [start] if dressed[:1] == [start] and plain[:1] != [start] else []
 

@@ -142,6 +142,7 @@ def _pattern(pattern: str, shown: str) -> Files:
 
 def _matching(pattern: str, shown: str) -> Iterator[str]:
     """Yield what a pattern names, as `glob` has it, but that `**` follows no links. `DataError` if there is too much to look through."""
+    # Not the standard glob: its ** follows links, of which a circle never ends, and it counts nothing.
     waiting: list[tuple[str, tuple[str, ...]]] = [("", Path(pattern).parts)]
     looked_at = 0
     while waiting:

@@ -130,6 +130,7 @@ class CalibrationSet:
         pads = mask & (ids == PAD)
         ids[pads] = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if isinstance(i, int)), 0)
         total = sum(part.tokens for part in drawn)
+        # Parts of whole windows miss their shares by a little; a weight on each of their tokens makes the shares exact.
         each = [float(term.share * total / part.tokens) for term, part in zip(self.parts, drawn, strict=True)]
         facts = [_facts(term, part, decks[term.source], weight) for term, part, weight in zip(self.parts, drawn, each, strict=True)]
         weights = np.repeat(np.array(each, dtype=np.float32), [fact["sequences"] for fact in facts])[:, None] * mask
@@ -267,6 +268,7 @@ class CalibrationSet:
 
     def _mixture(self, mix: Mix, batches: Sequence[TokenBatch]) -> TokenBatch:
         """Return all batches as one whose mass is that of all together: with shares like their tokens' it is the pooled set."""
+        # The statistics of each set are divided by its own mass and multiplied by its share of the mass of all, so that one walk sees what the mix says.
         masses = [float(batch.weights.double().sum()) for batch in batches]
         factors = [float(share) * sum(masses) / mass for share, mass in zip(mix.shares, masses, strict=True)]
         weights = torch.cat([batch.weights * factor for batch, factor in zip(batches, factors, strict=True)])

@@ -124,6 +124,7 @@ def energy(view: ModelView, batch: TokenBatch, kinds: Tensor, progress: Progress
     classes = {name: batch.mask & ~pads & (kinds == KINDS.index(name)) for name in KINDS[:0:-1]} | {"pad": pads}
     present = {name: tokens for name, tokens in classes.items() if bool((batch.weights * tokens).any())}
     steps = len(view.blocks) * (1 + len(present))
+    # A statistic is a sum over tokens: what one kind adds to it is the same walk with the weights of all other tokens at 0.
     whole = _squares(view, batch, lambda block: progress("energy", block, steps))
     shares: dict[str, Any] = {}
     for number, (name, tokens) in enumerate(present.items(), 1):

@@ -168,6 +168,7 @@ def _signatures(shingles: Sequence[Numbers]) -> Signatures:
     runs_of_all = np.concatenate(shingles)
     begins = np.cumsum([0, *map(len, shingles[:-1])])
     signatures = np.empty((len(shingles), SIGNATURE), dtype=np.uint64)
+    # The least hash of a set is equally likely to be that of any of its runs, so two sets agree in it with the chance that a run is in both.
     for place in range(SIGNATURE):
         factor, shift = (np.uint64(number_of(f"{name} {place}")) for name in ("factor", "shift"))
         hashed = (runs_of_all ^ shift) * (factor | np.uint64(1))
@@ -180,6 +181,7 @@ def _signatures(shingles: Sequence[Numbers]) -> Signatures:
 
 def _rows_of_a_band(threshold: float) -> int:
     """Return how many places of the signature make a band: as many as can be if 99 of 100 pairs at the threshold are to agree in some band."""
+    # Two texts of likeness t agree in a band of r places with chance t^r, and in at least one of b bands with 1 - (1 - t^r)^b.
     return max(size for size in range(1, SIGNATURE + 1) if size == 1 or 1 - (1 - threshold**size) ** (SIGNATURE // size) >= 0.99)
 
 

@@ -192,6 +192,7 @@ def write(
     the first `vocabulary` tokens are written. Log-softmax and softmax are float32, or float64 for a model that is.
     """
     width, steps = prefixes.shape[1], max(0, length + starts - prefixes.shape[1])
+    # All numbers at once: which text ends first then changes nobody else's.
     chance = torch.rand(len(prefixes), steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     ids = torch.cat([prefixes, prefixes.new_zeros(len(prefixes), steps)], 1).to(model.device)
     lengths, nats = torch.full((len(ids),), width), torch.zeros(len(ids), dtype=torch.float64)
@@ -213,7 +214,7 @@ def write(
         lengths[going] += 1
         if not goes_on.any():
             break
-        if not goes_on.all():
+        if not goes_on.all():  # texts that have ended leave the batch, so the last long ones are cheap
             cache.batch_select_indices(goes_on.nonzero()[:, 0].to(ids.device))
         shown = chosen[goes_on.to(chosen.device), None]
         ids[going.to(ids.device), width + step] = shown[:, 0]
@@ -241,6 +242,7 @@ def pick(
     scores, tokens = scores.topk(count, dim=1)
     nucleus_of_each = nucleus(scores.softmax(1).cpu().double(), sampling.top_p)
     sums = nucleus_of_each.cumsum(1)
+    # Inverse of the cumulated probabilities: a number in [0, 1) falls on each token as often as its share of what is left.
     place = torch.searchsorted(sums, (chance * sums[:, -1])[:, None], right=True)
     place = torch.minimum(place, (nucleus_of_each > 0).sum(1, keepdim=True) - 1)
     return tokens.gather(1, place.to(tokens.device))[:, 0]
