@@ -52,7 +52,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """What results call the row: the first 16 digits of its key, which tell rows apart and say nothing of the text."""
+        """What results call the row: the first 16 digits of its key, which say which row it is and nothing of its text."""
         return self.key[:16]
 
     @property

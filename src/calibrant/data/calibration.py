@@ -268,7 +268,7 @@ class CalibrationSet:
 
     def _mixture(self, mix: Mix, batches: Sequence[TokenBatch]) -> TokenBatch:
         """Return all batches as one whose mass is that of all together: with shares like their tokens' it is the pooled set."""
-        # The statistics of each set are divided by its own mass and multiplied by its share of the mass of all, so that one walk sees what the mix says.
+        # Statistics are divided by their set's own mass and multiplied by its share of the mass of all: one walk then sees what the mix says.
         masses = [float(batch.weights.double().sum()) for batch in batches]
         factors = [float(share) * sum(masses) / mass for share, mass in zip(mix.shares, masses, strict=True)]
         weights = torch.cat([batch.weights * factor for batch, factor in zip(batches, factors, strict=True)])

@@ -90,7 +90,7 @@ def mirrored(places: Sequence[tuple[str, str]]) -> tuple[Records, str] | None:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Within, nothing is asked of the hub: what is neither in the mirror nor in the hub's local cache is a `DataError`."""
+    """Within, the hub is not contacted: what is neither in the mirror nor in the hub's local cache is a `DataError`."""
     from datasets import config
     from huggingface_hub import constants
 
@@ -100,7 +100,7 @@ def offline() -> Iterator[None]:
         yield
     finally:
         config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = usual
-        _commit.cache_clear()  # what was found without asking is no answer
+        _commit.cache_clear()  # what the cache said offline is no answer for later
 
 
 def _from_hub(hub: HubDataset, split: str, place: tuple[str, str]) -> tuple[Records, str]:
