@@ -312,7 +312,7 @@ def picture() -> Plot:
     return plotted(("findings",), title, f"{title}. The numbers are those of the table.", drawn.chart, drawn.data)
 
 
-NOTE = "hollow: can't be told apart from c4 (95 %, jointly over the sets)"
+NOTE = "hollow: not significantly different from c4 (95 %, jointly over the sets)"
 
 
 def put(page: str, made: Mapping[str, str]) -> str:
