@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibrant import costs
+from calibrant.compress import costs
 from calibrant.store import Cell, Store
 from calibrant.store.reading import provenance_of
 from calibrant.study import Study, read_study
