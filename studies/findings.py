@@ -28,7 +28,6 @@ from calibrant.report.plots.panels import AxisGroup, Mark, Panel, PanelRow, Pane
 from calibrant.report.plots.picture import plotted
 from calibrant.report.plots.theme import FAMILIES
 from calibrant.store import Measurement, Outcome, Score, Store
-from calibrant.store.reading import provenance_of
 
 HERE = Path(__file__).parent
 STORE = HERE / "smollm2"
@@ -239,8 +238,8 @@ def costs() -> Iterator[str]:
     spent: dict[tuple[str, str], list[tuple[float, float]]] = {}
     with Store(STORE, create=False) as store:
         for cell in {cell.run: cell for cell in store.cells() if cell.method != "none"}.values():
-            of = provenance_of(store.run_folder(cell.run))
-            each = [provenance_of(store.measure_folder(cell.run, measure)).get("seconds") for measure in cell.measures.values()]
+            of = store.provenance(cell.run)
+            each = [store.provenance(cell.run, measure).get("seconds") for measure in cell.measures.values()]
             if len(each) == MEASURED and None not in each:
                 spent.setdefault((of.get("processor", "not recorded"), cell.method), []).append((of["seconds"]["compress"], sum(each)))
     yield "| processor | method | runs | seconds of pruning | minutes of measuring |"

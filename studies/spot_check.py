@@ -21,7 +21,6 @@ import numpy as np
 
 from calibrant.compress import costs
 from calibrant.store import Cell, Store
-from calibrant.store.reading import provenance_of
 from calibrant.study import Study, read_study
 
 LOSS, BITS = 1e-3, 0.999
@@ -60,7 +59,7 @@ def may_be_of(named: str, here: str, elsewhere: bool) -> bool:
 
 def processor(store: Store, run: str) -> str:
     """What a run was computed on; nothing where its record doesn't say."""
-    return str(provenance_of(store.run_folder(run)).get("processor", ""))
+    return str(store.provenance(run).get("processor", ""))
 
 
 def narrowed(study: Study, cells: list[Cell]) -> Study:

@@ -146,19 +146,31 @@ class Journal:
 
 
 def read_items(path: Path) -> tuple[Outcome, ...]:
-    """The outcomes of a measurement, a row an item. `DataError` for a file that can't be read."""
+    """Return the outcomes of a measurement, a row an item. `DataError` for a file that can't be read."""
+    return outcomes_of(read_table(path), path)
+
+
+def read_table(path: Path) -> Any:
+    """Return the items of a measurement as an Arrow table. `DataError` for a file that can't be read, or isn't one of items."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with opened(path) as raw, pq.ParquetFile(raw) as file:
             _check_items(file)
-            table = file.read()
+            return file.read()
+    except (OSError, LookupError, ValueError, TypeError, pa.ArrowException) as error:
+        raise unreadable(path, error) from error
+
+
+def outcomes_of(table: Any, path: Path) -> tuple[Outcome, ...]:
+    """Return the outcomes in a table of items; what isn't in columns is in their facts. `DataError`, which names `path`, where one is incomplete."""
+    try:
         if any(table[name].null_count for name in COLUMNS):
             raise ValueError("some of its items have no name, value or weight")
         rows = table.to_pylist()
         return tuple(Outcome(*(row.pop(name) for name in COLUMNS), facts=row) for row in rows)
-    except (OSError, LookupError, ValueError, TypeError, pa.ArrowException) as error:
+    except (LookupError, ValueError, TypeError) as error:
         raise unreadable(path, error) from error
 
 
@@ -183,9 +195,8 @@ def called(item: str) -> str:
 
 
 def write_items(path: Path, outcomes: Sequence[Outcome]) -> None:
-    """One row an item; each of the facts is a column."""
+    """Write one row an item; each of the facts is a column."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns: dict[str, Any] = {
         "item": pa.array([o.item for o in outcomes], pa.string()),
@@ -193,18 +204,30 @@ def write_items(path: Path, outcomes: Sequence[Outcome]) -> None:
         "weight": pa.array([o.weight for o in outcomes], pa.float64()),
     }
     columns |= {name: pa.array([o.facts[name] for o in outcomes]) for name in (outcomes[0].facts if outcomes else ())}
-    table = pa.table(columns)
-    # What makes large tables quick makes these, of a few hundred rows and hardly a value twice, a fifth larger. The bytes of the numbers lie apart,
-    # since most were computed with fewer digits than they are kept with.
-    apart = {path: "BYTE_STREAM_SPLIT" for path, kind in map(_leaf, table.schema) if pa.types.is_floating(kind)}
-    small = {"compression": "zstd", "compression_level": 19, "use_dictionary": False, "write_statistics": False, "store_schema": False}
     with path.open("wb") as file:
-        pq.write_table(table, file, column_encoding=apart or None, **small)
+        write_table(pa.table(columns), file)
     flush(path)
 
 
-def _leaf(column: Any) -> tuple[str, Any]:
-    """What Parquet calls the innermost values of a column, and their type."""
+WAYS: Final = 3
+"""In so many ways items were written; the last is today's, the others are those of older versions."""
+
+
+def write_table(table: Any, file: Any, way: int = WAYS - 1) -> None:
+    """Write a table of items into an open file, in one of the ways in which calibrant has done it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # What makes large tables quick makes these, of a few hundred rows and hardly a value twice, a fifth larger. The bytes of the numbers lie apart,
+    # since most were computed with fewer digits than they are kept with.
+    apart = {path: "BYTE_STREAM_SPLIT" for path, kind in map(leaf, table.schema) if pa.types.is_floating(kind)}
+    small = {"compression_level": 19, "use_dictionary": False, "write_statistics": False, "store_schema": False}
+    options: list[dict[str, Any]] = [{}, small, {**small, "column_encoding": apart or None}]
+    pq.write_table(table, file, compression="zstd", **options[way])
+
+
+def leaf(column: Any) -> tuple[str, Any]:
+    """Return what Parquet calls the innermost values of a column, and their type."""
     import pyarrow as pa
 
     path, kind = column.name, column.type

@@ -364,8 +364,8 @@ def test_of_a_damaged_file_no_more_is_to_be_deleted_than_is_lost(tmp_path: Path,
 
 def test_a_corner_is_gone_when_the_store_is_closed(tmp_path: Path):
     with Store(tmp_path) as store:
-        corner = store.corner()
-        assert corner == store.corner()
+        corner = store.staging_folder()
+        assert corner == store.staging_folder()
         (corner / "tokens").write_text("1 2 3")
         Store(tmp_path)
         assert (corner / "tokens").exists(), "another writer spares it"
@@ -412,7 +412,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
 
 def test_a_file_that_could_not_be_written_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with Store(tmp_path) as store:
-        corner = store.corner()
+        corner = store.staging_folder()
 
         def full(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -509,10 +509,10 @@ def test_two_writers_neither_lose_nor_spoil_anything(tmp_path: Path):
 def _forks(folder: Path) -> None:
     with Store(folder) as store:
         store.add_record(RECORD)
-        corner = store.corner()
+        corner = store.staging_folder()
         child = os.fork()
         if not child:
-            assert store.corner() != corner
+            assert store.staging_folder() != corner
             store.add_measurement(RUN.id, LOSS, MEASURED)
             sys.exit(0)  # unlike os._exit, with everything that a process does at its end
         assert os.waitpid(child, 0)[1] == 0

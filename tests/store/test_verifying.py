@@ -218,13 +218,13 @@ def test_failures_that_are_damaged_or_outdated_are_found(store: Store):
 
 def _dies_at_work(folder: Path) -> None:
     store = Store(folder)
-    (store.corner() / "half").write_text("written")
+    (store.staging_folder() / "half").write_text("written")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_what_the_killed_leave_is_found_and_what_the_living_do_is_not(store: Store):
     with Store(store.folder) as living:
-        living.corner()
+        living.staging_folder()
         living.journal(RUN.id, {**LOSS, "tokens": 7}).add({"a": 1})
         with living.claim("something", wait=True):
             assert verify(store.folder) == []

@@ -186,8 +186,8 @@ def worked(study: Study, folder: Path, deadly: Callable[[str, str], bool] = lamb
     with Store(folder) as store:
         store.write_text("study.yaml", study.as_yaml())
         workload = study.workload()
-        (store.corner() / "work.json").write_text(json.dumps({"work": workload.to_json(), "forgiven": {}}))
-        job = {"folder": str(folder), "shared": str(store.corner()), "count": 2, "threads": 1}
+        (store.staging_folder() / "work.json").write_text(json.dumps({"work": workload.to_json(), "forgiven": {}}))
+        job = {"folder": str(folder), "shared": str(store.staging_folder()), "count": 2, "threads": 1}
         return supervise(Summary(store, workload, silent), [lambda place=place: Mortal({**job, "place": place}, deadly) for place in range(2)])
 
 

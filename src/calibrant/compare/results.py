@@ -1,8 +1,7 @@
 """What a store holds, in memory: its measurements as arrays, the scores as one flat table, the draws of one set."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -13,8 +12,9 @@ from calibrant.compare.labels import label_set, labels_of
 from calibrant.errors import DataError, SpecError
 from calibrant.extras import needed_for
 from calibrant.grammar import SetLabel
-from calibrant.outcomes import MOST, called, read_items
+from calibrant.outcomes import called
 from calibrant.store import Cell, Measurement, Record, Store, revisions
+from calibrant.store.columns import ItemNumbers
 from calibrant.store.records import is_older
 
 if TYPE_CHECKING:
@@ -184,44 +184,20 @@ def _items(store: Store, cells: Sequence[Cell], scores: Mapping[str, Mapping[str
         rows += size
     items: dict[str, dict[str, ItemValues]] = {}
     for batch in batches:
-        paths = [store.measure_folder(run, i) / "items.parquet" for run, i in batch]
-        for (run, i), (names, values, weights) in zip(batch, _tables(paths), strict=True):
+        for (run, i), (names, values, weights) in zip(batch, _tables(store.numbers(batch)), strict=True):
             items.setdefault(run, {})[i] = ItemValues(scores[run][i].score, names, values, weights, scores[run][i].beside)
     return items
 
 
-def _tables(paths: Sequence[Path]) -> Iterator[Table]:
-    """Yield the items of every file, in one pass over all."""
-    import polars as pl
-
-    schema = {"item": pl.String, "value": pl.Float64, "weight": pl.Float64}
-    try:
-        if not all(path.is_file() for path in paths):
-            raise OSError  # a pipe would be waited for
-        scan = pl.scan_parquet(list(paths), schema=schema, extra_columns="ignore", include_file_paths="path")
-        if scan.select(pl.len()).collect().item() > MOST:
-            raise OSError
-        frame = scan.collect()
-        if frame.select(pl.all().null_count()).sum_horizontal().item():
-            raise OSError
-    except (pl.exceptions.PolarsError, OSError):
-        for path in paths:  # one at a time, which names the one that can't be read
-            rows = sorted((called(o.item), o.value, o.weight) for o in read_items(path))
-            values, weights = (np.array([row[i] for row in rows], dtype=float) for i in (1, 2))
-            yield tuple(row[0] for row in rows), values, weights
-        return
-    runs = frame["path"].rle().struct.unnest()
-    counts = dict(zip(runs["value"].to_list(), runs["len"].to_list(), strict=True))
-    values, weights = frame["value"].to_numpy(), frame["weight"].to_numpy()
-    start, raw, order, names, tokens = 0, pl.Series([], dtype=pl.String), np.array([], dtype=np.intp), (), np.array([])
-    for path in map(str, paths):
-        end = start + counts.get(path, 0)
-        if not (column := frame["item"][start:end]).equals(raw):
-            # Most files hold the items of the one before. They share names and weights, which makes it quick to see that they are the same.
-            raw, readable = column, [called(name) for name in column]
+def _tables(measurements: Iterable[ItemNumbers]) -> Iterator[Table]:
+    """Yield the items of each measurement in the order of their names."""
+    raw, order, names, tokens = None, np.array([], dtype=np.intp), (), np.array([])
+    for of in measurements:
+        if raw is None or not of.names.equals(raw):
+            # Most measurements have the items of the one before. They share names and weights, which makes it quick to see that they are the same.
+            raw, readable = of.names, [called(name) for name in of.names]
             order = np.array(sorted(range(len(readable)), key=readable.__getitem__), dtype=np.intp)
             names = tuple(readable[i] for i in order)
-        if not np.array_equal(weights[start:end][order], tokens):
-            tokens = weights[start:end][order]
-        yield names, values[start:end][order], tokens
-        start = end
+        if not np.array_equal(of.weights[order], tokens):
+            tokens = of.weights[order]
+        yield names, of.values[order], tokens

@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from calibrant.compare import Results, is_grid
 from calibrant.store import Cell, Record, Score, Store, stored_bits
-from calibrant.store.reading import provenance_of
 
 PHASES: Final = {
     "open": "opening the model",
@@ -38,13 +37,13 @@ class StudyFacts:
 def notes_of(store: Store, reading: Results) -> dict[str, str]:
     """What must be said of each model wherever results of it are shown, by its name; nothing for most."""
     runs = {c.model: c.run for c in reversed(reading.cells) if c.run in reading.records}
-    return {model: str(provenance_of(store.run_folder(run)).get("model_note", "")) for model, run in reversed(runs.items())}
+    return {model: str(store.provenance(run).get("model_note", "")) for model, run in reversed(runs.items())}
 
 
 def facts_of(store: Store, reading: Results) -> StudyFacts:
     """Gather the facts of everything that the store's grid asks for. Beside what was read already, only provenance is opened."""
     cells = [c for c in reading.cells if c.run in reading.records]
-    records = {run: replace(head, provenance=provenance_of(store.run_folder(run))) for run, head in reading.records.items()}
+    records = {run: replace(head, provenance=store.provenance(run)) for run, head in reading.records.items()}
     return StudyFacts(
         models={c.model: str(records[c.run].provenance.get("model_note", "")) for c in cells},
         dense=_dense_scores(cells, reading),
@@ -70,7 +69,7 @@ def _seconds(store: Store, cells: Sequence[Cell], records: Mapping[str, Record])
         for phase, seconds in phases.items() if isinstance(phases, Mapping) else ():
             total[phase] = total.get(phase, 0.0) + seconds
     for run, measure in {(c.run, m): None for c in cells for m in c.measures.values()}:
-        seconds = provenance_of(store.measure_folder(run, measure)).get("seconds")
+        seconds = store.provenance(run, measure).get("seconds")
         if isinstance(seconds, int | float):
             total["measure"] = total.get("measure", 0.0) + seconds
     return total

@@ -14,8 +14,8 @@ from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.store.claims import Claim
 from calibrant.store.folder import MARKER, STATISTICS, STUDY, Store
 from calibrant.store.merging import Merged, merge
+from calibrant.store.reading import EDITS, MASK, PROFILE
 from calibrant.store.records import Cell, Record, Run, measurement_id, revisions, stored_bits
-from calibrant.store.staging import EDITS, MASK, PROFILE
 from calibrant.store.verifying import Audit, Problem, audit, verify
 
 __all__ = [

@@ -3,25 +3,27 @@
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, overload
 
-from calibrant.durable import LARGEST, UNFINISHED, content, opened, packed, read_json, text_of_json, undoing, write_bytes
+from calibrant.durable import LARGEST, UNFINISHED, content, packed, read_json, text_of_json, undoing, write_bytes
 from calibrant.errors import OutputError
 from calibrant.families import known_family
 from calibrant.foreign import brief
 from calibrant.grammar import SetLabel
-from calibrant.outcomes import Journal, Measurement, Outcome, read_items, write_items
+from calibrant.outcomes import Journal, Measurement, Outcome, write_items
 from calibrant.spec import Call, canonical, parameters, text_of
 from calibrant.store.claims import Claim, claimed
-from calibrant.store.reading import provenance_of, read_failure, read_measurement, read_record, read_scores, score_file, understood, without_weights
+from calibrant.store.columns import ItemNumbers, numbers
+from calibrant.store.packed import MOVING, Packed, settle
+from calibrant.store.reading import ITEMS, PROVENANCE, RECORD, SCORE, WEIGHTS, Files, Loose, read_failure, understood
 from calibrant.store.records import Cell, Record, age, is_older, measurement_id, revisions, revisions_of, unrevised
 from calibrant.store.shapes import IndexFile, check
-from calibrant.store.staging import MEASURES, PROVENANCE, WEIGHTS, Staging, left
+from calibrant.store.staging import MEASURES, Staging, left
 
 MARKER: Final = "calibrant-store.json"
 JOURNALS: Final = ".journals"
@@ -34,6 +36,8 @@ STATISTICS: Final = "statistics"
 """Where whoever computes keeps what the untouched model saw; it may be there before anything else is."""
 FORMAT: Final = 2
 """Of what is written. Format 1, which is read, had the weights of a record in `record.json`."""
+PACKED_FORMAT: Final = 3
+"""Of a store that is packed, or a part of it: a version that doesn't know of that must not take it for an empty one."""
 
 _NAMED: Final = re.compile(r"[0-9a-f]{64}(-piece-\d+)?")
 """What is in a folder of statistics that is ours."""
@@ -41,6 +45,8 @@ _NAMED: Final = re.compile(r"[0-9a-f]{64}(-piece-\d+)?")
 
 class Store:
     """The folder of results. Opening it for writing makes it, and clears what dead writers left; `create=False` only reads.
+
+    Where the store is packed, or was when a study went on in it, results are in its tables, and newer ones in folders of their own beside them.
 
     Raises `OutputError` for a folder that isn't ours, that can't be written to, or on a full disk; nothing half-written stays behind.
     Raises `DataError` for a file in it that can't be read.
@@ -54,18 +60,21 @@ class Store:
             unfinished = self.folder / UNFINISHED
             with undoing(unfinished, unfinished / "lock"):
                 self._make(found)
+        self.packed = Packed.of(self.folder)
 
     def _make(self, found: int) -> None:
         with self._staging.writing("make the store"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with left(self.folder) as corners:
-                for corner in corners:
-                    shutil.rmtree(corner, ignore_errors=True)
-        if found == FORMAT and (self.folder / MARKER).exists():
+            with left(self.folder) as unfinished:
+                for folder in unfinished:
+                    shutil.rmtree(folder, ignore_errors=True)
+            if (self.folder / MOVING).exists():
+                settle(self.folder)
+        if found >= FORMAT and (self.folder / MARKER).exists():
             return
         with ExitStack() as failed:
             failed.callback(self._staging.close)
-            self.write_text(MARKER, text_of_json({"format": FORMAT, "what": "results of calibrant; safe to copy, and to merge by copying"}))
+            self.write_text(MARKER, marker(FORMAT))
             failed.pop_all()
 
     def _check_ours(self, create: bool) -> int:
@@ -84,31 +93,37 @@ class Store:
             raise OutputError(f"{where!r} exists, isn't empty and isn't ours (no {MARKER} in it); name a new or empty folder", subject=where)
         with understood(self.folder / MARKER):
             found = read_json(self.folder / MARKER).get("format", FORMAT) if MARKER in names else FORMAT
-        if found not in range(1, FORMAT + 1):
+        if found not in range(1, PACKED_FORMAT + 1):
             raise OutputError(
-                f"{where!r} was written in format {brief(found)}, this calibrant reads 1 to {FORMAT}; use the version that wrote it", subject=where
+                f"{where!r} was written in format {brief(found)}, this calibrant reads 1 to {PACKED_FORMAT}; use the version that wrote it",
+                subject=where,
             )
         return found
 
     # Runs
 
+    def files(self, run_id: str, measure_id: str = "") -> Files:
+        """Return the files of a run or of a measurement on it, whether they are there or not; of what is packed those in the tables."""
+        packed = self.packed.files(run_id, measure_id) if self.packed else None
+        return packed or Loose(self.measure_folder(run_id, measure_id) if measure_id else self.run_folder(run_id))
+
     def ids(self) -> list[str]:
-        """The id of every run that has a record, in order."""
-        return sorted(f"sha256:{p.parent.name}" for p in (self.folder / RUNS).glob("*/record.json"))
+        """Return the id of every run that has a record, in order."""
+        loose = {f"sha256:{p.parent.name}" for p in (self.folder / RUNS).glob(f"*/{RECORD}")}
+        return sorted(loose | set(self.packed.runs if self.packed else ()))
 
     def has_record(self, run_id: str) -> bool:
-        """Whether the run is here."""
-        return (self.run_folder(run_id) / "record.json").exists()
+        """Whether the run is in the store."""
+        return self.files(run_id).has(RECORD)
 
     def record(self, run_id: str, whole: bool = True) -> Record | None:
-        """What the run gave, or None if the store lacks it. Not `whole`, it comes without `weights` and provenance, and many times sooner."""
-        path = self.run_folder(run_id) / "record.json"
-        if not path.parent.exists():
+        """Return a run's record, or None if the store lacks it. Not `whole`, it comes without `weights` and provenance, and many times sooner."""
+        files = self.files(run_id)
+        if isinstance(files, Loose) and not files.folder.exists():
             return None
-        with understood(path):
-            kept = read_record(path.parent) if whole else without_weights(path)
-            provenance = provenance_of(path.parent) if whole else {}
-            return Record.read({**kept, "provenance": provenance})
+        with understood(files.where(RECORD)):
+            fields = files.record() if whole else files.record_without_weights()
+            return Record.read({**fields, "provenance": files.provenance() if whole else {}})
 
     def records(self, whole: bool = True) -> list[Record]:
         """Every record, in the order of their ids; `whole` as in `record`."""
@@ -119,9 +134,11 @@ class Store:
 
         `files` are kept beside it under their names, for example the mask.
         """
+        if self.packed and record.run.id in self.packed.runs:
+            return record.run.id
         kept = {"id": record.run.id, **{k: v for k, v in record.plain().items() if k not in ("provenance", "weights")}}
         with self._staging.appearing(self.run_folder(record.run.id)) as folder:
-            write_bytes(folder / "record.json", text_of_json(kept).encode())
+            write_bytes(folder / RECORD, text_of_json(kept).encode())
             write_bytes(folder / WEIGHTS, packed(record.weights))
             write_bytes(folder / PROVENANCE, text_of_json(record.provenance).encode())
             for name, content in files.items():
@@ -131,47 +148,70 @@ class Store:
         return record.run.id
 
     def file(self, run_id: str, name: str) -> bytes | None:
-        """A file that was kept beside a record, or None if there is none."""
-        path = self.run_folder(run_id) / name
-        if not path.exists():
-            return None
-        with understood(path), opened(path) as file:
-            return file.read()
+        """Return a file that was written beside a record, or None if there is none."""
+        return self.files(run_id).content(name)
 
-    def adopt(self, found: Path, run_id: str, measure_id: str = "", without: Collection[str] = ()) -> None:
-        """Copy a folder of another store, a run's or a measurement's, but for what is named in `without`. One that is here already stays."""
-        self._staging.copy(found, self.measure_folder(run_id, measure_id) if measure_id else self.run_folder(run_id), without)
+    def bytes_of(self, name: str) -> int:
+        """Return how much room the files of this name take beside all records together."""
+        loose = sum(path.stat().st_size for path in self.folder.glob(f"{RUNS}/*/{name}"))
+        return loose + sum(info.file_size for path, info in (self.packed.archive if self.packed else {}).items() if path.endswith(f"/{name}"))
+
+    def adopt(self, source: Files, run_id: str, measures: Mapping[str, Files] = MappingProxyType({})) -> None:
+        """Copy a run of another store, with these measurements. One that is in this store already stays."""
+        with self._staging.appearing(self.run_folder(run_id), summed=False) as folder:
+            source.copy(folder, without=[MEASURES])
+            (folder / MEASURES).mkdir()
+            for measure_id, files in measures.items():
+                (folder / MEASURES / bare(measure_id)).mkdir()
+                files.copy(folder / MEASURES / bare(measure_id))
+
+    def adopt_measurement(self, source: Files, run_id: str, measure_id: str) -> None:
+        """Copy a measurement of another store, on a run that is in this one. One that is in this store already stays."""
+        with self._staging.appearing(self.measure_folder(run_id, measure_id), summed=False) as folder:
+            source.copy(folder)
 
     # Measurements
 
     def measured(self, run_id: str) -> set[str]:
-        """The ids of everything measured on a run; no file is opened."""
-        return {measure_id for measure_id, _ in self._measures(run_id)}
+        """Return the ids of everything measured on a run; of folders no file is opened."""
+        return set(self._measures(run_id))
 
     def measurement(self, run_id: str, measure_id: str) -> Measurement | None:
-        """What was measured, with its items, or None if the store lacks it."""
-        folder = self.measure_folder(run_id, measure_id)
-        return read_measurement(folder) if folder.exists() else None
+        """Return what was measured, with its items, or None if the store lacks it."""
+        files = self.files(run_id, measure_id)
+        return files.measurement() if not isinstance(files, Loose) or files.folder.exists() else None
 
     def measurements(self, run_id: str) -> dict[str, Measurement]:
-        """Everything measured on a run, by measurement id."""
-        return {measure_id: read_measurement(folder) for measure_id, folder in self._measures(run_id)}
+        """Return everything measured on a run, by measurement id."""
+        return {measure_id: self.files(run_id, measure_id).measurement() for measure_id in self._measures(run_id)}
 
     def scores(self, run_id: str) -> dict[str, Measurement]:
-        """Everything measured on a run without its items and provenance, by measurement id: one small file read for each."""
-        return {measure_id: read_scores(folder) for measure_id, folder in self._measures(run_id)}
+        """Return everything measured on a run without its items and provenance, by measurement id: one small file read for each."""
+        return {measure_id: self.files(run_id, measure_id).measurement(whole=False) for measure_id in self._measures(run_id)}
 
     def items(self, run_id: str, measure_id: str) -> tuple[Outcome, ...]:
-        """What every item of a measurement gave; `DataError` if the store lacks it. Its file is `measure_folder(…) / "items.parquet"`."""
-        return read_items(self.measure_folder(run_id, measure_id) / "items.parquet")
+        """Return what every item of a measurement gave; `DataError` if the store lacks it."""
+        return self.files(run_id, measure_id).outcomes()
+
+    def numbers(self, measurements: Sequence[tuple[str, str]]) -> Iterator[ItemNumbers]:
+        """Yield the items' names, values and weights of each of these measurements, ids of a run and its own, read together and so sooner.
+
+        Raises `DataError` for one that can't be read.
+        """
+        return numbers(self.packed, [(key, self.measure_folder(*key) / ITEMS) for key in measurements])
+
+    def provenance(self, run_id: str, measure_id: str = "") -> Mapping[str, Any]:
+        """Return what is known beside a record or a measurement: seconds, versions, machine. It is no part of the result."""
+        return self.files(run_id, measure_id).provenance()
 
     def evaluators(self, run_id: str) -> dict[str, Mapping[str, Any]]:
-        """The canonical evaluator behind each measurement of a run, by measurement id."""
-        found: dict[str, Mapping[str, Any]] = {}
-        for measure_id, folder in self._measures(run_id):
-            with understood(folder / "score.json"):
-                found[measure_id] = score_file(folder)["evaluator"]
-        return found
+        """Return the canonical evaluator behind each measurement of a run, by measurement id."""
+        forms: dict[str, Mapping[str, Any]] = {}
+        for measure_id in self._measures(run_id):
+            files = self.files(run_id, measure_id)
+            with understood(files.where(SCORE)):
+                forms[measure_id] = files.score_file()["evaluator"]
+        return forms
 
     def add_measurement(self, run_id: str, evaluator: Mapping[str, Any], measurement: Measurement, data: str = "") -> str:
         """Keep what `evaluator` (its canonical form) measured on a recorded run and return its id; one that is there already stays.
@@ -183,12 +223,14 @@ class Store:
                 f"there is no record of run {run_id} in {str(self.folder)!r}; add the record before what was measured on it", subject=run_id
             )
         measure_id = measurement_id(run_id, evaluator, data)
+        if self.packed and measure_id in self.packed.measures.get(run_id, ()):
+            return measure_id
         kept = {"id": measure_id, "run": run_id, "evaluator": canonical(evaluator), "data": data, "score": asdict(measurement.score)}
         kept |= {"beside": [asdict(score) for score in measurement.beside]} if measurement.beside else {}
         with self._staging.appearing(self.measure_folder(run_id, measure_id)) as folder:
-            write_bytes(folder / "score.json", text_of_json(kept).encode())
+            write_bytes(folder / SCORE, text_of_json(kept).encode())
             write_bytes(folder / PROVENANCE, text_of_json(measurement.provenance).encode())
-            write_items(folder / "items.parquet", measurement.outcomes)
+            write_items(folder / ITEMS, measurement.outcomes)
         self.clear_failure(measure_id)
         return measure_id
 
@@ -312,21 +354,21 @@ class Store:
         self._staging.replace(path, text.encode())
         return path
 
-    def corner(self) -> Path:
-        """A folder for this process alone, for what others shall read while it is at work; gone when the store is closed or next opened."""
-        with self._staging.writing("make a corner"):
-            return self._staging.corner()
+    def staging_folder(self) -> Path:
+        """Return a folder for this process alone, for what others shall read while it is at work; gone when the store is closed or next opened."""
+        with self._staging.writing("make a staging folder"):
+            return self._staging.folder()
 
     def run_folder(self, run_id: str) -> Path:
-        """Where a run's record is, or would be."""
+        """Return where a run's record is if it isn't packed, or would be."""
         return self.folder / RUNS / bare(run_id)
 
     def measure_folder(self, run_id: str, measure_id: str) -> Path:
-        """Where a measurement is, or would be: `score.json` and `items.parquet`."""
+        """Return where a measurement is if it isn't packed, or would be: `score.json` and `items.parquet`."""
         return self.run_folder(run_id) / MEASURES / bare(measure_id)
 
     def close(self) -> None:
-        """Give back this writer's corner; done at the latest when the process ends, or by the next one that opens the store."""
+        """Give back this writer's staging folder; done at the latest when the process ends, or by the next one that opens the store."""
         self._staging.close()
 
     def __enter__(self) -> "Store":
@@ -335,11 +377,11 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _measures(self, run_id: str) -> Iterator[tuple[str, Path]]:
+    def _measures(self, run_id: str) -> list[str]:
         folder = self.run_folder(run_id) / MEASURES
-        for name in sorted(os.listdir(folder)) if folder.exists() else ():
-            if not name.startswith("."):  # what a file manager or a network drive leaves
-                yield f"sha256:{name}", folder / name
+        names = os.listdir(folder) if folder.exists() else ()
+        loose = {f"sha256:{name}" for name in names if not name.startswith(".")}  # what a file manager or a network drive leaves
+        return sorted(loose | set(self.packed.measures.get(run_id, ()) if self.packed else ()))
 
     def _texts(self, run_id: str) -> dict[str, str]:
         """The measurements of a run by their evaluator's text; of two with the same text the newer revision."""
@@ -350,6 +392,11 @@ class Store:
         path = self.folder / INDEX
         with understood(path):
             return dict[str, Any](check(read_json(path), IndexFile)) if path.exists() else {}
+
+
+def marker(format: int) -> str:
+    """Return what the marker of a store says."""
+    return text_of_json({"format": format, "what": "results of calibrant; safe to copy, and to merge by copying"})
 
 
 def bare(tagged: str) -> str:

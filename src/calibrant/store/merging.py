@@ -5,14 +5,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.durable import read_json, read_packed, text_of_json
+from calibrant.durable import text_of_json
 from calibrant.errors import DataError, OutputError
-from calibrant.outcomes import read_items
 from calibrant.progress import Progress, silent
 from calibrant.store.folder import INDEX, Store
-from calibrant.store.reading import read_record
+from calibrant.store.reading import ITEMS, PROVENANCE, RECORD, SCORE, SUMS, WEIGHTS, Files
 from calibrant.store.records import Cell
-from calibrant.store.staging import PROVENANCE, SUMS, WEIGHTS
 from calibrant.store.verifying import AGAIN, Problem, present, problems_of_measurement, problems_of_run
 
 RESULTS: Final = ("sparsity", "weights", "dense")
@@ -81,33 +79,33 @@ class _Merging:
         progress(f"merging {source.folder}", len(ids), len(ids))
 
     def _take_run(self, source: Store, run_id: str) -> None:
-        found = source.run_folder(run_id)
-        if not self._is_whole(problems_of_run(found)):
+        run = source.files(run_id)
+        if not self._is_whole(problems_of_run(run, run_id)):
             return
-        measures = {i: source.measure_folder(run_id, i) for i in sorted(source.measured(run_id))}
-        usable = {i: folder for i, folder in measures.items() if self._is_whole(problems_of_measurement(folder))}
+        measures = {i: source.files(run_id, i) for i in sorted(source.measured(run_id))}
+        usable = {i: files for i, files in measures.items() if self._is_whole(problems_of_measurement(files, run_id, i))}
         if not self._target.has_record(run_id):
-            self._target.adopt(found, run_id, without=[folder.name for i, folder in measures.items() if i not in usable])
+            self._target.adopt(run, run_id, usable)
             self.runs += 1
             self.measurements += len(usable)
             return
-        self._keep(self._target.run_folder(run_id), found)
-        here = self._target.measured(run_id)
-        for measure_id, folder in usable.items():
-            if measure_id in here:
-                self._keep(self._target.measure_folder(run_id, measure_id), folder)
+        self._keep(self._target.files(run_id), run)
+        present = self._target.measured(run_id)
+        for measure_id, files in usable.items():
+            if measure_id in present:
+                self._keep(self._target.files(run_id, measure_id), files)
             else:
-                self._target.adopt(folder, run_id, measure_id)
+                self._target.adopt_measurement(files, run_id, measure_id)
                 self.measurements += 1
 
-    def _keep(self, ours: Path, theirs: Path) -> None:
+    def _keep(self, ours: Files, theirs: Files) -> None:
         self.kept += 1
         try:
-            told = next(filter(None, (_difference(ours / name, theirs / name) for name in _files(ours, theirs))), None)
+            what = next(filter(None, (_difference(ours, theirs, name) for name in _names(ours, theirs))), None)
         except DataError as error:
             self.problems.append(Problem(error.subject, str(error).partition("; restore it")[0], AGAIN))
         else:
-            self.problems += [Problem(str(theirs), told, KEPT)] if told else []
+            self.problems += [Problem(str(theirs.where(RECORD if theirs.has(RECORD) else SCORE).parent), what, KEPT)] if what else []
 
     def _is_whole(self, problems: Iterable[Problem]) -> bool:
         found = [replace(problem, remedy=UNUSABLE) for problem in problems]
@@ -115,29 +113,29 @@ class _Merging:
         return not found
 
 
-def _files(ours: Path, theirs: Path) -> list[str]:
-    """The files that both folders have, the one that says most first."""
-    here, there = ({p.name for p in folder.iterdir() if p.is_file() and p.name not in (SUMS, PROVENANCE)} for folder in (ours, theirs))
-    return sorted(here & there, key=lambda name: (not name.endswith(".json"), name))
+def _names(ours: Files, theirs: Files) -> list[str]:
+    """The files that both have, the one that says most first."""
+    both = set(ours.names()) & set(theirs.names()) - {SUMS, PROVENANCE}
+    return sorted(both, key=lambda name: (not name.endswith(".json"), name))
 
 
-def _difference(ours: Path, theirs: Path) -> str | None:
+def _difference(ours: Files, theirs: Files, name: str) -> str | None:
     """How the results in two files differ; None if they don't."""
-    if ours.read_bytes() == theirs.read_bytes():
+    if ours.content(name) == theirs.content(name):
         return None
-    if ours.name == "items.parquet":  # written by another version, the same items are other bytes
-        return None if repr(read_items(ours)) == repr(read_items(theirs)) else "the same measurement with other items"
-    if ours.name == "score.json":
-        here, there = read_json(ours)["score"], read_json(theirs)["score"]
-        same = text_of_json(here) == text_of_json(there)
-        return None if same else f"the same measurement with another score: {there['value']!r} there, {here['value']!r} here"
-    if ours.name == "record.json":
-        here, there = read_record(ours.parent), read_record(theirs.parent)
-        other = [name for name in RESULTS if text_of_json(here[name]) != text_of_json(there[name])]
-        return f"the same run with other results: {', '.join(other)}" if other else None
-    if ours.name == WEIGHTS:  # another zlib packs the same in other bytes
-        return None if text_of_json(read_packed(ours)) == text_of_json(read_packed(theirs)) else "the same run with other results: weights"
-    return f"the same run with another {ours.name}"
+    if name == ITEMS:  # written by another version, the same items are other bytes
+        return None if repr(ours.outcomes()) == repr(theirs.outcomes()) else "the same measurement with other items"
+    if name == SCORE:
+        mine, other = ours.json(SCORE)["score"], theirs.json(SCORE)["score"]
+        same = text_of_json(mine) == text_of_json(other)
+        return None if same else f"the same measurement with another score: {other['value']!r} there, {mine['value']!r} here"
+    if name == RECORD:
+        mine, other = ours.record(), theirs.record()
+        differing = [part for part in RESULTS if text_of_json(mine[part]) != text_of_json(other[part])]
+        return f"the same run with other results: {', '.join(differing)}" if differing else None
+    if name == WEIGHTS:  # another zlib packs the same in other bytes
+        return None if text_of_json(ours.json(WEIGHTS)) == text_of_json(theirs.json(WEIGHTS)) else "the same run with other results: weights"
+    return f"the same run with another {name}"
 
 
 def _unite_grids(target: Store, given: Sequence[Store]) -> None:

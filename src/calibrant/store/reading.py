@@ -1,14 +1,34 @@
-"""How the files of a store are read: whole, or only as far as is needed."""
+"""How the files of a run or a measurement are read: whole, or only as far as is needed; from a folder, or (`packed`) from tables of many."""
 
-from collections.abc import Iterator, Mapping
+import errno
+import hashlib
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.durable import LARGEST, from_json, opened, read_json, read_packed, unreadable
-from calibrant.outcomes import Measurement, Outcome, Score, read_items
+from calibrant.durable import LARGEST, flush, from_json, opened, read_json, read_packed, unreadable
+from calibrant.outcomes import Measurement, Outcome, Score, outcomes_of, read_table
 from calibrant.store.shapes import FailureFile, Matrix, ProfileFile, Provenance, RecordFile, ScoreFile, check
-from calibrant.store.staging import PROVENANCE, WEIGHTS
+
+RECORD: Final = "record.json"
+SCORE: Final = "score.json"
+ITEMS: Final = "items.parquet"
+"""What every item of a measurement gave."""
+SUMS: Final = "sums.json"
+PROVENANCE: Final = "provenance.json"
+WEIGHTS: Final = "weights.json.gz"
+"""What a run did to each matrix: nearly all that is to be said of it, and the sizes of what is sampled."""
+PROFILE: Final = "profile.json"
+"""What the calibration set of a run says: words, characters, quotations where they are allowed. A report reads it, nothing else does."""
+MASK: Final = "mask.npz"
+"""What a run's weights can be made from again without pruning. It may be deleted to save room: then they are pruned again where that is needed."""
+EDITS: Final = "edits.safetensors"
+"""The same for a run whose kept weights changed, or that removed whole parts."""
 
 _WEIGHTS: Final = b'\n "weights": '
 """How the last key of a record begins: at this depth, it stands nowhere else."""
@@ -23,62 +43,160 @@ def understood(path: Path) -> Iterator[None]:
         raise unreadable(path, error) from error
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """A record with its weights. In format 1 they stood in the same file."""
-    with understood(folder / "record.json"):
-        kept = read_json(folder / "record.json")
-        if "weights" in check(kept, RecordFile):
-            return kept
-    with understood(folder / WEIGHTS):
-        return {**kept, "weights": check(read_packed(folder / WEIGHTS), list[Matrix])}
+class Files(ABC):
+    """The files of one run or of one measurement, by their names, wherever they lie. What can't be read raises `DataError`."""
+
+    @abstractmethod
+    def where(self, name: str) -> Path:
+        """Return the path that a message names."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """List the files that are there, in order."""
+
+    @abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether a file is there."""
+
+    @abstractmethod
+    def content(self, name: str) -> bytes | None:
+        """Return a file's bytes, or None if there is none."""
+
+    @abstractmethod
+    def json(self, name: str) -> Any:
+        """Return what a file of JSON holds, also where that is compressed."""
+
+    @abstractmethod
+    def beginning(self, name: str, end: bytes) -> bytes:
+        """Return as much of a file as reaches beyond `end`, or all of it. Raises `OSError`."""
+
+    @abstractmethod
+    def digest(self, name: str) -> str:
+        """Return the SHA-256 of a file that is there."""
+
+    @abstractmethod
+    def table(self) -> Any:
+        """Return the items of a measurement as an Arrow table."""
+
+    @abstractmethod
+    def copy(self, folder: Path, without: Collection[str] = ()) -> None:
+        """Write everything into a folder that is there, but for what is named in `without`. Raises `OSError`."""
+
+    def record(self) -> dict[str, Any]:
+        """Return a record with its weights. In format 1 they stood in the same file."""
+        with understood(self.where(RECORD)):
+            record = self.json(RECORD)
+            if "weights" in check(record, RecordFile):
+                return record
+        with understood(self.where(WEIGHTS)):
+            return {**record, "weights": check(self.json(WEIGHTS), list[Matrix])}
+
+    def record_without_weights(self) -> dict[str, Any]:
+        """Return a record but for its weights, which in format 1 are nearly all of its file."""
+        path = self.where(RECORD)
+        try:
+            head, found, _ = self.beginning(RECORD, _WEIGHTS).partition(_WEIGHTS)
+            record = check(from_json((head.rstrip(b",") + b"}" if found else head).decode()), RecordFile)
+        except (OSError, ValueError) as error:
+            raise unreadable(path, error) from error
+        return {**record, "weights": ()}
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Return what is known beside a record or a measurement, outside every hash."""
+        with understood(self.where(PROVENANCE)):
+            return check(self.json(PROVENANCE), Provenance) if self.has(PROVENANCE) else {}
+
+    def score_file(self) -> Mapping[str, Any]:
+        """Return what `score.json` of a measurement holds."""
+        with understood(self.where(SCORE)):
+            return check(self.json(SCORE), ScoreFile)
+
+    def measurement(self, whole: bool = True) -> Measurement:
+        """Return a measurement; not `whole`, without its items and provenance, for which one small file is read."""
+        with understood(self.where(SCORE)):
+            written = self.score_file()
+            beside = tuple(Score(**score) for score in written.get("beside", ()))
+            score = Score(**written["score"])
+        return Measurement(score, self.outcomes(), self.provenance(), beside) if whole else Measurement(score, beside=beside)
+
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """Return what every item of a measurement gave."""
+        return outcomes_of(self.table(), self.where(ITEMS))
 
 
-def without_weights(path: Path) -> dict[str, Any]:
-    """A record but for its weights, which in format 1 are nearly all of its file. `DataError` for a file that can't be read."""
-    try:
-        with opened(path) as file:
+@dataclass(frozen=True)
+class Loose(Files):
+    """Files in a folder of their own."""
+
+    folder: Path
+
+    def where(self, name: str) -> Path:
+        """Return the file's own path."""
+        return self.folder / name
+
+    def names(self) -> list[str]:
+        """List what the folder holds, but for folders."""
+        return sorted(p.name for p in self.folder.iterdir() if p.is_file()) if self.folder.is_dir() else []
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there."""
+        return (self.folder / name).exists()
+
+    def content(self, name: str) -> bytes | None:
+        """Read the file."""
+        path = self.folder / name
+        if not path.exists():
+            return None
+        with understood(path), opened(path) as file:
+            return file.read()
+
+    def json(self, name: str) -> Any:
+        """Read the file, up to a size that no such file exceeds."""
+        return (read_packed if name.endswith(".gz") else read_json)(self.folder / name)
+
+    def beginning(self, name: str, end: bytes) -> bytes:
+        """Read the file in parts, and none after the one in which `end` ends."""
+        with opened(self.folder / name) as file:
             head = b""
-            while _WEIGHTS not in head and len(head) < LARGEST and (more := file.read(2**14)):
+            while end not in head and len(head) < LARGEST and (more := file.read(2**14)):
                 head += more
-        begun, found, _ = head.partition(_WEIGHTS)
-        kept = check(from_json((begun.rstrip(b",") + b"}" if found else head).decode()), RecordFile)
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
-    return {**kept, "weights": ()}
+        return head
+
+    def digest(self, name: str) -> str:
+        """Hash the file, which is never in memory whole."""
+        with (self.folder / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def table(self) -> Any:
+        """Read `items.parquet`."""
+        return read_table(self.folder / ITEMS)
+
+    def copy(self, folder: Path, without: Collection[str] = ()) -> None:
+        """Copy files and folders; unlike `copytree` it stops at the first complaint of the disk, and sees everything to it."""
+        for path in sorted(self.folder.iterdir()):
+            if path.name in without or path.name.startswith("."):  # file managers leave hidden files everywhere
+                continue
+            if path.is_dir():
+                (folder / path.name).mkdir()
+                Loose(path).copy(folder / path.name, without)
+            elif not path.is_file():  # a device may have no end
+                raise OSError(errno.EINVAL, "it is no file", str(path))
+            else:
+                shutil.copyfile(path, folder / path.name)
+            flush(folder / path.name)
 
 
-def provenance_of(folder: Path) -> Mapping[str, Any]:
-    """What is kept beside a record or a measurement, outside every hash."""
-    path = folder / PROVENANCE
-    with understood(path):
-        return check(read_json(path), Provenance) if path.exists() else {}
-
-
-def score_file(folder: Path) -> Mapping[str, Any]:
-    """What `score.json` of a measurement holds."""
-    with understood(folder / "score.json"):
-        return check(read_json(folder / "score.json"), ScoreFile)
+def missing(path: Path) -> OSError:
+    """Return the error that opening a file raises that isn't there."""
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def read_failure(path: Path) -> Mapping[str, Any]:
-    """Why something isn't there."""
+    """Return why something isn't there."""
     with understood(path):
         return check(read_json(path), FailureFile)
 
 
 def read_profile(content: bytes) -> Mapping[str, Any]:
-    """What is kept of a calibration set. Raises `ValueError` for anything else."""
+    """Return what is known of a calibration set. Raises `ValueError` for anything else."""
     return check(from_json(content.decode()), ProfileFile)
-
-
-def read_scores(folder: Path, outcomes: tuple[Outcome, ...] = (), provenance: Mapping[str, Any] | None = None) -> Measurement:
-    """A measurement without its items and provenance, unless they are given."""
-    with understood(folder / "score.json"):
-        kept = score_file(folder)
-        beside = tuple(Score(**score) for score in kept.get("beside", ()))
-        return Measurement(Score(**kept["score"]), outcomes, provenance or {}, beside)
-
-
-def read_measurement(folder: Path) -> Measurement:
-    """All of a measurement."""
-    return read_scores(folder, read_items(folder / "items.parquet"), provenance_of(folder))

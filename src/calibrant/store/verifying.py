@@ -7,20 +7,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.durable import read_json, unreadable
+from calibrant.durable import unreadable
 from calibrant.errors import DataError
 from calibrant.outcomes import Measurement
 from calibrant.progress import Progress, silent
 from calibrant.spec import identity
 from calibrant.store.folder import FAILURES, INDEX, JOURNALS, RUNS, Store
-from calibrant.store.reading import provenance_of, read_failure, read_measurement, read_record, score_file, understood
+from calibrant.store.packed import MOVING
+from calibrant.store.reading import EDITS, ITEMS, MASK, RECORD, SCORE, SUMS, Files, Loose, read_failure, understood
 from calibrant.store.records import Run, measurement_id
 from calibrant.store.shapes import check
-from calibrant.store.staging import EDITS, MASK, MEASURES, SUMS, left, sums
+from calibrant.store.staging import MEASURES, left, sums
 
 AGAIN: Final = "restore it from a copy, or delete the folder and ask for the study again to have it computed"
 LEFTOVER: Final = "harmless; asked again, the study clears it"
 STRANGE: Final = "delete it if it isn't calibrant's"
+TWICE: Final = "harmless; `calibrant store pack`, asked again, removes it"
 
 
 @dataclass(frozen=True)
@@ -63,17 +65,24 @@ def verify(folder: str | Path) -> list[Problem]:
 def audit(folder: str | Path, progress: Progress = silent) -> Audit:
     """Check a store, and count. Reads everything in it. Raises `OutputError` for a folder that is no store."""
     store = Store(folder, create=False)
+    changed = [Problem(name, what, "restore it from a copy") for name, what in (store.packed.changed() if store.packed else ())]
+    if changed:  # what is in such tables says nothing
+        manifest = store.packed.manifest if store.packed else {}
+        return Audit(str(store.folder), manifest["runs"], manifest["measurements"], 0, tuple(changed))
     problems, measurements, without_sums = list[Problem](), 0, 0
-    runs, strange = _inside(store.folder / RUNS)
-    for number, run in enumerate(runs):
+    folders, strange = _inside(store.folder / RUNS)
+    runs = sorted({f"sha256:{folder.name}" for folder in folders} | set(store.packed.runs if store.packed else ()))
+    for number, run_id in enumerate(runs):
         progress("verifying", number, len(runs))
-        measures, others = _inside(run / MEASURES)
+        loose, others = _inside(store.run_folder(run_id) / MEASURES)
         strange += others
+        measures = sorted({f"sha256:{folder.name}" for folder in loose} | set(store.packed.measures.get(run_id, ()) if store.packed else ()))
         measurements += len(measures)
-        without_sums += sum(not (kept / SUMS).exists() for kept in (run, *measures))
-        problems += problems_of_run(run)
-        for measure in measures:
-            problems += problems_of_measurement(measure)
+        parts = {"": store.files(run_id)} | {measure_id: store.files(run_id, measure_id) for measure_id in measures}
+        without_sums += sum(not files.has(SUMS) for files in parts.values())
+        for measure_id, files in parts.items():
+            problems += problems_of_measurement(files, run_id, measure_id) if measure_id else problems_of_run(files, run_id, bool(measures))
+            problems += _twice(store, files, run_id, measure_id)
     progress("verifying", len(runs), len(runs))
     problems += [Problem(str(path), "is no result, and lies among results", STRANGE) for path in strange]
     problems += [*_of_the_index(store), *_of_failures(store), *_leftovers(store)]
@@ -81,67 +90,74 @@ def audit(folder: str | Path, progress: Progress = silent) -> Audit:
     return Audit(str(store.folder), len(runs), measurements, without_sums, shown)
 
 
-def problems_of_run(folder: Path) -> Iterator[Problem]:
-    """What is wrong in a run's folder, its measurements left aside; `where` begins with `folder`."""
-    path = folder / "record.json"
-    if not path.exists():
-        what = "measurements without a record" if _inside(folder / MEASURES)[0] else "a run without a record"
-        yield Problem(str(folder), what, "restore record.json from a copy, or delete the folder")
+def problems_of_run(files: Files, run_id: str, measured: bool = False) -> Iterator[Problem]:
+    """Yield what is wrong with a run, what was `measured` on it left aside; `where` begins with the store's folder."""
+    path = files.where(RECORD)
+    if not files.has(RECORD):
+        what = "measurements without a record" if measured else "a run without a record"
+        yield Problem(str(path.parent), what, "restore record.json from a copy, or delete the folder")
         return
     try:
-        yield from (changed := _changed(folder))
+        yield from (changed := _changed(files))
         if not changed:
-            kept = read_record(folder)
+            record = files.record()
             with understood(path):
-                yield from _of_ids(path, folder, kept["id"], Run(**kept["run"]).id)
-            provenance_of(folder)
+                yield from _of_ids(path, run_id, record["id"], Run(**record["run"]).id)
+            files.provenance()
     except DataError as error:
         yield _damaged(error)
 
 
-def problems_of_measurement(folder: Path) -> Iterator[Problem]:
-    """What is wrong in a measurement's folder; `where` begins with `folder`."""
-    path, run_id = folder / "score.json", f"sha256:{folder.parent.parent.name}"
+def problems_of_measurement(files: Files, run_id: str, measure_id: str) -> Iterator[Problem]:
+    """Yield what is wrong with a measurement; `where` begins with the store's folder."""
+    path = files.where(SCORE)
     try:
-        yield from (changed := _changed(folder))
+        yield from (changed := _changed(files))
         if not changed:
-            kept = score_file(folder)
+            score = files.score_file()
             with understood(path):
-                asked = measurement_id(run_id, kept["evaluator"], kept["data"])
-                yield from _of_ids(path, folder, kept["id"], asked)
-                if kept["run"] != run_id:
-                    yield Problem(str(path), f"measured on {kept['run']}, and kept with another run", AGAIN)
-            yield from _of_items(folder / "items.parquet", read_measurement(folder))
+                yield from _of_ids(path, measure_id, score["id"], measurement_id(run_id, score["evaluator"], score["data"]))
+                if score["run"] != run_id:
+                    yield Problem(str(path), f"measured on {score['run']}, and kept with another run", AGAIN)
+            yield from _of_items(files.where(ITEMS), files.measurement())
     except DataError as error:
         yield _damaged(error)
 
 
-def _of_ids(path: Path, folder: Path, told: str, derived: str) -> Iterator[Problem]:
-    if not (told == derived == f"sha256:{folder.name}"):
-        yield Problem(str(path), f"doesn't answer what it says: its id is {told}, and what was asked has {derived}", AGAIN)
+def _twice(store: Store, files: Files, run_id: str, measure_id: str) -> Iterator[Problem]:
+    """What a pack that was killed hasn't removed of what it has packed."""
+    loose = Loose(store.measure_folder(run_id, measure_id) if measure_id else store.run_folder(run_id))
+    if not isinstance(files, Loose) and loose.names():
+        yield Problem(str(loose.folder), "is in the packed tables too", TWICE)
 
 
-def _changed(folder: Path) -> list[Problem]:
+def _of_ids(path: Path, place: str, written: str, derived: str) -> Iterator[Problem]:
+    if not (written == derived == place):
+        yield Problem(str(path), f"doesn't answer what it says: its id is {written}, and what was asked has {derived}", AGAIN)
+
+
+def _changed(files: Files) -> list[Problem]:
     """What is no file, or differs from the sums that were written with it; a folder from before there were sums has none."""
-    odd = [Problem(str(p), "is neither a file nor a folder", AGAIN) for p in sorted(folder.iterdir()) if not (p.is_file() or p.is_dir())]
-    if odd or not (folder / SUMS).exists():
+    listed = sorted(files.folder.iterdir()) if isinstance(files, Loose) else []
+    odd = [Problem(str(p), "is neither a file nor a folder", AGAIN) for p in listed if not (p.is_file() or p.is_dir())]
+    if odd or not files.has(SUMS):
         return odd
-    with understood(folder / SUMS):
-        wanted = check(read_json(folder / SUMS), Mapping[str, str])
+    with understood(files.where(SUMS)):
+        written = check(files.json(SUMS), Mapping[str, str])
     try:
-        found, problems = sums(folder), list[Problem]()
+        digests, problems = sums(files), list[Problem]()
     except OSError as error:
-        raise unreadable(Path(error.filename or folder / SUMS), error) from error
-    for name in sorted(wanted.keys() | found.keys()):
-        if name not in found and name in (MASK, EDITS):
+        raise unreadable(Path(error.filename or files.where(SUMS)), error) from error
+    for name in sorted(written.keys() | digests.keys()):
+        if name not in digests and name in (MASK, EDITS):
             continue  # deleted to save room
-        if name not in found:
-            problems.append(Problem(str(folder / name), "lacks, and was written", AGAIN))
-        elif name not in wanted and not name.startswith("."):  # file managers leave hidden files everywhere
-            problems.append(Problem(str(folder / name), "isn't among the sums", STRANGE))
-        elif found[name] != wanted.get(name, found[name]):
-            told = f"has changed: its SHA-256 is {found[name][:12]}…, and {wanted[name][:12]}… was written"
-            problems.append(Problem(str(folder / name), told, AGAIN))
+        if name not in digests:
+            problems.append(Problem(str(files.where(name)), "is missing, and was written", AGAIN))
+        elif name not in written and not name.startswith("."):  # file managers leave hidden files everywhere
+            problems.append(Problem(str(files.where(name)), "isn't among the sums", STRANGE))
+        elif digests[name] != written.get(name, digests[name]):
+            what = f"has changed: its SHA-256 is {digests[name][:12]}…, and {written[name][:12]}… was written"
+            problems.append(Problem(str(files.where(name)), what, AGAIN))
     return problems
 
 
@@ -197,8 +213,10 @@ def _of_failures(store: Store) -> Iterator[Problem]:
 
 
 def _leftovers(store: Store) -> Iterator[Problem]:
-    with left(store.folder) as corners:
-        yield from [Problem(str(corner), "left by a writer that was killed", LEFTOVER) for corner in corners]
+    with left(store.folder) as folders:
+        yield from [Problem(str(folder), "left by a writer that was killed", LEFTOVER) for folder in folders]
+    if (store.folder / MOVING).exists():
+        yield Problem(str(store.folder / MOVING), "left by a pack that was killed", TWICE)
     known = present(store)
     for path in sorted((store.folder / JOURNALS).glob("*.jsonl")):
         if f"sha256:{path.stem}" in known:

@@ -254,7 +254,7 @@ class Driver:
         mask = loaded.mask() if work.masks and not resolved.recipe.transforms else None
         edits = loaded.edits() if work.masks and mask is None else None
         if edits is not None:  # a run whose edits would be too much is compressed again if need be
-            there = sum(path.stat().st_size for path in self._store.folder.glob(f"runs/*/{EDITS}"))
+            there = self._store.bytes_of(EDITS)
             edits = edits if there + len(edits) <= work.edits_gb * 1e9 else None
         contents = {MASK: mask, EDITS: edits, PROFILE: loaded.profile(resolved.request.calibration, work.quotes)}
         return {name: content for name, content in contents.items() if content is not None}

@@ -142,7 +142,7 @@ def answer(
     if workers == 1 and start is None:
         Driver(store, work, summary.add, forgiven).run()
         return summary.result()
-    count, shared = min(workers, len(work.requests)), store.corner().absolute()
+    count, shared = min(workers, len(work.requests)), store.staging_folder().absolute()
     (shared / "work.json").write_text(json.dumps({"work": work.to_json(), "forgiven": forgiven}))
     job: Job = {"folder": str(store.folder.absolute()), "shared": str(shared), "count": count, "threads": shared_threads(count)}
     begin = Process if start is None else start
