@@ -9,7 +9,7 @@ import typer
 from calibrant import screen
 from calibrant.cli._frame import HELP, DataDir, Json, app, check_file, command, console, look_in, note, progress, show, whole
 
-store = typer.Typer(no_args_is_help=True, help="Check a folder of results, or unite several.", rich_markup_mode=None, context_settings=HELP)
+store = typer.Typer(no_args_is_help=True, help="Check a folder of results, unite several, or pack one.", rich_markup_mode=None, context_settings=HELP)
 app.add_typer(store, name="store")
 
 
@@ -130,3 +130,38 @@ def merge(
     show(merged.to_json(), as_json, screen.merged)
     if merged.problems:
         raise typer.Exit(1)
+
+
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write into this new folder. \\[default: DIR itself]", show_default=False)]
+
+
+@command("pack", "calibrant store pack results", group=store)
+def pack(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that a study or demo wrote.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Leave DIR as it is and pack into this new folder.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put the results in DIR into a few tables, which every command reads as before, and which are a data set for the Hugging Face hub."""
+    from calibrant.store import pack as run
+
+    with progress() as update:
+        packed = run(folder, out, update)
+    show(packed.to_json(), as_json, screen.repacked)
+
+
+@command("unpack", "calibrant store unpack results --out folders", group=store)
+def unpack(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A packed folder of results.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Leave DIR as it is and unpack into this new folder.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Give each result in DIR a folder of its own again, to the byte as it was before it was packed."""
+    from calibrant.store import unpack as run
+
+    with progress() as update:
+        unpacked = run(folder, out, update)
+    show(unpacked.to_json(), as_json, screen.repacked)

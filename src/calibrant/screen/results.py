@@ -298,6 +298,13 @@ def merged(result: Mapping[str, Any]) -> Iterator[Any]:
     yield f"{counts}, {result['kept']} already there" + (f", {counted(len(result['problems']), 'problem')}" if result["problems"] else "")
 
 
+def repacked(result: Mapping[str, Any]) -> Iterator[Any]:
+    """What was packed or unpacked, in a line."""
+    counts = f"{counted(result['runs'], 'run')}, {counted(result['measurements'], 'measurement')} in {result['folder']}"
+    before, now = (f"{counted(result[f'files{at}'], 'file')} of {result[f'bytes{at}'] / 1e6:,.1f} MB" for at in ("_before", ""))
+    yield f"{counts}: {now}, before {before}"
+
+
 def _problems(problems: Sequence[Mapping[str, str]]) -> Iterator[str]:
     yield from (one_line(f"{problem['where']}: {problem['what']}; {problem['remedy']}") for problem in problems)
 

@@ -5,6 +5,8 @@ A store is a folder. A compression is `runs/<id>/record.json` with its matrices 
 finds what is there, and the stores of two machines merge by copying one into the other. Times, versions and devices are provenance: kept
 beside, in `provenance.json`, outside every hash. The hashes of the other files stand in `sums.json`.
 
+A store that isn't written any more may be packed (`packed`): a few tables hold everything, to the byte, and are read like the folders.
+
 Every folder appears by one rename, complete or not at all. It is written in `.unfinished/<writer>/`, where each writer holds a lock for as
 long as it lives; what a dead writer left there is removed when the store is next opened for writing. Several processes may write to one
 store: who claims a name first works on it. No torch here.
@@ -12,8 +14,10 @@ store: who claims a name first works on it. No torch here.
 
 from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.store.claims import Claim
-from calibrant.store.folder import MARKER, STATISTICS, STUDY, Store
+from calibrant.store.folder import STATISTICS, STUDY, Store
 from calibrant.store.merging import Merged, merge
+from calibrant.store.packed import MARKER
+from calibrant.store.packing import Repacked, pack, unpack
 from calibrant.store.reading import EDITS, MASK, PROFILE
 from calibrant.store.records import Cell, Record, Run, measurement_id, revisions, stored_bits
 from calibrant.store.verifying import Audit, Problem, audit, verify
@@ -33,13 +37,16 @@ __all__ = [
     "Outcome",
     "Problem",
     "Record",
+    "Repacked",
     "Run",
     "Score",
     "Store",
     "audit",
     "measurement_id",
     "merge",
+    "pack",
     "revisions",
     "stored_bits",
+    "unpack",
     "verify",
 ]

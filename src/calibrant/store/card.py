@@ -1,8 +1,8 @@
 """The card of a packed store: with it the folder is a data set of the Hugging Face hub as it is."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from calibrant.store.packed import ITEMS_TABLE, RUNS_TABLE, SCORES_TABLE
 
@@ -47,7 +47,7 @@ The models: {models}.
 """
 
 
-def card_of(runs: int, measurements: int, items: int, models: Mapping[str, Any]) -> str:
+def card_of(runs: int, measurements: int, items: int, models: Sequence[str]) -> str:
     """Return the card of a packed store with so many of each, of models by their names."""
     counts = f"{runs:,} runs with {measurements:,} measurements of {items:,} items"
     names = ", ".join(f"`{name}`" for name in models) or "none"

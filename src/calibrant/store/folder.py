@@ -19,13 +19,12 @@ from calibrant.outcomes import Journal, Measurement, Outcome, write_items
 from calibrant.spec import Call, canonical, parameters, text_of
 from calibrant.store.claims import Claim, claimed
 from calibrant.store.columns import ItemNumbers, numbers
-from calibrant.store.packed import MOVING, Packed, settle
+from calibrant.store.packed import FORMAT, MARKER, MOVING, PACKED_FORMAT, Packed, marker, settle
 from calibrant.store.reading import ITEMS, PROVENANCE, RECORD, SCORE, WEIGHTS, Files, Loose, read_failure, understood
 from calibrant.store.records import Cell, Record, age, is_older, measurement_id, revisions, revisions_of, unrevised
 from calibrant.store.shapes import IndexFile, check
 from calibrant.store.staging import MEASURES, Staging, left
 
-MARKER: Final = "calibrant-store.json"
 JOURNALS: Final = ".journals"
 INDEX: Final = "index.json"
 STUDY: Final = "study.yaml"
@@ -34,11 +33,6 @@ FAILURES: Final = "failures"
 RUNS: Final = "runs"
 STATISTICS: Final = "statistics"
 """Where whoever computes keeps what the untouched model saw; it may be there before anything else is."""
-FORMAT: Final = 2
-"""Of what is written. Format 1, which is read, had the weights of a record in `record.json`."""
-PACKED_FORMAT: Final = 3
-"""Of a store that is packed, or a part of it: a version that doesn't know of that must not take it for an empty one."""
-
 _NAMED: Final = re.compile(r"[0-9a-f]{64}(-piece-\d+)?")
 """What is in a folder of statistics that is ours."""
 
@@ -392,11 +386,6 @@ class Store:
         path = self.folder / INDEX
         with understood(path):
             return dict[str, Any](check(read_json(path), IndexFile)) if path.exists() else {}
-
-
-def marker(format: int) -> str:
-    """Return what the marker of a store says."""
-    return text_of_json({"format": format, "what": "results of calibrant; safe to copy, and to merge by copying"})
 
 
 def bare(tagged: str) -> str:

@@ -29,6 +29,13 @@ from calibrant.outcomes import WAYS, write_table
 from calibrant.store.reading import ITEMS, PROFILE, PROVENANCE, RECORD, SCORE, SUMS, WEIGHTS, Files, missing, understood
 from calibrant.store.shapes import Count, check
 
+MARKER: Final = "calibrant-store.json"
+"""What makes a folder a store."""
+FORMAT: Final = 2
+"""Of what is written. Format 1, which is read, had the weights of a record in `record.json`."""
+PACKED_FORMAT: Final = 3
+"""Of a store that is packed, or a part of it: a version that doesn't know of that must not take it for an empty one."""
+
 PACKED: Final = "packed.json"
 """What makes a folder a packed store: it is written last."""
 RUNS_TABLE: Final = "runs.parquet"
@@ -74,7 +81,7 @@ class Packed:
         self.folder = folder
         self.manifest = _manifest(self.path(PACKED))
         self._texts = lru_cache(16)(self._read_texts)
-        self._items = lru_cache(16)(self._read_items)
+        self._items = lru_cache(64)(self._read_items)
 
     @classmethod
     def of(cls, folder: Path) -> "Packed | None":
@@ -285,6 +292,11 @@ class PackedFiles(Files):
             return bool(self.measure)
         columns = _OF_MEASUREMENTS if self.measure else _OF_RUNS
         return name in columns and self._cell(TEXTS[name]) is not None
+
+
+def marker(format: int) -> str:
+    """Return what the marker of a store says."""
+    return text_of_json({"format": format, "what": "results of calibrant; safe to copy, and to merge by copying"})
 
 
 def settle(folder: Path) -> None:

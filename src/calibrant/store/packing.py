@@ -21,12 +21,14 @@ from calibrant.outcomes import WAYS, leaf, write_table
 from calibrant.progress import Progress, silent
 from calibrant.store.card import CARD, card_of, is_ours
 from calibrant.store.claims import CLAIMS
-from calibrant.store.folder import MARKER, PACKED_FORMAT, RUNS, STATISTICS, Store, marker
+from calibrant.store.folder import RUNS, STATISTICS, Store
 from calibrant.store.packed import (
     BYTES,
     ITEMS_TABLE,
+    MARKER,
     MOVING,
     PACKED,
+    PACKED_FORMAT,
     RUNS_TABLE,
     SCORES_TABLE,
     TEXTS,
@@ -34,6 +36,7 @@ from calibrant.store.packed import (
     Packed,
     folder_of,
     libraries,
+    marker,
     settle,
     zipped,
 )
@@ -43,7 +46,7 @@ from calibrant.store.verifying import problems_of_measurement, problems_of_run
 
 MOST_TEXT: Final = 2**25
 """Characters in a row group at most, but for a single row: to read one cell, its column is read in its group."""
-MOST_ITEMS: Final = 500_000
+MOST_ITEMS: Final = 100_000
 """Items in a row group at most, but for a single measurement."""
 NOT_COPIED: Final = (UNFINISHED, CLAIMS, STATISTICS, RUNS, MOVING, MARKER)
 """What of a store another folder doesn't get as it is: who is at work, what can be made again, and what is packed."""
@@ -101,7 +104,8 @@ def unpack(folder: str | Path, out: str | Path | None = None, progress: Progress
     """
     before = _size(Path(folder))
     with _work(Path(folder), out, "unpack") as (source, target, marked):
-        if source.packed is None:
+        tables = [target.folder / name for name in (ITEMS_TABLE, RUNS_TABLE, SCORES_TABLE, ZIP)]
+        if source.packed is None and not any(path.exists() for path in tables):  # they are there without `packed.json` where this was killed
             raise OutputError(f"{str(folder)!r} isn't packed; there is nothing to unpack", subject=str(folder))
         runs, measurements = source.ids(), 0
         for number, run in enumerate(runs):
@@ -114,14 +118,13 @@ def unpack(folder: str | Path, out: str | Path | None = None, progress: Progress
                 measures = {}
             target.adopt(source.files(run), run, measures)
         progress("unpacking", len(runs), len(runs))
-        # The tables go when all folders are on the disk: till then a kill leaves the store packed.
-        for name in (PACKED, *source.packed.manifest["files"]):
-            (target.folder / name).unlink(missing_ok=True)
-        if is_ours(target.folder / CARD):
-            (target.folder / CARD).unlink()
-        if marked:
+        if source.packed is not None:
             target.write_text(MARKER, marked)
-        else:
+        # The store is packed until this is gone, and all folders are on the disk by now.
+        (target.folder / PACKED).unlink(missing_ok=True)
+        for path in [*tables, *filter(is_ours, [target.folder / CARD])]:
+            path.unlink(missing_ok=True)
+        if not marked:
             (target.folder / MARKER).unlink()
     return Repacked(str(out or folder), len(runs), measurements, *before, *_size(Path(out or folder)))
 
