@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from calibrant.outcomes import MOST, read_items
-from calibrant.store.packed import Packed
+from calibrant.store.packed import PackedStore
 
 Key = tuple[str, str]
 """The ids of a run and of a measurement on it."""
@@ -22,7 +22,7 @@ class ItemNumbers(NamedTuple):
     weights: Float[np.ndarray, " items"]
 
 
-def numbers(packed: Packed | None, wanted: Sequence[tuple[Key, Path]]) -> Iterator[ItemNumbers]:
+def numbers(packed: PackedStore | None, wanted: Sequence[tuple[Key, Path]]) -> Iterator[ItemNumbers]:
     """Yield the numbers of each measurement: from the tables if it is packed, else from the file at its path.
 
     Raises `DataError` for what can't be read.

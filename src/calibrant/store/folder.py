@@ -19,8 +19,8 @@ from calibrant.outcomes import Journal, Measurement, Outcome, write_items
 from calibrant.spec import Call, canonical, parameters, text_of
 from calibrant.store.claims import Claim, claimed
 from calibrant.store.columns import ItemNumbers, numbers
-from calibrant.store.packed import FORMAT, MARKER, MOVING, PACKED_FORMAT, Packed, marker, settle
-from calibrant.store.reading import ITEMS, PROVENANCE, RECORD, SCORE, WEIGHTS, Files, Loose, read_failure, understood
+from calibrant.store.packed import FORMAT, MARKER, MOVING, PACKED_FORMAT, PackedStore, marker, settle
+from calibrant.store.reading import ITEMS, PROVENANCE, RECORD, SCORE, WEIGHTS, LooseFiles, ResultFiles, read_failure, understood
 from calibrant.store.records import Cell, Record, age, is_older, measurement_id, revisions, revisions_of, unrevised
 from calibrant.store.shapes import IndexFile, check
 from calibrant.store.staging import MEASURES, Staging, left
@@ -54,7 +54,7 @@ class Store:
             unfinished = self.folder / UNFINISHED
             with undoing(unfinished, unfinished / "lock"):
                 self._make(found)
-        self.packed = Packed.of(self.folder)
+        self.packed = PackedStore.of(self.folder)
 
     def _make(self, found: int) -> None:
         with self._staging.writing("make the store"):
@@ -96,10 +96,10 @@ class Store:
 
     # Runs
 
-    def files(self, run_id: str, measure_id: str = "") -> Files:
+    def files(self, run_id: str, measure_id: str = "") -> ResultFiles:
         """Return the files of a run or of a measurement on it, whether they are there or not; of what is packed those in the tables."""
         packed = self.packed.files(run_id, measure_id) if self.packed else None
-        return packed or Loose(self.measure_folder(run_id, measure_id) if measure_id else self.run_folder(run_id))
+        return packed or LooseFiles(self.measure_folder(run_id, measure_id) if measure_id else self.run_folder(run_id))
 
     def ids(self) -> list[str]:
         """Return the id of every run that has a record, in order."""
@@ -113,7 +113,7 @@ class Store:
     def record(self, run_id: str, whole: bool = True) -> Record | None:
         """Return a run's record, or None if the store lacks it. Not `whole`, it comes without `weights` and provenance, and many times sooner."""
         files = self.files(run_id)
-        if isinstance(files, Loose) and not files.folder.exists():
+        if isinstance(files, LooseFiles) and not files.folder.exists():
             return None
         with understood(files.where(RECORD)):
             fields = files.record() if whole else files.record_without_weights()
@@ -150,7 +150,7 @@ class Store:
         loose = sum(path.stat().st_size for path in self.folder.glob(f"{RUNS}/*/{name}"))
         return loose + sum(info.file_size for path, info in (self.packed.archive if self.packed else {}).items() if path.endswith(f"/{name}"))
 
-    def adopt(self, source: Files, run_id: str, measures: Mapping[str, Files] = MappingProxyType({})) -> None:
+    def adopt(self, source: ResultFiles, run_id: str, measures: Mapping[str, ResultFiles] = MappingProxyType({})) -> None:
         """Copy a run of another store, with these measurements. One that is in this store already stays."""
         with self._staging.appearing(self.run_folder(run_id), summed=False) as folder:
             source.copy(folder, without=[MEASURES])
@@ -159,7 +159,7 @@ class Store:
                 (folder / MEASURES / bare(measure_id)).mkdir()
                 files.copy(folder / MEASURES / bare(measure_id))
 
-    def adopt_measurement(self, source: Files, run_id: str, measure_id: str) -> None:
+    def adopt_measurement(self, source: ResultFiles, run_id: str, measure_id: str) -> None:
         """Copy a measurement of another store, on a run that is in this one. One that is in this store already stays."""
         with self._staging.appearing(self.measure_folder(run_id, measure_id), summed=False) as folder:
             source.copy(folder)
@@ -173,7 +173,7 @@ class Store:
     def measurement(self, run_id: str, measure_id: str) -> Measurement | None:
         """Return what was measured, with its items, or None if the store lacks it."""
         files = self.files(run_id, measure_id)
-        return files.measurement() if not isinstance(files, Loose) or files.folder.exists() else None
+        return files.measurement() if not isinstance(files, LooseFiles) or files.folder.exists() else None
 
     def measurements(self, run_id: str) -> dict[str, Measurement]:
         """Return everything measured on a run, by measurement id."""

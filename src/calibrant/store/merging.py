@@ -9,7 +9,7 @@ from calibrant.durable import text_of_json
 from calibrant.errors import DataError, OutputError
 from calibrant.progress import Progress, silent
 from calibrant.store.folder import INDEX, Store
-from calibrant.store.reading import ITEMS, PROVENANCE, RECORD, SCORE, SUMS, WEIGHTS, Files
+from calibrant.store.reading import ITEMS, PROVENANCE, RECORD, SCORE, SUMS, WEIGHTS, ResultFiles
 from calibrant.store.records import Cell
 from calibrant.store.verifying import AGAIN, Problem, present, problems_of_measurement, problems_of_run
 
@@ -98,7 +98,7 @@ class _Merging:
                 self._target.adopt_measurement(files, run_id, measure_id)
                 self.measurements += 1
 
-    def _keep(self, ours: Files, theirs: Files) -> None:
+    def _keep(self, ours: ResultFiles, theirs: ResultFiles) -> None:
         self.kept += 1
         try:
             what = next(filter(None, (_difference(ours, theirs, name) for name in _names(ours, theirs))), None)
@@ -113,13 +113,13 @@ class _Merging:
         return not found
 
 
-def _names(ours: Files, theirs: Files) -> list[str]:
+def _names(ours: ResultFiles, theirs: ResultFiles) -> list[str]:
     """The files that both have, the one that says most first."""
     both = set(ours.names()) & set(theirs.names()) - {SUMS, PROVENANCE}
     return sorted(both, key=lambda name: (not name.endswith(".json"), name))
 
 
-def _difference(ours: Files, theirs: Files, name: str) -> str | None:
+def _difference(ours: ResultFiles, theirs: ResultFiles, name: str) -> str | None:
     """How the results in two files differ; None if they don't."""
     if ours.content(name) == theirs.content(name):
         return None

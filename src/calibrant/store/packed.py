@@ -26,7 +26,7 @@ from typing import Any, Final
 from calibrant.durable import LARGEST, flush, from_json, opened, read_json, text_of_json, unreadable, write_bytes
 from calibrant.errors import DataError
 from calibrant.outcomes import WAYS, write_table
-from calibrant.store.reading import ITEMS, PROFILE, PROVENANCE, RECORD, SCORE, SUMS, WEIGHTS, Files, missing, understood
+from calibrant.store.reading import ITEMS, PROFILE, PROVENANCE, RECORD, SCORE, SUMS, WEIGHTS, ResultFiles, missing, understood
 from calibrant.store.shapes import Count, check
 
 MARKER: Final = "calibrant-store.json"
@@ -74,7 +74,7 @@ class Place:
     row: int
 
 
-class Packed:
+class PackedStore:
     """The packed part of a store. Tables are read when they are needed, and only the columns that are. `DataError` for what can't be read."""
 
     def __init__(self, folder: Path) -> None:
@@ -84,7 +84,7 @@ class Packed:
         self._items = lru_cache(64)(self._read_items)
 
     @classmethod
-    def of(cls, folder: Path) -> "Packed | None":
+    def of(cls, folder: Path) -> "PackedStore | None":
         """Return the packed part of the store in `folder`, or None if it has none."""
         return cls(folder) if any((place / PACKED).exists() for place in (folder / MOVING, folder)) else None
 
@@ -195,10 +195,10 @@ class Packed:
 
 
 @dataclass(frozen=True)
-class PackedFiles(Files):
+class PackedFiles(ResultFiles):
     """The files of one run or one measurement in a packed store."""
 
-    packed: Packed
+    packed: PackedStore
     run: str
     measure: str
     place: Place

@@ -33,14 +33,14 @@ from calibrant.store.packed import (
     SCORES_TABLE,
     TEXTS,
     ZIP,
-    Packed,
+    PackedStore,
     folder_of,
     libraries,
     marker,
     settle,
     zipped,
 )
-from calibrant.store.reading import ITEMS, PROFILE, PROVENANCE, RECORD, SCORE, SUMS, WEIGHTS, Files
+from calibrant.store.reading import ITEMS, PROFILE, PROVENANCE, RECORD, SCORE, SUMS, WEIGHTS, ResultFiles
 from calibrant.store.staging import MEASURES, at_work
 from calibrant.store.verifying import problems_of_measurement, problems_of_run
 
@@ -82,8 +82,8 @@ def pack(folder: str | Path, out: str | Path | None = None, progress: Progress =
     with _work(Path(folder), out, "pack") as (source, target, marked):
         made = target.staging_folder() / "packing"
         made.mkdir()
-        _Tables(source, made, progress).write(marked)
-        for run, measures in (packed := Packed(made)).measures.items():
+        _Writer(source, made, progress).write(marked)
+        for run, measures in (packed := PackedStore(made)).measures.items():
             for measure in ("", *measures):
                 _check_same(source.files(run, measure), packed.files(run, measure), run, measure)
         if (target.folder / CARD).exists() and not is_ours(target.folder / CARD):
@@ -92,7 +92,7 @@ def pack(folder: str | Path, out: str | Path | None = None, progress: Progress =
         made.rename(target.folder / MOVING)
         settle(target.folder)
         target.write_text(MARKER, marker(PACKED_FORMAT))
-        _remove_folders(target.folder, packed := Packed(target.folder))
+        _remove_folders(target.folder, packed := PackedStore(target.folder))
         counts = packed.manifest["runs"], packed.manifest["measurements"]
     return Repacked(str(out or folder), *counts, *before, *_size(Path(out or folder)))
 
@@ -122,8 +122,8 @@ def unpack(folder: str | Path, out: str | Path | None = None, progress: Progress
             target.write_text(MARKER, marked)
         # The store is packed until this is gone, and all folders are on the disk by now.
         (target.folder / PACKED).unlink(missing_ok=True)
-        for path in [*tables, *filter(is_ours, [target.folder / CARD])]:
-            path.unlink(missing_ok=True)
+        for path in [*filter(is_ours, [target.folder / CARD]), *(path for path in tables if path.exists())]:
+            path.unlink()
         if not marked:
             (target.folder / MARKER).unlink()
     return Repacked(str(out or folder), len(runs), measurements, *before, *_size(Path(out or folder)))
@@ -139,30 +139,36 @@ def _work(folder: Path, out: str | Path | None, verb: str) -> Iterator[tuple[Sto
     path = folder / MARKER
     marked = source.packed.manifest["marker"] if source.packed else path.read_text(encoding="utf-8") if path.exists() else ""
     try:
-        if out is None or Path(out).resolve() == folder.resolve():
-            if at_work(folder):
-                what = f"a study is at work in {str(folder)!r}; wait until it is done, or {verb} it into another folder"
-                raise OutputError(what, subject=str(folder))
-            with Store(folder) as target:
-                yield Store(folder, create=False), target, marked
-            return
-        path = Path(out)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise OutputError(f"{str(path)!r} exists already; name a folder that isn't there yet", subject=str(path))
-        tables = (PACKED, *source.packed.manifest["files"]) if source.packed else ()
-        with appearing(path, path.with_name(f"{UNFINISHED}-{path.name}")) as half:
-            with Store(half) as target:
-                for file in sorted(folder.iterdir()):
-                    if file.name not in (*NOT_COPIED, *tables) and not is_ours(file):
-                        (shutil.copytree if file.is_dir() else shutil.copyfile)(file, half / file.name)
+        if out is not None and Path(out).resolve() != folder.resolve():
+            with _new_store(source, Path(out)) as target:
                 yield source, target, marked
-            shutil.rmtree(half / UNFINISHED, ignore_errors=True)
+            return
+        if at_work(folder):
+            what = f"a study is at work in {str(folder)!r}; wait until it is done, or {verb} it into another folder"
+            raise OutputError(what, subject=str(folder))
+        with Store(folder) as target:
+            yield Store(folder, create=False), target, marked
     except OSError as error:
         where = str(out or folder)
         raise OutputError(f"can't {verb} into {where!r}: {reason(error)}", subject=where) from error
 
 
-class _Tables:
+@contextmanager
+def _new_store(source: Store, path: Path) -> Iterator[Store]:
+    """Yield a store with what lies beside the results of `source`; it becomes the folder at `path` when all is done."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise OutputError(f"{str(path)!r} exists already; name a folder that isn't there yet", subject=str(path))
+    tables = (PACKED, *source.packed.manifest["files"]) if source.packed else ()
+    with appearing(path, path.with_name(f"{UNFINISHED}-{path.name}")) as half:
+        with Store(half) as target:
+            for file in sorted(source.folder.iterdir()):
+                if file.name not in (*NOT_COPIED, *tables) and not is_ours(file):
+                    (shutil.copytree if file.is_dir() else shutil.copyfile)(file, half / file.name)
+            yield target
+        shutil.rmtree(half / UNFINISHED, ignore_errors=True)
+
+
+class _Writer:
     """Writes the tables of a store into a folder, row group by row group."""
 
     def __init__(self, source: Store, folder: Path, progress: Progress) -> None:
@@ -296,7 +302,7 @@ class _Tables:
                 texts["weights"] = text
             yield {**facts, **texts, BYTES: exact}
 
-    def _texts(self, files: Files, names: tuple[str, ...], folder: str, archive: zipfile.ZipFile) -> dict[str, str | None]:
+    def _texts(self, files: ResultFiles, names: tuple[str, ...], folder: str, archive: zipfile.ZipFile) -> dict[str, str | None]:
         """The texts of these files by their columns; what else is there, or is no text, goes into the archive."""
         texts: dict[str, str | None] = {TEXTS[name]: None for name in names}
         for name in files.names():
@@ -367,7 +373,7 @@ def _check_whole(problems: Iterator[Any]) -> None:
         raise DataError(f"{problem}; only what is whole is packed", subject=problem.where)
 
 
-def _check_same(files: Files, packed: Files | None, run: str, measure: str) -> None:
+def _check_same(files: ResultFiles, packed: ResultFiles | None, run: str, measure: str) -> None:
     """Raise `OutputError` unless every file would come back to the byte."""
     names = [name for name in files.names() if not name.startswith(".")]
     if packed is None or packed.names() != names or any(packed.content(name) != files.content(name) for name in names):
@@ -375,7 +381,7 @@ def _check_same(files: Files, packed: Files | None, run: str, measure: str) -> N
         raise OutputError(f"{where!r} would not come back as it is; nothing was changed, and this is a defect of calibrant", subject=where)
 
 
-def _remove_folders(folder: Path, packed: Packed) -> None:
+def _remove_folders(folder: Path, packed: PackedStore) -> None:
     """Remove what is packed, file by file, and nothing else; a folder that is empty then goes too."""
     for run, measures in packed.measures.items():
         for measure in (*measures, ""):

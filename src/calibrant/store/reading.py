@@ -43,7 +43,7 @@ def understood(path: Path) -> Iterator[None]:
         raise unreadable(path, error) from error
 
 
-class Files(ABC):
+class ResultFiles(ABC):
     """The files of one run or of one measurement, by their names, wherever they lie. What can't be read raises `DataError`."""
 
     @abstractmethod
@@ -125,8 +125,8 @@ class Files(ABC):
 
 
 @dataclass(frozen=True)
-class Loose(Files):
-    """Files in a folder of their own."""
+class LooseFiles(ResultFiles):
+    """ResultFiles in a folder of their own."""
 
     folder: Path
 
@@ -178,7 +178,7 @@ class Loose(Files):
                 continue
             if path.is_dir():
                 (folder / path.name).mkdir()
-                Loose(path).copy(folder / path.name, without)
+                LooseFiles(path).copy(folder / path.name, without)
             elif not path.is_file():  # a device may have no end
                 raise OSError(errno.EINVAL, "it is no file", str(path))
             else:

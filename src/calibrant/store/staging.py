@@ -12,7 +12,7 @@ from typing import IO, Final
 
 from calibrant.durable import UNFINISHED, flush, reason, replacing, take, text_of_json, undoing, write_bytes
 from calibrant.errors import OutputError
-from calibrant.store.reading import PROVENANCE, RECORD, SCORE, SUMS, Files, Loose
+from calibrant.store.reading import PROVENANCE, RECORD, SCORE, SUMS, LooseFiles, ResultFiles
 
 MEASURES: Final = "measures"
 """What is measured on a run lies in this folder of the run's."""
@@ -48,7 +48,7 @@ class Staging:
             try:
                 yield folder
                 if summed:
-                    write_bytes(folder / SUMS, text_of_json(sums(Loose(folder))).encode())
+                    write_bytes(folder / SUMS, text_of_json(sums(LooseFiles(folder))).encode())
                 _move(folder, path)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -103,7 +103,7 @@ def at_work(folder: Path) -> bool:
     return unfinished.is_dir() and any(own.is_dir() and not _is_left(own) for own in unfinished.iterdir())
 
 
-def sums(files: Files) -> dict[str, str]:
+def sums(files: ResultFiles) -> dict[str, str]:
     """Return the SHA-256 of each file of a run or measurement, provenance aside, by name."""
     return {name: files.digest(name) for name in files.names() if name not in (SUMS, PROVENANCE)}
 

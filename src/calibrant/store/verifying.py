@@ -14,7 +14,7 @@ from calibrant.progress import Progress, silent
 from calibrant.spec import identity
 from calibrant.store.folder import FAILURES, INDEX, JOURNALS, RUNS, Store
 from calibrant.store.packed import MOVING
-from calibrant.store.reading import EDITS, ITEMS, MASK, RECORD, SCORE, SUMS, Files, Loose, read_failure, understood
+from calibrant.store.reading import EDITS, ITEMS, MASK, RECORD, SCORE, SUMS, LooseFiles, ResultFiles, read_failure, understood
 from calibrant.store.records import Run, measurement_id
 from calibrant.store.shapes import check
 from calibrant.store.staging import MEASURES, left, sums
@@ -90,7 +90,7 @@ def audit(folder: str | Path, progress: Progress = silent) -> Audit:
     return Audit(str(store.folder), len(runs), measurements, without_sums, shown)
 
 
-def problems_of_run(files: Files, run_id: str, measured: bool = False) -> Iterator[Problem]:
+def problems_of_run(files: ResultFiles, run_id: str, measured: bool = False) -> Iterator[Problem]:
     """Yield what is wrong with a run, what was `measured` on it left aside; `where` begins with the store's folder."""
     path = files.where(RECORD)
     if not files.has(RECORD):
@@ -108,7 +108,7 @@ def problems_of_run(files: Files, run_id: str, measured: bool = False) -> Iterat
         yield _damaged(error)
 
 
-def problems_of_measurement(files: Files, run_id: str, measure_id: str) -> Iterator[Problem]:
+def problems_of_measurement(files: ResultFiles, run_id: str, measure_id: str) -> Iterator[Problem]:
     """Yield what is wrong with a measurement; `where` begins with the store's folder."""
     path = files.where(SCORE)
     try:
@@ -124,10 +124,10 @@ def problems_of_measurement(files: Files, run_id: str, measure_id: str) -> Itera
         yield _damaged(error)
 
 
-def _twice(store: Store, files: Files, run_id: str, measure_id: str) -> Iterator[Problem]:
+def _twice(store: Store, files: ResultFiles, run_id: str, measure_id: str) -> Iterator[Problem]:
     """What a pack that was killed hasn't removed of what it has packed."""
-    loose = Loose(store.measure_folder(run_id, measure_id) if measure_id else store.run_folder(run_id))
-    if not isinstance(files, Loose) and loose.names():
+    loose = LooseFiles(store.measure_folder(run_id, measure_id) if measure_id else store.run_folder(run_id))
+    if not isinstance(files, LooseFiles) and loose.names():
         yield Problem(str(loose.folder), "is in the packed tables too", TWICE)
 
 
@@ -136,9 +136,9 @@ def _of_ids(path: Path, place: str, written: str, derived: str) -> Iterator[Prob
         yield Problem(str(path), f"doesn't answer what it says: its id is {written}, and what was asked has {derived}", AGAIN)
 
 
-def _changed(files: Files) -> list[Problem]:
+def _changed(files: ResultFiles) -> list[Problem]:
     """What is no file, or differs from the sums that were written with it; a folder from before there were sums has none."""
-    listed = sorted(files.folder.iterdir()) if isinstance(files, Loose) else []
+    listed = sorted(files.folder.iterdir()) if isinstance(files, LooseFiles) else []
     odd = [Problem(str(p), "is neither a file nor a folder", AGAIN) for p in listed if not (p.is_file() or p.is_dir())]
     if odd or not files.has(SUMS):
         return odd
