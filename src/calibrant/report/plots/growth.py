@@ -60,15 +60,15 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
     curves = CurvePanels(panels, across, up, "sparsity", f"mean {what}, {rankings[0].unit}", note, ticks, shares=True)
     methods = list(by_method) if len(by_method) == 1 else []
     title = f"Mean {what} over sparsity: {rankings[0].model}"
-    return plotted(("sparsity", *methods), title, _told_lines(title, rankings[0].unit, panels), curves.chart, {"lines": curves.records()})
+    return plotted(("sparsity", *methods), title, _lines_in_words(title, rankings[0].unit, panels), curves.chart, {"lines": curves.records()})
 
 
 def sparsity_of(target: str) -> float | None:
     """`0.6` of `0.6`, `0.5` of `2:4`; None of what is neither."""
-    told = read_target(target)
-    if told.pattern is not None and told.pattern[1]:
-        return float(1 - Fraction(*told.pattern))
-    return told.share if told.share is not None and told.parts is None and 0 <= told.share <= 1 else None
+    label = read_target(target)
+    if label.pattern is not None and label.pattern[1]:
+        return float(1 - Fraction(*label.pattern))
+    return label.share if label.share is not None and label.parts is None and 0 <= label.share <= 1 else None
 
 
 def _lines(rankings: Sequence[Ranking]) -> tuple[Curve, ...]:
@@ -117,27 +117,23 @@ def _dashes(family: Mapping[str, str]) -> dict[str, int]:
     return dashes
 
 
-def _told_lines(title: str, unit: str, panels: Iterable[tuple[str, Sequence[Curve]]]) -> str:
+def _lines_in_words(title: str, unit: str, panels: Iterable[tuple[str, Sequence[Curve]]]) -> str:
     parts = [f"{title}, in {unit}"]
     for name, lines in panels:
-        said = [f"{line.name} {', '.join(f'{_at(s)} {signed(s.y)}{spread(s.interval)}' for s in line.spots)}" for line in lines]
-        parts.append(f"With {name}: {'; '.join(said)}")
+        each = [f"{line.name} {', '.join(f'at {s.note or share(s.x)} {signed(s.y)}{spread(s.interval)}' for s in line.spots)}" for line in lines]
+        parts.append(f"With {name}: {'; '.join(each)}")
     return sentence(parts)
-
-
-def _at(spot: Spot) -> str:
-    return f"at {spot.note or share(spot.x)}"
 
 
 def against_tokens(ranking: Ranking, tokens: Mapping[str, int]) -> Plot | None:
     """Means against the real tokens of each set, which `tokens` has by name. None where they hardly differ, or for fewer than two sets."""
-    found = [(e, tokens[e.name]) for e in ranking.entries if tokens.get(e.name, 0) > 0 and math.isfinite(e.mean.value)]
-    counts = [count for _, count in found]
-    if len(found) < 2 or max(counts) <= UNLIKE * min(counts):
+    sets = [(e, tokens[e.name]) for e in ranking.entries if tokens.get(e.name, 0) > 0 and math.isfinite(e.mean.value)]
+    counts = [count for _, count in sets]
+    if len(sets) < 2 or max(counts) <= UNLIKE * min(counts):
         return None
-    crowded = len(found) > CROWDED
+    crowded = len(sets) > CROWDED
     lines = tuple(
-        Curve(e.name, e.family, 0, (Spot(float(count), e.mean.value, None if crowded else ends(e.mean, ranking.level)),)) for e, count in found
+        Curve(e.name, e.family, 0, (Spot(float(count), e.mean.value, None if crowded else ends(e.mean, ranking.level)),)) for e, count in sets
     )
     inner = [line.spots[0] for line in lines if line.family != "control"] or [line.spots[0] for line in lines]
     most = max(s.y for s in inner) + OUTSIDE * (max(s.y for s in inner) - min(s.y for s in inner))
@@ -148,9 +144,9 @@ def against_tokens(ranking: Ranking, tokens: Mapping[str, int]) -> Plot | None:
     note = "" if crowded else f"lines up: {percent(ranking.level)} intervals"
     curves = CurvePanels((("", lines),), across, up, "real calibration tokens", f"{what}, {ranking.unit}", note, around=True)
     title = f"{what.capitalize()} against calibration tokens: {ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
-    said = [f"{e.name} {counted(count, 'token')}, {signed(e.mean.value)}{spread(ends(e.mean, ranking.level))}" for e, count in found]
-    told = sentence([f"{title}, in {ranking.unit}", "; ".join(said)])
-    return plotted(("tokens", ranking.method, ranking.target), title, told, curves.chart, {"lines": curves.records()})
+    each = [f"{e.name} {counted(count, 'token')}, {signed(e.mean.value)}{spread(ends(e.mean, ranking.level))}" for e, count in sets]
+    description = sentence([f"{title}, in {ranking.unit}", "; ".join(each)])
+    return plotted(("tokens", ranking.method, ranking.target), title, description, curves.chart, {"lines": curves.records()})
 
 
 def layer_errors(layers: Layers) -> Plot | None:
@@ -176,15 +172,15 @@ def layer_errors(layers: Layers) -> Plot | None:
     note = "grey: from the smallest to the largest of all sets" if band else ""
     curves = CurvePanels((("", tuple(lines)),), across, up, "block", "relative output error", note, band=band)
     title = f"Output error by block: {layers.model}, {layers.method} at {describe_target(layers.target)}"
-    told = _told_errors(title, layers.blocks, {name: errors[name] for name in order})
-    return plotted(("layers", layers.method, layers.target), title, told, curves.chart, {"lines": curves.records()})
+    description = _errors_in_words(title, layers.blocks, {name: errors[name] for name in order})
+    return plotted(("layers", layers.method, layers.target), title, description, curves.chart, {"lines": curves.records()})
 
 
 def _along(row: Sequence[float]) -> tuple[Spot, ...]:
     return tuple(Spot(float(b), value) for b, value in enumerate(row))
 
 
-def _told_errors(title: str, blocks: Sequence[str], errors: Mapping[str, Sequence[float]]) -> str:
+def _errors_in_words(title: str, blocks: Sequence[str], errors: Mapping[str, Sequence[float]]) -> str:
     parts = [f"{title}, relative output error, the smallest mean first, each set from block to block ({blocks[0]} to {blocks[-1]})"]
     for name, row in errors.items():
         parts.append(f"{name}: {', '.join(f'{v:.3g}' if math.isfinite(v) else 'unknown' for v in row)}")

@@ -57,13 +57,19 @@ class _Heat:
         for r, entry in enumerate(self.entries):
             yield {"k": "name", "r": r, "t": cut(entry.name)}
             for c, m in enumerate(self.columns):
-                kept_here = entry.share_kept.get(m)
-                if kept_here is None or not known(kept_here):
+                kept_share = entry.share_kept.get(m)
+                if kept_share is None or not known(kept_share):
                     yield {"k": "hole", "r": r, "c": self.x(c), "t": HOLE}
                     continue
-                step = bisect_right(self.thresholds, kept_here.value)
-                yield {"k": "cell", "r": r, "c": self.x(c), "v": kept_here.value if math.isfinite(kept_here.value) else self.within(step), "s": step}
-                yield {"k": "best" if m in entry.best_on else "number", "r": r, "c": self.x(c), "s": step, "t": _brief(kept_here.value)}
+                step = bisect_right(self.thresholds, kept_share.value)
+                yield {
+                    "k": "cell",
+                    "r": r,
+                    "c": self.x(c),
+                    "v": kept_share.value if math.isfinite(kept_share.value) else self.within(step),
+                    "s": step,
+                }
+                yield {"k": "best" if m in entry.best_on else "number", "r": r, "c": self.x(c), "s": step, "t": _brief(kept_share.value)}
         yield {"k": "key-title", "t": "per cent of the dense model's performance"}
         for step in range(STEPS):
             yield {"k": "key", "c": step, "v": self.within(step), "s": step, "t": self.range_of(step)}
@@ -126,7 +132,7 @@ def kept(ranking: Ranking) -> Plot | None:
     heat = _Heat(ranking, entries, columns, _thresholds(min(ordinary or values), max(ordinary or values)))
     where = f"{ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
     title = f"Kept of the dense model's performance: {where}"
-    return plotted(("kept", ranking.method, ranking.target), title, _told(heat, title), heat.chart, {"cells": heat.records()})
+    return plotted(("kept", ranking.method, ranking.target), title, _description(heat, title), heat.chart, {"cells": heat.records()})
 
 
 def _thresholds(low: float, high: float) -> tuple[float, ...]:
@@ -143,15 +149,15 @@ def _brief(value: float) -> str:
     return share(value).removesuffix("\u202f%") if abs(value) < 10 else share(round(value, 0)).removesuffix(".0\u202f%")
 
 
-def _told(heat: _Heat, title: str) -> str:
+def _description(heat: _Heat, title: str) -> str:
     parts = [f"{title}. An asterisk marks a set that is significantly better than every other there"]
     for m, head in zip(heat.columns, heat.heads, strict=True):
-        said = [
+        each = [
             f"{e.name} {share(e.share_kept[m].value)}{'*' if m in e.best_on else ''}"
             for e in heat.entries
             if m in e.share_kept and known(e.share_kept[m])
         ]
-        lost = [e.name for e in heat.entries if not known(e.share_kept.get(m))]
-        holes = f"; no number for {', '.join(lost)}" if lost else ""
-        parts.append(f"{'Mean' if m == MEAN else f'On {head}'}: {', '.join(said) or 'nothing'}{holes}")
+        lacking = [e.name for e in heat.entries if not known(e.share_kept.get(m))]
+        holes = f"; no number for {', '.join(lacking)}" if lacking else ""
+        parts.append(f"{'Mean' if m == MEAN else f'On {head}'}: {', '.join(each) or 'nothing'}{holes}")
     return sentence(parts)

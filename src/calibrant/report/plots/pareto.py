@@ -29,7 +29,7 @@ CROWDED: Final = 24
 Place = Literal["front", "open", "behind"]
 """On the front; off it, but not significantly; and significantly worse on both than some other set."""
 
-SAID: Final[dict[Place, str]] = {"front": "on the front", "open": "not significantly behind the front", "behind": "significantly worse on both than"}
+WORDS: Final[dict[Place, str]] = {"front": "on the front", "open": "not significantly behind the front", "behind": "significantly worse on both than"}
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class _PlottedSet:
         return self.entry.family
 
     @property
-    def said(self) -> str:
+    def words(self) -> str:
         """Where it stands, in words."""
-        return f"{SAID[self.place]} {self.before}".strip()
+        return f"{WORDS[self.place]} {self.before}".strip()
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class _Front:
         """The picture over the records, which are called "points"."""
         import altair as alt
 
-        made = layered([*self._marks(), *self._words()], {record["k"] for record in self.records()}, WIDTH, HEIGHT)
+        made = layered([*self._marks(), *self._texts()], {record["k"] for record in self.records()}, WIDTH, HEIGHT)
         made.data = alt.NamedData(name="points")
         return made
 
@@ -111,7 +111,7 @@ class _Front:
         import altair as alt
 
         what = "increase of the loss" if self.ranking.dense is not None else "loss"
-        x, y = (f"{what} on {short(m, self.ranking.measured)}, {_unit(self.ranking, m)}" for m in (self.across, self.up))
+        x, y = (f"{what} on {short(m, self.ranking.measured)}, {self.ranking.units.get(m, self.ranking.unit)}" for m in (self.across, self.up))
         given = {"tickCount": 6, "format": "~g", "labelFlush": False}
         return (
             alt.X("x:Q", axis=alt.Axis(title=cut(x, 80), grid=True, **given), scale=self.axes[0].scale()),
@@ -139,7 +139,7 @@ class _Front:
         yield layer("front", "point", {**at, "fill": fill}, size=60, opacity=1, strokeWidth=1.5)
         yield layer("beyond", "point", {"x": x, "y": y, "stroke": stroke}, size=44, opacity=1, shape="M-.6,.8L.8,-.6M0,-.6H.8V.2", filled=False)
 
-    def _words(self) -> Iterator[Layer]:
+    def _texts(self) -> Iterator[Layer]:
         import altair as alt
 
         x, y = self._encoded()
@@ -150,7 +150,7 @@ class _Front:
 
 
 def pareto(ranking: Ranking, across: str = "", up: str = "") -> Plot | None:
-    """Calibration sets by how much worse they are on `across` and on `up`, two of the measured sets, and the front that none of them is behind.
+    """Return sets by how much worse they are on `across` and on `up`, two of the measured sets, and the front that none of them is behind.
 
     By default they are the two losses about which the sets disagree most; None where there are fewer than two losses, or two sets with both.
     A set off the front is only then called behind when some set is better on both and their letters say so, jointly over all pairs of a column.
@@ -160,61 +160,47 @@ def pareto(ranking: Ranking, across: str = "", up: str = "") -> Plot | None:
         if name and name not in ranking.measured:
             raise SpecError(f"nothing is measured on {name!r}; name two of {', '.join(ranking.measured)}", subject=name)
     pair = (across, up) if across and up else _opposed(ranking)
-    found = [] if pair is None else [(e, x, y) for e in ranking.entries if (x := _of(ranking, e, pair[0])) and (y := _of(ranking, e, pair[1]))]
-    if pair is None or len(found) < 2:
+    sets = [] if pair is None else [(e, x, y) for e in ranking.entries if (x := _loss(ranking, e, pair[0])) and (y := _loss(ranking, e, pair[1]))]
+    if pair is None or len(sets) < 2:
         return None
-    spots = tuple(_spot(ranking, pair, found, at) for at in range(len(found)))
+    spots: list[_PlottedSet] = []
+    for entry, x, y in sets:
+        better = [e for e, a, b in sets if a.value <= x.value and b.value <= y.value and (a.value, b.value) != (x.value, y.value)]
+        sure = [e for e in better if all(significantly_different(e, entry, m) for m in pair)]
+        place: Place = "front" if not better else "behind" if sure else "open"
+        spots.append(_PlottedSet(entry, x, y, place, sure[0].name if sure else ""))
     axes = (_axis(ranking, [(s, s.x) for s in spots], WIDTH), _axis(ranking, [(s, s.y) for s in spots], HEIGHT))
-    front = _Front(ranking, *pair, spots, axes)
+    front = _Front(ranking, *pair, tuple(spots), axes)
     names = [short(m, ranking.measured) for m in pair]
     title = f"Loss on {names[0]} against loss on {names[1]}: {ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
-    return plotted(("pareto", ranking.method, ranking.target), title, _told(front, title, names), front.chart, {"points": front.records()})
+    what = "Increases over the dense model" if ranking.dense is not None else "Losses"
+    write = signed if ranking.dense is not None else plainly
+    numbers = {s.entry.name: [f"{write(e.value)}{spread(ends(e, ranking.level))}" for e in (s.x, s.y)] for s in spots}
+    each = [f"{s.entry.name} {numbers[s.entry.name][0]} on {names[0]}, {numbers[s.entry.name][1]} on {names[1]}, {s.words}" for s in spots]
+    description = sentence([title, f"{what}, with {percent(ranking.level)} intervals in brackets", "; ".join(each)])
+    return plotted(("pareto", ranking.method, ranking.target), title, description, front.chart, {"points": front.records()})
 
 
 def _opposed(ranking: Ranking) -> tuple[str, str] | None:
-    """The two losses that put most pairs of sets into opposite orders; the first two where none do."""
-    losses = [m for m in ranking.measured if _unit(ranking, m).startswith("nats")]
+    """Return the two losses that put most pairs of sets into opposite orders; the first two where none do."""
+    losses = [m for m in ranking.measured if ranking.units.get(m, ranking.unit).startswith("nats")]
 
     def against(a: str, b: str) -> int:
-        rows = [(x.value, y.value) for e in ranking.entries if not e.control and (x := _of(ranking, e, a)) and (y := _of(ranking, e, b))]
+        rows = [(x.value, y.value) for e in ranking.entries if not e.control and (x := _loss(ranking, e, a)) and (y := _loss(ranking, e, b))]
         return sum((p[0] - q[0]) * (p[1] - q[1]) < 0 for p, q in combinations(rows, 2))
 
     return max(combinations(losses, 2), key=lambda pair: against(*pair), default=None)
 
 
-def _unit(ranking: Ranking, measured: str) -> str:
-    return ranking.units.get(measured, ranking.unit)
-
-
-def _of(ranking: Ranking, entry: RankingEntry, measured: str) -> Estimate | None:
-    """How much worse than the dense model the set is; its own loss where there is none. None without a number, or one that isn't finite."""
-    found = (entry.increases if ranking.dense is not None else entry.losses).get(measured)
+def _loss(ranking: Ranking, entry: RankingEntry, measured: str) -> Estimate | None:
+    """Return how much worse than the dense model the set is; its own loss where there is none. None without a number, or one that isn't finite."""
+    loss = (entry.increases if ranking.dense is not None else entry.losses).get(measured)
     upward = ranking.dense is None and ranking.better.get(measured, "lower") == "higher"
-    return None if found is None or upward or not known(found) or not math.isfinite(found.value) else found
+    return None if loss is None or upward or not known(loss) or not math.isfinite(loss.value) else loss
 
 
-def _spot(ranking: Ranking, pair: tuple[str, str], found: Sequence[tuple[RankingEntry, Estimate, Estimate]], at: int) -> _PlottedSet:
-    entry, x, y = found[at]
-    better = [e for e, a, b in found if a.value <= x.value and b.value <= y.value and (a.value, b.value) != (x.value, y.value)]
-    sure = [e for e in better if all(significantly_different(e, entry, m) for m in pair)]
-    place: Place = "front" if not better else "behind" if sure else "open"
-    return _PlottedSet(entry, x, y, place, sure[0].name if sure else "")
-
-
-def _axis(ranking: Ranking, found: Sequence[tuple[_PlottedSet, Estimate]], pixels: int) -> Axis:
-    """What real text spans; a control outside it stands at the edge."""
-    inner = [estimate for spot, estimate in found if not spot.entry.control] or [estimate for _, estimate in found]
-    intervals = [] if len(found) > CROWDED else [ends(estimate, ranking.level) for estimate in inner]
+def _axis(ranking: Ranking, sets: Sequence[tuple[_PlottedSet, Estimate]], pixels: int) -> Axis:
+    """Return the axis that the sets with content span; a control outside it stands at the edge."""
+    inner = [estimate for spot, estimate in sets if not spot.entry.control] or [estimate for _, estimate in sets]
+    intervals = [] if len(sets) > CROWDED else [ends(estimate, ranking.level) for estimate in inner]
     return axis_of(reached((e.value for e in inner), intervals), pixels, log=False, room=0.06)
-
-
-def _told(front: _Front, title: str, names: Sequence[str]) -> str:
-    ranking = front.ranking
-    what = "Increases over the dense model" if ranking.dense is not None else "Losses"
-    said = [f"{s.entry.name} {_number(ranking, s.x)} on {names[0]}, {_number(ranking, s.y)} on {names[1]}, {s.said}" for s in front.spots]
-    return sentence([title, f"{what}, with {percent(ranking.level)} intervals in brackets", "; ".join(said)])
-
-
-def _number(ranking: Ranking, estimate: Estimate) -> str:
-    number = signed(estimate.value) if ranking.dense is not None else plainly(estimate.value)
-    return f"{number}{spread(ends(estimate, ranking.level))}"
