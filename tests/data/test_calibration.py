@@ -230,6 +230,7 @@ for expr in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow  # test_properties holds the same to constants
 def test_another_process_finds_the_same_fingerprint(corpus: Path, problems: Path, letters: PreTrainedTokenizerBase, tmp_path: Path):
     letters.save_pretrained(tmp_path / "tokenizer")
     sets = [str(corpus), f"{corpus}@crop", f"0.3*{problems}:cot + 0.7*{corpus}", "random_tokens", "python_docs"]
@@ -332,6 +333,7 @@ def test_a_set_is_a_value():
     assert repr(CalibrationSet("gsm8k", tokens=9)) == "CalibrationSet('gsm8k:icl', tokens=9, length=2048, seed=0)"
 
 
+@pytest.mark.slow
 def test_real_text_and_a_real_tokenizer(smollm2: PreTrainedTokenizerBase):
     batch = CalibrationSet("python_docs", samples=16, length=256).tokens(smollm2)
     assert batch.mask.all()

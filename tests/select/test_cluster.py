@@ -56,6 +56,7 @@ def entropy(labels: np.ndarray) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rare", ["python_code", "arithmetic"])
 def test_a_set_covers_clusters_that_it_was_not_chosen_by_more_evenly_than_chance(rare: str) -> None:
     """EvoP's claim for CCDS, in a pool of two languages at 90 to 10: by clusters of the states of all layers, where the choice is by the last."""

@@ -36,7 +36,7 @@ def test_the_worst_fifth_by_its_own_perplexity_goes(monkeypatch: pytest.MonkeyPa
         seen[:] = texts
         return filter_texts(texts, drop, loops)
 
-    monkeypatch.setattr("calibrant.select.selfgen.sift", recorded)
+    monkeypatch.setattr("calibrant.select.selfgen.filter_texts", recorded)
     found = replace(PLAIN, loops="keep", batch=15).select(replace(context(), tokens=1000))
     assert len(seen) - len(found.rows) == math.ceil(len(seen) * 2 / 10)
     assert found.note.startswith(f"wrote {len(seen)} texts; dropped {len(seen) - len(found.rows)} of {len(seen)} at a perplexity of")

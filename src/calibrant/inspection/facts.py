@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from math import floor, log10
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -200,7 +200,7 @@ def _parts(
 
 def _named(term: Term) -> dict[str, Any]:
     """Return what the part is made of, and the expressions that a verdict may propose in its place; empty where there is none."""
-    form, packing = term.format, term.packing
+    form, packing = term.format, cast("Any", term.packing)  # a dataclass, which its abstract class is not
     answered = formats.build("qa") if form.spec_name() == "question" and "answer" in term.source.fields else form
     bare = replace(packing, bos="none") if "bos" in {each.name for each in fields(packing)} and packing.bos != "none" else None
     return {

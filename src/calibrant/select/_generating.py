@@ -5,6 +5,10 @@
 Texts are written batch by batch until enough of them is left. A batch depends on its number, on the request and on the batches before it,
 which say how many texts it has; so a generation that was killed goes on with its next batch, and gives bit for bit what one that wasn't gives.
 Where no file can be written the texts are made anew each time.
+
+transformers' `generate` isn't used: it draws all texts of a batch from one stream of random numbers, so that a text depends on its neighbours and on
+which of them end first, and it gives no losses. Nor is it faster: for 16 texts of 40 tokens with SmolLM2-135M on one core it took 8.7 s and a
+forward for the losses 3.1 s more, where `write` takes 7.4 s.
 """
 
 import json
