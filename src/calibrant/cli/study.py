@@ -148,7 +148,7 @@ def pack(
 
     with progress() as update:
         packed = run(folder, out, update)
-    show(packed.to_json(), as_json, screen.repacked)
+    show(asdict(packed), as_json, screen.repacked)
 
 
 @command("unpack", "calibrant store unpack results --out folders", group=store)
@@ -164,4 +164,4 @@ def unpack(
 
     with progress() as update:
         unpacked = run(folder, out, update)
-    show(unpacked.to_json(), as_json, screen.repacked)
+    show(asdict(unpacked), as_json, screen.repacked)

@@ -195,7 +195,7 @@ def report(study: str | Path | InFolder, measures: Sequence[str] = (), way: str 
     store = Store(Path(study) if isinstance(study, str | Path) else study.folder, create=False)
     reading = read(store)
     # The outcomes of single items are nine tenths of it, and have been compared by then.
-    scores = replace(narrowed(reading, measures), samples={})
+    scores = replace(narrowed(reading, measures), items={})
     return Report(store.folder, compare(reading, measures, baseline=baseline), scores, notes_of(store, scores), cast("As", way))
 
 

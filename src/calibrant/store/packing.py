@@ -11,7 +11,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,10 +66,6 @@ class Repacked:
     bytes_before: int
     files: int
     bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all of it as plain data."""
-        return asdict(self)
 
 
 def pack(folder: str | Path, out: str | Path | None = None, progress: Progress = silent) -> Repacked:
