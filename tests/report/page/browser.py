@@ -160,7 +160,7 @@ def small(data: Network, found: Sequence[Layers], rows: int = 4) -> str:
     policy = f"default-src 'none'; script-src '{digest(vega)}' '{digest(script)}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
     ids = {node.name: node.id for node in data.nodes}
     articles = "".join(
-        f'<article id="{n.id}" class="view set"><p><a href="#runs">all</a></p><h2>{escape(visible(n.name))}</h2><p>{escape(n.told)}</p></article>'
+        f'<article id="{n.id}" class="view set"><p><a href="#runs">all</a></p><h2>{escape(visible(n.name))}</h2><p>{escape(n.result)}</p></article>'
         for n in data.nodes
     )
     return (

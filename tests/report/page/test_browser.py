@@ -65,11 +65,11 @@ def test_hovering_tells_name_and_result(page: Any):
     page.mouse.move(*places(page)[0])
     tip = page.locator("#network-graph .tip")
     assert tip.is_visible()
-    assert tip.inner_text().split("\n") == ["corpus_0:text@many", similar(6).nodes[0].told]
-    assert page.locator("#network-said").inner_text().startswith("corpus_0:text@many: +")
+    assert tip.inner_text().split("\n") == ["corpus_0:text@many", similar(6).nodes[0].result]
+    assert page.locator("#network-status").inner_text().startswith("corpus_0:text@many: +")
     page.mouse.move(5, 5)
     assert not tip.is_visible()
-    assert page.locator("#network-said").inner_text() == ""
+    assert page.locator("#network-status").inner_text() == ""
 
 
 def test_clicking_opens_the_set_and_back_returns(page: Any):
@@ -162,7 +162,7 @@ def test_keys_go_from_node_to_node_and_enter_opens(page: Any):
     page.locator("#network-graph").evaluate("(e) => e.previousElementSibling.querySelector('[data-zoom=reset]').focus()")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "network-graph"
-    said = page.locator("#network-said")
+    said = page.locator("#network-status")
     names = [n.name for n in similar(6).nodes]
     page.keyboard.press("ArrowRight")
     assert said.inner_text().startswith(names[0])
@@ -227,7 +227,7 @@ def test_effects_are_drawn_when_asked_for(page: Any):
     page.locator("#network-graph").press("ArrowRight")
     helped = [data.measured[e.measured] for e in data.effects if e.set == 0 and e.verdict == "better"]
     for name in helped:
-        assert f"better on {name}" in page.locator("#network-said").inner_text()
+        assert f"better on {name}" in page.locator("#network-status").inner_text()
     page.get_by_label("calibrated on → measured on").uncheck()
     assert set(page.evaluate(STROKES)) == {"var(--soft)"}
     assert len(places(page)) == 6
@@ -235,7 +235,7 @@ def test_effects_are_drawn_when_asked_for(page: Any):
 
 def test_layers_follow_the_choice_of_sets_and_runs(page: Any):
     names = [n.name for n in similar(6).nodes]
-    said, line = page.locator("#layers-said"), "() => document.querySelector('.strip path[stroke-width]').getAttribute('d')"
+    said, line = page.locator("#layers-status"), "() => document.querySelector('.strip path[stroke-width]').getAttribute('d')"
     assert page.evaluate("() => document.querySelectorAll('#layers .strip svg').length") == 3
     first, drawn = said.inner_text(), page.evaluate(line)
     assert first.startswith(f"{names[0]} and {names[1]}: masks differ most in block ")
@@ -417,7 +417,7 @@ def test_hostile_names_are_text(started: Any, tmp_path: Path):
     with opened(started, reduced_motion="reduce") as watched:
         page = watched.open(path).page
         page.locator("#network-graph").press("ArrowRight")
-        assert visible(names[0])[:40] in page.locator("#network-said").inner_text()
+        assert visible(names[0])[:40] in page.locator("#network-status").inner_text()
         page.get_by_label("calibrated on → measured on").check()
         page.locator("#layers-b").select_option("3")
         page.locator("#network-graph").press("ArrowRight")

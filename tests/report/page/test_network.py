@@ -77,7 +77,7 @@ def test_a_measure_that_nothing_is_known_of_is_disabled_with_the_reason():
 def test_the_better_the_larger_and_without_a_result_small_and_hollow():
     first, second, third = data_in(page(hand()), "network-data")["nodes"]
     assert second["size"] > first["size"] > third["size"]
-    assert (third["fill"], third["stroke"], third["told"]) == ("var(--card)", "var(--f-control)", "no result")
+    assert (third["fill"], third["stroke"], third["text"]) == ("var(--card)", "var(--f-control)", "no result")
     assert [n["place"] for n in (first, second, third)] == [1, 0, 2], "the keyboard follows the ranking"
     assert "small and hollow: no result" in page(hand())
 

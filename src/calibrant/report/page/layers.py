@@ -107,7 +107,7 @@ def _run(group: Layers, places: Sequence[int]) -> dict[str, Any]:
     rows = {"masks": 1 - group.masks[upper], "statistics": group.statistics[upper], "error": group.error}
     most = {fact: float(np.nanmax(values)) if np.isfinite(values).any() else 0.0 for fact, values in rows.items()}
     return {
-        "told": _title(group),
+        "text": _title(group),
         "sets": places,
         "blocks": group.blocks,
         "numbers": [_number(block, place) for place, block in enumerate(group.blocks)],
@@ -160,7 +160,7 @@ def _spec() -> dict[str, Any]:
                 "mark": {"type": "point", "aria": False, "filled": True, "size": 42, "opacity": 1},
                 "encoding": {"y": y, "color": colour, "shape": shape},
             },
-            {"mark": {"type": "rule", "aria": False, "strokeWidth": {"expr": wide}, "opacity": 0}, "encoding": {"tooltip": {"field": "told"}}},
+            {"mark": {"type": "rule", "aria": False, "strokeWidth": {"expr": wide}, "opacity": 0}, "encoding": {"tooltip": {"field": "text"}}},
         ],
         "config": {
             "font": "inherit",

@@ -53,7 +53,7 @@ class Node:
     name: str
     family: str
     value: float | None
-    told: str
+    result: str
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Effect:
     measured: int
     difference: float
     verdict: Literal["better", "worse", "not significant"]
-    told: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def network(data: Network) -> Markup:
         first=next(iter(known), ""),
         measures_known=known,
         pairs=pairs,
-        effects=_certain(data),
+        effects=_significant(data),
         families={node.family for node in data.nodes},
         hollow=any(map(_unknown, data.nodes)),
         meanings=MEANINGS,
@@ -147,15 +147,15 @@ def _edges(data: Network, measure: str) -> list[tuple[int, int, float]]:
     rows = [places.get(node.name) for node in data.nodes]
     if known is None:
         return []
-    found: list[tuple[int, int, float]] = []
+    edges: list[tuple[int, int, float]] = []
     for i, a in enumerate(rows):
         for j, b in enumerate(rows[:i]):
             if a is not None and b is not None and not math.isnan(value := float(known[a, b])):
-                found.append((j, i, round(value, 4)))
-    return sorted(found, key=lambda edge: (-edge[2], edge[0], edge[1]))[:MOST_EDGES]
+                edges.append((j, i, round(value, 4)))
+    return sorted(edges, key=lambda edge: (-edge[2], edge[0], edge[1]))[:MOST_EDGES]
 
 
-def _certain(data: Network) -> list[Effect]:
+def _significant(data: Network) -> list[Effect]:
     return [e for e in data.effects if e.verdict != "not significant"]
 
 
@@ -165,7 +165,7 @@ def _embedded(data: Network, edges: dict[str, list[tuple[int, int, float]]]) -> 
         "nodes": [*_nodes(data), *_squares(data)],
         "measures": {m: {"edges": edges[m], **_slider(edges[m], len(data.nodes))} for m in MEASURES if edges[m]},
         "words": dict(MEASURES),
-        "effects": [[e.set, len(data.nodes) + e.measured, e.verdict, e.told] for e in _certain(data)],
+        "effects": [[e.set, len(data.nodes) + e.measured, e.verdict, e.text] for e in _significant(data)],
     }
 
 
@@ -186,15 +186,15 @@ def _nodes(data: Network) -> Iterator[dict[str, Any]]:
         family = node.family if node.family in FAMILIES else "own"
         colour = f"var(--f-{family})"
         shown = {"shape": FAMILIES[family].shape, "stroke": colour, "fill": "var(--card)" if _unknown(node) else colour, "size": size}
-        said = {"page": node.id, "name": node.name, "label": cut(node.name), "told": node.told or "no result"}
-        yield {"id": number, "place": places[number], **said, **shown, **_start(places[number])}
+        words = {"page": node.id, "name": node.name, "label": cut(node.name), "text": node.result or "no result"}
+        yield {"id": number, "place": places[number], **words, **shown, **_start(places[number])}
 
 
 def _squares(data: Network) -> Iterator[dict[str, Any]]:
     shown = {"shape": _SQUARE, "stroke": "var(--soft)", "fill": "var(--soft)", "size": 190}
     for number, measured in enumerate(data.measured, len(data.nodes)):
-        said = {"page": "", "name": measured, "label": cut(measured), "told": "measured on"}
-        yield {"id": number, "place": number, **said, **shown, **_start(number)}
+        words = {"page": "", "name": measured, "label": cut(measured), "text": "measured on"}
+        yield {"id": number, "place": number, **words, **shown, **_start(number)}
 
 
 def _unknown(node: Node) -> bool:
@@ -202,6 +202,7 @@ def _unknown(node: Node) -> bool:
 
 
 def _start(place: int) -> dict[str, float]:
+    """Where a node stands before the layout: a sunflower's spiral, each place a golden angle further, so that no two stand on one another."""
     away, turn = 34 * math.sqrt(place + 0.5), place * math.pi * (3 - math.sqrt(5))
     return {"x": round(away * math.cos(turn), 2), "y": round(away * math.sin(turn), 2)}
 

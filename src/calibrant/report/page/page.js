@@ -99,16 +99,16 @@
   }
   function copying() {
     for (const button of all("button.copy")) {
-      const said = made("span", "copied");
-      said.setAttribute("role", "status");
-      button.after(said);
+      const status = made("span", "copied");
+      status.setAttribute("role", "status");
+      button.after(status);
       button.addEventListener("click", async () => {
         const source = byId(button.dataset.copies);
         // A page from a file may have no clipboard, or not be allowed to use it: then the reader's own keys copy what is selected.
         const done = await navigator.clipboard?.writeText(source.textContent).then(() => "copied", () => null);
         if (!done) window.getSelection().selectAllChildren(source);
-        said.textContent = done ?? "selected; copy it with your keyboard";
-        window.setTimeout(() => { said.textContent = ""; }, 4000);
+        status.textContent = done ?? "selected; copy it with your keyboard";
+        window.setTimeout(() => { status.textContent = ""; }, 4000);
       });
     }
   }
@@ -143,7 +143,7 @@
     if (!graph) return;
     const data = dataOf("network-data"), still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
     const drawing = graph.querySelector(".drawing"), tip = graph.querySelector(".tip"), fingers = new Map();
-    const [threshold, shown, effects, key, said] = ["threshold", "shown", "effects", "key", "said"].map((name) => byId(`network-${name}`));
+    const [threshold, shown, effects, key, status] = ["threshold", "shown", "effects", "key", "status"].map((name) => byId(`network-${name}`));
     const sets = data.nodes.filter(({ page }) => page).sort((a, b) => a.place - b.place), squares = data.nodes.filter(({ page }) => !page);
     let view = null, lines = [], here = -1, grip = null;
 
@@ -160,13 +160,13 @@
       shown.textContent = `${least.toFixed(measure.step < 0.01 ? 3 : 2)}: ${edges.length} of ${measure.edges.length} lines`;
       return edges.map(([source, target, value]) => {
         const share = clamp((value - measure.low) / span, 0, 1), pull = (0.25 + 0.75 * share) / Math.min(degree.get(source), degree.get(target));
-        const line = { source, target, kind: "alike", told: `similarity ${value.toFixed(3)}`, distance: 110 - 70 * share, pull };
+        const line = { source, target, kind: "alike", text: `similarity ${value.toFixed(3)}`, distance: 110 - 70 * share, pull };
         const opacity = (0.25 + 0.5 * share) * (effects.checked ? 0.45 : 1);
         return { ...line, stroke: "var(--soft)", width: 0.8 + 4.2 * share ** 2, opacity, dash: null };
       });
     }
-    const caused = () => data.effects.map(([source, target, kind, told]) => ({
-      ...{ source, target, kind, told, distance: 130, pull: kind === "better" ? 0.08 : 0.01 },
+    const caused = () => data.effects.map(([source, target, kind, text]) => ({
+      ...{ source, target, kind, text, distance: 130, pull: kind === "better" ? 0.08 : 0.01 },
       ...{ stroke: `var(--${kind})`, width: 2, opacity: 0.9, dash: kind === "worse" ? [5, 4] : null },
     }));
 
@@ -191,13 +191,13 @@
       if (view.signal("lit") !== id || !node) {
         view.signal("lit", id).signal("near", joined.flatMap((line) => [line.source.id, line.target.id])).run();
         const effect = (kind) => joined.filter((line) => line.kind === kind && node.page).map((line) => `; ${kind} on ${line.target.name}`).join("");
-        said.textContent = node ? `${node.name}: ${node.told}${effect("better")}${effect("worse")}` : "";
+        status.textContent = node ? `${node.name}: ${node.text}${effect("better")}${effect("worse")}` : "";
       }
-      tell(node?.name, node?.told, at ?? (node && { x: frame().x + frame().k * node.x, y: frame().y + frame().k * node.y }));
+      showTip(node?.name, node?.text, at ?? (node && { x: frame().x + frame().k * node.x, y: frame().y + frame().k * node.y }));
     }
-    function tell(name, told, at) {
+    function showTip(name, text, at) {
       tip.hidden = !name;
-      [tip.firstElementChild.textContent, tip.lastElementChild.textContent] = [name ?? "", told ?? ""];
+      [tip.firstElementChild.textContent, tip.lastElementChild.textContent] = [name ?? "", text ?? ""];
       if (name) place(tip, at);
     }
 
@@ -227,14 +227,14 @@
       else keys[event.key]();
     }
 
-    // Pointers: a node in hand is moved, the ground is panned, two fingers zoom.
+    // Pointers: a node that is held is moved, the ground is panned, two fingers zoom.
     const nodeOf = (item) => [item?.datum?.datum, item?.datum].find((datum) => datum?.shape);
     function hovered(event, item) {
       if (grip?.moved) return;
       const node = nodeOf(item), line = node ? null : item?.datum;
       if (node || view.signal("lit") !== -1) light(node, pointIn(drawing, event));
-      if (line?.kind) tell(`${line.source.name} ${line.kind === "alike" ? "and" : "→"} ${line.target.name}`, line.told, pointIn(drawing, event));
-      else if (!node) tell();
+      if (line?.kind) showTip(`${line.source.name} ${line.kind === "alike" ? "and" : "→"} ${line.target.name}`, line.text, pointIn(drawing, event));
+      else if (!node) showTip();
     }
     function moved(event) {
       const was = fingers.get(event.pointerId), at = pointIn(drawing, event);
@@ -252,7 +252,7 @@
       const { node, frame: start } = grip, [x, y] = [at.x - grip.at.x + start.x, at.y - grip.at.y + start.y];
       if (!grip.moved) {
         graph.setPointerCapture(event.pointerId); // The click that follows is the graph's and opens nothing.
-        tell();
+        showTip();
         hold(start); // What is dragged must not change the frame under the hand.
         if (node) liven().signal("restart", !still);
       }
@@ -326,8 +326,8 @@
     function rows(fact) {
       const sides = fact === "error" ? ["a", "b"] : ["both"], values = sides.map((_, side) => known(fact, side));
       const each = (k) => values.map((of, side) => `${nameOf(pair[side])}: ${percent(of[k], 2)}`).join("\n"), [of] = values;
-      const told = { masks: (k) => `${percent(of[k], 1)} of mask bits differ`, statistics: (k) => `distance ${plain(of[k])}`, error: each }[fact];
-      const row = (of, side, number, k) => ({ number, value: of[k], side, told: `block ${number}\n${told(k)}` });
+      const text = { masks: (k) => `${percent(of[k], 1)} of mask bits differ`, statistics: (k) => `distance ${plain(of[k])}`, error: each }[fact];
+      const row = (of, side, number, k) => ({ number, value: of[k], side, text: `block ${number}\n${text(k)}` });
       return values.flatMap((of, s) => run.numbers.map((number, k) => row(of, sides[s], number, k))).filter(({ value }) => value !== null);
     }
     function sentence() {
@@ -339,7 +339,7 @@
     }
     function fill() {
       const heads = all("thead th", table), masks = known("masks"), statistics = known("statistics"), first = known("error", 0), second = known("error", 1);
-      table.caption.textContent = `${nameOf(pair[0])} and ${nameOf(pair[1])}, ${run.told}`;
+      table.caption.textContent = `${nameOf(pair[0])} and ${nameOf(pair[1])}, ${run.text}`;
       [3, 4].forEach((column, side) => { heads[column].textContent = `output error, ${nameOf(pair[side])}`; });
       table.tBodies[0].replaceChildren(...run.blocks.map((block, k) => {
         const row = made("tr", ""), head = Object.assign(made("th", "", block), { scope: "row" });
@@ -350,7 +350,7 @@
     }
     function redraw() {
       pair = [Number(a.value), Number(b.value)];
-      byId("layers-said").textContent = sentence();
+      byId("layers-status").textContent = sentence();
       fill();
       all("#layers-key bdi").forEach((name, side) => { name.textContent = nameOf(pair[side]); });
       [a, b].forEach((select, side) => {
@@ -371,10 +371,10 @@
       b.value = second >= 0 && second !== Number(a.value) ? second : Number(a.value) === 0 ? 1 : 0;
       redraw();
     }
-    function hovered(_, event, __, told) {
-      tip.hidden = !told;
-      tip.textContent = told ?? "";
-      if (told) place(tip, pointIn(section, event));
+    function hovered(_, event, __, text) {
+      tip.hidden = !text;
+      tip.textContent = text ?? "";
+      if (text) place(tip, pointIn(section, event));
     }
     async function draw(strip) {
       const fact = strip.dataset.fact, spec = structuredClone(data.spec);
