@@ -192,7 +192,7 @@ def test_another_measure_has_other_lines(page: Any):
         return page.evaluate("() => [...document.querySelectorAll('.lines line')].map((l) => l.outerHTML)")
 
     before, told = drawn(), page.locator("#network-shown").inner_text()
-    page.get_by_label("what the model statistics").check()
+    page.get_by_label("the statistics that the model gets").check()
     assert drawn() != before
     assert page.locator("#network-shown").inner_text() != told
     assert page.get_by_label("the masks that they lead to").is_disabled()
@@ -348,7 +348,7 @@ def test_nodes_move_to_a_new_layout_where_motion_is_welcome(started: Any, six: P
     with opened(started) as watched:
         page = watched.open(six).page
         before = places(page)
-        page.get_by_label("what the model statistics").check()
+        page.get_by_label("the statistics that the model gets").check()
         watched.settle()
         assert max(apart(before, places(page))) > 5
         x, y = places(page)[0]
