@@ -16,7 +16,7 @@ class CheapestBlocks(BlockMethod):
     tries: ClassVar[bool] = True
 
     def edits(self, job: Job) -> Iterator[Edit]:
-        for _ in range(self.lacking(job)):
+        for _ in range(self.left_to_drop(job)):
             losses: list[float] = []
             for block in job.view.blocks:
                 with job.trying(DropBlocks((block.index,))):

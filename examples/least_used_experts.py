@@ -21,4 +21,4 @@ class LeastUsedExperts(ExpertMethod):
             return
         counts = {block.index: seen[Routing].counts.tolist() for block, seen in job.blocks(self.observes) if Routing in seen}
         ranked = {block: sorted(range(len(each)), key=each.__getitem__) for block, each in counts.items()}
-        yield DropExperts({block: tuple(sorted(order[: self.lacking(job)])) for block, order in ranked.items()}, {"counts": counts})
+        yield DropExperts({block: tuple(sorted(order[: self.left_to_drop(job)])) for block, order in ranked.items()}, {"counts": counts})

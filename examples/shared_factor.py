@@ -34,7 +34,7 @@ class Product(Packed):
     def dense(self) -> Tensor:
         return self.own @ self.common
 
-    def kept(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def stored(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return {"sharing": self.sharing}, {"own": self.own, "common": self.common}
 
     @classmethod

@@ -190,7 +190,7 @@ def test_a_checkpoint_that_broke_off_is_not_believed(folder: Path, tmp_path: Pat
     seen_by = view(open_model(str(folder), "float32").model)
     kept = Checkpoint(tmp_path / "out", "sha256:1")
     for block in seen_by.blocks:
-        kept.add(block.index, [as_it_is(w).kept() for w in block.weights], [{"name": w.name} for w in block.weights])
+        kept.add(block.index, [as_it_is(w).stored() for w in block.weights], [{"name": w.name} for w in block.weights])
     assert [len(step.reports) for step in kept.load()] == [7, 7, 7]
     path = kept.folder / "edits-00001.safetensors"
     path.write_bytes(path.read_bytes()[:100])
@@ -207,7 +207,7 @@ def test_a_full_disk_is_one_sentence(folder: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("calibrant.compress.checkpoint.save_file", full)
     block = view(open_model(str(folder), "float32").model).blocks[0]
     with pytest.raises(OutputError, match=r"can't keep step 0 .*the disk is full"):
-        Checkpoint(tmp_path / "a/b/out", "sha256:1").add(0, [as_it_is(block.weights[0]).kept()], [])
+        Checkpoint(tmp_path / "a/b/out", "sha256:1").add(0, [as_it_is(block.weights[0]).stored()], [])
     assert not (tmp_path / "a").exists()
 
 
@@ -215,7 +215,7 @@ def test_a_finished_block_has_the_rights_that_the_umask_gives(folder: Path, tmp_
     block = view(open_model(str(folder), "float32").model).blocks[0]
     usual = os.umask(0o022)
     try:
-        Checkpoint(tmp_path / "out", "sha256:1").add(0, [as_it_is(block.weights[0]).kept()], [])
+        Checkpoint(tmp_path / "out", "sha256:1").add(0, [as_it_is(block.weights[0]).stored()], [])
     finally:
         os.umask(usual)
     assert [p.stat().st_mode & 0o777 for p in (tmp_path / ".out.calibrant-partial").iterdir()] == [0o644]
@@ -316,7 +316,7 @@ class DropStill(BlockMethod):
 
     def edits(self, job: Job) -> Iterator[Edit]:
         turned = {block.index: seen[BlockChange].total / seen[BlockChange].mass for block, seen in job.blocks(self.observes)}
-        assert self.lacking(job) == 1
+        assert self.left_to_drop(job) == 1
         yield DropBlocks((min(turned, key=turned.__getitem__),))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from calibrant.activations import BlockChange, Routing
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.edits import DropBlocks, DropExperts, Kept, Replace, read_edit
+from calibrant.edits import DropBlocks, DropExperts, Replace, StoredEdit, read_edit
 from calibrant.edits.file import from_bytes, to_bytes
 from calibrant.errors import DataError, SpecError
 from calibrant.job import Job
@@ -57,7 +57,7 @@ TENSORS: Mapping[str, Tensor] = {
 
 
 def test_what_is_written_comes_back_to_the_bit() -> None:
-    edits = [Kept("replace", {"name": "ü", "notes": {"rank": 3}}, TENSORS), Kept("drop_blocks", {"blocks": [1]})]
+    edits = [StoredEdit("replace", {"name": "ü", "notes": {"rank": 3}}, TENSORS), StoredEdit("drop_blocks", {"blocks": [1]})]
     found = from_bytes(to_bytes(edits))
     assert [(kept.kind, kept.facts) for kept in found] == [(kept.kind, kept.facts) for kept in edits]
     for name, tensor in TENSORS.items():
@@ -69,10 +69,10 @@ def test_what_is_written_comes_back_to_the_bit() -> None:
 def test_zeros_take_no_room() -> None:
     weight = torch.randn(256, 256)
     half = weight.masked_fill(torch.rand(256, 256) > 0.5, 0)
-    assert len(to_bytes([Kept("a", {}, {"w": half})])) < 0.55 * len(to_bytes([Kept("a", {}, {"w": weight})])) + 2000
+    assert len(to_bytes([StoredEdit("a", {}, {"w": half})])) < 0.55 * len(to_bytes([StoredEdit("a", {}, {"w": weight})])) + 2000
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", b"\x00" * 100, to_bytes([Kept("replace", {"name": "x"})])[:-3]])
+@pytest.mark.parametrize("content", [b"", b"PK", b"\x00" * 100, to_bytes([StoredEdit("replace", {"name": "x"})])[:-3]])
 def test_what_is_no_such_file_is_one_sentence(content: bytes) -> None:
     with pytest.raises(DataError, match=r"the edits that are kept of a run can't be read .*; delete edits\.safetensors"):
         from_bytes(content)
@@ -81,9 +81,9 @@ def test_what_is_no_such_file_is_one_sentence(content: bytes) -> None:
 def test_edits_of_another_model_or_of_nobody_are_refused(opened: Opened) -> None:
     seen_by = view(opened.model)
     with pytest.raises(DataError, match="an edit of the kind 'condense' can't be read; install the package"):
-        read_edit(Kept("condense", {}), seen_by)
+        read_edit(StoredEdit("condense", {}), seen_by)
     with pytest.raises(DataError, match="an edit of the kind 'replace' is of another model"):
-        read_edit(Kept("replace", {"name": "nothing", "notes": {}}, {}), seen_by)
+        read_edit(StoredEdit("replace", {"name": "nothing", "notes": {}}, {}), seen_by)
 
 
 @pytest.mark.parametrize("kind", ["replace", "drop_blocks", "drop_experts"])
@@ -143,9 +143,9 @@ def test_what_blocks_did_is_kept_and_read_while_the_model_is_untouched(opened: O
         assert one[BlockChange].total == other[BlockChange].total == third[BlockChange].total
         assert torch.equal(one[Routing].together, other[Routing].together)
         assert torch.equal(one[Routing].gates, third[Routing].gates)
-    assert Statistics(tmp_path, statistics_id(opened, batch)).held(Routing, job.view.blocks) == 3
+    assert Statistics(tmp_path, statistics_id(opened, batch)).stored_blocks(Routing, job.view.blocks) == 3
     DropBlocks((0,)).apply(job.view)
-    job.made.append(DropBlocks.kind)
+    job.applied_kinds.append(DropBlocks.kind)
     now = [seen[BlockChange].total for _, seen in job.blocks((BlockChange,))]
     assert now == [seen[BlockChange].total for _, seen in walk_blocks(job.view, batch, (BlockChange,))]
     assert len(now) == 2

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from calibrant.packed import Codes, from_kept, to_kept
+from calibrant.packed import Codes, from_stored, to_stored
 from calibrant.targets import Grid, parse_target
 
 
@@ -38,9 +38,9 @@ def test_what_was_kept_is_the_same_again(target: str):
     codes, groups = torch.tensor([[-2, 0, 3, 1], [3, -1, 0, 2]], dtype=torch.int8), 4 // grid.width(4)
     zeros = None if grid.symmetric else torch.ones(2, groups, dtype=torch.int8)
     first = Codes(grid, codes, torch.rand(2, groups), zeros)
-    facts, tensors = to_kept(first)
+    facts, tensors = to_stored(first)
     assert json.loads(json.dumps(facts)) == facts == {"form": "codes", "grid": target}
-    again = from_kept(facts, tensors)
+    again = from_stored(facts, tensors)
     assert isinstance(again, Codes)
     assert (again.grid, again.facts()) == (grid, first.facts())
     assert torch.equal(again.dense(), first.dense())
@@ -49,4 +49,4 @@ def test_what_was_kept_is_the_same_again(target: str):
 @pytest.mark.parametrize("facts", [{}, {"form": "runes"}, {"form": "codes"}, {"form": "codes", "grid": "0.5"}])
 def test_what_is_no_packed_form_is_refused(facts: dict[str, str]):
     with pytest.raises((KeyError, ValueError)):
-        from_kept(facts, {})
+        from_stored(facts, {})

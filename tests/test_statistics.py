@@ -140,7 +140,7 @@ def test_a_killed_pass_goes_on_from_its_last_whole_block(tmp_path: Path, monkeyp
 
     with pytest.raises(KeyboardInterrupt):
         gather(seen_by, batch, BOTH, kept, killed)
-    assert kept.held(Gram, seen_by.blocks) == 2
+    assert kept.stored_blocks(Gram, seen_by.blocks) == 2
     begun: list[int] = []
     monkeypatch.setattr("calibrant.walk.observing.walk", lambda *a, start, **k: begun.append(start) or walk(*a, start=start, **k))
     gather(seen_by, batch, BOTH, kept)
@@ -157,7 +157,7 @@ def test_only_the_lacking_kind_is_gathered(tmp_path: Path) -> None:
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("norms/*")}
     gather(seen_by, batch, BOTH, kept)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("norms/*")} == stamps
-    assert kept.held(Gram, seen_by.blocks) == 3
+    assert kept.stored_blocks(Gram, seen_by.blocks) == 3
 
 
 @pytest.mark.parametrize("harm", ["cut", "empty", "another's", "another block's", "not ours"])
@@ -180,7 +180,7 @@ def test_what_is_not_whole_or_not_asked_for_is_made_anew(tmp_path: Path, harm: s
         from safetensors.torch import save_file
 
         save_file({"0": torch.ones(3)}, victim)
-    assert kept.held(Gram, seen_by.blocks) == 1
+    assert kept.stored_blocks(Gram, seen_by.blocks) == 1
     with pytest.raises(OutputError, match=r"gram/block-00001\.safetensors' is gone or is not what was written; ask again"):
         kept.read(BOTH, seen_by.blocks[1])
     gather(seen_by, batch, BOTH, kept)
@@ -292,7 +292,7 @@ def test_what_blocks_and_routers_did_comes_back_to_the_bit(tmp_path: Path, famil
     for block, seen in walked_blocks[:2]:
         for kind in BLOCK_KINDS:
             kept.add_block(kind, block, seen)
-    assert [kept.held(kind, seen_by.blocks) for kind in BLOCK_KINDS] == [2, 2]
+    assert [kept.stored_blocks(kind, seen_by.blocks) for kind in BLOCK_KINDS] == [2, 2]
     for block, seen in walked_blocks[:2]:
         back = kept.read_block((BlockChange, Routing), block)
         assert list(back) == list(seen) == ([BlockChange, Routing] if family == "mixtral" else [BlockChange])
@@ -304,7 +304,7 @@ def test_what_blocks_and_routers_did_comes_back_to_the_bit(tmp_path: Path, famil
         kept.read_block((Routing,), seen_by.blocks[2])
     path = next(tmp_path.rglob("routing/block-00000.safetensors"))
     path.write_bytes(path.read_bytes()[:20])
-    assert kept.held(Routing, seen_by.blocks) == 0
+    assert kept.stored_blocks(Routing, seen_by.blocks) == 0
 
 
 def test_what_cannot_be_kept_is_walked_for(tmp_path: Path) -> None:

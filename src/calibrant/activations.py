@@ -187,9 +187,9 @@ class Routing(Statistic):
         # A column more than there are experts takes what was left out.
         at = torch.where(real, chosen, experts).long()
         sent = torch.zeros(len(chosen), experts + 1, dtype=kind, device=gates.device).scatter_(1, at, 1.0)[:, :experts]
-        given = torch.zeros(len(chosen), experts + 1, dtype=kind, device=gates.device).scatter_add_(1, at, gates.to(kind))[:, :experts]
+        gates_of = torch.zeros(len(chosen), experts + 1, dtype=kind, device=gates.device).scatter_add_(1, at, gates.to(kind))[:, :experts]
         weighted = sent if weights is None else sent * weights.to(kind)[:, None]
-        sums = given if weights is None else given * weights.to(kind)[:, None]
+        sums = gates_of if weights is None else gates_of * weights.to(kind)[:, None]
         return Routing(weighted.sum(0), sums.sum(0), sent.T @ weighted, len(chosen), _mass(chosen, weights))
 
     def __add__(self, other: "Routing") -> "Routing":

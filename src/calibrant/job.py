@@ -42,7 +42,7 @@ class Job:
     kinds: tuple[type[Statistic], ...] = ()
     progress: Progress = silent
     ranks: Ranks = field(default=ALONE, repr=False)
-    made: list[str] = field(default_factory=list[str])
+    applied_kinds: list[str] = field(default_factory=list[str])
     """The kinds of the edits that were applied, those of `done` included."""
 
     @property
@@ -57,14 +57,14 @@ class Job:
         and `NumericsError` as `calibrant.walk.walk` does.
         """
         if self.propagate == "dense" and self.batch is not None and observes and (self.statistics or self.batch.mixed):
-            root = self.statistics if set(self.made) <= {Replace.kind} else None  # what is kept there is of the model with all its parts
+            root = self.statistics if set(self.applied_kinds) <= {Replace.kind} else None  # what is kept there is of the model with all its parts
             how = {"start": self.start, "root": root, "kinds": self.kinds, "progress": self.progress, "ranks": self.ranks}
             return untouched(self.opened, self.view, self.batch, observes, **how)
         return walk(self.view, self.batch, observes, self.propagate, start=self.start, ranks=self.ranks)
 
     def blocks(self, observes: tuple[type[Statistic], ...]) -> Iterator[tuple[Block, Seen]]:
         """Yield each block of the model as it is now, with what it did to its input and whom its router picked; of a mix the sum."""
-        root = None if self.made else self.statistics  # what is kept there is of the untouched model
+        root = None if self.applied_kinds else self.statistics  # what is kept there is of the untouched model
         for block, seen in blocks_seen(self.opened, self.view, self._shown(), observes, root=root, ranks=self.ranks):
             self.progress("looking at blocks", block.index + 1, len(self.view.blocks))
             yield block, seen

@@ -93,15 +93,15 @@ class Journal:
     def __len__(self) -> int:
         return len(self._known)
 
-    def add(self, found: Mapping[str, Any]) -> None:
+    def add(self, results: Mapping[str, Any]) -> None:
         """Keep what was found: plain JSON data by name. `OutputError` if it can't be written."""
         if self.path is not None:
             try:
                 with undoing(self.path.parent, self.path):
-                    self._append(self.path, [[name, value] for name, value in found.items()])
+                    self._append(self.path, [[name, value] for name, value in results.items()])
             except OSError as error:
                 raise OutputError(f"the journal {short(self.path)!r} can't be written: {reason(error)}", subject=str(self.path)) from error
-        self._known.update(found)
+        self._known.update(results)
 
     def remove(self) -> None:
         """Forget it: the measurement is whole."""
@@ -131,12 +131,12 @@ class Journal:
         lines: list[Any] = []
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
             try:
-                found = json.loads(line if line.endswith("\n") else "cut")
+                entry = json.loads(line if line.endswith("\n") else "cut")
             except (ValueError, RecursionError):
                 break
-            if not isinstance(found, list) or not found or not isinstance(found[0], str):
+            if not isinstance(entry, list) or not entry or not isinstance(entry[0], str):
                 break  # whatever it is, it isn't ours, and what it spoilt is scored again
-            lines.append(found)
+            lines.append(entry)
         if lines[:1] != [[self._question]]:
             self.path.unlink()
             return {}
@@ -178,8 +178,8 @@ def _check_items(file: Any) -> None:
     """Raise `ValueError` for a Parquet file that isn't one of items, or would unpack to more than anybody measures."""
     import pyarrow as pa
 
-    if lacking := [name for name in COLUMNS if name not in file.schema_arrow.names]:
-        raise ValueError(f"it has no column {', '.join(map(repr, lacking))}")
+    if missing := [name for name in COLUMNS if name not in file.schema_arrow.names]:
+        raise ValueError(f"it has no column {', '.join(map(repr, missing))}")
     kinds = {name: file.schema_arrow.field(name).type for name in COLUMNS}
     text = pa.types.is_string(kinds["item"]) or pa.types.is_large_string(kinds["item"])
     if not text or not all(pa.types.is_floating(kinds[name]) for name in ("value", "weight")):

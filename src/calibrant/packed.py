@@ -19,7 +19,7 @@ _FORMS: Final = dict[str, type["Packed"]]()
 
 
 class Packed(ABC):
-    """A matrix in another form than its dense numbers. `form` is a word that no other form has; `kept` and `read` carry it through a file."""
+    """A matrix in another form than its dense numbers. `form` is a word that no other form has; `stored` and `read` carry it through a file."""
 
     form: ClassVar[str] = ""
 
@@ -43,7 +43,7 @@ class Packed(ABC):
         """How many bits all of it takes, whatever is needed to read it (scales, zero points) included; padding to whole words is not."""
 
     @abstractmethod
-    def kept(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def stored(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return all that `read` needs to make an equal one of it: plain JSON data, and tensors by name."""
 
     @classmethod
@@ -76,7 +76,7 @@ class Codes(Packed):
         shifted = grouped if self.zeros is None else grouped - self.zeros[:, :, None].to(self.scales.dtype)
         return (shifted * self.scales[:, :, None]).flatten(1)
 
-    def kept(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def stored(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         zeros = {} if self.zeros is None else {"zeros": self.zeros}
         return {"grid": str(self.grid)}, {"codes": self.codes, "scales": self.scales, **zeros}
 
@@ -97,14 +97,14 @@ class Codes(Packed):
         return (self.codes.numel() + zeros) * self.grid.bits + self.scales.numel() * self.scales.dtype.itemsize * 8
 
 
-def to_kept(packed: Packed) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def to_stored(packed: Packed) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return a packed matrix as plain JSON data, which says its form, and tensors by name."""
-    facts, tensors = packed.kept()
+    facts, tensors = packed.stored()
     return {**facts, "form": packed.form}, tensors
 
 
-def from_kept(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Packed:
-    """Return what `to_kept` was given. `KeyError` for a form that nothing here defines, `ValueError` for what is none of it."""
+def from_stored(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Packed:
+    """Return what `to_stored` was given. `KeyError` for a form that nothing here defines, `ValueError` for what is none of it."""
     return _FORMS[facts["form"]].read(facts, tensors)
 
 

@@ -12,7 +12,7 @@ from calibrant.data import Row, parse_source
 from calibrant.errors import DataError, NumericsError, SpecError
 from calibrant.evaluators import Subject, evaluate, evaluators
 from calibrant.evaluators._decoding import Decoder, Generated
-from calibrant.evaluators._prompts import drawn
+from calibrant.evaluators._prompts import draw_exemplars
 from calibrant.evaluators.generation import Generation, kind_of
 from calibrant.models import Opened, open_model
 from calibrant.outcomes import Journal, read_items, write_items
@@ -243,13 +243,13 @@ def test_the_same_by_name_for_a_real_model(opened: Opened, monkeypatch: pytest.M
 
 def test_seeds_draw_other_exemplars_of_distinct_answers() -> None:
     pool = [Row(question=f"{i}", answer=["no", "yes", "maybe"][i % 3]) for i in range(60)]
-    draws = {seed: tuple(drawn(pool, seed)[:7]) for seed in range(4)}
+    draws = {seed: tuple(draw_exemplars(pool, seed)[:7]) for seed in range(4)}
     assert len({draw[:3] for draw in draws.values()}) > 1
     for draw in draws.values():
         assert {row.answer for row in draw[:3]} == {row.answer for row in draw[3:6]} == {"no", "yes", "maybe"}
         assert len(set(draw)) == 7
-    assert tuple(drawn(reversed(pool), 0)[:7]) == draws[0]
-    assert tuple(drawn(pool, 0)[:3]) == draws[0][:3]
+    assert tuple(draw_exemplars(reversed(pool), 0)[:7]) == draws[0]
+    assert tuple(draw_exemplars(pool, 0)[:3]) == draws[0][:3]
 
 
 def test_exemplars_are_never_measured() -> None:

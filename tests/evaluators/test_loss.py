@@ -22,7 +22,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("texts") / "mine.jsonl"
-    path.write_text("\n".join(json.dumps({"text": f"Document {i}: " + "some words é and more of them. " * (1 + i % 7)}) for i in range(120)))
+    path.write_text("\n".join(json.dumps({"text": f"Document {i}: " + "some words é and more of them. " * (1 + i % 4)}) for i in range(60)))
     return path
 
 

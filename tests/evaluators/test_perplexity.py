@@ -72,8 +72,10 @@ def strided(model, ids: list[int], length: int, stride: int) -> tuple[float, int
     return nats, sum(scored), scored
 
 
-@pytest.mark.parametrize("tokenizer", ["plain", "started"])
-@pytest.mark.parametrize(("length", "stride"), [(16, 4), (16, 16), (16, 1), (5, 3), (5000, 700)])
+@pytest.mark.parametrize(
+    ("length", "stride", "tokenizer"),
+    [(16, 4, "plain"), (16, 4, "started"), (16, 16, "started"), (16, 1, "plain"), (5, 3, "started"), (5000, 700, "plain")],
+)
 def test_strided_is_the_literal_loop(opened: Opened, started: Opened, texts: Path, length: int, stride: int, tokenizer: str) -> None:
     used = started if tokenizer == "started" else opened
     ids = used.tokenizer("\n\n".join(documents(texts))).input_ids

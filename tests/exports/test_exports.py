@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from calibrant.edits import Replace
 from calibrant.errors import OutputError
-from calibrant.exports import Export, Made
+from calibrant.exports import Export, CompressedModel
 from calibrant.targets import Grid
 
 
@@ -32,7 +32,7 @@ class CodesOnly(Export):
         if not isinstance(target, Grid):
             raise OutputError(f"codes_only holds what is rounded to a grid, and {target} is none; leave --export codes_only out")
 
-    def write(self, made: Made, folder: Path) -> None:
+    def write(self, made: CompressedModel, folder: Path) -> None:
         lines = [f"{edit.weight.name} {edit.compressed.packed.codes.numel()}" for edit in made.edits if isinstance(edit, Replace)]
         (folder / "codes.txt").write_text("\\n".join(lines))
         if self.full:

@@ -65,7 +65,7 @@ def test_nothing_is_walked_for_twice_and_what_was_killed_goes_on(tmp_path: Path,
 
     with pytest.raises(KeyboardInterrupt):
         gather_with_pieces(seen_by, batch, FeatureNorms, kept, pieces, SAMPLED, killed)
-    assert [kept.held(FeatureNorms, seen_by.blocks), pieces.holds(seen_by.blocks[0]), pieces.holds(seen_by.blocks[2])] == [2, True, False]
+    assert [kept.stored_blocks(FeatureNorms, seen_by.blocks), pieces.holds(seen_by.blocks[0]), pieces.holds(seen_by.blocks[2])] == [2, True, False]
     seen: list[int] = []
     gather_with_pieces(seen_by, batch, FeatureNorms, kept, pieces, SAMPLED, lambda _, done, __: seen.append(done))
     assert seen == [3]

@@ -195,6 +195,7 @@ print(sum(p.double().abs().sum().item() for p in first.parameters()))
 """
 
 
+@pytest.mark.slow
 def test_processes_that_open_and_delete_at_once_all_get_the_model(file, folder):
     asked = [sys.executable, "-c", TURNS, str(file), str(folder)]
     turns = [subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]

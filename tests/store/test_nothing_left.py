@@ -30,7 +30,7 @@ from calibrant.walk.statistics import Statistics
 from tests.store.conftest import LOSS, RECORD, RUN, filled
 
 BLOCK = view(tiny_model("llama")).blocks[0]
-EDIT = Replace(BLOCK.weights[0], Compressed(BLOCK.weights[0].get())).kept()
+EDIT = Replace(BLOCK.weights[0], Compressed(BLOCK.weights[0].get())).stored()
 SEEN = {weight: Seen({FeatureNorms: FeatureNorms(torch.ones(weight.shape[1], dtype=torch.float64), 1, 1.0)}) for weight in BLOCK.weights}
 PICTURE = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9" viewBox="0 0 9 9"></svg>\n'
 

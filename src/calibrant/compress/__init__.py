@@ -1,13 +1,13 @@
 """Compressing a model: `prune` and `quantize` do the whole job, files included; `compress` is the loop that they and studies share."""
 
-from calibrant.compress.loop import PROPAGATIONS, Looks, Recipe, compress, fitting, put_back, transformed
+from calibrant.compress.loop import PROPAGATIONS, Recipe, UntouchedModel, compress, fitting, put_back, transformed
 from calibrant.compress.prune_quantize import Pruned, manifest_of, prune, quantize
 
 __all__ = [
     "PROPAGATIONS",
-    "Looks",
     "Pruned",
     "Recipe",
+    "UntouchedModel",
     "compress",
     "fitting",
     "manifest_of",

@@ -17,15 +17,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from calibrant.durable import replacing, usual_rights
-from calibrant.edits import Kept, as_tensors, from_tensors
+from calibrant.edits import StoredEdit, as_tensors, from_tensors
 from calibrant.errors import OutputError
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedStep:
     """What was done in one step: its edits, and what the record says about each."""
 
-    edits: Sequence[Kept]
+    edits: Sequence[StoredEdit]
     reports: Sequence[dict[str, Any]]
 
 
@@ -37,17 +37,17 @@ class Checkpoint:
         self.folder = out.parent / f".{out.name}.calibrant-partial"
         self._run_id = run_id
 
-    def load(self) -> list[Finished]:
+    def load(self) -> list[FinishedStep]:
         """The unbroken row of steps from the first one on; empty if nothing was begun, or something else was."""
-        found: list[Finished] = []
+        steps: list[FinishedStep] = []
         for index in range(len(list(self.folder.glob("edits-*.safetensors")))):
             step = self._read(index)
             if step is None:
                 break
-            found.append(step)
-        return found
+            steps.append(step)
+        return steps
 
-    def _read(self, index: int) -> Finished | None:
+    def _read(self, index: int) -> FinishedStep | None:
         path = self._path(index)
         try:
             with safe_open(path, framework="pt") as file:
@@ -55,11 +55,11 @@ class Checkpoint:
                 if metadata.get("run") != self._run_id:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-                return Finished(from_tensors(tensors, json.loads(metadata["edits"])), json.loads(metadata["reports"]))
+                return FinishedStep(from_tensors(tensors, json.loads(metadata["edits"])), json.loads(metadata["reports"]))
         except (SafetensorError, FileNotFoundError):
             return None
 
-    def add(self, index: int, edits: Sequence[Kept], reports: Sequence[dict[str, Any]]) -> None:
+    def add(self, index: int, edits: Sequence[StoredEdit], reports: Sequence[dict[str, Any]]) -> None:
         """Keep the edits of step `index`. Raises `OutputError` on a full disk; the steps before it stay."""
         tensors, entries = as_tensors(edits)
         path = self._path(index)

@@ -102,9 +102,9 @@ def peak_memory() -> int:
     if os.name != "posix":
         return 0
     status = Path("/proc/self/status")
-    held = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
-    if held:  # on Linux `ru_maxrss` begins with what the process that started this one held
-        return int(held[1]) * 1024
+    match = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
+    if match:  # on Linux `ru_maxrss` begins with what the process that started this one held
+        return int(match[1]) * 1024
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -13,7 +13,7 @@ from calibrant.allocations import Allocation, allocations
 from calibrant.clock import spent_on
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.data import TokenBatch
-from calibrant.edits import Edit, Kept, Replace, read_edit
+from calibrant.edits import Edit, Replace, StoredEdit, read_edit
 from calibrant.errors import SpecError, TargetError
 from calibrant.job import Job
 from calibrant.methods import MatrixMethod, Method, methods
@@ -60,10 +60,10 @@ class Recipe:
         """
         if propagate is not None and propagate not in PROPAGATIONS:
             raise SpecError(f"propagate={propagate!r} is not known; choose one of {', '.join(PROPAGATIONS)}", subject=propagate)
-        found: Method = methods.build(method)
-        asked = target if isinstance(target, Target) else parse_target(target)
+        built: Method = methods.build(method)
+        aimed = target if isinstance(target, Target) else parse_target(target)
         before = tuple(map(transforms.build, (transform,) if isinstance(transform, str | Transform) else transform))
-        return cls(found, found.aim(asked), allocations.build(allocation), propagate or found.propagate, before)
+        return cls(built, built.aim(aimed), allocations.build(allocation), propagate or built.propagate, before)
 
     @property
     def looks(self) -> bool:
@@ -131,25 +131,37 @@ def compress(
     if recipe.looks and batch is None:
         raise SpecError(f"{recipe.looking} looks at activations and needs calibration data; give --data", subject=recipe.looking)
     recipe.method.check_model(seen_by, recipe.target, dict.fromkeys(seen_by.named, recipe.target))
-    looks = Looks(opened, seen_by, batch, None if recipe.transforms else statistics, progress, ranks)
-    whole, reports = seen_by.weights, list(transformed(looks, recipe.transforms))
-    targets = allocated(looks, recipe.allocation, recipe.target)
+    untouched_model = UntouchedModel(opened, seen_by, batch, None if recipe.transforms else statistics, progress, ranks)
+    whole, reports = seen_by.weights, list(transformed(untouched_model, recipe.transforms))
+    targets = allocated(untouched_model, recipe.allocation, recipe.target)
     recipe.method.check_model(seen_by, recipe.target, targets)
     finished = checkpoint.load() if checkpoint else []
     ranks.agree("what the folder of finished blocks holds", [step.reports for step in finished])
-    done, late = put_back(seen_by, (kept for step in finished for kept in step.edits), recipe.propagate)
-    made, reports = list(done), [*reports, *(report for step in finished for report in step.reports)]
-    how = {"statistics": looks.statistics, "kinds": kinds, "progress": progress, "ranks": ranks, "made": [edit.kind for edit in done]}
-    job = Job(opened, seen_by, batch, recipe.target, targets, recipe.propagate, done, **how)
+    done, late = put_back(seen_by, (stored for step in finished for stored in step.edits), recipe.propagate)
+    edits, reports = list(done), [*reports, *(report for step in finished for report in step.reports)]
+    job = Job(
+        opened,
+        seen_by,
+        batch,
+        recipe.target,
+        targets,
+        recipe.propagate,
+        done,
+        statistics=untouched_model.statistics,
+        kinds=kinds,
+        progress=progress,
+        ranks=ranks,
+        applied_kinds=[edit.kind for edit in done],
+    )
     with torch.no_grad():
         for index, step in enumerate(_steps(job, recipe.method), len(finished)):
             _settle(job, recipe, index, step, checkpoint)
             reports += step.reports
-            made += step.edits if keep else ()
+            edits += step.edits if keep else ()
     for edit in late:
         edit.apply(seen_by)
     if keep:
-        for edit in made:
+        for edit in edits:
             keep(edit.applied())
     return _record(recipe, recipe.run(opened, batch, data, seed), seen_by, whole, batch, reports)
 
@@ -172,7 +184,7 @@ def _steps(job: Job, method: Method) -> Iterator[_Step]:
         with spent_on("record"):
             step.reports.append(edit.report(job.view))
             edit.apply(job.view)
-        job.made.append(edit.kind)
+        job.applied_kinds.append(edit.kind)
         step.edits.append(edit.applied())
     if step.edits:
         yield step
@@ -183,13 +195,13 @@ def _settle(job: Job, recipe: Recipe, index: int, step: _Step, checkpoint: Check
     job.ranks.agree(f"what became of step {index}", repr(step.reports))
     if checkpoint and job.ranks.first:
         with spent_on("keeping finished blocks"):
-            checkpoint.add(index, [edit.kept() for edit in step.edits], step.reports)
+            checkpoint.add(index, [edit.stored() for edit in step.edits], step.reports)
     if (block := step.edits[-1].block) is not None:
         job.progress(f"{recipe.method.spec_name()} {recipe.target}", block + 1, len(job.view.blocks))
 
 
 @dataclass(frozen=True)
-class Looks:
+class UntouchedModel:
     """The untouched model, and what its matrices see of the batch, for those parts of a recipe that look before the method does."""
 
     opened: Opened
@@ -199,45 +211,45 @@ class Looks:
     progress: Progress = silent
     ranks: Ranks = ALONE
 
-    def at(self, observes: tuple[type[Statistic], ...]) -> dict[Weight, Seen]:
+    def seen(self, observes: tuple[type[Statistic], ...]) -> dict[Weight, Seen]:
         """What each matrix saw; nothing of one that no token reached."""
         if not observes or self.batch is None:
             return {}
         return dict(untouched(self.opened, self.view, self.batch, observes, root=self.statistics, progress=self.progress, ranks=self.ranks))
 
 
-def transformed(looks: Looks, before: Sequence[Transform]) -> Iterator[dict[str, Any]]:
+def transformed(untouched_model: UntouchedModel, before: Sequence[Transform]) -> Iterator[dict[str, Any]]:
     """Apply transforms, each to what the one before it made, and yield what the record says of each."""
     for transform in before:
-        seen = {weight.name: there for weight, there in looks.at(transform.observes).items()}
+        seen = {weight.name: statistics for weight, statistics in untouched_model.seen(transform.observes).items()}
         with torch.no_grad(), spent_on("transforms"):
-            notes = transform.apply(looks.view, seen)
+            notes = transform.apply(untouched_model.view, seen)
         yield {"edit": "transform", "transform": str(transform), "notes": dict(notes)}
 
 
-def allocated(looks: Looks, allocation: Allocation, target: Target) -> Mapping[str, Target]:
+def allocated(untouched_model: UntouchedModel, allocation: Allocation, target: Target) -> Mapping[str, Target]:
     """What is asked of each matrix, by name. `TargetError` for an allocation that leaves one out or whose mean isn't what was asked."""
-    seen, weights = looks.at(allocation.observes), looks.view.weights
+    seen, weights = untouched_model.seen(allocation.observes), untouched_model.view.weights
     targets = allocation.share({weight: seen.get(weight, Seen({})) for weight in weights}, target)
-    if lacking := {weight.name for weight in weights} - set(targets):
-        raise TargetError(f"{allocation} asks nothing of {min(lacking)}; it must give every matrix a target", subject=str(allocation))
+    if missing := {weight.name for weight in weights} - set(targets):
+        raise TargetError(f"{allocation} asks nothing of {min(missing)}; it must give every matrix a target", subject=str(allocation))
     if all(targets[weight.name] == target for weight in weights):
         return targets
     sizes, amounts = [weight.shape[0] * weight.shape[1] for weight in weights], [targets[weight.name].amount for weight in weights]
     mean = sum(size * amount for size, amount in zip(sizes, amounts, strict=True) if amount is not None) / sum(sizes)
     if target.amount is None or None in amounts or abs(mean - target.amount) > MEAN_WITHIN * abs(target.amount):
-        told = f"the mean over all weights is {mean:.6g}" if target.amount is not None else "it asks for something else"
-        raise TargetError(f"{allocation} shares {target} so that {told}; it must be what was asked", subject=str(allocation))
+        result = f"the mean over all weights is {mean:.6g}" if target.amount is not None else "it asks for something else"
+        raise TargetError(f"{allocation} shares {target} so that {result}; it must be what was asked", subject=str(allocation))
     return targets
 
 
-def put_back(view: ModelView, kept: Iterable[Kept], propagate: Propagation) -> tuple[list[Edit], list[Edit]]:
+def put_back(view: ModelView, stored: Iterable[StoredEdit], propagate: Propagation) -> tuple[list[Edit], list[Edit]]:
     """Make again the edits of before an interruption, and give them all, and those of them that wait for the end.
 
     Those are matrices in `dense`: its walk is through the untouched model.
     """
     done, late = list[Edit](), list[Edit]()
-    for edit in (read_edit(one, view) for one in kept):
+    for edit in (read_edit(one, view) for one in stored):
         done.append(edit)
         if propagate == "dense" and isinstance(edit, Replace):
             late.append(edit)

@@ -15,7 +15,7 @@ from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.user_file import files_behind
 from calibrant.edits import Edit
 from calibrant.errors import OutputError, SpecError, TargetError
-from calibrant.exports import CARD, Export, Made, exports
+from calibrant.exports import CARD, CompressedModel, Export, exports
 from calibrant.exports import card as card_of
 from calibrant.exports.hf import HuggingFace
 from calibrant.inspection.leaks import RowFingerprints
@@ -49,9 +49,9 @@ class Pruned:
     costs: Costs | None = None
 
     def _repr_html_(self) -> str:
-        told = {"saved in": self.out or "", "continued from step": self.continued_from or ""}
+        facts = {"saved in": self.out or "", "continued from step": self.continued_from or ""}
         done = "pruned" if stored_bits(self.record.weights) is None else "quantized"
-        return card(f"{self.opened.name}, {done}", told, inside=self.record._repr_html_())
+        return card(f"{self.opened.name}, {done}", facts, inside=self.record._repr_html_())
 
 
 def prune(
@@ -92,8 +92,8 @@ def prune(
     """
     with joined() as ranks:
         recipe = _recipe("prune", method, _one_of(target, sparsity, 0.5), propagate, allocation, transform)
-        shown = _calibration(data, samples, length, tokens, seed)
-        return _done(model, shown, recipe, out, export, dtype, device, memory, profile, progress, ranks)
+        calibration = _calibration(data, samples, length, tokens, seed)
+        return _done(model, calibration, recipe, out, export, dtype, device, memory, profile, progress, ranks)
 
 
 def quantize(
@@ -125,8 +125,8 @@ def quantize(
     """
     with joined() as ranks:
         recipe = _recipe("quantize", method, target, propagate, allocation, transform)
-        shown = None if data is None else _calibration(data, samples, length, tokens, seed)
-        return _done(model, shown, recipe, out, export, dtype, device, memory, profile, progress, ranks)
+        calibration = None if data is None else _calibration(data, samples, length, tokens, seed)
+        return _done(model, calibration, recipe, out, export, dtype, device, memory, profile, progress, ranks)
 
 
 def _calibration(data: str | CalibrationSet, samples: int, length: int, tokens: int | None, seed: int) -> CalibrationSet:
@@ -152,16 +152,16 @@ def _recipe(
 ) -> Recipe:
     """What is to be done, if it is what `verb` does; an error names the verb that does it."""
     other: Verb = "quantize" if verb == "prune" else "prune"
-    wanted, mine, theirs = target if isinstance(target, Target) else parse_target(target), TAKES[verb], TAKES[other]
+    parsed, mine, theirs = target if isinstance(target, Target) else parse_target(target), TAKES[verb], TAKES[other]
     built: Method = methods.build(method)
     if not _does(built, mine):
         instead = f"use calibrant {other}" if _does(built, theirs) else f"it accepts {accepted(built.accepts)}"
-        there = ", ".join(name for name in methods.names() if (cls := methods.get(name)).prunes and _does(cls, mine))
-        raise TargetError(f"{built} is no method for calibrant {verb}, which has {there}; {instead}", subject=str(built))
-    if not isinstance(wanted, mine):
-        instead = f"use calibrant {other}" if isinstance(wanted, theirs) else "choose one of these"
-        raise TargetError(f"{wanted} is no target for calibrant {verb}, which takes {accepted(mine)}; {instead}", subject=str(wanted))
-    return Recipe.parse(built, wanted, propagate, allocation, transform)
+        names = ", ".join(name for name in methods.names() if (cls := methods.get(name)).prunes and _does(cls, mine))
+        raise TargetError(f"{built} is no method for calibrant {verb}, which has {names}; {instead}", subject=str(built))
+    if not isinstance(parsed, mine):
+        instead = f"use calibrant {other}" if isinstance(parsed, theirs) else "choose one of these"
+        raise TargetError(f"{parsed} is no target for calibrant {verb}, which takes {accepted(mine)}; {instead}", subject=str(parsed))
+    return Recipe.parse(built, parsed, propagate, allocation, transform)
 
 
 def _does(method: Method | type[Method], takes: tuple[type[Target], ...]) -> bool:
@@ -186,10 +186,10 @@ def _done(
     room = _bytes(memory)
     if calibration is None and recipe.looks:
         raise SpecError(f"{recipe.looking} looks at activations and needs calibration data; give --data", subject=recipe.looking)
-    folder, told = None if out is None else Path(out), progress if ranks.first else silent
+    folder, reported = None if out is None else Path(out), progress if ranks.first else silent
     forms = _forms(export)
-    job = _Job.open(model, calibration, recipe, folder, forms, dtype, device, room, told, ranks)
-    done = job.into(folder, device) if folder is not None else Pruned(job.opened, job.told(job.compress(None)), None)
+    job = _Job.open(model, calibration, recipe, folder, forms, dtype, device, room, reported, ranks)
+    done = job.into(folder, device) if folder is not None else Pruned(job.opened, job.with_provenance(job.compress(None)), None)
     return replace(done, costs=job.costs()) if profile and not done.already_done else done
 
 
@@ -247,7 +247,7 @@ class _Job:
         with clock.phase("tokenize"):
             looking = calibration if recipe.looks else None
             batch = None if looking is None else resolved(looking, opened, progress).tokens(opened.tokenizer)
-        ranks.agree("the run that is asked for", recipe.run(opened, batch, **_told(calibration)).id)
+        ranks.agree("the run that is asked for", recipe.run(opened, batch, **_named(calibration)).id)
         fits = ranks.gathered([fitting(recipe.propagate, seen_by, batch, opened.dtype, room)])
         propagate, note = max(fits, key=lambda fit: bool(fit[1]))  # where memory is short for one, none can go on as asked
         return cls(opened, seen_by, batch, replace(recipe, propagate=propagate), forms, calibration, clock, note, progress, ranks)
@@ -255,19 +255,19 @@ class _Job:
     def compress(self, checkpoint: Checkpoint | None, keep: Callable[[Edit], None] | None = None) -> Record:
         with self.clock.phase("compress"):
             job = self.opened, self.seen_by, self.batch, self.recipe
-            return compress(*job, **_told(self.calibration), progress=self.progress, checkpoint=checkpoint, keep=keep, ranks=self.ranks)
+            return compress(*job, **_named(self.calibration), progress=self.progress, checkpoint=checkpoint, keep=keep, ranks=self.ranks)
 
     def costs(self) -> Costs:
         """What all of it cost."""
         return Costs.of(self.clock, self.seen_by, 0 if self.batch is None else int(self.batch.mask.sum()))
 
-    def told(self, record: Record) -> Record:
+    def with_provenance(self, record: Record) -> Record:
         """`record` with how it came about so far."""
         return replace(record, provenance=provenance(self.opened, self.clock, self.note) | {"ranks": self.ranks.size})
 
     def into(self, folder: Path, device: str) -> Pruned:
         """Compress and save, from the last finished block on; or say that it is done."""
-        run = self.recipe.run(self.opened, self.batch, **_told(self.calibration))
+        run = self.recipe.run(self.opened, self.batch, **_named(self.calibration))
         if (manifest := read_manifest(folder)) is not None:
             return _already(manifest, run, folder, self.forms, self.ranks.device(device))
         checkpoint = Checkpoint(folder, run.id)
@@ -275,23 +275,23 @@ class _Job:
         record = self.compress(checkpoint, edits.append if self.forms[1:] else None)  # codes of a whole model are large
         if self.ranks.first:
             with self.clock.phase("save"), checkpoint.staying():
-                self.save(Made(self.opened, self.seen_by, self.told(record), edits), folder)
+                self.save(CompressedModel(self.opened, self.seen_by, self.with_provenance(record), edits), folder)
             checkpoint.remove()
-        return Pruned(self.opened, self.told(record), folder, continued)
+        return Pruned(self.opened, self.with_provenance(record), folder, continued)
 
-    def save(self, made: Made, folder: Path) -> None:
+    def save(self, compressed: CompressedModel, folder: Path) -> None:
         """Write the model in every form that is asked for, with its manifest and its card, all of it or nothing."""
         parts = () if self.calibration is None else self.calibration.parts
         own = any(True for part in parts for _ in files_behind(part.source))
-        shown = RowFingerprints.of(() if self.batch is None else self.batch.rows, own)
-        manifest = {**manifest_of(made.record, shown), "exports": list(map(str, self.forms))}
-        with saved(self.opened, folder, manifest, shown.files) as temporary:
+        rows = RowFingerprints.of(() if self.batch is None else self.batch.rows, own)
+        manifest = {**manifest_of(compressed.record, rows), "exports": list(map(str, self.forms))}
+        with saved(self.opened, folder, manifest, rows.files) as temporary:
             for form in self.forms:
-                form.write(made, temporary)
-            (temporary / CARD).write_text(card_of(made.record, self.opened.note), encoding="utf-8")
+                form.write(compressed, temporary)
+            (temporary / CARD).write_text(card_of(compressed.record, self.opened.note), encoding="utf-8")
 
 
-def _told(calibration: CalibrationSet | None) -> dict[str, Any]:
+def _named(calibration: CalibrationSet | None) -> dict[str, Any]:
     """What a record calls the set and its draw."""
     return {"data": "" if calibration is None else str(calibration), "seed": 0 if calibration is None else calibration.seed}
 
@@ -300,17 +300,17 @@ def _already(manifest: Mapping[str, Any], run: Run, folder: Path, forms: Sequenc
     """The folder holds what was asked for, or an error that says what it holds instead."""
     if manifest.get("id") != run.id:
         check_output(folder)
-    kept, written = manifest["record"], manifest.get("exports", ["hf"])
-    if lacking := [str(form) for form in forms if str(form) not in written]:
+    record, written = manifest["record"], manifest.get("exports", ["hf"])
+    if missing := [str(form) for form in forms if str(form) not in written]:
         raise OutputError(
-            f"{folder} already holds this model, without the export {lacking[0]}; name another folder, or delete this one first", subject=str(folder)
+            f"{folder} already holds this model, without the export {missing[0]}; name another folder, or delete this one first", subject=str(folder)
         )
-    return Pruned(open_model(str(folder), run.dtype, device), Record.read(kept), folder, already_done=True)
+    return Pruned(open_model(str(folder), run.dtype, device), Record.read(record), folder, already_done=True)
 
 
-def manifest_of(record: Record, shown: RowFingerprints) -> dict[str, Any]:
+def manifest_of(record: Record, rows: RowFingerprints) -> dict[str, Any]:
     """What `calibrant.json` beside a saved model says: what was asked, the calibration's fingerprint, every matrix and why some are dense.
 
     The rows that it was calibrated on stand there by their hashes, so that nobody measures on them unawares.
     """
-    return {"calibrant": version("calibrant"), "id": record.run.id, "record": record.plain(), **shown.entries}
+    return {"calibrant": version("calibrant"), "id": record.run.id, "record": record.plain(), **rows.entries}

@@ -1,5 +1,5 @@
 """Edits: the changes that a method yields, what a record says of them, and the file that carries them."""
 
-from calibrant.edits.kinds import DropBlocks, DropExperts, Edit, Kept, Replace, as_tensors, from_tensors, read_edit
+from calibrant.edits.kinds import DropBlocks, DropExperts, Edit, Replace, StoredEdit, as_tensors, from_tensors, read_edit
 
-__all__ = ["DropBlocks", "DropExperts", "Edit", "Kept", "Replace", "as_tensors", "from_tensors", "read_edit"]
+__all__ = ["DropBlocks", "DropExperts", "Edit", "Replace", "StoredEdit", "as_tensors", "from_tensors", "read_edit"]

@@ -35,13 +35,13 @@ def output_error(before: Float[Tensor, "out in"], after: Float[Tensor, "out in"]
     dtype = wide(before.dtype)
     change = before.to(dtype) - after.to(dtype)
     if Gram in seen:
-        energy, told = _of_gram(seen[Gram], dtype), "gram"
+        energy, source = _of_gram(seen[Gram], dtype), "gram"
     elif FeatureNorms in seen:
-        energy, told = _of_norms(seen[FeatureNorms]), "norms"
+        energy, source = _of_norms(seen[FeatureNorms]), "norms"
     else:
         return {}
     whole = energy(before.to(dtype))
-    return {"error": float(f"{energy(change) / whole:.6g}"), "error_from": told} if whole > 0 else {}
+    return {"error": float(f"{energy(change) / whole:.6g}"), "error_from": source} if whole > 0 else {}
 
 
 def mask_bits(name: str, matrix: Float[Tensor, "out in"]) -> str:
@@ -52,8 +52,8 @@ def mask_bits(name: str, matrix: Float[Tensor, "out in"]) -> str:
     """
     places = _places(name, matrix.numel(), SAMPLED)
     rows, columns = (torch.from_numpy(at).to(matrix.device) for at in np.divmod(places, matrix.shape[1]))
-    kept = (matrix[rows, columns] != 0).cpu().numpy()
-    return np.packbits(kept).tobytes().hex()
+    nonzero = (matrix[rows, columns] != 0).cpu().numpy()
+    return np.packbits(nonzero).tobytes().hex()
 
 
 def input_sizes(name: str, seen: Seen) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from calibrant.edits.kinds import Kept
+from calibrant.edits.kinds import StoredEdit
 from calibrant.errors import DataError
 
 ENTRIES: Final = "edits"
@@ -19,23 +19,23 @@ _AS_INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.
 """Numbers are compared by their bits, so that a negative zero stays one."""
 
 
-def to_bytes(edits: Sequence[Kept]) -> bytes:
+def to_bytes(edits: Sequence[StoredEdit]) -> bytes:
     """The file's content; `from_bytes` gives the same edits, every tensor bit for bit."""
     tensors: dict[str, Tensor] = {}
     entries: list[dict[str, Any]] = []
-    for number, kept in enumerate(edits):
-        forms = {name: _without_zeros(f"{number}.{name}", tensor.detach().contiguous().cpu(), tensors) for name, tensor in kept.tensors.items()}
-        entries.append({"kind": kept.kind, "facts": dict(kept.facts), "tensors": forms})
+    for number, edit in enumerate(edits):
+        forms = {name: _without_zeros(f"{number}.{name}", tensor.detach().contiguous().cpu(), tensors) for name, tensor in edit.tensors.items()}
+        entries.append({"kind": edit.kind, "facts": dict(edit.facts), "tensors": forms})
     text = json.dumps(entries, ensure_ascii=False).encode()
     return save({**tensors, ENTRIES: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
 
 
-def from_bytes(content: bytes) -> list[Kept]:
+def from_bytes(content: bytes) -> list[StoredEdit]:
     """The edits again. `DataError` for what is no such file."""
     try:
         tensors = load(content)
         entries = json.loads(tensors.pop(ENTRIES).numpy().tobytes())
-        return [Kept(str(e["kind"]), e["facts"], {name: _with_zeros(form, tensors) for name, form in e["tensors"].items()}) for e in entries]
+        return [StoredEdit(str(e["kind"]), e["facts"], {name: _with_zeros(form, tensors) for name, form in e["tensors"].items()}) for e in entries]
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DataError(
             f"the edits that are kept of a run can't be read ({error}); delete edits.safetensors in its folder to compress it again"
@@ -45,12 +45,12 @@ def from_bytes(content: bytes) -> list[Kept]:
 def _without_zeros(name: str, tensor: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Put a tensor into `tensors`, whole or as bits and the numbers that aren't zero, whichever is less, and say how."""
     flat = tensor.flatten().view(_AS_INTEGERS[tensor.element_size()])
-    there = flat != 0
-    if (len(flat) - int(there.count_nonzero())) * tensor.element_size() * 8 <= len(flat):
+    nonzero = flat != 0
+    if (len(flat) - int(nonzero.count_nonzero())) * tensor.element_size() * 8 <= len(flat):
         tensors[name] = tensor
         return {"name": name}
-    tensors[f"{name}.bits"] = torch.from_numpy(np.packbits(there.numpy()))
-    tensors[f"{name}.values"] = tensor.flatten()[there]
+    tensors[f"{name}.bits"] = torch.from_numpy(np.packbits(nonzero.numpy()))
+    tensors[f"{name}.values"] = tensor.flatten()[nonzero]
     return {"name": name, "shape": list(tensor.shape)}
 
 
@@ -61,7 +61,7 @@ def _with_zeros(form: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tenso
     size = int(np.prod(shape, dtype=np.int64))
     if size > 8 * len(bits):
         raise ValueError("its tensors are larger than what is there of them")
-    there = torch.from_numpy(np.unpackbits(bits.numpy(), count=size).astype(bool))
+    nonzero = torch.from_numpy(np.unpackbits(bits.numpy(), count=size).astype(bool))
     whole = torch.zeros(size, dtype=values.dtype)
-    whole[there] = values
+    whole[nonzero] = values
     return whole.reshape(shape)

@@ -1,7 +1,7 @@
 """What can be done to a model, one change at a time: each can be applied, undone, described and kept.
 
 A method yields edits; the loop in `compress` applies one before it asks for the next. An edit holds no state of its own: what undoes it is
-asked for before it is applied. `kept` and `read` carry it over a kill, and to a later measurement of the same run. A method that changes a
+asked for before it is applied. `stored` and `read` carry it over a kill, and to a later measurement of the same run. A method that changes a
 model in a way of its own defines a subclass beside itself; its `kind` must be a word that no other edit has.
 """
 
@@ -16,14 +16,14 @@ from calibrant.activations import Seen
 from calibrant.edits.changes import input_sizes, mask_bits, output_error
 from calibrant.errors import DataError
 from calibrant.models import ModelView, Weight, drop_experts, expert_layers
-from calibrant.packed import Compressed, from_kept, to_kept
+from calibrant.packed import Compressed, from_stored, to_stored
 
 _KINDS: Final = dict[str, type["Edit"]]()
 """Every kind of edit that is defined in this process, by the word that a kept one says."""
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredEdit:
     """An edit as a file holds it: what it is, plain JSON data, and tensors by name."""
 
     kind: str
@@ -66,12 +66,12 @@ class Edit(ABC):
         return self
 
     @abstractmethod
-    def kept(self) -> Kept:
+    def stored(self) -> StoredEdit:
         """Give all that `read` needs to make an equal edit of it."""
 
     @classmethod
     @abstractmethod
-    def read(cls, kept: Kept, view: ModelView) -> "Edit":
+    def read(cls, stored: StoredEdit, view: ModelView) -> "Edit":
         """Make the edit again. `KeyError` or `ValueError` for what is of another model."""
 
 
@@ -115,19 +115,19 @@ class Replace(Edit):
     def applied(self) -> "Replace":
         return Replace(self.weight, replace(self.compressed, weight=self.weight.get()))  # the model's own numbers by now, not a copy
 
-    def kept(self) -> Kept:
+    def stored(self) -> StoredEdit:
         facts, packed = {"name": self.weight.name, "notes": dict(self.compressed.notes)}, self.compressed.packed
         if packed is None:
-            return Kept(self.kind, facts, {"weight": self.compressed.weight})
-        form, tensors = to_kept(packed)
-        return Kept(self.kind, {**facts, "packed": form}, tensors)
+            return StoredEdit(self.kind, facts, {"weight": self.compressed.weight})
+        form, tensors = to_stored(packed)
+        return StoredEdit(self.kind, {**facts, "packed": form}, tensors)
 
     @classmethod
-    def read(cls, kept: Kept, view: ModelView) -> "Replace":
-        weight = view.named[kept.facts["name"]]
-        tensors = {name: tensor.to(weight.stored.device) for name, tensor in kept.tensors.items()}
-        packed = from_kept(kept.facts["packed"], tensors) if "packed" in kept.facts else None
-        return cls(weight, Compressed(tensors["weight"] if packed is None else packed.dense(), kept.facts["notes"], packed))
+    def read(cls, stored: StoredEdit, view: ModelView) -> "Replace":
+        weight = view.named[stored.facts["name"]]
+        tensors = {name: tensor.to(weight.stored.device) for name, tensor in stored.tensors.items()}
+        packed = from_stored(stored.facts["packed"], tensors) if "packed" in stored.facts else None
+        return cls(weight, Compressed(tensors["weight"] if packed is None else packed.dense(), stored.facts["notes"], packed))
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,12 @@ class DropBlocks(Edit):
         removed = sum(w.shape[0] * w.shape[1] for block in blocks for w in block.weights)
         return {"edit": self.kind, "blocks": list(self.indices), "of": len(view.blocks), "removed": removed, "notes": dict(self.notes)}
 
-    def kept(self) -> Kept:
-        return Kept(self.kind, {"blocks": list(self.indices), "notes": dict(self.notes)})
+    def stored(self) -> StoredEdit:
+        return StoredEdit(self.kind, {"blocks": list(self.indices), "notes": dict(self.notes)})
 
     @classmethod
-    def read(cls, kept: Kept, view: ModelView) -> "DropBlocks":
-        return cls(tuple(kept.facts["blocks"]), kept.facts["notes"])
+    def read(cls, stored: StoredEdit, view: ModelView) -> "DropBlocks":
+        return cls(tuple(stored.facts["blocks"]), stored.facts["notes"])
 
 
 @dataclass(frozen=True)
@@ -175,40 +175,41 @@ class DropExperts(Edit):
 
     def report(self, view: ModelView) -> dict[str, Any]:
         layers = {layer.block: layer for layer in expert_layers(view)}
-        gone = [layers[block].experts[expert] for block, experts in self.experts.items() for expert in experts]
-        removed = sum(w.shape[0] * w.shape[1] for matrices in gone for w in matrices)
+        dropped = [layers[block].experts[expert] for block, experts in self.experts.items() for expert in experts]
+        removed = sum(w.shape[0] * w.shape[1] for matrices in dropped for w in matrices)
         count = next((layer.count for layer in layers.values()), 0)
         return {"edit": self.kind, "experts": self._listed(), "of": count, "removed": removed, "notes": dict(self.notes)}
 
-    def kept(self) -> Kept:
-        return Kept(self.kind, {"experts": self._listed(), "notes": dict(self.notes)})
+    def stored(self) -> StoredEdit:
+        return StoredEdit(self.kind, {"experts": self._listed(), "notes": dict(self.notes)})
 
     @classmethod
-    def read(cls, kept: Kept, view: ModelView) -> "DropExperts":
-        return cls({int(block): tuple(experts) for block, experts in kept.facts["experts"].items()}, kept.facts["notes"])
+    def read(cls, stored: StoredEdit, view: ModelView) -> "DropExperts":
+        return cls({int(block): tuple(experts) for block, experts in stored.facts["experts"].items()}, stored.facts["notes"])
 
     def _listed(self) -> dict[str, list[int]]:
         return {str(block): list(experts) for block, experts in self.experts.items()}
 
 
-def read_edit(kept: Kept, view: ModelView) -> Edit:
+def read_edit(stored: StoredEdit, view: ModelView) -> Edit:
     """The edit that was kept. `DataError` for one of a kind that nothing here defines, or of another model."""
-    if kept.kind not in _KINDS:
-        raise DataError(f"an edit of the kind {kept.kind!r} can't be read; install the package of the method that made it", subject=kept.kind)
+    if stored.kind not in _KINDS:
+        raise DataError(f"an edit of the kind {stored.kind!r} can't be read; install the package of the method that made it", subject=stored.kind)
     try:
-        return _KINDS[kept.kind].read(kept, view)
+        return _KINDS[stored.kind].read(stored, view)
     except (KeyError, ValueError, TypeError) as error:
-        raise DataError(f"an edit of the kind {kept.kind!r} is of another model ({error!r})", subject=kept.kind) from error
+        raise DataError(f"an edit of the kind {stored.kind!r} is of another model ({error!r})", subject=stored.kind) from error
 
 
-def as_tensors(edits: Sequence[Kept]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+def as_tensors(edits: Sequence[StoredEdit]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Edits as a safetensors file holds them: their tensors under names of their own, and the rest as plain JSON data."""
-    tensors = {f"{number}.{name}": tensor for number, kept in enumerate(edits) for name, tensor in kept.tensors.items()}
-    return tensors, [{"kind": kept.kind, "facts": dict(kept.facts), "tensors": list(kept.tensors)} for kept in edits]
+    tensors = {f"{number}.{name}": tensor for number, stored in enumerate(edits) for name, tensor in stored.tensors.items()}
+    return tensors, [{"kind": stored.kind, "facts": dict(stored.facts), "tensors": list(stored.tensors)} for stored in edits]
 
 
-def from_tensors(tensors: Mapping[str, Tensor], entries: Sequence[Mapping[str, Any]]) -> list[Kept]:
+def from_tensors(tensors: Mapping[str, Tensor], entries: Sequence[Mapping[str, Any]]) -> list[StoredEdit]:
     """The edits again. `KeyError` or `TypeError` where something isn't what `as_tensors` gave."""
     return [
-        Kept(entry["kind"], entry["facts"], {name: tensors[f"{number}.{name}"] for name in entry["tensors"]}) for number, entry in enumerate(entries)
+        StoredEdit(entry["kind"], entry["facts"], {name: tensors[f"{number}.{name}"] for name in entry["tensors"]})
+        for number, entry in enumerate(entries)
     ]

@@ -41,15 +41,15 @@ def numbers(text: str) -> list[Number]:
 
     A minus between two numbers is an operation, not a sign; a fraction with nothing below the line is no number.
     """
-    found: list[Number] = []
+    results: list[Number] = []
     for match in _NUMBER.finditer(text):
         if len(match[0]) > LONGEST:
             continue
         number = _number(match)
         if number is not None:
             negative = match["sign"] or match["minus"]
-            found.append(Number(-number.value, number.decimals) if negative else number)
-    return found
+            results.append(Number(-number.value, number.decimals) if negative else number)
+    return results
 
 
 def _number(match: re.Match[str]) -> Number | None:
@@ -67,27 +67,27 @@ def number_of(text: str) -> Number | None:
     return numbers(match[0])[0] if match and numbers(match[0]) else None
 
 
-def same(found: Number, gold: Number) -> bool:
+def same(answer: Number, gold: Number) -> bool:
     """Whether they are the same number: whole ones exactly, others but for a millionth.
 
     One that breaks off after two decimals or more is the same as one with more than four of which it is the rounding: 0.67 is two thirds as
     a set has them, 0.6666666666666666. It isn't 0.675.
     """
-    apart = abs(found.value - gold.value)
-    if not apart or found.value.denominator == gold.value.denominator == 1:
+    apart = abs(answer.value - gold.value)
+    if not apart or answer.value.denominator == gold.value.denominator == 1:
         return not apart
     if apart <= TOLERANCE * max(1, abs(gold.value)):
         return True
-    rounded = (found.decimals or 0) >= 2 and (gold.decimals or 0) > 4
-    return rounded and apart <= Fraction(1, 2 * 10 ** (found.decimals or 0))
+    rounded = (answer.decimals or 0) >= 2 and (gold.decimals or 0) > 4
+    return rounded and apart <= Fraction(1, 2 * 10 ** (answer.decimals or 0))
 
 
 def concluded(text: str) -> str | None:
     """What stands after the last "answer is", up to the end of its sentence; none if no such thing is said."""
-    said = list(_CONCLUSION.finditer(text))
-    if not said:
+    matches = list(_CONCLUSION.finditer(text))
+    if not matches:
         return None
-    rest = text[said[-1].end() :].strip()
+    rest = text[matches[-1].end() :].strip()
     end = _SENTENCE_END.search(rest)
     return rest[: end.start()] if end else rest
 
@@ -106,14 +106,14 @@ def read_choice(text: str, choices: tuple[str, ...], labels: tuple[str, ...] = (
     a comma is put behind it, or the words of its choice: the `A` of "A friend" isn't.
     """
     conclusion = concluded(text)
-    said = text if conclusion is None else conclusion
-    plain = normalised(said)
+    answer = text if conclusion is None else conclusion
+    plain = normalised(answer)
     for known in (labels, choices):
         names = [normalised(name) for name in known]
         if plain and plain in names:
             return names.index(plain)
     for number, label in enumerate(labels):
-        marked = re.match(rf"\s*[(\[]?{re.escape(label)}\s*[).:,\]](?!\d)", said, re.IGNORECASE)
+        marked = re.match(rf"\s*[(\[]?{re.escape(label)}\s*[).:,\]](?!\d)", answer, re.IGNORECASE)
         if marked or plain == normalised(f"{label} {choices[number]}"):
             return number
     # The longest first: what begins with "no answer" begins with "no" too.

@@ -44,13 +44,13 @@ class Decoder:
     A model that remembers more than keys and values, such as a recurrent state, is shown everything anew for each token, one prompt at a time.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], most: int, ended: Ended, told: str) -> None:
-        self.model, self.prompts, self.most, self.ended, self.told = model, [list(p) for p in prompts], most, ended, told
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], most: int, ended: Ended, measured: str) -> None:
+        self.model, self.prompts, self.most, self.ended, self.measured = model, [list(p) for p in prompts], most, ended, measured
         longest, room = max(map(len, self.prompts)), getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if isinstance(room, int) and longest + most > room:
             raise DataError(
-                f"{told}: a prompt of {longest:,} tokens and {most:,} to write don't fit into the model's {room:,} positions; take fewer shots",
-                subject=told,
+                f"{measured}: a prompt of {longest:,} tokens and {most:,} to write don't fit into the model's {room:,} positions; take fewer shots",
+                subject=measured,
             )
         # At least one token of each prompt is shown in its batch: what it says comes next is the first answer.
         self.shared = min(common(self.prompts), min(map(len, self.prompts)) - 1) if remembers(model) else 0
@@ -95,10 +95,10 @@ class Decoder:
             ids = torch.tensor([prompt[self.shared :]], device=self.model.device)
             none = torch.zeros(1, dtype=torch.long, device=ids.device)
             first.append(self._next(self._forward(ids, len(prompt), none, alone)))
-            kept = _pairs(alone)
+            pairs = _pairs(alone)
             if not layers:
-                layers = [[x.new_zeros(len(prompts), x.shape[1], width, x.shape[3]) for x in pair] for pair in kept]
-            for aligned, pair in zip(layers, kept, strict=True):
+                layers = [[x.new_zeros(len(prompts), x.shape[1], width, x.shape[3]) for x in pair] for pair in pairs]
+            for aligned, pair in zip(layers, pairs, strict=True):
                 for whole, own in zip(aligned, pair, strict=True):
                     whole[row, :, width - own.shape[2] :] = own[0]
         cache = DynamicCache()
@@ -127,7 +127,7 @@ class Decoder:
     def _next(self, logits: Tensor) -> Tensor:
         top, chosen = logits.max(-1)
         if not bool(top.isfinite().all()):
-            raise NumericsError(f"{self.told}: the model's outputs aren't finite, so there is no most probable token", subject=self.told)
+            raise NumericsError(f"{self.measured}: the model's outputs aren't finite, so there is no most probable token", subject=self.measured)
         return chosen
 
     def _over(self, written: Sequence[int]) -> bool:

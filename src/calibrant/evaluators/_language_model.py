@@ -70,15 +70,15 @@ class Answering:
         super().__init__()
         if isinstance(pretrained, str):
             # The harness's command line says cuda:0 where nobody said anything, and its own model takes what there is.
-            there = device is not None and (not device.startswith("cuda") or torch.cuda.is_available())
-            opened = open_model(pretrained, dtype, str(device) if there else "auto")
+            available = device is not None and (not device.startswith("cuda") or torch.cuda.is_available())
+            opened = open_model(pretrained, dtype, str(device) if available else "auto")
             pretrained, tokenizer = opened.model, tokenizer or opened.tokenizer
         if tokenizer is None:
             raise SpecError(f"a model that is open already ({type(pretrained).__name__}) needs its tokenizer beside it", subject="tokenizer")
         self.model, self.tokenizer = pretrained, tokenizer
         self._device = pretrained.device
         self._length, self._adds, self._prefix = max_length, add_bos_token, prefix_token_id
-        self._budget, self._told, self._measured = tokens_per_pass or TOKENS_PER_PASS, progress, measured
+        self._budget, self._progress, self._measured = tokens_per_pass or TOKENS_PER_PASS, progress, measured
         self._journal = Journal() if journal is None else journal
         self._last: tuple[str | None, list[int]] = (None, [])
 
@@ -86,10 +86,10 @@ class Answering:
     def max_length(self) -> int:
         """The longest sequence of tokens that the model is shown."""
         config = getattr(self.model.config, "text_config", None) or self.model.config
-        said = [getattr(config, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx")]
+        lengths = [getattr(config, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx")]
         limit = getattr(self.tokenizer, "model_max_length", None)
         # A tokenizer that knows no limit says 10³⁰.
-        return int(next((n for n in (self._length, *said) if n), limit if limit and limit < 10**9 else LONGEST))
+        return int(next((n for n in (self._length, *lengths) if n), limit if limit and limit < 10**9 else LONGEST))
 
     @property
     def max_gen_toks(self) -> int:
@@ -104,8 +104,8 @@ class Answering:
     @property
     def prefix_token_id(self) -> int:
         """What stands before a text that has nothing before it: the start token, or the end token where there is none."""
-        given = self._prefix if self._prefix is not None else self.tokenizer.bos_token_id
-        return int(given) if isinstance(given, int) else self.eot_token_id
+        token = self._prefix if self._prefix is not None else self.tokenizer.bos_token_id
+        return int(token) if isinstance(token, int) else self.eot_token_id
 
     @property
     def tokenizer_name(self) -> str:
@@ -125,12 +125,12 @@ class Answering:
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as the tokenizer's template writes it; without the system's turn if the template refuses one."""
-        asked: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        options: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         try:
-            return templated(self.tokenizer, chat_history, **asked)
+            return templated(self.tokenizer, chat_history, **options)
         except DataError:
             users = [turn for turn in chat_history if turn["role"] != "system"]
-            return templated(self.tokenizer, users, **asked)
+            return templated(self.tokenizer, users, **options)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
         """The ids of a text, with what the tokenizer puts around it unless the text begins with the start token already."""
@@ -155,18 +155,18 @@ class Answering:
         endings = [self._ending(request.args[1]) for request in requests]
         prompts = [self._prompt(request.args[0], ending) for request, ending in zip(requests, endings, strict=True)]
         names = [_name("generate", prompt, ending.until, ending.room) for prompt, ending in zip(prompts, endings, strict=True)]
-        wanted = dict(zip(names, zip(prompts, endings, strict=True), strict=True))
-        left = sum(name not in self._journal for name in wanted)
+        requested = dict(zip(names, zip(prompts, endings, strict=True), strict=True))
+        left = sum(name not in self._journal for name in requested)
         for ending in dict.fromkeys(endings):
-            alike = [name for name, (_, one) in wanted.items() if one == ending]
-            decoder = Decoder(self.model, [wanted[name][0] for name in alike], ending.room, self._ended(ending), self._measured)
+            alike = [name for name, (_, one) in requested.items() if one == ending]
+            decoder = Decoder(self.model, [requested[name][0] for name in alike], ending.room, self._ended(ending), self._measured)
             for batch in decoder.batches():
                 new = [at for at in batch if alike[at] not in self._journal]
                 if new:  # in the same company as ever, so that a run that was killed ends as one that wasn't
-                    found = dict(zip(batch, decoder.run(batch), strict=True))
-                    self._journal.add({alike[at]: list(found[at].ids) for at in new})
+                    written = dict(zip(batch, decoder.run(batch), strict=True))
+                    self._journal.add({alike[at]: list(written[at].ids) for at in new})
                     left -= len(new)
-                    self._told("generating", len(wanted) - left, len(wanted))
+                    self._progress("generating", len(requested) - left, len(requested))
         return [self._text(self._journal[name], ending) for name, ending in zip(names, endings, strict=True)]
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -182,14 +182,14 @@ class Answering:
         return before, whole[len(before) :]
 
     def _special(self, name: str) -> int:
-        found = getattr(self.tokenizer, name)
-        if not isinstance(found, int):
+        token = getattr(self.tokenizer, name)
+        if not isinstance(token, int):
             raise DataError(f"the tokenizer {self.tokenizer_name!r} has no {name}, and the harness needs one", subject=name)
-        return found
+        return token
 
     def _ids(self, text: str, special: bool | None) -> list[int]:
-        asked: dict[str, Any] = {} if special is None else {"add_special_tokens": special}
-        return list(self.tokenizer.encode(text, verbose=False, **asked))
+        options: dict[str, Any] = {} if special is None else {"add_special_tokens": special}
+        return list(self.tokenizer.encode(text, verbose=False, **options))
 
     def _cut(self, context: list[int], continuation: list[int]) -> Request:
         """As much of the context as there is room for; the last token is predicted and not shown."""
@@ -216,11 +216,11 @@ class Answering:
         known = {at: Scored(*self._journal[name]) for at, name in enumerate(order) if name in self._journal}
         left = len(order) - len(known)
 
-        def keep(found: Mapping[int, Scored]) -> None:
+        def keep(results: Mapping[int, Scored]) -> None:
             nonlocal left
-            self._journal.add({order[at]: [s.nats, s.tokens, s.greedy] for at, s in found.items()})
-            left -= len(found)
-            self._told("scoring", len(order) - left, len(order))
+            self._journal.add({order[at]: [s.nats, s.tokens, s.greedy] for at, s in results.items()})
+            left -= len(results)
+            self._progress("scoring", len(order) - left, len(order))
 
         score(self.model, list(distinct.values()), tokens_per_pass=self._budget, on_results=keep, known=known, measured=self._measured)
         return [Scored(*self._journal[name]) for name in names]
@@ -230,8 +230,8 @@ class Answering:
         heat, sample = float(options.get("temperature") or 0), options.get("do_sample")
         odd = [f"{name}={value!r}" for name, value in options.items() if name not in _HARMLESS and value is not None]
         if sample or (sample is None and heat > 0) or odd:
-            told = ", ".join(odd) if odd else f"do_sample={sample}, temperature={heat}"
-            raise SpecError(f"generation is greedy here, and {told} asks for something else; take a task without it", subject=told)
+            setting = ", ".join(odd) if odd else f"do_sample={sample}, temperature={heat}"
+            raise SpecError(f"generation is greedy here, and {setting} asks for something else; take a task without it", subject=setting)
         until = options.get("until") or []
         texts = [until] if isinstance(until, str) else list(until)
         texts += [end] if (end := str(self.tokenizer.decode(self.eot_token_id))) not in texts else []

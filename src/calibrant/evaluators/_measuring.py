@@ -42,18 +42,18 @@ def evaluate(
     goes on. Raises an `InputError` for a model, a task or a source that isn't there, and for a model that was compressed on rows which a task
     measures, unless `allow_leak`; their number is then kept in the provenance as `leaked`.
     """
-    asked: list[Evaluator] = [evaluators.build(task) for task in ([tasks] if isinstance(tasks, str | Evaluator) else tasks)]
+    chosen: list[Evaluator] = [evaluators.build(task) for task in ([tasks] if isinstance(tasks, str | Evaluator) else tasks)]
     if limit is not None:
-        asked = [task.limited(limit) for task in asked]
+        chosen = [task.limited(limit) for task in chosen]
     folder = model.name if isinstance(model, Opened) else model
     manifest = read_manifest(folder)
-    leaked = [calibrated_on(manifest, folder, task) for task in asked]
+    leaked = [calibrated_on(manifest, folder, task) for task in chosen]
     if any(leaked) and not allow_leak:
-        refuse({folder: {str(task): rows for task, rows in zip(asked, leaked, strict=True) if rows}})
+        refuse({folder: {str(task): rows for task, rows in zip(chosen, leaked, strict=True) if rows}})
     opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
-    dense = _reference(reference, manifest, opened, device) if any(task.compares for task in asked) else None
-    journals = [_journal(task, opened, dense) for task in asked]
-    measured = [timed(task, opened, progress, dense and dense.model, journal) for task, journal in zip(asked, journals, strict=True)]
+    dense = _reference(reference, manifest, opened, device) if any(task.compares for task in chosen) else None
+    journals = [_journal(task, opened, dense) for task in chosen]
+    measured = [timed(task, opened, progress, dense and dense.model, journal) for task, journal in zip(chosen, journals, strict=True)]
     for journal in journals:
         journal.remove()
     return [replace(m, provenance={**m.provenance, **({"leaked": rows.count} if rows else {})}) for m, rows in zip(measured, leaked, strict=True)]
@@ -82,16 +82,16 @@ def _counted(task: Evaluator, score: Score) -> Score:
     return replace(score, facts={**known, **score.facts})
 
 
-def _reference(given: str | Opened | None, manifest: Mapping[str, Any] | None, opened: Opened, device: str) -> Opened:
+def _reference(reference: str | Opened | None, manifest: Mapping[str, Any] | None, opened: Opened, device: str) -> Opened:
     """The model to compare with: the one given, or the one that `opened` was made from."""
-    if isinstance(given, Opened):
-        return given
+    if isinstance(reference, Opened):
+        return reference
     known = (manifest or {}).get("record", {}).get("run", {}).get("model_name")
-    if given is None and known is None:
+    if reference is None and known is None:
         raise SpecError(
             f"{opened.name!r} is to be compared with the untouched model, and which one that is isn't known; give --reference", subject=opened.name
         )
-    return open_model(given or known, str(opened.dtype).removeprefix("torch."), device)
+    return open_model(reference or known, str(opened.dtype).removeprefix("torch."), device)
 
 
 def _journal(task: Evaluator, opened: Opened, reference: Opened | None) -> Journal:
@@ -106,7 +106,7 @@ def leaks(sets: Iterable[CalibrationSet], evaluators: Sequence[Evaluator]) -> di
 
     The sources that Calibrant knows take such rows out of themselves. A file's whole calibrate part is looked at, whatever the draw.
     """
-    found: dict[str, dict[str, int]] = {}
+    leaked: dict[str, dict[str, int]] = {}
     measured: dict[str, list[Row]] = {}
     files: dict[tuple[UserFile, str], int] = {}
     for chosen in {str(s): s for s in sets}.values():
@@ -118,14 +118,14 @@ def leaks(sets: Iterable[CalibrationSet], evaluators: Sequence[Evaluator]) -> di
                     rows = file.part("calibrate").rows
                     files[file, name] = len({leak.row for leak in find_leaks(rows, measured[name]) if serious(leak)})
                 if files[file, name]:
-                    held = found.setdefault(str(chosen), {})
-                    held[name] = held.get(name, 0) + files[file, name]
-    return found
+                    counts = leaked.setdefault(str(chosen), {})
+                    counts[name] = counts.get(name, 0) + files[file, name]
+    return leaked
 
 
-def refuse(found: Mapping[str, Mapping[str, int | LeakCount]]) -> None:
+def refuse(leaked_rows: Mapping[str, Mapping[str, int | LeakCount]]) -> None:
     """`DataError` for the first calibration set, or compressed model, that has leaks."""
-    for data, counts in found.items():
+    for data, counts in leaked_rows.items():
         evaluator, leaked = next(iter(counts.items()))
         count, kinds = (leaked.count, f" ({leaked})") if isinstance(leaked, LeakCount) else (leaked, "")
         raise DataError(

@@ -77,19 +77,19 @@ def prompt(exemplars: Sequence[Item]) -> str:
 
 def exemplars(rows: Iterable[Row], put: Put, seed: int) -> list[Item]:
     """Rows as items in the order in which `seed` draws them."""
-    return [item for item in map(put, drawn(rows, seed)) if item is not None]
+    return [item for item in map(put, draw_exemplars(rows, seed)) if item is not None]
 
 
-def drawn(pool: Iterable[Row], seed: int) -> list[Row]:
+def draw_exemplars(pool: Iterable[Row], seed: int) -> list[Row]:
     """Return all rows of a pool in an order that `seed` and their content decide: no answer a second time before every other one came as often.
 
     So a few examples of a set with labels show each label, and more of them go on where fewer end.
     """
-    came: dict[str | None, int] = {}
+    seen: dict[str | None, int] = {}
     ranked: list[tuple[int, str, Row]] = []
     for place, row in sorted(((hashlib.sha256(f"{seed} {row.key}".encode()).hexdigest(), row) for row in pool), key=lambda pair: pair[0]):
-        ranked.append((came.get(row.answer, 0), place, row))
-        came[row.answer] = came.get(row.answer, 0) + 1
+        ranked.append((seen.get(row.answer, 0), place, row))
+        seen[row.answer] = seen.get(row.answer, 0) + 1
     return [row for _, _, row in sorted(ranked, key=lambda entry: entry[:2])]
 
 
@@ -104,14 +104,14 @@ class TokenizedTexts:
         """Tokenize texts that will be asked for, all at once: the tokenizer then uses every core."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         if new:
-            found = self._tokenizer(new, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-            self._known.update(zip(new, map(tuple, found), strict=True))
+            encoded = self._tokenizer(new, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+            self._known.update(zip(new, map(tuple, encoded), strict=True))
 
     def request(self, context: str, continuation: str) -> Request:
         """What is shown and what is scored, behind the start token where the tokenizer puts one."""
-        shown, whole = self._ids(context), self._ids(context + continuation)
+        before, whole = self._ids(context), self._ids(context + continuation)
         # A tokenizer may join the end of a context with what follows; then the token that holds both is scored, for every choice in the same way.
-        same = next((at for at, (a, b) in enumerate(zip(shown, whole, strict=False)) if a != b), min(len(shown), len(whole) - 1))
+        same = next((at for at, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), min(len(before), len(whole) - 1))
         return Request(self._start + whole[:same], whole[same:])
 
     def _ids(self, text: str) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from calibrant.data import by_length
 from calibrant.errors import DataError, NumericsError
-from calibrant.evaluators._windows import Window, accepted, predictions, wide
+from calibrant.evaluators._windows import ScoredWindow, accepted, predictions, wide
 from calibrant.outcomes import Journal
 
 LOGITS: Final = 2**25
@@ -47,7 +47,7 @@ class Request:
     continuation: tuple[int, ...]
 
     @cached_property
-    def shown(self) -> tuple[int, ...]:
+    def inputs(self) -> tuple[int, ...]:
         """What a forward needs to see: the last token of the continuation predicts nothing."""
         return self.context + self.continuation[:-1]
 
@@ -87,22 +87,22 @@ def score(
     if not requests:
         return []
     distinct = list(dict.fromkeys(requests))
-    found = {request: known[index] for index, request in enumerate(requests) if known and index in known}
+    results = {request: known[index] for index, request in enumerate(requests) if known and index in known}
     indices: dict[Request, list[int]] = {}
     for index, request in enumerate(requests):
         indices.setdefault(request, []).append(index)
     longest = _checked(model, distinct)
     passes: _Passes = (_Trees if shares(model, longest) else _PaddedRows)(model, distinct, tokens_per_pass)
     for pack in passes.packs():
-        if all(distinct[i] in found for i in pack):
+        if all(distinct[i] in results for i in pack):
             continue
-        new = {distinct[i]: scored for i, scored in passes.run(pack).items() if distinct[i] not in found}
+        new = {distinct[i]: scored for i, scored in passes.run(pack).items() if distinct[i] not in results}
         if not all(np.isfinite(scored.nats) for scored in new.values()):
             raise NumericsError(f"the log likelihood of {measured} isn't finite: the model's outputs aren't", subject=measured)
-        found |= new
+        results |= new
         if on_results:
             on_results({index: scored for request, scored in new.items() for index in indices[request]})
-    return [found[request] for request in requests]
+    return [results[request] for request in requests]
 
 
 def score_named(
@@ -121,19 +121,19 @@ def score_named(
     owners = [name for name, own in requests.items() for _ in own]
     ends = dict(zip(requests, itertools.accumulate(map(len, requests.values())), strict=True))
     spans = {name: range(end - len(requests[name]), end) for name, end in ends.items()}
-    found = {i: Scored(*entry) for name in requests if name in journal for i, entry in zip(spans[name], journal[name], strict=True)}
+    results = {i: Scored(*entry) for name in requests if name in journal for i, entry in zip(spans[name], journal[name], strict=True)}
 
     def keep(new: Mapping[int, Scored]) -> None:
-        found.update(new)
-        whole = [name for name in dict.fromkeys(owners[i] for i in new) if all(i in found for i in spans[name])]
-        journal.add({name: [[s.nats, s.tokens, s.greedy] for s in map(found.__getitem__, spans[name])] for name in whole})
+        results.update(new)
+        whole = [name for name in dict.fromkeys(owners[i] for i in new) if all(i in results for i in spans[name])]
+        journal.add({name: [[s.nats, s.tokens, s.greedy] for s in map(results.__getitem__, spans[name])] for name in whole})
         if on_count:
             on_count(len(new))
 
     if on_count:
-        on_count(len(found))
+        on_count(len(results))
     every = [request for own in requests.values() for request in own]
-    scored = score(model, every, tokens_per_pass=tokens_per_pass, on_results=keep, known=dict(found), measured=measured)
+    scored = score(model, every, tokens_per_pass=tokens_per_pass, on_results=keep, known=dict(results), measured=measured)
     return {name: [scored[i] for i in span] for name, span in spans.items()}
 
 
@@ -171,10 +171,10 @@ def _checked(model: PreTrainedModel, requests: Sequence[Request]) -> int:
         if not request.context or not request.continuation:
             empty = "context" if not request.context else "continuation"
             raise DataError(f"{request} has no {empty}; a likelihood needs a token to begin with and one to score", subject=empty)
-        if room is not None and len(request.shown) > room:
-            size = len(request.shown)
+        if room is not None and len(request.inputs) > room:
+            size = len(request.inputs)
             raise DataError(f"a text to score has {size} tokens, and the model has {room} positions; show fewer examples", subject=str(size))
-    return max(len(request.shown) for request in requests)
+    return max(len(request.inputs) for request in requests)
 
 
 @final
@@ -214,36 +214,36 @@ class _Trees:
         tree = _grow(requests, self._begin)
         rows = sorted(set(itertools.chain.from_iterable(tree.predicting)))
         device = self._model.device
-        kept = accepted(self._model, logits_to_keep=torch.tensor(rows, device=device))
+        limits = accepted(self._model, logits_to_keep=torch.tensor(rows, device=device))
         cached = {"cache": self._cache, "use_cache": True} if self._begin else {"use_cache": False}
         logits: Tensor = self._model(
             input_ids=torch.tensor([tree.ids], device=device),
             position_ids=torch.tensor([tree.positions], device=device),
             attention_mask=_additive(tree, self._begin, self._model),
             **cached,
-            **kept,
+            **limits,
         ).logits[0]
         if self._begin:
             self._cache.crop(-len(tree.ids))
-        place = {row: at if kept else row for at, row in enumerate(rows)}
+        place = {row: at if limits else row for at, row in enumerate(rows)}
         return dict(zip(pack, _read(logits, requests, [[place[row] for row in rows] for rows in tree.predicting]), strict=True))
 
     @cached_property
     def _cache(self) -> DynamicCache:
         """The keys and values of what all requests begin with. Not made for the configuration: no layer of it may forget anything."""
         cache = DynamicCache()
-        shown = torch.tensor([self._requests[0].context[: self._begin]], device=self._model.device)
-        self._model(input_ids=shown, cache=cache, use_cache=True, **accepted(self._model, logits_to_keep=1))
+        prefix = torch.tensor([self._requests[0].context[: self._begin]], device=self._model.device)
+        self._model(input_ids=prefix, cache=cache, use_cache=True, **accepted(self._model, logits_to_keep=1))
         return cache
 
     def _size(self, members: Sequence[int], after: int | None = None) -> tuple[int, int]:
         """Tokens that these add to a tree in which `after` was the last, and about how many of the tree's tokens they want a prediction from."""
         tokens = scored = 0
-        last = () if after is None else self._requests[after].shown
+        last = () if after is None else self._requests[after].inputs
         for index in members:
             request = self._requests[index]
-            new = len(request.shown) - max(_common(last, request.shown), self._begin)
-            tokens, scored, last = tokens + new, scored + min(len(request.continuation), new + 1), request.shown
+            new = len(request.inputs) - max(_common(last, request.inputs), self._begin)
+            tokens, scored, last = tokens + new, scored + min(len(request.continuation), new + 1), request.inputs
         return tokens, scored
 
 
@@ -265,14 +265,14 @@ def _grow(requests: Sequence[Request], begin: int) -> _Tree:
     """The tree of these requests without their first `begin` tokens: each shares what it begins with with the one before it."""
     tree, path, last = _Tree(), list[int](), ()
     for request in requests:
-        path = path[: max(0, _common(last, request.shown) - begin)]
-        for position in range(begin + len(path), len(request.shown)):
+        path = path[: max(0, _common(last, request.inputs) - begin)]
+        for position in range(begin + len(path), len(request.inputs)):
             tree.parents.append(path[-1] if path else -1)
             path.append(len(tree.ids))
-            tree.ids.append(request.shown[position])
+            tree.ids.append(request.inputs[position])
             tree.positions.append(position)
         tree.predicting.append(path[len(request.context) - 1 - begin :])
-        last = request.shown
+        last = request.inputs
     return tree
 
 
@@ -298,18 +298,18 @@ class _PaddedRows:
 
     def packs(self) -> list[list[int]]:
         """Return the longest first, each with the last token of its continuation."""
-        return list(by_length([len(r.shown) + 1 for r in self._requests], self._tokens))
+        return list(by_length([len(r.inputs) + 1 for r in self._requests], self._tokens))
 
     @torch.no_grad()
     def run(self, pack: Sequence[int]) -> dict[int, Scored]:
         """One padded forward."""
         requests = [self._requests[i] for i in pack]
-        windows = [Window("", 0, [*r.context, *r.continuation], len(r.context), 0) for r in requests]
-        found = [
+        windows = [ScoredWindow("", 0, [*r.context, *r.continuation], len(r.context), 0) for r in requests]
+        scored = [
             _read(logits, [request], [list(range(len(request.continuation)))])[0]
             for request, logits in zip(requests, predictions(self._model, windows), strict=True)
         ]
-        return dict(zip(pack, found, strict=True))
+        return dict(zip(pack, scored, strict=True))
 
 
 def _read(logits: Tensor, requests: Sequence[Request], rows: Sequence[Sequence[int]]) -> list[Scored]:
@@ -318,9 +318,9 @@ def _read(logits: Tensor, requests: Sequence[Request], rows: Sequence[Sequence[i
     totals = torch.cat([wide(part).logsumexp(-1) for part in logits.split(size)])
     first = torch.cat([part.argmax(-1) for part in logits.split(size)])
     at = torch.tensor(list(itertools.chain.from_iterable(rows)), device=logits.device)
-    wanted = torch.tensor(list(itertools.chain.from_iterable(r.continuation for r in requests)), device=logits.device)
-    nats = (totals[at] - wide(logits[at, wanted])).double().cpu().split([len(r.continuation) for r in requests])
-    hits = (first[at] == wanted).cpu().split([len(r.continuation) for r in requests])
+    targets = torch.tensor(list(itertools.chain.from_iterable(r.continuation for r in requests)), device=logits.device)
+    nats = (totals[at] - wide(logits[at, targets])).double().cpu().split([len(r.continuation) for r in requests])
+    hits = (first[at] == targets).cpu().split([len(r.continuation) for r in requests])
     return [Scored(float(n.sum()), len(n), bool(h.all())) for n, h in zip(nats, hits, strict=True)]
 
 

@@ -17,7 +17,7 @@ from calibrant.evaluators._base import SourceEvaluator, Subject
 
 
 @dataclass(frozen=True)
-class Window:
+class ScoredWindow:
     """A stretch of a document: ids to show, how many of the first ones aren't scored, and the bytes of those that are.
 
     `until` is where it ends in a joined text, in letters.
@@ -68,15 +68,15 @@ class TextEvaluator(SourceEvaluator, ABC):
         source, format = self.held_out()
         return f"{source}:{format.spec_name()}"
 
-    def windows(self, tokenizer: PreTrainedTokenizerBase) -> list[Window]:
+    def windows(self, tokenizer: PreTrainedTokenizerBase) -> list[ScoredWindow]:
         """Return first windows of all documents, then second ones, …, until `tokens` are scored. Raises `DataError` if nothing can be scored."""
         source, format = self.held_out()
         return within(source, in_turn(cut(row, format, tokenizer, self.length) for row in self.rows()), self.tokens)
 
 
-def within(source: Source, windows: Iterable[Window], tokens: int) -> list[Window]:
+def within(source: Source, windows: Iterable[ScoredWindow], tokens: int) -> list[ScoredWindow]:
     """The first windows, until `tokens` are scored. `DataError` if there is nothing to score."""
-    chosen: list[Window] = []
+    chosen: list[ScoredWindow] = []
     left = tokens
     for window in windows:
         chosen.append(window)
@@ -88,25 +88,25 @@ def within(source: Source, windows: Iterable[Window], tokens: int) -> list[Windo
     return chosen
 
 
-def cut(row: Row, format: Format, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[Window]:
+def cut(row: Row, format: Format, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[ScoredWindow]:
     """The windows of one document, lazily: most documents give only their first."""
     text, start = format.render(row, tokenizer), start_tokens(tokenizer)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     room, unscored = length - len(start), len(start) or 1
     for begin in range(0, len(ids), room):
-        shown = [*start, *ids[begin : begin + room]]
-        if len(shown) > unscored:
+        stretch = [*start, *ids[begin : begin + room]]
+        if len(stretch) > unscored:
             first = begin + unscored - len(start)
             size = len(text[offsets[first][0] : offsets[min(begin + room, len(ids)) - 1][1]].encode())
-            yield Window(row.name, begin, shown, unscored, size)
+            yield ScoredWindow(row.name, begin, stretch, unscored, size)
 
 
-def in_turn(documents: Iterator[Iterator[Window]]) -> Iterator[Window]:
+def in_turn(documents: Iterator[Iterator[ScoredWindow]]) -> Iterator[ScoredWindow]:
     """One window of each document, then another of each that has more."""
     waiting = documents
     while True:
-        again: list[Iterator[Window]] = []
+        again: list[Iterator[ScoredWindow]] = []
         for document in waiting:
             for window in itertools.islice(document, 1):
                 yield window
@@ -117,7 +117,7 @@ def in_turn(documents: Iterator[Iterator[Window]]) -> Iterator[Window]:
 
 
 def score_windows(
-    windows: Sequence[Window], tokens_per_batch: int, scored: Callable[[list[Window]], Sequence[Any]], subject: Subject, name: str
+    windows: Sequence[ScoredWindow], tokens_per_batch: int, scored: Callable[[list[ScoredWindow]], Sequence[Any]], subject: Subject, name: str
 ) -> Mapping[str, Any]:
     """Return what `scored` gives for each window, by the window's name: what the subject's journal has, and what it gets now.
 
@@ -133,22 +133,22 @@ def score_windows(
     return {w.name: journal[w.name] for w in windows}
 
 
-def by_document(windows: Iterable[Window]) -> dict[str, list[Window]]:
+def by_document(windows: Iterable[ScoredWindow]) -> dict[str, list[ScoredWindow]]:
     """The windows of each document, the documents in the order of their keys."""
-    documents: dict[str, list[Window]] = {}
+    documents: dict[str, list[ScoredWindow]] = {}
     for window in windows:
         documents.setdefault(window.document, []).append(window)
     return {document: documents[document] for document in sorted(documents)}
 
 
-def predictions(model: PreTrainedModel, batch: Sequence[Window]) -> Iterator[Tensor]:
+def predictions(model: PreTrainedModel, batch: Sequence[ScoredWindow]) -> Iterator[Tensor]:
     """For each window the logits `[scored token, vocabulary]` from which its scored tokens are predicted."""
-    given = padded([w.ids for w in batch], model.device)
-    longest = given["input_ids"].shape[1]
+    inputs = padded([w.ids for w in batch], model.device)
+    longest = inputs["input_ids"].shape[1]
     # The head is only applied from the first position on that somebody scores; usually that is all of them.
     left_out = min(w.unscored for w in batch) - 1
-    kept = accepted(model, logits_to_keep=longest - left_out) if left_out else {}
-    logits: Tensor = model(**given, use_cache=False, **kept).logits
+    limit = accepted(model, logits_to_keep=longest - left_out) if left_out else {}
+    logits: Tensor = model(**inputs, use_cache=False, **limit).logits
     begin = longest - logits.shape[1]
     for window, row in zip(batch, logits, strict=True):
         yield row[window.unscored - 1 - begin : len(window.ids) - 1 - begin]
@@ -160,16 +160,16 @@ def wide(logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def summed_nats(model: PreTrainedModel, batch: Sequence[Window]) -> list[float]:
+def summed_nats(model: PreTrainedModel, batch: Sequence[ScoredWindow]) -> list[float]:
     """Summed negative log likelihood of each window's scored tokens, the log-softmax in float32."""
     totals: list[float] = []
     for window, row in zip(batch, predictions(model, batch), strict=True):
-        given = torch.tensor(window.ids[window.unscored :], device=row.device)
-        totals.append(float(torch.nn.functional.cross_entropy(wide(row), given, reduction="none").double().sum()))
+        targets = torch.tensor(window.ids[window.unscored :], device=row.device)
+        totals.append(float(torch.nn.functional.cross_entropy(wide(row), targets, reduction="none").double().sum()))
     return totals
 
 
-def accepted(model: PreTrainedModel, **given: Any) -> dict[str, Any]:
+def accepted(model: PreTrainedModel, **arguments: Any) -> dict[str, Any]:
     """Return those of the arguments that the model's forward names: not every family has every one."""
     known = inspect.signature(model.forward).parameters
-    return {name: value for name, value in given.items() if name in known}
+    return {name: value for name, value in arguments.items() if name in known}

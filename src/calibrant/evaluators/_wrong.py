@@ -41,18 +41,18 @@ def wrong_numbers(question: str, answer: str, key: str) -> tuple[str, str, str]:
     value, decimals = Decimal(answer), len(answer.partition(".")[2])
     numbers = list(dict.fromkeys(_numbers(question)))
     copied = [] if value in numbers else numbers
-    taken = [answer]
+    chosen = [answer]
 
     def passes(candidate: Decimal) -> bool:
         plain = candidate == round(candidate, decimals) and (candidate >= 0 or value < 0)
         alike = abs(value) <= 10 * max(abs(candidate), 1) and abs(candidate) <= 10 * max(abs(value), 1)
-        return plain and alike and candidate not in copied and all(candidate != Decimal(text) for text in taken)
+        return plain and alike and candidate not in copied and all(candidate != Decimal(text) for text in chosen)
 
     rest = (value + sign * step for step in itertools.count(2) for sign in (1, -1))
     for kind in ([value + 1, value - 1], list(_slips(answer, value)), list(_operations(numbers))):
         fitting = sorted({_as(c, decimals) for c in kind if passes(c)}, key=lambda text: by_hash(key, text))
-        taken.append(fitting[0] if fitting else _as(next(filter(passes, rest)), decimals))
-    return taken[1], taken[2], taken[3]
+        chosen.append(fitting[0] if fitting else _as(next(filter(passes, rest)), decimals))
+    return chosen[1], chosen[2], chosen[3]
 
 
 def _slips(answer: str, value: Decimal) -> Iterator[Decimal]:
@@ -72,9 +72,9 @@ def _operations(numbers: Sequence[Decimal]) -> Iterator[Decimal]:
 
 def _numbers(question: str) -> Iterator[Decimal]:
     """The numbers of a question that are written in digits."""
-    for found in _WITHIN.findall(question):
-        if len(found) <= _LONGEST:
-            yield Decimal(found.replace(",", ""))
+    for digits in _WITHIN.findall(question):
+        if len(digits) <= _LONGEST:
+            yield Decimal(digits.replace(",", ""))
 
 
 def _as(number: Decimal, decimals: int) -> str:

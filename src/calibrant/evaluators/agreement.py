@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from calibrant.errors import ModelError, NumericsError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._base import Subject
-from calibrant.evaluators._windows import TextEvaluator, Window, by_document, predictions, score_windows, wide
+from calibrant.evaluators._windows import ScoredWindow, TextEvaluator, by_document, predictions, score_windows, wide
 from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.spec import identity
 
@@ -75,8 +75,8 @@ class Agreement(TextEvaluator):
 
 
 @torch.no_grad()
-def _compared(model: PreTrainedModel, reference: PreTrainedModel, batch: list[Window], measured: str) -> list[Compared]:
-    found: list[Compared] = []
+def _compared(model: PreTrainedModel, reference: PreTrainedModel, batch: list[ScoredWindow], measured: str) -> list[Compared]:
+    compared: list[Compared] = []
     for theirs, ours in zip(predictions(reference, batch), predictions(model, batch), strict=True):
         if theirs.shape != ours.shape:
             raise ModelError(
@@ -86,8 +86,8 @@ def _compared(model: PreTrainedModel, reference: PreTrainedModel, batch: list[Wi
             )
         chunks = zip(theirs.split(TOKENS_PER_CHUNK), ours.split(TOKENS_PER_CHUNK), strict=True)
         parts = [divergence(old, new.to(old.device), measured) for old, new in chunks]
-        found.append((sum(nats for nats, _ in parts), sum(agreed for _, agreed in parts)))
-    return found
+        compared.append((sum(nats for nats, _ in parts), sum(agreed for _, agreed in parts)))
+    return compared
 
 
 def divergence(reference: Tensor, ours: Tensor, measured: str) -> Compared:

@@ -28,7 +28,7 @@ from calibrant.estimates import ratio
 from calibrant.evaluators._answers import normalised, number_of, read_choice, read_number, same
 from calibrant.evaluators._base import SourceEvaluator, Subject
 from calibrant.evaluators._decoding import Decoder, Generated
-from calibrant.evaluators._prompts import drawn
+from calibrant.evaluators._prompts import draw_exemplars
 from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.spec import identity
 
@@ -77,10 +77,10 @@ class Generation(SourceEvaluator):
         source, _ = self.held_out()
         tokenizer, journal = subject.tokenizer, subject.journal
         rows = self._measured(source)
-        shown = self.exemplars(source)
+        exemplars = self.exemplars(source)
         reader = _AnswerReader(tokenizer, rows, self.cot)
         most = self.max_tokens or reader.most()
-        decoder = Decoder(subject.model, self._prompts(shown, rows, tokenizer), most, reader.ended, f"generation of {source}")
+        decoder = Decoder(subject.model, self._prompts(exemplars, rows, tokenizer), most, reader.ended, f"generation of {source}")
         done = 0
         for batch in decoder.batches():
             # A batch of which only a part is kept is decoded again as a whole, so that a run that was killed ends as one that wasn't.
@@ -90,7 +90,7 @@ class Generation(SourceEvaluator):
             done += len(batch)
             subject.progress(f"measuring {self}", done, len(rows))
         outcomes = tuple(_outcome(row.name, journal[row.name]) for row in rows)
-        return Measurement(self._score(source, rows, shown, outcomes, most), outcomes)
+        return Measurement(self._score(source, rows, exemplars, outcomes, most), outcomes)
 
     def exemplars(self, source: Source) -> tuple[Row, ...]:
         """The rows that are shown before each question. `DataError` if the source has fewer that can be."""
@@ -102,7 +102,7 @@ class Generation(SourceEvaluator):
                 f"{source} has {len(pool)} exemplars{' with a rationale' if self.cot else ''} and {self.shots} shots were asked for; take fewer",
                 subject=str(source),
             )
-        return tuple(drawn(pool, self.seed)[: self.shots])
+        return tuple(draw_exemplars(pool, self.seed)[: self.shots])
 
     def _measured(self, source: Source) -> list[Row]:
         rows = [row for row, _ in zip(self.rows(), range(self.limit), strict=False)]
@@ -110,20 +110,20 @@ class Generation(SourceEvaluator):
             raise DataError(f"{source} has no question with an answer to measure on", subject=str(source))
         return rows
 
-    def _prompts(self, shown: Sequence[Row], rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-        form = held_out(self.name, "cot" if self.cot and shown else "qa")[1]
-        examples = [form.render(example) for example in shown]
+    def _prompts(self, exemplars: Sequence[Row], rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+        form = held_out(self.name, "cot" if self.cot and exemplars else "qa")[1]
+        examples = [form.render(example) for example in exemplars]
         texts = [BETWEEN.join([*examples, question_text(row)]) for row in rows]
         return [start_tokens(tokenizer) + tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
 
-    def _score(self, source: Source, rows: Sequence[Row], shown: Sequence[Row], outcomes: tuple[Outcome, ...], most: int) -> Score:
+    def _score(self, source: Source, rows: Sequence[Row], exemplars: Sequence[Row], outcomes: tuple[Outcome, ...], most: int) -> Score:
         n = len(outcomes)
         value, stderr = ratio([o.value for o in outcomes], [o.weight for o in outcomes])
         facts = {
             "shots": self.shots,
             "cot": self.cot,
             "max_tokens": most,
-            "exemplars": identity([row.key for row in shown]),
+            "exemplars": identity([row.key for row in exemplars]),
             "answered": sum(bool(o.facts["extracted"]) for o in outcomes) / n,
             "cut": sum(bool(o.facts["cut"]) for o in outcomes) / n,
             "tokens": sum(int(o.facts["tokens"]) for o in outcomes),
@@ -169,23 +169,23 @@ class _AnswerReader:
     def _end(self, text: str) -> int | None:
         """Where what is read ends; none if more could come. Space before the first word is no end."""
         begin = len(text) - len(text.lstrip())
-        found = [text.find(BETWEEN if self.cot else "\n", begin)] if begin < len(text) else []
+        places = [text.find(BETWEEN if self.cot else "\n", begin)] if begin < len(text) else []
         opened = self.opening.search(text)
-        ends = [place for place in [*found, opened.start() if opened else -1] if place >= 0]
+        ends = [place for place in [*places, opened.start() if opened else -1] if place >= 0]
         return min(ends, default=None)
 
     def _verdict(self, row: Row, text: str) -> tuple[str, bool]:
         """What was read, as a short word, and whether it is right."""
         answer = row.need("answer")
         if kind_of(row) == "number":
-            found, gold = read_number(text), number_of(answer)
-            return str(found or ""), found is not None and gold is not None and same(found, gold)
+            number, gold = read_number(text), number_of(answer)
+            return str(number or ""), number is not None and gold is not None and same(number, gold)
         if kind_of(row) == "choice":
             names = row.labels or (row.choices if self.alike else tuple(map(str, range(1, len(row.choices) + 1))))
             chosen = read_choice(text, row.choices, row.labels)
             return ("", False) if chosen is None else (names[chosen], chosen == (row.labels or row.choices).index(answer))
-        said = normalised(text)
-        return hashlib.sha256(said.encode()).hexdigest()[:16] * bool(said), bool(said) and said == normalised(answer)
+        words = normalised(text)
+        return hashlib.sha256(words.encode()).hexdigest()[:16] * bool(words), bool(words) and words == normalised(answer)
 
 
 def kind_of(row: Row) -> Kind:
@@ -197,10 +197,10 @@ def kind_of(row: Row) -> Kind:
 
 def _opener(row: Row) -> str:
     """How a question of this kind begins, up to the colon, such as `Question:`."""
-    found = re.match(r"\w+:", question_text(row))
-    return found[0] if found else "Question:"
+    match = re.match(r"\w+:", question_text(row))
+    return match[0] if match else "Question:"
 
 
-def _outcome(name: str, kept: dict[str, Any]) -> Outcome:
-    facts = {name: kept[name] for name in ("extracted", "tokens", "cut")}
-    return Outcome(name, float(kept["right"]), 1.0, facts)
+def _outcome(name: str, result: dict[str, Any]) -> Outcome:
+    facts = {name: result[name] for name in ("extracted", "tokens", "cut")}
+    return Outcome(name, float(result["right"]), 1.0, facts)

@@ -96,8 +96,8 @@ class Harness(Evaluator):
         answering = language_model()(subject.model, subject.tokenizer, progress=told, journal=subject.journal, measured=str(self))
         with _undisturbed():
             task = self._task()
-            found = _harness("lm_eval").evaluate(answering, {"tasks": {self.task: task}}, limit=self.limit, bootstrap_iters=0)
-        return _HarnessResults(self, task, found).measurement()
+            results = _harness("lm_eval").evaluate(answering, {"tasks": {self.task: task}}, limit=self.limit, bootstrap_iters=0)
+        return _HarnessResults(self, task, results).measurement()
 
     def _task(self) -> Any:
         """The task as the harness's command line would set it up. `SpecError` for a name that is none, `DataError` if its data can't be had."""
@@ -113,15 +113,15 @@ class Harness(Evaluator):
                 subject=self.task,
             ) from error
         if loaded.get("groups") or set(loaded["tasks"]) != {self.task}:
-            several = ", ".join(sorted(loaded["tasks"])[:8])
-            raise SpecError(f"{self.task!r} is a group of {len(loaded['tasks'])} tasks; name one of them ({several}, …)", subject=self.task)
+            named = ", ".join(sorted(loaded["tasks"])[:8])
+            raise SpecError(f"{self.task!r} is a group of {len(loaded['tasks'])} tasks; name one of them ({named}, …)", subject=self.task)
         task = loaded["tasks"][self.task]
         for word, why in (("UNSAFE_CODE", "runs code that a model has written"), ("MULTIMODAL", "shows pictures or sound")):
             if getattr(task, word, False):
                 raise SpecError(f"the harness's task {self.task!r} {why}, which isn't done here; choose another", subject=self.task)
-        return self._shown(task)
+        return self._with_exemplars(task)
 
-    def _shown(self, task: Any) -> Any:
+    def _with_exemplars(self, task: Any) -> Any:
         """The task with as many exemplars as are asked for, drawn as the harness draws them."""
         usual = task.get_config("num_fewshot")
         if usual == 0 and self.num_fewshot:
@@ -150,10 +150,12 @@ class Harness(Evaluator):
 class _HarnessResults:
     """What the harness found, as one of our measurements."""
 
-    def __init__(self, asked: Harness, task: Any, found: Mapping[str, Any]) -> None:
-        self._asked, self._task, self._found = asked, task, found
+    def __init__(self, evaluator: Harness, task: Any, results: Mapping[str, Any]) -> None:
+        self._evaluator, self._task, self._results = evaluator, task, results
         self._values: dict[str, float] = {
-            name: float(value) for name, value in found["results"][asked.task].items() if "," in name and "_stderr," not in name and _number(value)
+            name: float(value)
+            for name, value in results["results"][evaluator.task].items()
+            if "," in name and "_stderr," not in name and _number(value)
         }
         self._samples = {f: [s for s in self._of("samples") if s["filter"] == f] for f in dict.fromkeys(s["filter"] for s in self._of("samples"))}
         self._parts = {name: self._summands(name) for name in self._values}
@@ -178,36 +180,39 @@ class _HarnessResults:
         }
         scores = {name: self._score(name, len(first), about) for name in self._values}
         if not math.isfinite(scores[primary].value):
-            raise NumericsError(f"{primary} of {self._asked.task} is {scores[primary].value}", subject=self._asked.task)
+            raise NumericsError(f"{primary} of {self._evaluator.task} is {scores[primary].value}", subject=self._evaluator.task)
         return Measurement(scores.pop(primary), outcomes, beside=tuple(scores.values()))
 
     def _of(self, key: str) -> Any:
-        return self._found[key][self._asked.task]
+        return self._results[key][self._evaluator.task]
 
     def _primary(self) -> str:
         """The metric asked for; else the first one that can be told item by item."""
-        asked, fit = self._asked.metric, [name for name, parts in self._parts.items() if parts]
+        requested, fit = self._evaluator.metric, [name for name, parts in self._parts.items() if parts]
         known = {**{name.partition(",")[0]: name for name in reversed(self._values)}, **{name: name for name in self._values}}
-        if asked is not None and asked not in known:
+        if requested is not None and requested not in known:
             listed = ", ".join(sorted(self._values))
-            raise SpecError(f"{self._asked.task} has no metric {asked!r}{did_you_mean(asked, known)} (known: {listed})", subject=asked)
-        chosen = known[asked] if asked is not None else next(iter(fit), "")
-        if chosen not in fit:
-            named = asked or ", ".join(self._values)
             raise SpecError(
-                f"{named} of {self._asked.task} is no mean over items; choose one that is ({', '.join(fit) or 'the task has none'})", subject=named
+                f"{self._evaluator.task} has no metric {requested!r}{did_you_mean(requested, known)} (known: {listed})", subject=requested
+            )
+        chosen = known[requested] if requested is not None else next(iter(fit), "")
+        if chosen not in fit:
+            named = requested or ", ".join(self._values)
+            raise SpecError(
+                f"{named} of {self._evaluator.task} is no mean over items; choose one that is ({', '.join(fit) or 'the task has none'})",
+                subject=named,
             )
         return chosen
 
     def _summands(self, name: str) -> list[tuple[float, float]] | None:
         """What each document gives to a metric, as (value, weight) with Σ value / Σ weight the metric itself; None if it isn't made like that."""
         metric, _, chosen = name.partition(",")
-        given = [sample[metric] for sample in self._samples[chosen] if metric in sample]
+        values = [sample[metric] for sample in self._samples[chosen] if metric in sample]
         ways: list[list[tuple[float, float]]] = []
-        if all(_number(value) for value in given):
-            ways.append([(float(value), 1.0) for value in given])
-        elif all(isinstance(v, tuple | list) and len(v) == 2 and all(map(_number, v)) and v[1] > 0 for v in given):
-            ways.append([(-float(nats) / math.log(2), float(size)) for nats, size in given])
+        if all(_number(value) for value in values):
+            ways.append([(float(value), 1.0) for value in values])
+        elif all(isinstance(v, tuple | list) and len(v) == 2 and all(map(_number, v)) and v[1] > 0 for v in values):
+            ways.append([(-float(nats) / math.log(2), float(size)) for nats, size in values])
         for parts in ways:
             if parts and len(parts) == len(self._samples[chosen]) and _same(ratio(*zip(*parts, strict=True))[0], self._values[name]):
                 return parts
@@ -219,10 +224,10 @@ class _HarnessResults:
         stderr = ratio(*zip(*parts, strict=True))[1] if parts else None
         rises = self._of("higher_is_better").get(metric)
         better: Literal["lower", "higher"] = "lower" if rises is False else "higher"
-        shown = metric if chosen == "none" else f"{metric} ({chosen})"
-        measured = f"{self._asked.task}, {about['shots']}-shot (harness)"
+        label = metric if chosen == "none" else f"{metric} ({chosen})"
+        measured = f"{self._evaluator.task}, {about['shots']}-shot (harness)"
         chance = self._chance() if metric in ACCURACIES else None
-        return Score(measured, shown, self._values[name], stderr, n, UNITS.get(metric, ""), better, chance, facts={**about, "filter": chosen})
+        return Score(measured, label, self._values[name], stderr, n, UNITS.get(metric, ""), better, chance, facts={**about, "filter": chosen})
 
     def _chance(self) -> float | None:
         """What guessing gets: the mean share of right choices."""
@@ -247,15 +252,15 @@ class _HarnessResults:
     @cached_property
     def _keys(self) -> list[tuple[set[int], int]]:
         """Of each document the right choices and how many there are; the harness lets a task name them by number or by text."""
-        found: list[tuple[set[int], int]] = []
+        keys: list[tuple[set[int], int]] = []
         for sample in next(iter(self._samples.values())):
             doc = sample["doc"]
             choices = self._task.doc_to_choice(doc)
-            told = self._task.doc_to_text(doc) if getattr(self._task, "multiple_input", 0) else sample["target"]
-            each = told if isinstance(told, list) else [told]
+            answer = self._task.doc_to_text(doc) if getattr(self._task, "multiple_input", 0) else sample["target"]
+            each = answer if isinstance(answer, list) else [answer]
             right = {choices.index(one) if isinstance(one, str) else int(one) for one in each if not isinstance(one, str) or one in choices}
-            found.append((right, len(choices)))
-        return found
+            keys.append((right, len(choices)))
+        return keys
 
 
 @cache
@@ -266,8 +271,8 @@ def language_model() -> type[Any]:
     """
     _harness("lm_eval.models")  # first: the harness fills an empty registry only, and so would miss its own
     about = {"__module__": __name__, "__qualname__": "CalibrantLM", "__doc__": Answering.__doc__}
-    made = type("CalibrantLM", (Answering, _harness("lm_eval.api.model").LM), about)
-    return _harness("lm_eval.api.registry").register_model(NAME)(made)
+    model = type("CalibrantLM", (Answering, _harness("lm_eval.api.model").LM), about)
+    return _harness("lm_eval.api.registry").register_model(NAME)(model)
 
 
 def main() -> None:
@@ -325,15 +330,15 @@ def _undisturbed() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def digest_of_folder(given: str) -> str:
-    """The tagged SHA-256 of the names and contents of all files in a user's folder, hidden ones aside. `DataError` for one that can't be read."""
-    folder = user_path(given, DataError)
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+def digest_of_folder(path: str) -> str:
+    """Return the tagged SHA-256 of the names and contents of all files in a user's folder, hidden ones aside. `DataError` for an unreadable one."""
+    folder = user_path(path, DataError)
+    names = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
     try:
-        shown = sorted(name.as_posix() for name in names if not any(step.startswith((".", "__pycache__")) for step in name.parts))
-        return identity([[name, _sha256(folder / name)] for name in shown])
+        visible = sorted(name.as_posix() for name in names if not any(step.startswith((".", "__pycache__")) for step in name.parts))
+        return identity([[name, _sha256(folder / name)] for name in visible])
     except OSError as error:
-        raise DataError(f"{str(folder)!r} can't be read ({error.strerror}); its files are part of what is measured", subject=given) from error
+        raise DataError(f"{str(folder)!r} can't be read ({error.strerror}); its files are part of what is measured", subject=path) from error
 
 
 def _sha256(path: Path) -> str:

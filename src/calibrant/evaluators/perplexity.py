@@ -34,7 +34,7 @@ from calibrant.data.sources.wikitext import HUB, WikiText
 from calibrant.errors import NumericsError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._base import SourceEvaluator, Subject
-from calibrant.evaluators._windows import Window, by_document, in_turn, score_windows, summed_nats, within
+from calibrant.evaluators._windows import ScoredWindow, by_document, in_turn, score_windows, summed_nats, within
 from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.spec import identity
 
@@ -78,8 +78,8 @@ class Perplexity(SourceEvaluator):
         source, format = self.held_out()
         tokenizer, pieces = subject.tokenizer, list[str]()
         if self.joined:
-            wanted = self.tokens + self.tokens // (self.length - 1) + 2 * self.length
-            pieces = joined_rows(source, self.rows(), format, tokenizer, wanted)
+            needed = self.tokens + self.tokens // (self.length - 1) + 2 * self.length
+            pieces = joined_rows(source, self.rows(), format, tokenizer, needed)
             cut = self._cut(JOINT.join(pieces), tokenizer)
         else:
             cut = in_turn(self._cut(format.render(row, tokenizer), tokenizer, row.name) for row in self.rows())
@@ -91,7 +91,7 @@ class Perplexity(SourceEvaluator):
         score = self._score(outcomes, windows, measured)
         return Measurement(replace(score, facts={**score.facts, **_rows(source, pieces, windows)}) if self.joined else score, outcomes)
 
-    def _score(self, outcomes: tuple[Outcome, ...], windows: list[Window], measured: str) -> Score:
+    def _score(self, outcomes: tuple[Outcome, ...], windows: list[ScoredWindow], measured: str) -> Score:
         loss, stderr = ratio([o.value for o in outcomes], [o.weight for o in outcomes])
         if not math.isfinite(loss):
             raise NumericsError(f"the perplexity on {measured} comes from a loss of {loss}: the model's outputs aren't finite", subject=measured)
@@ -109,18 +109,18 @@ class Perplexity(SourceEvaluator):
         }
         return Score(measured, "loss", loss, stderr, len(outcomes), "nats/token", "lower", facts=facts)
 
-    def _cut(self, text: str, tokenizer: PreTrainedTokenizerBase, document: str = "") -> Iterator[Window]:
+    def _cut(self, text: str, tokenizer: PreTrainedTokenizerBase, document: str = "") -> Iterator[ScoredWindow]:
         """The windows of a text, which is a document's or, if that has no name, the joined one."""
         start = start_tokens(tokenizer)
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, offsets = [*start, *encoded["input_ids"]], encoded["offset_mapping"]
         for begin, first, end in stretches(len(ids), self.length, self.stride, short=bool(document) or self.stride is not None):
             size = len(text[offsets[first - len(start)][0] : offsets[end - 1 - len(start)][1]].encode())
-            shown = ids[begin:end]
+            stretch = ids[begin:end]
             name = (
-                document or hashlib.sha256(",".join(map(str, shown)).encode()).hexdigest()[:16]
+                document or hashlib.sha256(",".join(map(str, stretch)).encode()).hexdigest()[:16]
             )  # one of the joined text is called by what it shows
-            yield Window(name, begin, shown, first - begin, size, offsets[end - 1 - len(start)][1])
+            yield ScoredWindow(name, begin, stretch, first - begin, size, offsets[end - 1 - len(start)][1])
 
 
 def stretches(count: int, length: int, stride: int | None, short: bool) -> Iterator[tuple[int, int, int]]:
@@ -141,24 +141,24 @@ def stretches(count: int, length: int, stride: int | None, short: bool) -> Itera
         behind = end
 
 
-def joined_rows(source: Source, rows: Iterable[Row], format: Format, tokenizer: PreTrainedTokenizerBase, wanted: int) -> list[str]:
+def joined_rows(source: Source, rows: Iterable[Row], format: Format, tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[str]:
     """The measured part as the pieces of one text; of a long one as many of the first ones as give at least `wanted` tokens."""
     pieces = iter(wikitext_lines()) if isinstance(source, WikiText) else (format.render(row, tokenizer) for row in rows)
-    taken, letters = [next(pieces, "")], LETTERS_PER_TOKEN * wanted
-    size = len(taken[0])
+    pieces_taken, letters = [next(pieces, "")], LETTERS_PER_TOKEN * tokens
+    size = len(pieces_taken[0])
     while True:
-        before = len(taken)
+        before = len(pieces_taken)
         for piece in pieces:
-            taken.append(piece)
+            pieces_taken.append(piece)
             size += len(JOINT) + len(piece)
             if size >= letters:
                 break
-        if len(taken) == before or len(tokenizer(JOINT.join(taken), add_special_tokens=False, verbose=False)["input_ids"]) >= wanted:
-            return taken
+        if len(pieces_taken) == before or len(tokenizer(JOINT.join(pieces_taken), add_special_tokens=False, verbose=False)["input_ids"]) >= tokens:
+            return pieces_taken
         letters *= 2
 
 
-def _rows(source: Source, pieces: Sequence[str], windows: Sequence[Window]) -> dict[str, int]:
+def _rows(source: Source, pieces: Sequence[str], windows: Sequence[ScoredWindow]) -> dict[str, int]:
     """How many of the joined rows are measured, a part of the last one perhaps. Of `wikitext` they are the lines of its file, not its articles."""
     until = max(window.until for window in windows)
     begins = accumulate((len(piece) + len(JOINT) for piece in pieces), initial=0)
@@ -168,5 +168,5 @@ def _rows(source: Source, pieces: Sequence[str], windows: Sequence[Window]) -> d
 
 def wikitext_lines() -> Iterator[str]:
     """The lines of WikiText-2's raw test file in its order, empty ones too, as the hub has them and the papers join them."""
-    found, _ = records(HUB, "test", [("wikitext2_raw", "test")])
-    return (record["text"] for record in found)
+    lines, _ = records(HUB, "test", [("wikitext2_raw", "test")])
+    return (record["text"] for record in lines)

@@ -80,9 +80,9 @@ class Task(SourceEvaluator):
             raise DataError(f"{source} has no question whose answer can be scored; {passed_over} rows lack what is needed", subject=str(source))
         shots, tokens = prompt(self._exemplars(put)), TokenizedTexts(subject.tokenizer)
         tokens.learn(text for item in items for o in item.options for c in (shots + o.context, o.bare) for text in (c, c + o.continuation))
-        asked = {item.name: _asked(item, shots, tokens) for item in items}
+        requested = {item.name: _asked(item, shots, tokens) for item in items}
         bare = {f"{item.name} bare": [tokens.request(o.bare, o.continuation) for o in item.options] for item in items if len(item.options) > 1}
-        total, done = sum(map(len, [*asked.values(), *bare.values()])), 0
+        total, done = sum(map(len, [*requested.values(), *bare.values()])), 0
 
         def count(number: int) -> None:
             nonlocal done
@@ -91,7 +91,7 @@ class Task(SourceEvaluator):
 
         results: dict[str, list[Scored]] = {}
         # Not in one call: what is asked bare doesn't begin with the exemplars.
-        for requests in (asked, bare):
+        for requests in (requested, bare):
             results |= score_named(subject.model, requests, subject.journal, tokens_per_pass=TOKENS_PER_PASS, on_count=count, measured=self._measured)
         answered = [_Answered(item, results[item.name], results.get(f"{item.name} bare", [])) for item in items]
         return self._measurement(answered, passed_over)
@@ -117,8 +117,8 @@ class Task(SourceEvaluator):
     @property
     def _measured(self) -> str:
         how = [f"{self.shots}-shot"] * bool(self.shots) + [f"seed {self.seed}"] * bool(self.shots and self.seed) + [self.style or ""]
-        told = ", ".join(filter(None, how))
-        return f"{self._source} ({told})" if told else str(self._source)
+        setting = ", ".join(filter(None, how))
+        return f"{self._source} ({setting})" if setting else str(self._source)
 
     def _exemplars(self, put: Put) -> list[Item]:
         """The items that stand before every question: never one of those that are measured."""
@@ -132,13 +132,13 @@ class Task(SourceEvaluator):
     def _measurement(self, answered: Sequence["_Answered"], passed_over: int) -> Measurement:
         ranked = len(answered[0].item.options) > 1
         worked = any(a.solution for a in answered)
-        there = [m for m in METRICS if (ranked or not m.startswith("acc")) and (worked or m != "solution")]
-        if self.metric not in there:
+        available = [m for m in METRICS if (ranked or not m.startswith("acc")) and (worked or m != "solution")]
+        if self.metric not in available:
             raise DataError(
-                f"task(metric={self.metric!r}): {self._source} has no worked solutions; use one of {', '.join(there)}", subject=self.metric
+                f"task(metric={self.metric!r}): {self._source} has no worked solutions; use one of {', '.join(available)}", subject=self.metric
             )
         facts = {"shots": self.shots, "passed_over": passed_over} | ({"seed": self.seed} if self.shots else {})
-        scores = {metric: self._score(metric, answered, facts) for metric in there}
+        scores = {metric: self._score(metric, answered, facts) for metric in available}
         outcomes = tuple(Outcome(a.item.name, *a.result(self.metric), facts=a.facts(ranked, worked)) for a in answered if a.has(self.metric))
         return Measurement(scores.pop(self.metric), outcomes, beside=tuple(scores.values()))
 
@@ -200,8 +200,8 @@ class _Answered:
             facts |= {"choices": [s.nats for s in options], "bare": [s.nats for s in self.bare], "sizes": [o.size for o in self.item.options]}
             facts |= {"gold": self.item.gold, "hit": self.hit("acc"), "hit_norm": self.hit("acc_norm"), "hit_prior": self.hit("acc_prior")}
         if worked:
-            found = self.solution
-            facts |= {"solution_nats": found.nats if found else None, "solution_tokens": found.tokens if found else None}
+            solution = self.solution
+            facts |= {"solution_nats": solution.nats if solution else None, "solution_tokens": solution.tokens if solution else None}
         return facts
 
 

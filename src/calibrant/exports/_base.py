@@ -14,7 +14,7 @@ from calibrant.targets import Target
 
 
 @dataclass(frozen=True)
-class Made:
+class CompressedModel:
     """A compressed model: as it is in memory, what was done to it, and the edits that did it, in order, with their packed forms."""
 
     opened: Opened
@@ -30,5 +30,5 @@ class Export(Spec, ABC):
         """Raise `OutputError`, before any work, if this form can't hold what `method` makes of the model; say what it can hold."""
 
     @abstractmethod
-    def write(self, made: Made, folder: Path) -> None:
+    def write(self, compressed: CompressedModel, folder: Path) -> None:
         """Write files into `folder`, which exists; nothing of another export is changed. What is already written is removed if this fails."""

@@ -107,8 +107,8 @@ def _body(record: Record, note: str) -> Iterator[str]:
     yield ""
     yield "The licence is that of the model it was made from."
     yield ""
-    told = dict(record.provenance)
-    yield from _table({"made on": told.get("processor") or told.get("device", ""), "run": run.id})
+    provenance = dict(record.provenance)
+    yield from _table({"made on": provenance.get("processor") or provenance.get("device", ""), "run": run.id})
 
 
 def _calibrated(record: Record) -> Iterator[str]:

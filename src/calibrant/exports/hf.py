@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from calibrant.exports._base import Export, Made
+from calibrant.exports._base import CompressedModel, Export
 from calibrant.models.saving import write_model
 
 
@@ -11,5 +11,5 @@ from calibrant.models.saving import write_model
 class HuggingFace(Export):
     """Writes configuration, weights as dense safetensors in the working type, and tokenizer. It is always written; naming it adds nothing."""
 
-    def write(self, made: Made, folder: Path) -> None:
-        write_model(made.opened, folder)
+    def write(self, compressed: CompressedModel, folder: Path) -> None:
+        write_model(compressed.opened, folder)

@@ -69,8 +69,8 @@ class Method(Spec, ABC):
         What doesn't go matrix by matrix can't be asked for by matrix.
         """
         if any(asked != target for asked in targets.values()):
-            told = f"{self} doesn't go matrix by matrix, so nothing can be shared among matrices; leave the allocation out"
-            raise TargetError(told, subject=str(self))
+            message = f"{self} doesn't go matrix by matrix, so nothing can be shared among matrices; leave the allocation out"
+            raise TargetError(message, subject=str(self))
 
 
 class MatrixMethod(Method, ABC):
@@ -106,7 +106,7 @@ class PartMethod(Method, ABC):
         return parts_of(target, self.parts)
 
     @abstractmethod
-    def lacking(self, job: Job) -> int:
+    def left_to_drop(self, job: Job) -> int:
         """How many parts are still to go: what the target asks, less what went before an interruption."""
 
 
@@ -115,7 +115,7 @@ class BlockMethod(PartMethod, ABC):
 
     parts: ClassVar[Parts] = "blocks"
 
-    def lacking(self, job: Job) -> int:
+    def left_to_drop(self, job: Job) -> int:
         gone = sum(len(edit.indices) for edit in job.done if isinstance(edit, DropBlocks))
         return share_of(len(job.view.blocks) + gone, job.target, self.parts) - gone
 
@@ -129,7 +129,7 @@ class ExpertMethod(PartMethod, ABC):
 
     parts: ClassVar[Parts] = "experts"
 
-    def lacking(self, job: Job) -> int:
+    def left_to_drop(self, job: Job) -> int:
         gone = sum(max(map(len, edit.experts.values()), default=0) for edit in job.done if isinstance(edit, DropExperts))
         return share_of(expert_layers(job.view)[0].count + gone, job.target, self.parts) - gone
 
@@ -160,11 +160,11 @@ def share_of(count: int, target: Target, parts: Parts) -> int:
 
     Raises `TargetError` for a target that is no share of them, or one that is less than a part.
     """
-    asked = parts_of(target, parts)
-    dropped = asked.quota(count)
-    if dropped == 0 and asked.fraction > 0:
+    share = parts_of(target, parts)
+    dropped = share.quota(count)
+    if dropped == 0 and share.fraction > 0:
         least = f"at least {math.ceil(1000 / count) / 1000:g}" if count > 1 else "0, since the only one must stay"
-        raise TargetError(f"{asked.fraction} of {count} {parts} is less than one; ask for {least}", subject=str(target))
+        raise TargetError(f"{share.fraction} of {count} {parts} is less than one; ask for {least}", subject=str(target))
     return dropped
 
 

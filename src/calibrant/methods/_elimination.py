@@ -42,11 +42,13 @@ def eliminate(weight: Float[Tensor, "out in"], factor: Factor, target: Removal, 
     work = weight.detach().clone(memory_format=torch.contiguous_format)
     upper, saliency = factor.upper.to(work.dtype), factor.saliency.to(work.dtype)
     for span in _spans(work.shape[1], target, block):
-        here = slice(span.start, span.stop)
-        gone = torch.zeros_like(work[:, here], dtype=torch.bool) if span.group else _choose(work[:, here].abs() * saliency[here], target, span)
-        errors = step(work, upper, saliency, gone.contiguous(), span)
+        columns = slice(span.start, span.stop)
+        removed = (
+            torch.zeros_like(work[:, columns], dtype=torch.bool) if span.group else _choose(work[:, columns].abs() * saliency[columns], target, span)
+        )
+        errors = step(work, upper, saliency, removed.contiguous(), span)
         if span.stop < work.shape[1]:
-            work[:, span.stop :].addmm_(errors, upper[here, span.stop :], alpha=-1)
+            work[:, span.stop :].addmm_(errors, upper[columns, span.stop :], alpha=-1)
     return work
 
 
@@ -66,10 +68,10 @@ def _choose(scores: Float[Tensor, "out span"], target: Removal, span: Span) -> B
     return ~keep_highest(scores.reshape(1, -1), quota).reshape(scores.shape)
 
 
-def eliminate_rows(weight: Tensor, upper: Tensor, saliency: Tensor, gone: Tensor, span: Span) -> Tensor:
+def eliminate_rows(weight: Tensor, upper: Tensor, saliency: Tensor, removed: Tensor, span: Span) -> Tensor:
     """A `Step` for the CPU, float32 and float64."""
-    errors = torch.zeros(gone.shape, dtype=weight.dtype)
-    arrays = [t.numpy() for t in (weight, upper, saliency, gone, errors)]
+    errors = torch.zeros(removed.shape, dtype=weight.dtype)
+    arrays = [t.numpy() for t in (weight, upper, saliency, removed, errors)]
     rows, kernel, threads = weight.shape[0], _kernel(), torch.get_num_threads()
     share = max(-(-rows // threads), ROWS_PER_THREAD)
 
@@ -83,7 +85,7 @@ def eliminate_rows(weight: Tensor, upper: Tensor, saliency: Tensor, gone: Tensor
     return errors
 
 
-def eliminate_columns(weight: Tensor, upper: Tensor, saliency: Tensor, gone: Tensor, span: Span) -> Tensor:
+def eliminate_columns(weight: Tensor, upper: Tensor, saliency: Tensor, removed: Tensor, span: Span) -> Tensor:
     """A `Step` for any device: left-looking, each column takes the corrections of all before it at once."""
     block, u = weight[:, span.start : span.stop], upper[span.start : span.stop, span.start : span.stop]
     s, original = saliency[span.start : span.stop], block.clone()
@@ -92,10 +94,10 @@ def eliminate_columns(weight: Tensor, upper: Tensor, saliency: Tensor, gone: Ten
         if span.group and i % span.group == 0:
             members = slice(i, i + span.group)
             scores = (original[:, members] - errors[:, :i] @ u[:i, members]).abs() * s[members]
-            gone[:, members] = ~keep_highest(scores, span.drop)
+            removed[:, members] = ~keep_highest(scores, span.drop)
         column = original[:, i] - errors[:, :i] @ u[:i, i]
-        errors[:, i] = (column / u[i, i]).where(gone[:, i], 0)
-        block[:, i] = column.masked_fill(gone[:, i], 0)
+        errors[:, i] = (column / u[i, i]).where(removed[:, i], 0)
+        block[:, i] = column.masked_fill(removed[:, i], 0)
     return errors
 
 

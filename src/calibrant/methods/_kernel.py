@@ -56,7 +56,7 @@ def _choose(tile: Any, out: Any, saliency: Any, start: int, i: int, group: int, 
 
 @_compiled
 def eliminate(
-    weight: Any, upper: Any, saliency: Any, gone: Any, errors: Any, first: int, last: int, start: int, stop: int, group: int, drop: int
+    weight: Any, upper: Any, saliency: Any, removed: Any, errors: Any, first: int, last: int, start: int, stop: int, group: int, drop: int
 ) -> None:
     """Eliminate columns `start` to `stop` of rows `first` to `last`, in place; arrays are C-contiguous. See `_elimination.Step`."""
     n, width = stop - start, max(group, 1)
@@ -66,20 +66,20 @@ def eliminate(
         for i in range(n):
             for r in range(rows):
                 tile[i, r] = weight[top + r, start + i]
-                out[i, r] = gone[top + r, i]
+                out[i, r] = removed[top + r, i]
         for i in range(0, n, width):
             for j in range(i, i + width):
                 _correct(tile[j], lost, upper, start, j, 0, i)
             if group > 0:
                 _choose(tile, out, saliency, start, i, group, drop)
             for j in range(i, i + width):
-                column, error, here, pivot = tile[j], lost[j], out[j], upper[start + j, start + j]
+                column, error, row_out, pivot = tile[j], lost[j], out[j], upper[start + j, start + j]
                 _correct(column, lost, upper, start, j, i, j)
                 for r in range(TILE):
-                    error[r] = column[r] / pivot if here[r] else 0
-                    column[r] = 0 if here[r] else column[r]
+                    error[r] = column[r] / pivot if row_out[r] else 0
+                    column[r] = 0 if row_out[r] else column[r]
         for r in range(rows):
             for i in range(n):
                 weight[top + r, start + i] = tile[i, r]
                 errors[top + r, i] = lost[i, r]
-                gone[top + r, i] = out[i, r]
+                removed[top + r, i] = out[i, r]

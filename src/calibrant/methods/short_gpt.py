@@ -25,7 +25,7 @@ class ShortGPT(BlockMethod):
             return
         scores = [influence(seen) for _, seen in job.blocks(self.observes)]
         ranked = sorted(range(len(scores)), key=lambda index: (scores[index], index))
-        yield DropBlocks(tuple(sorted(ranked[: self.lacking(job)])), {"scores": [float(f"{score:.6g}") for score in scores]})
+        yield DropBlocks(tuple(sorted(ranked[: self.left_to_drop(job)])), {"scores": [float(f"{score:.6g}") for score in scores]})
 
 
 def influence(seen: Seen) -> float:

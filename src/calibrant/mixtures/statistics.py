@@ -105,7 +105,7 @@ class StoredPieces:
 
     def holds(self, block: Block) -> bool:
         """Whether all of the block's pieces are stored."""
-        return self._part(0).held(self._kind, [block]) == 1
+        return self._part(0).stored_blocks(self._kind, [block]) == 1
 
     def add(self, block: Block, seen: Mapping[Weight, Seen]) -> None:
         """Store the pieces of a walk."""
@@ -118,7 +118,7 @@ class StoredPieces:
     def read(self, block: Block) -> list[Dense]:
         """Return what the block's matrices saw in each piece."""
         parts = map(self._part, range(self._pieces.most))
-        return [part.read([self._kind], block) for part in parts if part.held(self._kind, [block])]
+        return [part.read([self._kind], block) for part in parts if part.stored_blocks(self._kind, [block])]
 
     def _part(self, place: int) -> Statistics:
         return Statistics(self._root, f"{self._name}-piece-{place:02d}")
@@ -135,7 +135,7 @@ def gather_with_pieces(
 ) -> None:
     """Walk through the untouched model once and store what is missing: of all blocks the whole, of those `sampled` the pieces too."""
     blocks = seen_by.blocks
-    whole = stored.held(kind, blocks)
+    whole = stored.stored_blocks(kind, blocks)
     first = next((place for place in sampled if not pieces.holds(blocks[place])), len(blocks))
     if first == len(blocks):
         gather(seen_by, batch, (kind,), stored, progress)
@@ -229,13 +229,13 @@ def gather_statistics(
     def source(data: str, batch: TokenBatch) -> SetStatistics:
         stored = Statistics(root, statistics_id(opened, batch))
         pieces = StoredPieces(root, stored.name, kind)
-        ready = stored.held(kind, blocks) == len(blocks) and all(pieces.holds(blocks[place]) for place in meter_blocks)
+        ready = stored.stored_blocks(kind, blocks) == len(blocks) and all(pieces.holds(blocks[place]) for place in meter_blocks)
         gather_with_pieces(seen_by, batch, kind, stored, pieces, meter_blocks, about(f"statistics of {data}"))
         return SetStatistics(data, batch, stored, ready)
 
     def judge(data: str, batch: TokenBatch) -> SetStatistics:
         stored = Statistics(root, statistics_id(opened, batch))
-        ready = stored.held(Gram, blocks) == len(blocks)
+        ready = stored.stored_blocks(Gram, blocks) == len(blocks)
         gather(seen_by, batch, (Gram,), stored, about(f"statistics of {data}, held out"))
         return SetStatistics(data, batch, stored, ready)
 

@@ -57,8 +57,8 @@ class CachedModel:
             with ThreadPoolExecutor(1) as beside:
                 sums = beside.submit(_checksums, self._folder)
                 config = AutoConfig.from_pretrained(self._folder, trust_remote_code=False)
-                asked: dict[str, Any] = {"dtype": self.dtype, "use_safetensors": True, "output_loading_info": True}
-                model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(self._folder, config=config, trust_remote_code=False, **asked))
+                options: dict[str, Any] = {"dtype": self.dtype, "use_safetensors": True, "output_loading_info": True}
+                model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(self._folder, config=config, trust_remote_code=False, **options))
             if sums.result() == about["checksums"] and not any(loaded.values()):
                 return model, str(about["note"])
         except FileNotFoundError:
@@ -86,7 +86,7 @@ class CachedModel:
         """Nothing is flushed to the disk: what a lost power supply damages is noticed."""
         with appearing(self._folder, half):
             model.save_pretrained(half)
-            about = {"note": note, "checksums": _checksums(half), **self._answers}
+            about = {"note": note, "checksums": _checksums(half), **self._identity}
             (half / DESCRIPTION).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
             same_rights(half / DESCRIPTION)
         self._forget_others()
@@ -102,10 +102,10 @@ class CachedModel:
 
     @cached_property
     def _folder(self) -> Path:
-        return cache_folder() / "models" / f"{self._begins}-{identity(self._answers).rpartition(':')[2][:8]}"
+        return cache_folder() / "models" / f"{self._begins}-{identity(self._identity).rpartition(':')[2][:8]}"
 
     @cached_property
-    def _answers(self) -> dict[str, Any]:
+    def _identity(self) -> dict[str, Any]:
         """All that the bits depend on."""
         versions = {name: version(name) for name in ("transformers", "gguf", "torch", "numpy")}
         return {"layout": LAYOUT, "file": self.digest, "dtype": str(self.dtype), "versions": versions}
@@ -117,8 +117,8 @@ def _checksums(folder: Path) -> dict[str, int]:
 
 
 def _checksum(path: Path) -> int:
-    found, chunk = 0, memoryview(bytearray(_CHUNK))
+    total, chunk = 0, memoryview(bytearray(_CHUNK))
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(chunk):
-            found = zlib.crc32(chunk[:size], found)
-    return found
+            total = zlib.crc32(chunk[:size], total)
+    return total

@@ -59,38 +59,38 @@ class Structure:
     def of(cls, model: nn.Module) -> "Structure":
         """Remember it."""
         modules = tuple((module, {name: _shallow(value) for name, value in vars(module).items()}) for module in model.modules())
-        found: dict[int, PreTrainedConfig] = {}
+        configs: dict[int, PreTrainedConfig] = {}
         for module in model.modules():
-            _configs(vars(module).values(), found)
-        return cls(modules, tuple((config, _deep(vars(config))) for config in found.values()))
+            _configs(vars(module).values(), configs)
+        return cls(modules, tuple((config, _deep(vars(config))) for config in configs.values()))
 
     def put_back(self) -> None:
         """Make it that again."""
-        for module, held in self.modules:
+        for module, parts in self.modules:
             now = vars(module)
-            for name in [name for name in now if name not in held]:
+            for name in [name for name in now if name not in parts]:
                 del now[name]
-            for name, value in held.items():
+            for name, value in parts.items():
                 # A hook's handle knows the very dictionary that it stands in.
                 if "hook" not in name:
                     now[name] = _shallow(value)
-        for config, said in self.configs:
+        for config, entries in self.configs:
             vars(config).clear()
-            vars(config).update(_deep(said))
+            vars(config).update(_deep(entries))
 
 
 def _shallow(value: Any) -> Any:
     return copy.copy(value) if type(value) in (dict, OrderedDict, list, set) else value
 
 
-def _configs(values: Iterable[Any], found: dict[int, PreTrainedConfig]) -> None:
+def _configs(values: Iterable[Any], configs: dict[int, PreTrainedConfig]) -> None:
     """All configurations among `values` and in those, by address: a model's parts hold the same few objects."""
     for value in values:
-        if isinstance(value, PreTrainedConfig) and id(value) not in found:
-            found[id(value)] = value
-            _configs(vars(value).values(), found)
+        if isinstance(value, PreTrainedConfig) and id(value) not in configs:
+            configs[id(value)] = value
+            _configs(vars(value).values(), configs)
 
 
-def _deep(said: Mapping[str, Any]) -> dict[str, Any]:
+def _deep(entries: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of what a configuration says; the configurations in it stay the objects that the model's parts hold."""
-    return {name: value if isinstance(value, PreTrainedConfig) else copy.deepcopy(value) for name, value in said.items()}
+    return {name: value if isinstance(value, PreTrainedConfig) else copy.deepcopy(value) for name, value in entries.items()}

@@ -62,8 +62,8 @@ def _header_of(path: Path) -> list[tuple[str, StoredTensor]]:
 def check_complete(loaded: Any, ref: str) -> None:
     """Raise `ModelError`, naming a parameter, if transformers' loading report has one that is missing, of another shape, or that nobody uses."""
     if loaded["mismatched_keys"]:
-        name, stored, wanted = min(loaded["mismatched_keys"])
-        raise ModelError(f"{ref}: {name} is {list(stored)}, but the configuration asks for {list(wanted)}; check config.json", subject=name)
+        name, stored, configured = min(loaded["mismatched_keys"])
+        raise ModelError(f"{ref}: {name} is {list(stored)}, but the configuration asks for {list(configured)}; check config.json", subject=name)
     if loaded["missing_keys"]:
         name = min(loaded["missing_keys"])
         raise ModelError(f"{ref} has no numbers for {name}, which would be random; give a complete model with its head", subject=name)

@@ -38,9 +38,9 @@ FEW: Final = 1024
 """Layers or experts that may be asked for whatever the files hold: building so many takes a second, and what they lack is named then."""
 
 
-def trusted(asked: bool | None) -> bool:
+def trusted(requested: bool | None) -> bool:
     """Return whether code that comes with a model may be run: as `asked`, or as the environment says."""
-    return asked if asked is not None else os.environ.get(TRUST_REMOTE_CODE, "").lower() in ("1", "true", "yes", "on")
+    return requested if requested is not None else os.environ.get(TRUST_REMOTE_CODE, "").lower() in ("1", "true", "yes", "on")
 
 
 @final

@@ -32,9 +32,9 @@ def resolve_device(device: str) -> torch.device:
     if kind not in DEVICES or (number and not number.isdigit()):
         hint = did_you_mean(kind, [*DEVICES, "auto"])
         raise ModelError(f"there is no device {device!r}{hint}; use auto, cpu, cuda, cuda:0 or mps", subject=device)
-    there = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0, "mps": int(torch.backends.mps.is_available())}[kind]
-    if int(number or 0) >= there:
-        raise ModelError(f"device {device!r} isn't available on this machine (it has {there} of kind {kind}); use auto or cpu", subject=device)
+    available = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0, "mps": int(torch.backends.mps.is_available())}[kind]
+    if int(number or 0) >= available:
+        raise ModelError(f"device {device!r} isn't available on this machine (it has {available} of kind {kind}); use auto or cpu", subject=device)
     return torch.device(device)
 
 

@@ -73,8 +73,8 @@ def _layers(view: ModelView, block: Block) -> Iterator[ExpertLayer]:
         router = module.get_submodule(matrix.name.removeprefix(f"{place}.").partition(".")[0])
         shared = tuple(w for w in block.weights if w.expert is None and any("shared" in part for part in w.name.split(".")))
         top_k = _top_k(view, (router, module, *holders.values()), place)
-        several = tuple(tuple(experts[e]) for e in range(count))
-        yield ExpertLayer(block.index, place, count, top_k, matrix, several, shared, module, router, tuple(holders.values()))
+        matrices = tuple(tuple(experts[e]) for e in range(count))
+        yield ExpertLayer(block.index, place, count, top_k, matrix, matrices, shared, module, router, tuple(holders.values()))
 
 
 def _holder(view: ModelView, weight: Weight) -> str:
@@ -88,17 +88,21 @@ def _of_attention(name: str) -> bool:
 
 
 def _router(view: ModelView, block: Block, place: str, count: int, holders: Sequence[str]) -> Weight:
-    found: list[Weight] = []
+    candidates: list[Weight] = []
     for name, parameter in view.model.get_submodule(place).named_parameters(prefix=place):
         path, _, key = name.rpartition(".")
         routes = _is_router(view, place, path) and not any(path == holder or path.startswith(f"{holder}.") for holder in holders)
         if routes and key == "weight" and parameter.dim() == 2 and parameter.shape[0] == count:
             shape = (parameter.shape[0], parameter.shape[1])
-            found.append(Weight(path, block.index, shape, False, None, view.model.get_submodule(path), key))
-    if len(found) != 1:
-        what = f"several matrices could be their router ({', '.join(w.name for w in found)})" if found else "no router has one row for each of them"
+            candidates.append(Weight(path, block.index, shape, False, None, view.model.get_submodule(path), key))
+    if len(candidates) != 1:
+        what = (
+            f"several matrices could be their router ({', '.join(w.name for w in candidates)})"
+            if candidates
+            else "no router has one row for each of them"
+        )
         raise ModelError(f"{place} has {count} experts, but {what}; its experts can be pruned, but neither watched nor dropped", subject=place)
-    return found[0]
+    return candidates[0]
 
 
 def _is_router(view: ModelView, place: str, path: str) -> bool:
@@ -112,9 +116,9 @@ def _is_router(view: ModelView, place: str, path: str) -> bool:
 
 
 def _top_k(view: ModelView, modules: Sequence[nn.Module], place: str) -> int:
-    said = [getattr(module, name, None) for module in modules for name in CHOSEN]
+    numbers = [getattr(module, name, None) for module in modules for name in CHOSEN]
     config: Any = view.model.config.get_text_config(decoder=True)
-    for number in [*said, *(getattr(config, name, None) for name in CHOSEN)]:
+    for number in [*numbers, *(getattr(config, name, None) for name in CHOSEN)]:
         if isinstance(number, int) and not isinstance(number, bool):
             return number
     raise ModelError(f"{place} doesn't say how many experts its router picks; they can be pruned, but neither watched nor dropped", subject=place)
@@ -152,10 +156,10 @@ class Choices:
         return self._chosen[layer.name]
 
     def _handed(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.dim() == 2]
-        index = next((one for one in given if not one.is_floating_point()), None)
+        tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.dim() == 2]
+        index = next((one for one in tensors if not one.is_floating_point()), None)
         if index is not None:
-            weights = next((one for one in given if one.is_floating_point() and one.shape == index.shape), None)
+            weights = next((one for one in tensors if one.is_floating_point() and one.shape == index.shape), None)
             if weights is not None:
                 self._chosen[name] = index.detach(), weights.detach()
 
@@ -194,42 +198,42 @@ def drop_experts(view: ModelView, experts: Mapping[int, Sequence[int]]) -> None:
     configuration can't describe. Then nothing is changed.
     """
     layers = expert_layers(view)
-    kept = {layer.name: _kept(layer, experts.get(layer.block, ())) for layer in layers}
-    _check(view, layers, kept, experts)
+    staying = {layer.name: _staying(layer, experts.get(layer.block, ())) for layer in layers}
+    _check(view, layers, staying, experts)
     if not any(experts.values()):
         return
-    count, left = layers[0].count, len(kept[layers[0].name])
+    count, left = layers[0].count, len(staying[layers[0].name])
     config: Any = view.model.config.get_text_config(decoder=True)
     smaller = _described(view, count, left)
     cuts = _cuts(view, smaller, layers, count, left)
     for layer in layers:
         for name, axis in cuts[layer.name].items():
-            _cut(view.model, name, axis, kept[layer.name])
+            _cut(view.model, name, axis, staying[layer.name])
         _renumber(view.model.get_submodule(layer.name), smaller.get_submodule(layer.name))
     _say(config, count, left)
     view.refresh()
 
 
-def _kept(layer: ExpertLayer, gone: Sequence[int]) -> list[int]:
-    strangers = [e for e in gone if not 0 <= e < layer.count]
+def _staying(layer: ExpertLayer, dropped: Sequence[int]) -> list[int]:
+    strangers = [e for e in dropped if not 0 <= e < layer.count]
     if strangers:
         raise ModelError(f"{layer.name} has no expert {strangers[0]}: it has experts 0 to {layer.count - 1}", subject=str(strangers[0]))
-    kept = [e for e in range(layer.count) if e not in set(gone)]
-    if len(kept) < layer.top_k:
+    staying = [e for e in range(layer.count) if e not in set(dropped)]
+    if len(staying) < layer.top_k:
         raise TargetError(
-            f"{layer.name}: dropping {layer.count - len(kept)} of {layer.count} experts would leave {len(kept)}, but its router picks {layer.top_k} "
-            f"for each token; keep at least {layer.top_k}",
+            f"{layer.name}: dropping {layer.count - len(staying)} of {layer.count} experts would leave {len(staying)}, but its router picks "
+            f"{layer.top_k} for each token; keep at least {layer.top_k}",
             subject=layer.name,
         )
-    return kept
+    return staying
 
 
-def _check(view: ModelView, layers: Sequence[ExpertLayer], kept: Mapping[str, list[int]], experts: Mapping[int, Sequence[int]]) -> None:
+def _check(view: ModelView, layers: Sequence[ExpertLayer], staying: Mapping[str, list[int]], experts: Mapping[int, Sequence[int]]) -> None:
     strangers = sorted(set(experts) - {layer.block for layer in layers})
     if strangers:
-        there = ", ".join(str(layer.block) for layer in layers) or "none"
-        raise ModelError(f"block {strangers[0]} has no layer of experts (blocks that have one: {there})", subject=str(strangers[0]))
-    left = {layer.name: len(kept[layer.name]) for layer in layers}
+        layered = ", ".join(str(layer.block) for layer in layers) or "none"
+        raise ModelError(f"block {strangers[0]} has no layer of experts (blocks that have one: {layered})", subject=str(strangers[0]))
+    left = {layer.name: len(staying[layer.name]) for layer in layers}
     if len(set(left.values())) > 1:
         few, many = min(left, key=lambda name: left[name]), max(left, key=lambda name: left[name])
         raise ModelError(
@@ -238,20 +242,20 @@ def _check(view: ModelView, layers: Sequence[ExpertLayer], kept: Mapping[str, li
             subject=few,
         )
     for layer in layers:
-        _check_groups(view, layer, kept[layer.name])
+        _check_groups(view, layer, staying[layer.name])
         for name, tensor in [*layer.module.named_parameters(prefix=layer.name), *layer.module.named_buffers(prefix=layer.name)]:
             if not tensor.is_floating_point():
                 raise ModelError(f"{name} may name experts by number, so none of them can be dropped; such models aren't known yet", subject=name)
 
 
-def _check_groups(view: ModelView, layer: ExpertLayer, kept: Sequence[int]) -> None:
+def _check_groups(view: ModelView, layer: ExpertLayer, staying: Sequence[int]) -> None:
     """A router that picks groups of neighbours first needs groups of one size, with two experts at least: it ranks them by their best two."""
     config: Any = view.model.config.get_text_config(decoder=True)
     groups = next((n for name in GROUPS if isinstance(n := getattr(config, name, None), int)), 1)
     if groups <= 1:
         return
     picked = next((n for name in PICKED_GROUPS if isinstance(n := getattr(config, name, None), int)), groups)
-    sizes = [sum(1 for e in kept if e * groups // layer.count == group) for group in range(groups)]
+    sizes = [sum(1 for e in staying if e * groups // layer.count == group) for group in range(groups)]
     least = max(2, -(-layer.top_k // picked))
     if len(set(sizes)) > 1 or sizes[0] < least:
         raise ModelError(
@@ -277,10 +281,10 @@ def _say(config: Any, count: int, left: int) -> None:
 
 def _cuts(view: ModelView, smaller: nn.Module, layers: Sequence[ExpertLayer], count: int, left: int) -> dict[str, dict[str, int]]:
     """For each layer the tensors to be cut, and along which axis. `ModelError` where the configuration asks for anything else."""
-    wanted, cuts = _tensors(smaller), {layer.name: dict[str, int]() for layer in layers}
+    described, cuts = _tensors(smaller), {layer.name: dict[str, int]() for layer in layers}
     present = _tensors(view.model)
-    for name in sorted({*present, *wanted}):
-        now, then = (tuple(there[name].shape) if name in there else None for there in (present, wanted))
+    for name in sorted({*present, *described}):
+        now, then = (tuple(tensors[name].shape) if name in tensors else None for tensors in (present, described))
         if now == then:
             continue
         layer = next((layer.name for layer in layers if name.startswith(f"{layer.name}.")), None)
@@ -303,22 +307,22 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
 
 
-def _cut(model: nn.Module, name: str, axis: int, kept: Sequence[int]) -> None:
+def _cut(model: nn.Module, name: str, axis: int, staying: Sequence[int]) -> None:
     """Put a tensor with the slices `kept` in place of the one that is there, which stays what it was."""
     path, _, key = name.rpartition(".")
     owner = model.get_submodule(path)
     before = getattr(owner, key)
-    after = before.detach().index_select(axis, torch.tensor(kept, device=before.device))
+    after = before.detach().index_select(axis, torch.tensor(staying, device=before.device))
     if isinstance(before, nn.Parameter):
         owner.register_parameter(key, nn.Parameter(after, requires_grad=before.requires_grad))
     else:
         owner.register_buffer(key, after, persistent=key not in owner._non_persistent_buffers_set)
 
 
-def _renumber(here: nn.Module, there: nn.Module) -> None:
+def _renumber(larger: nn.Module, smaller: nn.Module) -> None:
     """Take over the whole numbers that the modules of the smaller layer have: counts of experts, under whatever name."""
-    for name, module in here.named_modules():
-        other = vars(there.get_submodule(name))
+    for name, module in larger.named_modules():
+        other = vars(smaller.get_submodule(name))
         for key, value in list(vars(module).items()):
             if type(value) is int and type(other.get(key)) is int:
                 setattr(module, key, other[key])

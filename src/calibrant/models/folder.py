@@ -147,8 +147,8 @@ def _check_kinds(folder: Path, ref: str, names: Sequence[str], weights: Sequence
             f"{ref} holds its weights only as pickle ({pickles[0]}), which can run code when opened; convert them to safetensors first", subject=ref
         )
     if not weights or CONFIG not in names:
-        lacking = CONFIG if weights else "*.safetensors"
-        raise ModelError(f"{ref} holds no {lacking}; {_WHAT}", subject=ref)
+        missing = CONFIG if weights else "*.safetensors"
+        raise ModelError(f"{ref} holds no {missing}; {_WHAT}", subject=ref)
 
 
 def _indexed(folder: Path, ref: str, names: Sequence[str]) -> set[str]:

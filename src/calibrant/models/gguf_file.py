@@ -289,10 +289,10 @@ def _each_step_once() -> Iterator[set[str]]:
     once = functools.cache(_QuickReader)
     places: set[str] = set()
 
-    def mapped(*given: Any, **options: Any) -> dict[str, str]:
-        found = weights_map(*given, **options)
-        places.update(found)
-        return found
+    def mapped(*arguments: Any, **options: Any) -> dict[str, str]:
+        names_map = weights_map(*arguments, **options)
+        places.update(names_map)
+        return names_map
 
     library.GGUFReader = lambda path: once(Path(path))
     library.get_tensor_name_map = functools.cache(names)

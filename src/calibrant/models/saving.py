@@ -20,7 +20,7 @@ from calibrant.foreign import user_path
 from calibrant.models.quiet import quiet, quoted
 
 MANIFEST: Final = "calibrant.json"
-TOLD: Final = {"model_name": "of", "method": "by", "target": "at", "data": "calibrated on"}
+FACTS: Final = {"model_name": "of", "method": "by", "target": "at", "data": "calibrated on"}
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -84,7 +84,7 @@ def check_output(folder: str | Path) -> None:
         what = "a link" if folder.is_symlink() else "a file" if folder.is_file() else "a pipe or device"
         raise OutputError(f"{folder} is {what}; name a folder that doesn't exist yet", subject=str(folder))
     if (folder / MANIFEST).is_file():
-        raise OutputError(f"{folder} already holds {_held(folder)}; name another folder, or delete this one first", subject=str(folder))
+        raise OutputError(f"{folder} already holds {_description(folder)}; name another folder, or delete this one first", subject=str(folder))
     if folder.is_dir() and any(folder.iterdir()):
         raise OutputError(f"{folder} exists, isn't empty and isn't ours; name a folder that doesn't exist yet", subject=str(folder))
     place = next(p for p in folder.absolute().parents if p.exists())
@@ -123,13 +123,13 @@ def _appears(folder: Path) -> Iterator[Path]:
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """What the `calibrant.json` of a folder that we saved says; None for every other folder, and for a damaged one."""
     try:
-        held = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return held if isinstance(held, dict) else None
+    return manifest if isinstance(manifest, dict) else None
 
 
-def _held(folder: Path) -> str:
+def _description(folder: Path) -> str:
     """What a finished folder of ours holds, in words."""
     manifest = read_manifest(folder)
     if manifest is None:
@@ -137,5 +137,5 @@ def _held(folder: Path) -> str:
     record = manifest.get("record", {})
     facts = {**manifest, **record, **record.get("run", {})}
     facts["method"] = facts["method"].get("spec", "") if isinstance(facts.get("method"), dict) else facts.get("method", "")
-    told = [f"{label} {facts[name]}" for name, label in TOLD.items() if facts.get(name)]
-    return f"a compressed model ({', '.join(told)})" if told else "a compressed model"
+    facts_in_words = [f"{label} {facts[name]}" for name, label in FACTS.items() if facts.get(name)]
+    return f"a compressed model ({', '.join(facts_in_words)})" if facts_in_words else "a compressed model"

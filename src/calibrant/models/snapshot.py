@@ -67,8 +67,8 @@ class Snapshot(Listener):
         if numbers is None:
             raise ModelError(f"the snapshot is of another model: it has no {weight.name}", subject=weight.name)
         numbers.check()
-        kept = numbers.original if numbers.copied is None else numbers.copied
-        return kept if weight.expert is None else kept[weight.expert]
+        original = numbers.original if numbers.copied is None else numbers.copied
+        return original if weight.expert is None else original[weight.expert]
 
     @contextmanager
     def as_it_was(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from calibrant.errors import ModelError
 from calibrant.models.changing import overwrite
-from calibrant.models.tracing import ELSEWHERE, Flow, Label, Product, Rows, norms_of, strides
+from calibrant.models.tracing import ELSEWHERE, Flow, Label, Rows, TracedProduct, norms_of, strides
 from calibrant.models.viewing import ModelView, Weight
 
 PROBE: Final = 8
@@ -152,8 +152,8 @@ class _Found:
         self._view, self._norms, self._width = view, norms_of(view.model), 0
         self._weights = {weight.name: weight for weight in (*_outside(view), *view.weights, *_dense_inside(view))}
         self._vectors = dict(_vectors(view))
-        products = {name: Product(name, w.shape, strides(w.get())) for name, w in self._weights.items()}
-        holders: dict[int, tuple[Product, ...]] = {}
+        products = {name: TracedProduct(name, w.shape, strides(w.get())) for name, w in self._weights.items()}
+        holders: dict[int, tuple[TracedProduct, ...]] = {}
         for weight in view.weights:
             if weight.expert is not None:
                 whole = getattr(weight.owner, weight.key).data_ptr()
@@ -230,12 +230,12 @@ class _Found:
             what = f"what {spilled} makes is added to it and goes into {self._flow.spilled[spilled]} too"
             raise ModelError(f"the residual stream of a {kind} isn't understood: {what}", subject=spilled)
 
-    def _siblings(self, found: dict[str, set[str]], name: str) -> set[str]:
+    def _siblings(self, inputs: dict[str, set[str]], name: str) -> set[str]:
         """What was found of a matrix; of an expert that no token of the probe reached, what was found of the others."""
-        own = found.get(name)
+        own = inputs.get(name)
         if own is not None or "[" not in name:
             return own or set()
-        return {one for other, several in found.items() if "[" in other and _twin(other) == _twin(name) for one in several}
+        return {one for other, several in inputs.items() if "[" in other and _twin(other) == _twin(name) for one in several}
 
     def _norm(self, name: str) -> Norm:
         module = self._norms[name]
@@ -262,14 +262,14 @@ class _Found:
 
     def _own_rows(self, name: str, down: Weight) -> frozenset[Rows]:
         """The rows that the inputs of a matrix are functions of; none where it has had several kinds of inputs, or others."""
-        several = self._flow.pairs.get(name)
-        if several is None and down.expert is not None:
+        pairs = self._flow.pairs.get(name)
+        if pairs is None and down.expert is not None:
             sibling = next((other for other in self._flow.pairs if "[" in other and _twin(other) == _twin(name)), None)
-            several = None if sibling is None else {frozenset(_of_expert(rows, down.expert) for rows in one) for one in self._flow.pairs[sibling]}
-        if several is None or len(several) != 1:
+            pairs = None if sibling is None else {frozenset(_of_expert(rows, down.expert) for rows in one) for one in self._flow.pairs[sibling]}
+        if pairs is None or len(pairs) != 1:
             return frozenset()
         # What is put together of all experts shows the rows of all of them.
-        return frozenset(one for one in next(iter(several)) if down.expert is None or one.matrix.endswith(f"[{down.expert}]"))
+        return frozenset(one for one in next(iter(pairs)) if down.expert is None or one.matrix.endswith(f"[{down.expert}]"))
 
     def _hidden_of(self, down: Weight, rows: frozenset[Rows]) -> Hidden | None:
         ordered = sorted(rows, key=lambda one: (one.matrix, one.first))
@@ -337,5 +337,5 @@ def _measured(module: nn.Module, width: int) -> tuple[float | None, bool]:
         none, one, two = given(0.0), given(1.0), given(2.0)
         straight = torch.allclose(two - one, one - none, atol=0.05) and bool((one - none).abs().max() > 0.1)
         offset = 0.0 if torch.allclose(none, torch.zeros_like(none), atol=1e-3) else 1.0
-        held = straight and torch.allclose(one, (1 + offset) * (one - none), atol=0.05)
-        return (offset if held else None), bool(torch.allclose(given(1.0, 3.0), one, atol=0.05))
+        holds = straight and torch.allclose(one, (1 + offset) * (one - none), atol=0.05)
+        return (offset if holds else None), bool(torch.allclose(given(1.0, 3.0), one, atol=0.05))

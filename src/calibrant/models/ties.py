@@ -16,7 +16,7 @@ def tied(model: PreTrainedModel) -> tuple[tuple[str, ...], ...]:
     names: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault((parameter.data_ptr(), parameter.shape, parameter.stride()), []).append(name)
-    return tuple(tuple(several) for several in names.values() if len(several) > 1)
+    return tuple(tuple(group) for group in names.values() if len(group) > 1)
 
 
 def untie(model: PreTrainedModel) -> bool:

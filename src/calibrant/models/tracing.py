@@ -31,7 +31,7 @@ EMPTY: Final = {"zeros_like", "new_zeros", "zeros", "empty_like", "new_empty", "
 PRODUCTS: Final = ("mm", "addmm", "bmm", "linear", "baddbmm")
 ZERO: Final = {"zeros_like", "new_zeros", "zeros"}
 
-Made = frozenset[tuple[str, str]]
+Products = frozenset[tuple[str, str]]
 """Names of matrices (or of vectors that are added), each with the norm that what it made went through, or nothing."""
 
 
@@ -52,7 +52,7 @@ class Label:
 
     stream: bool = False
     norm: str = ""
-    made: Made = frozenset()
+    made: Products = frozenset()
     rows: frozenset[Rows] = frozenset()
     copy: bool = False
     """True of a matrix in another type."""
@@ -68,7 +68,7 @@ ELSEWHERE: Final = "?"
 
 @final
 @dataclass(frozen=True)
-class Product:
+class TracedProduct:
     """A matrix as a forward may multiply with it."""
 
     name: str
@@ -81,7 +81,7 @@ class Product:
 class Flow(TorchDispatchMode):
     """Runs a forward, and writes down who reads the stream, who writes to it, and which matrices are a feed-forward layer's."""
 
-    def __init__(self, products: Mapping[int, Product], holders: Mapping[int, tuple[Product, ...]], vectors: Mapping[int, str]) -> None:
+    def __init__(self, products: Mapping[int, TracedProduct], holders: Mapping[int, tuple[TracedProduct, ...]], vectors: Mapping[int, str]) -> None:
         super().__init__()
         self.inputs: dict[str, set[str]] = {}
         """For each matrix the norms it read the stream through, an empty name where through none, and `ELSEWHERE` for any other input."""
@@ -97,58 +97,58 @@ class Flow(TorchDispatchMode):
         """Matrices of which rows went into more than functions of each row alone."""
         self.place = "before the blocks"
         self._products, self._holders, self._vectors = dict(products), holders, vectors
-        self._held: dict[int, tuple[Tensor, Label]] = {}
+        self._labels: dict[int, tuple[Tensor, Label]] = {}
         self._in_memory: dict[int, set[int]] = {}
         self._inside_norm = 0
 
     def label(self, x: Any) -> Label:
         """What is known of a tensor; nothing of anything else."""
-        held = self._held.get(id(x))
-        return held[1] if held is not None and held[0] is x else NOTHING
+        entry = self._labels.get(id(x))
+        return entry[1] if entry is not None and entry[0] is x else NOTHING
 
     def put(self, x: Tensor, label: Label) -> None:
         """Say what a tensor is. It is held, so that its address stays its own."""
         if label == NOTHING:
-            self._held.pop(id(x), None)
+            self._labels.pop(id(x), None)
             return
-        self._held[id(x)] = (x, label)
+        self._labels[id(x)] = (x, label)
         self._in_memory.setdefault(x.untyped_storage().data_ptr(), set()).add(id(x))
 
     def into_norm(self) -> None:
         """A norm begins: what it computes inside is its own affair."""
         self._inside_norm += 1
 
-    def out_of_norm(self, name: str, given: tuple[Any, ...], result: Any) -> None:
+    def out_of_norm(self, name: str, arguments: tuple[Any, ...], result: Any) -> None:
         """A norm made `result` of what it was `given`."""
         self._inside_norm -= 1
-        came, results = [self.label(x) for x in _tensors(given)], list(_tensors([result]))
+        inputs, results = [self.label(x) for x in _tensors(arguments)], list(_tensors([result]))
         outcome = NOTHING
-        if len(came) == len(results) == 1 and came[0].stream:
+        if len(inputs) == len(results) == 1 and inputs[0].stream:
             outcome = Label(norm=name)
-            came = []
-        elif len(came) == len(results) == 1 and came[0].made and not any(norm for _, norm in came[0].made):
-            outcome = Label(made=frozenset((matrix, name) for matrix, _ in came[0].made))
+            inputs = []
+        elif len(inputs) == len(results) == 1 and inputs[0].made and not any(norm for _, norm in inputs[0].made):
+            outcome = Label(made=frozenset((matrix, name) for matrix, _ in inputs[0].made))
         for one in results:
             self.put(one, outcome)
-        self._settle(f"the norm {name}", came, [outcome])
+        self._settle(f"the norm {name}", inputs, [outcome])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
-        given = [self._refreshed(name, x) for x in _tensors([*args, *kwargs.values()])]
+        labels = [self._refreshed(name, x) for x in _tensors([*args, *kwargs.values()])]
         result = func(*args, **kwargs)
         outputs = list(_tensors([result]))
         if func._schema.is_mutable:
             self._overwritten(outputs)
         if self._inside_norm:
             return result
-        outcome, said = self._outcome(name, args, kwargs, given, outputs)
+        outcome, message = self._outcome(name, args, kwargs, labels, outputs)
         for one, label in zip(outputs, outcome, strict=True):
             self.put(one, label)
-        self._settle(said, self._consumed(name, args, given, outcome), outcome)
+        self._settle(message, self._consumed(name, args, labels, outcome), outcome)
         return result
 
     def _outcome(
-        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], given: list[Label], outputs: list[Tensor]
+        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], labels: list[Label], outputs: list[Tensor]
     ) -> tuple[list[Label], str]:
         """What is known of what an operation gives, and what to call it."""
         if name in EMPTY:
@@ -164,31 +164,31 @@ class Flow(TorchDispatchMode):
         if name in ("mul", "mul_", "div", "div_") and not kwargs:
             return [self._multiple(name, args)], name
         if name == "sum" and len(args) > 1 and args[1] and all(dim % args[0].dim() != args[0].dim() - 1 for dim in args[1]):
-            return [replace(given[0], rows=frozenset())], name
+            return [replace(labels[0], rows=frozenset())], name
         if name == "cat":
-            return [_joined(args, given, outputs[0])], name
-        if name in UNARY and len(given) == 1:
-            return [Label(rows=given[0].rows)], name
+            return [_joined(args, labels, outputs[0])], name
+        if name in UNARY and len(labels) == 1:
+            return [Label(rows=labels[0].rows)], name
         return [NOTHING] * len(outputs), name
 
-    def _consumed(self, name: str, args: tuple[Any, ...], given: list[Label], outcome: list[Label]) -> list[Label]:
+    def _consumed(self, name: str, args: tuple[Any, ...], labels: list[Label], outcome: list[Label]) -> list[Label]:
         """What went into an operation and must come out of it. What a product reads and what a sum writes has arrived."""
         if name in EMPTY:
             return []
         if name in PRODUCTS and self._matrices(name, args):
-            return [Label(made=label.made) for label in given]
+            return [Label(made=label.made) for label in labels]
         if any(label.stream for label in outcome):
-            return [replace(label, made=frozenset()) for label in given]
-        return given
+            return [replace(label, made=frozenset()) for label in labels]
+        return labels
 
-    def _settle(self, name: str, given: Sequence[Label], outcome: Sequence[Label]) -> None:
+    def _settle(self, name: str, labels: Sequence[Label], outcome: Sequence[Label]) -> None:
         """Write down what went into an operation and is not what came out of it."""
-        made = {matrix for label in outcome for matrix, _ in label.made}
+        matrices = {matrix for label in outcome for matrix, _ in label.made}
         rows = {one.matrix for label in outcome for one in label.rows}
-        for label in given:
+        for label in labels:
             if (label.stream or label.norm) and not any((out.stream, out.norm) == (label.stream, label.norm) for out in outcome):
                 self.others.setdefault(label.norm, set()).add(f"{name} in {self.place}")
-            for matrix in {matrix for matrix, _ in label.made} - made:
+            for matrix in {matrix for matrix, _ in label.made} - matrices:
                 self.spilled.setdefault(matrix, name)
             self.mixed |= {one.matrix for one in label.rows} - rows
 
@@ -198,9 +198,9 @@ class Flow(TorchDispatchMode):
             place = one.untyped_storage().data_ptr()
             for key in self._in_memory.get(place, set()) - {id(one)}:
                 # A tensor that was forgotten may have left its number to another, which lies elsewhere.
-                if key in self._held and self._held[key][0].untyped_storage().data_ptr() == place:
-                    x, label = self._held[key]
-                    self._held[key] = x, replace(label, stale=True)
+                if key in self._labels and self._labels[key][0].untyped_storage().data_ptr() == place:
+                    x, label = self._labels[key]
+                    self._labels[key] = x, replace(label, stale=True)
 
     def _refreshed(self, name: str, x: Tensor) -> Label:
         """What is known of a tensor that is used now."""
@@ -214,7 +214,7 @@ class Flow(TorchDispatchMode):
         x, label = args[0], self.label(args[0])
         product = self._stored(x) if name in ("_to_copy", "clone") else None
         if product is not None:  # a matrix in another type: held, it keeps its place in memory
-            self._products[outputs[0].data_ptr()] = Product(product.name, product.shape, strides(outputs[0]))
+            self._products[outputs[0].data_ptr()] = TracedProduct(product.name, product.shape, strides(outputs[0]))
             return [Label(copy=True)]
         if label == NOTHING or label.copy:
             return [NOTHING] * len(outputs)
@@ -223,27 +223,27 @@ class Flow(TorchDispatchMode):
     def _laid_out(self, name: str, x: Tensor, y: Tensor, args: tuple[Any, ...], number: int, label: Label) -> Label:
         if _keeps_features(name, x, y, args):
             return label
-        taken = _taken(name, x, args, number)
-        return NOTHING if taken is None else Label(rows=frozenset(_among(rows, *taken) for rows in label.rows))
+        part = _part_taken(name, x, args, number)
+        return NOTHING if part is None else Label(rows=frozenset(_among(rows, *part) for rows in label.rows))
 
-    def _stored(self, x: Any) -> Product | None:
+    def _stored(self, x: Any) -> TracedProduct | None:
         """The matrix that `x` is, as `[out, in]`."""
         product = self._products.get(x.data_ptr()) if isinstance(x, Tensor) and x.dim() == 2 else None
         return product if product is not None and (product.shape, product.strides) == (tuple(x.shape), x.stride()) else None
 
     def _product(self, name: str, args: tuple[Any, ...]) -> Label:
         bias, x, _ = _operands(name, args)
-        matrices, came = self._matrices(name, args), self.label(x)
-        source = came.norm if came.stream or came.norm else ELSEWHERE
+        matrices, label = self._matrices(name, args), self.label(x)
+        source = label.norm if label.stream or label.norm else ELSEWHERE
         for matrix in matrices:
             self.inputs.setdefault(matrix, set()).add(source)
-            if came.rows:
-                self.pairs.setdefault(matrix, set()).add(came.rows)
+            if label.rows:
+                self.pairs.setdefault(matrix, set()).add(label.rows)
         added = self._addend(bias)
         if not matrices or (isinstance(bias, Tensor) and not added.made):
             return NOTHING
-        made = frozenset((matrix, "") for matrix in matrices) | added.made
-        return Label(made=made, rows=frozenset(Rows(matrix) for matrix in matrices) | added.rows)
+        products = frozenset((matrix, "") for matrix in matrices) | added.made
+        return Label(made=products, rows=frozenset(Rows(matrix) for matrix in matrices) | added.rows)
 
     def _matrices(self, name: str, args: tuple[Any, ...]) -> tuple[str, ...]:
         """The matrices that a product multiplies with: one, or those of all experts; none where it is anything else."""
@@ -252,8 +252,8 @@ class Flow(TorchDispatchMode):
         known = self._stored(turned)
         if known is not None:
             return (known.name,)
-        several = self._holders.get(operand.data_ptr(), ()) if operand.dim() == 3 else ()
-        return tuple(one.name for one in several if (one.shape, one.strides) == (tuple(turned.shape[1:]), turned.stride()[1:]))
+        holders = self._holders.get(operand.data_ptr(), ()) if operand.dim() == 3 else ()
+        return tuple(one.name for one in holders if (one.shape, one.strides) == (tuple(turned.shape[1:]), turned.stride()[1:]))
 
     def _sum(self, name: str, args: tuple[Any, ...]) -> tuple[list[Label], str]:
         a, b = args[0], args[3] if name.startswith("index_add") else args[1]
@@ -269,9 +269,9 @@ class Flow(TorchDispatchMode):
             for matrix, norm in rest.made:
                 self.writes.setdefault(matrix, set()).add(norm)
             return [Label(stream=True)], name
-        made = one.made | other.made if (one.made or one.zero) and (other.made or other.zero) and a.shape[-1] == b.shape[-1] else frozenset()
+        products = one.made | other.made if (one.made or one.zero) and (other.made or other.zero) and a.shape[-1] == b.shape[-1] else frozenset()
         rows = one.rows | other.rows if (one.rows or one.zero) and (other.rows or other.zero) and a.shape[-1] == b.shape[-1] else frozenset()
-        return [Label(made=made, rows=rows, zero=one.zero and other.zero)], name
+        return [Label(made=products, rows=rows, zero=one.zero and other.zero)], name
 
     def _addend(self, x: Any) -> Label:
         """What is known of a term; a vector of the model is made by itself."""
@@ -314,8 +314,8 @@ def _joined(args: tuple[Any, ...], labels: list[Label], result: Tensor) -> Label
     alike = {(label.stream, label.norm, bool(label.made), bool(label.rows)) for label in labels}
     if not across or len(alike) != 1:
         return NOTHING
-    made, rows = frozenset(m for label in labels for m in label.made), frozenset(r for label in labels for r in label.rows)
-    return Label(labels[0].stream, labels[0].norm, made, rows)
+    products, rows = frozenset(m for label in labels for m in label.made), frozenset(r for label in labels for r in label.rows)
+    return Label(labels[0].stream, labels[0].norm, products, rows)
 
 
 def _width(x: Any) -> int:
@@ -346,14 +346,14 @@ def _keeps_features(name: str, x: Tensor, y: Tensor, args: tuple[Any, ...]) -> b
     if name in ("select", "unbind"):
         return (args[1] if len(args) > 1 else 0) % x.dim() != last
     if name == "index":
-        taken = sum(1 if one is None or one.dtype != torch.bool else one.dim() for one in args[1])
-        return taken < x.dim() or args[1][-1] is None
+        dimensions = sum(1 if one is None or one.dtype != torch.bool else one.dim() for one in args[1])
+        return dimensions < x.dim() or args[1][-1] is None
     if name == "index_select":
         return args[1] % x.dim() != last
     return True
 
 
-def _taken(name: str, x: Tensor, args: Sequence[Any], number: int) -> tuple[int, int] | None:
+def _part_taken(name: str, x: Tensor, args: Sequence[Any], number: int) -> tuple[int, int] | None:
     """Where features of `x` were taken as those of the result with this number: the first, and the step; None where it is anything else."""
     last = x.dim() - 1
     match name, list(args):

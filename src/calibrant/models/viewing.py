@@ -176,7 +176,7 @@ class ModelView:
                 weights[parameter.block] += parameter.weights()
             elif reason is not None:
                 dense.append(Dense(parameter.name, tuple(parameter.tensor.shape), reason))
-        _refuse_overlaps([w for several in weights.values() for w in several])
+        _refuse_overlaps([w for matrices in weights.values() for w in matrices])
         modules = [(f"{self._layers}.{i}", module) for i, module in enumerate(layers.children())]
         self.blocks = tuple(Block(i, name, module, tuple(weights[i])) for i, (name, module) in enumerate(modules))
         self.dense = tuple(dense)
@@ -285,8 +285,8 @@ def _parameters(model: PreTrainedModel, layers: str) -> Iterator[_Parameter]:
 def _experts(owner: nn.Module, model: PreTrainedModel) -> set[int]:
     """How many experts there are, by the module that owns a parameter and by the configuration."""
     config: Any = model.config.get_text_config()
-    found = [getattr(owner, "num_experts", None), *(getattr(config, name, None) for name in EXPERT_COUNTS)]
-    return {n for n in found if isinstance(n, int)}
+    counts = [getattr(owner, "num_experts", None), *(getattr(config, name, None) for name in EXPERT_COUNTS)]
+    return {n for n in counts if isinstance(n, int)}
 
 
 def _takes_others(model: PreTrainedModel, path: str) -> bool:
@@ -303,19 +303,19 @@ def _block_list(model: PreTrainedModel) -> str:
     """
     config: Any = model.config.get_text_config(decoder=True)
     depths = [depth for depth in (getattr(config, name, None) for name in ("num_hidden_layers", "num_layers")) if isinstance(depth, int)]
-    found, depth = list[str](), depths[0] if depths else "(it doesn't say how many)"
+    names, depth = list[str](), depths[0] if depths else "(it doesn't say how many)"
     for depth in depths:
         lists = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-        found = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
-        if found:
+        names = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+        if names:
             break
-    if len(found) > 1 and (decoder := model.get_decoder()) is not model:
+    if len(names) > 1 and (decoder := model.get_decoder()) is not model:
         inside = {id(module) for module in decoder.modules()}
-        found = [name for name in found if id(model.get_submodule(name)) in inside] or found
-    if len(found) != 1:
-        what = f"has several lists of {depth} modules ({', '.join(found)})" if found else f"has no list of {depth} modules"
+        names = [name for name in names if id(model.get_submodule(name)) in inside] or names
+    if len(names) != 1:
+        what = f"has several lists of {depth} modules ({', '.join(names)})" if names else f"has no list of {depth} modules"
         raise ModelError(f"{type(model).__name__} {what}, so its blocks can't be told; it needs a view of its own", subject=type(model).__name__)
-    return found[0]
+    return names[0]
 
 
 def _refuse_overlaps(weights: list[Weight]) -> None:

@@ -13,7 +13,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from calibrant.compress import Looks, Recipe, fitting, transformed
+from calibrant.compress import Recipe, UntouchedModel, fitting, transformed
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.durable import text_of_json
 from calibrant.edits import Edit, Replace, read_edit
@@ -102,7 +102,7 @@ class LoadedModel:
 
     def edits(self) -> bytes | None:
         """Return the edits since the model was dense, to be applied again; None if there are none."""
-        return to_bytes([edit.kept() for edit in self._edits]) if self._edits else None
+        return to_bytes([edit.stored() for edit in self._edits]) if self._edits else None
 
     def mask(self) -> bytes | None:
         """Return the nonzero weights as bits; None if some nonzero weight isn't the dense model's, so that bits can't bring it back."""
@@ -128,7 +128,7 @@ class LoadedModel:
             return
         edits = from_bytes(state)
         self.restore()
-        for _ in transformed(Looks(self.opened, self.view, batch), before):
+        for _ in transformed(UntouchedModel(self.opened, self.view, batch), before):
             pass
         with torch.no_grad():
             for kept in edits:

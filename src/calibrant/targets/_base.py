@@ -22,7 +22,7 @@ class Target(Spec, ABC):
 
     @classmethod
     @abstractmethod
-    def read(cls, given: str | float | int) -> "Target | None":
+    def read(cls, value: str | float | int) -> "Target | None":
         """Return the target that is written as `given`; None for what isn't written like one of this kind.
 
         Raises `TargetError` for what is written like one, and can't be asked for.

@@ -18,9 +18,9 @@ def keep_highest(scores: Float[Tensor, "group member"], remove: int) -> Bool[Ten
     if remove == 0:
         return torch.ones_like(scores, dtype=torch.bool)
     threshold = _lowest(scores, remove)
-    kept = scores > threshold
-    if kept.numel() - int(kept.count_nonzero()) == remove * scores.shape[0]:
-        return kept
+    keep = scores > threshold
+    if keep.numel() - int(keep.count_nonzero()) == remove * scores.shape[0]:
+        return keep
     below, tied = scores < threshold, scores == threshold
     still: Int[Tensor, "group 1"] = remove - below.sum(dim=1, keepdim=True)
     return ~(below | (tied & (tied.cumsum(dim=1) <= still)))

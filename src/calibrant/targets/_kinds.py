@@ -13,8 +13,8 @@ targets: Final = Registry("calibrant.targets", "target")
 
 def kinds(accepts: Iterable[type[Target]] = (Target,)) -> list[type[Target]]:
     """Return every kind of target that is one of those that something `accepts`, the one that is written shortest first."""
-    found = [targets.get(name) for name in targets.names()]
-    return sorted((kind for kind in found if issubclass(kind, tuple(accepts))), key=lambda kind: (len(kind.example), kind.example))
+    classes = [targets.get(name) for name in targets.names()]
+    return sorted((kind for kind in classes if issubclass(kind, tuple(accepts))), key=lambda kind: (len(kind.example), kind.example))
 
 
 def accepted(accepts: Iterable[type[Target]] = (Target,)) -> str:
@@ -30,15 +30,15 @@ def allowed(accepts: Iterable[type[Target]] = (Target,)) -> str:
 
 def parse_target(text: str | float | int) -> Target:
     """Return the target that a text or number such as `0.5`, `"0.5"`, `"2:4"` or `"w4g64"` asks for; `TargetError` for anything else."""
-    given = user_text(text, TargetError) if isinstance(text, str) else text
+    value = user_text(text, TargetError) if isinstance(text, str) else text
     for kind in kinds():
-        if (found := kind.read(given)) is not None:
-            return found
+        if (target := kind.read(value)) is not None:
+            return target
     raise TargetError(f"{text!r} is no target{percentage(text)}; {allowed()}", subject=str(text))
 
 
-def percentage(given: str | float | int) -> str:
+def percentage(value: str | float | int) -> str:
     """Return the likely meaning of 50 or "50%", `, did you mean 0.5?`; nothing for what means no share."""
-    number = decimal_number(given.removesuffix("%")) if isinstance(given, str) else given
+    number = decimal_number(value.removesuffix("%")) if isinstance(value, str) else value
     likely = number is not None and not isinstance(number, bool) and 1 < number < 100
     return f", did you mean {number / 100:g}?" if likely and number is not None else ""

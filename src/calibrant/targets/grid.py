@@ -43,9 +43,9 @@ class Grid(Target):
             raise TargetError(message, subject=str(self))
 
     @classmethod
-    def read(cls, given: str | float | int) -> "Grid | None":
-        told = read_target(given) if isinstance(given, str) else None
-        return None if told is None or told.bits is None else cls(told.bits, told.group, not told.zeros)
+    def read(cls, value: str | float | int) -> "Grid | None":
+        match = read_target(value) if isinstance(value, str) else None
+        return None if match is None or match.bits is None else cls(match.bits, match.group, not match.zeros)
 
     def __str__(self) -> str:
         return f"w{brief(self.bits)}{'' if self.group is None else f'g{brief(self.group)}'}{'' if self.symmetric else 'a'}"

@@ -29,13 +29,13 @@ class NofM(Removal):
 
     def __post_init__(self) -> None:
         if type(self.n) is not int or type(self.m) is not int or not 1 <= self.n < self.m:
-            given = f"{brief(self.n)}:{brief(self.m)}"
-            raise TargetError(f"{given} is no pattern: N of N:M are kept, so 1 <= N < M; {allowed((Removal,))}", subject=given)
+            text = f"{brief(self.n)}:{brief(self.m)}"
+            raise TargetError(f"{text} is no pattern: N of N:M are kept, so 1 <= N < M; {allowed((Removal,))}", subject=text)
 
     @classmethod
-    def read(cls, given: str | float | int) -> "NofM | None":
-        kept, colon, every = given.partition(":") if isinstance(given, str) else ("", "", "")
-        n, m = whole_number(kept), whole_number(every)
+    def read(cls, value: str | float | int) -> "NofM | None":
+        few, colon, every = value.partition(":") if isinstance(value, str) else ("", "", "")
+        n, m = whole_number(few), whole_number(every)
         return cls(n, m) if colon and n is not None and m is not None and min(n, m) >= 0 else None
 
     def __str__(self) -> str:

@@ -28,14 +28,14 @@ class Share(Target):
 
     def __post_init__(self) -> None:
         if self.parts not in get_args(Parts) or isinstance(self.fraction, bool) or not 0 <= self.fraction < 1:
-            given = f"{brief(self.parts)} {brief(self.fraction)}"
-            raise TargetError(f"{given} is no share of a model's parts; {ALLOWED}", subject=given)
+            text = f"{brief(self.parts)} {brief(self.fraction)}"
+            raise TargetError(f"{text} is no share of a model's parts; {ALLOWED}", subject=text)
         object.__setattr__(self, "fraction", float(self.fraction) + 0.0)  # + 0.0: one zero, not two
 
     @classmethod
-    def read(cls, given: str | float | int) -> "Share | None":
-        told = read_target(given) if isinstance(given, str) else None
-        return None if told is None or told.parts is None or told.share is None else cls(told.parts, told.share)
+    def read(cls, value: str | float | int) -> "Share | None":
+        match = read_target(value) if isinstance(value, str) else None
+        return None if match is None or match.parts is None or match.share is None else cls(match.parts, match.share)
 
     def __str__(self) -> str:
         return f"{self.parts} {self.fraction}"

@@ -31,10 +31,10 @@ class Sparsity(Removal):
         object.__setattr__(self, "fraction", float(self.fraction) + 0.0)  # + 0.0: one zero, not two
 
     @classmethod
-    def read(cls, given: str | float | int) -> "Sparsity | None":
-        if not isinstance(given, str):
-            return cls(given)
-        number = float(word) if (word := given.strip().lower()) in ("nan", "inf") else decimal_number(given)
+    def read(cls, value: str | float | int) -> "Sparsity | None":
+        if not isinstance(value, str):
+            return cls(value)
+        number = float(word) if (word := value.strip().lower()) in ("nan", "inf") else decimal_number(value)
         return None if number is None else cls(number)
 
     def __str__(self) -> str:

@@ -51,29 +51,29 @@ def _check_accounting(seen: ModelView) -> None:
         covered[getattr(weight.owner, weight.key).data_ptr()] += weight.shape[0] * weight.shape[1]
     dense = {d.name for d in seen.dense}
     for name, parameter in seen.model.named_parameters(remove_duplicate=False):
-        held = covered[parameter.data_ptr()]
-        if (name in dense) == bool(held) or (held and held != parameter.numel()):
+        handed_out = covered[parameter.data_ptr()]
+        if (name in dense) == bool(handed_out) or (handed_out and handed_out != parameter.numel()):
             raise ModelError(
-                f"{name}: {held} of its {parameter.numel()} numbers are in matrices, and it is {'' if name in dense else 'not '}listed as dense",
+                f"{name}: {handed_out} of its {parameter.numel()} numbers are in matrices; it is {'' if name in dense else 'not '}listed as dense",
                 subject=name,
             )
 
 
 def _check_orientation(weight: Weight, products: "_Products", left: bool) -> bool:
     """Whether a product with this matrix was seen, or needn't be; one that disagrees with the view is an error."""
-    found = products.seen.get(weight.address, [])
+    products_seen = products.seen.get(weight.address, [])
     if left:
-        found = [product for product in found if product[2].numel() == weight.shape[0] * weight.shape[1]]
-    for name, x, matrix, result in found:
+        products_seen = [product for product in products_seen if product[2].numel() == weight.shape[0] * weight.shape[1]]
+    for name, x, matrix, result in products_seen:
         if tuple(matrix.shape) != weight.shape or not torch.equal(matrix, weight.get()):
             raise ModelError(f"{weight.name}: {name} multiplies with {list(matrix.shape)}, the view shows {list(weight.shape)}", subject=weight.name)
         if x.shape[-1] != weight.shape[1] or result.shape[-1] != weight.shape[0]:
             raise ModelError(
                 f"{weight.name}: {name} takes {x.shape[-1]} features to {result.shape[-1]}, the view says {list(weight.shape)}", subject=weight.name
             )
-    if not found and weight.expert is None and not left:
+    if not products_seen and weight.expert is None and not left:
         raise ModelError(f"{weight.name} is shown as a matrix, but no product of a forward uses it", subject=weight.name)
-    return bool(found) or left
+    return bool(products_seen) or left
 
 
 def _check_round_trip(weight: Weight) -> None:

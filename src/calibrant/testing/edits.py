@@ -28,39 +28,39 @@ def check_edits(method: Method, target: Target, model: str, data: str = "python_
 
     Raises `CalibrantError`, naming the method, the target and what was wrong, at the first break of contract.
     """
-    said = f"{method} at {target}"
+    what = f"{method} at {target}"
     opened = open_model(model, "float32")
     batch = CalibrationSet(data, samples=SAMPLES, length=LENGTH).tokens(opened.tokenizer) if method.looks else None
-    made: list[Edit] = []
-    record = compress(opened, view(opened.model), batch, Recipe.parse(method, target), keep=made.append)
-    wanted = _state(opened)
-    _require(bool(json.dumps(record.plain())), f"{said}: the record is no JSON")
+    edits: list[Edit] = []
+    record = compress(opened, view(opened.model), batch, Recipe.parse(method, target), keep=edits.append)
+    expected = _state(opened)
+    _require(bool(json.dumps(record.plain())), f"{what}: the record is no JSON")
 
     again = _fresh(model, batch, method, target)
     for edit in method.edits(again):
         before = _state(again.opened)
         undo = edit.undo(again.view)
         edit.report(again.view)
-        _require(_same(before, _state(again.opened)), f"{said}: a {edit.kind} changed the model before it was applied")
+        _require(_same(before, _state(again.opened)), f"{what}: a {edit.kind} changed the model before it was applied")
         edit.apply(again.view)
         undo()
-        _require(_same(before, _state(again.opened)), f"{said}: a {edit.kind} that was undone left the model changed")
+        _require(_same(before, _state(again.opened)), f"{what}: a {edit.kind} that was undone left the model changed")
         edit.apply(again.view)
-    _require(_same(wanted, _state(again.opened)), f"{said}: the same job gave another model")
+    _require(_same(expected, _state(again.opened)), f"{what}: the same job gave another model")
 
     reread = _fresh(model, batch, method, target)
-    for kept in from_bytes(to_bytes([edit.kept() for edit in made])):
-        read_edit(kept, reread.view).apply(reread.view)
-    _require(_same(wanted, _state(reread.opened)), f"{said}: edits that were written and read back made another model")
+    for stored in from_bytes(to_bytes([edit.stored() for edit in edits])):
+        read_edit(stored, reread.view).apply(reread.view)
+    _require(_same(expected, _state(reread.opened)), f"{what}: edits that were written and read back made another model")
 
-    for first in _ends(made):
+    for first in _ends(edits):
         resumed = _fresh(model, batch, method, target)
-        done, late = put_back(resumed.view, [edit.kept() for edit in made[:first]], method.propagate)
+        done, late = put_back(resumed.view, [edit.stored() for edit in edits[:first]], method.propagate)
         for edit in method.edits(replace(resumed, done=done)):
             edit.apply(resumed.view)
         for edit in late:
             edit.apply(resumed.view)
-        _require(_same(wanted, _state(resumed.opened)), f"{said}: interrupted after {first} edits, it came to another model")
+        _require(_same(expected, _state(resumed.opened)), f"{what}: interrupted after {first} edits, it came to another model")
 
 
 def _fresh(model: str, batch: TokenBatch | None, method: Method, target: Target) -> Job:
@@ -69,9 +69,9 @@ def _fresh(model: str, batch: TokenBatch | None, method: Method, target: Target)
     return Job(opened, seen_by, batch, target, dict.fromkeys(seen_by.named, target), method.propagate)
 
 
-def _ends(made: list[Edit]) -> list[int]:
+def _ends(edits: list[Edit]) -> list[int]:
     """After how many edits a step was kept: where a block ends, or an edit that is no block's."""
-    return [n for n in range(1, len(made)) if made[n].block is None or made[n].block != made[n - 1].block]
+    return [n for n in range(1, len(edits)) if edits[n].block is None or edits[n].block != edits[n - 1].block]
 
 
 def _state(opened: Opened) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -83,6 +83,6 @@ def _same(one: tuple[dict[str, torch.Tensor], Any], other: tuple[dict[str, torch
     return said == told and a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def _require(kept: bool, broken: str) -> None:
-    if not kept:
+def _require(holds: bool, broken: str) -> None:
+    if not holds:
         raise CalibrantError(broken, subject=broken)

@@ -35,10 +35,10 @@ def check_method(method: MatrixMethod, targets: Sequence[Target] | None = None, 
 
     Raises `CalibrantError`, naming the method, the target and what was wrong, at the first break of contract.
     """
-    asked = [target for target in TARGETS if isinstance(target, method.accepts)] if targets is None else targets
-    if not asked:
+    chosen = [target for target in TARGETS if isinstance(target, method.accepts)] if targets is None else targets
+    if not chosen:
         raise CalibrantError(f"{method} accepts none of {', '.join(map(str, TARGETS))}; say which targets to check it with", subject=repr(method))
-    for target in asked:
+    for target in chosen:
         method.check(target)
         for shape in SHAPES[:2]:
             for check in (_check_purity, _check_dead_inputs, _check_dead_rows, _check_few_tokens, _check_permutation, _check_view):
@@ -92,12 +92,12 @@ class _Case:
             self.require(given == got, f"the {what} became {got}, and was {given}")
         return result
 
-    def require(self, kept: bool, broken: str) -> None:
-        if not kept:
+    def require(self, holds: bool, broken: str) -> None:
+        if not holds:
             what = f"{self.target} of {list(self.shape)} in {str(self.dtype).removeprefix('torch.')}"
             raise CalibrantError(f"{self.method}, asked for {what}: {broken}", subject=str(self.method))
 
-    def require_sound(self, given: Tensor, result: Tensor) -> None:
+    def require_sound(self, before: Tensor, result: Tensor) -> None:
         """Finite, and as many zeros as were asked for."""
         self.require(bool(result.isfinite().all()), "the result holds NaN or infinity")
         if isinstance(self.target, Grid) and self.method.prunes:
@@ -107,7 +107,7 @@ class _Case:
         if isinstance(self.target, Removal) and self.method.prunes:
             zeros, allowed = int((result == 0).sum()), _allowed_zeros(self.target, self.shape)
             self.require(zeros in allowed, f"{zeros} weights are zero, asked were {' or '.join(map(str, sorted(allowed)))}")
-            same = self.method.updates or torch.equal(result[result != 0], given[result != 0])
+            same = self.method.updates or torch.equal(result[result != 0], before[result != 0])
             self.require(same, "kept weights changed, though the method says that it doesn't update")
 
     def _normal(self, *shape: int) -> Tensor:
@@ -122,8 +122,8 @@ def _allowed_zeros(target: Removal, shape: tuple[int, int]) -> set[int]:
         case NofM():
             return {rows * columns // target.m * (target.m - target.n)}
         case _:
-            kept = target.keep(torch.arange(1.0, rows * columns + 1).reshape(shape), "matrix")
-            return {int((~kept).sum())}
+            keep = target.keep(torch.arange(1.0, rows * columns + 1).reshape(shape), "matrix")
+            return {int((~keep).sum())}
 
 
 def _check_result(case: _Case) -> None:
@@ -134,12 +134,12 @@ def _check_result(case: _Case) -> None:
 def _check_purity(case: _Case) -> None:
     """Arguments untouched, and nothing remembered: once more with the same arguments, and once with fresh ones."""
     weight, x = case.weight(), case.inputs(2 * case.shape[1])
-    given, seen = weight.clone(), case.seen(x)
+    untouched, seen = weight.clone(), case.seen(x)
     before = _tensors(seen)
     first = case.method.compress(weight, seen, case.target).weight
-    case.require(torch.equal(weight, given), "the weight that was given changed")
+    case.require(torch.equal(weight, untouched), "the weight that was given changed")
     case.require(all(map(torch.equal, before, _tensors(seen, copy=False))), "the statistics that were given changed")
-    for again in (case.method.compress(weight, seen, case.target).weight, case.compress(given, x)):
+    for again in (case.method.compress(weight, seen, case.target).weight, case.compress(untouched, x)):
         case.require(torch.equal(first, again), "the same arguments gave another result")
 
 

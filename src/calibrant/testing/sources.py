@@ -63,6 +63,6 @@ def _check_rendering(source: Source, row: Row) -> None:
     _require(source, all(form().render(row, tiny_tokenizer()) for form in fitting if form().takes(row)), "a row is rendered as nothing")
 
 
-def _require(source: Source, kept: bool, broken: str) -> None:
-    if not kept:
+def _require(source: Source, holds: bool, broken: str) -> None:
+    if not holds:
         raise DataError(f"the source {source} breaks its contract: {broken}", subject=str(source))

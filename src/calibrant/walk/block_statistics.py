@@ -26,12 +26,12 @@ class BlockStatistics:
         `rows` leaves of such a tensor the rows that count, `weights` says how much each does.
         """
         layer, seen = self._layers.get(block.index), dict[type[Statistic], Statistic]()
-        came = rows(before)  # before the run, which may write over its input
+        inputs = rows(before)  # before the run, which may write over its input
         with Choices([layer] if layer else []) as choices:
             after = run()
         for kind in self._observes:
             if issubclass(kind, BlockChange):
-                seen[kind] = kind.of(came, rows(after), weights)
+                seen[kind] = kind.of(inputs, rows(after), weights)
             elif issubclass(kind, Routing) and layer is not None:
                 chosen, gates = choices.of(layer)
                 seen[kind] = kind.of(rows(chosen), rows(gates), layer.count, weights)

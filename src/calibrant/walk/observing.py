@@ -32,33 +32,33 @@ def untouched(
 
     With a folder `root` it is read from there, and what is lacking is first gathered in one pass, with it the `kinds` that others will want.
     """
-    blocks, wanted = view.blocks[start:], tuple(kind for kind in observes if issubclass(kind, InputStatistic))
+    blocks, input_kinds = view.blocks[start:], tuple(kind for kind in observes if issubclass(kind, InputStatistic))
     parts = batch.mixed or ((1.0, batch),)
     seen: list[Iterator[Dense]] = []
     for name, (_, part) in zip(statistics_ids(opened, batch), parts, strict=True):
-        if root is not None and set(wanted) <= set(KINDS):
-            kept = Statistics(root, name)
-            gather(view, part, [kind for kind in KINDS if kind in (*wanted, *kinds)], kept, progress)
-            seen.append(map(partial(kept.read, wanted), blocks))
+        if root is not None and set(input_kinds) <= set(KINDS):
+            stored = Statistics(root, name)
+            gather(view, part, [kind for kind in KINDS if kind in (*input_kinds, *kinds)], stored, progress)
+            seen.append(map(partial(stored.read, input_kinds), blocks))
         else:
-            seen.append(by_block(blocks, walk(view, part, wanted, "dense", start=start, ranks=ranks)))
-    for _, there in mixed(seen, [factor for factor, _ in parts]) if batch.mixed else seen[0]:
-        yield from there.items()
+            seen.append(by_block(blocks, walk(view, part, input_kinds, "dense", start=start, ranks=ranks)))
+    for _, by_weight in mixed(seen, [factor for factor, _ in parts]) if batch.mixed else seen[0]:
+        yield from by_weight.items()
 
 
-def gather(view: ModelView, batch: TokenBatch, kinds: Iterable[type[InputStatistic]], kept: Statistics, progress: Progress = silent) -> None:
+def gather(view: ModelView, batch: TokenBatch, kinds: Iterable[type[InputStatistic]], stored: Statistics, progress: Progress = silent) -> None:
     """Walk through the untouched model once, and keep what is lacking of these `kinds`, block by block."""
     blocks = view.blocks
-    here = {kind: kept.held(kind, blocks) for kind in kinds}
-    lacking = {kind: count for kind, count in here.items() if count < len(blocks)}
-    if not lacking:
+    counts = {kind: stored.stored_blocks(kind, blocks) for kind in kinds}
+    missing = {kind: count for kind, count in counts.items() if count < len(blocks)}
+    if not missing:
         return
-    start = min(lacking.values())
+    start = min(missing.values())
     with torch.no_grad():
-        for block, seen in by_block(blocks[start:], walk(view, batch, tuple(lacking), "dense", start=start)):
-            for kind, count in lacking.items():
+        for block, seen in by_block(blocks[start:], walk(view, batch, tuple(missing), "dense", start=start)):
+            for kind, count in missing.items():
                 if block.index >= count:
-                    kept.add(kind, block, seen)
+                    stored.add(kind, block, seen)
             progress("statistics", block.index + 1, len(blocks))
 
 
@@ -75,12 +75,12 @@ def blocks_seen(
         if root is None or not set(observes) <= set(BLOCK_KINDS):
             seen.append(walk_blocks(view, part, observes, ranks=ranks))
             continue
-        kept = Statistics(root, name)
-        lacking = tuple(kind for kind in observes if kept.held(kind, view.blocks) < len(view.blocks))
-        for block, there in walk_blocks(view, part, lacking, ranks=ranks) if lacking else ():
-            for kind in lacking:
-                kept.add_block(kind, block, there)
-        seen.append((block, kept.read_block(observes, block)) for block in view.blocks)
-    for several in zip(*seen, strict=True):
-        shares = [there * share if batch.mixed else there for (_, there), (share, _) in zip(several, parts, strict=True)]
-        yield several[0][0], reduce(operator.add, shares)
+        stored = Statistics(root, name)
+        missing = tuple(kind for kind in observes if stored.stored_blocks(kind, view.blocks) < len(view.blocks))
+        for block, there in walk_blocks(view, part, missing, ranks=ranks) if missing else ():
+            for kind in missing:
+                stored.add_block(kind, block, there)
+        seen.append((block, stored.read_block(observes, block)) for block in view.blocks)
+    for entries in zip(*seen, strict=True):
+        shares = [there * share if batch.mixed else there for (_, there), (share, _) in zip(entries, parts, strict=True)]
+        yield entries[0][0], reduce(operator.add, shares)

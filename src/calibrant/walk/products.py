@@ -90,8 +90,8 @@ class Watch(TorchFunctionMode):
 
     def _is_as_kept(self, weight: Weight, matrix: Tensor) -> bool:
         """Whether `matrix` is all of `weight`; what is not, the rehearsal has told and left."""
-        kept = weight.get()
-        return matrix.shape == kept.shape and matrix.stride() == kept.stride()
+        whole = weight.get()
+        return matrix.shape == whole.shape and matrix.stride() == whole.stride()
 
     def _gather(self, args: tuple[Any, ...]) -> None:
         table, index = args[0], args[-1]
@@ -107,17 +107,17 @@ def inputs_of(base: nn.Module, ids: Tensor, mask: Tensor | None = None) -> dict[
     """How `base` is asked about `ids` [sample, position] without a cache. A `mask` that it doesn't take is a `ModelError`."""
     takes = signature(base.forward).parameters
     kinds = {one.kind for one in takes.values()}
-    given: dict[str, Tensor | bool] = {"input_ids": ids}
+    inputs: dict[str, Tensor | bool] = {"input_ids": ids}
     if "use_cache" in takes or Parameter.VAR_KEYWORD in kinds:
-        given["use_cache"] = False
+        inputs["use_cache"] = False
     if mask is not None:
         if "attention_mask" not in takes and not {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD} <= kinds:  # that only hands on what it gets
             raise ModelError(
                 f"{type(base).__name__} takes no attention mask, so padding can't be kept from it; use a packing without padding, such as many",
                 subject=type(base).__name__,
             )
-        given["attention_mask"] = mask.long()
-    return given
+        inputs["attention_mask"] = mask.long()
+    return inputs
 
 
 @contextmanager

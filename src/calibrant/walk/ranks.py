@@ -56,7 +56,7 @@ class Ranks(ABC):
         return self.rank == 0
 
     @abstractmethod
-    def device(self, asked: str) -> str:
+    def device(self, requested: str) -> str:
         """The device of this rank where `asked` is what the user gave: on CUDA, each rank of a machine has one of its own."""
 
     @abstractmethod
@@ -68,7 +68,7 @@ class Ranks(ABC):
         """The lists of all ranks, one behind the other."""
 
     @abstractmethod
-    def all(self, here: bool) -> bool:
+    def all(self, mine: bool) -> bool:
         """True if `here` is true on every rank."""
 
     @abstractmethod
@@ -96,8 +96,8 @@ class _Alone(Ranks):
     rank = 0
     size = 1
 
-    def device(self, asked: str) -> str:
-        return asked
+    def device(self, requested: str) -> str:
+        return requested
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         return items
@@ -105,8 +105,8 @@ class _Alone(Ranks):
     def gathered(self, mine: Sequence[T]) -> Sequence[T]:
         return mine
 
-    def all(self, here: bool) -> bool:
-        return here
+    def all(self, mine: bool) -> bool:
+        return mine
 
     def agree(self, what: str, mine: object) -> None:
         pass
@@ -188,7 +188,7 @@ class _Together(Ranks):
                 self._meet("the end", None)
             elif not self._apart:
                 with suppress(RankError):  # this rank has its own reason
-                    self._answers(_Said("", None, _Failure.of(error)))
+                    self._exchange(_Message("", None, _Failure.of(error)))
         finally:
             for group in (self._nccl, self._gloo) if self._nccl else (self._gloo,):
                 dist.destroy_process_group(group)
@@ -198,8 +198,8 @@ class _Together(Ranks):
         """This rank's number on its machine."""
         return number("LOCAL_RANK", 0, MOST) if "LOCAL_RANK" in os.environ else self.rank
 
-    def device(self, asked: str) -> str:
-        return f"cuda:{self._place}" if asked == "cuda" or (asked == "auto" and torch.cuda.is_available()) else asked
+    def device(self, requested: str) -> str:
+        return f"cuda:{self._place}" if requested == "cuda" or (requested == "auto" and torch.cuda.is_available()) else requested
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         return items[len(items) * self.rank // self.size : len(items) * (self.rank + 1) // self.size]
@@ -207,15 +207,17 @@ class _Together(Ranks):
     def gathered(self, mine: Sequence[T]) -> Sequence[T]:
         return [item for items in self._meet("what stands next", mine) for item in items]
 
-    def all(self, here: bool) -> bool:
-        return all(self._meet("a vote", here))
+    def all(self, mine: bool) -> bool:
+        return all(self._meet("a vote", mine))
 
     def agree(self, what: str, mine: object) -> None:
-        told = self._meet(what, mine)
-        for rank, other in enumerate(told):
-            if other != told[0]:
+        answers = self._meet(what, mine)
+        for rank, other in enumerate(answers):
+            if other != answers[0]:
                 self._apart = True
-                raise RankError(f"{what} differs: {brief(told[0])} on rank 0, {brief(other)} on rank {rank}; give all ranks the same", subject=what)
+                raise RankError(
+                    f"{what} differs: {brief(answers[0])} on rank 0, {brief(other)} on rank {rank}; give all ranks the same", subject=what
+                )
 
     def total(self, mine: Iterable[Seen], device: torch.device) -> Seen:
         return self._total(_added(map(self.part, mine)), device)
@@ -226,58 +228,60 @@ class _Together(Ranks):
     def _total(self, mine: Seen | None, device: torch.device) -> Seen:
         own: dict[type[Statistic], Any] = dict(mine or {})
         parts: dict[str, Any] = {_called(kind): _Size.of(one) if kind is Gram else one.parts for kind, one in own.items()}
-        came, kinds = [one for one in self._meet("a sum", parts) if one], _loaded()
+        parts_of_ranks, kinds = [one for one in self._meet("a sum", parts) if one], _loaded()
         return Seen(
             {
-                kind: self._reduced(own.get(kind), [one[name] for one in came], device)
+                kind: self._reduced(own.get(kind), [one[name] for one in parts_of_ranks], device)
                 if kind is Gram
-                else _added(_moved(part, device) for one in came for part in one[name])
-                for name, kind in ((name, kinds[name]) for name in came[0])
+                else _added(_moved(part, device) for one in parts_of_ranks for part in one[name])
+                for name, kind in ((name, kinds[name]) for name in parts_of_ranks[0])
             }
         )
 
     def totals(self, mine: Mapping[str, Seen], device: torch.device) -> Mapping[str, Seen]:
         numbers: dict[int, int] = {}
-        told = self._meet("the sums of a block", {name: numbers.setdefault(id(seen), len(numbers)) for name, seen in mine.items()})
+        numbers_of_ranks = self._meet("the sums of a block", {name: numbers.setdefault(id(seen), len(numbers)) for name, seen in mine.items()})
         # Each rank says which of its sums a matrix has; matrices that have the same one on every rank have one sum.
-        shared = {name: tuple(one.get(name) for one in told) for name in dict.fromkeys(name for one in told for name in one)}
+        shared = {name: tuple(one.get(name) for one in numbers_of_ranks) for name in dict.fromkeys(name for one in numbers_of_ranks for name in one)}
         sums: dict[tuple[int | None, ...], Seen] = {}
         for name, key in shared.items():
             if key not in sums:
                 sums[key] = self._total(mine.get(name), device)
         return {name: sums[key] for name, key in shared.items()}
 
-    def _reduced(self, mine: Gram | None, told: Sequence["_Size"], device: torch.device) -> Gram:
+    def _reduced(self, mine: Gram | None, sizes: Sequence["_Size"], device: torch.device) -> Gram:
         """The sum of the ranks' Gram matrices. Who fails in here is missed by the others, but not heard."""
         self._apart = True
-        width = told[0].width
-        matrix = torch.zeros(width, width, dtype=_WIDE[told[0].dtype], device=device) if mine is None else mine.matrix.clone()
+        width = sizes[0].width
+        matrix = torch.zeros(width, width, dtype=_WIDE[sizes[0].dtype], device=device) if mine is None else mine.matrix.clone()
         if matrix.is_cuda and self._nccl is None:
             self._nccl = dist.new_group(backend="nccl", timeout=PATIENCE)
         carried = matrix if matrix.is_cuda else matrix.cpu()
         with _listening():
             dist.all_reduce(carried, group=self._nccl if matrix.is_cuda else self._gloo)
         self._apart = False
-        return Gram(carried.to(device), sum(one.tokens for one in told), sum(one.mass for one in told))
+        return Gram(carried.to(device), sum(one.tokens for one in sizes), sum(one.mass for one in sizes))
 
     def _meet(self, where: str, mine: T) -> list[T]:
         """What every rank says at this point, in rank order; raises what another one failed of."""
-        told = self._answers(_Said(where, mine))
-        for rank, said in enumerate(told):
-            if said.failure is not None:
+        messages = self._exchange(_Message(where, mine))
+        for rank, message in enumerate(messages):
+            if message.failure is not None:
                 self._apart = True
-                raise said.failure.error(rank)
-        for rank, said in enumerate(told):
-            if said.where != told[0].where:
+                raise message.failure.error(rank)
+        for rank, message in enumerate(messages):
+            if message.where != messages[0].where:
                 self._apart = True
-                raise RankError(f"rank 0 is at {told[0].where!r} and rank {rank} at {said.where!r}; give all ranks the same to do", subject=where)
-        return [said.what for said in told]
+                raise RankError(
+                    f"rank 0 is at {messages[0].where!r} and rank {rank} at {message.where!r}; give all ranks the same to do", subject=where
+                )
+        return [message.what for message in messages]
 
-    def _answers(self, said: "_Said") -> list["_Said"]:
-        message = _LANGUAGE.pack(said)
+    def _exchange(self, message_out: "_Message") -> list["_Message"]:
+        message = _LANGUAGE.pack(message_out)
         apart, self._apart = self._apart, True
         if apart:
-            raise RankError("the ranks have parted already; start them anew", subject=said.where)
+            raise RankError("the ranks have parted already; start them anew", subject=message_out.where)
         with _listening():
             answers = [_LANGUAGE.unpack(answer) for answer in self._messages(message)]
         self._apart = False
@@ -294,7 +298,7 @@ class _Together(Ranks):
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Message:
     """What a rank says in a meeting: where it is, and what it has there, or why it failed."""
 
     where: str
@@ -383,7 +387,7 @@ _WIDE: Final = {str(dtype): dtype for dtype in (torch.float32, torch.float64)}
 """What a Gram is summed in."""
 
 _LANGUAGE: Final = Language(
-    *map(fields_of, (_Said, _Failure, _Size)),
+    *map(fields_of, (_Message, _Failure, _Size)),
     Kind("statistic", Statistic, lambda part: [_called(type(part)), _arguments(part)], lambda said: _loaded()[said[0]](**said[1])),
 )
 

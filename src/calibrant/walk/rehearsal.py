@@ -71,7 +71,7 @@ class _Rehearsing(TorchFunctionMode):
         self._within: list[int] = []
         self._first: Tensor | None = None
         self._turned: set[str] = set()
-        self._changes = self._held = False
+        self._changes = self._first_is_used = False
         self._uses: dict[str, list[int]] = {}
         self._read_by: dict[str, str] = {}
         self._now: set[str] = set()
@@ -83,47 +83,47 @@ class _Rehearsing(TorchFunctionMode):
         """Show the tokens, and say what came of it."""
         base, vocabulary = self._view.base, self._view.model.config.get_text_config(decoder=True).vocab_size
         ids = (torch.arange(SAMPLES * POSITIONS).reshape(SAMPLES, POSITIONS) + vocabulary // 2) % vocabulary
-        asked = inputs_of(base, ids.to(next(self._view.model.parameters()).device))
+        inputs = inputs_of(base, ids.to(next(self._view.model.parameters()).device))
         with ExitStack() as stack:
             for block in self._view.blocks:
                 stack.enter_context(replaced(block.module, self._followed(block)))
             stack.enter_context(torch.no_grad())
             stack.enter_context(self)
-            base(**asked)
+            base(**inputs)
         reasons = {weight: self._reason(weight) for weight in self._view.weights}
-        left, twice = ({w.name: said for w, (said, only) in reasons.items() if said and only is on} for on in (False, True))
+        left, twice = ({w.name: reason for w, (reason, only) in reasons.items() if reason and only is on} for on in (False, True))
         if len(left) == len(reasons) and reasons:
-            name, said = next(iter(left.items()))
+            name, reason = next(iter(left.items()))
             kind = type(self._view.model).__name__
-            raise ModelError(f"no matrix of {kind} can be followed through a forward ({name}: {said}); it needs a walk of its own", subject=kind)
+            raise ModelError(f"no matrix of {kind} can be followed through a forward ({name}: {reason}); it needs a walk of its own", subject=kind)
         by_use, apart = (frozenset().union(*groups) for groups in zip(*map(self._grouped, self._view.blocks), strict=True))
-        return Rehearsal(tuple(self._calls), frozenset(self._turned), by_use, apart, self._changes, not self._held, left, twice)
+        return Rehearsal(tuple(self._calls), frozenset(self._turned), by_use, apart, self._changes, not self._first_is_used, left, twice)
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        self._held = self._held or any(tensor is self._first for tensor in given)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self._first_is_used = self._first_is_used or any(tensor is self._first for tensor in tensors)
         self._now, name = set(), getattr(func, "__name__", str(func))
         self._watch.see(name, args, kwargs or {})
         result = func(*args, **(kwargs or {}))
         if name not in _READ_NOTHING:
-            self._read(name, given[:1] if name in _READ_THEIR_FIRST else given, result)
+            self._read(name, tensors[:1] if name in _READ_THEIR_FIRST else tensors, result)
         return result
 
     def _followed(self, block: Block) -> Callable[..., Any]:
         forward = block.module.forward
 
         def noted(*args: Any, **kwargs: Any) -> Any:
-            hidden, given = hidden_of(args, kwargs), [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            versions = [tensor._version for tensor in given]
+            hidden, tensors = hidden_of(args, kwargs), [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            versions = [tensor._version for tensor in tensors]
             if tuple(hidden.shape[:2]) == (POSITIONS, SAMPLES):
                 self._turned.add(block.name)
             self._calls.append(block.index)
             self._within.append(block.index)
             output = forward(*args, **kwargs)
             self._within.pop()
-            self._changes = self._changes or versions != [tensor._version for tensor in given]
+            self._changes = self._changes or versions != [tensor._version for tensor in tensors]
             if self._first is None:
-                self._held = any(leaf is hidden for leaf in tree_leaves(output))
+                self._first_is_used = any(leaf is hidden for leaf in tree_leaves(output))
                 self._first = hidden
             return output
 
@@ -136,12 +136,12 @@ class _Rehearsing(TorchFunctionMode):
         if len(shape) > 2 and shape[:2] == (POSITIONS, SAMPLES):
             self._turned.add(name)
 
-    def _read(self, name: str, given: list[Tensor], result: Any) -> None:
+    def _read(self, name: str, tensors: list[Tensor], result: Any) -> None:
         """Note which matrices `name` took numbers from: what gives a tensor, and neither a view of a matrix nor a product with it, does."""
-        made = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)}
-        for tensor in given if made else ():
+        results = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)}
+        for tensor in tensors if results else ():
             storage = tensor.untyped_storage().data_ptr()
-            if storage in self._storages and storage not in made:
+            if storage in self._storages and storage not in results:
                 for weight in self._under(tensor):
                     if weight.name not in self._now:
                         self._read_by.setdefault(weight.name, name)
@@ -150,13 +150,13 @@ class _Rehearsing(TorchFunctionMode):
         """The matrices that `tensor` is memory of."""
         last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
         start, end = tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
-        found: list[Weight] = []
+        weights: list[Weight] = []
         for begins, ends, weight in self._spans[bisect_left(self._ends, start + 1) :]:
             if begins >= end:
                 break
             if ends > start:
-                found.append(weight)
-        return found
+                weights.append(weight)
+        return weights
 
     def _reason(self, weight: Weight) -> tuple[str, bool]:
         """Why `weight` is left as it is, and whether only on arrival."""

@@ -68,14 +68,14 @@ def surplus(sizes: Mapping[str, int], finished: Sequence[str], limit: int) -> li
     takes. What is still to be used stays, even if it takes more.
     """
     over = sum(sizes.values()) - limit
-    gone: list[str] = []
+    deleted: list[str] = []
     for name in finished:
         if over <= 0:
             break
         if name in sizes:
-            gone.append(name)
+            deleted.append(name)
             over -= sizes[name]
-    return gone
+    return deleted
 
 
 @final
@@ -88,23 +88,23 @@ class Statistics:
     def __init__(self, root: str | Path, name: str) -> None:
         self.name, self.folder = name, Path(root) / name.removeprefix("sha256:")
 
-    def held(self, kind: type[Statistic], blocks: Sequence[Block]) -> int:
+    def stored_blocks(self, kind: type[Statistic], blocks: Sequence[Block]) -> int:
         """The length of the unbroken row of blocks, from the first one on, whose statistics are here."""
-        return sum(1 for _ in itertools.takewhile(lambda block: self._told(kind, block) is not None, blocks))
+        return sum(1 for _ in itertools.takewhile(lambda block: self._facts(kind, block) is not None, blocks))
 
     def read(self, kinds: Sequence[type[InputStatistic]], block: Block) -> Dense:
         """What the block's matrices saw, in the order in which a forward used them. Matrices that share an input share a `Seen`.
 
         Raises `OutputError` if it isn't here.
         """
-        found = [self._read(kind, block) for kind in kinds]
+        by_kind = [self._read(kind, block) for kind in kinds]
         weights = {weight.name: weight for weight in block.weights}
         shared: dict[tuple[int, ...], Seen] = {}
         seen: dict[Weight, Seen] = {}
-        for name in found[0]:
-            several = [statistics[name] for statistics in found]
-            key = tuple(map(id, several))
-            shared.setdefault(key, Seen(dict(zip(kinds, several, strict=True))))
+        for name in by_kind[0]:
+            statistics = [by_name[name] for by_name in by_kind]
+            key = tuple(map(id, statistics))
+            shared.setdefault(key, Seen(dict(zip(kinds, statistics, strict=True))))
             seen[weights[name]] = shared[key]
         return block, seen
 
@@ -112,34 +112,34 @@ class Statistics:
         """Keep what the block's matrices saw. Raises `OutputError` on a full disk; what was there before stays."""
         distinct = {id(s[kind]): s[kind] for s in seen.values()}
         numbers = {key: number for number, key in enumerate(distinct)}
-        tensors = {str(number): _kept(statistic) for number, statistic in enumerate(distinct.values())}
-        told = {
+        tensors = {str(number): _numbers_of(statistic) for number, statistic in enumerate(distinct.values())}
+        facts = {
             **self._question(kind, block),
             "matrices": {weight.name: numbers[id(s[kind])] for weight, s in seen.items()},
             "sums": [[statistic.tokens, statistic.mass] for statistic in distinct.values()],
         }
-        self._write(self._path(kind, block), tensors, json.dumps(told))
+        self._write(self._path(kind, block), tensors, json.dumps(facts))
 
     def read_block(self, kinds: Sequence[type[Statistic]], block: Block) -> Seen:
         """What the block itself did, and whom its router picked: as `walk_blocks` yields it. Raises `OutputError` if it isn't here."""
         seen: dict[type[Statistic], Statistic] = {}
         for kind in kinds:
-            told, path = self._told(kind, block), self._path(kind, block)
-            if told is None:
-                raise self._gone(path)
-            if told["there"]:
+            facts, path = self._facts(kind, block), self._path(kind, block)
+            if facts is None:
+                raise self._missing(path)
+            if facts["there"]:
                 device = next(block.module.parameters()).device
                 with safe_open(path, framework="pt") as file:
-                    seen[kind] = kind(**told["numbers"], **{name: file.get_tensor(name).to(device) for name in file.keys()})  # noqa: SIM118  # no dict
+                    seen[kind] = kind(**facts["numbers"], **{name: file.get_tensor(name).to(device) for name in file.keys()})  # noqa: SIM118  # no dict
         return Seen(seen)
 
     def add_block(self, kind: type[Statistic], block: Block, seen: Seen) -> None:
         """Keep what the block itself did; that it has no such statistic, as a block without a router, is kept too. Raises as `add` does."""
-        held = vars(seen[kind]) if kind in seen else {}
-        tensors = {name: value.detach().contiguous().cpu() for name, value in held.items() if isinstance(value, Tensor)}
-        numbers = {name: value for name, value in held.items() if not isinstance(value, Tensor)}
-        told = {**self._question(kind, block), "there": kind in seen, "numbers": numbers}
-        self._write(self._path(kind, block), tensors, json.dumps(told))
+        values = vars(seen[kind]) if kind in seen else {}
+        tensors = {name: value.detach().contiguous().cpu() for name, value in values.items() if isinstance(value, Tensor)}
+        numbers = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+        facts = {**self._question(kind, block), "there": kind in seen, "numbers": numbers}
+        self._write(self._path(kind, block), tensors, json.dumps(facts))
 
     def bytes(self) -> int:
         """What is on disk here."""
@@ -150,34 +150,34 @@ class Statistics:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self, kind: type[InputStatistic], block: Block) -> dict[str, InputStatistic]:
-        told, path = self._told(kind, block), self._path(kind, block)
-        if told is None:
-            raise self._gone(path)
+        facts, path = self._facts(kind, block), self._path(kind, block)
+        if facts is None:
+            raise self._missing(path)
         device = block.weights[0].stored.device if block.weights else torch.device("cpu")
         with safe_open(path, framework="pt") as file:
-            several = [_brought_back(kind, file.get_tensor(str(n)).to(device), *sums) for n, sums in enumerate(told["sums"])]
-        return {name: several[number] for name, number in told["matrices"].items()}
+            distinct = [_statistic_of(kind, file.get_tensor(str(n)).to(device), *sums) for n, sums in enumerate(facts["sums"])]
+        return {name: distinct[number] for name, number in facts["matrices"].items()}
 
-    def _gone(self, path: Path) -> OutputError:
+    def _missing(self, path: Path) -> OutputError:
         return OutputError(f"{short(path)!r} is gone or is not what was written; ask again, and it is made anew", subject=str(path))
 
-    def _told(self, kind: type[Statistic], block: Block) -> dict[str, Any] | None:
+    def _facts(self, kind: type[Statistic], block: Block) -> dict[str, Any] | None:
         """What the file says of itself; None if it is missing, cut, or the answer to another question."""
         try:
             with safe_open(self._path(kind, block), framework="pt") as file:
-                told = json.loads((file.metadata() or {}).get("calibrant", "{}"))
+                facts = json.loads((file.metadata() or {}).get("calibrant", "{}"))
         except (SafetensorError, FileNotFoundError, ValueError):
             return None
-        asked = self._question(kind, block)
-        return told if {name: told.get(name) for name in asked} == asked else None
+        expected = self._question(kind, block)
+        return facts if {name: facts.get(name) for name in expected} == expected else None
 
     def _question(self, kind: type[Statistic], block: Block) -> dict[str, str]:
         return {"statistics": self.name, "kind": _folder_of(kind), "block": block.name}
 
-    def _write(self, path: Path, tensors: Mapping[str, Tensor], told: str) -> None:
+    def _write(self, path: Path, tensors: Mapping[str, Tensor], facts: str) -> None:
         try:
             with replacing(path) as half, usual_rights(half):
-                save_file(dict(tensors), half, metadata={"calibrant": told})
+                save_file(dict(tensors), half, metadata={"calibrant": facts})
         except (OSError, SafetensorError) as error:
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
             reason = "the disk is full; free some space and ask again" if full else f"{error}; is it yours to write to?"
@@ -211,30 +211,30 @@ def mixed(parts: Sequence[Iterator[Dense]], factors: Sequence[float]) -> Iterato
         added = _once(lambda one, other: one + other)
         sums: dict[Weight, Seen] = {}
         for weight in dict.fromkeys(itertools.chain(*seen)):
-            several = [scaled(there[weight], factor) for there, factor in zip(seen, factors, strict=True) if weight in there]
-            sums[weight] = several[0]
-            for other in several[1:]:
+            scaled_parts = [scaled(there[weight], factor) for there, factor in zip(seen, factors, strict=True) if weight in there]
+            sums[weight] = scaled_parts[0]
+            for other in scaled_parts[1:]:
                 sums[weight] = added(sums[weight], other)
         yield block, sums
 
 
 def _once(compute: Callable[[Any, Any], Seen]) -> Callable[[Any, Any], Seen]:
     """`compute`, once for each pair of objects."""
-    made: dict[tuple[int, int], tuple[Any, Any, Seen]] = {}  # the arguments are held, so that their addresses stay theirs
+    results: dict[tuple[int, int], tuple[Any, Any, Seen]] = {}  # the arguments are held, so that their addresses stay theirs
 
     def once(one: Any, other: Any) -> Seen:
         key = id(one), id(other)
-        if key not in made:
-            made[key] = one, other, compute(one, other)
-        return made[key][2]
+        if key not in results:
+            results[key] = one, other, compute(one, other)
+        return results[key][2]
 
     return once
 
 
-def _kept(statistic: InputStatistic) -> Tensor:
-    kept = statistic.packed() if isinstance(statistic, Gram) else statistic.norms()
-    return kept.detach().contiguous().cpu()
+def _numbers_of(statistic: InputStatistic) -> Tensor:
+    numbers = statistic.packed() if isinstance(statistic, Gram) else statistic.norms()
+    return numbers.detach().contiguous().cpu()
 
 
-def _brought_back(kind: type[InputStatistic], kept: Tensor, tokens: int, mass: float) -> InputStatistic:
-    return Gram.unpacked(kept, tokens, mass) if kind is Gram else FeatureNorms(kept, tokens, mass)
+def _statistic_of(kind: type[InputStatistic], numbers: Tensor, tokens: int, mass: float) -> InputStatistic:
+    return Gram.unpacked(numbers, tokens, mass) if kind is Gram else FeatureNorms(numbers, tokens, mass)

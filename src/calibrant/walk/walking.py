@@ -73,7 +73,7 @@ def walk(
     if not observes or batch is None:
         yield from ((weight, Seen({})) for block in view.blocks[start:] for weight in block.weights)
         return
-    step: Callable[[Block, list[_Part], Kinds, Ranks, Rehearsal], Iterator[tuple[Weight, Seen]]]
+    step: Callable[[Block, list[_MicroBatch], Kinds, Ranks, Rehearsal], Iterator[tuple[Weight, Seen]]]
     step = {"arrival": _arrival, "reference": _reference, "dense": _dense}[propagate]
     rehearsal = rehearse(view)
     left = rehearsal.left(propagate)
@@ -107,8 +107,8 @@ def walk_blocks(
             part.resume()
         for block in (view.blocks[index] for index in rehearsal.calls):
             rows = [partial(part.rows, name=block.name) for part in parts]
-            here = [ranks.part(did.of(block, part.given(), part.passed, of, part.weights)) for part, of in zip(parts, rows, strict=True)]
-            mine = {block.name: sum(here[1:], here[0])} if here and here[0] else {}
+            local = [ranks.part(did.of(block, part.block_input(), part.block_output, of, part.weights)) for part, of in zip(parts, rows, strict=True)]
+            mine = {block.name: sum(local[1:], local[0])} if local and local[0] else {}
             yield block, ranks.totals(mine, device).get(block.name, Seen({}))
     finally:
         for part in parts:
@@ -117,29 +117,29 @@ def walk_blocks(
 
 def _parts(
     view: ModelView, rehearsal: Rehearsal, calls: Sequence[int], batch: TokenBatch, tokens_per_pass: int, ranks: Ranks = ALONE
-) -> list["_Part"]:
+) -> list["_MicroBatch"]:
     """This rank's micro-batches, none of them on its way yet."""
     device = next(view.model.parameters()).device
-    parts: list[_Part] = []
+    parts: list[_MicroBatch] = []
     for ids, mask, weights in ranks.share(list(micro_batches(batch, tokens_per_pass))):
         counts = weights.flatten() > 0
-        kept = None if bool(counts.all()) else counts.nonzero().flatten().to(device)
+        counted = None if bool(counts.all()) else counts.nonzero().flatten().to(device)
         mass = weights.flatten()[counts]
-        asked = inputs_of(view.base, ids.to(device), None if bool(mask.all()) else mask.to(device))
-        parts.append(_Part(view, rehearsal, calls, asked, kept, None if bool((mass == 1).all()) else mass.to(device)))
+        inputs = inputs_of(view.base, ids.to(device), None if bool(mask.all()) else mask.to(device))
+        parts.append(_MicroBatch(view, rehearsal, calls, inputs, counted, None if bool((mass == 1).all()) else mass.to(device)))
     return parts
 
 
 @final
-class _Part:
+class _MicroBatch:
     """One micro-batch on its way through the model's own forward, which stops where a block is called, and at products in it."""
 
     def __init__(
-        self, view: ModelView, rehearsal: Rehearsal, calls: Sequence[int], asked: dict[str, Any], kept: Tensor | None, weights: Tensor | None
+        self, view: ModelView, rehearsal: Rehearsal, calls: Sequence[int], inputs: dict[str, Any], counted: Tensor | None, weights: Tensor | None
     ) -> None:
         self.stopped: Product | None = None
-        self.kept, self.weights = kept, weights
-        self.samples, self.length = asked["input_ids"].shape
+        self.counted, self.weights = counted, weights
+        self.samples, self.length = inputs["input_ids"].shape
         self._rehearsal, self._blocks = rehearsal, [view.blocks[index] for index in calls]
         self._called = 0
         self._entry: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None = None
@@ -147,7 +147,7 @@ class _Part:
         self._watch: Watch | None = None
         self._loop = getcurrent()
         base = view.base
-        self._greenlet = greenlet(lambda: base(**asked))
+        self._greenlet = greenlet(lambda: base(**inputs))
 
     @property
     def at_last(self) -> bool:
@@ -160,8 +160,8 @@ class _Part:
         self._greenlet.parent = self._loop
         ahead = None if self.at_last else self._blocks[self._called].module
         with torch.no_grad(), self._watch or nullcontext(), nullcontext() if ahead is None else replaced(ahead, self._door(ahead.forward)):
-            said = self._greenlet.switch()
-        self.stopped = said if isinstance(said, Product) else None
+            reached = self._greenlet.switch()
+        self.stopped = reached if isinstance(reached, Product) else None
         if self._greenlet.dead and not self.at_last:
             name = self._blocks[self._called].name
             raise WalkError(f"the model's forward ended before it came to {name}, which it ran for eight tokens", subject=name)
@@ -212,12 +212,12 @@ class _Part:
 
         return waiting
 
-    def given(self) -> Tensor:
+    def block_input(self) -> Tensor:
         """What the block is about to be given at whose door the forward stands."""
         assert self._entry is not None
         return hidden_of(*self._entry[1:])
 
-    def passed(self) -> Tensor:
+    def block_output(self) -> Tensor:
         """Let that block run, and give what it gives."""
         self.go()
         return hidden_of(tuple(tree_leaves(self._gave)), {})
@@ -226,7 +226,7 @@ class _Part:
         """The rows of `x` [sample, position, …] that count, as [token, in]; `name` is what gets them."""
         turned = x.transpose(0, 1) if name in self._rehearsal.turned else x
         flat = turned.reshape(self.samples * self.length, -1)
-        return flat if self.kept is None else flat[self.kept]
+        return flat if self.counted is None else flat[self.counted]
 
     def arrived(self, product: Product, observes: Kinds) -> Seen:
         """What reached a matrix: statistics of the rows that count."""
@@ -234,7 +234,7 @@ class _Part:
         flat = product.x.reshape(-1, product.x.shape[-1])
         if weight.expert is None and len(flat) == positions:
             rows, weights = self.rows(product.x, weight.name), self.weights
-        elif self.kept is None and self.weights is None:
+        elif self.counted is None and self.weights is None:
             rows, weights = flat, None
         else:
             rows, weights = self._traced(product, flat)
@@ -255,24 +255,24 @@ class _Part:
                 subject=product.weight.name,
             )
         weigh = torch.zeros(positions, dtype=torch.float32, device=flat.device)
-        kept = torch.arange(positions, device=flat.device) if self.kept is None else self.kept
-        weigh[kept] = 1.0 if self.weights is None else self.weights
+        counted = torch.arange(positions, device=flat.device) if self.counted is None else self.counted
+        weigh[counted] = 1.0 if self.weights is None else self.weights
         weigh = weigh[tokens]
         real = weigh > 0
         return flat[real], None if self.weights is None else weigh[real]
 
 
-def _arrival(block: Block, parts: list[_Part], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
+def _arrival(block: Block, parts: list[_MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
     order, shared = Order(block, rehearsal.by_use, rehearsal.apart), _Shared(ranks)
     for part in parts:
         part.go(block.weights)
     while waiting := ranks.gathered([part.stopped.weight.name for part in parts if part.stopped]):
         weight = order.next(waiting)
-        here = [part for part in parts if part.stopped and part.stopped.weight is weight]
-        seen = shared.seen([(part, part.stopped) for part in here if part.stopped], observes, weight.stored.device)
+        arrived = [part for part in parts if part.stopped and part.stopped.weight is weight]
+        seen = shared.seen([(part, part.stopped) for part in arrived if part.stopped], observes, weight.stored.device)
         if seen.tokens:
             yield weight, seen
-        for part in here:
+        for part in arrived:
             part.resume()
 
 
@@ -285,7 +285,7 @@ class _Shared:
         self._key: list[Any] = []
         self._seen = Seen({})
 
-    def seen(self, arrivals: Sequence[tuple[_Part, Product]], observes: Kinds, device: torch.device) -> Seen:
+    def seen(self, arrivals: Sequence[tuple[_MicroBatch, Product]], observes: Kinds, device: torch.device) -> Seen:
         """The sum of what arrives from all micro-batches of all ranks."""
         inputs = [(part, product.x) for part, product in arrivals]
         key = [(id(part), x.data_ptr(), x._version, x.shape, x.stride()) for part, x in inputs]
@@ -296,32 +296,36 @@ class _Shared:
         return self._seen
 
 
-def _reference(block: Block, parts: list[_Part], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
-    yield from list(_observe(block, parts, observes, ranks, _Part.look))
+def _reference(block: Block, parts: list[_MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
+    yield from list(_observe(block, parts, observes, ranks, _MicroBatch.look))
     for part in parts:
         if not part.at_last:
             part.go()
 
 
-def _dense(block: Block, parts: list[_Part], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
-    yield from list(_observe(block, parts, observes, ranks, _Part.go))
+def _dense(block: Block, parts: list[_MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
+    yield from list(_observe(block, parts, observes, ranks, _MicroBatch.go))
 
 
 def _observe(
-    block: Block, parts: list[_Part], observes: Kinds, ranks: Ranks, run: Callable[[_Part, Sequence[Weight], Callable[[Product], None]], None]
+    block: Block,
+    parts: list[_MicroBatch],
+    observes: Kinds,
+    ranks: Ranks,
+    run: Callable[[_MicroBatch, Sequence[Weight], Callable[[Product], None]], None],
 ) -> Iterator[tuple[Weight, Seen]]:
     """One forward of every micro-batch through the block as it is, and what each of its matrices saw."""
     totals: dict[str, Seen] = {}
     for part in parts:
-        shared, here = _Shared(ALONE), dict[Weight, Seen]()
+        shared, seen_here = _Shared(ALONE), dict[Weight, Seen]()
 
         def saw(product: Product) -> None:
             weight, one = product.weight, shared.seen([(part, product)], observes, product.x.device)  # noqa: B023  # used before the loop goes on
-            here[weight] = here[weight] + one if weight in here else one  # noqa: B023
+            seen_here[weight] = seen_here[weight] + one if weight in seen_here else one  # noqa: B023
 
         run(part, block.weights, saw)
         merged: dict[tuple[int, int], Seen] = {}  # matrices that share an input go on sharing their sum
-        for weight, seen in here.items():
+        for weight, seen in seen_here.items():
             before = totals.get(weight.name)
             pair = id(before), id(seen)
             if pair not in merged:
