@@ -29,7 +29,8 @@ from calibrant.models import view
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder, tiny_model
 from calibrant.walk import walk, walk_blocks, walking
-from calibrant.walk.ranks import ALONE, Ranks, _Failure, _Together, joined
+from calibrant.walk.rank_messages import RankFailure
+from calibrant.walk.ranks import ALONE, Ranks, _Together, joined
 
 RANKS = 2
 LENGTHS = (12, 7, 12, 10, 3)
@@ -353,11 +354,11 @@ def test_what_a_rank_failed_of_is_said_by_the_others() -> None:
     class Odd(NumericsError):
         """Of somebody else's package: the others may not know it."""
 
-    told = _Failure.of(Odd("up_proj holds NaN", subject="up_proj")).error(1)
+    told = RankFailure.of(Odd("up_proj holds NaN", subject="up_proj")).error(1)
     assert (type(told), str(told)) == (NumericsError, "up_proj holds NaN")
-    assert isinstance(_Failure.of(KeyboardInterrupt()).error(1), KeyboardInterrupt)
+    assert isinstance(RankFailure.of(KeyboardInterrupt()).error(1), KeyboardInterrupt)
     with pytest.raises(RankError, match="rank 3 failed: OSError: no room for block 7"):
-        raise _Failure.of(OSError("no room\nfor block 7")).error(3)
+        raise RankFailure.of(OSError("no room\nfor block 7")).error(3)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def test_a_forward_in_pieces_is_that_forward(family: str) -> None:
     assert len(parts) == len(outputs) > 1
     for part, expected in zip(parts, outputs, strict=True):
         part.resume()
-        found = [part.passed() for _ in seen_by.blocks]
+        found = [part.block_output() for _ in seen_by.blocks]
         assert torch.equal(part.rows(found[-1], ""), part.rows(expected, "")), family
 
 

@@ -18,8 +18,8 @@ import calibrant
 from calibrant.activations import BlockChange, FeatureNorms, Statistic
 from calibrant.errors import DataError, NumericsError, Problem, StudyError
 from calibrant.study.driver import TOKENS as WORKERS
-from calibrant.walk.ranks import _LANGUAGE as RANKS
-from calibrant.walk.ranks import _Failure, _Message
+from calibrant.walk.rank_messages import LANGUAGE as RANKS
+from calibrant.walk.rank_messages import RankFailure, RankMessage
 from calibrant.wire import Kind, Language, fields_of, kind_of, raised, receive, send
 
 
@@ -171,11 +171,11 @@ def test_ranks_say_statistics_of_any_class_that_they_know():
             return Own(self.total * factor, self.tokens, self.mass * factor)
 
     squares = torch.tensor([0.1, 1e-300], dtype=torch.float64)
-    said = RANKS.unpack(RANKS.pack(_Message("a sum", {"it": (FeatureNorms(squares, 3, 2.5), BlockChange(0.1, 3, 2.5), Own(squares, 1, 1.0))})))
+    said = RANKS.unpack(RANKS.pack(RankMessage("a sum", {"it": (FeatureNorms(squares, 3, 2.5), BlockChange(0.1, 3, 2.5), Own(squares, 1, 1.0))})))
     norms, change, own = said.what["it"]
     assert (type(norms), norms.squares.tolist(), norms.tokens, norms.mass) == (FeatureNorms, squares.tolist(), 3, 2.5)
     assert (type(change), change.total, type(own), own.total.tolist()) == (BlockChange, 0.1, Own, squares.tolist())
-    failure = RANKS.unpack(RANKS.pack(_Message("", None, _Failure.of(NumericsError("NaN", subject="q"))))).failure
+    failure = RANKS.unpack(RANKS.pack(RankMessage("", None, RankFailure.of(NumericsError("NaN", subject="q"))))).failure
     assert repr(failure.error(1)) == repr(NumericsError("NaN")), "a failure keeps its class"
 
 

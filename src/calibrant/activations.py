@@ -97,6 +97,7 @@ class Gram(InputStatistic):
     @classmethod
     def of(cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None) -> "Gram":
         width = x.shape[1]
+        # Only the upper triangle is multiplied, panel by panel: half of the work of a whole product with its own transpose.
         total = torch.zeros(width, width, dtype=wide(x.dtype), device=x.device)
         for rows, w in _chunks(x, weights):
             weighted = rows if w is None else rows * w[:, None]
@@ -126,7 +127,7 @@ class Gram(InputStatistic):
     @classmethod
     def unpacked(cls, packed: Float[Tensor, "pair"], tokens: int, mass: float) -> "Gram":
         """The Gram whose upper triangle `packed` is, mirrored."""
-        width = (math.isqrt(8 * len(packed) + 1) - 1) // 2
+        width = (math.isqrt(8 * len(packed) + 1) - 1) // 2  # a triangle of n rows has n(n + 1)/2 numbers
         matrix = torch.zeros(width, width, dtype=packed.dtype, device=packed.device)
         matrix[_upper(width, packed.device)] = packed
         return Gram(Gram(matrix, tokens, mass).symmetric(), tokens, mass)

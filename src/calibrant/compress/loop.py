@@ -158,7 +158,7 @@ def compress(
             _settle(job, recipe, index, step, checkpoint)
             reports += step.reports
             edits += step.edits if keep else ()
-    for edit in late:
+    for edit in late:  # matrices of before an interruption, in `dense`: its walk needed them as they were
         edit.apply(seen_by)
     if keep:
         for edit in edits:

@@ -45,6 +45,7 @@ def from_bytes(content: bytes) -> list[StoredEdit]:
 def _without_zeros(name: str, tensor: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Put a tensor into `tensors`, whole or as bits and the numbers that aren't zero, whichever is less, and say how."""
     flat = tensor.flatten().view(_AS_INTEGERS[tensor.element_size()])
+    # A bit for each number says whether it is zero: worth it where the zeros would take more than those n bits.
     nonzero = flat != 0
     if (len(flat) - int(nonzero.count_nonzero())) * tensor.element_size() * 8 <= len(flat):
         tensors[name] = tensor

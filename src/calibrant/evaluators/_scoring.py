@@ -224,7 +224,7 @@ class _Trees:
             **limits,
         ).logits[0]
         if self._begin:
-            self._cache.crop(-len(tree.ids))
+            self._cache.crop(-len(tree.ids))  # the shared beginning stays, this pass's own tokens go
         place = {row: at if limits else row for at, row in enumerate(rows)}
         return dict(zip(pack, _read(logits, requests, [[place[row] for row in rows] for rows in tree.predicting]), strict=True))
 
@@ -285,6 +285,7 @@ def _additive(tree: _Tree, begin: int, model: PreTrainedModel) -> Tensor:
         if parent >= 0:
             sees[at] = sees[parent]
         sees[at, begin + at] = True
+    # Additive, as attention takes it; the most negative number and not -inf, of which a softmax over nothing else would be NaN.
     hidden = torch.from_numpy(~sees).to(model.device)
     return torch.zeros(hidden.shape, dtype=model.dtype, device=model.device).masked_fill_(hidden, torch.finfo(model.dtype).min)[None, None]
 

@@ -165,6 +165,7 @@ def summed_nats(model: PreTrainedModel, batch: Sequence[ScoredWindow]) -> list[f
     totals: list[float] = []
     for window, row in zip(batch, predictions(model, batch), strict=True):
         targets = torch.tensor(window.ids[window.unscored :], device=row.device)
+        # Each token's in float32, their sum in float64: a document has thousands, and the differences between models are small.
         totals.append(float(torch.nn.functional.cross_entropy(wide(row), targets, reduction="none").double().sum()))
     return totals
 

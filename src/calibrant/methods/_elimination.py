@@ -33,7 +33,7 @@ ROWS_PER_THREAD: Final = 1024
 """Rows worth another thread. Torch's own threads go on turning for a moment after a product, and fewer rows are done before they rest."""
 
 Step = Callable[[Tensor, Tensor, Tensor, Tensor, Span], Tensor]
-"""Eliminates within a span, in place: (weight, upper, saliency, gone [out, span], span) -> errors [out, span]. Fills `gone` if it chooses."""
+"""Eliminates within a span, in place: (weight, upper, saliency, removed [out, span], span) -> errors [out, span]. Fills `removed` if it chooses."""
 
 
 def eliminate(weight: Float[Tensor, "out in"], factor: Factor, target: Removal, block: int, step: Step | None = None) -> Float[Tensor, "out in"]:
@@ -46,6 +46,7 @@ def eliminate(weight: Float[Tensor, "out in"], factor: Factor, target: Removal, 
         removed = (
             torch.zeros_like(work[:, columns], dtype=torch.bool) if span.group else _choose(work[:, columns].abs() * saliency[columns], target, span)
         )
+        # Algorithm 1 of SparseGPT, lazily: inside the span column by column, right of it in one product with all the span's errors.
         errors = step(work, upper, saliency, removed.contiguous(), span)
         if span.stop < work.shape[1]:
             work[:, span.stop :].addmm_(errors, upper[columns, span.stop :], alpha=-1)
@@ -69,7 +70,7 @@ def _choose(scores: Float[Tensor, "out span"], target: Removal, span: Span) -> B
 
 
 def eliminate_rows(weight: Tensor, upper: Tensor, saliency: Tensor, removed: Tensor, span: Span) -> Tensor:
-    """A `Step` for the CPU, float32 and float64."""
+    """Eliminate on the CPU, in float32 or float64: a `Step`."""
     errors = torch.zeros(removed.shape, dtype=weight.dtype)
     arrays = [t.numpy() for t in (weight, upper, saliency, removed, errors)]
     rows, kernel, threads = weight.shape[0], _kernel(), torch.get_num_threads()
@@ -78,6 +79,7 @@ def eliminate_rows(weight: Tensor, upper: Tensor, saliency: Tensor, removed: Ten
     def run(first: int) -> None:
         kernel(*arrays, first, min(first + share, rows), span.start, span.stop, span.group, span.drop)
 
+    # The kernel lets go of Python's lock, and rows don't depend on each other.
     others = [_threads(threads).submit(run, first) for first in range(share, rows, share)]
     run(0)
     for other in others:

@@ -44,6 +44,7 @@ def factorise(gram: Gram, damp: float) -> Factor:
         if (dtype, times) == tried:
             continue
         tried = dtype, times
+        # In float32 a Gram of few tokens has eigenvalues that rounding makes negative: the cure is precision, and only then more damping.
         upper = _inverse_factor(gram, dead, mean * damp * times, dtype)
         if upper is not None:
             saliency = (1 / upper.diagonal()).masked_fill(dead.to(upper.device), 0)
@@ -72,6 +73,7 @@ def invert_upper(r: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:
     n = len(r)
     if n <= _HALVE_ABOVE:
         return torch.linalg.solve_triangular(r, torch.eye(n, dtype=r.dtype, device=r.device), upper=True)
+    # [[A, B], [0, D]]⁻¹ = [[A⁻¹, -A⁻¹BD⁻¹], [0, D⁻¹]]
     a, d = slice(0, n // 2), slice(n // 2, n)
     inverse = torch.zeros_like(r, memory_format=torch.contiguous_format)
     inverse[a, a], inverse[d, d] = invert_upper(r[a, a]), invert_upper(r[d, d])

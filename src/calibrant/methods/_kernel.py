@@ -25,6 +25,7 @@ def _compiled(function: Callable[..., None]) -> Callable[..., None]:
 @_compiled
 def _correct(column: Any, errors: Any, upper: Any, start: int, j: int, done: int, until: int) -> None:
     """Take from column `j` of the block what the elimination of columns `done` to `until` costs it."""
+    # Four columns in one pass: a number is loaded and stored once for all four. The brackets keep the order of one after the other, to the last bit.
     p = done
     while p + 4 <= until:
         a, b, c, d = upper[start + p, start + j], upper[start + p + 1, start + j], upper[start + p + 2, start + j], upper[start + p + 3, start + j]
@@ -42,6 +43,7 @@ def _correct(column: Any, errors: Any, upper: Any, start: int, j: int, done: int
 @_compiled
 def _choose(tile: Any, out: Any, saliency: Any, start: int, i: int, group: int, drop: int) -> None:
     """Of the `group` columns from `i`, mark the `drop` with the lowest scores in each row; of equal scores the first."""
+    # A rank by counting, since sorting would branch: a column goes if fewer than `drop` of its group stand before it.
     before = np.zeros(TILE, np.int32)
     for a in range(i, i + group):
         before[:] = 0
@@ -62,11 +64,13 @@ def eliminate(
     n, width = stop - start, max(group, 1)
     tile, lost, out = np.zeros((n, TILE), weight.dtype), np.zeros((n, TILE), weight.dtype), np.zeros((n, TILE), np.bool_)
     for top in range(first, last, TILE):
-        rows = min(TILE, last - top)
+        rows = min(TILE, last - top)  # of the last tile the rest is computed too, from numbers of before, and thrown away
         for i in range(n):
             for r in range(rows):
                 tile[i, r] = weight[top + r, start + i]
                 out[i, r] = removed[top + r, i]
+        # Left-looking: a column takes the corrections of all before it when its turn comes, so each is written once. Of N:M the whole group is
+        # brought up to date first, because its columns are compared with each other.
         for i in range(0, n, width):
             for j in range(i, i + width):
                 _correct(tile[j], lost, upper, start, j, 0, i)

@@ -44,6 +44,7 @@ def absmax(weight: Float[Tensor, "out in"], grid: Grid) -> Scales:
     grouped = weight.to(wide(weight.dtype)).unflatten(1, (-1, grid.width(weight.shape[1])))
     span = grid.highest - grid.lowest
     least, most = grouped.amin(2).clamp_max(0), grouped.amax(2).clamp_min(0)
+    # As compressed-tensors does it: over half of the span of the codes (15 of 4 bits), though the highest code is 7.
     raw = torch.maximum(most, -least) / (span / 2) if grid.symmetric else (most - least) / span
     scales = finite(raw.to(weight.dtype), "the scale of a group")
     scales = scales.where(scales != 0, torch.finfo(weight.dtype).eps)

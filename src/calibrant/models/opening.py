@@ -90,7 +90,7 @@ def open_tokenizer(ref: str, trust_remote_code: bool | None = None) -> tuple[Any
 
 def located(ref: str) -> Path:
     """The file or folder on this machine that holds the model which `ref` names. `ModelError` if there is none; nothing is downloaded."""
-    return _locate(ref, here=True)
+    return _locate(ref, local=True)
 
 
 def _locate(ref: str, files: Sequence[str] = HUB_FILES, local: bool = False, code: bool = False) -> Path:

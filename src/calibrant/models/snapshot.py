@@ -79,6 +79,7 @@ class Snapshot(Listener):
         now = Structure.of(self._view.model)
         for numbers in self._numbers.values():
             numbers.check()
+        # Exchanging `data` writes nothing: both sets of numbers stay where they are, and only the parameters point elsewhere for a while.
         become = [(numbers, numbers.tensor.data) for numbers in self._numbers.values()]
         try:
             for numbers in self._numbers.values():
@@ -115,6 +116,7 @@ class _Numbers:
             self.copied = self.original.clone()
 
     def check(self) -> None:
+        # PyTorch raises `_version` with every write in place, also through a view. A parameter that was given other memory kept its old numbers.
         if self.copied is None and self._is_in_place and self.tensor._version != self.version:
             raise ModelError(
                 f"{self.name} was overwritten before the snapshot could copy it; whatever writes numbers in place says so first (will_change)",

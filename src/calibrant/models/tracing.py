@@ -103,7 +103,7 @@ class Flow(TorchDispatchMode):
 
     def label(self, x: Any) -> Label:
         """What is known of a tensor; nothing of anything else."""
-        entry = self._labels.get(id(x))
+        entry = self._labels.get(id(x))  # a number is given anew when a tensor is gone, so the tensor itself is compared too
         return entry[1] if entry is not None and entry[0] is x else NOTHING
 
     def put(self, x: Tensor, label: Label) -> None:
@@ -134,6 +134,7 @@ class Flow(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
+        # Labels are of what went in: they are read before the operation, which may write over its inputs.
         labels = [self._refreshed(name, x) for x in _tensors([*args, *kwargs.values()])]
         result = func(*args, **kwargs)
         outputs = list(_tensors([result]))
@@ -163,6 +164,7 @@ class Flow(TorchDispatchMode):
             return self._sum(name, args)
         if name in ("mul", "mul_", "div", "div_") and not kwargs:
             return [self._multiple(name, args)], name
+        # A sum over anything but the features adds up experts or tokens: it stays a sum of what matrices made, but no row is told from another.
         if name == "sum" and len(args) > 1 and args[1] and all(dim % args[0].dim() != args[0].dim() - 1 for dim in args[1]):
             return [replace(labels[0], rows=frozenset())], name
         if name == "cat":

@@ -24,7 +24,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, TypeVar, final
@@ -33,10 +32,10 @@ import torch
 import torch.distributed as dist
 
 from calibrant.activations import Gram, Seen, Statistic
-from calibrant.errors import CalibrantError, DataError, RankError
+from calibrant.errors import DataError, RankError
 from calibrant.foreign import brief
 from calibrant.launch import MOST, launched, number
-from calibrant.wire import Kind, Language, fields_of, kind_of, raised
+from calibrant.walk.rank_messages import LANGUAGE, WIDE, GramSize, InOrder, RankFailure, RankMessage, added, called, loaded_kinds, moved
 
 T = TypeVar("T")
 
@@ -112,7 +111,7 @@ class _Alone(Ranks):
         pass
 
     def total(self, mine: Iterable[Seen], device: torch.device) -> Seen:
-        return _added(mine)
+        return added(mine)
 
     def part(self, seen: Seen) -> Seen:
         return seen
@@ -183,12 +182,14 @@ class _Together(Ranks):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        # All leave together: who is done waits here for the others, and learns whether one of them failed. Who failed comes to the next meeting of
+        # the others, whatever its name, and says why.
         try:
             if error is None:
                 self._meet("the end", None)
             elif not self._apart:
                 with suppress(RankError):  # this rank has its own reason
-                    self._exchange(_Message("", None, _Failure.of(error)))
+                    self._exchange(RankMessage("", None, RankFailure.of(error)))
         finally:
             for group in (self._nccl, self._gloo) if self._nccl else (self._gloo,):
                 dist.destroy_process_group(group)
@@ -220,20 +221,20 @@ class _Together(Ranks):
                 )
 
     def total(self, mine: Iterable[Seen], device: torch.device) -> Seen:
-        return self._total(_added(map(self.part, mine)), device)
+        return self._total(added(map(self.part, mine)), device)
 
     def part(self, seen: Seen) -> Seen:
-        return Seen({kind: one if kind is Gram else _InOrder((one,)) for kind, one in seen.items()})
+        return Seen({kind: one if kind is Gram else InOrder((one,)) for kind, one in seen.items()})
 
     def _total(self, mine: Seen | None, device: torch.device) -> Seen:
         own: dict[type[Statistic], Any] = dict(mine or {})
-        parts: dict[str, Any] = {_called(kind): _Size.of(one) if kind is Gram else one.parts for kind, one in own.items()}
-        parts_of_ranks, kinds = [one for one in self._meet("a sum", parts) if one], _loaded()
+        parts: dict[str, Any] = {called(kind): GramSize.of(one) if kind is Gram else one.parts for kind, one in own.items()}
+        parts_of_ranks, kinds = [one for one in self._meet("a sum", parts) if one], loaded_kinds()
         return Seen(
             {
                 kind: self._reduced(own.get(kind), [one[name] for one in parts_of_ranks], device)
                 if kind is Gram
-                else _added(_moved(part, device) for one in parts_of_ranks for part in one[name])
+                else added(moved(part, device) for one in parts_of_ranks for part in one[name])
                 for name, kind in ((name, kinds[name]) for name in parts_of_ranks[0])
             }
         )
@@ -249,11 +250,11 @@ class _Together(Ranks):
                 sums[key] = self._total(mine.get(name), device)
         return {name: sums[key] for name, key in shared.items()}
 
-    def _reduced(self, mine: Gram | None, sizes: Sequence["_Size"], device: torch.device) -> Gram:
+    def _reduced(self, mine: Gram | None, sizes: Sequence["GramSize"], device: torch.device) -> Gram:
         """The sum of the ranks' Gram matrices. Who fails in here is missed by the others, but not heard."""
         self._apart = True
         width = sizes[0].width
-        matrix = torch.zeros(width, width, dtype=_WIDE[sizes[0].dtype], device=device) if mine is None else mine.matrix.clone()
+        matrix = torch.zeros(width, width, dtype=WIDE[sizes[0].dtype], device=device) if mine is None else mine.matrix.clone()
         if matrix.is_cuda and self._nccl is None:
             self._nccl = dist.new_group(backend="nccl", timeout=PATIENCE)
         carried = matrix if matrix.is_cuda else matrix.cpu()
@@ -264,7 +265,7 @@ class _Together(Ranks):
 
     def _meet(self, where: str, mine: T) -> list[T]:
         """What every rank says at this point, in rank order; raises what another one failed of."""
-        messages = self._exchange(_Message(where, mine))
+        messages = self._exchange(RankMessage(where, mine))
         for rank, message in enumerate(messages):
             if message.failure is not None:
                 self._apart = True
@@ -277,119 +278,26 @@ class _Together(Ranks):
                 )
         return [message.what for message in messages]
 
-    def _exchange(self, message_out: "_Message") -> list["_Message"]:
-        message = _LANGUAGE.pack(message_out)
+    def _exchange(self, message_out: "RankMessage") -> list["RankMessage"]:
+        message = LANGUAGE.pack(message_out)
+        # Until the exchange is over this rank counts as parted: interrupted in it, it must not go to another one, where the others aren't.
         apart, self._apart = self._apart, True
         if apart:
             raise RankError("the ranks have parted already; start them anew", subject=message_out.where)
         with _listening():
-            answers = [_LANGUAGE.unpack(answer) for answer in self._messages(message)]
+            answers = [LANGUAGE.unpack(answer) for answer in self._messages(message)]
         self._apart = False
         return answers
 
     def _messages(self, mine: bytes) -> list[bytes]:
         """What every rank sends, in rank order."""
+        # Gathering needs tensors of one size on all ranks, so the lengths go first and the messages are padded to the longest.
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         dist.all_gather(sizes, torch.tensor([len(mine)]), group=self._gloo)
         longest = max(map(int, sizes))
         every = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
         dist.all_gather(every, torch.frombuffer(bytearray(mine.ljust(longest)), dtype=torch.uint8), group=self._gloo)
         return [one[: int(size)].numpy().tobytes() for one, size in zip(every, sizes, strict=True)]
-
-
-@dataclass(frozen=True)
-class _Message:
-    """What a rank says in a meeting: where it is, and what it has there, or why it failed."""
-
-    where: str
-    what: Any
-    failure: "_Failure | None" = None
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """An exception in words: the exception itself may hold what can't be sent."""
-
-    kind: str
-    text: str
-    subject: str
-
-    @classmethod
-    def of(cls, error: BaseException) -> "_Failure":
-        name = "" if isinstance(error, CalibrantError) else f"{type(error).__name__}: "
-        return cls(kind_of(error), name + " ".join(str(error).split()), getattr(error, "subject", ""))
-
-    def error(self, rank: int) -> BaseException:
-        """What the others raise for it."""
-        if self.kind == KeyboardInterrupt.__name__:
-            return KeyboardInterrupt()
-        return raised(self.kind, self.text, self.subject) or RankError(f"rank {rank} failed: {self.text}", subject=self.subject)
-
-
-@dataclass(frozen=True)
-class _Size:
-    """What there is to know of a Gram before it is summed."""
-
-    width: int
-    dtype: str
-    tokens: int
-    mass: float
-
-    @classmethod
-    def of(cls, gram: Gram) -> "_Size":
-        return cls(len(gram.matrix), str(gram.matrix.dtype), gram.tokens, gram.mass)
-
-
-@final
-class _InOrder(Statistic):
-    """Statistics that stand one behind the other until all are there: how floats are added decides their last bits."""
-
-    def __init__(self, parts: tuple[Statistic, ...]) -> None:
-        self.parts = parts
-        self.tokens, self.mass = sum(part.tokens for part in parts), sum(part.mass for part in parts)
-
-    def __add__(self, other: "_InOrder") -> "_InOrder":
-        return _InOrder(self.parts + other.parts)
-
-    def __mul__(self, factor: float) -> "_InOrder":
-        return _InOrder(tuple(part * factor for part in self.parts))
-
-
-def _added(parts: Iterable[Any]) -> Any:
-    """The sum from left to right; None of nothing."""
-    rest = iter(parts)
-    first = next(rest, None)
-    return None if first is None else sum(rest, start=first)
-
-
-def _arguments(part: Statistic) -> dict[str, Any]:
-    """What a statistic's class makes it of: every one takes what it holds by name."""
-    return {name: value for name, value in vars(part).items() if not name.startswith("_")}
-
-
-def _moved(part: Statistic, device: torch.device) -> Statistic:
-    return type(part)(**{name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in _arguments(part).items()})
-
-
-def _called(kind: type[Statistic]) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _loaded() -> dict[str, type[Statistic]]:
-    """The statistics that this process knows, by name, those of a method of one's own among them: nothing is imported because a message says so."""
-    kinds: list[type[Statistic]] = [Statistic]
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-    return {_called(kind): kind for kind in kinds}
-
-
-_WIDE: Final = {str(dtype): dtype for dtype in (torch.float32, torch.float64)}
-"""What a Gram is summed in."""
-
-_LANGUAGE: Final = Language(
-    *map(fields_of, (_Message, _Failure, _Size)),
-    Kind("statistic", Statistic, lambda part: [_called(type(part)), _arguments(part)], lambda said: _loaded()[said[0]](**said[1])),
-)
 
 
 @contextmanager

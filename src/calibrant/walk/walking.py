@@ -147,6 +147,8 @@ class _MicroBatch:
         self._watch: Watch | None = None
         self._loop = getcurrent()
         base = view.base
+        # A greenlet is a function with a stack of its own, which can be left in the middle and entered again where it was left. A generator could
+        # only yield in its own body; the places where this one stops lie deep in the model's own code.
         self._greenlet = greenlet(lambda: base(**inputs))
 
     @property
@@ -156,11 +158,12 @@ class _MicroBatch:
 
     def resume(self) -> None:
         """Let the forward go on to the next product that is watched for, or to the door of the next block."""
+        # Whoever resumes is whom the forward returns to: a walk may be begun in one greenlet and ended in another, as a generator may be.
         self.stopped, self._loop = None, getcurrent()
         self._greenlet.parent = self._loop
         ahead = None if self.at_last else self._blocks[self._called].module
         with torch.no_grad(), self._watch or nullcontext(), nullcontext() if ahead is None else replaced(ahead, self._door(ahead.forward)):
-            reached = self._greenlet.switch()
+            reached = self._greenlet.switch()  # runs the forward until it switches back here, with the product it stands at, or ends
         self.stopped = reached if isinstance(reached, Product) else None
         if self._greenlet.dead and not self.at_last:
             name = self._blocks[self._called].name
@@ -175,7 +178,7 @@ class _MicroBatch:
         """Run that block aside, and throw away what it gives; the forward stays at its door."""
         assert self._entry is not None
         forward, args, kwargs = self._entry
-        if self._rehearsal.changes_input:
+        if self._rehearsal.changes_input:  # what the block writes over is still needed by its real run
             args, kwargs = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
         with torch.no_grad(), Watch(weights, on_product, self.samples * self.length):
             forward(*args, **kwargs)
@@ -186,7 +189,7 @@ class _MicroBatch:
         if self._greenlet:  # started and not ended
             self._greenlet.parent = getcurrent()
             with torch.no_grad(), self._watch or nullcontext():
-                self._greenlet.throw()
+                self._greenlet.throw()  # GreenletExit is raised where the forward stands, and ends it
 
     def _stop(self, product: Product) -> None:
         assert self._watch is not None
@@ -204,7 +207,7 @@ class _MicroBatch:
             self._entry = None
             self._gave = output = forward(*args, **kwargs)
             if self.at_last:
-                raise GreenletExit
+                raise GreenletExit  # nobody needs what the head would make of it, which is the largest product of all
             if first and self._rehearsal.lets_go:  # the model's forward would hold it to its end, as Llama's holds the embeddings
                 hidden = hidden_of(args, kwargs)
                 hidden.data = hidden.new_empty(0)
@@ -254,6 +257,7 @@ class _MicroBatch:
                 f"the {len(flat)} rows that reach {product.weight.name} can't be traced to their tokens; use a packing without padding, such as many",
                 subject=product.weight.name,
             )
+        # A weight for every position of the micro-batch, zero for what doesn't count; `tokens` then picks those of the expert's rows.
         weigh = torch.zeros(positions, dtype=torch.float32, device=flat.device)
         counted = torch.arange(positions, device=flat.device) if self.counted is None else self.counted
         weigh[counted] = 1.0 if self.weights is None else self.weights
@@ -263,6 +267,8 @@ class _MicroBatch:
 
 
 def _arrival(block: Block, parts: list[_MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
+    # All forwards stand at a product of this block, or are through with it. The one that comes first in the common order is compressed when every
+    # forward that will come to it has: those further on wait, and one whose router picked no token for an expert never comes to it.
     order, shared = Order(block, rehearsal.by_use, rehearsal.apart), _Shared(ranks)
     for part in parts:
         part.go(block.weights)
