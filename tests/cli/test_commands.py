@@ -176,11 +176,11 @@ def test_inspect_shows_texts_counts_and_licences(ask: Ask, model: Path):
 
 
 def test_inspect_without_a_model_opens_a_tokenizer_only(ask: Ask, monkeypatch: pytest.MonkeyPatch):
-    from calibrant import inspection
+    from calibrant.inspection import inspecting
     from calibrant.testing import tiny_tokenizer
 
-    monkeypatch.setattr(inspection, "open_tokenizer", lambda name: (tiny_tokenizer(), name))
-    monkeypatch.setattr(inspection, "open_model", lambda *_: pytest.fail("a model was opened"))
+    monkeypatch.setattr(inspecting, "open_tokenizer", lambda name: (tiny_tokenizer(), name))
+    monkeypatch.setattr(inspecting, "open_model", lambda *_: pytest.fail("a model was opened"))
     answer = ask("inspect", "random_tokens", "--samples", 4, "--length", 32)
     assert (answer.code, answer.err) == (0, "")
     assert "read by        the tokenizer of smollm2\n" in answer.out

@@ -29,7 +29,7 @@ def forest(ranking: Ranking) -> Plot | None:
 
     Without a baseline it is the increase over the dense model, without that the loss. None where no set has a number.
     """
-    numbers = _Numbers(ranking)
+    numbers = _ForestNumbers(ranking)
     entries = (*ranking.entries, *ranking.baselines, *ranking.partial)
     if not any(known(numbers.of(e, m)) for e in entries for m in numbers.panels):
         return None
@@ -39,7 +39,7 @@ def forest(ranking: Ranking) -> Plot | None:
 
 def formats(ranking: Ranking) -> Plot | None:
     """Return the formats of each source that appears in two or more, side by side. None where there is no such source."""
-    numbers = _Numbers(ranking)
+    numbers = _ForestNumbers(ranking)
     by_source: dict[str, dict[SetLabel, RankingEntry]] = {}
     for entry in (*ranking.entries, *ranking.baselines, *ranking.partial):
         if entry.label and not entry.label.mixed and any(known(numbers.of(entry, m)) for m in numbers.panels):
@@ -59,7 +59,7 @@ def formats(ranking: Ranking) -> Plot | None:
     return _drawn(numbers, tuple(rows), entries, "formats", title)
 
 
-class _Numbers:
+class _ForestNumbers:
     """The numbers of a ranking's forest: differences to the baseline set, else increases over the dense model, else losses."""
 
     def __init__(self, ranking: Ranking) -> None:
@@ -98,7 +98,7 @@ class _Numbers:
         return self.ranking.unit if measured == MEAN else self.ranking.units.get(measured, self.ranking.unit)
 
 
-def _drawn(numbers: _Numbers, rows: tuple[PanelRow, ...], entries: Mapping[int, RankingEntry], kind: str, title: str) -> Plot:
+def _drawn(numbers: _ForestNumbers, rows: tuple[PanelRow, ...], entries: Mapping[int, RankingEntry], kind: str, title: str) -> Plot:
     """Return the plot of `rows`, in which `entries` stand at their places; the others are heads."""
     ranking = numbers.ranking
     marks: dict[str, dict[int, Mark]] = {m: {} for m in numbers.panels}
@@ -139,7 +139,7 @@ def _on_one_axis(measured: Sequence[str], marks: Mapping[str, Mapping[int, Mark]
     return sorted((tuple(sorted(group, key=measured.index)) for group in groups), key=lambda group: measured.index(group[0]))
 
 
-def _description(numbers: _Numbers, entries: Sequence[RankingEntry], where: str, title: str) -> str:
+def _description(numbers: _ForestNumbers, entries: Sequence[RankingEntry], where: str, title: str) -> str:
     """Return all that a forest shows, in words: each number with its interval."""
     together = ", jointly over all rows" if numbers.comparisons > 1 else ""
     parts = [f"{title}, for {where}, in {numbers.ranking.unit}", f"In brackets {percent(numbers.ranking.level)} intervals{together}"]
