@@ -25,8 +25,8 @@ def test_each_format_works_or_says_why_not(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("calibrant.data.hub._chosen", [])
     mirror(tmp_path)
     told: list[tuple[int, int]] = []
-    found = list(
-        survey(tiny_tokenizer(), ["gsm8k", "full_stops", "oscar"], tokens=400, length=64, progress=lambda _, done, total: told.append((done, total)))
+    found = survey(
+        ["gsm8k", "full_stops", "oscar"], tiny_tokenizer(), tokens=400, length=64, progress=lambda _, done, total: told.append((done, total))
     )
     verdicts = {(one.source, one.format): one.verdict for one in found}
     assert FORMATS[:5] == ("text", "zero", "single", "icl", "cot")
@@ -79,6 +79,6 @@ def test_the_real_mirror_still_gives_what_the_record_says(record: list[dict[str,
     tokenizer, _ = open_tokenizer("smollm2")
     kept = {(one["source"], one["format"]): one for one in record}
     for name in ("esnli", "svamp", "c4", "flores"):
-        for one in survey(tokenizer, [name]):
+        for one in survey([name], tokenizer):
             same = kept[one.source, one.format]
             assert (one.verdict, one.fingerprint, one.rows, one.draws) == tuple(same[k] for k in ("verdict", "fingerprint", "rows", "draws"))

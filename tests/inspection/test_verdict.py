@@ -214,7 +214,7 @@ SPOKEN: list[tuple[str, Change, str]] = [
 def test_a_rule_says_what_is_wrong_and_what_to_type(name: str, change: Change, sentence: str):
     facts = found(change)
     (rule,) = [rule for rule in RULES if rule.name == name]
-    assert list(rule.said(facts)) == [sentence]
+    assert list(rule.sentences(facts)) == [sentence]
     assert verdict(facts) == (sentence,), "no other rule speaks of this"
 
 
