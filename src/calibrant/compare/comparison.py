@@ -145,6 +145,7 @@ def _agreement(
 
 def tau_b(a: Float[np.ndarray, "n n"], b: Float[np.ndarray, "n n"]) -> float:
     """Return Kendall's τ-b of two tables of differences between the same things; 0 where one of them ranks nothing."""
+    # A pair agrees where the signs' product is 1; ties are 0, and τ-b leaves them out of each ranking's own count.
     first, second = np.sign(a), np.sign(b)
     both = float(np.sqrt((first**2).sum() * (second**2).sum()))
     return float((first * second).sum()) / both if both else 0.0
@@ -197,6 +198,7 @@ def regret(ranking: Ranking) -> Regret:
     """Return the regrets of a ranking's calibration sets, those with holes too. Columns that were measured on different scales aren't comparable."""
     entries = (*ranking.entries, *ranking.partial)
     names, own = ranking.measured, np.full((len(entries), len(ranking.measured)), np.nan)
+    # Losses as they are, and scores of which more is better turned round, so that more is worse everywhere.
     turn = [-1.0 if ranking.better.get(m, "lower") == "higher" else 1.0 for m in names]
     for at, entry in enumerate(entries):
         own[at] = [sign * entry.losses[m].value if m in entry.losses else np.nan for m, sign in zip(names, turn, strict=True)]

@@ -70,8 +70,8 @@ def contrasts(results: Results, level: float = LEVEL) -> list[Contrast]:
     for request in (_Request.of(entry, results) for entry in results.study.get("primary", ())):
         own: list[Contrast] = []
         for setting, cells in groups.items():
-            here = all(getattr(setting, axis) in allowed for axis, allowed in request.where.items())
-            if here and set(request.weights) <= set(map(label_of, cells)):
+            matches = all(getattr(setting, axis) in allowed for axis, allowed in request.where.items())
+            if matches and set(request.weights) <= set(map(label_of, cells)):
                 own.append(_contrast(request, setting, [cell for cell in cells if label_of(cell) in request.weights], results, level))
         every += own or [_nowhere(request, level)]
     return holm(every)
@@ -82,6 +82,7 @@ def holm(family: Sequence[Contrast]) -> list[Contrast]:
 
     The smallest p is multiplied by the number of contrasts, the next by one less, and none becomes smaller than the one before.
     """
+    # A contrast that can't be computed was planned all the same, so it counts among those that the others are corrected for.
     order = sorted((i for i, c in enumerate(family) if c.p is not None), key=lambda i: family[i].p or 0.0)
     adjusted, most = dict[int, float](), 0.0
     for place, i in enumerate(order):
@@ -149,6 +150,7 @@ def _contrast(request: _Request, setting: Setting, cells: Sequence[Cell], result
         why = list(missing([cell for cell in cells if label_of(cell) in absent], results, tuple(scores)))
         return replace(bare, reason=f"Not everything is here: {'; '.join(why[:3])}{f'; and {len(why) - 3} more' if len(why) > 3 else ''}.")
 
+    # Each measured set counts the same, each set by its weight, and more is worse whichever way its score points.
     names, unit = list(group.names.values()), next(score for score in scores.values() if score).unit
     turn = {name: group.sides[next(iter(request.weights))][name].worse / len(names) for name in names}
     difference = combination([(group.sides[label], {name: weight * turn[name] for name in names}) for label, weight in request.weights.items()])

@@ -115,6 +115,7 @@ class Side:
         first = draws[0]
         for other in draws[1:]:
             check_paired(first, other)
+        # All draws were measured on the same items, so one row of weights serves them all.
         values, weights = np.stack([draw.values for draw in draws]), first.weights
         total, many, count = weights.sum(), len(first.items), len(draws)
         if many == 0 or total <= 0:
@@ -124,7 +125,7 @@ class Side:
         residuals = (values - ratios[:, None] * weights) / total
         mean = residuals.mean(0)
         squares = float(((residuals - mean) ** 2).sum())
-        # The interaction's mean square, divided by the draws that the mean is over; without two of both it can't be told from the rest.
+        # The interaction's mean square, divided by the draws that the mean is over; without two of both it is part of the rest.
         interaction = squares * many / ((many - 1) * (count - 1) * count) if many > 1 and count > 1 else 0.0
         return Side(first.score, first.items, weights, ratios, mean, interaction, float(ratios.mean()), independence)
 
@@ -151,6 +152,7 @@ def combination(terms: Sequence[tuple[Mapping[str, Side], Mapping[str, float]]],
     items = sum(variances)
     squares = sum(v**2 / df for v, df in zip(variances, degrees, strict=True) if v > 0)
     items_df = items**2 / squares if squares > 0 else max(1.0, *degrees, 1.0)
+    # B: draws belong to one set, so the sets' variances add; a set drawn once, or with overlapping draws, has nothing to add.
     with_draws = [term for term in terms if term[0][names[0]].counted]
     all_counted = all(side[names[0]].counted or side[names[0]].independence == "no draws" for side, _ in terms)
     over = [(variance_over_draws(sides, coefs), len(sides[names[0]].draws) - 1.0) for sides, coefs in with_draws] or [(0.0, 1.0)]
@@ -202,8 +204,9 @@ class Spread:
     def estimate(self, value: float, items: int, over_draws: bool, at: tuple[int, ...] = ()) -> Estimate:
         """Return the one at an index, as a number with its uncertainty."""
         variance, share, first, second = (float(table[at]) for table in (self.variance, self.share, self.items_df, self.draws_df))
-        if np.isnan(variance):
+        if np.isnan(variance):  # a single item
             return Estimate(value, None, 0.0, items)
+        # One number for whoever wants the degrees of freedom of the whole, by Satterthwaite; intervals are made from both.
         df = 1 / ((1 - share) ** 2 / first + share**2 / second)
         return Estimate(value, variance**0.5, df, items, over_draws, share, (first, second) if share else None)
 
@@ -265,6 +268,7 @@ class Pairs:
         with np.errstate(invalid="ignore", divide="ignore"):
             items_df = np.where(squares > 0, total**2 / squares, most)  # Satterthwaite's
 
+        # A difference has the draws of both its sets: the last axis is the row's and the column's.
         draws, draws_df = (np.stack(np.broadcast_arrays(each[:, None], each), axis=-1) for each in (over, over_df))
         spread = Spread.of(total, items_df, draws, draws_df, inner[:, None] + inner)
         items = sum(len(sides[labels[0]][m].items) for m in measured)

@@ -94,6 +94,7 @@ def smallest_p(draws: int, against: int) -> tuple[float, str] | None:
     """
     if not draws and not against:
         return None
+    # The most extreme of all arrangements is one of so many; times two for both sides.
     if draws and against:
         return min(1.0, 2 / math.comb(draws + against, draws)), f"a permutation of {draws} and {against} draws"
     return 2.0 ** (1 - draws - against), f"a flip of the signs of {draws + against} draws"
@@ -106,6 +107,7 @@ def detectable(estimate: Estimate, level: float = LEVEL, power: float = POWER) -
     """
     if estimate.stderr is None:
         return None
+    # The estimate must pass the test's quantile, and with this power it does if the truth is the power's quantile beyond that.
     return (estimate.quantile(1 - (1 - level) / 2) + estimate.quantile(power)) * estimate.stderr
 
 
@@ -132,6 +134,7 @@ def items_needed(estimate: Estimate, effect: float, level: float = LEVEL) -> int
     stderr = estimate.stderr
 
     def with_items(count: int) -> Estimate:
+        # As with draws, the other way round: the items' part falls and the draws' part stays.
         ratio = estimate.items / count
         total = (1 - estimate.draws_share) * ratio + estimate.draws_share
         dfs = None if estimate.dfs is None else (max(1.0, estimate.dfs[0] / ratio), estimate.dfs[1])

@@ -81,7 +81,7 @@ class GroupResults:
                 if (items := results.items.get(cell.run, {}).get(measure_id)) is not None:
                     names.setdefault(text, items.score.measured)
         measured = list(names.values())
-        # Two evaluators that measured the same thing differently are told apart by their texts.
+        # Two evaluators that measured the same thing differently are named by their texts too.
         names = {text: name if measured.count(name) == 1 else f"{name} [{text}]" for text, name in names.items()}
         names = {text: name for text, name in names.items() if not texts or text in texts}
         complete: dict[str, dict[str, list[ItemValues]]] = {}

@@ -128,6 +128,7 @@ def _table(sets: Sequence[Mapping[str, np.ndarray] | None]) -> Float[np.ndarray,
 
     A row that is missing, or of another model's size, is not a number, and neither is anything where all are missing.
     """
+    # What is not a number spreads through products and sums, so a set without a row has no figure with any other.
     present = [one for one in sets if one]
     names = [name for name in present[0] if all(name in other for other in present)] if present else []
     rows = [np.concatenate([one[name] for name in names]) if one and names else None for one in sets]
@@ -203,6 +204,7 @@ def _bits(weights: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, " bit"]:
 
 def _jaccard(sets: tuple[str, ...], rows: list[tuple[str, Float[np.ndarray, " bit"]]]) -> Float[np.ndarray, "set set"]:
     table = np.stack([bits for _, bits in rows])
+    # Of bits, the product counts where both are 1; the sum of both counts less that is where either is.
     both, each = (table @ table.T).astype(np.float64), table.sum(1, dtype=np.float64)
     either = each[:, None] + each - both
     share = np.where(either > 0, both / np.maximum(either, 1.0), 1.0)

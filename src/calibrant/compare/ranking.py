@@ -281,7 +281,7 @@ def compact_letters(different: Bool[np.ndarray, "n n"]) -> list[str]:
     ['a', 'ab', 'b']
     """
     count = len(different)
-    # A set of things is the bits of a number; `alike` has a set for each thing.
+    # Sets of things are the bits of a number, so that "in both" is & and "in neither" is ~; `alike` has a set for each thing.
     alike = [sum(1 << j for j in range(count) if j != i and not different[i, j]) for i in range(count)]
     left, groups = list(alike), [1 << i for i, others in enumerate(alike) if not others]
     for i in range(count):

@@ -174,7 +174,7 @@ def _items(store: Store, cells: Sequence[Cell], scores: Mapping[str, Mapping[str
     """Read the items of all measurements, at most `ROWS` at once; by evaluator, so that those with the same items come one after the other."""
     measurements = {(text, cell.run, i): None for cell in cells for text, i in cell.measures.items() if i in scores.get(cell.run, {})}
     batches: list[list[tuple[str, str]]] = []
-    rows = ROWS
+    rows = ROWS  # so that the first measurement begins a batch
     for _, run, measure_id in sorted(measurements, key=lambda key: key[0]):
         size = scores[run][measure_id].score.n
         if rows + size > ROWS:

@@ -95,6 +95,7 @@ def weights_of_words(profiles: Mapping[str, Mapping[str, Any]]) -> tuple[list[st
     if not any(counts):
         return [], np.zeros((len(counts), 0))
     vectorizer = DictVectorizer(dtype=np.float64)
+    # Sublinear: a word that stands ten times isn't ten times as telling.
     weights = TfidfTransformer(sublinear_tf=True).fit_transform(vectorizer.fit_transform(counts))
     return list(vectorizer.get_feature_names_out()), np.asarray(weights.todense())
 
@@ -105,6 +106,7 @@ def key_terms(profiles: Mapping[str, Mapping[str, Any]], most: int = TERMS) -> d
     terms: dict[str, tuple[tuple[str, float], ...]] = {}
     for row, name in enumerate(profiles):
         others = np.delete(weights, row, axis=0)
+        # How far a word's weight is above its mean elsewhere: what all sets say tells none of them from the others.
         ahead = weights[row] - (others.mean(0) if len(others) else 0.0)
         order = sorted(range(len(words)), key=lambda i: (-ahead[i], words[i]))[:most]
         terms[name] = tuple((words[i], float(ahead[i])) for i in order if ahead[i] > 0)

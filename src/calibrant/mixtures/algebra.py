@@ -147,6 +147,7 @@ class SharedInput:
 
     def _energies(self, rows: Tensor, gram: Gram) -> np.ndarray:
         """tr(D G Dᵀ) of each matrix, [mixture, matrix]."""
+        # tr(D G Dᵀ) is the sum over rows d of d G dᵀ: no product of D with its own transpose is needed.
         flat = rows.reshape(-1, rows.shape[-1])
         each = ((flat @ gram.matrix.to(flat.dtype)) * flat).sum(1).double().reshape(len(rows), -1)
         return torch.stack([part.sum(1) for part in each.split([len(r) for r in self.rows], dim=1)], dim=1).cpu().numpy()

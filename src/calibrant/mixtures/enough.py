@@ -59,6 +59,7 @@ def read_curve(data: str, points: Sequence[CurvePoint]) -> TokenCurve:
 
 def _foretold(points: Sequence[CurvePoint]) -> int | None:
     """Tokens at which a doubling gains less than `PLATEAU` if disagreement goes on falling by the same factor each time."""
+    # Disagreement falls about geometrically with each doubling; the last factor is carried on.
     before, last = (1 - point.agreement for point in points[-2:])
     factor, tokens = last / before, points[-1].tokens
     if not 0 < factor < 1:
@@ -90,6 +91,7 @@ class TokenMeter:
 
     def _compare(self, number: int, parts: Sequence[tuple[Sequence[Seen], float]], rows: Sequence[Tensor]) -> None:
         """Halves of one, two, four, … pieces of each part, as far as they last."""
+        # Pieces come in pairs, two of each micro-batch: places 0, 1, 4, 5, … are one half and 2, 3, 6, 7, … the other.
         sides = [([piece for place, piece in enumerate(own) if place // 2 % 2 == side], share) for side in (0, 1) for own, share in parts]
         size = 1
         while sides and all(len(own) >= size for own, _ in sides):
@@ -119,6 +121,7 @@ def _half(parts: Sequence[tuple[Sequence[Seen], float]]) -> tuple[Seen, int]:
         for piece in pieces[1:]:
             whole = whole + piece
         tokens += whole.tokens
+        # Each source is divided by its own mass, as in a mixture's statistics; one source alone needs no scale, masks don't see it.
         mass = max(getattr(statistic, "mass", 0.0) for statistic in whole.values())
         part = whole if len(parts) == 1 else whole * (share / mass)
         total = part if total is None else total + part

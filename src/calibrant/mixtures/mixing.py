@@ -205,6 +205,7 @@ class _MixtureSearch:
         candidates = list(dict.fromkeys([*simple, *ranked[:FINALISTS]]))
         inputs = self.statistics.inputs(self.effort.final, self.progress, "figures")
         errors = Errors(inputs, self.method, self.target, self.statistics.masses)(candidates)
+        # The search's sample is small and was searched on, so the finalists are judged again on a larger one.
         chosen = candidates[int(np.argmin(self.values(errors)))]
         rows: list[ErrorRow] = []
         for name, shares in zip([*self.names, UNIFORM, BEST], [*simple, chosen], strict=True):

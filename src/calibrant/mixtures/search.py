@@ -102,10 +102,12 @@ class Search:
         turn = 0
         while len(self.known) < last and turn < (4 * _ROUNDS if moves else 1):
             turn += 1
+            # The judges' energies differ by orders of magnitude: each is divided by its own, on a scale that doesn't overflow.
             answer = rounded(weights * np.exp(typical.min() - typical))
             self.ask([answer])
             errors = self.known[answer][1][: self.count]
             spread = float(np.ptp(errors)) or 1.0
+            # Multiplicative weights: judges that suffer more than the others gain weight, less so with every turn.
             weights = weights * np.exp(1.5 / np.sqrt(turn) * (errors - errors.mean()) / spread)
             weights /= weights.sum()
 
@@ -115,6 +117,7 @@ class Search:
         while step * GRAIN >= 1 and len(self.known) < self.evaluations:
             best = self.ranked[0]
             at = np.array(best, dtype=float)
+            # The slope along a source is the real error a step towards it.
             towards = [rounded((1 - step) * at + step * np.eye(self.count)[place]) for place in range(self.count)]
             self.ask(towards)
             if any(shares not in self.known for shares in towards):
@@ -140,6 +143,7 @@ def _proposals(at: np.ndarray, slopes: np.ndarray, step: float) -> list[np.ndarr
     mild = at + 0.02 * (slopes < 0)  # a source that isn't in yet can't be multiplied into it
     proposals = [mild * np.exp(-factor * step * (slopes - slopes.min()) / spread) for factor in (2.0, 8.0)]
     inside = np.flatnonzero(at > 0)
+    # Beside the exponentials: the two sources that cost most each hand a step of their share to the one that costs least.
     for giver in sorted(inside, key=lambda place: -slopes[place])[:2]:
         moved, amount, taker = at.copy(), min(step, at[giver]), int(np.argmin(slopes))
         moved[giver], moved[taker] = moved[giver] - amount, moved[taker] + amount

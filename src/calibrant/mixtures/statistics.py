@@ -1,7 +1,7 @@
 """What the untouched model's matrices see of each source and of each judge: gathered once, stored on disk, read a block at a time.
 
 Of the sampled blocks the statistics are stored in pieces too: a batch's tokens dealt onto a few sums, so that halves of it can be compared.
-The pieces come of the same walk that gathers the whole, and are kept beside it, of the sampled blocks alone:
+The pieces come of the same walk that gathers the whole, and are stored beside it, of the sampled blocks alone:
 
     ROOT/<identity of the whole>-piece-00/…
 
@@ -55,6 +55,7 @@ class Pieces(InputStatistic, ABC):
         return cls(parts, len(parts))
 
     def __add__(self, other: "Pieces") -> "Pieces":
+        # Dealt like cards: the pieces of one micro-batch go to different sums, and after the last sum comes the first again.
         parts: list[Any] = list(self.parts)
         for place, part in enumerate(other.parts, self.dealt):
             if place < self.most:
@@ -141,6 +142,7 @@ def gather_with_pieces(
         gather(seen_by, batch, (kind,), stored, progress)
         return
     kinds = (kind, PIECES[kind]) if whole < len(blocks) else (PIECES[kind],)
+    # A killed walk may have stored the whole of more blocks than pieces, or the other way round: it goes on where either is missing.
     start = min(whole, first)
     with torch.no_grad():
         for block, seen in by_block(blocks[start:], walk(seen_by, batch, kinds, "dense", start=start)):

@@ -78,6 +78,7 @@ class Race:
             at = time.perf_counter()
             failures = self._one_round()
             standings, unit = self._standings()
+            # Another round takes as long as this one, less what those that were left out now took.
             share = len(self._alive()) / len(self._rounds[-1])
             now = time.perf_counter()
             if why := self._over(standings, (now - began + (now - at) * share) / 60 > minutes):

@@ -132,10 +132,10 @@ def inspected(result: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _part(part: Mapping[str, Any]) -> Iterator[Text]:
-    held = f"{part['rows']:,} of {part['rows_held']:,} rows held" if part["rows_held"] is not None else f"{part['rows']:,} rows without end"
+    rows = f"{part['rows']:,} of {part['rows_held']:,} rows held" if part["rows_held"] is not None else f"{part['rows']:,} rows without end"
     special = ", ".join(f"{token} in {_rows(rows)}" for token, rows in part["special_texts"].items())
     yield from labelled(
-        (part["data"], f"{part['tokens']:,} tokens, {held}, share {part['share']:.1%}, weight {part['weight']:.4f}"),
+        (part["data"], f"{part['tokens']:,} tokens, {rows}, share {part['share']:.1%}, weight {part['weight']:.4f}"),
         ("source", f"{part['origin']}; {part['licence']}; {part['digest']}" if part["origin"] else f"{part['licence']}; {part['digest']}"),
         ("note", part["note"]),
         ("left out", _left_out(part)),
@@ -177,10 +177,11 @@ def _histogram(ranges: Sequence[Sequence[int]], columns: int = 60) -> Iterator[s
     counts = [f"{count:,}" for _, _, count in ranges]
     room = columns - 5 - max(map(len, names), default=0) - max(map(len, counts), default=0)
     most = max((count for _, _, count in ranges), default=0) or 1
-    for name, shown, (_, _, count) in zip(names, counts, ranges, strict=True):
+    for name, number, (_, _, count) in zip(names, counts, ranges, strict=True):
+        # Blocks of an eighth of a column; a range that has anything shows at least one.
         eighths = max(round(8 * room * count / most), 1 if count else 0)
         bar = "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else "")
-        yield f"{name:>{max(map(len, names))}}  {bar}{' ' if bar else ''}{shown}"
+        yield f"{name:>{max(map(len, names))}}  {bar}{' ' if bar else ''}{number}"
 
 
 def _alike(near: Mapping[str, Any]) -> str:
@@ -257,8 +258,8 @@ def catalogued(entries: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     """Names with what they are and the parameters as they are typed."""
     table = table_of("name", "what", "parameters")
     for entry in entries:
-        given = ", ".join(f"{name}={default}" if default else name for name, default in entry["parameters"].items())
-        table.add_row(entry["name"], "\n".join(filter(None, [entry["summary"], _facts(entry["facts"])])), given)
+        arguments = ", ".join(f"{name}={default}" if default else name for name, default in entry["parameters"].items())
+        table.add_row(entry["name"], "\n".join(filter(None, [entry["summary"], _facts(entry["facts"])])), arguments)
     yield table if entries else "none yet"
 
 
@@ -311,8 +312,8 @@ def _problems(problems: Sequence[Mapping[str, str]]) -> Iterator[str]:
 
 def _call(method: Mapping[str, Any]) -> str:
     """A method's canonical form as text, without its revision."""
-    given = ", ".join(f"{k}={_call(v) if isinstance(v, Mapping) else v}" for k, v in parameters(method).items())
-    return f"{method['spec']}({given})" if given else str(method["spec"])
+    arguments = ", ".join(f"{k}={_call(v) if isinstance(v, Mapping) else v}" for k, v in parameters(method).items())
+    return f"{method['spec']}({arguments})" if arguments else str(method["spec"])
 
 
 def _calibrated(run: Mapping[str, Any], facts: Mapping[str, Any]) -> str:

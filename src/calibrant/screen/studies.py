@@ -68,12 +68,12 @@ def _stocked(sets: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
 
 def _held(one: Mapping[str, Any]) -> str:
     """How many disjoint draws there are, as far as it is known."""
-    held = one["held"]
-    if held is None:
+    disjoint = one["held"]
+    if disjoint is None:
         return "not known" if one["why"] else "no end"
     if one["exact"]:
-        return f"{held:.0f}" + (" or more" if held == one["draws"] else "")
-    return f"about {held:,.1f}" if held < 10 else f"about {held:,.0f}"
+        return f"{disjoint:.0f}" + (" or more" if disjoint == one["draws"] else "")
+    return f"about {disjoint:,.1f}" if disjoint < 10 else f"about {disjoint:,.0f}"
 
 
 def _time(result: Mapping[str, Any]) -> Iterator[Any]:
