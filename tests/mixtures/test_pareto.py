@@ -8,6 +8,7 @@ draws that weren't looked at when it was chosen.
 """
 
 import numpy as np
+import pytest
 
 from calibrant.compress import Recipe, compress
 from calibrant.data import CalibrationSet
@@ -41,6 +42,7 @@ def damages() -> np.ndarray:
     return np.array([[after(weight, draw) - untouched for weight in WEIGHTS] for draw in DRAWS])
 
 
+@pytest.mark.slow
 def test_the_even_mixture_s_worst_damage_is_below_that_of_both_ends() -> None:
     general, even, domain = damages().mean(axis=0)
     own = np.array([domain[0], general[1]])

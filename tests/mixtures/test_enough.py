@@ -1,4 +1,4 @@
-"""Halves of a batch: how they are gather_statistics, and whether they say that there are enough tokens."""
+"""Halves of a batch: how they are gathered, and whether they say that there are enough tokens."""
 
 from pathlib import Path
 
