@@ -12,7 +12,7 @@ from calibrant.compare import Contrast, Estimate, compare, contrast
 from calibrant.compare.contrasts import holm
 from calibrant.store import Store
 
-from tests.compare.stores import DRAWN, LOSSES, measured, store_of
+from tests.compare.stores import DRAWN, LOSSES, measured, results_of, store_of
 
 Losses = Mapping[str, Sequence[Sequence[float]]]
 
