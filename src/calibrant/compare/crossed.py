@@ -51,7 +51,7 @@ def contrast(a: Mapping[str, Draws], b: Mapping[str, Draws] | None = None) -> Es
 
     >>> from calibrant.store import Outcome
     >>> def loss(*nats):  # one draw: the loss of each of three documents of 10 tokens
-    ...     items = tuple(Outcome(f"document {i}", n, 10) for i, n in enumerate(nats))
+    ...     items = tuple(Outcome(f"document {i}", float(n), 10.0) for i, n in enumerate(nats))
     ...     return Measurement(Score("docs", "loss", sum(nats) / 30, None, 3, "nats/token", "lower"), items)
     >>> f"{contrast({'docs': [loss(31, 42, 37)]}, {'docs': [loss(30, 40, 35)]}):+.3f}"
     '+0.167 ± 0.033'

@@ -20,7 +20,7 @@ class Estimate:
     variance that draws have, and `dfs` are the degrees of freedom of the items' and of the draws' part, from whose quantiles the interval is
     made. Without `dfs` it is Student's t with `df`.
 
-    >>> difference = Estimate(0.123, 0.045, df=20, items=21)
+    >>> difference = Estimate(0.123, 0.045, df=20.0, items=21)
     >>> f"{difference:+.3f}"
     '+0.123 ± 0.045'
     >>> low, high = difference.interval()

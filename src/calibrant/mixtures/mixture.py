@@ -96,6 +96,7 @@ class Mixture:
 def expression(sources: Sequence[str], shares: Shares) -> str:
     """Return the text that `--data` takes. Parts of weight 0 are left out, and one part alone is that part.
 
+    >>> from fractions import Fraction
     >>> expression(["c4", "gsm8k:cot", "pile"], (Fraction(1, 4), Fraction(3, 4), Fraction(0)))
     'mix(c4=c4, gsm8k_cot=gsm8k:cot, weight=0.25)'
     """
