@@ -28,7 +28,7 @@ PANEL = 192
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The type statistics and scores of `dtype` numbers are computed in: float64 stays, everything else becomes float32."""
+    """Return the type statistics and scores of `dtype` numbers are computed in: float64 stays, everything else becomes float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -51,7 +51,7 @@ class InputStatistic(Statistic):
     @classmethod
     @abstractmethod
     def of(cls: type[Own], x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None) -> Own:
-        """The statistic of these rows alone; `weights` count a row more or less than once."""
+        """Return the statistic of these rows alone; `weights` count a row more or less than once."""
 
     @abstractmethod
     def norms(self) -> Float[Tensor, "in"]:
@@ -63,7 +63,14 @@ class InputStatistic(Statistic):
 
 
 class FeatureNorms(InputStatistic):
-    """Σ w·x² for each input feature: what Wanda needs."""
+    """Σ w·x² for each input feature: what Wanda needs.
+
+    >>> seen = FeatureNorms.of(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+    >>> seen.norms().tolist(), seen.tokens
+    ([10.0, 4.0], 2)
+    >>> (seen + seen * 0.5).norms().tolist()
+    [15.0, 6.0]
+    """
 
     def __init__(self, squares: Float[Tensor, "in"], tokens: int, mass: float) -> None:
         self.squares, self.tokens, self.mass = squares, tokens, mass
@@ -117,16 +124,16 @@ class Gram(InputStatistic):
         return self.matrix.diagonal()
 
     def symmetric(self) -> Float[Tensor, "in in"]:
-        """The matrix by its upper triangle alone: a product may round the two triangles differently."""
+        """Return the matrix by its upper triangle alone: a product may round the two triangles differently."""
         return torch.where(_upper(len(self.matrix), self.matrix.device), self.matrix, self.matrix.T)
 
     def packed(self) -> Float[Tensor, "pair"]:
-        """The upper triangle, row by row: all there is to keep."""
+        """Return the upper triangle, row by row: all there is to keep."""
         return self.matrix[_upper(len(self.matrix), self.matrix.device)]
 
     @classmethod
     def unpacked(cls, packed: Float[Tensor, "pair"], tokens: int, mass: float) -> "Gram":
-        """The Gram whose upper triangle `packed` is, mirrored."""
+        """Return the Gram whose upper triangle `packed` is, mirrored."""
         width = (math.isqrt(8 * len(packed) + 1) - 1) // 2  # a triangle of n rows has n(n + 1)/2 numbers
         matrix = torch.zeros(width, width, dtype=packed.dtype, device=packed.device)
         matrix[_upper(width, packed.device)] = packed
@@ -149,7 +156,7 @@ class BlockChange(Statistic):
     def of(
         cls, before: Float[Tensor, "token hidden"], after: Float[Tensor, "token hidden"], weights: Float[Tensor, "token"] | None = None
     ) -> "BlockChange":
-        """The change that these rows underwent."""
+        """Return the change that these rows underwent."""
         cosines = torch.nn.functional.cosine_similarity(before.to(wide(before.dtype)), after.to(wide(after.dtype)), dim=-1)
         turned = (1 - cosines).double()
         total = turned.sum() if weights is None else (turned * weights).sum()
@@ -182,7 +189,7 @@ class Routing(Statistic):
         experts: int,
         weights: Float[Tensor, "token"] | None = None,
     ) -> "Routing":
-        """The routing of these tokens alone, among so many `experts`; a number that is no expert's says that a choice was left out."""
+        """Return the routing of these tokens alone, among so many `experts`; a number that is no expert's says that a choice was left out."""
         kind = torch.float64 if gates.device.type != "mps" else torch.float32
         real = (chosen >= 0) & (chosen < experts)
         # A column more than there are experts takes what was left out.

@@ -1,4 +1,4 @@
-"""What a method is given to work with: an open model, what it is shown, and what is asked of it."""
+"""What a method is given to work with: an open model, its calibration tokens, and the target of each matrix."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,12 +23,12 @@ from calibrant.walk.ranks import ALONE, Ranks
 
 @dataclass(frozen=True)
 class Job:
-    """An open model, the tokens it is calibrated on, and what is asked of it.
+    """An open model, the tokens it is calibrated on, and its targets.
 
-    `targets` has what the allocation asks of each matrix, by name. `done` are edits that were applied before an interruption: a method yields
-    only the others. In `dense` propagation, and there alone, edits of `done` that replace matrices are not applied yet, since the walk is
+    `targets` has the target that the allocation gives each matrix, by name. `done` are edits that were applied before an interruption: a method
+    yields only the others. In `dense` propagation, and there alone, edits of `done` that replace matrices are not applied yet, since the walk is
     through the untouched model. `statistics` is the folder that keeps what the untouched model's matrices saw, None for none; `kinds` are
-    what others will want there.
+    what others need there.
     """
 
     opened: Opened

@@ -190,7 +190,7 @@ def _check_items(file: Any) -> None:
 
 
 def called(item: str) -> str:
-    """An item's name among others: in stores of format 1 a row had all 64 digits of its key, which begins with the 16 that it has now."""
+    """Return an item's name among others: in stores of format 1 a row had all 64 digits of its key, which begins with the 16 that it has now."""
     return item[:16] if len(item) == 64 else item
 
 

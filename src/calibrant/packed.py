@@ -62,6 +62,13 @@ class Codes(Packed):
 
     `scales` have the type of the weight, and so have differences and products: codes are small enough for each to be exact in it, and each
     value is rounded once, as readers of the compressed-tensors format do it. `zeros` are None on a symmetric grid.
+
+    >>> import torch
+    >>> packed = Codes(Grid.read("w4g2"), torch.tensor([[7, -8, 1, 0]], dtype=torch.int8), torch.tensor([[0.5, 2.0]]))
+    >>> packed.dense()
+    tensor([[ 3.5000, -4.0000,  2.0000,  0.0000]])
+    >>> packed.facts()
+    {'bits_a_weight': 20.0, 'bytes': 10}
     """
 
     form: ClassVar[str] = "codes"

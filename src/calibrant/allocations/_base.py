@@ -11,7 +11,7 @@ from calibrant.targets import Target
 
 
 class Allocation(Spec, ABC):
-    """Decides what is asked of each matrix.
+    """Gives each matrix its target.
 
     `observes` says which statistics of the untouched model's matrices it needs; one that looks at nothing leaves it empty and costs no forward.
     """
@@ -20,7 +20,7 @@ class Allocation(Spec, ABC):
 
     @abstractmethod
     def share(self, matrices: Mapping[Weight, Seen], target: Target) -> Mapping[str, Target]:
-        """One target for each of the `matrices`, by name; their mean, each matrix counted by its size, is `target`.
+        """Return one target for each of the `matrices`, by name; their mean, each matrix counted by its size, is `target`.
 
         `matrices` are all that will be compressed, in order, each with what it saw: nothing without `observes`, or where no token arrived.
         """

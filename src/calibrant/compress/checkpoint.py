@@ -38,7 +38,7 @@ class Checkpoint:
         self._run_id = run_id
 
     def load(self) -> list[FinishedStep]:
-        """The unbroken row of steps from the first one on; empty if nothing was begun, or something else was."""
+        """Return the unbroken row of steps from the first one on; empty if nothing was begun, or something else was."""
         steps: list[FinishedStep] = []
         for index in range(len(list(self.folder.glob("edits-*.safetensors")))):
             step = self._read(index)

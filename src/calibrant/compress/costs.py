@@ -41,7 +41,7 @@ class Costs:
 
     @classmethod
     def of(cls, clock: Clock, seen_by: ModelView, tokens: int) -> "Costs":
-        """What `clock` counted, with the floor measured now, in half a second for each shape of matrix."""
+        """Return what `clock` counted, with the floor measured now, in half a second for each shape of matrix."""
         inside = dict(clock.parts)
         forward = clock.seconds.get("compress", 0.0) - sum(inside.values())
         shapes = Counter(weight.shape for weight in seen_by.weights) if tokens else Counter[Shape]()
@@ -74,7 +74,7 @@ def peak(shape: Shape, dtype: torch.dtype, device: torch.device | str = "cpu", s
 
 
 def provenance(opened: Opened, clock: Clock, note: str = "") -> dict[str, Any]:
-    """How a result came about: outside every identity."""
+    """Return how a result came about: outside every identity."""
     return {
         "seconds": dict(clock.seconds),
         "peak_memory_bytes": peak_memory(),
@@ -98,7 +98,7 @@ def processor() -> str:
 
 
 def peak_memory() -> int:
-    """The most memory this process has held at once, in bytes; 0 where the system doesn't tell."""
+    """Return the most memory this process has held at once, in bytes; 0 where the system doesn't tell."""
     if os.name != "posix":
         return 0
     status = Path("/proc/self/status")

@@ -1,4 +1,4 @@
-"""What is to be done to a model, and the loop that does it: transforms, what is asked of each matrix, and a method's edits one by one."""
+"""What is to be done to a model, and the loop that does it: transforms, the target of each matrix, and a method's edits one by one."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ class Recipe:
         return tuple(kind for kind in observes if kind in KINDS)
 
     def run(self, opened: Opened, batch: TokenBatch | None, data: str = "", seed: int = 0) -> Run:
-        """The identity-bearing description of doing this to `opened`, calibrated on `batch`."""
+        """Return the identity-bearing description of doing this to `opened`, calibrated on `batch`."""
         return Run(
             model=opened.digest,
             model_name=opened.name,
@@ -212,7 +212,7 @@ class UntouchedModel:
     ranks: Ranks = ALONE
 
     def seen(self, observes: tuple[type[Statistic], ...]) -> dict[Weight, Seen]:
-        """What each matrix saw; nothing of one that no token reached."""
+        """Return what each matrix saw; nothing of one that no token reached."""
         if not observes or self.batch is None:
             return {}
         return dict(untouched(self.opened, self.view, self.batch, observes, root=self.statistics, progress=self.progress, ranks=self.ranks))
@@ -228,7 +228,7 @@ def transformed(untouched_model: UntouchedModel, before: Sequence[Transform]) ->
 
 
 def allocated(untouched_model: UntouchedModel, allocation: Allocation, target: Target) -> Mapping[str, Target]:
-    """What is asked of each matrix, by name. `TargetError` for an allocation that leaves one out or whose mean isn't what was asked."""
+    """Return the target of each matrix, by name. `TargetError` for an allocation that leaves one out or whose mean isn't what was asked."""
     seen, weights = untouched_model.seen(allocation.observes), untouched_model.view.weights
     targets = allocation.share({weight: seen.get(weight, Seen({})) for weight in weights}, target)
     if missing := {weight.name for weight in weights} - set(targets):

@@ -258,7 +258,7 @@ class _Job:
             return compress(*job, **_named(self.calibration), progress=self.progress, checkpoint=checkpoint, keep=keep, ranks=self.ranks)
 
     def costs(self) -> Costs:
-        """What all of it cost."""
+        """Return what all of it cost."""
         return Costs.of(self.clock, self.seen_by, 0 if self.batch is None else int(self.batch.mask.sum()))
 
     def with_provenance(self, record: Record) -> Record:
@@ -309,7 +309,7 @@ def _already(manifest: Mapping[str, Any], run: Run, folder: Path, forms: Sequenc
 
 
 def manifest_of(record: Record, rows: RowFingerprints) -> dict[str, Any]:
-    """What `calibrant.json` beside a saved model says: what was asked, the calibration's fingerprint, every matrix and why some are dense.
+    """Return what `calibrant.json` beside a saved model says: what was asked, the calibration's fingerprint, every matrix and why some are dense.
 
     The rows that it was calibrated on stand there by their hashes, so that nobody measures on them unawares.
     """

@@ -45,7 +45,7 @@ def output_error(before: Float[Tensor, "out in"], after: Float[Tensor, "out in"]
 
 
 def mask_bits(name: str, matrix: Float[Tensor, "out in"]) -> str:
-    """Which of 256 weights of the matrix `name` aren't zero, as 64 hexadecimal digits.
+    """Return which of 256 weights of the matrix `name` aren't zero, as 64 hexadecimal digits.
 
     The places are chosen by a hash of the name and are the same in every run of a model, so that the share of equal bits of two runs tells,
     within binomial error, the share of weights about which their masks agree.

@@ -20,7 +20,7 @@ _AS_INTEGERS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.
 
 
 def to_bytes(edits: Sequence[StoredEdit]) -> bytes:
-    """The file's content; `from_bytes` gives the same edits, every tensor bit for bit."""
+    """Return the file's content; `from_bytes` gives the same edits, every tensor bit for bit."""
     tensors: dict[str, Tensor] = {}
     entries: list[dict[str, Any]] = []
     for number, edit in enumerate(edits):
@@ -31,7 +31,7 @@ def to_bytes(edits: Sequence[StoredEdit]) -> bytes:
 
 
 def from_bytes(content: bytes) -> list[StoredEdit]:
-    """The edits again. `DataError` for what is no such file."""
+    """Return the edits again. `DataError` for what is no such file."""
     try:
         tensors = load(content)
         entries = json.loads(tensors.pop(ENTRIES).numpy().tobytes())

@@ -97,7 +97,7 @@ class Replace(Edit):
         return lambda: self.weight.set(before)
 
     def report(self, view: ModelView) -> dict[str, Any]:
-        """The matrix's line in the record."""
+        """Return the matrix's line in the record."""
         weight, after, packed = self.weight, self.compressed.weight, self.compressed.packed
         error = output_error(weight.get(), after, self.seen)
         zeros = weight.shape[0] * weight.shape[1] - int(after.count_nonzero())
@@ -192,7 +192,7 @@ class DropExperts(Edit):
 
 
 def read_edit(stored: StoredEdit, view: ModelView) -> Edit:
-    """The edit that was kept. `DataError` for one of a kind that nothing here defines, or of another model."""
+    """Return the edit that was kept. `DataError` for one of a kind that nothing here defines, or of another model."""
     if stored.kind not in _KINDS:
         raise DataError(f"an edit of the kind {stored.kind!r} can't be read; install the package of the method that made it", subject=stored.kind)
     try:
@@ -208,7 +208,7 @@ def as_tensors(edits: Sequence[StoredEdit]) -> tuple[dict[str, Tensor], list[dic
 
 
 def from_tensors(tensors: Mapping[str, Tensor], entries: Sequence[Mapping[str, Any]]) -> list[StoredEdit]:
-    """The edits again. `KeyError` or `TypeError` where something isn't what `as_tensors` gave."""
+    """Return the edits again. `KeyError` or `TypeError` where something isn't what `as_tensors` gave."""
     return [
         StoredEdit(entry["kind"], entry["facts"], {name: tensors[f"{number}.{name}"] for name in entry["tensors"]})
         for number, entry in enumerate(entries)

@@ -37,9 +37,12 @@ class Number:
 
 
 def numbers(text: str) -> list[Number]:
-    """The numbers in a text, in order: `1,200`, `-3`, `.5`, `$18.00`, `50%`, `3/4`, `2 1/2`; units and signs of currency are passed over.
+    """Return the numbers in a text, in order: `1,200`, `-3`, `.5`, `$18.00`, `50%`, `3/4`, `2 1/2`; units and signs of currency are passed over.
 
     A minus between two numbers is an operation, not a sign; a fraction with nothing below the line is no number.
+
+    >>> [str(number) for number in numbers("From $1,200 to 3/4 of it, or -3.50.")]
+    ['1200', '3/4', '-3.50']
     """
     results: list[Number] = []
     for match in _NUMBER.finditer(text):
@@ -62,13 +65,13 @@ def _number(match: re.Match[str]) -> Number | None:
 
 
 def number_of(text: str) -> Number | None:
-    """The number that a whole text is, with a unit of currency or a per cent sign at most; none if it is anything else."""
+    """Return the number that a whole text is, with a unit of currency or a per cent sign at most; none if it is anything else."""
     match = _NUMBER.fullmatch(text.strip().removesuffix("%"))
     return numbers(match[0])[0] if match and numbers(match[0]) else None
 
 
 def same(answer: Number, gold: Number) -> bool:
-    """Whether they are the same number: whole ones exactly, others but for a millionth.
+    """Return whether they are the same number: whole ones exactly, others but for a millionth.
 
     One that breaks off after two decimals or more is the same as one with more than four of which it is the rounding: 0.67 is two thirds as
     a set has them, 0.6666666666666666. It isn't 0.675.
@@ -83,7 +86,7 @@ def same(answer: Number, gold: Number) -> bool:
 
 
 def concluded(text: str) -> str | None:
-    """What stands after the last "answer is", up to the end of its sentence; none if no such thing is said."""
+    """Return what stands after the last "answer is", up to the end of its sentence; none if no such thing is said."""
     matches = list(_CONCLUSION.finditer(text))
     if not matches:
         return None
@@ -93,14 +96,14 @@ def concluded(text: str) -> str | None:
 
 
 def read_number(text: str) -> Number | None:
-    """The number that a text says the answer is, else the last in it; of a conclusion `6 * 3 = 18` what stands behind the sign of equality."""
+    """Return the number that a text says the answer is, else the last in it; of a conclusion `6 * 3 = 18` what stands behind the sign of equality."""
     conclusion = concluded(text)
     within = numbers((conclusion or "").rpartition("=")[2])
     return within[0] if within else next(iter(numbers(text)[::-1]), None)
 
 
 def read_choice(text: str, choices: tuple[str, ...], labels: tuple[str, ...] = ()) -> int | None:
-    """Which choice a text names, as what it concludes or else at its beginning: `B`, `(b)`, `B. the words` or the words; none if it names none.
+    """Return which choice a text names, in its conclusion or else at its beginning: `B`, `(b)`, `B. the words` or the words; none if it names none.
 
     Case, punctuation and the space around words don't matter. A label is one where nothing else is written, where a bracket, a full stop, a colon or
     a comma is put behind it, or the words of its choice: the `A` of "A friend" isn't.
@@ -125,5 +128,5 @@ def read_choice(text: str, choices: tuple[str, ...], labels: tuple[str, ...] = (
 
 
 def normalised(text: str) -> str:
-    """A text without case, punctuation (an underscore is a space) and needless space."""
+    """Return a text without case, punctuation (an underscore is a space) and needless space."""
     return " ".join(re.sub(r"[^\w\s]|_", " ", text).casefold().split())

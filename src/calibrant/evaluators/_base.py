@@ -20,6 +20,12 @@ class Subject:
 
     `reference` is the untouched model, for evaluators that compare with it. `progress` is told how far the measurement is. What is scored goes
     into `journal` as it comes, and what is there already isn't scored again.
+
+    >>> from calibrant.evaluators.loss import Loss
+    >>> from calibrant.testing import tiny_model, tiny_tokenizer
+    >>> measured = Loss(source="python_docs", tokens=200, length=64).measure(Subject(tiny_model("llama"), tiny_tokenizer()))
+    >>> measured.score.metric, measured.score.unit
+    ('loss', 'nats/token')
     """
 
     model: PreTrainedModel

@@ -56,12 +56,12 @@ class Decoder:
         self.shared = min(common(self.prompts), min(map(len, self.prompts)) - 1) if remembers(model) else 0
 
     def batches(self) -> Iterator[list[int]]:
-        """The numbers of the prompts that are decoded together: those of like length, the longest first. The same for the same prompts."""
+        """Yield the numbers of the prompts that are decoded together: those of like length, the longest first. The same for the same prompts."""
         # A model that remembers more takes one prompt at a time, since two of them wouldn't fit.
         yield from by_length([len(prompt) + self.most for prompt in self.prompts], TOKENS_PER_BATCH if remembers(self.model) else 1)
 
     def run(self, batch: Sequence[int]) -> list[Generated]:
-        """What the model writes after each of these prompts."""
+        """Return what the model writes after each of these prompts."""
         with torch.no_grad():
             return self._together(batch) if remembers(self.model) else [self._anew(number) for number in batch]
 
@@ -148,13 +148,13 @@ class Decoder:
 
 
 def remembers(model: PreTrainedModel) -> bool:
-    """Whether all that a model keeps of what it has read are keys and values, a pair a token and layer."""
+    """Return whether all that a model keeps of what it has read are keys and values, a pair a token and layer."""
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
     return not getattr(model, "_is_stateful", False) and set(kinds) <= REMEMBERED and bool(accepted(model, cache=None))
 
 
 def common(prompts: Sequence[list[int]]) -> int:
-    """How many tokens all prompts begin with: as many as the first and the last in alphabetical order do."""
+    """Return how many tokens all prompts begin with: as many as the first and the last in alphabetical order do."""
     pairs = zip(min(prompts), max(prompts), strict=False)
     return next((place for place, (a, b) in enumerate(pairs) if a != b), min(map(len, prompts)))
 

@@ -113,7 +113,7 @@ class Answering:
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template that is used: the tokenizer's own, or the one of several that is named. `SpecError` if it has none."""
+        """Return the template that is used: the tokenizer's own, or the one of several that is named. `SpecError` if it has none."""
         if chat_template is False or chat_template is None:
             return None
         known = self.tokenizer.chat_template
@@ -124,7 +124,7 @@ class Answering:
         return known[name] if isinstance(known, dict) else known
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as the tokenizer's template writes it; without the system's turn if the template refuses one."""
+        """Return a conversation as the tokenizer's template writes it; without the system's turn if the template refuses one."""
         options: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         try:
             return templated(self.tokenizer, chat_history, **options)
@@ -133,7 +133,7 @@ class Answering:
             return templated(self.tokenizer, users, **options)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
-        """The ids of a text, with what the tokenizer puts around it unless the text begins with the start token already."""
+        """Return the ids of a text, with what the tokenizer puts around it unless the text begins with the start token already."""
         special = self._adds if add_special_tokens is None else add_special_tokens
         if add_special_tokens is None and string.startswith(str(self.tokenizer.decode(self.prefix_token_id))):
             special = False
@@ -151,7 +151,7 @@ class Answering:
         return [-sum(next(scored).nats for _ in text) for text in windows]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """What greedy decoding gives after each prompt, up to the first text that ends it. `SpecError` for sampling."""
+        """Return what greedy decoding gives after each prompt, up to the first text that ends it. `SpecError` for sampling."""
         endings = [self._ending(request.args[1]) for request in requests]
         prompts = [self._prompt(request.args[0], ending) for request, ending in zip(requests, endings, strict=True)]
         names = [_name("generate", prompt, ending.until, ending.room) for prompt, ending in zip(prompts, endings, strict=True)]
@@ -170,7 +170,7 @@ class Answering:
         return [self._text(self._journal[name], ending) for name, ending in zip(names, endings, strict=True)]
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """The ids of a context and of what is scored after it, split as the harness splits them."""
+        """Return the ids of a context and of what is scored after it, split as the harness splits them."""
         if context == "":
             ids = self.tok_encode(continuation, add_special_tokens=False)
             return ([self.prefix_token_id], ids) if ids[:1] != [self.prefix_token_id] else (ids[:1], ids[1:])

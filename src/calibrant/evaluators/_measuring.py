@@ -66,7 +66,7 @@ def timed(
     reference: PreTrainedModel | None = None,
     journal: Journal | None = None,
 ) -> Measurement:
-    """One measurement: its scores say how many rows of how many they are over, and its provenance the seconds it took."""
+    """Measure once: the scores say how many rows of how many they are over, and the provenance the seconds it took."""
     began = time.perf_counter()
     with freed_memory_kept():
         measured = task.measure(Subject(opened.model, opened.tokenizer, reference, progress, Journal() if journal is None else journal))
@@ -102,7 +102,7 @@ def _journal(task: Evaluator, opened: Opened, reference: Opened | None) -> Journ
 
 
 def leaks(sets: Iterable[CalibrationSet], evaluators: Sequence[Evaluator]) -> dict[str, dict[str, int]]:
-    """How many rows of the users' own files in each set are also measured, by set and evaluator; what has none is left out.
+    """Return how many rows of the users' own files in each set are also measured, by set and evaluator; what has none is left out.
 
     The sources that Calibrant knows take such rows out of themselves. A file's whole calibrate part is looked at, whatever the draw.
     """

@@ -62,7 +62,7 @@ Put = Callable[[Row], Item | None]
 
 
 def put_for(source: str, style: str | None, choices: bool, numbers: bool) -> Put:
-    """How rows of a source are put; `numbers` says whether answers without choices are numbers to be ranked among wrong ones."""
+    """Return how rows of a source are put; `numbers` says whether answers without choices are numbers to be ranked among wrong ones."""
     if not choices:
         return _number if numbers else _free
     if style == "letters":
@@ -71,7 +71,7 @@ def put_for(source: str, style: str | None, choices: bool, numbers: bool) -> Put
 
 
 def prompt(exemplars: Sequence[Item]) -> str:
-    """The text that stands before every question."""
+    """Return the text that stands before every question."""
     return "".join(item.right.written + BETWEEN for item in exemplars)
 
 
@@ -108,7 +108,7 @@ class TokenizedTexts:
             self._known.update(zip(new, map(tuple, encoded), strict=True))
 
     def request(self, context: str, continuation: str) -> Request:
-        """What is shown and what is scored, behind the start token where the tokenizer puts one."""
+        """Return what is shown and what is scored, behind the start token where the tokenizer puts one."""
         before, whole = self._ids(context), self._ids(context + continuation)
         # A tokenizer may join the end of a context with what follows; then the token that holds both is scored, for every choice in the same way.
         same = next((at for at, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), min(len(before), len(whole) - 1))

@@ -78,7 +78,7 @@ def score(
     known: Mapping[int, Scored] | None = None,
     measured: str = "a request",
 ) -> list[Scored]:
-    """The score of each request, in their order. `on_results` hears of results by index as they come.
+    """Return the score of each request, in their order. `on_results` hears of results by index as they come.
 
     `known` are results of an earlier call with the same requests: they are given back as they are, and only passes that hold others are run, with
     the same company as then. Raises `DataError` for a request that is empty or longer than the model has positions, `NumericsError`, which
@@ -138,7 +138,7 @@ def score_named(
 
 
 def shares(model: PreTrainedModel, longest: int) -> bool:
-    """Whether requests of up to `longest` tokens can share what they begin with, by a cache and a mask of their own, and nothing else changes.
+    """Return whether requests of up to `longest` tokens can share what they begin with, by a cache and a mask of their own, and nothing else changes.
 
     Not where a layer attends through a window or a chunk that is shorter, is recurrent, places tokens by their distance in the row (ALiBi), turns
     positions by the length of the whole, or where the attention takes no mask (flash, flex).
@@ -209,7 +209,7 @@ class _Trees:
 
     @torch.no_grad()
     def run(self, pack: Sequence[int]) -> dict[int, Scored]:
-        """One forward over the tree of these requests."""
+        """Run one forward over the tree of these requests."""
         requests = [self._requests[i] for i in pack]
         tree = _grow(requests, self._begin)
         rows = sorted(set(itertools.chain.from_iterable(tree.predicting)))
@@ -303,7 +303,7 @@ class _PaddedRows:
 
     @torch.no_grad()
     def run(self, pack: Sequence[int]) -> dict[int, Scored]:
-        """One padded forward."""
+        """Run one padded forward."""
         requests = [self._requests[i] for i in pack]
         windows = [ScoredWindow("", 0, [*r.context, *r.continuation], len(r.context), 0) for r in requests]
         scored = [

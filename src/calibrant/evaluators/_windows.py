@@ -75,7 +75,7 @@ class TextEvaluator(SourceEvaluator, ABC):
 
 
 def within(source: Source, windows: Iterable[ScoredWindow], tokens: int) -> list[ScoredWindow]:
-    """The first windows, until `tokens` are scored. `DataError` if there is nothing to score."""
+    """Return the first windows, until `tokens` are scored. `DataError` if there is nothing to score."""
     chosen: list[ScoredWindow] = []
     left = tokens
     for window in windows:
@@ -89,7 +89,7 @@ def within(source: Source, windows: Iterable[ScoredWindow], tokens: int) -> list
 
 
 def cut(row: Row, format: Format, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[ScoredWindow]:
-    """The windows of one document, lazily: most documents give only their first."""
+    """Yield the windows of one document, lazily: most documents give only their first."""
     text, start = format.render(row, tokenizer), start_tokens(tokenizer)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
@@ -103,7 +103,7 @@ def cut(row: Row, format: Format, tokenizer: PreTrainedTokenizerBase, length: in
 
 
 def in_turn(documents: Iterator[Iterator[ScoredWindow]]) -> Iterator[ScoredWindow]:
-    """One window of each document, then another of each that has more."""
+    """Yield one window of each document, then another of each that has more."""
     waiting = documents
     while True:
         again: list[Iterator[ScoredWindow]] = []
@@ -134,7 +134,7 @@ def score_windows(
 
 
 def by_document(windows: Iterable[ScoredWindow]) -> dict[str, list[ScoredWindow]]:
-    """The windows of each document, the documents in the order of their keys."""
+    """Return the windows of each document, the documents in the order of their keys."""
     documents: dict[str, list[ScoredWindow]] = {}
     for window in windows:
         documents.setdefault(window.document, []).append(window)

@@ -27,7 +27,7 @@ _FIRST: Final = 8
 
 
 def is_number(text: str) -> bool:
-    """Whether an answer is a plain number, such as -12 or 3.50."""
+    """Return whether an answer is a plain number, such as -12 or 3.50."""
     return bool(_NUMBER.fullmatch(text)) and len(text) <= _LONGEST
 
 

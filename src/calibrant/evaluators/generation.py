@@ -66,7 +66,7 @@ class Generation(SourceEvaluator):
         return (row for row in source.rows("measure") if row.question and row.answer)
 
     def limited(self, limit: int) -> "Generation":
-        """The same with the first `limit` questions in the order of their hashes."""
+        """Return the same with the first `limit` questions in the order of their hashes."""
         return replace(self, limit=limit)
 
     def measure(self, subject: Subject) -> Measurement:
@@ -93,7 +93,7 @@ class Generation(SourceEvaluator):
         return Measurement(self._score(source, rows, exemplars, outcomes, most), outcomes)
 
     def exemplars(self, source: Source) -> tuple[Row, ...]:
-        """The rows that are shown before each question. `DataError` if the source has fewer that can be."""
+        """Return the rows that are shown before each question. `DataError` if the source has fewer that can be."""
         form = held_out(self.name, "cot" if self.cot else "qa")[1] if self.shots else None
         # An example with a blank line in its answer would show the model how to be stopped.
         pool = [row for row in source.rows("exemplars") if form and form.takes(row) and BETWEEN not in f"{row.answer}{row.rationale or ''}"]
@@ -145,7 +145,7 @@ class _AnswerReader:
         self.alike = len({row.choices for row in rows}) == 1
 
     def most(self) -> int:
-        """How many tokens an answer may have."""
+        """Return how many tokens an answer may have."""
         if self.cot:
             return TOKENS_OF_REASONING
         texts = {f" {text}" for row in self.rows for text in (row.answer or "", *(() if row.labels else row.choices))}
@@ -153,11 +153,11 @@ class _AnswerReader:
         return max(TOKENS_OF_ANSWER, longest + TO_SPARE)
 
     def ended(self, ids: Sequence[int]) -> bool:
-        """Whether these tokens hold a whole answer: a special token came, or what nobody reads on behind."""
+        """Return whether these tokens hold a whole answer: a special token came, or what nobody reads on behind."""
         return ids[-1] in self.special or self._end(self._text(ids)) is not None
 
     def read(self, row: Row, answer: Generated) -> dict[str, Any]:
-        """What is kept of an answer."""
+        """Return what is kept of an answer."""
         text = self._text(answer.ids)
         extracted, right = self._verdict(row, text[: self._end(text)].strip())
         return {"right": right, "extracted": extracted, "tokens": len(answer.ids), "cut": answer.cut}
@@ -189,7 +189,7 @@ class _AnswerReader:
 
 
 def kind_of(row: Row) -> Kind:
-    """What the right answer is: one of the choices if there are any, else a number if it can be read as one, else words."""
+    """Return what the right answer is: one of the choices if there are any, else a number if it can be read as one, else words."""
     if row.choices and row.answer in (row.labels or row.choices):
         return "choice"
     return "number" if number_of(row.need("answer")) else "words"

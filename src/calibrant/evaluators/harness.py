@@ -69,18 +69,18 @@ class Harness(Evaluator):
             raise SpecError(f"harness(num_fewshot={self.num_fewshot}): num_fewshot can't be negative", subject="num_fewshot")
 
     def rows(self) -> Iterator[Row]:
-        """The task's documents: each of their texts that is long enough to be known again."""
+        """Yield the task's documents: each of their texts that is long enough to be known again."""
         with _undisturbed():
             task = self._task()
             texts = dict.fromkeys(text for doc in task.eval_docs for text in (*doc.values(), task.doc_to_text(doc)) if isinstance(text, str))
         return (Row(question=text) for text in texts if len(text.split()) >= WORDS)
 
     def digest(self) -> str:
-        """What the user's folder of tasks holds."""
+        """Return what the user's folder of tasks holds."""
         return digest_of_folder(self.include_path) if self.include_path else ""
 
     def limited(self, limit: int) -> "Harness":
-        """The same with the first `limit` documents."""
+        """Return the same with the first `limit` documents."""
         return replace(self, limit=limit)
 
     def measure(self, subject: Subject) -> Measurement:
@@ -265,7 +265,7 @@ class _HarnessResults:
 
 @cache
 def language_model() -> type[Any]:
-    """The harness's `LM` over Calibrant's engine, registered with it as `calibrant`; what it takes is said at `Answering`.
+    """Return the harness's `LM` over Calibrant's engine, registered with it as `calibrant`; what it takes is said at `Answering`.
 
     `SpecError` if the harness isn't installed.
     """

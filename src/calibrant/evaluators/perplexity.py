@@ -70,7 +70,7 @@ class Perplexity(SourceEvaluator):
         return held_out(self.source)
 
     def limited(self, limit: int) -> "Perplexity":
-        """The same with a budget of `limit` tokens."""
+        """Return the same with a budget of `limit` tokens."""
         return replace(self, tokens=limit)
 
     def measure(self, subject: Subject) -> Measurement:
@@ -142,7 +142,7 @@ def stretches(count: int, length: int, stride: int | None, short: bool) -> Itera
 
 
 def joined_rows(source: Source, rows: Iterable[Row], format: Format, tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[str]:
-    """The measured part as the pieces of one text; of a long one as many of the first ones as give at least `wanted` tokens."""
+    """Return the measured part as the pieces of one text; of a long one as many of the first ones as give at least `tokens` of them."""
     pieces = iter(wikitext_lines()) if isinstance(source, WikiText) else (format.render(row, tokenizer) for row in rows)
     pieces_taken, letters = [next(pieces, "")], LETTERS_PER_TOKEN * tokens
     size = len(pieces_taken[0])
@@ -167,6 +167,6 @@ def _rows(source: Source, pieces: Sequence[str], windows: Sequence[ScoredWindow]
 
 
 def wikitext_lines() -> Iterator[str]:
-    """The lines of WikiText-2's raw test file in its order, empty ones too, as the hub has them and the papers join them."""
+    """Yield the lines of WikiText-2's raw test file in its order, empty ones too, as the hub has them and the papers join them."""
     lines, _ = records(HUB, "test", [("wikitext2_raw", "test")])
     return (record["text"] for record in lines)

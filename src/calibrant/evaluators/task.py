@@ -67,7 +67,7 @@ class Task(SourceEvaluator):
         return self._source.rows("measure")
 
     def limited(self, limit: int) -> "Task":
-        """The same with the first `limit` questions."""
+        """Return the same with the first `limit` questions."""
         return replace(self, limit=limit)
 
     def measure(self, subject: Subject) -> Measurement:
@@ -169,7 +169,7 @@ class _Answered:
         return self.scored[-1] if self.item.solution else None
 
     def has(self, metric: str) -> bool:
-        """Whether the metric can be had of this item."""
+        """Return whether the metric can be had of this item."""
         return metric != "solution" or self.solution is not None
 
     def result(self, metric: str) -> tuple[float, float]:
@@ -181,7 +181,7 @@ class _Answered:
         return scored.nats, float(scored.tokens)
 
     def hit(self, metric: str, blind: bool = False) -> bool:
-        """Whether the right option comes first, or would without the question; of equals, the first one given does."""
+        """Return whether the right option comes first, or would without the question; of equals, the first one given does."""
         nats = [scored.nats for scored in (self.bare if blind else self.scored[: len(self.item.options)])]
         match metric:
             case "acc_norm":
@@ -193,7 +193,7 @@ class _Answered:
         return min(range(len(nats)), key=nats.__getitem__) == self.item.gold
 
     def facts(self, ranked: bool, worked: bool) -> dict[str, Any]:
-        """What is kept of it besides its result, the same names for every item of a measurement."""
+        """Return what is kept of it besides its result, the same names for every item of a measurement."""
         options, gold = self.scored[: len(self.item.options)], self.scored[self.item.gold]
         facts: dict[str, Any] = {"nats": gold.nats, "tokens": gold.tokens, "greedy": gold.greedy}
         if ranked:

@@ -29,7 +29,7 @@ class Method(Spec, ABC):
     `updates` says whether kept weights change too: weights fitted to inputs that no longer come do harm, so a study propagates such
     methods' errors by default (`arrival`), and lets all others share one pass over the untouched model (`dense`).
     `tries` says whether it measures the model on the calibration tokens (`job.loss`); it needs them then, whatever it observes.
-    `accepts` says which kinds of target can be asked of it; it is given no other.
+    `accepts` says which kinds of target it takes; it is given no other.
     `prunes` is false for what leaves everything as it is whatever the target; of all else the share that a `Removal` asks for really goes.
     `propagate` is what `prune` lets matrices see where nobody asks for something else.
     """
@@ -78,7 +78,7 @@ class MatrixMethod(Method, ABC):
 
     @abstractmethod
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
-        """The compressed weight, of the same shape, type and device; `weight` itself is left alone."""
+        """Return the compressed weight, of the same shape, type and device; `weight` itself is left alone."""
 
     def edits(self, job: Job) -> Iterator[Edit]:
         for weight, seen in job.walk(self.observes):
@@ -107,7 +107,7 @@ class PartMethod(Method, ABC):
 
     @abstractmethod
     def left_to_drop(self, job: Job) -> int:
-        """How many parts are still to go: what the target asks, less what went before an interruption."""
+        """Return how many parts are still to go: what the target asks, less what went before an interruption."""
 
 
 class BlockMethod(PartMethod, ABC):
@@ -156,7 +156,7 @@ def parts_of(target: Target, parts: Parts) -> Share:
 
 
 def share_of(count: int, target: Target, parts: Parts) -> int:
-    """How many of `count` parts a share of them is: rounded down, and at least one unless the share is 0.
+    """Return how many of `count` parts a share of them is: rounded down, and at least one unless the share is 0.
 
     Raises `TargetError` for a target that is no share of them, or one that is less than a part.
     """
@@ -195,7 +195,7 @@ def finite(numbers: Shaped[Tensor, "..."], what: str) -> Shaped[Tensor, "..."]:
 
 
 def observed(seen: Seen, kind: type[S]) -> S:
-    """What the matrix saw; a `NumericsError` if no token reached it, because then there is nothing to judge its inputs by."""
+    """Return what the matrix saw; a `NumericsError` if no token reached it, because then there is nothing to judge its inputs by."""
     statistic = seen[kind]
     if statistic.tokens == 0 or not statistic.mass > 0:
         raise NumericsError(
@@ -205,5 +205,5 @@ def observed(seen: Seen, kind: type[S]) -> S:
 
 
 def prune(weight: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-    """A copy of `weight` with exact zeros where it isn't kept."""
+    """Return a copy of `weight` with exact zeros where it isn't kept."""
     return weight.detach().masked_fill(~keep, 0)

@@ -37,7 +37,7 @@ Step = Callable[[Tensor, Tensor, Tensor, Tensor, Span], Tensor]
 
 
 def eliminate(weight: Float[Tensor, "out in"], factor: Factor, target: Removal, block: int, step: Step | None = None) -> Float[Tensor, "out in"]:
-    """A copy of `weight`, pruned to `target` and corrected. Removed weights are exactly zero. `step` overrides the device's own."""
+    """Return a copy of `weight`, pruned to `target` and corrected. Removed weights are exactly zero. `step` overrides the device's own."""
     step = step or (eliminate_rows if weight.device.type == "cpu" else eliminate_columns)
     work = weight.detach().clone(memory_format=torch.contiguous_format)
     upper, saliency = factor.upper.to(work.dtype), factor.saliency.to(work.dtype)
@@ -88,7 +88,7 @@ def eliminate_rows(weight: Tensor, upper: Tensor, saliency: Tensor, removed: Ten
 
 
 def eliminate_columns(weight: Tensor, upper: Tensor, saliency: Tensor, removed: Tensor, span: Span) -> Tensor:
-    """A `Step` for any device: left-looking, each column takes the corrections of all before it at once."""
+    """Eliminate on any device: a `Step`, left-looking, each column takes the corrections of all before it at once."""
     block, u = weight[:, span.start : span.stop], upper[span.start : span.stop, span.start : span.stop]
     s, original = saliency[span.start : span.stop], block.clone()
     errors = torch.zeros_like(block)

@@ -69,7 +69,7 @@ def _inverse_factor(gram: Gram, dead: Tensor, damping: float, dtype: torch.dtype
 
 
 def invert_upper(r: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:
-    """The inverse of an upper triangular matrix, again upper, by halving: a third of the work of solving for a whole identity."""
+    """Return the inverse of an upper triangular matrix, again upper, by halving: a third of the work of solving for a whole identity."""
     n = len(r)
     if n <= _HALVE_ABOVE:
         return torch.linalg.solve_triangular(r, torch.eye(n, dtype=r.dtype, device=r.device), upper=True)

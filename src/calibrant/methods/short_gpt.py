@@ -29,6 +29,6 @@ class ShortGPT(BlockMethod):
 
 
 def influence(seen: Seen) -> float:
-    """How far a block turned its input on average: 0 for one that turns nothing, 2 at most."""
+    """Return how far a block turned its input on average: 0 for one that turns nothing, 2 at most."""
     change = seen[BlockChange]
     return change.total / change.mass

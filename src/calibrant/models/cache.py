@@ -51,7 +51,7 @@ class CachedModel:
     dtype: torch.dtype
 
     def load(self) -> tuple[PreTrainedModel, str] | None:
-        """The model and its note, if they are kept and undamaged. A damaged folder is deleted."""
+        """Return the model and its note, if they are kept and undamaged. A damaged folder is deleted."""
         try:
             about = json.loads((self._folder / DESCRIPTION).read_text(encoding="utf-8"))
             with ThreadPoolExecutor(1) as beside:

@@ -72,7 +72,7 @@ def read_config(folder: Path, ref: str, room: Room, trust: bool) -> PreTrainedCo
 
 
 def opening_by_transformers(ref: str) -> Refusal:
-    """What stands around every call that has transformers read a folder's configuration or weights."""
+    """Return what stands around every call that has transformers read a folder's configuration or weights."""
     return Refusal(f"{ref} can't be opened by transformers", "; check its config.json and that all files are there", ref)
 
 

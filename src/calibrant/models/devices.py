@@ -22,7 +22,7 @@ WORTH: Final = 1.2
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device that `device` names; `auto` is CUDA, else MPS, else the processor.
+    """Return the device that `device` names; `auto` is CUDA, else MPS, else the processor.
 
     Raises `ModelError` for a name that doesn't exist, or a device that this machine lacks. CUDA and MPS are untested here.
     """
@@ -39,7 +39,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: str | torch.device = "cpu") -> torch.dtype:
-    """The type that weights and activations are kept in.
+    """Return the type that weights and activations are kept in.
 
     `auto` is bfloat16 where the device multiplies in it natively (AMX, AVX-512 BF16, ARM BF16, CUDA from capability 8.0 on) and, on a processor,
     is by a fifth faster in it, which is tried once: AVX-512 BF16 runs at twice the speed of float32 on some processors and at half of it on
@@ -62,7 +62,7 @@ def _native_bfloat16(device: torch.device) -> bool:
 
 @functools.cache
 def bfloat16_gain() -> float:
-    """How many times as fast as in float32 this processor multiplies matrices in bfloat16, the best of several tries each."""
+    """Return how many times as fast as in float32 this processor multiplies matrices in bfloat16, the best of several tries each."""
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
     operands = {dtype: torch.ones(1024, 1024, dtype=dtype) for dtype in best}
     for _ in range(6):

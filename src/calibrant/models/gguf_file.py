@@ -167,7 +167,7 @@ def _scalar(kind: int) -> str:
 
 
 def open_gguf(path: Path, dtype: torch.dtype, digest: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, str]:
-    """The model, its tokenizer, and a note such as "dequantized from Q4_1" (empty if nothing was quantized).
+    """Return the model, its tokenizer, and a note such as "dequantized from Q4_1" (empty if nothing was quantized).
 
     `digest` is that of the file: by it the dequantized model lies in the user's cache, as `cache` says. Raises `ModelError` for a file that is
     no GGUF, is truncated or damaged, holds blocks or tensors that the model has no place for, or is of an architecture that transformers can't
@@ -251,7 +251,7 @@ def _opening(path: Path) -> Refusal:
 
 
 def quantization(reader: gguf.GGUFReader) -> str:
-    """What most numbers of the file are quantized to, as a note; empty if all are plain floats."""
+    """Return what most numbers of the file are quantized to, as a note; empty if all are plain floats."""
     sizes: Counter[str] = Counter()
     for tensor in reader.tensors:
         sizes[tensor.tensor_type.name] += int(tensor.n_elements)

@@ -77,7 +77,7 @@ def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote
 
 
 def open_tokenizer(ref: str, trust_remote_code: bool | None = None) -> tuple[Any, str]:
-    """The tokenizer of the model that `ref` names, and that name; the weights are neither read nor downloaded, and needn't be there.
+    """Return the tokenizer of the model that `ref` names, and that name; the weights are neither read nor downloaded, and needn't be there.
 
     It is the one that `open_model(ref)` gives, so a set read with either has the same fingerprint. `trust_remote_code` as `open_model` has it.
     Raises `ModelError` for what can't be opened.
@@ -89,7 +89,7 @@ def open_tokenizer(ref: str, trust_remote_code: bool | None = None) -> tuple[Any
 
 
 def located(ref: str) -> Path:
-    """The file or folder on this machine that holds the model which `ref` names. `ModelError` if there is none; nothing is downloaded."""
+    """Return the file or folder on this machine that holds the model which `ref` names. `ModelError` if there is none; nothing is downloaded."""
     return _locate(ref, local=True)
 
 

@@ -31,7 +31,7 @@ def quiet() -> Iterator[None]:
 
 
 def quoted(error: BaseException) -> str:
-    """A library's message as a part of a sentence of ours: one line, not too long; the class's name if it says nothing."""
+    """Return a library's message as a part of a sentence of ours: one line, not too long; the class's name if it says nothing."""
     text = visible(" ".join(str(error).split())).rstrip(".: ") or type(error).__name__
     return text if len(text) <= LONGEST else text[:LONGEST].rsplit(" ", 1)[0] + " …"
 

@@ -121,7 +121,7 @@ def _appears(folder: Path) -> Iterator[Path]:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
-    """What the `calibrant.json` of a folder that we saved says; None for every other folder, and for a damaged one."""
+    """Return what the `calibrant.json` of a folder that we saved says; None for every other folder, and for a damaged one."""
     try:
         manifest = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):

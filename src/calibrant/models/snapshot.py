@@ -58,7 +58,7 @@ class Snapshot(Listener):
         self._view.refresh()
 
     def original(self, weight: Weight) -> Tensor:
-        """The numbers of a matrix of the untouched model as it stores them, to be left as they are; `[in, out]` if `transposed`.
+        """Return the numbers of a matrix of the untouched model as it stores them, to be left as they are; `[in, out]` if `transposed`.
 
         Raises `ModelError` for a matrix of another model, or one that was made since.
         """
@@ -92,7 +92,7 @@ class Snapshot(Listener):
             now.put_back()
 
     def bytes(self) -> int:
-        """The memory that the copies take."""
+        """Return the memory that the copies take."""
         return sum(n.copied.numel() * n.copied.element_size() for n in self._numbers.values() if n.copied is not None)
 
 

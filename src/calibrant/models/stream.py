@@ -125,7 +125,7 @@ class Stream:
         return _Found(view).stream()
 
     def readers_of(self, norm: Norm) -> tuple[Reader, ...]:
-        """Every matrix that reads the stream through `norm`."""
+        """Return every matrix that reads the stream through `norm`."""
         return tuple(reader for reader in self.readers if reader.norm == norm)
 
     def rescale(self, norm: Norm, factors: Float[Tensor, "hidden"]) -> None:

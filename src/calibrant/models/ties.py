@@ -1,4 +1,4 @@
-"""Parameters that are the same memory, such as a head that is the embedding, and how they are told apart again."""
+"""Parameters that are the same memory, such as a head that is the embedding, and how they are untied."""
 
 import copy
 from collections.abc import Mapping

@@ -102,7 +102,7 @@ class Flow(TorchDispatchMode):
         self._inside_norm = 0
 
     def label(self, x: Any) -> Label:
-        """What is known of a tensor; nothing of anything else."""
+        """Return what is known of a tensor; nothing of anything else."""
         entry = self._labels.get(id(x))  # a number is given anew when a tensor is gone, so the tensor itself is compared too
         return entry[1] if entry is not None and entry[0] is x else NOTHING
 
@@ -373,5 +373,5 @@ def _among(rows: Rows, first: int, step: int) -> Rows:
 
 
 def norms_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that normalise, by name: those that are called so, and have no parts of their own."""
+    """Return the modules that normalise, by name: those that are called so, and have no parts of their own."""
     return {name: m for name, m in model.named_modules() if "norm" in type(m).__name__.lower() and not any(True for _ in m.children())}

@@ -55,7 +55,7 @@ class Weight:
         return self.stored.data_ptr()
 
     def get(self) -> Float[Tensor, "out in"]:
-        """The matrix: a view of the model's own numbers, so to be left as it is."""
+        """Return the matrix: a view of the model's own numbers, so to be left as it is."""
         return self.stored.T if self.transposed else self.stored
 
     def set(self, matrix: Float[Tensor, "out in"]) -> None:
@@ -155,7 +155,7 @@ class ModelView:
         self._read()
 
     def snapshot(self) -> dict[str, Tensor]:
-        """A copy of every matrix that is compressed, by name. `Snapshot` keeps everything else too, and copies only what is overwritten."""
+        """Return a copy of every matrix that is compressed, by name. `Snapshot` keeps everything else too, and copies only what is overwritten."""
         return {weight.name: weight.stored.clone() for weight in self.weights}
 
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:
@@ -254,7 +254,7 @@ class _Parameter:
         return f"not used as one matrix ({self.tensor.dim()} dimensions, in a {type(self.owner).__name__})"
 
     def weights(self) -> list[Weight]:
-        """The matrix, or one for each expert."""
+        """Return the matrix, or one for each expert."""
         assert self.block is not None
         transposed = isinstance(self.owner, Conv1D) or bool(getattr(self.owner, "is_transposed", False)) or type(self.owner).__name__ in TRANSPOSED
         *_, a, b = self.tensor.shape

@@ -1,4 +1,4 @@
-"""What is asked of a matrix, one kind of target a file: a sparsity (`0.5`), N kept of every M (`2:4`), a grid of few values (`w4g64`), a share
+"""Targets: what a matrix is to become, one kind a file: a sparsity (`0.5`), N kept of every M (`2:4`), a grid of few values (`w4g64`), a share
 of the blocks or experts (`blocks 0.25`).
 
 Targets are small values. What removes chooses exactly: the count is the one that was asked for, to the weight, and where scores tie the lowest

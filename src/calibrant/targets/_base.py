@@ -12,7 +12,7 @@ Group = Literal["row", "matrix"]
 
 
 class Target(Spec, ABC):
-    """What is asked of a matrix. A frozen, hashable value; `str` gives the text that a user would write.
+    """What a matrix is to become. A frozen, hashable value; `str` gives the text that a user would write.
 
     `written` says in words how its kind is written, and `example` is one: both end up in sentences about what is allowed.
     """
@@ -37,7 +37,7 @@ class Target(Spec, ABC):
         return None
 
     def check(self, shape: tuple[int, int], name: str) -> None:  # most targets fit every shape
-        """Raise `TargetError`, naming the matrix, if this can't be asked of a matrix of `shape` (out, in)."""
+        """Raise `TargetError`, naming the matrix, if a matrix of `shape` (out, in) can't become this."""
 
 
 class Removal(Target, ABC):

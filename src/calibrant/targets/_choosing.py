@@ -9,7 +9,7 @@ from calibrant.errors import NumericsError
 
 
 def keep_highest(scores: Float[Tensor, "group member"], remove: int) -> Bool[Tensor, "group member"]:
-    """All but the `remove` lowest scores of each row; of equal scores the first goes first.
+    """Return all but the `remove` lowest scores of each row; of equal scores the first goes first.
 
     The same mask as a stable sort gives, several times faster: find each row's threshold, and count only ties at it. Raises `NumericsError`
     if a score is NaN.

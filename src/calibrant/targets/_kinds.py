@@ -29,7 +29,16 @@ def allowed(accepts: Iterable[type[Target]] = (Target,)) -> str:
 
 
 def parse_target(text: str | float | int) -> Target:
-    """Return the target that a text or number such as `0.5`, `"0.5"`, `"2:4"` or `"w4g64"` asks for; `TargetError` for anything else."""
+    """Return the target that a text or number such as `0.5`, `"0.5"`, `"2:4"` or `"w4g64"` asks for; `TargetError` for anything else.
+
+    >>> parse_target("2:4")
+    NofM(n=2, m=4)
+    >>> parse_target("w4g64").bits
+    4
+    >>> parse_target("50%")
+    Traceback (most recent call last):
+    calibrant.errors.TargetError: '50%' is no target, did you mean 0.5?; write a sparsity...
+    """
     value = user_text(text, TargetError) if isinstance(text, str) else text
     for kind in kinds():
         if (target := kind.read(value)) is not None:

@@ -51,7 +51,11 @@ class NofM(Removal):
             raise TargetError(message, subject=name)
 
     def keep(self, scores: Float[Tensor, "out in"], group: Group = "row") -> Bool[Tensor, "out in"]:
-        """As in `Removal`; the groups of `m` lie within rows, so `group` makes no difference."""
+        """Return what is kept, as `Removal` says; the groups of `m` lie within rows, so `group` makes no difference.
+
+        >>> NofM(2, 4).keep(torch.tensor([[0.1, 3.0, 2.0, 0.2]]))
+        tensor([[False,  True,  True, False]])
+        """
         self.check((scores.shape[0], scores.shape[1]), "the matrix")
         if self.m > _PAIRWISE_UP_TO:
             return keep_highest(scores.reshape(-1, self.m), self.m - self.n).reshape(scores.shape)

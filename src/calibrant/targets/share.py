@@ -45,5 +45,5 @@ class Share(Target):
         return self.fraction
 
     def quota(self, count: int) -> int:
-        """How many of `count` parts go: the floor of the exact product of the decimal as written."""
+        """Return how many of `count` parts go: the floor of the exact product of the decimal as written."""
         return int(count * Fraction(str(self.fraction)))

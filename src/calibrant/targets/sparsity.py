@@ -45,7 +45,7 @@ class Sparsity(Removal):
         return self.fraction
 
     def quota(self, count: int) -> int:
-        """How many of `count` weights go: the floor of the exact product of the decimal as written (0.29 of 100 is 29, not 28)."""
+        """Return how many of `count` weights go: the floor of the exact product of the decimal as written (0.29 of 100 is 29, not 28)."""
         return int(count * Fraction(str(self.fraction)))
 
     def keep(self, scores: Float[Tensor, "out in"], group: Group = "row") -> Bool[Tensor, "out in"]:

@@ -59,7 +59,7 @@ class _Case:
         self._generator = torch.Generator().manual_seed(shape[0] * 1000 + shape[1])
 
     def exact(self) -> "_Case":
-        """The same in float64, where a product whose sums depend on a row's place moves no near tie."""
+        """Return the same in float64, where a product whose sums depend on a row's place moves no near tie."""
         return _Case(self.method, self.target, self.shape, self.device, torch.float64 if self.device != "mps" else torch.float32)
 
     def weight(self) -> Float[Tensor, "out in"]:
@@ -74,11 +74,11 @@ class _Case:
         return (mixed * (0.1 + torch.rand(features, generator=self._generator))).to(self.device, self.dtype)
 
     def seen(self, x: Float[Tensor, "token in"]) -> Seen:
-        """What a matrix sees of `x`, by the kinds that the method observes."""
+        """Return what a matrix sees of `x`, by the kinds that the method observes."""
         return Seen({kind: kind.of(x) for kind in self.method.observes if issubclass(kind, InputStatistic)})
 
     def compress(self, weight: Tensor, x: Tensor) -> Tensor:
-        """The compressed weight; shape, type and device are those of `weight`."""
+        """Return the compressed weight; shape, type and device are those of `weight`."""
         compressed = self.method.compress(weight, self.seen(x), self.target)
         result = compressed.weight
         if compressed.packed is not None:

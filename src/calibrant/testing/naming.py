@@ -1,4 +1,4 @@
-"""Whether a thing can be called by its text, and told apart by its identity."""
+"""Whether a thing can be called by its text, and known by its identity."""
 
 from calibrant.errors import SpecError
 from calibrant.registry import Registry

@@ -43,7 +43,7 @@ FAMILIES: Final = tuple(_FAMILIES)
 
 
 def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """A random model of `family`: three blocks, 32 features, 32 experts where there are any, in evaluation mode, experts run one by one.
+    """Return a random model of `family`: three blocks, 32 features, 32 experts where there are any, in evaluation mode, experts run one by one.
 
     `overrides` are entries of its configuration. The same seed gives the same numbers, and the global generator is left alone.
     Raises `ModelError` for an unknown family.
@@ -63,7 +63,7 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, *
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of bytes: any text goes in and comes out, one token a byte after `<pad>`, `<bos>` and `<eos>`; with a chat template."""
+    """Return a tokenizer of bytes: any text goes in and comes out, one token a byte after `<pad>`, `<bos>` and `<eos>`; with a chat template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate([*SPECIAL, *alphabet])}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -21,7 +21,7 @@ class BlockStatistics:
         self._observes, self._layers = observes, {layer.block: layer for layer in expert_layers(view)} if routes else {}
 
     def of(self, block: Block, before: Tensor, run: Callable[[], Tensor], rows: Callable[[Tensor], Tensor], weights: Tensor | None) -> Seen:
-        """What the block does to `before` [sample, position, hidden] when it is `run`, which gives the same after it.
+        """Return what the block does to `before` [sample, position, hidden] when it is `run`, which gives the same after it.
 
         `rows` leaves of such a tensor the rows that count, `weights` says how much each does.
         """

@@ -104,7 +104,7 @@ class Watch(TorchFunctionMode):
 
 
 def inputs_of(base: nn.Module, ids: Tensor, mask: Tensor | None = None) -> dict[str, Tensor | bool]:
-    """How `base` is asked about `ids` [sample, position] without a cache. A `mask` that it doesn't take is a `ModelError`."""
+    """Return how `base` is asked about `ids` [sample, position] without a cache. A `mask` that it doesn't take is a `ModelError`."""
     takes = signature(base.forward).parameters
     kinds = {one.kind for one in takes.values()}
     inputs: dict[str, Tensor | bool] = {"input_ids": ids}
@@ -134,7 +134,7 @@ def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The hidden states among what a block is called with: its first tensor."""
+    """Return the hidden states among what a block is called with: its first tensor."""
     return next(value for value in (*args, kwargs.get("hidden_states"), *kwargs.values()) if isinstance(value, Tensor))
 
 
@@ -152,7 +152,7 @@ class Order:
         self._last: tuple[int, int, int] | None = None
 
     def next(self, waiting: Sequence[str]) -> Weight:
-        """The first of the matrices that some forward stands at, by name."""
+        """Return the first of the matrices that some forward stands at, by name."""
         place, weight = min(((self._place(w), w) for w in map(self._weights.__getitem__, waiting)), key=lambda pair: pair[0])
         if self._last is not None and place <= self._last:
             raise ModelError(
@@ -175,7 +175,7 @@ class Order:
 
 
 def grouped(weight: Weight, block: Block) -> tuple[str, int, str]:
-    """The experts that a matrix belongs to, its number among them, and which of an expert's matrices it is; any other is a group by itself."""
+    """Return the experts that a matrix belongs to, its number among them, and which of an expert's matrices it is; any other is a group by itself."""
     name = weight.name.removeprefix(block.name + ".")
     numbered = re.fullmatch(r"(.+?)\.(\d+)\.(.+)", name)
     if weight.expert is not None:

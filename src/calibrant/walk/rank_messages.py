@@ -34,7 +34,7 @@ class RankFailure:
         return cls(kind_of(error), name + " ".join(str(error).split()), getattr(error, "subject", ""))
 
     def error(self, rank: int) -> BaseException:
-        """What the others raise for it."""
+        """Return what the others raise for it."""
         if self.kind == KeyboardInterrupt.__name__:
             return KeyboardInterrupt()
         return raised(self.kind, self.text, self.subject) or RankError(f"rank {rank} failed: {self.text}", subject=self.subject)

@@ -56,15 +56,15 @@ class Ranks(ABC):
 
     @abstractmethod
     def device(self, requested: str) -> str:
-        """The device of this rank where `asked` is what the user gave: on CUDA, each rank of a machine has one of its own."""
+        """Return the device of this rank where `asked` is what the user gave: on CUDA, each rank of a machine has one of its own."""
 
     @abstractmethod
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """What this rank takes of `items`: an unbroken run of them, in rank order; none where there are more ranks than items."""
+        """Return what this rank takes of `items`: an unbroken run of them, in rank order; none where there are more ranks than items."""
 
     @abstractmethod
     def gathered(self, mine: Sequence[T]) -> Sequence[T]:
-        """The lists of all ranks, one behind the other."""
+        """Return the lists of all ranks, one behind the other."""
 
     @abstractmethod
     def all(self, mine: bool) -> bool:
@@ -76,11 +76,11 @@ class Ranks(ABC):
 
     @abstractmethod
     def total(self, mine: Iterable[Seen], device: torch.device) -> Seen:
-        """The sum, on `device`, of what the micro-batches of all ranks showed; `mine` are this rank's, maybe none, but some rank has one."""
+        """Return the sum, on `device`, of what the micro-batches of all ranks showed; `mine` are this rank's, maybe none, but some rank has one."""
 
     @abstractmethod
     def part(self, seen: Seen) -> Seen:
-        """What one micro-batch showed, as something to add up for `totals`."""
+        """Return what one micro-batch showed, as something to add up for `totals`."""
 
     @abstractmethod
     def totals(self, mine: Mapping[str, Seen], device: torch.device) -> Mapping[str, Seen]:

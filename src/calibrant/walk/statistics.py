@@ -46,23 +46,23 @@ Dense = tuple[Block, dict[Weight, Seen]]
 
 
 def statistics_id(opened: Opened, batch: TokenBatch) -> str:
-    """The identity of what this model's matrices see of these tokens: the same for every method, target and propagation."""
+    """Return the identity of what this model's matrices see of these tokens: the same for every method, target and propagation."""
     dtype = str(opened.dtype).removeprefix("torch.")
     return identity({"statistics": REVISION, "model": opened.digest, "tokens": batch.fingerprint, "dtype": dtype})
 
 
 def statistics_ids(opened: Opened, batch: TokenBatch) -> tuple[str, ...]:
-    """The identities of all that `batch` is answered from: its own, or those of the parts of a mix, which they share with the parts alone."""
+    """Return the identities of all that `batch` is answered from: its own, or those of the parts of a mix, which they share with the parts alone."""
     return tuple(statistics_id(opened, part) for _, part in batch.mixed) or (statistics_id(opened, batch),)
 
 
 def packed_bytes(width: int, kind: type[Statistic], dtype: torch.dtype = torch.float32) -> int:
-    """What one distinct input of `width` features takes on disk, but for some hundred bytes a block; `dtype` is the Gram's."""
+    """Return what one distinct input of `width` features takes on disk, but for some hundred bytes a block; `dtype` is the Gram's."""
     return 8 * width if kind is FeatureNorms else dtype.itemsize * width * (width + 1) // 2
 
 
 def surplus(sizes: Mapping[str, int], finished: Sequence[str], limit: int) -> list[str]:
-    """Which statistics to delete so that all together take at most `limit` bytes.
+    """Return which statistics to delete so that all together take at most `limit` bytes.
 
     Only those whose last use is over may go: `finished`, in the order of their last uses, of which the earliest go first and no more than it
     takes. What is still to be used stays, even if it takes more.
@@ -89,11 +89,11 @@ class Statistics:
         self.name, self.folder = name, Path(root) / name.removeprefix("sha256:")
 
     def stored_blocks(self, kind: type[Statistic], blocks: Sequence[Block]) -> int:
-        """The length of the unbroken row of blocks, from the first one on, whose statistics are here."""
+        """Return the length of the unbroken row of blocks, from the first one on, whose statistics are here."""
         return sum(1 for _ in itertools.takewhile(lambda block: self._facts(kind, block) is not None, blocks))
 
     def read(self, kinds: Sequence[type[InputStatistic]], block: Block) -> Dense:
-        """What the block's matrices saw, in the order in which a forward used them. Matrices that share an input share a `Seen`.
+        """Return what the block's matrices saw, in the order in which a forward used them. Matrices that share an input share a `Seen`.
 
         Raises `OutputError` if it isn't here.
         """
@@ -121,7 +121,7 @@ class Statistics:
         self._write(self._path(kind, block), tensors, json.dumps(facts))
 
     def read_block(self, kinds: Sequence[type[Statistic]], block: Block) -> Seen:
-        """What the block itself did, and whom its router picked: as `walk_blocks` yields it. Raises `OutputError` if it isn't here."""
+        """Return what the block itself did, and whom its router picked: as `walk_blocks` yields it. Raises `OutputError` if it isn't here."""
         seen: dict[type[Statistic], Statistic] = {}
         for kind in kinds:
             facts, path = self._facts(kind, block), self._path(kind, block)
@@ -142,7 +142,7 @@ class Statistics:
         self._write(self._path(kind, block), tensors, json.dumps(facts))
 
     def bytes(self) -> int:
-        """What is on disk here."""
+        """Return what is on disk here."""
         return sum(path.stat().st_size for path in self.folder.rglob("*.safetensors")) if self.folder.is_dir() else 0
 
     def remove(self) -> None:
@@ -192,7 +192,7 @@ def _folder_of(kind: type[Statistic]) -> str:
 
 
 def by_block(blocks: Sequence[Block], arrivals: Iterable[tuple[Weight, Seen]]) -> Iterator[Dense]:
-    """What a dense walk through `blocks` yields matrix by matrix, block by block: one entry for each, be it empty."""
+    """Yield what a dense walk through `blocks` yields matrix by matrix, block by block: one entry for each, be it empty."""
     groups = itertools.groupby(arrivals, key=lambda arrival: arrival[0].block)
     index, group = next(groups, (-1, iter(())))
     for block in blocks:

@@ -216,7 +216,7 @@ class _MicroBatch:
         return waiting
 
     def block_input(self) -> Tensor:
-        """What the block is about to be given at whose door the forward stands."""
+        """Return what the block is about to be given at whose door the forward stands."""
         assert self._entry is not None
         return hidden_of(*self._entry[1:])
 
@@ -226,13 +226,13 @@ class _MicroBatch:
         return hidden_of(tuple(tree_leaves(self._gave)), {})
 
     def rows(self, x: Tensor, name: str) -> Tensor:
-        """The rows of `x` [sample, position, …] that count, as [token, in]; `name` is what gets them."""
+        """Return the rows of `x` [sample, position, …] that count, as [token, in]; `name` is what gets them."""
         turned = x.transpose(0, 1) if name in self._rehearsal.turned else x
         flat = turned.reshape(self.samples * self.length, -1)
         return flat if self.counted is None else flat[self.counted]
 
     def arrived(self, product: Product, observes: Kinds) -> Seen:
-        """What reached a matrix: statistics of the rows that count."""
+        """Return what reached a matrix: statistics of the rows that count."""
         weight, positions = product.weight, self.samples * self.length
         flat = product.x.reshape(-1, product.x.shape[-1])
         if weight.expert is None and len(flat) == positions:
@@ -292,7 +292,7 @@ class _Shared:
         self._seen = Seen({})
 
     def seen(self, arrivals: Sequence[tuple[_MicroBatch, Product]], observes: Kinds, device: torch.device) -> Seen:
-        """The sum of what arrives from all micro-batches of all ranks."""
+        """Return the sum of what arrives from all micro-batches of all ranks."""
         inputs = [(part, product.x) for part, product in arrivals]
         key = [(id(part), x.data_ptr(), x._version, x.shape, x.stride()) for part, x in inputs]
         # An address is a tensor's own only while that lives; held here, the widest inputs of a block would outlive their use.
