@@ -190,8 +190,8 @@ def test_a_budget_beyond_what_can_be_is_refused_before_anything_is_reserved(data
     ("changes", "said"),
     [
         ({"seeds": range(10**12)}, f"seeds: more than {MOST_VALUES:,} entries"),
-        ({"seeds": range(5000), "sparsities": [n / 1000 for n in range(400)]}, "data: the study asks for 2,000,001 runs, and 100,000 are the most"),
-        ({"groups": {f"g{n}": {"seeds": list(range(4000))} for n in range(40)}}, "groups: the study asks for 160,040 runs"),
+        ({"seeds": range(5000), "sparsities": [n / 1000 for n in range(400)]}, "data: the study has 2,000,001 runs, and 100,000 are the most"),
+        ({"groups": {f"g{n}": {"seeds": list(range(4000))} for n in range(40)}}, "groups: the study has 160,040 runs"),
         ({"primary": [{"compare": "c4", "with": "pile"}] * 10_001}, "primary: more than 10,000 entries"),
         ({"pools": {"all": ["c4"] * 10_001}}, "pools: more than 10,000 entries"),
         ({"exclude": [{"data": "c4"}] * 10_000, "seeds": range(5000)}, "exclude: 10,000 entries for 5,001 runs are too many"),

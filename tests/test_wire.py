@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from calibrant.errors import DataError, NumericsError, Problem, StudyError
 from calibrant.study.driver import TOKENS as WORKERS
 from calibrant.walk.rank_messages import LANGUAGE as RANKS
 from calibrant.walk.rank_messages import RankFailure, RankMessage
-from calibrant.wire import Kind, Language, fields_of, kind_of, raised, receive, send
+from calibrant.wire import Kind, Language, fields_of, kind_of, raised
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,6 @@ class Bomb:
 
 def message(text: str, **tensors: torch.Tensor) -> bytes:
     return save({"text": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8), **tensors})
-
-
-def drained(pipe: IO[bytes]) -> None:
-    while True:
-        receive(pipe)
 
 
 @pytest.mark.parametrize("value", MANY, ids=repr)
@@ -137,24 +132,6 @@ def test_bytes_of_another_kind_are_refused_and_not_run(language: Language, tmp_p
         with pytest.raises(DataError, match="is no message of a process of this job"):
             language.unpack(content)
     assert not mark.exists()
-
-
-def test_a_pipe_gives_whole_messages_and_refuses_the_rest(tmp_path: Path):
-    path = tmp_path / "pipe"
-    with path.open("wb") as pipe:
-        for said in (b"first", b"", b"third" * 1000):
-            send(pipe, said)
-    content = path.read_bytes()
-    with path.open("rb") as pipe:
-        assert [receive(pipe) for _ in range(3)] == [b"first", b"", b"third" * 1000]
-    for end in (0, 5, len(content) - 1):
-        path.write_bytes(content[:end])
-        with path.open("rb") as cut, pytest.raises(EOFError):
-            drained(cut)
-    for other in (pickle.dumps(Bomb(tmp_path / "ran")), b"hello, this is a banner of some library", content[:12] + b"\xff" * 8 + b"x"):
-        path.write_bytes(other)
-        with path.open("rb") as pipe, pytest.raises(DataError, match="doesn't begin a message"):
-            receive(pipe)
 
 
 def test_ranks_say_statistics_of_any_class_that_they_know():

@@ -34,9 +34,9 @@ _HALF: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def reason(error: OSError) -> str:
-    """Why something could not be written, and what to do."""
+    """Return why something could not be written, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; free some space and ask again"
+        return "the disk is full; free some space and run the same command again"
     return f"{error.strerror or error}; is it yours to write to?"
 
 
@@ -54,7 +54,7 @@ def take(file: IO[str], wait: bool = False) -> bool:
 
 
 def text_of_json(value: Any, ordered: bool = False) -> str:
-    """Indented JSON, its keys sorted unless they are `ordered`; floats come back to the last bit, and infinities come back too."""
+    """Return indented JSON, its keys sorted unless they are `ordered`; floats come back to the last bit, and infinities come back too."""
     return json.dumps(_finite(value), sort_keys=not ordered, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -76,20 +76,20 @@ def opened(path: Path) -> IO[bytes]:
 
 
 def content(path: Path, most: int) -> bytes:
-    """All of a file. Raises `OSError` as `opened` does, and `ValueError` for a file of more than so many bytes."""
+    """Return all of a file. Raises `OSError` as `opened` does, and `ValueError` for a file of more than so many bytes."""
     with opened(path) as file:
         return _whole(file.read, most)
 
 
 def _whole(read: Callable[[int], bytes], most: int) -> bytes:
-    found = read(most + 1)
-    if len(found) > most:
+    content_ = read(most + 1)
+    if len(content_) > most:
         raise ValueError(f"it holds more than {most // 2**20} MiB")
-    return found
+    return content_
 
 
 def read_json(path: Path) -> Any:
-    """What `text_of_json` wrote. Raises `DataError` for a file that isn't there or isn't JSON, or what `text_of_json` can't have written."""
+    """Return what `text_of_json` wrote. Raises `DataError` for a file that isn't there or isn't JSON, or what `text_of_json` can't have written."""
     try:
         return from_json(content(path, LARGEST).decode())
     except (OSError, ValueError) as error:
@@ -97,7 +97,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_packed(path: Path) -> Any:
-    """What `packed` wrote. Raises `DataError` as `read_json` does."""
+    """Return what `packed` wrote. Raises `DataError` as `read_json` does."""
     try:
         with opened(path) as file, gzip.GzipFile(fileobj=file) as unpacked:
             return from_json(_whole(unpacked.read, LARGEST).decode())
@@ -106,25 +106,25 @@ def read_packed(path: Path) -> Any:
 
 
 def packed(value: Any) -> bytes:
-    """`text_of_json` compressed, the same bytes whenever it is written."""
+    """Return `text_of_json` compressed, the same bytes whenever it is written."""
     return gzip.compress(text_of_json(value).encode(), mtime=0)
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
-    """What is said of a damaged file; a folder that is called by a hash holds one answer, which is asked for again as a whole."""
+    """Return the error for a damaged file; a folder that is called by a hash holds one result, which is made again as a whole."""
     what = str(error) if isinstance(error, OSError | ValueError) else f"not what is written there: {error!r}"
     gone = "its folder" if len(path.parent.name) == 64 else "it"
     return DataError(f"{short(path)!r} can't be read ({what}); restore it from a copy, or delete {gone} to have it computed again", subject=str(path))
 
 
 def short(path: Path) -> str:
-    """A path as a message repeats it: of ids the beginning says which they are, and of a path its end."""
+    """Return a path as a message repeats it: of ids the beginning says which they are, and of a path its end."""
     text = _ID.sub(r"\1…", str(path))
     return text if len(text) < QUOTED else f"{text[:20]}…{text[22 - QUOTED :]}"
 
 
 def from_json(text: str) -> Any:
-    """The value that `text_of_json` made `text` of. Raises `ValueError` for anything else, also where it is JSON."""
+    """Return the value that `text_of_json` made `text` of. Raises `ValueError` for anything else, also where it is JSON."""
     # Looking at every object takes as long again as reading it.
     hook = _float if '"float"' in text else None
     try:

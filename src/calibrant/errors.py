@@ -9,7 +9,7 @@ CalibrantError                 one root; carries the subject it is about
 │   ├── NumericsError          NaN or infinity in a weight or an activation; a Gram beyond repair
 │   ├── MissingPackageError    an optional package that isn't installed; the message names the extra that brings it
 │   ├── OutputError            a folder that isn't ours to write, a disk that is full
-│   └── StudyError             a study that can't be asked: every mistake in it, each with its line
+│   └── StudyError             a study that can't be run: every mistake in it, each with its line
 ├── WalkError                  a model's forward that can't be followed block by block: exit code 1
 ├── RankError                  one of several processes that work together was lost, or went its own way: exit code 1
 └── WorkerError                a worker of a study that died: the recorded reason why an answer isn't there
@@ -60,7 +60,7 @@ class MissingPackageError(InputError):
 
 
 class TargetError(InputError):
-    """A compression target that doesn't exist, or doesn't fit the matrix it is asked of."""
+    """A compression target that doesn't exist, or doesn't fit the matrix."""
 
 
 class NumericsError(InputError):
@@ -112,6 +112,6 @@ def fitted(line: str) -> str:
     return shorter if len(shorter) <= LINE else f"{shorter[: LINE // 2]} … {shorter[-LINE // 4 :]}"
 
 
-def _shortened(found: re.Match[str]) -> str:
-    mark, text = found.groups()
-    return found[0] if len(text) <= QUOTED else f"{mark}{text[: QUOTED // 2]}…{text[1 - QUOTED // 2 :]}{mark}"
+def _shortened(match: re.Match[str]) -> str:
+    mark, text = match.groups()
+    return match[0] if len(text) <= QUOTED else f"{mark}{text[: QUOTED // 2]}…{text[1 - QUOTED // 2 :]}{mark}"

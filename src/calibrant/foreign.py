@@ -1,4 +1,4 @@
-"""What comes from outside, made fit to be read: texts that can't steer a terminal, values in a line, paths and numbers.
+"""Input from outside, made safe to read: texts that can't steer a terminal, values in a line, paths and numbers.
 
 Everything that is shown passes through `visible` or one of its kin, and what a message repeats of a value through `brief`; every path that a
 user gives becomes a `Path` in `user_path`, every expression and spec passes through `user_text`, and digits become numbers in `whole_number`
@@ -17,7 +17,7 @@ from typing import Any, Final
 from calibrant.errors import InputError
 
 SHOWN: Final = 80
-"""Characters of a given value that a message repeats at most."""
+"""Characters of a value that a message repeats at most."""
 
 LONGEST_PATH: Final = 4096
 """Characters of a path at most: no system takes more."""
@@ -42,7 +42,7 @@ LONGEST_TEXT: Final = 65_536
 """Characters of an expression or a spec at most."""
 
 LARGEST: Final = 10**15
-"""Whole numbers that are given are at most this far from 0: no budget is larger, and all of them are exact as floats too."""
+"""Whole numbers may be this far from 0: no budget is larger, and all of them are exact as floats too."""
 
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,16}")
 _DECIMAL: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
@@ -102,7 +102,7 @@ def visible_json(text: str) -> str:
     >>> visible_json('["\u202e"]')
     '["\\u202e"]'
     """
-    return _IN_LINES.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    return _IN_LINES.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
 
 def brief(value: Any) -> str:
@@ -117,7 +117,7 @@ def brief(value: Any) -> str:
     return text if len(text) <= SHOWN + 3 else text[:SHOWN] + "…"
 
 
-def user_path(given: str | Path, error: type[InputError] = InputError) -> Path:
+def user_path(path_text: str | Path, error: type[InputError] = InputError) -> Path:
     """Return the path that a user gave, with `~` as their home folder.
 
     Raises `error` for what no file can be called: a user whose home isn't known, a name or path too long for the system, a NUL or half a
@@ -126,7 +126,7 @@ def user_path(given: str | Path, error: type[InputError] = InputError) -> Path:
     >>> user_path("data/rows.jsonl").name
     'rows.jsonl'
     """
-    text = str(given)
+    text = str(path_text)
     try:
         path = Path(text).expanduser()
     except RuntimeError as problem:
@@ -149,40 +149,40 @@ def user_path(given: str | Path, error: type[InputError] = InputError) -> Path:
     return path
 
 
-def user_text(given: str, error: type[InputError] = InputError) -> str:
+def user_text(text: str, error: type[InputError] = InputError) -> str:
     """Return a text that a user gave, as it is. Raises `error` for one of more than 65,536 characters, or with half a surrogate in it."""
-    if len(given) > LONGEST_TEXT:
-        raise error(f"{brief(given)} has {len(given):,} characters, and {LONGEST_TEXT:,} are the most; write less in one text", subject=given[:SHOWN])
-    half = re.search("[\ud800-\udfff]", given)
+    if len(text) > LONGEST_TEXT:
+        raise error(f"{brief(text)} has {len(text):,} characters, and {LONGEST_TEXT:,} are the most; write less in one text", subject=text[:SHOWN])
+    half = re.search("[\ud800-\udfff]", text)
     if half:
-        raise error(f"{brief(given)} holds {visible(half[0])}, which is half a character; write the text in UTF-8", subject=given[:SHOWN])
-    return given
+        raise error(f"{brief(text)} holds {visible(half[0])}, which is half a character; write the text in UTF-8", subject=text[:SHOWN])
+    return text
 
 
-def whole_number(given: str) -> int | None:
+def whole_number(digits: str) -> int | None:
     """Return the whole number that a text is, in decimal ASCII digits and up to 10¹⁵ either way; None for anything else.
 
     >>> whole_number(" 128 "), whole_number("-0"), whole_number("1_000"), whole_number("9" * 5000)
     (128, 0, None, None)
     """
-    text = given.strip()
+    text = digits.strip()
     number = int(text) if len(text) <= SHOWN and _WHOLE.fullmatch(text) else LARGEST + 1
     return number if abs(number) <= LARGEST else None
 
 
-def decimal_number(given: str) -> float | None:
+def decimal_number(digits: str) -> float | None:
     """Return the finite number that a text is, in ASCII and of a line at most; None for anything else.
 
     >>> decimal_number("0.5"), decimal_number("5e-1"), decimal_number("nan"), decimal_number("1e999")
     (0.5, 0.5, None, None)
     """
-    text = given.strip()
+    text = digits.strip()
     number = float(text) if len(text) <= SHOWN and _DECIMAL.fullmatch(text) else math.inf
     return number + 0.0 if math.isfinite(number) else None  # + 0.0: one zero, not two
 
 
-def _escaped(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
     if code in (9, 10):
         return "\\t" if code == 9 else "\\n"
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

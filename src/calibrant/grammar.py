@@ -5,7 +5,7 @@ by its own tokens, is added, 0.5 of the first and the rest of the second. It sta
 has its weight in a list, `mix(a=c4, b=pile, c=gsm8k:cot, weights=[0.2, 0.3, 0.5])`; without weights all count alike.
 
 Everywhere a name may carry arguments (`c4@many(separator=' ')`), which are specs: read as literals and never evaluated. A path, quoted or not,
-stands where a source's name stands. What is read here are names alone: whether there is such a source is for those to say who have sources.
+stands where a source's name stands. Only names are read here; whether there is such a source, `data` decides.
 """
 
 import math
@@ -40,7 +40,7 @@ _MIX_EXAMPLE: Final = (
 
 @dataclass(frozen=True)
 class File:
-    """A path that stands where a source's name stands, with what is said in brackets behind it."""
+    """A path that stands where a source's name stands, with the arguments in brackets behind it."""
 
     path: str
     arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -70,12 +70,12 @@ class Mix:
     def __str__(self) -> str:
         # Quotes around all of a part are taken for the mix's own, so a path that stands in quotes gets empty brackets behind it.
         texts = [part if part == _unquoted(part) else f"{part}()" for part in self.parts]
-        given = [f"{name}={text}" for name, text in zip(self.names, texts, strict=True)]
+        arguments = [f"{name}={text}" for name, text in zip(self.names, texts, strict=True)]
         if len(texts) == 2:
-            given.append(f"weight={float(self.shares[0])}")
+            arguments.append(f"weight={float(self.shares[0])}")
         elif len(set(self.shares)) > 1:
-            given.append(f"weights=[{', '.join(numbers(self.shares))}]")
-        return f"mix({', '.join(given)})"
+            arguments.append(f"weights=[{', '.join(numbers(self.shares))}]")
+        return f"mix({', '.join(arguments)})"
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,13 @@ class MeasuredLabel(NamedTuple):
 
 
 def read_target(text: str) -> TargetLabel:
-    """Read what a target's text says; of what is none of the three kinds, the text alone. Whether it can be asked for, targets themselves say."""
-    if found := _GRID.fullmatch(text.strip()):
-        bits, group = whole_number(found[1]), whole_number(found[2] or "0")
+    """Read what a target's text says; of what is none of the three kinds, the text alone. Whether there is such a target, `targets` decides."""
+    if grid := _GRID.fullmatch(text.strip()):
+        bits, group = whole_number(grid[1]), whole_number(grid[2] or "0")
         if bits is not None and group is not None:  # None is a number that nobody means
-            return TargetLabel(text, bits=bits, group=group if found[2] else None, zeros=bool(found[3]))
-    kept, colon, every = text.partition(":")
-    n, m = whole_number(kept), whole_number(every)
+            return TargetLabel(text, bits=bits, group=group if grid[2] else None, zeros=bool(grid[3]))
+    first_number, colon, second_number = text.partition(":")
+    n, m = whole_number(first_number), whole_number(second_number)
     if colon:
         return TargetLabel(text, pattern=(n, m) if n is not None and m is not None and min(n, m) >= 0 else None)
     first, _, rest = text.strip().partition(" ")
@@ -158,20 +158,20 @@ def read_mix(text: str) -> Mix | None:
     """
     if not _MIX.match(user_text(text, SpecError)) or len(pieces(text, "+")) > 1:
         return None
-    body, given = text.strip(), dict[str, str]()
+    body, arguments = text.strip(), dict[str, str]()
     listed = pieces(body[body.index("(") + 1 : -1], ",") if body.endswith(")") else []
     _check_count("mix", sum(len(pieces(argument, "+")) for argument in listed), text)
     for argument in listed:
         name, *values = (piece.strip() for piece in pieces(argument, "="))
-        if len(values) != 1 or not name.isidentifier() or name in given:
+        if len(values) != 1 or not name.isidentifier() or name in arguments:
             raise SpecError(f"{body!r}: {argument.strip()!r} is no name=value of its own; {_MIX_EXAMPLE}", subject=text)
-        given[name] = _unquoted(values[0])
-    weight, weights = given.pop("weight", None), given.pop("weights", None)
-    for part in filter(_MIX.match, given.values()):
+        arguments[name] = _unquoted(values[0])
+    weight, weights = arguments.pop("weight", None), arguments.pop("weights", None)
+    for part in filter(_MIX.match, arguments.values()):
         raise _stands_alone(part)
-    shares = _shares(body, list(given), weight, weights)
-    kept = [(name, part, share) for (name, part), share in zip(given.items(), shares, strict=True) if share]
-    names, parts, rest = zip(*kept, strict=True)
+    shares = _shares(body, list(arguments), weight, weights)
+    present = [(name, part, share) for (name, part), share in zip(arguments.items(), shares, strict=True) if share]
+    names, parts, rest = zip(*present, strict=True)
     return Mix(names, parts, rest)
 
 
@@ -182,10 +182,10 @@ def read_sum(text: str) -> tuple[Part, ...]:
     summed = pieces(text, "+")
     _check_count("sum", len(summed), text)
     weighted = [_weighted(term, text) for term in summed]
-    given = [weight for weight, _ in weighted if weight is not None]
-    if given and len(given) < len(weighted):
+    known = [weight for weight, _ in weighted if weight is not None]
+    if known and len(known) < len(weighted):
         raise SpecError(f"{text!r}: some parts have a weight and some have none; give each one, or none", subject=text)
-    weights = given or [Fraction(1)] * len(weighted)
+    weights = known or [Fraction(1)] * len(weighted)
     if sum(weights) * math.lcm(*(weight.denominator for weight in weights)) >= 10**MOST_DIGITS:
         raise SpecError(f"{text!r}: its weights are of too many digits, or too far apart; leave out what hardly counts", subject=text)
     return tuple(_part(body, weight / sum(weights)) for weight, (_, body) in zip(weights, weighted, strict=True))
@@ -200,29 +200,29 @@ def read_source(text: str) -> Call | File:
     name, bracket, rest = text.partition("(")
     if is_path(name):
         return _file(name.strip(), bracket + rest)
-    found: Any = Call(text) if _HYPHENED.fullmatch(text) else parse(text)
-    if not isinstance(found, Call):
+    name_or_call: Any = Call(text) if _HYPHENED.fullmatch(text) else parse(text)
+    if not isinstance(name_or_call, Call):
         raise SpecError(f"{text!r} is no source; write the name of one, such as wikitext, or the path of a file", subject=text)
-    return found
+    return name_or_call
 
 
 def read_name(text: str) -> Call:
     """A name, with its arguments if it has any: a format's or a packing's. `SpecError` for anything else."""
-    found: Any = parse(text)
-    if not isinstance(found, Call):
+    name_or_call: Any = parse(text)
+    if not isinstance(name_or_call, Call):
         raise SpecError(f"{text.strip()!r} is no name; {_EXAMPLE}", subject=text)
-    return found
+    return name_or_call
 
 
 def set_label(text: str) -> SetLabel:
     """What a set is called, of its text alone, which says nothing of a single source's family. One that can't be read has no parts but a source."""
     try:
-        found = read_set(text)
+        parts = read_set(text)
     except InputError:
         return SetLabel(text, read_measured(text).source)
-    if isinstance(found, Mix) or len(found) != 1:
+    if isinstance(parts, Mix) or len(parts) != 1:
         return SetLabel(text, text, family="mixed")
-    part = found[0]
+    part = parts[0]
     form, packing = ("" if of is None else text_of(of) for of in (part.format, part.packing))
     source, name = (str(part.source), "") if isinstance(part.source, File) else (text_of(part.source), part.source.name)
     return SetLabel(text, source, name, part.format.name if part.format else "", packing, "@".join(filter(None, [form, packing])))
@@ -231,16 +231,16 @@ def set_label(text: str) -> SetLabel:
 def read_measured(text: str) -> MeasuredLabel:
     """Read what an evaluator says that it measured: `wikitext:text` is of `wikitext`, and so is `wikitext (3-shot)`, which has no briefer name."""
     try:
-        brief, told = pieces(text, ":")[0], pieces(text, ",")[0]
+        before_colon, before_comma = pieces(text, ":")[0], pieces(text, ",")[0]
     except SpecError:
         return MeasuredLabel(text, text)
-    source = min(brief, told, key=len)
-    return MeasuredLabel(source[: source.index(" (")] if " (" in source else source, brief)
+    source = min(before_colon, before_comma, key=len)
+    return MeasuredLabel(source[: source.index(" (")] if " (" in source else source, before_colon)
 
 
 def pieces(text: str, mark: str) -> list[str]:
     """`text` cut at each `mark` that stands outside quotes and brackets. `SpecError` where one of those isn't closed."""
-    found, begin, depth, quote, escaped = list[str](), 0, 0, "", False
+    cut, begin, depth, quote, escaped = list[str](), 0, 0, "", False
     for at, letter in enumerate(text):
         if quote:
             # Within brackets quotes are Python's; around a path they are plain, since Windows paths are full of backslashes.
@@ -253,17 +253,17 @@ def pieces(text: str, mark: str) -> list[str]:
         elif letter in ")]":
             depth -= 1
         elif letter == mark and not depth:
-            found.append(text[begin:at])
+            cut.append(text[begin:at])
             begin = at + 1
     if quote or depth:
         raise SpecError(f"{text.strip()!r}: a {'quote' if quote else 'bracket'} isn't closed", subject=text)
-    return [*found, text[begin:]]
+    return [*cut, text[begin:]]
 
 
 def weight_of(number: str) -> Fraction | None:
     """The exact weight that a text is; None for one that is no number, or has an exponent beyond ±30: that is looked at before anything is built."""
-    found = _NUMBER.fullmatch(number)
-    if found is None or abs(int((found[1] or "e0")[1:])) > LARGEST_EXPONENT:
+    match = _NUMBER.fullmatch(number)
+    if match is None or abs(int((match[1] or "e0")[1:])) > LARGEST_EXPONENT:
         return None
     return Fraction(number.rstrip(".") if number.endswith(".") else number)
 
@@ -298,7 +298,7 @@ def _part(body: str, share: Fraction) -> Part:
     name, *formatted = pieces(named, ":")
     if len(packed) > 1 or len(formatted) > 1 or not name.strip():
         raise SpecError(f"{body.strip()!r} is no calibration set; {_EXAMPLE}, and quote a path that has : @ + or * in it", subject=body)
-    form, packing = (read_name(given[0]) if given else None for given in (formatted, packed))
+    form, packing = (read_name(names[0]) if names else None for names in (formatted, packed))
     return Part(read_source(name), form, packing, share)
 
 
@@ -310,31 +310,31 @@ def _file(path: str, arguments: str) -> File:
 
 
 def _weighted(term: str, text: str) -> tuple[Fraction | None, str]:
-    found = pieces(term, "*")
-    if len(found) == 1:
+    factors = pieces(term, "*")
+    if len(factors) == 1:
         return None, term
-    number = found[0].strip()
-    if len(found) > 2 or not _NUMBER.fullmatch(number):
+    number = factors[0].strip()
+    if len(factors) > 2 or not _NUMBER.fullmatch(number):
         raise SpecError(
             f"{text!r}: {number!r} is no weight; write a number, as in 0.3*gsm8k:cot + 0.7*wikitext, and quote a path that has * in it", subject=text
         )
     weight = _exact(number, text)
     if weight <= 0:
         raise DataError(f"{text!r}: the weight {number} must be above 0; leave a part out instead of giving it nothing", subject=text)
-    return weight, found[1]
+    return weight, factors[1]
 
 
 def _shares(body: str, names: Sequence[str], weight: str | None, weights: str | None) -> list[Fraction]:
     """The weight of each set of a mix; they sum to one."""
     listed = (weights or "").strip()
     several = [piece.strip() for piece in listed[1:-1].split(",")] if listed[:1] == "[" and listed[-1:] == "]" else [listed]
-    told = [weight] if weight is not None else several if weights is not None else []
-    fits = len(names) == 2 if weight is not None else len(names) > 1 and len(told) in (0, len(names))
-    if (weight is not None and weights is not None) or not fits or not all(map(_NUMBER.fullmatch, told)):
-        said = " and ".join(f"{name} {value!r}" for name, value in (("weight", weight), ("weights", weights)) if value is not None)
+    texts = [weight] if weight is not None else several if weights is not None else []
+    fits = len(names) == 2 if weight is not None else len(names) > 1 and len(texts) in (0, len(names))
+    if (weight is not None and weights is not None) or not fits or not all(map(_NUMBER.fullmatch, texts)):
+        weights_text = " and ".join(f"{name} {value!r}" for name, value in (("weight", weight), ("weights", weights)) if value is not None)
         sets = f"the sets {', '.join(names)}" if names else "no set"
-        raise SpecError(f"{body!r} has {sets} and {said or 'no weights'}; {_MIX_EXAMPLE}", subject=body)
-    exact = [Fraction(repr(float(_exact(number, body)))) for number in told]  # what is written back is what is used
+        raise SpecError(f"{body!r} has {sets} and {weights_text or 'no weights'}; {_MIX_EXAMPLE}", subject=body)
+    exact = [Fraction(repr(float(_exact(number, body)))) for number in texts]  # what is written back is what is used
     if weight is not None and not 0 <= exact[0] <= 1:
         raise DataError(f"{body!r}: the weight {weight} must be between 0 and 1: it is the share of {names[0]}", subject=body)
     if weights is not None and (min(exact) < 0 or not any(exact)):

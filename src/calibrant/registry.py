@@ -2,7 +2,7 @@
 
 `Registry(package)` stands in the `__init__.py` of each folder that grows (`methods`, `allocations`, `data/sources`, `data/formats`, …).
 A file defines exactly one public class. Other packages add names through an entry point in the group of the same name, for example
-`calibrant.methods`. Listing names imports nothing; a broken file is an error when it is asked for, never a name that is missing.
+`calibrant.methods`. Listing names imports nothing; a broken file is an error when its name is used, never a name that is missing.
 """
 
 import difflib
@@ -27,10 +27,10 @@ _FOLDERS: Final = set[str]()
 """The packages whose files are names, ours and others'."""
 
 
-def did_you_mean(given: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """`", did you mean 'wanda'?"` for a near miss, else nothing; nobody misspells a text of many lines, or remembers thousands of names."""
     known = list(names)
-    close = difflib.get_close_matches(given, known, n=1, cutoff=0.6) if len(given) <= _MISSPELT and len(known) <= _REMEMBERED else []
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6) if len(name) <= _MISSPELT and len(known) <= _REMEMBERED else []
     return f", did you mean {close[0]!r}?" if close else ""
 
 
@@ -94,8 +94,8 @@ class Registry:
 
     @cached_property
     def _own(self) -> frozenset[str]:
-        found = importlib.util.find_spec(self.package)
-        paths = found.submodule_search_locations if found else None
+        package = importlib.util.find_spec(self.package)
+        paths = package.submodule_search_locations if package else None
         return frozenset(m.name for m in pkgutil.iter_modules(paths) if not m.name.startswith("_"))
 
     @cached_property
@@ -103,20 +103,20 @@ class Registry:
         return {e.name: e for e in entry_points(group=self.package) if e.name not in self._own}
 
     def _a_class(self, entry: EntryPoint) -> type[Any]:
-        found: object = entry.load()
-        if not isinstance(found, type) or not issubclass(found, Spec):
+        named: object = entry.load()
+        if not isinstance(named, type) or not issubclass(named, Spec):
             raise SpecError(
                 f"the entry point {entry.name} = {entry.value!r} names no class of a {self.noun}; point it to one that inherits ours",
                 subject=entry.name,
             )
-        return found
+        return named
 
     def _only_class(self, module: ModuleType) -> type[Any]:
-        found = [
+        classes = [
             c
             for n, c in vars(module).items()
             if isinstance(c, type) and issubclass(c, Spec) and c.__module__ == module.__name__ and not n.startswith("_")
         ]
-        if len(found) != 1:
-            raise SpecError(f"{module.__name__} must define one public {self.noun}, not {len(found)}", subject=module.__name__)
-        return found[0]
+        if len(classes) != 1:
+            raise SpecError(f"{module.__name__} must define one public {self.noun}, not {len(classes)}", subject=module.__name__)
+        return classes[0]

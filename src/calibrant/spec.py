@@ -54,8 +54,8 @@ class Spec:
 
     def __repr__(self) -> str:
         """The shortest text that parses back into an equal object: parameters at their default are left out."""
-        given = [f"{f.name}={text_of(getattr(self, f.name))}" for f in _fields(self) if getattr(self, f.name) != _default(f)]
-        return f"{self.spec_name()}({', '.join(given)})" if given else self.spec_name()
+        changed = [f"{f.name}={text_of(getattr(self, f.name))}" for f in _fields(self) if getattr(self, f.name) != _default(f)]
+        return f"{self.spec_name()}({', '.join(changed)})" if changed else self.spec_name()
 
     __str__ = __repr__
 
@@ -92,12 +92,12 @@ def _read(node: ast.expr, text: str, depth: int) -> Any:
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords) if all(k.arg for k in keywords):
             return Call(name, {str(k.arg): _read(k.value, text, depth + 1) for k in keywords})
         case _:
-            shown = ast.get_source_segment(text, node) or text
-            raise SpecError(f"{text!r}: {shown!r} is no literal; a spec may hold {LITERALS}, and is never evaluated", subject=text)
+            piece = ast.get_source_segment(text, node) or text
+            raise SpecError(f"{text!r}: {piece!r} is no literal; a spec may hold {LITERALS}, and is never evaluated", subject=text)
 
 
 def _literal(value: Any, text: str) -> Any:
-    """A literal, if it is one that can be kept: a number that is finite and no larger than budgets are, a text of whole characters."""
+    """A literal, if it is one that a record can hold: a number that is finite and no larger than budgets are, a text of whole characters."""
     if isinstance(value, str):
         return user_text(value, SpecError)
     if isinstance(value, int) and abs(value) > LARGEST:
@@ -150,8 +150,8 @@ def text_of(value: Any) -> str:
 
 def written_form(form: Mapping[str, Any]) -> str:
     """How a canonical form is written in a spec, with all its parameters."""
-    given = {name: value for name, value in form.items() if name not in _ABOUT}
-    inside = [f"{name}={written_form(value) if isinstance(value, Mapping) else text_of(value)}" for name, value in given.items()]
+    values = parameters(form)
+    inside = [f"{name}={written_form(value) if isinstance(value, Mapping) else text_of(value)}" for name, value in values.items()]
     return f"{form.get('spec', '')}({', '.join(inside)})" if inside else str(form.get("spec", ""))
 
 

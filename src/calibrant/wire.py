@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -25,11 +25,7 @@ from calibrant.errors import CalibrantError, DataError, StudyError
 from calibrant.foreign import brief
 
 _TEXT: Final = "text"
-_MARK: Final = b"calibrant 1\n"
-"""What every message in a pipe begins with, so that nothing else is taken for one."""
 _TAGS: Final = ("tensor", "bytes", "float", "path", "tuple", "set", "map")
-_LARGEST: Final = 2**36
-"""Bytes of a message in a pipe at most."""
 
 
 @dataclass(frozen=True)
@@ -130,24 +126,6 @@ class Language:
                 return dict(content)
             case _:
                 return self._kinds[name].read(content)
-
-
-def send(pipe: IO[bytes], message: bytes) -> None:
-    """Write one message. `OSError` if nobody listens."""
-    pipe.write(_MARK + len(message).to_bytes(8, "little") + message)
-    pipe.flush()
-
-
-def receive(pipe: IO[bytes]) -> bytes:
-    """Return the next message. `EOFError` where there is none, or where it ends too soon; `DataError` for anything else."""
-    head = pipe.read(len(_MARK) + 8)
-    size = int.from_bytes(head[len(_MARK) :], "little")
-    if not _MARK.startswith(head[: len(_MARK)]) or size > _LARGEST:
-        raise DataError(f"{brief(head)} doesn't begin a message of a process of this job; start all processes anew")
-    message = pipe.read(size) if len(head) == len(_MARK) + 8 else b""
-    if len(head) < len(_MARK) + 8 or len(message) < size:
-        raise EOFError
-    return message
 
 
 def kind_of(error: BaseException) -> str:

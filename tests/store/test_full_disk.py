@@ -35,7 +35,7 @@ def complaint_of(writing: Callable[[], object]) -> str:
     try:
         writing()
     except OutputError as error:
-        _, full, _ = str(error).partition(": the disk is full; free some space and ask again")
+        _, full, _ = str(error).partition(": the disk is full; free some space and run the same command again")
         if not full:
             raise
         return str(error)

@@ -85,7 +85,7 @@ def test_an_axis_that_every_group_gives_need_not_stand_above_them():
     study = asked(data=(), groups={"a": {"data": "random_tokens"}, "b": {"sets": ["full_stops"]}})
     assert [c[0] for c in of(study) if c[1:3] == (0, "wanda") and c[3] == "0.5"] == ["random_tokens", "full_stops"]
     assert "data:" not in study.as_yaml().partition("groups")[0]
-    assert problems(data=(), groups={"a": {"data": "random_tokens"}, "b": {}}) == [("data", "a study needs at least one data, and none is given")]
+    assert problems(data=(), groups={"a": {"data": "random_tokens"}, "b": {}}) == [("data", "a study needs at least one data, and has none")]
 
 
 def test_cells_that_match_every_key_are_left_out():
@@ -166,7 +166,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"groups": {"a": {"method": []}}}, "groups.a.method", "the group replaces method by nothing"),
     ({"groups": {"a": {"metod": 1}}}, "groups.a.metod", "did you mean 'method'?"),
     ({"groups": {"a": 3}}, "groups.a", "3 is no group"),
-    ({"groups": ["a"]}, "groups", "['a'] gives no names"),
+    ({"groups": ["a"]}, "groups", "['a'] has no names"),
     ({"groups": {"": {}}}, "groups.", "'' is no name"),
     ({"exclude": [{"method": "magnitude", "seeds": 1}]}, "exclude[0]", "matches none of the 35 runs"),
     ({"exclude": [{"sparsity": 0.9}]}, "exclude[0].sparsity", "0.9 isn't in the grid, so there is nothing to leave out; it has 0.5, 2:4"),

@@ -69,7 +69,7 @@ class Checkpoint:
                 save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, half, metadata=metadata)
         except (OSError, SafetensorError) as error:
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-            reason = "the disk is full; free some space and ask again" if full else f"{error}; is it yours to write to?"
+            reason = "the disk is full; free some space and run the same command again" if full else f"{error}; is it yours to write to?"
             raise OutputError(f"can't keep step {index} in {str(self.folder)!r}: {reason}", subject=str(self.folder)) from error
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""What the cells of a grid are called, and which of them a study asks for: the union of its groups without what it excludes."""
+"""The labels of the cells of a grid, and which cells a study has: the union of its groups without what it excludes."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from calibrant.methods import MatrixMethod, Method
 from calibrant.targets import parse_target
 
 DENSE: Final = "none"
-"""The method that leaves the model as it is: every model is also asked for as it came."""
+"""The method that leaves the model as it is: the dense model is always among the runs."""
 
 
 class Labels(NamedTuple):
@@ -22,22 +22,22 @@ class Labels(NamedTuple):
     target: str
     propagate: str
 
-    def among(self, wanted: Mapping[str, Collection[str | int]]) -> bool:
-        """Whether each label is one of those wanted of its kind; what looks at no data is never one that is wanted by data, draw or propagation."""
-        return all((self.data or kind not in ("data", "seed", "propagate")) and getattr(self, kind) in of for kind, of in wanted.items())
+    def among(self, values: Mapping[str, Collection[str | int]]) -> bool:
+        """Whether each label is one of the `values` of its kind; what looks at no data never matches data, draw or propagation."""
+        return all((self.data or kind not in ("data", "seed", "propagate")) and getattr(self, kind) in of for kind, of in values.items())
 
 
-def propagation(method: Method, asked: str | None) -> str:
-    """What a matrix sees in a study: as it is asked, else by the method's own default; empty for a method that looks at no data.
+def propagation(method: Method, chosen: str | None) -> str:
+    """Return what a matrix sees in a study: as `chosen`, else the method's own default; empty for a method that looks at no data.
 
     One that only scores matrices has `dense` there, since one pass serves all its targets.
     """
     scores = isinstance(method, MatrixMethod) and not method.updates
-    return (asked or ("dense" if scores else method.propagate)) if method.looks else ""
+    return (chosen or ("dense" if scores else method.propagate)) if method.looks else ""
 
 
 def aimed(method: Method, target: str) -> str:
-    """What a target is called where it is asked of `method`: `blocks 0.25` of one that drops blocks. What it doesn't accept is told elsewhere."""
+    """Return what a target is called for `method`: `blocks 0.25` for one that drops blocks. One that it doesn't accept is refused elsewhere."""
     try:
         return str(method.aim(parse_target(target)))
     except TargetError:
@@ -68,19 +68,19 @@ class Axes:
 
 
 def union(grids: Sequence[Axes], exclude: Sequence[Mapping[str, Collection[str | int]]] = ()) -> list[Labels]:
-    """Each cell of the grids once, without those among any of `exclude`; a model of which nothing else is left has no dense run either.
+    """Return each cell of the grids once, without those among any of `exclude`; a model of which nothing else is left has no dense run either.
 
-    The order is that in which they are answered: model by model, what looks at no data first, then draw by draw and set by set, so that what is
-    known of a set is used while it is at hand.
+    The order is that of the work: model by model, what looks at no data first, then draw by draw and set by set, so that a set's tokens and
+    statistics are used while they are in memory.
     """
-    asked = list(dict.fromkeys(labels for grid in grids for labels in grid.labels()))
-    left = [labels for labels in asked if labels.method == DENSE or not any(labels.among(entry) for entry in exclude)]
-    alone = {labels.model for labels in asked} - {labels.model for labels in asked if labels.method != DENSE}
-    kept = alone | {labels.model for labels in left if labels.method != DENSE}
-    place = [{value: at for at, value in enumerate(dict.fromkeys(values))} for values in zip(*asked, strict=True)]
+    cells = list(dict.fromkeys(labels for grid in grids for labels in grid.labels()))
+    left = [labels for labels in cells if labels.method == DENSE or not any(labels.among(entry) for entry in exclude)]
+    alone = {labels.model for labels in cells} - {labels.model for labels in cells if labels.method != DENSE}
+    remaining = alone | {labels.model for labels in left if labels.method != DENSE}
+    place = [{value: at for at, value in enumerate(dict.fromkeys(values))} for values in zip(*cells, strict=True)]
 
     def order(labels: Labels) -> tuple[object, ...]:
         model, data, _, method, target, propagate = (places[label] for places, label in zip(place, labels, strict=True))
         return model, bool(labels.data), labels.seed, data, propagate, method, target
 
-    return sorted((labels for labels in left if labels.model in kept), key=order)
+    return sorted((labels for labels in left if labels.model in remaining), key=order)

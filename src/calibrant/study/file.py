@@ -2,7 +2,7 @@
 
 Only the plain part of YAML is read: mappings with text keys, lists, texts, numbers, true and false, null, and repeated parts (`&name`, `*name`).
 What a scalar without quotes means follows the core schema of YAML 1.2, so `2:4`, `gsm8k:icl`, `no` and `on` are texts. Tags, keys that come
-twice, several documents and parts that hold themselves are mistakes with a line, as everything else is that a study can't be asked with.
+twice, several documents and parts that hold themselves are mistakes with a line, as everything else is that a study can't be run with.
 """
 
 import re
@@ -37,55 +37,55 @@ _BEYOND: Final = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
 def read_study(path: str | FilePath) -> Study:
-    """The study that a file asks for.
+    """Return the study that a file holds.
 
     Raises `StudyError` for a file that can't be read or has mistakes: all of them, each with its line. Nothing is run or written.
     """
-    shown, mistakes = str(path), Mistakes()
-    given, lines = _Document(_text(user_path(path), shown), shown, mistakes).read()
+    name, mistakes = str(path), Mistakes()
+    entries, lines = _Document(_text(user_path(path), name), name, mistakes).read()
     lines = {(OTHERWISE.get(str(at[0]), at[0]), *at[1:]) if at else at: line for at, line in lines.items()} | lines
     fields = {name: field for field, name in SINGULAR.items()}
-    keys = keyed(mistakes, (), given, KEYS, "study")
-    asked = {fields.get(name, name): value for name, (_, value) in keys.items() if value is not None or name not in UNSAID}
+    keys = keyed(mistakes, (), entries, KEYS, "study")
+    values = {fields.get(name, name): value for name, (_, value) in keys.items() if value is not None or name not in UNSAID}
     if keys:
-        read(asked, mistakes)
-    if mistakes.found:
-        raise StudyError(mistakes.problems(lines), subject=shown)
-    asked |= {name: float(limit) for name in ROOM if isinstance(limit := asked.get(name), int)}
-    return Study(**{"models": (), "data": (), **asked})
+        read(values, mistakes)
+    if mistakes.entries:
+        raise StudyError(mistakes.problems(lines), subject=name)
+    values |= {name: float(limit) for name in ROOM if isinstance(limit := values.get(name), int)}
+    return Study(**{"models": (), "data": (), **values})
 
 
-def _text(path: FilePath, shown: str) -> str:
+def _text(path: FilePath, name: str) -> str:
     """The file's text. `StudyError` for what is no text file of a study's size."""
     try:
         if path.is_dir():
-            raise _refused(shown, 0, "this is a folder; name the YAML file of a study")
+            raise _refused(name, 0, "this is a folder; name the YAML file of a study")
         if path.exists() and not path.is_file():
-            raise _refused(shown, 0, "this is a pipe or device, which may never end; name the YAML file of a study")
+            raise _refused(name, 0, "this is a pipe or device, which may never end; name the YAML file of a study")
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
     except OSError as error:
-        raise _refused(shown, 0, f"the file can't be read ({error.strerror}); name the YAML file of a study") from error
+        raise _refused(name, 0, f"the file can't be read ({error.strerror}); name the YAML file of a study") from error
     if len(content) > LARGEST:
-        raise _refused(shown, 0, f"the file is larger than {LARGEST // 1024} KiB, so it is hardly a study; name the YAML file of one")
+        raise _refused(name, 0, f"the file is larger than {LARGEST // 1024} KiB, so it is hardly a study; name the YAML file of one")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise _refused(shown, line, f"the byte {content[error.start]:#04x} is no UTF-8; save the file as UTF-8") from error
+        raise _refused(name, line, f"the byte {content[error.start]:#04x} is no UTF-8; save the file as UTF-8") from error
 
 
-def _refused(shown: str, line: int, message: str) -> StudyError:
-    """What ends the reading at once: after it there is no telling what the rest means."""
-    return StudyError([Problem(line, "", message)], subject=shown)
+def _refused(name: str, line: int, message: str) -> StudyError:
+    """What ends the reading at once: after it the rest can't be understood."""
+    return StudyError([Problem(line, "", message)], subject=name)
 
 
 @final
 class _Document:
     """One document as plain data; the lines of its keys and items by their paths."""
 
-    def __init__(self, text: str, shown: str, mistakes: Mistakes) -> None:
-        self._shown, self._mistakes = shown, mistakes
+    def __init__(self, text: str, name: str, mistakes: Mistakes) -> None:
+        self._shown, self._mistakes = name, mistakes
         self._events = self._parsed(text)
         self._lines: dict[Path, int] = {(): 1}
         self._known: dict[str, tuple[Any, dict[Path, int]] | None] = {}
@@ -137,16 +137,16 @@ class _Document:
 
     def _within(self, path: Path, opened: Event) -> Any:
         """What a list or mapping holds."""
-        found: list[Any] = []
+        items: list[Any] = []
         keys: dict[str, Any] = {}
         for event in iter(lambda: next(self._events), None):
             if isinstance(event, SequenceEndEvent | MappingEndEvent):
-                return keys if isinstance(opened, MappingStartEvent) else found
+                return keys if isinstance(opened, MappingStartEvent) else items
             if isinstance(opened, MappingStartEvent):
                 self._entry(path, event, keys)
             else:
-                found.append(self._value((*path, len(found)), event))
-        return found
+                items.append(self._value((*path, len(items)), event))
+        return items
 
     def _entry(self, path: Path, key: Event, keys: dict[str, Any]) -> None:
         if not isinstance(key, ScalarEvent):

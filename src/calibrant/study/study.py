@@ -1,4 +1,4 @@
-"""What a study asks: models × calibration sets × methods × targets × draws, and what is measured on every run."""
+"""A study: models × calibration sets × methods × targets × draws, and what is measured on every run."""
 
 import json
 import re
@@ -20,13 +20,13 @@ from calibrant.registry import did_you_mean
 from calibrant.store import Store
 from calibrant.study.cells import DENSE, Labels
 from calibrant.study.cells import propagation as propagated
-from calibrant.study.checking import MOST_VALUES, Mistakes, Read, Reading
+from calibrant.study.checking import MOST_VALUES, Mistakes, StudyContents, StudyReader
 from calibrant.study.contrasts import read_contrasts
 from calibrant.study.request import RunRequest, StudyResult, Workload, digests_of
 from calibrant.study.workers import answer, check
 
 SINGULAR: Final = {"models": "model", "methods": "method", "sparsities": "sparsity", "transforms": "transform"}
-"""What a study file calls the fields that are called otherwise."""
+"""The keys of a study file whose fields have another name."""
 UNWRITTEN: Final = {"edits_gb": 8.0}
 """Keys that came after the first studies were kept, which are the same text as before where they hold this."""
 UNSAID: Final = ("tokens", "propagate", "transforms", "baseline", "groups", "exclude", "pools", "primary")
@@ -38,8 +38,8 @@ class Study:
     """Every model × calibration set × method × target × draw, and the evaluators to measure each with.
 
     A single value stands for a list of one. `seeds` are calibration draws. The dense model is always among the runs; methods that look at no
-    data (magnitude) are asked once for each target, whatever the sets. `sparsities` are targets of all kinds; each method must accept what it is
-    asked for, so methods that remove and methods that round stand in groups of their own. `propagate=None` means `dense` for methods that only
+    data (magnitude) have one run for each target, whatever the sets. `sparsities` are targets of all kinds; each method must accept its
+    targets, so methods that remove and methods that round stand in groups of their own. `propagate=None` means `dense` for methods that only
     score and `arrival` for methods that update the weights they keep. With `masks`, a bit for each weight is kept in the store, so that a later
     measurement needs no new pruning; without `quotes`, no excerpt of a calibration set, also where its licence allows one. Rows of a user's file
     that are also measured stop the study, unless `allow_leak`; records then keep their number.
@@ -77,54 +77,54 @@ class Study:
     primary: Sequence[Mapping[str, Any]] = ()
     statistics_gb: float = 8.0
     edits_gb: float = 8.0
-    _read: Read = field(init=False, repr=False, compare=False)
+    _contents: StudyContents = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        asked = {f.name: _written(getattr(self, f.name)) for f in fields(self) if f.init}
+        entries = {f.name: _written(getattr(self, f.name)) for f in fields(self) if f.init}
         mistakes = Mistakes()
-        object.__setattr__(self, "_read", read(asked, mistakes))
-        if mistakes.found:
+        object.__setattr__(self, "_contents", read(entries, mistakes))
+        if mistakes.entries:
             raise StudyError(mistakes.problems())
-        for name, value in asked.items():
+        for name, value in entries.items():
             listed = name in ("models", "data", "methods", "sparsities", "seeds", "evaluate", "exclude", "primary", "transforms")
             object.__setattr__(self, name, _kept(value, listed))
 
     def _repr_html_(self) -> str:
         cells = self.labels()
         axes = {"models": self.models, "calibration sets": self.data, "methods": self.methods, "targets": self.sparsities, "draws": self.seeds}
-        told = {name: ", ".join(map(str, axis)) for name, axis in axes.items()}
+        names = {name: ", ".join(map(str, axis)) for name, axis in axes.items()}
         budget = f"{self.samples} windows" if self.tokens is None else f"{self.tokens:,} real tokens"
         measured = {"budget": f"{budget} of {self.length:,} tokens", "measured by": ", ".join(self.evaluators())}
-        return card(f"Study of {len(cells):,} runs", {**told, **measured, "primary contrasts": len(self.primary) or ""})
+        return card(f"Study of {len(cells):,} runs", {**names, **measured, "primary contrasts": len(self.primary) or ""})
 
     def propagation(self, method: str | Method) -> str:
-        """What a matrix sees while this study prunes with `method`: each method's own default unless `propagate` says otherwise."""
-        found = methods.build(method)
-        return propagated(found, self.propagate) or self.propagate or "dense"
+        """Return what a matrix sees in this study with `method`: the method's own default unless `propagate` says otherwise."""
+        built = methods.build(method)
+        return propagated(built, self.propagate) or self.propagate or "dense"
 
     def evaluators(self) -> dict[str, Evaluator]:
-        """What measures every run, by its text."""
-        return dict(self._read.evaluators)
+        """Return what measures every run, by its text."""
+        return dict(self._contents.evaluators)
 
     def labels(self) -> list[Labels]:
-        """What the cells of the grid are called: the union of the groups, each cell once, without what is excluded, in the order of `requests`."""
-        return list(self._read.labels)
+        """Return the labels of the cells: the union of the groups, each cell once, without what is excluded, in the order of `requests`."""
+        return list(self._contents.labels)
 
     def chosen(self, groups: Sequence[str] = ()) -> frozenset[int]:
-        """Which of `requests` are of one of these groups, by number: all without any. `SpecError` for one that the study doesn't have."""
-        there = self._read.groups
+        """Return which of `requests` are of one of these groups, by number: all without any. `SpecError` for one that the study doesn't have."""
+        there = self._contents.groups
         for name in groups:
             if name not in there:
                 known = f"its groups are {', '.join(there)}" if there else "it has none"
                 raise SpecError(f"the study has no group called {name!r}{did_you_mean(name, there)}; {known}", subject=name)
-        return frozenset(at for at, of in enumerate(self._read.labels) if not groups or any(of in there[name] for name in groups))
+        return frozenset(at for at, of in enumerate(self._contents.labels) if not groups or any(of in there[name] for name in groups))
 
     def requests(self) -> list[RunRequest]:
-        """The cells of the grid in the order in which they are answered: model by model, what looks at no data first, then draw by draw."""
+        """Return the requests, one a cell, in the order of the work: model by model, what looks at no data first, then draw by draw."""
 
         @cache
         def calibration(data: str, seed: int) -> CalibrationSet:
-            return self._read.sets[data].redrawn(seed)
+            return self._contents.sets[data].redrawn(seed)
 
         @cache
         def recipe(method: str, target: str, propagate: str) -> Recipe:
@@ -135,18 +135,18 @@ class Study:
 
         return [
             RunRequest(of.model, calibration(of.data, of.seed) if of.data else None, recipe(of.method, of.target, of.propagate))
-            for of in self._read.labels
+            for of in self._contents.labels
         ]
 
     def for_reading(self) -> dict[str, Any]:
-        """What readers of the results need of the study, as plain data: `baseline`, `pools` and `primary`, in canonical texts."""
-        return {"baseline": self._read.baseline, "pools": dict(self._read.pools), "primary": list(self._read.primary)}
+        """Return what readers of the results need of the study, as plain data: `baseline`, `pools` and `primary`, in canonical texts."""
+        return {"baseline": self._contents.baseline, "pools": dict(self._contents.pools), "primary": list(self._contents.primary)}
 
     def as_yaml(self) -> str:
-        """The study as a YAML file that reads back as an equal one: one key a line, its value in YAML's JSON subset."""
-        asked = {SINGULAR.get(f.name, f.name): getattr(self, f.name) for f in fields(self) if f.init}
-        said = {name: value for name, value in asked.items() if value not in ((), {}, None) and value != UNWRITTEN.get(name)}
-        return "# a study of calibrant, as asked\n" + "".join(f"{name}: {_as_json(value)}\n" for name, value in said.items())
+        """Return the study as a YAML file that reads back as an equal one: one key a line, its value in YAML's JSON subset."""
+        entries = {SINGULAR.get(f.name, f.name): getattr(self, f.name) for f in fields(self) if f.init}
+        written = {name: value for name, value in entries.items() if value not in ((), {}, None) and value != UNWRITTEN.get(name)}
+        return "# a study of calibrant, as asked\n" + "".join(f"{name}: {_as_json(value)}\n" for name, value in written.items())
 
     def run(
         self,
@@ -160,10 +160,10 @@ class Study:
         gpus: float = 0.0,
         groups: Sequence[str] = (),
     ) -> StudyResult:
-        """Compute what the store in `folder` lacks. Interrupted, it loses at most the step it was at; asked again, it goes on from there.
+        """Compute what the store in `folder` lacks. Interrupted, it loses at most the step it was at; run again, it goes on from there.
 
         `engine` is `local` (this machine; `workers` processes share it) or `ray` (`workers` of a cluster at `address`, each with `gpus`). What
-        failed before is asked again only with `retry`. With `groups` only theirs is computed: what the store says of its grid is the whole study's.
+        failed before is tried again only with `retry`. With `groups` only theirs is computed: the index of the store is the whole study's.
 
         Raises `OutputError` for a folder that isn't ours or a full disk, and a lone model's own error if it can't be opened. Whatever else
         fails is recorded in the store's `failures/`, and the rest goes on.
@@ -199,13 +199,13 @@ class Study:
         )
 
 
-def read(asked: Mapping[str, Any], mistakes: Mistakes) -> Read:
-    """What a study asks for, by the names of the fields of `Study`, what is left out at its default; what is wrong with it goes to `mistakes`."""
+def read(entries: Mapping[str, Any], mistakes: Mistakes) -> StudyContents:
+    """Read a study's entries, by the names of the fields of `Study`, what is left out at its default; what is wrong with it goes to `mistakes`."""
     defaults = {f.name: f.default_factory() if f.default is MISSING and f.default_factory is not MISSING else f.default for f in fields(Study)}
-    whole = {name: () if value is MISSING else value for name, value in {**defaults, **asked}.items()}
-    reading = Reading({SINGULAR.get(name, name): value for name, value in whole.items()}, mistakes)
-    found = reading.grid()
-    return found if reading.refused else read_contrasts(reading)
+    whole = {name: () if value is MISSING else value for name, value in {**defaults, **entries}.items()}
+    reader = StudyReader({SINGULAR.get(name, name): value for name, value in whole.items()}, mistakes)
+    contents = reader.grid()
+    return contents if reader.refused else read_contrasts(reader)
 
 
 def _written(value: Any) -> Any:

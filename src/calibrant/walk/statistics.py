@@ -180,7 +180,7 @@ class Statistics:
                 save_file(dict(tensors), half, metadata={"calibrant": facts})
         except (OSError, SafetensorError) as error:
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-            reason = "the disk is full; free some space and ask again" if full else f"{error}; is it yours to write to?"
+            reason = "the disk is full; free some space and run the same command again" if full else f"{error}; is it yours to write to?"
             raise OutputError(f"can't keep statistics in {short(self.folder)!r}: {reason}", subject=str(self.folder)) from error
 
     def _path(self, kind: type[Statistic], block: Block) -> Path:
