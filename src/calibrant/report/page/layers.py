@@ -123,7 +123,8 @@ def _number(block: str, place: int) -> int:
 
 
 def packed(rows: np.ndarray, most: float) -> list[str]:
-    """Each row as text, two of `DIGITS` a number, in steps of `most` / `STEPS`."""
+    """Return each row as text, two of `DIGITS` a number, in steps of `most` / `STEPS`."""
+    # Twelve bits a number: the upper six are the first digit, the lower six the second. 4095 is what isn't known.
     scaled = np.where(np.isfinite(rows), np.rint(np.nan_to_num(rows) * (STEPS / most if most else 0.0)), STEPS + 1).astype(int)
     return ["".join(DIGITS[n >> 6] + DIGITS[n & 63] for n in row) for row in scaled.tolist()]
 

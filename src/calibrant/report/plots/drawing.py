@@ -109,6 +109,7 @@ def _roomy(root: ElementTree.Element) -> tuple[float, float, float]:
 
 def _reaches(element: ElementTree.Element, x: float, anchor: str, size: float) -> Iterator[tuple[float, float]]:
     """From where to where each text may go."""
+    # Vega moves groups and texts by translate() alone, so places along x add up; a turned text is measured as if it were nearly level.
     anchor, size = element.get("text-anchor", anchor), float(element.get("font-size", size))
     moved = _MOVED.match(element.get("transform", ""))
     x += float(moved[1]) if moved else 0.0
@@ -167,8 +168,8 @@ def _is_unseen(element: ElementTree.Element) -> bool:
 def _hoist(group: ElementTree.Element) -> None:
     """Say once in the group what everything in it says."""
     for name in INHERITED:
-        said = {child.get(name) for child in group}
-        if len(group) > 1 and len(said) == 1 and (value := said.pop()) is not None:
+        values = {child.get(name) for child in group}
+        if len(group) > 1 and len(values) == 1 and (value := values.pop()) is not None:
             group.set(name, value)
             for child in group:
                 del child.attrib[name]
@@ -176,6 +177,7 @@ def _hoist(group: ElementTree.Element) -> None:
 
 def _merge(group: ElementTree.Element) -> None:
     """Draw lines that differ in nothing but their place in one go."""
+    # Vega writes each grid line as a <line> moved to its start, of which x2 and y2 are the end: as one path that is "M start l end" for each.
     if len(group) < 2 or any(child.tag != f"{_SVG}line" or child.attrib.keys() - {"transform", "x2", "y2"} for child in group):
         return
     strokes = []
@@ -189,6 +191,7 @@ def _merge(group: ElementTree.Element) -> None:
 
 def _unwrap(group: ElementTree.Element) -> None:
     """Take the place of an only child that says nothing of its own, or for which there is nothing to say."""
+    # Attributes of a group hold for all inside it, so two groups of which neither overrides the other are one.
     while len(group) == 1 and group[0].tag == group.tag and not (group.attrib.keys() & group[0].attrib.keys()):
         only = group[0]
         group.remove(only)

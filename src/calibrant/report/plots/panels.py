@@ -222,6 +222,7 @@ def stacked(blocks: Sequence[Panels]) -> "alt.FacetSpec | alt.ConcatSpecGenericS
 
 def ticks(low: float, high: float, wanted: int) -> int:
     """How many ticks to ask Vega for: `wanted`, or as many more as it takes to get two, since of one nobody can read a scale."""
+    # Vega takes the step of the form 1, 2 or 5 times a power of ten that is nearest to (high - low) / count on a logarithmic scale.
     for count in range(wanted, wanted + 9):
         step = (high - low) / count
         power = 10.0 ** math.floor(math.log10(step))

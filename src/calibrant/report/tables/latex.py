@@ -84,7 +84,7 @@ def latex(sections: Sequence[Section]) -> str:
 
 def _section(section: Section, number: int) -> Iterator[str]:
     yield f"% {_comment(section.title)}"
-    yield from (f"% {_comment(told)}" for told in (*section.sentences, *section.items))
+    yield from (f"% {_comment(text)}" for text in (*section.sentences, *section.items))
     if section.table is not None:
         yield from _table(section.table, number)
     yield ""
@@ -92,7 +92,7 @@ def _section(section: Section, number: int) -> Iterator[str]:
 
 def _table(table: Table, number: int) -> Iterator[str]:
     shown = next((t for t in table.shortened() if _width(t) <= ROOM), table.shortened()[-1])
-    folded = max(len(_told(row)) for row in shown.rows) > NAMES
+    folded = max(len(_label(row)) for row in shown.rows) > NAMES
     names = r"p{0.28\linewidth}" if folded else "l"
     yield r"\begin{table}[t]"
     yield r"  \centering\small\setlength{\tabcolsep}{4pt}"
@@ -112,10 +112,10 @@ def _table(table: Table, number: int) -> Iterator[str]:
 def _width(table: Table) -> int:
     columns = zip(*(row.figures for row in table.rows), strict=True)
     figures = [max(len(c.head), *(len(str(f)) + len(f.letters) for f in cells)) for c, cells in zip(table.columns, columns, strict=True)]
-    return min(NAMES, max(len(_told(row)) for row in table.rows)) + sum(wide + 1 for wide in figures)
+    return min(NAMES, max(len(_label(row)) for row in table.rows)) + sum(wide + 1 for wide in figures)
 
 
-def _told(row: TableRow) -> str:
+def _label(row: TableRow) -> str:
     return f"{row.name} ({row.note})" if row.note else row.name
 
 
@@ -129,8 +129,8 @@ def _name(row: TableRow) -> str:
 
 
 def _figure(figure: Figure) -> str:
-    told = _number(str(figure))
-    return (rf"\textbf{{{told}}}" if figure.best else told) + (rf"\textsuperscript{{{escaped(figure.letters)}}}" if figure.letters else "")
+    text = _number(str(figure))
+    return (rf"\textbf{{{text}}}" if figure.best else text) + (rf"\textsuperscript{{{escaped(figure.letters)}}}" if figure.letters else "")
 
 
 def _number(text: str) -> str:

@@ -40,8 +40,8 @@ def _name(row: TableRow) -> str:
 
 
 def _figure(figure: Figure) -> str:
-    told = escaped(str(figure))
-    return (f"**{told}**" if figure.best else told) + (f"<sup>{escaped(figure.letters)}</sup>" if figure.letters else "")
+    text = escaped(str(figure))
+    return (f"**{text}**" if figure.best else text) + (f"<sup>{escaped(figure.letters)}</sup>" if figure.letters else "")
 
 
 def _line(cells: Sequence[str]) -> str:

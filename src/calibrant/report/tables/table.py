@@ -79,8 +79,8 @@ class Table:
     @property
     def key(self) -> str:
         """How the table is read, as a sentence."""
-        told = "; ".join(self.legend)
-        return f"{told[0].upper() if told[0].isascii() else told[0]}{told[1:]}." if told else ""  # a Greek τ stays small
+        text = "; ".join(self.legend)
+        return f"{text[0].upper() if text[0].isascii() else text[0]}{text[1:]}." if text else ""  # a Greek τ stays small
 
     def shortened(self) -> "tuple[Table, ...]":
         """The table, fullest first: whole, with fewer errors, without any, without what is extra."""
@@ -210,16 +210,16 @@ class _Drawing:
             "loss": "each set's own number",
             "kept": "share of the dense model's performance that is kept",
         }[self._way]
-        said = [f"{what}{self._units()}", "± one standard error"]
+        parts = [f"{what}{self._units()}", "± one standard error"]
         if any(e.letters for e in ranking.entries):
-            said.append(f"in a column, sets that share a letter cannot be distinguished (all pairs together at {percent(ranking.level)})")
+            parts.append(f"in a column, sets that share a letter cannot be distinguished (all pairs together at {percent(ranking.level)})")
         if any(e.best_on for e in ranking.entries):
-            said.append("bold: significantly better than every other")
+            parts.append("bold: significantly better than every other")
         if self._ranks:
-            said.append("rank: the places that the comparisons leave open")
+            parts.append("rank: the places that the comparisons leave open")
         if ranking.partial:
-            said.append(f"{HOLE}: not there yet, or failed")
-        return tuple(said)
+            parts.append(f"{HOLE}: not there yet, or failed")
+        return tuple(parts)
 
     def _units(self) -> str:
         if self._way == "kept":

@@ -119,10 +119,10 @@ def _name(row: TableRow) -> Text:
 
 def _aligned(figures: Sequence[Figure], words: bool) -> list[Text]:
     """The cells of a column, equally wide: numbers flush to the right, letters behind them flush to the left."""
-    told, letters = max(cell_len(str(f)) for f in figures), max(cell_len(f.letters) for f in figures)
+    wide, letters = max(cell_len(str(f)) for f in figures), max(cell_len(f.letters) for f in figures)
     cells: list[Text] = []
     for f in figures:
-        blank = " " * (told - cell_len(str(f)))
+        blank = " " * (wide - cell_len(str(f)))
         text = visible_name(str(f))
         number = Text.assemble(*((text, "bold" if f.best else ""), blank)[:: 1 if words else -1])
         cells.append(Text.assemble(number, (f" {f.letters:<{letters}}" if letters else "", "italic cyan")))
