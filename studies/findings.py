@@ -1,9 +1,10 @@
 """The tables and the picture of docs/findings/c4.md, made of the records: python -m studies.findings [--write]
 
 Without `--write` the tables are printed; with it they are put between the page's marks, what `calibrant report` tells goes into
-smollm2/report.md and smollm2/report.json beside the records, and the picture is drawn; smollm2/picture.json has its numbers.
+smollm2/report.md and smollm2/report.json.gz beside the records, and the picture is drawn; smollm2/picture.json has its numbers.
 """
 
+import gzip
 import hashlib
 import json
 import math
@@ -326,8 +327,9 @@ def put(page: str, made: Mapping[str, str]) -> str:
 def write_page(made: Mapping[str, str]) -> None:
     """The page's tables, the report beside the records, and the picture, light and dark, with what it shows and the hashes of its files."""
     PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
-    for name, form_of in (("report.md", "markdown"), ("report.json", "json")):
-        (STORE / name).write_text(report(STORE).text(form_of), encoding="utf-8")
+    about = report(STORE)
+    (STORE / "report.md").write_text(about.text("markdown"), encoding="utf-8")
+    (STORE / "report.json.gz").write_bytes(gzip.compress(about.text("json").encode(), mtime=0))
     drawn, files = picture(), dict[str, str]()
     with TemporaryDirectory() as folder:
         for name, dark in (("findings.png", False), ("findings-dark.png", True)):
