@@ -88,7 +88,7 @@ class _Comparing:
         return raw if isinstance(raw, str) and raw in self._contents.pools else self._set(at, raw, self._contents.pools)
 
     def _on(self, path: Path, raw: Any) -> list[str]:
-        """The evaluators' canonical texts; one that is told by a part of its parameters is evaluators if it is the only one."""
+        """The evaluators' canonical texts; some of an evaluator's parameters are enough if no other evaluator has them."""
         evaluators = [read for at, text in items(path, raw) if (read := self._evaluator(at, text)) is not None]
         if raw in (None, [], ()):
             self._mistakes.add(path, "a contrast on nothing; name evaluators of the study, or leave 'on' out")
@@ -142,7 +142,7 @@ class _Comparing:
         return True
 
     def _together(self, contrast: Mapping[str, Any]) -> list[set[str]]:
-        """The sets that are asked for with each model, method, target and propagation that the contrast is about."""
+        """The sets that the grid has with each model, method, target and propagation that the contrast is about."""
         narrowed = {NARROWED[key]: contrast[key] for key in NARROWED if key in contrast}
         return [sets for labels, sets in self._alike.items() if labels.among(narrowed)]
 

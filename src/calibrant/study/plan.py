@@ -26,7 +26,7 @@ EXACT: Final = 400_000
 """Tokens in all draws of all sets up to which they are drawn to see whether they are disjoint; beyond, it is estimated from a small draw."""
 UPDATES: Final = "it changes the weights it keeps, and fitted to inputs that no longer come they do harm"
 AS_IT_IS: Final = "it looks at the model as it is"
-SCORES: Final = "it only scores, so one pass over the untouched model serves every target"
+SCORES: Final = "it only scores, so one pass over the dense model serves every target"
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class Plan:
         facts = {"runs": f"{self.runs.asked:,}, of which {self.runs.done:,} are done", "measurements": f"{self.measurements.asked:,}"}
         facts |= {"calibration sets": ", ".join(self.sets), "targets": ", ".join(self.targets), "primary contrasts": self.contrasts}
         facts |= {"one worker takes about": "" if self.seconds is None else f"{self.seconds / 60:.0f} minutes"}
-        said = [(sentence,) for sentence in (*self.warnings, *self.unknown)]
-        return card("Plan of a study", facts, inside=listing(("to know before it begins",), said) if said else "")
+        sentences = [(sentence,) for sentence in (*self.warnings, *self.unknown)]
+        return card("Plan of a study", facts, inside=listing(("to know before it begins",), sentences) if sentences else "")
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data, with the sums."""
@@ -155,9 +155,9 @@ def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]]
     if not folder.exists() or (folder.is_dir() and not {p.name for p in folder.iterdir()} - {UNFINISHED}):
         return {}, 0
     store = Store(folder, create=False)
-    asked = dict(zip(study.labels(), study.requests(), strict=True))
-    texts = {identity(q.recipe.method): str(q.recipe.method) for q in asked.values()}
-    found: dict[Labels, tuple[str, ...]] = {}
+    requests = dict(zip(study.labels(), study.requests(), strict=True))
+    texts = {identity(q.recipe.method): str(q.recipe.method) for q in requests.values()}
+    measured: dict[Labels, tuple[str, ...]] = {}
     evaluators, digests = study.evaluators(), digests_of(study.evaluators())
     records = {record.run.id: record for record in store.records(whole=False)}
     # Two draws of a set that is always the same are one run: its record tells one draw, and the index the other too.
@@ -165,26 +165,30 @@ def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]]
     for run_id, data, seed in {*draws, *((i, record.run.data, record.run.seed) for i, record in records.items())}:
         run = records[run_id].run
         of = Labels(run.model_name, data, seed, texts.get(identity(run.method), ""), run.target, run.propagate)
-        if of in asked and _same(records[run_id], asked[of], study):
-            here = set(store.measured(run_id))
-            found[of] = tuple(text for text, e in evaluators.items() if measurement_id(run_id, canonical(e), digests.get(text, "")) in here)
-    return found, len(store.failures())
+        if of in requests and _same(records[run_id], requests[of], study):
+            in_store = set(store.measured(run_id))
+            measured[of] = tuple(text for text, e in evaluators.items() if measurement_id(run_id, canonical(e), digests.get(text, "")) in in_store)
+    return measured, len(store.failures())
 
 
 def _same(record: Record, request: RunRequest, study: Study) -> bool:
     """Whether a record with a cell's labels answers its request as far as it can be told without the model: type, allocation and budget."""
-    run, facts, asked = record.run, record.data_facts, request.calibration
+    run, facts, calibration = record.run, record.data_facts, request.calibration
     if (
         run.allocation != canonical(request.recipe.allocation)
         or list(run.transforms) != list(map(canonical, request.recipe.transforms))
         or run.dtype != str(resolve_dtype(study.dtype, study.device)).removeprefix("torch.")
     ):
         return False
-    if asked is None:
+    if calibration is None:
         return True
-    sets = len(asked.mixed) or 1
-    budget = facts.get("windows") == asked.samples * sets if asked.budget is None else facts.get("tokens") in (asked.budget, asked.budget * sets)
-    return budget and facts.get("length") == asked.length
+    sets = len(calibration.mixed) or 1
+    budget = (
+        facts.get("windows") == calibration.samples * sets
+        if calibration.budget is None
+        else facts.get("tokens") in (calibration.budget, calibration.budget * sets)
+    )
+    return budget and facts.get("length") == calibration.length
 
 
 def _model(
@@ -198,27 +202,27 @@ def _model(
 ) -> ModelPlan:
     """The plan for one model, with what can be measured of it on this machine."""
     done, evaluators = [measured[of] for _, of in cells if of in measured], study.evaluators()
-    told = ModelPlan(model, Count(len(cells), len(done)), Count(len(cells) * len(evaluators), sum(map(len, done))))
+    planned = ModelPlan(model, Count(len(cells), len(done)), Count(len(cells) * len(evaluators), sum(map(len, done))))
     try:
         path, began = located(model), time.perf_counter()
         if not probed:
-            return told
+            return planned
         opened = open_model(str(path), study.dtype, study.device)
     except ModelError as error:
-        return replace(told, why=str(error))
-    asked = [request for request, _ in cells]
-    timings = measure_pieces(opened, time.perf_counter() - began, asked, evaluators, kinds(asked), progress)
+        return replace(planned, why=str(error))
+    requests = [request for request, _ in cells]
+    timings = measure_pieces(opened, time.perf_counter() - began, requests, evaluators, kinds(requests), progress)
     unfinished = [Unfinished(q, [text for text in evaluators if text not in measured.get(of, ())], of in measured) for q, of in cells]
-    each = {kind.__name__: timings.statistics[(kind,)] for kind in kinds(asked)}
+    each = {kind.__name__: timings.statistics[(kind,)] for kind in kinds(requests)}
     return replace(
-        told,
+        planned,
         note=timings.note,
         dtype=timings.dtype,
         blocks=timings.blocks,
         matrices=timings.matrices,
         inputs=timings.inputs,
         statistics=each,
-        statistics_bytes=len(passes(asked)) * sum(each.values()),
+        statistics_bytes=len(passes(requests)) * sum(each.values()),
         seconds=duration(timings, [one for one in unfinished if one.measures or not one.recorded], {supply.data: supply for supply in supplies}),
         instead=dict(timings.propagates),
         fails=timings.why_not,
@@ -236,13 +240,13 @@ def _supplies(study: Study, cells: Sequence[tuple[RunRequest, Labels]], progress
     sets = {str(q.calibration): q.calibration for q, _ in cells if q.calibration}
     draws = {data: max(of.seed for _, of in cells if of.data == data) + 1 for data in sets}
     exact = sum(draws[data] * budget_of(calibration) for data, calibration in sets.items()) <= EXACT
-    found: list[Supply] = []
+    supplies: list[Supply] = []
     for number, (data, calibration) in enumerate(sets.items()):
         progress("looking at the sets", number, len(sets))
         if tokenizer is not None:
-            found.append(supply_of(calibration, draws[data], tokenizer, exact))
+            supplies.append(supply_of(calibration, draws[data], tokenizer, exact))
     progress("looking at the sets", len(sets), len(sets))
-    return tuple(found)
+    return tuple(supplies)
 
 
 def _shared(requests: Sequence[RunRequest]) -> dict[str, int]:
@@ -270,17 +274,18 @@ def _warned(models: Sequence[ModelPlan], supplies: Sequence[Supply]) -> Iterator
         yield from (f"{model.model}: {note}" for note in model.instead.values())
         yield from (f"{model.model}: {complaint}" for complaint in model.fails)
     for supply in supplies:
-        held = "" if supply.held is None else f"{supply.held:.0f}" if supply.exact else f"about {supply.held:.1f}"
+        number = "" if supply.held is None else f"{supply.held:.0f}" if supply.exact else f"about {supply.held:.1f}"
         if supply.why and supply.held is not None:
             yield f"{supply.data}: {supply.why}"
         elif supply.held is not None and supply.held < 1:
-            yield f"{supply.data} holds {held} draws of this size, too little for one: its runs will fail; ask for fewer samples or tokens"
+            yield f"{supply.data} holds {number} draws of this size, too little for one: its runs will fail; take fewer samples or tokens"
         elif not supply.lasts:
-            yield f"{supply.data} holds {held} disjoint draws of this size, and the study has {supply.draws}: later ones repeat rows of earlier ones"
+            few = f"{supply.data} holds {number} disjoint draws of this size, and the study has {supply.draws}"
+            yield f"{few}: later ones repeat rows of earlier ones"
 
 
 def _load() -> float | None:
-    """How many programs each processor had to do in the last minute; None where the system doesn't tell."""
+    """How many programs each processor had to do in the last minute; None where the system doesn't say."""
     return os.getloadavg()[0] / (os.cpu_count() or 1) if os.name == "posix" else None
 
 

@@ -61,36 +61,36 @@ def measure_pieces(
     opened: Opened, seconds: float, requests: Sequence[RunRequest], evaluators: Mapping[str, Evaluator], kinds: Kinds, progress: Progress = silent
 ) -> Timings:
     """Time the pieces of `requests` on an open model, which took `seconds` to open. `kinds` are gathered together in `dense`."""
-    seen_by, found = view(opened.model), _Pieces()
-    asked = list(dict.fromkeys(q.recipe for q in requests))
-    looking = [a for a in asked if a.method.observes]
-    wanted: dict[Kinds, None] = dict.fromkeys([(FeatureNorms,), *([kinds] if kinds else []), *(a.method.observes for a in looking)])
+    model, pieces = view(opened.model), _Pieces()
+    recipes = list(dict.fromkeys(q.recipe for q in requests))
+    looking = [recipe for recipe in recipes if recipe.method.observes]
+    wanted: dict[Kinds, None] = dict.fromkeys([(FeatureNorms,), *([kinds] if kinds else []), *(recipe.method.observes for recipe in looking)])
     calibration = next((q.calibration for q in requests if q.calibration), None)
-    seen, total = dict[Kinds, dict[Weight, Seen]](), len(wanted) + len(asked) + len(evaluators)
+    seen, total = dict[Kinds, dict[Weight, Seen]](), len(wanted) + len(recipes) + len(evaluators)
     steps = iter(range(total))
     if calibration is not None:
         batch = _micro_batch(calibration, opened)
         for gathered in wanted:
             progress("probe", next(steps), total)
-            seen[gathered] = found.walked(seen_by, batch, gathered)
-    for one in asked:
+            seen[gathered] = pieces.walked(model, batch, gathered)
+    for recipe in recipes:
         progress("probe", next(steps), total)
-        found.compressed(one, seen_by, seen.get(one.method.observes, {}))
+        pieces.compressed(recipe, model, seen.get(recipe.method.observes, {}))
     for text, evaluator in evaluators.items():
         progress("probe", next(steps), total)
-        found.measured(text, evaluator, opened)
+        pieces.measured(text, evaluator, opened)
     progress("probe", total, total)
     first = next(iter(seen.values()), {})
-    told = replace(
-        Timings(opened.name, opened.note, str(opened.dtype).removeprefix("torch."), len(seen_by.blocks), len(seen_by.weights), 0, seconds),
-        forward=found.forward,
-        block=found.block,
-        measure=found.measure,
-        propagates={} if calibration is None else _fitting(looking, seen_by, calibration, opened),
-        why_not=tuple(dict.fromkeys(found.why_not)),
+    timings = replace(
+        Timings(opened.name, opened.note, str(opened.dtype).removeprefix("torch."), len(model.blocks), len(model.weights), 0, seconds),
+        forward=pieces.forward,
+        block=pieces.block,
+        measure=pieces.measure,
+        propagates={} if calibration is None else _fitting(looking, model, calibration, opened),
+        why_not=tuple(dict.fromkeys(pieces.why_not)),
     )
-    widths = list(_inputs(seen_by, first))
-    return replace(told, inputs=len(widths), statistics={kind: sum(sum(packed_bytes(w, k) for k in kind) for w in widths) for kind in wanted})
+    widths = list(_inputs(model, first))
+    return replace(timings, inputs=len(widths), statistics={kind: sum(sum(packed_bytes(w, k) for k in kind) for w in widths) for kind in wanted})
 
 
 class _Pieces:
@@ -102,28 +102,28 @@ class _Pieces:
         self.measure: dict[str, float] = {}
         self.why_not: list[str] = []
 
-    def walked(self, seen_by: ModelView, batch: TokenBatch, kinds: Kinds) -> dict[Weight, Seen]:
+    def walked(self, model: ModelView, batch: TokenBatch, kinds: Kinds) -> dict[Weight, Seen]:
         """What the first block's matrices saw. The first time warms caches, and of the others the shorter counts: something else may be at work."""
-        tries = [_first_block(seen_by, batch, kinds) for _ in range(3)]
+        tries = [_first_block(model, batch, kinds) for _ in range(3)]
         seen, _ = tries[-1]
         self.forward[kinds] = min(seconds for _, seconds in tries) / int(batch.mask.sum())
         return seen
 
-    def compressed(self, asked: Recipe, seen_by: ModelView, seen: Mapping[Weight, Seen]) -> None:
+    def compressed(self, recipe: Recipe, model: ModelView, seen: Mapping[Weight, Seen]) -> None:
         """One block's compression, on copies of what it saw, so that no factorisation is at hand already."""
-        key, weights = (str(asked.method), str(asked.target)), seen_by.blocks[0].weights
+        key, weights = (str(recipe.method), str(recipe.target)), model.blocks[0].weights
         with self._complained(f"{key[0]} {key[1]}"):
-            asked.method.check_model(seen_by, asked.target, {weight.name: asked.target for weight in seen_by.weights})
-            if not isinstance(asked.method, MatrixMethod):
+            recipe.method.check_model(model, recipe.target, {weight.name: recipe.target for weight in model.weights})
+            if not isinstance(recipe.method, MatrixMethod):
                 return
-            tried: list[float] = []
+            tries: list[float] = []
             for some in (weights[:1], weights, weights):
                 fresh = {id(of): Seen({kind: statistic * 1.0 for kind, statistic in of.items()}) for of in seen.values()}
                 began = time.perf_counter()
-                for weight in (w for w in some if w in seen or not asked.method.observes):
-                    asked.method.compress(weight.get(), fresh[id(seen[weight])] if weight in seen else Seen({}), asked.target)
-                tried.append(time.perf_counter() - began)
-            self.block[key] = min(tried[1:])
+                for weight in (w for w in some if w in seen or not recipe.method.observes):
+                    recipe.method.compress(weight.get(), fresh[id(seen[weight])] if weight in seen else Seen({}), recipe.target)
+                tries.append(time.perf_counter() - began)
+            self.block[key] = min(tries[1:])
 
     def measured(self, text: str, evaluator: Evaluator, opened: Opened) -> None:
         """A whole measurement, from two small ones."""
@@ -139,7 +139,7 @@ class _Pieces:
 
 
 def _whole(evaluator: Evaluator, timed: Callable[[Evaluator], float]) -> float:
-    """The seconds of a whole measurement. A budget that can't be told is that of the rows there are."""
+    """The seconds of a whole measurement. A budget of None is that of the rows there are."""
     name = next((name for name in ITEMS if getattr(evaluator.limited(ITEMS[name][0]), name, None) == ITEMS[name][0]), None)
     if name is None:
         return timed(evaluator)
@@ -159,47 +159,47 @@ def _whole(evaluator: Evaluator, timed: Callable[[Evaluator], float]) -> float:
     return second + each * (whole - more)
 
 
-def _first_block(seen_by: ModelView, batch: TokenBatch, kinds: Kinds) -> tuple[dict[Weight, Seen], float]:
+def _first_block(model: ModelView, batch: TokenBatch, kinds: Kinds) -> tuple[dict[Weight, Seen], float]:
     """What the first block's matrices see, and the seconds that its forward took."""
-    arrivals = walk(seen_by, batch, kinds, "dense")
-    found: dict[Weight, Seen] = {}
+    arrivals = walk(model, batch, kinds, "dense")
+    first: dict[Weight, Seen] = {}
     began = time.perf_counter()
     seconds = 0.0
     for weight, seen in arrivals:
         seconds = seconds or time.perf_counter() - began
         if weight.block:
             break
-        found[weight] = seen
-    return found, seconds
+        first[weight] = seen
+    return first, seconds
 
 
-def _micro_batch(asked: CalibrationSet, opened: Opened) -> TokenBatch:
+def _micro_batch(calibration: CalibrationSet, opened: Opened) -> TokenBatch:
     """Random tokens in windows of the study's length, about as many as go through a block at once."""
-    length = min(asked.length, opened.model.config.get_text_config().max_position_embeddings or asked.length)
-    budget = asked.samples * asked.length if asked.budget is None else asked.budget
+    length = min(calibration.length, opened.model.config.get_text_config().max_position_embeddings or calibration.length)
+    budget = calibration.samples * calibration.length if calibration.budget is None else calibration.budget
     return CalibrationSet("random_tokens", tokens=min(budget, max(TOKENS_PER_PASS, length)), length=length).tokens(opened.tokenizer)
 
 
-def _inputs(seen_by: ModelView, seen: Mapping[Weight, Seen]) -> Iterator[int]:
+def _inputs(model: ModelView, seen: Mapping[Weight, Seen]) -> Iterator[int]:
     """The width of every distinct input: matrices that share one in the first block do so in the others."""
-    place = {_relative(weight, seen_by): id(of) for weight, of in seen.items()}
-    for block in seen_by.blocks:
-        widths = {place.get(name := _relative(weight, seen_by), name): weight.shape[1] for weight in block.weights}
+    place = {_relative(weight, model): id(of) for weight, of in seen.items()}
+    for block in model.blocks:
+        widths = {place.get(name := _relative(weight, model), name): weight.shape[1] for weight in block.weights}
         yield from widths.values()
 
 
-def _relative(weight: Weight, seen_by: ModelView) -> str:
-    return weight.name.removeprefix(f"{seen_by.blocks[weight.block].name}.")
+def _relative(weight: Weight, model: ModelView) -> str:
+    return weight.name.removeprefix(f"{model.blocks[weight.block].name}.")
 
 
-def _fitting(asked: Iterable[Recipe], seen_by: ModelView, calibration: CalibrationSet, opened: Opened) -> dict[str, str]:
+def _fitting(recipes: Iterable[Recipe], model: ModelView, calibration: CalibrationSet, opened: Opened) -> dict[str, str]:
     """What each propagation becomes on this machine, where that is another, with the reason."""
     length = calibration.length
     tokens = calibration.samples * length if calibration.budget is None else calibration.budget
     mask = torch.ones(max(1, tokens // length), length, dtype=torch.bool)
     like = TokenBatch(mask.long(), mask, mask.float(), "", {})
-    found = {a.propagate: fitting(a.propagate, seen_by, like, opened.dtype, room()) for a in asked}
-    return {before: note for before, (after, note) in found.items() if after != before}
+    becomes = {recipe.propagate: fitting(recipe.propagate, model, like, opened.dtype, room()) for recipe in recipes}
+    return {before: note for before, (after, note) in becomes.items() if after != before}
 
 
 def _timed(work: Callable[[], Any]) -> float:
