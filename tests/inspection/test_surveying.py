@@ -23,6 +23,7 @@ def test_each_format_works_or_says_why_not(tmp_path: Path, monkeypatch: pytest.M
     for part in ("train", "test"):
         (tmp_path / "gsm8k" / f"{part}.jsonl").write_text("\n".join(json.dumps({**row, "question": part + row["question"]}) for row in rows))
     monkeypatch.setattr("calibrant.data.hub._chosen", [])
+    monkeypatch.setattr("calibrant.inspection.surveying.MANY", 10_000)  # more than the 80 rows hold
     mirror(tmp_path)
     told: list[tuple[int, int]] = []
     found = survey(
@@ -70,6 +71,7 @@ def test_the_record_has_every_source_and_format(record: list[dict[str, object]])
         assert one["seconds_many"] is None or float(str(one["seconds_many"])) < 10
 
 
+@pytest.mark.slow
 def test_the_real_mirror_still_gives_what_the_record_says(record: list[dict[str, object]]):
     """The same bytes and tokenizer, the same fingerprint: the record is not of one machine."""
     if not os.environ.get("CALIBRANT_DATA"):
