@@ -91,7 +91,10 @@ def prune(
     alone writes, and tells `progress`. One that fails ends all: the others raise its error, or `RankError`.
     """
     with joined() as ranks:
-        recipe = _recipe("prune", method, _one_of(target, sparsity, 0.5), propagate, allocation, transform)
+        if target is not None and sparsity is not None:
+            raise TargetError(f"target={target} and sparsity={sparsity} are two words for one thing; give one of them", subject=str(sparsity))
+        aim = next((one for one in (target, sparsity) if one is not None), 0.5)
+        recipe = _recipe("prune", method, aim, propagate, allocation, transform)
         calibration = _calibration(data, samples, length, tokens, seed)
         return _done(model, calibration, recipe, out, export, dtype, device, memory, profile, progress, ranks)
 
@@ -131,15 +134,6 @@ def quantize(
 
 def _calibration(data: str | CalibrationSet, samples: int, length: int, tokens: int | None, seed: int) -> CalibrationSet:
     return data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples=samples, length=length, tokens=tokens, seed=seed)
-
-
-def _one_of(target: float | str | Target | None, sparsity: float | str | Target | None, usual: float) -> float | str | Target:
-    """What is asked for, by either of its names."""
-    if target is not None and sparsity is not None:
-        raise TargetError(f"target={target} and sparsity={sparsity} are two words for one thing; give one of them", subject=str(sparsity))
-    if target is not None:
-        return target
-    return usual if sparsity is None else sparsity
 
 
 def _recipe(
@@ -183,26 +177,17 @@ def _done(
     ranks: Ranks,
 ) -> Pruned:
     """The whole job."""
-    room = _bytes(memory)
+    if memory is not None and not 0 < memory <= MOST_GB:
+        raise SpecError(f"memory={memory:g} is no room for activations; give GB above 0 and up to {MOST_GB:,}, or leave it out", subject=str(memory))
+    room = None if memory is None else int(memory * 1e9)
     if calibration is None and recipe.looks:
         raise SpecError(f"{recipe.looking} looks at activations and needs calibration data; give --data", subject=recipe.looking)
     folder, reported = None if out is None else Path(out), progress if ranks.first else silent
-    forms = _forms(export)
+    named = (export,) if isinstance(export, str | Export) else export
+    forms = tuple({str(form): form for form in (HuggingFace(), *map(exports.build, named))}.values())  # each once, the dense folder first
     job = _Job.open(model, calibration, recipe, folder, forms, dtype, device, room, reported, ranks)
     done = job.into(folder, device) if folder is not None else Pruned(job.opened, job.with_provenance(job.compress(None)), None)
     return replace(done, costs=job.costs()) if profile and not done.already_done else done
-
-
-def _forms(export: Sequence[str | Export]) -> tuple[Export, ...]:
-    """What is written, each once, the dense folder first: `SpecError` for a form that nobody knows."""
-    named = (export,) if isinstance(export, str | Export) else export
-    return tuple({str(form): form for form in (HuggingFace(), *map(exports.build, named))}.values())
-
-
-def _bytes(memory: float | None) -> int | None:
-    if memory is not None and not 0 < memory <= MOST_GB:
-        raise SpecError(f"memory={memory:g} is no room for activations; give GB above 0 and up to {MOST_GB:,}, or leave it out", subject=str(memory))
-    return None if memory is None else int(memory * 1e9)
 
 
 @dataclass(frozen=True)

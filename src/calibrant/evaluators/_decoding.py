@@ -5,6 +5,9 @@ memories of a batch are aligned on the right: what a shorter prompt lacks is lef
 how far away it is, is what it would be alone, windows of attention included.
 
 Always the most probable token, whatever the model's own generation settings say: no sampling, no penalties.
+
+Why not transformers' `generate`: it computes the common beginning anew for each prompt, and pads prompts, so that what is scored would depend on
+the batch. For 8 prompts of 290 tokens, 20 to be written, SmolLM2 took 13.5 seconds of a processor with it and takes 6.6 here, for the same tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -89,7 +89,11 @@ class Generation(SourceEvaluator):
                 journal.add({rows[n].name: reader.read(rows[n], answer) for n, answer in zip(batch, written, strict=True)})
             done += len(batch)
             subject.progress(f"measuring {self}", done, len(rows))
-        outcomes = tuple(_outcome(row.name, journal[row.name]) for row in rows)
+        results = [journal[row.name] for row in rows]
+        outcomes = tuple(
+            Outcome(row.name, float(result["right"]), 1.0, {fact: result[fact] for fact in ("extracted", "tokens", "cut")})
+            for row, result in zip(rows, results, strict=True)
+        )
         return Measurement(self._score(source, rows, exemplars, outcomes, most), outcomes)
 
     def exemplars(self, source: Source) -> tuple[Row, ...]:
@@ -199,8 +203,3 @@ def _opener(row: Row) -> str:
     """How a question of this kind begins, up to the colon, such as `Question:`."""
     match = re.match(r"\w+:", question_text(row))
     return match[0] if match else "Question:"
-
-
-def _outcome(name: str, result: dict[str, Any]) -> Outcome:
-    facts = {name: result[name] for name in ("extracted", "tokens", "cut")}
-    return Outcome(name, float(result["right"]), 1.0, facts)

@@ -214,7 +214,9 @@ class _HarnessResults:
         elif all(isinstance(v, tuple | list) and len(v) == 2 and all(map(_number, v)) and v[1] > 0 for v in values):
             ways.append([(-float(nats) / math.log(2), float(size)) for nats, size in values])
         for parts in ways:
-            if parts and len(parts) == len(self._samples[chosen]) and _same(ratio(*zip(*parts, strict=True))[0], self._values[name]):
+            if not parts or len(parts) != len(self._samples[chosen]):
+                continue
+            if math.isclose(ratio(*zip(*parts, strict=True))[0], self._values[name], rel_tol=1e-9, abs_tol=1e-12):
                 return parts
         return None
 
@@ -348,10 +350,6 @@ def _sha256(path: Path) -> str:
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float | np.number | np.bool_)
-
-
-def _same(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def _distinct(hashes: Sequence[str]) -> list[str]:

@@ -63,7 +63,8 @@ def expert_layers(view: ModelView) -> tuple[ExpertLayer, ...]:
 def _layers(view: ModelView, block: Block) -> Iterator[ExpertLayer]:
     places: dict[str, dict[int, list[Weight]]] = {}
     for weight in block.weights:
-        if weight.expert is not None and not _of_attention(weight.name):
+        of_attention = any("attn" in part or "attention" in part for part in weight.name.split("."))
+        if weight.expert is not None and not of_attention:
             place = _holder(view, weight).rpartition(".")[0]
             places.setdefault(place, {}).setdefault(weight.expert, []).append(weight)
     for place, experts in places.items():
@@ -81,10 +82,6 @@ def _holder(view: ModelView, weight: Weight) -> str:
     """The name of the module that holds an expert's matrix."""
     name = re.sub(r"\[\d+\]$", "", weight.name)
     return name if weight.key == "weight" else name.rpartition(".")[0]
-
-
-def _of_attention(name: str) -> bool:
-    return any("attn" in part or "attention" in part for part in name.split("."))
 
 
 def _router(view: ModelView, block: Block, place: str, count: int, holders: Sequence[str]) -> Weight:

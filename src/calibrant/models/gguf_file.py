@@ -226,7 +226,8 @@ def _check_used(header: Header, places: Collection[str], ref: str) -> None:
 
 
 def _dequantized(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:
-    reader = _read(path)
+    with Refusal(f"{path} is truncated or damaged", "; download it again", str(path)):
+        reader = gguf.GGUFReader(path)
     config = _opened(path, AutoConfig)
     check_sizes(config, str(path))
     with _opening(path):
@@ -257,11 +258,6 @@ def quantization(reader: gguf.GGUFReader) -> str:
         sizes[tensor.tensor_type.name] += int(tensor.n_elements)
     packed = [kind for kind, _ in sizes.most_common() if kind not in FLOATS]
     return f"dequantized from {packed[0]}" if packed else ""
-
-
-def _read(path: Path) -> gguf.GGUFReader:
-    with Refusal(f"{path} is truncated or damaged", "; download it again", str(path)):
-        return gguf.GGUFReader(path)
 
 
 @final

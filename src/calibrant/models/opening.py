@@ -68,7 +68,9 @@ def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote
             with ThreadPoolExecutor(1) as beside:
                 digested = beside.submit(folder_digest, path, weights, trust)
                 model, tokenizer = _open_folder(path, weights, ref, kind, trust)
-            digest, note = digested.result(), _folder_note(path)
+            digest = digested.result()
+            # What a model that we saved says about its origin stays true of everything measured on it.
+            note = str((read_manifest(path) or {}).get("note", ""))
         else:
             digest = file_digest(path)
             model, tokenizer, note = open_gguf(path, kind, digest)
@@ -161,8 +163,3 @@ def _open_folder(path: Path, weights: Sequence[Path], ref: str, dtype: torch.dty
     tokenizer = folder_tokenizer(path, ref, trust)
     check_ids(tokenizer, model, ref)
     return model, tokenizer
-
-
-def _folder_note(path: Path) -> str:
-    """What a model that we saved says about its origin: it stays true of everything measured on it."""
-    return str((read_manifest(path) or {}).get("note", ""))
