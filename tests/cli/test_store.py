@@ -89,3 +89,16 @@ def test_both_are_listed(ask: Ask):
     said = ask("store", "--help").out
     assert "verify" in said
     assert "merge" in said
+
+
+def test_packed_and_unpacked(ask: Ask, store: Store, tmp_path: Path):
+    before = results(tmp_path / "s")
+    answer = ask("store", "pack", "s")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out.startswith("1 run, 1 measurement in s: 7 files of ")
+    assert ask("store", "verify", "s").out == "1 run, 1 measurement, every hash agrees\n"
+    assert ask("store", "unpack", "s", "--out", "t", "--json").json["measurements"] == 1
+    assert results(tmp_path / "t") == before
+    again = ask("store", "unpack", "t")
+    assert (again.code, again.out) == (2, "")
+    assert "'t' isn't packed" in again.err

@@ -362,14 +362,14 @@ def test_of_a_damaged_file_no_more_is_to_be_deleted_than_is_lost(tmp_path: Path,
     assert store.folder == tmp_path
 
 
-def test_a_corner_is_gone_when_the_store_is_closed(tmp_path: Path):
+def test_a_staging_folder_is_gone_when_the_store_is_closed(tmp_path: Path):
     with Store(tmp_path) as store:
-        corner = store.staging_folder()
-        assert corner == store.staging_folder()
-        (corner / "tokens").write_text("1 2 3")
+        own = store.staging_folder()
+        assert own == store.staging_folder()
+        (own / "tokens").write_text("1 2 3")
         Store(tmp_path)
-        assert (corner / "tokens").exists(), "another writer spares it"
-    assert not corner.exists()
+        assert (own / "tokens").exists(), "another writer spares it"
+    assert not own.exists()
 
 
 def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -412,7 +412,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
 
 def test_a_file_that_could_not_be_written_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with Store(tmp_path) as store:
-        corner = store.staging_folder()
+        own = store.staging_folder()
 
         def full(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -421,7 +421,7 @@ def test_a_file_that_could_not_be_written_takes_no_room(tmp_path: Path, monkeypa
             patched.setattr(os, "fsync", full)
             with pytest.raises(OutputError, match=r"can't write report\.html in .*the disk is full"):
                 store.write_text("report.html", "<p>")
-        assert [p.name for p in corner.iterdir()] == ["lock"]
+        assert [p.name for p in own.iterdir()] == ["lock"]
         assert not (tmp_path / "report.html").exists()
 
 
@@ -509,10 +509,10 @@ def test_two_writers_neither_lose_nor_spoil_anything(tmp_path: Path):
 def _forks(folder: Path) -> None:
     with Store(folder) as store:
         store.add_record(RECORD)
-        corner = store.staging_folder()
+        own = store.staging_folder()
         child = os.fork()
         if not child:
-            assert store.staging_folder() != corner
+            assert store.staging_folder() != own
             store.add_measurement(RUN.id, LOSS, MEASURED)
             sys.exit(0)  # unlike os._exit, with everything that a process does at its end
         assert os.waitpid(child, 0)[1] == 0
@@ -528,7 +528,7 @@ def test_a_forked_child_is_a_writer_of_its_own(tmp_path: Path):
     assert verify(tmp_path / "s") == []
 
 
-def test_a_closed_store_leaves_no_corner_behind(tmp_path: Path):
+def test_a_closed_store_leaves_no_own_behind(tmp_path: Path):
     with Store(tmp_path) as store:
         store.add_record(RECORD)
     assert set(visible(tmp_path)) == {MARKER, *(f"runs/{RUN.id[7:]}/{n}" for n in ("record.json", "weights.json.gz", "provenance.json", "sums.json"))}

@@ -3,6 +3,8 @@
 A claim says nothing about results and leaves nothing behind: its file is there for as long as the claim is, or until the name is claimed again
 after its holder was killed. Where a file system has no locks (Windows), every claim is given, and two processes may do the same work; the first
 answer stays.
+
+Ours and not filelock's: that a forked child lets go of a claim, and that its file is removed while it is locked, are most of these lines.
 """
 
 import os
