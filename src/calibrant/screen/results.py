@@ -8,7 +8,6 @@ from rich.text import Text
 from calibrant.foreign import visible
 from calibrant.screen._lines import counted, labelled, noted, one_line, table_of
 from calibrant.spec import parameters
-from calibrant.store import stored_bits
 
 FACTED: Final[Mapping[str, str]] = {"accepts": "accepts", "looks_at": "looks at"}
 """Facts of a name that don't speak for themselves, and what is said before them."""
@@ -43,6 +42,8 @@ def pruned(result: Mapping[str, Any]) -> Iterator[Any]:
 
 def _result(sparsity: float, matrices: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """How many weights were removed, or how much room they take now."""
+    from calibrant.store import stored_bits  # here, since a store brings numpy and --help needs neither
+
     of = f"{sum(w['shape'][0] * w['shape'][1] for w in matrices):,} weights in {len(matrices)} matrices"
     stored = stored_bits(matrices)
     if stored is None:
