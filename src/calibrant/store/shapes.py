@@ -26,7 +26,7 @@ NoName = Annotated[str, re.compile(r"[\w:-]{0,200}")]
 Several = str | int | float | list[str | int | float] | None
 
 
-class Spec(TypedDict, total=False):
+class SpecFields(TypedDict, total=False):
     """The beginning of a spec's canonical form."""
 
     spec: str
@@ -41,7 +41,7 @@ class Hub(TypedDict, total=False):
     revision: str
 
 
-class Part(TypedDict, total=False):
+class PartFields(TypedDict, total=False):
     """What a record tells of one part of its calibration set."""
 
     data: str
@@ -71,7 +71,7 @@ class Facts(TypedDict, total=False):
     tokens: Count
     pads: Count
     overlap: Size
-    parts: list[Part]
+    parts: list[PartFields]
     mix: list[Mapping[str, Any]]
     leaked: Mapping[str, Count]
 
@@ -100,13 +100,13 @@ class RunFile(TypedDict, total=False):
     model_name: str
     data: str
     tokens: str
-    method: Spec
+    method: SpecFields
     target: str
-    allocation: Spec
+    allocation: SpecFields
     propagate: str
     dtype: str
     seed: Count
-    transforms: list[Spec]
+    transforms: list[SpecFields]
 
 
 class EditFacts(TypedDict, total=False):
@@ -159,7 +159,7 @@ class ScoreFile(TypedDict, total=False):
 
     id: str
     run: str
-    evaluator: Spec
+    evaluator: SpecFields
     data: str
     score: ScoreFields
     beside: list[ScoreFields]
