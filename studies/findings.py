@@ -5,7 +5,6 @@ smollm2/report.md and smollm2/report.json.gz beside the records, and the picture
 """
 
 import gzip
-import hashlib
 import json
 import math
 import re
@@ -39,7 +38,7 @@ ELSEWHERE = HERE / "elsewhere"
 PAGE = HERE.parent / "docs/findings/c4.md"
 IMAGES = HERE.parent / "docs/images"
 PICTURE = STORE / "picture.json"
-"""What the picture shows, and the hashes of its files: a drawing's bytes are other ones wherever fonts are."""
+"""What the picture shows: a drawing's bytes are other ones wherever fonts are."""
 KINDS = {
     "arithmetic": ("gsm8k", "svamp", "mawps"),
     "inference": ("esnli", "anli_r1", "anli_r3"),
@@ -325,18 +324,17 @@ def put(page: str, made: Mapping[str, str]) -> str:
 
 
 def write_page(made: Mapping[str, str]) -> None:
-    """The page's tables, the report beside the records, and the picture, light and dark, with what it shows and the hashes of its files."""
+    """The page's tables, the report beside the records, and the picture, light and dark, with what it shows."""
     PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
     about = report(STORE)
     (STORE / "report.md").write_text(about.text("markdown"), encoding="utf-8")
     (STORE / "report.json.gz").write_bytes(gzip.compress(about.text("json").encode(), mtime=0))
-    drawn, files = picture(), dict[str, str]()
+    drawn = picture()
     with TemporaryDirectory() as folder:
         for name, dark in (("findings.png", False), ("findings-dark.png", True)):
-            (image,) = (path.read_bytes() for path in write([drawn], Path(folder), dark) if path.suffix == ".png")
-            IMAGES.joinpath(name).write_bytes(image)
-            files[name] = hashlib.sha256(image).hexdigest()
-    PICTURE.write_text(json.dumps({"files": files, "shown": drawn.spec["datasets"]}, indent=1), encoding="utf-8")
+            (image,) = (path for path in write([drawn], Path(folder), dark) if path.suffix == ".png")
+            IMAGES.joinpath(name).write_bytes(image.read_bytes())
+    PICTURE.write_text(json.dumps({"shown": drawn.spec["datasets"]}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

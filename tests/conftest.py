@@ -36,6 +36,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A local mirror of real data sets is a rare tool too."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "real_mirror" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _same_start() -> None:
     """Nothing may depend on the global random state; should something do, it at least does so in the same way each time."""

@@ -181,6 +181,7 @@ def smollm2() -> Opened:
         pytest.skip(str(error))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "shots", "limit"),
     [("commonsense_qa", 5, 20), ("winogrande", 0, 20), ("piqa", 2, 10), ("gsm8k", 2, 3), ("gsm8k_loss", 0, 10)],

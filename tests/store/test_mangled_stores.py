@@ -19,7 +19,7 @@ from calibrant.study import Study, plan
 
 from tests.study.small import asked, texts
 
-CASES: Final = 150
+CASES: Final = [pytest.param(seed, marks=pytest.mark.slow if seed >= 30 else ()) for seed in range(150)]
 SHAPES: Final[list[Any]] = [
     None,
     True,
@@ -165,7 +165,7 @@ def looked_at(store: Path, whole: Path, folder: Path) -> list[Callable[[], objec
     ]
 
 
-@pytest.mark.parametrize("seed", range(CASES))
+@pytest.mark.parametrize("seed", CASES)
 def test_it_is_read_or_refused_in_a_sentence(whole: tuple[Study, Path], tmp_path: Path, seed: int):
     chance, store = random.Random(seed), tmp_path / "store"
     shutil.copytree(whole[1], store)

@@ -68,7 +68,7 @@ def one_norm_left_out(weights, dense):
         (turned, r"transformer.h.0.attn.c_proj: addmm multiplies with"),
         (one_left_out, r"transformer.h.0.attn.c_attn.weight: 0 of its 3072 numbers are in matrices"),
         (one_twice, r"transformer.h.0.attn.c_attn is listed 2 times"),
-        (one_in_both, r"transformer.h.0.attn.c_attn.weight: 3072 of its 3072 numbers are in matrices, and it is listed as dense"),
+        (one_in_both, r"transformer.h.0.attn.c_attn.weight: 3072 of its 3072 numbers are in matrices; it is listed as dense"),
         (one_norm_left_out, r"transformer.ln_f.weight: 0 of its 32 numbers"),
     ],
 )
