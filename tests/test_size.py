@@ -79,17 +79,13 @@ def test_names_say_what_a_thing_is():
     assert [named for named in classes if re.search(r"(Util|Helper|Common|Manager|Mixin)s?$", named[1])] == []
 
 
-TWICE = {"Part", "Problem", "Spec"}
-"""Names that two classes have. This list may only become shorter."""
-
-
 def test_a_class_has_a_name_of_its_own():
     where: defaultdict[str, list[str]] = defaultdict(list)
     for path in FILES:
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.ClassDef):
                 where[node.name].append(name(path))
-    assert {known: places for known, places in where.items() if len(places) > 1 and known not in TWICE} == {}
+    assert {shared: places for shared, places in where.items() if len(places) > 1} == {}
 
 
 def test_nothing_is_left_unfinished():

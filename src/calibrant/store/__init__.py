@@ -20,7 +20,7 @@ from calibrant.store.packed import MARKER
 from calibrant.store.packing import Repacked, pack, unpack
 from calibrant.store.reading import EDITS, MASK, PROFILE
 from calibrant.store.records import Cell, Record, Run, measurement_id, revisions, stored_bits
-from calibrant.store.verifying import Audit, Problem, audit, verify
+from calibrant.store.verifying import Audit, StoreProblem, audit, verify
 
 __all__ = [
     "EDITS",
@@ -35,12 +35,12 @@ __all__ = [
     "Measurement",
     "Merged",
     "Outcome",
-    "Problem",
     "Record",
     "Repacked",
     "Run",
     "Score",
     "Store",
+    "StoreProblem",
     "audit",
     "measurement_id",
     "merge",

@@ -11,7 +11,7 @@ from calibrant.progress import Progress, silent
 from calibrant.store.folder import INDEX, Store
 from calibrant.store.reading import ITEMS, PROVENANCE, RECORD, SCORE, SUMS, WEIGHTS, ResultFiles
 from calibrant.store.records import Cell
-from calibrant.store.verifying import AGAIN, Problem, present, problems_of_measurement, problems_of_run
+from calibrant.store.verifying import AGAIN, StoreProblem, present, problems_of_measurement, problems_of_run
 
 RESULTS: Final = ("sparsity", "weights", "dense")
 """What of a record came out; the rest is what was asked, in words that may differ from machine to machine."""
@@ -27,7 +27,7 @@ class Merged:
     runs: int
     measurements: int
     kept: int
-    problems: tuple[Problem, ...]
+    problems: tuple[StoreProblem, ...]
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain data."""
@@ -68,7 +68,7 @@ class _Merging:
     def __init__(self, target: Store) -> None:
         self._target = target
         self.runs = self.measurements = self.kept = 0
-        self.problems: list[Problem] = []
+        self.problems: list[StoreProblem] = []
 
     def take(self, source: Store, progress: Progress) -> None:
         """Everything of one store."""
@@ -103,11 +103,11 @@ class _Merging:
         try:
             what = next(filter(None, (_difference(ours, theirs, name) for name in _names(ours, theirs))), None)
         except DataError as error:
-            self.problems.append(Problem(error.subject, str(error).partition("; restore it")[0], AGAIN))
+            self.problems.append(StoreProblem(error.subject, str(error).partition("; restore it")[0], AGAIN))
         else:
-            self.problems += [Problem(str(theirs.where(RECORD if theirs.has(RECORD) else SCORE).parent), what, KEPT)] if what else []
+            self.problems += [StoreProblem(str(theirs.where(RECORD if theirs.has(RECORD) else SCORE).parent), what, KEPT)] if what else []
 
-    def _is_whole(self, problems: Iterable[Problem]) -> bool:
+    def _is_whole(self, problems: Iterable[StoreProblem]) -> bool:
         found = [replace(problem, remedy=UNUSABLE) for problem in problems]
         self.problems += found
         return not found

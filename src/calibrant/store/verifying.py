@@ -26,7 +26,7 @@ TWICE: Final = "harmless; `calibrant store pack`, asked again, removes it"
 
 
 @dataclass(frozen=True)
-class Problem:
+class StoreProblem:
     """Something in a store that isn't as it should be: `where`, a path in the store; `what` is wrong; and the `remedy`."""
 
     where: str
@@ -45,7 +45,7 @@ class Audit:
     runs: int
     measurements: int
     without_sums: int
-    problems: tuple[Problem, ...]
+    problems: tuple[StoreProblem, ...]
 
     @property
     def whole(self) -> bool:
@@ -57,7 +57,7 @@ class Audit:
         return {**asdict(self), "whole": self.whole}
 
 
-def verify(folder: str | Path) -> list[Problem]:
+def verify(folder: str | Path) -> list[StoreProblem]:
     """What is wrong in a store; empty if it is whole. Nothing is changed. Raises `OutputError` for a folder that is no store."""
     return list(audit(folder).problems)
 
@@ -65,11 +65,11 @@ def verify(folder: str | Path) -> list[Problem]:
 def audit(folder: str | Path, progress: Progress = silent) -> Audit:
     """Check a store, and count. Reads everything in it. Raises `OutputError` for a folder that is no store."""
     store = Store(folder, create=False)
-    changed = [Problem(name, what, "restore it from a copy") for name, what in (store.packed.changed() if store.packed else ())]
+    changed = [StoreProblem(name, what, "restore it from a copy") for name, what in (store.packed.changed() if store.packed else ())]
     if changed:  # what is in such tables says nothing
         manifest = store.packed.manifest if store.packed else {}
         return Audit(str(store.folder), manifest["runs"], manifest["measurements"], 0, tuple(changed))
-    problems, measurements, without_sums = list[Problem](), 0, 0
+    problems, measurements, without_sums = list[StoreProblem](), 0, 0
     folders, strange = _inside(store.folder / RUNS)
     runs = sorted({f"sha256:{folder.name}" for folder in folders} | set(store.packed.runs if store.packed else ()))
     for number, run_id in enumerate(runs):
@@ -84,18 +84,18 @@ def audit(folder: str | Path, progress: Progress = silent) -> Audit:
             problems += problems_of_measurement(files, run_id, measure_id) if measure_id else problems_of_run(files, run_id, bool(measures))
             problems += _twice(store, files, run_id, measure_id)
     progress("verifying", len(runs), len(runs))
-    problems += [Problem(str(path), "is no result, and lies among results", STRANGE) for path in strange]
+    problems += [StoreProblem(str(path), "is no result, and lies among results", STRANGE) for path in strange]
     problems += [*_of_the_index(store), *_of_failures(store), *_leftovers(store)]
     shown = tuple(replace(problem, where=str(Path(problem.where).relative_to(store.folder))) for problem in problems)
     return Audit(str(store.folder), len(runs), measurements, without_sums, shown)
 
 
-def problems_of_run(files: ResultFiles, run_id: str, measured: bool = False) -> Iterator[Problem]:
+def problems_of_run(files: ResultFiles, run_id: str, measured: bool = False) -> Iterator[StoreProblem]:
     """Yield what is wrong with a run, what was `measured` on it left aside; `where` begins with the store's folder."""
     path = files.where(RECORD)
     if not files.has(RECORD):
         what = "measurements without a record" if measured else "a run without a record"
-        yield Problem(str(path.parent), what, "restore record.json from a copy, or delete the folder")
+        yield StoreProblem(str(path.parent), what, "restore record.json from a copy, or delete the folder")
         return
     try:
         yield from (changed := _changed(files))
@@ -108,7 +108,7 @@ def problems_of_run(files: ResultFiles, run_id: str, measured: bool = False) -> 
         yield _damaged(error)
 
 
-def problems_of_measurement(files: ResultFiles, run_id: str, measure_id: str) -> Iterator[Problem]:
+def problems_of_measurement(files: ResultFiles, run_id: str, measure_id: str) -> Iterator[StoreProblem]:
     """Yield what is wrong with a measurement; `where` begins with the store's folder."""
     path = files.where(SCORE)
     try:
@@ -118,67 +118,67 @@ def problems_of_measurement(files: ResultFiles, run_id: str, measure_id: str) ->
             with understood(path):
                 yield from _of_ids(path, measure_id, score["id"], measurement_id(run_id, score["evaluator"], score["data"]))
                 if score["run"] != run_id:
-                    yield Problem(str(path), f"measured on {score['run']}, and kept with another run", AGAIN)
+                    yield StoreProblem(str(path), f"measured on {score['run']}, and kept with another run", AGAIN)
             yield from _of_items(files.where(ITEMS), files.measurement())
     except DataError as error:
         yield _damaged(error)
 
 
-def _twice(store: Store, files: ResultFiles, run_id: str, measure_id: str) -> Iterator[Problem]:
+def _twice(store: Store, files: ResultFiles, run_id: str, measure_id: str) -> Iterator[StoreProblem]:
     """What a pack that was killed hasn't removed of what it has packed."""
     loose = LooseFiles(store.measure_folder(run_id, measure_id) if measure_id else store.run_folder(run_id))
     if not isinstance(files, LooseFiles) and loose.names():
-        yield Problem(str(loose.folder), "is in the packed tables too", TWICE)
+        yield StoreProblem(str(loose.folder), "is in the packed tables too", TWICE)
 
 
-def _of_ids(path: Path, place: str, written: str, derived: str) -> Iterator[Problem]:
+def _of_ids(path: Path, place: str, written: str, derived: str) -> Iterator[StoreProblem]:
     if not (written == derived == place):
-        yield Problem(str(path), f"doesn't answer what it says: its id is {written}, and what was asked has {derived}", AGAIN)
+        yield StoreProblem(str(path), f"doesn't answer what it says: its id is {written}, and what was asked has {derived}", AGAIN)
 
 
-def _changed(files: ResultFiles) -> list[Problem]:
+def _changed(files: ResultFiles) -> list[StoreProblem]:
     """What is no file, or differs from the sums that were written with it; a folder from before there were sums has none."""
     listed = sorted(files.folder.iterdir()) if isinstance(files, LooseFiles) else []
-    odd = [Problem(str(p), "is neither a file nor a folder", AGAIN) for p in listed if not (p.is_file() or p.is_dir())]
+    odd = [StoreProblem(str(p), "is neither a file nor a folder", AGAIN) for p in listed if not (p.is_file() or p.is_dir())]
     if odd or not files.has(SUMS):
         return odd
     with understood(files.where(SUMS)):
         written = check(files.json(SUMS), Mapping[str, str])
     try:
-        digests, problems = sums(files), list[Problem]()
+        digests, problems = sums(files), list[StoreProblem]()
     except OSError as error:
         raise unreadable(Path(error.filename or files.where(SUMS)), error) from error
     for name in sorted(written.keys() | digests.keys()):
         if name not in digests and name in (MASK, EDITS):
             continue  # deleted to save room
         if name not in digests:
-            problems.append(Problem(str(files.where(name)), "is missing, and was written", AGAIN))
+            problems.append(StoreProblem(str(files.where(name)), "is missing, and was written", AGAIN))
         elif name not in written and not name.startswith("."):  # file managers leave hidden files everywhere
-            problems.append(Problem(str(files.where(name)), "isn't among the sums", STRANGE))
+            problems.append(StoreProblem(str(files.where(name)), "isn't among the sums", STRANGE))
         elif digests[name] != written.get(name, digests[name]):
             what = f"has changed: its SHA-256 is {digests[name][:12]}…, and {written[name][:12]}… was written"
-            problems.append(Problem(str(files.where(name)), what, AGAIN))
+            problems.append(StoreProblem(str(files.where(name)), what, AGAIN))
     return problems
 
 
-def _of_items(path: Path, measured: Measurement) -> Iterator[Problem]:
+def _of_items(path: Path, measured: Measurement) -> Iterator[StoreProblem]:
     """A score against its items; a measurement may come without any."""
     score, items = measured.score, measured.outcomes
     if not items:
         return
     if score.n != len(items):
-        yield Problem(str(path), f"has {len(items)} items, and the score is over {score.n}", AGAIN)
+        yield StoreProblem(str(path), f"has {len(items)} items, and the score is over {score.n}", AGAIN)
     total = math.fsum(o.weight for o in items)
     value = math.fsum(o.value for o in items) / total if total else math.nan
     # What wrote the score may have added in another order.
     if not math.isclose(value, score.value, rel_tol=1e-6, abs_tol=1e-9) and not (math.isnan(value) and math.isnan(score.value)):
-        yield Problem(str(path), f"its items give {value!r}, and the score is {score.value!r}", AGAIN)
+        yield StoreProblem(str(path), f"its items give {value!r}, and the score is {score.value!r}", AGAIN)
     told = score.facts.get("items")
     if told is not None and told not in (identity([[o.item, o.weight] for o in items]), identity([o.item for o in items])):
-        yield Problem(str(path), f"holds other items than the score is over: {told}", AGAIN)
+        yield StoreProblem(str(path), f"holds other items than the score is over: {told}", AGAIN)
 
 
-def _of_the_index(store: Store) -> Iterator[Problem]:
+def _of_the_index(store: Store) -> Iterator[StoreProblem]:
     if not (path := store.folder / INDEX).exists():
         return
     try:
@@ -195,32 +195,32 @@ def _of_the_index(store: Store) -> Iterator[Problem]:
         for lacking in (name for name in wanted if name not in here):
             data = f" on {cell.data}, draw {cell.seed}" if cell.data else ""
             what = f"the cell {cell.method} {cell.target}{data} of {cell.model} points to {wanted[lacking]} {lacking}, which isn't there"
-            yield Problem(str(path), what, "ask for the study again to have it computed")
+            yield StoreProblem(str(path), what, "ask for the study again to have it computed")
 
 
-def _of_failures(store: Store) -> Iterator[Problem]:
+def _of_failures(store: Store) -> Iterator[StoreProblem]:
     known = present(store)
     for path in sorted((store.folder / FAILURES).glob("*.json")):
         try:
             kept = read_failure(path)
             with understood(path):
                 if kept["id"] != f"sha256:{path.stem}":
-                    yield Problem(str(path), f"tells of {kept['id']}, and is named after another", "delete it")
+                    yield StoreProblem(str(path), f"tells of {kept['id']}, and is named after another", "delete it")
         except DataError as error:
             yield replace(_damaged(error), remedy="delete it")
         if f"sha256:{path.stem}" in known:
-            yield Problem(str(path), "a failure of something that is there", "delete it")
+            yield StoreProblem(str(path), "a failure of something that is there", "delete it")
 
 
-def _leftovers(store: Store) -> Iterator[Problem]:
+def _leftovers(store: Store) -> Iterator[StoreProblem]:
     with left(store.folder) as folders:
-        yield from [Problem(str(folder), "left by a writer that was killed", LEFTOVER) for folder in folders]
+        yield from [StoreProblem(str(folder), "left by a writer that was killed", LEFTOVER) for folder in folders]
     if (store.folder / MOVING).exists():
-        yield Problem(str(store.folder / MOVING), "left by a pack that was killed", TWICE)
+        yield StoreProblem(str(store.folder / MOVING), "left by a pack that was killed", TWICE)
     known = present(store)
     for path in sorted((store.folder / JOURNALS).glob("*.jsonl")):
         if f"sha256:{path.stem}" in known:
-            yield Problem(str(path), "the journal of a measurement that is finished", LEFTOVER)
+            yield StoreProblem(str(path), "the journal of a measurement that is finished", LEFTOVER)
 
 
 def present(store: Store) -> set[str]:
@@ -236,5 +236,5 @@ def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
     return results, [p for p in found if p not in results]
 
 
-def _damaged(error: DataError) -> Problem:
-    return Problem(error.subject, str(error).partition("; restore it")[0], AGAIN)
+def _damaged(error: DataError) -> StoreProblem:
+    return StoreProblem(error.subject, str(error).partition("; restore it")[0], AGAIN)
