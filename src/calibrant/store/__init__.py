@@ -1,8 +1,8 @@
-"""What came out of a run, and the durable folder that keeps it.
+"""The results of runs, and the durable folder that stores them.
 
 A store is a folder. A compression is `runs/<id>/record.json` with its matrices in `weights.json.gz`, what was measured on it
-`runs/<id>/measures/<id>/` with `score.json` and one row an item in `items.parquet`. Both ids are hashes of what was asked, so asking again
-finds what is there, and the stores of two machines merge by copying one into the other. Times, versions and devices are provenance: kept
+`runs/<id>/measures/<id>/` with `score.json` and one row an item in `items.parquet`. Both ids are hashes of the request, so the same request
+finds the stored result, and the stores of two machines merge by copying one into the other. Times, versions and devices are provenance: stored
 beside, in `provenance.json`, outside every hash. The hashes of the other files stand in `sums.json`.
 
 A store that isn't written any more may be packed (`packed`): a few tables hold everything, to the byte, and are read like the folders.

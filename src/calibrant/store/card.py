@@ -7,7 +7,7 @@ from typing import Final
 from calibrant.store.packed import ITEMS_TABLE, RUNS_TABLE, SCORES_TABLE
 
 CARD: Final = "README.md"
-_MADE_BY: Final = "<!-- written by calibrant store pack -->"
+_SIGNATURE: Final = "<!-- written by calibrant store pack -->"
 
 _CARD: Final = """---
 pretty_name: Results of calibrant
@@ -23,7 +23,7 @@ configs:
 - config_name: items
   data_files: {items}
 ---
-{made_by}
+{signature}
 
 # Results of calibrant
 
@@ -51,9 +51,9 @@ def card_of(runs: int, measurements: int, items: int, models: Sequence[str]) -> 
     """Return the card of a packed store with so many of each, of models by their names."""
     counts = f"{runs:,} runs with {measurements:,} measurements of {items:,} items"
     names = ", ".join(f"`{name}`" for name in models) or "none"
-    return _CARD.format(made_by=_MADE_BY, counts=counts, models=names, runs=RUNS_TABLE, scores=SCORES_TABLE, items=ITEMS_TABLE)
+    return _CARD.format(signature=_SIGNATURE, counts=counts, models=names, runs=RUNS_TABLE, scores=SCORES_TABLE, items=ITEMS_TABLE)
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a card is there that was written here, and no page of the user's."""
-    return path.is_file() and _MADE_BY in path.read_text(encoding="utf-8", errors="replace")
+    """Return whether the file is a card that `pack` wrote, and no page of the user's."""
+    return path.is_file() and _SIGNATURE in path.read_text(encoding="utf-8", errors="replace")

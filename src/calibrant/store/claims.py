@@ -1,8 +1,8 @@
 """Who is at work on what: a lock for each name, which dies with the process that holds it.
 
 A claim says nothing about results and leaves nothing behind: its file is there for as long as the claim is, or until the name is claimed again
-after its holder was killed. Where a file system has no locks (Windows), every claim is given, and two processes may do the same work; the first
-answer stays.
+after its holder was killed. Where a file system has no locks (Windows), every claim is granted, and two processes may do the same work; the first
+result stays.
 
 Ours and not filelock's: that a forked child lets go of a claim, and that its file is removed while it is locked, are most of these lines.
 """
@@ -25,10 +25,10 @@ class Claim:
 
     def __init__(self, name: str, path: Path, lock: IO[str]) -> None:
         self.name, self._path, self._lock, self._process = name, path, lock, os.getpid()
-        _HELD.add(self)
+        _CLAIMS.add(self)
 
     def free(self) -> None:
-        """Let others have it. Once is enough, and more does no harm."""
+        """Release the claim. Once is enough, and more does no harm."""
         if self._lock.closed:
             return
         if self._process == os.getpid():
@@ -44,12 +44,12 @@ class Claim:
         self.free()
 
 
-_HELD: Final[weakref.WeakSet[Claim]] = weakref.WeakSet()
+_CLAIMS: Final[weakref.WeakSet[Claim]] = weakref.WeakSet()
 
 
 def _forget() -> None:
     """A forked child shares its parent's open locks and would keep them when the parent dies."""
-    for claim in list(_HELD):
+    for claim in list(_CLAIMS):
         claim.free()
 
 
@@ -58,11 +58,13 @@ if os.name == "posix":
 
 
 def claimed(folder: Path, name: str, wait: bool = False) -> Claim | None:
-    """The claim on `name` in the store at `folder`; None if another holds it, unless this is to `wait` until it is free.
+    """Return the claim on `name` in the store at `folder`; None if another holds it, unless this is to `wait` until it is free.
 
     Raises `OSError` where the lock's file can't be made.
     """
-    path = folder / CLAIMS / f"{_file_name(name)}.lock"
+    # Any text as a file's name: an id's digits as they are.
+    digits = name[7:] if re.fullmatch(r"sha256:[0-9a-f]{64}", name) else identity(name)[7:]
+    path = folder / CLAIMS / f"{digits}.lock"
     path.parent.mkdir(exist_ok=True)
     while True:
         # Who frees a claim removes its file: one that was opened before that is no longer the one that others will lock.
@@ -73,8 +75,3 @@ def claimed(folder: Path, name: str, wait: bool = False) -> Claim | None:
             if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
                 opened.pop_all()
                 return Claim(name, path, lock)
-
-
-def _file_name(name: str) -> str:
-    """Any text as a file's name: an id's digits as they are."""
-    return name[7:] if re.fullmatch(r"sha256:[0-9a-f]{64}", name) else identity(name)[7:]

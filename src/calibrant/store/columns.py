@@ -1,4 +1,4 @@
-"""The numbers of many measurements' items at once, which is many times sooner than one after the other."""
+"""The numbers of many measurements' items at once, many times faster than one after the other."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,16 +22,16 @@ class ItemNumbers(NamedTuple):
     weights: Float[np.ndarray, " items"]
 
 
-def numbers(packed: PackedStore | None, wanted: Sequence[tuple[Key, Path]]) -> Iterator[ItemNumbers]:
+def numbers(packed: PackedStore | None, measurements: Sequence[tuple[Key, Path]]) -> Iterator[ItemNumbers]:
     """Yield the numbers of each measurement: from the tables if it is packed, else from the file at its path.
 
     Raises `DataError` for what can't be read.
     """
     import polars as pl
 
-    in_tables = [packed is not None and measure in packed.measures.get(run, ()) for (run, measure), _ in wanted]
-    loose = _of_files([path for (_, path), tabled in zip(wanted, in_tables, strict=True) if not tabled])
-    for (key, _), tabled in zip(wanted, in_tables, strict=True):
+    in_tables = [packed is not None and measure in packed.measures.get(run, ()) for (run, measure), _ in measurements]
+    loose = _of_files([path for (_, path), tabled in zip(measurements, in_tables, strict=True) if not tabled])
+    for (key, _), tabled in zip(measurements, in_tables, strict=True):
         if tabled and packed is not None:
             names, values, weights = packed.numbers(*key)
             yield ItemNumbers(pl.from_arrow(names), values.to_numpy(zero_copy_only=False), weights.to_numpy(zero_copy_only=False))
@@ -40,7 +40,7 @@ def numbers(packed: PackedStore | None, wanted: Sequence[tuple[Key, Path]]) -> I
 
 
 def _of_files(paths: Sequence[Path]) -> Iterator[ItemNumbers]:
-    """The items of every file, in one pass over all."""
+    """Yield the items of every file, in one pass over all."""
     import polars as pl
 
     if not paths:

@@ -1,4 +1,4 @@
-"""The store: a folder of records, measurements and failures, and the index of the grid that was asked for."""
+"""The store: a folder of records, measurements and failures, and the index of the study's grid."""
 
 import os
 import re
@@ -23,18 +23,18 @@ from calibrant.store.packed import FORMAT, MARKER, MOVING, PACKED_FORMAT, Packed
 from calibrant.store.reading import ITEMS, PROVENANCE, RECORD, SCORE, WEIGHTS, LooseFiles, ResultFiles, read_failure, understood
 from calibrant.store.records import Cell, Record, age, is_older, measurement_id, revisions, revisions_of, unrevised
 from calibrant.store.shapes import IndexFile, check
-from calibrant.store.staging import MEASURES, Staging, left
+from calibrant.store.staging import MEASURES, Staging, leftovers
 
 JOURNALS: Final = ".journals"
 INDEX: Final = "index.json"
 STUDY: Final = "study.yaml"
-"""The study that was last asked of the store, as a file that asks it again."""
+"""The store's last study, as a file that runs it again."""
 FAILURES: Final = "failures"
 RUNS: Final = "runs"
 STATISTICS: Final = "statistics"
-"""Where whoever computes keeps what the untouched model saw; it may be there before anything else is."""
+"""The folder of the dense model's statistics; it may be there before anything else is."""
 _NAMED: Final = re.compile(r"[0-9a-f]{64}(-piece-\d+)?")
-"""What is in a folder of statistics that is ours."""
+"""How the entries of a folder of statistics that is ours are called."""
 
 
 class Store:
@@ -49,22 +49,22 @@ class Store:
     def __init__(self, folder: str | Path, create: bool = True) -> None:
         self.folder = Path(folder)
         self._staging = Staging(self.folder)
-        found = self._check_ours(create)
+        format = self._check_ours(create)
         if create:
             unfinished = self.folder / UNFINISHED
             with undoing(unfinished, unfinished / "lock"):
-                self._make(found)
+                self._make(format)
         self.packed = PackedStore.of(self.folder)
 
-    def _make(self, found: int) -> None:
+    def _make(self, format: int) -> None:
         with self._staging.writing("make the store"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with left(self.folder) as unfinished:
+            with leftovers(self.folder) as unfinished:
                 for folder in unfinished:
                     shutil.rmtree(folder, ignore_errors=True)
             if (self.folder / MOVING).exists():
                 settle(self.folder)
-        if found >= FORMAT and (self.folder / MARKER).exists():
+        if format >= FORMAT and (self.folder / MARKER).exists():
             return
         with ExitStack() as failed:
             failed.callback(self._staging.close)
@@ -72,7 +72,7 @@ class Store:
             failed.pop_all()
 
     def _check_ours(self, create: bool) -> int:
-        """The format of what is there."""
+        """Return the format of the store in the folder."""
         where = str(self.folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise OutputError(f"{where!r} is a file; results need a folder of their own, name another", subject=where)
@@ -82,22 +82,24 @@ class Store:
             raise OutputError(
                 f"{where!r} holds no results of calibrant (no {MARKER} in it); name the folder that a study or demo wrote", subject=where
             )
-        gathered = names & {STATISTICS} if all(map(_NAMED.fullmatch, _listed(self.folder / STATISTICS))) else set[str]()
+        statistics = self.folder / STATISTICS
+        listed = os.listdir(statistics) if statistics.is_dir() else ()
+        gathered = names & {STATISTICS} if all(map(_NAMED.fullmatch, listed)) else set[str]()
         if not ours and not names <= {UNFINISHED, *gathered}:
             raise OutputError(f"{where!r} exists, isn't empty and isn't ours (no {MARKER} in it); name a new or empty folder", subject=where)
         with understood(self.folder / MARKER):
-            found = read_json(self.folder / MARKER).get("format", FORMAT) if MARKER in names else FORMAT
-        if found not in range(1, PACKED_FORMAT + 1):
+            format = read_json(self.folder / MARKER).get("format", FORMAT) if MARKER in names else FORMAT
+        if format not in range(1, PACKED_FORMAT + 1):
             raise OutputError(
-                f"{where!r} was written in format {brief(found)}, this calibrant reads 1 to {PACKED_FORMAT}; use the version that wrote it",
+                f"{where!r} was written in format {brief(format)}, this calibrant reads 1 to {PACKED_FORMAT}; use the version that wrote it",
                 subject=where,
             )
-        return found
+        return format
 
     # Runs
 
     def files(self, run_id: str, measure_id: str = "") -> ResultFiles:
-        """Return the files of a run or of a measurement on it, whether they are there or not; of what is packed those in the tables."""
+        """Return the files of a run or of a measurement on it, whether they exist or not; of what is packed those in the tables."""
         packed = self.packed.files(run_id, measure_id) if self.packed else None
         return packed or LooseFiles(self.measure_folder(run_id, measure_id) if measure_id else self.run_folder(run_id))
 
@@ -107,7 +109,7 @@ class Store:
         return sorted(loose | set(self.packed.runs if self.packed else ()))
 
     def has_record(self, run_id: str) -> bool:
-        """Whether the run is in the store."""
+        """Return whether the run is in the store."""
         return self.files(run_id).has(RECORD)
 
     def record(self, run_id: str, whole: bool = True) -> Record | None:
@@ -120,19 +122,19 @@ class Store:
             return Record.read({**fields, "provenance": files.provenance() if whole else {}})
 
     def records(self, whole: bool = True) -> list[Record]:
-        """Every record, in the order of their ids; `whole` as in `record`."""
-        return [found for found in (self.record(run_id, whole) for run_id in self.ids()) if found is not None]
+        """Return every record, in the order of their ids; `whole` as in `record`."""
+        return [record for record in (self.record(run_id, whole) for run_id in self.ids()) if record is not None]
 
     def add_record(self, record: Record, files: Mapping[str, bytes] = MappingProxyType({})) -> str:
-        """Keep `record` and return its run's id. One that is there already stays as it is: the same question has the same answer.
+        """Store `record` and return its run's id. One that is there already stays as it is: the same request has the same result.
 
-        `files` are kept beside it under their names, for example the mask.
+        `files` are written beside it under their names, for example the mask.
         """
         if self.packed and record.run.id in self.packed.runs:
             return record.run.id
-        kept = {"id": record.run.id, **{k: v for k, v in record.plain().items() if k not in ("provenance", "weights")}}
+        fields = {"id": record.run.id, **{k: v for k, v in record.plain().items() if k not in ("provenance", "weights")}}
         with self._staging.appearing(self.run_folder(record.run.id)) as folder:
-            write_bytes(folder / RECORD, text_of_json(kept).encode())
+            write_bytes(folder / RECORD, text_of_json(fields).encode())
             write_bytes(folder / WEIGHTS, packed(record.weights))
             write_bytes(folder / PROVENANCE, text_of_json(record.provenance).encode())
             for name, content in files.items():
@@ -184,7 +186,7 @@ class Store:
         return {measure_id: self.files(run_id, measure_id).measurement(whole=False) for measure_id in self._measures(run_id)}
 
     def items(self, run_id: str, measure_id: str) -> tuple[Outcome, ...]:
-        """Return what every item of a measurement gave; `DataError` if the store lacks it."""
+        """Return the outcome of every item of a measurement; `DataError` if the store lacks it."""
         return self.files(run_id, measure_id).outcomes()
 
     def numbers(self, measurements: Sequence[tuple[str, str]]) -> Iterator[ItemNumbers]:
@@ -208,9 +210,9 @@ class Store:
         return forms
 
     def add_measurement(self, run_id: str, evaluator: Mapping[str, Any], measurement: Measurement, data: str = "") -> str:
-        """Keep what `evaluator` (its canonical form) measured on a recorded run and return its id; one that is there already stays.
+        """Store what `evaluator` (its canonical form) measured on a recorded run and return its id; one that is there already stays.
 
-        `data` is the digest of what it measured on, if it tells one.
+        `data` is the digest of what it measured on, if it has one.
         """
         if not self.has_record(run_id):
             raise OutputError(
@@ -219,38 +221,38 @@ class Store:
         measure_id = measurement_id(run_id, evaluator, data)
         if self.packed and measure_id in self.packed.measures.get(run_id, ()):
             return measure_id
-        kept = {"id": measure_id, "run": run_id, "evaluator": canonical(evaluator), "data": data, "score": asdict(measurement.score)}
-        kept |= {"beside": [asdict(score) for score in measurement.beside]} if measurement.beside else {}
+        fields = {"id": measure_id, "run": run_id, "evaluator": canonical(evaluator), "data": data, "score": asdict(measurement.score)}
+        fields |= {"beside": [asdict(score) for score in measurement.beside]} if measurement.beside else {}
         with self._staging.appearing(self.measure_folder(run_id, measure_id)) as folder:
-            write_bytes(folder / SCORE, text_of_json(kept).encode())
+            write_bytes(folder / SCORE, text_of_json(fields).encode())
             write_bytes(folder / PROVENANCE, text_of_json(measurement.provenance).encode())
             write_items(folder / ITEMS, measurement.outcomes)
         self.clear_failure(measure_id)
         return measure_id
 
     def journal(self, run_id: str, evaluator: Mapping[str, Any], data: str = "") -> Journal:
-        """Where a measurement that isn't finished keeps its items, so that a killed one goes on."""
+        """Return the journal of a measurement that isn't finished: its items, so that a killed one goes on."""
         measure_id = measurement_id(run_id, evaluator, data)
         return Journal(self.folder / JOURNALS / f"{bare(measure_id)}.jsonl", measure_id)
 
     # The grid
 
     def cells(self) -> list[Cell]:
-        """The grid that was last asked of this store; without one (a copied store), every record is a cell of its own.
+        """Return the grid of the store's last study; without one (a copied store), every record is a cell of its own.
 
         Of records and measurements with the same labels that differ in a revision, such cells hold the newest.
         """
         if (self.folder / INDEX).exists():
             with understood(self.folder / INDEX):
                 return [Cell(**cell) for cell in self._index()["cells"]]
-        found: dict[Any, tuple[tuple[int, ...], Cell]] = {}
+        newest: dict[Any, tuple[tuple[int, ...], Cell]] = {}
         for record in self.records(whole=False):
             run = record.run
             cell = Cell(run.model_name, run.data, str(run.method.get("spec")), run.target, run.seed, run.id, self._texts(run.id), run.propagate)
-            made = age(run.method) + age(run.allocation) + age(run.transforms)
-            if made >= found.get(same := unrevised(run), (made, cell))[0]:
-                found[same] = made, cell
-        return [cell for _, cell in found.values()]
+            revision = age(run.method) + age(run.allocation) + age(run.transforms)
+            if revision >= newest.get(same := unrevised(run), (revision, cell))[0]:
+                newest[same] = revision, cell
+        return [cell for _, cell in newest.values()]
 
     def write_cells(
         self,
@@ -259,10 +261,10 @@ class Store:
         revisions: Mapping[str, int] | None = None,
         sets: Iterable[SetLabel] = (),
     ) -> None:
-        """Say which grid this store answers, and what is known of its calibration `sets`.
+        """Write the grid whose results this store has, and what is known of its calibration `sets`.
 
         `study` is what else a reader of it needs: `baseline`, `pools`, `primary`. `revisions` are those of everything that it names, as the
-        function `revisions` tells them: what was computed with a lower one is stale.
+        function `revisions` returns them: what was computed with a lower one is stale.
         """
         index: dict[str, Any] = {"cells": [{**vars(cell), "measures": dict(cell.measures)} for cell in cells]}
         index |= {"sets": labels} if (labels := {of.text: {k: v for k, v in vars(of).items() if k != "text"} for of in sets}) else {}
@@ -271,51 +273,51 @@ class Store:
         self.write_text(INDEX, text_of_json(index, ordered=True))
 
     def sets(self) -> dict[str, SetLabel]:
-        """The calibration sets of the grid by their texts, as whoever asked for them read them; a store of an older version tells of none."""
-        found: dict[str, SetLabel] = {}
+        """Return the calibration sets of the grid by their texts, as the study read them; a store of an older version has none."""
+        labels: dict[str, SetLabel] = {}
         for text, of in self._index().get("sets", {}).items():
             parts = {name: of[name] for name in ("source", "name", "format", "packing", "rest")}
-            found[text] = SetLabel(text, **parts, family=known_family(of["family"]))
-        return found
+            labels[text] = SetLabel(text, **parts, family=known_family(of["family"]))
+        return labels
 
     def study_text(self) -> str:
-        """The study that was last asked of the store, as a file that asks it again; empty if it isn't known."""
+        """Return the store's last study, as a file that runs it again; empty if it isn't known."""
         path = self.folder / STUDY
         with understood(path):
             return content(path, LARGEST).decode() if path.exists() else ""
 
     def study(self) -> Mapping[str, Any]:
-        """The parts of the study that reading needs: `baseline` (a set or None), `pools` (sets by name), `primary`; empty if it isn't known."""
+        """Return the parts of the study that reading needs: `baseline` (a set or None), `pools` (sets by name), `primary`; empty if unknown."""
         return self._index().get("study", {})
 
     def revisions(self) -> Mapping[str, int]:
-        """The revisions that the study was last asked with, by kind and name; empty if they aren't known."""
+        """Return the revisions with which the study was last run, by kind and name; empty if they aren't known."""
         return self._index().get("revisions", {})
 
     def stale(self, records: Iterable[Record] | None = None) -> set[str]:
-        """The ids of runs, and of measurements, that something of a lower revision than the study's had a part in.
+        """Return the ids of runs, and of measurements, that something of a lower revision than the study's had a part in.
 
         They stay, and no measurement is stale because its run is. `records` are those that were read already; else all are.
         """
-        wanted = self.revisions()
-        found: set[str] = set()
-        if not wanted:
-            return found
+        current = self.revisions()
+        stale: set[str] = set()
+        if not current:
+            return stale
         for record in self.records(whole=False) if records is None else records:
-            made = revisions_of(record.run)
-            found |= {record.run.id} if is_older(made, wanted) else set()
-            found |= {i for i, form in self.evaluators(record.run.id).items() if is_older(revisions("evaluator", form), wanted)}
-        return found
+            used = revisions_of(record.run)
+            stale |= {record.run.id} if is_older(used, current) else set()
+            stale |= {i for i, form in self.evaluators(record.run.id).items() if is_older(revisions("evaluator", form), current)}
+        return stale
 
     # Failures
 
     def failures(self) -> dict[str, Mapping[str, Any]]:
-        """What went wrong, by the id of the run or measurement that isn't there because of it."""
+        """Return what went wrong, by the id of the run or measurement that isn't there because of it."""
         folder = self.folder / FAILURES
         return {f"sha256:{p.stem}": read_failure(p) for p in sorted(folder.glob("*.json"))} if folder.exists() else {}
 
     def failure(self, failed_id: str) -> Mapping[str, Any] | None:
-        """Why a run or measurement isn't there, or None if nothing is known to have failed."""
+        """Return why a run or measurement isn't there, or None if nothing is known to have failed."""
         path = self.folder / FAILURES / f"{bare(failed_id)}.json"
         return read_failure(path) if path.exists() else None
 
@@ -335,7 +337,7 @@ class Store:
     @overload
     def claim(self, name: str, wait: bool = False) -> Claim | None: ...
     def claim(self, name: str, wait: bool = False) -> Claim | None:
-        """The right to work on `name`, any text, alone: None while another holds it (also within this process), unless this is to `wait`.
+        """Return the right to work on `name`, any text, alone: None while another holds it (also within this process), unless this is to `wait`.
 
         It is freed by `with`, by `free()`, or by the end of the process, however it ends.
         """
@@ -378,8 +380,8 @@ class Store:
         return sorted(loose | set(self.packed.measures.get(run_id, ()) if self.packed else ()))
 
     def _texts(self, run_id: str) -> dict[str, str]:
-        """The measurements of a run by their evaluator's text; of two with the same text the newer revision."""
-        forms = sorted(self.evaluators(run_id).items(), key=lambda kept: (age(kept[1]), kept[0]))
+        """Return the measurements of a run by their evaluator's text; of two with the same text the newer revision."""
+        forms = sorted(self.evaluators(run_id).items(), key=lambda item: (age(item[1]), item[0]))
         return {text_of(Call(str(f.get("spec")), parameters(f))): i for i, f in forms}
 
     def _index(self) -> Mapping[str, Any]:
@@ -389,9 +391,5 @@ class Store:
 
 
 def bare(tagged: str) -> str:
-    """An id without its tag: how its folder is called."""
+    """Return an id without its tag: how its folder is called."""
     return tagged.rpartition(":")[2]
-
-
-def _listed(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []

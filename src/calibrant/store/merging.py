@@ -14,8 +14,8 @@ from calibrant.store.records import Cell
 from calibrant.store.verifying import AGAIN, StoreProblem, present, problems_of_measurement, problems_of_run
 
 RESULTS: Final = ("sparsity", "weights", "dense")
-"""What of a record came out; the rest is what was asked, in words that may differ from machine to machine."""
-KEPT: Final = "what this store holds was kept; to take the other, delete it here and merge again"
+"""The fields of a record that are its result; the rest is the request, in words that may differ from machine to machine."""
+UNCHANGED: Final = "what this store holds was kept; to take the other, delete it here and merge again"
 UNUSABLE: Final = "it was not copied; restore it from a copy, or have it computed again"
 
 
@@ -30,7 +30,7 @@ class Merged:
     problems: tuple[StoreProblem, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """Return all of it as plain data."""
         return asdict(self)
 
 
@@ -39,13 +39,13 @@ def merge(into: str | Path, sources: Sequence[str | Path], progress: Progress = 
 
     Where two hold the same run or measurement with other results, the one that is there stays, and a problem says so; what is damaged isn't
     copied, and a problem says so too. The grids are united; the study is that of `into`, or else of the first source that knows one. Failures
-    of what is there by then are dropped. Interrupted, it can be asked again.
+    of what is there by then are dropped. Interrupted, it can be run again.
 
     Raises `DataError` for a store whose index or failures can't be read, and `OutputError` for a folder that is no store, that can't be written
     to, or that is to be merged into itself, and for a full disk.
     """
-    given = [Store(source, create=False) for source in sources]
-    for store in given:
+    stores = [Store(source, create=False) for source in sources]
+    for store in stores:
         if Path(into).exists() and store.folder.samefile(into):
             raise OutputError(f"{str(into)!r} can't be merged into itself; name another store", subject=str(into))
         # A store whose own files can't be read is refused before one is made to take it.
@@ -54,11 +54,11 @@ def merge(into: str | Path, sources: Sequence[str | Path], progress: Progress = 
         store.failures()
     with Store(into) as target:
         # The index comes first: what an interrupted merge has copied by then isn't mistaken for a grid of this store's own.
-        _unite_grids(target, given)
+        _unite_grids(target, stores)
         work = _Merging(target)
-        for store in given:
+        for store in stores:
             work.take(store, progress)
-        _unite_failures(target, given)
+        _unite_failures(target, stores)
         return Merged(str(target.folder), work.runs, work.measurements, work.kept, tuple(work.problems))
 
 
@@ -71,7 +71,7 @@ class _Merging:
         self.problems: list[StoreProblem] = []
 
     def take(self, source: Store, progress: Progress) -> None:
-        """Everything of one store."""
+        """Copy everything that one store has and the target lacks."""
         ids = source.ids()
         for number, run_id in enumerate(ids):
             progress(f"merging {source.folder}", number, len(ids))
@@ -101,26 +101,23 @@ class _Merging:
     def _keep(self, ours: ResultFiles, theirs: ResultFiles) -> None:
         self.kept += 1
         try:
-            what = next(filter(None, (_difference(ours, theirs, name) for name in _names(ours, theirs))), None)
+            both = set(ours.names()) & set(theirs.names()) - {SUMS, PROVENANCE}
+            # The file that says most comes first.
+            ordered = sorted(both, key=lambda name: (not name.endswith(".json"), name))
+            what = next(filter(None, (_difference(ours, theirs, name) for name in ordered)), None)
         except DataError as error:
             self.problems.append(StoreProblem(error.subject, str(error).partition("; restore it")[0], AGAIN))
         else:
-            self.problems += [StoreProblem(str(theirs.where(RECORD if theirs.has(RECORD) else SCORE).parent), what, KEPT)] if what else []
+            self.problems += [StoreProblem(str(theirs.where(RECORD if theirs.has(RECORD) else SCORE).parent), what, UNCHANGED)] if what else []
 
     def _is_whole(self, problems: Iterable[StoreProblem]) -> bool:
-        found = [replace(problem, remedy=UNUSABLE) for problem in problems]
-        self.problems += found
-        return not found
-
-
-def _names(ours: ResultFiles, theirs: ResultFiles) -> list[str]:
-    """The files that both have, the one that says most first."""
-    both = set(ours.names()) & set(theirs.names()) - {SUMS, PROVENANCE}
-    return sorted(both, key=lambda name: (not name.endswith(".json"), name))
+        unusable = [replace(problem, remedy=UNUSABLE) for problem in problems]
+        self.problems += unusable
+        return not unusable
 
 
 def _difference(ours: ResultFiles, theirs: ResultFiles, name: str) -> str | None:
-    """How the results in two files differ; None if they don't."""
+    """Return how the results in two files differ; None if they don't."""
     if ours.content(name) == theirs.content(name):
         return None
     if name == ITEMS:  # written by another version, the same items are other bytes
@@ -138,11 +135,11 @@ def _difference(ours: ResultFiles, theirs: ResultFiles, name: str) -> str | None
     return f"the same run with another {name}"
 
 
-def _unite_grids(target: Store, given: Sequence[Store]) -> None:
-    stores = [target, *given]
+def _unite_grids(target: Store, sources: Sequence[Store]) -> None:
+    stores = [target, *sources]
     if not any((store.folder / INDEX).exists() for store in stores):
         return
-    study = next((found for found in (store.study() for store in stores) if found), None)
+    study = next((parts for parts in (store.study() for store in stores) if parts), None)
     revisions: dict[str, int] = {}
     for name, revision in (item for store in stores for item in store.revisions().items()):
         revisions[name] = max(revision, revisions.get(name, revision))
@@ -151,26 +148,29 @@ def _unite_grids(target: Store, given: Sequence[Store]) -> None:
 
 
 def united(grids: Iterable[Iterable[Cell]]) -> list[Cell]:
-    """The cells of all grids in the order of their labels' first appearance: one for each labels and run, and none without a run that has one."""
-    found: dict[tuple[Any, ...], Cell] = {}
+    """Return the cells of all grids in the order of their labels' first appearance: one for each labels and run.
+
+    A cell without a run is left out where another with its labels has one.
+    """
+    cells_by_run: dict[tuple[Any, ...], Cell] = {}
     order: dict[tuple[Any, ...], int] = {}
     for cell in (cell for cells in grids for cell in cells):
         order.setdefault(cell.labels, len(order))
-        kept = found.get(same := (*cell.labels[:-1], cell.run or cell.propagate), cell)
-        measures = {**kept.measures, **cell.measures, **kept.measures}
-        found[same] = replace(kept, measures=measures, propagate=kept.propagate or cell.propagate)
-    answered = {labels for cell in found.values() if cell.run for labels in (cell.labels, (*cell.labels[:-1], ""))}
-    return sorted((cell for cell in found.values() if cell.run or cell.labels not in answered), key=lambda cell: order[cell.labels])
+        first = cells_by_run.get(same := (*cell.labels[:-1], cell.run or cell.propagate), cell)
+        measures = {**first.measures, **cell.measures, **first.measures}
+        cells_by_run[same] = replace(first, measures=measures, propagate=first.propagate or cell.propagate)
+    answered = {labels for cell in cells_by_run.values() if cell.run for labels in (cell.labels, (*cell.labels[:-1], ""))}
+    return sorted((cell for cell in cells_by_run.values() if cell.run or cell.labels not in answered), key=lambda cell: order[cell.labels])
 
 
-def _unite_failures(target: Store, given: Sequence[Store]) -> None:
-    here, cells = present(target), target.cells()
+def _unite_failures(target: Store, sources: Sequence[Store]) -> None:
+    finished, cells = present(target), target.cells()
     named = {name for cell in cells for name in (cell.run, *cell.measures.values())}
-    answered = {cell.labels[:-1] for cell in cells if cell.run in here}
-    kept = target.failures()
-    for failed_id, what in ((i, what) for store in (target, *given) for i, what in store.failures().items()):
-        # What failed before its run could be told has an id of its own, and is known by its labels.
-        if failed_id in here or (failed_id not in named and tuple(what.get("cell", ()))[:5] in answered):
+    answered = {cell.labels[:-1] for cell in cells if cell.run in finished}
+    failures = target.failures()
+    for failed_id, what in ((i, what) for store in (target, *sources) for i, what in store.failures().items()):
+        # What failed before its run was known has an id of its own, and is known by its labels.
+        if failed_id in finished or (failed_id not in named and tuple(what.get("cell", ()))[:5] in answered):
             target.clear_failure(failed_id)
-        elif failed_id not in kept:
+        elif failed_id not in failures:
             target.add_failure(failed_id, what)

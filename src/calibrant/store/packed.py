@@ -32,7 +32,7 @@ from calibrant.store.shapes import Count, check
 MARKER: Final = "calibrant-store.json"
 """What makes a folder a store."""
 FORMAT: Final = 2
-"""Of what is written. Format 1, which is read, had the weights of a record in `record.json`."""
+"""The format that is written. Format 1, which is read, had the weights of a record in `record.json`."""
 PACKED_FORMAT: Final = 3
 """Of a store that is packed, or a part of it: a version that doesn't know of that must not take it for an empty one."""
 
@@ -79,7 +79,12 @@ class PackedStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.manifest = _manifest(self.path(PACKED))
+        path = self.path(PACKED)
+        with understood(path):
+            self.manifest: Mapping[str, Any] = check(read_json(path), Mapping[str, Any])
+            check(self.manifest["files"], Mapping[str, str])
+            check(self.manifest["libraries"], Mapping[str, str])
+            check([self.manifest["runs"], self.manifest["measurements"]], list[Count])
         self._texts = lru_cache(16)(self._read_texts)
         self._items = lru_cache(64)(self._read_items)
 
@@ -95,7 +100,7 @@ class PackedStore:
 
     @property
     def other_libraries(self) -> bool:
-        """Whether it was packed with other versions than these: what is written again may be other bytes."""
+        """Whether it was packed with other versions of the libraries than these: what is written again may be other bytes."""
         return self.manifest["libraries"] != libraries()
 
     @cached_property
@@ -106,10 +111,10 @@ class PackedStore:
     @cached_property
     def measures(self) -> Mapping[str, Mapping[str, Place]]:
         """Where each measurement is, by the ids of its run and its own, in order."""
-        found: dict[str, dict[str, Place]] = {run: {} for run in self.runs}
+        places: dict[str, dict[str, Place]] = {run: {} for run in self.runs}
         for place, (run, measure) in self._keys(SCORES_TABLE, "run", "measurement"):
-            found[run][measure] = place
-        return found
+            places[run][measure] = place
+        return places
 
     def files(self, run: str, measure: str = "") -> "PackedFiles | None":
         """Return the files of a run or a measurement, or None if it isn't there."""
@@ -162,15 +167,15 @@ class PackedStore:
 
     def changed(self) -> Iterator[tuple[str, str]]:
         """Yield the name of each table that isn't as it was written, and what is wrong with it."""
-        for name, written in self.manifest["files"].items():
+        for name, expected in self.manifest["files"].items():
             path = self.path(name)
             if not path.is_file():
                 yield name, "is missing, and was written"
                 continue
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != written:
-                yield name, f"has changed: its SHA-256 is {digest[:12]}…, and {written[:12]}… was written"
+            if digest != expected:
+                yield name, f"has changed: its SHA-256 is {digest[:12]}…, and {expected[:12]}… was written"
 
     def _keys(self, table: str, *columns: str) -> Iterator[tuple[Place, tuple[str, ...]]]:
         import pyarrow.parquet as pq
@@ -204,7 +209,7 @@ class PackedFiles(ResultFiles):
     place: Place
 
     def where(self, name: str) -> Path:
-        """Return the table that has the file, and in it the id: no path that is there, but what a message must say."""
+        """Return the table that has the file, and in it the id: not a path that exists, but what a message names."""
         table = ITEMS_TABLE if name == ITEMS else self._table if self._in_tables(name) else ZIP
         return self.packed.path(table) / (self.measure or self.run).rpartition(":")[2] / name
 
@@ -214,7 +219,7 @@ class PackedFiles(ResultFiles):
         return sorted([*archived, *filter(self._in_tables, (*TEXTS, ITEMS))])
 
     def has(self, name: str) -> bool:
-        """Whether a file is there."""
+        """Return whether a file is there."""
         return self._in_tables(name) or f"{self._folder}/{name}" in self.packed.archive
 
     def content(self, name: str) -> bytes | None:
@@ -295,7 +300,7 @@ class PackedFiles(ResultFiles):
 
 
 def marker(format: int) -> str:
-    """Return what the marker of a store says."""
+    """Return the text of a store's marker."""
     return text_of_json({"format": format, "what": "results of calibrant; safe to copy, and to merge by copying"})
 
 
@@ -327,12 +332,3 @@ def _readable(path: Path) -> Iterator[None]:
         raise
     except (OSError, LookupError, TypeError, ValueError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
-
-
-def _manifest(path: Path) -> Mapping[str, Any]:
-    with understood(path):
-        manifest = check(read_json(path), Mapping[str, Any])
-        check(manifest["files"], Mapping[str, str])
-        check(manifest["libraries"], Mapping[str, str])
-        check([manifest["runs"], manifest["measurements"]], list[Count])
-    return manifest

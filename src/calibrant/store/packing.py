@@ -1,4 +1,4 @@
-"""Packing a store: a few tables instead of a folder for each result, and back. Killed anywhere, it has lost nothing and can be asked again.
+"""Packing a store: a few tables instead of a folder for each result, and back. Killed anywhere, it has lost nothing and can be run again.
 
 New tables are made in the writer's staging folder and moved to `.packed` by one rename; from then on they are read there. They take their places
 one by one, `packed.json` last. The folders of results are removed after that; what is in a table is never looked for in a folder.
@@ -49,7 +49,7 @@ MOST_TEXT: Final = 2**25
 MOST_ITEMS: Final = 100_000
 """Items in a row group at most, but for a single measurement."""
 NOT_COPIED: Final = (UNFINISHED, CLAIMS, STATISTICS, RUNS, MOVING, MARKER)
-"""What of a store another folder doesn't get as it is: who is at work, what can be made again, and what is packed."""
+"""The entries of a store that aren't copied to another folder as they are: who is at work, what can be made again, and what is packed."""
 
 Key = tuple[str, str]
 """The ids of a run and of a measurement on it."""
@@ -69,23 +69,23 @@ class Repacked:
 
 
 def pack(folder: str | Path, out: str | Path | None = None, progress: Progress = silent) -> Repacked:
-    """Put every result of the store in `folder` into a few tables, there or in a new folder `out`, and return what that came to.
+    """Put every result of the store in `folder` into a few tables, there or in a new folder `out`, and return the counts.
 
     Everything comes back to the byte, which is tried before anything is removed. Raises `DataError` for a damaged result, and `OutputError` for
     a folder that is no store or can't be written to, and for one in which a study is at work.
     """
     before = _size(Path(folder))
     with _work(Path(folder), out, "pack") as (source, target, marked):
-        made = target.staging_folder() / "packing"
-        made.mkdir()
-        _Writer(source, made, progress).write(marked)
-        for run, measures in (packed := PackedStore(made)).measures.items():
+        tables = target.staging_folder() / "packing"
+        tables.mkdir()
+        _Writer(source, tables, progress).write(marked)
+        for run, measures in (packed := PackedStore(tables)).measures.items():
             for measure in ("", *measures):
                 _check_same(source.files(run, measure), packed.files(run, measure), run, measure)
         if (target.folder / CARD).exists() and not is_ours(target.folder / CARD):
-            (made / CARD).unlink()  # the user's own page stays
-        flush(made)
-        made.rename(target.folder / MOVING)
+            (tables / CARD).unlink()  # the user's own page stays
+        flush(tables)
+        tables.rename(target.folder / MOVING)
         settle(target.folder)
         target.write_text(MARKER, marker(PACKED_FORMAT))
         _remove_folders(target.folder, packed := PackedStore(target.folder))
@@ -94,7 +94,7 @@ def pack(folder: str | Path, out: str | Path | None = None, progress: Progress =
 
 
 def unpack(folder: str | Path, out: str | Path | None = None, progress: Progress = silent) -> Repacked:
-    """Give every result of a packed store a folder of its own again, there or in a new folder `out`, and return what that came to.
+    """Give every result of a packed store a folder of its own again, there or in a new folder `out`, and return the counts.
 
     Raises as `pack` does.
     """
@@ -170,7 +170,7 @@ class _Writer:
     def __init__(self, source: Store, folder: Path, progress: Progress) -> None:
         self._source, self._folder, self._progress = source, folder, progress
         self._measures = {run: sorted(source.measured(run)) for run in source.ids()}
-        self._columns: dict[tuple[str, str], str] = {}  # what a column of items is called here, by its name and type
+        self._columns: dict[tuple[str, str], str] = {}  # the name of a column in the table of items, by its own name and type
         self._types: dict[str, Any] = {}
         self._layouts: dict[Key, dict[str, Any]] = {}
         self._exact: dict[Key, bytes] = {}  # files that can't be written again
@@ -261,7 +261,7 @@ class _Writer:
         layout: dict[str, Any] = {"group": group, "start": start, "rows": len(table), "columns": columns}
         files = self._source.files(*key)
         content = files.content(ITEMS)
-        way = next((way for way in reversed(range(WAYS)) if _written(table, way) == content), None)
+        way = next((way for way in reversed(range(WAYS)) if _parquet(table, way) == content), None)
         self._layouts[key] = layout if way is None else {**layout, "way": way}
         if way is None and content is not None:
             self._exact[key] = content
@@ -272,10 +272,10 @@ class _Writer:
         for run, measures in self._measures.items():
             for measure in measures:
                 files = self._source.files(run, measure)
-                written = files.score_file()
-                score = written["score"]
+                content = files.score_file()
+                score = content["score"]
                 names = ("measured", "metric", "value", "stderr", "n", "unit", "better", "chance")
-                facts = {"run": run, "measurement": measure, "evaluator": str(written["evaluator"].get("spec", ""))}
+                facts = {"run": run, "measurement": measure, "evaluator": str(content["evaluator"].get("spec", ""))}
                 facts |= {name: score.get(name) for name in names}
                 texts = self._texts(files, (SCORE, PROVENANCE, SUMS), folder_of(run, measure), archive)
                 layout = json.dumps(self._layouts[run, measure], ensure_ascii=False)
@@ -351,7 +351,7 @@ def _schema(table: str) -> dict[str, Any]:
     return {**facts, **dict.fromkeys(files, pa.large_string), BYTES: pa.large_binary}
 
 
-def _written(table: Any, way: int) -> bytes:
+def _parquet(table: Any, way: int) -> bytes:
     file = io.BytesIO()
     write_table(table, file, way)
     return file.getvalue()

@@ -18,13 +18,13 @@ from calibrant.store.shapes import FailureFile, Matrix, ProfileFile, Provenance,
 RECORD: Final = "record.json"
 SCORE: Final = "score.json"
 ITEMS: Final = "items.parquet"
-"""What every item of a measurement gave."""
+"""The outcome of every item of a measurement."""
 SUMS: Final = "sums.json"
 PROVENANCE: Final = "provenance.json"
 WEIGHTS: Final = "weights.json.gz"
-"""What a run did to each matrix: nearly all that is to be said of it, and the sizes of what is sampled."""
+"""The facts of each matrix of a run, and the sizes of what is sampled: nearly all of its record."""
 PROFILE: Final = "profile.json"
-"""What the calibration set of a run says: words, characters, quotations where they are allowed. A report reads it, nothing else does."""
+"""The words and characters of a run's calibration set, with quotations where they are allowed. Only a report reads it."""
 MASK: Final = "mask.npz"
 """What a run's weights can be made from again without pruning. It may be deleted to save room: then they are pruned again where that is needed."""
 EDITS: Final = "edits.safetensors"
@@ -36,7 +36,7 @@ _WEIGHTS: Final = b'\n "weights": '
 
 @contextmanager
 def understood(path: Path) -> Iterator[None]:
-    """Say of a file that is JSON and not what we write that it is damaged."""
+    """Raise `DataError`, saying that the file is damaged, for JSON that isn't what we write."""
     try:
         yield
     except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -56,7 +56,7 @@ class ResultFiles(ABC):
 
     @abstractmethod
     def has(self, name: str) -> bool:
-        """Whether a file is there."""
+        """Return whether a file is there."""
 
     @abstractmethod
     def content(self, name: str) -> bytes | None:
@@ -95,8 +95,8 @@ class ResultFiles(ABC):
         """Return a record but for its weights, which in format 1 are nearly all of its file."""
         path = self.where(RECORD)
         try:
-            head, found, _ = self.beginning(RECORD, _WEIGHTS).partition(_WEIGHTS)
-            record = check(from_json((head.rstrip(b",") + b"}" if found else head).decode()), RecordFile)
+            head, separator, _ = self.beginning(RECORD, _WEIGHTS).partition(_WEIGHTS)
+            record = check(from_json((head.rstrip(b",") + b"}" if separator else head).decode()), RecordFile)
         except (OSError, ValueError) as error:
             raise unreadable(path, error) from error
         return {**record, "weights": ()}
@@ -114,13 +114,13 @@ class ResultFiles(ABC):
     def measurement(self, whole: bool = True) -> Measurement:
         """Return a measurement; not `whole`, without its items and provenance, for which one small file is read."""
         with understood(self.where(SCORE)):
-            written = self.score_file()
-            beside = tuple(Score(**score) for score in written.get("beside", ()))
-            score = Score(**written["score"])
+            fields = self.score_file()
+            beside = tuple(Score(**score) for score in fields.get("beside", ()))
+            score = Score(**fields["score"])
         return Measurement(score, self.outcomes(), self.provenance(), beside) if whole else Measurement(score, beside=beside)
 
     def outcomes(self) -> tuple[Outcome, ...]:
-        """Return what every item of a measurement gave."""
+        """Return the outcome of every item of a measurement."""
         return outcomes_of(self.table(), self.where(ITEMS))
 
 
@@ -139,7 +139,7 @@ class LooseFiles(ResultFiles):
         return sorted(p.name for p in self.folder.iterdir() if p.is_file()) if self.folder.is_dir() else []
 
     def has(self, name: str) -> bool:
-        """Whether a file is there."""
+        """Return whether a file is there."""
         return (self.folder / name).exists()
 
     def content(self, name: str) -> bytes | None:

@@ -1,4 +1,4 @@
-"""What a store keeps, as values: what was asked, what came out, and the cells of a study's grid."""
+"""The values in a store: the run that was requested, its record, and the cells of a study's grid."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,7 +10,7 @@ from calibrant.spec import identity
 
 @dataclass(frozen=True)
 class Run:
-    """What was asked, resolved; plain JSON data only.
+    """The request for a run, resolved; plain JSON data only.
 
     `data` and `tokens` are empty where nothing in it looks at data, `propagate` where the method doesn't. `model_name`, `data` and `seed` are
     labels: the model's digest and the tokens' fingerprint already cover what they name.
@@ -64,20 +64,20 @@ class Record:
     edits: tuple[Mapping[str, Any], ...] = ()
 
     def plain(self) -> dict[str, Any]:
-        """The record as plain data, without what it doesn't say: `read` makes it again."""
-        told = asdict(self)
+        """Return the record as plain data, without the fields it leaves empty: `read` makes it again."""
+        fields = asdict(self)
         if not self.edits:
-            del told["edits"]
+            del fields["edits"]
         if not self.run.transforms:
-            del told["run"]["transforms"]
-        return told
+            del fields["run"]["transforms"]
+        return fields
 
     @classmethod
-    def read(cls, told: Mapping[str, Any]) -> "Record":
-        """The record whose plain data this is."""
-        run = Run(**{**told["run"], "transforms": tuple(told["run"].get("transforms", ()))})
-        lists = {name: tuple(told.get(name, ())) for name in ("weights", "dense", "edits")}
-        return cls(run, told["sparsity"], data_facts=told["data_facts"], provenance=told["provenance"], **lists)
+    def read(cls, fields: Mapping[str, Any]) -> "Record":
+        """Return the record whose plain data this is."""
+        run = Run(**{**fields["run"], "transforms": tuple(fields["run"].get("transforms", ()))})
+        lists = {name: tuple(fields.get(name, ())) for name in ("weights", "dense", "edits")}
+        return cls(run, fields["sparsity"], data_facts=fields["data_facts"], provenance=fields["provenance"], **lists)
 
     def _repr_html_(self) -> str:
         run = self.run
@@ -91,10 +91,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the grid that a study asked for, and where its answers are.
+    """One cell of a study's grid, and where its results are.
 
-    The labels are as asked: two cells may share a run (a source that gives the same tokens for every seed, a method that looks at no data).
-    `run` is empty where the run's identity could not be told because something failed; `measures` maps the evaluator's text to its id.
+    The labels are the study's: two cells may share a run (a source that gives the same tokens for every seed, a method that looks at no data).
+    `run` is empty where the run's identity isn't known because something failed; `measures` maps the evaluator's text to its id.
     `propagate` is empty where no data is looked at, and in older stores.
     """
 
@@ -109,7 +109,7 @@ class Cell:
 
     @property
     def labels(self) -> tuple[str, str, str, str, int, str]:
-        """What tells the cells of a grid apart: everything but the answers."""
+        """What distinguishes the cells of a grid: everything but the results."""
         return self.model, self.data, self.method, self.target, self.seed, self.propagate
 
 
@@ -122,40 +122,40 @@ def stored_bits(weights: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def measurement_id(run_id: str, evaluator: Mapping[str, Any], data: str = "") -> str:
-    """The identity of one evaluator (its canonical form) on one run; `data` is the digest of what it measures on, if it tells one."""
+    """Return the identity of one evaluator (its canonical form) on one run; `data` is the digest of what it measures on, if it has one."""
     return identity([run_id, evaluator, data] if data else [run_id, evaluator])
 
 
 def revisions(kind: str, form: Any) -> dict[str, int]:
-    """The revision of everything in a canonical form, by kind and name: `{"method wanda": 1}`.
+    """Return the revision of everything in a canonical form, by kind and name: `{"method wanda": 1}`.
 
     `kind` is `method`, `allocation` or `evaluator`. What stands twice in the form counts with its lowest revision.
     """
-    found: dict[str, int] = {}
+    lowest: dict[str, int] = {}
     for name, revision in _revised(form):
         label = f"{kind} {name}"
-        found[label] = min(revision, found.get(label, revision))
-    return found
+        lowest[label] = min(revision, lowest.get(label, revision))
+    return lowest
 
 
 def revisions_of(run: Run) -> dict[str, int]:
-    """The revision of everything that a run was made with, by kind and name."""
-    found = revisions("method", run.method) | revisions("allocation", run.allocation)
-    return found | (revisions("transform", run.transforms) if run.transforms else {})
+    """Return the revision of everything that a run was made with, by kind and name."""
+    every = revisions("method", run.method) | revisions("allocation", run.allocation)
+    return every | (revisions("transform", run.transforms) if run.transforms else {})
 
 
-def is_older(made: Mapping[str, int], wanted: Mapping[str, int]) -> bool:
-    """Whether something was made with a lower revision than is wanted of it."""
-    return any(revision < wanted.get(label, revision) for label, revision in made.items())
+def is_older(own: Mapping[str, int], current: Mapping[str, int]) -> bool:
+    """Return whether one of a result's `own` revisions is lower than the `current` one of the same name."""
+    return any(revision < current.get(label, revision) for label, revision in own.items())
 
 
 def age(form: Any) -> tuple[int, ...]:
-    """The revisions in a canonical form, in its order: of two forms that differ in nothing else, the newer has the greater."""
+    """Return the revisions in a canonical form, in its order: of two forms that differ in nothing else, the newer has the greater."""
     return tuple(revision for _, revision in _revised(form))
 
 
 def unrevised(run: Run) -> str:
-    """What two runs have in common that differ in nothing but revisions, their labels included."""
+    """Return the identity that two runs share which differ in nothing but revisions, their labels included."""
     return identity(_without_revisions(vars(run)))
 
 

@@ -1,4 +1,4 @@
-"""What the files of a store hold: a file of another shape is refused where it is read, so that nobody else need ask.
+"""What the files of a store hold: a file of another shape is refused where it is read, so that no other module need check.
 
 What is named here must have its type where it is there; what an older version left out may lack, and what a newer one adds may be there.
 """
@@ -42,7 +42,7 @@ class Hub(TypedDict, total=False):
 
 
 class PartFields(TypedDict, total=False):
-    """What a record tells of one part of its calibration set."""
+    """The facts in a record of one part of its calibration set."""
 
     data: str
     family: str
@@ -62,7 +62,7 @@ class PartFields(TypedDict, total=False):
 
 
 class Facts(TypedDict, total=False):
-    """What a record tells of its calibration set."""
+    """The facts in a record of its calibration set."""
 
     data: str
     draw: Count
@@ -77,7 +77,7 @@ class Facts(TypedDict, total=False):
 
 
 class Matrix(TypedDict, total=False):
-    """What a record tells of a matrix."""
+    """The facts in a record of a matrix."""
 
     name: Required[str]
     shape: list[Count]
@@ -110,7 +110,7 @@ class RunFile(TypedDict, total=False):
 
 
 class EditFacts(TypedDict, total=False):
-    """What a record tells of an edit that is no matrix's."""
+    """The facts in a record of an edit that is no matrix's."""
 
     edit: Required[str]
     removed: Count
@@ -295,10 +295,10 @@ def _test(shape: Any) -> Test:
     return _SIMPLE[shape]
 
 
-def _of(fits: Callable[[Any], bool], wanted: str) -> Test:
+def _of(fits: Callable[[Any], bool], expected: str) -> Test:
     def test(value: Any, where: str) -> None:
         if not fits(value):
-            raise ValueError(f"{where} is {brief(value)}, and must be {wanted}")
+            raise ValueError(f"{where} is {brief(value)}, and must be {expected}")
 
     return test
 
@@ -319,8 +319,8 @@ def _of_fields(shape: Any) -> Test:
     return test
 
 
-def _of_parts(kind: type[Any], wanted: str, inner: Test) -> Test:
-    outer = _of(lambda value: isinstance(value, kind), wanted)
+def _of_parts(kind: type[Any], expected: str, inner: Test) -> Test:
+    outer = _of(lambda value: isinstance(value, kind), expected)
     if inner is _SIMPLE[Any]:
         return outer
 

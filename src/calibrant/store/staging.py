@@ -1,4 +1,4 @@
-"""Where a store's folders and files are made: in a writer's own folder, from where each appears by one rename."""
+"""Writing a store's folders and files: in a writer's own folder, from where each appears by one rename."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ from calibrant.store.reading import PROVENANCE, RECORD, SCORE, SUMS, LooseFiles,
 
 MEASURES: Final = "measures"
 """What is measured on a run lies in this folder of the run's."""
-ANSWERS: Final = (RECORD, SCORE)
+RESULTS: Final = (RECORD, SCORE)
 """What makes a folder a run or a measurement."""
 
 
@@ -31,7 +31,7 @@ class Staging:
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
-        """Say of any complaint of the disk what was being done."""
+        """Raise `OutputError`, naming what was being done, for any error of the disk."""
         try:
             yield
         except OSError as error:
@@ -65,8 +65,8 @@ class Staging:
         if self._own is None or self._process != os.getpid():
             unfinished = self._store / UNFINISHED
             unfinished.mkdir(exist_ok=True)
-            with (unfinished / "lock").open("a") as door:
-                take(door, wait=True)
+            with (unfinished / "lock").open("a") as entry:
+                take(entry, wait=True)
                 folder = _new_folder(unfinished)
                 try:
                     lock = (folder / "lock").open("a")
@@ -75,32 +75,32 @@ class Staging:
                     raise
                 take(lock)
             self._own, self._process = folder, os.getpid()
-            self._give_back = weakref.finalize(self, _leave, folder, lock, self._process)
+            self._remove_own = weakref.finalize(self, _leave, folder, lock, self._process)
         return self._own
 
     def close(self) -> None:
-        """Give the folder back; done at the latest when the process ends, or by the next writer."""
+        """Remove the folder; done at the latest when the process ends, or by the next writer."""
         if self._own is not None:
-            self._give_back()
+            self._remove_own()
             self._own = None
 
 
 @contextmanager
-def left(folder: Path) -> Iterator[list[Path]]:
+def leftovers(folder: Path) -> Iterator[list[Path]]:
     """Yield the folders of dead writers in a store; no new one can be made meanwhile."""
     unfinished = folder / UNFINISHED
     if not (unfinished / "lock").exists():
         yield []
         return
-    with _lock(unfinished) as door:
-        take(door, wait=True)
-        yield [own for own in sorted(unfinished.iterdir()) if own.is_dir() and _is_left(own)]
+    with _lock(unfinished) as entry:
+        take(entry, wait=True)
+        yield [own for own in sorted(unfinished.iterdir()) if own.is_dir() and _is_leftover(own)]
 
 
 def at_work(folder: Path) -> bool:
-    """Whether a writer is alive in a store."""
+    """Return whether a writer is alive in a store."""
     unfinished = folder / UNFINISHED
-    return unfinished.is_dir() and any(own.is_dir() and not _is_left(own) for own in unfinished.iterdir())
+    return unfinished.is_dir() and any(own.is_dir() and not _is_leftover(own) for own in unfinished.iterdir())
 
 
 def sums(files: ResultFiles) -> dict[str, str]:
@@ -109,7 +109,7 @@ def sums(files: ResultFiles) -> dict[str, str]:
 
 
 def _move(folder: Path, path: Path) -> None:
-    """Let a whole folder become `path`; if an answer is there by then, it stays."""
+    """Let a whole folder become `path`; if a result is there by then, it stays."""
     flush(folder)
     with undoing(path.parent):
         _make(path.parent)
@@ -123,10 +123,10 @@ def _move(folder: Path, path: Path) -> None:
 
 
 def _complete(folder: Path, path: Path) -> None:
-    """Give a folder that has lost what makes it an answer (by an interrupted copy) its files, that one last."""
-    if any((path / name).exists() for name in ANSWERS):
+    """Give a folder that has lost what makes it a result (by an interrupted copy) its files, that one last."""
+    if any((path / name).exists() for name in RESULTS):
         return
-    for file in sorted((p for p in folder.iterdir() if p.is_file()), key=lambda p: p.name in ANSWERS):
+    for file in sorted((p for p in folder.iterdir() if p.is_file()), key=lambda p: p.name in RESULTS):
         os.replace(file, path / file.name)
     flush(path)
 
@@ -150,7 +150,7 @@ def _leave(folder: Path, lock: IO[str], process: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_left(folder: Path) -> bool:
+def _is_leftover(folder: Path) -> bool:
     with suppress(FileNotFoundError), _lock(folder) as lock:
         return take(lock)
     return True

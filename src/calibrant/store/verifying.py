@@ -1,4 +1,4 @@
-"""Whether a store is what it says: every hash is derived again from what is there."""
+"""Verifying a store: every hash is derived again from its files."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from calibrant.store.packed import MOVING
 from calibrant.store.reading import EDITS, ITEMS, MASK, RECORD, SCORE, SUMS, LooseFiles, ResultFiles, read_failure, understood
 from calibrant.store.records import Run, measurement_id
 from calibrant.store.shapes import check
-from calibrant.store.staging import MEASURES, left, sums
+from calibrant.store.staging import MEASURES, leftovers, sums
 
 AGAIN: Final = "restore it from a copy, or delete the folder and ask for the study again to have it computed"
 LEFTOVER: Final = "harmless; asked again, the study clears it"
@@ -49,16 +49,16 @@ class Audit:
 
     @property
     def whole(self) -> bool:
-        """Whether every hash agrees and nothing lacks."""
+        """Whether every hash agrees and nothing is missing."""
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """Return all of it as plain data."""
         return {**asdict(self), "whole": self.whole}
 
 
 def verify(folder: str | Path) -> list[StoreProblem]:
-    """What is wrong in a store; empty if it is whole. Nothing is changed. Raises `OutputError` for a folder that is no store."""
+    """Return what is wrong in a store; empty if it is whole. Nothing is changed. Raises `OutputError` for a folder that is no store."""
     return list(audit(folder).problems)
 
 
@@ -86,8 +86,8 @@ def audit(folder: str | Path, progress: Progress = silent) -> Audit:
     progress("verifying", len(runs), len(runs))
     problems += [StoreProblem(str(path), "is no result, and lies among results", STRANGE) for path in strange]
     problems += [*_of_the_index(store), *_of_failures(store), *_leftovers(store)]
-    shown = tuple(replace(problem, where=str(Path(problem.where).relative_to(store.folder))) for problem in problems)
-    return Audit(str(store.folder), len(runs), measurements, without_sums, shown)
+    relative = tuple(replace(problem, where=str(Path(problem.where).relative_to(store.folder))) for problem in problems)
+    return Audit(str(store.folder), len(runs), measurements, without_sums, relative)
 
 
 def problems_of_run(files: ResultFiles, run_id: str, measured: bool = False) -> Iterator[StoreProblem]:
@@ -125,15 +125,15 @@ def problems_of_measurement(files: ResultFiles, run_id: str, measure_id: str) ->
 
 
 def _twice(store: Store, files: ResultFiles, run_id: str, measure_id: str) -> Iterator[StoreProblem]:
-    """What a pack that was killed hasn't removed of what it has packed."""
+    """Yield what a pack that was killed hasn't removed of what it has packed."""
     loose = LooseFiles(store.measure_folder(run_id, measure_id) if measure_id else store.run_folder(run_id))
     if not isinstance(files, LooseFiles) and loose.names():
         yield StoreProblem(str(loose.folder), "is in the packed tables too", TWICE)
 
 
-def _of_ids(path: Path, place: str, written: str, derived: str) -> Iterator[StoreProblem]:
-    if not (written == derived == place):
-        yield StoreProblem(str(path), f"doesn't answer what it says: its id is {written}, and what was asked has {derived}", AGAIN)
+def _of_ids(path: Path, place: str, stated: str, derived: str) -> Iterator[StoreProblem]:
+    if not (stated == derived == place):
+        yield StoreProblem(str(path), f"doesn't answer what it says: its id is {stated}, and what was asked has {derived}", AGAIN)
 
 
 def _changed(files: ResultFiles) -> list[StoreProblem]:
@@ -143,20 +143,20 @@ def _changed(files: ResultFiles) -> list[StoreProblem]:
     if odd or not files.has(SUMS):
         return odd
     with understood(files.where(SUMS)):
-        written = check(files.json(SUMS), Mapping[str, str])
+        expected = check(files.json(SUMS), Mapping[str, str])
     try:
         digests, problems = sums(files), list[StoreProblem]()
     except OSError as error:
         raise unreadable(Path(error.filename or files.where(SUMS)), error) from error
-    for name in sorted(written.keys() | digests.keys()):
+    for name in sorted(expected.keys() | digests.keys()):
         if name not in digests and name in (MASK, EDITS):
             continue  # deleted to save room
         if name not in digests:
             problems.append(StoreProblem(str(files.where(name)), "is missing, and was written", AGAIN))
-        elif name not in written and not name.startswith("."):  # file managers leave hidden files everywhere
+        elif name not in expected and not name.startswith("."):  # file managers leave hidden files everywhere
             problems.append(StoreProblem(str(files.where(name)), "isn't among the sums", STRANGE))
-        elif digests[name] != written.get(name, digests[name]):
-            what = f"has changed: its SHA-256 is {digests[name][:12]}…, and {written[name][:12]}… was written"
+        elif digests[name] != expected.get(name, digests[name]):
+            what = f"has changed: its SHA-256 is {digests[name][:12]}…, and {expected[name][:12]}… was written"
             problems.append(StoreProblem(str(files.where(name)), what, AGAIN))
     return problems
 
@@ -173,9 +173,9 @@ def _of_items(path: Path, measured: Measurement) -> Iterator[StoreProblem]:
     # What wrote the score may have added in another order.
     if not math.isclose(value, score.value, rel_tol=1e-6, abs_tol=1e-9) and not (math.isnan(value) and math.isnan(score.value)):
         yield StoreProblem(str(path), f"its items give {value!r}, and the score is {score.value!r}", AGAIN)
-    told = score.facts.get("items")
-    if told is not None and told not in (identity([[o.item, o.weight] for o in items]), identity([o.item for o in items])):
-        yield StoreProblem(str(path), f"holds other items than the score is over: {told}", AGAIN)
+    digest = score.facts.get("items")
+    if digest is not None and digest not in (identity([[o.item, o.weight] for o in items]), identity([o.item for o in items])):
+        yield StoreProblem(str(path), f"holds other items than the score is over: {digest}", AGAIN)
 
 
 def _of_the_index(store: Store) -> Iterator[StoreProblem]:
@@ -190,50 +190,50 @@ def _of_the_index(store: Store) -> Iterator[StoreProblem]:
     for cell in cells:
         if not cell.run or cell.run in failed:
             continue
-        wanted = {cell.run: "run"} | {i: text for text, i in cell.measures.items() if store.has_record(cell.run) and i not in failed}
-        here = {cell.run, *store.measured(cell.run)} if store.has_record(cell.run) else set[str]()
-        for lacking in (name for name in wanted if name not in here):
+        expected = {cell.run: "run"} | {i: text for text, i in cell.measures.items() if store.has_record(cell.run) and i not in failed}
+        present_ids = {cell.run, *store.measured(cell.run)} if store.has_record(cell.run) else set[str]()
+        for lacking in (name for name in expected if name not in present_ids):
             data = f" on {cell.data}, draw {cell.seed}" if cell.data else ""
-            what = f"the cell {cell.method} {cell.target}{data} of {cell.model} points to {wanted[lacking]} {lacking}, which isn't there"
+            what = f"the cell {cell.method} {cell.target}{data} of {cell.model} points to {expected[lacking]} {lacking}, which isn't there"
             yield StoreProblem(str(path), what, "ask for the study again to have it computed")
 
 
 def _of_failures(store: Store) -> Iterator[StoreProblem]:
-    known = present(store)
+    ids = present(store)
     for path in sorted((store.folder / FAILURES).glob("*.json")):
         try:
-            kept = read_failure(path)
+            failure = read_failure(path)
             with understood(path):
-                if kept["id"] != f"sha256:{path.stem}":
-                    yield StoreProblem(str(path), f"tells of {kept['id']}, and is named after another", "delete it")
+                if failure["id"] != f"sha256:{path.stem}":
+                    yield StoreProblem(str(path), f"tells of {failure['id']}, and is named after another", "delete it")
         except DataError as error:
             yield replace(_damaged(error), remedy="delete it")
-        if f"sha256:{path.stem}" in known:
+        if f"sha256:{path.stem}" in ids:
             yield StoreProblem(str(path), "a failure of something that is there", "delete it")
 
 
 def _leftovers(store: Store) -> Iterator[StoreProblem]:
-    with left(store.folder) as folders:
+    with leftovers(store.folder) as folders:
         yield from [StoreProblem(str(folder), "left by a writer that was killed", LEFTOVER) for folder in folders]
     if (store.folder / MOVING).exists():
         yield StoreProblem(str(store.folder / MOVING), "left by a pack that was killed", TWICE)
-    known = present(store)
+    ids = present(store)
     for path in sorted((store.folder / JOURNALS).glob("*.jsonl")):
-        if f"sha256:{path.stem}" in known:
+        if f"sha256:{path.stem}" in ids:
             yield StoreProblem(str(path), "the journal of a measurement that is finished", LEFTOVER)
 
 
 def present(store: Store) -> set[str]:
-    """The ids of all runs and measurements that are there."""
+    """Return the ids of all runs and measurements in the store."""
     runs = store.ids()
     return {*runs, *(measure_id for run_id in runs for measure_id in store.measured(run_id))}
 
 
 def _inside(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The folders of results in a folder, and what else lies there, hidden files aside."""
-    found = sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.exists() else []
-    results = [p for p in found if re.fullmatch("[0-9a-f]{64}", p.name) and p.is_dir()]
-    return results, [p for p in found if p not in results]
+    """Return the folders of results in a folder, and what else lies there, hidden files aside."""
+    entries = sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.exists() else []
+    results = [p for p in entries if re.fullmatch("[0-9a-f]{64}", p.name) and p.is_dir()]
+    return results, [p for p in entries if p not in results]
 
 
 def _damaged(error: DataError) -> StoreProblem:
