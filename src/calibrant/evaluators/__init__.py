@@ -1,7 +1,7 @@
 """Measuring a model; the list of evaluators is the list of files."""
 
 import calibrant.models  # noqa: F401  # pyright: ignore[reportUnusedImport]  # first: it imports transformers faster than the others would
-from calibrant.evaluators._base import Evaluator, Subject
+from calibrant.evaluators._base import Evaluator, SourceEvaluator, Subject
 from calibrant.evaluators._measuring import evaluate, evaluators, leaks, refuse, timed
 
-__all__ = ["Evaluator", "Subject", "evaluate", "evaluators", "leaks", "refuse", "timed"]
+__all__ = ["Evaluator", "SourceEvaluator", "Subject", "evaluate", "evaluators", "leaks", "refuse", "timed"]
