@@ -63,15 +63,15 @@ _SHORT: Final = Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 40
 
 
-def suffix_of(path: Path, shown: str) -> str:
+def suffix_of(path: Path, label: str) -> str:
     """Return the file's kind by its ending; `DataError` for one that can't be read, with the reason where it is a pickle."""
-    found = known_suffix(path)
-    if found:
-        return found
+    suffix = known_suffix(path)
+    if suffix:
+        return suffix
     allowed = f"a data file ends in {', '.join(SUFFIXES)}"
     if path.suffix.lower() in PICKLES:
-        raise DataError(f"{shown!r} may hold a pickle, which can run any program when it is read, and is refused; {allowed}", subject=shown)
-    raise DataError(f"{shown!r} can't be read as data: {path.suffix or 'no ending'!r} is no known ending; {allowed}", subject=shown)
+        raise DataError(f"{label!r} may hold a pickle, which can run any program when it is read, and is refused; {allowed}", subject=label)
+    raise DataError(f"{label!r} can't be read as data: {path.suffix or 'no ending'!r} is no known ending; {allowed}", subject=label)
 
 
 def known_suffix(path: Path) -> str:
@@ -79,56 +79,56 @@ def known_suffix(path: Path) -> str:
     return next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
 
 
-def read_records(path: Path, shown: str) -> Iterator[dict[str, Any]]:
-    """Yield the records of a file as dictionaries; `shown` is what messages call it. A text file gives records with the one field `text`.
+def read_records(path: Path, label: str) -> Iterator[dict[str, Any]]:
+    """Yield the records of a file as dictionaries; `label` is its name in messages. A text file gives records with the one field `text`.
 
     Whatever is wrong with the file is a `DataError` that names it, and the row where that is known.
     """
-    shown = visible(shown)
-    match suffix_of(path, shown):
+    label = visible(label)
+    match suffix_of(path, label):
         case ".json":
-            records = _read_json(path, shown)
+            records = _read_json(path, label)
         case ".csv" | ".csv.gz":
-            records = _read_table(path, shown, ",")
+            records = _read_table(path, label, ",")
         case ".tsv":
-            records = _read_table(path, shown, "\t")
+            records = _read_table(path, label, "\t")
         case ".parquet" | ".arrow":
-            records = read_columns(path, shown)
+            records = read_columns(path, label)
         case ".txt":
-            records = _read_text(path, shown)
+            records = _read_text(path, label)
         case _:
-            records = _read_jsonl(path, shown)
-    return _faultless(records, shown)
+            records = _read_jsonl(path, label)
+    return _faultless(records, label)
 
 
-def _faultless(records: Iterator[dict[str, Any]], shown: str) -> Iterator[dict[str, Any]]:
+def _faultless(records: Iterator[dict[str, Any]], label: str) -> Iterator[dict[str, Any]]:
     """The records, and a sentence in place of whatever the reader of a format raises. This is the boundary: readers needn't foresee everything."""
-    done = 0
+    count = 0
     try:
         for record in records:
-            done += 1
-            if done > MOST_ROWS:
-                raise DataError(f"{shown!r} has more than {MOST_ROWS:,} rows, the most that are read; take a part of it", subject=shown)
+            count += 1
+            if count > MOST_ROWS:
+                raise DataError(f"{label!r} has more than {MOST_ROWS:,} rows, the most that are read; take a part of it", subject=label)
             yield record
     except FAULTS as error:
-        where = f"{shown!r}, row {done + 1}" if done else f"{shown!r}"
-        raise DataError(f"{where}: this can't be read ({reason_of(error)}); look at the file, or write it anew", subject=shown) from error
+        where = f"{label!r}, row {count + 1}" if count else f"{label!r}"
+        raise DataError(f"{where}: this can't be read ({reason_of(error)}); look at the file, or write it anew", subject=label) from error
 
 
-def _read_jsonl(path: Path, shown: str) -> Iterator[dict[str, Any]]:
+def _read_jsonl(path: Path, label: str) -> Iterator[dict[str, Any]]:
     """One JSON object a line; empty lines are passed over. `DataError` with `file:line` for a line that is none."""
-    for number, line in enumerate(_lines(path, shown), 1):
+    for number, line in enumerate(_lines(path, label), 1):
         if line.strip():
-            yield _object(_parsed(line, f"{shown}:{number}", "; every line must be one JSON object"), f"{shown}:{number}")
+            yield _object(_parsed(line, f"{label}:{number}", "; every line must be one JSON object"), f"{label}:{number}")
 
 
-def _read_json(path: Path, shown: str) -> Iterator[dict[str, Any]]:
-    text = _whole(path, shown)
-    records = _parsed(text, shown) if text.strip() else []
+def _read_json(path: Path, label: str) -> Iterator[dict[str, Any]]:
+    text = _whole(path, label)
+    records = _parsed(text, label) if text.strip() else []
     if not isinstance(records, list):
-        raise DataError(f"{shown!r} holds a JSON {type(records).__name__}; it must hold a list of objects", subject=shown)
+        raise DataError(f"{label!r} holds a JSON {type(records).__name__}; it must hold a list of objects", subject=label)
     for number, record in enumerate(cast("list[Any]", records), 1):
-        yield _object(record, f"{shown}, record {number}")
+        yield _object(record, f"{label}, record {number}")
 
 
 def _parsed(text: str, where: str, rule: str = "") -> Any:
@@ -153,31 +153,31 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _read_table(path: Path, shown: str, delimiter: str) -> Iterator[dict[str, Any]]:
+def _read_table(path: Path, label: str, delimiter: str) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(LONGEST_LINE)
-    reader = csv.reader(_bare_returns(_lines(path, shown)), delimiter=delimiter, strict=True)
+    reader = csv.reader(_bare_returns(_lines(path, label)), delimiter=delimiter, strict=True)
     columns: list[str] = []
     try:
         for cells in reader:
             if not "".join(cells).strip() and len(cells) != len(columns):
                 continue
             if not columns:
-                columns = _header(cells, shown)
+                columns = _header(cells, label)
             elif len(cells) != len(columns):
-                found = f"this line has not the {len(columns)} columns of the first line but {len(cells)}"
-                raise DataError(f"{shown}:{reader.line_num}: {found}", subject=shown)
+                message = f"this line has not the {len(columns)} columns of the first line but {len(cells)}"
+                raise DataError(f"{label}:{reader.line_num}: {message}", subject=label)
             else:
                 yield dict(zip(columns, cells, strict=True))
     except csv.Error as error:
         kind = "CSV" if delimiter == "," else "TSV"
-        raise DataError(f"{shown}:{reader.line_num}: this line is no {kind} ({error})", subject=shown) from error
+        raise DataError(f"{label}:{reader.line_num}: this line is no {kind} ({error})", subject=label) from error
 
 
-def _header(cells: list[str], shown: str) -> list[str]:
-    check_columns(len(cells), f"{shown}:1")
+def _header(cells: list[str], label: str) -> list[str]:
+    check_columns(len(cells), f"{label}:1")
     twice = repeated(cells)
     if twice is not None:
-        raise DataError(f"{shown}:1: the first line names the column {short(twice)!r} twice; rename one", subject=shown)
+        raise DataError(f"{label}:1: the first line names the column {short(twice)!r} twice; rename one", subject=label)
     return cells
 
 
@@ -190,22 +190,22 @@ def _bare_returns(lines: Iterable[str]) -> Iterator[str]:
             yield line
 
 
-def _read_text(path: Path, shown: str) -> Iterator[dict[str, Any]]:
+def _read_text(path: Path, label: str) -> Iterator[dict[str, Any]]:
     """Paragraphs, if there is more than one; else lines. A line ends where an editor ends it, and not at rarer marks such as U+2028."""
-    lines = _whole(path, shown).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = _whole(path, label).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     paragraphs: list[list[str]] = [[]]
     for line in lines:
         if line.strip(" \t"):
             paragraphs[-1].append(line)
         elif paragraphs[-1]:
             paragraphs.append([])
-    found = ["\n".join(paragraph) for paragraph in paragraphs if "".join(paragraph).strip()]
-    for text in found if len(found) > 1 else lines:
+    texts = ["\n".join(paragraph) for paragraph in paragraphs if "".join(paragraph).strip()]
+    for text in texts if len(texts) > 1 else lines:
         if text.strip():
             yield {"text": text}
 
 
-def _lines(path: Path, shown: str) -> Iterator[str]:
+def _lines(path: Path, label: str) -> Iterator[str]:
     """Yield the lines of a text file with their ends, which are line feeds and nothing else. `DataError` with the line of what is no UTF-8."""
     number = unpacked = 0
     packed = path.stat().st_size if path.suffix.lower() in (".gz", ".zst") else None
@@ -214,27 +214,27 @@ def _lines(path: Path, shown: str) -> Iterator[str]:
             for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b""), 1):
                 if packed is not None:
                     unpacked += max(len(line), SHORTEST_LINE)
-                    check_unpacked(unpacked, packed, shown)
+                    check_unpacked(unpacked, packed, label)
                 if len(line) > LONGEST_LINE:
                     most = f"{LONGEST_LINE >> 20} MiB"
-                    raise DataError(f"{shown}:{number}: this line is longer than {most}, the most that a row may have; divide it", subject=shown)
+                    raise DataError(f"{label}:{number}: this line is longer than {most}, the most that a row may have; divide it", subject=label)
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{shown}:{number}: {no_utf8(error)}; save the file as UTF-8", subject=shown) from error
+        raise DataError(f"{label}:{number}: {no_utf8(error)}; save the file as UTF-8", subject=label) from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{shown!r} is no whole gzip file: {error}", subject=shown) from error
+        raise DataError(f"{label!r} is no whole gzip file: {error}", subject=label) from error
     except OSError as error:
         if path.suffix.lower() != ".zst":
             raise
-        raise DataError(f"{shown!r} is no whole zstd file: {reason_of(error)}", subject=shown) from error
+        raise DataError(f"{label!r} is no whole zstd file: {reason_of(error)}", subject=label) from error
 
 
-def _whole(path: Path, shown: str) -> str:
+def _whole(path: Path, label: str) -> str:
     """Return a text file that can't be read line by line."""
     if path.stat().st_size > LONGEST_WHOLE:
         most = f"{LONGEST_WHOLE >> 20:,} MiB"
-        raise DataError(f"{shown!r} is larger than {most}, the most that is read at once; write it as JSON Lines", subject=shown)
-    return "".join(_lines(path, shown))
+        raise DataError(f"{label!r} is larger than {most}, the most that is read at once; write it as JSON Lines", subject=label)
+    return "".join(_lines(path, label))
 
 
 def _opened(path: Path) -> BufferedIOBase:
@@ -256,32 +256,32 @@ def _object(record: Any, where: str) -> dict[str, Any]:
     return cast("dict[str, Any]", record)
 
 
-def read_columns(path: Path, shown: str) -> Iterator[dict[str, Any]]:
+def read_columns(path: Path, label: str) -> Iterator[dict[str, Any]]:
     """Give the rows as dictionaries. `DataError` for a damaged file, with the row and column of a value that Python has nothing for."""
     import pyarrow
 
     kind = "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
-    done = 0
+    count = 0
     try:
-        for batch in _parquet(path, shown) if kind == "Parquet" else _arrow(path):
-            _check(batch.schema.names, done + batch.num_rows, shown)
+        for batch in _parquet(path, label) if kind == "Parquet" else _arrow(path):
+            _check(batch.schema.names, count + batch.num_rows, label)
             for begin in range(0, batch.num_rows, BATCH):
-                yield from _records_of(batch.slice(begin, BATCH), shown, done + begin)
-            done += batch.num_rows
+                yield from _records_of(batch.slice(begin, BATCH), label, count + begin)
+            count += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{shown!r} can't be read as {kind}: {reason_of(error)}", subject=shown) from error
+        raise DataError(f"{label!r} can't be read as {kind}: {reason_of(error)}", subject=label) from error
 
 
-def _check(names: list[str], rows: int, shown: str) -> None:
-    check_columns(len(names), repr(shown))
+def _check(names: list[str], rows: int, label: str) -> None:
+    check_columns(len(names), repr(label))
     twice = repeated(names)
     if twice is not None:
-        raise DataError(f"{shown!r} has two columns called {short(twice)!r}; rename one", subject=shown)
+        raise DataError(f"{label!r} has two columns called {short(twice)!r}; rename one", subject=label)
     if rows > MOST_ROWS:
-        raise DataError(f"{shown!r} has {rows:,} rows, and at most {MOST_ROWS:,} are read; take a part of it", subject=shown)
+        raise DataError(f"{label!r} has {rows:,} rows, and at most {MOST_ROWS:,} are read; take a part of it", subject=label)
 
 
-def _records_of(batch: Any, shown: str, before: int) -> Iterator[dict[str, Any]]:
+def _records_of(batch: Any, label: str, before: int) -> Iterator[dict[str, Any]]:
     """Yield a batch as records; row by row if a value in it can't be made, so that the row can be named."""
     try:
         records = batch.to_pylist()
@@ -291,11 +291,11 @@ def _records_of(batch: Any, shown: str, before: int) -> Iterator[dict[str, Any]]
             try:
                 records = row.to_pylist()
             except UnicodeDecodeError as error:
-                raise DataError(f"{shown!r}, row {before + at + 1}: {no_utf8(error)}", subject=shown) from error
+                raise DataError(f"{label!r}, row {before + at + 1}: {no_utf8(error)}", subject=label) from error
             except FAULTS as error:
                 raise DataError(
-                    f"{shown!r}, row {before + at + 1}: {_culprit(row)} can't be read ({reason_of(error)}); leave it out, or write it as text",
-                    subject=shown,
+                    f"{label!r}, row {before + at + 1}: {_culprit(row)} can't be read ({reason_of(error)}); leave it out, or write it as text",
+                    subject=label,
                 ) from error
             yield from records
     else:
@@ -312,13 +312,13 @@ def _culprit(row: Any) -> str:
     return "this row"
 
 
-def _parquet(path: Path, shown: str) -> Iterator[Any]:
+def _parquet(path: Path, label: str) -> Iterator[Any]:
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
         about = file.metadata
-        _check(file.schema_arrow.names, about.num_rows, shown)
-        check_unpacked(sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups)), path.stat().st_size, shown)
+        _check(file.schema_arrow.names, about.num_rows, label)
+        check_unpacked(sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups)), path.stat().st_size, label)
         yield from file.iter_batches(batch_size=BATCH)
 
 
@@ -371,11 +371,11 @@ def no_utf8(error: UnicodeDecodeError) -> str:
 
 def repeated(names: Iterable[H]) -> H | None:
     """Return the first name that comes a second time; None if none does."""
-    seen: set[H] = set()
+    earlier: set[H] = set()
     for name in names:
-        if name in seen:
+        if name in earlier:
             return name
-        seen.add(name)
+        earlier.add(name)
     return None
 
 
@@ -385,11 +385,11 @@ def check_columns(count: int, where: str) -> None:
         raise DataError(f"{where}: there are {count:,} columns, and at most {MOST_COLUMNS:,} are read; keep those that you need", subject=where)
 
 
-def check_unpacked(unpacked: int, packed: int, shown: str) -> None:
+def check_unpacked(unpacked: int, packed: int, label: str) -> None:
     """Raise `DataError` for what unpacks to far more than text does; count with it while reading, before the memory is full."""
     most = max(ALLOWED, TIMES * packed)
     if unpacked > most:
         raise DataError(
-            f"{shown!r} unpacks to more than {most >> 20:,} MiB, {TIMES} times its size, which no text does; unpack it yourself if it should",
-            subject=shown,
+            f"{label!r} unpacks to more than {most >> 20:,} MiB, {TIMES} times its size, which no text does; unpack it yourself if it should",
+            subject=label,
         )

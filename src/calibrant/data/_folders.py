@@ -102,45 +102,45 @@ def files_of(text: str) -> Files:
     return Files({"": [(path, text)]})
 
 
-def _check_regular(path: Path, shown: str) -> None:
+def _check_regular(path: Path, label: str) -> None:
     """`DataError` for what is no file: it isn't there, or opening it would wait, or never end."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
         if os.path.islink(path):
-            raise DataError(f"{shown!r} is a link to something that isn't there; mend it or take it away", subject=shown) from error
+            raise DataError(f"{label!r} is a link to something that isn't there; mend it or take it away", subject=label) from error
         raise DataError(
-            f"there is no file {shown!r}; give the path of a data file or of a folder of them, or the name of a source", subject=shown
+            f"there is no file {label!r}; give the path of a data file or of a folder of them, or the name of a source", subject=label
         ) from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{shown!r} can't be opened: {reason_of(error)}; give a file that may be read", subject=shown) from error
+        raise DataError(f"{label!r} can't be opened: {reason_of(error)}; give a file that may be read", subject=label) from error
     if not stat.S_ISREG(mode):
         kind = next((name for name, has in _KINDS.items() if has(mode)), "something else")
-        raise DataError(f"{shown!r} is {kind} and no file; write what comes out of it to a file first", subject=shown)
+        raise DataError(f"{label!r} is {kind} and no file; write what comes out of it to a file first", subject=label)
 
 
-def _folder(folder: Path, shown: str) -> Files:
+def _folder(folder: Path, label: str) -> Files:
     if not os.access(folder, os.R_OK | os.X_OK):
-        raise DataError(f"the folder {shown!r} may not be read; change its permissions", subject=shown)
+        raise DataError(f"the folder {label!r} may not be read; change its permissions", subject=label)
     if os.path.isfile(folder / "dataset_dict.json"):
-        return _saved_splits(folder, shown)
+        return _dataset_dict(folder, label)
     if os.path.isfile(folder / "state.json"):
-        return Files({"": _saved(folder, shown)})
+        return Files({"": _dataset(folder, label)})
     with os.scandir(folder) as entries:
         names = [entry.name for entry in islice(entries, LOOKED_THROUGH + 1)]
     if len(names) > LOOKED_THROUGH:
-        raise DataError(f"{shown!r} holds more than {LOOKED_THROUGH:,} names; give a folder that holds the data files only", subject=shown)
-    return _sorted_out([(folder / name, f"{shown}/{name}") for name in names], shown)
+        raise DataError(f"{label!r} holds more than {LOOKED_THROUGH:,} names; give a folder that holds the data files only", subject=label)
+    return _sorted_out([(folder / name, f"{label}/{name}") for name in names], label)
 
 
-def _pattern(pattern: str, shown: str) -> Files:
-    files = [Path(name) for name in dict.fromkeys(_matching(pattern, shown))]
+def _pattern(pattern: str, label: str) -> Files:
+    files = [Path(name) for name in dict.fromkeys(_matching(pattern, label))]
     if not files:
-        raise DataError(f"nothing matches {shown!r}; give a pattern that names data files, such as 'data/*.jsonl'", subject=shown)
-    return _sorted_out([(path, str(path)) for path in files], shown)
+        raise DataError(f"nothing matches {label!r}; give a pattern that names data files, such as 'data/*.jsonl'", subject=label)
+    return _sorted_out([(path, str(path)) for path in files], label)
 
 
-def _matching(pattern: str, shown: str) -> Iterator[str]:
+def _matching(pattern: str, label: str) -> Iterator[str]:
     """Yield what a pattern names, as `glob` has it, but that `**` follows no links. `DataError` if there is too much to look through."""
     # Not the standard glob: its ** follows links, of which a circle never ends, and it counts nothing.
     waiting: list[tuple[str, tuple[str, ...]]] = [("", Path(pattern).parts)]
@@ -160,7 +160,7 @@ def _matching(pattern: str, shown: str) -> Iterator[str]:
             looked_at += 1
             if looked_at > LOOKED_THROUGH:
                 most = f"{LOOKED_THROUGH:,}"
-                raise DataError(f"{shown!r} would look through more than {most} names; begin it with a folder nearer to the files", subject=shown)
+                raise DataError(f"{label!r} would look through more than {most} names; begin it with a folder nearer to the files", subject=label)
             inside = os.path.join(place, entry.name)
             if entry.name.startswith(".") and not part.startswith("."):
                 continue
@@ -182,31 +182,31 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
         return
 
 
-def _sorted_out(candidates: Sequence[File], shown: str) -> Files:
+def _sorted_out(candidates: Sequence[File], label: str) -> Files:
     """Files in the order of their names, by split if their names say one. `DataError` if there are none, or too many, or of several kinds."""
     data = sorted((f for f in candidates if known_suffix(f[0]) and f[0].name not in _DESCRIPTIONS and f[0].name[0] not in "._"), key=lambda f: f[1])
     if len(data) > MOST_FILES:
-        raise DataError(f"{shown!r} stands for {len(data):,} data files, and at most {MOST_FILES:,} are read; join them", subject=shown)
-    data = [(path, label) for path, label in data if not os.path.isdir(path)]
-    for path, label in data:
-        _check_regular(path, label)
+        raise DataError(f"{label!r} stands for {len(data):,} data files, and at most {MOST_FILES:,} are read; join them", subject=label)
+    data = [(path, file_label) for path, file_label in data if not os.path.isdir(path)]
+    for path, file_label in data:
+        _check_regular(path, file_label)
     allowed = f"a data file ends in {', '.join(SUFFIXES)}"
     if not data:
         pickled = any(path.suffix.lower() in PICKLES for path, _ in candidates if os.path.isfile(path))
         reason = "; what looks like a pickle is never read, since it can run any program" if pickled else ""
-        raise DataError(f"{shown!r} holds no data file{reason}; {allowed}", subject=shown)
+        raise DataError(f"{label!r} holds no data file{reason}; {allowed}", subject=label)
     named = [(file, _split_of(file[0])) for file in data]
     splits = {name: [file for file, split in named if split == name] for name in ("train", "validation", "test", "")}
-    chosen = {name: files for name, files in splits.items() if files}
+    parts = {name: files for name, files in splits.items() if files}
     # What is beside a measured part and isn't named is there to calibrate; beside a train part it is anything.
-    assumed = "" in chosen and "train" not in chosen and len(chosen) > 1
+    assumed = "" in parts and "train" not in parts and len(parts) > 1
     if assumed:
-        chosen["train"] = chosen.pop("")
-    ignored = [label for _, label in chosen.pop("")] if "train" in chosen and "" in chosen else []
-    kinds = sorted({known_suffix(path).split(".")[1] for files in chosen.values() for path, _ in files})
+        parts["train"] = parts.pop("")
+    ignored = [file_label for _, file_label in parts.pop("")] if "train" in parts and "" in parts else []
+    kinds = sorted({known_suffix(path).split(".")[1] for files in parts.values() for path, _ in files})
     if len(kinds) > 1:
-        raise DataError(f"{shown!r} holds files of several kinds ({', '.join(kinds)}); choose with a pattern, such as '*.{kinds[0]}'", subject=shown)
-    return Files(chosen, ignored, assumed)
+        raise DataError(f"{label!r} holds files of several kinds ({', '.join(kinds)}); choose with a pattern, such as '*.{kinds[0]}'", subject=label)
+    return Files(parts, ignored, assumed)
 
 
 def _split_of(path: Path) -> str:
@@ -214,30 +214,30 @@ def _split_of(path: Path) -> str:
     return _SAME.get(match[1].lower(), match[1].lower()) if match else ""
 
 
-def _saved_splits(folder: Path, shown: str) -> Files:
+def _dataset_dict(folder: Path, label: str) -> Files:
     """Return what `DatasetDict.save_to_disk` wrote: a folder a split."""
-    names = _described(folder / "dataset_dict.json", f"{shown}/dataset_dict.json", "splits")
-    splits = {name: _saved(folder / name, f"{shown}/{name}") for name in names if name in ("train", "validation", "test")}
+    names = _described(folder / "dataset_dict.json", f"{label}/dataset_dict.json", "splits")
+    splits = {name: _dataset(folder / name, f"{label}/{name}") for name in names if name in ("train", "validation", "test")}
     if not splits:
         names_there = ", ".join(names) or "none"
         raise DataError(
-            f"{shown!r} has the splits {names_there}; of train, validation and test it needs one, or give one split's folder", subject=shown
+            f"{label!r} has the splits {names_there}; of train, validation and test it needs one, or give one split's folder", subject=label
         )
     return Files(splits, [name for name in names if name not in splits])
 
 
-def _saved(folder: Path, shown: str) -> list[File]:
+def _dataset(folder: Path, label: str) -> list[File]:
     """Return what `Dataset.save_to_disk` wrote: Arrow files that `state.json` names, beside which there may be others that are a cache."""
-    names = _described(folder / "state.json", f"{shown}/state.json", "_data_files")
-    arrow_files = [(folder / name, f"{shown}/{name}") for name in names if Path(name).suffix == ".arrow"]
+    names = _described(folder / "state.json", f"{label}/state.json", "_data_files")
+    arrow_files = [(folder / name, f"{label}/{name}") for name in names if Path(name).suffix == ".arrow"]
     missing = next((label for path, label in arrow_files if not os.path.isfile(path)), None)
     if missing or not arrow_files:
-        lost = missing or f"{shown}/*.arrow"
-        raise DataError(f"{lost!r} is missing, which {shown}/state.json names; save the data set again", subject=shown)
+        lost = missing or f"{label}/*.arrow"
+        raise DataError(f"{lost!r} is missing, which {label}/state.json names; save the data set again", subject=label)
     return arrow_files
 
 
-def _described(path: Path, shown: str, key: str) -> list[str]:
+def _described(path: Path, label: str, key: str) -> list[str]:
     """Return the names that a description lists under `key`, without any folder that they name: nothing outside is read."""
     try:
         if path.stat().st_size > LONGEST_DESCRIPTION:
@@ -246,5 +246,5 @@ def _described(path: Path, shown: str, key: str) -> list[str]:
         return [Path(entry if isinstance(entry, str) else entry["filename"]).name for entry in listed]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
-            f"{shown!r} doesn't list {key!r} as `datasets` writes it; save the data set again with save_to_disk", subject=shown
+            f"{label!r} doesn't list {key!r} as `datasets` writes it; save the data set again with save_to_disk", subject=label
         ) from error

@@ -26,12 +26,12 @@ class Method(Spec, ABC):
     """Compresses a model by a list of edits. What a subclass says of itself is read before any work:
 
     `observes` says which statistics the walk must gather; a method that looks at nothing leaves it empty and costs no forward.
-    `updates` says whether kept weights change too: weights fitted to inputs that no longer come do harm, so a study propagates such
-    methods' errors by default (`arrival`), and lets all others share one pass over the untouched model (`dense`).
+    `updates` says whether the remaining weights change too: weights fitted to inputs that no longer come do harm, so a study propagates such
+    methods' errors by default (`arrival`), and lets all others share one pass over the dense model (`dense`).
     `tries` says whether it measures the model on the calibration tokens (`job.loss`); it needs them then, whatever it observes.
     `accepts` says which kinds of target it takes; it is given no other.
-    `prunes` is false for what leaves everything as it is whatever the target; of all else the share that a `Removal` asks for really goes.
-    `propagate` is what `prune` lets matrices see where nobody asks for something else.
+    `prunes` is false for what leaves everything as it is whatever the target; all else removes the share that a `Removal` names.
+    `propagate` is the propagation that `prune` uses unless it gets another.
     """
 
     accepts: ClassVar[tuple[type[Target], ...]] = (Removal,)
@@ -48,27 +48,27 @@ class Method(Spec, ABC):
 
     @property
     def looks(self) -> bool:
-        """Whether calibration data decides what it does."""
+        """Whether its result depends on calibration data."""
         return bool(self.observes) or self.tries
 
     def check(self, target: Target) -> None:
-        """Raise `TargetError`, saying what it accepts, if `target` can't be asked of this method."""
+        """Raise `TargetError`, saying what it accepts, if this method can't be used with `target`."""
         if not isinstance(target, self.accepts):
             raise TargetError(f"{self} can't be asked for {target}: it accepts {accepted(self.accepts)}", subject=str(target))
 
     @abstractmethod
     def edits(self, job: Job) -> Iterator[Edit]:
-        """Yield what is to be done to the model of `job`, change by change: each is applied before the next one is asked for.
+        """Yield what is to be done to the model of `job`, change by change: each is applied before the next one is computed.
 
         Deterministic: the same job gives the same edits. After an interruption `job.done` holds those that came first, and the rest is yielded.
         """
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
-        """Raise `TargetError`, before anything is touched, if this can't be asked of this model; `targets` are those of its matrices, by name.
+        """Raise `TargetError`, before anything is touched, if it can't be used with this model; `targets` are those of its matrices, by name.
 
-        What doesn't go matrix by matrix can't be asked for by matrix.
+        A method that doesn't go matrix by matrix takes no targets by matrix.
         """
-        if any(asked != target for asked in targets.values()):
+        if any(other != target for other in targets.values()):
             message = f"{self} doesn't go matrix by matrix, so nothing can be shared among matrices; leave the allocation out"
             raise TargetError(message, subject=str(self))
 
@@ -107,7 +107,7 @@ class PartMethod(Method, ABC):
 
     @abstractmethod
     def left_to_drop(self, job: Job) -> int:
-        """Return how many parts are still to go: what the target asks, less what went before an interruption."""
+        """Return how many parts are still to go: the target's count, less what was dropped before an interruption."""
 
 
 class BlockMethod(PartMethod, ABC):
@@ -116,8 +116,8 @@ class BlockMethod(PartMethod, ABC):
     parts: ClassVar[Parts] = "blocks"
 
     def left_to_drop(self, job: Job) -> int:
-        gone = sum(len(edit.indices) for edit in job.done if isinstance(edit, DropBlocks))
-        return share_of(len(job.view.blocks) + gone, job.target, self.parts) - gone
+        dropped = sum(len(edit.indices) for edit in job.done if isinstance(edit, DropBlocks))
+        return share_of(len(job.view.blocks) + dropped, job.target, self.parts) - dropped
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         super().check_model(view, target, targets)
@@ -130,8 +130,8 @@ class ExpertMethod(PartMethod, ABC):
     parts: ClassVar[Parts] = "experts"
 
     def left_to_drop(self, job: Job) -> int:
-        gone = sum(max(map(len, edit.experts.values()), default=0) for edit in job.done if isinstance(edit, DropExperts))
-        return share_of(expert_layers(job.view)[0].count + gone, job.target, self.parts) - gone
+        dropped = sum(max(map(len, edit.experts.values()), default=0) for edit in job.done if isinstance(edit, DropExperts))
+        return share_of(expert_layers(job.view)[0].count + dropped, job.target, self.parts) - dropped
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         super().check_model(view, target, targets)
@@ -139,11 +139,13 @@ class ExpertMethod(PartMethod, ABC):
         if not layers:
             raise TargetError(f"{self} drops experts, and {type(view.model).__name__} has none; choose a method for dense models", subject=str(self))
         for layer in layers:
-            left = layer.count - share_of(layer.count, target, self.parts)
-            if left < layer.top_k:
-                asked = f"{parts_of(target, self.parts).fraction} of the {layer.count} experts of {layer.name}"
+            remaining = layer.count - share_of(layer.count, target, self.parts)
+            if remaining < layer.top_k:
+                dropped = f"{parts_of(target, self.parts).fraction} of the {layer.count} experts of {layer.name}"
                 most = f"{(layer.count - layer.top_k) / layer.count:g}"
-                raise TargetError(f"{asked} would leave {left}, and its router picks {layer.top_k}; ask for at most {most}", subject=layer.name)
+                raise TargetError(
+                    f"{dropped} would leave {remaining}, and its router picks {layer.top_k}; ask for at most {most}", subject=layer.name
+                )
 
 
 def parts_of(target: Target, parts: Parts) -> Share:
@@ -183,9 +185,9 @@ def grid(target: Target) -> Grid:
 
 
 def finite(numbers: Shaped[Tensor, "..."], what: str) -> Shaped[Tensor, "..."]:
-    """`numbers`, detached; a `NumericsError` that says `what` they are if one is NaN or infinite. The caller adds which matrix it was."""
+    """Return `numbers`, detached; a `NumericsError` that says `what` they are if one is NaN or infinite. The caller adds which matrix it was."""
     numbers = numbers.detach()
-    # The extremes tell of NaN and infinity, and are found ten times as fast as they are counted.
+    # The extremes show NaN and infinity, and are computed ten times as fast as a count.
     if numbers.numel() and not all(bool(extreme.isfinite()) for extreme in numbers.aminmax()):
         bad = numbers.numel() - int(numbers.isfinite().count_nonzero())
         raise NumericsError(
@@ -195,7 +197,7 @@ def finite(numbers: Shaped[Tensor, "..."], what: str) -> Shaped[Tensor, "..."]:
 
 
 def observed(seen: Seen, kind: type[S]) -> S:
-    """Return what the matrix saw; a `NumericsError` if no token reached it, because then there is nothing to judge its inputs by."""
+    """Return the matrix's statistic of this kind; a `NumericsError` if no token reached it, because then there is nothing to judge its inputs by."""
     statistic = seen[kind]
     if statistic.tokens == 0 or not statistic.mass > 0:
         raise NumericsError(

@@ -18,7 +18,7 @@ from ruamel.yaml.reader import ReaderError
 from calibrant.errors import Problem, StudyError
 from calibrant.foreign import user_path, user_text
 from calibrant.study.checking import KEYS, OTHERWISE, ROOM, Mistakes, Path, keyed
-from calibrant.study.study import SINGULAR, UNSAID, Study, read
+from calibrant.study.study import MAY_BE_EMPTY, SINGULAR, Study, read
 
 LARGEST: Final = 256 * 1024
 """Bytes of a study file at most: one that is larger is something else."""
@@ -46,7 +46,7 @@ def read_study(path: str | FilePath) -> Study:
     lines = {(OTHERWISE.get(str(at[0]), at[0]), *at[1:]) if at else at: line for at, line in lines.items()} | lines
     fields = {name: field for field, name in SINGULAR.items()}
     keys = keyed(mistakes, (), entries, KEYS, "study")
-    values = {fields.get(name, name): value for name, (_, value) in keys.items() if value is not None or name not in UNSAID}
+    values = {fields.get(name, name): value for name, (_, value) in keys.items() if value is not None or name not in MAY_BE_EMPTY}
     if keys:
         read(values, mistakes)
     if mistakes.entries:

@@ -27,9 +27,9 @@ from calibrant.study.workers import answer, check
 
 SINGULAR: Final = {"models": "model", "methods": "method", "sparsities": "sparsity", "transforms": "transform"}
 """The keys of a study file whose fields have another name."""
-UNWRITTEN: Final = {"edits_gb": 8.0}
-"""Keys that came after the first studies were kept, which are the same text as before where they hold this."""
-UNSAID: Final = ("tokens", "propagate", "transforms", "baseline", "groups", "exclude", "pools", "primary")
+LATER_DEFAULTS: Final = {"edits_gb": 8.0}
+"""Keys that came after the first studies were stored; a study with this value of them has the same text as before."""
+MAY_BE_EMPTY: Final = ("tokens", "propagate", "transforms", "baseline", "groups", "exclude", "pools", "primary")
 """Keys of a study file that may hold nothing."""
 
 
@@ -80,14 +80,14 @@ class Study:
     _contents: StudyContents = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        entries = {f.name: _written(getattr(self, f.name)) for f in fields(self) if f.init}
+        entries = {f.name: _as_file(getattr(self, f.name)) for f in fields(self) if f.init}
         mistakes = Mistakes()
         object.__setattr__(self, "_contents", read(entries, mistakes))
         if mistakes.entries:
             raise StudyError(mistakes.problems())
         for name, value in entries.items():
             listed = name in ("models", "data", "methods", "sparsities", "seeds", "evaluate", "exclude", "primary", "transforms")
-            object.__setattr__(self, name, _kept(value, listed))
+            object.__setattr__(self, name, _frozen(value, listed))
 
     def _repr_html_(self) -> str:
         cells = self.labels()
@@ -112,12 +112,12 @@ class Study:
 
     def chosen(self, groups: Sequence[str] = ()) -> frozenset[int]:
         """Return which of `requests` are of one of these groups, by number: all without any. `SpecError` for one that the study doesn't have."""
-        there = self._contents.groups
+        available = self._contents.groups
         for name in groups:
-            if name not in there:
-                known = f"its groups are {', '.join(there)}" if there else "it has none"
-                raise SpecError(f"the study has no group called {name!r}{did_you_mean(name, there)}; {known}", subject=name)
-        return frozenset(at for at, of in enumerate(self._contents.labels) if not groups or any(of in there[name] for name in groups))
+            if name not in available:
+                allowed = f"its groups are {', '.join(available)}" if available else "it has none"
+                raise SpecError(f"the study has no group called {name!r}{did_you_mean(name, available)}; {allowed}", subject=name)
+        return frozenset(number for number, of in enumerate(self._contents.labels) if not groups or any(of in available[name] for name in groups))
 
     def requests(self) -> list[RunRequest]:
         """Return the requests, one a cell, in the order of the work: model by model, what looks at no data first, then draw by draw."""
@@ -145,8 +145,8 @@ class Study:
     def as_yaml(self) -> str:
         """Return the study as a YAML file that reads back as an equal one: one key a line, its value in YAML's JSON subset."""
         entries = {SINGULAR.get(f.name, f.name): getattr(self, f.name) for f in fields(self) if f.init}
-        written = {name: value for name, value in entries.items() if value not in ((), {}, None) and value != UNWRITTEN.get(name)}
-        return "# a study of calibrant, as asked\n" + "".join(f"{name}: {_as_json(value)}\n" for name, value in written.items())
+        values = {name: value for name, value in entries.items() if value not in ((), {}, None) and value != LATER_DEFAULTS.get(name)}
+        return "# a study of calibrant, as asked\n" + "".join(f"{name}: {_as_json(value)}\n" for name, value in values.items())
 
     def run(
         self,
@@ -208,25 +208,25 @@ def read(entries: Mapping[str, Any], mistakes: Mistakes) -> StudyContents:
     return contents if reader.refused else read_contrasts(reader)
 
 
-def _written(value: Any) -> Any:
-    """What was given as a study file would hold it: any sequence as a list, and of what has no end enough to see that it is too long."""
+def _as_file(value: Any) -> Any:
+    """Return a value as a study file would hold it: any sequence as a list, and of what has no end enough to see that it is too long."""
     if isinstance(value, Mapping):
-        return {key: _written(item) for key, item in value.items()}
-    return value if isinstance(value, str) or not isinstance(value, Iterable) else [_written(item) for item in islice(value, MOST_VALUES + 1)]
+        return {key: _as_file(item) for key, item in value.items()}
+    return value if isinstance(value, str) or not isinstance(value, Iterable) else [_as_file(item) for item in islice(value, MOST_VALUES + 1)]
 
 
-def _kept(value: Any, listed: bool = False) -> Any:
-    """What is checked as it is kept: lists as tuples, keys by their canonical names."""
+def _frozen(value: Any, listed: bool = False) -> Any:
+    """Return a checked value as it is stored: lists as tuples, keys by their canonical names."""
     if isinstance(value, Mapping):
-        return {key: _kept(item) for key, item in value.items()}
+        return {key: _frozen(item) for key, item in value.items()}
     if isinstance(value, list):
-        return tuple(_kept(item) for item in value)
-    return (_kept(value),) if listed else value
+        return tuple(_frozen(item) for item in value)
+    return (_frozen(value),) if listed else value
 
 
 def _as_json(value: Any) -> str:
-    """JSON that is YAML too: what YAML takes for the end of a line, or doesn't print, is written as its number."""
-    return re.sub(r"[^ -~]", lambda found: found[0] if found[0].isprintable() else _escaped(found[0]), json.dumps(value, ensure_ascii=False))
+    """Return JSON that is YAML too: what YAML takes for the end of a line, or doesn't print, is written as its number."""
+    return re.sub(r"[^ -~]", lambda match: match[0] if match[0].isprintable() else _escaped(match[0]), json.dumps(value, ensure_ascii=False))
 
 
 def _escaped(letter: str) -> str:

@@ -64,21 +64,21 @@ def measure_pieces(
     model, pieces = view(opened.model), _Pieces()
     recipes = list(dict.fromkeys(q.recipe for q in requests))
     looking = [recipe for recipe in recipes if recipe.method.observes]
-    wanted: dict[Kinds, None] = dict.fromkeys([(FeatureNorms,), *([kinds] if kinds else []), *(recipe.method.observes for recipe in looking)])
+    gatherings: dict[Kinds, None] = dict.fromkeys([(FeatureNorms,), *([kinds] if kinds else []), *(recipe.method.observes for recipe in looking)])
     calibration = next((q.calibration for q in requests if q.calibration), None)
-    seen, total = dict[Kinds, dict[Weight, Seen]](), len(wanted) + len(recipes) + len(evaluators)
+    seen, total = dict[Kinds, dict[Weight, Seen]](), len(gatherings) + len(recipes) + len(evaluators)
     steps = iter(range(total))
     if calibration is not None:
         batch = _micro_batch(calibration, opened)
-        for gathered in wanted:
+        for gathered in gatherings:
             progress("probe", next(steps), total)
-            seen[gathered] = pieces.walked(model, batch, gathered)
+            seen[gathered] = pieces.time_walk(model, batch, gathered)
     for recipe in recipes:
         progress("probe", next(steps), total)
-        pieces.compressed(recipe, model, seen.get(recipe.method.observes, {}))
+        pieces.time_compression(recipe, model, seen.get(recipe.method.observes, {}))
     for text, evaluator in evaluators.items():
         progress("probe", next(steps), total)
-        pieces.measured(text, evaluator, opened)
+        pieces.time_measurement(text, evaluator, opened)
     progress("probe", total, total)
     first = next(iter(seen.values()), {})
     timings = replace(
@@ -90,7 +90,7 @@ def measure_pieces(
         why_not=tuple(dict.fromkeys(pieces.why_not)),
     )
     widths = list(_inputs(model, first))
-    return replace(timings, inputs=len(widths), statistics={kind: sum(sum(packed_bytes(w, k) for k in kind) for w in widths) for kind in wanted})
+    return replace(timings, inputs=len(widths), statistics={kind: sum(sum(packed_bytes(w, k) for k in kind) for w in widths) for kind in gatherings})
 
 
 class _Pieces:
@@ -102,17 +102,17 @@ class _Pieces:
         self.measure: dict[str, float] = {}
         self.why_not: list[str] = []
 
-    def walked(self, model: ModelView, batch: TokenBatch, kinds: Kinds) -> dict[Weight, Seen]:
-        """What the first block's matrices saw. The first time warms caches, and of the others the shorter counts: something else may be at work."""
+    def time_walk(self, model: ModelView, batch: TokenBatch, kinds: Kinds) -> dict[Weight, Seen]:
+        """Time a walk, and return the statistics of the first block's matrices. The first try warms caches; of the others the shorter counts."""
         tries = [_first_block(model, batch, kinds) for _ in range(3)]
         seen, _ = tries[-1]
         self.forward[kinds] = min(seconds for _, seconds in tries) / int(batch.mask.sum())
         return seen
 
-    def compressed(self, recipe: Recipe, model: ModelView, seen: Mapping[Weight, Seen]) -> None:
-        """One block's compression, on copies of what it saw, so that no factorisation is at hand already."""
+    def time_compression(self, recipe: Recipe, model: ModelView, seen: Mapping[Weight, Seen]) -> None:
+        """Time one block's compression, on copies of its statistics, so that no factorisation is cached already."""
         key, weights = (str(recipe.method), str(recipe.target)), model.blocks[0].weights
-        with self._complained(f"{key[0]} {key[1]}"):
+        with self._noting_errors(f"{key[0]} {key[1]}"):
             recipe.method.check_model(model, recipe.target, {weight.name: recipe.target for weight in model.weights})
             if not isinstance(recipe.method, MatrixMethod):
                 return
@@ -125,13 +125,13 @@ class _Pieces:
                 tries.append(time.perf_counter() - began)
             self.block[key] = min(tries[1:])
 
-    def measured(self, text: str, evaluator: Evaluator, opened: Opened) -> None:
-        """A whole measurement, from two small ones."""
-        with self._complained(text):
+    def time_measurement(self, text: str, evaluator: Evaluator, opened: Opened) -> None:
+        """Time a whole measurement, from two small ones."""
+        with self._noting_errors(text):
             self.measure[text] = _whole(evaluator, lambda small: _timed(lambda: small.measure(Subject(opened.model, opened.tokenizer, opened.model))))
 
     @contextmanager
-    def _complained(self, what: str) -> Iterator[None]:
+    def _noting_errors(self, what: str) -> Iterator[None]:
         try:
             yield
         except CalibrantError as error:
@@ -139,7 +139,7 @@ class _Pieces:
 
 
 def _whole(evaluator: Evaluator, timed: Callable[[Evaluator], float]) -> float:
-    """The seconds of a whole measurement. A budget of None is that of the rows there are."""
+    """Return the seconds of a whole measurement. A budget of None is that of all rows."""
     name = next((name for name in ITEMS if getattr(evaluator.limited(ITEMS[name][0]), name, None) == ITEMS[name][0]), None)
     if name is None:
         return timed(evaluator)
@@ -160,7 +160,7 @@ def _whole(evaluator: Evaluator, timed: Callable[[Evaluator], float]) -> float:
 
 
 def _first_block(model: ModelView, batch: TokenBatch, kinds: Kinds) -> tuple[dict[Weight, Seen], float]:
-    """What the first block's matrices see, and the seconds that its forward took."""
+    """Return the statistics of the first block's matrices, and the seconds that its forward took."""
     arrivals = walk(model, batch, kinds, "dense")
     first: dict[Weight, Seen] = {}
     began = time.perf_counter()
@@ -174,14 +174,14 @@ def _first_block(model: ModelView, batch: TokenBatch, kinds: Kinds) -> tuple[dic
 
 
 def _micro_batch(calibration: CalibrationSet, opened: Opened) -> TokenBatch:
-    """Random tokens in windows of the study's length, about as many as go through a block at once."""
+    """Return random tokens in windows of the study's length, about as many as go through a block at once."""
     length = min(calibration.length, opened.model.config.get_text_config().max_position_embeddings or calibration.length)
     budget = calibration.samples * calibration.length if calibration.budget is None else calibration.budget
     return CalibrationSet("random_tokens", tokens=min(budget, max(TOKENS_PER_PASS, length)), length=length).tokens(opened.tokenizer)
 
 
 def _inputs(model: ModelView, seen: Mapping[Weight, Seen]) -> Iterator[int]:
-    """The width of every distinct input: matrices that share one in the first block do so in the others."""
+    """Yield the width of every distinct input: matrices that share one in the first block do so in the others."""
     place = {_relative(weight, model): id(of) for weight, of in seen.items()}
     for block in model.blocks:
         widths = {place.get(name := _relative(weight, model), name): weight.shape[1] for weight in block.weights}
@@ -193,7 +193,7 @@ def _relative(weight: Weight, model: ModelView) -> str:
 
 
 def _fitting(recipes: Iterable[Recipe], model: ModelView, calibration: CalibrationSet, opened: Opened) -> dict[str, str]:
-    """What each propagation becomes on this machine, where that is another, with the reason."""
+    """Return the reason for each propagation that becomes another on this machine."""
     length = calibration.length
     tokens = calibration.samples * length if calibration.budget is None else calibration.budget
     mask = torch.ones(max(1, tokens // length), length, dtype=torch.bool)
@@ -213,7 +213,7 @@ def _count(rows: Iterable[Any], most: int) -> int:
 
 
 class Unfinished(NamedTuple):
-    """A request with what is missing: its measurements by these evaluators and, unless it is `recorded`, its record."""
+    """A request with what the store lacks: its measurements by these evaluators and, unless it is `recorded`, its record."""
 
     request: RunRequest
     measures: Sequence[str]
@@ -234,7 +234,7 @@ def passes(requests: Iterable[RunRequest]) -> list[CalibrationSet]:
 def duration(timings: Timings, unfinished: Sequence[Unfinished], supplies: Mapping[str, Supply]) -> dict[str, float]:
     """Return the seconds by phase that one worker needs. A set whose supply isn't known is taken to fill its budget."""
     compressed = [one.request for one in unfinished if not one.recorded or one.request.recipe.method.updates]
-    drawn = {repr(q.calibration): q.calibration for q, _, _ in unfinished if q.calibration}.values()
+    sets = {repr(q.calibration): q.calibration for q, _, _ in unfinished if q.calibration}.values()
 
     def tokens(calibration: CalibrationSet) -> int:
         return supplies[str(calibration)].tokens if str(calibration) in supplies else budget_of(calibration) * (len(calibration.mixed) or 1)
@@ -246,7 +246,7 @@ def duration(timings: Timings, unfinished: Sequence[Unfinished], supplies: Mappi
             forward += (timings.forward.get(request.recipe.method.observes, 0) + again) * tokens(request.calibration)
     return {
         "open": timings.opened if unfinished else 0.0,
-        "tokenize": sum(supplies[str(calibration)].seconds * (calibration.seed + 1) for calibration in drawn if str(calibration) in supplies),
+        "tokenize": sum(supplies[str(calibration)].seconds * (calibration.seed + 1) for calibration in sets if str(calibration) in supplies),
         "forward": forward * timings.blocks,
         "compress": sum(timings.block.get((str(q.recipe.method), str(q.recipe.target)), 0) for q in compressed) * timings.blocks,
         "measure": sum(timings.measure.get(text, 0) for one in unfinished for text in one.measures),

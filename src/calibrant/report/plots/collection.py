@@ -12,8 +12,8 @@ from calibrant.report.plots.pareto import pareto
 from calibrant.report.plots.picture import Plot
 from calibrant.report.plots.words import stem
 
-SHOWN_ELSEWHERE: Final = frozenset({"baseline"})
-"""Questions without a plot of their own: the forests show their evidence."""
+WITHOUT_PLOT: Final = frozenset({"baseline"})
+"""Questions that get no plot: the forests show their evidence."""
 
 
 def plots(comparison: Comparison, layers: Sequence[Layers], tokens: Mapping[str, int]) -> list[Plot]:
@@ -32,18 +32,18 @@ def plots(comparison: Comparison, layers: Sequence[Layers], tokens: Mapping[str,
     models, ways = list(dict.fromkeys(of.model for of in layers)), {of.propagate for of in layers}
     for of in layers:
         named.append((layer_errors(of), (*([of.model] if len(models) > 1 else []), *([of.propagate] if len(ways) > 1 else []))))
-    named += [(evidence(question), ()) for question in comparison.questions if question.name not in SHOWN_ELSEWHERE]
+    named += [(evidence(question), ()) for question in comparison.questions if question.name not in WITHOUT_PLOT]
 
-    taken: set[str] = set()
+    names: set[str] = set()
     unique: list[Plot] = []
     for plot, parts in named:
         if plot is None:
             continue
         whole = stem(plot.name, *parts) if parts else plot.name
         name, number = whole, 1
-        while name.lower() in taken:  # file systems differ about case
+        while name.lower() in names:  # file systems differ about case
             number += 1
             name = f"{whole}-{number}"
-        taken.add(name.lower())
+        names.add(name.lower())
         unique.append(replace(plot, name=name))
     return unique

@@ -85,12 +85,12 @@ class CurvePanels:
             yield from ({"p": p, "k": "band", "x": x, "y": low, "z": high} for x, low, high in self.band)
             for number, line in enumerate(lines):
                 style = {"p": p, "s": number, "f": FAMILIES[line.family].words, "d": line.dash % len(DASHES)}
-                yield from ({**style, **record} for record in self._drawn(line))
+                yield from ({**style, **record} for record in self._records_of(line))
             yield from ({"p": p, **record} for record in (self._beside_points(lines) if self.around else self._ends(lines)))
             notes = {spot.note: spot.x for line in lines for spot in line.spots if spot.note}
             yield from ({"p": p, "k": "pattern", "x": x, "t": note} for note, x in _unlike(notes))
 
-    def _drawn(self, line: Curve) -> Iterator[dict[str, Any]]:
+    def _records_of(self, line: Curve) -> Iterator[dict[str, Any]]:
         piece = 0
         joined = [spot for spot in line.spots if not spot.apart]
         for i, spot in enumerate(joined):
@@ -144,8 +144,8 @@ class CurvePanels:
     def chart(self) -> "alt.FacetSpec":
         """The picture over the records, which are called "lines"."""
         kinds = {record["k"] for record in self.records()}
-        made = layered([*self._lines(), *self._words()], kinds, self.across.pixels, self.up.pixels)
-        return faceted(made, "lines", self.columns, 112, self._beside + 24)
+        panel = layered([*self._lines(), *self._words()], kinds, self.across.pixels, self.up.pixels)
+        return faceted(panel, "lines", self.columns, 112, self._beside + 24)
 
     def _lines(self) -> Iterator[Layer]:
         import altair as alt
@@ -187,10 +187,10 @@ class CurvePanels:
     def _axes(self) -> "tuple[alt.X, alt.Y]":
         import altair as alt
 
-        given: dict[str, Any] = {"values": list(self.ticks)} if self.ticks else {"tickCount": max(2, self.across.pixels // 60), "format": "~s"}
+        ticks: dict[str, Any] = {"values": list(self.ticks)} if self.ticks else {"tickCount": max(2, self.across.pixels // 60), "format": "~s"}
         if self.shares:
-            given["labelExpr"] = SHARE
-        across = alt.Axis(grid=False, title=self.x, labelOverlap="parity", labelFlush=False, **given)
+            ticks["labelExpr"] = SHARE
+        across = alt.Axis(grid=False, title=self.x, labelOverlap="parity", labelFlush=False, **ticks)
         up = alt.Axis(grid=True, domain=False, ticks=False, tickCount=max(3, min(8, self.up.pixels // 45)), title=None, format="~g")
         return alt.X("x:Q", axis=across, scale=self.across.scale()), alt.Y("y:Q", axis=up, scale=self.up.scale())
 
@@ -200,4 +200,4 @@ def _unlike(notes: Mapping[str, float]) -> list[tuple[str, float]]:
     by_place: dict[float, list[str]] = {}
     for note, x in notes.items():
         by_place.setdefault(x, []).append(note)
-    return [(", ".join(found), x) for x, found in sorted(by_place.items())]
+    return [(", ".join(texts), x) for x, texts in sorted(by_place.items())]

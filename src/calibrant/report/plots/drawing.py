@@ -59,8 +59,8 @@ def write(plots: Sequence[Plot], folder: Path, dark: bool = False) -> list[Path]
             folder.mkdir(parents=True, exist_ok=True)
             for plot in plots:
                 svg = _file(plot, palette)
-                made = {"svg": svg.encode(), "png": vl_convert.svg_to_png(svg, scale=SCALE), "pdf": vl_convert.svg_to_pdf(svg)}
-                written += [put(folder / f"{plot.name}.{ending}", content) for ending, content in made.items()]
+                contents = {"svg": svg.encode(), "png": vl_convert.svg_to_png(svg, scale=SCALE), "pdf": vl_convert.svg_to_pdf(svg)}
+                written += [put(folder / f"{plot.name}.{ending}", content) for ending, content in contents.items()]
     except OSError as error:
         raise OutputError(f"plots can't be written to {str(folder)!r}: {reason(error)}", subject=str(folder)) from error
     return written

@@ -34,7 +34,7 @@ def forest(ranking: Ranking) -> Plot | None:
     if not any(known(numbers.of(e, m)) for e in entries for m in numbers.panels):
         return None
     rows = tuple(PanelRow(f"{e.name} (incomplete)" if e in ranking.partial else e.name) for e in entries)
-    return _drawn(numbers, rows, dict(enumerate(entries)), "forest", f"{numbers.title}, by what was measured")
+    return _plot(numbers, rows, dict(enumerate(entries)), "forest", f"{numbers.title}, by what was measured")
 
 
 def formats(ranking: Ranking) -> Plot | None:
@@ -56,7 +56,7 @@ def formats(ranking: Ranking) -> Plot | None:
     if not entries:
         return None
     title = f"The same source in several formats: {numbers.title[0].lower() + numbers.title[1:]}"
-    return _drawn(numbers, tuple(rows), entries, "formats", title)
+    return _plot(numbers, tuple(rows), entries, "formats", title)
 
 
 class _ForestNumbers:
@@ -98,7 +98,7 @@ class _ForestNumbers:
         return self.ranking.unit if measured == MEAN else self.ranking.units.get(measured, self.ranking.unit)
 
 
-def _drawn(numbers: _ForestNumbers, rows: tuple[PanelRow, ...], entries: Mapping[int, RankingEntry], kind: str, title: str) -> Plot:
+def _plot(numbers: _ForestNumbers, rows: tuple[PanelRow, ...], entries: Mapping[int, RankingEntry], kind: str, title: str) -> Plot:
     """Return the plot of `rows`, in which `entries` stand at their places; the others are heads."""
     ranking = numbers.ranking
     marks: dict[str, dict[int, Mark]] = {m: {} for m in numbers.panels}
@@ -167,15 +167,15 @@ def evidence(question: PaperQuestion) -> Plot | None:
     pieces = [e for e in question.evidence if known(e.difference)]
     if not pieces:
         return None
-    shown, fewer = pieces, ""
+    rows, fewer = pieces, ""
     if len(pieces) > MOST:
-        shown = ([e for e in pieces if e.on == MEAN] or pieces)[:MOST]
-        fewer = f"Shown: {counted(len(shown), 'row')} of {len(pieces)}, on the mean where there is one"
-    units = list(dict.fromkeys(e.unit for e in shown))
-    blocks = [_block([e for e in shown if e.unit == unit], unit, f"unit{i}-") for i, unit in enumerate(units)]
+        rows = ([e for e in pieces if e.on == MEAN] or pieces)[:MOST]
+        fewer = f"Shown: {counted(len(rows), 'row')} of {len(pieces)}, on the mean where there is one"
+    units = list(dict.fromkeys(e.unit for e in rows))
+    blocks = [_block([e for e in rows if e.unit == unit], unit, f"unit{i}-") for i, unit in enumerate(units)]
     data = {name: records for block in blocks for name, records in block.data.items()}
-    numbers = [f"{signed(e.difference.value)}{f' {e.unit}' if e.unit else ''}{spread(_interval(e))}" for e in shown]
-    each = "; ".join(f"{e.label}, {e.where}, on {e.on}: {number}, {e.verdict}" for e, number in zip(shown, numbers, strict=True))
+    numbers = [f"{signed(e.difference.value)}{f' {e.unit}' if e.unit else ''}{spread(_interval(e))}" for e in rows]
+    each = "; ".join(f"{e.label}, {e.where}, on {e.on}: {number}, {e.verdict}" for e, number in zip(rows, numbers, strict=True))
     description = sentence([question.question, f"Answer: {question.answer}", question.explanation, fewer, each])
     return plotted((NAMES.get(question.name, question.name),), question.question, description, lambda: stacked(blocks), data)
 

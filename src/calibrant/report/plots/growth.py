@@ -45,7 +45,7 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
         if sparsity_of(ranking.target) is not None:
             title = f"{ranking.method}, {ranking.propagate}" if several[ranking.method] > 1 else ranking.method
             by_method.setdefault(title, []).append(ranking)
-    panels = tuple((title, lines) for title, found in by_method.items() if (lines := _lines(found)))
+    panels = tuple((title, lines) for title, of_method in by_method.items() if (lines := _lines(of_method)))
     spots = [spot for _, lines in panels for line in lines for spot in line.spots]
     if not any(math.isfinite(spot.y) for spot in spots):
         return None
@@ -84,17 +84,17 @@ def _lines(rankings: Sequence[Ranking]) -> tuple[Curve, ...]:
             spot = Spot(x, entry.mean.value, ends(entry.mean, ranking.level), pattern, visible_name(ranking.target) if pattern else "")
             spots.setdefault(entry.name, []).append(spot)
             family[entry.name] = entry.family
-    if len({spot.x for found in spots.values() for spot in found}) < 2:
+    if len({spot.x for own in spots.values() for spot in own}) < 2:
         return ()
-    chosen = _chosen(rankings, family)
-    dashes = _dashes({name: kind for name, kind in family.items() if name in chosen})
-    ordered = {name: tuple(sorted(found, key=lambda s: (s.x, s.apart))) for name, found in spots.items()}
-    others = [Curve(name, family[name], 0, _bare(ordered[name]), marked=False, plain=True, label=False) for name in ordered if name not in chosen]
-    return (*others, *(Curve(name, family[name], dashes[name], ordered[name]) for name in ordered if name in chosen))
+    coloured = _best_and_worst(rankings, family)
+    dashes = _dashes({name: kind for name, kind in family.items() if name in coloured})
+    ordered = {name: tuple(sorted(own, key=lambda s: (s.x, s.apart))) for name, own in spots.items()}
+    others = [Curve(name, family[name], 0, _bare(ordered[name]), marked=False, plain=True, label=False) for name in ordered if name not in coloured]
+    return (*others, *(Curve(name, family[name], dashes[name], ordered[name]) for name in ordered if name in coloured))
 
 
-def _chosen(rankings: Sequence[Ranking], family: Mapping[str, str]) -> set[str]:
-    """What has a colour: all if they are few, else the baseline, the best and the worst three at the highest sparsity, and what is no set."""
+def _best_and_worst(rankings: Sequence[Ranking], family: Mapping[str, str]) -> set[str]:
+    """Return the names that have a colour: all if they are few, else the baseline, three at each end at the highest sparsity, and what is no set."""
     if len(family) <= MANY:
         return set(family)
     highest = max(rankings, key=lambda r: (sparsity_of(r.target) or 0.0, ":" not in r.target))
@@ -109,11 +109,11 @@ def _bare(spots: Sequence[Spot]) -> tuple[Spot, ...]:
 
 def _dashes(family: Mapping[str, str]) -> dict[str, int]:
     """The dash of each line: the next one for each of a family."""
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     dashes: dict[str, int] = {}
     for name, kind in family.items():
-        dashes[name] = seen[kind] % len(DASHES)
-        seen[kind] += 1
+        dashes[name] = counts[kind] % len(DASHES)
+        counts[kind] += 1
     return dashes
 
 
@@ -160,9 +160,9 @@ def layer_errors(layers: Layers) -> Plot | None:
     values = [v for row in errors.values() for v in row if math.isfinite(v)]
     across, up = Axis(-0.5, len(layers.blocks) - 0.5, 560), axis_of(values, 280, log=True)
     order = sorted(errors, key=lambda name: fmean(v for v in errors[name] if math.isfinite(v)))
-    drawn = order if len(order) <= FEW else [order[0], order[-1]]
-    dashes = _dashes({name: layers.families.get(name, "own") for name in drawn})
-    lines = [Curve(name, layers.families.get(name, "own"), dashes[name], _along(errors[name]), marked=len(layers.blocks) <= 40) for name in drawn]
+    names = order if len(order) <= FEW else [order[0], order[-1]]
+    dashes = _dashes({name: layers.families.get(name, "own") for name in names})
+    lines = [Curve(name, layers.families.get(name, "own"), dashes[name], _along(errors[name]), marked=len(layers.blocks) <= 40) for name in names]
     band: tuple[tuple[float, float, float], ...] = ()
     if len(order) > FEW:
         usual = [(float(b), *map(float, column)) for b, column in enumerate(layers.error_range.T) if math.isfinite(column[1])]

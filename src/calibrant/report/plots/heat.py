@@ -57,19 +57,19 @@ class _Heat:
         for r, entry in enumerate(self.entries):
             yield {"k": "name", "r": r, "t": cut(entry.name)}
             for c, m in enumerate(self.columns):
-                kept_share = entry.share_kept.get(m)
-                if kept_share is None or not known(kept_share):
+                estimate = entry.share_kept.get(m)
+                if estimate is None or not known(estimate):
                     yield {"k": "hole", "r": r, "c": self.x(c), "t": HOLE}
                     continue
-                step = bisect_right(self.thresholds, kept_share.value)
+                step = bisect_right(self.thresholds, estimate.value)
                 yield {
                     "k": "cell",
                     "r": r,
                     "c": self.x(c),
-                    "v": kept_share.value if math.isfinite(kept_share.value) else self.within(step),
+                    "v": estimate.value if math.isfinite(estimate.value) else self.within(step),
                     "s": step,
                 }
-                yield {"k": "best" if m in entry.best_on else "number", "r": r, "c": self.x(c), "s": step, "t": _brief(kept_share.value)}
+                yield {"k": "best" if m in entry.best_on else "number", "r": r, "c": self.x(c), "s": step, "t": _brief(estimate.value)}
         yield {"k": "key-title", "t": "per cent of the dense model's performance"}
         for step in range(STEPS):
             yield {"k": "key", "c": step, "v": self.within(step), "s": step, "t": self.range_of(step)}
@@ -111,9 +111,9 @@ class _Heat:
             layer("key", "rect", {"x": x, "y": key_y, "fill": fill}, width=CELL - 2, height=18),
             layer("key", "text", {**number, "y": key_y}, fontSize=11),
         ]
-        made = layered(layers, {kind for kind, _ in layers}, CELL * (last + 1), height)
-        made.data = alt.NamedData(name="cells")
-        return made
+        cells = layered(layers, {kind for kind, _ in layers}, CELL * (last + 1), height)
+        cells.data = alt.NamedData(name="cells")
+        return cells
 
 
 def kept(ranking: Ranking) -> Plot | None:

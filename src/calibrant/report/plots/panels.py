@@ -220,16 +220,16 @@ def stacked(blocks: Sequence[Panels]) -> "alt.FacetSpec | alt.ConcatSpecGenericS
     return blocks[0].chart() if len(blocks) == 1 else _joined([block.chart() for block in blocks], 1, 30)
 
 
-def ticks(low: float, high: float, wanted: int) -> int:
-    """How many ticks to ask Vega for: `wanted`, or as many more as it takes to get two, since of one nobody can read a scale."""
+def ticks(low: float, high: float, usual: int) -> int:
+    """Return how many ticks to request from Vega: `usual`, or as many more as it takes to get two, since of one nobody can read a scale."""
     # Vega takes the step of the form 1, 2 or 5 times a power of ten that is nearest to (high - low) / count on a logarithmic scale.
-    for count in range(wanted, wanted + 9):
+    for count in range(usual, usual + 9):
         step = (high - low) / count
         power = 10.0 ** math.floor(math.log10(step))
         step = next((nice for nice, least in ((10, math.sqrt(50)), (5, math.sqrt(10)), (2, math.sqrt(2))) if step / power >= least), 1) * power
         if math.floor(high / step) - math.ceil(low / step) >= 1:
             return count
-    return wanted
+    return usual
 
 
 _SIGNED: Final = "datum.value > 0 ? '+' + datum.label : datum.label"

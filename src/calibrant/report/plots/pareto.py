@@ -103,19 +103,19 @@ class _Front:
         """The picture over the records, which are called "points"."""
         import altair as alt
 
-        made = layered([*self._marks(), *self._texts()], {record["k"] for record in self.records()}, WIDTH, HEIGHT)
-        made.data = alt.NamedData(name="points")
-        return made
+        chart_spec = layered([*self._marks(), *self._texts()], {record["k"] for record in self.records()}, WIDTH, HEIGHT)
+        chart_spec.data = alt.NamedData(name="points")
+        return chart_spec
 
     def _encoded(self) -> "tuple[alt.X, alt.Y]":
         import altair as alt
 
         what = "increase of the loss" if self.ranking.dense is not None else "loss"
         x, y = (f"{what} on {short(m, self.ranking.measured)}, {self.ranking.units.get(m, self.ranking.unit)}" for m in (self.across, self.up))
-        given = {"tickCount": 6, "format": "~g", "labelFlush": False}
+        look = {"tickCount": 6, "format": "~g", "labelFlush": False}
         return (
-            alt.X("x:Q", axis=alt.Axis(title=cut(x, 80), grid=True, **given), scale=self.axes[0].scale()),
-            alt.Y("y:Q", axis=alt.Axis(title=cut(y, 60), grid=True, **given), scale=self.axes[1].scale()),
+            alt.X("x:Q", axis=alt.Axis(title=cut(x, 80), grid=True, **look), scale=self.axes[0].scale()),
+            alt.Y("y:Q", axis=alt.Axis(title=cut(y, 60), grid=True, **look), scale=self.axes[1].scale()),
         )
 
     def _marks(self) -> Iterator[Layer]:

@@ -31,10 +31,10 @@ class Plot:
     spec: Mapping[str, Any]
 
 
-def plotted(name: tuple[str, ...], title: str, description: str, drawn: "Callable[[], alt.VegaLiteSchema]", data: Mapping[str, Records]) -> Plot:
-    """The plot that `drawn` makes, whose named data are `data`: names and numbers only, so that no colour is ever a name."""
+def plotted(name: tuple[str, ...], title: str, description: str, chart: "Callable[[], alt.VegaLiteSchema]", data: Mapping[str, Records]) -> Plot:
+    """Return the plot that `chart` makes, whose named data are `data`: names and numbers only, so that no colour is ever a name."""
     with unchecked():
-        spec: dict[str, Any] = {"$schema": SCHEMA, **drawn().to_dict(validate=False)}
+        spec: dict[str, Any] = {"$schema": SCHEMA, **chart().to_dict(validate=False)}
     spec["config"] = config()
     spec["datasets"] = {name: [dict(record) for record in records] for name, records in data.items()}
     return Plot(stem(*name), visible_name(title), visible_name(description), spec)
@@ -44,11 +44,11 @@ Layer = tuple[str, "alt.UnitSpec"]
 
 
 def layer(kind: str, mark: Any, encoding: dict[str, Any], **look: Any) -> Layer:
-    """Marks for the records whose `k` is `kind`, which all look so."""
+    """Return marks for the records whose `k` is `kind`, which all look so."""
     import altair as alt
 
-    chosen = alt.FilterTransform(filter=f"datum.k == '{kind}'")
-    return kind, alt.UnitSpec(mark=alt.MarkDef(type=mark, **look), encoding=alt.Encoding(**encoding), transform=[chosen])
+    of_kind = alt.FilterTransform(filter=f"datum.k == '{kind}'")
+    return kind, alt.UnitSpec(mark=alt.MarkDef(type=mark, **look), encoding=alt.Encoding(**encoding), transform=[of_kind])
 
 
 def text(kind: str, x: Any, y: Any, **look: Any) -> Layer:
@@ -59,18 +59,18 @@ def text(kind: str, x: Any, y: Any, **look: Any) -> Layer:
 
 
 def layered(layers: Iterable[Layer], kinds: Collection[str], width: float | int, height: float | int) -> "alt.LayerSpec":
-    """The layers that have something to draw, over one another."""
+    """Return the layers that have something to draw, over one another."""
     import altair as alt
 
-    return alt.LayerSpec(layer=[made for kind, made in layers if kind in kinds], width=width, height=height)
+    return alt.LayerSpec(layer=[spec for kind, spec in layers if kind in kinds], width=width, height=height)
 
 
-def faceted(made: "alt.LayerSpec", data: str, columns: int, row: int, column: float | int) -> "alt.FacetSpec":
-    """One panel for each value of `p` in the named data, so many in a row, so many pixels apart."""
+def faceted(panel: "alt.LayerSpec", data: str, columns: int, row: int, column: float | int) -> "alt.FacetSpec":
+    """Return one panel for each value of `p` in the named data, so many in a row, so many pixels apart."""
     import altair as alt
 
     header = alt.Header(title=None, labelExpr="''", labelFontSize=1, labelPadding=0)
     facet = alt.FacetFieldDef(field="p", type="ordinal", title=None, header=header)
     gaps = alt.RowColnumber(row=row, column=column)
     each = alt.Resolve(axis=alt.AxisResolveMap(x="independent"))  # an axis below every panel, also where nothing stands below it
-    return alt.FacetSpec(facet=facet, spec=made, columns=columns, spacing=gaps, bounds="flush", resolve=each, data=alt.NamedData(name=data))
+    return alt.FacetSpec(facet=facet, spec=panel, columns=columns, spacing=gaps, bounds="flush", resolve=each, data=alt.NamedData(name=data))

@@ -75,26 +75,26 @@ LINE: Final = 12.0
 """Pixels from one label to the next below it."""
 
 
-def spaced(wanted: Sequence[float], low: float, high: float, gap: float = LINE) -> list[float]:
-    """Places as near to `wanted` as may be, at least `gap` apart, between `low` and `high` where there is room; in the order of `wanted`."""
-    if not wanted:
+def spaced(targets: Sequence[float], low: float, high: float, gap: float = LINE) -> list[float]:
+    """Return places as near to `targets` as may be, at least `gap` apart, between `low` and `high` where there is room; in their order."""
+    if not targets:
         return []
-    gap = min(gap, (high - low) / max(1, len(wanted) - 1)) if len(wanted) > 1 else gap
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    # Clusters of labels that touch share the mean of what they want: each new one joins the last while it would overlap it.
+    gap = min(gap, (high - low) / max(1, len(targets) - 1)) if len(targets) > 1 else gap
+    order = sorted(range(len(targets)), key=lambda i: targets[i])
+    # Clusters of labels that touch share the mean of their targets: each new one joins the last while it would overlap it.
     clusters: list[tuple[float, int]] = []
     for i in order:
-        centre, size = wanted[i], 1
+        centre, size = targets[i], 1
         while clusters and centre - (size - 1) / 2 * gap < clusters[-1][0] + (clusters[-1][1] + 1) / 2 * gap:
             before, many = clusters.pop()
             centre, size = (before * many + centre * size) / (many + size), many + size
             centre = min(max(centre, low + (size - 1) / 2 * gap), high - (size - 1) / 2 * gap)
         clusters.append((min(max(centre, low + (size - 1) / 2 * gap), high - (size - 1) / 2 * gap), size))
     places = [centre + (k - (size - 1) / 2) * gap for centre, size in clusters for k in range(size)]
-    found = [0.0] * len(wanted)
+    spread = [0.0] * len(targets)
     for i, place in zip(order, places, strict=True):
-        found[i] = place
-    return found
+        spread[i] = place
+    return spread
 
 
 @dataclass(frozen=True)
@@ -108,21 +108,21 @@ class PlacedLabel:
 
 
 def around(points: Sequence[tuple[float, float]], names: Sequence[str], width: float | int, height: float | int) -> list[PlacedLabel | None]:
-    """A place for the name of each point, beside it or a few lines above or below; None where there is none."""
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
-    found: list[PlacedLabel | None] = []
+    """Return a place for the name of each point, beside it or a few lines above or below; None where there is none."""
+    boxes = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    labels: list[PlacedLabel | None] = []
     for i, ((x, y), name) in enumerate(zip(points, names, strict=True)):
         long = len(name) * LETTER * 0.95
         for label in _places(x, y):
             box = (label.x - long, label.y - 6, label.x, label.y + 6) if label.right else (label.x, label.y - 6, label.x + long, label.y + 6)
             inside = box[0] >= 0 and box[1] >= 0 and box[3] <= height and (label.right or box[2] <= width + 120)
-            if inside and not any(_overlap(box, other) for k, other in enumerate(taken) if k != i):
-                taken.append(box)
-                found.append(label)
+            if inside and not any(_overlap(box, other) for k, other in enumerate(boxes) if k != i):
+                boxes.append(box)
+                labels.append(label)
                 break
         else:
-            found.append(None)
-    return found
+            labels.append(None)
+    return labels
 
 
 def _places(x: float, y: float) -> list[PlacedLabel]:

@@ -56,18 +56,18 @@ def share(value: float) -> str:
 
 
 def known(estimate: Estimate | None) -> bool:
-    """Whether there is a number, be it without end."""
+    """Return whether there is a number, be it infinite."""
     return estimate is not None and not math.isnan(estimate.value)
 
 
 def ends(estimate: Estimate, level: float, comparisons: int = 1) -> Interval:
-    """The interval of an estimate, None where there is none or where it isn't a number."""
+    """Return the interval of an estimate, None where there is none or where it isn't a number."""
     interval = estimate.interval(level, comparisons)
     return None if interval is None or any(math.isnan(end) for end in interval) else interval
 
 
 def stem(*parts: str) -> str:
-    """A name for a file, of ASCII letters that every system takes: `forest-sparsegpt-damp-0.02-2-4`."""
+    """Return a name for a file, of ASCII letters that every system takes: `forest-sparsegpt-damp-0.02-2-4`."""
     ascii_only = "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", unicodedata.normalize("NFKD", part)).strip("-._") for part in parts)
     return re.sub(r"-{2,}", "-", ascii_only).strip("-._")[:80].strip("-._") or "plot"
 
@@ -78,5 +78,5 @@ def counted(number: int, noun: str) -> str:
 
 
 def sentence(parts: Sequence[str]) -> str:
-    """Parts that begin and end as they are, told after one another."""
+    """Return parts as sentences, one after the other; a full stop ends one that has no end."""
     return " ".join(part if part.endswith((".", "!", "?")) else f"{part}." for part in parts if part)
