@@ -47,8 +47,8 @@ METRICS = ("acc", "acc_norm", "acc_prior", "loss", "solution")
 HEAD = """# What the dense model can do
 
 SmolLM2-135M-Instruct, dequantized from Q4_1, bfloat16, zero-shot, on the first {items} questions (in the order of their hashes) of each set's
-measured part, all of them where there are fewer: `python studies/dense/run.py`, whose records lie beside it. The data are the excerpts of the local
-mirror, which is not always the published set; `calibrant inspect` says in what each differs.
+measured part, all of them where there are fewer: `python studies/dense/run.py`, whose records lie beside it. The data are those of the local
+mirror, which is not always the published set; `calibrant inspect` says how each differs.
 
 A set whose accuracy is at chance in the dense model can't show what compression did to it: there is nothing to lose. The last column says whether
 accuracy is above chance by more than two standard errors, by the scoring in bold. That is a published convention, OLMES (Gu et al. 2024,
@@ -63,9 +63,9 @@ numbers of the question itself as wrong ones put a model that copies at 4 %. `lo
 solution, in nats per token; accuracies are in percent; all ± one standard error over questions.
 
 `blind` is what the scoring in bold would get without the question: how often the right answer comes first behind the bare `Answer:`. `acc_prior` has
-taken that out and has none. Where an accuracy isn't two of its standard errors above `blind` (one label is the usual one, right answers sound better
-as such), little of it was read from the question: it can still show that a model lost its sense of what sounds right, and no more than that. Two
-thirds of BoolQ's answers are `yes`, so 66 % is what always saying so gets there.
+taken that out and has none. Where an accuracy isn't two of its standard errors above `blind` (one label is the most frequent, or right answers are
+likely texts by themselves), little of it comes from reading the question: it can show that a model lost its sense of which answers are likely, and no
+more. Two thirds of BoolQ's answers are `yes`, so 66 % is what always saying so gets there.
 
 | set | n | chance | blind | acc | acc_norm | acc_prior | loss | solution | accuracy can rank? |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
