@@ -193,6 +193,6 @@ def test_experts_with_two_routers_are_named():
 def test_a_router_that_does_not_say_how_many_it_picks_is_named(monkeypatch):
     model = tiny_mixture("mixtral")
     del model.model.layers[0].mlp.gate.top_k, model.model.layers[0].mlp.top_k
-    monkeypatch.setattr("calibrant.models.experts.CHOSEN", ("top_k",))
+    monkeypatch.setattr("calibrant.models.experts.TOP_K_NAMES", ("top_k",))
     with pytest.raises(ModelError, match=r"model.layers.0.mlp doesn't say how many experts its router picks"):
         expert_layers(view(model))

@@ -89,9 +89,7 @@ class CachedModel:
             about = {"note": note, "checksums": _checksums(half), **self._identity}
             (half / DESCRIPTION).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
             same_rights(half / DESCRIPTION)
-        self._forget_others()
-
-    def _forget_others(self) -> None:
+        # Copies of the same file by other versions are of no use any more.
         for folder in self._folder.parent.glob(f"{self._begins}-*"):
             if folder != self._folder:
                 shutil.rmtree(folder, ignore_errors=True)

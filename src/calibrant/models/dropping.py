@@ -25,13 +25,13 @@ def drop(model: PreTrainedModel, layers: str, indices: Sequence[int]) -> None:
     strangers = [i for i in indices if not 0 <= i < len(blocks)]
     if strangers:
         raise ModelError(f"there is no block {strangers[0]}: the model has blocks 0 to {len(blocks) - 1}", subject=str(strangers[0]))
-    left = [i for i in range(len(blocks)) if i not in set(indices)]
-    if not left:
+    remaining = [i for i in range(len(blocks)) if i not in set(indices)]
+    if not remaining:
         raise ModelError(f"dropping blocks {sorted(set(indices))} would leave none; keep at least one", subject=layers)
-    _check_describable(model, layers, left)
-    _renumber_config(model.config.get_text_config(decoder=True), left)
+    _check_describable(model, layers, remaining)
+    _renumber_config(model.config.get_text_config(decoder=True), remaining)
     for i in reversed(range(len(blocks))):
-        if i not in left:
+        if i not in remaining:
             del blocks[i]
     for place, block in enumerate(blocks):
         for module in block.modules():
@@ -39,32 +39,32 @@ def drop(model: PreTrainedModel, layers: str, indices: Sequence[int]) -> None:
                 module.layer_idx = place  # pyright: ignore[reportArgumentType]  # a plain attribute: the cache's key
 
 
-def _renumber_config(config: Any, left: list[int]) -> None:
-    """Leave in `config` only what is about the blocks `kept`."""
+def _renumber_config(config: Any, remaining: list[int]) -> None:
+    """Leave in `config` only what is about the `remaining` blocks."""
     for name in PER_LAYER:
         kinds = getattr(config, name, None)
         if isinstance(kinds, list | tuple) and len(kinds) == config.num_hidden_layers:
-            setattr(config, name, [kinds[i] for i in left])
+            setattr(config, name, [kinds[i] for i in remaining])
     for name in LAYER_INDICES:
         places = getattr(config, name, None)
         if isinstance(places, list | tuple):
-            setattr(config, name, [new for new, old in enumerate(left) if old in places])
-    config.num_hidden_layers = len(left)
+            setattr(config, name, [new for new, old in enumerate(remaining) if old in places])
+    config.num_hidden_layers = len(remaining)
 
 
-def _check_describable(model: PreTrainedModel, layers: str, left: list[int]) -> None:
+def _check_describable(model: PreTrainedModel, layers: str, remaining: list[int]) -> None:
     """Build the smaller model from its configuration, without numbers, and compare names and shapes."""
     config = copy.deepcopy(model.config)
-    _renumber_config(config.get_text_config(decoder=True), left)
+    _renumber_config(config.get_text_config(decoder=True), remaining)
     with torch.device("meta"):
         described = {name: p.shape for name, p in type(model)(config).named_parameters()}
-    remaining = {}
+    actual = {}
     for name, parameter in model.named_parameters():
         head, _, rest = name.removeprefix(f"{layers}.").partition(".")
         if not name.startswith(f"{layers}."):
-            remaining[name] = parameter.shape
-        elif int(head) in left:
-            remaining[f"{layers}.{left.index(int(head))}.{rest}"] = parameter.shape
-    odd = sorted(n for n in {*described, *remaining} if described.get(n) != remaining.get(n))
+            actual[name] = parameter.shape
+        elif int(head) in remaining:
+            actual[f"{layers}.{remaining.index(int(head))}.{rest}"] = parameter.shape
+    odd = sorted(n for n in {*described, *actual} if described.get(n) != actual.get(n))
     if odd:
-        raise ModelError(f"with only blocks {left} left, the configuration would ask for another {odd[0]}; drop other blocks", subject=odd[0])
+        raise ModelError(f"with only blocks {remaining} left, the configuration would ask for another {odd[0]}; drop other blocks", subject=odd[0])

@@ -25,7 +25,7 @@ from calibrant.errors import ModelError, TargetError
 from calibrant.models.viewing import EXPERT_COUNTS, Block, ModelView, Weight
 
 ROUTERS: Final = ("gate", "router")
-CHOSEN: Final = ("top_k", "num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk", "moe_top_k")
+TOP_K_NAMES: Final = ("top_k", "num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk", "moe_top_k")
 """What modules and configurations call the number of experts that a router picks for each token."""
 
 
@@ -113,9 +113,9 @@ def _is_router(view: ModelView, place: str, path: str) -> bool:
 
 
 def _top_k(view: ModelView, modules: Sequence[nn.Module], place: str) -> int:
-    numbers = [getattr(module, name, None) for module in modules for name in CHOSEN]
+    numbers = [getattr(module, name, None) for module in modules for name in TOP_K_NAMES]
     config: Any = view.model.config.get_text_config(decoder=True)
-    for number in [*numbers, *(getattr(config, name, None) for name in CHOSEN)]:
+    for number in [*numbers, *(getattr(config, name, None) for name in TOP_K_NAMES)]:
         if isinstance(number, int) and not isinstance(number, bool):
             return number
     raise ModelError(f"{place} doesn't say how many experts its router picks; they can be pruned, but neither watched nor dropped", subject=place)
@@ -127,16 +127,16 @@ class Choices:
 
     def __init__(self, layers: Sequence[ExpertLayer]) -> None:
         self._layers = layers
-        self._chosen: dict[str, tuple[Tensor, Tensor]] = {}
+        self._picks: dict[str, tuple[Tensor, Tensor]] = {}
         self._handles: list[Any] = []
 
     def __enter__(self) -> "Choices":
         for layer in self._layers:
             self._handles += [
-                holder.register_forward_pre_hook(lambda _, args, kwargs, name=layer.name: self._handed(name, args, kwargs), with_kwargs=True)
+                holder.register_forward_pre_hook(lambda _, args, kwargs, name=layer.name: self._read_arguments(name, args, kwargs), with_kwargs=True)
                 for holder in layer.holders[:1]
             ]
-            self._handles.append(layer.router.register_forward_hook(lambda _, __, output, layer=layer: self._answered(layer, output)))
+            self._handles.append(layer.router.register_forward_hook(lambda _, __, output, layer=layer: self._read_output(layer, output)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -148,29 +148,29 @@ class Choices:
 
         Every token has a row, padding too. Raises `ModelError` for a router whose answer isn't understood.
         """
-        if layer.name not in self._chosen:
+        if layer.name not in self._picks:
             raise ModelError(f"whom the router of {layer.name} picks can't be read from its forward: it isn't laid out as known", subject=layer.name)
-        return self._chosen[layer.name]
+        return self._picks[layer.name]
 
-    def _handed(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _read_arguments(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.dim() == 2]
         index = next((one for one in tensors if not one.is_floating_point()), None)
         if index is not None:
             weights = next((one for one in tensors if one.is_floating_point() and one.shape == index.shape), None)
             if weights is not None:
-                self._chosen[name] = index.detach(), weights.detach()
+                self._picks[name] = index.detach(), weights.detach()
 
-    def _answered(self, layer: ExpertLayer, output: Any) -> None:
+    def _read_output(self, layer: ExpertLayer, output: Any) -> None:
         match output:
             case (Tensor() as scores, Tensor() as logits) if scores.shape == logits.shape and scores.shape[-1] == layer.count:
                 weights, index = scores.detach().topk(layer.top_k, dim=-1)
-                self._chosen[layer.name] = index, weights
+                self._picks[layer.name] = index, weights
             case (Tensor() as order, Tensor() as token, Tensor() as gates, list() as sizes, Tensor()) if len(sizes) == layer.count:
                 experts = torch.repeat_interleave(torch.arange(layer.count, device=order.device), torch.tensor(sizes, device=order.device))
                 index, weights = torch.empty_like(experts), torch.empty_like(gates.detach())
                 index[order], weights[order] = experts, gates.detach()
                 rows = len(token) // layer.top_k
-                self._chosen[layer.name] = index.view(rows, layer.top_k), weights.view(rows, layer.top_k)
+                self._picks[layer.name] = index.view(rows, layer.top_k), weights.view(rows, layer.top_k)
             case _:
                 pass
 
@@ -207,7 +207,7 @@ def drop_experts(view: ModelView, experts: Mapping[int, Sequence[int]]) -> None:
         for name, axis in cuts[layer.name].items():
             _cut(view.model, name, axis, staying[layer.name])
         _renumber(view.model.get_submodule(layer.name), smaller.get_submodule(layer.name))
-    _say(config, count, left)
+    _set_counts(config, count, left)
     view.refresh()
 
 
@@ -265,12 +265,12 @@ def _check_groups(view: ModelView, layer: ExpertLayer, staying: Sequence[int]) -
 def _described(view: ModelView, count: int, left: int) -> nn.Module:
     """The smaller model, without numbers."""
     config: Any = copy.deepcopy(view.model.config)
-    _say(config.get_text_config(decoder=True), count, left)
+    _set_counts(config.get_text_config(decoder=True), count, left)
     with torch.device("meta"):
         return type(view.model)(config)
 
 
-def _say(config: Any, count: int, left: int) -> None:
+def _set_counts(config: Any, count: int, left: int) -> None:
     for name in EXPERT_COUNTS:
         if getattr(config, name, None) == count:
             setattr(config, name, left)

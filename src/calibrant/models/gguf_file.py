@@ -5,7 +5,7 @@ import mmap
 import re
 import struct
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -181,7 +181,10 @@ def open_gguf(path: Path, dtype: torch.dtype, digest: str) -> tuple[PreTrainedMo
         tokenizer = gguf_tokenizer(path)
     forget_quantization(model)
     if places:
-        _check_used(header, places, str(path))
+        # transformers passes over a tensor whose name has no place in the model in silence.
+        for name in sorted(header.tensors):
+            if name not in places and not _NO_PLACE.search(name):
+                refuse_unused(name, str(path))
     check_ids(tokenizer, model, str(path))
     if cached is None:
         cache.store(model, note)
@@ -216,13 +219,6 @@ def _header(path: Path) -> Header:
         if block and isinstance(blocks, int) and int(block[1]) >= blocks:
             refuse_unused(name, str(path))
     return header
-
-
-def _check_used(header: Header, places: Collection[str], ref: str) -> None:
-    """Raise `ModelError` for a tensor whose name has no place in the model: transformers passes over it in silence."""
-    for name in sorted(header.tensors):
-        if name not in places and not _NO_PLACE.search(name):
-            refuse_unused(name, ref)
 
 
 def _dequantized(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, str]:

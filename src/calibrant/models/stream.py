@@ -4,12 +4,12 @@
     for norm in stream.norms:
         stream.rescale(norm, factors)       # the norm times them, its readers' columns divided by them: the logits stay
 
-It is told from a forward of a few tokens (`tracing`), not from names. A model whose blocks do anything else than add to a stream what their
+It is derived from a forward of a few tokens (`tracing`), not from names. A model whose blocks do anything else than add to a stream what their
 matrices made of it is refused, with the operation at which it isn't understood.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -118,11 +118,11 @@ class Stream:
 
     @classmethod
     def of(cls, view: ModelView) -> "Stream":
-        """Run a few tokens through the model and say where its numbers flow. Its numbers stay as they are.
+        """Run a few tokens through the model and return where its numbers flow. Its numbers stay as they are.
 
         Raises `ModelError`, naming the operation, for a model whose stream isn't understood.
         """
-        return _Found(view).stream()
+        return _TracedStream(view).stream()
 
     def readers_of(self, norm: Norm) -> tuple[Reader, ...]:
         """Return every matrix that reads the stream through `norm`."""
@@ -135,17 +135,17 @@ class Stream:
         """
         if norm.others:
             raise ModelError(f"what {norm.name} gives also goes into {norm.others[0]}, so its scale can't be moved into matrices", subject=norm.name)
-        written = {writer.weight.address for writer in self.writers}
+        addresses = {writer.weight.address for writer in self.writers}
         readers = self.readers_of(norm)
         for reader in readers:
-            if reader.weight.address in written:
+            if reader.weight.address in addresses:
                 raise ModelError(f"{reader.weight.name}, which reads {norm.name}, is an embedding too; untie them first", subject=reader.weight.name)
         norm.multiply(factors)
         for reader in readers:
             reader.weight.set(reader.weight.get() / factors)
 
 
-class _Found:
+class _TracedStream:
     """What a trace of a model shows, put together."""
 
     def __init__(self, view: ModelView) -> None:
@@ -166,7 +166,7 @@ class _Found:
     def stream(self) -> Stream:
         self._trace()
         self._refuse_unknown()
-        flow, reads = self._flow, {name: found - {ELSEWHERE} for name, found in self._flow.inputs.items()}
+        flow, reads = self._flow, {name: sources - {ELSEWHERE} for name, sources in self._flow.inputs.items()}
         norms = {name: self._norm(name) for several in (*reads.values(), *flow.writes.values()) for name in several if name}
         readers = [Reader(w, norms.get(norm)) for name, w in self._weights.items() for norm in sorted(self._siblings(reads, name))]
         writers = [Writer(w, norms.get(norm)) for name, w in self._weights.items() for norm in sorted(self._siblings(flow.writes, name))]
@@ -186,7 +186,11 @@ class _Found:
                 handles.append(norm.register_forward_pre_hook(lambda *_: flow.into_norm()))
                 handles.append(norm.register_forward_hook(lambda _, args, out, name=name: flow.out_of_norm(name, args, out)))
             for block in self._view.blocks:
-                handles.append(block.module.register_forward_pre_hook(self._entering(block.name), with_kwargs=True))
+                handles.append(
+                    block.module.register_forward_pre_hook(
+                        lambda _, args, kwargs, name=block.name: self._enters(name, [*args, *kwargs.values()]), with_kwargs=True
+                    )
+                )
             handles.append(self._view.blocks[-1].module.register_forward_hook(lambda *_: setattr(flow, "place", "what follows the blocks")))
             with torch.no_grad(), flow:
                 model(input_ids=ids, use_cache=False)
@@ -194,13 +198,10 @@ class _Found:
             for handle in handles:
                 handle.remove()
 
-    def _entering(self, name: str) -> Callable[..., None]:
-        return lambda _, args, kwargs: self._enters(name, [*args, *kwargs.values()])
-
-    def _enters(self, name: str, given: Sequence[Any]) -> None:
+    def _enters(self, name: str, arguments: Sequence[Any]) -> None:
         """A block is called: its input is the stream, or what the embeddings made, from which on it is called that."""
         flow = self._flow
-        hidden = next((x for x in given if isinstance(x, Tensor) and x.is_floating_point()), None)
+        hidden = next((x for x in arguments if isinstance(x, Tensor) and x.is_floating_point()), None)
         label = flow.label(hidden)
         first = flow.place == "before the blocks"
         if first and hidden is not None and label.made:
@@ -231,7 +232,7 @@ class _Found:
             raise ModelError(f"the residual stream of a {kind} isn't understood: {what}", subject=spilled)
 
     def _siblings(self, inputs: dict[str, set[str]], name: str) -> set[str]:
-        """What was found of a matrix; of an expert that no token of the probe reached, what was found of the others."""
+        """Return the sources of a matrix's inputs; for an expert that no token of the probe reached, those of the others."""
         own = inputs.get(name)
         if own is not None or "[" not in name:
             return own or set()
@@ -240,21 +241,18 @@ class _Found:
     def _norm(self, name: str) -> Norm:
         module = self._norms[name]
         offset, centres = _measured(module, self._width)
-        others = {*self._flow.others.get(name, ()), *(f"{m}, which reads something else too" for m in self._of_two_minds(name))}
+        mixed = [matrix for matrix, sources in self._flow.inputs.items() if name in sources and len(sources) > 1]
+        others = {*self._flow.others.get(name, ()), *(f"{matrix}, which reads something else too" for matrix in mixed)}
         if offset is None:
             others.add(f"a {type(module).__name__}, whose weight is no scale")
         return Norm(name, offset or 0.0, centres, tuple(sorted(others)), module)
 
-    def _of_two_minds(self, norm: str) -> list[str]:
-        """Matrices that read through a norm, and something else besides."""
-        return [matrix for matrix, found in self._flow.inputs.items() if norm in found and len(found) > 1]
-
     def _hidden(self) -> Iterator[Hidden]:
         """The hidden units of every matrix whose inputs are functions of rows that nothing else has."""
-        found = {name: rows for name, weight in self._weights.items() if (rows := self._own_rows(name, weight))}
-        users = Counter(matrix for rows in found.values() for matrix in {one.matrix for one in rows})
+        own_rows = {name: rows for name, weight in self._weights.items() if (rows := self._own_rows(name, weight))}
+        users = Counter(matrix for rows in own_rows.values() for matrix in {one.matrix for one in rows})
         mixed = {_twin(name) for name in self._flow.mixed}
-        for name, rows in found.items():
+        for name, rows in own_rows.items():
             if all(users[one.matrix] == 1 and _twin(one.matrix) not in mixed for one in rows):
                 one = self._hidden_of(self._weights[name], rows)
                 if one is not None:
@@ -330,12 +328,12 @@ def _measured(module: nn.Module, width: int) -> tuple[float | None, bool]:
         return None, False
     x, shift = x.to(weight), bias.detach() if isinstance(bias, Tensor) else torch.zeros_like(weight)
 
-    def given(scale: float, moved: float = 0.0) -> Tensor:
+    def output(scale: float, moved: float = 0.0) -> Tensor:
         return (torch.func.functional_call(module, {"weight": torch.full_like(weight, scale)}, (x + moved,)) - shift).float()
 
     with torch.no_grad():
-        none, one, two = given(0.0), given(1.0), given(2.0)
+        none, one, two = output(0.0), output(1.0), output(2.0)
         straight = torch.allclose(two - one, one - none, atol=0.05) and bool((one - none).abs().max() > 0.1)
         offset = 0.0 if torch.allclose(none, torch.zeros_like(none), atol=1e-3) else 1.0
         holds = straight and torch.allclose(one, (1 + offset) * (one - none), atol=0.05)
-        return (offset if holds else None), bool(torch.allclose(given(1.0, 3.0), one, atol=0.05))
+        return (offset if holds else None), bool(torch.allclose(output(1.0, 3.0), one, atol=0.05))

@@ -145,7 +145,7 @@ class Flow(TorchDispatchMode):
         outcome, message = self._outcome(name, args, kwargs, labels, outputs)
         for one, label in zip(outputs, outcome, strict=True):
             self.put(one, label)
-        self._settle(message, self._consumed(name, args, labels, outcome), outcome)
+        self._settle(message, self._inputs_to_settle(name, args, labels, outcome), outcome)
         return result
 
     def _outcome(
@@ -173,7 +173,7 @@ class Flow(TorchDispatchMode):
             return [Label(rows=labels[0].rows)], name
         return [NOTHING] * len(outputs), name
 
-    def _consumed(self, name: str, args: tuple[Any, ...], labels: list[Label], outcome: list[Label]) -> list[Label]:
+    def _inputs_to_settle(self, name: str, args: tuple[Any, ...], labels: list[Label], outcome: list[Label]) -> list[Label]:
         """What went into an operation and must come out of it. What a product reads and what a sum writes has arrived."""
         if name in EMPTY:
             return []
@@ -225,8 +225,11 @@ class Flow(TorchDispatchMode):
     def _laid_out(self, name: str, x: Tensor, y: Tensor, args: tuple[Any, ...], number: int, label: Label) -> Label:
         if _keeps_features(name, x, y, args):
             return label
-        part = _part_taken(name, x, args, number)
-        return NOTHING if part is None else Label(rows=frozenset(_among(rows, *part) for rows in label.rows))
+        part = _selected_features(name, x, args, number)
+        if part is None:
+            return NOTHING
+        first, step = part
+        return Label(rows=frozenset(Rows(rows.matrix, rows.first + first * rows.step, rows.step * step) for rows in label.rows))
 
     def _stored(self, x: Any) -> TracedProduct | None:
         """The matrix that `x` is, as `[out, in]`."""
@@ -355,7 +358,7 @@ def _keeps_features(name: str, x: Tensor, y: Tensor, args: tuple[Any, ...]) -> b
     return True
 
 
-def _part_taken(name: str, x: Tensor, args: Sequence[Any], number: int) -> tuple[int, int] | None:
+def _selected_features(name: str, x: Tensor, args: Sequence[Any], number: int) -> tuple[int, int] | None:
     """Where features of `x` were taken as those of the result with this number: the first, and the step; None where it is anything else."""
     last = x.dim() - 1
     match name, list(args):
@@ -366,10 +369,6 @@ def _part_taken(name: str, x: Tensor, args: Sequence[Any], number: int) -> tuple
             return (number * size if isinstance(size, int) else sum(size[:number])), 1
         case _:
             return None
-
-
-def _among(rows: Rows, first: int, step: int) -> Rows:
-    return Rows(rows.matrix, rows.first + first * rows.step, rows.step * step)
 
 
 def norms_of(model: nn.Module) -> dict[str, nn.Module]:

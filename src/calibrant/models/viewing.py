@@ -339,7 +339,17 @@ def refuse(model: PreTrainedModel) -> None:
         if _quantized(module):
             raise ModelError(f"{name} is quantized ({type(module).__name__}); give the model before its quantization", subject=name)
         for key, parameter in module.named_parameters(recurse=False):
-            _refuse_parameter(f"{name}.{key}" if name else key, parameter)
+            full = f"{name}.{key}" if name else key
+            if parameter.is_meta:
+                raise ModelError(
+                    f"{full} is on the meta device and has no numbers; load the model whole (no offloading, no empty weights)", subject=full
+                )
+            if parameter.dtype not in PLAIN:
+                raise ModelError(f"{full} is quantized ({parameter.dtype}); give the model before its quantization", subject=full)
+            if type(parameter.data) is not Tensor:
+                raise ModelError(
+                    f"{full} is a {type(parameter.data).__name__} and no plain tensor; give the model before its quantization", subject=full
+                )
 
 
 def _quantized(module: nn.Module) -> bool:
@@ -347,12 +357,3 @@ def _quantized(module: nn.Module) -> bool:
     packed = any(b.dim() >= 2 and not b.is_floating_point() and b.dtype != torch.bool for b in module.buffers(recurse=False))
     linear = not any(True for _ in module.children())
     return type(module).__module__.startswith("torch.ao.nn") or (packed and linear)
-
-
-def _refuse_parameter(name: str, parameter: Tensor) -> None:
-    if parameter.is_meta:
-        raise ModelError(f"{name} is on the meta device and has no numbers; load the model whole (no offloading, no empty weights)", subject=name)
-    if parameter.dtype not in PLAIN:
-        raise ModelError(f"{name} is quantized ({parameter.dtype}); give the model before its quantization", subject=name)
-    if type(parameter.data) is not Tensor:
-        raise ModelError(f"{name} is a {type(parameter.data).__name__} and no plain tensor; give the model before its quantization", subject=name)
