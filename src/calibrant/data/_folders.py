@@ -77,7 +77,7 @@ class Files:
 
     @property
     def note(self) -> str:
-        """Which split is what, and what was left out, as clauses."""
+        """Return which split is what, and what isn't used, as clauses."""
         if self.calibrate is None:
             what = f"all of it is {self.measure!r} and measures; nothing calibrates"
         elif self.measure is None:
@@ -86,8 +86,8 @@ class Files:
             first = "what names no split" if self.assumed else repr(self.calibrate)
             what = f"{first} calibrates and {self.measure!r} measures"
         unused = [name for name in self.splits if name not in self.used]
-        left = ", ".join([*map(repr, unused), *map(repr, self.ignored)])
-        return "; ".join(filter(None, [what, f"not used: {left}" if left else ""]))
+        others = ", ".join([*map(repr, unused), *map(repr, self.ignored)])
+        return "; ".join(filter(None, [what, f"not used: {others}" if others else ""]))
 
 
 def files_of(text: str) -> Files:

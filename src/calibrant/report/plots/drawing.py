@@ -80,8 +80,8 @@ def _svg(spec: Mapping[str, Any]) -> ElementTree.Element:
     """What Vega draws of a specification, without what only Vega needs: its roles, empty groups, ever the same attributes and many digits."""
     import vl_convert
 
-    drawn = vl_convert.vegalite_to_svg(dict(spec), vl_version=_vega_lite(), allowed_base_urls=[])
-    root = ElementTree.fromstring(drawn)
+    text = vl_convert.vegalite_to_svg(dict(spec), vl_version=_vega_lite(), allowed_base_urls=[])
+    root = ElementTree.fromstring(text)
     _slim(root)
     return root
 

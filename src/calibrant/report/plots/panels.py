@@ -126,9 +126,9 @@ class Panels:
     def chart(self) -> "alt.FacetSpec | alt.ConcatSpecGenericSpec":
         """The picture over `data`."""
         size = self.size
-        drawn = [self._facet(size, f"{self.key}{i}", g) for i, g in enumerate(self.groups)]
+        charts = [self._facet(size, f"{self.key}{i}", g) for i, g in enumerate(self.groups)]
         beside = sum(len(g.panels) for g in self.groups) <= size.columns
-        return drawn[0] if len(drawn) == 1 else _joined(drawn, len(drawn) if beside else 1, GAP if beside else 30)
+        return charts[0] if len(charts) == 1 else _joined(charts, len(charts) if beside else 1, GAP if beside else 30)
 
     def _records(self, size: _PanelSize, group: AxisGroup, p: int, panel: Panel, beside: bool) -> Iterator[dict[str, Any]]:
         low, high = group.span
@@ -154,9 +154,9 @@ class Panels:
 
     def _facet(self, size: _PanelSize, name: str, group: AxisGroup) -> "alt.FacetSpec":
         kinds = {record["k"] for record in self.data[name]}
-        made = layered([*self._marks(size, group), *_words(size, group)], kinds, size.width, size.height)
+        marks = layered([*self._marks(size, group), *_words(size, group)], kinds, size.width, size.height)
         # Below a row of panels stand its ticks, above the next its titles.
-        return faceted(made, name, size.columns, 74, GAP)
+        return faceted(marks, name, size.columns, 74, GAP)
 
     def _marks(self, size: _PanelSize, group: AxisGroup) -> Iterator[Layer]:
         import altair as alt
@@ -207,12 +207,12 @@ def _words(size: _PanelSize, group: AxisGroup) -> Iterator[Layer]:
     yield text("note", left, alt.YValue(size.height + 61), color=soft)
 
 
-def _joined(drawn: "Sequence[alt.FacetSpec | alt.ConcatSpecGenericSpec]", columns: int, gap: int) -> "alt.ConcatSpecGenericSpec":
+def _joined(charts: "Sequence[alt.FacetSpec | alt.ConcatSpecGenericSpec]", columns: int, gap: int) -> "alt.ConcatSpecGenericSpec":
     """Pictures beside or below one another, with one legend."""
     import altair as alt
 
     shared = alt.Resolve(scale=alt.ScaleResolveMap(stroke="shared", fill="shared", shape="shared"))
-    return alt.ConcatSpecGenericSpec(concat=list(drawn), columns=columns, spacing=gap, bounds="full", resolve=shared)
+    return alt.ConcatSpecGenericSpec(concat=list(charts), columns=columns, spacing=gap, bounds="full", resolve=shared)
 
 
 def stacked(blocks: Sequence[Panels]) -> "alt.FacetSpec | alt.ConcatSpecGenericSpec":
@@ -236,7 +236,7 @@ _SIGNED: Final = "datum.value > 0 ? '+' + datum.label : datum.label"
 
 
 def _point(point: Mark, low: float, high: float, width: int) -> Iterator[dict[str, Any]]:
-    """What is drawn of a point on an axis from `low` to `high`."""
+    """Yield the marks of a point on an axis from `low` to `high`."""
     if not low <= point.value <= high:
         over = point.value > high
         yield {"k": "beyond", "v": high if over else low, "a": 0 if over else 180}
