@@ -40,6 +40,7 @@ def test_the_page_of_studies_says_what_the_records_of_its_example_say():
     assert set(tables) <= set(told)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_of_studies_is_what_its_file_asks():
     study = read_study(PROJECT / "studies/draws/study.yaml")
     assert read_study(PROJECT / "studies/draws/results/study.yaml") == study
@@ -109,6 +110,7 @@ def test_the_findings_say_what_the_records_say():
         assert told in tables, f"{told} stands in no table"
 
 
+@pytest.mark.slow
 def test_the_report_of_the_study_is_what_its_records_give():
     about = report(findings.STORE)
     assert about.text("markdown") == (findings.STORE / "report.md").read_text()

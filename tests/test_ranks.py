@@ -62,9 +62,11 @@ def pruned(family: str, propagate: str, method: str, batch: str, ranks: Ranks) -
 
 
 def all_pruned(ranks: Ranks) -> dict[tuple[str, ...], dict[str, Tensor]]:
-    wanda = [(family, propagate, "wanda", batch) for family in ("llama", "mixtral") for propagate in PROPAGATIONS for batch in BATCHES]
-    wanda += [(family, "arrival", "wanda", "weighted, five") for family in ("gpt2", "gemma3", "olmoe")]  # transposed, windowed, other experts
-    sparsegpt = [(family, propagate, "sparsegpt", "three micro-batches") for family in ("llama", "mixtral") for propagate in PROPAGATIONS]
+    wanda = [("llama", propagate, "wanda", batch) for propagate in PROPAGATIONS for batch in BATCHES]
+    wanda += [("mixtral", propagate, "wanda", "three micro-batches") for propagate in PROPAGATIONS]
+    wanda += [(family, "arrival", "wanda", "weighted, five") for family in ("mixtral", "gpt2", "gemma3")]  # experts, transposed, windowed
+    sparsegpt = [("llama", propagate, "sparsegpt", "three micro-batches") for propagate in PROPAGATIONS]
+    sparsegpt += [("mixtral", "arrival", "sparsegpt", "three micro-batches")]
     return {case: pruned(*case, ranks) for case in [*wanda, *sparsegpt]}
 
 

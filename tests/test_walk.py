@@ -19,6 +19,8 @@ from calibrant.testing import FAMILIES, tiny_model
 from calibrant.walk.rehearsal import rehearse
 from calibrant.walk.walking import _parts, walk, walk_blocks
 
+from tests.usual import usually
+
 MIXTURES = ("mixtral", "qwen3_moe", "olmoe")
 LENGTHS = (12, 7, 12, 10, 3)
 
@@ -105,7 +107,7 @@ def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
         assert torch.equal(tensor, other[name]), name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", usually(FAMILIES))
 def test_a_forward_in_pieces_is_that_forward(family: str) -> None:
     model, outputs = tiny_model(family), []
     seen_by = view(model)
@@ -124,7 +126,7 @@ def test_a_forward_in_pieces_is_that_forward(family: str) -> None:
         assert torch.equal(part.rows(found[-1], ""), part.rows(expected, "")), family
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", usually(FAMILIES))
 def test_arrival_is_pruning_one_matrix_at_a_time(family: str) -> None:
     sizes = {"num_hidden_layers": 2, "num_local_experts" if family == "mixtral" else "num_experts": 16} if family in MIXTURES else {}
     pruned, expected = tiny_model(family, dtype=torch.float64, **sizes), tiny_model(family, dtype=torch.float64, **sizes)
@@ -145,7 +147,7 @@ def test_arrival_is_pruning_one_matrix_at_a_time(family: str) -> None:
         assert missed, "the test wants experts that no token reaches"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", usually(FAMILIES))
 def test_reference_is_a_literal_two_pass_loop(family: str) -> None:
     pruned, expected = model_of(family), model_of(family)
     walked(pruned, padded_batch(), "reference")
@@ -158,7 +160,7 @@ def test_reference_is_a_literal_two_pass_loop(family: str) -> None:
     assert_same_weights(pruned, expected)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", usually(FAMILIES))
 def test_dense_sees_the_untouched_model_token_by_token(family: str) -> None:
     weights = torch.rand(len(LENGTHS), max(LENGTHS), generator=torch.Generator().manual_seed(5))
     weights[weights < 0.2] = 0.0

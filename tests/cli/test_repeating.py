@@ -13,7 +13,7 @@ from tests.cli.conftest import Ask
 from tests.study.small import asked, texts
 
 
-@pytest.mark.parametrize("budgeted", [{}, {"tokens": 100}])
+@pytest.mark.parametrize("budgeted", [pytest.param({}, marks=pytest.mark.slow), {"tokens": 100}])
 def test_every_run_can_be_repeated_by_its_command(ask: Ask, tmp_path: Path, budgeted: dict[str, int]):
     given = texts(tmp_path / "data")
     groups = {"removed": {}, "rounded": {"method": "rtn", "sparsity": ["w4g16", "w8a"]}}

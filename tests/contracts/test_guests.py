@@ -20,6 +20,7 @@ from calibrant.targets import parse_target
 from calibrant.testing import check_edits, check_method, tiny_folder
 
 from tests.study.small import results, texts
+from tests.usual import usually
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 GUESTS = {
@@ -42,7 +43,7 @@ RECIPES = {
 }
 USUAL = ("permute_hidden", "cheapest_blocks", "round_up")
 """A transform, a method that tries and drops, and one that packs: the others take the same ways, and are looked at where there is time."""
-EACH = [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in GUESTS]
+EACH = usually(GUESTS, USUAL)
 SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
 IDS = torch.arange(3, 40)[None]
 
@@ -162,7 +163,7 @@ def given(tmp_path: Path) -> dict[str, str]:
     return texts(tmp_path / "texts")
 
 
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("name", usually(GUESTS, ["cheapest_blocks"]))
 def test_a_study_of_two_draws_with_its_report_and_page(name: str, given: dict[str, str], tmp_path: Path) -> None:
     study = asked({**given, "model": str(model_for(name, tmp_path / "small", num_hidden_layers=2))}, name)
     finished = study.run(tmp_path / "whole")

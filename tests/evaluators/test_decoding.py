@@ -11,6 +11,8 @@ from calibrant.evaluators import _decoding
 from calibrant.evaluators._decoding import Decoder, Generated, common, remembers
 from calibrant.testing import FAMILIES, tiny_model
 
+from tests.usual import usually
+
 MOST = 7
 
 
@@ -47,7 +49,7 @@ def decoded(model: PreTrainedModel, given: list[list[int]]) -> list[Generated]:
 
 
 @pytest.mark.parametrize("shared", [0, 3, 40])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", usually(FAMILIES))
 def test_a_batch_writes_what_each_prompt_gets_alone(family: str, shared: int) -> None:
     model, given = tiny_model(family, torch.float64), prompts(shared)
     expected = [by_hand(model, prompt) for prompt in given]

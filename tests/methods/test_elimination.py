@@ -87,6 +87,7 @@ print(type(_kernel.eliminate._cache).__name__, eliminate(torch.ones(1, 4), Facto
 """
 
 
+@pytest.mark.slow
 def test_it_compiles_where_no_folder_can_be_written(tmp_path: Path):
     shutil.copytree(Path(calibrant.__file__).parent, tmp_path / "calibrant", ignore=shutil.ignore_patterns("__pycache__"))
     # A file where the cache's folder would be: unwritable even for the superuser, who may run the tests in a container.

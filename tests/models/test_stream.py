@@ -13,6 +13,7 @@ from calibrant.models.tracing import NOTHING, Flow, Label
 from calibrant.testing.tiny import FAMILIES, tiny_model
 
 from tests.models.mixtures_of_experts import KINDS, SIZES, tiny_mixture
+from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
 OPT = {"word_embed_proj_dim": 16}
@@ -57,7 +58,7 @@ def last(name: str, of: str = "") -> str:
     return name.removeprefix(of).lstrip(".").rpartition(".")[2]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", usually(FAMILIES))
 def test_scaling_every_norm_and_its_readers_inversely_leaves_the_logits(family):
     model, seen = random_model(family)
     stream, want = Stream.of(seen), model(IDS).logits
@@ -68,7 +69,7 @@ def test_scaling_every_norm_and_its_readers_inversely_leaves_the_logits(family):
     assert torch.allclose(model(IDS).logits, want, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", usually(FAMILIES))
 def test_scaling_a_norm_alone_does_not(family):
     model, seen = random_model(family)
     want = model(IDS).logits
@@ -78,7 +79,7 @@ def test_scaling_a_norm_alone_does_not(family):
         norm.multiply(1 / factors(0))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", usually(FAMILIES))
 def test_the_stream_is_the_embedding_and_what_writers_add(family):
     """With all that writes from within the blocks at zero, what reaches the last norm is what left the embeddings."""
     model, seen = random_model(family)
@@ -99,7 +100,7 @@ def test_the_stream_is_the_embedding_and_what_writers_add(family):
     assert len(states) == 3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", usually(FAMILIES))
 def test_each_writer_counts(family):
     """Were a matrix wrongly called a writer, the one before would not show it: each alone must change what its block adds."""
     model, seen = random_model(family)
@@ -113,7 +114,7 @@ def test_each_writer_counts(family):
         writer.weight.set(before)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", usually(FAMILIES))
 def test_hidden_units_can_change_places(family):
     model, seen = random_model(family)
     stream, want = Stream.of(seen), model(IDS).logits

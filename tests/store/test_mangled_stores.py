@@ -19,7 +19,7 @@ from calibrant.study import Study, plan
 
 from tests.study.small import asked, texts
 
-CASES: Final = [pytest.param(seed, marks=pytest.mark.slow if seed >= 30 else ()) for seed in range(150)]
+CASES: Final = [pytest.param(seed, marks=pytest.mark.slow if seed >= 15 else ()) for seed in range(150)]
 SHAPES: Final[list[Any]] = [
     None,
     True,
