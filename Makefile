@@ -28,8 +28,9 @@ quick: .venv/ready-dev
 test: .venv/ready-dev
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not slow'
 
+# Shapes in signatures are checked here, and by .ci/run in all tests: that takes a fifth of their time, and costs users nothing.
 slow: .venv/ready-dev
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m slow
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m slow --jaxtyping-packages=calibrant,beartype.beartype
 
 check: .venv/ready-dev
 	$(BIN)/ruff format --check .
