@@ -18,8 +18,8 @@ ROOT = Path(calibrant.__file__).parent
 PROJECT = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {"ruamel": "ruamel-yaml", "sklearn": "scikit-learn", "vl_convert": "vl-convert-python", "yaml": "pyyaml"}
 """Packages that are installed under another name than they are imported with."""
-NOT_IMPORTED = {"zstandard"}
-"""What a library of theirs imports when it is there: datasets reads .zst files with it."""
+NOT_IMPORTED = {"accelerate", "zstandard"}
+"""What a library of theirs imports when it is there: transformers reads GGUF files with the first, datasets .zst files with the other."""
 
 
 def distribution(package: str) -> str:
@@ -104,7 +104,7 @@ main()
 
 def test_prune_quantize_and_evaluate_need_no_optional_package(tmp_path: Path):
     """In a process that can't find them; a command that needs one says in one sentence what to install."""
-    command = [sys.executable, "-c", HIDDEN + JOBS, ",".join([*EXTRAS, "accelerate", "pandas"])]
+    command = [sys.executable, "-c", HIDDEN + JOBS, ",".join([*EXTRAS, "pandas"])]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr[-3000:]
     assert re.search(r"needs the package \w+, which is not installed; install it with: pip install 'calibrant\[study\]'\n$", done.stderr), done.stderr
