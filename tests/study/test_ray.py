@@ -91,8 +91,10 @@ def test_a_worker_that_is_killed_costs_nothing_and_all_is_as_of_one_process(
     folder, said = by_ray
     assert asked(given).run(tmp_path / "local").failures == {}
     assert results(folder / "store") == results(tmp_path / "local")
-    assert (said["computed"], said["failures"]) == (8 + 16, {})
+    assert said["failures"] == {}
     assert len(said["died"]) == 2
+    # What a worker wrote and was killed before it could say so is in the store, and not in the count.
+    assert 8 + 16 - 2 <= said["computed"] <= 8 + 16
     for number in said["killed"]:
         (died,) = (told for told in said["died"] if told.startswith(f"process {number} on node 127.0.0.1 died ("))
         assert died.endswith("; it was tried again")
