@@ -57,11 +57,16 @@ class Actor:
 
     def messages(self) -> Iterator[str]:
         """Do the job, and yield messages as they come."""
-        messages: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        messages: queue.Queue[str | None] = queue.Queue()
+
+        def report(message: Message) -> None:
+            messages.put(json.dumps(message))
+            if message[0] != "progress":
+                messages.join()  # until Ray has it: a worker that runs ahead of its messages may die with results that nobody counts
 
         def begin() -> None:
             try:
-                work(self._job, lambda message: messages.put(json.dumps(message)))
+                work(self._job, report)
             finally:
                 messages.put(None)
 
@@ -69,6 +74,7 @@ class Actor:
             done = thread.submit(begin)
             while (message := messages.get()) is not None:
                 yield message
+                messages.task_done()
             done.result()
 
 
