@@ -1,4 +1,4 @@
-"""Where time goes is counted, and told apart."""
+"""Where time goes is counted, phase by phase."""
 
 import time
 

@@ -213,7 +213,7 @@ def test_each_propagation_has_its_own_ranking():
 
 
 def test_equal_sets_share_a_letter_in_most_studies():
-    """Six equal sets: some two are wrongly told apart in at most 5 % of studies, at three draws each."""
+    """Six equal sets: some two are wrongly called different in at most 5 % of studies, at three draws each."""
     rng, wrong, times = np.random.default_rng(6), 0, 100
     for _ in range(times):
         hard, tokens = rng.normal(3, 0.3, 20), np.ones(20)
