@@ -17,7 +17,7 @@ FLOORS = [
     ["methods", "allocations", "transforms", "exports", "select"],
     ["inspection", "compress", "evaluators", "testing", "languages"],
     ["study", "compare", "mixtures", "names"],
-    ["report", "screen", "recommend"],
+    ["report", "screen", "advice"],
     ["demo"],
     ["cli"],
 ]

@@ -18,10 +18,13 @@ NAMES = {
     "catalogue": "names",
     "evaluate": "evaluators",
     "inspect": "inspection",
+    "mix": "mixtures",
     "open_model": "models",
     "parse_target": "targets",
     "prune": "compress",
     "quantize": "compress",
+    "recommend": "advice",
+    "survey": "inspection",
     "view": "models",
 }
 

@@ -8,10 +8,12 @@
 The nouns. A `CalibrationSet` is a source, a format, a packing and a budget, or a weighted sum of such: `0.3*gsm8k:cot + 0.7*c4`. A *method*
 (`wanda`, `sparsegpt(damp=0.02)`) compresses one matrix after another to a *target* (`0.5`, `2:4`, `w4g64`), given the statistics of the matrix's
 inputs while the set ran through the model. An *evaluator* (`loss(source='wikitext')`) measures a model, item by item. Whatever is named here as
-text is an object too, and writes itself back as the same text. `catalogue("methods")` lists what can be named.
+text is an object too, and writes itself back as the same text; an object of a class of your own stands wherever a name does.
+`catalogue("methods")` lists what can be named.
 
-The verbs. `prune`, `quantize` and `evaluate` do the whole job, files included; `inspect` shows what a set holds before it is used; `open_model` and
-`view` begin work in memory, which goes on with `calibrant.walk.walk` and `calibrant.compress.compress`. `docs/architecture.md` is the floor plan.
+The verbs. `prune`, `quantize` and `evaluate` do the whole job, files included; `inspect` shows what a set holds before it is used, `survey` tries
+every source, `mix` weighs some of them, `recommend` says which data to use; `open_model` and `view` begin work in memory, which goes on with
+`calibrant.walk.walk` and `calibrant.compress.compress`. `docs/architecture.md` is the floor plan.
 
 Everything is imported when it is first used, so that `import calibrant` costs nothing.
 """
@@ -19,6 +21,7 @@ Everything is imported when it is first used, so that `import calibrant` costs n
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from calibrant.advice import recommend as recommend
     from calibrant.compress import prune as prune
     from calibrant.compress import quantize as quantize
     from calibrant.data import CalibrationSet as CalibrationSet
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from calibrant.errors import InputError as InputError
     from calibrant.evaluators import evaluate as evaluate
     from calibrant.inspection import inspect as inspect
+    from calibrant.inspection import survey as survey
+    from calibrant.mixtures import mix as mix
     from calibrant.models import open_model as open_model
     from calibrant.models import view as view
     from calibrant.names import catalogue as catalogue
@@ -42,10 +47,13 @@ _HOME: Final = {
     "catalogue": "names",
     "evaluate": "evaluators",
     "inspect": "inspection",
+    "mix": "mixtures",
     "open_model": "models",
     "parse_target": "targets",
     "prune": "compress",
     "quantize": "compress",
+    "recommend": "advice",
+    "survey": "inspection",
     "view": "models",
 }
 """Every public name and the module that defines it."""
@@ -59,10 +67,13 @@ __all__ = [
     "catalogue",
     "evaluate",
     "inspect",
+    "mix",
     "open_model",
     "parse_target",
     "prune",
     "quantize",
+    "recommend",
+    "survey",
     "view",
 ]
 

@@ -7,7 +7,7 @@ import pytest
 
 from calibrant.data import CalibrationSet
 from calibrant.errors import CalibrantError, DataError, SpecError
-from calibrant.recommend.goal import CORPORA, OFFLINE, default_sources, parse_goal, readable
+from calibrant.advice.goal import CORPORA, OFFLINE, default_sources, parse_goal, readable
 
 
 @pytest.fixture(autouse=True)

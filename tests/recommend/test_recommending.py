@@ -9,9 +9,9 @@ from calibrant.compare import Estimate
 from calibrant.data import CalibrationSet
 from calibrant.errors import DataError, SpecError
 from calibrant.outcomes import Score
-from calibrant.recommend import Recommendation, recommend
-from calibrant.recommend.racing import ROUNDS, RaceResult, Standing, common_unit, plain
-from calibrant.recommend.recommending import advice
+from calibrant.advice import Recommendation, recommend
+from calibrant.advice.racing import ROUNDS, RaceResult, Standing, common_unit, plain
+from calibrant.advice.recommending import advice
 
 from tests.trained import trained_folder
 
@@ -104,7 +104,7 @@ def runner(data: str, value: float, left: int | None = None, over_draws: bool = 
     ],
 )
 def test_the_advice_says_no_more_than_is_known(asked: tuple[Recommendation, Recommendation], runners: list[Standing], said: str) -> None:
-    from calibrant.recommend.goal import parse_goal
+    from calibrant.advice.goal import parse_goal
 
     goal = parse_goal(["python_docs"], 1000, 20, 64)
     told = advice(asked[1].mixture, goal, "c4", RaceResult("draws", tuple(runners), ROUNDS, "nats/token"))

@@ -79,7 +79,7 @@ def recommend(
     as_json: Json = False,
 ) -> None:
     """Say which calibration data to use for what MODEL is for: predicted for every candidate, measured for the best."""
-    from calibrant.recommend import recommend as run
+    from calibrant.advice import recommend as run
 
     look_in(data_dir)
     how = {"method": method, "sparsity": sparsity, "minutes": budget, "tokens": tokens, "length": length, "baseline": baseline}

@@ -15,8 +15,8 @@ from calibrant.mixtures import Mixture, expression, mix, uniform
 from calibrant.mixtures.mixture import BEST, UNIFORM
 from calibrant.notebook import card, listing
 from calibrant.progress import Progress, silent
-from calibrant.recommend.goal import Goal, default_sources, parse_goal
-from calibrant.recommend.racing import ROUNDS, Race, RaceResult, Standing, plain
+from calibrant.advice.goal import Goal, default_sources, parse_goal
+from calibrant.advice.racing import ROUNDS, Race, RaceResult, Standing, plain
 from calibrant.study import Study
 from calibrant.targets import parse_target
 

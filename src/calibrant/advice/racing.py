@@ -18,7 +18,7 @@ from calibrant.compare.groups import DENSE, GroupResults, grouped
 from calibrant.errors import DataError
 from calibrant.outcomes import Score
 from calibrant.progress import Progress, silent
-from calibrant.recommend.goal import Goal
+from calibrant.advice.goal import Goal
 from calibrant.store import Store
 from calibrant.study import Study
 

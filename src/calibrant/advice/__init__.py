@@ -1,5 +1,5 @@
 """Which calibration data to use: predicted without pruning, raced by real measurements, and explained in a paragraph."""
 
-from calibrant.recommend.recommending import Candidate, Recommendation, recommend
+from calibrant.advice.recommending import Candidate, Recommendation, recommend
 
 __all__ = ["Candidate", "Recommendation", "recommend"]
