@@ -95,5 +95,7 @@ def _accepts(method: type[Method]) -> str:
 
 def _looks(method: type[Method]) -> str:
     """Return what a method looks at, in words: `FeatureNorms` is feature norms."""
-    statistics = [re.sub("(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower() for kind in method.observes]
+    # Where parameters decide what is observed, it is what the defaults observe.
+    observes = method().observes if isinstance(method.observes, property) else method.observes
+    statistics = [re.sub("(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower() for kind in observes]
     return ", ".join([*statistics, *(["the loss"] if method.tries else [])]) or "no data"

@@ -35,6 +35,14 @@ class Call:
     arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
+_LATER: Final = "later"
+
+
+def later(default: Any) -> Any:
+    """Return a field for a parameter that came when results were stored already: at its default identities leave it out, and stay what they were."""
+    return field(default=default, metadata={_LATER: True})
+
+
 class Spec:
     """Mixed into frozen dataclasses whose constructor call is their name.
 
@@ -161,7 +169,8 @@ def canonical(value: Any) -> Any:
     Names of classes outside this package can change or meet, so their canonical form says which class it is: `mymethod:WandaPow`.
     """
     if isinstance(value, Spec):
-        return {**about(type(value)), **{f.name: canonical(getattr(value, f.name)) for f in _fields(value)}}
+        told = [f for f in _fields(value) if _LATER not in f.metadata or getattr(value, f.name) != _default(f)]
+        return {**about(type(value)), **{f.name: canonical(getattr(value, f.name)) for f in told}}
     if isinstance(value, Mapping):
         return {str(k): canonical(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

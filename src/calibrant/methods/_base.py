@@ -25,7 +25,8 @@ S = TypeVar("S", bound=Statistic)
 class Method(Spec, ABC):
     """Compresses a model by a list of edits. What a subclass says of itself is read before any work:
 
-    `observes` says which statistics the walk must gather; a method that looks at nothing leaves it empty and costs no forward.
+    `observes` says which statistics the walk must gather; a method that looks at nothing leaves it empty and costs no forward. Where that depends
+    on parameters, which then all have defaults, it is a property.
     `updates` says whether the remaining weights change too: weights fitted to inputs that no longer come do harm, so a study propagates such
     methods' errors by default (`arrival`), and lets all others share one pass over the dense model (`dense`).
     `tries` says whether it measures the model on the calibration tokens (`job.loss`); it needs them then, whatever it observes.

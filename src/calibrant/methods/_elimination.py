@@ -41,10 +41,10 @@ def eliminate(weight: Float[Tensor, "out in"], factor: Factor, target: Removal, 
     step = step or (eliminate_rows if weight.device.type == "cpu" else eliminate_columns)
     work = weight.detach().clone(memory_format=torch.contiguous_format)
     upper, saliency = factor.upper.to(work.dtype), factor.saliency.to(work.dtype)
-    for span in _spans(work.shape[1], target, block):
+    for span in spans(work.shape[1], target, block):
         columns = slice(span.start, span.stop)
         removed = (
-            torch.zeros_like(work[:, columns], dtype=torch.bool) if span.group else _choose(work[:, columns].abs() * saliency[columns], target, span)
+            torch.zeros_like(work[:, columns], dtype=torch.bool) if span.group else choose(work[:, columns].abs() * saliency[columns], target, span)
         )
         # Algorithm 1 of SparseGPT, lazily: inside the span column by column, right of it in one product with all the span's errors.
         errors = step(work, upper, saliency, removed.contiguous(), span)
@@ -53,15 +53,15 @@ def eliminate(weight: Float[Tensor, "out in"], factor: Factor, target: Removal, 
     return work
 
 
-def _spans(columns: int, target: Removal, block: int) -> list[Span]:
-    """Blocks of columns; for N:M as wide as whole groups allow, and at least one group."""
+def spans(columns: int, target: Removal | None, block: int) -> list[Span]:
+    """Return blocks of columns; for N:M as wide as whole groups allow, and at least one group."""
     group, drop = (target.m, target.m - target.n) if isinstance(target, NofM) else (0, 0)
     width = max(block - block % group, group) if group else block
     return [Span(start, min(start + width, columns), group, drop) for start in range(0, columns, width)]
 
 
-def _choose(scores: Float[Tensor, "out span"], target: Removal, span: Span) -> Bool[Tensor, "out span"]:
-    """Which weights of the span go. Quotas are differences of the quota up to here, so that they add up to the matrix's."""
+def choose(scores: Float[Tensor, "out span"], target: Removal, span: Span) -> Bool[Tensor, "out span"]:
+    """Return which weights of the span go. Quotas are differences of the quota up to here, so that they add up to the matrix's."""
     if not isinstance(target, Sparsity):
         return ~target.keep(scores, "matrix")
     rows = scores.shape[0]
@@ -73,18 +73,19 @@ def eliminate_rows(weight: Tensor, upper: Tensor, saliency: Tensor, removed: Ten
     """Eliminate on the CPU, in float32 or float64: a `Step`."""
     errors = torch.zeros(removed.shape, dtype=weight.dtype)
     arrays = [t.numpy() for t in (weight, upper, saliency, removed, errors)]
-    rows, kernel, threads = weight.shape[0], _kernel(), torch.get_num_threads()
+    kernel = _kernel()
+    by_rows(weight.shape[0], lambda first, last: kernel(*arrays, first, last, span.start, span.stop, span.group, span.drop))
+    return errors
+
+
+def by_rows(rows: int, run: Callable[[int, int], None]) -> None:
+    """Call `run(first, last)` for shares of the rows, on as many threads as torch has; it lets go of Python's lock, and rows don't meet."""
+    threads = torch.get_num_threads()
     share = max(-(-rows // threads), ROWS_PER_THREAD)
-
-    def run(first: int) -> None:
-        kernel(*arrays, first, min(first + share, rows), span.start, span.stop, span.group, span.drop)
-
-    # The kernel lets go of Python's lock, and rows don't depend on each other.
-    others = [_threads(threads).submit(run, first) for first in range(share, rows, share)]
-    run(0)
+    others = [_threads(threads).submit(run, first, min(first + share, rows)) for first in range(share, rows, share)]
+    run(0, min(share, rows))
     for other in others:
         other.result()
-    return errors
 
 
 def eliminate_columns(weight: Tensor, upper: Tensor, saliency: Tensor, removed: Tensor, span: Span) -> Tensor:

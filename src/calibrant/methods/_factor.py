@@ -28,6 +28,11 @@ class Factor:
     notes: Mapping[str, Any]
 
 
+def shared_factor(gram: Gram, damp: float) -> Factor:
+    """Return `factorise(gram, damp)`, computed once for all matrices that share the Gram and all methods that are given it."""
+    return gram.cached(("factor", damp), lambda: factorise(gram, damp))
+
+
 def factorise(gram: Gram, damp: float) -> Factor:
     """Factor H⁻¹ for H = gram/mass + λI, λ = `damp` · mean diagonal over the inputs that were ever used.
 

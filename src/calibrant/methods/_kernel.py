@@ -14,7 +14,7 @@ import numpy as np
 TILE: Final = 64
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
     plain = unwrap(function)  # a type checker installed on import may have wrapped it
     try:
         return numba.njit(nogil=True, cache=True)(plain)
@@ -22,8 +22,8 @@ def _compiled(function: Callable[..., None]) -> Callable[..., None]:
         return numba.njit(nogil=True)(plain)
 
 
-@_compiled
-def _correct(column: Any, errors: Any, upper: Any, start: int, j: int, done: int, until: int) -> None:
+@compiled
+def correct(column: Any, errors: Any, upper: Any, start: int, j: int, done: int, until: int) -> None:
     """Take from column `j` of the block what the elimination of columns `done` to `until` costs it."""
     # Four columns in one pass: a number is loaded and stored once for all four. The brackets keep the order of one after the other, to the last bit.
     p = done
@@ -40,8 +40,8 @@ def _correct(column: Any, errors: Any, upper: Any, start: int, j: int, done: int
         p += 1
 
 
-@_compiled
-def _choose(tile: Any, out: Any, saliency: Any, start: int, i: int, group: int, drop: int) -> None:
+@compiled
+def choose(tile: Any, out: Any, saliency: Any, start: int, i: int, group: int, drop: int) -> None:
     """Of the `group` columns from `i`, mark the `drop` with the lowest scores in each row; of equal scores the first."""
     # A rank by counting, since sorting would branch: a column goes if fewer than `drop` of its group stand before it.
     before = np.zeros(TILE, np.int32)
@@ -56,7 +56,7 @@ def _choose(tile: Any, out: Any, saliency: Any, start: int, i: int, group: int, 
             out[a, r] = before[r] < drop
 
 
-@_compiled
+@compiled
 def eliminate(
     weight: Any, upper: Any, saliency: Any, removed: Any, errors: Any, first: int, last: int, start: int, stop: int, group: int, drop: int
 ) -> None:
@@ -73,12 +73,12 @@ def eliminate(
         # brought up to date first, because its columns are compared with each other.
         for i in range(0, n, width):
             for j in range(i, i + width):
-                _correct(tile[j], lost, upper, start, j, 0, i)
+                correct(tile[j], lost, upper, start, j, 0, i)
             if group > 0:
-                _choose(tile, out, saliency, start, i, group, drop)
+                choose(tile, out, saliency, start, i, group, drop)
             for j in range(i, i + width):
                 column, error, row_out, pivot = tile[j], lost[j], out[j], upper[start + j, start + j]
-                _correct(column, lost, upper, start, j, i, j)
+                correct(column, lost, upper, start, j, i, j)
                 for r in range(TILE):
                     error[r] = column[r] / pivot if row_out[r] else 0
                     column[r] = 0 if row_out[r] else column[r]

@@ -11,7 +11,7 @@ from calibrant.activations import Gram, Seen, Statistic, wide
 from calibrant.errors import SpecError
 from calibrant.methods._base import Compressed, MatrixMethod, finite, observed, removal
 from calibrant.methods._elimination import eliminate
-from calibrant.methods._factor import factorise
+from calibrant.methods._factor import shared_factor
 from calibrant.targets import Target
 
 
@@ -52,6 +52,6 @@ class SparseGPT(MatrixMethod):
         """
         removal(target).check((weight.shape[0], weight.shape[1]), "the matrix")
         gram = observed(seen, Gram)
-        factor = gram.cached(("sparsegpt", self.damp), lambda: factorise(gram, self.damp))
+        factor = shared_factor(gram, self.damp)
         pruned = eliminate(finite(weight, "the weight").to(wide(weight.dtype)), factor, removal(target), self.block)
         return Compressed(finite(pruned.to(weight.dtype), "the corrected weight"), factor.notes)

@@ -1,0 +1,121 @@
+"""How scales are chosen, against a search over every grid in plain Python."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from calibrant.activations import FeatureNorms, Seen
+from calibrant.errors import SpecError
+from calibrant.methods import MatrixMethod, methods
+from calibrant.methods._rounding import scales_by
+from calibrant.packed import Codes
+from calibrant.spec import canonical
+from calibrant.targets import Grid, parse_target
+
+SHARES = {"mse": [1 - i / 100 for i in range(80)], "importance": [1 - 0.95 * i / 20 for i in range(20)]}
+POWER = {"mse": 2.4, "importance": 3.0}
+
+
+def random(rows: int, columns: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    return (torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 3).to(dtype)
+
+
+def error_of(members: list[float], weights: list[float], scale: float, zero: float, low: int, high: int, power: float) -> float:
+    total = 0.0
+    for member, weight in zip(members, weights, strict=True):
+        code = min(max(round(member / scale + zero), low), high)
+        total += weight * abs((code - zero) * scale - member) ** power
+    return total
+
+
+def candidates(members: list[float], how: str, bits: int, symmetric: bool) -> list[tuple[float, float]]:
+    """Every scale and zero point that the rule tries for a group."""
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    least, most, found = min(*members, 0.0), max(*members, 0.0), list[tuple[float, float]]()
+    for share in SHARES[how]:
+        scale = max(-least, most) * share / ((high - low) / 2) if symmetric else (most - least) * share / (high - low)
+        found.append((scale, 0.0 if symmetric else float(min(max(round(low - least * share / scale), low), high))))
+    return found
+
+
+@pytest.mark.parametrize("text", ["w2g8", "w3g16", "w4g8a", "w3"])
+@pytest.mark.parametrize("how", ["mse", "importance"])
+def test_a_searched_scale_is_the_best_of_those_that_are_tried(how: str, text: str):
+    weight, grid, sizes = random(6, 48), parse_target(text), random(1, 48, seed=5)[0].square()
+    assert isinstance(grid, Grid)
+    found, width = scales_by(how, weight, grid, sizes), grid.width(48)
+    for r in range(6):
+        for g in range(48 // width):
+            members, counted = weight[r, g * width : (g + 1) * width].tolist(), sizes[g * width : (g + 1) * width].tolist()
+            weights = counted if how == "importance" else [1.0] * width
+            tried = candidates(members, how, grid.bits, grid.symmetric)
+            errors = [error_of(members, weights, scale, zero, grid.lowest, grid.highest, POWER[how]) for scale, zero in tried]
+            zero = 0.0 if found.zeros is None else float(found.zeros[r, g])
+            chosen = error_of(members, weights, float(found.scales[r, g]), zero, grid.lowest, grid.highest, POWER[how])
+            assert chosen == pytest.approx(min(errors), rel=1e-9)
+
+
+def packed(method: str, weight: Tensor, target: str, seen: Seen) -> Codes:
+    built = methods.build(method)
+    assert isinstance(built, MatrixMethod)
+    found = built.compress(weight, seen, parse_target(target)).packed
+    assert isinstance(found, Codes)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_importance_costs_less_where_inputs_are_large(dtype: torch.dtype):
+    x = torch.randn(200, 64, dtype=torch.float64) * torch.logspace(-2, 2, 64, dtype=torch.float64)[torch.randperm(64)]
+    weight, seen = random(32, 64, dtype), Seen({FeatureNorms: FeatureNorms.of(x)})
+    cost = {
+        how: float(((packed(f"rtn(scales={how})", weight, "w3g16", seen).dense() - weight).double().square() @ x.square().sum(0)).sum())
+        for how in ("absmax", "mse", "importance")
+    }
+    assert cost["importance"] < cost["mse"] < cost["absmax"]
+
+
+def test_rows_that_are_searched_apart_are_searched_alike(monkeypatch: pytest.MonkeyPatch):
+    weight = random(10, 32, torch.float32)
+    whole = packed("rtn(scales=mse)", weight, "w3g8a", Seen({}))
+    monkeypatch.setattr("calibrant.methods._rounding._TRIED_AT_ONCE", 96)
+    few = packed("rtn(scales=mse)", weight, "w3g8a", Seen({}))
+    assert torch.equal(whole.codes, few.codes)
+    assert torch.equal(whole.scales, few.scales)
+
+
+def test_inputs_that_were_always_zero_keep_the_whole_reach():
+    weight, x = random(3, 16, torch.float32), torch.randn(50, 16)
+    x[:, :8] = 0
+    found = packed("rtn(scales=importance)", weight, "w4g8", Seen({FeatureNorms: FeatureNorms.of(x)}))
+    assert torch.equal(found.scales[:, 0], weight[:, :8].abs().amax(1) / 7.5)
+
+
+def test_what_lies_on_a_whole_asymmetric_grid_comes_back():
+    """A group that uses both ends of its grid shows its scale and zero point, so rounding finds the very same values."""
+    codes = torch.randint(-8, 8, (6, 32), generator=torch.Generator().manual_seed(3)).to(torch.int8)
+    codes[:, ::8], codes[:, 1::8] = -8, 7
+    scales, zeros = torch.rand(6, 4).bfloat16().float() + 0.5, torch.randint(-8, 8, (6, 4)).to(torch.int8)
+    weight = Codes(Grid(4, 8, symmetric=False), codes, scales, zeros).dense()
+    again = packed("rtn", weight, "w4g8a", Seen({}))
+    assert torch.equal(again.codes, codes)
+    assert torch.equal(again.dense(), weight)
+
+
+def test_by_default_it_is_the_run_that_it_was():
+    assert canonical(methods.build("rtn")) == canonical(methods.build("rtn(scales=absmax)")) == {"spec": "rtn", "revision": 1}
+    assert str(methods.build("rtn(scales=absmax)")) == "rtn"
+    assert canonical(methods.build("rtn(scales=mse)")) == {"spec": "rtn", "revision": 1, "scales": "mse"}
+
+
+@pytest.mark.parametrize(("method", "looks"), [("rtn", False), ("rtn(scales=mse)", False), ("rtn(scales=importance)", True)])
+def test_only_importance_looks_at_data(method: str, looks: bool):
+    assert methods.build(method).looks == looks
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_a_rule_that_there_is_not_is_refused(method: str):
+    with pytest.raises(SpecError, match=rf"{method}\(scales='best'\): scales are chosen by absmax, mse, importance; write one of these"):
+        methods.build(f"{method}(scales=best)")
+    assert math.isfinite(float(packed("rtn(scales=mse)", torch.zeros(2, 8), "w4g8", Seen({})).dense().sum()))
