@@ -15,7 +15,7 @@ FLOORS = [
     ["data", "models"],
     ["walk", "edits", "job"],
     ["methods", "allocations", "transforms", "exports", "select"],
-    ["inspection", "compress", "evaluators", "testing", "languages"],
+    ["inspection", "compress", "evaluators", "importance", "testing", "languages"],
     ["study", "compare", "mixtures", "names"],
     ["report", "screen", "advice"],
     ["demo"],

@@ -17,6 +17,7 @@ NAMES = {
     "Study": "study",
     "catalogue": "names",
     "evaluate": "evaluators",
+    "imatrix": "importance",
     "inspect": "inspection",
     "mix": "mixtures",
     "open_model": "models",

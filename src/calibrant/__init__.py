@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from calibrant.errors import CalibrantError as CalibrantError
     from calibrant.errors import InputError as InputError
     from calibrant.evaluators import evaluate as evaluate
+    from calibrant.importance import imatrix as imatrix
     from calibrant.inspection import inspect as inspect
     from calibrant.inspection import survey as survey
     from calibrant.mixtures import mix as mix
@@ -46,6 +47,7 @@ _HOME: Final = {
     "Study": "study",
     "catalogue": "names",
     "evaluate": "evaluators",
+    "imatrix": "importance",
     "inspect": "inspection",
     "mix": "mixtures",
     "open_model": "models",
@@ -66,6 +68,7 @@ __all__ = [
     "__version__",
     "catalogue",
     "evaluate",
+    "imatrix",
     "inspect",
     "mix",
     "open_model",

@@ -48,7 +48,7 @@ def catalogue(kind: str) -> list[Named]:
     """List what can be named of one kind (`models`, `sources`, `methods`, …). Raises `SpecError` for a kind that doesn't exist.
 
     >>> [entry.name for entry in catalogue("packings")]
-    ['crop', 'legacy', 'many', 'one']
+    ['crop', 'imatrix', 'legacy', 'many', 'one']
     >>> next(entry for entry in catalogue("methods") if entry.name == "sparsegpt").facts
     {'accepts': '0.5 or 2:4', 'looks_at': 'gram'}
     """

@@ -5,6 +5,7 @@ import pytest
 
 from calibrant.data import Crop, Many, One
 from calibrant.data.packings._base import PAD, Frame, Packing, TokenizedText, Window
+from calibrant.data.packings.imatrix import ImatrixChunks
 from calibrant.data.packings.legacy import Legacy
 from calibrant.errors import SpecError
 from calibrant.spec import text_of
@@ -131,3 +132,21 @@ def test_words_that_do_not_exist_are_named(make, given: str):
 
 def test_packings_are_named_by_their_class():
     assert [str(p) for p in (One(), Many(), Crop(), Many(separator=" "))] == ["one", "many", "crop", f"many(separator={text_of(' ')})"]
+
+
+def test_imatrix_is_one_stream_whose_rest_is_dropped():
+    assert cut(ImatrixChunks(separator="-"), texts("abc", "d", "efghij"), [4, 4, 4]) == ["abc-", "d-ef", "ghij"]
+    assert cut(ImatrixChunks(separator="-"), texts("abc", "d", "efghi"), [4, 4, 4]) == ["abc-", "d-ef"]
+
+
+def test_imatrix_puts_the_start_token_in_place_of_a_windows_first():
+    """As llama-imatrix does: the stream begins with a start token, and each window's first token is overwritten by one."""
+    stream, windows = (
+        "^" + "abcdefghijklm",
+        ImatrixChunks(separator="").windows(texts("abcdef", "ghijklm"), iter([3, 3, 3, 3]), Frame(3, encode, 0, 1)),
+    )
+    assert ["^" + "".join(map(chr, window.ids)) for window in windows] == ["^" + stream[at + 1 : at + 4] for at in (0, 4, 8)]
+
+
+def test_imatrix_says_how_many_whole_windows_there_are():
+    assert ImatrixChunks(separator="-").supply([5, 5], Frame(3, encode, 0, 1)) == "11 tokens in 2 texts, 3 whole windows"

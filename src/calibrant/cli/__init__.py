@@ -8,7 +8,8 @@ used, in one sentence; 1 a fault of ours; 130 interrupted. The library is import
 from calibrant.cli import model  # isort: skip
 from calibrant.cli import study  # isort: skip
 from calibrant.cli import data  # isort: skip
+from calibrant.cli import importance  # isort: skip
 from calibrant.cli import choosing  # isort: skip
 from calibrant.cli._frame import app, main, progress
 
-__all__ = ["app", "choosing", "data", "main", "model", "progress", "study"]
+__all__ = ["app", "choosing", "data", "importance", "main", "model", "progress", "study"]

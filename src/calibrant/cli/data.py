@@ -1,21 +1,28 @@
 """Commands about data: what a calibration set holds, which sources work here, what can be named."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
 from calibrant import screen
 from calibrant.cli._frame import DataDir, Device, Dtype, Json, Length, Samples, Seed, Tokens, command, look_in, progress, show, whole
+from calibrant.errors import SpecError
+
+IMATRIX: Final = (".gguf", ".dat")
+"""How the files of importance matrices end; no calibration data does."""
 
 
 @command(
     "inspect",
     "calibrant inspect gsm8k:cot --samples 16 --length 512",
     "calibrant inspect notes.jsonl --against gsm8k --model smollm2",
+    "calibrant inspect mine.imatrix.gguf --against theirs.imatrix.gguf",
 )
 def inspect(
-    data: Annotated[str, typer.Argument(metavar="EXPR", help="A calibration set, as in prune --data.", show_default=False)],
+    data: Annotated[
+        str, typer.Argument(metavar="EXPR", help="A calibration set, as in prune --data, or an imatrix (.gguf, .dat).", show_default=False)
+    ],
     model: Annotated[
         str | None,
         typer.Option(
@@ -26,7 +33,11 @@ def inspect(
     ] = None,
     against: Annotated[
         list[str] | None,
-        typer.Option(metavar="SOURCE", help="Also compare with what SOURCE measures on; give it once for each source.", show_default=False),
+        typer.Option(
+            metavar="SOURCE",
+            help="Also compare with what SOURCE measures on; give it once for each source. Of an imatrix: with another one.",
+            show_default=False,
+        ),
     ] = None,
     samples: Samples = 128,
     tokens: Tokens = None,
@@ -37,14 +48,26 @@ def inspect(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Examine a calibration set before it is used, and say what to fix."""
+    """Examine a calibration set before it is used, and say what to fix. Of an imatrix: what it covers."""
     from calibrant.inspection import inspect as run
 
     look_in(data_dir)
+    if data.endswith(IMATRIX):
+        show(_imatrix(data, against or []), as_json, screen.covered)
+        return
     budget = {"samples": samples, "tokens": tokens, "length": length, "seed": seed}
     with progress() as update:
         facts = run(data, model, against=against or [], **budget, dtype=dtype, device=device, progress=update)
     show(facts.to_json(), as_json, screen.inspected)
+
+
+def _imatrix(path: str, against: list[str]) -> dict[str, Any]:
+    """What an importance matrix covers, and how far another one is from it."""
+    from calibrant.importance import compared, read_imatrix
+
+    if len(against) > 1:
+        raise SpecError(f"an imatrix is compared with one other, and {len(against)} were given; give --against once", subject=against[1])
+    return compared(read_imatrix(path), *map(read_imatrix, against)).to_json()
 
 
 @command("survey", "calibrant survey", "calibrant survey gsm8k c4 --markdown")

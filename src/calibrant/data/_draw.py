@@ -150,7 +150,7 @@ def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -
         while room() > 0:
             yield max(0, room() - len(head))
 
-    inner = Frame(frame.length - len(head), frame.encode, frame.draw)
+    inner = Frame(frame.length - len(head), frame.encode, frame.draw, len(head))
     for window in term.packing.windows(texts(), sizes(), inner):
         ids = np.concatenate([head, window.ids])
         part.windows.append(replace(window, ids=ids, borders=tuple(len(head) + border for border in window.borders)))

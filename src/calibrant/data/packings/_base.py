@@ -47,11 +47,15 @@ class Window:
 
 @dataclass(frozen=True)
 class Frame:
-    """What a window is cut from: its full length, how to tokenise a separator, and which draw this is."""
+    """What a window is cut from: its full length, how to tokenise a separator, and which draw this is.
+
+    `head` is how many start tokens will be put before each window, beside its `length`.
+    """
 
     length: int
     encode: Callable[[str], Ids]
     draw: int = 0
+    head: int = 0
 
 
 class Packing(Spec, ABC):

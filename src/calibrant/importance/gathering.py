@@ -1,0 +1,130 @@
+"""Gathering an importance matrix: one pass over the dense model, which sums what each matrix is multiplied with."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from calibrant.activations import FeatureNorms, Seen
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.errors import ModelError, NumericsError
+from calibrant.importance.file import Imatrix, ImatrixEntry, check_imatrix_path
+from calibrant.models import ModelView, Opened, Weight, check_finite, located, open_model, view
+from calibrant.models.gguf_file import read_header
+from calibrant.models.gguf_names import tensor_names
+from calibrant.process import freed_memory_kept
+from calibrant.progress import Progress, silent
+from calibrant.select import resolved
+from calibrant.walk.observing import untouched
+from calibrant.walk.rehearsal import rehearse
+
+CHUNK: Final = 512
+"""Tokens of a window unless others are asked for, as llama.cpp has it."""
+
+
+@freed_memory_kept()
+def imatrix(
+    model: str | Opened,
+    data: str | CalibrationSet,
+    out: str | Path | None = None,
+    *,
+    samples: int = 128,
+    tokens: int | None = None,
+    length: int = CHUNK,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str = "auto",
+    progress: Progress = silent,
+) -> Imatrix:
+    """Run `data` through the dense `model`, sum the squared inputs of every matrix, and write that to `out` for llama.cpp's quantizers.
+
+    `out` ends with `.gguf` (llama.cpp) or `.dat` (ik_llama.cpp). `data` in the packing `imatrix`, such as `"wikitext@imatrix"`, is cut as llama.cpp
+    cuts it; in any other it is cut as elsewhere, and the file says how. Embeddings and the head have no entry, in llama.cpp as here. Of an expert
+    that no token reached the count is 0, and llama.cpp quantizes it unweighted.
+
+    Raises an `InputError` for anything that can't be used, before any work: an architecture that llama.cpp has no names for too.
+    """
+    if out is not None:
+        check_imatrix_path(out)
+    chosen = data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples=samples, length=length, tokens=tokens, seed=seed)
+    opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
+    seen_by = view(opened.model)
+    names = tensor_names(seen_by)
+    _check_names(opened, names)
+    check_finite(seen_by)
+    batch = resolved(chosen, opened, progress).tokens(opened.tokenizer)
+    with torch.no_grad():
+        seen = dict[Weight, Seen]()
+        for weight, there in untouched(opened, seen_by, batch, (FeatureNorms,)):
+            seen[weight] = there
+            progress("imatrix", weight.block + 1, len(seen_by.blocks))
+    made = Imatrix(
+        importance_of(seen_by, seen, names),
+        (_described(chosen, batch),),
+        int(batch.facts["windows"]) if "windows" in batch.facts else len(batch.ids),
+        chosen.length,
+        _left_out(seen_by, seen),
+    )
+    if out is not None:
+        made.write(out)
+    return made
+
+
+def importance_of(view: ModelView, seen: Mapping[Weight, Seen], names: Mapping[str, tuple[str, ...]]) -> dict[str, ImatrixEntry]:
+    """Return what the matrices saw as entries by GGUF's names; experts that saw nothing have the count 0. A tensor that nothing reached has none."""
+    rows = dict[str, list[tuple[np.ndarray, int]]]()
+    for weight in view.weights:
+        for name in names[weight.name]:
+            rows.setdefault(name, []).append(_sums(weight, seen.get(weight)))
+    reached = {name: parts for name, parts in rows.items() if any(count for _, count in parts)}
+    return {name: ImatrixEntry(np.stack([sums for sums, _ in parts]), np.array([n for _, n in parts])) for name, parts in reached.items()}
+
+
+def _sums(weight: Weight, seen: Seen | None) -> tuple[np.ndarray, int]:
+    """Σ x² and the number of tokens. Where tokens count by weights, the sum is as large as if each counted once: readers divide by the number."""
+    if seen is None or not seen[FeatureNorms].mass > 0:
+        return np.zeros(weight.shape[1], dtype=np.float32), 0
+    norms = seen[FeatureNorms]
+    sums = (norms.norms().cpu().double() * (norms.tokens / norms.mass)).numpy().astype(np.float32)
+    if not np.isfinite(sums).all():
+        raise NumericsError(f"the inputs of {weight.name} hold NaN or infinity; open the model in a wider dtype", subject=weight.name)
+    return sums, norms.tokens
+
+
+def _check_names(opened: Opened, names: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise `ModelError` if the model's own GGUF file lacks a tensor of these names: quantizers pass over what they don't know in silence."""
+    path = Path(opened.name) if opened.name.endswith(".gguf") else _own_file(opened.name)
+    if path is None or not path.is_file():
+        return
+    there = read_header(path).tensors
+    for weight, several in names.items():
+        for name in several:
+            if name not in there:
+                raise ModelError(f"{weight} would be {name} in an imatrix, and {path} has no such tensor; tell us of it", subject=weight)
+
+
+def _own_file(ref: str) -> Path | None:
+    """The GGUF file that a model's short name stands for."""
+    if not re.fullmatch(r"[\w-]+", ref):
+        return None
+    try:
+        path = located(ref)
+    except ModelError:
+        return None
+    return path if path.suffix == ".gguf" else None
+
+
+def _described(chosen: CalibrationSet, batch: TokenBatch) -> str:
+    """What the file says it is of: the set, how it was cut, and which draw it is."""
+    windows: Any = batch.facts.get("windows", len(batch.ids))
+    return f"{chosen}; {windows}×{chosen.length}; draw {chosen.seed}"
+
+
+def _left_out(seen_by: ModelView, seen: Mapping[Weight, Seen]) -> dict[str, str]:
+    lacking = [weight for weight in seen_by.weights if weight not in seen]
+    reasons = rehearse(seen_by).left("dense") if lacking else {}
+    unreached = "no token was routed to this expert"
+    return {w.name: reasons.get(w.name, unreached if w.expert is not None else "no product with it was seen in the forward") for w in lacking}

@@ -1,0 +1,109 @@
+"""Gathering: the sums of what each matrix was multiplied with, under llama.cpp's names, experts included."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import calibrant
+from calibrant.cli import app
+from calibrant.data import CalibrationSet
+from calibrant.errors import ModelError, OutputError
+from calibrant.importance import read_imatrix
+from calibrant.models import open_model, view
+from calibrant.models.gguf_names import architecture_of, tensor_names
+from calibrant.testing import FAMILIES, tiny_folder, tiny_model
+from calibrant.testing.tiny import tiny_gguf
+
+SMALL = {"samples": 3, "length": 16, "dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model") / "llama")
+
+
+def inputs_of(folder: Path, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What each linear of the model is multiplied with, by hooks."""
+    model, seen = open_model(str(folder), "float32", "cpu").model, {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(name, args[0].detach().flatten(0, -2)))
+    with torch.no_grad():
+        model(ids)
+    return seen
+
+
+def test_the_sums_are_those_of_what_each_linear_was_given(folder: Path, tmp_path: Path):
+    made = calibrant.imatrix(str(folder), "python_docs@imatrix", tmp_path / "a.gguf", **SMALL)
+    tokenizer = open_model(str(folder), "float32", "cpu").tokenizer
+    ids = CalibrationSet("python_docs@imatrix", samples=3, length=16).tokens(tokenizer).ids
+    seen = inputs_of(folder, ids)
+    for ours, theirs in (
+        ("self_attn.q_proj", "attn_q"),
+        ("self_attn.o_proj", "attn_output"),
+        ("mlp.up_proj", "ffn_up"),
+        ("mlp.down_proj", "ffn_down"),
+    ):
+        entry = made.entries[f"blk.1.{theirs}.weight"]
+        np.testing.assert_allclose(entry.sums[0], seen[f"model.layers.1.{ours}"].double().square().sum(0), rtol=1e-5)
+        assert entry.counts.tolist() == [48]
+    assert len(made.entries) == 21
+    assert read_imatrix(tmp_path / "a.gguf").datasets == ("python_docs@imatrix; 3×16; draw 0",)
+    assert (made.chunks, made.chunk_size, made.left_out) == (3, 16, {})
+
+
+def test_experts_count_the_tokens_that_were_sent_to_them(tmp_path: Path):
+    made = calibrant.imatrix(str(tiny_folder(tmp_path / "moe", "qwen3_moe")), "python_docs", **SMALL)
+    for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"):
+        counts = made.entries[f"blk.0.{name}.weight"].counts
+        assert len(counts) == 32
+        assert counts.sum() == 48 * 2  # two experts a token
+        assert (counts == 0).any()
+    gate, up = (made.entries[f"blk.2.{name}.weight"].sums for name in ("ffn_gate_exps", "ffn_up_exps"))
+    np.testing.assert_array_equal(gate, up)
+    unseen = [name for name in made.left_out if name.startswith("model.layers.0.mlp.experts.down_proj")]
+    assert len(unseen) == int((made.entries["blk.0.ffn_down_exps.weight"].counts == 0).sum())
+
+
+def test_the_names_are_those_of_a_files_own_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tiny_gguf(tmp_path / "tiny.gguf", "F32")
+    assert len(calibrant.imatrix(str(path), "python_docs", **SMALL).entries) == 21
+    monkeypatch.setattr("calibrant.importance.gathering.tensor_names", lambda view: {w.name: ("blk.0.other.weight",) for w in view.weights})
+    with pytest.raises(ModelError, match=r"q_proj would be blk.0.other.weight in an imatrix, and .*tiny.gguf has no such tensor"):
+        calibrant.imatrix(str(path), "python_docs", **SMALL)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_its_names_or_is_refused_by_name(family: str):
+    model = tiny_model(family)
+    if family == "opt":
+        with pytest.raises(ModelError, match=r"llama.cpp has no names for the tensors of opt"):
+            architecture_of(model)
+        return
+    names = tensor_names(view(model))
+    assert all(name.startswith("blk.") and name.endswith(".weight") for several in names.values() for name in several)
+    by_tensor = {(weight.block, weight.expert, name) for weight in view(model).weights for name in names[weight.name]}
+    assert len(by_tensor) == sum(map(len, names.values()))
+
+
+def test_the_command_writes_and_inspect_compares(folder: Path, tmp_path: Path):
+    for name, data in (("a.gguf", "python_docs@imatrix"), ("b.dat", "random_tokens")):
+        words = ["imatrix", str(folder), "--data", data, "--out", str(tmp_path / name), "--samples", "3", "--length", "16", "--dtype", "float32"]
+        found = CliRunner().invoke(app, words)
+        assert found.exit_code == 0, found.stderr
+        assert "3 of 16 tokens" in found.stdout
+    found = CliRunner().invoke(app, ["inspect", str(tmp_path / "a.gguf"), "--against", str(tmp_path / "b.dat")])
+    assert found.exit_code == 0, found.stderr
+    assert "median correlation of log importance" in found.stdout
+    assert "least alike" in found.stdout
+    found = CliRunner().invoke(app, ["inspect", str(tmp_path / "a.gguf"), "--against", "x.dat", "--against", "y.dat"])
+    assert found.exit_code == 2
+    assert "compared with one other, and 2 were given" in found.stderr
+
+
+def test_a_place_that_cannot_be_written_is_named_before_any_work(folder: Path, tmp_path: Path):
+    with pytest.raises(OutputError, match=r"a.txt' is no name for an imatrix"):
+        calibrant.imatrix(str(folder), "python_docs", tmp_path / "a.txt")
