@@ -6,6 +6,7 @@ with uncollected():
     from calibrant.models.changing import overwrite, will_change
     from calibrant.models.devices import resolve_device, resolve_dtype
     from calibrant.models.experts import Choices, ExpertLayer, drop_experts, expert_layers
+    from calibrant.models.heads import Heads
     from calibrant.models.opening import located, open_model, open_tokenizer
     from calibrant.models.saving import Opened, check_output, read_manifest, save, saved
     from calibrant.models.snapshot import Snapshot
@@ -17,6 +18,7 @@ __all__ = [
     "Choices",
     "Dense",
     "ExpertLayer",
+    "Heads",
     "ModelView",
     "Opened",
     "Snapshot",
