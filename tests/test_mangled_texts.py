@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from calibrant.advice.goal import parse_goal
 from calibrant.data import CalibrationSet
 from calibrant.errors import DataError, InputError, SpecError, StudyError, TargetError
 from calibrant.evaluators import evaluators
 from calibrant.methods import methods
-from calibrant.advice.goal import parse_goal
 from calibrant.study import Study, read_study
 from calibrant.study.checking import MOST_RUNS, MOST_VALUES
 from calibrant.targets import parse_target

@@ -3,8 +3,11 @@
 `Registry(package)` stands in the `__init__.py` of each folder that grows (`methods`, `allocations`, `data/sources`, `data/formats`, …).
 A file defines exactly one public class. Other packages add names through an entry point in the group of the same name, for example
 `calibrant.methods`. Listing names imports nothing; a broken file is an error when its name is used, never a name that is missing.
+
+An object of a class that no name leads to may stand where a name stands. `text` gives its text, and from then on this process reads that back.
 """
 
+import dataclasses
 import difflib
 import importlib
 import importlib.util
@@ -19,7 +22,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from calibrant.errors import SpecError
-from calibrant.spec import Call, Spec, build, parse, qualified
+from calibrant.spec import Call, Spec, build, is_foreign, parse, qualified
 
 _MISSPELT: Final = 500
 _REMEMBERED: Final = 2_000
@@ -73,8 +76,48 @@ class Registry:
         """Every name, sorted; files that begin with an underscore are not things but what things share."""
         return sorted({*self._own, *self._foreign})
 
+    def text(self, thing: Spec) -> str:
+        """The text of an object, which `build` reads back as an equal one from now on, also where nothing but the object leads to its class.
+
+        Raises `SpecError` for a class that is no frozen dataclass or has another's name, and for an object that its text doesn't say whole.
+        """
+        self._learn_all(thing)
+        text, name = str(thing), type(thing).__name__
+        try:
+            whole = self.build(text) == thing
+        except SpecError:
+            whole = False
+        if not whole:
+            raise SpecError(
+                f"{text} doesn't read back as the {self.noun} that it is written for; let {name} have numbers, texts and lists of them as its fields",
+                subject=text,
+            )
+        return text
+
+    def learn(self, cls: type[Any]) -> None:
+        """Know a class by its name from now on, in this process; one that was defined anew takes the place of the old one. Raises `SpecError`."""
+        name, taken = cls.spec_name(), None
+        if name in self._own or name in self._foreign:
+            taken = self.get(name)
+        elif (other := self._learned.get(name)) is not None and qualified(other) != qualified(cls):
+            taken = other
+        if taken not in (None, cls):
+            raise SpecError(f"{qualified(cls)} has the name of another {self.noun}, {qualified(taken)}; call it something else", subject=name)
+        if taken is None:
+            self._learned[name] = cls
+
+    def knows(self, name: str) -> bool:
+        """Whether there is a class called so: in the folder, by an entry point, or because an object of it was given."""
+        return name in self._own or name in self._foreign or name in self._learned
+
+    def learned(self) -> list[type[Any]]:
+        """The classes that only objects led to."""
+        return list(self._learned.values())
+
     def get(self, name: str) -> type[Any]:
         """The class called `name`; an unknown name is a `SpecError` with the nearest one and the whole list."""
+        if name in self._learned:
+            return self._learned[name]
         if name in self._own:
             return self._only_class(importlib.import_module(f"{self.package}.{name}"))
         if name in self._foreign:
@@ -86,10 +129,10 @@ class Registry:
         """Make the object that a text such as `sparsegpt(damp=0.02)` describes; objects are passed through."""
         if isinstance(spec, Spec):
             return spec
-        call = spec if isinstance(spec, Call) else Call(spec.strip()) if spec.strip() in self.names() else parse(spec)
+        call = spec if isinstance(spec, Call) else Call(spec.strip()) if self.knows(spec.strip()) else parse(spec)
         if not isinstance(call, Call):
             raise SpecError(f"{spec!r} is no {self.noun}; write one of {', '.join(self.names())}", subject=str(spec))
-        inner = {k: self.build(v) if isinstance(v, Call) and v.name in self.names() else v for k, v in call.arguments.items()}
+        inner = {k: self.build(v) if isinstance(v, Call) and self.knows(v.name) else v for k, v in call.arguments.items()}
         return build(self.get(call.name), inner)
 
     @cached_property
@@ -101,6 +144,21 @@ class Registry:
     @cached_property
     def _foreign(self) -> dict[str, EntryPoint]:
         return {e.name: e for e in entry_points(group=self.package) if e.name not in self._own}
+
+    @cached_property
+    def _learned(self) -> dict[str, type[Any]]:
+        return {}
+
+    def _learn_all(self, thing: Spec) -> None:
+        """Learn the class of an object, and those of the objects in it."""
+        cls = type(thing)
+        if not dataclasses.is_dataclass(cls) or cls.__hash__ is None:  # one that may change has no hash
+            raise SpecError(f"{cls.__name__} is no frozen dataclass; write @dataclass(frozen=True, repr=False) above it", subject=cls.__name__)
+        if is_foreign(cls):
+            self.learn(cls)
+        for field in dataclasses.fields(cls):
+            if isinstance(inner := getattr(thing, field.name, None), Spec):
+                self._learn_all(inner)
 
     def _a_class(self, entry: EntryPoint) -> type[Any]:
         named: object = entry.load()

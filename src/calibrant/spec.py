@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
@@ -205,6 +205,14 @@ def identity(value: Any) -> str:
     """The tagged SHA-256 of `value`'s canonical JSON, `sha256:` and 64 digits: the same in every process and on every machine."""
     text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def classes_in(value: Any) -> Iterator[type[Spec]]:
+    """Yield the class of a spec and those of the specs that are its parameters."""
+    if isinstance(value, Spec):
+        yield type(value)
+        for f in _fields(value):
+            yield from classes_in(getattr(value, f.name))
 
 
 def _fields(value: Any) -> list[dataclasses.Field[Any]]:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from calibrant.advice.goal import CORPORA, OFFLINE, default_sources, parse_goal, readable
 from calibrant.data import CalibrationSet
 from calibrant.errors import CalibrantError, DataError, SpecError
-from calibrant.advice.goal import CORPORA, OFFLINE, default_sources, parse_goal, readable
 
 
 @pytest.fixture(autouse=True)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from calibrant.advice import Recommendation, recommend
+from calibrant.advice.racing import ROUNDS, RaceResult, Standing, common_unit, plain
+from calibrant.advice.recommending import advice
 from calibrant.compare import Estimate
 from calibrant.data import CalibrationSet
 from calibrant.errors import DataError, SpecError
 from calibrant.outcomes import Score
-from calibrant.advice import Recommendation, recommend
-from calibrant.advice.racing import ROUNDS, RaceResult, Standing, common_unit, plain
-from calibrant.advice.recommending import advice
 
 from tests.trained import trained_folder
 

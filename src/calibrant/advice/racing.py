@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, final
 
+from calibrant.advice.goal import Goal
 from calibrant.compare import LEVEL, Estimate, read
 from calibrant.compare.crossed import combination
 from calibrant.compare.groups import DENSE, GroupResults, grouped
 from calibrant.errors import DataError
 from calibrant.outcomes import Score
 from calibrant.progress import Progress, silent
-from calibrant.advice.goal import Goal
 from calibrant.store import Store
 from calibrant.study import Study
 

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from calibrant.advice.goal import Goal, default_sources, parse_goal
+from calibrant.advice.racing import ROUNDS, Race, RaceResult, Standing, plain
 from calibrant.compare import LEVEL
 from calibrant.data import CalibrationSet
 from calibrant.errors import SpecError
@@ -15,8 +17,6 @@ from calibrant.mixtures import Mixture, expression, mix, uniform
 from calibrant.mixtures.mixture import BEST, UNIFORM
 from calibrant.notebook import card, listing
 from calibrant.progress import Progress, silent
-from calibrant.advice.goal import Goal, default_sources, parse_goal
-from calibrant.advice.racing import ROUNDS, Race, RaceResult, Standing, plain
 from calibrant.study import Study
 from calibrant.targets import parse_target
 
@@ -118,6 +118,11 @@ def recommend(
     are raced within `minutes` in all, against `baseline` (C4, where it can be read). All measurements lie in `folder`, which a later call continues.
 
     Raises an `InputError` for what can't be used.
+
+    >>> found = recommend("smollm2", "mine.jsonl", ["gsm8k:cot", "c4"], minutes=10)  # doctest: +SKIP
+    >>> recommend("smollm2", "gsm8k", minutes=0)
+    Traceback (most recent call last):
+    calibrant.errors.SpecError: a budget of 0 minutes leaves no time; give some above 0
     """
     began = time.perf_counter()
     if not minutes > 0:

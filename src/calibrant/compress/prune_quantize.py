@@ -11,7 +11,7 @@ from calibrant.clock import Clock
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.compress.costs import Costs, provenance
 from calibrant.compress.loop import Recipe, compress, fitting
-from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.data import CalibrationSet, Source, TokenBatch
 from calibrant.data.user_file import files_behind
 from calibrant.edits import Edit
 from calibrant.errors import OutputError, SpecError, TargetError
@@ -56,7 +56,7 @@ class Pruned:
 
 def prune(
     model: str,
-    data: str | CalibrationSet,
+    data: str | CalibrationSet | Source,
     method: str | Method = "wanda",
     target: float | str | Target | None = None,
     out: str | Path | None = None,
@@ -77,6 +77,8 @@ def prune(
     progress: Progress = silent,
 ) -> Pruned:
     """Open `model`, prune it with what `data` shows it, and save it to `out` as an ordinary Hugging Face folder.
+
+    What is named may be an object too: `data` a `CalibrationSet`, whose budget is then its own, or a source, `method` a method of your own class.
 
     `target`, or `sparsity`, is a share of every matrix (`0.5`, the usual one), N kept of every M (`"2:4"`), or of a method that drops blocks or
     experts a share of those. `allocation` shares it among the matrices, each `transform` is applied before, in order, and `export` names forms to
@@ -101,7 +103,7 @@ def prune(
 
 def quantize(
     model: str,
-    data: str | CalibrationSet | None = None,
+    data: str | CalibrationSet | Source | None = None,
     method: str | Method = "rtn",
     target: str | Target = "w4g64",
     out: str | Path | None = None,
@@ -132,7 +134,7 @@ def quantize(
         return _done(model, calibration, recipe, out, export, dtype, device, memory, profile, progress, ranks)
 
 
-def _calibration(data: str | CalibrationSet, samples: int, length: int, tokens: int | None, seed: int) -> CalibrationSet:
+def _calibration(data: str | CalibrationSet | Source, samples: int, length: int, tokens: int | None, seed: int) -> CalibrationSet:
     return data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples=samples, length=length, tokens=tokens, seed=seed)
 
 

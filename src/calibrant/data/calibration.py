@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from calibrant.data._base import Part, PerDraw, Row, Source, family_of
 from calibrant.data._draw import Deck, PartDraw, Quota, draw
 from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder
-from calibrant.data.expression import Term, term_of, written
+from calibrant.data.expression import Term, term_of, text_of_source, written
 from calibrant.data.packings._base import PAD, Frame
 from calibrant.errors import DataError
 from calibrant.foreign import brief
@@ -73,6 +73,8 @@ class CalibrationSet:
     is drawn alone. What the model's matrices see of each, divided by its own tokens, is added with the weights, as if all tokens were one set
     (MixCal, Williams et al. 2025, arXiv 2502.18424). `parts` are those of all. A mix with all the weight on one set is that set.
 
+    A source of your own stands where an expression does: `CalibrationSet(MySource(path="notes"))`. From then on its text can be part of expressions.
+
     `part` is `calibrate`, but for what `held_out` gives. Where a part is a selector, `supplied` puts in its place what it chose.
 
     Raises `SpecError` for an expression that can't be read or names what doesn't exist, `DataError` for parts that don't fit together or a budget
@@ -89,9 +91,9 @@ class CalibrationSet:
     mix: Mix | None
     part: Part
 
-    def __init__(self, expr: str, samples: int = 128, length: int = 2048, tokens: int | None = None, seed: int = 0) -> None:
+    def __init__(self, expr: str | Source, samples: int = 128, length: int = 2048, tokens: int | None = None, seed: int = 0) -> None:
         check_budget(samples, length, tokens, seed)
-        read = read_set(expr)
+        read = read_set(text_of_source(expr) if isinstance(expr, Source) else expr)
         mix = read if isinstance(read, Mix) and len(read.parts) != 1 else None
         mixed = tuple(CalibrationSet(part, samples, length, tokens, seed) for part in mix.parts) if mix else ()
         mix = replace(mix, parts=tuple(map(str, mixed))) if mix else None

@@ -9,7 +9,7 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, Final
 
-from calibrant.data._base import FIELDS, Format, Source, family_of
+from calibrant.data._base import FIELDS, Format, PerDraw, Source, family_of
 from calibrant.data.formats import formats
 from calibrant.data.packings import packings
 from calibrant.data.packings._base import Packing
@@ -72,14 +72,23 @@ def written(terms: Sequence[Term]) -> str:
     return " + ".join(f"{number}*{term}" for number, term in zip(numbers([term.share for term in terms]), terms, strict=True))
 
 
-def parse_source(text: str | Call | File, columns: Mapping[str, Any] = MappingProxyType({})) -> Source:
+def text_of_source(source: Source) -> str:
+    """Return the text of a source, or a selector, which is read back as an equal one from now on. `SpecError` where it can't be."""
+    if isinstance(source, UserFile):
+        return str(source)
+    return (selectors if isinstance(source, PerDraw) else sources).text(source)
+
+
+def parse_source(text: str | Call | File | Source, columns: Mapping[str, Any] = MappingProxyType({})) -> Source:
     """Return the source that a name or a path stands for, with its arguments if it has any; `columns` are more of a user's file's."""
+    if isinstance(text, Source):
+        text = text_of_source(text)
     call = read_source(text) if isinstance(text, str) else text
     if isinstance(call, File):
         user_path(call.path, DataError)
         return build(UserFile, {"path": call.path, **call.arguments, **columns})
     name = call.name
-    if name not in sources.names() and (name in selectors.names() or did_you_mean(name, selectors.names())):
+    if not sources.knows(name) and (selectors.knows(name) or did_you_mean(name, selectors.names())):
         # What stands in a selector's brackets may be a set in itself, quoted or not: it is read by the selector.
         inner = {key: text_of(value) if isinstance(value, Call) else value for key, value in call.arguments.items()}
         return build(selectors.get(name), inner)

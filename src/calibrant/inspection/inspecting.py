@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms
-from calibrant.data import CalibrationSet, TokenBatch, micro_batches
+from calibrant.data import CalibrationSet, Source, TokenBatch, micro_batches
 from calibrant.data.calibration import KINDS
 from calibrant.errors import NumericsError
 from calibrant.inspection.facts import Inspection, inspect_tokens
@@ -33,7 +33,7 @@ TOKENS_PER_PASS: Final = 2_048
 
 
 def inspect(
-    data: str | CalibrationSet,
+    data: str | Source | CalibrationSet,
     model: str | Opened | None = None,
     *,
     against: Sequence[str] = (),

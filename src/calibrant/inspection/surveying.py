@@ -49,7 +49,7 @@ class SourceCheck:
 
 
 def survey(
-    names: Sequence[str] = (),
+    names: Sequence[str | Source] = (),
     model: str | PreTrainedTokenizerBase = "smollm2",
     *,
     tokens: int = 8192,
@@ -58,7 +58,12 @@ def survey(
 ) -> list[SourceCheck]:
     """Try the sources `names`, or all there are, in every format: `tokens` real tokens in windows of `length`.
 
-    `model` names whose tokenizer reads them, or is a tokenizer itself.
+    `model` names whose tokenizer reads them, or is a tokenizer itself. A source of your own stands as an object where a name does. Raises an
+    `InputError` for a source or a model that isn't there.
+
+    >>> from calibrant.testing import tiny_tokenizer
+    >>> [check.format for check in survey(["full_stops"], tiny_tokenizer(), tokens=64, length=32) if check.verdict == "works"]
+    ['text']
     """
     tokenizer = open_tokenizer(model)[0] if isinstance(model, str) else model
     chosen = [parse_source(name) for name in names or sources.names()]

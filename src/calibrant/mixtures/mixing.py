@@ -68,6 +68,11 @@ def mix(
 
     The mixture is never worse, by its own measure, than the best source alone and the uniform mixture. Raises an `InputError` for anything that
     can't be used.
+
+    >>> from calibrant.testing import tiny_folder
+    >>> found = mix(str(tiny_folder("tiny")), ["python_docs", "python_code"], tokens=512, length=64, folder=Path("mixing"))
+    >>> sorted(found.weights), len(found.rows)
+    (['python_code', 'python_docs'], 4)
     """
     built, target = methods.build(method), sparsity if isinstance(sparsity, Target) else parse_target(sparsity)
     built.check(target)

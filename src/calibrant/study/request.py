@@ -1,7 +1,7 @@
 """What a study is to make, run by run, and what came of it: plain data."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from calibrant.grammar import SetLabel
 from calibrant.notebook import card, listing
 from calibrant.spec import canonical, identity
 from calibrant.store import Cell, revisions
+from calibrant.study.objects import arrived, travelling
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,11 @@ class Workload:
     reading: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain data, for another process: specs and sets as their texts, which it reads with registries of its own."""
+        """The same as plain data, for another process: specs and sets as texts, which its registries read, and where classes of your own are."""
         sets = [request.calibration for request in self.requests]
         return {
             **{name: value for name, value in vars(self).items() if name not in ("requests", "evaluators")},
+            "classes": travelling(self._things()),
             "chosen": sorted(self.chosen),
             "evaluators": list(self.evaluators),
             "sets": [None if of is None else [of.expr, of.samples, of.length, of.budget, of.seed] for of in sets],
@@ -95,13 +97,21 @@ class Workload:
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> "Workload":
         """Return the workload that `to_json` wrote. Raises `InputError` where something that it names isn't there any more."""
-        fields = {name: value for name, value in plain.items() if name not in ("sets", "recipes")}
+        arrived(plain["classes"])
+        fields = {name: value for name, value in plain.items() if name not in ("sets", "recipes", "classes")}
         # A set of the user's own files looks into them when it is built: once is enough.
         built = {json.dumps(of): CalibrationSet(*of) for of in plain["sets"] if of is not None}
         sets = [None if of is None else built[json.dumps(of)] for of in plain["sets"]]
         requests = [RunRequest(model, of, Recipe.parse(*texts)) for (model, *texts), of in zip(plain["recipes"], sets, strict=True)]
         evaluators_ = {text: evaluators.build(text) for text in plain["evaluators"]}
         return cls(**{**fields, "requests": tuple(requests), "chosen": frozenset(plain["chosen"]), "evaluators": evaluators_})
+
+    def _things(self) -> Iterator[Any]:
+        """Yield every object that a class of somebody's own may be behind."""
+        yield from self.evaluators.values()
+        for request in self.requests:
+            yield from (request.recipe.method, request.recipe.allocation, *request.recipe.transforms)
+            yield from (term.source for term in (request.calibration.parts if request.calibration else ()))
 
     @property
     def models(self) -> list[str]:

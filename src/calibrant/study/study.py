@@ -2,15 +2,15 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, InitVar, dataclass, field, fields
 from functools import cache
-from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from calibrant.allocations import Allocation
 from calibrant.compress import Recipe
-from calibrant.data import CalibrationSet
+from calibrant.data import CalibrationSet, Source
 from calibrant.errors import SpecError, StudyError
 from calibrant.evaluators import Evaluator, leaks, refuse
 from calibrant.methods import Method, methods
@@ -20,13 +20,25 @@ from calibrant.registry import did_you_mean
 from calibrant.store import Store
 from calibrant.study.cells import DENSE, Labels
 from calibrant.study.cells import propagation as propagated
-from calibrant.study.checking import MOST_VALUES, Mistakes, StudyContents, StudyReader
+from calibrant.study.checking import Mistakes, StudyContents, StudyReader
 from calibrant.study.contrasts import read_contrasts
+from calibrant.study.objects import BUDGET, as_file
 from calibrant.study.request import RunRequest, StudyResult, Workload, digests_of
 from calibrant.study.workers import answer, check
+from calibrant.targets import Target
+from calibrant.transforms import Transform
 
 SINGULAR: Final = {"models": "model", "methods": "method", "sparsities": "sparsity", "transforms": "transform"}
 """The keys of a study file whose fields have another name."""
+WORDS: Final = {
+    "model": "models",
+    "method": "methods",
+    "sparsity": "sparsities",
+    "target": "sparsities",
+    "transform": "transforms",
+    "seed": "seeds",
+}
+"""Other words for the lists, in the order of their fields."""
 LATER_DEFAULTS: Final = {"edits_gb": 8.0}
 """Keys that came after the first studies were stored; a study with this value of them has the same text as before."""
 MAY_BE_EMPTY: Final = ("tokens", "propagate", "transforms", "baseline", "groups", "exclude", "pools", "primary")
@@ -37,12 +49,15 @@ MAY_BE_EMPTY: Final = ("tokens", "propagate", "transforms", "baseline", "groups"
 class Study:
     """Every model × calibration set × method × target × draw, and the evaluators to measure each with.
 
-    A single value stands for a list of one. `seeds` are calibration draws. The dense model is always among the runs; methods that look at no
-    data (magnitude) have one run for each target, whatever the sets. `sparsities` are targets of all kinds; each method must accept its
-    targets, so methods that remove and methods that round stand in groups of their own. `propagate=None` means `dense` for methods that only
-    score and `arrival` for methods that update the weights they keep. With `masks`, a bit for each weight is kept in the store, so that a later
-    measurement needs no new pruning; without `quotes`, no excerpt of a calibration set, also where its licence allows one. Rows of a user's file
-    that are also measured stop the study, unless `allow_leak`; records then keep their number.
+    A single value stands for a list of one, and an object for its text: `Study(model="smollm2", data=MySource(), method=[MyMethod(), "wanda"])`.
+    `model`, `method`, `sparsity`, `target`, `transform` and `seed` are other words for the lists.
+
+    `seeds` are calibration draws. The dense model is always among the runs; methods that look at no data (magnitude) have one run for each
+    target, whatever the sets. `sparsities` are targets of all kinds; each method must accept its targets, so methods that remove and methods
+    that round stand in groups of their own. `propagate=None` means `dense` for methods that only score and `arrival` for methods that update
+    the weights they keep. With `masks`, a bit for each weight is kept in the store, so that a later measurement needs no new pruning; without
+    `quotes`, no excerpt of a calibration set, also where its licence allows one. Rows of a user's file that are also measured stop the study,
+    unless `allow_leak`; records then keep their number.
 
     With `groups`, each a mapping of axes (`model`, `data`, `method`, `sparsity`, `seeds`, `propagate`) to what stands in their place, the study is
     the union of the grids that they make; `exclude` leaves out the cells that match every key of an entry. `baseline` is the set that others
@@ -53,18 +68,18 @@ class Study:
     Raises `StudyError`, with every mistake at once, when the study is built.
     """
 
-    models: Sequence[str] | str
-    data: Sequence[str] | str
-    methods: Sequence[str] | str = ("wanda", "magnitude")
-    sparsities: Sequence[float | str] | float | str = (0.5,)
+    models: Sequence[str] | str = ()
+    data: Sequence[str | CalibrationSet | Source] | str | CalibrationSet | Source = ()
+    methods: Sequence[str | Method] | str | Method = ("wanda", "magnitude")
+    sparsities: Sequence[float | str | Target] | float | str | Target = (0.5,)
     seeds: Sequence[int] | int = (0,)
-    evaluate: Sequence[str] | str = ("loss(source=wikitext)",)
+    evaluate: Sequence[str | Evaluator] | str | Evaluator = ("loss(source=wikitext)",)
     samples: int = 128
     length: int = 2048
     tokens: int | None = None
     propagate: str | None = None
-    allocation: str = "uniform"
-    transforms: Sequence[str] | str = ()
+    allocation: str | Allocation = "uniform"
+    transforms: Sequence[str | Transform] | str | Transform = ()
     dtype: str = "auto"
     device: str = "auto"
     masks: bool = True
@@ -78,10 +93,27 @@ class Study:
     statistics_gb: float = 8.0
     edits_gb: float = 8.0
     _contents: StudyContents = field(init=False, repr=False, compare=False)
+    model: InitVar[Sequence[str] | str | None] = None
+    method: InitVar[Sequence[str | Method] | str | Method | None] = None
+    sparsity: InitVar[Sequence[float | str | Target] | float | str | Target | None] = None
+    target: InitVar[Sequence[float | str | Target] | float | str | Target | None] = None
+    transform: InitVar[Sequence[str | Transform] | str | Transform | None] = None
+    seed: InitVar[Sequence[int] | int | None] = None
 
-    def __post_init__(self) -> None:
-        entries = {f.name: _as_file(getattr(self, f.name)) for f in fields(self) if f.init}
+    def __post_init__(self, *otherwise: Any) -> None:
         mistakes = Mistakes()
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        for word, value in zip(WORDS, otherwise, strict=True):
+            if value is None:
+                continue
+            name = WORDS[word]
+            if given[name] != _DEFAULTS[name]:
+                mistakes.add((word,), f"{word} says the same as {name}; leave one out")
+            given[name] = value
+        budget = [given[name] for name in BUDGET]
+        entries = {name: as_file(value, (SINGULAR.get(name, name),), budget, mistakes) for name, value in given.items()}
+        if mistakes.entries:
+            raise StudyError(mistakes.problems())
         object.__setattr__(self, "_contents", read(entries, mistakes))
         if mistakes.entries:
             raise StudyError(mistakes.problems())
@@ -131,7 +163,7 @@ class Study:
             how = propagate or self.propagation(method)
             if method == DENSE:  # the model as it came, whatever is done to it for the other methods
                 return Recipe.parse(method, target, how)
-            return Recipe.parse(method, target, how, self.allocation, tuple(self.transforms))
+            return Recipe.parse(method, target, how, self.allocation, tuple(cast("Sequence[str]", self.transforms)))
 
         return [
             RunRequest(of.model, calibration(of.data, of.seed) if of.data else None, recipe(of.method, of.target, of.propagate))
@@ -199,20 +231,16 @@ class Study:
         )
 
 
+_DEFAULTS: Final = {f.name: f.default_factory() if f.default is MISSING and f.default_factory is not MISSING else f.default for f in fields(Study)}
+"""What each entry is where a study doesn't say it."""
+
+
 def read(entries: Mapping[str, Any], mistakes: Mistakes) -> StudyContents:
     """Read a study's entries, by the names of the fields of `Study`, what is left out at its default; what is wrong with it goes to `mistakes`."""
-    defaults = {f.name: f.default_factory() if f.default is MISSING and f.default_factory is not MISSING else f.default for f in fields(Study)}
-    whole = {name: () if value is MISSING else value for name, value in {**defaults, **entries}.items()}
+    whole = {name: () if value is MISSING else value for name, value in {**_DEFAULTS, **entries}.items()}
     reader = StudyReader({SINGULAR.get(name, name): value for name, value in whole.items()}, mistakes)
     contents = reader.grid()
     return contents if reader.refused else read_contrasts(reader)
-
-
-def _as_file(value: Any) -> Any:
-    """Return a value as a study file would hold it: any sequence as a list, and of what has no end enough to see that it is too long."""
-    if isinstance(value, Mapping):
-        return {key: _as_file(item) for key, item in value.items()}
-    return value if isinstance(value, str) or not isinstance(value, Iterable) else [_as_file(item) for item in islice(value, MOST_VALUES + 1)]
 
 
 def _frozen(value: Any, listed: bool = False) -> Any:

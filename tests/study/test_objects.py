@@ -1,0 +1,162 @@
+"""Objects stand where names do: in calibration sets, in the whole jobs, and in studies, with workers too."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import calibrant
+from calibrant import CalibrationSet, Study, prune
+from calibrant.data import parse_source
+from calibrant.errors import SpecError, StudyError
+from calibrant.evaluators import evaluate
+from calibrant.evaluators.loss import Loss
+from calibrant.inspection import inspect, survey
+from calibrant.methods import MatrixMethod, methods
+from calibrant.methods.wanda import Wanda
+from calibrant.report import report
+from calibrant.spec import canonical
+from calibrant.study.request import Workload
+from calibrant.targets import parse_target
+from calibrant.testing import tiny_folder, tiny_tokenizer
+
+from tests.study.own import Counting, Leading, OwnLoss
+from tests.study.small import asked, results, texts
+
+BUDGET: dict[str, Any] = {"samples": 4, "length": 32}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return texts(tmp_path_factory.mktemp("given") / "texts")
+
+
+def test_a_calibration_set_of_a_source_reads_back_from_its_text():
+    own = CalibrationSet(Counting(first=7), **BUDGET)
+    assert str(own) == "Counting(first=7)"
+    assert own.parts[0].source == Counting(first=7)
+    mixed = CalibrationSet("0.5*Counting(first=7) + 0.5*random_tokens", **BUDGET)
+    assert [str(part.source) for part in mixed.parts] == ["Counting(first=7)", "random_tokens"]
+    assert own.tokens(tiny_tokenizer()).fingerprint == CalibrationSet(str(own), **BUDGET).tokens(tiny_tokenizer()).fingerprint
+    assert CalibrationSet(parse_source("gsm8k")).expr == CalibrationSet("gsm8k").expr
+    assert CalibrationSet(parse_source("cluster(source='c4')")).expr == CalibrationSet("cluster(source='c4')").expr
+
+
+def test_the_whole_jobs_take_objects(tmp_path: Path):
+    model = str(tiny_folder(tmp_path / "tiny", num_hidden_layers=2))
+    done = prune(model, Counting(), Leading(scale=0.5), 0.5, **BUDGET)
+    assert done.record.run.method == {"spec": "Leading", "class": "tests.study.own:Leading", "revision": 1, "scale": 0.5}
+    assert done.record.run.id == prune(model, CalibrationSet(Counting(), **BUDGET), Leading(scale=0.5), 0.5).record.run.id
+    assert done.record.run.id != prune(model, Counting(), "wanda", 0.5, **BUDGET).record.run.id
+    (measured,) = evaluate(model, [OwnLoss("python_docs", tokens=200, length=64)])
+    assert measured.score.value > 0
+    assert inspect(Counting(), **BUDGET).tokens > 0
+    (check, *_) = survey([Counting()], tiny_tokenizer(), tokens=64, length=32)
+    assert check.source == "Counting"
+
+
+def test_a_study_of_objects_is_that_of_their_texts(given: dict[str, str], tmp_path: Path):
+    loss = Loss(given["verse"], tokens=200, length=64)
+    of_objects = Study(
+        model=given["model"],
+        data=[CalibrationSet("random_tokens", **BUDGET), Counting()],
+        method=[Wanda(), Leading()],
+        target=parse_target("0.5"),
+        evaluate=[loss, OwnLoss(given["verse"], tokens=200, length=64)],
+        dtype="float32",
+        **BUDGET,
+    )
+    assert of_objects.methods == ("wanda", "Leading")
+    assert of_objects.data == ("random_tokens", "Counting")
+    assert of_objects.evaluators()[str(loss)] == loss
+    measures = list(of_objects.evaluators())
+    assert of_objects == asked(given, data=["random_tokens", "Counting"], methods=["wanda", "Leading"], sparsities="0.5", evaluate=measures)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert of_objects.run(one).failures == {}
+    assert of_objects.run(two, workers=2).failures == {}
+    assert results(one) == results(two)
+    (ranking,) = report(one).comparison.rankings
+    assert {entry.name for entry in (*ranking.entries, *ranking.baselines)} == {"random_tokens", "Counting", "Leading"}
+    assert '"class": "tests.study.own:Leading"' in "".join(path.read_text() for path in one.glob("runs/*/record.json"))
+
+
+@pytest.mark.parametrize(
+    ("singular", "plural", "value"),
+    [
+        ("model", "models", ["a", "b"]),
+        ("method", "methods", "sparsegpt"),
+        ("sparsity", "sparsities", [0.25, "2:4"]),
+        ("target", "sparsities", 0.25),
+        ("seed", "seeds", 3),
+    ],
+)
+def test_one_word_is_as_good_as_the_other(singular: str, plural: str, value: Any):
+    usual: dict[str, Any] = {"models": "m", "data": "random_tokens", "methods": "wanda"}
+    plain = Study(**{**usual, plural: value})
+    if singular in ("model", "method"):
+        del usual[plural]
+    changed: dict[str, Any] = {**usual, singular: value}
+    assert Study(**changed) == plain
+    assert replace(Study(**changed), samples=64).samples == 64
+    with pytest.raises(StudyError, match=f"{singular} says the same as {plural}; leave one out"):
+        Study(**{**usual, plural: ["x"] if plural != "seeds" else 9, singular: value})
+
+
+def test_a_set_with_a_budget_of_its_own_is_refused_in_a_study():
+    with pytest.raises(StudyError, match=r"in a study all sets have the study's, samples=8, length=2048; give its text, 'random_tokens'"):
+        Study(model="m", data=CalibrationSet("random_tokens", samples=4), samples=8)
+    with pytest.raises(StudyError, match="a draw of its own"):
+        Study(model="m", data=[CalibrationSet("random_tokens", seed=1)])
+
+
+def test_what_cannot_travel_is_said_before_any_worker_starts(given: dict[str, str], tmp_path: Path):
+    @dataclass(frozen=True, repr=False)
+    class Here(Leading):
+        """A class that no other process can import."""
+
+    study = asked(given, methods=[Here()])
+    with pytest.raises(SpecError, match=r"Here is defined within a function, where other processes can't import it; put it at the top of a file"):
+        study.run(tmp_path / "store", workers=2)
+    with pytest.raises(SpecError, match=r"tests\.study\.own:Gone can't be imported here"):
+        Workload.from_json({**study_plain(given), "classes": {"calibrant.methods": ["tests.study.own:Gone"]}})
+
+
+def study_plain(given: dict[str, str]) -> dict[str, Any]:
+    """A study's workload as it goes to workers."""
+    return asked(given).workload().to_json()
+
+
+def test_a_class_that_cannot_be_written_is_said():
+    @dataclass
+    class Loose(MatrixMethod):
+        """One whose fields may change."""
+
+        def compress(self, weight: Any, seen: Any, target: Any) -> Any:
+            """Isn't called."""
+
+    @dataclass(frozen=True, repr=False)
+    class Opaque(Leading):
+        anything: object = None
+
+    with pytest.raises(SpecError, match="Loose is no frozen dataclass"):
+        methods.text(Loose())
+    with pytest.raises(SpecError, match="doesn't read back as the method"):
+        methods.text(Opaque(anything=object()))
+
+
+def test_two_classes_of_one_name_are_said():
+    first = type("Leading", (Leading,), {"__module__": "elsewhere", "__doc__": "Another."})
+    methods.text(Leading())
+    with pytest.raises(SpecError, match=r"elsewhere:Leading has the name of another method, tests\.study\.own:Leading"):
+        methods.text(first())
+
+
+def test_the_identity_of_an_object_has_its_class():
+    assert canonical(Leading())["class"] == "tests.study.own:Leading"
+
+
+def test_recommend_mix_and_survey_are_public():
+    assert callable(calibrant.recommend)
+    assert callable(calibrant.mix)
+    assert callable(calibrant.survey)
