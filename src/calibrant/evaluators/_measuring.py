@@ -13,7 +13,7 @@ from calibrant.data.user_file import UserFile, files_behind
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Evaluator, Subject
 from calibrant.inspection.leaks import LeakCount, RowFingerprints, find_leaks, serious
-from calibrant.models import Opened, open_model, read_manifest
+from calibrant.models import Opened, home_of, open_model, read_manifest
 from calibrant.models.cache import cache_folder
 from calibrant.outcomes import Journal, Measurement, Score
 from calibrant.process import freed_memory_kept
@@ -45,7 +45,7 @@ def evaluate(
     chosen: list[Evaluator] = [evaluators.build(task) for task in ([tasks] if isinstance(tasks, str | Evaluator) else tasks)]
     if limit is not None:
         chosen = [task.limited(limit) for task in chosen]
-    folder = model.name if isinstance(model, Opened) else model
+    folder = str(home_of(model.name if isinstance(model, Opened) else model))
     manifest = read_manifest(folder)
     leaked = [calibrated_on(manifest, folder, task) for task in chosen]
     if any(leaked) and not allow_leak:

@@ -70,9 +70,7 @@ def compared(imatrix: Imatrix, other: Imatrix | None = None) -> ImatrixSummary:
 
 
 def _alike(one: ImatrixEntry, other: ImatrixEntry) -> float:
-    logs = [np.log(np.maximum(entry.importance.astype(np.float64).ravel(), 1e-30)) for entry in (one, other)]
-    if np.array_equal(*logs) or np.ptp(logs[0] - logs[1]) < 1e-9:
+    mine, theirs = (np.log(np.maximum(entry.importance.astype(np.float64).ravel(), 1e-30)) for entry in (one, other))
+    if np.ptp(mine - theirs) < 1e-9:
         return 1.0
-    if min(np.ptp(log) for log in logs) == 0:
-        return 0.0
-    return float(np.corrcoef(*logs)[0, 1])
+    return float(np.corrcoef(mine, theirs)[0, 1]) if min(np.ptp(mine), np.ptp(theirs)) > 0 else 0.0

@@ -8,7 +8,7 @@ with uncollected():
     from calibrant.models.experts import Choices, ExpertLayer, drop_experts, expert_layers
     from calibrant.models.heads import Heads
     from calibrant.models.opening import located, open_model, open_tokenizer
-    from calibrant.models.saving import Opened, check_output, read_manifest, save, saved
+    from calibrant.models.saving import Opened, check_output, home_of, read_manifest, save, saved
     from calibrant.models.snapshot import Snapshot
     from calibrant.models.stream import Stream
     from calibrant.models.viewing import Block, Dense, ModelView, Weight, check_finite, view
@@ -28,6 +28,7 @@ __all__ = [
     "check_output",
     "drop_experts",
     "expert_layers",
+    "home_of",
     "located",
     "open_model",
     "open_tokenizer",

@@ -60,11 +60,13 @@ class Room:
 def read_config(folder: Path, ref: str, room: Room, trust: bool) -> PreTrainedConfig:
     """Return the configuration of a causal language model.
 
-    Raises `ModelError` for everything that `check_raw` does, for a model that doesn't predict the next token, and for one that is quantized.
+    Raises `ModelError` for everything that `check_raw` does, and for a model that doesn't predict the next token. What a file says of its
+    quantization is forgotten: `packed_folder` reads that.
     """
     check_raw(folder, ref, room, trust)
     with opening_by_transformers(ref):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    vars(config).pop("quantization_config", None)
     check_sizes(config, ref)
     if type(config).__module__.startswith("transformers."):
         _check_causal(config, ref)
@@ -152,7 +154,7 @@ def _check_type(raw: Mapping[str, Any], ref: str, trust: bool) -> None:
 
 
 def _check_causal(config: PreTrainedConfig, ref: str) -> None:
-    """Raise `ModelError` for a model that doesn't predict the next token, or is quantized already."""
+    """Raise `ModelError` for a model that doesn't predict the next token."""
     classes = {c.__name__ for c in _flat(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])} if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else set[str]()
     named = config.architectures or sorted(classes)[:1]
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
@@ -160,10 +162,6 @@ def _check_causal(config: PreTrainedConfig, ref: str) -> None:
     if not classes.intersection(named):
         what = ", ".join(named) or config.model_type
         raise ModelError(f"{ref} is no causal language model ({what}); give one that predicts the next token, such as smollm2", subject=ref)
-    already = getattr(config, "quantization_config", None)
-    if already:
-        method = already.get("quant_method", "unknown") if isinstance(already, dict) else getattr(already, "quant_method", "unknown")
-        raise ModelError(f"{ref} is quantized already ({method}); give the model before its quantization", subject=ref)
 
 
 def _flat(classes: Any) -> tuple[type, ...]:

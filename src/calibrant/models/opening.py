@@ -29,8 +29,9 @@ from calibrant.models.configuring import Room, opening_by_transformers, read_con
 from calibrant.models.devices import resolve_device, resolve_dtype
 from calibrant.models.folder import PICKLES, file_digest, folder_digest, weight_files
 from calibrant.models.gguf_file import gguf_tokenizer, open_gguf
+from calibrant.models.packed_folder import packed_folder
 from calibrant.models.quiet import quiet, quoted
-from calibrant.models.saving import Opened, forget_quantization, read_manifest
+from calibrant.models.saving import Opened, forget_quantization, home_of, read_manifest
 from calibrant.models.tokenizing import check_ids, folder_tokenizer
 from calibrant.registry import did_you_mean
 
@@ -70,7 +71,7 @@ def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote
                 model, tokenizer = _open_folder(path, weights, ref, kind, trust)
             digest = digested.result()
             # What a model that we saved says about its origin stays true of everything measured on it.
-            note = str((read_manifest(path) or {}).get("note", ""))
+            note = str((read_manifest(home_of(path)) or {}).get("note", ""))
         else:
             digest = file_digest(path)
             model, tokenizer, note = open_gguf(path, kind, digest)
@@ -150,6 +151,8 @@ def _from_hub(ref: str, files: Sequence[str], local: bool) -> Path:
 
 def _open_folder(path: Path, weights: Sequence[Path], ref: str, dtype: torch.dtype, trust: bool) -> tuple[PreTrainedModel, Any]:
     stored = stored_tensors(weights)
+    packed = packed_folder(path, ref, weights, stored)
+    stored = stored if packed is None else packed.tensors
     config = read_config(path, ref, Room.of([tensor.shape for tensor in stored.values()]), trust)
     with opening_by_transformers(ref):
         empty = outline(config)
@@ -158,7 +161,10 @@ def _open_folder(path: Path, weights: Sequence[Path], ref: str, dtype: torch.dty
         check_types(empty, stored, ref)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with opening_by_transformers(ref):
-        model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(path, config=config, trust_remote_code=trust, **options))
+        if packed is not None and empty is not None:
+            model, loaded = packed.model(type(empty), path, weights, config, dtype)
+        else:
+            model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(path, config=config, trust_remote_code=trust, **options))
     check_complete(loaded, ref)
     tokenizer = folder_tokenizer(path, ref, trust)
     check_ids(tokenizer, model, ref)

@@ -129,6 +129,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     return manifest if isinstance(manifest, dict) else None
 
 
+def home_of(ref: str | Path) -> Path:
+    """Return the folder whose manifest is about the model that `ref` names: that itself, or the folder that we saved which holds it as an export."""
+    path = Path(ref)
+    return path.parent if not (path / MANIFEST).exists() and path.exists() and read_manifest(path.parent) is not None else path
+
+
 def _description(folder: Path) -> str:
     """What a finished folder of ours holds, in words."""
     manifest = read_manifest(folder)

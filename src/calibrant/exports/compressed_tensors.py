@@ -1,0 +1,123 @@
+"""The form that vLLM, SGLang and transformers read: compressed-tensors' `pack-quantized`, written without that library."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from calibrant.durable import usual_rights
+from calibrant.edits import Replace
+from calibrant.errors import OutputError
+from calibrant.exports._base import CompressedModel, Export
+from calibrant.methods import Method
+from calibrant.models import ModelView
+from calibrant.models.folder import CONFIG, INDEX, WEIGHTS
+from calibrant.models.packed_folder import FORMAT, METHOD, PACKED, SCALE, SHAPE, pack_codes
+from calibrant.packed import Codes
+from calibrant.targets import Grid, Target
+
+FOLDER: Final = "compressed_tensors"
+
+
+@dataclass(frozen=True, repr=False)
+class CompressedTensors(Export):
+    """Writes codes and scales of 2 to 8 bits, symmetric, into the folder `compressed_tensors`, as vLLM, SGLang and transformers read them.
+
+    `ignore` in its configuration lists every linear layer that is dense. Readers have kernels for 4 and 8 bits; transformers opens all.
+    """
+
+    def check(self, method: Method, target: Target, view: ModelView) -> None:
+        if not isinstance(target, Grid):
+            raise OutputError(
+                f"{self} holds codes of a grid, and {target} is none; leave --export {self} out, or quantize to w4g64", subject=str(self)
+            )
+        if not target.symmetric:
+            symmetric = Grid(target.bits, target.group)
+            raise OutputError(
+                f"{self} holds symmetric codes, since most readers can't open others, and {target} has zero points; quantize to {symmetric}",
+                subject=str(target),
+            )
+        if odd := next((weight for weight in view.weights if not _plain(weight.owner)), None):
+            where = f"{odd.name} is in a {type(odd.owner).__name__}"
+            raise OutputError(f"{self} holds linear layers, and {where}; leave --export {self} out", subject=odd.name)
+
+    def write(self, compressed: CompressedModel, folder: Path) -> None:
+        packed = dict(_packed(compressed))
+        if not packed:
+            raise OutputError(f"{self} found no codes in what {compressed.record.run.target} made; leave --export {self} out", subject=str(self))
+        place, places, size = folder / FOLDER, dict[str, str](), 0
+        place.mkdir()
+        for file in sorted(folder.glob("*.safetensors")):
+            tensors = dict(_tensors(file, packed))
+            with usual_rights(place / file.name):
+                save_file(tensors, place / file.name, metadata={"format": "pt"})
+            places |= dict.fromkeys(tensors, file.name)
+            size += sum(tensor.nbytes for tensor in tensors.values())
+        if set(places.values()) != {WEIGHTS}:
+            _write(place / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+        for file in folder.iterdir():
+            if file.is_file() and file.suffix != ".safetensors" and file.name not in (CONFIG, INDEX):
+                shutil.copy(file, place / file.name)
+        linears = [name for name, module in compressed.opened.model.named_modules() if isinstance(module, nn.Linear)]
+        settings = _settings({name: codes.grid for name, codes in packed.items()}, [name for name in linears if name not in packed])
+        _write(place / CONFIG, {**json.loads((folder / CONFIG).read_text(encoding="utf-8")), "quantization_config": settings})
+
+
+def _plain(owner: nn.Module) -> bool:
+    return isinstance(owner, nn.Linear)
+
+
+def _packed(compressed: CompressedModel) -> Iterator[tuple[str, Codes]]:
+    """The codes of each matrix, by its name now, where they are still what the model holds."""
+    codes = {id(e.weight.owner): e.compressed.packed for e in compressed.edits if isinstance(e, Replace) and isinstance(e.compressed.packed, Codes)}
+    for weight in compressed.view.weights:
+        packed = codes.get(id(weight.owner))
+        if packed is not None and packed.zeros is None and torch.equal(packed.dense(), weight.get()):
+            yield weight.name, packed
+
+
+def _tensors(file: Path, packed: Mapping[str, Codes]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of one file of the dense folder, codes in the place of those matrices that have some."""
+    with safe_open(file, framework="pt") as dense:
+        for name in dense.keys():  # noqa: SIM118  # no mapping
+            codes = packed.get(module := name.removesuffix(".weight"))
+            if codes is None or module == name:
+                yield name, dense.get_tensor(name)
+                continue
+            yield f"{module}.{PACKED}", pack_codes(codes.codes, codes.grid.bits)
+            yield f"{module}.{SCALE}", codes.scales.cpu().contiguous()
+            yield f"{module}.{SHAPE}", torch.tensor(codes.codes.shape, dtype=torch.int64)
+
+
+def _settings(grids: Mapping[str, Grid], dense: list[str]) -> dict[str, Any]:
+    """What the configuration says: a group for each grid, which names its matrices where there are several grids."""
+    kinds = list(dict.fromkeys(grids.values()))
+    groups = {
+        f"group_{number}": {
+            "targets": ["Linear"] if len(kinds) == 1 else [name for name, one in grids.items() if one == grid],
+            "input_activations": None,
+            "output_activations": None,
+            "weights": {
+                "num_bits": grid.bits,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "channel" if grid.group is None else "group",
+                "group_size": grid.group,
+                "dynamic": False,
+            },
+        }
+        for number, grid in enumerate(kinds)
+    }
+    about = {"quant_method": METHOD, "format": FORMAT, "quantization_status": "compressed", "kv_cache_scheme": None}
+    return {**about, "config_groups": groups, "ignore": dense}
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
