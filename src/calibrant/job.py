@@ -17,6 +17,7 @@ from calibrant.models import Block, ModelView, Opened, Weight
 from calibrant.progress import Progress, silent
 from calibrant.targets import Target
 from calibrant.walk import TOKENS_PER_PASS, Propagation, walk
+from calibrant.walk.attention import Weigh
 from calibrant.walk.observing import blocks_seen, untouched
 from calibrant.walk.ranks import ALONE, Ranks
 
@@ -50,17 +51,17 @@ class Job:
         """The first block of which no matrix was replaced before an interruption."""
         return max((edit.block for edit in self.done if edit.block is not None), default=-1) + 1
 
-    def walk(self, observes: tuple[type[Statistic], ...]) -> Iterator[tuple[Weight, Seen]]:
-        """Yield each matrix that is still to be compressed with what it saw, as the propagation says.
+    def walk(self, observes: tuple[type[Statistic], ...], weigh: Weigh | None = None) -> Iterator[tuple[Weight, Seen]]:
+        """Yield each matrix that is still to be compressed with what it saw, as the propagation says; `weigh` weighs tokens block by block.
 
         A matrix that no token reached isn't yielded. An edit of the matrix is applied before the next one is asked for. Raises `WalkError`
         and `NumericsError` as `calibrant.walk.walk` does.
         """
         if self.propagate == "dense" and self.batch is not None and observes and (self.statistics or self.batch.mixed):
             root = self.statistics if set(self.applied_kinds) <= {Replace.kind} else None  # what is kept there is of the model with all its parts
-            how = {"start": self.start, "root": root, "kinds": self.kinds, "progress": self.progress, "ranks": self.ranks}
+            how = {"start": self.start, "root": root, "kinds": self.kinds, "progress": self.progress, "ranks": self.ranks, "weigh": weigh}
             return untouched(self.opened, self.view, self.batch, observes, **how)
-        return walk(self.view, self.batch, observes, self.propagate, start=self.start, ranks=self.ranks)
+        return walk(self.view, self.batch, observes, self.propagate, start=self.start, ranks=self.ranks, weigh=weigh)
 
     def blocks(self, observes: tuple[type[Statistic], ...]) -> Iterator[tuple[Block, Seen]]:
         """Yield each block of the model as it is now, with what it did to its input and whom its router picked; of a mix the sum."""

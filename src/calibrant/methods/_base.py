@@ -13,7 +13,7 @@ from calibrant.clock import spent_on
 from calibrant.edits import DropBlocks, DropExperts, Edit, Replace
 from calibrant.errors import CalibrantError, NumericsError, TargetError
 from calibrant.job import Job
-from calibrant.models import ModelView, expert_layers
+from calibrant.models import ModelView, Weight, expert_layers
 from calibrant.packed import Compressed
 from calibrant.spec import Spec
 from calibrant.targets import Grid, Parts, Removal, Share, Sparsity, Target, accepted
@@ -81,8 +81,12 @@ class MatrixMethod(Method, ABC):
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Return the compressed weight, of the same shape, type and device; `weight` itself is left alone."""
 
+    def arrivals(self, job: Job) -> Iterator[tuple[Weight, Seen]]:
+        """Yield the matrices with what they saw. A method that wants other tokens, or weighs them block by block, says so here."""
+        return job.walk(self.observes)
+
     def edits(self, job: Job) -> Iterator[Edit]:
-        for weight, seen in job.walk(self.observes):
+        for weight, seen in self.arrivals(job):
             try:
                 with spent_on("method"):
                     compressed = self.compress(weight.get(), seen, job.targets[weight.name])

@@ -4,6 +4,7 @@ The grid of each group is chosen beforehand, from the weights as they came (stat
 that also removes, weights are chosen as SparseGPT chooses them, and become the code of zero.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,11 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from calibrant.activations import Gram, wide
+from calibrant.errors import SpecError
+from calibrant.methods._base import Compressed, finite
 from calibrant.methods._elimination import Span, by_rows, choose, spans
-from calibrant.methods._factor import Factor, factorise
-from calibrant.methods._rounding import Scales
+from calibrant.methods._factor import Factor, factorise, shared_factor
+from calibrant.methods._rounding import Scales, check_rule, scales_by
 from calibrant.packed import Codes
-from calibrant.targets import Removal, keep_highest
+from calibrant.targets import Grid, Removal, keep_highest
 
 BLOCK: Final = 128
 """Columns between which corrections are made one by one; those behind them take them all in one product."""
@@ -41,6 +44,27 @@ class Work:
 
 Step = Callable[[Work, Tensor, Span], Tensor]
 """Rounds the columns of a span, in place: (work, removed [out, span], span) -> errors [out, span]. Fills `removed` where N of M are chosen."""
+
+
+def check_updates(method: str, damp: float, order: str, scales: str) -> None:
+    """Raise `SpecError`, naming the method, for a parameter of `rounded` that can't be."""
+    if not (damp > 0 and math.isfinite(damp)):
+        raise SpecError(f"{method}(damp={damp}): damp must be above 0; 0.01 is the paper's", subject="damp")
+    if order not in ("natural", "activation"):
+        raise SpecError(f"{method}(order={order!r}): inputs are taken in natural order or by activation; write one", subject="order")
+    check_rule(method, scales)
+
+
+def rounded(weight: Float[Tensor, "out in"], gram: Gram, grid: Grid, damp: float, order: str, scales: str) -> Compressed:
+    """Return the weight on the grid, with scales by that rule, its errors in the outputs of `gram`'s inputs corrected as far as they can be.
+
+    Raises `TargetError` for a grid that doesn't fit the shape, `NumericsError` for a weight or Gram that isn't finite or a Gram beyond repair.
+    """
+    grid.check((weight.shape[0], weight.shape[1]), "the matrix")
+    sound = finite(weight, "the weight")
+    inputs, factor = by_activation(gram, damp) if order == "activation" else (None, shared_factor(gram, damp))
+    packed = quantize(sound, factor, scales_by(scales, sound, grid, gram.norms()), order=inputs)
+    return Compressed(finite(packed.dense(), "the rounded weight"), factor.notes, packed)
 
 
 def by_activation(gram: Gram, damp: float) -> tuple[Int[Tensor, "in"], Factor]:

@@ -1,6 +1,5 @@
 """GPTQ: rounding with updates of what is still to be rounded (Frantar et al. 2022, arXiv 2210.17323)."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,11 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen, Statistic
-from calibrant.errors import SpecError
-from calibrant.methods._base import Compressed, MatrixMethod, finite, grid, observed
-from calibrant.methods._factor import shared_factor
-from calibrant.methods._quantizing import by_activation, quantize
-from calibrant.methods._rounding import check_rule, scales_by
+from calibrant.methods._base import Compressed, MatrixMethod, grid, observed
+from calibrant.methods._quantizing import check_updates, rounded
 from calibrant.targets import Grid, Target
 
 
@@ -39,13 +35,7 @@ class GPTQ(MatrixMethod):
     scales: str = "absmax"
 
     def __post_init__(self) -> None:
-        if not (self.damp > 0 and math.isfinite(self.damp)):
-            raise SpecError(f"{self.spec_name()}(damp={self.damp}): damp must be above 0; 0.01 is the paper's", subject="damp")
-        if self.order not in ("natural", "activation"):
-            raise SpecError(
-                f"{self.spec_name()}(order={self.order!r}): inputs are taken in natural order or by activation; write one", subject="order"
-            )
-        check_rule(self.spec_name(), self.scales)
+        check_updates("gptq", self.damp, self.order, self.scales)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes: the `damp` and the `precision` that the factorisation took, and how many `dead_inputs` were always zero.
@@ -53,8 +43,4 @@ class GPTQ(MatrixMethod):
         Raises `NumericsError` for a weight or Gram that isn't finite, a Gram beyond repair, or if no token arrived; `TargetError` for a
         target that doesn't fit the shape or is no grid.
         """
-        grid(target).check((weight.shape[0], weight.shape[1]), "the matrix")
-        gram, sound = observed(seen, Gram), finite(weight, "the weight")
-        order, factor = by_activation(gram, self.damp) if self.order == "activation" else (None, shared_factor(gram, self.damp))
-        packed = quantize(sound, factor, scales_by(self.scales, sound, grid(target), gram.norms()), order=order)
-        return Compressed(finite(packed.dense(), "the rounded weight"), factor.notes, packed)
+        return rounded(weight, observed(seen, Gram), grid(target), self.damp, self.order, self.scales)

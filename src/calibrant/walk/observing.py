@@ -11,6 +11,7 @@ from calibrant.activations import InputStatistic, Seen, Statistic
 from calibrant.data import TokenBatch
 from calibrant.models import Block, ModelView, Opened, Weight
 from calibrant.progress import Progress, silent
+from calibrant.walk.attention import Weigh
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.statistics import BLOCK_KINDS, KINDS, Dense, Statistics, by_block, mixed, statistics_ids
 from calibrant.walk.walking import walk, walk_blocks
@@ -27,21 +28,23 @@ def untouched(
     kinds: Iterable[type[Statistic]] = (),
     progress: Progress = silent,
     ranks: Ranks = ALONE,
+    weigh: Weigh | None = None,
 ) -> Iterator[tuple[Weight, Seen]]:
     """Yield what the untouched model's matrices see, from the block `start` on; of a mix the sum of its parts.
 
     With a folder `root` it is read from there, and what is lacking is first gathered in one pass, with it the `kinds` that others will want.
+    What is kept there isn't weighed, so with `weigh` nothing is read.
     """
     blocks, input_kinds = view.blocks[start:], tuple(kind for kind in observes if issubclass(kind, InputStatistic))
     parts = batch.mixed or ((1.0, batch),)
     seen: list[Iterator[Dense]] = []
     for name, (_, part) in zip(statistics_ids(opened, batch), parts, strict=True):
-        if root is not None and set(input_kinds) <= set(KINDS):
+        if root is not None and weigh is None and set(input_kinds) <= set(KINDS):
             stored = Statistics(root, name)
             gather(view, part, [kind for kind in KINDS if kind in (*input_kinds, *kinds)], stored, progress)
             seen.append(map(partial(stored.read, input_kinds), blocks))
         else:
-            seen.append(by_block(blocks, walk(view, part, input_kinds, "dense", start=start, ranks=ranks)))
+            seen.append(by_block(blocks, walk(view, part, input_kinds, "dense", start=start, ranks=ranks, weigh=weigh)))
     for _, by_weight in mixed(seen, [factor for factor, _ in parts]) if batch.mixed else seen[0]:
         yield from by_weight.items()
 

@@ -19,6 +19,8 @@ block that is called next given its stop, so the loop's own code never runs unde
 Padding and tokens of weight zero never reach a statistic. Rows inside a routed expert are traced back to their tokens by the gather that
 picked them. Without matrices to watch (`observes` is empty) nothing is run at all.
 
+With `weigh`, tokens count more or less from block to block: it is asked at the door of each, and may run the block aside to see what it does.
+
 With other `ranks` this process runs its share of the micro-batches, and hands out what all of them saw, in the same order on every rank.
 """
 
@@ -32,6 +34,7 @@ from typing import Any, Literal, final
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from calibrant.activations import InputStatistic, Seen, Statistic
@@ -39,6 +42,7 @@ from calibrant.clock import spent_on
 from calibrant.data import TokenBatch, micro_batches
 from calibrant.errors import ModelError, NumericsError, WalkError
 from calibrant.models import Block, ModelView, Weight
+from calibrant.walk.attention import BlockCall, Weigh
 from calibrant.walk.block_statistics import BlockStatistics
 from calibrant.walk.products import Order, Product, Watch, hidden_of, inputs_of, replaced
 from calibrant.walk.ranks import ALONE, Ranks
@@ -60,8 +64,11 @@ def walk(
     tokens_per_pass: int = TOKENS_PER_PASS,
     start: int = 0,
     ranks: Ranks = ALONE,
+    weigh: Weigh | None = None,
 ) -> Iterator[tuple[Weight, Seen]]:
     """Yield each matrix with what it saw; the loop may `set` the matrix before it asks for the next.
+
+    `weigh` gives each token a weight for each block, with which its own is multiplied; one whose weight is 0 is as if it weren't there.
 
     Matrices that no token of weight reached are not yielded: who iterates knows them by their absence. Nor are those that can't be followed;
     `rehearse(view).left(propagate)` says why. Blocks before `start` are run but not handed out (they were compressed before an interruption;
@@ -90,6 +97,8 @@ def walk(
                 for part in parts:
                     part.go()
             else:
+                for part in parts:
+                    part.weigh(followed[index], weigh)
                 yield from step(followed[index], parts, observes, ranks, rehearsal)  # pyright: ignore[reportArgumentType]  # checked by the method's contract
     finally:
         for part in parts:
@@ -138,7 +147,7 @@ class _MicroBatch:
         self, view: ModelView, rehearsal: Rehearsal, calls: Sequence[int], inputs: dict[str, Any], counted: Tensor | None, weights: Tensor | None
     ) -> None:
         self.stopped: Product | None = None
-        self.counted, self.weights = counted, weights
+        self.counted, self.weights, self._own_weights = counted, weights, weights
         self.samples, self.length = inputs["input_ids"].shape
         self._rehearsal, self._blocks = rehearsal, [view.blocks[index] for index in calls]
         self._called = 0
@@ -176,12 +185,25 @@ class _MicroBatch:
 
     def look(self, weights: Sequence[Weight], on_product: Callable[[Product], None]) -> None:
         """Run that block aside, and throw away what it gives; the forward stays at its door."""
+        self._aside(Watch(weights, on_product, self.samples * self.length))
+
+    def _aside(self, mode: TorchFunctionMode) -> None:
         assert self._entry is not None
         forward, args, kwargs = self._entry
         if self._rehearsal.changes_input:  # what the block writes over is still needed by its real run
             args, kwargs = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
-        with torch.no_grad(), Watch(weights, on_product, self.samples * self.length):
+        with torch.no_grad(), mode:
             forward(*args, **kwargs)
+
+    def weigh(self, block: Block, by: Weigh | None) -> None:
+        """Let its tokens count by their own weight times what `by` says of the block at whose door the forward stands."""
+        if by is None:
+            return
+        device = self.block_input().device
+        real = torch.zeros(self.samples * self.length, dtype=torch.bool, device=device)
+        real[slice(None) if self.counted is None else self.counted] = True
+        weights = by(BlockCall(block, real.reshape(self.samples, self.length), self._aside)).flatten()[real].float()
+        self.weights = weights if self._own_weights is None else weights * self._own_weights
 
     def unwind(self) -> None:
         """Let a forward that stands somewhere end there, through its own `finally`s."""
