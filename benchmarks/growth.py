@@ -42,7 +42,7 @@ CHOSEN: Final = ("length", "samples", "shared", "counts", "rounds", "repeats", "
 def pruned(asked: argparse.Namespace, model: str, samples: int, threads: int | None = None) -> dict[str, Any]:
     """A process that prunes `model` with Wanda: its seconds and its most memory."""
     budget = {"data": DATA[0], "samples": samples, "length": asked.length, "seed": 0, "dtype": asked.dtype, "propagate": "arrival"}
-    told = {"way": "calibrant", "model": model, "method": "wanda", "sparsity": "0.5", "out": "", **budget}
+    told = {"way": "calibrant", "model": model, "method": "wanda", "target": "0.5", "out": "", **budget}
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     found = process([str(HERE.with_name("ways.py")), json.dumps(told)], environment)
     return {"seconds": found["seconds"], "peak": found["peak"]}

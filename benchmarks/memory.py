@@ -46,7 +46,7 @@ def measured(folder: Path, asked: argparse.Namespace, peer: Path, case: str, way
     """The peak of one way, in MiB."""
     method, sparsity = CASES[case]
     who, propagate = WAYS[way]
-    told: dict[str, Any] = {"method": method, "sparsity": sparsity, "seed": 0, "dtype": "float32", "propagate": propagate, "data": DATA}
+    told: dict[str, Any] = {"method": method, "target": sparsity, "seed": 0, "dtype": "float32", "propagate": propagate, "data": DATA}
     needs = copy.copy(asked)
     needs.peer_batch, needs.keep_freed = 1, False
     setting = Setting(folder, (), {}, (), 0.0, needs, peer)

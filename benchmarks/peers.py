@@ -1,4 +1,4 @@
-"""How long pruning takes next to llm-compressor: python benchmarks/peers.py [--peer PYTHON] [--rounds 5] [--draws 1] [--literal] [--quick]
+"""How long compressing takes next to llm-compressor: python benchmarks/peers.py [--peer PYTHON] [--rounds 5] [--draws 1] [--literal] [--quick]
 
 SmolLM2, the same saved folder and the same tokens (Python's help topics) for every way. Each runs in a process of its own (`ways.py`); they take
 turns, the first of a pair by turns too, so that a slow moment of the machine meets both. Timed is the pruning, from the open model and its tokens to
@@ -6,9 +6,10 @@ the pruned model in memory, with everything that our record needs; no way writes
 process, from its start to the saved folder, stand beside it. In every round a further process measures the machine's product peak for the shapes of
 the model's matrices, in float32 and bfloat16: the floor is the time of all those products, once, in the type that is faster.
 
-Masks are compared matrix by matrix. Ours see inputs that come from everything upstream already pruned, and the peer's the inputs of a block before it
-is; so a further run, which isn't timed, prunes with `reference` in float32, as the peer does. Held-out loss is measured by the same evaluator in
-float32 for all. `--draws K` prunes K − 1 more draws of tokens by each, once, and gives the mean difference of the losses ± its standard error.
+Masks, or the values of weights that were rounded, are compared matrix by matrix. Ours see inputs that come from everything upstream already pruned,
+and the peer's the inputs of a block before it is; so a further run, which isn't timed, works with `reference` in float32, as the peer does. Held-out
+loss is measured by the same evaluator in float32 for all. `--draws K` compresses K − 1 more draws of tokens by each, once, and gives the mean
+difference of the losses ± its standard error.
 
 llm-compressor has a virtual environment of its own, .venv-peer, which is made when there is none, or the one whose interpreter `--peer` names.
 `--out FILE` keeps the record after every case; cases that it has of the same machine and the same question stay.
@@ -33,8 +34,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import machine
 
 HERE: Final = Path(__file__).resolve().parent
-CASES: Final = {f"{method} {sparsity}": (method, sparsity) for method in ("wanda", "sparsegpt") for sparsity in ("0.5", "2:4")}
-USUAL: Final = ("wanda 0.5", "sparsegpt 0.5", "sparsegpt 2:4")
+CASES: Final = {
+    **{f"{method} {sparsity}": (method, sparsity) for method in ("wanda", "sparsegpt") for sparsity in ("0.5", "2:4")},
+    "gptq w4g64": ("gptq", "w4g64"),
+}
+USUAL: Final = ("wanda 0.5", "sparsegpt 0.5", "sparsegpt 2:4", "gptq w4g64")
+ROUNDED: Final = ("gptq",)
+"""Methods after which values are compared, and not masks."""
 LITERAL: Final = "wanda 0.5"
 """The one case that the literal loop knows."""
 PEER: Final = HERE.parent / ".venv-peer"
@@ -114,29 +120,31 @@ def child(setting: Setting, way: str, **told: Any) -> dict[str, Any]:
 
 def pruned(setting: Setting, way: str, case: str, out: Path, seed: int = 0, **other: Any) -> dict[str, Any]:
     """One way of one case into the folder `out`. Where it drew its tokens itself, they are the saved ones."""
-    method, sparsity = CASES[case]
+    method, target = CASES[case]
     dtype = setting.asked.dtype if way == "calibrant" else setting.asked.peer_dtype
-    told = {"method": method, "sparsity": sparsity, "seed": seed, "dtype": dtype, "propagate": "arrival", **other}
+    told = {"method": method, "target": target, "seed": seed, "dtype": dtype, "propagate": "arrival", **other}
     shutil.rmtree(out, ignore_errors=True)
     found = child(setting, way, **told, tokens=str(setting.folder / f"tokens-{seed}.json"), out=str(out))
     assert found.get("tokens", setting.fingerprints[seed]) == setting.fingerprints[seed], f"{way} saw other tokens"
     return found
 
 
-def masks(folder: Path, names: Iterable[str]) -> dict[str, Any]:
-    """Which weights of a saved model's matrices aren't zero."""
+def outcomes(folder: Path, names: Iterable[str], case: str) -> dict[str, Any]:
+    """What a method decided for each weight of a saved model's matrices: whether it isn't zero, or to which value it was rounded, in bfloat16."""
+    import torch
     from safetensors import safe_open
 
     wanted, found = set(names), {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            found |= {name: file.get_tensor(name) != 0 for name in wanted & set(file.keys())}
+            there = {name: file.get_tensor(name) for name in wanted & set(file.keys())}
+            found |= {name: weight.bfloat16() if CASES[case][0] in ROUNDED else weight.to(torch.bool) for name, weight in there.items()}
     assert found.keys() == wanted, f"{folder} lacks {sorted(wanted - found.keys())[:3]}"
     return found
 
 
 def agreement(names: Sequence[str], one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
-    """The share of equal bits of the matrices' masks: its mean over all `names`, its lowest, and its mean over those of the first block."""
+    """The share of weights that came out alike: its mean over all `names`, its lowest, and its mean over those of the first block."""
     shares = {name: float((one[name] == other[name]).double().mean()) for name in names}
     first = [share for name, share in shares.items() if ".0." in name]
     return {"mean": statistics.mean(shares.values()), "lowest": min(shares.values()), "first": statistics.mean(first)}
@@ -165,11 +173,11 @@ def timed(setting: Setting, case: str, ways: Sequence[str]) -> list[dict[str, di
 
 def examined(setting: Setting, case: str, ways: Sequence[str]) -> dict[str, Any]:
     """Losses and masks of the pruned models, those of other draws too."""
-    ours = {way: masks(setting.folder / way, setting.matrices) for way in ways}
+    ours = {way: outcomes(setting.folder / way, setting.matrices, case) for way in ways}
     losses = {way: [loss(setting.folder / way, setting.asked)] for way in ways}
     same = setting.folder / "same"
     pruned(setting, "calibrant", case, same, dtype="float32", propagate="reference")
-    alike = masks(same, setting.matrices)
+    alike = outcomes(same, setting.matrices, case)
     found = {
         "same inputs": {way: agreement(setting.matrices, alike, ours[way]) for way in ways if way != "calibrant"},
         "arrival": {way: agreement(setting.matrices, ours["calibrant"], ours[way]) for way in ways if way != "calibrant"},
@@ -216,11 +224,11 @@ def line(case: str, found: Mapping[str, Any], dense: float) -> str:
     seconds = {way: statistics.median(taken) for way, taken in found["seconds"].items()}
     told = [f"{case:<14} " + "   ".join(f"{way} {taken:.1f} s" for way, taken in seconds.items())]
     for way, ratios in found["ratios"].items():
-        whole, masks = statistics.median(found["whole_ratios"][way]), {kind: of[way] for kind, of in found["agreement"].items()}
+        whole, alike = statistics.median(found["whole_ratios"][way]), {kind: of[way] for kind, of in found["agreement"].items()}
         told.append(f"{statistics.median(ratios):.2f} times faster than {way} ({min(ratios):.2f} to {max(ratios):.2f}; whole processes {whole:.2f})")
-        same, arrival = masks["same inputs"], masks["arrival"]
+        same, arrival, what = alike["same inputs"], alike["arrival"], "values" if case.split()[0] in ROUNDED else "masks"
         told.append(
-            f"masks agree {same['mean']:.2%} ({same['first']:.2%} in the first block) from the same inputs, {arrival['mean']:.2%} as they are"
+            f"{what} agree {same['mean']:.2%} ({same['first']:.2%} in the first block) from the same inputs, {arrival['mean']:.2%} as they are"
         )
     told.append("peak " + ", ".join(f"{way} {peak:,.0f}" for way, peak in found["peaks"].items()) + " MiB")
     told.append("loss " + ", ".join(f"{way} {losses[0]:.4f}" for way, losses in found["losses"].items()) + f", dense {dense:.4f}")

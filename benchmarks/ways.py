@@ -28,18 +28,14 @@ def llmcompressor(asked: dict[str, Any]) -> dict[str, Any]:
     import llmcompressor
     import torch
     from datasets import Dataset
-    from llmcompressor.modifiers import pruning
+    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(asked["model"])
     model = AutoModelForCausalLM.from_pretrained(asked["model"], dtype=getattr(torch, asked["dtype"]))
     rows = json.loads(Path(asked["tokens"]).read_text())
     data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]})
-    sparsity, structure = (0.5, asked["sparsity"]) if ":" in asked["sparsity"] else (float(asked["sparsity"]), "0:0")
-    extra = {"block_size": 128, "dampening_frac": 0.01} if asked["method"] == "sparsegpt" else {}
-    recipe = getattr(pruning, METHODS[asked["method"]])(
-        sparsity=sparsity, mask_structure=structure, targets=["Linear"], ignore=["re:.*lm_head"], **extra
-    )
+    recipe = rounding(asked["target"]) if asked["method"] == "gptq" else removing(asked["method"], asked["target"])
     budget = {
         "num_calibration_samples": len(rows),
         "max_seq_length": len(rows[0]),
@@ -49,24 +45,50 @@ def llmcompressor(asked: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     llmcompressor.oneshot(model=model, tokenizer=tokenizer, dataset=data, recipe=recipe, pipeline="sequential", output_dir=None, **budget)
     found = {"seconds": time.perf_counter() - began, "peak": peak()}
-    model.save_pretrained(asked["out"])
+    if asked["method"] == "gptq":  # the rounded numbers as an ordinary folder, which any evaluator opens
+        AutoModelForCausalLM.from_config(model.config).save_pretrained(asked["out"])
+        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name.endswith((".weight", ".bias"))}
+        save_file(weights, Path(asked["out"]) / "model.safetensors", {"format": "pt"})
+    else:
+        model.save_pretrained(asked["out"])
     tokenizer.save_pretrained(asked["out"])
     versions = {"llmcompressor": version("llmcompressor"), "torch": torch.__version__, "transformers": version("transformers")}
     return {**found, "dtype": asked["dtype"], "versions": versions}
 
 
+def removing(method: str, target: str) -> Any:
+    """The peer's recipe for pruning."""
+    from llmcompressor.modifiers import pruning
+
+    sparsity, structure = (0.5, target) if ":" in target else (float(target), "0:0")
+    extra = {"block_size": 128, "dampening_frac": 0.01} if method == "sparsegpt" else {}
+    return getattr(pruning, METHODS[method])(sparsity=sparsity, mask_structure=structure, targets=["Linear"], ignore=["re:.*lm_head"], **extra)
+
+
+def rounding(target: str) -> Any:
+    """The peer's recipe for GPTQ on a symmetric grid: inputs in their natural order, as ours takes them."""
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from llmcompressor.modifiers.quantization import GPTQModifier
+
+    bits, group = map(int, target.removeprefix("w").split("g"))
+    grid = QuantizationArgs(num_bits=bits, type="int", symmetric=True, strategy="group", group_size=group)
+    scheme = QuantizationScheme(targets=["Linear"], weights=grid)
+    return GPTQModifier(config_groups={"group_0": scheme}, ignore=["re:.*lm_head"], block_size=128, dampening_frac=0.01, actorder=None)
+
+
 def calibrant(asked: dict[str, Any]) -> dict[str, Any]:
-    """`prune` in memory, and what its record says of the time between opening and saving."""
+    """`prune` or `quantize` in memory, and what its record says of the time between opening and saving."""
     import torch
 
-    from calibrant import CalibrationSet, prune
+    from calibrant import CalibrationSet, prune, quantize
     from calibrant.compress import manifest_of
     from calibrant.inspection import RowFingerprints
     from calibrant.models import save
 
     data = CalibrationSet(asked["data"], samples=asked["samples"], length=asked["length"], seed=asked["seed"])
     told = {"propagate": asked["propagate"], "dtype": asked["dtype"]}
-    done = prune(asked["model"], data, asked["method"], asked["sparsity"], **told)
+    compress = quantize if asked["method"] == "gptq" else prune
+    done = compress(asked["model"], data, asked["method"], asked["target"], **told)
     phases = done.record.provenance["seconds"]
     found = {"seconds": sum(seconds for phase, seconds in phases.items() if phase not in ("open", "tokenize")), "peak": peak()}
     if asked["out"]:

@@ -39,10 +39,10 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def by_hand(opened: Opened, pruned: Opened, text: str, length: int) -> tuple[float, int, int]:
-    """Summed divergence, tokens predicted alike and tokens of one document."""
+def by_hand(opened: Opened, pruned: Opened, text: str, length: int) -> tuple[list[float], int, int]:
+    """The divergence of each token, tokens predicted alike and tokens of one document."""
     ids, start = opened.tokenizer(text, add_special_tokens=False).input_ids, start_tokens(opened.tokenizer)
-    nats, alike, scored, room = 0.0, 0, 0, length - len(start)
+    nats, alike, scored, room = [], 0, 0, length - len(start)
     for begin in range(0, len(ids), room):
         window = [*start, *ids[begin : begin + room]]
         with torch.no_grad():
@@ -50,7 +50,7 @@ def by_hand(opened: Opened, pruned: Opened, text: str, length: int) -> tuple[flo
         for place in range(len(start) or 1, len(window)):
             old, new = p[place - 1], q[place - 1]
             a, b = np.exp(old) / np.exp(old).sum(), np.exp(new) / np.exp(new).sum()
-            nats += float((a * np.log(a / b)).sum())
+            nats.append(float((a * np.log(a / b)).sum()))
             alike += int(np.argmax(old) == np.argmax(new))
             scored += 1
     return nats, alike, scored
@@ -62,8 +62,14 @@ def test_it_is_the_mean_divergence_over_tokens(opened: Opened, pruned: Opened, t
     measured = agreement.measure(Subject(pruned.model, pruned.tokenizer, opened.model))
     source, format = held_out(str(texts), None)
     parts = {row.name: by_hand(opened, pruned, format.render(row), length) for row in source.rows("measure")}
+    by_token = [nats for p in parts.values() for nats in p[0]]
+    parts = {name: (sum(by_token), alike, tokens) for name, (by_token, alike, tokens) in parts.items()}
     nats, alike, tokens = (sum(p[i] for p in parts.values()) for i in range(3))
-    (top,) = measured.beside
+    top, *high = measured.beside
+    assert [(score.metric, score.value, score.stderr, score.unit) for score in high] == [
+        (f"kl_p{p}", pytest.approx(np.percentile(by_token, p), rel=1e-6), None, "nats") for p in (95, 99)
+    ]
+    assert nats / tokens < high[0].value < high[1].value <= max(by_token) * (1 + 1e-6)
     assert measured.score.value == pytest.approx(nats / tokens, rel=1e-9)
     assert measured.score.value > 1e-4
     assert top.value == alike / tokens
@@ -106,15 +112,16 @@ def test_small_divergences_survive_float32() -> None:
     old = torch.randn(300, 5000, generator=generator, dtype=torch.float64) * 4
     new = old + 1e-3 * torch.randn(300, 5000, generator=generator, dtype=torch.float64)
     exact = float((old.softmax(-1) * (old.log_softmax(-1) - new.log_softmax(-1))).sum())
-    nats, alike = divergence(old.float(), new.float(), "a test")
+    nats, alike, by_token = divergence(old.float(), new.float(), "a test")
     assert nats == pytest.approx(exact, rel=1e-3)
+    assert sum(by_token) == pytest.approx(nats, rel=1e-5)
     assert exact / 300 < 1e-6, "that is less than what float32 loses in the logarithms"
     assert alike == int((old.argmax(-1) == new.argmax(-1)).sum())
 
 
 def test_far_apart_is_finite() -> None:
     old, new = torch.tensor([[0.0, 60.0]]), torch.tensor([[60.0, 0.0]])
-    assert divergence(old, new, "a test") == (pytest.approx(60.0), 0)
+    assert divergence(old, new, "a test") == (pytest.approx(60.0), 0, [pytest.approx(60.0)])
 
 
 def test_the_result_does_not_depend_on_batch_or_chunk(opened: Opened, pruned: Opened, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +131,8 @@ def test_the_result_does_not_depend_on_batch_or_chunk(opened: Opened, pruned: Op
     monkeypatch.setattr("calibrant.evaluators.agreement.TOKENS_PER_CHUNK", 5)
     alone = agreement.measure(Subject(pruned.model, pruned.tokenizer, opened.model))
     assert [o.value for o in alone.outcomes] == pytest.approx([o.value for o in together.outcomes], rel=1e-9)
-    assert alone.beside == together.beside
+    assert alone.beside[0] == together.beside[0]
+    assert [score.value for score in alone.beside] == pytest.approx([score.value for score in together.beside], rel=1e-6)
 
 
 def test_a_killed_one_goes_on(opened: Opened, pruned: Opened, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +147,14 @@ def test_a_killed_one_goes_on(opened: Opened, pruned: Opened, texts: Path, tmp_p
     hook.remove()
     assert again == whole
     assert 0 < len(calls) < len(lines) / 4
+
+
+def test_a_journal_without_single_tokens_is_scored_again(opened: Opened, pruned: Opened, texts: Path, tmp_path: Path) -> None:
+    agreement, path = Agreement(source=str(texts), tokens=300, length=16), tmp_path / "journal.jsonl"
+    before = Journal(path, "q")
+    before.add({w.name: [1.0, 1] for w in agreement.windows(pruned.tokenizer)})
+    again = agreement.measure(Subject(pruned.model, pruned.tokenizer, opened.model, journal=Journal(path, "q")))
+    assert again == agreement.measure(Subject(pruned.model, pruned.tokenizer, opened.model))
 
 
 def test_items_can_be_written(opened: Opened, pruned: Opened, texts: Path, tmp_path: Path) -> None:

@@ -117,20 +117,26 @@ def in_turn(documents: Iterator[Iterator[ScoredWindow]]) -> Iterator[ScoredWindo
 
 
 def score_windows(
-    windows: Sequence[ScoredWindow], tokens_per_batch: int, scored: Callable[[list[ScoredWindow]], Sequence[Any]], subject: Subject, name: str
+    windows: Sequence[ScoredWindow],
+    tokens_per_batch: int,
+    scored: Callable[[list[ScoredWindow]], Sequence[Any]],
+    subject: Subject,
+    name: str,
+    entry: str = "{}",
 ) -> Mapping[str, Any]:
     """Return what `scored` gives for each window, by the window's name: what the subject's journal has, and what it gets now.
 
     A batch of which only a part is there is scored again as a whole, so that a run that was killed gives bit for bit what one that wasn't gives.
+    `entry` makes a window's name in the journal: another one where what is kept of a window has another form than it had.
     """
     total, done, journal = sum(w.scored for w in windows), 0, subject.journal
     for places in by_length([len(w.ids) for w in windows], tokens_per_batch):
         batch = [windows[place] for place in places]
-        if not all(w.name in journal for w in batch):
-            journal.add({w.name: result for w, result in zip(batch, scored(batch), strict=True)})
+        if not all(entry.format(w.name) in journal for w in batch):
+            journal.add({entry.format(w.name): result for w, result in zip(batch, scored(batch), strict=True)})
         done += sum(w.scored for w in batch)
         subject.progress(f"measuring {name}", done, total)
-    return {w.name: journal[w.name] for w in windows}
+    return {w.name: journal[entry.format(w.name)] for w in windows}
 
 
 def by_document(windows: Iterable[ScoredWindow]) -> dict[str, list[ScoredWindow]]:

@@ -2,17 +2,20 @@
 
 `agreement(source=wikitext, tokens=16384, length=512)` shows both models the same windows of held-out text, those of `loss`, and compares what
 they predict for each token that `loss` scores: the Kullback-Leibler divergence of the compressed model's distribution from the untouched one's,
-KL(untouched ‖ compressed), in nats, and beside it how often the most probable token is the same. Both see every token's whole distribution, not
-one number of it, so they tell two compressed models apart on less text than a loss does; a model agrees with itself completely, with a divergence of
-exactly zero. They say nothing about whether what changed was any good.
+KL(untouched ‖ compressed), in nats, with its 95th and 99th percentile over tokens, and how often the most probable token is the same. They see every
+token's whole distribution, not one number of it, so they distinguish two compressed models on less text than a loss does; a model agrees with
+itself completely, with a divergence of exactly zero. They say nothing about whether what changed was any good.
 
 The distributions are float32, or float64 for models that are. The context length is part of the score, as it is for a loss.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -28,13 +31,16 @@ TOKENS_PER_BATCH: Final = 1024
 TOKENS_PER_CHUNK: Final = 128
 """Tokens whose distributions are held at once, as a handful of tensors of the vocabulary's size."""
 
-Compared = tuple[float, int]
-"""Summed nats of divergence, and how many tokens have the same most probable prediction."""
+PERCENTILES: Final = (95, 99)
+"""A mean says little of the few tokens on which a compressed model goes astray; these do, and users of quantized models quote them."""
+
+Compared = tuple[float, int, Sequence[float]]
+"""Summed nats of divergence, how many tokens have the same most probable prediction, and the nats of each token, rounded to float32."""
 
 
 @dataclass(frozen=True, repr=False)
 class Agreement(TextEvaluator):
-    """Mean KL(untouched ‖ compressed) per token of held-out text, in nats; beside it how often the most probable token is the same."""
+    """Mean KL(untouched ‖ compressed) per token of held-out text, in nats; beside it high percentiles, and how often the top token is the same."""
 
     tokens: int = 16_384
     length: int = 512
@@ -53,14 +59,18 @@ class Agreement(TextEvaluator):
                 subject=str(self),
             )
         windows, measured = self.windows(subject.tokenizer), self.measured
-        compared = score_windows(windows, TOKENS_PER_BATCH, lambda batch: _compared(subject.model, reference, batch, measured), subject, str(self))
+
+        def compare(batch: list[ScoredWindow]) -> list[Compared]:
+            return _compared(subject.model, reference, batch, measured)
+
+        compared = score_windows(windows, TOKENS_PER_BATCH, compare, subject, str(self), "{} by token")
         outcomes: list[Outcome] = []
         for document, own in by_document(windows).items():
-            divergences, agreed = zip(*(compared[w.name] for w in own), strict=True)
+            divergences, agreed, _ = zip(*(compared[w.name] for w in own), strict=True)
             outcomes.append(Outcome(document, sum(divergences), float(sum(w.scored for w in own)), {"agreed": sum(agreed)}))
-        return self._measurement(tuple(outcomes), measured)
+        return self._measurement(tuple(outcomes), [nats for w in windows for nats in compared[w.name][2]], measured)
 
-    def _measurement(self, outcomes: tuple[Outcome, ...], measured: str) -> Measurement:
+    def _measurement(self, outcomes: tuple[Outcome, ...], by_token: Sequence[float], measured: str) -> Measurement:
         weights = [o.weight for o in outcomes]
         facts = {
             "tokens": int(sum(weights)),
@@ -71,7 +81,10 @@ class Agreement(TextEvaluator):
         divergence, agreed = ratio([o.value for o in outcomes], weights), ratio([float(o.facts["agreed"]) for o in outcomes], weights)
         n = len(outcomes)
         top = Score(measured, "top1_agreement", *agreed, n, "share of tokens", "higher", facts=facts)
-        return Measurement(Score(measured, "kl", *divergence, n, "nats/token", "lower", facts=facts), outcomes, beside=(top,))
+        levels = [float(level) for level in np.percentile(by_token, PERCENTILES)]
+        # No error: tokens of a document aren't independent, and a percentile is no mean of documents.
+        high = (Score(measured, f"kl_p{p}", level, None, n, "nats", "lower", facts=facts) for p, level in zip(PERCENTILES, levels, strict=True))
+        return Measurement(Score(measured, "kl", *divergence, n, "nats/token", "lower", facts=facts), outcomes, beside=(top, *high))
 
 
 @torch.no_grad()
@@ -86,12 +99,13 @@ def _compared(model: PreTrainedModel, reference: PreTrainedModel, batch: list[Sc
             )
         chunks = zip(theirs.split(TOKENS_PER_CHUNK), ours.split(TOKENS_PER_CHUNK), strict=True)
         parts = [divergence(old, new.to(old.device), measured) for old, new in chunks]
-        compared.append((sum(nats for nats, _ in parts), sum(agreed for _, agreed in parts)))
+        by_token = [float(np.float32(nats)) for part in parts for nats in part[2]]
+        compared.append((sum(part[0] for part in parts), sum(part[1] for part in parts), by_token))
     return compared
 
 
-def divergence(reference: Tensor, ours: Tensor, measured: str) -> Compared:
-    """Summed KL(reference ‖ ours) of logits `[token, vocabulary]` in nats, and how many most probable tokens are the same."""
+def divergence(reference: Float[Tensor, "token word"], ours: Float[Tensor, "token word"], measured: str) -> Compared:
+    """KL(reference ‖ ours) of logits in nats, summed, how many most probable tokens are the same, and the nats of each token."""
     before, after = wide(reference).log_softmax(-1), wide(ours).log_softmax(-1)
     for whose, logs in (("the reference's", before), ("the model's", after)):
         if not bool(logs.isfinite().all()):
@@ -100,5 +114,6 @@ def divergence(reference: Tensor, ours: Tensor, measured: str) -> Compared:
     # d = log q - log p: at least zero, and exact for the small d that decide a small divergence. For large d it is written so that it can't overflow.
     p, apart = before.exp(), after - before
     near, far = p * (apart.expm1() - apart), after.exp() - p - p * apart
-    nats = torch.where(apart.abs() < 1, near, far).sum(dtype=torch.float64)
-    return float(nats), int((reference.argmax(-1) == ours.argmax(-1)).sum())
+    nats = torch.where(apart.abs() < 1, near, far)
+    agreed = int((reference.argmax(-1) == ours.argmax(-1)).sum())
+    return float(nats.sum(dtype=torch.float64)), agreed, nats.sum(-1, dtype=torch.float64).tolist()
