@@ -50,7 +50,7 @@ def catalogue(kind: str) -> list[Named]:
     >>> [entry.name for entry in catalogue("packings")]
     ['crop', 'imatrix', 'legacy', 'many', 'one']
     >>> next(entry for entry in catalogue("methods") if entry.name == "sparsegpt").facts
-    {'accepts': '0.5 or 2:4', 'looks_at': 'gram'}
+    {'accepts': '0.5, 2:4 or 2:4+w4g64', 'looks_at': 'gram'}
     """
     if kind not in KINDS:
         raise SpecError(f"there is nothing called {kind!r} to list{did_you_mean(kind, KINDS)}; choose one of {', '.join(KINDS)}", subject=kind)

@@ -210,7 +210,7 @@ def test_an_output_that_is_not_ours(ask: Ask, unchanged, model: Path, tmp_path: 
         (("--target", "w9"), ["w9 has codes of 9 bits"]),
         (("--target", "w4g24"), ["q_proj has 32 inputs, which groups of 24 don't divide", "w4g16"]),
         (("--target", "four bits"), ["'four bits' is no target"]),
-        (("--method", "wanda"), ["wanda is no method for calibrant quantize, which has rtn", "use calibrant prune"]),
+        (("--method", "wanda"), ["wanda is no method for calibrant quantize, which has ", "gptq, ", ", rtn", "use calibrant prune"]),
         (("--method", "rnt"), ["'rnt', did you mean 'rtn'?"]),
         (("--data", "wikitxt"), ["'wikitxt', did you mean 'wikitext'?"]),
     ],

@@ -161,7 +161,7 @@ def test_list_says_what_methods_accept_and_look_at(ask: Ask):
     assert "accepts 0.5 or 2:4; looks at feature norms" in said
     assert "accepts w4g64; looks at no data" in said
     facts = {entry["name"]: entry["facts"] for entry in ask("list", "methods", "--json").json}
-    assert facts["sparsegpt"] == {"accepts": "0.5 or 2:4", "looks_at": "gram"}
+    assert facts["sparsegpt"] == {"accepts": "0.5, 2:4 or 2:4+w4g64", "looks_at": "gram"}
     assert facts["rtn"] == {"accepts": "w4g64", "looks_at": "no data"}
     assert facts["none"]["accepts"] == "0.5, 2:4, w4g64 or blocks 0.25"
 

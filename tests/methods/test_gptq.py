@@ -1,10 +1,14 @@
 """GPTQ against a literal elimination in float64, one weight at a time, with the inverse Hessian itself."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import calibrant
 from calibrant.activations import Gram, Seen
 from calibrant.errors import NumericsError, SpecError, TargetError
 from calibrant.methods import MatrixMethod, methods
@@ -12,7 +16,8 @@ from calibrant.methods._factor import Factor, factorise
 from calibrant.methods._quantizing import quantize, round_columns, round_rows
 from calibrant.methods._rounding import Scales, absmax
 from calibrant.packed import Codes
-from calibrant.targets import Grid, NofM, Sparsity, parse_target
+from calibrant.targets import Grid, NofM, SparseGrid, Sparsity, parse_target
+from calibrant.testing import tiny_folder
 
 GRIDS = ["w4g64", "w3g32", "w2g16a", "w4a", "w8"]
 
@@ -205,3 +210,79 @@ def test_what_cannot_be_rounded_is_refused():
         gptq.compress(random(3, 12, torch.float32), seen, Grid(4, 8))
     with pytest.raises(NumericsError, match="no token reached the matrix"):
         gptq.compress(random(3, 12, torch.float32), Seen({Gram: Gram(torch.zeros(12, 12), 0, 0.0)}), Grid(4, 4))
+
+
+def literal_both(weight: Tensor, x: Tensor, found: Codes, removal: NofM) -> np.ndarray:
+    """SparseGPT with rounding by the definition: at the first column of M the lowest (w / U_ii)² go, and whatever stays is rounded."""
+    w, hessian = weight.numpy().copy(), (x.T @ x / len(x)).numpy()
+    inverse = np.linalg.inv(hessian + 0.01 * np.diag(hessian).mean() * np.eye(len(hessian)))
+    pivots = np.diag(np.linalg.cholesky(inverse))
+    codes, width, m = np.zeros(w.shape), w.shape[1] // found.scales.shape[1], removal.m
+    zeros = np.zeros(found.scales.shape) if found.zeros is None else found.zeros.double().numpy()
+    gone = np.zeros(w.shape, dtype=bool)
+    for i in range(w.shape[1]):
+        if i % m == 0:
+            scores = (w[:, i : i + m] / pivots[i : i + m]) ** 2
+            np.put_along_axis(gone[:, i : i + m], scores.argsort(1)[:, : m - removal.n], True, 1)
+        scale, zero = found.scales[:, i // width].double().numpy(), zeros[:, i // width]
+        code = np.clip(np.round(w[:, i] / scale + zero), found.grid.lowest, found.grid.highest)
+        codes[:, i] = np.where(gone[:, i], zero, code)
+        error = (w[:, i] - (codes[:, i] - zero) * scale) / inverse[i, i]
+        w[:, i + 1 :] -= np.outer(error, inverse[i, i + 1 :])
+        inverse[i + 1 :, i + 1 :] -= np.outer(inverse[i + 1 :, i], inverse[i, i + 1 :]) / inverse[i, i]
+    return codes
+
+
+@pytest.mark.parametrize("text", ["2:4+w4g64", "1:4+w3g32a", "4:8+w2"])
+def test_removing_and_rounding_in_one_elimination_is_that_of_the_definition(text: str):
+    weight, x, target = random(48, 192), inputs(500, 192), parse_target(text)
+    assert isinstance(target, SparseGrid)
+    assert isinstance(target.removal, NofM)
+    found = packed("sparsegpt", weight, Gram.of(x), text)
+    assert (found.codes.numpy() == literal_both(weight, x, found, target.removal)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("text", ["2:4+w4g64", "0.5+w3g32a"])
+def test_what_is_removed_is_zero_in_what_is_stored(text: str, dtype: torch.dtype):
+    weight, gram = random(48, 192, dtype), Gram.of(inputs(500, 192, torch.float32))
+    found = packed("sparsegpt", weight, gram, text)
+    zero = 0 if found.zeros is None else found.zeros.repeat_interleave(192 // found.zeros.shape[1], 1)
+    gone = found.codes == zero
+    assert torch.equal(found.dense() == 0, gone)
+    if text.startswith("2:4"):
+        assert (gone.reshape(48, -1, 4).sum(-1) >= 2).all()
+    assert int(gone.sum()) >= 48 * 192 // 2
+
+
+def test_both_errors_together_cost_less_than_one_after_the_other():
+    weight, x = random(64, 192, torch.float32), inputs(800, 192, torch.float32)
+    together = packed("sparsegpt", weight, Gram.of(x), "2:4+w3g64").dense()
+    pruned = methods.build("sparsegpt").compress(weight, Seen({Gram: Gram.of(x)}), NofM(2, 4)).weight
+    rounded = methods.build("rtn").compress(pruned, Seen({}), Grid(3, 64)).weight
+    assert (x @ (together - weight).T).square().sum() < (x @ (rounded - weight).T).square().sum()
+
+
+def test_a_grid_with_a_sparsity_is_for_sparsegpt_alone():
+    assert str(parse_target("2:4+w4g64")) == "2:4+w4g64"
+    assert parse_target(" 0.5 + w3g32a") == SparseGrid(Sparsity(0.5), Grid(3, 32, symmetric=False))
+    with pytest.raises(TargetError, match=r"gptq can't be asked for 2:4\+w4g64: it accepts a grid of 2 to 8 bits"):
+        methods.build("gptq").check(parse_target("2:4+w4g64"))
+    with pytest.raises(TargetError, match=r"sparsegpt can't be asked for w4g64: it accepts .* or a sparsity or N:M with a grid, such as 2:4\+w4g64"):
+        methods.build("sparsegpt").check(parse_target("w4g64"))
+    with pytest.raises(TargetError, match=r"'2:4\+w4x' is no target"):
+        parse_target("2:4+w4x")
+    with pytest.raises(TargetError, match="the matrix has 12 inputs, which groups of 8 don't divide"):
+        methods.build("sparsegpt").compress(
+            random(3, 12, torch.float32), Seen({Gram: Gram.of(inputs(30, 12, torch.float32))}), parse_target("2:4+w4g8")
+        )
+
+
+def test_a_model_is_pruned_and_quantized_at_once(tmp_path: Path):
+    folder = str(tiny_folder(tmp_path / "model"))
+    asked: dict[str, Any] = {"samples": 4, "length": 32, "dtype": "float32"}
+    done = calibrant.quantize(folder, "random_tokens", "sparsegpt", "2:4+w4g16", tmp_path / "out", export=["compressed_tensors"], **asked)
+    assert {matrix["bits_a_weight"] for matrix in done.record.weights} == {6.0}
+    assert all(matrix["sparsity"] >= 0.5 for matrix in done.record.weights)
+    with pytest.raises(TargetError, match="sparsegpt can't be asked for w4g16: it accepts"):
+        calibrant.quantize(folder, "random_tokens", "sparsegpt", "w4g16", **asked)

@@ -21,7 +21,7 @@ from calibrant.models import ModelView
 from calibrant.models.folder import CONFIG, INDEX, WEIGHTS
 from calibrant.models.packed_folder import FORMAT, METHOD, PACKED, SCALE, SHAPE, pack_codes
 from calibrant.packed import Codes
-from calibrant.targets import Grid, Target
+from calibrant.targets import Grid, SparseGrid, Target
 
 FOLDER: Final = "compressed_tensors"
 
@@ -34,12 +34,13 @@ class CompressedTensors(Export):
     """
 
     def check(self, method: Method, target: Target, view: ModelView) -> None:
-        if not isinstance(target, Grid):
+        grid = target.grid if isinstance(target, SparseGrid) else target
+        if not isinstance(grid, Grid):
             raise OutputError(
                 f"{self} holds codes of a grid, and {target} is none; leave --export {self} out, or quantize to w4g64", subject=str(self)
             )
-        if not target.symmetric:
-            symmetric = Grid(target.bits, target.group)
+        if not grid.symmetric:
+            symmetric = Grid(grid.bits, grid.group)
             raise OutputError(
                 f"{self} holds symmetric codes, since most readers can't open others, and {target} has zero points; quantize to {symmetric}",
                 subject=str(target),

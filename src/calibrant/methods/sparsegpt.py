@@ -12,7 +12,10 @@ from calibrant.errors import SpecError
 from calibrant.methods._base import Compressed, MatrixMethod, finite, observed, removal
 from calibrant.methods._elimination import eliminate
 from calibrant.methods._factor import shared_factor
-from calibrant.targets import Target
+from calibrant.methods._quantizing import quantize
+from calibrant.methods._rounding import check_rule, scales_by
+from calibrant.spec import later
+from calibrant.targets import Removal, SparseGrid, Target
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,6 +26,10 @@ class SparseGPT(MatrixMethod):
     already corrected; removing it leaves the error e = W_oi / U_ii, and every later column j loses e·U_ij. For a sparsity the choice is made
     `block` columns at a time over all rows of the block; for N:M within each group when its turn comes.
 
+    With a grid besides (`2:4+w4g64`) the weights that stay are rounded when their column's turn comes, as in `gptq`, and both errors are corrected
+    together (the paper's section 3.5). Removed ones are the code of zero; others may be rounded to it. `scales` are chosen before, with all weights
+    of a group: by `absmax`, `mse` or `importance` (see `rtn`).
+
     Differs from the paper's code in:
     the count is exact (the code removes everything up to a threshold, so at least one weight more in each block, and all ties), with
     block quotas whose sums are exact, so that the matrix loses ⌊out·in·s⌋ weights;
@@ -32,17 +39,20 @@ class SparseGPT(MatrixMethod):
     H isn't doubled, which changes nothing; a Gram that isn't positive definite climbs the ladder of `factorise`, and the notes say how far.
     """
 
+    accepts: ClassVar[tuple[type[Target], ...]] = (Removal, SparseGrid)
     observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
     updates: ClassVar[bool] = True
 
     damp: float = 0.01
     block: int = 128
+    scales: str = later("absmax")
 
     def __post_init__(self) -> None:
         if not (self.damp > 0 and math.isfinite(self.damp)):
             raise SpecError(f"sparsegpt(damp={self.damp}): damp must be above 0; 0.01 is the paper's", subject="damp")
         if self.block < 1:
             raise SpecError(f"sparsegpt(block={self.block}): block must be at least 1 column; 128 is the paper's", subject="block")
+        check_rule("sparsegpt", self.scales)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes: the `damp` and the `precision` that the factorisation took, and how many `dead_inputs` were always zero.
@@ -50,8 +60,13 @@ class SparseGPT(MatrixMethod):
         Raises `NumericsError` for a weight or Gram that isn't finite, a Gram beyond repair, or if no token arrived; `TargetError` for a
         target that doesn't fit the shape or removes nothing.
         """
-        removal(target).check((weight.shape[0], weight.shape[1]), "the matrix")
+        self.check(target)
+        target.check((weight.shape[0], weight.shape[1]), "the matrix")
         gram = observed(seen, Gram)
         factor = shared_factor(gram, self.damp)
-        pruned = eliminate(finite(weight, "the weight").to(wide(weight.dtype)), factor, removal(target), self.block)
+        sound = finite(weight, "the weight")
+        if isinstance(target, SparseGrid):
+            packed = quantize(sound, factor, scales_by(self.scales, sound, target.grid, gram.norms()), target.removal, block=self.block)
+            return Compressed(finite(packed.dense(), "the corrected weight"), factor.notes, packed)
+        pruned = eliminate(sound.to(wide(weight.dtype)), factor, removal(target), self.block)
         return Compressed(finite(pruned.to(weight.dtype), "the corrected weight"), factor.notes)

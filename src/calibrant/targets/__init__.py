@@ -1,5 +1,5 @@
-"""Targets: what a matrix is to become, one kind a file: a sparsity (`0.5`), N kept of every M (`2:4`), a grid of few values (`w4g64`), a share
-of the blocks or experts (`blocks 0.25`).
+"""Targets: what a matrix is to become, one kind a file: a sparsity (`0.5`), N kept of every M (`2:4`), a grid of few values (`w4g64`), both
+(`2:4+w4g64`), a share of the blocks or experts (`blocks 0.25`).
 
 Targets are small values. What removes chooses exactly: the count is the one that was asked for, to the weight, and where scores tie the lowest
 index goes first. So a mask depends on nothing but the scores: not on the device, the threads, or how a sort happens to break ties.
@@ -11,6 +11,7 @@ from calibrant.targets._kinds import accepted, allowed, kinds, parse_target, tar
 from calibrant.targets.grid import Grid
 from calibrant.targets.n_of_m import NofM
 from calibrant.targets.share import Parts, Share
+from calibrant.targets.sparse_grid import SparseGrid
 from calibrant.targets.sparsity import Sparsity
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Parts",
     "Removal",
     "Share",
+    "SparseGrid",
     "Sparsity",
     "Target",
     "accepted",

@@ -10,10 +10,12 @@ from torch import Tensor
 from calibrant.activations import InputStatistic, Seen
 from calibrant.errors import CalibrantError
 from calibrant.methods import MatrixMethod, methods
-from calibrant.targets import Grid, NofM, Removal, Sparsity, Target, parse_target
+from calibrant.targets import Grid, NofM, Removal, SparseGrid, Sparsity, Target, parse_target
 from calibrant.testing.naming import mistaken, untyped
 
-TARGETS: Final = tuple(parse_target(t) for t in ("0.0", "0.3", "0.5", "2:4", "1:4", "3:4", "4:8", "w4g8", "w3g16a", "w2", "w8", "w8a"))
+TARGETS: Final = tuple(
+    parse_target(t) for t in ("0.0", "0.3", "0.5", "2:4", "1:4", "3:4", "4:8", "w4g8", "w3g16a", "w2", "w8", "w8a", "2:4+w4g8", "0.3+w3g16a")
+)
 """What is asked of a method, as far as it accepts it."""
 
 SHAPES: Final = ((5, 160), (24, 16), (1, 64), (8, 32))
@@ -100,10 +102,13 @@ class _Case:
     def require_sound(self, before: Tensor, result: Tensor) -> None:
         """Finite, and as many zeros as were asked for."""
         self.require(bool(result.isfinite().all()), "the result holds NaN or infinity")
-        if isinstance(self.target, Grid) and self.method.prunes:
-            grouped = result.reshape(-1, self.target.width(self.shape[1]))
-            values, codes = max(len(group.unique()) for group in grouped), 2**self.target.bits
+        if (grid := _grid(self.target)) is not None and self.method.prunes:
+            grouped = result.reshape(-1, grid.width(self.shape[1]))
+            values, codes = max(len(group.unique()) for group in grouped), 2**grid.bits
             self.require(values <= codes, f"a group has {values} values, and there are {codes} codes")
+        if isinstance(self.target, SparseGrid) and self.method.prunes:
+            zeros, least = int((result == 0).sum()), min(_allowed_zeros(self.target.removal, self.shape))
+            self.require(zeros >= least, f"{zeros} weights are zero, asked were {least}")
         if isinstance(self.target, Removal) and self.method.prunes:
             zeros, allowed = int((result == 0).sum()), _allowed_zeros(self.target, self.shape)
             self.require(zeros in allowed, f"{zeros} weights are zero, asked were {' or '.join(map(str, sorted(allowed)))}")
@@ -112,6 +117,11 @@ class _Case:
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self._generator)
+
+
+def _grid(target: Target) -> Grid | None:
+    """The grid that remaining weights are rounded to; None where they aren't."""
+    return target.grid if isinstance(target, SparseGrid) else target if isinstance(target, Grid) else None
 
 
 def _allowed_zeros(target: Removal, shape: tuple[int, int]) -> set[int]:
@@ -151,7 +161,7 @@ def _check_dead_inputs(case: _Case) -> None:
 
 def _check_dead_rows(case: _Case) -> None:
     """A group of zeros has no scale of its own, and stays zero."""
-    if isinstance(case.target, Grid):
+    if _grid(case.target) is not None:
         weight, x = case.weight(), case.inputs(2 * case.shape[1])
         weight[1] = 0
         result = case.compress(weight, x)
