@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
-from jaxtyping import Float, Int8
+import gguf
+import torch
+from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
 from calibrant.foreign import brief
@@ -102,6 +104,39 @@ class Codes(Packed):
     def bits(self) -> int:
         zeros = 0 if self.zeros is None else self.zeros.numel()
         return (self.codes.numel() + zeros) * self.grid.bits + self.scales.numel() * self.scales.dtype.itemsize * 8
+
+
+@dataclass(frozen=True)
+class GgmlBlocks(Packed):
+    """A matrix as llama.cpp stores it: its rows as the bytes of blocks of a `kind`, such as `q4_k`. `dtype` is the type of the dense matrix."""
+
+    form: ClassVar[str] = "ggml"
+
+    kind: str
+    blocks: UInt8[Tensor, "out byte"]
+    dtype: torch.dtype
+
+    def dense(self) -> Float[Tensor, "out in"]:
+        kind = gguf.GGMLQuantizationType[self.kind.upper()]
+        return torch.from_numpy(gguf.dequantize(self.blocks.cpu().numpy(), kind)).to(self.dtype).to(self.blocks.device)
+
+    def stored(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {"kind": self.kind, "dtype": str(self.dtype).removeprefix("torch.")}, {"blocks": self.blocks}
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "GgmlBlocks":
+        if facts["dtype"] not in ("float32", "float16", "bfloat16", "float64"):
+            raise ValueError(f"{brief(facts['dtype'])} is no type of weights")
+        return cls(facts["kind"], tensors["blocks"], getattr(torch, facts["dtype"]))
+
+    @property
+    def weights(self) -> int:
+        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.kind.upper()]]
+        return self.blocks.numel() // size * block
+
+    @property
+    def bits(self) -> int:
+        return self.blocks.numel() * 8
 
 
 def to_stored(packed: Packed) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -28,7 +28,7 @@ class CodesOnly(Export):
 
     full: bool = False
 
-    def check(self, method, target, view):
+    def check(self, method, target, opened, view):
         if not isinstance(target, Grid):
             raise OutputError(f"codes_only holds what is rounded to a grid, and {target} is none; leave --export codes_only out")
 

@@ -229,7 +229,7 @@ class _Job:
             opened = open_model(model, dtype, ranks.device(device))
             seen_by = view(opened.model)
             for form in forms:
-                form.check(recipe.method, recipe.target, seen_by)
+                form.check(recipe.method, recipe.target, opened, seen_by)
             check_finite(seen_by)
         with clock.phase("tokenize"):
             looking = calibration if recipe.looks else None

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from calibrant.edits import Edit
+import torch
+
+from calibrant.edits import Edit, Replace
 from calibrant.methods import Method
 from calibrant.models import ModelView, Opened
+from calibrant.packed import Packed
 from calibrant.spec import Spec
 from calibrant.store import Record
 from calibrant.targets import Target
@@ -23,11 +26,18 @@ class CompressedModel:
     edits: Sequence[Edit] = ()
 
 
+def packed_now(compressed: CompressedModel) -> dict[str, Packed]:
+    """Return the packed form of each matrix that has one and still holds its numbers, by the matrix's name now. Experts have none."""
+    packed = {id(e.weight.owner): e.compressed.packed for e in compressed.edits if isinstance(e, Replace) and e.weight.expert is None}
+    there = {weight: packed.get(id(weight.owner)) for weight in compressed.view.weights}
+    return {weight.name: form for weight, form in there.items() if form is not None and torch.equal(form.dense(), weight.get())}
+
+
 class Export(Spec, ABC):
     """Writes a compressed model in one form, into the folder that also holds it as an ordinary Hugging Face model."""
 
-    def check(self, method: Method, target: Target, view: ModelView) -> None:  # the dense folder can hold everything
-        """Raise `OutputError`, before any work, if this form can't hold what `method` makes of the model; say what it can hold."""
+    def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:  # the dense folder can hold everything
+        """Raise `OutputError`, before any work, if this form can't hold what `method` makes of the model `opened`; say what it can hold."""
 
     @abstractmethod
     def write(self, compressed: CompressedModel, folder: Path) -> None:

@@ -13,11 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from calibrant.durable import usual_rights
-from calibrant.edits import Replace
 from calibrant.errors import OutputError
-from calibrant.exports._base import CompressedModel, Export
+from calibrant.exports._base import CompressedModel, Export, packed_now
 from calibrant.methods import Method
-from calibrant.models import ModelView
+from calibrant.models import ModelView, Opened
 from calibrant.models.folder import CONFIG, INDEX, WEIGHTS
 from calibrant.models.packed_folder import FORMAT, METHOD, PACKED, SCALE, SHAPE, pack_codes
 from calibrant.packed import Codes
@@ -33,7 +32,7 @@ class CompressedTensors(Export):
     `ignore` in its configuration lists every linear layer that is dense. Readers have kernels for 4 and 8 bits; transformers opens all.
     """
 
-    def check(self, method: Method, target: Target, view: ModelView) -> None:
+    def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
         grid = target.grid if isinstance(target, SparseGrid) else target
         if not isinstance(grid, Grid):
             raise OutputError(
@@ -50,7 +49,7 @@ class CompressedTensors(Export):
             raise OutputError(f"{self} holds linear layers, and {where}; leave --export {self} out", subject=odd.name)
 
     def write(self, compressed: CompressedModel, folder: Path) -> None:
-        packed = dict(_packed(compressed))
+        packed = {name: form for name, form in packed_now(compressed).items() if isinstance(form, Codes) and form.zeros is None}
         if not packed:
             raise OutputError(f"{self} found no codes in what {compressed.record.run.target} made; leave --export {self} out", subject=str(self))
         place, places, size = folder / FOLDER, dict[str, str](), 0
@@ -73,15 +72,6 @@ class CompressedTensors(Export):
 
 def _plain(owner: nn.Module) -> bool:
     return isinstance(owner, nn.Linear)
-
-
-def _packed(compressed: CompressedModel) -> Iterator[tuple[str, Codes]]:
-    """The codes of each matrix, by its name now, where they are still what the model holds."""
-    codes = {id(e.weight.owner): e.compressed.packed for e in compressed.edits if isinstance(e, Replace) and isinstance(e.compressed.packed, Codes)}
-    for weight in compressed.view.weights:
-        packed = codes.get(id(weight.owner))
-        if packed is not None and packed.zeros is None and torch.equal(packed.dense(), weight.get()):
-            yield weight.name, packed
 
 
 def _tensors(file: Path, packed: Mapping[str, Codes]) -> Iterator[tuple[str, Tensor]]:

@@ -1,6 +1,5 @@
 """Gathering an importance matrix: one pass over the dense model, which sums what each matrix is multiplied with."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +11,7 @@ from calibrant.activations import FeatureNorms, Seen
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import ModelError, NumericsError
 from calibrant.importance.file import Imatrix, ImatrixEntry, check_imatrix_path
-from calibrant.models import ModelView, Opened, Weight, check_finite, located, open_model, view
+from calibrant.models import ModelView, Opened, Weight, check_finite, gguf_of, open_model, view
 from calibrant.models.gguf_file import read_header
 from calibrant.models.gguf_names import tensor_names
 from calibrant.process import freed_memory_kept
@@ -96,25 +95,13 @@ def _sums(weight: Weight, seen: Seen | None) -> tuple[np.ndarray, int]:
 
 def _check_names(opened: Opened, names: Mapping[str, tuple[str, ...]]) -> None:
     """Raise `ModelError` if the model's own GGUF file lacks a tensor of these names: quantizers pass over what they don't know in silence."""
-    path = Path(opened.name) if opened.name.endswith(".gguf") else _own_file(opened.name)
-    if path is None or not path.is_file():
+    if (path := gguf_of(opened.name)) is None:
         return
     there = read_header(path).tensors
     for weight, several in names.items():
         for name in several:
             if name not in there:
                 raise ModelError(f"{weight} would be {name} in an imatrix, and {path} has no such tensor; tell us of it", subject=weight)
-
-
-def _own_file(ref: str) -> Path | None:
-    """The GGUF file that a model's short name stands for."""
-    if not re.fullmatch(r"[\w-]+", ref):
-        return None
-    try:
-        path = located(ref)
-    except ModelError:
-        return None
-    return path if path.suffix == ".gguf" else None
 
 
 def _described(chosen: CalibrationSet, batch: TokenBatch) -> str:

@@ -96,6 +96,15 @@ def located(ref: str) -> Path:
     return _locate(ref, local=True)
 
 
+def gguf_of(ref: str) -> Path | None:
+    """Return the GGUF file on this machine that `ref` names; None if it names something else, or nothing that is here."""
+    try:
+        path = located(ref)
+    except ModelError:
+        return None
+    return path if path.suffix.lower() == ".gguf" else None
+
+
 def _locate(ref: str, files: Sequence[str] = HUB_FILES, local: bool = False, code: bool = False) -> Path:
     """The file or folder that holds what `ref` names; of a hub id, `files` (and `code`) are downloaded, unless they must be `here` already."""
     if not ref:

@@ -1,0 +1,92 @@
+"""GGUF, the form of llama.cpp: codes that fit its blocks are stored as they are, everything else as plain numbers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from gguf import GGMLQuantizationType
+from torch import Tensor
+
+from calibrant import __version__
+from calibrant.errors import OutputError
+from calibrant.exports._base import CompressedModel, Export, packed_now
+from calibrant.methods import Method
+from calibrant.models import ModelView, Opened, gguf_of
+from calibrant.models.gguf_file import gguf_tokenizer
+from calibrant.models.gguf_writing import Bytes, GgufPart, check_template, plain, q4_0, q8_0, write_gguf
+from calibrant.packed import Codes, GgmlBlocks, Packed
+from calibrant.spec import written_form
+from calibrant.targets import Target
+
+FILE: Final = "model.gguf"
+TYPES: Final = ("own", "f32", "f16", "bf16")
+BLOCK: Final = 32
+"""Inputs that share a scale in the blocks that hold foreign codes."""
+_OWN: Final = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+@dataclass(frozen=True, repr=False)
+class Gguf(Export):
+    """Writes `model.gguf` for llama.cpp: metadata and tokenizer are those of the GGUF file that the model was opened from, or of `like`.
+
+    Codes of symmetric grids whose groups are multiples of 32 inputs are stored exactly, as Q4_0 (up to 4 bits) or Q8_0, if their scales are
+    numbers of float16, as those of a model in bfloat16 are. All other matrices are plain numbers of the type `plain`: the model's own (`own`),
+    `f32`, `f16` or `bf16`; what doesn't fit that is rounded.
+    """
+
+    like: str = ""
+    plain: str = "own"
+
+    def __post_init__(self) -> None:
+        if self.plain not in TYPES:
+            raise OutputError(f"plain={self.plain!r} is no type of numbers for GGUF; choose one of {', '.join(TYPES)}", subject=self.plain)
+
+    def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
+        template = self._template(opened)
+        check_template(view, template)
+        # A reader may add tokens that a file doesn't list, so every token of the model must be there under its number, and not the other way round.
+        theirs = gguf_tokenizer(template).get_vocab()
+        if any(theirs.get(token) != number for token, number in opened.tokenizer.get_vocab().items()):
+            raise OutputError(f"{template} has another vocabulary than {opened.name}; name a file of the same model", subject=str(template))
+
+    def write(self, compressed: CompressedModel, folder: Path) -> None:
+        template, packed = self._template(compressed.opened), packed_now(compressed)
+        check_template(compressed.view, template)
+        kind = GGMLQuantizationType[(_OWN[compressed.opened.dtype] if self.plain == "own" else self.plain).upper()]
+        run = compressed.record.run
+        facts = {"version": __version__, "run": run.id, "method": written_form(run.method), "target": run.target, "data": run.data}
+        note = {f"calibrant.{name}": value for name, value in facts.items() if value}
+        write_gguf(compressed.view, template, folder / FILE, lambda part: _encoded(part, packed.get(part.matrix or "")) or plain(part, kind), note)
+
+    def _template(self, opened: Opened) -> Path:
+        """The file to copy from. Raises `OutputError` if there is none."""
+        found = gguf_of(self.like or opened.name)
+        if found is None and self.like:
+            raise OutputError(f"{self.like!r} is no GGUF file; name one of the same model", subject=self.like)
+        if found is None:
+            message = f"{opened.name} wasn't opened from GGUF, and its tokenizer can't be written as llama.cpp wants it"
+            raise OutputError(
+                f"{message}; name a GGUF file of the same model, gguf(like='FILE.gguf'), or use llama.cpp's own converter on the folder",
+                subject=opened.name,
+            )
+        return found
+
+
+def _encoded(part: GgufPart, packed: Packed | None) -> Bytes | None:
+    """The blocks that hold a packed matrix exactly; None if none do."""
+    if isinstance(packed, GgmlBlocks):
+        return _rows(packed.blocks, part).numpy(), GGMLQuantizationType[packed.kind.upper()]
+    if not isinstance(packed, Codes) or packed.zeros is not None or packed.codes.shape[1] % (BLOCK * packed.scales.shape[1]):
+        return None
+    scales = packed.scales.cpu().repeat_interleave(packed.codes.shape[1] // packed.scales.shape[1] // BLOCK, dim=1)
+    if not torch.equal(scales.to(torch.float16).to(scales.dtype), scales):
+        return None
+    codes, scales = _rows(packed.codes.cpu(), part).contiguous(), _rows(scales, part)
+    small = packed.grid.bits <= 4
+    return (q4_0(codes, scales), GGMLQuantizationType.Q4_0) if small else (q8_0(codes, scales), GGMLQuantizationType.Q8_0)
+
+
+def _rows(tensor: Tensor, part: GgufPart) -> Tensor:
+    """The rows in the order that GGUF has them in."""
+    return tensor if part.order is None else tensor[part.order]
