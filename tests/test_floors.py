@@ -10,7 +10,7 @@ import calibrant
 
 ROOT = Path(calibrant.__file__).parent
 FLOORS = [
-    ["errors", "extras", "foreign", "spec", "grammar", "families", "registry", "progress", "notebook", "process", "clock", "launch"],
+    ["errors", "extras", "foreign", "spec", "grammar", "families", "registry", "progress", "declarations", "notebook", "process", "clock", "launch"],
     ["activations", "packed", "targets", "store", "outcomes", "durable", "estimates", "wire"],
     ["data", "models"],
     ["walk", "edits", "job"],
@@ -44,6 +44,8 @@ TORCH_FREE = [
     "grammar",
     "families",
     "registry",
+    "declarations",
+    "names",
     "progress",
     "notebook",
     "store",

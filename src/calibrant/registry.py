@@ -2,7 +2,8 @@
 
 `Registry(package)` stands in the `__init__.py` of each folder that grows (`methods`, `allocations`, `data/sources`, `data/formats`, …).
 A file defines exactly one public class. Other packages add names through an entry point in the group of the same name, for example
-`calibrant.methods`. Listing names imports nothing; a broken file is an error when its name is used, never a name that is missing.
+`calibrant.methods`. Listing names imports nothing, nor does reading what their files declare; a broken file is an error when its name is used,
+never a name that is missing.
 
 An object of a class that no name leads to may stand where a name stands. `text` gives its text, and from then on this process reads that back.
 """
@@ -10,7 +11,6 @@ An object of a class that no name leads to may stand where a name stands. `text`
 import dataclasses
 import difflib
 import importlib
-import importlib.util
 import pkgutil
 import sys
 from collections.abc import Iterable
@@ -21,6 +21,7 @@ from operator import attrgetter
 from types import ModuleType
 from typing import Any, Final
 
+from calibrant.declarations import Sketches, folder_of
 from calibrant.errors import SpecError
 from calibrant.spec import Call, Spec, build, is_foreign, parse, qualified
 
@@ -135,11 +136,16 @@ class Registry:
         inner = {k: self.build(v) if isinstance(v, Call) and self.knows(v.name) else v for k, v in call.arguments.items()}
         return build(self.get(call.name), inner)
 
+    def sketch(self, name: str, sketches: Sketches) -> type[Any]:
+        """Return the class behind a name as its file declares it, importing nothing. Raises `UnreadableError` where it takes an import to know."""
+        if name in self._own:
+            return sketches.only_class(f"{self.package}.{name}")
+        return sketches.of(self._foreign[name].module, self._foreign[name].attr)
+
     @cached_property
     def _own(self) -> frozenset[str]:
-        package = importlib.util.find_spec(self.package)
-        paths = package.submodule_search_locations if package else None
-        return frozenset(m.name for m in pkgutil.iter_modules(paths) if not m.name.startswith("_"))
+        folder = folder_of(self.package)
+        return frozenset(m.name for m in pkgutil.iter_modules([str(folder)]) if not m.name.startswith("_")) if folder else frozenset()
 
     @cached_property
     def _foreign(self) -> dict[str, EntryPoint]:

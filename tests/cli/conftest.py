@@ -34,6 +34,22 @@ class Answer:
 Ask = Callable[..., Answer]
 
 
+class SetClock:
+    """A clock that moves when a test says so: progress says a line only of what lasts."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> SetClock:
+    clock = SetClock()
+    monkeypatch.setattr("calibrant.cli._frame.clock", clock)
+    return clock
+
+
 @pytest.fixture
 def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Run a command in an empty folder, as `ask("prune", model, "--out", "here")`."""

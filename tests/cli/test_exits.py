@@ -149,7 +149,7 @@ def test_what_is_done_makes_room_for_what_comes(capsys: pytest.CaptureFixture[st
     assert "the first" not in last
 
 
-def test_progress_is_drawn_for_people_only(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_bars_are_drawn_for_people_and_lines_for_others(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     for forced, drawn in (("", False), ("1", True)):
         monkeypatch.setenv("FORCE_COLOR", forced)
         with progress() as update:
@@ -157,4 +157,4 @@ def test_progress_is_drawn_for_people_only(capsys: pytest.CaptureFixture[str], m
             update("wanda 0.5", 3, 3)
         said = capsys.readouterr()
         assert said.out == ""
-        assert ("wanda 0.5" in said.err, "3/3" in said.err) == (drawn, drawn)
+        assert ("wanda 0.5" in said.err, "3/3" in said.err) == (drawn, drawn), "what is over at once takes no line"

@@ -1,12 +1,12 @@
 """What a user of other command lines expects: help with examples, versions, completion, plain text, quiet, and narrow windows."""
 
-import re
 import shlex
 
 import pytest
 
 from calibrant import __version__
 from calibrant.cli import app
+from calibrant.names import KINDS, catalogue
 
 from tests.cli.conftest import SMALL, Ask
 
@@ -56,12 +56,71 @@ def test_completion(ask_main: Ask):
     assert options.out.split() == ["--sparsity"]
 
 
-def test_nothing_is_coloured_against_the_will(ask: Ask, monkeypatch: pytest.MonkeyPatch):
-    coloured = re.compile(r"\x1b\[[0-9;]*\b[349][0-7]\b")
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("list pack", ["packings"]),
+        ("prune m --method sparse", ["sparsegpt"]),
+        ("quantize m --allocation uni", ["uniform"]),
+        ("prune m --data gsm", ["gsm8k"]),
+        ("prune m --data 0.5*c4+0.5*gsm8k:co", ["0.5*c4+0.5*gsm8k:cot"]),
+        ("prune m --data gsm8k:cot@cr", ["gsm8k:cot@crop"]),
+        ("mix m --sources least", ["least_perplexity"]),
+        ("inspect wikip", ["wikipedia"]),
+        ("survey wikip", ["wikipedia"]),
+        ("inspect c4 --against wikip", ["wikipedia"]),
+        ("evaluate m --task perp", ["perplexity"]),
+        ("prune m --dtype bf", ["bfloat16"]),
+        ("prune m --propagate ref", ["reference"]),
+        ("prune m --export h", ["hf"]),
+        ("report r --format mark", ["markdown"]),
+        ("report r --as inc", ["increase"]),
+        ("study s --engine r", ["ray"]),
+    ],
+)
+def test_names_are_completed(ask_main: Ask, words: str, offered: list[str]):
+    answer = ask_main(_CALIBRANT_COMPLETE="complete_bash", COMP_WORDS=f"calibrant {words}", COMP_CWORD=str(len(words.split())))
+    assert (answer.code, answer.out.split(), answer.err) == (0, offered, "")
+
+
+def test_with_no_color_nothing_is_written_but_characters(ask: Ask, monkeypatch: pytest.MonkeyPatch):
+    commands = (["list", "sources", "--long"], ["inspect", "random_tokens", "--samples", "2", "--length", "32"], ["--help"])
     monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[1m" in ask(*commands[0]).out
     monkeypatch.setenv("NO_COLOR", "1")
-    for words in (["list", "sources"], ["inspect", "random_tokens", "--samples", "2", "--length", "32"], ["--help"]):
-        assert not coloured.search(ask(*words).out), words
+    for words in commands:
+        assert "\x1b" not in ask(*words).out, words
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_list_is_a_table_that_fits(ask: Ask, monkeypatch: pytest.MonkeyPatch, kind: str, columns: int):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = ask("list", kind).out.splitlines()
+    assert max(map(len, lines)) <= columns
+    for entry in catalogue(kind):
+        assert any(line.split("  ")[0] == entry.name for line in lines), f"{entry.name} doesn't begin a line"
+    long = ask("list", kind, "--long").out
+    assert max(map(len, long.splitlines())) <= columns
+    assert all(f"{name}=" in long or name in long for entry in catalogue(kind) for name in entry.parameters)
+
+
+def test_a_list_says_in_short_what_a_name_is_and_at_length_what_is_known(ask: Ask):
+    short, long = ask("list", "sources").out, ask("list", "sources", "-l").out
+    row = next(line for line in short.splitlines() if line.startswith("gsm8k")).rstrip()
+    assert row.rpartition("  ")[2] == "GSM8K: grade school word problems with worked solutions."
+    assert "MIT" not in row
+    assert "    licence: MIT\n    homepage: https://github.com/openai/grade-school-math\n" in long
+    assert "commonsense_qa(rationales='ecqa', explained=False)" in long
+
+
+def test_a_pipe_has_the_width_that_is_said(ask: Ask, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = ask("inspect", "random_tokens", "--samples", "2", "--length", "32").out
+    monkeypatch.setenv("COLUMNS", "")
+    wide = ask("inspect", "random_tokens", "--samples", "2", "--length", "32").out
+    assert max(map(len, narrow.splitlines())) <= 60 < max(map(len, wide.splitlines()))
+    assert "".join(narrow.split()) == "".join(wide.split())
 
 
 def test_quiet_shows_results_and_errors_only(ask: Ask, model, monkeypatch: pytest.MonkeyPatch):

@@ -34,14 +34,19 @@ def refused(answer: Answer, *lines: str) -> None:
 
 def test_every_mistake_is_a_line_and_nothing_is_written(ask: Ask, tmp_path: Path):
     (tmp_path / "bad.yaml").write_text("model: smollm2\ndata: random_tokens\nmethod: wnada\nseeds: -1\n")
-    for more in ([], ["--plan"], ["--plan", "--json"]):
+    said = (
+        "bad.yaml has 2 mistakes:",
+        f"line 3: method: there is no method called 'wnada', did you mean 'wanda'? (known: {', '.join(methods.names())})",
+        "line 4: seeds: a draw is -1; it must be a whole number of at least 0",
+    )
+    for more in ([], ["--plan"]):
+        refused(ask("study", "bad.yaml", "--out", "out", *more), *said)
+    for more in (["--json"], ["--plan", "--json"]):
         answer = ask("study", "bad.yaml", "--out", "out", *more)
-        refused(
-            answer,
-            "bad.yaml has 2 mistakes:",
-            f"line 3: method: there is no method called 'wnada', did you mean 'wanda'? (known: {', '.join(methods.names())})",
-            "line 4: seeds: a draw is -1; it must be a whole number of at least 0",
-        )
+        assert (answer.code, answer.err.splitlines()) == (2, list(said))
+        error = answer.json["error"]
+        assert (error["message"], error["subject"]) == ("\n".join(said), "bad.yaml")
+        assert [(problem["line"], problem["where"]) for problem in error["problems"]] == [(3, "method"), (4, "seeds")]
     assert [p.name for p in tmp_path.iterdir()] == ["bad.yaml"]
 
 

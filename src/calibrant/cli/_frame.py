@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, ParamSpec, Ty
 import typer
 
 from calibrant import __version__
+from calibrant.cli import completing
 from calibrant.errors import InputError, OutputError, RankError, StudyError, fitted
 from calibrant.extras import missing
 from calibrant.foreign import LARGEST, TRUST_REMOTE_CODE, brief, user_path, user_text, visible, visible_json, visible_name, whole_number
@@ -48,13 +50,22 @@ def whole(text: str | int) -> int:
 
 
 EXPRESSION: Final = "Calibration set: source[:format][@packing], a file, or a weighted sum 0.3*gsm8k:cot + 0.7*wikitext."
-Data = Annotated[str, typer.Option(metavar="EXPR", help=EXPRESSION, show_default=False)]
+Data = Annotated[str, typer.Option(metavar="EXPR", help=EXPRESSION, autocompletion=completing.expression, show_default=False)]
 Samples = Annotated[int, typer.Option(parser=whole, metavar="N", help="Windows to calibrate on.")]
 Tokens = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Real tokens to calibrate on, instead of --samples.", show_default=False)]
 Length = Annotated[int, typer.Option(parser=whole, metavar="N", help="Tokens in a window.")]
 Seed = Annotated[int, typer.Option(parser=whole, metavar="N", help="Number of the draw: draws share no row until the source is used up.")]
-Dtype = Annotated[str, typer.Option(metavar="TYPE", help="auto, bfloat16 or float32. auto takes bfloat16 where the machine is faster in it.")]
-Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or mps.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        metavar="TYPE",
+        help="auto, bfloat16 or float32. auto takes bfloat16 where the machine is faster in it.",
+        autocompletion=completing.one_of("auto", "bfloat16", "float32"),
+    ),
+]
+Device = Annotated[
+    str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or mps.", autocompletion=completing.one_of("auto", "cpu", "cuda", "mps"))
+]
 DataDir = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="A local mirror of data sets, looked at before the hub; else the folder in CALIBRANT_DATA.", show_default=False),
@@ -98,7 +109,8 @@ def _misused(error: Any) -> int:
     """Say in one sentence what is wrong with the words of a command, and return 2. Without any words, its help was shown already."""
     if type(error).__name__ != "NoArgsIsHelpError":
         path = error.ctx.command_path if error.ctx else "calibrant"
-        typer.echo(visible_name(f"{fitted(error.format_message()).rstrip('.')}; '{path} --help' shows what it takes"), err=True)
+        _settings["json"] = "--json" in sys.argv[1:]
+        _complain(visible_name(f"{fitted(error.format_message()).rstrip('.')}; '{path} --help' shows what it takes"), error)
     return 2
 
 
@@ -137,6 +149,7 @@ def command(name: str, *examples: str, group: typer.Typer = app) -> Callable[[Ca
     def register(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+            _settings["json"] = bool(kwargs.get("as_json")) or kwargs.get("format") == "json"
             try:
                 _check_texts([*args, *kwargs.values()])
                 return function(*args, **kwargs)
@@ -186,8 +199,11 @@ def _print_version(wanted: bool) -> bool:
     return wanted
 
 
-_settings = {"quiet": False}
-"""What the options before a command say; set anew for each."""
+_settings = {"quiet": False, "json": False}
+"""What the options before a command say, and whether its result is to be JSON; set anew for each."""
+
+clock: Callable[[], float] = time.monotonic
+"""What progress is timed with; a test sets its own."""
 
 
 @app.callback()
@@ -209,29 +225,43 @@ def root(
 
 @contextmanager
 def progress() -> Iterator["Progress"]:
-    """Yield a progress function that draws bars with the time left on standard error; silent where that is no terminal, and with --quiet.
+    """Yield a progress function: with bars and the time left on standard error, or with lines where that is no terminal; silent with --quiet.
 
     Finished bars are removed when a new one begins: a long study has hundreds.
     """
-    from rich import progress as bars
-    from rich.console import Console
+    from calibrant.progress import ProgressLines, silent
 
-    console = Console(stderr=True)
+    if _settings["quiet"]:
+        yield silent
+        return
+    shown = _console(stderr=True)
+    if not shown.is_terminal or shown.is_dumb_terminal:
+        with ProgressLines(lambda line: typer.echo(visible_name(line), err=True), clock).watching() as update:
+            yield update
+        return
+    with _bars(shown) as update:
+        yield update
+
+
+@contextmanager
+def _bars(shown: "Console") -> Iterator["Progress"]:
+    from rich import progress as bars
+
     columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
-    shown = bars.Progress(*columns, console=console, transient=True, disable=_settings["quiet"] or not console.is_terminal)
+    drawn = bars.Progress(*columns, console=shown, transient=True)
     tasks: dict[str, bars.TaskID] = {}
 
     def update(what: str, done: int, total: int) -> None:
         if what not in tasks:
-            for finished in [task for task in shown.tasks if task.finished]:
-                shown.remove_task(finished.id)
-            left = {task.id for task in shown.tasks}
+            for finished in [task for task in drawn.tasks if task.finished]:
+                drawn.remove_task(finished.id)
+            left = {task.id for task in drawn.tasks}
             for name in [name for name, task in tasks.items() if task not in left]:
                 del tasks[name]
-            tasks[what] = shown.add_task(visible_name(what), total=total)
-        shown.update(tasks[what], completed=done, total=total)
+            tasks[what] = drawn.add_task(visible_name(what), total=total)
+        drawn.update(tasks[what], completed=done, total=total)
 
-    with shown:
+    with drawn:
         yield update
 
 
@@ -277,25 +307,44 @@ def show(result: Any, as_json: bool, lines: Callable[[Any], Any]) -> None:
 
     shown = console()
     for line in lines(result):
-        shown.print(line, soft_wrap=isinstance(line, str | Text) and not shown.is_terminal)
+        shown.print(line, soft_wrap=isinstance(line, str | Text) and not _has_width(shown))
 
 
 def console() -> "Console":
-    """Return where results go. What is no terminal has no width: lines stay whole there."""
-    from rich.console import Console
-
-    out = Console(highlight=False, markup=False)
-    if not out.is_terminal:
+    """Return where results go. What is no terminal has the width that COLUMNS says; without it, lines stay whole there."""
+    out = _console()
+    if not _has_width(out):
         out.width = max(out.width, 160)
     return out
+
+
+def _has_width(shown: "Console") -> bool:
+    return shown.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
+
+
+def _console(stderr: bool = False) -> "Console":
+    """Return a console that writes texts as they are, and with NO_COLOR nothing but characters."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, markup=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
 
 
 def stop(message: str, code: int, error: BaseException) -> NoReturn:
     """Write one line on standard error, or one for each mistake in a study, and exit with a code; a traceback only with --debug."""
     if os.environ.get(DEBUG):
         sys.__excepthook__(type(error), error, error.__traceback__)
-    typer.echo(visible(message) if isinstance(error, StudyError) else visible_name(fitted(" ".join(message.split("\n")))), err=True)
+    _complain(visible(message) if isinstance(error, StudyError) else visible_name(fitted(" ".join(message.split("\n")))), error)
     raise typer.Exit(code)
+
+
+def _complain(message: str, error: BaseException) -> None:
+    """Write what is wrong on standard error, and with --json also as JSON on standard output: what it is about, and what to do."""
+    if _settings["json"]:
+        about: dict[str, Any] = {"message": message, "subject": getattr(error, "subject", ""), "hint": message.partition("; ")[2]}
+        if isinstance(error, StudyError):
+            about["problems"] = [asdict(problem) for problem in error.problems]
+        typer.echo(visible_json(json.dumps({"error": about}, ensure_ascii=False)))
+    typer.echo(message, err=True)
 
 
 def fault(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -304,4 +353,4 @@ def fault(kind: type[BaseException], error: BaseException, trace: TracebackType 
         sys.__excepthook__(kind, error, trace)
         return
     what = visible(fitted(" ".join(str(error).split()))) or "no message"
-    print(f"{kind.__name__}: {what}. This is a fault of ours, not of your input; {DEBUG}=1 shows where it happened.", file=sys.stderr)  # noqa: T201
+    _complain(f"{kind.__name__}: {what}. This is a fault of ours, not of your input; {DEBUG}=1 shows where it happened.", error)

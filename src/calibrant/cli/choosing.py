@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from calibrant.cli import completing
 from calibrant.cli._frame import DataDir, Device, Dtype, Json, Length, Model, Seed, check_file, command, look_in, progress, show, whole, write
 from calibrant.screen.choosing import mixed, recommended
 
@@ -18,12 +19,20 @@ def mix(
     model: Model,
     sources: Annotated[
         list[str],
-        typer.Option(metavar="EXPR", help="A calibration set to mix, as in prune --data; give it once for each, two or more.", show_default=False),
+        typer.Option(
+            metavar="EXPR",
+            help="A calibration set to mix, as in prune --data; give it once for each, two or more.",
+            autocompletion=completing.expression,
+            show_default=False,
+        ),
     ],
     objective: Annotated[
         str, typer.Option(metavar="WHAT", help="mean or worst error over the sources, or target=EXPR: a source, or a file of your own.")
     ] = "mean",
-    method: Annotated[str, typer.Option(metavar="SPEC", help="wanda, sparsegpt(damp=0.02), …: one that looks at data.")] = "wanda",
+    method: Annotated[
+        str,
+        typer.Option(metavar="SPEC", help="wanda, sparsegpt(damp=0.02), …: one that looks at data.", autocompletion=completing.names_of("methods")),
+    ] = "wanda",
     sparsity: Annotated[str, typer.Option(metavar="S", help="The share of weights to remove, or N:M with N kept of every M.")] = "0.6",
     tokens: Annotated[int, typer.Option(parser=whole, metavar="N", help="Real tokens of each source.")] = 8192,
     length: Length = 512,
@@ -64,14 +73,27 @@ def recommend(
     ],
     sources: Annotated[
         list[str] | None,
-        typer.Option(metavar="EXPR", help="A candidate; give it once for each. [default: what can be read here]", show_default=False),
+        typer.Option(
+            metavar="EXPR",
+            help="A candidate; give it once for each. [default: what can be read here]",
+            autocompletion=completing.expression,
+            show_default=False,
+        ),
     ] = None,
-    method: Annotated[str, typer.Option(metavar="SPEC", help="wanda, sparsegpt(damp=0.02), …: one that looks at data.")] = "wanda",
+    method: Annotated[
+        str,
+        typer.Option(metavar="SPEC", help="wanda, sparsegpt(damp=0.02), …: one that looks at data.", autocompletion=completing.names_of("methods")),
+    ] = "wanda",
     sparsity: Annotated[str, typer.Option(metavar="S", help="The share of weights to remove, or N:M with N kept of every M.")] = "0.6",
     budget: Annotated[float, typer.Option(metavar="MINUTES", help="Time for all of it; what is measured stays, and a later call goes on.")] = 30.0,
     tokens: Annotated[int, typer.Option(parser=whole, metavar="N", help="Real tokens of each source.")] = 8192,
     length: Length = 512,
-    baseline: Annotated[str, typer.Option(metavar="EXPR", help="What others are compared with. [default: c4 where it is]", show_default=False)] = "",
+    baseline: Annotated[
+        str,
+        typer.Option(
+            metavar="EXPR", help="What others are compared with. [default: c4 where it is]", autocompletion=completing.expression, show_default=False
+        ),
+    ] = "",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all that is measured.")] = Path("calibrant-recommendation"),
     dtype: Dtype = "auto",
     device: Device = "auto",

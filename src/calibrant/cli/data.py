@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from calibrant import screen
+from calibrant.cli import completing
 from calibrant.cli._frame import DataDir, Device, Dtype, Json, Length, Samples, Seed, Tokens, command, look_in, progress, show, whole
 from calibrant.errors import SpecError
 
@@ -21,7 +22,13 @@ IMATRIX: Final = (".gguf", ".dat")
 )
 def inspect(
     data: Annotated[
-        str, typer.Argument(metavar="EXPR", help="A calibration set, as in prune --data, or an imatrix (.gguf, .dat).", show_default=False)
+        str,
+        typer.Argument(
+            metavar="EXPR",
+            help="A calibration set, as in prune --data, or an imatrix (.gguf, .dat).",
+            autocompletion=completing.expression,
+            show_default=False,
+        ),
     ],
     model: Annotated[
         str | None,
@@ -36,6 +43,7 @@ def inspect(
         typer.Option(
             metavar="SOURCE",
             help="Also compare with what SOURCE measures on; give it once for each source. Of an imatrix: with another one.",
+            autocompletion=completing.names_of("sources"),
             show_default=False,
         ),
     ] = None,
@@ -73,7 +81,10 @@ def _imatrix(path: str, against: list[str]) -> dict[str, Any]:
 @command("survey", "calibrant survey", "calibrant survey gsm8k c4 --markdown")
 def survey(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[SOURCE]...", help="Sources; all of them if none is given.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            metavar="[SOURCE]...", help="Sources; all of them if none is given.", autocompletion=completing.names_of("sources"), show_default=False
+        ),
     ] = None,
     model: Annotated[str, typer.Option(metavar="MODEL", help="Whose tokenizer reads them.")] = "smollm2",
     tokens: Annotated[int, typer.Option(parser=whole, metavar="N", help="Real tokens in a draw.")] = 8192,
@@ -95,19 +106,21 @@ def survey(
         show(rows, as_json, screen.surveyed)
 
 
-@command("list", "calibrant list sources", "calibrant list methods --json")
+@command("list", "calibrant list sources", "calibrant list methods --long", "calibrant list tasks --json")
 def catalogue(
     kind: Annotated[
         str,
         typer.Argument(
             metavar="KIND",
             help="models, sources, formats, packings, methods, targets, allocations, transforms, exports, selectors or tasks.",
+            autocompletion=completing.kind,
             show_default=False,
         ),
     ],
+    long: Annotated[bool, typer.Option("--long", "-l", help="All that is known of each: parameters with their defaults, licences, sources.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List what can be named, with parameters and their defaults."""
+    """List what can be named, a line each."""
     from calibrant.names import catalogue as run
 
-    show([asdict(entry) for entry in run(kind)], as_json, screen.catalogued)
+    show([asdict(entry) for entry in run(kind)], as_json, lambda entries: screen.catalogued(entries, long))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from calibrant import screen
+from calibrant.cli import completing
 from calibrant.cli._frame import (
     EXPRESSION,
     Data,
@@ -33,30 +34,39 @@ from calibrant.cli._frame import (
 if TYPE_CHECKING:
     from calibrant.compress import Pruned
 
-OwnData = Annotated[str | None, typer.Option(metavar="EXPR", help=EXPRESSION, show_default=False)]
+OwnData = Annotated[str | None, typer.Option(metavar="EXPR", help=EXPRESSION, autocompletion=completing.expression, show_default=False)]
 
 Propagate = Annotated[
     str | None,
     typer.Option(
         metavar="WAY",
         help="Which inputs a matrix is calibrated on: arrival, reference or dense. [default: the method's own, mostly arrival]",
+        autocompletion=completing.one_of("arrival", "reference", "dense"),
         show_default=False,
     ),
 ]
-Allocation = Annotated[str, typer.Option(metavar="SPEC", help="How the target is divided among the matrices.")]
+Allocation = Annotated[
+    str,
+    typer.Option(metavar="SPEC", help="How the target is divided among the matrices.", autocompletion=completing.names_of("allocations")),
+]
 Transforms = Annotated[
     list[str] | None,
     typer.Option(
         "--transform",
         metavar="SPEC",
         help="Change the model first, in this order, without changing what it computes.",
+        autocompletion=completing.names_of("transforms"),
         show_default=False,
     ),
 ]
 Exports = Annotated[
     list[str] | None,
     typer.Option(
-        "--export", metavar="NAME", help="A form to write it in too, beside the Hugging Face folder; give it once for each.", show_default=False
+        "--export",
+        metavar="NAME",
+        help="A form to write it in too, beside the Hugging Face folder; give it once for each.",
+        autocompletion=completing.names_of("exports"),
+        show_default=False,
     ),
 ]
 Memory = Annotated[
@@ -100,7 +110,9 @@ def prune(
     model: Model,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pruned model; it must not exist yet.", show_default=False)],
     data: Data,
-    method: Annotated[str, typer.Option(metavar="SPEC", help="magnitude, wanda, sparsegpt(damp=0.02), …")] = "wanda",
+    method: Annotated[
+        str, typer.Option(metavar="SPEC", help="magnitude, wanda, sparsegpt(damp=0.02), …", autocompletion=completing.names_of("methods"))
+    ] = "wanda",
     target: Annotated[
         str,
         typer.Option(
@@ -138,7 +150,9 @@ def quantize(
     model: Model,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the quantized model; it must not exist yet.", show_default=False)],
     data: OwnData = None,
-    method: Annotated[str, typer.Option(metavar="SPEC", help="rtn: round to nearest, which looks at no data.")] = "rtn",
+    method: Annotated[
+        str, typer.Option(metavar="SPEC", help="rtn: round to nearest, which looks at no data.", autocompletion=completing.names_of("methods"))
+    ] = "rtn",
     target: Annotated[
         str, typer.Option("--target", "--sparsity", metavar="TARGET", help="A grid: w4g64 is 4 bits with a scale for each 64 inputs of a row.")
     ] = "w4g64",
@@ -183,7 +197,14 @@ def _compress(run: Callable[..., "Pruned"], options: dict[str, Any]) -> None:
 )
 def evaluate(
     model: Model,
-    task: Annotated[list[str], typer.Option(metavar="SPEC", help="What to measure, such as loss(source='gsm8k'); give it once for each task.")],
+    task: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SPEC",
+            help="What to measure, such as loss(source='gsm8k'); give it once for each task.",
+            autocompletion=completing.names_of("tasks"),
+        ),
+    ],
     limit: Annotated[
         int | None,
         typer.Option(parser=whole, metavar="N", help="Items of each task, or tokens of a loss, in place of its own budget.", show_default=False),

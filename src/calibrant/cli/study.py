@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from calibrant import screen
+from calibrant.cli import completing
 from calibrant.cli._frame import HELP, DataDir, Json, app, check_file, command, console, look_in, note, progress, show, whole
 
 store = typer.Typer(no_args_is_help=True, help="Check a folder of results, unite several, or pack one.", rich_markup_mode=None, context_settings=HELP)
@@ -28,7 +29,9 @@ def study(
     ],
     only_plan: Annotated[bool, typer.Option("--plan", help="Say what would be done and about how long it takes; write nothing.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="With --plan: open no model and measure nothing.")] = False,
-    engine: Annotated[str, typer.Option(metavar="ENGINE", help="local, or ray on several machines or GPUs.")] = "local",
+    engine: Annotated[
+        str, typer.Option(metavar="ENGINE", help="local, or ray on several machines or GPUs.", autocompletion=completing.one_of("local", "ray"))
+    ] = "local",
     address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a Ray cluster. [default: one of its own]", show_default=False)] = None,
     workers: Annotated[int, typer.Option(parser=whole, metavar="N", help="Processes that share the work.")] = 1,
     gpus: Annotated[float, typer.Option(metavar="N", help="With ray: GPUs of a worker.")] = 0.0,
@@ -65,9 +68,23 @@ def study(
 )
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that a study or demo wrote.", show_default=False)],
-    format: Annotated[str, typer.Option("--format", metavar="FORMAT", help="table, markdown, csv, latex or json.")] = "table",
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="table, markdown, csv, latex or json.",
+            autocompletion=completing.one_of("table", "markdown", "csv", "latex", "json"),
+        ),
+    ] = "table",
     way: Annotated[
-        str, typer.Option("--as", metavar="WAY", help="Show the increase over dense, the loss itself, or the share of dense kept.")
+        str,
+        typer.Option(
+            "--as",
+            metavar="WAY",
+            help="Show the increase over dense, the loss itself, or the share of dense kept.",
+            autocompletion=completing.one_of("increase", "loss", "kept"),
+        ),
     ] = "increase",
     measure: Annotated[
         list[str] | None,

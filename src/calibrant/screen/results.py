@@ -1,17 +1,20 @@
 """How one result looks: a pruned model, scores, what a calibration set holds, lists, the state of a store."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from rich.padding import Padding
 from rich.text import Text
 
 from calibrant.foreign import visible
 from calibrant.screen._lines import counted, labelled, noted, one_line, table_of
 from calibrant.spec import parameters
 
-FACTED: Final[Mapping[str, str]] = {"accepts": "accepts", "looks_at": "looks at"}
-"""Facts of a name that don't speak for themselves, and what is said before them."""
+IN_TABLE: Final[Mapping[str, str]] = {"family": "family", "accepts": "accepts", "looks_at": "looks at", "class": "class"}
+"""Facts of a name that stand in the table of names, and their heads; the others are only told at length."""
 
+_PAPER: Final = re.compile(r" \([^()]*arXiv[^()]*\)")
 SHOWN: Final = 5
 """How many rows of a finding are listed."""
 
@@ -255,19 +258,32 @@ def surveyed(result: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
             yield Text(f"  {', '.join(dict.fromkeys(data))}: {visible(reason)}")
 
 
-def catalogued(entries: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
-    """Names with what they are and the parameters as they are typed."""
-    table = table_of("name", "what", "parameters")
-    for entry in entries:
-        arguments = ", ".join(f"{name}={default}" if default else name for name, default in entry["parameters"].items())
-        table.add_row(entry["name"], "\n".join(filter(None, [entry["summary"], _facts(entry["facts"])])), arguments)
-    yield table if entries else "none yet"
+def catalogued(entries: Sequence[Mapping[str, Any]], long: bool = False) -> Iterator[Any]:
+    """Names with what they are, a line each; `long` with all that is known of them and the parameters as they are typed."""
+    if not entries:
+        yield "none yet"
+    elif long:
+        yield from (line for entry in entries for line in _in_full(entry))
+    else:
+        facts = [fact for fact in IN_TABLE if any(fact in entry["facts"] for entry in entries)]
+        table = table_of("name", *(IN_TABLE[fact] for fact in facts), "what")
+        table.columns[0].no_wrap = True
+        for entry in entries:
+            table.add_row(entry["name"], *(str(entry["facts"].get(fact, "")) for fact in facts), _title(entry))
+        yield table
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
-    """What else is known of a name: bare where it speaks for itself, with a word before it where it doesn't."""
-    bare = ", ".join(str(value) for name, value in facts.items() if name not in FACTED)
-    return "; ".join(filter(None, [bare, *(f"{word} {facts[name]}" for name, word in FACTED.items() if name in facts)]))
+def _in_full(entry: Mapping[str, Any]) -> Iterator[Any]:
+    arguments = ", ".join(f"{name}={default}" if default else name for name, default in entry["parameters"].items())
+    name = one_line(f"{entry['name']}({arguments})" if arguments else entry["name"])
+    facts = (f"{IN_TABLE.get(fact, fact)}: {value}" for fact, value in entry["facts"].items())
+    yield Text(name, style="bold")
+    yield from (Padding(Text(one_line(line)), (0, 0, 0, 4), expand=False) for line in filter(None, [entry["title"], entry["summary"], *facts]))
+
+
+def _title(entry: Mapping[str, Any]) -> str:
+    """What a name is, without the paper that it is from."""
+    return one_line(_PAPER.sub("", entry["title"] or entry["summary"]))
 
 
 def _rows(count: int) -> str:

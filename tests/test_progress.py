@@ -1,0 +1,68 @@
+"""Progress in lines: a stage that lasts has one, and whatever lasts longer says that it goes on."""
+
+import pytest
+
+from calibrant.progress import LASTING, PERIOD, ProgressLines
+
+
+class Timeline:
+    """Lines, and a clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.said: list[str] = []
+        self.lines = ProgressLines(self.said.append, lambda: self.now)
+
+    def after(self, seconds: float) -> list[str]:
+        """What is said when so much time has passed."""
+        self.now += seconds
+        self.said.clear()
+        self.lines.look()
+        return list(self.said)
+
+
+@pytest.fixture
+def timeline() -> Timeline:
+    return Timeline()
+
+
+def test_a_stage_that_lasts_has_one_line_and_a_short_one_none(timeline: Timeline):
+    timeline.lines.update("short", 0, 3)
+    assert timeline.after(LASTING / 2) == []
+    timeline.lines.update("short", 3, 3)
+    timeline.lines.update("long", 1, 1200)
+    assert timeline.after(LASTING - 0.1) == []
+    timeline.lines.update("long", 40, 1200)
+    assert timeline.after(0.1) == ["[0:04] long 40/1,200"]
+    assert timeline.after(LASTING) == []
+
+
+def test_what_goes_on_says_so_every_half_minute_even_where_nothing_moves(timeline: Timeline):
+    assert timeline.after(PERIOD - 1) == []
+    assert timeline.after(1) == ["[0:30] still at work"]
+    timeline.lines.update("study", 4, 90)
+    timeline.lines.update("wanda 0.5", 29, 30)
+    assert timeline.after(LASTING) == ["[0:33] study 4/90, wanda 0.5 29/30"]
+    timeline.lines.update("wanda 0.5", 30, 30)
+    assert timeline.after(PERIOD - 1) == []
+    assert timeline.after(1) == ["[1:03] study 4/90"]
+    timeline.lines.update("study", 90, 90)
+    assert timeline.after(3600) == ["[1:01:03] still at work, after study"]
+
+
+def test_a_stage_that_begins_again_has_a_line_again(timeline: Timeline):
+    for _ in range(2):
+        timeline.lines.update("measuring loss", 1, 8)
+        assert len(timeline.after(LASTING)) == 1
+        timeline.lines.update("measuring loss", 8, 8)
+
+
+def test_somebody_looks_at_the_clock_while_nothing_is_reported():
+    """The line comes from a thread, which ends with the work: until it comes, the work waits for it."""
+    import threading
+
+    said = threading.Event()
+    seconds = iter(range(0, 10**9, 60))
+    with ProgressLines(lambda _: said.set(), lambda: next(seconds)).watching():
+        assert said.wait(600)
+    assert "calibrant-progress" not in {thread.name for thread in threading.enumerate()}
