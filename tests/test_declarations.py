@@ -96,8 +96,10 @@ def test_a_name_of_a_package_is_followed_to_where_it_is_declared(tmp_path: Path,
     folder = tmp_path / "my_own_package"
     folder.mkdir()
     (folder / "__init__.py").write_text("raise RuntimeError('imported')\nfrom .inner import Inner as Outer")
-    (folder / "inner.py").write_text('SIZE = 3\nclass Inner:\n    "Says it."\n    size = SIZE\n    name = f"of {SIZE}"\n    other = open("a")')
+    (folder / "inner.py").write_text(
+        'SIZE = 3\nclass Inner:\n    "Says it."\n    size = SIZE\n    name, more = f"of {SIZE}", (-1, [True])\n    other = open("a")'
+    )
     monkeypatch.syspath_prepend(tmp_path)
     sketch = Sketches().of("my_own_package", "Outer")
-    assert (sketch.__doc__, sketch.size, sketch.name, sketch.other) == ("Says it.", 3, "of 3", UNREADABLE)
+    assert (sketch.__doc__, sketch.size, sketch.name, sketch.more, sketch.other) == ("Says it.", 3, "of 3", (-1, [True]), UNREADABLE)
     assert Sketches().only_class("my_own_package.inner").__name__ == "Inner"

@@ -91,8 +91,8 @@ class Sketches:
         match self._statements(module).get(name):
             case ast.ClassDef() as node:
                 return self._built(module, node)
-            case ast.Assign(value=value) | ast.AnnAssign(value=ast.expr() as value):
-                return self._value(module, value)
+            case ast.Assign() | ast.AnnAssign() as node:
+                return self._value(module, dict(_assigned(node))[name])
             case ast.FunctionDef() if (module, name) == (later.__module__, later.__name__):
                 return later
             case ast.ImportFrom() as node:
@@ -156,8 +156,8 @@ class Sketches:
                 case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation) if not ast.unparse(annotation).startswith("ClassVar"):
                     default = self._value(module, statement.value) if statement.value else dataclasses.MISSING
                     fields.append((name, object, default if isinstance(default, dataclasses.Field) else dataclasses.field(default=default)))
-                case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value) | ast.Assign(targets=[ast.Name(id=name)], value=value):
-                    space[name] = self._class_variable(module, value)
+                case ast.AnnAssign() | ast.Assign():
+                    space |= {name: self._class_variable(module, value) for name, value in _assigned(statement)}
                 case ast.FunctionDef(name=name, decorator_list=[ast.Name(id="property")]):
                     properties[name] = statement
                 case _:
@@ -226,14 +226,24 @@ def _binds(node: ast.stmt) -> Iterator[str]:
     match node:
         case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
             yield name
-        case ast.AnnAssign(target=ast.Name(id=name)):
-            yield name
-        case ast.Assign(targets=targets):
-            yield from (target.id for target in targets if isinstance(target, ast.Name))
+        case ast.AnnAssign() | ast.Assign():
+            yield from (name for name, _ in _assigned(node))
         case ast.ImportFrom(names=names):
             yield from (alias.asname or alias.name for alias in names)
         case _:
             return
+
+
+def _assigned(node: ast.AnnAssign | ast.Assign) -> Iterator[tuple[str, ast.expr]]:
+    """Each name that an assignment binds, with its value: of `a, b = 1, 2` two."""
+    for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+        match target, node.value:
+            case ast.Name(id=name), ast.expr() as value:
+                yield name, value
+            case ast.Tuple(elts=names), ast.Tuple(elts=values) if len(names) == len(values):
+                yield from ((name.id, value) for name, value in zip(names, values, strict=True) if isinstance(name, ast.Name))
+            case _:
+                pass
 
 
 def _imported(module: str, node: ast.ImportFrom) -> str:
