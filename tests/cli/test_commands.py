@@ -153,13 +153,14 @@ def test_list(ask: Ask, kind: str, name: str):
 
 
 def test_list_shows_parameters_as_they_are_typed(ask: Ask):
-    assert "damp=0.01, block=128" in ask("list", "methods").out
+    assert "\nsparsegpt(damp=0.01, block=128" in ask("list", "methods", "--long").out
 
 
 def test_list_says_what_methods_accept_and_look_at(ask: Ask):
-    said = ask("list", "methods").out
-    assert "accepts 0.5 or 2:4; looks at feature norms" in said
-    assert "accepts w4g64; looks at no data" in said
+    rows = {line.split()[0]: [cell.strip() for cell in line.split("  ") if cell.strip()] for line in ask("list", "methods").out.splitlines()}
+    assert rows["wanda"][1:3] == ["0.5 or 2:4", "feature norms"]
+    assert rows["rtn"][1:3] == ["w4g64", "no data"]
+    assert "    accepts: 0.5 or 2:4\n    looks at: feature norms\n" in ask("list", "methods", "--long").out
     facts = {entry["name"]: entry["facts"] for entry in ask("list", "methods", "--json").json}
     assert facts["sparsegpt"] == {"accepts": "0.5, 2:4 or 2:4+w4g64", "looks_at": "gram"}
     assert facts["rtn"] == {"accepts": "w4g64", "looks_at": "no data"}
