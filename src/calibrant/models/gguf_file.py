@@ -15,7 +15,7 @@ from typing import Any, Final, cast, final
 import gguf
 import numpy as np
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, PreTrainedModel, PreTrainedTokenizerFast, modeling_gguf_pytorch_utils
 
 from calibrant.errors import ModelError
@@ -248,12 +248,20 @@ def _opening(path: Path) -> Refusal:
 
 
 def quantization(reader: gguf.GGUFReader) -> str:
-    """Return what most numbers of the file are quantized to, as a note; empty if all are plain floats."""
+    """Return what the file is quantized to, as a note: the recipe that it names, else the type of most numbers; empty if all are plain floats."""
     sizes: Counter[str] = Counter()
     for tensor in reader.tensors:
         sizes[tensor.tensor_type.name] += int(tensor.n_elements)
     packed = [kind for kind, _ in sizes.most_common() if kind not in FLOATS]
-    return f"dequantized from {packed[0]}" if packed else ""
+    return f"dequantized from {_recipe(reader) or packed[0]}" if packed else ""
+
+
+def _recipe(reader: gguf.GGUFReader) -> str:
+    """What the file says its mixture of types is called, such as Q4_K_M; empty if it doesn't, or says what isn't known."""
+    field = reader.get_field("general.file_type")
+    number = None if field is None else field.contents()
+    name = LlamaFileType(number).name.removeprefix("MOSTLY_") if number in set(LlamaFileType) else ""
+    return "" if name in ("ALL_F32", "GUESSED", *FLOATS) else name
 
 
 @final

@@ -24,7 +24,8 @@ from calibrant.models.viewing import ModelView
 WRITTEN: Final = ("gemma2", "gemma3", "gpt2", "llama", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "starcoder2")
 PERMUTED: Final = ("llama",)
 SHIFTED: Final = ("gemma2", "gemma3")
-FILE_TYPES: Final = {GGMLQuantizationType.F32: 0, GGMLQuantizationType.F16: 1, GGMLQuantizationType.BF16: 32}
+_TYPES: Final = GGMLQuantizationType
+FILE_TYPES: Final = {_TYPES.F32: 0, _TYPES.F16: 1, _TYPES.BF16: 32, _TYPES.Q4_0: 2, _TYPES.Q8_0: 7}
 """What `general.file_type` says of a file whose matrices are mostly of one type."""
 
 Bytes = tuple[np.ndarray, GGMLQuantizationType]
@@ -105,7 +106,7 @@ def check_template(view: ModelView, template: Path) -> Header:
     return header
 
 
-def write_gguf(view: ModelView, template: Path, path: Path, encode: Callable[[GgufPart], Bytes], facts: Mapping[str, str | int]) -> None:
+def write_gguf(view: ModelView, template: Path, path: Path, encode: Callable[[GgufPart], Bytes], facts: Mapping[str, str]) -> None:
     """Write the model to `path`: metadata of `template`, tensors as `encode` gives them, and `facts` as further keys.
 
     Tensors that only the template has, tables of angles, are copied. A head that is tied has no tensor, as usual.
@@ -128,11 +129,8 @@ def write_gguf(view: ModelView, template: Path, path: Path, encode: Callable[[Gg
     most = max(sizes, key=sizes.__getitem__)
     if most in FILE_TYPES:
         writer.add_uint32("general.file_type", FILE_TYPES[most])
-    elif (given := facts.get("general.file_type")) is not None:
-        writer.add_uint32("general.file_type", int(given))
     for name, value in facts.items():
-        if name != "general.file_type":
-            writer.add_string(name, str(value))
+        writer.add_string(name, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

