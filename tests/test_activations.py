@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from calibrant.activations import CHUNK, BlockChange, FeatureNorms, Gram, Routing, Seen
+from calibrant.activations import CHUNK, BlockChange, FeatureNorms, FeatureSizes, Gram, Routing, Seen
 
 
 def rows(tokens: int, features: int = 5, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -131,3 +131,17 @@ def test_what_is_not_finite_is_noticed(bad: float) -> None:
     assert not FeatureNorms.of(x).finite()
     assert not Gram.of(x).finite()
     assert Gram.of(rows(3)).finite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_feature_sizes_are_weighted_sums_of_sizes_and_squares(dtype: torch.dtype) -> None:
+    x, weights = rows(7, dtype=dtype), [1.0, 0.5, 2.0, 1.0, 0.25, 3.0, 1.0]
+    seen = FeatureSizes.of(x, torch.tensor(weights))
+    by_hand = [sum(w * abs(float(row[i])) for row, w in zip(x.double(), weights, strict=True)) for i in range(5)]
+    assert seen.sums.tolist() == pytest.approx(by_hand, rel=1e-6)
+    assert seen.means().tolist() == pytest.approx([total / sum(weights) for total in by_hand], rel=1e-6)
+    assert seen.norms().tolist() == pytest.approx(norms_by_hand(x, weights), rel=1e-6)
+    parts = FeatureSizes.of(x[:3], torch.tensor(weights[:3])) * 0.5 + FeatureSizes.of(x[3:], torch.tensor(weights[3:])) * 0.5
+    assert torch.allclose(parts.sums, seen.sums / 2)
+    assert torch.allclose(parts.means(), seen.means())
+    assert parts.tokens == 7

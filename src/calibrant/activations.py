@@ -94,6 +94,39 @@ class FeatureNorms(InputStatistic):
         return self.squares
 
 
+class FeatureSizes(InputStatistic):
+    """Σ w·|x| of each input feature, and Σ w·x²: what AWQ chooses scales by.
+
+    >>> FeatureSizes.of(torch.tensor([[1.0, -2.0], [3.0, 0.0]])).means().tolist()
+    [2.0, 1.0]
+    """
+
+    def __init__(self, sums: Float[Tensor, "in"], squares: Float[Tensor, "in"], tokens: int, mass: float) -> None:
+        self.sums, self.squares, self.tokens, self.mass = sums, squares, tokens, mass
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None) -> "FeatureSizes":
+        norms = FeatureNorms.of(x, weights)
+        sums = torch.zeros_like(norms.squares)
+        for rows, w in _chunks(x, weights):
+            sizes = rows.abs()
+            sums += (sizes if w is None else sizes.mul_(w[:, None])).sum(0)
+        return FeatureSizes(sums, norms.squares, norms.tokens, norms.mass)
+
+    def __add__(self, other: "FeatureSizes") -> "FeatureSizes":
+        return FeatureSizes(self.sums + other.sums, self.squares + other.squares, self.tokens + other.tokens, self.mass + other.mass)
+
+    def __mul__(self, factor: float) -> "FeatureSizes":
+        return FeatureSizes(self.sums * factor, self.squares * factor, self.tokens, self.mass * factor)
+
+    def norms(self) -> Float[Tensor, "in"]:
+        return self.squares
+
+    def means(self) -> Float[Tensor, "in"]:
+        """Return the weighted mean of |x|."""
+        return self.sums / self.mass
+
+
 class Gram(InputStatistic):
     """Σ w·x xᵀ: what methods that reconstruct outputs need. Computed results (a factorisation, say) are cached on it and never stored."""
 

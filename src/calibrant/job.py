@@ -27,8 +27,8 @@ class Job:
     """An open model, the tokens it is calibrated on, and its targets.
 
     `targets` has the target that the allocation gives each matrix, by name. `done` are edits that were applied before an interruption: a method
-    yields only the others. In `dense` propagation, and there alone, edits of `done` that replace matrices are not applied yet, since the walk is
-    through the untouched model. `statistics` is the folder that keeps what the untouched model's matrices saw, None for none; `kinds` are
+    yields only the others. In `dense` propagation, and there alone, edits of `done` that change a block's numbers are not applied yet, since the
+    walk is through the untouched model. `statistics` is the folder that keeps what the untouched model's matrices saw, None for none; `kinds` are
     what others need there.
     """
 

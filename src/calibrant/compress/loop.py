@@ -13,7 +13,7 @@ from calibrant.allocations import Allocation, allocations
 from calibrant.clock import spent_on
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.data import TokenBatch
-from calibrant.edits import Edit, Replace, StoredEdit, read_edit
+from calibrant.edits import Edit, Fold, Replace, StoredEdit, read_edit
 from calibrant.errors import SpecError, TargetError
 from calibrant.job import Job
 from calibrant.methods import MatrixMethod, Method, methods
@@ -61,6 +61,10 @@ class Recipe:
         if propagate is not None and propagate not in PROPAGATIONS:
             raise SpecError(f"propagate={propagate!r} is not known; choose one of {', '.join(PROPAGATIONS)}", subject=propagate)
         built: Method = methods.build(method)
+        if propagate is not None and propagate not in built.propagations:
+            raise SpecError(
+                f"{built} can't be done in {propagate}; leave --propagate out, or write {' or '.join(built.propagations)}", subject=propagate
+            )
         aimed = target if isinstance(target, Target) else parse_target(target)
         before = tuple(map(transforms.build, (transform,) if isinstance(transform, str | Transform) else transform))
         return cls(built, built.aim(aimed), allocations.build(allocation), propagate or built.propagate, before)
@@ -246,12 +250,12 @@ def allocated(untouched_model: UntouchedModel, allocation: Allocation, target: T
 def put_back(view: ModelView, stored: Iterable[StoredEdit], propagate: Propagation) -> tuple[list[Edit], list[Edit]]:
     """Make again the edits of before an interruption, and give them all, and those of them that wait for the end.
 
-    Those are matrices in `dense`: its walk is through the untouched model.
+    Those are matrices, and scales that moved, in `dense`: its walk is through the untouched model.
     """
     done, late = list[Edit](), list[Edit]()
     for edit in (read_edit(one, view) for one in stored):
         done.append(edit)
-        if propagate == "dense" and isinstance(edit, Replace):
+        if propagate == "dense" and isinstance(edit, Replace | Fold):
             late.append(edit)
         else:
             edit.apply(view)

@@ -1,5 +1,6 @@
 """Edits: the changes that a method yields, what a record says of them, and the file that carries them."""
 
+from calibrant.edits.folding import Fold, Scaling
 from calibrant.edits.kinds import DropBlocks, DropExperts, Edit, Replace, StoredEdit, as_tensors, from_tensors, read_edit
 
-__all__ = ["DropBlocks", "DropExperts", "Edit", "Replace", "StoredEdit", "as_tensors", "from_tensors", "read_edit"]
+__all__ = ["DropBlocks", "DropExperts", "Edit", "Fold", "Replace", "Scaling", "StoredEdit", "as_tensors", "from_tensors", "read_edit"]

@@ -32,7 +32,7 @@ class Method(Spec, ABC):
     `tries` says whether it measures the model on the calibration tokens (`job.loss`); it needs them then, whatever it observes.
     `accepts` says which kinds of target it takes; it is given no other.
     `prunes` is false for what leaves everything as it is whatever the target; all else removes the share that a `Removal` names.
-    `propagate` is the propagation that `prune` uses unless it gets another.
+    `propagate` is the propagation that `prune` uses unless it gets another, `propagations` are those that it can be used with.
     """
 
     accepts: ClassVar[tuple[type[Target], ...]] = (Removal,)
@@ -41,6 +41,7 @@ class Method(Spec, ABC):
     updates: ClassVar[bool] = False
     prunes: ClassVar[bool] = True
     propagate: ClassVar[Propagation] = "arrival"
+    propagations: ClassVar[tuple[Propagation, ...]] = ("arrival", "reference", "dense")
 
     def aim(self, target: Target) -> Target:
         """Return what `target` is to this method. Raises `TargetError` as `check` does."""

@@ -74,17 +74,17 @@ def absmax(weight: Float[Tensor, "out in"], grid: Grid) -> Scales:
 
     Raises `NumericsError` if a scale isn't finite.
     """
-    return _reaching(*_reach(weight, grid), grid, weight.dtype)
+    return reaching(*within(weight, grid), grid, weight.dtype)
 
 
-def _reach(weight: Float[Tensor, "out in"], grid: Grid) -> tuple[Float[Tensor, "out group"], Float[Tensor, "out group"]]:
-    """The least and the largest weight of each group, or zero."""
+def within(weight: Float[Tensor, "out in"], grid: Grid) -> tuple[Float[Tensor, "out group"], Float[Tensor, "out group"]]:
+    """Return the least and the largest weight of each group, widened to hold zero."""
     grouped = weight.to(wide(weight.dtype)).unflatten(1, (-1, grid.width(weight.shape[1])))
     return grouped.amin(2).clamp_max(0), grouped.amax(2).clamp_min(0)
 
 
-def _reaching(least: Float[Tensor, "out group"], most: Float[Tensor, "out group"], grid: Grid, dtype: torch.dtype) -> Scales:
-    """The scales of a grid that reaches from `least` to `most`."""
+def reaching(least: Float[Tensor, "out group"], most: Float[Tensor, "out group"], grid: Grid, dtype: torch.dtype) -> Scales:
+    """Return the scales of a grid that reaches from `least` to `most`. Raises `NumericsError` if one isn't finite."""
     span = grid.highest - grid.lowest
     # As compressed-tensors does it: over half of the span of the codes (15 of 4 bits), though the highest code is 7.
     raw = torch.maximum(most, -least) / (span / 2) if grid.symmetric else (most - least) / span
@@ -105,13 +105,13 @@ def _searched(weight: Float[Tensor, "out in"], grid: Grid, shares: Sequence[floa
 
 
 def _best(weight: Float[Tensor, "out in"], grid: Grid, shares: Sequence[float], power: float, importance: Tensor | None) -> Scales:
-    least, most = _reach(weight, grid)
+    least, most = within(weight, grid)
     best = absmax(weight, grid)
     scales, zeros, lowest = best.scales, best.zeros, torch.full_like(least, torch.inf)
     exact = weight.to(least.dtype)
     counts = None if importance is None else (importance / importance.mean().clamp_min(torch.finfo(importance.dtype).tiny)).to(least.dtype)
     for share in shares:
-        tried = _reaching(least * share, most * share, grid, weight.dtype)
+        tried = reaching(least * share, most * share, grid, weight.dtype)
         errors = (tried.nearest(weight).dense().to(least.dtype) - exact).abs().pow(power)
         error = (errors if counts is None else errors * counts).unflatten(1, (least.shape[1], -1)).sum(2)
         better = error < lowest

@@ -16,15 +16,19 @@ from calibrant.models import Block
 @final
 @dataclass(frozen=True)
 class BlockCall:
-    """A block that is about to run on a micro-batch; `real` says which tokens count. `aside` runs it under a mode, and throws away what it gives."""
+    """A block that is about to run on a micro-batch; `real` says which tokens count. `aside` runs it under a mode, and throws away what it gives.
+
+    `aside` is for now; `kept` gives one that copies what the block is called with, and can be used at any time.
+    """
 
     block: Block
     real: Bool[Tensor, "sample position"]
     aside: Callable[[TorchFunctionMode], None] = field(repr=False)
+    kept: Callable[[], Callable[[TorchFunctionMode], None]] = field(repr=False)
 
 
-Weigh = Callable[[BlockCall], Float[Tensor, "sample position"]]
-"""Says how much each token of a micro-batch counts for the matrices of a block."""
+Weigh = Callable[[BlockCall], Float[Tensor, "sample position"] | None]
+"""Says how much each token of a micro-batch counts for the matrices of a block; None where they count as they are."""
 
 
 def attention_received(call: BlockCall) -> Float[Tensor, "sample position"]:

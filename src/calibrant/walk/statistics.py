@@ -58,7 +58,7 @@ def statistics_ids(opened: Opened, batch: TokenBatch) -> tuple[str, ...]:
 
 def packed_bytes(width: int, kind: type[Statistic], dtype: torch.dtype = torch.float32) -> int:
     """Return what one distinct input of `width` features takes on disk, but for some hundred bytes a block; `dtype` is the Gram's."""
-    return 8 * width if kind is FeatureNorms else dtype.itemsize * width * (width + 1) // 2
+    return dtype.itemsize * width * (width + 1) // 2 if kind is Gram else 8 * width
 
 
 def surplus(sizes: Mapping[str, int], finished: Sequence[str], limit: int) -> list[str]:

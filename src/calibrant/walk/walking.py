@@ -50,6 +50,8 @@ from calibrant.walk.rehearsal import Rehearsal, rehearse
 
 Propagation = Literal["arrival", "reference", "dense"]
 Kinds = tuple[type[InputStatistic], ...]
+_Entry = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+"""A block's forward, and what it is called with."""
 
 TOKENS_PER_PASS = 1024
 """Tokens of one micro-batch: large enough to fill the cores, small enough that what a forward makes in passing stays in or near the cache."""
@@ -151,7 +153,7 @@ class _MicroBatch:
         self.samples, self.length = inputs["input_ids"].shape
         self._rehearsal, self._blocks = rehearsal, [view.blocks[index] for index in calls]
         self._called = 0
-        self._entry: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None = None
+        self._entry: _Entry | None = None
         self._gave: Any = None
         self._watch: Watch | None = None
         self._loop = getcurrent()
@@ -189,11 +191,18 @@ class _MicroBatch:
 
     def _aside(self, mode: TorchFunctionMode) -> None:
         assert self._entry is not None
-        forward, args, kwargs = self._entry
+        self._run(self._entry, mode)
+
+    def _run(self, entry: _Entry, mode: TorchFunctionMode) -> None:
+        forward, args, kwargs = entry
         if self._rehearsal.changes_input:  # what the block writes over is still needed by its real run
             args, kwargs = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
         with torch.no_grad(), mode:
             forward(*args, **kwargs)
+
+    def _kept(self) -> Callable[[TorchFunctionMode], None]:
+        assert self._entry is not None
+        return partial(self._run, tree_map_only(Tensor, Tensor.clone, self._entry))
 
     def weigh(self, block: Block, by: Weigh | None) -> None:
         """Let its tokens count by their own weight times what `by` says of the block at whose door the forward stands."""
@@ -202,8 +211,9 @@ class _MicroBatch:
         device = self.block_input().device
         real = torch.zeros(self.samples * self.length, dtype=torch.bool, device=device)
         real[slice(None) if self.counted is None else self.counted] = True
-        weights = by(BlockCall(block, real.reshape(self.samples, self.length), self._aside)).flatten()[real].float()
-        self.weights = weights if self._own_weights is None else weights * self._own_weights
+        given = by(BlockCall(block, real.reshape(self.samples, self.length), self._aside, self._kept))
+        weights = None if given is None else given.flatten()[real].float()
+        self.weights = self._own_weights if weights is None else weights if self._own_weights is None else weights * self._own_weights
 
     def unwind(self) -> None:
         """Let a forward that stands somewhere end there, through its own `finally`s."""

@@ -1,0 +1,272 @@
+"""AWQ's scales leave what a model computes as it is, and are the best of those tried; without them it rounds to nearest."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import calibrant
+from calibrant.activations import FeatureSizes, Gram, Seen
+from calibrant.compress import Recipe
+from calibrant.data import TokenBatch
+from calibrant.edits import Fold, Replace
+from calibrant.errors import ModelError, SpecError
+from calibrant.job import Job
+from calibrant.methods import methods
+from calibrant.methods._scaling import clipped, strength
+from calibrant.methods._sites import Sites
+from calibrant.models import Opened, view
+from calibrant.targets import Grid, parse_target
+from calibrant.testing.tiny import tiny_folder, tiny_model
+from calibrant.walk import walk
+
+IDS = torch.randint(3, 259, (3, 40), generator=torch.Generator().manual_seed(7))
+EVERY_HEAD = {"num_key_value_heads": 4}
+
+
+def uneven(family: str, **overrides: Any) -> PreTrainedModel:
+    """A tiny model some of whose features are much larger than others, as those of trained ones are."""
+    model = tiny_model(family, **overrides)
+    chance = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            parameter.data += torch.randn(parameter.shape, generator=chance).exp() if "norm" in name or "ln" in name else 0.1
+    return model
+
+
+def batch_of(mask: Tensor | None = None) -> TokenBatch:
+    there = torch.ones_like(IDS, dtype=torch.bool) if mask is None else mask
+    return TokenBatch(IDS * there, there, there.float(), "sha256:0", {})
+
+
+def job_of(model: PreTrainedModel, target: str = "w3g16", mask: Tensor | None = None) -> Job:
+    seen, aim = view(model), parse_target(target)
+    opened = Opened(model, None, "tiny", "sha256:0", "", torch.float32)
+    return Job(opened, seen, batch_of(mask), aim, dict.fromkeys(seen.named, aim), "dense")
+
+
+def logits(model: PreTrainedModel) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS, use_cache=False).logits.double()
+
+
+def done(method: str, model: PreTrainedModel, target: str = "w3g16", *, only: type[Any] | None = None) -> list[Any]:
+    job, edits = job_of(model, target), list[Any]()
+    for edit in methods.build(method).edits(job):
+        if only is None or isinstance(edit, only):
+            edit.apply(job.view)
+        edits.append(edit)
+    return edits
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "phi3"])
+def test_with_nothing_scaled_and_nothing_clipped_it_rounds_to_nearest(family: str):
+    nearest = {edit.weight.name: edit.compressed.packed for edit in done("rtn", uneven(family))}
+    found = done("awq(steps=1, clip=false)", uneven(family))
+    assert {edit.weight.name for edit in found} >= {name for name in nearest if "experts" not in name}  # no token comes to some experts
+    for edit in found:
+        assert isinstance(edit, Replace)
+        assert torch.equal(edit.compressed.packed.codes, nearest[edit.weight.name].codes)
+        assert torch.equal(edit.compressed.packed.scales, nearest[edit.weight.name].scales)
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "sites"),
+    [
+        ("llama", {}, {"input_layernorm", "post_attention_layernorm", "up_proj"}),
+        ("llama", EVERY_HEAD, {"input_layernorm", "post_attention_layernorm", "v_proj", "up_proj"}),
+        ("qwen2", EVERY_HEAD, {"input_layernorm", "post_attention_layernorm", "v_proj", "up_proj"}),
+        ("phi3", EVERY_HEAD, {"input_layernorm", "post_attention_layernorm", "qkv_proj", "gate_up_proj"}),
+        ("gemma2", {}, {"input_layernorm", "pre_feedforward_layernorm", "up_proj"}),
+        ("gpt2", {}, {"ln_1", "ln_2", "c_attn"}),
+        ("opt", {}, {"self_attn_layer_norm", "final_layer_norm", "v_proj", "fc1"}),
+        ("mixtral", {}, {"input_layernorm", "post_attention_layernorm"}),
+        ("qwen3_moe", EVERY_HEAD, {"input_layernorm", "post_attention_layernorm", "v_proj"}),
+    ],
+)
+def test_a_folded_model_computes_what_it_did(family: str, overrides: dict[str, Any], sites: set[str]):
+    """Whatever the scales, at every site that the architecture has."""
+    model = uneven(family, **overrides)
+    before, seen, chance = logits(model), view(model), torch.Generator().manual_seed(1)
+    found = Sites.of(seen)
+    for block, its in found.by_block.items():
+        assert {site.name.rpartition(".")[2] for site in its} == sites
+        for site in its:
+            s = torch.rand(site.readers[0].shape[1], generator=chance) * 3 + 0.2
+            columns = site.readers[0].get().clone()
+            Fold(block, site.scalings(s)).apply(seen)
+            assert torch.allclose(site.readers[0].get(), columns * s, rtol=1e-4, atol=1e-7) or site.readers[0].name == site.name
+    after = logits(model)
+    divergence = (before.log_softmax(-1).exp() * (before.log_softmax(-1) - after.log_softmax(-1))).sum(-1).mean()
+    assert divergence <= 1e-9
+    assert (after - before).abs().max() <= 1e-3
+
+
+def test_its_own_folds_leave_the_logits():
+    model = uneven("llama", **EVERY_HEAD)
+    before = logits(model)
+    folds = [edit for edit in done("awq", model, only=Fold) if isinstance(edit, Fold)]
+    after = logits(model)
+    assert len(folds) > 3
+    assert float((before.log_softmax(-1).exp() * (before.log_softmax(-1) - after.log_softmax(-1))).sum(-1).mean()) <= 1e-9
+
+
+def inputs_and_outputs(model: PreTrainedModel, name: str) -> tuple[Tensor, Tensor]:
+    found: list[tuple[Tensor, Tensor]] = []
+    hook = model.get_submodule(name).register_forward_hook(lambda _, args, out: found.append((args[0].flatten(0, -2), out.flatten(0, -2))))
+    with torch.no_grad():
+        model(input_ids=IDS, use_cache=False)
+    hook.remove()
+    return found[0]
+
+
+def rounded_by_hand(weight: Tensor, s: Tensor) -> Tensor:
+    """To w3g16a; on a symmetric grid the largest weight lies half way between two codes, and the last bit of its scale decides."""
+    grouped = (weight * s).unflatten(1, (-1, 16))
+    low, high = grouped.amin(2, keepdim=True).clamp_max(0), grouped.amax(2, keepdim=True).clamp_min(0)
+    scale = (high - low) / 7
+    zero = (-4 - low / scale).round()
+    return (((grouped / scale + zero).round().clamp(-4, 3) - zero) * scale).flatten(1) / s
+
+
+def scales_by_hand(x: Tensor, alpha: float) -> Tensor:
+    raw = x.abs().mean(0) ** alpha
+    return raw / (raw.max() * raw.min()).sqrt()
+
+
+@pytest.mark.parametrize("block", [0, 2])
+def test_a_last_matrix_gets_the_scales_that_err_least_in_its_own_outputs(block: int):
+    model, name = uneven("llama"), f"model.layers.{block}.mlp.down_proj"
+    x, _ = inputs_and_outputs(model, name)
+    weight = model.get_submodule(name).weight.detach().clone()
+    errors = [float((x @ (rounded_by_hand(weight, scales_by_hand(x, step / 20)) - weight).T).square().sum()) for step in range(20)]
+    best = min(range(20), key=errors.__getitem__)
+    found = [
+        e.notes for e in done("awq", uneven("llama"), "w3g16a") if isinstance(e, Fold) and e.index == block and e.notes["site"].endswith("up_proj")
+    ]
+    assert [note["alpha"] for note in found] == ([best / 20] if best else [])
+    for note in found:
+        assert note["objective"] == "linear"
+        assert note["error"] == pytest.approx(errors[best] / errors[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("norm", "writer"), [("input_layernorm", "self_attn.o_proj"), ("post_attention_layernorm", "mlp.down_proj")])
+def test_matrices_behind_a_norm_get_those_that_err_least_in_the_modules_output(norm: str, writer: str, padded: bool):
+    """Checked in the first block, whose inputs nothing has changed, with the norm's own inputs and the model's own modules."""
+    model, mask = uneven("llama"), torch.ones_like(IDS, dtype=torch.bool)
+    if padded:
+        mask[1, 25:] = False
+    names = {"input_layernorm": ("q_proj", "k_proj", "v_proj"), "post_attention_layernorm": ("gate_proj", "up_proj")}[norm]
+    modules = [model.get_submodule(f"model.layers.0.{writer.partition('.')[0]}.{name}") for name in names]
+
+    def run(name: str) -> tuple[Tensor, Tensor]:
+        found: list[tuple[Tensor, Tensor]] = []
+        hook = model.get_submodule(name).register_forward_hook(lambda _, args, out: found.append((args[0], out)))
+        with torch.no_grad():
+            model(input_ids=IDS * mask, attention_mask=mask.long(), use_cache=False)
+        hook.remove()
+        return found[0][0][mask], found[0][1][mask]
+
+    x, whole = run(f"model.layers.0.{writer.partition('.')[0]}.{names[0]}")[0], run(f"model.layers.0.{writer}")[1]
+    weights, errors = [module.weight.detach().clone() for module in modules], list[float]()
+    for step in range(20):
+        for module, weight in zip(modules, weights, strict=True):
+            module.weight.data = rounded_by_hand(weight, scales_by_hand(x, step / 20))
+        errors.append(float((run(f"model.layers.0.{writer}")[1] - whole).square().mean()))
+    for module, weight in zip(modules, weights, strict=True):
+        module.weight.data = weight
+    best = min(range(20), key=errors.__getitem__)
+    job = job_of(model, "w3g16a", mask)
+    found = [e.notes for e in methods.build("awq").edits(job) if isinstance(e, Fold) and e.index == 0 and e.notes["site"].endswith(norm)]
+    assert [note["alpha"] for note in found] == ([best / 20] if best else [])
+    for note in found:
+        assert note["objective"] == "module"
+        assert note["error"] == pytest.approx(errors[best] / errors[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("text", ["w3g8", "w2g16a", "w4"])
+def test_a_group_is_clipped_where_its_outputs_err_least(text: str):
+    chance = torch.Generator().manual_seed(2)
+    weight, x = torch.randn(5, 32, generator=chance).double() ** 3, torch.randn(90, 32, generator=chance).double()
+    grid = parse_target(text)
+    assert isinstance(grid, Grid)
+    found, width, span = clipped(weight, grid, Gram.of(x)), grid.width(32), 2**grid.bits - 1
+    for r in range(5):
+        for g in range(32 // width):
+            members, seen, errors = weight[r, g * width : (g + 1) * width], x[:, g * width : (g + 1) * width], list[float]()
+            for step in range(10):
+                most = float(members.abs().max()) * (1 - step / 20)
+                cut = members.clamp(-most, most)
+                low, high = min(float(cut.min()), 0.0), max(float(cut.max()), 0.0)
+                scale = max(-low, high) / (span / 2) if grid.symmetric else (high - low) / span
+                zero = 0 if grid.symmetric else min(max(round(grid.lowest - low / scale), grid.lowest), grid.highest)
+                values = ((members / scale + zero).round().clamp(grid.lowest, grid.highest) - zero) * scale
+                errors.append(float((seen @ (values - members)).square().sum()))
+            zero = 0.0 if found.zeros is None else float(found.zeros[r, g])
+            values = ((members / found.scales[r, g] + zero).round().clamp(grid.lowest, grid.highest) - zero) * found.scales[r, g]
+            assert float((seen @ (values - members)).square().sum()) == pytest.approx(min(errors), rel=1e-9)
+
+
+def test_queries_and_keys_are_not_clipped():
+    for family, never in (("llama", {"q_proj", "k_proj"}), ("phi3", {"qkv_proj"}), ("gpt2", {"attn.c_attn"}), ("mixtral", {"q_proj", "k_proj"})):
+        seen = view(tiny_model(family))
+        unclipped = {weight.name for weight in seen.weights} - Sites.of(seen).clippable
+        assert {name.split(".", 3)[3].removeprefix("self_attn.") if family != "gpt2" else name.split(".", 3)[3] for name in unclipped} == never
+
+
+def test_scales_lie_about_one_and_leave_silent_inputs_alone():
+    sizes = torch.tensor([4.0, 1.0, 0.25, 0.0], dtype=torch.float64)
+    assert strength(sizes, 0).tolist() == [1, 1, 1, 1]
+    assert strength(sizes, 0.5).tolist() == pytest.approx([2, 1, 0.5, 1])
+    assert strength(torch.zeros(3), 0.5).tolist() == [1, 1, 1]
+
+
+def test_what_folded_matrices_saw_is_divided_too():
+    """The error that a record has of a matrix is that of the inputs that it gets now."""
+    model = uneven("llama", **EVERY_HEAD)
+    job = job_of(model)
+    edits = []
+    for edit in methods.build("awq").edits(job):
+        if isinstance(edit, Fold):
+            edit.apply(job.view)
+        edits.append(edit)
+    fresh = {weight.name: seen for weight, seen in walk(job.view, batch_of(), (FeatureSizes, Gram), "dense")}
+    for edit in (edit for edit in edits if isinstance(edit, Replace)):
+        assert isinstance(edit.seen, Seen)
+        torch.testing.assert_close(edit.seen[Gram].matrix, fresh[edit.weight.name][Gram].matrix, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(edit.seen[FeatureSizes].means(), fresh[edit.weight.name][FeatureSizes].means(), rtol=1e-3, atol=1e-4)
+
+
+def test_outputs_err_less_than_those_of_nearest_values():
+    lost = {}
+    for method in ("rtn", "awq(clip=false)", "awq"):
+        model = uneven("llama", **EVERY_HEAD)
+        before = logits(model)
+        done(method, model)
+        lost[method] = float((logits(model) - before).square().mean())
+    assert lost["awq"] < lost["rtn"]
+    assert lost["awq(clip=false)"] < lost["rtn"]
+
+
+def test_the_folder_gives_what_was_measured(tmp_path: Path):
+    folder = str(tiny_folder(tmp_path / "model"))
+    made = calibrant.quantize(folder, "random_tokens", "awq", "w3g16", tmp_path / "out", samples=4, length=32, dtype="float32")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(made.opened.model))
+    assert made.record.run.propagate == "dense"
+    assert {edit["edit"] for edit in made.record.edits} <= {"fold"}
+    assert all(matrix["bits_a_weight"] == 5.0 for matrix in made.record.weights)
+
+
+def test_what_it_cannot_do_is_refused():
+    with pytest.raises(SpecError, match="awq can't be done in arrival; leave --propagate out, or write dense"):
+        Recipe.parse("awq", "w4g64", "arrival")
+    with pytest.raises(SpecError, match=r"awq\(steps=0\): at least 1 strength is tried, 0; 20 is the paper's"):
+        methods.build("awq(steps=0)")
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.register_forward_hook(lambda _, __, out: out.sin())
+    with pytest.raises(ModelError, match="isn't understood"):
+        methods.build("awq").check_model(view(model), Grid(4, 16), dict.fromkeys(view(model).named, Grid(4, 16)))
