@@ -26,7 +26,7 @@ FLOORS = [
         "clock",
         "launch",
     ],
-    ["activations", "packed", "targets", "store", "outcomes", "durable", "estimates", "wire"],
+    ["activations", "packed", "targets", "llama_cpp", "store", "outcomes", "durable", "estimates", "wire"],
     ["data", "models"],
     ["walk", "edits", "job"],
     ["methods", "allocations", "transforms", "exports", "select"],

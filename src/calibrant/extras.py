@@ -9,7 +9,9 @@ from calibrant.errors import MissingPackageError
 
 EXTRAS: Final = {
     "altair": "report",
+    "cffi": "ggml",
     "datasets": "hub",
+    "llama_cpp_py_sync": "ggml",
     "lm_eval": "harness",
     "polars": "study",
     "pyarrow": "study",

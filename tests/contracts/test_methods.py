@@ -42,6 +42,16 @@ def digest(method: MatrixMethod, target: str) -> str:
     return hashlib.sha256(np.packbits((found.weight != 0).numpy()).tobytes()).hexdigest()
 
 
+LLAMA_CPP = ("ggml", "llama_cpp")
+"""Methods that need the package llama-cpp-py-sync."""
+
+
+@pytest.fixture(autouse=True)
+def _needs_llama_cpp(request: pytest.FixtureRequest) -> None:
+    if "name" in request.fixturenames and request.getfixturevalue("name") in LLAMA_CPP:
+        pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_method_keeps_its_contract(name: str):
     check_method(methods.build(name))
@@ -50,7 +60,7 @@ def test_method_keeps_its_contract(name: str):
 @pytest.mark.parametrize("name", methods.names())
 def test_its_edits_keep_theirs(name: str, tmp_path: Path):
     method = methods.build(name)
-    target = next(target for target in map(parse_target, ("0.5", "w3g16a")) if isinstance(target, method.accepts))
+    target = next(target for target in map(parse_target, ("0.5", "w3g16a", "q4_0")) if isinstance(target, method.accepts))
     check_edits(method, target, str(tiny_folder(tmp_path / "model")))
 
 

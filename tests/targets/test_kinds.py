@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from calibrant.errors import TargetError
-from calibrant.targets import Grid, NofM, Removal, Share, SparseGrid, Sparsity, Target, accepted, allowed, kinds, parse_target, targets
+from calibrant.targets import GgmlKind, Grid, NofM, Removal, Share, SparseGrid, Sparsity, Target, accepted, allowed, kinds, parse_target, targets
 
 RANK = """
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Rank(Target):
 
 def test_the_folder_is_the_list():
     assert {"grid", "n_of_m", "sparsity"} <= set(targets.names())
-    assert kinds() == [Sparsity, NofM, Grid, SparseGrid, Share]
+    assert kinds() == [Sparsity, NofM, GgmlKind, Grid, SparseGrid, Share]
     assert kinds((Removal,)) == [Sparsity, NofM]
     assert kinds((Grid,)) == [Grid]
     assert kinds((Sparsity, Share)) == [Sparsity, Share]

@@ -8,6 +8,7 @@ index goes first. So a mask depends on nothing but the scores: not on the device
 from calibrant.targets._base import Group, Removal, Target
 from calibrant.targets._choosing import keep_highest
 from calibrant.targets._kinds import accepted, allowed, kinds, parse_target, targets
+from calibrant.targets.ggml_kind import GgmlKind
 from calibrant.targets.grid import Grid
 from calibrant.targets.n_of_m import NofM
 from calibrant.targets.share import Parts, Share
@@ -15,6 +16,7 @@ from calibrant.targets.sparse_grid import SparseGrid
 from calibrant.targets.sparsity import Sparsity
 
 __all__ = [
+    "GgmlKind",
     "Grid",
     "Group",
     "NofM",

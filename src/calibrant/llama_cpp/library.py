@@ -1,0 +1,48 @@
+"""llama.cpp's libraries, loaded when they are first used, and silent: it writes pages to standard error."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from calibrant.errors import OutputError
+from calibrant.extras import needed_for
+
+_GGML: Final = """
+size_t ggml_quantize_chunk(int type, const float * src, void * dst, int64_t start, int64_t nrows, int64_t n_per_row, const float * imatrix);
+size_t ggml_row_size(int type, int64_t ne);
+bool ggml_quantize_requires_imatrix(int type);
+"""
+"""Functions of ggml that the package ships and doesn't declare: numbers and pointers alone, none of its structures."""
+
+
+@cache
+def llama() -> tuple[Any, Any]:
+    """Return the package's own cffi object, which has all declarations of llama.h, and the library. Raises `MissingPackageError` without it."""
+    with needed_for("llama.cpp"):
+        from llama_cpp_py_sync import _cffi_bindings as bindings
+    ffi: Any = bindings.get_ffi()
+    library: Any = bindings.get_lib()
+    silent = ffi.callback("ggml_log_callback", lambda level, text, data: None)
+    library.llama_log_set(silent, ffi.NULL)
+    library.llama_backend_init()
+    _kept.append(silent)  # the library calls it as long as the process lives
+    return ffi, library
+
+
+@cache
+def ggml() -> tuple[Any, Any]:
+    """Return a cffi object and the library in which ggml's quantizers are. Raises `MissingPackageError` without the package."""
+    llama()
+    with needed_for("llama.cpp"):
+        from cffi import FFI
+        from llama_cpp_py_sync import _cffi_bindings as bindings
+    ffi = FFI()
+    ffi.cdef(_GGML)
+    # One library of that name is loaded already, and the loader answers with the same.
+    path = next(iter(sorted(Path(bindings.__file__).parent.glob("*ggml-base*"))), None)
+    if path is None:
+        raise OutputError("llama-cpp-py-sync has no ggml-base library here; install it anew: pip install 'calibrant[ggml]'", subject="ggml-base")
+    return ffi, ffi.dlopen(str(path))
+
+
+_kept: Final = list[Any]()

@@ -1,0 +1,75 @@
+"""A GGUF file as llama.cpp runs it: the logits of its own arithmetic, which rounds activations too where weights are quantized."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, final
+
+import numpy as np
+from jaxtyping import Float32
+
+from calibrant.errors import ModelError
+from calibrant.llama_cpp.library import llama
+
+
+@final
+class LlamaModel:
+    """An open GGUF file with room for `length` tokens; `exact` keeps keys and values in float32, without flash attention. Close it, or use `with`."""
+
+    def __init__(self, path: Path, length: int, threads: int = 1, exact: bool = False) -> None:
+        self._ffi, self._library = llama()
+        settings = self._library.llama_model_default_params()
+        settings.n_gpu_layers = 0
+        self._model = self._library.llama_model_load_from_file(str(path).encode(), settings)
+        if self._model == self._ffi.NULL:
+            raise ModelError(f"llama.cpp can't open {path}; is it a GGUF file of a model, of an architecture that it knows?", subject=str(path))
+        context = self._library.llama_context_default_params()
+        context.n_ctx = context.n_batch = context.n_ubatch = length
+        context.n_threads = context.n_threads_batch = threads
+        if exact:
+            context.type_k = context.type_v = 0
+            context.flash_attn_type = 0
+        self._prepare(context)
+        self._context = self._library.llama_init_from_model(self._model, context)
+        if self._context == self._ffi.NULL:
+            self._library.llama_model_free(self._model)
+            raise ModelError(f"llama.cpp has no room for {length:,} tokens of {path}; use shorter windows", subject=str(path))
+        self._size = self._library.llama_vocab_n_tokens(self._library.llama_model_get_vocab(self._model))
+        self.length = length
+
+    def _prepare(self, context: Any) -> None:
+        """For tests, which look at what its products are given."""
+
+    def logits(self, ids: Sequence[int]) -> Float32[np.ndarray, "token vocabulary"]:
+        """Return the logits at each of these tokens, which see nothing of earlier calls. Raises `ModelError` where llama.cpp fails."""
+        ffi, library = self._ffi, self._library
+        if not 0 < len(ids) <= self.length:
+            raise ModelError(
+                f"{len(ids):,} tokens were given, and there is room for 1 to {self.length:,}; use shorter windows", subject=str(len(ids))
+            )
+        library.llama_memory_clear(library.llama_get_memory(self._context), True)
+        batch = library.llama_batch_init(len(ids), 0, 1)
+        try:
+            batch.n_tokens = len(ids)
+            for at, token in enumerate(ids):
+                batch.token[at], batch.pos[at], batch.n_seq_id[at], batch.logits[at] = int(token), at, 1, 1
+                batch.seq_id[at][0] = 0
+            if (code := library.llama_decode(self._context, batch)) != 0:
+                raise ModelError(f"llama.cpp couldn't run {len(ids):,} tokens (code {code}); use shorter windows", subject=str(code))
+            found = library.llama_get_logits(self._context)
+            return np.frombuffer(ffi.buffer(found, len(ids) * self._size * 4), dtype=np.float32).reshape(len(ids), self._size).copy()
+        finally:
+            library.llama_batch_free(batch)
+
+    def close(self) -> None:
+        """Give its memory back."""
+        if self._context is not None:
+            self._library.llama_free(self._context)
+            self._library.llama_model_free(self._model)
+            self._context = None
+
+    def __enter__(self) -> "LlamaModel":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

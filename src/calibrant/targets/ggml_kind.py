@@ -1,0 +1,65 @@
+"""llama.cpp's kinds of blocks, such as `q4_k`: what one matrix is stored as in a GGUF file."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from calibrant.errors import TargetError
+from calibrant.foreign import brief
+from calibrant.targets._base import Target
+
+FALLBACK: Final = {
+    **dict.fromkeys(("q2_k", "q3_k", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl"),
+    "q2_k": "q4_0",
+    "q3_k": "q4_0",
+    "q4_k": "q5_0",
+    "q5_k": "q5_1",
+    "q6_k": "q8_0",
+}
+"""What llama.cpp takes for a matrix whose rows aren't multiples of 256."""
+KINDS: Final = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", *FALLBACK)
+"""The kinds that ggml makes of a matrix."""
+
+
+@dataclass(frozen=True)
+class GgmlKind(Target):
+    """Blocks of a kind of llama.cpp's: 32 inputs of a row share a scale, or 256 in kinds whose scales have scales.
+
+    >>> GgmlKind("q4_k").amount
+    4.5
+    """
+
+    written: ClassVar[str] = "one of llama.cpp's kinds of blocks"
+    example: ClassVar[str] = "q4_k"
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in KINDS:
+            raise TargetError(f"{brief(self.name)} is no kind of llama.cpp's blocks; write one of {', '.join(KINDS)}", subject=str(self.name))
+
+    @classmethod
+    def read(cls, value: str | float | int) -> "GgmlKind | None":
+        name = value.strip().lower() if isinstance(value, str) else ""
+        return cls(name) if name in KINDS else None
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def amount(self) -> float:
+        inputs, size = self._block
+        return size * 8 / inputs
+
+    @property
+    def _block(self) -> tuple[int, int]:
+        """How many inputs a block has, and bytes."""
+        return GGML_QUANT_SIZES[GGMLQuantizationType[self.name.upper()]]
+
+    def check(self, shape: tuple[int, int], name: str) -> None:
+        inputs = self._block[0]
+        if shape[1] % inputs:
+            fallback = FALLBACK.get(self.name, "")
+            instead = f"llama.cpp takes {fallback} there, so choose that" if fallback and shape[1] % 32 == 0 else "choose a grid such as w4"
+            raise TargetError(f"{name} has {shape[1]} inputs, and {self} packs {inputs} at a time; {instead}", subject=name)
