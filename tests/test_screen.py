@@ -164,13 +164,19 @@ def test_what_is_out_of_order_has_a_line():
         assert line in said.splitlines(), line
 
 
+def test_shares_of_windows_are_at_most_all_of_them():
+    """Three windows of one row end within it: that is no 300 per cent."""
+    part = {"packing": "many", "fills": True, "truncated": 3, "rows": 1}
+    assert "cut            3 of 4 windows (75.0%) end within a row; the next window goes on with it" in inspected(part=part).splitlines()
+
+
 @pytest.mark.parametrize(
     ("packing", "fills", "said"),
     [
-        ("one", False, "1 of 4 rows (25.0%) are cut by a window's end"),
-        ("many", True, "1 of 4 rows (25.0%) are cut by a window's end; the next window goes on with them"),
-        ("many(shots=2)", False, "1 of 4 rows (25.0%) are cut by a window's end"),
-        ("crop", True, "1 of 4 rows (25.0%) are cut by a window's end"),
+        ("one", False, "1 of 4 windows (25.0%) end within a row"),
+        ("many", True, "1 of 4 windows (25.0%) end within a row; the next window goes on with it"),
+        ("many(shots=2)", False, "1 of 4 windows (25.0%) end within a row"),
+        ("crop", True, "1 of 4 windows (25.0%) end within a row"),
     ],
 )
 def test_whether_the_rest_of_a_cut_text_is_lost(packing: str, fills: bool, said: str):

@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from reprlib import Repr
 from typing import Any, Final
@@ -179,6 +180,19 @@ def decimal_number(digits: str) -> float | None:
     text = digits.strip()
     number = float(text) if len(text) <= SHOWN and _DECIMAL.fullmatch(text) else math.inf
     return number + 0.0 if math.isfinite(number) else None  # + 0.0: one zero, not two
+
+
+def share_number(digits: str) -> float | None:
+    """Return the number that a share's text is, `0.6` or `60%`, which is the same to the last bit; None for anything else.
+
+    >>> share_number("60%"), share_number("0.29"), share_number("29 %"), share_number("%")
+    (0.6, 0.29, 0.29, None)
+    """
+    text = digits.strip()
+    if not text.endswith("%"):
+        return decimal_number(text)
+    percent = text[:-1].strip()
+    return None if decimal_number(percent) is None else float(Decimal(percent) / 100) + 0.0
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -17,10 +17,11 @@ from typing import Any, Final, Literal, NamedTuple
 
 from calibrant.errors import DataError, InputError, SpecError
 from calibrant.families import Family
-from calibrant.foreign import decimal_number, user_text, whole_number
+from calibrant.foreign import share_number, user_text, whole_number
 from calibrant.spec import Call, parse, text_of
 
-_NUMBER: Final = re.compile(r"-?[0-9]{0,100}\.?[0-9]{1,100}([eE]-?[0-9]{1,20})?|-?[0-9]{1,100}\.")
+_NUMBER: Final = re.compile(r"(?:-?[0-9]{0,100}\.?[0-9]{1,100}([eE]-?[0-9]{1,20})?|-?[0-9]{1,100}\.)(?: ?%)?")
+"""A weight: `0.3`, or `30%`."""
 _HYPHENED: Final = re.compile(r"[A-Za-z_]\w*(-\w+)+", re.ASCII)
 """A name that another package may have given, and Python would take for a difference."""
 LARGEST_EXPONENT: Final = 30
@@ -139,8 +140,8 @@ def read_target(text: str) -> TargetLabel:
         return TargetLabel(text, pattern=(n, m) if n is not None and m is not None and min(n, m) >= 0 else None)
     first, _, rest = text.strip().partition(" ")
     if first == "blocks" or first == "experts":  # so that its type is one of the two
-        return TargetLabel(text, share=decimal_number(rest), parts=first)
-    return TargetLabel(text, share=decimal_number(text))
+        return TargetLabel(text, share=share_number(rest), parts=first)
+    return TargetLabel(text, share=share_number(text))
 
 
 def read_set(text: str) -> Mix | tuple[Part, ...]:
@@ -261,11 +262,12 @@ def pieces(text: str, mark: str) -> list[str]:
 
 
 def weight_of(number: str) -> Fraction | None:
-    """The exact weight that a text is; None for one that is no number, or has an exponent beyond ±30: that is looked at before anything is built."""
+    """The exact weight that a text is, `0.3` or `30%`; None for no number, or an exponent beyond ±30: that is seen before anything is built."""
     match = _NUMBER.fullmatch(number)
     if match is None or abs(int((match[1] or "e0")[1:])) > LARGEST_EXPONENT:
         return None
-    return Fraction(number.rstrip(".") if number.endswith(".") else number)
+    plain = number.rstrip("%").strip()
+    return Fraction(plain.rstrip(".")) / (100 if number.endswith("%") else 1)
 
 
 def numbers(shares: Sequence[Fraction]) -> list[str]:

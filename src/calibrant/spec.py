@@ -10,10 +10,11 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 from calibrant.errors import SpecError
 from calibrant.foreign import LARGEST, brief, user_text
@@ -81,7 +82,8 @@ def parse(text: str) -> Any:
         return _read(tree.body, read, 0)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise SpecError(
-            f"{text!r} can't be read as a spec; write a name or name(key=value), for example wanda or sparsegpt(damp=0.02)", subject=text
+            f"{text!r} can't be read as a spec; write a name or name(key=value), for example wanda or sparsegpt(damp=0.02){_quoting(text)}",
+            subject=text,
         ) from error
 
 
@@ -101,7 +103,12 @@ def _read(node: ast.expr, text: str, depth: int) -> Any:
             return Call(name, {str(k.arg): _read(k.value, text, depth + 1) for k in keywords})
         case _:
             piece = ast.get_source_segment(text, node) or text
-            raise SpecError(f"{text!r}: {piece!r} is no literal; a spec may hold {LITERALS}, and is never evaluated", subject=text)
+            raise SpecError(f"{text!r}: {piece!r} is no literal; a spec may hold {LITERALS}, and is never evaluated{_quoting(text)}", subject=text)
+
+
+def _quoting(text: str) -> str:
+    """What is said where a path or an expression stands in brackets, as it may without quotes elsewhere."""
+    return ", and what has other signs stands in quotes, as in source='my/file.jsonl'" if re.search(r"=\s*[\w~.][\w~]*[./:~+*-]", text) else ""
 
 
 def _literal(value: Any, text: str) -> Any:
@@ -161,6 +168,15 @@ def written_form(form: Mapping[str, Any]) -> str:
     values = parameters(form)
     inside = [f"{name}={written_form(value) if isinstance(value, Mapping) else text_of(value)}" for name, value in values.items()]
     return f"{form.get('spec', '')}({', '.join(inside)})" if inside else str(form.get("spec", ""))
+
+
+S = TypeVar("S", bound=Spec)
+
+
+def with_parameters(spec: S, **arguments: Any) -> S | None:
+    """Return the same spec with these parameters; None if it hasn't all of them."""
+    known = {f.name for f in _fields(spec)}
+    return dataclasses.replace(spec, **arguments) if arguments.keys() <= known else None  # pyright: ignore[reportArgumentType]  # a dataclass
 
 
 def canonical(value: Any) -> Any:

@@ -166,7 +166,7 @@ def test_items_can_be_written(opened: Opened, pruned: Opened, texts: Path, tmp_p
 def test_by_name_with_a_reference(opened: Opened, pruned: Opened, texts: Path) -> None:
     told: list[int] = []
     task = f"agreement(source='{texts}', length=16)"
-    (measured,) = evaluate(pruned, task, reference=opened, limit=200, progress=lambda _, done, __: told.append(done))
+    (measured,) = evaluate(pruned, task, reference=opened, tokens=200, progress=lambda _, done, __: told.append(done))
     assert 200 <= measured.score.facts["tokens"] < 220
     assert told[-1] == measured.score.facts["tokens"]
     assert measured.score.metric == "kl"

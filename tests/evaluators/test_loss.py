@@ -103,7 +103,7 @@ def test_what_was_measured_is_named_by_the_evaluator(opened: Opened, texts: Path
     assert str(texts) in measured.score.measured
     assert measured.score.facts["length"] == 64
     assert measured.provenance["seconds"] > 0
-    (fewer,) = evaluate(opened, [Loss(source=str(texts))], limit=300)
+    (fewer,) = evaluate(opened, [Loss(source=str(texts))], tokens=300)
     assert fewer.score.facts["tokens"] < 700
 
 

@@ -194,7 +194,7 @@ def test_a_killed_one_goes_on(opened: Opened, texts: Path, tmp_path: Path, monke
 
 
 def test_items_can_be_written(opened: Opened, texts: Path, tmp_path: Path) -> None:
-    (measured,) = evaluate(opened, f"perplexity(source='{texts}', length=16)", limit=100)
+    (measured,) = evaluate(opened, f"perplexity(source='{texts}', length=16)", tokens=100)
     write_items(tmp_path / "items.parquet", measured.outcomes)
     assert read_items(tmp_path / "items.parquet") == measured.outcomes
     assert sum(o.value for o in measured.outcomes) / sum(o.weight for o in measured.outcomes) == pytest.approx(measured.score.value)

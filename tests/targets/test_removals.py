@@ -103,8 +103,8 @@ def test_a_sparsity_out_of_range_is_refused(given: str | float):
         parse_target(given)
 
 
-@pytest.mark.parametrize(("given", "meant"), [(50, "0.5"), ("50", "0.5"), ("50%", "0.5"), (62.5, "0.625"), ("29 %", "0.29")])
-def test_a_percentage_is_understood_and_refused(given: str | float, meant: str):
+@pytest.mark.parametrize(("given", "meant"), [(50, "0.5"), ("50", "0.5"), (62.5, "0.625")])
+def test_a_percentage_without_its_sign_is_understood_and_refused(given: str | float, meant: str):
     with pytest.raises(TargetError, match=f"{given}.*did you mean {meant}\\?"):
         parse_target(given)
 

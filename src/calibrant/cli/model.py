@@ -207,7 +207,11 @@ def evaluate(
     ],
     limit: Annotated[
         int | None,
-        typer.Option(parser=whole, metavar="N", help="Items of each task, or tokens of a loss, in place of its own budget.", show_default=False),
+        typer.Option(parser=whole, metavar="N", help="Items of each task: questions, documents or windows. [default: its own]", show_default=False),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(parser=whole, metavar="N", help="Tokens of each loss or agreement. [default: its own]", show_default=False),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Also write scores and the outcome of every item here.", show_default=False)
@@ -231,8 +235,9 @@ def evaluate(
     check_file(out)
     if card:
         check_card(model)
+    budget = {"limit": limit, "tokens": tokens}
     with progress() as update:
-        measured = run(model, task, dtype=dtype, device=device, limit=limit, reference=reference, allow_leak=allow_leak, progress=update)
+        measured = run(model, task, dtype=dtype, device=device, **budget, reference=reference, allow_leak=allow_leak, progress=update)
     if out is not None:
         write(out, [asdict(m) for m in measured])
     show([{**asdict(m.score), "beside": [asdict(s) for s in m.beside], "provenance": dict(m.provenance)} for m in measured], as_json, screen.scores)

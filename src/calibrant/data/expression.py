@@ -18,7 +18,7 @@ from calibrant.data.sources import sources
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, SpecError
 from calibrant.foreign import user_path
-from calibrant.grammar import File, Part, SetLabel, numbers, read_name, read_source, read_sum
+from calibrant.grammar import File, Part, SetLabel, is_path, numbers, pieces, read_name, read_source, read_sum
 from calibrant.registry import Registry, did_you_mean
 from calibrant.spec import Call, build, text_of
 
@@ -88,6 +88,8 @@ def parse_source(text: str | Call | File | Source, columns: Mapping[str, Any] = 
         user_path(call.path, DataError)
         return build(UserFile, {"path": call.path, **call.arguments, **columns})
     name = call.name
+    if not sources.knows(name) and not selectors.knows(name) and user_path(name, DataError).exists():
+        return build(UserFile, {"path": name, **call.arguments, **columns})  # a file or folder, which needs no ./ where no source is called so
     if not sources.knows(name) and (selectors.knows(name) or did_you_mean(name, selectors.names())):
         # What stands in a selector's brackets may be a set in itself, quoted or not: it is read by the selector.
         inner = {key: text_of(value) if isinstance(value, Call) else value for key, value in call.arguments.items()}
@@ -117,15 +119,28 @@ def parse_packing(text: str | Call, format_name: str = "") -> Packing:
 def held_out(source: str, form: str | None = None) -> tuple[Source, Format]:
     """Return a source to measure on and how its rows are rendered; the default is that of calibration. `DataError` for a control.
 
-    >>> held_out("gsm8k")
-    (gsm8k, qa)
+    The format may stand behind the source, as in a calibration set.
+
+    >>> held_out("gsm8k"), held_out("gsm8k:cot")
+    ((gsm8k, qa), (gsm8k, cot))
     """
-    read = parse_source(source)
+    name, colon, behind = _with_format(source)
+    if colon and form:
+        raise SpecError(f"{source!r} names a format where {form!r} is the format already; write {name!r}", subject=source)
+    read, form = parse_source(name), behind or form
     if read.kind == "control":
         raise DataError(f"{source!r} is a control: there is nothing in it to predict; measure on a corpus or a question set", subject=source)
     rendered, _ = parse_format(form or _format_of(read))
     _check_fields(read, rendered)
     return read, rendered
+
+
+def _with_format(source: str) -> tuple[str, str, str]:
+    """Return the source, the colon and the format of `gsm8k:cot`; no colon and no format where the text is all source, as a path may be."""
+    names = pieces(source, ":")
+    if len(names) != 2 or is_path(names[1]) or user_path(source, DataError).exists():
+        return source, "", ""
+    return names[0].strip(), ":", names[1].strip()
 
 
 def term_of(part: Part) -> Term:

@@ -19,7 +19,7 @@ from calibrant.outcomes import Journal, Measurement, Score
 from calibrant.process import freed_memory_kept
 from calibrant.progress import Progress, silent
 from calibrant.registry import Registry
-from calibrant.spec import canonical, identity
+from calibrant.spec import canonical, identity, with_parameters
 
 evaluators = Registry("calibrant.evaluators", "task")
 
@@ -32,19 +32,20 @@ def evaluate(
     dtype: str = "auto",
     device: str = "auto",
     limit: int | None = None,
+    tokens: int | None = None,
     allow_leak: bool = False,
     progress: Progress = silent,
 ) -> list[Measurement]:
     """Measure `model` with each of `tasks`, for example `loss(source=wikitext, tokens=65536)`.
 
-    `reference` is the untouched model for tasks that compare with it; of a model that Calibrant compressed it is known. `limit` replaces the budget
-    of every task, for a quick look. What is scored is kept in a journal in the user's cache until everything is done: the same call after a kill
-    goes on. Raises an `InputError` for a model, a task or a source that isn't there, and for a model that was compressed on rows which a task
-    measures, unless `allow_leak`; their number is then kept in the provenance as `leaked`.
+    `reference` is the untouched model for tasks that compare with it; of a model that Calibrant compressed it is known. For a quick look `limit`
+    is the number of items of every task (questions, documents, windows), `tokens` the budget of those that have one. What is scored is kept in a
+    journal in the user's cache until everything is done: the same call after a kill goes on. Raises an `InputError` for a model, a task or a
+    source that isn't there, and for a model that was compressed on rows which a task measures, unless `allow_leak`; their number is then kept in
+    the provenance as `leaked`.
     """
     chosen: list[Evaluator] = [evaluators.build(task) for task in ([tasks] if isinstance(tasks, str | Evaluator) else tasks)]
-    if limit is not None:
-        chosen = [task.limited(limit) for task in chosen]
+    chosen = within_budget(chosen, limit, tokens)
     folder = str(home_of(model.name if isinstance(model, Opened) else model))
     manifest = read_manifest(folder)
     leaked = [calibrated_on(manifest, folder, task) for task in chosen]
@@ -57,6 +58,18 @@ def evaluate(
     for journal in journals:
         journal.remove()
     return [replace(m, provenance={**m.provenance, **({"leaked": rows.count} if rows else {})}) for m, rows in zip(measured, leaked, strict=True)]
+
+
+def within_budget(tasks: Sequence[Evaluator], limit: int | None = None, tokens: int | None = None) -> list[Evaluator]:
+    """Return the tasks with `limit` items, and with `tokens` where they have such a budget. Raises `SpecError` where none has."""
+    chosen = list(tasks)
+    if limit is not None:
+        chosen = [with_parameters(task, limit=limit) or task.limited(limit) for task in chosen]
+    if tokens is not None:
+        if not any(with_parameters(task, tokens=tokens) for task in chosen):
+            raise SpecError(f"no budget of {tokens} tokens fits {', '.join(map(str, chosen))}; use --limit for the number of items", subject="tokens")
+        chosen = [with_parameters(task, tokens=tokens) or task for task in chosen]
+    return chosen
 
 
 def timed(

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from calibrant.data import Format, Row, Source, by_length, held_out, padded, start_tokens
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import SourceEvaluator, Subject
+from calibrant.spec import later
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ class TextEvaluator(SourceEvaluator, ABC):
     format: str | None = None
     tokens: int = 65_536
     length: int = 2048
+    limit: int | None = later(None)
 
     def __post_init__(self) -> None:
+        check_limit(self.spec_name(), self.limit)
         if self.tokens < 1 or self.length < 2:
             name = self.spec_name()
             raise SpecError(f"{name}(tokens={self.tokens}, length={self.length}): tokens must be at least 1 and length at least 2", subject=name)
@@ -69,9 +72,16 @@ class TextEvaluator(SourceEvaluator, ABC):
         return f"{source}:{format.spec_name()}"
 
     def windows(self, tokenizer: PreTrainedTokenizerBase) -> list[ScoredWindow]:
-        """Return first windows of all documents, then second ones, …, until `tokens` are scored. Raises `DataError` if nothing can be scored."""
+        """Return first windows of the first `limit` documents, then second ones, …, until `tokens` are scored. `DataError` if nothing can be."""
         source, format = self.held_out()
-        return within(source, in_turn(cut(row, format, tokenizer, self.length) for row in self.rows()), self.tokens)
+        rows = itertools.islice(self.rows(), self.limit)
+        return within(source, in_turn(cut(row, format, tokenizer, self.length) for row in rows), self.tokens)
+
+
+def check_limit(name: str, limit: int | None) -> None:
+    """Raise `SpecError` for a limit that leaves nothing to measure."""
+    if limit is not None and limit < 1:
+        raise SpecError(f"{name}(limit={limit}): limit must be at least 1; leave it out to measure all that the tokens pay for", subject="limit")
 
 
 def within(source: Source, windows: Iterable[ScoredWindow], tokens: int) -> list[ScoredWindow]:

@@ -34,9 +34,9 @@ from calibrant.data.sources.wikitext import HUB, WikiText
 from calibrant.errors import NumericsError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._base import SourceEvaluator, Subject
-from calibrant.evaluators._windows import ScoredWindow, by_document, in_turn, score_windows, summed_nats, within
+from calibrant.evaluators._windows import ScoredWindow, by_document, check_limit, in_turn, score_windows, summed_nats, within
 from calibrant.outcomes import Measurement, Outcome, Score
-from calibrant.spec import identity
+from calibrant.spec import identity, later
 
 TOKENS_PER_BATCH: Final = 2048
 """Tokens whose logits are held at once; the result doesn't depend on it beyond rounding."""
@@ -54,8 +54,10 @@ class Perplexity(SourceEvaluator):
     stride: int | None = None
     tokens: int = 65_536
     joined: bool = True
+    limit: int | None = later(None)
 
     def __post_init__(self) -> None:
+        check_limit("perplexity", self.limit)
         if self.tokens < 1 or self.length < 2:
             raise SpecError(
                 f"perplexity(tokens={self.tokens}, length={self.length}): tokens must be at least 1 and length at least 2", subject="perplexity"
@@ -82,8 +84,8 @@ class Perplexity(SourceEvaluator):
             pieces = joined_rows(source, self.rows(), format, tokenizer, needed)
             cut = self._cut(JOINT.join(pieces), tokenizer)
         else:
-            cut = in_turn(self._cut(format.render(row, tokenizer), tokenizer, row.name) for row in self.rows())
-        windows = within(source, cut, self.tokens)
+            cut = in_turn(self._cut(format.render(row, tokenizer), tokenizer, row.name) for row in islice(self.rows(), self.limit))
+        windows = within(source, islice(cut, self.limit) if self.joined else cut, self.tokens)
         nats = score_windows(windows, TOKENS_PER_BATCH, lambda batch: summed_nats(subject.model, batch), subject, str(self))
         items = {f"{w.begin:09d} {w.document}": [w] for w in windows} if self.joined else by_document(windows)
         outcomes = tuple(Outcome(item, sum(nats[w.name] for w in own), float(sum(w.scored for w in own))) for item, own in items.items())

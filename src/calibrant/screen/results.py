@@ -171,8 +171,8 @@ def _cut(part: Mapping[str, Any]) -> str:
     if not part["truncated"]:
         return ""
     goes_on = part["packing"].startswith("many") and part["fills"] and part["windows"] > 1
-    rows = f"{part['truncated']:,} of {part['rows']:,} rows ({_percent(part['truncated'] / part['rows'])}) are cut by a window's end"
-    return rows + ("; the next window goes on with them" if goes_on else "")
+    ends = f"{part['truncated']:,} of {part['windows']:,} windows ({_percent(part['truncated'] / part['windows'])}) end within a row"
+    return ends + ("; the next window goes on with it" if goes_on else "")
 
 
 def _histogram(ranges: Sequence[Sequence[int]], columns: int = 60) -> Iterator[str]:

@@ -4,9 +4,12 @@ from collections.abc import Iterable
 from typing import Final
 
 from calibrant.errors import TargetError
-from calibrant.foreign import decimal_number, user_text
+from calibrant.foreign import user_text
 from calibrant.registry import Registry
 from calibrant.targets._base import Target
+
+MISTAKEN: Final = 5
+"""From here on a number that should be a share is likely to be meant in per cent."""
 
 targets: Final = Registry("calibrant.targets", "target")
 
@@ -35,19 +38,20 @@ def parse_target(text: str | float | int) -> Target:
     NofM(n=2, m=4)
     >>> parse_target("w4g64").bits
     4
-    >>> parse_target("50%")
+    >>> parse_target("60%")
+    Sparsity(fraction=0.6)
+    >>> parse_target("half")
     Traceback (most recent call last):
-    calibrant.errors.TargetError: '50%' is no target, did you mean 0.5?; write a sparsity...
+    calibrant.errors.TargetError: 'half' is no target; write a sparsity...
     """
     value = user_text(text, TargetError) if isinstance(text, str) else text
     for kind in kinds():
         if (target := kind.read(value)) is not None:
             return target
-    raise TargetError(f"{text!r} is no target{percentage(text)}; {allowed()}", subject=str(text))
+    raise TargetError(f"{text!r} is no target; {allowed()}", subject=str(text))
 
 
-def percentage(value: str | float | int) -> str:
-    """Return the likely meaning of 50 or "50%", `, did you mean 0.5?`; nothing for what means no share."""
-    number = decimal_number(value.removesuffix("%")) if isinstance(value, str) else value
-    likely = number is not None and not isinstance(number, bool) and 1 < number < 100
-    return f", did you mean {number / 100:g}?" if likely and number is not None else ""
+def percentage(value: float | int) -> str:
+    """Return the likely meaning of 50, `, did you mean 0.5?`; nothing for what means no share, and for 1.5, which nobody takes for 1.5 %."""
+    likely = not isinstance(value, bool) and MISTAKEN <= value < 100
+    return f", did you mean {value / 100:g}?" if likely else ""

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from calibrant.errors import TargetError
-from calibrant.foreign import brief, decimal_number
+from calibrant.foreign import brief, share_number
 from calibrant.targets._base import Group, Removal
 from calibrant.targets._choosing import keep_highest
 from calibrant.targets._kinds import allowed, percentage
@@ -34,7 +34,7 @@ class Sparsity(Removal):
     def read(cls, value: str | float | int) -> "Sparsity | None":
         if not isinstance(value, str):
             return cls(value)
-        number = float(word) if (word := value.strip().lower()) in ("nan", "inf") else decimal_number(value)
+        number = float(word) if (word := value.strip().lower()) in ("nan", "inf") else share_number(value)
         return None if number is None else cls(number)
 
     def __str__(self) -> str:

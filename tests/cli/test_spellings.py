@@ -1,0 +1,144 @@
+"""What a user would write, understood: formats behind a measured source, folders without ./, per cent, and items and tokens each by their name."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from calibrant.evaluators import evaluators
+from calibrant.study import Study
+from calibrant.targets import parse_target
+
+from tests.cli.conftest import SMALL, Ask
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Sums in a file, and a folder of notes."""
+    rows = [{"question": f"What is {i} plus {i % 7}?", "answer": str(i + i % 7)} for i in range(200)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "notes").mkdir()
+    for i in range(30):
+        (tmp_path / "notes" / f"{i}.txt").write_text(
+            f"Note {i}: " + " ".join(f"{word} {i * k}" for k, word in enumerate(["a", "cat", "sat", "on", "some", "mat"] * 6))
+        )
+    return tmp_path
+
+
+def test_a_format_stands_behind_a_measured_source_too(ask: Ask, files: Path, model: Path):
+    spelt = ["loss(source='mine.jsonl:question', tokens=200, length=32)", "loss(source='mine.jsonl', format='question', tokens=200, length=32)"]
+    short, long = ask("evaluate", model, *(word for task in spelt for word in ("--task", task)), "--dtype", "float32", "--json").json
+    assert short["measured"] == long["measured"] == "mine.jsonl:question"
+    assert short["value"] == long["value"]
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("loss(source='mine.jsonl:questoin')", "there is no format called 'questoin', did you mean 'question'?"),
+        (
+            "loss(source='mine.jsonl:question', format='qa')",
+            "'mine.jsonl:question' names a format where 'qa' is the format already; write 'mine.jsonl'",
+        ),
+        ("task(name='mine.jsonl:qa')", "write 'mine.jsonl'"),
+        ("loss(source=mine.jsonl)", "stands in quotes, as in source='my/file.jsonl'"),
+        ("loss(source=./notes/)", "stands in quotes, as in source='my/file.jsonl'"),
+    ],
+)
+def test_what_cannot_be_measured_so_says_how_to_write_it(ask: Ask, files: Path, model: Path, task: str, said: str):
+    answer = ask("evaluate", model, "--task", task)
+    assert (answer.code, answer.out) == (2, "")
+    assert said in answer.err
+    assert answer.err.count("\n") == 1
+
+
+def test_a_folder_needs_no_dot_and_slash(ask: Ask, files: Path, model: Path):
+    bare, dotted = (ask("inspect", name, "--model", model, *SMALL[2:], "--json").json for name in ("notes", "./notes"))
+    assert bare["fingerprint"] == dotted["fingerprint"]
+    assert ask("evaluate", model, "--task", "loss(source=notes, tokens=100, length=32)", "--dtype", "float32").code == 0
+    (files / "gsm8k").mkdir()
+    assert ask("inspect", "gsm8k", *SMALL[2:]).err != "", "a source's name is that of the source"
+
+
+@pytest.mark.parametrize(
+    ("written", "target"),
+    [("60%", "0.6"), ("29 %", "0.29"), ("7.5%", "0.075"), ("blocks 25%", "blocks 0.25"), ("50%+w4g64", "0.5+w4g64"), ("0%", "0.0")],
+)
+def test_per_cent_is_a_share(written: str, target: str):
+    assert (parse_target(written), str(parse_target(written))) == (parse_target(target), target)
+
+
+def test_per_cent_stands_wherever_a_share_does(ask: Ask, files: Path, model: Path):
+    words = ("prune", model, "--method", "magnitude", "--data", "python_docs", "--dtype", "float32", "--json")
+    percent, share = (ask(*words, "--out", f"out{i}", "--sparsity", text).json["run"] for i, text in enumerate(("60%", "0.6")))
+    assert percent == share
+    mixed = "30%*python_docs + 70%*mine.jsonl"
+    percent, share = (ask("inspect", text, *SMALL[2:], "--json").json for text in (mixed, mixed.replace("30%", "0.3").replace("70%", "0.7")))
+    assert (percent["data"], percent["fingerprint"]) == (share["data"], share["fingerprint"])
+    one, other = (Study(model="smollm2", data="python_docs", method="wanda", target=text) for text in ("60%", 0.6))
+    assert one.requests() == other.requests()
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "said"),
+    [
+        ("60", "60.0 is no sparsity, did you mean 0.6?"),
+        ("1.5", "1.5 is no sparsity; write a sparsity from 0"),
+        ("2", "2.0 is no sparsity; write a sparsity from 0"),
+        ("150%", "1.5 is no sparsity; write a sparsity from 0"),
+        ("%", "'%' is no target; write a sparsity from 0"),
+    ],
+)
+def test_only_what_is_likely_is_guessed(ask: Ask, files: Path, model: Path, sparsity: str, said: str):
+    answer = ask("prune", model, "--out", "out", "--sparsity", sparsity, *SMALL)
+    assert answer.code == 2
+    assert answer.err.startswith(said)
+
+
+def test_limit_counts_items_and_tokens_count_tokens(ask: Ask, files: Path, model: Path):
+    tasks = ["loss(source='python_docs', length=32)", "perplexity(source='notes', length=16)", "task(name='mine.jsonl')"]
+    words = ("evaluate", model, *(word for task in tasks for word in ("--task", task)), "--dtype", "float32", "--json")
+    assert [score["n"] for score in ask(*words, "--limit", 3).json] == [3, 3, 3]
+    loss, perplexity, task = ask(*words, "--limit", 2, "--tokens", 40).json
+    assert (loss["n"], task["n"]) == (2, 2)
+    assert 40 <= perplexity["facts"]["tokens"] + loss["facts"]["tokens"] <= 40 + 16 + 40 + 32
+    none = ask("evaluate", model, "--task", tasks[2], "--tokens", 40)
+    assert (none.code, none.err) == (2, "no budget of 40 tokens fits task(name='mine.jsonl'); use --limit for the number of items\n")
+
+
+def test_a_limit_left_out_changes_no_identity():
+    from calibrant.spec import canonical
+
+    for name in ("loss", "agreement", "perplexity"):
+        assert "limit" not in canonical(evaluators.build(name))
+        assert canonical(evaluators.build(f"{name}(limit=3)"))["limit"] == 3
+
+
+WRONG = [
+    (("prune", "nowhere", "--out", "out", "--data", "wikitxt"), "wikitxt", "did you mean 'wikitext'"),
+    (("list", "methdos"), "methdos", "choose one of"),
+    (("report", "nowhere"), None, ""),
+    (("store", "verify", "nowhere"), None, ""),
+    (("evaluate", "nowhere", "--task", "loss(toknes=3)"), "toknes", ""),
+]
+
+
+@pytest.mark.parametrize(("words", "subject", "hint"), WRONG, ids=[words[0] for words, _, _ in WRONG])
+def test_with_json_an_error_is_json_too(ask: Ask, words: tuple[str, ...], subject: str | None, hint: str):
+    plain, answer = ask(*words), ask(*words, "--json")
+    assert (plain.code, plain.out) == (2, "")
+    assert (answer.code, answer.err) == (2, plain.err)
+    error = answer.json["error"]
+    assert set(error) == {"message", "subject", "hint"}
+    assert error["message"] + "\n" == plain.err
+    assert subject is None or error["subject"] == subject
+    assert hint in error["message"]
+    assert error["message"].endswith(error["hint"])
+
+
+def test_words_that_make_no_command_are_json_errors_too(ask_main: Ask):
+    for words in (("list", "--jsonn", "--json"), ("list", "--json"), ("prune", "m", "--samples", "many", "--json")):
+        answer = ask_main(*words)
+        assert answer.code == 2
+        assert answer.json["error"]["message"] + "\n" == answer.err
+        assert answer.json["error"]["hint"].endswith("--help' shows what it takes")
