@@ -24,7 +24,7 @@ from studies.spot_check import again, bits, markdown
 from calibrant.compare import Draws, detectable, draws, label_set
 from calibrant.report import report
 from calibrant.report.plots import Plot, write
-from calibrant.report.plots.panels import AxisGroup, Mark, Panel, PanelRow, Panels
+from calibrant.report.plots.panels import Mark, Panel, PanelRow, Panels, span_of
 from calibrant.report.plots.picture import plotted
 from calibrant.report.plots.theme import FAMILIES
 from calibrant.store import Measurement, Outcome, Score, Store
@@ -290,9 +290,9 @@ def picture() -> Plot:
     here = {name: of for name, of in found.items() if form(name) in ("", "icl") and count(of) > 1}
     order = sorted(here, key=lambda name: worse(here[name], usual, TASKS).value)
     comparisons = len(order) - 1
-    panels: dict[str, Panel] = {}
+    marks: dict[str, dict[int, Mark]] = {}
     for kind, names in COLUMNS.items():
-        points: dict[int, Mark] = {}
+        points = marks.setdefault(kind, {})
         for row, name in enumerate(order):
             e = worse(here[name], usual, names)
             family = label_set(name).family
@@ -301,17 +301,23 @@ def picture() -> Plot:
                 if name != BASELINE
                 else Mark(0.0, None, family)
             )
-        panels[kind] = Panel(kind, points)
     axes = (("nine tasks", "inference"), ("arithmetic", "commonsense"), ("text",))
-    about = "← better · worse than c4 →, nats/token"
-    shared = tuple(AxisGroup(tuple(panels[kind] for kind in kinds), "" if i else about, BASELINE, "" if i else NOTE) for i, kinds in enumerate(axes))
-    styles = {k: s for k, s in FAMILIES.items() if k in {p.kind for panel in panels.values() for p in panel.points.values()}}
-    drawn = Panels(tuple(PanelRow(SHORT.get(name, name)) for name in order), shared, styles)
+    spans = {kind: span_of([mark for other in kinds for mark in marks[other].values()]) for kinds in axes for kind in kinds}
+    panels = tuple(Panel(kind, marks[kind], spans[kind]) for kind in COLUMNS)
+    families = {mark.kind for points in marks.values() for mark in points.values()}
+    styles = {family: style for family, style in FAMILIES.items() if family in families}
+    rows = tuple(PanelRow(SHORT.get(name, name)) for name in order)
+    drawn = Panels(rows, panels, styles, "← better · worse than c4 →, nats/token", BASELINE)
     title = "How much worse than C4: SmolLM2-135M-Instruct, Wanda at 60 % sparsity"
-    return plotted(("findings",), title, f"{title}. The numbers are those of the table.", drawn.chart, drawn.data)
+    return plotted(("findings",), title, f"{title}. The numbers are those of the table.", drawn.chart, drawn.data, CAPTION, families)
 
 
-NOTE = "hollow: not significantly different from c4 (95 %, jointly over the sets)"
+CAPTION = (
+    "Each mark: how much worse than with c4 the pruned model is when it is calibrated on the set at the left, in nats/token",
+    "Lines: 95 % intervals, jointly for all sets of a panel",
+    "Hollow: not significantly different from c4",
+    "Not all panels have the same axis",
+)
 
 
 def put(page: str, made: Mapping[str, str]) -> str:

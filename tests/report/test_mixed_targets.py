@@ -105,6 +105,10 @@ def test_the_page_has_it_and_the_command_that_repeats_it(found: Report):
     for said in ("rtn w4g16", "4 bits in groups of 16", "--method rtn --target w4g16 --dtype float32 --out quantized", ">target</"):
         assert said in page, said
     assert "--method rtn --sparsity" not in page
+    assert "bits a weight</th><th" in page
+    assert "against size: " in page
+    assert [r.bits for r in found.comparison.unranked] == [pytest.approx(6.0), pytest.approx(80 / 9)]
+    assert "bits" not in found.to_json()["rankings"][0]
 
 
 def test_a_study_of_sparsities_is_told_as_before(found: Report):

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from calibrant.report.sentences import caveats, describe_target, doubts, finding, join_names, percent, remarks, short
+from calibrant.report.sentences import caveats, describe_target, doubts, finding, join_names, meaning_of_kept, percent, remarks, short
 
 from tests.report.made import BEST, FULL, HOLED, LAST, MAGNITUDE, PLAIN, SECOND, entry, plain, ranking
 
@@ -100,7 +100,10 @@ def test_remarks_place_the_baselines(value: float, verdict: str):
 
 
 def test_remarks_say_what_share_of_the_dense_model_the_best_kept():
-    assert plain(remarks(FULL)[0]) == "Of the dense model's performance, python_docs kept 25 % on docs and 17 % on code."
+    assert plain(remarks(FULL)[0]) == (
+        "Of the dense model's performance, python_docs kept 25 % on docs and 17 % on code "
+        "(kept: the dense model's perplexity over the compressed model's, which is e to the minus increase of the loss)."
+    )
     assert not any("kept" in said for said in remarks(PLAIN))
 
 
@@ -143,3 +146,12 @@ def test_short_names_stay_distinct():
 )
 def test_a_target_in_words(target: str, told: str):
     assert describe_target(target) == told
+
+
+def test_what_kept_means_is_said_for_what_was_measured():
+    scores = replace(FULL, better=dict.fromkeys(FULL.measured, "higher"))
+    assert meaning_of_kept(scores) == "kept: the score above chance as a share of the dense model's"
+    both = replace(FULL, better={"docs:text": "lower", "code:text": "higher"})
+    assert meaning_of_kept(both).startswith("kept: on docs the dense model's perplexity over")
+    assert meaning_of_kept(both).endswith("; on code the score above chance as a share of the dense model's")
+    assert meaning_of_kept(replace(FULL, units=dict.fromkeys(FULL.measured, "bits"))) == "kept: the dense model's number over the compressed model's"

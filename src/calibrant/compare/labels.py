@@ -74,6 +74,12 @@ def is_grid(target: str) -> bool:
     return bits_of(target) is not None
 
 
+def is_removal(target: str) -> bool:
+    """Return whether a target says how much goes, and no more: a sparsity, a pattern, or a share of blocks or experts."""
+    label = read_target(target)
+    return label.bits is None and (label.share is not None or label.pattern is not None)
+
+
 def bits_of(target: str) -> int | None:
     """Return the bits of a code of a grid, 4 for `w4g64`; None for what is no grid."""
     return read_target(target).bits

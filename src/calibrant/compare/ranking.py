@@ -67,6 +67,7 @@ class Ranking:
 
     `baseline` is the set that the others are compared with; empty if it has no place here. `missing` names what has no answer, and why; the rows
     that it is about are `partial`: they hold what is known, and their mean is not a number. `units`, `better` and `metrics` are by measured set.
+    `bits` is how many bits a weight takes as it is stored; None where it is stored as a dense number.
     """
 
     model: str
@@ -86,6 +87,7 @@ class Ranking:
     better: Mapping[str, str] = field(default_factory=dict[str, str])
     metrics: Mapping[str, str] = field(default_factory=dict[str, str])
     baseline: str = ""
+    bits: float | None = None
 
     @property
     def best(self) -> RankingEntry:
@@ -229,6 +231,7 @@ class ComparedGroup:
             better={m: s.better for m, s in self._scores.items()},
             metrics={m: s.metric for m, s in self._scores.items()},
             baseline=self.baseline,
+            bits=self._results.bits.get((self.setting.model, self.setting.method, self.setting.target)),
         )
 
     def _entry(self, label: str, letters: Mapping[str, str], ranks: tuple[int, int], best_on: Mapping[str, str]) -> RankingEntry:

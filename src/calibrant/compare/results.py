@@ -8,17 +8,20 @@ import numpy as np
 from jaxtyping import Float
 
 from calibrant.compare.crossed import Draws, ItemValues, share_of
-from calibrant.compare.labels import label_set, labels_of
+from calibrant.compare.labels import is_removal, label_set, labels_of
 from calibrant.errors import DataError, SpecError
 from calibrant.extras import needed_for
 from calibrant.grammar import SetLabel
 from calibrant.outcomes import called
-from calibrant.store import Cell, Measurement, Record, Store, revisions
+from calibrant.store import Cell, Measurement, Record, Store, revisions, stored_bits
 from calibrant.store.columns import ItemNumbers
 from calibrant.store.records import is_older
 
 if TYPE_CHECKING:
     import polars as pl
+
+DENSE: Final = "none"
+"""The method of the model as it came."""
 
 ROWS: Final = 500_000
 """Items that are read at once: enough to be quick, few enough for their names to fit into memory."""
@@ -48,7 +51,7 @@ class Results:
 
     `records` are without their weights, `scores` without their items; `items` hold the items as arrays, of those measurements that the grid
     names. All by run, the latter two then by measurement. `stale` are ids of runs and of measurements, `sets` what the calibration sets are
-    called.
+    called, `bits` how many bits a weight takes as it is stored, by model, method and target, where it isn't stored as a dense number.
     """
 
     cells: tuple[Cell, ...]
@@ -59,6 +62,7 @@ class Results:
     failures: Mapping[str, Mapping[str, Any]]
     stale: frozenset[str]
     sets: Mapping[str, SetLabel] = field(default_factory=dict[str, SetLabel])
+    bits: Mapping[tuple[str, str, str], float] = field(default_factory=dict[tuple[str, str, str], float])
 
     def label(self, data: str) -> SetLabel:
         """Return what a calibration set is called, in its parts."""
@@ -86,7 +90,15 @@ def read(store: Store, items: bool = True) -> Results:
         failures=store.failures(),
         stale=frozenset(_stale(store, records)),
         sets=labels_of((cell.data for cell in cells), store.sets(), records.values()),
+        bits=_bits(store, [cell for cell in cells if cell.run in records]),
     )
+
+
+def _bits(store: Store, cells: Iterable[Cell]) -> dict[tuple[str, str, str], float]:
+    """How many bits a weight takes; all runs of a method on a grid take as many, so one record of each is read whole."""
+    runs = {(cell.model, cell.method, cell.target): cell.run for cell in cells if cell.method != DENSE and not is_removal(cell.target)}
+    records = {key: store.record(run) for key, run in runs.items()}
+    return {key: bits for key, record in records.items() if record is not None and (bits := stored_bits(record.weights)) is not None}
 
 
 def _stale(store: Store, records: Mapping[str, Record]) -> Iterator[str]:

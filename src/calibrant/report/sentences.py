@@ -142,7 +142,7 @@ def remarks(ranking: Ranking) -> list[str]:
     sentences: list[str] = []
     if kept := ranking.best.share_kept:
         shares = [f"{percent(round(kept[m].value, 2))} on {short(m, ranking.measured)}" for m in ranking.measured if m in kept]
-        sentences.append(f"Of the dense model's performance, {ranking.best.name} kept {join_names(shares)}.")
+        sentences.append(f"Of the dense model's performance, {ranking.best.name} kept {join_names(shares)} ({meaning_of_kept(ranking)}).")
     for baseline in ranking.baselines:
         better = [e.name for e in ranking.entries if e.mean.value < baseline.mean.value]
         worse = [e.name for e in ranking.entries if e.mean.value >= baseline.mean.value]
@@ -150,6 +150,22 @@ def remarks(ranking: Ranking) -> list[str]:
         verdict = "worse than every set" if not worse else "better than every set" if not better else mixed
         sentences.append(f"{baseline.name.capitalize()}, which looks at no data, did {verdict} (average {baseline.mean.value:+.3f} {ranking.unit}).")
     return sentences
+
+
+def meaning_of_kept(ranking: Ranking) -> str:
+    """Return what the share of the dense model's performance that is kept is, for what this ranking measured."""
+    kinds: dict[str, list[str]] = {}
+    for m in ranking.measured:
+        if ranking.better.get(m) == "higher":
+            what = "the score above chance as a share of the dense model's"
+        elif ranking.units.get(m, ranking.unit).startswith("nats"):
+            what = "the dense model's perplexity over the compressed model's, which is e to the minus increase of the loss"
+        else:
+            what = "the dense model's number over the compressed model's"
+        kinds.setdefault(what, []).append(short(m, ranking.measured))
+    if len(kinds) == 1:
+        return f"kept: {next(iter(kinds))}"
+    return f"kept: {'; '.join(f'on {join_names(names)} {what}' for what, names in kinds.items())}"
 
 
 def percent(share: float) -> str:

@@ -163,7 +163,8 @@ def test_colours_can_be_read_on_their_ground():
 
 def test_every_colour_of_the_style_sheets_is_one_of_the_palettes(page: str):
     (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
-    used = set(re.findall(r"var\(--([\w-]+)\)", page)) - {"w"}
+    used = set(re.findall(r"var\(--([\w-]+)\)", page)) - {"w", "head"}
+    used = {name for name in used if not re.fullmatch(r"h\d+", name)}  # the heads of tables
     assert used <= set(LIGHT) == set(DARK)
     given = re.findall(r"--([\w-]+): (#[0-9a-f]+);", style)
     assert given == [*LIGHT.items(), *DARK.items()]

@@ -1,7 +1,9 @@
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -86,10 +88,44 @@ def test_ids_hang_on_the_key_and_nothing_inside_is_read_out(made: list[Plot], dr
     assert root.attrib["aria-labelledby"] == "p0-t p0-d"
     assert root.attrib["role"] == "img"
     width = float(root.attrib["viewBox"].split()[2])
-    assert root.attrib["style"] == f"width:{width / 16:.2f}".rstrip("0").rstrip(".") + "rem"
+    sizes = [float(size) for size in re.findall(r"width:([\d.]+)rem", root.attrib["style"])]
+    assert sizes == pytest.approx([1.2 * width / 16, 0.85 * width / 16], abs=0.006), "as wide as there is room for, never illegibly small"
     assert not {"width", "height"} & root.attrib.keys(), "the page's style sheet keeps the shape"
     inner = [e for e in root.iter() if e is not root and ("role" in e.attrib or any("aria" in a for a in e.attrib))]
     assert [e.attrib for e in inner] == [{"aria-hidden": "true"}]
+
+
+def test_every_plot_says_what_is_drawn_in_which_unit_and_what_its_lines_are(made: list[Plot]):
+    for plot in made:
+        assert plot.caption.startswith("Each "), plot.name
+        assert any(unit in plot.caption for unit in ("nats/token", "per cent", "a share of", "difference between")), plot.caption
+        kinds = {layer["transform"][0]["filter"] for layer in _layers(plot.spec)}
+        if kinds & {"datum.k == 'interval'", "datum.k == 'reach-x'"}:
+            assert "intervals" in plot.caption, plot.name
+
+
+def _layers(spec: Any) -> Iterator[Any]:
+    """Every layer of a specification."""
+    if isinstance(spec, dict):
+        yield from spec.get("layer", ())
+        for part in ("spec", "concat"):
+            yield from _layers(spec.get(part))
+    if isinstance(spec, list):
+        for part in spec:
+            yield from _layers(part)
+
+
+def test_a_file_has_its_legend_and_caption_below_the_drawing_and_within_it(made: list[Plot], tmp_path: Path):
+    plot = next(plot for plot in made if plot.legend)
+    svg = next(path for path in write([plot], tmp_path) if path.suffix == ".svg").read_text()
+    width, height = (float(side) for side in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0])
+    said = texts(svg)
+    for style in plot.legend:
+        (entry,) = [t for t in said if t.text == style.words]
+        assert entry.x + 6.3 * len(style.words) < width
+        assert entry.y < height
+    assert "".join(t.text for t in said).endswith(plot.caption.replace(" ", "")[-8:].lstrip()) or plot.caption.split()[-1] in said[-1].text
+    assert max(t.y for t in said) < height
 
 
 def test_the_same_again(made: list[Plot], drawn: list[str]):

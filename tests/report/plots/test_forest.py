@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -54,7 +55,9 @@ def test_hollow_is_what_cannot_be_told_apart():
     row = next(t.y for t in texts(svg) if t.text == "python_docs" and t.look.get("text-anchor") == "end")
     fills = [s.look["fill"] for s in seen(svg) if s.tag == "path" and abs(s.y - row) < 8 and s.look.get("stroke") == "var(--f-corpus)"]
     assert sorted(fills) == ["var(--card)", "var(--f-corpus)", "var(--f-corpus)"]
-    assert "hollow: not significantly different from c4" in {t.text for t in texts(svg)}
+    plot = forest(BASED)
+    assert plot is not None
+    assert "Hollow: not significantly different from c4." in plot.caption
 
 
 def test_what_is_far_beyond_the_sets_becomes_an_arrow_with_its_number():
@@ -81,18 +84,52 @@ def test_without_a_baseline_the_dense_model_is_zero_and_without_that_nothing_is(
     assert "hollow" not in svg
 
 
-def test_a_panel_of_another_unit_has_an_axis_of_its_own():
+def test_a_panel_of_another_unit_has_an_axis_and_a_unit_of_its_own():
     mixed = replace(BASED, averaged=("docs:text",), units={"docs:text": "nats/token", "code:text": "points"})
-    svg = drawn(mixed)
-    assert sum("worse than c4" in t.text for t in texts(svg)) == 2
-    assert any(t.text.endswith("points") for t in texts(svg))
+    plot = forest(mixed)
+    assert plot is not None
+    said = [t.text for t in texts(inline(plot, "k"))]
+    assert said.count("← better · worse than c4 →") == 1
+    assert {"nats/token", "points"} <= set(said)
+    assert "in the unit below each panel" in plot.caption
 
 
-def test_what_reaches_many_times_as_far_has_an_axis_of_its_own():
-    far = ranking(against(BEST, -0.1, -0.15, 3.0), replace(SECOND, to_baseline={}), against(LAST, 0.2, 0.1, -4.0))
-    svg = drawn(replace(far, baseline="c4"))
+def test_panels_stand_in_the_tables_order_also_where_one_reaches_many_times_as_far():
+    far = ranking(against(BEST, -0.1, 3.0, -0.15), replace(SECOND, to_baseline={}), against(LAST, 0.2, -4.0, 0.1))
+    plot = forest(replace(far, baseline="c4"))
+    assert plot is not None
+    svg = inline(plot, "k")
     assert [t.text for t in texts(svg) if t.look.get("font-weight") == "bold"] == ["mean", "docs", "code"]
-    assert sum("worse than c4" in t.text for t in texts(svg)) == 2
+    assert "have an axis of their own" in plot.caption
+    axis = max(t.y for t in texts(svg) if number(t.text) == 0)
+    starts = sorted(t.x for t in texts(svg) if t.look.get("font-weight") == "bold")
+    slopes = []
+    for start, end in zip(starts, (*starts[1:], math.inf), strict=True):
+        ticks_of = [(v, t.x) for t in texts(svg) if abs(t.y - axis) < 0.1 and start - 9 <= t.x < end - 9 and (v := number(t.text)) is not None]
+        slopes.append(mapping(ticks_of)[0])
+    assert slopes[0] == pytest.approx(slopes[2], rel=0.01)
+    assert slopes[0] > 4 * slopes[1]
+
+
+def test_a_narrow_one_has_the_first_panel_alone():
+    plot = forest(BASED, narrow=True)
+    assert plot is not None
+    svg = inline(plot, "k")
+    assert [t.text for t in texts(svg) if t.look.get("font-weight") == "bold"] == ["mean"]
+    assert float(svg.partition('viewBox="')[2].split()[2]) < 420
+    assert "Here the mean alone; the table has all." in plot.caption
+
+
+def test_long_titles_stand_in_two_lines_and_within_their_panels():
+    measured = tuple(f"commonsense_qa_{i} (3-shot)" for i in range(9))
+    spread = {m: Estimate(0.1, 0.02, 20.0, 21) for m in measured}
+    made = ranking(replace(BEST, to_baseline=spread), replace(SECOND, to_baseline={}), measured=measured, averaged=measured, baseline="c4")
+    svg = drawn(made)
+    bold = [t for t in texts(svg) if t.look.get("font-weight") == "bold"]
+    for line in {t.y for t in bold}:
+        row = sorted((t.x, t.text) for t in bold if t.y == line)
+        for (x, text), (after, _) in pairwise(row):
+            assert x + 12 * 0.62 * len(text) < after + 8, text
 
 
 @pytest.mark.parametrize(("low", "high", "wanted", "asked"), [(-18.0, 18.0, 2, 3), (-1.0, 1.0, 2, 2), (-0.2, 0.1, 5, 5), (3.1, 3.9, 2, 3)])

@@ -70,3 +70,20 @@ def test_without_shares_there_is_nothing_to_draw():
     assert kept(ranking(BEST, SECOND)) is None
     assert kept(ranking()) is None
     assert kept(ranking(lettered(BEST, "a", (1, 1)))) is not None
+
+
+@pytest.mark.parametrize("measured", [("docs", "code"), ("commonsense_qa (3-shot)", "winogrande (3-shot)"), ("x" * 40, "y" * 40)])
+def test_heads_stand_upright_within_their_columns(measured: tuple[str, ...]):
+    rows = replace(BEST, share_kept={m: Estimate(0.5, None, 0.0, 1) for m in (*measured, "mean")})
+    plot = kept(ranking(rows, measured=measured, averaged=measured))
+    assert plot is not None
+    svg = inline(plot, "k")
+    assert "rotate" not in svg
+    grounds = [(s.x, s.d) for s in seen(svg) if re.fullmatch(r"var\(--heat-\d\)", s.look.get("fill", ""))]
+    starts = [x + float(corner[1]) for x, d in grounds if (corner := re.match(r"M(-?[\d.]+),", d))]
+    widths = [float(size[1]) for _, d in grounds if (size := re.search(r"h([\d.]+)v", d))]
+    heads = [t for t in texts(svg) if t.look.get("text-anchor") == "middle" and t.y < min(s.y for s in seen(svg) if s.tag == "path") and t.text]
+    for head in heads:
+        half = 11 * 0.57 * len(head.text) / 2
+        assert any(start - 4 <= head.x - half and head.x + half <= start + width + 4 for start, width in zip(starts, widths, strict=True)), head.text
+    assert heads

@@ -9,6 +9,7 @@ import numpy as np
 
 from calibrant.compare import Comparison, Layers, Ranking, RankingEntry, Results, SetSummary, Similarity, join_names, medians, target_noun
 from calibrant.report.facts import StudyFacts
+from calibrant.report.plots import Plot, against_size, against_sparsity
 from calibrant.report.sentences import doubts
 from calibrant.report.tables.table import heading
 
@@ -71,6 +72,17 @@ class Contents:
             for entry in (*ranking.entries, *ranking.partial):
                 found.setdefault(entry.name, []).append((ranking, entry))
         return found
+
+    @cached_property
+    def over_models(self) -> Sequence[Plot]:
+        """How the results of each model change with sparsity and with size, where there are several."""
+        every = (*self.comparison.rankings, *self.comparison.unranked)
+        drawn: list[Plot | None] = []
+        for model in dict.fromkeys(ranking.model for ranking in every):
+            ranked = [ranking for ranking in self.comparison.rankings if ranking.model == model]
+            drawn.append(against_sparsity(ranked) if ranked else None)
+            drawn.append(against_size([ranking for ranking in every if ranking.model == model]))
+        return [plot for plot in drawn if plot is not None]
 
     @cached_property
     def medians(self) -> Mapping[str, float]:

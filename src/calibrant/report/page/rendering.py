@@ -6,7 +6,9 @@ Only what this room itself makes goes in as it is, as `Markup`: drawings, style 
 
 import hashlib
 import json
+import re
 from base64 import b64encode
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from math import isnan
@@ -20,12 +22,15 @@ from calibrant.families import WORDS
 from calibrant.foreign import visible, visible_data
 from calibrant.report.facts import PHASES
 from calibrant.report.page import sets
-from calibrant.report.plots import Plot, against_sparsity, against_tokens, evidence, forest, inline, kept, pareto
+from calibrant.report.plots import Plot, against_size, against_sparsity, against_tokens, evidence, forest, inline, kept, pareto
 from calibrant.report.plots.theme import DARK, FAMILIES, LIGHT
 from calibrant.report.sentences import caveats, doubts, finding, percent, remarks, rise, short
 from calibrant.report.tables.table import HOLE, heading
 
 STYLES: Final = ("page.css", "interactive.css")
+
+COLUMN: Final = 660
+"""Units of a drawing that fits into half of a page."""
 
 UNSAFE: Final = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
 """What could end a script or begin an element, as JSON writes it otherwise. U+2028 and U+2029 are written so by `json` itself."""
@@ -57,15 +62,33 @@ def _environment() -> Environment:
         "FAMILY_WORDS": WORDS,
         "PHASES": PHASES,
         **{f.__name__: f for f in (describe_target, target_noun, join_names, percent, heading, rise, finding, remarks, caveats, doubts)},
-        **{f.__name__: f for f in (forest, kept, pareto, against_tokens, against_sparsity, evidence)},
+        **{f.__name__: f for f in (forest, kept, pareto, against_tokens, against_sparsity, against_size, evidence)},
         **{f.__name__: f for f in (sets.in_words, sets.licence, sets.origin, sets.rows_of, sets.scripts_of, sets.profile_rows)},
         "inline": _inline,
+        "is_large": _is_large,
+        "heads_style": _heads_style,
     }
     return made
 
 
 def _inline(plot: Plot, key: str) -> Markup:
     return Markup(inline(plot, key))
+
+
+def _is_large(svg: Markup) -> bool:
+    """Whether a drawing takes the whole width of a page; others stand two in a row where there is room."""
+    found = re.search(r' viewBox="\S+ \S+ ([\d.]+) ', svg)
+    return found is not None and float(found[1]) > COLUMN
+
+
+def _heads_style(heads: Sequence[str]) -> str:
+    """Return the heads of a table as custom properties, for the style sheet to write before figures: texts of CSS, in which nothing ends them.
+
+    >>> _heads_style(["", 'a "b"'])
+    '--h2:"a \\\\22 b\\\\22 "'
+    """
+    escape = {ord(c): f"\\{ord(c):x} " for c in '"\\<>&\n\r\f{};'}
+    return ";".join(f'--h{place}:"{visible(str(head)).translate(escape)}"' for place, head in enumerate(heads, 1) if head)
 
 
 def embedded(key: str, data: Any) -> Markup:

@@ -7,9 +7,11 @@ from calibrant.report.plots.growth import against_sparsity, against_tokens, laye
 from calibrant.report.plots.heat import kept
 from calibrant.report.plots.pareto import pareto
 from calibrant.report.plots.picture import Plot
+from calibrant.report.plots.size import against_size
 
 __all__ = [
     "Plot",
+    "against_size",
     "against_sparsity",
     "against_tokens",
     "evidence",

@@ -10,6 +10,7 @@ from calibrant.report.plots.growth import against_sparsity, against_tokens, laye
 from calibrant.report.plots.heat import kept
 from calibrant.report.plots.pareto import pareto
 from calibrant.report.plots.picture import Plot
+from calibrant.report.plots.size import against_size
 from calibrant.report.plots.words import stem
 
 WITHOUT_PLOT: Final = frozenset({"baseline"})
@@ -17,7 +18,7 @@ WITHOUT_PLOT: Final = frozenset({"baseline"})
 
 
 def plots(comparison: Comparison, layers: Sequence[Layers], tokens: Mapping[str, int]) -> list[Plot]:
-    """Return every plot: those of each ranking, over sparsity, of each model's blocks, of the questions. `tokens` are each set's real ones, by name.
+    """Return every plot: those of each ranking, over sparsity and size, of each model's blocks, of the questions. `tokens` are each set's real ones.
 
     Their names differ, upper and lower case being one; where rankings differ in the model or in how the walk propagates, names say which.
     """
@@ -28,7 +29,9 @@ def plots(comparison: Comparison, layers: Sequence[Layers], tokens: Mapping[str,
         parts = (*([r.model] if len(models) > 1 else []), *([r.propagate] if len(ways) > 1 else []))
         named += [(plot, parts) for plot in (forest(r), kept(r), formats(r), against_tokens(r, tokens), pareto(r))]
     for model in models:
-        named.append((against_sparsity([r for r in rankings if r.model == model]), (model,) if len(models) > 1 else ()))
+        parts = (model,) if len(models) > 1 else ()
+        named.append((against_sparsity([r for r in rankings if r.model == model]), parts))
+        named.append((against_size([r for r in (*rankings, *comparison.unranked) if r.model == model]), parts))
     models, ways = list(dict.fromkeys(of.model for of in layers)), {of.propagate for of in layers}
     for of in layers:
         named.append((layer_errors(of), (*([of.model] if len(models) > 1 else []), *([of.propagate] if len(ways) > 1 else []))))

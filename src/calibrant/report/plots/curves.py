@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 ROOM: Final = 22
 """Letters of a name at the end of its line."""
 
+AROUND: Final = 34
+"""Letters of a name beside a single point."""
+
 SHARE: Final = "format(datum.value * 100, '.3~r') + '\u202f%'"
 
 
@@ -49,7 +52,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class CurvePanels:
-    """Panels of lines that share their axes; each line's name stands at its right end, or `around` its point.
+    """Panels of lines that share their axes; each line's name stands at its right end, or `around` its point. Across are about 1,000 pixels.
 
     `ticks` are the places of the ticks across, shares in per cent if so; `band` is a grey range behind the lines: x, from, to.
     """
@@ -59,7 +62,6 @@ class CurvePanels:
     up: Axis
     x: str
     y: str
-    note: str = ""
     ticks: tuple[float, ...] = ()
     shares: bool = False
     band: tuple[tuple[float, float, float], ...] = ()
@@ -68,7 +70,12 @@ class CurvePanels:
     @property
     def columns(self) -> int:
         """Panels in a row."""
-        return max(1, int(940 / (self.across.pixels + self._beside)))
+        return max(1, int(1000 / (self.across.pixels + self._beside)))
+
+    @property
+    def families(self) -> frozenset[str]:
+        """The families of the lines that have a colour."""
+        return frozenset(line.family for _, lines in self.panels for line in lines if not line.plain)
 
     @property
     def _beside(self) -> float:
@@ -80,8 +87,6 @@ class CurvePanels:
             yield {"p": p, "k": "title", "t": cut(title, int(self.across.pixels / 6.4))}
             if p % self.columns == 0:
                 yield {"p": p, "k": "up", "t": visible_name(self.y)}
-            if p == (len(self.panels) - 1) // self.columns * self.columns:
-                yield from [{"p": p, "k": "note", "t": visible_name(self.note)}] * bool(self.note)
             yield from ({"p": p, "k": "band", "x": x, "y": low, "z": high} for x, low, high in self.band)
             for number, line in enumerate(lines):
                 style = {"p": p, "s": number, "f": FAMILIES[line.family].words, "d": line.dash % len(DASHES)}
@@ -127,9 +132,10 @@ class CurvePanels:
 
     def _beside_points(self, lines: Sequence[Curve]) -> Iterator[dict[str, Any]]:
         """Names beside single points, wherever there is room; a name that stands off has a hair to its point."""
+        lines = [line for line in lines if line.label and line.name]
         spots = [line.spots[0] for line in lines]
         points = [(self.across.at(s.x), self.up.pixels - self.up.at(self.up.inside(s.y))) for s in spots]
-        names = [cut(line.name, ROOM) + (f" {signed(s.y)}" if s.y > self.up.high else "") for line, s in zip(lines, spots, strict=True)]
+        names = [cut(line.name, AROUND) + (f" {signed(s.y)}" if s.y > self.up.high else "") for line, s in zip(lines, spots, strict=True)]
         for spot, name, label in zip(spots, names, around(points, names, self.across.pixels, self.up.pixels), strict=True):
             if label is None:
                 continue
@@ -150,13 +156,11 @@ class CurvePanels:
     def _lines(self) -> Iterator[Layer]:
         import altair as alt
 
-        present = {line.family for _, lines in self.panels for line in lines if not line.plain}
-        styles = [style for family, style in FAMILIES.items() if family in present]
+        styles = [style for family, style in FAMILIES.items() if family in self.families]
         words = [s.words for s in styles]
-        legend = alt.Legend(orient="bottom", title=None, offset=14, columns=min(len(words), 5), symbolOpacity=1) if len(words) > 1 else None
         colours = alt.Scale(domain=words, range=[s.colour for s in styles])
-        stroke, fill = alt.Stroke("f:N", scale=colours, legend=legend), alt.Fill("f:N", scale=colours, legend=legend)
-        shape = alt.Shape("f:N", scale=alt.Scale(domain=words, range=[s.shape for s in styles]), legend=legend)
+        stroke, fill = alt.Stroke("f:N", scale=colours, legend=None), alt.Fill("f:N", scale=colours, legend=None)
+        shape = alt.Shape("f:N", scale=alt.Scale(domain=words, range=[s.shape for s in styles]), legend=None)
         dash = alt.StrokeDash("d:O", scale=alt.Scale(domain=list(range(len(DASHES))), range=list(DASHES)), legend=None)
         x, y = self._axes()
         up, along = {"x": x, "y": y, "y2": alt.Y2("z:Q")}, {"x": x, "y": y, "detail": [alt.Detail("s:N"), alt.Detail("g:N")]}
@@ -168,7 +172,7 @@ class CurvePanels:
         yield layer("interval", "rule", {**up, "stroke": stroke}, strokeWidth=1.25, opacity=0.5)
         yield layer("line", "line", {**along, "stroke": stroke, "strokeDash": dash}, strokeWidth=1.75)
         yield layer("mark", "point", {**shaped, "fill": fill}, size=44, opacity=1, strokeWidth=1)
-        yield layer("apart", "point", shaped, size=96, opacity=1, strokeWidth=1.75, fill="var(--card)")
+        yield layer("apart", "point", shaped, size=64, opacity=1, strokeWidth=1.75, fill="var(--card)")
         yield layer("beyond", "point", at, size=44, opacity=1, shape="M-1,.8L0,-.6L1,.8", filled=False, strokeWidth=1.75)
 
     def _words(self) -> Iterator[Layer]:
@@ -182,7 +186,6 @@ class CurvePanels:
         yield text("pattern", x, alt.YValue(-1), align="center", baseline="bottom", color=soft)
         yield text("title", left, alt.YValue(-24), fontSize=11.5, fontWeight="bold")
         yield text("up", alt.XValue(-34), alt.YValue(-41 if any(title for title, _ in self.panels) else -18), fontSize=11.5)
-        yield text("note", left, alt.YValue(self.up.pixels + 54), color=soft)
 
     def _axes(self) -> "tuple[alt.X, alt.Y]":
         import altair as alt

@@ -5,19 +5,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, Final
 from xml.etree import ElementTree
 
 from calibrant.durable import put, reason, undoing
 from calibrant.errors import OutputError
 from calibrant.report.plots.picture import Plot
-from calibrant.report.plots.theme import DARK, FONT, LIGHT, resolved
+from calibrant.report.plots.theme import DARK, FONT, LETTER, LIGHT, Style, resolved
 
 SCALE: Final = 2
 """Pixels of a PNG for each of the drawing's own units."""
 
 REM: Final = 16
 """The drawing's own units in the page's unit of type, so that a plot grows with the text around it."""
+
+GROWS: Final = 1.2
+"""How many times its own size a plot is shown in a page where there is room."""
+
+SHRINKS: Final = 0.85
+"""And where there is none; then it scrolls, since nobody can read smaller letters."""
 
 EM: Final = 0.62
 """How wide a letter is in a wide font, of its size."""
@@ -39,7 +46,8 @@ def inline(plot: Plot, key: str) -> str:
     key = escape(key)
     return (
         f'<svg class="plot" xmlns="http://www.w3.org/2000/svg" viewBox="{_short(left)} 0 {_short(width)} {_short(height)}" '
-        f'style="width:{_short(width / REM)}rem" font-family="{FONT}" role="img" aria-labelledby="{key}-t {key}-d">'
+        f'style="width:{_short(GROWS * width / REM)}rem;min-width:{_short(SHRINKS * width / REM)}rem" font-family="{FONT}" '
+        f'role="img" aria-labelledby="{key}-t {key}-d">'
         f'<title id="{key}-t">{escape(plot.title)}</title><desc id="{key}-d">{escape(plot.description)}</desc>'
         f'<g aria-hidden="true">{body}</g></svg>'
     )
@@ -68,12 +76,50 @@ def write(plots: Sequence[Plot], folder: Path, dark: bool = False) -> list[Path]
 
 def _file(plot: Plot, palette: Mapping[str, str]) -> str:
     root = _svg(resolved(plot.spec, palette))
-    width, height = (_short(side) for side in _size(root))
+    wide, tall = _size(root)
+    below = "".join(_below(plot, palette, wide, tall))
+    lines = below.count("<text")
+    width, height = _short(wide), _short(tall + (LINE * len(_rows(plot, wide)) + LINE * (lines - len(plot.legend)) + PAD if lines else 0))
     ground = f'<rect width="{width}" height="{height}" fill="{palette["card"]}"/>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" font-family="{FONT}">'
-        f"<title>{escape(plot.title)}</title><desc>{escape(plot.description)}</desc>{ground}{''.join(_text(child) for child in root)}</svg>\n"
+        f"<title>{escape(plot.title)}</title><desc>{escape(plot.description)}</desc>{ground}{''.join(_text(child) for child in root)}{below}</svg>\n"
     )
+
+
+LINE: Final = 16.0
+PAD: Final = 10.0
+"""Units from one line below a file's drawing to the next, and around them."""
+
+
+def _rows(plot: Plot, wide: float) -> list[list[Style]]:
+    """The legend's entries in rows that are no wider than the drawing."""
+    rows: list[list[Style]] = []
+    taken = 0.0
+    for style in plot.legend:
+        needed = 34 + LETTER * len(style.words)
+        if not rows or taken + needed > wide:
+            rows.append([])
+            taken = 0.0
+        rows[-1].append(style)
+        taken += needed
+    return rows
+
+
+def _below(plot: Plot, palette: Mapping[str, str], wide: float, tall: float) -> Iterator[str]:
+    """Yield the legend and the caption of a file, line by line below its drawing; a page has them as text."""
+    y = tall + LINE / 2
+    for row in _rows(plot, wide):
+        x = PAD
+        for style in row:
+            colour = resolved(style.colour, palette)
+            yield f'<path transform="translate({_short(x + 5)},{_short(y)}) scale(4.2)" d="{style.shape}" fill="{colour}"/>'
+            yield f'<text x="{_short(x + 14)}" y="{_short(y + 4)}" font-size="11" fill="{palette["ink"]}">{escape(style.words)}</text>'
+            x += 34 + LETTER * len(style.words)
+        y += LINE
+    for line in wrap(plot.caption, max(20, int((wide - 2 * PAD) / (0.92 * LETTER)))):
+        yield f'<text x="{_short(PAD)}" y="{_short(y + 4)}" font-size="11" fill="{palette["soft"]}">{escape(line)}</text>'
+        y += LINE
 
 
 def _svg(spec: Mapping[str, Any]) -> ElementTree.Element:
@@ -109,12 +155,14 @@ def _roomy(root: ElementTree.Element) -> tuple[float, float, float]:
 
 def _reaches(element: ElementTree.Element, x: float, anchor: str, size: float) -> Iterator[tuple[float, float]]:
     """From where to where each text may go."""
-    # Vega moves groups and texts by translate() alone, so places along x add up; a turned text is measured as if it were nearly level.
+    # Vega moves groups and texts by translate() alone, so places along x add up; a text that stands upright reaches no farther than its size.
     anchor, size = element.get("text-anchor", anchor), float(element.get("font-size", size))
     moved = _MOVED.match(element.get("transform", ""))
     x += float(moved[1]) if moved else 0.0
-    if element.text:
-        long = len(element.text) * size * EM * (0.83 if "rotate" in element.get("transform", "") else 1.0)
+    if element.text and "rotate" in element.get("transform", ""):
+        yield x - size, x + size
+    elif element.text:
+        long = len(element.text) * size * EM
         start = x - {"end": long, "middle": long / 2}.get(anchor, 0.0)
         yield start - 2, start + long + 2
     for child in element:

@@ -5,14 +5,14 @@ from typing import Final
 
 from calibrant.compare import MEAN, Estimate, Evidence, PaperQuestion, Ranking, RankingEntry, describe_target
 from calibrant.grammar import SetLabel
-from calibrant.report.plots.panels import AxisGroup, Mark, Panel, PanelRow, Panels, span_of, stacked
+from calibrant.report.plots.panels import NARROW, WIDTH, Mark, Panel, PanelRow, Panels, span_of, stacked
 from calibrant.report.plots.picture import Plot, plotted
 from calibrant.report.plots.theme import FAMILIES, VERDICTS
 from calibrant.report.plots.words import Interval, counted, cut, ends, known, sentence, signed, spread
 from calibrant.report.sentences import percent, short
 
 ALIKE: Final = 4.0
-"""How many times as far as the nearest the farthest panel on an axis may reach."""
+"""How many times as far as the nearest the farthest panel on an axis may reach: beyond that the other would be a column of dots."""
 
 NAMES: Final[Mapping[str, str]] = {"own": "own-data", "cot": "chain-of-thought", "icl": "in-context"}
 """The name of a question's plot, where not the question's own."""
@@ -24,8 +24,10 @@ LETTERS: Final[Mapping[str, int]] = {"where": 60, "label": 40, "on": 24}
 """What distinguishes one piece of evidence from another, and the letters that each may take."""
 
 
-def forest(ranking: Ranking) -> Plot | None:
-    """Return how much worse than the baseline set each other one is: a panel for the mean and for each measured set, on one axis for each unit.
+def forest(ranking: Ranking, narrow: bool = False) -> Plot | None:
+    """Return how much worse than the baseline set each other one is: a panel for the mean and for each measured set, in the tables' order.
+
+    A `narrow` one, for a telephone, has the first of these panels alone.
 
     Without a baseline it is the increase over the dense model, without that the loss. None where no set has a number.
     """
@@ -34,7 +36,7 @@ def forest(ranking: Ranking) -> Plot | None:
     if not any(known(numbers.of(e, m)) for e in entries for m in numbers.panels):
         return None
     rows = tuple(PanelRow(f"{e.name} (incomplete)" if e in ranking.partial else e.name) for e in entries)
-    return _plot(numbers, rows, dict(enumerate(entries)), "forest", f"{numbers.title}, by what was measured")
+    return _plot(numbers, rows, dict(enumerate(entries)), "forest", f"{numbers.title}, by what was measured", narrow)
 
 
 def formats(ranking: Ranking) -> Plot | None:
@@ -98,7 +100,9 @@ class _ForestNumbers:
         return self.ranking.unit if measured == MEAN else self.ranking.units.get(measured, self.ranking.unit)
 
 
-def _plot(numbers: _ForestNumbers, rows: tuple[PanelRow, ...], entries: Mapping[int, RankingEntry], kind: str, title: str) -> Plot:
+def _plot(
+    numbers: _ForestNumbers, rows: tuple[PanelRow, ...], entries: Mapping[int, RankingEntry], kind: str, title: str, narrow: bool = False
+) -> Plot:
     """Return the plot of `rows`, in which `entries` stand at their places; the others are heads."""
     ranking = numbers.ranking
     marks: dict[str, dict[int, Mark]] = {m: {} for m in numbers.panels}
@@ -108,35 +112,62 @@ def _plot(numbers: _ForestNumbers, rows: tuple[PanelRow, ...], entries: Mapping[
             if estimate is not None and known(estimate):
                 aside = entry.family in ("control", "none")
                 marks[m][row] = Mark(estimate.value, numbers.interval(estimate), entry.family, numbers.open(entry, estimate), aside)
-    by_unit: dict[tuple[bool, str], list[str]] = {}
-    for m in numbers.panels:
-        by_unit.setdefault((m == MEAN or m in ranking.averaged, numbers.unit(m)), []).append(m)
-    hollow = any(mark.hollow for panel in marks.values() for mark in panel.values())
-    note = f"hollow: not significantly different from {cut(numbers.reference)}" if hollow else ""
-    groups: list[AxisGroup] = []
-    for measured in (alike for of_unit in by_unit.values() for alike in _on_one_axis(of_unit, marks, bool(numbers.reference))):
-        unit = numbers.unit(measured[0])
-        about = f"increase over the dense model, {unit}" if numbers.reference else unit
-        about = f"← better · worse than {cut(numbers.reference)} →, {unit}" if numbers.relative else about
-        panels = tuple(Panel("mean" if m == MEAN else short(m, ranking.measured), marks[m]) for m in measured)
-        groups.append(AxisGroup(panels, about, numbers.reference, "" if groups else note))
-    families = {entry.family for entry in entries.values()}
-    panels = Panels(rows, tuple(groups), {family: style for family, style in FAMILIES.items() if family in families})
+    units = {m: numbers.unit(m) for m in numbers.panels}
+    mixed = len(set(units.values())) > 1
+    about = f"← better · worse than {cut(numbers.reference)} →" if numbers.relative else "increase over the dense model" if numbers.reference else ""
+    about = about if mixed else f"{about}, {ranking.unit}".removeprefix(", ")
+    spans = _spans(numbers.panels, units, marks, bool(numbers.reference))
+    titles = {m: "mean" if m == MEAN else short(m, ranking.measured) for m in numbers.panels}
+    shown = numbers.panels[:1] if narrow else numbers.panels
+    drawn = tuple(Panel(titles[m], marks[m], spans[m], units[m] if mixed else "") for m in shown)
+    present = {entry.family for entry in entries.values()}
+    styles = {family: style for family, style in FAMILIES.items() if family in present}
+    panels = Panels(rows, drawn, styles, about, numbers.reference, width=NARROW if narrow else WIDTH)
     where = f"{ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
     description = _description(numbers, tuple(entries.values()), where, title)
-    return plotted((kind, ranking.method, ranking.target), f"{title}: {where}", description, panels.chart, panels.data)
+    caption = [*_caption(numbers, len({spans[m] for m in shown}) > 1, marks), *([f"Here the {titles[shown[0]]} alone; the table has all"] * narrow)]
+    return plotted((kind, ranking.method, ranking.target), f"{title}: {where}", description, panels.chart, panels.data, caption, present)
 
 
-def _on_one_axis(measured: Sequence[str], marks: Mapping[str, Mapping[int, Mark]], reference: bool) -> list[tuple[str, ...]]:
-    """Return groups that one axis can show: where one panel reaches many times as far as another, the other would be a column of dots."""
-    reach = {m: high - low for m in measured for low, high in [span_of(list(marks[m].values()), reference)]}
+def _caption(numbers: _ForestNumbers, several: bool, marks: Mapping[str, Mapping[int, Mark]]) -> list[str]:
+    """Return what is drawn, in which unit, and what the lines and hollow marks are."""
+    ranking, mixed = numbers.ranking, len({numbers.unit(m) for m in numbers.panels}) > 1
+    what = {
+        "worse": f"how much worse than with {numbers.reference} the model is when it is calibrated on the set at the left",
+        "dense": "how much worse than the dense model the model is when it is calibrated on the set at the left",
+        "own": "the number of the model that is calibrated on the set at the left",
+    }["worse" if numbers.relative else "dense" if numbers.reference else "own"]
+    unit = "in the unit below each panel" if mixed else f"in {ranking.unit}"
+    joint = f", jointly for the {numbers.comparisons} comparisons of a panel" if numbers.comparisons > 1 else ""
+    points = [mark for panel in marks.values() for mark in panel.values()]
+    hollow = f"Hollow: not significantly different from {numbers.reference}" if any(mark.hollow for mark in points) else ""
+    return list(
+        filter(
+            None,
+            [
+                f"Each mark: {what}, {unit}",
+                f"Lines: {percent(ranking.level)} intervals{joint}" if any(mark.interval for mark in points) else "",
+                hollow,
+                "An arrow at the edge: what lies beyond the axis, with its number",
+                "Panels whose numbers reach much farther have an axis of their own" if several else "",
+            ],
+        )
+    )
+
+
+def _spans(
+    measured: Sequence[str], units: Mapping[str, str], marks: Mapping[str, Mapping[int, Mark]], reference: bool
+) -> dict[str, tuple[float, float]]:
+    """Return the range of each panel's axis: one for all of a unit that reach about as far, so that they can be compared."""
+    own = {m: span_of(list(marks[m].values()), reference) for m in measured}
+    reach = {m: high - low for m, (low, high) in own.items()}
     groups: list[list[str]] = []
     for m in sorted(measured, key=reach.__getitem__):
-        if groups and reach[m] <= ALIKE * reach[groups[-1][0]]:
-            groups[-1].append(m)
-        else:
-            groups.append([m])
-    return sorted((tuple(sorted(group, key=measured.index)) for group in groups), key=lambda group: measured.index(group[0]))
+        fitting = next((group for group in groups if units[group[0]] == units[m] and reach[m] <= ALIKE * reach[group[0]]), None)
+        if fitting is None:
+            groups.append(fitting := [])
+        fitting.append(m)
+    return {m: span_of([mark for other in group for mark in marks[other].values()], reference) for group in groups for m in group}
 
 
 def _description(numbers: _ForestNumbers, entries: Sequence[RankingEntry], where: str, title: str) -> str:
@@ -177,7 +208,8 @@ def evidence(question: PaperQuestion) -> Plot | None:
     numbers = [f"{signed(e.difference.value)}{f' {e.unit}' if e.unit else ''}{spread(_interval(e))}" for e in rows]
     each = "; ".join(f"{e.label}, {e.where}, on {e.on}: {number}, {e.verdict}" for e, number in zip(rows, numbers, strict=True))
     description = sentence([question.question, f"Answer: {question.answer}", question.explanation, fewer, each])
-    return plotted((NAMES.get(question.name, question.name),), question.question, description, lambda: stacked(blocks), data)
+    caption = ["Each mark: a difference between two sets, the first against the second", "Lines: joint intervals", "Hollow: not significant", fewer]
+    return plotted((NAMES.get(question.name, question.name),), question.question, description, lambda: stacked(blocks), data, caption)
 
 
 def _interval(piece: Evidence) -> Interval:
@@ -202,5 +234,5 @@ def _block(pieces: Sequence[Evidence], unit: str, key: str) -> Panels:
         marks[len(rows)] = Mark(e.difference.value, _interval(e), e.verdict, e.verdict == "not significant", word=e.verdict)
         rows.append(PanelRow(" · ".join(cut(texts[part][i], LETTERS[part]) for part in parts if not (headed and part == "where"))))
     title = " · ".join(cut(texts[part][0], LETTERS[part]) for part in same if part != parts[0])
-    group = AxisGroup((Panel(title, marks),), f"← better · worse →{f', {unit}' if unit else ''}", "no difference", "lines: joint intervals")
-    return Panels(tuple(rows), (group,), VERDICTS, 66, key, legend=False)
+    panel = Panel(title, marks, span_of(list(marks.values())))
+    return Panels(tuple(rows), (panel,), VERDICTS, f"← better · worse →{f', {unit}' if unit else ''}", "no difference", 66, key)

@@ -51,16 +51,22 @@ def against_sparsity(rankings: Sequence[Ranking]) -> Plot | None:
         return None
     most = max(sum(not line.plain for line in lines) for _, lines in panels)
     up = axis_of(reached((s.y for s in spots), (s.interval for s in spots)), max(240, round(LINE * most)))
-    across = axis_of((spot.x for spot in spots), {1: 460, 2: 280}.get(len(panels), 210))
+    across = axis_of((spot.x for spot in spots), {1: 640, 2: 320}.get(len(panels), 210))
     what = "increase over the dense model" if rankings[0].dense is not None else "mean"
     patterns = any(spot.apart for spot in spots)
-    pale = "; pale: the other sets" if any(line.plain for _, lines in panels for line in lines) else ""
-    note = f"lines up: {percent(rankings[0].level)} intervals{'; hollow: N:M patterns' if patterns else ''}{pale}"
+    pale = any(line.plain for _, lines in panels for line in lines)
+    caption = [
+        f"Each line: the mean {what} of the models that were calibrated on one set, in {rankings[0].unit}, by the share of the weights that went",
+        f"Upright lines: {percent(rankings[0].level)} intervals",
+        "Hollow: N:M patterns" if patterns else "",
+        "Pale: the other sets" if pale else "",
+    ]
     ticks = tuple(sorted({spot.x for spot in spots}))
-    curves = CurvePanels(panels, across, up, "sparsity", f"mean {what}, {rankings[0].unit}", note, ticks, shares=True)
+    curves = CurvePanels(panels, across, up, "sparsity", f"mean {what}, {rankings[0].unit}", ticks, shares=True)
     methods = list(by_method) if len(by_method) == 1 else []
     title = f"Mean {what} over sparsity: {rankings[0].model}"
-    return plotted(("sparsity", *methods), title, _lines_in_words(title, rankings[0].unit, panels), curves.chart, {"lines": curves.records()})
+    words = _lines_in_words(title, rankings[0].unit, panels)
+    return plotted(("sparsity", *methods), title, words, curves.chart, {"lines": curves.records()}, caption, curves.families)
 
 
 def sparsity_of(target: str) -> float | None:
@@ -141,12 +147,17 @@ def against_tokens(ranking: Ranking, tokens: Mapping[str, int]) -> Plot | None:
     tall = reached((s.y for s in within), (s.interval for s in within))
     across, up = axis_of(counts, 560, room=0.06), axis_of(tall, 520 if crowded else 300)
     what = "mean increase over the dense model" if ranking.dense is not None else "mean"
-    note = "" if crowded else f"lines up: {percent(ranking.level)} intervals"
-    curves = CurvePanels((("", lines),), across, up, "real calibration tokens", f"{what}, {ranking.unit}", note, around=True)
+    caption = [
+        f"Each mark: the {what} of the model that was calibrated on one set, in {ranking.unit}, by how many real tokens the set has",
+        "" if crowded else f"Upright lines: {percent(ranking.level)} intervals",
+        "An arrow at the edge: what lies beyond the axis, with its number" if len(within) < len(lines) else "",
+    ]
+    curves = CurvePanels((("", lines),), across, up, "real calibration tokens", f"{what}, {ranking.unit}", around=True)
     title = f"{what.capitalize()} against calibration tokens: {ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
     each = [f"{e.name} {counted(count, 'token')}, {signed(e.mean.value)}{spread(ends(e.mean, ranking.level))}" for e, count in sets]
     description = sentence([f"{title}, in {ranking.unit}", "; ".join(each)])
-    return plotted(("tokens", ranking.method, ranking.target), title, description, curves.chart, {"lines": curves.records()})
+    name = ("tokens", ranking.method, ranking.target)
+    return plotted(name, title, description, curves.chart, {"lines": curves.records()}, caption, curves.families)
 
 
 def layer_errors(layers: Layers) -> Plot | None:
@@ -169,11 +180,15 @@ def layer_errors(layers: Layers) -> Plot | None:
         band = tuple((b, low, high) for b, low, _, high in usual)
         middle = tuple(Spot(b, value) for b, _, value, _ in usual)
         lines.append(Curve(f"median of {len(order)} sets", layers.families.get(order[0], "own"), 0, middle, marked=False, plain=True))
-    note = "grey: from the smallest to the largest of all sets" if band else ""
-    curves = CurvePanels((("", tuple(lines)),), across, up, "block", "relative output error", note, band=band)
+    caption = [
+        "Each line: how far the outputs of a block's matrices are from the dense model's, as a share of their size, on the set's own text",
+        "Grey: from the smallest to the largest of all sets" if band else "",
+    ]
+    curves = CurvePanels((("", tuple(lines)),), across, up, "block", "relative output error", band=band)
     title = f"Output error by block: {layers.model}, {layers.method} at {describe_target(layers.target)}"
     description = _errors_in_words(title, layers.blocks, {name: errors[name] for name in order})
-    return plotted(("layers", layers.method, layers.target), title, description, curves.chart, {"lines": curves.records()})
+    name = ("layers", layers.method, layers.target)
+    return plotted(name, title, description, curves.chart, {"lines": curves.records()}, caption, curves.families)
 
 
 def _along(row: Sequence[float]) -> tuple[Spot, ...]:

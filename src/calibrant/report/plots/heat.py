@@ -4,13 +4,14 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from calibrant.compare import MEAN, Ranking, RankingEntry
 from calibrant.report.plots.picture import Plot, layer, layered, plotted, text
-from calibrant.report.plots.theme import STEPS
-from calibrant.report.plots.words import cut, known, sentence, share
-from calibrant.report.sentences import describe_target, short
+from calibrant.report.plots.theme import LETTER, STEPS
+from calibrant.report.plots.words import cut, folded, known, sentence, share
+from calibrant.report.sentences import describe_target, meaning_of_kept, short
 
 if TYPE_CHECKING:
     import altair as alt
@@ -19,6 +20,14 @@ FINEST: Final = 0.01
 """The smallest difference between two colours: less is seldom more than noise."""
 
 CELL: Final = 62
+"""Pixels that a column takes at least."""
+
+WIDEST: Final = 96
+"""And at most: a word of its head that is longer is cut."""
+
+HEAD: Final = 13
+"""Pixels from one line of a head to the next."""
+
 HOLE: Final = "—"
 
 
@@ -41,10 +50,15 @@ class _Heat:
         """Above the columns."""
         return ["mean" if m == MEAN else short(m, self.ranking.measured) for m in self.columns]
 
-    @property
-    def slanted(self) -> bool:
-        """Whether the heads are too long to stand upright over their columns."""
-        return any(len(head) > CELL // 6 for head in self.heads)
+    @cached_property
+    def cell(self) -> int:
+        """Pixels of a column: as many as the longest word of a head needs, so that none stands out over its column."""
+        return min(WIDEST, max(CELL, *(int(len(line) * LETTER) + 6 for lines in self._folded for line in lines)))
+
+    @cached_property
+    def _folded(self) -> list[list[str]]:
+        """The heads in lines."""
+        return [[cut(line, int((WIDEST - 6) / LETTER)) for line in folded(head, int((CELL - 6) / LETTER))] for head in self.heads]
 
     def x(self, column: int) -> float:
         """Where a column stands, in columns: the mean stands a little apart."""
@@ -52,8 +66,8 @@ class _Heat:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """A record a cell, a name and a head."""
-        for c, head in enumerate(self.heads):
-            yield {"k": "head", "c": self.x(c), "t": cut(head, 22)}
+        for c, lines in enumerate(self._folded):
+            yield from ({"k": f"head-{up}", "c": self.x(c), "t": line} for up, line in enumerate(reversed(lines)))
         for r, entry in enumerate(self.entries):
             yield {"k": "name", "r": r, "t": cut(entry.name)}
             for c, m in enumerate(self.columns):
@@ -98,20 +112,19 @@ class _Heat:
         ink = alt.Color("s:O", scale=alt.Scale(domain=list(steps), range=[f"var(--heat-ink-{i})" for i in steps]), legend=None)
         small = 11 if self.height > 16 else 10
         number = {"x": x, "y": y, "text": alt.Text("t:N"), "color": ink}
-        slant = {"align": "left", "angle": 325, "dx": -6} if self.slanted else {"align": "center"}
         key_y = alt.YValue(height + 43)
         layers = [
-            layer("cell", "rect", {"x": x, "y": y, "fill": fill}, width=CELL - 2, height=self.height - 2),
+            layer("cell", "rect", {"x": x, "y": y, "fill": fill}, width=self.cell - 2, height=self.height - 2),
             layer("number", "text", number, fontSize=small),
             layer("best", "text", number, fontSize=small, fontWeight="bold"),
             text("hole", x, y, color="var(--soft)", align="center", fontSize=small),
             text("name", alt.XValue(-8), y, align="right", fontSize=12 if self.height > 16 else 10),
-            text("head", x, alt.YValue(-10), **slant),
+            *(text(f"head-{up}", x, alt.YValue(-8 - HEAD * up), align="center") for up in range(max(map(len, self._folded)))),
             text("key-title", alt.XValue(0), alt.YValue(height + 22), color="var(--soft)"),
-            layer("key", "rect", {"x": x, "y": key_y, "fill": fill}, width=CELL - 2, height=18),
+            layer("key", "rect", {"x": x, "y": key_y, "fill": fill}, width=self.cell - 2, height=18),
             layer("key", "text", {**number, "y": key_y}, fontSize=11),
         ]
-        cells = layered(layers, {kind for kind, _ in layers}, CELL * (last + 1), height)
+        cells = layered(layers, {kind for kind, _ in layers}, self.cell * (last + 1), height)
         cells.data = alt.NamedData(name="cells")
         return cells
 
@@ -132,7 +145,12 @@ def kept(ranking: Ranking) -> Plot | None:
     heat = _Heat(ranking, entries, columns, _thresholds(min(ordinary or values), max(ordinary or values)))
     where = f"{ranking.model}, {ranking.method} at {describe_target(ranking.target)}"
     title = f"Kept of the dense model's performance: {where}"
-    return plotted(("kept", ranking.method, ranking.target), title, _description(heat, title), heat.chart, {"cells": heat.records()})
+    caption = [f"Each cell: what share of the dense model's performance is kept, in per cent; {meaning_of_kept(ranking)}", _BOLD]
+    caption = caption if any(e.best_on for e in entries) else caption[:1]
+    return plotted(("kept", ranking.method, ranking.target), title, _description(heat, title), heat.chart, {"cells": heat.records()}, caption)
+
+
+_BOLD: Final = "Bold: significantly better than every other set of its column"
 
 
 def _thresholds(low: float, high: float) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from calibrant.foreign import visible_name
 from calibrant.report.plots.picture import Layer, faceted, layer, layered, text
 from calibrant.report.plots.theme import LETTER, Style
-from calibrant.report.plots.words import Interval, cut, signed
+from calibrant.report.plots.words import Interval, cut, folded, signed
 
 if TYPE_CHECKING:
     import altair as alt
@@ -21,13 +21,19 @@ OUTSIDE: Final = 1.75
 LONG: Final = 3.0
 """How many times as far as is usual an interval may reach before its end leaves the axis."""
 
-ACROSS: Final = 9
-"""Panels in a row."""
+WIDTH: Final = 1000
+"""Pixels across: a page's column."""
 
-WIDTH: Final = 860
-"""Pixels across, about: a page's column, and a paper's two."""
+NARROW: Final = 330
+"""Pixels across a telephone's screen."""
+
+LEAST: Final = 104
+"""Pixels that a panel takes at least."""
 
 GAP: Final = 16
+
+TITLE: Final = 14
+"""Pixels from one line of a title to the next."""
 
 
 @dataclass(frozen=True)
@@ -55,25 +61,12 @@ class Mark:
 
 @dataclass(frozen=True)
 class Panel:
-    """Points by the number of their row."""
+    """Points by the number of their row, and the range of the axis, which panels side by side may share. `unit` stands below it, if it has one."""
 
     title: str
     points: Mapping[int, Mark]
-
-
-@dataclass(frozen=True)
-class AxisGroup:
-    """Panels that share an axis: what it is about, what zero means (empty: there is no such line), and what must be known to read it."""
-
-    panels: tuple[Panel, ...]
-    about: str
-    reference: str = ""
-    note: str = ""
-
-    @cached_property
-    def span(self) -> tuple[float, float]:
-        """The axis' range."""
-        return span_of([p for panel in self.panels for p in panel.points.values()], bool(self.reference))
+    span: tuple[float, float]
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +77,6 @@ class _PanelSize:
     height: int
     columns: int
     rows: int
-    letters: int
 
     @property
     def font(self) -> int:
@@ -94,83 +86,90 @@ class _PanelSize:
 
 @dataclass(frozen=True)
 class Panels:
-    """Groups of panels over the same rows. `data` are their records by name, `chart` draws them."""
+    """Panels over the same rows, in their order. `data` are their records by name, `chart` draws them.
+
+    `about` says what the axes are about, `reference` what zero means (empty: there is no such line), `width` how many pixels there are across.
+    """
 
     rows: tuple[PanelRow, ...]
-    groups: tuple[AxisGroup, ...]
+    panels: tuple[Panel, ...]
     styles: Mapping[str, Style]
+    about: str
+    reference: str = ""
     room: int = 26
     key: str = "rows"
-    legend: bool = True
+    width: int = WIDTH
 
     @cached_property
     def size(self) -> _PanelSize:
-        """How large each panel is."""
-        count = sum(len(g.panels) for g in self.groups)
-        longest = max((len(cut(r.name, self.room)) for r in self.rows), default=0)
-        across = math.ceil(count / math.ceil(count / ACROSS))
-        free = (WIDTH - longest * LETTER) / across - GAP
+        """How large each panel is: as many in a row as there is room for, the rows equally full."""
+        count = len(self.panels)
+        space = self.width - self._longest * LETTER - 10
+        most = max(1, int(space / (LEAST + GAP)))
+        across = math.ceil(count / math.ceil(count / most))
         step = 22 if len(self.rows) <= 16 else 17 if len(self.rows) <= 36 else 14
-        return _PanelSize(int(min(460 if count == 1 else 250, max(74, free))), step * len(self.rows), across, len(self.rows), longest)
+        wide = min(560 if count == 1 else 300, max(LEAST, space / across - GAP))
+        return _PanelSize(int(wide), step * len(self.rows), across, len(self.rows))
+
+    @property
+    def _longest(self) -> int:
+        """Letters of the longest name."""
+        return max((len(cut(r.name, self.room)) for r in self.rows), default=0)
 
     @cached_property
     def data(self) -> dict[str, list[dict[str, Any]]]:
-        """Records of each group: what kind of mark (`k`), in which panel (`p`) and row (`r`), and what it shows."""
-        size = self.size
-        beside = sum(len(g.panels) for g in self.groups) <= size.columns
-        return {
-            f"{self.key}{i}": [record for p, panel in enumerate(g.panels) for record in self._records(size, g, p, panel, bool(i) and beside)]
-            for i, g in enumerate(self.groups)
-        }
+        """Records: what kind of mark (`k`), in which panel (`p`) and row (`r`), and what it shows."""
+        return {self.key: [record for p, panel in enumerate(self.panels) for record in self._records(p, panel)]}
 
-    def chart(self) -> "alt.FacetSpec | alt.ConcatSpecGenericSpec":
-        """The picture over `data`."""
-        size = self.size
-        charts = [self._facet(size, f"{self.key}{i}", g) for i, g in enumerate(self.groups)]
-        beside = sum(len(g.panels) for g in self.groups) <= size.columns
-        return charts[0] if len(charts) == 1 else _joined(charts, len(charts) if beside else 1, GAP if beside else 30)
-
-    def _records(self, size: _PanelSize, group: AxisGroup, p: int, panel: Panel, beside: bool) -> Iterator[dict[str, Any]]:
-        low, high = group.span
-        first, last = p % size.columns == 0, p >= len(group.panels) - size.columns
-        yield {"p": p, "k": "title", "t": cut(panel.title, int(size.width / 7))}
+    def _records(self, p: int, panel: Panel) -> Iterator[dict[str, Any]]:
+        size, (low, high) = self.size, panel.span
+        yield from ({"p": p, "k": "span", "v": end} for end in panel.span)
+        lines = self._titles[p]
+        yield from ({"p": p, "k": f"title-{up}", "t": line} for up, line in enumerate(reversed(lines)))
         for r, row in enumerate(self.rows):
             if not row.head:
                 yield {"p": p, "k": "row", "r": r}
-            if first and not beside:
+            if p % size.columns == 0:
                 yield {"p": p, "k": "head" if row.head else "name", "r": r, "t": cut(row.name, self.room)}
             if (point := panel.points.get(r)) is not None:
                 yield from ({"p": p, "r": r, "f": self.styles[point.kind].words, **record} for record in _point(point, low, high, size.width))
             elif not row.head:
                 yield {"p": p, "k": "hole", "r": r, "t": "—"}
-        if group.reference:
+        if self.reference:
             yield {"p": p, "k": "zero"}
-            if last:
-                text = cut(group.reference, max(3, min(26, int(size.width / 6))))
-                yield {"p": p, "k": "reference", "v": _inside(text, low, high, size.width), "t": text}
-        if p == (len(group.panels) - 1) // size.columns * size.columns:
-            yield {"p": p, "k": "about", "t": visible_name(group.about)}
-            yield from [{"p": p, "k": "note", "t": visible_name(group.note)}] * bool(group.note)
+            text = cut(self.reference, max(3, min(26, int(size.width / 6))))
+            yield {"p": p, "k": "reference", "v": _inside(text, low, high, size.width), "t": text}
+        if panel.unit:
+            yield {"p": p, "k": "unit", "t": cut(panel.unit, int(size.width / 6))}
+        if p == (len(self.panels) - 1) // size.columns * size.columns:
+            yield {"p": p, "k": "about", "t": visible_name(self.about)}
 
-    def _facet(self, size: _PanelSize, name: str, group: AxisGroup) -> "alt.FacetSpec":
-        kinds = {record["k"] for record in self.data[name]}
-        marks = layered([*self._marks(size, group), *_words(size, group)], kinds, size.width, size.height)
+    @cached_property
+    def _titles(self) -> list[list[str]]:
+        """The titles, each in two lines at most; letters of a bold title are wide."""
+        room = max(6, int(self.size.width / (1.25 * LETTER)))
+        lines = [folded(visible_name(panel.title), room) for panel in self.panels]
+        return [[cut(line, room) for line in (several if len(several) < 3 else [several[0], "".join(several[1:])])] for several in lines]
+
+    def chart(self) -> "alt.FacetSpec":
+        """The picture over `data`."""
+        kinds = {record["k"] for record in self.data[self.key]}
+        marks = layered([*self._marks(), *self._words()], kinds, self.size.width, self.size.height)
         # Below a row of panels stand its ticks, above the next its titles.
-        return faceted(marks, name, size.columns, 74, GAP)
+        return faceted(marks, self.key, self.size.columns, 74 + TITLE * (max(map(len, self._titles), default=1) - 1), GAP, own=True)
 
-    def _marks(self, size: _PanelSize, group: AxisGroup) -> Iterator[Layer]:
+    def _marks(self) -> Iterator[Layer]:
         import altair as alt
 
-        x, y = _axes(size, group)
+        x, y = self._axes()
         words = [s.words for s in self.styles.values()]
-        columns = min(len(words), max(2, WIDTH // 170))
-        legend = alt.Legend(orient="bottom", title=None, offset=12, columns=columns) if self.legend and len(words) > 1 else None
         colours = alt.Scale(domain=words, range=[s.colour for s in self.styles.values()])
-        stroke, fill = alt.Stroke("f:N", scale=colours, legend=legend), alt.Fill("f:N", scale=colours, legend=legend)
-        shape = alt.Shape("f:N", scale=alt.Scale(domain=words, range=[s.shape for s in self.styles.values()]), legend=legend)
-        across = {"x": alt.XValue(0), "x2": alt.X2Value(size.width), "y": y}
+        stroke, fill = alt.Stroke("f:N", scale=colours, legend=None), alt.Fill("f:N", scale=colours, legend=None)
+        shape = alt.Shape("f:N", scale=alt.Scale(domain=words, range=[s.shape for s in self.styles.values()]), legend=None)
+        across = {"x": alt.XValue(0), "x2": alt.X2Value(self.size.width), "y": y}
         shaped = {"x": x, "y": y, "stroke": stroke, "shape": shape}
         arrow = {"x": x, "y": y, "stroke": stroke, "angle": alt.Angle("a:Q", scale=None)}
+        yield layer("span", "point", {"x": x}, stroke="transparent", fill="transparent")  # the ends of the axis, which so are those of its panel
         yield layer("row", "rule", across, color="var(--grid)")
         yield layer("zero", "rule", {"x": alt.XDatum(0)}, color="var(--ink)", strokeWidth=1)
         yield layer("interval", "rule", {"x": x, "x2": alt.X2("w:Q"), "y": y, "stroke": stroke}, strokeWidth=1.75)
@@ -178,46 +177,41 @@ class Panels:
         yield layer("hollow", "point", shaped, size=64, opacity=1, strokeWidth=1.5, fill="var(--card)")
         yield layer("mark", "point", {**shaped, "fill": fill}, size=64, opacity=1, strokeWidth=1.5)
 
+    def _axes(self) -> "tuple[alt.X, alt.Y]":
+        import altair as alt
 
-def _axes(size: _PanelSize, group: AxisGroup) -> "tuple[alt.X, alt.Y]":
+        count = max((ticks(*panel.span, max(2, self.size.width // 46)) for panel in self.panels), default=2)
+        label = _SIGNED if self.reference else alt.Undefined
+        axis = alt.Axis(tickCount=count, grid=True, labelFlush=True, labelOverlap="parity", labelExpr=label)
+        x = alt.X("v:Q", title=None, axis=axis, scale=alt.Scale(nice=False, zero=False))
+        return x, alt.Y("r:Q", axis=None, scale=alt.Scale(domain=[self.size.rows - 0.5, -0.5], nice=False, zero=False))
+
+    def _words(self) -> Iterator[Layer]:
+        import altair as alt
+
+        (x, y), size = self._axes(), self.size
+        left, soft = alt.XValue(0), "var(--soft)"
+        yield text("far-right", alt.XValue(size.width - 9), y, align="right", color=soft)
+        yield text("far-left", alt.XValue(9), y, color=soft)
+        yield text("hole", alt.XValue(4), y, color=soft)
+        yield text("word", alt.XValue(size.width + 8), y)
+        yield text("name", alt.XValue(-10), y, align="right", fontSize=size.font)
+        yield text("head", alt.XValue(-10), y, align="right", fontSize=size.font, fontWeight="bold")
+        yield from (text(f"title-{up}", left, alt.YValue(-11 - TITLE * up), fontSize=12, fontWeight="bold") for up in (0, 1))
+        yield text("reference", x, alt.YValue(size.height + 26), align="center")
+        yield text("unit", left, alt.YValue(size.height + 40), color=soft)
+        beside = alt.XValue(0 if self.width > NARROW else -LETTER * self._longest)  # a narrow panel alone is shorter than the text
+        yield text("about", beside, alt.YValue(size.height + (56 if any(panel.unit for panel in self.panels) else 44)), fontSize=12)
+
+
+def stacked(blocks: "Sequence[Panels]") -> "alt.FacetSpec | alt.ConcatSpecGenericSpec":
+    """Several pictures with rows of their own, one below the other."""
     import altair as alt
 
-    low, high = group.span
-    axis = alt.Axis(
-        tickCount=ticks(low, high, max(2, size.width // 42)), grid=True, labelFlush=True, labelExpr=_SIGNED if group.reference else alt.Undefined
-    )
-    x = alt.X("v:Q", title=None, axis=axis, scale=alt.Scale(domain=[low, high], nice=False, zero=False))
-    return x, alt.Y("r:Q", axis=None, scale=alt.Scale(domain=[size.rows - 0.5, -0.5], nice=False, zero=False))
-
-
-def _words(size: _PanelSize, group: AxisGroup) -> Iterator[Layer]:
-    import altair as alt
-
-    x, y = _axes(size, group)
-    left, soft = alt.XValue(0), "var(--soft)"
-    yield text("far-right", alt.XValue(size.width - 9), y, align="right", color=soft)
-    yield text("far-left", alt.XValue(9), y, color=soft)
-    yield text("hole", alt.XValue(4), y, color=soft)
-    yield text("word", alt.XValue(size.width + 8), y)
-    yield text("name", alt.XValue(-10), y, align="right", fontSize=size.font)
-    yield text("head", alt.XValue(-10), y, align="right", fontSize=size.font, fontWeight="bold")
-    yield text("title", left, alt.YValue(-11), fontSize=11.5, fontWeight="bold")
-    yield text("reference", x, alt.YValue(size.height + 26), align="center")
-    yield text("about", left, alt.YValue(size.height + 45), fontSize=11.5)
-    yield text("note", left, alt.YValue(size.height + 61), color=soft)
-
-
-def _joined(charts: "Sequence[alt.FacetSpec | alt.ConcatSpecGenericSpec]", columns: int, gap: int) -> "alt.ConcatSpecGenericSpec":
-    """Pictures beside or below one another, with one legend."""
-    import altair as alt
-
+    if len(blocks) == 1:
+        return blocks[0].chart()
     shared = alt.Resolve(scale=alt.ScaleResolveMap(stroke="shared", fill="shared", shape="shared"))
-    return alt.ConcatSpecGenericSpec(concat=list(charts), columns=columns, spacing=gap, bounds="full", resolve=shared)
-
-
-def stacked(blocks: Sequence[Panels]) -> "alt.FacetSpec | alt.ConcatSpecGenericSpec":
-    """Several panels with rows of their own, one below the other."""
-    return blocks[0].chart() if len(blocks) == 1 else _joined([block.chart() for block in blocks], 1, 30)
+    return alt.ConcatSpecGenericSpec(concat=[block.chart() for block in blocks], columns=1, spacing=30, bounds="full", resolve=shared)
 
 
 def ticks(low: float, high: float, usual: int) -> int:

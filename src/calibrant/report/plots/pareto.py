@@ -12,7 +12,7 @@ from calibrant.report.plots.picture import Layer, Plot, layer, layered, plotted,
 from calibrant.report.plots.placing import Axis, around, axis_of, reached
 from calibrant.report.plots.theme import FAMILIES
 from calibrant.report.plots.words import cut, ends, known, plainly, sentence, signed, spread
-from calibrant.report.sentences import describe_target, percent, short
+from calibrant.report.sentences import describe_target, join_names, percent, short
 
 if TYPE_CHECKING:
     import altair as alt
@@ -76,8 +76,6 @@ class _Front:
                     yield {**at, "k": f"reach-{key}", key: axis.inside(reach[0]), to: axis.inside(reach[1])}
             yield {**at, "k": spot.place if self._inside(spot) else "beyond"}
         yield from self._names()
-        yield {"k": "note", "t": self._note()}
-        yield {"k": "note-2", "t": "hollow: not significantly behind the front; small: significantly worse on both than another set"}
 
     def _names(self) -> Iterator[dict[str, Any]]:
         x, y = self.axes
@@ -95,9 +93,19 @@ class _Front:
     def _inside(self, spot: _PlottedSet) -> bool:
         return all(axis.low <= value <= axis.high for axis, value in zip(self.axes, (spot.x.value, spot.y.value), strict=True))
 
-    def _note(self) -> str:
-        lines = "" if len(self.spots) > CROWDED else f"lines: {percent(self.ranking.level)} intervals; "
-        return f"{lines}dashed: the front, better on one than any set that isn't worse on the other"
+    def caption(self) -> Iterator[str]:
+        """Yield what is drawn, in which unit, and what the lines are."""
+        names = [short(m, self.ranking.measured) for m in (self.across, self.up)]
+        units = {self.ranking.units.get(m, self.ranking.unit) for m in (self.across, self.up)}
+        change = "increase of the loss" if self.ranking.dense is not None else "loss"
+        yield f"Each mark: the {change} on {names[0]} and on {names[1]} of the model that was calibrated on one set, in {join_names(sorted(units))}"
+        if len(self.spots) <= CROWDED:
+            yield f"Lines: {percent(self.ranking.level)} intervals"
+        yield "Dashed: the front, better on one than any set that isn't worse on the other"
+        if any(spot.place == "open" for spot in self.spots):
+            yield "Hollow: not significantly behind the front"
+        if any(spot.place == "behind" for spot in self.spots):
+            yield "Small: significantly worse on both than another set"
 
     def chart(self) -> "alt.LayerSpec":
         """The picture over the records, which are called "points"."""
@@ -125,10 +133,9 @@ class _Front:
         present = {spot.family for spot in self.spots}
         styles = [style for family, style in FAMILIES.items() if family in present]
         words = [s.words for s in styles]
-        legend = alt.Legend(orient="bottom", title=None, offset=52, columns=min(len(words), 5), symbolOpacity=1) if len(words) > 1 else None
         colours = alt.Scale(domain=words, range=[s.colour for s in styles])
-        stroke, fill = alt.Stroke("f:N", scale=colours, legend=legend), alt.Fill("f:N", scale=colours, legend=legend)
-        shape = alt.Shape("f:N", scale=alt.Scale(domain=words, range=[s.shape for s in styles]), legend=legend)
+        stroke, fill = alt.Stroke("f:N", scale=colours, legend=None), alt.Fill("f:N", scale=colours, legend=None)
+        shape = alt.Shape("f:N", scale=alt.Scale(domain=words, range=[s.shape for s in styles]), legend=None)
         to, at = {"x": x, "y": y, "x2": alt.X2("w:Q"), "y2": alt.Y2("z:Q")}, {"x": x, "y": y, "stroke": stroke, "shape": shape}
         yield layer("stair", "rule", to, color="var(--soft)", strokeDash=[4, 3], strokeWidth=1.25)
         yield layer("hair", "rule", to, color="var(--line)", strokeWidth=1)
@@ -140,13 +147,10 @@ class _Front:
         yield layer("beyond", "point", {"x": x, "y": y, "stroke": stroke}, size=44, opacity=1, shape="M-.6,.8L.8,-.6M0,-.6H.8V.2", filled=False)
 
     def _texts(self) -> Iterator[Layer]:
-        import altair as alt
 
         x, y = self._encoded()
         yield text("right", x, y, dx=1)
         yield text("left", x, y, dx=-1, align="right")
-        yield text("note", alt.XValue(0), alt.YValue(HEIGHT + 54), color="var(--soft)")
-        yield text("note-2", alt.XValue(0), alt.YValue(HEIGHT + 70), color="var(--soft)")
 
 
 def pareto(ranking: Ranking, across: str = "", up: str = "") -> Plot | None:
@@ -178,7 +182,8 @@ def pareto(ranking: Ranking, across: str = "", up: str = "") -> Plot | None:
     numbers = {s.entry.name: [f"{write(e.value)}{spread(ends(e, ranking.level))}" for e in (s.x, s.y)] for s in spots}
     each = [f"{s.entry.name} {numbers[s.entry.name][0]} on {names[0]}, {numbers[s.entry.name][1]} on {names[1]}, {s.words}" for s in spots]
     description = sentence([title, f"{what}, with {percent(ranking.level)} intervals in brackets", "; ".join(each)])
-    return plotted(("pareto", ranking.method, ranking.target), title, description, front.chart, {"points": front.records()})
+    name, families = ("pareto", ranking.method, ranking.target), {spot.family for spot in spots}
+    return plotted(name, title, description, front.chart, {"points": front.records()}, tuple(front.caption()), families)
 
 
 def _opposed(ranking: Ranking) -> tuple[str, str] | None:

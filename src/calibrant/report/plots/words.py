@@ -28,6 +28,21 @@ def cut(name: str, room: int = ROOM) -> str:
     return f"{head}…{tail}"
 
 
+def folded(text: str, room: int) -> list[str]:
+    """A text in lines of about `room` letters, divided behind what divides words; a word that is longer has a line of its own.
+
+    >>> folded("commonsense_qa (3-shot)", 14)
+    ['commonsense_qa', '(3-shot)']
+    """
+    lines: list[str] = []
+    for word in re.findall(r"[^ _:@]+[ _:@]*", text):
+        if lines and len(lines[-1]) + len(word.rstrip()) <= room:
+            lines[-1] += word
+        else:
+            lines.append(word)
+    return [line.rstrip() for line in lines] or [text]
+
+
 def _width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 

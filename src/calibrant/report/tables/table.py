@@ -113,7 +113,8 @@ class Table:
 def heading(ranking: Ranking, note: str = "") -> str:
     """What the table is about: `smollm2 (dequantized from Q4_1), wanda at 60 % sparsity`."""
     way = f", {ranking.propagate} propagation" if ranking.propagate else ""
-    return f"{ranking.model}{f' ({note})' if note else ''}, {ranking.method} at {describe_target(ranking.target)}{way}"
+    sized = "" if ranking.bits is None else f", {ranking.bits:.3g} bits a weight"
+    return f"{ranking.model}{f' ({note})' if note else ''}, {ranking.method} at {describe_target(ranking.target)}{sized}{way}"
 
 
 def ranked(ranking: Ranking, way: As = "increase", note: str = "") -> Table:
@@ -136,10 +137,13 @@ def unranked(rankings: Sequence[Ranking], way: As) -> Table:
         for entry in (*ranking.baselines, *ranking.partial):
             words = describe_target(ranking.target).removesuffix(f" ({ranking.target})")
             drawn = _Drawing(ranking, way).row(replace(entry, letters={}), words, "baseline")
-            rows.append(replace(drawn, name=f"{ranking.method} {ranking.target}"))
+            size = Figure(HOLE if ranking.bits is None else f"{ranking.bits:.3f}")
+            rows.append(replace(drawn, name=f"{ranking.method} {ranking.target}", figures=(size, *drawn.figures)))
     dense = [] if rankings[0].dense is None else [drawing.dense(rankings[0].dense)]
-    whole = Table("", "method", drawing.columns(), (*rows, *dense), drawing.legend())
-    return whole.only(range(len(whole.columns) - 1))  # there is no best to be worse than
+    dense = [replace(row, figures=(Figure(), *row.figures)) for row in dense]
+    whole = Table("", "method", (Column("bits a weight"), *drawing.columns()), (*rows, *dense), drawing.legend())
+    sized = any(ranking.bits is not None for ranking in rankings)
+    return whole.only(range(0 if sized else 1, len(whole.columns) - 1))  # there is no best to be worse than
 
 
 class _Drawing:
