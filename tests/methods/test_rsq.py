@@ -98,8 +98,7 @@ def test_weights_reach_from_the_least_to_one_and_are_one_on_average():
     assert torch.equal(spread(torch.ones(1, 3), torch.ones(1, 3, dtype=torch.bool), 0.1), torch.ones(1, 3))
 
 
-@pytest.mark.parametrize("propagate", ["arrival", "reference", "dense"])
-@pytest.mark.parametrize("family", ["llama", "mixtral"])
+@pytest.mark.parametrize(("family", "propagate"), [("llama", "arrival"), ("llama", "reference"), ("llama", "dense"), ("mixtral", "arrival")])
 def test_when_all_tokens_count_alike_it_is_gptq(family: str, propagate: str):
     batch = batch_of(padded=True)
     plain = codes("gptq", batch, propagate, family)
