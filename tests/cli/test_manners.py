@@ -121,6 +121,8 @@ def test_a_pipe_has_the_width_that_is_said(ask: Ask, monkeypatch: pytest.MonkeyP
     wide = ask("inspect", "random_tokens", "--samples", "2", "--length", "32").out
     assert max(map(len, narrow.splitlines())) <= 60 < max(map(len, wide.splitlines()))
     assert "".join(narrow.split()) == "".join(wide.split())
+    monkeypatch.setenv("COLUMNS", "0")
+    assert ask("inspect", "random_tokens", "--samples", "2", "--length", "32").out == wide, "a width of 0 is none"
 
 
 def test_quiet_shows_results_and_errors_only(ask: Ask, model, monkeypatch: pytest.MonkeyPatch):

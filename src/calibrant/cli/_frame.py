@@ -80,6 +80,9 @@ IN_ASCII: Final = "calibrant.in_ascii"
 PLAIN: Final = str.maketrans({"±": "+-", "×": "x", "·": ",", "–": "-", "—": "-", "−": "-", "…": "...", "“": '"', "”": '"', "’": "'", "≤": "<="})
 """What stands for signs that a console can't show."""
 
+NARROWEST: Final = 20
+"""Columns of results at least, whatever a terminal says of itself."""
+
 PATIENCE: Final = 10
 """Seconds that a failed process waits before it ends: torchrun ends all when one has ended, and the first one is to say why."""
 
@@ -315,11 +318,12 @@ def console() -> "Console":
     out = _console()
     if not _has_width(out):
         out.width = max(out.width, 160)
+    out.width = max(out.width, NARROWEST)
     return out
 
 
 def _has_width(shown: "Console") -> bool:
-    return shown.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
+    return shown.is_terminal or os.environ.get("COLUMNS", "").strip("0").isdecimal()
 
 
 def _console(stderr: bool = False) -> "Console":
