@@ -179,13 +179,15 @@ class Sketches:
                 *docstring,
                 ast.Return(value=ast.IfExp(test=ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]), body=body, orelse=orelse)),
             ]:
-                pass
+                wanted = self._class_variable(module, right)
+            case [*docstring, ast.Return(value=ast.IfExp(test=ast.Attribute() as left, body=body, orelse=orelse))]:
+                wanted = True
             case _:
                 return property()
         default = vars(cls).get(ast.unparse(left).removeprefix("self."), UNREADABLE)
-        if len(docstring) > (ast.get_docstring(function) is not None) or default is UNREADABLE:
+        if len(docstring) > (ast.get_docstring(function) is not None) or default is UNREADABLE or (wanted is True and not isinstance(default, bool)):
             return property()
-        return self._class_variable(module, body if default == self._class_variable(module, right) else orelse)
+        return self._class_variable(module, body if default == wanted else orelse)
 
 
 def folder_of(package: str) -> Path | None:
