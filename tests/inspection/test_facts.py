@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from calibrant.data import CalibrationSet
 from calibrant.data.user_file import UserFile
 from calibrant.errors import DataError, SpecError
-from calibrant.inspection import Inspection, inspect_tokens, overlap
+from calibrant.inspection import Inspection, inspect, inspect_tokens, overlap
 from calibrant.inspection.facts import histogram
+from calibrant.screen import inspected
 
 Jsonl = Callable[..., Path]
 WORDS = [a + b + c for a in ("ka", "lo", "mi", "nu", "re") for b in ("ba", "do", "fi", "gu", "he") for c in ("n", "s", "t", "r")]
@@ -319,3 +320,24 @@ def test_a_histogram_puts_every_length_in_its_range():
 )
 def test_ranges_are_round_and_the_last_takes_what_is_far_out(lengths: list[int], ranges: list[list[int]]):
     assert histogram(lengths) == ranges
+
+
+def test_a_file_that_holds_less_than_is_usual_is_looked_at_whole(jsonl: Jsonl, monkeypatch: pytest.MonkeyPatch, letters: PreTrainedTokenizerBase):
+    monkeypatch.setattr("calibrant.inspection.inspecting.open_tokenizer", lambda _: (letters, "letters"))
+    path = jsonl([{"text": prose(i, 40)} for i in range(30)])
+    found = inspect(str(path))
+    held = CalibrationSet(str(path)).most_tokens(letters, 10**6)
+    assert (found.budget["flag"], found.budget["amount"], found.tokens) == ("--tokens", held, held)
+    assert found.budget["instead"] == "128 windows of 2,048 tokens"
+    shown = "\n".join(map(str, inspected(found.to_json())))
+    assert f"(--tokens {held:,}: all that there is, where 128 windows of 2,048 tokens were to be drawn)" in shown
+    with pytest.raises(DataError, match=f"the most that works is --tokens {held}"):
+        inspect(str(path), samples=128)
+
+
+def test_of_a_file_that_is_compared_it_is_said_how_many_rows_are_measured(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
+    mine, theirs = (jsonl([{"text": prose(i + at, 40)} for i in range(80)], name) for at, name in ((0, "mine.jsonl"), (40, "theirs.jsonl")))
+    found = inspect_tokens(CalibrationSet(f"{mine}@one", samples=40, length=64), letters, against=[str(theirs)])
+    some = len(UserFile(str(theirs)).part("measure").rows)
+    shown = "\n".join(map(str, inspected(found.to_json())))
+    assert f"the {some} of 80 rows that {theirs} measures" in shown

@@ -1,7 +1,7 @@
 """What a compressed model is for: what is measured on it, and the text that stands for it before anything is measured."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final, final
 
@@ -34,13 +34,25 @@ class Goal:
     """What a compressed model is to be good at.
 
     `measures` are evaluators with their weights, which sum to one; `judge` is an expression whose held-out part is like it. `sources` are those
-    that it names: a candidate is drawn from each, too.
+    that it names: a candidate is drawn from each, too. `given` are the texts of measures that the user wrote, whose budgets stay.
     """
 
     text: str
     measures: tuple[tuple[float, Evaluator], ...]
     judge: str
     sources: tuple[str, ...]
+    given: frozenset[str] = frozenset()
+
+    def limited(self, most: Callable[[Evaluator], int]) -> "Goal":
+        """Return the same with budgets of at most `most(measure)`: tokens of a loss, items of a task."""
+        measures = tuple((weight, self._limited(measure, most)) for weight, measure in self.measures)
+        return replace(self, measures=measures)
+
+    def _limited(self, measure: Evaluator, most: Callable[[Evaluator], int]) -> Evaluator:
+        if str(measure) in self.given:
+            return measure
+        budget = measure.tokens if isinstance(measure, Loss) else measure.limit if isinstance(measure, Task) else None
+        return measure if budget is None else measure.limited(max(1, min(budget, most(measure))))
 
 
 def parse_goal(targets: Sequence[str], tokens: int, items: int, length: int) -> Goal:
@@ -52,6 +64,7 @@ def parse_goal(targets: Sequence[str], tokens: int, items: int, length: int) -> 
         raise SpecError(f"no target was given; {_EXAMPLE}", subject="for")
     measures: list[tuple[Fraction, Evaluator]] = []
     terms: list[tuple[Fraction, Term]] = []
+    given: set[str] = set()
     for text in targets:
         parts = [piece.strip() for piece in pieces(user_text(text, SpecError), "*")]
         weight, name = (weight_of(parts[0]), parts[1]) if len(parts) == 2 else (Fraction(1), text.strip())
@@ -63,13 +76,14 @@ def parse_goal(targets: Sequence[str], tokens: int, items: int, length: int) -> 
         for evaluator, term in (_measure(name, tokens, items, length) for name in names):
             measures.append((weight / len(names), evaluator))
             terms.append((weight / len(names), term))
+            given |= {str(evaluator)} if _names_measure(name) else set()
     whole = sum(weight for weight, _ in measures)
     shares = _added((str(term), weight / whole) for weight, term in terms)
     judged = [(parse_expression(text)[0], share) for text, share in shares.items()]
     judge = written([Term(term.source, term.format, term.packing, share) for term, share in judged])
     by_text = {str(evaluator): evaluator for _, evaluator in measures}  # what is named twice is measured once, with both weights
     weights = _added((str(evaluator), weight / whole) for weight, evaluator in measures)
-    return Goal(", ".join(targets), tuple((float(weight), by_text[text]) for text, weight in weights.items()), judge, tuple(shares))
+    return Goal(", ".join(targets), tuple((float(weight), by_text[text]) for text, weight in weights.items()), judge, tuple(shares), frozenset(given))
 
 
 def default_sources(goal: Goal) -> list[str]:
@@ -105,6 +119,12 @@ def _measure(text: str, tokens: int, items: int, length: int) -> tuple[Evaluator
     measure = Loss(source=str(term.source), format=str(term.format), tokens=tokens, length=length)
     measure.check()
     return measure, term
+
+
+def _names_measure(text: str) -> bool:
+    """Whether a target is written as a measure, such as `task(name=race)`."""
+    part = _single(text)
+    return isinstance(part.source, Call) and part.source.name in evaluators.names()
 
 
 def _single(text: str) -> Part:

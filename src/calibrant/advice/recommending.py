@@ -1,39 +1,33 @@
 """The whole job: what the model is for, what is predicted of every candidate, a race of the few best, and the advice."""
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from calibrant.advice.goal import Goal, default_sources, parse_goal
-from calibrant.advice.racing import ROUNDS, Race, RaceResult, Standing, plain
-from calibrant.compare import LEVEL
-from calibrant.data import CalibrationSet
+from calibrant.advice.advising import advice, command, short, with_interval
+from calibrant.advice.asking import asked
+from calibrant.advice.budget import LEAST, Purse, TimePlan, kept, least_with_sibling
+from calibrant.advice.halves import Halves
+from calibrant.advice.predicting import Prediction, swapped
+from calibrant.advice.racing import Race, RaceResult, plain
 from calibrant.errors import SpecError
-from calibrant.grammar import read_mix
-from calibrant.methods import methods
-from calibrant.mixtures import Mixture, expression, mix, uniform
-from calibrant.mixtures.mixture import BEST, UNIFORM
+from calibrant.mixtures import Mixture
 from calibrant.notebook import card, listing
 from calibrant.progress import Progress, silent
-from calibrant.study import Study
-from calibrant.targets import parse_target
 
-BASELINE: Final = "c4"
-"""What most people use."""
-RACED: Final = 5
-"""Sets in a race, the baseline among them."""
-TOKENS: Final = 8192
-"""Held-out tokens that a loss is measured on."""
-ITEMS: Final = 200
-"""Questions of a task."""
+
+def unsaid(sentence: str) -> None:
+    """Say nothing."""
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One candidate: its predicted error, and what a race made of it. The differences are how much *worse* it is, with their intervals.
 
+    Where the target has a held-out sibling, `predicted_sibling` and `sibling` are the figures on it, and the differences are of those.
     `status` is `best`, `not significant` (its difference to the best), `behind` (left out after round `dropped`) or `not raced`.
     """
 
@@ -45,14 +39,24 @@ class Candidate:
     against_best: Mapping[str, Any] | None = None
     draws: int = 0
     dropped: int | None = None
+    predicted_sibling: float | None = None
+    sibling: Mapping[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """What a sentence calls it: a long mixture by its largest parts."""
+        return short(self.data)
 
 
 @dataclass(frozen=True, repr=False)
 class Recommendation:
-    """What to calibrate on: `expr` is what `--data` takes, `text` the advice in a paragraph.
+    """What to calibrate on: `expr` is what `--data` takes, `text` the advice in a paragraph, `command` prunes with it as was measured.
 
     `candidates` are the best first. `baseline` is the set that others are compared with. `why` says how the race ended: `clear`, `alike`, `draws` or
     `time`. `mixture` is what was searched for and predicted, `folder` has the store of all that was measured.
+    `plan` is what the `minutes` were to buy, `another_draw` the seconds of one draw more, `fitted` what was lowered for small files. `siblings` are
+    the halves of the target's files, and how much of a row stands in what its own half (`inside`) and the other (`across`) calibrate on;
+    `no_sibling` says why there are none.
     """
 
     expr: str
@@ -75,22 +79,33 @@ class Recommendation:
     failures: tuple[str, ...]
     seconds: Mapping[str, float]
     folder: str
+    command: str
+    minutes: float
+    plan: TimePlan
+    another_draw: float
+    fitted: str
+    siblings: tuple[Mapping[str, Any], ...]
+    no_sibling: str
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as dicts, lists and numbers."""
-        return asdict(self)
+        candidates = [{**asdict(one), "name": one.name} for one in self.candidates]
+        return {**asdict(self), "candidates": candidates}
 
     def __repr__(self) -> str:
         return f"Recommendation({self.expr!r}, for {self.goal!r})"
 
     def _repr_html_(self) -> str:
         lines = [
-            (one.data, "" if one.predicted is None else f"{one.predicted:.2%}", with_interval(one.against_baseline), one.draws or "", one.status)
+            (one.name, "" if one.predicted is None else f"{one.predicted:.2%}", with_interval(one.against_baseline), one.draws or "", one.status)
             for one in self.candidates
         ]
         heads = ("calibrated on", "predicted error", f"worse than {self.baseline}", "draws", "")
         return card(
-            f"Calibrate {self.model} on {self.expr}", {"for": self.goal, "measured in": self.unit}, note=self.text, inside=listing(heads, lines)
+            f"Calibrate {self.model} on {short(self.expr)}",
+            {"for": self.goal, "measured in": self.unit},
+            note=self.text,
+            inside=listing(heads, lines),
         )
 
 
@@ -102,12 +117,15 @@ def recommend(
     method: str = "wanda",
     sparsity: float | str = 0.6,
     minutes: float = 30.0,
-    tokens: int = 8192,
+    tokens: int | None = None,
     length: int = 512,
     baseline: str = "",
     folder: str | Path = "calibrant-recommendation",
     dtype: str = "auto",
     device: str = "auto",
+    sibling: bool = True,
+    say: Callable[[str], None] = unsaid,
+    now: Callable[[], float] = time.perf_counter,
     progress: Progress = silent,
 ) -> Recommendation:
     """Recommend which calibration data to use to prune `model` for `target`, and what is known about it.
@@ -115,7 +133,14 @@ def recommend(
     `target` is a source, a file of the user's own, a measure such as `task(name=race)`, or `general`; or several, each perhaps with a weight:
     `["0.7*gsm8k", "0.3*general"]`. Without `sources` the usual ones that can be read here are tried, and the target's own. Each candidate's damage is
     predicted from the statistics of the untouched model (`mixtures.mix`), with the mixture that is best by that measure among them. The few best
-    are raced within `minutes` in all, against `baseline` (C4, where it can be read). All measurements lie in `folder`, which a later call continues.
+    are raced against `baseline` (C4, where it can be read). All measurements lie in `folder`, which a later call continues.
+
+    Where the target is the user's own file, its rows are divided by template into two halves (`recommend.halves`): a set that holds the file is
+    judged by what it does on one half when it was calibrated on the other. That figure decides; `sibling=False` leaves it out.
+
+    `tokens` (8,192 unless given) of each set in windows of `length` are lowered to what the target and every candidate hold. `minutes`
+    are kept: the costs are measured, or known from an earlier call, and what they will buy is said before it begins, to `say`; `now` is the clock.
+    Where the time is short there are fewer candidates (never of those in `sources`), sets and tokens (never if given), and last a single draw.
 
     Raises an `InputError` for what can't be used.
 
@@ -124,130 +149,91 @@ def recommend(
     Traceback (most recent call last):
     calibrant.errors.SpecError: a budget of 0 minutes leaves no time; give some above 0
     """
-    began = time.perf_counter()
     if not minutes > 0:
         raise SpecError(f"a budget of {minutes:g} minutes leaves no time; give some above 0", subject="budget")
-    goal = parse_goal([target] if isinstance(target, str) else target, TOKENS, ITEMS, length)
-    candidates = [str(CalibrationSet(text, tokens=tokens, length=length)) for text in (sources or default_sources(goal))]
-    base = str(CalibrationSet(baseline)) if baseline else BASELINE if BASELINE in candidates else candidates[0]
-    template = Study(  # the study that the race is, without its rounds
-        models=(model,),
-        data=(base,),
-        evaluate=tuple(str(evaluator) for _, evaluator in goal.measures),
-        methods=(str(methods.build(method)),),
-        sparsities=(str(parse_target(sparsity)),),
-        tokens=tokens,
-        length=length,
-        dtype=dtype,
-        device=device,
-    )
-    place = Path(folder) / "race"
-    cell = template.labels()[-1]
-    mixture = mix(
-        cell.model,
-        list(dict.fromkeys([*candidates, base])),
-        method=cell.method,
-        sparsity=cell.target,
-        objective=f"target={goal.judge}",
-        tokens=tokens,
-        length=length,
-        folder=place,  # the race finds the statistics here again
-        dtype=dtype,
-        device=device,
-        alone=True,
-        progress=progress,
-    )
-    predicted = predictions(mixture, goal)
-    spent = time.perf_counter() - began
-    arms = sorted(predicted, key=lambda data: predicted[data])[: RACED - 1]
-    race = Race(template, goal, arms, base, place, progress).run(minutes - spent / 60)
-    seconds = {"predicting": spent, "racing": time.perf_counter() - began - spent}
-
+    purse = Purse(minutes, now)
+    targets = [target] if isinstance(target, str) else target
+    settings = (method, sparsity, tokens, length, baseline, Path(folder), dtype, device, sibling)
+    question = asked(model, targets, sources, *settings, purse)
+    if question.fitted.said:
+        say(question.fitted.said)
+    costs = kept(question.folder, question.identity) or question.costs(progress)
+    plan = question.plan(costs, purse, minutes)
+    say(plan.sentence(minutes))
+    question = question.within(plan)
+    if question.fitted.halves and not plan.halves:
+        enough = least_with_sibling(costs, len(question.names), len(question.needed), plan.tokens) + purse.spent
+        question = question.without_sibling(f"the time is too short for one; --budget {math.ceil(enough / 6) / 10:g} is enough")
+        say(f"no held-out sibling: {question.no_sibling}")
+    began = purse.spent
+    mixture, predicted = question.predicted(plan, progress)
+    spent, halves, goal = purse.spent, question.fitted.halves, question.fitted.goal
+    if mixture.reused < mixture.gathered:
+        before = costs.predicting(len(mixture.weights) + 2 * bool(halves), 1 + 2 * bool(halves), plan.tokens)
+        costs = costs.scaled(predicting=max(0.1, (spent - began) / before))
+    arms, rounds = _arms(predicted, question.own, question.base, halves, plan.arms), question.fitted.rounds
+    race = Race(question.template, goal, arms, question.base, question.place, costs, halves, rounds, plan.share, plan.done, progress)
+    result = race.run(purse)
+    race.costs.keep(question.folder, question.identity)
+    plan.keep(question.folder, question.identity, minutes, result.rounds)
+    best = result.standings[0]
     return Recommendation(
-        expr=race.standings[0].data,
-        text=advice(mixture, goal, base, race),
+        expr=best.data,
+        text=advice(mixture, goal, question.base, result, rounds, halves),
+        command=command(model, best.data, mixture, question.template.propagation(question.method), dtype, device),
         model=mixture.model,
         note=mixture.note,
         goal=goal.text,
         judge=goal.judge,
         measures=tuple(f"{weight:.3g}*{evaluator}" if len(goal.measures) > 1 else str(evaluator) for weight, evaluator in goal.measures),
-        baseline=base,
+        baseline=question.base,
         method=mixture.method,
         sparsity=mixture.sparsity,
         tokens=mixture.tokens,
         length=mixture.length,
-        unit=race.unit,
-        why=race.why,
-        rounds=race.rounds,
-        candidates=_candidates(race, predicted),
+        unit=result.unit,
+        why=result.why,
+        rounds=result.rounds,
+        candidates=_candidates(result, predicted),
         mixture=mixture,
-        failures=race.failures,
-        seconds=seconds,
+        failures=result.failures,
+        seconds={"predicting": spent, "racing": purse.spent - spent},
         folder=str(folder),
+        minutes=minutes,
+        plan=plan,
+        another_draw=race.another(),
+        fitted=question.fitted.said,
+        siblings=tuple({"source": str(each.source), "folders": each.folders, "inside": each.inside, "across": each.across} for each in halves),
+        no_sibling=question.no_sibling,
     )
 
 
-def _candidates(race: RaceResult, predicted: Mapping[str, float]) -> tuple[Candidate, ...]:
+def _arms(predicted: Mapping[str, Prediction], own: Sequence[str], base: str, halves: Sequence[Halves], count: int) -> list[str]:
+    """Return the `count` sets to race, the baseline last and the others the best by prediction first.
+
+    Of those that hold the target's file, which cost three runs, there are two at most.
+    """
+    ranked = sorted((data for data in predicted if data != base), key=lambda data: predicted[data].value)
+    if not halves:
+        return [*ranked[: count - 1], base]
+    holding = [data for data in ranked if swapped(data, halves, 0) != data]
+    alone = [data for data in own if data in holding][:1]
+    allowed = {*alone, *[data for data in holding if data not in alone][: 1 if count > LEAST else 0]}
+    raced = [data for data in ranked if data not in holding or data in allowed][: count - 1]
+    # The file itself is what its owner wants to know about.
+    return [*(raced if not alone or alone[0] in raced else [*raced[: count - 2], *alone]), base]
+
+
+def _candidates(race: RaceResult, predicted: Mapping[str, Prediction]) -> tuple[Candidate, ...]:
     """Return what is known of every candidate: those of the race first, the best before the others, then the rest by what was predicted."""
     candidates: list[Candidate] = []
     for place, standing in enumerate(race.standings):
         status = "best" if place == 0 else "behind" if standing.dropped is not None else "not significant"
         increase, against_base, against_best = map(plain, (standing.increase, standing.against_baseline, standing.against_leader))
-        known = predicted.get(standing.data)
-        candidates.append(Candidate(standing.data, known, status, increase, against_base, against_best, standing.draws, standing.dropped))
+        known = predicted.get(standing.data, Prediction(None))
+        compared = (standing.draws, standing.dropped, known.sibling, plain(standing.sibling))
+        candidates.append(Candidate(standing.data, known.own, status, increase, against_base, against_best, *compared))
     raced = {standing.data for standing in race.standings}
-    rest = sorted((data for data in predicted if data not in raced), key=lambda data: predicted[data])
-    return (*candidates, *(Candidate(data, predicted[data], "not raced") for data in rest))
-
-
-def predictions(mixture: Mixture, goal: Goal) -> dict[str, float]:
-    """Return the predicted error of every candidate under the goal's judge; the uniform mixture and the best one by their expressions."""
-    judge = str(CalibrationSet(goal.judge))
-    sources = list(mixture.weights)
-    texts = {UNIFORM: expression(sources, uniform(len(sources))), BEST: mixture.expr}
-    return {texts.get(row.calibrated_on, row.calibrated_on): row.errors[judge] for row in mixture.rows}
-
-
-ENDS: Final = {
-    "clear": "All others are clearly behind",
-    "alike": "The sets that are still in the race differ by less than matters, and more draws are not worth their time",
-    "draws": "Every set in the race was drawn as often as a race allows",
-    "time": "The time was up; the same command goes on from here",
-}
-
-
-def advice(mixture: Mixture, goal: Goal, base: str, race: RaceResult) -> str:
-    """Return the paragraph: what to use, what to expect against the baseline, what cannot be distinguished from it, and how the race ended."""
-    best, *others = race.standings
-    tokens = f"{mixture.tokens:,} tokens" + (" of each part" if read_mix(best.data) else "")
-    sentences = [f"To prune {mixture.model} with {mixture.method} to {mixture.sparsity} for {goal.text}, calibrate on {best.data}, with {tokens}."]
-    sentences.append(_expected(best, base, race.unit))
-    if alike := [standing.data for standing in others if standing.dropped is None]:
-        sentences.append(f"Not significantly different from it: {', '.join(alike)}.")
-    if behind := [standing.data for standing in others if standing.dropped is not None]:
-        sentences.append(f"Clearly behind: {', '.join(behind)}.")
-    sentences.append(f"{ENDS[race.why]} ({race.rounds} of {ROUNDS} rounds).")
-    return " ".join(sentences)
-
-
-def _expected(best: Standing, base: str, unit: str) -> str:
-    """What the best set is expected to lose, and how that compares with the baseline."""
-    increase = f"Expect to lose {with_interval(plain(best.increase))} {unit} against the dense model"
-    if best.data == base:
-        return f"{increase}; it is the baseline itself."
-    against = best.against_baseline
-    if against is None:
-        return f"{increase}; {base} couldn't be measured."
-    if not against.over_draws:
-        compared = "less" if against.value < 0 else "more"
-        return f"{increase}, {abs(against.value):.3f} {compared} than with {base}, by one draw, which says nothing about the next."
-    verdict = f"significant at {LEVEL:.0%}" if against.significant() else "not significant"
-    return f"{increase}; against {base} that is {with_interval(plain(against))}: {verdict}."
-
-
-def with_interval(estimate: Mapping[str, Any] | None) -> str:
-    """Return a number, and its interval behind it if that covers draws; nothing for None."""
-    if estimate is None:
-        return ""
-    interval = estimate["interval"] if estimate["over_draws"] else None
-    return f"{estimate['value']:+.3f}" + (f" ({interval['low']:+.3f} to {interval['high']:+.3f})" if interval else "")
+    rest = sorted((data for data in predicted if data not in raced), key=lambda data: predicted[data].value)
+    left = (Candidate(data, predicted[data].own, "not raced", predicted_sibling=predicted[data].sibling) for data in rest)
+    return (*candidates, *left)

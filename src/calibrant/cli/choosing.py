@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from calibrant.cli import completing
-from calibrant.cli._frame import DataDir, Device, Dtype, Json, Length, Model, Seed, check_file, command, look_in, progress, show, whole, write
+from calibrant.cli._frame import DataDir, Device, Dtype, Json, Length, Model, Seed, check_file, command, look_in, note, progress, show, whole, write
 from calibrant.screen.choosing import mixed, recommended
 
 
@@ -61,6 +61,7 @@ def mix(
 @command(
     "recommend",
     "calibrant recommend smollm2 --for gsm8k --budget 30",
+    "calibrant recommend smollm2 --for mine.jsonl --budget 4",
     "calibrant recommend smollm2 --for 0.7*race --for 0.3*general --sources c4 --sources race",
 )
 def recommend(
@@ -85,9 +86,23 @@ def recommend(
         typer.Option(metavar="SPEC", help="wanda, sparsegpt(damp=0.02), …: one that looks at data.", autocompletion=completing.names_of("methods")),
     ] = "wanda",
     sparsity: Annotated[str, typer.Option(metavar="S", help="The share of weights to remove, or N:M with N kept of every M.")] = "0.6",
-    budget: Annotated[float, typer.Option(metavar="MINUTES", help="Time for all of it; what is measured stays, and a later call goes on.")] = 30.0,
-    tokens: Annotated[int, typer.Option(parser=whole, metavar="N", help="Real tokens of each source.")] = 8192,
+    budget: Annotated[
+        float,
+        typer.Option(
+            "--budget",
+            "--minutes",
+            metavar="MINUTES",
+            help="Time for all of it, such as 30 or 2.5; what is measured stays, and a later call goes on.",
+        ),
+    ] = 30.0,
+    tokens: Annotated[
+        int | None,
+        typer.Option(parser=whole, metavar="N", help="Real tokens of each source. [default: 8192, or what the files hold]", show_default=False),
+    ] = None,
     length: Length = 512,
+    sibling: Annotated[
+        bool, typer.Option("--sibling/--no-sibling", help="Divide your own file by template, calibrate on one half and judge by the other.")
+    ] = True,
     baseline: Annotated[
         str,
         typer.Option(
@@ -105,6 +120,7 @@ def recommend(
 
     look_in(data_dir)
     how = {"method": method, "sparsity": sparsity, "minutes": budget, "tokens": tokens, "length": length, "baseline": baseline}
+    beside = {"sibling": sibling, "say": note}
     with progress() as update:
-        advice = run(model, target, sources or (), **how, folder=out, dtype=dtype, device=device, progress=update)
+        advice = run(model, target, sources or (), **how, **beside, folder=out, dtype=dtype, device=device, progress=update)
     show(advice.to_json(), as_json, recommended)

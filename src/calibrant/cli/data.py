@@ -7,7 +7,7 @@ import typer
 
 from calibrant import screen
 from calibrant.cli import completing
-from calibrant.cli._frame import DataDir, Device, Dtype, Json, Length, Samples, Seed, Tokens, command, look_in, progress, show, whole
+from calibrant.cli._frame import DataDir, Device, Dtype, Json, Length, Seed, Tokens, command, look_in, progress, show, whole
 from calibrant.errors import SpecError
 
 IMATRIX: Final = (".gguf", ".dat")
@@ -47,7 +47,12 @@ def inspect(
             show_default=False,
         ),
     ] = None,
-    samples: Samples = 128,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            parser=whole, metavar="N", help="Windows to calibrate on. [default: 128, or as many tokens as the sources hold]", show_default=False
+        ),
+    ] = None,
     tokens: Tokens = None,
     length: Length = 2048,
     seed: Seed = 0,

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
 from itertools import islice
 from typing import Final
@@ -21,11 +22,12 @@ _PATIENCE: Final = 100
 
 @dataclass(frozen=True)
 class Quota:
-    """How much of one part is drawn: real tokens, or windows; and the flags that lower it."""
+    """How much of one part is drawn: real tokens, or windows; the flags that lower it, and the part's share of the whole."""
 
     tokens: int | None = None
     windows: int | None = None
     flags: str = "--tokens"
+    share: Fraction = Fraction(1)
 
 
 @dataclass
@@ -124,8 +126,16 @@ class Deck:
         return digest(rows) if self.endless else self.content.digest
 
 
+class TooFew(DataError):
+    """A source doesn't hold enough for a draw; `tokens` is the largest budget of the whole set, in tokens, for which it does."""
+
+    def __init__(self, message: str, *, subject: str = "", tokens: int = 0) -> None:
+        super().__init__(message, subject=subject)
+        self.tokens = tokens
+
+
 def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -> PartDraw:
-    """Cut windows of `term` until `quota` is met. `frame.length` is that of a whole window; `DataError` if the source doesn't hold enough."""
+    """Cut windows of `term` until `quota` is met. `frame.length` is that of a whole window; `TooFew` if the source doesn't hold enough."""
     part = PartDraw()
     before, head = encoder.starts(term.packing, term.format)
 
@@ -157,9 +167,13 @@ def draw(term: Term, quota: Quota, deck: Deck, encoder: Encoder, frame: Frame) -
         part.tokens += int((ids != PAD).sum())
     if room() > 0:
         budget = f"{quota.windows} windows" if quota.tokens is None else f"{quota.tokens} tokens"
-        raise DataError(
+        held = int(part.tokens / quota.share)
+        most = f"--tokens {held}" if quota.tokens is not None else f"--samples {int(len(part.windows) / quota.share)}"
+        raise TooFew(
             f"{deck.description} holds {term.packing.supply(part.lengths, inner)}, too little for {budget} of {term} "
-            f"in windows of {frame.length}{f' ({part.passed_over} rows are no {term.format})' if part.passed_over else ''}; lower {quota.flags}",
+            f"in windows of {frame.length}{f' ({part.passed_over} rows are no {term.format})' if part.passed_over else ''}; lower {quota.flags}"
+            + (f": the most that works is {most}" if part.windows else ""),
             subject=str(term.source),
+            tokens=held,
         )
     return part

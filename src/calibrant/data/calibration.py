@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Part, PerDraw, Row, Source, family_of
-from calibrant.data._draw import Deck, PartDraw, Quota, draw
+from calibrant.data._draw import Deck, PartDraw, Quota, TooFew, draw
 from calibrant.data._encoding import KINDS, Encoder, IdEncoder, KindEncoder
 from calibrant.data.expression import Term, term_of, text_of_source, written
 from calibrant.data.packings._base import PAD, Frame
@@ -206,6 +206,25 @@ class CalibrationSet:
         ids, mask = self._laid_out(self._deal_all(decks, KindEncoder(tokenizer)))
         return torch.from_numpy(np.where(mask, np.maximum(ids, 0), 0).astype(np.int8))
 
+    def most_tokens(self, tokenizer: PreTrainedTokenizerBase, most: int) -> int:
+        """Return the largest budget in real tokens, up to `most`, for which the sources hold one draw; 0 if they hold nothing.
+
+        >>> from calibrant.testing import tiny_tokenizer
+        >>> CalibrationSet("python_docs", length=64).most_tokens(tiny_tokenizer(), most=5_000)
+        5000
+        """
+        if self.mixed:
+            return min(part.most_tokens(tokenizer, most) for part in self.mixed)
+        # What a part lacks lowers the others' share too, and rounding may cost a token or two: so it is tried again.
+        while most > 0:
+            try:
+                self._with(budget=most, seed=0)._deal(0, self._decks(0), IdEncoder(tokenizer))
+            except TooFew as error:
+                most = min(most - 1, error.tokens)
+            else:
+                break
+        return most
+
     def disjoint_draws(self, tokenizer: PreTrainedTokenizerBase, most: int = 64) -> int | None:
         """How many draws of this budget share no row: `most` if there are that many or more, none if the set is all controls, which have no end."""
         if self.mixed:
@@ -254,7 +273,8 @@ class CalibrationSet:
         by_window = [self.budget is None and not term.packing.fills for term in self.parts]
         flags = "--samples or --length" if self.budget is None else "--tokens or --length"
         return [
-            Quota(windows=max(1, w), flags=flags) if by else Quota(tokens=t, flags=flags) for by, t, w in zip(by_window, tokens, windows, strict=True)
+            Quota(windows=max(1, w), flags=flags, share=share) if by else Quota(tokens=t, flags=flags, share=share)
+            for by, t, w, share in zip(by_window, tokens, windows, shares, strict=True)
         ]
 
     def _laid_out(self, drawn: Sequence[PartDraw]) -> tuple[np.ndarray, np.ndarray]:

@@ -31,11 +31,11 @@ _BARS: Final = 12
 class Inspection:
     """Plain data about one set.
 
-    `tokenizer` names whose tokenizer read it. `budget` is a flag and its amount. `padding` is the share of the windows'
-    positions that hold no real token; `pads` counts those that count as tokens all the same. `repeated_windows` counts sequences equal to an
-    earlier one, `double_starts` those in which two start tokens stand together. `disjoint_draws` is how many draws of this size the sources
-    hold, counted up to 64, none meaning that there is no end; where they are few, `enough` is the amount that gives five. `vocabulary` says how
-    many ids occur and how evenly: `even` is how many equally frequent ones would be as varied.
+    `tokenizer` names whose tokenizer read it. `budget` is a flag, its amount, and `instead`, what was to be drawn where there is less. `padding` is
+    the share of the windows' positions that hold no real token; `pads` counts those that count as tokens all the same. `repeated_windows` counts
+    sequences equal to an earlier one, `double_starts` those in which two start tokens stand together. `disjoint_draws` is how many draws of this
+    size the sources hold, counted up to 64, none meaning that there is no end; where they are few, `enough` is the amount that gives five.
+    `vocabulary` says how many ids occur and how evenly: `even` is how many equally frequent ones would be as varied.
 
     Each of `parts` has the facts of its batch (rows, tokens, duplicates and overlapping rows that were left out, licence, digest, …) and more:
     `histogram`, the lengths of its rows in tokens as [least, most, rows]; `empty`, rows that came to no token; `special_texts`, in how many

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from calibrant.activations import FeatureNorms
 from calibrant.data import CalibrationSet, Source, TokenBatch, micro_batches
@@ -24,6 +25,9 @@ from calibrant.models import ModelView, Opened, open_model, open_tokenizer, view
 from calibrant.progress import Progress, silent
 from calibrant.select import resolved
 from calibrant.walk import walk
+
+SAMPLES: Final = 128
+"""Windows of a set, where nothing else is said."""
 
 TOKENS: Final = 8_192
 """How much of a set a model is run on."""
@@ -37,7 +41,7 @@ def inspect(
     model: str | Opened | None = None,
     *,
     against: Sequence[str] = (),
-    samples: int = 128,
+    samples: int | None = None,
     tokens: int | None = None,
     length: int = 2048,
     seed: int = 0,
@@ -49,16 +53,20 @@ def inspect(
 
     Without `model` the tokenizer of smollm2 reads it and nothing is run. With it, its own tokenizer does, and `Inspection.model` has its loss on
     up to 8,192 tokens of the set, and for each kind of token the share of the statistics that comes from it. `against` are sources whose measured
-    rows the set's rows are compared with. The budget is that of `prune`; of a `CalibrationSet` it is the set's own. Raises an `InputError` for a
-    set, a model or a source that can't be used.
+    rows the set's rows are compared with. The budget is that of `prune`, 128 windows,
+    or as many tokens as there are where no budget is given and the sources hold less; of a `CalibrationSet` it is the set's own. Raises an
+    `InputError` for a set, a model or a source that can't be used.
     """
-    chosen = data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples, length, tokens, seed)
+    fixed = isinstance(data, CalibrationSet) or samples is not None or tokens is not None
+    chosen = data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples or SAMPLES, length, tokens, seed)
     if model is None:
         tokenizer, name = open_tokenizer("smollm2")
-        return replace(inspect_tokens(resolved(chosen, tokenizer, progress), tokenizer, against), tokenizer=name)
+        chosen = chosen if fixed else _held(data, chosen, tokenizer)
+        inspection = inspect_tokens(resolved(chosen, tokenizer, progress), tokenizer, against)
+        return replace(inspection, tokenizer=name, budget={**inspection.budget, **_instead(chosen, fixed)})
     measurable(against)  # a name that isn't there is said before a model is opened, which takes longer
     opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
-    chosen = resolved(chosen, opened, progress)
+    chosen = resolved(chosen if fixed else _held(data, chosen, opened.tokenizer), opened, progress)
     inspection = inspect_tokens(chosen, opened.tokenizer, against)
     batch, kinds = _excerpt(chosen.tokens(opened.tokenizer), chosen.kinds(opened.tokenizer).long(), TOKENS)
     facts = {
@@ -68,7 +76,23 @@ def inspect(
         "loss": loss(opened, batch, progress),
         "energy": energy(view(opened.model), batch, kinds, progress),
     }
-    return replace(inspection, tokenizer=opened.name, model=facts)
+    return replace(inspection, tokenizer=opened.name, model=facts, budget={**inspection.budget, **_instead(chosen, fixed)})
+
+
+def _held(data: str | Source | CalibrationSet, chosen: CalibrationSet, tokenizer: PreTrainedTokenizerBase) -> CalibrationSet:
+    """Return the set, with all the tokens that there are for its budget if the sources hold less than that."""
+    most = chosen.samples * chosen.length
+    if chosen.per_draw or not all(term.packing.fills for term in chosen.parts):
+        return chosen
+    tokens = chosen.most_tokens(tokenizer, most)
+    if tokens in (0, most) or isinstance(data, CalibrationSet):
+        return chosen
+    return CalibrationSet(data, length=chosen.length, tokens=tokens, seed=chosen.seed)
+
+
+def _instead(chosen: CalibrationSet, fixed: bool) -> dict[str, str]:
+    """Return what was to be drawn, where there was less."""
+    return {} if fixed or chosen.budget is None else {"instead": f"{chosen.samples} windows of {chosen.length:,} tokens"}
 
 
 def _excerpt(batch: TokenBatch, kinds: Tensor, most: int) -> tuple[TokenBatch, Tensor]:

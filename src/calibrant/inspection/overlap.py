@@ -115,6 +115,7 @@ def _compared(term: Term, rows: Sequence[Row], source: Source, requested: bool) 
     return {
         **about,
         "measured_rows": len(measured),
+        "rows_of": source.size() if isinstance(source, StoredSource) else len(measured),
         "same": len(same),
         "half": len(grave),
         "slight": len({leak.row for leak in leaks} - grave - same),

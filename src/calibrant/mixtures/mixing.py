@@ -49,6 +49,7 @@ def mix(
     device: str = "auto",
     effort: Effort | None = None,
     alone: bool = False,
+    judge_tokens: int | None = None,
     progress: Progress = silent,
 ) -> Mixture:
     """Find the mixture of `sources` that does least damage, by the error of matrices on texts held out of each source.
@@ -61,6 +62,7 @@ def mix(
 
     `effort` says what the search may look at; what is left out depends on the method's price (`SCORING`, `FITTING`), and the result says it. A target
     that judges `alone` saves the walks over what each source holds out: the table has its column and no other, and mean and worst are its own.
+    `judge_tokens` stands for `tokens` where it is judged, for a target that holds out less than a source gives.
 
     It is chosen by the errors under the judges' texts, so its own figures are a little too good. Those texts are the draw after this one: a
     `loss(…)` that is to confirm the choice reads the same part in the same order, and measures other texts as long as its budget is no larger than
@@ -93,7 +95,7 @@ def mix(
         for weight in seen_by.weights:
             target.check(weight.shape, weight.name)
     with clock.phase("tokenize"):
-        held_out = [CalibrationSet(judge, length=length, tokens=tokens, seed=seed + 1).held_out() for judge in judges]
+        held_out = [CalibrationSet(judge, length=length, tokens=judge_tokens or tokens, seed=seed + 1).held_out() for judge in judges]
         batches, judging = ([(str(one), resolved(one, opened, progress).tokens(opened.tokenizer)) for one in of] for of in (sets, held_out))
     with clock.phase("statistics"):
         root = (folder or cache_folder()) / STATISTICS

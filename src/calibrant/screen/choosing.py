@@ -80,27 +80,42 @@ def _verdict(curve: Mapping[str, Any]) -> str:
 
 
 def recommended(result: Mapping[str, Any]) -> Iterator[Any]:
-    """Yield the advice, and every candidate with what was predicted and what was measured of it."""
+    """Yield the advice, every candidate with what was predicted and what was measured of it, and last the command that follows the advice."""
     yield one_line(result["text"])
     yield ""
-    base = one_line(result["baseline"])
-    table = table_of("calibrated on", "predicted error", f"lost, {result['unit']}", f"worse than {base}", "draws", "")
-    for one in result["candidates"]:
-        status = f"behind since round {one['dropped']}" if one["dropped"] else one["status"]
-        predicted = "" if one["predicted"] is None else f"{one['predicted']:.2%}"
-        table.add_row(
-            one_line(one["data"]), predicted, _interval(one["increase"]), _interval(one["against_baseline"]), f"{one['draws'] or ''}", status
-        )
-    yield table
+    yield _candidates(result)
     yield "predicted: share of the outputs' energy lost on text like the target, without any pruning being measured; intervals at 95 %, each alone"
+    if result["siblings"]:
+        yield "sibling: calibrated on one half of your file and judged by the other, which has other templates; what is behind is behind there"
     yield from (f"failed: {one_line(failure)}" for failure in result["failures"])
     yield ""
+    took = sum(result["seconds"].values())
+    times = " · ".join(f"{phase} {seconds:.0f} s" for phase, seconds in result["seconds"].items())
+    more = f"; one more draw of what is still in would take about {result['another_draw']:.0f} s"
     yield from labelled(
         ("measured by", ", ".join(result["measures"])),
+        *((("fitted", result["fitted"]),) if result["fitted"] else ()),
+        *((("no sibling", result["no_sibling"]),) if result["no_sibling"] else ()),
         ("model", noted(result["model"], result["note"])),
-        ("time", " · ".join(f"{phase} {seconds:.0f} s" for phase, seconds in result["seconds"].items())),
+        ("time", f"{took:.0f} s of {60 * result['minutes']:.0f} s: {times}" + (more if result["why"] == "time" else "")),
         ("results", f"{result['folder']}: the same command goes on from there"),
     )
+    yield ""
+    yield "to prune with it:"
+    yield one_line(result["command"])
+
+
+def _candidates(result: Mapping[str, Any]) -> Any:
+    siblings = bool(result["siblings"])
+    heads = ["predicted", *(["on the sibling"] * siblings), f"lost, {result['unit']}", *(["on the sibling"] * siblings)]
+    table = table_of("calibrated on", *heads, f"worse than {one_line(result['baseline'])}", "draws", "")
+    for one in result["candidates"]:
+        status = f"behind since round {one['dropped']}" if one["dropped"] else one["status"]
+        predicted = ["" if value is None else f"{value:.2%}" for value in (one["predicted"], one["predicted_sibling"])]
+        measured = [_interval(one["increase"]), _interval(one["sibling"])]
+        figures = [*predicted[: 1 + siblings], *measured[: 1 + siblings], _interval(one["against_baseline"]), f"{one['draws'] or ''}"]
+        table.add_row(one_line(one["name"]), *figures, status)
+    return table
 
 
 def _interval(estimate: Mapping[str, Any] | None) -> str:

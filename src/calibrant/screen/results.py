@@ -114,7 +114,7 @@ def inspected(result: Mapping[str, Any]) -> Iterator[Any]:
     vocabulary, budget = result["vocabulary"], result["budget"]
     seen = f"{vocabulary['distinct']:,} of {vocabulary['size']:,} ids ({_percent(vocabulary['share'])})"
     yield from labelled(
-        ("set", f"{result['data']} ({budget['flag']} {budget['amount']:,})"),
+        ("set", f"{result['data']} ({budget['flag']} {budget['amount']:,}{_instead(budget)})"),
         ("read by", f"the tokenizer of {result['tokenizer']}" if result["tokenizer"] else ""),
         ("windows", f"{result['windows']:,} × {result['length']:,}; {result['padding']:.1%} padding; {result['repeated_windows']} repeated"),
         ("real tokens", f"{result['tokens']:,} of {result['rows']:,} rows" + (f", and {result['pads']:,} pads that count" if result["pads"] else "")),
@@ -133,6 +133,11 @@ def inspected(result: Mapping[str, Any]) -> Iterator[Any]:
     yield ""
     yield Text("what to fix", style="bold")
     yield from (Text("  • " + one_line(sentence)) for sentence in result["verdict"] or ["nothing to fix"])
+
+
+def _instead(budget: Mapping[str, Any]) -> str:
+    """That the budget is all there is, where that is less than was to be drawn."""
+    return f": all that there is, where {budget['instead']} were to be drawn" if budget.get("instead") else ""
 
 
 def _part(part: Mapping[str, Any]) -> Iterator[Text]:
@@ -203,7 +208,9 @@ def _checks(checks: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
         if "unchecked" in check:
             yield from labelled(("overlap", f"{check['part']} isn't compared with {check['against']}: {check['unchecked']}"))
             continue
-        compared = f"{check['part']} and the {check['measured_rows']:,} rows that {check['against']} measures"
+        some, of = check["measured_rows"], check.get("rows_of")
+        rows = f"the {some:,}{'' if of in (None, some) else f' of {of:,}'} rows that {check['against']} measures"
+        compared = f"{check['part']} and {rows}"
         yield from labelled(
             ("overlap", f"{compared}: {_rows(check['same'])} in both, {check['half']:,} with half in common, {check['slight']:,} with less")
         )

@@ -1,0 +1,121 @@
+"""What a time buys, by costs that are made up and a clock that a test moves."""
+
+from pathlib import Path
+
+import pytest
+
+from calibrant.advice import racing
+from calibrant.advice.budget import COSTS, LEAST, MARGIN, ROUNDS, Purse, StepCosts, TimePlan, continued, kept, kept_plan, least_with_sibling, planned
+from calibrant.advice.goal import parse_goal
+from calibrant.advice.racing import Race
+from calibrant.progress import Progress
+from calibrant.study import Study
+from calibrant.study.request import StudyResult
+
+from tests.trained import trained_folder
+
+CHEAP = StepCosts(opened=1.0, walk=0.001, judge=0.002, search=5.0, compress=2.0, measure=6.0)
+
+
+def test_much_time_buys_all_draws_and_says_so() -> None:
+    plan = planned(CHEAP, 10_000, sources=9, least=2, tokens=8192, halves=False)
+    assert (plan.sources, plan.arms, plan.rounds, plan.tokens, plan.share, plan.fits) == (9, 5, ROUNDS, 8192, 1.0, True)
+    assert "9 candidates predicted, 5 sets measured, 5 draws each" in plan.sentence(10_000 / 60)
+
+
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("seconds", [60, 90, 120, 240, 480, 900, 3000])
+def test_a_plan_that_fits_ends_in_time_with_something_to_spare(seconds: float, halves: bool) -> None:
+    plan = planned(CHEAP, seconds, sources=9, least=2, tokens=8192, halves=halves)
+    assert plan.fits == (plan.seconds * MARGIN <= seconds)
+    assert plan.fits or (plan.arms, plan.rounds, plan.halves) == (LEAST, 1, False), "nothing smaller is left"
+
+
+def test_less_time_buys_less_and_a_second_draw_before_more_sets() -> None:
+    plans = [planned(CHEAP, seconds, sources=9, least=2, tokens=8192, halves=False) for seconds in (60, 120, 200, 400, 2000)]
+    assert [plan.rounds for plan in plans] == sorted(plan.rounds for plan in plans)
+    few = next(plan for plan in plans if plan.fits and plan.rounds == 2)
+    assert few.arms < 5 or few.share < 1 or few.tokens < 8192
+
+
+def test_one_draw_is_called_that_and_the_next_has_a_price() -> None:
+    plan = TimePlan(3, 3, 1, 2048, 0.5, False, seconds=100, another=50)
+    said = plan.sentence(2)
+    assert "one draw only: no interval over draws" in said
+    assert "on 50% of the held-out items" in said
+    assert "a second draw would take about 50 s more (--budget 2.9)" in said
+
+
+def test_a_time_for_which_nothing_is_small_enough_is_called_too_short() -> None:
+    plan = planned(CHEAP, 5, sources=9, least=9, tokens=8192, halves=True, fixed=True)
+    assert not plan.fits
+    assert plan.sources == 9, "sets that were named are never left out"
+    assert plan.tokens == 8192
+    assert "0.0833333 minutes are too few: the least takes about" in plan.sentence(5 / 60)
+
+
+def test_the_time_that_a_sibling_takes_is_known() -> None:
+    enough = least_with_sibling(CHEAP, 9, 2, 8192)
+    assert planned(CHEAP, enough, sources=9, least=2, tokens=8192, halves=True, fixed=True).halves
+    assert not planned(CHEAP, 0.9 * enough, sources=9, least=2, tokens=8192, halves=True, fixed=True).halves
+
+
+def test_costs_and_plan_are_kept_for_the_same_question_only(tmp_path: Path) -> None:
+    CHEAP.keep(tmp_path, "one")
+    assert kept(tmp_path, "one") == CHEAP
+    assert kept(tmp_path, "two") is None
+    (tmp_path / COSTS).write_text('{"question": "one", "opened": -1}')
+    assert kept(tmp_path, "one") is None
+    plan = TimePlan(3, 3, 1, 2048, 0.5, False, 100, 50)
+    plan.keep(tmp_path, "one", minutes=4, done=1)
+    earlier = kept_plan(tmp_path, "one", minutes=5)
+    assert earlier is not None
+    assert (earlier.tokens, earlier.share, earlier.done) == (2048, 0.5, 1)
+    assert kept_plan(tmp_path, "one", minutes=60) is None, "with so much more time a larger plan is worth beginning anew"
+    more = continued(earlier, CHEAP, seconds=200, rounds=5)
+    assert more.rounds > 1
+    assert "1 of the draws are there from an earlier call" in more.sentence(5)
+
+
+class Clock:
+    """Time that passes only where a test says so."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.mark.parametrize(("minutes", "rounds"), [(2.0, 1), (3.2, 2), (60.0, 3)])
+def test_no_round_begins_that_cannot_end_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, rounds: int) -> None:
+    """Every run takes 20 seconds; three sets, and in the first round the dense model too."""
+    clock = Clock()
+    real = Study.run
+
+    def slow(self: Study, folder: Path, progress: Progress) -> StudyResult:
+        finished = real(self, folder, progress)
+        clock.seconds += 20 * finished.computed / 2  # a run is a record and a measurement
+        return finished
+
+    monkeypatch.setattr(Study, "run", slow)
+    monkeypatch.setattr(racing, "MATTERS", -1.0)  # no end but that of time or draws
+    goal = parse_goal(["python_docs"], 200, 20, 64)
+    template = Study(
+        models=(str(trained_folder()),),
+        data=("python_docs",),
+        methods=("wanda",),
+        sparsities=(0.5,),
+        evaluate=tuple(str(measure) for _, measure in goal.measures),
+        tokens=256,
+        length=64,
+        dtype="float32",
+        device="cpu",
+    )
+    costs = StepCosts(0, 0, 0, 0, 10, 10)
+    race = Race(template, goal, ["python_code", "arithmetic:cot"], "python_docs", tmp_path, costs, rounds=3)
+    purse = Purse(minutes, clock)
+    result = race.run(purse)
+    assert result.rounds == rounds
+    assert purse.spent <= purse.seconds
+    assert race.costs.compress + race.costs.measure == pytest.approx(20, rel=0.4)
