@@ -31,7 +31,7 @@ SMALLEST = """() => Math.min(...[...document.querySelectorAll('svg.plot')].filte
     const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
     return [...svg.querySelectorAll('text')].map((t) => parseFloat(getComputedStyle(t).fontSize) * scale);
 }))"""
-BESIDE = """() => [...document.querySelectorAll('.marks')].filter((ul) => ul.getClientRects().length).flatMap((ul) => {
+BESIDE = """() => [...document.querySelectorAll('.families')].filter((ul) => ul.getClientRects().length).flatMap((ul) => {
     const boxes = [...ul.children].map((li) => li.getBoundingClientRect());
     return boxes.flatMap((p, i) => boxes.slice(i + 1).filter((q) =>
         Math.min(p.right, q.right) - Math.max(p.left, q.left) > 0 && Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 0));
