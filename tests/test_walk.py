@@ -17,7 +17,7 @@ from calibrant.errors import ModelError, NumericsError, WalkError
 from calibrant.models import ModelView, Weight, view
 from calibrant.testing import FAMILIES, tiny_model
 from calibrant.walk.rehearsal import rehearse
-from calibrant.walk.walking import _parts, walk, walk_blocks
+from calibrant.walk.walking import walk, walk_blocks
 
 from tests.usual import usually
 
@@ -107,23 +107,40 @@ def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
         assert torch.equal(tensor, other[name]), name
 
 
+class Outputs(BlockChange):
+    """What a block gives, micro-batch by micro-batch."""
+
+    parts: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def of(cls, before: Tensor, after: Tensor, weights: Tensor | None = None) -> "Outputs":
+        return cls._of(after)
+
+    @classmethod
+    def _of(cls, *parts: Tensor) -> "Outputs":
+        outputs = cls(0.0, sum(map(len, parts)), 0.0)
+        outputs.parts = parts
+        return outputs
+
+    def __add__(self, other: "Outputs") -> "Outputs":  # type: ignore[override]
+        return self._of(*self.parts, *other.parts)
+
+
 @pytest.mark.parametrize("family", usually(FAMILIES))
 def test_a_forward_in_pieces_is_that_forward(family: str) -> None:
-    model, outputs = tiny_model(family), []
+    model, outputs, expected = tiny_model(family), list[Tensor](), list[Tensor]()
     seen_by = view(model)
     hook = seen_by.blocks[-1].module.register_forward_hook(lambda _m, _a, out: outputs.append(out[0] if isinstance(out, tuple) else out))
     with torch.no_grad():
         for ids, mask, _ in micro_batches(padded_batch(), 24):
             model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+            given = outputs.pop()
+            expected.append((given if given.shape[:2] == mask.shape else given.transpose(0, 1))[mask])
     hook.remove()
-    rehearsal = rehearse(seen_by)
-    assert rehearsal.calls == (0, 1, 2)
-    parts = _parts(seen_by, rehearsal, rehearsal.calls, padded_batch(), 24)
-    assert len(parts) == len(outputs) > 1
-    for part, expected in zip(parts, outputs, strict=True):
-        part.resume()
-        found = [part.block_output() for _ in seen_by.blocks]
-        assert torch.equal(part.rows(found[-1], ""), part.rows(expected, "")), family
+    found = {block.index: seen[Outputs] for block, seen in walk_blocks(seen_by, padded_batch(), (Outputs,), tokens_per_pass=24)}
+    assert list(found) == [0, 1, 2]
+    assert len(found[2].parts) == len(expected) > 1
+    assert all(map(torch.equal, found[2].parts, expected)), family
 
 
 @pytest.mark.parametrize("family", usually(FAMILIES))

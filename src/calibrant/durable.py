@@ -14,7 +14,7 @@ import shutil
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -216,18 +216,25 @@ def appearing(folder: Path, half: Path) -> Iterator[Path]:
 def undoing(folder: Path, *files: Path) -> Iterator[None]:
     """Where what is done within fails, remove `folder` and those of its parents that weren't there before and hold nothing, with `files` in them."""
     lacking = [path for path in (folder, *folder.parents) if not path.exists()]
-    done = False
-    try:
-        yield
-        done = True
-    finally:
-        for file in files if not done else ():
+    with ExitStack() as undo:  # calls the last one first: files, then their folder, then its parents
+        for path in reversed(lacking):
+            undo.callback(remove_empty, path)
+        for file in files:
             if file.parent in lacking:
-                with suppress(OSError):
-                    file.unlink()
-        for path in lacking if not done else ():
-            with suppress(OSError):  # somebody else has put something there
-                path.rmdir()
+                undo.callback(_remove_file, file)
+        yield
+        undo.pop_all()
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder, if it is there and nobody has put something into it."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _remove_file(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink()
 
 
 @contextmanager

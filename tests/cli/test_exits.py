@@ -123,7 +123,7 @@ def test_a_forward_that_cannot_be_followed_is_ours(ask_main: Ask, model: Path, t
     def refuse(*_: object, **__: object) -> None:
         raise WalkError("block 3 can't be followed", subject="block 3")
 
-    monkeypatch.setattr("calibrant.walk.walking._parts", refuse)
+    monkeypatch.setattr("calibrant.walk.walking.rehearse", refuse)
     answer = ask_main("prune", model, "--out", "pruned", *SMALL)
     assert answer.code == 1
     assert "WalkError: block 3 can't be followed. This is a fault of ours" in answer.err

@@ -18,7 +18,7 @@ from calibrant.advice.predicting import swapped
 from calibrant.advice.siblings import held_out_side
 from calibrant.compare import LEVEL, Estimate, read
 from calibrant.compare.crossed import Side, combination
-from calibrant.compare.groups import DENSE, GroupResults, grouped
+from calibrant.compare.results import DENSE, GroupResults, grouped
 from calibrant.data import CalibrationSet
 from calibrant.errors import DataError
 from calibrant.outcomes import Score

@@ -20,10 +20,9 @@ from jaxtyping import Bool, Float
 from calibrant.compare.contrasts import Contrast, contrasts
 from calibrant.compare.crossed import Pairs
 from calibrant.compare.estimate import LEVEL
-from calibrant.compare.groups import grouped, unranked
 from calibrant.compare.questions import PaperQuestion, questions
 from calibrant.compare.ranking import MEAN, ComparedGroup, Ranking, RankingEntry, pairs
-from calibrant.compare.results import Results, narrowed, read
+from calibrant.compare.results import Results, grouped, narrowed, read, unranked
 from calibrant.errors import SpecError
 from calibrant.store import Store
 

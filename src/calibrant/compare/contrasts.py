@@ -6,8 +6,7 @@ from typing import Any, Final, Literal
 
 from calibrant.compare.crossed import combination
 from calibrant.compare.estimate import LEVEL, Estimate, detectable, needs, smallest_p
-from calibrant.compare.groups import GroupResults, Setting, grouped, label_of, missing
-from calibrant.compare.results import Results
+from calibrant.compare.results import GroupResults, Results, Setting, grouped, label_of, missing
 from calibrant.outcomes import Score
 from calibrant.store import Cell
 

@@ -15,8 +15,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
-from calibrant.compare.groups import grouped
-from calibrant.compare.results import Results
+from calibrant.compare.results import Results, grouped
 from calibrant.families import Family
 from calibrant.store import Store
 

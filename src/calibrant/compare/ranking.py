@@ -13,8 +13,7 @@ from jaxtyping import Bool
 
 from calibrant.compare.crossed import Pairs, Side, combination, share_kept
 from calibrant.compare.estimate import LEVEL, Estimate
-from calibrant.compare.groups import DENSE, GroupResults, Setting, missing
-from calibrant.compare.results import Results
+from calibrant.compare.results import DENSE, GroupResults, Results, Setting, missing
 from calibrant.families import Family
 from calibrant.grammar import SetLabel
 from calibrant.store import Cell
@@ -289,12 +288,7 @@ def compact_letters(different: Bool[np.ndarray, "n n"]) -> list[str]:
     left, groups = list(alike), [1 << i for i, others in enumerate(alike) if not others]
     for i in range(count):
         while left[i]:
-            group, fitting = 1 << i, alike[i]
-            # Pairs that no group holds yet come first, then whatever else fits.
-            for candidates in (left[i], alike[i]):
-                while chosen := fitting & candidates:
-                    j = (chosen & -chosen).bit_length() - 1  # the lowest bit
-                    group, fitting = group | 1 << j, fitting & alike[j]
+            group = _grown(i, left[i], alike)
             groups.append(group)
             for j in _members(group):
                 left[j] &= ~group
@@ -308,6 +302,16 @@ def compact_letters(different: Bool[np.ndarray, "n n"]) -> list[str]:
         for i in _members(group):
             letters[i] += _ALPHABET[number] if number < len(_ALPHABET) else f"[{number + 1}]"
     return letters
+
+
+def _grown(i: int, uncovered: int, alike: Sequence[int]) -> int:
+    """A group of `i` and as much as is alike in every two: pairs that no group holds yet come first, then whatever else fits."""
+    group, fitting = 1 << i, alike[i]
+    for candidates in (uncovered, alike[i]):
+        while chosen := fitting & candidates:
+            j = (chosen & -chosen).bit_length() - 1  # the lowest bit
+            group, fitting = group | 1 << j, fitting & alike[j]
+    return group
 
 
 def _members(group: int) -> list[int]:

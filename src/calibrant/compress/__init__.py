@@ -1,7 +1,7 @@
 """Compressing a model: `prune` and `quantize` do the whole job, files included; `compress` is the loop that they and studies share."""
 
 from calibrant.compress.loop import PROPAGATIONS, Recipe, UntouchedModel, compress, fitting, put_back, transformed
-from calibrant.compress.prune_quantize import Pruned, manifest_of, prune, quantize
+from calibrant.compress.prune_quantize import Pruned, prune, quantize
 
 __all__ = [
     "PROPAGATIONS",
@@ -10,7 +10,6 @@ __all__ = [
     "UntouchedModel",
     "compress",
     "fitting",
-    "manifest_of",
     "prune",
     "put_back",
     "quantize",

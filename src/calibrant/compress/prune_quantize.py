@@ -54,6 +54,10 @@ class Pruned:
         return card(f"{self.opened.name}, {done}", facts, inside=self.record._repr_html_())
 
 
+# The two spell their parameters out, twice the same eighteen: a shared object of settings would make every call longer, and `**settings` would take
+# names, types and defaults out of `help()`, editors and the reference.
+
+
 def prune(
     model: str,
     data: str | CalibrationSet | Source,
@@ -271,11 +275,14 @@ class _Job:
         parts = () if self.calibration is None else self.calibration.parts
         own = any(True for part in parts for _ in files_behind(part.source))
         rows = RowFingerprints.of(() if self.batch is None else self.batch.rows, own)
-        manifest = {**manifest_of(compressed.record, rows), "exports": list(map(str, self.forms))}
+        record = compressed.record
+        # The rows that it was calibrated on stand there by their hashes, so that nobody measures on them unawares.
+        about = {"calibrant": version("calibrant"), "id": record.run.id, "record": record.plain(), **rows.entries}
+        manifest = {**about, "exports": list(map(str, self.forms))}
         with saved(self.opened, folder, manifest, rows.files) as temporary:
             for form in self.forms:
                 form.write(compressed, temporary)
-            (temporary / CARD).write_text(card_of(compressed.record, self.opened.note), encoding="utf-8")
+            (temporary / CARD).write_text(card_of(record, self.opened.note), encoding="utf-8")
 
 
 def _named(calibration: CalibrationSet | None) -> dict[str, Any]:
@@ -293,11 +300,3 @@ def _already(manifest: Mapping[str, Any], run: Run, folder: Path, forms: Sequenc
             f"{folder} already holds this model, without the export {missing[0]}; name another folder, or delete this one first", subject=str(folder)
         )
     return Pruned(open_model(str(folder), run.dtype, device), Record.read(record), folder, already_done=True)
-
-
-def manifest_of(record: Record, rows: RowFingerprints) -> dict[str, Any]:
-    """Return what `calibrant.json` beside a saved model says: what was asked, the calibration's fingerprint, every matrix and why some are dense.
-
-    The rows that it was calibrated on stand there by their hashes, so that nobody measures on them unawares.
-    """
-    return {"calibrant": version("calibrant"), "id": record.run.id, "record": record.plain(), **rows.entries}

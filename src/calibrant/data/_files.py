@@ -10,7 +10,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Hashable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from io import BufferedIOBase, BufferedReader, StringIO
 from pathlib import Path
@@ -175,8 +175,7 @@ def _read_table(path: Path, label: str, delimiter: str) -> Iterator[dict[str, An
 
 def _header(cells: list[str], label: str) -> list[str]:
     check_columns(len(cells), f"{label}:1")
-    twice = repeated(cells)
-    if twice is not None:
+    if (twice := repeated(cells)) is not None:
         raise DataError(f"{label}:1: the first line names the column {short(twice)!r} twice; rename one", subject=label)
     return cells
 
@@ -207,20 +206,38 @@ def _read_text(path: Path, label: str) -> Iterator[dict[str, Any]]:
 
 def _lines(path: Path, label: str) -> Iterator[str]:
     """Yield the lines of a text file with their ends, which are line feeds and nothing else. `DataError` with the line of what is no UTF-8."""
-    number = unpacked = 0
+    unpacked = 0
     packed = path.stat().st_size if path.suffix.lower() in (".gz", ".zst") else None
+    with _unpacked(path, label) as file:
+        for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b""), 1):
+            if packed is not None:
+                unpacked += max(len(line), SHORTEST_LINE)
+                check_unpacked(unpacked, packed, label)
+            if len(line) > LONGEST_LINE:
+                most = f"{LONGEST_LINE >> 20} MiB"
+                raise DataError(f"{label}:{number}: this line is longer than {most}, the most that a row may have; divide it", subject=label)
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{label}:{number}: {no_utf8(error)}; save the file as UTF-8", subject=label) from error
+            yield text
+
+
+@contextmanager
+def _unpacked(path: Path, label: str) -> Iterator[BufferedIOBase]:
+    """Yield a file's bytes, unpacked. `DataError` for a compressed file that turns out to be damaged while it is read."""
     try:
-        with closing(_opened(path)) as file:
-            for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b""), 1):
-                if packed is not None:
-                    unpacked += max(len(line), SHORTEST_LINE)
-                    check_unpacked(unpacked, packed, label)
-                if len(line) > LONGEST_LINE:
-                    most = f"{LONGEST_LINE >> 20} MiB"
-                    raise DataError(f"{label}:{number}: this line is longer than {most}, the most that a row may have; divide it", subject=label)
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{label}:{number}: {no_utf8(error)}; save the file as UTF-8", subject=label) from error
+        match path.suffix.lower():
+            case ".gz":
+                opened: Any = gzip.GzipFile(path, "rb")
+            case ".zst":
+                import pyarrow
+
+                opened = BufferedReader(cast("Any", pyarrow.input_stream(str(path), compression="zstd")))
+            case _:
+                opened = path.open("rb")
+        with closing(opened) as file:
+            yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{label!r} is no whole gzip file: {error}", subject=label) from error
     except OSError as error:
@@ -235,18 +252,6 @@ def _whole(path: Path, label: str) -> str:
         most = f"{LONGEST_WHOLE >> 20:,} MiB"
         raise DataError(f"{label!r} is larger than {most}, the most that is read at once; write it as JSON Lines", subject=label)
     return "".join(_lines(path, label))
-
-
-def _opened(path: Path) -> BufferedIOBase:
-    match path.suffix.lower():
-        case ".gz":
-            return gzip.GzipFile(path, "rb")
-        case ".zst":
-            import pyarrow
-
-            return BufferedReader(cast("Any", pyarrow.input_stream(str(path), compression="zstd")))
-        case _:
-            return path.open("rb")
 
 
 def _object(record: Any, where: str) -> dict[str, Any]:
@@ -274,8 +279,7 @@ def read_columns(path: Path, label: str) -> Iterator[dict[str, Any]]:
 
 def _check(names: list[str], rows: int, label: str) -> None:
     check_columns(len(names), repr(label))
-    twice = repeated(names)
-    if twice is not None:
+    if (twice := repeated(names)) is not None:
         raise DataError(f"{label!r} has two columns called {short(twice)!r}; rename one", subject=label)
     if rows > MOST_ROWS:
         raise DataError(f"{label!r} has {rows:,} rows, and at most {MOST_ROWS:,} are read; take a part of it", subject=label)

@@ -161,16 +161,14 @@ def _matching(pattern: str, label: str) -> Iterator[str]:
             if looked_at > LOOKED_THROUGH:
                 most = f"{LOOKED_THROUGH:,}"
                 raise DataError(f"{label!r} would look through more than {most} names; begin it with a folder nearer to the files", subject=label)
-            inside = os.path.join(place, entry.name)
-            if entry.name.startswith(".") and not part.startswith("."):
+            hidden = entry.name.startswith(".") and not part.startswith(".")
+            if hidden or not (deep or fnmatch(entry.name, part)):
                 continue
-            if deep and entry.is_dir(follow_symlinks=False):
-                waiting.append((inside, (part, *rest)))
-            elif not deep and fnmatch(entry.name, part):
-                if not rest:
-                    yield inside
-                elif entry.is_dir():
-                    waiting.append((inside, rest))
+            inside, further = os.path.join(place, entry.name), (part, *rest) if deep else rest
+            if not further:
+                yield inside
+            elif entry.is_dir(follow_symlinks=not deep):
+                waiting.append((inside, further))
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:

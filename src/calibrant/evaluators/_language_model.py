@@ -99,7 +99,10 @@ class Answering:
     @property
     def eot_token_id(self) -> int:
         """The token that ends a text."""
-        return int(self._special("eos_token_id"))
+        token = self.tokenizer.eos_token_id
+        if not isinstance(token, int):
+            raise DataError(f"the tokenizer {self.tokenizer_name!r} has no eos_token_id, and the harness needs one", subject="eos_token_id")
+        return token
 
     @property
     def prefix_token_id(self) -> int:
@@ -180,12 +183,6 @@ class Answering:
             self._last = (bare, self.tok_encode(bare))
         before = self._last[1]
         return before, whole[len(before) :]
-
-    def _special(self, name: str) -> int:
-        token = getattr(self.tokenizer, name)
-        if not isinstance(token, int):
-            raise DataError(f"the tokenizer {self.tokenizer_name!r} has no {name}, and the harness needs one", subject=name)
-        return token
 
     def _ids(self, text: str, special: bool | None) -> list[int]:
         options: dict[str, Any] = {} if special is None else {"add_special_tokens": special}

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -119,21 +120,20 @@ def leaks(sets: Iterable[CalibrationSet], evaluators: Sequence[Evaluator]) -> di
 
     The sources that Calibrant knows take such rows out of themselves. A file's whole calibrate part is looked at, whatever the draw.
     """
-    leaked: dict[str, dict[str, int]] = {}
-    measured: dict[str, list[Row]] = {}
-    files: dict[tuple[UserFile, str], int] = {}
-    for chosen in {str(s): s for s in sets}.values():
-        for evaluator in evaluators:
-            for file in {file for part in chosen.parts for file in files_behind(part.source)}:
-                name = str(evaluator)
-                if (file, name) not in files:
-                    measured.setdefault(name, list(evaluator.rows()))
-                    rows = file.part("calibrate").rows
-                    files[file, name] = len({leak.row for leak in find_leaks(rows, measured[name]) if serious(leak)})
-                if files[file, name]:
-                    counts = leaked.setdefault(str(chosen), {})
-                    counts[name] = counts.get(name, 0) + files[file, name]
-    return leaked
+    by_name = {str(evaluator): evaluator for evaluator in evaluators}
+
+    @cache
+    def measured(evaluator: str) -> list[Row]:
+        return list(by_name[evaluator].rows())
+
+    @cache
+    def leaking(file: UserFile, evaluator: str) -> int:
+        return len({leak.row for leak in find_leaks(file.part("calibrate").rows, measured(evaluator)) if serious(leak)})
+
+    files = {str(chosen): {file for part in chosen.parts for file in files_behind(part.source)} for chosen in sets}
+    counts = {name: {evaluator: sum(leaking(file, evaluator) for file in behind) for evaluator in by_name} for name, behind in files.items()}
+    leaked = {name: {evaluator: rows for evaluator, rows in of.items() if rows} for name, of in counts.items()}
+    return {name: of for name, of in leaked.items() if of}
 
 
 def refuse(leaked_rows: Mapping[str, Mapping[str, int | LeakCount]]) -> None:

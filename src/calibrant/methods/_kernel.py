@@ -57,6 +57,14 @@ def choose(tile: Any, out: Any, saliency: Any, start: int, i: int, group: int, d
 
 
 @compiled
+def _remove(column: Any, errors: Any, out: Any, pivot: Any) -> None:
+    """Set to zero what is `out` of a column; `errors` gets what that costs the columns behind it."""
+    for r in range(TILE):
+        errors[r] = column[r] / pivot if out[r] else 0
+        column[r] = 0 if out[r] else column[r]
+
+
+@compiled
 def eliminate(
     weight: Any, upper: Any, saliency: Any, removed: Any, errors: Any, first: int, last: int, start: int, stop: int, group: int, drop: int
 ) -> None:
@@ -77,11 +85,8 @@ def eliminate(
             if group > 0:
                 choose(tile, out, saliency, start, i, group, drop)
             for j in range(i, i + width):
-                column, error, row_out, pivot = tile[j], lost[j], out[j], upper[start + j, start + j]
-                correct(column, lost, upper, start, j, i, j)
-                for r in range(TILE):
-                    error[r] = column[r] / pivot if row_out[r] else 0
-                    column[r] = 0 if row_out[r] else column[r]
+                correct(tile[j], lost, upper, start, j, i, j)
+                _remove(tile[j], lost[j], out[j], upper[start + j, start + j])
         for r in range(rows):
             for i in range(n):
                 weight[top + r, start + i] = tile[i, r]

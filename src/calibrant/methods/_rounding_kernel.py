@@ -11,6 +11,18 @@ from calibrant.methods._kernel import TILE, choose, compiled, correct
 
 
 @compiled
+def _round(column: Any, errors: Any, out: Any, codes: Any, scales: Any, zeros: Any, pivot: Any, lowest: int, highest: int, rows: int) -> None:
+    """Round a column to the nearest codes; what is `out` gets the code of zero, and `errors` what that costs the columns behind it."""
+    for r in range(rows):
+        s, z = scales[r], zeros[r]
+        near = min(max(np.rint(column[r] / s + z), lowest), highest)
+        codes[r] = z if out[r] else near
+        value = (codes[r] - z) * s
+        errors[r] = (column[r] - value) / pivot
+        column[r] = value
+
+
+@compiled
 def round_columns(
     weight: Any,
     upper: Any,
@@ -49,16 +61,11 @@ def round_columns(
             if group > 0:
                 choose(tile, out, saliency, start, i, group, drop)
             for j in range(i, i + width):
-                column, error, row_out, code, pivot = tile[j], lost[j], out[j], chosen[j], upper[start + j, start + j]
-                correct(column, lost, upper, start, j, i, j)
-                scale, zero = scales[groups[start + j]], zeros[groups[start + j]]
-                for r in range(rows):
-                    s, z = scale[top + r], zero[top + r]
-                    near = min(max(np.rint(column[r] / s + z), lowest), highest)
-                    code[r] = z if row_out[r] else near
-                    value = (code[r] - z) * s
-                    error[r] = (column[r] - value) / pivot
-                    column[r] = value
+                correct(tile[j], lost, upper, start, j, i, j)
+                of = groups[start + j]
+                _round(
+                    tile[j], lost[j], out[j], chosen[j], scales[of, top:last], zeros[of, top:last], upper[start + j, start + j], lowest, highest, rows
+                )
         for r in range(rows):
             for i in range(n):
                 weight[top + r, start + i] = tile[i, r]

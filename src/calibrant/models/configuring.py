@@ -155,14 +155,11 @@ def _check_type(raw: Mapping[str, Any], ref: str, trust: bool) -> None:
 
 def _check_causal(config: PreTrainedConfig, ref: str) -> None:
     """Raise `ModelError` for a model that doesn't predict the next token."""
-    classes = {c.__name__ for c in _flat(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])} if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else set[str]()
+    known: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), ())
+    classes = {one.__name__ for one in (known if isinstance(known, list | tuple) else (known,))}
     named = config.architectures or sorted(classes)[:1]
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise ModelError(f"{ref}: architectures is {brief(named)}, and no list of names; check its config.json", subject="architectures")
     if not classes.intersection(named):
         what = ", ".join(named) or config.model_type
         raise ModelError(f"{ref} is no causal language model ({what}); give one that predicts the next token, such as smollm2", subject=ref)
-
-
-def _flat(classes: Any) -> tuple[type, ...]:
-    return tuple(classes) if isinstance(classes, list | tuple) else (classes,)

@@ -71,14 +71,9 @@ def folder_digest(folder: Path, weights: Sequence[Path], with_code: bool = False
     total = hashlib.sha256()
     for file in sorted([*weights, folder / CONFIG]):
         total.update(f"{file.name} {file_digest(file)}\n".encode())
-    for file in code_files(folder) if with_code else ():
+    for file in sorted(folder.rglob("*.py")) if with_code else ():
         total.update(f"{file.relative_to(folder).as_posix()} {file_digest(file)}\n".encode())
     return "sha256:" + total.hexdigest()
-
-
-def code_files(folder: Path) -> list[Path]:
-    """Return the Python files in a folder and below it, sorted."""
-    return sorted(folder.rglob("*.py"))
 
 
 def file_digest(path: Path) -> str:

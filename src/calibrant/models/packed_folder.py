@@ -101,14 +101,15 @@ def packed_folder(folder: Path, ref: str, weights: Sequence[Path], stored: Mappi
     modules = [name.removesuffix(f".{PACKED}") for name in stored if name.endswith(f".{PACKED}")]
     bits = {module: _bits_of(module, groups, ref) for module in modules}
     tensors = dict(stored)
+    packed = {module: {part: tensors.pop(f"{module}.{part}", None) for part in (PACKED, SCALE, SHAPE)} for module in modules}
+    for module, parts in packed.items():
+        if len({part and part.file for part in parts.values()}) > 1 or None in parts.values():
+            raise ModelError(f"{ref}: {module} lacks a part of its packed weight, or has it in another file; save it again", subject=module)
     for path in weights:
         with opening_by_transformers(ref), safe_open(path, framework="pt") as file:
-            for module in sorted(set(modules) & {name.rpartition(".")[0] for name in file.keys()}):  # noqa: SIM118  # no mapping
-                parts = {part: tensors.pop(f"{module}.{part}", None) for part in (PACKED, SCALE, SHAPE)}
-                if any(part is None or part.file != path.name for part in parts.values()):
-                    raise ModelError(f"{ref}: {module} lacks a part of its packed weight, or has it in another file; save it again", subject=module)
+            for module in (module for module in modules if stored[f"{module}.{PACKED}"].file == path.name):
                 shape = [int(n) for n in file.get_tensor(f"{module}.{SHAPE}").flatten().tolist()]
-                tensors[f"{module}.weight"] = _unpacked(module, shape, cast(Any, parts), bits[module], ref)
+                tensors[f"{module}.weight"] = _unpacked(module, shape, cast(Any, packed[module]), bits[module], ref)
     return PackedFolder(bits, tensors)
 
 

@@ -205,10 +205,7 @@ def write(
         answer: Any = model(input_ids=shown, cache=cache, use_cache=True)
         cache, logits = answer.cache, _wide(answer.logits)
         if step == 0:
-            # Only in layers that just grow; others, such as those of a sliding window, look after themselves.
-            for at, layer in enumerate(cache.layers if isinstance(cache, DynamicCache) else ()):
-                if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
-                    cache.layers[at] = _Room(layer.keys, layer.values, width + steps)
+            _make_room(cache, width + steps)
             nats += _nats(logits[:, :-1], shown[:, 1:]).sum(1)
         last, own = logits[:, -1], going.to(ids.device)
         chosen = pick(_within(last, vocabulary), ids[own, : width + step], chance[going, step], sampling, step)
@@ -227,6 +224,13 @@ def write(
     return [Draft(tuple(row[starts:size]), nat) for row, size, nat in zip(ids.tolist(), lengths.tolist(), (nats / predicted).tolist(), strict=True)]
 
 
+def _make_room(cache: Any, positions: int) -> None:
+    """Give layers that just grow room for all positions at once; others, such as those of a sliding window, look after themselves."""
+    for at, layer in enumerate(cache.layers if isinstance(cache, DynamicCache) else ()):
+        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
+            cache.layers[at] = _Room(layer.keys, layer.values, positions)
+
+
 def pick(
     logits: Float[Tensor, "text token"],
     before: Int[Tensor, "text position"],
@@ -240,7 +244,10 @@ def pick(
     if it is negative), temperature, top-k and top-p in the order in which transformers applies them. Of tokens that tie at the k-th place
     only as many as fit stay, where transformers keeps all.
     """
-    scores = _penalised(logits, before, sampling.repetition_penalty) / sampling.temperature(step)
+    if (penalty := sampling.repetition_penalty) != 1.0:
+        old = logits.gather(1, before)
+        logits = logits.scatter(1, before, torch.where(old < 0, old * penalty, old / penalty))
+    scores = logits / sampling.temperature(step)
     count = min(sampling.top_k or scores.shape[1], scores.shape[1])
     # Sorted probabilities are few numbers: the rest is done where float64 is at hand.
     scores, tokens = scores.topk(count, dim=1)
@@ -267,13 +274,6 @@ def check_between(selector: Selector, **bounds: tuple[float, float]) -> None:
         if not least <= value <= min(most, MOST):
             allowed = f"at least {least:g}" if value < least and math.isinf(most) else f"between {least:g} and {min(most, MOST):,g}"
             raise SpecError(f"{selector.spec_name()}({name}={value}): it must be {allowed}", subject=name)
-
-
-def _penalised(logits: Float[Tensor, "text token"], before: Int[Tensor, "text position"], penalty: float) -> Float[Tensor, "text token"]:
-    if penalty == 1.0:
-        return logits
-    old = logits.gather(1, before)
-    return logits.scatter(1, before, torch.where(old < 0, old * penalty, old / penalty))
 
 
 def _within(logits: Float[Tensor, "text token"], vocabulary: int | None) -> Float[Tensor, "text token"]:

@@ -1,7 +1,7 @@
 """Self-generated calibration data: the dense model continues short prefixes (Ji et al. 2024, arXiv 2410.17711)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Final
@@ -99,18 +99,15 @@ class SelfGen(Selector):
         begin = context.draw * self.candidates
         dealt = [rows[at % len(rows)] for at in range(begin, begin + min(self.candidates, len(rows)))]
         texts = (term.format.render(row, context.tokenizer) for row in dealt if term.format.takes(row))
-        prefixes = [ids for ids in self._first_tokens(texts, context) if len(ids) == self.prefix_tokens]
+        # No token is longer than this; long articles needn't be encoded whole.
+        beginnings = (text[: _LONGEST * (self.prefix_tokens + 1)] for text in texts)
+        encoded = (context.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in beginnings)
+        prefixes = [ids[: self.prefix_tokens] for ids in encoded if len(ids) >= self.prefix_tokens]
         if not prefixes:
             raise DataError(
                 f"{self}: none of the {len(dealt)} rows of this draw has {self.prefix_tokens} tokens; lower prefix_tokens", subject=self.prefix
             )
         return prefixes
-
-    def _first_tokens(self, texts: Iterator[str], context: Context) -> Iterator[list[int]]:
-        for text in texts:
-            # No token is longer than this; long articles needn't be encoded whole.
-            beginning = text[: _LONGEST * (self.prefix_tokens + 1)]
-            yield context.tokenizer(beginning, add_special_tokens=False, verbose=False)["input_ids"][: self.prefix_tokens]
 
     def _rows(self) -> Sequence[Row]:
         source = self._term.source

@@ -9,13 +9,14 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.durable import UNFINISHED, appearing, flush, reason, text_of_json, write_bytes
+from calibrant.durable import UNFINISHED, appearing, flush, reason, remove_empty, text_of_json, write_bytes
 from calibrant.errors import DataError, OutputError
 from calibrant.outcomes import WAYS, leaf, write_table
 from calibrant.progress import Progress, silent
@@ -108,11 +109,10 @@ def unpack(folder: str | Path, out: str | Path | None = None, progress: Progress
             progress("unpacking", number, len(runs))
             measures = {measure: source.files(run, measure) for measure in source.measured(run)}
             measurements += len(measures)
-            if target.run_folder(run).exists():  # there are newer measurements in it, or a part of what was packed
-                for measure, files in measures.items():
-                    target.adopt_measurement(files, run, measure)
-                measures = {}
-            target.adopt(source.files(run), run, measures)
+            begun = target.run_folder(run).exists()  # there are newer measurements in it, or a part of what was packed
+            for measure, files in measures.items() if begun else ():
+                target.adopt_measurement(files, run, measure)
+            target.adopt(source.files(run), run, {} if begun else measures)
         progress("unpacking", len(runs), len(runs))
         if source.packed is not None:
             target.write_text(MARKER, marked)
@@ -155,11 +155,11 @@ def _new_store(source: Store, path: Path) -> Iterator[Store]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(f"{str(path)!r} exists already; name a folder that isn't there yet", subject=str(path))
     tables = (PACKED, *source.packed.manifest["files"]) if source.packed else ()
+    beside = [file for file in sorted(source.folder.iterdir()) if file.name not in (*NOT_COPIED, *tables) and not is_ours(file)]
     with appearing(path, path.with_name(f"{UNFINISHED}-{path.name}")) as half:
         with Store(half) as target:
-            for file in sorted(source.folder.iterdir()):
-                if file.name not in (*NOT_COPIED, *tables) and not is_ours(file):
-                    (shutil.copytree if file.is_dir() else shutil.copyfile)(file, half / file.name)
+            for file in beside:
+                (shutil.copytree if file.is_dir() else shutil.copyfile)(file, half / file.name)
             yield target
         shutil.rmtree(half / UNFINISHED, ignore_errors=True)
 
@@ -235,17 +235,23 @@ class _Writer:
         apart = {path: "BYTE_STREAM_SPLIT" for path, kind in leaves if pa.types.is_floating(kind) and path != "weight"}
         options: dict[str, Any] = {"use_dictionary": [path for path, _ in leaves if path not in apart], "column_encoding": apart or None}
         with pq.ParquetWriter(self._folder / ITEMS_TABLE, schema, **options, **_SMALL) as writer:
-            group, waiting, rows = 0, list[Any](), 0
-            for keys in groups.values():
-                for key in keys:
-                    table = self._source.files(*key).table()
-                    if waiting and rows + len(table) > MOST_ITEMS:
-                        writer.write_table(pa.concat_tables(waiting), row_group_size=max(rows, 1))
-                        group, waiting, rows = group + 1, [], 0
-                    waiting.append(self._laid_out(key, table, schema, group, rows))
-                    rows += len(table)
-                writer.write_table(pa.concat_tables(waiting), row_group_size=max(rows, 1))
-                group, waiting, rows, self._items = group + 1, [], 0, self._items + rows
+            for group, tables in enumerate(row_group for keys in groups.values() for row_group in self._row_groups(keys)):
+                starts = [*accumulate(map(len, tables.values()), initial=0)]
+                laid_out = [self._laid_out(key, table, schema, group, at) for (key, table), at in zip(tables.items(), starts, strict=False)]
+                writer.write_table(pa.concat_tables(laid_out), row_group_size=max(starts[-1], 1))
+                self._items += starts[-1]
+
+    def _row_groups(self, keys: Iterable[Key]) -> Iterator[dict[Key, Any]]:
+        """Yield the items of measurements in row groups, each of at most `MOST_ITEMS` unless a single measurement has more."""
+        tables, rows = dict[Key, Any](), 0
+        for key in keys:
+            table = self._source.files(*key).table()
+            if tables and rows + len(table) > MOST_ITEMS:
+                yield tables
+                tables, rows = {}, 0
+            tables[key] = table
+            rows += len(table)
+        yield tables
 
     def _laid_out(self, key: Key, table: Any, schema: Any, group: int, start: int) -> Any:
         """A measurement's items with all columns of the whole table; `_layouts` says how to find them."""
@@ -359,9 +365,7 @@ def _parquet(table: Any, way: int) -> bytes:
 
 def _same_bits(one: Any, other: Any) -> bool:
     """Whether two columns of numbers are equal, NaN and the sign of zero included."""
-    if one.null_count or other.null_count:
-        return False
-    return one.to_numpy().tobytes() == other.to_numpy().tobytes()
+    return not (one.null_count or other.null_count) and one.to_numpy().tobytes() == other.to_numpy().tobytes()
 
 
 def _check_whole(problems: Iterator[Any]) -> None:
@@ -384,12 +388,9 @@ def _remove_folders(folder: Path, packed: PackedStore) -> None:
             path, files = folder / folder_of(run, measure), packed.files(run, measure)
             for name in files.names() if files and path.is_dir() else ():
                 (path / name).unlink(missing_ok=True)
-            with suppress(OSError):  # something else lies there
-                if not measure:
-                    (path / MEASURES).rmdir()
-                path.rmdir()
-    with suppress(OSError):
-        (folder / RUNS).rmdir()
+            remove_empty(path / MEASURES)  # of a run
+            remove_empty(path)
+    remove_empty(folder / RUNS)
 
 
 def _size(folder: Path) -> tuple[int, int]:

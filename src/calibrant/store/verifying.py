@@ -99,11 +99,12 @@ def problems_of_run(files: ResultFiles, run_id: str, measured: bool = False) -> 
         return
     try:
         yield from (changed := _changed(files))
-        if not changed:
-            record = files.record()
-            with understood(path):
-                yield from _of_ids(path, run_id, record["id"], Run(**record["run"]).id)
-            files.provenance()
+        if changed:
+            return
+        record = files.record()
+        with understood(path):
+            yield from _of_ids(path, run_id, record["id"], Run(**record["run"]).id)
+        files.provenance()
     except DataError as error:
         yield _damaged(error)
 
@@ -113,13 +114,14 @@ def problems_of_measurement(files: ResultFiles, run_id: str, measure_id: str) ->
     path = files.where(SCORE)
     try:
         yield from (changed := _changed(files))
-        if not changed:
-            score = files.score_file()
-            with understood(path):
-                yield from _of_ids(path, measure_id, score["id"], measurement_id(run_id, score["evaluator"], score["data"]))
-                if score["run"] != run_id:
-                    yield StoreProblem(str(path), f"measured on {score['run']}, and kept with another run", AGAIN)
-            yield from _of_items(files.where(ITEMS), files.measurement())
+        if changed:
+            return
+        score = files.score_file()
+        with understood(path):
+            yield from _of_ids(path, measure_id, score["id"], measurement_id(run_id, score["evaluator"], score["data"]))
+            if score["run"] != run_id:
+                yield StoreProblem(str(path), f"measured on {score['run']}, and kept with another run", AGAIN)
+        yield from _of_items(files.where(ITEMS), files.measurement())
     except DataError as error:
         yield _damaged(error)
 
@@ -204,8 +206,9 @@ def _of_failures(store: Store) -> Iterator[StoreProblem]:
         try:
             failure = read_failure(path)
             with understood(path):
-                if failure["id"] != f"sha256:{path.stem}":
-                    yield StoreProblem(str(path), f"tells of {failure['id']}, and is named after another", "delete it")
+                subject = failure["id"]
+            if subject != f"sha256:{path.stem}":
+                yield StoreProblem(str(path), f"tells of {subject}, and is named after another", "delete it")
         except DataError as error:
             yield replace(_damaged(error), remedy="delete it")
         if f"sha256:{path.stem}" in ids:

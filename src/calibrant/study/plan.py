@@ -144,7 +144,7 @@ def plan(study: Study, folder: str | Path, *, probed: bool = True, progress: Pro
         int(study.statistics_gb * 1e9),
         supplies,
         sum(seconds) if seconds else None,
-        _load() if seconds else None,
+        os.getloadavg()[0] / (os.cpu_count() or 1) if seconds and os.name == "posix" else None,
         tuple(_unknown(models, supplies, probed)),
         tuple(warnings),
     )
@@ -282,11 +282,6 @@ def _warned(models: Sequence[ModelPlan], supplies: Sequence[Supply]) -> Iterator
         elif not supply.lasts:
             few = f"{supply.data} holds {number} disjoint draws of this size, and the study has {supply.draws}"
             yield f"{few}: later ones repeat rows of earlier ones"
-
-
-def _load() -> float | None:
-    """How many programs each processor had to do in the last minute; None where the system doesn't say."""
-    return os.getloadavg()[0] / (os.cpu_count() or 1) if os.name == "posix" else None
 
 
 def _stopped(study: Study) -> Iterator[str]:

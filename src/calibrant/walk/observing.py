@@ -59,9 +59,8 @@ def gather(view: ModelView, batch: TokenBatch, kinds: Iterable[type[InputStatist
     start = min(missing.values())
     with torch.no_grad():
         for block, seen in by_block(blocks[start:], walk(view, batch, tuple(missing), "dense", start=start)):
-            for kind, count in missing.items():
-                if block.index >= count:
-                    stored.add(kind, block, seen)
+            for kind in [kind for kind, count in missing.items() if block.index >= count]:
+                stored.add(kind, block, seen)
             progress("statistics", block.index + 1, len(blocks))
 
 

@@ -141,10 +141,11 @@ class _Rehearsing(TorchFunctionMode):
         results = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)}
         for tensor in tensors if results else ():
             storage = tensor.untyped_storage().data_ptr()
-            if storage in self._storages and storage not in results:
-                for weight in self._under(tensor):
-                    if weight.name not in self._now:
-                        self._read_by.setdefault(weight.name, name)
+            if storage not in self._storages or storage in results:
+                continue
+            for weight in self._under(tensor):
+                if weight.name not in self._now:
+                    self._read_by.setdefault(weight.name, name)
 
     def _under(self, tensor: Tensor) -> list[Weight]:
         """The matrices that `tensor` is memory of."""

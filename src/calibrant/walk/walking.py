@@ -26,7 +26,7 @@ With other `ranks` this process runs its share of the micro-batches, and hands o
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, final
@@ -82,29 +82,21 @@ def walk(
     if not observes or batch is None:
         yield from ((weight, Seen({})) for block in view.blocks[start:] for weight in block.weights)
         return
-    step: Callable[[Block, list[_MicroBatch], Kinds, Ranks, Rehearsal], Iterator[tuple[Weight, Seen]]]
-    step = {"arrival": _arrival, "reference": _reference, "dense": _dense}[propagate]
+    through = {"arrival": _arrival, "reference": _reference, "dense": _dense}[propagate]
     rehearsal = rehearse(view)
     left = rehearsal.left(propagate)
     followed = [replace(block, weights=tuple(weight for weight in block.weights if weight.name not in left)) for block in view.blocks]
     calls = list(rehearsal.calls)
     while calls and not followed[calls[-1]].weights:
         calls.pop()
-    parts = _parts(view, rehearsal, calls, batch, tokens_per_pass, ranks)
-    try:
-        for part in parts:
-            part.resume()
+    with _under_way(view, rehearsal, calls, batch, tokens_per_pass, ranks) as parts:
         for index in calls:
-            if index < start or not followed[index].weights:
-                for part in parts:
-                    part.go()
-            else:
-                for part in parts:
-                    part.weigh(followed[index], weigh)
-                yield from step(followed[index], parts, observes, ranks, rehearsal)  # pyright: ignore[reportArgumentType]  # checked by the method's contract
-    finally:
-        for part in parts:
-            part.unwind()
+            block = followed[index]
+            passed = index < start or not block.weights
+            for part in () if passed else parts:
+                part.weigh(block, weigh)
+            step = _past if passed else through
+            yield from step(block, parts, observes, ranks, rehearsal)  # pyright: ignore[reportArgumentType]  # checked by the method's contract
 
 
 def walk_blocks(
@@ -112,24 +104,19 @@ def walk_blocks(
 ) -> Iterator[tuple[Block, Seen]]:
     """Yield each block of the untouched model with what it did (`BlockStatistics`): what methods that remove blocks or experts look at."""
     rehearsal, did, device = rehearse(view), BlockStatistics(view, observes), next(view.model.parameters()).device
-    parts = _parts(view, rehearsal, rehearsal.calls, batch, tokens_per_pass, ranks)
-    try:
-        for part in parts:
-            part.resume()
+    with _under_way(view, rehearsal, rehearsal.calls, batch, tokens_per_pass, ranks) as parts:
         for block in (view.blocks[index] for index in rehearsal.calls):
             rows = [partial(part.rows, name=block.name) for part in parts]
             local = [ranks.part(did.of(block, part.block_input(), part.block_output, of, part.weights)) for part, of in zip(parts, rows, strict=True)]
             mine = {block.name: sum(local[1:], local[0])} if local and local[0] else {}
             yield block, ranks.totals(mine, device).get(block.name, Seen({}))
-    finally:
-        for part in parts:
-            part.unwind()
 
 
-def _parts(
-    view: ModelView, rehearsal: Rehearsal, calls: Sequence[int], batch: TokenBatch, tokens_per_pass: int, ranks: Ranks = ALONE
-) -> list["_MicroBatch"]:
-    """This rank's micro-batches, none of them on its way yet."""
+@contextmanager
+def _under_way(
+    view: ModelView, rehearsal: Rehearsal, calls: Sequence[int], batch: TokenBatch, tokens_per_pass: int, ranks: Ranks
+) -> Iterator[list["_MicroBatch"]]:
+    """Yield this rank's micro-batches, each at the door of the first block; however the walk ends, their forwards end with it."""
     device = next(view.model.parameters()).device
     parts: list[_MicroBatch] = []
     for ids, mask, weights in ranks.share(list(micro_batches(batch, tokens_per_pass))):
@@ -138,7 +125,13 @@ def _parts(
         mass = weights.flatten()[counts]
         inputs = inputs_of(view.base, ids.to(device), None if bool(mask.all()) else mask.to(device))
         parts.append(_MicroBatch(view, rehearsal, calls, inputs, counted, None if bool((mass == 1).all()) else mass.to(device)))
-    return parts
+    try:
+        for part in parts:
+            part.resume()
+        yield parts
+    finally:
+        for part in parts:
+            part.unwind()
 
 
 @final
@@ -296,6 +289,13 @@ class _MicroBatch:
         weigh = weigh[tokens]
         real = weigh > 0
         return flat[real], None if self.weights is None else weigh[real]
+
+
+def _past(block: Block, parts: list[_MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
+    """The forwards run through the block, and nothing looks."""
+    for part in parts:
+        part.go()
+    return iter(())
 
 
 def _arrival(block: Block, parts: list[_MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:

@@ -51,12 +51,12 @@ class Legacy(Packing):
             yield from Crop().windows((text for text in texts if len(text.ids) > frame.length), sizes, frame)
         else:
             for size in sizes:
-                joined: list[TokenizedText] = []
-                while sum(len(text.ids) for text in joined) <= frame.length:
-                    text = next(texts, None)
-                    if text is None:
-                        return
+                joined, tokens = list[TokenizedText](), 0
+                while tokens <= frame.length and (text := next(texts, None)) is not None:
                     joined.append(text)
+                    tokens += len(text.ids)
+                if tokens <= frame.length:
+                    return
                 yield cut_anywhere(joined[0].key, np.concatenate([text.ids for text in joined]), size, frame.draw)
 
     def supply(self, lengths: Sequence[int], frame: Frame) -> str:
