@@ -18,10 +18,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from calibrant import registry
 
 torch.set_num_threads(1)
+# How long an example takes depends on what else the machine does.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 HEAVY = re.compile(r"\b(tiny_\w+|trained|subprocess|import torch|Study|asked|store_of|ask\w*: Ask|open_model|write_plots|mark\.slow|seconds=)\b")
 """What a test file mentions that opens a model, runs a study, starts a process or draws."""

@@ -1,7 +1,6 @@
 """Whatever a text looks like, it is understood or refused in a sentence, and soon: specs, expressions, targets and studies, mangled by chance."""
 
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from calibrant.methods import methods
 from calibrant.study import Study, read_study
 from calibrant.study.checking import MOST_RUNS, MOST_VALUES
 from calibrant.targets import parse_target
+
+from tests.effort import quick
 
 SPECS = ("wanda", "sparsegpt(damp=0.02, block=64)", "magnitude()", "sparsegpt(damp=1)")
 EXPRESSIONS = (
@@ -65,7 +66,6 @@ ODD = (
         "#",
     ),
 )
-SLOWEST = 10.0
 
 
 def mangled(text: str, chance: random.Random) -> str:
@@ -88,14 +88,14 @@ def mangled(text: str, chance: random.Random) -> str:
 
 def is_answered(read: Callable[[str], Any], text: str) -> None:
     """It is understood, and then its text is too, or an `InputError` of lines that can be read; anything else is a failure of this test."""
-    began, said = time.process_time(), "understood"
+    said = "understood"
     try:
-        found = read(text)
-        assert isinstance(found, Study) or str(read(str(found))) == str(found), text
+        with quick():
+            found = read(text)
+            assert isinstance(found, Study) or str(read(str(found))) == str(found), text
     except InputError as error:
         said = str(error)
     assert 0 < max(map(len, said.split("\n"))) < 1200, text
-    assert time.process_time() - began < SLOWEST, text[:200]
 
 
 @pytest.mark.parametrize(
@@ -160,11 +160,9 @@ def nested(deep: int) -> str:
     ids=range(26),
 )
 def test_what_is_too_much_is_refused_by_what_was_given(read: Callable[[Any], Any], given: Any, error: type[InputError], said: str):
-    began = time.process_time()
-    with pytest.raises(error) as refused:
+    with quick(20), pytest.raises(error) as refused:
         read(given)
     assert said in str(refused.value)
-    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize(
@@ -209,12 +207,10 @@ def test_a_budget_beyond_what_can_be_is_refused_before_anything_is_reserved(data
     ids=range(13),
 )
 def test_a_study_that_is_too_large_is_counted_and_refused(changes: dict[str, Any], said: str):
-    began = time.process_time()
-    with pytest.raises(StudyError) as refused:
+    with quick(30), pytest.raises(StudyError) as refused:
         Study(**{"models": "smollm2", "data": "c4", "methods": "wanda", **changes})
     assert said in str(refused.value)
     assert len(str(refused.value)) < 3000
-    assert time.process_time() - began < 3
 
 
 def test_methods_that_look_at_no_data_have_a_run_a_sparsity_whatever_the_draws():

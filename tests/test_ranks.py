@@ -218,7 +218,7 @@ def answer(folder: Path) -> Answer:
     command = [sys.executable, *torchrun, __file__, str(folder)]
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         try:
-            out, err = running.communicate(timeout=240)
+            out, err = running.communicate(timeout=1800)
         except subprocess.TimeoutExpired:
             running.terminate()  # not kill: torchrun ends its ranks
             raise

@@ -121,6 +121,18 @@ def test_commands_only_parse_call_and_print():
     assert [f.name for f in commands if nesting(f) > 2] == [], "a command decides too much"
 
 
+def test_no_test_counts_seconds():
+    """How long something takes depends on the machine and on what else it does; `tests/effort.py` compares it with other work."""
+    tests = Path(__file__).parent
+    counting = {
+        str(path.relative_to(tests))
+        for path in tests.rglob("*.py")
+        if re.search(r"\btime\.(time|monotonic|\w+_counter|process_time)\(", path.read_text())
+    }
+    ends_what_hangs = {"study/test_workers.py"}
+    assert counting - ends_what_hangs == {"effort.py", "attack/running.py"}
+
+
 def test_classes_are_abstract_or_final():
     """Nothing of ours that can be made is also a parent: vary by wrapping."""
     classes: dict[str, ast.ClassDef] = {}

@@ -97,14 +97,14 @@ class Registry:
 
     def learn(self, cls: type[Any]) -> None:
         """Know a class by its name from now on, in this process; one that was defined anew takes the place of the old one. Raises `SpecError`."""
-        name, taken = cls.spec_name(), None
+        name, holder = cls.spec_name(), None
         if name in self._own or name in self._foreign:
-            taken = self.get(name)
+            holder = self.get(name)
         elif (other := self._learned.get(name)) is not None and qualified(other) != qualified(cls):
-            taken = other
-        if taken not in (None, cls):
-            raise SpecError(f"{qualified(cls)} has the name of another {self.noun}, {qualified(taken)}; call it something else", subject=name)
-        if taken is None:
+            holder = other
+        if holder not in (None, cls):
+            raise SpecError(f"{qualified(cls)} has the name of another {self.noun}, {qualified(holder)}; call it something else", subject=name)
+        if holder is None:
             self._learned[name] = cls
 
     def knows(self, name: str) -> bool:

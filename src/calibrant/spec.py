@@ -185,8 +185,8 @@ def canonical(value: Any) -> Any:
     Names of classes outside this package can change or meet, so their canonical form says which class it is: `mymethod:WandaPow`.
     """
     if isinstance(value, Spec):
-        told = [f for f in _fields(value) if _LATER not in f.metadata or getattr(value, f.name) != _default(f)]
-        return {**about(type(value)), **{f.name: canonical(getattr(value, f.name)) for f in told}}
+        written = [f for f in _fields(value) if _LATER not in f.metadata or getattr(value, f.name) != _default(f)]
+        return {**about(type(value)), **{f.name: canonical(getattr(value, f.name)) for f in written}}
     if isinstance(value, Mapping):
         return {str(k): canonical(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -30,7 +30,7 @@ from tests.attack.kinds import KINDS, Ground
 SLOW: Final = 10.0
 """Seconds of the processor that a case may take: what other programs take of it doesn't count."""
 
-STUCK: Final = 120.0
+STUCK: Final = 900.0
 """Seconds of the clock after which a case waits for what never comes."""
 
 TELLING: Final = ("store verify", "store merge")

@@ -4,7 +4,6 @@ import csv
 import gzip
 import json
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +13,8 @@ from pyarrow.parquet import write_table
 
 from calibrant.data._files import SUFFIXES, read_records, short
 from calibrant.errors import DataError
+
+from tests.effort import quick
 
 TEXTS = {
     "NUL": "before\x00after",
@@ -85,9 +86,8 @@ def test_any_text_comes_through(tmp_path: Path, suffix: str, text: str):
 def test_megabytes_in_a_line(tmp_path: Path, suffix: str):
     text = "ab é\x00 " * 400_000
     path = write(tmp_path / f"a{suffix}", [{"text": "first"}, {"text": text.strip()}])
-    begun = time.process_time()
-    assert read(path) == ["first", text.strip()]
-    assert time.process_time() - begun < 2
+    with quick(20):
+        assert read(path) == ["first", text.strip()]
 
 
 @pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s not in (".parquet", ".arrow")])

@@ -1,7 +1,5 @@
 """What a model is shown, letter by letter."""
 
-import time
-
 import pytest
 
 from calibrant.data import Row, formats
@@ -9,6 +7,8 @@ from calibrant.data.formats.chat import Chat
 from calibrant.data.formats.cot import CoT
 from calibrant.errors import DataError, SpecError
 from calibrant.testing.tiny import tiny_tokenizer
+
+from tests.effort import quick
 
 SUM = Row(question="What is 2 and 3?", answer="5", rationale="2+3=5.")
 PICK = Row(question="Where do fish live?", answer="B", choices=("air", "water"), labels=("A", "B"))
@@ -130,10 +130,8 @@ GROWING = "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n
 def test_a_template_that_does_not_end_is_refused(template: str):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
-    began = time.process_time()
-    with pytest.raises(DataError, match=r"the model's chat template (goes on too long|makes something too large|is broken)"):
+    with quick(), pytest.raises(DataError, match=r"the model's chat template (goes on too long|makes something too large|is broken)"):
         Chat().render(SUM, tokenizer)
-    assert time.process_time() - began < 10
 
 
 def test_a_template_may_do_all_that_templates_do():

@@ -19,7 +19,7 @@ from calibrant.errors import DataError
 from calibrant.testing.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-ANY = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+ANY = settings(max_examples=20, suppress_health_check=list(HealthCheck))
 
 FEW = settings(ANY, max_examples=8)
 

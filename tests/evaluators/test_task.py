@@ -355,7 +355,7 @@ def test_texts_tokenized_all_at_once_give_the_same_requests():
     assert [learned.request(*part) for part in parts] == [asked.request(*part) for part in parts]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.one_of(st.integers(-(10**6), 10**6).map(str), st.decimals(-1000, 1000, places=2).map(str)),
     st.lists(st.integers(0, 10**4), max_size=5),

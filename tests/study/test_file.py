@@ -237,7 +237,7 @@ def studies(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(studies())
 def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, asked: dict[str, Any]):
     path = tmp_path_factory.getbasetemp() / "round.yaml"

@@ -64,7 +64,7 @@ for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
         study.run(store, engine="ray", address=address)
     except SpecError as error:
         said[address] = str(error)
-said["left"] = len(psutil.wait_procs(psutil.Process().children(recursive=True), timeout=60)[1])
+said["left"] = len(psutil.wait_procs(psutil.Process().children(recursive=True), timeout=900)[1])
 print("\\n" + json.dumps(said))
 """
 

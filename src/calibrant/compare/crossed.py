@@ -155,7 +155,9 @@ def combination(terms: Sequence[tuple[Mapping[str, Side], Mapping[str, float]]],
     # B: draws belong to one set, so the sets' variances add; a set drawn once, or with overlapping draws, has nothing to add.
     with_draws = [term for term in terms if term[0][names[0]].counted]
     all_counted = all(side[names[0]].counted or side[names[0]].independence == "no draws" for side, _ in terms)
+    # Where no set was drawn more than once B is zero; one degree of freedom only keeps the division by it defined.
     over = [(variance_over_draws(sides, coefs), len(sides[names[0]].draws) - 1.0) for sides, coefs in with_draws] or [(0.0, 1.0)]
+    # C: each measured set has items of its own, so its parts add; a set without draws has no interaction to tell from its items.
     interaction = sum(coefs[n] ** 2 * sides[n].interaction for sides, coefs in with_draws for n in names)
     draws, draws_df = (np.array(column) for column in zip(*over, strict=True))
     spread = Spread.of(np.array(items), np.array(items_df), draws, draws_df, np.array(interaction))

@@ -119,7 +119,7 @@ def draws_needed(estimate: Estimate, draws: int, effect: float, level: float = L
 
     def with_draws(count: int) -> Estimate:
         # The draws' part of the variance falls with their number, and its degrees of freedom grow with it; the items' part stays.
-        over = estimate.draws_share * (draws / count)
+        over = estimate.draws_share * (draws / count)  # all in units of today's variance
         total = 1 - estimate.draws_share + over
         dfs = None if estimate.dfs is None else (estimate.dfs[0], estimate.dfs[1] * (count - 1) / (draws - 1))
         return replace(estimate, stderr=stderr * math.sqrt(total), draws_share=over / total, dfs=dfs)

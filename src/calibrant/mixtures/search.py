@@ -97,7 +97,7 @@ class Search:
 
         Without `moves` only the first mixture is judged, the answer to equal weights: what is in closed form for the mean.
         """
-        rounds = min(_ROUNDS, self.evaluations // 3) if moves else 1
+        rounds = min(_ROUNDS, self.evaluations // 3) if moves else 1  # the other two thirds are for the descent
         weights, last = np.ones(self.count), min(self.evaluations, len(self.known) + rounds)
         turn = 0
         while len(self.known) < last and turn < (4 * _ROUNDS if moves else 1):
@@ -131,7 +131,7 @@ class Search:
 def rounded(weights: np.ndarray) -> Shares:
     """Return the nearest shares in whole hundredths: all are rounded down, and what is left goes to those that lost most."""
     exact = weights / weights.sum() * GRAIN
-    whole = np.floor(exact + 1e-9).astype(int)
+    whole = np.floor(exact + 1e-9).astype(int)  # 0.29 of a hundred is 28.999…, and means 29
     for place in np.argsort(whole - exact, kind="stable")[: GRAIN - whole.sum()]:
         whole[place] += 1
     return tuple(Fraction(int(share), GRAIN) for share in whole)
@@ -141,6 +141,7 @@ def _proposals(at: np.ndarray, slopes: np.ndarray, step: float) -> list[np.ndarr
     """Where the slopes point: shares times an exponential, soft and hard; and what one source gives to another."""
     spread = float(np.ptp(slopes)) or 1.0
     mild = at + 0.02 * (slopes < 0)  # a source that isn't in yet can't be multiplied into it
+    # Exponentials keep shares positive and their order of size; twice, because how far a slope holds isn't known.
     proposals = [mild * np.exp(-factor * step * (slopes - slopes.min()) / spread) for factor in (2.0, 8.0)]
     inside = np.flatnonzero(at > 0)
     # Beside the exponentials: the two sources that cost most each hand a step of their share to the one that costs least.

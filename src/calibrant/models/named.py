@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from calibrant.durable import reason, replacing
@@ -24,15 +24,19 @@ def _joined(model: NamedModel, parts: list[Path]) -> Path:
     # As new as its newest part and as large as all together, it is what was joined; else it is joined again.
     if whole.is_file() and whole.stat().st_size == sum(s.st_size for s in sizes) and whole.stat().st_mtime >= max(s.st_mtime for s in sizes):
         return whole
+    pieces = (piece for part in parts for piece in _pieces(part))
     try:
         whole.parent.mkdir(parents=True, exist_ok=True)
         with replacing(whole, whole.with_name(f".{os.getpid()}-{whole.name}"), flushed=False) as half, half.open("wb") as file:
-            for part in parts:
-                with part.open("rb") as piece:
-                    shutil.copyfileobj(piece, file, 2**20)
+            file.writelines(pieces)
     except OSError as error:
         raise ModelError(f"{model.name} is in parts and can't be joined in {str(whole.parent)!r} ({reason(error)})", subject=model.name) from error
     return whole
+
+
+def _pieces(part: Path) -> Iterator[bytes]:
+    with part.open("rb") as file:
+        yield from iter(lambda: file.read(2**20), b"")
 
 
 def _inside(part: str) -> Path | None:

@@ -140,7 +140,7 @@ class Flow(TorchDispatchMode):
         outputs = list(_tensors([result]))
         if func._schema.is_mutable:
             self._overwritten(outputs)
-        if self._inside_norm:
+        if self._inside_norm:  # `out_of_norm` will say what its result is
             return result
         outcome, message = self._outcome(name, args, kwargs, labels, outputs)
         for one, label in zip(outputs, outcome, strict=True):
@@ -245,6 +245,7 @@ class Flow(TorchDispatchMode):
             if label.rows:
                 self.pairs.setdefault(matrix, set()).add(label.rows)
         added = self._addend(bias)
+        # A product is a sum with its bias: where that is nothing that the model holds, more went into the result than a label could say.
         if not matrices or (isinstance(bias, Tensor) and not added.made):
             return NOTHING
         products = frozenset((matrix, "") for matrix in matrices) | added.made
@@ -269,11 +270,13 @@ class Flow(TorchDispatchMode):
             return [NOTHING], name
         if one.stream or other.stream:
             rest = other if one.stream else one
+            # Only what matrices made may be added to the stream; an embedding of positions, say, would be a part of it that nobody rotates or folds.
             if rest.stream or not (rest.made or rest.zero) or a.shape[-1] != b.shape[-1]:
                 return [NOTHING], f"{name} of " + ("the stream to itself" if rest.stream else "what no matrix made")
             for matrix, norm in rest.made:
                 self.writes.setdefault(matrix, set()).add(norm)
             return [Label(stream=True)], name
+        # Zeros are where experts put their outputs: they add nothing, and what is added to them is all there is.
         products = one.made | other.made if (one.made or one.zero) and (other.made or other.zero) and a.shape[-1] == b.shape[-1] else frozenset()
         rows = one.rows | other.rows if (one.rows or one.zero) and (other.rows or other.zero) and a.shape[-1] == b.shape[-1] else frozenset()
         return [Label(made=products, rows=rows, zero=one.zero and other.zero)], name
@@ -296,6 +299,7 @@ class Flow(TorchDispatchMode):
             return other
         if a == b == 1:
             return NOTHING
+        # Feature by feature, as gate times up: a function of both their rows, and no sum of anything.
         return Label(rows=one.rows | other.rows if one.rows and other.rows else frozenset())
 
 
@@ -315,6 +319,7 @@ def _operands(name: str, args: tuple[Any, ...]) -> tuple[Any, Any, Any]:
 
 def _joined(args: tuple[Any, ...], labels: list[Label], result: Tensor) -> Label:
     """Tokens of several tensors one below the other, as experts' outputs are put together."""
+    # Side by side their features would be renumbered, and what one of them is says nothing of another.
     across = (args[1] if len(args) > 1 else 0) % result.dim() != result.dim() - 1
     alike = {(label.stream, label.norm, bool(label.made), bool(label.rows)) for label in labels}
     if not across or len(alike) != 1:
@@ -351,6 +356,7 @@ def _keeps_features(name: str, x: Tensor, y: Tensor, args: tuple[Any, ...]) -> b
     if name in ("select", "unbind"):
         return (args[1] if len(args) > 1 else 0) % x.dim() != last
     if name == "index":
+        # A mask takes as many dimensions as it has; the features are safe if the indices end before the last one.
         dimensions = sum(1 if one is None or one.dtype != torch.bool else one.dim() for one in args[1])
         return dimensions < x.dim() or args[1][-1] is None
     if name == "index_select":

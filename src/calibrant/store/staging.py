@@ -66,6 +66,7 @@ class Staging:
             unfinished = self._store / UNFINISHED
             unfinished.mkdir(exist_ok=True)
             with (unfinished / "lock").open("a") as entry:
+                # Or whoever clears up could find the new folder before its lock is taken, and hold it for a dead writer's.
                 take(entry, wait=True)
                 folder = _new_folder(unfinished)
                 try:
@@ -118,7 +119,7 @@ def _move(folder: Path, path: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.EACCES) or not path.exists():
                 raise
-            _complete(folder, path)
+            _complete(folder, path)  # another writer was first, or what is there is a part
     flush(path.parent)
 
 

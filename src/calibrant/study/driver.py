@@ -132,6 +132,7 @@ class Driver:
                 return True
             if not self._claim(claims, resolved.run.id, index):
                 return False
+            # Looked at again: between the first look and the claim another driver may have finished it.
             missing = self._missing(index, resolved)
             if not missing:  # another has made it meanwhile
                 return True
@@ -299,11 +300,11 @@ class Driver:
         reason = self._store.failure(failed_id)
         return reason is not None and reason != self._forgiven.get(failed_id)
 
-    def _claim(self, held: ExitStack, name: str, index: int) -> bool:
-        """Whether `name` is this driver's while `held` is open. For a request that was passed over before, this waits."""
+    def _claim(self, claims: ExitStack, name: str, index: int) -> bool:
+        """Whether `name` is this driver's while `claims` is open. For a request that was passed over before, this waits."""
         claim = self._store.claim(name, wait=True) if index in self._later else self._store.claim(name)
         if claim is not None:
-            held.enter_context(claim)
+            claims.enter_context(claim)
         return claim is not None
 
     def _trim(self) -> None:

@@ -110,10 +110,10 @@ class LoadedModel:
             return None
         bits: dict[str, np.ndarray] = {}
         for index, weight in enumerate(self.view.weights):
-            kept, pristine = weight.stored != 0, self._pristine.original(weight)
-            if not torch.equal(torch.where(kept, pristine, torch.zeros_like(pristine)), weight.stored):
+            nonzero, pristine = weight.stored != 0, self._pristine.original(weight)
+            if not torch.equal(torch.where(nonzero, pristine, torch.zeros_like(pristine)), weight.stored):
                 return None
-            bits[str(index)] = np.packbits(kept.cpu().numpy())
+            bits[str(index)] = np.packbits(nonzero.cpu().numpy())
         file = io.BytesIO()
         np.savez(file, allow_pickle=False, **bits)
         return file.getvalue()
@@ -131,8 +131,8 @@ class LoadedModel:
         for _ in transformed(UntouchedModel(self.opened, self.view, batch), before):
             pass
         with torch.no_grad():
-            for kept in edits:
-                read_edit(kept, self.view).apply(self.view)
+            for edit in edits:
+                read_edit(edit, self.view).apply(self.view)
 
     def _apply_mask(self, mask: bytes) -> None:
         """`DataError` for what is no mask of this model; then nothing is changed."""
@@ -145,9 +145,9 @@ class LoadedModel:
             ) from error
         self.restore()
         for weight, bits in zip(self.view.weights, packed, strict=True):
-            kept = np.unpackbits(bits, count=weight.stored.numel()).astype(bool).reshape(tuple(weight.stored.shape))
+            nonzero = np.unpackbits(bits, count=weight.stored.numel()).astype(bool).reshape(tuple(weight.stored.shape))
             will_change(weight.stored)
-            weight.stored.masked_fill_(~torch.from_numpy(kept).to(weight.stored.device), 0)
+            weight.stored.masked_fill_(~torch.from_numpy(nonzero).to(weight.stored.device), 0)
 
     def _packed(self, mask: bytes) -> list[np.ndarray]:
         """The bits of every matrix. `ValueError` where they are of another model, told before anything is unpacked."""

@@ -82,7 +82,7 @@ class Summary:
         self.store, self.work, self._progress = store, work, progress
         before = {cell.labels: cell for cell in known}
         self._cells = [before.get(request.cell.labels, request.cell) for request in work.requests]
-        self._there, self._made, self._done = dict[int, list[str]](), list[str](), set[int]()
+        self._there, self._computed, self._done = dict[int, list[str]](), list[str](), set[int]()
         self._seconds, self._peak, self._begun, self.died = Counter[str](), 0, False, list[str]()
 
     def add(self, message: Message) -> None:
@@ -98,7 +98,7 @@ class Summary:
                 self._cells[index] = replace(self.work.requests[index].cell, run=run_id, measures=measures)
                 self._there[index] = there
             case ["made", made_id]:
-                self._made.append(made_id)
+                self._computed.append(made_id)
             case ["done", index]:
                 self._done.add(index)
                 self._progress("study", len(self._done), len(self._cells))
@@ -117,9 +117,9 @@ class Summary:
         """What it came to."""
         self._progress("study", len(self._cells), len(self._cells))
         self.write_index()
-        found = sum(len(set(there) - set(self._made)) for there in self._there.values())
+        stored = sum(len(set(there) - set(self._computed)) for there in self._there.values())
         seconds, peak = dict(self._seconds), max(self._peak, peak_memory())
-        return StudyResult(self.store.folder, tuple(self._cells), len(self._made), found, self.store.failures(), seconds, peak, tuple(self.died))
+        return StudyResult(self.store.folder, tuple(self._cells), len(self._computed), stored, self.store.failures(), seconds, peak, tuple(self.died))
 
 
 def answer(

@@ -79,8 +79,8 @@ def _state(opened: Opened) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def _same(one: tuple[dict[str, torch.Tensor], Any], other: tuple[dict[str, torch.Tensor], Any]) -> bool:
-    (a, said), (b, told) = one, other
-    return said == told and a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    (a, first), (b, second) = one, other
+    return first == second and a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def _require(holds: bool, broken: str) -> None:

@@ -91,12 +91,12 @@ class _Case:
         if compressed.packed is not None:
             self.require(_equal(compressed.packed.dense(), result), "the packed form stands for another matrix than the weight")
             self.require(compressed.packed.weights == result.numel(), f"the packed form says that it has {compressed.packed.weights} weights")
-        for what, given, got in (
+        for what, expected, actual in (
             ("shape", weight.shape, result.shape),
             ("type", weight.dtype, result.dtype),
             ("device", weight.device, result.device),
         ):
-            self.require(given == got, f"the {what} became {got}, and was {given}")
+            self.require(expected == actual, f"the {what} became {actual}, and was {expected}")
         return result
 
     def require(self, holds: bool, broken: str) -> None:

@@ -66,11 +66,13 @@ class Watch(TorchFunctionMode):
         x, matrix = operands[1:3] if name in _SUMMED else operands[:2]
         if not isinstance(x, Tensor) or not isinstance(matrix, Tensor):
             return
+        # An address says where a matrix begins. A part of it may begin there too, so shape and strides are compared as well.
         weight = self._weights.get(matrix.data_ptr())
         if weight is not None and matrix.dim() == 3:
             yield from self._batched(x, matrix)
         elif weight is not None and self._is_as_kept(weight, matrix if name in _AS_OUT_IN else matrix.mT):
             yield Product(weight, x, self._gathered)
+        # W @ x: the matrix stands on the left, and its inputs are columns.
         elif weight is None and x.dim() == 2 and matrix.dim() > 1 and name not in _AS_OUT_IN:
             weight = self._weights.get(x.data_ptr())
             if weight is not None and self._is_as_kept(weight, x):
@@ -99,6 +101,7 @@ class Watch(TorchFunctionMode):
             index = index[-1] if all(i is None for i in index[:-1]) else None
         if not isinstance(index, Tensor) or index.dim() != 1 or index.dtype not in (torch.int64, torch.int32):
             return
+        # A table with a row for each token: what comes out of it are the rows of one expert, which its products get next.
         if table.is_floating_point() and len(table) == self._positions:
             self._gathered = index
 

@@ -104,5 +104,5 @@ WIDE: Final = {str(dtype): dtype for dtype in (torch.float32, torch.float64)}
 
 LANGUAGE: Final = Language(
     *map(fields_of, (RankMessage, RankFailure, GramSize)),
-    Kind("statistic", Statistic, lambda part: [called(type(part)), _arguments(part)], lambda said: loaded_kinds()[said[0]](**said[1])),
+    Kind("statistic", Statistic, lambda part: [called(type(part)), _arguments(part)], lambda parts: loaded_kinds()[parts[0]](**parts[1])),
 )

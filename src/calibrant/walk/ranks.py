@@ -68,7 +68,7 @@ class Ranks(ABC):
 
     @abstractmethod
     def all(self, mine: bool) -> bool:
-        """True if `here` is true on every rank."""
+        """True if `mine` is true on every rank."""
 
     @abstractmethod
     def agree(self, what: str, mine: object) -> None:

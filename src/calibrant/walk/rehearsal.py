@@ -76,7 +76,7 @@ class _Rehearsing(TorchFunctionMode):
         self._read_by: dict[str, str] = {}
         self._now: set[str] = set()
         self._spans = sorted(((w.address, w.address + w.stored.numel() * w.stored.element_size(), w) for w in view.weights), key=lambda span: span[0])
-        self._ends = [end for _, end, _ in self._spans]
+        self._ends = [end for _, end, _ in self._spans]  # in order too, since no two matrices overlap
         self._storages = {weight.stored.untyped_storage().data_ptr() for weight in view.weights}
 
     def run(self) -> Rehearsal:
@@ -102,6 +102,7 @@ class _Rehearsing(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         self._first_is_used = self._first_is_used or any(tensor is self._first for tensor in tensors)
+        # Products say which matrices they multiply with, through `_note`; whatever else takes numbers from a matrix's memory, `_read` notes.
         self._now, name = set(), getattr(func, "__name__", str(func))
         self._watch.see(name, args, kwargs or {})
         result = func(*args, **(kwargs or {}))
@@ -150,6 +151,7 @@ class _Rehearsing(TorchFunctionMode):
     def _under(self, tensor: Tensor) -> list[Weight]:
         """The matrices that `tensor` is memory of."""
         last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+        # From the first to the last number that it has, with what lies between: a view with steps counts as all of it.
         start, end = tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
         weights: list[Weight] = []
         for begins, ends, weight in self._spans[bisect_left(self._ends, start + 1) :]:

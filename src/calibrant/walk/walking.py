@@ -147,7 +147,7 @@ class _MicroBatch:
         self._rehearsal, self._blocks = rehearsal, [view.blocks[index] for index in calls]
         self._called = 0
         self._entry: _Entry | None = None
-        self._gave: Any = None
+        self._output: Any = None
         self._watch: Watch | None = None
         self._loop = getcurrent()
         base = view.base
@@ -230,7 +230,7 @@ class _MicroBatch:
             self._entry = forward, args, kwargs
             self._loop.switch()
             self._entry = None
-            self._gave = output = forward(*args, **kwargs)
+            self._output = output = forward(*args, **kwargs)
             if self.at_last:
                 raise GreenletExit  # nobody needs what the head would make of it, which is the largest product of all
             if first and self._rehearsal.lets_go:  # the model's forward would hold it to its end, as Llama's holds the embeddings
@@ -248,7 +248,7 @@ class _MicroBatch:
     def block_output(self) -> Tensor:
         """Let that block run, and give what it gives."""
         self.go()
-        return hidden_of(tuple(tree_leaves(self._gave)), {})
+        return hidden_of(tuple(tree_leaves(self._output)), {})
 
     def rows(self, x: Tensor, name: str) -> Tensor:
         """Return the rows of `x` [sample, position, …] that count, as [token, in]; `name` is what gets them."""

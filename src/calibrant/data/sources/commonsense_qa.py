@@ -67,16 +67,16 @@ class CommonsenseQA(StoredSource):
         rationales: dict[str, str | None] = {}
 
         def make(record: dict[str, Any]) -> Row | None:
-            made = row(record)
-            if made:
-                rationales[made.key] = explain(record)
-            return made
+            bare = row(record)
+            if bare:
+                rationales[bare.key] = explain(record)
+            return bare
 
         train, test = read(HUB, TRAIN, make), read(HUB, TEST, row)
         parts = train_and_test(train.rows, test.rows)
         for part in ("calibrate", "exemplars"):
             rows = [with_rationale(bare, rationales[bare.key]) for bare in parts[part]]
-            parts[part] = [given for given in rows if given.rationale or not self.explained]
+            parts[part] = [one for one in rows if one.rationale or not self.explained]
         counted = f"{sum(map(bool, rationales.values())):,} of {len(rationales):,} train rows have a rationale" * bool(self.rationales)
         return SourceRows(parts, joined(f"{train.origin}; measured on {test.origin}", origin), joined(counted, note, train.note, test.note))
 
@@ -84,28 +84,28 @@ class CommonsenseQA(StoredSource):
         """Return what finds a record's explanation, where the explanations are from, and why there are fewer than there could be."""
         match self.rationales:
             case "ecqa":
-                found, origin, note = self._read(ECQA, ["train", "validation", "test"], _ecqa)
-                return lambda record: found.get(_matter(record["question"], record["choices"]["text"])), origin, note
+                explanations, origin, note = self._read(ECQA, ["train", "validation", "test"], _ecqa)
+                return lambda record: explanations.get(_matter(record["question"], record["choices"]["text"])), origin, note
             case "cos_e":
-                found, origin, note = self._read(COS_E, ["train"], _cos_e)
-                return lambda record: found.get(record["id"]), origin, note
+                explanations, origin, note = self._read(COS_E, ["train"], _cos_e)
+                return lambda record: explanations.get(record["id"]), origin, note
             case _:
                 return lambda record: None, "", ""
 
     def _read(self, hub: HubDataset, splits: Sequence[str], entry: Callable[[dict[str, Any]], Entry | None]) -> tuple[dict[Hashable, str], str, str]:
         """Return the explanations of the splits that can be read; the first that can't be ends it, and is an error if rationales are a must."""
-        found: dict[Hashable, str] = {}
+        explanations: dict[Hashable, str] = {}
         origins: list[str] = []
         for split in splits:
             try:
-                given, origin = records(hub, split, [(str(self.rationales), split)])
+                entries, origin = records(hub, split, [(str(self.rationales), split)])
             except DataError:
                 if self.explained and not origins:
                     raise
-                return found, _from(origins), f"no rationales of {self.rationales}/{split}, which can't be read here"
-            found.update(filter(None, each(given, origin, entry)))
+                return explanations, _from(origins), f"no rationales of {self.rationales}/{split}, which can't be read here"
+            explanations.update(filter(None, each(entries, origin, entry)))
             origins.append(origin)
-        return found, _from(origins), ""
+        return explanations, _from(origins), ""
 
 
 def row(record: dict[str, Any]) -> Row | None:

@@ -43,6 +43,6 @@ class ESNLI(StoredSource):
 
 def row(record: dict[str, Any]) -> Row | None:
     """Return a record as a row; none if it has no label or no explanation."""
-    given = pair(record["premise"], record["hypothesis"], record["label"])
-    made = given and with_rationale(given, record["explanation_1"])
-    return made if made and made.rationale else None
+    labelled = pair(record["premise"], record["hypothesis"], record["label"])
+    explained = labelled and with_rationale(labelled, record["explanation_1"])
+    return explained if explained and explained.rationale else None

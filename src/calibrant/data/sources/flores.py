@@ -61,10 +61,10 @@ class Flores(StoredSource):
         both = f"{origin}; measured on {measured}"
         return SourceRows(train_and_test_by_place(self._passages(train, origin), self._passages(test, measured)), both, mirrors_own(both, NOTE))
 
-    def _passages(self, found: Iterable[dict[str, Any]], where: str) -> Iterator[tuple[str, Row]]:
+    def _passages(self, lines: Iterable[dict[str, Any]], where: str) -> Iterator[tuple[str, Row]]:
         """Yield the page and the text of every passage. The mirror's are joined already, which joining again doesn't change."""
         space = "" if self.language.endswith(UNSPACED) else " "
-        for url, sentences in groupby(found, lambda record: value(record, where, "url")):
+        for url, sentences in groupby(lines, lambda record: value(record, where, "url")):
             yield url, Row(text=space.join(value(sentence, where, "text").strip() for sentence in sentences))
 
     def _unknown(self, besides: str = "") -> DataError:

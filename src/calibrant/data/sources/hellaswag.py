@@ -61,8 +61,8 @@ def plain(text: str) -> str:
 def divided(rows: Iterable[Row]) -> dict[Part, list[Row]]:
     """Return the rows by what they are about, all of one thing in one part."""
     parts: dict[Part, list[Row]] = {part: [] for part in PARTS}
-    for given in rows:
-        parts[part_of(hashlib.sha256(about(given.need("question")).encode()).hexdigest())].append(given)
+    for row in rows:
+        parts[part_of(hashlib.sha256(about(row.need("question")).encode()).hexdigest())].append(row)
     return parts
 
 

@@ -36,9 +36,9 @@ class MAWPS(StoredSource):
     sometimes = ("rationale",)
 
     def read(self) -> SourceRows:
-        given = published(HUB, TRAIN, TEST, row)
-        division = "LLM-Adapters' division of MAWPS, another than that of Calc-mawps on the hub" if "mirror: " in given.origin else ""
-        return with_note(with_note(given, division), unexplained(row for rows in given.rows.values() for row in rows))
+        rows = published(HUB, TRAIN, TEST, row)
+        division = "LLM-Adapters' division of MAWPS, another than that of Calc-mawps on the hub" if "mirror: " in rows.origin else ""
+        return with_note(with_note(rows, division), unexplained(row for part in rows.rows.values() for row in part))
 
 
 def row(record: dict[str, Any]) -> Row:

@@ -30,14 +30,14 @@ class OpenPlatypus(StoredSource):
     fields = ("question", "answer")
 
     def read(self) -> SourceRows:
-        found, origin = records(HUB, "train", [("open_platypus", "train")])
-        return SourceRows(divide(instructions(found, origin)), origin)
+        entries, origin = records(HUB, "train", [("open_platypus", "train")])
+        return SourceRows(divide(instructions(entries, origin)), origin)
 
 
-def instructions(found: Iterable[dict[str, Any]], where: str) -> Iterator[Row]:
+def instructions(entries: Iterable[dict[str, Any]], where: str) -> Iterator[Row]:
     """Yield a row for each instruction that has an answer."""
-    for record in found:
-        asked = "\n".join(filter(None, (value(record, where, "instruction").strip(), (record.get("input") or "").strip())))
+    for record in entries:
+        question = "\n".join(filter(None, (value(record, where, "instruction").strip(), (record.get("input") or "").strip())))
         answer = value(record, where, "output").strip()
-        if asked and answer:
-            yield Row(question=asked, answer=answer)
+        if question and answer:
+            yield Row(question=question, answer=answer)

@@ -51,8 +51,8 @@ class RedPajama(StoredSource):
         rows: list[Row] = []
         origins: list[str] = []
         for subset in self.subsets or FILES:
-            found, origin = records(HUB, subset, [("redpajama", "train")])
-            rows.extend(texts(found, origin))
+            documents, origin = records(HUB, subset, [("redpajama", "train")])
+            rows.extend(texts(documents, origin))
             origins.append(origin)
         return with_rows(SourceRows(divide(rows), "; ".join(origins)), self)
 

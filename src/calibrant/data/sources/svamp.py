@@ -34,8 +34,8 @@ class SVAMP(StoredSource):
     sometimes = ("rationale",)
 
     def read(self) -> SourceRows:
-        given = published(HUB, TRAIN, TEST, row)
-        return with_note(given, unexplained(row for rows in given.rows.values() for row in rows))
+        rows = published(HUB, TRAIN, TEST, row)
+        return with_note(rows, unexplained(row for part in rows.rows.values() for row in part))
 
 
 def row(record: dict[str, Any]) -> Row:

@@ -34,9 +34,9 @@ class UltraChat(StoredSource):
         return SourceRows(train_and_test(conversations(train), conversations(test)), f"{origin}; measured on {measured}")
 
 
-def conversations(found: Iterable[dict[str, Any]]) -> Iterator[Row]:
+def conversations(entries: Iterable[dict[str, Any]]) -> Iterator[Row]:
     """Yield a row for each conversation in which a request is answered."""
-    for record in found:
+    for record in entries:
         try:
             turns = tuple((message["role"], message["content"].strip()) for message in record["messages"])
         except (KeyError, TypeError, AttributeError) as error:

@@ -34,14 +34,14 @@ class WikiText(StoredSource):
 
 def articles(lines: Iterable[dict[str, Any]]) -> Iterator[Row]:
     """Articles out of lines: one begins at a line ` = Title = ` that stands between empty lines."""
-    held: list[str] = []
+    article: list[str] = []
     texts = [record["text"] for record in lines]
     for before, line, after in zip(["", *texts], texts, [*texts[1:], ""], strict=False):
         if _TITLE.fullmatch(line) and not before.strip() and not after.strip():
-            yield from _article(held)
-            held = []
-        held.append(line or "\n")
-    yield from _article(held)
+            yield from _article(article)
+            article = []
+        article.append(line or "\n")
+    yield from _article(article)
 
 
 def _article(lines: list[str]) -> Iterator[Row]:

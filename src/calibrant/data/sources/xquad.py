@@ -43,7 +43,7 @@ class XQuAD(StoredSource):
 
     def read(self) -> SourceRows:
         hub = replace(HUB, config=f"xquad.{self.language}")
-        found, origin = records(hub, "validation", [(f"xquad/{self.language}", "validation")])
-        paragraphs = dict.fromkeys(texts(found, origin, ("text", "context")))
+        entries, origin = records(hub, "validation", [(f"xquad/{self.language}", "validation")])
+        paragraphs = dict.fromkeys(texts(entries, origin, ("text", "context")))
         placed = ((f"article {number // PARAGRAPHS}", row) for number, row in enumerate(paragraphs))
         return SourceRows(divide_by_place(placed), origin, mirrors_own(origin, NOTE))
