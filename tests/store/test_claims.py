@@ -132,7 +132,7 @@ def test_a_lock_that_is_removed_while_others_wait_for_it_is_nobodys(store: Store
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(PATIENCE)
+        worker.join(FOREVER)
         assert worker.exitcode == 0
     assert (store.folder / "count").read_text() == "800"
     assert list((store.folder / ".claims").iterdir()) == []
