@@ -150,7 +150,9 @@ def tidy(store: Store | Results) -> "pl.DataFrame":
     import polars as pl
 
     results = store if isinstance(store, Results) else read(store, items=False)
-    untouched = {(c.model, text): results.scores.get(c.run, {}).get(i) for c in results.cells if c.method == UNTOUCHED for text, i in c.measures.items()}
+    untouched = {
+        (c.model, text): results.scores.get(c.run, {}).get(i) for c in results.cells if c.method == UNTOUCHED for text, i in c.measures.items()
+    }
     rows: list[tuple[Any, ...]] = []
     for cell in results.cells:
         for text, measure_id in cell.measures.items():
