@@ -7,8 +7,7 @@ import numpy as np
 
 from calibrant.advice.halves import Halves
 from calibrant.compare.crossed import ItemValues, Side
-from calibrant.compare.groups import GroupResults
-from calibrant.compare.results import Results
+from calibrant.compare.results import GroupResults, Results
 from calibrant.store import Cell
 
 
