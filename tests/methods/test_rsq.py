@@ -98,7 +98,10 @@ def test_weights_reach_from_the_least_to_one_and_are_one_on_average():
     assert torch.equal(spread(torch.ones(1, 3), torch.ones(1, 3, dtype=torch.bool), 0.1), torch.ones(1, 3))
 
 
-@pytest.mark.parametrize(("family", "propagate"), [("llama", "arrival"), ("llama", "reference"), ("llama", "dense"), ("mixtral", "arrival")])
+@pytest.mark.parametrize(
+    ("family", "propagate"),
+    [("llama", "arrival"), ("llama", "reference"), ("llama", "dense"), pytest.param("mixtral", "arrival", marks=pytest.mark.slow)],
+)
 def test_when_all_tokens_count_alike_it_is_gptq(family: str, propagate: str):
     batch = batch_of(padded=True)
     plain = codes("gptq", batch, propagate, family)
