@@ -193,6 +193,7 @@ def _compress(run: Callable[..., "Pruned"], options: dict[str, Any]) -> None:
 @command(
     "evaluate",
     "calibrant evaluate pruned --task \"loss(source='gsm8k')\"",
+    "calibrant evaluate small/model.gguf --task agreement --engine llama_cpp",
     "calibrant evaluate pruned --task agreement --task \"task(name='race', shots=5, limit=300)\" --out scores.json",
 )
 def evaluate(
@@ -221,6 +222,7 @@ def evaluate(
         typer.Option(metavar="MODEL", help="The dense model, for tasks that compare with it; of a pruned folder it is known.", show_default=False),
     ] = None,
     card: Annotated[bool, typer.Option("--card", help="Also write the scores into the card (README.md) of a model that calibrant saved.")] = False,
+    engine: Annotated[str, typer.Option(metavar="NAME", help="torch, or llama_cpp: a GGUF file as llama.cpp runs it.")] = "torch",
     allow_leak: Annotated[bool, typer.Option("--allow-leak", help="Measure even what the model was calibrated on; the result says so.")] = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -237,7 +239,8 @@ def evaluate(
         check_card(model)
     budget = {"limit": limit, "tokens": tokens}
     with progress() as update:
-        measured = run(model, task, dtype=dtype, device=device, **budget, reference=reference, allow_leak=allow_leak, progress=update)
+        options = {"reference": reference, "allow_leak": allow_leak, "engine": engine}
+        measured = run(model, task, dtype=dtype, device=device, **budget, **options, progress=update)
     if out is not None:
         write(out, [asdict(m) for m in measured])
     show([{**asdict(m.score), "beside": [asdict(s) for s in m.beside], "provenance": dict(m.provenance)} for m in measured], as_json, screen.scores)

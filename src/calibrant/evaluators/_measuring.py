@@ -13,6 +13,7 @@ from calibrant.data import CalibrationSet, Row, StoredSource
 from calibrant.data.user_file import UserFile, files_behind
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Evaluator, Subject
+from calibrant.evaluators._engines import check_engine, opened_by_llama_cpp
 from calibrant.inspection.leaks import LeakCount, RowFingerprints, find_leaks, serious
 from calibrant.models import Opened, home_of, open_model, read_manifest
 from calibrant.models.cache import cache_folder
@@ -35,6 +36,7 @@ def evaluate(
     limit: int | None = None,
     tokens: int | None = None,
     allow_leak: bool = False,
+    engine: str = "torch",
     progress: Progress = silent,
 ) -> list[Measurement]:
     """Measure `model` with each of `tasks`, for example `loss(source=wikitext, tokens=65536)`.
@@ -44,15 +46,18 @@ def evaluate(
     journal in the user's cache until everything is done: the same call after a kill goes on. Raises an `InputError` for a model, a task or a
     source that isn't there, and for a model that was compressed on rows which a task measures, unless `allow_leak`; their number is then kept in
     the provenance as `leaked`.
+
+    With `engine="llama_cpp"` a GGUF file is measured as llama.cpp runs it, which rounds activations too; `loss` and `agreement` can be.
     """
     chosen: list[Evaluator] = [evaluators.build(task) for task in ([tasks] if isinstance(tasks, str | Evaluator) else tasks)]
     chosen = within_budget(chosen, limit, tokens)
+    check_engine(engine, chosen)
     folder = str(home_of(model.name if isinstance(model, Opened) else model))
     manifest = read_manifest(folder)
     leaked = [calibrated_on(manifest, folder, task) for task in chosen]
     if any(leaked) and not allow_leak:
         refuse({folder: {str(task): rows for task, rows in zip(chosen, leaked, strict=True) if rows}})
-    opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
+    opened = model if isinstance(model, Opened) else opened_by_llama_cpp(model) if engine == "llama_cpp" else open_model(model, dtype, device)
     dense = _reference(reference, manifest, opened, device) if any(task.compares for task in chosen) else None
     journals = [_journal(task, opened, dense) for task in chosen]
     measured = [timed(task, opened, progress, dense and dense.model, journal) for task, journal in zip(chosen, journals, strict=True)]

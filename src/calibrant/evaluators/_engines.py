@@ -1,0 +1,68 @@
+"""What computes a model's predictions: torch, or for a GGUF file llama.cpp itself, so that what is measured is what will run."""
+
+from importlib.metadata import version
+from types import SimpleNamespace
+from typing import Any, Final, Literal, cast, final, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from calibrant.errors import ModelError, SpecError
+from calibrant.evaluators._base import Evaluator
+from calibrant.llama_cpp import LlamaModel
+from calibrant.models import Opened, gguf_of
+from calibrant.models.folder import file_digest
+from calibrant.models.gguf_file import gguf_tokenizer
+from calibrant.registry import did_you_mean
+from calibrant.spec import identity
+
+Engine = Literal["torch", "llama_cpp"]
+ENGINES: Final = get_args(Engine)
+MEASURED: Final = ("loss", "agreement")
+"""The tasks that need nothing but logits of whole windows."""
+
+
+def check_engine(engine: str, tasks: list[Evaluator]) -> None:
+    """Raise `SpecError` for an engine that there isn't, or a task that it can't measure."""
+    if engine not in ENGINES:
+        raise SpecError(f"there is no engine {engine!r}{did_you_mean(engine, ENGINES)}; choose one of {', '.join(ENGINES)}", subject=engine)
+    if engine == "llama_cpp" and (other := next((task for task in tasks if task.spec_name() not in MEASURED), None)) is not None:
+        raise SpecError(f"{other} can't be measured with llama_cpp, which measures {' and '.join(MEASURED)}; leave --engine out", subject=str(other))
+
+
+def opened_by_llama_cpp(ref: str) -> Opened:
+    """Open a GGUF file as llama.cpp runs it. Raises `ModelError` for anything else, and `MissingPackageError` without the package."""
+    path = gguf_of(ref)
+    if path is None:
+        raise ModelError(f"{ref} is no GGUF file, and llama.cpp runs nothing else; leave --engine out, or give the file", subject=ref)
+    tokenizer, digest = gguf_tokenizer(path), file_digest(path)
+    LlamaModel(path, 8).close()  # what can't be opened is said now, and not while it is measured
+    engine = f"llama.cpp, llama-cpp-py-sync {version('llama-cpp-py-sync')}"
+    run = cast(Any, _RunByLlamaCpp(path))
+    return Opened(run, tokenizer, ref, identity([digest, engine]), f"as {engine} runs it", torch.float32)
+
+
+@final
+class _RunByLlamaCpp(nn.Module):
+    """Answers as a model of transformers does that is asked for logits."""
+
+    def __init__(self, path: Any) -> None:
+        super().__init__()
+        self._path, self._model = path, cast("LlamaModel | None", None)
+        self.device = torch.device("cpu")
+
+    def forward(self, input_ids: Int[Tensor, "sample position"], attention_mask: Tensor | None = None, use_cache: bool = False) -> Any:
+        """Return the logits [sample, position, vocabulary] as `.logits`; padding, on the right, gets none and is zero."""
+        del use_cache
+        lengths = [input_ids.shape[1]] * len(input_ids) if attention_mask is None else attention_mask.sum(1).tolist()
+        rows = [torch.from_numpy(self._open(max(lengths)).logits(ids[:length].tolist())) for ids, length in zip(input_ids, lengths, strict=True)]
+        logits: Float[Tensor, "sample position vocabulary"] = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return SimpleNamespace(logits=logits)
+
+    def _open(self, length: int) -> LlamaModel:
+        if self._model is None or self._model.length < length:
+            if self._model is not None:
+                self._model.close()
+            self._model = LlamaModel(self._path, length, torch.get_num_threads())
+        return self._model
