@@ -164,7 +164,7 @@ def test_list_says_what_methods_accept_and_look_at(ask: Ask):
     facts = {entry["name"]: entry["facts"] for entry in ask("list", "methods", "--json").json}
     assert facts["sparsegpt"] == {"accepts": "0.5, 2:4 or 2:4+w4g64", "looks_at": "gram"}
     assert facts["rtn"] == {"accepts": "w4g64", "looks_at": "no data"}
-    assert facts["none"]["accepts"] == "0.5, 2:4, w4g64, 2:4+w4g64 or blocks 0.25"
+    assert facts["none"]["accepts"] == "0.5, 2:4, q4_k, w4g64, Q4_K_M, 2:4+w4g64 or blocks 0.25"
 
 
 def test_inspect_shows_texts_counts_and_licences(ask: Ask, model: Path):

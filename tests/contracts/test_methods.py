@@ -13,7 +13,7 @@ from calibrant.activations import InputStatistic, Seen
 from calibrant.methods import MatrixMethod, methods
 from calibrant.packed import Codes
 from calibrant.targets import parse_target
-from calibrant.testing import check_edits, check_method, tiny_folder
+from calibrant.testing import check_edits, check_method, tiny_folder, tiny_gguf
 
 GOLDEN = Path(__file__).parent / "golden_masks.json"
 NAMES = [name for name in methods.names() if issubclass(methods.get(name), MatrixMethod)]
@@ -61,7 +61,7 @@ def test_method_keeps_its_contract(name: str):
 def test_its_edits_keep_theirs(name: str, tmp_path: Path):
     method = methods.build(name)
     target = next(target for target in map(parse_target, ("0.5", "w3g16a", "q4_0")) if isinstance(target, method.accepts))
-    check_edits(method, target, str(tiny_folder(tmp_path / "model")))
+    check_edits(method, target, str(tiny_gguf(tmp_path / "model.gguf", "F32") if name in LLAMA_CPP else tiny_folder(tmp_path / "model")))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,7 +5,22 @@ from collections.abc import Callable
 import pytest
 
 from calibrant.errors import TargetError
-from calibrant.targets import GgmlKind, Grid, NofM, Removal, Share, SparseGrid, Sparsity, Target, accepted, allowed, kinds, parse_target, targets
+from calibrant.targets import (
+    GgmlKind,
+    GgufRecipe,
+    Grid,
+    NofM,
+    Removal,
+    Share,
+    SparseGrid,
+    Sparsity,
+    Target,
+    accepted,
+    allowed,
+    kinds,
+    parse_target,
+    targets,
+)
 
 RANK = """
 from dataclasses import dataclass
@@ -30,7 +45,7 @@ class Rank(Target):
 
 def test_the_folder_is_the_list():
     assert {"grid", "n_of_m", "sparsity"} <= set(targets.names())
-    assert kinds() == [Sparsity, NofM, GgmlKind, Grid, SparseGrid, Share]
+    assert kinds() == [Sparsity, NofM, GgmlKind, Grid, GgufRecipe, SparseGrid, Share]
     assert kinds((Removal,)) == [Sparsity, NofM]
     assert kinds((Grid,)) == [Grid]
     assert kinds((Sparsity, Share)) == [Sparsity, Share]
@@ -48,7 +63,8 @@ def test_what_is_accepted_is_said_in_words():
     assert accepted((Removal,)) == "a sparsity from 0 up to (not including) 1, such as 0.5, or N:M with N kept of every M inputs, such as 2:4"
     assert accepted() == (
         "a sparsity from 0 up to (not including) 1, such as 0.5, N:M with N kept of every M inputs, such as 2:4, "
-        "a grid of 2 to 8 bits, with a scale for each group of inputs, such as w4g64, "
+        "one of llama.cpp's kinds of blocks, such as q4_k, a grid of 2 to 8 bits, with a scale for each group of inputs, such as w4g64, "
+        "one of llama.cpp's recipes, such as Q4_K_M, "
         "a sparsity or N:M with a grid, such as 2:4+w4g64, or a share of the blocks or the experts, such as blocks 0.25"
     )
     assert allowed((Grid,)) == "write a grid of 2 to 8 bits, with a scale for each group of inputs, such as w4g64"

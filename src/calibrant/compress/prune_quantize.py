@@ -25,7 +25,7 @@ from calibrant.notebook import card
 from calibrant.progress import Progress, silent
 from calibrant.select import resolved
 from calibrant.store import Record, Run, stored_bits
-from calibrant.targets import GgmlKind, Grid, Removal, Share, SparseGrid, Target, accepted, parse_target
+from calibrant.targets import GgmlKind, GgufRecipe, Grid, Removal, Share, SparseGrid, Target, accepted, parse_target
 from calibrant.transforms import Transform
 from calibrant.walk.ranks import Ranks, joined
 
@@ -33,7 +33,7 @@ MOST_GB: Final = 1_000_000
 """Room for activations at most that can be asked for."""
 
 Verb = Literal["prune", "quantize"]
-TAKES: Final[Mapping[Verb, tuple[type[Target], ...]]] = {"prune": (Removal, Share), "quantize": (Grid, SparseGrid, GgmlKind)}
+TAKES: Final[Mapping[Verb, tuple[type[Target], ...]]] = {"prune": (Removal, Share), "quantize": (Grid, SparseGrid, GgmlKind, GgufRecipe)}
 """The verbs, and the kinds of target that each is for."""
 
 

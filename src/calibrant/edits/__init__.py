@@ -1,6 +1,18 @@
 """Edits: the changes that a method yields, what a record says of them, and the file that carries them."""
 
 from calibrant.edits.folding import Fold, Scaling
-from calibrant.edits.kinds import DropBlocks, DropExperts, Edit, Replace, StoredEdit, as_tensors, from_tensors, read_edit
+from calibrant.edits.kinds import DropBlocks, DropExperts, Edit, Replace, ReplaceParameters, StoredEdit, as_tensors, from_tensors, read_edit
 
-__all__ = ["DropBlocks", "DropExperts", "Edit", "Fold", "Replace", "Scaling", "StoredEdit", "as_tensors", "from_tensors", "read_edit"]
+__all__ = [
+    "DropBlocks",
+    "DropExperts",
+    "Edit",
+    "Fold",
+    "Replace",
+    "ReplaceParameters",
+    "Scaling",
+    "StoredEdit",
+    "as_tensors",
+    "from_tensors",
+    "read_edit",
+]

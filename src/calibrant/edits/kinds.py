@@ -15,8 +15,8 @@ from torch import Tensor
 from calibrant.activations import Seen
 from calibrant.edits.changes import input_sizes, mask_bits, output_error
 from calibrant.errors import DataError
-from calibrant.models import ModelView, Weight, drop_experts, expert_layers
-from calibrant.packed import Compressed, from_stored, to_stored
+from calibrant.models import ModelView, Weight, drop_experts, expert_layers, overwrite
+from calibrant.packed import Compressed, Packed, from_stored, to_stored
 
 _KINDS: Final = dict[str, type["Edit"]]()
 """Every kind of edit that is defined in this process, by the word that a kept one says."""
@@ -189,6 +189,43 @@ class DropExperts(Edit):
 
     def _listed(self) -> dict[str, list[int]]:
         return {str(block): list(experts) for block, experts in self.experts.items()}
+
+
+@dataclass(frozen=True)
+class ReplaceParameters(Edit):
+    """Parameters that are no matrices of blocks, such as an embedding, become what their packed forms stand for."""
+
+    kind: ClassVar[str] = "replace_parameters"
+
+    packed: Mapping[str, Packed]
+
+    def apply(self, view: ModelView) -> None:
+        for name, form in self.packed.items():
+            overwrite(view.model.get_parameter(name).detach(), form.dense())
+
+    def undo(self, view: ModelView) -> Callable[[], None]:
+        before = {name: view.model.get_parameter(name).detach().clone() for name in self.packed}
+
+        def put_back() -> None:
+            for name, numbers in before.items():
+                overwrite(view.model.get_parameter(name).detach(), numbers)
+
+        return put_back
+
+    def report(self, view: ModelView) -> dict[str, Any]:
+        return {"edit": self.kind, "parameters": {name: dict(form.facts()) for name, form in self.packed.items()}}
+
+    def stored(self) -> StoredEdit:
+        forms = {name: to_stored(form) for name, form in self.packed.items()}
+        tensors = {f"{number}.{key}": tensor for number, (_, own) in enumerate(forms.values()) for key, tensor in own.items()}
+        return StoredEdit(self.kind, {"parameters": [[name, facts, list(own)] for name, (facts, own) in forms.items()]}, tensors)
+
+    @classmethod
+    def read(cls, stored: StoredEdit, view: ModelView) -> "ReplaceParameters":
+        device = next(view.model.parameters()).device
+        entries = enumerate(stored.facts["parameters"])
+        forms = {name: from_stored(facts, {key: stored.tensors[f"{n}.{key}"].to(device) for key in keys}) for n, (name, facts, keys) in entries}
+        return cls(forms)
 
 
 def read_edit(stored: StoredEdit, view: ModelView) -> Edit:

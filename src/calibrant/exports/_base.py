@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from calibrant.edits import Edit, Replace
+from calibrant.edits import Edit, Replace, ReplaceParameters
 from calibrant.methods import Method
 from calibrant.models import ModelView, Opened
 from calibrant.packed import Packed
@@ -27,10 +27,15 @@ class CompressedModel:
 
 
 def packed_now(compressed: CompressedModel) -> dict[str, Packed]:
-    """Return the packed form of each matrix that has one and still holds its numbers, by the matrix's name now. Experts have none."""
+    """Return the packed form of each matrix that has one and still holds its numbers, by the matrix's name now; of other parameters by theirs.
+
+    Experts have none.
+    """
     packed = {id(e.weight.owner): e.compressed.packed for e in compressed.edits if isinstance(e, Replace) and e.weight.expert is None}
+    others = {name: form for e in compressed.edits if isinstance(e, ReplaceParameters) for name, form in e.packed.items()}
+    same = {name: form for name, form in others.items() if torch.equal(form.dense(), compressed.opened.model.get_parameter(name))}
     there = {weight: packed.get(id(weight.owner)) for weight in compressed.view.weights}
-    return {weight.name: form for weight, form in there.items() if form is not None and torch.equal(form.dense(), weight.get())}
+    return same | {weight.name: form for weight, form in there.items() if form is not None and torch.equal(form.dense(), weight.get())}
 
 
 class Export(Spec, ABC):

@@ -57,7 +57,13 @@ class Gguf(Export):
         run = compressed.record.run
         facts = {"version": __version__, "run": run.id, "method": written_form(run.method), "target": run.target, "data": run.data}
         note = {f"calibrant.{name}": value for name, value in facts.items() if value}
-        write_gguf(compressed.view, template, folder / FILE, lambda part: _encoded(part, packed.get(part.matrix or "")) or plain(part, kind), note)
+        write_gguf(
+            compressed.view,
+            template,
+            folder / FILE,
+            lambda part: _encoded(part, packed.get(part.matrix or part.parameter)) or plain(part, kind),
+            note,
+        )
 
     def _template(self, opened: Opened) -> Path:
         """The file to copy from. Raises `OutputError` if there is none."""

@@ -35,13 +35,14 @@ Bytes = tuple[np.ndarray, GGMLQuantizationType]
 @final
 @dataclass(frozen=True, eq=False)
 class GgufPart:
-    """One tensor of a model under its name in GGUF. `matrix` is the name of the view's matrix that it is, if it is one.
+    """One tensor of a model under its name in GGUF, and the parameter that it is. `matrix` is the name of the view's matrix that it is, if it is one.
 
     `order` are its rows as GGUF has them, None where they are in the same order; `shift` is added to every number.
     """
 
     name: str
     tensor: Tensor
+    parameter: str
     matrix: str | None = None
     order: Tensor | None = None
     shift: float = 0.0
@@ -61,7 +62,7 @@ def parts_of(view: ModelView) -> Iterator[GgufPart]:
         if parameter.dim() == 3 and last in EXPERTS:
             block = next(part for part in name.split(".") if part.isdigit())
             pieces = parameter.detach().chunk(len(EXPERTS[last]), dim=1)
-            yield from (GgufPart(f"blk.{block}.{own}.weight", piece) for own, piece in zip(EXPERTS[last], pieces, strict=True))
+            yield from (GgufPart(f"blk.{block}.{own}.weight", piece, name) for own, piece in zip(EXPERTS[last], pieces, strict=True))
             continue
         known = tensor_name(view.model, name)
         if known is None:
@@ -70,7 +71,7 @@ def parts_of(view: ModelView) -> Iterator[GgufPart]:
         tensor = parameter.detach() if weight is None else weight.get()
         shift = 1.0 if architecture in SHIFTED and known.endswith("norm.weight") else 0.0
         order = _order(known, len(tensor), config) if architecture in PERMUTED else None
-        yield GgufPart(known, tensor, weight.name if weight else None, order, shift)
+        yield GgufPart(known, tensor, name, weight.name if weight else None, order, shift)
 
 
 def _order(name: str, rows: int, config: Any) -> Tensor | None:

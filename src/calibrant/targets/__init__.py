@@ -9,6 +9,7 @@ from calibrant.targets._base import Group, Removal, Target
 from calibrant.targets._choosing import keep_highest
 from calibrant.targets._kinds import accepted, allowed, kinds, parse_target, targets
 from calibrant.targets.ggml_kind import GgmlKind
+from calibrant.targets.gguf_recipe import GgufRecipe
 from calibrant.targets.grid import Grid
 from calibrant.targets.n_of_m import NofM
 from calibrant.targets.share import Parts, Share
@@ -17,6 +18,7 @@ from calibrant.targets.sparsity import Sparsity
 
 __all__ = [
     "GgmlKind",
+    "GgufRecipe",
     "Grid",
     "Group",
     "NofM",
