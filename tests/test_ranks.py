@@ -316,8 +316,9 @@ def test_an_interrupted_prune_goes_on_from_the_blocks_that_all_read(found: list[
 
 def test_on_the_command_line_the_first_speaks_for_all(answer: Answer) -> None:
     assert [rank["codes"] for rank in answer.ranks] == [[0, 2]] * RANKS
-    (told,) = [json.loads(line) for line in answer.out.splitlines()]
+    told, refused = [json.loads(line) for line in answer.out.splitlines()]
     assert told["provenance"]["ranks"] == RANKS
+    assert "already holds a compressed model" in refused["error"]["message"]
     assert answer.err.count("already holds a compressed model") == 1
     assert "Traceback" not in answer.err.partition("closing signal")[0]
 

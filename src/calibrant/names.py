@@ -73,7 +73,7 @@ def names(kind: str) -> list[str]:
     """List the names alone of one of `KINDS`; not even the files are read.
 
     >>> names("packings")
-    ['crop', 'legacy', 'many', 'one']
+    ['crop', 'imatrix', 'legacy', 'many', 'one']
     """
     return list(_MODELS) if kind == "models" else Registry(*FOLDERS[kind]).names()
 

@@ -114,7 +114,7 @@ def test_evaluate_prints_what_a_loss_needs_to_be_compared(ask: Ask, model: Path)
 def test_evaluate_writes_every_outcome(ask: Ask, model: Path, tmp_path: Path):
     import json
 
-    assert ask("evaluate", model, "--task", "loss(source='python_docs', length=64)", "--limit", 256, "--out", "scores.json").code == 0
+    assert ask("evaluate", model, "--task", "loss(source='python_docs', length=64)", "--tokens", 256, "--out", "scores.json").code == 0
     (measured,) = json.loads((tmp_path / "scores.json").read_text())
     nats, tokens = (sum(o[key] for o in measured["outcomes"]) for key in ("value", "weight"))
     assert nats / tokens == pytest.approx(measured["score"]["value"])

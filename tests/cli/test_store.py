@@ -30,7 +30,8 @@ def test_folders_without_sums_are_counted(ask: Ask, store: Store):
     assert answer.out.splitlines()[1] == "1 of their folders are from before there were sums: of those, ids and scores were checked"
 
 
-def test_a_damaged_store_is_told_in_a_line_a_problem(ask: Ask, store: Store):
+def test_a_damaged_store_is_told_in_a_line_a_problem(ask: Ask, store: Store, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("COLUMNS")  # where nobody says how wide a pipe is, lines stay whole
     score = store.measure_folder(RUN.id, measurement_id(RUN.id, LOSS)) / "score.json"
     score.write_text(score.read_text().replace("1.3", "1.2"))
     (store.run_folder(RUN.id) / "mask.npz").write_bytes(b"")
