@@ -74,7 +74,7 @@ def test_a_pruner_refuses_bits(method: MatrixMethod):
 def test_a_method_that_corrects_refuses_bits():
     from calibrant.activations import Gram
 
-    with pytest.raises(TargetError, match=r"sparsegpt can't be asked for bits\(4\): it accepts a sparsity from 0 .*, or a sparsity or N:M with a grid"):
+    with pytest.raises(TargetError, match=r"sparsegpt can't be asked for bits\(4\): it accepts a sparsity .*, or a sparsity or N:M with a grid"):
         SparseGPT().compress(torch.randn(4, 8), Seen({Gram: Gram.of(torch.randn(20, 8))}), Bits(4))
 
 
