@@ -152,6 +152,18 @@ def test_list(ask: Ask, kind: str, name: str):
     assert all(entry["summary"] for entry in entries)
 
 
+def test_list_without_a_kind_names_all_there_is(ask: Ask):
+    from calibrant.names import KINDS, names
+
+    told = ask("list", "--json").json
+    assert told == {kind: names(kind) for kind in KINDS}
+    assert "sparsegpt" in told["methods"]
+    shown = ask("list")
+    assert shown.code == 0
+    assert "sparsegpt" in shown.out
+    assert all(any(line.startswith(kind) for line in shown.out.splitlines()) for kind in KINDS)
+
+
 def test_list_shows_parameters_as_they_are_typed(ask: Ask):
     assert "\nsparsegpt(damp=0.01, block=128" in ask("list", "methods", "--long").out
 

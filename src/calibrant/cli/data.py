@@ -117,15 +117,19 @@ def catalogue(
         str,
         typer.Argument(
             metavar="KIND",
-            help="models, sources, formats, packings, methods, targets, allocations, transforms, exports, selectors or tasks.",
+            help="models, sources, formats, packings, methods, targets, allocations, transforms, exports, selectors or tasks; all names without it.",
             autocompletion=completing.kind,
             show_default=False,
         ),
-    ],
+    ] = "",
     long: Annotated[bool, typer.Option("--long", "-l", help="All that is known of each: parameters with their defaults, licences, sources.")] = False,
     as_json: Json = False,
 ) -> None:
     """List what can be named, a line each."""
+    from calibrant.names import KINDS, names
     from calibrant.names import catalogue as run
 
+    if not kind:
+        show({kind: names(kind) for kind in KINDS}, as_json, screen.kinds)
+        return
     show([asdict(entry) for entry in run(kind)], as_json, lambda entries: screen.catalogued(entries, long))

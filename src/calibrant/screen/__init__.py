@@ -1,7 +1,21 @@
 """How results look in a terminal: plain data in, lines and tables out (rich). No torch here."""
 
 from calibrant.screen.importance import covered, gathered
-from calibrant.screen.results import catalogued, inspected, merged, pruned, repacked, scores, surveyed, verified
+from calibrant.screen.results import catalogued, inspected, kinds, merged, pruned, repacked, scores, surveyed, verified
 from calibrant.screen.studies import finished, planned
 
-__all__ = ["catalogued", "covered", "finished", "gathered", "inspected", "merged", "planned", "pruned", "repacked", "scores", "surveyed", "verified"]
+__all__ = [
+    "catalogued",
+    "covered",
+    "finished",
+    "gathered",
+    "inspected",
+    "kinds",
+    "merged",
+    "planned",
+    "pruned",
+    "repacked",
+    "scores",
+    "surveyed",
+    "verified",
+]

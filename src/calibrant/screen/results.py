@@ -265,6 +265,14 @@ def surveyed(result: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
             yield Text(f"  {', '.join(dict.fromkeys(data))}: {visible(reason)}")
 
 
+def kinds(names: Mapping[str, Sequence[str]]) -> Iterator[Any]:
+    """Kinds of things with all that can be named."""
+    table = table_of("kind", "names")
+    for kind, those in names.items():
+        table.add_row(kind, one_line(", ".join(those)))
+    yield table
+
+
 def catalogued(entries: Sequence[Mapping[str, Any]], long: bool = False) -> Iterator[Any]:
     """Names with what they are, a line each; `long` with all that is known of them and the parameters as they are typed."""
     if not entries:
