@@ -353,3 +353,17 @@ def test_a_broken_line_of_the_mirror_is_named(tmp_path: Path):
     mirror(tmp_path)
     with pytest.raises(DataError, match=r"gsm8k/train.jsonl:2: '{broken' is no JSON"):
         sources.build("gsm8k").rows("calibrate")
+
+
+def test_a_hub_that_says_nothing_does_not_answer(monkeypatch: pytest.MonkeyPatch):
+    asked: list[float] = []
+
+    def head(address: str, *, timeout: float) -> None:
+        asked.append(timeout)
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: SimpleNamespace(head=head))
+    assert not hub.answers()
+    assert asked == [hub.ANSWER_WITHIN]
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: SimpleNamespace(head=lambda address, timeout: None))
+    assert hub.answers()

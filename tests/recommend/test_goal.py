@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from datasets import config
 
 from calibrant.advice.goal import CORPORA, OFFLINE, default_sources, parse_goal, readable
 from calibrant.data import CalibrationSet
@@ -75,3 +76,14 @@ def test_a_measure_may_be_named() -> None:
 def test_refusals(targets: tuple[str, ...], error: type[CalibrantError], match: str) -> None:
     with pytest.raises(error, match=match):
         read(*targets)
+
+
+def test_where_the_hub_does_not_answer_no_set_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    offline: list[bool] = []
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("calibrant.data.hub.answers", lambda: False)
+    monkeypatch.setattr("calibrant.advice.goal.readable", lambda source: offline.append(config.HF_HUB_OFFLINE) or False)
+    default_sources(parse_goal(["python_code"], 100, 10, 64))
+    assert offline
+    assert all(offline)
+    assert not config.HF_HUB_OFFLINE

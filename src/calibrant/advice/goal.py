@@ -1,11 +1,12 @@
 """What a compressed model is for: what is measured on it, and the text that stands for it before anything is measured."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final, final
 
-from calibrant.data import CalibrationSet, Source
+from calibrant.data import CalibrationSet, Source, hub
 from calibrant.data.expression import Term, parse_expression, term_of, written
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators import Evaluator, evaluators
@@ -89,9 +90,11 @@ def parse_goal(targets: Sequence[str], tokens: int, items: int, length: int) -> 
 def default_sources(goal: Goal) -> list[str]:
     """Return the sources to try where none are named: those of the goal, and the default ones that can be read here."""
     sources = {str(CalibrationSet(text)): None for text in goal.sources}
-    for text in DEFAULT:
-        if readable(parse_expression(text)[0].source):
-            sources[str(CalibrationSet(text))] = None
+    # A mirror and the hub's cache are read without the hub; where it doesn't answer, each set would wait for it.
+    with nullcontext() if hub.answers() else hub.offline():
+        for text in DEFAULT:
+            if readable(parse_expression(text)[0].source):
+                sources[str(CalibrationSet(text))] = None
     return list(sources)
 
 

@@ -88,6 +88,17 @@ def mirrored(places: Sequence[tuple[str, str]]) -> tuple[Records, str] | None:
     return None
 
 
+def answers() -> bool:
+    """Whether the hub says anything within `ANSWER_WITHIN` seconds. A client that has to read from one that doesn't asks for half a minute a set."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=ANSWER_WITHIN)
+    except _faults():
+        return False
+    return True
+
+
 @contextmanager
 def offline() -> Iterator[None]:
     """Within, the hub is not contacted: what is neither in the mirror nor in the hub's local cache is a `DataError`."""
