@@ -71,7 +71,7 @@ def test_without_a_sibling_the_advice_says_whose_rows_judge(ask: Callable[..., t
     advice = json.loads(out)
     assert advice["siblings"] == []
     assert "mine.jsonl" in advice["expr"]
-    assert "comes from the same file, mine.jsonl and has templates in common with it" in advice["text"]
+    assert "comes from the same file (mine.jsonl) and has templates in common with it" in advice["text"]
     assert "give a second --for that is like your use" in advice["text"]
 
 

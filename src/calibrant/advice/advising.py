@@ -113,7 +113,7 @@ def _same_file(best: Standing, goal: Goal) -> list[str]:
     runs = ", ".join(f"{share:.0%}" for share in shares.values())
     return (
         [
-            f"What judges comes from the same file, {', '.join(shares)}{common} ({runs} of the runs of words): "
+            f"The text that is measured comes from the same file ({', '.join(shares)}){common} ({runs} of the runs of words): "
             "give a second --for that is like your use, or take the figure for a best case."
         ]
         if same
