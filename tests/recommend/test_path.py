@@ -77,4 +77,4 @@ def test_without_a_sibling_the_advice_says_whose_rows_judge(ask: Callable[..., t
 
 @pytest.mark.slow
 def test_the_same_on_smollm2(ask: Callable[..., tuple[str, str]]) -> None:
-    walked(ask, "smollm2", 30, "--sources", "mine.jsonl", "--sources", "arithmetic:cot", "--sources", "python_docs", "--tokens", "2048")
+    walked(ask, "smollm2", 4, "--sources", "mine.jsonl", "--sources", "arithmetic:cot", "--sources", "python_docs", "--tokens", "2048")

@@ -55,7 +55,7 @@ def scales_by(how: str, weight: Float[Tensor, "out in"], grid: Grid, importance:
     if how == "importance":
         if importance is None:
             raise SpecError("scales=importance needs the sizes of the inputs, and nothing was observed", subject="scales")
-        return _searched(weight, grid, [1 - 0.95 * i / 20 for i in range(20)], 3, finite(importance, "the squared norms of the inputs"))
+        return _searched(weight, grid, [1 - 0.95 * i / 20 for i in range(20)], 3.0, finite(importance, "the squared norms of the inputs"))
     return absmax(weight, grid)
 
 
