@@ -63,6 +63,6 @@ def test_somebody_looks_at_the_clock_while_nothing_is_reported():
 
     said = threading.Event()
     seconds = iter(range(0, 10**9, 60))
-    with ProgressLines(lambda _: said.set(), lambda: next(seconds)).watching():
+    with ProgressLines(lambda _: said.set(), lambda: float(next(seconds))).watching():
         assert said.wait(600)
     assert "calibrant-progress" not in {thread.name for thread in threading.enumerate()}

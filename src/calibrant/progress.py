@@ -37,7 +37,7 @@ class ProgressLines:
 
     `say` gets each line, `now` is the clock in seconds.
 
-    >>> seconds = iter([0, 0, 4])
+    >>> seconds = iter([0.0, 0.0, 4.0])
     >>> lines = ProgressLines(print, lambda: next(seconds))
     >>> lines.update("wanda 0.5", 3, 30)
     >>> lines.look()

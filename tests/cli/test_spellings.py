@@ -137,7 +137,7 @@ def test_with_json_an_error_is_json_too(ask: Ask, words: tuple[str, ...], subjec
 
 
 def test_words_that_make_no_command_are_json_errors_too(ask_main: Ask):
-    for words in (("list", "--jsonn", "--json"), ("list", "--json"), ("prune", "m", "--samples", "many", "--json")):
+    for words in (("list", "--jsonn", "--json"), ("inspect", "--json"), ("prune", "m", "--samples", "many", "--json")):
         answer = ask_main(*words)
         assert answer.code == 2
         assert answer.json["error"]["message"] + "\n" == answer.err

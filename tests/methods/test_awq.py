@@ -220,7 +220,7 @@ def test_queries_and_keys_are_not_clipped():
 
 def test_scales_lie_about_one_and_leave_silent_inputs_alone():
     sizes = torch.tensor([4.0, 1.0, 0.25, 0.0], dtype=torch.float64)
-    assert strength(sizes, 0).tolist() == [1, 1, 1, 1]
+    assert strength(sizes, 0.0).tolist() == [1, 1, 1, 1]
     assert strength(sizes, 0.5).tolist() == pytest.approx([2, 1, 0.5, 1])
     assert strength(torch.zeros(3), 0.5).tolist() == [1, 1, 1]
 

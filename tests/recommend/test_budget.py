@@ -18,13 +18,13 @@ CHEAP = StepCosts(opened=1.0, walk=0.001, judge=0.002, search=5.0, compress=2.0,
 
 
 def test_much_time_buys_all_draws_and_says_so() -> None:
-    plan = planned(CHEAP, 10_000, sources=9, least=2, tokens=8192, halves=False)
+    plan = planned(CHEAP, 10_000.0, sources=9, least=2, tokens=8192, halves=False)
     assert (plan.sources, plan.arms, plan.rounds, plan.tokens, plan.share, plan.fits) == (9, 5, ROUNDS, 8192, 1.0, True)
     assert "9 candidates predicted, 5 sets measured, 5 draws each" in plan.sentence(10_000 / 60)
 
 
 @pytest.mark.parametrize("halves", [False, True])
-@pytest.mark.parametrize("seconds", [60, 90, 120, 240, 480, 900, 3000])
+@pytest.mark.parametrize("seconds", [60.0, 90.0, 120.0, 240.0, 480.0, 900.0, 3000.0])
 def test_a_plan_that_fits_ends_in_time_with_something_to_spare(seconds: float, halves: bool) -> None:
     plan = planned(CHEAP, seconds, sources=9, least=2, tokens=8192, halves=halves)
     assert plan.fits == (plan.seconds * MARGIN <= seconds)
@@ -32,22 +32,22 @@ def test_a_plan_that_fits_ends_in_time_with_something_to_spare(seconds: float, h
 
 
 def test_less_time_buys_less_and_a_second_draw_before_more_sets() -> None:
-    plans = [planned(CHEAP, seconds, sources=9, least=2, tokens=8192, halves=False) for seconds in (60, 120, 200, 400, 2000)]
+    plans = [planned(CHEAP, seconds, sources=9, least=2, tokens=8192, halves=False) for seconds in (60.0, 120.0, 200.0, 400.0, 2000.0)]
     assert [plan.rounds for plan in plans] == sorted(plan.rounds for plan in plans)
     few = next(plan for plan in plans if plan.fits and plan.rounds == 2)
     assert few.arms < 5 or few.share < 1 or few.tokens < 8192
 
 
 def test_one_draw_is_called_that_and_the_next_has_a_price() -> None:
-    plan = TimePlan(3, 3, 1, 2048, 0.5, False, seconds=100, another=50)
-    said = plan.sentence(2)
+    plan = TimePlan(3, 3, 1, 2048, 0.5, False, seconds=100.0, another=50.0)
+    said = plan.sentence(2.0)
     assert "one draw only: no interval over draws" in said
     assert "on 50% of the held-out items" in said
     assert "a second draw would take about 50 s more (--budget 2.9)" in said
 
 
 def test_a_time_for_which_nothing_is_small_enough_is_called_too_short() -> None:
-    plan = planned(CHEAP, 5, sources=9, least=9, tokens=8192, halves=True, fixed=True)
+    plan = planned(CHEAP, 5.0, sources=9, least=9, tokens=8192, halves=True, fixed=True)
     assert not plan.fits
     assert plan.sources == 9, "sets that were named are never left out"
     assert plan.tokens == 8192
@@ -66,15 +66,15 @@ def test_costs_and_plan_are_kept_for_the_same_question_only(tmp_path: Path) -> N
     assert kept(tmp_path, "two") is None
     (tmp_path / COSTS).write_text('{"question": "one", "opened": -1}')
     assert kept(tmp_path, "one") is None
-    plan = TimePlan(3, 3, 1, 2048, 0.5, False, 100, 50)
-    plan.keep(tmp_path, "one", minutes=4, done=1)
-    earlier = kept_plan(tmp_path, "one", minutes=5)
+    plan = TimePlan(3, 3, 1, 2048, 0.5, False, 100.0, 50.0)
+    plan.keep(tmp_path, "one", minutes=4.0, done=1)
+    earlier = kept_plan(tmp_path, "one", minutes=5.0)
     assert earlier is not None
     assert (earlier.tokens, earlier.share, earlier.done) == (2048, 0.5, 1)
-    assert kept_plan(tmp_path, "one", minutes=60) is None, "with so much more time a larger plan is worth beginning anew"
-    more = continued(earlier, CHEAP, seconds=200, rounds=5)
+    assert kept_plan(tmp_path, "one", minutes=60.0) is None, "with so much more time a larger plan is worth beginning anew"
+    more = continued(earlier, CHEAP, seconds=200.0, rounds=5)
     assert more.rounds > 1
-    assert "1 of the draws are there from an earlier call" in more.sentence(5)
+    assert "1 of the draws are there from an earlier call" in more.sentence(5.0)
 
 
 class Clock:
@@ -112,7 +112,7 @@ def test_no_round_begins_that_cannot_end_in_time(tmp_path: Path, monkeypatch: py
         dtype="float32",
         device="cpu",
     )
-    costs = StepCosts(0, 0, 0, 0, 10, 10)
+    costs = StepCosts(0.0, 0.0, 0.0, 0.0, 10.0, 10.0)
     race = Race(template, goal, ["python_code", "arithmetic:cot"], "python_docs", tmp_path, costs, rounds=3)
     purse = Purse(minutes, clock)
     result = race.run(purse)

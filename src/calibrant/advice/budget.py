@@ -222,7 +222,7 @@ def _plan(costs: StepCosts, sources: int, arms: int, rounds: int, tokens: int, s
 def duration(seconds: float) -> str:
     """Return a time as people say it.
 
-    >>> duration(93), duration(400)
+    >>> duration(93.0), duration(400.0)
     ('93 s', '6.7 min')
     """
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

@@ -145,7 +145,7 @@ def recommend(
     Raises an `InputError` for what can't be used.
 
     >>> found = recommend("smollm2", "mine.jsonl", ["gsm8k:cot", "c4"], minutes=10)  # doctest: +SKIP
-    >>> recommend("smollm2", "gsm8k", minutes=0)
+    >>> recommend("smollm2", "gsm8k", minutes=0.0)
     Traceback (most recent call last):
     calibrant.errors.SpecError: a budget of 0 minutes leaves no time; give some above 0
     """

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, cast, final, get_args
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from calibrant.errors import ModelError, SpecError
 from calibrant.evaluators._base import Evaluator
@@ -39,18 +40,20 @@ def opened_by_llama_cpp(ref: str) -> Opened:
     tokenizer, digest = gguf_tokenizer(path), file_digest(path)
     LlamaModel(path, 8).close()  # what can't be opened is said now, and not while it is measured
     engine = f"llama.cpp, llama-cpp-py-sync {version('llama-cpp-py-sync')}"
-    run = cast(Any, _RunByLlamaCpp(path))
-    return Opened(run, tokenizer, ref, identity([digest, engine]), f"as {engine} runs it", torch.float32)
+    return Opened(_RunByLlamaCpp(path), tokenizer, ref, identity([digest, engine]), f"as {engine} runs it", torch.float32)
 
 
 @final
-class _RunByLlamaCpp(nn.Module):
-    """Answers as a model of transformers does that is asked for logits."""
+class _RunByLlamaCpp(PreTrainedModel):
+    """Answers as a model of transformers does that is asked for logits. It has no parameters."""
 
     def __init__(self, path: Any) -> None:
-        super().__init__()
+        super().__init__(PretrainedConfig())
         self._path, self._model = path, cast("LlamaModel | None", None)
-        self.device = torch.device("cpu")
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
 
     def forward(self, input_ids: Int[Tensor, "sample position"], attention_mask: Tensor | None = None, use_cache: bool = False) -> Any:
         """Return the logits [sample, position, vocabulary] as `.logits`; padding, on the right, gets none and is zero."""

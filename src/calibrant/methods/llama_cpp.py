@@ -71,9 +71,10 @@ class LlamaQuantize(Method):
         matrices = {part.matrix: part for part in parts_of(job.view) if part.matrix}
         for weight in job.view.weights:
             if weight.name not in done:
-                yield Replace(weight, _compressed(matrices[weight.name], made, job.opened.dtype), seen.get(weight, Seen({})))
-        others = {part.parameter: _compressed(part, made, job.opened.dtype) for part in parts_of(job.view) if not part.matrix}
-        yield ReplaceParameters({name: one.packed for name, one in others.items() if one.packed is not None})
+                dense, packed = _numbers(matrices[weight.name], made, job.opened.dtype)
+                yield Replace(weight, Compressed(dense, packed=packed), seen.get(weight, Seen({})))
+        others = {part.parameter: _numbers(part, made, job.opened.dtype)[1] for part in parts_of(job.view) if not part.matrix}
+        yield ReplaceParameters({name: packed for name, packed in others.items() if packed is not None})
 
     def _template(self, job: Job) -> Path:
         found = gguf_of(self.like or job.opened.name)
@@ -96,13 +97,15 @@ class LlamaQuantize(Method):
         return {str(t.name): (t.tensor_type, np.array(t.data)) for t in gguf.GGUFReader(target).tensors}
 
 
-def _compressed(part: GgufPart, made: Mapping[str, tuple[GGMLQuantizationType, np.ndarray]], dtype: torch.dtype) -> Compressed:
-    """What a tensor became, its rows in the model's own order; what is plain numbers there has no packed form."""
+def _numbers(
+    part: GgufPart, made: Mapping[str, tuple[GGMLQuantizationType, np.ndarray]], dtype: torch.dtype
+) -> tuple[torch.Tensor, GgmlBlocks | None]:
+    """What a tensor became, its rows in the model's own order, and its packed form, which what is plain numbers there doesn't have."""
     kind, content = made[part.name]
     rows = torch.from_numpy(content)
     if part.order is not None:
         rows = torch.empty_like(rows).index_copy_(0, part.order, rows)
     if kind in NUMBERS:
-        return Compressed(torch.from_numpy(gguf.dequantize(rows.numpy(), kind)).reshape(part.tensor.shape).to(part.tensor))
+        return torch.from_numpy(gguf.dequantize(rows.numpy(), kind)).reshape(part.tensor.shape).to(part.tensor), None
     packed = GgmlBlocks(kind.name.lower(), rows.to(part.tensor.device), dtype)
-    return Compressed(packed.dense(), packed=packed)
+    return packed.dense(), packed
