@@ -161,7 +161,7 @@ def _features(texts: Sequence[str]) -> Float[np.ndarray, "text feature"]:
     spoken = [masked(text) for text in texts]
     kinds: list[set[tuple[str, ...]]] = [{*_runs(each, 3)} for each in spoken]
     counts = Counter(run for each in kinds for run in each)
-    if sum(count for count in counts.values() if count > 2) < 3 * len(texts):  # hardly a run that recurs: told apart by words
+    if sum(count for count in counts.values() if count > 2) < 3 * len(texts):  # hardly a run that recurs: divided by words
         kinds = [{(word,) for word in each} for each in spoken]
         counts = Counter(run for each in kinds for run in each)
     # What nearly all have tells nothing apart, and what one has links it to no other.
