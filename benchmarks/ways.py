@@ -47,7 +47,9 @@ def llmcompressor(asked: dict[str, Any]) -> dict[str, Any]:
     found = {"seconds": time.perf_counter() - began, "peak": peak()}
     if asked["method"] == "gptq":  # the rounded numbers as an ordinary folder, which any evaluator opens
         AutoModelForCausalLM.from_config(model.config).save_pretrained(asked["out"])
-        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name.endswith((".weight", ".bias"))}
+        state = model.state_dict()  # a head that is the embedding is stored once
+        tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set[str]()
+        weights = {name: state[name].contiguous() for name in state if name.endswith((".weight", ".bias")) and name not in tied}
         save_file(weights, Path(asked["out"]) / "model.safetensors", {"format": "pt"})
     else:
         model.save_pretrained(asked["out"])

@@ -21,7 +21,7 @@ from calibrant.advice.halves import Halves, halves_of
 from calibrant.advice.siblings import held_out_side
 from calibrant.compare import read
 from calibrant.compare.crossed import Side, combination
-from calibrant.compare.results import UNTOUCHED, GroupResults, grouped
+from calibrant.compare.results import DENSE, GroupResults, grouped
 from calibrant.data.expression import parse_source
 from calibrant.data.user_file import UserFile
 from calibrant.store import Store
@@ -93,7 +93,7 @@ def records(
         for data, twins in names[target, family].items():
             canonical = next(label for label in own.group.sets if label == data)
             sides[canonical], on_sibling[canonical] = own.sides(canonical), own.sibling(twins, halves)
-        dense = others.sides(UNTOUCHED)
+        dense = others.sides(DENSE)
         ranked = sorted(sides, key=lambda data: sides[data][there].value)
         choices = {
             "own": min(sides, key=lambda data: sides[data][here].value),
