@@ -78,10 +78,10 @@ def eliminate_rows(weight: Tensor, upper: Tensor, saliency: Tensor, removed: Ten
     return errors
 
 
-def by_rows(rows: int, run: Callable[[int, int], None]) -> None:
-    """Call `run(first, last)` for shares of the rows, on as many threads as torch has; it lets go of Python's lock, and rows don't meet."""
+def by_rows(rows: int, run: Callable[[int, int], None], least: int = ROWS_PER_THREAD) -> None:
+    """Call `run(first, last)` for shares of the rows, `least` or more, on as many threads as torch has; it lets go of Python's lock."""
     threads = torch.get_num_threads()
-    share = max(-(-rows // threads), ROWS_PER_THREAD)
+    share = max(-(-rows // threads), least)
     others = [_threads(threads).submit(run, first, min(first + share, rows)) for first in range(share, rows, share)]
     run(0, min(share, rows))
     for other in others:

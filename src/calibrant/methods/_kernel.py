@@ -17,9 +17,9 @@ TILE: Final = 64
 def compiled(function: Callable[..., None]) -> Callable[..., None]:
     plain = unwrap(function)  # a type checker installed on import may have wrapped it
     try:
-        return numba.njit(nogil=True, cache=True)(plain)
+        return numba.njit(nogil=True, cache=True, error_model="numpy")(plain)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written: compile in each process
-        return numba.njit(nogil=True)(plain)
+        return numba.njit(nogil=True, error_model="numpy")(plain)
 
 
 @compiled

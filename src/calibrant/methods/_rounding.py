@@ -4,25 +4,31 @@ The convention is that of the compressed-tensors format, so that what is chosen 
 the weight before anything is chosen with them: codes that are right for a finer scale are the wrong ones for the scale that is kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
 from calibrant.activations import wide
 from calibrant.errors import SpecError
 from calibrant.methods._base import finite
+from calibrant.methods._elimination import by_rows
 from calibrant.packed import Codes
 from calibrant.targets import Grid
 
 RULES: Final = ("absmax", "mse", "importance")
 """How scales can be chosen."""
 
-_TRIED_AT_ONCE: Final = 2**17
-"""Weights whose errors on one grid are computed at once."""
+_CUBED: Final = 3.0
+"""The power of errors that llm-compressor's search has; that of GPTQ's code is 2.4."""
+
+_ROWS_PER_THREAD: Final = 128
+"""Rows whose search is worth another thread."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ def scales_by(how: str, weight: Float[Tensor, "out in"], grid: Grid, importance:
     if how == "importance":
         if importance is None:
             raise SpecError("scales=importance needs the sizes of the inputs, and nothing was observed", subject="scales")
-        return _searched(weight, grid, [1 - 0.95 * i / 20 for i in range(20)], 3.0, finite(importance, "the squared norms of the inputs"))
+        return _searched(weight, grid, [1 - 0.95 * i / 20 for i in range(20)], _CUBED, finite(importance, "the squared norms of the inputs"))
     return absmax(weight, grid)
 
 
@@ -97,24 +103,45 @@ def reaching(least: Float[Tensor, "out group"], most: Float[Tensor, "out group"]
 
 
 def _searched(weight: Float[Tensor, "out in"], grid: Grid, shares: Sequence[float], power: float, importance: Tensor | None) -> Scales:
-    """For each group the best of the grids that reach these shares as far as its weights do; rows by rows, so that one try stays in the cache."""
-    rows = max(1, _TRIED_AT_ONCE // weight.shape[1])
-    parts = [_best(weight[at : at + rows], grid, shares, power, importance) for at in range(0, len(weight), rows)]
-    zeros = [part.zeros for part in parts if part.zeros is not None]
-    return Scales(grid, torch.cat([part.scales for part in parts]), torch.cat(zeros) if zeros else None)
-
-
-def _best(weight: Float[Tensor, "out in"], grid: Grid, shares: Sequence[float], power: float, importance: Tensor | None) -> Scales:
+    """For each group the best of the grids that reach these shares as far as its weights do."""
     least, most = within(weight, grid)
-    best = absmax(weight, grid)
-    scales, zeros, lowest = best.scales, best.zeros, torch.full_like(least, torch.inf)
-    exact = weight.to(least.dtype)
-    counts = None if importance is None else (importance / importance.mean().clamp_min(torch.finfo(importance.dtype).tiny)).to(least.dtype)
-    for share in shares:
-        tried = reaching(least * share, most * share, grid, weight.dtype)
-        errors = (tried.nearest(weight).dense().to(least.dtype) - exact).abs().pow(power)
-        error = (errors if counts is None else errors * counts).unflatten(1, (least.shape[1], -1)).sum(2)
+    reaching(least, most, grid, weight.dtype)  # Refuses what isn't finite.
+    kind = least.dtype
+    counts = torch.ones_like(weight[0], dtype=kind) if importance is None else importance / importance.mean().clamp_min(torch.finfo(kind).tiny)
+    fast = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+    best = (_best_compiled if fast else _best)(weight, least, most, grid, shares, power, counts.to(kind))
+    reach = torch.tensor(shares, dtype=kind, device=weight.device)[best]
+    return reaching(least * reach, most * reach, grid, weight.dtype)
+
+
+def _best_compiled(
+    weight: Tensor, least: Tensor, most: Tensor, grid: Grid, shares: Sequence[float], power: float, counts: Tensor
+) -> Int[Tensor, "out group"]:
+    """Return which share each group does best with. On the CPU, of float32 or bfloat16."""
+    best, kernel = torch.zeros(least.shape, dtype=torch.int32), _kernel()
+    arrays = [part.detach().float().contiguous().numpy() for part in (weight, least, most, torch.tensor(shares), counts)]
+    epsilon = np.float32(torch.finfo(weight.dtype).eps)
+    what = power == _CUBED, grid.symmetric, grid.lowest, grid.highest, weight.dtype == torch.bfloat16, epsilon, best.numpy()
+    by_rows(len(weight), lambda first, last: kernel(*arrays, *what, first, last), least=_ROWS_PER_THREAD)
+    return best.long()
+
+
+def _best(weight: Tensor, least: Tensor, most: Tensor, grid: Grid, shares: Sequence[float], power: float, counts: Tensor) -> Int[Tensor, "out group"]:
+    """Return which share each group does best with, on any device and of any type."""
+    lowest = torch.full_like(least, torch.inf)
+    best = torch.zeros_like(least, dtype=torch.long)
+    for at, share in enumerate(shares):
+        tried = reaching(least * share, most * share, grid, weight.dtype).nearest(weight).dense()
+        errors = (tried.to(least.dtype) - weight.to(least.dtype)).abs().pow(power) * counts
+        error = errors.unflatten(1, (least.shape[1], -1)).sum(2)
         better = error < lowest
-        lowest, scales = error.where(better, lowest), tried.scales.where(better, scales)
-        zeros = None if zeros is None or tried.zeros is None else tried.zeros.where(better, zeros)
-    return Scales(grid, scales, zeros)
+        lowest, best = error.where(better, lowest), best.masked_fill(better, at)
+    return best
+
+
+@cache
+def _kernel() -> Callable[..., None]:
+    """Imported at the first use: numba takes longer to import than listing methods may."""
+    from calibrant.methods._reach_kernel import best_reach
+
+    return best_reach
