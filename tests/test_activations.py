@@ -50,6 +50,20 @@ def test_gram_of_two_is_the_gram_of_both() -> None:
     assert torch.allclose((Gram.of(a) + Gram.of(b)).matrix, Gram.of(torch.cat([a, b])).matrix, rtol=1e-12)
 
 
+@pytest.mark.parametrize("tiles", [False, True])
+def test_a_gram_of_bfloat16_rows_is_as_exact_with_factors_of_that_type(tiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also without tiles, where the setting is emulated or ignored; it is back afterwards, and isn't used for rows that are weighted."""
+    monkeypatch.setattr("calibrant.activations._has_tiles", lambda: tiles)
+    x, before = rows(2 * CHUNK + 3, 400, dtype=torch.bfloat16), torch.backends.mkldnn.matmul.fp32_precision
+    exact = x.double().T @ x.double()
+    scale = exact.diagonal().sqrt().outer(exact.diagonal().sqrt())
+    assert float(((Gram.of(x).matrix - exact) / scale).abs().max()) < 2e-6
+    weights = torch.rand(len(x), generator=torch.Generator().manual_seed(1))
+    weighted = x.double().T @ (x.double() * weights[:, None])
+    assert float(((Gram.of(x, weights).matrix - weighted) / scale).abs().max()) < 2e-6
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
 def test_sums_of_bfloat16_are_wider_than_bfloat16() -> None:
     x = torch.ones(3000, 1, dtype=torch.bfloat16)  # a bfloat16 running sum of ones stops at 256
     assert float(FeatureNorms.of(x).norms()) == 3000

@@ -7,9 +7,11 @@ activations' type: a Gram accumulated in bfloat16 isn't positive definite alread
 Shapes: `token` rows that reached the matrix, `in` its inputs.
 """
 
+import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -136,15 +138,17 @@ class Gram(InputStatistic):
 
     @classmethod
     def of(cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None) -> "Gram":
-        width = x.shape[1]
+        width, exact = x.shape[1], x.dtype == torch.bfloat16 and weights is None and x.device.type == "cpu" and _has_tiles()
+        panel = 2 * PANEL if exact else PANEL
         # Only the upper triangle is multiplied, panel by panel: half of the work of a whole product with its own transpose.
         total = torch.zeros(width, width, dtype=wide(x.dtype), device=x.device)
         for rows, w in _chunks(x, weights):
             weighted = rows if w is None else rows * w[:, None]
-            for at in range(0, width, PANEL):  # what lies left of the panel is the mirror image of what lies above it
-                total[at : at + PANEL, at:].addmm_(rows[:, at : at + PANEL].T, weighted[:, at:])
-        for at in range(PANEL, width, PANEL):
-            total[at : at + PANEL, :at] = total[:at, at : at + PANEL].T
+            with _rounding_factors() if exact else nullcontext():
+                for at in range(0, width, panel):  # what lies left of the panel is the mirror image of what lies above it
+                    total[at : at + panel, at:].addmm_(rows[:, at : at + panel].T, weighted[:, at:])
+        for at in range(panel, width, panel):
+            total[at : at + panel, :at] = total[:at, at : at + panel].T
         return Gram(total, x.shape[0], _mass(x, weights))
 
     def __add__(self, other: "Gram") -> "Gram":
@@ -277,6 +281,23 @@ def _chunks(x: Tensor, weights: Tensor | None):
     for start in range(0, x.shape[0], CHUNK):
         rows = x[start : start + CHUNK].to(wide(x.dtype))
         yield rows, None if weights is None else weights[start : start + CHUNK].to(rows.dtype)
+
+
+@contextmanager
+def _rounding_factors() -> Iterator[None]:
+    """Let float32 products round their factors to bfloat16, which changes none that came from a bfloat16 forward; sums stay float32."""
+    before = torch.backends.mkldnn.matmul.fp32_precision  # pyright: ignore[reportAttributeAccessIssue]  # missing in torch's types
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@functools.cache
+def _has_tiles() -> bool:
+    """Return whether the processor multiplies bfloat16 matrices in tiles (AMX): several times as fast as float32."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 def _mass(x: Tensor, weights: Tensor | None) -> float:
