@@ -33,7 +33,7 @@ def peers(record: Mapping[str, Any]) -> str:
         f"{budget}; {said}; {machine.told(record['machine'])}. The products of the model's shapes ran at {ran} there. The dense model's loss is "
         f"{record['dense']:.3f}.",
         "",
-        "| case, against | seconds | times faster | whole processes | peak MiB | masks equal | loss | ours less theirs | of the floor |",
+        "| case, against | seconds | times faster | whole processes | peak MiB | masks or values equal | loss | ours less theirs | of the floor |",
         "| --- | --- | --- | ---: | --- | --- | --- | --- | --- |",
         *(row(case, way, found) for case, found in cases.items() for way in found["ratios"]),
     ]
@@ -156,7 +156,7 @@ PARTS: Final[dict[str, Callable[[Mapping[str, Any]], list[str]]]] = {
     "sets": _sets,
     "methods": _methods,
 }
-TABLES: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {"peers": peers, "evaluation": evaluation, "growth": growth}
+TABLES: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {"peers": peers, "peers_amx": peers, "evaluation": evaluation, "growth": growth}
 
 
 def page(text: str, records: Path = RECORDS) -> str:

@@ -1,0 +1,143 @@
+"""The tables of docs/findings/quantization.md, made of the stores beside this file: python -m studies.grids.tables [--write]
+
+Divergences are nats per token from the untouched model, on text that no draw calibrates on. Only what both draws have is shown.
+"""
+
+import re
+import statistics
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from studies.arms import Measured, named
+
+from calibrant.compare import Estimate, contrast, draws
+from calibrant.errors import DataError
+from calibrant.store import Store, stored_bits
+
+HERE: Final = Path(__file__).parent
+PAGE: Final = HERE.parents[1] / "docs/findings/quantization.md"
+STORES: Final = {"smollm2": HERE / "smollm2", "gemma3-270m": HERE / "gemma3-270m"}
+KINDS: Final = {"prose": "c4", "code": "python_code", "arithmetic": "gsm8k:cot"}
+"""Each kind of text that is measured, and the calibration set that is made of it."""
+SOURCES: Final = ("c4", "python_code", "gsm8k")
+WITHOUT: Final = ("rtn", "rtn(scales=mse)", "ggml(importance=false)", "llama_cpp(importance=false)")
+"""Methods that look at no data."""
+ORDER: Final = (
+    ("rtn(scales=importance)", "rtn"),
+    ("gptq", "rtn"),
+    ("gptq(scales=importance)", "rtn(scales=importance)"),
+    ("gptq(scales=importance)", "gptq"),
+    ("awq", "rtn"),
+    ("rsq", "gptq"),
+    ("ggml", "ggml(importance=false)"),
+    ("llama_cpp", "llama_cpp(importance=false)"),
+)
+"""Of each pair the first should be better where it was calibrated on the kind of text that is measured."""
+
+
+class Results:
+    """What one model's store has: by target, method and calibration set (none: `""`) the draws of each measure, and the bits a weight takes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.of: dict[tuple[str, str], dict[str, Measured]] = {}
+        self.bits: dict[tuple[str, str], float] = {}
+        with Store(folder, create=False) as store:
+            for target, method, data in dict.fromkeys((c.target, c.method, c.data) for c in store.cells() if c.method != "none"):
+                found = draws(store, target=target, method=method, data=data)
+                if len(found) == len(KINDS):
+                    self.of.setdefault((target, method), {})["" if method in WITHOUT else data] = found
+                    run = next(c.run for c in store.cells() if (c.target, c.method, c.data) == (target, method, data))
+                    self.bits[target, method] = stored_bits(store.record(run).weights) or 16.0
+
+    def matched(self, target: str, method: str) -> Measured | None:
+        """Each measure with the set that is made of its kind of text; a method without data has but one."""
+        sets = self.of.get((target, method), {})
+        if "" in sets:
+            return sets[""]
+        if not set(KINDS.values()) <= sets.keys():
+            return None
+        return {name: sets[data][name] for source, data in zip(SOURCES, KINDS.values(), strict=True) for name in named(sets[data], [source])}
+
+
+def divergence(measured: Measured, source: str) -> tuple[float, float]:
+    """The mean of the draws, and half of their range."""
+    values = [m.score.value for m in measured[named(measured, [source])[0]]]
+    return statistics.mean(values), (max(values) - min(values)) / 2
+
+
+def by_set(results: Results) -> Iterator[str]:
+    """Rows: what each method leaves between the model and itself, by the text it was calibrated on."""
+    yield f"| target | method | bits | calibrated on | {' | '.join(KINDS)} |"
+    yield f"| --- | --- | ---: | --- |{' ---: |' * len(KINDS)}"
+    for (target, method), sets in results.of.items():
+        for data, measured in sets.items():
+            cells = []
+            for source, own in zip(SOURCES, KINDS.values(), strict=True):
+                mean, half = divergence(measured, source)
+                text = f"{mean:.3f}" if not data else f"{mean:.3f} ± {half:.3f}"
+                cells.append(f"**{text}**" if own == data else text)
+            yield f"| {target} | `{method}` | {results.bits[target, method]:.2f} | {data or 'nothing'} | {' | '.join(cells)} |"
+
+
+def by_order(results: Results) -> Iterator[str]:
+    """Rows: by how much the first of a pair is better on the text it was calibrated on, with an interval over documents and draws."""
+    yield f"| target | better | than | {' | '.join(KINDS)} |"
+    yield f"| --- | --- | --- |{' ---: |' * len(KINDS)}"
+    for target in dict.fromkeys(target for target, _ in results.of):
+        for first, second in ORDER:
+            sides = results.matched(target, first), results.matched(target, second)
+            if sides[0] is not None and sides[1] is not None:
+                yield f"| {target} | `{first}` | `{second}` | {' | '.join(_difference(*sides, source) for source in SOURCES)} |"
+
+
+def _difference(first: Measured, second: Measured, source: str) -> str:
+    """How much less the first diverges: bold where an interval of 95 % leaves out zero."""
+    (name,) = named(first, [source])
+    less: Estimate = contrast({name: second[name]}, {name: first[name]})
+    low, high = less.interval()
+    told = f"{less.value:+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"**{told}**" if low > 0 or high < 0 else told
+
+
+def by_choice(results: Results) -> Iterator[str]:
+    """Rows: what the choice of the calibration text is worth to a method, relative to the divergence with the matching text."""
+    yield "| target | method | matching text | other text | other over matching | worst over best set | draws apart |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    for (target, method), sets in results.of.items():
+        if set(KINDS.values()) <= sets.keys():
+            table = {data: [divergence(sets[data], source)[0] for source in SOURCES] for data in KINDS.values()}
+            own = statistics.mean(table[data][i] for i, data in enumerate(table))
+            other = statistics.mean(v for i, data in enumerate(table) for j, v in enumerate(table[data]) if i != j)
+            spread = statistics.mean(max(column) / min(column) for column in zip(*table.values(), strict=True))
+            apart = statistics.mean(2 * half / mean for data in table for mean, half in (divergence(sets[data], source) for source in SOURCES))
+            yield f"| {target} | `{method}` | {own:.3f} | {other:.3f} | {other / own:.2f} | {spread:.2f} | {apart:.1%} |"
+
+
+def tables() -> Mapping[str, str]:
+    """Each table in Markdown, by the name that the page marks its place with; of the models whose stores are there."""
+    made: dict[str, str] = {}
+    for model, folder in STORES.items():
+        if folder.is_dir():
+            results = Results(folder)
+            for name, rows in (("order", by_order), ("choice", by_choice), ("sets", by_set)):
+                made[f"{model} {name}"] = "\n".join(rows(results))
+    return made
+
+
+def page(text: str) -> str:
+    """The page with its tables made anew. Raises `DataError` where it lacks a place."""
+    for name, table in tables().items():
+        between = f"<!-- {name} -->\n\n{table}\n\n<!-- end of {name} -->"
+        text, count = re.subn(rf"<!-- {name} -->.*?<!-- end of {name} -->", lambda _, between=between: between, text, flags=re.DOTALL)
+        if count != 1:
+            raise DataError(f"the page has {count} places for the table {name!r}; it needs one", subject=name)
+    return text
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv[1:]:
+        PAGE.write_text(page(PAGE.read_text("utf-8")), encoding="utf-8")
+    else:
+        print("\n\n".join(f"{name}\n\n{table}" for name, table in tables().items()))
