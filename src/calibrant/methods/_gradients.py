@@ -1,0 +1,98 @@
+"""Conjugate gradients on a mask: the weights that are kept are fitted to the dense matrix's outputs, all rows at once.
+
+A row's loss is (w - v)ᵀH(w - v), where w is the dense row, v the pruned one, and H = Gram/mass + λI. Rows don't depend on each other: a step is
+one product of all rows with H, and each row takes the length that is best for it. Pulling towards the dense weights (λ on both sides) is what
+keeps inputs that never vary where they were.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from calibrant.activations import Gram
+from calibrant.methods._base import finite
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned matrix with what its next change is judged by: which weights are kept, the pull (w - v)H on each, and each row's loss."""
+
+    weight: Float[Tensor, "out in"]
+    keep: Bool[Tensor, "out in"]
+    pull: Float[Tensor, "out in"]
+    loss: Float[Tensor, "out"]
+
+
+def fit_kept(weight: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"], gram: Gram, steps: int, damp: float) -> Float[Tensor, "out in"]:
+    """Return weights, zero where they aren't kept, whose outputs are nearer to those of the dense `weight`: the best ones after many steps.
+
+    H is `damped(gram, damp)`. The result has the type of `weight`; sums are float32, or float64 for a float64 weight. Raises `NumericsError` for
+    a Gram that isn't finite.
+
+    >>> gram = Gram(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), tokens=1, mass=1.0)
+    >>> fit_kept(torch.tensor([[1.0, 4.0]]), torch.tensor([[False, True]]), gram, steps=1, damp=0.0)
+    tensor([[0.0000, 4.5000]])
+    """
+    hessian = damped(gram, damp).to(torch.promote_types(weight.dtype, torch.float32))
+    dense = weight.detach().to(hessian.dtype)
+    return descend(pruned(dense, dense, keep, hessian), hessian, steps).weight.to(weight.dtype)
+
+
+def damped(gram: Gram, damp: float) -> Float[Tensor, "in in"]:
+    """Return H = gram/mass + λI, computed once for all matrices that share the Gram; λ is `damp` times the mean diagonal of inputs that were used.
+
+    Raises `NumericsError` for a Gram that isn't finite.
+    """
+    return gram.cached(("damped", damp), lambda: _damped(gram, damp))
+
+
+def _damped(gram: Gram, damp: float) -> Tensor:
+    diagonal = finite(gram.norms(), "the squared norms of the inputs").double()
+    hessian = gram.symmetric() / gram.mass
+    hessian.diagonal().add_(damp * float(diagonal.sum()) / gram.mass / max(1, int(diagonal.count_nonzero())))
+    return hessian
+
+
+def pruned(dense: Float[Tensor, "out in"], start: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"], hessian: Float[Tensor, "in in"]) -> Pruned:
+    """Return `start` on the mask, beside the `dense` matrix that it is to be like. All have one floating type."""
+    weight = start.masked_fill(~keep, 0)
+    error = dense - weight
+    pull = error @ hessian
+    return Pruned(weight, keep, pull, (error * pull).sum(1))
+
+
+def descend(at: Pruned, hessian: Float[Tensor, "in in"], steps: int, tolerance: float = 0.0) -> Pruned:
+    """Take `steps` steps towards the weights on the mask that lose least; fewer if one takes off less than `tolerance` of the loss that was there.
+
+    The preconditioner is the diagonal of `hessian`. A row whose curvature isn't positive, because the Hessian isn't positive definite, stays where
+    it is. `at` is left as it was.
+    """
+    weight, pull, gained = at.weight.clone(), at.pull.clone(), torch.zeros_like(at.loss)
+    diagonal, gone = hessian.diagonal(), ~at.keep
+    scale = (1 / diagonal).where(diagonal > 0, 1)
+    residual = pull.masked_fill(gone, 0)
+    direction = residual * scale
+    force = (residual * direction).sum(1)
+    # A residual of nothing but rounding leads nowhere.
+    floor = force * torch.finfo(force.dtype).eps ** 2
+    bent, enough = torch.empty_like(direction), tolerance * float(at.loss.sum())
+    for _ in range(steps):
+        torch.mm(direction, hessian, out=bent)
+        curvature = (direction * bent).sum(1)
+        moving = (curvature > 0) & (force > floor)
+        if not bool(moving.any()):
+            break
+        length = (force / curvature).where(moving, 0)
+        weight.addcmul_(length[:, None], direction)
+        pull.addcmul_(length[:, None], bent, value=-1)
+        gain = length * force  # exactly what the step takes off the row's loss
+        gained += gain
+        if float(gain.sum()) < enough:
+            break
+        torch.mul(pull, scale, out=residual).masked_fill_(gone, 0)
+        after = (residual * pull).sum(1)
+        direction.mul_((after / force).where(moving, 0)[:, None]).add_(residual)
+        force = after
+    return Pruned(weight, at.keep, pull, at.loss - gained)
