@@ -10,7 +10,7 @@ from torch import Tensor
 
 from calibrant.activations import Gram
 from calibrant.errors import NumericsError
-from calibrant.methods._gradients import damped, descend, fit_kept, pruned
+from calibrant.methods._gradients import damped, descend, fit_kept, masked
 
 
 def features(tokens: int, inputs: int) -> Tensor:
@@ -39,7 +39,7 @@ def losses(weight: Tensor, pruned: Tensor, hessian: np.ndarray[Any, Any]) -> Ten
     return torch.from_numpy(np.einsum("oi,ij,oj->o", error, hessian, error))
 
 
-def masked(rows: int, inputs: int, share: float = 0.5) -> tuple[Tensor, Tensor]:
+def random_mask(rows: int, inputs: int, share: float = 0.5) -> tuple[Tensor, Tensor]:
     return torch.randn(rows, inputs, dtype=torch.float64), torch.rand(rows, inputs) > share
 
 
@@ -47,20 +47,20 @@ def masked(rows: int, inputs: int, share: float = 0.5) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("damp", [0.01, 0.1])
 def test_to_the_end_it_is_the_direct_solution(share: float, damp: float):
     x = features(300, 96)
-    weight, keep = masked(24, 96, share)
+    weight, keep = random_mask(24, 96, share)
     found = fit_kept(weight, keep, Gram.of(x), 200, damp)
     assert torch.allclose(found, solved(weight, keep, hessian_of(x, damp)), rtol=1e-8, atol=1e-10)
 
 
 def test_with_fewer_tokens_than_inputs_too():
     x = features(30, 96)
-    weight, keep = masked(8, 96)
+    weight, keep = random_mask(8, 96)
     assert torch.allclose(fit_kept(weight, keep, Gram.of(x), 400, 0.01), solved(weight, keep, hessian_of(x, 0.01)), rtol=1e-6, atol=1e-8)
 
 
 def test_float32_comes_near_in_a_few_steps():
     x = features(600, 160)
-    weight, keep = masked(32, 160)
+    weight, keep = random_mask(32, 160)
     hessian = hessian_of(x, 0.01)
     least, masking = losses(weight, solved(weight, keep, hessian), hessian).sum(), losses(weight, weight * keep, hessian).sum()
     found = losses(weight, fit_kept(weight.float(), keep, Gram.of(x.float()), 20, 0.01), hessian).sum()
@@ -70,9 +70,9 @@ def test_float32_comes_near_in_a_few_steps():
 
 def test_each_step_takes_off_what_it_claims():
     x = features(200, 64)
-    weight, keep = masked(8, 64)
+    weight, keep = random_mask(8, 64)
     hessian, gram = hessian_of(x, 0.01), damped(Gram.of(x), 0.01)
-    start = pruned(weight, weight, keep, gram)
+    start = masked(weight, weight, keep, gram)
     left = losses(weight, weight * keep, hessian)
     assert torch.allclose(start.loss, left, rtol=1e-10)
     for steps in range(1, 12):
@@ -86,9 +86,9 @@ def test_each_step_takes_off_what_it_claims():
 
 def test_it_begins_where_it_is_told_to():
     x = features(200, 64)
-    weight, keep = masked(8, 64)
+    weight, keep = random_mask(8, 64)
     start, hessian = torch.randn(8, 64, dtype=torch.float64), damped(Gram.of(x), 0.01)
-    none, some = (descend(pruned(weight, start, keep, hessian), hessian, steps) for steps in (0, 300))
+    none, some = (descend(masked(weight, start, keep, hessian), hessian, steps) for steps in (0, 300))
     assert torch.equal(none.weight, start * keep)
     assert torch.allclose(none.loss, losses(weight, start * keep, hessian_of(x, 0.01)), rtol=1e-10)
     assert torch.allclose(some.weight, solved(weight, keep, hessian_of(x, 0.01)), rtol=1e-7, atol=1e-9)
@@ -96,7 +96,7 @@ def test_it_begins_where_it_is_told_to():
 
 def test_zeros_stay_zeros_and_the_arguments_stay_as_they_were():
     x = features(200, 64)
-    weight, keep = masked(8, 64)
+    weight, keep = random_mask(8, 64)
     before = weight.clone(), keep.clone()
     found = fit_kept(weight, keep, Gram.of(x), 10, 0.01)
     assert torch.equal(found == 0, ~keep)
@@ -106,7 +106,7 @@ def test_zeros_stay_zeros_and_the_arguments_stay_as_they_were():
 
 def test_inputs_that_were_always_zero_keep_their_weights_and_touch_no_other():
     x = features(200, 64)
-    weight, keep = masked(8, 64)
+    weight, keep = random_mask(8, 64)
     wide, wide_keep, wide_x = torch.randn(8, 128, dtype=torch.float64), torch.rand(8, 128) > 0.5, torch.zeros(200, 128, dtype=torch.float64)
     wide[:, ::2], wide_keep[:, ::2], wide_x[:, ::2] = weight, keep, x
     found = fit_kept(wide, wide_keep, Gram.of(wide_x), 12, 0.01)
@@ -116,9 +116,9 @@ def test_inputs_that_were_always_zero_keep_their_weights_and_touch_no_other():
 
 def test_it_stops_when_a_step_takes_off_too_little():
     x = features(200, 64)
-    weight, keep = masked(8, 64)
+    weight, keep = random_mask(8, 64)
     hessian = damped(Gram.of(x), 0.01)
-    start = pruned(weight, weight, keep, hessian)
+    start = masked(weight, weight, keep, hessian)
     left = [float(descend(start, hessian, steps).loss.sum()) for steps in range(50)]
     gains = [before - after for before, after in pairwise(left)]
     first = next(i for i, gain in enumerate(gains) if gain < 0.01 * left[0])
@@ -128,9 +128,9 @@ def test_it_stops_when_a_step_takes_off_too_little():
 
 def test_what_it_starts_from_stays_as_it_was():
     x = features(200, 64)
-    weight, keep = masked(8, 64)
+    weight, keep = random_mask(8, 64)
     hessian = damped(Gram.of(x), 0.01)
-    start = pruned(weight, weight, keep, hessian)
+    start = masked(weight, weight, keep, hessian)
     before = [t.clone() for t in (start.weight, start.keep, start.pull, start.loss)]
     descend(start, hessian, 5)
     assert all(map(torch.equal, before, (start.weight, start.keep, start.pull, start.loss)))
@@ -138,7 +138,7 @@ def test_what_it_starts_from_stays_as_it_was():
 
 def test_rows_where_nothing_or_all_is_kept_stay():
     x = features(200, 64)
-    weight, keep = masked(3, 64)
+    weight, keep = random_mask(3, 64)
     keep[0], keep[1] = False, True
     found = fit_kept(weight, keep, Gram.of(x), 10, 0.01)
     assert torch.equal(found[0], torch.zeros(64, dtype=torch.float64))
@@ -149,14 +149,14 @@ def test_a_hessian_that_bends_down_moves_nothing():
     down = torch.tensor([[1.0, 6.0], [6.0, 1.0]], dtype=torch.float64)
     weight, keep = torch.tensor([[1.0, -1.0]], dtype=torch.float64), torch.tensor([[True, True]])
     start = torch.tensor([[0.0, 0.0]], dtype=torch.float64)
-    assert torch.equal(descend(pruned(weight, start, keep, down), down, 10).weight, start)
+    assert torch.equal(descend(masked(weight, start, keep, down), down, 10).weight, start)
 
 
 def test_the_hessian_is_made_once_and_a_type_is_kept():
     gram = Gram.of(features(200, 64).float())
     assert damped(gram, 0.01) is damped(gram, 0.01)
     assert damped(gram, 0.02) is not damped(gram, 0.01)
-    weight, keep = masked(4, 64)
+    weight, keep = random_mask(4, 64)
     assert fit_kept(weight.bfloat16(), keep, gram, 3, 0.01).dtype == torch.bfloat16
     assert torch.equal(fit_kept(weight.bfloat16(), keep, gram, 3, 0.01), fit_kept(weight.bfloat16().float(), keep, gram, 3, 0.01).bfloat16())
 

@@ -16,7 +16,7 @@ from calibrant.methods._base import finite
 
 
 @dataclass(frozen=True)
-class Pruned:
+class Masked:
     """A pruned matrix with what its next change is judged by: which weights are kept, the pull (w - v)H on each, and each row's loss."""
 
     weight: Float[Tensor, "out in"]
@@ -37,7 +37,7 @@ def fit_kept(weight: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"], gram
     """
     hessian = damped(gram, damp).to(torch.promote_types(weight.dtype, torch.float32))
     dense = weight.detach().to(hessian.dtype)
-    return descend(pruned(dense, dense, keep, hessian), hessian, steps).weight.to(weight.dtype)
+    return descend(masked(dense, dense, keep, hessian), hessian, steps).weight.to(weight.dtype)
 
 
 def damped(gram: Gram, damp: float) -> Float[Tensor, "in in"]:
@@ -55,15 +55,15 @@ def _damped(gram: Gram, damp: float) -> Tensor:
     return hessian
 
 
-def pruned(dense: Float[Tensor, "out in"], start: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"], hessian: Float[Tensor, "in in"]) -> Pruned:
+def masked(dense: Float[Tensor, "out in"], start: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"], hessian: Float[Tensor, "in in"]) -> Masked:
     """Return `start` on the mask, beside the `dense` matrix that it is to be like. All have one floating type."""
     weight = start.masked_fill(~keep, 0)
     error = dense - weight
     pull = error @ hessian
-    return Pruned(weight, keep, pull, (error * pull).sum(1))
+    return Masked(weight, keep, pull, (error * pull).sum(1))
 
 
-def descend(at: Pruned, hessian: Float[Tensor, "in in"], steps: int, tolerance: float = 0.0) -> Pruned:
+def descend(at: Masked, hessian: Float[Tensor, "in in"], steps: int, tolerance: float = 0.0) -> Masked:
     """Take `steps` steps towards the weights on the mask that lose least; fewer if one takes off less than `tolerance` of the loss that was there.
 
     The preconditioner is the diagonal of `hessian`. A row whose curvature isn't positive, because the Hessian isn't positive definite, stays where
@@ -95,4 +95,4 @@ def descend(at: Pruned, hessian: Float[Tensor, "in in"], steps: int, tolerance: 
         after = (residual * pull).sum(1)
         direction.mul_((after / force).where(moving, 0)[:, None]).add_(residual)
         force = after
-    return Pruned(weight, at.keep, pull, at.loss - gained)
+    return Masked(weight, at.keep, pull, at.loss - gained)
