@@ -251,6 +251,11 @@ class Seen(Mapping[type[Statistic], Statistic]):
     def __init__(self, statistics: Mapping[type[Statistic], Statistic]) -> None:
         self._statistics = dict(statistics)
 
+    @classmethod
+    def of_gram(cls, gram: Gram) -> "Seen":
+        """Return what a Gram tells methods that look at it, or at feature norms, which are its diagonal."""
+        return cls({Gram: gram, FeatureNorms: FeatureNorms(gram.norms().double(), gram.tokens, gram.mass)})
+
     def __getitem__(self, kind: type[S]) -> S:
         return self._statistics[kind]  # pyright: ignore[reportReturnType]  # the key's type is the value's
 

@@ -22,5 +22,6 @@ class Allocation(Spec, ABC):
     def share(self, matrices: Mapping[Weight, Seen], target: Target) -> Mapping[str, Target]:
         """Return one target for each of the `matrices`, by name; their mean, each matrix counted by its size, is `target`.
 
-        `matrices` are all that will be compressed, in order, each with what it saw: nothing without `observes`, or where no token arrived.
+        `matrices` are all that will be compressed, each with what it sees: nothing without `observes`, or where no token arrives. Going through
+        its `items()` is a walk through the model that holds one block's statistics at a time; looking a matrix up reads all of them into memory.
         """

@@ -25,7 +25,7 @@ from calibrant.store import Record, Run
 from calibrant.targets import Target, parse_target
 from calibrant.transforms import Transform, transforms
 from calibrant.walk import Propagation
-from calibrant.walk.observing import untouched
+from calibrant.walk.observing import SeenByMatrix, untouched
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.rehearsal import rehearse
 from calibrant.walk.statistics import KINDS
@@ -215,17 +215,21 @@ class UntouchedModel:
     progress: Progress = silent
     ranks: Ranks = ALONE
 
-    def seen(self, observes: tuple[type[Statistic], ...]) -> dict[Weight, Seen]:
-        """Return what each matrix saw; nothing of one that no token reached."""
-        if not observes or self.batch is None:
-            return {}
-        return dict(untouched(self.opened, self.view, self.batch, observes, root=self.statistics, progress=self.progress, ranks=self.ranks))
+    def seen(self, observes: tuple[type[Statistic], ...]) -> SeenByMatrix:
+        """Return what each matrix sees; nothing of one that no token reached."""
+
+        def through() -> Iterable[tuple[Weight, Seen]]:
+            if not observes or self.batch is None:
+                return ()
+            return untouched(self.opened, self.view, self.batch, observes, root=self.statistics, progress=self.progress, ranks=self.ranks)
+
+        return SeenByMatrix(self.view.weights, through)
 
 
 def transformed(untouched_model: UntouchedModel, before: Sequence[Transform]) -> Iterator[dict[str, Any]]:
     """Apply transforms, each to what the one before it made, and yield what the record says of each."""
     for transform in before:
-        seen = {weight.name: statistics for weight, statistics in untouched_model.seen(transform.observes).items()}
+        seen = {weight.name: there for weight, there in untouched_model.seen(transform.observes).items() if there}
         with torch.no_grad(), spent_on("transforms"):
             notes = transform.apply(untouched_model.view, seen)
         yield {"edit": "transform", "transform": str(transform), "notes": dict(notes)}
@@ -233,8 +237,9 @@ def transformed(untouched_model: UntouchedModel, before: Sequence[Transform]) ->
 
 def allocated(untouched_model: UntouchedModel, allocation: Allocation, target: Target) -> Mapping[str, Target]:
     """Return the target of each matrix, by name. `TargetError` for an allocation that leaves one out or whose mean isn't what was asked."""
-    seen, weights = untouched_model.seen(allocation.observes), untouched_model.view.weights
-    targets = allocation.share({weight: seen.get(weight, Seen({})) for weight in weights}, target)
+    weights = untouched_model.view.weights
+    with torch.no_grad():
+        targets = allocation.share(untouched_model.seen(allocation.observes), target)
     if missing := {weight.name for weight in weights} - set(targets):
         raise TargetError(f"{allocation} asks nothing of {min(missing)}; it must give every matrix a target", subject=str(allocation))
     if all(targets[weight.name] == target for weight in weights):

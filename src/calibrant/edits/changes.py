@@ -35,7 +35,7 @@ def output_error(before: Float[Tensor, "out in"], after: Float[Tensor, "out in"]
     dtype = wide(before.dtype)
     change = before.to(dtype) - after.to(dtype)
     if Gram in seen:
-        energy, source = _of_gram(seen[Gram], dtype), "gram"
+        energy, source = gram_energy(seen[Gram], dtype), "gram"
     elif FeatureNorms in seen:
         energy, source = _of_norms(seen[FeatureNorms]), "norms"
     else:
@@ -71,8 +71,9 @@ def input_sizes(name: str, seen: Seen) -> Mapping[str, str]:
     return {"inputs": sizes.numpy().astype("<f2").tobytes().hex()}
 
 
-def _of_gram(gram: Gram, dtype: torch.dtype) -> Callable[[Tensor], float]:
-    # tr(WGWᵀ) from the upper triangle alone, which is half of the work, and all that is kept on disk.
+def gram_energy(gram: Gram, dtype: torch.dtype) -> Callable[[Tensor], float]:
+    """Return what gives tr(WGWᵀ) of a matrix [out, in] of type `dtype`: what comes out of it, squared and summed over tokens."""
+    # From the upper triangle alone, which is half of the work, and all that is kept on disk.
     upper = gram.matrix.to(dtype).triu()
     upper.diagonal().mul_(0.5)
 

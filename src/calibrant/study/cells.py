@@ -2,14 +2,19 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Final, NamedTuple
 
+from calibrant.allocations import Allocation
+from calibrant.allocations.uniform import Uniform
 from calibrant.errors import TargetError
 from calibrant.methods import MatrixMethod, Method
 from calibrant.targets import parse_target
 
 DENSE: Final = "none"
 """The method that leaves the model as it is: the dense model is always among the runs."""
+EQUAL: Final = "uniform"
+"""The allocation that gives every matrix the same target."""
 
 
 class Labels(NamedTuple):
@@ -21,10 +26,25 @@ class Labels(NamedTuple):
     method: str
     target: str
     propagate: str
+    allocation: str = EQUAL
+
+    @property
+    def way(self) -> str:
+        """What a table calls the method: with its allocation, where matrices get different targets."""
+        return named(self.method, self.allocation)
 
     def among(self, values: Mapping[str, Collection[str | int]]) -> bool:
         """Whether each label is one of the `values` of its kind; what looks at no data never matches data, draw or propagation."""
         return all((self.data or kind not in ("data", "seed", "propagate")) and getattr(self, kind) in of for kind, of in values.items())
+
+
+def named(method: str, allocation: str) -> str:
+    """Return what a table calls a method with an allocation: `wanda + owl`.
+
+    >>> named("wanda", "uniform"), named("wanda", "owl(times=3.0)")
+    ('wanda', 'wanda + owl(times=3.0)')
+    """
+    return method if allocation == EQUAL else f"{method} + {allocation}"
 
 
 def propagation(method: Method, chosen: str | None) -> str:
@@ -55,16 +75,19 @@ class Axes:
     seeds: Sequence[int]
     propagate: str | None = None
     looking: bool = False
-    """Whether the study's allocation or transforms look at data, so that every method has a run for each set and draw."""
+    """Whether the study's transforms look at data, so that every method has a run for each set and draw."""
+    allocations: Sequence[Allocation] = (Uniform(),)
 
     def labels(self) -> Iterator[Labels]:
         """Every cell, the dense models among them."""
         for model in self.models:
             yield Labels(model, "", 0, DENSE, "0.0", "")
-            for method in (m for m in self.methods if str(m) != DENSE):
-                for data, seed in ((d, s) for s in self.seeds for d in self.data) if method.looks or self.looking else [("", 0)]:
-                    way = propagation(method, self.propagate)
-                    yield from (Labels(model, data, seed, str(method), aimed(method, target), way) for target in self.targets)
+            for method, allocation in product((m for m in self.methods if str(m) != DENSE), self.allocations):
+                looks = method.looks or self.looking or bool(allocation.observes)
+                seen = propagation(method, self.propagate)
+                draws = [(data, seed) for seed in self.seeds for data in self.data] if looks else [("", 0)]
+                for (data, seed), target in product(draws, self.targets):
+                    yield Labels(model, data, seed, str(method), aimed(method, target), seen, str(allocation))
 
 
 def union(grids: Sequence[Axes], exclude: Sequence[Mapping[str, Collection[str | int]]] = ()) -> list[Labels]:
@@ -80,7 +103,7 @@ def union(grids: Sequence[Axes], exclude: Sequence[Mapping[str, Collection[str |
     place = [{value: at for at, value in enumerate(dict.fromkeys(values))} for values in zip(*cells, strict=True)]
 
     def order(labels: Labels) -> tuple[object, ...]:
-        model, data, _, method, target, propagate = (places[label] for places, label in zip(place, labels, strict=True))
-        return model, bool(labels.data), labels.seed, data, propagate, method, target
+        model, data, _, method, target, propagate, allocation = (places[label] for places, label in zip(place, labels, strict=True))
+        return model, bool(labels.data), labels.seed, data, propagate, method, allocation, target
 
     return sorted((labels for labels in left if labels.model in remaining), key=order)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from calibrant.allocations import allocations
+from calibrant.allocations import Allocation, allocations
 from calibrant.compress import PROPAGATIONS
 from calibrant.data import CalibrationSet
 from calibrant.data.calibration import LAST_DRAW, check_budget
@@ -18,7 +18,7 @@ from calibrant.evaluators import Evaluator, evaluators
 from calibrant.foreign import LARGEST, brief, user_text
 from calibrant.methods import Method, methods
 from calibrant.models.devices import DEVICES, DTYPES
-from calibrant.registry import did_you_mean
+from calibrant.registry import Registry, did_you_mean
 from calibrant.study.cells import DENSE, Axes, Labels, union
 from calibrant.targets import parse_target
 from calibrant.transforms import transforms
@@ -27,27 +27,12 @@ T = TypeVar("T")
 Path = tuple[str | int, ...]
 """Where something stands in a study: keys and numbers, outermost first."""
 
-AXES: Final = ("model", "data", "method", "sparsity", "seeds", "propagate")
+AXES: Final = ("model", "data", "method", "allocation", "sparsity", "seeds", "propagate")
 """What a group may replace and an entry of `exclude` may name."""
-SCALARS: Final = ("samples", "tokens", "length", "propagate", "allocation", "dtype", "device", "masks", "quotes", "allow_leak")
+SCALARS: Final = ("samples", "tokens", "length", "propagate", "dtype", "device", "masks", "quotes", "allow_leak")
 ROOM: Final = ("statistics_gb", "edits_gb")
 """Keys that say how much of something is kept on disk."""
-KEYS: Final = (
-    "model",
-    "data",
-    "method",
-    "sparsity",
-    "seeds",
-    "evaluate",
-    *SCALARS,
-    *ROOM,
-    "transform",
-    "baseline",
-    "groups",
-    "exclude",
-    "pools",
-    "primary",
-)
+KEYS: Final = (*AXES[:-1], "evaluate", *SCALARS, *ROOM, "transform", "baseline", "groups", "exclude", "pools", "primary")
 """Every key of a study file."""
 OTHERWISE: Final = {
     "models": "model",
@@ -61,7 +46,7 @@ OTHERWISE: Final = {
 }
 """Keys that are understood too."""
 
-_KIND: Final = {"model": "model", "data": "data", "method": "method", "sparsity": "target", "seeds": "seed", "propagate": "propagate"}
+_KIND: Final = {**{axis: axis for axis in AXES}, "sparsity": "target", "seeds": "seed"}
 """What a cell's label is called that an axis stands for."""
 _SEEN: Final = ("data", "seeds", "propagate")
 """Axes that only what looks at data has."""
@@ -188,13 +173,15 @@ class StudyReader:
                     self.mistakes.add(path, f"{refusal}; {advice}")
 
     def value(self, axis: str, path: Path, raw: Any) -> Any:
-        """Return one value of an axis: a `Method`, or a canonical text or number; None for a mistake."""
+        """Return one value of an axis: a `Method`, an `Allocation`, or a canonical text or number; None for a mistake."""
         match axis:
             case "data":
                 parsed = self._built(path, raw, lambda text: CalibrationSet(text, **self._budget))
                 return None if parsed is None else str(self.contents.sets.setdefault(str(parsed), parsed))
             case "method":
                 return self._built(path, raw, methods.build)
+            case "allocation":
+                return self._built(path, raw, allocations.build)
             case "sparsity":
                 plain = isinstance(raw, str | int | float) and not isinstance(raw, bool)
                 parsed = self.mistakes.tried(path, parse_target, raw if plain else short(raw))
@@ -241,8 +228,7 @@ class StudyReader:
         device = self.entries.get("device")
         self._one_of(("device",), device.partition(":")[0] if isinstance(device, str) else device, ("auto", *DEVICES))
         before = [self._built(path, value, transforms.build) for path, value in self._listed(("transform",), self.entries.get("transform") or ())]
-        shares = self._built(("allocation",), self.entries.get("allocation"), allocations.build)
-        self._looking = any(part is not None and part.observes for part in (shares, *before))
+        self._looking = any(part is not None and part.observes for part in before)
 
     def _too_much(self) -> bool:
         """Count the runs before any is read. More than can be made is a mistake, and the only one that is worth a message."""
@@ -267,9 +253,11 @@ class StudyReader:
 
     def _runs(self, group: Mapping[str, Any]) -> int:
         """How many runs the grid of a group has, if nothing in it is there twice."""
-        models, data, methods, targets, seeds = (group.get(axis, self.entries.get(axis)) for axis in AXES[:-1])
-        looks = [self._looking or _looks(method) for _, method in items((), methods)]
-        return _count(models) * (1 + _count(targets) * (sum(looks) * _count(data) * _count(seeds) + len(looks) - sum(looks)))
+        models, data, pruning, shares, targets, seeds = (group.get(axis, self.entries.get(axis)) for axis in AXES[:-1])
+        ways = _count(pruning) * _count(shares)
+        blind = [sum(not _looks(one, by) for _, one in items((), several)) for several, by in ((pruning, methods), (shares, allocations))]
+        once = 0 if self._looking else blind[0] * blind[1]
+        return _count(models) * (1 + _count(targets) * ((ways - once) * _count(data) * _count(seeds) + once))
 
     def _grids(self) -> list[Axes]:
         """The grid of each group, or the one grid where there are none."""
@@ -282,7 +270,10 @@ class StudyReader:
         read = {axis: self._axis(axis, path, raw) for axis, (path, raw) in own.items() if axis not in lacking}
         every = groups or [((), dict[str, tuple[Path, Any]]())]
         axes = [([self._of(axis, group, read) for axis in AXES[:-1]], self._propagation(group)) for _, group in every]
-        return [Axes(models, data, pruning, targets, seeds, propagate, self._looking) for (models, data, pruning, targets, seeds), propagate in axes]
+        return [
+            Axes(models, data, pruning, targets, seeds, propagate, self._looking, shares)
+            for (models, data, pruning, shares, targets, seeds), propagate in axes
+        ]
 
     def _of(self, axis: str, group: Mapping[str, tuple[Path, Any]], read: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
         if axis not in group:
@@ -338,7 +329,7 @@ class StudyReader:
         return matching
 
     def _text(self, parsed: Any) -> Any:
-        return str(parsed) if isinstance(parsed, Method) else parsed
+        return str(parsed) if isinstance(parsed, Method | Allocation) else parsed
 
     def _built(self, path: Path, raw: Any, make: Callable[[Any], T]) -> T | None:
         if isinstance(raw, str) and raw.strip():
@@ -372,12 +363,13 @@ def _count(value: Any) -> int:
     return 0 if value is None else len(value) if isinstance(value, list | tuple | range | Mapping) else 1
 
 
-def _looks(method: Any) -> bool:
-    """Whether a method looks at data, so that there is a run for each set and draw; what is no method is a mistake, found later."""
+def _looks(thing: Any, registry: Registry) -> bool:
+    """Whether a method or allocation looks at data, so that there is a run for each set and draw; what is neither is a mistake, found later."""
     try:
-        return isinstance(method, str | Method) and methods.build(method).looks
+        built = registry.build(thing) if isinstance(thing, str | Method | Allocation) else None
     except InputError:
         return False
+    return built.looks if isinstance(built, Method) else isinstance(built, Allocation) and bool(built.observes)
 
 
 def _evaluator(text: str | Evaluator) -> Evaluator:

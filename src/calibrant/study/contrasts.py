@@ -10,7 +10,7 @@ from calibrant.study.cells import Labels
 from calibrant.study.checking import NAME, Mistakes, Path, StudyContents, StudyReader, items, keyed, listed, short, where
 
 SIDES: Final = ("compare", "with")
-NARROWED: Final = {"model": "model", "method": "method", "sparsity": "target", "propagate": "propagate"}
+NARROWED: Final = {"model": "model", "method": "way", "sparsity": "target", "propagate": "propagate"}
 """Keys of a contrast that restrict it, and the label of a cell that each is about."""
 KEYS: Final = ("name", *SIDES, "on", *NARROWED)
 
@@ -114,11 +114,12 @@ class _Comparing:
         there = self._there[key]
         values: list[str] = []
         for at, value in items(path, raw):
-            read = self._reader.value(key, at, value)
-            if read is not None and str(read) not in there:
+            # `wanda + owl` is what tables call a method with an allocation; a method that has several, and none of them alone, stands for all.
+            read = value if key == "method" and isinstance(value, str) and value in there else self._reader.value(key, at, value)
+            meant = [str(read)] if str(read) in there else sorted(text for text in there if key == "method" and text.startswith(f"{read} + "))
+            if read is not None and not meant:
                 self._mistakes.add(at, f"{short(value)} isn't in the grid; its {key} is one of {listed(there)}")
-            elif read is not None:
-                values.append(str(read))
+            values += meant if read is not None else []
         if raw in (None, [], ()):
             self._mistakes.add(path, f"a contrast within no {key}; name one of {listed(there)}, or leave the key out")
         return values

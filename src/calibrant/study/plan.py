@@ -156,7 +156,7 @@ def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]]
         return {}, 0
     store = Store(folder, create=False)
     requests = dict(zip(study.labels(), study.requests(), strict=True))
-    texts = {identity(q.recipe.method): str(q.recipe.method) for q in requests.values()}
+    texts = {identity(part): str(part) for q in requests.values() for part in (q.recipe.method, q.recipe.allocation)}
     measured: dict[Labels, tuple[str, ...]] = {}
     evaluators, digests = study.evaluators(), digests_of(study.evaluators())
     records = {record.run.id: record for record in store.records(whole=False)}
@@ -164,7 +164,8 @@ def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]]
     draws = {(cell.run, cell.data, cell.seed) for cell in store.cells() if cell.run in records}
     for run_id, data, seed in {*draws, *((i, record.run.data, record.run.seed) for i, record in records.items())}:
         run = records[run_id].run
-        of = Labels(run.model_name, data, seed, texts.get(identity(run.method), ""), run.target, run.propagate)
+        way = texts.get(identity(run.method), ""), run.target, run.propagate, texts.get(identity(run.allocation), "")
+        of = Labels(run.model_name, data, seed, *way)
         if of in requests and _same(records[run_id], requests[of], study):
             in_store = set(store.measured(run_id))
             measured[of] = tuple(text for text, e in evaluators.items() if measurement_id(run_id, canonical(e), digests.get(text, "")) in in_store)

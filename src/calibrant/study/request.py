@@ -15,6 +15,7 @@ from calibrant.grammar import SetLabel
 from calibrant.notebook import card, listing
 from calibrant.spec import canonical, identity
 from calibrant.store import Cell, revisions
+from calibrant.study.cells import EQUAL, named
 from calibrant.study.objects import arrived, travelling
 
 
@@ -31,7 +32,8 @@ class RunRequest:
         """The cell of the grid that the run is for, with its labels and without ids."""
         data, seed = ("", 0) if self.calibration is None else (str(self.calibration), self.calibration.seed)
         seen = self.recipe.propagate if data and self.recipe.method.looks else ""
-        return Cell(self.model, data, str(self.recipe.method), str(self.recipe.target), seed, "", propagate=seen)
+        way = named(str(self.recipe.method), str(self.recipe.allocation))
+        return Cell(self.model, data, way, str(self.recipe.target), seed, "", propagate=seen)
 
     @property
     def label(self) -> str:
@@ -43,7 +45,8 @@ class RunRequest:
     @property
     def provisional(self) -> str:
         """An id for failures that come before the run's own id is known."""
-        return identity([self.model, repr(self.calibration), self.recipe.method, str(self.recipe.target)])
+        shares = [] if str(self.recipe.allocation) == EQUAL else [self.recipe.allocation]
+        return identity([self.model, repr(self.calibration), self.recipe.method, str(self.recipe.target), *shares])
 
     @property
     def sets(self) -> frozenset[str]:

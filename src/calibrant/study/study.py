@@ -18,7 +18,7 @@ from calibrant.notebook import card
 from calibrant.progress import Progress, silent
 from calibrant.registry import did_you_mean
 from calibrant.store import Store
-from calibrant.study.cells import DENSE, Labels
+from calibrant.study.cells import DENSE, EQUAL, Labels
 from calibrant.study.cells import propagation as propagated
 from calibrant.study.checking import Mistakes, StudyContents, StudyReader
 from calibrant.study.contrasts import read_contrasts
@@ -47,7 +47,7 @@ MAY_BE_EMPTY: Final = ("tokens", "propagate", "transforms", "baseline", "groups"
 
 @dataclass(frozen=True)
 class Study:
-    """Every model × calibration set × method × target × draw, and the evaluators to measure each with.
+    """Every model × calibration set × method × allocation × target × draw, and the evaluators to measure each with.
 
     A single value stands for a list of one, and an object for its text: `Study(model="smollm2", data=MySource(), method=[MyMethod(), "wanda"])`.
     `model`, `method`, `sparsity`, `target`, `transform` and `seed` are other words for the lists.
@@ -59,9 +59,9 @@ class Study:
     `quotes`, no excerpt of a calibration set, also where its licence allows one. Rows of a user's file that are also measured stop the study,
     unless `allow_leak`; records then keep their number.
 
-    With `groups`, each a mapping of axes (`model`, `data`, `method`, `sparsity`, `seeds`, `propagate`) to what stands in their place, the study is
-    the union of the grids that they make; `exclude` leaves out the cells that match every key of an entry. `baseline` is the set that others
-    are compared with, `pools` are sets taken together, `primary` the contrasts that are tested: each a mapping with `compare` and `with`, and
+    With `groups`, each a mapping of axes (`model`, `data`, `method`, `allocation`, `sparsity`, `seeds`, `propagate`) to what stands in their place,
+    the study is the union of the grids that they make; `exclude` leaves out the cells that match every key of an entry. `baseline` is the set that
+    others are compared with, `pools` are sets taken together, `primary` the contrasts that are tested: each a mapping with `compare` and `with`, and
     perhaps `name`, `on` (evaluators), `model`, `method`, `sparsity`, `propagate`. `statistics_gb` is how much the statistics may take on
     disk, `edits_gb` how much the changed weights of runs that no mask brings back.
 
@@ -78,7 +78,7 @@ class Study:
     length: int = 2048
     tokens: int | None = None
     propagate: str | None = None
-    allocation: str | Allocation = "uniform"
+    allocation: Sequence[str | Allocation] | str | Allocation = "uniform"
     transforms: Sequence[str | Transform] | str | Transform = ()
     dtype: str = "auto"
     device: str = "auto"
@@ -124,6 +124,7 @@ class Study:
     def _repr_html_(self) -> str:
         cells = self.labels()
         axes = {"models": self.models, "calibration sets": self.data, "methods": self.methods, "targets": self.sparsities, "draws": self.seeds}
+        axes |= {} if self.allocation == EQUAL else {"allocations": [self.allocation] if isinstance(self.allocation, str) else self.allocation}
         names = {name: ", ".join(map(str, axis)) for name, axis in axes.items()}
         budget = f"{self.samples} windows" if self.tokens is None else f"{self.tokens:,} real tokens"
         measured = {"budget": f"{budget} of {self.length:,} tokens", "measured by": ", ".join(self.evaluators())}
@@ -159,14 +160,14 @@ class Study:
             return self._contents.sets[data].redrawn(seed)
 
         @cache
-        def recipe(method: str, target: str, propagate: str) -> Recipe:
+        def recipe(method: str, target: str, propagate: str, allocation: str) -> Recipe:
             how = propagate or self.propagation(method)
             if method == DENSE:  # the model as it came, whatever is done to it for the other methods
                 return Recipe.parse(method, target, how)
-            return Recipe.parse(method, target, how, self.allocation, tuple(cast("Sequence[str]", self.transforms)))
+            return Recipe.parse(method, target, how, allocation, tuple(cast("Sequence[str]", self.transforms)))
 
         return [
-            RunRequest(of.model, calibration(of.data, of.seed) if of.data else None, recipe(of.method, of.target, of.propagate))
+            RunRequest(of.model, calibration(of.data, of.seed) if of.data else None, recipe(of.method, of.target, of.propagate, of.allocation))
             for of in self._contents.labels
         ]
 

@@ -1,9 +1,10 @@
 """What the matrices and blocks of a model see of a batch: by a walk, or from the disk, where an earlier walk through the untouched model kept it."""
 
 import operator
-from collections.abc import Iterable, Iterator
-from functools import partial, reduce
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial, reduce
 from pathlib import Path
+from typing import final
 
 import torch
 
@@ -15,6 +16,53 @@ from calibrant.walk.attention import Weigh
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.statistics import BLOCK_KINDS, KINDS, Dense, Statistics, by_block, mixed, statistics_ids
 from calibrant.walk.walking import walk, walk_blocks
+
+
+@final
+class SeenByMatrix(Mapping[Weight, Seen]):
+    """All matrices of a model with what each of them sees; nothing of one that no token reached.
+
+    `items()` goes through the model and holds what one block sees at a time, so that of a large model whatever sums up can be read. Looking a
+    matrix up reads all of them into memory, once.
+    """
+
+    def __init__(self, weights: Sequence[Weight], through: Callable[[], Iterable[tuple[Weight, Seen]]]) -> None:
+        self._weights, self._through = tuple(weights), through
+
+    def __iter__(self) -> Iterator[Weight]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def __getitem__(self, weight: Weight) -> Seen:
+        return self._all[weight]
+
+    def items(self) -> ItemsView[Weight, Seen]:
+        return _InTurn(self, self._in_turn)
+
+    @cached_property
+    def _all(self) -> dict[Weight, Seen]:
+        return dict(self._in_turn())
+
+    def _in_turn(self) -> Iterator[tuple[Weight, Seen]]:
+        """Those that tokens reach as the walk comes to them, then the others."""
+        left = dict.fromkeys(self._weights)
+        for weight, seen in self._through():
+            del left[weight]
+            yield weight, seen
+        yield from ((weight, Seen({})) for weight in left)
+
+
+class _InTurn(ItemsView[Weight, Seen]):
+    """Items that are made anew each time somebody goes through them."""
+
+    def __init__(self, of: SeenByMatrix, in_turn: Callable[[], Iterator[tuple[Weight, Seen]]]) -> None:
+        super().__init__(of)
+        self._in_turn = in_turn
+
+    def __iter__(self) -> Iterator[tuple[Weight, Seen]]:
+        return self._in_turn()
 
 
 def untouched(

@@ -92,13 +92,14 @@ def command(cell: Cell, record: Record, budget: Mapping[str, Any]) -> str:
     # A method that looks at no data gets some all the same, because prune requires it; quantize doesn't.
     verb, out = ("quantize", "quantized") if is_grid(cell.target) else ("prune", "pruned")
     option = "--sparsity" if target_noun([cell.target]) == "sparsity" else "--target"
+    equal = run.allocation.get("spec") == "uniform"
     data = ["--data", cell.data or "full_stops"] if cell.data or verb == "prune" else []
-    words = ["calibrant", verb, cell.model, *data, "--method", cell.method, option, cell.target]
+    words = ["calibrant", verb, cell.model, *data, "--method", cell.method if equal else written_form(run.method), option, cell.target]
     if cell.data:
         words += [*amount, "--length", str(length), "--seed", str(cell.seed)]
     elif data:
         words += ["--samples", "1", "--length", "16"]
-    words += ["--allocation", written_form(run.allocation)] if run.allocation.get("spec") != "uniform" else []
+    words += [] if equal else ["--allocation", written_form(run.allocation)]
     words += [word for transform in run.transforms for word in ("--transform", written_form(transform))]
     words += [*(["--propagate", run.propagate] if run.propagate else []), "--dtype", run.dtype, "--out", out]
     return shlex.join(words) + "\n" + shlex.join(["calibrant", "evaluate", out, "--dtype", run.dtype, *tasks])

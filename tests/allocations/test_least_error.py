@@ -1,0 +1,234 @@
+"""The share with the least sum of errors: against every other one, on models small enough to try them all."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calibrant.activations import Gram, Seen
+from calibrant.allocations import allocations
+from calibrant.allocations._menu import cheapest
+from calibrant.allocations._targets import menu
+from calibrant.allocations.least_error import LeastError
+from calibrant.compress import prune, quantize
+from calibrant.errors import SpecError, TargetError
+from calibrant.methods import methods
+from calibrant.models import Weight
+from calibrant.targets import Grid, NofM, Sparsity, Target, parse_target
+from calibrant.testing import tiny_folder
+from calibrant.walk.observing import SeenByMatrix
+
+from tests.allocations.seen import matrices
+
+SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
+
+
+def size(weight: Weight) -> int:
+    return weight.shape[0] * weight.shape[1]
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    st.integers(1, 2),
+    st.integers(0, 2**32 - 1),
+)
+def test_the_search_finds_what_trying_everything_finds(sizes: list[int], reach: int, seed: int):
+    steps = list(range(-reach, reach + 1))
+    costs = np.random.default_rng(seed).integers(0, 50, (len(sizes), len(steps))).astype(float)
+    allowed = [
+        ways
+        for ways in itertools.product(range(len(steps)), repeat=len(sizes))
+        if sum(size * steps[choice] for size, choice in zip(sizes, ways, strict=True)) == 0
+    ]
+
+    def cost(ways: tuple[int, ...]) -> float:
+        return sum(costs[part, choice] for part, choice in enumerate(ways))
+
+    found = tuple(cheapest(costs, steps, sizes))
+    assert found in allowed
+    assert cost(found) == min(map(cost, allowed))
+
+
+def test_choices_that_cost_the_same_stay_at_what_was_asked():
+    assert cheapest(np.zeros((5, 3)), [-1, 0, 1], [4, 4, 2, 2, 6]) == [1] * 5
+
+
+def test_a_choice_that_is_impossible_is_never_taken():
+    costs = np.array([[np.inf, 5.0, np.inf], [0.0, 5.0, 0.0], [0.0, 5.0, 0.0]])
+    assert cheapest(costs, [-1, 0, 1], [3, 3, 3])[0] == 1
+
+
+def test_sizes_without_a_common_divisor_are_refused_when_there_are_too_many():
+    with pytest.raises(TargetError, match=r"no larger common divisor than 1 make too many sums .* share by block, or with fewer steps"):
+        cheapest(np.zeros((40, 7)), [-3, -2, -1, 0, 1, 2, 3], [1_000_003] * 39 + [1_000_000])
+
+
+def wanda_error(weight: Weight, seen: Seen, share: float, relative: bool) -> float:
+    """The error of Wanda's result in float64, with a sort, from the Gram as it is."""
+    matrix, gram = weight.get().double(), seen[Gram].matrix.double()
+    removed = math.floor(matrix.shape[1] * share + 1e-9)
+    order = (matrix.abs() * gram.diagonal().sqrt()).argsort(dim=1, stable=True)
+    gone = matrix.gather(1, order[:, :removed])
+    change = torch.zeros_like(matrix).scatter(1, order[:, :removed], gone)
+    error = float(torch.einsum("oi,ij,oj->", change, gram, change))
+    return error / (float(torch.einsum("oi,ij,oj->", matrix, gram, matrix)) if relative else seen[Gram].mass)
+
+
+@pytest.mark.parametrize("errors", ["relative", "absolute"])
+def test_shares_by_matrix_are_the_best_of_all(errors: str):
+    of = matrices(blocks=1)
+    shared = LeastError(step=0.125, reach=1, errors=errors).share(of, Sparsity(0.5))
+    costs = {weight: [wanda_error(weight, seen, share, errors == "relative") for share in (0.375, 0.5, 0.625)] for weight, seen in of.items()}
+    every = [w for w in itertools.product((-1, 0, 1), repeat=len(of)) if sum(size(m) * step for m, step in zip(of, w, strict=True)) == 0]
+    assert len(every) > 100
+    best = min(every, key=lambda ways: sum(costs[m][step + 1] for m, step in zip(of, ways, strict=True)))
+    assert any(best)
+    assert [shared[m.name].amount for m in of] == [0.5 + 0.125 * step for step in best]
+
+
+def test_shares_by_block_are_the_best_of_all():
+    of = matrices()
+    shared = LeastError(step=0.125, reach=2, per="block").share(of, Sparsity(0.5))
+    every = [ways for ways in itertools.product(range(-2, 3), repeat=3) if sum(ways) == 0]
+    costs = {(m, step): wanda_error(m, seen, 0.5 + 0.125 * step, True) for m, seen in of.items() for step in range(-2, 3)}
+    best = min(every, key=lambda ways: sum(costs[m, ways[m.block]] for m in of))
+    assert {m.name: shared[m.name].amount for m in of} == {m.name: 0.5 + 0.125 * best[m.block] for m in of}
+    assert any(best)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gemma3"])
+@pytest.mark.parametrize("per", ["matrix", "block"])
+@pytest.mark.parametrize("sparsity", [0.5, 0.63])
+def test_counts_add_up_to_the_weight(family: str, per: str, sparsity: float):
+    of, target = matrices(family), Sparsity(sparsity)
+    shared = LeastError(per=per, reach=2).share(of, target)
+    counts = [one.quota(size(weight)) for weight in of if isinstance(one := shared[weight.name], Sparsity)]
+    assert len(counts) == len(of)
+    assert len(set(shared.values())) > 1
+    assert sum(counts) == target.quota(sum(map(size, of)))
+
+
+@pytest.mark.parametrize("target", [Grid(4, 16), Grid(3, 8, False), NofM(2, 4), NofM(4, 8)])
+def test_bits_and_patterns_have_the_mean_that_was_asked(target: Target):
+    of = matrices()
+    shared = LeastError().share(of, target)
+    amounts = {weight: shared[weight.name].amount for weight in of}
+    assert sum(size(weight) * float(amount or 0) for weight, amount in amounts.items()) == pytest.approx(
+        float(target.amount or 0) * sum(map(size, of)), rel=1e-12
+    )
+    assert len(set(amounts.values())) > 1
+    same = {**vars(target), "bits": 0, "n": 0}
+    assert all({**vars(one), "bits": 0, "n": 0} == same for one in shared.values())
+
+
+def output_error(weight: Weight, seen: Seen, method: str, target: Target) -> float:
+    change = (weight.get() - methods.build(method).compress(weight.get(), Seen.of_gram(seen[Gram]), target).weight).double()
+    matrix, gram = weight.get().double(), seen[Gram].matrix.double()
+    return float((change @ gram * change).sum() / (matrix @ gram * matrix).sum())
+
+
+@pytest.mark.parametrize(("method", "target"), [("sparsegpt", "0.6"), ("wanda", "2:4"), ("rtn", "w3g16"), ("gptq", "w3g16"), ("magnitude", "0.5")])
+def test_the_sum_of_errors_is_below_that_of_equal_shares(method: str, target: str):
+    of, asked = matrices(), parse_target(target)
+    shared = allocations.build(f"least_error(method={method})").share(of, asked)
+    ours = sum(output_error(weight, seen, method, shared[weight.name]) for weight, seen in of.items())
+    equal = sum(output_error(weight, seen, method, asked) for weight, seen in of.items())
+    assert ours < equal
+
+
+def test_what_no_token_reached_gets_what_was_asked():
+    of = {weight: Seen({}) if weight.block == 2 else seen for weight, seen in matrices().items()}
+    shared = LeastError().share(of, Grid(4))
+    assert {shared[weight.name] for weight in of if weight.block == 2} == {Grid(4)}
+    assert LeastError().share({weight: Seen({}) for weight in of}, Sparsity(0.6)) == {weight.name: Sparsity(0.6) for weight in of}
+
+
+def test_the_menu_ends_where_targets_do():
+    assert list(menu(Sparsity(0.9), 0.05, 3)) == [-3, -2, -1, 0, 1]
+    assert [str(one) for one in menu(Grid(7, 64), 0.05, 3).values()] == ["w4g64", "w5g64", "w6g64", "w7g64", "w8g64"]
+    assert list(menu(NofM(1, 4), 0.05, 3)) == [-2, -1, 0]
+
+
+def test_a_pruned_model_has_as_many_zeros_as_were_asked(tmp_path: Path):
+    record = prune(str(tiny_folder(tmp_path / "model")), "python_docs", "sparsegpt", 0.6, allocation="least_error", **SMALL).record
+    total = sum(math.prod(matrix["shape"]) for matrix in record.weights)
+    assert sum(matrix["zeros"] for matrix in record.weights) == Sparsity(0.6).quota(total)
+    assert len({round(matrix["sparsity"], 3) for matrix in record.weights}) > 2
+    assert record.run.allocation["method"] is None
+
+
+def test_a_quantized_model_has_as_many_bits_as_were_asked(tmp_path: Path):
+    done = quantize(str(tiny_folder(tmp_path / "model")), "python_docs", "gptq", "w4g16", allocation="least_error(method=gptq)", **SMALL)
+    stored = [(math.prod(matrix["shape"]), matrix["bits_a_weight"]) for matrix in done.record.weights]
+    assert len({bits for _, bits in stored}) > 1
+    assert sum(count * bits for count, bits in stored) / sum(count for count, _ in stored) == pytest.approx(4 + 32 / 16, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "target", "said"),
+    [
+        ("least_error", "2:4+w4g16", r"2:4\+w4g16 has no targets next to it that could be shared out; ask for a sparsity, N:M or a grid"),
+        ("least_error", "blocks 0.25", "blocks 0.25 has no targets next to it"),
+        ("least_error(method=rtn)", "0.5", r"rtn can't be asked for 0\.5"),
+    ],
+)
+def test_what_cannot_be_shared_is_one_sentence(spec: str, target: str, said: str):
+    with pytest.raises(TargetError, match=said):
+        allocations.build(spec).share(matrices(), parse_target(target))
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("least_error(method=short_gpt)", "errors are those of a method that looks at feature norms or a Gram, such as wanda"),
+        ("least_error(method=awq)", "errors are those of a method"),
+        ("least_error(method=wandaa)", "did you mean 'wanda'"),
+        ("least_error(step=1.5)", "a step is above 0 and below 1"),
+        ("least_error(reach=0)", "from 1 to 20 steps"),
+        ("least_error(per=row)", "choose matrix or block"),
+        ("least_error(errors=none)", "errors must be str"),
+    ],
+)
+def test_parameters_are_checked(spec: str, said: str):
+    with pytest.raises(SpecError, match=said):
+        allocations.build(spec)
+
+
+def test_its_text_gives_it_back():
+    for spec in ("least_error", "least_error(method=sparsegpt(damp=0.1), per='block')", "least_error(method=wanda, reach=5, errors='absolute')"):
+        assert str(allocations.build(spec)) == spec
+
+
+def test_what_matrices_see_is_read_a_block_at_a_time():
+    of, alive, most = matrices(), list[int](), list[int]()
+
+    def through() -> Iterator[tuple[Weight, Seen]]:
+        for weight, seen in of.items():
+            alive.append(weight.block)
+            most.append(len(alive))
+            yield weight, seen
+            alive.remove(weight.block)
+
+    whole = SeenByMatrix([*of], through)
+    LeastError(reach=1).share(whole, Sparsity(0.5))
+    assert max(most) == 1
+    assert len(most) == len(of), "more than one walk"
+    assert list(whole) == list(of)
+    assert len(whole) == len(of)
+    assert whole[next(iter(of))] is next(iter(of.values()))
+
+
+def test_what_no_token_reached_comes_last_and_empty():
+    of = matrices()
+    first = next(iter(of))
+    whole = SeenByMatrix([*of], lambda: ((weight, seen) for weight, seen in of.items() if weight is not first))
+    items = list(whole.items())
+    assert [weight for weight, _ in items] == [*(weight for weight in of if weight is not first), first]
+    assert len(items[-1][1]) == 0
+    assert len(whole[first]) == 0

@@ -1,0 +1,156 @@
+"""What is fitted is judged by what it wasn't fitted to: halves of different windows, and the damping that errs least on the second."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from calibrant.activations import Gram, Seen
+from calibrant.compress import prune
+from calibrant.errors import SpecError, TargetError
+from calibrant.methods import MatrixMethod, methods
+from calibrant.methods._halves import HalvedGram
+from calibrant.methods.held_out import HeldOut
+from calibrant.methods.sparsegpt import SparseGPT
+from calibrant.targets import NofM, Sparsity, Target, parse_target
+from calibrant.testing import tiny_folder
+
+DAMPS = (0.001, 0.01, 0.1, 1.0, 10.0)
+
+
+def batches(count: int, rows: int, features: int, seed: int = 0) -> list[Tensor]:
+    """Inputs that lie near a plane of a fifth as many dimensions."""
+    chance = torch.Generator().manual_seed(seed)
+    plane = torch.randn(features // 5, features, generator=torch.Generator().manual_seed(99))
+    return [torch.randn(rows, features // 5, generator=chance) @ plane + torch.randn(rows, features, generator=chance) for _ in range(count)]
+
+
+def added(of: list[Tensor]) -> HalvedGram:
+    total = HalvedGram.of(of[0])
+    for x in of[1:]:
+        total = total + HalvedGram.of(x)
+    return total
+
+
+def close(gram: Gram | None, x: Tensor) -> bool:
+    assert gram is not None
+    return gram.tokens == len(x) == gram.mass and torch.allclose(gram.matrix.double(), x.double().T @ x.double(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6, 7])
+def test_micro_batches_are_counted_in_turn(count: int):
+    of = batches(count, 9, 20)
+    halves = added(of)
+    assert close(halves.fitted, torch.cat(of[::2]))
+    assert close(halves.measured, torch.cat(of[1::2]))
+    assert close(halves.whole, torch.cat(of))
+    assert torch.allclose(halves.norms().double(), torch.cat(of).double().square().sum(0), rtol=1e-5)
+    assert (halves.tokens, halves.mass) == (9 * count, 9.0 * count)
+
+
+def test_a_single_micro_batch_is_divided_in_its_middle():
+    (x,) = batches(1, 9, 20)
+    halves = HalvedGram.of(x)
+    assert close(halves.fitted, x[:5])
+    assert close(halves.measured, x[5:])
+    assert HalvedGram.of(x[:1]).measured is None
+
+
+def test_weights_of_tokens_count_in_both_halves():
+    (x,), weights = batches(1, 8, 20), torch.linspace(0.5, 2, 8)
+    halves = HalvedGram.of(x, weights)
+    assert torch.allclose(halves.fitted.matrix, x[:4].T @ (x[:4] * weights[:4, None]), rtol=1e-5, atol=1e-4)
+    assert halves.mass == pytest.approx(float(weights.sum()))
+
+
+def test_halves_of_several_sets_are_added_side_by_side():
+    one, other = batches(4, 9, 20), batches(3, 9, 20, seed=1)
+    mixed = added(one) * 0.25 + added(other) * 0.75
+    assert mixed.measured is not None
+    fitted, measured = (0.25 * a.T @ a + 0.75 * b.T @ b for a, b in ((torch.cat(one[i::2]), torch.cat(other[i::2])) for i in (0, 1)))
+    assert torch.allclose(mixed.fitted.matrix, fitted, rtol=1e-5, atol=1e-4)
+    assert torch.allclose(mixed.measured.matrix, measured, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("target", [Sparsity(0.5), NofM(2, 4)])
+@pytest.mark.parametrize("rows", [8, 200])
+def test_the_damping_that_errs_least_on_the_other_half_is_taken(target: Target, rows: int):
+    of, weight = batches(6, rows, 40), torch.randn(24, 40, generator=torch.Generator().manual_seed(5))
+    halves, measured = added(of), torch.cat(of[1::2]).double()
+    errors = {
+        damp: float(((weight - SparseGPT(damp).compress(weight, Seen({Gram: halves.fitted}), target).weight).double() @ measured.T).square().sum())
+        for damp in DAMPS
+    }
+    best = min(DAMPS, key=errors.__getitem__)
+    found = HeldOut(damps=DAMPS).compress(weight, Seen({HalvedGram: halves}), target)
+    assert found.notes["chosen_damp"] == best
+    assert torch.equal(found.weight, SparseGPT(best).compress(weight, Seen({Gram: halves.whole}), target).weight)
+    whole = float((weight.double() @ measured.T).square().sum())
+    assert found.notes["held_out"] == pytest.approx({f"{damp:g}": error / whole for damp, error in errors.items()}, rel=1e-4)
+    unfitted = HeldOut(damps=DAMPS, refit=False).compress(weight, Seen({HalvedGram: halves}), target)
+    assert torch.equal(unfitted.weight, SparseGPT(best).compress(weight, Seen({Gram: halves.fitted}), target).weight)
+
+
+def test_few_tokens_ask_for_more_damping_than_many_and_it_helps_on_new_ones():
+    weight, fresh = torch.randn(48, 40, generator=torch.Generator().manual_seed(5)), torch.cat(batches(20, 200, 40, seed=7))
+    chosen: dict[int, float] = {}
+    for rows in (8, 400):
+        halves = added(batches(6, rows, 40))
+        found = HeldOut(damps=DAMPS).compress(weight, Seen({HalvedGram: halves}), Sparsity(0.6))
+        chosen[rows] = found.notes["chosen_damp"]
+        if rows == 8:
+            plain = SparseGPT(0.001).compress(weight, Seen({Gram: halves.whole}), Sparsity(0.6))
+            ours, theirs = (float(((weight - one.weight) @ fresh.T).square().sum()) for one in (found, plain))
+            assert ours < 0.9 * theirs
+    assert chosen[8] > chosen[400]
+
+
+def test_one_damping_is_the_method_itself():
+    of, weight = batches(4, 30, 40), torch.randn(24, 40)
+    halves = added(of)
+    found = HeldOut(damps=(0.05,)).compress(weight, Seen({HalvedGram: halves}), Sparsity(0.5)).weight
+    assert torch.equal(found, SparseGPT(0.05).compress(weight, Seen({Gram: halves.whole}), Sparsity(0.5)).weight)
+
+
+def test_a_single_row_is_left_to_the_method():
+    (x,), weight = batches(1, 1, 40), torch.randn(24, 40)
+    found = HeldOut().compress(weight, Seen({HalvedGram: HalvedGram.of(x)}), Sparsity(0.5))
+    assert torch.equal(found.weight, SparseGPT().compress(weight, Seen({Gram: Gram.of(x)}), Sparsity(0.5)).weight)
+    assert "held_out" not in found.notes
+
+
+def test_a_record_has_the_errors_of_all_tokens_and_of_the_other_half(tmp_path: Path):
+    how = {"samples": 4, "length": 600, "dtype": "float32"}
+    model = str(tiny_folder(tmp_path / "model", max_position_embeddings=1024))
+    record = prune(model, "python_docs", "held_out(damps=[0.01, 1.0])", 0.5, **how).record
+    for matrix in record.weights:
+        assert matrix["error_from"] == "gram"
+        assert set(matrix["notes"]["held_out"]) == {"0.01", "1"}
+        assert matrix["notes"]["chosen_damp"] == matrix["notes"]["damp"]
+        assert len(matrix["inputs"]) == 128
+    assert record.run.propagate == "arrival"
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("held_out(method=wanda)", r"held_out\(method=wanda\): it needs a method that fits weights to a Gram and has a damp, such as sparsegpt"),
+        ("held_out(method=nothing)", r"held_out\(method=nothing\): it needs a method"),
+        ("held_out(method=rsq(importance=equal), damps=[])", "give dampings to choose from"),
+        ("held_out(damps=[0.1, 0.1])", "each once"),
+        ("held_out(damps=['a'])", "give dampings to choose from"),
+        ("held_out(damps=[0.1, 0])", r"sparsegpt\(damp=0\.0\): damp must be above 0"),
+    ],
+)
+def test_what_it_cannot_choose_among_is_one_sentence(spec: str, said: str):
+    with pytest.raises(SpecError, match=said):
+        methods.build(spec)
+
+
+def test_its_text_gives_it_back():
+    for spec in ("held_out", "held_out(method=sparsegpt(block=64))", "held_out(damps=[0.1, 1.0], refit=False)"):
+        built: MatrixMethod = methods.build(spec)
+        assert str(built) == spec
+    with pytest.raises(TargetError, match="held_out can't be asked for w4"):
+        methods.build("held_out").check(parse_target("w4"))

@@ -1,0 +1,92 @@
+"""Allocations as an axis of a study: what is equal keeps its ids and labels, all else is `wanda + owl`."""
+
+from pathlib import Path
+
+import pytest
+
+from calibrant.errors import StudyError
+from calibrant.report import report
+from calibrant.report.page.runs import command
+from calibrant.store import Store
+from calibrant.study import Study, plan
+
+from tests.study.small import asked, texts
+
+OWL = "owl(times=2.0)"
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> dict[str, str]:
+    return texts(tmp_path / "texts")
+
+
+def small(given: dict[str, str], **changes: object) -> Study:
+    one = {"data": [given["prose"], "random_tokens"], "evaluate": f"loss(source={given['verse']!r}, tokens=200, length=64)"}
+    return asked(given, **{**one, "methods": ["wanda", "magnitude"], "allocation": ["uniform", OWL], **changes})
+
+
+def test_each_method_has_each_allocation(given: dict[str, str]):
+    cells = [(of.data != "", of.way) for of in small(given).labels()]
+    ways = ("wanda", f"wanda + {OWL}", f"magnitude + {OWL}")
+    # Magnitude looks at no data, and has one run; with an allocation that does it has one for each set.
+    assert sorted(cells) == sorted([(False, "none"), (False, "magnitude"), *(2 * [(True, way) for way in ways])])
+
+
+def test_equal_shares_have_the_ids_and_labels_that_they_had(given: dict[str, str], tmp_path: Path):
+    small(given, allocation="uniform").run(tmp_path / "before")
+    small(given).run(tmp_path / "after")
+    before, after = ({(c.data, c.method, c.target): c.run for c in Store(tmp_path / name, create=False).cells()} for name in ("before", "after"))
+    assert before.items() <= after.items()
+    assert len(set(after.values())) == len(after) == len(before) + 4
+
+
+def test_a_finished_study_has_nothing_left_and_its_report_names_both(given: dict[str, str], tmp_path: Path):
+    study = small(given)
+    assert not study.run(tmp_path / "store").failures
+    planned = plan(study, tmp_path / "store", probed=False)
+    assert (planned.runs.asked, planned.runs.left, planned.measurements.left) == (8, 0, 0)
+    assert study.run(tmp_path / "store").computed == 0
+    found = report(tmp_path / "store")
+    assert f"wanda + {OWL}" in str(found)
+    store = Store(tmp_path / "store", create=False)
+    records = {record.run.id: record for record in store.records()}
+    commands = {cell.method: command(cell, records[cell.run], {}) for cell in store.cells()}
+    assert "--method wanda --sparsity 0.5" in commands["wanda"]
+    assert "--allocation" not in commands["wanda"]
+    assert "--method wanda --sparsity 0.5" in commands[f"wanda + {OWL}"]
+    assert "--allocation 'owl(spread=0.08, times=2.0)'" in commands[f"wanda + {OWL}"]
+    assert small(given, allocation=[OWL]).run(tmp_path / "store").computed == 0
+
+
+def test_groups_and_exclusions_name_it(given: dict[str, str]):
+    study = small(given, allocation="uniform", groups={"own": {}, "outliers": {"method": "wanda", "allocation": OWL}})
+    assert {of.way for of in study.labels()} == {"none", "magnitude", "wanda", f"wanda + {OWL}"}
+    study = small(given, exclude=[{"allocation": OWL, "method": "wanda"}])
+    assert {of.way for of in study.labels()} == {"none", "magnitude", "wanda", f"magnitude + {OWL}"}
+
+
+def test_contrasts_name_a_method_with_its_allocation(given: dict[str, str]):
+    sides = {"compare": "random_tokens", "with": given["prose"]}
+    study = small(given, primary=[{**sides, "method": f"wanda + {OWL}"}])
+    assert study.for_reading()["primary"][0]["method"] == [f"wanda + {OWL}"]
+    assert small(given, primary=[{**sides, "method": "wanda"}]).for_reading()["primary"][0]["method"] == ["wanda"]
+    only = small(given, allocation=OWL, primary=[{**sides, "method": "wanda"}])
+    assert only.for_reading()["primary"][0]["method"] == [f"wanda + {OWL}"]
+
+
+def test_one_allocation_is_written_as_it_was(given: dict[str, str]):
+    assert '\nallocation: "uniform"\n' in small(given, allocation="uniform").as_yaml()
+    assert f'\nallocation: ["uniform", "{OWL}"]\n' in small(given).as_yaml()
+
+
+@pytest.mark.parametrize(
+    ("allocation", "said"),
+    [
+        (["uniform", "uniform"], "'uniform' is there twice"),
+        (["uniform", "owll"], "there is no allocation called 'owll', did you mean 'owl'"),
+        ([], "a study needs at least one allocation, and has none"),
+    ],
+)
+def test_mistakes_have_their_place(given: dict[str, str], allocation: object, said: str):
+    with pytest.raises(StudyError, match=said):
+        small(given, allocation=allocation)
