@@ -12,11 +12,14 @@ from typing import Any, ClassVar, Final
 
 from torch import Tensor
 
-from calibrant.activations import Seen
+from calibrant.activations import FeatureNorms, InputStatistic, Seen
 from calibrant.edits.changes import input_sizes, mask_bits, output_error
 from calibrant.errors import DataError
 from calibrant.models import ModelView, Weight, drop_experts, expert_layers, overwrite
 from calibrant.packed import Compressed, Packed, from_stored, to_stored
+
+NORMS: Final = "input norms"
+"""The tensor of a kept edit that has the sizes of a matrix's inputs; a packed form's own have names of one word."""
 
 _KINDS: Final = dict[str, type["Edit"]]()
 """Every kind of edit that is defined in this process, by the word that a kept one says."""
@@ -77,7 +80,10 @@ class Edit(ABC):
 
 @dataclass(frozen=True)
 class Replace(Edit):
-    """A matrix becomes another of its shape; `seen` is what it was judged by, for the record."""
+    """A matrix becomes another of its shape; `seen` is what it was judged by, for the record.
+
+    Of that, the sizes of its inputs are kept: an importance matrix is made of them.
+    """
 
     kind: ClassVar[str] = "replace"
 
@@ -113,21 +119,34 @@ class Replace(Edit):
         }
 
     def applied(self) -> "Replace":
-        return Replace(self.weight, replace(self.compressed, weight=self.weight.get()))  # the model's own numbers by now, not a copy
+        own = replace(self.compressed, weight=self.weight.get())  # the model's numbers by now, not a copy
+        return Replace(self.weight, own, _sizes(self.seen))
 
     def stored(self) -> StoredEdit:
-        facts, packed = {"name": self.weight.name, "notes": dict(self.compressed.notes)}, self.compressed.packed
+        facts: dict[str, Any] = {"name": self.weight.name, "notes": dict(self.compressed.notes)}
+        packed, sizes, seen = self.compressed.packed, dict[str, Tensor](), _sizes(self.seen)
+        if FeatureNorms in seen:
+            norms = seen[FeatureNorms]
+            facts["norms"], sizes = {"tokens": norms.tokens, "mass": norms.mass}, {NORMS: norms.squares}
         if packed is None:
-            return StoredEdit(self.kind, facts, {"weight": self.compressed.weight})
+            return StoredEdit(self.kind, facts, {"weight": self.compressed.weight, **sizes})
         form, tensors = to_stored(packed)
-        return StoredEdit(self.kind, {**facts, "packed": form}, tensors)
+        return StoredEdit(self.kind, {**facts, "packed": form}, {**tensors, **sizes})
 
     @classmethod
     def read(cls, stored: StoredEdit, view: ModelView) -> "Replace":
         weight = view.named[stored.facts["name"]]
         tensors = {name: tensor.to(weight.stored.device) for name, tensor in stored.tensors.items()}
         packed = from_stored(stored.facts["packed"], tensors) if "packed" in stored.facts else None
-        return cls(weight, Compressed(tensors["weight"] if packed is None else packed.dense(), stored.facts["notes"], packed))
+        norms = stored.facts.get("norms")
+        seen = Seen({} if norms is None else {FeatureNorms: FeatureNorms(tensors[NORMS], norms["tokens"], norms["mass"])})
+        return cls(weight, Compressed(tensors["weight"] if packed is None else packed.dense(), stored.facts["notes"], packed), seen)
+
+
+def _sizes(seen: Seen) -> Seen:
+    """What is kept of what a matrix saw: how large its inputs were. A copy, since several matrices may share one statistic, and a Gram is large."""
+    found = next((statistic for statistic in seen.values() if isinstance(statistic, InputStatistic)), None)
+    return Seen({} if found is None else {FeatureNorms: FeatureNorms(found.norms().clone(), found.tokens, found.mass)})
 
 
 @dataclass(frozen=True)

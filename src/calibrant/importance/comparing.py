@@ -7,7 +7,7 @@ from typing import Any, Final, final
 import numpy as np
 
 from calibrant.errors import DataError
-from calibrant.importance.file import Imatrix, ImatrixEntry
+from calibrant.models.imatrix import Imatrix, ImatrixEntry
 
 FEW: Final = 16
 """Tokens below which an expert's importance is mostly chance."""

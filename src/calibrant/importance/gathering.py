@@ -4,16 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 
 from calibrant.activations import FeatureNorms, Seen
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.errors import ModelError, NumericsError
-from calibrant.importance.file import Imatrix, ImatrixEntry, check_imatrix_path
+from calibrant.errors import ModelError
 from calibrant.models import ModelView, Opened, Weight, check_finite, gguf_of, open_model, view
 from calibrant.models.gguf_file import read_header
 from calibrant.models.gguf_names import tensor_names
+from calibrant.models.imatrix import Imatrix, check_imatrix_path, importance_of
 from calibrant.process import freed_memory_kept
 from calibrant.progress import Progress, silent
 from calibrant.select import resolved
@@ -70,27 +69,6 @@ def imatrix(
     if out is not None:
         made.write(out)
     return made
-
-
-def importance_of(view: ModelView, seen: Mapping[Weight, Seen], names: Mapping[str, tuple[str, ...]]) -> dict[str, ImatrixEntry]:
-    """Return what the matrices saw as entries by GGUF's names; experts that saw nothing have the count 0. A tensor that nothing reached has none."""
-    rows = dict[str, list[tuple[np.ndarray, int]]]()
-    for weight in view.weights:
-        for name in names[weight.name]:
-            rows.setdefault(name, []).append(_sums(weight, seen.get(weight)))
-    reached = {name: parts for name, parts in rows.items() if any(count for _, count in parts)}
-    return {name: ImatrixEntry(np.stack([sums for sums, _ in parts]), np.array([n for _, n in parts])) for name, parts in reached.items()}
-
-
-def _sums(weight: Weight, seen: Seen | None) -> tuple[np.ndarray, int]:
-    """Σ x² and the number of tokens. Where tokens count by weights, the sum is as large as if each counted once: readers divide by the number."""
-    if seen is None or not seen[FeatureNorms].mass > 0:
-        return np.zeros(weight.shape[1], dtype=np.float32), 0
-    norms = seen[FeatureNorms]
-    sums = (norms.norms().cpu().double() * (norms.tokens / norms.mass)).numpy().astype(np.float32)
-    if not np.isfinite(sums).all():
-        raise NumericsError(f"the inputs of {weight.name} hold NaN or infinity; open the model in a wider dtype", subject=weight.name)
-    return sums, norms.tokens
 
 
 def _check_names(opened: Opened, names: Mapping[str, tuple[str, ...]]) -> None:

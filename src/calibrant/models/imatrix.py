@@ -15,10 +15,12 @@ import gguf
 import numpy as np
 from jaxtyping import Float, Int
 
+from calibrant.activations import FeatureNorms, Seen
 from calibrant.durable import content, reason, replacing
-from calibrant.errors import DataError, OutputError
+from calibrant.errors import DataError, NumericsError, OutputError
 from calibrant.foreign import brief, user_path
 from calibrant.models.gguf_file import MAGIC, read_header
+from calibrant.models.viewing import ModelView, Weight
 
 SUFFIXES: Final = (".gguf", ".dat")
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -91,6 +93,27 @@ class Imatrix:
             yield struct.pack("<i", len(name.encode())) + name.encode() + struct.pack("<ii", calls, len(values) // 4) + values
         named = "; ".join(self.datasets).encode()
         yield struct.pack("<ii", self.chunks, len(named)) + named
+
+
+def importance_of(view: ModelView, seen: Mapping[Weight, Seen], names: Mapping[str, tuple[str, ...]]) -> dict[str, ImatrixEntry]:
+    """Return what the matrices saw as entries by GGUF's names; experts that saw nothing have the count 0. A tensor that nothing reached has none."""
+    rows = dict[str, list[tuple[np.ndarray, int]]]()
+    for weight in view.weights:
+        for name in names[weight.name]:
+            rows.setdefault(name, []).append(_sums(weight, seen.get(weight)))
+    reached = {name: parts for name, parts in rows.items() if any(count for _, count in parts)}
+    return {name: ImatrixEntry(np.stack([sums for sums, _ in parts]), np.array([n for _, n in parts])) for name, parts in reached.items()}
+
+
+def _sums(weight: Weight, seen: Seen | None) -> tuple[np.ndarray, int]:
+    """Σ x² and the number of tokens. Where tokens count by weights, the sum is as large as if each counted once: readers divide by the number."""
+    if seen is None or not seen[FeatureNorms].mass > 0:
+        return np.zeros(weight.shape[1], dtype=np.float32), 0
+    norms = seen[FeatureNorms]
+    sums = (norms.norms().cpu().double() * (norms.tokens / norms.mass)).numpy().astype(np.float32)
+    if not np.isfinite(sums).all():
+        raise NumericsError(f"the inputs of {weight.name} hold NaN or infinity; open the model in a wider dtype", subject=weight.name)
+    return sums, norms.tokens
 
 
 def check_imatrix_path(path: str | Path) -> Path:
