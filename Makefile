@@ -53,6 +53,7 @@ bench: .venv/ready-dev
 	@$(BIN)/python benchmarks/evaluation.py
 	@$(BIN)/python benchmarks/study.py
 	@$(BIN)/python benchmarks/reporting.py
+	@$(BIN)/python benchmarks/imatrix.py
 
 docs: .venv/ready-dev
 	$(BIN)/mkdocs build --strict

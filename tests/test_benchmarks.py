@@ -6,9 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from benchmarks import growth, machine, peers, table
+from benchmarks import growth, imatrix, machine, peers, table
 
 from calibrant.models import view
 from calibrant.testing import tiny_model
@@ -198,3 +199,28 @@ def test_a_case_is_told_in_a_line():
         "2.00 times the floor (1.5 s, bfloat16)",
     ):
         assert said in told
+
+
+def test_an_imatrix_beside_llama_cpp_is_told():
+    def took(seconds: float) -> dict[str, float]:
+        return {"seconds": seconds, "processor": seconds / 2, "peak": 100.0}
+
+    rounds = [{"llama_cpp": took(6.0), "calibrant": took(2.0)}, {"llama_cpp": took(2.0), "calibrant": took(2.0)}]
+    found = imatrix.summary(rounds, (1e-6, 4e-5))
+    assert found["ratios"] == found["processor_ratios"] == [3.0, 1.0]
+    told = imatrix.line(found)
+    for said in (
+        "llama.cpp 4.0 s   calibrant 2.0 s",
+        "2.00 times faster (1.00 to 3.00; processor seconds 2.00)",
+        "median of 1.0e-06, at most 4.0e-05",
+    ):
+        assert said in told
+
+
+def test_sums_are_compared_only_of_the_same_tokens(tmp_path: Path):
+    for way, values in (("calibrant", [1.0, 2.0]), ("llama_cpp", [1.0, 2.5])):
+        np.savez(tmp_path / f"{way}.npz", **{"blk.0.attn_q.weight": np.array(values)})
+    same = {way: {"counts": {"blk.0.attn_q.weight": 8}} for way in imatrix.WAYS}
+    assert imatrix.apart(tmp_path, same) == (pytest.approx(0.1), pytest.approx(0.2))
+    with pytest.raises(AssertionError, match="other tensors or other tokens"):
+        imatrix.apart(tmp_path, {**same, "llama_cpp": {"counts": {"blk.0.attn_q.weight": 9}}})

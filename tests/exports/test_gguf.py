@@ -106,7 +106,7 @@ def test_a_folder_needs_a_file_of_the_same_model(template: Path, tmp_path: Path)
 def test_another_vocabulary_is_refused(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_model(str(template), "float32", "cpu").tokenizer
     monkeypatch.setattr(
-        "calibrant.exports.gguf.gguf_tokenizer", lambda path: type("Other", (), {"get_vocab": lambda self: {**opened.get_vocab(), "a": 0}})()
+        "calibrant.models.gguf_writing.gguf_tokenizer", lambda path: type("Other", (), {"get_vocab": lambda self: {**opened.get_vocab(), "a": 0}})()
     )
     with pytest.raises(OutputError, match=r"has another vocabulary than"):
         quantize(str(template), target="w4g32", out=tmp_path / "out", dtype="bfloat16", export="gguf")

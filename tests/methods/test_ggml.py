@@ -1,6 +1,7 @@
 """llama.cpp's quantizers: the bytes are those that llama.cpp's own tool writes of the same file with the same imatrix."""
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -13,6 +14,8 @@ from calibrant.errors import NumericsError, SpecError, TargetError
 from calibrant.methods.ggml import Ggml
 from calibrant.packed import GgmlBlocks, from_stored, to_stored
 from calibrant.targets import GgmlKind, parse_target
+from calibrant.targets.ggml_kind import KINDS
+from calibrant.testing import tiny_folder
 from calibrant.testing.tiny import tiny_gguf
 
 SMALL = {"samples": 2, "length": 16, "dtype": "float32"}
@@ -51,15 +54,60 @@ def _llama_cpp() -> None:
     pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
 
 
+def shipped() -> Any:
+    """A second cffi object and the library that the package ships, with functions that nothing in `calibrant` calls."""
+    from cffi import FFI
+    from llama_cpp_py_sync import _cffi_bindings as bindings
+
+    ffi = FFI()
+    names = [kind.replace("_k", "_K") for kind in KINDS]
+    ffi.cdef("".join(f"void dequantize_row_{name}(const void * x, float * y, int64_t k);\n" for name in names))
+    return ffi, ffi.dlopen(str(next(iter(sorted(Path(bindings.__file__).parent.glob("*ggml-base*"))))))
+
+
 @ggml
-@pytest.mark.parametrize("kind", ["q4_0", "q5_0", "q8_0", "iq4_nl", "q4_k", "q6_k", "q2_k"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_blocks_stand_for_is_what_ggml_makes_of_them(kind: str) -> None:
+    seen = Seen({FeatureNorms: FeatureNorms.of(normal(40, 256, seed=1))})
+    packed = Ggml().compress(normal(8, 256), seen, GgmlKind(kind)).packed
+    ffi, library = shipped()
+    blocks, theirs = packed.blocks.numpy(), np.zeros((8, 256), dtype=np.float32)
+    getattr(library, f"dequantize_row_{kind.replace('_k', '_K')}")(ffi.from_buffer(blocks), ffi.from_buffer("float[]", theirs), theirs.size)
+    np.testing.assert_array_equal(packed.dense().numpy(), theirs)
+
+
+NEEDY = ("iq1_s", "iq2_xxs", "iq2_xs")
+"""Kinds that llama.cpp makes with an imatrix alone."""
+
+
+@ggml
+@pytest.mark.parametrize(
+    "kind", ["q4_0", "q5_0", "q8_0", "iq4_nl", "q4_k", "q6_k", "q2_k", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"]
+)
 def test_importance_makes_what_matters_more_exact(kind: str) -> None:
     weight, x = normal(16, 256), normal(500, 256, seed=1) * torch.linspace(0.01, 3, 256)
-    seen = Seen({FeatureNorms: FeatureNorms.of(x)})
-    weighed, plain = (Ggml(importance=i).compress(weight, seen if i else Seen({}), GgmlKind(kind)) for i in (True, False))
+    weighed = Ggml().compress(weight, Seen({FeatureNorms: FeatureNorms.of(x)}), GgmlKind(kind))
+    if kind in NEEDY:  # beside inputs that all matter alike
+        plain = Ggml().compress(weight, Seen({FeatureNorms: FeatureNorms.of(torch.ones(4, 256))}), GgmlKind(kind))
+    else:
+        plain = Ggml(importance=False).compress(weight, Seen({}), GgmlKind(kind))
     assert torch.equal(weighed.packed.dense(), weighed.weight)
     error = {name: float((((one.weight - weight) @ x.T) ** 2).sum()) for name, one in (("weighed", weighed), ("plain", plain))}
     assert error["weighed"] == error["plain"] if kind == "q8_0" else error["weighed"] < error["plain"]
+
+
+@ggml
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_that_needs_an_importance_is_refused_without_one_before_any_work(kind: str, tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "folder", hidden_size=256, intermediate_size=256)
+    if kind not in NEEDY:
+        Ggml(importance=False).check(GgmlKind(kind))
+        return
+    with pytest.raises(TargetError, match=rf"{kind} can't be chosen without knowing which inputs matter; leave importance=false out"):
+        quantize(str(folder), method="ggml(importance=false)", target=kind, out=tmp_path / "out", dtype="float32")
+    with pytest.raises(SpecError, match=r"ggml looks at activations and needs calibration data"):
+        quantize(str(folder), method="ggml", target=kind, out=tmp_path / "out", dtype="float32")
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @ggml

@@ -9,7 +9,7 @@ import torch
 
 from calibrant.edits import Edit, Replace, ReplaceParameters
 from calibrant.methods import Method
-from calibrant.models import ModelView, Opened
+from calibrant.models import ModelView, Opened, Weight
 from calibrant.packed import Packed
 from calibrant.spec import Spec
 from calibrant.store import Record
@@ -27,15 +27,17 @@ class CompressedModel:
 
 
 def packed_now(compressed: CompressedModel) -> dict[str, Packed]:
-    """Return the packed form of each matrix that has one and still holds its numbers, by the matrix's name now; of other parameters by theirs.
-
-    Experts have none.
-    """
-    packed = {id(e.weight.owner): e.compressed.packed for e in compressed.edits if isinstance(e, Replace) and e.weight.expert is None}
+    """Return the packed form of each matrix that has one and still holds its numbers, by the matrix's name now; of other parameters by theirs."""
+    packed = {_place(e.weight): e.compressed.packed for e in compressed.edits if isinstance(e, Replace)}
     others = {name: form for e in compressed.edits if isinstance(e, ReplaceParameters) for name, form in e.packed.items()}
     same = {name: form for name, form in others.items() if torch.equal(form.dense(), compressed.opened.model.get_parameter(name))}
-    there = {weight: packed.get(id(weight.owner)) for weight in compressed.view.weights}
+    there = {weight: packed.get(_place(weight)) for weight in compressed.view.weights}
     return same | {weight.name: form for weight, form in there.items() if form is not None and torch.equal(form.dense(), weight.get())}
+
+
+def _place(weight: Weight) -> tuple[int, str, int | None]:
+    """Where the model keeps a matrix: its name may have changed since, because blocks were dropped."""
+    return id(weight.owner), weight.key, weight.expert
 
 
 class Export(Spec, ABC):

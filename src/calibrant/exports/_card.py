@@ -45,7 +45,8 @@ def add_scores(folder: str | Path, scores: Sequence[Score]) -> None:
     lines = ["| measured | metric | value | items |", "| --- | --- | --- | --- |"]
     for score in scores:
         error = "" if score.stderr is None else f" ± {score.stderr:.4f}"
-        lines.append(f"| {_code(score.measured)} | {_code(score.metric)} | {score.value:.4f}{error} {_code(score.unit)} | {score.n} |")
+        floor = f", noise floor {score.facts['floor']:.1e}" if "floor" in score.facts else ""
+        lines.append(f"| {_code(score.measured)} | {_code(score.metric)} | {score.value:.4f}{error} {_code(score.unit)}{floor} | {score.n} |")
     before, _, rest = path.read_text("utf-8").partition(_BEGIN)
     try:
         put(path, "\n".join([before + _BEGIN, "", *lines, "", _END + rest.partition(_END)[2]]).encode())

@@ -1,9 +1,11 @@
 """GGUF, the form of llama.cpp: codes that fit its blocks are stored as they are, everything else as plain numbers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
@@ -13,8 +15,7 @@ from calibrant.errors import OutputError
 from calibrant.exports._base import CompressedModel, Export, packed_now
 from calibrant.methods import Method
 from calibrant.models import ModelView, Opened, gguf_of
-from calibrant.models.gguf_file import gguf_tokenizer
-from calibrant.models.gguf_writing import Bytes, GgufPart, check_template, plain, q4_0, q8_0, write_gguf
+from calibrant.models.gguf_writing import Bytes, GgufPart, check_template, check_vocabulary, plain, q4_0, q8_0, write_gguf
 from calibrant.packed import Codes, GgmlBlocks, Packed
 from calibrant.spec import written_form
 from calibrant.targets import Target
@@ -45,10 +46,7 @@ class Gguf(Export):
     def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
         template = self._template(opened)
         check_template(view, template)
-        # A reader may add tokens that a file doesn't list, so every token of the model must be there under its number, and not the other way round.
-        theirs = gguf_tokenizer(template).get_vocab()
-        if any(theirs.get(token) != number for token, number in opened.tokenizer.get_vocab().items()):
-            raise OutputError(f"{template} has another vocabulary than {opened.name}; name a file of the same model", subject=str(template))
+        check_vocabulary(opened, template)
 
     def write(self, compressed: CompressedModel, folder: Path) -> None:
         template, packed = self._template(compressed.opened), packed_now(compressed)
@@ -61,7 +59,7 @@ class Gguf(Export):
             compressed.view,
             template,
             folder / FILE,
-            lambda part: _encoded(part, packed.get(part.matrix or part.parameter)) or plain(part, kind),
+            lambda part: _encoded(part, packed) or plain(part, kind),
             note,
         )
 
@@ -79,10 +77,19 @@ class Gguf(Export):
         return found
 
 
-def _encoded(part: GgufPart, packed: Packed | None) -> Bytes | None:
-    """The blocks that hold a packed matrix exactly; None if none do."""
+def _encoded(part: GgufPart, packed: Mapping[str, Packed]) -> Bytes | None:
+    """The blocks that hold a tensor exactly; None if none do. Those of experts are all of one kind."""
+    if part.rows is None:
+        return _blocks(part, packed.get(part.matrix or part.parameter))
+    experts = [blocks for name in part.experts if (blocks := _blocks(part, packed.get(name))) is not None]
+    kinds = {kind for _, kind in experts}
+    return (np.stack([content for content, _ in experts]), kinds.pop()) if len(experts) == len(part.experts) and len(kinds) == 1 else None
+
+
+def _blocks(part: GgufPart, packed: Packed | None) -> Bytes | None:
+    """The blocks that hold a packed matrix exactly, as far as it is in this tensor; None if none do."""
     if isinstance(packed, GgmlBlocks):
-        return _rows(packed.blocks, part).numpy(), GGMLQuantizationType[packed.kind.upper()]
+        return _rows(packed.blocks, part).cpu().numpy(), GGMLQuantizationType[packed.kind.upper()]
     if not isinstance(packed, Codes) or packed.zeros is not None or packed.codes.shape[1] % (BLOCK * packed.scales.shape[1]):
         return None
     scales = packed.scales.cpu().repeat_interleave(packed.codes.shape[1] // packed.scales.shape[1] // BLOCK, dim=1)
@@ -94,5 +101,6 @@ def _encoded(part: GgufPart, packed: Packed | None) -> Bytes | None:
 
 
 def _rows(tensor: Tensor, part: GgufPart) -> Tensor:
-    """The rows in the order that GGUF has them in."""
-    return tensor if part.order is None else tensor[part.order]
+    """The rows that the tensor has, in the order that GGUF has them in."""
+    own = tensor if part.rows is None else tensor[part.rows]
+    return own if part.order is None else own[part.order]

@@ -1,11 +1,13 @@
-"""llama.cpp's libraries, loaded when they are first used, and silent: it writes pages to standard error."""
+"""llama.cpp's libraries, loaded when they are first used, and silent: it writes pages to standard error. Its last error is kept, for messages."""
 
+from collections import deque
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 from calibrant.errors import OutputError
 from calibrant.extras import needed_for
+from calibrant.foreign import visible_name
 
 _GGML: Final = """
 size_t ggml_quantize_chunk(int type, const float * src, void * dst, int64_t start, int64_t nrows, int64_t n_per_row, const float * imatrix);
@@ -22,7 +24,12 @@ def llama() -> tuple[Any, Any]:
         from llama_cpp_py_sync import _cffi_bindings as bindings
     ffi: Any = bindings.get_ffi()
     library: Any = bindings.get_lib()
-    silent = ffi.callback("ggml_log_callback", lambda level, text, data: None)
+
+    def hear(level: int, text: Any, data: Any) -> None:
+        if level == _ERROR and (said := ffi.string(text).decode("utf-8", "replace").strip()):
+            _errors.append(said)
+
+    silent = ffi.callback("ggml_log_callback", hear)
     library.llama_log_set(silent, ffi.NULL)
     library.llama_backend_init()
     _kept.append(silent)  # the library calls it as long as the process lives
@@ -45,4 +52,16 @@ def ggml() -> tuple[Any, Any]:
     return ffi, ffi.dlopen(str(path))
 
 
+def last_error() -> str:
+    """Return what llama.cpp said last when something failed, for a sentence: ` (failed to …)`; nothing if it said nothing. It is forgotten."""
+    said = _errors.pop().partition(": ")[2] if _errors else ""  # it begins with the name of a function
+    _errors.clear()
+    return f" ({visible_name(said)[:LONGEST]})" if said else ""
+
+
+LONGEST: Final = 200
+"""Characters of it at most."""
+_ERROR: Final = 4
+"""The level of errors in ggml's log."""
+_errors: Final = deque[str](maxlen=8)
 _kept: Final = list[Any]()

@@ -10,9 +10,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from calibrant.errors import OutputError, TargetError
-from calibrant.llama_cpp.library import ggml, llama
+from calibrant.llama_cpp.library import ggml, last_error, llama
 
 _PREFIX: Final = "LLAMA_FTYPE_MOSTLY_"
+
+
+def needs_importance(kind: str) -> bool:
+    """Return whether blocks of a kind such as `iq2_xs` can't be chosen without knowing how much each input matters."""
+    return bool(ggml()[1].ggml_quantize_requires_imatrix(int(gguf.GGMLQuantizationType[kind.upper()])))
 
 
 def quantize_matrix(
@@ -24,7 +29,7 @@ def quantize_matrix(
     """
     ffi, library = ggml()
     number = int(gguf.GGMLQuantizationType[kind.upper()])
-    if importance is None and library.ggml_quantize_requires_imatrix(number):
+    if importance is None and needs_importance(kind):
         raise TargetError(f"{kind} can't be chosen without knowing which inputs matter; give calibration data", subject=kind)
     rows, columns = weight.shape
     numbers = np.ascontiguousarray(weight, dtype=np.float32)
@@ -68,6 +73,7 @@ def quantize_file(source: Path, target: Path, recipe: str, importance: Mapping[s
     paths = [ffi.new("char[]", str(path).encode()) for path in (source, target)]
     if (code := library.llama_model_quantize(*paths, ffi.addressof(settings))) != 0:
         raise OutputError(
-            f"llama.cpp couldn't quantize {source.name} to {recipe} (code {code}); some recipes need calibration data that reaches every matrix",
+            f"llama.cpp couldn't quantize the model to {recipe}{last_error() or f' (code {code})'}; some recipes need calibration data that reaches "
+            "every matrix",
             subject=recipe,
         )

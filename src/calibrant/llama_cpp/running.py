@@ -9,36 +9,40 @@ import numpy as np
 from jaxtyping import Float32
 
 from calibrant.errors import ModelError
-from calibrant.llama_cpp.library import llama
+from calibrant.llama_cpp.library import last_error, llama
 
 
 @final
 class LlamaModel:
-    """An open GGUF file with room for `length` tokens; `exact` keeps keys and values in float32, without flash attention. Close it, or use `with`."""
+    """An open GGUF file with room for `length` tokens. Close it, or use `with`.
 
-    def __init__(self, path: Path, length: int, threads: int = 1, exact: bool = False) -> None:
+    `exact` keeps keys and values in float32, without flash attention. `watch` is a callback of the package's cffi, which is shown what is
+    computed (`ggml_backend_sched_eval_callback`).
+    """
+
+    def __init__(self, path: Path, length: int, threads: int = 1, exact: bool = False, watch: Any = None) -> None:
         self._ffi, self._library = llama()
         settings = self._library.llama_model_default_params()
         settings.n_gpu_layers = 0
         self._model = self._library.llama_model_load_from_file(str(path).encode(), settings)
         if self._model == self._ffi.NULL:
-            raise ModelError(f"llama.cpp can't open {path}; is it a GGUF file of a model, of an architecture that it knows?", subject=str(path))
+            raise ModelError(
+                f"llama.cpp can't open {path}{last_error()}; is it a GGUF file of a model, of an architecture that it knows?", subject=str(path)
+            )
         context = self._library.llama_context_default_params()
         context.n_ctx = context.n_batch = context.n_ubatch = length
         context.n_threads = context.n_threads_batch = threads
         if exact:
             context.type_k = context.type_v = 0
             context.flash_attn_type = 0
-        self._prepare(context)
+        if watch is not None:
+            context.cb_eval = watch
         self._context = self._library.llama_init_from_model(self._model, context)
         if self._context == self._ffi.NULL:
             self._library.llama_model_free(self._model)
             raise ModelError(f"llama.cpp has no room for {length:,} tokens of {path}; use shorter windows", subject=str(path))
         self._size = self._library.llama_vocab_n_tokens(self._library.llama_model_get_vocab(self._model))
         self.length = length
-
-    def _prepare(self, context: Any) -> None:
-        """For tests, which look at what its products are given."""
 
     def logits(self, ids: Sequence[int]) -> Float32[np.ndarray, "token vocabulary"]:
         """Return the logits at each of these tokens, which see nothing of earlier calls. Raises `ModelError` where llama.cpp fails."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Seen, Statistic
 from calibrant.errors import TargetError
-from calibrant.llama_cpp.quantizing import quantize_matrix
+from calibrant.llama_cpp.quantizing import needs_importance, quantize_matrix
 from calibrant.methods._base import Compressed, MatrixMethod, finite, observed
 from calibrant.packed import GgmlBlocks
 from calibrant.targets import GgmlKind, Target, accepted
@@ -32,6 +32,11 @@ class Ggml(MatrixMethod):
     @property
     def observes(self) -> tuple[type[Statistic], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  # a parameter decides
         return (FeatureNorms,) if self.importance else ()
+
+    def check(self, target: Target) -> None:
+        super().check(target)
+        if not self.importance and isinstance(target, GgmlKind) and needs_importance(target.name):
+            raise TargetError(f"{target} can't be chosen without knowing which inputs matter; leave importance=false out", subject=str(target))
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Raises `NumericsError` for numbers that aren't finite, `TargetError` for a target that is no kind or doesn't fit the shape."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import gguf
 import numpy as np
@@ -18,15 +18,19 @@ from calibrant.errors import TargetError
 from calibrant.job import Job
 from calibrant.llama_cpp import quantize_file
 from calibrant.methods._base import Compressed, Method, finite
-from calibrant.models import ModelView, Weight, expert_layers, gguf_of
+from calibrant.models import ModelView, Weight, gguf_of
 from calibrant.models.gguf_names import tensor_names
-from calibrant.models.gguf_writing import GgufPart, check_template, parts_of, plain, write_gguf
+from calibrant.models.gguf_writing import GgufPart, check_template, check_vocabulary, parts_of, plain, write_gguf
+from calibrant.models.imatrix import importance_of
 from calibrant.packed import GgmlBlocks
 from calibrant.targets import GgmlKind, GgufRecipe, Target
 from calibrant.walk import Propagation
 from calibrant.walk.observing import untouched
 
-NUMBERS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+NUMBERS: Final = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+
+Made = Mapping[str, tuple[GGMLQuantizationType, np.ndarray]]
+"""Every tensor of a file: its type and its rows, of experts those of each."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,11 +55,6 @@ class LlamaQuantize(Method):
         self.check(target)
         return GgufRecipe(target.name.upper()) if isinstance(target, GgmlKind) else target
 
-    def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
-        super().check_model(view, target, targets)
-        if expert_layers(view):
-            raise TargetError(f"{self} can't take models with experts yet; use calibrant imatrix and llama-quantize", subject=str(self))
-
     def edits(self, job: Job) -> Iterator[Edit]:
         if job.propagate != "dense":
             raise TargetError(
@@ -68,12 +67,12 @@ class LlamaQuantize(Method):
         seen = dict(untouched(job.opened, job.view, job.batch, self.observes, **how)) if self.observes and job.batch is not None else {}
         with spent_on("method"), TemporaryDirectory() as folder:
             made = self._quantized(job, template, Path(folder), seen)
-        matrices = {part.matrix: part for part in parts_of(job.view) if part.matrix}
+        rows, device = dict(_in_own_order(job.view, made)), next(job.view.model.parameters()).device
         for weight in job.view.weights:
+            kind, content = rows.pop(weight.name)
             if weight.name not in done:
-                dense, packed = _numbers(matrices[weight.name], made, job.opened.dtype)
-                yield Replace(weight, Compressed(dense, packed=packed), seen.get(weight, Seen({})))
-        others = {part.parameter: _numbers(part, made, job.opened.dtype)[1] for part in parts_of(job.view) if not part.matrix}
+                yield Replace(weight, _compressed(kind, content, weight.get(), job.opened.dtype), seen.get(weight, Seen({})))
+        others = {name: _packed(kind, content.to(device), job.opened.dtype) for name, (kind, content) in rows.items()}
         yield ReplaceParameters({name: packed for name, packed in others.items() if packed is not None})
 
     def _template(self, job: Job) -> Path:
@@ -82,30 +81,55 @@ class LlamaQuantize(Method):
             message = f"{self.like or job.opened.name} is no GGUF file, whose metadata {self.spec_name()} needs"
             raise TargetError(f"{message}; name one of the same model, {self.spec_name()}(like='FILE.gguf')", subject=self.like)
         check_template(job.view, found)
+        if self.like:
+            check_vocabulary(job.opened, found)
         return found
 
-    def _quantized(self, job: Job, template: Path, folder: Path, seen: Mapping[Weight, Seen]) -> dict[str, tuple[GGMLQuantizationType, np.ndarray]]:
+    def _quantized(self, job: Job, template: Path, folder: Path, seen: Mapping[Weight, Seen]) -> Made:
         """Every tensor of the file that llama.cpp makes, its type and its rows."""
         source, target, names = folder / "dense.gguf", folder / "quantized.gguf", tensor_names(job.view)
         write_gguf(job.view, template, source, lambda part: plain(part, GGMLQuantizationType.F32), {})
-        means = dict[str, np.ndarray]()
+        # All experts of a layer are one entry, as in an imatrix; of other matrices the means aren't rounded to an imatrix's sums first.
+        means = {name: entry.importance.ravel() for name, entry in importance_of(job.view, seen, names).items()}
         for weight, there in seen.items():
             norms = there[FeatureNorms]
             mean = (finite(norms.norms(), f"the norms of the inputs of {weight.name}").double() / norms.mass).float().cpu().numpy()
-            means |= dict.fromkeys(names[weight.name], mean)
+            means |= {} if weight.expert is not None else dict.fromkeys(names[weight.name], mean)
         quantize_file(source, target, str(self.aim(job.target)), means, torch.get_num_threads())
         return {str(t.name): (t.tensor_type, np.array(t.data)) for t in gguf.GGUFReader(target).tensors}
 
 
-def _numbers(
-    part: GgufPart, made: Mapping[str, tuple[GGMLQuantizationType, np.ndarray]], dtype: torch.dtype
-) -> tuple[torch.Tensor, GgmlBlocks | None]:
-    """What a tensor became, its rows in the model's own order, and its packed form, which what is plain numbers there doesn't have."""
-    kind, content = made[part.name]
-    rows = torch.from_numpy(content)
-    if part.order is not None:
-        rows = torch.empty_like(rows).index_copy_(0, part.order, rows)
-    if kind in NUMBERS:
-        return torch.from_numpy(gguf.dequantize(rows.numpy(), kind)).reshape(part.tensor.shape).to(part.tensor), None
-    packed = GgmlBlocks(kind.name.lower(), rows.to(part.tensor.device), dtype)
-    return packed.dense(), packed
+def _in_own_order(view: ModelView, made: Made) -> Iterator[tuple[str, tuple[GGMLQuantizationType, torch.Tensor]]]:
+    """What became of each matrix of the view, and of every other parameter: its type, and its rows in the model's own order.
+
+    Raises `TargetError` where gate and up of experts, which are one matrix here, became of two types.
+    """
+    experts = dict[str, list[GgufPart]]()
+    for part in parts_of(view):
+        if part.rows is not None:
+            experts.setdefault(part.parameter, []).append(part)
+            continue
+        kind, content = made[part.name]
+        rows = torch.from_numpy(content)
+        yield part.matrix or part.parameter, (kind, rows if part.order is None else torch.empty_like(rows).index_copy_(0, part.order, rows))
+    for parts in experts.values():
+        kinds = [made[part.name][0] for part in parts]
+        if len(set(kinds)) > 1:
+            names = " and ".join(f"{part.name} {kind.name}" for part, kind in zip(parts, kinds, strict=True))
+            raise TargetError(
+                f"llama.cpp made {names}, and they are one matrix here; use calibrant imatrix and llama-quantize", subject=parts[0].name
+            )
+        together = torch.from_numpy(np.concatenate([made[part.name][1] for part in parts], axis=1))
+        yield from ((name, (kinds[0], rows)) for name, rows in zip(parts[0].experts, together, strict=True))
+
+
+def _compressed(kind: GGMLQuantizationType, rows: torch.Tensor, before: torch.Tensor, dtype: torch.dtype) -> Compressed:
+    """The matrix that its rows are, with its packed form, which what is plain numbers there doesn't have."""
+    packed = _packed(kind, rows.to(before.device), dtype)
+    if packed is not None:
+        return Compressed(packed.dense(), packed=packed)
+    return Compressed(torch.from_numpy(gguf.dequantize(rows.numpy(), kind)).to(before))
+
+
+def _packed(kind: GGMLQuantizationType, rows: torch.Tensor, dtype: torch.dtype) -> GgmlBlocks | None:
+    return None if kind in NUMBERS else GgmlBlocks(kind.name.lower(), rows, dtype)

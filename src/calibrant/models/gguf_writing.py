@@ -17,8 +17,10 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from torch import Tensor
 
 from calibrant.errors import OutputError
-from calibrant.models.gguf_file import Header, read_header
+from calibrant.models.gguf_file import Header, check_magic, gguf_tokenizer, read_header
 from calibrant.models.gguf_names import EXPERTS, architecture_of, tensor_name
+from calibrant.models.quiet import Refusal
+from calibrant.models.saving import Opened
 from calibrant.models.viewing import ModelView
 
 WRITTEN: Final = ("gemma2", "gemma3", "gpt2", "llama", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "starcoder2")
@@ -37,7 +39,8 @@ Bytes = tuple[np.ndarray, GGMLQuantizationType]
 class GgufPart:
     """One tensor of a model under its name in GGUF, and the parameter that it is. `matrix` is the name of the view's matrix that it is, if it is one.
 
-    `order` are its rows as GGUF has them, None where they are in the same order; `shift` is added to every number.
+    `order` are its rows as GGUF has them, None where they are in the same order; `shift` is added to every number. A tensor of all experts of
+    a layer has `rows`: where each expert's rows stand in the matrix that transformers has of it, since gate and up are one there.
     """
 
     name: str
@@ -46,6 +49,12 @@ class GgufPart:
     matrix: str | None = None
     order: Tensor | None = None
     shift: float = 0.0
+    rows: slice | None = None
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The names of the view's matrices that are parts of it, an expert each; none if it is a tensor of no experts."""
+        return () if self.rows is None else tuple(f"{self.parameter}[{number}]" for number in range(len(self.tensor)))
 
     def numbers(self) -> np.ndarray:
         """Return the numbers as GGUF has them, in float32."""
@@ -61,8 +70,10 @@ def parts_of(view: ModelView) -> Iterator[GgufPart]:
         last = name.rpartition(".")[2]
         if parameter.dim() == 3 and last in EXPERTS:
             block = next(part for part in name.split(".") if part.isdigit())
-            pieces = parameter.detach().chunk(len(EXPERTS[last]), dim=1)
-            yield from (GgufPart(f"blk.{block}.{own}.weight", piece, name) for own, piece in zip(EXPERTS[last], pieces, strict=True))
+            size = parameter.shape[1] // len(EXPERTS[last])
+            for number, own in enumerate(EXPERTS[last]):
+                rows = slice(number * size, (number + 1) * size)
+                yield GgufPart(f"blk.{block}.{own}.weight", parameter.detach()[:, rows], name, rows=rows)
             continue
         known = tensor_name(view.model, name)
         if known is None:
@@ -82,7 +93,10 @@ def _order(name: str, rows: int, config: Any) -> Tensor | None:
 
 def check_template(view: ModelView, template: Path) -> Header:
     """Return the header of a file to copy metadata and tokenizer from. Raises `OutputError` unless it is of the view's architecture and shapes."""
-    architecture, header = architecture_of(view.model), read_header(template)
+    architecture = architecture_of(view.model)
+    check_magic(template)
+    with Refusal(f"{template} is truncated or damaged", "; download it again", str(template)):
+        header = read_header(template)
     if architecture not in WRITTEN:
         allowed = ", ".join(WRITTEN)
         raise OutputError(
@@ -105,6 +119,14 @@ def check_template(view: ModelView, template: Path) -> Header:
     if extra := [name for name in there if not name.startswith("rope_f") and name != "output.weight"]:
         raise OutputError(f"{template} holds {extra[0]}, and the model has no such tensor; name a file of the same model", subject=extra[0])
     return header
+
+
+def check_vocabulary(opened: Opened, template: Path) -> None:
+    """Raise `OutputError` if a file to copy the tokenizer from lacks a token of the model, or has it under another number."""
+    # A reader may add tokens that a file doesn't list, so every token of the model must be there under its number, and not the other way round.
+    theirs = gguf_tokenizer(template).get_vocab()
+    if any(theirs.get(token) != number for token, number in opened.tokenizer.get_vocab().items()):
+        raise OutputError(f"{template} has another vocabulary than {opened.name}; name a file of the same model", subject=str(template))
 
 
 def write_gguf(view: ModelView, template: Path, path: Path, encode: Callable[[GgufPart], Bytes], facts: Mapping[str, str]) -> None:
