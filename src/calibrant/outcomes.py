@@ -25,7 +25,8 @@ class Score:
 
     `measured` says on what (`wikitext`), `metric` how (`loss`), `unit` in what (`nats/token`), `n` over how many items. `stderr` is over
     items, None where it can't be had; `chance` what guessing would get. `facts` holds the rest: tokens, bytes, bits_per_byte, perplexity,
-    context length; `rows`, how many rows were measured, and `rows_of`, how many the source has in all its parts together.
+    context length; `rows`, how many rows were measured, and `rows_of`, how many the source has in all its parts together; of a divergence `floor`,
+    below which a difference is none that a runtime would keep.
     """
 
     measured: str

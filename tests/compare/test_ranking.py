@@ -106,6 +106,18 @@ def test_the_same_source_measured_twice_keeps_two_columns(tmp_path: Path):
     assert only(store).measured == ("docs:text [loss(source='docs')]", "code:text", "docs:text [loss(length=64)]")
 
 
+def test_the_noise_floor_of_a_divergence_goes_with_it(tmp_path: Path):
+    store = store_of(tmp_path, LOSSES)
+    cells = []
+    for cell in store.cells():
+        facts = {"length": 64, "floor": 0.002, "floor_tokens": 512, "floor_between": "torch in bfloat16 and in float32"}
+        kl = store.add_measurement(cell.run, {"spec": "agreement"}, measured([0.4, 0.5], [10, 10], "news", metric="kl", facts=facts))
+        cells.append(replace(cell, measures={**cell.measures, "agreement": kl}))
+    store.write_cells(cells)
+    assert only(store).floors == {"news": 0.002}
+    assert only(results_of(LOSSES)).floors == {}
+
+
 def test_each_method_and_target_has_its_own_ranking():
     results = results_of(LOSSES)
     results = replace(results, cells=(*results.cells, *(replace(c, target="2:4") for c in results.cells if c.data)))

@@ -155,3 +155,15 @@ def test_what_kept_means_is_said_for_what_was_measured():
     assert meaning_of_kept(both).startswith("kept: on docs the dense model's perplexity over")
     assert meaning_of_kept(both).endswith("; on code the score above chance as a share of the dense model's")
     assert meaning_of_kept(replace(FULL, units=dict.fromkeys(FULL.measured, "bits"))) == "kept: the dense model's number over the compressed model's"
+
+
+def test_differences_below_the_noise_floor_are_named():
+    near, far = entry("c4", (1.404, 1.804), 0.004), entry("full_stops", (1.6, 2.0), 0.2)
+    told = caveats(ranking(BEST, near, far, floors={"docs:text": 0.05}, units=dict.fromkeys(FULL.measured, "nats/token")))
+    assert told[-1] == (
+        "Two computations of the same numbers are 0.05 nats/token apart on docs: a smaller difference is none that a runtime would keep. "
+        "That is so of the best set and c4."
+    )
+    apart = caveats(ranking(BEST, far, floors={"docs:text": 0.05}))
+    assert apart[-1].endswith("a smaller difference is none that a runtime would keep.")
+    assert caveats(ranking(BEST, near, far, floors={"docs:text": 1e-6})) == caveats(ranking(BEST, near, far))

@@ -66,7 +66,8 @@ class Ranking:
 
     `baseline` is the set that the others are compared with; empty if it has no place here. `missing` names what has no answer, and why; the rows
     that it is about are `partial`: they hold what is known, and their mean is not a number. `units`, `better` and `metrics` are by measured set.
-    `bits` is how many bits a weight takes as it is stored; None where it is stored as a dense number.
+    `bits` is how many bits a weight takes as it is stored; None where it is stored as a dense number. `floors` are, by measured set, the divergences
+    below which a difference is none that a runtime would keep, where that is known.
     """
 
     model: str
@@ -87,6 +88,7 @@ class Ranking:
     metrics: Mapping[str, str] = field(default_factory=dict[str, str])
     baseline: str = ""
     bits: float | None = None
+    floors: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def best(self) -> RankingEntry:
@@ -231,6 +233,7 @@ class ComparedGroup:
             metrics={m: s.metric for m, s in self._scores.items()},
             baseline=self.baseline,
             bits=self._results.bits.get((self.setting.model, self.setting.method, self.setting.target)),
+            floors={m: s.facts["floor"] for m, s in self._scores.items() if s.facts.get("floor")},
         )
 
     def _entry(self, label: str, letters: Mapping[str, str], ranks: tuple[int, int], best_on: Mapping[str, str]) -> RankingEntry:

@@ -1,6 +1,7 @@
 """What computes a model's predictions: torch, or for a GGUF file llama.cpp itself, so that what is measured is what will run."""
 
 from importlib.metadata import version
+from math import prod
 from types import SimpleNamespace
 from typing import Any, Final, Literal, cast, final, get_args
 
@@ -12,9 +13,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from calibrant.errors import ModelError, SpecError
 from calibrant.evaluators._base import Evaluator
 from calibrant.llama_cpp import LlamaModel
-from calibrant.models import Opened, gguf_of
+from calibrant.models import Opened, gguf_of, open_model
 from calibrant.models.folder import file_digest
-from calibrant.models.gguf_file import gguf_tokenizer
+from calibrant.models.gguf_file import gguf_tokenizer, read_header
 from calibrant.registry import did_you_mean
 from calibrant.spec import identity
 
@@ -40,11 +41,11 @@ def opened_by_llama_cpp(ref: str) -> Opened:
     tokenizer, digest = gguf_tokenizer(path), file_digest(path)
     LlamaModel(path, 8).close()  # what can't be opened is said now, and not while it is measured
     engine = f"llama.cpp, llama-cpp-py-sync {version('llama-cpp-py-sync')}"
-    return Opened(_RunByLlamaCpp(path), tokenizer, ref, identity([digest, engine]), f"as {engine} runs it", torch.float32)
+    return Opened(RunByLlamaCpp(path), tokenizer, ref, identity([digest, engine]), f"as {engine} runs it", torch.float32)
 
 
 @final
-class _RunByLlamaCpp(PreTrainedModel):
+class RunByLlamaCpp(PreTrainedModel):
     """Answers as a model of transformers does that is asked for logits. It has no parameters."""
 
     def __init__(self, path: Any) -> None:
@@ -62,6 +63,15 @@ class _RunByLlamaCpp(PreTrainedModel):
         rows = [torch.from_numpy(self._open(max(lengths)).logits(ids[:length].tolist())) for ids, length in zip(input_ids, lengths, strict=True)]
         logits: Float[Tensor, "sample position vocabulary"] = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         return SimpleNamespace(logits=logits)
+
+    def in_torch(self, room: int) -> PreTrainedModel | None:
+        """Return a model of torch with the file's numbers, in float32; None where it would take more than `room` bytes or can't be opened."""
+        if 4 * sum(prod(shape) for shape in read_header(self._path).tensors.values()) > room:
+            return None
+        try:
+            return open_model(str(self._path), "float32", "cpu").model
+        except ModelError:
+            return None
 
     def _open(self, length: int) -> LlamaModel:
         if self._model is None or self._model.length < length:

@@ -6,6 +6,9 @@ KL(untouched ‖ compressed), in nats, with its 95th and 99th percentile over to
 token's whole distribution, not one number of it, so they distinguish two compressed models on less text than a loss does; a model agrees with
 itself completely, with a divergence of exactly zero. They say nothing about whether what changed was any good.
 
+Beside the divergence stands the noise floor of what ran the models (`_floor`): how far apart two computations of the same numbers are there. A
+smaller difference between two models is none that a runtime would keep.
+
 The distributions are float32, or float64 for models that are. The context length is part of the score, as it is for a loss.
 """
 
@@ -22,6 +25,7 @@ from transformers import PreTrainedModel
 from calibrant.errors import ModelError, NumericsError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._base import Subject
+from calibrant.evaluators._floor import NoiseFloor, noise_floor
 from calibrant.evaluators._windows import ScoredWindow, TextEvaluator, by_document, predictions, score_windows, wide
 from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.spec import identity
@@ -68,9 +72,10 @@ class Agreement(TextEvaluator):
         for document, own in by_document(windows).items():
             divergences, agreed, _ = zip(*(compared[w.name] for w in own), strict=True)
             outcomes.append(Outcome(document, sum(divergences), float(sum(w.scored for w in own)), {"agreed": sum(agreed)}))
-        return self._measurement(tuple(outcomes), [nats for w in windows for nats in compared[w.name][2]], measured)
+        floor = noise_floor(subject.model, reference, windows, lambda model, exact, batch: _compared(model, exact, batch, measured))
+        return self._measurement(tuple(outcomes), [nats for w in windows for nats in compared[w.name][2]], measured, floor)
 
-    def _measurement(self, outcomes: tuple[Outcome, ...], by_token: Sequence[float], measured: str) -> Measurement:
+    def _measurement(self, outcomes: tuple[Outcome, ...], by_token: Sequence[float], measured: str, floor: NoiseFloor | None) -> Measurement:
         weights = [o.weight for o in outcomes]
         facts = {
             "tokens": int(sum(weights)),
@@ -84,7 +89,8 @@ class Agreement(TextEvaluator):
         levels = [float(level) for level in np.percentile(by_token, PERCENTILES)]
         # No error: tokens of a document aren't independent, and a percentile is no mean of documents.
         high = (Score(measured, f"kl_p{p}", level, None, n, "nats", "lower", facts=facts) for p, level in zip(PERCENTILES, levels, strict=True))
-        return Measurement(Score(measured, "kl", *divergence, n, "nats/token", "lower", facts=facts), outcomes, beside=(top, *high))
+        known = facts if floor is None else facts | floor.facts()
+        return Measurement(Score(measured, "kl", *divergence, n, "nats/token", "lower", facts=known), outcomes, beside=(top, *high))
 
 
 @torch.no_grad()

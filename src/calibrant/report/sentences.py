@@ -6,6 +6,8 @@ from typing import Final
 from calibrant.compare import Estimate, Ranking, RankingEntry, describe_target, is_grid, join_names
 from calibrant.grammar import read_measured
 
+SEEN: Final = 0.01
+"""Share of the smallest divergence from which on its noise floor is told."""
 NAMED: Final = 4
 """Of how many measured sets, or of how many sets, each is named; more are counted."""
 
@@ -98,7 +100,21 @@ def caveats(ranking: Ranking) -> list[str]:
             f"Differences to the best are widened for all {ranking.comparisons} pairs that it could be, so that they hold together at "
             f"{percent(ranking.level)}."
         )
-    return sentences
+    return [*sentences, *_of_floors(ranking)]
+
+
+def _of_floors(ranking: Ranking) -> Iterator[str]:
+    """Yield for each measured set whose noise floor is known how large a difference has to be, and of which sets it isn't."""
+    for measured, floor in ranking.floors.items():
+        best = min((e.losses[measured].value for e in ranking.entries), default=0.0)
+        if floor < SEEN * best:
+            continue
+        near = [e.name for e in ranking.entries if 0 < e.losses[measured].value - best < floor]
+        these = f" That is so of the best set and {join_names(near)}." if near else ""
+        yield (
+            f"Two computations of the same numbers are {floor:.1g} {ranking.units.get(measured, ranking.unit)} apart on "
+            f"{short(measured, ranking.measured)}: a smaller difference is none that a runtime would keep.{these}"
+        )
 
 
 def doubts(ranking: Ranking) -> list[str]:

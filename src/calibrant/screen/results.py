@@ -84,10 +84,26 @@ def scores(result: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     yield table
     how = result[0]["provenance"]
     yield f"{noted(how.get('model', ''), how.get('note', ''))}; value ± one standard error over n items"
+    yield from (f"{score['measured']}: {sentence}" for score in result if (sentence := _of_floor(score)))
     for score in result:
         if leaked := score["provenance"].get("leaked"):
             yield f"{score['measured']}: the model was calibrated on {leaked} of the rows that this can measure (--allow-leak)"
 
+
+def _of_floor(score: Mapping[str, Any]) -> str:
+    """What rounding alone does to a divergence, where a digit that is shown could be made of it."""
+    floor, facts = score["facts"].get("floor", 0.0), score["facts"]
+    if floor < max(SEEN * score["value"], DIGIT):
+        return ""
+    so_far = f"so far apart are {facts['floor_between']} with the same numbers, over {facts['floor_tokens']:,} tokens"
+    itself = "" if score["value"] > floor else "; this model can't be distinguished from the dense one there"
+    return f"a difference of KL below {floor:.1e} is none that a runtime would keep: {so_far}{itself}"
+
+
+SEEN: Final = 0.01
+"""Share of a divergence from which on its noise floor is told in words."""
+DIGIT: Final = 1e-4
+"""The last digit that scores are shown with."""
 
 FACTS: Final[Mapping[str, Callable[[Any], str]]] = {
     "perplexity": lambda value: f"perplexity {value:.3f}",
@@ -99,6 +115,7 @@ FACTS: Final[Mapping[str, Callable[[Any], str]]] = {
     "style": str,
     "task_version": lambda value: f"version {value}",
     "passed_over": lambda value: f"{value:,} rows passed over" if value else "",
+    "floor": lambda value: f"noise floor {value:.1e}",
 }
 """How the facts of a score are written; others are for programs."""
 

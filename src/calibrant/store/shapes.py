@@ -138,6 +138,9 @@ class ScoreFacts(TypedDict, total=False):
     length: Count
     perplexity: float
     bits_per_byte: float
+    floor: Size
+    floor_tokens: Count
+    floor_between: str
 
 
 class ScoreFields(TypedDict, total=False):

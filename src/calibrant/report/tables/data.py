@@ -52,7 +52,7 @@ def report_data(comparison: Comparison, facts: StudyFacts) -> dict[str, Any]:
 
 def _ranking(ranking: Ranking) -> dict[str, Any]:
     return {
-        **{name: value for name, value in _fields(ranking).items() if name != "bits" or value is not None},
+        **{name: value for name, value in _fields(ranking).items() if name not in ("bits", "floors") or value not in (None, {})},
         "entries": [_entry(ranking, e) for e in ranking.entries],
         "partial": [_entry(ranking, e) for e in ranking.partial],
         "baselines": [_entry(ranking, e) for e in ranking.baselines],
