@@ -128,7 +128,7 @@ def test_the_result_does_not_depend_on_batch_or_chunk(opened: Opened, pruned: Op
     agreement = Agreement(source=str(texts), tokens=1500, length=32)
     together = agreement.measure(Subject(pruned.model, pruned.tokenizer, opened.model))
     monkeypatch.setattr("calibrant.evaluators.agreement.TOKENS_PER_BATCH", 1)
-    monkeypatch.setattr("calibrant.evaluators.agreement.TOKENS_PER_CHUNK", 5)
+    monkeypatch.setattr("calibrant.evaluators.agreement.NUMBERS_PER_CHUNK", 1500)
     alone = agreement.measure(Subject(pruned.model, pruned.tokenizer, opened.model))
     assert [o.value for o in alone.outcomes] == pytest.approx([o.value for o in together.outcomes], rel=1e-9)
     assert alone.beside[0] == together.beside[0]
