@@ -337,7 +337,7 @@ def test_what_a_method_does_not_accept_is_refused_before_the_model_is_opened(tex
     for asked in (("wanda", "w4g64"), ("rtn", "0.5"), ("rtn", "2:4")):
         with pytest.raises(TargetError, match=f"{asked[0]} can't be asked for {asked[1]}: it accepts (a sparsity|a grid)"):
             Recipe.parse(*asked)
-    with pytest.raises(TargetError, match=r"rtn is no method for calibrant prune, which has magnitude, .*wanda; use calibrant quantize"):
+    with pytest.raises(TargetError, match=r"rtn is no method for calibrant prune, which has .*magnitude, .*wanda; use calibrant quantize"):
         prune("no/such/model", texts, "rtn", "w4g64")
     with pytest.raises(
         TargetError, match=r"w4g64 is no target for calibrant prune, which takes .*, or a share .* blocks 0\.25; use calibrant quantize"
