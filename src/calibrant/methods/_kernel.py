@@ -14,7 +14,7 @@ import numpy as np
 TILE: Final = 64
 
 
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     plain = unwrap(function)  # a type checker installed on import may have wrapped it
     try:
         return numba.njit(nogil=True, cache=True, error_model="numpy")(plain)

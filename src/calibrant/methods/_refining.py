@@ -1,0 +1,72 @@
+"""What `refined` and `robust` share: swaps between two rounds of gradients, and what their parameters may be."""
+
+import math
+from collections.abc import Mapping
+
+from jaxtyping import Float
+from torch import Tensor
+
+from calibrant.errors import SpecError
+from calibrant.methods._base import MatrixMethod
+from calibrant.methods._gradients import Masked, descend
+from calibrant.methods._swaps import swap
+from calibrant.spec import text_of
+from calibrant.targets import NofM, Removal, Target
+
+
+def refine(
+    at: Masked, hessian: Float[Tensor, "in in"], target: Target, swaps: int, steps: int, rounds: int, tolerance: float
+) -> tuple[Masked, Mapping[str, float]]:
+    """Fit what is kept and swap, `rounds` times by turns, and fit again: `swaps` of each row and `steps` of all are divided among the rounds.
+
+    As many weights stay in each row, and for N:M in each group. With the matrix go the shares of its loss that steps (`fitted`) and swaps
+    (`swapped`) took off, and how many `swaps` there were in the mean row.
+    """
+    group, turns = target.m if isinstance(target, NofM) else 0, min(rounds, swaps)
+    whole, fitted, swapped, count = _total(at), 0.0, 0.0, 0.0
+    for turn in range(turns + 1):
+        before = _total(at)
+        at = descend(at, hessian, divided(steps, turns + 1, turn), tolerance)
+        between = _total(at)
+        fitted += before - between
+        if turn < turns:
+            at, counts = swap(at, hessian, divided(swaps, turns, turn), tolerance, group)
+            swapped, count = swapped + between - _total(at), count + float(counts.double().mean())
+    shares = {"fitted": fitted / whole, "swapped": swapped / whole} if whole > 0 else {"fitted": 0.0, "swapped": 0.0}
+    return at, {**{part: float(f"{share:.6g}") for part, share in shares.items()}, "swaps": round(count, 2)}
+
+
+def divided(count: int, parts: int, number: int) -> int:
+    """Return how much of `count` the part `number` (from 0) gets of so many: as equal as can be.
+
+    >>> [divided(10, 4, number) for number in range(4)]
+    [2, 3, 2, 3]
+    """
+    return count * (number + 1) // parts - count * number // parts
+
+
+def _total(at: Masked) -> float:
+    return float(at.loss.double().sum())
+
+
+def check_refining(name: str, start: object, swaps: int, steps: int, rounds: int, damp: float, tolerance: float) -> None:
+    """Raise `SpecError`, saying what is allowed, for parameters of the method `name` that can't be."""
+    if not _removes(start):
+        message = f"{name}(start={text_of(start)}): start is a method that removes weights matrix by matrix; write wanda, sparsegpt or magnitude"
+        raise SpecError(message, subject="start")
+    for parameter, value in (("swaps", swaps), ("steps", steps)):
+        if value < 0:
+            raise SpecError(f"{name}({parameter}={value}): {parameter} must be 0 or more; 0 leaves that part out", subject=parameter)
+    if rounds < 1:
+        raise SpecError(f"{name}(rounds={rounds}): rounds must be 1 or more", subject="rounds")
+    if not (damp > 0 and math.isfinite(damp)):
+        raise SpecError(f"{name}(damp={damp}): damp must be above 0; 0.01 is usual", subject="damp")
+    if not 0 <= tolerance < 1:
+        raise SpecError(f"{name}(tolerance={tolerance}): tolerance is a share of the loss, from 0 up to 1; 0 never ends early", subject="tolerance")
+
+
+def _removes(start: object) -> bool:
+    """Whether it is a method that removes weights, and does so matrix by matrix and in no other way."""
+    if not isinstance(start, MatrixMethod) or not start.prunes or not any(issubclass(kind, Removal) for kind in start.accepts):
+        return False
+    return type(start).arrivals is MatrixMethod.arrivals and type(start).edits is MatrixMethod.edits
