@@ -1,0 +1,134 @@
+"""Robust: one mask and one set of weights that is good for every source of a mixture, and not only for their mean."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from calibrant.activations import Gram, Seen, Statistic, wide
+from calibrant.data import TokenBatch
+from calibrant.edits.changes import gram_energy
+from calibrant.job import Job
+from calibrant.methods._base import Compressed, MatrixMethod, finite, observed
+from calibrant.methods._gradients import damped, masked
+from calibrant.methods._refining import check_refining, divided, refine
+from calibrant.methods.sparsegpt import SparseGPT
+from calibrant.models import Weight
+from calibrant.targets import Target
+from calibrant.walk import Propagation
+from calibrant.walk.together import together
+
+
+class Sources(Statistic):
+    """What a matrix saw of each source by itself: Grams whose masses are the sources' shares of the mixture."""
+
+    def __init__(self, each: Sequence[Gram]) -> None:
+        self.each, self.tokens, self.mass = tuple(each), sum(gram.tokens for gram in each), sum(gram.mass for gram in each)
+
+    def __add__(self, other: "Sources") -> "Sources":
+        return Sources([mine + theirs for mine, theirs in zip(self.each, other.each, strict=True)])
+
+    def __mul__(self, factor: float) -> "Sources":
+        return Sources([gram * factor for gram in self.each])
+
+
+@dataclass(frozen=True, repr=False)
+class Robust(MatrixMethod):
+    """Refines a mask for the source whose outputs suffer most: `refined`, on all sources of a sum or a mix, each with a Gram of its own.
+
+    A source's error is tr(E G_s Eᵀ)/tr(W G_s Wᵀ), what the matrix's outputs lose of their size on it. In each of `rounds` the weights are refined for
+    the mean of all errors, then those with large errors count more (by the square of error over mean error); the best round is the one whose
+    largest error is smallest. With one round the sources count by their shares of the mixture. Each source is walked through the model by itself, all
+    in step, since the weights of the block before are the same for all. `start`, `swaps`, `steps`, `damp` and `tolerance` are those of `refined`;
+    swaps and steps are divided among the rounds.
+    """
+
+    updates: ClassVar[bool] = True
+    propagations: ClassVar[tuple[Propagation, ...]] = ("arrival",)
+
+    start: MatrixMethod = field(default=SparseGPT())
+    swaps: int = 50
+    steps: int = 20
+    rounds: int = 4
+    damp: float = 0.01
+    tolerance: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_refining("robust", self.start, self.swaps, self.steps, self.rounds, self.damp, self.tolerance)
+
+    @property
+    def observes(self) -> tuple[type[Statistic], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  # a parameter decides
+        return (Gram,) if self.start == SparseGPT() else tuple(dict.fromkeys((*self.start.observes, Gram)))
+
+    def check(self, target: Target) -> None:
+        super().check(target)
+        self.start.check(target)
+
+    def arrivals(self, job: Job) -> Iterator[tuple[Weight, Seen]]:
+        parts = parts_of(job.batch) if job.batch is not None else ()
+        walks = [replace(job, batch=part, statistics=None).walk(self.observes) for _, part in parts]
+        last: tuple[list[Seen | None], Seen] | None = None
+        for weight, seen in together(job.view, walks):
+            # Matrices that share their inputs share what is made of them too.
+            if last is None or any(one is not other for one, other in zip(seen, last[0], strict=True)):
+                last = seen, joined(seen, [share for share, _ in parts])
+            yield weight, last[1]
+
+    def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
+        """Notes: the best `round`, from 1, with each source's `errors` after it, and how much each `counted` in it, in the order of the mixture.
+
+        Errors that are raised are those of `refined`.
+        """
+        self.check(target)
+        whole = observed(seen, Gram)
+        dense = finite(weight, "the weight").to(wide(weight.dtype))
+        grams = [gram for gram in (seen[Sources].each if Sources in seen else (whole,)) if gram.mass > 0]
+        energies = [gram_energy(gram, dense.dtype) for gram in grams]
+        sizes = [max(energy(dense), 1e-300) for energy in energies]
+        counted = [gram.mass / whole.mass for gram in grams]
+        current = self.start.compress(dense, seen, target).weight
+        keep, rounds = current != 0, list[tuple[Tensor, dict[str, Any]]]()
+        for number in range(self.rounds):
+            shares = [count / size for count, size in zip(counted, sizes, strict=True)]
+            hessian = damped(weighed(grams, shares), self.damp).to(dense.dtype)
+            steps, swaps = (divided(count, self.rounds, number) for count in (self.steps, self.swaps))
+            done, _ = refine(masked(dense, current, keep, hessian), hessian, target, swaps, steps, 1, self.tolerance)
+            current, keep = done.weight, done.keep
+            errors = [energy(dense - current) / size for energy, size in zip(energies, sizes, strict=True)]
+            rounds.append((current, {"round": number + 1, "errors": six_digits(errors), "counted": six_digits(counted)}))
+            pressing = [count * error**2 for count, error in zip(counted, errors, strict=True)]
+            counted = [one / sum(pressing) for one in pressing] if sum(pressing) > 0 else counted
+        best, notes = min(rounds, key=lambda found: max(found[1]["errors"]))
+        return Compressed(finite(best.to(weight.dtype), "the refined weight"), notes)
+
+
+def parts_of(batch: TokenBatch) -> list[tuple[float, TokenBatch]]:
+    """Return each source's tokens and its share of the mixture; a batch of one source is its only part."""
+    if batch.mixed:
+        return [(facts["weight"], part) for facts, (_, part) in zip(batch.facts["mix"], batch.mixed, strict=True)]
+    counts = [facts["sequences"] for facts in batch.facts["parts"]]
+    cut = zip(*(tensor.split(counts) for tensor in (batch.ids, batch.mask, batch.weights)), strict=True)
+    parts = [replace(batch, ids=ids, mask=mask, weights=weights, pads=None) for ids, mask, weights in cut]
+    return [(facts["share"], part) for facts, part in zip(batch.facts["parts"], parts, strict=True)]
+
+
+def joined(seen: Sequence[Seen | None], shares: Sequence[float]) -> Seen:
+    """Return what all sources together let a matrix see, each by its share, and what each did; of one that didn't reach it, nothing."""
+    each = [one * (share / one[Gram].mass) for one, share in zip(seen, shares, strict=True) if one is not None]
+    total = each[0]
+    for one in each[1:]:
+        total = total + one
+    return Seen({**total, Sources: Sources([one[Gram] for one in each])})
+
+
+def weighed(grams: Sequence[Gram], factors: Sequence[float]) -> Gram:
+    """Return the sum of Grams, each times its factor, as of inputs of mass 1."""
+    matrices = [gram.matrix * factor for gram, factor in zip(grams, factors, strict=True)]
+    return Gram(sum(matrices[1:], matrices[0]), sum(gram.tokens for gram in grams), 1.0)
+
+
+def six_digits(numbers: Sequence[float]) -> list[float]:
+    """Return the numbers as notes have them."""
+    return [float(f"{number:.6g}") for number in numbers]

@@ -1,0 +1,150 @@
+"""One mask for several sources: against `refined` on mixtures, and against what each source's inputs say, computed in float64."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from calibrant import prune
+from calibrant.activations import FeatureNorms, Gram, Seen
+from calibrant.data import CalibrationSet
+from calibrant.errors import SpecError
+from calibrant.methods import methods
+from calibrant.methods.refined import Refined
+from calibrant.methods.robust import Robust, Sources, joined, parts_of
+from calibrant.methods.wanda import Wanda
+from calibrant.targets import NofM, Sparsity
+from calibrant.testing import tiny_folder, tiny_tokenizer
+
+SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
+BOTH = "0.5*python_docs + 0.5*arithmetic:cot"
+
+
+def features(tokens: int, inputs: int, sizes: Tensor) -> Tensor:
+    x = torch.randn(tokens, inputs).double() @ (torch.eye(inputs).double() + torch.randn(inputs, inputs).double() / inputs**0.5)
+    return x * sizes
+
+
+def two_sources(inputs: int = 64) -> tuple[Tensor, Tensor]:
+    """Sources that use different inputs most."""
+    ramp = torch.linspace(0.1, 2, inputs).double()
+    return features(300, inputs, ramp), features(300, inputs, ramp.flip(0))
+
+
+def seen_of(x: Tensor) -> Seen:
+    return Seen({FeatureNorms: FeatureNorms.of(x), Gram: Gram.of(x)})
+
+
+def error(weight: Tensor, found: Tensor, x: Tensor) -> float:
+    return float((x @ (weight - found).T).square().sum() / (x @ weight.T).square().sum())
+
+
+@pytest.mark.parametrize("target", [Sparsity(0.6), NofM(2, 4)], ids=str)
+def test_the_worse_source_suffers_less_than_with_the_mean(target: Any):
+    weight, (one, other) = torch.randn(24, 64, dtype=torch.float64), two_sources()
+    other = other * 0.3 + 0.7 * torch.randn(300, 1).double() * other.mean(0, keepdim=True)
+    seen = joined([seen_of(one), seen_of(other)], [0.5, 0.5])
+    mean, worst = (Robust(rounds=rounds).compress(weight, seen, target).weight for rounds in (1, 6))
+    assert max(error(weight, worst, x) for x in (one, other)) < max(error(weight, mean, x) for x in (one, other))
+    single = [Refined(swaps=50, steps=20).compress(weight, seen_of(x), target).weight for x in (one, other)]
+    assert max(error(weight, worst, x) for x in (one, other)) < min(max(error(weight, found, x) for x in (one, other)) for found in single)
+
+
+def test_notes_are_what_each_source_loses():
+    weight, (one, other) = torch.randn(24, 64, dtype=torch.float64), two_sources()
+    done = Robust().compress(weight, joined([seen_of(one), seen_of(other)], [0.3, 0.7]), Sparsity(0.5))
+    assert done.notes["errors"] == pytest.approx([error(weight, done.weight, x) for x in (one, other)], rel=1e-5)
+    assert sum(done.notes["counted"]) == pytest.approx(1, abs=1e-5)
+    assert 1 <= done.notes["round"] <= 4
+    first = Robust(rounds=1).compress(weight, joined([seen_of(one), seen_of(other)], [0.3, 0.7]), Sparsity(0.5))
+    assert first.notes["counted"] == [0.3, 0.7]
+
+
+def test_rows_and_groups_keep_as_many_as_they_should():
+    weight, (one, other) = torch.randn(24, 64, dtype=torch.float64), two_sources()
+    seen = joined([seen_of(one), seen_of(other)], [0.5, 0.5])
+    for target, width, kept in ((Sparsity(0.75), 64, 16), (NofM(2, 4), 4, 2), (NofM(3, 8), 8, 3)):
+        found = Robust(start=Wanda()).compress(weight, seen, target).weight
+        assert ((found != 0).reshape(-1, width).sum(1) == kept).all()
+        assert int((Robust().compress(weight, seen, target).weight != 0).sum()) == 24 * 64 // width * kept
+
+
+def test_with_one_source_it_is_refined():
+    weight, x = torch.randn(24, 64, dtype=torch.float64), two_sources()[0]
+    robust = Robust(rounds=1, swaps=25, steps=10, tolerance=0.0).compress(weight, seen_of(x), Sparsity(0.5)).weight
+    refined = Refined(swaps=25, steps=10, rounds=1, tolerance=0.0).compress(weight, seen_of(x), Sparsity(0.5)).weight
+    assert torch.equal(robust != 0, refined != 0)
+    assert torch.allclose(robust, refined, rtol=1e-8, atol=1e-10)
+
+
+def test_a_source_counts_the_same_however_long_and_loud_it_is():
+    weight, (one, other) = torch.randn(24, 64, dtype=torch.float64), two_sources()
+    alike = Robust().compress(weight, joined([seen_of(one), seen_of(other)], [0.5, 0.5]), Sparsity(0.5))
+    scaled = Robust().compress(weight, joined([seen_of(torch.cat([one, one])), seen_of(other * 7)], [0.5, 0.5]), Sparsity(0.5))
+    assert alike.notes["errors"][0] == pytest.approx(scaled.notes["errors"][0], rel=0.05)
+
+
+def test_a_source_that_does_not_reach_a_matrix_has_no_say():
+    weight, x = torch.randn(24, 64, dtype=torch.float64), two_sources()[0]
+    alone, beside = (Robust().compress(weight, joined(seen, [0.5, 0.5][: len(seen)]), Sparsity(0.5)) for seen in ([seen_of(x)], [None, seen_of(x)]))
+    assert torch.equal(alone.weight, beside.weight)
+    assert len(beside.notes["errors"]) == 1
+
+
+@pytest.mark.parametrize("expression", ["0.25*python_docs + 0.75*arithmetic:cot", "mix(a=python_docs, b=arithmetic:cot, weight=0.25)"])
+def test_parts_of_a_mixture(expression: str):
+    batch = CalibrationSet(expression, tokens=400, length=32).tokens(tiny_tokenizer())
+    shares, parts = zip(*parts_of(batch), strict=True)
+    assert shares == pytest.approx((0.25, 0.75))
+    assert torch.equal(torch.cat([part.ids for part in parts]), batch.ids)
+    assert torch.equal(torch.cat([part.mask for part in parts]), batch.mask)
+
+
+def test_a_batch_of_one_source_is_its_only_part():
+    batch = CalibrationSet("python_docs", tokens=400, length=32).tokens(tiny_tokenizer())
+    ((share, part),) = parts_of(batch)
+    assert share == 1
+    assert torch.equal(part.ids, batch.ids)
+
+
+def test_what_sources_saw_adds_and_scales():
+    one, other = Sources([Gram.of(torch.eye(2)), Gram.of(torch.ones(1, 2))]), Sources([Gram.of(torch.ones(3, 2)), Gram.of(torch.eye(2))])
+    total = (one + other) * 0.5
+    assert [gram.matrix.tolist() for gram in total.each] == [[[2, 1.5], [1.5, 2]], [[1, 0.5], [0.5, 1]]]
+    assert (total.tokens, total.mass) == (8, 4)
+
+
+@pytest.mark.parametrize("data", [BOTH, "mix(a=python_docs, b=arithmetic:cot)", "python_docs"])
+def test_a_model_is_pruned_and_each_matrix_says_what_each_source_loses(data: str, tmp_path: Path):
+    folder = tiny_folder(tmp_path / "model")
+    done = prune(str(folder), data, "robust", 0.5, tmp_path / "out", **SMALL)
+    assert done.record.sparsity == pytest.approx(0.5)
+    sources = 1 if data == "python_docs" else 2
+    assert all(len(one["notes"]["errors"]) == sources for one in done.record.weights)
+
+
+def test_killed_and_asked_again_it_continues(tmp_path: Path):
+    folder = tiny_folder(tmp_path / "model")
+    whole = prune(str(folder), BOTH, "robust", 0.5, tmp_path / "whole", **SMALL)
+
+    def killed(what: str, done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(str(folder), BOTH, "robust", 0.5, tmp_path / "resumed", progress=killed, **SMALL)
+    resumed = prune(str(folder), BOTH, "robust", 0.5, tmp_path / "resumed", **SMALL)
+    assert resumed.continued_from == 2
+    assert resumed.record == whole.record
+    saved = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "resumed")]
+    assert saved[0] == saved[1]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "sentence"), [("rounds=0", r"rounds=0\): rounds must be 1 or more"), ("swaps=-1", r"robust\(swaps=-1\): swaps must be")]
+)
+def test_parameters_out_of_range_are_refused(parameter: str, sentence: str):
+    with pytest.raises(SpecError, match=sentence):
+        methods.build(f"robust({parameter})")
