@@ -5,21 +5,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-
 from calibrant.activations import Seen, Statistic
-from calibrant.data import TokenBatch, micro_batches
+from calibrant.data import TokenBatch
 from calibrant.edits import Edit, Replace
 from calibrant.errors import SpecError
 from calibrant.models import Block, ModelView, Opened, Weight
+from calibrant.outcomes import Journal
 from calibrant.progress import Progress, silent
 from calibrant.targets import Target
-from calibrant.walk import TOKENS_PER_PASS, Propagation, walk
+from calibrant.walk import Propagation, walk
 from calibrant.walk.attention import Weigh
 from calibrant.walk.observing import blocks_seen, untouched
 from calibrant.walk.ranks import ALONE, Ranks
+from calibrant.walk.variants import loss
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,8 @@ class Job:
 
     `targets` has the target that the allocation gives each matrix, by name. `done` are edits that were applied before an interruption: a method
     yields only the others. In `dense` propagation, and there alone, edits of `done` that change a block's numbers are not applied yet, since the
-    walk is through the untouched model. `statistics` is the folder that keeps what the untouched model's matrices saw, None for none; `kinds` are
+    walk is through the untouched model. What a method finds out by trying it may keep in `journal`: after an interruption it is there, and needn't
+    be tried again. `statistics` is the folder that keeps what the untouched model's matrices saw, None for none; `kinds` are
     what others need there.
     """
 
@@ -43,6 +42,7 @@ class Job:
     kinds: tuple[type[Statistic], ...] = ()
     progress: Progress = silent
     ranks: Ranks = field(default=ALONE, repr=False)
+    journal: Journal = field(default_factory=Journal, repr=False)
     applied_kinds: list[str] = field(default_factory=list[str])
     """The kinds of the edits that were applied, those of `done` included."""
 
@@ -66,7 +66,7 @@ class Job:
     def blocks(self, observes: tuple[type[Statistic], ...]) -> Iterator[tuple[Block, Seen]]:
         """Yield each block of the model as it is now, with what it did to its input and whom its router picked; of a mix the sum."""
         root = None if self.applied_kinds else self.statistics  # what is kept there is of the untouched model
-        for block, seen in blocks_seen(self.opened, self.view, self._shown(), observes, root=root, ranks=self.ranks):
+        for block, seen in blocks_seen(self.opened, self.view, self.tokens(), observes, root=root, ranks=self.ranks):
             self.progress("looking at blocks", block.index + 1, len(self.view.blocks))
             yield block, seen
 
@@ -75,10 +75,7 @@ class Job:
 
         Of a mix, the loss of each part counts by its share. Padding is neither predicted nor counted.
         """
-        batch = self._shown()
-        parts = batch.mixed or ((1.0, batch),)
-        losses = [(share, self._loss_of(part)) for share, part in parts]
-        return sum(share * loss for share, loss in losses) / sum(share for share, _ in losses)
+        return loss(self.view, self.tokens(), self.ranks)
 
     @contextmanager
     def trying(self, edit: Edit) -> Iterator[None]:
@@ -90,23 +87,8 @@ class Job:
         finally:
             undo()
 
-    def _shown(self) -> TokenBatch:
+    def tokens(self) -> TokenBatch:
+        """Return the tokens that it is calibrated on. Raises `SpecError` where there are none."""
         if self.batch is None:
             raise SpecError("this method looks at calibration data; give --data", subject="data")
         return self.batch
-
-    def _loss_of(self, batch: TokenBatch) -> float:
-        device = next(self.view.model.parameters()).device
-        sums = [_summed(self.view, *(part.to(device) for part in few)) for few in self.ranks.share(list(micro_batches(batch, TOKENS_PER_PASS)))]
-        everywhere = self.ranks.gathered(sums)
-        return sum(nats for nats, _ in everywhere) / sum(mass for _, mass in everywhere)
-
-
-def _summed(view: ModelView, ids: Tensor, mask: Tensor, weights: Tensor) -> tuple[float, float]:
-    """Σ w·nats and Σ w over the tokens of these windows that something stands before."""
-    with torch.no_grad():
-        padding = {} if bool(mask.all()) else {"attention_mask": mask.long()}
-        logits = view.model(input_ids=ids, use_cache=False, **padding).logits
-        nats = cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-    counted = (weights[:, 1:] * mask[:, :-1]).flatten().double()
-    return float((nats.double() * counted).sum()), float(counted.sum())

@@ -75,7 +75,7 @@ class Measurement:
 
 
 class Journal:
-    """What a measurement that isn't finished has found so far: a line of JSON for each thing that was scored.
+    """What a measurement, or a search, that isn't finished has found so far: a line of JSON for each thing that was scored.
 
     Opened again, it knows what was scored before; a line that a kill cut short is dropped, and so is a whole journal that answers another question.
     Without a path nothing is written. Numbers come back bit for bit.
@@ -93,6 +93,11 @@ class Journal:
 
     def __len__(self) -> int:
         return len(self._known)
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """All that was found, by name."""
+        return dict(self._known)
 
     def add(self, results: Mapping[str, Any]) -> None:
         """Keep what was found: plain JSON data by name. `OutputError` if it can't be written."""

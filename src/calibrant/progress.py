@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Final
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with what is being done, how much of it is done, and how much there is.
+
+What follows "; " in what is being done says how it stands, such as the best so far: it may change while the same thing is being done.
+"""
 
 LASTING: Final = 3.0
 """Seconds after which a stage is worth a line: a study has thousands that are shorter."""
@@ -22,6 +25,15 @@ def silent(what: str, done: int, total: int) -> None:
     """Show nothing."""
 
 
+def stage_of(what: str) -> str:
+    """Return what is being done, without how it stands.
+
+    >>> stage_of("evop blocks 0.2; best 3.1416")
+    'evop blocks 0.2'
+    """
+    return what.partition("; ")[0]
+
+
 @dataclass
 class Stage:
     """A part of the work that has begun: when, how much of it is done, and whether a line has said so."""
@@ -30,6 +42,7 @@ class Stage:
     done: int
     total: int
     said: bool = False
+    stands: str = ""
 
 
 class ProgressLines:
@@ -53,13 +66,14 @@ class ProgressLines:
 
     def update(self, what: str, done: int, total: int) -> None:
         """Remember how far a stage is: a `Progress`."""
+        name = stage_of(what)
         with self._lock:
-            if what not in self._stages:
-                self._stages[what] = Stage(self._now(), done, total)
-            stage = self._stages[what]
-            stage.done, stage.total = done, total
+            if name not in self._stages:
+                self._stages[name] = Stage(self._now(), done, total)
+            stage = self._stages[name]
+            stage.done, stage.total, stage.stands = done, total, what.removeprefix(name)
             if done >= total:
-                del self._stages[what]
+                del self._stages[name]
                 self._before = what
 
     def look(self) -> None:
@@ -76,7 +90,7 @@ class ProgressLines:
 
     def _state(self) -> str:
         if self._stages:
-            return ", ".join(f"{what} {stage.done:,}/{stage.total:,}" for what, stage in self._stages.items())
+            return ", ".join(f"{what} {stage.done:,}/{stage.total:,}{stage.stands}" for what, stage in self._stages.items())
         return f"still at work, after {self._before}" if self._before else "still at work"
 
     @contextmanager

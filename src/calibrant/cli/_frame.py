@@ -250,19 +250,22 @@ def progress() -> Iterator["Progress"]:
 def _bars(shown: "Console") -> Iterator["Progress"]:
     from rich import progress as bars
 
+    from calibrant.progress import stage_of
+
     columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
     drawn = bars.Progress(*columns, console=shown, transient=True)
     tasks: dict[str, bars.TaskID] = {}
 
     def update(what: str, done: int, total: int) -> None:
-        if what not in tasks:
+        name = stage_of(what)
+        if name not in tasks:
             for finished in [task for task in drawn.tasks if task.finished]:
                 drawn.remove_task(finished.id)
             left = {task.id for task in drawn.tasks}
-            for name in [name for name, task in tasks.items() if task not in left]:
-                del tasks[name]
-            tasks[what] = drawn.add_task(visible_name(what), total=total)
-        drawn.update(tasks[what], completed=done, total=total)
+            for gone in [gone for gone, task in tasks.items() if task not in left]:
+                del tasks[gone]
+            tasks[name] = drawn.add_task(visible_name(what), total=total)
+        drawn.update(tasks[name], completed=done, total=total, description=visible_name(what))
 
     with drawn:
         yield update

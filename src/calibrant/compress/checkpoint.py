@@ -1,7 +1,7 @@
 """What a killed `prune` left: the edits it had made, beside the folder it was going to write.
 
-The edits of a block, or one that is no block's, are one safetensors file that appears by rename. Each carries the id of what was asked; asked for
-anything else, it is started anew.
+The edits of a block, or one that is no block's, are one safetensors file that appears by rename. What the method found out by trying is a journal.
+Each carries the id of what was asked; asked for anything else, it is started anew.
 """
 
 import errno
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from calibrant.durable import replacing, usual_rights
 from calibrant.edits import StoredEdit, as_tensors, from_tensors
 from calibrant.errors import OutputError
+from calibrant.outcomes import Journal
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class FinishedStep:
 
 
 class Checkpoint:
-    """The finished edits of the run `run_id` that is to be saved as `out`. Nothing is written before the first step is done."""
+    """The finished edits of the run `run_id` that is to be saved as `out`. Nothing is written before something is done."""
 
     def __init__(self, out: Path, run_id: str) -> None:
         out = out.absolute()
@@ -46,6 +47,10 @@ class Checkpoint:
                 break
             steps.append(step)
         return steps
+
+    def journal(self) -> Journal:
+        """Return what the method tried, and found out, before an interruption; what it adds is kept."""
+        return Journal(self.folder / "tried.jsonl", self._run_id)
 
     def _read(self, index: int) -> FinishedStep | None:
         path = self._path(index)

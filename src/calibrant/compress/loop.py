@@ -18,6 +18,7 @@ from calibrant.errors import SpecError, TargetError
 from calibrant.job import Job
 from calibrant.methods import MatrixMethod, Method, methods
 from calibrant.models import ModelView, Opened, Weight
+from calibrant.outcomes import Journal
 from calibrant.process import freed_memory_kept
 from calibrant.progress import Progress, silent
 from calibrant.spec import canonical
@@ -120,13 +121,15 @@ def compress(
     kinds: tuple[type[Statistic], ...] = (),
     keep: Callable[[Edit], None] | None = None,
     ranks: Ranks = ALONE,
+    journal: Journal | None = None,
 ) -> Record:
     """Compress the model behind `seen_by` in place, and say what was done to it, edit by edit.
 
     In `dense`, what the matrices saw is kept in the folder `statistics`, if one is given: what is there is read, what is lacking is gathered in
     one pass, and with it the `kinds` that others will want. The result is the same to the bit. The model must be untouched.
 
-    `keep` is told every edit in the end, those of before an interruption too.
+    `keep` is told every edit in the end, those of before an interruption too. What the method finds out by trying is kept in `journal`, or else in
+    the `checkpoint`, and isn't tried again.
 
     With other `ranks`, each calibrates on a part of the batch and all make every edit; the first one alone keeps finished ones.
 
@@ -155,6 +158,7 @@ def compress(
         kinds=kinds,
         progress=progress,
         ranks=ranks,
+        journal=_same_journal(journal, checkpoint, ranks),
         applied_kinds=[edit.kind for edit in done],
     )
     with torch.no_grad():
@@ -168,6 +172,17 @@ def compress(
         for edit in edits:
             keep(edit.applied())
     return _record(recipe, recipe.run(opened, batch, data, seed), seen_by, whole, batch, reports)
+
+
+def _same_journal(given: Journal | None, checkpoint: Checkpoint | None, ranks: Ranks) -> Journal:
+    """The journal that is given, else the checkpoint's; the first rank alone writes, and the others know what it knows."""
+    journal = given
+    if journal is None or not ranks.first:
+        journal = checkpoint.journal() if checkpoint and ranks.first else Journal()
+    for known in ranks.gathered([journal.known] if ranks.first else []):
+        if not ranks.first:
+            journal.add(known)
+    return journal
 
 
 @dataclass

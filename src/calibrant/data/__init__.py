@@ -1,7 +1,7 @@
 """Calibration data: where rows come from, how they become text, and how text becomes windows of tokens."""
 
 from calibrant.data._base import PARTS, Format, Part, PartRows, PerDraw, Row, Source, SourceRows, StoredSource, divide, lettered, train_and_test
-from calibrant.data._batching import by_length, micro_batches, padded
+from calibrant.data._batching import by_length, divided, micro_batches, padded
 from calibrant.data._encoding import start_tokens
 from calibrant.data._templates import templated
 from calibrant.data.calibration import CalibrationSet, TokenBatch
@@ -34,6 +34,7 @@ __all__ = [
     "TokenBatch",
     "by_length",
     "divide",
+    "divided",
     "formats",
     "held_out",
     "lettered",

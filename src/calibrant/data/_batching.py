@@ -1,6 +1,7 @@
 """Sequences of like length together, and how they are padded: for whoever runs texts through a model."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -48,3 +49,36 @@ def micro_batches(batch: TokenBatch, tokens_per_pass: int) -> Iterator[tuple[Ten
     for places in by_length(lengths, tokens_per_pass):
         rows, longest = torch.tensor(places), lengths[places[0]]
         yield ids[rows, :longest], mask[rows, :longest], weights[rows, :longest] * mask[rows, :longest]
+
+
+def divided(batch: TokenBatch, tokens: int) -> tuple[TokenBatch, TokenBatch | None]:
+    """Return sequences of a batch that have about `tokens` real tokens together, at equal distances and at least one, and all others.
+
+    None in the place of the others where there are none. One sequence that is longer alone is cut, unless it has padding. Of a mix, each part gives
+    an equal share. No fingerprint goes with what is chosen.
+    """
+    if batch.mixed:
+        pairs = [divided(part, max(1, tokens // len(batch.mixed))) for _, part in batch.mixed]
+        shares, rests = [share for share, _ in batch.mixed], [rest for _, rest in pairs if rest is not None]
+        few = _joined(batch, shares, [chosen for chosen, _ in pairs])
+        return few, _joined(batch, shares, rests) if len(rests) == len(pairs) else None
+    count, whole = len(batch.ids), int(batch.mask.sum())
+    wanted = min(count, max(1, round(count * tokens / max(whole, 1))))
+    places = torch.arange(wanted) * count // wanted
+    left = torch.ones(count, dtype=torch.bool)
+    left[places] = False
+    few = _picked(batch, places)
+    if wanted == 1 and few.ids.shape[1] > tokens and bool(few.mask.all()):
+        few = replace(few, ids=few.ids[:, :tokens], mask=few.mask[:, :tokens], weights=few.weights[:, :tokens])
+    return few, _picked(batch, left.nonzero().flatten()) if bool(left.any()) else None
+
+
+def _picked(batch: TokenBatch, places: Tensor) -> TokenBatch:
+    return replace(batch, ids=batch.ids[places], mask=batch.mask[places], weights=batch.weights[places], fingerprint="", pads=None)
+
+
+def _joined(batch: TokenBatch, shares: Sequence[float], parts: Sequence[TokenBatch]) -> TokenBatch:
+    """Parts of a mix as one batch, all as wide as the narrowest."""
+    width = min(part.ids.shape[1] for part in parts)
+    ids, mask, weights = (torch.cat([getattr(part, name)[:, :width] for part in parts]) for name in ("ids", "mask", "weights"))
+    return replace(batch, ids=ids, mask=mask, weights=weights, fingerprint="", pads=None, mixed=tuple(zip(shares, parts, strict=True)))

@@ -235,6 +235,10 @@ class Store:
         measure_id = measurement_id(run_id, evaluator, data)
         return Journal(self.folder / JOURNALS / f"{bare(measure_id)}.jsonl", measure_id)
 
+    def trials(self, run_id: str) -> Journal:
+        """Return the journal of a run that isn't finished: what its method tried, so that a killed search goes on."""
+        return Journal(self.folder / JOURNALS / f"{bare(run_id)}.jsonl", run_id)
+
     # The grid
 
     def cells(self) -> list[Cell]:

@@ -223,7 +223,7 @@ def _leftovers(store: Store) -> Iterator[StoreProblem]:
     ids = present(store)
     for path in sorted((store.folder / JOURNALS).glob("*.jsonl")):
         if f"sha256:{path.stem}" in ids:
-            yield StoreProblem(str(path), "the journal of a measurement that is finished", LEFTOVER)
+            yield StoreProblem(str(path), "the journal of something that is finished", LEFTOVER)
 
 
 def present(store: Store) -> set[str]:

@@ -25,6 +25,7 @@ from calibrant.durable import put
 from calibrant.errors import DataError, InputError, OutputError
 from calibrant.evaluators import timed
 from calibrant.models import open_model
+from calibrant.outcomes import Journal
 from calibrant.progress import silent
 from calibrant.spec import identity
 from calibrant.store import EDITS, MASK, PROFILE, STATISTICS, Run, Store, measurement_id
@@ -200,6 +201,8 @@ class Driver:
         missing = [text for text, measure_id in wanted.items() if measure_id not in measured]
         for text in set(wanted) - set(missing):  # a kill between the finished measurement and the end of its journal leaves the journal
             store.journal(run_id, *self._work.measures(text)).remove()
+        if recorded:  # and a kill between the record and the end of a search's
+            store.trials(run_id).remove()
         there = [*([run_id] if recorded else []), *(measure_id for measure_id in wanted.values() if measure_id in measured)]
         self._report(["cell", index, run_id, dict(wanted), there])
         if index not in self._work.chosen or self._failed(run_id):
@@ -225,6 +228,7 @@ class Driver:
         with self._clock.phase("tokenize"):
             batch = self._tokens(request)
         clock, cell = Clock(), request.cell
+        journal = self._store.trials(resolved.run.id) if resolved.recipe.method.tries else Journal()
         with clock.phase("compress"), self._clock.phase("compress"):
             loaded.restore()
             record = compress(
@@ -238,6 +242,7 @@ class Driver:
                 statistics=self._store.folder.absolute() / STATISTICS if request.shares else None,
                 kinds=self._work.kinds(request),
                 keep=loaded.remember,
+                journal=journal,
             )
         leaked = {"leaked": dict(self._work.leaked[cell.data])} if cell.data in self._work.leaked else {}
         record = replace(record, data_facts={**record.data_facts, **leaked}, provenance=provenance(loaded.opened, clock, resolved.note))
@@ -245,6 +250,7 @@ class Driver:
             with self._clock.phase("store"):
                 self._store.add_record(record, self._files(resolved))
             self._report(["made", record.run.id])
+        journal.remove()
         return True
 
     def _files(self, resolved: Resolved) -> dict[str, bytes]:

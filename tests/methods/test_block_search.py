@@ -1,0 +1,302 @@
+"""The methods that search for blocks, against all choices that there are, measured by plain models."""
+
+import copy
+import json
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from calibrant.compress import Recipe, compress, prune
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.errors import InputError, ModelError, SpecError, TargetError
+from calibrant.methods import methods
+from calibrant.models import Opened, open_model, view
+from calibrant.outcomes import Journal
+from calibrant.store import Record
+from calibrant.testing import tiny_folder
+
+BLOCKS = 8
+SMALL = {"samples": 12, "length": 24, "dtype": "float32"}
+FEW = "tokens=[48, 144]"
+SEARCHES = (f"evop({FEW})", f"greedy({FEW})", f"evopress({FEW}, drawn=8, offspring=8)")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("given") / "model", num_hidden_layers=BLOCKS)
+
+
+@pytest.fixture(scope="module")
+def opened(folder: Path) -> Opened:
+    return open_model(str(folder), "float32")
+
+
+@pytest.fixture(scope="module")
+def batch(opened: Opened) -> TokenBatch:
+    return CalibrationSet("python_docs", samples=12, length=24).tokens(opened.tokenizer)
+
+
+def searched(folder: Path, method: str, target: float | str, batch: TokenBatch) -> Record:
+    opened = open_model(str(folder), "float32")
+    return compress(opened, view(opened.model), batch, Recipe.parse(method, target))
+
+
+def logits(opened: Opened, batch: TokenBatch, dropped: tuple[int, ...] = ()) -> torch.Tensor:
+    """Of the model without some of its layers, in float64, by nothing but transformers."""
+    model = copy.deepcopy(opened.model).double()
+    model.model.layers = torch.nn.ModuleList(layer for index, layer in enumerate(model.model.layers) if index not in dropped)
+    for place, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = place
+    model.config.num_hidden_layers = len(model.model.layers)
+    with torch.no_grad():
+        return model(batch.ids, use_cache=False).logits
+
+
+def lost(opened: Opened, batch: TokenBatch, dropped: tuple[int, ...]) -> float:
+    words = logits(opened, batch, dropped)[:, :-1].log_softmax(-1)
+    return -float(words.gather(-1, batch.ids[:, 1:, None]).mean())
+
+
+def diverged(opened: Opened, batch: TokenBatch, dropped: tuple[int, ...]) -> float:
+    before, after = (logits(opened, batch, some)[:, :-1].log_softmax(-1) for some in ((), dropped))
+    return float((before.exp() * (before - after)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_search_finds_the_best_of_all_masks(folder: Path, opened: Opened, batch: TokenBatch, count: int) -> None:
+    every = list(combinations(range(BLOCKS), count))
+    for method, measure in (("evop(tokens=288, generations=12, patience=12, greedy=false)", lost), ("evopress(tokens=288, drawn=8)", diverged)):
+        record = searched(folder, method, count / BLOCKS, batch)
+        (edit,) = record.edits
+        losses = {dropped: measure(opened, batch, dropped) for dropped in every}
+        assert tuple(edit["blocks"]) == min(every, key=losses.__getitem__), method
+        assert edit["notes"]["best"] == pytest.approx(min(losses.values()), rel=1e-4)
+        assert edit["notes"]["loss"] == pytest.approx(lost(opened, batch, tuple(edit["blocks"])), rel=1e-4)
+        assert all(later <= earlier for earlier, later in pairwise(edit["notes"]["course"])), "the best so far never gets worse"
+
+
+def test_greedy_drops_what_a_loop_over_plain_models_drops(folder: Path, opened: Opened, batch: TokenBatch) -> None:
+    gone: tuple[int, ...] = ()
+    for _ in range(3):
+        left = [index for index in range(BLOCKS) if index not in gone]
+        gone = min((tuple(sorted((*gone, index))) for index in left), key=lambda dropped: lost(opened, batch, dropped))
+    (edit,) = searched(folder, "greedy(tokens=288)", 3 / BLOCKS, batch).edits
+    assert tuple(edit["blocks"]) == gone
+
+
+def test_evolution_loses_no_more_than_greedy_elimination_and_similarity(folder: Path, opened: Opened, batch: TokenBatch) -> None:
+    found = {name: searched(folder, name, 3 / BLOCKS, batch).edits[0]["blocks"] for name in ("evop(tokens=288)", "greedy(tokens=288)", "short_gpt")}
+    losses = [lost(opened, batch, tuple(blocks)) for blocks in found.values()]
+    assert losses[0] <= min(losses[1:]) + 1e-6
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+def test_killed_after_any_measurement_it_comes_to_the_same_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    whole = prune(str(folder), "python_docs", method, 0.25, tmp_path / "whole", **SMALL)
+    kept, add = 0, Journal.add
+    at = 1
+    while True:
+        out = tmp_path / f"killed-{at}"
+        count = 0
+
+        def deadly(journal: Journal, results: dict[str, Any]) -> None:
+            nonlocal count
+            add(journal, results)
+            count += 1
+            if count == at:  # noqa: B023  # used before the loop goes on
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Journal, "add", deadly)
+        try:
+            prune(str(folder), "python_docs", method, 0.25, out, **SMALL)
+        except KeyboardInterrupt:
+            pass
+        else:
+            break
+        (journal,) = tmp_path.glob(f".killed-{at}.calibrant-partial/*")
+        assert len(journal.read_text().splitlines()) > 1
+        monkeypatch.setattr(Journal, "add", add)
+        again = prune(str(folder), "python_docs", method, 0.25, out, **SMALL)
+        assert again.record.edits == whole.record.edits
+        assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+        assert not list(tmp_path.glob(".killed*")), "nothing is left of the search"
+        kept, at = kept + 1, at + 1 if at < 4 else at * 2
+    assert kept > 3
+
+
+def test_a_search_that_goes_on_measures_only_what_is_lacking(folder: Path, batch: TokenBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, journal = Recipe.parse(SEARCHES[0], 0.25), Journal(tmp_path / "tried.jsonl", "this")
+    first = open_model(str(folder), "float32")
+    compress(first, view(first.model), batch, recipe, journal=journal)
+    monkeypatch.setattr("calibrant.searching.trials.Trials.losses", _known_only)
+    second = open_model(str(folder), "float32")
+    compress(second, view(second.model), batch, recipe, journal=Journal(tmp_path / "tried.jsonl", "this"))
+    assert second.model.config.num_hidden_layers == 6
+    assert {n: t.tolist() for n, t in first.model.state_dict().items()} == {n: t.tolist() for n, t in second.model.state_dict().items()}
+
+
+def _known_only(trials: Any, choices: list[tuple[int, ...]], stage: int = -1) -> list[float]:
+    """What a journal has; a KeyError for what it hasn't."""
+    names = [f"{trials.stages[stage]} {' '.join(map(str, choice))}" for choice in choices]
+    trials._asked.update(names)
+    return [trials._journal[name] for name in names]
+
+
+def test_what_it_did_is_told_and_noted(folder: Path, tmp_path: Path) -> None:
+    said: list[tuple[str, int, int]] = []
+    done = prune(str(folder), "python_docs", SEARCHES[0], 0.25, tmp_path / "out", progress=lambda *what: said.append(what), **SMALL)
+    notes = done.record.edits[0]["notes"]
+    searching = [(done, total) for what, done, total in said if what.startswith("evop blocks 0.25; best ")]
+    assert searching[0] == (0, 16)
+    assert searching[-1] == (16, 16)
+    assert said[-1][0] == f"evop blocks 0.25; best {notes['course'][-1]:.4f}"
+    assert (notes["by"], notes["tokens"]) == ("loss", [48, 144])
+    assert notes["loss"] == notes["best"] == notes["course"][-1]
+    held_out = notes["held_out"]
+    assert held_out["tokens"] == 144
+    assert held_out["loss"] != notes["loss"]
+    assert "one_by_one" not in notes
+    assert json.loads((tmp_path / "out/calibrant.json").read_text())["record"]["edits"] == [done.record.edits[0]]
+    reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(reopened(ids).logits, done.opened.model(ids).logits)
+
+
+def test_the_seed_is_what_a_search_depends_on(folder: Path, batch: TokenBatch) -> None:
+    one, same, other = (searched(folder, f"evop({FEW}, greedy=false, seed={seed})", 0.25, batch).edits[0]["notes"] for seed in (0, 0, 1))
+    assert one == same
+    assert one["measured"] != other["measured"] or one["course"] != other["course"]
+
+
+def test_a_model_that_is_no_chain_of_blocks_is_searched_block_by_block(
+    folder: Path, batch: TokenBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = searched(folder, f"greedy({FEW})", 0.25, batch).edits[0]
+
+    def refused(*_: object) -> None:
+        raise ModelError("its blocks look at each other", subject="blocks")
+
+    monkeypatch.setattr("calibrant.methods._blocks.Variants", refused)
+    found = searched(folder, f"greedy({FEW})", 0.25, batch).edits[0]
+    assert found["blocks"] == expected["blocks"]
+    assert found["notes"] == {**expected["notes"], "one_by_one": "its blocks look at each other"}
+    with pytest.raises(ModelError, match="its blocks look at each other"):
+        searched(folder, f"evopress({FEW})", 0.25, batch)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "said"),
+    [
+        ("evop", 0.1, r"0\.1 of 8 blocks is less than one; ask for at least 0\.125"),
+        ("greedy", "2:4", r"greedy can't be asked for 2:4: it accepts a sparsity from 0"),
+        ("evopress", "experts 0.5", r"experts 0\.5 is no share of blocks; write blocks and a number"),
+        ("evop(apart=true)", 0.05, r"0\.05 of 16 attention and feed-forward networks is less than one; ask for at least 0\.0625"),
+        ("evop(tokens=[2048, 512])", 0.25, r"evop\(tokens=.*\): write numbers of tokens that grow, from 2, as in tokens=\[512, 2048\]"),
+        ("greedy(tokens=[])", 0.25, "write numbers of tokens that grow"),
+        ("greedy(tokens=['many'])", 0.25, "write numbers of tokens that grow"),
+        ("evop(population=4, elites=4)", 0.25, r"evop\(elites=4\): a population of 4 keeps 3 elites at most"),
+        ("evop(children=0)", 0.25, r"evop\(children=0\): children must be at least 1"),
+        ("evopress(generations=0)", 0.25, r"evopress\(generations=0\): generations must be at least 1"),
+        ("greedy(finalists=0)", 0.25, r"greedy\(finalists=0\): at least 1"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence_before_anything_is_written(folder: Path, tmp_path: Path, method: str, target: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        prune(str(folder), "python_docs", method, target, tmp_path / "out", **SMALL)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_of_a_target_is_nothing_dropped(folder: Path, batch: TokenBatch) -> None:
+    for name in ("evop", "greedy", "evopress", "evop(apart=true)"):
+        (edit,) = searched(folder, name, 0.0, batch).edits
+        assert (edit["blocks"], edit["notes"]) == ([], {})
+
+
+def zeroed(opened: Opened, halves: tuple[tuple[int, str], ...], batch: TokenBatch) -> float:
+    model = copy.deepcopy(opened.model).double()
+    for index, part in halves:
+        torch.nn.init.zeros_((model.model.layers[index].self_attn.o_proj if part == "attention" else model.model.layers[index].mlp.down_proj).weight)
+    with torch.no_grad():
+        words = model(batch.ids, use_cache=False).logits[:, :-1].log_softmax(-1)
+    return -float(words.gather(-1, batch.ids[:, 1:, None]).mean())
+
+
+def test_apart_attention_and_networks_go_as_zeros(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    opened = open_model(str(folder), "float32")
+    batch = CalibrationSet("python_docs", samples=12, length=24).tokens(opened.tokenizer)
+    done = prune(str(folder), "python_docs", "evop(tokens=288, apart=true, generations=8, patience=8)", 0.34, tmp_path / "out", **SMALL)
+    every = list(combinations([(index, part) for index in range(3) for part in ("attention", "feed_forward")], 2))
+    best = min(every, key=lambda halves: zeroed(opened, halves, batch))
+    names = {matrix["name"]: matrix for matrix in done.record.matrices}
+    gone = {(int(name.split(".")[2]), matrix["notes"]["part"]) for name, matrix in names.items()}
+    gone |= {(index, part) for index in done.record.edits[0]["blocks"] for part in ("attention", "feed_forward")}
+    assert gone == set(best)
+    assert all(matrix["sparsity"] == 1 for matrix in names.values())
+    assert done.record.edits[0]["notes"]["loss"] == pytest.approx(zeroed(opened, best, batch), rel=1e-4)
+    sizes = {half: sum(w.shape[0] * w.shape[1] for w in view(opened.model).blocks[half[0]].weights if ("mlp" in w.name) == (half[1] != "attention")) for half in best}
+    assert done.record.sparsity == pytest.approx(sum(sizes.values()) / sum(w.shape[0] * w.shape[1] for w in view(opened.model).weights))
+    reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(reopened(ids).logits, done.opened.model(ids).logits)
+
+
+def test_of_which_both_halves_go_that_block_is_dropped_whole(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    done = prune(str(folder), "python_docs", "greedy(tokens=288, apart=true)", 0.9, tmp_path / "out", **SMALL)
+    (edit,) = done.record.edits
+    assert len(edit["blocks"]) == 2, "of six halves five go, so of two blocks both"
+    assert len({matrix["notes"]["part"] for matrix in done.record.matrices}) == 1
+    assert done.opened.model.config.num_hidden_layers == 1
+    again = prune(str(folder), "python_docs", "greedy(tokens=288, apart=true)", 0.9, tmp_path / "out", **SMALL)
+    assert again.already_done
+
+
+@pytest.mark.parametrize("kill", range(1, 5))
+def test_apart_killed_between_two_edits_it_comes_to_the_same_model(tmp_path: Path, kill: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, method = tiny_folder(tmp_path / "model", num_hidden_layers=4), "evop(tokens=[48, 144], apart=true, greedy=false)"
+    prune(str(folder), "python_docs", method, 0.6, tmp_path / "whole", **SMALL)
+    count = 0
+    from calibrant.compress.checkpoint import Checkpoint
+
+    add = Checkpoint.add
+
+    def deadly(*given: Any) -> None:
+        nonlocal count
+        add(*given)
+        count += 1
+        if count == kill:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "add", deadly)
+    with pytest.raises(KeyboardInterrupt):
+        while True:
+            prune(str(folder), "python_docs", method, 0.6, tmp_path / "out", **SMALL)
+            raise KeyboardInterrupt  # there were fewer steps
+    monkeypatch.setattr(Checkpoint, "add", add)
+    prune(str(folder), "python_docs", method, 0.6, tmp_path / "out", **SMALL)
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_apart_a_bias_that_is_added_to_the_stream_is_refused_by_name(tmp_path: Path, family: str) -> None:
+    folder = tiny_folder(tmp_path / "model", family)
+    with pytest.raises(ModelError, match=r"\.bias is added to the residual stream beside the matrices' outputs; drop whole blocks"):
+        prune(str(folder), "python_docs", "evop(apart=true)", 0.34, tmp_path / "out", **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_names_are_those_of_the_files() -> None:
+    assert {"evop", "greedy", "evopress", "short_gpt"} <= set(methods.names())
+    with pytest.raises(SpecError, match="evop has no parameter 'generation'"):
+        methods.build("evop(generation=3)")
+    with pytest.raises(TargetError):
+        methods.build("evop").check(Recipe.parse("wanda", "2:4").target)

@@ -1,0 +1,129 @@
+"""The ways to search, on functions whose best choice is known by trying all; and that a search goes on where it was."""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from calibrant.outcomes import Journal
+from calibrant.searching import Choice, Space, Trials, climb, eliminate, evolve
+
+UNITS, TAKEN = 8, 3
+
+
+def rugged(seed: int) -> Callable[[Choice], float]:
+    """A loss with a random cost for each unit, and for each pair of units: single costs mislead."""
+    chance = Random(seed)
+    alone = [chance.random() for _ in range(UNITS)]
+    pairs = {pair: chance.uniform(-1, 1) for pair in combinations(range(UNITS), 2)}
+
+    def lost(choice: Choice) -> float:
+        taken = [u for u in range(UNITS) if choice[u]]
+        return sum(alone[u] for u in taken) + sum(pairs[pair] for pair in combinations(taken, 2))
+
+    return lost
+
+
+def least(lost: Callable[[Choice], float]) -> Choice:
+    return min((tuple(int(u in taken) for u in range(UNITS)) for taken in combinations(range(UNITS), TAKEN)), key=lost)
+
+
+def evolving(trials: Trials, seed: int = 0) -> Choice:
+    return evolve(trials, (), Random(seed), population=6, children=8, elites=2, generations=12, patience=12)
+
+
+def climbing(trials: Trials, seed: int = 0) -> Choice:
+    return climb(trials, (), Random(seed), drawn=8, offspring=10, survivors=3, generations=15, patience=15)
+
+
+def measured(lost: Callable[[Choice], float], noise: float = 0.0) -> Callable[[Sequence[Choice], int], list[float]]:
+    """On few tokens with an error, the same for the same choice."""
+    return lambda choices, tokens: [lost(c) + (noise * Random(str(c)).uniform(-1, 1) if tokens < 100 else 0) for c in choices]
+
+
+@pytest.mark.parametrize("search", [evolving, climbing], ids=["evolve", "climb"])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_best_of_all_is_found_and_the_best_so_far_never_gets_worse(search: Callable[[Trials], Choice], seed: int) -> None:
+    lost = rugged(seed)
+    trials = Trials(Space.of(UNITS, TAKEN), measured(lost, noise=0.1), (10, 100))
+    assert search(trials) == least(lost)
+    assert trials.course == sorted(trials.course, reverse=True)
+    assert trials.course[-1] == pytest.approx(lost(least(lost)))
+
+
+def test_what_a_search_begins_with_is_never_lost() -> None:
+    lost = rugged(0)
+    best = least(lost)
+    found = evolve(
+        Trials(Space.of(UNITS, TAKEN), measured(lost), (100,)), [best], Random(0), population=4, children=2, elites=1, generations=3, patience=3
+    )
+    assert found == best
+
+
+def test_elimination_takes_the_cheapest_each_time() -> None:
+    """Step by step, by a loop of its own."""
+    lost = rugged(3)
+    taken: set[int] = set()
+    for _ in range(TAKEN):
+        costs = {u: lost(tuple(int(v in taken | {u}) for v in range(UNITS))) for u in range(UNITS) if u not in taken}
+        taken.add(min(costs, key=costs.__getitem__))
+    assert eliminate(Trials(Space.of(UNITS, TAKEN), measured(lost), (100,)), finalists=3) == tuple(int(u in taken) for u in range(UNITS))
+
+
+def test_few_tokens_narrow_and_more_decide() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def measure(choices: Sequence[Choice], tokens: int) -> list[float]:
+        asked.append((tokens, len(choices)))
+        return [sum(u * level for u, level in enumerate(choice)) for choice in choices]
+
+    trials = Trials(Space.of(UNITS, 1), measure, (10, 50, 100))
+    choices = [tuple(int(u == v) for v in range(UNITS)) for u in range(UNITS)]
+    assert trials.ranked(trials.narrowed(choices, 2)) == choices[:2]
+    assert asked == [(10, 8), (50, 4), (100, 2)]
+    trials.ranked(choices)
+    assert asked[3:] == [(100, 6)], "what was measured isn't measured again"
+    assert trials.count == 8 + 4 + 2 + 6
+
+
+def test_what_is_no_number_loses_all() -> None:
+    trials = Trials(Space.of(2, 1), lambda choices, tokens: [float("nan") if choice[0] else 5.0 for choice in choices], (10,))
+    assert trials.ranked([(1, 0), (0, 1)]) == [(0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize("search", [evolving, climbing, lambda trials: eliminate(trials, 2)], ids=["evolve", "climb", "eliminate"])
+def test_killed_after_any_measurement_it_goes_on_to_the_same_end(search: Callable[[Trials], Choice], tmp_path: Path) -> None:
+    lost, space = rugged(1), Space.of(UNITS, TAKEN)
+    whole = Trials(space, measured(lost, 0.1), (10, 100))
+    expected, calls, at = search(whole), 0, 0
+    while True:
+        at += 1
+        journal = Journal(tmp_path / f"{at}.jsonl", "this search")
+        count = 0
+
+        def measure(choices: Sequence[Choice], tokens: int) -> list[float]:
+            nonlocal count
+            count += 1
+            if count > at:  # noqa: B023  # used before the loop goes on
+                raise KeyboardInterrupt
+            return measured(lost, 0.1)(choices, tokens)
+
+        try:
+            search(Trials(space, measure, (10, 100), journal))
+        except KeyboardInterrupt:
+            pass
+        else:
+            break
+        calls = 0
+
+        def counted(choices: Sequence[Choice], tokens: int) -> list[float]:
+            nonlocal calls
+            calls += 1
+            return measured(lost, 0.1)(choices, tokens)
+
+        again = Trials(space, counted, (10, 100), Journal(tmp_path / f"{at}.jsonl", "this search"))
+        assert (search(again), again.course, again.count) == (expected, whole.course, whole.count)
+        assert calls > 0, "what was lacking was measured"
+    assert at > 4, "it was killed several times"

@@ -1,0 +1,179 @@
+"""Losses of a model without some of its blocks are those of the model from which they were dropped, to the bit, however they are measured."""
+
+import copy
+from collections.abc import Callable
+from itertools import product
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from calibrant.data import TokenBatch, divided
+from calibrant.errors import ModelError
+from calibrant.models import ModelView, view
+from calibrant.testing import FAMILIES, tiny_model
+from calibrant.walk.variants import AS_IT_IS, SKIPPED, Variant, Variants, loss
+
+from tests.usual import usually
+
+LENGTHS = (40, 17, 40, 33, 3, 29)
+
+
+def batch_of(padded: bool = True, weighted: bool = False, seed: int = 0) -> TokenBatch:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor(LENGTHS if padded else (40,) * len(LENGTHS))
+    ids = torch.randint(3, 100, (len(lengths), 40), generator=generator)
+    mask = torch.arange(40)[None] < lengths[:, None]
+    weights = torch.rand(ids.shape, generator=generator) if weighted else torch.ones(ids.shape)
+    return TokenBatch(ids * mask, mask, weights * mask, f"sha256:{seed}", {})
+
+
+def skipping(seen: ModelView) -> Variants:
+    return Variants(seen, [(AS_IT_IS, SKIPPED)] * len(seen.blocks))
+
+
+def really_dropped(model: PreTrainedModel, choice: tuple[int, ...], batch: TokenBatch) -> float:
+    smaller = copy.deepcopy(model)
+    seen = view(smaller)
+    seen.drop_blocks([index for index, dropped in enumerate(choice) if dropped])
+    return loss(seen, batch)
+
+
+@pytest.mark.parametrize("family", usually(FAMILIES))
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_skipped_block_is_a_dropped_one_to_the_bit(family: str, padded: bool) -> None:
+    model, batch = tiny_model(family), batch_of(padded)
+    seen = view(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    choices = [choice for choice in product((0, 1), repeat=3) if sum(choice) < 3]
+    Random(0).shuffle(choices)
+    assert skipping(seen).losses(choices, batch) == [really_dropped(model, choice, batch) for choice in choices]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any("forward" in vars(module) for module in model.modules()), "every block's forward is its own again"
+    assert loss(seen, batch) == really_dropped(model, (0, 0, 0), batch)
+
+
+def test_going_on_where_two_choices_differ_changes_no_bit_and_runs_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many random choices together, against each alone, which has nothing to go on from."""
+    model, batch = tiny_model("llama", num_hidden_layers=8), batch_of(weighted=True)
+    variants, chance = skipping(view(model)), Random(1)
+    choices = [tuple(chance.randint(0, 1) for _ in range(8)) for _ in range(40)]
+    runs = {"together": 0, "alone": 0}
+    now = "together"
+    block = type(model.model.layers[0])
+    forward = block.forward
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        runs[now] += 1
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(block, "forward", counting)
+    together = variants.losses(choices, batch)
+    now = "alone"
+    assert together == [variants.losses([choice], batch)[0] for choice in choices]
+    assert runs["alone"] == sum(8 - sum(choice) for choice in choices)
+    assert runs["together"] < 0.7 * runs["alone"]
+
+
+def test_the_divergence_is_that_of_plain_distributions() -> None:
+    """Window by window in float64, from a plain forward of two models."""
+    model, batch = tiny_model("llama", num_hidden_layers=4), batch_of(weighted=True)
+    choice = (0, 1, 0, 1)
+    smaller = copy.deepcopy(model)
+    view(smaller).drop_blocks([1, 3])
+    nats = mass = 0.0
+    for ids, mask, weights in zip(batch.ids, batch.mask, batch.weights, strict=True):
+        real, counts = ids[mask][None], weights[mask]
+        with torch.no_grad():
+            old, new = (one.double()(real).logits[0].softmax(-1) for one in (copy.deepcopy(model), copy.deepcopy(smaller)))
+        for place, weight in enumerate(counts[1:].tolist()):
+            nats += weight * float(sum(p * (p / q).log() for p, q in zip(old[place], new[place], strict=True)))
+            mass += weight
+    variants = skipping(view(model))
+    found = variants.losses([choice, (0, 0, 0, 0)], batch, divergence=True)
+    assert found[0] == pytest.approx(nats / mass, rel=1e-4)
+    assert found[1] == 0
+
+
+def test_a_block_may_have_other_numbers() -> None:
+    model, batch = tiny_model("llama"), batch_of()
+    seen = view(model)
+    weight = seen.blocks[1].weights[-1]
+    parameter: nn.Parameter = getattr(weight.owner, weight.key)
+    own, other = parameter.data_ptr(), torch.randn(parameter.shape)
+    variants = Variants(seen, [(AS_IT_IS,), (AS_IT_IS, Variant(numbers=((parameter, other),)), SKIPPED), (AS_IT_IS, SKIPPED)])
+    found = variants.losses([(0, 1, 0), (0, 0, 0), (0, 1, 1), (0, 2, 0)], batch)
+    assert parameter.data_ptr() == own
+    expected = [loss(seen, batch)]
+    weight.set(other)
+    assert [found[1], found[0]] == [*expected, loss(seen, batch)]
+    assert found[2] == really_dropped(model, (0, 0, 1), batch)
+
+
+def test_of_a_mix_each_part_counts_by_its_share() -> None:
+    one, other = batch_of(seed=1), batch_of(seed=2)
+    mix = TokenBatch(
+        *(torch.cat([getattr(one, n), getattr(other, n)]) for n in ("ids", "mask", "weights")), "sha256:m", {}, mixed=((0.25, one), (0.75, other))
+    )
+    variants = skipping(view(tiny_model("llama")))
+    (apart, too), (whole,) = ([variants.losses([(0, 1, 0)], part)[0] for part in (one, other)], variants.losses([(0, 1, 0)], mix))
+    assert whole == pytest.approx(0.25 * apart + 0.75 * too, rel=1e-12)
+
+
+def broken(model: PreTrainedModel, how: str) -> None:
+    layers: Any = model.model.layers  # pyright: ignore[reportAttributeAccessIssue]
+    plain: Callable[..., Tensor] = layers[2].forward
+    if how == "hidden channel":
+        kept: list[Tensor] = []
+        first: Callable[..., Tensor] = layers[0].forward
+        layers[0].forward = lambda hidden, *args, **kwargs: (kept.append(hidden), first(hidden, *args, **kwargs))[1]
+        layers[2].forward = lambda hidden, *args, **kwargs: plain(hidden + kept.pop(), *args, **kwargs)
+    elif how == "by its place":
+        layers[2].forward = lambda hidden, *args, **kwargs: plain(hidden, *args, **kwargs) * (1 + layers[2].self_attn.layer_idx)
+    elif how == "unlike":
+        layers[1].mlp.gate_proj.register_parameter("extra", nn.Parameter(torch.ones(1)))
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("hidden channel", "looks at more than what the one before it gave"),
+        ("by its place", "dropping a block of LlamaForCausalLM changes what others do"),
+        ("unlike", "the blocks of LlamaForCausalLM aren't alike"),
+    ],
+)
+def test_a_model_whose_blocks_are_more_than_a_chain_is_refused(how: str, said: str) -> None:
+    model = tiny_model("llama")
+    broken(model, how)
+    seen = view(model)
+    with pytest.raises(ModelError, match=said):
+        skipping(seen)
+    assert len(seen.blocks) == 3
+
+
+def test_part_of_a_batch_is_whole_sequences_at_equal_distances() -> None:
+    batch = batch_of()
+    few, rest = divided(batch, 80)
+    assert rest is not None
+    assert torch.equal(few.ids, batch.ids[[0, 2, 4]]), "three of six, for half of the 162 tokens"
+    assert torch.equal(rest.ids, batch.ids[[1, 3, 5]])
+    everything, nothing = divided(batch, 10_000)
+    assert torch.equal(everything.ids, batch.ids)
+    assert nothing is None
+    cut, others = divided(batch_of(padded=False), 16)
+    assert (tuple(cut.ids.shape), tuple(others.ids.shape) if others else None) == ((1, 16), (5, 40))
+
+
+def test_part_of_a_mix_is_a_part_of_each() -> None:
+    one, other = batch_of(seed=1), batch_of(seed=2)
+    mix = TokenBatch(
+        *(torch.cat([getattr(one, n), getattr(other, n)]) for n in ("ids", "mask", "weights")), "sha256:m", {}, mixed=((0.3, one), (0.7, other))
+    )
+    few, rest = divided(mix, 160)
+    assert [(share, len(part.ids)) for share, part in few.mixed] == [(0.3, 3), (0.7, 3)]
+    assert rest is not None
+    assert torch.equal(few.ids, torch.cat([part.ids for _, part in few.mixed]))
+    assert [len(part.ids) for _, part in rest.mixed] == [3, 3]
