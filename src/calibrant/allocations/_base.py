@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from calibrant.activations import Seen, Statistic
+from calibrant.job import Job
+from calibrant.methods import Method
 from calibrant.models import Weight
 from calibrant.spec import Spec
 from calibrant.targets import Target
@@ -14,9 +16,11 @@ class Allocation(Spec, ABC):
     """Gives each matrix its target.
 
     `observes` says which statistics of the untouched model's matrices it needs; one that looks at nothing leaves it empty and costs no forward.
+    `tries` says whether it measures the model on the calibration tokens: then `targets` finds the result, and `share` is where it begins.
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = ()
+    tries: ClassVar[bool] = False
 
     @abstractmethod
     def share(self, matrices: Mapping[Weight, Seen], target: Target) -> Mapping[str, Target]:
@@ -25,3 +29,10 @@ class Allocation(Spec, ABC):
         `matrices` are all that will be compressed, each with what it sees: nothing without `observes`, or where no token arrives. Going through
         its `items()` is a walk through the model that holds one block's statistics at a time; looking a matrix up reads all of them into memory.
         """
+
+    def targets(self, matrices: Mapping[Weight, Seen], job: Job, method: Method) -> Mapping[str, Target]:
+        """Return the same for a job that the `method` will do. One that `tries` measures there what the method would make of the model, which is untouched
+        before and after; what it finds out it keeps in `job.journal`.
+        """
+        del method
+        return self.share(matrices, job.target)

@@ -73,13 +73,18 @@ class Recipe:
     @property
     def looks(self) -> bool:
         """Whether anything in it looks at calibration data: then the tokens decide what comes of it."""
-        return self.method.looks or any(part.observes for part in (self.allocation, *self.transforms))
+        return bool(self.looking)
+
+    @property
+    def tries(self) -> bool:
+        """Whether anything in it measures the model on calibration data again and again."""
+        return self.method.tries or self.allocation.tries
 
     @property
     def looking(self) -> str:
         """What in it looks at calibration data, by name; empty where nothing does."""
         first = self.method if self.method.looks else next((part for part in (self.allocation, *self.transforms) if part.observes), "")
-        return str(first)
+        return str(first or (self.allocation if self.allocation.tries else ""))
 
     @property
     def shared(self) -> tuple[type[Statistic], ...]:
@@ -140,7 +145,8 @@ def compress(
     recipe.method.check_model(seen_by, recipe.target, dict.fromkeys(seen_by.named, recipe.target))
     untouched_model = UntouchedModel(opened, seen_by, batch, None if recipe.transforms else statistics, progress, ranks)
     whole, reports = seen_by.weights, list(transformed(untouched_model, recipe.transforms))
-    targets = allocated(untouched_model, recipe.allocation, recipe.target)
+    tried = _same_journal(journal, checkpoint, ranks)
+    targets = allocated(untouched_model, recipe, tried)
     recipe.method.check_model(seen_by, recipe.target, targets)
     finished = checkpoint.load() if checkpoint else []
     ranks.agree("what the folder of finished blocks holds", [step.reports for step in finished])
@@ -158,7 +164,7 @@ def compress(
         kinds=kinds,
         progress=progress,
         ranks=ranks,
-        journal=_same_journal(journal, checkpoint, ranks),
+        journal=tried,
         applied_kinds=[edit.kind for edit in done],
     )
     with torch.no_grad():
@@ -230,6 +236,11 @@ class UntouchedModel:
     progress: Progress = silent
     ranks: Ranks = ALONE
 
+    def job(self, target: Target, journal: Journal) -> Job:
+        """Return a job in which the untouched model can be tried."""
+        also = {"statistics": self.statistics, "progress": self.progress, "ranks": self.ranks, "journal": journal}
+        return Job(self.opened, self.view, self.batch, target, dict.fromkeys(self.view.named, target), "dense", **also)
+
     def seen(self, observes: tuple[type[Statistic], ...]) -> SeenByMatrix:
         """Return what each matrix sees; nothing of one that no token reached."""
 
@@ -250,11 +261,11 @@ def transformed(untouched_model: UntouchedModel, before: Sequence[Transform]) ->
         yield {"edit": "transform", "transform": str(transform), "notes": dict(notes)}
 
 
-def allocated(untouched_model: UntouchedModel, allocation: Allocation, target: Target) -> Mapping[str, Target]:
+def allocated(untouched_model: UntouchedModel, recipe: Recipe, journal: Journal) -> Mapping[str, Target]:
     """Return the target of each matrix, by name. `TargetError` for an allocation that leaves one out or whose mean isn't what was asked."""
-    weights = untouched_model.view.weights
+    allocation, target, weights = recipe.allocation, recipe.target, untouched_model.view.weights
     with torch.no_grad():
-        targets = allocation.share(untouched_model.seen(allocation.observes), target)
+        targets = allocation.targets(untouched_model.seen(allocation.observes), untouched_model.job(target, journal), recipe.method)
     if missing := {weight.name for weight in weights} - set(targets):
         raise TargetError(f"{allocation} asks nothing of {min(missing)}; it must give every matrix a target", subject=str(allocation))
     if all(targets[weight.name] == target for weight in weights):

@@ -228,7 +228,7 @@ class Driver:
         with self._clock.phase("tokenize"):
             batch = self._tokens(request)
         clock, cell = Clock(), request.cell
-        journal = self._store.trials(resolved.run.id) if resolved.recipe.method.tries else Journal()
+        journal = self._store.trials(resolved.run.id) if resolved.recipe.tries else Journal()
         with clock.phase("compress"), self._clock.phase("compress"):
             loaded.restore()
             record = compress(

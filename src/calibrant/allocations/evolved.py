@@ -1,0 +1,126 @@
+"""Shares of blocks that evolve: EvoPress' search for how much each block gives (Sieberling et al. 2024, arXiv 2410.14649)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+from random import Random
+from typing import ClassVar, final
+
+import psutil
+from torch import Tensor, nn
+
+from calibrant.activations import Seen
+from calibrant.allocations._base import Allocation
+from calibrant.data import divided
+from calibrant.errors import SpecError, TargetError
+from calibrant.job import Job
+from calibrant.methods import MatrixMethod, Method
+from calibrant.models import Weight
+from calibrant.searching import Choice, Space, Trials, climb
+from calibrant.targets import Grid, Sparsity, Target
+from calibrant.walk.variants import AS_IT_IS, Variant, Variants
+
+
+@dataclass(frozen=True, repr=False)
+class Evolved(Allocation):
+    """Shares a sparsity, or bits, among blocks such that the predictions stay nearest to the untouched model's: (1+λ) with selection in stages.
+
+    A block gives what was asked for, or up to `levels` times `step` more or less; of a grid the step is one bit. Blocks of the same size exchange
+    steps, so that the mean is what was asked for. Each block is compressed to each level once, by the method, for the inputs that it gets in the
+    untouched model; put together, these are the candidates. They are kept in memory, one copy of the blocks for each level: a
+    `SpecError` where there is no room. `tokens` are as for the method `evopress`: on the last number of them it is decided.
+
+    Differs from EvoPress' code in: a step is taken by whole blocks, not by single matrices, and all candidates are judged on the same tokens.
+    What the method does in the end for inputs that come from compressed blocks (`arrival`) isn't what was searched on.
+    """
+
+    tries: ClassVar[bool] = True
+
+    levels: int = 2
+    step: float = 0.05
+    tokens: tuple[int, ...] = (512, 2048)
+    offspring: int = 16
+    survivors: int = 2
+    generations: int = 40
+    patience: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("levels", "offspring", "survivors", "generations", "patience"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"evolved({name}={getattr(self, name)}): {name} must be at least 1", subject=name)
+        if not 0 < self.step < 1:
+            raise SpecError(f"evolved(step={self.step:g}): a step is a share of the weights, above 0 and below 1", subject="step")
+        if not self.tokens or list(self.tokens) != sorted({*self.tokens}) or self.tokens[0] < 2:
+            raise SpecError(f"evolved(tokens={list(self.tokens)}): write numbers of tokens that grow, as in tokens=[512, 2048]", subject="tokens")
+
+    def share(self, matrices: Mapping[Weight, Seen], target: Target) -> Mapping[str, Target]:
+        """Return where the search begins: every matrix gives what was asked for."""
+        return {weight.name: target for weight in matrices}
+
+    def targets(self, matrices: Mapping[Weight, Seen], job: Job, method: Method) -> Mapping[str, Target]:
+        if not isinstance(method, MatrixMethod):
+            message = f"{self} shares a target among matrices, and {method} doesn't go matrix by matrix; leave the allocation out"
+            raise TargetError(message, subject=str(self))
+        menu = self.menu(job.target)
+        blocks, middle = job.view.blocks, menu.index(job.target)
+        sizes = [sum(weight.shape[0] * weight.shape[1] for weight in block.weights) for block in blocks]
+        groups = {size: number for number, size in enumerate(dict.fromkeys(sizes))}
+        space = Space(tuple(groups[size] for size in sizes), tuple(middle * sizes.count(size) for size in groups), len(menu) - 1)
+        candidates = _Candidates(job, method, menu)
+        trials = Trials(space, candidates.measure, self.tokens, job.journal, candidates.tell)
+        how = {"drawn": 0, "offspring": self.offspring, "survivors": self.survivors, "generations": self.generations, "patience": self.patience}
+        best = climb(trials, [(middle,) * len(blocks)], Random(self.seed), **how)
+        return {weight.name: menu[best[block.index]] for block in blocks for weight in block.weights}
+
+    def menu(self, target: Target) -> list[Target]:
+        """Return what a block may give, from the least to the most; `TargetError` for a target of another kind."""
+        steps = range(-self.levels, self.levels + 1)
+        if isinstance(target, Sparsity):
+            shares = [Fraction(str(target.fraction)) + n * Fraction(str(self.step)) for n in steps]
+            return [Sparsity(float(share)) for share in shares if 0 <= share < 1]
+        if isinstance(target, Grid):
+            return [replace(target, bits=target.bits + n) for n in steps if 2 <= target.bits + n <= 8]
+        raise TargetError(f"{self} can't share {target}: it takes a sparsity, such as 0.5, or a grid, such as w4g64", subject=str(target))
+
+
+@final
+class _Candidates:
+    """Models whose blocks are compressed to different levels; the compressed blocks are made when the first candidate is measured."""
+
+    def __init__(self, job: Job, method: MatrixMethod, menu: Sequence[Target]) -> None:
+        self._job, self._method, self._menu = job, method, menu
+
+    def measure(self, choices: Sequence[Choice], tokens: int) -> Sequence[float]:
+        """Return how far each candidate's predictions are from the untouched model's."""
+        few, _ = divided(self._job.tokens(), tokens)
+        ways = [tuple(level + 1 for level in choice) for choice in choices]  # 0 is the untouched block
+        return self._variants.losses(ways, few, divergence=True, ranks=self._job.ranks)
+
+    def tell(self, best: float, done: int, total: int) -> None:
+        """Report progress, with the best so far."""
+        self._job.progress(f"sharing {self._job.target}; best {best:.4f}", done, total)
+
+    @cached_property
+    def _variants(self) -> Variants:
+        blocks, menu = self._job.view.blocks, self._menu
+        needed = len(menu) * sum(w.stored.numel() * w.stored.element_size() for block in blocks for w in block.weights)
+        if needed > (free := psutil.virtual_memory().available):
+            message = f"blocks compressed to {len(menu)} levels take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; lower evolved(levels=…)"
+            raise SpecError(message, subject="levels")
+        numbers = [[dict[nn.Parameter, Tensor]() for _ in menu] for _ in blocks]
+        for weight, seen in self._job.walk(self._method.observes):
+            for changed, target in zip(numbers[weight.block], menu, strict=True):
+                _put(changed, weight, self._method.compress(weight.get(), seen, target).weight)
+            self._job.progress("compressing to each level", weight.block + 1, len(blocks))
+        ways = [(AS_IT_IS, *(Variant(numbers=tuple(changed.items())) for changed in levels)) for levels in numbers]
+        return Variants(self._job.view, ways)
+
+
+def _put(numbers: dict[nn.Parameter, Tensor], weight: Weight, matrix: Tensor) -> None:
+    """Put a matrix where the model keeps it: into a copy of its parameter."""
+    parameter: nn.Parameter = getattr(weight.owner, weight.key)
+    whole = numbers.setdefault(parameter, parameter.detach().clone())
+    place = whole if weight.expert is None else whole[weight.expert]
+    (place.T if weight.transposed else place).copy_(matrix)

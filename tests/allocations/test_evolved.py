@@ -1,0 +1,167 @@
+"""Shares that evolve, against all shares that there are, each compressed and measured by plain torch."""
+
+import copy
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from calibrant.allocations import allocations
+from calibrant.compress import Recipe, compress, prune, quantize
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.errors import InputError, SpecError, TargetError
+from calibrant.models import Opened, open_model, view
+from calibrant.outcomes import Journal
+from calibrant.targets import parse_target
+from calibrant.testing import tiny_folder
+
+BLOCKS = 4
+SMALL: dict[str, Any] = {"samples": 8, "length": 24, "dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("given") / "model", num_hidden_layers=BLOCKS)
+
+
+@pytest.fixture(scope="module")
+def opened(folder: Path) -> Opened:
+    return open_model(str(folder), "float32")
+
+
+@pytest.fixture(scope="module")
+def batch(opened: Opened) -> TokenBatch:
+    return CalibrationSet("python_docs", samples=8, length=24).tokens(opened.tokenizer)
+
+
+def distributions(model: Any, batch: TokenBatch) -> torch.Tensor:
+    with torch.no_grad():
+        return model(batch.ids, use_cache=False).logits[:, :-1].log_softmax(-1)
+
+
+def diverged(opened: Opened, batch: TokenBatch, shares: Sequence[float]) -> float:
+    """KL to the untouched model once the smallest weights of each matrix are zero, so large a share of them block by block."""
+    model = copy.deepcopy(opened.model).double()
+    before = distributions(model, batch)
+    for layer, share in zip(model.model.layers, shares, strict=True):
+        for matrix in (m.weight for m in layer.modules() if isinstance(m, torch.nn.Linear)):
+            flat = matrix.data.flatten()
+            flat[flat.abs().argsort(stable=True)[: int(round(share * 10) * len(flat) // 10)]] = 0
+            matrix.data = flat.reshape(matrix.shape)
+    after = distributions(model, batch)
+    return float((before.exp() * (before - after)).sum(-1).mean())
+
+
+def by_block(targets: dict[str, float]) -> list[float]:
+    shares: dict[int, set[float]] = {}
+    for name, share in targets.items():
+        shares.setdefault(int(name.split(".")[2]), set()).add(share)
+    assert all(len(several) == 1 for several in shares.values())
+    return [shares[index].pop() for index in sorted(shares)]
+
+
+def test_the_best_of_all_shares_is_found(folder: Path, opened: Opened, batch: TokenBatch) -> None:
+    done = prune(
+        str(folder), "python_docs", "magnitude", 0.5, allocation="evolved(levels=1, step=0.2, tokens=[192], generations=20, patience=20)", **SMALL
+    )
+    every = [shares for shares in product((0.3, 0.5, 0.7), repeat=BLOCKS) if sum(shares) == pytest.approx(2.0)]
+    assert len(every) == 19
+    found = by_block({matrix["name"]: round(matrix["sparsity"], 1) for matrix in done.record.matrices})
+    assert found == list(min(every, key=lambda shares: diverged(opened, batch, shares)))
+    assert done.record.sparsity == pytest.approx(0.5, abs=2e-3)
+
+
+@pytest.mark.parametrize(("method", "target"), [("wanda", "0.6"), ("sparsegpt", "0.5"), ("rtn", "w4g16")])
+def test_the_mean_is_what_was_asked_for_and_never_worse_than_uniform(folder: Path, opened: Opened, batch: TokenBatch, method: str, target: str) -> None:
+    verb = quantize if method == "rtn" else prune
+    said: list[str] = []
+    done = verb(
+        str(folder), "python_docs", method, target, allocation="evolved(step=0.1, tokens=[48, 192])", progress=lambda what, *_: said.append(what), **SMALL
+    )
+    weights = view(opened.model).weights
+    aimed = {weight.name: weight.shape[0] * weight.shape[1] for weight in weights}
+    if method == "rtn":
+        bits = {matrix["name"]: matrix["target"]["bits"] if "target" in matrix else matrix["packed"]["bits"] for matrix in done.record.matrices}
+        assert sum(size * bits[name] for name, size in aimed.items()) == 4 * sum(aimed.values())
+    else:
+        assert done.record.sparsity == pytest.approx(float(target), abs=5e-3)
+    assert any(what.startswith(f"sharing {target}; best ") for what in said)
+    courses = [float(what.partition("best ")[2]) for what in said if "best " in what]
+    assert courses == sorted(courses, reverse=True)
+
+
+def test_killed_while_it_searches_it_comes_to_the_same_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = {"allocation": "evolved(step=0.1, tokens=[48, 192], generations=4)", **SMALL}
+    prune(str(folder), "python_docs", "wanda", 0.5, tmp_path / "whole", **how)
+    add, count = Journal.add, 0
+
+    def deadly(journal: Journal, results: dict[str, Any]) -> None:
+        nonlocal count
+        add(journal, results)
+        count += 1
+        if count in (2, 5, 7):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "add", deadly)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            prune(str(folder), "python_docs", "wanda", 0.5, tmp_path / "out", **how)
+    prune(str(folder), "python_docs", "wanda", 0.5, tmp_path / "out", **how)
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+def test_the_untouched_model_is_what_it_was(opened: Opened, batch: TokenBatch) -> None:
+    before = {name: tensor.clone() for name, tensor in opened.model.state_dict().items()}
+    recipe = Recipe.parse("wanda", 0.5, allocation="evolved(tokens=[192], generations=2)")
+    job_targets: dict[str, Any] = {}
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("calibrant.compress.loop.put_back", stopped)
+        compress(opened, view(opened.model), batch, recipe)
+    assert job_targets == {}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in opened.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("allocation", "method", "target", "said"),
+    [
+        ("evolved", "wanda", "2:4", r"evolved can't share 2:4: it takes a sparsity, such as 0\.5, or a grid, such as w4g64"),
+        ("evolved", "short_gpt", 0.5, "evolved shares a target among matrices, and short_gpt doesn't go matrix by matrix"),
+        ("evolved(levels=0)", "wanda", 0.5, r"evolved\(levels=0\): levels must be at least 1"),
+        ("evolved(step=0)", "wanda", 0.5, r"evolved\(step=0\): a step is a share of the weights"),
+        ("evolved(tokens=[9, 3])", "wanda", 0.5, r"evolved\(tokens=\[9, 3\]\): write numbers of tokens that grow"),
+    ],
+)
+def test_what_cannot_be_shared_is_one_sentence(folder: Path, tmp_path: Path, allocation: str, method: str, target: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        prune(str(folder), "python_docs", method, target, tmp_path / "out", allocation=allocation, **SMALL)
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_there_is_no_room_for_the_levels_it_says_how_much_they_take(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        available = 1000
+
+    monkeypatch.setattr("calibrant.allocations.evolved.psutil.virtual_memory", Full)
+    with pytest.raises(SpecError, match=r"blocks compressed to 5 levels take 0\.0 GB, and 0\.0 GB are free; lower evolved\(levels=…\)"):
+        prune(str(folder), "python_docs", "magnitude", 0.5, allocation="evolved", **SMALL)
+
+
+def test_levels_that_no_matrix_can_have_are_left_out() -> None:
+    evolved = allocations.build("evolved(step=0.2)")
+    assert [str(target) for target in evolved.menu(parse_target(0.7))] == ["0.3", "0.5", "0.7", "0.9"]
+    assert [str(target) for target in evolved.menu(parse_target("w3g64a"))] == ["w2g64a", "w3g64a", "w4g64a", "w5g64a"]
+    with pytest.raises(TargetError):
+        evolved.menu(parse_target("2:4"))
+
+
+def test_the_tokens_are_part_of_what_is_asked(opened: Opened, batch: TokenBatch) -> None:
+    """Also where the method itself looks at no data."""
+    ids = {Recipe.parse("magnitude", 0.5, allocation=name).run(opened, batch).tokens for name in ("evolved", "uniform")}
+    assert ids == {batch.fingerprint, ""}
