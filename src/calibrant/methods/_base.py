@@ -53,6 +53,11 @@ class Method(Spec, ABC):
         """Whether its result depends on calibration data."""
         return bool(self.observes) or self.tries
 
+    def tried(self, blocks: int, target: Target) -> int:
+        """Return how many tokens one that `tries` runs through a model of so many blocks at most: for plans."""
+        del blocks, target
+        return 0
+
     def check(self, target: Target) -> None:
         """Raise `TargetError`, saying what it accepts, if this method can't be used with `target`."""
         if not isinstance(target, self.accepts):

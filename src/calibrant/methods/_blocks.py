@@ -61,6 +61,15 @@ class BlockSearch(BlockMethod, ABC):
         return (self.tokens,) if isinstance(self.tokens, int) else tuple(self.tokens)
 
     @abstractmethod
+    def candidates(self, units: int, taken: int) -> tuple[int, int]:
+        """Return how many candidates are measured at most on few tokens, and how many on those that decide, where so many of the units go."""
+
+    def tried(self, blocks: int, target: Target) -> int:
+        units = 2 * blocks if self.apart else blocks
+        many, few = self.candidates(units, parts_of(target, self.parts).quota(units))
+        return many * self.stages[0] + few * sum(self.stages[1:])
+
+    @abstractmethod
     def best(self, trials: Trials, similar: Sequence[Choice]) -> Choice:
         """Return the best choice of `trials.space`; `similar` is what ShortGPT would drop, where whole blocks go."""
 

@@ -40,6 +40,10 @@ class EvoP(BlockSearch):
             message = f"evop(elites={self.elites}): a population of {self.population} keeps {self.population - 1} elites at most, so that some are new"
             raise SpecError(message, subject="elites")
 
+    def candidates(self, units: int, taken: int) -> tuple[int, int]:
+        start = sum(units - gone for gone in range(taken)) if self.greedy else 0
+        return start + 2 * self.population + self.generations * self.children, self.population + self.generations * (self.population - self.elites)
+
     def best(self, trials: Trials, similar: Sequence[Choice]) -> Choice:
         start = [*similar, *([eliminate(trials.aside(trials.stages[:1]), 1)] if self.greedy else [])]
         how = {"population": self.population, "children": self.children, "elites": self.elites}

@@ -40,8 +40,14 @@ class EvoPress(BlockSearch):
             if value is not None and value < least[name]:
                 raise SpecError(f"evopress({name}={value}): {name} must be at least {least[name]}", subject=name)
 
+    def candidates(self, units: int, taken: int) -> tuple[int, int]:
+        generations = self._generations(units, taken)
+        return self.drawn + generations * (self.offspring + 1), 1 + generations * (self.survivors + 1)  # the untouched model each time too
+
+    def _generations(self, units: int, taken: int) -> int:
+        return max(1, int(taken * (units - taken) / 1.5)) if self.generations is None else self.generations
+
     def best(self, trials: Trials, similar: Sequence[Choice]) -> Choice:
-        units, taken = len(trials.space.groups), sum(trials.space.sums)
-        generations = max(1, int(taken * (units - taken) / 1.5)) if self.generations is None else self.generations
+        generations = self._generations(len(trials.space.groups), sum(trials.space.sums))
         how = {"drawn": self.drawn, "offspring": self.offspring, "survivors": self.survivors}
         return climb(trials, (), Random(self.seed), **how, generations=generations, patience=self.patience)

@@ -25,5 +25,8 @@ class Greedy(BlockSearch):
         if self.finalists < 1:
             raise SpecError(f"greedy(finalists={self.finalists}): at least 1 must be measured on the tokens that decide", subject="finalists")
 
+    def candidates(self, units: int, taken: int) -> tuple[int, int]:
+        return sum(units - gone for gone in range(taken)), self.finalists * taken
+
     def best(self, trials: Trials, similar: Sequence[Choice]) -> Choice:
         return eliminate(trials, self.finalists)

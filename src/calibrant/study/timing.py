@@ -244,6 +244,8 @@ def duration(timings: Timings, unfinished: Sequence[Unfinished], supplies: Mappi
         if request.calibration and request.recipe.propagate != "dense":
             again = timings.forward.get((FeatureNorms,), 0) if request.recipe.propagate == "reference" else 0
             forward += (timings.forward.get(request.recipe.method.observes, 0) + again) * tokens(request.calibration)
+    for request in compressed:
+        forward += timings.forward.get((FeatureNorms,), 0) * request.recipe.method.tried(timings.blocks, request.recipe.target)
     return {
         "open": timings.opened if unfinished else 0.0,
         "tokenize": sum(supplies[str(calibration)].seconds * (calibration.seed + 1) for calibration in sets if str(calibration) in supplies),
