@@ -50,6 +50,15 @@ def test_what_goes_on_says_so_every_half_minute_even_where_nothing_moves(timelin
     assert timeline.after(3600) == ["[1:01:03] still at work, after study"]
 
 
+def test_how_a_stage_stands_is_said_and_is_no_new_stage(timeline: Timeline):
+    timeline.lines.update("evop blocks 0.2; best 4.25", 1, 16)
+    timeline.lines.update("evop blocks 0.2; best 3.5", 2, 16)
+    assert timeline.after(LASTING) == ["[0:03] evop blocks 0.2 2/16; best 3.5"]
+    assert timeline.after(PERIOD - 1) == []
+    timeline.lines.update("evop blocks 0.2; best 3.25", 16, 16)
+    assert timeline.after(PERIOD) == ["[1:02] still at work, after evop blocks 0.2"]
+
+
 def test_a_stage_that_begins_again_has_a_line_again(timeline: Timeline):
     for _ in range(2):
         timeline.lines.update("measuring loss", 1, 8)

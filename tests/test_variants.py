@@ -124,7 +124,7 @@ def test_of_a_mix_each_part_counts_by_its_share() -> None:
 
 
 def broken(model: PreTrainedModel, how: str) -> None:
-    layers: Any = model.model.layers  # pyright: ignore[reportAttributeAccessIssue]
+    layers: Any = list(model.model.layers)  # pyright: ignore[reportAttributeAccessIssue]
     plain: Callable[..., Tensor] = layers[2].forward
     if how == "hidden channel":
         kept: list[Tensor] = []

@@ -74,7 +74,7 @@ class ProgressLines:
             stage.done, stage.total, stage.stands = done, total, what.removeprefix(name)
             if done >= total:
                 del self._stages[name]
-                self._before = what
+                self._before = name
 
     def look(self) -> None:
         """Say a line if it is time for one."""

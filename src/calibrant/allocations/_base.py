@@ -31,8 +31,10 @@ class Allocation(Spec, ABC):
         """
 
     def targets(self, matrices: Mapping[Weight, Seen], job: Job, method: Method) -> Mapping[str, Target]:
-        """Return the same for a job that the `method` will do. One that `tries` measures there what the method would make of the model, which is untouched
-        before and after; what it finds out it keeps in `job.journal`.
+        """Return the same for a job that the `method` will do.
+
+        One that `tries` measures there what the method would make of the model, which is untouched before and after, and keeps what it finds out in
+        `job.journal`.
         """
         del method
         return self.share(matrices, job.target)

@@ -304,7 +304,8 @@ def _record(
     left = [weight for weight in seen_by.weights if weight.name not in reached]
     whys = _why_dense(recipe.method, seen_by, left, run)
     dense += [{"name": weight.name, "shape": list(weight.shape), "reason": why} for weight, why in zip(left, whys, strict=True)]
-    total = _size(m["shape"] for m in matrices) if not removed else _size(weight.shape for weight in whole)
+    structural = any("removed" in report for report in others)
+    total = _size(weight.shape for weight in whole) if structural else _size(m["shape"] for m in matrices)
     achieved = (sum(m["zeros"] for m in matrices) + removed) / total if total else 0.0
     facts = dict(batch.facts) if batch is not None and run.tokens else {}
     return Record(run, achieved, matrices, tuple(dense), facts, edits=others)

@@ -6,9 +6,11 @@ in a forward, as before; saved is what a format that leaves zeros out, or a runt
 halves go is dropped whole.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, final
 
@@ -70,8 +72,8 @@ class BlockSearch(BlockMethod, ABC):
         return many * self.stages[0] + few * sum(self.stages[1:])
 
     @abstractmethod
-    def best(self, trials: Trials, similar: Sequence[Choice]) -> Choice:
-        """Return the best choice of `trials.space`; `similar` is what ShortGPT would drop, where whole blocks go."""
+    def best(self, trials: Trials, similar: Callable[[], Choice] | None) -> Choice:
+        """Return the best choice of `trials.space`; `similar` gives what ShortGPT would drop, and is None where parts of blocks go."""
 
     def left_to_drop(self, job: Job) -> int:
         return self._count(len(job.view.blocks), job.target) if self.apart else super().left_to_drop(job)
@@ -94,7 +96,7 @@ class BlockSearch(BlockMethod, ABC):
         if space.sums[0]:
             search = _Search(self, job, units)
             trials = Trials(space, search.measure, search.stages, job.journal, search.tell)
-            choice = self.best(trials, () if self.apart else [search.similar(space.sums[0])])
+            choice = self.best(trials, None if self.apart else partial(search.similar, space.sums[0]))
             notes = search.notes(choice, trials)
         yield from units.edits(choice, notes, job)
 
@@ -102,7 +104,8 @@ class BlockSearch(BlockMethod, ABC):
         share, halves = parts_of(target, self.parts), 2 * blocks
         count = share.quota(halves)
         if count == 0 and share.fraction > 0:
-            message = f"{share.fraction} of {halves} attention and feed-forward networks is less than one; ask for at least {1 / halves:.3g}"
+            least = f"{math.ceil(1000 / halves) / 1000:g}"
+            message = f"{share.fraction} of {halves} attention and feed-forward networks is less than one; ask for at least {least}"
             raise TargetError(message, subject=str(target))
         return count
 
@@ -131,7 +134,9 @@ class _Units:
 
     def way(self, choice: Choice) -> tuple[int, ...]:
         """Return which of its `ways` each block is."""
-        return choice if self._halves is None else tuple(2 * attention + network for attention, network in zip(choice[::2], choice[1::2], strict=True))
+        return (
+            choice if self._halves is None else tuple(2 * attention + network for attention, network in zip(choice[::2], choice[1::2], strict=True))
+        )
 
     def dropped(self, choice: Choice) -> tuple[int, ...]:
         """Return the blocks of which nothing is left."""

@@ -1,6 +1,6 @@
 """EvoP's search for the blocks to drop: a population of masks evolves (Wu et al. 2025, arXiv 2502.14910; a reconstruction)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -11,7 +11,9 @@ from calibrant.searching import Choice, Trials, eliminate, evolve
 
 @dataclass(frozen=True, repr=False)
 class EvoP(BlockSearch):
-    """Drops the blocks without which the model loses least, found by evolution: masks are crossed, repaired to the exact count, and mutated by a swap.
+    """Drops the blocks without which the model loses least, found by evolution.
+
+    Masks are crossed, repaired to the exact count, and mutated by a swap.
 
     The first population holds what ShortGPT drops, what greedy elimination by few tokens comes to (unless `greedy=false`), and the best of
     random masks; what comes out loses no more than any of these on the tokens that decide. Each generation has so many `children`; the
@@ -37,14 +39,16 @@ class EvoP(BlockSearch):
             if getattr(self, name) < least:
                 raise SpecError(f"evop({name}={getattr(self, name)}): {name} must be at least {least}", subject=name)
         if self.elites >= self.population:
-            message = f"evop(elites={self.elites}): a population of {self.population} keeps {self.population - 1} elites at most, so that some are new"
+            message = (
+                f"evop(elites={self.elites}): a population of {self.population} keeps {self.population - 1} elites at most, so that some are new"
+            )
             raise SpecError(message, subject="elites")
 
     def candidates(self, units: int, taken: int) -> tuple[int, int]:
         start = sum(units - gone for gone in range(taken)) if self.greedy else 0
         return start + 2 * self.population + self.generations * self.children, self.population + self.generations * (self.population - self.elites)
 
-    def best(self, trials: Trials, similar: Sequence[Choice]) -> Choice:
-        start = [*similar, *([eliminate(trials.aside(trials.stages[:1]), 1)] if self.greedy else [])]
+    def best(self, trials: Trials, similar: Callable[[], Choice] | None) -> Choice:
+        start = [*([similar()] if similar else []), *([eliminate(trials.aside(trials.stages[:1]), 1)] if self.greedy else [])]
         how = {"population": self.population, "children": self.children, "elites": self.elites}
         return evolve(trials, start, Random(self.seed), **how, generations=self.generations, patience=self.patience)

@@ -1,6 +1,6 @@
 """EvoPress' search for the blocks to drop: one mask is improved by swaps (Sieberling et al. 2024, arXiv 2410.14649)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
@@ -47,7 +47,7 @@ class EvoPress(BlockSearch):
     def _generations(self, units: int, taken: int) -> int:
         return max(1, int(taken * (units - taken) / 1.5)) if self.generations is None else self.generations
 
-    def best(self, trials: Trials, similar: Sequence[Choice]) -> Choice:
+    def best(self, trials: Trials, similar: Callable[[], Choice] | None) -> Choice:
         generations = self._generations(len(trials.space.groups), sum(trials.space.sums))
         how = {"drawn": self.drawn, "offspring": self.offspring, "survivors": self.survivors}
         return climb(trials, (), Random(self.seed), **how, generations=generations, patience=self.patience)

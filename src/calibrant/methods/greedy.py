@@ -1,6 +1,6 @@
 """Greedy elimination of blocks: the one goes without which the model loses least, again and again (SLEB, Song et al. 2024, arXiv 2402.09025)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from calibrant.errors import SpecError
@@ -28,5 +28,5 @@ class Greedy(BlockSearch):
     def candidates(self, units: int, taken: int) -> tuple[int, int]:
         return sum(units - gone for gone in range(taken)), self.finalists * taken
 
-    def best(self, trials: Trials, similar: Sequence[Choice]) -> Choice:
+    def best(self, trials: Trials, similar: Callable[[], Choice] | None) -> Choice:
         return eliminate(trials, self.finalists)

@@ -166,10 +166,12 @@ class Variants:
         choice = [next((n for n, v in enumerate(ways) if v.skipped), 0) if i == place else 0 for i, ways in enumerate(self._ways)]
         skipped = _MicroBatchOfVariants(view, ids, ones.bool(), ones, self).logits(tuple(choice))
         rehearsed, undo = view.rehearsed, view.remembered()
-        view.drop_blocks([place] if any(choice) else [])
-        dropped = _MicroBatchOfVariants(view, ids, ones.bool(), ones).logits()
-        undo()
-        view.rehearsed = rehearsed  # the blocks are those that it was found of
+        try:
+            view.drop_blocks([place] if any(choice) else [])
+            dropped = _MicroBatchOfVariants(view, ids, ones.bool(), ones).logits()
+        finally:
+            undo()
+            view.rehearsed = rehearsed  # the blocks are those that it was found of
         if not torch.equal(skipped, dropped):
             raise ModelError(f"dropping a block of {self._name} changes what others do, so it isn't as if it were left out", subject=self._name)
 
