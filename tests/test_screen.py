@@ -73,6 +73,19 @@ def test_a_loss_stands_with_all_that_belongs_to_it():
     assert "m (dequantized from Q4_1)" in said
 
 
+@pytest.mark.parametrize(
+    ("value", "floor", "told", "itself"),
+    [(0.2, 0.02, True, False), (0.03, 0.02, True, True), (0.05, 0.02, True, False), (0.2, 1e-3, False, False), (1e-6, 1e-6, False, False)],
+)
+def test_a_noise_floor_is_told_where_a_digit_hangs_on_it(value: float, floor: float, told: bool, itself: bool):
+    facts = {"tokens": 900, "floor": floor, "floor_tokens": 512, "floor_between": "llama.cpp and torch in float32"}
+    said = shown(screen.scores([score(measured="docs:text", metric="kl", value=value, stderr=None, facts=facts)]), width=400)
+    assert f"900 tokens, noise floor {floor:.1e}" in said
+    sentence = "docs:text: a difference of KL below 2.0e-02 is none that a runtime would keep: so far apart are llama.cpp and torch in float32 with"
+    assert (sentence in said) == told
+    assert ("this model can't be distinguished from the dense one there" in said) == itself
+
+
 def test_scores_beside_the_first_have_lines_of_their_own():
     hit = {"measured": "race", "metric": "acc", "value": 0.3, "stderr": 0.02, "n": 400, "unit": "share", "chance": 0.25}
     lines = shown(

@@ -83,13 +83,16 @@ def test_the_whole_path_with_smollm2(tmp_path: Path, method: str, target: str) -
 
 
 @gemma3
-@pytest.mark.parametrize(("method", "target"), [("ggml", "q4_0"), ("llama_cpp", "Q4_K_M")])
-def test_the_whole_path_with_gemma3(tmp_path: Path, method: str, target: str) -> None:
-    """Its head is the embedding, of 262,144 tokens, and its norms are stored larger by one."""
-    found = whole_path("gemma3-270m", method, target, tmp_path / "out")
-    assert 1e-5 < found["floor"] <= 0.02
-    assert found["floor"] < found["kl"] < 1
-    assert found["kl"] == pytest.approx(found["torch"], abs=0.1)
+def test_the_whole_path_with_gemma3(tmp_path: Path) -> None:
+    """Its head is the embedding, of 262,144 tokens, and its norms are stored larger by one.
+
+    It was dequantized from Q4_K_M, so that recipe changes next to nothing: what is left of the divergence there is the engine's own.
+    """
+    found = whole_path("gemma3-270m", "llama_cpp", "Q4_K_M", tmp_path / "out")
+    assert found["torch"] < 1e-4
+    assert 1e-3 < found["floor"] < 0.05
+    assert found["kl"] == pytest.approx(found["floor"], rel=0.05)
+    assert found["top"] > 0.9
 
 
 @gemma3

@@ -96,7 +96,8 @@ def _of_floor(score: Mapping[str, Any]) -> str:
     if floor < max(SEEN * score["value"], DIGIT):
         return ""
     so_far = f"so far apart are {facts['floor_between']} with the same numbers, over {facts['floor_tokens']:,} tokens"
-    itself = "" if score["value"] > floor else "; this model can't be distinguished from the dense one there"
+    # The dense model's own divergence would be about the floor there.
+    itself = "" if score["value"] - floor > floor else "; this model can't be distinguished from the dense one there"
     return f"a difference of KL below {floor:.1e} is none that a runtime would keep: {so_far}{itself}"
 
 
