@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from calibrant.activations import Gram, Seen
 from calibrant.allocations import allocations
@@ -18,7 +19,8 @@ from calibrant.allocations._targets import menu
 from calibrant.allocations.least_error import LeastError
 from calibrant.compress import prune, quantize
 from calibrant.errors import SpecError, TargetError
-from calibrant.methods import methods
+from calibrant.methods import Compressed, methods
+from calibrant.methods.wanda import Wanda
 from calibrant.models import Weight
 from calibrant.targets import Grid, NofM, Sparsity, Target, parse_target
 from calibrant.testing import tiny_folder
@@ -205,23 +207,28 @@ def test_its_text_gives_it_back():
         assert str(allocations.build(spec)) == spec
 
 
-def test_what_matrices_see_is_read_a_block_at_a_time():
-    of, alive, most = matrices(), list[int](), list[int]()
+def test_what_matrices_see_is_looked_at_as_it_comes(monkeypatch: pytest.MonkeyPatch):
+    """No list is made of it first: all that is done with a matrix is done before the walk is asked for the next."""
+    of, events, own = matrices(), list[str](), Wanda.compress
 
     def through() -> Iterator[tuple[Weight, Seen]]:
         for weight, seen in of.items():
-            alive.append(weight.block)
-            most.append(len(alive))
+            events.append(weight.name)
             yield weight, seen
-            alive.remove(weight.block)
 
+    def noted(method: Wanda, weight: Tensor, seen: Seen, target: Target) -> Compressed:
+        events.append("compress")
+        return own(method, weight, seen, target)
+
+    monkeypatch.setattr(Wanda, "compress", noted)
     whole = SeenByMatrix([*of], through)
     LeastError(reach=1).share(whole, Sparsity(0.5))
-    assert max(most) == 1
-    assert len(most) == len(of), "more than one walk"
+    # Only where types are checked something comes before: the check looks a matrix up.
+    assert events[-4 * len(of) :] == [event for weight in of for event in (weight.name, *3 * ["compress"])]
     assert list(whole) == list(of)
     assert len(whole) == len(of)
-    assert whole[next(iter(of))] is next(iter(of.values()))
+    first = next(iter(of))
+    assert whole[first][Gram] is of[first][Gram]
 
 
 def test_what_no_token_reached_comes_last_and_empty():

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -37,7 +37,7 @@ class LeastError(Allocation):
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
 
-    method: MatrixMethod | None = None
+    method: Any = None  # a MatrixMethod, or None; anything else is refused in a sentence
     step: float = 0.05
     reach: int = 3
     per: str = "matrix"
@@ -59,7 +59,7 @@ class LeastError(Allocation):
     def share(self, matrices: Mapping[Weight, Seen], target: Target) -> Mapping[str, Target]:
         """Return the targets. Raises `TargetError` for a target that has no steps, or that the method doesn't accept."""
         steps = menu(target, self.step, self.reach)
-        method = self.method or methods.build("wanda" if isinstance(target, Removal) else "rtn")
+        method: MatrixMethod = self.method or methods.build("wanda" if isinstance(target, Removal) else "rtn")
         method.check(target)
         costs = {weight: self._errors(method, weight, seen[Gram], steps) for weight, seen in matrices.items() if Gram in seen and seen[Gram].mass > 0}
         parts = dict[str | int, list[Weight]]()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -34,8 +34,8 @@ class HeldOut(MatrixMethod):
     observes: ClassVar[tuple[type[Statistic], ...]] = (HalvedGram,)
     updates: ClassVar[bool] = True
 
-    method: MatrixMethod = SparseGPT()  # noqa: RUF009  # frozen
-    damps: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    method: Any = SparseGPT()  # noqa: RUF009  # frozen; a MatrixMethod, anything else is refused in a sentence
+    damps: tuple[Any, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
     refit: bool = True
 
     def __post_init__(self) -> None:
@@ -78,6 +78,6 @@ class HeldOut(MatrixMethod):
         return Compressed(done.weight, {**done.notes, "held_out": shares, "chosen_damp": best}, done.packed)
 
     def _damped(self, damp: float) -> MatrixMethod:
-        damped = with_parameters(self.method, damp=damp)
+        damped: MatrixMethod | None = with_parameters(self.method, damp=damp)
         assert damped is not None, "a method without damp is refused when it is given"
         return damped

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from calibrant.activations import FeatureNorms, Gram, Seen, Statistic
 from calibrant.clock import spent_on
@@ -38,7 +38,7 @@ class Reconstructed(Method):
     propagate: ClassVar[Propagation] = "reference"
     propagations: ClassVar[tuple[Propagation, ...]] = ("reference",)
 
-    method: MatrixMethod = Wanda()  # noqa: RUF009  # frozen
+    method: Any = Wanda()  # noqa: RUF009  # frozen; a MatrixMethod, anything else is refused in a sentence
     steps: int = 32
     rate: float = 0.01
 

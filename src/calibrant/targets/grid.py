@@ -52,7 +52,7 @@ class Grid(Target):
 
     @property
     def amount(self) -> float:
-        return self.bits
+        return float(self.bits)
 
     @property
     def lowest(self) -> int:
