@@ -170,6 +170,7 @@ def test_arrival_gives_way_when_memory_is_short(folder: Path, texts: str) -> Non
     assert chosen == "reference"
     assert "went on with reference" in why
     assert fitting("dense", seen_by, batch, opened.dtype, limit=1000) == ("dense", "")
+    assert fitting("arrival", seen_by, batch, opened.dtype, limit=1000, possible=("arrival",)) == ("arrival", "")
 
 
 def test_the_room_for_activations_can_be_given(folder: Path, texts: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psutil
 import torch
@@ -31,7 +31,7 @@ from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.rehearsal import rehearse
 from calibrant.walk.statistics import KINDS
 
-PROPAGATIONS = ("arrival", "reference", "dense")
+PROPAGATIONS: Final[tuple[Propagation, ...]] = ("arrival", "reference", "dense")
 MEAN_WITHIN = 1e-3
 """How far, as a share of what was asked, the mean of an allocation may lie from it."""
 
@@ -325,14 +325,19 @@ def _why_dense(method: Method, view: ModelView, weights: Sequence[Weight], run: 
 
 
 def fitting(
-    propagate: Propagation, seen_by: ModelView, batch: TokenBatch | None, dtype: torch.dtype, limit: int | None = None
+    propagate: Propagation,
+    seen_by: ModelView,
+    batch: TokenBatch | None,
+    dtype: torch.dtype,
+    limit: int | None = None,
+    possible: Sequence[Propagation] = PROPAGATIONS,
 ) -> tuple[Propagation, str]:
-    """`propagate`, or `reference` and a sentence where `arrival` would need more memory than there is.
+    """`propagate`, or `reference` and a sentence where `arrival` would need more memory than there is and `reference` is `possible`.
 
     Arrival suspends the forwards of all micro-batches inside a block, so the activations of *all* tokens live at once: input, residual and
     the two widest intermediate results. `limit` is in bytes; by default 80 % of what the machine has free.
     """
-    if propagate != "arrival" or batch is None:
+    if propagate != "arrival" or "reference" not in possible or batch is None:
         return propagate, ""
     inputs = [weight.shape[1] for weight in seen_by.blocks[0].weights]
     outputs = [weight.shape[0] for weight in seen_by.blocks[0].weights]

@@ -239,7 +239,7 @@ class _Job:
             looking = calibration if recipe.looks else None
             batch = None if looking is None else resolved(looking, opened, progress).tokens(opened.tokenizer)
         ranks.agree("the run that is asked for", recipe.run(opened, batch, **_named(calibration)).id)
-        fits = ranks.gathered([fitting(recipe.propagate, seen_by, batch, opened.dtype, room)])
+        fits = ranks.gathered([fitting(recipe.propagate, seen_by, batch, opened.dtype, room, recipe.method.propagations)])
         propagate, note = max(fits, key=lambda fit: bool(fit[1]))  # where memory is short for one, none can go on as asked
         return cls(opened, seen_by, batch, replace(recipe, propagate=propagate), forms, calibration, clock, note, progress, ranks)
 

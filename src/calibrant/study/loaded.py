@@ -81,7 +81,7 @@ class LoadedModel:
 
     def fitting(self, recipe: Recipe, batch: TokenBatch | None) -> tuple[Recipe, str]:
         """Return `recipe` as this machine can carry it out, and a sentence where that is something else."""
-        fits, note = fitting(recipe.propagate, self.view, batch, self.opened.dtype, room())
+        fits, note = fitting(recipe.propagate, self.view, batch, self.opened.dtype, room(), recipe.method.propagations)
         return replace(recipe, propagate=fits), note
 
     def restore(self) -> None:
