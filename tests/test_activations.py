@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from calibrant.activations import CHUNK, BlockChange, FeatureNorms, FeatureSizes, Gram, Routing, Seen
+from calibrant.activations import CHUNK, BlockChange, FeatureMoments, FeatureNorms, FeatureSizes, Gram, Routing, Seen
 
 
 def rows(tokens: int, features: int = 5, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -159,3 +159,24 @@ def test_feature_sizes_are_weighted_sums_of_sizes_and_squares(dtype: torch.dtype
     assert torch.allclose(parts.sums, seen.sums / 2)
     assert torch.allclose(parts.means(), seen.means())
     assert parts.tokens == 7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_feature_moments_are_weighted_means_and_variances(dtype: torch.dtype) -> None:
+    x, weights = rows(7, dtype=dtype), [1.0, 0.5, 2.0, 1.0, 0.25, 3.0, 1.0]
+    seen = FeatureMoments.of(x, torch.tensor(weights))
+    means = [sum(w * float(row[i]) for row, w in zip(x.double(), weights, strict=True)) / sum(weights) for i in range(5)]
+    spreads = [sum(w * (float(row[i]) - means[i]) ** 2 for row, w in zip(x.double(), weights, strict=True)) / sum(weights) for i in range(5)]
+    assert seen.means().tolist() == pytest.approx(means, rel=1e-5, abs=1e-6)
+    assert seen.variances().tolist() == pytest.approx(spreads, rel=1e-5)
+    assert seen.norms().tolist() == pytest.approx(norms_by_hand(x, weights), rel=1e-6)
+    parts = FeatureMoments.of(x[:3], torch.tensor(weights[:3])) * 0.5 + FeatureMoments.of(x[3:], torch.tensor(weights[3:])) * 0.5
+    assert torch.allclose(parts.sums, seen.sums / 2)
+    assert torch.allclose(parts.variances(), seen.variances())
+    assert parts.tokens == 7
+
+
+def test_the_variance_of_what_never_changes_is_no_less_than_zero() -> None:
+    seen = FeatureMoments.of(torch.full((1000, 3), 0.1))
+    assert (seen.variances() >= 0).all()
+    assert seen.variances().max() < 1e-8

@@ -129,6 +129,43 @@ class FeatureSizes(InputStatistic):
         return self.sums / self.mass
 
 
+class FeatureMoments(InputStatistic):
+    """Σ w·x of each input feature, and Σ w·x²: its mean and variance.
+
+    >>> seen = FeatureMoments.of(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))
+    >>> seen.means().tolist(), seen.variances().tolist()
+    ([2.0, -1.0], [1.0, 1.0])
+    """
+
+    def __init__(self, sums: Float[Tensor, "in"], squares: Float[Tensor, "in"], tokens: int, mass: float) -> None:
+        self.sums, self.squares, self.tokens, self.mass = sums, squares, tokens, mass
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None) -> "FeatureMoments":
+        norms = FeatureNorms.of(x, weights)
+        sums = torch.zeros_like(norms.squares)
+        for rows, w in _chunks(x, weights):
+            sums += (rows if w is None else rows * w[:, None]).sum(0)
+        return FeatureMoments(sums, norms.squares, norms.tokens, norms.mass)
+
+    def __add__(self, other: "FeatureMoments") -> "FeatureMoments":
+        return FeatureMoments(self.sums + other.sums, self.squares + other.squares, self.tokens + other.tokens, self.mass + other.mass)
+
+    def __mul__(self, factor: float) -> "FeatureMoments":
+        return FeatureMoments(self.sums * factor, self.squares * factor, self.tokens, self.mass * factor)
+
+    def norms(self) -> Float[Tensor, "in"]:
+        return self.squares
+
+    def means(self) -> Float[Tensor, "in"]:
+        """Return the weighted mean of x."""
+        return self.sums / self.mass
+
+    def variances(self) -> Float[Tensor, "in"]:
+        """Return the weighted variance of x; 0 where rounding would leave it below."""
+        return (self.squares / self.mass - self.means().square()).clamp_min(0)
+
+
 class Gram(InputStatistic):
     """Σ w·x xᵀ: what methods that reconstruct outputs need. Computed results (a factorisation, say) are cached on it and never stored."""
 

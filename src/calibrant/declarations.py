@@ -50,7 +50,7 @@ class Sketches:
 
         >>> from dataclasses import fields
         >>> [field.name for field in fields(Sketches().of("calibrant.methods.sparsegpt", "SparseGPT"))]
-        ['damp', 'block', 'scales']
+        ['damp', 'block', 'scales', 'order']
         """
         value = self._named(module, name)
         if not isinstance(value, type):

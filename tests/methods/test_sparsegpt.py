@@ -14,7 +14,8 @@ from calibrant.activations import Gram, Seen
 from calibrant.errors import NumericsError, SpecError, TargetError
 from calibrant.methods import _factor
 from calibrant.methods.sparsegpt import SparseGPT
-from calibrant.targets import NofM, Sparsity, Target
+from calibrant.spec import canonical
+from calibrant.targets import NofM, Sparsity, Target, parse_target
 
 PLAIN = SparseGPT()
 TARGETS = [Sparsity(0.5), Sparsity(0.29), Sparsity(0.8), NofM(2, 4), NofM(1, 4), NofM(3, 4), NofM(4, 8)]
@@ -252,3 +253,68 @@ def test_damping_must_be_positive(damp: float):
 def test_a_block_has_columns(block: int):
     with pytest.raises(SpecError, match=rf"block={block}\): block must be at least 1"):
         SparseGPT(block=block)
+
+
+def in_order_of_loss(weight: Tensor, x: Tensor, target: Target, block: int) -> list[int]:
+    """ROSE, one column at a time: what each block removes by Wanda's scores, blocks and their columns by falling loss."""
+    lengths = x.double().square().sum(0).sqrt()
+    scores = (weight.double().abs() * lengths).numpy()
+    width = target.m if isinstance(target, NofM) else block
+    blocks = [list(range(start, min(start + width, scores.shape[1]))) for start in range(0, scores.shape[1], width)]
+    losses, before = dict[int, float](), 0
+    for columns in blocks:
+        here = scores[:, columns]
+        gone = np.zeros(here.shape, bool)
+        if isinstance(target, NofM):
+            for row in range(len(here)):
+                gone[row, np.argsort(here[row], kind="stable")[: target.m - target.n]] = True
+        else:
+            until = math.floor(round(len(scores) * (columns[-1] + 1) * target.fraction, 6))  # pyright: ignore[reportAttributeAccessIssue]
+            gone.ravel()[np.argsort(here.ravel(), kind="stable")[: until - before]] = True
+            before = until
+        losses |= dict(zip(columns, np.where(gone, here, 0).sum(0), strict=True))
+    totals = [sum(losses[c] for c in columns) for columns in blocks]
+    if max(totals) - min(totals) <= 0.5 * max(totals):
+        return list(range(scores.shape[1]))
+    inside = [columns if isinstance(target, NofM) else sorted(columns, key=lambda c: -losses[c]) for columns in blocks]
+    return [c for _, columns in sorted(zip(totals, inside, strict=True), key=lambda pair: -pair[0]) for c in columns]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("block", [128, 48])
+def test_in_order_of_loss_it_is_the_algorithm_on_permuted_columns(target: Target, block: int):
+    weight, x = torch.randn(24, 296, dtype=torch.float64), features(600, 296) * torch.linspace(0, 1, 296, dtype=torch.float64).pow(6).add(0.05)
+    order = in_order_of_loss(weight, x, target, block)
+    assert order != list(range(296))
+    expected = np.empty((24, 296))
+    expected[:, order] = column_by_column(weight[:, order], x[:, order], target, block=block)
+    mask, distance = agreement(pruned(weight, x, target, SparseGPT(block=block, order="loss")), expected)
+    assert mask >= 0.9999
+    assert distance <= 1e-4
+
+
+def test_where_blocks_lose_alike_the_order_stays():
+    weight, x = torch.randn(64, 256, dtype=torch.float64), torch.randn(400, 256, dtype=torch.float64)
+    seen = Seen({Gram: Gram.of(x)})
+    natural, ordered = (SparseGPT(order=order).compress(weight, seen, Sparsity(0.5)) for order in ("natural", "loss"))
+    assert torch.equal(natural.weight, ordered.weight)
+    assert ordered.notes == {**natural.notes, "reordered": False}
+
+
+def test_an_order_by_loss_helps_where_what_matters_comes_last():
+    weight = torch.randn(64, 256, dtype=torch.float64) * torch.linspace(0.01, 1, 256, dtype=torch.float64)
+    x = features(600, 256)
+    errors = [float((x @ (pruned(weight, x, Sparsity(0.6), SparseGPT(order=order)) - weight).T).norm()) for order in ("natural", "loss")]
+    assert errors[1] < errors[0]
+
+
+def test_an_order_is_one_of_two_and_no_grid_has_another():
+    with pytest.raises(SpecError, match=r"order='activation'\): columns are taken in natural order or by loss; write one"):
+        SparseGPT(order="activation")
+    with pytest.raises(TargetError, match=r"sparsegpt\(order='loss'\) can't be asked for 2:4\+w4g64: with a grid columns are taken in natural order"):
+        SparseGPT(order="loss").check(parse_target("2:4+w4g64"))
+
+
+def test_the_identity_of_what_was_released_is_what_it_was():
+    assert canonical(SparseGPT()) == {"spec": "sparsegpt", "revision": SparseGPT.revision, "damp": 0.01, "block": 128}
+    assert canonical(SparseGPT(order="loss"))["order"] == "loss"

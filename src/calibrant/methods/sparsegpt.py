@@ -4,14 +4,16 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen, Statistic, wide
-from calibrant.errors import SpecError
+from calibrant.errors import SpecError, TargetError
 from calibrant.methods._base import Compressed, MatrixMethod, finite, observed, removal
 from calibrant.methods._elimination import eliminate
 from calibrant.methods._factor import shared_factor
+from calibrant.methods._ordering import by_loss
 from calibrant.methods._quantizing import quantize
 from calibrant.methods._rounding import check_rule, scales_by
 from calibrant.spec import later
@@ -30,6 +32,10 @@ class SparseGPT(MatrixMethod):
     together (the paper's section 3.5). Removed ones are the code of zero; others may be rounded to it. `scales` are chosen before, with all weights
     of a group: by `absmax`, `mse` or `importance` (see `rtn`).
 
+    `order=loss` takes blocks of columns, and columns in a block, by falling loss, where blocks lose unevenly: ROSE (Su, Wang 2026, arXiv 2603.05878).
+    What a column will lose is the sum of |W_oi|·‖x_i‖ over its weights that are the lowest of its block. For N:M a block is a group. It takes a
+    factorisation of its own for each matrix, and a target that only removes.
+
     Differs from the paper's code in:
     the count is exact (the code removes everything up to a threshold, so at least one weight more in each block, and all ties), with
     block quotas whose sums are exact, so that the matrix loses ⌊out·in·s⌋ weights;
@@ -46,6 +52,7 @@ class SparseGPT(MatrixMethod):
     damp: float = 0.01
     block: int = 128
     scales: str = later("absmax")
+    order: str = later("natural")
 
     def __post_init__(self) -> None:
         if not (self.damp > 0 and math.isfinite(self.damp)):
@@ -53,9 +60,17 @@ class SparseGPT(MatrixMethod):
         if self.block < 1:
             raise SpecError(f"sparsegpt(block={self.block}): block must be at least 1 column; 128 is the paper's", subject="block")
         check_rule("sparsegpt", self.scales)
+        if self.order not in ("natural", "loss"):
+            raise SpecError(f"sparsegpt(order={self.order!r}): columns are taken in natural order or by loss; write one", subject="order")
+
+    def check(self, target: Target) -> None:
+        super().check(target)
+        if self.order != "natural" and isinstance(target, SparseGrid):
+            raise TargetError(f"{self} can't be asked for {target}: with a grid columns are taken in natural order", subject=str(target))
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
-        """Notes: the `damp` and the `precision` that the factorisation took, and how many `dead_inputs` were always zero.
+        """Notes: the `damp` and the `precision` that the factorisation took, and how many `dead_inputs` were always zero; with `order=loss` whether
+        the columns were `reordered`.
 
         Raises `NumericsError` for a weight or Gram that isn't finite, a Gram beyond repair, or if no token arrived; `TargetError` for a
         target that doesn't fit the shape or removes nothing.
@@ -63,6 +78,8 @@ class SparseGPT(MatrixMethod):
         self.check(target)
         target.check((weight.shape[0], weight.shape[1]), "the matrix")
         gram = observed(seen, Gram)
+        if self.order == "loss":
+            return self._by_loss(weight, gram, removal(target))
         factor = shared_factor(gram, self.damp)
         sound = finite(weight, "the weight")
         if isinstance(target, SparseGrid):
@@ -70,3 +87,14 @@ class SparseGPT(MatrixMethod):
             return Compressed(finite(packed.dense(), "the corrected weight"), factor.notes, packed)
         pruned = eliminate(sound.to(wide(weight.dtype)), factor, removal(target), self.block)
         return Compressed(finite(pruned.to(weight.dtype), "the corrected weight"), factor.notes)
+
+    def _by_loss(self, weight: Tensor, gram: Gram, target: Removal) -> Compressed:
+        sound = finite(weight, "the weight").to(wide(weight.dtype))
+        norms = finite(gram.norms(), "the squared norms of the inputs").sqrt()
+        order = by_loss(sound.abs() * norms.to(sound.dtype), target, self.block)
+        inputs = torch.arange(weight.shape[1], device=weight.device) if order is None else order
+        turned = gram if order is None else Gram(gram.matrix[inputs][:, inputs], gram.tokens, gram.mass)
+        factor = shared_factor(turned, self.damp)
+        pruned = eliminate(sound[:, inputs], factor, target, self.block)[:, inputs.argsort()]
+        notes = {**factor.notes, "reordered": order is not None}
+        return Compressed(finite(pruned.to(weight.dtype), "the corrected weight"), notes)

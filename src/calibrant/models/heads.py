@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from calibrant.models.changing import overwrite
@@ -61,6 +61,25 @@ class Heads:
             overwrite(self.bias, bias)
         read = self.output.get().to(matrix.dtype)
         self.output.set((read.unflatten(1, (-1, self.width)) @ matrix).flatten(1))
+
+    def sharing(self) -> Mapping[int, tuple[int, ...]]:
+        """Return the heads that share values, by the row at which these begin."""
+        return {place: tuple(head for head, first in enumerate(self.first) if first == place) for place in sorted(set(self.first))}
+
+    def permute(self, place: int, order: Int[Tensor, "width"]) -> None:
+        """Put the values that begin at row `place` into another order, and the columns of all heads that read them: the block computes the same."""
+        order = order.to(self.values.stored.device)
+        values, read = self.values.get().clone(), self.output.get().clone()
+        values[place : place + self.width] = values[place + order]
+        for head in self.sharing()[place]:
+            at = head * self.width
+            read[:, at : at + self.width] = read[:, at + order]
+        self.values.set(values)
+        self.output.set(read)
+        if self.bias is not None:
+            bias = self.bias.detach().clone()
+            bias[place : place + self.width] = bias[place + order]
+            overwrite(self.bias, bias)
 
 
 def _passed(view: ModelView) -> Mapping[str, tuple[Tensor, Tensor]]:
