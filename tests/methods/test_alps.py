@@ -54,6 +54,7 @@ def by_the_paper(weight: Tensor, x: Tensor, target: Target, damp: float = 0.01) 
     w = weight.double().numpy() * scale
     d = np.where(top(abs(w), target), w, 0)
     first, v, rho, grown, before, kept = d.copy(), np.zeros_like(w), 0.1, False, d != 0, (d != 0).sum()
+    stays = before
     for done in range(3, 301, 3):
         inverse = np.linalg.inv(hessian + rho * np.eye(len(hessian)))
         for _ in range(3):
