@@ -77,7 +77,7 @@ def test_few_tokens_narrow_and_more_decide() -> None:
 
     def measure(choices: Sequence[Choice], tokens: int) -> list[float]:
         asked.append((tokens, len(choices)))
-        return [sum(u * level for u, level in enumerate(choice)) for choice in choices]
+        return [float(sum(u * level for u, level in enumerate(choice))) for choice in choices]
 
     trials = Trials(Space.of(UNITS, 1), measure, (10, 50, 100))
     choices = [tuple(int(u == v) for v in range(UNITS)) for u in range(UNITS)]
