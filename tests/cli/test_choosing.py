@@ -67,6 +67,18 @@ def test_what_is_found_is_taken_by_prune(ask: Ask, model: Path) -> None:
     assert pruned.json["run"]["data"] == found["expr"]
 
 
+def test_a_mixture_for_a_grid_is_taken_by_quantize_and_its_imatrix_is_written(ask: Ask, model: Path, tmp_path: Path) -> None:
+    found = ask("mix", model, "--target", "w4g16", "--imatrix", "mixed.gguf", "--json", *SMALL).json
+    assert (found["method"], found["sparsity"], found["enough"]) == ("gptq", "w4g16", [])
+    covered = ask("inspect", "mixed.gguf", "--json")
+    assert covered.code == 0
+    assert covered.json["datasets"][0].startswith(found["expr"])
+    words = ["--data", found["expr"], "--method", "gptq", "--target", "w4g16", "--samples", 4, "--length", 64, "--json"]
+    quantized = ask("quantize", model, "--out", "small", *words)
+    assert quantized.code == 0
+    assert quantized.json["run"]["data"] == found["expr"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -75,6 +87,9 @@ def test_what_is_found_is_taken_by_prune(ask: Ask, model: Path) -> None:
         ("--sources c4 --sources pile --objective best", "objective='best' is not known; write mean, worst, or target=EXPR"),
         ("--sources c4 --sources pile --objective target=", "objective='target=' is not known"),
         ("--sources c4 --sources pile --method magnitude", "magnitude looks at no data"),
+        ("--sources c4 --sources pile --method rtn --target w4g64", "rtn looks at no data, so every text gives the same weights; choose gptq"),
+        ("--sources c4 --sources pile --method gptq --target 2:4", "gptq can't be asked for 2:4"),
+        ("--sources c4 --sources pile --target w4g16 --imatrix mixed.txt", "is no name for an imatrix"),
         ("--sources c4 --sources gsm9k", "there is no source called 'gsm9k', did you mean 'gsm8k'?"),
         ("--sources c4 --sources pile --sparsity 1.5", "1.5 is no sparsity"),
         ("--sources c4 --sources pile --out nowhere/found.json", "'nowhere/found.json' can't be written"),

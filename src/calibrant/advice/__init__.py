@@ -1,4 +1,4 @@
-"""Which calibration data to use: predicted without pruning, raced by real measurements, and explained in a paragraph."""
+"""Which calibration data to use: predicted without compressing, raced by real measurements, and explained in a paragraph."""
 
 from calibrant.advice.recommending import Candidate, Recommendation, recommend
 

@@ -11,10 +11,12 @@ from calibrant.advice.goal import Goal
 from calibrant.advice.halves import COMMON, Halves, in_common
 from calibrant.advice.racing import RaceResult, Standing, plain
 from calibrant.compare import LEVEL
+from calibrant.compress.prune_quantize import TAKES, Verb
 from calibrant.data import CalibrationSet, mirror
 from calibrant.grammar import read_mix
 from calibrant.methods import methods
 from calibrant.mixtures import Mixture
+from calibrant.targets import GgmlKind, GgufRecipe, Target, parse_target
 
 ENDS: Final = {
     "clear": "All others are clearly behind",
@@ -22,18 +24,35 @@ ENDS: Final = {
     "draws": "Every set in the race was drawn as often as a race allows",
     "time": "The time was up; the same command goes on from here",
 }
+IN_TORCH: Final = (
+    "It was measured in PyTorch, with the numbers that the file's blocks stand for; llama.cpp rounds activations to 8 bits as well "
+    "(calibrant evaluate model.gguf --engine llama_cpp measures that)."
+)
+"""What a figure of llama.cpp's blocks isn't."""
 _LONG: Final = 100
 """Letters of a mixture that a sentence holds."""
+
+
+def verb_of(target: Target) -> Verb:
+    """Return what becomes of a model that is given this target: `prune` or `quantize`."""
+    return next(verb for verb, kinds in TAKES.items() if isinstance(target, kinds))
 
 
 def advice(mixture: Mixture, goal: Goal, base: str, race: RaceResult, most: int = ROUNDS, halves: Sequence[Halves] = ()) -> str:
     """Return the paragraph: what to use, what to expect against the baseline, what cannot be distinguished from it, and how the race ended."""
     best, *others = race.standings
+    target = parse_target(mixture.sparsity)
     tokens = f"{mixture.tokens:,} tokens" + (" of each part" if read_mix(best.data) else "")
+    bits = f" ({race.bits:.2f} bits a weight)" if race.bits is not None else ""
     sentences = [
-        f"To prune {mixture.model} with {mixture.method} to {mixture.sparsity} for {goal.text}, calibrate on {short(best.data)}, with {tokens}."
+        f"To {verb_of(target)} {mixture.model} with {mixture.method} to {mixture.sparsity}{bits} for {goal.text}, calibrate on {short(best.data)}, "
+        f"with {tokens}."
     ]
     sentences.append(_expected(best, base, race))
+    if best.divergence is not None:
+        sentences.append(f"Its predictions are {best.divergence.value:.3f} nats a token from the dense model's (KL).")
+    if isinstance(target, GgmlKind | GgufRecipe):
+        sentences.append(IN_TORCH)
     sentences += _siblings(race, halves) if halves else _same_file(best, goal)
     if alike := [short(standing.data) for standing in others if standing.dropped is None]:
         sentences.append(f"Not significantly different from it: {', '.join(alike)}.")
@@ -43,12 +62,15 @@ def advice(mixture: Mixture, goal: Goal, base: str, race: RaceResult, most: int 
     return " ".join(sentences)
 
 
-def command(model: str, data: str, mixture: Mixture, propagate: str, dtype: str, device: str) -> str:
-    """Return the command that prunes as was measured, quoted for a shell."""
-    words = ["calibrant", "prune", model, "--data", data, "--method", mixture.method, "--sparsity", mixture.sparsity]
+def command(model: str, data: str, mixture: Mixture, propagate: str, dtype: str, device: str, export: str = "") -> str:
+    """Return the command that does what was measured, quoted for a shell; `export` is a form to write beside the folder."""
+    verb = verb_of(parse_target(mixture.sparsity))
+    option = "--sparsity" if verb == "prune" else "--target"
+    words = ["calibrant", verb, model, "--data", data, "--method", mixture.method, option, mixture.sparsity]
     words += ["--tokens", str(mixture.tokens), "--length", str(mixture.length)]
     if propagate != methods.build(mixture.method).propagate:
         words += ["--propagate", propagate]
+    words += ["--export", export] if export else []
     words += [word for name, value in (("--dtype", dtype), ("--device", device)) if value != "auto" for word in (name, value)]
     if (root := mirror()) is not None and not os.environ.get("CALIBRANT_DATA"):
         words += ["--data-dir", str(root)]

@@ -5,25 +5,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, final
 
+import psutil
+
 from calibrant.advice.budget import Purse, StepCosts, TimePlan, continued, kept_plan, planned
 from calibrant.advice.fitting import Fitted, fit, own_files
 from calibrant.advice.goal import Goal, default_sources, parse_goal
 from calibrant.advice.halves import Halves, halves_of
 from calibrant.advice.predicting import Prediction, of_mixture, with_siblings
 from calibrant.advice.timing import measured_costs
+from calibrant.compress.prune_quantize import TAKES
 from calibrant.data import CalibrationSet
+from calibrant.errors import InputError
 from calibrant.evaluators import Evaluator
+from calibrant.evaluators.agreement import Agreement
 from calibrant.evaluators.loss import Loss
 from calibrant.evaluators.task import Task
-from calibrant.methods import MatrixMethod, Method, methods
-from calibrant.mixtures import Mixture, expression, mix, uniform
+from calibrant.exports import exports
+from calibrant.methods import Method, StandIn
+from calibrant.mixtures import Mixture, aim_of, expression, mix, stand_in_of, uniform
 from calibrant.mixtures.algebra import effort_of
 from calibrant.mixtures.mixture import BEST, UNIFORM
-from calibrant.models import Opened, open_model
+from calibrant.models import Opened, open_model, view
 from calibrant.progress import Progress, silent
 from calibrant.spec import identity
 from calibrant.study import Study
-from calibrant.targets import parse_target
+from calibrant.targets import GgmlKind, GgufRecipe, Target
 
 BASELINE: Final = "c4"
 """What most people use."""
@@ -34,6 +40,11 @@ ITEMS: Final = 200
 LEAST_TOKENS: Final = 1024
 LEAST_ITEMS: Final = 50
 """What is measured on at least, however short the time."""
+DIVERGENCE: Final = 8
+"""The divergence from the dense model is measured on this part of a loss's tokens: it tells two models apart on less text than a loss does."""
+LEAST_DIVERGENCE: Final = 512
+COPY: Final = 0.1
+"""The share of the machine's memory that a second copy of the model may take, which the divergence needs."""
 FIRST: Final = ("c4", "gsm8k:cot", "wikipedia", "commonsense_qa:icl", "python_docs", "pile", "esnli:cot", "arithmetic:cot", "redpajama")
 """The order in which default sources are kept when the time is short: such as differ most first."""
 
@@ -43,6 +54,7 @@ FIRST: Final = ("c4", "gsm8k:cot", "wikipedia", "commonsense_qa:icl", "python_do
 class Prepared:
     """What was asked, as it can be had: `names` are the candidates, `needed` those that stay however short the time, `own` those of the target.
 
+    `standing` predicts the method; `export` is the form in which the result is deployed, where that isn't the folder.
     `template` is the study that the race is, without its rounds; `fixed` says that the tokens were given. `identity` is the same for a later call
     that asks the same, `no_sibling` says why the target has none, and `opening` is how many
     seconds it took to open the model.
@@ -50,7 +62,9 @@ class Prepared:
 
     opened: Opened
     method: Method
-    target: str
+    target: Target
+    standing: StandIn
+    export: str
     names: tuple[str, ...]
     needed: tuple[str, ...]
     own: tuple[str, ...]
@@ -70,7 +84,8 @@ class Prepared:
 
     def costs(self, progress: Progress = silent) -> StepCosts:
         """Measure what the pieces cost."""
-        return measured_costs(self.opened, self.template, self.method, self.opening, progress)
+        effort = effort_of(self.standing.method)
+        return measured_costs(self.opened, self.template, self.standing, effort, len(self.names), self.opening, progress)
 
     def plan(self, costs: StepCosts, purse: Purse, minutes: float) -> TimePlan:
         """Return what the time will buy: the plan of an earlier call, gone on with, or a new one."""
@@ -82,7 +97,7 @@ class Prepared:
     def within(self, plan: TimePlan) -> "Prepared":
         """Return the same with the budgets of a plan."""
         goal = self.fitted.goal.limited(lambda measure: _part(measure, plan.share))
-        evaluate = tuple(str(evaluator) for _, evaluator in goal.measures)
+        evaluate = _evaluated(goal, self.target, self.opened)
         length = min(self.fitted.length, plan.tokens)
         fitted = replace(self.fitted, goal=goal, judge_tokens=min(plan.tokens, self.fitted.judge_tokens), length=length)
         return replace(self, fitted=fitted, template=replace(self.template, evaluate=evaluate, tokens=plan.tokens, length=length))
@@ -99,7 +114,7 @@ class Prepared:
             self.opened,
             chosen,
             method=self.method,
-            sparsity=self.target,
+            target=self.target,
             objective=f"target={goal.judge}",
             tokens=plan.tokens,
             length=self.fitted.length,
@@ -111,17 +126,16 @@ class Prepared:
         if not halves:
             names = {UNIFORM: expression(list(mixture.weights), uniform(len(mixture.weights))), BEST: mixture.expr}
             return mixture, of_mixture(mixture, str(CalibrationSet(goal.judge)), names)
-        assert isinstance(self.method, MatrixMethod)
-        effort = effort_of(self.method)
-        return mixture, with_siblings(mixture, goal.judge, halves, self.opened, effort, self.place, self.fitted.judge_tokens, progress)
+        settings = self.opened, effort_of(self.standing.method), self.place, self.fitted.judge_tokens, progress
+        return mixture, with_siblings(mixture, self.standing, goal.judge, halves, *settings)
 
 
 def asked(
     model: str,
     targets: Sequence[str],
     sources: Sequence[str],
-    method: str,
-    sparsity: float | str,
+    method: str | None,
+    sparsity: float | str | Target | None,
     tokens: int | None,
     length: int,
     baseline: str,
@@ -132,22 +146,26 @@ def asked(
     purse: Purse,
 ) -> Prepared:
     """Read what is asked, open the model, divide the target's files and fit the budgets. An `InputError` for what can't be used."""
+    built, aimed = aim_of(method, sparsity)
+    standing = stand_in_of(built, aimed)
     goal = parse_goal(targets, TOKENS, ITEMS, length)
     names = list(dict.fromkeys(str(CalibrationSet(text)) for text in (sources or default_sources(goal))))
     base = str(CalibrationSet(baseline)) if baseline else BASELINE if BASELINE in names else names[0]
     names, own = list(dict.fromkeys([*names, base])), [str(CalibrationSet(text)) for text in goal.sources]
-    built, wanted = methods.build(method), str(parse_target(sparsity))
     began = purse.spent
     opened = open_model(model, dtype, device)
     opening = purse.spent - began
+    seen_by = view(opened.model)
+    built.check_model(seen_by, aimed, dict.fromkeys(seen_by.named, aimed))
+    export = _deployed(built, aimed, opened)
     halves, why_not = _halves(goal, folder / "halves") if sibling else ((), "it was not asked for")
     fitted = fit(names, goal, halves, tokens or TOKENS, length, opened.tokenizer)
     template = Study(
         models=(model,),
         data=(base,),
-        evaluate=tuple(str(evaluator) for _, evaluator in fitted.goal.measures),
+        evaluate=_evaluated(fitted.goal, aimed, opened),
         methods=(str(built),),
-        sparsities=(wanted,),
+        sparsities=(str(aimed),),
         tokens=fitted.tokens,
         length=fitted.length,
         dtype=dtype,
@@ -155,10 +173,40 @@ def asked(
         allow_leak=True,  # rows of the target's file that are alike are what the sibling is for; records keep their number
     )
     needed = tuple(names if sources else dict.fromkeys([*own, base]))
-    same = identity([opened.digest, str(built), wanted, goal.text, names, fitted.tokens, length, base, str(opened.dtype), device, sibling])
+    same = identity([opened.digest, str(built), str(aimed), goal.text, names, fitted.tokens, length, base, str(opened.dtype), device, sibling])
     why_not = "" if fitted.halves else why_not or "its halves hold too little to be calibrated on"
-    read = (opened, built, wanted, tuple(names), needed, tuple(own), base, fitted, template, folder)
+    read = (opened, built, aimed, standing, export, tuple(names), needed, tuple(own), base, fitted, template, folder)
     return Prepared(*read, same, tokens is not None, why_not, opening)
+
+
+def _evaluated(goal: Goal, target: Target, opened: Opened) -> tuple[str, ...]:
+    """Return what is measured on each run: the goal's measures and, of a model that is rounded, its divergence from the dense one on like text.
+
+    The divergence decides nothing. It is left out where no loss is measured, or a copy of the dense model would be large for this machine.
+    """
+    texts = [str(evaluator) for _, evaluator in goal.measures]
+    size = sum(parameter.numel() * parameter.element_size() for parameter in opened.model.parameters())
+    losses = [(weight, measure) for weight, measure in goal.measures if isinstance(measure, Loss)]
+    if losses and isinstance(target, TAKES["quantize"]) and size <= COPY * psutil.virtual_memory().total:
+        _, measure = max(losses, key=lambda loss: loss[0])
+        tokens = min(measure.tokens, max(LEAST_DIVERGENCE, measure.tokens // DIVERGENCE))
+        texts.append(str(Agreement(source=measure.source, format=measure.format, tokens=tokens, length=measure.length)))
+    return tuple(texts)
+
+
+def _deployed(method: Method, target: Target, opened: Opened) -> str:
+    """Return the export in which llama.cpp's blocks are kept, nothing for other targets; an `InputError` where a whole file can't be made."""
+    if not isinstance(target, GgmlKind | GgufRecipe):
+        return ""
+    like = getattr(method, "like", "")
+    export = exports.build(f"gguf(like={like!r})" if like else "gguf")
+    try:
+        export.check(method, target, opened, view(opened.model))
+    except InputError:
+        if isinstance(target, GgufRecipe):
+            raise
+        return ""
+    return str(export)
 
 
 def _halves(goal: Goal, place: Path) -> tuple[tuple[Halves, ...], str]:

@@ -53,7 +53,10 @@ class Purse:
 @dataclass(frozen=True)
 class StepCosts:
     """Seconds on this machine, for one question: `opened` to open the model, `walk` and `judge` for a token of which statistics are gathered,
-    `search` for a search of mixtures, `compress` for a run whose statistics are there, `measure` for all measurements of one run."""
+    `search` for a search of mixtures, `compress` for a run whose statistics are there, `measure` for all measurements of one run.
+
+    `again` is for a token of a run that sees its inputs itself, as methods do that update weights; 0 for those that read what was gathered, which
+    is done once for a set and draw."""
 
     opened: float
     walk: float
@@ -61,19 +64,24 @@ class StepCosts:
     search: float
     compress: float
     measure: float
+    again: float = 0.0
 
     def predicting(self, sources: int, judges: int, tokens: int) -> float:
         """Seconds until all candidates are predicted: a walk for each source, and for each judge."""
         return tokens * (sources * self.walk + judges * self.judge) + judges * self.search
 
-    def round(self, runs: int, walks: int, tokens: int, share: float = 1.0) -> float:
-        """Seconds of a round of so many runs, for which the statistics of `walks` sets have to be gathered, on a `share` of the items."""
-        return self.opened + runs * (self.compress + share * self.measure) + tokens * walks * self.walk
+    def round(self, runs: int, walks: int, parts: int, tokens: int, share: float = 1.0) -> float:
+        """Seconds of a round of so many runs, on a `share` of the items.
+
+        The statistics of `walks` sets have to be gathered; where runs see their inputs themselves, they walk through `parts` sets in all.
+        """
+        walking = parts * self.again if self.again else walks * self.walk
+        return self.opened + runs * (self.compress + share * self.measure) + tokens * walking
 
     def scaled(self, predicting: float = 1.0, racing: float = 1.0) -> "StepCosts":
         """Return the costs where the two parts of the work took so many times as long as these say."""
         gathered = replace(self, walk=self.walk * predicting, judge=self.judge * predicting, search=self.search * predicting)
-        return replace(gathered, compress=self.compress * racing, measure=self.measure * racing)
+        return replace(gathered, compress=self.compress * racing, measure=self.measure * racing, again=self.again * racing)
 
     def keep(self, folder: Path, question: str) -> None:
         """Write them into the folder for the next call."""
@@ -155,7 +163,7 @@ def kept_plan(folder: Path, question: str, minutes: float) -> TimePlan | None:
 def continued(plan: TimePlan, costs: StepCosts, seconds: float, rounds: int) -> TimePlan:
     """Return a kept plan with the draws that `seconds` buy beside those that are there."""
     runs = runs_of(plan.arms, plan.halves)
-    another = costs.round(runs, runs, plan.tokens, plan.share)
+    another = costs.round(runs, runs, _parts(runs, plan.sources), plan.tokens, plan.share)
     begun = 2 * costs.opened + costs.search * (3 if plan.halves else 1)
     more = max(0, min(rounds - plan.done, int((seconds / MARGIN - begun) / another)))
     return replace(plan, rounds=max(1, plan.done + more), seconds=begun + more * another, another=another, fits=begun <= seconds)
@@ -197,6 +205,11 @@ def runs_of(arms: int, halves: bool) -> int:
     return arms + (2 * (1 if arms <= LEAST else 2) if halves else 0)
 
 
+def _parts(runs: int, sources: int) -> int:
+    """Return through about how many sets runs walk that see their inputs themselves: one each, but for a mixture of all sources."""
+    return runs + sources - 1
+
+
 def _shapes(
     sources: int, least: int, tokens: int, halves: bool, fixed: bool, smaller: bool, rounds: int
 ) -> Iterator[tuple[int, int, int, int, float, bool]]:
@@ -214,8 +227,9 @@ def _shapes(
 def _plan(costs: StepCosts, sources: int, arms: int, rounds: int, tokens: int, share: float, halves: bool) -> TimePlan:
     runs = runs_of(arms, halves)
     predicting = costs.predicting(sources + 2 * halves, 1 + 2 * halves, tokens)
-    another = costs.round(runs, runs, tokens, share)
-    racing = costs.round(runs + 1, 0, tokens, share) + (rounds - 1) * another  # the dense model is measured in the first
+    parts = _parts(runs, sources)
+    another = costs.round(runs, runs, parts, tokens, share)
+    racing = costs.round(runs + 1, 0, parts, tokens, share) + (rounds - 1) * another  # the dense model is measured in the first
     return TimePlan(sources, arms, rounds, tokens, share, halves, predicting + racing, another)
 
 

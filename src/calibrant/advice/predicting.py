@@ -10,13 +10,12 @@ import numpy as np
 
 from calibrant.advice.halves import Halves
 from calibrant.data import CalibrationSet
-from calibrant.methods import MatrixMethod, methods
+from calibrant.methods import StandIn
 from calibrant.mixtures import Effort, Errors, Mixture, Sample, Search, Shares, expression, gather_statistics, only, uniform
 from calibrant.models import Opened, view
 from calibrant.progress import Progress, silent
 from calibrant.select import resolved
 from calibrant.store import STATISTICS
-from calibrant.targets import parse_target
 
 _NOTHING: Final = Sample(0, 0)
 
@@ -45,6 +44,7 @@ def swapped(data: str, halves: Sequence[Halves], side: int) -> str:
 
 def with_siblings(
     mixture: Mixture,
+    standing: StandIn,
     judge: str,
     halves: Sequence[Halves],
     opened: Opened,
@@ -55,12 +55,11 @@ def with_siblings(
 ) -> dict[str, Prediction]:
     """Return the predictions for each source of a mixture alone, for all of them alike, for the mixture, and for the best mixture under the sibling.
 
-    `judge` is the target as an expression. All errors are on the sample `effort.final`; statistics that are in `root` already aren't gathered again.
+    `standing` predicts the method, `judge` is the target as an expression. All errors are on the sample `effort.final`; statistics that are in
+    `root` already aren't gathered again.
     """
     sources = list(mixture.weights)
     budget = {"length": mixture.length, "tokens": mixture.tokens}
-    method = methods.build(mixture.method)
-    assert isinstance(method, MatrixMethod)
     # The file as it is; its first half, judged by the second; and its second, judged by the first.
     ways = [(sources, judge), *(([swapped(one, halves, side) for one in sources], swapped(judge, halves, 1 - side)) for side in (0, 1))]
     gathered = []
@@ -69,10 +68,10 @@ def with_siblings(
         judging = CalibrationSet(by, seed=1, length=mixture.length, tokens=judge_tokens).held_out()
         batches = [(name, resolved(one, opened, progress).tokens(opened.tokenizer)) for name, one in sets]
         judged = [(by, judging.tokens(opened.tokenizer))]
-        gathered.append(gather_statistics(opened, view(opened.model), method, batches, judged, root / STATISTICS, _NOTHING, progress))
+        gathered.append(gather_statistics(opened, view(opened.model), standing.method, batches, judged, root / STATISTICS, _NOTHING, progress))
 
     def errors(sample: Sample, which: slice) -> Any:
-        each = [Errors(list(of.inputs(sample)), method, parse_target(mixture.sparsity), of.masses) for of in gathered[which]]
+        each = [Errors(list(of.inputs(sample)), standing.method, standing.target, of.masses) for of in gathered[which]]
         return lambda mixtures: np.concatenate([one(mixtures) for one in each], axis=1)
 
     search = Search(errors(effort.search, slice(1, None)), lambda found: found.mean(1), len(sources), effort.evaluations)

@@ -39,7 +39,7 @@ class Standing:
 
     `sibling` is the increase on the target's held-out sibling, None where there is none. Where there is one, the comparisons are made with it; for
     a set that holds nothing of the target's file the two are the same. `dropped` is the round after which it was left out as clearly behind, None if
-    it wasn't. `draws` is how often it was drawn.
+    it wasn't. `draws` is how often it was drawn. `divergence` is from the dense model, KL in nats a token, None where that isn't measured.
     """
 
     data: str
@@ -49,6 +49,7 @@ class Standing:
     draws: int
     dropped: int | None = None
     sibling: Estimate | None = None
+    divergence: Estimate | None = None
 
     @property
     def deciding(self) -> Estimate:
@@ -60,7 +61,7 @@ class Standing:
 @dataclass(frozen=True)
 class RaceResult:
     """How a race ended: `why` is `clear`, `alike`, `draws` or `time`; `standings` the best first, `rounds` how many were begun; `sibling` whether the
-    target's held-out sibling decided."""
+    target's held-out sibling decided; `bits` how many a weight takes as it is stored, None where it isn't stored as codes."""
 
     why: str
     standings: tuple[Standing, ...]
@@ -68,6 +69,7 @@ class RaceResult:
     unit: str
     failures: tuple[str, ...] = ()
     sibling: bool = False
+    bits: float | None = None
 
 
 @final
@@ -92,7 +94,7 @@ class Race:
         done: int = 0,
         progress: Progress = silent,
     ) -> None:
-        self._template, self._goal, self._folder, self._progress = template, goal, folder, progress
+        self._template, self._folder, self._progress = template, folder, progress
         self._halves, self._most, self._share, self._done = tuple(halves), rounds, share, done
         # The best by prediction and the baseline first: where the time ends in the first round, these are there.
         self._arms, self._baseline = list(dict.fromkeys([*arms[:1], baseline, *arms[1:]])), baseline
@@ -100,6 +102,8 @@ class Race:
         self._twins = {arm: pair for arm, pair in pairs.items() if pair != (arm, arm)}
         self._rounds: list[list[str]] = []
         self._dropped: dict[str, int] = {}
+        self._weights = {str(evaluator): weight for weight, evaluator in goal.measures}
+        self._bits: float | None = None
         self.costs = costs
 
     def run(self, purse: Purse) -> RaceResult:
@@ -112,7 +116,7 @@ class Race:
             standings, unit = self._standings()
             late = not whole or self._seconds(self._alive()) * MARGIN > purse.left
             if why := self._over(standings, late):
-                return RaceResult(why, tuple(standings), len(self._rounds), unit, failures, bool(self._halves))
+                return RaceResult(why, tuple(standings), len(self._rounds), unit, failures, bool(self._halves), self._bits)
 
     def another(self) -> float:
         """Return the seconds that one more draw of all sets that are still in would take."""
@@ -130,8 +134,9 @@ class Race:
         if at < self._done:
             return self.costs.opened
         runs = self._runs(arms)
-        parts = {str(part) for each in map(CalibrationSet, runs) for part in each.mixed or (each,)}
-        return self.costs.round(len(runs) + (at == 0), len(parts) if at else 0, self._template.tokens or 0, self._share)
+        parts = [str(part) for each in map(CalibrationSet, runs) for part in each.mixed or (each,)]
+        walks = len({*parts}) if at else 0
+        return self.costs.round(len(runs) + (at == 0), walks, len(parts), self._template.tokens or 0, self._share)
 
     def _one_round(self, purse: Purse) -> tuple[tuple[str, ...], bool]:
         """Run a round, or as many of its sets as can end in time; return what failed, and whether the round is whole."""
@@ -164,11 +169,13 @@ class Race:
         results = read(Store(self._folder, create=False))
         ((_, cells),) = grouped(results.cells).items()
         group = GroupResults.of(cells, results)
+        self._bits = next(iter(results.bits.values()), None)
         measured = [arm for arm in self._arms if arm in group.sides]
         if not measured or DENSE not in group.sides:
             reasons = "; ".join(dict.fromkeys(str(f["error"]) for f in results.failures.values()))
             raise DataError(f"nothing could be measured: {reasons or 'no set has all of its measurements'}", subject=", ".join(self._arms))
-        unit = common_unit([side.score for side in group.sides[measured[0]].values()])
+        beside = [name for text, name in group.names.items() if text not in self._weights]
+        unit = common_unit([side.score for name, side in group.sides[measured[0]].items() if name not in beside])
         sides: dict[str, Mapping[str, Side]] = {arm: group.sides[arm] for arm in (*measured, DENSE)}
         for arm in [arm for arm in measured if arm in self._twins]:
             crossed = held_out_side(cells, results, group, self._twins[arm], self._halves)
@@ -198,6 +205,7 @@ class Race:
                 group.draws(arm),
                 self._dropped.get(arm),
                 siblings[arm] if self._halves else None,
+                combination([(group.sides[arm], dict.fromkeys(beside, 1.0))]) if beside else None,
             )
             for arm in measured
         ]
@@ -205,8 +213,7 @@ class Race:
 
     def _difference(self, group: GroupResults, sides: Mapping[str, Side], other: Mapping[str, Side]) -> Estimate:
         """How much worse one set is than another, over the goal's measures with their weights."""
-        weights = {str(evaluator): weight for weight, evaluator in self._goal.measures}
-        coefs = {name: weights[text] * sides[name].worse for text, name in group.names.items()}
+        coefs = {name: self._weights[text] * sides[name].worse for text, name in group.names.items() if text in self._weights}
         return combination([(sides, coefs), (other, {name: -c for name, c in coefs.items()})])
 
     def _over(self, standings: Sequence[Standing], late: bool) -> str:

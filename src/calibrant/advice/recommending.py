@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from calibrant.advice.advising import advice, command, short, with_interval
+from calibrant.advice.advising import advice, command, short, verb_of, with_interval
 from calibrant.advice.asking import asked
 from calibrant.advice.budget import LEAST, Purse, TimePlan, kept, least_with_sibling
 from calibrant.advice.halves import Halves
@@ -17,6 +17,7 @@ from calibrant.errors import SpecError
 from calibrant.mixtures import Mixture
 from calibrant.notebook import card, listing
 from calibrant.progress import Progress, silent
+from calibrant.targets import Target
 
 
 def unsaid(sentence: str) -> None:
@@ -28,6 +29,7 @@ class Candidate:
     """One candidate: its predicted error, and what a race made of it. The differences are how much *worse* it is, with their intervals.
 
     Where the target has a held-out sibling, `predicted_sibling` and `sibling` are the figures on it, and the differences are of those.
+    `divergence` is that of its predictions from the dense model's (KL, nats a token), where a model is rounded and a loss is measured.
     `status` is `best`, `not significant` (its difference to the best), `behind` (left out after round `dropped`) or `not raced`.
     """
 
@@ -41,6 +43,7 @@ class Candidate:
     dropped: int | None = None
     predicted_sibling: float | None = None
     sibling: Mapping[str, Any] | None = None
+    divergence: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -50,7 +53,10 @@ class Candidate:
 
 @dataclass(frozen=True, repr=False)
 class Recommendation:
-    """What to calibrate on: `expr` is what `--data` takes, `text` the advice in a paragraph, `command` prunes with it as was measured.
+    """What to calibrate on: `expr` is what `--data` takes, `text` the advice in a paragraph, `command` does with it what was measured.
+
+    `verb` is what it does, `prune` or `quantize`, `sparsity` the target of whatever kind, `bits` how many a weight takes where it is stored as codes.
+    `predicted_by` says by what a method was predicted that reads more than sums of statistics.
 
     `candidates` are the best first. `baseline` is the set that others are compared with. `why` says how the race ended: `clear`, `alike`, `draws` or
     `time`. `mixture` is what was searched for and predicted, `folder` has the store of all that was measured.
@@ -86,6 +92,9 @@ class Recommendation:
     fitted: str
     siblings: tuple[Mapping[str, Any], ...]
     no_sibling: str
+    verb: str
+    bits: float | None
+    predicted_by: str
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as dicts, lists and numbers."""
@@ -114,8 +123,8 @@ def recommend(
     target: str | Sequence[str],
     sources: Sequence[str] = (),
     *,
-    method: str = "wanda",
-    sparsity: float | str = 0.6,
+    method: str | None = None,
+    sparsity: float | str | Target | None = None,
     minutes: float = 30.0,
     tokens: int | None = None,
     length: int = 512,
@@ -128,10 +137,13 @@ def recommend(
     now: Callable[[], float] = time.perf_counter,
     progress: Progress = silent,
 ) -> Recommendation:
-    """Recommend which calibration data to use to prune `model` for `target`, and what is known about it.
+    """Recommend which calibration data to use to prune or quantize `model` for `target`, and what is known about it.
 
     `target` is a source, a file of the user's own, a measure such as `task(name=race)`, or `general`; or several, each perhaps with a weight:
-    `["0.7*gsm8k", "0.3*general"]`. Without `sources` the usual ones that can be read here are tried, and the target's own. Each candidate's damage is
+    `["0.7*gsm8k", "0.3*general"]`. `sparsity` is what the model's matrices are to become, of any kind: 0.6, `"2:4"`, `"w4g64"`, `"q4_k"`, `"Q4_K_M"`;
+    without `method` it is done by the usual one that looks at data (`mixtures.aims`), and without either by Wanda at 0.6.
+
+    Without `sources` the usual ones that can be read here are tried, and the target's own. Each candidate's damage is
     predicted from the statistics of the untouched model (`mixtures.mix`), with the mixture that is best by that measure among them. The few best
     are raced against `baseline` (C4, where it can be read). All measurements lie in `folder`, which a later call continues.
 
@@ -180,7 +192,7 @@ def recommend(
     return Recommendation(
         expr=best.data,
         text=advice(mixture, goal, question.base, result, rounds, halves),
-        command=command(model, best.data, mixture, question.template.propagation(question.method), dtype, device),
+        command=command(model, best.data, mixture, question.template.propagation(question.method), dtype, device, question.export),
         model=mixture.model,
         note=mixture.note,
         goal=goal.text,
@@ -205,6 +217,9 @@ def recommend(
         fitted=question.fitted.said,
         siblings=tuple({"source": str(each.source), "folders": each.folders, "inside": each.inside, "across": each.across} for each in halves),
         no_sibling=question.no_sibling,
+        verb=verb_of(question.target),
+        bits=result.bits,
+        predicted_by=question.standing.differs,
     )
 
 
@@ -231,7 +246,7 @@ def _candidates(race: RaceResult, predicted: Mapping[str, Prediction]) -> tuple[
         status = "best" if place == 0 else "behind" if standing.dropped is not None else "not significant"
         increase, against_base, against_best = map(plain, (standing.increase, standing.against_baseline, standing.against_leader))
         known = predicted.get(standing.data, Prediction(None))
-        compared = (standing.draws, standing.dropped, known.sibling, plain(standing.sibling))
+        compared = (standing.draws, standing.dropped, known.sibling, plain(standing.sibling), plain(standing.divergence))
         candidates.append(Candidate(standing.data, known.own, status, increase, against_base, against_best, *compared))
     raced = {standing.data for standing in race.standings}
     rest = sorted((data for data in predicted if data not in raced), key=lambda data: predicted[data].value)

@@ -9,11 +9,32 @@ from calibrant.cli import completing
 from calibrant.cli._frame import DataDir, Device, Dtype, Json, Length, Model, Seed, check_file, command, look_in, note, progress, show, whole, write
 from calibrant.screen.choosing import mixed, recommended
 
+AnyMethod = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPEC",
+        help="wanda, gptq, awq, …: one that looks at data. [default: wanda; gptq for grids, llama.cpp's quantizers for its kinds and recipes]",
+        autocompletion=completing.names_of("methods"),
+        show_default=False,
+    ),
+]
+AnyTarget = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        "--sparsity",
+        metavar="TARGET",
+        help="A share of weights to remove, N:M, a grid (w4g64), a kind of blocks (q4_k) or a recipe (Q4_K_M) of llama.cpp. [default: 0.6]",
+        show_default=False,
+    ),
+]
+
 
 @command(
     "mix",
     "calibrant mix smollm2 --sources c4 --sources pile --sources gsm8k:cot --objective worst",
     "calibrant mix smollm2 --sources c4 --sources gsm8k:cot --objective target=notes.jsonl --out mixture.json",
+    "calibrant mix smollm2 --sources c4 --sources gsm8k:cot --target Q4_K_M --imatrix mixed.gguf",
 )
 def mix(
     model: Model,
@@ -29,30 +50,31 @@ def mix(
     objective: Annotated[
         str, typer.Option(metavar="WHAT", help="mean or worst error over the sources, or target=EXPR: a source, or a file of your own.")
     ] = "mean",
-    method: Annotated[
-        str,
-        typer.Option(metavar="SPEC", help="wanda, sparsegpt(damp=0.02), …: one that looks at data.", autocompletion=completing.names_of("methods")),
-    ] = "wanda",
-    sparsity: Annotated[str, typer.Option(metavar="S", help="The share of weights to remove, or N:M with N kept of every M.")] = "0.6",
+    method: AnyMethod = None,
+    target: AnyTarget = None,
     tokens: Annotated[int, typer.Option(parser=whole, metavar="N", help="Real tokens of each source.")] = 8192,
     length: Length = 512,
     seed: Seed = 0,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Also write the answer here: the same for the same question.", show_default=False)
     ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write the mixture's imatrix: .gguf for llama.cpp, .dat for ik_llama.cpp.", show_default=False),
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Find how to mix sources so that pruning does least damage, as an expression for --data. After a kill the same command continues."""
+    """Find how to mix sources so that pruning or rounding does least damage, as an expression for --data. After a kill the same command continues."""
     from calibrant.mixtures import mix as run
 
     look_in(data_dir)
     check_file(out)
     budget = {"tokens": tokens, "length": length, "seed": seed, "dtype": dtype, "device": device}
     with progress() as update:
-        mixture = run(model, sources, method=method, sparsity=sparsity, objective=objective, **budget, progress=update)
+        mixture = run(model, sources, method=method, target=target, objective=objective, **budget, imatrix=imatrix, progress=update)
     if out is not None:
         write(out, mixture.answer())
     show(mixture.to_json(), as_json, mixed)
@@ -62,11 +84,13 @@ def mix(
     "recommend",
     "calibrant recommend smollm2 --for gsm8k --budget 30",
     "calibrant recommend smollm2 --for mine.jsonl --budget 4",
+    "calibrant recommend smollm2 --for mine.jsonl --target w4g64 --method gptq",
+    "calibrant recommend smollm2 --for mine.jsonl --target Q4_K_M",
     "calibrant recommend smollm2 --for 0.7*race --for 0.3*general --sources c4 --sources race",
 )
 def recommend(
     model: Model,
-    target: Annotated[
+    goal: Annotated[
         list[str],
         typer.Option(
             "--for", metavar="TARGET", help="A source, a file of your own, a measure such as task(name=race), or general; with a weight: 0.3*race."
@@ -81,11 +105,8 @@ def recommend(
             show_default=False,
         ),
     ] = None,
-    method: Annotated[
-        str,
-        typer.Option(metavar="SPEC", help="wanda, sparsegpt(damp=0.02), …: one that looks at data.", autocompletion=completing.names_of("methods")),
-    ] = "wanda",
-    sparsity: Annotated[str, typer.Option(metavar="S", help="The share of weights to remove, or N:M with N kept of every M.")] = "0.6",
+    method: AnyMethod = None,
+    target: AnyTarget = None,
     budget: Annotated[
         float,
         typer.Option(
@@ -119,8 +140,8 @@ def recommend(
     from calibrant.advice import recommend as run
 
     look_in(data_dir)
-    how = {"method": method, "sparsity": sparsity, "minutes": budget, "tokens": tokens, "length": length, "baseline": baseline}
+    how = {"method": method, "sparsity": target, "minutes": budget, "tokens": tokens, "length": length, "baseline": baseline}
     beside = {"sibling": sibling, "say": note}
     with progress() as update:
-        advice = run(model, target, sources or (), **how, **beside, folder=out, dtype=dtype, device=device, progress=update)
+        advice = run(model, goal, sources or (), **how, **beside, folder=out, dtype=dtype, device=device, progress=update)
     show(advice.to_json(), as_json, recommended)

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
@@ -58,6 +58,14 @@ class Method(Spec, ABC):
         del blocks, target
         return 0
 
+    def heeds(self, target: Target) -> bool:
+        """Return whether calibration data makes a difference to what this method does with `target`."""
+        return self.looks
+
+    def stand_in(self, target: Target) -> "StandIn | None":
+        """Return what predicts its errors on mixtures of calibration sets, from sums of statistics alone; None where nothing does."""
+        return None
+
     def check(self, target: Target) -> None:
         """Raise `TargetError`, saying what it accepts, if this method can't be used with `target`."""
         if not isinstance(target, self.accepts):
@@ -83,6 +91,9 @@ class Method(Spec, ABC):
 class MatrixMethod(Method, ABC):
     """Compresses one matrix at a time. Pure: the same arguments give the same result, and the arguments are left as they were."""
 
+    def stand_in(self, target: Target) -> "StandIn | None":
+        return StandIn(self, target)
+
     @abstractmethod
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Return the compressed weight, of the same shape, type and device; `weight` itself is left alone."""
@@ -103,6 +114,14 @@ class MatrixMethod(Method, ABC):
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         for weight in view.weights:
             targets[weight.name].check(weight.shape, weight.name)
+
+
+class StandIn(NamedTuple):
+    """A method that goes matrix by matrix, and its target, in the place of another; `differs` says in words what it leaves out, empty for nothing."""
+
+    method: MatrixMethod
+    target: Target
+    differs: str = ""
 
 
 class PartMethod(Method, ABC):

@@ -48,13 +48,13 @@ def best_strength(
     errors: list[float] = []
     for step in range(steps):
         s = strength(sizes, step / steps)
-        errors.append(judge({weight: _rounded(weight.get(), grid, s) for weight, grid in matrices.items()}))
+        errors.append(judge({weight: effective(weight.get(), grid, s) for weight, grid in matrices.items()}))
     best = min(range(steps), key=lambda step: (errors[step], step))
     return best / steps, strength(sizes, best / steps), (errors[0], errors[best])
 
 
-def _rounded(weight: Tensor, grid: Grid, s: Tensor) -> Tensor:
-    """What a matrix effectively is when its columns are multiplied by `s`, rounded, and divided again."""
+def effective(weight: Float[Tensor, "out in"], grid: Grid, s: Float[Tensor, "in"]) -> Float[Tensor, "out in"]:
+    """Return what a matrix effectively is when its columns are multiplied by `s`, rounded, and divided again."""
     scaled = (weight.to(wide(weight.dtype)) * s.to(wide(weight.dtype))).to(weight.dtype)
     return absmax(scaled, grid).nearest(scaled).dense().to(wide(weight.dtype)) / s.to(wide(weight.dtype))
 

@@ -14,10 +14,11 @@ from calibrant.clock import spent_on
 from calibrant.edits import Edit, Fold, Replace
 from calibrant.errors import SpecError
 from calibrant.job import Job
-from calibrant.methods._base import Compressed, MatrixMethod, finite, grid, observed
+from calibrant.methods._base import Compressed, MatrixMethod, StandIn, finite, grid, observed
 from calibrant.methods._rounding import absmax
 from calibrant.methods._scaling import best_strength, clipped, linear, module_output, sizes_of
 from calibrant.methods._sites import Site, Sites
+from calibrant.methods._stand_ins import ScaledAlone
 from calibrant.models import ModelView, Stream, Weight
 from calibrant.targets import Grid, Target
 from calibrant.walk import Propagation
@@ -54,6 +55,10 @@ class AWQ(MatrixMethod):
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise SpecError(f"awq(steps={self.steps}): at least 1 strength is tried, 0; 20 is the paper's", subject="steps")
+
+    def stand_in(self, target: Target) -> StandIn:
+        differs = "every matrix has scales of its own, by the root mean square of its inputs, and is judged by its own outputs"
+        return StandIn(ScaledAlone(self.steps, self.clip), target, differs)
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         super().check_model(view, target, targets)

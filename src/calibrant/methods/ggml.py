@@ -13,6 +13,7 @@ from calibrant.llama_cpp.quantizing import needs_importance, quantize_matrix
 from calibrant.methods._base import Compressed, MatrixMethod, finite, observed
 from calibrant.packed import GgmlBlocks
 from calibrant.targets import GgmlKind, Target, accepted
+from calibrant.targets.ggml_kind import UNWEIGHTED
 from calibrant.walk import Propagation
 
 
@@ -37,6 +38,9 @@ class Ggml(MatrixMethod):
         super().check(target)
         if not self.importance and isinstance(target, GgmlKind) and needs_importance(target.name):
             raise TargetError(f"{target} can't be chosen without knowing which inputs matter; leave importance=false out", subject=str(target))
+
+    def heeds(self, target: Target) -> bool:
+        return self.importance and not (isinstance(target, GgmlKind) and target.name in UNWEIGHTED)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Raises `NumericsError` for numbers that aren't finite, `TargetError` for a target that is no kind or doesn't fit the shape."""

@@ -17,7 +17,8 @@ from calibrant.edits import Edit, Replace, ReplaceParameters
 from calibrant.errors import TargetError
 from calibrant.job import Job
 from calibrant.llama_cpp import quantize_file
-from calibrant.methods._base import Compressed, Method, finite
+from calibrant.methods._base import Compressed, Method, StandIn, finite
+from calibrant.methods._stand_ins import RecipeByMatrix
 from calibrant.models import ModelView, Weight, gguf_of
 from calibrant.models.gguf_names import tensor_names
 from calibrant.models.gguf_writing import GgufPart, check_template, check_vocabulary, parts_of, plain, write_gguf
@@ -54,6 +55,15 @@ class LlamaQuantize(Method):
     def aim(self, target: Target) -> Target:
         self.check(target)
         return GgufRecipe(target.name.upper()) if isinstance(target, GgmlKind) else target
+
+    def heeds(self, target: Target) -> bool:
+        aim = self.aim(target)
+        return self.importance and isinstance(aim, GgufRecipe) and aim.weighted
+
+    def stand_in(self, target: Target) -> StandIn | None:
+        aim = self.aim(target)
+        known = isinstance(aim, GgufRecipe) and aim.kind is not None
+        return StandIn(RecipeByMatrix(), aim, "every matrix gets the kind that most of the recipe's get") if known else None
 
     def edits(self, job: Job) -> Iterator[Edit]:
         if job.propagate != "dense":

@@ -12,8 +12,9 @@ from calibrant.activations import Gram, Seen, Statistic
 from calibrant.data import TokenBatch
 from calibrant.errors import SpecError
 from calibrant.job import Job
-from calibrant.methods._base import Compressed, MatrixMethod, grid, observed
+from calibrant.methods._base import Compressed, MatrixMethod, StandIn, grid, observed
 from calibrant.methods._quantizing import check_updates, rounded
+from calibrant.methods.gptq import GPTQ
 from calibrant.models import Weight
 from calibrant.targets import Grid, Target
 from calibrant.walk.attention import BlockCall, attention_received
@@ -51,6 +52,9 @@ class RSQ(MatrixMethod):
             raise SpecError(f"rsq(least={self.least}): the least important token counts from 0 to 1; 0.005 is the paper's", subject="least")
         if self.expand < 1:
             raise SpecError(f"rsq(expand={self.expand}): a sequence is shown in 1 turn or more; 8 is the paper's", subject="expand")
+
+    def stand_in(self, target: Target) -> StandIn:
+        return StandIn(GPTQ(self.damp, self.order, self.scales), target, "all tokens count alike, not by the attention that they get")
 
     def arrivals(self, job: Job) -> Iterator[tuple[Weight, Seen]]:
         # What others keep on disk is of these sequences as they are.

@@ -1,5 +1,6 @@
 """Mixtures of calibration sources, weighed by what the untouched model's matrices saw of each: without any further forward."""
 
+from calibrant.mixtures.aims import aim_of, stand_in_of, statistic_of
 from calibrant.mixtures.algebra import (
     FITTING,
     SCORING,
@@ -15,6 +16,7 @@ from calibrant.mixtures.algebra import (
     without,
 )
 from calibrant.mixtures.enough import CurvePoint, TokenCurve, TokenMeter, read_curve
+from calibrant.mixtures.imatrix import imatrix_of
 from calibrant.mixtures.mixing import mix
 from calibrant.mixtures.mixture import ErrorRow, Influence, Mixture, expression
 from calibrant.mixtures.search import Objective, Search, parse_objective, rounded
@@ -38,15 +40,19 @@ __all__ = [
     "Shares",
     "TokenCurve",
     "TokenMeter",
+    "aim_of",
     "blended",
     "expression",
     "gather_statistics",
+    "imatrix_of",
     "mix",
     "only",
     "parse_objective",
     "read_curve",
     "rounded",
     "shared_inputs",
+    "stand_in_of",
+    "statistic_of",
     "uniform",
     "without",
 ]

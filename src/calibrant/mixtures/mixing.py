@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -11,20 +11,24 @@ import torch
 
 from calibrant.clock import Clock
 from calibrant.data import CalibrationSet
-from calibrant.errors import DataError, SpecError
-from calibrant.methods import MatrixMethod, Method, methods
-from calibrant.mixtures.algebra import Effort, Errors, Shares, effort_of, only, typical, uniform, without
+from calibrant.errors import DataError, SpecError, TargetError
+from calibrant.methods import Method, StandIn
+from calibrant.mixtures.aims import aim_of, stand_in_of
+from calibrant.mixtures.algebra import Effort, Errors, Sample, Shares, effort_of, only, typical, uniform, without
 from calibrant.mixtures.enough import TokenCurve, TokenMeter
+from calibrant.mixtures.imatrix import imatrix_of
 from calibrant.mixtures.mixture import BEST, UNIFORM, ErrorRow, Influence, Mixture, expression
 from calibrant.mixtures.search import Objective, Search, parse_objective
-from calibrant.mixtures.statistics import MixtureStatistics, gather_statistics, rows_in_common, statistic_of
+from calibrant.mixtures.statistics import MixtureStatistics, gather_statistics, rows_in_common
 from calibrant.models import Opened, open_model, view
 from calibrant.models.cache import cache_folder
+from calibrant.models.gguf_names import tensor_names
+from calibrant.models.imatrix import check_imatrix_path
 from calibrant.process import freed_memory_kept
 from calibrant.progress import Progress, silent
 from calibrant.select import resolved
 from calibrant.store import STATISTICS
-from calibrant.targets import Removal, Target, parse_target
+from calibrant.targets import Removal, Target
 
 FINALISTS: Final = 4
 """Mixtures of the search that are judged once more on the larger sample."""
@@ -38,8 +42,9 @@ def mix(
     model: str | Opened,
     sources: Sequence[str],
     *,
-    method: str | Method = "wanda",
-    sparsity: float | str | Target = 0.6,
+    method: str | Method | None = None,
+    target: float | str | Target | None = None,
+    sparsity: float | str | Target | None = None,
     objective: str = "mean",
     tokens: int = 8192,
     length: int = 512,
@@ -50,19 +55,26 @@ def mix(
     effort: Effort | None = None,
     alone: bool = False,
     judge_tokens: int | None = None,
+    imatrix: str | Path | None = None,
     progress: Progress = silent,
 ) -> Mixture:
     """Find the mixture of `sources` that does least damage, by the error of matrices on texts held out of each source.
 
     `sources` are calibration sets as `--data` takes them, two or more, each drawn with `tokens` tokens and, to judge with, as many of the part that
-    is measured on. `objective` is `mean` or `worst` over the sources as judges, or `target=EXPR`: a source, or a file of the user's own. The model
-    is walked through once for each set and part; what its matrices see is stored in `folder/statistics` (by default in the user's cache), where a
+    is measured on. `target`, or `sparsity`, is what matrices are to become: a share that goes (0.6, unless the method is for something else),
+    `"2:4"`, or a grid, kind or recipe (`"w4g64"`, `"q4_k"`, `"Q4_K_M"`). Without `method` it is the usual one that looks at data: Wanda, for grids
+    GPTQ, for kinds and recipes llama.cpp's own quantizers. A method that reads more than sums of statistics is predicted by one that comes near; the
+    result's `notes` say so.
+
+    `objective` is `mean` or `worst` over the sources as judges, or `target=EXPR`: a source, or a file of the user's own. The model is walked
+    through once for each set and part; what its matrices see is stored in `folder/statistics` (by default in the user's cache), where a
     second call, for another method of the same kind, target or objective, finds it; a call that was killed goes on. A judge's Grams take
     2·in² bytes for each distinct input of the model (200 MB of SmolLM2-135M), and so does a source's where the method reads a Gram.
 
     `effort` says what the search may look at; what is left out depends on the method's price (`SCORING`, `FITTING`), and the result says it. A target
     that judges `alone` saves the walks over what each source holds out: the table has its column and no other, and mean and worst are its own.
-    `judge_tokens` stands for `tokens` where it is judged, for a target that holds out less than a source gives.
+    `judge_tokens` stands for `tokens` where it is judged, for a target that holds out less than a source gives. `imatrix` names a file (`.gguf` or
+    `.dat`) for the mixture's importance matrix.
 
     It is chosen by the errors under the judges' texts, so its own figures are a little too good. Those texts are the draw after this one: a
     `loss(…)` that is to confirm the choice reads the same part in the same order, and measures other texts as long as its budget is no larger than
@@ -76,12 +88,16 @@ def mix(
     >>> sorted(found.weights), len(found.rows)
     (['python_code', 'python_docs'], 4)
     """
-    built, target = methods.build(method), sparsity if isinstance(sparsity, Target) else parse_target(sparsity)
-    built.check(target)
-    statistic_of(built)
-    assert isinstance(built, MatrixMethod)
+    if target is not None and sparsity is not None:
+        raise TargetError(f"target={target} and sparsity={sparsity} are two words for one thing; give one of them", subject=str(sparsity))
+    built, aimed = aim_of(method, sparsity if target is None else target)
+    standing = stand_in_of(built, aimed)
     goal = parse_objective(objective)
-    effort = effort or effort_of(built)
+    effort = effort or effort_of(standing.method)
+    if not isinstance(standing.target, Removal):
+        effort = replace(effort, meter=Sample(0, 0))  # which weights go is what the meter compares
+    if imatrix is not None:
+        check_imatrix_path(imatrix)
     clock = Clock()
     sets = [CalibrationSet(source, length=length, tokens=tokens, seed=seed) for source in sources]
     judges, goal = _judges(sets, goal, length, tokens, seed)
@@ -92,16 +108,20 @@ def mix(
     with clock.phase("open"):
         opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
         seen_by = view(opened.model)
-        for weight in seen_by.weights:
-            target.check(weight.shape, weight.name)
+        built.check_model(seen_by, aimed, dict.fromkeys(seen_by.named, aimed))
+        names = {} if imatrix is None else tensor_names(seen_by)
     with clock.phase("tokenize"):
         held_out = [CalibrationSet(judge, length=length, tokens=judge_tokens or tokens, seed=seed + 1).held_out() for judge in judges]
         batches, judging = ([(str(one), resolved(one, opened, progress).tokens(opened.tokenizer)) for one in of] for of in (sets, held_out))
     with clock.phase("statistics"):
         root = (folder or cache_folder()) / STATISTICS
-        statistics = gather_statistics(opened, seen_by, built, batches, judging, root, effort.meter, progress)
+        statistics = gather_statistics(opened, seen_by, standing.method, batches, judging, root, effort.meter, progress)
     with _threads(max(weight.shape[1] for weight in seen_by.weights)):
-        return _MixtureSearch(statistics, built, target, goal, effort, clock, progress).mixture(opened, tokens, length, seed)
+        search = _MixtureSearch(statistics, built, aimed, standing, goal, effort, clock, progress)
+        found, shares = search.mixture(opened, tokens, length, seed)
+    if imatrix is not None:
+        imatrix_of(statistics, shares, names, length).write(imatrix)
+    return found
 
 
 def _judges(sets: Sequence[CalibrationSet], goal: Objective, length: int, tokens: int, seed: int) -> tuple[list[str], Objective]:
@@ -128,8 +148,9 @@ class _MixtureSearch:
     """A search whose statistics are gathered."""
 
     statistics: MixtureStatistics
-    method: MatrixMethod
+    method: Method
     target: Target
+    standing: StandIn
     objective: Objective
     effort: Effort
     clock: Clock
@@ -149,11 +170,11 @@ class _MixtureSearch:
         """Return what is to be small, of each mixture."""
         return self.objective.values(errors, len(self.names), self.judges)
 
-    def mixture(self, opened: Opened, tokens: int, length: int, seed: int) -> Mixture:
-        """Search, judge the best on the larger sample, and put together what is known of it."""
+    def mixture(self, opened: Opened, tokens: int, length: int, seed: int) -> tuple[Mixture, Shares]:
+        """Search, judge the best on the larger sample, and put together what is known of it; beside it the exact shares of the sources."""
         with self.clock.phase("search"):
             inputs = list(self.statistics.inputs(self.effort.search, self.progress, "reading statistics"))
-            small = Errors(inputs, self.method, self.target, self.statistics.masses)
+            small = Errors(inputs, self.standing.method, self.standing.target, self.statistics.masses)
             search = self.search(small)
         with self.clock.phase("figures"):
             chosen, rows = self.figures(search.ranked)
@@ -163,7 +184,9 @@ class _MixtureSearch:
             enough = self.enough(chosen)
         blocks = len(self.statistics.seen_by.blocks)
         everything = (*self.statistics.sources, *self.statistics.judges)
-        return Mixture(
+        differs = self.standing.differs
+        predicted = (f"{self.method} is predicted by what comes near: {differs}",) if differs else ()
+        found = Mixture(
             expr=expression(self.names, chosen),
             weights={name: float(share) for name, share in zip(self.names, chosen, strict=True)},
             objective=str(self.objective),
@@ -186,8 +209,9 @@ class _MixtureSearch:
             folder=str(self.statistics.root),
             gathered=len(everything),
             reused=sum(one.ready for one in everything),
-            notes=rows_in_common(self.statistics),
+            notes=(*predicted, *rows_in_common(self.statistics)),
         )
+        return found, chosen
 
     def search(self, errors: Errors) -> Search:
         """Search among all mixtures, on the small sample."""
@@ -211,7 +235,7 @@ class _MixtureSearch:
         simple = [*(only(place, count) for place in range(count)), uniform(count)]
         candidates = list(dict.fromkeys([*simple, *ranked[:FINALISTS]]))
         inputs = self.statistics.inputs(self.effort.final, self.progress, "figures")
-        errors = Errors(inputs, self.method, self.target, self.statistics.masses)(candidates)
+        errors = Errors(inputs, self.standing.method, self.standing.target, self.statistics.masses)(candidates)
         # The search's sample is small and was searched on, so the finalists are judged again on a larger one.
         chosen = candidates[int(np.argmin(self.values(errors)))]
         rows: list[ErrorRow] = []
@@ -235,13 +259,13 @@ class _MixtureSearch:
         return tuple(changes)
 
     def enough(self, chosen: Shares) -> list[TokenCurve]:
-        """Return the curve of each source and of the mixture; nothing for a target that leaves all weights where they are."""
-        if not isinstance(self.target, Removal):
+        """Return the curve of each source and of the mixture; nothing for a target that rounds, since no mask says how alike two results are."""
+        if not isinstance(self.standing.target, Removal):
             return []
         count = len(self.names)
         sets = [(name, list(map(float, only(place, count)))) for place, name in enumerate(self.names)]
         sets += [(BEST, list(map(float, chosen)))] if max(chosen) < 1 else []
-        meter = TokenMeter(self.method, self.target, self.effort.meter, sets)
+        meter = TokenMeter(self.standing.method, self.standing.target, self.effort.meter, sets)
         for block, pieces in self.statistics.pieces():
             meter.add(block, pieces)
         return meter.curves()

@@ -22,14 +22,14 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, InputStatistic, Seen
 from calibrant.data import TokenBatch
-from calibrant.errors import SpecError
-from calibrant.methods import MatrixMethod, Method
-from calibrant.mixtures.algebra import Sample, SharedInput, shared_inputs
+from calibrant.methods import MatrixMethod
+from calibrant.mixtures.aims import statistic_of
+from calibrant.mixtures.algebra import Sample, SharedInput, Shares, blended, shared_inputs
 from calibrant.models import Block, ModelView, Opened, Weight
 from calibrant.progress import Progress, silent
 from calibrant.walk import walk
 from calibrant.walk.observing import gather
-from calibrant.walk.statistics import KINDS, Dense, Statistics, by_block, statistics_id
+from calibrant.walk.statistics import Dense, Statistics, by_block, statistics_id
 
 
 class Pieces(InputStatistic, ABC):
@@ -200,6 +200,14 @@ class MixtureStatistics:
             yield from shared_inputs(sources, [judge.stored.read([Gram], block) for judge in self.judges], sample)
         progress(what, len(chosen), len(chosen))
 
+    def mixed(self, shares: Shares) -> Iterator[tuple[Weight, Seen]]:
+        """Yield what every matrix of the model sees of a mixture, from the disk; one that no token of it reached isn't yielded."""
+        for block in self.seen_by.blocks:
+            parts = [source.stored.read([self.kind], block)[1] for source in self.sources]
+            for weight in block.weights:
+                if (there := blended([part.get(weight) for part in parts], shares, self.masses)) is not None:
+                    yield weight, there
+
     def pieces(self) -> Iterator[tuple[Block, list[list[Dense]]]]:
         """Yield the blocks that have pieces, with those of each source."""
         for place in self.meter_blocks:
@@ -219,7 +227,7 @@ def gather_statistics(
 ) -> MixtureStatistics:
     """Walk through the untouched model once for each source and each judge whose statistics aren't in `root` yet.
 
-    A walk that was killed goes on from its last whole block. `SpecError` for a method that looks at nothing, or at what can't be kept.
+    A walk that was killed goes on from its last whole block. `SpecError` for a method that looks at what can't be kept.
     """
     kind = statistic_of(method)
     blocks = seen_by.blocks
@@ -243,20 +251,6 @@ def gather_statistics(
 
     seen, judged = tuple(itertools.starmap(source, sources)), tuple(itertools.starmap(judge, judges))
     return MixtureStatistics(seen_by, method, kind, root, seen, judged, meter_blocks)
-
-
-def statistic_of(method: Method) -> type[InputStatistic]:
-    """Return the one statistic that the method reads of a matrix's inputs. `SpecError` for a method that can't be used with mixtures."""
-    kinds = [kind for kind in KINDS if kind in method.observes]
-    if not method.looks:
-        raise SpecError(f"{method} looks at no data, so every mixture gives the same weights; choose wanda or sparsegpt", subject=str(method))
-    if not isinstance(method, MatrixMethod) or len(kinds) != 1 or len(method.observes) != 1:
-        raise SpecError(
-            f"{method} looks at {', '.join(k.__name__ for k in method.observes) or 'the loss'}; statistics of a mixture are added up for methods "
-            "that look at FeatureNorms or at a Gram alone, such as wanda and sparsegpt",
-            subject=str(method),
-        )
-    return kinds[0]
 
 
 def rows_in_common(statistics: MixtureStatistics) -> tuple[str, ...]:

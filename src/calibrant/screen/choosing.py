@@ -84,7 +84,11 @@ def recommended(result: Mapping[str, Any]) -> Iterator[Any]:
     yield one_line(result["text"])
     yield ""
     yield _candidates(result)
-    yield "predicted: share of the outputs' energy lost on text like the target, without any pruning being measured; intervals at 95 %, each alone"
+    yield "predicted: share of the outputs' energy lost on text like the target, without any result being measured; intervals at 95 %, each alone"
+    if result["predicted_by"]:
+        yield f"predicted by what comes near {one_line(result['method'])}: {result['predicted_by']}; what was measured is the method itself"
+    if any(one["divergence"] for one in result["candidates"]):
+        yield "KL: how far predictions are from the dense model's, in nats a token, on text like the target; it decides nothing"
     if result["siblings"]:
         yield "sibling: calibrated on one half of your file and judged by the other, which has other templates; what is behind is behind there"
     yield from (f"failed: {one_line(failure)}" for failure in result["failures"])
@@ -101,19 +105,20 @@ def recommended(result: Mapping[str, Any]) -> Iterator[Any]:
         ("results", f"{result['folder']}: the same command goes on from there"),
     )
     yield ""
-    yield "to prune with it:"
+    yield f"to {result['verb']} with it:"
     yield one_line(result["command"])
 
 
 def _candidates(result: Mapping[str, Any]) -> Any:
-    siblings = bool(result["siblings"])
+    siblings, diverging = bool(result["siblings"]), any(one["divergence"] for one in result["candidates"])
     heads = ["predicted", *(["on the sibling"] * siblings), f"lost, {result['unit']}", *(["on the sibling"] * siblings)]
-    table = table_of("calibrated on", *heads, f"worse than {one_line(result['baseline'])}", "draws", "")
+    table = table_of("calibrated on", *heads, f"worse than {one_line(result['baseline'])}", *(["KL"] * diverging), "draws", "")
     for one in result["candidates"]:
         status = f"behind since round {one['dropped']}" if one["dropped"] else one["status"]
         predicted = ["" if value is None else f"{value:.2%}" for value in (one["predicted"], one["predicted_sibling"])]
         measured = [_interval(one["increase"]), _interval(one["sibling"])]
-        figures = [*predicted[: 1 + siblings], *measured[: 1 + siblings], _interval(one["against_baseline"]), f"{one['draws'] or ''}"]
+        figures = [*predicted[: 1 + siblings], *measured[: 1 + siblings], _interval(one["against_baseline"])]
+        figures += [f"{one['divergence']['value']:.3f}" if one["divergence"] else ""] * diverging + [f"{one['draws'] or ''}"]
         table.add_row(one_line(one["name"]), *figures, status)
     return table
 

@@ -20,6 +20,8 @@ FALLBACK: Final = {
 """What llama.cpp takes for a matrix whose rows aren't multiples of 256."""
 KINDS: Final = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", *FALLBACK)
 """The kinds that ggml makes of a matrix."""
+UNWEIGHTED: Final = ("q8_0",)
+"""Kinds that are the same whatever the inputs' importance."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,17 @@ class GgmlKind(Target):
     def amount(self) -> float:
         inputs, size = self._block
         return size * 8 / inputs
+
+    def fitting(self, inputs: int) -> "GgmlKind | None":
+        """Return the kind that llama.cpp takes for rows of so many inputs: this one, else the one that stands in for it, else None (plain numbers).
+
+        >>> GgmlKind("q4_k").fitting(576), GgmlKind("q4_k").fitting(100)
+        (GgmlKind(name='q5_0'), None)
+        """
+        for name in (self.name, FALLBACK.get(self.name, self.name)):
+            if inputs % GgmlKind(name)._block[0] == 0:
+                return GgmlKind(name)
+        return None
 
     @property
     def _block(self) -> tuple[int, int]:
