@@ -28,6 +28,7 @@ from calibrant.testing.tiny import tiny_gguf
 from tests.trained import trained_folder
 
 SOURCES = ("python_docs", "arithmetic:cot", "random_tokens")
+GOAL = "loss(source=python_docs, tokens=1024, length=128)"
 SMALL: dict[str, Any] = {"tokens": 512, "length": 128, "dtype": "float32", "device": "cpu"}
 EFFORT = Effort(Sample(1, 8), 8, Sample(1, 8), Sample(1, 8))
 
@@ -75,10 +76,10 @@ def test_the_advice_for_a_grid_ends_with_a_command_that_does_what_was_measured(
 ) -> None:
     small = ["--tokens", "512", "--length", "128", "--dtype", "float32", "--device", "cpu", "--budget", "0.01"]
     sources = [word for source in SOURCES for word in ("--sources", source)]
-    advice = json.loads(ask("recommend", trained_folder(), "--for", "python_docs", *options, *sources, *small, "--json"))
+    advice = json.loads(ask("recommend", trained_folder(), "--for", GOAL, *options, *sources, *small, "--json"))
     assert (advice["method"], advice["sparsity"], advice["verb"]) == (method, target, "quantize")
     assert advice["bits"] == pytest.approx(bits)
-    assert f"To quantize {advice['model']} with {method} to {target} ({bits:.2f} bits a weight) for python_docs, calibrate on" in advice["text"]
+    assert f"To quantize {advice['model']} with {method} to {target} ({bits:.2f} bits a weight) for {GOAL}, calibrate on" in advice["text"]
     predicted = {one["data"]: one["predicted"] for one in advice["candidates"]}
     assert {*SOURCES} <= {*predicted}
     assert all(0 < value < 1 for value in predicted.values())
@@ -100,9 +101,10 @@ def test_the_advice_for_a_grid_ends_with_a_command_that_does_what_was_measured(
 def test_a_recipe_of_llama_cpp_is_advised_on_and_its_file_written(ask: Callable[..., str], tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
     model = tiny_gguf(tmp_path / "tiny.gguf", "F32")
+    goal = "loss(source=python_docs, tokens=512, length=64)"
     small = ["--tokens", "512", "--length", "64", "--dtype", "float32", "--device", "cpu", "--budget", "0.01"]
     sources = ["--sources", "python_docs", "--sources", "random_tokens"]
-    advice = json.loads(ask("recommend", model, "--for", "python_docs", "--target", "Q4_K_M", *sources, *small, "--json"))
+    advice = json.loads(ask("recommend", model, "--for", goal, "--target", "Q4_K_M", *sources, *small, "--json"))
     assert (advice["method"], advice["sparsity"]) == ("llama_cpp", "Q4_K_M")
     assert "It was measured in PyTorch, with the numbers that the file's blocks stand for" in advice["text"]
     assert "--export gguf" in advice["command"]
@@ -116,7 +118,7 @@ def test_a_recipe_of_llama_cpp_is_advised_on_and_its_file_written(ask: Callable[
 
 def test_a_kind_of_blocks_is_advised_on(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
-    found = recommend(str(trained_folder()), "python_docs", SOURCES, sparsity="q4_0", minutes=1e-6, folder=tmp_path, **SMALL)
+    found = recommend(str(trained_folder()), GOAL, SOURCES, sparsity="q4_0", minutes=1e-6, folder=tmp_path, **SMALL)
     assert (found.method, found.sparsity, found.bits) == ("ggml", "q4_0", 4.5)
     assert "It was measured in PyTorch" in found.text
     assert "--export" not in found.command, "a folder that wasn't opened from GGUF has no metadata to write one with"
@@ -126,7 +128,7 @@ def test_a_kind_of_blocks_is_advised_on(tmp_path: Path) -> None:
 def rounded(tmp_path_factory: pytest.TempPathFactory) -> Recommendation:
     """With time for all rounds, at few bits, where the text matters."""
     folder = tmp_path_factory.mktemp("rounded")
-    return recommend(str(trained_folder()), "python_docs", SOURCES, method="gptq", sparsity="w2g32", minutes=10.0, folder=folder, **SMALL)
+    return recommend(str(trained_folder()), GOAL, SOURCES[::2], method="gptq", sparsity="w2g32", minutes=10.0, folder=folder, **SMALL)
 
 
 def test_what_was_predicted_is_what_is_measured_where_the_difference_is_large(rounded: Recommendation) -> None:

@@ -56,9 +56,7 @@ def stand_in_of(method: Method, target: Target) -> StandIn:
         instead = _by_kind(LOOKING, target)
         raise SpecError(f"{method} looks at no data, so every text gives the same weights; choose {instead or 'another method'}", subject=str(method))
     if not method.heeds(target):
-        raise SpecError(
-            f"{method} rounds to {target} without regard to data, so any text will do: there is nothing to choose", subject=str(target)
-        )
+        raise SpecError(f"{method} rounds to {target} without regard to data, so any text will do: there is nothing to choose", subject=str(target))
     found = method.stand_in(target)
     if found is None:
         raise SpecError(f"what {method} does with {target} can't be predicted from statistics of texts; {_instead(target)}", subject=str(method))
