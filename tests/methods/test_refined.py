@@ -118,7 +118,9 @@ def test_the_start_is_written_in_the_spec_and_the_identity():
     assert canonical(Refined())["start"] == canonical(SparseGPT())
 
 
-@pytest.mark.parametrize(("start", "kinds"), [(Wanda(), {FeatureNorms, Gram}), (SparseGPT(), {Gram}), (Magnitude(), {Gram})], ids=str)
+@pytest.mark.parametrize(
+    ("start", "kinds"), [(Wanda(), {FeatureNorms, Gram}), (SparseGPT(), {Gram}), (Magnitude(), {Gram})], ids=["wanda", "sparsegpt", "magnitude"]
+)
 def test_it_observes_what_its_start_does_and_the_gram(start: MatrixMethod, kinds: set[type]):
     assert set(Refined(start=start).observes) == kinds
     assert len(Refined(start=start).observes) == len(kinds)
