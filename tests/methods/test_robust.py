@@ -12,8 +12,9 @@ from calibrant.activations import FeatureNorms, Gram, Seen
 from calibrant.data import CalibrationSet
 from calibrant.errors import SpecError
 from calibrant.methods import methods
+from calibrant.methods._sources import Sources, joined, parts_of
 from calibrant.methods.refined import Refined
-from calibrant.methods.robust import Robust, Sources, joined, parts_of
+from calibrant.methods.robust import Robust
 from calibrant.methods.wanda import Wanda
 from calibrant.targets import NofM, Sparsity
 from calibrant.testing import tiny_folder, tiny_tokenizer

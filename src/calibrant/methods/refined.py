@@ -1,7 +1,7 @@
 """Refined: any method's mask, bettered by swaps, and weights fitted to it (SparseSwaps, arXiv 2512.10922; the gradients of ALPS, 2406.07831)."""
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -33,7 +33,7 @@ class Refined(MatrixMethod):
 
     updates: ClassVar[bool] = True
 
-    start: MatrixMethod = field(default=SparseGPT())
+    start: Any = SparseGPT()  # noqa: RUF009  # frozen; a MatrixMethod, anything else is refused in a sentence
     swaps: int = 25
     steps: int = 10
     rounds: int = 2

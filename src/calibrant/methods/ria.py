@@ -43,6 +43,7 @@ class RIA(MatrixMethod):
 def relative(sizes: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
     """Return each size as a share of its column's sum plus as a share of its row's; 0 in what is all zero.
 
+    >>> import torch
     >>> relative(torch.tensor([[1.0, 3.0], [1.0, 0.0]])).tolist()
     [[0.75, 1.75], [1.5, 0.0]]
     """

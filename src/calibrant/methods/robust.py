@@ -1,37 +1,24 @@
 """Robust: one mask and one set of weights that is good for every source of a mixture, and not only for their mean."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen, Statistic, wide
-from calibrant.data import TokenBatch
 from calibrant.edits.changes import gram_energy
 from calibrant.job import Job
 from calibrant.methods._base import Compressed, MatrixMethod, finite, observed
 from calibrant.methods._gradients import damped, masked
 from calibrant.methods._refining import check_refining, divided, refine
+from calibrant.methods._sources import Sources, joined, parts_of, weighed
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.models import Weight
 from calibrant.targets import Target
 from calibrant.walk import Propagation
 from calibrant.walk.together import together
-
-
-class Sources(Statistic):
-    """What a matrix saw of each source by itself: Grams whose masses are the sources' shares of the mixture."""
-
-    def __init__(self, each: Sequence[Gram]) -> None:
-        self.each, self.tokens, self.mass = tuple(each), sum(gram.tokens for gram in each), sum(gram.mass for gram in each)
-
-    def __add__(self, other: "Sources") -> "Sources":
-        return Sources([mine + theirs for mine, theirs in zip(self.each, other.each, strict=True)])
-
-    def __mul__(self, factor: float) -> "Sources":
-        return Sources([gram * factor for gram in self.each])
 
 
 @dataclass(frozen=True, repr=False)
@@ -48,7 +35,7 @@ class Robust(MatrixMethod):
     updates: ClassVar[bool] = True
     propagations: ClassVar[tuple[Propagation, ...]] = ("arrival",)
 
-    start: MatrixMethod = field(default=SparseGPT())
+    start: Any = SparseGPT()  # noqa: RUF009  # frozen; a MatrixMethod, anything else is refused in a sentence
     swaps: int = 50
     steps: int = 20
     rounds: int = 4
@@ -102,31 +89,6 @@ class Robust(MatrixMethod):
             counted = [one / sum(pressing) for one in pressing] if sum(pressing) > 0 else counted
         best, notes = min(rounds, key=lambda found: max(found[1]["errors"]))
         return Compressed(finite(best.to(weight.dtype), "the refined weight"), notes)
-
-
-def parts_of(batch: TokenBatch) -> list[tuple[float, TokenBatch]]:
-    """Return each source's tokens and its share of the mixture; a batch of one source is its only part."""
-    if batch.mixed:
-        return [(facts["weight"], part) for facts, (_, part) in zip(batch.facts["mix"], batch.mixed, strict=True)]
-    counts = [facts["sequences"] for facts in batch.facts["parts"]]
-    cut = zip(*(tensor.split(counts) for tensor in (batch.ids, batch.mask, batch.weights)), strict=True)
-    parts = [replace(batch, ids=ids, mask=mask, weights=weights, pads=None) for ids, mask, weights in cut]
-    return [(facts["share"], part) for facts, part in zip(batch.facts["parts"], parts, strict=True)]
-
-
-def joined(seen: Sequence[Seen | None], shares: Sequence[float]) -> Seen:
-    """Return what all sources together let a matrix see, each by its share, and what each did; of one that didn't reach it, nothing."""
-    each = [one * (share / one[Gram].mass) for one, share in zip(seen, shares, strict=True) if one is not None]
-    total = each[0]
-    for one in each[1:]:
-        total = total + one
-    return Seen({**total, Sources: Sources([one[Gram] for one in each])})
-
-
-def weighed(grams: Sequence[Gram], factors: Sequence[float]) -> Gram:
-    """Return the sum of Grams, each times its factor, as of inputs of mass 1."""
-    matrices = [gram.matrix * factor for gram, factor in zip(grams, factors, strict=True)]
-    return Gram(sum(matrices[1:], matrices[0]), sum(gram.tokens for gram in grams), 1.0)
 
 
 def six_digits(numbers: Sequence[float]) -> list[float]:

@@ -19,7 +19,7 @@ class Trials:
     measured goes into `journal`, and what is there isn't measured again; since all else in a search follows from its seed, one that was killed
     takes the same way to where it was, without measuring anything. `tell` is told of the best so far, and how much of the search is done.
 
-    >>> trials = Trials(Space.of(3, 1), lambda choices, tokens: [3 * c[0] + 2 * c[1] + c[2] for c in choices], stages=(10, 100))
+    >>> trials = Trials(Space.of(3, 1), lambda choices, tokens: [3.0 * c[0] + 2.0 * c[1] + c[2] for c in choices], stages=(10, 100))
     >>> trials.ranked([(1, 0, 0), (0, 0, 1), (0, 1, 0)])
     [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
     """
