@@ -25,7 +25,7 @@ from calibrant.store import Store
 from calibrant.study import Study, StudyResult, driver
 from calibrant.study.driver import TOKENS, Message
 from calibrant.study.request import Workload
-from calibrant.study.workers import Process, Summary, Worker, check, next_of, received, shared_threads, supervise, work
+from calibrant.study.workers import Process, Summary, Worker, check, next_of, received, shared_threads, supervise, uninterrupted, work
 from calibrant.testing import tiny_tokenizer
 
 from tests.study.small import asked, ended, forked, results, texts
@@ -112,6 +112,20 @@ def test_no_worker_outlives_a_driver_that_is_killed(given: dict[str, str], tmp_p
     os.kill(number, signal.SIGKILL)
     ended(number)
     assert not psutil.wait_procs(workers, timeout=300)[1]
+
+
+def test_an_interrupt_between_the_beginning_of_a_worker_and_its_entry_comes_afterwards():
+    done: list[str] = []
+
+    def begin() -> None:
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("entered")
+
+    with pytest.raises(KeyboardInterrupt):
+        begin()
+    assert done == ["entered"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_interrupted_study_ends_its_workers_and_says_how_to_go_on(given: dict[str, str], tmp_path: Path, poison: Callable[[str], None]):

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 import torch
@@ -174,7 +175,8 @@ def supervise(summary: Summary, starts: Sequence[Callable[[], Worker]]) -> Study
             inbox.put((place, error))
 
     def start(place: int) -> None:
-        workers[place], doing[place] = starts[place](), ["doing", "starting", "", -1, ""]
+        with uninterrupted():  # between its beginning and its entry here nobody would end it
+            workers[place], doing[place] = starts[place](), ["doing", "starting", "", -1, ""]
         threads.append(threading.Thread(target=listen, args=(place, workers[place]), daemon=True))
         threads[-1].start()
 
@@ -221,6 +223,22 @@ def _give_up(summary: Summary, doing: Message, death: WorkerError, deaths: int) 
         raise error
     for other in summary.work.about(requests[index].model):
         summary.store.add_failure(requests[other].provisional, failure(requests[other], error))
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let an interrupt (Ctrl-C) that comes meanwhile have its effect afterwards. Only the main thread gets any."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        if came and callable(before):
+            before(*came[0])
 
 
 def next_of(inbox: "queue.SimpleQueue[Any]") -> Any:
