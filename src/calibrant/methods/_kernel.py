@@ -22,6 +22,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True, error_model="numpy")(plain)
 
 
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function into those compiled ones that call it."""
+    return numba.njit(error_model="numpy", inline="always")(unwrap(function))
+
+
 @compiled
 def correct(column: Any, errors: Any, upper: Any, start: int, j: int, done: int, until: int) -> None:
     """Take from column `j` of the block what the elimination of columns `done` to `until` costs it."""

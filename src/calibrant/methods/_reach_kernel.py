@@ -5,20 +5,19 @@ Importing this imports numba. As in `_kernel`, neighbours in memory are rows, so
 
 from typing import Any
 
-import numba
 import numpy as np
 
-from calibrant.methods._kernel import TILE, compiled
+from calibrant.methods._kernel import TILE, compiled, inlined
 
 
-@numba.njit(error_model="numpy", inline="always")
+@inlined
 def _short(number: Any) -> Any:
     """Round a float32 to the nearest bfloat16, half way to the even one. Not for NaN and infinity."""
     bits = np.float32(number).view(np.uint32)
     return np.uint32((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-@numba.njit(error_model="numpy", inline="always")
+@inlined
 def _power(error: Any, cubed: bool) -> Any:
     """Return |error|³, or |error|^2.4 as x·x^(1/5) of x = error²: an estimate from the exponent's bits, then three of Newton's steps."""
     if cubed:
