@@ -1,5 +1,6 @@
 """Statistics on disk: every bit comes back, what is there isn't made again, and what is cut or strange isn't believed."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -232,6 +233,23 @@ def test_sizes_are_known_before(tmp_path: Path, dtype: torch.dtype) -> None:
     assert told < kept.bytes() < told + described
     kept.remove()
     assert kept.bytes() == 0
+
+
+def test_a_file_that_another_process_finishes_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kept = Statistics(tmp_path, "sha256:0123")
+    (kept.folder / "gram").mkdir(parents=True)
+    (kept.folder / "gram" / "block-00000.safetensors").write_bytes(b"12345")
+    half = kept.folder / "gram" / ".unfinished-block-00001.safetensors"
+    half.write_bytes(b"1")
+    stat = os.stat
+
+    def gone(path: Any, **options: Any) -> os.stat_result:
+        if str(path) == str(half):
+            half.unlink(missing_ok=True)
+        return stat(path, **options)
+
+    monkeypatch.setattr("calibrant.walk.statistics.os.stat", gone)
+    assert kept.bytes() == 5
     assert not kept.folder.exists()
 
 

@@ -14,8 +14,10 @@ block. One that answers another question, or is cut, is made anew. Factorisation
 import errno
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, final
@@ -142,8 +144,13 @@ class Statistics:
         self._write(self._path(kind, block), tensors, json.dumps(facts))
 
     def bytes(self) -> int:
-        """Return what is on disk here."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*.safetensors")) if self.folder.is_dir() else 0
+        """Return what is on disk here. Another process may be writing: a file that goes meanwhile counts nothing."""
+        total = 0
+        for folder, _, names in os.walk(self.folder):  # a folder that isn't there has no files
+            for name in names:
+                with suppress(FileNotFoundError):
+                    total += os.stat(os.path.join(folder, name)).st_size
+        return total
 
     def remove(self) -> None:
         """Delete all of it; a process that is reading goes on undisturbed."""
