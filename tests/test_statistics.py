@@ -233,6 +233,7 @@ def test_sizes_are_known_before(tmp_path: Path, dtype: torch.dtype) -> None:
     assert told < kept.bytes() < told + described
     kept.remove()
     assert kept.bytes() == 0
+    assert not kept.folder.exists()
 
 
 def test_a_file_that_another_process_finishes_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -250,7 +251,6 @@ def test_a_file_that_another_process_finishes_meanwhile_is_no_error(tmp_path: Pa
 
     monkeypatch.setattr("calibrant.walk.statistics.os.stat", gone)
     assert kept.bytes() == 5
-    assert not kept.folder.exists()
 
 
 def test_one_thread_or_two_give_the_same_mask(tmp_path: Path) -> None:
