@@ -11,7 +11,7 @@ def to_the_weight(wanted: Mapping[Weight, float], target: Sparsity) -> dict[str,
     """Return a sparsity for each matrix, near the one that is `wanted` of it, so that of all N weights together exactly ⌊N·s⌋ go.
 
     Each is a whole number of weights of every row, so that a method that chooses within rows removes as many as one that chooses within the
-    matrix. What is left then, fewer weights than the matrix has rows, is asked of one matrix more; a method that chooses within rows leaves
+    matrix. What is left then, fewer weights than the matrix has rows, goes from one matrix more; a method that chooses within rows leaves
     them. Where the target is wanted of every matrix, each gets it as it was written.
 
     The mean of `wanted`, each matrix counted by its size, must be the target's fraction, and each must be from 0 up to (not including) 1.

@@ -26,20 +26,20 @@ def refine(
     whole, fitted, swapped, count = _total(at), 0.0, 0.0, 0.0
     for turn in range(turns + 1):
         before = _total(at)
-        at = descend(at, hessian, divided(steps, turns + 1, turn), tolerance)
+        at = descend(at, hessian, share_of_round(steps, turns + 1, turn), tolerance)
         between = _total(at)
         fitted += before - between
         if turn < turns:
-            at, counts = swap(at, hessian, divided(swaps, turns, turn), tolerance, group)
+            at, counts = swap(at, hessian, share_of_round(swaps, turns, turn), tolerance, group)
             swapped, count = swapped + between - _total(at), count + float(counts.double().mean())
     shares = {"fitted": fitted / whole, "swapped": swapped / whole} if whole > 0 else {"fitted": 0.0, "swapped": 0.0}
     return at, {**{part: float(f"{share:.6g}") for part, share in shares.items()}, "swaps": round(count, 2)}
 
 
-def divided(count: int, parts: int, number: int) -> int:
+def share_of_round(count: int, parts: int, number: int) -> int:
     """Return how much of `count` the part `number` (from 0) gets of so many: as equal as can be.
 
-    >>> [divided(10, 4, number) for number in range(4)]
+    >>> [share_of_round(10, 4, number) for number in range(4)]
     [2, 3, 2, 3]
     """
     return count * (number + 1) // parts - count * number // parts

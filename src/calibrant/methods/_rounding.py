@@ -121,8 +121,8 @@ def _best_compiled(
     best, kernel = torch.zeros(least.shape, dtype=torch.int32), _kernel()
     arrays = [part.detach().float().contiguous().numpy() for part in (weight, least, most, torch.tensor(shares), counts)]
     epsilon = np.float32(torch.finfo(weight.dtype).eps)
-    what = power == _CUBED, grid.symmetric, grid.lowest, grid.highest, weight.dtype == torch.bfloat16, epsilon, best.numpy()
-    by_rows(len(weight), lambda first, last: kernel(*arrays, *what, first, last), least=_ROWS_PER_THREAD)
+    rule = power == _CUBED, grid.symmetric, grid.lowest, grid.highest, weight.dtype == torch.bfloat16, epsilon, best.numpy()
+    by_rows(len(weight), lambda first, last: kernel(*arrays, *rule, first, last), least=_ROWS_PER_THREAD)
     return best.long()
 
 

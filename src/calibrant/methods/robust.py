@@ -12,7 +12,7 @@ from calibrant.edits.changes import gram_energy
 from calibrant.job import Job
 from calibrant.methods._base import Compressed, MatrixMethod, finite, observed
 from calibrant.methods._gradients import damped, masked
-from calibrant.methods._refining import check_refining, divided, refine
+from calibrant.methods._refining import check_refining, refine, share_of_round
 from calibrant.methods._sources import Sources, joined, parts_of, weighed
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.models import Weight
@@ -80,7 +80,7 @@ class Robust(MatrixMethod):
         for number in range(self.rounds):
             shares = [count / size for count, size in zip(counted, sizes, strict=True)]
             hessian = damped(weighed(grams, shares), self.damp).to(dense.dtype)
-            steps, swaps = (divided(count, self.rounds, number) for count in (self.steps, self.swaps))
+            steps, swaps = (share_of_round(count, self.rounds, number) for count in (self.steps, self.swaps))
             done, _ = refine(masked(dense, current, keep, hessian), hessian, target, swaps, steps, 1, self.tolerance)
             current, keep = done.weight, done.keep
             errors = [energy(dense - current) / size for energy, size in zip(energies, sizes, strict=True)]
