@@ -118,7 +118,7 @@ class TargetLabel(NamedTuple):
     bits: int | None = None
     group: int | None = None
     zeros: bool = False
-    parts: Literal["blocks", "experts"] | None = None
+    parts: Literal["blocks", "experts", "numbers"] | None = None
 
 
 class MeasuredLabel(NamedTuple):
@@ -139,7 +139,7 @@ def read_target(text: str) -> TargetLabel:
     if colon:
         return TargetLabel(text, pattern=(n, m) if n is not None and m is not None and min(n, m) >= 0 else None)
     first, _, rest = text.strip().partition(" ")
-    if first == "blocks" or first == "experts":  # so that its type is one of the two
+    if first == "blocks" or first == "experts" or first == "numbers":  # so that its type is one of the three
         return TargetLabel(text, share=share_number(rest), parts=first)
     return TargetLabel(text, share=share_number(text))
 

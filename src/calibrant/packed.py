@@ -139,6 +139,77 @@ class GgmlBlocks(Packed):
         return self.blocks.numel() * 8
 
 
+@dataclass(frozen=True)
+class Factors(Packed):
+    """A product of two factors: one that is `shared` with other matrices, and one of the matrix's `own`, which may have zeros.
+
+    It is shared · own, transposed if `turned`. The shared factors of matrices that have the same `name` are equal, and `sharing` matrices have it;
+    so many parts of its bits are counted here. Zeros of `own` are counted as a bit that says where they are, if that is less.
+
+    `exact_factor` made the numbers so that every sum of products is exact in float64. So the product is the same on every machine, in whatever
+    order it is added up, and is then rounded: to float32, and to the type of the factors.
+
+    >>> import torch
+    >>> packed = Factors("mlp", torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]]), sharing=2, turned=False)
+    >>> packed.dense()
+    tensor([[3., 2.]])
+    >>> packed.bits == 2 * 32 // 2 + 2 * 32 + 4
+    True
+    """
+
+    form: ClassVar[str] = "factors"
+
+    name: str
+    shared: Float[Tensor, "stream rank"]
+    own: Float[Tensor, "rank unit"]
+    sharing: int
+    turned: bool
+
+    def dense(self) -> Float[Tensor, "out in"]:
+        device = "cpu" if self.own.device.type == "mps" else self.own.device  # which has no float64
+        product = self.shared.to(device).double() @ self.own.to(device).double()
+        product = product if self.own.dtype == torch.float64 else product.float().to(self.own.dtype)
+        return (product.T.contiguous() if self.turned else product).to(self.own.device)
+
+    def stored(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        facts = {"shared": self.name, "sharing": self.sharing, "turned": self.turned}
+        return facts, {"shared": self.shared, "own": self.own}
+
+    @classmethod
+    def read(cls, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Factors":
+        name, sharing, turned = facts["shared"], facts["sharing"], facts["turned"]
+        if not isinstance(name, str) or type(sharing) is not int or sharing < 1 or not isinstance(turned, bool):
+            raise ValueError(f"{brief(name)}, {brief(sharing)}, {brief(turned)} don't say which factor how many matrices share, and how it is used")
+        shared, own = tensors["shared"], tensors["own"]
+        if shared.dim() != 2 or own.dim() != 2 or shared.shape[1] != own.shape[0] or shared.dtype != own.dtype:
+            raise ValueError(f"factors of {list(shared.shape)} and {list(own.shape)} have no product")
+        return cls(name, shared, own, sharing, turned)
+
+    @property
+    def weights(self) -> int:
+        return self.shared.shape[0] * self.own.shape[1]
+
+    @property
+    def bits(self) -> int:
+        number = self.own.element_size() * 8
+        own = min(self.own.numel() * number, int(self.own.count_nonzero()) * number + self.own.numel())
+        return own - (-self.shared.numel() * number // self.sharing)
+
+
+def exact_factor(numbers: Float[Tensor, "row column"], dim: int, rank: int, dtype: torch.dtype) -> Float[Tensor, "row column"]:
+    """Return `numbers` in the type `dtype`, rounded so that sums of `rank` products of two such factors are exact in float64.
+
+    Those that lie along `dim` become whole multiples of a power of two, with so few digits beside the largest of them that a sum has at most 53:
+    21 for a rank of 2048. `dim` is the one over which a product is summed: 1 of the left factor, 0 of the right one.
+    """
+    rounded = numbers.to(dtype).double()
+    digits = (53 - max(rank - 1, 0).bit_length()) // 2
+    largest = rounded.abs().amax(dim, keepdim=True)
+    power = (largest / largest.frexp().mantissa).where(largest > 0, 1.0)  # the next power of two above, exactly, as pow needn't be
+    unit = power * 2.0**-digits
+    return ((rounded / unit).round() * unit).to(dtype)
+
+
 def to_stored(packed: Packed) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return a packed matrix as plain JSON data, which says its form, and tensors by name."""
     facts, tensors = packed.stored()

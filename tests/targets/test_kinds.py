@@ -65,7 +65,8 @@ def test_what_is_accepted_is_said_in_words():
         "a sparsity from 0 up to (not including) 1, such as 0.5, N:M with N kept of every M inputs, such as 2:4, "
         "one of llama.cpp's kinds of blocks, such as q4_k, a grid of 2 to 8 bits, with a scale for each group of inputs, such as w4g64, "
         "one of llama.cpp's recipes, such as Q4_K_M, "
-        "a sparsity or N:M with a grid, such as 2:4+w4g64, or a share of the blocks or the experts, such as blocks 0.25"
+        "a sparsity or N:M with a grid, such as 2:4+w4g64, or a share of the blocks, the experts, or the numbers of feed-forward networks, "
+        "such as blocks 0.25"
     )
     assert allowed((Grid,)) == "write a grid of 2 to 8 bits, with a scale for each group of inputs, such as w4g64"
 
@@ -84,9 +85,9 @@ def test_what_is_almost_a_share_is_no_target(given: str):
         parse_target(given)
 
 
-@pytest.mark.parametrize("given", ["blocks 1", "experts 1.5", "blocks -0.1"])
+@pytest.mark.parametrize("given", ["blocks 1", "experts 1.5", "blocks -0.1", "numbers 1.0"])
 def test_a_share_is_less_than_all(given: str):
-    with pytest.raises(TargetError, match=r"is no share of a model's parts; write blocks or experts and a number from 0 up to"):
+    with pytest.raises(TargetError, match=r"is no share of a model's parts; write blocks, experts or numbers and a share from 0 up to"):
         parse_target(given)
 
 
@@ -94,3 +95,5 @@ def test_the_number_of_parts_is_exact():
     assert parse_target("blocks 0.29") == Share("blocks", 0.29)
     assert Share("blocks", 0.29).quota(100) == 29
     assert Share("experts", 0.5).quota(5) == 2
+    assert parse_target("numbers 0.2") == Share("numbers", 0.2)
+    assert str(parse_target("numbers 20%")) == "numbers 0.2"

@@ -75,7 +75,7 @@ def is_grid(target: str) -> bool:
 
 
 def is_removal(target: str) -> bool:
-    """Return whether a target says how much goes, and no more: a sparsity, a pattern, or a share of blocks or experts."""
+    """Return whether a target says how much goes, and no more: a sparsity, a pattern, or a share of blocks, experts or numbers."""
     label = read_target(target)
     return label.bits is None and (label.share is not None or label.pattern is not None)
 

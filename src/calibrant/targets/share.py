@@ -1,4 +1,4 @@
-"""A share of the blocks or the experts of a model, for methods that remove such parts whole."""
+"""A share of the blocks or the experts of a model, or of the numbers that its feed-forward networks are stored with."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,18 +9,19 @@ from calibrant.foreign import brief
 from calibrant.grammar import read_target
 from calibrant.targets._base import Target
 
-Parts = Literal["blocks", "experts"]
-ALLOWED: Final = "write blocks or experts and a number from 0 up to (not including) 1"
+Parts = Literal["blocks", "experts", "numbers"]
+ALLOWED: Final = "write blocks, experts or numbers and a share from 0 up to (not including) 1"
 
 
 @dataclass(frozen=True)
 class Share(Target):
     """A share of a model's blocks, or of the experts of each layer, `0 <= fraction < 1`; of `count` of them ⌊count·fraction⌋ go.
 
+    Of `numbers` it is a share of those that the matrices of feed-forward networks consist of: factors take their place that have so many fewer.
     A method that removes such parts takes 0.25 for it, too.
     """
 
-    written: ClassVar[str] = "a share of the blocks or the experts"
+    written: ClassVar[str] = "a share of the blocks, the experts, or the numbers of feed-forward networks"
     example: ClassVar[str] = "blocks 0.25"
 
     parts: Parts
