@@ -96,6 +96,23 @@ def evaluation(record: Mapping[str, Any]) -> str:
     return "\n".join([told, "", *_table(("task", "seconds", "times faster", "processor seconds", "peak MiB", "log likelihoods apart"), rows)])
 
 
+def imatrix(record: Mapping[str, Any]) -> str:
+    """The machine, and one row: llama.cpp comes first where two numbers stand together."""
+    asked, found, versions = record["asked"], record["found"], record["versions"]
+    both = [[f"{statistics.median(found[name][way]):.1f}" for way in ("llama_cpp", "calibrant")] for name in ("seconds", "processor")]
+    row = [
+        " / ".join(both[0]),
+        f"**{_spread(found['ratios'])}",
+        " / ".join(both[1]),
+        f"{found['peaks']['llama_cpp']:,.0f} / {found['peaks']['calibrant']:,.0f}",
+        f"{found['apart']['median']:.1e} / {found['apart']['largest']:.1e}",
+    ]
+    of = f"SmolLM2-135M (dequantized from Q4_1), {asked['samples']} × {asked['length']} tokens, {asked['rounds']} rounds, float32"
+    used = f"calibrant {versions['calibrant']}, llama-cpp-py-sync {versions['llama-cpp-py-sync']}"
+    heads = ("seconds", "times faster", "processor seconds", "peak MiB", "sums apart, median / most")
+    return "\n".join([f"{of}; {used}; {machine.told(record['machine'])}.", "", *_table(heads, [row])])
+
+
 def growth(record: Mapping[str, Any]) -> str:
     """The machine, and a table for every part that was measured."""
     asked, parts = record["asked"], record["parts"]
@@ -156,7 +173,13 @@ PARTS: Final[dict[str, Callable[[Mapping[str, Any]], list[str]]]] = {
     "sets": _sets,
     "methods": _methods,
 }
-TABLES: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {"peers": peers, "peers_amx": peers, "evaluation": evaluation, "growth": growth}
+TABLES: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
+    "peers": peers,
+    "peers_amx": peers,
+    "evaluation": evaluation,
+    "imatrix": imatrix,
+    "growth": growth,
+}
 
 
 def page(text: str, records: Path = RECORDS) -> str:

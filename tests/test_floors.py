@@ -26,7 +26,20 @@ FLOORS = [
         "clock",
         "launch",
     ],
-    ["activations", "packed", "targets", "llama_cpp", "store", "outcomes", "durable", "estimates", "wire"],
+    [
+        "compiling",
+        "divergence",
+        "divergence_kernel",
+        "activations",
+        "packed",
+        "targets",
+        "llama_cpp",
+        "store",
+        "outcomes",
+        "durable",
+        "estimates",
+        "wire",
+    ],
     ["data", "models", "searching"],
     ["walk", "edits", "job"],
     ["methods", "allocations", "transforms", "exports", "select"],
@@ -38,6 +51,8 @@ FLOORS = [
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 LOWER_FIRST = {
+    "compiling": -2,
+    "divergence_kernel": -1,
     "targets": -2,
     "packed": -1,
     "durable": -2,

@@ -12,17 +12,17 @@ smaller difference between two models is none that a runtime would keep.
 The distributions are float32, or float64 for models that are. The context length is part of the score, as it is for a loss.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from calibrant.divergence import divergences, top
 from calibrant.errors import ModelError, NumericsError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._base import Subject
@@ -34,7 +34,7 @@ from calibrant.spec import identity
 TOKENS_PER_BATCH: Final = 1024
 """Tokens whose logits of both models are held at once; the result doesn't depend on it beyond rounding."""
 NUMBERS_PER_CHUNK: Final = 2**20
-"""Probabilities that are compared at once: a handful of tensors of that size stay in a processor's cache, which halves the time."""
+"""Logits that are compared at once: they stay in a processor's cache between the steps."""
 
 PERCENTILES: Final = (95, 99)
 """A mean says little of the few tokens on which a compressed model goes astray; these do, and users of quantized models quote them."""
@@ -105,30 +105,17 @@ def _compared(model: PreTrainedModel, reference: PreTrainedModel, batch: list[Sc
                 subject=measured,
             )
         tokens = max(1, NUMBERS_PER_CHUNK // theirs.shape[-1])
-        chunks = zip(theirs.split(tokens), ours.split(tokens), strict=True)
-        parts = [divergence(old, new.to(old.device), measured) for old, new in chunks]
+        parts = [_divergence(old, new, measured) for old, new in zip(theirs.split(tokens), ours.split(tokens), strict=True)]
         by_token = [float(np.float32(nats)) for part in parts for nats in part[2]]
         compared.append((sum(part[0] for part in parts), sum(part[1] for part in parts), by_token))
     return compared
 
 
-def divergence(reference: Float[Tensor, "token word"], ours: Float[Tensor, "token word"], measured: str) -> Compared:
+def _divergence(reference: Float[Tensor, "token word"], ours: Float[Tensor, "token word"], measured: str) -> Compared:
     """KL(reference ‖ ours) of logits in nats, summed, how many most probable tokens are the same, and the nats of each token."""
-    old, new = wide(reference), wide(ours)
-    before, after = old.log_softmax(-1), new.log_softmax(-1)
-    # Σp(log p - log q) is a small difference of large terms. With Σ(q - p), which is zero but for rounding, each summand is p(e^d - 1 - d) with
-    # d = log q - log p: at least zero, and exact for the small d that decide a small divergence. For large d it is written so that it can't overflow.
-    p, apart = before.exp(), after - before
-    near, far = p * (apart.expm1() - apart), after.exp() - p - p * apart
-    nats = torch.where(apart.abs() < 1, near, far)
-    if not math.isfinite(float(nats.sum())):  # One NaN or infinity of either makes the sum so; looking at each is slow.
-        for whose, logs in (("the reference's", before), ("the model's", after)):
-            if not bool(logs.isfinite().all()):
-                raise NumericsError(f"the agreement on {measured} can't be told: {whose} outputs aren't finite", subject=measured)
-    agreed = int((top(old) == top(new)).sum())
-    return float(nats.sum(dtype=torch.float64)), agreed, nats.sum(-1, dtype=torch.float64).tolist()
-
-
-def top(logits: Float[Tensor, "token word"]) -> Int[Tensor, "token"]:
-    """Return each token's most probable word, of equal ones the first. On the processor numpy finds it in a tenth of torch's time."""
-    return torch.from_numpy(logits.numpy().argmax(-1)) if logits.device.type == "cpu" else logits.argmax(-1)
+    old, new = wide(reference), wide(ours.to(reference.device))
+    nats = divergences(old, new)
+    if not bool(nats.isfinite().all()):
+        whose = "the model's" if bool(old.isfinite().all()) else "the reference's"
+        raise NumericsError(f"the agreement on {measured} can't be told: {whose} outputs aren't finite", subject=measured)
+    return float(nats.sum()), int((top(old) == top(new)).sum()), nats.tolist()

@@ -4,27 +4,13 @@ Rows are taken in tiles, transposed so that neighbours in memory are rows: every
 That does the work of kept columns too (their error is zero) and is still five times as fast as skipping them row by row.
 """
 
-from collections.abc import Callable
-from inspect import unwrap
 from typing import Any, Final
 
-import numba
 import numpy as np
 
+from calibrant.compiling import compiled
+
 TILE: Final = 64
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    plain = unwrap(function)  # a type checker installed on import may have wrapped it
-    try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy")(plain)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written: compile in each process
-        return numba.njit(nogil=True, error_model="numpy")(plain)
-
-
-def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function into those compiled ones that call it."""
-    return numba.njit(error_model="numpy", inline="always")(unwrap(function))
 
 
 @compiled

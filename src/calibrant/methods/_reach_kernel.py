@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from calibrant.methods._kernel import TILE, compiled, inlined
+from calibrant.compiling import compiled, inlined
+from calibrant.methods._kernel import TILE
 
 
 @inlined

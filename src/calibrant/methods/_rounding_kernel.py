@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from calibrant.methods._kernel import TILE, choose, compiled, correct
+from calibrant.compiling import compiled
+from calibrant.methods._kernel import TILE, choose, correct
 
 
 @compiled

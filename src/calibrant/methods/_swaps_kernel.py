@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from calibrant.methods._kernel import compiled
+from calibrant.compiling import compiled
 
 LANES: Final = 64
 """Columns that are compared at once; rows are padded to a multiple of it."""

@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_leaves
 
 from calibrant.data import TokenBatch, micro_batches
+from calibrant.divergence import divergences
 from calibrant.errors import ModelError
 from calibrant.models import ModelView
 from calibrant.walk.products import hidden_of, replaced
@@ -213,14 +214,8 @@ class _MicroBatchOfVariants:
     def divergence(self, untouched: Float[Tensor, "sample position word"], logits: Float[Tensor, "sample position word"]) -> Summed:
         """Return how far the predictions of the same tokens are from those of the untouched model."""
         rows = zip(*(one[:, :-1].flatten(0, 1).split(ROWS_AT_ONCE) for one in (untouched, logits)), strict=True)
-        nats = torch.cat([_divergence(before, after) for before, after in rows])
+        nats = torch.cat([divergences(before, after) for before, after in rows]).to(self._counted.device)
         return float((nats * self._counted).sum()), float(self._counted.sum())
-
-
-def _divergence(before: Float[Tensor, "row word"], after: Float[Tensor, "row word"]) -> Float[Tensor, "row"]:
-    """KL(before ‖ after) of each row of logits."""
-    old, new = before.float().log_softmax(-1), after.float().log_softmax(-1)
-    return (old.exp() * (old - new)).sum(-1, dtype=torch.float64)
 
 
 def _over_parts(batch: TokenBatch, losses: Callable[[TokenBatch], Sequence[float]]) -> list[float]:
