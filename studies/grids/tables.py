@@ -1,9 +1,11 @@
-"""What the stores beside this file say, in three tables a model: python -m studies.grids.tables
+"""The tables of docs/findings/quantization.md, made of the stores beside this file: python -m studies.grids.tables [--write]
 
 Divergences are nats per token from the untouched model, on text that no draw calibrates on. Only what both draws have is shown.
 """
 
+import re
 import statistics
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -11,9 +13,11 @@ from typing import Final
 from studies.arms import Measured, named
 
 from calibrant.compare import Estimate, contrast, draws
+from calibrant.errors import DataError
 from calibrant.store import Store, stored_bits
 
 HERE: Final = Path(__file__).parent
+PAGE: Final = HERE.parents[1] / "docs/findings/quantization.md"
 STORES: Final = {"smollm2": HERE / "smollm2", "gemma3-270m": HERE / "gemma3-270m"}
 KINDS: Final = {"prose": "c4", "code": "python_code", "arithmetic": "gsm8k:cot"}
 """Each kind of text that is measured, and the calibration set that is made of it."""
@@ -122,5 +126,18 @@ def tables() -> Mapping[str, str]:
     return made
 
 
+def page(text: str) -> str:
+    """The page with its tables made anew. Raises `DataError` where it lacks a place."""
+    for name, table in tables().items():
+        between = f"<!-- {name} -->\n\n{table}\n\n<!-- end of {name} -->"
+        text, count = re.subn(rf"<!-- {name} -->.*?<!-- end of {name} -->", lambda _, between=between: between, text, flags=re.DOTALL)
+        if count != 1:
+            raise DataError(f"the page has {count} places for the table {name!r}; it needs one", subject=name)
+    return text
+
+
 if __name__ == "__main__":
-    print("\n\n".join(f"{name}\n\n{table}" for name, table in tables().items()))
+    if "--write" in sys.argv[1:]:
+        PAGE.write_text(page(PAGE.read_text("utf-8")), encoding="utf-8")
+    else:
+        print("\n\n".join(f"{name}\n\n{table}" for name, table in tables().items()))

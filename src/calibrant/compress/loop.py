@@ -19,7 +19,7 @@ from calibrant.job import Job
 from calibrant.methods import MatrixMethod, Method, methods
 from calibrant.models import ModelView, Opened, Weight
 from calibrant.outcomes import Journal
-from calibrant.process import freed_memory_kept
+from calibrant.process import freed_memory_kept, give_back
 from calibrant.progress import Progress, silent
 from calibrant.spec import canonical
 from calibrant.store import Record, Run
@@ -221,6 +221,7 @@ def _settle(job: Job, recipe: Recipe, index: int, step: _Step, checkpoint: Check
     if checkpoint and job.ranks.first:
         with spent_on("keeping finished blocks"):
             checkpoint.add(index, [edit.stored() for edit in step.edits], step.reports)
+    give_back()
     if (block := step.edits[-1].block) is not None:
         job.progress(f"{recipe.method.spec_name()} {recipe.target}", block + 1, len(job.view.blocks))
 
