@@ -12,7 +12,7 @@ from torch import Tensor
 
 from calibrant.activations import BlockChange, Routing
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.edits import DropBlocks, DropExperts, Replace, StoredEdit, read_edit
+from calibrant.edits import DropBlocks, DropExperts, Replace, StoredEdit, as_tensors, from_tensors, read_edit
 from calibrant.edits.file import from_bytes, to_bytes
 from calibrant.errors import DataError, SpecError
 from calibrant.job import Job
@@ -64,6 +64,25 @@ def test_what_is_written_comes_back_to_the_bit() -> None:
         back = found[0].tensors[name]
         assert (back.dtype, back.shape) == (tensor.dtype, tensor.shape)
         assert back.contiguous().view(torch.uint8).equal(tensor.contiguous().view(torch.uint8)), name
+
+
+def test_a_tensor_that_edits_share_is_there_once() -> None:
+    shared, other = torch.randn(64, 64), torch.randn(64, 64)
+    edits = [StoredEdit("a", {}, {"u": shared, "v": other}), StoredEdit("b", {}, {"u": shared}), StoredEdit("c", {}, {"u": shared.T})]
+    assert len(to_bytes(edits)) < 3 * shared.numel() * 4 + 2000
+    tensors, entries = as_tensors(edits)
+    assert list(tensors) == ["0.u", "0.v", "2.u"]
+    assert json.loads(json.dumps(entries)) == entries
+    for found in (from_bytes(to_bytes(edits)), from_tensors(tensors, entries)):
+        assert [(one.kind, list(one.tensors)) for one in found] == [("a", ["u", "v"]), ("b", ["u"]), ("c", ["u"])]
+        for edit, again in zip(edits, found, strict=True):
+            assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in edit.tensors.items())
+
+
+def test_what_was_kept_before_edits_shared_tensors_is_read() -> None:
+    entries = [{"kind": "a", "facts": {}, "tensors": ["w"]}, {"kind": "b", "facts": {}, "tensors": ["w"]}]
+    first, second = from_tensors({"0.w": torch.zeros(1), "1.w": torch.ones(1)}, entries)
+    assert (float(first.tensors["w"]), float(second.tensors["w"])) == (0.0, 1.0)
 
 
 def test_zeros_take_no_room() -> None:

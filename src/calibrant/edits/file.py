@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from calibrant.edits.kinds import StoredEdit
+from calibrant.edits.kinds import StoredEdit, memory_of
 from calibrant.errors import DataError
 
 ENTRIES: Final = "edits"
@@ -23,8 +23,12 @@ def to_bytes(edits: Sequence[StoredEdit]) -> bytes:
     """Return the file's content; `from_bytes` gives the same edits, every tensor bit for bit."""
     tensors: dict[str, Tensor] = {}
     entries: list[dict[str, Any]] = []
+    known: dict[Any, dict[str, Any]] = {}
     for number, edit in enumerate(edits):
-        forms = {name: _without_zeros(f"{number}.{name}", tensor.detach().contiguous().cpu(), tensors) for name, tensor in edit.tensors.items()}
+        for name, tensor in edit.tensors.items():
+            if (memory := memory_of(tensor)) not in known:  # a tensor that edits share is there once
+                known[memory] = _without_zeros(f"{number}.{name}", tensor.detach().contiguous().cpu(), tensors)
+        forms = {name: known[memory_of(tensor)] for name, tensor in edit.tensors.items()}
         entries.append({"kind": edit.kind, "facts": dict(edit.facts), "tensors": forms})
     text = json.dumps(entries, ensure_ascii=False).encode()
     return save({**tensors, ENTRIES: torch.frombuffer(bytearray(text), dtype=torch.uint8)})

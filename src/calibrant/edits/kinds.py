@@ -258,14 +258,28 @@ def read_edit(stored: StoredEdit, view: ModelView) -> Edit:
 
 
 def as_tensors(edits: Sequence[StoredEdit]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Edits as a safetensors file holds them: their tensors under names of their own, and the rest as plain JSON data."""
-    tensors = {f"{number}.{name}": tensor for number, stored in enumerate(edits) for name, tensor in stored.tensors.items()}
-    return tensors, [{"kind": stored.kind, "facts": dict(stored.facts), "tensors": list(stored.tensors)} for stored in edits]
+    """Edits as a safetensors file holds them: their tensors under names of their own, and the rest as plain JSON data.
+
+    A tensor that several edits share is there once; the others say under which name (`same`).
+    """
+    tensors, entries, places = dict[str, Tensor](), list[dict[str, Any]](), dict[Any, str]()
+    for number, stored in enumerate(edits):
+        named = {name: places.setdefault(memory_of(tensor), f"{number}.{name}") for name, tensor in stored.tensors.items()}
+        tensors |= {place: stored.tensors[name] for name, place in named.items() if place == f"{number}.{name}"}
+        same = {name: place for name, place in named.items() if place != f"{number}.{name}"}
+        entries.append({"kind": stored.kind, "facts": dict(stored.facts), "tensors": list(stored.tensors), **({"same": same} if same else {})})
+    return tensors, entries
+
+
+def memory_of(tensor: Tensor) -> tuple[Any, ...]:
+    """Return where the numbers of a tensor are, and how they lie there: the same for two that are one."""
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
 def from_tensors(tensors: Mapping[str, Tensor], entries: Sequence[Mapping[str, Any]]) -> list[StoredEdit]:
     """Return the edits again. `KeyError` or `TypeError` where something isn't what `as_tensors` gave."""
-    return [
-        StoredEdit(entry["kind"], entry["facts"], {name: tensors[f"{number}.{name}"] for name in entry["tensors"]})
-        for number, entry in enumerate(entries)
-    ]
+    found: list[StoredEdit] = []
+    for number, entry in enumerate(entries):
+        same = entry.get("same", {})
+        found.append(StoredEdit(entry["kind"], entry["facts"], {name: tensors[same.get(name, f"{number}.{name}")] for name in entry["tensors"]}))
+    return found

@@ -1,0 +1,316 @@
+"""The factors of FiPS and its relatives against slow calculations in float64 that know the activations themselves."""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from calibrant.errors import TargetError
+from calibrant.methods._factors import Member, alternated, best_own, leading, of_own, of_shared, truncated
+from calibrant.methods._sharing import Budget
+from calibrant.targets import Share
+
+STREAM, UNITS, TOKENS = 10, 14, 60
+KINDS = (True, False, True)
+"""Two matrices that read the stream, and one that writes to it."""
+
+
+def inputs(width: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(TOKENS, width, generator=generator, dtype=torch.float64) @ torch.randn(width, width, generator=generator, dtype=torch.float64)
+    return mixed * torch.logspace(-1, 0.5, width, dtype=torch.float64)
+
+
+def weight(seed: int, stream: int = STREAM, units: int = UNITS) -> Tensor:
+    return torch.randn(stream, units, generator=torch.Generator().manual_seed(100 + seed), dtype=torch.float64)
+
+
+def members(kinds: tuple[bool, ...] = KINDS, relative: bool = False) -> tuple[list[Member], list[Tensor]]:
+    """Matrices, and the activations [token, in] that they see."""
+    seen = [inputs(STREAM if reads else UNITS, number) for number, reads in enumerate(kinds)]
+    made = [Member(weight(n), x.T @ x, reads, relative) for n, (x, reads) in enumerate(zip(seen, kinds, strict=True))]
+    return made, seen
+
+
+def slow_error(member: Member, x: Tensor, product: Tensor) -> float:
+    """‖(W - P)X‖² by the outputs of every token."""
+    difference = member.weight - product
+    return float(sum((difference.T @ token if member.reads else difference @ token).square().sum() for token in x))
+
+
+def random_factors(rank: int, count: int) -> tuple[Tensor, list[Tensor]]:
+    generator = torch.Generator().manual_seed(7)
+    shared = torch.randn(STREAM, rank, generator=generator, dtype=torch.float64)
+    return shared, [torch.randn(rank, UNITS, generator=generator, dtype=torch.float64) for _ in range(count)]
+
+
+def test_an_error_from_grams_is_that_of_the_outputs():
+    made, seen = members()
+    shared, own = random_factors(4, 3)
+    for member, x, v in zip(made, seen, own, strict=True):
+        assert member.error(shared @ v) == pytest.approx(slow_error(member, x, shared @ v), rel=1e-12)
+    relative, _ = members(relative=True)
+    for member, x in zip(relative, seen, strict=True):
+        assert member.share == pytest.approx(1 / slow_error(member, x, torch.zeros(STREAM, UNITS)), rel=1e-12)
+
+
+def slow_own(member: Member, x: Tensor, shared: Tensor) -> Callable[[Tensor], Tensor]:
+    """Half the error, as autograd sees it."""
+
+    def half(own: Tensor) -> Tensor:
+        difference = member.weight - shared @ own
+        return (x @ difference if member.reads else x @ difference.T).square().sum() / 2
+
+    return half
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_form_of_an_own_factor_is_that_of_the_error(number: int):
+    made, seen = members()
+    shared, own = random_factors(4, 3)
+    half, form = slow_own(made[number], seen[number], shared), of_own(made[number], shared)
+    at = own[number].clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(half(at), at)
+    assert torch.allclose(form.times(own[number]) - form.linear, gradient, rtol=1e-9)
+    curvature = torch.autograd.functional.hessian(half, own[number]).reshape(own[number].numel(), -1)
+    assert torch.allclose(form.diagonal.reshape(-1), curvature.diagonal(), rtol=1e-9)
+    assert torch.allclose(form.times(own[number]).reshape(-1), curvature @ own[number].reshape(-1), rtol=1e-9)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_the_form_of_a_shared_factor_is_that_of_the_sum_of_errors(relative: bool):
+    made, seen = members(relative=relative)
+    shared, own = random_factors(4, 3)
+
+    def half(u: Tensor) -> Tensor:
+        errors = [slow_own(member, x, u)(v) * member.share for member, x, v in zip(made, seen, own, strict=True)]
+        return torch.stack(errors).sum()
+
+    form, at = of_shared(made, own), shared.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(half(at), at)
+    assert torch.allclose(form.times(shared) - form.linear, gradient, rtol=1e-9)
+    curvature = torch.autograd.functional.hessian(half, shared).reshape(shared.numel(), -1)
+    assert torch.allclose(form.diagonal.reshape(-1), curvature.diagonal(), rtol=1e-9)
+
+
+def test_matrices_that_see_the_same_inputs_are_one_term():
+    x = inputs(STREAM, 0)
+    gram = x.T @ x
+    together = [Member(weight(0), gram, True), Member(weight(1), gram, True)]
+    apart = [Member(weight(0), gram.clone(), True), Member(weight(1), gram.clone(), True)]
+    shared, own = random_factors(4, 2)
+    for one, other in zip(of_shared(together, own)[1:3], of_shared(apart, own)[1:3], strict=True):
+        assert torch.allclose(one, other, rtol=1e-12)
+    assert torch.allclose(of_shared(together, own).times(shared), of_shared(apart, own).times(shared), rtol=1e-12)
+
+
+def on_a_mask(member: Member, x: Tensor, shared: Tensor, keep: Tensor) -> Tensor:
+    """The best own factor with numbers where `keep` says: least squares over the outputs of all tokens at once."""
+    places = keep.reshape(-1).nonzero().flatten()
+    columns: list[Tensor] = []
+    for place in places.tolist():
+        unit = torch.zeros(keep.numel(), dtype=torch.float64)
+        unit[place] = 1
+        product = shared @ unit.reshape(keep.shape)
+        columns.append((x @ product if member.reads else x @ product.T).reshape(-1))
+    goal = (x @ member.weight if member.reads else x @ member.weight.T).reshape(-1, 1)
+    found = torch.zeros(keep.numel(), dtype=torch.float64)
+    found[places] = torch.linalg.lstsq(torch.stack(columns, 1), goal).solution[:, 0]
+    return found.reshape(keep.shape)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_steps_come_to_the_best_numbers_on_a_mask(number: int):
+    made, seen = members()
+    shared, own = random_factors(4, 3)
+    keep = torch.rand(4, UNITS, generator=torch.Generator().manual_seed(3)) < 0.5
+    wanted = on_a_mask(made[number], seen[number], shared, keep)
+    found = of_own(made[number], shared).descended(own[number].masked_fill(~keep, 0), 400, keep)
+    assert bool((found[~keep] == 0).all())
+    assert torch.allclose(found, wanted, atol=1e-6 * float(wanted.abs().max()))
+
+
+def test_every_step_takes_something_off():
+    made, seen = members()
+    shared, own = random_factors(4, 3)
+    for member, x, v in zip(made, seen, own, strict=True):
+        errors = [slow_error(member, x, shared @ of_own(member, shared).descended(v, steps)) for steps in range(5)]
+        assert all(after < before for before, after in itertools.pairwise(errors))
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_number_is_worth_what_is_lost_without_it(number: int):
+    made, seen = members()
+    shared, own = random_factors(4, 3)
+    member, x, at = made[number], seen[number], own[number].clone()
+    at[1] = 0
+    worth = of_own(member, shared).worth(at)
+    for place in ((0, 0), (1, 3), (3, 13), (1, 8)):
+        zeroed = at.clone()
+        zeroed[place] = 0
+        without, one = slow_error(member, x, shared @ zeroed), zeroed.clone()
+        one[place] = 1
+        # A parabola through three points: its least value, with this number alone changed.
+        at_one = slow_error(member, x, shared @ one)
+        one[place] = -1
+        at_minus = slow_error(member, x, shared @ one)
+        bend, slope = (at_one + at_minus) / 2 - without, (at_one - at_minus) / 2
+        assert float(worth[place]) == pytest.approx(slope**2 / (4 * bend), rel=1e-8)
+
+
+def tail(matrix: Tensor, rank: int) -> float:
+    """What the best product of that rank leaves: the singular values that it lacks."""
+    return float(torch.linalg.svdvals(matrix)[rank:].square().sum())
+
+
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize("rank", [1, 4, 9])
+def test_one_matrix_alone_is_decomposed_as_well_as_can_be(reads: bool, rank: int):
+    (member,), (x,) = members((reads,))
+    outputs = x @ (member.weight if reads else member.weight.T)
+    aware, plain = (truncated([member], rank, how, torch.float64) for how in (True, False))
+    assert slow_error(member, x, aware.shared @ aware.own[0]) == pytest.approx(tail(outputs, rank), rel=1e-4)
+    unweighted = Member(member.weight, None, reads)
+    plain = truncated([unweighted], rank, False, torch.float64)
+    assert float((member.weight - plain.shared @ plain.own[0]).square().sum()) == pytest.approx(tail(member.weight, rank), rel=1e-4)
+    assert slow_error(member, x, plain.shared @ plain.own[0]) > slow_error(member, x, aware.shared @ aware.own[0])
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_basis_of_matrices_that_see_the_same_is_the_best_there_is(reads: bool):
+    if reads:
+        x = inputs(STREAM, 0)
+        gram = x.T @ x
+        made = [Member(weight(n), gram, True) for n in range(3)]
+        stacked = torch.cat([x @ member.weight for member in made], 1)
+    else:  # of such as write, whatever they see
+        made, seen = members((False, False, False))
+        stacked = torch.cat([x @ member.weight.T for member, x in zip(made, seen, strict=True)])
+    found = truncated(made, 4, True, torch.float64)
+    errors = sum(member.error(found.shared @ own) for member, own in zip(made, found.own, strict=True))
+    assert errors == pytest.approx(tail(stacked, 4), rel=1e-4)
+
+
+def test_a_dense_own_factor_is_that_of_least_squares():
+    made, seen = members()
+    shared, _ = random_factors(4, 0)
+    for member, x in zip(made, seen, strict=True):
+        wanted = on_a_mask(member, x, shared, torch.ones(4, UNITS, dtype=torch.bool))
+        assert torch.allclose(best_own(member, shared), wanted, atol=1e-8)
+
+
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-9), (torch.float32, 1e-9), (torch.bfloat16, 1e-4)])
+def test_all_of_the_rank_and_of_the_numbers_is_the_matrix(dtype: torch.dtype, within: float):
+    """The share of the outputs' squares that is lost."""
+    made, seen = members(relative=True)
+    full = STREAM * UNITS
+    for found in (alternated(made, STREAM, (full,) * 3, 4, 3, dtype), truncated(made, STREAM, True, dtype)):
+        assert {each.dtype for each in (found.shared, *found.own)} == {dtype}
+        for member, x, own in zip(made, seen, found.own, strict=True):
+            assert slow_error(member, x, found.shared.double() @ own.double()) * member.share < within
+
+
+def summed(made: list[Member], seen: list[Tensor], rank: int, kept: int, rounds: int = 8) -> float:
+    found = alternated(made, rank, (kept,) * len(made), rounds, 3, torch.float64)
+    assert [int(own.count_nonzero()) for own in found.own] == [kept] * len(made)
+    return sum(member.share * slow_error(member, x, found.shared @ own) for member, x, own in zip(made, seen, found.own, strict=True))
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 8])
+def test_the_numbers_that_stay_are_counted(rounds: int):
+    made, seen = members(relative=True)
+    assert summed(made, seen, 7, 31, rounds) > 0
+
+
+def test_errors_fall_with_the_rank_and_with_the_density():
+    made, seen = members(relative=True)
+    by_rank = [summed(made, seen, rank, rank * UNITS) for rank in (2, 4, 6, 8, 10)]
+    assert all(after < before for before, after in itertools.pairwise(by_rank)), by_rank
+    by_density = [summed(made, seen, STREAM, int(STREAM * UNITS * share)) for share in (0.2, 0.4, 0.6, 0.8, 1.0)]
+    assert all(after < before for before, after in itertools.pairwise(by_density)), by_density
+
+
+def test_rounds_take_off_what_the_first_decomposition_left():
+    """Beside one that is cut to the same numbers by size, without a look at the inputs, and then fitted to them once, in float64."""
+    made, seen = members(relative=True)
+    kept = 70
+    shared = leading(made, STREAM, aware=False)
+    start = 0.0
+    for member, x in zip(made, seen, strict=True):
+        own = shared.T @ member.weight
+        keep = own.abs() >= own.abs().flatten().sort(descending=True).values[kept - 1]
+        start += member.share * slow_error(member, x, shared @ on_a_mask(member, x, shared, keep))
+    assert summed(made, seen, STREAM, kept, 20) < 0.8 * start
+
+
+def test_what_is_shared_has_columns_of_length_one_and_few_digits():
+    made, _ = members(relative=True)
+    found = alternated(made, 6, (40, 41, 42), 6, 3, torch.bfloat16)
+    assert torch.allclose(found.shared.double().norm(dim=0), torch.ones(6, dtype=torch.float64), atol=0.01)
+    assert [int(own.count_nonzero()) for own in found.own] == [40, 41, 42]
+
+
+def budget(shapes: tuple[tuple[int, int], ...], fraction: float, bits: int = 16, indices: bool = False) -> Budget:
+    return Budget(shapes, Share("numbers", fraction), bits, indices, "these")
+
+
+@pytest.mark.parametrize("indices", [False, True])
+@pytest.mark.parametrize("fraction", [0.2, 0.33, 0.5])
+@pytest.mark.parametrize("shapes", [((576, 1536),) * 6, ((64, 192), (64, 384), (64, 100)), ((30, 30),)])
+def test_what_remains_is_what_was_asked_and_hardly_less(shapes: tuple[tuple[int, int], ...], fraction: float, indices: bool):
+    stream, units = shapes[0][0], sum(p for _, p in shapes)
+    allowed = stream * units - math.floor(round(stream * units * fraction, 6))
+    for ask in (None, max(1, stream // 3), 0.5, 1.0):
+        how = budget(shapes, fraction, indices=indices)
+        try:
+            plan = how.with_density(ask) if isinstance(ask, float) else how.with_rank(ask)
+        except TargetError:
+            continue
+        dense = all(few == plan.rank * p for (_, p), few in zip(shapes, plan.kept, strict=True))
+        places = 0 if dense else plan.rank * units
+        taken = stream * plan.rank + sum(plan.kept)
+        assert plan.left == pytest.approx(taken / (stream * units), rel=1e-5)
+        assert plan.with_indices == pytest.approx((taken + places / 16) / (stream * units), rel=1e-5)
+        counted = taken + (math.ceil(places / 16) if indices else 0)
+        one_more = (stream + units * (1 + 1 / 16)) if isinstance(ask, float) else len(shapes) + 1
+        assert allowed - one_more <= counted <= allowed
+
+
+def test_the_paper_s_count():
+    """Six matrices, a rank of the whole width: a sixteenth for the shared factor, and the rest is the density."""
+    plan = budget(((576, 1536),) * 6, 0.2).with_rank(None)
+    assert plan.rank == 576
+    assert sum(plan.kept) / (6 * 576 * 1536) == pytest.approx(0.8 - 1 / 16, abs=1e-5)
+    assert plan.with_indices == pytest.approx(0.8 + 1 / 16, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ask", "fraction", "said"),
+    [
+        (lambda b: b.with_rank(65), 0.5, r"numbers 0\.5 of these can't be kept to: rank=65 is above the width of 64; choose at most that"),
+        (
+            lambda b: b.with_rank(None),
+            0.97,
+            r"a shared factor of rank 64 takes 4,096 of the 1,106 numbers that may remain, .* at most 8, larger groups",
+        ),
+        (lambda b: b.with_rank(8), 0.5, r"factors of rank 8 have 5,120 numbers at most, and 18,432 may remain; choose a larger rank"),
+        (lambda b: b.with_density(1.0), 0.99, r"factors of rank 1 have 640 numbers, and 369 may remain; choose larger groups, or ask for less to go"),
+        (lambda b: b.with_density(0.1), 0.5, r"density=0\.1 needs a rank of 151, above the width of 64; choose a density of at least 0\.3889"),
+    ],
+)
+def test_what_cannot_be_kept_to_is_said(ask: Callable[[Budget], object], fraction: float, said: str):
+    with pytest.raises(TargetError, match=said):
+        ask(budget(((64, 192),) * 3, fraction))
+
+
+def test_what_is_proposed_can_be_done():
+    how = budget(((64, 192),) * 3, 0.97)
+    assert how.with_rank(8).rank == 8
+    assert budget(((64, 192),) * 3, 0.5).with_density(0.3889).rank == 63
+    counted = budget(((64, 192),) * 3, 0.97, indices=True)
+    with pytest.raises(TargetError, match="a rank of at most 5"):
+        counted.with_rank(None)
+    assert counted.with_rank(5).rank == 5

@@ -1,0 +1,310 @@
+"""Factors in the place of feed-forward networks, from the front door to a model that plain transformers opens; on a model that has learnt something
+where it is said what they lose."""
+
+import itertools
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from calibrant.compress import Recipe, compress, prune
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.edits import Edit, Replace
+from calibrant.edits.file import from_bytes, to_bytes
+from calibrant.errors import SpecError, TargetError
+from calibrant.methods import methods
+from calibrant.methods.fips import FiPS
+from calibrant.models import open_model, view
+from calibrant.packed import Factors
+from calibrant.store import Record, stored_bits, verify
+from calibrant.study import Study
+from calibrant.testing import check_edits, tiny_folder
+
+from tests.study.small import results, texts
+from tests.trained import trained_folder
+from tests.usual import usually
+
+SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
+MATRICES = ("gate_proj", "up_proj", "down_proj")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny_folder(tmp_path / "model", num_hidden_layers=4)
+
+
+@cache
+def text(held_out: bool = False) -> TokenBatch:
+    """2,048 tokens to calibrate on, or as many that no set is calibrated on."""
+    chosen = CalibrationSet("python_docs", samples=16, length=128)
+    return (chosen.held_out() if held_out else chosen).tokens(open_model(str(trained_folder()), "float32").tokenizer)
+
+
+def factorised(method: str, target: float | str, folder: Path | None = None, dtype: str = "float32") -> tuple[Any, Record, list[Edit]]:
+    """The trained model, or another, what was written down, and what was done to it."""
+    opened, edits = open_model(str(folder or trained_folder()), dtype), list[Edit]()
+    recipe = Recipe.parse(method, target)
+    record = compress(opened, view(opened.model), text() if recipe.looks else None, recipe, keep=edits.append)
+    return opened.model, record, edits
+
+
+def networks(model: Any) -> dict[str, Any]:
+    return {name: module for name, module in model.named_modules() if name.endswith(MATRICES)}
+
+
+def seen_by(model: Any, batch: TokenBatch) -> dict[str, Tensor]:
+    """What each matrix of a feed-forward network is given of every real token, by hooks, in float64."""
+    found, hooks = dict[str, Tensor](), list[Any]()
+    for name, module in networks(model).items():
+        hooks.append(module.register_forward_pre_hook(lambda _, args, name=name: found.update({name: args[0][batch.mask].double()})))
+    with torch.no_grad():
+        model(batch.ids, attention_mask=batch.mask.long(), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def losses(model: Any, batch: TokenBatch) -> dict[str, float]:
+    """‖(W - Ŵ)X‖²/‖WX‖² of each matrix, for what the untouched trained model's matrices see of `batch`."""
+    dense = open_model(str(trained_folder()), "float32").model
+    old, new = networks(dense), networks(model)
+    found: dict[str, float] = {}
+    for name, x in seen_by(dense, batch).items():
+        before, after = old[name].weight.detach().double(), new[name].weight.detach().double()
+        found[name] = float((x @ (before - after).T).square().sum() / (x @ before.T).square().sum())
+    return found
+
+
+@cache
+def mean_loss(method: str, target: float) -> float:
+    """The mean over all matrices, on text that wasn't calibrated on."""
+    model, _, _ = factorised(method, target)
+    found = losses(model, text(held_out=True))
+    return sum(found.values()) / len(found)
+
+
+@pytest.mark.parametrize("method", ["fips", "fips(group=4, rank=40)", "fips(density=0.7)", "basis_sharing", "svd", "svd(aware=false)"])
+def test_as_many_numbers_remain_as_were_asked_for(method: str):
+    model, record, edits = factorised(method, "numbers 0.3")
+    forms = [edit.compressed.packed for edit in edits if isinstance(edit, Replace)]
+    assert len(forms) == len(edits) == 12
+    shared = {form.name: form.shared for form in forms if isinstance(form, Factors)}
+    remain = sum(one.numel() for one in shared.values()) + sum(int(form.own.count_nonzero()) for form in forms if isinstance(form, Factors))
+    total, short = 12 * 64 * 192, {"fips": 40}.get(method, 12 * (64 + 192))
+    assert total * 0.7 - short <= remain <= total * 0.7
+    assert record.weights[0]["notes"]["left"] == pytest.approx(0.7, abs=0.02)
+    for edit in edits:
+        assert isinstance(edit, Replace)
+        assert isinstance(form := edit.compressed.packed, Factors)
+        assert torch.equal(form.dense(), networks(model)[edit.weight.name].weight)
+        assert form.sharing == sum(isinstance(other, Factors) and other.name == form.name for other in forms)
+        assert torch.equal(form.shared, shared[form.name])
+    bits = sum(one.numel() * 32 for one in shared.values())
+    for form in forms:
+        assert isinstance(form, Factors)
+        bits += min(form.own.numel() * 32, int(form.own.count_nonzero()) * 32 + form.own.numel())
+    assert stored_bits(record.weights) == pytest.approx(bits / total, rel=1e-4)
+    with_indices = sum(weight["notes"]["left_with_indices"] for weight in record.weights) / 12
+    assert with_indices == pytest.approx(bits / total / 32, rel=1e-3)
+
+
+def test_with_indices_counted_they_are_within_the_budget():
+    _, record, _ = factorised("fips(indices=true)", 0.3)
+    notes = record.weights[0]["notes"]
+    assert notes["left_with_indices"] <= 0.7 < notes["left_with_indices"] + 1e-3
+    assert notes["left"] == pytest.approx(0.7 - 64 / (64 * 32), abs=1e-3)
+    assert stored_bits(record.weights) <= 0.7 * 32 + 0.01
+
+
+@pytest.mark.parametrize("method", ["fips", "basis_sharing", "svd"])
+def test_the_errors_that_it_tells_are_those_of_the_outputs(method: str):
+    model, record, _ = factorised(method, 0.3)
+    wanted = losses(model, text())
+    assert {weight["name"]: weight["error"] for weight in record.weights} == pytest.approx(wanted, rel=1e-3)
+
+
+def test_nothing_else_is_touched():
+    model, record, _ = factorised("fips", 0.3)
+    dense = open_model(str(trained_folder()), "float32").model
+    for (name, one), (_, other) in zip(dense.named_parameters(), model.named_parameters(), strict=True):
+        assert torch.equal(one, other) == (not name.removesuffix(".weight").endswith(MATRICES)), name
+    assert {entry["reason"] for entry in record.dense if "self_attn" in entry["name"] and "proj" in entry["name"]} == {"fips left it as it is"}
+
+
+def test_nothing_of_a_target_is_nothing_done():
+    _, record, edits = factorised("fips", "numbers 0")
+    assert edits == []
+    assert record.sparsity == 0
+
+
+def test_it_loses_more_the_more_goes():
+    found = [mean_loss("fips", target) for target in (0.1, 0.3, 0.5, 0.7)]
+    assert all(before < after for before, after in itertools.pairwise(found)), found
+
+
+def test_a_look_at_the_inputs_pays_on_text_that_was_not_seen():
+    for one in ("fips", "svd"):
+        aware, blind = (mean_loss(f"{one}(aware={how})", 0.4) for how in ("true", "false"))
+        assert aware < blind, one
+    assert mean_loss("fips", 0.4) < mean_loss("svd(aware=false)", 0.4)
+
+
+def test_shared_and_sparse_beside_thin_and_dense():
+    """At equal numbers, and at equal bits, on text that wasn't seen."""
+    for target in (0.2, 0.4):
+        ways = ("fips", "fips(indices=true)", "basis_sharing", "svd", "svd(aware=false)")
+        found = {way: mean_loss(way, target) for way in ways}
+        assert found["fips"] < found["fips(indices=true)"] < found["svd"], found
+
+
+def test_neighbours_beside_blocks_that_lie_apart():
+    near, far = (mean_loss(f"fips(distant={how})", 0.4) for how in ("false", "true"))
+    assert near == pytest.approx(far, rel=0.25), "of four blocks none lies far from another"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_is_saved_is_what_was_made(folder: Path, tmp_path: Path, dtype: str):
+    done = prune(str(folder), "python_docs", "fips", "numbers 0.4", tmp_path / "out", **{**SMALL, "dtype": dtype})
+    reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=getattr(torch, dtype))
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(reopened(ids).logits, done.opened.model(ids).logits)
+    assert prune(str(folder), "python_docs", "fips", "numbers 0.4", tmp_path / "out", **{**SMALL, "dtype": dtype}).already_done
+    record = json.loads((tmp_path / "out" / "calibrant.json").read_text())["record"]
+    assert record["run"]["target"] == "numbers 0.4"
+    assert {weight["notes"]["shared_by"] for weight in record["weights"]} == {6}
+
+
+@pytest.mark.parametrize("method", ["fips", "fips(distant=true)", "basis_sharing", "svd"])
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_killed_and_asked_again_it_continues(folder: Path, tmp_path: Path, method: str, at: int):
+    """Also in the middle of a group: the same factors come out."""
+    whole = prune(str(folder), "python_docs", method, 0.4, tmp_path / "whole", **SMALL)
+    told: list[int] = []
+
+    def killed(what: str, done: int, total: int) -> None:
+        if what.startswith(method.partition("(")[0]):
+            told.append(done)
+        if len(told) == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune(str(folder), "python_docs", method, 0.4, tmp_path / "again", progress=killed, **SMALL)
+    again = prune(str(folder), "python_docs", method, 0.4, tmp_path / "again", **SMALL)
+    assert again.continued_from
+    assert again.record == whole.record
+    for one, other in zip(again.opened.model.parameters(), whole.opened.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_study_that_was_killed_ends_the_same(tmp_path: Path):
+    given = texts(tmp_path / "texts")
+    task = f"loss(source={given['verse']!r}, tokens=200, length=64)"
+    asked = Study(given["model"], data=["random_tokens"], methods=["fips", "svd"], target=0.4, evaluate=task, samples=4, length=32, dtype="float32")
+    assert not asked.run(tmp_path / "whole").failures
+    calls = iter(range(1000))
+
+    def deadly(*_: object) -> None:
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        asked.run(tmp_path / "store", deadly)
+    assert not asked.run(tmp_path / "store").failures
+    assert results(tmp_path / "store") == results(tmp_path / "whole")
+    assert verify(tmp_path / "store") == []
+
+
+@pytest.mark.parametrize("method", ["fips(group=4)", "fips(distant=true)", "basis_sharing", "svd(aware=false)"])
+def test_edits_keep_their_contract(method: str, folder: Path):
+    check_edits(methods.build(method), Recipe.parse(method, 0.4).target, str(folder))
+
+
+def test_a_shared_factor_is_kept_once():
+    _, _, edits = factorised("fips(group=4)", 0.4)
+    content = to_bytes([edit.stored() for edit in edits])
+    forms = [edit.compressed.packed for edit in edits if isinstance(edit, Replace)]
+    own = sum(int(form.own.count_nonzero()) * 4 + form.own.numel() // 8 for form in forms if isinstance(form, Factors))
+    norms = 12 * 8 * 192
+    assert len(content) < own + 64 * 64 * 4 + norms + 20_000
+    again = from_bytes(content)
+    for edit, stored in zip(edits, again, strict=True):
+        assert edit.stored().facts == stored.facts
+        assert all(torch.equal(tensor, stored.tensors[name]) for name, tensor in edit.stored().tensors.items())
+
+
+@pytest.mark.parametrize("family", usually(("llama", "gpt2", "gemma3", "opt", "phi3", "qwen3"), ("gpt2", "gemma3", "phi3")))
+def test_other_kinds_of_model(tmp_path: Path, family: str):
+    """Matrices stored the other way round, gate and up in one, biases."""
+    model = str(tiny_folder(tmp_path / family, family))
+    done = prune(model, "python_docs", "fips(group=3)", 0.4, **SMALL)
+    assert len(done.record.weights) == 3 * (2 if family in ("gpt2", "opt", "phi3") else 3)
+    assert all(weight["error"] < 0.5 for weight in done.record.weights)
+
+
+def test_experts_share_too_and_those_that_no_token_reached_stay(tmp_path: Path):
+    done = prune(str(tiny_folder(tmp_path / "experts", "mixtral")), "python_docs", "fips(group=1)", 0.4, samples=1, length=8, dtype="float32")
+    reached = {weight["name"] for weight in done.record.weights}
+    left = {entry["name"] for entry in done.record.dense if "experts" in entry["name"]}
+    assert reached
+    assert left
+    assert not reached & left
+    assert len(reached) + len(left) == 3 * 32 * 2
+    assert {weight["notes"]["shared_by"] for weight in done.record.weights if ".layers.0." in weight["name"]} == {
+        sum(".layers.0." in name for name in reached)
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "said"),
+    [
+        ("fips(group=3)", 0.3, r"fips\(group=3\): 4 blocks can't be divided into groups of 3; choose 1, 2 or 4"),
+        ("basis_sharing(group=8)", 0.3, r"basis_sharing\(group=8\): 4 blocks can't be divided into groups of 8; choose 1, 2 or 4"),
+        ("fips(rank=33)", 0.3, r"numbers 0\.3 of the 6 matrices that share with model\.layers\.0\.mlp\.gate_proj can't be kept to: rank=33 is above"),
+        ("fips", 0.97, r"a shared factor of rank 32 takes 1,024 of the 369 numbers that may remain"),
+        ("svd", 0.99, r"numbers 0\.99 of model\.layers\.0\.mlp\.gate_proj can't be kept to: factors of rank 1 have 96 numbers, and 21 may remain"),
+        ("fips", "blocks 0.25", r"blocks 0\.25 is no share of numbers; write numbers and a number, such as numbers 0\.25"),
+        ("fips", "2:4", r"fips can't be asked for 2:4: it accepts a sparsity from 0 up to"),
+        ("fips", "numbers 1.5", r"numbers 1\.5 is no share of a model's parts"),
+        ("short_gpt", "numbers 0.5", r"numbers 0\.5 is no share of blocks"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence_and_nothing_stays(folder: Path, tmp_path: Path, method: str, target: float | str, said: str):
+    with pytest.raises((SpecError, TargetError), match=said):
+        prune(str(folder), "python_docs", method, target, tmp_path / "out", **SMALL)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("fips(group=0)", r"fips\(group=0\): at least one block"),
+        ("fips(group=1.5)", r"group=1\.5"),
+        ("fips(rank=0)", r"fips\(rank=0\): a shared factor has a rank of at least 1"),
+        ("fips(rounds=0)", "at least 1 round"),
+        ("fips(steps=-1)", "at least 1 step"),
+        ("fips(density=0.0)", "a share above 0 and at most 1"),
+        ("fips(density=1.5)", r"fips\(density=1\.5\)"),
+        ("fips(rank=8, density=0.5)", "the budget decides one of them; leave rank or density out"),
+        ("fips(damp=0.0)", r"fips\(damp=0\.0\): damp must be above 0"),
+        ("svd(damp=-1.0)", r"svd\(damp=-1\.0\): damp must be above 0"),
+        ("basis_sharing(group=0)", r"basis_sharing\(group=0\): at least one block"),
+    ],
+)
+def test_parameters_are_checked(spec: str, said: str):
+    with pytest.raises(SpecError, match=said):
+        methods.build(spec)
+
+
+def test_only_dense_is_possible():
+    with pytest.raises(SpecError, match="fips can't be done in arrival; leave --propagate out, or write dense"):
+        Recipe.parse("fips", 0.5, "arrival")
+    assert Recipe.parse("fips", 0.5).propagate == "dense"
+    assert str(Recipe.parse("fips", 0.2).target) == "numbers 0.2"
+    assert str(FiPS()) == "fips"
+    assert not methods.build("svd(aware=false)").looks
