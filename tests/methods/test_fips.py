@@ -88,7 +88,7 @@ def mean_loss(method: str, target: float) -> float:
     return sum(found.values()) / len(found)
 
 
-@pytest.mark.parametrize("method", ["fips", "fips(group=4, rank=40)", "fips(density=0.7)", "basis_sharing", "svd", "svd(aware=false)"])
+@pytest.mark.parametrize("method", ["fips", "fips(group=4, rank=48)", "fips(density=0.7)", "basis_sharing", "svd", "svd(aware=false)"])
 def test_as_many_numbers_remain_as_were_asked_for(method: str):
     model, record, edits = factorised(method, "numbers 0.3")
     forms = [edit.compressed.packed for edit in edits if isinstance(edit, Replace)]
@@ -96,7 +96,7 @@ def test_as_many_numbers_remain_as_were_asked_for(method: str):
     shared = {form.name: form.shared for form in forms if isinstance(form, Factors)}
     remain = sum(one.numel() for one in shared.values()) + sum(int(form.own.count_nonzero()) for form in forms if isinstance(form, Factors))
     total, short = 12 * 64 * 192, {"fips": 40}.get(method, 12 * (64 + 192))
-    assert total * 0.7 - short <= remain <= total * 0.7
+    assert total * 0.7 - short <= remain < total * 0.7 + len(shared), "of each set as many go as the share is, rounded down"
     assert record.weights[0]["notes"]["left"] == pytest.approx(0.7, abs=0.02)
     for edit in edits:
         assert isinstance(edit, Replace)
@@ -116,7 +116,7 @@ def test_as_many_numbers_remain_as_were_asked_for(method: str):
 def test_with_indices_counted_they_are_within_the_budget():
     _, record, _ = factorised("fips(indices=true)", 0.3)
     notes = record.weights[0]["notes"]
-    assert notes["left_with_indices"] <= 0.7 < notes["left_with_indices"] + 1e-3
+    assert notes["left_with_indices"] - 2e-5 < 0.7 < notes["left_with_indices"] + 1e-3, "but for one number of 73,728"
     assert notes["left"] == pytest.approx(0.7 - 64 / (64 * 32), abs=1e-3)
     assert stored_bits(record.weights) <= 0.7 * 32 + 0.01
 
@@ -270,7 +270,7 @@ def test_experts_share_too_and_those_that_no_token_reached_stay(tmp_path: Path):
         ("svd", 0.99, r"numbers 0\.99 of model\.layers\.0\.mlp\.gate_proj can't be kept to: factors of rank 1 have 96 numbers, and 21 may remain"),
         ("fips", "blocks 0.25", r"blocks 0\.25 is no share of numbers; write numbers and a number, such as numbers 0\.25"),
         ("fips", "2:4", r"fips can't be asked for 2:4: it accepts a sparsity from 0 up to"),
-        ("fips", "numbers 1.5", r"numbers 1\.5 is no share of a model's parts"),
+        ("fips", "numbers 1.5", r"'numbers' 1\.5 is no share of a model's parts"),
         ("short_gpt", "numbers 0.5", r"numbers 0\.5 is no share of blocks"),
     ],
 )

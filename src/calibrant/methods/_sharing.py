@@ -45,7 +45,7 @@ class Sharer(NamedTuple):
         return (inputs, out) if self.reads else (out, inputs)
 
 
-class Plan(NamedTuple):
+class FactorSizes(NamedTuple):
     """What a set of matrices becomes: the rank, how many numbers each own factor keeps, and the share of all numbers that remains so.
 
     `with_indices` counts where the numbers are, too.
@@ -96,7 +96,7 @@ class Budget:
         """The numbers that may remain."""
         return self.all - self.target.quota(self.all)
 
-    def with_rank(self, rank: int | None) -> Plan:
+    def with_rank(self, rank: int | None) -> FactorSizes:
         """Return what remains with this rank, the largest one if None: the own factors get what the shared one leaves, each as many a unit."""
         rank = self.width if rank is None else rank
         if rank > self.width:
@@ -114,7 +114,7 @@ class Budget:
             raise self._refused(f"factors of rank {rank} have {remain:,} numbers at most, and {self.allowed:,} may remain; choose a larger rank")
         return self._plan(rank, tuple(left * units // self.units for _, units in self.shapes))
 
-    def with_density(self, density: float) -> Plan:
+    def with_density(self, density: float) -> FactorSizes:
         """Return what remains with the largest rank for which the own factors can keep so large a share of their numbers."""
         share = Fraction(str(density))
         sparse = self.indices and share < 1
@@ -134,10 +134,10 @@ class Budget:
             )
         return self._plan(rank, tuple(int(share * rank * units) for _, units in self.shapes))
 
-    def _plan(self, rank: int, kept: tuple[int, ...]) -> Plan:
+    def _plan(self, rank: int, kept: tuple[int, ...]) -> FactorSizes:
         numbers = self.stream * rank + sum(kept)
         places = sum(rank * units for (_, units), few in zip(self.shapes, kept, strict=True) if few < rank * units)
-        return Plan(rank, kept, _six(numbers / self.all), _six((numbers + places / self.bits) / self.all))
+        return FactorSizes(rank, kept, _six(numbers / self.all), _six((numbers + places / self.bits) / self.all))
 
     def _taken(self, rank: int, share: Fraction, sparse: bool) -> int:
         own = sum(int(share * rank * units) for _, units in self.shapes)
@@ -183,11 +183,11 @@ class Sharing(Method, ABC):
         """Return the matrices that share a factor, set by set. Raises `ModelError` or `SpecError` where there can't be such sets."""
 
     @abstractmethod
-    def plan(self, budget: Budget) -> Plan:
+    def plan(self, budget: Budget) -> FactorSizes:
         """Return what becomes of a set. Raises `TargetError` for a budget that can't be kept to."""
 
     @abstractmethod
-    def factored(self, members: Sequence[Member], plan: Plan, dtype: torch.dtype) -> Factored:
+    def factored(self, members: Sequence[Member], plan: FactorSizes, dtype: torch.dtype) -> Factored:
         """Return the factors of a set."""
 
     @property
@@ -255,14 +255,14 @@ class Sharing(Method, ABC):
         hessian = damped(observed(seen, Gram), self.damp).to(weight.dtype) if Gram in seen else None
         return Member(weight.T.contiguous() if sharer.reads else weight, hessian, sharer.reads, self.relative)
 
-    def _planned(self, one: Sequence[Sharer], target: Target) -> Plan:
+    def _planned(self, one: Sequence[Sharer], target: Target) -> FactorSizes:
         share, bits = parts_of(target, "numbers"), one[0].weight.stored.element_size() * 8
         what = f"{one[0].weight.name}" if len(one) == 1 else f"the {len(one)} matrices that share with {one[0].weight.name}"
         shapes = tuple(sharer.shape for sharer in one)
         if len({stream for stream, _ in shapes}) > 1:
             raise ModelError(f"{what} are of different widths, so they can't share a factor", subject=one[0].weight.name)
         if share.fraction == 0:
-            return Plan(0, (), 1.0, 1.0)
+            return FactorSizes(0, (), 1.0, 1.0)
         return self.plan(Budget(shapes, share, bits, self.indices_count, what))
 
 

@@ -10,7 +10,7 @@ from calibrant.activations import Gram, Statistic
 from calibrant.errors import SpecError
 from calibrant.foreign import brief
 from calibrant.methods._factors import Factored, Member, truncated
-from calibrant.methods._sharing import Budget, Plan, Sharer, Sharing, grouped, networks
+from calibrant.methods._sharing import Budget, FactorSizes, Sharer, Sharing, grouped, networks
 from calibrant.models import ModelView
 
 
@@ -47,8 +47,8 @@ class BasisSharing(Sharing):
             sets += kinds.values()
         return sets
 
-    def plan(self, budget: Budget) -> Plan:
+    def plan(self, budget: Budget) -> FactorSizes:
         return budget.with_density(1.0)
 
-    def factored(self, members: Sequence[Member], plan: Plan, dtype: torch.dtype) -> Factored:
+    def factored(self, members: Sequence[Member], plan: FactorSizes, dtype: torch.dtype) -> Factored:
         return truncated(members, plan.rank, True, dtype)

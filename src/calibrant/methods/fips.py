@@ -10,7 +10,7 @@ from calibrant.activations import Gram, Statistic
 from calibrant.errors import SpecError
 from calibrant.foreign import brief
 from calibrant.methods._factors import Factored, Member, alternated
-from calibrant.methods._sharing import Budget, Plan, Sharer, Sharing, grouped, networks
+from calibrant.methods._sharing import Budget, FactorSizes, Sharer, Sharing, grouped, networks
 from calibrant.models import ModelView
 
 
@@ -74,8 +74,8 @@ class FiPS(Sharing):
         sets = [[sharer for index in group for sharer in by_block.get(index, ())] for group in groups]
         return [one for one in sets if one]
 
-    def plan(self, budget: Budget) -> Plan:
+    def plan(self, budget: Budget) -> FactorSizes:
         return budget.with_rank(self.rank) if self.density is None else budget.with_density(self.density)
 
-    def factored(self, members: Sequence[Member], plan: Plan, dtype: torch.dtype) -> Factored:
+    def factored(self, members: Sequence[Member], plan: FactorSizes, dtype: torch.dtype) -> Factored:
         return alternated(members, plan.rank, plan.kept, self.rounds, self.steps, dtype)

@@ -8,7 +8,7 @@ import torch
 
 from calibrant.activations import Gram, Statistic
 from calibrant.methods._factors import Factored, Member, truncated
-from calibrant.methods._sharing import Budget, Plan, Sharer, Sharing, networks
+from calibrant.methods._sharing import Budget, FactorSizes, Sharer, Sharing, networks
 from calibrant.models import ModelView
 
 
@@ -33,8 +33,8 @@ class SVD(Sharing):
     def sets(self, view: ModelView) -> Sequence[Sequence[Sharer]]:
         return [[sharer] for sharers in networks(view).values() for sharer in sharers]
 
-    def plan(self, budget: Budget) -> Plan:
+    def plan(self, budget: Budget) -> FactorSizes:
         return budget.with_density(1.0)
 
-    def factored(self, members: Sequence[Member], plan: Plan, dtype: torch.dtype) -> Factored:
+    def factored(self, members: Sequence[Member], plan: FactorSizes, dtype: torch.dtype) -> Factored:
         return truncated(members, plan.rank, self.aware, dtype)
