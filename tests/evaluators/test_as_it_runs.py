@@ -104,7 +104,7 @@ class HalfGelu(torch.nn.Module):
 
 @gemma3
 def test_gemma3_in_float32_differs_by_what_rounding_its_gelu_does(tmp_path: Path) -> None:
-    """0.017 at most were seen where torch's float32 is 6e-5 from float64: llama.cpp's GELU is a table in half precision, and that alone makes 0.014."""
+    """0.017 at most were seen where torch's float32 is 6e-5 from float64; llama.cpp's GELU is a table in half precision, which alone makes 0.014."""
     opened, template = open_model("gemma3-270m", "float32", "cpu"), gguf_of("gemma3-270m")
     assert template is not None
     write_gguf(view(opened.model), template, tmp_path / "f32.gguf", lambda part: plain(part, gguf.GGMLQuantizationType.F32), {})
