@@ -1,6 +1,7 @@
 """The tables of docs/findings/quantization.md, made of the stores beside this file: python -m studies.grids.tables [--write]
 
-Divergences are nats per token from the untouched model, on text that no draw calibrates on. Only what both draws have is shown.
+Divergences are nats per token from the untouched model, on text that no draw calibrates on. What was drawn once has no spread, and its intervals cover
+other documents only.
 """
 
 import re
@@ -61,10 +62,10 @@ class Results:
         return {name: sets[data][name] for source, data in zip(SOURCES, KINDS.values(), strict=True) for name in named(sets[data], [source])}
 
 
-def divergence(measured: Measured, source: str) -> tuple[float, float]:
-    """The mean of the draws, and half of their range."""
+def divergence(measured: Measured, source: str) -> tuple[float, float | None]:
+    """The mean of the draws, and half of their range; None for one draw."""
     values = [m.score.value for m in measured[named(measured, [source])[0]]]
-    return statistics.mean(values), (max(values) - min(values)) / 2
+    return statistics.mean(values), (max(values) - min(values)) / 2 if len(values) > 1 else None
 
 
 def by_set(results: Results) -> Iterator[str]:
@@ -76,7 +77,7 @@ def by_set(results: Results) -> Iterator[str]:
             cells = []
             for source, own in zip(SOURCES, KINDS.values(), strict=True):
                 mean, half = divergence(measured, source)
-                text = f"{mean:.3f}" if not data else f"{mean:.3f} ± {half:.3f}"
+                text = f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"
                 cells.append(f"**{text}**" if own == data else text)
             yield f"| {target} | `{method}` | {results.bits[target, method]:.2f} | {data or 'nothing'} | {' | '.join(cells)} |"
 
@@ -96,9 +97,10 @@ def _difference(first: Measured, second: Measured, source: str) -> str:
     """How much less the first diverges: bold where an interval of 95 % leaves out zero."""
     (name,) = named(first, [source])
     less: Estimate = contrast({name: second[name]}, {name: first[name]})
-    low, high = less.interval()
-    told = f"{less.value:+.3f} ({low:+.3f} to {high:+.3f})"
-    return f"**{told}**" if low > 0 or high < 0 else told
+    if (interval := less.interval()) is None:
+        return f"{less:+.3f}"
+    told = f"{less.value:+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f})"
+    return f"**{told}**" if less.significant() else told
 
 
 def by_choice(results: Results) -> Iterator[str]:
@@ -111,8 +113,9 @@ def by_choice(results: Results) -> Iterator[str]:
             own = statistics.mean(table[data][i] for i, data in enumerate(table))
             other = statistics.mean(v for i, data in enumerate(table) for j, v in enumerate(table[data]) if i != j)
             spread = statistics.mean(max(column) / min(column) for column in zip(*table.values(), strict=True))
-            apart = statistics.mean(2 * half / mean for data in table for mean, half in (divergence(sets[data], source) for source in SOURCES))
-            yield f"| {target} | `{method}` | {own:.3f} | {other:.3f} | {other / own:.2f} | {spread:.2f} | {apart:.1%} |"
+            spans = [2 * half / mean for data in table for mean, half in (divergence(sets[data], source) for source in SOURCES) if half is not None]
+            apart = f"{statistics.mean(spans):.1%}" if spans else "one draw"
+            yield f"| {target} | `{method}` | {own:.3f} | {other:.3f} | {other / own:.2f} | {spread:.2f} | {apart} |"
 
 
 def tables() -> Mapping[str, str]:
