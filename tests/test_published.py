@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from studies import findings
+from studies.grids import tables as grids
 
 from calibrant.compare import contrast
 from calibrant.demo import STUDY
@@ -183,3 +184,19 @@ def test_the_page_about_choosing_says_what_its_records_say():
 def test_the_study_of_choosing_is_what_its_file_asks():
     assert read_study(PROJECT / "studies/choosing/results/study.yaml") == read_study(PROJECT / "studies/choosing/study.yaml")
     assert verify(PROJECT / "studies/choosing/results") == []
+
+
+@pytest.mark.slow
+def test_the_page_about_quantization_says_what_its_records_say():
+    text = grids.PAGE.read_text("utf-8")
+    assert grids.page(text) == text, "python -m studies.grids.tables --write"
+    rows = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    told = [number for line in text.splitlines() if not line.startswith("|") for number in re.findall(r"\d+\.\d{2,3}\b|\d\.\d%", line)]
+    assert len(told) > 10
+    assert [number for number in told if number not in rows] == []
+
+
+@pytest.mark.parametrize("model", ["smollm2"])
+def test_the_studies_of_grids_are_what_their_files_ask(model: str):
+    assert read_study(grids.STORES[model] / "study.yaml") == read_study(grids.HERE / f"{model}.yaml")
+    assert verify(grids.STORES[model]) == []

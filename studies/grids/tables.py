@@ -1,7 +1,7 @@
 """The tables of docs/findings/quantization.md, made of the stores beside this file: python -m studies.grids.tables [--write]
 
-Divergences are nats per token from the untouched model, on text that no draw calibrates on. What was drawn once has no spread, and its intervals cover
-other documents only.
+Divergences are nats per token from the untouched model, on text that no draw calibrates on. What was drawn once has no spread, and its intervals
+cover other documents only.
 """
 
 import re
