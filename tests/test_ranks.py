@@ -29,6 +29,7 @@ from calibrant.models import view
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder, tiny_model
 from calibrant.walk import walk, walk_blocks, walking
+from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
 from calibrant.walk.rank_messages import RankFailure
 from calibrant.walk.ranks import ALONE, Ranks, _Together, joined
 
@@ -75,7 +76,7 @@ def behaved(ranks: Ranks) -> dict[tuple[str, str], list[dict[str, Any]]]:
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for family in ("llama", "mixtral"):
         for batch, (tokens_per_pass, weighted) in BATCHES.items():
-            asked = view(tiny_model(family, **SIZES.get(family, {}))), padded_batch(weighted), (BlockChange, Routing)
+            asked = view(tiny_model(family, **SIZES.get(family, {}))), padded_batch(weighted), (BlockChange, Routing, TokenKinds, ExpertOutputs)
             several = [seen for _, seen in walk_blocks(*asked, tokens_per_pass=tokens_per_pass, ranks=ranks)]
             found[family, batch] = [{kind.__name__: vars(one) for kind, one in seen.items()} for seen in several]
     return found
@@ -250,7 +251,7 @@ def test_wanda_is_one_processs_to_the_bit(found: list[dict[str, Any]], alone: Ma
 
 def test_what_blocks_and_routers_did_is_one_processs_to_the_bit(found: list[dict[str, Any]]) -> None:
     for case, expected in behaved(ALONE).items():
-        kinds = ["BlockChange", "Routing"] if "mixtral" in case else ["BlockChange"]
+        kinds = ["BlockChange", "Routing", "TokenKinds", "ExpertOutputs"] if "mixtral" in case else ["BlockChange"]
         assert [list(seen) for seen in expected] == [kinds] * len(expected)
         for rank in found:
             for got, want in zip(rank["behaved"][case], expected, strict=True):

@@ -258,6 +258,16 @@ def test_what_a_model_makes_of_it():
     assert max(map(len, said.splitlines())) <= 100
 
 
+def test_of_experts_it_says_how_many_get_too_little():
+    layers = {"a": {"even": 6.0, "experts": 8}, "b": {"even": 4.0, "experts": 8}}
+    experts = {"tokens": 8192, "of": 262144, "experts": 16, "unseen": 1, "starved": 3, "why": "", "layers": layers}
+    none = {"tokens": 32, "matrices": 4, "kinds": {}}
+    said = " ".join(inspected(model={**MODEL, "energy": none, "experts": experts}).split())
+    assert "experts 1 of 16 get none of 8,192 tokens, 3 would get fewer of all 262,144 than they have inputs" in said
+    assert "the load is as even as if 50% to 75% of a layer's were used alike" in said
+    assert "experts no router" in " ".join(inspected(model={**MODEL, "energy": none, "experts": {**experts, "why": "no router"}}).split())
+
+
 def test_a_set_of_content_alone_needs_no_table():
     said = inspected(model={**MODEL, "energy": {"tokens": 32, "matrices": 4, "kinds": {}}})
     assert "energy         Σx² of 4 matrices over 32 tokens, all of content" in said.splitlines()

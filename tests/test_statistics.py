@@ -21,6 +21,7 @@ from calibrant.errors import OutputError
 from calibrant.models import ModelView, Opened, Weight, view
 from calibrant.testing import tiny_model
 from calibrant.walk import walk, walk_blocks
+from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
 from calibrant.walk.observing import gather
 from calibrant.walk.statistics import BLOCK_KINDS, KINDS, Statistics, by_block, mixed, packed_bytes, statistics_id, statistics_ids, surplus
 
@@ -306,14 +307,16 @@ def test_what_several_saw_is_added_once_for_all_that_share_it() -> None:
 def test_what_blocks_and_routers_did_comes_back_to_the_bit(tmp_path: Path, family: str) -> None:
     opened, batch = opened_of(family), batch_of()
     seen_by, kept = view(opened.model), stored_in(tmp_path, opened, batch)
-    walked_blocks = list(walk_blocks(seen_by, batch, (BlockChange, Routing)))
+    kinds = (BlockChange, Routing, TokenKinds, ExpertOutputs)
+    with torch.no_grad():
+        walked_blocks = list(walk_blocks(seen_by, batch, kinds))
     for block, seen in walked_blocks[:2]:
         for kind in BLOCK_KINDS:
             kept.add_block(kind, block, seen)
-    assert [kept.stored_blocks(kind, seen_by.blocks) for kind in BLOCK_KINDS] == [2, 2]
+    assert [kept.stored_blocks(kind, seen_by.blocks) for kind in BLOCK_KINDS] == [2, 2, 2, 2]
     for block, seen in walked_blocks[:2]:
-        back = kept.read_block((BlockChange, Routing), block)
-        assert list(back) == list(seen) == ([BlockChange, Routing] if family == "mixtral" else [BlockChange])
+        back = kept.read_block(kinds, block)
+        assert list(back) == list(seen) == list(kinds if family == "mixtral" else kinds[:1])
         for kind in seen:
             want, got = vars(seen[kind]), vars(back[kind])
             assert want.keys() == got.keys()

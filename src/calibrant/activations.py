@@ -281,6 +281,15 @@ class Routing(Statistic):
     def __mul__(self, factor: float) -> "Routing":
         return Routing(self.counts * factor, self.gates * factor, self.together * factor, self.tokens, self.mass * factor)
 
+    def mean_gates(self) -> Float[Tensor, "expert"]:
+        """Return the mean weight that each expert's output got, over the tokens sent to it; 0 for one that got none."""
+        return torch.where(self.counts > 0, self.gates / self.counts, 0)
+
+    def entropy(self) -> float:
+        """Return the entropy of the load, in nats: of which expert a token is sent to. The log of their number where all get equally many."""
+        shares = self.counts[self.counts > 0] / self.counts.sum()
+        return -float((shares * shares.log()).sum())
+
 
 class Seen(Mapping[type[Statistic], Statistic]):
     """What one matrix (or block) saw, by kind: `seen[FeatureNorms]`. A method finds in it what it declared in `observes`."""

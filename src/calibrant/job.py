@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from calibrant.activations import Seen, Statistic
@@ -17,6 +18,7 @@ from calibrant.walk import Propagation, walk
 from calibrant.walk.attention import Weigh
 from calibrant.walk.observing import blocks_seen, untouched
 from calibrant.walk.ranks import ALONE, Ranks
+from calibrant.walk.starving import AS_SEEN, Starved, fed
 from calibrant.walk.variants import loss
 
 
@@ -28,7 +30,7 @@ class Job:
     yields only the others. In `dense` propagation, and there alone, edits of `done` that change a block's numbers are not applied yet, since the
     walk is through the untouched model. What a method finds out by trying it may keep in `journal`: after an interruption it is there, and needn't
     be tried again. `statistics` is the folder that keeps what the untouched model's matrices saw, None for none; `kinds` are
-    what others need there.
+    what others need there. `starving` are the matrices of experts that get few tokens, by name; `starved` says what they are calibrated on.
     """
 
     opened: Opened
@@ -45,6 +47,8 @@ class Job:
     journal: Journal = field(default_factory=Journal, repr=False)
     applied_kinds: list[str] = field(default_factory=list[str])
     """The kinds of the edits that were applied, those of `done` included."""
+    starved: Starved = AS_SEEN
+    starving: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def start(self) -> int:
@@ -57,8 +61,12 @@ class Job:
         A matrix that no token reached isn't yielded. An edit of the matrix is applied before the next one is asked for. Raises `WalkError`
         and `NumericsError` as `calibrant.walk.walk` does.
         """
+        return fed(self.view, partial(self._walk, observes, weigh), self.starved, self.starving if observes else {}, self.start)
+
+    def _walk(self, observes: tuple[type[Statistic], ...], weigh: Weigh | None) -> Iterator[tuple[Weight, Seen]]:
         if self.propagate == "dense" and self.batch is not None and observes and (self.statistics or self.batch.mixed):
-            root = self.statistics if set(self.applied_kinds) <= {Replace.kind} else None  # what is kept there is of the model with all its parts
+            # What is kept there is of the model with all its parts, and of experts that get the tokens that their router sends them.
+            root = self.statistics if set(self.applied_kinds) <= {Replace.kind} and not (self.starving and self.starved == "all_tokens") else None
             how = {"start": self.start, "root": root, "kinds": self.kinds, "progress": self.progress, "ranks": self.ranks, "weigh": weigh}
             return untouched(self.opened, self.view, self.batch, observes, **how)
         return walk(self.view, self.batch, observes, self.propagate, start=self.start, ranks=self.ranks, weigh=weigh)

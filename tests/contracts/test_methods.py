@@ -44,6 +44,8 @@ def digest(method: MatrixMethod, target: str) -> str:
 
 LLAMA_CPP = ("ggml", "llama_cpp")
 """Methods that need the package llama-cpp-py-sync."""
+EXPERTS = ("mc_suite",)
+"""Methods for models with experts."""
 
 PAIRS = ("fips", "basis_sharing")
 """Methods that take the blocks of a model two by two."""
@@ -65,7 +67,9 @@ def test_its_edits_keep_theirs(name: str, tmp_path: Path):
     method = methods.build(name)
     target = next(target for target in map(parse_target, ("0.5", "w3g16a", "q4_0")) if isinstance(target, method.accepts))
     sizes = {"num_hidden_layers": 4} if name in PAIRS else {}
-    check_edits(method, target, str(tiny_gguf(tmp_path / "model.gguf", "F32") if name in LLAMA_CPP else tiny_folder(tmp_path / "model", **sizes)))
+    family = "qwen3_moe" if name in EXPERTS else "llama"
+    folder = tiny_gguf(tmp_path / "model.gguf", "F32") if name in LLAMA_CPP else tiny_folder(tmp_path / "model", family, **sizes)
+    check_edits(method, target, str(folder))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -48,6 +48,14 @@ SOUND: dict[str, Any] = {
     "model": {
         "loss": {"value": 2.5},
         "energy": {"kinds": {kind: {"median": 0.1, "most": 0.4, "where": "blocks.1.down"} for kind in ("start", "special", "template")}},
+        "experts": {
+            "tokens": 8192,
+            "of": 262144,
+            "experts": 128,
+            "unseen": 0,
+            "starved": 0,
+            "layers": {"blocks.1.mlp": {"unseen": [], "starved": []}},
+        },
     },
     "parts": [PART],
 }
@@ -76,6 +84,14 @@ def both(*changes: Change) -> Change:
 
 def energy(kind: str, **changes: Any) -> Change:
     return lambda facts: facts["model"]["energy"]["kinds"][kind].update(changes)
+
+
+def experts(which: str, *numbers: int) -> Change:
+    def change(facts: dict[str, Any]) -> None:
+        facts["model"]["experts"][which] = len(numbers)
+        facts["model"]["experts"]["layers"]["blocks.1.mlp"][which] = list(numbers)
+
+    return change
 
 
 def leaks(number: int) -> Change:
@@ -196,6 +212,18 @@ SPOKEN: list[tuple[str, Change, str]] = [
         "compare with bos='none' in each part, as in svamp:qa@many(bos='none')",
     ),
     (
+        "unseen experts",
+        experts("unseen", 3),
+        "none of the 8,192 tokens that the model was run on is sent to 1 of 128 experts (blocks.1.mlp: 3), "
+        "so nothing says which of their inputs matter: mix in other data, or use more of it",
+    ),
+    (
+        "starved experts",
+        experts("starved", 3, 4, 8, 9, 11, 60),
+        "6 of 128 experts (blocks.1.mlp: 3, 4, 8, 9, 11, …) would get fewer of the set's 262,144 tokens than they have inputs, "
+        "too few to fit weights to: mix in other data, or use more of it",
+    ),
+    (
         "energy of special",
         energy("special", median=0.7),
         "special tokens make up 70% of what half of the matrices are shown (Σx²): "
@@ -227,6 +255,7 @@ CONTROL = part(kind="control")
 SILENT: dict[str, Change] = {
     "nothing to fix": whole(),
     "no model was run": whole(model=None),
+    "a model without experts": lambda facts: facts["model"].pop("experts"),
     "no kind of token but content": lambda facts: facts["model"]["energy"].update(kinds={}),
     "a control has no end": whole(disjoint_draws=None),
     "each draw of a control is like the one before": both(CONTROL, part(overlap=1.0), whole(disjoint_draws=None)),

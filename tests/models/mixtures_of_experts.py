@@ -39,6 +39,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "gpt_oss": {**_WIDE, "num_local_experts": 8},
     "llama4_text": {**_WIDE, "num_local_experts": 8, "intermediate_size_mlp": 64},
     "granitemoe": {**_WIDE, "num_local_experts": 8},
+    "phimoe": {**_WIDE, "num_local_experts": 8},
     "ernie4_5_moe": {**_WIDE, "moe_num_experts": 8, "moe_k": 2, "moe_intermediate_size": 16},
     "jetmoe": {**_WIDE, "num_local_experts": 8, "kv_channels": 8},
 }

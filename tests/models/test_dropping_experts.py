@@ -22,6 +22,7 @@ COUNTS = {
     "gpt_oss": "num_local_experts",
     "llama4_text": "num_local_experts",
     "granitemoe": "num_local_experts",
+    "phimoe": "num_local_experts",
     "ernie4_5_moe": "moe_num_experts",
 }
 """What each configuration calls the number of its experts; JetMoE's says that of its attention's experts too."""

@@ -1,5 +1,6 @@
 """Layers of experts are found whatever their layout, and whom routers pick is what a literal computation picks."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -39,6 +40,19 @@ def corrected(logits: Tensor, correction: Tensor, scores: Callable[[Tensor], Ten
     return chosen, scale * gates / gates.sum(-1, keepdim=True)
 
 
+def one_after_the_other(logits: Tensor, jitter: float) -> tuple[Tensor, Tensor]:
+    """The best, weighted among those that are nearly as good; then the best of the others, weighted among those nearly as good as it is."""
+    chosen, gates = [], []
+    for row in logits.tolist():
+        first = max(range(len(row)), key=row.__getitem__)
+        second = max((e for e in range(len(row)) if e != first), key=row.__getitem__)
+        for best, without in ((first, -1), (second, first)):
+            near = [s for e, s in enumerate(row) if e != without and (row[best] - s) / max(abs(s), row[best]) <= 2 * jitter]
+            gates.append(1 / sum(math.exp(s - row[best]) for s in near))
+            chosen.append(best)
+    return torch.tensor(chosen).reshape(-1, 2), torch.tensor(gates, dtype=torch.float64).reshape(-1, 2)
+
+
 def literal(kind: str, router: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Whom a router of `kind` sends each row of `x` to, and with what weight, written down from the architecture's description."""
     named = {name.rpartition(".")[2]: p.double() for name, p in [*router.named_parameters(), *router.named_buffers()]}
@@ -55,6 +69,8 @@ def literal(kind: str, router: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         case "llama4_text":
             best, chosen = logits.topk(2, dim=-1)
             return chosen, best.sigmoid()
+        case "phimoe":
+            return one_after_the_other(logits, 0.01)
         case "deepseek_v3":
             return corrected(logits, named["e_score_correction_bias"], torch.sigmoid, 2.5)
         case "ernie4_5_moe":

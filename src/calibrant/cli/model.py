@@ -59,6 +59,14 @@ Transforms = Annotated[
         show_default=False,
     ),
 ]
+Starved = Annotated[
+    str,
+    typer.Option(
+        metavar="WAY",
+        help="What experts that get fewer tokens than they have inputs are calibrated on: as_seen (those), dense (nothing), all_tokens or shared.",
+        autocompletion=completing.one_of("as_seen", "dense", "all_tokens", "shared"),
+    ),
+]
 Exports = Annotated[
     list[str] | None,
     typer.Option(
@@ -126,6 +134,7 @@ def prune(
     propagate: Propagate = None,
     allocation: Allocation = "uniform",
     transform: Transforms = None,
+    starved: Starved = "as_seen",
     export: Exports = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -163,6 +172,7 @@ def quantize(
     propagate: Propagate = None,
     allocation: Allocation = "uniform",
     transform: Transforms = None,
+    starved: Starved = "as_seen",
     export: Exports = None,
     dtype: Dtype = "auto",
     device: Device = "auto",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import psutil
 import torch
@@ -29,6 +29,7 @@ from calibrant.walk import Propagation
 from calibrant.walk.observing import SeenByMatrix, untouched
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.rehearsal import rehearse
+from calibrant.walk.starving import AS_SEEN, Starved, starving
 from calibrant.walk.statistics import KINDS
 
 PROPAGATIONS: Final[tuple[Propagation, ...]] = ("arrival", "reference", "dense")
@@ -45,6 +46,7 @@ class Recipe:
     allocation: Allocation
     propagate: Propagation
     transforms: tuple[Transform, ...] = ()
+    starved: Starved = AS_SEEN
 
     @classmethod
     def parse(
@@ -54,10 +56,11 @@ class Recipe:
         propagate: str | None = None,
         allocation: str | Allocation = "uniform",
         transform: Sequence[str | Transform] = (),
+        starved: str = AS_SEEN,
     ) -> "Recipe":
         """Read the texts a user gives; each that can't be read is an `InputError` with what is allowed.
 
-        Without `propagate` it is the method's own default.
+        Without `propagate` it is the method's own default. `starved` says what experts with few tokens are calibrated on.
         """
         if propagate is not None and propagate not in PROPAGATIONS:
             raise SpecError(f"propagate={propagate!r} is not known; choose one of {', '.join(PROPAGATIONS)}", subject=propagate)
@@ -68,7 +71,8 @@ class Recipe:
             )
         aimed = target if isinstance(target, Target) else parse_target(target)
         before = tuple(map(transforms.build, (transform,) if isinstance(transform, str | Transform) else transform))
-        return cls(built, built.aim(aimed), allocations.build(allocation), propagate or built.propagate, before)
+        how = propagate or built.propagate
+        return cls(built, built.aim(aimed), allocations.build(allocation), how, before, _starved(starved, built, how))
 
     @property
     def looks(self) -> bool:
@@ -108,7 +112,20 @@ class Recipe:
             dtype=str(opened.dtype).removeprefix("torch."),
             seed=seed if self.looks else 0,
             transforms=tuple(map(canonical, self.transforms)),
+            starved="" if self.starved == AS_SEEN else self.starved,
         )
+
+
+def _starved(way: str, method: Method, propagate: Propagation) -> Starved:
+    """The way as one that is known, and that `method` can go."""
+    ways = get_args(Starved)
+    if way not in ways:
+        raise SpecError(f"starved={way!r} is no way to calibrate experts with few tokens; choose one of {', '.join(ways)}", subject=way)
+    if way != AS_SEEN and not (isinstance(method, MatrixMethod) and method.observes):
+        raise SpecError(f"{method} calibrates no experts, so none of them is starved; leave --starved out", subject=way)
+    if way == "shared" and propagate != "dense":
+        raise SpecError("what experts saw can be shared only where all of it is there before any is changed; add --propagate dense", subject=way)
+    return way  # pyright: ignore[reportReturnType]  # one of them
 
 
 @freed_memory_kept()
@@ -148,6 +165,7 @@ def compress(
     tried = _same_journal(journal, checkpoint, ranks)
     targets = allocated(untouched_model, recipe, tried)
     recipe.method.check_model(seen_by, recipe.target, targets)
+    hungry = starving(opened, seen_by, batch, ranks) if batch is not None and recipe.starved != AS_SEEN else {}
     finished = checkpoint.load() if checkpoint else []
     ranks.agree("what the folder of finished blocks holds", [step.reports for step in finished])
     done, late = put_back(seen_by, (stored for step in finished for stored in step.edits), recipe.propagate)
@@ -166,6 +184,8 @@ def compress(
         ranks=ranks,
         journal=tried,
         applied_kinds=[edit.kind for edit in done],
+        starved=recipe.starved,
+        starving=hungry,
     )
     with torch.no_grad():
         for index, step in enumerate(_steps(job, recipe.method), len(finished)):
@@ -177,7 +197,7 @@ def compress(
     if keep:
         for edit in edits:
             keep(edit.applied())
-    return _record(recipe, recipe.run(opened, batch, data, seed), seen_by, whole, batch, reports)
+    return _record(recipe, recipe.run(opened, batch, data, seed), seen_by, whole, batch, reports, hungry)
 
 
 def _same_journal(given: Journal | None, checkpoint: Checkpoint | None, ranks: Ranks) -> Journal:
@@ -295,7 +315,13 @@ def put_back(view: ModelView, stored: Iterable[StoredEdit], propagate: Propagati
 
 
 def _record(
-    recipe: Recipe, run: Run, seen_by: ModelView, whole: Sequence[Weight], batch: TokenBatch | None, reports: Sequence[Mapping[str, Any]]
+    recipe: Recipe,
+    run: Run,
+    seen_by: ModelView,
+    whole: Sequence[Weight],
+    batch: TokenBatch | None,
+    reports: Sequence[Mapping[str, Any]],
+    hungry: Mapping[str, float],
 ) -> Record:
     """What is kept of it. Of a structural edit, `sparsity` is its share of all matrices that the untouched model had (`whole`)."""
     matrices = tuple(report for report in reports if "edit" not in report)
@@ -303,7 +329,7 @@ def _record(
     reached, removed = {report["name"] for report in matrices}, sum(report.get("removed", 0) for report in others)
     dense = [{"name": d.name, "shape": list(d.shape), "reason": d.reason} for d in seen_by.dense]
     left = [weight for weight in seen_by.weights if weight.name not in reached]
-    whys = _why_dense(recipe.method, seen_by, left, run)
+    whys = _why_dense(recipe.method, seen_by, left, run, hungry)
     dense += [{"name": weight.name, "shape": list(weight.shape), "reason": why} for weight, why in zip(left, whys, strict=True)]
     structural = any("removed" in report for report in others)
     total = _size(weight.shape for weight in whole) if structural else _size(m["shape"] for m in matrices)
@@ -316,13 +342,14 @@ def _size(shapes: Any) -> int:
     return sum(shape[0] * shape[1] for shape in shapes)
 
 
-def _why_dense(method: Method, view: ModelView, weights: Sequence[Weight], run: Run) -> list[str]:
+def _why_dense(method: Method, view: ModelView, weights: Sequence[Weight], run: Run, hungry: Mapping[str, float]) -> list[str]:
     """Why each of these matrices was left as it is."""
     if not isinstance(method, MatrixMethod):
         return [f"{method.spec_name()} left it as it is"] * len(weights)
     left = rehearse(view).left(run.propagate) if weights and run.tokens else {}
     routed = "no calibration token was routed to this expert"
-    return [left.get(w.name, "no product with it was seen in the forward" if w.expert is None else routed) for w in weights]
+    few = {name: "fewer calibration tokens were routed to this expert than it has inputs" for name, tokens in hungry.items() if tokens > 0}
+    return [left.get(w.name) or ("no product with it was seen in the forward" if w.expert is None else few.get(w.name, routed)) for w in weights]
 
 
 def fitting(

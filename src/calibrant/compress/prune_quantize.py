@@ -28,6 +28,7 @@ from calibrant.store import Record, Run, stored_bits
 from calibrant.targets import GgmlKind, GgufRecipe, Grid, Removal, Share, SparseGrid, Target, accepted, parse_target
 from calibrant.transforms import Transform
 from calibrant.walk.ranks import Ranks, joined
+from calibrant.walk.starving import AS_SEEN
 
 MOST_GB: Final = 1_000_000
 """Room for activations at most that can be asked for."""
@@ -54,7 +55,7 @@ class Pruned:
         return card(f"{self.opened.name}, {done}", facts, inside=self.record._repr_html_())
 
 
-# The two spell their parameters out, twice the same eighteen: a shared object of settings would make every call longer, and `**settings` would take
+# The two spell their parameters out, twice the same nineteen: a shared object of settings would make every call longer, and `**settings` would take
 # names, types and defaults out of `help()`, editors and the reference.
 
 
@@ -73,6 +74,7 @@ def prune(
     propagate: str | None = None,
     allocation: str | Allocation = "uniform",
     transform: Sequence[str | Transform] = (),
+    starved: str = AS_SEEN,
     export: Sequence[str | Export] = (),
     dtype: str = "auto",
     device: str = "auto",
@@ -86,7 +88,8 @@ def prune(
 
     `target`, or `sparsity`, is a share of every matrix (`0.5`, the usual one), N kept of every M (`"2:4"`), or of a method that drops blocks or
     experts a share of those. `allocation` shares it among the matrices, each `transform` is applied before, in order, and `export` names forms to
-    write it in beside the Hugging Face folder. Without `propagate` it is the method's own.
+    write it in beside the Hugging Face folder. Without `propagate` it is the method's own. `starved` says what is done to experts that get fewer
+    tokens than they have inputs: they are calibrated `as_seen`, left `dense`, or calibrated on `all_tokens` or on what all experts saw (`shared`).
 
     The same call after an interruption continues from the last finished step (the matrices of a block, or one other edit); after it is done, it says
     so and does nothing. With `profile` the result has `costs`: where the time went, and the least it could have taken. Where `arrival` would hold
@@ -100,7 +103,7 @@ def prune(
         if target is not None and sparsity is not None:
             raise TargetError(f"target={target} and sparsity={sparsity} are two words for one thing; give one of them", subject=str(sparsity))
         aim = next((one for one in (target, sparsity) if one is not None), 0.5)
-        recipe = _recipe("prune", method, aim, propagate, allocation, transform)
+        recipe = _recipe("prune", method, aim, propagate, allocation, transform, starved)
         calibration = _calibration(data, samples, length, tokens, seed)
         return _done(model, calibration, recipe, out, export, dtype, device, memory, profile, progress, ranks)
 
@@ -119,6 +122,7 @@ def quantize(
     propagate: str | None = None,
     allocation: str | Allocation = "uniform",
     transform: Sequence[str | Transform] = (),
+    starved: str = AS_SEEN,
     export: Sequence[str | Export] = (),
     dtype: str = "auto",
     device: str = "auto",
@@ -133,7 +137,7 @@ def quantize(
     bits a weight takes as codes. `data` may be left out where `method` looks at none. Everything else is as for `prune`.
     """
     with joined() as ranks:
-        recipe = _recipe("quantize", method, target, propagate, allocation, transform)
+        recipe = _recipe("quantize", method, target, propagate, allocation, transform, starved)
         calibration = None if data is None else _calibration(data, samples, length, tokens, seed)
         return _done(model, calibration, recipe, out, export, dtype, device, memory, profile, progress, ranks)
 
@@ -149,6 +153,7 @@ def _recipe(
     propagate: str | None,
     allocation: str | Allocation,
     transform: Sequence[str | Transform],
+    starved: str,
 ) -> Recipe:
     """What is to be done, if it is what `verb` does; an error names the verb that does it."""
     other: Verb = "quantize" if verb == "prune" else "prune"
@@ -161,7 +166,7 @@ def _recipe(
     if not isinstance(parsed, mine):
         instead = f"use calibrant {other}" if isinstance(parsed, theirs) else "choose one of these"
         raise TargetError(f"{parsed} is no target for calibrant {verb}, which takes {accepted(mine)}; {instead}", subject=str(parsed))
-    return Recipe.parse(built, parsed, propagate, allocation, transform)
+    return Recipe.parse(built, parsed, propagate, allocation, transform, starved)
 
 
 def _does(method: Method | type[Method], takes: tuple[type[Target], ...]) -> bool:

@@ -115,6 +115,7 @@ class Replace(Edit):
             **error,
             **({"bits": mask_bits(weight.name, after)} if packed is None else packed.facts()),
             **input_sizes(weight.name, self.seen),
+            **({"tokens": self.seen.tokens} if weight.expert is not None and self.seen else {}),
             "notes": dict(self.compressed.notes),
         }
 

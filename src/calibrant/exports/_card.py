@@ -93,6 +93,9 @@ def _body(record: Record, note: str) -> Iterator[str]:
     for edit in record.edits:
         if edit["edit"] == "drop_blocks":
             yield f"\nBlocks removed: {', '.join(map(str, edit['blocks']))} of {edit['of']}, as they were numbered then."
+        if edit["edit"] == "drop_experts":
+            gone = "; ".join(f"{', '.join(map(str, experts))} in block {block}" for block, experts in edit["experts"].items())
+            yield f"\nExperts removed, of {edit['of']} in a layer, as they were numbered then: {gone}."
     yield ""
     yield "## Calibration data"
     yield ""

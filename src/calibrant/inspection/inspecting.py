@@ -19,6 +19,7 @@ from calibrant.activations import FeatureNorms
 from calibrant.data import CalibrationSet, Source, TokenBatch, micro_batches
 from calibrant.data.calibration import KINDS
 from calibrant.errors import NumericsError
+from calibrant.inspection.experts import expert_coverage
 from calibrant.inspection.facts import Inspection, inspect_tokens
 from calibrant.inspection.overlap import measurable
 from calibrant.models import ModelView, Opened, open_model, open_tokenizer, view
@@ -52,7 +53,8 @@ def inspect(
     """Draw `data` and say what is in it, part by part, with the beginnings of a few windows, and what to fix.
 
     Without `model` the tokenizer of smollm2 reads it and nothing is run. With it, its own tokenizer does, and `Inspection.model` has its loss on
-    up to 8,192 tokens of the set, and for each kind of token the share of the statistics that comes from it. `against` are sources whose measured
+    up to 8,192 tokens of the set, for each kind of token the share of the statistics that comes from it, and of a mixture of experts which of them
+    get few tokens or none. `against` are sources whose measured
     rows the set's rows are compared with. The budget is that of `prune`, 128 windows,
     or as many tokens as there are where no budget is given and the sources hold less; of a `CalibrationSet` it is the set's own. Raises an
     `InputError` for a set, a model or a source that can't be used.
@@ -68,14 +70,17 @@ def inspect(
     opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
     chosen = resolved(chosen if fixed else _held(data, chosen, opened.tokenizer), opened, progress)
     inspection = inspect_tokens(chosen, opened.tokenizer, against)
-    batch, kinds = _excerpt(chosen.tokens(opened.tokenizer), chosen.kinds(opened.tokenizer).long(), TOKENS)
+    whole, seen_by = chosen.tokens(opened.tokenizer), view(opened.model)
+    batch, kinds = _excerpt(whole, chosen.kinds(opened.tokenizer).long(), TOKENS)
     facts = {
         "name": opened.name,
         "note": opened.note,
         "dtype": str(opened.dtype).removeprefix("torch."),
         "loss": loss(opened, batch, progress),
-        "energy": energy(view(opened.model), batch, kinds, progress),
+        "energy": energy(seen_by, batch, kinds, progress),
     }
+    if (covered := expert_coverage(seen_by, batch, int(whole.mask.sum()), progress)) is not None:
+        facts["experts"] = covered
     return replace(inspection, tokenizer=opened.name, model=facts, budget={**inspection.budget, **_instead(chosen, fixed)})
 
 

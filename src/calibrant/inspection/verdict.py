@@ -76,6 +76,20 @@ def _loss(facts: Facts) -> float:
     return ((facts["model"] or {}).get("loss") or {}).get("value", 0.0)
 
 
+def _experts(facts: Facts, which: str) -> Mapping[str, list[int]]:
+    """The `unseen` or `starved` experts of each layer that has some."""
+    layers = ((facts["model"] or {}).get("experts") or {}).get("layers", {})
+    return {name: one[which] for name, one in layers.items() if one[which]}
+
+
+def _few_tokens(facts: Facts, which: str) -> str:
+    """How many experts of all, the first few of the layer that has most of them, and how many tokens the model was run on."""
+    experts, layers = facts["model"]["experts"], _experts(facts, which)
+    name = max(layers, key=lambda layer: len(layers[layer]))
+    shown = ", ".join(map(str, layers[name][:5])) + (", …" if len(layers[name]) > 5 else "")
+    return f"{experts[which]:,} of {experts['experts']:,} experts ({name}: {shown})"
+
+
 RULES: Final = (
     Rule(
         "draws",
@@ -206,6 +220,24 @@ RULES: Final = (
         lambda _, f: (
             f"start tokens make up {_percent(_energy(f, 'start')['most'])} of all that {_energy(f, 'start')['where']} is shown (Σx²), "
             f"so they decide what is pruned there: compare with {_startless(f)}"
+        ),
+    ),
+    Rule(
+        "unseen experts",
+        "",
+        lambda _, f: bool(_experts(f, "unseen")),
+        lambda _, f: (
+            f"none of the {f['model']['experts']['tokens']:,} tokens that the model was run on is sent to {_few_tokens(f, 'unseen')}, "
+            "so nothing says which of their inputs matter: mix in other data, or use more of it"
+        ),
+    ),
+    Rule(
+        "starved experts",
+        "",
+        lambda _, f: bool(_experts(f, "starved")),
+        lambda _, f: (
+            f"{_few_tokens(f, 'starved')} would get fewer of the set's {f['model']['experts']['of']:,} tokens than they have inputs, "
+            "too few to fit weights to: mix in other data, or use more of it"
         ),
     ),
     *(

@@ -27,6 +27,8 @@ from calibrant.models.viewing import EXPERT_COUNTS, Block, ModelView, Weight
 ROUTERS: Final = ("gate", "router")
 TOP_K_NAMES: Final = ("top_k", "num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk", "moe_top_k")
 """What modules and configurations call the number of experts that a router picks for each token."""
+WEIGHS_INPUTS: Final = ("Llama4TextExperts",)
+"""Classes of experts that get their input times the router's weight."""
 
 
 @final
@@ -50,6 +52,11 @@ class ExpertLayer:
     router: nn.Module = field(repr=False, compare=False)
     holders: tuple[nn.Module, ...] = field(repr=False, compare=False)
     """The modules whose parameters the experts are slices of."""
+
+    @property
+    def weighs_inputs(self) -> bool:
+        """Whether the router's weight is multiplied with what an expert gets, as in Llama 4, and not with what it gives."""
+        return type(self.holders[0]).__name__ in WEIGHS_INPUTS
 
 
 def expert_layers(view: ModelView) -> tuple[ExpertLayer, ...]:

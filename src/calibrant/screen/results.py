@@ -9,6 +9,7 @@ from rich.text import Text
 
 from calibrant.foreign import visible
 from calibrant.screen._lines import counted, labelled, noted, one_line, table_of
+from calibrant.screen.experts import covered, starved
 from calibrant.spec import parameters
 
 IN_TABLE: Final[Mapping[str, str]] = {"family": "family", "accepts": "accepts", "looks_at": "looks at", "class": "class"}
@@ -34,6 +35,7 @@ def pruned(result: Mapping[str, Any]) -> Iterator[Any]:
         ("fingerprint", run["tokens"]),
         _result(result["sparsity"], matrices),
         ("left dense", _dense(result["dense"])),
+        ("few tokens", starved(matrices, run)),
         ("time", " · ".join(f"{phase} {seconds:.1f} s" for phase, seconds in how.get("seconds", {}).items())),
         ("peak memory", f"{how.get('peak_memory_bytes', 0) / 1e9:.2f} GB"),
         ("note", how.get("note", "")),
@@ -250,6 +252,7 @@ def _modelled(model: Mapping[str, Any] | None) -> Iterator[Any]:
         ("model", f"{noted(model['name'], model['note'])}, {model['dtype']}"),
         ("loss", f"{loss['value']:.4f} {loss['unit']} over {loss['tokens']:,} tokens of the set"),
         ("energy", f"Σx² of {energy['matrices']:,} matrices over {energy['tokens']:,} tokens" + ("" if energy["kinds"] else ", all of content")),
+        ("experts", covered(model.get("experts"))),
     )
     kinds = energy["kinds"]
     if kinds:

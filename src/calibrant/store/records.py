@@ -13,7 +13,8 @@ class Run:
     """The request for a run, resolved; plain JSON data only.
 
     `data` and `tokens` are empty where nothing in it looks at data, `propagate` where the method doesn't. `model_name`, `data` and `seed` are
-    labels: the model's digest and the tokens' fingerprint already cover what they name.
+    labels: the model's digest and the tokens' fingerprint already cover what they name. `starved` says what experts with few tokens are calibrated
+    on, empty where it is those.
     """
 
     model: str
@@ -27,6 +28,7 @@ class Run:
     dtype: str
     seed: int = 0
     transforms: tuple[Mapping[str, Any], ...] = ()
+    starved: str = ""
 
     @property
     def id(self) -> str:
@@ -40,7 +42,8 @@ class Run:
             "propagate": self.propagate,
             "dtype": self.dtype,
         }
-        return identity({**decides, **({"transforms": list(self.transforms)} if self.transforms else {})})
+        later = {"transforms": list(self.transforms), "starved": self.starved}  # left out where there is nothing, as in ids of before
+        return identity({**decides, **{name: value for name, value in later.items() if value}})
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,10 @@ class Record:
 
     `sparsity` is achieved over the compressed matrices. `weights` has a name, shape, sparsity and notes each, and may have the relative
     `error` of the matrix's output with `error_from` ("gram" or "norms"); where it is stored as dense numbers `bits`, 256 bits of the mask chosen
-    by hash, as 64 hexadecimal digits, else `bits_a_weight` and `bytes`, scales and all; and `inputs`, the sizes of 32 input features chosen so, as
-    128. `dense` has the matrices left alone, with the reason; `edits` what else was done: transforms, and what removed whole parts, which then
-    count in `sparsity`. `provenance` (seconds per phase, peak memory in bytes, versions, device, threads, a note such as "dequantized from Q4_1")
-    is no part of the result and isn't compared.
+    by hash, as 64 hexadecimal digits, else `bits_a_weight` and `bytes`, scales and all; `inputs`, the sizes of 32 input features chosen so, as
+    128; and of an expert's matrix `tokens`, how many reached it. `dense` has the matrices left alone, with the reason; `edits` what else was done:
+    transforms, and what removed whole parts, which then count in `sparsity`. `provenance` (seconds per phase, peak memory in bytes, versions, device,
+    threads, a note such as "dequantized from Q4_1") is no part of the result and isn't compared.
     """
 
     run: Run
@@ -68,8 +71,9 @@ class Record:
         fields = asdict(self)
         if not self.edits:
             del fields["edits"]
-        if not self.run.transforms:
-            del fields["run"]["transforms"]
+        for later in ("transforms", "starved"):
+            if not fields["run"][later]:
+                del fields["run"][later]
         return fields
 
     @classmethod

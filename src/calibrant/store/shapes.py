@@ -90,6 +90,7 @@ class Matrix(TypedDict, total=False):
     bits: Hex
     inputs: Hex
     notes: Mapping[str, Any]
+    tokens: Count
     reason: str
 
 
@@ -107,6 +108,7 @@ class RunFile(TypedDict, total=False):
     dtype: str
     seed: Count
     transforms: list[SpecFields]
+    starved: str
 
 
 class EditFacts(TypedDict, total=False):

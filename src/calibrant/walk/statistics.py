@@ -3,7 +3,9 @@
     ROOT/<identity>/norms/block-00000.safetensors
     ROOT/<identity>/gram/block-00000.safetensors
     ROOT/<identity>/change/block-00000.safetensors        of the block itself, where that is asked for
-    ROOT/<identity>/routing/block-00000.safetensors
+    ROOT/<identity>/routing/block-00000.safetensors       of its router
+    ROOT/<identity>/kinds/block-00000.safetensors         of the tokens of its experts
+    ROOT/<identity>/outputs/block-00000.safetensors       of what its experts give
 
 A file holds what one block's matrices saw, of one kind: a statistic once, however many matrices share it (q, k and v; gate and up), and which
 matrix has which. Norms are kept as they are summed, in float64; of a Gram its upper triangle, in the type it was summed in. Files are mapped
@@ -33,6 +35,7 @@ from calibrant.durable import replacing, short, usual_rights
 from calibrant.errors import OutputError
 from calibrant.models import Block, Opened, Weight
 from calibrant.spec import identity
+from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
 
 REVISION: Final = 1
 """Raised when a walk through the same untouched model gives other sums than before."""
@@ -40,8 +43,10 @@ REVISION: Final = 1
 KINDS: Final[Mapping[type[InputStatistic], str]] = MappingProxyType({FeatureNorms: "norms", Gram: "gram"})
 """What can be kept of matrices, and the folder it is kept in."""
 
-BLOCK_KINDS: Final[Mapping[type[Statistic], str]] = MappingProxyType({BlockChange: "change", Routing: "routing"})
-"""What can be kept of blocks and their routers, and the folder it is kept in."""
+BLOCK_KINDS: Final[Mapping[type[Statistic], str]] = MappingProxyType(
+    {BlockChange: "change", Routing: "routing", TokenKinds: "kinds", ExpertOutputs: "outputs"}
+)
+"""What can be kept of blocks, their routers and their experts, and the folder it is kept in."""
 
 Dense = tuple[Block, dict[Weight, Seen]]
 """A block of the untouched model and what each of its matrices saw; a matrix that no token reached is absent."""

@@ -43,7 +43,7 @@ from calibrant.data import TokenBatch, micro_batches
 from calibrant.errors import ModelError, NumericsError, WalkError
 from calibrant.models import Block, ModelView, Weight
 from calibrant.walk.attention import BlockCall, Weigh
-from calibrant.walk.block_statistics import BlockStatistics
+from calibrant.walk.block_statistics import BlockRun, BlockStatistics
 from calibrant.walk.products import Order, Product, Watch, hidden_of, inputs_of, replaced
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.rehearsal import Rehearsal, rehearse
@@ -106,8 +106,7 @@ def walk_blocks(
     rehearsal, did, device = rehearse(view), BlockStatistics(view, observes), next(view.model.parameters()).device
     with _under_way(view, rehearsal, rehearsal.calls, batch, tokens_per_pass, ranks) as parts:
         for block in (view.blocks[index] for index in rehearsal.calls):
-            rows = [partial(part.rows, name=block.name) for part in parts]
-            local = [ranks.part(did.of(block, part.block_input(), part.block_output, of, part.weights)) for part, of in zip(parts, rows, strict=True)]
+            local = [ranks.part(did.of(part.at_door(block))) for part in parts]
             mine = {block.name: sum(local[1:], local[0])} if local and local[0] else {}
             yield block, ranks.totals(mine, device).get(block.name, Seen({}))
 
@@ -143,7 +142,8 @@ class _MicroBatch:
     ) -> None:
         self.stopped: Product | None = None
         self.counted, self.weights, self._own_weights = counted, weights, weights
-        self.samples, self.length = inputs["input_ids"].shape
+        self._ids: Tensor = inputs["input_ids"]
+        self.samples, self.length = self._ids.shape
         self._rehearsal, self._blocks = rehearsal, [view.blocks[index] for index in calls]
         self._called = 0
         self._entry: _Entry | None = None
@@ -245,9 +245,16 @@ class _MicroBatch:
         assert self._entry is not None
         return hidden_of(*self._entry[1:])
 
-    def block_output(self) -> Tensor:
-        """Let that block run, and give what it gives."""
-        self.go()
+    def at_door(self, block: Block) -> BlockRun:
+        """Return the block at whose door the forward stands, ready to be run and looked at."""
+        flat, weights = self._ids.flatten(), self.weights
+        counted = torch.arange(len(flat), device=flat.device) if self.counted is None else self.counted
+        by_position = torch.zeros(len(flat), dtype=torch.float32, device=flat.device)
+        by_position[counted] = 1.0 if weights is None else weights
+        return BlockRun(block, self.block_input(), flat[counted], weights, by_position, self._block_output, partial(self.rows, name=block.name))
+
+    def _block_output(self, weights: Sequence[Weight], on_product: Callable[[Product], None]) -> Tensor:
+        self.go(weights, on_product)
         return hidden_of(tuple(tree_leaves(self._output)), {})
 
     def rows(self, x: Tensor, name: str) -> Tensor:

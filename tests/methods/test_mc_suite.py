@@ -1,0 +1,352 @@
+"""MC-Suite's criteria against slow sums in float64, truths that are planted, and models without the experts that went."""
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from typer.testing import CliRunner
+
+from calibrant.activations import Routing, Seen
+from calibrant.cli import app
+from calibrant.compress import Recipe, compress, prune
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.errors import ModelError, SpecError, TargetError
+from calibrant.job import Job
+from calibrant.methods import methods
+from calibrant.methods._expert_gradients import expert_gradients
+from calibrant.methods._expert_scores import CRITERIA, LookedAt, first, first_of_pairs
+from calibrant.methods.mc_suite import MCSuite
+from calibrant.models import Opened, expert_layers, view
+from calibrant.store import Record
+from calibrant.targets import parse_target
+from calibrant.testing import check_edits, tiny_folder
+from calibrant.testing.tiny import VOCABULARY, tiny_tokenizer
+from calibrant.walk import walk_blocks
+from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
+
+from tests.methods.mc_suite_by_hand import Matrices, by_hand
+from tests.models.mixtures_of_experts import tiny_mixture
+from tests.models.test_experts import LENGTHS, padded_batch
+from tests.test_expert_statistics import by_loop
+
+FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss", "granitemoe", "phimoe", "llama4_text")
+
+
+def opened_of(model: PreTrainedModel) -> Opened:
+    return Opened(model, tiny_tokenizer(), "mixture", "sha256:mixture", "", torch.float32)
+
+
+def job_of(model: PreTrainedModel, batch: TokenBatch) -> Job:
+    opened = opened_of(model)
+    seen_by = view(model)
+    target = parse_target("experts 0.25")
+    return Job(opened, seen_by, batch, target, dict.fromkeys(seen_by.named, target), "dense")
+
+
+def random_batch(samples: int = 8, length: int = 64) -> TokenBatch:
+    ids = torch.randint(3, VOCABULARY, (samples, length), generator=torch.Generator().manual_seed(5))
+    return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones(ids.shape), "sha256:random", {"tokens": ids.numel()})
+
+
+def dropped(model: PreTrainedModel, batch: TokenBatch, method: str, share: float = 0.25) -> Record:
+    opened = opened_of(model)
+    return compress(opened, view(model), batch, Recipe.parse(method, share))
+
+
+def first_gone(record: Record) -> dict[int, list[int]]:
+    return {int(block): experts for block, experts in record.edits[0]["experts"].items()}
+
+
+def gradients_by_hand(model: PreTrainedModel, batch: TokenBatch) -> nn.Module:
+    """A copy in float64 whose parameters have the gradients of the mean loss, sequence by sequence."""
+    exact = copy.deepcopy(model).double()
+    exact.requires_grad_(True)
+    total = sum(float(weights[1:length].sum()) for weights, length in zip(batch.weights, LENGTHS, strict=True))
+    for ids, weights, length in zip(batch.ids, batch.weights, LENGTHS, strict=True):
+        words = exact(ids[None, :length], use_cache=False).logits[0].double().log_softmax(-1)
+        lost = -words[:-1].gather(1, ids[1:length, None])[:, 0]
+        ((lost * weights[1:length].double()).sum() / total).backward()
+    return exact
+
+
+def matrices_of(kind: str, module: nn.Module, of: Callable[[Tensor], Tensor]) -> list[Matrices]:
+    """For each expert both its matrices `[out, in]` in float64, or what `of` gives of their parameters."""
+    both = [of(module.get_parameter(name)).detach().double() for name in ("gate_up_proj", "down_proj")]
+    return [[one[expert].T if kind in ("gpt_oss", "llama4_text") else one[expert] for one in both] for expert in range(8)]
+
+
+def slope(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_criterion_is_a_slow_sum_over_tokens_and_numbers(kind: str, weighted: bool) -> None:
+    model, batch = tiny_mixture(kind), padded_batch(weighted)
+    seen_by = view(model)
+    layers = expert_layers(seen_by)
+    got, exact = by_loop(kind, model, batch, layers), gradients_by_hand(model, batch)
+    with torch.no_grad():
+        seen = {block.index: there for block, there in walk_blocks(seen_by, batch, (Routing, TokenKinds, ExpertOutputs), tokens_per_pass=24)}
+        gradients = expert_gradients(job_of(model, batch), layers)
+    for layer in layers:
+        looked = LookedAt(layer, seen[layer.block], gradients[layer.block], VOCABULARY, 0)
+        module = exact.get_submodule(f"{layer.name}.experts")
+        parts, slopes = (matrices_of(kind, module, of) for of in (lambda numbers: numbers, slope))
+        router = exact.get_parameter(f"{layer.matrix.name}.weight").detach()
+        want = by_hand(got[layer.block], parts, slopes, router, VOCABULARY, weighs_inputs=kind == "llama4_text")
+        for name, expected in want.items():
+            found = CRITERIA[name].of(looked)
+            if name in ("eao", "ego"):  # a number that lies at a border may be on either side of it
+                low, high = expected
+                assert all(a - 1 <= f <= b + 1 for a, f, b in zip(low, found.tolist(), high, strict=True)), (name, low, found.tolist(), high)
+            else:
+                assert torch.allclose(found.double(), torch.tensor(expected, dtype=torch.float64), rtol=2e-3, atol=1e-5), (name, found, expected)
+        assert {*want, "random"} == set(CRITERIA), "each has its sum"
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_those_go_whose_numbers_are_smallest_or_largest(kind: str) -> None:
+    batch = padded_batch(False)
+    for drop in ("min", "max"):
+        model = tiny_mixture(kind)
+        record = dropped(model, batch, f"mc_suite(criterion=reap, drop={drop})")
+        notes = record.edits[0]["notes"]
+        for block, gone in first_gone(record).items():
+            scores = notes["scores"][str(block)]
+            inside = [scores[e] for e in gone]
+            outside = [score for e, score in enumerate(scores) if e not in gone]
+            assert len(gone) == 2
+            assert max(inside) <= min(outside) if drop == "min" else min(inside) >= max(outside)
+            counts = notes["routing"][str(block)]["counts"]
+            assert sum(counts) == pytest.approx(2 * sum(LENGTHS))
+            assert notes["routing"][str(block)]["unseen"] == [e for e, count in enumerate(counts) if count == 0]
+            assert notes["routing"][str(block)]["starved"] == [e for e, count in enumerate(counts) if 0 < count < 32]
+        assert all(layer.count == 6 for layer in expert_layers(view(model)))
+
+
+def dead(model: PreTrainedModel, expert: int) -> PreTrainedModel:
+    """The model with an expert that does nothing, and that the router never chooses where it has a bias to say so."""
+    for layer in expert_layers(view(model)):
+        for holder in layer.holders:
+            for parameter in holder.parameters():
+                parameter.data[expert] = 0
+        layer.matrix.get()[expert] = 0
+        for name, tensor in [*layer.router.named_parameters(), *layer.router.named_buffers()]:
+            if name in ("bias", "e_score_correction_bias"):
+                tensor.data[expert] = -100.0
+    return model
+
+
+@pytest.mark.parametrize("criterion", ["ean", "euf", "evtc", "reap", "ege", "egn", "eae", "ewn"])
+@pytest.mark.parametrize("kind", ["gpt_oss", "deepseek_v3"])
+def test_a_planted_dead_expert_goes_first(kind: str, criterion: str) -> None:
+    record = dropped(dead(tiny_mixture(kind), 5), random_batch(), f"mc_suite(criterion={criterion})", 0.125)
+    assert all(gone == [5] for gone in first_gone(record).values())
+
+
+@pytest.mark.parametrize("criterion", ["ean", "reap", "ege", "egn", "eae", "ewn"])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "granitemoe"])
+def test_one_that_gives_nothing_goes_first_though_tokens_come_to_it(kind: str, criterion: str) -> None:
+    record = dropped(dead(tiny_mixture(kind), 3), random_batch(), f"mc_suite(criterion={criterion})", 0.125)
+    assert all(gone == [3] for gone in first_gone(record).values())
+    if criterion != "ewn":  # which looks at no tokens
+        assert all(entry["counts"][3] > 0 for entry in record.edits[0]["notes"]["routing"].values())
+
+
+def doubled(kind: str) -> PreTrainedModel:
+    """A model in which expert 6 of every layer is expert 1 once more, its row of the router included."""
+    model = tiny_mixture(kind)
+    for layer in expert_layers(view(model)):
+        for module in (*layer.holders, layer.router):
+            for parameter in module.parameters():
+                if parameter.shape[0] == 8:
+                    parameter.data[6] = parameter.data[1]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "criterion"), [("mixtral", "ews"), ("qwen2_moe", "ews"), ("gpt_oss", "ews"), ("mixtral", "eas"), ("gpt_oss", "eas")]
+)
+def test_a_planted_double_is_found(kind: str, criterion: str) -> None:
+    record = dropped(doubled(kind), random_batch(16), f"mc_suite(criterion={criterion}, drop=max)")
+    assert all(gone == [1, 6] for gone in first_gone(record).values()), record.edits[0]["notes"]["scores"]
+
+
+def test_outputs_of_a_double_are_the_most_alike_though_its_mean_over_all_may_hide_that() -> None:
+    """`eas` is a mean over all others. Where those happen to oppose the two, as in this random model, they aren't ranked first."""
+    model = doubled("qwen2_moe")
+    with torch.no_grad():
+        for _, seen in walk_blocks(view(model), random_batch(16), (Routing, ExpertOutputs)):
+            means = torch.nn.functional.normalize(seen[ExpertOutputs].means(), dim=1)
+            cosines = (means @ means.T).fill_diagonal_(-1)
+            assert sorted(divmod(int(cosines.argmax()), 8)) == [1, 6]
+    record = dropped(model, random_batch(16), "mc_suite(criterion=eas, drop=max)")
+    assert first_gone(record)[0] != [1, 6]
+
+
+def test_rounds_drop_what_a_loop_of_single_jobs_drops() -> None:
+    batch, whole, step = random_batch(), tiny_mixture("mixtral"), tiny_mixture("mixtral")
+    record = dropped(whole, batch, "mc_suite(criterion=ean, rounds=3)", 0.625)
+    assert [len(edit["experts"]["0"]) for edit in record.edits] == [1, 2, 2]
+    for edit, share in zip(record.edits, (1 / 8, 2 / 7, 2 / 5), strict=True):
+        once = dropped(step, batch, "mc_suite(criterion=ean)", math.ceil(1000 * share) / 1000)
+        assert once.edits[0]["experts"] == edit["experts"]
+        assert once.edits[0]["notes"]["scores"] == edit["notes"]["scores"]
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), step.state_dict().values(), strict=True))
+    numbers = sum(math.prod(weight.shape) for weight in view(tiny_mixture("mixtral")).weights)
+    assert record.sparsity == pytest.approx(sum(edit["removed"] for edit in record.edits) / numbers)
+
+
+def test_the_lottery_trains_after_every_round_and_says_what_it_brought() -> None:
+    batch, model = random_batch(), tiny_mixture("mixtral")
+    record = dropped(model, batch, "mc_suite(criterion=euf, rounds=2, steps=6, rate=0.003)", 0.5)
+    assert [edit["edit"] for edit in record.edits] == ["drop_experts", "tuned"] * 2
+    for edit in record.edits[1::2]:
+        before, after = edit["notes"]["loss"]
+        assert after < before
+        assert edit["parameters"] > 0
+    assert record.edits[1]["notes"]["seed"] != record.edits[3]["notes"]["seed"], "each round has an order of its own"
+    seen_by = view(model)
+    with torch.no_grad():
+        words = model(batch.ids, use_cache=False).logits[:, :-1].double().log_softmax(-1)
+    lost = -float(words.gather(-1, batch.ids[:, 1:, None]).mean())
+    assert lost == pytest.approx(record.edits[3]["notes"]["loss"][1], rel=1e-4), "what is saved is what was measured"
+    assert all(layer.count == 4 for layer in expert_layers(seen_by))
+
+
+@pytest.mark.parametrize("method", ["mc_suite(rounds=2, steps=2, rate=0.001)", "mc_suite(criterion=ets, rounds=2)", "mc_suite(criterion=egs)"])
+def test_killed_after_any_edit_it_comes_to_the_same_model(method: str, tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model", "mixtral", num_local_experts=8, num_hidden_layers=2)
+    check_edits(methods.build(method), parse_target("0.5"), str(folder))
+
+
+def test_a_saved_model_reopens_with_the_same_logits_and_is_as_much_smaller_as_was_promised(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model", "qwen3_moe", num_experts=8, num_hidden_layers=2)
+    done = prune(str(folder), "python_docs", "mc_suite(criterion=egn)", 0.25, tmp_path / "out", samples=4, length=32, dtype="float32")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    assert again.config.num_experts == 6
+    ids = torch.arange(3, 35).reshape(2, 16)
+    again.set_experts_implementation("eager")
+    with torch.no_grad():
+        assert torch.equal(again(ids, use_cache=False).logits, done.opened.model(ids, use_cache=False).logits)
+    numbers = [sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(place).parameters()) for place in (folder, tmp_path / "out")]
+    removed, rows = sum(edit["removed"] for edit in done.record.edits), 2 * 2 * 32
+    assert numbers[0] - numbers[1] == removed + rows, "the experts, and their rows of the routers"
+    assert removed == 2 * 2 * (2 * 16 * 32 + 32 * 16)
+    sizes = [sum(path.stat().st_size for path in place.glob("*.safetensors")) for place in (folder, tmp_path / "out")]
+    assert sizes[0] - sizes[1] == pytest.approx(4 * (removed + rows), abs=2000), "but for what the header says"
+
+
+def test_criteria_of_weights_and_chance_need_no_data() -> None:
+    for name, criterion in CRITERIA.items():
+        method = MCSuite(criterion=name)
+        assert method.looks == bool(criterion.observes)
+        assert MCSuite(criterion=name, steps=1).looks
+    assert [name for name in CRITERIA if not MCSuite(criterion=name).looks] == ["ews", "rwn", "wsr", "ewn", "random"]
+    gone = {seed: first_gone(dropped(tiny_mixture("mixtral"), padded_batch(False), f"mc_suite(criterion=random, seed={seed})")) for seed in (0, 1, 0)}
+    assert gone[0] != gone[1]
+    assert gone[0][0] != gone[0][1], "each layer has its own draw"
+
+
+def test_of_pairs_the_less_used_goes_and_takes_its_pairs_along() -> None:
+    pairs = torch.tensor([[9.0, 5.0, 1.0, 0.0], [5.0, 9.0, 4.0, 0.0], [1.0, 4.0, 9.0, 3.0], [0.0, 0.0, 3.0, 9.0]])
+    used = torch.tensor([7.0, 6.0, 8.0, 1.0])
+    # 0 and 1 have 5 together, 1 goes; then 2 and 3 have 3, 3 goes; then 0 and 2, 0 goes.
+    assert first_of_pairs(pairs, used, 3, largest=True) == (1, 3, 0)
+    # 0 and 3 have nothing together, 3 goes; then 0 and 2 have 1, 0 goes.
+    assert first_of_pairs(pairs, used, 2, largest=False) == (3, 0)
+    assert first_of_pairs(torch.ones(3, 3), torch.ones(3), 2, largest=True) == (1, 2), "of two that are used alike the higher number goes"
+    assert first(torch.tensor([2.0, 1.0, 2.0, 1.0]), 3, largest=False) == (1, 3, 0)
+    assert first(torch.tensor([2.0, 1.0, 2.0, 1.0]), 3, largest=True) == (0, 2, 1)
+
+
+def test_gradients_leave_the_model_as_it_was() -> None:
+    model = tiny_mixture("mixtral")
+    model.requires_grad_(False)
+    model.lm_head.weight.requires_grad_(True)
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        expert_gradients(job_of(model, padded_batch(False)), expert_layers(view(model)))
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["lm_head.weight"]
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_gradients_of_a_mix_count_each_part_by_its_share() -> None:
+    model = tiny_mixture("mixtral")
+    mix = CalibrationSet("mix(domain=python_docs, general=random_tokens, weight=0.25)", samples=2, length=24).tokens(tiny_tokenizer())
+    layers = expert_layers(view(model))
+    with torch.no_grad():
+        whole = expert_gradients(job_of(model, mix), layers)
+        parts = [expert_gradients(job_of(model, part), layers) for _, part in mix.mixed]
+    shares = [share / sum(s for s, _ in mix.mixed) for share, _ in mix.mixed]
+    for block, experts in whole.items():
+        for number, matrices in enumerate(experts):
+            for place, gradient in enumerate(matrices):
+                want = sum(share * part[block][number][place] for share, part in zip(shares, parts, strict=True))
+                assert torch.allclose(gradient, want, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("mc_suite(criterion=eam)", r"criterion='eam'.*there is no such criterion.*choose one of ews, rwn, wsr, ewn, euf"),
+        ("mc_suite(drop=least)", r"drop='least'.*write min or max"),
+        ("mc_suite(rounds=0)", r"mc_suite\(rounds=0\): rounds must be at least 1"),
+        ("mc_suite(steps=-1)", r"mc_suite\(steps=-1\): steps must be at least 0"),
+        ("mc_suite(rate=0.0)", r"mc_suite\(rate=0\): a rate of training is above 0 and at most 1"),
+    ],
+)
+def test_what_can_not_be_is_one_sentence(text: str, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        methods.build(text)
+
+
+def test_fewer_experts_than_the_router_picks_and_models_without_experts_are_one_sentence(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "mixture", "mixtral", num_local_experts=8, num_hidden_layers=2)
+    small = [
+        "--data",
+        "python_docs",
+        "--samples",
+        "2",
+        "--length",
+        "16",
+        "--dtype",
+        "float32",
+        "--method",
+        "mc_suite",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    found = CliRunner().invoke(app, ["prune", str(folder), *small, "--target", "0.9"])
+    assert found.exit_code == 2
+    few = "0.9 of the 8 experts of model.layers.0.mlp would leave 1, and its router picks 2; ask for at most 0.75"
+    assert few in " ".join(found.stderr.split())
+    dense = CliRunner().invoke(app, ["prune", str(tiny_folder(tmp_path / "dense")), *small, "--target", "0.5"])
+    assert dense.exit_code == 2
+    assert "drops experts, and LlamaForCausalLM has none; choose a method for dense models" in " ".join(dense.stderr.split())
+    assert not (tmp_path / "out").exists(), "nothing is half written"
+
+
+def test_a_router_of_groups_that_would_be_uneven_is_named() -> None:
+    model = tiny_mixture("deepseek_v3", n_group=2, topk_group=1)
+    with pytest.raises(ModelError, match="picks among 2 groups"):
+        dropped(model, padded_batch(False), "mc_suite(criterion=rwn)", 0.125)
+
+
+def test_less_than_one_expert_is_one_sentence() -> None:
+    with pytest.raises(TargetError, match=r"0.1 of 8 experts is less than one; ask for at least 0.125"):
+        dropped(tiny_mixture("mixtral"), padded_batch(False), "mc_suite", 0.1)
+
+
+def test_a_layer_of_which_nothing_was_seen_is_not_judged() -> None:
+    looked = LookedAt(expert_layers(view(tiny_mixture("mixtral")))[0], Seen({}), (), VOCABULARY, 0)
+    with pytest.raises(KeyError):
+        CRITERIA["ean"].of(looked)

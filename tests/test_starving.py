@@ -1,0 +1,232 @@
+"""Experts with few tokens: who they are, what each way calibrates them on, and what a record and an id say of it."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from calibrant.activations import FeatureNorms, Gram
+from calibrant.cli import app
+from calibrant.compress import Recipe, compress, prune
+from calibrant.compress.checkpoint import Checkpoint
+from calibrant.data import TokenBatch
+from calibrant.errors import ModelError, SpecError
+from calibrant.models import Opened, expert_layers, view
+from calibrant.spec import identity
+from calibrant.store import Record
+from calibrant.testing import tiny_folder
+from calibrant.walk import walk
+from calibrant.walk.starving import fed, starving
+
+from tests.models.mixtures_of_experts import tiny_mixture
+from tests.models.test_experts import LENGTHS, inputs_of_routers, literal, padded_batch
+
+KINDS = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "granitemoe", "phimoe")
+
+
+def opened_of(kind: str) -> Opened:
+    return Opened(tiny_mixture(kind), None, kind, f"sha256:{kind}", "", torch.float32)
+
+
+def compressed(
+    kind: str, starved: str, method: str = "wanda", propagate: str | None = None, batch: TokenBatch | None = None
+) -> tuple[Record, Opened]:
+    opened = opened_of(kind)
+    recipe = Recipe.parse(method, 0.5, propagate, starved=starved)
+    return compress(opened, view(opened.model), batch or padded_batch(False), recipe), opened
+
+
+def counts_by_hand(kind: str, batch: TokenBatch) -> dict[int, list[float]]:
+    """How many tokens each expert gets, by its weight."""
+    model = tiny_mixture(kind)
+    layers = expert_layers(view(model))
+    counts = {layer.block: [0.0] * 8 for layer in layers}
+    for ids, weights, length in zip(batch.ids, batch.weights, LENGTHS, strict=True):
+        came = inputs_of_routers(model, layers, ids[None, :length])
+        for layer in layers:
+            for chosen, weight in zip(literal(kind, layer.router, came[layer.name])[0].tolist(), weights.tolist(), strict=False):
+                for expert in chosen:
+                    counts[layer.block][expert] += weight
+    return counts
+
+
+def expert_matrices(model: Opened) -> Mapping[str, tuple[int, int, int]]:
+    """Block, expert, and place among the expert's matrices, by name."""
+    layers = expert_layers(view(model.model))
+    return {w.name: (layer.block, e, at) for layer in layers for e, own in enumerate(layer.experts) for at, w in enumerate(own)}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_starved_are_those_that_get_fewer_tokens_than_they_have_inputs(kind: str, weighted: bool) -> None:
+    opened, batch = opened_of(kind), padded_batch(weighted)
+    ids = torch.cat([batch.ids] * 6)
+    many = replace(batch, ids=ids, mask=torch.cat([batch.mask] * 6), weights=torch.cat([batch.weights] * 6))
+    found, names = starving(opened, view(opened.model), many), expert_matrices(opened)
+    counts = counts_by_hand(kind, batch)
+    want = {name: 6 * counts[block][expert] for name, (block, expert, _) in names.items() if 6 * counts[block][expert] < 32}
+    assert found == pytest.approx(want, abs=1e-3)
+    assert 0 < len(found) < len(names), "some are, and some are not"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_tokens_are_all_that_come_to_the_layer_and_the_model_computes_what_it_did(kind: str) -> None:
+    opened, batch = opened_of(kind), padded_batch(False)
+    seen_by, names = view(opened.model), expert_matrices(opened)
+    few = starving(opened, seen_by, batch)
+    hungry = {name: count for name, count in few.items() if names[name][1] in (0, 3)}
+    plain = {w.name: seen for w, seen in walk(seen_by, batch, (FeatureNorms,), "dense")}
+    with torch.no_grad():
+        found = {w.name: seen for w, seen in fed(seen_by, lambda: walk(seen_by, batch, (FeatureNorms,), "dense"), "all_tokens", hungry)}
+    rows: dict[int, list[Tensor]] = {layer.block: [] for layer in expert_layers(seen_by)}
+    for ids, length in zip(batch.ids, LENGTHS, strict=True):
+        came = inputs_of_routers(opened.model, expert_layers(seen_by), ids[None, :length])
+        for layer in expert_layers(seen_by):
+            rows[layer.block].append(came[layer.name].double())
+    for name, seen in found.items():
+        if name not in hungry:
+            assert torch.equal(seen[FeatureNorms].norms(), plain[name][FeatureNorms].norms()), f"{name} gets what it got"
+    assert set(hungry) <= set(found), "also those that got nothing"
+    for name in hungry:
+        block, expert, at = names[name]
+        x = torch.cat(rows[block])
+        if at == 1:
+            first = expert_layers(seen_by)[[layer.block for layer in expert_layers(seen_by)].index(block)].experts[expert][0].get().double()
+            gates, ups = (x @ first.T).chunk(2, dim=1)
+            x = gates * torch.sigmoid(gates) * ups
+        assert found[name].tokens == sum(LENGTHS)
+        assert torch.allclose(found[name][FeatureNorms].norms(), x.square().sum(0), rtol=1e-4, atol=1e-7)
+    assert not any(module._forward_pre_hooks for module in opened.model.modules())
+
+
+@pytest.mark.parametrize("propagate", ["arrival", "reference", "dense"])
+def test_with_all_tokens_no_expert_stays_dense(propagate: str) -> None:
+    few = padded_batch(False)
+    few = replace(few, ids=few.ids[:1, :5], mask=few.mask[:1, :5], weights=few.weights[:1, :5])
+    seen, _ = compressed("mixtral", "as_seen", "sparsegpt", propagate, few)
+    assert any("no calibration token" in matrix["reason"] for matrix in seen.dense)
+    fed_all, _ = compressed("mixtral", "all_tokens", "sparsegpt", propagate, few)
+    assert not any("routed" in matrix["reason"] for matrix in fed_all.dense)
+    tokens = {matrix["tokens"] for matrix in fed_all.weights if "experts" in matrix["name"]}
+    assert tokens == {5}, "all are starved by five tokens"
+
+
+def test_dense_leaves_the_starved_as_they_are_and_says_why() -> None:
+    batch = padded_batch(False)
+    record, opened = compressed("mixtral", "dense", batch=batch)
+    untouched = {w.name: w.get() for w in view(tiny_mixture("mixtral")).weights}
+    reasons = {matrix["name"]: matrix["reason"] for matrix in record.dense}
+    counts = counts_by_hand("mixtral", batch)
+    for name, (block, expert, _) in expert_matrices(opened).items():
+        if counts[block][expert] < 32:
+            assert torch.equal(view(opened.model).named[name].get(), untouched[name])
+            assert reasons[name] == (
+                "fewer calibration tokens were routed to this expert than it has inputs"
+                if counts[block][expert]
+                else "no calibration token was routed to this expert"
+            )
+        else:
+            assert name not in reasons
+
+
+def test_shared_is_the_sum_of_what_all_experts_of_the_layer_saw() -> None:
+    opened, batch = opened_of("mixtral"), padded_batch(False)
+    seen_by, names = view(opened.model), expert_matrices(opened)
+    hungry = {name: 0.0 for name, (_, expert, _) in names.items() if expert in (2, 5)}
+    plain = {w.name: seen for w, seen in walk(seen_by, batch, (Gram,), "dense")}
+    found = {w.name: seen for w, seen in fed(seen_by, lambda: walk(seen_by, batch, (Gram,), "dense"), "shared", hungry)}
+    for name, (block, _, at) in names.items():
+        same = [plain[other][Gram].matrix for other, (b, _, place) in names.items() if (b, place) == (block, at) and other in plain]
+        want = sum(same) if name in hungry else plain[name][Gram].matrix if name in plain else None
+        assert (name in found) == (want is not None)
+        if want is not None:
+            assert torch.allclose(found[name][Gram].matrix, want, rtol=1e-5)
+    assert [name for name in found if name not in names] == [name for name in plain if name not in names]
+
+
+def test_as_seen_is_what_it_was_and_a_choice_is_part_of_the_id_and_of_the_record() -> None:
+    batch = padded_batch(False)
+    records = {how: compressed("mixtral", how, propagate="dense", batch=batch)[0] for how in ("as_seen", "dense", "all_tokens", "shared")}
+    run = records["as_seen"].run
+    before = ("model", "tokens", "method", "target", "allocation", "propagate", "dtype")
+    assert run.id == identity({name: getattr(run, name) for name in before}), "ids of what was released stay"
+    assert len({record.run.id for record in records.values()}) == 4
+    for how, record in records.items():
+        plain = record.plain()
+        assert plain["run"].get("starved") == (None if how == "as_seen" else how)
+        assert Record.read(plain) == record
+    saw = {m["name"]: m.get("tokens") for m in records["as_seen"].weights}
+    counts = counts_by_hand("mixtral", batch)
+    for name, (block, expert, _) in expert_matrices(opened_of("mixtral")).items():
+        assert saw.get(name) == (counts[block][expert] or None)
+    assert all(tokens is None for name, tokens in saw.items() if "experts" not in name)
+
+
+@pytest.mark.parametrize("how", ["all_tokens", "dense"])
+def test_one_that_was_killed_goes_on_with_those_that_were_starved_before(how: str, tmp_path: Path) -> None:
+    batch, recipe = padded_batch(False), Recipe.parse("sparsegpt", 0.5, starved=how)
+    whole, _ = compressed("mixtral", how, "sparsegpt")
+    opened = opened_of("mixtral")
+    kept = Checkpoint(tmp_path / "out", "sha256:killed")
+    stop = 0
+
+    def killed(what: str, done: int, total: int) -> None:
+        nonlocal stop
+        stop += what.startswith("sparsegpt")
+        if stop == 1 and what.startswith("sparsegpt"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(opened, view(opened.model), batch, recipe, checkpoint=kept, progress=killed)
+    assert len(kept.load()) == 1
+    again = opened_of("mixtral")
+    assert compress(again, view(again.model), batch, recipe, checkpoint=kept) == whole
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "llama4_text"])
+def test_experts_that_take_no_other_tokens_are_named(kind: str) -> None:
+    with pytest.raises(ModelError, match=r"the experts of \S+ take no other tokens than their router sends them; use --starved dense or shared"):
+        compressed(kind, "all_tokens")
+
+
+def test_a_model_without_experts_has_none_to_feed(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    small = {"samples": 2, "length": 16, "dtype": "float32"}
+    plain, fed_all = (prune(str(folder), "python_docs", starved=how, **small) for how in ("as_seen", "all_tokens"))
+    assert plain.record.weights == fed_all.record.weights
+
+
+@pytest.mark.parametrize(
+    ("how", "method", "propagate", "said"),
+    [
+        ("hungry", "wanda", None, "starved='hungry' is no way to calibrate experts with few tokens; choose one of as_seen, dense, all"),
+        ("dense", "magnitude", None, "magnitude calibrates no experts, so none of them is starved; leave --starved out"),
+        ("dense", "short_gpt", None, "short_gpt calibrates no experts"),
+        ("shared", "wanda", None, "can be shared only where all of it is there before any is changed; add --propagate dense"),
+        ("shared", "wanda", "reference", "add --propagate dense"),
+    ],
+)
+def test_what_can_not_be_asked_for_is_one_sentence(how: str, method: str, propagate: str | None, said: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(said)):
+        Recipe.parse(method, 0.5, propagate, starved=how)
+
+
+def test_the_command_says_how_many_saw_few_tokens_and_what_was_done(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model", "mixtral", num_local_experts=8, num_hidden_layers=2)
+    words = ["prune", str(folder), "--data", "python_docs", "--samples", "2", "--length", "16", "--dtype", "float32", "--out"]
+    found = CliRunner().invoke(app, [*words, str(tmp_path / "out"), "--starved", "all_tokens"])
+    assert found.exit_code == 0, found.stderr
+    assert "experts with few tokens: all_tokens" in " ".join(found.stdout.split())
+    plain = CliRunner().invoke(app, [*words, str(tmp_path / "plain")])
+    said = " ".join(plain.stdout.split())
+    assert re.search(
+        r"few tokens \d+ of experts' matrices saw fewer than their inputs, fewest model.layers.\d.mlp.experts.\w+\[\d\]: \d+ for \d+", said
+    )
+    refused = CliRunner().invoke(app, [*words, str(tmp_path / "no"), "--starved", "some"])
+    assert refused.exit_code == 2
+    assert not (tmp_path / "no").exists()
