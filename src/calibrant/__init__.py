@@ -12,8 +12,8 @@ text is an object too, and writes itself back as the same text; an object of a c
 `catalogue("methods")` lists what can be named.
 
 The verbs. `prune`, `quantize` and `evaluate` do the whole job, files included; `inspect` shows what a set holds before it is used, `survey` tries
-every source, `mix` weighs some of them, `recommend` says which data to use; `open_model` and `view` begin work in memory, which goes on with
-`calibrant.walk.walk` and `calibrant.compress.compress`. `docs/architecture.md` is the floor plan.
+every source, `mix` weighs some of them, `recommend` says which data to use; `export` writes a model in another form, `load` opens any of them;
+`open_model` and `view` begin work in memory, which goes on with `calibrant.walk.walk` and `calibrant.compress.compress`. `docs/architecture.md` is the floor plan.
 
 Everything is imported when it is first used, so that `import calibrant` costs nothing.
 """
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from calibrant.advice import recommend as recommend
+    from calibrant.compress import export as export
     from calibrant.compress import prune as prune
     from calibrant.compress import quantize as quantize
     from calibrant.data import CalibrationSet as CalibrationSet
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from calibrant.inspection import inspect as inspect
     from calibrant.inspection import survey as survey
     from calibrant.mixtures import mix as mix
+    from calibrant.models import load as load
     from calibrant.models import open_model as open_model
     from calibrant.models import view as view
     from calibrant.names import catalogue as catalogue
@@ -47,8 +49,10 @@ _HOME: Final = {
     "Study": "study",
     "catalogue": "names",
     "evaluate": "evaluators",
+    "export": "compress",
     "imatrix": "importance",
     "inspect": "inspection",
+    "load": "models",
     "mix": "mixtures",
     "open_model": "models",
     "parse_target": "targets",
@@ -68,8 +72,10 @@ __all__ = [
     "__version__",
     "catalogue",
     "evaluate",
+    "export",
     "imatrix",
     "inspect",
+    "load",
     "mix",
     "open_model",
     "parse_target",

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from calibrant.activations import Seen, Statistic
 from calibrant.data import TokenBatch
@@ -29,8 +30,9 @@ class Job:
     `targets` has the target that the allocation gives each matrix, by name. `done` are edits that were applied before an interruption: a method
     yields only the others. In `dense` propagation, and there alone, edits of `done` that change a block's numbers are not applied yet, since the
     walk is through the untouched model. What a method finds out by trying it may keep in `journal`: after an interruption it is there, and needn't
-    be tried again. `statistics` is the folder that keeps what the untouched model's matrices saw, None for none; `kinds` are
-    what others need there. `starving` are the matrices of experts that get few tokens, by name; `starved` says what they are calibrated on.
+    be tried again; what an allocation puts into `notes` the record says. `statistics` is the folder that keeps what the untouched model's matrices
+    saw, None for none; `kinds` are what others need there. `starving` are the matrices of experts that get few tokens, by name; `starved` says what
+    they are calibrated on.
     """
 
     opened: Opened
@@ -45,6 +47,7 @@ class Job:
     progress: Progress = silent
     ranks: Ranks = field(default=ALONE, repr=False)
     journal: Journal = field(default_factory=Journal, repr=False)
+    notes: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
     applied_kinds: list[str] = field(default_factory=list[str])
     """The kinds of the edits that were applied, those of `done` included."""
     starved: Starved = AS_SEEN

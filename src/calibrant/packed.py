@@ -94,7 +94,11 @@ class Codes(Packed):
         grid = Grid.read(facts["grid"])
         if grid is None:
             raise ValueError(f"{brief(facts['grid'])} is no grid")
-        return cls(grid, tensors["codes"], tensors["scales"], tensors.get("zeros"))
+        codes, scales, zeros = tensors["codes"], tensors["scales"], tensors.get("zeros")
+        rows, groups = scales.shape
+        if codes.dim() != 2 or rows != len(codes) or not groups or codes.shape[1] % groups or (zeros is not None and zeros.shape != scales.shape):
+            raise ValueError(f"codes {list(codes.shape)} and scales {list(scales.shape)} don't fit each other")
+        return cls(grid, codes, scales, zeros)
 
     @property
     def weights(self) -> int:

@@ -34,7 +34,17 @@ class Allocation(Spec, ABC):
         """Return the same for a job that the `method` will do.
 
         One that `tries` measures there what the method would make of the model, which is untouched before and after, and keeps what it finds out in
-        `job.journal`.
+        `job.journal`. What it puts into `job.notes` the record says.
         """
         del method
         return self.share(matrices, job.target)
+
+    def tried(self, blocks: int, target: Target) -> int:
+        """Return how many tokens one that `tries` runs through a model of so many blocks at most: for plans."""
+        del blocks, target
+        return 0
+
+    def judges_by(self, method: Method, target: Target) -> tuple[Method, int]:
+        """Return with which method it compresses every matrix before `method` does, and how many times at most: for plans."""
+        del target
+        return method, 0

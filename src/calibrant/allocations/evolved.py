@@ -72,7 +72,16 @@ class Evolved(Allocation):
         trials = Trials(space, candidates.measure, self.tokens, job.journal, candidates.tell)
         how = {"drawn": 0, "offspring": self.offspring, "survivors": self.survivors, "generations": self.generations, "patience": self.patience}
         best = climb(trials, [(middle,) * len(blocks)], Random(self.seed), **how)
+        course = [float(f"{one:.6g}") for one in trials.course]
+        job.notes.update(by="divergence", best=course[-1], course=course, measured=trials.count, tokens=list(self.tokens))
         return {weight.name: menu[best[block.index]] for block in blocks for weight in block.weights}
+
+    def tried(self, blocks: int, target: Target) -> int:
+        many, few = self.offspring * self.generations, self.survivors * self.generations + 1
+        return many * self.tokens[0] + few * sum(self.tokens[1:])
+
+    def judges_by(self, method: Method, target: Target) -> tuple[Method, int]:
+        return method, 2 * self.levels + 1
 
     def menu(self, target: Target) -> list[Target]:
         """Return what a block may give, from the least to the most; `TargetError` for a target of another kind."""

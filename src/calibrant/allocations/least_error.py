@@ -14,7 +14,7 @@ from calibrant.allocations._menu import cheapest
 from calibrant.allocations._targets import menu
 from calibrant.edits.changes import gram_energy
 from calibrant.errors import SpecError
-from calibrant.methods import MatrixMethod, methods
+from calibrant.methods import MatrixMethod, Method, methods
 from calibrant.models import Weight
 from calibrant.targets import Removal, Sparsity, Target
 
@@ -58,8 +58,7 @@ class LeastError(Allocation):
 
     def share(self, matrices: Mapping[Weight, Seen], target: Target) -> Mapping[str, Target]:
         """Return the targets. Raises `TargetError` for a target that has no steps, or that the method doesn't accept."""
-        steps = menu(target, self.step, self.reach)
-        method: MatrixMethod = self.method or methods.build("wanda" if isinstance(target, Removal) else "rtn")
+        steps, method = menu(target, self.step, self.reach), self._judge(target)
         method.check(target)
         costs = {weight: self._errors(method, weight, seen[Gram], steps) for weight, seen in matrices.items() if Gram in seen and seen[Gram].mass > 0}
         parts = dict[str | int, list[Weight]]()
@@ -76,6 +75,12 @@ class LeastError(Allocation):
         if isinstance(target, Sparsity):
             return dict(to_the_weight({weight: float(shared[weight].amount or 0) for weight in matrices}, target))
         return {weight.name: shared[weight] for weight in matrices}
+
+    def judges_by(self, method: Method, target: Target) -> tuple[Method, int]:
+        return self._judge(target), 2 * self.reach + 1
+
+    def _judge(self, target: Target) -> MatrixMethod:
+        return self.method or methods.build("wanda" if isinstance(target, Removal) else "rtn")
 
     def _errors(self, method: MatrixMethod, weight: Weight, gram: Gram, steps: Mapping[int, Target]) -> np.ndarray:
         """The error at each step."""

@@ -1,4 +1,4 @@
-"""Commands about one model: demo, prune, quantize, evaluate."""
+"""Commands about one model: demo, prune, quantize, export, evaluate."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -196,8 +196,24 @@ def _compress(run: Callable[..., "Pruned"], options: dict[str, Any]) -> None:
         options[several] = tuple(options[several] or ())
     with progress() as update:
         done = run(**options, progress=update)
-    about = {"out": str(done.out), "continued_from": done.continued_from, "already_done": done.already_done}
+    about = {"out": str(done.out), "continued_from": done.continued_from, "already_done": done.already_done, "sizes": dict(done.sizes)}
     show({**done.record.plain(), **about, **({"costs": asdict(done.costs)} if done.costs else {})}, as_json, screen.pruned)
+
+
+@command("export", "calibrant export pruned/sparse --to hf --out plain", "calibrant export pruned --to sparse --out small")
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for what is written; it must not exist yet.", show_default=False)],
+    to: Annotated[
+        str, typer.Option(metavar="NAME", help="hf, or sparse, which leaves out zeros.", autocompletion=completing.names_of("exports"))
+    ] = "hf",
+    as_json: Json = False,
+) -> None:
+    """Write MODEL in another form, with the same numbers to the last bit."""
+    from calibrant.compress import export as run
+
+    done = run(model, out, to)
+    show({**asdict(done), "out": str(done.out)}, as_json, screen.exported)
 
 
 @command(

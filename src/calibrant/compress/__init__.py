@@ -1,14 +1,17 @@
 """Compressing a model: `prune` and `quantize` do the whole job, files included; `compress` is the loop that they and studies share."""
 
+from calibrant.compress.exporting import Exported, export
 from calibrant.compress.loop import PROPAGATIONS, Recipe, UntouchedModel, compress, fitting, put_back, transformed
 from calibrant.compress.prune_quantize import Pruned, prune, quantize
 
 __all__ = [
     "PROPAGATIONS",
+    "Exported",
     "Pruned",
     "Recipe",
     "UntouchedModel",
     "compress",
+    "export",
     "fitting",
     "prune",
     "put_back",

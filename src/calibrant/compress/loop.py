@@ -163,7 +163,9 @@ def compress(
     untouched_model = UntouchedModel(opened, seen_by, batch, None if recipe.transforms else statistics, progress, ranks)
     whole, reports = seen_by.weights, list(transformed(untouched_model, recipe.transforms))
     tried = _same_journal(journal, checkpoint, ranks)
-    targets = allocated(untouched_model, recipe, tried)
+    notes = dict[str, Any]()
+    targets = allocated(untouched_model, recipe, tried, notes)
+    reports += [{"edit": "allocation", "allocation": str(recipe.allocation), "notes": notes}] if notes else []
     recipe.method.check_model(seen_by, recipe.target, targets)
     hungry = starving(opened, seen_by, batch, ranks) if batch is not None and recipe.starved != AS_SEEN else {}
     finished = checkpoint.load() if checkpoint else []
@@ -257,9 +259,9 @@ class UntouchedModel:
     progress: Progress = silent
     ranks: Ranks = ALONE
 
-    def job(self, target: Target, journal: Journal) -> Job:
-        """Return a job in which the untouched model can be tried."""
-        also = {"statistics": self.statistics, "progress": self.progress, "ranks": self.ranks, "journal": journal}
+    def job(self, target: Target, journal: Journal, notes: dict[str, Any]) -> Job:
+        """Return a job in which the untouched model can be tried; what is to be said of it goes into `notes`."""
+        also = {"statistics": self.statistics, "progress": self.progress, "ranks": self.ranks, "journal": journal, "notes": notes}
         return Job(self.opened, self.view, self.batch, target, dict.fromkeys(self.view.named, target), "dense", **also)
 
     def seen(self, observes: tuple[type[Statistic], ...]) -> SeenByMatrix:
@@ -282,11 +284,15 @@ def transformed(untouched_model: UntouchedModel, before: Sequence[Transform]) ->
         yield {"edit": "transform", "transform": str(transform), "notes": dict(notes)}
 
 
-def allocated(untouched_model: UntouchedModel, recipe: Recipe, journal: Journal) -> Mapping[str, Target]:
-    """Return the target of each matrix, by name. `TargetError` for an allocation that leaves one out or whose mean isn't what was asked."""
+def allocated(untouched_model: UntouchedModel, recipe: Recipe, journal: Journal, notes: dict[str, Any] | None = None) -> Mapping[str, Target]:
+    """Return the target of each matrix, by name; what the allocation says of how it came to them is put into `notes`.
+
+    `TargetError` for an allocation that leaves one out or whose mean isn't what was asked.
+    """
     allocation, target, weights = recipe.allocation, recipe.target, untouched_model.view.weights
     with torch.no_grad():
-        targets = allocation.targets(untouched_model.seen(allocation.observes), untouched_model.job(target, journal), recipe.method)
+        job = untouched_model.job(target, journal, {} if notes is None else notes)
+        targets = allocation.targets(untouched_model.seen(allocation.observes), job, recipe.method)
     if missing := {weight.name for weight in weights} - set(targets):
         raise TargetError(f"{allocation} asks nothing of {min(missing)}; it must give every matrix a target", subject=str(allocation))
     if all(targets[weight.name] == target for weight in weights):

@@ -1,7 +1,7 @@
 """The whole job: open a model, calibrate, prune or quantize, save. One that was killed goes on from its last finished block when asked again."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -10,6 +10,7 @@ from calibrant.allocations import Allocation
 from calibrant.clock import Clock
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.compress.costs import Costs, provenance
+from calibrant.compress.exporting import file_bytes
 from calibrant.compress.loop import Recipe, compress, fitting
 from calibrant.data import CalibrationSet, Source, TokenBatch
 from calibrant.data.user_file import files_behind
@@ -48,6 +49,8 @@ class Pruned:
     continued_from: int = 0
     already_done: bool = False
     costs: Costs | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Bytes of all files of each form that was written, tokenizer and all."""
 
     def _repr_html_(self) -> str:
         facts = {"saved in": self.out or "", "continued from step": self.continued_from or ""}
@@ -268,26 +271,29 @@ class _Job:
             return _already(manifest, run, folder, self.forms, self.ranks.device(device))
         checkpoint = Checkpoint(folder, run.id)
         continued, edits = len(checkpoint.load()), list[Edit]()
-        record = self.compress(checkpoint, edits.append if self.forms[1:] else None)  # codes of a whole model are large
+        record, sizes = self.compress(checkpoint, edits.append if self.forms[1:] else None), dict[str, int]()  # codes of a whole model are large
         if self.ranks.first:
             with self.clock.phase("save"), checkpoint.staying():
-                self.save(CompressedModel(self.opened, self.seen_by, self.with_provenance(record), edits), folder)
+                sizes = self.save(CompressedModel(self.opened, self.seen_by, self.with_provenance(record), edits), folder)
             checkpoint.remove()
-        return Pruned(self.opened, self.with_provenance(record), folder, continued)
+        return Pruned(self.opened, self.with_provenance(record), folder, continued, sizes=sizes)
 
-    def save(self, compressed: CompressedModel, folder: Path) -> None:
-        """Write the model in every form that is asked for, with its manifest and its card, all of it or nothing."""
+    def save(self, compressed: CompressedModel, folder: Path) -> dict[str, int]:
+        """Write the model in every form that is asked for, with its manifest and its card, all of it or nothing; return the bytes of each form."""
         parts = () if self.calibration is None else self.calibration.parts
         own = any(True for part in parts for _ in files_behind(part.source))
         rows = RowFingerprints.of(() if self.batch is None else self.batch.rows, own)
         record = compressed.record
         # The rows that it was calibrated on stand there by their hashes, so that nobody measures on them unawares.
         about = {"calibrant": version("calibrant"), "id": record.run.id, "record": record.plain(), **rows.entries}
-        manifest = {**about, "exports": list(map(str, self.forms))}
+        sizes = dict[str, int]()
+        manifest = {**about, "exports": list(map(str, self.forms)), "sizes": sizes}  # which is written when the sizes are known
         with saved(self.opened, folder, manifest, rows.files) as temporary:
             for form in self.forms:
                 form.write(compressed, temporary)
+                sizes[str(form)] = file_bytes(temporary, inside=True) - sum(sizes.values())
             (temporary / CARD).write_text(card_of(record, self.opened.note), encoding="utf-8")
+        return sizes
 
 
 def _named(calibration: CalibrationSet | None) -> dict[str, Any]:
@@ -304,4 +310,4 @@ def _already(manifest: Mapping[str, Any], run: Run, folder: Path, forms: Sequenc
         raise OutputError(
             f"{folder} already holds this model, without the export {missing[0]}; name another folder, or delete this one first", subject=str(folder)
         )
-    return Pruned(open_model(str(folder), run.dtype, device), Record.read(record), folder, already_done=True)
+    return Pruned(open_model(str(folder), run.dtype, device), Record.read(record), folder, already_done=True, sizes=manifest.get("sizes", {}))

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from calibrant.edits import Edit, Replace, ReplaceParameters
+from calibrant.errors import OutputError
 from calibrant.methods import Method
 from calibrant.models import ModelView, Opened, Weight
 from calibrant.packed import Packed
@@ -45,6 +46,11 @@ class Export(Spec, ABC):
 
     def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:  # the dense folder can hold everything
         """Raise `OutputError`, before any work, if this form can't hold what `method` makes of the model `opened`; say what it can hold."""
+
+    def convert(self, opened: Opened, folder: Path) -> None:
+        """Write a model of which nothing but its numbers is known into `folder`, which exists and is empty. `OutputError` where that isn't enough."""
+        message = f"{self} is made of what compressing a model leaves behind, and of a finished model only hf and sparse can be made"
+        raise OutputError(f"{message}; give --export {self} to the prune or quantize that makes it", subject=str(self))
 
     @abstractmethod
     def write(self, compressed: CompressedModel, folder: Path) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibrant.exports._base import CompressedModel, Export
+from calibrant.models import Opened
 from calibrant.models.saving import write_model
 
 
@@ -13,3 +14,6 @@ class HuggingFace(Export):
 
     def write(self, compressed: CompressedModel, folder: Path) -> None:
         write_model(compressed.opened, folder)
+
+    def convert(self, opened: Opened, folder: Path) -> None:
+        write_model(opened, folder)

