@@ -9,7 +9,8 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ from calibrant.data import TokenBatch
 from calibrant.errors import CalibrantError, NumericsError, RankError
 from calibrant.methods import methods
 from calibrant.models import view
+from calibrant.outcomes import Journal
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder, tiny_model
 from calibrant.walk import walk, walk_blocks, walking
 from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
 from calibrant.walk.rank_messages import RankFailure
 from calibrant.walk.ranks import ALONE, Ranks, _Together, joined
+from calibrant.walk.variants import Variants
 
 RANKS = 2
 LENGTHS = (12, 7, 12, 10, 3)
@@ -150,6 +153,44 @@ def interrupted(rank: int, folder: Path) -> dict[str, Any]:
     return {"raised": raised, "again": facts, "done": prune(**asked).already_done}
 
 
+SEARCH: dict[str, Any] = {"method": "evop(tokens=[700, 2100], greedy=false, population=4, generations=3)", "target": 0.5}
+
+
+def searched(rank: int, folder: Path) -> dict[str, Any]:
+    """A search in which the first rank is interrupted once it has measured twice, and which is asked again: how many choices were measured."""
+    asked: dict[str, Any] = {"model": str(folder / "model"), "data": str(folder / "mine.jsonl"), "out": folder / "searched", **SEARCH, **SMALL}
+    add, added = Journal.add, 0
+
+    def interrupting(journal: Journal, results: Mapping[str, Any]) -> None:
+        nonlocal added
+        add(journal, results)
+        added += 1
+        if rank == 0 and added == 2:
+            raise KeyboardInterrupt
+
+    with counted_choices() as measured:
+        Journal.add = interrupting  # type: ignore[method-assign]
+        raised = failure(lambda: prune(**asked))
+        Journal.add = add  # type: ignore[method-assign]
+        before = sum(measured)
+        again = prune(**asked)
+    return {"raised": raised, "before": before, "again": sum(measured) - before, "edits": again.record.edits}
+
+
+@contextmanager
+def counted_choices() -> Iterator[list[int]]:
+    """How many choices are measured at a time."""
+    losses, measured = Variants.losses, list[int]()
+
+    def counted(variants: Variants, choices: Any, *rest: Any, **how: Any) -> list[float]:
+        measured.append(len(choices))
+        return losses(variants, choices, *rest, **how)
+
+    Variants.losses = counted  # type: ignore[method-assign]
+    yield measured
+    Variants.losses = losses  # type: ignore[method-assign]
+
+
 def commanded(folder: Path) -> list[object]:
     """The exit codes of a command that works and of one whose output folder is taken; torchrun passes on what the ranks print."""
     words = [
@@ -181,6 +222,7 @@ def main(folder: Path) -> None:
     with joined() as ranks:
         found["pruned"], found["shared"], found["behaved"] = all_pruned(ranks), shared(ranks), behaved(ranks)
     found["failures"], found["interrupted"], found["codes"] = failures(rank, folder), interrupted(rank, folder), commanded(folder)
+    found["searched"] = searched(rank, folder)
     torch.save(found, folder / f"found-{rank}.pt")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it as soon as it misses rank 1
 
@@ -313,6 +355,17 @@ def test_an_interrupted_prune_goes_on_from_the_blocks_that_all_read(found: list[
     kept = [json.loads((made / "out/calibrant.json").read_text())["record"] for made in (folder, tmp_path)]
     assert kept[0] | {"provenance": 0} == kept[1] | {"provenance": 0}
     assert not list(folder.glob(".out*")), "something was left behind"
+
+
+def test_a_search_goes_on_from_what_the_first_rank_had_measured(found: list[dict[str, Any]], folder: Path, tmp_path: Path) -> None:
+    with counted_choices() as measured:
+        whole = prune(str(folder / "model"), str(folder / "mine.jsonl"), out=tmp_path / "out", **SEARCH, **SMALL)
+    for rank in found:
+        assert rank["searched"]["raised"][0] == "KeyboardInterrupt"
+        assert rank["searched"]["edits"] == whole.record.edits
+        assert rank["searched"]["before"] > 0
+        assert rank["searched"]["before"] + rank["searched"]["again"] == sum(measured), "nothing is measured twice, and nothing is left out"
+    assert (folder / "searched/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
 
 
 def test_on_the_command_line_the_first_speaks_for_all(answer: Answer) -> None:

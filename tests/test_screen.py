@@ -49,6 +49,21 @@ def test_what_is_stored_in_few_bits_says_how_many():
     assert "sparsity" not in said
 
 
+def test_what_zeros_of_halves_take_is_said():
+    weights = [{"shape": [1000, 600], "notes": {"part": part}} for part in ("attention", "feed_forward")] + [{"shape": [4, 6], "notes": {}}]
+    said = " ".join(shown(screen.pruned(record(weights=weights))).split())
+    assert "2 matrices of attention or feed-forward networks that went are zeros: 4.8 MB in the Hugging Face folder, nothing in" in said
+    assert "are zeros" not in shown(screen.pruned(record()))
+
+
+def test_forms_say_their_bytes():
+    said = shown(screen.pruned(record(sizes={"hf": 2_000_000, "sparse": 1_130_000})))
+    assert "files          hf 2.0 MB, sparse 1.1 MB (56% of it)\n" in said
+    assert "files" not in shown(screen.pruned(record()))
+    told = {"model": "m", "form": "sparse", "before": 2_000_000, "after": 1_130_000, "out": "there"}
+    assert "files          2.0 MB before, 1.1 MB now (56%)\n" in shown(screen.exported(told))
+
+
 def test_a_method_is_written_as_it_is_typed():
     method = {"spec": "dsnot", "revision": 1, "start": {"spec": "wanda", "revision": 2}, "steps": 3}
     said = shown(screen.pruned(record(run={**RUN, "method": method})))

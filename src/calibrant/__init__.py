@@ -13,7 +13,8 @@ text is an object too, and writes itself back as the same text; an object of a c
 
 The verbs. `prune`, `quantize` and `evaluate` do the whole job, files included; `inspect` shows what a set holds before it is used, `survey` tries
 every source, `mix` weighs some of them, `recommend` says which data to use; `export` writes a model in another form, `load` opens any of them;
-`open_model` and `view` begin work in memory, which goes on with `calibrant.walk.walk` and `calibrant.compress.compress`. `docs/architecture.md` is the floor plan.
+`open_model` and `view` begin work in memory, which goes on with `calibrant.walk.walk` and `calibrant.compress.compress`. The floor plan is
+`docs/architecture.md`.
 
 Everything is imported when it is first used, so that `import calibrant` costs nothing.
 """

@@ -1,6 +1,7 @@
 """Shares that evolve, against all shares that there are, each compressed and measured by plain torch."""
 
 import copy
+import json
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -101,6 +102,13 @@ def test_the_mean_is_what_was_asked_for_and_never_worse_than_uniform(
     assert any(what.startswith(f"sharing {target}; best ") for what in said)
     courses = [float(what.partition("best ")[2]) for what in said if "best " in what]
     assert courses == sorted(courses, reverse=True)
+    (edit,) = done.record.edits
+    assert (edit["edit"], edit["allocation"]) == ("allocation", "evolved(step=0.1, tokens=[48, 192])")
+    notes = edit["notes"]
+    assert notes["course"] == pytest.approx(courses[: len(notes["course"])], abs=1e-4), "what was told while it searched"
+    assert (notes["best"], notes["by"], notes["tokens"]) == (notes["course"][-1], "divergence", [48, 192])
+    assert len(notes["course"]) <= 41
+    assert notes["measured"] > len(notes["course"])
 
 
 def test_killed_while_it_searches_it_comes_to_the_same_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +129,8 @@ def test_killed_while_it_searches_it_comes_to_the_same_model(folder: Path, tmp_p
             prune(str(folder), "python_docs", "wanda", 0.5, tmp_path / "out", **how)
     prune(str(folder), "python_docs", "wanda", 0.5, tmp_path / "out", **how)
     assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    edits = [json.loads((tmp_path / name / "calibrant.json").read_text())["record"]["edits"] for name in ("out", "whole")]
+    assert edits[0] == edits[1] != []
 
 
 def test_the_untouched_model_is_what_it_was(opened: Opened, batch: TokenBatch) -> None:

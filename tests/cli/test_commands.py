@@ -31,6 +31,45 @@ def test_prune_says_what_it_did(ask: Ask, model: Path):
     assert answer.out.splitlines()[-1].endswith("pruned")
 
 
+def test_forms_and_their_bytes_are_said(ask: Ask, model: Path, tmp_path: Path):
+    words = ["prune", model, "--out", "pruned", "--sparsity", "2:4", "--export", "sparse", *SMALL]
+    said = ask(*words)
+    dense, sparse = (sum(p.stat().st_size for p in (tmp_path / place).iterdir() if p.is_file()) for place in ("pruned", "pruned/sparse"))
+    dense -= sum((tmp_path / "pruned" / name).stat().st_size for name in ("calibrant.json", "README.md", "calibrant.runs.npy"))
+    line = next(line for line in said.out.splitlines() if line.startswith("files"))
+    assert line.split() == ["files", "hf", f"{dense / 1e6:.1f}", "MB,", "sparse", f"{sparse / 1e6:.1f}", "MB", f"({sparse / dense:.0%}", "of", "it)"]
+    again = ask(*words, "--json").json
+    assert (again["already_done"], again["sizes"]) == (True, {"hf": dense, "sparse": sparse})
+
+    plain = ask("export", "pruned/sparse", "--out", "plain")
+    assert (plain.code, plain.err) == (0, "")
+    assert "form           hf\n" in plain.out
+    assert plain.out.splitlines()[-1].endswith("plain")
+    assert (tmp_path / "plain/model.safetensors").read_bytes() == (tmp_path / "pruned/model.safetensors").read_bytes()
+    small = ask("export", "plain", "--to", "sparse", "--out", "small", "--json").json
+    assert (small["form"], small["out"]) == ("sparse", "small")
+    assert small["after"] < small["before"]
+    task = "loss(source='python_docs', tokens=256, length=64)"
+    found = [ask("evaluate", place, "--task", task, "--dtype", "float32", "--json").json[0] for place in ("pruned", "small")]
+    assert found[0]["value"] == found[1]["value"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("nothing", "--out", "there"), "there is no file or folder 'nothing'"),
+        (("{model}", "--to", "spare", "--out", "there"), "did you mean 'sparse'?"),
+        (("{model}", "--to", "gguf", "--out", "there"), "gguf is made of what compressing a model leaves behind"),
+        (("{model}", "--out", "{model}"), "exists, isn't empty and isn't ours"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_sentence(ask: Ask, model: Path, tmp_path: Path, words: tuple[str, ...], said: str):
+    answer = ask("export", *(word.format(model=model) for word in words))
+    assert (answer.code, answer.out, len(answer.err.splitlines())) == (2, "", 1)
+    assert said in answer.err
+    assert not (tmp_path / "there").exists()
+
+
 def test_pruned_evaluated_inspected_as_json(ask: Ask, model: Path, tmp_path: Path):
     pruned = ask("prune", model, "--out", "pruned", "--json", *SMALL).json
     assert pruned["sparsity"] == pytest.approx(0.5)

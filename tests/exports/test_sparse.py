@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import calibrant
 from calibrant.compress import export, prune, quantize
-from calibrant.edits import read_edit
+from calibrant.edits import Replace, read_edit
 from calibrant.edits.file import from_bytes
 from calibrant.errors import ModelError, OutputError
 from calibrant.evaluators import evaluate
@@ -21,8 +21,9 @@ from calibrant.exports import CompressedModel
 from calibrant.exports.sparse import Sparse
 from calibrant.models import Opened, load, open_model, sparse_folder, view
 from calibrant.models.compact import same
-from calibrant.packed import Codes
-from calibrant.store import EDITS, Store
+from calibrant.models.saving import write_model
+from calibrant.packed import Codes, Compressed, Factors, exact_factor
+from calibrant.store import EDITS, Record, Run, Store
 from calibrant.targets import Grid
 from calibrant.testing import tiny_folder
 
@@ -85,9 +86,7 @@ def assert_same_model(dense: Any, loaded: Any) -> None:
         ("ggml", "q4_0", "bfloat16", "llama", {}),
     ],
 )
-def test_it_is_the_same_model_to_the_bit(
-    tmp_path: Path, method: str, target: str, dtype: str, family: str, overrides: dict[str, Any]
-) -> None:
+def test_it_is_the_same_model_to_the_bit(tmp_path: Path, method: str, target: str, dtype: str, family: str, overrides: dict[str, Any]) -> None:
     out = made(tmp_path, method, target, dtype, family, **overrides)
     loaded = load(out / "sparse")
     assert loaded.dtype == getattr(torch, dtype)
@@ -120,7 +119,9 @@ def test_it_is_the_same_model_to_the_bit(
 def test_each_matrix_takes_what_is_promised(tmp_path: Path, method: str, target: str, dtype: str, family: str, most: float) -> None:
     out = made(tmp_path, method, target, dtype, family, **(FEW if family == "mixtral" else {}))
     sheet, parts, dense = sheet_of(out / "sparse"), parts_of(out / "sparse"), parts_of(out)
-    matrices = {name: entry for name, entry in sheet["tensors"].items() if ".layers." in name and dense[name].dim() == 2 and "gate.weight" not in name}
+    matrices = {
+        name: entry for name, entry in sheet["tensors"].items() if ".layers." in name and dense[name].dim() == 2 and "gate.weight" not in name
+    }
     assert len(matrices) == (3 * (4 + 3 * 4) if family == "mixtral" else 21)
     shares = {name: bytes_of(entry, parts) / dense[name].nbytes for name, entry in matrices.items()}
     assert {name: share for name, share in shares.items() if share > most} == {}
@@ -168,7 +169,7 @@ def test_what_would_be_larger_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_transformers_does_not_take_it_for_a_plain_folder(tmp_path: Path) -> None:
     folder = made(tmp_path, "magnitude", "0.5") / "sparse"
-    with pytest.raises(OSError, match="model.safetensors"):
+    with pytest.raises(OSError, match=r"model\.safetensors"):
         AutoModelForCausalLM.from_pretrained(folder)
     (folder / "sparse-00001.safetensors").rename(folder / "model.safetensors")
     with pytest.raises(ModelError, match=r"has no numbers for|has no place for|and weights are"):
@@ -250,6 +251,31 @@ def test_what_matrices_share_is_stored_once(tmp_path: Path, plugged: Any) -> Non
     assert_same_model(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval(), load(out / "sparse"))
 
 
+def test_factors_are_stored_as_factors(tmp_path: Path) -> None:
+    """One factor for the feed-forward matrices of all blocks, half of each matrix's own factor zeros."""
+    opened = open_model(str(tiny_folder(tmp_path / "model")), "bfloat16", "cpu")
+    seen_by, generator, edits = view(opened.model), torch.Generator().manual_seed(0), list[Replace]()
+    shared = exact_factor(torch.randn(32, 8, generator=generator), 1, 8, torch.bfloat16)
+    for weight in (weight for weight in seen_by.weights if "mlp" in weight.name):
+        own = torch.randn(8, 64, generator=generator)
+        own[torch.rand(8, 64, generator=generator) < 0.5] = 0
+        factors = Factors("mlp", shared.clone(), exact_factor(own, 0, 8, torch.bfloat16), 9, weight.shape == (64, 32))
+        edits.append(Replace(weight, Compressed(factors.dense(), {}, factors)))
+        edits[-1].apply(seen_by)
+    (tmp_path / "out").mkdir()
+    write_model(opened, tmp_path / "out")
+    Sparse().write(CompressedModel(opened, seen_by, Record(Run("", "", "", "", {}, "", {}, "", ""), 0.0), edits), tmp_path / "out")
+    sheet, parts = sheet_of(tmp_path / "out" / "sparse"), parts_of(tmp_path / "out" / "sparse")
+    forms = [entry for entry in sheet["tensors"].values() if "form" in entry]
+    assert len(forms) == 9
+    assert len({entry["tensors"]["shared"]["parts"]["values"] for entry in forms}) == 1
+    assert {entry["tensors"]["own"]["layout"] for entry in forms} == {"bits"}
+    of_factors = {name for entry in forms for tensor in entry["tensors"].values() for name in tensor["parts"].values()}
+    kept = sum(edit.compressed.packed.own.count_nonzero() for edit in edits)  # type: ignore[union-attr]
+    assert sum(parts[name].nbytes for name in of_factors) == 2 * (32 * 8 + int(kept)) + 9 * 8 * 64 // 8
+    assert_same_model(opened.model, load(tmp_path / "out" / "sparse"))
+
+
 def test_it_holds_what_a_study_kept_of_a_run(tmp_path: Path) -> None:
     given = texts(tmp_path / "texts")
     study = asked(given, methods=["gptq"], target="w4g16", data=["random_tokens"], edits_gb=1)
@@ -280,9 +306,7 @@ def test_after_a_kill_the_codes_are_there_too(tmp_path: Path) -> None:
         quantize(str(folder), out=tmp_path / "out", **how, progress=killed)
     quantize(str(folder), out=tmp_path / "out", **how)
     quantize(str(folder), out=tmp_path / "whole", **how)
-    ours, theirs = (
-        {path.name: path.read_bytes() for path in (tmp_path / name / "sparse").iterdir()} for name in ("out", "whole")
-    )
+    ours, theirs = ({path.name: path.read_bytes() for path in (tmp_path / name / "sparse").iterdir()} for name in ("out", "whole"))
     assert ours == theirs
 
 

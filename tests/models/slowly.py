@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 
-
 def bit(packed: list[int], at: int) -> int:
     """The bit at a place, lowest bits first."""
     return packed[at // 8] >> (at % 8) & 1

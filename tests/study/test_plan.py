@@ -15,10 +15,10 @@ from calibrant.activations import FeatureNorms, Gram
 from calibrant.data import CalibrationSet
 from calibrant.data.hub import offline
 from calibrant.errors import DataError, ModelError, OutputError
-from calibrant.models import located
+from calibrant.models import located, open_model
 from calibrant.study import Study, plan
 from calibrant.study.supply import Supply, supply_of
-from calibrant.study.timing import Timings, Unfinished, duration, passes
+from calibrant.study.timing import Timings, Unfinished, duration, kinds, measure_pieces, passes
 from calibrant.testing import tiny_folder
 from calibrant.testing.tiny import tiny_tokenizer
 
@@ -182,6 +182,44 @@ def test_seconds_add_up_by_hand(model: str):
     measured = duration(timed, [Unfinished(q, [LOSS], True) for q in questions], stock)
     assert measured["compress"] == pytest.approx(3 * 2 * 30.0)  # no mask brings back what sparsegpt made
     assert set(duration(timed, [], stock).values()) == {0}
+
+
+def test_what_allocations_do_first_counts_by_hand(model: str):
+    """`least_error` compresses each matrix to seven steps by a method of its own; `evolved` to five by the study's, walks once, and tries much."""
+    study = asked(
+        model,
+        data=["python_docs"],
+        methods=["wanda"],
+        sparsities=[0.5],
+        seeds=[0],
+        allocation=["uniform", "least_error(method=sparsegpt)", "evolved"],
+    )
+    norms, gram = (FeatureNorms,), (Gram,)
+    timed = Timings(
+        model, "", "float32", 3, 21, 12, 7.0,
+        forward={norms: 0.01, gram: 0.1, (FeatureNorms, Gram): 0.11, (Gram, FeatureNorms): 0.11},
+        block={("wanda", "0.5"): 2.0, ("sparsegpt", "0.5"): 30.0},
+        measure=dict.fromkeys(study.evaluators(), 5.0),
+    )  # fmt: skip
+
+    def costs(allocation: str) -> dict[str, float]:
+        mine = [q for q in study.requests() if str(q.recipe.allocation) == allocation and q.calibration]
+        assert len(mine) == 1
+        return duration(timed, [Unfinished(q, [], False) for q in mine], {"python_docs": Supply("python_docs", 1, None, 100, 3.0)})
+
+    plain, judged, evolved = (costs(name) for name in ("uniform", "least_error(method=sparsegpt)", "evolved"))
+    assert plain["compress"] == pytest.approx(3 * 2.0)
+    assert judged["compress"] == pytest.approx(3 * (2.0 + 7 * 30.0))
+    assert judged["forward"] > plain["forward"]
+    assert evolved["compress"] == pytest.approx(3 * (2.0 + 5 * 2.0))
+    assert evolved["forward"] - plain["forward"] == pytest.approx(3 * 0.01 * (100 + 16 * 40 * 512 + (2 * 40 + 1) * 2048))
+
+
+def test_the_method_that_an_allocation_judges_by_is_timed(model: str):
+    study = asked(model, data=["python_docs"], methods=["wanda"], sparsities=[0.5], seeds=[0], allocation=["least_error(method=sparsegpt)"])
+    timings = measure_pieces(open_model(model, "float32", "cpu"), 0.0, study.requests(), {}, kinds(study.requests()))
+    assert timings.block.keys() >= {("wanda", "0.5"), ("sparsegpt", "0.5")}
+    assert (Gram,) in timings.forward
 
 
 def test_the_probe_leaves_the_model_as_it_was(model: str):

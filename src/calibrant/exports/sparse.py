@@ -60,7 +60,8 @@ def _without_zeros(dense: Path, place: Path, packed: Mapping[str, Packed]) -> No
     files = sorted(dense.glob("*.safetensors"))
     forms, writer = _Forms(files, packed), SparseWriter(place, packed.values())
     for name, tensor in _tensors(files):
-        writer.add(name, tensor, *(forms.of(name, tensor) or ()))
+        form, transposed = forms.of(name, tensor) or (None, False)
+        writer.add(name, tensor, form, transposed)
     writer.finish()
     for file in dense.iterdir():
         # Of what other forms left there nothing: a tokenizer and a configuration end like this.
@@ -76,7 +77,7 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
 
 @final
 class _Forms:
-    """The packed forms of a model, to be found by the tensors of its checkpoint: by name, or where transformers divides a matrix of experts by rows."""
+    """The packed forms of a model, found by the tensors of its checkpoint: by name, or by content where a matrix of experts is divided by rows."""
 
     def __init__(self, files: list[Path], packed: Mapping[str, Packed]) -> None:
         names = {name for file in files for name in _names(file)}

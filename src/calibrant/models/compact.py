@@ -66,9 +66,10 @@ class Compact:
         nonzero = flat.view(_AS_INTEGERS[flat.element_size()]) != 0
         width = _width(flat)
         bits = width or 8 * flat.element_size()
-        count, most = int(nonzero.count_nonzero()), _most_kept(nonzero, tensor.shape)
+        count = int(nonzero.count_nonzero())
+        most = _most_kept(nonzero, tensor.shape) if 0 < count < len(flat) else {}
         grouped = [
-            (len(flat) // group * keep * (bits + _place_bits(group)), 1, "n_of_m", keep, group) for group, keep in most.items() if 0 < keep < group
+            (len(flat) // group * keep * (bits + _place_bits(group)), 1, "n_of_m", keep, group) for group, keep in most.items() if keep < group
         ]
         whole = (len(flat) * bits, 0, "whole", 0, 0)
         least = min([whole, (count * bits + len(flat), 2, "bits", 0, 0), *grouped]) if count else (0, 0, "zeros" if len(flat) else "whole", 0, 0)
@@ -175,7 +176,7 @@ def unpack_bits(packed: UInt8[Tensor, "byte"], width: int, count: int) -> UInt8[
 
 def digest(tensor: Shaped[Tensor, "..."]) -> str:
     """Return the SHA-256 of a tensor's bytes."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
 
 
 def same(one: Shaped[Tensor, "..."], other: Shaped[Tensor, "..."]) -> bool:

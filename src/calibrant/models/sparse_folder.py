@@ -1,8 +1,8 @@
 """Folders of the export `sparse`: matrices without their zeros, codes and factors as they are, read into an ordinary model of transformers.
 
-`sparse.json` says which tensors a model's checkpoint has and how each is stored: in one of the layouts of `compact`, or in a packed form whose tensors
-are in such layouts. The numbers are in `sparse-00001.safetensors` and so on. No reader of plain checkpoints looks for these names, so none takes what
-it lacks for granted and fills it with random numbers. Each tensor has the SHA-256 of its bytes beside it: what is read is what was written, or an error.
+`sparse.json` says which tensors a model's checkpoint has and how each is stored: in one of the layouts of `compact`, or in a packed form whose
+tensors are in such layouts. The numbers are in `sparse-00001.safetensors` and so on. No reader of plain checkpoints looks for these names, so none
+fills what it lacks with random numbers. Each tensor has the SHA-256 of its bytes beside it: what is read is what was written, or an error.
 """
 
 import json
@@ -126,15 +126,17 @@ def _checked(folder: Path, ref: str, files: Sequence[Path], entries: Mapping[str
 def _layouts(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """What is said of each tensor in a layout: of the tensor itself, or of those of its packed form."""
     layouts = list(entry["tensors"].values()) if "form" in entry else [entry]
-    if not all(isinstance(one, dict) and isinstance(one["parts"], dict) and all(isinstance(p, str) for p in one["parts"].values()) for one in layouts):
+    if not all(isinstance(one, dict) and isinstance(one["parts"], dict) for one in layouts):
         raise ValueError("its parts are no names")
+    if not all(isinstance(name, str) for one in layouts for name in one["parts"].values()):
+        raise ValueError("its parts have no names")
     return layouts
 
 
 def _tensor_of(entry: Mapping[str, Any], get: Callable[[str], Tensor]) -> Tensor:
     """The tensor that an entry of the sheet describes."""
     if "form" not in entry:
-        return _compact_of(entry, get).whole()
+        return _compact_of(entry, get).whole().clone()  # numbers of its own, whatever other tensors are stored by the same part
     shape, dtype = declared(entry)
     packed = read_form(entry["form"], {key: _compact_of(facts, get).whole() for key, facts in entry["tensors"].items()})
     if packed.weights != prod(shape):
@@ -180,9 +182,9 @@ def _turned(codes: Int8[Tensor, "out in"], by: Tensor, bits: int) -> Int8[Tensor
 
 @final
 class SparseWriter:
-    """Writes the tensors of a checkpoint into `place`, one after the other; `finish` writes the sheet. A part that was stored already is only named.
+    """Writes the tensors of a checkpoint into `place`, one after the other; `finish` writes the sheet.
 
-    `forms` are all packed forms that may come: what several of them share is counted once for all of these.
+    `forms` are all packed forms that may come: what several of them share is stored once, and counted once for all of these.
     """
 
     def __init__(self, place: Path, forms: Iterable[Packed] = ()) -> None:
@@ -193,7 +195,7 @@ class SparseWriter:
         self._names: dict[str, str] = {}
         self._waiting: dict[str, Tensor] = {}
         self._files: list[str] = []
-        self._before = self._after = 0
+        self._before = self._after = self._written = 0
 
     def add(self, name: str, tensor: Tensor, packed: Packed | None = None, transposed: bool = False) -> None:
         """Store a tensor without its zeros, or in a packed form of it, transposed if so, where that takes less; `packed.dense()` is the tensor."""
@@ -201,12 +203,12 @@ class SparseWriter:
         plain, (form, tensors) = Compact.of(tensor), ({}, {}) if packed is None else write_form(packed)
         inside = {key: Compact.of(one) for key, one in tensors.items()}
         if packed is not None and sum(inside[key].size / self._uses(one) for key, one in tensors.items()) < plain.size:
-            kept = {key: self._kept(f"{name}:{key}", compact) for key, compact in inside.items()}
+            kept = {key: self._kept(f"{name}:{key}", compact, sharing=True) for key, compact in inside.items()}
             self._entries[name] = {"form": form, "tensors": kept, **({"transposed": True} if transposed else {}), **about}
         else:
             self._entries[name] = {**self._kept(name, plain), **about}
         self._before += tensor.nbytes
-        if sum(part.nbytes for part in self._waiting.values()) >= MOST:
+        if self._after - self._written >= MOST:
             self._flush()
 
     def finish(self) -> None:
@@ -220,10 +222,10 @@ class SparseWriter:
         """How many packed forms have this tensor."""
         return max(1, self._shared[_known_by(tensor)]) if self._shared else 1
 
-    def _kept(self, name: str, compact: Compact) -> dict[str, Any]:
+    def _kept(self, name: str, compact: Compact, sharing: bool = False) -> dict[str, Any]:
         parts: dict[str, str] = {}
         for key, part in compact.parts.items():
-            known = _known_by(part)
+            known = _known_by(part) if sharing else f"{name}:{key}"
             if known not in self._names:
                 self._names[known] = f"{name}:{key}"
                 self._waiting[f"{name}:{key}"] = part.contiguous()
@@ -236,7 +238,7 @@ class SparseWriter:
             self._files.append(f"sparse-{len(self._files) + 1:05}.safetensors")
             with usual_rights(self._place / self._files[-1]):
                 save_file(self._waiting, self._place / self._files[-1], metadata={"format": FORMAT})
-            self._waiting = {}
+            self._waiting, self._written = {}, self._after
 
 
 def _known_by(part: Tensor) -> str:

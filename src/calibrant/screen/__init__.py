@@ -1,7 +1,8 @@
 """How results look in a terminal: plain data in, lines and tables out (rich). No torch here."""
 
+from calibrant.screen.compressed import exported, pruned
 from calibrant.screen.importance import covered, gathered
-from calibrant.screen.results import catalogued, exported, inspected, kinds, merged, pruned, repacked, scores, surveyed, verified
+from calibrant.screen.results import catalogued, inspected, kinds, merged, repacked, scores, surveyed, verified
 from calibrant.screen.studies import finished, planned
 
 __all__ = [
