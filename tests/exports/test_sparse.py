@@ -19,12 +19,13 @@ from calibrant.errors import ModelError, OutputError
 from calibrant.evaluators import evaluate
 from calibrant.exports import CompressedModel
 from calibrant.exports.sparse import Sparse
+from calibrant.methods import methods
 from calibrant.models import Opened, load, open_model, sparse_folder, view
 from calibrant.models.compact import same
 from calibrant.models.saving import write_model
 from calibrant.packed import Codes, Compressed, Factors, exact_factor
 from calibrant.store import EDITS, Record, Run, Store
-from calibrant.targets import Grid
+from calibrant.targets import Grid, parse_target
 from calibrant.testing import tiny_folder
 
 from tests.models.slowly import numbers_of
@@ -331,7 +332,7 @@ def test_a_model_of_its_own_code_is_refused_before_any_work(tmp_path: Path) -> N
     own = type("OwnModel", (type(opened.model),), {"__module__": "modeling_own"})
     opened.model.__class__ = own
     with pytest.raises(OutputError, match=r"sparse holds models of architectures that transformers has, and .* is a OwnModel of its own code"):
-        Sparse().check(None, None, Opened(opened.model, None, "own", "", "", torch.float32), None)  # type: ignore[arg-type]
+        Sparse().check(methods.build("wanda"), parse_target(0.5), Opened(opened.model, None, "own", "", "", torch.float32), view(opened.model))
 
 
 def leaked(tmp_path: Path) -> Path:

@@ -162,8 +162,8 @@ def pack_bits(numbers: UInt8[Tensor, "number"], width: int) -> UInt8[Tensor, "by
     return torch.from_numpy(np.concatenate([np.empty(0, np.uint8), *pieces]))
 
 
-def unpack_bits(packed: UInt8[Tensor, "byte"], width: int, count: int) -> UInt8[Tensor, "number"]:
-    """Return so many numbers again that `pack_bits` packed. `ValueError` for bytes that aren't as many as those take."""
+def unpack_bits(packed: Shaped[Tensor, "..."], width: int, count: int) -> UInt8[Tensor, "number"]:
+    """Return so many numbers again that `pack_bits` packed. `ValueError` for what aren't bytes, or not as many as those take."""
     _fits("the type of packed bits", (packed.dtype, packed.dim()), (torch.uint8, 1))
     _fits("bytes of packed bits", len(packed), -(-count * width // 8))
     numbers = np.zeros(count, np.uint8)
