@@ -46,6 +46,10 @@ class Statistic(ABC):
     @abstractmethod
     def __mul__(self: Own, factor: float) -> Own: ...
 
+    def held(self) -> dict[str, Any]:
+        """Return what its class makes an equal one of, by name: what it holds under a public name."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
 
 class InputStatistic(Statistic):
     """What a matrix was multiplied with."""
@@ -169,9 +173,18 @@ class FeatureMoments(InputStatistic):
 class Gram(InputStatistic):
     """Σ w·x xᵀ: what methods that reconstruct outputs need. Computed results (a factorisation, say) are cached on it and never stored."""
 
-    def __init__(self, matrix: Float[Tensor, "in in"], tokens: int, mass: float) -> None:
-        self.matrix, self.tokens, self.mass = matrix, tokens, mass
+    def __init__(self, matrix: Float[Tensor, "in in"], tokens: int, mass: float, panel: int = 0) -> None:
+        self._numbers, self.tokens, self.mass = matrix, tokens, mass
+        self._panel = panel  # unless 0, what lies left of each panel of so many rows isn't there yet
         self._cache: dict[Any, Any] = {}
+
+    @property
+    def matrix(self) -> Float[Tensor, "in in"]:
+        """The whole matrix. What lies left of a panel is the mirror image of what lies above it, and is made once all parts of a sum are added."""
+        for at in range(self._panel, len(self._numbers) if self._panel else 0, self._panel or 1):
+            self._numbers[at : at + self._panel, :at] = self._numbers[:at, at : at + self._panel].T
+        self._panel = 0
+        return self._numbers
 
     @classmethod
     def of(cls, x: Float[Tensor, "token in"], weights: Float[Tensor, "token"] | None = None) -> "Gram":
@@ -182,20 +195,23 @@ class Gram(InputStatistic):
         for rows, w in _chunks(x, weights):
             weighted = rows if w is None else rows * w[:, None]
             with _rounding_factors() if exact else nullcontext():
-                for at in range(0, width, panel):  # what lies left of the panel is the mirror image of what lies above it
+                for at in range(0, width, panel):
                     total[at : at + panel, at:].addmm_(rows[:, at : at + panel].T, weighted[:, at:])
-        for at in range(panel, width, panel):
-            total[at : at + panel, :at] = total[:at, at : at + panel].T
-        return Gram(total, x.shape[0], _mass(x, weights))
+        return Gram(total, x.shape[0], _mass(x, weights), panel)
 
     def __add__(self, other: "Gram") -> "Gram":
-        return Gram(self.matrix + other.matrix, self.tokens + other.tokens, self.mass + other.mass)
+        panel = self._panel if self._panel == other._panel else 0
+        mine, theirs = (self._numbers, other._numbers) if panel else (self.matrix, other.matrix)
+        return Gram(mine + theirs, self.tokens + other.tokens, self.mass + other.mass, panel)
 
     def __mul__(self, factor: float) -> "Gram":
-        return Gram(self.matrix * factor, self.tokens, self.mass * factor)
+        return Gram(self._numbers * factor, self.tokens, self.mass * factor, self._panel)
+
+    def held(self) -> dict[str, Any]:
+        return {"matrix": self.matrix, "tokens": self.tokens, "mass": self.mass}
 
     def norms(self) -> Float[Tensor, "in"]:
-        return self.matrix.diagonal()
+        return self._numbers.diagonal()
 
     def symmetric(self) -> Float[Tensor, "in in"]:
         """Return the matrix by its upper triangle alone: a product may round the two triangles differently."""

@@ -76,14 +76,9 @@ def added(parts: Iterable[Any]) -> Any:
     return None if first is None else sum(rest, start=first)
 
 
-def _arguments(part: Statistic) -> dict[str, Any]:
-    """What a statistic's class makes it of: every one takes what it holds by name."""
-    return {name: value for name, value in vars(part).items() if not name.startswith("_")}
-
-
 def moved(part: Statistic, device: torch.device) -> Statistic:
     """Return the same statistic with its tensors on `device`."""
-    return type(part)(**{name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in _arguments(part).items()})
+    return type(part)(**{name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in part.held().items()})
 
 
 def called(kind: type[Statistic]) -> str:
@@ -104,5 +99,5 @@ WIDE: Final = {str(dtype): dtype for dtype in (torch.float32, torch.float64)}
 
 LANGUAGE: Final = Language(
     *map(fields_of, (RankMessage, RankFailure, GramSize)),
-    Kind("statistic", Statistic, lambda part: [called(type(part)), _arguments(part)], lambda parts: loaded_kinds()[parts[0]](**parts[1])),
+    Kind("statistic", Statistic, lambda part: [called(type(part)), part.held()], lambda parts: loaded_kinds()[parts[0]](**parts[1])),
 )

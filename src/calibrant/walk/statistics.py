@@ -142,7 +142,7 @@ class Statistics:
 
     def add_block(self, kind: type[Statistic], block: Block, seen: Seen) -> None:
         """Keep what the block itself did; that it has no such statistic, as a block without a router, is kept too. Raises as `add` does."""
-        values = vars(seen[kind]) if kind in seen else {}
+        values = seen[kind].held() if kind in seen else {}
         tensors = {name: value.detach().contiguous().cpu() for name, value in values.items() if isinstance(value, Tensor)}
         numbers = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
         facts = {**self._question(kind, block), "there": kind in seen, "numbers": numbers}
