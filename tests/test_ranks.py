@@ -157,7 +157,7 @@ SEARCH: dict[str, Any] = {"method": "evop(tokens=[700, 2100], greedy=false, popu
 
 
 def searched(rank: int, folder: Path) -> dict[str, Any]:
-    """A search in which the first rank is interrupted once it has measured twice, and which is asked again: how many choices were measured."""
+    """A search in which the first rank is interrupted once it has measured, and which is asked again: how many choices were measured."""
     asked: dict[str, Any] = {"model": str(folder / "model"), "data": str(folder / "mine.jsonl"), "out": folder / "searched", **SEARCH, **SMALL}
     add, added = Journal.add, 0
 
@@ -165,7 +165,7 @@ def searched(rank: int, folder: Path) -> dict[str, Any]:
         nonlocal added
         add(journal, results)
         added += 1
-        if rank == 0 and added == 2:
+        if rank == 0 and added == 1:
             raise KeyboardInterrupt
 
     with counted_choices() as measured:
@@ -183,8 +183,9 @@ def counted_choices() -> Iterator[list[int]]:
     losses, measured = Variants.losses, list[int]()
 
     def counted(variants: Variants, choices: Any, *rest: Any, **how: Any) -> list[float]:
-        measured.append(len(choices))
-        return losses(variants, choices, *rest, **how)
+        found = losses(variants, choices, *rest, **how)
+        measured.append(len(choices))  # where another rank has failed meanwhile, nothing was
+        return found
 
     Variants.losses = counted  # type: ignore[method-assign]
     yield measured
