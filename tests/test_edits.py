@@ -99,8 +99,8 @@ def test_what_is_no_such_file_is_one_sentence(content: bytes) -> None:
 
 def test_edits_of_another_model_or_of_nobody_are_refused(opened: Opened) -> None:
     seen_by = view(opened.model)
-    with pytest.raises(DataError, match="an edit of the kind 'condense' can't be read; install the package"):
-        read_edit(StoredEdit("condense", {}), seen_by)
+    with pytest.raises(DataError, match="an edit of the kind 'unheard_of' can't be read; install the package"):
+        read_edit(StoredEdit("unheard_of", {}), seen_by)
     with pytest.raises(DataError, match="an edit of the kind 'replace' is of another model"):
         read_edit(StoredEdit("replace", {"name": "nothing", "notes": {}}, {}), seen_by)
 

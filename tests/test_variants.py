@@ -113,6 +113,37 @@ def test_a_block_may_have_other_numbers() -> None:
     assert found[2] == really_dropped(model, (0, 0, 1), batch)
 
 
+def test_a_part_of_a_block_may_be_another_and_what_the_last_block_gives_moves() -> None:
+    """Against a copy of the model with that part, run text by text, and a distance that is written out."""
+    model, batch = tiny_model("llama"), batch_of(weighted=True)
+    seen, other = view(model), copy.deepcopy(model.model.layers[1].mlp)
+    torch.nn.init.normal_(other.down_proj.weight, std=0.2, generator=torch.Generator().manual_seed(0))
+    changed = copy.deepcopy(model)
+    changed.model.layers[1].mlp = other
+    ways = [(AS_IT_IS,), (AS_IT_IS, Variant(parts=((model.model.layers[1].mlp, other),))), (AS_IT_IS, SKIPPED)]
+
+    def last(of: PreTrainedModel, ids: Tensor, block: int) -> Tensor:
+        given: list[Tensor] = []
+        handle = of.model.layers[block].register_forward_hook(lambda _, __, output: given.append(output[0]))
+        with torch.no_grad():
+            of(ids[None])
+        handle.remove()
+        return given[0]
+
+    far, farther, mass = 0.0, 0.0, 0.0
+    for ids, mask, weights in zip(batch.ids, batch.mask, batch.weights, strict=True):
+        untouched = last(model, ids[mask], 2)
+        far += float(((last(changed, ids[mask], 2) - untouched).abs().sum(-1) * weights[mask]).sum())
+        farther += float(((last(changed, ids[mask], 1) - untouched).abs().sum(-1) * weights[mask]).sum())
+        mass += float(weights[mask].sum())
+    found = Variants(seen, ways).moved([(0, 1, 0), (0, 0, 0), (0, 1, 1)], batch, lambda one, two: (one - two).abs().sum(-1))
+    assert found[1] == 0
+    assert found[0] == pytest.approx(far / mass, rel=1e-4)
+    assert found[2] == pytest.approx(farther / mass, rel=1e-4)
+    assert Variants(seen, ways).losses([(0, 1, 0)], batch) == [loss(view(changed), batch)]
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
 def test_of_a_mix_each_part_counts_by_its_share() -> None:
     one, other = batch_of(seed=1), batch_of(seed=2)
     mix = TokenBatch(

@@ -9,6 +9,7 @@ import itertools
 import json
 import platform
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -45,14 +46,19 @@ def trained_model() -> PreTrainedModel:
 
 @cache
 def trained_folder() -> Path:
-    """A folder with the model and the tokenizer of bytes. Trained once on a machine: what waits for the lock finds it done."""
-    place = Path(tempfile.gettempdir()) / f"calibrant-trained-{_recipe()}"
+    """A folder with the model and the tokenizer of bytes. Trained once on a machine."""
+    return kept("trained", Path(__file__), lambda: trained(tiny_model("llama", **SIZES)))
+
+
+def kept(name: str, recipe: Path, make: Callable[[], PreTrainedModel]) -> Path:
+    """A folder with a model that `make` makes, and the tokenizer of bytes. Made once for each text of the file `recipe`: what waits finds it done."""
+    place = Path(tempfile.gettempdir()) / f"calibrant-{name}-{_digest(recipe)}"
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.with_suffix(".lock").open("w") as lock:
         take(lock, wait=True)
         if not place.exists():
             half = place.with_name(f"{UNFINISHED}-{place.name}")
-            _trained().save_pretrained(half)
+            make().save_pretrained(half)
             tiny_tokenizer().save_pretrained(half)
             half.rename(place)
     return place
@@ -64,29 +70,31 @@ def texts(language: str, part: Part = "calibrate") -> list[str]:
     return [format.render(row) for row in source.rows(part)]
 
 
-def _recipe() -> str:
-    """A digest of all that decides what the model becomes: this file, and the versions of what it is made with."""
+def _digest(recipe: Path) -> str:
+    """A digest of all that decides what a model becomes: its recipe, this file, and the versions of what it is made with."""
     versions = [torch.__version__, transformers_version, np.__version__, platform.python_version(), platform.machine()]
-    return hashlib.sha256(Path(__file__).read_bytes() + json.dumps(versions).encode()).hexdigest()[:16]
+    files = b"".join(path.read_bytes() for path in dict.fromkeys((recipe, Path(__file__))))
+    return hashlib.sha256(files + json.dumps(versions).encode()).hexdigest()[:16]
 
 
-def _trained() -> PreTrainedModel:
+def trained(model: PreTrainedModel, steps: int = STEPS) -> PreTrainedModel:
+    """The model, trained in place on one thread: by more, sums are taken in another order."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums are taken in another order by more
+    torch.set_num_threads(1)
     try:
-        return _train(tiny_model("llama", **SIZES))
+        return _train(model, steps)
     finally:
         torch.set_num_threads(threads)
 
 
-def _train(model: PreTrainedModel) -> PreTrainedModel:
+def _train(model: PreTrainedModel, steps: int) -> PreTrainedModel:
     """AdamW with a warm start and a cosine's end, over windows of every language alike."""
     streams = [_stream(language) for language in LANGUAGES]
     chance = np.random.default_rng(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1)
-    for step in range(STEPS):
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min((step + 1) / WARM_UP, 0.5 + 0.5 * float(np.cos(np.pi * step / STEPS)))
+            group["lr"] = RATE * min((step + 1) / WARM_UP, 0.5 + 0.5 * float(np.cos(np.pi * step / steps)))
         ids = torch.stack([stream[at : at + LENGTH] for stream in streams for at in chance.integers(len(stream) - LENGTH, size=WINDOWS)])
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         optimizer.zero_grad()

@@ -44,7 +44,7 @@ def digest(method: MatrixMethod, target: str) -> str:
 
 LLAMA_CPP = ("ggml", "llama_cpp")
 """Methods that need the package llama-cpp-py-sync."""
-EXPERTS = ("mc_suite",)
+EXPERTS = ("mc_suite", "cd_moe")
 """Methods for models with experts."""
 
 PAIRS = ("fips", "basis_sharing")

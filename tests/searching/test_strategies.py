@@ -93,6 +93,20 @@ def test_what_is_no_number_loses_all() -> None:
     assert trials.ranked([(1, 0), (0, 1)]) == [(0, 1), (1, 0)]
 
 
+def test_searches_with_names_share_a_journal() -> None:
+    journal, space = Journal(), Space.of(3, 1)
+    first = Trials(space, lambda choices, tokens: [float(choice[0]) for choice in choices], (10,), journal, name="first ")
+    second = Trials(space, lambda choices, tokens: [float(choice[2]) for choice in choices], (10,), journal, name="second ")
+    choices = [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    assert (first.losses(choices), second.losses(choices)) == ([1, 0, 0], [0, 0, 1])
+    assert (first.aside((10,)).losses(choices), first.count, len(journal)) == ([1, 0, 0], 3, 6)
+
+
+def test_elimination_says_what_was_best_after_each_step() -> None:
+    trials = Trials(Space.of(3, 2), lambda choices, tokens: [3.0 * c[0] + 2.0 * c[1] + c[2] for c in choices], (10,))
+    assert (eliminate(trials, 1), trials.path, trials.course) == ((0, 1, 1), [(0, 0, 1), (0, 1, 1)], [1, 3])
+
+
 @pytest.mark.parametrize("search", [evolving, climbing, lambda trials: eliminate(trials, 2)], ids=["evolve", "climb", "eliminate"])
 def test_killed_after_any_measurement_it_goes_on_to_the_same_end(search: Callable[[Trials], Choice], tmp_path: Path) -> None:
     lost, space = rugged(1), Space.of(UNITS, TAKEN)

@@ -4,6 +4,7 @@ from calibrant.process import uncollected
 
 with uncollected():
     from calibrant.models.changing import overwrite, will_change
+    from calibrant.models.condensing import Condensed, condense, condensed
     from calibrant.models.devices import resolve_device, resolve_dtype
     from calibrant.models.experts import Choices, ExpertLayer, drop_experts, expert_layers
     from calibrant.models.heads import Heads
@@ -16,6 +17,7 @@ with uncollected():
 __all__ = [
     "Block",
     "Choices",
+    "Condensed",
     "Dense",
     "ExpertLayer",
     "Heads",
@@ -26,6 +28,8 @@ __all__ = [
     "Weight",
     "check_finite",
     "check_output",
+    "condense",
+    "condensed",
     "drop_experts",
     "expert_layers",
     "gguf_of",

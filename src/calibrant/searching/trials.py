@@ -17,7 +17,8 @@ class Trials:
 
     `stages` are numbers of tokens, growing: the last one decides, those before it are what narrows many choices down to a few. All that is
     measured goes into `journal`, and what is there isn't measured again; since all else in a search follows from its seed, one that was killed
-    takes the same way to where it was, without measuring anything. `tell` is told of the best so far, and how much of the search is done.
+    takes the same way to where it was, without measuring anything. `tell` is told of the best so far, and how much of the search is done. Searches
+    that share a journal have a `name` each.
 
     >>> trials = Trials(Space.of(3, 1), lambda choices, tokens: [3.0 * c[0] + 2.0 * c[1] + c[2] for c in choices], stages=(10, 100))
     >>> trials.ranked([(1, 0, 0), (0, 0, 1), (0, 1, 0)])
@@ -31,13 +32,16 @@ class Trials:
         stages: Sequence[int],
         journal: Journal | None = None,
         tell: Callable[[float, int, int], None] = lambda best, done, total: None,
+        name: str = "",
     ) -> None:
         self.space, self.stages = space, tuple(stages)
-        self._measure, self._tell = measure, tell
+        self._measure, self._tell, self._name = measure, tell, name
         self._journal = Journal() if journal is None else journal
         self._asked = set[str]()
         self.course: list[float] = []
         """What the best choice lost at the end of each generation."""
+        self.path: list[Choice] = []
+        """The best choice at the end of each generation."""
 
     @property
     def count(self) -> int:
@@ -46,14 +50,14 @@ class Trials:
 
     def aside(self, stages: Sequence[int]) -> "Trials":
         """Return trials of the same choices on these numbers of tokens, for a search within the search: with a course of its own, and not told of."""
-        other = Trials(self.space, self._measure, stages, self._journal)
+        other = Trials(self.space, self._measure, stages, self._journal, name=self._name)
         other._asked = self._asked
         return other
 
     def losses(self, choices: Sequence[Choice], stage: int = -1) -> list[float]:
         """Return what each choice loses on the tokens of a stage, of the last one if none is said; what isn't a number counts as infinite."""
         tokens = self.stages[stage]
-        names = {choice: f"{tokens} {' '.join(map(str, choice))}" for choice in choices}
+        names = {choice: f"{self._name}{tokens} {' '.join(map(str, choice))}" for choice in choices}
         self._asked.update(names.values())
         new = [choice for choice, name in names.items() if name not in self._journal]
         if new:
@@ -80,6 +84,7 @@ class Trials:
         """Note the best choice at the end of a generation, and tell of it."""
         (loss,) = self.losses([best])
         self.course.append(loss)
+        self.path.append(best)
         self._tell(loss, done, total)
 
     def finish(self, total: int) -> None:

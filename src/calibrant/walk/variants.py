@@ -1,4 +1,4 @@
-"""Many variants of a model measured on the same tokens: without some of its blocks, or with other numbers in them.
+"""Many variants of a model measured on the same tokens: without some of its blocks, or with other numbers or parts in them.
 
     variants = Variants(view, [(AS_IT_IS, SKIPPED)] * len(view.blocks))
     variants.losses([(0, 1, 0), (0, 1, 1)], batch)      # without the second block, and without the last two
@@ -35,6 +35,8 @@ Ways = Sequence[int]
 """Which of its variants each block is."""
 Summed = tuple[float, float]
 """Σ w·nats and Σ w over the tokens of a micro-batch that something stands before."""
+Compare = Callable[[Float[Tensor, "token hidden"], Float[Tensor, "token hidden"]], Float[Tensor, "token"]]
+"""How far apart hidden states are, token by token."""
 
 ROWS_AT_ONCE: Final = 128
 """Tokens whose distributions are compared at a time: three tensors of the vocabulary's size for each."""
@@ -43,10 +45,14 @@ ROWS_AT_ONCE: Final = 128
 @final
 @dataclass(frozen=True)
 class Variant:
-    """What a block is while it is tried: left out (`skipped`), or itself with other `numbers` in some parameters, of the same shape and type."""
+    """What a block is while it is tried: left out (`skipped`), or itself with other `numbers` in some parameters, of the same shape and type.
+
+    In the place of some of its modules may be other `parts`, which are called as those are.
+    """
 
     skipped: bool = False
     numbers: tuple[tuple[nn.Parameter, Tensor], ...] = field(default=(), repr=False, compare=False)
+    parts: tuple[tuple[nn.Module, nn.Module], ...] = field(default=(), repr=False, compare=False)
 
 
 AS_IT_IS: Final = Variant()
@@ -99,6 +105,20 @@ class Variants:
 
         return _over_parts(batch, lambda part: _summed_up(self._view, part, ranks, sums, self))
 
+    def moved(self, choices: Sequence[Ways], batch: TokenBatch, compare: Compare, ranks: Ranks = ALONE) -> list[float]:
+        """Return for each of the `choices` how far the hidden states that the last block gives are from those of the first variant of all.
+
+        That is the mean of `compare(untouched, variant)` over the real tokens; a token counts by its weight, and of a mix each part by its share.
+        """
+        measured = [tuple(choice) for choice in choices]
+
+        def sums(micro_batch: _MicroBatchOfVariants) -> list[Summed]:
+            untouched = micro_batch.states((0,) * len(self._ways))
+            found = {choice: micro_batch.real(compare(untouched, micro_batch.states(choice))) for choice in sorted(set(measured))}
+            return [found[choice] for choice in measured]
+
+        return _over_parts(batch, lambda part: _summed_up(self._view, part, ranks, sums, self))
+
     @contextmanager
     def choosing(self, choice: Ways, given: list[Tensor], known: int) -> Iterator[None]:
         """While it lasts, a forward of the model runs its blocks as `choice` says; of the first `known` ones it gets what they `given`.
@@ -118,7 +138,7 @@ class Variants:
                 hidden = hidden_of(args, kwargs)
                 result = self._forms[index](hidden)
             else:
-                with _exchanged(variant.numbers):
+                with _exchanged(variant.numbers), _standing_in(variant.parts):
                     result = forward(*args, **kwargs)
                 hidden = hidden_of(tuple(tree_leaves(result)), {})
             given.append(self._own(hidden))
@@ -189,22 +209,41 @@ class _MicroBatchOfVariants:
         weights: Float[Tensor, "sample position"],
         variants: Variants | None = None,
     ) -> None:
-        self._model, self._variants, self._ids = view.model, variants, ids
+        self._view, self._variants, self._ids = view, variants, ids
         self._padding = {} if bool(mask.all()) else {"attention_mask": mask.long()}
         self._counted = (weights[:, 1:] * mask[:, :-1]).flatten().double()
+        self._weights = (weights * mask).flatten().double()
         self._choice: tuple[int, ...] = ()
         self._given: list[Tensor] = []
 
     @torch.no_grad()
     def logits(self, choice: tuple[int, ...] = ()) -> Float[Tensor, "sample position word"]:
         """Return the outputs of a variant; without `variants` of the model as it is."""
-        with ExitStack() as stack:
-            if self._variants is not None:
-                known = next((n for n, (one, other) in enumerate(zip(choice, self._choice, strict=False)) if one != other), len(self._choice))
-                del self._given[known:]
-                self._choice = choice
-                stack.enter_context(self._variants.choosing(choice, self._given, known))
-            return self._model(input_ids=self._ids, use_cache=False, **self._padding).logits
+        with self._as(choice):
+            return self._view.model(input_ids=self._ids, use_cache=False, **self._padding).logits
+
+    @torch.no_grad()
+    def states(self, choice: tuple[int, ...]) -> Float[Tensor, "token hidden"]:
+        """Return what the last block of a variant gives."""
+        with self._as(choice):
+            self._view.base(input_ids=self._ids, use_cache=False, **self._padding)
+        return self._given[-1].flatten(0, 1)
+
+    @contextmanager
+    def _as(self, choice: tuple[int, ...]) -> Iterator[None]:
+        """While it lasts, a forward is that of a variant, and gets what blocks gave before the first in which it differs from the last one."""
+        if self._variants is None:
+            yield
+            return
+        known = next((n for n, (one, other) in enumerate(zip(choice, self._choice, strict=False)) if one != other), len(self._choice))
+        del self._given[known:]
+        self._choice = choice
+        with self._variants.choosing(choice, self._given, known):
+            yield
+
+    def real(self, each: Float[Tensor, "token"]) -> Summed:
+        """Return the sum over the real tokens of a number that every position has."""
+        return float((each.double() * self._weights).sum()), float(self._weights.sum())
 
     def nats(self, logits: Float[Tensor, "sample position word"]) -> Summed:
         """Return how badly the next tokens are predicted."""
@@ -250,6 +289,15 @@ def _exchanged(numbers: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]
     finally:
         for parameter, data in own:
             parameter.data = data
+
+
+@contextmanager
+def _standing_in(parts: Sequence[tuple[nn.Module, nn.Module]]) -> Iterator[None]:
+    """While it lasts, calling one module of each pair calls the other."""
+    with ExitStack() as stack:
+        for module, other in parts:
+            stack.enter_context(replaced(module, other))
+        yield
 
 
 def _some_ids(view: ModelView) -> Int[Tensor, "sample position"]:

@@ -1,0 +1,412 @@
+"""CD-MoE against a literal one in float64: experts run one by one, divergences by scipy, layers tried in plain transformers models."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from scipy.spatial.distance import jensenshannon
+from torch import Tensor, nn
+from torch.nn.functional import silu
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from calibrant.compress import Recipe, compress, prune
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.edits import Condense
+from calibrant.errors import InputError, ModelError
+from calibrant.methods import methods
+from calibrant.methods._condensing import divergence, layer_samples
+from calibrant.models import Opened, expert_layers, open_model, view
+from calibrant.outcomes import Journal
+from calibrant.store import Record
+from calibrant.targets import parse_target
+from calibrant.testing import check_edits, tiny_folder, tiny_tokenizer
+from calibrant.walk.ranks import ALONE
+
+from tests.models.mixtures_of_experts import tiny_mixture
+from tests.trained_mixture import mixture_folder, plant, trained_mixture
+
+SMALL = {"samples": 12, "length": 24, "dtype": "float32"}
+KINDS = ("qwen2_moe", "qwen3_moe")
+BLOCKS = 4
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model with a shared expert that has a gate, and one without."""
+    made = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
+    for kind, folder in made.items():
+        tiny_mixture(kind, num_hidden_layers=BLOCKS).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+    return made
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> TokenBatch:
+    """Lone texts of different lengths with padding behind them."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"text": "so they had tea at eight " * n + str(n)}) for n in range(1, 9)))
+    return CalibrationSet(f"{str(rows)!r}:text@one", samples=5, length=200).tokens(tiny_tokenizer())
+
+
+@dataclass
+class Literal:
+    """A model in float64, and what its blocks do to some texts without padding."""
+
+    model: Any
+    texts: list[Tensor]
+
+    def states(self, mlps: dict[int, nn.Module] | None = None) -> list[dict[str, Tensor]]:
+        """By block what its layer of experts gets, what that gives, and what the block gives; with other modules in the place of some layers."""
+        model = copy.deepcopy(self.model)
+        for block, mlp in (mlps or {}).items():
+            model.model.layers[block].mlp = mlp
+        seen: list[dict[str, list[Tensor]]] = [{"x": [], "given": [], "after": []} for _ in model.model.layers]
+
+        def keep_layer(place: int) -> Callable[[Any, Any, Any], None]:
+            return lambda _, args, output: (seen[place]["x"].append(args[0][0]), seen[place]["given"].append(output[0]))[0]
+
+        def keep_block(place: int) -> Callable[[Any, Any, Any], None]:
+            return lambda _, __, output: seen[place]["after"].append((output if isinstance(output, Tensor) else output[0])[0])
+
+        for place, block in enumerate(model.model.layers):
+            block.mlp.register_forward_hook(keep_layer(place))
+            block.register_forward_hook(keep_block(place))
+        with torch.no_grad():
+            for ids in self.texts:
+                model(ids[None], use_cache=False)
+        return [{name: torch.cat(parts) for name, parts in one.items()} for one in seen]
+
+    def expert(self, block: int, expert: int, x: Tensor) -> Tensor:
+        experts = self.model.model.layers[block].mlp.experts
+        both, down = experts.gate_up_proj[expert].detach(), experts.down_proj[expert].detach()
+        half = len(both) // 2
+        return (silu(x @ both[:half].T) * (x @ both[half:].T)) @ down.T
+
+    def gates(self, block: int, x: Tensor) -> tuple[dict[int, float], float]:
+        """The mean gate of each expert over the tokens that picked it, and that of the shared one over all."""
+        mlp, sums = self.model.model.layers[block].mlp, dict[int, list[float]]()
+        for row in x:
+            chances = (mlp.gate.weight.detach() @ row).softmax(0)
+            best = sorted(range(len(chances)), key=lambda e: -float(chances[e]))[:2]
+            whole = sum(float(chances[e]) for e in best) if mlp.gate.norm_topk_prob else 1.0
+            for expert in best:
+                sums.setdefault(expert, []).append(float(chances[expert]) / whole)
+        shared = 0.0
+        if hasattr(mlp, "shared_expert_gate"):
+            shared = float(torch.sigmoid(x @ mlp.shared_expert_gate.weight.detach().T).mean())
+        return {expert: sum(each) / len(each) for expert, each in sorted(sums.items())}, shared
+
+    def condensed(self, block: int, x: Tensor, experts: tuple[int, ...], gates: dict[int, float], shared: float) -> Tensor:
+        mlp = self.model.model.layers[block].mlp
+        y = torch.zeros_like(x)
+        if hasattr(mlp, "shared_expert"):
+            own = mlp.shared_expert
+            y = shared * (silu(x @ own.gate_proj.weight.detach().T) * (x @ own.up_proj.weight.detach().T)) @ own.down_proj.weight.detach().T
+        for expert in experts:
+            y = y + gates[expert] * self.expert(block, expert, x)
+        return y
+
+
+class Side(nn.Module):
+    """A layer of experts of which some are kept."""
+
+    def __init__(self, of: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.of = of
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.of(x)
+
+
+def diverged(one: Tensor, other: Tensor) -> float:
+    distances = [jensenshannon(a.softmax(-1).numpy(), b.softmax(-1).numpy()) for a, b in zip(one, other, strict=True)]
+    return float(np.mean(np.nan_to_num(distances) ** 2))
+
+
+def literal(folder: Path, batch: TokenBatch) -> Literal:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    model.set_experts_implementation("eager")
+    return Literal(model, [ids[mask] for ids, mask in zip(batch.ids, batch.mask, strict=True)])
+
+
+def condensed_by(folder: Path, method: str, target: float | str, batch: TokenBatch) -> tuple[Opened, Record]:
+    opened = open_model(str(folder), "float32")
+    return opened, compress(opened, view(opened.model), batch, Recipe.parse(method, target))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_experts_and_layers_are_those_of_a_literal_search(kind: str, folders: dict[str, Path], batch: TokenBatch) -> None:
+    assert not bool(batch.mask.all()), "there is padding"
+    opened, record = condensed_by(folders[kind], "cd_moe(experts=3, tokens=100000)", 0.5, batch)
+    (edit,) = record.edits
+    slow = literal(folders[kind], batch)
+    states = slow.states()
+    found: dict[int, nn.Module] = {}
+    for block, seen in enumerate(states):
+        gates, shared = slow.gates(block, seen["x"])
+        kept: tuple[int, ...] = ()
+        course: list[float] = []
+        for _ in range(4):
+            moved = seen["after"] - seen["given"] + slow.condensed(block, seen["x"], kept, gates, shared)
+            course.append(diverged(seen["after"], moved))
+            if len(kept) < 3:
+                kept = min(
+                    ((*kept, e) for e in gates if e not in kept),
+                    key=lambda some: diverged(seen["after"], seen["after"] - seen["given"] + slow.condensed(block, seen["x"], some, gates, shared)),
+                )
+        assert edit["notes"]["experts"][str(block)]["order"] == list(kept)
+        assert edit["notes"]["experts"][str(block)]["divergence"] == pytest.approx(course, rel=2e-3)
+        if str(block) in edit["layers"]:
+            assert edit["layers"][str(block)]["gates"] == pytest.approx([gates[e] for e in kept], rel=1e-4)
+            assert kind == "qwen3_moe" or edit["layers"][str(block)]["shared"] == pytest.approx(shared, rel=1e-3)
+        found[block] = Side(lambda x, block=block, kept=kept, gates=gates, shared=shared: slow.condensed(block, x[0], kept, gates, shared)[None])
+    chosen: tuple[int, ...] = ()
+    course = []
+    for _ in range(2):
+        left = [block for block in range(BLOCKS) if block not in chosen]
+        tried = {b: diverged(states[-1]["after"], slow.states({c: found[c] for c in (*chosen, b)})[-1]["after"]) for b in left}
+        chosen = (*chosen, min(tried, key=tried.__getitem__))
+        course.append(min(tried.values()))
+    assert edit["notes"]["layers"] == list(chosen)
+    assert edit["notes"]["course"] == pytest.approx(course, rel=2e-3)
+    # What the model became is what the literal one is with these layers.
+    model = copy.deepcopy(slow.model)
+    for block in chosen:
+        model.model.layers[block].mlp = found[block]
+    with torch.no_grad():
+        for ids in slow.texts:
+            torch.testing.assert_close(opened.model(ids[None]).logits.double(), model(ids[None]).logits, rtol=0, atol=5e-4)
+
+
+def test_the_divergence_is_scipys() -> None:
+    chance = torch.Generator().manual_seed(0)
+    one, other = (3 * torch.randn(300, 40, generator=chance) for _ in range(2))
+    near = one + 1e-3 * other
+    for second in (other, near):
+        want = [jensenshannon(a.double().softmax(-1).numpy(), b.double().softmax(-1).numpy()) ** 2 for a, b in zip(one, second, strict=True)]
+        assert divergence(one, second).tolist() == pytest.approx(want, rel=1e-6)
+    assert float(divergence(one, one).max()) < 1e-15
+    assert len(divergence(one[:0], one[:0])) == 0
+
+
+def test_samples_are_of_real_tokens_by_their_weight_and_of_a_mix_by_its_shares(folders: dict[str, Path], batch: TokenBatch) -> None:
+    seen = view(open_model(str(folders["qwen2_moe"]), "float32").model)
+    other = CalibrationSet("python_docs", samples=3, length=24).tokens(tiny_tokenizer())
+    weighted = replace(other, weights=torch.rand(other.ids.shape, generator=torch.Generator().manual_seed(0)))
+    mix = replace(batch, mixed=((0.25, batch), (0.75, weighted)), fingerprint="mix")
+    found = layer_samples(seen, expert_layers(seen), mix, ALONE)
+    for samples in found.values():
+        rows = [len(sample.x) for sample in samples]
+        assert sum(rows) == int(batch.mask.sum()) + 3 * 24
+        ends = [sum(rows[: place + 1]) for place in range(len(rows))].index(int(batch.mask.sum())) + 1
+        assert float(sum(sample.weights.sum() for sample in samples[:ends])) == pytest.approx(0.25)
+        weights = torch.cat([sample.weights for sample in samples[ends:]])
+        assert float(weights.sum()) == pytest.approx(0.75)
+        assert weights.sort().values.tolist() == pytest.approx(
+            (0.75 * weighted.weights / weighted.weights.sum()).flatten().sort().values.tolist(), rel=1e-5
+        )
+        shared = seen.model.model.layers[0].mlp if samples is found[0] else None
+        if shared is not None:
+            rows = shared.shared_expert_gate.weight.detach()
+            want = sum(float((torch.sigmoid(s.x @ rows.T)[:, 0].double() * s.weights).sum()) for s in samples)
+            assert sum(s.gate_sum(expert_layers(seen)[0]) for s in samples) == pytest.approx(want, rel=1e-4)
+
+
+def test_what_is_added_beside_a_shared_expert_is_refused(folders: dict[str, Path], batch: TokenBatch) -> None:
+    opened = open_model(str(folders["qwen2_moe"]), "float32")
+    layer = opened.model.model.layers[2].mlp
+    forward = layer.forward
+    layer.forward = lambda x: forward(x) + x
+    with pytest.raises(ModelError, match=r"model\.layers\.2\.mlp adds more to its routed experts than a shared one times a gate"):
+        compress(opened, view(opened.model), batch, Recipe.parse("cd_moe(experts=2)", 0.5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gates_of_all_tokens_and_fitted_ones_are_what_they_say(kind: str, folders: dict[str, Path], batch: TokenBatch) -> None:
+    """The one mean is the other times the share of tokens; fitted gates are those of a regression of all numbers of a layer's output."""
+    slow = literal(folders[kind], batch)
+    states = slow.states()
+    (every,) = condensed_by(folders[kind], "cd_moe(experts=8, gates=all, tokens=100000)", 0.5, batch)[1].edits
+    for block, entry in every["layers"].items():
+        x = states[int(block)]["x"]
+        gates, _ = slow.gates(int(block), x)
+        counts = {e: sum(int(e in best) for best in picked(slow, int(block), x)) for e in gates}
+        assert entry["gates"] == pytest.approx([gates[e] * counts[e] / len(x) for e in entry["experts"]], rel=1e-4)
+    (fitted,) = condensed_by(folders[kind], "cd_moe(experts=3, gates=fitted, tokens=100000)", 0.5, batch)[1].edits
+    for block, entry in fitted["layers"].items():
+        seen = states[int(block)]
+        columns = [slow.expert(int(block), expert, seen["x"]).flatten() for expert in entry["experts"]]
+        want = list(entry["gates"])
+        if kind == "qwen2_moe":
+            columns.insert(0, slow.condensed(int(block), seen["x"], (), {}, 1.0).flatten())
+            want.insert(0, entry["shared"])
+        solved = np.linalg.lstsq(torch.stack(columns, 1).numpy(), seen["given"].flatten().numpy(), rcond=None)[0]
+        assert want == pytest.approx(solved.tolist(), rel=2e-3, abs=1e-4)
+    (mean,) = condensed_by(folders[kind], "cd_moe(experts=3, tokens=100000)", 0.5, batch)[1].edits
+    ends = [sum(one["divergence"][-1] for one in edit["notes"]["experts"].values()) for edit in (fitted, mean)]
+    assert ends[0] < ends[1], "a fit of this choice is nearer than means"
+
+
+def picked(slow: Literal, block: int, x: Tensor) -> list[list[int]]:
+    return (x @ slow.model.model.layers[block].mlp.gate.weight.detach().T).topk(2).indices.tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_edits_keep_their_contract(kind: str, folders: dict[str, Path]) -> None:
+    for method in ("cd_moe(experts=2)", "cd_moe(experts=2, gates=fitted)", "cd_moe(experts=1, steps=2, rate=0.01)"):
+        check_edits(methods.build(method), parse_target("blocks 0.5"), str(folders[kind]))
+
+
+def test_saved_it_opens_with_plain_transformers_and_is_smaller_by_what_is_promised(folders: dict[str, Path], tmp_path: Path) -> None:
+    done = prune(str(folders["qwen2_moe"]), "python_docs", "cd_moe(experts=2)", 0.5, tmp_path / "out", **SMALL)
+    (edit,) = done.record.edits
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    again.set_experts_implementation("eager")
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, done.opened.model(ids).logits)
+    assert again.config.mlp_only_layers == sorted(edit["notes"]["layers"])
+    assert edit["bytes"] == tensors_of(folders["qwen2_moe"]) - tensors_of(tmp_path / "out")
+    # Of a layer: eight experts of 3 · 16 · 32, a shared one of 3 · 24 · 32, the router and the shared gate; left are 3 · (24 + 2 · 16) · 32.
+    assert edit["removed"] == 2 * (8 * 3 * 16 * 32 + 3 * 24 * 32 - 3 * (24 + 2 * 16) * 32)
+    assert edit["bytes"] == 4 * (edit["removed"] + 2 * (8 * 32 + 32))
+    whole = sum(weight.shape[0] * weight.shape[1] for weight in view(tiny_mixture("qwen2_moe", num_hidden_layers=BLOCKS)).weights)
+    assert done.record.sparsity == pytest.approx(edit["removed"] / whole)
+    assert prune(str(folders["qwen2_moe"]), "python_docs", "cd_moe(experts=2)", 0.5, tmp_path / "out", **SMALL).already_done
+
+
+def tensors_of(folder: Path) -> int:
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return sum(one.numel() * one.element_size() for one in map(file.get_tensor, file.keys()))
+
+
+def test_killed_after_any_measurement_it_comes_to_the_same_model(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, method = str(folders["qwen2_moe"]), "cd_moe(experts=2, steps=2, rate=0.001)"
+    whole = prune(folder, "python_docs", method, 0.5, tmp_path / "whole", **SMALL)
+    add, measured = Journal.add, list[int]()
+    for at in (1, 3, 11, 14):
+        count = 0
+
+        def deadly(journal: Journal, results: dict[str, Any]) -> None:
+            nonlocal count
+            add(journal, results)
+            count += 1
+            if count == at:  # noqa: B023  # used before the loop goes on
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Journal, "add", deadly)
+        with pytest.raises(KeyboardInterrupt):
+            prune(folder, "python_docs", method, 0.5, tmp_path / f"killed-{at}", **SMALL)
+        (journal,) = tmp_path.glob(f".killed-{at}.calibrant-partial/*")
+        assert len(journal.read_text().splitlines()) > 1
+        more: list[int] = []
+        monkeypatch.setattr(Journal, "add", lambda journal, results, more=more: (add(journal, results), more.append(len(results)))[0])
+        again = prune(folder, "python_docs", method, 0.5, tmp_path / f"killed-{at}", **SMALL)
+        assert again.record.edits == whole.record.edits
+        assert (tmp_path / f"killed-{at}/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+        assert not list(tmp_path.glob(".killed*")), "nothing is left of the search"
+        measured.append(sum(more))
+    assert measured == sorted(measured, reverse=True), "the later it is killed, the less is left to measure"
+    assert measured[0] > measured[-1]
+
+
+def test_training_what_was_kept_lowers_the_loss_and_touches_nothing_else(folders: dict[str, Path], batch: TokenBatch) -> None:
+    plain, _ = condensed_by(folders["qwen2_moe"], "cd_moe(experts=2)", 0.5, batch)
+    trained, record = condensed_by(folders["qwen2_moe"], "cd_moe(experts=2, steps=20, rate=0.003)", 0.5, batch)
+    again, _ = condensed_by(folders["qwen2_moe"], "cd_moe(experts=2, steps=20, rate=0.003)", 0.5, batch)
+    (edit,) = record.edits
+    before, after, same = (one.model.state_dict() for one in (plain, trained, again))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"model.layers.{block}.mlp.{key}_proj.weight" for block in edit["layers"] for key in ("gate", "up", "down")}
+    assert edit["tuned"] == len(changed)
+    assert all(torch.equal(after[name], same[name]) for name in after)
+    assert nats(trained.model, batch) < nats(plain.model, batch) - 0.05
+    assert all(parameter.requires_grad for parameter in trained.model.parameters())
+    assert edit["notes"]["loss"] == pytest.approx(nats(trained.model, batch), rel=1e-4)
+
+
+def nats(model: PreTrainedModel, batch: TokenBatch) -> float:
+    """Text by text, from plain forwards."""
+    total, count = 0.0, 0
+    for ids, mask in zip(batch.ids, batch.mask, strict=True):
+        real = ids[mask]
+        with torch.no_grad():
+            words = model(real[None]).logits[0].double().log_softmax(-1)
+        total -= float(words[:-1].gather(-1, real[1:, None]).sum())
+        count += len(real) - 1
+    return total / count
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "target", "said"),
+    [
+        ("llama", "cd_moe", 0.5, r"cd_moe condenses experts, and LlamaForCausalLM has none; choose a method for dense models"),
+        ("mixtral", "cd_moe(experts=2)", 0.5, r"can't say that some of its blocks have no experts: it has no mlp_only_layers"),
+        ("qwen3_moe", "cd_moe(experts=0)", 0.5, r"model\.layers\.0\.mlp has no shared expert, so one at least of the others must be kept"),
+        ("qwen3_moe", "cd_moe(experts=33)", 0.5, r"cd_moe\(experts=33\): there are 32 experts in a layer; keep at most as many"),
+        ("qwen3_moe", "cd_moe", 0.1, r"0\.1 of 3 blocks is less than one; ask for at least 0\.334"),
+        ("qwen3_moe", "cd_moe", "experts 0.5", r"experts 0\.5 is no share of blocks; write blocks and a number"),
+        ("qwen3_moe", "cd_moe", "2:4", r"cd_moe can't be asked for 2:4"),
+        ("qwen3_moe", "cd_moe(experts=-1)", 0.5, r"cd_moe\(experts=-1\): experts must be at least 0"),
+        ("qwen3_moe", "cd_moe(gates=best)", 0.5, r"cd_moe\(gates='best'\) is not known; write sent, all or fitted"),
+        ("qwen3_moe", "cd_moe(tokens=1)", 0.5, r"cd_moe\(tokens=1\): tokens must be at least 2"),
+        ("qwen3_moe", "cd_moe(rate=0.0)", 0.5, r"cd_moe\(rate=0\): a rate is above 0"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence_before_anything_is_written(tmp_path: Path, kind: str, method: str, target: Any, said: str) -> None:
+    folder = tiny_folder(tmp_path / "model", kind)
+    with pytest.raises((InputError, ModelError), match=said):
+        prune(str(folder), "python_docs", method, target, tmp_path / "out", **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_nothing_of_a_target_is_nothing_condensed(folders: dict[str, Path], batch: TokenBatch) -> None:
+    _, record = condensed_by(folders["qwen2_moe"], "cd_moe", 0.0, batch)
+    assert record.edits == ()
+
+
+# The rest is about a model that has learnt something.
+
+
+def learnt(samples: int = 8, length: int = 128) -> TokenBatch:
+    return CalibrationSet("0.4*python_docs + 0.3*python_code + 0.3*arithmetic", samples=samples, length=length).tokens(tiny_tokenizer())
+
+
+def test_greedy_is_near_the_best_of_all_pairs() -> None:
+    batch = learnt(samples=4, length=64)
+    _, record = condensed_by(mixture_folder(), "cd_moe(experts=2, tokens=100000)", 0.5, batch)
+    slow = literal(mixture_folder(), batch)
+    ratios: list[float] = []
+    for block, seen in enumerate(slow.states()):
+        gates, shared = slow.gates(block, seen["x"])
+        rest = seen["after"] - seen["given"] + slow.condensed(block, seen["x"], (), gates, shared)
+        outputs = {e: gates[e] * slow.expert(block, e, seen["x"]) for e in gates}
+        best = min(diverged(seen["after"], rest + outputs[a] + outputs[b]) for a, b in combinations(outputs, 2))
+        ratios.append(record.edits[0]["notes"]["experts"][str(block)]["divergence"][-1] / best)
+    assert all(ratio > 0.998 for ratio in ratios), "none is better than the best"
+    assert max(ratios) < 1.1, ratios
+
+
+def test_a_dead_expert_is_not_kept_before_others(tmp_path: Path) -> None:
+    model = plant(trained_mixture(), dead=[(1, 3)])
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    _, record = condensed_by(tmp_path / "model", "cd_moe(experts=4)", 0.5, learnt())
+    assert 3 not in record.edits[0]["notes"]["experts"]["1"]["order"]
+
+
+def test_condensed_edits_are_equal_when_read_again(folders: dict[str, Path], batch: TokenBatch) -> None:
+    opened = open_model(str(folders["qwen2_moe"]), "float32")
+    edits: list[Any] = []
+    compress(opened, view(opened.model), batch, Recipe.parse("cd_moe(experts=2)", 0.5), keep=edits.append)
+    (edit,) = edits
+    fresh = view(open_model(str(folders["qwen2_moe"]), "float32").model)
+    assert Condense.read(edit.stored(), fresh) == edit
