@@ -30,7 +30,7 @@ HERE: Final = Path(__file__).parent
 RECORD: Final = HERE / "byte_mixture.json"
 DEAD: Final[list[Place]] = [(1, 3)]
 DOUBLED: Final = [(2, 0, 7)]
-TASKS: Final = [f"loss(source={language}, tokens=8192, length=256)" for language in LANGUAGES]
+TASKS: Final = [f"loss(source={language}, tokens=2048, length=256)" for language in LANGUAGES]
 
 
 def planted(dead: list[Place], doubled: list[tuple[int, int, int]]) -> Opened:
@@ -44,7 +44,7 @@ def planted(dead: list[Place], doubled: list[tuple[int, int, int]]) -> Opened:
 def measured(opened: Opened) -> Mapping[str, Any]:
     """Return its losses in nats a byte, with standard errors over documents, and the entropy of each router's load; no token is padding."""
     scores = {m.score.measured: {"nats": round(m.score.value, 4), "stderr": round(m.score.stderr, 4)} for m in calibrant.evaluate(opened, TASKS)}
-    batch = calibrant.CalibrationSet("0.4*python_docs + 0.3*python_code + 0.3*arithmetic", tokens=8192, length=256).tokens(opened.tokenizer)
+    batch = calibrant.CalibrationSet("0.4*python_docs + 0.3*python_code + 0.3*arithmetic", tokens=4096, length=256).tokens(opened.tokenizer)
     loads = [seen[Routing].counts for _, seen in walk_blocks(view(opened.model), batch, (Routing,))]
     return {"loss": scores, "entropy": [round(_entropy(load), 4) for load in loads]}
 

@@ -26,11 +26,11 @@ from calibrant.walk import walk_blocks
 HERE: Final = Path(__file__).parent
 RECORD: Final = HERE / "upcycled.json"
 DATA: Final = "0.5*c4 + 0.5*gsm8k:qa"
-TOKENS, LENGTH = 8192, 512
+TOKENS, LENGTH = 2048, 512
 SPLIT: Final = Split(experts=16, picked=6, shared=512)
-PICKED: Final = (16, 8, 6, 4)
-TEXTS: Final = ("c4", "gsm8k:qa", "python_code")
-TASKS: Final = ("loss(source=wikitext, tokens=2048, length=512)", "loss(source=gsm8k, tokens=2048, length=512)")
+PICKED: Final = (16, 6)
+TEXTS: Final = ("c4", "gsm8k:qa")
+TASKS: Final = ("loss(source=wikitext, tokens=1024, length=512)", "loss(source=gsm8k, tokens=1024, length=512)")
 
 
 def inputs(opened: Opened) -> list[Tensor]:
@@ -78,7 +78,7 @@ def agreements(made: Opened) -> dict[str, float]:
 
 
 def _loads(made: Opened, text: str, seed: int) -> list[list[float]]:
-    batch = calibrant.CalibrationSet(text, tokens=2048, length=LENGTH, seed=seed).tokens(made.tokenizer)
+    batch = calibrant.CalibrationSet(text, tokens=1024, length=LENGTH, seed=seed).tokens(made.tokenizer)
     return [seen[Routing].counts.tolist() for _, seen in walk_blocks(view(made.model), batch, (Routing,))]
 
 

@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-ROUNDS: Final = 8
+ROUNDS: Final = 3
 """Rounds of the balanced clustering; in each, neurons are assigned to the nearest centres that have room."""
 STEPS, ROWS, RATE, DECAY = 300, 512, 1e-2, 1e-4
 """Steps of a router's training, tokens of each, and its rate and weight decay."""
