@@ -2,7 +2,7 @@
 
     python -m studies.experts.condensed              # measures, prints a table, and writes `condensed.json`
 
-CD-MoE's own comparison, on a model that anybody can train in a minute. Calibrated on all three texts that the model was trained on, or on one;
+CD-MoE's own comparison, on a model that anybody can train in a minute. Calibrated on all three texts that the model was trained on, or on arithmetic;
 measured on held-out rows of each. Every choice of layers is that of the method itself.
 """
 

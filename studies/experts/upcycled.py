@@ -2,8 +2,9 @@
 
     CALIBRANT_DATA=… python -m studies.experts.upcycled OUT            # `--record` measures it too, and writes `upcycled.json`
 
-What it is for: trying methods for experts on a model that has read more than a few hundred kilobytes. The record says how far its loss is from
-the dense model's for each number of picked experts. The recipe is here and in `upcycling.py`; weights are not kept in the repository.
+What it is for: trying methods for experts on a model that has read more than a few hundred kilobytes. The record will say how far its loss is from
+the dense model's for each number of picked experts; it hasn't been made yet. The recipe is here and in `upcycling.py`; weights are not kept in the
+repository.
 """
 
 import argparse
