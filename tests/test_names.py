@@ -4,8 +4,8 @@ import pytest
 
 from calibrant.errors import SpecError
 from calibrant.methods import methods
-from calibrant.names import KINDS, catalogue
-from calibrant.targets import parse_target
+from calibrant.names import KINDS, catalogue, names, removing
+from calibrant.targets import Share, Sparsity, parse_target
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -40,3 +40,12 @@ def test_methods_say_what_they_accept_and_look_at():
 def test_targets_are_called_as_they_are_written():
     assert all(str(parse_target(entry.name)) == entry.name for entry in catalogue("targets"))
     assert {"0.5", "2:4", "w4g64"} <= {entry.name for entry in catalogue("targets")}
+
+
+def test_what_removes_is_what_accepts_such_targets_and_does_not_leave_all_as_it_is():
+    listed, known = removing(), {name: methods.get(name) for name in names("methods")}
+    expected = [name for name, cls in known.items() if cls.prunes and any(issubclass(kind, cls.accepts) for kind in (Sparsity, Share))]
+    assert [entry.name for entry in listed] == sorted(expected)
+    assert {"wanda", "short_gpt", "refined"} <= set(expected)
+    assert not {"none", "rtn", "gptq"} & set(expected)
+    assert all(entry.title for entry in listed)

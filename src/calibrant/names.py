@@ -30,6 +30,9 @@ FOLDERS: Final = {
 """Each kind of names: the package whose files they are, and what one of them is."""
 KINDS: Final = ("models", *FOLDERS)
 
+REMOVING: Final = ("sparsity", "share")
+"""Targets of which a method takes one if it removes something."""
+
 _MODELS: Final = {
     **{model.name: model.summary for model in NAMED.values()},
     "FILE.gguf": "a GGUF file, dequantized",
@@ -76,6 +79,30 @@ def names(kind: str) -> list[str]:
     ['crop', 'imatrix', 'legacy', 'many', 'one']
     """
     return list(_MODELS) if kind == "models" else Registry(*FOLDERS[kind]).names()
+
+
+def removing() -> list[Named]:
+    """List the methods that remove weights, blocks or experts, with their titles alone; those of other packages too.
+
+    >>> [entry.name for entry in removing() if entry.name.startswith("s")]
+    ['short_gpt', 'sparsegpt']
+    """
+    registry, targets, sketches = Registry(*FOLDERS["methods"]), Registry(*FOLDERS["targets"]), Sketches()
+    entries = list[Named]()
+    for name in sorted(registry.names()):
+        try:
+            cls = registry.sketch(name, sketches)
+            removes, title = _removes(cls, [targets.sketch(kind, sketches) for kind in REMOVING]), sketches.docstring(cls.__module__)
+        except UnreadableError:
+            cls = registry.get(name)
+            removes, title = _removes(cls, [targets.get(kind) for kind in REMOVING]), sys.modules[cls.__module__].__doc__
+        if removes:
+            entries.append(Named(name, _summary(cls), title=(title or "").strip().partition("\n")[0]))
+    return entries
+
+
+def _removes(method: type[Any], kinds: Sequence[type[Any]]) -> bool:
+    return _fact(method, "prunes") is not False and any(issubclass(kind, _fact(method, "accepts")) for kind in kinds)
 
 
 def _entry(registry: Registry, name: str, sketches: Sketches) -> Named:

@@ -1,12 +1,13 @@
 """What a user of other command lines expects: help with examples, versions, completion, plain text, quiet, and narrow windows."""
 
+import re
 import shlex
 
 import pytest
 
 from calibrant import __version__
 from calibrant.cli import app
-from calibrant.names import KINDS, catalogue
+from calibrant.names import KINDS, catalogue, removing
 
 from tests.cli.conftest import SMALL, Ask
 
@@ -46,6 +47,13 @@ def test_every_command_has_help_with_examples_that_it_takes(ask_main: Ask):
     assert all(f"\n  {command.split()[0]} " in listed for command in COMMANDS)
     assert max(map(len, listed.splitlines())) <= 60
     assert app.info.no_args_is_help
+
+
+def test_the_help_of_prune_says_what_each_method_is_good_for(ask_main: Ask):
+    said = ask_main("prune", "--help", COLUMNS="200").out
+    listed = said.partition("Methods:\n")[2].partition("Examples:")[0]
+    assert re.findall(r"^  (\w+)  +\S", listed, re.MULTILINE) == [entry.name for entry in removing()]
+    assert "arXiv" not in listed
 
 
 def test_completion(ask_main: Ask):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, Seen
 from calibrant.errors import NumericsError, SpecError, TargetError
+from calibrant.methods import _admm
 from calibrant.methods.alps import ALPS
 from calibrant.methods.magnitude import Magnitude
 from calibrant.methods.sparsegpt import SparseGPT
@@ -203,6 +204,21 @@ def test_one_eigendecomposition_for_each_distinct_input(monkeypatch: pytest.Monk
     for rows, target in ((48, Sparsity(0.5)), (16, Sparsity(0.7)), (16, NofM(2, 4))):
         ALPS().compress(torch.randn(rows, 48), shared, target)
     assert calls == {"eigh": 1}
+
+
+@pytest.mark.parametrize(("rows", "inputs"), [(1, 5), (30, 96)])
+def test_a_step_is_the_three_of_the_paper_in_the_kernel_and_in_torch(rows: int, inputs: int):
+    """What is pulled next is B + V/ρ, with B = W̃ + (D - V/ρ - W̃)P."""
+    dense, pulled, keep = torch.randn(rows, inputs).double(), torch.randn(rows, inputs).double(), torch.rand(rows, inputs) > 0.5
+    half = torch.randn(inputs, inputs).double()
+    response = half @ half.T
+    d, u = pulled * keep, pulled * ~keep
+    fits = dense + (d - u - dense) @ response
+    for prepare in (_admm._in_rows, _admm._all_rows):
+        rest, sparse = torch.empty_like(dense), torch.empty_like(dense)
+        prepare(pulled, dense, keep, rest, sparse)
+        rest.addmm_(sparse, response, alpha=2)
+        assert torch.allclose(rest, fits + u, rtol=1e-9, atol=1e-9)
 
 
 def test_numbers_that_are_not_finite_are_refused():

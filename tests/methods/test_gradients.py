@@ -10,7 +10,9 @@ from torch import Tensor
 
 from calibrant.activations import Gram
 from calibrant.errors import NumericsError
-from calibrant.methods._gradients import damped, descend, fit_kept, masked
+from calibrant.methods._gradients import TILE, Advance, _all_rows, _in_rows, damped, descend, fit_kept, masked
+
+WAYS = pytest.mark.parametrize("advance", [_in_rows, _all_rows], ids=["kernel", "torch"])
 
 
 def features(tokens: int, inputs: int) -> Tensor:
@@ -68,7 +70,8 @@ def test_float32_comes_near_in_a_few_steps():
     assert (found - least) / (masking - least) < 0.01
 
 
-def test_each_step_takes_off_what_it_claims():
+@WAYS
+def test_each_step_takes_off_what_it_claims(advance: Advance):
     x = features(200, 64)
     weight, keep = random_mask(8, 64)
     hessian, gram = hessian_of(x, 0.01), damped(Gram.of(x), 0.01)
@@ -76,12 +79,40 @@ def test_each_step_takes_off_what_it_claims():
     left = losses(weight, weight * keep, hessian)
     assert torch.allclose(start.loss, left, rtol=1e-10)
     for steps in range(1, 12):
-        found = descend(start, gram, steps)
+        found = descend(start, gram, steps, advance=advance)
         now = losses(weight, found.weight, hessian)
         assert (now <= left * (1 + 1e-12)).all()
         assert torch.allclose(found.loss, now, rtol=1e-9)
         assert torch.allclose(found.pull, (weight - found.weight) @ torch.from_numpy(hessian), rtol=1e-9, atol=1e-10)
         left = now
+
+
+@pytest.mark.parametrize("inputs", [1, 63, 64, 65, 200])
+def test_kernel_and_torch_take_the_same_steps(inputs: int):
+    x = features(400, inputs)
+    weight, keep = random_mask(30, inputs)
+    keep[0], keep[1] = False, True
+    hessian = damped(Gram.of(x), 0.01)
+    start = masked(weight, weight, keep, hessian)
+    one, other = (descend(start, hessian, 7, advance=advance) for advance in (_in_rows, _all_rows))
+    for mine, theirs in ((one.weight, other.weight), (one.pull, other.pull), (one.loss, other.loss)):
+        assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, TILE, TILE + 1, 2 * TILE - 1, 1100])
+def test_threads_and_tiles_change_nothing(rows: int):
+    x = features(100, 24)
+    weight, keep = random_mask(rows, 24)
+    hessian = damped(Gram.of(x), 0.01)
+    start, before, results = masked(weight, weight, keep, hessian), torch.get_num_threads(), list[Tensor]()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(descend(start, hessian, 5, advance=_in_rows).weight)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.allclose(results[0], results[1], rtol=1e-12)
+    assert torch.allclose(results[0], results[2], rtol=1e-12)
 
 
 def test_it_begins_where_it_is_told_to():
@@ -166,3 +197,13 @@ def test_a_gram_that_is_not_finite_is_refused():
     x[3, 2] = torch.nan
     with pytest.raises(NumericsError, match=r"the squared norms of the inputs holds NaN or infinity \(1 of 8 numbers\)"):
         fit_kept(torch.randn(2, 8), torch.ones(2, 8, dtype=torch.bool), Gram.of(x), 1, 0.01)
+
+
+def test_in_place_it_is_the_same():
+    x = features(200, 64)
+    weight, keep = random_mask(8, 64)
+    hessian = damped(Gram.of(x), 0.01)
+    one, other = (masked(weight, weight, keep, hessian) for _ in range(2))
+    fresh, written = descend(one, hessian, 5), descend(other, hessian, 5, in_place=True)
+    assert written.weight is other.weight
+    assert all(map(torch.equal, (fresh.weight, fresh.pull, fresh.loss), (written.weight, written.pull, written.loss)))

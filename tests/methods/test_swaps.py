@@ -195,3 +195,14 @@ def test_what_it_starts_from_stays_as_it_was(search: Search):
     before = [t.clone() for t in (start.weight, start.keep, start.pull, start.loss, hessian)]
     swap(start, hessian, 5, 0.0, 0, search)
     assert all(map(torch.equal, before, (start.weight, start.keep, start.pull, start.loss, hessian)))
+
+
+@SEARCHES
+def test_in_place_it_is_the_same_and_the_mask_stays(search: Search):
+    weight, keep = random_mask(6, 32)
+    hessian = hessian_of(32)
+    one, other = (masked(weight, weight, keep, hessian) for _ in range(2))
+    (fresh, _), (written, _) = (swap(at, hessian, 5, 0.0, 0, search, at is other) for at in (one, other))
+    assert written.weight is other.weight
+    assert torch.equal(other.keep, keep)
+    assert all(map(torch.equal, (fresh.weight, fresh.pull, fresh.keep), (written.weight, written.pull, written.keep)))

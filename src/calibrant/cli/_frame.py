@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, ParamSpec, TypeVar, cast
 
 import typer
+from typer.core import TyperCommand
 
 from calibrant import __version__
 from calibrant.cli import completing
@@ -145,7 +146,9 @@ def _only_the_first_writes(first: bool) -> Iterator[None]:
                 time.sleep(PATIENCE)
 
 
-def command(name: str, *examples: str, group: typer.Typer = app) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def command(
+    name: str, *examples: str, group: typer.Typer = app, cls: type[TyperCommand] = TyperCommand
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Make a function a command of `group`. What it raises about input is one sentence and exit code 2; its help ends with `examples`."""
     epilog = "\n".join(["\b", "Examples:", *(f"  {example}" for example in examples)])  # \b: click leaves the lines that follow as they are
 
@@ -171,7 +174,7 @@ def command(name: str, *examples: str, group: typer.Typer = app) -> Callable[[Ca
                 stop(_unusable(error), 2, error)
 
         first = (function.__doc__ or "").partition(". ")[0].partition(": ")[0].rstrip(".")
-        group.command(name, epilog=epilog, short_help=first, context_settings=HELP)(wrapped)
+        group.command(name, cls=cls, epilog=epilog, short_help=first, context_settings=HELP)(wrapped)
         return wrapped
 
     return register

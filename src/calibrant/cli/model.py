@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from calibrant import screen
 from calibrant.cli import completing
@@ -86,6 +87,17 @@ Memory = Annotated[
 Profile = Annotated[bool, typer.Option("--profile", help="Also say where the time went, and the least that this machine needs.")]
 
 
+class WithMethods(TyperCommand):
+    """A command whose help has the methods that remove something, a line each, before its examples."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        from calibrant.names import removing
+
+        with formatter.section("Methods"):
+            formatter.write_dl([(entry.name, screen.title(asdict(entry))) for entry in removing()])
+        super().format_epilog(ctx, formatter)
+
+
 @command("demo", "calibrant demo", "calibrant report calibrant-demo")
 def demo(
     out: Annotated[
@@ -113,13 +125,17 @@ def demo(
     "calibrant prune smollm2 --data gsm8k:cot --target 0.5 --out pruned",
     "calibrant prune smollm2 --data notes.jsonl --method sparsegpt --target 2:4 --out pruned",
     "calibrant prune smollm2 --data c4 --method short_gpt --target 0.2 --out fewer-blocks",
+    cls=WithMethods,
 )
 def prune(
     model: Model,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the pruned model; it must not exist yet.", show_default=False)],
     data: Data,
     method: Annotated[
-        str, typer.Option(metavar="SPEC", help="magnitude, wanda, sparsegpt(damp=0.02), …", autocompletion=completing.names_of("methods"))
+        str,
+        typer.Option(
+            metavar="SPEC", help="One of those below, with parameters as in sparsegpt(damp=0.02).", autocompletion=completing.names_of("methods")
+        ),
     ] = "wanda",
     target: Annotated[
         str,

@@ -4,14 +4,17 @@ Inputs are scaled so that each has the same size, and weights with them: with H 
 Then a weight's size alone says how much it matters, so the closest sparse matrix is that of the largest weights.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from calibrant.activations import Gram
+from calibrant.activations import PANEL, Gram
 from calibrant.methods._base import finite
+from calibrant.methods._elimination import by_rows
 from calibrant.methods._gradients import Masked, descend, masked
 
 
@@ -25,7 +28,13 @@ class Scaled:
 
     def response(self, rho: float) -> Float[Tensor, "in in"]:
         """Return ρ(G̃ + ρI)⁻¹: what is left of a pull at the weights once the others have made up for it."""
-        return (self.vectors * (rho / (self.values + rho))) @ self.vectors.T
+        half = self.vectors * (rho / (self.values + rho)).sqrt()
+        # A product with its own transpose: half of it is multiplied, panel by panel, and mirrored.
+        whole = torch.empty_like(half)
+        for at in range(0, len(half), PANEL):
+            torch.mm(half[at : at + PANEL], half[at:].T, out=whole[at : at + PANEL, at:])
+            whole[at + PANEL :, at : at + PANEL] = whole[at : at + PANEL, at + PANEL :].T
+        return whole
 
     def unscaled(self, scaled: Float[Tensor, "out in"], dense: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         """Return the weights whose scaled form this is; those of inputs that were always zero are those of `dense`."""
@@ -67,16 +76,15 @@ class Directions:
     def __init__(self, dense: Float[Tensor, "out in"], pulled: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"]) -> None:
         self.dense, self.keep = dense, keep
         self.pulled = pulled.clone()
-        self._spare, self._sparse = torch.empty_like(dense), torch.empty_like(dense)
+        self._rest, self._sparse = torch.empty_like(dense), torch.empty_like(dense)
 
     def pull(self, response: Float[Tensor, "in in"]) -> None:
         """Go on by one step, after which `keep` is to be chosen anew from `pulled`."""
-        # Everything in place: fresh memory costs more than the sums. With S = W̃ + Z + U, the step is S - Z + 2(Z - S/2)P.
-        sparse = torch.mul(self.pulled, self.keep, out=self._sparse)
-        total = self.pulled.add_(self.dense)
-        rest = torch.sub(total, sparse, out=self._spare)
-        rest.addmm_(sparse.sub_(total, alpha=0.5), response, alpha=2)
-        self.pulled, self._spare = rest, total
+        # With S = W̃ + Z + U, the step is S - Z + 2(Z - S/2)P.
+        prepare = _in_rows if self.dense.device.type == "cpu" else _all_rows
+        prepare(self.pulled, self.dense, self.keep, self._rest, self._sparse)
+        self._rest.addmm_(self._sparse, response, alpha=2)
+        self.pulled, self._rest = self._rest, self.pulled
 
     def rescale(self, factor: float) -> None:
         """Multiply the dual by `factor`: what the old ρ is over the new one."""
@@ -87,10 +95,33 @@ class Directions:
         return self.pulled.masked_fill(~self.keep, 0)
 
 
+def _in_rows(pulled: Tensor, dense: Tensor, keep: Tensor, rest: Tensor, sparse: Tensor) -> None:
+    """Set `rest` to S - Z and `sparse` to Z - S/2, on the CPU."""
+    arrays = [t.numpy() for t in (pulled, dense, keep, rest, sparse, torch.tensor([0, 0.5], dtype=pulled.dtype))]
+    kernel = _kernel()
+    by_rows(len(pulled), lambda first, last: kernel(*arrays, first, last))
+
+
+def _all_rows(pulled: Tensor, dense: Tensor, keep: Tensor, rest: Tensor, sparse: Tensor) -> None:
+    """Do the same on any device."""
+    torch.mul(pulled, keep, out=sparse)
+    torch.add(pulled, dense, out=rest)
+    sparse.sub_(rest, alpha=0.5)
+    rest.addcmul_(pulled, keep.to(pulled.dtype), value=-1)
+
+
+@cache
+def _kernel() -> Callable[..., None]:
+    """Imported at the first use: numba takes longer to import than listing methods may."""
+    from calibrant.methods._directions_kernel import prepare
+
+    return prepare
+
+
 def chosen(
     dense: Float[Tensor, "out in"], first: Bool[Tensor, "out in"], found: Directions, scaled: Scaled, hessian: Float[Tensor, "in in"], steps: int = 0
 ) -> Masked:
-    """Return the sparse weights that were `found`, fitted in `steps` steps; or the largest ones, as they were, where those lose less.
+    """Return the sparse weights that were `found`, fitted in up to `steps` steps; or the largest ones, as they were, where those lose less.
 
     They do where inputs hardly depend on each other: then the largest are the best, and a small ρ moves away from them.
     """

@@ -124,6 +124,12 @@ class StandIn(NamedTuple):
     differs: str = ""
 
 
+def standing_in(method: Method, target: Target, differs: str) -> StandIn | None:
+    """Return what predicts `method`, in the place of one that builds on it; `differs` says what that one does besides. None where nothing does."""
+    found = method.stand_in(target)
+    return found and StandIn(found.method, found.target, "; ".join(filter(None, (differs, found.differs))))
+
+
 class PartMethod(Method, ABC):
     """Removes whole `parts` of a model: of a target such as 0.25 so large a share of them goes. It looks at the model as it is."""
 

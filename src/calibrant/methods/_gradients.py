@@ -5,7 +5,10 @@ one product of all rows with H, and each row takes the length that is best for i
 keeps inputs that never vary where they were.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from calibrant.activations import Gram
 from calibrant.methods._base import finite
+from calibrant.methods._elimination import by_rows
 
 
 @dataclass(frozen=True)
@@ -63,36 +67,85 @@ def masked(dense: Float[Tensor, "out in"], start: Float[Tensor, "out in"], keep:
     return Masked(weight, keep, pull, (error * pull).sum(1))
 
 
-def descend(at: Masked, hessian: Float[Tensor, "in in"], steps: int, tolerance: float = 0.0) -> Masked:
+TILE: Final = 192
+"""Rows that take their steps together: few enough for the cache, and enough for a product's full speed."""
+
+Advance = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Takes a step in place, as long as is best for each row, and turns the direction:
+(weight, pull, direction, direction·H, keep, scale [in], force [out], floor [out]) -> what it takes off each row's loss [out]."""
+
+
+def descend(
+    at: Masked, hessian: Float[Tensor, "in in"], steps: int, tolerance: float = 0.0, in_place: bool = False, advance: Advance | None = None
+) -> Masked:
     """Take `steps` steps towards the weights on the mask that lose least; fewer if one takes off less than `tolerance` of the loss that was there.
 
     The preconditioner is the diagonal of `hessian`. A row whose curvature isn't positive, because the Hessian isn't positive definite, stays where
-    it is. `at` is left as it was.
+    it is. On the CPU `TILE` rows at a time take all their steps, and end together. `advance` overrides the device's own. `at` is left as it
+    was, or with `in_place` written over.
     """
-    weight, pull, gained = at.weight.clone(), at.pull.clone(), torch.zeros_like(at.loss)
-    diagonal, gone = hessian.diagonal(), ~at.keep
+    on_cpu = at.weight.device.type == "cpu"
+    advance = advance or (_in_rows if on_cpu else _all_rows)
+    weight, pull, loss = (at.weight, at.pull, at.loss) if in_place else (_copy(at.weight), _copy(at.pull), at.loss.clone())
+    tile = TILE if on_cpu else max(1, len(weight))
+    for first in range(0, len(weight), tile):
+        rows = slice(first, first + tile)
+        _descend(weight[rows], pull[rows], at.keep[rows], loss[rows], hessian, steps, tolerance, advance)
+    return Masked(weight, at.keep, pull, loss)
+
+
+def _descend(weight: Tensor, pull: Tensor, keep: Tensor, loss: Tensor, hessian: Tensor, steps: int, tolerance: float, advance: Advance) -> None:
+    """Do so in place with a few rows, which then stay in the cache from one step to the next."""
+    diagonal = hessian.diagonal()
     scale = (1 / diagonal).where(diagonal > 0, 1)
-    residual = pull.masked_fill(gone, 0)
-    direction = residual * scale
-    force = (residual * direction).sum(1)
+    direction = (pull * scale).masked_fill_(~keep, 0)
+    force = (direction * pull).sum(1)
     # A residual of nothing but rounding leads nowhere.
     floor = force * torch.finfo(force.dtype).eps ** 2
-    bent, enough = torch.empty_like(direction), tolerance * float(at.loss.sum())
+    bent, enough = torch.empty_like(direction), tolerance * float(loss.sum())
     for _ in range(steps):
         torch.mm(direction, hessian, out=bent)
-        curvature = (direction * bent).sum(1)
-        moving = (curvature > 0) & (force > floor)
-        if not bool(moving.any()):
+        gain = advance(weight, pull, direction, bent, keep, scale, force, floor)
+        loss -= gain
+        if not bool(gain.any()) or float(gain.sum()) < enough:
             break
-        length = (force / curvature).where(moving, 0)
-        weight.addcmul_(length[:, None], direction)
-        pull.addcmul_(length[:, None], bent, value=-1)
-        gain = length * force  # exactly what the step takes off the row's loss
-        gained += gain
-        if float(gain.sum()) < enough:
-            break
-        torch.mul(pull, scale, out=residual).masked_fill_(gone, 0)
-        after = (residual * pull).sum(1)
-        direction.mul_((after / force).where(moving, 0)[:, None]).add_(residual)
-        force = after
-    return Masked(weight, at.keep, pull, at.loss - gained)
+
+
+def _copy(matrix: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+    return matrix.clone(memory_format=torch.contiguous_format)
+
+
+def _in_rows(
+    weight: Tensor, pull: Tensor, direction: Tensor, bent: Tensor, keep: Tensor, scale: Tensor, force: Tensor, floor: Tensor
+) -> Float[Tensor, "out"]:
+    """Step on the CPU, row after row in a compiled kernel: an `Advance`."""
+    gain = torch.zeros_like(force)
+    arrays = [t.numpy() for t in (weight, pull, direction, bent, keep.contiguous(), scale, force, floor, gain)]
+    kernel = _kernel()
+    by_rows(len(weight), lambda first, last: kernel(*arrays, first, last))
+    return gain
+
+
+def _all_rows(
+    weight: Tensor, pull: Tensor, direction: Tensor, bent: Tensor, keep: Tensor, scale: Tensor, force: Tensor, floor: Tensor
+) -> Float[Tensor, "out"]:
+    """Step on any device, all rows at once: an `Advance`."""
+    curvature = (direction * bent).sum(1)
+    moving = (curvature > 0) & (force > floor)
+    along = (direction * pull).sum(1)
+    length = (along / curvature).where(moving, 0)
+    weight.addcmul_(length[:, None], direction)
+    pull.addcmul_(length[:, None], bent, value=-1)
+    residual = (pull * scale).masked_fill_(~keep, 0)
+    after = (residual * pull).sum(1)
+    direction.mul_((after / force).where(moving, 0)[:, None]).add_(residual)
+    force.copy_(after)
+    return length * along
+
+
+@cache
+def _kernel() -> Callable[..., None]:
+    """Imported at the first use: numba takes longer to import than listing methods may."""
+    from calibrant.methods._gradients_kernel import step
+
+    return step

@@ -1,17 +1,66 @@
-"""What `refined` and `robust` share: swaps between two rounds of gradients, and what their parameters may be."""
+"""What `refined` and `robust` share: their parameters, and swaps between two rounds of gradients."""
 
 import math
+from abc import ABC
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
+from calibrant.activations import Gram, Statistic
 from calibrant.errors import SpecError
-from calibrant.methods._base import MatrixMethod
+from calibrant.methods._base import MatrixMethod, StandIn
 from calibrant.methods._gradients import Masked, descend
 from calibrant.methods._swaps import swap
+from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.spec import text_of
 from calibrant.targets import NofM, Removal, Target
+
+
+@dataclass(frozen=True, repr=False)
+class Refining(MatrixMethod, ABC):
+    """Starts from the mask of another method, `start`, and goes on with swaps and gradients."""
+
+    updates: ClassVar[bool] = True
+
+    start: Any = SparseGPT()  # noqa: RUF009  # frozen; a MatrixMethod, anything else is refused in a sentence
+    swaps: int = 25
+    steps: int = 10
+    rounds: int = 2
+    damp: float = 0.01
+    tolerance: float = 1e-4
+
+    def __post_init__(self) -> None:
+        name, start = self.spec_name(), self.start
+        if not _removes(start):
+            message = f"{name}(start={text_of(start)}): start is a method that removes weights matrix by matrix; write wanda, sparsegpt or magnitude"
+            raise SpecError(message, subject="start")
+        for parameter, value in (("swaps", self.swaps), ("steps", self.steps)):
+            if value < 0:
+                raise SpecError(f"{name}({parameter}={value}): {parameter} must be 0 or more; 0 leaves that part out", subject=parameter)
+        if self.rounds < 1:
+            raise SpecError(f"{name}(rounds={self.rounds}): rounds must be 1 or more", subject="rounds")
+        if not (self.damp > 0 and math.isfinite(self.damp)):
+            raise SpecError(f"{name}(damp={self.damp}): damp must be above 0; 0.01 is usual", subject="damp")
+        if not 0 <= self.tolerance < 1:
+            message = f"{name}(tolerance={self.tolerance}): tolerance is a share of the loss, from 0 up to 1; 0 never ends early"
+            raise SpecError(message, subject="tolerance")
+
+    @property
+    def observes(self) -> tuple[type[Statistic], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  # a parameter decides
+        return (Gram,) if self.start == SparseGPT() else tuple(dict.fromkeys((*self.start.observes, Gram)))
+
+    def stand_in(self, target: Target) -> StandIn:
+        # For mixtures statistics of one kind are added.
+        if self.observes == (Gram,):
+            return StandIn(self, target)
+        return StandIn(replace(self, start=SparseGPT()), target, f"it starts from the mask of sparsegpt, not of {self.start}")
+
+    def check(self, target: Target) -> None:
+        super().check(target)
+        self.start.check(target)
 
 
 def refine(
@@ -26,11 +75,11 @@ def refine(
     whole, fitted, swapped, count = _total(at), 0.0, 0.0, 0.0
     for turn in range(turns + 1):
         before = _total(at)
-        at = descend(at, hessian, share_of_round(steps, turns + 1, turn), tolerance)
+        at = descend(at, hessian, share_of_round(steps, turns + 1, turn), tolerance, in_place=turn > 0)
         between = _total(at)
         fitted += before - between
         if turn < turns:
-            at, counts = swap(at, hessian, share_of_round(swaps, turns, turn), tolerance, group)
+            at, counts = swap(at, hessian, share_of_round(swaps, turns, turn), tolerance, group, in_place=True)
             swapped, count = swapped + between - _total(at), count + float(counts.double().mean())
     shares = {"fitted": fitted / whole, "swapped": swapped / whole} if whole > 0 else {"fitted": 0.0, "swapped": 0.0}
     return at, {**{part: float(f"{share:.6g}") for part, share in shares.items()}, "swaps": round(count, 2)}
@@ -47,22 +96,6 @@ def share_of_round(count: int, parts: int, number: int) -> int:
 
 def _total(at: Masked) -> float:
     return float(at.loss.double().sum())
-
-
-def check_refining(name: str, start: object, swaps: int, steps: int, rounds: int, damp: float, tolerance: float) -> None:
-    """Raise `SpecError`, saying what is allowed, for parameters of the method `name` that can't be."""
-    if not _removes(start):
-        message = f"{name}(start={text_of(start)}): start is a method that removes weights matrix by matrix; write wanda, sparsegpt or magnitude"
-        raise SpecError(message, subject="start")
-    for parameter, value in (("swaps", swaps), ("steps", steps)):
-        if value < 0:
-            raise SpecError(f"{name}({parameter}={value}): {parameter} must be 0 or more; 0 leaves that part out", subject=parameter)
-    if rounds < 1:
-        raise SpecError(f"{name}(rounds={rounds}): rounds must be 1 or more", subject="rounds")
-    if not (damp > 0 and math.isfinite(damp)):
-        raise SpecError(f"{name}(damp={damp}): damp must be above 0; 0.01 is usual", subject="damp")
-    if not 0 <= tolerance < 1:
-        raise SpecError(f"{name}(tolerance={tolerance}): tolerance is a share of the loss, from 0 up to 1; 0 never ends early", subject="tolerance")
 
 
 def _removes(start: object) -> bool:

@@ -30,15 +30,16 @@ Search = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], tuple[Tens
 
 
 def swap(
-    at: Masked, hessian: Float[Tensor, "in in"], most: int, tolerance: float, group: int = 0, search: Search | None = None
+    at: Masked, hessian: Float[Tensor, "in in"], most: int, tolerance: float, group: int = 0, search: Search | None = None, in_place: bool = False
 ) -> tuple[Masked, Int[Tensor, "out"]]:
     """Swap up to `most` times in each row, and no more where a swap would take off less than `tolerance` of the loss that the row had.
 
     Rows keep as many weights as they have; with a `group` of columns (N:M) so does each group. `search` overrides the device's own. Returned are
-    the matrix after it, and how many swaps each row had; `at` is left as it was.
+    the matrix after it, and how many swaps each row had; `at` is left as it was, or with `in_place` its weights and pull are written over.
     """
     search = search or (_in_rows if at.weight.device.type == "cpu" else _all_rows)
-    weight, pull, keep = (t.clone(memory_format=torch.contiguous_format) for t in (at.weight, at.pull, at.keep))
+    weight, pull, keep = (t.contiguous() if in_place else t.clone(memory_format=torch.contiguous_format) for t in (at.weight, at.pull, at.keep))
+    keep = keep.clone() if in_place else keep
     # Below this the claimed change is as large as its rounding.
     least = at.loss.clamp_min(0) * max(tolerance, 8 * torch.finfo(at.loss.dtype).eps)
     gained, counts = search(weight, pull, keep, hessian.contiguous(), least, most, group)
@@ -53,9 +54,10 @@ def _in_rows(weight: Tensor, pull: Tensor, keep: Tensor, hessian: Tensor, least:
     if group:
         columns = torch.arange(len(hessian))
         near = hessian[columns[:, None], (columns - columns % group)[:, None] + torch.arange(group)]
-    arrays = [t.numpy() for t in (weight, pull, keep, hessian, inverse, near.contiguous())]
+    kernel, lanes = _kernel()
+    padded = torch.nn.functional.pad(hessian, (0, -len(hessian) % lanes)) if len(hessian) % lanes else hessian
+    arrays = [t.numpy() for t in (weight, pull, keep, padded, inverse, near.contiguous())]
     results = [t.numpy() for t in (least, gained, counts)]
-    kernel = _kernel()
     by_rows(len(weight), lambda first, last: kernel(*arrays, group, *results, most, TURNS, first, last), ROWS_PER_THREAD)
     return gained.to(least.dtype), counts
 
@@ -132,8 +134,9 @@ def _inverse(hessian: Tensor) -> Tensor:
 
 
 @cache
-def _kernel() -> Callable[..., None]:
-    """Imported at the first use: numba takes longer to import than listing methods may."""
+def _kernel() -> tuple[Callable[..., None], int]:
+    """The kernel, and what widths it takes are multiples of. Imported at the first use: numba takes longer to import than listing methods may."""
+    from calibrant.methods._swaps_kernel import LANES
     from calibrant.methods._swaps_kernel import swap as kernel
 
-    return kernel
+    return kernel, LANES

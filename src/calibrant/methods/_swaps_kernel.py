@@ -2,7 +2,7 @@
 
 A row is its weights, which of them are kept, and its pull (w - v)H, the way in which the loss wants each weight to go. Removing a kept weight v_k
 costs v_k(2·pull_k + v_k·H_kk). Putting back p at its best value then takes off (pull_p + v_k·H_pk)²/H_pp. Every loop over a row's columns is in
-lanes of neighbours, without a branch, so that a pass takes a few hundred nanoseconds.
+lanes of neighbours, without a branch, and does all that it can while a column is at hand; a swap takes four or five of them.
 """
 
 from typing import Any, Final
@@ -14,107 +14,140 @@ from calibrant.compiling import compiled
 LANES: Final = 64
 """Columns that are compared at once; rows are padded to a multiple of it."""
 
+W, Q, H, INVERSE, GONE, STAYS, COST = range(0, 7 * LANES, LANES)
+"""Where, in a row's scratch, a block of `LANES` columns has its weights, pulls, diagonal of H, and 1/H; what is added to the cost of a column that is
+`GONE` or of one that `STAYS`, so that it isn't chosen; and what it costs to remove each."""
+BLOCK: Final = 7 * LANES
+"""Numbers of a block. All in one array at fixed distances: then the compiler sees that they don't overlap, and uses vectors."""
+
 NEVER: Final = 1e30
 """What a choice costs that must not be made."""
 
 
 @compiled
-def lowest(values: Any, low: Any, where: Any) -> int:
-    """Return where the lowest value is, the first of equal ones; `low` and `where` are scratch of `LANES` numbers."""
+def place(column: int) -> int:
+    """Return where a column's numbers begin."""
+    return column // LANES * BLOCK + column % LANES
+
+
+@compiled
+def forget(low: Any) -> None:
     for lane in range(LANES):
-        low[lane] = values[lane]
-        where[lane] = 0
-    for at in range(LANES, len(values), LANES):
-        for lane in range(LANES):
-            lower = values[at + lane] < low[lane]
-            low[lane] = values[at + lane] if lower else low[lane]
-            where[lane] = at if lower else where[lane]
+        low[lane] = NEVER
+        low[LANES + lane] = 0
+
+
+@compiled
+def fold(low: Any, width: int) -> None:
+    """Let each of the first `width` lanes have the lower of its own value and that of the lane so far behind it; of equal ones the first column's."""
+    for lane in range(width):
+        value, column = low[lane], low[LANES + lane]
+        other, there = low[lane + width], low[LANES + lane + width]
+        lower = (other < value) | ((other == value) & (there < column))
+        low[lane] = other if lower else value
+        low[LANES + lane] = there if lower else column
+
+
+@compiled
+def lowest(low: Any) -> Any:
+    """Return the column of the lowest value, the first of equal ones, and the value; `low` has each lane's, then where its block begins."""
+    for lane in range(LANES):
+        low[LANES + lane] += lane
+    fold(low, LANES // 2)
+    fold(low, LANES // 4)
+    fold(low, LANES // 8)
     best = 0
-    for lane in range(1, LANES):
-        if low[lane] < low[best] or (low[lane] == low[best] and where[lane] + lane < where[best] + best):
+    for lane in range(1, LANES // 8):
+        if low[lane] < low[best] or (low[lane] == low[best] and low[LANES + lane] < low[LANES + best]):
             best = lane
-    return where[best] + best
+    return int(low[LANES + best]), low[best]
 
 
 @compiled
-def costs(weight: Any, pull: Any, barred: Any, diagonal: Any, out: Any) -> None:
-    """What it costs to remove each kept weight."""
-    for j in range(len(pull)):
-        out[j] = weight[j] * (2 * pull[j] + weight[j] * diagonal[j]) + barred[j]
+def move(row: Any, by: Any, across_k: Any, across_p: Any) -> None:
+    """Add `by[0]`·`across_k` + `by[1]`·`across_p` to the pull, and find out what it costs to remove each weight.
+
+    Numbers that are not of arrays would be float64, and make the sums so.
+    """
+    by_k, by_p = by[0], by[1]
+    for block in range(len(across_k) // LANES):
+        at, first = block * BLOCK, block * LANES
+        for lane in range(LANES):
+            pull = row[at + Q + lane] + by_k * across_k[first + lane] + by_p * across_p[first + lane]
+            row[at + Q + lane] = pull
+            weight = row[at + W + lane]
+            row[at + COST + lane] = weight * (pull + pull + weight * row[at + H + lane]) + row[at + GONE + lane]
 
 
 @compiled
-def returns(pull: Any, inverse: Any, barred: Any, out: Any) -> None:
-    """What the loss changes by when a removed weight comes back at its best value."""
-    for j in range(len(pull)):
-        out[j] = barred[j] - pull[j] * pull[j] * inverse[j]
+def cheapest(row: Any, starts: Any, low: Any) -> Any:
+    """Return which weight it costs least to remove, and that cost."""
+    forget(low)
+    for block in range(len(starts)):
+        start, at = starts[block], block * BLOCK
+        for lane in range(LANES):
+            cost = row[at + COST + lane]
+            lower = cost < low[lane]
+            low[lane] = cost if lower else low[lane]
+            low[LANES + lane] = start if lower else low[LANES + lane]
+    return lowest(low)
 
 
 @compiled
-def returns_after(pull: Any, inverse: Any, barred: Any, removed: float, across: Any, out: Any) -> None:
-    """The same, once a weight of value `removed` is gone whose row of H is `across`."""
-    for j in range(len(across)):
-        to = pull[j] + removed * across[j]
-        out[j] = barred[j] - to * to * inverse[j]
+def best_return(row: Any, removed: Any, across: Any, starts: Any, low: Any) -> Any:
+    """Return which weight should come back, at its best value, once one of value `removed` is gone whose row of H is `across`; and by how much."""
+    forget(low)
+    for block in range(len(starts)):
+        start, at, first = starts[block], block * BLOCK, block * LANES
+        for lane in range(LANES):
+            to = row[at + Q + lane] + removed * across[first + lane]
+            change = row[at + STAYS + lane] - to * to * row[at + INVERSE + lane]
+            lower = change < low[lane]
+            low[lane] = change if lower else low[lane]
+            low[LANES + lane] = start if lower else low[LANES + lane]
+    return lowest(low)
 
 
 @compiled
-def changes(cost: Any, weight: Any, pull: float, inverse: float, across: Any, out: Any) -> None:
-    """What the loss changes by when each kept weight goes and one comes back that is pulled by `pull`; `across` is its row of H."""
-    for j in range(len(across)):
-        to = pull + weight[j] * across[j]
-        out[j] = cost[j] - to * to * inverse
+def best_removal(row: Any, pull: Any, inverse: Any, across: Any, starts: Any, low: Any) -> Any:
+    """Return which weight should go where one comes back that is pulled by `pull`, and what both change; of the other, `across` is its row of H and
+    `inverse` its 1/H."""
+    forget(low)
+    for block in range(len(starts)):
+        start, at, first = starts[block], block * BLOCK, block * LANES
+        for lane in range(LANES):
+            to = pull + row[at + W + lane] * across[first + lane]
+            change = row[at + COST + lane] - to * to * inverse
+            lower = change < low[lane]
+            low[lane] = change if lower else low[lane]
+            low[LANES + lane] = start if lower else low[LANES + lane]
+    return lowest(low)
 
 
 @compiled
-def move(pull: Any, by: float, across: Any) -> None:
-    for j in range(len(across)):
-        pull[j] += by * across[j]
-
-
-@compiled
-def best_pair(
-    weight: Any,
-    pull: Any,
-    gone: Any,
-    stays: Any,
-    diagonal: Any,
-    inverse: Any,
-    hessian: Any,
-    turns: int,
-    cost: Any,
-    change: Any,
-    low: Any,
-    where: Any,
-) -> Any:
+def best_pair(row: Any, hessian: Any, turns: int, none: Any, starts: Any, low: Any) -> Any:
     """Return which weight should go, which should come back, and how much that changes the loss.
 
     Of all pairs only these are compared: the cheapest weight to remove with every one that may come back, the best one to come back with every
     one that may go, and from the better of the two on, in `turns`, a better partner for either. So the change is exact, and the pair nearly the best.
+    `none` holds a zero.
     """
-    costs(weight, pull, gone, diagonal, cost)
-    k = lowest(cost, low, where)
-    returns_after(pull, inverse, stays, weight[k], hessian[k], change)
-    p = lowest(change, low, where)
-    best = cost[k] + change[p]
+    k, cost = cheapest(row, starts, low)
+    p, change = best_return(row, row[place(k) + W], hessian[k], starts, low)
+    best = cost + change
     if not best < NEVER / 2:
         return k, p, best  # all or nothing is kept
-    returns(pull, inverse, stays, change)
-    other = lowest(change, low, where)
-    changes(cost, weight, pull[other], inverse[other], hessian[other], change)
-    at = lowest(change, low, where)
-    next_is_k = not change[at] < best
+    other, _ = best_return(row, none[0], hessian[k], starts, low)
+    at, found = best_removal(row, row[place(other) + Q], row[place(other) + INVERSE], hessian[other], starts, low)
+    next_is_k = not found < best
     if not next_is_k:
-        k, p, best = at, other, change[at]
+        k, p, best = at, other, found
     for _ in range(turns):
         if next_is_k:
-            changes(cost, weight, pull[p], inverse[p], hessian[p], change)
-            at = lowest(change, low, where)
-            found = change[at]
+            at, found = best_removal(row, row[place(p) + Q], row[place(p) + INVERSE], hessian[p], starts, low)
         else:
-            returns_after(pull, inverse, stays, weight[k], hessian[k], change)
-            at = lowest(change, low, where)
-            found = cost[k] + change[at]
+            at, change = best_return(row, row[place(k) + W], hessian[k], starts, low)
+            found = row[place(k) + COST] + change
         if not found < best:
             break
         best = found
@@ -127,17 +160,17 @@ def best_pair(
 
 
 @compiled
-def best_in_a_group(weight: Any, pull: Any, kept: Any, diagonal: Any, inverse: Any, near: Any, group: int) -> Any:
+def best_in_a_group(row: Any, kept: Any, near: Any, group: int) -> Any:
     """Return the same for N:M, of all pairs within a group of `group` columns; `near[j, b]` is H of column j and the b-th one of its group."""
     k, p, best = 0, 0, 0.0
     for j in range(len(kept)):
         if not kept[j]:
             continue
-        start = j - j % group
-        cost = weight[j] * (2 * pull[j] + weight[j] * diagonal[j])
+        start, at = j - j % group, place(j)
         for b in range(group):
-            to = pull[start + b] + weight[j] * near[j, b]
-            change = cost - to * to * inverse[start + b]
+            partner = place(start + b)
+            to = row[partner + Q] + row[at + W] * near[j, b]
+            change = row[at + COST] - to * to * row[partner + INVERSE]
             if not kept[start + b] and change < best:
                 k, p, best = j, start + b, change
     return k, p, best
@@ -160,38 +193,40 @@ def swap(
     first: int,
     last: int,
 ) -> None:
-    """Swap in rows `first` to `last`, in place, up to `most` times a row or until a swap takes off less than `least`; arrays are C-contiguous.
+    """Swap in rows `first` to `last`, in place, up to `most` times a row or until a swap takes off less than `least`; arrays are C-contiguous, and
+    rows of `hessian` padded with zeros to whole blocks.
 
     `group` is 0 where any two weights of a row may change places, and M for N:M. `gained` and `counts` get what was taken off and how many swaps
     it took. Inputs with an `inverse` of zero never come back.
     """
-    n = len(hessian)
-    padded = (n + LANES - 1) // LANES * LANES
-    dtype = weight.dtype
-    w, q, h, inv = np.zeros(padded, dtype), np.zeros(padded, dtype), np.zeros(padded, dtype), np.zeros(padded, dtype)
-    gone, stays = np.full(padded, NEVER, dtype), np.full(padded, NEVER, dtype)
-    cost, change, low, where = np.full(padded, NEVER, dtype), np.full(padded, NEVER, dtype), np.zeros(LANES, dtype), np.zeros(LANES, np.int32)
-    for j in range(n):
-        h[j], inv[j] = hessian[j, j], inverse[j]
+    n, blocks, dtype = len(hessian), hessian.shape[1] // LANES, weight.dtype
+    row, low, by, none = np.zeros(blocks * BLOCK, dtype), np.zeros(2 * LANES, dtype), np.zeros(2, dtype), np.zeros(1, dtype)
+    starts = (np.arange(blocks) * LANES).astype(dtype)
+    for j in range(blocks * LANES):
+        row[place(j) + GONE], row[place(j) + STAYS] = NEVER, NEVER
     for r in range(first, last):
         for j in range(n):
-            w[j], q[j] = weight[r, j], pull[r, j]
-            gone[j] = 0 if kept[r, j] else NEVER
-            stays[j] = NEVER if kept[r, j] or inv[j] == 0 else 0
+            at = place(j)
+            row[at + W], row[at + Q], row[at + H], row[at + INVERSE] = weight[r, j], pull[r, j], hessian[j, j], inverse[j]
+            row[at + GONE] = 0 if kept[r, j] else NEVER
+            row[at + STAYS] = NEVER if kept[r, j] or inverse[j] == 0 else 0
+        by[:] = 0
+        move(row, by, hessian[0], hessian[0])
         while counts[r] < most:
             if group > 0:
-                k, p, by = best_in_a_group(w, q, kept[r], h, inv, near, group)
+                k, p, change = best_in_a_group(row, kept[r], near, group)
             else:
-                k, p, by = best_pair(w, q, gone, stays, h, inv, hessian, turns, cost, change, low, where)
-            if not by < -least[r]:
+                k, p, change = best_pair(row, hessian, turns, none, starts, low)
+            if not change < -least[r]:
                 break
-            value = (q[p] + w[k] * hessian[p, k]) * inv[p]
-            move(q, w[k], hessian[k])
-            move(q, -value, hessian[p])
-            w[k], w[p] = 0, value
-            gone[k], stays[k], gone[p], stays[p] = NEVER, (NEVER if inv[k] == 0 else 0), 0, NEVER
+            out, back = place(k), place(p)
+            by[0] = row[out + W]
+            by[1] = -(row[back + Q] + row[out + W] * hessian[p, k]) * row[back + INVERSE]
+            row[out + W], row[back + W] = 0, -by[1]
+            row[out + GONE], row[out + STAYS], row[back + GONE], row[back + STAYS] = NEVER, (NEVER if inverse[k] == 0 else 0), 0, NEVER
             kept[r, k], kept[r, p] = False, True
-            gained[r] -= by
+            move(row, by, hessian[k], hessian[p])
+            gained[r] -= change
             counts[r] += 1
         for j in range(n):
-            weight[r, j], pull[r, j] = w[j], q[j]
+            weight[r, j], pull[r, j] = row[place(j) + W], row[place(j) + Q]

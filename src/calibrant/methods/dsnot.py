@@ -1,4 +1,4 @@
-"""DSnoT: weights of another mask are swapped until the mean of each output is what it was; none is changed (Zhang 2023, arXiv 2310.08915)."""
+"""DSnoT: another mask with the mean of each output put right, weights unchanged, for wide matrices (Zhang et al. 2023, arXiv 2310.08915)."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from calibrant.activations import FeatureMoments, FeatureNorms, Seen, Statistic, wide
 from calibrant.errors import SpecError
-from calibrant.methods._base import Compressed, MatrixMethod, finite, observed, prune
+from calibrant.methods._base import Compressed, MatrixMethod, StandIn, finite, observed, prune, standing_in
 from calibrant.methods._mean_swaps import Effects, swapped
 from calibrant.methods.wanda import Wanda
 from calibrant.spec import text_of
@@ -47,6 +47,9 @@ class DSnoT(MatrixMethod):
             raise SpecError(f"dsnot(swaps={self.swaps}): swaps must be 0 or more; 50 is the paper's", subject="swaps")
         if not (self.tolerance >= 0 and math.isfinite(self.tolerance)):
             raise SpecError(f"dsnot(tolerance={self.tolerance}): tolerance must be 0 or more; 5e-5 is the paper's", subject="tolerance")
+
+    def stand_in(self, target: Target) -> StandIn | None:
+        return standing_in(self.start, target, f"{self.start}, without the swaps") if self.start.looks else None
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes: how many `swaps` there were a row, and the mean |ε| `before` and `after` them.

@@ -1,4 +1,4 @@
-"""A guard against overfitting: how far weights may be fitted is chosen by calibration data that they weren't fitted to (ours)."""
+"""A guard against overfitting the calibration text: how far weights are fitted is chosen on a half that they weren't fitted to (ours)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from calibrant.activations import FeatureNorms, Gram, Seen, Statistic, wide
 from calibrant.edits.changes import gram_energy
 from calibrant.errors import SpecError
 from calibrant.job import Job
-from calibrant.methods._base import Compressed, MatrixMethod, observed
+from calibrant.methods._base import Compressed, MatrixMethod, StandIn, observed, standing_in
 from calibrant.methods._halves import HalvedGram
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.models import Weight
@@ -52,6 +52,9 @@ class HeldOut(MatrixMethod):
     def check(self, target: Target) -> None:
         super().check(target)
         self.method.check(target)
+
+    def stand_in(self, target: Target) -> StandIn | None:
+        return standing_in(self.method, target, f"{self.method} with its own damping, not one that is chosen on a half of the data")
 
     def arrivals(self, job: Job) -> Iterator[tuple[Weight, Seen]]:
         if job.ranks.size > 1:

@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest weights go (Han et al. 2015, "Learning both weights and connections", arXiv 1506.02626)."""
+"""Magnitude: the smallest weights go; needs no data, and loses most (Han et al. 2015, "Learning both weights and connections", arXiv 1506.02626)."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Local reconstruction after pruning: the weights that stay in a block are fitted to what it gave before (after arXiv 2510.14444)."""
+"""Fits what wanda leaves of a block to what the block gave before, by gradients of its own forward; slow (after arXiv 2510.14444)."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from calibrant.clock import spent_on
 from calibrant.edits import Edit, Replace
 from calibrant.errors import CalibrantError, SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods._base import Compressed, MatrixMethod, Method
+from calibrant.methods._base import Compressed, MatrixMethod, Method, StandIn, standing_in
 from calibrant.methods._refitting import BlockSample, refit
 from calibrant.methods.wanda import Wanda
 from calibrant.models import ModelView, Stream, Weight
@@ -56,6 +56,9 @@ class Reconstructed(Method):
     def check(self, target: Target) -> None:
         super().check(target)
         self.method.check(target)
+
+    def stand_in(self, target: Target) -> StandIn | None:
+        return standing_in(self.method, target, f"{self.method}, without the fitting afterwards")
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         self.method.check_model(view, target, targets)

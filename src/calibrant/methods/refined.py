@@ -1,21 +1,19 @@
-"""Refined: any method's mask, bettered by swaps, and weights fitted to it (SparseSwaps, arXiv 2512.10922; the gradients of ALPS, 2406.07831)."""
+"""Refined: swaps and fits what sparsegpt leaves, for a fifth to a quarter less error of each matrix (SparseSwaps, arXiv 2512.10922)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from calibrant.activations import Gram, Seen, Statistic, wide
-from calibrant.methods._base import Compressed, MatrixMethod, finite, observed
+from calibrant.activations import Gram, Seen, wide
+from calibrant.methods._base import Compressed, finite, observed
 from calibrant.methods._gradients import damped, masked
-from calibrant.methods._refining import check_refining, refine
-from calibrant.methods.sparsegpt import SparseGPT
+from calibrant.methods._refining import Refining, refine
 from calibrant.targets import Target
 
 
 @dataclass(frozen=True, repr=False)
-class Refined(MatrixMethod):
+class Refined(Refining):
     """Takes another method's mask, swaps weights where that brings the outputs nearer to the dense ones, and fits those that are kept.
 
     A row's loss is (w - v)ᵀH(w - v), with H = Gram/mass + λI, λ = `damp` · mean diagonal. In each of `rounds` conjugate gradients fit the kept
@@ -30,26 +28,6 @@ class Refined(MatrixMethod):
     >>> Refined(swaps=50)
     refined(swaps=50)
     """
-
-    updates: ClassVar[bool] = True
-
-    start: Any = SparseGPT()  # noqa: RUF009  # frozen; a MatrixMethod, anything else is refused in a sentence
-    swaps: int = 25
-    steps: int = 10
-    rounds: int = 2
-    damp: float = 0.01
-    tolerance: float = 1e-4
-
-    def __post_init__(self) -> None:
-        check_refining("refined", self.start, self.swaps, self.steps, self.rounds, self.damp, self.tolerance)
-
-    @property
-    def observes(self) -> tuple[type[Statistic], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  # a parameter decides
-        return (Gram,) if self.start == SparseGPT() else tuple(dict.fromkeys((*self.start.observes, Gram)))
-
-    def check(self, target: Target) -> None:
-        super().check(target)
-        self.start.check(target)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes: those of `start`, and the shares of its loss that gradients (`fitted`) and swaps (`swapped`) took off; `swaps` of the mean row.

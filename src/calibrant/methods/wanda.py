@@ -1,4 +1,4 @@
-"""Wanda: pruning by weights and activations (Sun, Liu, Bair, Kolter 2023, arXiv 2306.11695)."""
+"""Wanda: quick, changes no weight that stays, and needs few tokens: the least of size times input go (Sun et al. 2023, arXiv 2306.11695)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

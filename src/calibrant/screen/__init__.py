@@ -2,7 +2,7 @@
 
 from calibrant.screen.compressed import exported, pruned
 from calibrant.screen.importance import covered, gathered
-from calibrant.screen.results import catalogued, inspected, kinds, merged, repacked, scores, surveyed, verified
+from calibrant.screen.results import catalogued, inspected, kinds, merged, repacked, scores, surveyed, title, verified
 from calibrant.screen.studies import finished, planned
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "repacked",
     "scores",
     "surveyed",
+    "title",
     "verified",
 ]

@@ -251,7 +251,7 @@ def catalogued(entries: Sequence[Mapping[str, Any]], long: bool = False) -> Iter
         table = table_of("name", *(IN_TABLE[fact] for fact in facts), "what")
         table.columns[0].no_wrap = True
         for entry in entries:
-            table.add_row(entry["name"], *(str(entry["facts"].get(fact, "")) for fact in facts), _title(entry))
+            table.add_row(entry["name"], *(str(entry["facts"].get(fact, "")) for fact in facts), title(entry))
         yield table
 
 
@@ -263,8 +263,8 @@ def _in_full(entry: Mapping[str, Any]) -> Iterator[Any]:
     yield from (Padding(Text(one_line(line)), (0, 0, 0, 4), expand=False) for line in filter(None, [entry["title"], entry["summary"], *facts]))
 
 
-def _title(entry: Mapping[str, Any]) -> str:
-    """What a name is, without the paper that it is from."""
+def title(entry: Mapping[str, Any]) -> str:
+    """Return what a name is, without the paper that it is from."""
     return one_line(_PAPER.sub("", entry["title"] or entry["summary"]))
 
 
