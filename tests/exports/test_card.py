@@ -96,7 +96,7 @@ def test_folders_of_a_path_are_left_out(record: Record) -> None:
 def test_an_export_that_nobody_knows_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"there is no export called 'gguff', did you mean 'gguf'"):
         prune("no/such/model", "python_docs", out=tmp_path / "out", export=("gguff",))
-    assert [entry.name for entry in catalogue("exports")] == ["compressed_tensors", "gguf", "hf", "imatrix"]
+    assert [entry.name for entry in catalogue("exports")] == ["compressed_tensors", "gguf", "hf", "imatrix", "sparse"]
     assert not list(tmp_path.iterdir())
 
 

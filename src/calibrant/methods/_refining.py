@@ -52,7 +52,7 @@ class Refining(MatrixMethod, ABC):
     def observes(self) -> tuple[type[Statistic], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  # a parameter decides
         return (Gram,) if self.start == SparseGPT() else tuple(dict.fromkeys((*self.start.observes, Gram)))
 
-    def stand_in(self, target: Target) -> StandIn:
+    def stand_in(self, target: Target) -> StandIn | None:
         # For mixtures statistics of one kind are added.
         if self.observes == (Gram,):
             return StandIn(self, target)
