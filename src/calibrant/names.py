@@ -85,7 +85,7 @@ def removing() -> list[Named]:
     """List the methods that remove weights, blocks or experts, with their titles alone; those of other packages too.
 
     >>> [entry.name for entry in removing() if entry.name.startswith("s")]
-    ['short_gpt', 'sparsegpt']
+    ['short_gpt', 'sparsegpt', 'svd']
     """
     registry, targets, sketches = Registry(*FOLDERS["methods"]), Registry(*FOLDERS["targets"]), Sketches()
     entries = list[Named]()

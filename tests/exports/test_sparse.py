@@ -279,7 +279,7 @@ def test_factors_are_stored_as_factors(tmp_path: Path) -> None:
 
 def test_it_holds_what_a_study_kept_of_a_run(tmp_path: Path) -> None:
     given = texts(tmp_path / "texts")
-    study = asked(given, methods=["gptq"], target="w4g16", data=["random_tokens"], edits_gb=1)
+    study = asked(given, methods=["gptq"], target="w4g16", data=["random_tokens"], edits_gb=1.0)
     assert not study.run(tmp_path / "store").failures
     (kept,) = (tmp_path / "store").glob(f"runs/*/{EDITS}")
     opened = open_model(given["model"], "float32", "cpu")

@@ -106,7 +106,7 @@ def of_own(member: Member, shared: Float[Tensor, "stream rank"]) -> Quadratic:
     return Quadratic(lambda own: left @ (own @ hessian), shared.T @ member.pulled, torch.outer(left.diagonal(), hessian.diagonal()))
 
 
-def of_shared(members: Sequence[Member], own: Sequence[Float[Tensor, "rank unit"]]) -> Quadratic:
+def of_shared(members: Sequence[Member], own: Sequence[Float[Tensor, "rank _unit"]]) -> Quadratic:
     """Return the sum of the errors of all matrices as a form of the factor that they share."""
     linear = sum(member.share * (member.pulled @ v.T) for member, v in zip(members, own, strict=True))
     assert isinstance(linear, Tensor)
