@@ -20,6 +20,7 @@ from calibrant.store import Store, stored_bits
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parents[1] / "docs/findings/quantization.md"
 STORES: Final = {"smollm2": HERE / "smollm2", "gemma3-270m": HERE / "gemma3-270m"}
+ROTATED: Final = HERE / "rotated"
 KINDS: Final = {"prose": "c4", "code": "python_code", "arithmetic": "gsm8k:cot"}
 """Each kind of text that is measured, and the calibration set that is made of it."""
 SOURCES: Final = ("c4", "python_code", "gsm8k")
@@ -120,6 +121,21 @@ def by_choice(results: Results) -> Iterator[str]:
             yield f"| {target} | `{method}` | {own:.3f} | {other:.3f} | {other / own:.2f} | {spread:.2f} | {apart} |"
 
 
+def by_rotation() -> Iterator[str]:
+    """Rows: the first draw of smollm2 with and without rotation, on the text that each was calibrated on, and by how much rotation is better."""
+    yield f"| target | method | {' | '.join(f'{kind}: before, rotated' for kind in KINDS)} | {' | '.join(f'{kind}: better by' for kind in KINDS)} |"
+    yield f"| --- | --- |{' ---: |' * 2 * len(KINDS)}"
+    with Store(STORES["smollm2"], create=False) as plain, Store(ROTATED, create=False) as rotated:
+        for target, method in dict.fromkeys((c.target, c.method) for c in rotated.cells() if c.method != "none"):
+            values, differences = list[str](), list[str]()
+            for source, data in zip(SOURCES, KINDS.values(), strict=True):
+                labels = {"target": target, "method": method, "data": "" if method in WITHOUT else data, "seed": 0}
+                before, after = draws(plain, **labels), draws(rotated, **labels)
+                values.append(", ".join(f"{divergence(of, source)[0]:.3f}" for of in (before, after)))
+                differences.append(_difference(after, before, source))
+            yield f"| {target} | `{method}` | {' | '.join(values)} | {' | '.join(differences)} |"
+
+
 def tables() -> Mapping[str, str]:
     """Each table in Markdown, by model and name; of the models whose stores are there."""
     made: dict[str, str] = {}
@@ -128,6 +144,7 @@ def tables() -> Mapping[str, str]:
             results = Results(folder)
             for name, rows in (("order", by_order), ("choice", by_choice), ("sets", by_set)):
                 made[f"{model} {name}"] = "\n".join(rows(results))
+    made["rotated order"], made["rotated choice"] = "\n".join(by_rotation()), "\n".join(by_choice(Results(ROTATED)))
     return made
 
 
