@@ -20,6 +20,8 @@ from calibrant.outcomes import Journal
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder
 
+from tests.killed import killed_after
+
 BLOCKS = 4
 SMALL: dict[str, Any] = {"samples": 8, "length": 24, "dtype": "float32"}
 
@@ -111,22 +113,13 @@ def test_the_mean_is_what_was_asked_for_and_never_worse_than_uniform(
     assert notes["measured"] > len(notes["course"])
 
 
-def test_killed_while_it_searches_it_comes_to_the_same_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_while_it_searches_it_comes_to_the_same_model(folder: Path, tmp_path: Path) -> None:
     how = {"allocation": "evolved(step=0.1, tokens=[48, 192], generations=4)", **SMALL}
     prune(str(folder), "python_docs", "wanda", 0.5, tmp_path / "whole", **how)
-    add, count = Journal.add, 0
-
-    def deadly(journal: Journal, results: dict[str, Any]) -> None:
-        nonlocal count
-        add(journal, results)
-        count += 1
-        if count in (2, 5, 7):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Journal, "add", deadly)
-    for _ in range(3):
-        with pytest.raises(KeyboardInterrupt):
-            prune(str(folder), "python_docs", "wanda", 0.5, tmp_path / "out", **how)
+    with killed_after(2, 5, 7):
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                prune(str(folder), "python_docs", "wanda", 0.5, tmp_path / "out", **how)
     prune(str(folder), "python_docs", "wanda", 0.5, tmp_path / "out", **how)
     assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
     edits = [json.loads((tmp_path / name / "calibrant.json").read_text())["record"]["edits"] for name in ("out", "whole")]

@@ -21,6 +21,8 @@ from calibrant.outcomes import Journal
 from calibrant.store import Record
 from calibrant.testing import tiny_folder
 
+from tests.killed import killed_after
+
 BLOCKS = 8
 SMALL = {"samples": 12, "length": 24, "dtype": "float32"}
 FEW = "tokens=[48, 144]"
@@ -97,31 +99,20 @@ def test_evolution_loses_no_more_than_greedy_elimination_and_similarity(folder: 
 
 
 @pytest.mark.parametrize("method", SEARCHES)
-def test_killed_after_any_measurement_it_comes_to_the_same_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+def test_killed_after_any_measurement_it_comes_to_the_same_model(folder: Path, tmp_path: Path, method: str) -> None:
     whole = prune(str(folder), "python_docs", method, 0.25, tmp_path / "whole", **SMALL)
-    kept, add = 0, Journal.add
-    at = 1
+    kept, at = 0, 1
     while True:
         out = tmp_path / f"killed-{at}"
-        count = 0
-
-        def deadly(journal: Journal, results: dict[str, Any]) -> None:
-            nonlocal count
-            add(journal, results)
-            count += 1
-            if count == at:  # noqa: B023  # used before the loop goes on
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(Journal, "add", deadly)
         try:
-            prune(str(folder), "python_docs", method, 0.25, out, **SMALL)
+            with killed_after(at):
+                prune(str(folder), "python_docs", method, 0.25, out, **SMALL)
         except KeyboardInterrupt:
             pass
         else:
             break
         (journal,) = tmp_path.glob(f".killed-{at}.calibrant-partial/*")
         assert len(journal.read_text().splitlines()) > 1
-        monkeypatch.setattr(Journal, "add", add)
         again = prune(str(folder), "python_docs", method, 0.25, out, **SMALL)
         assert again.record.edits == whole.record.edits
         assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()

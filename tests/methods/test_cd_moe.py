@@ -30,6 +30,7 @@ from calibrant.targets import parse_target
 from calibrant.testing import check_edits, tiny_folder, tiny_tokenizer
 from calibrant.walk.ranks import ALONE
 
+from tests.killed import killed_after
 from tests.models.mixtures_of_experts import tiny_mixture
 from tests.trained_mixture import mixture_folder, plant, trained_mixture
 
@@ -293,23 +294,14 @@ def test_killed_after_any_measurement_it_comes_to_the_same_model(folders: dict[s
     whole = prune(folder, "python_docs", method, 0.5, tmp_path / "whole", **SMALL)
     add, measured = Journal.add, list[int]()
     for at in (1, 3, 11, 14):
-        count = 0
-
-        def deadly(journal: Journal, results: dict[str, Any]) -> None:
-            nonlocal count
-            add(journal, results)
-            count += 1
-            if count == at:  # noqa: B023  # used before the loop goes on
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(Journal, "add", deadly)
-        with pytest.raises(KeyboardInterrupt):
+        with killed_after(at), pytest.raises(KeyboardInterrupt):
             prune(folder, "python_docs", method, 0.5, tmp_path / f"killed-{at}", **SMALL)
         (journal,) = tmp_path.glob(f".killed-{at}.calibrant-partial/*")
         assert len(journal.read_text().splitlines()) > 1
         more: list[int] = []
-        monkeypatch.setattr(Journal, "add", lambda journal, results, more=more: (add(journal, results), more.append(len(results)))[0])
-        again = prune(folder, "python_docs", method, 0.5, tmp_path / f"killed-{at}", **SMALL)
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "add", lambda journal, results, more=more: (add(journal, results), more.append(len(results)))[0])
+            again = prune(folder, "python_docs", method, 0.5, tmp_path / f"killed-{at}", **SMALL)
         assert again.record.edits == whole.record.edits
         assert (tmp_path / f"killed-{at}/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
         assert not list(tmp_path.glob(".killed*")), "nothing is left of the search"

@@ -1,0 +1,26 @@
+"""Searches that end in the middle, as if the process had been killed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from calibrant.outcomes import Journal
+
+
+@contextmanager
+def killed_after(*counts: int) -> Iterator[None]:
+    """While this is open, `KeyboardInterrupt` is raised once so many results were kept in a journal: right behind them, before anybody uses them."""
+    add, kept = Journal.add, 0
+
+    def deadly(journal: Journal, results: dict[str, Any]) -> None:
+        nonlocal kept
+        add(journal, results)
+        kept += 1
+        if kept in counts:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "add", deadly)
+        yield
