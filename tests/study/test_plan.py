@@ -11,7 +11,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from calibrant.activations import FeatureNorms, Gram
+from calibrant.activations import BlockChange, FeatureNorms, Gram
 from calibrant.data import CalibrationSet
 from calibrant.data.hub import offline
 from calibrant.errors import DataError, ModelError, OutputError
@@ -220,6 +220,13 @@ def test_the_method_that_an_allocation_judges_by_is_timed(model: str):
     timings = measure_pieces(open_model(model, "float32", "cpu"), 0.0, study.requests(), {}, kinds(study.requests()))
     assert timings.block.keys() >= {("wanda", "0.5"), ("sparsegpt", "0.5")}
     assert (Gram,) in timings.forward
+
+
+def test_the_walk_of_methods_that_look_at_blocks_is_timed(model: str):
+    study = asked(model, data=["random_tokens"], methods=["short_gpt", "greedy(tokens=[32, 64])"], sparsities=[0.5], seeds=[0])
+    timings = measure_pieces(open_model(model, "float32", "cpu"), 0.0, study.requests(), {}, kinds(study.requests()))
+    assert timings.forward[(BlockChange,)] > 0
+    assert timings.why_not == ()
 
 
 def test_the_probe_leaves_the_model_as_it_was(model: str):

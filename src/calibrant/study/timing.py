@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from calibrant.activations import FeatureNorms, Seen, Statistic
+from calibrant.activations import FeatureNorms, InputStatistic, Seen, Statistic
 from calibrant.compress import Recipe, fitting
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import CalibrantError
@@ -23,7 +23,7 @@ from calibrant.progress import Progress, silent
 from calibrant.study.loaded import room
 from calibrant.study.request import RunRequest
 from calibrant.study.supply import Supply, budget_of
-from calibrant.walk import TOKENS_PER_PASS, walk
+from calibrant.walk import TOKENS_PER_PASS, walk, walk_blocks
 from calibrant.walk.statistics import packed_bytes
 
 ITEMS: Final[Mapping[str, tuple[int, int]]] = {"tokens": (512, 1024), "limit": (4, 8)}
@@ -167,9 +167,11 @@ def _whole(evaluator: Evaluator, timed: Callable[[Evaluator], float]) -> float:
 
 
 def _first_block(model: ModelView, batch: TokenBatch, kinds: Kinds) -> tuple[dict[Weight, Seen], float]:
-    """Return the statistics of the first block's matrices, and the seconds that its forward took."""
-    arrivals = walk(model, batch, kinds, "dense")
+    """Return the statistics of the first block's matrices, and the seconds that its forward took. What is of a whole block has none of these."""
     first: dict[Weight, Seen] = {}
+    if not all(issubclass(kind, InputStatistic) for kind in kinds):
+        return first, _timed(lambda: next(walk_blocks(model, batch, kinds)))
+    arrivals = walk(model, batch, kinds, "dense")
     began = time.perf_counter()
     seconds = 0.0
     for weight, seen in arrivals:
