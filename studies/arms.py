@@ -57,3 +57,16 @@ def markdown_row(head: str, estimates: Iterable[Estimate], comparisons: int) -> 
     return (
         f"| {head} | {' | '.join(f'**{e:+.3f}**' if e.over_draws and e.significant(comparisons=comparisons) else f'{e:+.3f}' for e in estimates)} |"
     )
+
+
+def with_range(values: list[float]) -> str:
+    """The mean of the draws, and half of what they lie apart."""
+    return f"{statistics.mean(values):.3f}" + (f" ± {(max(values) - min(values)) / 2:.3f}" if len(values) > 1 else "")
+
+
+def with_interval(estimate: Estimate, significant: bool | None = None) -> str:
+    """An estimate with its interval of 95 %: bold if it is `significant`, by default where the interval leaves out zero."""
+    if (interval := estimate.interval()) is None:
+        return f"{estimate.value:+.3f}"
+    text = f"{estimate.value:+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f})"
+    return f"**{text}**" if (estimate.significant() if significant is None else significant) else text
