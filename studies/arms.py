@@ -34,7 +34,7 @@ def worse(a: Measured, b: Measured, names: Iterable[str]) -> Estimate:
     return contrast({m: a[m] for m in chosen}, {m: b[m] for m in chosen})
 
 
-def named(of: Measured, names: Iterable[str]) -> list[str]:
+def named(of: Mapping[str, object], names: Iterable[str]) -> list[str]:
     """What was measured on each of `names`, in their order."""
     by_source = {re.split(r"[ :(]", measured)[0]: measured for measured in of}
     return [by_source[name] for name in names]

@@ -3,10 +3,11 @@
 Losses are nats per token, on rows that no draw calibrates on.
 """
 
+import json
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from studies.arms import Measured, named, with_interval, with_range
 from studies.pages import write_or_print
@@ -16,6 +17,8 @@ from calibrant.store import Store
 
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parents[1] / "docs/findings/pruning.md"
+PEER: Final = HERE / "peer.json"
+"""The record of `peer.py`."""
 DOMAINS: Final = {"web": "c4", "encyclopedia": "wikipedia", "collection": "pile", "code": "python_code", "arithmetic": "gsm8k", "passages": "race"}
 """Each domain that is measured, and the source it is made of."""
 C4, ARITHMETIC, MIXTURE = "c4", "gsm8k:cot", "0.3333*c4 + 0.3333*gsm8k:cot + 0.3334*python_code"
@@ -55,6 +58,16 @@ def losses(every: list[Arm], target: str) -> Iterator[str]:
         columns = [[m.score.value for m in arm.measured[name]] for name in named(arm.measured, DOMAINS.values())]
         columns = [[statistics.mean(of) for of in zip(*columns, strict=True)], *columns]
         yield f"| {SETS[arm.data]} | `{arm.method}` | {arm.draws} | {' | '.join(map(with_range, columns))} |"
+    if target == "0.6" and PEER.is_file():
+        yield peer(json.loads(PEER.read_text("utf-8")))
+
+
+def peer(record: Mapping[str, Any]) -> str:
+    """The row of llm-compressor's SparseGPT, from the same tokens of C4."""
+    drawn = [draw["losses"] for draw in record["draws"].values()]
+    columns = [[losses[name]["value"] for losses in drawn] for name in named(drawn[0], DOMAINS.values())]
+    columns = [[statistics.mean(of) for of in zip(*columns, strict=True)], *columns]
+    return f"| {SETS[C4]} | llm-compressor's SparseGPT | {len(drawn)} | {' | '.join(map(with_range, columns))} |"
 
 
 def prices(every: list[Arm]) -> Iterator[str]:
