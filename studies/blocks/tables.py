@@ -52,7 +52,7 @@ def arms(folder: Path) -> tuple[list[Arm], Measured]:
     """Every method, target and set of a store, in the order of its study, and the untouched model."""
     found: list[Arm] = []
     with Store(folder, create=False) as store:
-        cells = [c for c in store.cells() if c.method != "none"]
+        cells = [c for c in store.cells() if c.run and c.method != "none"]
         for method, target, data in dict.fromkeys((c.method, c.target, c.data) for c in cells):
             records = [store.record(c.run) for c in cells if (c.method, c.target, c.data) == (method, target, data)]
             if measured := draws(store, method=method, target=target, data=data):

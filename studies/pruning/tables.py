@@ -40,7 +40,7 @@ def arms() -> list[Arm]:
     """Every method, target and set of the store that was measured on all domains, in the order of the study."""
     found: list[Arm] = []
     with Store(HERE / "smollm2", create=False) as store:
-        cells = [c for c in store.cells() if c.method != "none"]
+        cells = [c for c in store.cells() if c.run and c.method != "none"]
         for method, target, data in dict.fromkeys((c.method, c.target, c.data) for c in cells):
             measured = draws(store, method=method, target=target, data=data)
             records = [store.record(c.run) for c in cells if (c.method, c.target, c.data) == (method, target, data)]
