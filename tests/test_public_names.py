@@ -17,6 +17,7 @@ NAMES = {
     "Study": "study",
     "catalogue": "names",
     "evaluate": "evaluators",
+    "explain": "evaluators",
     "export": "compress",
     "imatrix": "importance",
     "inspect": "inspection",

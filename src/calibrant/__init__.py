@@ -12,7 +12,8 @@ text is an object too, and writes itself back as the same text; an object of a c
 `catalogue("methods")` lists what can be named.
 
 The verbs. `prune`, `quantize` and `evaluate` do the whole job, files included; `inspect` shows what a set holds before it is used, `survey` tries
-every source, `mix` weighs some of them, `recommend` says which data to use; `export` writes a model in another form, `load` opens any of them;
+every source, `mix` weighs some of them, `recommend` says which data to use; `explain` says which words a compressed model forgot; `export` writes a
+model in another form, `load` opens any of them;
 `open_model` and `view` begin work in memory, which goes on with `calibrant.walk.walk` and `calibrant.compress.compress`. The floor plan is
 `docs/architecture.md`.
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from calibrant.errors import CalibrantError as CalibrantError
     from calibrant.errors import InputError as InputError
     from calibrant.evaluators import evaluate as evaluate
+    from calibrant.evaluators import explain as explain
     from calibrant.importance import imatrix as imatrix
     from calibrant.inspection import inspect as inspect
     from calibrant.inspection import survey as survey
@@ -50,6 +52,7 @@ _HOME: Final = {
     "Study": "study",
     "catalogue": "names",
     "evaluate": "evaluators",
+    "explain": "evaluators",
     "export": "compress",
     "imatrix": "importance",
     "inspect": "inspection",
@@ -73,6 +76,7 @@ __all__ = [
     "__version__",
     "catalogue",
     "evaluate",
+    "explain",
     "export",
     "imatrix",
     "inspect",

@@ -160,6 +160,20 @@ def user_text(text: str, error: type[InputError] = InputError) -> str:
     return text
 
 
+def user_lines(content: bytes, name: str, error: type[InputError] = InputError) -> list[str]:
+    """Return the lines of a small text file of a user, by what it is called. Raises `error` for what is no UTF-8.
+
+    >>> user_lines(b"good\\r\\nbad", "moods.txt")
+    ['good', 'bad']
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = content[: problem.start].count(b"\n") + 1
+        raise error(f"line {line} of {brief(name)} isn't UTF-8; save the file in UTF-8", subject=name) from problem
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
 def whole_number(digits: str) -> int | None:
     """Return the whole number that a text is, in decimal ASCII digits and up to 10¹⁵ either way; None for anything else.
 

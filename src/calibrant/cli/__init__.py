@@ -10,6 +10,7 @@ from calibrant.cli import study  # isort: skip
 from calibrant.cli import data  # isort: skip
 from calibrant.cli import importance  # isort: skip
 from calibrant.cli import choosing  # isort: skip
+from calibrant.cli import explaining  # isort: skip
 from calibrant.cli._frame import app, main, progress
 
-__all__ = ["app", "choosing", "data", "importance", "main", "model", "progress", "study"]
+__all__ = ["app", "choosing", "data", "explaining", "importance", "main", "model", "progress", "study"]

@@ -13,6 +13,7 @@ from calibrant.compare.questions import Evidence, PaperQuestion
 from calibrant.compare.ranking import MEAN, Ranking, RankingEntry, pairs
 from calibrant.compare.results import Results, draws, narrowed, read, tidy
 from calibrant.compare.sets import MEASURES, Draw, SetSummary, Similarity, medians, similarity, summaries
+from calibrant.compare.words import KeptWords, kept_words, kept_words_in
 
 __all__ = [
     "LEVEL",
@@ -24,6 +25,7 @@ __all__ = [
     "Draws",
     "Estimate",
     "Evidence",
+    "KeptWords",
     "Layers",
     "MaskOverlap",
     "PaperQuestion",
@@ -42,6 +44,8 @@ __all__ = [
     "draws",
     "is_grid",
     "join_names",
+    "kept_words",
+    "kept_words_in",
     "label_set",
     "layers",
     "medians",

@@ -42,6 +42,20 @@ def words(text: str) -> list[str]:
     return _word().findall(_UNSEEN.sub("", unicodedata.normalize("NFKC", text)).casefold())
 
 
+def spans(text: str) -> list[tuple[int, int, str]]:
+    """Return where each word begins and ends in `text`, in characters, and the word as `words` writes it.
+
+    >>> spans("An ONION!")
+    [(0, 2, 'an'), (3, 8, 'onion')]
+    """
+    found: list[tuple[int, int, str]] = []
+    for match in _word().finditer(text):
+        # What is case-folded may fall apart (a circled letter is one, and a sign of several becomes two words): then the longest part names it.
+        if parts := words(match[0]):
+            found.append((match.start(), match.end(), max(parts, key=len)))
+    return found
+
+
 def numbered(spoken: Sequence[str]) -> Numbers:
     """Return a number for each word, the same in every process."""
     return np.fromiter(map(_remembered, spoken), dtype=np.uint64, count=len(spoken))

@@ -52,13 +52,9 @@ def evaluate(
     chosen: list[Evaluator] = [evaluators.build(task) for task in ([tasks] if isinstance(tasks, str | Evaluator) else tasks)]
     chosen = within_budget(chosen, limit, tokens)
     check_engine(engine, chosen)
-    folder = str(home_of(model.name if isinstance(model, Opened) else model))
-    manifest = read_manifest(folder)
-    leaked = [calibrated_on(manifest, folder, task) for task in chosen]
-    if any(leaked) and not allow_leak:
-        refuse({folder: {str(task): rows for task, rows in zip(chosen, leaked, strict=True) if rows}})
+    leaked, manifest = refuse_leaks(model, chosen, allow_leak)
     opened = model if isinstance(model, Opened) else opened_by_llama_cpp(model) if engine == "llama_cpp" else open_model(model, dtype, device)
-    dense = _reference(reference, manifest, opened, device) if any(task.compares for task in chosen) else None
+    dense = reference_of(reference, manifest, opened, device) if any(task.compares for task in chosen) else None
     journals = [_journal(task, opened, dense) for task in chosen]
     measured = [timed(task, opened, progress, dense and dense.model, journal) for task, journal in zip(chosen, journals, strict=True)]
     for journal in journals:
@@ -101,14 +97,26 @@ def _counted(task: Evaluator, score: Score) -> Score:
     return replace(score, facts={**known, **score.facts})
 
 
-def _reference(reference: str | Opened | None, manifest: Mapping[str, Any] | None, opened: Opened, device: str) -> Opened:
-    """The model to compare with: the one given, or the one that `opened` was made from."""
+def refuse_leaks(model: str | Opened, tasks: Sequence[Evaluator], allow_leak: bool) -> tuple[list[LeakCount], Mapping[str, Any] | None]:
+    """Return which of the rows that each task measures the model was calibrated on, and its manifest. `DataError` for any, unless `allow_leak`."""
+    folder = str(home_of(model.name if isinstance(model, Opened) else model))
+    manifest = read_manifest(folder)
+    leaked = [calibrated_on(manifest, folder, task) for task in tasks]
+    if any(leaked) and not allow_leak:
+        refuse({folder: {str(task): rows for task, rows in zip(tasks, leaked, strict=True) if rows}})
+    return leaked, manifest
+
+
+def reference_of(
+    reference: str | Opened | None, manifest: Mapping[str, Any] | None, opened: Opened, device: str, option: str = "--reference"
+) -> Opened:
+    """Return the model to compare with: the one given, or the one that `opened` was made from. `SpecError` where none is known."""
     if isinstance(reference, Opened):
         return reference
     known = (manifest or {}).get("record", {}).get("run", {}).get("model_name")
     if reference is None and known is None:
         raise SpecError(
-            f"{opened.name!r} is to be compared with the untouched model, and which one that is isn't known; give --reference", subject=opened.name
+            f"{opened.name!r} is to be compared with the untouched model, and which one that is isn't known; give {option}", subject=opened.name
         )
     return open_model(reference or known, str(opened.dtype).removeprefix("torch."), device)
 

@@ -7,7 +7,20 @@ from functools import cached_property
 
 import numpy as np
 
-from calibrant.compare import Comparison, Layers, Ranking, RankingEntry, Results, SetSummary, Similarity, join_names, medians, target_noun
+from calibrant.compare import (
+    Comparison,
+    KeptWords,
+    Layers,
+    Ranking,
+    RankingEntry,
+    Results,
+    SetSummary,
+    Similarity,
+    join_names,
+    kept_words_in,
+    medians,
+    target_noun,
+)
 from calibrant.report.facts import StudyFacts
 from calibrant.report.plots import Plot, against_size, against_sparsity
 from calibrant.report.sentences import doubts
@@ -98,6 +111,11 @@ class Contents:
             ranked = [name for name in orders.get((of.model, of.method, of.target, of.propagate), ()) if name in of.sets]
             found.append(of.among([*ranked, *(name for name in of.sets if name not in ranked)]))
         return found
+
+    @cached_property
+    def kept_words(self) -> Sequence[KeptWords]:
+        """What each set kept of which words, where the study measured words."""
+        return kept_words_in(self.reading)
 
     def measured_on(self, name: str) -> Sequence[str]:
         """On what a calibration set was measured, over all its rankings."""
