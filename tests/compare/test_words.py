@@ -11,7 +11,7 @@ from calibrant.errors import DataError, OutputError
 from calibrant.store import Cell, Measurement, Score, Store
 
 
-def score(kept: dict[str, float], **changes: Any) -> Measurement:
+def score(kept: dict[str, float], /, **changes: Any) -> Measurement:
     columns = {"word": list(kept), "count": [len(word) for word in kept], "kept": list(kept.values()), **changes}
     return Measurement(Score("wikipedia:text", "kept", 0.5, 0.1, 8, "share", "higher", 0.0, {"words": columns}))
 

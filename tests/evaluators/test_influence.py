@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from calibrant.data import start_tokens
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators import Subject
-from calibrant.evaluators.influence import Influence
+from calibrant.evaluators.influence import LeftOutWords
 from calibrant.testing import tiny_model, tiny_tokenizer
 
 ANIMALS = ("cat", "dog", "owl", "fox")
@@ -42,7 +42,7 @@ def test_it_is_what_single_forwards_give(questions: Path) -> None:
     dense, other = tiny_model("llama", torch.float64), tiny_model("llama", torch.float64)
     with torch.no_grad():
         other.model.layers[1].mlp.down_proj.weight.mul_(0.7)
-    task = Influence(name=str(questions), limit=4)
+    task = LeftOutWords(name=str(questions), limit=4)
     measured = task.measure(Subject(other, tiny_tokenizer(), dense))
     rows = list(task.rows())[:4]
     contexts = [f"Question: {row.question}\nAnswer:" for row in rows]
@@ -69,17 +69,17 @@ def test_it_is_what_single_forwards_give(questions: Path) -> None:
 
 
 def test_the_untouched_model_keeps_all(questions: Path) -> None:
-    measured = Influence(name=str(questions), limit=3).measure(Subject(tiny_model("llama"), tiny_tokenizer(), tiny_model("llama")))
+    measured = LeftOutWords(name=str(questions), limit=3).measure(Subject(tiny_model("llama"), tiny_tokenizer(), tiny_model("llama")))
     assert measured.score.value == 1
     assert {o.value / o.weight for o in measured.outcomes} == {1.0}
 
 
 def test_what_cannot_be_asked_is_refused(questions: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="none was given; give --reference"):
-        Influence(name=str(questions)).measure(Subject(tiny_model("llama"), tiny_tokenizer()))
+        LeftOutWords(name=str(questions)).measure(Subject(tiny_model("llama"), tiny_tokenizer()))
     with pytest.raises(SpecError, match="limit must be at least 1"):
-        Influence(limit=0)
+        LeftOutWords(limit=0)
     one = tmp_path / "same.jsonl"
     one.write_text("\n".join(json.dumps({"question": "Who?", "answer": f"nobody {n}"}) for n in range(30)))
     with pytest.raises(DataError, match="no question whose words can be left out"):
-        Influence(name=str(one)).measure(Subject(tiny_model("llama"), tiny_tokenizer(), tiny_model("llama")))
+        LeftOutWords(name=str(one)).measure(Subject(tiny_model("llama"), tiny_tokenizer(), tiny_model("llama")))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calibrant.compare.results import Results, grouped, read
+from calibrant.compare.results import Results, Setting, grouped, read
 from calibrant.errors import DataError
-from calibrant.store import Store
+from calibrant.store import Score, Store
 
 COLUMNS = ("word", "count", "kept")
 """What a measurement of words stores of each group at least, as columns."""
@@ -96,17 +96,11 @@ def kept_words_in(results: Results) -> tuple[KeptWords, ...]:
 def _tables(results: Results) -> Iterator[KeptWords]:
     for setting, cells in grouped(results.cells).items():
         for text in dict.fromkeys(text for cell in cells for text in cell.measures):
-            found: dict[str, list[Mapping[str, Sequence[Any]]]] = {}
-            measured, seen = "", set[str]()
-            for cell in cells:
-                measurement = results.scores.get(cell.run, {}).get(cell.measures.get(text, ""))
-                columns = None if measurement is None else measurement.score.facts.get("words")
-                if cell.data and measurement is not None and _sound(columns) and cell.run not in seen:
-                    seen.add(cell.run)
-                    measured = measurement.score.measured
-                    found.setdefault(cell.data, []).append(columns)
-            if found:
-                yield _table(setting, measured, found).worst_first()
+            measurements = {cell.run: (cell.data, results.scores.get(cell.run, {}).get(cell.measures.get(text, ""))) for cell in cells if cell.data}
+            # By run: one that answers several cells is one draw.
+            sound = [(data, one.score) for data, one in measurements.values() if one is not None and _sound(one.score.facts.get("words"))]
+            if sound:
+                yield _table(setting, sound).worst_first()
 
 
 def _sound(columns: Any) -> bool:
@@ -118,12 +112,16 @@ def _sound(columns: Any) -> bool:
     return kinds and len(words) == len(counts) == len(kept) and all(isinstance(value, int | float) and math.isfinite(value) for value in kept)
 
 
-def _table(setting: tuple[str, str, str, str], measured: str, found: Mapping[str, Sequence[Mapping[str, Sequence[Any]]]]) -> KeptWords:
-    counts = {word: int(n) for each in found.values() for columns in each for word, n in zip(columns["word"], columns["count"], strict=True)}
-    by_draw = {name: [dict(zip(columns["word"], columns["kept"], strict=True)) for columns in each] for name, each in found.items()}
+def _table(setting: Setting, sound: Sequence[tuple[str, Score]]) -> KeptWords:
+    by_draw: dict[str, list[dict[str, float]]] = {}
+    counts: dict[str, int] = {}
+    for data, score in sound:
+        columns = score.facts["words"]
+        by_draw.setdefault(data, []).append(dict(zip(columns["word"], columns["kept"], strict=True)))
+        counts |= dict(zip(columns["word"], columns["count"], strict=True))
     kept = tuple(tuple(_mean([draw[word] for draw in each if word in draw]) for word in counts) for each in by_draw.values())
     draws = tuple(len(each) for each in by_draw.values())
-    return KeptWords(*setting, measured, tuple(counts), tuple(counts.values()), tuple(by_draw), kept, draws)
+    return KeptWords(*setting, sound[0][1].measured, tuple(counts), tuple(counts.values()), tuple(by_draw), kept, draws)
 
 
 def _mean(values: Sequence[float]) -> float:

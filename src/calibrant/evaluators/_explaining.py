@@ -69,6 +69,7 @@ def explain(
     source.
     """
     asked = _asked(task, source, groups, tokens)
+    asked.check()
     _, manifest = refuse_leaks(model, [asked], allow_leak)
     opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
     dense = reference_of(against, manifest, opened, device, "--against")

@@ -1,6 +1,5 @@
 """What a compressed model kept of a dense one's responses to words: by group, by block, by document, and beside the loss."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, final
@@ -147,7 +146,7 @@ class Forgotten:
                 found.append(Outcome(document, float(values[at]), float(weights[at]), facts))
         return found
 
-    def _found(self) -> Mapping[str, Any]:
+    def _found(self) -> dict[str, Any]:
         """What is stored of the neurons and the blocks."""
         known, of = self.dense.known, self.dense.pattern
         whole = self.dense.shown.by_block[:, known] / self.dense.shown.by_block[:, known].sum(0)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Any, Final, final
 
 import torch
 from jaxtyping import Float, Int
@@ -190,7 +190,8 @@ def _clusters(frequent: Sequence[str], model: PreTrainedModel, tokenizer: PreTra
         return {}
     # With a space before it, as it stands in a text.
     ids: list[list[int]] = [tokenizer(f" {word}", add_special_tokens=False, verbose=False)["input_ids"] for word in frequent]
-    table: Tensor = model.get_input_embeddings().weight.detach()
+    embeddings: Any = model.get_input_embeddings()
+    table: Tensor = embeddings.weight.detach()
     points = torch.stack([table[one].double().mean(0) for one in ids]).cpu()
     labels = spherical(points - points.mean(0), CLUSTERS)
     names: dict[int, list[str]] = {}

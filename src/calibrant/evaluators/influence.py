@@ -37,7 +37,7 @@ Influences = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, repr=False)
-class Influence(SourceEvaluator):
+class LeftOutWords(SourceEvaluator):
     """How much of the influence that the words of questions have on the right answer is left: each word left out, and the answer scored again."""
 
     name: str = "commonsense_qa"
@@ -56,7 +56,7 @@ class Influence(SourceEvaluator):
         """Return the questions of the set's measured part."""
         return self.held_out()[0].rows("measure")
 
-    def limited(self, limit: int) -> "Influence":
+    def limited(self, limit: int) -> "LeftOutWords":
         """Return the same with the first `limit` questions."""
         return replace(self, limit=limit)
 

@@ -27,7 +27,7 @@ def explained(result: Mapping[str, Any], most: int) -> Iterator[Any]:
     yield ""
     table = table_of("word", "stands", "damage", "loss behind it", "block", "neurons behind it: response then and now")
     for word in result["words"][:most]:
-        behind = "" if word["raised_next"] is None else f"{word['next']:+.3f}"
+        behind = "" if word["raised_next"] is None else f"{word['raised_next']:+.3f}"
         table.add_row(one_line(word["word"]), f"{word['count']:,}", f"{word['damage']:.3f}", behind, f"{word['block']}", _neurons(word["strongest"]))
     yield table
     yield "damage: the share of the dense model's response that is gone; loss behind it: by how many nats the loss of the next token rose"
