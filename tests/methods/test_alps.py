@@ -31,8 +31,10 @@ def features(tokens: int, inputs: int, dtype: torch.dtype = torch.float64) -> Te
     return x * (0.1 + torch.rand(inputs, dtype=dtype))
 
 
-def top(sizes: Matrix, target: Target) -> Matrix:
-    """True where a weight is one of the largest: of the matrix, or of its group."""
+def top(sizes: Matrix, target: Target, per: str = "matrix") -> Matrix:
+    """True where a weight is one of the largest: of the matrix, or of its row or group."""
+    if per == "row" and not isinstance(target, NofM):
+        return np.vstack([top(row[None], target) for row in sizes])
     stays = np.ones(sizes.shape, bool)
     if isinstance(target, NofM):
         for row in range(len(sizes)):
@@ -45,7 +47,7 @@ def top(sizes: Matrix, target: Target) -> Matrix:
     return stays
 
 
-def by_the_paper(weight: Tensor, x: Tensor, target: Target, damp: float = 0.01) -> tuple[Matrix, Matrix]:
+def by_the_paper(weight: Tensor, x: Tensor, target: Target, damp: float = 0.01, per: str = "matrix") -> tuple[Matrix, Matrix]:
     """The sparse weights and which they are. B, D and V are those of the paper, transposed."""
     inputs = x.double().numpy()
     hessian = inputs.T @ inputs / len(inputs)
@@ -53,7 +55,7 @@ def by_the_paper(weight: Tensor, x: Tensor, target: Target, damp: float = 0.01) 
     scale = np.sqrt(hessian.diagonal())
     hessian = hessian / np.outer(scale, scale)
     w = weight.double().numpy() * scale
-    d = np.where(top(abs(w), target), w, 0)
+    d = np.where(top(abs(w), target, per), w, 0)
     first, v, rho, grown, before, kept = d.copy(), np.zeros_like(w), 0.1, False, d != 0, (d != 0).sum()
     stays = before
     for done in range(3, 301, 3):
@@ -61,7 +63,7 @@ def by_the_paper(weight: Tensor, x: Tensor, target: Target, damp: float = 0.01) 
         for _ in range(3):
             b = (w @ hessian - v + rho * d) @ inverse
             pulled = b + v / rho
-            stays = top(abs(pulled), target)
+            stays = top(abs(pulled), target, per)
             d = np.where(stays, pulled, 0)
             v = v + rho * (b - d)
         change, before = (stays != before).sum() / kept, stays
@@ -100,6 +102,16 @@ def test_float64_agrees_with_the_paper(target: Target):
     result, (expected, stays) = pruned(weight, x, target), by_the_paper(weight, x, target)
     assert torch.equal(result != 0, torch.from_numpy(stays))
     assert np.allclose(result.numpy(), expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_rows_that_keep_as_many_each_agree_with_the_paper_whose_choice_is_made_row_by_row(target: Target):
+    weight, x = torch.randn(24, 96, dtype=torch.float64), features(300, 96)
+    result = pruned(weight, x, target, ALPS(steps=0, per="row"))
+    expected, stays = by_the_paper(weight, x, target, per="row")
+    assert torch.equal(result != 0, torch.from_numpy(stays))
+    assert np.allclose(result.numpy(), expected, rtol=1e-8, atol=1e-10)
+    assert len(set(stays.sum(1).tolist())) == 1
 
 
 @pytest.mark.parametrize("target", [Sparsity(0.5), NofM(2, 4)], ids=str)
@@ -281,6 +293,7 @@ def test_a_pattern_that_does_not_fit_is_refused():
         ({"damp": math.inf}, r"alps\(damp=inf\): damp must be above 0; 0.01 is the paper's"),
         ({"iterations": 0}, r"alps\(iterations=0\): at least 1 iteration is made"),
         ({"steps": -1}, r"alps\(steps=-1\): steps must be 0 or more"),
+        ({"per": "column"}, r"alps\(per='column'\): weights are chosen per matrix, as in the paper, or per row"),
     ],
 )
 def test_parameters_are_checked(parameters: dict[str, Any], said: str):

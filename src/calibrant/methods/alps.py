@@ -2,17 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen, Statistic, wide
 from calibrant.errors import SpecError
+from calibrant.foreign import brief
 from calibrant.methods._admm import Directions, Scaled, chosen, shared_scaled
 from calibrant.methods._base import Compressed, MatrixMethod, finite, observed, removal
 from calibrant.methods._gradients import damped
-from calibrant.targets import Removal, Target
+from calibrant.spec import later
+from calibrant.targets import Group, Removal, Target
 
 EVERY: Final = 3
 """Iterations between two looks at how the support changes."""
@@ -39,7 +41,8 @@ class ALPS(MatrixMethod):
     Weights that fit the outputs and weights that are sparse are drawn towards each other (alternating directions, algorithm 1) with a weight ρ that
     grows from `rho` on, faster while many of the chosen weights change, until they settle or after `iterations`; then `steps` of conjugate
     gradients on the chosen ones: the paper's ten take off some ten thousandths more. Inputs are scaled to the same size first, and λ = `damp` · mean
-    diagonal is added to the Gram. A sparsity is that of the whole matrix, so rows differ in how many weights they keep.
+    diagonal is added to the Gram. A sparsity is that of the whole matrix, so rows differ in how many weights they keep; with `per=row` (ours) it
+    is that of each row.
 
     Differs from the paper's code in: inputs that were always zero are removed first, keep their weights beyond the quota, and don't count in the
     mean diagonal; counts are rounded down; what is kept is that of the sparse weights, not of those that fit; the first ρ isn't lowered below 1e-4;
@@ -53,6 +56,7 @@ class ALPS(MatrixMethod):
     iterations: int = 300
     steps: int = 3
     damp: float = 0.01
+    per: str = later("matrix")
 
     def __post_init__(self) -> None:
         for name, value, usual in (("rho", self.rho, 0.1), ("damp", self.damp, 0.01)):
@@ -62,6 +66,13 @@ class ALPS(MatrixMethod):
             raise SpecError(f"alps(iterations={self.iterations}): at least 1 iteration is made; 300 is the paper's", subject="iterations")
         if self.steps < 0:
             raise SpecError(f"alps(steps={self.steps}): steps must be 0 or more; 10 is the paper's", subject="steps")
+        if self.per not in get_args(Group):
+            message = f"alps(per={brief(self.per)}): weights are chosen per matrix, as in the paper, or per row; write one"
+            raise SpecError(message, subject="per")
+
+    @property
+    def _group(self) -> Group:
+        return "row" if self.per == "row" else "matrix"
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes: how many `iterations` it took, the last `rho`, and the share of the support that was still `changing`.
@@ -75,7 +86,7 @@ class ALPS(MatrixMethod):
         sound = finite(weight, "the weight").to(wide(weight.dtype)).contiguous()
         scaled, hessian = shared_scaled(gram, self.damp), damped(gram, self.damp).to(sound.dtype)
         dense = sound * scaled.scale.to(sound.dtype)
-        largest = removal(target).keep(dense.abs(), "matrix")
+        largest = removal(target).keep(dense.abs(), self._group)
         if bool(largest.all()):
             return Compressed(weight.detach().clone(), {"iterations": 0, "rho": self.rho, "changing": 0.0})
         found, notes = self._directions(dense, largest, scaled, removal(target))
@@ -94,7 +105,7 @@ class ALPS(MatrixMethod):
             response = scaled.response(rho).to(dense.dtype)
             for _ in range(min(EVERY, self.iterations - done)):
                 state.pull(response)
-                state.keep = removal.keep(state.pulled.abs(), "matrix")
+                state.keep = removal.keep(state.pulled.abs(), self._group)
                 done += 1
             changing = int((state.keep ^ last).count_nonzero()) / max(kept, 1)
             last = state.keep
