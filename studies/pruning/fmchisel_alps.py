@@ -1,6 +1,8 @@
 """The ALPS of fmchisel on weights and Grams of a file; `layers.py` starts it with the interpreter of an environment that has fmchisel 0.1.2.
 
-Written for llmcompressor 0.5.1, whose modules fmchisel imports: pip install llmcompressor==0.5.1 fmchisel==0.1.2.
+It imports modules of llmcompressor 0.5.1, and runs on a processor with torch 2.13 (newer than it asks for) in an environment made so:
+pip install "transformers<4.53" "datasets<5" "numpy>=2" compressed-tensors==0.9.4 dataclasses_json accelerate loguru pydantic torch
+pip install --no-deps llmcompressor==0.5.1 fmchisel==0.1.2
 """
 
 import sys
