@@ -25,7 +25,7 @@ def explained(result: Mapping[str, Any], most: int) -> Iterator[Any]:
         ("responses", f"{facts['responses']:,} of {facts['responses_tested']:,} are real, at a false discovery rate of 5 %"),
     )
     yield ""
-    table = table_of("word", "stands", "damage", "loss behind it", "block", "neurons behind it: response then and now")
+    table = table_of("word", "count", "damage", "loss behind it", "block", "neurons behind it: response then and now")
     for word in result["words"][:most]:
         behind = "" if word["raised_next"] is None else f"{word['raised_next']:+.3f}"
         table.add_row(one_line(word["word"]), f"{word['count']:,}", f"{word['damage']:.3f}", behind, f"{word['block']}", _neurons(word["strongest"]))
@@ -66,7 +66,7 @@ def kept_by_sets(tables: Sequence[Mapping[str, Any]], most: int) -> Iterator[Any
         yield one_line(f"Share kept of the responses to words of {of['measured']}: {where}")
         for begin in range(0, len(sets), SETS):
             shown = sets[begin : begin + SETS]
-            table = table_of("word", "stands", *(visible(name) for name in shown))
+            table = table_of("word", "count", *(visible(name) for name in shown))
             for word in of["words"][:most]:
                 cells = [Text(_share(word["kept"][name]), "bold" if name == word["best"] else "") for name in shown]
                 table.add_row(one_line(word["word"]), f"{word['count']:,}", *cells)
