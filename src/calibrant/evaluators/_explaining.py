@@ -85,7 +85,7 @@ def explain(
 
 def _asked(task: str | Words | None, source: str | None, groups: str | None, tokens: int | None) -> Words:
     if task is None:
-        return Words(source=source or SOURCE, groups=groups or "words", **({} if tokens is None else {"tokens": tokens}))
+        return Words(source=source or SOURCE, groups=groups or "words", tokens=Words.tokens if tokens is None else tokens)
     built = evaluators.build(task)
     if not isinstance(built, Words):
         raise SpecError(f"{built} isn't about words; give words(source=…), or --source alone", subject=str(task))
