@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from studies import findings
 from studies.blocks import tables as blocks
+from studies.experts import tables as experts
 from studies.grids import tables as grids
 from studies.pages import filled
 from studies.pruning import tables as pruning
@@ -189,7 +190,7 @@ def test_the_study_of_choosing_is_what_its_file_asks():
     assert verify(PROJECT / "studies/choosing/results") == []
 
 
-PAGES = {"grids": grids, "pruning": pruning, "blocks": blocks}
+PAGES = {"grids": grids, "pruning": pruning, "blocks": blocks, "experts": experts}
 STORES = [
     ("grids", "smollm2"),
     ("grids", "gemma3-270m"),
@@ -197,6 +198,7 @@ STORES = [
     ("pruning", "smollm2"),
     ("blocks", "smollm2"),
     ("blocks", "factors"),
+    ("experts", "kinds"),
 ]
 
 

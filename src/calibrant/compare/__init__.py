@@ -7,6 +7,7 @@ from calibrant.compare.comparison import Comparison, RankAgreement, Regret, comp
 from calibrant.compare.contrasts import Contrast
 from calibrant.compare.crossed import Draws, contrast
 from calibrant.compare.estimate import LEVEL, Estimate, detectable, t_quantile
+from calibrant.compare.experts import KeptExperts, kept_experts
 from calibrant.compare.labels import bits_of, describe_target, is_grid, join_names, label_set, target_noun
 from calibrant.compare.masks import Layers, MaskOverlap, layers, overlaps
 from calibrant.compare.questions import Evidence, PaperQuestion
@@ -25,6 +26,7 @@ __all__ = [
     "Draws",
     "Estimate",
     "Evidence",
+    "KeptExperts",
     "KeptWords",
     "Layers",
     "MaskOverlap",
@@ -44,6 +46,7 @@ __all__ = [
     "draws",
     "is_grid",
     "join_names",
+    "kept_experts",
     "kept_words",
     "kept_words_in",
     "label_set",

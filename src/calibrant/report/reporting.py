@@ -15,6 +15,7 @@ from calibrant.compare import (
     SetSummary,
     Similarity,
     compare,
+    kept_experts,
     layers,
     narrowed,
     read,
@@ -148,7 +149,7 @@ class Report:
         """Return every plot that the study has material for. Raises `MissingPackageError` without the extra `report`."""
         from calibrant.report.plots import plots
 
-        return plots(self.comparison, self.layers, self._contents().tokens)
+        return plots(self.comparison, self.layers, self._contents().tokens, tuple(kept_experts(self.reading)))
 
     @needed_for("a plot")
     def write_plots(self, folder: str | Path, dark: bool = False) -> list[Path]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from calibrant.compare import (
     Comparison,
+    KeptExperts,
     KeptWords,
     Layers,
     Ranking,
@@ -17,12 +18,13 @@ from calibrant.compare import (
     SetSummary,
     Similarity,
     join_names,
+    kept_experts,
     kept_words_in,
     medians,
     target_noun,
 )
 from calibrant.report.facts import StudyFacts
-from calibrant.report.plots import Plot, against_size, against_sparsity
+from calibrant.report.plots import Plot, against_size, against_sparsity, routers
 from calibrant.report.sentences import doubts
 from calibrant.report.tables.table import heading
 
@@ -96,6 +98,16 @@ class Contents:
             drawn.append(against_sparsity(ranked) if ranked else None)
             drawn.append(against_size([ranking for ranking in every if ranking.model == model]))
         return [plot for plot in drawn if plot is not None]
+
+    @cached_property
+    def experts(self) -> Mapping[tuple[str, str, str, str], KeptExperts]:
+        """Which experts each set keeps, by model, method, target and propagation, where experts were dropped."""
+        return {(of.model, of.method, of.target, of.propagate): of for of in kept_experts(self.reading)}
+
+    def routers_of(self, ranking: Ranking) -> Plot | None:
+        """The experts that each set of a ranking keeps, drawn; None where none were dropped."""
+        found = self.experts.get((ranking.model, ranking.method, ranking.target, ranking.propagate))
+        return routers([found]) if found else None
 
     @cached_property
     def medians(self) -> Mapping[str, float]:

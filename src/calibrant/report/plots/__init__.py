@@ -7,6 +7,7 @@ from calibrant.report.plots.growth import against_sparsity, against_tokens, laye
 from calibrant.report.plots.heat import kept
 from calibrant.report.plots.pareto import pareto
 from calibrant.report.plots.picture import Plot
+from calibrant.report.plots.routers import routers
 from calibrant.report.plots.size import against_size
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "layer_errors",
     "pareto",
     "plots",
+    "routers",
     "write",
 ]

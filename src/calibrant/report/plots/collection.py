@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from calibrant.compare import Comparison, Layers
+from calibrant.compare import Comparison, KeptExperts, Layers
 from calibrant.report.plots.forest import evidence, forest, formats
 from calibrant.report.plots.growth import against_sparsity, against_tokens, layer_errors
 from calibrant.report.plots.heat import kept
 from calibrant.report.plots.pareto import pareto
 from calibrant.report.plots.picture import Plot
+from calibrant.report.plots.routers import routers
 from calibrant.report.plots.size import against_size
 from calibrant.report.plots.words import stem
 
@@ -17,10 +18,11 @@ WITHOUT_PLOT: Final = frozenset({"baseline"})
 """Questions that get no plot: the forests show their evidence."""
 
 
-def plots(comparison: Comparison, layers: Sequence[Layers], tokens: Mapping[str, int]) -> list[Plot]:
-    """Return every plot: those of each ranking, over sparsity and size, of each model's blocks, of the questions. `tokens` are each set's real ones.
+def plots(comparison: Comparison, layers: Sequence[Layers], tokens: Mapping[str, int], experts: Sequence[KeptExperts] = ()) -> list[Plot]:
+    """Return every plot: those of each ranking, over sparsity and size, of each model's blocks and experts, of the questions.
 
-    Their names differ, upper and lower case being one; where rankings differ in the model or in how the walk propagates, names say which.
+    `tokens` are each set's real ones. Names of plots differ, upper and lower case being one; where rankings differ in the model or in how the walk
+    propagates, names say which.
     """
     rankings = comparison.rankings
     models, ways = list(dict.fromkeys(r.model for r in rankings)), {r.propagate for r in rankings}
@@ -32,9 +34,10 @@ def plots(comparison: Comparison, layers: Sequence[Layers], tokens: Mapping[str,
         parts = (model,) if len(models) > 1 else ()
         named.append((against_sparsity([r for r in rankings if r.model == model]), parts))
         named.append((against_size([r for r in (*rankings, *comparison.unranked) if r.model == model]), parts))
-    models, ways = list(dict.fromkeys(of.model for of in layers)), {of.propagate for of in layers}
-    for of in layers:
-        named.append((layer_errors(of), (*([of.model] if len(models) > 1 else []), *([of.propagate] if len(ways) > 1 else []))))
+    for several, drawn in ((layers, map(layer_errors, layers)), (experts, (routers([of]) for of in experts))):
+        models, ways = {of.model for of in several}, {of.propagate for of in several}
+        parts = [(*([of.model] if len(models) > 1 else []), *([of.propagate] if len(ways) > 1 else [])) for of in several]
+        named += zip(drawn, parts, strict=True)
     named += [(evidence(question), ()) for question in comparison.questions if question.name not in WITHOUT_PLOT]
 
     names: set[str] = set()
