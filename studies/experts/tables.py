@@ -149,7 +149,7 @@ def jackknifed(sets: Mapping[str, Sequence[Kept]], of: Pairing) -> tuple[float, 
         if len(set(without)) > 1:
             variance += (count - 1) / count * sum((value - statistics.mean(without)) ** 2 for value in without)
             degrees += count - 1
-    return of(sets), t_quantile(0.975, degrees) * variance**0.5 if degrees else 0.0
+    return of(sets), t_quantile(0.975, float(degrees)) * variance**0.5 if degrees else 0.0
 
 
 def overlaps(results: Results) -> Iterator[str]:

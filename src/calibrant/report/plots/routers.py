@@ -98,7 +98,7 @@ def routers(groups: Sequence[KeptExperts], heads: Sequence[str] = ()) -> Plot | 
     method = first.method if len(alike) == 1 else "several criteria"
     title = f"Experts that stay: {first.model}, {method} at {describe_target(first.target)}"
     caption = (
-        f"Each square: an expert of a block, from 0 at the left to {drawn.experts - 1}; the darker, the more of a set's draws keep it",
+        f"Each square: an expert of a block, from 0 at the left to {drawn.experts - 1}; the stronger its colour, the more of a set's draws keep it",
         "Rows of a block: calibration sets",
     )
     name = ("experts", first.method, first.target) if len(alike) == 1 else ("experts", first.target)
