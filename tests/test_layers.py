@@ -26,7 +26,7 @@ def test_rows_have_the_median_of_ratios_and_the_largest():
     assert rows[0] == "| method | 0.6 | 2:4 | 0.6, other C4 | 0.6, arithmetic | take it |"
     assert rows[2].startswith("| `wanda` | 1.500 (2.00) | 1.500 (2.00) | 1.500 (2.00) | 1.500 (2.00) | for a first look")
     assert rows[3].startswith("| `sparsegpt` | 1 | 1 | 1 | 1 | to compare")
-    assert rows[4] == "| `refined` | 0.700 (0.90) | 0.700 (0.90) | 0.700 (0.90) | 0.700 (0.90) | where alps takes too long |"
+    assert rows[4] == "| `refined` | 0.700 (0.90) | 0.700 (0.90) | 0.700 (0.90) | 0.700 (0.90) | first |"
 
 
 def test_what_was_given_fewer_matrices_is_compared_on_those():

@@ -50,11 +50,18 @@ def arms() -> list[Arm]:
     return found
 
 
+def untouched() -> Measured:
+    """What the untouched model loses."""
+    with Store(HERE / "smollm2", create=False) as store:
+        return draws(store, method="none")
+
+
 def losses(every: list[Arm], target: str) -> Iterator[str]:
     """Rows: what the model loses after each method, with each set, on each domain and on average."""
     yield f"| calibrated on | method | draws | mean | {' | '.join(DOMAINS)} |"
     yield f"| --- | --- | ---: | ---: |{' ---: |' * len(DOMAINS)}"
-    for arm in sorted((arm for arm in every if arm.target == target), key=lambda arm: list(SETS).index(arm.data)):
+    rows = sorted((arm for arm in every if arm.target == target), key=lambda arm: list(SETS).index(arm.data))
+    for arm in [Arm("none", "", "", untouched(), 1, 0.0), *rows]:
         columns = [[m.score.value for m in arm.measured[name]] for name in named(arm.measured, DOMAINS.values())]
         columns = [[statistics.mean(of) for of in zip(*columns, strict=True)], *columns]
         yield f"| {SETS[arm.data]} | `{arm.method}` | {arm.draws} | {' | '.join(map(with_range, columns))} |"
@@ -113,8 +120,7 @@ def questions(every: list[Arm]) -> Iterator[str]:
 def worst(every: list[Arm]) -> str:
     """The domain on which refined with the mixture increases the loss most."""
     arm = next(arm for arm in every if (arm.method, arm.target, arm.data) == ("refined", "0.6", MIXTURE))
-    with Store(HERE / "smollm2", create=False) as store:
-        dense = draws(store, method="none")
+    dense = untouched()
     return max(DOMAINS, key=lambda domain: float(contrast(*[{"": side[named(side, [DOMAINS[domain]])[0]]} for side in (arm.measured, dense)]).value))
 
 
