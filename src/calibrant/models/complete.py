@@ -54,7 +54,7 @@ def stored_tensors(files: Sequence[Path]) -> Mapping[str, StoredTensor]:
 
 
 def _header_of(path: Path) -> list[tuple[str, StoredTensor]]:
-    with Refusal(f"{path} is no sound safetensors file", "; copy or download it again", str(path)), safe_open(path, framework="pt") as file:
+    with Refusal(f"{path} is no sound safetensors file", "; copy or download it again", str(path)), safe_open(path, framework="pt", backend="pread") as file:
         slices = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118  # no mapping
         return [(name, StoredTensor(tuple(part.get_shape()), str(part.get_dtype()), path.name)) for name, part in slices]
 
@@ -79,12 +79,13 @@ def refuse_unused(name: str, ref: str) -> None:
     )
 
 
-def outline(config: PreTrainedConfig) -> PreTrainedModel | None:
-    """Return the model that a configuration describes, without numbers; None for one that code beside it makes."""
+def outline(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel | None:
+    """Return the model that a configuration describes, without numbers, in `dtype` if one is given; None for one that code beside it makes."""
     if not type(config).__module__.startswith("transformers."):
         return None
     with torch.device("meta"), no_init_weights(), meta_device_safe_creation_ops():
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+        kind: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False, **kind)
 
 
 def check_fits(model: nn.Module, numbers: int, ref: str) -> None:
