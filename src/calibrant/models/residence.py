@@ -7,6 +7,8 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from calibrant.errors import ModelError
+
 
 class Residence(ABC):
     """Says when the numbers of a block are there: while the block is `held`. The embedding, norms outside the blocks and the head always are."""
@@ -46,7 +48,25 @@ class InMemory(Residence):
 IN_MEMORY = InMemory()
 
 
+@final
+class WithoutNumbers(Residence):
+    """There are no numbers: of a model's outline only names and shapes are looked at."""
+
+    on_disk: ClassVar[bool] = True
+
+    def held(self, index: int) -> AbstractContextManager[None]:
+        raise ModelError(f"block {index} is asked for its numbers, and the model was opened for its shapes alone", subject=str(index))
+
+    def absent(self) -> Mapping[int, Collection[str]]:
+        return {}
+
+    def changed(self, index: int, change: Callable[[], None]) -> None:
+        """Nothing is read."""
+
+
+WITHOUT_NUMBERS = WithoutNumbers()
+
+
 def place_of(tensor: Tensor) -> int:
     """Return where a parameter's numbers are: the same for two that are one, also where neither has numbers now."""
     return id(tensor) if tensor.is_meta else tensor.data_ptr()
-
