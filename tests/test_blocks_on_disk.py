@@ -24,7 +24,7 @@ from calibrant.methods import MatrixMethod, methods
 from calibrant.models import open_model, outlined, view
 from calibrant.models.on_disk import Parts
 from calibrant.targets import parse_target
-from calibrant.testing import FAMILIES, tiny_folder
+from calibrant.testing import FAMILIES, tiny_folder, tiny_gguf
 from calibrant.walk.ranks import ALONE
 from calibrant.walk.rehearsal import rehearse
 
@@ -250,6 +250,13 @@ def test_where_activations_are_too_many_it_goes_on_with_reference(texts: str, tm
     done = prune(str(folder), texts, "wanda", "0.5", tmp_path / "out", samples=64, length=64, dtype="bfloat16", device="cpu", memory=between / 1e9)
     assert "its blocks stayed on disk; arrival would hold about" in asked(done)
     assert done.record.run.propagate == "reference"
+
+
+def test_a_model_that_is_opened_whole_and_too_large_is_refused(texts: str, tmp_path: Path) -> None:
+    file = str(tiny_gguf(tmp_path / "tiny.gguf"))
+    with pytest.raises(SpecError, match=r"tiny\.gguf open .* GB are held, and memory is 0\.0; only blocks of a folder of safetensors"):
+        prune(file, texts, "wanda", "0.5", tmp_path / "out", samples=4, length=16, device="cpu", memory=0.001)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_needs_the_whole_model_is_refused_by_name(folder: Path, texts: str) -> None:

@@ -110,6 +110,7 @@ def compress(
             _settle(job, recipe, index, step, checkpoint)
             reports += step.reports
             edits += step.edits if keep else ()
+            del step  # and with it the numbers of a block on disk, before the next one is worked on
     for edit in late:  # matrices of before an interruption, in `dense`: its walk needed them as they were
         edit.apply(seen_by)
     if checkpoint and on_disk and recipe.propagate == "dense":

@@ -255,7 +255,7 @@ class _Job:
             looking = calibration if recipe.looks else None
             batch = None if looking is None else resolved(looking, opened, progress).tokens(opened.tokenizer)
         ranks.agree("the run that is asked for", recipe.run(opened, batch, **_named(calibration)).id)
-        left = room if promised is None else room_for_activations(promised, seen_by, recipe, opened.dtype)
+        left = room if promised is None else room_for_activations(promised, opened, seen_by, recipe)
         fits = ranks.gathered([fitting(recipe.propagate, seen_by, batch, opened.dtype, left, recipe.method.propagations)])
         propagate, short = max(fits, key=lambda fit: bool(fit[1]))  # where memory is short for one, none can go on as asked
         note = "; ".join(filter(None, (absent, short)))

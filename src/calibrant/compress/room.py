@@ -13,7 +13,7 @@ from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import SpecError
 from calibrant.exports import Export
 from calibrant.methods import MatrixMethod
-from calibrant.models import ModelView, outlined
+from calibrant.models import ModelView, Opened, outlined
 from calibrant.select import Selector
 from calibrant.walk import TOKENS_PER_PASS, Propagation
 from calibrant.walk.ranks import Ranks
@@ -150,9 +150,12 @@ def fitting(
     return "reference", f"arrival would hold about {needed / 1e9:.1f} GB of activations and may hold {allowed / 1e9:.1f} GB; went on with reference"
 
 
-def room_for_activations(promised: int, seen_by: ModelView, recipe: Recipe, dtype: torch.dtype) -> int:
-    """Return how many bytes of a promise are left for activations, now that the model is open."""
-    needs = Needs.of(seen_by, 0, recipe.method.observes, dtype)
+def room_for_activations(promised: int, opened: Opened, seen_by: ModelView, recipe: Recipe) -> int:
+    """Return how many bytes of a promise are left for activations, now that the model is open. `SpecError` where it is broken already."""
+    needs = Needs.of(seen_by, 0, recipe.method.observes, opened.dtype)
+    if needs.process > promised and seen_by.device.type == "cpu":
+        message = f"with {opened.name} open {needs.process / 1e9:.1f} GB are held, and memory is {promised / 1e9:.1f}"
+        raise SpecError(f"{message}; only blocks of a folder of safetensors can be left on disk, so allow more memory", subject=opened.name)
     held = BLOCKS_HELD * needs.block if seen_by.residence.on_disk else 0
     return max(0, promised - needs.process - needs.work - held)
 

@@ -20,7 +20,6 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, convert_and_load_state_dict_in_model, rename_source_key
 from transformers.modeling_utils import LoadStateDictConfig
 
-from calibrant.clock import spent_on
 from calibrant.errors import ModelError
 from calibrant.models.complete import StoredTensor, check_complete, outline
 from calibrant.models.packed_folder import from_state
@@ -155,10 +154,9 @@ class OnDisk(Residence):
         self._held[index] += 1
         try:
             if self._held[index] == 1:
-                with spent_on("reading blocks"):
-                    self._parts.load(self._model, index, self._absent[index])
-                    for change in self._changes.get(index, ()):
-                        change()
+                self._parts.load(self._model, index, self._absent[index])
+                for change in self._changes.get(index, ()):
+                    change()
             yield
         finally:
             self._held[index] -= 1

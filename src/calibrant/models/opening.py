@@ -93,7 +93,8 @@ def outlined(ref: str, dtype: str = "auto", device: str = "auto") -> tuple[Model
     than the processor. Raises `ModelError` for a configuration that can't be read.
     """
     where = resolve_device(device)
-    kind, path = resolve_dtype(dtype, where), _locate(ref)
+    trust = trusted(None)
+    kind, path = resolve_dtype(dtype, where), _locate(ref, code=trust)
     if not path.is_dir() or where.type != "cpu" or sparse_folder(path, ref) is not None:
         return None, kind
     weights = weight_files(path, ref)
@@ -101,7 +102,7 @@ def outlined(ref: str, dtype: str = "auto", device: str = "auto") -> tuple[Model
     if packed_folder(path, ref, weights, stored) is not None:
         return None, kind
     with _ONE_AT_A_TIME, quiet():
-        config = read_config(path, ref, Room.of([tensor.shape for tensor in stored.values()]), trust=False)
+        config = read_config(path, ref, Room.of([tensor.shape for tensor in stored.values()]), trust)
         with opening_by_transformers(ref):
             empty = outline(config, kind)
         if empty is not None:

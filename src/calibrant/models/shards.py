@@ -37,7 +37,7 @@ def write_shards(model: PreTrainedModel, residence: Residence, folder: Path) -> 
     most = signature(PreTrainedModel.save_pretrained).parameters["max_shard_size"].default
     split = split_torch_state_dict_into_shards(described, filename_pattern="model{suffix}.safetensors", max_shard_size=most)
     if split.is_sharded:
-        (folder / WEIGHTS).unlink()
+        (folder / WEIGHTS).unlink(missing_ok=True)
         index = {"metadata": {"total_parameters": model.num_parameters(), **split.metadata}, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shards = {name: Shard.of({one: described[one] for one in names}, folder / name) for name, names in split.filename_to_tensors.items()}

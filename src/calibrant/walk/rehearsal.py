@@ -7,7 +7,7 @@ forward uses them twice.
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from calibrant.clock import spent_on
 from calibrant.errors import ModelError
 from calibrant.models import Block, ModelView, Weight
 from calibrant.walk.products import Product, Watch, grouped, hidden_of, inputs_of, replaced
@@ -59,6 +60,15 @@ def rehearse(view: ModelView) -> Rehearsal:
     return view.rehearsed
 
 
+@contextmanager
+def held(view: ModelView, block: Block) -> Iterator[None]:
+    """While it lasts, the numbers of `block` are in memory; reading them from disk is a part of a job's time."""
+    with ExitStack() as stack:
+        with spent_on("reading blocks") if view.residence.on_disk else nullcontext():
+            stack.enter_context(view.held(block))
+        yield
+
+
 @final
 class _Rehearsing(TorchFunctionMode):
     """The forward, and what is noted of it."""
@@ -88,7 +98,7 @@ class _Rehearsing(TorchFunctionMode):
     @contextmanager
     def _held(self, block: Block) -> Iterator[None]:
         """While its forward runs, a block has its numbers, and those of others may be on disk."""
-        with self._view.held(block):
+        with held(self._view, block):
             self._within.append(block.index)
             if self._view.residence.on_disk:
                 self._know(self._within)

@@ -21,7 +21,7 @@ picked them. Without matrices to watch (`observes` is empty) nothing is run at a
 
 With `weigh`, tokens count more or less from block to block: it is asked at the door of each, and may run the block aside to see what it does.
 
-Where a model's blocks are on disk, each is held from its door until all forwards have left it (`view.held`).
+Where a model's blocks are on disk, each is held from its door until all forwards have left it (`held`).
 
 With other `ranks` this process runs its share of the micro-batches, and hands out what all of them saw, in the same order on every rank.
 """
@@ -48,7 +48,7 @@ from calibrant.walk.attention import BlockCall, Weigh
 from calibrant.walk.block_statistics import BlockRun, BlockStatistics
 from calibrant.walk.products import Order, Product, Watch, hidden_of, inputs_of, replaced
 from calibrant.walk.ranks import ALONE, Ranks
-from calibrant.walk.rehearsal import Rehearsal, rehearse
+from calibrant.walk.rehearsal import Rehearsal, held, rehearse
 
 Propagation = Literal["arrival", "reference", "dense"]
 Kinds = tuple[type[InputStatistic], ...]
@@ -83,7 +83,7 @@ def walk(
     """
     if not observes or batch is None:
         for block in view.blocks[start:]:
-            with view.held(block):
+            with held(view, block):
                 yield from ((weight, Seen({})) for weight in block.weights)
         return
     through = {"arrival": _arrival, "reference": _reference, "dense": _dense}[propagate]
@@ -97,7 +97,7 @@ def walk(
         for index in calls:
             block = followed[index]
             passed = index < start or not block.weights
-            with view.held(block):
+            with held(view, block):
                 for part in () if passed else parts:
                     part.weigh(block, weigh)
                 step = _past if passed else through
@@ -111,7 +111,7 @@ def walk_blocks(
     rehearsal, did, device = rehearse(view), BlockStatistics(view, observes), view.device
     with _under_way(view, rehearsal, rehearsal.calls, batch, tokens_per_pass, ranks) as parts:
         for block in (view.blocks[index] for index in rehearsal.calls):
-            with view.held(block):
+            with held(view, block):
                 local = [ranks.part(did.of(part.at_door(block))) for part in parts]
                 mine = {block.name: sum(local[1:], local[0])} if local and local[0] else {}
                 yield block, ranks.totals(mine, device).get(block.name, Seen({}))
