@@ -97,11 +97,6 @@ def test_what_looks_at_no_data_gives_the_same_files(folder: Path, texts: str, tm
     assert files(tmp_path / "parted") == files(tmp_path / "whole")
 
 
-def test_an_allocation_that_looks_gives_the_same_files(folder: Path, texts: str, tmp_path: Path) -> None:
-    both(prune, folder, texts, tmp_path, "wanda", "0.6", allocation="owl")
-    assert files(tmp_path / "parted") == files(tmp_path / "whole")
-
-
 def test_a_mix_gives_the_same_files(folder: Path, texts: str, tmp_path: Path) -> None:
     mix = f"mix(one='{texts}', other=random_tokens, weight=0.5)"
     both(prune, folder, mix, tmp_path, "wanda", "0.5", propagate="dense")
@@ -269,6 +264,7 @@ def test_what_needs_the_whole_model_is_refused_by_name(folder: Path, texts: str)
     assert "short_gpt" in needs_all_of_it(Recipe.parse("short_gpt", 0.34), data, whole, ALONE)
     assert "the export sparse" in needs_all_of_it(wanda, data, (*whole, Sparse()), ALONE)
     assert "cluster" in needs_all_of_it(wanda, CalibrationSet("cluster(source=python_docs)", samples=4, length=16), whole, ALONE)
+    assert "the allocation owl compares" in needs_all_of_it(Recipe.parse("wanda", 0.5, allocation="owl"), data, whole, ALONE)
     assert "starved=dense" in needs_all_of_it(replace(wanda, starved="dense"), data, whole, ALONE)
     with pytest.raises(SpecError, match="its blocks can't be left on disk, since the export sparse is made of the whole model; allow more memory"):
         left_on_disk(str(folder), wanda, data, (*whole, Sparse()), "bfloat16", "cpu", 1000, ALONE)

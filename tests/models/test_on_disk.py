@@ -118,7 +118,7 @@ def test_what_a_block_lacks_is_named(tmp_path: Path) -> None:
     save_file({**state, name: state[name][:5]}, path, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=rf"{name} is \[5, 32\], but the configuration asks for \[64, 32\]"):
         open_model(str(folder), "float32", on_disk=True)
-    save_file({**state, "model.layers.9.odd": state[name]}, path, metadata={"format": "pt"})
+    save_file({**state, "model.layers.9.odd": state[name].clone()}, path, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"holds 'model\.layers\.9\.odd', which a model of this configuration has no place for"):
         open_model(str(folder), "float32", on_disk=True)
 

@@ -119,6 +119,7 @@ def needs_all_of_it(recipe: Recipe, calibration: CalibrationSet | None, forms: S
     reasons = {
         "transforms change the whole model": bool(recipe.transforms),
         f"{recipe.looking} measures the whole model": recipe.tries,
+        f"the allocation {recipe.allocation} compares all matrices": bool(recipe.allocation.observes),
         f"{recipe.method} does more than compress matrix by matrix": type(recipe.method).edits is not MatrixMethod.edits,
         f"starved={recipe.starved} looks at all experts first": recipe.starved != AS_SEEN,
         f"{selectors and selectors[0]} may run the whole model": bool(selectors),

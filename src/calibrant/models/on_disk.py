@@ -8,7 +8,7 @@ read and never mapped into memory, so a limit on addresses holds too.
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, final
 
@@ -22,6 +22,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 
 from calibrant.errors import ModelError
 from calibrant.models.complete import StoredTensor, check_complete, outline
+from calibrant.models.configuring import opening_by_transformers
 from calibrant.models.packed_folder import from_state
 from calibrant.models.quiet import Refusal, quiet
 from calibrant.models.residence import Residence
@@ -67,25 +68,22 @@ class Parts:
     @classmethod
     def of(cls, empty: PreTrainedModel, weights: Sequence[Path], stored: Mapping[str, StoredTensor], dtype: torch.dtype, ref: str) -> "Parts":
         """Read off names and shapes what belongs where; `empty`, without numbers, becomes of the types that the model will have."""
-        layers, mapping = block_list(empty), get_model_conversion_mapping(empty)
-        count, described = len(list(empty.get_submodule(layers).children())), empty.state_dict()
+        layers, described = block_list(empty), dict(empty.state_dict())
+        mapping, kinds = get_model_conversion_mapping(empty), empty._get_dtype_plan(dtype)
+        loading = LoadStateDictConfig(dtype=dtype, dtype_plan=kinds, weight_mapping=mapping, device_map={"": "cpu"})
         parameters = dict(empty.named_parameters(remove_duplicate=False))
-        by_block, outside = [list[str]() for _ in range(count)], list[str]()
+        by_block, outside = [list[str]() for _ in empty.get_submodule(layers).children()], list[str]()
         for name in stored:
-            target = _target(name, mapping, empty, described)
+            target = _target(name, mapping, empty.base_model_prefix, described)
             within = target.startswith(f"{layers}.") and target in parameters
-            (by_block[int(target.removeprefix(f"{layers}.").partition(".")[0])] if within else outside).append(name)
-        loading = LoadStateDictConfig(dtype=dtype, dtype_plan=empty._get_dtype_plan(dtype), weight_mapping=mapping, device_map={"": "cpu"})
+            (by_block[_index(target, layers)] if within else outside).append(name)
+        shapes = {name: torch.empty(tensor.shape, dtype=dtype, device="meta") for name, tensor in stored.items()}
+        with quiet(), opening_by_transformers(ref):
+            loaded, _ = convert_and_load_state_dict_in_model(empty, shapes, replace(loading, device_map={"": "meta"}))
         files = {path.name: path for path in weights}
-        places = {name: files[tensor.file] for name, tensor in stored.items()}
-        parts = cls(ref, layers, places, by_block, outside, loading, None)
-        shapes = {name: torch.empty(stored[name].shape, dtype=dtype, device="meta") for names in by_block for name in names}
-        on_meta = LoadStateDictConfig(dtype=dtype, dtype_plan=loading.dtype_plan, weight_mapping=mapping, device_map={"": "meta"})
-        everything = {name: torch.empty(stored[name].shape, dtype=dtype, device="meta") for name in outside} | shapes
-        with quiet(), Refusal(f"{ref} can't be opened by transformers", "; check its config.json and that all files are there", ref):
-            loaded, _ = convert_and_load_state_dict_in_model(empty, everything, on_meta)
+        parts = cls(ref, layers, {name: files[one.file] for name, one in stored.items()}, by_block, outside, loading, empty._weight_conversions)
         parts._check(loaded, {name for name, _ in parts.inside(empty)})
-        return cls(ref, layers, places, by_block, outside, loading, empty._weight_conversions)
+        return parts
 
     def inside(self, model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters of the blocks. Raises `ModelError` for one that has another name too."""
@@ -108,7 +106,7 @@ class Parts:
     @contextmanager
     def slices(self, names: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Yield tensors that are read when they are indexed, while the context lasts."""
-        with Refusal(f"{self.ref} can't be opened by transformers", "; check that all its files are there", self.ref), ExitStack() as stack:
+        with Refusal(f"{self.ref} can't be read any more", "; check that all its files are there", self.ref), ExitStack() as stack:
             opened: dict[Path, Any] = {}
             for path in {self.files[name]: None for name in names}:
                 opened[path] = stack.enter_context(safe_open(path, framework="pt", backend="pread"))
@@ -123,13 +121,18 @@ class Parts:
         check_complete({"mismatched_keys": mismatched, "missing_keys": loaded.missing_keys & wanted, "unexpected_keys": ()}, self.ref)
 
 
-def _target(name: str, mapping: Sequence[Any], model: PreTrainedModel, described: Mapping[str, Tensor]) -> str:
+def _target(name: str, mapping: Sequence[Any], prefix: str, described: dict[str, Tensor]) -> str:
     """The parameter that a tensor of a file becomes, or the first of those it becomes a part of, as transformers finds it."""
     renamings, converters = ([one for one in mapping if isinstance(one, kind)] for kind in (WeightRenaming, WeightConverter))
-    renamed, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, dict(described))
+    renamed, _ = rename_source_key(name, renamings, converters, prefix, described)
     if renamed not in described and name in described:
-        renamed, _ = rename_source_key(name, [], [], model.base_model_prefix, dict(described))
+        renamed, _ = rename_source_key(name, [], [], prefix, described)
     return renamed
+
+
+def _index(name: str, layers: str) -> int:
+    """The number of the block that a parameter is in."""
+    return int(name.removeprefix(f"{layers}.").partition(".")[0])
 
 
 @final
@@ -145,7 +148,7 @@ class OnDisk(Residence):
         self._absent: list[dict[str, nn.Parameter]] = [{} for _ in parts.by_block]
         for name, parameter in list(parts.inside(model)):
             empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
-            self._absent[int(name.removeprefix(f"{parts.layers}.").partition(".")[0])][name] = empty
+            self._absent[_index(name, parts.layers)][name] = empty
         for index in range(len(self._absent)):
             self._let_go(index)
 

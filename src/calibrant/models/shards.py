@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Final, final
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
@@ -24,7 +24,7 @@ from calibrant.models.folder import INDEX, WEIGHTS
 from calibrant.models.residence import Residence
 
 _WORDS: Final = {
-    torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16",
+    torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16",
     torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 """Types in the order in which a file has their tensors, with the format's words."""
@@ -35,7 +35,13 @@ def write_shards(model: PreTrainedModel, residence: Residence, folder: Path) -> 
     model.save_pretrained(folder, state_dict={})  # everything but the weights
     described = saved_state(model, model.state_dict())
     most = signature(PreTrainedModel.save_pretrained).parameters["max_shard_size"].default
-    split = split_torch_state_dict_into_shards(described, filename_pattern="model{suffix}.safetensors", max_shard_size=most)
+    split = split_state_dict_into_shards_factory(
+        described,
+        max_shard_size=most,
+        filename_pattern="model{suffix}.safetensors",
+        get_storage_size=lambda tensor: tensor.untyped_storage().nbytes(),
+        get_storage_id=lambda tensor: tensor.untyped_storage()._cdata,  # the library's own id is an address, and what has no numbers has none
+    )
     if split.is_sharded:
         (folder / WEIGHTS).unlink(missing_ok=True)
         index = {"metadata": {"total_parameters": model.num_parameters(), **split.metadata}, "weight_map": split.tensor_to_filename}
