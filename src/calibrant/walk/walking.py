@@ -98,8 +98,7 @@ def walk(
             block = followed[index]
             passed = index < start or not block.weights
             with held(view, block):
-                for part in () if passed else parts:
-                    part.weigh(block, weigh)
+                _weigh(() if passed else parts, block, weigh)
                 step = _past if passed else through
                 yield from step(block, parts, observes, ranks, rehearsal)  # pyright: ignore[reportArgumentType]  # checked by the method's contract
 
@@ -302,6 +301,11 @@ class _MicroBatch:
         weigh = weigh[tokens]
         real = weigh > 0
         return flat[real], None if self.weights is None else weigh[real]
+
+
+def _weigh(parts: Sequence[_MicroBatch], block: Block, by: Weigh | None) -> None:
+    for part in parts:
+        part.weigh(block, by)
 
 
 def _past(block: Block, parts: list[_MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
