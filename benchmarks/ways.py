@@ -38,7 +38,7 @@ def llmcompressor(asked: dict[str, Any]) -> dict[str, Any]:
     recipe = rounding(asked["target"]) if asked["method"] == "gptq" else removing(asked["method"], asked["target"])
     budget = {
         "num_calibration_samples": len(rows),
-        "max_seq_length": len(rows[0]),
+        "max_seq_length": max(map(len, rows)),
         "batch_size": asked["batch"],
         "shuffle_calibration_samples": False,
     }

@@ -34,7 +34,7 @@ def worse(a: Measured, b: Measured, names: Iterable[str]) -> Estimate:
     return contrast({m: a[m] for m in chosen}, {m: b[m] for m in chosen})
 
 
-def named(of: Measured, names: Iterable[str]) -> list[str]:
+def named(of: Mapping[str, object], names: Iterable[str]) -> list[str]:
     """What was measured on each of `names`, in their order."""
     by_source = {re.split(r"[ :(]", measured)[0]: measured for measured in of}
     return [by_source[name] for name in names]
@@ -57,3 +57,16 @@ def markdown_row(head: str, estimates: Iterable[Estimate], comparisons: int) -> 
     return (
         f"| {head} | {' | '.join(f'**{e:+.3f}**' if e.over_draws and e.significant(comparisons=comparisons) else f'{e:+.3f}' for e in estimates)} |"
     )
+
+
+def with_range(values: list[float]) -> str:
+    """The mean of the draws, and half of what they lie apart."""
+    return f"{statistics.mean(values):.3f}" + (f" ± {(max(values) - min(values)) / 2:.3f}" if len(values) > 1 else "")
+
+
+def with_interval(estimate: Estimate, significant: bool | None = None) -> str:
+    """An estimate with its interval of 95 %: bold if it is `significant`, by default where the interval leaves out zero."""
+    if (interval := estimate.interval()) is None:
+        return f"{estimate.value:+.3f}"
+    text = f"{estimate.value:+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f})"
+    return f"**{text}**" if (estimate.significant() if significant is None else significant) else text

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 from studies import findings
+from studies.blocks import tables as blocks
 from studies.grids import tables as grids
+from studies.pages import filled
+from studies.pruning import tables as pruning
 
 from calibrant.compare import contrast
 from calibrant.demo import STUDY
@@ -186,17 +189,30 @@ def test_the_study_of_choosing_is_what_its_file_asks():
     assert verify(PROJECT / "studies/choosing/results") == []
 
 
+PAGES = {"grids": grids, "pruning": pruning, "blocks": blocks}
+STORES = [
+    ("grids", "smollm2"),
+    ("grids", "gemma3-270m"),
+    ("grids", "rotated"),
+    ("pruning", "smollm2"),
+    ("blocks", "smollm2"),
+    ("blocks", "factors"),
+]
+
+
 @pytest.mark.slow
-def test_the_page_about_quantization_says_what_its_records_say():
-    text = grids.PAGE.read_text("utf-8")
-    assert grids.page(text) == text, "python -m studies.grids.tables --write"
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_says_what_its_records_say(name: str):
+    text = PAGES[name].PAGE.read_text("utf-8")
+    assert filled(text, PAGES[name].tables()) == text, f"python -m studies.{name}.tables --write"
     rows = "\n".join(line for line in text.splitlines() if line.startswith("|"))
     told = [number for line in text.splitlines() if not line.startswith("|") for number in re.findall(r"\d+\.\d{2,3}\b|\d\.\d%", line)]
     assert len(told) > 10
     assert [number for number in told if number not in rows] == []
 
 
-@pytest.mark.parametrize("name", ["smollm2", "gemma3-270m", "rotated"])
-def test_the_studies_of_grids_are_what_their_files_ask(name: str):
-    assert read_study(grids.HERE / name / "study.yaml") == read_study(grids.HERE / f"{name}.yaml")
-    assert verify(grids.HERE / name) == []
+@pytest.mark.parametrize(("study", "name"), STORES)
+def test_the_studies_of_pages_are_what_their_files_ask(study: str, name: str):
+    folder = PAGES[study].HERE
+    assert read_study(folder / name / "study.yaml") == read_study(folder / f"{name}.yaml")
+    assert verify(folder / name) == []

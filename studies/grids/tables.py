@@ -4,17 +4,15 @@ Divergences are nats per token from the untouched model, on text that no draw ca
 cover other documents only.
 """
 
-import re
 import statistics
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from studies.arms import Measured, named
+from studies.arms import Measured, named, with_interval
+from studies.pages import write_or_print
 
-from calibrant.compare import Estimate, contrast, draws
-from calibrant.errors import DataError
+from calibrant.compare import contrast, draws
 from calibrant.store import Store, stored_bits
 
 HERE: Final = Path(__file__).parent
@@ -99,11 +97,7 @@ def by_order(results: Results) -> Iterator[str]:
 def _difference(first: Measured, second: Measured, source: str) -> str:
     """How much less the first diverges: bold where an interval of 95 % leaves out zero."""
     (name,) = named(first, [source])
-    less: Estimate = contrast({name: second[name]}, {name: first[name]})
-    if (interval := less.interval()) is None:
-        return f"{less:+.3f}"
-    told = f"{less.value:+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f})"
-    return f"**{told}**" if less.significant() else told
+    return with_interval(contrast({name: second[name]}, {name: first[name]}))
 
 
 def by_choice(results: Results) -> Iterator[str]:
@@ -148,18 +142,5 @@ def tables() -> Mapping[str, str]:
     return made
 
 
-def page(text: str) -> str:
-    """The page with its tables made anew. Raises `DataError` where it lacks a place."""
-    for name, table in tables().items():
-        between = f"<!-- {name} -->\n\n{table}\n\n<!-- end of {name} -->"
-        text, count = re.subn(rf"<!-- {name} -->.*?<!-- end of {name} -->", lambda _, between=between: between, text, flags=re.DOTALL)
-        if count != 1:
-            raise DataError(f"the page has {count} places for the table {name!r}; it needs one", subject=name)
-    return text
-
-
 if __name__ == "__main__":
-    if "--write" in sys.argv[1:]:
-        PAGE.write_text(page(PAGE.read_text("utf-8")), encoding="utf-8")
-    else:
-        print("\n\n".join(f"{name}\n\n{table}" for name, table in tables().items()))
+    write_or_print(PAGE, tables())

@@ -221,6 +221,44 @@ def test_a_step_is_the_three_of_the_paper_in_the_kernel_and_in_torch(rows: int, 
         assert torch.allclose(rest, fits + u, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("inputs", [5, 192, 193, 400])
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_response_is_that_of_an_explicit_inverse(inputs: int, alike: bool):
+    """ρ(G̃ + ρI)⁻¹, in panels of 192 inputs, of which one was always zero."""
+    x, damp, rho = features(3 * inputs, inputs), 0.05, 0.3
+    x[:, 2] = 0
+    scaled = _admm.shared_scaled(Gram.of(x), damp, alike)
+    plain, live = x.numpy(), np.arange(inputs) != 2
+    hessian = plain.T @ plain / len(plain)
+    hessian += 0 if alike else damp * hessian.diagonal()[live].mean() * np.diag(live)
+    scale = np.sqrt(hessian.diagonal())
+    hessian[live] /= scale[live, None]
+    hessian[:, live] /= scale[live]
+    hessian += np.diag(np.where(live, damp if alike else 0, 1))
+    response = scaled.response(rho).numpy()
+    assert np.allclose(scaled.scale.numpy(), scale, rtol=1e-9, atol=1e-12)
+    assert np.allclose(response, rho * np.linalg.inv(hessian + rho * np.eye(inputs)), rtol=1e-7, atol=1e-9)
+    assert np.array_equal(response, response.T)
+    assert np.allclose(response[2], np.where(live, 0, rho / (1 + rho)), atol=1e-12)
+
+
+def test_a_response_of_fewer_tokens_than_inputs_takes_off_nothing_more_than_there_is():
+    """Rounding may leave an eigenvalue of float32 below zero: as it is, a small ρ would turn a pull round."""
+    scaled = _admm.shared_scaled(Gram.of(features(20, 96, torch.float32)), 1e-9)
+    kept = torch.linalg.eigvalsh(scaled.response(1e-7).double())
+    assert float(kept.min()) > -1e-6
+    assert float(kept.max()) < 1 + 1e-5
+
+
+def test_a_scaled_matrix_is_brought_back_and_inputs_that_were_always_zero_keep_their_weights():
+    weight, x = torch.randn(6, 40, dtype=torch.float64), features(100, 40)
+    x[:, ::4] = 0
+    scaled = _admm.shared_scaled(Gram.of(x), 0.01)
+    assert (scaled.scale[::4] == 0).all()
+    assert torch.allclose(scaled.unscaled(weight * scaled.scale, weight), weight, rtol=1e-12)
+    assert torch.equal(scaled.unscaled(torch.zeros_like(weight), weight)[:, ::4], weight[:, ::4])
+
+
 def test_numbers_that_are_not_finite_are_refused():
     weight, x = torch.randn(4, 8), torch.randn(20, 8)
     with pytest.raises(NumericsError, match=r"the weight holds NaN or infinity \(1 of 32 numbers\)"):

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibrant.activations import FeatureNorms, Gram, Seen
+from calibrant.activations import FeatureMoments, FeatureNorms, Gram, Seen
 from calibrant.errors import NumericsError, SpecError, TargetError
 from calibrant.methods import MatrixMethod, methods
+from calibrant.methods.dsnot import DSnoT
 from calibrant.methods.magnitude import Magnitude
 from calibrant.methods.refined import Refined
 from calibrant.methods.sparsegpt import SparseGPT
@@ -47,17 +48,20 @@ def test_each_part_takes_off_what_the_notes_say(start: MatrixMethod, target: Tar
     assert 1 - after / before == pytest.approx(done.notes["fitted"] + done.notes["swapped"], abs=1e-5)
     assert done.notes["fitted"] > 0
     assert done.notes["swapped"] > 0
-    assert 0 < done.notes["swaps"] <= 25
+    assert 0 < done.notes["swaps"] <= 50
     assert int((done.weight == 0).sum()) == int((begun == 0).sum())
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_it_loses_less_than_sparsegpt_and_wanda(target: Target):
+@pytest.mark.parametrize("start", [Wanda(), SparseGPT()], ids=str)
+def test_it_loses_less_than_sparsegpt_and_wanda(start: MatrixMethod, target: Target):
     weight, x = torch.randn(48, 160, dtype=torch.float64), features(400, 160)
-    wanda, sparsegpt, fitted, refined = (
-        loss(weight, method.compress(weight, seen_of(x), target).weight, x) for method in (Wanda(), SparseGPT(), Refined(swaps=0), Refined())
+    alone, fitted, refined = (
+        loss(weight, method.compress(weight, seen_of(x), target).weight, x) for method in (start, Refined(start, swaps=0), Refined(start))
     )
-    assert refined < fitted < sparsegpt < wanda
+    wanda, sparsegpt = (loss(weight, method.compress(weight, seen_of(x), target).weight, x) for method in (Wanda(), SparseGPT()))
+    assert refined < fitted < alone
+    assert refined < sparsegpt < wanda
 
 
 @pytest.mark.parametrize("start", [Wanda(), SparseGPT(), Magnitude()], ids=str)
@@ -80,7 +84,7 @@ def test_with_an_identity_it_is_the_mask_of_magnitude():
 
 def test_with_nothing_to_swap_it_is_the_start_with_fitted_weights():
     weight, x = torch.randn(16, 64, dtype=torch.float64), features(300, 64)
-    begun, done = (method.compress(weight, seen_of(x), Sparsity(0.5)) for method in (SparseGPT(), Refined(swaps=0)))
+    begun, done = (method.compress(weight, seen_of(x), Sparsity(0.5)) for method in (Wanda(), Refined(swaps=0)))
     assert torch.equal(begun.weight != 0, done.weight != 0)
     assert (done.notes["swapped"], done.notes["swaps"]) == (0, 0)
     assert done.notes["fitted"] > 0
@@ -114,12 +118,12 @@ def test_bfloat16_is_computed_in_float32():
 def test_the_start_is_written_in_the_spec_and_the_identity():
     assert methods.build("refined(start=sparsegpt(damp=0.1), swaps=5)") == Refined(start=SparseGPT(damp=0.1), swaps=5)
     assert repr(Refined(start=Magnitude())) == "refined(start=magnitude)"
-    assert repr(Refined(start=SparseGPT())) == "refined"
-    assert canonical(Refined())["start"] == canonical(SparseGPT())
+    assert repr(Refined(start=Wanda())) == "refined"
+    assert canonical(Refined())["start"] == canonical(Wanda())
 
 
 @pytest.mark.parametrize(
-    ("start", "kinds"), [(Wanda(), {FeatureNorms, Gram}), (SparseGPT(), {Gram}), (Magnitude(), {Gram})], ids=["wanda", "sparsegpt", "magnitude"]
+    ("start", "kinds"), [(Wanda(), {Gram}), (SparseGPT(), {Gram}), (Magnitude(), {Gram}), (DSnoT(), {FeatureNorms, FeatureMoments, Gram})], ids=str
 )
 def test_it_observes_what_its_start_does_and_the_gram(start: MatrixMethod, kinds: set[type]):
     assert set(Refined(start=start).observes) == kinds

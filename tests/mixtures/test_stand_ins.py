@@ -15,12 +15,12 @@ def test_what_reads_one_statistic_predicts_itself(method: str) -> None:
 @pytest.mark.parametrize(
     ("method", "by", "said"),
     [
-        ("refined(start=wanda)", "refined", "it starts from the mask of sparsegpt, not of wanda"),
-        ("robust", "refined(swaps=50, steps=20)", "refined on the sum of what all sources gave"),
+        ("refined(start=dsnot)", "refined", "it starts from the mask of wanda, not of dsnot"),
+        ("robust", "refined(steps=20)", "refined on the sum of what all sources gave"),
         (
-            "robust(start=wanda, swaps=9)",
+            "robust(start=dsnot, swaps=9)",
             "refined(swaps=9, steps=20)",
-            "refined on the sum of what all sources gave; it starts from the mask of sparsegpt, not of wanda",
+            "refined on the sum of what all sources gave; it starts from the mask of wanda, not of dsnot",
         ),
         ("held_out", "sparsegpt", "sparsegpt with its own damping, not one that is chosen on a half of the data"),
         ("held_out(method=alps)", "alps", "alps with its own damping, not one that is chosen on a half of the data"),

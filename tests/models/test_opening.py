@@ -12,12 +12,12 @@ import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import logging
+from transformers import AutoModelForCausalLM, logging
 
 from calibrant.errors import ModelError
 from calibrant.models import open_model, opening
 from calibrant.named import NAMED
-from calibrant.testing.tiny import tiny_folder, tiny_model, tiny_tokenizer
+from calibrant.testing.tiny import FAMILIES, tiny_folder, tiny_model, tiny_tokenizer
 
 IDS = torch.arange(3, 35).reshape(2, 16)
 
@@ -50,6 +50,32 @@ def test_the_model_is_opened_in_the_dtype_asked_for(sound):
     opened = open_model(str(sound), "bfloat16", "cpu")
     assert {p.dtype for p in opened.model.parameters()} == {opened.dtype} == {torch.bfloat16}
     assert opened.model.config.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("stored", "asked"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_numbers_of_another_type_are_what_transformers_makes_of_them(tmp_path, family, stored, asked):
+    path = tiny_folder(tmp_path / "model", family, dtype=getattr(torch, stored))
+    opened, plain = open_model(str(path), asked, "cpu").model, AutoModelForCausalLM.from_pretrained(path, dtype=asked)
+    ours, theirs = opened.state_dict(), plain.state_dict()
+    assert {tensor.dtype for tensor in load_file(path / "model.safetensors").values()} == {getattr(torch, stored)}
+    assert type(opened) is type(plain)
+    assert {name: tensor.dtype for name, tensor in ours.items()} == {name: tensor.dtype for name, tensor in theirs.items()}
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert opened.config.to_dict() == plain.config.to_dict()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says which files are mapped")
+def test_no_file_of_another_type_stays_mapped_while_it_is_converted(sound, monkeypatch):
+    mapped, from_state = [], opening.from_state
+
+    def watched(*given):
+        mapped.append(str(sound) in Path("/proc/self/maps").read_text())
+        return from_state(*given)
+
+    monkeypatch.setattr(opening, "from_state", watched)
+    open_model(str(sound), "bfloat16", "cpu")
+    assert mapped == [False]
 
 
 def test_the_digest_covers_weights_and_configuration(folder):

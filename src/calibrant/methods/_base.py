@@ -11,7 +11,7 @@ from torch import Tensor
 from calibrant.activations import Seen, Statistic
 from calibrant.clock import spent_on
 from calibrant.edits import DropBlocks, DropExperts, Edit, Replace
-from calibrant.errors import CalibrantError, NumericsError, TargetError
+from calibrant.errors import CalibrantError, NumericsError, SpecError, TargetError
 from calibrant.job import Job
 from calibrant.models import ModelView, Weight, expert_layers
 from calibrant.packed import Compressed
@@ -204,6 +204,14 @@ def share_of(count: int, target: Target, parts: Parts) -> int:
         least = f"at least {math.ceil(1000 / count) / 1000:g}" if count > 1 else "0, since the only one must stay"
         raise TargetError(f"{share.fraction} of {count} {parts} is less than one; ask for {least}", subject=str(target))
     return dropped
+
+
+def check_least(method: Method, **least: int) -> None:
+    """Raise `SpecError` for the first of these parameters that is below its least value; one that is None is left to the method."""
+    for name, lowest in least.items():
+        value = getattr(method, name)
+        if value is not None and value < lowest:
+            raise SpecError(f"{method.spec_name()}({name}={value}): {name} must be at least {lowest}", subject=name)
 
 
 def removal(target: Target) -> Removal:

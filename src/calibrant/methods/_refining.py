@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from calibrant.activations import Gram, Statistic
+from calibrant.activations import FeatureNorms, Gram, Seen, Statistic
 from calibrant.errors import SpecError
-from calibrant.methods._base import MatrixMethod, StandIn
+from calibrant.methods._base import Compressed, MatrixMethod, StandIn, observed
 from calibrant.methods._gradients import Masked, descend
 from calibrant.methods._swaps import swap
-from calibrant.methods.sparsegpt import SparseGPT
+from calibrant.methods.wanda import Wanda
 from calibrant.spec import text_of
 from calibrant.targets import NofM, Removal, Target
 
@@ -25,8 +25,8 @@ class Refining(MatrixMethod, ABC):
 
     updates: ClassVar[bool] = True
 
-    start: Any = SparseGPT()  # noqa: RUF009  # frozen; a MatrixMethod, anything else is refused in a sentence
-    swaps: int = 25
+    start: Any = Wanda()  # noqa: RUF009  # frozen; a MatrixMethod, anything else is refused in a sentence
+    swaps: int = 50
     steps: int = 10
     rounds: int = 2
     damp: float = 0.01
@@ -50,17 +50,26 @@ class Refining(MatrixMethod, ABC):
 
     @property
     def observes(self) -> tuple[type[Statistic], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  # a parameter decides
-        return (Gram,) if self.start == SparseGPT() else tuple(dict.fromkeys((*self.start.observes, Gram)))
+        return (Gram,) if self._of_gram else tuple(dict.fromkeys((*self.start.observes, Gram)))
+
+    @property
+    def _of_gram(self) -> bool:
+        """Whether the Gram tells `start` all that it looks at: norms are its diagonal."""
+        return {Gram, FeatureNorms} >= set(self.start.observes)
 
     def stand_in(self, target: Target) -> StandIn | None:
         # For mixtures statistics of one kind are added.
-        if self.observes == (Gram,):
+        if self._of_gram:
             return StandIn(self, target)
-        return StandIn(replace(self, start=SparseGPT()), target, f"it starts from the mask of sparsegpt, not of {self.start}")
+        return StandIn(replace(self, start=Wanda()), target, f"it starts from the mask of wanda, not of {self.start}")
 
     def check(self, target: Target) -> None:
         super().check(target)
         self.start.check(target)
+
+    def begun(self, dense: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
+        """Return what `start` makes of the matrix."""
+        return self.start.compress(dense, Seen.of_gram(observed(seen, Gram)) if self._of_gram else seen, target)
 
 
 def refine(

@@ -10,7 +10,7 @@ from calibrant.edits import Condense, Edit
 from calibrant.errors import SpecError, TargetError
 from calibrant.foreign import brief
 from calibrant.job import Job
-from calibrant.methods._base import PartMethod, parts_of, share_of
+from calibrant.methods._base import PartMethod, check_least, parts_of, share_of
 from calibrant.methods._condensing import ExpertSearch, divergence, layer_samples, order_of, plain_or_not, tuned
 from calibrant.models import Condensed, ModelView, condensed, expert_layers
 from calibrant.searching import Choice, Space, Trials, eliminate
@@ -55,10 +55,7 @@ class CDMoE(PartMethod):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"experts": 0, "tokens": 2, "steps": 0}
-        for name in least:
-            if getattr(self, name) < least[name]:
-                raise SpecError(f"cd_moe({name}={getattr(self, name)}): {name} must be at least {least[name]}", subject=name)
+        check_least(self, experts=0, tokens=2, steps=0)
         if self.gates not in GATES:
             raise SpecError(f"cd_moe(gates={brief(self.gates)}) is not known; write {', '.join(GATES[:-1])} or {GATES[-1]}", subject="gates")
         if not self.rate > 0:

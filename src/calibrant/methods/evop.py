@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from random import Random
 
 from calibrant.errors import SpecError
+from calibrant.methods._base import check_least
 from calibrant.methods._blocks import BlockSearch
 from calibrant.searching import Choice, Trials, eliminate, evolve
 
@@ -35,9 +36,7 @@ class EvoP(BlockSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("population", 2), ("children", 1), ("elites", 1), ("generations", 1), ("patience", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise SpecError(f"evop({name}={getattr(self, name)}): {name} must be at least {least}", subject=name)
+        check_least(self, population=2, children=1, elites=1, generations=1, patience=1, seed=0)
         if self.elites >= self.population:
             message = (
                 f"evop(elites={self.elites}): a population of {self.population} keeps {self.population - 1} elites at most, so that some are new"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
 
-from calibrant.errors import SpecError
+from calibrant.methods._base import check_least
 from calibrant.methods._blocks import BlockSearch
 from calibrant.searching import Choice, Trials, climb
 
@@ -35,10 +35,7 @@ class EvoPress(BlockSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least = {"drawn": 1, "offspring": 1, "survivors": 1, "generations": 1, "patience": 1, "seed": 0}
-        for name, value in ((name, getattr(self, name)) for name in least):
-            if value is not None and value < least[name]:
-                raise SpecError(f"evopress({name}={value}): {name} must be at least {least[name]}", subject=name)
+        check_least(self, drawn=1, offspring=1, survivors=1, generations=1, patience=1, seed=0)
 
     def candidates(self, units: int, taken: int) -> tuple[int, int]:
         generations = self._generations(units, taken)

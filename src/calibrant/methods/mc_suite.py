@@ -11,7 +11,7 @@ from calibrant.edits import DropExperts, Edit
 from calibrant.errors import SpecError
 from calibrant.foreign import brief
 from calibrant.job import Job
-from calibrant.methods._base import ExpertMethod, finite
+from calibrant.methods._base import ExpertMethod, check_least, finite
 from calibrant.methods._expert_gradients import expert_gradients
 from calibrant.methods._expert_scores import CRITERIA, Criterion, LookedAt, first, first_of_pairs
 from calibrant.methods._lottery import Tuned, tuned
@@ -53,9 +53,7 @@ class MCSuite(ExpertMethod):
             raise SpecError(message, subject="criterion")
         if self.drop not in ENDS:
             raise SpecError(f"mc_suite(drop={brief(self.drop)}): experts with the smallest or largest numbers go; write min or max", subject="drop")
-        for name, least in (("rounds", 1), ("steps", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise SpecError(f"mc_suite({name}={getattr(self, name)}): {name} must be at least {least}", subject=name)
+        check_least(self, rounds=1, steps=0, seed=0)
         if not 0 < self.rate <= 1:
             raise SpecError(f"mc_suite(rate={self.rate:g}): a rate of training is above 0 and at most 1, such as 1e-6", subject="rate")
 

@@ -64,7 +64,7 @@ class Robust(Refining):
         energies = [gram_energy(gram, dense.dtype) for gram in grams]
         sizes = [max(energy(dense), 1e-300) for energy in energies]
         counted = [gram.mass / whole.mass for gram in grams]
-        current = self.start.compress(dense, seen, target).weight
+        current = self.begun(dense, seen, target).weight
         keep, rounds = current != 0, list[tuple[Tensor, dict[str, Any]]]()
         for number in range(self.rounds):
             shares = [count / size for count, size in zip(counted, sizes, strict=True)]

@@ -83,12 +83,11 @@ def refuse_unused(name: str, ref: str) -> None:
 
 
 def outline(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel | None:
-    """Return the model that a configuration describes, without numbers, in `dtype` if one is given; None for one that code beside it makes."""
+    """Return the model that a configuration describes, without numbers, in `dtype`; None for one that code beside it makes."""
     if not type(config).__module__.startswith("transformers."):
         return None
     with torch.device("meta"), no_init_weights(), meta_device_safe_creation_ops():
-        kind: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False, **kind)
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False, dtype=dtype)
 
 
 def check_fits(model: nn.Module, numbers: int, ref: str) -> None:
@@ -109,10 +108,15 @@ def check_types(model: PreTrainedModel, stored: Mapping[str, StoredTensor], ref:
     buffers = tuple(name for name, _ in model.named_buffers())
     ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     for name, tensor in stored.items():
-        if tensor.dtype in FLOATS or any(b == name or b.endswith(f".{name}") or name.endswith(f".{b}") for b in buffers):
+        if tensor.dtype in FLOATS or is_among(name, buffers):
             continue
         if not any(pattern.search(name) for pattern in ignored):
             raise ModelError(
                 f"{ref} holds {brief(name)} as {tensor.dtype}, and weights are {', '.join(FLOATS)}; give the model before its quantization",
                 subject=name,
             )
+
+
+def is_among(name: str, parts: Sequence[str]) -> bool:
+    """Whether a stored tensor is one of these parts of a model; either name may lack the prefix of the whole model."""
+    return any(part == name or part.endswith(f".{name}") or name.endswith(f".{part}") for part in parts)

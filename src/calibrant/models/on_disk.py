@@ -23,7 +23,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from calibrant.errors import ModelError
 from calibrant.models.complete import StoredTensor, check_complete, outline
 from calibrant.models.configuring import opening_by_transformers
-from calibrant.models.packed_folder import from_state
+from calibrant.models.converting import from_state
 from calibrant.models.quiet import Refusal, quiet
 from calibrant.models.residence import Residence
 from calibrant.models.viewing import block_list

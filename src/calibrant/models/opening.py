@@ -25,6 +25,7 @@ from calibrant.errors import ModelError
 from calibrant.foreign import brief, user_path
 from calibrant.models.complete import check_complete, check_fits, check_types, outline, stored_tensors
 from calibrant.models.configuring import Room, opening_by_transformers, read_config, trusted
+from calibrant.models.converting import converted, converts, from_state
 from calibrant.models.devices import resolve_device, resolve_dtype
 from calibrant.models.folder import CONFIG, PICKLES, file_digest, folder_digest, read_object, weight_files
 from calibrant.models.gguf_file import gguf_tokenizer, open_gguf
@@ -223,7 +224,7 @@ def _open_folder(
     stored = stored if packed is None else packed.tensors
     config = read_config(path, ref, Room.of([tensor.shape for tensor in stored.values()]), trust)
     with opening_by_transformers(ref):
-        empty = outline(config)
+        empty = outline(config, dtype)
     if empty is not None:
         check_fits(empty, sum(tensor.count for tensor in stored.values()), ref)
         check_types(empty, stored, ref)
@@ -234,6 +235,8 @@ def _open_folder(
             model, loaded, residence = open_on_disk(path, weights, stored, config, dtype, ref)
         elif packed is not None and empty is not None:
             model, loaded = packed.model(type(empty), path, weights, config, dtype)
+        elif empty is not None and converts(empty, stored, dtype):
+            model, loaded = from_state(type(empty), dict(converted(empty, weights, dtype)), path, config, dtype)
         else:
             model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(path, config=config, trust_remote_code=trust, **options))
     check_complete(loaded, ref)

@@ -16,12 +16,13 @@ import torch
 from jaxtyping import Float, Int8, Int32
 from safetensors import safe_open
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from calibrant.errors import ModelError
 from calibrant.foreign import brief
 from calibrant.models.complete import StoredTensor
 from calibrant.models.configuring import opening_by_transformers
+from calibrant.models.converting import from_state
 from calibrant.models.folder import CONFIG, entries, read_object
 
 METHOD: Final = "compressed-tensors"
@@ -75,16 +76,6 @@ class PackedFolder:
                     yield f"{module}.weight", dense_of(codes, scales)
                 elif part not in (SCALE, SHAPE):
                     yield name, file.get_tensor(name)
-
-
-def from_state(kind: type[PreTrainedModel], state: Mapping[str, Tensor], folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> Any:
-    """Return the model that has the tensors of a checkpoint, as if they stood in `folder`, and what transformers says of its loading."""
-    options: dict[str, Any] = {"dtype": dtype, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    model, loaded = cast(Any, kind.from_pretrained(cast(Any, None), config=config, state_dict=cast(Any, state), **options))
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    model.config.name_or_path = model.name_or_path = str(folder)
-    return model, loaded
 
 
 def dense_of(codes: Int8[Tensor, "out in"], scales: Float[Tensor, "out group"]) -> Float[Tensor, "out in"]:

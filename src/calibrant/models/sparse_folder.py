@@ -26,8 +26,8 @@ from calibrant.errors import ModelError
 from calibrant.foreign import brief
 from calibrant.models.compact import Compact, declared, digest
 from calibrant.models.complete import SPARE, StoredTensor, stored_tensors
+from calibrant.models.converting import from_state
 from calibrant.models.folder import CONFIG, INDEX, WEIGHTS, check_plain, read_object
-from calibrant.models.packed_folder import from_state
 from calibrant.models.quiet import Refusal
 from calibrant.packed import Codes, GgmlBlocks, Packed, from_stored, to_stored
 

@@ -1,0 +1,165 @@
+"""The tables of docs/findings/blocks.md, made of the stores beside this file: python -m studies.blocks.tables [--write]
+
+Losses are nats per token, on rows that no draw calibrates on.
+"""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from studies.arms import Measured, named, with_interval, with_range
+from studies.pages import write_or_print
+
+from calibrant.compare import contrast, draws
+from calibrant.store import Record, Store
+
+HERE: Final = Path(__file__).parent
+PAGE: Final = HERE.parents[1] / "docs/findings/blocks.md"
+DOMAINS: Final = {"web": "c4", "encyclopedia": "wikipedia", "code": "python_code", "arithmetic": "gsm8k", "passages": "race"}
+"""Each domain that is measured, and the source it is made of; the study of factors has no code."""
+SETS: Final = {"c4": "C4", "gsm8k:cot": "arithmetic", "cluster": "clusters of both", "random_tokens": "random tokens", "": "nothing"}
+
+
+class Arm(NamedTuple):
+    """What the draws of one method, target and set gave."""
+
+    method: str
+    target: str
+    data: str
+    measured: Measured
+    records: list[Record]
+
+    @property
+    def name(self) -> str:
+        """The method without its parameters, which are the same in all of a study's runs."""
+        return self.method.partition("(")[0]
+
+    @property
+    def dropped(self) -> list[frozenset[int]]:
+        """The blocks that went in each draw."""
+        return [frozenset(record.edits[0]["blocks"]) for record in self.records]
+
+    @property
+    def notes(self) -> list[Mapping[str, Any]]:
+        """What each draw's record says of its search."""
+        return [record.edits[0]["notes"] for record in self.records]
+
+
+def arms(folder: Path) -> tuple[list[Arm], Measured]:
+    """Every method, target and set of a store, in the order of its study, and the untouched model."""
+    found: list[Arm] = []
+    with Store(folder, create=False) as store:
+        cells = [c for c in store.cells() if c.run and c.method != "none"]
+        for method, target, data in dict.fromkeys((c.method, c.target, c.data) for c in cells):
+            records = [store.record(c.run) for c in cells if (c.method, c.target, c.data) == (method, target, data)]
+            if measured := draws(store, method=method, target=target, data=data):
+                found.append(Arm(method, target, data.partition("(")[0], measured, [record for record in records if record is not None]))
+        return found, draws(store, method="none")
+
+
+def losses(every: Iterable[Arm], dense: Measured, columns: Mapping[str, str]) -> Iterator[str]:
+    """Rows: the losses on every domain and on average, by set and method."""
+    yield f"| target | calibrated on | method | draws | mean | {' | '.join(columns)} |"
+    yield f"| --- | --- | --- | ---: | ---: |{' ---: |' * len(columns)}"
+    untouched = Arm("none", "untouched", "", dense, [])
+    for arm in [untouched, *sorted(every, key=lambda arm: (arm.target, list(SETS).index(arm.data)))]:
+        values = [[m.score.value for m in arm.measured[name]] for name in named(arm.measured, columns.values())]
+        cells = [[statistics.mean(of) for of in zip(*values, strict=True)], *values]
+        yield f"| {arm.target} | {SETS[arm.data]} | `{arm.method}` | {len(values[0])} | {' | '.join(map(with_range, cells))} |"
+
+
+def searches(every: Iterable[Arm]) -> Iterator[str]:
+    """Rows: what the best choice loses on the tokens that were searched on and on others of the same set, as an increase over the untouched model."""
+    yield "| target | searched on | method | increase there | increase on others of the set | choices measured |"
+    yield "| --- | --- | --- | ---: | ---: | ---: |"
+    for arm in (arm for arm in every if arm.name != "short_gpt"):
+        there = statistics.mean(note["loss"] - note["untouched_loss"] for note in arm.notes)
+        others = statistics.mean(note["held_out"]["loss"] - note["held_out"]["untouched_loss"] for note in arm.notes)
+        measured = statistics.mean(note["measured"] for note in arm.notes)
+        yield f"| {arm.target} | {SETS[arm.data]} | `{arm.name}` | {there:.3f} | {others:.3f} | {measured:.0f} |"
+
+
+def gone(every: Iterable[Arm]) -> Iterator[str]:
+    """Rows: which blocks go, and in how many of the draws if not in all."""
+    yield "| target | calibrated on | method | blocks that go (draws, if not all) |"
+    yield "| --- | --- | --- | --- |"
+    for arm in every:
+        counts = Counter(block for draw in arm.dropped for block in draw)
+        told = ", ".join(f"{block}" if counts[block] == len(arm.dropped) else f"{block} ({counts[block]})" for block in sorted(counts))
+        yield f"| {arm.target} | {SETS[arm.data]} | `{arm.name}` | {told} |"
+
+
+def overlaps(every: list[Arm]) -> Iterator[str]:
+    """Rows: which share of the dropped blocks two draws of a set have in common, and two draws of different sets, for each method."""
+    yield "| target | method | two draws of a set | two sets | C4 and arithmetic | any set and random tokens | by chance |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    for target, name in dict.fromkeys((arm.target, arm.name) for arm in every):
+        rows = {arm.data: arm.dropped for arm in every if (arm.target, arm.name) == (target, name)}
+        same = [pair for sets in rows.values() for pair in combinations(sets, 2)]
+        apart = {frozenset(two): list(product(rows[two[0]], rows[two[1]])) for two in combinations(rows, 2)}
+        texts = [pair for two, pairs in apart.items() if "random_tokens" not in two for pair in pairs]
+        random = [pair for two, pairs in apart.items() if "random_tokens" in two for pair in pairs]
+        cells = [same, texts, apart.get(frozenset(("c4", "gsm8k:cot")), []), random]
+        taken = len(next(iter(rows.values()))[0])
+        yield f"| {target} | `{name}` | {' | '.join(_common(pairs) for pairs in cells)} | {taken / 30:.0%} |"
+
+
+def _common(pairs: list[tuple[frozenset[int], frozenset[int]]]) -> str:
+    return f"{statistics.mean(len(a & b) / len(a) for a, b in pairs):.0%}" if pairs else "not run"
+
+
+def better(every: list[Arm], pairs: Iterable[tuple[str, str]], columns: Mapping[str, str]) -> Iterator[str]:
+    """Rows: how much less the first method of a pair loses than the second, by set; intervals over documents and draws, bold without zero."""
+    yield f"| target | calibrated on | better | than | mean | {' | '.join(columns)} |"
+    yield f"| --- | --- | --- | --- | ---: |{' ---: |' * len(columns)}"
+    by = {(arm.target, arm.data, arm.method): arm.measured for arm in every}
+    for target, data in dict.fromkeys((arm.target, arm.data) for arm in every):
+        for first, second in pairs:
+            sides = by.get((target, data, second)), by.get((target, data, first))
+            if sides[0] and sides[1]:
+                yield f"| {target} | {SETS[data]} | `{first}` | `{second}` | {' | '.join(_differences(sides[0], sides[1], columns))} |"
+
+
+def sets(every: list[Arm], columns: Mapping[str, str]) -> Iterator[str]:
+    """Rows: how much less each set loses than C4, by method; intervals over documents and draws, bold without zero."""
+    yield f"| target | method | better | than | mean | {' | '.join(columns)} |"
+    yield f"| --- | --- | --- | --- | ---: |{' ---: |' * len(columns)}"
+    base = {(arm.target, arm.method): arm.measured for arm in every if arm.data == "c4"}
+    for arm in (arm for arm in every if arm.data not in ("", "c4") and (arm.target, arm.method) in base):
+        cells = " | ".join(_differences(base[arm.target, arm.method], arm.measured, columns))
+        yield f"| {arm.target} | `{arm.method}` | {SETS[arm.data]} | C4 | {cells} |"
+
+
+def _differences(worse: Measured, less: Measured, columns: Mapping[str, str]) -> Iterator[str]:
+    every = named(less, columns.values())
+    for names in (every, *([name] for name in every)):
+        estimate = contrast({name: worse[name] for name in names}, {name: less[name] for name in names})
+        yield with_interval(estimate)
+
+
+def tables() -> Mapping[str, str]:
+    """Each table in Markdown, by name, of the stores that are there."""
+    made: dict[str, Iterable[str]] = {}
+    if (HERE / "smollm2").is_dir():
+        every, dense = arms(HERE / "smollm2")
+        greedy, evop = "greedy(tokens=[512, 2048])", "evop(generations=8, tokens=[512, 2048])"
+        pairs = [(evop, "short_gpt"), (evop, greedy), (greedy, "short_gpt")]
+        made |= {"gone": gone(every), "overlaps": overlaps(every), "searches": searches(every), "blocks better": better(every, pairs, DOMAINS)}
+        made |= {"blocks sets": sets(every, DOMAINS), "blocks losses": losses(every, dense, DOMAINS)}
+    if (HERE / "factors").is_dir():
+        every, dense = arms(HERE / "factors")
+        columns = {name: source for name, source in DOMAINS.items() if name != "code"}
+        pairs = [("fips", "svd"), ("svd", "basis_sharing"), ("fips", "fips(indices=True)"), ("fips", "fips(distant=True)")]
+        made |= {
+            "factors better": better(every, pairs, columns),
+            "factors sets": sets(every, columns),
+            "factors losses": losses(every, dense, columns),
+        }
+    return {name: "\n".join(rows) for name, rows in made.items()}
+
+
+if __name__ == "__main__":
+    write_or_print(PAGE, tables())

@@ -1,0 +1,138 @@
+"""The tables of docs/findings/pruning.md, made of the store beside this file: python -m studies.pruning.tables [--write]
+
+Losses are nats per token, on rows that no draw calibrates on.
+"""
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from studies.arms import Measured, named, with_interval, with_range
+from studies.pages import write_or_print
+
+from calibrant.compare import Estimate, contrast, draws
+from calibrant.store import Store
+
+HERE: Final = Path(__file__).parent
+PAGE: Final = HERE.parents[1] / "docs/findings/pruning.md"
+PEER: Final = HERE / "peer.json"
+"""The record of `peer.py`."""
+DOMAINS: Final = {"web": "c4", "encyclopedia": "wikipedia", "collection": "pile", "code": "python_code", "arithmetic": "gsm8k", "passages": "race"}
+"""Each domain that is measured, and the source it is made of."""
+C4, ARITHMETIC, MIXTURE = "c4", "gsm8k:cot", "0.3333*c4 + 0.3333*gsm8k:cot + 0.3334*python_code"
+SETS: Final = {C4: "C4", ARITHMETIC: "arithmetic", MIXTURE: "mixture", "": "nothing"}
+
+
+class Arm(NamedTuple):
+    """What the draws of one method, target and set gave."""
+
+    method: str
+    target: str
+    data: str
+    measured: Measured
+    draws: int
+    seconds: float
+
+
+def arms() -> list[Arm]:
+    """Every method, target and set of the store that was measured on all domains, in the order of the study."""
+    found: list[Arm] = []
+    with Store(HERE / "smollm2", create=False) as store:
+        cells = [c for c in store.cells() if c.run and c.method != "none"]
+        for method, target, data in dict.fromkeys((c.method, c.target, c.data) for c in cells):
+            measured = draws(store, method=method, target=target, data=data)
+            records = [store.record(c.run) for c in cells if (c.method, c.target, c.data) == (method, target, data)]
+            if len(measured) == len(DOMAINS):
+                seconds = [record.provenance["seconds"]["compress"] for record in records if record is not None]
+                found.append(Arm(method, target, data, measured, len(seconds), statistics.median(seconds)))
+    return found
+
+
+def losses(every: list[Arm], target: str) -> Iterator[str]:
+    """Rows: what the model loses after each method, with each set, on each domain and on average."""
+    yield f"| calibrated on | method | draws | mean | {' | '.join(DOMAINS)} |"
+    yield f"| --- | --- | ---: | ---: |{' ---: |' * len(DOMAINS)}"
+    for arm in sorted((arm for arm in every if arm.target == target), key=lambda arm: list(SETS).index(arm.data)):
+        columns = [[m.score.value for m in arm.measured[name]] for name in named(arm.measured, DOMAINS.values())]
+        columns = [[statistics.mean(of) for of in zip(*columns, strict=True)], *columns]
+        yield f"| {SETS[arm.data]} | `{arm.method}` | {arm.draws} | {' | '.join(map(with_range, columns))} |"
+    if target == "0.6" and PEER.is_file():
+        yield peer(json.loads(PEER.read_text("utf-8")))
+
+
+def peer(record: Mapping[str, Any]) -> str:
+    """The row of llm-compressor's SparseGPT, from the same tokens of C4."""
+    drawn = [draw["losses"] for draw in record["draws"].values()]
+    columns = [[losses[name]["value"] for losses in drawn] for name in named(drawn[0], DOMAINS.values())]
+    columns = [[statistics.mean(of) for of in zip(*columns, strict=True)], *columns]
+    return f"| {SETS[C4]} | llm-compressor's SparseGPT | {len(drawn)} | {' | '.join(map(with_range, columns))} |"
+
+
+def prices(every: list[Arm]) -> Iterator[str]:
+    """Rows: what a method takes at 60 % with C4: seconds of compressing, its walk through the model too, on one thread; the median of the draws."""
+    yield "| method | seconds | over sparsegpt's |"
+    yield "| --- | ---: | ---: |"
+    rows = [arm for arm in every if (arm.target == "0.6" and arm.data in (C4, "")) or arm.method == "robust"]
+    base = next(arm.seconds for arm in rows if arm.method == "sparsegpt")
+    for arm in sorted(rows, key=lambda arm: arm.seconds):
+        yield f"| `{arm.method}` | {arm.seconds:.1f} | {arm.seconds / base:.2f} |"
+
+
+def better(every: list[Arm], first: tuple[str, str, str], second: tuple[str, str, str], domains: tuple[str, ...]) -> Estimate | None:
+    """How much less the first (method, target, set) loses than the second on the mean of the domains; None where one wasn't run."""
+    by = {(arm.method, arm.target, arm.data): arm.measured for arm in every}
+    if first not in by or second not in by:
+        return None
+    chosen = named(by[first], [DOMAINS[domain] for domain in domains])
+    return contrast({name: by[second][name] for name in chosen}, {name: by[first][name] for name in chosen})
+
+
+def questions(every: list[Arm]) -> Iterator[str]:
+    """Rows: the questions that the study's file asks, each with its answer, corrected for their number (Holm)."""
+    yield "| question | at | with | on | better by | p (Holm) |"
+    yield "| --- | --- | --- | --- | ---: | ---: |"
+    asked = list[tuple[str, str, str, str, Estimate]]()
+    every_domain, others = tuple(DOMAINS), tuple(name for name in DOMAINS if name != "web")
+    pairs = [("refined", "sparsegpt", "0.6", C4, every_domain)]
+    pairs += [("refined", "sparsegpt", "0.6", C4, (domain,)) for domain in DOMAINS]
+    pairs += [("alps", "refined", "0.6", C4, every_domain), ("refined", "sparsegpt", "2:4", C4, every_domain)]
+    pairs += [("robust", "refined", "0.6", MIXTURE, (worst(every),))]
+    pairs += [("held_out(method=sparsegpt())", "sparsegpt", "0.6", C4, others)]
+    for first, second, target, data, domains in pairs:
+        estimate = better(every, (first, target, data), (second, target, data), domains)
+        on = domains[0] if len(domains) == 1 else f"the mean of {'all' if domains == every_domain else 'the other five'}"
+        if estimate is not None:
+            asked.append((f"`{first}` better than `{second}`?", target, SETS[data], on, estimate))
+    corrected = holm([estimate.p_value() or 0.0 for *_, estimate in asked], len(pairs))
+    for (question, target, data, on, estimate), p in zip(asked, corrected, strict=True):
+        yield f"| {question} | {target} | {data} | {on} | {with_interval(estimate, p < 0.05)} | {p:.1g} |"
+
+
+def worst(every: list[Arm]) -> str:
+    """The domain on which refined with the mixture increases the loss most."""
+    arm = next(arm for arm in every if (arm.method, arm.target, arm.data) == ("refined", "0.6", MIXTURE))
+    with Store(HERE / "smollm2", create=False) as store:
+        dense = draws(store, method="none")
+    return max(DOMAINS, key=lambda domain: float(contrast(*[{"": side[named(side, [DOMAINS[domain]])[0]]} for side in (arm.measured, dense)]).value))
+
+
+def holm(found: list[float], planned: int) -> list[float]:
+    """Holm's step-down correction for so many planned questions, those that can't be answered counted too."""
+    corrected, most = dict[int, float](), 0.0
+    for place, i in enumerate(sorted(range(len(found)), key=found.__getitem__)):
+        most = max(most, min(1.0, found[i] * (planned - place)))
+        corrected[i] = most
+    return [corrected[i] for i in range(len(found))]
+
+
+def tables() -> Mapping[str, str]:
+    """Each table in Markdown, by name."""
+    every = arms()
+    made = {"questions": "\n".join(questions(every)), "prices": "\n".join(prices(every))}
+    return made | {target: "\n".join(losses(every, target)) for target in dict.fromkeys(arm.target for arm in every)}
+
+
+if __name__ == "__main__":
+    write_or_print(PAGE, tables())
