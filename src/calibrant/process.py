@@ -50,12 +50,13 @@ def freed_memory_kept() -> Iterator[None]:
         glibc.malloc_trim(0)
 
 
-def give_back() -> None:
+def give_back(always: bool = False) -> None:
     """Return to the system what the heap holds in pieces between blocks: about a tenth of a run's memory, for a few hundredths of its time.
 
-    In a process of our own nothing is returned before the end, for speed (`freed_memory_kept`); nor where the C library isn't glibc.
+    In a process of our own nothing is returned before the end, for speed (`freed_memory_kept`), unless memory is what counts (`always`); nor where
+    the C library isn't glibc.
     """
-    if not _SETTINGS["own"] and platform.libc_ver()[0] == "glibc":
+    if (always or not _SETTINGS["own"]) and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 

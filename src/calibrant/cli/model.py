@@ -81,7 +81,7 @@ Exports = Annotated[
 Memory = Annotated[
     float | None,
     typer.Option(
-        metavar="GB", help="Room for activations; what needs more goes on with reference. [default: 80 % of what is free]", show_default=False
+        metavar="GB", help="What the process may hold; blocks of a larger model stay on disk. [default: all of the model]", show_default=False
     ),
 ]
 Profile = Annotated[bool, typer.Option("--profile", help="Also say where the time went, and the least that this machine needs.")]

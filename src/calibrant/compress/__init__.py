@@ -1,8 +1,10 @@
 """Compressing a model: `prune` and `quantize` do the whole job, files included; `compress` is the loop that they and studies share."""
 
 from calibrant.compress.exporting import Exported, export
-from calibrant.compress.loop import PROPAGATIONS, Recipe, UntouchedModel, compress, fitting, put_back, transformed
+from calibrant.compress.loop import UntouchedModel, compress, put_back, transformed
 from calibrant.compress.prune_quantize import Pruned, prune, quantize
+from calibrant.compress.recipe import PROPAGATIONS, Recipe
+from calibrant.compress.room import fitting
 
 __all__ = [
     "PROPAGATIONS",

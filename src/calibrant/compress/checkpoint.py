@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from calibrant.durable import replacing, usual_rights
 from calibrant.edits import StoredEdit, as_tensors, from_tensors
@@ -30,6 +32,11 @@ class FinishedStep:
     reports: Sequence[dict[str, Any]]
 
 
+def _without_numbers(part: Any) -> Tensor:
+    """A tensor of a file, of its shape; of what type it is nobody asks who doesn't want its numbers."""
+    return torch.empty(part.get_shape(), device="meta")
+
+
 class Checkpoint:
     """The finished edits of the run `run_id` that is to be saved as `out`. Nothing is written before something is done."""
 
@@ -38,28 +45,45 @@ class Checkpoint:
         self.folder = out.parent / f".{out.name}.calibrant-partial"
         self._run_id = run_id
 
-    def load(self) -> list[FinishedStep]:
-        """Return the unbroken row of steps from the first one on; empty if nothing was begun, or something else was."""
+    def load(self, numbers: bool = True) -> list[FinishedStep]:
+        """Return the unbroken row of steps from the first one on; empty if nothing was begun, or something else was.
+
+        Without `numbers` the edits' tensors are on the meta device, and `edits` reads those of a step.
+        """
         steps: list[FinishedStep] = []
         for index in range(len(list(self.folder.glob("edits-*.safetensors")))):
-            step = self._read(index)
+            step = self._read(index, numbers)
             if step is None:
                 break
             steps.append(step)
         return steps
 
+    def names(self, index: int) -> Sequence[str]:
+        """Return the names of the matrices that a step replaced."""
+        step = self._read(index, numbers=False)
+        return [] if step is None else [edit.facts["name"] for edit in step.edits]
+
+    def edits(self, index: int) -> Sequence[StoredEdit]:
+        """Return the edits of a step that was kept. Raises `OutputError` if it isn't there any more."""
+        step = self._read(index)
+        if step is None:
+            message = f"step {index} in {str(self.folder)!r} was kept and can't be read again; run the same command again"
+            raise OutputError(message, subject=str(self.folder))
+        return step.edits
+
     def journal(self) -> Journal:
         """Return what the method tried, and found out, before an interruption; what it adds is kept."""
         return Journal(self.folder / "tried.jsonl", self._run_id)
 
-    def _read(self, index: int) -> FinishedStep | None:
+    def _read(self, index: int, numbers: bool = True) -> FinishedStep | None:
         path = self._path(index)
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(path, framework="pt", backend="pread") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("run") != self._run_id:
                     return None
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+                names = list(file.keys())
+                tensors = {name: file.get_tensor(name) if numbers else _without_numbers(file.get_slice(name)) for name in names}
                 return FinishedStep(from_tensors(tensors, json.loads(metadata["edits"])), json.loads(metadata["reports"]))
         except (SafetensorError, FileNotFoundError):
             return None

@@ -45,10 +45,10 @@ class Costs:
         inside = dict(clock.parts)
         forward = clock.seconds.get("compress", 0.0) - sum(inside.values())
         shapes = Counter(weight.shape for weight in seen_by.weights) if tokens else Counter[Shape]()
-        like = seen_by.weights[0].get()
-        seconds = sum((count * operations(shape, tokens) / peak(shape, like.dtype, like.device) for shape, count in shapes.items()), 0.0)
+        dtype = seen_by.weights[0].stored.dtype
+        seconds = sum((count * operations(shape, tokens) / peak(shape, dtype, seen_by.device) for shape, count in shapes.items()), 0.0)
         whole = sum(count * operations(shape, tokens) for shape, count in shapes.items())
-        kind = str(like.dtype).removeprefix("torch.")
+        kind = str(dtype).removeprefix("torch.")
         return cls(dict(clock.seconds), {"forward": forward, **inside}, seconds, whole / seconds if seconds else 0.0, tokens, kind)
 
 

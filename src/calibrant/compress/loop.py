@@ -1,134 +1,40 @@
-"""What is to be done to a model, and the loop that does it: transforms, the target of each matrix, and a method's edits one by one."""
+"""The loop that compresses a model: transforms, the target of each matrix, and a method's edits one by one."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any
 
-import psutil
 import torch
 
 from calibrant.activations import Seen, Statistic
-from calibrant.allocations import Allocation, allocations
 from calibrant.clock import spent_on
-from calibrant.compress.checkpoint import Checkpoint
+from calibrant.compress.checkpoint import Checkpoint, FinishedStep
+from calibrant.compress.recipe import Recipe
 from calibrant.data import TokenBatch
 from calibrant.edits import Edit, Fold, Replace, StoredEdit, read_edit
 from calibrant.errors import SpecError, TargetError
 from calibrant.job import Job
-from calibrant.methods import MatrixMethod, Method, methods
+from calibrant.methods import Compressed, MatrixMethod, Method
 from calibrant.models import ModelView, Opened, Weight
 from calibrant.outcomes import Journal
 from calibrant.process import freed_memory_kept, give_back
 from calibrant.progress import Progress, silent
-from calibrant.spec import canonical
 from calibrant.store import Record, Run
-from calibrant.targets import Target, parse_target
-from calibrant.transforms import Transform, transforms
+from calibrant.targets import Target
+from calibrant.transforms import Transform
 from calibrant.walk import Propagation
 from calibrant.walk.observing import SeenByMatrix, untouched
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.rehearsal import rehearse
-from calibrant.walk.starving import AS_SEEN, Starved, starving
-from calibrant.walk.statistics import KINDS
+from calibrant.walk.starving import AS_SEEN, starving
 
-PROPAGATIONS: Final[tuple[Propagation, ...]] = ("arrival", "reference", "dense")
 MEAN_WITHIN = 1e-3
 """How far, as a share of what was asked, the mean of an allocation may lie from it."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What is to be done to a model, resolved but not yet done: transforms first, then what the method makes of the allocation's targets."""
-
-    method: Method
-    target: Target
-    allocation: Allocation
-    propagate: Propagation
-    transforms: tuple[Transform, ...] = ()
-    starved: Starved = AS_SEEN
-
-    @classmethod
-    def parse(
-        cls,
-        method: str | Method,
-        target: float | str | Target,
-        propagate: str | None = None,
-        allocation: str | Allocation = "uniform",
-        transform: Sequence[str | Transform] = (),
-        starved: str = AS_SEEN,
-    ) -> "Recipe":
-        """Read the texts a user gives; each that can't be read is an `InputError` with what is allowed.
-
-        Without `propagate` it is the method's own default. `starved` says what experts with few tokens are calibrated on.
-        """
-        if propagate is not None and propagate not in PROPAGATIONS:
-            raise SpecError(f"propagate={propagate!r} is not known; choose one of {', '.join(PROPAGATIONS)}", subject=propagate)
-        built: Method = methods.build(method)
-        if propagate is not None and propagate not in built.propagations:
-            raise SpecError(
-                f"{built} can't be done in {propagate}; leave --propagate out, or write {' or '.join(built.propagations)}", subject=propagate
-            )
-        aimed = target if isinstance(target, Target) else parse_target(target)
-        before = tuple(map(transforms.build, (transform,) if isinstance(transform, str | Transform) else transform))
-        how = propagate or built.propagate
-        return cls(built, built.aim(aimed), allocations.build(allocation), how, before, _starved(starved, built, how))
-
-    @property
-    def looks(self) -> bool:
-        """Whether anything in it looks at calibration data: then the tokens decide what comes of it."""
-        return bool(self.looking)
-
-    @property
-    def tries(self) -> bool:
-        """Whether anything in it measures the model on calibration data again and again."""
-        return self.method.tries or self.allocation.tries
-
-    @property
-    def looking(self) -> str:
-        """What in it looks at calibration data, by name; empty where nothing does."""
-        first = self.method if self.method.looks else next((part for part in (self.allocation, *self.transforms) if part.observes), "")
-        return str(first or (self.allocation if self.allocation.tries else ""))
-
-    @property
-    def shared(self) -> tuple[type[Statistic], ...]:
-        """The statistics of the untouched model's matrices that it looks at, as far as they can be kept on disk for others."""
-        if self.transforms:
-            return ()
-        observes = dict.fromkeys((*(self.method.observes if self.propagate == "dense" else ()), *self.allocation.observes))
-        return tuple(kind for kind in observes if kind in KINDS)
-
-    def run(self, opened: Opened, batch: TokenBatch | None, data: str = "", seed: int = 0) -> Run:
-        """Return the identity-bearing description of doing this to `opened`, calibrated on `batch`."""
-        return Run(
-            model=opened.digest,
-            model_name=opened.name,
-            data=data if self.looks else "",
-            tokens=batch.fingerprint if self.looks and batch is not None else "",
-            method=canonical(self.method),
-            target=str(self.target),
-            allocation=canonical(self.allocation),
-            propagate=self.propagate if self.method.looks else "",
-            dtype=str(opened.dtype).removeprefix("torch."),
-            seed=seed if self.looks else 0,
-            transforms=tuple(map(canonical, self.transforms)),
-            starved="" if self.starved == AS_SEEN else self.starved,
-        )
-
-
-def _starved(way: str, method: Method, propagate: Propagation) -> Starved:
-    """The way as one that is known, and that `method` can go."""
-    ways = get_args(Starved)
-    if way not in ways:
-        raise SpecError(f"starved={way!r} is no way to calibrate experts with few tokens; choose one of {', '.join(ways)}", subject=way)
-    if way != AS_SEEN and not (isinstance(method, MatrixMethod) and method.observes):
-        raise SpecError(f"{method} calibrates no experts, so none of them is starved; leave --starved out", subject=way)
-    if way == "shared" and propagate != "dense":
-        raise SpecError("what experts saw can be shared only where all of it is there before any is changed; add --propagate dense", subject=way)
-    return way  # pyright: ignore[reportReturnType]  # one of them
-
-
-@freed_memory_kept()
 def compress(
     opened: Opened,
     seen_by: ModelView,
@@ -159,6 +65,10 @@ def compress(
     """
     if recipe.looks and batch is None:
         raise SpecError(f"{recipe.looking} looks at activations and needs calibration data; give --data", subject=recipe.looking)
+    on_disk = seen_by.residence.on_disk
+    if on_disk and checkpoint is None:
+        message = f"the blocks of {opened.name} are on disk, and what becomes of them has to be kept there too; give a checkpoint, or open it whole"
+        raise SpecError(message, subject=opened.name)
     recipe.method.check_model(seen_by, recipe.target, dict.fromkeys(seen_by.named, recipe.target))
     untouched_model = UntouchedModel(opened, seen_by, batch, None if recipe.transforms else statistics, progress, ranks)
     whole, reports = seen_by.weights, list(transformed(untouched_model, recipe.transforms))
@@ -168,9 +78,14 @@ def compress(
     reports += [{"edit": "allocation", "allocation": str(recipe.allocation), "notes": notes}] if notes else []
     recipe.method.check_model(seen_by, recipe.target, targets)
     hungry = starving(opened, seen_by, batch, ranks) if batch is not None and recipe.starved != AS_SEEN else {}
-    finished = checkpoint.load() if checkpoint else []
+    finished = checkpoint.load(numbers=not seen_by.residence.on_disk) if checkpoint else []
     ranks.agree("what the folder of finished blocks holds", [step.reports for step in finished])
-    done, late = put_back(seen_by, (stored for step in finished for stored in step.edits), recipe.propagate)
+    if on_disk:
+        done, late = absent(seen_by, finished), list[Edit]()
+    else:
+        done, late = put_back(seen_by, (stored for step in finished for stored in step.edits), recipe.propagate)
+    if checkpoint and on_disk and recipe.propagate != "dense":
+        change_when_read(seen_by, checkpoint, range(len(finished)))
     edits, reports = list(done), [*reports, *(report for step in finished for report in step.reports)]
     job = Job(
         opened,
@@ -189,13 +104,17 @@ def compress(
         starved=recipe.starved,
         starving=hungry,
     )
-    with torch.no_grad():
+    # On disk the model is too large, so what is free is given back at once.
+    with torch.no_grad(), nullcontext() if on_disk else freed_memory_kept():
         for index, step in enumerate(_steps(job, recipe.method), len(finished)):
             _settle(job, recipe, index, step, checkpoint)
             reports += step.reports
             edits += step.edits if keep else ()
+            del step  # and with it the numbers of a block on disk, before the next one is worked on
     for edit in late:  # matrices of before an interruption, in `dense`: its walk needed them as they were
         edit.apply(seen_by)
+    if checkpoint and on_disk and recipe.propagate == "dense":
+        change_when_read(seen_by, checkpoint, range(len(finished)))
     if keep:
         for edit in edits:
             keep(edit.applied())
@@ -243,7 +162,8 @@ def _settle(job: Job, recipe: Recipe, index: int, step: _Step, checkpoint: Check
     if checkpoint and job.ranks.first:
         with spent_on("keeping finished blocks"):
             checkpoint.add(index, [edit.stored() for edit in step.edits], step.reports)
-    give_back()
+            change_when_read(job.view, checkpoint, (index,))
+    give_back(always=job.view.residence.on_disk)
     if (block := step.edits[-1].block) is not None:
         job.progress(f"{recipe.method.spec_name()} {recipe.target}", block + 1, len(job.view.blocks))
 
@@ -320,6 +240,24 @@ def put_back(view: ModelView, stored: Iterable[StoredEdit], propagate: Propagati
     return done, late
 
 
+def absent(view: ModelView, finished: Iterable[FinishedStep]) -> list[Edit]:
+    """Give the edits of before an interruption, matrices without their numbers, which are read when their block is."""
+    names = (stored.facts["name"] for step in finished for stored in step.edits)
+    return [Replace(weight, Compressed(weight.get())) for weight in map(view.named.__getitem__, names)]
+
+
+def change_when_read(view: ModelView, checkpoint: Checkpoint, steps: Iterable[int]) -> None:
+    """Have the edits of these finished steps made again whenever the numbers of their block are read from disk."""
+
+    def again(step: int) -> None:
+        for stored in checkpoint.edits(step):
+            read_edit(stored, view).apply(view)
+
+    for step in steps if view.residence.on_disk else ():
+        block = view.named[checkpoint.names(step)[0]].block
+        view.residence.changed(block, partial(again, step))
+
+
 def _record(
     recipe: Recipe,
     run: Run,
@@ -356,28 +294,3 @@ def _why_dense(method: Method, view: ModelView, weights: Sequence[Weight], run: 
     routed = "no calibration token was routed to this expert"
     few = {name: "fewer calibration tokens were routed to this expert than it has inputs" for name, tokens in hungry.items() if tokens > 0}
     return [left.get(w.name) or ("no product with it was seen in the forward" if w.expert is None else few.get(w.name, routed)) for w in weights]
-
-
-def fitting(
-    propagate: Propagation,
-    seen_by: ModelView,
-    batch: TokenBatch | None,
-    dtype: torch.dtype,
-    limit: int | None = None,
-    possible: Sequence[Propagation] = PROPAGATIONS,
-) -> tuple[Propagation, str]:
-    """`propagate`, or `reference` and a sentence where `arrival` would need more memory than there is and `reference` is `possible`.
-
-    Arrival suspends the forwards of all micro-batches inside a block, so the activations of *all* tokens live at once: input, residual and
-    the two widest intermediate results. `limit` is in bytes; by default 80 % of what the machine has free.
-    """
-    if propagate != "arrival" or "reference" not in possible or batch is None:
-        return propagate, ""
-    inputs = [weight.shape[1] for weight in seen_by.blocks[0].weights]
-    outputs = [weight.shape[0] for weight in seen_by.blocks[0].weights]
-    width = 3 * min(inputs) + max(inputs) + max(outputs)
-    needed = int(batch.mask.sum()) * width * dtype.itemsize
-    allowed = int(psutil.virtual_memory().available * 0.8) if limit is None else limit
-    if needed <= allowed:
-        return propagate, ""
-    return "reference", f"arrival would hold about {needed / 1e9:.1f} GB of activations and may hold {allowed / 1e9:.1f} GB; went on with reference"

@@ -11,7 +11,9 @@ from calibrant.clock import Clock
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.compress.costs import Costs, provenance
 from calibrant.compress.exporting import file_bytes
-from calibrant.compress.loop import Recipe, compress, fitting
+from calibrant.compress.loop import compress
+from calibrant.compress.recipe import Recipe
+from calibrant.compress.room import fitting, left_on_disk, room_for_activations
 from calibrant.data import CalibrationSet, Source, TokenBatch
 from calibrant.data.user_file import files_behind
 from calibrant.edits import Edit
@@ -95,9 +97,13 @@ def prune(
     tokens than they have inputs: they are calibrated `as_seen`, left `dense`, or calibrated on `all_tokens` or on what all experts saw (`shared`).
 
     The same call after an interruption continues from the last finished step (the matrices of a block, or one other edit); after it is done, it says
-    so and does nothing. With `profile` the result has `costs`: where the time went, and the least it could have taken. Where `arrival` would hold
-    more than `memory` GB of activations (by default 80 % of what is free), the job goes on with `reference`, and the record says so. Raises an
-    `InputError` for anything that can't be used, before any work.
+    so and does nothing. With `profile` the result has `costs`: where the time went, and the least it could have taken. Raises an `InputError` for
+    anything that can't be used, before any work.
+
+    `memory` is how many GB the process may hold, the model, activations and statistics together. Where the model doesn't fit its blocks stay on
+    disk, each is in memory while it is worked on, and what is written is the same; `opened` in the result has them on disk too. Where `arrival` would
+    hold too many activations (without `memory`: more than 80 % of what is free), the job goes on with `reference`. The record says both. Without
+    `out` the result is the model in memory, and `memory` is room for activations alone.
 
     Processes that torchrun started calibrate together, each on its share of the micro-batches, and all of them get the model; the first one
     alone writes, and tells `progress`. One that fails ends all: the others raise its error, or `RankError`.
@@ -233,13 +239,15 @@ class _Job:
         progress: Progress,
         ranks: Ranks,
     ) -> "_Job":
-        """Open and draw, once it is clear that `folder` can be written."""
+        """Open and draw, once it is clear that `folder` can be written. A promise (`room`) is for all of it where the result is in a folder."""
         clock = Clock()
         if folder is not None and read_manifest(folder) is None:
             check_output(folder)
         with clock.phase("open"):
-            opened = open_model(model, dtype, ranks.device(device))
-            seen_by = view(opened.model)
+            promised = None if folder is None else room
+            absent = "" if promised is None else left_on_disk(model, recipe, calibration, forms, dtype, ranks.device(device), promised, ranks)
+            opened = open_model(model, dtype, ranks.device(device), on_disk=bool(absent))
+            seen_by = view(opened.model, opened.residence)
             for form in forms:
                 form.check(recipe.method, recipe.target, opened, seen_by)
             check_finite(seen_by)
@@ -247,8 +255,10 @@ class _Job:
             looking = calibration if recipe.looks else None
             batch = None if looking is None else resolved(looking, opened, progress).tokens(opened.tokenizer)
         ranks.agree("the run that is asked for", recipe.run(opened, batch, **_named(calibration)).id)
-        fits = ranks.gathered([fitting(recipe.propagate, seen_by, batch, opened.dtype, room, recipe.method.propagations)])
-        propagate, note = max(fits, key=lambda fit: bool(fit[1]))  # where memory is short for one, none can go on as asked
+        left = room if promised is None else room_for_activations(promised, opened, seen_by, recipe)
+        fits = ranks.gathered([fitting(recipe.propagate, seen_by, batch, opened.dtype, left, recipe.method.propagations)])
+        propagate, short = max(fits, key=lambda fit: bool(fit[1]))  # where memory is short for one, none can go on as asked
+        note = "; ".join(filter(None, (absent, short)))
         return cls(opened, seen_by, batch, replace(recipe, propagate=propagate), forms, calibration, clock, note, progress, ranks)
 
     def compress(self, checkpoint: Checkpoint | None, keep: Callable[[Edit], None] | None = None) -> Record:
@@ -268,9 +278,9 @@ class _Job:
         """Compress and save, from the last finished block on; or say that it is done."""
         run = self.recipe.run(self.opened, self.batch, **_named(self.calibration))
         if (manifest := read_manifest(folder)) is not None:
-            return _already(manifest, run, folder, self.forms, self.ranks.device(device))
+            return _already(manifest, run, folder, self.forms, self.ranks.device(device), self.seen_by.residence.on_disk)
         checkpoint = Checkpoint(folder, run.id)
-        continued, edits = len(checkpoint.load()), list[Edit]()
+        continued, edits = len(checkpoint.load(numbers=False)), list[Edit]()
         record, sizes = self.compress(checkpoint, edits.append if self.forms[1:] else None), dict[str, int]()  # codes of a whole model are large
         if self.ranks.first:
             with self.clock.phase("save"), checkpoint.staying():
@@ -301,7 +311,7 @@ def _named(calibration: CalibrationSet | None) -> dict[str, Any]:
     return {"data": "" if calibration is None else str(calibration), "seed": 0 if calibration is None else calibration.seed}
 
 
-def _already(manifest: Mapping[str, Any], run: Run, folder: Path, forms: Sequence[Export], device: str) -> Pruned:
+def _already(manifest: Mapping[str, Any], run: Run, folder: Path, forms: Sequence[Export], device: str, on_disk: bool) -> Pruned:
     """The folder holds what was asked for, or an error that says what it holds instead."""
     if manifest.get("id") != run.id:
         check_output(folder)
@@ -310,4 +320,5 @@ def _already(manifest: Mapping[str, Any], run: Run, folder: Path, forms: Sequenc
         raise OutputError(
             f"{folder} already holds this model, without the export {missing[0]}; name another folder, or delete this one first", subject=str(folder)
         )
-    return Pruned(open_model(str(folder), run.dtype, device), Record.read(record), folder, already_done=True, sizes=manifest.get("sizes", {}))
+    opened = open_model(str(folder), run.dtype, device, on_disk=on_disk)
+    return Pruned(opened, Record.read(record), folder, already_done=True, sizes=manifest.get("sizes", {}))

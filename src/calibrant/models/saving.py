@@ -18,6 +18,8 @@ from calibrant.durable import appearing
 from calibrant.errors import OutputError
 from calibrant.foreign import user_path
 from calibrant.models.quiet import quiet, quoted
+from calibrant.models.residence import IN_MEMORY, Residence
+from calibrant.models.shards import write_shards
 
 MANIFEST: Final = "calibrant.json"
 FACTS: Final = {"model_name": "of", "method": "by", "target": "at", "data": "calibrated on"}
@@ -27,7 +29,10 @@ FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 @final
 @dataclass
 class Opened:
-    """A model ready to be used. `digest` is that of the weights' bytes, `note` what results of it must say, such as "dequantized from Q4_1"."""
+    """A model ready to be used. `digest` is that of the weights' bytes, `note` what results of it must say, such as "dequantized from Q4_1".
+
+    `residence` says whether its blocks are in memory or on disk; `view` is given it.
+    """
 
     model: PreTrainedModel
     tokenizer: Any
@@ -35,6 +40,7 @@ class Opened:
     digest: str
     note: str
     dtype: torch.dtype
+    residence: Residence = IN_MEMORY
 
 
 def save(opened: Opened, folder: str | Path, manifest: Mapping[str, Any], beside: Mapping[str, bytes] | None = None) -> None:
@@ -63,9 +69,12 @@ def saved(opened: Opened, folder: str | Path, manifest: Mapping[str, Any], besid
 
 
 def write_model(opened: Opened, folder: Path) -> None:
-    """Write model and tokenizer into `folder` as transformers does."""
+    """Write model and tokenizer into `folder` as transformers does; where blocks are on disk, one after the other."""
     forget_quantization(opened.model)
-    opened.model.save_pretrained(folder)
+    if opened.residence.on_disk:
+        write_shards(opened.model, opened.residence, folder)
+    else:
+        opened.model.save_pretrained(folder)
     opened.tokenizer.save_pretrained(folder)
 
 

@@ -9,13 +9,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from calibrant.errors import ModelError
+from calibrant.models.residence import place_of
 
 
 def tied(model: PreTrainedModel) -> tuple[tuple[str, ...], ...]:
     """Return the names of parameters that share their numbers, one tuple for each memory that has several names, in the model's order."""
     names: dict[tuple[int, torch.Size, tuple[int, ...]], list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault((parameter.data_ptr(), parameter.shape, parameter.stride()), []).append(name)
+        names.setdefault((place_of(parameter), parameter.shape, parameter.stride()), []).append(name)
     return tuple(tuple(group) for group in names.values() if len(group) > 1)
 
 

@@ -5,7 +5,8 @@ to compress, and every slice of a fused three-dimensional expert tensor too; eac
 way round. Every other parameter is listed as left dense, with the reason: nothing is passed over in silence.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from inspect import signature
 from itertools import pairwise
@@ -20,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from calibrant.errors import ModelError, NumericsError
 from calibrant.models.changing import Structure, overwrite
 from calibrant.models.dropping import drop
+from calibrant.models.residence import IN_MEMORY, Residence, place_of
 from calibrant.models.ties import tied, untie
 
 EXPERT_COUNTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -93,8 +95,9 @@ class ModelView:
     blocks: tuple[Block, ...]
     dense: tuple[Dense, ...]
 
-    def __init__(self, model: PreTrainedModel, layers: str) -> None:
+    def __init__(self, model: PreTrainedModel, layers: str, residence: Residence = IN_MEMORY) -> None:
         self.model = model
+        self.residence = residence
         self._layers = layers
         self._read()
 
@@ -107,6 +110,15 @@ class ModelView:
     def named(self) -> Mapping[str, Weight]:
         """Every matrix that is compressed, by name."""
         return {weight.name: weight for weight in self.weights}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(parameter.device for parameter in self.model.parameters() if not parameter.is_meta)
+
+    def held(self, block: Block) -> AbstractContextManager[None]:
+        """Return a context in which the numbers of `block` are in memory, wherever they are otherwise."""
+        return self.residence.held(block.index)
 
     @property
     def base(self) -> nn.Module:
@@ -184,25 +196,33 @@ class ModelView:
         """What `calibrant.walk.rehearsal` found of a forward through these blocks."""
 
 
-def view(model: PreTrainedModel) -> ModelView:
-    """Find the blocks and matrices of a causal language model of transformers.
+def view(model: PreTrainedModel, residence: Residence = IN_MEMORY) -> ModelView:
+    """Find the blocks and matrices of a causal language model of transformers, whose numbers are where `residence` says (`Opened.residence`).
 
     Experts are switched to the eager implementation, one product an expert. Raises `ModelError`, by name, for what can't be seen as plain
     matrices: compiled blocks, weights on the meta device, quantized layers, no list of blocks or more than one.
     """
-    refuse(model)
-    layers = _block_list(model)
+    refuse(model, residence)
+    layers = block_list(model)
     if any(p.dim() == 3 for p in model.get_submodule(layers).parameters()):
         model.set_experts_implementation("eager")
-    return ModelView(model, layers)
+    return ModelView(model, layers, residence)
 
 
 def check_finite(view: ModelView) -> None:
-    """Raise `NumericsError`, naming the matrix, if any weight of the model is NaN or infinite."""
-    for name, parameter in view.model.named_parameters():
+    """Raise `NumericsError`, naming the matrix, if any weight of the model is NaN or infinite. One block is in memory at a time."""
+    inside = {id(parameter) for block in view.blocks for parameter in block.module.parameters()}
+    _check_finite(((name, p) for name, p in view.model.named_parameters() if id(p) not in inside), ())
+    for block in view.blocks:
+        with view.held(block):
+            _check_finite(block.module.named_parameters(prefix=block.name), block.weights)
+
+
+def _check_finite(parameters: Iterable[tuple[str, Tensor]], weights: Sequence[Weight]) -> None:
+    for name, parameter in parameters:
         if bool(torch.isfinite(parameter).all()):
             continue
-        broken = [w.name for w in view.weights if not bool(torch.isfinite(w.stored).all())]
+        broken = [w.name for w in weights if not bool(torch.isfinite(w.stored).all())]
         what = broken[0] if broken else name
         raise NumericsError(f"the weights of {what} hold NaN or infinity; open the model from a sound file, or in a wider dtype", subject=what)
 
@@ -271,15 +291,15 @@ def _parameters(model: PreTrainedModel, layers: str) -> Iterator[_Parameter]:
     named = list(model.named_parameters(remove_duplicate=False))
     for name, tensor in [n for n in named if not n[0].startswith(f"{layers}.")]:
         owner = model.get_submodule(name.rpartition(".")[0])
-        yield _Parameter(name, tensor, owner, None, outside.get(tensor.data_ptr(), ""))
-        outside.setdefault(tensor.data_ptr(), name)
+        yield _Parameter(name, tensor, owner, None, outside.get(place_of(tensor), ""))
+        outside.setdefault(place_of(tensor), name)
     for name, tensor in [n for n in named if n[0].startswith(f"{layers}.")]:
-        if tensor.data_ptr() in inside and tensor.dim() >= 2:
+        if place_of(tensor) in inside and tensor.dim() >= 2:
             continue
         owner = model.get_submodule(name.rpartition(".")[0])
         block = int(name.removeprefix(f"{layers}.").partition(".")[0])
-        yield _Parameter(name, tensor, owner, block, outside.get(tensor.data_ptr(), ""))
-        inside.setdefault(tensor.data_ptr(), name)
+        yield _Parameter(name, tensor, owner, block, outside.get(place_of(tensor), ""))
+        inside.setdefault(place_of(tensor), name)
 
 
 def _experts(owner: nn.Module, model: PreTrainedModel) -> set[int]:
@@ -296,8 +316,8 @@ def _takes_others(model: PreTrainedModel, path: str) -> bool:
     return any(name in signature(module.forward).parameters for module in around for name in ("encoder_hidden_states", "cross_attention_states"))
 
 
-def _block_list(model: PreTrainedModel) -> str:
-    """The name of the one list of modules that is as long as the model has layers, of several the one in the decoder of text.
+def block_list(model: PreTrainedModel) -> str:
+    """Return the name of the one list of modules that is as long as the model has layers, of several the one in the decoder of text.
 
     Lists inside such a list don't count.
     """
@@ -320,7 +340,8 @@ def _block_list(model: PreTrainedModel) -> str:
 
 def _refuse_overlaps(weights: list[Weight]) -> None:
     """Matrices that share part of their memory can't be compressed one by one."""
-    spans = sorted((w.stored.data_ptr(), w.stored.data_ptr() + w.stored.numel() * w.stored.element_size(), w.name) for w in weights)
+    there = [(w.stored, w.name) for w in weights if not w.stored.is_meta]
+    spans = sorted((stored.data_ptr(), stored.data_ptr() + stored.numel() * stored.element_size(), name) for stored, name in there)
     for (_, end, first), (start, _, second) in pairwise(spans):
         if start < end:
             raise ModelError(f"{second} shares part of its memory with {first}; give each a memory of its own first", subject=second)
@@ -329,7 +350,7 @@ def _refuse_overlaps(weights: list[Weight]) -> None:
 PLAIN: Final = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
-def refuse(model: PreTrainedModel) -> None:
+def refuse(model: PreTrainedModel, residence: Residence = IN_MEMORY) -> None:
     """Raise `ModelError` if a module is compiled, or a weight is quantized or has no numbers; the message names it."""
     for name, module in model.named_modules():
         if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
@@ -340,7 +361,7 @@ def refuse(model: PreTrainedModel) -> None:
             raise ModelError(f"{name} is quantized ({type(module).__name__}); give the model before its quantization", subject=name)
         for key, parameter in module.named_parameters(recurse=False):
             full = f"{name}.{key}" if name else key
-            if parameter.is_meta:
+            if parameter.is_meta and not residence.on_disk:
                 raise ModelError(
                     f"{full} is on the meta device and has no numbers; load the model whole (no offloading, no empty weights)", subject=full
                 )

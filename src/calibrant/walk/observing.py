@@ -93,8 +93,9 @@ def untouched(
             seen.append(map(partial(stored.read, input_kinds), blocks))
         else:
             seen.append(by_block(blocks, walk(view, part, input_kinds, "dense", start=start, ranks=ranks, weigh=weigh)))
-    for _, by_weight in mixed(seen, [factor for factor, _ in parts]) if batch.mixed else seen[0]:
-        yield from by_weight.items()
+    for block, by_weight in mixed(seen, [factor for factor, _ in parts]) if batch.mixed else seen[0]:
+        with view.held(block):
+            yield from by_weight.items()
 
 
 def gather(view: ModelView, batch: TokenBatch, kinds: Iterable[type[InputStatistic]], stored: Statistics, progress: Progress = silent) -> None:

@@ -46,6 +46,10 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self._on_product, self._positions = on_product, positions
         self._gathered: Tensor | None = None
+        self.look_for(weights)
+
+    def look_for(self, weights: Iterable[Weight]) -> None:
+        """Tell of products with these matrices, where they are now, and with no others."""
         self._weights = {weight.address: weight for weight in weights}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:

@@ -6,16 +6,17 @@ forward uses them twice.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from calibrant.clock import spent_on
 from calibrant.errors import ModelError
 from calibrant.models import Block, ModelView, Weight
 from calibrant.walk.products import Product, Watch, grouped, hidden_of, inputs_of, replaced
@@ -59,6 +60,15 @@ def rehearse(view: ModelView) -> Rehearsal:
     return view.rehearsed
 
 
+@contextmanager
+def held(view: ModelView, block: Block) -> Iterator[None]:
+    """While it lasts, the numbers of `block` are in memory; reading them from disk is a part of a job's time."""
+    with ExitStack() as stack:
+        with spent_on("reading blocks") if view.residence.on_disk else nullcontext():
+            stack.enter_context(view.held(block))
+        yield
+
+
 @final
 class _Rehearsing(TorchFunctionMode):
     """The forward, and what is noted of it."""
@@ -66,7 +76,7 @@ class _Rehearsing(TorchFunctionMode):
     def __init__(self, view: ModelView) -> None:
         super().__init__()
         self._view = view
-        self._watch = Watch(view.weights, self._note, SAMPLES * POSITIONS)
+        self._watch = Watch((), self._note, SAMPLES * POSITIONS)
         self._calls: list[int] = []
         self._within: list[int] = []
         self._first: Tensor | None = None
@@ -75,21 +85,39 @@ class _Rehearsing(TorchFunctionMode):
         self._uses: dict[str, list[int]] = {}
         self._read_by: dict[str, str] = {}
         self._now: set[str] = set()
-        self._spans = sorted(((w.address, w.address + w.stored.numel() * w.stored.element_size(), w) for w in view.weights), key=lambda span: span[0])
+        self._know(() if view.residence.on_disk else range(len(view.blocks)))
+
+    def _know(self, blocks: Iterable[int]) -> None:
+        """Learn where the matrices of these blocks are in memory, and forget where others were."""
+        weights = [weight for index in dict.fromkeys(blocks) for weight in self._view.blocks[index].weights]
+        self._watch.look_for(weights)
+        self._spans = sorted(((w.address, w.address + w.stored.numel() * w.stored.element_size(), w) for w in weights), key=lambda span: span[0])
         self._ends = [end for _, end, _ in self._spans]  # in order too, since no two matrices overlap
-        self._storages = {weight.stored.untyped_storage().data_ptr() for weight in view.weights}
+        self._storages = {weight.stored.untyped_storage().data_ptr() for weight in weights}
+
+    @contextmanager
+    def _held(self, block: Block) -> Iterator[None]:
+        """While its forward runs, a block has its numbers, and those of others may be on disk."""
+        with held(self._view, block):
+            self._within.append(block.index)
+            if self._view.residence.on_disk:
+                self._know(self._within)
+            yield
+            self._within.pop()
+        if self._view.residence.on_disk:
+            self._know(self._within)
 
     def run(self) -> Rehearsal:
         """Show the tokens, and say what came of it."""
         base, vocabulary = self._view.base, self._view.model.config.get_text_config(decoder=True).vocab_size
         ids = (torch.arange(SAMPLES * POSITIONS).reshape(SAMPLES, POSITIONS) + vocabulary // 2) % vocabulary
-        inputs = inputs_of(base, ids.to(next(self._view.model.parameters()).device))
+        inputs = inputs_of(base, ids.to(self._view.device))
         with ExitStack() as stack:
             for block in self._view.blocks:
                 stack.enter_context(replaced(block.module, self._followed(block)))
             stack.enter_context(torch.no_grad())
             stack.enter_context(self)
-            base(**inputs)
+            self._shown(base, inputs)
         reasons = {weight: self._reason(weight) for weight in self._view.weights}
         left, twice = ({w.name: reason for w, (reason, only) in reasons.items() if reason and only is on} for on in (False, True))
         if len(left) == len(reasons) and reasons:
@@ -98,6 +126,16 @@ class _Rehearsing(TorchFunctionMode):
             raise ModelError(f"no matrix of {kind} can be followed through a forward ({name}: {reason}); it needs a walk of its own", subject=kind)
         by_use, apart = (frozenset().union(*groups) for groups in zip(*map(self._grouped, self._view.blocks), strict=True))
         return Rehearsal(tuple(self._calls), frozenset(self._turned), by_use, apart, self._changes, not self._first_is_used, left, twice)
+
+    def _shown(self, base: nn.Module, inputs: Mapping[str, Any]) -> None:
+        try:
+            base(**inputs)
+        except RuntimeError as error:  # of a parameter without numbers
+            if not self._view.residence.on_disk or "meta" not in str(error):
+                raise
+            kind = type(self._view.model).__name__
+            message = f"the forward of {kind} needs numbers of a block that it doesn't run, so its blocks can't be left on disk; allow more memory"
+            raise ModelError(message, subject=kind) from error
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -119,9 +157,8 @@ class _Rehearsing(TorchFunctionMode):
             if tuple(hidden.shape[:2]) == (POSITIONS, SAMPLES):
                 self._turned.add(block.name)
             self._calls.append(block.index)
-            self._within.append(block.index)
-            output = forward(*args, **kwargs)
-            self._within.pop()
+            with self._held(block):
+                output = forward(*args, **kwargs)
             self._changes = self._changes or versions != [tensor._version for tensor in tensors]
             if self._first is None:
                 self._first_is_used = any(leaf is hidden for leaf in tree_leaves(output))

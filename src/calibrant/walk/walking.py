@@ -21,6 +21,8 @@ picked them. Without matrices to watch (`observes` is empty) nothing is run at a
 
 With `weigh`, tokens count more or less from block to block: it is asked at the door of each, and may run the block aside to see what it does.
 
+Where a model's blocks are on disk, each is held from its door until all forwards have left it (`held`).
+
 With other `ranks` this process runs its share of the micro-batches, and hands out what all of them saw, in the same order on every rank.
 """
 
@@ -46,7 +48,7 @@ from calibrant.walk.attention import BlockCall, Weigh
 from calibrant.walk.block_statistics import BlockRun, BlockStatistics
 from calibrant.walk.products import Order, Product, Watch, hidden_of, inputs_of, replaced
 from calibrant.walk.ranks import ALONE, Ranks
-from calibrant.walk.rehearsal import Rehearsal, rehearse
+from calibrant.walk.rehearsal import Rehearsal, held, rehearse
 
 Propagation = Literal["arrival", "reference", "dense"]
 Kinds = tuple[type[InputStatistic], ...]
@@ -80,7 +82,9 @@ def walk(
     and `RankError` where another of the `ranks` is lost.
     """
     if not observes or batch is None:
-        yield from ((weight, Seen({})) for block in view.blocks[start:] for weight in block.weights)
+        for block in view.blocks[start:]:
+            with held(view, block):
+                yield from ((weight, Seen({})) for weight in block.weights)
         return
     through = {"arrival": _arrival, "reference": _reference, "dense": _dense}[propagate]
     rehearsal = rehearse(view)
@@ -93,22 +97,23 @@ def walk(
         for index in calls:
             block = followed[index]
             passed = index < start or not block.weights
-            for part in () if passed else parts:
-                part.weigh(block, weigh)
-            step = _past if passed else through
-            yield from step(block, parts, observes, ranks, rehearsal)  # pyright: ignore[reportArgumentType]  # checked by the method's contract
+            with held(view, block):
+                _weigh(() if passed else parts, block, weigh)
+                step = _past if passed else through
+                yield from step(block, parts, observes, ranks, rehearsal)  # pyright: ignore[reportArgumentType]  # checked by the method's contract
 
 
 def walk_blocks(
     view: ModelView, batch: TokenBatch, observes: tuple[type[Statistic], ...], *, tokens_per_pass: int = TOKENS_PER_PASS, ranks: Ranks = ALONE
 ) -> Iterator[tuple[Block, Seen]]:
     """Yield each block of the untouched model with what it did (`BlockStatistics`): what methods that remove blocks or experts look at."""
-    rehearsal, did, device = rehearse(view), BlockStatistics(view, observes), next(view.model.parameters()).device
+    rehearsal, did, device = rehearse(view), BlockStatistics(view, observes), view.device
     with _under_way(view, rehearsal, rehearsal.calls, batch, tokens_per_pass, ranks) as parts:
         for block in (view.blocks[index] for index in rehearsal.calls):
-            local = [ranks.part(did.of(part.at_door(block))) for part in parts]
-            mine = {block.name: sum(local[1:], local[0])} if local and local[0] else {}
-            yield block, ranks.totals(mine, device).get(block.name, Seen({}))
+            with held(view, block):
+                local = [ranks.part(did.of(part.at_door(block))) for part in parts]
+                mine = {block.name: sum(local[1:], local[0])} if local and local[0] else {}
+                yield block, ranks.totals(mine, device).get(block.name, Seen({}))
 
 
 @contextmanager
@@ -116,7 +121,7 @@ def _under_way(
     view: ModelView, rehearsal: Rehearsal, calls: Sequence[int], batch: TokenBatch, tokens_per_pass: int, ranks: Ranks
 ) -> Iterator[list["_MicroBatch"]]:
     """Yield this rank's micro-batches, each at the door of the first block; however the walk ends, their forwards end with it."""
-    device = next(view.model.parameters()).device
+    device = view.device
     parts: list[_MicroBatch] = []
     for ids, mask, weights in ranks.share(list(micro_batches(batch, tokens_per_pass))):
         counts = weights.flatten() > 0
@@ -296,6 +301,11 @@ class _MicroBatch:
         weigh = weigh[tokens]
         real = weigh > 0
         return flat[real], None if self.weights is None else weigh[real]
+
+
+def _weigh(parts: Sequence[_MicroBatch], block: Block, by: Weigh | None) -> None:
+    for part in parts:
+        part.weigh(block, by)
 
 
 def _past(block: Block, parts: list[_MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:

@@ -1,0 +1,112 @@
+"""What is to be done to a model, resolved but not yet done."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, get_args
+
+from calibrant.activations import Statistic
+from calibrant.allocations import Allocation, allocations
+from calibrant.data import TokenBatch
+from calibrant.errors import SpecError
+from calibrant.methods import MatrixMethod, Method, methods
+from calibrant.models import Opened
+from calibrant.spec import canonical
+from calibrant.store import Run
+from calibrant.targets import Target, parse_target
+from calibrant.transforms import Transform, transforms
+from calibrant.walk import Propagation
+from calibrant.walk.starving import AS_SEEN, Starved
+from calibrant.walk.statistics import KINDS
+
+PROPAGATIONS: Final[tuple[Propagation, ...]] = ("arrival", "reference", "dense")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is to be done to a model, resolved but not yet done: transforms first, then what the method makes of the allocation's targets."""
+
+    method: Method
+    target: Target
+    allocation: Allocation
+    propagate: Propagation
+    transforms: tuple[Transform, ...] = ()
+    starved: Starved = AS_SEEN
+
+    @classmethod
+    def parse(
+        cls,
+        method: str | Method,
+        target: float | str | Target,
+        propagate: str | None = None,
+        allocation: str | Allocation = "uniform",
+        transform: Sequence[str | Transform] = (),
+        starved: str = AS_SEEN,
+    ) -> "Recipe":
+        """Read the texts a user gives; each that can't be read is an `InputError` with what is allowed.
+
+        Without `propagate` it is the method's own default. `starved` says what experts with few tokens are calibrated on.
+        """
+        if propagate is not None and propagate not in PROPAGATIONS:
+            raise SpecError(f"propagate={propagate!r} is not known; choose one of {', '.join(PROPAGATIONS)}", subject=propagate)
+        built: Method = methods.build(method)
+        if propagate is not None and propagate not in built.propagations:
+            raise SpecError(
+                f"{built} can't be done in {propagate}; leave --propagate out, or write {' or '.join(built.propagations)}", subject=propagate
+            )
+        aimed = target if isinstance(target, Target) else parse_target(target)
+        before = tuple(map(transforms.build, (transform,) if isinstance(transform, str | Transform) else transform))
+        how = propagate or built.propagate
+        return cls(built, built.aim(aimed), allocations.build(allocation), how, before, _starved(starved, built, how))
+
+    @property
+    def looks(self) -> bool:
+        """Whether anything in it looks at calibration data: then the tokens decide what comes of it."""
+        return bool(self.looking)
+
+    @property
+    def tries(self) -> bool:
+        """Whether anything in it measures the model on calibration data again and again."""
+        return self.method.tries or self.allocation.tries
+
+    @property
+    def looking(self) -> str:
+        """What in it looks at calibration data, by name; empty where nothing does."""
+        first = self.method if self.method.looks else next((part for part in (self.allocation, *self.transforms) if part.observes), "")
+        return str(first or (self.allocation if self.allocation.tries else ""))
+
+    @property
+    def shared(self) -> tuple[type[Statistic], ...]:
+        """The statistics of the untouched model's matrices that it looks at, as far as they can be kept on disk for others."""
+        if self.transforms:
+            return ()
+        observes = dict.fromkeys((*(self.method.observes if self.propagate == "dense" else ()), *self.allocation.observes))
+        return tuple(kind for kind in observes if kind in KINDS)
+
+    def run(self, opened: Opened, batch: TokenBatch | None, data: str = "", seed: int = 0) -> Run:
+        """Return the identity-bearing description of doing this to `opened`, calibrated on `batch`."""
+        return Run(
+            model=opened.digest,
+            model_name=opened.name,
+            data=data if self.looks else "",
+            tokens=batch.fingerprint if self.looks and batch is not None else "",
+            method=canonical(self.method),
+            target=str(self.target),
+            allocation=canonical(self.allocation),
+            propagate=self.propagate if self.method.looks else "",
+            dtype=str(opened.dtype).removeprefix("torch."),
+            seed=seed if self.looks else 0,
+            transforms=tuple(map(canonical, self.transforms)),
+            starved="" if self.starved == AS_SEEN else self.starved,
+        )
+
+
+def _starved(way: str, method: Method, propagate: Propagation) -> Starved:
+    """The way as one that is known, and that `method` can go."""
+    ways = get_args(Starved)
+    if way not in ways:
+        raise SpecError(f"starved={way!r} is no way to calibrate experts with few tokens; choose one of {', '.join(ways)}", subject=way)
+    if way != AS_SEEN and not (isinstance(method, MatrixMethod) and method.observes):
+        raise SpecError(f"{method} calibrates no experts, so none of them is starved; leave --starved out", subject=way)
+    if way == "shared" and propagate != "dense":
+        raise SpecError("what experts saw can be shared only where all of it is there before any is changed; add --propagate dense", subject=way)
+    return way  # pyright: ignore[reportReturnType]  # one of them

@@ -1,0 +1,175 @@
+"""How much memory a job needs, and what follows from how much it may have: whether blocks stay on disk, and which propagation there is room for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, final
+
+import psutil
+import torch
+
+from calibrant.activations import Gram, Statistic
+from calibrant.compress.recipe import PROPAGATIONS, Recipe
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.errors import SpecError
+from calibrant.exports import Export
+from calibrant.methods import MatrixMethod
+from calibrant.models import ModelView, Opened, outlined
+from calibrant.select import Selector
+from calibrant.walk import TOKENS_PER_PASS, Propagation
+from calibrant.walk.ranks import Ranks
+from calibrant.walk.starving import AS_SEEN
+
+BLOCKS_HELD: Final = 3
+"""Blocks on disk that are in memory at once: the one that is worked on, the finished one that is being kept, and what is converted while reading."""
+SCORES: Final = 16
+"""Bytes that a method takes for each number of the matrix that it works on: four copies in float32."""
+GRAMS: Final = 4
+"""Square float32 matrices of a Gram's size at once: the sum, a pass's share, its factor, and what is made of it."""
+
+
+@final
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a job takes, estimated from shapes before anything is read.
+
+    `process` is what the process holds already, `model` all parameters, `outside` those outside the blocks, `block` those of the largest block;
+    `arrival` and `passed` are activations of all tokens, within a block and between two; `work` is what the method and its statistics take.
+    """
+
+    process: int
+    model: int
+    outside: int
+    block: int
+    arrival: int
+    passed: int
+    work: int
+
+    @classmethod
+    def of(cls, seen_by: ModelView, tokens: int, observes: Sequence[type[Statistic]], dtype: torch.dtype) -> "Needs":
+        """Estimate what a job needs that shows the model `tokens` tokens; of `seen_by` shapes are enough."""
+        whole = {id(p): p.numel() * dtype.itemsize for p in seen_by.model.parameters()}
+        blocks = [{id(p): whole[id(p)] for p in block.module.parameters()} for block in seen_by.blocks]
+        inside = sum({key: size for block in blocks for key, size in block.items()}.values())
+        shapes = [weight.shape for weight in seen_by.weights]
+        grams = GRAMS * 4 * max(shape[1] for shape in shapes) ** 2 if any(issubclass(kind, Gram) for kind in observes) else 0
+        work = SCORES * max(out * inputs for out, inputs in shapes) + grams
+        width, hidden = _width(seen_by), min(inputs for _, inputs in shapes)
+        in_a_pass = min(tokens, TOKENS_PER_PASS) * width * dtype.itemsize
+        return cls(
+            held_now(),
+            sum(whole.values()),
+            sum(whole.values()) - inside,
+            max(sum(block.values()) for block in blocks),
+            tokens * width * dtype.itemsize,
+            tokens * 2 * hidden * dtype.itemsize + in_a_pass,
+            work,
+        )
+
+    @property
+    def in_memory(self) -> int:
+        """With the whole model in memory, and every matrix calibrated on arrival."""
+        return self.process + self.model + self.arrival + self.work
+
+    def on_disk(self, propagate: Propagation) -> int:
+        """With its blocks on disk."""
+        activations = self.arrival if propagate == "arrival" else self.passed
+        return self.process + self.outside + BLOCKS_HELD * self.block + activations + self.work
+
+
+def held_now() -> int:
+    """Return how many bytes of memory this process holds."""
+    return psutil.Process().memory_info().rss
+
+
+def left_on_disk(
+    model: str,
+    recipe: Recipe,
+    calibration: CalibrationSet | None,
+    forms: Sequence[Export],
+    dtype: str,
+    device: str,
+    promised: int,
+    ranks: Ranks,
+) -> str:
+    """Return why the blocks of `model` stay on disk, in a sentence for the record; empty where the job keeps its promise with all of it in memory.
+
+    Raises `SpecError` where it can't be kept: for a recipe or a model that needs the whole model in memory, and for less memory than is needed with
+    the blocks on disk.
+    """
+    seen_by, kind = outlined(model, dtype, device)
+    if seen_by is None:
+        return ""
+    needs = Needs.of(seen_by, _tokens(calibration) if recipe.looks else 0, recipe.method.observes, kind)
+    if needs.in_memory <= promised:
+        return ""
+    about = f"{model} and this job take about {needs.in_memory / 1e9:.1f} GB, and memory is {promised / 1e9:.1f}"
+    if why := needs_all_of_it(recipe, calibration, forms, ranks):
+        raise SpecError(f"{about}; its blocks can't be left on disk, since {why}; allow more memory", subject=model)
+    least = min(needs.on_disk(propagate) for propagate in {recipe.propagate, *recipe.method.propagations})
+    if least > promised:
+        raise SpecError(
+            f"{about}; with its blocks on disk it needs about {least / 1e9:.1f} GB; allow so much, or calibrate on fewer tokens", subject=model
+        )
+    return f"{about}: its blocks stayed on disk"
+
+
+def needs_all_of_it(recipe: Recipe, calibration: CalibrationSet | None, forms: Sequence[Export], ranks: Ranks) -> str:
+    """Return what in a job needs the whole model in memory, as a part of a sentence; empty if nothing does."""
+    selectors = [part.source for part in (calibration.parts if calibration and recipe.looks else ()) if isinstance(part.source, Selector)]
+    reasons = {
+        "transforms change the whole model": bool(recipe.transforms),
+        f"{recipe.looking} measures the whole model": recipe.tries,
+        f"the allocation {recipe.allocation} compares all matrices": bool(recipe.allocation.observes),
+        f"{recipe.method} does more than compress matrix by matrix": type(recipe.method).edits is not MatrixMethod.edits,
+        f"starved={recipe.starved} looks at all experts first": recipe.starved != AS_SEEN,
+        f"{selectors and selectors[0]} may run the whole model": bool(selectors),
+        f"the export {forms[-1]} is made of the whole model": len(forms) > 1,
+        "several processes share the work": ranks.size > 1,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def fitting(
+    propagate: Propagation,
+    seen_by: ModelView,
+    batch: TokenBatch | None,
+    dtype: torch.dtype,
+    limit: int | None = None,
+    possible: Sequence[Propagation] = PROPAGATIONS,
+) -> tuple[Propagation, str]:
+    """`propagate`, or `reference` and a sentence where `arrival` would need more memory than there is and `reference` is `possible`.
+
+    Arrival suspends the forwards of all micro-batches inside a block, so the activations of *all* tokens live at once: input, residual and
+    the two widest intermediate results. `limit` is in bytes; by default 80 % of what the machine has free.
+    """
+    if propagate != "arrival" or "reference" not in possible or batch is None:
+        return propagate, ""
+    needed = int(batch.mask.sum()) * _width(seen_by) * dtype.itemsize
+    allowed = int(psutil.virtual_memory().available * 0.8) if limit is None else limit
+    if needed <= allowed:
+        return propagate, ""
+    return "reference", f"arrival would hold about {needed / 1e9:.1f} GB of activations and may hold {allowed / 1e9:.1f} GB; went on with reference"
+
+
+def room_for_activations(promised: int, opened: Opened, seen_by: ModelView, recipe: Recipe) -> int:
+    """Return how many bytes of a promise are left for activations, now that the model is open. `SpecError` where it is broken already."""
+    needs = Needs.of(seen_by, 0, recipe.method.observes, opened.dtype)
+    if needs.process > promised and seen_by.device.type == "cpu":
+        message = f"with {opened.name} open {needs.process / 1e9:.1f} GB are held, and memory is {promised / 1e9:.1f}"
+        raise SpecError(f"{message}; only blocks of a folder of safetensors can be left on disk, so allow more memory", subject=opened.name)
+    held = BLOCKS_HELD * needs.block if seen_by.residence.on_disk else 0
+    return max(0, promised - needs.process - needs.work - held)
+
+
+def _width(seen_by: ModelView) -> int:
+    """Numbers that a token takes within a block."""
+    inputs = [weight.shape[1] for weight in seen_by.blocks[0].weights]
+    outputs = [weight.shape[0] for weight in seen_by.blocks[0].weights]
+    return 3 * min(inputs) + max(inputs) + max(outputs)
+
+
+def _tokens(calibration: CalibrationSet | None) -> int:
+    """The tokens of a budget, of all sets of a mix."""
+    if calibration is None:
+        return 0
+    return max(1, len(calibration.mixed)) * (calibration.samples * calibration.length if calibration.budget is None else calibration.budget)
