@@ -105,7 +105,8 @@ def left_on_disk(
     about = f"{model} and this job take about {needs.in_memory / 1e9:.1f} GB, and memory is {promised / 1e9:.1f}"
     if why := needs_all_of_it(recipe, calibration, forms, ranks):
         raise SpecError(f"{about}; its blocks can't be left on disk, since {why}; allow more memory", subject=model)
-    least = min(needs.on_disk(propagate) for propagate in {recipe.propagate, *recipe.method.propagations})
+    ways: set[Propagation] = {recipe.propagate, *recipe.method.propagations}
+    least = min(map(needs.on_disk, ways))
     if least > promised:
         raise SpecError(
             f"{about}; with its blocks on disk it needs about {least / 1e9:.1f} GB; allow so much, or calibrate on fewer tokens", subject=model

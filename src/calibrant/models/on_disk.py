@@ -69,7 +69,7 @@ class Parts:
     def of(cls, empty: PreTrainedModel, weights: Sequence[Path], stored: Mapping[str, StoredTensor], dtype: torch.dtype, ref: str) -> "Parts":
         """Read off names and shapes what belongs where; `empty`, without numbers, becomes of the types that the model will have."""
         layers, described = block_list(empty), dict(empty.state_dict())
-        mapping, kinds = get_model_conversion_mapping(empty), empty._get_dtype_plan(dtype)
+        mapping, kinds = list[Any](get_model_conversion_mapping(empty)), empty._get_dtype_plan(dtype)
         loading = LoadStateDictConfig(dtype=dtype, dtype_plan=kinds, weight_mapping=mapping, device_map={"": "cpu"})
         parameters = dict(empty.named_parameters(remove_duplicate=False))
         by_block, outside = [list[str]() for _ in empty.get_submodule(layers).children()], list[str]()
@@ -123,7 +123,8 @@ class Parts:
 
 def _target(name: str, mapping: Sequence[Any], prefix: str, described: dict[str, Tensor]) -> str:
     """The parameter that a tensor of a file becomes, or the first of those it becomes a part of, as transformers finds it."""
-    renamings, converters = ([one for one in mapping if isinstance(one, kind)] for kind in (WeightRenaming, WeightConverter))
+    renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
+    converters = [one for one in mapping if isinstance(one, WeightConverter)]
     renamed, _ = rename_source_key(name, renamings, converters, prefix, described)
     if renamed not in described and name in described:
         renamed, _ = rename_source_key(name, [], [], prefix, described)
