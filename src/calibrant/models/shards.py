@@ -117,4 +117,4 @@ class Shard:
 
 
 def _put(file: IO[bytes], tensor: Tensor) -> None:
-    file.write(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
