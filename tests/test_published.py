@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from studies import findings
-from studies.blocks import tables as blocks
 from studies.experts import tables as experts
 from studies.grids import tables as grids
 from studies.pages import filled
@@ -190,14 +189,12 @@ def test_the_study_of_choosing_is_what_its_file_asks():
     assert verify(PROJECT / "studies/choosing/results") == []
 
 
-PAGES = {"grids": grids, "pruning": pruning, "blocks": blocks, "experts": experts}
+PAGES = {"grids": grids, "pruning": pruning, "experts": experts}
 STORES = [
     ("grids", "smollm2"),
     ("grids", "gemma3-270m"),
     ("grids", "rotated"),
     ("pruning", "smollm2"),
-    ("blocks", "smollm2"),
-    ("blocks", "factors"),
     ("experts", "kinds"),
 ]
 
