@@ -123,7 +123,9 @@ def test_the_start_is_written_in_the_spec_and_the_identity():
 
 
 @pytest.mark.parametrize(
-    ("start", "kinds"), [(Wanda(), {Gram}), (SparseGPT(), {Gram}), (Magnitude(), {Gram}), (DSnoT(), {FeatureNorms, FeatureMoments, Gram})], ids=str
+    ("start", "kinds"),
+    [(Wanda(), {Gram}), (SparseGPT(), {Gram}), (Magnitude(), {Gram}), (DSnoT(), {FeatureNorms, FeatureMoments, Gram})],
+    ids=["wanda", "sparsegpt", "magnitude", "dsnot"],
 )
 def test_it_observes_what_its_start_does_and_the_gram(start: MatrixMethod, kinds: set[type]):
     assert set(Refined(start=start).observes) == kinds
