@@ -44,8 +44,11 @@ def converted(empty: PreTrainedModel, files: Sequence[Path], dtype: torch.dtype)
                 yield name, tensor.clone() if left else tensor.to(dtype, copy=True)
 
 
-def from_state(kind: type[PreTrainedModel], state: Mapping[str, Tensor], folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> Any:
-    """Return the model that has the tensors of a checkpoint, as if they stood in `folder`, and what transformers says of its loading."""
+def from_state(kind: type[PreTrainedModel], state: Mapping[str, Any], folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> Any:
+    """Return the model that has the tensors of a checkpoint, as if they stood in `folder`, and what transformers says of its loading.
+
+    `state` has tensors, or slices of safetensors, which are read where transformers takes them.
+    """
     options: dict[str, Any] = {"dtype": dtype, "ignore_mismatched_sizes": True, "output_loading_info": True}
     model, loaded = cast(Any, kind.from_pretrained(cast(Any, None), config=config, state_dict=cast(Any, state), **options))
     if (folder / "generation_config.json").is_file():
