@@ -76,7 +76,7 @@ def read(model: PreTrainedModel, neurons: Sequence[Weight], window: WindowWords,
 
 
 @contextmanager
-def _listening(neurons: Sequence[Weight], places: Int[Tensor, " word"], tokens: int, heard: Heard) -> Iterator[None]:
+def _listening(neurons: Sequence[Weight], places: Int[Tensor, " _"], tokens: int, heard: Heard) -> Iterator[None]:
     """While it lasts, `heard` is told of what arrives at each of the matrices."""
     called: set[int] = set()
 
@@ -123,7 +123,7 @@ class GroupSums:
             [torch.zeros(size, device=device, dtype=kind) for size, device, kind in kinds],
         )
 
-    def add(self, block: int, rows: Float[Tensor, "word neuron"], labels: Int[Tensor, " word"]) -> None:
+    def add(self, block: int, rows: Float[Tensor, "word neuron"], labels: Int[Tensor, " _"]) -> None:
         """Add the rows of a window's words, those of words in no group to the squares alone."""
         chosen = (labels >= 0).nonzero().flatten()
         self.sums[block].index_add_(0, labels[chosen].to(rows.device), rows[chosen.to(rows.device)])

@@ -36,7 +36,7 @@ STEPS: Final = 50
 HIGHEST: Final = 400
 """The highest |z| that is distinguished."""
 
-Reading = tuple[WindowWords, Int[Tensor, " word"]]
+Reading = tuple[WindowWords, Int[Tensor, " _"]]
 """A window with the group of each of its words, -1 for one in none."""
 
 
@@ -155,7 +155,7 @@ def _per(x: Float[Tensor, "row neuron"], deviation: Float[Tensor, " neuron"]) ->
     return torch.where(deviation > 0, x / deviation.clamp(min=torch.finfo(deviation.dtype).tiny), 0.0)
 
 
-def _counted(labels: Sequence[Int[Tensor, " word"]], groups: int) -> tuple[Int[Tensor, " group"], Float[Tensor, " group"], int]:
+def _counted(labels: Sequence[Int[Tensor, " _"]], groups: int) -> tuple[Int[Tensor, " group"], Float[Tensor, " group"], int]:
     """How many words each group has; the variance of a group's sum under shuffling, of neurons with variance 1; and the degrees of freedom."""
     counts, spread, freedom = torch.zeros(groups, dtype=torch.long), torch.zeros(groups, dtype=torch.float64), 0
     for own in labels:

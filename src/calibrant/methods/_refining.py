@@ -50,7 +50,7 @@ class Refining(MatrixMethod, ABC):
 
     @property
     def observes(self) -> tuple[type[Statistic], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  # a parameter decides
-        return (Gram,) if self._of_gram else tuple(dict.fromkeys((*self.start.observes, Gram)))
+        return (Gram,) if self.start == Wanda() else (Gram,) if self._of_gram else tuple(dict.fromkeys((*self.start.observes, Gram)))
 
     @property
     def _of_gram(self) -> bool:
