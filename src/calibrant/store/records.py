@@ -30,6 +30,11 @@ class Run:
     transforms: tuple[Mapping[str, Any], ...] = ()
     starved: str = ""
 
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> "Run":
+        """Return the run whose plain data this is."""
+        return cls(**{**fields, "transforms": tuple(fields.get("transforms", ()))})
+
     @property
     def id(self) -> str:
         """The identity of what decides the outcome: the same on every machine."""
@@ -79,7 +84,7 @@ class Record:
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> "Record":
         """Return the record whose plain data this is."""
-        run = Run(**{**fields["run"], "transforms": tuple(fields["run"].get("transforms", ()))})
+        run = Run.read(fields["run"])
         lists = {name: tuple(fields.get(name, ())) for name in ("weights", "dense", "edits")}
         return cls(run, fields["sparsity"], data_facts=fields["data_facts"], provenance=fields["provenance"], **lists)
 

@@ -15,7 +15,7 @@ from calibrant.spec import identity
 from calibrant.store.folder import FAILURES, INDEX, JOURNALS, RUNS, Store
 from calibrant.store.packed import MOVING
 from calibrant.store.reading import EDITS, ITEMS, MASK, RECORD, SCORE, SUMS, LooseFiles, ResultFiles, read_failure, understood
-from calibrant.store.records import Record, measurement_id
+from calibrant.store.records import Run, measurement_id
 from calibrant.store.shapes import check
 from calibrant.store.staging import MEASURES, leftovers, sums
 
@@ -103,7 +103,7 @@ def problems_of_run(files: ResultFiles, run_id: str, measured: bool = False) -> 
             return
         record = files.record()
         with understood(path):
-            yield from _of_ids(path, run_id, record["id"], Record.read(record).run.id)
+            yield from _of_ids(path, run_id, record["id"], Run.read(record["run"]).id)
         files.provenance()
     except DataError as error:
         yield _damaged(error)
