@@ -50,6 +50,7 @@ class Refining(MatrixMethod, ABC):
 
     @property
     def observes(self) -> tuple[type[Statistic], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  # a parameter decides
+        # The default comes first, as a comparison that lists can read without importing torch.
         return (Gram,) if self.start == Wanda() else (Gram,) if self._of_gram else tuple(dict.fromkeys((*self.start.observes, Gram)))
 
     @property
