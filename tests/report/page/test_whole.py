@@ -137,6 +137,34 @@ def test_a_broken_study_has_a_true_page(started: Any, tmp_path: Path):
 
 
 @pytest.fixture(scope="module")
+def wordy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty sets in four settings, with three hundred words."""
+    return made(tmp_path_factory.mktemp("wordy"), sets=20, draws=2, measures=1, words=300)
+
+
+def test_words_are_searched_sorted_and_chosen_by_setting(started: Any, wordy: Path):
+    assert wordy.stat().st_size < 6e6
+    with opened(started) as watched:
+        page = watched.open(wordy).page
+        tables = page.locator("#words [data-choice]")
+        assert [tables.nth(i).is_visible() for i in range(4)] == [True, False, False, False]
+        page.locator("#words > .choice select").select_option("words-3")
+        assert [tables.nth(i).is_visible() for i in range(4)] == [False, False, False, True]
+        page.locator('input[data-filters="words-3-table"]').fill("term29")
+        shown = page.locator("#words-3-table tbody tr:visible")
+        assert shown.count() == 10, "290 to 299; 29 is kept too well to be shown"
+        page.locator('input[data-filters="words-3-table"]').fill("")
+        page.locator("#words-3-table th button", has_text="set0").first.click()
+        kept = page.locator("#words-3-table tbody tr").evaluate_all("(rows) => rows.map((row) => Number(row.cells[2].textContent))")
+        assert kept == sorted(kept)
+        assert kept[0] == -0.5, "less than nothing stands before nothing"
+        assert page.locator("#words-3-table tbody tr").first.inner_text().split()[:2] == ["term0", "5"]
+        assert page.locator("#words-3-table tbody tr").first.inner_text().split()[-1] == "set19"
+        assert watched.violations() == []
+        assert watched.wrong == []
+
+
+@pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty sets in 483 runs."""
     return made(tmp_path_factory.mktemp("large"), sets=60, methods=2, targets=2, draws=2, measures=3)

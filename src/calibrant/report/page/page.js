@@ -58,8 +58,9 @@
 
   function valueOf(row, column) {
     const cell = row.cells[column], given = cell?.dataset.value;
-    if (given === undefined) return cell?.textContent.trim() || null;
-    return given.trim() === "" || Number.isNaN(Number(given)) ? null : Number(given);
+    if (given !== undefined) return given.trim() === "" || Number.isNaN(Number(given)) ? null : Number(given);
+    const shown = cell?.textContent.trim() || null;
+    return shown === null || Number.isNaN(Number(shown)) ? shown : Number(shown);
   }
   function sortBy(table, head) {
     const down = head.getAttribute("aria-sort") === "ascending", body = table.tBodies[0], rows = [...body.rows];
