@@ -32,7 +32,7 @@ METHODS: Final[Mapping[str, str]] = {
     "SR, 6 experts, fitted gates": "cd_moe(gates=fitted)",
     "SR, 6 experts, trained": "cd_moe(steps=30, rate=0.001)",
 }
-TOKENS, LENGTH, SEEDS = 4096, 128, (0,)
+TOKENS, LENGTH, SEEDS = 4096, 128, (0, 1, 2)
 
 
 def rows() -> Iterator[Mapping[str, Any]]:
