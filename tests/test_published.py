@@ -196,6 +196,7 @@ STORES = [
     ("grids", "rotated"),
     ("pruning", "smollm2"),
     ("experts", "kinds"),
+    ("experts", "rounds"),
 ]
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from studies.experts.byte_mixture import TASKS
 
 import calibrant
@@ -70,21 +69,5 @@ def losses(opened: Opened) -> Mapping[str, float]:
     return {m.score.measured: round(m.score.value, 4) for m in calibrant.evaluate(opened, TASKS, allow_leak=True)}
 
 
-def table(found: list[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the increase of the loss, the mean over the three texts and the draws, for each way and share."""
-    (dense,) = (_mean(row["loss"]) for row in found if row["way"] == "untouched")
-    yield f"untouched: {dense:.4f}"
-    yield f"| kept of condensed layers | {' | '.join(f'{share:.0%} of the layers' for share in SHARES)} |"
-    for way in ("nothing", *METHODS):
-        means = [[_mean(row["loss"]) - dense for row in found if (row["way"], row["share"], row["data"]) == (way, share, ALL)] for share in SHARES]
-        yield f"| {way} | {' | '.join(f'{torch.tensor(each).mean():.4f} ({min(each):.4f} to {max(each):.4f})' for each in means)} |"
-
-
-def _mean(by_text: Mapping[str, float]) -> float:
-    return sum(by_text.values()) / len(by_text)
-
-
 if __name__ == "__main__":
-    made = list(rows())
-    RECORD.write_text(json.dumps(made, indent=1) + "\n", "utf-8")
-    print("\n".join(table(made)))
+    RECORD.write_text("[\n" + ",\n".join(map(json.dumps, rows())) + "\n]\n", "utf-8")

@@ -1,6 +1,6 @@
 """Do the criteria find what was planted? A dead expert and a doubled one in every layer of the mixture of `three_texts.py`, in several places.
 
-    CALIBRANT_DATA=… python -m studies.experts.planted MODEL      # measures, prints, and writes `planted.json`
+    CALIBRANT_DATA=… python -m studies.experts.planted MODEL      # writes `planted.json`; tables.py has its table
 
 Asked of the paper: a dead expert goes first by the smallest `ean`, `euf` and `ege`; a doubled one by the largest `ews` and `eas`. A dead expert has
 zeros for numbers and the mean of the other rows of its router; a double is a copy, row of the router included (`tests/trained_mixture.py`).
@@ -46,17 +46,5 @@ def rows(folder: str) -> Iterator[Mapping[str, Any]]:
                 yield {"planted": planted, "criterion": criterion, "drop": drop, "place": place, "block": block, "before": min(before)}
 
 
-def table(found: list[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield how often each criterion has the planted expert first, and the worst it does."""
-    yield "| planted | goes by | first | at worst |"
-    yield "| --- | --- | ---: | ---: |"
-    for planted, criterion, drop in dict.fromkeys((row["planted"], row["criterion"], row["drop"]) for row in found):
-        before = [row["before"] for row in found if (row["planted"], row["criterion"], row["drop"]) == (planted, criterion, drop)]
-        end = "smallest" if drop == "min" else "largest"
-        yield f"| {planted} | {end} `{criterion}` | {before.count(0)} of {len(before)} | {max(before) + 1} of {EXPERTS} |"
-
-
 if __name__ == "__main__":
-    made = list(rows(sys.argv[1]))
-    RECORD.write_text("[\n" + ",\n".join(map(json.dumps, made)) + "\n]\n", "utf-8")
-    print("\n".join(table(made)))
+    RECORD.write_text("[\n" + ",\n".join(map(json.dumps, rows(sys.argv[1]))) + "\n]\n", "utf-8")

@@ -39,6 +39,12 @@ DEFAULT: Final = "ean"
 """The criterion of `mc_suite` without parameters."""
 SHOWN: Final = ("euf", "ean", "ege", "reap")
 """The criteria of the picture, which are those of the contrasts that the study names."""
+ROUNDS: Final = {"experts 0.5": "half", "experts 0.75": "three quarters"}
+IN_ROUNDS: Final = {
+    "ean": ("mc_suite", "mc_suite(rounds=4)", "mc_suite(rounds=4, steps=15, rate=0.0001)"),
+    "reap": ("mc_suite(criterion='reap')", "mc_suite(criterion='reap', rounds=4)", ""),
+}
+"""Of rounds.yaml, by criterion: at once, in rounds, and with training."""
 Kept = Mapping[int, frozenset[int]]
 """By block the experts that a run keeps."""
 
@@ -257,6 +263,99 @@ def ranks(results: Results) -> Iterator[str]:
         yield f"| `{criterion}` | {' | '.join(f'{statistics.mean(taus):.2f}' for taus in each)} |"
 
 
+def rounds() -> Iterator[str]:
+    """Rows: what is lost when experts go at once, in rounds, and with training after each round; and how much less than at once."""
+    yield "| gone | experts go by | at once | in four rounds | less by | trained after each round | less than in rounds by |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    with Store(HERE / "rounds", create=False) as store:
+        dense = {_text_of(name): side for name, side in _sides(store, method="none").items()}
+        cells = [cell for cell in store.cells() if cell.method != "none"]
+        for target, words in ROUNDS.items():
+            sides = {method: _sides(store, method=method, target=target) for method in dict.fromkeys(c.method for c in cells) if CHANCE not in method}
+            increase = {method: statistics.mean(side[text].value - dense[text].value for text in TEXTS) for method, side in sides.items()}
+            for criterion, (once, turns, trained) in IN_ROUNDS.items():
+                told_of = [f"{increase[once]:.3f}", f"{increase[turns]:.3f}", told(_less(sides[once], sides[turns]))]
+                told_of += [f"{increase[trained]:.3f}", told(_less(sides[turns], sides[trained]))] if trained else ["", ""]
+                yield f"| {words} | `{criterion}` | {' | '.join(told_of)} |"
+            chance = [draws(store, method=method, target=target) for method in dict.fromkeys(c.method for c in cells) if CHANCE in method]
+            each = [
+                statistics.mean(one.score.value for (one, *_) in of.values()) - statistics.mean(side.value for side in dense.values())
+                for of in chance
+            ]
+            yield f"| {words} | chance, three seeds | {statistics.mean(each):.3f} ({min(each):.3f} to {max(each):.3f}) | | | | |"
+
+
+def _less(one: Mapping[str, Side], other: Mapping[str, Side]) -> Estimate:
+    """How much less the other loses, the mean over the measured texts."""
+    share = 1 / len(TEXTS)
+    return combination([(one, dict.fromkeys(TEXTS, share)), (other, dict.fromkeys(TEXTS, -share))])
+
+
+def evenness() -> Iterator[str]:
+    """Rows: how even the load is when the second round begins, after the first round's experts went, with and without training; means over draws."""
+    yield "| gone in the end | without training | with 15 steps |"
+    yield "| --- | ---: | ---: |"
+    _, turns, trained = IN_ROUNDS[DEFAULT]
+    with Store(HERE / "rounds", create=False) as store:
+        for target, words in ROUNDS.items():
+            told_of: list[str] = []
+            for method in (turns, trained):
+                runs = [cell.run for cell in store.cells() if (cell.method, cell.target) == (method, target)]
+                told_of.append(_ranged([_even(store, run) for run in runs]))
+            yield f"| {words} | {' | '.join(told_of)} |"
+
+
+def _even(store: Store, run: str) -> float:
+    """The mean over layers of the number of experts that would make as even a load, when the second round begins."""
+    record = store.record(run, whole=False)
+    assert record is not None
+    second = [edit["notes"] for edit in record.edits if edit["notes"].get("round") == 2]
+    counts = [np.array(of["counts"], float) for of in second[0]["routing"].values()]
+    return statistics.mean(float(np.exp(entropy(one))) for one in counts)
+
+
+def _ranged(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def planted() -> Iterator[str]:
+    """Rows: how often each criterion has a planted expert first, and the worst it does."""
+    yield "| planted | goes by | first | at worst |"
+    yield "| --- | --- | ---: | ---: |"
+    found = json.loads((HERE / "planted.json").read_text("utf-8"))
+    for what, criterion, drop in dict.fromkeys((row["planted"], row["criterion"], row["drop"]) for row in found):
+        before = [row["before"] for row in found if (row["planted"], row["criterion"], row["drop"]) == (what, criterion, drop)]
+        end = "smallest" if drop == "min" else "largest"
+        yield f"| {what} | {end} `{criterion}` | {before.count(0)} of {len(before)} | place {max(before) + 1} of 16 |"
+
+
+def condensed() -> Iterator[str]:
+    """Rows: by how much the loss rises, the mean over the three texts and the draws, for each way to condense half of the layers."""
+    yield "| kept of condensed layers | loss raised by | draws |"
+    yield "| --- | ---: | ---: |"
+    found = json.loads((HERE / "condensed.json").read_text("utf-8"))
+    means = {id(row): statistics.mean(row["loss"].values()) for row in found}
+    (dense,) = (means[id(row)] for row in found if row["way"] == "untouched")
+    data = next(row["data"] for row in found if row["data"])
+    ways = dict.fromkeys(row["way"] for row in found if row["way"] != "untouched")
+    raised = {way: [means[id(row)] - dense for row in found if (row["way"], row["data"]) == (way, data)] for way in ways}
+    for way in sorted(ways, key=lambda way: -statistics.mean(raised[way])):
+        yield f"| {way} | {statistics.mean(raised[way]):.4f} | {min(raised[way]):.4f} to {max(raised[way]):.4f} |"
+
+
+def upcycled() -> Iterator[str]:
+    """Rows: what SmolLM2 loses, dense and split into experts, and how alike texts rank its experts by load (Kendall's τ, mean over layers)."""
+    found = json.loads((HERE / "upcycled.json").read_text("utf-8"))
+    texts = list(found["dense"])
+    yield f"| | {' | '.join(name.partition(':')[0] for name in texts)} |"
+    yield f"| --- |{' ---: |' * len(texts)}"
+    for name in ("dense", *(each for each in found if each.startswith("picked"))):
+        yield f"| {name}: loss | {' | '.join(f'{found[name][text]:.3f}' for text in texts)} |"
+    yield "\n| loads of | agree by |\n| --- | ---: |"
+    for pair, tau in found["agreement of loads"].items():
+        yield f"| {' and '.join(pair.split(', '))} | {tau:.3f} |"
+
+
 def training() -> Iterator[str]:
     """Rows: the losses of the model by step."""
     course = json.loads((HERE / "three_texts.json").read_text("utf-8"))["course"]
@@ -268,7 +367,8 @@ def training() -> Iterator[str]:
 
 def tables() -> dict[str, str]:
     """Each table in Markdown, by name."""
-    made: dict[str, str] = {"training": "\n".join(training())}
+    made = {"training": "\n".join(training()), "rounds": "\n".join(rounds()), "evenness": "\n".join(evenness())}
+    made |= {"planted": "\n".join(planted()), "condensed": "\n".join(condensed()), "upcycled": "\n".join(upcycled())}
     with Store(STORE, create=False) as store:
         for target, words in TARGETS.items():
             results = Results(store, target)

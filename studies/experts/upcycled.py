@@ -58,14 +58,22 @@ def losses(opened: Opened) -> dict[str, float]:
 
 
 def record(dense: Opened, made: Opened, facts: list[Any]) -> dict[str, Any]:
-    """Return the dense model's losses, and the mixture's for each number of picked experts, with the gates of its own number."""
+    """Return the dense model's losses, the mixture's for each number of picked experts, with the gates of its own number, and its layers."""
     found: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__, "dense": losses(dense)}
-    found |= {"data": DATA, "tokens": TOKENS, "split": vars(SPLIT), "layers": facts}
+    found |= {"data": DATA, "tokens": TOKENS, "split": vars(SPLIT)}
     for picked in PICKED:
         pick(made, picked)
         found[f"picked {picked} of {SPLIT.experts}"] = losses(made)
     pick(made, SPLIT.picked)
-    return {**found, "agreement of loads": agreements(made)}
+    layers_of = [{**of, "load": [min(of["load"]), max(of["load"])]} for of in facts]
+    return {**found, "agreement of loads": agreements(made), "layers": layers_of}
+
+
+def written(found: dict[str, Any]) -> str:
+    """Return the record as JSON, with a line for each layer."""
+    *_, (last, rows) = found.items()
+    head = json.dumps({name: found[name] for name in found if name != last}, indent=2).removesuffix("\n}")
+    return f"{head},\n  {json.dumps(last)}: [\n    " + ",\n    ".join(map(json.dumps, rows)) + "\n  ]\n}\n"
 
 
 def agreements(made: Opened) -> dict[str, float]:
@@ -102,6 +110,6 @@ if __name__ == "__main__":
     model, facts = upcycled(dense.model, inputs(dense), SPLIT)
     made = Opened(model, dense.tokenizer, f"{dense.name} as a mixture", f"{dense.digest}-mixture", dense.note, torch.float32)
     if asked.record:
-        RECORD.write_text(json.dumps(record(dense, made, facts), indent=2) + "\n", "utf-8")
+        RECORD.write_text(written(record(dense, made, facts)), "utf-8")
         print(RECORD.read_text("utf-8"))
     save(made, asked.out, {"note": f"{dense.name} split into {SPLIT}"})

@@ -1,0 +1,158 @@
+"""The tables of docs/findings/words.md, made of the store beside this file: python -m studies.words.tables [--write]
+
+What the damage of words has to do with the loss; whether a set that holds a word more often keeps more of it; and what both sets keep of two groups
+named beforehand. Ranges are over draws. Intervals are over documents or words (a bootstrap, seeded), and say so.
+"""
+
+import re
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from scipy.stats import rankdata
+from studies.pages import write_or_print
+
+from calibrant.compare import KeptWords, Results, kept_words_in, read, summaries
+from calibrant.store import Store
+
+HERE: Final = Path(__file__).parent
+PAGE: Final = HERE.parents[1] / "docs/findings/words.md"
+A, B = "gsm8k:cot", "c4"
+"""The sets whose difference is taken, the first less the second."""
+SETS: Final = {A: "arithmetic", B: "C4"}
+QUANTITIES: Final = (
+    "one two three four five six seven eight nine ten first second half total number many more most less much each per times all both other same "
+    "average percent cost money paid sold bought worth hundred thousand million year years day days week month hours minutes"
+)
+PLACES: Final = (
+    "city town village county state states country nation national world area region district north south east west northern southern eastern "
+    "western river lake sea island coast mountain road street park house building church school university station located"
+)
+GROUPS: Final[Mapping[str, frozenset[str]]] = {"quantities": frozenset(QUANTITIES.split()), "places": frozenset(PLACES.split())}
+"""Two groups of words, named before any run: arithmetic is rich in the first, the web in the second."""
+RESAMPLES: Final = 2000
+RELATIONS: Final = ("rank_next", "rank_documents")
+Shares = Mapping[str, Mapping[str, float]]
+"""By calibration set, how often each word stands in its windows, for a million words; at `""` that of a word which isn't listed."""
+
+
+def shares_in(store: Store, results: Results) -> Shares:
+    """How often each word stands in each set's calibration windows; a word that one window has at most counts as half a time."""
+    found = dict[str, Mapping[str, float]]()
+    for summary in summaries(store, results):
+        profile = summary.profile or {"words": {}, "counted": 1}
+        found[summary.name] = {word: 1e6 * n / profile["counted"] for word, n in profile["words"].items()} | {"": 0.5e6 / profile["counted"]}
+    return found
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """The rank correlation."""
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+
+
+def interval(statistic: Callable[..., Any], *columns: np.ndarray) -> tuple[float, float]:
+    """A 95 % interval over words."""
+    chance = np.random.default_rng(0)
+    picks = (chance.integers(0, len(columns[0]), len(columns[0])) for _ in range(RESAMPLES))
+    values = [float(statistic(*(column[pick] for column in columns))) for pick in picks]
+    return float(np.nanquantile(values, 0.025)), float(np.nanquantile(values, 0.975))
+
+
+def ranged(values: Sequence[float], digits: int = 2) -> str:
+    """The mean of the draws, and the least and the most of them."""
+    return f"{statistics.mean(values):+.{digits}f} ({min(values):+.{digits}f} to {max(values):+.{digits}f})"
+
+
+def relations(results: Results) -> Iterator[str]:
+    """Rows: what is kept, and how a word's damage goes with the loss; means of the draws, with their range, and how many draws are beyond chance."""
+    yield "| calibrated on | method | removed | kept | loss raised | next token | beyond chance | at equal frequency | documents | beyond chance |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    cells = [cell for cell in results.cells if cell.data]
+    for data, method, target in dict.fromkeys((cell.data, cell.method, cell.target) for cell in cells):
+        runs = [cell.run for cell in cells if (cell.data, cell.method, cell.target) == (data, method, target)]
+        found = [one for run in runs for one in results.scores.get(run, {}).values()]
+        facts = [one.score.facts for one in found]
+        columns = [ranged([one.score.value for one in found], 3), ranged([one.beside[0].value for one in found])]
+        for name in RELATIONS:
+            beyond = sum(of[f"{name}_low"] > 0 or of[f"{name}_high"] < 0 for of in facts)
+            columns += [ranged([of[name] for of in facts]), f"{beyond} of {len(facts)}"]
+            if name == "rank_next":
+                columns.append(ranged([of[f"{name}_at_equal_frequency"] for of in facts]))
+        yield f"| {SETS[data]} | `{method}` | {target} | {' | '.join(columns)} |"
+
+
+def differences(of: KeptWords) -> tuple[list[str], np.ndarray]:
+    """The words that both sets have, and what the first kept more of each."""
+    rows = dict(zip(of.sets, of.kept, strict=True))
+    difference = np.array(rows[A]) - np.array(rows[B])
+    known = np.isfinite(difference)
+    return [word for word, there in zip(of.words, known, strict=True) if there], difference[known]
+
+
+def by_draw(results: Results, of: KeptWords) -> list[KeptWords]:
+    """The same table of each draw by itself."""
+    seeds = dict.fromkeys(cell.seed for cell in results.cells if cell.data)
+    tables = [kept_words_in(replace(results, cells=tuple(cell for cell in results.cells if cell.seed == seed))) for seed in seeds]
+    return [one for each in tables for one in each if (one.method, one.target) == (of.method, of.target)]
+
+
+def survival(results: Results, shares: Shares) -> Iterator[str]:
+    """Rows: whether what a set holds more often is kept better with it: all words, by Spearman, over words and over draws."""
+    yield "| method | removed | words | share and what is kept: Spearman | 95 % over words | draws |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+
+    def correlated(one: KeptWords) -> tuple[np.ndarray, np.ndarray]:
+        words, difference = differences(one)
+        return np.array([np.log(share(shares[A], word) / share(shares[B], word)) for word in words]), difference
+
+    for of in kept_words_in(results):
+        columns = correlated(of)
+        low, high = interval(spearman, *columns)
+        draws = [spearman(*correlated(one)) for one in by_draw(results, of)]
+        told = f"{low:+.2f} to {high:+.2f} | {min(draws):+.2f} to {max(draws):+.2f}"
+        yield f"| `{of.method}` | {of.target} | {len(columns[0])} | {spearman(*columns):+.2f} | {told} |"
+
+
+def share(of: Mapping[str, float], word: str) -> float:
+    """The share of a word in a set."""
+    return of.get(word, of[""])
+
+
+def groups(results: Results, shares: Shares) -> Iterator[str]:
+    """Rows: what arithmetic kept more than C4 did of the two groups named beforehand, and of all words."""
+    yield "| method | removed | group | words | how much more often arithmetic has them | arithmetic kept more by | 95 % over words | draws |"
+    yield "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |"
+    for of in kept_words_in(results):
+        words, difference = differences(of)
+        for name, group in {**GROUPS, "all": frozenset(words)}.items():
+            own = difference[[word in group for word in words]]
+            draws = [float(each[[word in group for word in names]].mean()) for names, each in (differences(one) for one in by_draw(results, of))]
+            often = [sum(share(shares[data], word) for word in words if word in group) for data in (A, B)]
+            low, high = interval(np.mean, own)
+            told = f"{own.mean():+.3f} | {low:+.3f} to {high:+.3f} | {min(draws):+.3f} to {max(draws):+.3f}"
+            yield f"| `{of.method}` | {of.target} | {name} | {len(own)} | {often[0] / often[1]:.2f} times | {told} |"
+
+
+def most(results: Results) -> Iterator[str]:
+    """Rows: the ten words of which least is kept, in each setting, and the ten of which most is."""
+    yield "| method | removed | least kept | most kept |"
+    yield "| --- | ---: | --- | --- |"
+    for of in kept_words_in(results):
+        told = [f"{word} {mean:.2f}" for word, mean in zip(of.words, of.means, strict=True) if re.fullmatch(r"\w+", word)]
+        yield f"| `{of.method}` | {of.target} | {', '.join(told[:10])} | {', '.join(reversed(told[-10:]))} |"
+
+
+def tables() -> Mapping[str, str]:
+    """Each table in Markdown, by name."""
+    with Store(HERE / "smollm2", create=False) as store:
+        results = read(store, items=False)
+        shares = shares_in(store, results)
+    made = {"relations": relations(results), "survival": survival(results, shares), "groups": groups(results, shares), "most": most(results)}
+    return {name: "\n".join(rows) for name, rows in made.items()}
+
+
+if __name__ == "__main__":
+    write_or_print(PAGE, tables())
