@@ -4,21 +4,25 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from calibrant.compare import kept_experts
 from calibrant.errors import OutputError
 from calibrant.families import FAMILIES
 from calibrant.foreign import visible
 from calibrant.report import report
 from calibrant.report.page import Contents
 from calibrant.report.page import page as page_of
+from calibrant.report.plots import routers
 from calibrant.report.plots.theme import DARK, LIGHT
 from calibrant.store import Store
 
-from tests.report.made import ACCOUNT, EVERYTHING, READING, store_of
+from tests.compare.test_experts import EDITS, edited
+from tests.report.made import ACCOUNT, EVERYTHING, PLAIN, READING, store_of
 
 HOSTILE = "<script>alert('x')</script>"
 BREAKOUT = "</script></style></title><img src=x onerror=\"alert(1)\"> & 'q' =cmd()"
@@ -274,3 +278,18 @@ def test_without_the_studys_text_the_commands_say_what_was_drawn(tmp_path: Path)
     folder = store_of(tmp_path, SETS)
     (folder / "study.yaml").unlink()
     assert "--data gsm8k:cot --method wanda --sparsity 0.6 --samples 16 --length 512 --seed 0" in "".join(Reader(report(folder).html()).text)
+
+
+def test_where_experts_were_dropped_the_grid_shows_who_stays():
+    results = edited(EDITS)
+    (kept,) = kept_experts(results)
+    of_it = replace(PLAIN, model=kept.model, method=kept.method, target=kept.target, propagate=kept.propagate)
+    comparison = replace(EVERYTHING, rankings=(of_it, PLAIN))
+    plot = routers([kept])
+    assert plot is not None
+    with_it, without = (page_of(Contents(comparison, ACCOUNT, given)) for given in (results, edited({})))
+    assert with_it.count(escape(plot.title)) > 0
+    assert escape(plot.title) not in without
+    first, second = with_it.split('data-choice="grid"')[1:3]
+    assert escape(plot.title) in first
+    assert escape(plot.title) not in second, "another method dropped no experts"
