@@ -20,6 +20,8 @@ HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parents[1] / "docs/findings/pruning.md"
 PEER: Final = HERE / "peer.json"
 """The record of `peer.py`."""
+EFFORT: Final = HERE / "effort.json"
+"""The record of `effort.py`."""
 DOMAINS: Final = {"web": "c4", "encyclopedia": "wikipedia", "collection": "pile", "code": "python_code", "arithmetic": "gsm8k", "passages": "race"}
 """Each domain that is measured, and the source it is made of."""
 C4, ARITHMETIC, MIXTURE = "c4", "gsm8k:cot", "0.3333*c4 + 0.3333*gsm8k:cot + 0.3334*python_code"
@@ -104,6 +106,20 @@ def prices(every: list[Arm]) -> Iterator[str]:
         yield f"| `{arm.method}` | {arm.seconds:.1f} | {arm.seconds / base:.2f} |"
 
 
+def effort(record: Mapping[str, Any]) -> Iterator[str]:
+    """Rows: seconds and memory of each method in a process of its own; over SparseGPT's, the median of the ratios within a round, with their range."""
+    yield "| method | seconds | over sparsegpt's | peak memory, MB | over sparsegpt's |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
+    rounds = list(record["rounds"].values())
+    for method in rounds[0]:
+        cells: list[str] = []
+        for name, unit, digits in (("seconds", 1, 1), ("peak", 1e6, 0)):
+            ratios = [one[method][name] / one["sparsegpt"][name] for one in rounds]
+            cells.append(f"{statistics.median(one[method][name] for one in rounds) / unit:,.{digits}f}")
+            cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if method != "sparsegpt" else "1")
+        yield f"| `{method}` | {' | '.join(cells)} |"
+
+
 def better(every: list[Arm], first: tuple[str, str, str], second: tuple[str, str, str], domains: tuple[str, ...]) -> Estimate | None:
     """How much less the first (method, target, set) loses than the second on the mean of the domains; None where one wasn't run."""
     by = {(arm.method, arm.target, arm.data): arm.measured for arm in every}
@@ -165,6 +181,7 @@ def tables() -> Mapping[str, str]:
     """Each table in Markdown, by name."""
     every = arms()
     made = {"questions": "\n".join(questions(every)), "prices": "\n".join(prices(every)), "starts": "\n".join(by_draw()), "sets": "\n".join(by_set())}
+    made |= {"effort": "\n".join(effort(json.loads(EFFORT.read_text("utf-8"))))} if EFFORT.is_file() else {}
     return made | {target: "\n".join(losses(every, target)) for target in dict.fromkeys(arm.target for arm in every)}
 
 
