@@ -107,7 +107,7 @@ def prices(every: list[Arm]) -> Iterator[str]:
 
 
 def effort(record: Mapping[str, Any]) -> Iterator[str]:
-    """Rows: seconds and memory of each method in a process of its own; over SparseGPT's, the median of the ratios within a round, with their range."""
+    """Rows: seconds and memory of each method, in a process of its own; over SparseGPT's, the median of a round's ratios, and their range."""
     yield "| method | seconds | over sparsegpt's | peak memory, MB | over sparsegpt's |"
     yield "| --- | ---: | ---: | ---: | ---: |"
     rounds = list(record["rounds"].values())
