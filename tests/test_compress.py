@@ -179,7 +179,7 @@ def test_the_room_for_activations_can_be_given(folder: Path, texts: str) -> None
     assert tight.run.propagate == "reference"
     assert "may hold 0.0 GB; went on with reference" in tight.provenance["note"]
     assert prune(str(folder), data, memory=1.0).record.run.propagate == "arrival"
-    with pytest.raises(SpecError, match="memory=-1 is no room for activations"):
+    with pytest.raises(SpecError, match="memory=-1 is no room to work in"):
         prune(str(folder), data, memory=-1.0)
 
 

@@ -269,6 +269,7 @@ def evaluate(
     dtype: Dtype = "auto",
     device: Device = "auto",
     data_dir: DataDir = None,
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Measure MODEL on held-out data that no calibration set can hold."""
@@ -281,7 +282,7 @@ def evaluate(
         check_card(model)
     budget = {"limit": limit, "tokens": tokens}
     with progress() as update:
-        options = {"reference": reference, "allow_leak": allow_leak, "engine": engine}
+        options = {"reference": reference, "allow_leak": allow_leak, "engine": engine, "memory": memory}
         measured = run(model, task, dtype=dtype, device=device, **budget, **options, progress=update)
     if out is not None:
         write(out, [asdict(m) for m in measured])

@@ -13,7 +13,7 @@ from calibrant.compress.costs import Costs, provenance
 from calibrant.compress.exporting import file_bytes
 from calibrant.compress.loop import compress
 from calibrant.compress.recipe import Recipe
-from calibrant.compress.room import fitting, left_on_disk, room_for_activations
+from calibrant.compress.room import fitting, in_bytes, left_on_disk, room_for_activations
 from calibrant.data import CalibrationSet, Source, TokenBatch
 from calibrant.data.user_file import files_behind
 from calibrant.edits import Edit
@@ -32,9 +32,6 @@ from calibrant.targets import GgmlKind, GgufRecipe, Grid, Removal, Share, Sparse
 from calibrant.transforms import Transform
 from calibrant.walk.ranks import Ranks, joined
 from calibrant.walk.starving import AS_SEEN
-
-MOST_GB: Final = 1_000_000
-"""Room for activations at most that can be asked for."""
 
 Verb = Literal["prune", "quantize"]
 TAKES: Final[Mapping[Verb, tuple[type[Target], ...]]] = {"prune": (Removal, Share), "quantize": (Grid, SparseGrid, GgmlKind, GgufRecipe)}
@@ -197,9 +194,7 @@ def _done(
     ranks: Ranks,
 ) -> Pruned:
     """The whole job."""
-    if memory is not None and not 0 < memory <= MOST_GB:
-        raise SpecError(f"memory={memory:g} is no room for activations; give GB above 0 and up to {MOST_GB:,}, or leave it out", subject=str(memory))
-    room = None if memory is None else int(memory * 1e9)
+    room = in_bytes(memory)
     if calibration is None and recipe.looks:
         raise SpecError(f"{recipe.looking} looks at activations and needs calibration data; give --data", subject=recipe.looking)
     folder, reported = None if out is None else Path(out), progress if ranks.first else silent

@@ -19,6 +19,8 @@ from calibrant.walk import TOKENS_PER_PASS, Propagation
 from calibrant.walk.ranks import Ranks
 from calibrant.walk.starving import AS_SEEN
 
+MOST_GB: Final = 1_000_000
+"""Memory at most that can be promised."""
 BLOCKS_HELD: Final = 3
 """Blocks on disk that are in memory at once: the one that is worked on, the finished one that is being kept, and what is converted while reading."""
 SCORES: Final = 16
@@ -74,6 +76,13 @@ class Needs:
         """With its blocks on disk."""
         activations = self.arrival if propagate == "arrival" else self.passed
         return self.process + self.outside + BLOCKS_HELD * self.block + activations + self.work
+
+
+def in_bytes(memory: float | None) -> int | None:
+    """Return a promise in bytes that is given in GB; None where none is given. Raises `SpecError` for what is no room at all."""
+    if memory is not None and not 0 < memory <= MOST_GB:
+        raise SpecError(f"memory={memory:g} is no room to work in; give GB above 0 and up to {MOST_GB:,}, or leave it out", subject=str(memory))
+    return None if memory is None else int(memory * 1e9)
 
 
 def held_now() -> int:

@@ -40,6 +40,8 @@ class Evaluator(Spec, ABC):
 
     compares: ClassVar[bool] = False
     """Whether it needs the untouched model as a reference."""
+    looks_inside: ClassVar[bool] = False
+    """Whether it reads weights, watches parts or takes gradients of the model: then it needs all of it in memory, and not only to run it."""
 
     @abstractmethod
     def measure(self, subject: Subject) -> Measurement:

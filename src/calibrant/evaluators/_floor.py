@@ -7,7 +7,7 @@ dense one differ by less than what rounding alone does can't be distinguished wh
 The floor is the divergence KL(exact ‖ as it runs) per token between two computations of the same numbers, over the first windows of what is
 measured. In torch the numbers are the dense model's, computed in its own type and in one twice as wide. In llama.cpp they are those of
 the file, since its arithmetic depends on how the file is quantized, computed there and by torch in float32. Where there is no second
-computation (no wider type, no room for it in memory, a file that transformers can't open), there is no floor, and nothing is claimed.
+computation (no wider type, no room for it in memory, blocks on disk, a file that transformers can't open), there is no floor, and nothing is claimed.
 """
 
 import copy
@@ -94,7 +94,8 @@ def _twin(run: PreTrainedModel) -> tuple[PreTrainedModel | None, str]:
         return run.in_torch(room("cpu")), "llama.cpp and torch in float32"
     kind = run.dtype
     wider, size = WIDER.get(kind), sum(p.numel() for p in run.parameters())
-    if wider is None or run.device.type == "mps" or size * wider.itemsize > room(run.device):
+    on_disk = any(p.is_meta for p in run.parameters())
+    if wider is None or on_disk or run.device.type == "mps" or size * wider.itemsize > room(run.device):
         return None, ""
     names = [str(one).removeprefix("torch.") for one in (kind, wider)]
     return copy.deepcopy(run).to(wider), f"torch in {names[0]} and in {names[1]}"  # pyright: ignore[reportArgumentType]  # `to` is decorated

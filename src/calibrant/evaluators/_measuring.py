@@ -9,13 +9,15 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from calibrant.compress.room import in_bytes
 from calibrant.data import CalibrationSet, Row, StoredSource
 from calibrant.data.user_file import UserFile, files_behind
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators._base import Evaluator, Subject
 from calibrant.evaluators._engines import check_engine, opened_by_llama_cpp
+from calibrant.evaluators._room import left_on_disk
 from calibrant.inspection.leaks import LeakCount, RowFingerprints, find_leaks, serious
-from calibrant.models import Opened, home_of, open_model, read_manifest
+from calibrant.models import Opened, home_of, open_model, read_manifest, read_when_run
 from calibrant.models.cache import cache_folder
 from calibrant.outcomes import Journal, Measurement, Score
 from calibrant.process import freed_memory_kept
@@ -37,6 +39,7 @@ def evaluate(
     tokens: int | None = None,
     allow_leak: bool = False,
     engine: str = "torch",
+    memory: float | None = None,
     progress: Progress = silent,
 ) -> list[Measurement]:
     """Measure `model` with each of `tasks`, for example `loss(source=wikitext, tokens=65536)`.
@@ -47,13 +50,22 @@ def evaluate(
     source that isn't there, and for a model that was compressed on rows which a task measures, unless `allow_leak`; their number is then kept in
     the provenance as `leaked`.
 
-    With `engine="llama_cpp"` a GGUF file is measured as llama.cpp runs it, which rounds activations too; `loss` and `agreement` can be.
+    With `engine="llama_cpp"` a GGUF file is measured as llama.cpp runs it, which rounds activations too; `loss` and `agreement` can be. `memory` is
+    how many GB the process may hold: where the model doesn't fit, its blocks stay on disk and are read whenever they run; the scores are the same.
     """
     chosen: list[Evaluator] = [evaluators.build(task) for task in ([tasks] if isinstance(tasks, str | Evaluator) else tasks)]
     chosen = within_budget(chosen, limit, tokens)
     check_engine(engine, chosen)
     leaked, manifest = refuse_leaks(model, chosen, allow_leak)
-    opened = model if isinstance(model, Opened) else opened_by_llama_cpp(model) if engine == "llama_cpp" else open_model(model, dtype, device)
+    promised = in_bytes(memory)
+    if promised is not None and (isinstance(model, Opened) or engine == "llama_cpp"):
+        raise SpecError("memory is for a model that is opened here, by torch; leave it out, or give the model's name and no engine", subject="memory")
+    if isinstance(model, Opened):
+        opened = model
+    elif engine == "llama_cpp":
+        opened = opened_by_llama_cpp(model)
+    else:
+        opened = _opened(model, dtype, device, left_on_disk(model, chosen, dtype, device, promised))
     dense = reference_of(reference, manifest, opened, device) if any(task.compares for task in chosen) else None
     journals = [_journal(task, opened, dense) for task in chosen]
     measured = [timed(task, opened, progress, dense and dense.model, journal) for task, journal in zip(chosen, journals, strict=True)]
@@ -86,6 +98,7 @@ def timed(
     with freed_memory_kept():
         measured = task.measure(Subject(opened.model, opened.tokenizer, reference, progress, Journal() if journal is None else journal))
     about = {"model": opened.name, "note": opened.note, "dtype": str(opened.dtype).removeprefix("torch.")}
+    about |= {"blocks": "on disk"} if opened.residence.on_disk else {}
     score, *beside = (_counted(task, score) for score in (measured.score, *measured.beside))
     return replace(measured, score=score, beside=tuple(beside), provenance={"seconds": time.perf_counter() - began, **about})
 
@@ -118,7 +131,15 @@ def reference_of(
         raise SpecError(
             f"{opened.name!r} is to be compared with the untouched model, and which one that is isn't known; give {option}", subject=opened.name
         )
-    return open_model(reference or known, str(opened.dtype).removeprefix("torch."), device)
+    return _opened(reference or known, str(opened.dtype).removeprefix("torch."), device, opened.residence.on_disk)
+
+
+def _opened(ref: str, dtype: str, device: str, on_disk: bool) -> Opened:
+    """The model, with its blocks in memory or read from disk whenever they run."""
+    opened = open_model(ref, dtype, device, on_disk=on_disk)
+    if on_disk:
+        read_when_run(opened.model, opened.residence)
+    return opened
 
 
 def _journal(task: Evaluator, opened: Opened, reference: Opened | None) -> Journal:

@@ -51,6 +51,7 @@ class Words(TextEvaluator):
     seed: int = 0
 
     compares = True
+    looks_inside = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

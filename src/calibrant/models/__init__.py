@@ -8,6 +8,7 @@ with uncollected():
     from calibrant.models.devices import resolve_device, resolve_dtype
     from calibrant.models.experts import Choices, ExpertLayer, drop_experts, expert_layers
     from calibrant.models.heads import Heads
+    from calibrant.models.on_disk import read_when_run
     from calibrant.models.opening import gguf_of, load, located, open_model, open_tokenizer, outlined, saved_dtype
     from calibrant.models.residence import IN_MEMORY, Residence
     from calibrant.models.saving import Opened, check_output, home_of, read_manifest, save, saved
@@ -44,6 +45,7 @@ __all__ = [
     "outlined",
     "overwrite",
     "read_manifest",
+    "read_when_run",
     "resolve_device",
     "resolve_dtype",
     "save",

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Final, final
 
@@ -134,6 +135,21 @@ def _target(name: str, mapping: Sequence[Any], prefix: str, described: dict[str,
 def _index(name: str, layers: str) -> int:
     """The number of the block that a parameter is in."""
     return int(name.removeprefix(f"{layers}.").partition(".")[0])
+
+
+def read_when_run(model: PreTrainedModel, residence: Residence) -> None:
+    """Have the numbers of each block read when its forward is called, and let go when that ends: so whatever runs the model gets along."""
+    for index, block in enumerate(model.get_submodule(block_list(model)).children()):
+        block.forward = _holding(residence, index, block.forward)
+
+
+def _holding(residence: Residence, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(forward)  # transformers reads names of parameters off a block's forward
+    def held_forward(*args: Any, **kwargs: Any) -> Any:
+        with residence.held(index):
+            return forward(*args, **kwargs)
+
+    return held_forward
 
 
 @final
