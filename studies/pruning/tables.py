@@ -28,6 +28,9 @@ C4, ARITHMETIC, MIXTURE = "c4", "gsm8k:cot", "0.3333*c4 + 0.3333*gsm8k:cot + 0.3
 SETS: Final = {C4: "C4", ARITHMETIC: "arithmetic", MIXTURE: "mixture", "": "nothing"}
 
 
+TARGETS: Final = ("0.5", "0.6", "0.7", "2:4")
+STEPS: Final = (("sparsegpt", "wanda"), ("refined", "sparsegpt"), ("alps", "refined"))
+"""Each method, and the one that it is to be better than."""
 STARTS: Final = ("refined(swaps=25)", "refined(start=sparsegpt, swaps=25)", "refined(start=sparsegpt, swaps=100, steps=30, rounds=4)")
 """Other ways to start and to go on that were tried."""
 
@@ -168,6 +171,36 @@ def worst(every: list[Arm]) -> str:
     return max(DOMAINS, key=lambda domain: float(contrast(*[{"": side[named(side, [DOMAINS[domain]])[0]]} for side in (arm.measured, dense)]).value))
 
 
+def compared(every: list[Arm]) -> Iterator[str]:
+    """Rows: for each target and set, how much better one method is than the next, on the mean of the six domains; each stands for itself."""
+    yield f"| removed | calibrated on | {' | '.join(f'`{first}` better than `{second}` by' for first, second in STEPS)} |"
+    yield f"| --- | --- |{' ---: |' * len(STEPS)}"
+    for target in TARGETS:
+        for data in (C4, ARITHMETIC, MIXTURE):
+            found = [better(every, (first, target, data), (second, target, data), tuple(DOMAINS)) for first, second in STEPS]
+            if any(found):
+                yield f"| {target} | {SETS[data]} | {' | '.join('–' if one is None else with_interval(one, one.significant()) for one in found)} |"
+
+
+def worst_domains(every: list[Arm]) -> Iterator[str]:
+    """Rows: by how much the loss rises at 60 % on the domain where it rises most: of all six, and of the three that the mixture is made of."""
+    yield "| calibrated on | method | worst of the six | by | worst of the mixture's own | by |"
+    yield "| --- | --- | --- | ---: | --- | ---: |"
+    dense = {domain: one[0].score.value for domain, one in zip(DOMAINS, _by_domain(untouched()), strict=True)}
+    rows = [arm for arm in every if arm.target == "0.6" and arm.method in ("sparsegpt", "refined", "alps", "robust")]
+    for arm in sorted(rows, key=lambda arm: list(SETS).index(arm.data)):
+        raised = {domain: [m.score.value - dense[domain] for m in one] for domain, one in zip(DOMAINS, _by_domain(arm.measured), strict=True)}
+        cells: list[str] = []
+        for domains in (tuple(DOMAINS), ("web", "code", "arithmetic")):
+            most = max(domains, key=lambda domain: statistics.mean(raised[domain]))
+            cells += [most, with_range(raised[most])]
+        yield f"| {SETS[arm.data]} | `{arm.method}` | {' | '.join(cells)} |"
+
+
+def _by_domain(measured: Measured) -> list[Any]:
+    return [measured[name] for name in named(measured, DOMAINS.values())]
+
+
 def holm(found: list[float], planned: int) -> list[float]:
     """Holm's step-down correction for so many planned questions, those that can't be answered counted too."""
     corrected, most = dict[int, float](), 0.0
@@ -181,6 +214,7 @@ def tables() -> Mapping[str, str]:
     """Each table in Markdown, by name."""
     every = arms()
     made = {"questions": "\n".join(questions(every)), "prices": "\n".join(prices(every)), "starts": "\n".join(by_draw()), "sets": "\n".join(by_set())}
+    made |= {"compared": "\n".join(compared(every)), "worst": "\n".join(worst_domains(every))}
     made |= {"effort": "\n".join(effort(json.loads(EFFORT.read_text("utf-8"))))} if EFFORT.is_file() else {}
     return made | {target: "\n".join(losses(every, target)) for target in dict.fromkeys(arm.target for arm in every)}
 
