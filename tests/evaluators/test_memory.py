@@ -63,7 +63,7 @@ def test_choices_answers_and_comparisons_are_the_same(texts: str, tmp_path: Path
     prune(folder, "python_docs", "wanda", 0.5, pruned, samples=2, length=32, dtype="float32")
     asked = [
         "task(name='arithmetic', limit=6)",
-        "generation(name='arithmetic', limit=2, max_tokens=4)",
+        "generation(name='arithmetic', limit=2, max_tokens=4)", "influence(name='arithmetic', limit=2)",
         f"agreement(source={texts!r}, tokens=200, length=32)",
     ]
     want = evaluate(str(pruned), asked, dtype="float32")
@@ -129,6 +129,8 @@ def test_what_a_promise_can_not_be_made_for_is_one_sentence(texts: str, tmp_path
         evaluate(open_model(folder), asked, memory=4.0)
     with pytest.raises(InputError, match="memory is for a model that is opened here"):
         evaluate(str(tiny_gguf(tmp_path / "model.gguf")), asked, memory=4.0, engine="llama_cpp")
+    with pytest.raises(InputError, match=r"with .*model.gguf open .* GB are held, and memory is .*; only blocks of a folder of safetensors"):
+        evaluate(str(tiny_gguf(tmp_path / "model.gguf")), asked, memory=0.01)
     with pytest.raises(InputError, match="memory=-1 is no room to work in"):
         evaluate(folder, asked, memory=-1.0)
 

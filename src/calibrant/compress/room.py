@@ -163,12 +163,18 @@ def fitting(
 
 def room_for_activations(promised: int, opened: Opened, seen_by: ModelView, recipe: Recipe) -> int:
     """Return how many bytes of a promise are left for activations, now that the model is open. `SpecError` where it is broken already."""
+    check_kept(promised, opened)
     needs = Needs.of(seen_by, 0, recipe.method.observes, opened.dtype)
-    if needs.process > promised and seen_by.device.type == "cpu":
-        message = f"with {opened.name} open {needs.process / 1e9:.1f} GB are held, and memory is {promised / 1e9:.1f}"
-        raise SpecError(f"{message}; only blocks of a folder of safetensors can be left on disk, so allow more memory", subject=opened.name)
     held = BLOCKS_HELD * needs.block if seen_by.residence.on_disk else 0
     return max(0, promised - needs.process - needs.work - held)
+
+
+def check_kept(promised: int, opened: Opened) -> None:
+    """Raise `SpecError` where the open model holds more than was promised: it was opened whole, since its blocks can't be left on disk."""
+    held = held_now()
+    if held > promised and opened.model.device.type == "cpu":
+        message = f"with {opened.name} open {held / 1e9:.1f} GB are held, and memory is {promised / 1e9:.1f}"
+        raise SpecError(f"{message}; only blocks of a folder of safetensors can be left on disk, so allow more memory", subject=opened.name)
 
 
 def _width(seen_by: ModelView) -> int:

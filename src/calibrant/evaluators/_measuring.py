@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from calibrant.compress.room import in_bytes
+from calibrant.compress.room import check_kept, in_bytes
 from calibrant.data import CalibrationSet, Row, StoredSource
 from calibrant.data.user_file import UserFile, files_behind
 from calibrant.errors import DataError, SpecError
@@ -66,6 +66,8 @@ def evaluate(
         opened = opened_by_llama_cpp(model)
     else:
         opened = _opened(model, dtype, device, left_on_disk(model, chosen, dtype, device, promised))
+        if promised is not None:
+            check_kept(promised, opened)
     dense = reference_of(reference, manifest, opened, device) if any(task.compares for task in chosen) else None
     journals = [_journal(task, opened, dense) for task in chosen]
     measured = [timed(task, opened, progress, dense and dense.model, journal) for task, journal in zip(chosen, journals, strict=True)]

@@ -103,13 +103,15 @@ def check_groups(groups: str) -> None:
 def grouped(groups: str, windows: Sequence[WindowWords], least: int, most: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Groups:
     """Return the groups that stand `least` times in the windows, and in two of them, at most `most`. `DataError` if there are none."""
     counts = Counter(word for window in windows for word in window.words)
+    apart = Counter(word for window in windows for word in set(window.words))
+    common = {word: n for word, n in counts.items() if apart[word] >= WINDOWS}  # what stands in fewer is never stored, so it names nothing
     match groups:
         case "words":
             named = {word: word for word in counts}
         case "lemmas":
-            named = {word: lemma(word, counts) for word in counts}
+            named = {word: lemma(word, common) for word in counts}
         case "clusters":
-            frequent = [word for word, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if n >= WINDOWS]
+            frequent = sorted(common, key=lambda word: (-common[word], word))
             named = _clusters(frequent, model, tokenizer)
         case _:
             named = {word: name for word, name in read_list(groups).items() if word in counts}

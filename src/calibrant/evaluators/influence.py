@@ -44,7 +44,6 @@ class LeftOutWords(SourceEvaluator):
     limit: int = 100
 
     compares = True
-    looks_inside = True
 
     def __post_init__(self) -> None:
         if self.limit < 1:

@@ -1,4 +1,4 @@
-"""ADMM: fits weights while they are removed, for nearly as little error as refined leaves (Boža 2024, arXiv 2401.02938)."""
+"""ADMM: fits weights while they are removed, for a little less error of each matrix than refined leaves (Boža 2024, arXiv 2401.02938)."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""ALPS: the least error of each matrix, a little less than refined's, at several times sparsegpt's effort (Meng et al. 2024, arXiv 2406.07831)."""
+"""ALPS: the least error of each matrix, at several times sparsegpt's effort (Meng et al. 2024, arXiv 2406.07831)."""
 
 import math
 from dataclasses import dataclass
