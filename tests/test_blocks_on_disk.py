@@ -205,7 +205,7 @@ def test_numbers_are_kept_somewhere(folder: Path, texts: str) -> None:
 def needs(folder: Path, tokens: int = 64) -> Needs:
     found, kind = outlined(str(folder), "bfloat16", "cpu")
     assert found is not None
-    return Needs.of(found, tokens, (), kind)
+    return Needs.of(found, tokens, kind, methods.build("wanda"))
 
 
 def test_needs_are_those_of_the_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +214,11 @@ def test_needs_are_those_of_the_shapes(tmp_path: Path, monkeypatch: pytest.Monke
     block = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64 + 2 * 32)
     assert (found.block, found.outside, found.model) == (block, 2 * (2 * 259 * 32 + 32), 5 * block + 2 * (2 * 259 * 32 + 32))
     assert found.arrival == 64 * 2 * (3 * 32 + 64 + 64)
-    assert found.work == room.SCORES * 32 * 64
+    assert found.work == 4 * 4 * 32 * 64
+    many, kind = outlined(str(tmp_path / "model"), "bfloat16", "cpu")
+    assert many is not None
+    assert Needs.of(many, 64, kind, methods.build("alps")).work == 4 * (7 * 32 * 64 + 7 * 64 * 64)
+    assert Needs.of(many, 64, kind, methods.build("robust"), sources=3).work == 4 * (4 * 32 * 64 + 15 * 64 * 64)
     assert found.in_memory == 1000 + found.model + found.arrival + found.work
     assert found.on_disk("arrival") == 1000 + found.outside + BLOCKS_HELD * block + found.arrival + found.work
 
@@ -245,6 +249,15 @@ def test_where_activations_are_too_many_it_goes_on_with_reference(texts: str, tm
     done = prune(str(folder), texts, "wanda", "0.5", tmp_path / "out", samples=64, length=64, dtype="bfloat16", device="cpu", memory=between / 1e9)
     assert "its blocks stayed on disk; arrival would hold about" in asked(done)
     assert done.record.run.propagate == "reference"
+
+
+def test_activations_that_no_propagation_has_room_for_are_refused(texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GGUF file is opened whole, so it is only known then what is left for activations; robust knows one propagation."""
+    monkeypatch.setattr(room, "held_now", lambda: 0)
+    file = str(tiny_gguf(tmp_path / "tiny.gguf"))
+    with pytest.raises(SpecError, match=r"robust with arrival holds about .* GB of activations, and .* GB are left for them; allow more memory"):
+        prune(file, texts, "robust", "0.5", tmp_path / "out", samples=64, length=64, dtype="float32", device="cpu", memory=0.0005)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_that_is_opened_whole_and_too_large_is_refused(texts: str, tmp_path: Path) -> None:

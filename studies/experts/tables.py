@@ -5,6 +5,7 @@ Which experts go with prose, arithmetic, code and random tokens: overlaps of wha
 
 import itertools
 import json
+import math
 import re
 import statistics
 import sys
@@ -147,15 +148,21 @@ def _across(sets: Mapping[str, Sequence[Kept]], one: str, other: str) -> float:
 
 
 def jackknifed(sets: Mapping[str, Sequence[Kept]], of: Pairing) -> tuple[float, float]:
-    """What `of` gives, and half the width of its 95 % interval over draws: each draw of each set is left out in turn."""
-    variance, degrees = 0.0, 0
+    """What `of` gives, and half the width of its 95 % interval over draws: each draw of each set is left out in turn. NaN where no draw differs.
+
+    Degrees of freedom after Satterthwaite; the largest of a few variances counts 1 + 2/df times, as in `calibrant.compare`.
+    """
+    parts: list[tuple[float, int]] = []
     for name in sets:
         count = len(sets[name])
         without = [of({**sets, name: [one for at, one in enumerate(sets[name]) if at != left]}) for left in range(count)]
-        if len(set(without)) > 1:
-            variance += (count - 1) / count * sum((value - statistics.mean(without)) ** 2 for value in without)
-            degrees += count - 1
-    return of(sets), t_quantile(0.975, float(degrees)) * variance**0.5 if degrees else 0.0
+        parts.append(((count - 1) / count * sum((value - statistics.mean(without)) ** 2 for value in without), count - 1))
+    parts.sort()
+    counted = [*parts[:-1], (parts[-1][0] * (1 + 2 / parts[-1][1]), parts[-1][1])]
+    if parts[-1][0] == 0:
+        return of(sets), math.nan
+    degrees = sum(one for one, _ in counted) ** 2 / sum(one**2 / df for one, df in counted)
+    return of(sets), t_quantile(0.975, degrees) * sum(one for one, _ in parts) ** 0.5
 
 
 def overlaps(results: Results) -> Iterator[str]:
@@ -165,8 +172,8 @@ def overlaps(results: Results) -> Iterator[str]:
     for criterion in results.of_text:
         sets = results.kept[criterion]
         part, half = jackknifed({name: sets[name] for name in TEXTS}, lambda each: same_text(each) - two_texts(each))
-        told = f"{part:+.2f} ({part - half:+.2f} to {part + half:+.2f})"
-        told = f"**{told}**" if part - half > 0 or part + half < 0 else told
+        told = f"{part:+.2f}" + (f" ({part - half:+.2f} to {part + half:+.2f})" if half == half else "")
+        told = f"**{told}**" if abs(part) > half else told
         yield f"| `{criterion}` | {same_text(sets):.2f} | {two_texts(sets):.2f} | {with_nothing(sets):.2f} | {told} |"
     chance = overlap_by_chance(results.experts, results.left)
     yield f"| two sets by chance | {chance:.2f} | {chance:.2f} | {chance:.2f} | |"

@@ -148,7 +148,8 @@ def questions(every: list[Arm]) -> Iterator[str]:
         on = domains[0] if len(domains) == 1 else f"the mean of {'all' if domains == every_domain else 'the other five'}"
         if estimate is not None:
             asked.append((f"`{first}` better than `{second}`?", target, SETS[data], on, estimate))
-    corrected = holm([estimate.p_value() or 0.0 for *_, estimate in asked], len(pairs))
+    found = [estimate.p_value() for *_, estimate in asked]
+    corrected = holm([1.0 if p is None else p for p in found], len(pairs))
     for (question, target, data, on, estimate), p in zip(asked, corrected, strict=True):
         yield f"| {question} | {target} | {data} | {on} | {with_interval(estimate, p < 0.05)} | {p:.1g} |"
 

@@ -68,3 +68,9 @@ def test_a_folder_without_words_says_what_to_add(tmp_path: Path) -> None:
         store.write_cells([])
     with pytest.raises(DataError, match=r"holds no measurement of words .*; add words\(source=…\)"):
         kept_words(tmp_path / "empty")
+
+
+def test_sets_that_share_a_run_are_both_there() -> None:
+    both = results(c0=score({"onion": 0.5}), g0=score({"onion": 0.9}))
+    (of,) = kept_words_in(replace(both, cells=tuple(replace(cell, run="run-c0") for cell in both.cells)))
+    assert (of.sets, of.kept) == (("c", "g"), ((0.5,), (0.5,)))

@@ -63,7 +63,8 @@ def test_choices_answers_and_comparisons_are_the_same(texts: str, tmp_path: Path
     prune(folder, "python_docs", "wanda", 0.5, pruned, samples=2, length=32, dtype="float32")
     asked = [
         "task(name='arithmetic', limit=6)",
-        "generation(name='arithmetic', limit=2, max_tokens=4)", "influence(name='arithmetic', limit=2)",
+        "generation(name='arithmetic', limit=2, max_tokens=4)",
+        "influence(name='arithmetic', limit=2)",
         f"agreement(source={texts!r}, tokens=200, length=32)",
     ]
     want = evaluate(str(pruned), asked, dtype="float32")
@@ -101,19 +102,18 @@ def test_the_promise_decides_where_blocks_are(texts: str, tmp_path: Path, monkey
     chosen = [evaluators.build(f"loss(source={texts!r}, length=32)")]
     seen_by, kind = outlined(folder, "float32")
     assert seen_by is not None
-    needs = room.Needs.of(seen_by, 2048, (), kind)
+    needs = room.Needs.of(seen_by, 2048, kind)
     logits = seen_by.model.config.vocab_size * (2048 * 4 + 32 * 12)
     whole, part = needs.model + needs.arrival + logits, needs.outside + 3 * needs.block + needs.arrival + logits
-    assert not left_on_disk(folder, chosen, "float32", "cpu", None)
-    assert not left_on_disk(folder, chosen, "float32", "cpu", whole)
-    assert left_on_disk(folder, chosen, "float32", "cpu", whole - 1)
-    assert left_on_disk(folder, chosen, "float32", "cpu", part)
+    assert not left_on_disk([folder], chosen, "float32", "cpu", whole)
+    assert left_on_disk([folder], chosen, "float32", "cpu", whole - 1)
+    assert left_on_disk([folder], chosen, "float32", "cpu", part)
     with pytest.raises(
         InputError, match=r"measuring .* takes about .* GB, and memory is .*; with its blocks on disk it takes about .* GB; allow so much"
     ):
-        left_on_disk(folder, chosen, "float32", "cpu", part - 1)
+        left_on_disk([folder], chosen, "float32", "cpu", part - 1)
     twice = [evaluators.build(f"agreement(source={texts!r}, length=32)")]
-    assert left_on_disk(folder, twice, "float32", "cpu", whole + logits), "the untouched model and its logits are there too"
+    assert left_on_disk([folder, folder], twice, "float32", "cpu", whole + logits), "the untouched model and its logits are there too"
 
 
 def test_what_looks_into_the_model_is_refused_by_name(texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

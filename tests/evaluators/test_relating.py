@@ -40,3 +40,10 @@ def test_at_equal_frequency_is_the_partial_correlation() -> None:
     r = np.corrcoef([damage, loss, frequency])
     partial = (r[0, 1] - r[0, 2] * r[1, 2]) / np.sqrt((1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2))
     assert relation.facts("x", 0)["x_at_equal_frequency"] == pytest.approx(partial, abs=1e-6)
+
+
+def test_a_single_document_has_no_interval_over_documents() -> None:
+    found = table(60, 1.0, documents=1).facts("x", 0)
+    assert found["x"] is not None
+    assert found["x_low"] is None
+    assert found["x_high"] is None

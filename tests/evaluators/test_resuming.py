@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from calibrant.compress import prune
 from calibrant.evaluators import Evaluator, evaluate, evaluators, loss
 from calibrant.models import Opened, open_model
 from calibrant.outcomes import Journal
@@ -84,3 +85,20 @@ def test_only_users_files_have_a_digest(tmp_path: Path):
     first = harness.digest()
     (tmp_path / "mine.yaml").write_text("task: mine")
     assert len({"", first, harness.digest()}) == 3
+
+
+def test_models_pruned_in_memory_do_not_go_on_with_one_another_s_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path):
+    folder, task = str(tiny_folder(tmp_path / "tiny")), "loss(source='python_docs', tokens=200, length=64)"
+    monkeypatch.setattr("calibrant.evaluators._measuring.timed", _killed)
+    for target in ("0.5", "0.75"):
+        pruned = prune(folder, "arithmetic", "magnitude", target, dtype="float32").opened
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(pruned, task)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(folder, task, dtype="float32")
+    assert len(list((own_cache / "calibrant" / "journals").glob("*"))) == 3
+
+
+def test_a_model_that_was_saved_is_called_by_its_folder_where_what_it_was_calibrated_on_is_looked_up(tmp_path: Path):
+    done = prune(str(tiny_folder(tmp_path / "tiny")), "arithmetic", "magnitude", 0.5, tmp_path / "out", dtype="float32")
+    assert done.opened.name == str(tmp_path / "out")

@@ -149,3 +149,12 @@ def test_killed_and_asked_again_it_continues(tmp_path: Path):
 def test_parameters_out_of_range_are_refused(parameter: str, sentence: str):
     with pytest.raises(SpecError, match=sentence):
         methods.build(f"robust({parameter})")
+
+
+def test_a_source_that_makes_nothing_of_a_matrix_loses_nothing_by_it() -> None:
+    torch.manual_seed(0)
+    weight, seen = torch.randn(8, 16), joined([seen_of(torch.zeros(4, 16)), seen_of(torch.randn(64, 16))], [0.5, 0.5])
+    done = Robust().compress(weight, seen, Sparsity(0.5))
+    assert bool(done.weight.isfinite().all())
+    assert done.notes["errors"][0] == 0.0
+    assert int((done.weight != 0).sum()) == 64

@@ -42,7 +42,8 @@ def kept_experts(results: Results) -> Iterator[KeptExperts]:
     for setting, cells in grouped(results.cells).items():
         runs: dict[str, list[dict[int, frozenset[int]]]] = {}
         shape: dict[int, int] = {}
-        for cell in cells:
+        # A run that answers several cells of a set is one draw of it.
+        for cell in {(cell.data, cell.run): cell for cell in cells}.values():
             record = results.records.get(cell.run) if cell.data else None
             counts, left = survivors(record.edits) if record is not None else ({}, {})
             shape = shape or counts

@@ -96,9 +96,9 @@ def kept_words_in(results: Results) -> tuple[KeptWords, ...]:
 def _tables(results: Results) -> Iterator[KeptWords]:
     for setting, cells in grouped(results.cells).items():
         for text in dict.fromkeys(text for cell in cells for text in cell.measures):
-            measurements = {cell.run: (cell.data, results.scores.get(cell.run, {}).get(cell.measures.get(text, ""))) for cell in cells if cell.data}
-            # By run: one that answers several cells is one draw.
-            sound = [(data, one.score) for data, one in measurements.values() if one is not None and _sound(one.score.facts.get("words"))]
+            # By set and run: a run that answers several cells of a set is one draw of it.
+            found = {(cell.data, cell.run): results.scores.get(cell.run, {}).get(cell.measures.get(text, "")) for cell in cells if cell.data}
+            sound = [(data, one.score) for (data, _), one in found.items() if one is not None and _sound(one.score.facts.get("words"))]
             if sound:
                 yield _table(setting, sound).worst_first()
 

@@ -13,7 +13,7 @@ from calibrant.compress.costs import Costs, provenance
 from calibrant.compress.exporting import file_bytes
 from calibrant.compress.loop import compress
 from calibrant.compress.recipe import Recipe
-from calibrant.compress.room import fitting, in_bytes, left_on_disk, room_for_activations
+from calibrant.compress.room import check_activations, fitting, in_bytes, left_on_disk, room_for_activations
 from calibrant.data import CalibrationSet, Source, TokenBatch
 from calibrant.data.user_file import files_behind
 from calibrant.edits import Edit
@@ -27,6 +27,7 @@ from calibrant.models import ModelView, Opened, check_finite, check_output, open
 from calibrant.notebook import card
 from calibrant.progress import Progress, silent
 from calibrant.select import resolved
+from calibrant.spec import identity
 from calibrant.store import Record, Run, stored_bits
 from calibrant.targets import GgmlKind, GgufRecipe, Grid, Removal, Share, SparseGrid, Target, accepted, parse_target
 from calibrant.transforms import Transform
@@ -54,7 +55,7 @@ class Pruned:
     def _repr_html_(self) -> str:
         facts = {"saved in": self.out or "", "continued from step": self.continued_from or ""}
         done = "pruned" if stored_bits(self.record.weights) is None else "quantized"
-        return card(f"{self.opened.name}, {done}", facts, inside=self.record._repr_html_())
+        return card(f"{self.record.run.model_name}, {done}", facts, inside=self.record._repr_html_())
 
 
 # The two spell their parameters out, twice the same nineteen: a shared object of settings would make every call longer, and `**settings` would take
@@ -100,7 +101,7 @@ def prune(
     `memory` is how many GB the process may hold, the model, activations and statistics together. Where the model doesn't fit its blocks stay on
     disk, each is in memory while it is worked on, and what is written is the same; `opened` in the result has them on disk too. Where `arrival` would
     hold too many activations (without `memory`: more than 80 % of what is free), the job goes on with `reference`. The record says both. Without
-    `out` the result is the model in memory, and `memory` is room for activations alone.
+    `out` the result is the model in memory, `memory` is room for activations alone, and `evaluate` can't know what the model was calibrated on.
 
     Processes that torchrun started calibrate together, each on its share of the micro-batches, and all of them get the model; the first one
     alone writes, and tells `progress`. One that fails ends all: the others raise its error, or `RankError`.
@@ -201,7 +202,7 @@ def _done(
     named = (export,) if isinstance(export, str | Export) else export
     forms = tuple({str(form): form for form in (HuggingFace(), *map(exports.build, named))}.values())  # each once, the dense folder first
     job = _Job.open(model, calibration, recipe, folder, forms, dtype, device, room, reported, ranks)
-    done = job.into(folder, device) if folder is not None else Pruned(job.opened, job.with_provenance(job.compress(None)), None)
+    done = job.into(folder, device) if folder is not None else job.done(job.compress(None))
     return replace(done, costs=job.costs()) if profile and not done.already_done else done
 
 
@@ -250,9 +251,11 @@ class _Job:
             looking = calibration if recipe.looks else None
             batch = None if looking is None else resolved(looking, opened, progress).tokens(opened.tokenizer)
         ranks.agree("the run that is asked for", recipe.run(opened, batch, **_named(calibration)).id)
-        left = room if promised is None else room_for_activations(promised, opened, seen_by, recipe)
+        left = room if promised is None else room_for_activations(promised, opened, seen_by, recipe, looking)
         fits = ranks.gathered([fitting(recipe.propagate, seen_by, batch, opened.dtype, left, recipe.method.propagations)])
         propagate, short = max(fits, key=lambda fit: bool(fit[1]))  # where memory is short for one, none can go on as asked
+        if promised is not None and left is not None:
+            check_activations(left, propagate, recipe, seen_by, batch, opened.dtype)
         note = "; ".join(filter(None, (absent, short)))
         return cls(opened, seen_by, batch, replace(recipe, propagate=propagate), forms, calibration, clock, note, progress, ranks)
 
@@ -281,7 +284,12 @@ class _Job:
             with self.clock.phase("save"), checkpoint.staying():
                 sizes = self.save(CompressedModel(self.opened, self.seen_by, self.with_provenance(record), edits), folder)
             checkpoint.remove()
-        return Pruned(self.opened, self.with_provenance(record), folder, continued, sizes=sizes)
+        return replace(self.done(record, folder), continued_from=continued, sizes=sizes)
+
+    def done(self, record: Record, folder: Path | None = None) -> Pruned:
+        """Return what came of it. The model is another one than was opened, by its digest, and where it is saved by its name too."""
+        name, digest = self.opened.name if folder is None else str(folder), identity([self.opened.digest, record.run.id])
+        return Pruned(replace(self.opened, name=name, digest=digest), self.with_provenance(record), folder)
 
     def save(self, compressed: CompressedModel, folder: Path) -> dict[str, int]:
         """Write the model in every form that is asked for, with its manifest and its card, all of it or nothing; return the bytes of each form."""

@@ -7,12 +7,12 @@ from typing import Final, final
 import psutil
 import torch
 
-from calibrant.activations import Gram, Statistic
+from calibrant.activations import Gram
 from calibrant.compress.recipe import PROPAGATIONS, Recipe
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import SpecError
 from calibrant.exports import Export
-from calibrant.methods import MatrixMethod
+from calibrant.methods import MatrixMethod, Method
 from calibrant.models import ModelView, Opened, outlined
 from calibrant.select import Selector
 from calibrant.walk import TOKENS_PER_PASS, Propagation
@@ -23,10 +23,6 @@ MOST_GB: Final = 1_000_000
 """Memory at most that can be promised."""
 BLOCKS_HELD: Final = 3
 """Blocks on disk that are in memory at once: the one that is worked on, the finished one that is being kept, and what is converted while reading."""
-SCORES: Final = 16
-"""Bytes that a method takes for each number of the matrix that it works on: four copies in float32."""
-GRAMS: Final = 4
-"""Square float32 matrices of a Gram's size at once: the sum, a pass's share, its factor, and what is made of it."""
 
 
 @final
@@ -47,14 +43,16 @@ class Needs:
     work: int
 
     @classmethod
-    def of(cls, seen_by: ModelView, tokens: int, observes: Sequence[type[Statistic]], dtype: torch.dtype) -> "Needs":
-        """Estimate what a job needs that shows the model `tokens` tokens; of `seen_by` shapes are enough."""
+    def of(cls, seen_by: ModelView, tokens: int, dtype: torch.dtype, method: Method | None = None, sources: int = 1) -> "Needs":
+        """Estimate what a job needs that shows the model `tokens` tokens of so many `sources`; of `seen_by` shapes are enough."""
         whole = {id(p): p.numel() * dtype.itemsize for p in seen_by.model.parameters()}
         blocks = [{id(p): whole[id(p)] for p in block.module.parameters()} for block in seen_by.blocks]
         inside = sum({key: size for block in blocks for key, size in block.items()}.values())
         shapes = [weight.shape for weight in seen_by.weights]
-        grams = GRAMS * 4 * max(shape[1] for shape in shapes) ** 2 if any(issubclass(kind, Gram) for kind in observes) else 0
-        work = SCORES * max(out * inputs for out, inputs in shapes) + grams
+        work = 0
+        if isinstance(method, MatrixMethod):
+            squares = method.squares(sources) if any(issubclass(kind, Gram) for kind in method.observes) else 0
+            work = 4 * (method.copies * max(out * inputs for out, inputs in shapes) + squares * max(inputs for _, inputs in shapes) ** 2)
         width, hidden = _width(seen_by), min(inputs for _, inputs in shapes)
         in_a_pass = min(tokens, TOKENS_PER_PASS) * width * dtype.itemsize
         return cls(
@@ -108,7 +106,7 @@ def left_on_disk(
     seen_by, kind = outlined(model, dtype, device)
     if seen_by is None:
         return ""
-    needs = Needs.of(seen_by, _tokens(calibration) if recipe.looks else 0, recipe.method.observes, kind)
+    needs = Needs.of(seen_by, _tokens(calibration) if recipe.looks else 0, kind, recipe.method, _sources(calibration))
     if needs.in_memory <= promised:
         return ""
     about = f"{model} and this job take about {needs.in_memory / 1e9:.1f} GB, and memory is {promised / 1e9:.1f}"
@@ -161,10 +159,19 @@ def fitting(
     return "reference", f"arrival would hold about {needed / 1e9:.1f} GB of activations and may hold {allowed / 1e9:.1f} GB; went on with reference"
 
 
-def room_for_activations(promised: int, opened: Opened, seen_by: ModelView, recipe: Recipe) -> int:
+def check_activations(left: int, propagate: Propagation, recipe: Recipe, seen_by: ModelView, batch: TokenBatch | None, dtype: torch.dtype) -> None:
+    """Raise `SpecError` where what is left of a promise holds fewer activations than the job will have at once."""
+    needs = Needs.of(seen_by, 0 if batch is None else int(batch.mask.sum()), dtype)
+    taken = needs.arrival if propagate == "arrival" else needs.passed
+    if batch is not None and taken > left:
+        message = f"{recipe.method} with {propagate} holds about {taken / 1e9:.1f} GB of activations, and {left / 1e9:.1f} GB are left for them"
+        raise SpecError(f"{message}; allow more memory, or calibrate on fewer tokens", subject=str(recipe.method))
+
+
+def room_for_activations(promised: int, opened: Opened, seen_by: ModelView, recipe: Recipe, calibration: CalibrationSet | None) -> int:
     """Return how many bytes of a promise are left for activations, now that the model is open. `SpecError` where it is broken already."""
     check_kept(promised, opened)
-    needs = Needs.of(seen_by, 0, recipe.method.observes, opened.dtype)
+    needs = Needs.of(seen_by, 0, opened.dtype, recipe.method, _sources(calibration))
     held = BLOCKS_HELD * needs.block if seen_by.residence.on_disk else 0
     return max(0, promised - needs.process - needs.work - held)
 
@@ -182,6 +189,10 @@ def _width(seen_by: ModelView) -> int:
     inputs = [weight.shape[1] for weight in seen_by.blocks[0].weights]
     outputs = [weight.shape[0] for weight in seen_by.blocks[0].weights]
     return 3 * min(inputs) + max(inputs) + max(outputs)
+
+
+def _sources(calibration: CalibrationSet | None) -> int:
+    return 1 if calibration is None else len(calibration.parts)
 
 
 def _tokens(calibration: CalibrationSet | None) -> int:

@@ -133,7 +133,8 @@ def _passages(forgotten: Forgotten, group: int, tokenizer: PreTrainedTokenizerBa
     """Where most of a group was lost: the surroundings of its first word in each of those windows."""
     lost = (forgotten.dense.shown.by_window - forgotten.shown.by_window)[:, group]
     passages: list[str] = []
-    for at in torch.argsort(lost, descending=True, stable=True)[:PASSAGES].tolist():
+    most = [at for at in torch.argsort(lost, descending=True, stable=True).tolist() if lost[at] > 0]
+    for at in most[:PASSAGES]:
         words, labels = forgotten.dense.readings[at]
         here = (labels == group).nonzero().flatten().tolist()
         if here:

@@ -65,10 +65,11 @@ def evaluate(
     elif engine == "llama_cpp":
         opened = opened_by_llama_cpp(model)
     else:
-        opened = _opened(model, dtype, device, left_on_disk(model, chosen, dtype, device, promised))
-        if promised is not None:
-            check_kept(promised, opened)
+        others = [name for name in (reference or _origin(manifest),) if isinstance(name, str) and any(task.compares for task in chosen)]
+        opened = _opened(model, dtype, device, promised is not None and left_on_disk([model, *others], chosen, dtype, device, promised))
     dense = reference_of(reference, manifest, opened, device) if any(task.compares for task in chosen) else None
+    if promised is not None:
+        check_kept(promised, opened)
     journals = [_journal(task, opened, dense) for task in chosen]
     measured = [timed(task, opened, progress, dense and dense.model, journal) for task, journal in zip(chosen, journals, strict=True)]
     for journal in journals:
@@ -128,12 +129,17 @@ def reference_of(
     """Return the model to compare with: the one given, or the one that `opened` was made from. `SpecError` where none is known."""
     if isinstance(reference, Opened):
         return reference
-    known = (manifest or {}).get("record", {}).get("run", {}).get("model_name")
+    known = _origin(manifest)
     if reference is None and known is None:
         raise SpecError(
             f"{opened.name!r} is to be compared with the untouched model, and which one that is isn't known; give {option}", subject=opened.name
         )
     return _opened(reference or known, str(opened.dtype).removeprefix("torch."), device, opened.residence.on_disk)
+
+
+def _origin(manifest: Mapping[str, Any] | None) -> str | None:
+    """The name of the model that a compressed one was made from."""
+    return (manifest or {}).get("record", {}).get("run", {}).get("model_name")
 
 
 def _opened(ref: str, dtype: str, device: str, on_disk: bool) -> Opened:

@@ -38,7 +38,8 @@ class Relation:
         if value is None:
             return {}
         chance = np.random.default_rng(seed)
-        draws = [self._of(chance.multinomial(len(whole), whole / len(whole)).astype(np.float64)) for _ in range(RESAMPLES)]
+        again = range(RESAMPLES if len(whole) > 1 else 0)  # a single document says nothing of others
+        draws = [self._of(chance.multinomial(len(whole), whole / len(whole)).astype(np.float64)) for _ in again]
         known = [draw[0] for draw in draws if draw[0] is not None]
         low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if known else (None, None)
         found = {name: value, f"{name}_low": low, f"{name}_high": high, f"{name}_at_equal_frequency": partial}

@@ -25,6 +25,7 @@ ROUNDS: Final = 30
 """Steps of k-means at most."""
 LARGEST_LIST: Final = 2**20
 """Bytes of a list of words at most."""
+VOWELS: Final = frozenset("aeiouy")
 WINDOWS: Final = 2
 """Windows in which a group must stand: what stands in one alone may be anybody's name, and says more of the window than of the group."""
 
@@ -135,20 +136,23 @@ def lemma(word: str, known: Mapping[str, int]) -> str:
     """Return what a word is without an English ending (-s, -es, -ies, -ed, -ing, -ly), where that is a word of the same text; else the word.
 
     Simple rules, no dictionary: "saw" stays, and so does what never stands without its ending. A consonant that the ending doubled goes, and an e
-    that it took comes back.
+    that it took comes back. What would be left without a vowel is no stem, and several endings go one after the other.
 
     >>> known = dict.fromkeys(("run", "city", "make", "was"), 1)
     >>> [lemma(word, known) for word in ("running", "cities", "making", "was")]
     ['run', 'city', 'make', 'was']
+    >>> [lemma(word, dict.fromkeys(("the", "one", "she", "bee", "meet", "meeting"), 1)) for word in ("thing", "only", "shed", "being", "meetings")]
+    ['thing', 'only', 'shed', 'being', 'meet']
     """
     for ending, instead in (("ies", "y"), ("ied", "y"), ("es", ""), ("s", ""), ("ing", ""), ("ed", ""), ("ly", "")):
         stem = word.removesuffix(ending)
-        if stem == word or len(stem) < 2:
+        if stem == word or len(stem) < (3 if ending == "ly" else 2) or not VOWELS & set(stem + instead):
             continue
         doubled = stem[:-1] if len(stem) > 3 and stem[-1] == stem[-2] else stem
-        for base in (stem + instead, stem + "e", doubled):
-            if len(base) > 2 and base != word and base in known:
-                return base
+        with_e = stem + "e" if len(stem) > 2 or stem[0] in VOWELS else stem
+        for base in (stem + instead, with_e, doubled):
+            if 2 < len(base) < len(word) and base in known:
+                return lemma(base, known)
     return word
 
 

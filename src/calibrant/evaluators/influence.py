@@ -90,7 +90,8 @@ class LeftOutWords(SourceEvaluator):
         everywhere = set.intersection(*({word for *_, word in found} for found in spoken)) if len(items) > 1 else set[str]()
         for item, found in zip(items, spoken, strict=True):
             words = dict.fromkeys(word for *_, word in found if word not in everywhere)
-            without = {word: _without(item.right.context, [(a, b) for a, b, other in found if other == word]) for word in words}
+            texts = {word: _without(item.right.context, [(a, b) for a, b, other in found if other == word]) for word in words}
+            without = {word: text for word, text in texts.items() if text.strip()}  # where nothing is left to show, nothing can be asked
             if without:
                 yield item, without
 

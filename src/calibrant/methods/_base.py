@@ -91,6 +91,13 @@ class Method(Spec, ABC):
 class MatrixMethod(Method, ABC):
     """Compresses one matrix at a time. Pure: the same arguments give the same result, and the arguments are left as they were."""
 
+    copies: ClassVar[int] = 4
+    """How many copies of the matrix in float32 are in memory at once."""
+
+    def squares(self, sources: int) -> int:
+        """Return how many square matrices in float32, as large as a Gram, are in memory at once, with so many sources in the calibration set."""
+        return 4
+
     def stand_in(self, target: Target) -> "StandIn | None":
         return StandIn(self, target)
 

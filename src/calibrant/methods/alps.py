@@ -45,11 +45,12 @@ class ALPS(MatrixMethod):
     is that of each row.
 
     Differs from the paper's code in: inputs that were always zero are removed first, keep their weights beyond the quota, and don't count in the
-    mean diagonal; counts are rounded down; what is kept is that of the sparse weights, not of those that fit; the first ρ isn't lowered below 1e-4;
-    steps are preconditioned by the diagonal; and the largest scaled weights stay as they were where that loses less.
+    mean diagonal; counts are rounded down; what is kept is that of the sparse weights, not of those that fit; the first ρ stops falling at 1e-4
+    or less; steps are preconditioned by the diagonal; and the largest scaled weights stay as they were where that loses less.
     """
 
     observes: ClassVar[tuple[type[Statistic], ...]] = (Gram,)
+    copies: ClassVar[int] = 7
     updates: ClassVar[bool] = True
 
     rho: float = 0.1
@@ -73,6 +74,9 @@ class ALPS(MatrixMethod):
     @property
     def _group(self) -> Group:
         return "row" if self.per == "row" else "matrix"
+
+    def squares(self, sources: int) -> int:
+        return 7
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes: how many `iterations` it took, the last `rho`, and the share of the support that was still `changing`.
@@ -109,7 +113,7 @@ class ALPS(MatrixMethod):
                 done += 1
             changing = int((state.keep ^ last).count_nonzero()) / max(kept, 1)
             last = state.keep
-            if not grown and changing <= RESTING and rho > LOWEST:
+            if not grown and changing <= RESTING and rho > LOWEST and done < self.iterations:
                 rho, state, last = rho / LOWER, begun(), first
                 continue
             if changing == 0 or (done > PATIENCE and changing < CALM):

@@ -38,6 +38,9 @@ class Robust(Refining):
     steps: int = 20
     rounds: int = 4
 
+    def squares(self, sources: int) -> int:
+        return 4 * sources + 3
+
     def stand_in(self, target: Target) -> StandIn | None:
         alike = Refined(self.start, self.swaps, self.steps, damp=self.damp, tolerance=self.tolerance)
         return standing_in(alike, target, "refined on the sum of what all sources gave")
@@ -62,7 +65,7 @@ class Robust(Refining):
         dense = finite(weight, "the weight").to(wide(weight.dtype))
         grams = [gram for gram in (seen[Sources].each if Sources in seen else (whole,)) if gram.mass > 0]
         energies = [gram_energy(gram, dense.dtype) for gram in grams]
-        sizes = [max(energy(dense), 1e-300) for energy in energies]
+        sizes = [energy(dense) or 1.0 for energy in energies]  # a source that makes nothing of the matrix loses nothing by it
         counted = [gram.mass / whole.mass for gram in grams]
         current = self.begun(dense, seen, target).weight
         keep, rounds = current != 0, list[tuple[Tensor, dict[str, Any]]]()

@@ -48,12 +48,14 @@ def _neurons(strongest: Sequence[Mapping[str, Any]]) -> str:
 
 def _relations(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Whether damage goes with the loss, over groups."""
-    for name, head, of in (("rank_next", "with the loss", "of the next token"), ("rank_documents", "", "of documents that hold the word")):
+    head = "with the loss"
+    for name, of in (("rank_next", "of the next token"), ("rank_documents", "of documents that hold the word")):
         if facts.get(name) is None:
             continue
         low, high = facts.get(f"{name}_low"), facts.get(f"{name}_high")
         interval = "" if low is None or high is None else f" (95 % interval over documents {low:.2f} to {high:.2f})"
-        yield head or "and", f"{of}: damage has a rank correlation of {facts[name]:.2f}{interval}"
+        yield head, f"{of}: damage has a rank correlation of {facts[name]:.2f}{interval}"
+        head = "and"
 
 
 def kept_by_sets(tables: Sequence[Mapping[str, Any]], most: int) -> Iterator[Any]:
