@@ -13,6 +13,7 @@ from studies.experts import tables as experts
 from studies.grids import tables as grids
 from studies.pages import filled
 from studies.pruning import tables as pruning
+from studies.words import tables as words
 
 from calibrant.compare import contrast
 from calibrant.demo import STUDY
@@ -189,7 +190,7 @@ def test_the_study_of_choosing_is_what_its_file_asks():
     assert verify(PROJECT / "studies/choosing/results") == []
 
 
-PAGES = {"grids": grids, "pruning": pruning, "experts": experts}
+PAGES = {"grids": grids, "pruning": pruning, "experts": experts, "words": words}
 STORES = [
     ("grids", "smollm2"),
     ("grids", "gemma3-270m"),
@@ -197,6 +198,7 @@ STORES = [
     ("pruning", "smollm2"),
     ("experts", "kinds"),
     ("experts", "rounds"),
+    ("words", "smollm2"),
 ]
 
 

@@ -61,24 +61,28 @@ def interval(statistic: Callable[..., Any], *columns: np.ndarray) -> tuple[float
     return float(np.nanquantile(values, 0.025)), float(np.nanquantile(values, 0.975))
 
 
-def ranged(values: Sequence[float], digits: int = 2) -> str:
+def ranged(values: Sequence[float], form: str = "{:+.2f}") -> str:
     """The mean of the draws, and the least and the most of them."""
-    return f"{statistics.mean(values):+.{digits}f} ({min(values):+.{digits}f} to {max(values):+.{digits}f})"
+    return "{} ({} to {})".format(*map(form.format, (statistics.mean(values), min(values), max(values))))
 
 
 def relations(results: Results) -> Iterator[str]:
     """Rows: what is kept, and how a word's damage goes with the loss; means of the draws, with their range, and how many draws are beyond chance."""
-    yield "| calibrated on | method | removed | kept | loss raised | next token | beyond chance | at equal frequency | documents | beyond chance |"
-    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    heads = (
+        "calibrated on | method | removed | kept | loss raised | next token | ± | beyond chance | at equal frequency | documents | ± | beyond chance"
+    )
+    yield f"| {heads} |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     cells = [cell for cell in results.cells if cell.data]
     for data, method, target in dict.fromkeys((cell.data, cell.method, cell.target) for cell in cells):
         runs = [cell.run for cell in cells if (cell.data, cell.method, cell.target) == (data, method, target)]
         found = [one for run in runs for one in results.scores.get(run, {}).values()]
         facts = [one.score.facts for one in found]
-        columns = [ranged([one.score.value for one in found], 3), ranged([one.beside[0].value for one in found])]
+        columns = [ranged([one.score.value for one in found], "{:.3f}"), ranged([one.beside[0].value for one in found])]
         for name in RELATIONS:
             beyond = sum(of[f"{name}_low"] > 0 or of[f"{name}_high"] < 0 for of in facts)
-            columns += [ranged([of[name] for of in facts]), f"{beyond} of {len(facts)}"]
+            half = statistics.mean((of[f"{name}_high"] - of[f"{name}_low"]) / 2 for of in facts)
+            columns += [ranged([of[name] for of in facts]), f"{half:.2f}", f"{beyond} of {len(facts)}"]
             if name == "rank_next":
                 columns.append(ranged([of[f"{name}_at_equal_frequency"] for of in facts]))
         yield f"| {SETS[data]} | `{method}` | {target} | {' | '.join(columns)} |"
