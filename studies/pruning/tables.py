@@ -142,7 +142,7 @@ def questions(every: list[Arm]) -> Iterator[str]:
     pairs += [("refined", "sparsegpt", "0.6", C4, (domain,)) for domain in DOMAINS]
     pairs += [("alps", "refined", "0.6", C4, every_domain), ("refined", "sparsegpt", "2:4", C4, every_domain)]
     pairs += [("robust", "refined", "0.6", MIXTURE, (worst(every),))]
-    pairs += [("held_out(method=sparsegpt)", "sparsegpt", "0.6", C4, others)]
+    pairs += [("held_out", "sparsegpt", "0.6", C4, others)]
     for first, second, target, data, domains in pairs:
         estimate = better(every, (first, target, data), (second, target, data), domains)
         on = domains[0] if len(domains) == 1 else f"the mean of {'all' if domains == every_domain else 'the other five'}"
