@@ -28,6 +28,8 @@ from calibrant.testing import FAMILIES, tiny_folder, tiny_gguf
 from calibrant.walk.ranks import ALONE
 from calibrant.walk.rehearsal import rehearse
 
+from tests.usual import two_hundred_lines
+
 SMALL: dict[str, Any] = {"samples": 4, "length": 16, "dtype": "bfloat16", "memory": 1000.0}
 
 
@@ -38,10 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
-    lines = [json.dumps({"text": f"line {i} says that {i} and {i + 1} make {2 * i + 1}, and then some more words follow"}) for i in range(200)]
-    path = tmp_path_factory.mktemp("texts") / "mine.jsonl"
-    path.write_text("\n".join(lines))
-    return str(path)
+    return two_hundred_lines(tmp_path_factory.mktemp("texts"))
 
 
 @contextmanager

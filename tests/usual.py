@@ -1,6 +1,8 @@
-"""Which kinds of model, or other names, a test goes through every time: the others take the same ways, and are gone through by `make slow`."""
+"""What many tests take: a file of texts, and which kinds of model, or other names, they go through every time (`make slow` takes the others)."""
 
+import json
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -13,3 +15,11 @@ FAMILIES: Final = frozenset({"llama", "gpt2", "gemma3", "opt", "qwen3_moe"})
 def usually(names: Iterable[str], usual: Collection[str] = FAMILIES) -> list[ParameterSet]:
     """Parameters of which those that aren't usual are slow."""
     return [pytest.param(name, marks=() if name in usual else pytest.mark.slow) for name in names]
+
+
+def two_hundred_lines(folder: Path) -> str:
+    """A file of texts, none like another, that anything can be calibrated or measured on."""
+    lines = [json.dumps({"text": f"line {i} says that {i} and {i + 1} make {2 * i + 1}, and then some more words follow"}) for i in range(200)]
+    path = folder / "mine.jsonl"
+    path.write_text("\n".join(lines))
+    return str(path)

@@ -22,13 +22,12 @@ from calibrant.models import on_disk, open_model, outlined
 from calibrant.outcomes import Measurement
 from calibrant.testing import FAMILIES, tiny_folder, tiny_gguf
 
+from tests.usual import two_hundred_lines, usually
+
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
-    lines = [json.dumps({"text": f"line {i} says that {i} and {i + 1} make {2 * i + 1}, and then some more words follow"}) for i in range(200)]
-    path = tmp_path_factory.mktemp("texts") / "mine.jsonl"
-    path.write_text("\n".join(lines))
-    return str(path)
+    return two_hundred_lines(tmp_path_factory.mktemp("texts"))
 
 
 @contextmanager
@@ -47,7 +46,7 @@ def tasks(texts: str) -> list[str]:
     return [f"loss(source={texts!r}, tokens=300, length=32)", f"perplexity(source={texts!r}, tokens=100, length=32)"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", usually(FAMILIES))
 def test_scores_are_those_of_a_model_in_memory(family: str, texts: str, tmp_path: Path, own_cache: Path) -> None:
     folder = str(tiny_folder(tmp_path / family, family))
     want = evaluate(folder, tasks(texts), dtype="float32")
