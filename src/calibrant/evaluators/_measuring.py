@@ -129,12 +129,12 @@ def reference_of(
     """Return the model to compare with: the one given, or the one that `opened` was made from. `SpecError` where none is known."""
     if isinstance(reference, Opened):
         return reference
-    known = _origin(manifest)
-    if reference is None and known is None:
+    name = reference or _origin(manifest)
+    if name is None:
         raise SpecError(
             f"{opened.name!r} is to be compared with the untouched model, and which one that is isn't known; give {option}", subject=opened.name
         )
-    return _opened(reference or known, str(opened.dtype).removeprefix("torch."), device, opened.residence.on_disk)
+    return _opened(name, str(opened.dtype).removeprefix("torch."), device, opened.residence.on_disk)
 
 
 def _origin(manifest: Mapping[str, Any] | None) -> str | None:
