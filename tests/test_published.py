@@ -111,8 +111,11 @@ def test_the_findings_say_what_the_records_say():
         assert told in tables, f"{told} stands in no table"
     headline = (PROJECT / "README.md").read_text().partition("## What it found")[2].partition("## ")[0]
     assert made["runs"].partition(" with")[0] in " ".join(headline.split())
-    for told in re.findall(r"\d\.\d{3}", headline):
-        assert told in tables, f"{told} stands in no table"
+    for paragraph in headline.split("\n\n"):
+        linked = [PROJECT / name for name in re.findall(r"docs/findings/\w+\.md", paragraph)]
+        rows = "\n".join(line for path in linked for line in path.read_text().splitlines() if line.startswith("|"))
+        for told in re.findall(r"\d\.\d{3}", paragraph):
+            assert told in rows, f"{told} stands in no table of the pages that its paragraph links to"
 
 
 @pytest.mark.slow
