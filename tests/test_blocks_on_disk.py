@@ -243,9 +243,9 @@ def test_the_promise_decides_where_blocks_are(texts: str, tmp_path: Path, monkey
 def test_where_activations_are_too_many_it_goes_on_with_reference(texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "held_now", lambda: 0)
     folder = tiny_folder(tmp_path / "model", "llama", num_hidden_layers=12)
-    found = needs(folder, 64 * 64)
+    found = needs(folder, 128 * 64)
     between = (found.on_disk("reference") + found.on_disk("arrival")) / 2
-    done = prune(str(folder), texts, "wanda", "0.5", tmp_path / "out", samples=64, length=64, dtype="bfloat16", device="cpu", memory=between / 1e9)
+    done = prune(str(folder), texts, "wanda", "0.5", tmp_path / "out", samples=128, length=64, dtype="bfloat16", device="cpu", memory=between / 1e9)
     assert "its blocks stayed on disk; arrival would hold about" in asked(done)
     assert done.record.run.propagate == "reference"
 

@@ -25,6 +25,9 @@ Own = TypeVar("Own", bound="Statistic")
 CHUNK = 1024
 """Rows promoted to a wider type at a time: keeps the copy in cache, and float32 partial sums short."""
 
+EXACT_CHUNK = 4096
+"""The same where matrix tiles multiply: their products want many rows, and are as near to float64's then."""
+
 PANEL = 192
 """Columns of a Gram's panel: narrow enough that little of the lower triangle is multiplied too, wide enough for the product's full speed."""
 
@@ -86,7 +89,7 @@ class FeatureNorms(InputStatistic):
         # Partial sums of a chunk are in the wide type, their total in float64: the order of many additions then decides no mask.
         total = torch.zeros(x.shape[1], dtype=torch.float64 if x.device.type != "mps" else torch.float32, device=x.device)
         for rows, w in _chunks(x, weights):
-            squares = rows.square()
+            squares = rows.square() if rows.dtype == x.dtype else rows.square_()  # promoted rows are a copy
             total += (squares if w is None else squares.mul_(w[:, None])).sum(0)
         return FeatureNorms(total, x.shape[0], _mass(x, weights))
 
@@ -192,7 +195,7 @@ class Gram(InputStatistic):
         panel = 2 * PANEL if exact else PANEL
         # Only the upper triangle is multiplied, panel by panel: half of the work of a whole product with its own transpose.
         total = torch.zeros(width, width, dtype=wide(x.dtype), device=x.device)
-        for rows, w in _chunks(x, weights):
+        for rows, w in _chunks(x, weights, EXACT_CHUNK if exact else CHUNK):
             weighted = rows if w is None else rows * w[:, None]
             with _rounding_factors() if exact else nullcontext():
                 for at in range(0, width, panel):
@@ -343,11 +346,11 @@ def _upper(width: int, device: torch.device) -> Bool[Tensor, "in in"]:
     return torch.ones(width, width, dtype=torch.bool, device=device).triu()
 
 
-def _chunks(x: Tensor, weights: Tensor | None):
-    """Row chunks of `x` in the wide type, with their weights."""
-    for start in range(0, x.shape[0], CHUNK):
-        rows = x[start : start + CHUNK].to(wide(x.dtype))
-        yield rows, None if weights is None else weights[start : start + CHUNK].to(rows.dtype)
+def _chunks(x: Tensor, weights: Tensor | None, size: int = CHUNK):
+    """Chunks of so many rows of `x` in the wide type, with their weights."""
+    for start in range(0, x.shape[0], size):
+        rows = x[start : start + size].to(wide(x.dtype))
+        yield rows, None if weights is None else weights[start : start + size].to(rows.dtype)
 
 
 @contextmanager

@@ -6,11 +6,11 @@ Losses are nats per token, on rows that no draw calibrates on.
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import combinations, product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from studies.arms import Measured, named, with_interval, with_range
+from studies.overlaps import against, between, part_of_the_set, within
 from studies.pages import write_or_print
 
 from calibrant.compare import contrast, draws
@@ -94,21 +94,19 @@ def gone(every: Iterable[Arm]) -> Iterator[str]:
 
 def overlaps(every: list[Arm]) -> Iterator[str]:
     """Rows: which share of the dropped blocks two draws of a set have in common, and two draws of different sets, for each method."""
-    yield "| target | method | two draws of a set | two sets | C4 and arithmetic | any set and random tokens | by chance |"
-    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    yield "| target | method | two draws of a set | two sets | C4 and arithmetic | a set and random tokens | by chance | the set's part |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     for target, name in dict.fromkeys((arm.target, arm.name) for arm in every):
         rows = {arm.data: arm.dropped for arm in every if (arm.target, arm.name) == (target, name)}
-        same = [pair for sets in rows.values() for pair in combinations(sets, 2)]
-        apart = {frozenset(two): list(product(rows[two[0]], rows[two[1]])) for two in combinations(rows, 2)}
-        texts = [pair for two, pairs in apart.items() if "random_tokens" not in two for pair in pairs]
-        random = [pair for two, pairs in apart.items() if "random_tokens" in two for pair in pairs]
-        cells = [same, texts, apart.get(frozenset(("c4", "gsm8k:cot")), []), random]
-        taken = len(next(iter(rows.values()))[0])
-        yield f"| {target} | `{name}` | {' | '.join(_common(pairs) for pairs in cells)} | {taken / 30:.0%} |"
+        texts = {data: drawn for data, drawn in rows.items() if data != "random_tokens"}
+        apart = against([rows["c4"]], rows["gsm8k:cot"], _common)
+        random = against(list(texts.values()), rows["random_tokens"], _common)
+        shares = [within(texts, _common), between(texts, _common), apart, random, len(rows["c4"][0]) / 30]
+        yield f"| {target} | `{name}` | {' | '.join(f'{share:.2f}' for share in shares)} | {part_of_the_set(texts, _common)} |"
 
 
-def _common(pairs: list[tuple[frozenset[int], frozenset[int]]]) -> str:
-    return f"{statistics.mean(len(a & b) / len(a) for a, b in pairs):.0%}" if pairs else "not run"
+def _common(one: frozenset[int], other: frozenset[int]) -> float:
+    return len(one & other) / len(one)
 
 
 def better(every: list[Arm], pairs: Iterable[tuple[str, str]], columns: Mapping[str, str]) -> Iterator[str]:

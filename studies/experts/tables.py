@@ -5,7 +5,6 @@ Which experts go with prose, arithmetic, code and random tokens: overlaps of wha
 
 import itertools
 import json
-import math
 import re
 import statistics
 import sys
@@ -17,9 +16,10 @@ from typing import Any, Final
 
 import numpy as np
 from scipy.stats import entropy, kendalltau
+from studies.overlaps import against, between, part_of_the_set, within
 from studies.pages import write_or_print
 
-from calibrant.compare import Estimate, draws, kept_experts, read, t_quantile
+from calibrant.compare import Estimate, draws, kept_experts, read
 from calibrant.compare.crossed import ItemValues, Side, combination
 from calibrant.compare.experts import overlap, overlap_by_chance, survivors
 from calibrant.errors import DataError
@@ -125,56 +125,16 @@ def _by_block(scores: Sequence[Mapping[str, Any]]) -> dict[int, list[list[float]
     return {block: [each[block] for each in flat] for block in flat[0]}
 
 
-Pairing = Callable[[Mapping[str, Sequence[Kept]]], float]
-
-
-def same_text(sets: Mapping[str, Sequence[Kept]]) -> float:
-    """The mean overlap of two draws of one text."""
-    return statistics.mean(statistics.mean(overlap(a, b) for a, b in itertools.combinations(sets[name], 2)) for name in TEXTS)
-
-
-def two_texts(sets: Mapping[str, Sequence[Kept]]) -> float:
-    """The mean overlap of two texts."""
-    return statistics.mean(_across(sets, one, other) for one, other in itertools.combinations(TEXTS, 2))
-
-
-def with_nothing(sets: Mapping[str, Sequence[Kept]]) -> float:
-    """The mean overlap of a text and of random tokens."""
-    return statistics.mean(_across(sets, one, NOTHING) for one in TEXTS)
-
-
-def _across(sets: Mapping[str, Sequence[Kept]], one: str, other: str) -> float:
-    return statistics.mean(overlap(a, b) for a in sets[one] for b in sets[other])
-
-
-def jackknifed(sets: Mapping[str, Sequence[Kept]], of: Pairing) -> tuple[float, float]:
-    """What `of` gives, and half the width of its 95 % interval over draws: each draw of each set is left out in turn. NaN where no draw differs.
-
-    Degrees of freedom after Satterthwaite; the largest of a few variances counts 1 + 2/df times, as in `calibrant.compare`.
-    """
-    parts: list[tuple[float, int]] = []
-    for name in sets:
-        count = len(sets[name])
-        without = [of({**sets, name: [one for at, one in enumerate(sets[name]) if at != left]}) for left in range(count)]
-        parts.append(((count - 1) / count * sum((value - statistics.mean(without)) ** 2 for value in without), count - 1))
-    parts.sort()
-    counted = [*parts[:-1], (parts[-1][0] * (1 + 2 / parts[-1][1]), parts[-1][1])]
-    if parts[-1][0] == 0:
-        return of(sets), math.nan
-    degrees = sum(one for one, _ in counted) ** 2 / sum(one**2 / df for one, df in counted)
-    return of(sets), t_quantile(0.975, degrees) * sum(one for one, _ in parts) ** 0.5
-
-
 def overlaps(results: Results) -> Iterator[str]:
     """Rows: how alike what is kept is for two draws of a text, two texts, a text and random tokens; and the first less the second."""
     yield "| experts go by | two draws of a text | two texts | a text and random tokens | the text's part |"
     yield "| --- | ---: | ---: | ---: | ---: |"
     for criterion in results.of_text:
         sets = results.kept[criterion]
-        part, half = jackknifed({name: sets[name] for name in TEXTS}, lambda each: same_text(each) - two_texts(each))
-        told = f"{part:+.2f}" + (f" ({part - half:+.2f} to {part + half:+.2f})" if half == half else "")
-        told = f"**{told}**" if abs(part) > half else told
-        yield f"| `{criterion}` | {same_text(sets):.2f} | {two_texts(sets):.2f} | {with_nothing(sets):.2f} | {told} |"
+        texts = {name: sets[name] for name in TEXTS}
+        random = against(list(texts.values()), sets[NOTHING], overlap)
+        part = part_of_the_set(texts, overlap)
+        yield f"| `{criterion}` | {within(texts, overlap):.2f} | {between(texts, overlap):.2f} | {random:.2f} | {part} |"
     chance = overlap_by_chance(results.experts, results.left)
     yield f"| two sets by chance | {chance:.2f} | {chance:.2f} | {chance:.2f} | |"
 

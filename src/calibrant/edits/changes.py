@@ -23,7 +23,7 @@ SILENT: Final = -20.0
 """What stands for the logarithm of nothing: a feature that was always zero."""
 
 _ROWS: Final = 256
-"""Rows of a triangle that are multiplied at a time."""
+"""Rows of a matrix that are done at a time."""
 
 
 def output_error(before: Float[Tensor, "out in"], after: Float[Tensor, "out in"], seen: Seen) -> Mapping[str, Any]:
@@ -33,15 +33,21 @@ def output_error(before: Float[Tensor, "out in"], after: Float[Tensor, "out in"]
     where the outputs were all zero.
     """
     dtype = wide(before.dtype)
-    change = before.to(dtype) - after.to(dtype)
     if Gram in seen:
         energy, source = gram_energy(seen[Gram], dtype), "gram"
+        untouched = before.to(dtype)
+        whole, lost = energy(untouched), energy(untouched - after)
     elif FeatureNorms in seen:
-        energy, source = _of_norms(seen[FeatureNorms]), "norms"
+        squares, source = seen[FeatureNorms].squares.cpu().double(), "norms"
+        whole, lost = (float(summed @ squares) for summed in _squared(before, after, dtype))
     else:
         return {}
-    whole = energy(before.to(dtype))
-    return {"error": float(f"{energy(change) / whole:.6g}"), "error_from": source} if whole > 0 else {}
+    return {"error": float(f"{lost / whole:.6g}"), "error_from": source} if whole > 0 else {}
+
+
+def zeros_of(matrix: Float[Tensor, "out in"]) -> int:
+    """Return how many of its numbers are zero."""
+    return matrix.numel() - int((matrix != 0).sum())  # torch counts a bfloat16 tensor's numbers one by one, and a mask's many at a time
 
 
 def mask_bits(name: str, matrix: Float[Tensor, "out in"]) -> str:
@@ -73,21 +79,30 @@ def input_sizes(name: str, seen: Seen) -> Mapping[str, str]:
 
 def gram_energy(gram: Gram, dtype: torch.dtype) -> Callable[[Tensor], float]:
     """Return what gives tr(WGWᵀ) of a matrix [out, in] of type `dtype`: what comes out of it, squared and summed over tokens."""
-    # From the upper triangle alone, which is half of the work, and all that is kept on disk.
-    upper = gram.matrix.to(dtype).triu()
-    upper.diagonal().mul_(0.5)
+    matrix = gram.matrix
 
     def energy(weight: Tensor) -> float:
-        rows = [slice(at, at + _ROWS) for at in range(0, len(upper), _ROWS)]
-        halves = [((weight[:, r] @ upper[r, r.start :]) * weight[:, r.start :]).sum(1) for r in rows]
-        return 2 * sum(float(half.cpu().double().sum()) for half in halves)
+        total = 0.0
+        for at in range(0, len(matrix), _ROWS):
+            rows = slice(at, at + _ROWS)
+            # From the upper triangle alone, which is half of the work, and all that is kept on disk.
+            upper = matrix[rows, at:].to(dtype).triu()
+            upper.diagonal().mul_(0.5)
+            total += float(((weight[:, rows] @ upper) * weight[:, at:]).sum(1).cpu().double().sum())
+        return 2 * total
 
     return energy
 
 
-def _of_norms(norms: FeatureNorms) -> Callable[[Tensor], float]:
-    squares = norms.squares.cpu().double()
-    return lambda weight: float(weight.square().sum(0).cpu().double() @ squares)
+def _squared(before: Tensor, after: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """For each input the squared numbers of a matrix, summed over its outputs in float64, and those of what was changed."""
+    whole, lost = (torch.zeros(before.shape[1], dtype=torch.float64) for _ in range(2))
+    rows = _ROWS if before.device.type == "cpu" else len(before)  # what is made of few rows stays in a processor's cache
+    for untouched, changed in zip(before.split(rows), after.split(rows), strict=True):
+        untouched = untouched.to(dtype)
+        whole += untouched.square().sum(0).cpu()
+        lost += (untouched - changed).square_().sum(0).cpu()
+    return whole, lost
 
 
 @lru_cache(maxsize=4096)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms, InputStatistic, Seen
-from calibrant.edits.changes import input_sizes, mask_bits, output_error
+from calibrant.edits.changes import input_sizes, mask_bits, output_error, zeros_of
 from calibrant.errors import DataError
 from calibrant.models import ModelView, Weight, drop_experts, expert_layers, overwrite
 from calibrant.packed import Compressed, Packed, from_stored, to_stored
@@ -106,7 +106,7 @@ class Replace(Edit):
         """Return the matrix's line in the record."""
         weight, after, packed = self.weight, self.compressed.weight, self.compressed.packed
         error = output_error(weight.get(), after, self.seen)
-        zeros = weight.shape[0] * weight.shape[1] - int(after.count_nonzero())
+        zeros = zeros_of(after)
         return {
             "name": weight.name,
             "shape": list(weight.shape),
