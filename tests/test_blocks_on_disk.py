@@ -218,7 +218,7 @@ def test_needs_are_those_of_the_shapes(tmp_path: Path, monkeypatch: pytest.Monke
     assert many is not None
     assert Needs.of(many, 64, kind, methods.build("alps")).work == 4 * (7 * 32 * 64 + 7 * 64 * 64)
     assert Needs.of(many, 64, kind, methods.build("robust"), sources=3).work == 4 * (4 * 32 * 64 + 15 * 64 * 64)
-    assert found.in_memory == 1000 + found.model + found.arrival + found.work
+    assert found.in_memory("arrival") == 1000 + found.model + found.arrival + found.work
     assert found.on_disk("arrival") == 1000 + found.outside + BLOCKS_HELD * block + found.arrival + found.work
 
 
@@ -226,8 +226,8 @@ def test_the_promise_decides_where_blocks_are(texts: str, tmp_path: Path, monkey
     monkeypatch.setattr(room, "held_now", lambda: 0)
     folder = tiny_folder(tmp_path / "model", "llama", num_hidden_layers=12)
     found, job = needs(folder), {"samples": 4, "length": 16, "dtype": "bfloat16", "device": "cpu"}
-    assert found.on_disk("arrival") < found.in_memory
-    plenty = prune(str(folder), texts, "wanda", "0.5", tmp_path / "plenty", memory=found.in_memory * 1.001 / 1e9, **job)
+    assert found.on_disk("arrival") < found.in_memory("arrival")
+    plenty = prune(str(folder), texts, "wanda", "0.5", tmp_path / "plenty", memory=found.in_memory("arrival") * 1.001 / 1e9, **job)
     assert not plenty.opened.residence.on_disk
     assert asked(plenty) == ""
     little = prune(str(folder), texts, "wanda", "0.5", tmp_path / "little", memory=found.on_disk("arrival") * 1.001 / 1e9, **job)

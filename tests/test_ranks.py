@@ -109,7 +109,7 @@ def failure(of: Callable[[], object]) -> tuple[str, str]:
 def failures(rank: int, folder: Path) -> dict[str, tuple[str, str]]:
     """What this rank raises where rank 1 fails, or the ranks don't do the same."""
     asked: dict[str, Any] = {"model": str(folder / "model"), "data": str(folder / "mine.jsonl"), **SMALL}
-    arrived = walking._MicroBatch.arrived
+    arrived = walking.MicroBatch.arrived
 
     def broken(error: Exception) -> Callable[[], object]:
         def arrive(part: Any, product: Any, *rest: Any) -> Seen:
@@ -117,7 +117,7 @@ def failures(rank: int, folder: Path) -> dict[str, tuple[str, str]]:
                 raise error
             return arrived(part, product, *rest)
 
-        walking._MicroBatch.arrived = arrive
+        walking.MicroBatch.arrived = arrive
         return lambda: prune(**asked)
 
     def parted() -> None:
@@ -127,7 +127,7 @@ def failures(rank: int, folder: Path) -> dict[str, tuple[str, str]]:
 
     found = {"input": failure(broken(NumericsError("the activations that reach up_proj hold NaN", subject="up_proj")))}
     found["fault"] = failure(broken(KeyError("layer")))
-    walking._MicroBatch.arrived = arrived
+    walking.MicroBatch.arrived = arrived
     found["other"] = failure(lambda: prune(**asked, sparsity=(0.5, 0.6)[rank]))
     found["elsewhere"] = failure(lambda: _list_in_ranks(PROPAGATIONS[rank]))
     found["parted"] = failure(parted)

@@ -143,7 +143,7 @@ def tables() -> Mapping[str, str]:
     made: dict[str, Iterable[str]] = {}
     if (HERE / "smollm2").is_dir():
         every, dense = arms(HERE / "smollm2")
-        greedy, evop = "greedy(tokens=[512, 2048])", "evop(generations=8, tokens=[512, 2048])"
+        greedy, evop = "greedy", "evop(generations=8)"
         pairs = [(evop, "short_gpt"), (evop, greedy), (greedy, "short_gpt")]
         made |= {"gone": gone(every), "overlaps": overlaps(every), "searches": searches(every), "blocks better": better(every, pairs, DOMAINS)}
         made |= {"blocks sets": sets(every, DOMAINS), "blocks losses": losses(every, dense, DOMAINS)}

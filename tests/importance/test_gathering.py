@@ -9,13 +9,16 @@ from typer.testing import CliRunner
 
 import calibrant
 from calibrant.cli import app
+from calibrant.compress import room
 from calibrant.data import CalibrationSet
-from calibrant.errors import ModelError, OutputError
-from calibrant.importance import read_imatrix
-from calibrant.models import open_model, view
+from calibrant.errors import ModelError, OutputError, SpecError
+from calibrant.importance import gathering, read_imatrix
+from calibrant.models import ModelView, open_model, outlined, view
 from calibrant.models.gguf_names import architecture_of, tensor_names
 from calibrant.testing import FAMILIES, tiny_folder, tiny_model
 from calibrant.testing.tiny import tiny_gguf
+
+from tests.usual import two_hundred_lines
 
 SMALL = {"samples": 3, "length": 16, "dtype": "float32"}
 
@@ -107,3 +110,36 @@ def test_the_command_writes_and_inspect_compares(folder: Path, tmp_path: Path):
 def test_a_place_that_cannot_be_written_is_named_before_any_work(folder: Path, tmp_path: Path):
     with pytest.raises(OutputError, match=r"a.txt' is no name for an imatrix"):
         calibrant.imatrix(str(folder), "python_docs", tmp_path / "a.txt")
+
+
+def test_with_blocks_and_activations_on_disk_the_file_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(room, "held_now", lambda: 0)
+    folder, texts = str(tiny_folder(tmp_path / "model", "llama", num_hidden_layers=12)), two_hundred_lines(tmp_path)
+    many = {"samples": 128, "length": 64, "dtype": "float32", "device": "cpu"}
+    seen_by, kind = outlined(folder, "float32", "cpu")
+    assert seen_by is not None
+    needs = room.Needs.of(seen_by, 128 * 64, kind)
+    calibrant.imatrix(folder, texts, tmp_path / "whole.gguf", **many)
+    went = list[ModelView]()
+    monkeypatch.setattr(gathering, "view", lambda *given: went.append(view(*given)) or went[-1])
+    for name, memory, on_disk, offloads in (
+        ("plenty", needs.in_memory("dense"), False, False),
+        ("parted", needs.on_disk("dense"), True, False),
+        ("offloaded", needs.on_disk("dense", offload=True), True, True),
+    ):
+        calibrant.imatrix(folder, texts, tmp_path / f"{name}.gguf", memory=memory * 1.001 / 1e9, **many)
+        assert went[-1].residence.on_disk is on_disk
+        assert went[-1].offload == (tmp_path if offloads else None)
+        assert (tmp_path / f"{name}.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    with pytest.raises(
+        SpecError, match=r"model and its importance matrix take about .* GB, and memory is 0\.0; with its blocks on disk it needs about"
+    ):
+        calibrant.imatrix(folder, texts, tmp_path / "less.gguf", memory=needs.block / 1e9, **many)
+    assert not (tmp_path / "less.gguf").exists()
+
+
+def test_a_selector_that_runs_the_model_needs_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(room, "held_now", lambda: 0)
+    folder = str(tiny_folder(tmp_path / "model", "llama", num_hidden_layers=12))
+    with pytest.raises(SpecError, match=r"its blocks can't be left on disk, since cluster\(.*\) may run the whole model; allow more memory"):
+        calibrant.imatrix(folder, "cluster(source=python_docs)", tmp_path / "out.gguf", memory=1e-6, **SMALL)

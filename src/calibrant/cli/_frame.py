@@ -71,6 +71,12 @@ DataDir = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="A local mirror of data sets, looked at before the hub; else the folder in CALIBRANT_DATA.", show_default=False),
 ]
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        metavar="GB", help="What the process may hold; blocks of a larger model stay on disk. [default: all of the model]", show_default=False
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

@@ -1,12 +1,12 @@
 """Commands about importance matrices of llama.cpp: imatrix."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from calibrant import screen
-from calibrant.cli._frame import Data, DataDir, Device, Dtype, Json, Length, Model, Samples, Seed, Tokens, command, look_in, progress, show
+from calibrant.cli._frame import Data, DataDir, Device, Dtype, Json, Length, Memory, Model, Samples, Seed, Tokens, command, look_in, progress, show
 
 
 @command(
@@ -25,6 +25,7 @@ def imatrix(
     dtype: Dtype = "auto",
     device: Device = "auto",
     data_dir: DataDir = None,
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Write an importance matrix of MODEL for llama.cpp's quantizers. @imatrix cuts data as llama.cpp does."""
@@ -32,6 +33,7 @@ def imatrix(
     from calibrant.importance import imatrix as run
 
     look_in(data_dir)
+    job: dict[str, Any] = {"samples": samples, "tokens": tokens, "length": length, "seed": seed, "dtype": dtype, "device": device, "memory": memory}
     with progress() as update:
-        made = run(model, data, out, samples=samples, tokens=tokens, length=length, seed=seed, dtype=dtype, device=device, progress=update)
+        made = run(model, data, out, **job, progress=update)
     show({**compared(made).to_json(), "left_out": dict(made.left_out), "out": str(out)}, as_json, screen.gathered)

@@ -18,6 +18,7 @@ from calibrant.cli._frame import (
     Dtype,
     Json,
     Length,
+    Memory,
     Model,
     Samples,
     Seed,
@@ -76,12 +77,6 @@ Exports = Annotated[
         help="A form to write it in too, beside the Hugging Face folder; give it once for each.",
         autocompletion=completing.names_of("exports"),
         show_default=False,
-    ),
-]
-Memory = Annotated[
-    float | None,
-    typer.Option(
-        metavar="GB", help="What the process may hold; blocks of a larger model stay on disk. [default: all of the model]", show_default=False
     ),
 ]
 Profile = Annotated[bool, typer.Option("--profile", help="Also say where the time went, and the least that this machine needs.")]

@@ -13,7 +13,7 @@ from calibrant.compress.costs import Costs, provenance
 from calibrant.compress.exporting import file_bytes
 from calibrant.compress.loop import compress
 from calibrant.compress.recipe import Recipe
-from calibrant.compress.room import check_activations, fitting, in_bytes, left_on_disk, room_for_activations
+from calibrant.compress.room import fitting, in_bytes, left_on_disk, offloading, room_for_activations
 from calibrant.data import CalibrationSet, Source, TokenBatch
 from calibrant.data.user_file import files_behind
 from calibrant.edits import Edit
@@ -100,7 +100,8 @@ def prune(
 
     `memory` is how many GB the process may hold, the model, activations and statistics together. Where the model doesn't fit its blocks stay on
     disk, each is in memory while it is worked on, and what is written is the same; `opened` in the result has them on disk too. Where `arrival` would
-    hold too many activations (without `memory`: more than 80 % of what is free), the job goes on with `reference`. The record says both. Without
+    hold too many activations (without `memory`: more than 80 % of what is free), the job goes on with `reference`, and where what passes between
+    blocks is too much as well, it is on disk beside `out` meanwhile. The record says all three. Without
     `out` the result is the model in memory, `memory` is room for activations alone, and `evaluate` can't know what the model was calibrated on.
 
     Processes that torchrun started calibrate together, each on its share of the micro-batches, and all of them get the model; the first one
@@ -251,12 +252,13 @@ class _Job:
             looking = calibration if recipe.looks else None
             batch = None if looking is None else resolved(looking, opened, progress).tokens(opened.tokenizer)
         ranks.agree("the run that is asked for", recipe.run(opened, batch, **_named(calibration)).id)
-        left = room if promised is None else room_for_activations(promised, opened, seen_by, recipe, looking)
+        left = room if promised is None else room_for_activations(promised, opened, seen_by, recipe.method, looking)
         fits = ranks.gathered([fitting(recipe.propagate, seen_by, batch, opened.dtype, left, recipe.method.propagations)])
         propagate, short = max(fits, key=lambda fit: bool(fit[1]))  # where memory is short for one, none can go on as asked
-        if promised is not None and left is not None:
-            check_activations(left, propagate, recipe, seen_by, batch, opened.dtype)
-        note = "; ".join(filter(None, (absent, short)))
+        parted = "" if promised is None or left is None else offloading(left, propagate, str(recipe.method), seen_by, batch, opened.dtype)
+        if parted and folder is not None:
+            seen_by.offload = folder.absolute().parent
+        note = "; ".join(filter(None, (absent, short, parted)))
         return cls(opened, seen_by, batch, replace(recipe, propagate=propagate), forms, calibration, clock, note, progress, ranks)
 
     def compress(self, checkpoint: Checkpoint | None, keep: Callable[[Edit], None] | None = None) -> Record:

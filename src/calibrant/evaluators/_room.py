@@ -33,9 +33,9 @@ def left_on_disk(models: Sequence[str], tasks: Sequence[Evaluator], dtype: str, 
     whole, outside = sum(one.model for one in needs), sum(one.outside for one in needs)
     block, arrival = max(one.block for one in needs), max(one.arrival for one in needs)  # one model runs after the other
     together = replace(first, model=whole, outside=outside, block=block, arrival=arrival, work=logits)
-    if together.in_memory <= promised:
+    if together.in_memory("arrival") <= promised:
         return False
-    about = f"measuring {models[0]} takes about {together.in_memory / 1e9:.1f} GB, and memory is {promised / 1e9:.1f}"
+    about = f"measuring {models[0]} takes about {together.in_memory('arrival') / 1e9:.1f} GB, and memory is {promised / 1e9:.1f}"
     if inside := next((task for task in tasks if task.looks_inside), None):
         raise SpecError(f"{about}; blocks can't be left on disk, since {inside} looks into the whole model; allow more memory", subject=models[0])
     least = together.on_disk("arrival")

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, Final
 
 import torch
 
 from calibrant.activations import FeatureNorms, Seen
+from calibrant.compress.room import gathered_on_disk, in_bytes, offloading, room_for_activations
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import ModelError
 from calibrant.models import ModelView, Opened, Weight, check_finite, gguf_of, open_model, view
@@ -35,6 +37,7 @@ def imatrix(
     seed: int = 0,
     dtype: str = "auto",
     device: str = "auto",
+    memory: float | None = None,
     progress: Progress = silent,
 ) -> Imatrix:
     """Run `data` through the dense `model`, sum the squared inputs of every matrix, and write that to `out` for llama.cpp's quantizers.
@@ -43,17 +46,23 @@ def imatrix(
     cuts it; in any other it is cut as elsewhere, and the file says how. Embeddings and the head have no entry, in llama.cpp as here. Of an expert
     that no token reached the count is 0, and llama.cpp quantizes it unweighted.
 
+    `memory` is how many GB the process may hold. Where the model doesn't fit, its blocks stay on disk, and where what passes between them is too
+    much as well, it is on disk meanwhile, beside `out`; the numbers are the same.
+
     Raises an `InputError` for anything that can't be used, before any work: an architecture that llama.cpp has no names for too.
     """
     if out is not None:
         check_imatrix_path(out)
     chosen = data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples=samples, length=length, tokens=tokens, seed=seed)
-    opened = model if isinstance(model, Opened) else open_model(model, dtype, device)
+    promised = in_bytes(memory)
+    opened = model if isinstance(model, Opened) else _opened(model, chosen, dtype, device, promised)
     seen_by = view(opened.model, opened.residence)
     names = tensor_names(seen_by)
     _check_names(opened, names)
     check_finite(seen_by)
     batch = resolved(chosen, opened, progress).tokens(opened.tokenizer)
+    if promised is not None and offloading(room_for_activations(promised, opened, seen_by), "dense", "imatrix", seen_by, batch, opened.dtype):
+        seen_by.offload = Path(gettempdir()) if out is None else Path(out).absolute().parent
     with torch.no_grad():
         seen = dict[Weight, Seen]()
         for weight, there in untouched(opened, seen_by, batch, (FeatureNorms,)):
@@ -69,6 +78,12 @@ def imatrix(
     if out is not None:
         made.write(out)
     return made
+
+
+def _opened(model: str, chosen: CalibrationSet, dtype: str, device: str, promised: int | None) -> Opened:
+    """The model, its blocks on disk where a promise of so many bytes couldn't be kept otherwise."""
+    absent = "" if promised is None else gathered_on_disk(model, chosen, dtype, device, promised)
+    return open_model(model, dtype, device, on_disk=bool(absent))
 
 
 def _check_names(opened: Opened, names: Mapping[str, tuple[str, ...]]) -> None:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from inspect import signature
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final, final
 
 import torch
@@ -94,10 +95,13 @@ class ModelView:
 
     blocks: tuple[Block, ...]
     dense: tuple[Dense, ...]
+    offload: Path | None
+    """A folder whose disk takes what passes from block to block in a walk; None where it stays in memory."""
 
     def __init__(self, model: PreTrainedModel, layers: str, residence: Residence = IN_MEMORY) -> None:
         self.model = model
         self.residence = residence
+        self.offload = None
         self._layers = layers
         self._read()
 

@@ -1,0 +1,119 @@
+"""What passes from block to block, on disk between two of them: for a walk whose memory is promised.
+
+Between two blocks a micro-batch's forward is a stack of Python frames that wait, and all that they hold of any size is what the next block is called
+with. Its numbers are written to a file and let go; the tensor itself stays, so that whoever holds it finds the same numbers in it afterwards.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calibrant.clock import spent_on
+from calibrant.durable import reason, short
+from calibrant.errors import OutputError
+
+
+@final
+class OffloadFile:
+    """A file in `folder` that has no name, so that it goes with the process, however that ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: IO[bytes] | None = None
+        self._end = 0
+
+    def close(self) -> None:
+        """Give the room on the disk back."""
+        if self._file is not None:
+            with suppress(OSError):  # of what a full disk didn't take, and nobody needs
+                self._file.close()
+            self._file = None
+
+    def reserve(self, size: int) -> int:
+        """Return where so many bytes may be written."""
+        at, self._end = self._end, self._end + size
+        return at
+
+    def write(self, at: int, numbers: np.ndarray) -> None:
+        """Write bytes. Raises `OutputError` where there is no room for them."""
+        try:
+            if self._file is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._file = TemporaryFile(dir=self._folder)  # noqa: SIM115  # the walk closes it
+            self._file.seek(at)
+            self._file.write(numbers.data)
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(f"activations can't be kept in {short(self._folder)!r}: {reason(error)}", subject=str(self._folder)) from error
+
+    def read(self, at: int, numbers: np.ndarray) -> None:
+        """Fill `numbers` with what was written there."""
+        assert self._file is not None
+        self._file.seek(at)
+        numbers[:] = np.frombuffer(self._file.read(numbers.nbytes), np.uint8)
+
+
+@final
+class Offloaded:
+    """One tensor at a time, whose numbers are in the file while nobody computes with it. Without a file they stay where they are."""
+
+    def __init__(self, file: OffloadFile | None) -> None:
+        self._file = file
+        self._at = self._room = 0
+        self._tensor: Tensor | None = None
+        self._shape, self._strides = torch.Size(), tuple[int, ...]()
+
+    def offload(self, tensor: Tensor) -> None:
+        """Write the tensor's numbers to the file and let them go. One that is a part of another's memory keeps its own."""
+        if self._file is None or tensor.numel() == 0 or not _fills_its_memory(tensor):
+            return
+        with spent_on("activations on disk"):
+            numbers = _bytes_of(tensor)
+            if numbers.nbytes > self._room:
+                self._at, self._room = self._file.reserve(numbers.nbytes), numbers.nbytes
+            self._file.write(self._at, numbers)
+            self._leave(tensor)
+
+    def fetch(self) -> None:
+        """Give the tensor its numbers back, as they lay in memory."""
+        tensor, self._tensor = self._tensor, None
+        if self._file is not None and tensor is not None:
+            with spent_on("activations on disk"):
+                numbers = torch.empty_strided(self._shape, self._strides, dtype=tensor.dtype)
+                self._file.read(self._at, _bytes_of(numbers))
+                tensor.data = numbers.to(tensor.device)
+
+    @contextmanager
+    def there(self) -> Iterator[None]:
+        """While it lasts, the tensor has its numbers, which nobody may change."""
+        tensor = self._tensor
+        self.fetch()
+        try:
+            yield
+        finally:
+            if tensor is not None:
+                self._leave(tensor)
+
+    def _leave(self, tensor: Tensor) -> None:
+        self._tensor, self._shape, self._strides = tensor, tensor.shape, tensor.stride()
+        tensor.data = tensor.new_empty(0)
+
+
+def _fills_its_memory(tensor: Tensor) -> bool:
+    """Whether its numbers lie close together, each once, and nothing else lies where they do."""
+    step = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride != step:
+            return False
+        step *= size
+    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def _bytes_of(tensor: Tensor) -> np.ndarray:
+    return tensor.as_strided((tensor.numel(),), (1,)).cpu().view(torch.uint8).numpy()
