@@ -3,11 +3,12 @@
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from calibrant import Study
-from calibrant.compare import Draws, Estimate, contrast, draws
+from calibrant.compare import Draws, Estimate, compare, contrast, draws
 from calibrant.store import Store
 
 Measured = Mapping[str, Draws]
@@ -70,3 +71,14 @@ def with_interval(estimate: Estimate, significant: bool | None = None) -> str:
         return f"{estimate.value:+.3f}"
     text = f"{estimate.value:+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f})"
     return f"**{text}**" if (estimate.significant() if significant is None else significant) else text
+
+
+def planned(folder: Path) -> Iterator[str]:
+    """Rows: the contrasts between sets that the study's file names, by method, corrected for their number (Holm)."""
+    yield "| question | method | better by | p (Holm) |"
+    yield "| --- | --- | ---: | ---: |"
+    with Store(folder, create=False) as store:
+        for one in compare(store).contrasts:
+            if one.difference is not None and one.p_holm is not None:
+                better_by = replace(one.difference, value=-one.difference.value)
+                yield f"| {one.name} | `{one.method}` | {with_interval(better_by, one.p_holm < 0.05)} | {one.p_holm:.1g} |"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from studies.arms import Measured, named, with_interval, with_range
+from studies.arms import Measured, named, planned, with_interval, with_range
 from studies.overlaps import against, between, part_of_the_set, within
 from studies.pages import write_or_print
 
@@ -145,6 +145,7 @@ def tables() -> Mapping[str, str]:
         every, dense = arms(HERE / "smollm2")
         greedy, evop = "greedy", "evop(generations=8)"
         pairs = [(evop, "short_gpt"), (evop, greedy), (greedy, "short_gpt")]
+        made |= {"blocks planned": planned(HERE / "smollm2")}
         made |= {"gone": gone(every), "overlaps": overlaps(every), "searches": searches(every), "blocks better": better(every, pairs, DOMAINS)}
         made |= {"blocks sets": sets(every, DOMAINS), "blocks losses": losses(every, dense, DOMAINS)}
     if (HERE / "factors").is_dir():
@@ -152,6 +153,7 @@ def tables() -> Mapping[str, str]:
         columns = {name: source for name, source in DOMAINS.items() if name != "code"}
         pairs = [("fips", "svd"), ("svd", "basis_sharing"), ("fips", "fips(indices=True)"), ("fips", "fips(distant=True)")]
         made |= {
+            "factors planned": planned(HERE / "factors"),
             "factors better": better(every, pairs, columns),
             "factors sets": sets(every, columns),
             "factors losses": losses(every, dense, columns),

@@ -6,14 +6,13 @@ Losses are nats per token, on rows that no draw calibrates on.
 import json
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from studies.arms import Measured, named, with_interval, with_range
+from studies.arms import Measured, named, planned, with_interval, with_range
 from studies.pages import write_or_print
 
-from calibrant.compare import Estimate, compare, contrast, draws
+from calibrant.compare import Estimate, contrast, draws
 from calibrant.store import Store
 
 HERE: Final = Path(__file__).parent
@@ -154,17 +153,6 @@ def questions(every: list[Arm]) -> Iterator[str]:
         yield f"| {question} | {target} | {data} | {on} | {with_interval(estimate, p < 0.05)} | {p:.1g} |"
 
 
-def by_set() -> Iterator[str]:
-    """Rows: the contrasts between sets that the study's file names, by method, corrected for their number (Holm)."""
-    yield "| question | method | better by | p (Holm) |"
-    yield "| --- | --- | ---: | ---: |"
-    with Store(HERE / "smollm2", create=False) as store:
-        for one in compare(store).contrasts:
-            if one.difference is not None and one.p_holm is not None:
-                better_by = replace(one.difference, value=-one.difference.value)
-                yield f"| {one.name} | `{one.method}` | {with_interval(better_by, one.p_holm < 0.05)} | {one.p_holm:.1g} |"
-
-
 def worst(every: list[Arm]) -> str:
     """The domain on which refined with the mixture increases the loss most."""
     arm = next(arm for arm in every if (arm.method, arm.target, arm.data) == ("refined", "0.6", MIXTURE))
@@ -214,7 +202,12 @@ def holm(found: list[float], planned: int) -> list[float]:
 def tables() -> Mapping[str, str]:
     """Each table in Markdown, by name."""
     every = arms()
-    made = {"questions": "\n".join(questions(every)), "prices": "\n".join(prices(every)), "starts": "\n".join(by_draw()), "sets": "\n".join(by_set())}
+    made = {
+        "questions": "\n".join(questions(every)),
+        "prices": "\n".join(prices(every)),
+        "starts": "\n".join(by_draw()),
+        "sets": "\n".join(planned(HERE / "smollm2")),
+    }
     made |= {"compared": "\n".join(compared(every)), "worst": "\n".join(worst_domains(every))}
     made |= {"effort": "\n".join(effort(json.loads(EFFORT.read_text("utf-8"))))} if EFFORT.is_file() else {}
     return made | {target: "\n".join(losses(every, target)) for target in dict.fromkeys(arm.target for arm in every)}
