@@ -38,10 +38,14 @@ def part_of_the_set(sets: Draws[T], alike: Alike[T]) -> str:
 
 
 def jackknifed(sets: Draws[T], of: Callable[[Draws[T]], float]) -> tuple[float, float]:
-    """What `of` gives, and half the width of its 95 % interval over draws: each draw of each set is left out in turn. NaN where no draw differs.
+    """What `of` gives, and half the width of its 95 % interval over draws: each of three draws or more of each set is left out in turn.
+
+    NaN where no draw differs, or with fewer draws.
 
     Degrees of freedom after Satterthwaite; the largest of a few variances counts 1 + 2/df times, as in `calibrant.compare`.
     """
+    if min(map(len, sets.values())) < 3:  # without one of two no pair is left
+        return of(sets), math.nan
     parts: list[tuple[float, int]] = []
     for name in sets:
         count = len(sets[name])

@@ -213,11 +213,12 @@ def test_needs_are_those_of_the_shapes(tmp_path: Path, monkeypatch: pytest.Monke
     block = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64 + 2 * 32)
     assert (found.block, found.outside, found.model) == (block, 2 * (2 * 259 * 32 + 32), 5 * block + 2 * (2 * 259 * 32 + 32))
     assert found.arrival == 64 * 2 * (3 * 32 + 64 + 64)
-    assert found.work == 4 * 4 * 32 * 64
+    assert (found.between, found.in_a_pass) == (64 * 2 * 2 * 32, found.arrival)
+    assert found.work == 4 * (4 * 32 * 64 + 64 * 64)
     many, kind = outlined(str(tmp_path / "model"), "bfloat16", "cpu")
     assert many is not None
-    assert Needs.of(many, 64, kind, methods.build("alps")).work == 4 * (7 * 32 * 64 + 7 * 64 * 64)
-    assert Needs.of(many, 64, kind, methods.build("robust"), sources=3).work == 4 * (4 * 32 * 64 + 15 * 64 * 64)
+    assert Needs.of(many, 64, kind, methods.build("alps")).work == 4 * (7 * 32 * 64 + 7 * 64 * 64 + 64 * 64)
+    assert Needs.of(many, 64, kind, methods.build("robust"), sources=3).work == 4 * (4 * 32 * 64 + 15 * 64 * 64 + 64 * 64)
     assert found.in_memory("arrival") == 1000 + found.model + found.arrival + found.work
     assert found.on_disk("arrival") == 1000 + found.outside + BLOCKS_HELD * block + found.arrival + found.work
 

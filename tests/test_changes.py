@@ -108,3 +108,9 @@ def test_a_silent_feature_has_a_size_and_what_saw_nothing_has_none() -> None:
     assert set(sizes_of(input_sizes("m", Seen({FeatureNorms: FeatureNorms.of(x * 0)})))) == {SILENT}
     assert input_sizes("m", Seen({})) == {}
     assert input_sizes("m", Seen({FeatureNorms: FeatureNorms.of(x, torch.zeros(200))})) == {}
+
+
+def test_numbers_of_a_wider_type_have_an_error_too():
+    before, after = torch.randn(4, 6), torch.randn(4, 6, dtype=torch.float64)
+    seen = Seen({Gram: Gram.of(torch.randn(32, 6))})
+    assert output_error(before, after, seen) == output_error(before, after.float(), seen)

@@ -1,6 +1,7 @@
 """Activations on disk between two blocks: the same numbers, held nowhere in memory meanwhile."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from calibrant.models import ModelView, outlined, view
 from calibrant.testing import FAMILIES, tiny_folder, tiny_model
 from calibrant.walk.attention import BlockCall
 from calibrant.walk.micro_batch import MicroBatch
-from calibrant.walk.offloading import Offloaded, OffloadFile
+from calibrant.walk.offloading import Alive, Offloaded, OffloadFile
 from calibrant.walk.rehearsal import rehearse
-from calibrant.walk.walking import walk, walk_blocks
+from calibrant.walk.walking import held_between_blocks, walk, walk_blocks
 
 from tests.test_blocks_on_disk import asked, files
 from tests.test_walk import Outputs, assert_same_weights, halved, padded_batch
@@ -120,20 +121,33 @@ def test_tokens_are_weighed_by_what_blocks_do_with_them(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*sums, strict=True))
 
 
-def test_between_two_blocks_nothing_of_a_micro_batch_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever holds what a block is given holds no numbers, however many hold it."""
-    held: list[Any] = []
-    resume = MicroBatch.resume
+@pytest.mark.parametrize("family", usually(FAMILIES))
+def test_between_two_blocks_inputs_are_in_nobodys_memory(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all memory that a forward made, what is left at a door is what was measured beforehand, whatever else holds the block's input."""
+    seen_by = view(tiny_model(family))
+    beside = held_between_blocks(seen_by, padded_batch(), tokens_per_pass=24)
+    held, resume = list[int](), MicroBatch.resume
 
     def noting(self: MicroBatch) -> None:
-        resume(self)
-        if self.stopped is None and self._entry is not None:
-            held.append(self.block_input().untyped_storage().nbytes())
+        with alive:
+            resume(self)
+        if self._called > 1 and self._entry is not None:
+            held.append(alive.held())
 
+    alive = Alive()
     monkeypatch.setattr(MicroBatch, "resume", noting)
-    pruned("llama", "dense", tmp_path)
-    assert len(held) > 3
-    assert set(held) == {0}
+    seen_by.offload = tmp_path
+    blocks = len(seen_by.blocks)
+    assert list(walk(seen_by, padded_batch(), (FeatureNorms,), "dense", tokens_per_pass=24, start=blocks)) == [], "forwards alone, and no statistics"
+    assert len(held) == 3 * (len(rehearse(seen_by).calls) - 1)
+    assert min(held) > 0
+    assert max(held) <= beside
+
+
+def test_embeddings_that_a_model_keeps_are_counted() -> None:
+    batch, width = padded_batch(), 32 * 4
+    llama, gpt2 = (held_between_blocks(view(tiny_model(family)), batch, tokens_per_pass=24) for family in ("llama", "gpt2"))
+    assert gpt2 - llama > 24 * width, "of each of three micro-batches GPT-2 keeps the embeddings, and Llama lets them go"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -151,6 +165,30 @@ def test_numbers_come_back_as_they_lay(dtype: torch.dtype, tmp_path: Path) -> No
             place.fetch()
             assert torch.equal(tensor, before)
             assert tensor.stride() == strides
+    file.close()
+
+
+def test_what_it_is_a_view_of_goes_too(tmp_path: Path) -> None:
+    whole = torch.randn(12, 8)
+    tensor, before, file = whole.view(3, 4, 8), whole.clone(), OffloadFile(tmp_path)
+    place = Offloaded(file)
+    place.offload(tensor)
+    assert whole.numel() == tensor.numel() == 0
+    place.fetch()
+    assert torch.equal(whole, before)
+    assert torch.equal(tensor, before.view(3, 4, 8))
+    assert whole.data_ptr() == tensor.data_ptr()
+    file.close()
+
+
+def test_numbers_that_the_disk_does_not_give_back_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor, file = torch.randn(2, 3), OffloadFile(tmp_path)
+    place = Offloaded(file)
+    place.offload(tensor)
+    assert file._file is not None
+    file._file.truncate(5)
+    with pytest.raises(OutputError, match=r"activations in .* were cut; run the same command again"):
+        place.fetch()
     file.close()
 
 
@@ -191,7 +229,6 @@ def test_the_promise_decides_where_activations_are(texts: str, tmp_path: Path, m
     needs = Needs.of(seen_by, 128 * 64, kind, methods.build("wanda"))
     job = {"samples": 128, "length": 64, "dtype": "bfloat16", "device": "cpu"}
     least, enough = needs.on_disk("reference", offload=True), needs.on_disk("reference")
-    assert needs.offloaded < needs.passed < needs.arrival
     assert least < enough < needs.on_disk("arrival")
     there = prune(str(folder), texts, "wanda", "0.5", tmp_path / "there", propagate="reference", memory=enough * 1.001 / 1e9, **job)
     assert "its blocks stayed on disk" in asked(there)
@@ -204,3 +241,32 @@ def test_the_promise_decides_where_activations_are(texts: str, tmp_path: Path, m
     with pytest.raises(SpecError, match=r"with its blocks on disk it needs about .* GB; allow so much, or calibrate on fewer tokens"):
         prune(str(folder), texts, "wanda", "0.5", tmp_path / "less", memory=least * 0.99 / 1e9, **job)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "there", "offloaded"}
+
+
+def test_a_method_that_goes_its_own_way_is_judged_by_arrival(texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds whole outputs of a block, which go to no disk."""
+    monkeypatch.setattr(room, "held_now", lambda: 0)
+    folder = tiny_folder(tmp_path / "model", "llama", num_hidden_layers=12)
+    seen_by, kind = outlined(str(folder), "bfloat16", "cpu")
+    assert seen_by is not None
+    built = methods.build("reconstructed")
+    needs = Needs.of(seen_by, 128 * 64, kind, built)
+    enough = needs.in_memory("reference")
+    assert enough < needs.in_memory("arrival")
+    job = {"samples": 128, "length": 64, "dtype": "bfloat16", "device": "cpu", "propagate": "reference"}
+    with pytest.raises(SpecError, match=r"its blocks can't be left on disk, since reconstructed.* does more than compress matrix by matrix"):
+        prune(str(folder), texts, "reconstructed", "0.5", tmp_path / "out", memory=enough * 1.001 / 1e9, **job)
+
+
+@pytest.mark.parametrize("what", ["arrival", "reconstructed", "a block that writes over its input", "not possible"])
+def test_where_nothing_can_go_to_disk_a_promise_is_refused(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen_by, batch = view(tiny_model("llama")), padded_batch()
+    needs = Needs.of(seen_by, int(batch.mask.sum()), torch.float32, length=12)
+    propagate, method = ("arrival", "wanda") if what == "arrival" else ("dense", what if what == "reconstructed" else "wanda")
+    left = needs.activations(propagate) - 1
+    asked: Any = (left, propagate, methods.build(method), seen_by, batch, torch.float32)
+    if what == "a block that writes over its input":
+        assert room.offloading(*asked) != ""
+        monkeypatch.setattr(room, "rehearse", lambda view: replace(rehearse(view), changes_input=True))
+    with pytest.raises(SpecError, match=r"holds about 0\.0 GB of activations, and 0\.0 GB are left for them; allow more memory"):
+        room.offloading(*asked, what != "not possible")

@@ -98,6 +98,8 @@ def overlaps(every: list[Arm]) -> Iterator[str]:
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     for target, name in dict.fromkeys((arm.target, arm.name) for arm in every):
         rows = {arm.data: arm.dropped for arm in every if (arm.target, arm.name) == (target, name)}
+        if min(map(len, rows.values())) < 2 or not {"c4", "gsm8k:cot", "random_tokens"} <= rows.keys():
+            continue  # a part of the study isn't there
         texts = {data: drawn for data, drawn in rows.items() if data != "random_tokens"}
         apart = against([rows["c4"]], rows["gsm8k:cot"], _common)
         random = against(list(texts.values()), rows["random_tokens"], _common)

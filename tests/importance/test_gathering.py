@@ -1,5 +1,6 @@
 """Gathering: the sums of what each matrix was multiplied with, under llama.cpp's names, experts included."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +119,7 @@ def test_with_blocks_and_activations_on_disk_the_file_is_the_same(tmp_path: Path
     many = {"samples": 128, "length": 64, "dtype": "float32", "device": "cpu"}
     seen_by, kind = outlined(folder, "float32", "cpu")
     assert seen_by is not None
-    needs = room.Needs.of(seen_by, 128 * 64, kind)
+    needs = replace(room.Needs.of(seen_by, 128 * 64, kind), work=16 * sum(weight.shape[1] for weight in seen_by.weights))
     calibrant.imatrix(folder, texts, tmp_path / "whole.gguf", **many)
     went = list[ModelView]()
     monkeypatch.setattr(gathering, "view", lambda *given: went.append(view(*given)) or went[-1])
@@ -143,3 +144,20 @@ def test_a_selector_that_runs_the_model_needs_all_of_it(tmp_path: Path, monkeypa
     folder = str(tiny_folder(tmp_path / "model", "llama", num_hidden_layers=12))
     with pytest.raises(SpecError, match=r"its blocks can't be left on disk, since cluster\(.*\) may run the whole model; allow more memory"):
         calibrant.imatrix(folder, "cluster(source=python_docs)", tmp_path / "out.gguf", memory=1e-6, **SMALL)
+
+
+def test_a_promise_is_about_opening_and_goes_with_a_name(folder: Path):
+    opened = open_model(str(folder), "float32", "cpu")
+    with pytest.raises(SpecError, match=r"memory=1 says how a model is opened, and .* is open; give its name, or leave memory out"):
+        calibrant.imatrix(opened, "python_docs", memory=1.0, **SMALL)
+
+
+def test_without_a_file_to_write_nothing_goes_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(room, "held_now", lambda: 0)
+    folder, texts = str(tiny_folder(tmp_path / "model", "llama", num_hidden_layers=12)), two_hundred_lines(tmp_path)
+    seen_by, kind = outlined(folder, "float32", "cpu")
+    assert seen_by is not None
+    needs = replace(room.Needs.of(seen_by, 128 * 64, kind), work=16 * sum(weight.shape[1] for weight in seen_by.weights))
+    little = needs.on_disk("dense", offload=True) * 1.001 / 1e9
+    with pytest.raises(SpecError, match=r"imatrix with dense holds about .* GB of activations, and .* GB are left for them"):
+        calibrant.imatrix(folder, texts, samples=128, length=64, dtype="float32", device="cpu", memory=little)

@@ -255,7 +255,8 @@ class _Job:
         left = room if promised is None else room_for_activations(promised, opened, seen_by, recipe.method, looking)
         fits = ranks.gathered([fitting(recipe.propagate, seen_by, batch, opened.dtype, left, recipe.method.propagations)])
         propagate, short = max(fits, key=lambda fit: bool(fit[1]))  # where memory is short for one, none can go on as asked
-        parted = "" if promised is None or left is None else offloading(left, propagate, str(recipe.method), seen_by, batch, opened.dtype)
+        here = opened.model.device.type == "cpu"  # else activations aren't in the memory that was promised
+        parted = "" if promised is None or left is None else offloading(left, propagate, recipe.method, seen_by, batch, opened.dtype, here)
         if parted and folder is not None:
             seen_by.offload = folder.absolute().parent
         note = "; ".join(filter(None, (absent, short, parted)))

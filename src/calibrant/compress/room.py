@@ -1,13 +1,13 @@
 """How much memory a job needs, and what follows from how much it may have: whether blocks stay on disk, and which propagation there is room for."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 import psutil
 import torch
 
-from calibrant.activations import Gram
+from calibrant.activations import CHUNK, EXACT_CHUNK, Gram
 from calibrant.compress.recipe import PROPAGATIONS, Recipe
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import SpecError
@@ -15,14 +15,15 @@ from calibrant.exports import Export
 from calibrant.methods import MatrixMethod, Method
 from calibrant.models import ModelView, Opened, outlined
 from calibrant.select import Selector
-from calibrant.walk import TOKENS_PER_PASS, Propagation
+from calibrant.walk import TOKENS_PER_PASS, Propagation, held_between_blocks
 from calibrant.walk.ranks import Ranks
+from calibrant.walk.rehearsal import rehearse
 from calibrant.walk.starving import AS_SEEN
 
 MOST_GB: Final = 1_000_000
 """Memory at most that can be promised."""
 HANDED_ALONG: Final = 16
-"""A part of what passes between blocks isn't their input: the angles of positions, masks, and the tokens themselves."""
+"""A part of what passes between blocks isn't their input: the angles of positions, masks, and the tokens themselves. Most models keep less."""
 BLOCKS_HELD: Final = 3
 """Blocks on disk that are in memory at once: the one that is worked on, the finished one that is being kept, and what is converted while reading."""
 
@@ -33,8 +34,8 @@ class Needs:
     """Bytes that a job takes, estimated from shapes before anything is read.
 
     `process` is what the process holds already, `model` all parameters, `outside` those outside the blocks, `block` those of the largest block;
-    `arrival` and `passed` are activations of all tokens, within a block and between two; `offloaded` is what is left of `passed` in memory where
-    blocks' inputs are on disk. `work` is what the method and its statistics take.
+    `arrival` and `between` are activations of all tokens, within a block and between two, and `in_a_pass` those of one micro-batch within a block.
+    `work` is what the method and its statistics take.
     """
 
     process: int
@@ -42,31 +43,32 @@ class Needs:
     outside: int
     block: int
     arrival: int
-    passed: int
-    offloaded: int
+    between: int
+    in_a_pass: int
     work: int
 
     @classmethod
-    def of(cls, seen_by: ModelView, tokens: int, dtype: torch.dtype, method: Method | None = None, sources: int = 1) -> "Needs":
-        """Estimate what a job needs that shows the model `tokens` tokens of so many `sources`; of `seen_by` shapes are enough."""
+    def of(cls, seen_by: ModelView, tokens: int, dtype: torch.dtype, method: Method | None = None, sources: int = 1, length: int = 0) -> "Needs":
+        """Estimate what a job needs that shows the model so many tokens of so many sources, in windows of a length; shapes are enough."""
         whole = {id(p): p.numel() * dtype.itemsize for p in seen_by.model.parameters()}
         blocks = [{id(p): whole[id(p)] for p in block.module.parameters()} for block in seen_by.blocks]
         inside = sum({key: size for block in blocks for key, size in block.items()}.values())
         shapes = [weight.shape for weight in seen_by.weights]
-        work = 0
+        at_once, work = max(min(tokens, TOKENS_PER_PASS), length), 0
         if isinstance(method, MatrixMethod):
-            squares = method.squares(sources) if any(issubclass(kind, Gram) for kind in method.observes) else 0
-            work = 4 * (method.copies * max(out * inputs for out, inputs in shapes) + squares * max(inputs for _, inputs in shapes) ** 2)
-        width, hidden = _width(seen_by), min(inputs for _, inputs in shapes)
-        in_a_pass, between = min(tokens, TOKENS_PER_PASS) * width * dtype.itemsize, tokens * 2 * hidden * dtype.itemsize
+            widest, gram = max(inputs for _, inputs in shapes), any(issubclass(kind, Gram) for kind in method.observes)
+            rows = min(at_once, EXACT_CHUNK if gram else CHUNK)  # what statistics are summed from, in float32
+            squares = method.squares(sources) if gram else 0
+            work = 4 * (method.copies * max(out * inputs for out, inputs in shapes) + squares * widest**2 + rows * widest)
+        width, hidden = _width(seen_by), seen_by.model.config.get_text_config(decoder=True).hidden_size
         return cls(
             held_now(),
             sum(whole.values()),
             sum(whole.values()) - inside,
             max(sum(block.values()) for block in blocks),
             tokens * width * dtype.itemsize,
-            between + in_a_pass,
-            between // HANDED_ALONG + in_a_pass,
+            tokens * 2 * hidden * dtype.itemsize,
+            at_once * width * dtype.itemsize,
             work,
         )
 
@@ -75,8 +77,10 @@ class Needs:
         return self.process + self.model + self.activations(propagate, offload) + self.work
 
     def activations(self, propagate: Propagation, offload: bool = False) -> int:
-        """Activations that are in memory at once; with `offload`, those between two blocks are on disk where the propagation lets them."""
-        return self.arrival if propagate == "arrival" else self.offloaded if offload else self.passed
+        """Activations that are in memory at once; with `offload`, blocks' inputs are on disk where the propagation lets them."""
+        if propagate == "arrival":
+            return self.arrival
+        return self.in_a_pass + (self.between // HANDED_ALONG if offload else self.between)
 
     def on_disk(self, propagate: Propagation, offload: bool = False) -> int:
         """With its blocks on disk."""
@@ -114,9 +118,18 @@ def left_on_disk(
     seen_by, kind = outlined(model, dtype, device)
     if seen_by is None:
         return ""
-    needs = Needs.of(seen_by, _tokens(calibration) if recipe.looks else 0, kind, recipe.method, _sources(calibration))
-    ways = (recipe.propagate, *recipe.method.propagations)
-    return _why_on_disk(f"{model} and this job", model, needs, ways, needs_all_of_it(recipe, calibration, forms, ranks), promised)
+    needs = Needs.of(
+        seen_by, _tokens(calibration) if recipe.looks else 0, kind, recipe.method, _sources(calibration), calibration.length if calibration else 0
+    )
+    ways: set[Propagation] = {recipe.propagate, *recipe.method.propagations}
+    # One that goes its own way may hold more of a block at once than its propagation says.
+    asked: Propagation = recipe.propagate if goes_by_matrix(recipe.method) else "arrival"
+    return _why_on_disk(f"{model} and this job", model, needs, asked, ways, needs_all_of_it(recipe, calibration, forms, ranks), promised)
+
+
+def goes_by_matrix(method: Method) -> bool:
+    """Whether a method does nothing but compress one matrix after the other."""
+    return type(method).edits is MatrixMethod.edits
 
 
 def gathered_on_disk(model: str, calibration: CalibrationSet, dtype: str, device: str, promised: int) -> str:
@@ -124,17 +137,17 @@ def gathered_on_disk(model: str, calibration: CalibrationSet, dtype: str, device
     seen_by, kind = outlined(model, dtype, device)
     if seen_by is None:
         return ""
-    needs = Needs.of(seen_by, _tokens(calibration), kind)
-    return _why_on_disk(f"{model} and its importance matrix", model, needs, ("dense",), _selects(calibration), promised)
+    needs = Needs.of(seen_by, _tokens(calibration), kind, length=calibration.length)
+    sums = 16 * sum(weight.shape[1] for weight in seen_by.weights)  # in float64, and as they are written
+    return _why_on_disk(f"{model} and its importance matrix", model, replace(needs, work=sums), "dense", ("dense",), _selects(calibration), promised)
 
 
-def _why_on_disk(job: str, model: str, needs: Needs, ways: Sequence[Propagation], all_of_it: str, promised: int) -> str:
-    """Why blocks stay on disk; the first of `ways` is the one that is asked for, and `all_of_it` says what needs the whole model."""
-    if needs.in_memory(ways[0]) <= promised:
+def _why_on_disk(job: str, model: str, needs: Needs, asked: Propagation, ways: Iterable[Propagation], all_of_it: str, promised: int) -> str:
+    """Why blocks stay on disk where the job goes as is `asked`, or in another of its `ways`; `all_of_it` says what needs the whole model."""
+    most = needs.in_memory(asked)
+    if most <= promised:
         return ""
-    about = f"{job} take about {needs.in_memory(ways[0]) / 1e9:.1f} GB, and memory is {promised / 1e9:.1f}"
-    if all_of_it and min(needs.in_memory(way, offload=True) for way in ways) <= promised:
-        return ""
+    about = f"{job} take about {most / 1e9:.1f} GB, and memory is {promised / 1e9:.1f}"
     if all_of_it:
         raise SpecError(f"{about}; its blocks can't be left on disk, since {all_of_it}; allow more memory", subject=model)
     least = min(needs.on_disk(way, offload=True) for way in ways)
@@ -152,7 +165,7 @@ def needs_all_of_it(recipe: Recipe, calibration: CalibrationSet | None, forms: S
         "transforms change the whole model": bool(recipe.transforms),
         f"{recipe.looking} measures the whole model": recipe.tries,
         f"the allocation {recipe.allocation} compares all matrices": bool(recipe.allocation.observes),
-        f"{recipe.method} does more than compress matrix by matrix": type(recipe.method).edits is not MatrixMethod.edits,
+        f"{recipe.method} does more than compress matrix by matrix": not goes_by_matrix(recipe.method),
         f"starved={recipe.starved} looks at all experts first": recipe.starved != AS_SEEN,
         selects: bool(selects),
         f"the export {forms[-1]} is made of the whole model": len(forms) > 1,
@@ -183,16 +196,25 @@ def fitting(
     return "reference", f"arrival would hold about {needed / 1e9:.1f} GB of activations and may hold {allowed / 1e9:.1f} GB; went on with reference"
 
 
-def offloading(left: int, propagate: Propagation, job: str, seen_by: ModelView, batch: TokenBatch | None, dtype: torch.dtype) -> str:
+def offloading(
+    left: int, propagate: Propagation, method: Method | None, seen_by: ModelView, batch: TokenBatch | None, dtype: torch.dtype, possible: bool = True
+) -> str:
     """Return why activations go to disk between two blocks, in a sentence for the record; empty where what is left of a promise has room for them.
 
-    Raises `SpecError` where it has no room for what is in memory even so.
+    Raises `SpecError` where it has no room for what is in memory even so, or where it isn't `possible`. What a model keeps beside the inputs of its
+    blocks is measured.
     """
-    needs = Needs.of(seen_by, 0 if batch is None else int(batch.mask.sum()), dtype)
-    taken, least = (needs.activations(propagate, offload) for offload in (False, True))
-    if batch is None or taken <= left:
+    if batch is None:
         return ""
+    needs = Needs.of(seen_by, int(batch.mask.sum()), dtype, length=batch.ids.shape[1])
+    taken = needs.activations(propagate)
+    if taken <= left:
+        return ""
+    least = taken
+    if possible and propagate != "arrival" and (method is None or goes_by_matrix(method)) and not rehearse(seen_by).changes_input:
+        least = needs.in_a_pass + held_between_blocks(seen_by, batch)
     if least > left:
+        job = "imatrix" if method is None else str(method)
         message = f"{job} with {propagate} holds about {least / 1e9:.1f} GB of activations, and {left / 1e9:.1f} GB are left for them"
         raise SpecError(f"{message}; allow more memory, or calibrate on fewer tokens", subject=job)
     return f"activations of about {taken / 1e9:.1f} GB may take {left / 1e9:.1f} GB: they were on disk between two blocks"

@@ -36,7 +36,7 @@ def output_error(before: Float[Tensor, "out in"], after: Float[Tensor, "out in"]
     if Gram in seen:
         energy, source = gram_energy(seen[Gram], dtype), "gram"
         untouched = before.to(dtype)
-        whole, lost = energy(untouched), energy(untouched - after)
+        whole, lost = energy(untouched), energy(untouched - after.to(dtype))
     elif FeatureNorms in seen:
         squares, source = seen[FeatureNorms].squares.cpu().double(), "norms"
         whole, lost = (float(summed @ squares) for summed in _squared(before, after, dtype))

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any, Final
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from calibrant.activations import FeatureNorms, Seen
 from calibrant.compress.room import gathered_on_disk, in_bytes, offloading, room_for_activations
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.errors import ModelError
+from calibrant.errors import ModelError, SpecError
 from calibrant.models import ModelView, Opened, Weight, check_finite, gguf_of, open_model, view
 from calibrant.models.gguf_file import read_header
 from calibrant.models.gguf_names import tensor_names
@@ -47,7 +46,7 @@ def imatrix(
     that no token reached the count is 0, and llama.cpp quantizes it unweighted.
 
     `memory` is how many GB the process may hold. Where the model doesn't fit, its blocks stay on disk, and where what passes between them is too
-    much as well, it is on disk meanwhile, beside `out`; the numbers are the same.
+    much as well, it is on disk meanwhile, beside `out`; the numbers are the same. It is about opening a model, so it goes with a model's name.
 
     Raises an `InputError` for anything that can't be used, before any work: an architecture that llama.cpp has no names for too.
     """
@@ -55,14 +54,21 @@ def imatrix(
         check_imatrix_path(out)
     chosen = data if isinstance(data, CalibrationSet) else CalibrationSet(data, samples=samples, length=length, tokens=tokens, seed=seed)
     promised = in_bytes(memory)
+    if promised is not None and isinstance(model, Opened):
+        raise SpecError(
+            f"memory={memory:g} says how a model is opened, and {model.name} is open; give its name, or leave memory out", subject="memory"
+        )
     opened = model if isinstance(model, Opened) else _opened(model, chosen, dtype, device, promised)
     seen_by = view(opened.model, opened.residence)
     names = tensor_names(seen_by)
     _check_names(opened, names)
     check_finite(seen_by)
     batch = resolved(chosen, opened, progress).tokens(opened.tokenizer)
-    if promised is not None and offloading(room_for_activations(promised, opened, seen_by), "dense", "imatrix", seen_by, batch, opened.dtype):
-        seen_by.offload = Path(gettempdir()) if out is None else Path(out).absolute().parent
+    if promised is not None:
+        here = out is not None and opened.model.device.type == "cpu"
+        left = room_for_activations(promised, opened, seen_by)
+        if offloading(left, "dense", None, seen_by, batch, opened.dtype, here) and out is not None:
+            seen_by.offload = Path(out).absolute().parent
     with torch.no_grad():
         seen = dict[Weight, Seen]()
         for weight, there in untouched(opened, seen_by, batch, (FeatureNorms,)):

@@ -83,6 +83,7 @@ class MicroBatch:
         """Let what the next block is about to be given go to disk, where it is to be there: nobody looks at it any more."""
         self._looked_at = False
         if self._entry is not None:
+            self._output = None
             self._offloaded.offload(hidden_of(*self._entry[1:]))
 
     def look(self, weights: Sequence[Weight], on_product: Callable[[Product], None]) -> None:

@@ -1,18 +1,22 @@
 """What passes from block to block, on disk between two of them: for a walk whose memory is promised.
 
-Between two blocks a micro-batch's forward is a stack of Python frames that wait, and all that they hold of any size is what the next block is called
-with. Its numbers are written to a file and let go; the tensor itself stays, so that whoever holds it finds the same numbers in it afterwards.
+Between two blocks a micro-batch's forward is a stack of Python frames that wait, and most of what they hold is the input of the next block. Its
+numbers are written to a file and let go; the tensor itself stays, so that whoever holds it finds the same numbers in it afterwards. What else they
+hold (masks, angles of positions, embeddings that a model keeps) stays in memory; `Alive` measures it.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, final
+from typing import IO, Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from calibrant.clock import spent_on
 from calibrant.durable import reason, short
@@ -53,10 +57,16 @@ class OffloadFile:
             raise OutputError(f"activations can't be kept in {short(self._folder)!r}: {reason(error)}", subject=str(self._folder)) from error
 
     def read(self, at: int, numbers: np.ndarray) -> None:
-        """Fill `numbers` with what was written there."""
+        """Fill `numbers` with what was written there. Raises `OutputError` where the disk doesn't give it back."""
         assert self._file is not None
-        self._file.seek(at)
-        numbers[:] = np.frombuffer(self._file.read(numbers.nbytes), np.uint8)
+        try:
+            self._file.seek(at)
+            found = self._file.read(numbers.nbytes)
+        except OSError as error:
+            raise OutputError(f"activations can't be read from {short(self._folder)!r}: {reason(error)}", subject=str(self._folder)) from error
+        if len(found) != numbers.nbytes:
+            raise OutputError(f"activations in {short(self._folder)!r} were cut; run the same command again", subject=str(self._folder))
+        numbers[:] = np.frombuffer(found, np.uint8)
 
 
 @final
@@ -66,8 +76,7 @@ class Offloaded:
     def __init__(self, file: OffloadFile | None) -> None:
         self._file = file
         self._at = self._room = 0
-        self._tensor: Tensor | None = None
-        self._shape, self._strides = torch.Size(), tuple[int, ...]()
+        self._away: list[tuple[Tensor, torch.Size, tuple[int, ...]]] = []
 
     def offload(self, tensor: Tensor) -> None:
         """Write the tensor's numbers to the file and let them go. One that is a part of another's memory keeps its own."""
@@ -82,17 +91,21 @@ class Offloaded:
 
     def fetch(self) -> None:
         """Give the tensor its numbers back, as they lay in memory."""
-        tensor, self._tensor = self._tensor, None
-        if self._file is not None and tensor is not None:
-            with spent_on("activations on disk"):
-                numbers = torch.empty_strided(self._shape, self._strides, dtype=tensor.dtype)
-                self._file.read(self._at, _bytes_of(numbers))
-                tensor.data = numbers.to(tensor.device)
+        away, self._away = self._away, []
+        if self._file is None or not away:
+            return
+        with spent_on("activations on disk"):
+            tensor, shape, strides = away[0]
+            there = torch.empty_strided(shape, strides, dtype=tensor.dtype)
+            self._file.read(self._at, _bytes_of(there))
+            numbers = there.to(tensor.device)
+            for alias, shape, strides in away:
+                alias.data = numbers.as_strided(shape, strides)
 
     @contextmanager
     def there(self) -> Iterator[None]:
         """While it lasts, the tensor has its numbers, which nobody may change."""
-        tensor = self._tensor
+        tensor = self._away[0][0] if self._away else None
         self.fetch()
         try:
             yield
@@ -101,8 +114,32 @@ class Offloaded:
                 self._leave(tensor)
 
     def _leave(self, tensor: Tensor) -> None:
-        self._tensor, self._shape, self._strides = tensor, tensor.shape, tensor.stride()
-        tensor.data = tensor.new_empty(0)
+        # What it is a view of holds the same memory, and is held by it.
+        aliases = [tensor] if tensor._base is None else [tensor, tensor._base]
+        self._away = [(alias, alias.shape, alias.stride()) for alias in aliases]
+        for alias in aliases:
+            alias.data = alias.new_empty(0)
+
+
+@final
+class Alive(TorchDispatchMode):
+    """Notes what is made while it is entered, and counts afterwards which memory of it is still held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: list[tuple[StorageWeakRef, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given:  # else it is a view, of a parameter maybe
+                self._made.append((StorageWeakRef(leaf.untyped_storage()), leaf.untyped_storage().nbytes()))
+        return result
+
+    def held(self) -> int:
+        """Return the bytes of all memory that was made, and somebody holds."""
+        return sum({ref.cdata: size for ref, size in self._made if not ref.expired()}.values())
 
 
 def _fills_its_memory(tensor: Tensor) -> bool:

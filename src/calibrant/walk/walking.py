@@ -42,7 +42,7 @@ from calibrant.models import Block, ModelView, Weight
 from calibrant.walk.attention import Weigh
 from calibrant.walk.block_statistics import BlockStatistics
 from calibrant.walk.micro_batch import Kinds, MicroBatch
-from calibrant.walk.offloading import Offloaded, OffloadFile
+from calibrant.walk.offloading import Alive, Offloaded, OffloadFile
 from calibrant.walk.products import Order, Product, inputs_of
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.rehearsal import Rehearsal, held, rehearse
@@ -114,6 +114,23 @@ def walk_blocks(
                     part.wait()
                 mine = {block.name: sum(local[1:], local[0])} if local and local[0] else {}
                 yield block, ranks.totals(mine, device).get(block.name, Seen({}))
+
+
+def held_between_blocks(view: ModelView, batch: TokenBatch, *, tokens_per_pass: int = TOKENS_PER_PASS) -> int:
+    """Return about how many bytes all micro-batches hold while they wait between two blocks, but for the blocks' inputs.
+
+    Masks, angles of positions, and embeddings that a model's forward keeps: measured by running one micro-batch through its first block, the largest
+    of those with padding, which have a mask, or of all.
+    """
+    rehearsal, alive = rehearse(view), Alive()
+    several = list(micro_batches(batch, tokens_per_pass))
+    ids, mask, weights = max(several, key=lambda one: (not bool(one[1].all()), one[0].numel()))
+    first, calls = replace(batch, ids=ids, mask=mask, weights=weights, mixed=()), rehearsal.calls
+    with torch.no_grad(), alive, _under_way(view, rehearsal, calls, first, tokens_per_pass, ALONE) as (part,):
+        with held(view, view.blocks[calls[0]]):
+            part.go()
+        hidden = part.block_input().untyped_storage().nbytes() if calls[1:] else 0
+        return max(0, alive.held() - hidden) * len(several)
 
 
 @contextmanager
