@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from studies import findings
+from studies.blocks import tables as blocks
 from studies.experts import tables as experts
 from studies.grids import tables as grids
 from studies.pages import filled
@@ -193,7 +194,7 @@ def test_the_study_of_choosing_is_what_its_file_asks():
     assert verify(PROJECT / "studies/choosing/results") == []
 
 
-PAGES = {"grids": grids, "pruning": pruning, "experts": experts, "words": words}
+PAGES = {"grids": grids, "pruning": pruning, "experts": experts, "words": words, "blocks": blocks}
 STORES = [
     ("grids", "smollm2"),
     ("grids", "gemma3-270m"),
@@ -202,6 +203,8 @@ STORES = [
     ("experts", "kinds"),
     ("experts", "rounds"),
     ("words", "smollm2"),
+    ("blocks", "smollm2"),
+    ("blocks", "factors"),
 ]
 
 

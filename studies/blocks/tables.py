@@ -53,7 +53,7 @@ def arms(folder: Path) -> tuple[list[Arm], Measured]:
     found: list[Arm] = []
     with Store(folder, create=False) as store:
         cells = [c for c in store.cells() if c.run and c.method != "none"]
-        for method, target, data in dict.fromkeys((c.method, c.target, c.data) for c in cells):
+        for target, method, data in dict.fromkeys((c.target, c.method, c.data) for c in sorted(cells, key=lambda c: c.target)):
             records = [store.record(c.run) for c in cells if (c.method, c.target, c.data) == (method, target, data)]
             if measured := draws(store, method=method, target=target, data=data):
                 found.append(Arm(method, target, data.partition("(")[0], measured, [record for record in records if record is not None]))
