@@ -108,12 +108,15 @@ def walk_blocks(
     with _under_way(view, rehearsal, rehearsal.calls, batch, tokens_per_pass, ranks) as parts:
         for block in (view.blocks[index] for index in rehearsal.calls):
             with held(view, block):
-                local = list[Seen]()
-                for part in parts:
-                    local.append(ranks.part(did.of(part.at_door(block))))
-                    part.wait()
+                local = [ranks.part(_looked_at(did, part, block)) for part in parts]
                 mine = {block.name: sum(local[1:], local[0])} if local and local[0] else {}
                 yield block, ranks.totals(mine, device).get(block.name, Seen({}))
+
+
+def _looked_at(did: BlockStatistics, part: MicroBatch, block: Block) -> Seen:
+    seen = did.of(part.at_door(block))
+    part.wait()
+    return seen
 
 
 def held_between_blocks(view: ModelView, batch: TokenBatch, *, tokens_per_pass: int = TOKENS_PER_PASS) -> int:
