@@ -1,8 +1,9 @@
-"""A model that is larger than the memory it may take: python benchmarks/larger.py [--memory 4] [--blocks 28] [--tokens 16384] [--out FILE]
+"""A model that is larger than the memory it may take: python benchmarks/larger.py [--method gptq --target w4g64] [--memory 4] [--out FILE]
 
 A random Llama (by default of three billion numbers, 6 GB in bfloat16) is written block by block, and pruned with Wanda to 2:4 by a process that the
 system lets have no more private memory than was promised (RLIMIT_DATA). A second process is killed once half of the blocks are done, and a third
-goes on from there; what both wrote is compared by SHA-256. Seconds are those of the processor, since other work changes them less.
+goes on from there; what both wrote is compared by SHA-256. Seconds are those of the processor, since other work changes them less. In FILE other
+methods and targets that were measured on the same machine stay.
 """
 
 import argparse
@@ -130,19 +131,25 @@ def main() -> None:
         print(f"{numbers / 1e9:.2f} billion numbers, written in {time.process_time() - began:.0f} s", flush=True)
         words = "\n".join(f"line {i} says that {i} and {i + 1} make {2 * i + 1}, and then some more words follow" for i in range(asked.tokens // 20))
         (folder / "texts.txt").write_text(words)
-        record: dict[str, Any] = {key: getattr(asked, key) for key in ("memory", "blocks", "tokens", "length", "method", "target")}
-        record |= {"numbers": numbers, "bytes": os.path.getsize(folder / "model" / "model.safetensors"), "machine": machine.facts()}
-        record["whole"] = finished(start(asked, folder, "whole"))
-        print(json.dumps(record["whole"]), flush=True)
-        machine.keep(asked.out, record)
+        case: dict[str, Any] = {key: getattr(asked, key) for key in ("memory", "blocks", "tokens", "length", "method", "target")}
+        case |= {"numbers": numbers, "bytes": os.path.getsize(folder / "model" / "model.safetensors")}
+        case["whole"] = finished(start(asked, folder, "whole"))
+        print(json.dumps(case["whole"]), flush=True)
+        keep(asked.out, case)
         if not asked.without_kill:
             whole = digests(folder / "whole")
             shutil.rmtree(folder / "whole")
-            record["killed"] = killed(start(asked, folder, "again"), asked.blocks // 2)
-            record["again"] = finished(start(asked, folder, "again"))
-            record["same"] = digests(folder / "again") == whole
-            print(json.dumps(record["again"]), record["same"], flush=True)
-            machine.keep(asked.out, record)
+            case["killed"] = killed(start(asked, folder, "again"), asked.blocks // 2)
+            case["again"] = finished(start(asked, folder, "again"))
+            case["same"] = digests(folder / "again") == whole
+            print(json.dumps(case["again"]), case["same"], flush=True)
+            keep(asked.out, case)
+
+
+def keep(out: Path | None, case: Mapping[str, Any]) -> None:
+    """Put a case into the record, if there is one, beside the others of this machine."""
+    record = machine.started(out, {"machine": machine.facts()}, "cases")
+    machine.keep(out, {**record, "cases": {**record["cases"], f"{case['method']} {case['target']}": case}})
 
 
 if __name__ == "__main__":

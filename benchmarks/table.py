@@ -113,6 +113,39 @@ def imatrix(record: Mapping[str, Any]) -> str:
     return "\n".join([f"{of}; {used}; {machine.told(record['machine'])}.", "", *_table(heads, [row])])
 
 
+def larger(record: Mapping[str, Any]) -> str:
+    """The machine, and a row for each method."""
+    rows = []
+    for case, found in record["cases"].items():
+        whole, again = found["whole"], found.get("again")
+        resumed = (
+            f"{again['continued']} of {found['blocks']} blocks, {'the same files' if found['same'] else 'OTHER FILES'}" if again else "not tried"
+        )
+        rows.append(
+            [
+                f"{case}, {found['tokens'] // found['length']} × {found['length']:,} tokens",
+                f"{found['numbers'] / 1e9:.2f}",
+                f"{found['bytes'] / 1e9:.2f}",
+                f"{found['memory']:.1f}",
+                f"{whole['peak'] / 1e9:.2f}",
+                f"{whole['seconds']:,.0f}",
+                f"{whole['parts'].get('reading blocks', 0):.0f}",
+                resumed,
+            ]
+        )
+    heads = (
+        "method",
+        "billions of numbers",
+        "GB of files",
+        "GB promised",
+        "GB at most",
+        "processor seconds",
+        "seconds of reading",
+        "killed, went on from",
+    )
+    return "\n".join([f"{machine.told(record['machine'])}.", "", *_table(heads, rows)])
+
+
 def growth(record: Mapping[str, Any]) -> str:
     """The machine, and a table for every part that was measured."""
     asked, parts = record["asked"], record["parts"]
@@ -178,6 +211,7 @@ TABLES: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     "peers_amx": peers,
     "evaluation": evaluation,
     "imatrix": imatrix,
+    "larger": larger,
     "growth": growth,
 }
 

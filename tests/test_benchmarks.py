@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks import growth, imatrix, machine, peers, table
+from benchmarks import growth, imatrix, larger, machine, peers, table
 
 from calibrant.models import view
 from calibrant.testing import tiny_model
@@ -112,6 +112,30 @@ def answered() -> dict[str, Any]:
         "apart": 2e-5,
     }
     return {"items": 100, "rounds": 2, "machine": ABOUT, "versions": {"calibrant": "0.1.0", "lm_eval": "0.4"}, "cases": {"a task": case}}
+
+
+def case_of(method: str, target: str, **other: Any) -> dict[str, Any]:
+    """What a model larger than its memory took."""
+    whole = {"peak": 3.9e9, "seconds": 1234.4, "parts": {"reading blocks": 61.0}}
+    asked = {"method": method, "target": target, "memory": 4.0, "blocks": 28, "tokens": 16384, "length": 1024}
+    return {**asked, "numbers": 3_010_000_000, "bytes": 6.02e9, "whole": whole, **other}
+
+
+def test_a_model_that_is_larger_has_a_row_for_each_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine, "facts", lambda: ABOUT)
+    out = tmp_path / "larger.json"
+    larger.keep(out, case_of("wanda", "2:4", again={"continued": 14}, same=True))
+    larger.keep(out, case_of("gptq", "w4g64"))
+    (line, _, *rows) = table.larger(json.loads(out.read_text())).splitlines()
+    assert line == f"{machine.told(ABOUT)}."
+    assert rows[2:] == [
+        "| wanda 2:4, 16 × 1,024 tokens | 3.01 | 6.02 | 4.0 | 3.90 | 1,234 | 61 | 14 of 28 blocks, the same files |",
+        "| gptq w4g64, 16 × 1,024 tokens | 3.01 | 6.02 | 4.0 | 3.90 | 1,234 | 61 | not tried |",
+    ]
+    other = {**ABOUT, "cores": 4}
+    monkeypatch.setattr(machine, "facts", lambda: other)
+    larger.keep(out, case_of("wanda", "2:4", again={"continued": 14}, same=False))
+    assert table.larger(json.loads(out.read_text())).endswith("14 of 28 blocks, OTHER FILES |"), "another machine begins anew"
 
 
 def test_tables_say_what_records_hold(tmp_path: Path):
