@@ -15,7 +15,7 @@ from calibrant.exports import Export
 from calibrant.methods import MatrixMethod, Method
 from calibrant.models import ModelView, Opened, outlined
 from calibrant.select import Selector
-from calibrant.walk import TOKENS_PER_PASS, Propagation, held_between_blocks
+from calibrant.walk import LONG_PASS, Propagation, held_between_blocks, tokens_per_pass_of
 from calibrant.walk.ranks import Ranks
 from calibrant.walk.rehearsal import rehearse
 from calibrant.walk.starving import AS_SEEN
@@ -54,7 +54,7 @@ class Needs:
         blocks = [{id(p): whole[id(p)] for p in block.module.parameters()} for block in seen_by.blocks]
         inside = sum({key: size for block in blocks for key, size in block.items()}.values())
         shapes = [weight.shape for weight in seen_by.weights]
-        at_once, work = max(min(tokens, TOKENS_PER_PASS), length), 0
+        at_once, work = max(min(tokens, LONG_PASS), length), 0
         if isinstance(method, MatrixMethod):
             widest, gram = max(inputs for _, inputs in shapes), any(issubclass(kind, Gram) for kind in method.observes)
             rows = min(at_once, EXACT_CHUNK if gram else CHUNK)  # what statistics are summed from, in float32
@@ -212,7 +212,7 @@ def offloading(
         return ""
     least = taken
     if possible and propagate != "arrival" and (method is None or goes_by_matrix(method)) and not rehearse(seen_by).changes_input:
-        least = needs.in_a_pass + held_between_blocks(seen_by, batch)
+        least = needs.in_a_pass + held_between_blocks(seen_by, batch, tokens_per_pass=tokens_per_pass_of(propagate))
     if least > left:
         job = "imatrix" if method is None else str(method)
         message = f"{job} with {propagate} holds about {least / 1e9:.1f} GB of activations, and {left / 1e9:.1f} GB are left for them"

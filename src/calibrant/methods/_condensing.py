@@ -22,10 +22,10 @@ from calibrant.methods._tuning import train
 from calibrant.models import Condensed, ExpertLayer, ModelView, condensed, expert_layers
 from calibrant.models.condensing import alone, shared_of
 from calibrant.searching import Choice
+from calibrant.walk import TOKENS_PER_PASS
 from calibrant.walk.products import hidden_of, inputs_of
 from calibrant.walk.ranks import Ranks
 from calibrant.walk.variants import AS_IT_IS, Variant
-from calibrant.walk.walking import TOKENS_THROUGH_HEAD
 
 ROWS_AT_ONCE: Final = 256
 """Tokens whose distributions are compared at a time."""
@@ -90,7 +90,7 @@ def layer_samples(view: ModelView, layers: Sequence[ExpertLayer], batch: TokenBa
     whole, device = sum(share for share, _ in parts), next(view.model.parameters()).device
     for share, part in parts:
         mass = float((part.weights * part.mask).double().sum())
-        for ids, mask, weights in ranks.share(list(micro_batches(part, TOKENS_THROUGH_HEAD))):
+        for ids, mask, weights in ranks.share(list(micro_batches(part, TOKENS_PER_PASS))):
             counts = (weights.flatten() > 0).to(device)
             shares = (weights.flatten().double() * (share / whole / mass)).to(device)[counts]
             inputs = inputs_of(view.base, ids.to(device), None if bool(mask.all()) else mask.to(device))

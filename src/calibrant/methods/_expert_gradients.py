@@ -12,7 +12,7 @@ from calibrant.data import TokenBatch, micro_batches
 from calibrant.job import Job
 from calibrant.methods._expert_scores import Matrices
 from calibrant.models import ExpertLayer, Weight
-from calibrant.walk.walking import TOKENS_THROUGH_HEAD
+from calibrant.walk.walking import TOKENS_PER_PASS
 
 Place = tuple[int, str]
 """Where a parameter is kept: its module, and its name there."""
@@ -46,7 +46,7 @@ def expert_gradients(job: Job, layers: Sequence[ExpertLayer]) -> Mapping[int, Ma
 def _add(job: Job, part: TokenBatch, share: float, parameters: Mapping[Place, nn.Parameter], sums: Mapping[Place, Tensor]) -> None:
     """Add the gradients of what is lost on a part, in nats a token, times its share."""
     device = next(job.view.model.parameters()).device
-    several = list(micro_batches(part, TOKENS_THROUGH_HEAD))
+    several = list(micro_batches(part, TOKENS_PER_PASS))
     total = sum(float(_counted(mask, weights).double().sum()) for _, mask, weights in several)
     for number, (ids, mask, weights) in enumerate(several, 1):
         ids, mask, weights = ids.to(device), mask.to(device), weights.to(device)

@@ -5,6 +5,6 @@ how a model uses its matrices; `offloading` keeps on disk what passes between bl
 tokens get in them; `observing` and `statistics` keep what an untouched model's matrices saw for those who come later.
 """
 
-from calibrant.walk.walking import TOKENS_PER_PASS, Propagation, held_between_blocks, walk, walk_blocks
+from calibrant.walk.walking import LONG_PASS, TOKENS_PER_PASS, Propagation, held_between_blocks, tokens_per_pass_of, walk, walk_blocks
 
-__all__ = ["TOKENS_PER_PASS", "Propagation", "held_between_blocks", "walk", "walk_blocks"]
+__all__ = ["LONG_PASS", "TOKENS_PER_PASS", "Propagation", "held_between_blocks", "tokens_per_pass_of", "walk", "walk_blocks"]

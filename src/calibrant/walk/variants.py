@@ -29,7 +29,7 @@ from calibrant.models import ModelView
 from calibrant.walk.products import hidden_of, replaced
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.rehearsal import rehearse
-from calibrant.walk.walking import TOKENS_THROUGH_HEAD
+from calibrant.walk.walking import TOKENS_PER_PASS
 
 Ways = Sequence[int]
 """Which of its variants each block is."""
@@ -272,7 +272,7 @@ def _summed_up(
     device = next(view.model.parameters()).device
     mine = [
         list(sums(_MicroBatchOfVariants(view, *(part.to(device) for part in few), variants=variants)))
-        for few in ranks.share(list(micro_batches(batch, TOKENS_THROUGH_HEAD)))
+        for few in ranks.share(list(micro_batches(batch, TOKENS_PER_PASS)))
     ]
     everywhere = ranks.gathered(mine)
     return [sum(nats for nats, _ in of) / sum(mass for _, mass in of) for of in zip(*everywhere, strict=True)]

@@ -49,11 +49,16 @@ from calibrant.walk.rehearsal import Rehearsal, held, rehearse
 
 Propagation = Literal["arrival", "reference", "dense"]
 
-TOKENS_PER_PASS: Final = 4_096
-"""Tokens of one micro-batch of a walk. Matrix tiles need long products: SmolLM2's bfloat16 forward takes a third less than in passes of 1,024 on a
-processor that has them, and the float32 forward as long. What a pass makes between two products counts little beside what all tokens keep."""
-TOKENS_THROUGH_HEAD: Final = 1_024
-"""Tokens of one micro-batch that goes on through the head, or is followed by a backward pass: its logits are the largest thing there."""
+TOKENS_PER_PASS: Final = 1_024
+"""Tokens of one micro-batch. What untouched models' matrices saw is stored by such passes, and a batch is divided into pieces by them."""
+LONG_PASS: Final = 4_096
+"""Tokens of one micro-batch where matrices are compressed on the way. Matrix tiles need long products: SmolLM2's bfloat16 forward takes a quarter or
+more less than in passes of 1,024 on a processor that has them, and the float32 forward as long."""
+
+
+def tokens_per_pass_of(propagate: Propagation) -> int:
+    """Return how many tokens a micro-batch of a walk has, where nobody says."""
+    return TOKENS_PER_PASS if propagate == "dense" else LONG_PASS
 
 
 def walk(
@@ -62,7 +67,7 @@ def walk(
     observes: tuple[type[Statistic], ...],
     propagate: Propagation = "arrival",
     *,
-    tokens_per_pass: int = TOKENS_PER_PASS,
+    tokens_per_pass: int | None = None,
     start: int = 0,
     ranks: Ranks = ALONE,
     weigh: Weigh | None = None,
@@ -90,7 +95,7 @@ def walk(
     calls = list(rehearsal.calls)
     while calls and not followed[calls[-1]].weights:
         calls.pop()
-    with _under_way(view, rehearsal, calls, batch, tokens_per_pass, ranks) as parts:
+    with _under_way(view, rehearsal, calls, batch, tokens_per_pass or tokens_per_pass_of(propagate), ranks) as parts:
         for index in calls:
             block = followed[index]
             passed = index < start or not block.weights
