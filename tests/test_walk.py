@@ -16,6 +16,7 @@ from calibrant.data import TokenBatch, micro_batches
 from calibrant.errors import ModelError, NumericsError, WalkError
 from calibrant.models import ModelView, Weight, view
 from calibrant.testing import FAMILIES, tiny_model
+from calibrant.walk.micro_batch import MicroBatch
 from calibrant.walk.rehearsal import rehearse
 from calibrant.walk.walking import walk, walk_blocks
 
@@ -392,3 +393,20 @@ def test_blocks_are_seen_from_outside() -> None:
         hook.remove()
     found = [seen[BlockChange].total for _, seen in walk_blocks(seen_by, batch, (BlockChange,), tokens_per_pass=24)]
     assert found == pytest.approx(totals, rel=1e-9)
+
+
+@pytest.mark.parametrize(("propagate", "passes"), [("arrival", [4096, 1024]), ("reference", [4096, 1024]), ("dense", [1024] * 5)])
+def test_passes_are_long_where_matrices_are_compressed_on_the_way(propagate: str, passes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored of untouched models is summed and dealt by pass, so `dense` keeps its own."""
+    ids = torch.randint(3, 100, (80, 64))
+    real = torch.ones(ids.shape)
+    batch = TokenBatch(ids=ids, mask=real.bool(), weights=real, fingerprint="sha256:test", facts={})
+    sizes, made = list[int](), MicroBatch.__init__
+
+    def noting(self: MicroBatch, view: ModelView, rehearsal: Any, calls: Any, inputs: dict[str, Tensor], *rest: Any) -> None:
+        sizes.append(inputs["input_ids"].numel())
+        made(self, view, rehearsal, calls, inputs, *rest)
+
+    monkeypatch.setattr(MicroBatch, "__init__", noting)
+    assert all(seen.tokens == ids.numel() for _, seen in walk(view(tiny_model("llama")), batch, (FeatureNorms,), propagate))
+    assert sizes == passes

@@ -101,8 +101,8 @@ def prune(
     `memory` is how many GB the process may hold, the model, activations and statistics together. Where the model doesn't fit its blocks stay on
     disk, each is in memory while it is worked on, and what is written is the same; `opened` in the result has them on disk too. Where `arrival` would
     hold too many activations (without `memory`: more than 80 % of what is free), the job goes on with `reference`, and where what passes between
-    blocks is too much as well, it is on disk beside `out` meanwhile. The record says all three. Without
-    `out` the result is the model in memory, `memory` is room for activations alone, and `evaluate` can't know what the model was calibrated on.
+    blocks is too much as well, it is on disk beside `out` meanwhile. The record says all three. Without `out` the result is the model in memory,
+    `memory` is room for activations alone, and `evaluate` can't know what the model was calibrated on.
 
     Processes that torchrun started calibrate together, each on its share of the micro-batches, and all of them get the model; the first one
     alone writes, and tells `progress`. One that fails ends all: the others raise its error, or `RankError`.

@@ -72,9 +72,9 @@ class Needs:
             work,
         )
 
-    def in_memory(self, propagate: Propagation, offload: bool = False) -> int:
+    def in_memory(self, propagate: Propagation) -> int:
         """With the whole model in memory."""
-        return self.process + self.model + self.activations(propagate, offload) + self.work
+        return self.process + self.model + self.activations(propagate) + self.work
 
     def activations(self, propagate: Propagation, offload: bool = False) -> int:
         """Activations that are in memory at once; with `offload`, blocks' inputs are on disk where the propagation lets them."""

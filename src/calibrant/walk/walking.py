@@ -1,4 +1,4 @@
-"""Through a model, matrix by matrix. A forward is stopped here and in `micro_batch`, and nowhere else.
+"""Through a model, matrix by matrix; forwards are stopped in `micro_batch` alone.
 
     for weight, seen in walk(view, batch, method.observes, propagate="arrival"):
         weight.set(method.compress(weight.get(), seen, target).weight)
