@@ -65,7 +65,8 @@ def test_it_is_the_mean_divergence_over_tokens(opened: Opened, pruned: Opened, t
     by_token = [nats for p in parts.values() for nats in p[0]]
     parts = {name: (sum(by_token), alike, tokens) for name, (by_token, alike, tokens) in parts.items()}
     nats, alike, tokens = (sum(p[i] for p in parts.values()) for i in range(3))
-    top, *high = measured.beside
+    top, *high, loss = measured.beside
+    assert (loss.metric, loss.unit, loss.better) == ("loss", "nats/token", "lower")
     assert [(score.metric, score.value, score.stderr, score.unit) for score in high] == [
         (f"kl_p{p}", pytest.approx(np.percentile(by_token, p), rel=1e-6), None, "nats") for p in (95, 99)
     ]
@@ -105,6 +106,9 @@ def test_the_windows_are_those_of_loss(opened: Opened, pruned: Opened, texts: Pa
     loss = Loss(**given).measure(Subject(pruned.model, pruned.tokenizer))
     assert agreement.score.facts["items"] == loss.score.facts["items"]
     assert [(o.item, o.weight) for o in agreement.outcomes] == [(o.item, o.weight) for o in loss.outcomes]
+    assert [o.facts["nats"] for o in agreement.outcomes] == pytest.approx([o.value for o in loss.outcomes], rel=1e-12)
+    beside = agreement.beside[-1]
+    assert (beside.value, beside.stderr) == pytest.approx((loss.score.value, loss.score.stderr), rel=1e-12)
 
 
 def test_the_result_does_not_depend_on_batch_or_chunk(opened: Opened, pruned: Opened, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,10 +136,10 @@ def test_a_killed_one_goes_on(opened: Opened, pruned: Opened, texts: Path, tmp_p
     assert 0 < len(calls) < len(lines) / 4
 
 
-def test_a_journal_without_single_tokens_is_scored_again(opened: Opened, pruned: Opened, texts: Path, tmp_path: Path) -> None:
+def test_a_journal_of_another_form_is_scored_again(opened: Opened, pruned: Opened, texts: Path, tmp_path: Path) -> None:
     agreement, path = Agreement(source=str(texts), tokens=300, length=16), tmp_path / "journal.jsonl"
     before = Journal(path, "q")
-    before.add({w.name: [1.0, 1] for w in agreement.windows(pruned.tokenizer)})
+    before.add({f"{w.name}{form}": [1.0, 1, [1.0]] for w in agreement.windows(pruned.tokenizer) for form in ("", " by token")})
     again = agreement.measure(Subject(pruned.model, pruned.tokenizer, opened.model, journal=Journal(path, "q")))
     assert again == agreement.measure(Subject(pruned.model, pruned.tokenizer, opened.model))
 

@@ -111,6 +111,7 @@ def test_choices_are_ranked_as_by_hand(opened: Opened, choices: Path, shots: int
     outcomes = {o.item: o for o in measured.outcomes}
     hits: dict[str, list[bool]] = {"acc": [], "acc_norm": [], "acc_prior": []}
     blind: dict[str, list[bool]] = {"acc": [], "acc_norm": []}
+    offered: dict[str, list[float]] = {"offered": [], "offered_prior": []}
     for row in asked(task):
         found = outcomes.pop(row.name)
         gold = row.labels.index(row.answer)
@@ -125,6 +126,10 @@ def test_choices_are_ranked_as_by_hand(opened: Opened, choices: Path, shots: int
         blind["acc_norm"].append(first([n / len(a) for n, a in zip(alone, answers(row), strict=True)]) == gold)
         hits["acc_norm"].append(first([n / len(a) for n, a in zip(given, answers(row), strict=True)]) == gold)
         hits["acc_prior"].append(first([n - a for n, a in zip(given, alone, strict=True)]) == gold)
+        likelihood = [math.exp(-n) for n in given]
+        offered["offered"].append(-math.log(likelihood[gold] / sum(likelihood)))
+        raised = [math.exp(a - n) for n, a in zip(given, alone, strict=True)]
+        offered["offered_prior"].append(-math.log(raised[gold] / sum(raised)))
         assert [found.facts[name] for name in ("hit", "hit_norm", "hit_prior")] == [hits[name][-1] for name in hits]
     assert not outcomes
     scores = named(measured)
@@ -133,6 +138,9 @@ def test_choices_are_ranked_as_by_hand(opened: Opened, choices: Path, shots: int
         assert (scores[metric].value, scores[metric].n, scores[metric].chance) == (mean, 8, 0.25)
         assert scores[metric].stderr == pytest.approx(math.sqrt(mean * (1 - mean) / 7))
     assert {m: s.facts["blind"] for m, s in scores.items() if "blind" in s.facts} == {m: sum(kept) / 8 for m, kept in blind.items()}
+    for metric, values in offered.items():
+        assert scores[metric].value == pytest.approx(sum(values) / 8, abs=1e-9)
+        assert (scores[metric].n, scores[metric].unit, scores[metric].better) == (8, "nats/question", "lower")
     total, weight = sum(o.value for o in measured.outcomes), sum(o.weight for o in measured.outcomes)
     assert measured.score.metric == "loss"
     assert measured.score.value == pytest.approx(total / weight)
@@ -141,11 +149,14 @@ def test_choices_are_ranked_as_by_hand(opened: Opened, choices: Path, shots: int
 
 def test_a_metric_comes_first_if_it_is_asked_for(opened: Opened, choices: Path) -> None:
     plain = Task(name=str(choices), limit=6).measure(Subject(opened.model, opened.tokenizer))
-    for metric in ("acc", "acc_norm", "acc_prior"):
+    for metric in ("acc", "acc_norm", "acc_prior", "offered", "offered_prior"):
         measured = Task(name=str(choices), limit=6, metric=metric).measure(Subject(opened.model, opened.tokenizer))
         assert measured.score == named(plain)[metric]
         assert {s.metric for s in measured.beside} == set(named(plain)) - {metric}
-        assert sum(o.value for o in measured.outcomes) / sum(o.weight for o in measured.outcomes) == measured.score.value
+        total, weight = math.fsum(o.value for o in measured.outcomes), sum(o.weight for o in measured.outcomes)
+        assert total / weight == pytest.approx(measured.score.value, rel=1e-14)
+        if metric.startswith("acc"):
+            assert total / weight == measured.score.value
         assert [o.facts for o in measured.outcomes] == [o.facts for o in plain.outcomes]
 
 

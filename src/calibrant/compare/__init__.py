@@ -13,6 +13,7 @@ from calibrant.compare.masks import Layers, MaskOverlap, layers, overlaps
 from calibrant.compare.questions import Evidence, PaperQuestion
 from calibrant.compare.ranking import MEAN, Ranking, RankingEntry, pairs
 from calibrant.compare.results import Results, draws, narrowed, read, tidy
+from calibrant.compare.sensitivity import Choice, Sensitivity, variance_ratio
 from calibrant.compare.sets import MEASURES, Draw, SetSummary, Similarity, medians, similarity, summaries
 from calibrant.compare.words import KeptWords, kept_words, kept_words_in
 
@@ -20,6 +21,7 @@ __all__ = [
     "LEVEL",
     "MEAN",
     "MEASURES",
+    "Choice",
     "Comparison",
     "Contrast",
     "Draw",
@@ -36,6 +38,7 @@ __all__ = [
     "RankingEntry",
     "Regret",
     "Results",
+    "Sensitivity",
     "SetSummary",
     "Similarity",
     "bits_of",
@@ -64,4 +67,5 @@ __all__ = [
     "t_quantile",
     "target_noun",
     "tidy",
+    "variance_ratio",
 ]

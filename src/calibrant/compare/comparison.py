@@ -23,6 +23,7 @@ from calibrant.compare.estimate import LEVEL
 from calibrant.compare.questions import PaperQuestion, questions
 from calibrant.compare.ranking import MEAN, ComparedGroup, Ranking, RankingEntry, pairs
 from calibrant.compare.results import Results, grouped, narrowed, read, unranked
+from calibrant.compare.sensitivity import Sensitivity, sensitivity
 from calibrant.errors import SpecError
 from calibrant.store import Store
 
@@ -51,7 +52,8 @@ class Comparison:
 
     `rankings` are descriptive and `comparisons` counts the comparisons that they show; `contrasts` are those that the study named before it ran;
     `questions` are those of the study that this project is named after, answered for this one. `unranked` are methods that look at no data, with a
-    target that no set has: rankings without sets, which have one baseline each. `missing` names every hole with its reason,
+    target that no set has: rankings without sets, which have one baseline each. `sensitivities` say for each ranking whose sets were drawn more than once
+    how much the choice of set decides. `missing` names every hole with its reason,
     `stale` counts runs of an older revision, `one_draw` says that some set was drawn only once.
     """
 
@@ -64,6 +66,7 @@ class Comparison:
     one_draw: bool = False
     questions: tuple[PaperQuestion, ...] = ()
     unranked: tuple[Ranking, ...] = ()
+    sensitivities: tuple[Sensitivity, ...] = ()
 
 
 def compare(store: Store | Results, measures: Sequence[str] = (), level: float = LEVEL, baseline: str = "") -> Comparison:
@@ -90,6 +93,7 @@ def compare(store: Store | Results, measures: Sequence[str] = (), level: float =
         one_draw=any(r.one_draw for r in ranked),
         questions=tuple(questions(groups)),
         unranked=without_sets,
+        sensitivities=tuple(found for group in groups if (found := sensitivity(group)) is not None),
     )
 
 

@@ -244,8 +244,8 @@ class Pairs:
     with_draws: Bool[np.ndarray, " n"]
 
     @staticmethod
-    def of(sides: Mapping[str, Mapping[str, Side]], measured: Sequence[str]) -> "Pairs":
-        """Return them for the sides of each label by measured set."""
+    def of(sides: Mapping[str, Mapping[str, Side]], measured: Sequence[str], pooled: bool = False) -> "Pairs":
+        """Return them for the sides of each label by measured set; `pooled` takes the draws of all labels to vary alike."""
         labels = tuple(sides)
         coefs = {m: sides[labels[0]][m].worse / len(measured) for m in measured}
         for m in measured:
@@ -272,6 +272,10 @@ class Pairs:
 
         # A difference has the draws of both its sets: the last axis is the row's and the column's.
         draws, draws_df = (np.stack(np.broadcast_arrays(each[:, None], each), axis=-1) for each in (over, over_df))
+        if pooled and counted.any():
+            count = np.where(counted, over_df + 1, np.inf)
+            one = (over * count * over_df)[counted].sum() / over_df[counted].sum() / count
+            draws, draws_df = (one[:, None] + one)[..., None], np.full((*total.shape, 1), over_df[counted].sum())
         spread = Spread.of(total, items_df, draws, draws_df, inner[:, None] + inner)
         items = sum(len(sides[labels[0]][m].items) for m in measured)
         return Pairs(labels, own[:, None] - own, spread, items, counted, with_draws)

@@ -121,14 +121,17 @@ UNKNOWN: Final = Estimate(math.nan, None, 0.0, 0)
 
 
 class ComparedGroup:
-    """The sets and baselines of one group, compared in every two: on each measured set and on average."""
+    """The sets and baselines of one group, compared in every two: on each measured set and on average.
+
+    `rows` are the sides of each by measured set, `measured` all that was measured, and `averaged` what shares the first one's metric and unit.
+    """
 
     def __init__(self, setting: Setting, cells: Sequence[Cell], results: Results, level: float = LEVEL, baseline: str = "") -> None:
         self.setting, self.level = setting, level
         self._cells, self._results, self._named_baseline = cells, results, baseline
         self._group = GroupResults.of(cells, results)
         self._dense = self._group.sides.get(DENSE, {})
-        self._rows = {label: sides for label, sides in self._group.sides.items() if label != DENSE}
+        self.rows = {label: sides for label, sides in self._group.sides.items() if label != DENSE}
         self.measured = tuple(self._group.names.values())
         every_side = [*self._group.sides.values(), *self._group.partial.values()]
         self._scores = {m: next(side[m].score for side in every_side if m in side) for m in self.measured}
@@ -161,9 +164,9 @@ class ComparedGroup:
 
     def difference(self, first: Sequence[str], second: Sequence[str], measured: Sequence[str]) -> Estimate:
         """Return how much worse the sets `first`, taken together, are than `second`, averaged over `measured`."""
-        coefs = {m: next(iter(self._rows.values()))[m].worse / len(measured) for m in measured}
+        coefs = {m: next(iter(self.rows.values()))[m].worse / len(measured) for m in measured}
         weights = [(label, 1 / len(first)) for label in first] + [(label, -1 / len(second)) for label in second]
-        return combination([(self._rows[label], {m: weight * c for m, c in coefs.items()}) for label, weight in weights])
+        return combination([(self.rows[label], {m: weight * c for m, c in coefs.items()}) for label, weight in weights])
 
     @cached_property
     def tables(self) -> Mapping[str, Pairs]:
@@ -172,15 +175,15 @@ class ComparedGroup:
 
     @cached_property
     def _unordered(self) -> Mapping[str, Pairs]:
-        if not self._rows:
+        if not self.rows:
             return {}
-        tables = {m: Pairs.of(self._rows, [m]) for m in self.measured}
+        tables = {m: Pairs.of(self.rows, [m]) for m in self.measured}
         several = len(self.averaged) > 1
-        return {**tables, MEAN: Pairs.of(self._rows, self.averaged) if several else tables[self.averaged[0]]}
+        return {**tables, MEAN: Pairs.of(self.rows, self.averaged) if several else tables[self.averaged[0]]}
 
     @cached_property
     def _order(self) -> tuple[str, ...]:
-        if not self._rows:
+        if not self.rows:
             return ()
         table = self._unordered[MEAN]
         # Differences to one row order the rows as their own values would.
@@ -188,7 +191,7 @@ class ComparedGroup:
 
     @property
     def _comparisons(self) -> int:
-        return pairs(len(self._rows))
+        return pairs(len(self.rows))
 
     @cached_property
     def _worse(self) -> Mapping[str, Bool[np.ndarray, "n n"]]:
@@ -240,8 +243,8 @@ class ComparedGroup:
         complete, best = label in self._group.sides, self.sets[0] if self.sets else ""
         own = self._group.sides[label] if complete else self._group.partial[label]
         known = [m for m in own if m in self._dense]
-        to_best = self.tables[MEAN].estimate(label, best) if label in self._rows and best not in ("", label) else None
-        compared = label in self._rows and self.baseline not in ("", label)
+        to_best = self.tables[MEAN].estimate(label, best) if label in self.rows and best not in ("", label) else None
+        compared = label in self.rows and self.baseline not in ("", label)
         over = {m: [m] for m in known} | ({MEAN: self.averaged} if complete and self._dense else {})
         return RankingEntry(
             name=label,

@@ -4,7 +4,8 @@
 they predict for each token that `loss` scores: the Kullback-Leibler divergence of the compressed model's distribution from the untouched one's,
 KL(untouched ‖ compressed), in nats, with its 95th and 99th percentile over tokens, and how often the most probable token is the same. They see every
 token's whole distribution, not one number of it, so they distinguish two compressed models on less text than a loss does; a model agrees with
-itself completely, with a divergence of exactly zero. They say nothing about whether what changed was any good.
+itself completely, with a divergence of exactly zero. They say nothing about whether what changed was any good: for that the compressed model's
+`loss` stands beside them, from the same forward, each document's summed nats among the facts of its outcome.
 
 Beside the divergence stands the noise floor of what ran the models (`_floor`): how far apart two computations of the same numbers are there. A
 smaller difference between two models is none that a runtime would keep.
@@ -12,6 +13,7 @@ smaller difference between two models is none that a runtime would keep.
 The distributions are float32, or float64 for models that are. The context length is part of the score, as it is for a loss.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -27,7 +29,7 @@ from calibrant.errors import ModelError, NumericsError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._base import Subject
 from calibrant.evaluators._floor import NoiseFloor, noise_floor
-from calibrant.evaluators._windows import ScoredWindow, TextEvaluator, by_document, predictions, score_windows, wide
+from calibrant.evaluators._windows import ScoredWindow, TextEvaluator, by_document, nats_of, predictions, score_windows, wide
 from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.spec import identity
 
@@ -39,13 +41,14 @@ NUMBERS_PER_CHUNK: Final = 2**20
 PERCENTILES: Final = (95, 99)
 """A mean says little of the few tokens on which a compressed model goes astray; these do, and users of quantized models quote them."""
 
-Compared = tuple[float, int, Sequence[float]]
-"""Summed nats of divergence, how many tokens have the same most probable prediction, and the nats of each token, rounded to float32."""
+Compared = tuple[float, int, Sequence[float], float]
+"""Summed nats of divergence, how many tokens have the same most probable prediction, the divergence of each token, rounded to float32, and the
+summed nats of the text itself."""
 
 
 @dataclass(frozen=True, repr=False)
 class Agreement(TextEvaluator):
-    """Mean KL(untouched ‖ compressed) per token of held-out text, in nats; beside it high percentiles, and how often the top token is the same."""
+    """Mean KL(untouched ‖ compressed) per token of held-out text, in nats; beside it high percentiles, how often the top token is the same, and the loss."""
 
     tokens: int = 16_384
     length: int = 512
@@ -53,7 +56,7 @@ class Agreement(TextEvaluator):
     compares = True
 
     def measure(self, subject: Subject) -> Measurement:
-        """Return the divergence with one outcome per document: `value` its summed nats, `weight` its scored tokens, `agreed` those predicted alike.
+        """Return the divergence with one outcome per document: `value` its summed nats, `weight` its scored tokens, `agreed` those predicted alike, `nats` its loss.
 
         Raises `SpecError` without a reference, `ModelError` for one with another vocabulary, `NumericsError` for outputs that aren't finite.
         """
@@ -68,11 +71,12 @@ class Agreement(TextEvaluator):
         def compare(batch: list[ScoredWindow]) -> list[Compared]:
             return _compared(subject.model, reference, batch, measured)
 
-        compared = score_windows(windows, TOKENS_PER_BATCH, compare, subject, str(self), "{} by token")
+        compared = score_windows(windows, TOKENS_PER_BATCH, compare, subject, str(self), "{} with its loss")
         outcomes: list[Outcome] = []
         for document, own in by_document(windows).items():
-            divergences, agreed, _ = zip(*(compared[w.name] for w in own), strict=True)
-            outcomes.append(Outcome(document, sum(divergences), float(sum(w.scored for w in own)), {"agreed": sum(agreed)}))
+            divergences, agreed, _, nats = zip(*(compared[w.name] for w in own), strict=True)
+            facts = {"agreed": sum(agreed), "nats": math.fsum(nats)}
+            outcomes.append(Outcome(document, sum(divergences), float(sum(w.scored for w in own)), facts))
         floor = noise_floor(subject.model, reference, windows, lambda model, exact, batch: _compared(model, exact, batch, measured))
         return self._measurement(tuple(outcomes), [nats for w in windows for nats in compared[w.name][2]], measured, floor)
 
@@ -90,14 +94,15 @@ class Agreement(TextEvaluator):
         levels = [float(level) for level in np.percentile(by_token, PERCENTILES)]
         # No error: tokens of a document aren't independent, and a percentile is no mean of documents.
         high = (Score(measured, f"kl_p{p}", level, None, n, "nats", "lower", facts=facts) for p, level in zip(PERCENTILES, levels, strict=True))
+        loss = Score(measured, "loss", *ratio([o.facts["nats"] for o in outcomes], weights), n, "nats/token", "lower", facts=facts)
         known = facts if floor is None else facts | floor.facts()
-        return Measurement(Score(measured, "kl", *divergence, n, "nats/token", "lower", facts=known), outcomes, beside=(top, *high))
+        return Measurement(Score(measured, "kl", *divergence, n, "nats/token", "lower", facts=known), outcomes, beside=(top, *high, loss))
 
 
 @torch.no_grad()
 def _compared(model: PreTrainedModel, reference: PreTrainedModel, batch: list[ScoredWindow], measured: str) -> list[Compared]:
     compared: list[Compared] = []
-    for theirs, ours in zip(predictions(reference, batch), predictions(model, batch), strict=True):
+    for window, theirs, ours in zip(batch, predictions(reference, batch), predictions(model, batch), strict=True):
         if theirs.shape != ours.shape:
             raise ModelError(
                 f"the reference predicts {theirs.shape[-1]} tokens and the model {ours.shape[-1]}: with another vocabulary they can't be compared; "
@@ -107,7 +112,7 @@ def _compared(model: PreTrainedModel, reference: PreTrainedModel, batch: list[Sc
         tokens = max(1, NUMBERS_PER_CHUNK // theirs.shape[-1])
         parts = [_divergence(old, new, measured) for old, new in zip(theirs.split(tokens), ours.split(tokens), strict=True)]
         by_token = [float(np.float32(nats)) for part in parts for nats in part[2]]
-        compared.append((sum(part[0] for part in parts), sum(part[1] for part in parts), by_token))
+        compared.append((sum(part[0] for part in parts), sum(part[1] for part in parts), by_token, nats_of(window, ours)))
     return compared
 
 

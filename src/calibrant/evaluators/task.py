@@ -6,6 +6,8 @@ and are the same for every model and calibration set. Scores of one measurement,
 - `loss`: of the right answer, in nats per token. At small sizes it moves long before any accuracy does.
 - `acc`: the likeliest choice is right. `acc_norm`: the likeliest for its length in bytes. `acc_prior`: the one whose likelihood the question
   raises most, over that behind the bare `Answer:` (Holtzman et al. 2021, arXiv:2104.08315).
+- `offered`: the loss of the right answer among those that are offered, −log of its share of their likelihood, in nats per question. `loss` also
+  falls where a model comes to say the words of all answers; this doesn't. `offered_prior`: the same of what the question raises each likelihood by.
 - `solution`: the loss of the worked solution, where the measured rows have one.
 
 Beside `chance`, the facts of an accuracy say how often the right choice would come first without the question (`blind`): where right answers are
@@ -21,6 +23,8 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, Final
 
+import torch
+
 from calibrant.data import Format, Row, Source, held_out
 from calibrant.errors import DataError, SpecError
 from calibrant.estimates import ratio
@@ -32,7 +36,9 @@ from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.registry import did_you_mean
 from calibrant.spec import identity
 
-METRICS: Final = ("loss", "acc", "acc_norm", "acc_prior", "solution")
+RANKED: Final = ("acc", "acc_norm", "acc_prior", "offered", "offered_prior")
+"""Metrics that compare the offered answers."""
+METRICS: Final = ("loss", *RANKED, "solution")
 TOKENS_PER_PASS: Final = 512
 """Tokens of one forward; no result depends on it beyond rounding."""
 
@@ -107,7 +113,7 @@ class Task(SourceEvaluator):
         choices, numbers = "choices" in fields, 2 * sum(map(is_number, answers)) > len(answers)
         if self.style and not choices:
             raise DataError(f"task(name={self.name!r}, style={self.style!r}): {self.name} has no choices; leave style out", subject=self.name)
-        if self.metric.startswith("acc") and not choices and not numbers:
+        if self.metric in RANKED and not choices and not numbers:
             raise DataError(
                 f"task(name={self.name!r}, metric={self.metric!r}): {self.name} has neither choices nor numbers to rank; use metric='loss'",
                 subject=self.name,
@@ -132,7 +138,7 @@ class Task(SourceEvaluator):
     def _measurement(self, answered: Sequence["_Answered"], passed_over: int) -> Measurement:
         ranked = len(answered[0].item.options) > 1
         worked = any(a.solution for a in answered)
-        available = [m for m in METRICS if (ranked or not m.startswith("acc")) and (worked or m != "solution")]
+        available = [m for m in METRICS if (ranked or m not in RANKED) and (worked or m != "solution")]
         if self.metric not in available:
             raise DataError(
                 f"task(metric={self.metric!r}): {self._source} has no worked solutions; use one of {', '.join(available)}", subject=self.metric
@@ -147,8 +153,10 @@ class Task(SourceEvaluator):
         values, weights = [v for v, _ in results.values()], [w for _, w in results.values()]
         value, stderr = ratio(values, weights)
         facts = {**facts, "items": identity([[name, weight] for name, (_, weight) in results.items()])}
-        if not metric.startswith("acc"):
+        if metric not in RANKED:
             return Score(self._measured, metric, value, stderr, len(results), "nats/token", "lower", facts={**facts, "tokens": int(sum(weights))})
+        if metric.startswith("offered"):
+            return Score(self._measured, metric, value, stderr, len(results), "nats/question", "lower", facts=facts)
         chance = sum(1 / len(a.item.options) for a in answered) / len(answered)
         if metric != "acc_prior":
             facts["blind"] = sum(a.hit(metric, blind=True) for a in answered) / len(answered)
@@ -176,9 +184,18 @@ class _Answered:
         """Value and weight."""
         if metric.startswith("acc"):
             return float(self.hit(metric)), 1.0
+        if metric in RANKED:
+            return self.among(prior=metric == "offered_prior"), 1.0
         scored = self.solution if metric == "solution" else self.scored[self.item.gold]
         assert scored is not None
         return scored.nats, float(scored.tokens)
+
+    def among(self, prior: bool) -> float:
+        """Return −log of the right option's share of the likelihood of all, or of what the question raises it by (`prior`)."""
+        nats = torch.tensor([scored.nats for scored in self.scored[: len(self.item.options)]], dtype=torch.float64)
+        if prior:
+            nats -= torch.tensor([scored.nats for scored in self.bare], dtype=torch.float64)
+        return float(nats[self.item.gold] + torch.logsumexp(-nats, 0))
 
     def hit(self, metric: str, blind: bool = False) -> bool:
         """Return whether the right option comes first, or would without the question; of equals, the first one given does."""

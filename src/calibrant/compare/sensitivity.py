@@ -1,0 +1,158 @@
+"""How much the choice of calibration set decides for a method, against the luck of the draw.
+
+Two numbers for each model, method and target, over the sets that were drawn more than once and aren't controls:
+
+**Between sets over between draws.** The variance of the sets' true means over that of the draws of one set: 0 where another text changes no more
+than another draw, 1 where it changes as much again. One-way analysis of variance with sets as a sample of the texts that one might take. On
+several measured sets it is that of the sum of squares over all of them, F being (tr B / (k − 1)) / (tr W / Σ (n − 1)) for k sets, with Dempster's
+degrees of freedom: both are multiplied with r = (tr Σ)² / tr Σ² of the draws' covariance, since what is measured on two texts isn't independent
+(Dempster 1958, "A high dimensional two sample significance test"). It takes the documents that were measured as they are.
+
+**What the choice is worth.** How much worse the worst set is than the best one, on each measured set: what somebody risks who calibrates without
+asking. The difference of a largest and a smallest is large by chance too, so it stands beside a floor, and its interval is the range that all
+differences of two sets allow together (Bonferroni over pairs and measured sets): from the largest difference that is certain to the largest that
+is possible. They cover other documents and other draws. The draws of all sets are taken to vary alike here: three draws of each of seven sets say
+with 14 degrees of freedom how much, and each alone with 2.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from calibrant.compare.crossed import Pairs, Side
+from calibrant.compare.estimate import LEVEL
+from calibrant.compare.ranking import MEAN, ComparedGroup, pairs
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How much worse the `worst` set is than the `best` one: `value`, with its interval. What lies below `floor` is no more than chance gives."""
+
+    best: str
+    worst: str
+    value: float
+    interval: tuple[float, float]
+    floor: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether any two of the sets differ significantly."""
+        return self.interval[0] > 0
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How much the choice of calibration set decides for one model, method and target; see the head of this module.
+
+    `sets` are those that are compared, `draws` how many the least drawn of them has. `ratio` is the variance between sets over that between draws,
+    with its interval, and `p` that of the test that it is zero; None where the draws don't vary at all. `mean` is what is measured, averaged over sets
+    and measured sets, and `choices` are by measured set, and for their mean under `MEAN`: there what helps on one text and harms on another cancels.
+    """
+
+    model: str
+    method: str
+    target: str
+    propagate: str
+    unit: str
+    sets: tuple[str, ...]
+    draws: int
+    mean: float
+    ratio: float | None
+    ratio_interval: tuple[float, float] | None
+    p: float | None
+    choices: Mapping[str, Choice]
+    level: float = LEVEL
+
+    @property
+    def worth(self) -> float:
+        """What the choice is worth to somebody with one of the measured texts in mind: how much worse the worst set is, averaged over them."""
+        return _mean([choice.value for choice in self._single])
+
+    @property
+    def worth_interval(self) -> tuple[float, float]:
+        """Its interval: those of the measured sets hold together, so their mean holds too."""
+        low, high = (_mean([choice.interval[i] for choice in self._single]) for i in (0, 1))
+        return low, high
+
+    @property
+    def floor(self) -> float:
+        """What the choice would seem to be worth where all sets are alike, at most."""
+        return _mean([choice.floor for choice in self._single])
+
+    @property
+    def _single(self) -> Sequence[Choice]:
+        return [choice for name, choice in self.choices.items() if name != MEAN] or [self.choices[MEAN]]
+
+
+def sensitivity(group: ComparedGroup) -> Sensitivity | None:
+    """Return how much the choice of set decides in a group; None with fewer than two sets that were drawn more than once."""
+    rows = {name: group.rows[name] for name in group.sets if not group.label(name).control and group.rows[name][group.averaged[0]].counted}
+    if len(rows) < 2:
+        return None
+    measured = group.averaged
+    comparisons = pairs(len(rows)) * len(measured)
+    choices = {m: _choice(Pairs.of(rows, [m], pooled=True), group.level, comparisons) for m in measured}
+    choices[MEAN] = _choice(Pairs.of(rows, measured, pooled=True), group.level, pairs(len(rows)))
+    ratio, interval, p = variance_ratio([_draws(sides, measured) for sides in rows.values()], group.level)
+    return Sensitivity(
+        **group.setting._asdict(),
+        unit=group.units[measured[0]],
+        sets=tuple(rows),
+        draws=min(len(sides[measured[0]].draws) for sides in rows.values()),
+        mean=_mean([sides[m].value for sides in rows.values() for m in measured]),
+        ratio=ratio,
+        ratio_interval=interval,
+        p=p,
+        choices=choices,
+        level=group.level,
+    )
+
+
+def variance_ratio(
+    sets: Sequence[Float[np.ndarray, "draw measured"]], level: float = LEVEL
+) -> tuple[float, tuple[float, float], float] | tuple[None, None, None]:
+    """Return the variance between sets over that between draws of a set, its interval and p; None where the draws of no set vary.
+
+    >>> ratio, (low, high), p = variance_ratio([np.array([[1.0], [1.1]]), np.array([[2.0], [2.1]]), np.array([[3.0], [3.1]])])
+    >>> f"{ratio:.0f} ({low:.0f} to {high:.0f}), p {p:.4f}"
+    '199 (12 to 7833), p 0.0002'
+    """
+    from scipy.special import fdtrc, fdtri
+
+    counts = np.array([len(draws) for draws in sets])
+    means = np.stack([draws.mean(0) for draws in sets])
+    residuals = np.concatenate([draws - draws.mean(0) for draws in sets])
+    covariance = residuals.T @ residuals
+    over, within = len(sets) - 1, int(counts.sum()) - len(sets)
+    if not np.trace(covariance) > 0:
+        return None, None, None
+    # How many measured sets of equal variance, independent of one another, would vary like these: from 1 to their number.
+    r = float(np.trace(covariance) ** 2 / (covariance**2).sum())
+    grand = counts @ means / counts.sum()
+    f = float((counts[:, None] * (means - grand) ** 2).sum() / over / (np.trace(covariance) / within))
+    # The draws of a set, or what comes nearest to it where sets have different numbers of them.
+    each = float(counts.sum() - (counts**2).sum() / counts.sum()) / over
+    tail = (1 - level) / 2
+    low, high = (max(0.0, (f / float(fdtri(r * over, r * within, q)) - 1) / each) for q in (1 - tail, tail))
+    return max(0.0, (f - 1) / each), (low, high), float(fdtrc(r * over, r * within, f))
+
+
+def _choice(table: Pairs, level: float, comparisons: int) -> Choice:
+    """What the choice is worth by a table of all pairs."""
+    half = table.spread.half(1 - (1 - level) / (2 * comparisons))
+    worst, best = np.unravel_index(int(table.values.argmax()), table.values.shape)
+    apart = ~np.eye(len(table.labels), dtype=bool)
+    sure, possible = (float((table.values + sign * half)[apart].max()) for sign in (-1, 1))
+    floor = float(half[apart].max())
+    return Choice(table.labels[best], table.labels[worst], float(table.values.max()), (max(0.0, sure), possible), floor)
+
+
+def _draws(sides: Mapping[str, Side], measured: Sequence[str]) -> Float[np.ndarray, "draw measured"]:
+    return np.stack([sides[m].worse * sides[m].draws for m in measured], axis=1)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
