@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -88,7 +89,8 @@ def finished(job: "subprocess.Popen[str]") -> dict[str, Any]:
     out, errors = job.communicate()
     if job.returncode:
         raise SystemExit(errors[-2000:])
-    return json.loads(out.splitlines()[-1])
+    said = json.loads(out.splitlines()[-1])
+    return {**said, "note": re.sub(r"^\S*/model", "the model", said["note"])}
 
 
 def killed(job: "subprocess.Popen[str]", blocks: int) -> str:

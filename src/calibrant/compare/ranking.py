@@ -123,14 +123,15 @@ UNKNOWN: Final = Estimate(math.nan, None, 0.0, 0)
 class ComparedGroup:
     """The sets and baselines of one group, compared in every two: on each measured set and on average.
 
-    `rows` are the sides of each by measured set, `measured` all that was measured, and `averaged` what shares the first one's metric and unit.
+    `rows` are the sides of each by measured set, `measured` is all that was measured, and `averaged` what shares the first one's metric and unit.
+    `dense` is the untouched model by measured set, empty without one.
     """
 
     def __init__(self, setting: Setting, cells: Sequence[Cell], results: Results, level: float = LEVEL, baseline: str = "") -> None:
         self.setting, self.level = setting, level
         self._cells, self._results, self._named_baseline = cells, results, baseline
         self._group = GroupResults.of(cells, results)
-        self._dense = self._group.sides.get(DENSE, {})
+        self.dense = self._group.sides.get(DENSE, {})
         self.rows = {label: sides for label, sides in self._group.sides.items() if label != DENSE}
         self.measured = tuple(self._group.names.values())
         every_side = [*self._group.sides.values(), *self._group.partial.values()]
@@ -242,23 +243,23 @@ class ComparedGroup:
     def _entry(self, label: str, letters: Mapping[str, str], ranks: tuple[int, int], best_on: Mapping[str, str]) -> RankingEntry:
         complete, best = label in self._group.sides, self.sets[0] if self.sets else ""
         own = self._group.sides[label] if complete else self._group.partial[label]
-        known = [m for m in own if m in self._dense]
+        known = [m for m in own if m in self.dense]
         to_best = self.tables[MEAN].estimate(label, best) if label in self.rows and best not in ("", label) else None
         compared = label in self.rows and self.baseline not in ("", label)
-        over = {m: [m] for m in known} | ({MEAN: self.averaged} if complete and self._dense else {})
+        over = {m: [m] for m in known} | ({MEAN: self.averaged} if complete and self.dense else {})
         return RankingEntry(
             name=label,
             control=label in self._group.sets and self.label(label).control,
             runs=self._group.runs[label],
             draws=self._group.draws(label),
             losses={m: _mean({m: own[m]}) for m in own},
-            increases={m: _mean({m: own[m]}, self._dense) for m in known},
-            mean=_mean({m: own[m] for m in self.averaged}, self._dense or None) if complete else UNKNOWN,
+            increases={m: _mean({m: own[m]}, self.dense) for m in known},
+            mean=_mean({m: own[m] for m in self.averaged}, self.dense or None) if complete else UNKNOWN,
             to_best=to_best,
             tied=to_best is not None and not to_best.significant(self.level, self._comparisons),
             letters=letters,
             ranks=ranks,
-            share_kept={name: share for name, sets in over.items() if (share := share_kept(own, self._dense, sets)) is not None},
+            share_kept={name: share for name, sets in over.items() if (share := share_kept(own, self.dense, sets)) is not None},
             best_on=frozenset(name for name, best in best_on.items() if best == label),
             overlapping=label in self._group.overlapping,
             to_baseline={name: table.estimate(label, self.baseline) for name, table in self.tables.items()} if compared else {},

@@ -48,8 +48,9 @@ class Sensitivity:
     """How much the choice of calibration set decides for one model, method and target; see the head of this module.
 
     `sets` are those that are compared, `draws` how many the least drawn of them has. `ratio` is the variance between sets over that between draws,
-    with its interval, and `p` that of the test that it is zero; None where the draws don't vary at all. `mean` is what is measured, averaged over sets
-    and measured sets, and `choices` are by measured set, and for their mean under `MEAN`: there what helps on one text and harms on another cancels.
+    with its interval, and `p` that of the test that it is zero; None where the draws don't vary at all. `increase` is how much worse than the dense model
+    the models are, averaged over sets and measured sets; None without a dense model. `choices` are by measured set, and for their mean under `MEAN`:
+    there what helps on one text and harms on another cancels.
     """
 
     model: str
@@ -59,7 +60,7 @@ class Sensitivity:
     unit: str
     sets: tuple[str, ...]
     draws: int
-    mean: float
+    increase: float | None
     ratio: float | None
     ratio_interval: tuple[float, float] | None
     p: float | None
@@ -83,6 +84,11 @@ class Sensitivity:
         return _mean([choice.floor for choice in self._single])
 
     @property
+    def share(self) -> float | None:
+        """What the choice is worth as a share of the increase, by which methods of different strength can be compared; None where there is none."""
+        return self.worth / self.increase if self.increase is not None and self.increase > 0 else None
+
+    @property
     def _single(self) -> Sequence[Choice]:
         return [choice for name, choice in self.choices.items() if name != MEAN] or [self.choices[MEAN]]
 
@@ -102,7 +108,7 @@ def sensitivity(group: ComparedGroup) -> Sensitivity | None:
         unit=group.units[measured[0]],
         sets=tuple(rows),
         draws=min(len(sides[measured[0]].draws) for sides in rows.values()),
-        mean=_mean([sides[m].value for sides in rows.values() for m in measured]),
+        increase=_mean([side[m].worse * (side[m].value - group.dense[m].value) for side in rows.values() for m in measured]) if group.dense else None,
         ratio=ratio,
         ratio_interval=interval,
         p=p,

@@ -67,7 +67,7 @@ def test_from_the_answer_to_a_set_and_to_the_command_that_repeats_it(started: An
         page = watched.open(usual).page
         assert "Over 4 combinations" in page.locator("#answer").inner_text()
         assert page.locator("nav a").all_inner_texts() == [
-            *("Answer", "Ranking", "Questions", "Grid", "Sets", "Network", "Layers", "Contrasts", "Runs", "About")
+            *("Answer", "Ranking", "Sensitivity", "Questions", "Grid", "Sets", "Network", "Layers", "Contrasts", "Runs", "About")
         ]
         rankings = page.locator("#ranking [data-choice]")
         assert [rankings.nth(i).is_visible() for i in range(4)] == [True, False, False, False]

@@ -10,7 +10,7 @@ from calibrant.report.page.network import network, network_of
 from calibrant.report.page.rendering import digest, excerpt_style, page_script, page_style, render, vega_bundle
 from calibrant.report.page.runs import run_table
 from calibrant.report.page.words import word_maps
-from calibrant.report.tables.sections import conclusions, without_data
+from calibrant.report.tables.sections import conclusions, sensitivity, without_data
 
 POLICY: Final = "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """What the browser is to refuse: every request, and every script but the page's own two, which are known by their hashes."""
@@ -18,6 +18,7 @@ POLICY: Final = "default-src 'none'; script-src {scripts}; style-src 'unsafe-inl
 PARTS: Final = {
     "answer": "Answer",
     "ranking": "Ranking",
+    "sensitivity": "Sensitivity",
     "questions": "Questions",
     "grid": "Grid",
     "sets": "Sets",
@@ -51,6 +52,7 @@ def page(contents: Contents) -> str:
         network=network(network_of(contents)),
         layers=layers(contents.ordered_layers, contents.ids),
         word_maps=word_maps(contents),
+        sensitivity=list(sensitivity(contents.comparison)),
         conclusions=[*without_data(contents.comparison), *conclusions(contents.comparison)],
         run_table=run_table(contents),
     )

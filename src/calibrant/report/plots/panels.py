@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median_high
 from typing import TYPE_CHECKING, Any, Final
@@ -61,12 +61,16 @@ class Mark:
 
 @dataclass(frozen=True)
 class Panel:
-    """Points by the number of their row, and the range of the axis, which panels side by side may share. `unit` stands below it, if it has one."""
+    """Points by the number of their row, and the range of the axis, which panels side by side may share. `unit` stands below it, if it has one.
+
+    From zero to what `shaded` says of a row its ground is darker.
+    """
 
     title: str
     points: Mapping[int, Mark]
     span: tuple[float, float]
     unit: str = ""
+    shaded: Mapping[int, float] = field(default_factory=dict[int, float])
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ class Panels:
     def _records(self, p: int, panel: Panel) -> Iterator[dict[str, Any]]:
         size, (low, high) = self.size, panel.span
         yield from ({"p": p, "k": "span", "v": end} for end in panel.span)
+        yield from ({"p": p, "k": "shade", "r": r, "v": max(0.0, low), "w": min(end, high)} for r, end in panel.shaded.items())
         lines = self._titles[p]
         yield from ({"p": p, "k": f"title-{up}", "t": line} for up, line in enumerate(reversed(lines)))
         for r, row in enumerate(self.rows):
@@ -170,6 +175,7 @@ class Panels:
         shaped = {"x": x, "y": y, "stroke": stroke, "shape": shape}
         arrow = {"x": x, "y": y, "stroke": stroke, "angle": alt.Angle("a:Q", scale=None)}
         yield layer("span", "point", {"x": x}, stroke="transparent", fill="transparent")  # the ends of the axis, which so are those of its panel
+        yield layer("shade", "rule", {"x": x, "x2": alt.X2("w:Q"), "y": y}, color="var(--line)", strokeWidth=self.size.height / self.size.rows - 2)
         yield layer("row", "rule", across, color="var(--grid)")
         yield layer("zero", "rule", {"x": alt.XDatum(0)}, color="var(--ink)", strokeWidth=1)
         yield layer("interval", "rule", {"x": x, "x2": alt.X2("w:Q"), "y": y, "stroke": stroke}, strokeWidth=1.75)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from calibrant.compare import Comparison, Contrast, Ranking, RankingEntry
+from calibrant.compare import Comparison, Contrast, Ranking, RankingEntry, Sensitivity
 from calibrant.foreign import visible
 from calibrant.report.facts import StudyFacts
 from calibrant.report.sentences import caveats, doubts, finding, remarks
@@ -36,6 +36,7 @@ def report_data(comparison: Comparison, facts: StudyFacts) -> dict[str, Any]:
             **({"unranked": [_ranking(r) for r in comparison.unranked]} if comparison.unranked else {}),
             "contrasts": [_contrast(c) for c in comparison.contrasts],
             "agreements": list(comparison.agreements),
+            "sensitivities": [_sensitivity(s) for s in comparison.sensitivities],
             "questions": list(comparison.questions),
             "comparisons": comparison.comparisons,
             "missing": comparison.missing,
@@ -68,6 +69,11 @@ def _entry(ranking: Ranking, entry: RankingEntry) -> dict[str, Any]:
     joint = entry.to_best.interval(ranking.level, ranking.comparisons) if entry.to_best else None
     known = {name: value for name, value in _fields(entry).items() if name != "label"}  # the parts of its name
     return {**known, "mean_interval": entry.mean.interval(ranking.level), "to_best_interval": joint}
+
+
+def _sensitivity(sensitivity: Sensitivity) -> dict[str, Any]:
+    summary = {name: getattr(sensitivity, name) for name in ("worth", "worth_interval", "floor", "share")}
+    return {**_fields(sensitivity), **summary}
 
 
 def _contrast(contrast: Contrast) -> dict[str, Any]:

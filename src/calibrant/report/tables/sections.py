@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
-from calibrant.compare import LEVEL, Comparison, Contrast, RankAgreement, Ranking, describe_target, join_names, target_noun
+from calibrant.compare import LEVEL, Comparison, Contrast, RankAgreement, Ranking, Sensitivity, describe_target, join_names, target_noun
 from calibrant.report.sentences import NAMED, caveats, costs, doubts, finding, percent, remarks, short
 from calibrant.report.tables.table import HOLE, As, Column, Figure, Table, TableRow, ranked, unranked
 
@@ -34,6 +34,7 @@ def sections(comparison: Comparison, way: As = "increase", notes: Mapping[str, s
     if not comparison.rankings:
         yield Section("Nothing to rank yet", sentences=("No calibration set has all of its measurements yet, so there is nothing to rank.",))
     yield from without_data(comparison, way)
+    yield from sensitivity(comparison)
     yield from conclusions(comparison)
 
 
@@ -46,6 +47,12 @@ def without_data(comparison: Comparison, way: As = "increase") -> Iterator[Secti
         sentences = [*(f"Doubtful: {d}" for r in rankings for d in doubts(r)), *(cost for r in rankings for cost in costs(r))]
         title = f"Without calibration data: {model}"
         yield Section(title, replace(unranked(rankings, way), title=title), tuple(sentences))
+
+
+def sensitivity(comparison: Comparison) -> Iterator[Section]:
+    """Yield how much the choice of calibration set decides for each method, where sets were drawn more than once."""
+    if found := comparison.sensitivities:
+        yield Section("How much does the choice of set matter?", sensitivity_table(found), tuple(sensitivity_sentences(found)))
 
 
 def conclusions(comparison: Comparison) -> Iterator[Section]:
@@ -114,6 +121,39 @@ def contrast_sentence(contrast: Contrast) -> str:
     if c.verdict == "not significant":
         return " ".join(filter(None, [f"{lead}{c.compare} and {c.against} cannot be distinguished ({_where(c)}).", c.needs, c.reason]))
     return " ".join(filter(None, [f"{lead}{sides} ({_where(c)}): {c.verdict}.", c.reason, c.needs]))
+
+
+def sensitivity_table(sensitivities: Sequence[Sensitivity]) -> Table:
+    """Return what the choice of set is worth by method, the most of the increase first."""
+    heads = ("worst less best", f"{percent(LEVEL)} interval", "chance gives", "of the increase", "between sets / draws", f"its {percent(LEVEL)} interval", "p")
+    rows: list[TableRow] = []
+    for s in sorted(sensitivities, key=lambda s: (s.model, -(s.share or 0.0), s.method, s.target)):
+        low, high = s.worth_interval
+        ratio = HOLE if s.ratio is None else f"{s.ratio:.1f}"
+        around = HOLE if s.ratio_interval is None else " to ".join(f"{end:.1f}" for end in s.ratio_interval)
+        texts = (f"{s.worth:.3f}", f"{low:.3f} to {high:.3f}", f"{s.floor:.3f}", HOLE if s.share is None else _rounded(s.share), ratio, around, _p(s.p))
+        rows.append(TableRow(f"{s.method} at {describe_target(s.target)}", tuple(map(Figure, texts)), f"{s.model}, {len(s.sets)} sets"))
+    units = list(dict.fromkeys(s.unit for s in sensitivities))
+    legend = (
+        f"worst less best set{f' in {units[0]}' if len(units) == 1 else ''}, averaged over what was measured; controls left out",
+        "chance gives: at most, were all sets alike",
+        "of the increase: as a share of how much worse than the dense model they are on average",
+        "between sets / draws: variances",
+    )
+    return Table("How much does the choice of set matter?", "method", tuple(map(Column, heads)), tuple(rows), legend)
+
+
+def sensitivity_sentences(sensitivities: Sequence[Sensitivity]) -> Iterator[str]:
+    """Yield for how many of the methods the choice of set matters measurably, and where most."""
+    sure = [s for s in sensitivities if s.worth_interval[0] > 0]
+    yield f"Some two sets differ significantly in {len(sure)} of {len(sensitivities)} combinations of model, method and target."
+    if len(sure) > 1 and (most := max(sure, key=lambda s: s.share or 0.0)).share:
+        where = f"{most.method} at {describe_target(most.target)} ({most.model})"
+        yield f"It matters most to {where}: {_rounded(most.share)} of the increase over the dense model lie between the worst and the best set."
+
+
+def _rounded(share: float) -> str:
+    return f"{100 * share:.0f}\u00a0%"
 
 
 def agreement_table(agreements: Sequence[RankAgreement]) -> Table:
