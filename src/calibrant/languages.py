@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from calibrant.data import CalibrationSet, TokenBatch, micro_batches
 from calibrant.errors import DataError, ModelError, SpecError
@@ -159,19 +160,29 @@ def lape(
     requested = dict(sets) if isinstance(sets, Mapping) else {name: name for name in sets}
     if len(requested) < 2:
         raise SpecError(f"a neuron is specific to one language among several, and these are {list(requested)}; name two or more", subject="sets")
-    seen_by = view(opened.model)
-    modules = [_activation(block) for block in seen_by.blocks]
-    shares: list[list[Tensor]] = []
-    counts: list[int] = []
+    batches: dict[str, TokenBatch] = {}
     for name, data in requested.items():
         calibration = data if isinstance(data, CalibrationSet) else CalibrationSet(data, tokens=tokens, length=length, seed=seed)
         batch = resolved(calibration, opened, progress).tokens(opened.tokenizer)
         if batch.pads is not None:  # nor do pads count where the packing counts them
             batch = replace(batch, weights=batch.weights * ~batch.pads)
-        shares.append(_active(seen_by, modules, batch, lambda done, of, name=name: progress(f"neurons for {name}", done, of)))
-        counts.append(int((batch.weights > 0).sum()))
+        batches[name] = batch
+    return read_languages(opened.model, opened.name, batches, lowest, quantile, progress)
+
+
+def read_languages(
+    model: PreTrainedModel, name: str, batches: Mapping[str, TokenBatch], lowest: float, quantile: float, progress: Progress = silent
+) -> Lape:
+    """Return what `lape` does for the tokens of each language. Raises its `ModelError`."""
+    seen_by = view(model)
+    modules = [_activation(block) for block in seen_by.blocks]
+    shares = [
+        _active(seen_by, modules, batch, lambda done, of, language=language: progress(f"neurons for {language}", done, of))
+        for language, batch in batches.items()
+    ]
+    counts = tuple(int((batch.weights > 0).sum()) for batch in batches.values())
     probability = torch.stack([torch.cat(each) for each in shares])
-    return Lape(opened.name, tuple(requested), tuple(counts), tuple(map(len, shares[0])), probability, lowest, quantile)
+    return Lape(name, tuple(batches), counts, tuple(map(len, shares[0])), probability, lowest, quantile)
 
 
 def _activation(block: Block) -> nn.Module:

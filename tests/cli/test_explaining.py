@@ -89,3 +89,23 @@ def test_what_cannot_be_explained_is_one_sentence(ask: Ask, model: Path, words: 
     assert answer.code == 2, answer.out
     assert said in answer.err
     assert len(answer.err.strip().splitlines()) == 1
+
+
+def test_neurons_of_languages_and_what_stays_of_them(ask: Ask, model: Path, tmp_path: Path) -> None:
+    ask("prune", model, "--out", "pruned", "--sparsity", "0.5", *SMALL)
+    words = ("lape", model, "--language", "python_docs", "--language", "arithmetic", "--tokens", 2000, "--length", 64, "--lowest", "0.1")
+    shown = ask(*words, "--pruned", "pruned", "--dtype", "float32", "--out", "neurons.json", "--json").json
+    assert list(shown["languages"]) == ["python_docs", "arithmetic"]
+    for name, found in shown["languages"].items():
+        assert found["specific"] == sum(found["by_block"]) == len(found["neurons"])
+        assert shown["staying"][name] is None or 0 <= shown["staying"][name] <= 1
+    assert Path("neurons.json").read_text(encoding="utf-8").startswith("{")
+    answer = ask(*words, "--pruned", "pruned", "--dtype", "float32")
+    assert answer.code == 0, answer.err
+    assert "neurons of feed-forward networks in" in answer.out
+    (line,) = (line.split() for line in answer.out.splitlines() if line.startswith("arithmetic"))
+    assert line[:3] == ["arithmetic", f"{shown['languages']['arithmetic']['tokens']:,}", f"{shown['languages']['arithmetic']['specific']:,}"]
+    assert line[-1] == ("—" if shown["staying"]["arithmetic"] is None else f"{shown['staying']['arithmetic']:.3f}")
+    alone = ask("lape", model, "--language", "python_docs")
+    assert alone.code == 2
+    assert "name two or more" in alone.err

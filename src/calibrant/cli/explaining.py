@@ -1,4 +1,4 @@
-"""A command about what a model forgot."""
+"""Commands about what a model forgot: its words, and its languages."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from calibrant.cli import completing
-from calibrant.cli._frame import DataDir, Device, Dtype, Json, check_file, command, look_in, progress, show, whole, write
+from calibrant.cli._frame import DataDir, Device, Dtype, Json, Length, Model, Seed, check_file, command, look_in, progress, show, whole, write
 from calibrant.foreign import user_path
-from calibrant.screen.words import explained, kept_by_sets
+from calibrant.screen.words import explained, kept_by_sets, language_neurons
 
 
 @command(
@@ -71,5 +71,45 @@ def explain(
         with progress() as update:
             result = run(model, task, **options, dtype=dtype, device=device, progress=update).to_json()
         show(result, as_json, lambda explanation: explained(explanation, most))
+    if out is not None:
+        write(out, result)
+
+
+@command(
+    "lape",
+    "calibrant lape gemma3-270m --language \"flores(language=en)\" --language \"flores(language=de)\"",
+    "calibrant lape gemma3-270m --language english.txt --language german.txt --pruned pruned",
+)
+def lape(
+    model: Model,
+    language: Annotated[
+        list[str],
+        typer.Option(metavar="EXPR", help="Text in a language; give it once for each.", autocompletion=completing.expression, show_default=False),
+    ],
+    pruned: Annotated[
+        str | None, typer.Option(metavar="PRUNED", help="A compressed model: how many of these neurons stay specific in it.", show_default=False)
+    ] = None,
+    tokens: Annotated[int, typer.Option(parser=whole, metavar="N", help="Real tokens of each language.")] = 65_536,
+    length: Length = 512,
+    seed: Seed = 0,
+    lowest: Annotated[float, typer.Option(metavar="SHARE", help="The share of all neurons that are chosen, by the lowest entropy.")] = 0.01,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write each specific neuron here.", show_default=False)] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Say which neurons of MODEL answer to one language and not to others, and how many of them a compressed model keeps."""
+    from calibrant.languages import lape as read
+    from calibrant.models import open_model
+
+    look_in(data_dir)
+    check_file(out)
+    with progress() as update:
+        options: dict[str, Any] = {"tokens": tokens, "length": length, "seed": seed, "lowest": lowest, "progress": update}
+        found = read(open_model(model, dtype, device), language, **options)
+        staying = found.staying(read(open_model(pruned, dtype, device), language, **options)) if pruned is not None else {}
+    result = {**found.to_json(), "pruned": pruned, "staying": {name: None if share != share else share for name, share in staying.items()}}
+    show(result, as_json, language_neurons)
     if out is not None:
         write(out, result)

@@ -15,7 +15,7 @@ from calibrant.compare.ranking import MEAN, Ranking, RankingEntry, pairs
 from calibrant.compare.results import Results, draws, narrowed, read, tidy
 from calibrant.compare.sensitivity import Choice, Sensitivity, variance_ratio
 from calibrant.compare.sets import MEASURES, Draw, SetSummary, Similarity, medians, similarity, summaries
-from calibrant.compare.words import KeptWords, kept_words, kept_words_in
+from calibrant.compare.words import KeptWords, kept_languages_in, kept_words, kept_words_in
 
 __all__ = [
     "LEVEL",
@@ -50,6 +50,7 @@ __all__ = [
     "is_grid",
     "join_names",
     "kept_experts",
+    "kept_languages_in",
     "kept_words",
     "kept_words_in",
     "label_set",

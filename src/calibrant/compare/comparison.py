@@ -52,8 +52,8 @@ class Comparison:
 
     `rankings` are descriptive and `comparisons` counts the comparisons that they show; `contrasts` are those that the study named before it ran;
     `questions` are those of the study that this project is named after, answered for this one. `unranked` are methods that look at no data, with a
-    target that no set has: rankings without sets, which have one baseline each. `sensitivities` say for each ranking whose sets were drawn more than once
-    how much the choice of set decides. `missing` names every hole with its reason,
+    target that no set has: rankings without sets, which have one baseline each. `sensitivities` say for each ranking whose sets were drawn more than
+    once how much the choice of set decides. `missing` names every hole with its reason,
     `stale` counts runs of an older revision, `one_draw` says that some set was drawn only once.
     """
 

@@ -48,9 +48,9 @@ class Sensitivity:
     """How much the choice of calibration set decides for one model, method and target; see the head of this module.
 
     `sets` are those that are compared, `draws` how many the least drawn of them has. `ratio` is the variance between sets over that between draws,
-    with its interval, and `p` that of the test that it is zero; None where the draws don't vary at all. `increase` is how much worse than the dense model
-    the models are, averaged over sets and measured sets; None without a dense model. `choices` are by measured set, and for their mean under `MEAN`:
-    there what helps on one text and harms on another cancels.
+    with its interval, and `p` that of the test that it is zero; None where the draws don't vary at all. `increase` is how much worse than the dense
+    model the models are, averaged over sets and measured sets; None without a dense model. `choices` are by measured set, and for their mean under
+    `MEAN`: there what helps on one text and harms on another cancels.
     """
 
     model: str

@@ -1,4 +1,5 @@
-"""What each calibration set kept of which words: the groups of a `words` measurement by the sets of a study, means over draws."""
+"""What each calibration set kept of which words, or of which languages' neurons: the groups of a `words` measurement, or the languages of a `lape` one,
+by the sets of a study, means over draws."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,8 +11,8 @@ from calibrant.compare.results import Results, Setting, grouped, read
 from calibrant.errors import DataError
 from calibrant.store import Score, Store
 
-COLUMNS = ("word", "count", "kept")
-"""What a measurement of words stores of each group at least, as columns."""
+COLUMNS = {"words": "word", "languages": "language"}
+"""Under which fact a measurement stores columns, and what the column of names is called; beside it stand `count` and `kept`."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class KeptWords:
     """For one model, method, target and propagation: groups of words, and what each set kept of them.
 
     `kept` is by set in the order of the study, and by word in the order of `words`; NaN where a set lacks it. `counts` say how often each group
-    stands in the text that `measured` names, and `draws` over how many draws each set's figures are means.
+    stands in the text that `measured` names, and `draws` over how many draws each set's figures are means. Where languages take the place of words,
+    `counts` are how many neurons of the untouched model are specific to each.
     """
 
     model: str
@@ -90,35 +92,42 @@ def kept_words(study: str | Path | Store) -> tuple[KeptWords, ...]:
 
 def kept_words_in(results: Results) -> tuple[KeptWords, ...]:
     """Return the same of results that were read; nothing where no words were measured."""
-    return tuple(_tables(results))
+    return tuple(_tables(results, "words"))
 
 
-def _tables(results: Results) -> Iterator[KeptWords]:
+def kept_languages_in(results: Results) -> tuple[KeptWords, ...]:
+    """Return what each set kept of the neurons that are specific to each language; nothing where no study measured `lape`."""
+    return tuple(_tables(results, "languages"))
+
+
+def _tables(results: Results, kind: str) -> Iterator[KeptWords]:
     for setting, cells in grouped(results.cells).items():
         for text in dict.fromkeys(text for cell in cells for text in cell.measures):
             # By set and run: a run that answers several cells of a set is one draw of it.
             found = {(cell.data, cell.run): results.scores.get(cell.run, {}).get(cell.measures.get(text, "")) for cell in cells if cell.data}
-            sound = [(data, one.score) for (data, _), one in found.items() if one is not None and _sound(one.score.facts.get("words"))]
+            sound = [(data, one.score) for (data, _), one in found.items() if one is not None and _sound(one.score.facts.get(kind), COLUMNS[kind])]
             if sound:
-                yield _table(setting, sound).worst_first()
+                yield _table(setting, sound, kind).worst_first()
 
 
-def _sound(columns: Any) -> bool:
+def _sound(columns: Any, named: str) -> bool:
     """Whether these are columns of words, as long as one another: a store may come from anywhere."""
-    if not isinstance(columns, Mapping) or not all(isinstance(columns.get(name), list) for name in COLUMNS):
+    names = (named, "count", "kept")
+    if not isinstance(columns, Mapping) or not all(isinstance(columns.get(name), list) for name in names):
         return False
-    words, counts, kept = (columns[name] for name in COLUMNS)
+    words, counts, kept = (columns[name] for name in names)
     kinds = all(isinstance(word, str) for word in words) and all(isinstance(n, int) for n in counts)
     return kinds and len(words) == len(counts) == len(kept) and all(isinstance(value, int | float) and math.isfinite(value) for value in kept)
 
 
-def _table(setting: Setting, sound: Sequence[tuple[str, Score]]) -> KeptWords:
+def _table(setting: Setting, sound: Sequence[tuple[str, Score]], kind: str) -> KeptWords:
     by_draw: dict[str, list[dict[str, float]]] = {}
     counts: dict[str, int] = {}
     for data, score in sound:
-        columns = score.facts["words"]
-        by_draw.setdefault(data, []).append(dict(zip(columns["word"], columns["kept"], strict=True)))
-        counts |= dict(zip(columns["word"], columns["count"], strict=True))
+        columns = score.facts[kind]
+        names = columns[COLUMNS[kind]]
+        by_draw.setdefault(data, []).append(dict(zip(names, columns["kept"], strict=True)))
+        counts |= dict(zip(names, columns["count"], strict=True))
     kept = tuple(tuple(_mean([draw[word] for draw in each if word in draw]) for word in counts) for each in by_draw.values())
     draws = tuple(len(each) for each in by_draw.values())
     return KeptWords(*setting, sound[0][1].measured, tuple(counts), tuple(counts.values()), tuple(by_draw), kept, draws)

@@ -64,23 +64,28 @@ def factorise(gram: Gram, damp: float) -> Factor:
 def _inverse_factor(gram: Gram, dead: Tensor, damping: float, dtype: torch.dtype) -> Tensor | None:
     """U, or None if the Hessian isn't positive definite. With J the index reversal and JHJ = LLᵀ, R = JLJ is upper, H = RRᵀ and U = R⁻¹."""
     device = "cpu" if gram.matrix.device.type == "mps" and dtype == torch.float64 else gram.matrix.device
-    hessian = gram.matrix.to(device, dtype) / gram.mass
-    hessian.diagonal().add_(dead.to(device, dtype)).add_(damping)
-    lower, info = torch.linalg.cholesky_ex(hessian.flip(0, 1))
+    # One copy after the other: of the widest matrices of a large model each takes hundreds of megabytes.
+    hessian = gram.matrix.flip(0, 1).to(device, dtype)
+    hessian /= gram.mass
+    hessian.diagonal().add_(dead.flip(0).to(device, dtype)).add_(damping)
+    lower, info = torch.linalg.cholesky_ex(hessian)
+    del hessian
     if int(info) != 0:
         return None
-    upper = invert_upper(lower.flip(0, 1))
+    upper = lower.flip(0, 1)
+    del lower
+    invert_upper(upper)
     return upper if all(bool(extreme.isfinite()) for extreme in upper.aminmax()) else None
 
 
-def invert_upper(r: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:
-    """Return the inverse of an upper triangular matrix, again upper, by halving: a third of the work of solving for a whole identity."""
+def invert_upper(r: Float[Tensor, "in in"]) -> None:
+    """Put the inverse of an upper triangular matrix in its place, again upper, by halving: a third of the work of solving for a whole identity."""
     n = len(r)
     if n <= _HALVE_ABOVE:
-        return torch.linalg.solve_triangular(r, torch.eye(n, dtype=r.dtype, device=r.device), upper=True)
+        r.copy_(torch.linalg.solve_triangular(r, torch.eye(n, dtype=r.dtype, device=r.device), upper=True))
+        return
     # [[A, B], [0, D]]⁻¹ = [[A⁻¹, -A⁻¹BD⁻¹], [0, D⁻¹]]
     a, d = slice(0, n // 2), slice(n // 2, n)
-    inverse = torch.zeros_like(r, memory_format=torch.contiguous_format)
-    inverse[a, a], inverse[d, d] = invert_upper(r[a, a]), invert_upper(r[d, d])
-    inverse[a, d] = -(inverse[a, a] @ r[a, d] @ inverse[d, d])
-    return inverse
+    invert_upper(r[a, a])
+    invert_upper(r[d, d])
+    r[a, d] = (r[a, a] @ r[a, d] @ r[d, d]).neg_()

@@ -1,4 +1,5 @@
-"""How forgotten words look in a terminal: those that lost most, the neurons behind them, the blocks, and what each calibration set kept."""
+"""How forgotten words look in a terminal: those that lost most, the neurons behind them, the blocks, and what each calibration set kept; and which
+neurons answer to one language."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -81,3 +82,25 @@ def kept_by_sets(tables: Sequence[Mapping[str, Any]], most: int) -> Iterator[Any
 
 def _share(value: float | None) -> str:
     return "—" if value is None else f"{value:.3f}"
+
+
+def language_neurons(result: Mapping[str, Any]) -> Iterator[Any]:
+    """How many neurons are specific to each language, in which blocks most of them are, and how many stay in a compressed model."""
+    entropy = result["entropy"]
+    yield from labelled(
+        ("model", f"{one_line(result['model'])}, {sum(result['sizes']):,} neurons of feed-forward networks in {counted(len(result['sizes']), 'block')}"),
+        ("specific", f"{100 * result['lowest']:g} % of all: the lowest entropies among those that some language activates more often than {result['threshold']:.3f}"),
+        ("entropy", f"{entropy['mean']:.3f} nats on average, {max(0.0, entropy['least']):.3f} at least"),
+    )
+    yield ""
+    heads = ("language", "tokens", "specific", "most of them in")
+    table = table_of(*heads, *(["staying"] if result["pruned"] else []))
+    for name, found in result["languages"].items():
+        most = sorted(((count, block) for block, count in enumerate(found["by_block"]) if count), reverse=True)[:BLOCKS]
+        where = ", ".join(f"block {block}: {count:,}" for count, block in most)
+        share = result["staying"].get(name)
+        stays = ["—" if share is None else _share(share)] if result["pruned"] else []
+        table.add_row(one_line(name), f"{found['tokens']:,}", f"{found['specific']:,}", where, *stays)
+    yield table
+    if result["pruned"]:
+        yield f"staying: the share of these neurons that still are specific to the language in {one_line(result['pruned'])}"

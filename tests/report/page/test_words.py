@@ -1,9 +1,11 @@
 """Words by sets on the page: what stands in a cell, hostile names, and how large it gets."""
 
 import re
+from dataclasses import replace
 
 from calibrant.report.page import Contents, page
-from calibrant.report.page.words import MOST, word_maps
+from calibrant.report.page.words import MOST, language_maps, word_maps
+from calibrant.store import Measurement
 
 from tests.compare.test_words import results, score
 from tests.report.made import ACCOUNT, EVERYTHING
@@ -46,3 +48,19 @@ def test_twenty_sets_stay_small() -> None:
     (of,) = word_maps(contents).values()
     assert (len(of.rows), of.words) == (MOST, 400)
     assert len(page(contents).encode()) - len(page(Contents(EVERYTHING, ACCOUNT, results())).encode()) < 500_000
+
+
+def test_neurons_of_languages_have_a_part_of_their_own() -> None:
+    def staying(kept: dict[str, float]) -> Measurement:
+        columns = {"language": list(kept), "count": [40] * len(kept), "kept": list(kept.values())}
+        return replace(one := score({}), score=replace(one.score, measured="language-specific neurons", facts={"languages": columns}))
+
+    contents = Contents(EVERYTHING, ACCOUNT, results(c0=staying({"en": 0.5, HOSTILE: 0.3}), g0=staying({"en": 0.7, HOSTILE: 0.2})))
+    ((key, of),) = language_maps(contents).items()
+    assert (key, of.title) == ("languages-0", "small, wanda at 50\u00a0% sparsity, arrival: language-specific neurons")
+    assert [(row.word, row.best) for row in of.rows] == [(HOSTILE, "c"), ("en", "g")]
+    text = page(contents)
+    assert '<a href="#languages">Languages</a>' in text
+    assert 'href="#words"' not in text
+    assert re.search(r'<th scope="row"><bdi>en</bdi></th><td>40</td><td class="heat-\d">0.500</td><td class="heat-\d">0.700</td>', text)
+    assert "<img src=x" not in text

@@ -10,7 +10,8 @@ from tests.report.plots.seen import mapping, number, seen, texts
 def of(method: str, worth: float, low: float, floor: float, increase: float | None = 1.0, model: str = "tiny") -> Sensitivity:
     """A method whose worst set is so much worse than the best."""
     one = Choice("c4", "code", worth, (low, 2 * worth - low), floor)
-    return Sensitivity(model, method, "w3g64", "arrival", "nats/token", ("c4", "code", "pile"), 3, increase, 4.0, (1.5, 60.0), 0.001, {"docs": one, MEAN: one})
+    sets, choices = ("c4", "code", "pile"), {"docs": one, MEAN: one}
+    return Sensitivity(model, method, "w3g64", "arrival", "nats/token", sets, 3, increase, 4.0, (1.5, 60.0), 0.001, choices)
 
 
 GPTQ, RTN = of("gptq", 0.6, 0.4, 0.1), of("rtn", 0.05, 0.0, 0.1, 0.8)

@@ -19,6 +19,7 @@ from calibrant.compare import (
     Similarity,
     join_names,
     kept_experts,
+    kept_languages_in,
     kept_words_in,
     medians,
     target_noun,
@@ -128,6 +129,11 @@ class Contents:
     def kept_words(self) -> Sequence[KeptWords]:
         """What each set kept of which words, where the study measured words."""
         return kept_words_in(self.reading)
+
+    @cached_property
+    def kept_languages(self) -> Sequence[KeptWords]:
+        """What each set kept of the neurons of each language, where the study measured that."""
+        return kept_languages_in(self.reading)
 
     def measured_on(self, name: str) -> Sequence[str]:
         """On what a calibration set was measured, over all its rankings."""

@@ -9,7 +9,7 @@ from calibrant.report.page.layers import layers
 from calibrant.report.page.network import network, network_of
 from calibrant.report.page.rendering import digest, excerpt_style, page_script, page_style, render, vega_bundle
 from calibrant.report.page.runs import run_table
-from calibrant.report.page.words import word_maps
+from calibrant.report.page.words import language_maps, word_maps
 from calibrant.report.tables.sections import conclusions, sensitivity, without_data
 
 POLICY: Final = "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -25,6 +25,7 @@ PARTS: Final = {
     "network": "Network",
     "layers": "Layers",
     "words": "Words",
+    "languages": "Languages",
     "conclusions": "Contrasts",
     "runs": "Runs",
     "about": "About",
@@ -52,6 +53,7 @@ def page(contents: Contents) -> str:
         network=network(network_of(contents)),
         layers=layers(contents.ordered_layers, contents.ids),
         word_maps=word_maps(contents),
+        language_maps=language_maps(contents),
         sensitivity=list(sensitivity(contents.comparison)),
         conclusions=[*without_data(contents.comparison), *conclusions(contents.comparison)],
         run_table=run_table(contents),

@@ -1,4 +1,7 @@
-"""The section of forgotten words: groups of words by calibration sets, each cell coloured by what the set kept. All from the store. No torch here."""
+"""The sections of forgotten words and of languages' neurons: words or languages by calibration sets, each cell coloured by what the set kept.
+
+All from the store. No torch here.
+"""
 
 import math
 from bisect import bisect_right
@@ -39,15 +42,20 @@ class WordMap:
 
 def word_maps(contents: Contents) -> Mapping[str, WordMap]:
     """Return a table for each setting and measurement of words, by the key that a chooser has for it."""
-    return {f"words-{number}": _map(of) for number, of in enumerate(contents.kept_words)}
+    return {f"words-{number}": _map(of, f"words of {of.measured}") for number, of in enumerate(contents.kept_words)}
 
 
-def _map(of: KeptWords) -> WordMap:
+def language_maps(contents: Contents) -> Mapping[str, WordMap]:
+    """Return a table for each setting in which the neurons of languages were measured, by the key that a chooser has for it."""
+    return {f"languages-{number}": _map(of, of.measured) for number, of in enumerate(contents.kept_languages)}
+
+
+def _map(of: KeptWords, what: str) -> WordMap:
     steps = _steps([value for row in of.kept for value in row[:MOST] if not math.isnan(value)])
     best = of.best
     rows = [WordRow(word, of.counts[at], best[at], tuple(_cell(row[at], steps) for row in of.kept)) for at, word in enumerate(of.words[:MOST])]
     way = f", {of.propagate}" if of.propagate else ""
-    title = f"{of.model}, {of.method} at {describe_target(of.target)}{way}: words of {of.measured}"
+    title = f"{of.model}, {of.method} at {describe_target(of.target)}{way}: {what}"
     return WordMap(title, of.measured, of.sets, of.draws, tuple(rows), len(of.words), steps)
 
 

@@ -125,13 +125,15 @@ def contrast_sentence(contrast: Contrast) -> str:
 
 def sensitivity_table(sensitivities: Sequence[Sensitivity]) -> Table:
     """Return what the choice of set is worth by method, the most of the increase first."""
-    heads = ("worst less best", f"{percent(LEVEL)} interval", "chance gives", "of the increase", "between sets / draws", f"its {percent(LEVEL)} interval", "p")
+    interval = f"{percent(LEVEL)} interval"
+    heads = ("worst less best", interval, "chance gives", "of the increase", "between sets / draws", f"its {interval}", "p")
     rows: list[TableRow] = []
     for s in sorted(sensitivities, key=lambda s: (s.model, -(s.share or 0.0), s.method, s.target)):
         low, high = s.worth_interval
         ratio = HOLE if s.ratio is None else f"{s.ratio:.1f}"
         around = HOLE if s.ratio_interval is None else " to ".join(f"{end:.1f}" for end in s.ratio_interval)
-        texts = (f"{s.worth:.3f}", f"{low:.3f} to {high:.3f}", f"{s.floor:.3f}", HOLE if s.share is None else _rounded(s.share), ratio, around, _p(s.p))
+        share = HOLE if s.share is None else _rounded(s.share)
+        texts = (f"{s.worth:.3f}", f"{low:.3f} to {high:.3f}", f"{s.floor:.3f}", share, ratio, around, _p(s.p))
         rows.append(TableRow(f"{s.method} at {describe_target(s.target)}", tuple(map(Figure, texts)), f"{s.model}, {len(s.sets)} sets"))
     units = list(dict.fromkeys(s.unit for s in sensitivities))
     legend = (
