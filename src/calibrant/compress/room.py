@@ -78,8 +78,8 @@ class Needs:
 
     def activations(self, propagate: Propagation, offload: bool = False) -> int:
         """Activations that are in memory at once; with `offload`, blocks' inputs are on disk where the propagation lets them."""
-        if propagate == "arrival":
-            return self.arrival
+        if propagate == "arrival":  # all tokens wait within a block, while one micro-batch goes on to where the others are
+            return self.arrival + self.in_a_pass
         return self.in_a_pass + (self.between // HANDED_ALONG if offload else self.between)
 
     def on_disk(self, propagate: Propagation, offload: bool = False) -> int:
@@ -185,11 +185,11 @@ def fitting(
     """`propagate`, or `reference` and a sentence where `arrival` would need more memory than there is and `reference` is `possible`.
 
     Arrival suspends the forwards of all micro-batches inside a block, so the activations of *all* tokens live at once: input, residual and
-    the two widest intermediate results. `limit` is in bytes; by default 80 % of what the machine has free.
+    the two widest intermediate results; and those of one micro-batch that goes on. `limit` is in bytes; by default 80 % of what the machine has free.
     """
     if propagate != "arrival" or "reference" not in possible or batch is None:
         return propagate, ""
-    needed = int(batch.mask.sum()) * _width(seen_by) * dtype.itemsize
+    needed = Needs.of(seen_by, int(batch.mask.sum()), dtype, length=batch.ids.shape[1]).activations("arrival")
     allowed = int(psutil.virtual_memory().available * 0.8) if limit is None else limit
     if needed <= allowed:
         return propagate, ""

@@ -1,0 +1,129 @@
+"""What the paper's own grid (c4_not_optimal.yaml) would cost: floating-point operations, counted. python -m studies.cost [--tables | --write]
+
+Counted by torch's own counter on the operations that our code asks for, with the shapes of a Llama of 7 billion parameters: a forward of a window
+through a block and through the head, and (on the meta device, which has shapes and no numbers) a Gram of all tokens of a set for each input. Products of an elimination are
+counted on a real matrix of 1,024 by 1,024; those of its updates grow as outputs × inputs², those of its factor as inputs³. A Cholesky is taken for
+n³/3, since the counter doesn't know it. What an evaluator reads is counted too: its own questions, all or the first 100 of each set scaled up, go
+through a model of one narrow block with SmolLM2's tokenizer, whose tokens are not quite Llama's. `cost.json` keeps the counts.
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from calibrant.activations import Gram, Seen
+from calibrant.evaluators import Subject
+from calibrant.evaluators.loss import Loss
+from calibrant.methods.gptq import GPTQ
+from calibrant.methods.sparsegpt import SparseGPT
+from calibrant.models import open_tokenizer
+from calibrant.study import read_study
+from calibrant.targets import parse_target
+
+HERE: Final = Path(__file__).parent
+STUDY: Final = HERE / "c4_not_optimal.yaml"
+RECORD: Final = HERE / "cost.json"
+PAGE: Final = HERE.parent / "docs/cost.md"
+SHAPE: Final[Mapping[str, Any]] = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+}
+"""Llama 2 7B, and the first Llama."""
+RATES: Final = {"100 TFLOP/s": 1e14, "400 TFLOP/s": 4e14}
+"""What a GPU may keep up in bfloat16: a tenth and four tenths of the peak of an H100."""
+SMALL: Final = 1024
+"""Outputs and inputs of the matrix on which eliminations are counted."""
+SAMPLED: Final = 100
+"""Questions of each set that are read to know how many tokens all of them take."""
+
+
+def counted(run: Any) -> int:
+    """The operations of a call, by torch's counter, which must be told of products that are added in place."""
+    in_place = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter, torch.no_grad():
+        run()
+    return counter.get_total_flops()
+
+
+def forwards(length: int) -> dict[str, int]:
+    """The operations of a window through the blocks, and of its head. All blocks are alike, so one of them runs."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, "num_hidden_layers": 1}, dtype="bfloat16"))
+    model = model.to_empty(device="cpu").bfloat16()
+    ids = torch.zeros(1, length, dtype=torch.long)
+    block = counted(lambda: model.model(input_ids=ids, use_cache=False))
+    return {"blocks": SHAPE["num_hidden_layers"] * block, "head": counted(lambda: model(input_ids=ids, use_cache=False)) - block}
+
+
+def grams(tokens: int) -> int:
+    """The operations of the Grams of all inputs of a model: of a block, of its attention's product, of the feed-forward, of its product."""
+    width, inner = SHAPE["hidden_size"], SHAPE["intermediate_size"]
+    each = {n: counted(lambda n=n: Gram.of(torch.empty(tokens, n, device="meta"))) for n in (width, inner)}
+    return SHAPE["num_hidden_layers"] * (3 * each[width] + each[inner])
+
+
+def eliminations() -> dict[str, float]:
+    """The operations of eliminating in all matrices of a model, by method, with the inverses of the factors and the Choleskys."""
+    width, inner, layers = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["num_hidden_layers"]
+    matrices = [(width, width)] * 4 + [(inner, width)] * 2 + [(width, inner)]
+    found: dict[str, float] = {}
+    for name, method, target in (("sparsegpt", SparseGPT(), "0.5"), ("gptq", GPTQ(), "w4g128")):
+        seen, weight = Seen({Gram: Gram.of(torch.randn(2 * SMALL, SMALL))}), torch.randn(SMALL, SMALL)
+        # The factor is kept with the Gram, so that the second time only the updates are left.
+        first, again = (counted(lambda seen=seen, weight=weight: method.compress(weight, seen, parse_target(target))) / SMALL**3 for _ in range(2))
+        cubes = 3 * width**3 + inner**3
+        found[name] = layers * (sum(again * out * inputs**2 for out, inputs in matrices) + (first - again + 1 / 3) * cubes)
+    return found
+
+
+def measured_tokens() -> dict[str, int]:
+    """How many tokens each evaluator of the study reads in one model, by its text."""
+    tokenizer, _ = open_tokenizer("smollm2")
+    narrow = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(**narrow, vocab_size=len(tokenizer), max_position_embeddings=8192)).eval()
+    seen: list[int] = []
+    model.model.embed_tokens.register_forward_hook(lambda _, args, __: seen.append(args[0].numel()))
+    found: dict[str, int] = {}
+    for text, evaluator in read_study(STUDY).evaluators().items():
+        if isinstance(evaluator, Loss):
+            found[text] = evaluator.tokens
+            continue
+        every = sum(1 for _ in islice(evaluator.rows(), getattr(evaluator, "limit", None)))
+        few = min(SAMPLED, every)
+        seen.clear()
+        evaluator.limited(few).measure(Subject(model, tokenizer))
+        found[text] = sum(seen) * every // few
+        print(text, f"{every:,} questions, {found[text]:,} tokens", file=sys.stderr, flush=True)
+    return found
+
+
+def record() -> dict[str, Any]:
+    """Everything that is counted."""
+    study = read_study(STUDY)
+    labels = [label for label in study.labels() if label.model == study.models[0]]
+    return {
+        "models": len(study.models),
+        "samples": study.samples,
+        "length": study.length,
+        "forward": forwards(study.length),
+        "grams": grams(study.samples * study.length),
+        "eliminations": eliminations(),
+        "tokens": measured_tokens(),
+        "runs": dict(Counter(f"{label.method} {label.target}" for label in labels)),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(record(), indent=1))
