@@ -1,27 +1,29 @@
 """What the paper's own grid (c4_not_optimal.yaml) would cost: floating-point operations, counted. python -m studies.cost [--tables | --write]
 
 Counted by torch's own counter on the operations that our code asks for, with the shapes of a Llama of 7 billion parameters: a forward of a window
-through a block and through the head, and (on the meta device, which has shapes and no numbers) a Gram of all tokens of a set for each input. Products of an elimination are
-counted on a real matrix of 1,024 by 1,024; those of its updates grow as outputs × inputs², those of its factor as inputs³. A Cholesky is taken for
-n³/3, since the counter doesn't know it. What an evaluator reads is counted too: its own questions, all or the first 100 of each set scaled up, go
-through a model of one narrow block with SmolLM2's tokenizer, whose tokens are not quite Llama's. `cost.json` keeps the counts.
+through a block and through the head, and (on the meta device, which has shapes and no numbers) a Gram of all tokens of a set for each input. Products
+of an elimination are counted on a real matrix of 1,024 by 1,024; those of its updates grow as outputs × inputs², those of its factor as inputs³. A
+Cholesky is taken for n³/3, since the counter doesn't know it. What an evaluator reads is counted too: its own questions, all or the first 100 of each
+set scaled up, go through a model of one narrow block with SmolLM2's tokenizer, whose tokens are not quite Llama's. `cost.json` keeps the counts.
 """
 
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from studies.pages import write_or_print
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from calibrant.activations import Gram, Seen
 from calibrant.evaluators import Subject
 from calibrant.evaluators.loss import Loss
+from calibrant.methods import MatrixMethod
 from calibrant.methods.gptq import GPTQ
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.models import open_tokenizer
@@ -41,6 +43,8 @@ SHAPE: Final[Mapping[str, Any]] = {
     "vocab_size": 32000,
 }
 """Llama 2 7B, and the first Llama."""
+FITTED: Final = ("sparsegpt 0.5", "gptq w4g128", "gptq(scales='importance') w4g128")
+"""Runs that go through the model for themselves, with Grams."""
 RATES: Final = {"100 TFLOP/s": 1e14, "400 TFLOP/s": 4e14}
 """What a GPU may keep up in bfloat16: a tenth and four tenths of the peak of an H100."""
 SMALL: Final = 1024
@@ -49,10 +53,13 @@ SAMPLED: Final = 100
 """Questions of each set that are read to know how many tokens all of them take."""
 
 
-def counted(run: Any) -> int:
-    """The operations of a call, by torch's counter, which must be told of products that are added in place."""
-    in_place = {torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}
-    with FlopCounterMode(display=False, custom_mapping=in_place) as counter, torch.no_grad():
+def counted(run: Callable[[], object]) -> int:
+    """The operations of a call, by torch's counter, which must be told of products that are added in place, and of a processor's attention."""
+    unknown = {
+        torch.ops.aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1],
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    }
+    with FlopCounterMode(display=False, custom_mapping=unknown) as counter, torch.no_grad():
         run()
     return counter.get_total_flops()
 
@@ -80,12 +87,17 @@ def eliminations() -> dict[str, float]:
     matrices = [(width, width)] * 4 + [(inner, width)] * 2 + [(width, inner)]
     found: dict[str, float] = {}
     for name, method, target in (("sparsegpt", SparseGPT(), "0.5"), ("gptq", GPTQ(), "w4g128")):
-        seen, weight = Seen({Gram: Gram.of(torch.randn(2 * SMALL, SMALL))}), torch.randn(SMALL, SMALL)
-        # The factor is kept with the Gram, so that the second time only the updates are left.
-        first, again = (counted(lambda seen=seen, weight=weight: method.compress(weight, seen, parse_target(target))) / SMALL**3 for _ in range(2))
+        first, again = _updates(method, target)
         cubes = 3 * width**3 + inner**3
         found[name] = layers * (sum(again * out * inputs**2 for out, inputs in matrices) + (first - again + 1 / 3) * cubes)
     return found
+
+
+def _updates(method: MatrixMethod, target: str) -> tuple[float, float]:
+    """What compressing a small square matrix takes the first time, and again, when its factor is kept with the Gram: in cubes of its size."""
+    seen, weight = Seen({Gram: Gram.of(torch.randn(2 * SMALL, SMALL))}), torch.randn(SMALL, SMALL)
+    first, again = (counted(lambda: method.compress(weight, seen, parse_target(target))) / SMALL**3 for _ in range(2))
+    return first, again
 
 
 def measured_tokens() -> dict[str, int]:
@@ -125,5 +137,50 @@ def record() -> dict[str, Any]:
     }
 
 
+def tables() -> dict[str, str]:
+    """The tables of docs/cost.md, by name."""
+    counts = json.loads(RECORD.read_text("utf-8"))
+    return {"runs": "\n".join(_runs(counts)), "tokens": "\n".join(_tokens(counts))}
+
+
+def _runs(counts: Mapping[str, Any]) -> Iterator[str]:
+    """What a run of each method costs, and all of them on every model, with the hours of a GPU."""
+    forward, grams = counts["samples"] * counts["forward"]["blocks"], counts["grams"]
+    measured = sum(counts["tokens"].values()) * sum(counts["forward"].values()) / counts["length"]
+    once = {"wanda 0.5": forward, "rtn(scales='importance') w4g128": 0.0, "awq w4g128": 0.0}
+    once |= {name: forward + grams + counts["eliminations"]["sparsegpt" if name.startswith("sparse") else "gptq"] for name in FITTED}
+    hours = " | ".join(f"hours at {rate}" for rate in RATES)
+    yield f"| method | runs of a model | compressing, PFLOP a run | measuring, PFLOP a run | all models, PFLOP | {hours} |"
+    yield f"| --- |{' ---: |' * (4 + len(RATES))}"
+    total = 0.0
+    for name, runs in counts["runs"].items():
+        compressing = once.get(name, 0.0)
+        every = counts["models"] * runs * (compressing + measured)
+        total += every
+        yield _row(f"`{name}`" if name != "none 0.0" else "dense", runs, f"{compressing / 1e15:.1f}", f"{measured / 1e15:.1f}", every)
+    draws = counts["runs"]["awq w4g128"]
+    shared = counts["models"] * draws * (forward + grams)
+    total += shared
+    yield _row("statistics that `rtn` and `awq` share", draws, f"{(forward + grams) / 1e15:.1f}", "", shared)
+    yield _row("**all**", sum(counts["runs"].values()), "", "", total)
+
+
+def _row(name: str, runs: int, compressing: str, measuring: str, every: float) -> str:
+    hours = " | ".join(f"{every / rate / 3600:,.1f}" for rate in RATES.values())
+    return f"| {name} | {runs} | {compressing} | {measuring} | {every / 1e15:,.0f} | {hours} |"
+
+
+def _tokens(counts: Mapping[str, Any]) -> Iterator[str]:
+    """What each evaluator reads."""
+    yield "| measured | tokens of a run | share |"
+    yield "| --- | ---: | ---: |"
+    whole = sum(counts["tokens"].values())
+    for text, tokens in counts["tokens"].items():
+        yield f"| `{text}` | {tokens:,} | {100 * tokens / whole:.1f}% |"
+    yield f"| all | {whole:,} | 100% |"
+
+
 if __name__ == "__main__":
-    print(json.dumps(record(), indent=1))
+    if "--tables" not in sys.argv[1:] and "--write" not in sys.argv[1:]:
+        RECORD.write_text(json.dumps(record(), indent=1) + "\n", encoding="utf-8")
+    write_or_print(PAGE, tables())

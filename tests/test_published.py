@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies import findings
+from studies import cost, findings
 from studies.blocks import tables as blocks
 from studies.experts import tables as experts
 from studies.grids import tables as grids
@@ -224,3 +224,22 @@ def test_the_studies_of_pages_are_what_their_files_ask(study: str, name: str):
     folder = PAGES[study].HERE
     assert read_study(folder / name / "study.yaml") == read_study(folder / f"{name}.yaml")
     assert verify(folder / name) == []
+
+
+def test_the_page_of_costs_says_what_was_counted():
+    text = cost.PAGE.read_text("utf-8")
+    assert filled(text, cost.tables()) == text, "python -m studies.cost --write"
+
+
+def test_what_is_counted_is_what_the_shapes_say(monkeypatch: pytest.MonkeyPatch):
+    # A matrix of n by n from t tokens: of its Gram the panels of the upper triangle, between a half and all of 2·t·n².
+    monkeypatch.setattr(cost, "SHAPE", {**cost.SHAPE, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2})
+    whole = 2 * 2 * 64 * (3 * 512**2 + 1024**2)
+    assert whole / 2 < cost.grams(64) <= whole
+    found = cost.forwards(64)
+    matrices = 4 * 512**2 + 3 * 512 * 1024
+    attention = 2 * 2 * 64 * 64 * 512
+    assert found["blocks"] == 2 * (2 * 64 * matrices + attention)
+    assert found["head"] == 2 * 64 * 512 * 32000
+    updates = sum(out * inputs**2 for out, inputs in [(512, 512)] * 4 + [(1024, 512)] * 2 + [(512, 1024)])
+    assert 0.5 * updates < cost.eliminations()["gptq"] / 2 < 2 * updates + 2 * (3 * 512**3 + 1024**3)

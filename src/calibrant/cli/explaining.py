@@ -77,7 +77,7 @@ def explain(
 
 @command(
     "lape",
-    "calibrant lape gemma3-270m --language \"flores(language=en)\" --language \"flores(language=de)\"",
+    'calibrant lape gemma3-270m --language "flores(language=en)" --language "flores(language=de)"',
     "calibrant lape gemma3-270m --language english.txt --language german.txt --pruned pruned",
 )
 def lape(

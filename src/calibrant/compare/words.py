@@ -1,5 +1,5 @@
-"""What each calibration set kept of which words, or of which languages' neurons: the groups of a `words` measurement, or the languages of a `lape` one,
-by the sets of a study, means over draws."""
+"""What each calibration set kept of which words, or of which languages' neurons, means over draws: the groups of a `words` measurement, or the
+languages of a `lape` one, by the sets of a study."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

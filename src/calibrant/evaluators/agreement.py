@@ -48,7 +48,7 @@ summed nats of the text itself."""
 
 @dataclass(frozen=True, repr=False)
 class Agreement(TextEvaluator):
-    """Mean KL(untouched ‖ compressed) per token of held-out text, in nats; beside it high percentiles, how often the top token is the same, and the loss."""
+    """Mean KL(untouched ‖ compressed) per token of held-out text, in nats; beside it high percentiles, how often the top token is alike, the loss."""
 
     tokens: int = 16_384
     length: int = 512
@@ -56,7 +56,9 @@ class Agreement(TextEvaluator):
     compares = True
 
     def measure(self, subject: Subject) -> Measurement:
-        """Return the divergence with one outcome per document: `value` its summed nats, `weight` its scored tokens, `agreed` those predicted alike, `nats` its loss.
+        """Return the divergence with one outcome per document: `value` its summed nats, `weight` its scored tokens.
+
+        The facts of an outcome are `agreed`, the tokens predicted alike, and `nats`, the summed nats of its text.
 
         Raises `SpecError` without a reference, `ModelError` for one with another vocabulary, `NumericsError` for outputs that aren't finite.
         """

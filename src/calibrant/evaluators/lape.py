@@ -102,9 +102,7 @@ class LanguageNeurons(Evaluator):
         return Measurement(Score("language-specific neurons", "staying", value, stderr, len(outcomes), "share", "higher", facts=facts), outcomes)
 
     def _found(self, subject: Subject, model: PreTrainedModel, batches: Mapping[str, TokenBatch]) -> Lape:
-        return read_languages(
-            model, "", batches, self.lowest, self.quantile, lambda what, done, of: subject.progress(f"{what} for {self}", done, of)
-        )
+        return read_languages(model, "", batches, self.lowest, self.quantile, lambda what, done, of: subject.progress(f"{what} for {self}", done, of))
 
     def _dense(self, subject: Subject, model: PreTrainedModel, batches: Mapping[str, TokenBatch]) -> Lape:
         """What was found of the dense model, for the last evaluator that asked: a study compares hundreds of models with one."""

@@ -86,10 +86,11 @@ def _share(value: float | None) -> str:
 
 def language_neurons(result: Mapping[str, Any]) -> Iterator[Any]:
     """How many neurons are specific to each language, in which blocks most of them are, and how many stay in a compressed model."""
-    entropy = result["entropy"]
+    entropy, threshold = result["entropy"], f"{result['threshold']:.3f}"
+    neurons = f"{sum(result['sizes']):,} neurons of feed-forward networks in {counted(len(result['sizes']), 'block')}"
     yield from labelled(
-        ("model", f"{one_line(result['model'])}, {sum(result['sizes']):,} neurons of feed-forward networks in {counted(len(result['sizes']), 'block')}"),
-        ("specific", f"{100 * result['lowest']:g} % of all: the lowest entropies among those that some language activates more often than {result['threshold']:.3f}"),
+        ("model", f"{one_line(result['model'])}, {neurons}"),
+        ("specific", f"{100 * result['lowest']:g} % of all, of the lowest entropies, if some language activates them more often than {threshold}"),
         ("entropy", f"{entropy['mean']:.3f} nats on average, {max(0.0, entropy['least']):.3f} at least"),
     )
     yield ""
