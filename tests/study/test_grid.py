@@ -88,6 +88,15 @@ def test_an_axis_that_every_group_gives_need_not_stand_above_them():
     assert problems(data=(), groups={"a": {"data": "random_tokens"}, "b": {}}) == [("data", "a study needs at least one data, and has none")]
 
 
+def test_where_nothing_looks_at_data_none_is_needed():
+    assert of(asked(data=[], methods="none", models=["one", "two"])) == [("", 0, "none", "0.0")] * 2
+    assert of(asked(data=[], methods="magnitude", sparsities=0.5)) == [("", 0, "none", "0.0"), ("", 0, "magnitude", "0.5")]
+    lacking = [("data", "a study needs at least one data, and has none")]
+    assert problems(data=(), methods=["none", "wanda"]) == lacking
+    assert problems(data=(), methods="magnitude", allocation="owl") == lacking
+    assert problems(data=(), methods="magnitude", groups={"a": {"method": "sparsegpt"}}) == lacking
+
+
 def test_cells_that_match_every_key_are_left_out():
     left = of(asked(exclude=[{"method": "sparsegpt", "sparsity": "2:4"}, {"data": ["full_stops", "random_tokens"], "seed": 1}]))
     whole = of(asked())

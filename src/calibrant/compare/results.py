@@ -248,12 +248,17 @@ def grouped(cells: Sequence[Cell]) -> dict[Setting, list[Cell]]:
 
 
 def unranked(cells: Sequence[Cell]) -> dict[Setting, list[Cell]]:
-    """Return the cells of each method that looks at no data, with the dense model, where no set has its target: it stands in no ranking."""
+    """Return the cells of each method that looks at no data, with the dense model, where no set has its target: it stands in no ranking.
+
+    A model that is only measured stands alone.
+    """
     ranked = {(setting.model, setting.target) for setting in grouped(cells)}
     groups: dict[Setting, list[Cell]] = {}
     for cell in cells:
         if not cell.data and cell.method != UNTOUCHED and (cell.model, cell.target) not in ranked:
             groups.setdefault(Setting(cell.model, cell.method, cell.target, ""), []).append(cell)
+    compressed = {cell.model for cell in cells if cell.method != UNTOUCHED}
+    groups |= {Setting(cell.model, UNTOUCHED, cell.target, ""): [] for cell in cells if cell.model not in compressed}
     return {setting: [*(c for c in cells if c.method == UNTOUCHED and c.model == setting.model), *group] for setting, group in groups.items()}
 
 

@@ -152,6 +152,7 @@ def _steps(job: Job, method: Method) -> Iterator[_Step]:
             edit.apply(job.view)
         job.applied_kinds.append(edit.kind)
         step.edits.append(edit.applied())
+        del edit  # and with it what it was judged by, before the next one is looked for
     if step.edits:
         yield step
 

@@ -225,7 +225,8 @@ def room_for_activations(
 ) -> int:
     """Return how many bytes of a promise are left for activations, now that the model is open. `SpecError` where it is broken already."""
     check_kept(promised, opened)
-    needs = Needs.of(seen_by, 0, opened.dtype, method, _sources(calibration))
+    length = 0 if calibration is None else calibration.length
+    needs = Needs.of(seen_by, _tokens(calibration), opened.dtype, method, _sources(calibration), length)
     held = BLOCKS_HELD * needs.block if seen_by.residence.on_disk else 0
     return max(0, promised - needs.process - needs.work - held)
 

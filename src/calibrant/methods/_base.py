@@ -117,6 +117,7 @@ class MatrixMethod(Method, ABC):
             except CalibrantError as error:
                 raise type(error)(f"{self.spec_name()} failed at {weight.name}: {error}", subject=weight.name) from error
             yield Replace(weight, compressed, seen)
+            del compressed, seen  # a Gram is large, and that of another matrix may be gathered now
 
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         for weight in view.weights:

@@ -266,7 +266,8 @@ class StudyReader:
         # An axis that every group replaces needn't be given above them; one that is raw is read, and its mistakes are told once.
         lacking = [axis for axis in AXES[:-1] if self.entries.get(axis) in (None, (), []) and not (groups and all(axis in g for _, g in groups))]
         for axis in lacking:
-            self.mistakes.add((axis,), f"a study needs at least one {axis}, and has none")
+            if axis != "data" or self._looks_at_data([{a: raw for a, (_, raw) in group.items()} for _, group in groups]):
+                self.mistakes.add((axis,), f"a study needs at least one {axis}, and has none")
         read = {axis: self._axis(axis, path, raw) for axis, (path, raw) in own.items() if axis not in lacking}
         every = groups or [((), dict[str, tuple[Path, Any]]())]
         axes = [([self._of(axis, group, read) for axis in AXES[:-1]], self._propagation(group)) for _, group in every]
@@ -274,6 +275,12 @@ class StudyReader:
             Axes(models, data, pruning, targets, seeds, propagate, self._looking, shares)
             for (models, data, pruning, shares, targets, seeds), propagate in axes
         ]
+
+    def _looks_at_data(self, groups: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether anything in the study looks at data: without, as where finished models are only measured, it needs none."""
+        kinds = (("method", methods), ("allocation", allocations))
+        named = [(one, by) for axis, by in kinds for of in (self.entries, *groups) for _, one in items((), of.get(axis))]
+        return self._looking or any(_looks(one, by) for one, by in named)
 
     def _of(self, axis: str, group: Mapping[str, tuple[Path, Any]], read: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
         if axis not in group:

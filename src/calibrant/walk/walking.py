@@ -28,7 +28,7 @@ With other `ranks` this process runs its share of the micro-batches, and hands o
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final, Literal
@@ -191,6 +191,7 @@ def _arrival(block: Block, parts: list[MicroBatch], observes: Kinds, ranks: Rank
         seen = shared.seen([(part, part.stopped) for part in arrived if part.stopped], observes, weight.stored.device)
         if seen.tokens:
             yield weight, seen
+        del seen  # and with it a Gram, before the next one is gathered
         for part in arrived:
             part.resume()
 
@@ -210,20 +211,26 @@ class _Shared:
         key = [(id(part), x.data_ptr(), x._version, x.shape, x.stride()) for part, x in inputs]
         # An address is a tensor's own only while that lives; held here, the widest inputs of a block would outlive their use.
         if not self._ranks.all(key == self._key and all(x() is not None for x in self._inputs)):
-            self._inputs, self._key = [weakref.ref(x) for _, x in inputs], key
+            self._inputs, self._key, self._seen = [weakref.ref(x) for _, x in inputs], key, Seen({})
             self._seen = self._ranks.total((part.arrived(product, observes) for part, product in arrivals), device)
         return self._seen
 
 
 def _reference(block: Block, parts: list[MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
-    yield from list(_observe(block, parts, observes, ranks, MicroBatch.look))
+    yield from _one_by_one(_observe(block, parts, observes, ranks, MicroBatch.look))
     for part in parts:
         if not part.at_last:
             part.go()
 
 
 def _dense(block: Block, parts: list[MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
-    yield from list(_observe(block, parts, observes, ranks, MicroBatch.go))
+    yield from _one_by_one(_observe(block, parts, observes, ranks, MicroBatch.go))
+
+
+def _one_by_one(observed: dict[Weight, Seen]) -> Iterator[tuple[Weight, Seen]]:
+    """Hand out what each matrix saw, and let go of it: a Gram of a large model takes hundreds of megabytes."""
+    for weight in list(observed):
+        yield weight, observed.pop(weight)
 
 
 def _observe(
@@ -232,24 +239,35 @@ def _observe(
     observes: Kinds,
     ranks: Ranks,
     run: Callable[[MicroBatch, Sequence[Weight], Callable[[Product], None]], None],
-) -> Iterator[tuple[Weight, Seen]]:
+) -> dict[Weight, Seen]:
     """One forward of every micro-batch through the block as it is, and what each of its matrices saw."""
     totals: dict[str, Seen] = {}
     for part in parts:
-        shared, seen_here = _Shared(ALONE), dict[Weight, Seen]()
-
-        def saw(product: Product) -> None:
-            weight, one = product.weight, shared.seen([(part, product)], observes, product.x.device)  # noqa: B023  # used before the loop goes on
-            seen_here[weight] = seen_here[weight] + one if weight in seen_here else one  # noqa: B023
-
-        run(part, block.weights, saw)
-        merged: dict[tuple[int, int], Seen] = {}  # matrices that share an input go on sharing their sum
-        for weight, seen in seen_here.items():
-            before = totals.get(weight.name)
-            pair = id(before), id(seen)
-            if pair not in merged:
-                merged[pair] = ranks.part(seen) if before is None else before + ranks.part(seen)
-            totals[weight.name] = merged[pair]
+        _add(totals, _seen_by(part, block, observes, run), ranks)
     weights = {weight.name: weight for weight in block.weights}
     summed = ranks.totals(totals, block.weights[0].stored.device) if weights else {}
-    return ((weights[name], seen) for name, seen in summed.items() if seen.tokens)
+    return {weights[name]: seen for name, seen in summed.items() if seen.tokens}
+
+
+def _seen_by(
+    part: MicroBatch, block: Block, observes: Kinds, run: Callable[[MicroBatch, Sequence[Weight], Callable[[Product], None]], None]
+) -> dict[Weight, Seen]:
+    shared, seen_here = _Shared(ALONE), dict[Weight, Seen]()
+
+    def saw(product: Product) -> None:
+        weight, one = product.weight, shared.seen([(part, product)], observes, product.x.device)
+        seen_here[weight] = seen_here[weight] + one if weight in seen_here else one
+
+    run(part, block.weights, saw)
+    return seen_here
+
+
+def _add(totals: dict[str, Seen], seen_here: Mapping[Weight, Seen], ranks: Ranks) -> None:
+    """Add what one micro-batch showed. Nothing of it is left once this returns, before the next one is looked at."""
+    merged: dict[tuple[int, int], Seen] = {}  # matrices that share an input go on sharing their sum
+    for weight, seen in seen_here.items():
+        before = totals.get(weight.name)
+        pair = id(before), id(seen)
+        if pair not in merged:
+            merged[pair] = ranks.part(seen) if before is None else before + ranks.part(seen)
+        totals[weight.name] = merged[pair]
