@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from calibrant.activations import BlockChange, FeatureNorms, Seen
+from calibrant.activations import BlockChange, FeatureNorms, Gram, Seen
 from calibrant.compress import Recipe, compress, fitting, prune, quantize
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.data import CalibrationSet
@@ -24,6 +25,7 @@ from calibrant.methods.rtn import RoundToNearest
 from calibrant.models import ModelView, Weight, open_model, save, view
 from calibrant.targets import Grid, Sparsity, Target, parse_target
 from calibrant.testing import tiny_folder
+from calibrant.walk import Propagation
 
 SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
 
@@ -426,3 +428,27 @@ def test_the_seam_for_dropping_blocks(folder: Path, texts: str, tmp_path: Path) 
     assert reopened.config.num_hidden_layers == 2
     with torch.no_grad():
         assert torch.equal(reopened(ids).logits, before)
+
+
+@pytest.mark.parametrize(("propagate", "alive"), [("arrival", [0, 0, 0, 0]), ("reference", [0, 1, 2, 3])])
+@pytest.mark.parametrize("method", ["sparsegpt", "gptq"])
+def test_a_gram_is_let_go_of_before_the_next_block_is_looked_at(
+    folder: Path, texts: str, monkeypatch: pytest.MonkeyPatch, method: str, propagate: Propagation, alive: list[int]
+) -> None:
+    """Those of a large model take hundreds of megabytes each: in `arrival` one is there at a time, else those of one block."""
+    made: list[weakref.ref[Gram]] = []
+    counts: list[int] = []
+    whole = Gram.of.__func__
+
+    def of(cls: type[Gram], *args: Any) -> Gram:
+        counts.append(sum(one() is not None for one in made))
+        gram = whole(cls, *args)
+        made.append(weakref.ref(gram))
+        return gram
+
+    monkeypatch.setattr(Gram, "of", classmethod(of))
+    opened = open_model(str(folder), "float32")
+    batch = CalibrationSet(texts, samples=4, length=16).tokens(opened.tokenizer)
+    target = {"sparsegpt": 0.5, "gptq": "w4g16"}[method]
+    compress(opened, view(opened.model), batch, Recipe.parse(method, target, propagate))
+    assert counts == alive * len(view(opened.model).blocks), "four inputs a block: of attention, of its output, of the feed-forward, of its output"
