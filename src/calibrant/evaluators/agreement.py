@@ -118,7 +118,7 @@ def _compared(model: PreTrainedModel, reference: PreTrainedModel, batch: list[Sc
     return compared
 
 
-def _divergence(reference: Float[Tensor, "token word"], ours: Float[Tensor, "token word"], measured: str) -> Compared:
+def _divergence(reference: Float[Tensor, "token word"], ours: Float[Tensor, "token word"], measured: str) -> tuple[float, int, list[float]]:
     """KL(reference ‖ ours) of logits in nats, summed, how many most probable tokens are the same, and the nats of each token."""
     old, new = wide(reference), wide(ours.to(reference.device))
     nats = divergences(old, new)

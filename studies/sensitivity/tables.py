@@ -1,0 +1,203 @@
+"""The tables of docs/findings/sensitivity.md, made of the stores beside this file: python -m studies.sensitivity.tables [--write]
+
+Divergences are nats per token, KL(untouched ‖ compressed), on rows that no draw calibrates on.
+"""
+
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from studies.arms import named, with_interval
+from studies.pages import write_or_print
+
+from calibrant.compare import Estimate, Results, Sensitivity, compare, contrast, draws, read, t_quantile
+from calibrant.compare.contrasts import Contrast, holm
+from calibrant.compare.crossed import ItemValues
+from calibrant.store import Store
+
+HERE: Final = Path(__file__).parent
+PAGE: Final = HERE.parents[1] / "docs/findings/sensitivity.md"
+MODELS: Final = {"smollm2": "SmolLM2", "gemma3-270m": "Gemma"}
+DOMAINS: Final = {"web": "c4", "encyclopedia": "wikipedia", "collection": "pile", "code": "python_code", "arithmetic": "gsm8k", "passages": "race"}
+"""Each domain that is measured, and the source it is made of."""
+MIXTURE: Final = "0.25*c4 + 0.25*wikipedia + 0.25*gsm8k:icl + 0.25*python_code"
+SETS: Final = {
+    "c4": "C4",
+    "pile": "Pile",
+    "wikipedia": "encyclopedia",
+    "gsm8k:icl": "arithmetic",
+    "python_code": "code",
+    "selfgen": "its own words",
+    MIXTURE: "mixture",
+    "random_tokens": "random tokens",
+    "": "nothing",
+}
+STRONG: Final = {
+    "wanda": "0.5",
+    "sparsegpt": "0.5",
+    "refined": "0.5",
+    "rtn(scales='importance')": "w3g64",
+    "gptq": "w3g64",
+    "gptq(scales='importance')": "w3g64",
+    "awq": "w3g64",
+    "rsq": "w3g64",
+    "llama_cpp": "Q2_K",
+    "short_gpt": "blocks 0.2",
+}
+"""The methods of the primary questions, at their stronger strength."""
+FITTED: Final = ("sparsegpt", "refined", "gptq", "gptq(scales='importance')", "rsq")
+WEIGHING: Final = ("wanda", "rtn(scales='importance')", "awq", "llama_cpp")
+MIXED: Final = ("wanda", "sparsegpt", "gptq(scales='importance')", "awq")
+LONGER: Final = ("wanda", "sparsegpt", "gptq(scales='importance')")
+PLANNED: Final = len(STRONG) + 1 + len(MIXED) + len(LONGER)
+"""How many primary questions there are, also those that can't be answered yet."""
+
+
+def sensitivity_table(found: Iterable[Sensitivity]) -> Iterator[str]:
+    """Rows: what the choice of set is worth by method and strength, the most of the divergence first."""
+    yield "| method | target | sets | mean | worst less best set | chance gives | share of the mean | between sets / draws | p |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for s in sorted(found, key=lambda s: -(s.share or 0.0)):
+        low, high = s.worth_interval
+        worth = f"{s.worth:.3f} ({low:.3f} to {high:.3f})"
+        ratio = "" if s.ratio is None or s.ratio_interval is None else f"{s.ratio:.1f} ({s.ratio_interval[0]:.1f} to {s.ratio_interval[1]:.1f})"
+        cells = [f"`{s.method}`", s.target, f"{len(s.sets)}", f"{s.increase or 0:.3f}", f"**{worth}**" if low > 0 else worth, f"{s.floor:.3f}"]
+        yield f"| {' | '.join([*cells, f'{100 * (s.share or 0):.0f}%', ratio, '' if s.p is None else f'{s.p:.1g}'])} |"
+
+
+def sets_table(results: Results) -> Iterator[str]:
+    """Rows: the mean divergence with each set, by method; bold the least of a row, cursive what random tokens give."""
+    labels = [data for data in SETS if any(cell.data == data for cell in results.cells)]
+    yield f"| method | target | {' | '.join(SETS[data] for data in labels)} |"
+    yield f"| --- | --- |{' ---: |' * len(labels)}"
+    for method, target in dict.fromkeys((c.method, c.target) for c in results.cells if c.data):
+        means = {data: _mean(results, method, target, data) for data in labels}
+        known = [value for data, value in means.items() if value is not None and data != "random_tokens"]
+        if known:
+            cells = ["" if v is None else f"**{v:.3f}**" if v == min(known) else f"{v:.3f}" for v in means.values()]
+            yield f"| `{method}` | {target} | {' | '.join(cells)} |"
+
+
+def _mean(results: Results, method: str, target: str, data: str) -> float | None:
+    values = [
+        results.scores[cell.run][measure].score.value
+        for cell in results.cells
+        if (cell.method, cell.target, cell.data) == (method, target, data) and cell.run in results.scores
+        for text, measure in cell.measures.items()
+        if text.startswith("agreement") and measure in results.scores[cell.run]
+    ]
+    return statistics.mean(values) if values else None
+
+
+def domains_table(found: Iterable[Sensitivity]) -> Iterator[str]:
+    """Rows: the best and the worst set on each domain, with what lies between them, at the stronger strength."""
+    yield f"| method | {' | '.join(DOMAINS)} |"
+    yield f"| --- |{' --- |' * len(DOMAINS)}"
+    for s in found:
+        if STRONG.get(s.method) == s.target:
+            chosen = [s.choices[name] for name in named(s.choices, DOMAINS.values())]
+            cells = [f"{SETS[c.best]}, {SETS[c.worst]}: {c.value:.3f}" + ("" if c.significant else " (not significant)") for c in chosen]
+            yield f"| `{s.method}` | {' | '.join(cells)} |"
+
+
+def of_text(folder: Path, results: Results) -> Results:
+    """The same results with the loss of the text in the place of its divergence; it stands beside that for each document."""
+    items: dict[str, dict[str, ItemValues]] = {}
+    with Store(folder, create=False) as store:
+        for run, measured in results.items.items():
+            for measure, values in measured.items():
+                beside = next((score for score in values.beside if score.metric == "loss"), None)
+                if beside is None:
+                    continue
+                measurement = store.measurement(run, measure)
+                assert measurement is not None
+                own = replace(measurement, score=beside, outcomes=tuple(replace(o, value=o.facts["nats"]) for o in measurement.outcomes))
+                items.setdefault(run, {})[measure] = ItemValues.of(own)
+    cells = tuple(replace(c, measures={t: i for t, i in c.measures.items() if t.startswith("agreement")}) for c in results.cells)
+    return replace(results, cells=cells, items=items)
+
+
+def planned(found: Sequence[Sensitivity], folder: Path, longer: Path) -> Iterator[str]:
+    """Rows: the primary questions, corrected together (Holm), those that have no answer yet counted too."""
+    by = {(s.method, s.target): s for s in found}
+    asked: list[tuple[str, str, float | None]] = []
+    for method, target in STRONG.items():
+        s = by.get((method, target))
+        told = (
+            ""
+            if s is None or s.ratio is None or s.ratio_interval is None
+            else f"{s.ratio:.1f} ({s.ratio_interval[0]:.1f} to {s.ratio_interval[1]:.1f})"
+        )
+        asked.append((f"sets vary more than draws: `{method}`, {target}", told, None if s is None else s.p))
+    asked.append(("the choice is worth more where weights are fitted than where they are weighed", *_fitted_or_weighed(by)))
+    with Store(folder, create=False) as store:
+        sides = {method: (_side(store, method, MIXTURE), _side(store, method, "c4")) for method in dict.fromkeys((*MIXED, *LONGER))}
+    for method in MIXED:
+        asked.append((f"the mixture is better than C4: `{method}`", *_better(*sides[method])))
+    more = dict.fromkeys(LONGER)
+    if longer.is_dir():
+        with Store(longer, create=False) as store:
+            more = {method: _side(store, method, "c4") for method in LONGER}
+    for method in LONGER:
+        asked.append((f"32,768 tokens of C4 are better than 8,192 of the mixture: `{method}`", *_better(more[method], sides[method][0])))
+    assert len(asked) == PLANNED
+    family = [Contrast("", "", "", (), "", "", "", p=p) for _, _, p in asked]
+    yield "| question | found | p (Holm) |"
+    yield "| --- | ---: | ---: |"
+    for (question, told, _), corrected in zip(asked, holm(family), strict=True):
+        p = corrected.p_holm
+        yield f"| {question} | {'not computed' if p is None else f'**{told}**' if p < 0.05 else told} | {'' if p is None else f'{p:.1g}'} |"
+
+
+def _side(store: Store, method: str, data: str) -> Mapping[str, Any] | None:
+    """What the draws of a set gave on the domains with a method at its stronger strength; None where some is missing."""
+    if not any((c.method, c.target, c.data) == (method, STRONG[method], data) and c.run for c in store.cells()):
+        return None
+    every = draws(store, method=method, target=STRONG[method], data=data)
+    return {name: every[name] for name in named(every, DOMAINS.values())} if len(every) >= len(DOMAINS) else None
+
+
+def _better(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> tuple[str, float | None]:
+    """By how much less the first diverges than the second, and p."""
+    if one is None or other is None:
+        return "", None
+    found = contrast(other, one)
+    return with_interval(found, False), found.p_value()
+
+
+def _fitted_or_weighed(by: Mapping[tuple[str, str], Sensitivity]) -> tuple[str, float | None]:
+    """By how much the share is larger where weights are fitted, mean of the domains, each of which is an item."""
+    kinds = [[by.get((method, STRONG[method])) for method in methods] for methods in (FITTED, WEIGHING)]
+    if any(s is None for kind in kinds for s in kind):
+        return "", None
+    shares = [[[_share(s, name) for name in named(s.choices, DOMAINS.values())] for s in kind if s] for kind in kinds]
+    apart = [statistics.mean(a) - statistics.mean(b) for a, b in zip(*(list(zip(*kind, strict=True)) for kind in shares), strict=True)]
+    found = Estimate(statistics.mean(apart), statistics.stdev(apart) / len(apart) ** 0.5, len(apart) - 1, len(apart))
+    half = t_quantile(0.975, found.df) * (found.stderr or 0)
+    return f"{100 * found.value:.0f}% ({100 * (found.value - half):.0f}% to {100 * (found.value + half):.0f}%)", found.p_value()
+
+
+def _share(s: Sensitivity, name: str) -> float:
+    """Worst less best set on a domain, as a share of the method's mean divergence."""
+    return s.choices[name].value / (s.increase or 1.0)
+
+
+def tables() -> Mapping[str, str]:
+    """Each table in Markdown, by name, of the stores that are there."""
+    made: dict[str, Iterable[str]] = {}
+    for model in (model for model in MODELS if (HERE / model).is_dir()):
+        with Store(HERE / model, create=False) as store:
+            results = read(store)
+        found = compare(results, measures=["agreement"]).sensitivities
+        made |= {f"{model} sensitivity": sensitivity_table(found), f"{model} sets": sets_table(results), f"{model} domains": domains_table(found)}
+        made[f"{model} tasks"] = sensitivity_table(compare(results, measures=["commonsense_qa", "openbookqa"]).sensitivities)
+        if model == "smollm2":
+            made["planned"] = planned(found, HERE / model, HERE / "more_tokens")
+            made["smollm2 loss"] = sensitivity_table(compare(of_text(HERE / model, results)).sensitivities)
+    return {name: "\n".join(rows) for name, rows in made.items()}
+
+
+if __name__ == "__main__":
+    write_or_print(PAGE, tables())
