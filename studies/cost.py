@@ -3,15 +3,15 @@
 Counted by torch's own counter on the operations that our code asks for, with the shapes of a Llama of 7 billion parameters: a forward of a window
 through a block and through the head, and (on the meta device, which has shapes and no numbers) a Gram of all tokens of a set for each input. Products
 of an elimination are counted on a real matrix of 1,024 by 1,024; those of its updates grow as outputs × inputs², those of its factor as inputs³. A
-Cholesky is taken for n³/3, since the counter doesn't know it. What an evaluator reads is counted too: its own questions, all or the first 100 of each
-set scaled up, go through a model of one narrow block with SmolLM2's tokenizer, whose tokens are not quite Llama's. `cost.json` keeps the counts.
+Cholesky is taken for n³/3, since the counter doesn't know it, nor the small triangular solves, which are left out. What an evaluator reads is counted
+too: its own questions, all or the first 100 of each set scaled up without the examples before them, go through a model of one narrow block with
+SmolLM2's tokenizer, whose tokens are not quite Llama's. `cost.json` keeps the counts.
 """
 
 import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,12 +45,16 @@ SHAPE: Final[Mapping[str, Any]] = {
 """Llama 2 7B, and the first Llama."""
 FITTED: Final = ("sparsegpt 0.5", "gptq w4g128", "gptq(scales='importance') w4g128")
 """Runs that go through the model for themselves, with Grams."""
+SHARING: Final = "rtn(scales='importance') w4g128"
+"""What reads statistics of the untouched model that were gathered before."""
 RATES: Final = {"100 TFLOP/s": 1e14, "400 TFLOP/s": 4e14}
 """What a GPU may keep up in bfloat16: a tenth and four tenths of the peak of an H100."""
 SMALL: Final = 1024
 """Outputs and inputs of the matrix on which eliminations are counted."""
 SAMPLED: Final = 100
 """Questions of each set that are read to know how many tokens all of them take."""
+PUBLISHED: Final = {"esnli": 9824}
+"""Questions of sets of which a mirror may hold fewer."""
 
 
 def counted(run: Callable[[], object]) -> int:
@@ -112,11 +116,15 @@ def measured_tokens() -> dict[str, int]:
         if isinstance(evaluator, Loss):
             found[text] = evaluator.tokens
             continue
-        every = sum(1 for _ in islice(evaluator.rows(), getattr(evaluator, "limit", None)))
-        few = min(SAMPLED, every)
-        seen.clear()
-        evaluator.limited(few).measure(Subject(model, tokenizer))
-        found[text] = sum(seen) * every // few
+        limit: int | None = getattr(evaluator, "limit", None)
+        held = max(sum(1 for _ in evaluator.rows()), PUBLISHED.get(getattr(evaluator, "name", ""), 0))
+        every, read = held if limit is None else min(limit, held), list[int]()
+        for few in (SAMPLED // 2, SAMPLED):
+            seen.clear()
+            evaluator.limited(few).measure(Subject(model, tokenizer))
+            read.append(sum(seen))
+        # The examples before all questions are read once, so only what more questions take is scaled.
+        found[text] = read[1] + (read[1] - read[0]) * (every - SAMPLED) // (SAMPLED // 2)
         print(text, f"{every:,} questions, {found[text]:,} tokens", file=sys.stderr, flush=True)
     return found
 
@@ -147,21 +155,20 @@ def _runs(counts: Mapping[str, Any]) -> Iterator[str]:
     """What a run of each method costs, and all of them on every model, with the hours of a GPU."""
     forward, grams = counts["samples"] * counts["forward"]["blocks"], counts["grams"]
     measured = sum(counts["tokens"].values()) * sum(counts["forward"].values()) / counts["length"]
-    once = {"wanda 0.5": forward, "rtn(scales='importance') w4g128": 0.0, "awq w4g128": 0.0}
+    once = {"none 0.0": 0.0, "magnitude 0.5": 0.0, "rtn w4g128": 0.0, SHARING: 0.0, "wanda 0.5": forward, "awq w4g128": forward + grams}
     once |= {name: forward + grams + counts["eliminations"]["sparsegpt" if name.startswith("sparse") else "gptq"] for name in FITTED}
     hours = " | ".join(f"hours at {rate}" for rate in RATES)
     yield f"| method | runs of a model | compressing, PFLOP a run | measuring, PFLOP a run | all models, PFLOP | {hours} |"
     yield f"| --- |{' ---: |' * (4 + len(RATES))}"
     total = 0.0
     for name, runs in counts["runs"].items():
-        compressing = once.get(name, 0.0)
+        compressing = once[name]
         every = counts["models"] * runs * (compressing + measured)
         total += every
         yield _row(f"`{name}`" if name != "none 0.0" else "dense", runs, f"{compressing / 1e15:.1f}", f"{measured / 1e15:.1f}", every)
-    draws = counts["runs"]["awq w4g128"]
-    shared = counts["models"] * draws * (forward + grams)
+    shared = counts["models"] * counts["runs"][SHARING] * forward
     total += shared
-    yield _row("statistics that `rtn` and `awq` share", draws, f"{(forward + grams) / 1e15:.1f}", "", shared)
+    yield _row("the untouched model's statistics, for `rtn`", counts["runs"][SHARING], f"{forward / 1e15:.1f}", "", shared)
     yield _row("**all**", sum(counts["runs"].values()), "", "", total)
 
 

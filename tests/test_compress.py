@@ -430,7 +430,7 @@ def test_the_seam_for_dropping_blocks(folder: Path, texts: str, tmp_path: Path) 
         assert torch.equal(reopened(ids).logits, before)
 
 
-@pytest.mark.parametrize(("propagate", "alive"), [("arrival", [0, 0, 0, 0]), ("reference", [0, 1, 2, 3])])
+@pytest.mark.parametrize(("propagate", "alive"), [("arrival", [0, 0, 0, 0]), ("reference", [0, 1, 2, 3]), ("dense", [0, 1, 2, 3])])
 @pytest.mark.parametrize("method", ["sparsegpt", "gptq"])
 def test_a_gram_is_let_go_of_before_the_next_block_is_looked_at(
     folder: Path, texts: str, monkeypatch: pytest.MonkeyPatch, method: str, propagate: Propagation, alive: list[int]

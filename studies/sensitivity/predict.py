@@ -15,6 +15,7 @@ from studies.sensitivity.tables import STRONG
 
 from calibrant.data import CalibrationSet
 from calibrant.durable import put
+from calibrant.errors import DataError
 from calibrant.methods import methods
 from calibrant.mixtures import Errors, Sample, gather_statistics
 from calibrant.models import open_model, view
@@ -32,7 +33,10 @@ SAMPLE: Final = Sample(blocks=10, rows=64)
 def main(statistics: Path) -> None:
     """Predict what isn't in the record yet, and write it down draw by draw."""
     study = read_study(HERE / "smollm2.yaml")
-    record = json.loads(OUT.read_text("utf-8")) if OUT.is_file() else {"sample": {"blocks": SAMPLE.blocks, "rows": SAMPLE.rows}, "errors": {}}
+    asked = {"sample": {"blocks": SAMPLE.blocks, "rows": SAMPLE.rows}, "targets": list(TARGETS), "strengths": dict(STRONG)}
+    record = json.loads(OUT.read_text("utf-8")) if OUT.is_file() else {**asked, "errors": {}}
+    if {name: record.get(name) for name in asked} != asked:
+        raise DataError(f"{OUT.name} was predicted for other targets, strengths or samples; delete it first", subject=OUT.name)
     opened = open_model("smollm2", dtype=study.dtype)
     seen_by, budget = view(opened.model), {"tokens": study.tokens, "length": study.length}
     judges = [(text, CalibrationSet(text, seed=1, **budget).held_out().tokens(opened.tokenizer)) for text in TARGETS]

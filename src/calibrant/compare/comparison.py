@@ -22,7 +22,7 @@ from calibrant.compare.crossed import Pairs
 from calibrant.compare.estimate import LEVEL
 from calibrant.compare.questions import PaperQuestion, questions
 from calibrant.compare.ranking import MEAN, ComparedGroup, Ranking, RankingEntry, pairs
-from calibrant.compare.results import Results, grouped, narrowed, read, unranked
+from calibrant.compare.results import UNTOUCHED, Results, grouped, narrowed, read, unranked
 from calibrant.compare.sensitivity import Sensitivity, sensitivity
 from calibrant.errors import SpecError
 from calibrant.store import Store
@@ -67,6 +67,11 @@ class Comparison:
     questions: tuple[PaperQuestion, ...] = ()
     unranked: tuple[Ranking, ...] = ()
     sensitivities: tuple[Sensitivity, ...] = ()
+
+    @property
+    def only_measured(self) -> bool:
+        """Whether nothing was compressed: finished models, or untouched ones, were measured."""
+        return not self.rankings and bool(self.unranked) and all(ranking.method == UNTOUCHED for ranking in self.unranked)
 
 
 def compare(store: Store | Results, measures: Sequence[str] = (), level: float = LEVEL, baseline: str = "") -> Comparison:

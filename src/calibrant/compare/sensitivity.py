@@ -4,15 +4,16 @@ Two numbers for each model, method and target, over the sets that were drawn mor
 
 **Between sets over between draws.** The variance of the sets' true means over that of the draws of one set: 0 where another text changes no more
 than another draw, 1 where it changes as much again. One-way analysis of variance with sets as a sample of the texts that one might take. On
-several measured sets it is that of the sum of squares over all of them, F being (tr B / (k − 1)) / (tr W / Σ (n − 1)) for k sets, with Dempster's
-degrees of freedom: both are multiplied with r = (tr Σ)² / tr Σ² of the draws' covariance, since what is measured on two texts isn't independent
-(Dempster 1958, "A high dimensional two sample significance test"). It takes the documents that were measured as they are.
+several measured sets it is that of the sum of squares over all of them, F being (tr B / (k − 1)) / (tr W / Σ (n − 1)) for k sets. What is measured on
+two texts isn't independent, so degrees of freedom are Dempster's (1958, "A high dimensional two sample significance test"): multiplied with
+r = (tr Σ)² / tr Σ² of a covariance, estimated and so on the low side. For p both have that of the draws, as where sets don't differ; in the interval
+the numerator has that of the sets' means, which may differ along other directions than draws do. It takes the measured documents as they are.
 
 **What the choice is worth.** How much worse the worst set is than the best one, on each measured set: what somebody risks who calibrates without
-asking. The difference of a largest and a smallest is large by chance too, so it stands beside a floor, and its interval is the range that all
-differences of two sets allow together (Bonferroni over pairs and measured sets): from the largest difference that is certain to the largest that
-is possible. They cover other documents and other draws. The draws of all sets are taken to vary alike here: three draws of each of seven sets say
-with 14 degrees of freedom how much, and each alone with 2.
+asking. The difference of a largest and a smallest is large by chance too, the more so the more draws and documents vary. So beside it stands a floor,
+and its interval is the range that all differences of two sets allow together (Bonferroni over pairs and measured sets; for the mean of what was
+measured over pairs): from the largest difference that is certain to the largest that is possible. They cover other documents and other draws. The
+draws of all sets are taken to vary alike here: three draws of each of seven sets say with 14 degrees of freedom how much, and each alone with 2.
 """
 
 import math
@@ -29,7 +30,10 @@ from calibrant.compare.ranking import MEAN, ComparedGroup, pairs
 
 @dataclass(frozen=True)
 class Choice:
-    """How much worse the `worst` set is than the `best` one: `value`, with its interval. What lies below `floor` is no more than chance gives."""
+    """How much worse the `worst` set is than the `best` one: `value`, with its joint interval.
+
+    `floor` is how far two sets that are alike may lie apart by chance, at most: in 95 of 100 studies no two of them lie further apart anywhere.
+    """
 
     best: str
     worst: str
@@ -80,7 +84,7 @@ class Sensitivity:
 
     @property
     def floor(self) -> float:
-        """What the choice would seem to be worth where all sets are alike, at most."""
+        """What the choice may seem to be worth by chance where all sets are alike, at most (see `Choice`)."""
         return _mean([choice.floor for choice in self._single])
 
     @property
@@ -94,11 +98,16 @@ class Sensitivity:
 
 
 def sensitivity(group: ComparedGroup) -> Sensitivity | None:
-    """Return how much the choice of set decides in a group; None with fewer than two sets that were drawn more than once."""
+    """Return how much the choice of set decides in a group.
+
+    None with fewer than two sets that were drawn more than once, independently, and where a single document was measured.
+    """
     rows = {name: group.rows[name] for name in group.sets if not group.label(name).control and group.rows[name][group.averaged[0]].counted}
     if len(rows) < 2:
         return None
     measured = group.averaged
+    if any(len(side.items) < 2 for sides in rows.values() for side in (sides[m] for m in measured)):
+        return None
     comparisons = pairs(len(rows)) * len(measured)
     choices = {m: _choice(Pairs.of(rows, [m], pooled=True), group.level, comparisons) for m in measured}
     choices[MEAN] = _choice(Pairs.of(rows, measured, pooled=True), group.level, pairs(len(rows)))
@@ -130,20 +139,30 @@ def variance_ratio(
 
     counts = np.array([len(draws) for draws in sets])
     means = np.stack([draws.mean(0) for draws in sets])
-    residuals = np.concatenate([draws - draws.mean(0) for draws in sets])
-    covariance = residuals.T @ residuals
+    # From the first draw on, so that draws that are the same to the last bit vary by exactly nothing: a mean of equal numbers may be off by rounding.
+    from_first = [draws - draws[0] for draws in sets]
+    within_sets = _squares(np.concatenate([draws - draws.mean(0) for draws in from_first]))
     over, within = len(sets) - 1, int(counts.sum()) - len(sets)
-    if not np.trace(covariance) > 0:
+    if not np.trace(within_sets) > 0:
         return None, None, None
-    # How many measured sets of equal variance, independent of one another, would vary like these: from 1 to their number.
-    r = float(np.trace(covariance) ** 2 / (covariance**2).sum())
-    grand = counts @ means / counts.sum()
-    f = float((counts[:, None] * (means - grand) ** 2).sum() / over / (np.trace(covariance) / within))
+    between_sets = _squares(np.sqrt(counts)[:, None] * (means - counts @ means / counts.sum()))
+    r, r_between = _directions(within_sets), _directions(between_sets)
+    f = float(np.trace(between_sets) / over / (np.trace(within_sets) / within))
     # The draws of a set, or what comes nearest to it where sets have different numbers of them.
     each = float(counts.sum() - (counts**2).sum() / counts.sum()) / over
     tail = (1 - level) / 2
-    low, high = (max(0.0, (f / float(fdtri(r * over, r * within, q)) - 1) / each) for q in (1 - tail, tail))
+    low, high = (max(0.0, (f / float(fdtri(r_between * over, r * within, q)) - 1) / each) for q in (1 - tail, tail))
     return max(0.0, (f - 1) / each), (low, high), float(fdtrc(r * over, r * within, f))
+
+
+def _squares(rows: Float[np.ndarray, "row measured"]) -> Float[np.ndarray, "measured measured"]:
+    return rows.T @ rows
+
+
+def _directions(covariance: Float[np.ndarray, "measured measured"]) -> float:
+    """How many measured sets of equal variance, independent of one another, would vary like these: from 1 to their number."""
+    squares = float((covariance**2).sum())
+    return float(np.trace(covariance)) ** 2 / squares if squares > 0 else 1.0
 
 
 def _choice(table: Pairs, level: float, comparisons: int) -> Choice:

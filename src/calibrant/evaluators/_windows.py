@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -179,14 +179,13 @@ def wide(logits: Tensor) -> Tensor:
 @torch.no_grad()
 def summed_nats(model: PreTrainedModel, batch: Sequence[ScoredWindow]) -> list[float]:
     """Summed negative log likelihood of each window's scored tokens, the log-softmax in float32."""
-    return [nats_of(window, row) for window, row in zip(batch, predictions(model, batch), strict=True)]
+    return [nats_of(torch.tensor(window.ids[window.unscored :]), row) for window, row in zip(batch, predictions(model, batch), strict=True)]
 
 
-def nats_of(window: ScoredWindow, logits: Float[Tensor, "token word"]) -> float:
-    """Return the summed negative log likelihood of a window's scored tokens, from the logits that predict them."""
-    targets = torch.tensor(window.ids[window.unscored :], device=logits.device)
+def nats_of(ids: Int[Tensor, "token"], logits: Float[Tensor, "token word"]) -> float:
+    """Return the summed negative log likelihood of tokens, from the logits that predict them."""
     # Each token's in float32, their sum in float64: a document has thousands, and the differences between models are small.
-    return float(torch.nn.functional.cross_entropy(wide(logits), targets, reduction="none").double().sum())
+    return float(torch.nn.functional.cross_entropy(wide(logits), ids.to(logits.device), reduction="none").double().sum())
 
 
 def accepted(model: PreTrainedModel, **arguments: Any) -> dict[str, Any]:

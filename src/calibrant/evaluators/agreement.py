@@ -112,9 +112,11 @@ def _compared(model: PreTrainedModel, reference: PreTrainedModel, batch: list[Sc
                 subject=measured,
             )
         tokens = max(1, NUMBERS_PER_CHUNK // theirs.shape[-1])
-        parts = [_divergence(old, new, measured) for old, new in zip(theirs.split(tokens), ours.split(tokens), strict=True)]
+        chunks = list(zip(theirs.split(tokens), ours.split(tokens), torch.tensor(window.ids[window.unscored :]).split(tokens), strict=True))
+        parts = [_divergence(old, new, measured) for old, new, _ in chunks]
+        nats = math.fsum(nats_of(ids, new) for _, new, ids in chunks)
         by_token = [float(np.float32(nats)) for part in parts for nats in part[2]]
-        compared.append((sum(part[0] for part in parts), sum(part[1] for part in parts), by_token, nats_of(window, ours)))
+        compared.append((sum(part[0] for part in parts), sum(part[1] for part in parts), by_token, nats))
     return compared
 
 

@@ -72,8 +72,10 @@ def _inverse_factor(gram: Gram, dead: Tensor, damping: float, dtype: torch.dtype
     del hessian
     if int(info) != 0:
         return None
-    upper = lower.flip(0, 1)
+    flipped = lower.flip(0, 1)
     del lower
+    upper = flipped.contiguous()  # row by row, as kernels and those who share it want it
+    del flipped
     invert_upper(upper)
     return upper if all(bool(extreme.isfinite()) for extreme in upper.aminmax()) else None
 

@@ -12,6 +12,10 @@ NAMED: Final = 4
 """Of how many measured sets, or of how many sets, each is named; more are counted."""
 
 
+NOTHING_TO_RANK: Final = "No calibration set has all of its measurements yet, so there is nothing to rank."
+ONLY_MEASURED: Final = "Nothing was compressed here: models were only measured, so there is nothing to rank."
+
+
 def finding(ranking: Ranking) -> str:
     """Return the answer in one or two sentences: which set kept the model best, how sure that is, which cannot be distinguished from it.
 
@@ -19,6 +23,8 @@ def finding(ranking: Ranking) -> str:
     """
     if any(entry.name == ranking.method for entry in ranking.baselines):
         return " ".join(costs(ranking))
+    if not ranking.entries and ranking.method == "none":
+        return ONLY_MEASURED
     if not ranking.entries:
         return f"No calibration set has all of its measurements on {ranking.model} with {ranking.method} yet, so there is nothing to rank."
     best, count, over = ranking.best, len(ranking.entries), _averaged(ranking)

@@ -95,7 +95,8 @@ def untouched(
             seen.append(by_block(blocks, walk(view, part, input_kinds, "dense", start=start, ranks=ranks, weigh=weigh)))
     for block, by_weight in mixed(seen, [factor for factor, _ in parts]) if batch.mixed else seen[0]:
         with view.held(block):
-            yield from by_weight.items()
+            for weight in list(by_weight):
+                yield weight, by_weight.pop(weight)
 
 
 def gather(view: ModelView, batch: TokenBatch, kinds: Iterable[type[InputStatistic]], stored: Statistics, progress: Progress = silent) -> None:

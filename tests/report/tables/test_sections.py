@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from calibrant.compare import Comparison, Contrast
+from calibrant.compare import Comparison, Contrast, compare
+from calibrant.report.sentences import ONLY_MEASURED, finding
 from calibrant.report.tables.sections import (
     agreement_sentences,
     agreement_table,
@@ -13,6 +14,7 @@ from calibrant.report.tables.sections import (
     trust_sentences,
 )
 
+from tests.compare.stores import LOSSES, results_of
 from tests.report.made import AGREEMENTS, BETTER, CONTRASTS, EVERYTHING, LOST, ONCE, OPEN, SECOND, WORSE, entry, plain, ranking
 
 
@@ -116,6 +118,23 @@ def test_sections_come_in_the_order_they_are_read():
     assert [s.title for s in conclusions(EVERYTHING)] == titles[1:]
     (nothing,) = sections(Comparison())
     assert "nothing to rank" in nothing.sentences[0]
+
+
+def test_models_that_were_only_measured_are_shown_and_not_ranked():
+    measured = compare(results_of({"dense": [[3.0, 2.0]]}))
+    assert measured.only_measured
+    first, table, *_ = sections(measured)
+    assert (first.title, first.sentences) == ("Nothing to rank", (ONLY_MEASURED,))
+    assert table.title == "Without calibration data: tiny"
+    assert table.table is not None
+    (row,) = table.table.rows
+    assert measured.unranked[0].dense is not None
+    losses = [f"{loss.value:.3f}" for loss in measured.unranked[0].dense.losses.values()]
+    assert (row.name, [figure.value for figure in row.figures][1:]) == ("dense", losses)
+    (ranking,) = measured.unranked
+    assert finding(ranking) == ONLY_MEASURED
+    assert not compare(results_of(LOSSES)).only_measured
+    assert not Comparison().only_measured
 
 
 def test_holes_are_listed_with_their_reasons():

@@ -26,10 +26,8 @@ from calibrant.compare import (
 )
 from calibrant.report.facts import StudyFacts
 from calibrant.report.plots import Plot, against_size, against_sparsity, routers
-from calibrant.report.sentences import doubts
+from calibrant.report.sentences import NOTHING_TO_RANK, ONLY_MEASURED, doubts
 from calibrant.report.tables.table import heading
-
-NOTHING_TO_RANK = "No calibration set has all of its measurements yet, so there is nothing to rank."
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Contents:
     def overall(self) -> str:
         """Which sets came first over all combinations of model, method and target, and which were significantly better than every other."""
         if not self.answers:
-            return NOTHING_TO_RANK
+            return ONLY_MEASURED if self.comparison.only_measured else NOTHING_TO_RANK
         first = Counter(ranking.best.name for ranking in self.answers)
         sure = Counter(ranking.best.name for ranking in self.answers if len(ranking.entries) > 1 and not any(e.tied for e in ranking.entries[1:]))
         best, certain = (join_names([f"{name} in {count}" for name, count in of.most_common()]) for of in (first, sure or Counter({"none": 0})))

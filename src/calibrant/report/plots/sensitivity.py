@@ -22,7 +22,8 @@ def choice(sensitivities: Sequence[Sensitivity], narrow: bool = False) -> Plot |
     if not alike:
         return None
     ordered = sorted(alike, key=lambda s: (-(s.share or 0.0), -s.worth))
-    names = tuple(PanelRow(f"{s.method} {s.target}") for s in ordered)
+    several = len({(s.method, s.target) for s in ordered}) < len(ordered)  # the same method in several propagations
+    names = tuple(PanelRow(f"{s.method} {s.target}{f', {s.propagate}' if several else ''}") for s in ordered)
     panels = [_panel("worst less best set", ordered, alike[0].unit)]
     if all(s.increase and s.share for s in ordered) and not narrow:
         panels.append(_panel("as a share of the increase", ordered))
@@ -31,7 +32,7 @@ def choice(sensitivities: Sequence[Sensitivity], narrow: bool = False) -> Plot |
     caption = [
         f"Each mark: how much worse the worst calibration set is than the best one, in {unit}, on average over what was measured; controls left out",
         f"Lines: {level} intervals, jointly over all pairs of sets and all that was measured",
-        "Shaded: what chance alone may give where all sets are alike. Hollow: no two sets differ significantly",
+        f"Shaded: how far sets may lie apart by chance that are alike, at most ({level}, jointly). Hollow: no two sets differ significantly",
         *(["At the right the same as a share of how much worse than the dense model the models are"] if len(panels) > 1 else []),
     ]
     drawing = Panels(names, tuple(panels), LOOK, "← the text doesn't matter · it matters →", width=NARROW if narrow else WIDTH, room=40)
@@ -57,4 +58,4 @@ def _description(title: str, unit: str, ordered: Sequence[Sensitivity]) -> str:
         f"{'' if s.share is None else f', {share(s.share)} of the increase'}"
         for s in ordered
     ]
-    return sentence([f"{title}, in {unit}, with joint intervals and what chance gives", "; ".join(each)])
+    return sentence([f"{title}, in {unit}, with joint intervals and what chance may give at most", "; ".join(each)])

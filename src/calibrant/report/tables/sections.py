@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Final
 
 from calibrant.compare import LEVEL, Comparison, Contrast, RankAgreement, Ranking, Sensitivity, describe_target, join_names, target_noun
-from calibrant.report.sentences import NAMED, caveats, costs, doubts, finding, percent, remarks, short
+from calibrant.report.sentences import NAMED, NOTHING_TO_RANK, ONLY_MEASURED, caveats, costs, doubts, finding, percent, remarks, short
 from calibrant.report.tables.table import HOLE, As, Column, Figure, Table, TableRow, ranked, unranked
 
 HOLES: Final = 100
@@ -32,7 +32,8 @@ def sections(comparison: Comparison, way: As = "increase", notes: Mapping[str, s
         sentences = [*(f"Doubtful: {d}" for d in doubts(ranking)), finding(ranking), *remarks(ranking), *caveats(ranking)]
         yield Section(drawn.title, drawn, tuple(sentences))
     if not comparison.rankings:
-        yield Section("Nothing to rank yet", sentences=("No calibration set has all of its measurements yet, so there is nothing to rank.",))
+        title, why = ("Nothing to rank", ONLY_MEASURED) if comparison.only_measured else ("Nothing to rank yet", NOTHING_TO_RANK)
+        yield Section(title, sentences=(why,))
     yield from without_data(comparison, way)
     yield from sensitivity(comparison)
     yield from conclusions(comparison)
@@ -126,7 +127,8 @@ def contrast_sentence(contrast: Contrast) -> str:
 def sensitivity_table(sensitivities: Sequence[Sensitivity]) -> Table:
     """Return what the choice of set is worth by method, the most of the increase first."""
     interval = f"{percent(LEVEL)} interval"
-    heads = ("worst less best", interval, "chance gives", "of the increase", "between sets / draws", f"its {interval}", "p")
+    heads = ("worst less best", interval, "by chance at most", "of the increase", "between sets / draws", f"its {interval}", "p")
+    names = named_ways(sensitivities)
     rows: list[TableRow] = []
     for s in sorted(sensitivities, key=lambda s: (s.model, -(s.share or 0.0), s.method, s.target)):
         low, high = s.worth_interval
@@ -134,15 +136,24 @@ def sensitivity_table(sensitivities: Sequence[Sensitivity]) -> Table:
         around = HOLE if s.ratio_interval is None else " to ".join(f"{end:.1f}" for end in s.ratio_interval)
         share = HOLE if s.share is None else _rounded(s.share)
         texts = (f"{s.worth:.3f}", f"{low:.3f} to {high:.3f}", f"{s.floor:.3f}", share, ratio, around, _p(s.p))
-        rows.append(TableRow(f"{s.method} at {describe_target(s.target)}", tuple(map(Figure, texts)), f"{s.model}, {len(s.sets)} sets"))
+        rows.append(TableRow(f"{names[id(s)]} at {describe_target(s.target)}", tuple(map(Figure, texts)), f"{s.model}, {len(s.sets)} sets"))
     units = list(dict.fromkeys(s.unit for s in sensitivities))
     legend = (
-        f"worst less best set{f' in {units[0]}' if len(units) == 1 else ''}, averaged over what was measured; controls left out",
-        "chance gives: at most, were all sets alike",
+        f"worst less best set{f' in {units[0]}' if len(units) == 1 else ''}, averaged over what was measured",
+        "controls are left out, and sets that were drawn once or whose draws overlap",
+        f"by chance at most: how far sets may lie apart that are alike, {percent(LEVEL)}, jointly",
         "of the increase: as a share of how much worse than the dense model they are on average",
         "between sets / draws: variances",
     )
     return Table("How much does the choice of set matter?", "method", tuple(map(Column, heads)), tuple(rows), legend)
+
+
+def named_ways(sensitivities: Sequence[Sensitivity]) -> Mapping[int, str]:
+    """Return what each is called, by its id: its method, with the propagation where one was run in several."""
+    ways: dict[tuple[str, str, str], set[str]] = {}
+    for s in sensitivities:
+        ways.setdefault((s.model, s.method, s.target), set()).add(s.propagate)
+    return {id(s): f"{s.method}, {s.propagate}," if len(ways[s.model, s.method, s.target]) > 1 else s.method for s in sensitivities}
 
 
 def sensitivity_sentences(sensitivities: Sequence[Sensitivity]) -> Iterator[str]:
@@ -151,7 +162,8 @@ def sensitivity_sentences(sensitivities: Sequence[Sensitivity]) -> Iterator[str]
     yield f"Some two sets differ significantly in {len(sure)} of {len(sensitivities)} combinations of model, method and target."
     if len(sure) > 1 and (most := max(sure, key=lambda s: s.share or 0.0)).share:
         where = f"{most.method} at {describe_target(most.target)} ({most.model})"
-        yield f"It matters most to {where}: {_rounded(most.share)} of the increase over the dense model lie between the worst and the best set."
+        share = f"{_rounded(most.share)} of the increase over the dense model lie between the worst and the best set"
+        yield f"The most is measured with {where}: {share}. Methods aren't tested against one another."
 
 
 def _rounded(share: float) -> str:
