@@ -37,7 +37,7 @@ SETS: Final = {
 STRONG: Final = {
     "wanda": "0.5",
     "sparsegpt": "0.5",
-    "refined": "0.5",
+    "refined": "0.6",
     "rtn(scales='importance')": "w3g64",
     "gptq": "w3g64",
     "gptq(scales='importance')": "w3g64",
