@@ -63,6 +63,7 @@ LOWER_FIRST = {
     "methods": -1,
     "compress": -1,
     "inspection": -2,
+    "languages": -1,
 }
 """What stands at the foot of its floor: its neighbours may use it."""
 TORCH_FREE = [

@@ -32,7 +32,8 @@ def left_on_disk(models: Sequence[str], tasks: Sequence[Evaluator], dtype: str, 
     first, *_ = needs
     whole, outside = sum(one.model for one in needs), sum(one.outside for one in needs)
     block, arrival = max(one.block for one in needs), max(one.arrival for one in needs)  # one model runs after the other
-    together = replace(first, model=whole, outside=outside, block=block, arrival=arrival, work=logits)
+    # All that is shown at once is one batch, so none goes on beside others that wait.
+    together = replace(first, model=whole, outside=outside, block=block, arrival=arrival, in_a_pass=0, work=logits)
     if together.in_memory("arrival") <= promised:
         return False
     about = f"measuring {models[0]} takes about {together.in_memory('arrival') / 1e9:.1f} GB, and memory is {promised / 1e9:.1f}"
