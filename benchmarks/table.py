@@ -210,6 +210,7 @@ TABLES: Final[dict[str, Callable[[Mapping[str, Any]], str]]] = {
     "peers": peers,
     "peers_amx": peers,
     "evaluation": evaluation,
+    "evaluation_amx": evaluation,
     "imatrix": imatrix,
     "larger": larger,
     "growth": growth,
