@@ -57,7 +57,7 @@ PLANNED: Final = len(STRONG) + 1 + len(MIXED) + len(LONGER)
 
 def sensitivity_table(found: Iterable[Sensitivity]) -> Iterator[str]:
     """Rows: what the choice of set is worth by method and strength, the most of the divergence first."""
-    yield "| method | target | sets | mean | worst less best set | chance gives | share of the mean | between sets / draws | p |"
+    yield "| method | target | sets | mean | worst less best set | by chance at most | share of the mean | between sets / draws | p |"
     yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for s in sorted(found, key=lambda s: -(s.share or 0.0)):
         low, high = s.worth_interval

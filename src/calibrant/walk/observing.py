@@ -15,7 +15,7 @@ from calibrant.progress import Progress, silent
 from calibrant.walk.attention import Weigh
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.statistics import BLOCK_KINDS, KINDS, Dense, Statistics, by_block, mixed, statistics_ids
-from calibrant.walk.walking import walk, walk_blocks
+from calibrant.walk.walking import one_by_one, walk, walk_blocks
 
 
 @final
@@ -95,8 +95,7 @@ def untouched(
             seen.append(by_block(blocks, walk(view, part, input_kinds, "dense", start=start, ranks=ranks, weigh=weigh)))
     for block, by_weight in mixed(seen, [factor for factor, _ in parts]) if batch.mixed else seen[0]:
         with view.held(block):
-            for weight in list(by_weight):
-                yield weight, by_weight.pop(weight)
+            yield from one_by_one(by_weight)
 
 
 def gather(view: ModelView, batch: TokenBatch, kinds: Iterable[type[InputStatistic]], stored: Statistics, progress: Progress = silent) -> None:

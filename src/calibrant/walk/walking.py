@@ -217,17 +217,17 @@ class _Shared:
 
 
 def _reference(block: Block, parts: list[MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
-    yield from _one_by_one(_observe(block, parts, observes, ranks, MicroBatch.look))
+    yield from one_by_one(_observe(block, parts, observes, ranks, MicroBatch.look))
     for part in parts:
         if not part.at_last:
             part.go()
 
 
 def _dense(block: Block, parts: list[MicroBatch], observes: Kinds, ranks: Ranks, rehearsal: Rehearsal) -> Iterator[tuple[Weight, Seen]]:
-    yield from _one_by_one(_observe(block, parts, observes, ranks, MicroBatch.go))
+    yield from one_by_one(_observe(block, parts, observes, ranks, MicroBatch.go))
 
 
-def _one_by_one(observed: dict[Weight, Seen]) -> Iterator[tuple[Weight, Seen]]:
+def one_by_one(observed: dict[Weight, Seen]) -> Iterator[tuple[Weight, Seen]]:
     """Hand out what each matrix saw, and let go of it: a Gram of a large model takes hundreds of megabytes."""
     for weight in list(observed):
         yield weight, observed.pop(weight)

@@ -23,6 +23,7 @@ def test_cells_have_their_share_and_colour_and_the_best_set_is_named() -> None:
     assert colours[0] < colours[1] < colours[2], "0.5, 0.75 and 0.9"
     text = page(contents)
     assert '<a href="#words">Words</a>' in text
+    assert "2 of 2 groups of words; colours change at" in text
     assert re.search(r'<th scope="row"><bdi>onion</bdi></th><td>5</td><td class="heat-\d">0.500</td><td class="heat-\d">0.750</td>', text)
 
 
@@ -61,6 +62,7 @@ def test_neurons_of_languages_have_a_part_of_their_own() -> None:
     assert [(row.word, row.best) for row in of.rows] == [(HOSTILE, "c"), ("en", "g")]
     text = page(contents)
     assert '<a href="#languages">Languages</a>' in text
+    assert "2 of 2 languages; colours change at" in text
     assert 'href="#words"' not in text
     assert re.search(r'<th scope="row"><bdi>en</bdi></th><td>40</td><td class="heat-\d">0.500</td><td class="heat-\d">0.700</td>', text)
     assert "<img src=x" not in text
