@@ -61,16 +61,17 @@ def made(
     weights: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     profiles: Mapping[str, Mapping[str, Any]] | None = None,
     processors: Mapping[str, str] | None = None,
+    items: int = 12,
 ) -> Iterator[Made]:
     """Runs whose labels ("dense", "magnitude" or a set) have, a draw each, one loss per measured set.
 
     `missing` are measurements (`c4/docs`) that aren't there; `overlap` what the later draws of a set share with earlier ones.
     `weights` are what the records of a label, or of one of its draws (`c4/1`), say of their matrices, `profiles` what is kept beside them.
-    `processors` are what the runs of a label were computed on.
+    `processors` are what the runs of a label were computed on, `items` how many documents each measured set has.
     """
     rng = np.random.default_rng(5)
-    lengths = {m: rng.integers(100, 300, 12).astype(float) for m in measures}
-    hard = {m: rng.normal(0, 0.5, 12) for m in measures}
+    lengths = {m: rng.integers(100, 300, items).astype(float) for m in measures}
+    hard = {m: rng.normal(0, 0.5, items) for m in measures}
     for label, draws in losses.items():
         for seed, values in enumerate(draws):
             baseline = {"dense": "none", "magnitude": "magnitude"}.get(label)
@@ -85,7 +86,7 @@ def made(
             measurements: dict[str, Measurement] = {}
             for m, value in zip(measures, values, strict=True):
                 if f"{label}/{m}" not in missing:
-                    chance = rng.normal(0, noise, 12)
+                    chance = rng.normal(0, noise, items)
                     nats = lengths[m] * (value + hard[m] + chance - chance.mean())
                     measurements[f"loss(source={m!r})"] = measured(nats, lengths[m], f"{m}:text")
             ids = {f"loss(source={m!r})": "sha256:none" for m in measures}

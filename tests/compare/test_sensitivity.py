@@ -1,8 +1,6 @@
 import itertools
 from collections.abc import Mapping
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from scipy import stats
 from calibrant.compare import MEAN, Results, Sensitivity, compare
 from calibrant.compare.crossed import Pairs, Side
 from calibrant.compare.estimate import t_quantile
-from calibrant.compare.sensitivity import _choice, sensitivity, variance_ratio
+from calibrant.compare.sensitivity import _choice, variance_ratio
 
 from tests.compare.stores import DRAWN, LOSSES, results_of, values
 
@@ -112,7 +110,7 @@ def test_it_is_the_worst_less_the_best_and_its_interval_that_of_all_pairs():
         items = float(((one.residuals - other.residuals) ** 2).sum()) * 20 / 19
         alone, over = max(0.0, items - one.interaction - other.interaction), 2 * variance / 3
         share = over * 1 / (alone + over)
-        quantile = (1 - share) * t_quantile(1 - 0.05 / 6, 19) + share * t_quantile(1 - 0.05 / 6, 6)
+        quantile = (1 - share) * t_quantile(1 - 0.05 / 6, 19.0) + share * t_quantile(1 - 0.05 / 6, 6.0)
         half = max(alone + over, items) ** 0.5 * quantile
         lows.append(own[a] - own[b] - half)
         highs.append(own[a] - own[b] + half)
@@ -178,10 +176,8 @@ def test_sets_drawn_once_say_nothing():
 
 
 def test_a_single_document_says_nothing():
-    lengths = np.array([100.0])
-    sides = {name: {"text": Side.of([values(lengths * (mean + draw / 10), lengths) for draw in range(3)])} for name, mean in (("a", 1), ("b", 2))}
-    group: Any = SimpleNamespace(rows=sides, sets=("a", "b"), averaged=("text",), level=0.95, label=lambda _: SimpleNamespace(control=False))
-    assert sensitivity(group) is None
+    assert compare(results_of(DRAWN, items=1)).sensitivities == ()
+    assert compare(results_of(DRAWN, items=2)).sensitivities
 
 
 def test_sets_whose_draws_overlap_are_left_out():

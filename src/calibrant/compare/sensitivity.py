@@ -127,7 +127,7 @@ def sensitivity(group: ComparedGroup) -> Sensitivity | None:
 
 
 def variance_ratio(
-    sets: Sequence[Float[np.ndarray, "draw measured"]], level: float = LEVEL
+    sets: Sequence[Float[np.ndarray, "_draw measured"]], level: float = LEVEL
 ) -> tuple[float, tuple[float, float], float] | tuple[None, None, None]:
     """Return the variance between sets over that between draws of a set, its interval and p; None where the draws of no set vary.
 

@@ -90,7 +90,7 @@ class LanguageNeurons(Evaluator):
         staying, had = dense.staying(own), dense.specific.sum(1).tolist()
         now = own.specific.sum(1).tolist()
         outcomes = tuple(
-            Outcome(source, round(staying[source] * count), float(count), {"now": found})
+            Outcome(source, float(round(staying[source] * count)), float(count), {"now": found})
             for source, count, found in zip(self.sources, had, now, strict=True)
             if count
         )
