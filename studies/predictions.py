@@ -1,0 +1,65 @@
+"""What studies predict of their sets before any of them compresses a model: the mean relative error of matrices, as `recommend` does."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final
+
+from calibrant.data import CalibrationSet
+from calibrant.durable import put
+from calibrant.errors import DataError
+from calibrant.methods import StandIn
+from calibrant.mixtures import Errors, Sample, gather_statistics
+from calibrant.models import open_model, view
+from calibrant.select import resolved
+from calibrant.study import Study
+
+SAMPLE: Final = Sample(blocks=10, rows=64)
+"""The blocks, and the rows of each of their matrices, that are compared."""
+
+
+def predict(out: Path, study: Study, sets: Sequence[str], targets: Sequence[str], methods: Mapping[str, StandIn], statistics: Path) -> None:
+    """Write into `out` the error of every set under what every target holds out, by method and draw: tr((W−Ŵ)G(W−Ŵ)ᵀ) / tr(WGWᵀ).
+
+    Each set is walked through once in the untouched model, and so is each target's text: its second draw, since the first is what is measured.
+    What `out` has already isn't predicted again, so it goes on after it was killed. A mix of statistics, `mix(…)`, is made of those of its sources.
+    Raises `DataError` where `out` was predicted for other targets, methods or samples. The study has one model.
+    """
+    how = {name: f"{standing.method}, {standing.target}" for name, standing in methods.items()}
+    asked = {"sample": {"blocks": SAMPLE.blocks, "rows": SAMPLE.rows}, "targets": list(targets), "by": how}
+    record: dict[str, Any] = json.loads(out.read_text("utf-8")) if out.is_file() else {**asked, "errors": {}}
+    if {name: record.get(name) for name in asked} != asked:
+        raise DataError(f"{out.name} was predicted for other targets, methods or samples; delete it first", subject=out.name)
+    names = [str(CalibrationSet(text)) for text in sets]
+    sources = list(dict.fromkeys(str(part) for text in names for part in (CalibrationSet(text).mixed or (CalibrationSet(text),))))
+    (model,) = study.models
+    opened, budget = open_model(model, dtype=study.dtype), {"tokens": study.tokens, "length": study.length}
+    judges = [(text, CalibrationSet(text, seed=1, **budget).held_out().tokens(opened.tokenizer)) for text in targets]
+    mixtures = [_shares(text, sources, study.length) for text in names]
+    for seed in study.seeds:
+        missing = {name: standing for name, standing in methods.items() if str(seed) not in record["errors"].get(name, {})}
+        if not missing:  # own text takes minutes to generate
+            continue
+        drawn = [(text, resolved(CalibrationSet(text, seed=seed, **budget), opened).tokens(opened.tokenizer)) for text in sources]
+        for name, standing in missing.items():
+            kept = gather_statistics(opened, view(opened.model), standing.method, drawn, judges, statistics, Sample(0, 0), _told)
+            found = Errors(kept.inputs(SAMPLE), standing.method, standing.target, kept.masses)(mixtures)
+            of_draw = {text: dict(zip(targets, map(float, row), strict=True)) for text, row in zip(names, found, strict=True)}
+            record["errors"].setdefault(name, {})[str(seed)] = of_draw
+            put(out, (json.dumps(record, indent=1) + "\n").encode())
+            print(f"{name}, draw {seed}: {len(names)} sets under {len(targets)} targets", flush=True)
+
+
+def _shares(text: str, sources: Sequence[str], length: int) -> tuple[Fraction, ...]:
+    """How much each source weighs in a set: a mix is of several."""
+    found = CalibrationSet(text, length=length)
+    parts = dict(zip(map(str, found.mixed), found.mix.shares, strict=True)) if found.mix else {str(found): Fraction(1)}
+    return tuple(parts.get(source, Fraction(0)) for source in sources)
+
+
+def _told(what: str, done: int, total: int) -> None:
+    """Say what is finished."""
+    if done == total:
+        print(what, file=sys.stderr, flush=True)
