@@ -5,7 +5,6 @@ smollm2/report.md and smollm2/report.json.gz beside the records, and the picture
 """
 
 import gzip
-import json
 import math
 import re
 import statistics
@@ -13,17 +12,17 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from studies.ablations import run as ablations
 from studies.arms import Measured, markdown_row, named, span, worse
 from studies.packing import run as packing
+from studies.pages import draw
 from studies.spot_check import again, bits, markdown
 
 from calibrant.compare import Draws, detectable, draws, label_set
 from calibrant.report import report
-from calibrant.report.plots import Plot, write
+from calibrant.report.plots import Plot
 from calibrant.report.plots.panels import Mark, Panel, PanelRow, Panels, span_of
 from calibrant.report.plots.picture import plotted
 from calibrant.report.plots.theme import FAMILIES
@@ -36,9 +35,8 @@ AGAIN = HERE / "again"
 ELSEWHERE = HERE / "elsewhere"
 """A run of it and the dense model, computed again by `spot_check --elsewhere`."""
 PAGE = HERE.parent / "docs/findings/c4.md"
-IMAGES = HERE.parent / "docs/images"
 PICTURE = STORE / "picture.json"
-"""What the picture shows: a drawing's bytes are other ones wherever fonts are."""
+"""What the picture shows."""
 KINDS = {
     "arithmetic": ("gsm8k", "svamp", "mawps"),
     "inference": ("esnli", "anli_r1", "anli_r3"),
@@ -335,12 +333,7 @@ def write_page(made: Mapping[str, str]) -> None:
     about = report(STORE)
     (STORE / "report.md").write_text(about.text("markdown"), encoding="utf-8")
     (STORE / "report.json.gz").write_bytes(gzip.compress(about.text("json").encode(), mtime=0))
-    drawn = picture()
-    with TemporaryDirectory() as folder:
-        for name, dark in (("findings.png", False), ("findings-dark.png", True)):
-            (image,) = (path for path in write([drawn], Path(folder), dark) if path.suffix == ".png")
-            IMAGES.joinpath(name).write_bytes(image.read_bytes())
-    PICTURE.write_text(json.dumps({"shown": drawn.spec["datasets"]}, indent=1), encoding="utf-8")
+    draw(picture(), "findings", PICTURE)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,17 @@
-"""Pages whose tables are made of records: each table stands between two comments with its name."""
+"""Pages whose tables are made of records: each table stands between two comments with its name. And the pictures beside them."""
 
+import json
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
 
 from calibrant.errors import DataError
+from calibrant.report.plots import Plot, write
+
+IMAGES: Final = Path(__file__).parents[1] / "docs/images"
 
 
 def filled(text: str, tables: Mapping[str, str]) -> str:
@@ -26,3 +32,12 @@ def write_or_print(page: Path, tables: Mapping[str, str]) -> None:
         page.write_text(filled(page.read_text("utf-8"), tables), encoding="utf-8")
     else:
         print("\n\n".join(f"{name}\n\n{table}" for name, table in tables.items()))
+
+
+def draw(drawn: Plot, name: str, numbers: Path) -> None:
+    """Draw a picture of the documentation, light and dark, and keep what it shows: a drawing's bytes are other ones wherever fonts are."""
+    with TemporaryDirectory() as folder:
+        for image, dark in ((f"{name}.png", False), (f"{name}-dark.png", True)):
+            (found,) = (path for path in write([drawn], Path(folder), dark) if path.suffix == ".png")
+            IMAGES.joinpath(image).write_bytes(found.read_bytes())
+    numbers.write_text(json.dumps({"shown": drawn.spec["datasets"]}, indent=1), encoding="utf-8")

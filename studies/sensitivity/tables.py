@@ -1,24 +1,29 @@
 """The tables of docs/findings/sensitivity.md, made of the stores beside this file: python -m studies.sensitivity.tables [--write]
 
-Divergences are nats per token, KL(untouched ‖ compressed), on rows that no draw calibrates on.
+With `--write` the README's picture is drawn too; picture.json has its numbers. Divergences are nats per token, KL(untouched ‖ compressed), on rows
+that no draw calibrates on.
 """
 
 import statistics
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from studies.arms import named, with_interval
-from studies.pages import write_or_print
+from studies.pages import draw, write_or_print
 
-from calibrant.compare import Estimate, Results, Sensitivity, compare, contrast, draws, read, t_quantile
+from calibrant.compare import Estimate, Results, Sensitivity, compare, contrast, detectable, draws, read, t_quantile
 from calibrant.compare.contrasts import Contrast, holm
 from calibrant.compare.crossed import ItemValues
+from calibrant.report.plots import Plot
+from calibrant.report.plots.sensitivity import choice
 from calibrant.store import Store
 
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parents[1] / "docs/findings/sensitivity.md"
+PICTURE: Final = HERE / "picture.json"
 MODELS: Final = {"smollm2": "SmolLM2", "gemma3-270m": "Gemma"}
 DOMAINS: Final = {"web": "c4", "encyclopedia": "wikipedia", "collection": "pile", "code": "python_code", "arithmetic": "gsm8k", "passages": "race"}
 """Each domain that is measured, and the source it is made of."""
@@ -85,6 +90,23 @@ def _mean(results: Results, method: str, target: str, data: str) -> float | None
     asked = [(cell.run, measure) for cell in cells for text, measure in cell.measures.items() if text.startswith("agreement")]
     found = [results.scores[run][measure].score.value for run, measure in asked if measure in results.scores.get(run, {})]
     return statistics.mean(found) if found and len(found) == len(asked) else None
+
+
+def detectable_table(folder: Path) -> Iterator[str]:
+    """Rows: what difference between C4 and another set can be seen by method at its stronger strength, mean of the domains, and what chance gives."""
+    yield "| method | found by 4 such studies in 5: median (least to most) | as a share of the mean | variance between draws |"
+    yield "| --- | ---: | ---: | ---: |"
+    with Store(folder, create=False) as store:
+        for method in STRONG:
+            sides = {data: side for data in SETS if data not in ("", "random_tokens") and (side := _side(store, method, data)) is not None}
+            others = [contrast(side, sides["c4"]) for data, side in sides.items() if data != "c4" and "c4" in sides]
+            if not others:
+                continue
+            least = sorted(found for other in others if (found := detectable(other)) is not None)
+            mean = statistics.mean(m.score.value for side in sides.values() for of in side.values() for m in of)
+            told = f"{statistics.median(least):.3f} ({least[0]:.3f} to {least[-1]:.3f})"
+            share = statistics.median(other.draws_share for other in others)
+            yield f"| `{method}` | {told} | {100 * statistics.median(least) / mean:.0f}% | {100 * share:.0f}% |"
 
 
 def domains_table(found: Iterable[Sensitivity]) -> Iterator[str]:
@@ -182,6 +204,15 @@ def _share(s: Sensitivity, name: str) -> float:
     return s.choices[name].value / (s.increase or 1.0)
 
 
+def picture() -> Plot:
+    """What the choice of set is worth, by method at its stronger strength."""
+    with Store(HERE / "smollm2", create=False) as store:
+        found = compare(read(store), measures=["agreement"]).sensitivities
+    drawn = choice([s for s in found if STRONG.get(s.method) == s.target])
+    assert drawn is not None
+    return drawn
+
+
 def tables() -> Mapping[str, str]:
     """Each table in Markdown, by name, of the stores that are there."""
     made: dict[str, Iterable[str]] = {}
@@ -193,6 +224,7 @@ def tables() -> Mapping[str, str]:
         tasks = {"tasks": ["commonsense_qa", "openbookqa"], "arc_easy": ["arc_easy"]}
         made |= {f"{model} {name}": sensitivity_table(compare(results, measures=of).sensitivities) for name, of in tasks.items()}
         if model == "smollm2":
+            made["detectable"] = detectable_table(HERE / model)
             made["planned"] = planned(found, HERE / model, HERE / "more_tokens")
             made["smollm2 loss"] = sensitivity_table(compare(of_text(HERE / model, results)).sensitivities)
     return {name: "\n".join(rows) for name, rows in made.items()}
@@ -200,3 +232,5 @@ def tables() -> Mapping[str, str]:
 
 if __name__ == "__main__":
     write_or_print(PAGE, tables())
+    if "--write" in sys.argv[1:]:
+        draw(picture(), "sensitivity", PICTURE)
