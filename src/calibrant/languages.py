@@ -5,6 +5,7 @@ calibration in one language does to the neurons of others. `lape` tells the neur
 code and arithmetic may stand for languages.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from calibrant.data import CalibrationSet, TokenBatch, micro_batches
 from calibrant.errors import DataError, ModelError, SpecError
 from calibrant.models import Block, ModelView, Opened, view
 from calibrant.notebook import card, listing
+from calibrant.outcomes import Journal
 from calibrant.progress import Progress, silent
 from calibrant.select import resolved
 
@@ -171,18 +173,26 @@ def lape(
 
 
 def read_languages(
-    model: PreTrainedModel, name: str, batches: Mapping[str, TokenBatch], lowest: float, quantile: float, progress: Progress = silent
+    model: PreTrainedModel,
+    name: str,
+    batches: Mapping[str, TokenBatch],
+    lowest: float,
+    quantile: float,
+    progress: Progress = silent,
+    journal: Journal | None = None,
 ) -> Lape:
-    """Return what `lape` does for the tokens of each language. Raises its `ModelError`."""
-    seen_by = view(model)
+    """Return what `lape` does for the tokens of each language; a language that is in the `journal` isn't read again. Raises its `ModelError`."""
+    seen_by, known = view(model), Journal() if journal is None else journal
     modules = [_activation(block) for block in seen_by.blocks]
-    shares = [
-        _active(seen_by, modules, batch, lambda done, of, language=language: progress(f"neurons for {language}", done, of))
-        for language, batch in batches.items()
-    ]
+    shares: list[Tensor] = []
+    for language, batch in batches.items():
+        if language not in known:
+            found = _active(seen_by, modules, batch, lambda done, of, language=language: progress(f"neurons for {language}", done, of))
+            known.add({language: [share.tolist() for share in found]})
+        shares.append(torch.tensor(list(itertools.chain(*known[language])), dtype=torch.float64))
+    sizes = tuple(map(len, known[next(iter(batches))]))
     counts = tuple(int((batch.weights > 0).sum()) for batch in batches.values())
-    probability = torch.stack([torch.cat(each) for each in shares])
-    return Lape(name, tuple(batches), counts, tuple(map(len, shares[0])), probability, lowest, quantile)
+    return Lape(name, tuple(batches), counts, sizes, torch.stack(shares), lowest, quantile)
 
 
 def _activation(block: Block) -> nn.Module:

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from calibrant.errors import SpecError
 from calibrant.evaluators import Subject, evaluators
 from calibrant.evaluators.lape import LanguageNeurons
 from calibrant.models import Opened, view
+from calibrant.outcomes import Journal
 from calibrant.testing import tiny_model, tiny_tokenizer
 
 LETTERS = {"early": "abcdefghijklm", "late": "nopqrstuvwxyz"}
@@ -105,6 +107,26 @@ def test_the_untouched_model_is_read_once(opened: Opened, spoken: list[str]) -> 
     assert len(calls) > many
     hook.remove()
     base.remove()
+
+
+def test_a_killed_one_goes_on(opened: Opened, spoken: list[str], tmp_path: Path) -> None:
+    """A language that was read is kept: the second time only the other one is."""
+    pruned, path = copy.deepcopy(opened.model), tmp_path / "journal.jsonl"
+    with torch.no_grad():
+        for block in view(pruned).blocks:
+            block.module.mlp.gate_proj.weight[::2] *= -1
+    whole = task(spoken).measure(Subject(pruned, opened.tokenizer, opened.model))
+
+    def kill(what: str, done: int, total: int) -> None:
+        if "late" in what.split(" for ")[1]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        task(spoken).measure(Subject(pruned, opened.tokenizer, opened.model, kill, Journal(path, "q")))
+    read: list[str] = []
+    subject = Subject(pruned, opened.tokenizer, opened.model, lambda what, *_: read.append(what.split(" for ")[1]), Journal(path, "q"))
+    assert task(spoken).measure(subject) == whole
+    assert set(read) == {spoken[1]}
 
 
 def test_its_name_and_its_rows(spoken: list[str]) -> None:

@@ -23,7 +23,7 @@ from calibrant.estimates import ratio
 from calibrant.evaluators._base import Evaluator, Subject
 from calibrant.evaluators.loss import Loss
 from calibrant.languages import Lape, read_languages
-from calibrant.outcomes import Measurement, Outcome, Score
+from calibrant.outcomes import Journal, Measurement, Outcome, Score
 from calibrant.spec import canonical, identity
 
 _KNOWN: Final = WeakKeyDictionary[PreTrainedModel, tuple[str, Lape]]()
@@ -86,7 +86,7 @@ class LanguageNeurons(Evaluator):
                 subject=str(self),
             )
         batches = {source: _batch(text, subject.tokenizer) for source, text in self._texts.items()}
-        dense, own = self._dense(subject, subject.reference, batches), self._found(subject, subject.model, batches)
+        dense, own = self._dense(subject, subject.reference, batches), self._found(subject, subject.model, batches, subject.journal)
         staying, had = dense.staying(own), dense.specific.sum(1).tolist()
         now = own.specific.sum(1).tolist()
         outcomes = tuple(
@@ -101,8 +101,11 @@ class LanguageNeurons(Evaluator):
         facts = {"tokens": self.tokens, "length": self.length, "neurons": sum(dense.sizes), "languages": known}
         return Measurement(Score("language-specific neurons", "staying", value, stderr, len(outcomes), "share", "higher", facts=facts), outcomes)
 
-    def _found(self, subject: Subject, model: PreTrainedModel, batches: Mapping[str, TokenBatch]) -> Lape:
-        return read_languages(model, "", batches, self.lowest, self.quantile, lambda what, done, of: subject.progress(f"{what} for {self}", done, of))
+    def _found(self, subject: Subject, model: PreTrainedModel, batches: Mapping[str, TokenBatch], journal: Journal) -> Lape:
+        def progress(what: str, done: int, total: int) -> None:
+            subject.progress(f"{what} for {self}", done, total)
+
+        return read_languages(model, "", batches, self.lowest, self.quantile, progress, journal)
 
     def _dense(self, subject: Subject, model: PreTrainedModel, batches: Mapping[str, TokenBatch]) -> Lape:
         """What was found of the dense model, for the last evaluator that asked: a study compares hundreds of models with one."""
@@ -110,7 +113,7 @@ class LanguageNeurons(Evaluator):
         about = identity([state, canonical(self), self.digest(), [batch.fingerprint for batch in batches.values()]])
         known = _KNOWN.get(model)
         if known is None or known[0] != about:
-            _KNOWN[model] = known = about, self._found(subject, model, batches)
+            _KNOWN[model] = known = about, self._found(subject, model, batches, Journal())
         return known[1]
 
 
