@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from calibrant.data import CalibrationSet
 from calibrant.durable import put
@@ -16,36 +16,44 @@ from calibrant.models import open_model, view
 from calibrant.select import resolved
 from calibrant.study import Study
 
-SAMPLE: Final = Sample(blocks=10, rows=64)
-"""The blocks, and the rows of each of their matrices, that are compared."""
+NOTHING: Final = Sample(0, 0)
 
 
-def predict(out: Path, study: Study, sets: Sequence[str], targets: Sequence[str], methods: Mapping[str, StandIn], statistics: Path) -> None:
+class Predicted(NamedTuple):
+    """What predicts a method, and the sample of blocks, and rows of each of their matrices, that is compared."""
+
+    by: StandIn
+    sample: Sample
+
+    def __str__(self) -> str:
+        return f"{self.by.method}, {self.by.target}, {self.sample.rows} rows of {self.sample.blocks} blocks"
+
+
+def predict(out: Path, study: Study, sets: Sequence[str], targets: Mapping[str, int], methods: Mapping[str, Predicted], statistics: Path) -> None:
     """Write into `out` the error of every set under what every target holds out, by method and draw: tr((W−Ŵ)G(W−Ŵ)ᵀ) / tr(WGWᵀ).
 
-    Each set is walked through once in the untouched model, and so is each target's text: its second draw, since the first is what is measured.
-    What `out` has already isn't predicted again, so it goes on after it was killed. A mix of statistics, `mix(…)`, is made of those of its sources.
-    Raises `DataError` where `out` was predicted for other targets, methods or samples. The study has one model.
+    Each set is walked through once in the untouched model, and so is each target's text: the draw of it that `targets` names, one that has no
+    document that is measured. What `out` has already isn't predicted again, so it goes on after it was killed. A mix of statistics, `mix(…)`, is
+    made of those of its sources. Raises `DataError` where `out` was predicted for other sets, targets or methods. The study has one model.
     """
-    how = {name: f"{standing.method}, {standing.target}" for name, standing in methods.items()}
-    asked = {"sample": {"blocks": SAMPLE.blocks, "rows": SAMPLE.rows}, "targets": list(targets), "by": how}
+    names = [str(CalibrationSet(text)) for text in sets]
+    asked = {"sets": names, "targets": dict(targets), "by": {name: str(predicted) for name, predicted in methods.items()}}
     record: dict[str, Any] = json.loads(out.read_text("utf-8")) if out.is_file() else {**asked, "errors": {}}
     if {name: record.get(name) for name in asked} != asked:
-        raise DataError(f"{out.name} was predicted for other targets, methods or samples; delete it first", subject=out.name)
-    names = [str(CalibrationSet(text)) for text in sets]
+        raise DataError(f"{out.name} was predicted for other sets, targets or methods; delete it first", subject=out.name)
     sources = list(dict.fromkeys(str(part) for text in names for part in (CalibrationSet(text).mixed or (CalibrationSet(text),))))
+    mixtures = [_shares(text, sources, study.length) for text in names]
     (model,) = study.models
     opened, budget = open_model(model, dtype=study.dtype), {"tokens": study.tokens, "length": study.length}
-    judges = [(text, CalibrationSet(text, seed=1, **budget).held_out().tokens(opened.tokenizer)) for text in targets]
-    mixtures = [_shares(text, sources, study.length) for text in names]
+    judges = [(text, CalibrationSet(text, seed=draw, **budget).held_out().tokens(opened.tokenizer)) for text, draw in targets.items()]
     for seed in study.seeds:
-        missing = {name: standing for name, standing in methods.items() if str(seed) not in record["errors"].get(name, {})}
+        missing = {name: of for name, of in methods.items() if str(seed) not in record["errors"].get(name, {})}
         if not missing:  # own text takes minutes to generate
             continue
         drawn = [(text, resolved(CalibrationSet(text, seed=seed, **budget), opened).tokens(opened.tokenizer)) for text in sources]
-        for name, standing in missing.items():
-            kept = gather_statistics(opened, view(opened.model), standing.method, drawn, judges, statistics, Sample(0, 0), _told)
-            found = Errors(kept.inputs(SAMPLE), standing.method, standing.target, kept.masses)(mixtures)
+        for name, (standing, sample) in missing.items():
+            kept = gather_statistics(opened, view(opened.model), standing.method, drawn, judges, statistics, NOTHING, _told)
+            found = Errors(kept.inputs(sample), standing.method, standing.target, kept.masses)(mixtures)
             of_draw = {text: dict(zip(targets, map(float, row), strict=True)) for text, row in zip(names, found, strict=True)}
             record["errors"].setdefault(name, {})[str(seed)] = of_draw
             put(out, (json.dumps(record, indent=1) + "\n").encode())

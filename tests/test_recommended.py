@@ -1,21 +1,29 @@
-"""Rules that take a set, on cases worked out by hand."""
+"""Rules that take a set, on cases worked out by hand, and their tables on stores that are made here."""
 
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from studies.sensitivity import recommended
-from studies.sensitivity.recommended import Case, predicted_best, raced
+from studies.sensitivity.recommended import COMMON, MIXTURE, RULES, TARGETS, WAYS, Case, by_chance, elsewhere, raced
+
+from calibrant.data import CalibrationSet
+from calibrant.store import Measurement
 
 from tests.compare.stores import measured
 
 
+def diverging(value: float, seed: int = 0, source: str = "race:text", items: int = 20) -> Measurement:
+    """A divergence of `value` on documents that hardly differ, with a loss that is twice as high."""
+    shape = np.random.default_rng(seed).normal(0, 0.001, items)
+    found = measured(100 * (value + shape - shape.mean()), np.full(items, 100.0), source, metric="kl")
+    return replace(found, outcomes=tuple(replace(o, facts={"nats": 2 * o.value}) for o in found.outcomes))
+
+
 def case(values: Mapping[str, Sequence[float]], predicted: Mapping[str, Sequence[float]], method: str = "wanda", target: str = "race") -> Case:
-    """A case whose draws of a set diverge by `values`, on twenty documents that hardly differ."""
-    chance = np.random.default_rng(0)
-    shape, weights = chance.normal(0, 0.001, 20), np.full(20, 100.0)
-    each = {data: [measured(100 * (value + shape - shape.mean()), weights, metric="kl") for value in of] for data, of in values.items()}
-    return Case(method, target, each, predicted)
+    return Case(method, target, {data: [diverging(value) for value in of] for data, of in values.items()}, predicted)
 
 
 ONE = case(
@@ -24,47 +32,74 @@ ONE = case(
 )
 
 
-def test_a_rule_sees_one_draw():
-    assert [predicted_best(ONE, draw) for draw in range(3)] == ["pile", "c4", "race:icl"]
-    assert [raced(ONE, draw) for draw in range(3)] == ["race:icl"] * 3
+def test_a_rule_looks_at_one_draw_and_is_judged_by_the_others():
+    assert [RULES["best predicted"](ONE, (draw, 0)) for draw in range(3)] == [["pile"], ["c4"], ["race:icl"]]
+    assert [raced(ONE, way) for way in WAYS] == [["race:icl"]] * 6
+    assert ONE.loss("pile", (0, 1)) == pytest.approx(1.8, abs=0.01)
+    assert ONE.judged("pile", (0, 1)) == pytest.approx(1.2, abs=0.001)
+    assert ONE.regret("pile", (0, 1)) == pytest.approx(100 * (1.2 / 0.75 - 1), abs=0.5)
+    assert ONE.regret("race:icl", (0, 1)) == 0
+
+
+def test_no_document_is_seen_by_both_the_rule_and_its_judge():
+    whole = diverging(1.0)
+    for half in range(2):
+        seen = {o.item for o in sorted(whole.outcomes, key=lambda o: o.item)[half::2]}
+        changed = replace(whole, outcomes=tuple(replace(o, value=9.0, facts={"nats": 9.0}) if o.item in seen else o for o in whole.outcomes))
+        usual, other = (Case("wanda", "race", {"c4": [each] * 3}, {"c4": [0.1] * 3}) for each in (whole, changed))
+        assert other.judged("c4", (0, half)) == usual.judged("c4", (0, half))
+        assert other.loss("c4", (0, half)) != usual.loss("c4", (0, half))
+        assert other.judged("c4", (0, 1 - half)) != usual.judged("c4", (0, 1 - half))
 
 
 def test_only_the_best_predicted_are_raced(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(recommended, "ARMS", 1)
-    assert [raced(ONE, draw) for draw in range(3)] == ["pile", "c4", "race:icl"]
-
-
-def test_own_text_is_among_the_sets_or_it_is_not():
-    assert ONE.own == "race:icl"
-    assert case({"c4": [1.0] * 3}, {"c4": [0.1] * 3}).own == ""
-    assert case({"c4": [1.0] * 3, "gsm8k:icl": [1.0] * 3}, {}, target="gsm8k:cot").own == "gsm8k:icl"
-
-
-def test_regret_is_judged_by_the_draws_that_were_not_seen():
-    found = recommended._regrets([ONE], predicted_best)
-    # pile by the last two draws, c4 by the first and the last, race by the first two, each less race by the same.
-    assert found == {"race": pytest.approx(np.mean([1.2 - 0.75, 1.05 - 0.8, 0.0]))}
-    assert recommended._regrets([case({"c4": [1.0] * 3}, {"c4": [0.1] * 3})], lambda of, _: of.own) == {}
+    monkeypatch.setattr(recommended, "RACED", 1)
+    assert [raced(ONE, (draw, 0)) for draw in range(3)] == [["pile"], ["c4"], ["race:icl"]]
+    assert by_chance(ONE, (0, 0)) == ["pile", "race:icl"]
 
 
 def test_what_was_measured_on_the_target_does_not_say_what_is_best_elsewhere(monkeypatch: pytest.MonkeyPatch):
-    other = case({"c4": [1.0] * 3, "pile": [0.5] * 3, "esnli:icl": [0.1] * 3}, {}, target="esnli")
-    same, else_ = case({"c4": [1.0] * 3, "pile": [2.0] * 3}, {}), case({"c4": [1.0] * 3, "pile": [9.0] * 3}, {}, "gptq", "esnli")
+    sets = {data: [1.0] * 3 for data in COMMON}
+    same, other = case({**sets, "pile": [2.0] * 3}, {}), case({**sets, "pile": [0.5] * 3, "esnli:icl": [0.1] * 3}, {}, target="esnli")
+    else_ = case({**sets, "pile": [9.0] * 3}, {}, "gptq", "esnli")
     monkeypatch.setattr(recommended, "cases", lambda: (same, other, else_))
-    assert recommended.elsewhere(same, 0) == "pile"
-    assert recommended.elsewhere(other, 0) == "c4"
+    assert elsewhere(same, (0, 0)) == ["pile"]
+    assert elsewhere(other, (0, 0)) == ["c4"]
+    assert elsewhere(else_, (0, 0)) == []
 
 
 def test_pairs_are_told_apart_by_what_was_predicted():
-    assert recommended._correlation(ONE) == pytest.approx(-0.5)
-    gaps = dict(recommended._gaps(ONE))
-    assert list(gaps) == pytest.approx([0.7 / 0.5 - 1, 0.7 / 0.6 - 1, 0.6 / 0.5 - 1])
-    assert list(gaps.values()) == [False, True, False]
+    first = list(itertools.islice(recommended._gaps(ONE), 3))  # c4 and pile, c4 and race, pile and race, by the first draw
+    assert [apart for apart, _ in first] == pytest.approx([2.0, 0.5, 1.0])
+    assert [more for _, more in first] == pytest.approx([np.log(1.05 / 1.2), np.log(1.05 / 0.75), np.log(0.75 / 1.2)], abs=0.01)
+    assert recommended._correlation(ONE, Case.judged) == pytest.approx(1)
 
 
 def test_what_is_surely_worse_than_the_best():
-    assert ONE.best() == "race:icl"
-    assert recommended._surely_worse(ONE, "c4")
-    assert not recommended._surely_worse(ONE, "race:icl")
-    close = case({"c4": [1.0, 1.1, 0.9], "pile": [1.01, 1.11, 0.89]}, {})
-    assert not recommended._surely_worse(close, "pile")
+    assert ONE.best == "race:icl"
+    found = ONE.surely_worse("c4")
+    assert found is not None
+    assert found.value == pytest.approx(3.1 / 3 - 2.3 / 3)
+    assert ONE.surely_worse("race:icl") is None
+    assert case({"c4": [1.0, 1.1, 0.9], "pile": [1.01, 1.11, 0.89]}, {}).surely_worse("pile") is None
+
+
+def test_the_tables_of_a_prediction_that_is_always_right(monkeypatch: pytest.MonkeyPatch):
+    """The mixture is best by ten per cent, and predicted to be; the target's own text is the next. C4 is the last."""
+    order = [MIXTURE, "", *(data for data in COMMON if data not in (MIXTURE, "c4")), "c4"]
+    sets = {target: {data or str(CalibrationSet(target)): 1.0 + 0.1 * place for place, data in enumerate(order)} for target in TARGETS}
+    drawn = {target: {data: [value, value + 0.01, value - 0.01] for data, value in of.items()} for target, of in sets.items()}
+    predicted = {target: {data: [value] * 3 for data, value in of.items()} for target, of in sets.items()}
+    made = tuple(case(drawn[target], predicted[target], target=target) for target, of in sets.items() if set(COMMON) < of.keys())
+    monkeypatch.setattr(recommended, "cases", lambda: made)
+    monkeypatch.setattr(recommended, "TARGETS", dict.fromkeys(each.target for each in made))
+    told = recommended.tables()
+    rows = {row.split(" | ")[0].strip("| "): [cell.strip(" |*") for cell in row.split(" | ")[1:]] for row in told["rules"].splitlines()}
+    assert rows[recommended.FIRST][0] == rows["always the mixture"][0] == "100%"
+    assert rows["own text"][:2] == ["0%", "0%"]
+    assert rows["always the mixture"][3].startswith("+0.0")
+    assert rows["always C4"][3].startswith("+70.")
+    assert told["failures"].count("\n") == 1
+    assert "| +1.00 | +1.00 (gsm8k:cot) | +1.00 |" in told["ranks"]
+    assert "| 100% | +" in told["calibration"]
+    assert told["rules by target"].count("\n") == 1 + len(made)

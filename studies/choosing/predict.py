@@ -11,11 +11,12 @@ holds it against what was measured.
 from pathlib import Path
 from typing import Final
 
-from studies.predictions import predict
+from studies.predictions import Predicted, predict
 
 from calibrant.methods import StandIn
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.methods.wanda import Wanda
+from calibrant.mixtures import Sample
 from calibrant.study import read_study
 from calibrant.targets import parse_target
 
@@ -27,8 +28,8 @@ METHODS: Final = {"wanda": Wanda(), "sparsegpt": SparseGPT()}
 def main() -> None:
     """Predict what isn't in the record yet."""
     study = read_study(HERE / "study.yaml")
-    standing = {name: StandIn(method, parse_target(0.6)) for name, method in METHODS.items()}
-    predict(HERE / "predicted.json", study, study.data, DOMAINS, standing, HERE / "results" / "statistics")
+    by = {name: Predicted(StandIn(method, parse_target(0.6)), Sample(10, 64)) for name, method in METHODS.items()}
+    predict(HERE / "predicted.json", study, study.data, dict.fromkeys(DOMAINS, 1), by, HERE / "results" / "statistics")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Would `recommend` have taken the right set? Its prediction against the records: python -m studies.sensitivity.recommended [--write]
 
-Every target is left out in turn: nothing that was measured on it says which set to take, but what a rule itself would measure. Divergences are nats
-per token, KL(untouched ‖ compressed), on the target's held-out text.
-
-A rule sees one draw of every set and is judged by the other two. *Regret* is how much more the model diverges than with the set that is the best by
-those two draws, which nobody knows beforehand; a choice is *as good as the best* where it can't be distinguished from it with all draws.
+Every target is left out in turn: nothing that was measured on it says which set to take, but what a rule itself would measure. A rule sees one draw
+of every set on half of the target's documents, and is judged by the other draws on the other half; of three draws and two halves that makes six
+ways. Where it measures it decides by the loss, as `recommend` does; it is judged by KL(untouched ‖ compressed). *Regret* is by how many per cent the
+model diverges more than with the set that is best where it is judged. Nobody knows that one beforehand, and it is the best partly by chance: so every
+rule has some regret, and what counts is the difference between rules.
 """
 
 import itertools
@@ -18,36 +18,39 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from scipy.stats import rankdata
-from studies.arms import with_interval
 from studies.pages import write_or_print
 from studies.sensitivity.predict import OUT, TARGETS
-from studies.sensitivity.tables import MIXTURE, SETS, STRONG
+from studies.sensitivity.tables import FITTED, MIXTURE, SETS, STRONG
 
-from calibrant.compare import Draws, Estimate, contrast, draws
+from calibrant.compare import Draws, Estimate, contrast, draws, t_quantile
+from calibrant.compare.contrasts import Contrast, holm
 from calibrant.data import CalibrationSet
 from calibrant.store import Store
 
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parents[1] / "docs/findings/choosing.md"
 STORES: Final = ("smollm2", "targets", "own")
-OWN: Final = {"gsm8k:cot": "gsm8k:icl"}
-"""The target's own text among the sets where it isn't written as the target is."""
 DRAWS: Final = 3
-ARMS: Final = 3
-"""How many sets `recommend` measures besides C4, as with its default of 30 minutes here."""
-BINS: Final = (0.01, 0.03, 0.1, math.inf)
-NAMES: Final = SETS | {
-    "race:icl": "passages",
-    "piqa:icl": "everyday questions",
-    "esnli:icl": "pairs of sentences",
-    "flores(language='fra_Latn')": "French",
-}
+RACED: Final = 3
+"""How many sets are measured beside C4."""
+NEAR: Final = 0.02
+"""Within so large a share of the best set's divergence a choice counts as good; fixed before anything was predicted."""
+BINS: Final = (0.0, 0.01, 0.03, 0.1, math.inf)
+COMMON: Final = tuple(data for data in SETS if data not in ("", "random_tokens"))
+"""The sets that each target has, beside its own text."""
+IN_MIXTURE: Final = ("c4", "wikipedia", "python_code", "gsm8k:cot")
+"""The targets whose own source is a part of the mixture."""
+
+Way = tuple[int, int]
+"""The draw and the half of the documents that a rule may look at."""
+WAYS: Final[Sequence[Way]] = tuple(itertools.product(range(DRAWS), range(2)))
 
 
 @dataclass(frozen=True)
 class Case:
-    """One method and target: what the draws of each set gave, and the predicted error of each set by draw; sets that have both."""
+    """One method and target: what the draws of each set gave, and its predicted error by draw; the common sets and the target's own text."""
 
     method: str
     target: str
@@ -56,74 +59,103 @@ class Case:
 
     @property
     def own(self) -> str:
-        """The target's own text; empty if it is no set here."""
-        text = str(CalibrationSet(OWN.get(self.target, self.target)))
-        return text if text in self.measured else ""
+        """The target's own text."""
+        return str(CalibrationSet(self.target))
 
-    def value(self, data: str, without: int | None = None) -> float:
-        """The mean divergence with a set, over all draws but one."""
-        return statistics.mean(m.score.value for draw, m in enumerate(self.measured[data]) if draw != without)
+    def loss(self, data: str, way: Way) -> float:
+        """The loss with a set, by the draw and the documents that a rule may look at."""
+        return self._mean(data, [way[0]], way[1], lambda outcome: outcome.facts["nats"])
 
-    def best(self, without: int | None = None) -> str:
-        return min(self.measured, key=lambda data: self.value(data, without))
+    def judged(self, data: str, way: Way) -> float:
+        """The divergence with a set, by the draws and the documents that the rule hasn't seen."""
+        return self._mean(data, [draw for draw in range(DRAWS) if draw != way[0]], 1 - way[1], lambda outcome: outcome.value)
 
-    def worse(self, data: str, other: str) -> Estimate:
-        """How much more a model diverges with a set than with another, by all draws."""
-        return contrast({"": self.measured[data]}, {"": self.measured[other]})
+    def _mean(self, data: str, chosen: Iterable[int], half: int, of: Callable[..., float]) -> float:
+        outcomes = [outcome for draw in chosen for outcome in sorted(self.measured[data][draw].outcomes, key=lambda o: o.item)[half::2]]
+        return sum(map(of, outcomes)) / sum(outcome.weight for outcome in outcomes)
 
-    def mean_error(self, data: str) -> float:
-        return statistics.mean(self.predicted[data])
+    def regret(self, data: str, way: Way) -> float:
+        """By how many per cent the model diverges more than with the best set, where the rule hasn't looked."""
+        return 100 * (self.judged(data, way) / min(self.judged(other, way) for other in self.measured) - 1)
+
+    def whole(self, data: str) -> float:
+        """The mean divergence over all draws."""
+        return statistics.mean(m.score.value for m in self.measured[data])
+
+    @property
+    def best(self) -> str:
+        """The set with the least divergence over all draws."""
+        return min(self.measured, key=self.whole)
+
+    def surely_worse(self, data: str) -> Estimate | None:
+        """By how much more the model diverges than with the best set, by all that was measured; None where that isn't significant, over all sets."""
+        if data == self.best:
+            return None
+        found = contrast({"": self.measured[data]}, {"": self.measured[self.best]})
+        return found if found.significant(comparisons=len(self.measured) - 1) else None
 
 
-Rule = Callable[[Case, int], str]
-"""Which set to take, of a case and the draw that may be looked at; empty where the rule says nothing."""
+Rule = Callable[[Case, Way], Sequence[str]]
+"""The sets that a rule takes, all alike, of a case and what it may look at."""
 
 
-def predicted_best(case: Case, draw: int) -> str:
-    """The set with the least predicted error."""
-    return min(case.predicted, key=lambda data: case.predicted[data][draw])
+def _fastest(case: Case, sets: Iterable[str], way: Way) -> str:
+    return min(sets, key=lambda data: case.loss(data, way))
 
 
-def raced(case: Case, draw: int) -> str:
-    """Of the sets with the least predicted errors, and C4, the one that diverges least in the draw: what `recommend` does with its first round."""
-    ranked = sorted((data for data in case.predicted if data != "c4"), key=lambda data: case.predicted[data][draw])
-    return min([*ranked[:ARMS], "c4"], key=lambda data: case.measured[data][draw].score.value)
+def raced(case: Case, way: Way) -> Sequence[str]:
+    """Of the sets with the least predicted errors, and C4, the one with the least loss: one round of what `recommend` does with these sets."""
+    ranked = sorted((data for data in case.predicted if data != "c4"), key=lambda data: case.predicted[data][way[0]])
+    return [_fastest(case, [*ranked[:RACED], "c4"], way)]
 
 
-def elsewhere(case: Case, draw: int) -> str:
+def by_chance(case: Case, way: Way) -> Sequence[str]:
+    """The same with sets by chance in the place of those with the least predicted errors: every choice of them once."""
+    others = [data for data in case.measured if data != "c4"]
+    return [_fastest(case, [*chosen, "c4"], way) for chosen in itertools.combinations(others, RACED)]
+
+
+def elsewhere(case: Case, way: Way) -> Sequence[str]:
     """The set that is best on the method's other targets, by the draw that may be looked at: mean of divergences, each as a share of C4's."""
     others = [other for other in cases() if other.method == case.method and other.target != case.target]
-    known = [data for data in case.measured if all(data in other.measured for other in others)]
-    ratios = {
-        data: statistics.mean(other.measured[data][draw].score.value / other.measured["c4"][draw].score.value for other in others) for data in known
-    }
-    return min(ratios, key=lambda data: ratios[data])
+
+    def share(data: str) -> float:
+        return statistics.mean(other.measured[data][way[0]].score.value / other.measured["c4"][way[0]].score.value for other in others)
+
+    return [min(COMMON, key=share)] if others else []
 
 
+FIRST: Final = "three best predicted and C4, measured once"
 RULES: Final[Mapping[str, Rule]] = {
-    "`recommend`: three best predicted and C4, measured once": raced,
-    "best predicted, nothing measured": predicted_best,
-    "own text": lambda case, _: case.own,
+    FIRST: raced,
+    "three by chance and C4, measured once": by_chance,
+    "all measured once": lambda case, way: [_fastest(case, case.measured, way)],
+    "best predicted": lambda case, way: [min(case.predicted, key=lambda data: case.predicted[data][way[0]])],
+    "own text": lambda case, _: [case.own],
     "best on the other targets": elsewhere,
-    "always the mixture": lambda case, _: MIXTURE,
-    "always C4": lambda case, _: "c4",
+    "always the mixture": lambda case, _: [MIXTURE],
+    "always C4": lambda case, _: ["c4"],
+    "any set": lambda case, _: list(case.measured),
 }
+RIVALS: Final = ("own text", "always the mixture", "always C4")
+"""What the first rule is held against: three questions, corrected together (Holm)."""
 
 
 @cache
 def cases() -> tuple[Case, ...]:
-    """Each method and target of which sets are both predicted and measured."""
+    """Each method and target of which all sets are both predicted and measured."""
     errors = json.loads(OUT.read_text("utf-8"))["errors"]
-    return tuple(case for method in errors for target in TARGETS if (case := _case(method, target, errors[method])) is not None)
+    found = (_case(method, target, errors[method]) for method in errors if len(errors[method]) == DRAWS for target in TARGETS)
+    return tuple(case for case in found if case is not None)
 
 
 def _case(method: str, target: str, errors: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Case | None:
     source = re.split(r"[:(]", target)[0]
-    there = {data: _drawn(method, data).get(source) for data in errors["0"] if data != "random_tokens"}
+    there = {data: _drawn(method, data).get(source) for data in dict.fromkeys((*COMMON, str(CalibrationSet(target))))}
     measured = {data: found for data, found in there.items() if found}
-    if "c4" not in measured:
+    if len(measured) < len(there):
         return None
-    return Case(method, target, measured, {data: [errors[draw][data][target] for draw in sorted(errors)] for data in measured})
+    return Case(method, target, measured, {data: [errors[str(draw)][data][target] for draw in range(DRAWS)] for data in measured})
 
 
 @cache
@@ -135,101 +167,149 @@ def _drawn(method: str, data: str) -> Mapping[str, Draws]:
             labels = {"method": method, "target": STRONG[method], "data": data}
             if any(c.run and all(getattr(c, name) == value for name, value in labels.items()) for c in store.cells()):
                 sides = draws(store, **labels)
-                found |= {re.split(r"[ :(]", name)[0]: of for name, of in sides.items() if of[0].score.metric == "kl" and len(of) == DRAWS}
+                new = {re.split(r"[ :(]", name)[0]: of for name, of in sides.items() if of[0].score.metric == "kl" and len(of) == DRAWS}
+                assert not found.keys() & new.keys(), f"{data} was measured on {found.keys() & new.keys()} in two stores"
+                found |= new
     return found
 
 
-def _full() -> list[str]:
-    """The methods whose sets were measured on all targets."""
-    return [method for method in STRONG if len([case for case in cases() if case.method == method]) == len(TARGETS)]
+def _by_target(asked: Iterable[Case], rule: Rule) -> Mapping[str, float]:
+    """The regret on each target, mean over methods, ways and choices."""
+    found: dict[str, list[float]] = {}
+    for case in asked:
+        found.setdefault(case.target, []).extend(_regrets(case, rule))
+    return {target: statistics.mean(values) for target, values in found.items() if values}
+
+
+def _regrets(case: Case, rule: Rule) -> Sequence[float]:
+    """The regret of each way, mean over what the rule may choose."""
+    chosen = [(way, rule(case, way)) for way in WAYS]
+    return [statistics.mean(case.regret(data, way) for data in sets) for way, sets in chosen if sets]
+
+
+def _over(values: Iterable[float]) -> Estimate | None:
+    """The mean, with targets as the items; None with fewer than two."""
+    known = list(values)
+    count = len(known)
+    return Estimate(statistics.mean(known), statistics.stdev(known) / math.sqrt(count), float(count - 1), count) if count > 1 else None
+
+
+def _told(estimate: Estimate | None, bold: bool = False) -> str:
+    if estimate is None:
+        return ""
+    half = t_quantile(0.975, estimate.df) * (estimate.stderr or 0)
+    text = f"{estimate.value:+.1f} ({estimate.value - half:+.1f} to {estimate.value + half:+.1f})"
+    return f"**{text}**" if bold else text
 
 
 def rules_table() -> Iterator[str]:
-    """Rows: the rules, the methods that have all targets; regret is the mean over methods and draws, its interval over targets."""
-    asked = [case for case in cases() if case.method in _full()]
-    regrets = {name: _regrets(asked, rule) for name, rule in RULES.items()}
-    yield "| rule | as good as the best | regret | less than always C4 | most |"
-    yield "| --- | ---: | ---: | ---: | ---: |"
+    """Rows: the rules, over the methods that have all targets. Regret and what it is more than the first rule's: mean, interval over targets."""
+    asked = _whole()
+    regrets = {name: _by_target(asked, rule) for name, rule in RULES.items()}
+    apart = {name: _over(of[target] - regrets[FIRST][target] for target in of) for name, of in regrets.items() if name != FIRST}
+    family = [Contrast("", "", "", (), "", "", "", p=found.p_value() if (found := apart[name]) else None) for name in RIVALS]
+    corrected = {name: c.p_holm for name, c in zip(RIVALS, holm(family), strict=True)}
+    yield f"| rule | within {100 * NEAR:.0f} % of the best | not surely worse | regret, % | more than the first rule's | p (Holm) |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
     for name, rule in RULES.items():
-        chosen = [(case, rule(case, draw)) for case in asked for draw in range(DRAWS)]
-        told = [not _surely_worse(case, data) for case, data in chosen if data]
-        mine, always = regrets[name], regrets["always C4"]
-        less = "" if mine is always else with_interval(_over(always[target] - mine[target] for target in mine))
-        yield f"| {name} | {sum(told)} of {len(told)} | {_plain(_over(mine.values()))} | {less} | {max(mine.values()):.3f} |"
+        chosen = [(case, way, data) for case in asked for way in WAYS for data in rule(case, way)]
+        near = statistics.mean(case.regret(data, way) <= 100 * NEAR for case, way, data in chosen) if chosen else math.nan
+        fine = statistics.mean(case.surely_worse(data) is None for case, _, data in chosen) if chosen else math.nan
+        p = corrected.get(name)
+        more = "" if name == FIRST else _told(apart[name], bold=p is not None and p < 0.05)
+        regret = _over(regrets[name].values())
+        yield f"| {name} | {100 * near:.0f}% | {100 * fine:.0f}% | {_told(regret)} | {more} | {'' if p is None else f'{p:.1g}'} |"
 
 
-def _regrets(asked: Iterable[Case], rule: Rule) -> Mapping[str, float]:
-    """By target, over methods and draws: how much more the model diverges than with the best set, by the draws that the rule hasn't seen."""
-    found: dict[str, list[float]] = {}
-    for case in asked:
-        for draw in range(DRAWS):
-            if data := rule(case, draw):
-                found.setdefault(case.target, []).append(case.value(data, draw) - case.value(case.best(draw), draw))
-    return {target: statistics.mean(values) for target, values in found.items()}
+def _whole() -> Sequence[Case]:
+    """The cases of the methods that have all targets."""
+    return [case for case in cases() if sum(other.method == case.method for other in cases()) == len(TARGETS)]
 
 
-def _over(values: Iterable[float]) -> Estimate:
-    """The mean, with targets as the items."""
-    known = list(values)
-    return Estimate(statistics.mean(known), statistics.stdev(known) / math.sqrt(len(known)), len(known) - 1, len(known))
+def targets_table() -> Iterator[str]:
+    """Rows: the targets, over the methods that have all of them; each rule's regret in per cent. `*` where the mixture holds the target's source."""
+    regrets = {name: _by_target(_whole(), rule) for name, rule in RULES.items()}
+    yield f"| target | {' | '.join(RULES)} |"
+    yield f"| --- |{' ---: |' * len(RULES)}"
+    for target in regrets[FIRST]:
+        cells = [f"{of[target]:.1f}" for of in regrets.values()]
+        yield f"| {target}{' *' if target in IN_MIXTURE else ''} | {' | '.join(cells)} |"
 
 
-def _plain(estimate: Estimate) -> str:
-    low, high = estimate.interval() or (math.nan, math.nan)
-    return f"{estimate.value:.3f} ({max(low, 0):.3f} to {high:.3f})"
-
-
-def _surely_worse(case: Case, data: str) -> bool:
-    """Whether a set is significantly worse than the best one, by all draws."""
-    found = case.worse(data, case.best())
-    return data != case.best() and found.significant() and found.value > 0
-
-
-def pairs_table() -> Iterator[str]:
-    """Rows: methods. How well the prediction ranks sets, and of two sets how often the one that is predicted to be better is, by how far apart."""
-    between = list(itertools.pairwise([0.0, *BINS]))
-    heads = [f"{100 * low:.0f} to {100 * high:.0f} % apart" if math.isfinite(high) else f"more than {100 * low:.0f} %" for low, high in between]
-    yield f"| method | targets | rank correlation | least | {' | '.join(heads)} |"
-    yield f"| --- | ---: | ---: | ---: |{' ---: |' * len(heads)}"
+def methods_table() -> Iterator[str]:
+    """Rows: the methods, over their targets. The regret of each rule in per cent."""
+    yield f"| method | targets | {' | '.join(RULES)} |"
+    yield f"| --- | ---: |{' ---: |' * len(RULES)}"
     for method in dict.fromkeys(case.method for case in cases()):
         own = [case for case in cases() if case.method == method]
-        ranks = [_correlation(case) for case in own]
-        gaps = [gap for case in own for gap in _gaps(case)]
-        cells = [[right for apart, right in gaps if low <= apart < high] for low, high in between]
-        told = [f"{sum(cell)} of {len(cell)}" if cell else "" for cell in cells]
-        yield f"| `{method}` | {len(own)} | {statistics.mean(ranks):+.2f} | {min(ranks):+.2f} | {' | '.join(told)} |"
+        regrets = [_by_target(own, rule).values() for rule in RULES.values()]
+        yield f"| `{method}` | {len(own)} | {' | '.join(f'{statistics.mean(of):.1f}' if of else '' for of in regrets)} |"
 
 
-def _correlation(case: Case) -> float:
-    """Spearman's, over sets, of the mean predicted error and the mean divergence."""
-    ranks = [rankdata([value(data) for data in case.measured]) for value in (case.mean_error, case.value)]
-    return statistics.correlation(*ranks)
+def ranks_table() -> Iterator[str]:
+    """Rows: methods. Spearman's, over sets, of what one draw predicts and what the others give; and of what one draw gives and what the others do."""
+    yield "| method | targets | predicted | least | measured once |"
+    yield "| --- | ---: | ---: | --- | ---: |"
+    for method in dict.fromkeys(case.method for case in cases()):
+        own = [case for case in cases() if case.method == method]
+        predicted = {case.target: _correlation(case, lambda case, data, way: case.predicted[data][way[0]]) for case in own}
+        measured = [_correlation(case, Case.loss) for case in own]
+        least = min(predicted, key=lambda target: predicted[target])
+        told = f"{statistics.mean(predicted.values()):+.2f} | {predicted[least]:+.2f} ({least}) | {statistics.mean(measured):+.2f}"
+        yield f"| `{method}` | {len(own)} | {told} |"
 
 
-def _gaps(case: Case) -> Iterator[tuple[float, bool]]:
-    """How far apart the predicted errors of any two sets are, as a share of the smaller one, and whether the model diverges less with that one."""
-    for one, other in itertools.combinations(case.measured, 2):
-        less, more = sorted((one, other), key=case.mean_error)
-        yield case.mean_error(more) / case.mean_error(less) - 1, case.value(less) < case.value(more)
+def _correlation(case: Case, by: Callable[[Case, str, Way], float]) -> float:
+    """Spearman's, over sets, of what a rule sees and what it is judged by; mean over the ways."""
+    ranks = [
+        (rankdata([by(case, data, way) for data in case.measured]), rankdata([case.judged(data, way) for data in case.measured])) for way in WAYS
+    ]
+    return statistics.mean(statistics.correlation(*pair) for pair in ranks)
+
+
+def calibration_table() -> Iterator[str]:
+    """Rows: any two sets of a case by how far apart they are predicted to be; how often the better one is named, and how far apart they are."""
+    kinds = {"weights fitted": True, "weighed or scored": False}
+    gaps = {name: [gap for case in cases() if (case.method in FITTED) == fitted for gap in _gaps(case)] for name, fitted in kinds.items()}
+    yield f"| predicted apart by | {' | '.join(f'{name}: pairs | the better one named | apart' for name in kinds)} |"
+    yield f"| --- |{' ---: | ---: | ---: |' * len(kinds)}"
+    for low, high in itertools.pairwise(BINS):
+        told = f"{100 * low:.0f} to {100 * high:.0f} %" if math.isfinite(high) else f"more than {100 * low:.0f} %"
+        cells: list[str] = []
+        for of in gaps.values():
+            found = [more for apart, more in of if low <= apart < high]
+            right = f"{100 * statistics.mean(more > 0 for more in found):.0f}%" if found else ""
+            cells += [f"{len(found) // len(WAYS)}", right, f"{100 * statistics.mean(found):+.1f}%" if found else ""]
+        yield f"| {told} | {' | '.join(cells)} |"
+
+
+def _gaps(case: Case) -> Iterator[tuple[float, float]]:
+    """By how large a share two sets are predicted to be apart, and by how much more the model diverges with the one that is predicted to be worse."""
+    for way, (one, other) in itertools.product(WAYS, itertools.combinations(case.measured, 2)):
+        better, worse = sorted((one, other), key=lambda data: case.predicted[data][way[0]])
+        yield case.predicted[worse][way[0]] / case.predicted[better][way[0]] - 1, float(np.log(case.judged(worse, way) / case.judged(better, way)))
 
 
 def failures_table() -> Iterator[str]:
-    """Rows: where `recommend` would have taken a set that is significantly worse than the best one, the costliest first."""
-    yield "| method | target | taken | by how many draws | best | more than the best |"
+    """Rows: where the first rule takes a set that is surely worse than the best one, the costliest first; divergences in nats a token."""
+    yield "| method | target | taken | how often | best | diverges more by |"
     yield "| --- | --- | --- | ---: | --- | ---: |"
     rows: list[tuple[float, str]] = []
     for case in cases():
-        taken = [raced(case, draw) for draw in range(DRAWS)]
-        for data in dict.fromkeys(data for data in taken if _surely_worse(case, data)):
-            more, best = case.worse(data, case.best()), case.best()
-            cells = [f"`{case.method}`", case.target, NAMES[data], f"{taken.count(data)} of {DRAWS}", NAMES[best], with_interval(more, False)]
-            rows.append((more.value, f"| {' | '.join(cells)} |"))
+        taken = [data for way in WAYS for data in raced(case, way)]
+        for data in dict.fromkeys(taken):
+            if (more := case.surely_worse(data)) is not None:
+                low, high = more.interval(comparisons=len(case.measured) - 1) or (math.nan, math.nan)
+                names = [SETS.get(each, "own text") for each in (data, case.best)]
+                cells = [f"`{case.method}`", case.target, names[0], f"{taken.count(data)} of {len(WAYS)}", names[1]]
+                rows.append((more.value, f"| {' | '.join([*cells, f'{more.value:.3f} ({low:.3f} to {high:.3f})'])} |"))
     yield from (row for _, row in sorted(rows, reverse=True))
 
 
 def tables() -> Mapping[str, str]:
     """Each table in Markdown, by name."""
-    made = {"rules": rules_table(), "pairs": pairs_table(), "failures": failures_table()}
+    made = {"rules": rules_table(), "rules by target": targets_table(), "rules by method": methods_table()}
+    made |= {"ranks": ranks_table(), "calibration": calibration_table(), "failures": failures_table()}
     return {name: "\n".join(rows) for name, rows in made.items()}
 
 

@@ -72,6 +72,20 @@ def sensitivity_table(found: Iterable[Sensitivity]) -> Iterator[str]:
         yield f"| {' | '.join([*cells, f'{100 * (s.share or 0):.0f}%', ratio, '' if s.p is None else f'{s.p:.1g}'])} |"
 
 
+def otherwise_table(ways: Mapping[str, Sequence[Sensitivity]]) -> Iterator[str]:
+    """Rows: worst less best set by method and strength, in the losses of `ways`; bold where two sets differ significantly."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for way, found in ways.items():
+        for s in found:
+            low, high = s.worth_interval
+            told = f"{s.worth:.3f} ({low:.3f} to {high:.3f}); {s.floor:.3f}"
+            rows.setdefault((s.method, s.target), {})[way] = f"**{told}**" if low > 0 else told
+    yield f"| method | target | {' | '.join(ways)} |"
+    yield f"| --- | --- |{' ---: |' * len(ways)}"
+    for (method, target), told in rows.items():
+        yield f"| `{method}` | {target} | {' | '.join(told.get(way, '') for way in ways)} |"
+
+
 def sets_table(results: Results) -> Iterator[str]:
     """Rows: the mean divergence with each set, by method, where all draws are measured on all domains; bold the least of a row."""
     labels = [data for data in SETS if any(cell.data == data for cell in results.cells)]
@@ -194,7 +208,7 @@ def _fitted_or_weighed(by: Mapping[tuple[str, str], Sensitivity]) -> tuple[str, 
         return "not computed", None
     shares = [[[_share(s, name) for name in named(s.choices, DOMAINS.values())] for s in kind if s] for kind in kinds]
     apart = [statistics.mean(a) - statistics.mean(b) for a, b in zip(*(list(zip(*kind, strict=True)) for kind in shares), strict=True)]
-    found = Estimate(statistics.mean(apart), statistics.stdev(apart) / len(apart) ** 0.5, len(apart) - 1, len(apart))
+    found = Estimate(statistics.mean(apart), statistics.stdev(apart) / len(apart) ** 0.5, float(len(apart) - 1), len(apart))
     half = t_quantile(0.975, found.df) * (found.stderr or 0)
     return f"{100 * found.value:.0f}% ({100 * (found.value - half):.0f}% to {100 * (found.value + half):.0f}%)", found.p_value()
 
@@ -221,12 +235,13 @@ def tables() -> Mapping[str, str]:
             results = read(store)
         found = compare(results, measures=["agreement"]).sensitivities
         made |= {f"{model} sensitivity": sensitivity_table(found), f"{model} sets": sets_table(results), f"{model} domains": domains_table(found)}
-        tasks = {"tasks": ["commonsense_qa", "openbookqa"], "arc_easy": ["arc_easy"]}
-        made |= {f"{model} {name}": sensitivity_table(compare(results, measures=of).sensitivities) for name, of in tasks.items()}
+        tasks = {"two tasks, among the offered answers": ["commonsense_qa", "openbookqa"], "arc_easy, among the offered answers": ["arc_easy"]}
+        ways = {"loss of the same text": compare(of_text(HERE / model, results)).sensitivities}
+        ways |= {name: compare(results, measures=of).sensitivities for name, of in tasks.items()}
+        made[f"{model} otherwise"] = otherwise_table(ways)
         if model == "smollm2":
             made["detectable"] = detectable_table(HERE / model)
             made["planned"] = planned(found, HERE / model, HERE / "more_tokens")
-            made["smollm2 loss"] = sensitivity_table(compare(of_text(HERE / model, results)).sensitivities)
     return {name: "\n".join(rows) for name, rows in made.items()}
 
 
