@@ -14,6 +14,7 @@ from studies.experts import tables as experts
 from studies.grids import tables as grids
 from studies.pages import filled
 from studies.pruning import tables as pruning
+from studies.sensitivity import tables as sensitivity
 from studies.words import tables as words
 
 from calibrant.compare import contrast
@@ -76,10 +77,11 @@ def test_the_ranking_is_believable():
     assert min(others) > 0, "pruning never helps here"
 
 
-@pytest.mark.parametrize("name", ["demo.png", "demo-dark.png", "findings.png", "findings-dark.png"])
-def test_the_picture_is_there(name: str):
-    assert (PROJECT / "docs/images" / name).read_bytes().startswith(b"\x89PNG")
-    assert f"images/{name}" in (PROJECT / "README.md").read_text() + (PROJECT / "docs/quickstart.md").read_text()
+@pytest.mark.parametrize(("name", "page"), [("demo", "docs/quickstart.md"), ("findings", "docs/findings/c4.md"), ("sensitivity", "README.md")])
+def test_the_picture_is_there(name: str, page: str):
+    for image in (f"{name}.png", f"{name}-dark.png"):
+        assert (PROJECT / "docs/images" / image).read_bytes().startswith(b"\x89PNG")
+        assert f"images/{image}" in (PROJECT / page).read_text()
 
 
 def test_the_log_says_what_the_records_of_the_packings_say():
@@ -128,9 +130,10 @@ def test_the_report_of_the_study_is_what_its_records_give():
 
 
 @pytest.mark.slow
-def test_the_picture_of_the_findings_shows_what_the_records_say():
-    kept = json.loads(findings.PICTURE.read_text())
-    assert close(findings.picture().spec["datasets"], kept["shown"]), "python -m studies.findings --write"
+@pytest.mark.parametrize("made_by", [findings, sensitivity])
+def test_a_picture_shows_what_the_records_say(made_by: Any):
+    kept = json.loads(made_by.PICTURE.read_text())
+    assert close(made_by.picture().spec["datasets"], kept["shown"]), f"python -m {made_by.__name__} --write"
 
 
 def close(a: Any, b: Any) -> bool:
@@ -194,7 +197,7 @@ def test_the_study_of_choosing_is_what_its_file_asks():
     assert verify(PROJECT / "studies/choosing/results") == []
 
 
-PAGES = {"grids": grids, "pruning": pruning, "experts": experts, "words": words, "blocks": blocks}
+PAGES = {"sensitivity": sensitivity, "grids": grids, "pruning": pruning, "experts": experts, "words": words, "blocks": blocks}
 STORES = [
     ("grids", "smollm2"),
     ("grids", "gemma3-270m"),
@@ -205,6 +208,7 @@ STORES = [
     ("words", "smollm2"),
     ("blocks", "smollm2"),
     ("blocks", "factors"),
+    ("sensitivity", "more_tokens"),
 ]
 
 
