@@ -60,16 +60,17 @@ PLANNED: Final = len(STRONG) + 1 + len(MIXED) + len(LONGER)
 """How many primary questions there are, also those that can't be answered yet."""
 
 
-def sensitivity_table(found: Iterable[Sensitivity]) -> Iterator[str]:
-    """Rows: what the choice of set is worth by method and strength, the most of the divergence first."""
-    yield "| method | target | sets | mean | worst less best set | by chance at most | share of the mean | between sets / draws | p |"
-    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+def sensitivity_table(found: Iterable[Sensitivity], seen: Mapping[tuple[str, str], float]) -> Iterator[str]:
+    """Rows: what the choice of set is worth by method and strength, the most of the divergence first; and what could be `seen`."""
+    yield "| method | target | sets | mean | worst less best set | by chance at most | share of the mean | 4 in 5 see | between sets / draws | p |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for s in sorted(found, key=lambda s: -(s.share or 0.0)):
         low, high = s.worth_interval
         worth = f"{s.worth:.3f} ({low:.3f} to {high:.3f})"
         ratio = "" if s.ratio is None or s.ratio_interval is None else f"{s.ratio:.1f} ({s.ratio_interval[0]:.1f} to {s.ratio_interval[1]:.1f})"
         cells = [f"`{s.method}`", s.target, f"{len(s.sets)}", f"{s.increase or 0:.3f}", f"**{worth}**" if low > 0 else worth, f"{s.floor:.3f}"]
-        yield f"| {' | '.join([*cells, f'{100 * (s.share or 0):.0f}%', ratio, '' if s.p is None else f'{s.p:.1g}'])} |"
+        least = f"{seen[s.method, s.target]:.3f}" if (s.method, s.target) in seen else ""
+        yield f"| {' | '.join([*cells, f'{100 * (s.share or 0):.0f}%', least, ratio, '' if s.p is None else f'{s.p:.1g}'])} |"
 
 
 def otherwise_table(ways: Mapping[str, Sequence[Sensitivity]]) -> Iterator[str]:
@@ -106,21 +107,17 @@ def _mean(results: Results, method: str, target: str, data: str) -> float | None
     return statistics.mean(found) if found and len(found) == len(asked) else None
 
 
-def detectable_table(folder: Path) -> Iterator[str]:
-    """Rows: what difference between C4 and another set can be seen by method at its stronger strength, mean of the domains, and what chance gives."""
-    yield "| method | found by 4 such studies in 5: median (least to most) | as a share of the mean | variance between draws |"
-    yield "| --- | ---: | ---: | ---: |"
+def seen(folder: Path, found: Iterable[Sensitivity]) -> Mapping[tuple[str, str], float]:
+    """By method and target, what true difference between C4 and another set four such studies in five find, mean of the domains; median over sets."""
+    least: dict[tuple[str, str], float] = {}
     with Store(folder, create=False) as store:
-        for method in STRONG:
-            sides = {data: side for data in SETS if data not in ("", "random_tokens") and (side := _side(store, method, data)) is not None}
-            others = [contrast(side, sides["c4"]) for data, side in sides.items() if data != "c4" and "c4" in sides]
-            if not others:
-                continue
-            least = sorted(found for other in others if (found := detectable(other)) is not None)
-            mean = statistics.mean(m.score.value for side in sides.values() for of in side.values() for m in of)
-            told = f"{statistics.median(least):.3f} ({least[0]:.3f} to {least[-1]:.3f})"
-            share = statistics.median(other.draws_share for other in others)
-            yield f"| `{method}` | {told} | {100 * statistics.median(least) / mean:.0f}% | {100 * share:.0f}% |"
+        for s in found:
+            sides = {data: side for data in s.sets if (side := _side(store, s.method, s.target, data)) is not None}
+            each = [detectable(contrast(side, sides["c4"])) for data, side in sides.items() if data != "c4" and "c4" in sides]
+            known = [value for value in each if value is not None]
+            if known:
+                least[s.method, s.target] = statistics.median(known)
+    return least
 
 
 def domains_table(found: Iterable[Sensitivity]) -> Iterator[str]:
@@ -163,13 +160,13 @@ def planned(found: Sequence[Sensitivity], folder: Path, longer: Path) -> Iterato
         asked.append((f"sets vary more than draws: `{method}`, {target}", told, None if s is None else s.p))
     asked.append(("the choice is worth more where weights are fitted than where they are weighed", *_fitted_or_weighed(by)))
     with Store(folder, create=False) as store:
-        sides = {method: (_side(store, method, MIXTURE), _side(store, method, "c4")) for method in dict.fromkeys((*MIXED, *LONGER))}
+        sides = {method: tuple(_side(store, method, STRONG[method], data) for data in (MIXTURE, "c4")) for method in dict.fromkeys((*MIXED, *LONGER))}
     for method in MIXED:
         asked.append((f"the mixture is better than C4: `{method}`", *_better(*sides[method])))
     more = dict.fromkeys(LONGER)
     if longer.is_dir():
         with Store(longer, create=False) as store:
-            more = {method: _side(store, method, "c4") for method in LONGER}
+            more = {method: _side(store, method, STRONG[method], "c4") for method in LONGER}
     for method in LONGER:
         asked.append((f"32,768 tokens of C4 are better than 8,192 of the mixture: `{method}`", *_better(more[method], sides[method][0])))
     assert len(asked) == PLANNED
@@ -181,11 +178,11 @@ def planned(found: Sequence[Sensitivity], folder: Path, longer: Path) -> Iterato
         yield f"| {question} | {f'**{told}**' if p is not None and p < 0.05 else told} | {'' if p is None else f'{p:.1g}'} |"
 
 
-def _side(store: Store, method: str, data: str) -> Mapping[str, Any] | None:
-    """What the draws of a set gave on the domains with a method at its stronger strength; None where some is missing."""
-    if not any((c.method, c.target, c.data) == (method, STRONG[method], data) and c.run for c in store.cells()):
+def _side(store: Store, method: str, target: str, data: str) -> Mapping[str, Any] | None:
+    """What the draws of a set gave on the domains with a method; None where some is missing."""
+    if not any((c.method, c.target, c.data) == (method, target, data) and c.run for c in store.cells()):
         return None
-    every = draws(store, method=method, target=STRONG[method], data=data)
+    every = draws(store, method=method, target=target, data=data)
     there = {name: of for name, of in every.items() if of[0].score.metric == "kl"}
     return there if len(there) == len(DOMAINS) else None
 
@@ -234,13 +231,13 @@ def tables() -> Mapping[str, str]:
         with Store(HERE / model, create=False) as store:
             results = read(store)
         found = compare(results, measures=["agreement"]).sensitivities
-        made |= {f"{model} sensitivity": sensitivity_table(found), f"{model} sets": sets_table(results), f"{model} domains": domains_table(found)}
+        made[f"{model} sensitivity"] = sensitivity_table(found, seen(HERE / model, found))
+        made |= {f"{model} sets": sets_table(results), f"{model} domains": domains_table(found)}
         tasks = {"two tasks, among the offered answers": ["commonsense_qa", "openbookqa"], "arc_easy, among the offered answers": ["arc_easy"]}
         ways = {"loss of the same text": compare(of_text(HERE / model, results)).sensitivities}
         ways |= {name: compare(results, measures=of).sensitivities for name, of in tasks.items()}
         made[f"{model} otherwise"] = otherwise_table(ways)
         if model == "smollm2":
-            made["detectable"] = detectable_table(HERE / model)
             made["planned"] = planned(found, HERE / model, HERE / "more_tokens")
     return {name: "\n".join(rows) for name, rows in made.items()}
 
