@@ -32,8 +32,8 @@ class Predicted(NamedTuple):
 def predict(out: Path, study: Study, sets: Sequence[str], targets: Mapping[str, int], methods: Mapping[str, Predicted], statistics: Path) -> None:
     """Write into `out` the error of every set under what every target holds out, by method and draw: tr((W−Ŵ)G(W−Ŵ)ᵀ) / tr(WGWᵀ).
 
-    Each set is walked through once in the untouched model, and so is each target's text: the draw of it that `targets` names, one that has no
-    document that is measured. What `out` has already isn't predicted again, so it goes on after it was killed. A mix of statistics, `mix(…)`, is
+    Each set is walked through once in the untouched model, and so is each target's text: the draw of what it holds out that `targets` names.
+    What `out` has already isn't predicted again, so it goes on after it was killed. A mix of statistics, `mix(…)`, is
     made of those of its sources. Raises `DataError` where `out` was predicted for other sets, targets or methods. The study has one model.
     """
     names = [str(CalibrationSet(text)) for text in sets]

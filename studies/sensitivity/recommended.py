@@ -18,7 +18,6 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 from scipy.stats import rankdata
 from studies.pages import write_or_print
 from studies.sensitivity.predict import OUT, TARGETS
@@ -99,20 +98,20 @@ Rule = Callable[[Case, Way], Sequence[str]]
 """The sets that a rule takes, all alike, of a case and what it may look at."""
 
 
-def _fastest(case: Case, sets: Iterable[str], way: Way) -> str:
+def _least_loss(case: Case, sets: Iterable[str], way: Way) -> str:
     return min(sets, key=lambda data: case.loss(data, way))
 
 
 def raced(case: Case, way: Way) -> Sequence[str]:
     """Of the sets with the least predicted errors, and C4, the one with the least loss: one round of what `recommend` does with these sets."""
     ranked = sorted((data for data in case.predicted if data != "c4"), key=lambda data: case.predicted[data][way[0]])
-    return [_fastest(case, [*ranked[:RACED], "c4"], way)]
+    return [_least_loss(case, [*ranked[:RACED], "c4"], way)]
 
 
 def by_chance(case: Case, way: Way) -> Sequence[str]:
     """The same with sets by chance in the place of those with the least predicted errors: every choice of them once."""
     others = [data for data in case.measured if data != "c4"]
-    return [_fastest(case, [*chosen, "c4"], way) for chosen in itertools.combinations(others, RACED)]
+    return [_least_loss(case, [*chosen, "c4"], way) for chosen in itertools.combinations(others, RACED)]
 
 
 def elsewhere(case: Case, way: Way) -> Sequence[str]:
@@ -129,7 +128,7 @@ FIRST: Final = "three best predicted and C4, measured once"
 RULES: Final[Mapping[str, Rule]] = {
     FIRST: raced,
     "three by chance and C4, measured once": by_chance,
-    "all measured once": lambda case, way: [_fastest(case, case.measured, way)],
+    "all measured once": lambda case, way: [_least_loss(case, case.measured, way)],
     "best predicted": lambda case, way: [min(case.predicted, key=lambda data: case.predicted[data][way[0]])],
     "own text": lambda case, _: [case.own],
     "best on the other targets": elsewhere,
@@ -287,7 +286,7 @@ def _gaps(case: Case) -> Iterator[tuple[float, float]]:
     """By how large a share two sets are predicted to be apart, and by how much more the model diverges with the one that is predicted to be worse."""
     for way, (one, other) in itertools.product(WAYS, itertools.combinations(case.measured, 2)):
         better, worse = sorted((one, other), key=lambda data: case.predicted[data][way[0]])
-        yield case.predicted[worse][way[0]] / case.predicted[better][way[0]] - 1, float(np.log(case.judged(worse, way) / case.judged(better, way)))
+        yield case.predicted[worse][way[0]] / case.predicted[better][way[0]] - 1, math.log(case.judged(worse, way) / case.judged(better, way))
 
 
 def failures_table() -> Iterator[str]:

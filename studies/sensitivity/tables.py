@@ -116,7 +116,7 @@ def _mean(results: Results, method: str, target: str, data: str) -> float | None
     return statistics.mean(found) if found and len(found) == len(asked) else None
 
 
-def seen(folder: Path, found: Iterable[Sensitivity]) -> Mapping[tuple[str, str], float]:
+def smallest_seen(folder: Path, found: Iterable[Sensitivity]) -> Mapping[tuple[str, str], float]:
     """By method and target, what true difference between C4 and another set four such studies in five find, mean of the domains; median over sets."""
     least: dict[tuple[str, str], float] = {}
     with Store(folder, create=False) as store:
@@ -240,7 +240,7 @@ def tables() -> Mapping[str, str]:
         with Store(HERE / model, create=False) as store:
             results = read(store)
         found = compare(results, measures=["agreement"]).sensitivities
-        made[f"{model} sensitivity"] = sensitivity_table(found, seen(HERE / model, found))
+        made[f"{model} sensitivity"] = sensitivity_table(found, smallest_seen(HERE / model, found))
         made |= {f"{model} sets": sets_table(results), f"{model} domains": domains_table(found)}
         tasks = {"two tasks, among the offered answers": ["commonsense_qa", "openbookqa"], "arc_easy, among the offered answers": ["arc_easy"]}
         ways = {"loss of the same text": compare(of_text(HERE / model, results)).sensitivities}
