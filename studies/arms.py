@@ -74,11 +74,17 @@ def with_interval(estimate: Estimate, significant: bool | None = None) -> str:
 
 
 def planned(folder: Path) -> Iterator[str]:
-    """Rows: the contrasts between sets that the study's file names, by method, corrected for their number (Holm)."""
-    yield "| question | method | better by | p (Holm) |"
-    yield "| --- | --- | ---: | ---: |"
+    """Rows: the contrasts between sets that the study's file names, by model and method, corrected for their number (Holm).
+
+    With the least true difference that four such studies in five find, each by itself at 5 %.
+    """
     with Store(folder, create=False) as store:
-        for one in compare(store).contrasts:
-            if one.difference is not None and one.p_holm is not None:
-                better_by = replace(one.difference, value=-one.difference.value)
-                yield f"| {one.name} | `{one.method}` | {with_interval(better_by, one.p_holm < 0.05)} | {one.p_holm:.1g} |"
+        every = compare(store).contrasts
+    found = [(one, one.difference, one.p_holm) for one in every if one.difference is not None and one.p_holm is not None]
+    several = len({one.model for one, *_ in found}) > 1
+    yield f"| question |{' model |' if several else ''} method | better by | 4 in 5 see | p (Holm) |"
+    yield f"| --- |{' --- |' if several else ''} --- | ---: | ---: | ---: |"
+    for one, worse_by, p in found:
+        better_by = with_interval(replace(worse_by, value=-worse_by.value), p < 0.05)
+        cells = [one.name, *([one.model] if several else []), f"`{one.method}`", better_by, "" if one.detectable is None else f"{one.detectable:.3f}"]
+        yield f"| {' | '.join(cells)} | {p:.1g} |"
