@@ -5,9 +5,10 @@
 Chooses among the runs whose record doesn't name another processor than this one: in bfloat16 another rounds otherwise. With `--elsewhere` it chooses
 among those that don't name this one, which tells what a change of processor does. The earliest records name none and are in both.
 
-Prints Markdown, a line a run: the largest difference of a measured value from the one on record, and the share of sampled mask bits that are equal.
-Ends with 1 where a loss differs by more than 0.001 or fewer than 99.9 % of bits are equal. What is computed goes into the store AGAIN, which must
-be a folder of its own; killed and run again, it goes on.
+Prints Markdown, a line a run: the largest difference of a measured value from the one on record, and the share of what the record tells of the
+model that is equal: sampled mask bits; where there is no mask each matrix's error, to a thousandth of it; where blocks went, which. Ends with 1 where
+a value differs by more than 0.001 or less than 99.9 % is equal. What is computed goes into the store AGAIN, which must be a folder of its own; killed
+and run again, it goes on.
 """
 
 import argparse
@@ -20,28 +21,28 @@ from pathlib import Path
 import numpy as np
 
 from calibrant.compress import costs
-from calibrant.store import Cell, Store
+from calibrant.store import Cell, Record, Store
 from calibrant.study import Study, read_study
 
-LOSS, BITS = 1e-3, 0.999
+APART, EQUAL = 1e-3, 0.999
 
 
 @dataclass(frozen=True)
 class Again:
-    """One run, twice: how far a measured value is from the one on record at most, and the share of mask bits that are equal."""
+    """One run, twice: how far a measured value is from the one on record at most, and the share of what is told of the model that is equal."""
 
     cell: Cell
     farthest: float
-    bits: float
+    equal: float
 
     @property
     def same(self) -> bool:
         """Whether the record holds."""
-        return self.farthest <= LOSS and self.bits >= BITS
+        return self.farthest <= APART and self.equal >= EQUAL
 
     def __str__(self) -> str:
         c, holds = self.cell, "yes" if self.same else "NO"
-        return f"| {c.method} at {c.target} ({c.propagate}), `{c.data}`, draw {c.seed} | {self.farthest:.5f} | {self.bits:.2%} | {holds} |"
+        return f"| {c.method} at {c.target} ({c.propagate}), `{c.data}`, draw {c.seed} | {self.farthest:.5f} | {self.equal:.2%} | {holds} |"
 
 
 def chosen(kept: Store, runs: int, seed: int, elsewhere: bool = False) -> list[Cell]:
@@ -77,19 +78,31 @@ def again(kept: Store, fresh: Store, cells: list[Cell]) -> Iterator[Again]:
         (other,) = [c for c in fresh.cells() if c.labels == cell.labels]
         before, now = kept.scores(cell.run), fresh.scores(other.run)
         farthest = max(abs(before[i].score.value - now[other.measures[text]].score.value) for text, i in cell.measures.items())
-        yield Again(cell, farthest, float(np.mean(bits(kept, cell.run) == bits(fresh, other.run))))
+        yield Again(cell, farthest, equal(_record(kept, cell.run), _record(fresh, other.run)))
 
 
 def markdown(found: Iterable[Again]) -> str:
     """In Markdown, a line a run."""
-    return "\n".join(["| run | largest difference | equal mask bits | holds |", "| --- | ---: | ---: | --- |", *map(str, found)])
+    return "\n".join(["| run | largest difference | equal | holds |", "| --- | ---: | ---: | --- |", *map(str, found)])
 
 
-def bits(store: Store, run: str) -> np.ndarray:
-    """The mask bits that a record keeps, of all matrices."""
+def equal(one: Record, other: Record) -> float:
+    """The share of mask bits that are equal, or of matrices with the same error, or 1 where the same blocks went and else 0."""
+    if not one.weights:
+        return float([edit["blocks"] for edit in one.edits] == [edit["blocks"] for edit in other.edits])
+    if all("bits" in weight for weight in one.weights):
+        return float(np.mean(_bits(one) == _bits(other)))
+    return float(np.mean(np.isclose(*([weight["error"] for weight in record.weights] for record in (one, other)), rtol=APART, atol=0)))
+
+
+def _bits(record: Record) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(bytes.fromhex("".join(str(w["bits"]) for w in record.weights)), np.uint8))
+
+
+def _record(store: Store, run: str) -> Record:
     record = store.record(run)
     assert record is not None, f"{run} has no record"
-    return np.unpackbits(np.frombuffer(bytes.fromhex("".join(str(w["bits"]) for w in record.weights)), np.uint8))
+    return record
 
 
 def main() -> int:

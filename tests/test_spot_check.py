@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from studies.spot_check import again, chosen, narrowed
+from studies.spot_check import again, chosen, equal, narrowed
 
 from calibrant.compress import costs
 from calibrant.store import Store
@@ -39,8 +39,18 @@ def test_a_loss_or_a_mask_that_moved_does_not(tmp_path: Path):
     cells = chosen(one, 100, seed=0)
     assert len(cells) == 9
     assert {found.cell.data for found in again(one, moved, cells) if not found.same} == {"c4"}
-    assert [round(found.bits, 2) for found in again(one, masked, cells)] == [0.75] * 9
+    assert [round(found.equal, 2) for found in again(one, masked, cells)] == [0.75] * 9
     assert not any(found.same for found in again(one, masked, cells))
+
+
+def test_without_a_mask_errors_of_matrices_are_held_against_each_other_and_without_matrices_the_blocks_that_went(tmp_path: Path):
+    store = kept(tmp_path)
+    record = store.record(next(c.run for c in store.cells() if c.data))
+    assert record is not None
+    rounded, other = (replace(record, weights=({"name": "a", "error": 0.5}, {"name": "b", "error": error})) for error in (0.2, 0.2 * 1.0011))
+    assert (equal(rounded, rounded), equal(rounded, other)) == (1.0, 0.5)
+    dropped, others = (replace(record, weights=(), edits=({"edit": "drop", "blocks": blocks},)) for blocks in ([1, 2], [1, 3]))
+    assert (equal(dropped, dropped), equal(dropped, others)) == (1.0, 0.0)
 
 
 def test_what_was_computed_on_another_processor_is_chosen_only_where_that_is_asked(tmp_path: Path):
