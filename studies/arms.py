@@ -29,6 +29,14 @@ def arm(folder: Path, **labels: str) -> Measured:
         return draws(store, **labels)
 
 
+def complete(store: Store, **labels: str) -> Measured:
+    """What the draws with these labels gave, by what was measured; nothing while some of it is missing."""
+    cells = [cell for cell in store.cells() if all(getattr(cell, name) == value for name, value in labels.items())]
+    asked = {text for cell in cells for text in cell.measures}
+    measured = draws(store, **labels)
+    return measured if len(measured) == len(asked) else {}
+
+
 def worse(a: Measured, b: Measured, names: Iterable[str]) -> Estimate:
     """How much worse `a` did than `b` on average over what has one of the names."""
     chosen = named(a, names)

@@ -30,11 +30,15 @@ def against(sets: Sequence[Sequence[T]], other: Sequence[T], alike: Alike[T]) ->
     return statistics.mean(alike(a, b) for draws in sets for a in draws for b in other)
 
 
-def part_of_the_set(sets: Draws[T], alike: Alike[T]) -> str:
+def part_of_the_set(sets: Draws[T], alike: Alike[T], digits: int = 2) -> str:
     """How much more alike two draws of one set are than draws of two, with its interval; bold where zero is left out."""
-    part, half = jackknifed(sets, lambda each: within(each, alike) - between(each, alike))
-    told = f"{part:+.2f}" + (f" ({part - half:+.2f} to {part + half:+.2f})" if half == half else "")
-    return f"**{told}**" if abs(part) > half else told
+    return told(*jackknifed(sets, lambda each: within(each, alike) - between(each, alike)), digits)
+
+
+def told(value: float, half: float, digits: int = 2) -> str:
+    """A value and its interval, half of whose width is given; bold where zero is left out."""
+    text = f"{value:+.{digits}f}" + (f" ({value - half:+.{digits}f} to {value + half:+.{digits}f})" if half == half else "")
+    return f"**{text}**" if abs(value) > half else text
 
 
 def jackknifed(sets: Draws[T], of: Callable[[Draws[T]], float]) -> tuple[float, float]:

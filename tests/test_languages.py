@@ -235,7 +235,7 @@ def test_what_is_asked_wrongly(given: dict[str, object], message: str):
 # The study files.
 
 
-@pytest.mark.parametrize(("name", "runs", "contrasts"), [("languages", 73, 14), ("mixcal", 170, 10)])
+@pytest.mark.parametrize(("name", "runs", "contrasts"), [("languages/gemma3-270m", 73, 14), ("mixcal/sweep", 170, 10)])
 def test_the_study_files_can_be_asked(name: str, runs: int, contrasts: int):
     study = read_study(STUDIES / f"{name}.yaml")
     assert len(study.labels()) == runs

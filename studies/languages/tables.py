@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from studies.arms import Measured, planned, with_interval, with_range
-from studies.overlaps import against, between, part_of_the_set, within
+from studies.arms import Measured, complete, planned, with_range
+from studies.overlaps import Draws, against, between, jackknifed, part_of_the_set, told, within
 from studies.pages import write_or_print
 
-from calibrant.compare import contrast, draws
+from calibrant.compare import Estimate, contrast, draws
 from calibrant.data import CalibrationSet
 from calibrant.evaluators import evaluators
+from calibrant.outcomes import Measurement
 from calibrant.store import Record, Store
 
 HERE: Final = Path(__file__).parent
@@ -25,7 +26,7 @@ CODES: Final = {"English": "en", "German": "de", "Spanish": "es", "Russian": "ru
 SETS: Final = {str(CalibrationSet(f"flores(language={code})")): name for name, code in CODES.items()}
 """By calibration set, its language."""
 ALL: Final = "equal shares"
-OTHER_TEXT: Final = ("de", "zh")
+OTHER_TEXT: Final = {"German": "de", "Chinese": "zh"}
 """Languages that are also measured on another text."""
 NEURONS: Final = "language-specific neurons"
 
@@ -34,139 +35,180 @@ class Arm(NamedTuple):
     """What the draws of one method and set gave."""
 
     method: str
-    target: str
     data: str
     measured: Measured
     records: list[Record]
 
     @property
     def kept(self) -> list[np.ndarray]:
-        """The bits of the mask of each draw that its record holds."""
+        """The bits of the mask of each draw that its record holds; none where a method leaves no mask."""
         return [np.concatenate([_bits(weight) for weight in record.weights]) for record in self.records]
 
 
 def _bits(weight: Mapping[str, Any]) -> np.ndarray:
-    return np.unpackbits(np.frombuffer(bytes.fromhex(weight["bits"]), np.uint8)) if "bits" in weight else np.zeros(0, np.uint8)
+    return np.unpackbits(np.frombuffer(bytes.fromhex(weight.get("bits", "")), np.uint8))
 
 
-def arms(folder: Path) -> tuple[list[Arm], Measured]:
-    """Every method and language of which all draws are there, in the order of the study, and the dense model."""
+def arms() -> tuple[list[Arm], Measured]:
+    """Every method and language of which all draws are measured, by method and in the order of CODES, and the dense model."""
     found: list[Arm] = []
-    with Store(folder, create=False) as store:
+    with Store(STORE, create=False) as store:
         cells = [cell for cell in store.cells() if cell.method != "none"]
         for method, target, data in dict.fromkeys((c.method, c.target, c.data) for c in cells):
-            runs = [c.run for c in cells if (c.method, c.target, c.data) == (method, target, data)]
-            records = [record for run in runs if run and (record := store.record(run)) is not None]
-            if len(records) == len(runs):
-                found.append(Arm(method, target, SETS.get(data, ALL), draws(store, method=method, target=target, data=data), records))
-        return found, draws(store, method="none")
+            own = [c for c in cells if (c.method, c.target, c.data) == (method, target, data)]
+            records = [record for c in own if c.run and (record := store.record(c.run)) is not None]
+            if (measured := complete(store, method=method, target=target, data=data)) and len(records) == len(own):
+                found.append(Arm(method, SETS.get(data, ALL), measured, records))
+        methods, order = [cell.method for cell in cells], [*CODES, ALL]
+        return sorted(found, key=lambda arm: (methods.index(arm.method), order.index(arm.data))), draws(store, method="none")
 
 
-def columns(source: str, codes: Iterable[str]) -> Mapping[str, str]:
-    """By language, the name of what was measured on its text of a source."""
-    names = {code: name for name, code in CODES.items()}
-    return {names[code]: evaluators.build(f"loss(source='{source}(language={code})')").measured for code in codes}
+def columns(source: str, codes: Mapping[str, str]) -> Mapping[str, str]:
+    """By language, the name of what is measured on its text of a source."""
+    return {name: evaluators.build(f"loss(source='{source}(language={code})')").measured for name, code in codes.items()}
 
 
 def losses(every: Iterable[Arm], dense: Measured, asked: Mapping[str, str]) -> Iterator[str]:
     """Rows: the loss on every language and on average, by method and calibration language; bold the least of a column with a method."""
     yield f"| method | calibrated on | mean | {' | '.join(asked)} |"
     yield f"| --- | --- | ---: |{' ---: |' * len(asked)}"
-    untouched = Arm("none", "", "dense", dense, [])
-    rows = {(arm.method, arm.data): _values(arm, asked) for arm in (untouched, *every)}
+    rows = {(arm.method, arm.data): _values(arm.measured, asked) for arm in every}
+    yield f"| none | untouched | {' | '.join(map(with_range, _values(dense, asked)))} |"
     for (method, data), values in rows.items():
-        best = [min(statistics.mean(of) for (other, _), each in rows.items() if other == method for of in [each[at]]) for at in range(len(values))]
-        cells = [with_range(of) for of in values]
-        told = [
-            f"**{cell}**" if statistics.mean(of) == least and method != "none" else cell for cell, of, least in zip(cells, values, best, strict=True)
-        ]
-        yield f"| `{method}` | {data} | {' | '.join(told)} |"
+        least = [min(statistics.mean(of[at]) for (other, _), of in rows.items() if other == method) for at in range(len(values))]
+        cells = [f"**{with_range(of)}**" if statistics.mean(of) == low else with_range(of) for of, low in zip(values, least, strict=True)]
+        yield f"| `{method}` | {data} | {' | '.join(cells)} |"
 
 
-def _values(arm: Arm, asked: Mapping[str, str]) -> list[list[float]]:
+def _values(measured: Measured, asked: Mapping[str, str]) -> list[list[float]]:
     """What the draws gave, on average and on each language."""
-    each = [[m.score.value for m in arm.measured[name]] for name in asked.values()]
+    each = [[m.score.value for m in measured[name]] for name in asked.values()]
     return [[statistics.mean(of) for of in zip(*each, strict=True)], *each]
 
 
-def regrets(every: list[Arm], asked: Mapping[str, str]) -> Iterator[str]:
-    """Rows: how much worse each set is than the language's own, by language; intervals over passages and draws, bold without zero."""
-    yield f"| method | calibrated on | the worst | {' | '.join(asked)} |"
-    yield f"| --- | --- | --- |{' ---: |' * len(asked)}"
-    by = {(arm.method, arm.data): arm.measured for arm in every}
-    for arm in every:
-        own = {name: by.get((arm.method, name)) for name in asked}
-        apart = {
-            name: contrast({asked[name]: arm.measured[asked[name]]}, {asked[name]: of[asked[name]]})
-            for name, of in own.items()
-            if of is not None and name != arm.data
-        }
-        worst = max(apart, key=lambda name: apart[name].value, default="")
-        cells = ["" if name not in apart else with_interval(apart[name]) for name in asked]
-        yield f"| `{arm.method}` | {arm.data} | {worst} | {' | '.join(cells)} |"
+def own(every: list[Arm], asked: Mapping[str, str]) -> Iterator[str]:
+    """Rows: the language's own text against the best other language, by method and language; jointly over the other languages."""
+    yield "| method | language | own text is | best other | own text is better by |"
+    yield "| --- | --- | --- | --- | ---: |"
+    for method in dict.fromkeys(arm.method for arm in every):
+        for name, measured in asked.items():
+            sides = {arm.data: {measured: arm.measured[measured]} for arm in every if arm.method == method and arm.data != ALL}
+            if len(sides) < len(CODES):
+                continue  # a part of the study isn't there
+            ranked = sorted(sides, key=lambda data: statistics.mean(m.score.value for m in sides[data][measured]))
+            best = next(data for data in ranked if data != name)
+            better = _jointly(contrast(sides[best], sides[name]), len(CODES) - 1)
+            yield f"| `{method}` | {name} | {ranked.index(name) + 1} of {len(ranked)} | {best} | {better} |"
+
+
+def _jointly(estimate: Estimate, comparisons: int) -> str:
+    """An estimate with the interval that holds jointly over so many; bold without zero."""
+    low, high = estimate.interval(comparisons=comparisons) or (float("nan"), float("nan"))
+    text = f"{estimate.value:+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"**{text}**" if estimate.significant(comparisons=comparisons) else text
+
+
+def behind(every: list[Arm], asked: Mapping[str, str]) -> Iterator[str]:
+    """Rows: how much worse each set is than the language's own text, the least worst first; bold without zero, jointly over a method's cells."""
+    yield f"| method | calibrated on | furthest behind on | {' | '.join(asked)} |"
+    yield f"| --- | --- | ---: |{' ---: |' * len(asked)}"
+    for method in dict.fromkeys(arm.method for arm in every):
+        by = {arm.data: arm.measured for arm in every if arm.method == method}
+        if len(by) <= len(CODES):
+            continue
+        rows: list[tuple[float, str]] = []
+        for data, of in by.items():
+            apart = {name: contrast({m: of[m]}, {m: by[name][m]}) for name, m in asked.items() if name != data}
+            worst = max(apart, key=lambda name: apart[name].value)
+            marked = {name: f"**{e.value:+.3f}**" if e.significant(comparisons=len(CODES) ** 2) else f"{e.value:+.3f}" for name, e in apart.items()}
+            cells = [f"{worst}: {_jointly(apart[worst], len(apart))}", *(marked.get(name, "") for name in asked)]
+            rows.append((apart[worst].value, f"| `{method}` | {data} | {' | '.join(cells)} |"))
+        yield from (row for _, row in sorted(rows))
 
 
 def overlaps(every: list[Arm]) -> Iterator[str]:
-    """Rows: the share of what both masks keep among what either keeps, of two draws of a language, of two languages, and with equal shares."""
-    yield "| method | two draws of a language | two languages | least alike | a language and equal shares | by chance | the language's part |"
+    """Rows: the share of what both masks keep among what either keeps, of two draws of a language, of two languages, and with equal shares.
+
+    The draws of equal shares lie within the first draw of each language, which is left out beside them.
+    """
+    yield "| method | two draws of a language | two languages | least alike | a language and equal shares | two random masks | the language's part |"
     yield "| --- | ---: | ---: | --- | ---: | ---: | ---: |"
     for method in dict.fromkeys(arm.method for arm in every):
         kept = {arm.data: arm.kept for arm in every if arm.method == method}
-        if min(map(len, kept.values())) < 2 or len(kept) < len(CODES) + 1 or not len(kept[ALL][0]):
+        if len(kept) <= len(CODES) or not len(kept[ALL][0]):
             continue  # a part of the study isn't there, or the method leaves no mask
         languages = {data: of for data, of in kept.items() if data != ALL}
         pairs = {(a, b): against([languages[a]], languages[b], _common) for a in languages for b in languages if a < b}
         (a, b), least = min(pairs.items(), key=lambda pair: pair[1])
         share = statistics.mean(float(of.mean()) for draws_of in languages.values() for of in draws_of)
         cells = [f"{within(languages, _common):.3f}", f"{between(languages, _common):.3f}", f"{a} and {b}: {least:.3f}"]
-        cells += [f"{against(list(languages.values()), kept[ALL], _common):.3f}", f"{share / (2 - share):.3f}"]
-        yield f"| `{method}` | {' | '.join(cells)} | {part_of_the_set(languages, _common)} |"
+        cells += [f"{against([of[1:] for of in languages.values()], kept[ALL], _common):.3f}", f"{share / (2 - share):.3f}"]
+        yield f"| `{method}` | {' | '.join(cells)} | {part_of_the_set(languages, _common, digits=3)} |"
 
 
 def _common(one: np.ndarray, other: np.ndarray) -> float:
     return float((one & other).sum() / (one | other).sum())
 
 
-def neurons(every: Iterable[Arm]) -> Iterator[str]:
-    """Rows: the share of the neurons specific to a language that still are, mean of draws; own and others with the interval of what is between."""
+def neurons(every: list[Arm]) -> Iterator[str]:
+    """Rows: the share of the neurons specific to a language that still are, mean of draws; on top how many there are in the dense model."""
     yield f"| method | calibrated on | all | {' | '.join(CODES)} |"
     yield f"| --- | --- | ---: |{' ---: |' * len(CODES)}"
+    if every:
+        had = {name: _specific(every[0].measured[NEURONS][0], name)[1] for name in CODES}
+        yield f"| none | untouched, how many | {sum(had.values()):,.0f} | {' | '.join(f'{count:,.0f}' for count in had.values())} |"
     for arm in every:
-        cells = [[_staying(m, name) for m in arm.measured[NEURONS]] for name in CODES]
-        whole = [m.score.value for m in arm.measured[NEURONS]]
-        yield f"| `{arm.method}` | {arm.data} | {' | '.join(f'{statistics.mean(of):.2f}' for of in [whole, *cells])} |"
+        of = arm.measured[NEURONS]
+        cells = [f"{statistics.mean(m.score.value for m in of):.2f}", *(_share(of, name) for name in CODES)]
+        yield f"| `{arm.method}` | {arm.data} | {' | '.join(cells)} |"
 
 
-def _staying(measurement: Any, name: str) -> float:
-    (found,) = [o for o in measurement.outcomes if str(CalibrationSet(o.item)) == str(CalibrationSet(f"flores(language={CODES[name]})"))]
-    return found.value / found.weight
+def _specific(measurement: Measurement, name: str) -> tuple[float, float]:
+    """How many of a language's neurons stay, and how many there are; none of none where no neuron is specific to it."""
+    found = [outcome for outcome in measurement.outcomes if outcome.item == f"flores(language={CODES[name]})"]
+    return (found[0].value, found[0].weight) if found else (0.0, 0.0)
+
+
+def _share(of: Iterable[Measurement], name: str) -> str:
+    staying, had = map(sum, zip(*(_specific(measurement, name) for measurement in of), strict=True))
+    return f"{staying / had:.2f}" if had else ""
 
 
 def own_neurons(every: list[Arm]) -> Iterator[str]:
-    """Rows: by method, the share of a language's neurons that stay with its own text less that with another language's; an item is a language."""
-    yield "| method | own language | another | equal shares | own less another, by language |"
-    yield "| --- | ---: | ---: | ---: | --- |"
+    """Rows: by method, the share of a language's neurons that stay with its own text and with another language's; languages count alike."""
+    yield "| method | own text | another language | equal shares | own less another | by language |"
+    yield "| --- | ---: | ---: | ---: | ---: | --- |"
     for method in dict.fromkeys(arm.method for arm in every):
-        by = {arm.data: arm.measured[NEURONS] for arm in every if arm.method == method}
-        if len(by) < len(CODES) + 1:
+        by: Draws[Measurement] = {arm.data: arm.measured[NEURONS] for arm in every if arm.method == method}
+        if len(by) <= len(CODES):
             continue
-        staying = {data: {name: statistics.mean(_staying(m, name) for m in of) for name in CODES} for data, of in by.items()}
-        own = {name: staying[name][name] for name in CODES}
-        others = {name: statistics.mean(staying[data][name] for data in CODES if data != name) for name in CODES}
-        mixed = statistics.mean(staying[ALL].values())
-        told = ", ".join(f"{name} {own[name] - others[name]:+.2f}" for name in CODES)
-        yield f"| `{method}` | {statistics.mean(own.values()):.2f} | {statistics.mean(others.values()):.2f} | {mixed:.2f} | {told} |"
+        some = [name for name in CODES if _specific(by[ALL][0], name)[1]]
+        apart = {name: _staying(by[name], name) - _elsewhere(by, name) for name in some}
+        value, half = jackknifed(by, lambda each, some=some: statistics.mean(_staying(each[name], name) - _elsewhere(each, name) for name in some))
+        means = [statistics.mean(of) for of in zip(*((_staying(by[n], n), _elsewhere(by, n), _staying(by[ALL], n)) for n in some), strict=True)]
+        each = ", ".join(f"{name} {less:+.2f}" for name, less in apart.items())
+        yield f"| `{method}` | {' | '.join(f'{mean:.2f}' for mean in means)} | {told(value, half)} | {each} |"
+
+
+def _staying(of: Iterable[Measurement], name: str) -> float:
+    """The share of a language's neurons that stay, mean of draws."""
+    return statistics.mean(staying / had for staying, had in (_specific(measurement, name) for measurement in of))
+
+
+def _elsewhere(by: Draws[Measurement], name: str) -> float:
+    """The same with the other languages' text, mean of these."""
+    return statistics.mean(_staying(by[data], name) for data in CODES if data != name)
 
 
 def tables() -> Mapping[str, str]:
     """Each table in Markdown, by name, of the store if it is there."""
     if not STORE.is_dir():
         return {}
-    every, dense = arms(STORE)
-    asked = columns("flores", CODES.values())
-    made: dict[str, Iterable[str]] = {"planned": planned(STORE), "regrets": regrets(every, asked), "losses": losses(every, dense, asked)}
-    made |= {"other text": losses(every, dense, columns("xquad", OTHER_TEXT)), "overlaps": overlaps(every)}
-    made |= {"neurons": neurons(every), "own neurons": own_neurons(every)}
+    every, dense = arms()
+    asked = columns("flores", CODES)
+    made: dict[str, Iterable[str]] = {"planned": planned(STORE), "own": own(every, asked), "behind": behind(every, asked)}
+    made |= {"losses": losses(every, dense, asked), "other text": losses(every, dense, columns("xquad", OTHER_TEXT))}
+    made |= {"overlaps": overlaps(every), "neurons": neurons(every), "own neurons": own_neurons(every)}
     return {name: "\n".join(rows) for name, rows in made.items()}
 
 

@@ -9,23 +9,27 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from studies.arms import Measured, named, planned, with_interval, with_range
+from studies.arms import Measured, complete, named, planned, with_interval, with_range
 from studies.pages import write_or_print
 
-from calibrant.compare import contrast, draws
+from calibrant.compare import contrast
+from calibrant.compare.contrasts import Contrast, holm
 from calibrant.store import Store
 
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parents[1] / "docs/findings/mixing.md"
 STORE: Final = HERE / "sweep"
 MODELS: Final = {"smollm2": "SmolLM2", "gemma3-270m": "Gemma"}
+METHODS: Final = ("wanda", "sparsegpt")
 PAIRS: Final = {"arithmetic": ("gsm8k:cot", "c4"), "code": ("python_code", "wikipedia")}
 """The domain's set and the general one of each pair."""
-POOLED: Final = "half of each as samples"
+NAMES: Final = {"gsm8k:cot": "arithmetic", "c4": "C4", "python_code": "code", "wikipedia": "encyclopedia"}
+SAMPLES: Final = "0.5, samples"
+"""Half of the tokens of each set in the place of half of the statistics of both."""
 
 
 class Way(NamedTuple):
-    """What the draws of one way to mix a pair gave."""
+    """What the draws of one way to mix a pair gave; `share` is the domain's."""
 
     model: str
     method: str
@@ -35,82 +39,121 @@ class Way(NamedTuple):
 
     @property
     def texts(self) -> list[str]:
-        """What was measured on the domain and on the general text."""
+        """What is measured on the domain and on the general text."""
         return named(self.measured, [re.split(r"[ :(]", data)[0] for data in PAIRS[self.pair]])
 
     @property
     def losses(self) -> list[list[float]]:
-        """What the draws gave over both texts, on the domain and on the general text."""
+        """What the draws gave, mean of both texts, on the domain and on the general text."""
         each = [[m.score.value for m in self.measured[name]] for name in self.texts]
         return [[statistics.mean(of) for of in zip(*each, strict=True)], *each]
 
+    @property
+    def mixed(self) -> bool:
+        """Whether it is of the statistics of both sets."""
+        return self.share not in ("0", "1", SAMPLES)
 
-def ways() -> list[Way]:
-    """Every way of which all draws are there, from the general set alone to the domain's alone."""
-    found: list[Way] = []
+
+Group = Mapping[str, Way]
+"""The ways of a model, method and pair, by share."""
+
+
+def groups(pair: str) -> Mapping[tuple[str, str], Group]:
+    """By model and method every way to mix a pair that is measured whole, from the general set alone to the domain's."""
+    found: dict[tuple[str, str], dict[str, Way]] = {(model, method): {} for model in MODELS for method in METHODS}
     with Store(STORE, create=False) as store:
-        cells = [cell for cell in store.cells() if cell.method != "none"]
-        for model, method, data in dict.fromkeys((c.model, c.method, c.data) for c in cells):
-            if all(c.run for c in cells if (c.model, c.method, c.data) == (model, method, data)):
-                measured = draws(store, model=model, method=method, data=data)
-                found += [Way(model, method, pair, share, measured) for pair in PAIRS if (share := _share(data, *PAIRS[pair]))]
-    return sorted(found, key=lambda way: (list(MODELS).index(way.model), way.method == "sparsegpt", way.share == POOLED))
+        asked = {(c.model, c.method, c.data) for c in store.cells() if c.method != "none"}
+        for model, method, data in sorted(asked, key=lambda label: _share(label[2], pair)):
+            share = _share(data, pair)
+            if share and (measured := complete(store, model=model, method=method, data=data)):
+                found[model, method][share] = Way(model, method, pair, share, measured)
+    return {label: group for label, group in found.items() if group}
 
 
-def _share(data: str, domain: str, general: str) -> str:
-    """The domain's share of the statistics; "" for a set that isn't of this pair."""
+def _share(data: str, pair: str) -> str:
+    """The domain's share; "" for a set that isn't of this pair."""
+    domain, general = PAIRS[pair]
     if data in (domain, general):
         return "1" if data == domain else "0"
     if domain not in data or general not in data:
         return ""
     weight = re.search(r"weight=([\d.]+)", data)
-    return weight[1] if weight else POOLED
+    return weight[1] if weight else SAMPLES
 
 
-def curves(every: Iterable[Way], pair: str) -> Iterator[str]:
-    """Rows: the losses on the domain and the general text by share; bold the least of a column with a method, pooled samples left out."""
-    yield "| model | method | the domain's share | both | domain | general |"
-    yield "| --- | --- | ---: | ---: | ---: | ---: |"
-    chosen = sorted((way for way in every if way.pair == pair), key=lambda way: (list(MODELS).index(way.model), way.method != "wanda"))
-    for model, method in dict.fromkeys((way.model, way.method) for way in chosen):
-        rows = {way.share: way.losses for way in chosen if (way.model, way.method) == (model, method)}
-        means = {share: list(map(statistics.mean, of)) for share, of in rows.items()}
-        for share in sorted(rows, key=lambda share: (share == POOLED, share)):
-            least = [min(of[at] for other, of in means.items() if other != POOLED) for at in range(3)]
-            cells = [
-                f"**{with_range(of)}**" if mean == low and share != POOLED else with_range(of)
-                for of, mean, low in zip(rows[share], means[share], least, strict=True)
-            ]
-            yield f"| {MODELS[model]} | `{method}` | {share} | {' | '.join(cells)} |"
-
-
-def inside(every: Sequence[Way]) -> Iterator[str]:
-    """Rows: how much better each mix is over both texts than its ends, and whether significantly better than both; unplanned but for 0.5."""
-    yield "| model | method | pair | the domain's share | better than none | better than all | better than both |"
+def curves(pair: str) -> Iterator[str]:
+    """Rows: the losses on both texts by share, and which shares are better on both; bold the least of a column of statistics with a method."""
+    domain, general = (NAMES[data] for data in PAIRS[pair])
+    yield f"| model | method | share of {domain} | mean of both | on {domain} | on {general} | better on both |"
     yield "| --- | --- | --- | ---: | ---: | ---: | --- |"
-    by = {(way.model, way.method, way.pair, way.share): way for way in every}
-    for way in (way for way in every if way.share not in ("0", "1", POOLED)):
-        ends = [by.get((way.model, way.method, way.pair, share)) for share in "01"]
-        if ends[0] is None or ends[1] is None:
+    for (model, method), group in groups(pair).items():
+        means = {share: list(map(statistics.mean, way.losses)) for share, way in group.items()}
+        for share, way in sorted(group.items(), key=lambda item: item[0] == SAMPLES):
+            least = [min((of[at] for other, of in means.items() if other != SAMPLES), default=0.0) for at in range(3)]
+            marked = zip(way.losses, means[share], least, strict=True)
+            cells = [f"**{with_range(of)}**" if mean == low and share != SAMPLES else with_range(of) for of, mean, low in marked]
+            better = [other for other, of in means.items() if all(a < b for a, b in zip(of[1:], means[share][1:], strict=True))]
+            yield f"| {MODELS[model]} | `{method}` | {share} | {' | '.join(cells)} | {', '.join(better)} |"
+
+
+def untouched() -> Iterator[str]:
+    """Rows: the losses of the untouched models."""
+    yield f"| model | {' | '.join(NAMES.values())} |"
+    yield f"| --- |{' ---: |' * len(NAMES)}"
+    with Store(STORE, create=False) as store:
+        for model, name in MODELS.items():
+            if dense := complete(store, model=model, method="none"):
+                each = named(dense, [re.split(r"[ :(]", data)[0] for data in NAMES])
+                yield f"| {name} | {' | '.join(f'{dense[measured][0].score.value:.3f}' for measured in each)} |"
+
+
+def inside(pair: str) -> Iterator[str]:
+    """Rows: by how much each mix of statistics is better than its ends, on the mean of both texts, and what it costs on each one.
+
+    p is of the hypothesis that it isn't better than both ends, corrected over the shares of a model and method (Holm).
+    """
+    domain, general = (NAMES[data] for data in PAIRS[pair])
+    heads = [
+        f"share of {domain}",
+        f"better than {general}",
+        f"better than {domain}",
+        "than both: p (Holm)",
+        f"cost on {domain}",
+        f"cost on {general}",
+    ]
+    yield f"| model | method | {' | '.join(heads)} |"
+    yield "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    for (model, method), group in groups(pair).items():
+        mixes = [way for way in group.values() if way.mixed]
+        if not {"0", "1"} <= group.keys() or not mixes:
             continue
-        found = [contrast({t: end.measured[t] for t in way.texts}, {t: way.measured[t] for t in way.texts}) for end in ends if end is not None]
-        better = (
-            "yes"
-            if all(e.value > 0 and e.significant(comparisons=2) for e in found)
-            else "no"
-            if any(e.value <= 0 for e in found)
-            else "not significantly"
-        )
-        yield f"| {MODELS[way.model]} | `{way.method}` | {way.pair} | {way.share} | {' | '.join(map(with_interval, found))} | {better} |"
+        gains = [[contrast(_of(end, way.texts), _of(way, way.texts)) for end in (group["0"], group["1"])] for way in mixes]
+        family = [
+            Contrast("", "", "", (), "", "", "", p=max(p if (p := e.p_value()) is not None and e.value > 0 else 1.0 for e in of)) for of in gains
+        ]
+        for way, of, corrected in zip(mixes, gains, holm(family), strict=True):
+            costs = [contrast(_of(way, [text]), _of(end, [text])) for text, end in zip(way.texts, (group["1"], group["0"]), strict=True)]
+            cells = [way.share, *(with_interval(e, False) for e in of), _p(corrected.p_holm), *(with_interval(e, False) for e in costs)]
+            yield f"| {MODELS[model]} | `{method}` | {' | '.join(cells)} |"
+
+
+def _of(way: Way, texts: Sequence[str]) -> Measured:
+    return {text: way.measured[text] for text in texts}
+
+
+def _p(p: float | None) -> str:
+    if p is None:
+        return ""
+    return f"**{p:.1g}**" if p < 0.05 else f"{p:.1g}"
 
 
 def tables() -> Mapping[str, str]:
     """Each table in Markdown, by name, of the store if it is there."""
     if not STORE.is_dir():
         return {}
-    every = ways()
-    made: dict[str, Iterable[str]] = {"planned": planned(STORE), "inside": inside(every)}
-    made |= {pair: curves(every, pair) for pair in PAIRS}
+    made: dict[str, Iterable[str]] = {"planned": planned(STORE), "untouched": untouched()}
+    for pair in PAIRS:
+        made |= {pair: curves(pair), f"{pair} inside": inside(pair)}
     return {name: "\n".join(rows) for name, rows in made.items()}
 
 
