@@ -14,6 +14,7 @@ from studies.experts import tables as experts
 from studies.grids import tables as grids
 from studies.pages import filled
 from studies.pruning import tables as pruning
+from studies.sensitivity import recommended
 from studies.sensitivity import tables as sensitivity
 from studies.words import tables as words
 
@@ -192,6 +193,17 @@ def test_the_page_about_choosing_says_what_its_records_say():
         assert table in page, table
 
 
+@pytest.mark.slow
+def test_the_page_about_choosing_says_what_recommend_would_have_taken():
+    page = (PROJECT / "docs/findings/choosing.md").read_text()
+    assert filled(page, recommended.tables()) == page, "python -m studies.sensitivity.recommended --write"
+    section = page.partition("## Would `recommend`")[2].partition("\n## ")[0]
+    rows = "\n".join(line for line in section.splitlines() if line.startswith("|"))
+    told = [number for line in section.splitlines() if not line.startswith("|") for number in re.findall(r"\d+\.\d\b|\d+ %", line)]
+    assert len(told) > 10
+    assert [number for number in told if number.replace(" ", "") not in rows.replace(" ", "")] == []
+
+
 def test_the_study_of_choosing_is_what_its_file_asks():
     assert read_study(PROJECT / "studies/choosing/results/study.yaml") == read_study(PROJECT / "studies/choosing/study.yaml")
     assert verify(PROJECT / "studies/choosing/results") == []
@@ -209,6 +221,8 @@ STORES = [
     ("blocks", "smollm2"),
     ("blocks", "factors"),
     ("sensitivity", "more_tokens"),
+    ("sensitivity", "own"),
+    ("sensitivity", "targets"),
 ]
 
 

@@ -1,5 +1,6 @@
 """Agreement with the untouched model against sums over the whole vocabulary in float64, one position at a time."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -120,6 +121,35 @@ def test_the_result_does_not_depend_on_batch_or_chunk(opened: Opened, pruned: Op
     assert [o.value for o in alone.outcomes] == pytest.approx([o.value for o in together.outcomes], rel=1e-9)
     assert alone.beside[0] == together.beside[0]
     assert [score.value for score in alone.beside] == pytest.approx([score.value for score in together.beside], rel=1e-6)
+
+
+def test_the_dense_model_runs_twice_for_any_number_of_models_and_nothing_changes(opened: Opened, pruned: Opened, texts: Path) -> None:
+    dense = copy.deepcopy(opened.model)
+    ran: list[int] = []
+    dense.register_forward_hook(lambda module, args, output: ran.append(1))
+    agreement = Agreement(source=str(texts), tokens=1500, length=32)
+    measured = [agreement.measure(Subject(pruned.model, pruned.tokenizer, dense)) for _ in range(2)]
+    twice = len(ran)
+    measured += [agreement.measure(Subject(pruned.model, pruned.tokenizer, dense)) for _ in range(2)]
+    assert len(ran) == twice > 0
+    assert measured[1:] == measured[:-1]
+    assert agreement.measure(Subject(opened.model, opened.tokenizer, dense)).score.value == 0.0
+    with torch.no_grad():
+        dense.lm_head.weight.mul_(2.0)
+    assert agreement.measure(Subject(pruned.model, pruned.tokenizer, dense)).score.value > measured[0].score.value
+    assert len(ran) > twice
+
+
+def test_without_room_no_prediction_is_kept(opened: Opened, pruned: Opened, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibrant.evaluators._dense.room", lambda device: 0)
+    dense = copy.deepcopy(opened.model)
+    ran: list[int] = []
+    dense.register_forward_hook(lambda module, args, output: ran.append(1))
+    counts: list[int] = []
+    for _ in range(4):
+        Agreement(source=str(texts), tokens=300, length=32).measure(Subject(pruned.model, pruned.tokenizer, dense))
+        counts.append(len(ran))
+    assert counts[3] - counts[2] == counts[2] - counts[1] > 0
 
 
 def test_a_killed_one_goes_on(opened: Opened, pruned: Opened, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

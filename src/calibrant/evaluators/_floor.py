@@ -16,20 +16,19 @@ from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-import psutil
 import torch
 from transformers import PreTrainedModel
 
 from calibrant.data import by_length
 from calibrant.errors import NumericsError
+from calibrant.evaluators._dense import changes
 from calibrant.evaluators._engines import RunByLlamaCpp
+from calibrant.evaluators._room import room
 from calibrant.evaluators._windows import ScoredWindow
 from calibrant.spec import identity
 
 TOKENS: Final = 512
 """Tokens that the floor is measured on: it is wanted to one digit."""
-ROOM: Final = 0.5
-"""The share of the free memory that a second copy of a model may take."""
 WIDER: Final = {torch.float16: torch.float32, torch.bfloat16: torch.float32, torch.float32: torch.float64}
 
 Compare = Callable[[PreTrainedModel, PreTrainedModel, list[ScoredWindow]], Sequence[Sequence[Any]]]
@@ -56,8 +55,7 @@ def noise_floor(model: PreTrainedModel, reference: PreTrainedModel, windows: Seq
     """Return the floor of whatever runs `model`, whose divergence from the dense `reference` is measured on `windows`; None where none can be had."""
     run = model if isinstance(model, RunByLlamaCpp) else reference
     first = _first(windows)
-    state = sum(p._version for p in run.parameters() if not p.is_inference())  # raised with every change in place
-    about = identity([state, *([w.name, w.unscored, *w.ids] for w in first)])
+    about = identity([changes(run), *([w.name, w.unscored, *w.ids] for w in first)])
     known = _KNOWN.setdefault(run, {})
     if about not in known:
         known[about] = _measured(run, first, compare)
@@ -99,9 +97,3 @@ def _twin(run: PreTrainedModel) -> tuple[PreTrainedModel | None, str]:
         return None, ""
     names = [str(one).removeprefix("torch.") for one in (kind, wider)]
     return copy.deepcopy(run).to(wider), f"torch in {names[0]} and in {names[1]}"  # pyright: ignore[reportArgumentType]  # `to` is decorated
-
-
-def room(device: torch.device | str) -> int:
-    """Return the bytes that a second copy of a model may take on a device."""
-    free = torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else psutil.virtual_memory().available
-    return int(ROOM * free)

@@ -1,14 +1,19 @@
-"""Where the blocks of models are that are measured: in memory, or on disk until each is run, by a promise of memory."""
+"""Where the blocks of models are that are measured: in memory, or on disk until each is run, by a promise of memory; and the room that is left."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
+
+import psutil
+import torch
 
 from calibrant.compress.room import Needs
 from calibrant.errors import SpecError
 from calibrant.evaluators._base import Evaluator
 from calibrant.models import outlined
 
+ROOM: Final = 0.5
+"""The share of the free memory that a second copy of a model may take."""
 TOKENS: Final = 2048
 """Tokens of the largest batch that a measure runs at once, unless a single window has more."""
 WIDE: Final = 12
@@ -43,3 +48,9 @@ def left_on_disk(models: Sequence[str], tasks: Sequence[Evaluator], dtype: str, 
     if least > promised:
         raise SpecError(f"{about}; with its blocks on disk it takes about {least / 1e9:.1f} GB; allow so much", subject=models[0])
     return True
+
+
+def room(device: torch.device | str) -> int:
+    """Return the bytes that a second copy of a model may take on a device."""
+    free = torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else psutil.virtual_memory().available
+    return int(ROOM * free)

@@ -28,6 +28,7 @@ from calibrant.divergence import divergences, top
 from calibrant.errors import ModelError, NumericsError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._base import Subject
+from calibrant.evaluators._dense import dense_predictions
 from calibrant.evaluators._floor import NoiseFloor, noise_floor
 from calibrant.evaluators._windows import ScoredWindow, TextEvaluator, by_document, nats_of, predictions, score_windows, wide
 from calibrant.outcomes import Measurement, Outcome, Score
@@ -104,7 +105,7 @@ class Agreement(TextEvaluator):
 @torch.no_grad()
 def _compared(model: PreTrainedModel, reference: PreTrainedModel, batch: list[ScoredWindow], measured: str) -> list[Compared]:
     compared: list[Compared] = []
-    for window, theirs, ours in zip(batch, predictions(reference, batch), predictions(model, batch), strict=True):
+    for window, theirs, ours in zip(batch, dense_predictions(reference, batch), predictions(model, batch), strict=True):
         if theirs.shape != ours.shape:
             raise ModelError(
                 f"the reference predicts {theirs.shape[-1]} tokens and the model {ours.shape[-1]}: with another vocabulary they can't be compared; "

@@ -92,9 +92,8 @@ class Words(TextEvaluator):
     def _dense(self, subject: Subject, model: PreTrainedModel) -> DenseWords:
         """What was found of the dense model, for the last evaluator that asked: a study compares hundreds of models with one."""
         check_groups(self.groups)
-        state = sum(p._version for p in model.parameters() if not p.is_inference())  # raised with every change in place
         windows = self.windows(subject.tokenizer)
-        about = identity([state, canonical(self), self.digest(), [[w.name, *w.ids] for w in windows]])
+        about = identity([changes(model), canonical(self), self.digest(), [[w.name, *w.ids] for w in windows]])
         known = _KNOWN.get(model)
         if known is None or known[0] != about:
             neurons, progress = neurons_of(model), self._progress(subject)
