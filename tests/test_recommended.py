@@ -77,11 +77,22 @@ def test_pairs_are_told_apart_by_what_was_predicted():
 
 def test_what_is_surely_worse_than_the_best():
     assert ONE.best == "race:icl"
-    found = ONE.surely_worse("c4")
-    assert found is not None
+    found, sure = ONE.worse("c4")
     assert found.value == pytest.approx(3.1 / 3 - 2.3 / 3)
-    assert ONE.surely_worse("race:icl") is None
-    assert case({"c4": [1.0, 1.1, 0.9], "pile": [1.01, 1.11, 0.89]}, {}).surely_worse("pile") is None
+    assert sure
+    assert not ONE.worse("race:icl")[1]
+    assert not case({"c4": [1.0, 1.1, 0.9], "pile": [1.01, 1.11, 0.89]}, {}).worse("pile")[1]
+
+
+def test_where_the_best_set_is_predicted_to_be_the_worst_that_is_listed(monkeypatch: pytest.MonkeyPatch):
+    values = {"c4": 1.0, "pile": 0.9, "wikipedia": 0.95, "python_code": 0.97, "selfgen": 0.5}
+    failed = case(
+        {data: [value, value + 0.01, value - 0.01] for data, value in values.items()}, {data: [1 - value] * 3 for data, value in values.items()}
+    )
+    monkeypatch.setattr(recommended, "cases", lambda: (ONE, failed))
+    _, _, row = recommended.failures_table()
+    assert row.startswith("| `wanda` | race | 80.")
+    assert "| its own words | Pile, 6 of 6: **0.400 (" in row
 
 
 def test_the_tables_of_a_prediction_that_is_always_right(monkeypatch: pytest.MonkeyPatch):

@@ -36,6 +36,8 @@ RACED: Final = 3
 """How many sets are measured beside C4."""
 NEAR: Final = 0.02
 """Within so large a share of the best set's divergence a choice counts as good; fixed before anything was predicted."""
+FAILED: Final = 0.05
+"""With a larger regret a case is listed as a failure."""
 BINS: Final = (0.0, 0.01, 0.03, 0.1, math.inf)
 COMMON: Final = tuple(data for data in SETS if data not in ("", "random_tokens"))
 """The sets that each target has, beside its own text."""
@@ -47,7 +49,7 @@ Way = tuple[int, int]
 WAYS: Final[Sequence[Way]] = tuple(itertools.product(range(DRAWS), range(2)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One method and target: what the draws of each set gave, and its predicted error by draw; the common sets and the target's own text."""
 
@@ -86,12 +88,10 @@ class Case:
         """The set with the least divergence over all draws."""
         return min(self.measured, key=self.whole)
 
-    def surely_worse(self, data: str) -> Estimate | None:
-        """By how much more the model diverges than with the best set, by all that was measured; None where that isn't significant, over all sets."""
-        if data == self.best:
-            return None
+    def worse(self, data: str) -> tuple[Estimate, bool]:
+        """By how much more the model diverges than with the best set, by all that was measured, and whether that is sure, jointly over all sets."""
         found = contrast({"": self.measured[data]}, {"": self.measured[self.best]})
-        return found if found.significant(comparisons=len(self.measured) - 1) else None
+        return found, data != self.best and found.significant(comparisons=len(self.measured) - 1)
 
 
 Rule = Callable[[Case, Way], Sequence[str]]
@@ -213,7 +213,7 @@ def rules_table() -> Iterator[str]:
     for name, rule in RULES.items():
         chosen = [(case, way, data) for case in asked for way in WAYS for data in rule(case, way)]
         near = statistics.mean(case.regret(data, way) <= 100 * NEAR for case, way, data in chosen) if chosen else math.nan
-        fine = statistics.mean(case.surely_worse(data) is None for case, _, data in chosen) if chosen else math.nan
+        fine = statistics.mean(not case.worse(data)[1] for case, _, data in chosen) if chosen else math.nan
         p = corrected.get(name)
         more = "" if name == FIRST else _told(apart[name], bold=p is not None and p < 0.05)
         regret = _over(regrets[name].values())
@@ -290,19 +290,28 @@ def _gaps(case: Case) -> Iterator[tuple[float, float]]:
 
 
 def failures_table() -> Iterator[str]:
-    """Rows: where the first rule takes a set that is surely worse than the best one, the costliest first; divergences in nats a token."""
-    yield "| method | target | taken | how often | best | diverges more by |"
-    yield "| --- | --- | --- | ---: | --- | ---: |"
-    rows: list[tuple[float, str]] = []
-    for case in cases():
+    """Rows: the cases where the first rule's mean regret is largest; what it took, and by how much more the model diverges than with the best set.
+
+    Nats a token over all draws and documents, with an interval that holds jointly over the sets; bold where it leaves out zero.
+    """
+    yield "| method | target | regret, % | best | taken, how often: diverges more by |"
+    yield "| --- | --- | ---: | --- | --- |"
+    failed = {case: statistics.mean(_regrets(case, raced)) for case in cases()}
+    for case in sorted((case for case in failed if failed[case] > 100 * FAILED), key=lambda case: -failed[case]):
         taken = [data for way in WAYS for data in raced(case, way)]
-        for data in dict.fromkeys(taken):
-            if (more := case.surely_worse(data)) is not None:
-                low, high = more.interval(comparisons=len(case.measured) - 1) or (math.nan, math.nan)
-                names = [SETS.get(each, "own text") for each in (data, case.best)]
-                cells = [f"`{case.method}`", case.target, names[0], f"{taken.count(data)} of {len(WAYS)}", names[1]]
-                rows.append((more.value, f"| {' | '.join([*cells, f'{more.value:.3f} ({low:.3f} to {high:.3f})'])} |"))
-    yield from (row for _, row in sorted(rows, reverse=True))
+        told = [f"{_name(data)}, {taken.count(data)} of {len(WAYS)}: {_behind(case, data)}" for data in dict.fromkeys(taken) if data != case.best]
+        yield f"| `{case.method}` | {case.target} | {failed[case]:.1f} | {_name(case.best)} | {'; '.join(told)} |"
+
+
+def _name(data: str) -> str:
+    return SETS.get(data, "own text")
+
+
+def _behind(case: Case, data: str) -> str:
+    more, sure = case.worse(data)
+    low, high = more.interval(comparisons=len(case.measured) - 1) or (math.nan, math.nan)
+    told = f"{more.value:.3f} ({low:.3f} to {high:.3f})"
+    return f"**{told}**" if sure else told
 
 
 def tables() -> Mapping[str, str]:
