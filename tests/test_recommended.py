@@ -92,7 +92,7 @@ def test_where_the_best_set_is_predicted_to_be_the_worst_that_is_listed(monkeypa
     monkeypatch.setattr(recommended, "cases", lambda: (ONE, failed))
     _, _, row = recommended.failures_table()
     assert row.startswith("| `wanda` | race | 80.")
-    assert "| its own words | Pile, 6 of 6: **0.400 (" in row
+    assert "| what the model writes | Pile, 6 of 6: **0.400 (" in row
 
 
 def test_the_tables_of_a_prediction_that_is_always_right(monkeypatch: pytest.MonkeyPatch):

@@ -132,7 +132,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "all measured once": lambda case, way: [_least_loss(case, case.measured, way)],
     "best predicted": lambda case, way: [min(case.predicted, key=lambda data: case.predicted[data][way[0]])],
     "own text": lambda case, _: [case.own],
-    "best on the other targets": elsewhere,
+    "best on the other texts": elsewhere,
     "always the mixture": lambda case, _: [MIXTURE],
     "always C4": lambda case, _: ["c4"],
     "any set": lambda case, _: list(case.measured),
@@ -150,8 +150,7 @@ def cases() -> tuple[Case, ...]:
 
 
 def _case(method: str, target: str, errors: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Case | None:
-    source = re.split(r"[:(]", target)[0]
-    there = {data: _drawn(method, data).get(source) for data in dict.fromkeys((*COMMON, str(CalibrationSet(target))))}
+    there = {data: _drawn(method, data).get(_source(target)) for data in dict.fromkeys((*COMMON, str(CalibrationSet(target))))}
     measured = {data: found for data, found in there.items() if found}
     if len(measured) < len(there):
         return None
@@ -209,16 +208,21 @@ def rules_table() -> Iterator[str]:
     apart = {name: _over(of[target] - regrets[FIRST][target] for target in of) for name, of in regrets.items() if name != FIRST}
     family = [Contrast("", "", "", (), "", "", "", p=found.p_value() if (found := apart[name]) else None) for name in RIVALS]
     corrected = {name: c.p_holm for name, c in zip(RIVALS, holm(family), strict=True)}
-    yield f"| rule | within {100 * NEAR:.0f} % of the best | not surely worse | regret, % | more than the first rule's | p (Holm) |"
+    yield f"| rule | within {100 * NEAR:.0f} % of the best | not significantly worse | regret, % | more than the first rule's | p (Holm) |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: |"
     for name, rule in RULES.items():
-        chosen = [(case, way, data) for case in asked for way in WAYS for data in rule(case, way)]
-        near = statistics.mean(case.regret(data, way) <= 100 * NEAR for case, way, data in chosen) if chosen else math.nan
-        fine = statistics.mean(not case.worse(data)[1] for case, _, data in chosen) if chosen else math.nan
+        near = _mean_of(asked, rule, lambda case, way, data: case.regret(data, way) <= 100 * NEAR)
+        fine = _mean_of(asked, rule, lambda case, _, data: not case.worse(data)[1])
         p = corrected.get(name)
         more = "" if name == FIRST else _told(apart[name], bold=p is not None and p < 0.05)
         regret = _over(regrets[name].values())
         yield f"| {name} | {100 * near:.0f}% | {100 * fine:.0f}% | {_told(regret)} | {more} | {'' if p is None else f'{p:.1g}'} |"
+
+
+def _mean_of(asked: Iterable[Case], rule: Rule, of: Callable[[Case, Way, str], float]) -> float:
+    """The mean over cases and ways of the mean over what the rule may choose."""
+    taken = [(case, way, rule(case, way)) for case in asked for way in WAYS]
+    return statistics.mean(statistics.mean(of(case, way, data) for data in sets) for case, way, sets in taken if sets)
 
 
 def _whole() -> Sequence[Case]:
@@ -229,7 +233,7 @@ def _whole() -> Sequence[Case]:
 def targets_table() -> Iterator[str]:
     """Rows: the targets, over the methods that have all of them; each rule's regret in per cent. `*` where the mixture holds the target's source."""
     regrets = {name: _by_target(_whole(), rule) for name, rule in RULES.items()}
-    yield f"| target | {' | '.join(RULES)} |"
+    yield f"| text | {' | '.join(RULES)} |"
     yield f"| --- |{' ---: |' * len(RULES)}"
     for target in regrets[FIRST]:
         cells = [f"{of[target]:.1f}" for of in regrets.values()]
@@ -237,13 +241,23 @@ def targets_table() -> Iterator[str]:
 
 
 def others_table() -> Iterator[str]:
-    """Rows: the rules where the target's own text can't be had, over the targets whose own text is none of the common sets; not planned."""
-    yield "| rule, own text left out | targets | regret, % |"
-    yield "| --- | ---: | ---: |"
-    asked = [replace(case, measured=_common(case.measured), predicted=_common(case.predicted)) for case in _whole() if case.own not in COMMON]
-    for name in (FIRST, "all measured once", "best predicted", "always the mixture", "always C4", "any set"):
-        found = _by_target(asked, RULES[name])
-        yield f"| {name} | {len(found)} | {_told(_over(found.values()))} |"
+    """Rows: the rules where no text of the target's source can be taken, over the targets that allow it; not planned.
+
+    What predicts is still the target's own text. Regret is against the best of the sets that are left.
+    """
+    sources = {_source(data) for data in COMMON}
+    asked = [replace(c, measured=_common(c.measured), predicted=_common(c.predicted)) for c in _whole() if _source(c.target) not in sources]
+    regrets = {name: _by_target(asked, rule) for name, rule in RULES.items() if name not in ("own text", "best on the other texts")}
+    yield f"| rule | {' | '.join(regrets['best predicted'])} | regret, % | more than the best predicted |"
+    yield f"| --- |{' ---: |' * len(regrets['best predicted'])} ---: | ---: |"
+    for name, of in regrets.items():
+        apart = "" if name == "best predicted" else _told(_over(of[target] - regrets["best predicted"][target] for target in of))
+        cells = [name, *(f"{value:.1f}" for value in of.values()), _told(_over(of.values()))]
+        yield f"| {' | '.join(cells)} | {apart} |"
+
+
+def _source(data: str) -> str:
+    return re.split(r"[:(]", data)[0]
 
 
 def _common(of: Mapping[str, T]) -> Mapping[str, T]:
@@ -252,7 +266,7 @@ def _common(of: Mapping[str, T]) -> Mapping[str, T]:
 
 def methods_table() -> Iterator[str]:
     """Rows: the methods, over their targets. The regret of each rule in per cent."""
-    yield f"| method | targets | {' | '.join(RULES)} |"
+    yield f"| method | texts | {' | '.join(RULES)} |"
     yield f"| --- | ---: |{' ---: |' * len(RULES)}"
     for method in dict.fromkeys(case.method for case in cases()):
         own = [case for case in cases() if case.method == method]
@@ -262,7 +276,7 @@ def methods_table() -> Iterator[str]:
 
 def ranks_table() -> Iterator[str]:
     """Rows: methods. Spearman's, over sets, of what one draw predicts and what the others give; and of what one draw gives and what the others do."""
-    yield "| method | targets | predicted | least | measured once |"
+    yield "| method | texts | predicted | least | measured once |"
     yield "| --- | ---: | ---: | --- | ---: |"
     for method in dict.fromkeys(case.method for case in cases()):
         own = [case for case in cases() if case.method == method]
@@ -285,7 +299,7 @@ def calibration_table() -> Iterator[str]:
     """Rows: any two sets of a case by how far apart they are predicted to be; how often the better one is named, and how far apart they are."""
     kinds = {"weights fitted": True, "weighed or scored": False}
     gaps = {name: [gap for case in cases() if (case.method in FITTED) == fitted for gap in _gaps(case)] for name, fitted in kinds.items()}
-    yield f"| predicted apart by | {' | '.join(f'{name}: pairs | the better one named | apart' for name in kinds)} |"
+    yield f"| predicted errors differ by | {' | '.join(f'{name}: pairs (mean of ways) | the better one named | apart' for name in kinds)} |"
     yield f"| --- |{' ---: | ---: | ---: |' * len(kinds)}"
     for low, high in itertools.pairwise(BINS):
         told = f"{100 * low:.0f} to {100 * high:.0f} %" if math.isfinite(high) else f"more than {100 * low:.0f} %"
@@ -309,19 +323,21 @@ def failures_table() -> Iterator[str]:
 
     Nats a token over all draws and documents, with an interval that holds jointly over the sets; bold where it leaves out zero.
     """
-    yield "| method | target | regret, % | best | taken, how often: diverges more by |"
+    yield "| method | text | regret, % | best | taken, how often: diverges more by |"
     yield "| --- | --- | ---: | --- | --- |"
     regrets = {case: statistics.mean(_regrets(case, raced)) for case in cases()}
     for case in sorted(regrets, key=lambda case: -regrets[case]):
         taken = [data for way in WAYS for data in raced(case, way)]
         if regrets[case] <= 100 * FAILED and not any(case.worse(data)[1] for data in taken):
             continue
-        told = [f"{_name(data)}, {taken.count(data)} of {len(WAYS)}: {_behind(case, data)}" for data in dict.fromkeys(taken) if data != case.best]
-        yield f"| `{case.method}` | {case.target} | {regrets[case]:.1f} | {_name(case.best)} | {'; '.join(told)} |"
+        told = [
+            f"{_name(case, data)}, {taken.count(data)} of {len(WAYS)}: {_behind(case, data)}" for data in dict.fromkeys(taken) if data != case.best
+        ]
+        yield f"| `{case.method}` | {case.target} | {regrets[case]:.1f} | {_name(case, case.best)} | {'; '.join(told)} |"
 
 
-def _name(data: str) -> str:
-    return SETS.get(data, "own text")
+def _name(case: Case, data: str) -> str:
+    return "own text" if data == case.own else "what the model writes" if data == "selfgen" else SETS[data]
 
 
 def _behind(case: Case, data: str) -> str:
