@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from calibrant.errors import SpecError
 from calibrant.evaluators._base import Subject
+from calibrant.evaluators._dense import changes
 from calibrant.evaluators._forgotten import DenseWords, Forgotten
 from calibrant.evaluators._neurons import check_alike, neurons_of
 from calibrant.evaluators._responses import pattern, shown
