@@ -4,6 +4,7 @@ import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -15,10 +16,12 @@ from calibrant.activations import BlockChange, FeatureNorms, Gram
 from calibrant.data import CalibrationSet
 from calibrant.data.hub import offline
 from calibrant.errors import DataError, ModelError, OutputError
+from calibrant.evaluators._base import Subject
+from calibrant.evaluators.agreement import Agreement
 from calibrant.models import located, open_model
 from calibrant.study import Study, plan
 from calibrant.study.supply import Supply, supply_of
-from calibrant.study.timing import Timings, Unfinished, duration, kinds, measure_pieces, passes
+from calibrant.study.timing import Timings, Unfinished, _Pieces, duration, kinds, measure_pieces, passes
 from calibrant.testing import tiny_folder
 from calibrant.testing.tiny import tiny_tokenizer
 
@@ -227,6 +230,20 @@ def test_the_walk_of_methods_that_look_at_blocks_is_timed(model: str):
     timings = measure_pieces(open_model(model, "float32", "cpu"), 0.0, study.requests(), {}, kinds(study.requests()))
     assert timings.forward[(BlockChange,)] > 0
     assert timings.why_not == ()
+
+
+def test_what_has_to_be_known_of_the_dense_model_once_is_not_multiplied(model: str, monkeypatch: pytest.MonkeyPatch):
+    clock, known = [0.0], set[int]()
+
+    class Slow(Agreement):
+        def measure(self, subject: Subject) -> Any:
+            clock[0] += (0 if self.tokens in known else 50) + self.tokens / 1000
+            known.add(self.tokens)
+
+    monkeypatch.setattr("calibrant.study.timing.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    pieces = _Pieces()
+    pieces.time_measurement("slow", Slow(source="python_docs", tokens=4096), open_model(model, "float32", "cpu"))
+    assert pieces.measure == {"slow": pytest.approx(4.096)}
 
 
 def test_the_probe_leaves_the_model_as_it_was(model: str):

@@ -134,8 +134,17 @@ class _Pieces:
 
     def time_measurement(self, text: str, evaluator: Evaluator, opened: Opened) -> None:
         """Time a whole measurement, from two small ones."""
+
+        def measured(small: Evaluator) -> None:
+            small.measure(Subject(opened.model, opened.tokenizer, opened.model))
+
+        def timed(small: Evaluator) -> float:
+            if small.compares:  # what it has to know of the dense model, such as the noise floor, a study finds out once
+                measured(small)
+            return _timed(lambda: measured(small))
+
         with self._noting_errors(text):
-            self.measure[text] = _whole(evaluator, lambda small: _timed(lambda: small.measure(Subject(opened.model, opened.tokenizer, opened.model))))
+            self.measure[text] = _whole(evaluator, timed)
 
     @contextmanager
     def _noting_errors(self, what: str) -> Iterator[None]:
