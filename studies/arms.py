@@ -32,6 +32,8 @@ def arm(folder: Path, **labels: str) -> Measured:
 def complete(store: Store, **labels: str) -> Measured:
     """What the draws with these labels gave, by what was measured; nothing while some of it is missing."""
     cells = [cell for cell in store.cells() if all(getattr(cell, name) == value for name, value in labels.items())]
+    if not cells:
+        return {}
     asked = {text for cell in cells for text in cell.measures}
     measured = draws(store, **labels)
     return measured if len(measured) == len(asked) else {}
@@ -73,12 +75,12 @@ def with_range(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f}" + (f" ± {(max(values) - min(values)) / 2:.3f}" if len(values) > 1 else "")
 
 
-def with_interval(estimate: Estimate, significant: bool | None = None) -> str:
-    """An estimate with its interval of 95 %: bold if it is `significant`, by default where the interval leaves out zero."""
-    if (interval := estimate.interval()) is None:
+def with_interval(estimate: Estimate, significant: bool | None = None, comparisons: int = 1) -> str:
+    """An estimate with its interval of 95 %, jointly over so many: bold if it is `significant`, by default where the interval leaves out zero."""
+    if (interval := estimate.interval(comparisons=comparisons)) is None:
         return f"{estimate.value:+.3f}"
     text = f"{estimate.value:+.3f} ({interval[0]:+.3f} to {interval[1]:+.3f})"
-    return f"**{text}**" if (estimate.significant() if significant is None else significant) else text
+    return f"**{text}**" if (estimate.significant(comparisons=comparisons) if significant is None else significant) else text
 
 
 def planned(folder: Path) -> Iterator[str]:

@@ -6,20 +6,22 @@ Chooses among the runs whose record doesn't name another processor than this one
 among those that don't name this one, which tells what a change of processor does. The earliest records name none and are in both.
 
 Prints Markdown, a line a run: the largest difference of a measured value from the one on record, and the share of what the record tells of the
-model that is equal: sampled mask bits; where there is no mask each matrix's error, to a thousandth of it; where blocks went, which. Ends with 1 where
-a value differs by more than 0.001 or less than 99.9 % is equal. What is computed goes into the store AGAIN, which must be a folder of its own; killed
-and run again, it goes on.
+model that is equal: sampled mask bits; where there is no mask each matrix's error, to a thousandth of it; where no matrix is told of, what was done,
+such as which blocks went. Ends with 1 where a value differs by more than 0.001 or less than 99.9 % is equal. What is computed goes into the store
+AGAIN, which must be a folder of its own; killed and run again, it goes on.
 """
 
 import argparse
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from calibrant.compare.masks import mask_bits
 from calibrant.compress import costs
 from calibrant.store import Cell, Record, Store
 from calibrant.study import Study, read_study
@@ -42,7 +44,9 @@ class Again:
 
     def __str__(self) -> str:
         c, holds = self.cell, "yes" if self.same else "NO"
-        return f"| {c.method} at {c.target} ({c.propagate}), `{c.data}`, draw {c.seed} | {self.farthest:.5f} | {self.equal:.2%} | {holds} |"
+        return (
+            f"| {c.model}, {c.method} at {c.target} ({c.propagate}), `{c.data}`, draw {c.seed} | {self.farthest:.5f} | {self.equal:.2%} | {holds} |"
+        )
 
 
 def chosen(kept: Store, runs: int, seed: int, elsewhere: bool = False) -> list[Cell]:
@@ -66,7 +70,7 @@ def processor(store: Store, run: str) -> str:
 def narrowed(study: Study, cells: list[Cell]) -> Study:
     """The study with these cells alone."""
     groups = {
-        f"run {at}": {"data": c.data, "method": c.method, "sparsity": c.target, "seeds": [c.seed], "propagate": c.propagate}
+        f"run {at}": {"model": c.model, "data": c.data, "method": c.method, "sparsity": c.target, "seeds": [c.seed], "propagate": c.propagate}
         for at, c in enumerate(cells)
     }
     return replace(study, groups=groups, pools={}, primary=(), exclude=(), baseline=None)
@@ -87,16 +91,23 @@ def markdown(found: Iterable[Again]) -> str:
 
 
 def equal(one: Record, other: Record) -> float:
-    """The share of mask bits that are equal, or of matrices with the same error, or 1 where the same blocks went and else 0."""
+    """The share of mask bits that are equal, or of matrices with the same error, or 1 where the same was done to the model and else 0."""
     if not one.weights:
-        return float([edit["blocks"] for edit in one.edits] == [edit["blocks"] for edit in other.edits])
+        return float([_without_notes(edit) for edit in one.edits] == [_without_notes(edit) for edit in other.edits])
+    if [weight["name"] for weight in one.weights] != [weight["name"] for weight in other.weights]:
+        return 0.0
     if all("bits" in weight for weight in one.weights):
-        return float(np.mean(_bits(one) == _bits(other)))
-    return float(np.mean(np.isclose(*([weight["error"] for weight in record.weights] for record in (one, other)), rtol=APART, atol=0)))
+        return float(np.mean(mask_bits(one.weights) == mask_bits(other.weights)))
+    return float(np.mean([_same(*(weight.get("error") for weight in pair)) for pair in zip(one.weights, other.weights, strict=True)]))
 
 
-def _bits(record: Record) -> np.ndarray:
-    return np.unpackbits(np.frombuffer(bytes.fromhex("".join(str(w["bits"]) for w in record.weights)), np.uint8))
+def _without_notes(edit: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was done; how a search came to it is in the notes, with seconds."""
+    return {name: value for name, value in edit.items() if name != "notes"}
+
+
+def _same(one: float | None, other: float | None) -> bool:
+    return one == other if one is None or other is None else bool(np.isclose(one, other, rtol=APART, atol=0))
 
 
 def _record(store: Store, run: str) -> Record:

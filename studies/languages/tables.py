@@ -6,14 +6,15 @@ Losses are nats per token, of passages that no draw calibrates on. Masks are com
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
-from studies.arms import Measured, complete, planned, with_range
+from studies.arms import Measured, complete, planned, with_interval, with_range
 from studies.overlaps import Draws, against, between, jackknifed, part_of_the_set, told, within
 from studies.pages import write_or_print
 
-from calibrant.compare import Estimate, contrast, draws
+from calibrant.compare import contrast
+from calibrant.compare.masks import mask_bits
 from calibrant.data import CalibrationSet
 from calibrant.evaluators import evaluators
 from calibrant.outcomes import Measurement
@@ -42,11 +43,7 @@ class Arm(NamedTuple):
     @property
     def kept(self) -> list[np.ndarray]:
         """The bits of the mask of each draw that its record holds; none where a method leaves no mask."""
-        return [np.concatenate([_bits(weight) for weight in record.weights]) for record in self.records]
-
-
-def _bits(weight: Mapping[str, Any]) -> np.ndarray:
-    return np.unpackbits(np.frombuffer(bytes.fromhex(weight.get("bits", "")), np.uint8))
+        return [mask_bits([weight for weight in record.weights if "bits" in weight]) > 0 for record in self.records]
 
 
 def arms() -> tuple[list[Arm], Measured]:
@@ -60,7 +57,7 @@ def arms() -> tuple[list[Arm], Measured]:
             if (measured := complete(store, method=method, target=target, data=data)) and len(records) == len(own):
                 found.append(Arm(method, SETS.get(data, ALL), measured, records))
         methods, order = [cell.method for cell in cells], [*CODES, ALL]
-        return sorted(found, key=lambda arm: (methods.index(arm.method), order.index(arm.data))), draws(store, method="none")
+        return sorted(found, key=lambda arm: (methods.index(arm.method), order.index(arm.data))), complete(store, method="none")
 
 
 def columns(source: str, codes: Mapping[str, str]) -> Mapping[str, str]:
@@ -73,7 +70,8 @@ def losses(every: Iterable[Arm], dense: Measured, asked: Mapping[str, str]) -> I
     yield f"| method | calibrated on | mean | {' | '.join(asked)} |"
     yield f"| --- | --- | ---: |{' ---: |' * len(asked)}"
     rows = {(arm.method, arm.data): _values(arm.measured, asked) for arm in every}
-    yield f"| none | untouched | {' | '.join(map(with_range, _values(dense, asked)))} |"
+    if dense:
+        yield f"| none | untouched | {' | '.join(map(with_range, _values(dense, asked)))} |"
     for (method, data), values in rows.items():
         least = [min(statistics.mean(of[at]) for (other, _), of in rows.items() if other == method) for at in range(len(values))]
         cells = [f"**{with_range(of)}**" if statistics.mean(of) == low else with_range(of) for of, low in zip(values, least, strict=True)]
@@ -97,15 +95,8 @@ def own(every: list[Arm], asked: Mapping[str, str]) -> Iterator[str]:
                 continue  # a part of the study isn't there
             ranked = sorted(sides, key=lambda data: statistics.mean(m.score.value for m in sides[data][measured]))
             best = next(data for data in ranked if data != name)
-            better = _jointly(contrast(sides[best], sides[name]), len(CODES) - 1)
+            better = with_interval(contrast(sides[best], sides[name]), comparisons=len(CODES) - 1)
             yield f"| `{method}` | {name} | {ranked.index(name) + 1} of {len(ranked)} | {best} | {better} |"
-
-
-def _jointly(estimate: Estimate, comparisons: int) -> str:
-    """An estimate with the interval that holds jointly over so many; bold without zero."""
-    low, high = estimate.interval(comparisons=comparisons) or (float("nan"), float("nan"))
-    text = f"{estimate.value:+.3f} ({low:+.3f} to {high:+.3f})"
-    return f"**{text}**" if estimate.significant(comparisons=comparisons) else text
 
 
 def behind(every: list[Arm], asked: Mapping[str, str]) -> Iterator[str]:
@@ -121,7 +112,7 @@ def behind(every: list[Arm], asked: Mapping[str, str]) -> Iterator[str]:
             apart = {name: contrast({m: of[m]}, {m: by[name][m]}) for name, m in asked.items() if name != data}
             worst = max(apart, key=lambda name: apart[name].value)
             marked = {name: f"**{e.value:+.3f}**" if e.significant(comparisons=len(CODES) ** 2) else f"{e.value:+.3f}" for name, e in apart.items()}
-            cells = [f"{worst}: {_jointly(apart[worst], len(apart))}", *(marked.get(name, "") for name in asked)]
+            cells = [f"{worst}: {with_interval(apart[worst], comparisons=len(apart))}", *(marked.get(name, "") for name in asked)]
             rows.append((apart[worst].value, f"| `{method}` | {data} | {' | '.join(cells)} |"))
         yield from (row for _, row in sorted(rows))
 

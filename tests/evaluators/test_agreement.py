@@ -2,15 +2,17 @@
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from calibrant.data import held_out, start_tokens
 from calibrant.errors import ModelError, NumericsError, SpecError
-from calibrant.evaluators import Subject, evaluate, evaluators
+from calibrant.evaluators import Subject, evaluate, evaluators, forget_predictions, keep_predictions
 from calibrant.evaluators.agreement import Agreement
 from calibrant.evaluators.loss import Loss
 from calibrant.models import Opened, open_model
@@ -123,33 +125,58 @@ def test_the_result_does_not_depend_on_batch_or_chunk(opened: Opened, pruned: Op
     assert [score.value for score in alone.beside] == pytest.approx([score.value for score in together.beside], rel=1e-6)
 
 
-def test_the_dense_model_runs_twice_for_any_number_of_models_and_nothing_changes(opened: Opened, pruned: Opened, texts: Path) -> None:
-    dense = copy.deepcopy(opened.model)
-    ran: list[int] = []
+@pytest.fixture
+def counted(opened: Opened) -> Iterator[tuple[PreTrainedModel, list[int]]]:
+    """A dense model whose predictions are kept, and one entry for each of its forwards."""
+    dense, ran = copy.deepcopy(opened.model), list[int]()
     dense.register_forward_hook(lambda module, args, output: ran.append(1))
+    keep_predictions(dense)
+    yield dense, ran
+    forget_predictions(dense)
+
+
+def test_the_dense_model_runs_once_for_any_number_of_models_and_nothing_changes(
+    opened: Opened, pruned: Opened, texts: Path, counted: tuple[PreTrainedModel, list[int]]
+) -> None:
+    dense, ran = counted
     agreement = Agreement(source=str(texts), tokens=1500, length=32)
-    measured = [agreement.measure(Subject(pruned.model, pruned.tokenizer, dense)) for _ in range(2)]
-    twice = len(ran)
+    measured = [agreement.measure(Subject(pruned.model, pruned.tokenizer, dense))]
+    once = len(ran)
     measured += [agreement.measure(Subject(pruned.model, pruned.tokenizer, dense)) for _ in range(2)]
-    assert len(ran) == twice > 0
+    assert len(ran) == once > 0
     assert measured[1:] == measured[:-1]
     assert agreement.measure(Subject(opened.model, opened.tokenizer, dense)).score.value == 0.0
-    with torch.no_grad():
-        dense.lm_head.weight.mul_(2.0)
-    assert agreement.measure(Subject(pruned.model, pruned.tokenizer, dense)).score.value > measured[0].score.value
-    assert len(ran) > twice
 
 
-def test_without_room_no_prediction_is_kept(opened: Opened, pruned: Opened, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calibrant.evaluators._dense.room", lambda device: 0)
-    dense = copy.deepcopy(opened.model)
-    ran: list[int] = []
-    dense.register_forward_hook(lambda module, args, output: ran.append(1))
-    counts: list[int] = []
-    for _ in range(4):
+@pytest.mark.parametrize("how", ["in place", "another type"])
+def test_a_dense_model_that_changed_is_run_again(how: str, pruned: Opened, texts: Path, counted: tuple[PreTrainedModel, list[int]]) -> None:
+    dense, ran = counted
+    agreement = Agreement(source=str(texts), tokens=300, length=32)
+    before = agreement.measure(Subject(pruned.model, pruned.tokenizer, dense)).score.value
+    once = len(ran)
+    if how == "in place":
+        with torch.no_grad():
+            dense.lm_head.weight.mul_(2.0)
+    else:
+        dense.to(torch.bfloat16)
+    assert agreement.measure(Subject(pruned.model, pruned.tokenizer, dense)).score.value != before
+    assert len(ran) > once
+
+
+@pytest.mark.parametrize("why", ["no room", "nobody asked"])
+def test_no_prediction_is_kept_without_room_or_unless_asked(
+    why: str, pruned: Opened, texts: Path, counted: tuple[PreTrainedModel, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense, ran = counted
+    if why == "no room":
+        monkeypatch.setattr("calibrant.evaluators._dense.room", lambda device: 0)
+    else:
+        forget_predictions(dense)
+    counts = list[int]()
+    for _ in range(3):
         Agreement(source=str(texts), tokens=300, length=32).measure(Subject(pruned.model, pruned.tokenizer, dense))
         counts.append(len(ran))
-    assert counts[3] - counts[2] == counts[2] - counts[1] > 0
+    assert counts[2] - counts[1] == (counts[1] - counts[0]) > 0
 
 
 def test_a_killed_one_goes_on(opened: Opened, pruned: Opened, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ class _Matrices:
         errors: dict[str, float] = {}
         for block, matrices in by_block.items():
             if all("bits" in w for w in matrices):
-                signs[block] = {w["name"]: _bits([w]) * 2 - 1 for w in matrices}
+                signs[block] = {w["name"]: mask_bits([w]) * 2 - 1 for w in matrices}
             if all("inputs" in w for w in matrices):
                 features = {w["name"]: np.frombuffer(bytes.fromhex(w["inputs"]), "<f2").astype(np.float64) for w in matrices}
                 sizes[block] = {name: each - each.mean() for name, each in features.items()}
@@ -187,7 +187,7 @@ def overlaps(store: Store, results: Results) -> Iterator[MaskOverlap]:
         for cell in cells:
             record = store.record(cell.run) if cell.data and cell.run in results.records else None
             if record is not None and record.weights and all("bits" in weight for weight in record.weights):
-                masks.setdefault(cell.data, {})[cell.seed] = _bits(sorted(record.weights, key=lambda weight: str(weight["name"])))
+                masks.setdefault(cell.data, {})[cell.seed] = mask_bits(sorted(record.weights, key=lambda weight: str(weight["name"])))
         if masks:
             # Masks of another model's size can't be compared: those of the size that most have are.
             sizes = [len(bits) for draws in masks.values() for bits in draws.values()]
@@ -196,8 +196,8 @@ def overlaps(store: Store, results: Results) -> Iterator[MaskOverlap]:
             yield MaskOverlap(**setting._asdict(), sets=tuple(masks), draws=tuple(map(len, masks.values())), jaccard=_jaccard(tuple(masks), rows))
 
 
-def _bits(weights: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, " bit"]:
-    """The sampled mask bits of some matrices, one after another."""
+def mask_bits(weights: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, " bit"]:
+    """Return the sampled mask bits of a record's matrices, one after another."""
     return np.unpackbits(np.frombuffer(bytes.fromhex("".join(str(w["bits"]) for w in weights)), np.uint8)).astype(np.float32)
 
 

@@ -1,11 +1,8 @@
-"""What is known of the dense model already: a study compares hundreds of models with one. Its predictions are kept where there is room.
-
-Nothing is kept the first time that windows are asked for, so that whoever measures one model pays no memory for others.
-"""
+"""What is known of the dense model already: a study compares hundreds of models with one, and keeps what that predicts where there is room."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
@@ -15,41 +12,49 @@ from calibrant.evaluators._room import room
 from calibrant.evaluators._windows import ScoredWindow, predictions
 from calibrant.spec import identity
 
-PART: Final = 4
-"""Of the room that there is for a second model, one in so many may be taken."""
+SHARE: Final = 4
+"""Predictions may take one part in so many of the room for a second model, as it is when they are made."""
 
 
 @dataclass
 class _Kept:
-    """The predictions that are kept of a dense model after so many `changes`, the batches that were asked for, and how many bytes are `left`."""
+    """The logits of the dense model in the state `of`, by batch of windows, and how many bytes they take."""
 
-    changes: int
-    left: int
-    asked: set[str] = field(default_factory=set[str])
+    of: Any
     logits: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
+    taken: int = 0
 
 
 _KNOWN: Final = WeakKeyDictionary[PreTrainedModel, _Kept]()
 
 
-def changes(model: PreTrainedModel) -> int:
-    """Return how often a model's parameters were changed in place: what is known of the model holds while that stays as it is."""
-    return sum(p._version for p in model.parameters() if not p.is_inference())
+def state(model: PreTrainedModel) -> list[Any]:
+    """Return where a model's numbers are and how often they were written to; a write through `.data` isn't seen."""
+    return [[p.data_ptr(), str(p.dtype), 0 if p.is_inference() else p._version] for p in (*model.parameters(), *model.buffers())]
+
+
+def keep_predictions(model: PreTrainedModel) -> None:
+    """From now on keep what a model predicts, as long as it lives: other models will be compared with it on the same windows."""
+    _KNOWN[model] = _Kept(state(model))
+
+
+def forget_predictions(model: PreTrainedModel) -> None:
+    """Keep nothing more of it."""
+    _KNOWN.pop(model, None)
 
 
 def dense_predictions(reference: PreTrainedModel, batch: Sequence[ScoredWindow]) -> list[Tensor]:
-    """For each window the dense model's logits `[scored token, vocabulary]`, as `predictions` has them; from the third time on without a forward."""
-    now = changes(reference)
-    kept = _KNOWN.get(reference)
-    if kept is None or kept.changes != now:
-        _KNOWN[reference] = kept = _Kept(now, room(reference.device) // PART)
+    """For each window the dense model's logits `[scored token, vocabulary]`, as `predictions` has them, without a forward where they were kept."""
+    if (kept := _KNOWN.get(reference)) is None:
+        return list(predictions(reference, batch))
+    if kept.of != (now := state(reference)):
+        _KNOWN[reference] = kept = _Kept(now)
     name = identity([[window.unscored, *window.ids] for window in batch])
-    if name in kept.logits:
-        return kept.logits[name]
-    logits = list(predictions(reference, batch))
-    size = sum(row.nbytes for row in logits)
-    if name in kept.asked and size <= kept.left:
-        kept.logits[name] = logits = [row.clone() for row in logits]  # without what else the batch had
-        kept.left -= size
-    kept.asked.add(name)
-    return logits
+    if name not in kept.logits:
+        logits = [row.clone() for row in predictions(reference, batch)]  # without what else the batch had
+        size = sum(row.nbytes for row in logits)
+        if kept.taken + size > room(reference.device) // SHARE:
+            return logits
+        kept.logits[name] = logits
+        kept.taken += size
+    return kept.logits[name]

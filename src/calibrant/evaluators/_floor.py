@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from calibrant.data import by_length
 from calibrant.errors import NumericsError
-from calibrant.evaluators._dense import changes
+from calibrant.evaluators._dense import state
 from calibrant.evaluators._engines import RunByLlamaCpp
 from calibrant.evaluators._room import room
 from calibrant.evaluators._windows import ScoredWindow
@@ -55,7 +55,7 @@ def noise_floor(model: PreTrainedModel, reference: PreTrainedModel, windows: Seq
     """Return the floor of whatever runs `model`, whose divergence from the dense `reference` is measured on `windows`; None where none can be had."""
     run = model if isinstance(model, RunByLlamaCpp) else reference
     first = _first(windows)
-    about = identity([changes(run), *([w.name, w.unscored, *w.ids] for w in first)])
+    about = identity([state(run), *([w.name, w.unscored, *w.ids] for w in first)])
     known = _KNOWN.setdefault(run, {})
     if about not in known:
         known[about] = _measured(run, first, compare)

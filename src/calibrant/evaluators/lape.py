@@ -21,7 +21,7 @@ from calibrant.data import Row, TokenBatch, padded
 from calibrant.errors import DataError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._base import Evaluator, Subject
-from calibrant.evaluators._dense import changes
+from calibrant.evaluators._dense import state
 from calibrant.evaluators.loss import Loss
 from calibrant.languages import Lape, read_languages
 from calibrant.outcomes import Journal, Measurement, Outcome, Score
@@ -110,7 +110,7 @@ class LanguageNeurons(Evaluator):
 
     def _dense(self, subject: Subject, model: PreTrainedModel, batches: Mapping[str, TokenBatch]) -> Lape:
         """What was found of the dense model, for the last evaluator that asked: a study compares hundreds of models with one."""
-        about = identity([changes(model), canonical(self), self.digest(), [batch.fingerprint for batch in batches.values()]])
+        about = identity([state(model), canonical(self), self.digest(), [batch.fingerprint for batch in batches.values()]])
         known = _KNOWN.get(model)
         if known is None or known[0] != about:
             _KNOWN[model] = known = about, self._found(subject, model, batches, Journal())

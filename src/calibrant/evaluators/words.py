@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from calibrant.errors import SpecError
 from calibrant.evaluators._base import Subject
-from calibrant.evaluators._dense import changes
+from calibrant.evaluators._dense import state
 from calibrant.evaluators._forgotten import DenseWords, Forgotten
 from calibrant.evaluators._neurons import check_alike, neurons_of
 from calibrant.evaluators._responses import pattern, shown
@@ -94,7 +94,7 @@ class Words(TextEvaluator):
         """What was found of the dense model, for the last evaluator that asked: a study compares hundreds of models with one."""
         check_groups(self.groups)
         windows = self.windows(subject.tokenizer)
-        about = identity([changes(model), canonical(self), self.digest(), [[w.name, *w.ids] for w in windows]])
+        about = identity([state(model), canonical(self), self.digest(), [[w.name, *w.ids] for w in windows]])
         known = _KNOWN.get(model)
         if known is None or known[0] != about:
             neurons, progress = neurons_of(model), self._progress(subject)

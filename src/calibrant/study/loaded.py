@@ -19,6 +19,7 @@ from calibrant.durable import text_of_json
 from calibrant.edits import Edit, Replace, read_edit
 from calibrant.edits.file import from_bytes, to_bytes
 from calibrant.errors import DataError
+from calibrant.evaluators import keep_predictions
 from calibrant.inspection import profile
 from calibrant.models import Opened, Snapshot, check_finite, view, will_change
 from calibrant.select import resolved
@@ -94,6 +95,7 @@ class LoadedModel:
         if self._reference is None:
             with self._pristine.as_it_was():
                 self._reference = copy.deepcopy(self.opened.model)
+                keep_predictions(self._reference)
         return self._reference
 
     def remember(self, edit: Edit) -> None:

@@ -16,7 +16,7 @@ from calibrant.activations import FeatureNorms, InputStatistic, Seen, Statistic
 from calibrant.compress import Recipe, fitting
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import CalibrantError
-from calibrant.evaluators import Evaluator, Subject
+from calibrant.evaluators import Evaluator, Subject, forget_predictions, keep_predictions
 from calibrant.methods import MatrixMethod
 from calibrant.models import ModelView, Opened, Weight, view
 from calibrant.progress import Progress, silent
@@ -135,16 +135,18 @@ class _Pieces:
     def time_measurement(self, text: str, evaluator: Evaluator, opened: Opened) -> None:
         """Time a whole measurement, from two small ones."""
 
-        def measured(small: Evaluator) -> None:
+        def measure(small: Evaluator) -> None:
             small.measure(Subject(opened.model, opened.tokenizer, opened.model))
 
         def timed(small: Evaluator) -> float:
-            if small.compares:  # what it has to know of the dense model, such as the noise floor, a study finds out once
-                measured(small)
-            return _timed(lambda: measured(small))
+            seconds = _timed(lambda: measure(small))
+            # What has to be known of the dense model, such as the noise floor, a study finds out once: the second time it is known.
+            return _timed(lambda: measure(small)) if small.compares and seconds <= PATIENCE else seconds
 
+        keep_predictions(opened.model)
         with self._noting_errors(text):
             self.measure[text] = _whole(evaluator, timed)
+        forget_predictions(opened.model)
 
     @contextmanager
     def _noting_errors(self, what: str) -> Iterator[None]:
