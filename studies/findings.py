@@ -13,12 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from studies.ablations import run as ablations
 from studies.arms import Measured, markdown_row, named, span, worse
 from studies.packing import run as packing
 from studies.pages import draw
-from studies.spot_check import again, bits, markdown
+from studies.spot_check import again, equal, markdown, record_of
 
 from calibrant.compare import Draws, detectable, draws, label_set
 from calibrant.report import report
@@ -264,7 +263,8 @@ def elsewhere() -> str:
             moved = {text: again[i].score.value - first[before[cell.labels].measures[text]].score.value for text, i in cell.measures.items()}
             sizes, tasks = [abs(value) for value in moved.values()], [value for text, value in moved.items() if text.startswith("task")]
             what = f"`{cell.data}`, draw {cell.seed}" if cell.data else "The dense model"
-            masks = f", {np.mean(bits(kept, before[cell.labels].run) == bits(fresh, cell.run)):.2%} of the kept mask bits equal" if cell.data else ""
+            alike = equal(record_of(kept, before[cell.labels].run), record_of(fresh, cell.run)) if cell.data else 1.0
+            masks = f", {alike:.2%} of the kept mask bits equal" if cell.data else ""
             about = f"{len(sizes)} losses, {statistics.median(sizes):.3f} apart in the median and {max(sizes):.3f} at most"
             sentences.append(f"{what}: {about}, {statistics.mean(tasks):+.3f} over the nine tasks{masks}.")
     return " ".join(sentences)

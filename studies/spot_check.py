@@ -82,7 +82,7 @@ def again(kept: Store, fresh: Store, cells: list[Cell]) -> Iterator[Again]:
         (other,) = [c for c in fresh.cells() if c.labels == cell.labels]
         before, now = kept.scores(cell.run), fresh.scores(other.run)
         farthest = max(abs(before[i].score.value - now[other.measures[text]].score.value) for text, i in cell.measures.items())
-        yield Again(cell, farthest, equal(_record(kept, cell.run), _record(fresh, other.run)))
+        yield Again(cell, farthest, equal(record_of(kept, cell.run), record_of(fresh, other.run)))
 
 
 def markdown(found: Iterable[Again]) -> str:
@@ -110,7 +110,8 @@ def _same(one: float | None, other: float | None) -> bool:
     return one == other if one is None or other is None else bool(np.isclose(one, other, rtol=APART, atol=0))
 
 
-def _record(store: Store, run: str) -> Record:
+def record_of(store: Store, run: str) -> Record:
+    """The record of a finished run."""
     record = store.record(run)
     assert record is not None, f"{run} has no record"
     return record

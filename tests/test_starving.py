@@ -88,9 +88,13 @@ def test_all_tokens_are_all_that_come_to_the_layer_and_the_model_computes_what_i
         came = inputs_of_routers(opened.model, expert_layers(seen_by), ids[None, :length])
         for layer in expert_layers(seen_by):
             rows[layer.block].append(came[layer.name].double())
+    # Products of more rows may be rounded otherwise, which reaches what comes behind them.
+    fed_first = min(names[name][0] for name in hungry)
     for name, seen in found.items():
         if name not in hungry:
-            assert torch.equal(seen[FeatureNorms].norms(), plain[name][FeatureNorms].norms()), f"{name} gets what it got"
+            got, usual = seen[FeatureNorms].norms(), plain[name][FeatureNorms].norms()
+            before = next(w.block for w in seen_by.weights if w.name == name) <= fed_first
+            assert torch.equal(got, usual) if before else torch.allclose(got, usual, rtol=1e-4, atol=1e-7), f"{name} gets what it got"
     assert set(hungry) <= set(found), "also those that got nothing"
     for name in hungry:
         block, expert, at = names[name]

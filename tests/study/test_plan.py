@@ -232,18 +232,23 @@ def test_the_walk_of_methods_that_look_at_blocks_is_timed(model: str):
     assert timings.why_not == ()
 
 
-def test_what_has_to_be_known_of_the_dense_model_once_is_not_multiplied(model: str, monkeypatch: pytest.MonkeyPatch):
-    clock, known = [0.0], set[int]()
+@pytest.mark.parametrize(("once", "seconds", "tried"), [(2, 4.096, 6), (50, 50.256 * 16, 1)])
+def test_what_has_to_be_known_of_the_dense_model_once_is_not_multiplied_unless_it_takes_too_long_to_try_again(
+    once: float, seconds: float, tried: int, model: str, monkeypatch: pytest.MonkeyPatch
+):
+    clock, known, calls = [0.0], set[int](), list[int]()
 
     class Slow(Agreement):
         def measure(self, subject: Subject) -> Any:
-            clock[0] += (0 if self.tokens in known else 50) + self.tokens / 1000
+            clock[0] += (0 if self.tokens in known else once) + self.tokens / 1000
             known.add(self.tokens)
+            calls.append(self.tokens)
 
     monkeypatch.setattr("calibrant.study.timing.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     pieces = _Pieces()
     pieces.time_measurement("slow", Slow(source="python_docs", tokens=4096), open_model(model, "float32", "cpu"))
-    assert pieces.measure == {"slow": pytest.approx(4.096)}
+    assert pieces.measure == {"slow": pytest.approx(seconds)}
+    assert len(calls) == tried
 
 
 def test_the_probe_leaves_the_model_as_it_was(model: str):

@@ -34,6 +34,8 @@ class Scaled:
         for at in range(0, len(half), PANEL):
             torch.mm(half[at : at + PANEL], half[at:].T, out=whole[at : at + PANEL, at:])
             whole[at + PANEL :, at : at + PANEL] = whole[at : at + PANEL, at + PANEL :].T
+            square = whole[at : at + PANEL, at : at + PANEL]
+            square.copy_(square.triu() + square.triu(1).T)  # not every processor sums both sides of the diagonal in one order
         return whole
 
     def unscaled(self, scaled: Float[Tensor, "out in"], dense: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
