@@ -231,13 +231,13 @@ def _whole() -> Sequence[Case]:
 
 
 def targets_table() -> Iterator[str]:
-    """Rows: the targets, over the methods that have all of them; each rule's regret in per cent. `*` where the mixture holds the target's source."""
+    """Columns: the targets, over the methods that have all of them; each rule's regret in per cent. `*` where the mixture holds the source."""
     regrets = {name: _by_target(_whole(), rule) for name, rule in RULES.items()}
-    yield f"| text | {' | '.join(RULES)} |"
-    yield f"| --- |{' ---: |' * len(RULES)}"
-    for target in regrets[FIRST]:
-        cells = [f"{of[target]:.1f}" for of in regrets.values()]
-        yield f"| {target}{' *' if target in IN_MIXTURE else ''} | {' | '.join(cells)} |"
+    targets = list(regrets[FIRST])
+    yield f"| rule | {' | '.join(f'{target} *' if target in IN_MIXTURE else target for target in targets)} |"
+    yield f"| --- |{' ---: |' * len(targets)}"
+    for name, of in regrets.items():
+        yield f"| {name} | {' | '.join(f'{of[target]:.1f}' for target in targets)} |"
 
 
 def others_table() -> Iterator[str]:
@@ -265,13 +265,14 @@ def _common(of: Mapping[str, T]) -> Mapping[str, T]:
 
 
 def methods_table() -> Iterator[str]:
-    """Rows: the methods, over their targets. The regret of each rule in per cent."""
-    yield f"| method | texts | {' | '.join(RULES)} |"
-    yield f"| --- | ---: |{' ---: |' * len(RULES)}"
-    for method in dict.fromkeys(case.method for case in cases()):
-        own = [case for case in cases() if case.method == method]
-        regrets = [_by_target(own, rule).values() for rule in RULES.values()]
-        yield f"| `{method}` | {len(own)} | {' | '.join(f'{statistics.mean(of):.1f}' if of else '' for of in regrets)} |"
+    """Columns: the methods, over their targets; the regret of each rule in per cent."""
+    of_method = {method: [case for case in cases() if case.method == method] for method in dict.fromkeys(case.method for case in cases())}
+    yield f"| rule | {' | '.join(f'`{method}`' for method in of_method)} |"
+    yield f"| --- |{' ---: |' * len(of_method)}"
+    yield f"| (texts) | {' | '.join(str(len(own)) for own in of_method.values())} |"
+    for name, rule in RULES.items():
+        regrets = [_by_target(own, rule).values() for own in of_method.values()]
+        yield f"| {name} | {' | '.join(f'{statistics.mean(of):.1f}' if of else '' for of in regrets)} |"
 
 
 def ranks_table() -> Iterator[str]:
