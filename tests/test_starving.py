@@ -94,7 +94,8 @@ def test_all_tokens_are_all_that_come_to_the_layer_and_the_model_computes_what_i
         if name not in hungry:
             got, usual = seen[FeatureNorms].norms(), plain[name][FeatureNorms].norms()
             before = next(w.block for w in seen_by.weights if w.name == name) <= fed_first
-            assert torch.equal(got, usual) if before else torch.allclose(got, usual, rtol=1e-4, atol=1e-7), f"{name} gets what it got"
+            apart = 0 if before else 1e-6 * usual.max()  # some ten roundings of float32
+            assert (got - usual).abs().max() <= apart, f"{name} gets what it got"
     assert set(hungry) <= set(found), "also those that got nothing"
     for name in hungry:
         block, expert, at = names[name]

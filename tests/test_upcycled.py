@@ -80,10 +80,10 @@ def test_clusters_hold_every_neuron_once_and_find_those_that_act_together() -> N
 
 def test_the_byte_mixture_has_learnt_and_uses_its_experts(batch: TokenBatch) -> None:
     assert loss(view(trained_mixture()), batch) < loss(view(untrained_mixture()), batch) - 2.5
-    loads = [seen[Routing].counts for _, seen in walk_blocks(view(trained_mixture()), batch, (Routing,))]
-    used = [int((load > 0).sum()) for load in loads]  # of 16; it is trained here, and each processor rounds its way to another model
-    assert sum(used) >= 48
-    assert min(used) >= 8
+    # It is trained where it is tested, and each processor rounds its way to another model: some experts are for words that few texts have.
+    more = CalibrationSet("0.4*python_docs + 0.3*python_code + 0.3*arithmetic", samples=72, length=128).tokens(tiny_tokenizer())
+    loads = [seen[Routing].counts for _, seen in walk_blocks(view(trained_mixture()), more, (Routing,))]
+    assert all(int((load > 0).sum()) >= 12 for load in loads)
     model = trained_mixture()
     for layer in expert_layers(view(model)):
         for expert in layer.experts:
