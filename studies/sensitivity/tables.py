@@ -19,7 +19,7 @@ from calibrant.compare import MEAN, Estimate, Results, Sensitivity, compare, con
 from calibrant.compare.contrasts import Contrast, holm
 from calibrant.compare.crossed import ItemValues
 from calibrant.report.plots import Plot
-from calibrant.report.plots.sensitivity import choice
+from calibrant.report.plots.sensitivity import worth
 from calibrant.store import Store
 
 HERE: Final = Path(__file__).parent
@@ -72,7 +72,7 @@ def sensitivity_table(found: Iterable[Sensitivity], seen: Mapping[tuple[str, str
     for s in sorted(found, key=lambda s: -(s.share or 0.0)):
         ratio = "" if s.ratio is None or s.ratio_interval is None else f"{s.ratio:.1f} ({s.ratio_interval[0]:.1f} to {s.ratio_interval[1]:.1f})"
         least = f"{seen[s.method, s.target]:.3f}" if (s.method, s.target) in seen else ""
-        one, mean = s.choices[MEAN], s.increase or math.nan
+        one, mean = s.gaps[MEAN], s.increase or math.nan
         cells = [f"`{s.method}`", s.target, f"{mean:.3f}", _worth(s.worth, s.worth_interval), f"{s.floor:.3f}", f"{100 * s.worth / mean:.0f}%"]
         cells += [_worth(one.value, one.interval), f"{100 * one.value / mean:.0f}%", least, ratio, "" if s.p is None else f"{s.p:.1g}"]
         yield f"| {' | '.join(cells)} |"
@@ -135,7 +135,7 @@ def domains_table(found: Iterable[Sensitivity]) -> Iterator[str]:
     yield f"| --- |{' --- |' * len(DOMAINS)}"
     for s in found:
         if STRONG.get(s.method) == s.target:
-            chosen = [s.choices[name] for name in named(s.choices, DOMAINS.values())]
+            chosen = [s.gaps[name] for name in named(s.gaps, DOMAINS.values())]
             cells = [f"{SETS[c.best]}, {SETS[c.worst]}: {c.value:.3f}" + ("" if c.significant else " (not significant)") for c in chosen]
             yield f"| `{s.method}` | {' | '.join(cells)} |"
 
@@ -212,7 +212,7 @@ def _fitted_or_weighed(by: Mapping[tuple[str, str], Sensitivity]) -> tuple[str, 
     kinds = [[by.get((method, STRONG[method])) for method in methods] for methods in (FITTED, WEIGHING)]
     if any(s is None for kind in kinds for s in kind):
         return "not computed", None
-    shares = [[[_share(s, name) for name in named(s.choices, DOMAINS.values())] for s in kind if s] for kind in kinds]
+    shares = [[[_share(s, name) for name in named(s.gaps, DOMAINS.values())] for s in kind if s] for kind in kinds]
     apart = [statistics.mean(a) - statistics.mean(b) for a, b in zip(*(list(zip(*kind, strict=True)) for kind in shares), strict=True)]
     found = Estimate(statistics.mean(apart), statistics.stdev(apart) / len(apart) ** 0.5, float(len(apart) - 1), len(apart))
     half = t_quantile(0.975, found.df) * (found.stderr or 0)
@@ -221,14 +221,14 @@ def _fitted_or_weighed(by: Mapping[tuple[str, str], Sensitivity]) -> tuple[str, 
 
 def _share(s: Sensitivity, name: str) -> float:
     """Worst less best set on a domain, as a share of the method's mean divergence."""
-    return s.choices[name].value / (s.increase or 1.0)
+    return s.gaps[name].value / (s.increase or 1.0)
 
 
 def picture() -> Plot:
     """What the choice of set is worth, by method at its stronger strength."""
     with Store(HERE / "smollm2", create=False) as store:
         found = compare(read(store), measures=["agreement"]).sensitivities
-    drawn = choice([s for s in found if STRONG.get(s.method) == s.target])
+    drawn = worth([s for s in found if STRONG.get(s.method) == s.target])
     assert drawn is not None
     return drawn
 

@@ -9,7 +9,7 @@ from scipy import stats
 from calibrant.compare import MEAN, Results, Sensitivity, compare
 from calibrant.compare.crossed import Pairs, Side
 from calibrant.compare.estimate import t_quantile
-from calibrant.compare.sensitivity import _choice, variance_ratio
+from calibrant.compare.sensitivity import _gap, variance_ratio
 
 from tests.compare.stores import DRAWN, LOSSES, results_of, values
 
@@ -99,7 +99,7 @@ def drawn(means: Means, rng: np.random.Generator, over_draws: float, over_items:
 def test_it_is_the_worst_less_the_best_and_its_interval_that_of_all_pairs():
     sides = drawn({"a": 1.0, "b": 1.1, "c": 1.4}, np.random.default_rng(4), 0.01, 0.05)
     own = {name: side["text"].value for name, side in sides.items()}
-    found = _choice(Pairs.of(sides, ["text"], pooled=True), 0.95, 3)
+    found = _gap(Pairs.of(sides, ["text"], pooled=True), 0.95, 3)
     assert (found.best, found.worst) == (min(own, key=own.__getitem__), max(own, key=own.__getitem__))
     assert found.value == pytest.approx(max(own.values()) - min(own.values()))
     # By hand: items from the documents' residuals, draws pooled over all sets, Cochran's quantile.
@@ -124,7 +124,7 @@ def test_sets_that_are_alike_seldom_lie_further_apart_than_the_floor(over_draws:
     rng = np.random.default_rng(5)
     above = significant = 0
     for _ in range(300):
-        found = _choice(Pairs.of(drawn(dict.fromkeys("abcdefg", 1.0), rng, over_draws, over_items), ["text"], pooled=True), 0.95, 21)
+        found = _gap(Pairs.of(drawn(dict.fromkeys("abcdefg", 1.0), rng, over_draws, over_items), ["text"], pooled=True), 0.95, 21)
         above += found.value > found.floor
         significant += found.significant
         assert found.interval[0] <= found.value <= found.interval[1]
@@ -138,7 +138,7 @@ def test_the_interval_holds_the_true_difference(apart: float):
     held = 0
     for _ in range(300):
         sides = drawn({"a": 1.0, "b": 1.0 + apart / 2, "c": 1.0 + apart, "d": 1.0}, rng, 0.05, 0.0)
-        low, high = _choice(Pairs.of(sides, ["text"], pooled=True), 0.95, 6).interval
+        low, high = _gap(Pairs.of(sides, ["text"], pooled=True), 0.95, 6).interval
         held += low <= apart <= high
     assert held / 300 > 0.93
 
@@ -151,8 +151,8 @@ def test_it_leaves_out_controls_and_baselines():
     found = only(results_of(ranked))
     assert set(found.sets) == {"c4", "gsm8k:icl", "svamp:icl"}
     assert found.draws == 3
-    assert set(found.choices) == {"docs:text", "code:text", MEAN}
-    docs, code = found.choices["docs:text"], found.choices["code:text"]
+    assert set(found.gaps) == {"docs:text", "code:text", MEAN}
+    docs, code = found.gaps["docs:text"], found.gaps["code:text"]
     assert (docs.best, docs.worst) == ("c4", "gsm8k:icl")
     assert docs.value == pytest.approx(0.4, abs=0.02)
     assert found.worth == pytest.approx((docs.value + code.value) / 2)
@@ -167,7 +167,7 @@ def test_it_leaves_out_controls_and_baselines():
 
 def test_what_helps_here_and_harms_there_cancels_in_the_mean_alone():
     found = only(results_of({"a": [[3.0, 2.0], [3.01, 2.01]], "b": [[2.5, 2.5], [2.51, 2.51]], "c": [[2.75, 2.25], [2.76, 2.26]]}))
-    assert found.choices[MEAN].value < 0.02
+    assert found.gaps[MEAN].value < 0.02
     assert found.worth == pytest.approx(0.5, abs=0.02)
 
 
@@ -190,5 +190,5 @@ def test_a_score_of_which_more_is_better_is_turned_round():
         draws = [values(np.full(20, of + 0.01 * draw), np.ones(20)) for draw in range(3)]
         return Side.of([replace(draw, score=replace(draw.score, better="higher")) for draw in draws])
 
-    found = _choice(Pairs.of({"a": {"quiz": accuracy(0.4)}, "b": {"quiz": accuracy(0.6)}}, ["quiz"], pooled=True), 0.95, 1)
+    found = _gap(Pairs.of({"a": {"quiz": accuracy(0.4)}, "b": {"quiz": accuracy(0.6)}}, ["quiz"], pooled=True), 0.95, 1)
     assert (found.best, found.worst, found.value) == ("b", "a", pytest.approx(0.2))

@@ -9,11 +9,12 @@ import torch
 from typer.testing import CliRunner
 
 import calibrant
+from calibrant import screen
 from calibrant.cli import app
 from calibrant.compress import room
 from calibrant.data import CalibrationSet
 from calibrant.errors import ModelError, OutputError, SpecError
-from calibrant.importance import gathering, read_imatrix
+from calibrant.importance import compared, gathering, read_imatrix
 from calibrant.models import ModelView, open_model, outlined, view
 from calibrant.models.gguf_names import architecture_of, tensor_names
 from calibrant.testing import FAMILIES, tiny_folder, tiny_model
@@ -128,7 +129,10 @@ def test_with_blocks_and_activations_on_disk_the_file_is_the_same(tmp_path: Path
         ("parted", needs.on_disk("dense"), True, False),
         ("offloaded", needs.on_disk("dense", offload=True), True, True),
     ):
-        calibrant.imatrix(folder, texts, tmp_path / f"{name}.gguf", memory=memory * 1.001 / 1e9, **many)
+        made = calibrant.imatrix(folder, texts, tmp_path / f"{name}.gguf", memory=memory * 1.001 / 1e9, **many)
+        assert ("its blocks stayed on disk" in made.note, "were on disk between two blocks" in made.note) == (on_disk, offloads)
+        shown = screen.gathered({**compared(made).to_json(), "left_out": {}, "note": made.note, "out": name})
+        assert any("its blocks stayed on disk" in str(line) for line in shown) == on_disk
         assert went[-1].residence.on_disk is on_disk
         assert went[-1].offload == (tmp_path if offloads else None)
         assert (tmp_path / f"{name}.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()

@@ -36,4 +36,4 @@ def imatrix(
     job: dict[str, Any] = {"samples": samples, "tokens": tokens, "length": length, "seed": seed, "dtype": dtype, "device": device, "memory": memory}
     with progress() as update:
         made = run(model, data, out, **job, progress=update)
-    show({**compared(made).to_json(), "left_out": dict(made.left_out), "out": str(out)}, as_json, screen.gathered)
+    show({**compared(made).to_json(), "left_out": dict(made.left_out), "note": made.note, "out": str(out)}, as_json, screen.gathered)

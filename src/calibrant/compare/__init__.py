@@ -13,7 +13,7 @@ from calibrant.compare.masks import Layers, MaskOverlap, layers, overlaps
 from calibrant.compare.questions import Evidence, PaperQuestion
 from calibrant.compare.ranking import MEAN, Ranking, RankingEntry, pairs
 from calibrant.compare.results import Results, draws, narrowed, read, tidy
-from calibrant.compare.sensitivity import Choice, Sensitivity, variance_ratio
+from calibrant.compare.sensitivity import Gap, Sensitivity, variance_ratio
 from calibrant.compare.sets import MEASURES, Draw, SetSummary, Similarity, medians, similarity, summaries
 from calibrant.compare.words import KeptWords, kept_languages_in, kept_words, kept_words_in
 
@@ -21,13 +21,13 @@ __all__ = [
     "LEVEL",
     "MEAN",
     "MEASURES",
-    "Choice",
     "Comparison",
     "Contrast",
     "Draw",
     "Draws",
     "Estimate",
     "Evidence",
+    "Gap",
     "KeptExperts",
     "KeptWords",
     "Layers",

@@ -29,7 +29,7 @@ from calibrant.compare.ranking import MEAN, ComparedGroup, pairs
 
 
 @dataclass(frozen=True)
-class Choice:
+class Gap:
     """How much worse the `worst` set is than the `best` one: `value`, with its joint interval.
 
     `floor` is how far two sets that are alike may lie apart by chance, at most: in 95 of 100 studies no two of them lie further apart anywhere.
@@ -53,7 +53,7 @@ class Sensitivity:
 
     `sets` are those that are compared, `draws` how many the least drawn of them has. `ratio` is the variance between sets over that between draws,
     with its interval, and `p` that of the test that it is zero; None where the draws don't vary at all. `increase` is how much worse than the dense
-    model the models are, averaged over sets and measured sets; None without a dense model. `choices` are by measured set, and for their mean under
+    model the models are, averaged over sets and measured sets; None without a dense model. `gaps` are by measured set, and for their mean under
     `MEAN`: there what helps on one text and harms on another cancels.
     """
 
@@ -68,24 +68,24 @@ class Sensitivity:
     ratio: float | None
     ratio_interval: tuple[float, float] | None
     p: float | None
-    choices: Mapping[str, Choice]
+    gaps: Mapping[str, Gap]
     level: float = LEVEL
 
     @property
     def worth(self) -> float:
         """What the choice is worth to somebody with one of the measured texts in mind: how much worse the worst set is, averaged over them."""
-        return _mean([choice.value for choice in self._single])
+        return _mean([gap.value for gap in self._single])
 
     @property
     def worth_interval(self) -> tuple[float, float]:
         """Its interval: those of the measured sets hold together, so their mean holds too."""
-        low, high = (_mean([choice.interval[i] for choice in self._single]) for i in (0, 1))
+        low, high = (_mean([gap.interval[i] for gap in self._single]) for i in (0, 1))
         return low, high
 
     @property
     def floor(self) -> float:
-        """What the choice may seem to be worth by chance where all sets are alike, at most (see `Choice`)."""
-        return _mean([choice.floor for choice in self._single])
+        """What the choice may seem to be worth by chance where all sets are alike, at most (see `Gap`)."""
+        return _mean([gap.floor for gap in self._single])
 
     @property
     def share(self) -> float | None:
@@ -93,8 +93,8 @@ class Sensitivity:
         return self.worth / self.increase if self.increase is not None and self.increase > 0 else None
 
     @property
-    def _single(self) -> Sequence[Choice]:
-        return [choice for name, choice in self.choices.items() if name != MEAN] or [self.choices[MEAN]]
+    def _single(self) -> Sequence[Gap]:
+        return [gap for name, gap in self.gaps.items() if name != MEAN] or [self.gaps[MEAN]]
 
 
 def sensitivity(group: ComparedGroup) -> Sensitivity | None:
@@ -109,8 +109,8 @@ def sensitivity(group: ComparedGroup) -> Sensitivity | None:
     if any(len(side.items) < 2 for sides in rows.values() for side in (sides[m] for m in measured)):
         return None
     comparisons = pairs(len(rows)) * len(measured)
-    choices = {m: _choice(Pairs.of(rows, [m], pooled=True), group.level, comparisons) for m in measured}
-    choices[MEAN] = _choice(Pairs.of(rows, measured, pooled=True), group.level, pairs(len(rows)))
+    gaps = {m: _gap(Pairs.of(rows, [m], pooled=True), group.level, comparisons) for m in measured}
+    gaps[MEAN] = _gap(Pairs.of(rows, measured, pooled=True), group.level, pairs(len(rows)))
     ratio, interval, p = variance_ratio([_draws(sides, measured) for sides in rows.values()], group.level)
     return Sensitivity(
         **group.setting._asdict(),
@@ -121,7 +121,7 @@ def sensitivity(group: ComparedGroup) -> Sensitivity | None:
         ratio=ratio,
         ratio_interval=interval,
         p=p,
-        choices=choices,
+        gaps=gaps,
         level=group.level,
     )
 
@@ -165,14 +165,14 @@ def _directions(covariance: Float[np.ndarray, "measured measured"]) -> float:
     return float(np.trace(covariance)) ** 2 / squares if squares > 0 else 1.0
 
 
-def _choice(table: Pairs, level: float, comparisons: int) -> Choice:
+def _gap(table: Pairs, level: float, comparisons: int) -> Gap:
     """What the choice is worth by a table of all pairs."""
     half = table.spread.half(1 - (1 - level) / (2 * comparisons))
     worst, best = np.unravel_index(int(table.values.argmax()), table.values.shape)
     apart = ~np.eye(len(table.labels), dtype=bool)
     sure, possible = (float((table.values + sign * half)[apart].max()) for sign in (-1, 1))
     floor = float(half[apart].max())
-    return Choice(table.labels[best], table.labels[worst], float(table.values.max()), (max(0.0, sure), possible), floor)
+    return Gap(table.labels[best], table.labels[worst], float(table.values.max()), (max(0.0, sure), possible), floor)
 
 
 def _draws(sides: Mapping[str, Side], measured: Sequence[str]) -> Float[np.ndarray, "draw measured"]:

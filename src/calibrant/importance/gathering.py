@@ -46,7 +46,8 @@ def imatrix(
     that no token reached the count is 0, and llama.cpp quantizes it unweighted.
 
     `memory` is how many GB the process may hold. Where the model doesn't fit, its blocks stay on disk, and where what passes between them is too
-    much as well, it is on disk meanwhile, beside `out`; the numbers are the same. It is about opening a model, so it goes with a model's name.
+    much as well, it is on disk meanwhile, beside `out`; the numbers are the same, and `note` in the result says so. It is about opening a model, so
+    it goes with a model's name.
 
     Raises an `InputError` for anything that can't be used, before any work: an architecture that llama.cpp has no names for too.
     """
@@ -58,16 +59,19 @@ def imatrix(
         raise SpecError(
             f"memory={memory:g} says how a model is opened, and {model.name} is open; give its name, or leave memory out", subject="memory"
         )
-    opened = model if isinstance(model, Opened) else _opened(model, chosen, dtype, device, promised)
+    absent = gathered_on_disk(model, chosen, dtype, device, promised) if isinstance(model, str) and promised is not None else ""
+    opened = model if isinstance(model, Opened) else open_model(model, dtype, device, on_disk=bool(absent))
     seen_by = view(opened.model, opened.residence)
     names = tensor_names(seen_by)
     _check_names(opened, names)
     check_finite(seen_by)
     batch = resolved(chosen, opened, progress).tokens(opened.tokenizer)
+    parted = ""
     if promised is not None:
         here = out is not None and opened.model.device.type == "cpu"
         left = room_for_activations(promised, opened, seen_by)
-        if offloading(left, "dense", None, seen_by, batch, opened.dtype, here) and out is not None:
+        parted = offloading(left, "dense", None, seen_by, batch, opened.dtype, here)
+        if parted and out is not None:
             seen_by.offload = Path(out).absolute().parent
     with torch.no_grad():
         seen = dict[Weight, Seen]()
@@ -80,16 +84,11 @@ def imatrix(
         int(batch.facts["windows"]) if "windows" in batch.facts else len(batch.ids),
         chosen.length,
         _left_out(seen_by, seen),
+        "; ".join(filter(None, (absent, parted))),
     )
     if out is not None:
         made.write(out)
     return made
-
-
-def _opened(model: str, chosen: CalibrationSet, dtype: str, device: str, promised: int | None) -> Opened:
-    """The model, its blocks on disk where a promise of so many bytes couldn't be kept otherwise."""
-    absent = "" if promised is None else gathered_on_disk(model, chosen, dtype, device, promised)
-    return open_model(model, dtype, device, on_disk=bool(absent))
 
 
 def _check_names(opened: Opened, names: Mapping[str, tuple[str, ...]]) -> None:

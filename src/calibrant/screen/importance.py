@@ -14,7 +14,11 @@ def gathered(result: Mapping[str, Any]) -> Iterator[Any]:
     yield from covered(result)
     left = result["left_out"]
     reasons = sorted({str(reason) for reason in left.values()})
-    yield from labelled(("left out", f"{len(left):,} matrices: {'; '.join(reasons)}" if left else ""), ("written to", result["out"]))
+    yield from labelled(
+        ("left out", f"{len(left):,} matrices: {'; '.join(reasons)}" if left else ""),
+        ("note", result["note"]),
+        ("written to", result["out"]),
+    )
 
 
 def covered(result: Mapping[str, Any]) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 import pytest
 
-from calibrant.compare import MEAN, Choice, Comparison, Sensitivity
-from calibrant.report.plots import choice, inline, plots
+from calibrant.compare import MEAN, Comparison, Gap, Sensitivity
+from calibrant.report.plots import inline, plots, worth
 from calibrant.report.tables.sections import sections, sensitivity
 
 from tests.report.plots.seen import mapping, number, seen, texts
@@ -9,16 +9,16 @@ from tests.report.plots.seen import mapping, number, seen, texts
 
 def of(method: str, worth: float, low: float, floor: float, increase: float | None = 1.0, model: str = "tiny") -> Sensitivity:
     """A method whose worst set is so much worse than the best."""
-    one = Choice("c4", "code", worth, (low, 2 * worth - low), floor)
-    sets, choices = ("c4", "code", "pile"), {"docs": one, MEAN: one}
-    return Sensitivity(model, method, "w3g64", "arrival", "nats/token", sets, 3, increase, 4.0, (1.5, 60.0), 0.001, choices)
+    one = Gap("c4", "code", worth, (low, 2 * worth - low), floor)
+    sets, gaps = ("c4", "code", "pile"), {"docs": one, MEAN: one}
+    return Sensitivity(model, method, "w3g64", "arrival", "nats/token", sets, 3, increase, 4.0, (1.5, 60.0), 0.001, gaps)
 
 
 GPTQ, RTN = of("gptq", 0.6, 0.4, 0.1), of("rtn", 0.05, 0.0, 0.1, 0.8)
 
 
 def test_each_method_stands_at_what_the_choice_is_worth():
-    plot = choice([RTN, GPTQ])
+    plot = worth([RTN, GPTQ])
     assert plot is not None
     svg = inline(plot, "k")
     said = texts(svg)
@@ -32,7 +32,7 @@ def test_each_method_stands_at_what_the_choice_is_worth():
 
 
 def test_chance_is_shaded_and_what_is_not_significant_hollow():
-    plot = choice([RTN, GPTQ])
+    plot = worth([RTN, GPTQ])
     assert plot is not None
     records = plot.spec["datasets"]["rows"]
     shaded = {(r["p"], r["r"]): (r["v"], r["w"]) for r in records if r["k"] == "shade"}
@@ -42,13 +42,13 @@ def test_chance_is_shaded_and_what_is_not_significant_hollow():
 
 
 def test_a_narrow_one_has_the_first_panel_alone():
-    wide, narrow, unknown = choice([RTN, GPTQ]), choice([RTN, GPTQ], narrow=True), choice([of("rtn", 0.1, 0.0, 0.1, None)])
+    wide, narrow, unknown = worth([RTN, GPTQ]), worth([RTN, GPTQ], narrow=True), worth([of("rtn", 0.1, 0.0, 0.1, None)])
     panels = [{r["p"] for r in plot.spec["datasets"]["rows"]} for plot in (wide, narrow, unknown) if plot is not None]
     assert panels == [{0, 1}, {0}, {0}], "without a dense model there is no share"
 
 
 def test_nothing_drawn_twice_is_no_plot():
-    assert choice([]) is None
+    assert worth([]) is None
 
 
 def test_each_model_has_its_own():

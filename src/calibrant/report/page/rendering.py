@@ -22,7 +22,7 @@ from calibrant.families import WORDS
 from calibrant.foreign import visible, visible_data
 from calibrant.report.facts import PHASES
 from calibrant.report.page import sets
-from calibrant.report.plots import Plot, against_size, against_sparsity, against_tokens, choice, evidence, forest, inline, kept, pareto
+from calibrant.report.plots import Plot, against_size, against_sparsity, against_tokens, evidence, forest, inline, kept, pareto, worth
 from calibrant.report.plots.theme import DARK, FAMILIES, LIGHT
 from calibrant.report.sentences import caveats, doubts, finding, percent, remarks, rise, short
 from calibrant.report.tables.table import HOLE, heading
@@ -62,7 +62,7 @@ def _environment() -> Environment:
         "FAMILY_WORDS": WORDS,
         "PHASES": PHASES,
         **{f.__name__: f for f in (describe_target, target_noun, join_names, percent, heading, rise, finding, remarks, caveats, doubts)},
-        **{f.__name__: f for f in (forest, kept, pareto, against_tokens, against_sparsity, against_size, evidence, choice)},
+        **{f.__name__: f for f in (forest, kept, pareto, against_tokens, against_sparsity, against_size, evidence, worth)},
         **{f.__name__: f for f in (sets.in_words, sets.licence, sets.origin, sets.rows_of, sets.scripts_of, sets.profile_rows)},
         "inline": _inline,
         "is_large": _is_large,

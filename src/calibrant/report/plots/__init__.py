@@ -8,7 +8,7 @@ from calibrant.report.plots.heat import kept
 from calibrant.report.plots.pareto import pareto
 from calibrant.report.plots.picture import Plot
 from calibrant.report.plots.routers import routers
-from calibrant.report.plots.sensitivity import choice
+from calibrant.report.plots.sensitivity import worth
 from calibrant.report.plots.size import against_size
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "against_size",
     "against_sparsity",
     "against_tokens",
-    "choice",
     "evidence",
     "forest",
     "formats",
@@ -26,5 +25,6 @@ __all__ = [
     "pareto",
     "plots",
     "routers",
+    "worth",
     "write",
 ]

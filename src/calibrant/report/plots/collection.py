@@ -11,7 +11,7 @@ from calibrant.report.plots.heat import kept
 from calibrant.report.plots.pareto import pareto
 from calibrant.report.plots.picture import Plot
 from calibrant.report.plots.routers import routers
-from calibrant.report.plots.sensitivity import choice
+from calibrant.report.plots.sensitivity import worth
 from calibrant.report.plots.size import against_size
 from calibrant.report.plots.words import stem
 
@@ -36,7 +36,7 @@ def plots(comparison: Comparison, layers: Sequence[Layers], tokens: Mapping[str,
         named.append((against_sparsity([r for r in rankings if r.model == model]), parts))
         named.append((against_size([r for r in (*rankings, *comparison.unranked) if r.model == model]), parts))
     for model in (measured := list(dict.fromkeys(s.model for s in comparison.sensitivities))):
-        named.append((choice([s for s in comparison.sensitivities if s.model == model]), (model,) if len(measured) > 1 else ()))
+        named.append((worth([s for s in comparison.sensitivities if s.model == model]), (model,) if len(measured) > 1 else ()))
     for several, drawn in ((layers, map(layer_errors, layers)), (experts, (routers([of]) for of in experts))):
         models, ways = {of.model for of in several}, {of.propagate for of in several}
         parts = [(*([of.model] if len(models) > 1 else []), *([of.propagate] if len(ways) > 1 else [])) for of in several]

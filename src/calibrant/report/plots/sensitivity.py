@@ -10,10 +10,10 @@ from calibrant.report.plots.theme import Style
 from calibrant.report.plots.words import plainly, sentence, share, spread
 from calibrant.report.sentences import percent
 
-LOOK: Final[Mapping[str, Style]] = {"choice": Style("worst less best set", "var(--accent)", "circle")}
+LOOK: Final[Mapping[str, Style]] = {"worth": Style("worst less best set", "var(--accent)", "circle")}
 
 
-def choice(sensitivities: Sequence[Sensitivity], narrow: bool = False) -> Plot | None:
+def worth(sensitivities: Sequence[Sensitivity], narrow: bool = False) -> Plot | None:
     """Return how much worse the worst set is than the best one, by method, what chance gives shaded; None where nothing was drawn more than once.
 
     A `narrow` one, for a telephone, has the first panel alone. What isn't measured in the first one's unit is left out.
@@ -46,7 +46,7 @@ def _panel(title: str, ordered: Sequence[Sensitivity], unit: str = "") -> Panel:
     for row, s in enumerate(ordered):
         by = 1.0 if unit else 100 / (s.increase or 1.0)
         low, high = s.worth_interval
-        marks[row] = Mark(by * s.worth, (by * low, by * high), "choice", hollow=low <= 0)
+        marks[row] = Mark(by * s.worth, (by * low, by * high), "worth", hollow=low <= 0)
         shaded[row] = by * s.floor
     low, high = span_of(list(marks.values()))
     return Panel(title, marks, (min(0.0, low), high), unit or "%", shaded)
