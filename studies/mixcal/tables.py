@@ -1,31 +1,39 @@
 """The tables of docs/findings/mixing.md, made of the store beside this file: python -m studies.mixcal.tables [--write]
 
-Losses are nats per token, on rows that no draw calibrates on.
+With `--write` the page's picture is drawn too; picture.json has its numbers. Losses are nats per token, on rows that no draw calibrates on.
 """
 
 import re
 import statistics
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from studies.arms import Measured, complete, named, planned, with_interval, with_range
-from studies.pages import write_or_print
+from studies.pages import draw, write_or_print
 
-from calibrant.compare import contrast
+from calibrant.compare import Estimate, compare, contrast, read
 from calibrant.compare.contrasts import Contrast, holm
+from calibrant.report.plots import Plot, pareto
 from calibrant.store import Store
 
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parents[1] / "docs/findings/mixing.md"
 STORE: Final = HERE / "sweep"
+PICTURE: Final = HERE / "picture.json"
 MODELS: Final = {"smollm2": "SmolLM2", "gemma3-270m": "Gemma"}
 METHODS: Final = ("wanda", "sparsegpt")
 PAIRS: Final = {"arithmetic": ("gsm8k:cot", "c4"), "code": ("python_code", "wikipedia")}
 """The domain's set and the general one of each pair."""
 NAMES: Final = {"gsm8k:cot": "arithmetic", "c4": "C4", "python_code": "code", "wikipedia": "encyclopedia"}
-SAMPLES: Final = "0.5, samples"
+POOLED: Final = "0.5 pooled"
 """Half of the tokens of each set in the place of half of the statistics of both."""
+
+
+SHOWN: Final = {"0": "C4 alone", "1": "arithmetic alone"}
+"""Shares that have a name of their own in the picture."""
 
 
 class Way(NamedTuple):
@@ -51,7 +59,7 @@ class Way(NamedTuple):
     @property
     def mixed(self) -> bool:
         """Whether it is of the statistics of both sets."""
-        return self.share not in ("0", "1", SAMPLES)
+        return self.share not in ("0", "1", POOLED)
 
 
 Group = Mapping[str, Way]
@@ -78,22 +86,28 @@ def _share(data: str, pair: str) -> str:
     if domain not in data or general not in data:
         return ""
     weight = re.search(r"weight=([\d.]+)", data)
-    return weight[1] if weight else SAMPLES
+    return weight[1] if weight else POOLED if data.count("0.5*") == 2 else ""
 
 
 def curves(pair: str) -> Iterator[str]:
-    """Rows: the losses on both texts by share, and which shares are better on both; bold the least of a column of statistics with a method."""
+    """Rows: the losses on both texts by share, and which shares are better on both; bold the least of a column of statistics with a method.
+
+    Also how much of what the domain's set saves on its own text, against the general set, a share saves; nothing where that set saves nothing.
+    """
     domain, general = (NAMES[data] for data in PAIRS[pair])
-    yield f"| model | method | share of {domain} | mean of both | on {domain} | on {general} | better on both |"
-    yield "| --- | --- | --- | ---: | ---: | ---: | --- |"
+    yield f"| model | method | share of {domain} | mean of both | on {domain} | of the gain | on {general} | better on both |"
+    yield "| --- | --- | --- | ---: | ---: | ---: | ---: | --- |"
     for (model, method), group in groups(pair).items():
         means = {share: list(map(statistics.mean, way.losses)) for share, way in group.items()}
-        for share, way in sorted(group.items(), key=lambda item: item[0] == SAMPLES):
-            least = [min((of[at] for other, of in means.items() if other != SAMPLES), default=0.0) for at in range(3)]
+        for share, way in sorted(group.items(), key=lambda item: item[0] == POOLED):
+            least = [min((of[at] for other, of in means.items() if other != POOLED), default=0.0) for at in range(3)]
             marked = zip(way.losses, means[share], least, strict=True)
-            cells = [f"**{with_range(of)}**" if mean == low and share != SAMPLES else with_range(of) for of, mean, low in marked]
+            cells = [f"**{with_range(of)}**" if mean == low and share != POOLED else with_range(of) for of, mean, low in marked]
             better = [other for other, of in means.items() if all(a < b for a, b in zip(of[1:], means[share][1:], strict=True))]
-            yield f"| {MODELS[model]} | `{method}` | {share} | {' | '.join(cells)} | {', '.join(better)} |"
+            whole = means["0"][1] - means["1"][1] if {"0", "1"} <= means.keys() else 0.0
+            brought = f"{(means['0'][1] - means[share][1]) / whole:.0%}" if whole > 0 else ""
+            both, own, other = cells
+            yield f"| {MODELS[model]} | `{method}` | {share} | {both} | {own} | {brought} | {other} | {', '.join(better)} |"
 
 
 def untouched() -> Iterator[str]:
@@ -108,33 +122,45 @@ def untouched() -> Iterator[str]:
 
 
 def inside(pair: str) -> Iterator[str]:
-    """Rows: by how much each mix of statistics is better than its ends, on the mean of both texts, and what it costs on each one.
+    """Rows: by how much each mix of statistics, and the pooled set, is better than its ends on the mean of both texts; and what it costs on each text.
 
-    p is of the hypothesis that it isn't better than both ends, corrected over the shares of a model and method (Holm).
+    p is of the hypothesis that a mix isn't better than both ends; corrected over all mixes of all pairs, methods and models (Holm).
     """
     domain, general = (NAMES[data] for data in PAIRS[pair])
-    heads = [
-        f"share of {domain}",
-        f"better than {general}",
-        f"better than {domain}",
-        "than both: p (Holm)",
-        f"cost on {domain}",
-        f"cost on {general}",
-    ]
-    yield f"| model | method | {' | '.join(heads)} |"
+    heads = [f"share of {domain}", f"better than {general}", f"better than {domain}", "than both: p (Holm)"]
+    yield f"| model | method | {' | '.join([*heads, f'cost on {domain}', f'cost on {general}'])} |"
     yield "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    corrected = better_than_both()
     for (model, method), group in groups(pair).items():
-        mixes = [way for way in group.values() if way.mixed]
-        if not {"0", "1"} <= group.keys() or not mixes:
-            continue
-        gains = [[contrast(_of(end, way.texts), _of(way, way.texts)) for end in (group["0"], group["1"])] for way in mixes]
-        family = [
-            Contrast("", "", "", (), "", "", "", p=max(p if (p := e.p_value()) is not None and e.value > 0 else 1.0 for e in of)) for of in gains
-        ]
-        for way, of, corrected in zip(mixes, gains, holm(family), strict=True):
+        for share, way in sorted(group.items(), key=lambda item: item[0] == POOLED):
+            if share in ("0", "1") or not {"0", "1"} <= group.keys():
+                continue
             costs = [contrast(_of(way, [text]), _of(end, [text])) for text, end in zip(way.texts, (group["1"], group["0"]), strict=True)]
-            cells = [way.share, *(with_interval(e, False) for e in of), _p(corrected.p_holm), *(with_interval(e, False) for e in costs)]
+            gains, told = _gains(group, way), _p(corrected.get((model, method, pair, share)))
+            cells = [share, *(with_interval(e, False) for e in gains), told, *(with_interval(e, False) for e in costs)]
             yield f"| {MODELS[model]} | `{method}` | {' | '.join(cells)} |"
+
+
+def better_than_both() -> Mapping[tuple[str, str, str, str], float | None]:
+    """By model, method, pair and share, p that a mix of statistics isn't better than both ends: the larger of two, corrected over all of them.
+
+    Each is two-sided, where the question has one side. None where a set has one draw, which says nothing of others.
+    """
+    asked: dict[tuple[str, str, str, str], float | None] = {}
+    for pair in PAIRS:
+        for (model, method), group in groups(pair).items():
+            for way in group.values() if {"0", "1"} <= group.keys() else ():
+                if way.mixed:
+                    each = [(e.p_value() if e.over_draws else None) if e.value > 0 else 1.0 for e in _gains(group, way)]
+                    known = [p for p in each if p is not None]
+                    asked[model, method, pair, way.share] = max(known) if len(known) == len(each) else None
+    family = holm([Contrast("", "", "", (), "", "", "", p=p) for p in asked.values()])
+    return {label: of.p_holm for label, of in zip(asked, family, strict=True)}
+
+
+def _gains(group: Group, way: Way) -> list[Estimate]:
+    """By how much it is better than the general set and than the domain's, on the mean of both texts."""
+    return [contrast(_of(end, way.texts), _of(way, way.texts)) for end in (group["0"], group["1"])]
 
 
 def _of(way: Way, texts: Sequence[str]) -> Measured:
@@ -144,7 +170,7 @@ def _of(way: Way, texts: Sequence[str]) -> Measured:
 def _p(p: float | None) -> str:
     if p is None:
         return ""
-    return f"**{p:.1g}**" if p < 0.05 else f"{p:.1g}"
+    return f"**{p:.2g}**" if p < 0.05 else f"{p:.2g}"
 
 
 def tables() -> Mapping[str, str]:
@@ -157,5 +183,21 @@ def tables() -> Mapping[str, str]:
     return {name: "\n".join(rows) for name, rows in made.items()}
 
 
+def picture() -> Plot:
+    """SparseGPT's loss on arithmetic against that on C4, by the domain's share: the front, and what is behind it. Without the pooled set."""
+    with Store(STORE, create=False) as store:
+        results = read(store)
+    cells = [cell for cell in results.cells if cell.model == "smollm2" and cell.method in ("none", "sparsegpt")]
+    own = replace(results, cells=tuple(cell for cell in cells if cell.method == "none" or _share(cell.data, "arithmetic") not in ("", POOLED)))
+    (ranking,) = compare(own).rankings
+    named_by_share = [replace(entry, name=SHOWN.get(share := _share(entry.name, "arithmetic"), share)) for entry in ranking.entries]
+    measured = named(dict.fromkeys(ranking.measured), [re.split(r"[ :(]", data)[0] for data in PAIRS["arithmetic"]])
+    drawn = pareto(replace(ranking, entries=tuple(named_by_share)), *measured)
+    assert drawn is not None
+    return drawn
+
+
 if __name__ == "__main__":
     write_or_print(PAGE, tables())
+    if "--write" in sys.argv[1:] and STORE.is_dir():
+        draw(picture(), "mixing", PICTURE)
