@@ -1,4 +1,4 @@
-"""The tables of docs/findings/mixing.md, made of the store beside this file: python -m studies.mixcal.tables [--write]
+"""The tables of docs/findings/mixing.md, made of the stores beside this file: python -m studies.mixcal.tables [--write]
 
 With `--write` the page's picture is drawn too; picture.json has its numbers. Losses are nats per token, on rows that no draw calibrates on.
 """
@@ -22,6 +22,8 @@ from calibrant.store import Store
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parents[1] / "docs/findings/mixing.md"
 STORE: Final = HERE / "sweep"
+ARRIVAL: Final = HERE / "arrival"
+"""Half of each and its ends, walked anew."""
 PICTURE: Final = HERE / "picture.json"
 MODELS: Final = {"smollm2": "SmolLM2", "gemma3-270m": "Gemma"}
 METHODS: Final = ("wanda", "sparsegpt")
@@ -66,10 +68,10 @@ Group = Mapping[str, Way]
 """The ways of a model, method and pair, by share."""
 
 
-def groups(pair: str) -> Mapping[tuple[str, str], Group]:
-    """By model and method every way to mix a pair that is measured whole, from the general set alone to the domain's."""
+def groups(pair: str, folder: Path = STORE) -> Mapping[tuple[str, str], Group]:
+    """By model and method every way to mix a pair that is measured whole in a store, from the general set alone to the domain's."""
     found: dict[tuple[str, str], dict[str, Way]] = {(model, method): {} for model in MODELS for method in METHODS}
-    with Store(STORE, create=False) as store:
+    with Store(folder, create=False) as store:
         asked = {(c.model, c.method, c.data) for c in store.cells() if c.method != "none"}
         for model, method, data in sorted(asked, key=lambda label: _share(label[2], pair)):
             share = _share(data, pair)
@@ -122,7 +124,7 @@ def untouched() -> Iterator[str]:
 
 
 def inside(pair: str) -> Iterator[str]:
-    """Rows: by how much each mix of statistics, and the pooled set, is better than its ends on the mean of both texts; and what it costs on each text.
+    """Rows: by how much each mix of statistics, and the pooled set, is better than its ends on both texts; and what it costs on each.
 
     p is of the hypothesis that a mix isn't better than both ends; corrected over all mixes of all pairs, methods and models (Holm).
     """
@@ -139,6 +141,16 @@ def inside(pair: str) -> Iterator[str]:
             gains, told = _gains(group, way), _p(corrected.get((model, method, pair, share)))
             cells = [share, *(with_interval(e, False) for e in gains), told, *(with_interval(e, False) for e in costs)]
             yield f"| {MODELS[model]} | `{method}` | {' | '.join(cells)} |"
+
+
+def walked_anew() -> Iterator[str]:
+    """Rows: half of arithmetic and C4 and its ends, walked anew as the model is pruned, and how much better than one pass that is, on both."""
+    yield "| share of arithmetic | mean of both | on arithmetic | on C4 | better than in one pass |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
+    one_pass = groups("arithmetic")["smollm2", "sparsegpt"]
+    for share, way in groups("arithmetic", ARRIVAL)["smollm2", "sparsegpt"].items():
+        better = contrast(_of(one_pass[share], way.texts), _of(way, way.texts))
+        yield f"| {share} | {' | '.join(map(with_range, way.losses))} | {with_interval(better, False)} |"
 
 
 def better_than_both() -> Mapping[tuple[str, str, str, str], float | None]:
@@ -180,6 +192,8 @@ def tables() -> Mapping[str, str]:
     made: dict[str, Iterable[str]] = {"planned": planned(STORE), "untouched": untouched()}
     for pair in PAIRS:
         made |= {pair: curves(pair), f"{pair} inside": inside(pair)}
+    if ARRIVAL.is_dir():
+        made |= {"walked anew": walked_anew(), "walked anew, planned": planned(ARRIVAL)}
     return {name: "\n".join(rows) for name, rows in made.items()}
 
 
