@@ -97,9 +97,10 @@ def curves(pair: str) -> Iterator[str]:
     Also how much of what the domain's set saves on its own text, against the general set, a share saves; nothing where that set saves nothing.
     """
     domain, general = (NAMES[data] for data in PAIRS[pair])
-    yield f"| model | method | share of {domain} | mean of both | on {domain} | of the gain | on {general} | better on both |"
-    yield "| --- | --- | --- | ---: | ---: | ---: | ---: | --- |"
-    for (model, method), group in groups(pair).items():
+    found = groups(pair)
+    yield f"| {_headed(found)} | share of {domain} | mean of both | on {domain} | of the gain | on {general} | better on both |"
+    yield f"|{' --- |' * len(_labels(found))} --- | ---: | ---: | ---: | ---: | --- |"
+    for label, group in found.items():
         means = {share: list(map(statistics.mean, way.losses)) for share, way in group.items()}
         for share, way in sorted(group.items(), key=lambda item: item[0] == POOLED):
             least = [min((of[at] for other, of in means.items() if other != POOLED), default=0.0) for at in range(3)]
@@ -109,7 +110,7 @@ def curves(pair: str) -> Iterator[str]:
             whole = means["0"][1] - means["1"][1] if {"0", "1"} <= means.keys() else 0.0
             brought = f"{(means['0'][1] - means[share][1]) / whole:.0%}" if whole > 0 else ""
             both, own, other = cells
-            yield f"| {MODELS[model]} | `{method}` | {share} | {both} | {own} | {brought} | {other} | {', '.join(better)} |"
+            yield f"| {_told(label, found)} | {share} | {both} | {own} | {brought} | {other} | {', '.join(better)} |"
 
 
 def untouched() -> Iterator[str]:
@@ -124,23 +125,23 @@ def untouched() -> Iterator[str]:
 
 
 def inside(pair: str) -> Iterator[str]:
-    """Rows: by how much each mix of statistics, and the pooled set, is better than its ends on both texts; and what it costs on each.
+    """Rows: by how much each mix of statistics, and the pooled set, is better than its ends on both texts; what it costs on the general one.
 
     p is of the hypothesis that a mix isn't better than both ends; corrected over all mixes of all pairs, methods and models (Holm).
     """
     domain, general = (NAMES[data] for data in PAIRS[pair])
-    heads = [f"share of {domain}", f"better than {general}", f"better than {domain}", "than both: p (Holm)"]
-    yield f"| model | method | {' | '.join([*heads, f'cost on {domain}', f'cost on {general}'])} |"
-    yield "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
-    corrected = better_than_both()
-    for (model, method), group in groups(pair).items():
+    heads = [f"share of {domain}", f"better than {general}", f"better than {domain}", "p (Holm)", f"cost on {general}"]
+    found, corrected = groups(pair), better_than_both()
+    yield f"| {_headed(found)} | {' | '.join(heads)} |"
+    yield f"|{' --- |' * len(_labels(found))} --- | ---: | ---: | ---: | ---: |"
+    for label, group in found.items():
         for share, way in sorted(group.items(), key=lambda item: item[0] == POOLED):
             if share in ("0", "1") or not {"0", "1"} <= group.keys():
                 continue
-            costs = [contrast(_of(way, [text]), _of(end, [text])) for text, end in zip(way.texts, (group["1"], group["0"]), strict=True)]
-            gains, told = _gains(group, way), _p(corrected.get((model, method, pair, share)))
-            cells = [share, *(with_interval(e, False) for e in gains), told, *(with_interval(e, False) for e in costs)]
-            yield f"| {MODELS[model]} | `{method}` | {' | '.join(cells)} |"
+            cost = contrast(_of(way, way.texts[1:]), _of(group["0"], way.texts[1:]))
+            gains, told = _gains(group, way), _p(corrected.get((*label, pair, share)))
+            cells = [share, *(with_interval(e, False) for e in gains), told, with_interval(cost, False)]
+            yield f"| {_told(label, found)} | {' | '.join(cells)} |"
 
 
 def walked_anew() -> Iterator[str]:
@@ -168,6 +169,20 @@ def better_than_both() -> Mapping[tuple[str, str, str, str], float | None]:
                     asked[model, method, pair, way.share] = max(known) if len(known) == len(each) else None
     family = holm([Contrast("", "", "", (), "", "", "", p=p) for p in asked.values()])
     return {label: of.p_holm for label, of in zip(asked, family, strict=True)}
+
+
+def _labels(found: Mapping[tuple[str, str], Group]) -> Sequence[str]:
+    """What tells the groups apart: the model only where there are several."""
+    return ("model", "method") if len({model for model, _ in found}) > 1 else ("method",)
+
+
+def _headed(found: Mapping[tuple[str, str], Group]) -> str:
+    return " | ".join(_labels(found))
+
+
+def _told(label: tuple[str, str], found: Mapping[tuple[str, str], Group]) -> str:
+    model, method = label
+    return " | ".join({"model": MODELS[model], "method": f"`{method}`"}[name] for name in _labels(found))
 
 
 def _gains(group: Group, way: Way) -> list[Estimate]:
