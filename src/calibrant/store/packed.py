@@ -51,7 +51,8 @@ BYTES: Final = "bytes"
 
 _OF_RUNS: Final = (RECORD, PROVENANCE, PROFILE, SUMS, WEIGHTS)
 _OF_MEASUREMENTS: Final = (SCORE, PROVENANCE, SUMS)
-_NUMBERS: Final = ("item", "value", "weight")
+NUMBERS: Final = ("item", "value", "weight")
+"""The columns that every measurement's items have."""
 
 
 def libraries() -> dict[str, str]:
@@ -128,8 +129,10 @@ class PackedStore:
     def numbers(self, run: str, measure: str) -> tuple[Any, Any, Any]:
         """Return the names, values and weights of a measurement's items as Arrow arrays."""
         layout = self.layout(self.measures[run][measure])
-        rows = self._items(layout["group"], _NUMBERS).slice(layout["start"], layout["rows"])
-        return tuple(rows[name].combine_chunks() for name in _NUMBERS)
+        where = dict(layout["columns"])
+        columns = [where[name] for name in NUMBERS]  # older tables have weights that equal all values only once, as values
+        rows = self._items(layout["group"], tuple(dict.fromkeys(columns))).slice(layout["start"], layout["rows"])
+        return tuple(rows[column].combine_chunks() for column in columns)
 
     def layout(self, place: Place) -> Mapping[str, Any]:
         """Return in which rows a measurement's items are, and in which columns."""

@@ -28,6 +28,7 @@ from calibrant.store.packed import (
     ITEMS_TABLE,
     MARKER,
     MOVING,
+    NUMBERS,
     PACKED,
     PACKED_FORMAT,
     RUNS_TABLE,
@@ -260,7 +261,7 @@ class _Writer:
         arrays, columns = dict[str, Any](), list[list[str]]()
         for column in table.schema:
             name = self._columns[column.name, str(column.type)]
-            if name != "value" and column.type == pa.float64() and _same_bits(table[column.name], table["value"]):
+            if name not in NUMBERS and column.type == pa.float64() and _same_bits(table[column.name], table["value"]):
                 name = "value"  # a loss has it once under each of its names
             columns.append([column.name, name])
             arrays[name] = table[column.name]
