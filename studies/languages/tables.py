@@ -10,10 +10,10 @@ from typing import Final, NamedTuple
 
 import numpy as np
 from studies.arms import Measured, complete, planned, with_interval, with_range
-from studies.overlaps import Draws, against, between, jackknifed, part_of_the_set, told, within
+from studies.overlaps import Draws, against, between, part_of_the_set, told, within
 from studies.pages import write_or_print
 
-from calibrant.compare import contrast
+from calibrant.compare import contrast, t_quantile
 from calibrant.compare.masks import mask_bits
 from calibrant.data import CalibrationSet
 from calibrant.evaluators import evaluators
@@ -47,7 +47,7 @@ class Arm(NamedTuple):
 
 
 def arms() -> tuple[list[Arm], Measured]:
-    """Every method and language of which all draws are measured, by method and in the order of CODES, and the dense model."""
+    """What is measured with every method whose sets are all measured, by method and in the order of CODES; and of the dense model."""
     found: list[Arm] = []
     with Store(STORE, create=False) as store:
         cells = [cell for cell in store.cells() if cell.method != "none"]
@@ -57,6 +57,8 @@ def arms() -> tuple[list[Arm], Measured]:
             if (measured := complete(store, method=method, target=target, data=data)) and len(records) == len(own):
                 found.append(Arm(method, SETS.get(data, ALL), measured, records))
         methods, order = [cell.method for cell in cells], [*CODES, ALL]
+        whole = [method for method in methods if sum(arm.method == method for arm in found) == len(order)]
+        found = [arm for arm in found if arm.method in whole]
         return sorted(found, key=lambda arm: (methods.index(arm.method), order.index(arm.data))), complete(store, method="none")
 
 
@@ -71,7 +73,7 @@ def losses(every: Iterable[Arm], dense: Measured, asked: Mapping[str, str]) -> I
     yield f"| --- | --- | ---: |{' ---: |' * len(asked)}"
     rows = {(arm.method, arm.data): _values(arm.measured, asked) for arm in every}
     if dense:
-        yield f"| none | untouched | {' | '.join(map(with_range, _values(dense, asked)))} |"
+        yield f"| none | dense model | {' | '.join(map(with_range, _values(dense, asked)))} |"
     for (method, data), values in rows.items():
         least = [min(statistics.mean(of[at]) for (other, _), of in rows.items() if other == method) for at in range(len(values))]
         cells = [f"**{with_range(of)}**" if statistics.mean(of) == low else with_range(of) for of, low in zip(values, least, strict=True)]
@@ -91,28 +93,41 @@ def own(every: list[Arm], asked: Mapping[str, str]) -> Iterator[str]:
     for method in dict.fromkeys(arm.method for arm in every):
         for name, measured in asked.items():
             sides = {arm.data: {measured: arm.measured[measured]} for arm in every if arm.method == method and arm.data != ALL}
-            if len(sides) < len(CODES):
-                continue  # a part of the study isn't there
             ranked = sorted(sides, key=lambda data: statistics.mean(m.score.value for m in sides[data][measured]))
             best = next(data for data in ranked if data != name)
             better = with_interval(contrast(sides[best], sides[name]), comparisons=len(CODES) - 1)
             yield f"| `{method}` | {name} | {ranked.index(name) + 1} of {len(ranked)} | {best} | {better} |"
 
 
+def averages(every: list[Arm], asked: Mapping[str, str]) -> Iterator[str]:
+    """Rows: the mean loss over the languages with each set, the least first, and how much more that is than with equal shares and than with English.
+
+    Each difference jointly over the other sets of a method.
+    """
+    yield "| method | calibrated on | mean | more than with equal shares by | less than with English by |"
+    yield "| --- | --- | ---: | ---: | ---: |"
+    for method in dict.fromkeys(arm.method for arm in every):
+        sides = {arm.data: {name: arm.measured[name] for name in asked.values()} for arm in every if arm.method == method}
+        mean = {data: statistics.mean(m.score.value for of in side.values() for m in of) for data, side in sides.items()}
+        for data in sorted(sides, key=mean.__getitem__):
+            more = "" if data == ALL else with_interval(contrast(sides[data], sides[ALL]), comparisons=len(CODES))
+            less = "" if data in ("English", ALL) else with_interval(contrast(sides["English"], sides[data]), comparisons=len(CODES) - 1)
+            yield f"| `{method}` | {data} | {mean[data]:.3f} | {more} | {less} |"
+
+
 def behind(every: list[Arm], asked: Mapping[str, str]) -> Iterator[str]:
-    """Rows: how much worse each set is than the language's own text, the least worst first; bold without zero, jointly over a method's cells."""
+    """Rows: how much worse each set is than the language's own text, by its worst; bold where significant jointly over a method's cells."""
     yield f"| method | calibrated on | furthest behind on | {' | '.join(asked)} |"
     yield f"| --- | --- | ---: |{' ---: |' * len(asked)}"
     for method in dict.fromkeys(arm.method for arm in every):
         by = {arm.data: arm.measured for arm in every if arm.method == method}
-        if len(by) <= len(CODES):
-            continue
         rows: list[tuple[float, str]] = []
+        comparisons = (len(by) - 1) * len(asked)
         for data, of in by.items():
             apart = {name: contrast({m: of[m]}, {m: by[name][m]}) for name, m in asked.items() if name != data}
             worst = max(apart, key=lambda name: apart[name].value)
-            marked = {name: f"**{e.value:+.3f}**" if e.significant(comparisons=len(CODES) ** 2) else f"{e.value:+.3f}" for name, e in apart.items()}
-            cells = [f"{worst}: {with_interval(apart[worst], comparisons=len(apart))}", *(marked.get(name, "") for name in asked)]
+            marked = {name: f"**{e.value:+.3f}**" if e.significant(comparisons=comparisons) else f"{e.value:+.3f}" for name, e in apart.items()}
+            cells = [f"{worst}: {with_interval(apart[worst], comparisons=comparisons)}", *(marked.get(name, "") for name in asked)]
             rows.append((apart[worst].value, f"| `{method}` | {data} | {' | '.join(cells)} |"))
         yield from (row for _, row in sorted(rows))
 
@@ -126,8 +141,8 @@ def overlaps(every: list[Arm]) -> Iterator[str]:
     yield "| --- | ---: | ---: | --- | ---: | ---: | ---: |"
     for method in dict.fromkeys(arm.method for arm in every):
         kept = {arm.data: arm.kept for arm in every if arm.method == method}
-        if len(kept) <= len(CODES) or not len(kept[ALL][0]):
-            continue  # a part of the study isn't there, or the method leaves no mask
+        if not len(kept[ALL][0]):
+            continue  # the method leaves no mask
         languages = {data: of for data, of in kept.items() if data != ALL}
         pairs = {(a, b): against([languages[a]], languages[b], _common) for a in languages for b in languages if a < b}
         (a, b), least = min(pairs.items(), key=lambda pair: pair[1])
@@ -147,7 +162,7 @@ def neurons(every: list[Arm]) -> Iterator[str]:
     yield f"| --- | --- | ---: |{' ---: |' * len(CODES)}"
     if every:
         had = {name: _specific(every[0].measured[NEURONS][0], name)[1] for name in CODES}
-        yield f"| none | untouched, how many | {sum(had.values()):,.0f} | {' | '.join(f'{count:,.0f}' for count in had.values())} |"
+        yield f"| none | dense model, how many | {sum(had.values()):,.0f} | {' | '.join(f'{count:,.0f}' for count in had.values())} |"
     for arm in every:
         of = arm.measured[NEURONS]
         cells = [f"{statistics.mean(m.score.value for m in of):.2f}", *(_share(of, name) for name in CODES)]
@@ -166,19 +181,17 @@ def _share(of: Iterable[Measurement], name: str) -> str:
 
 
 def own_neurons(every: list[Arm]) -> Iterator[str]:
-    """Rows: by method, the share of a language's neurons that stay with its own text and with another language's; languages count alike."""
+    """Rows: by method, the share of a language's neurons that stay with its own text and with another language's; the interval is over languages."""
     yield "| method | own text | another language | equal shares | own less another | by language |"
     yield "| --- | ---: | ---: | ---: | ---: | --- |"
     for method in dict.fromkeys(arm.method for arm in every):
         by: Draws[Measurement] = {arm.data: arm.measured[NEURONS] for arm in every if arm.method == method}
-        if len(by) <= len(CODES):
-            continue
         some = [name for name in CODES if _specific(by[ALL][0], name)[1]]
         apart = {name: _staying(by[name], name) - _elsewhere(by, name) for name in some}
-        value, half = jackknifed(by, lambda each, some=some: statistics.mean(_staying(each[name], name) - _elsewhere(each, name) for name in some))
+        half = t_quantile(0.975, len(apart) - 1) * statistics.stdev(apart.values()) / len(apart) ** 0.5
         means = [statistics.mean(of) for of in zip(*((_staying(by[n], n), _elsewhere(by, n), _staying(by[ALL], n)) for n in some), strict=True)]
         each = ", ".join(f"{name} {less:+.2f}" for name, less in apart.items())
-        yield f"| `{method}` | {' | '.join(f'{mean:.2f}' for mean in means)} | {told(value, half)} | {each} |"
+        yield f"| `{method}` | {' | '.join(f'{mean:.2f}' for mean in means)} | {told(statistics.mean(apart.values()), half, 3)} | {each} |"
 
 
 def _staying(of: Iterable[Measurement], name: str) -> float:
@@ -198,7 +211,9 @@ def tables() -> Mapping[str, str]:
     every, dense = arms()
     asked = columns("flores", CODES)
     made: dict[str, Iterable[str]] = {"planned": planned(STORE), "own": own(every, asked), "behind": behind(every, asked)}
-    made |= {"losses": losses(every, dense, asked), "other text": losses(every, dense, columns("xquad", OTHER_TEXT))}
+    other = columns("xquad", OTHER_TEXT)
+    made |= {"averages": averages(every, asked), "losses": losses(every, dense, asked)}
+    made |= {"other text": losses(every, dense, other), "own, other text": own(every, other)}
     made |= {"overlaps": overlaps(every), "neurons": neurons(every), "own neurons": own_neurons(every)}
     return {name: "\n".join(rows) for name, rows in made.items()}
 
