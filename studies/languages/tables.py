@@ -73,11 +73,17 @@ def losses(every: Iterable[Arm], dense: Measured, asked: Mapping[str, str]) -> I
     yield f"| --- | --- | ---: |{' ---: |' * len(asked)}"
     rows = {(arm.method, arm.data): _values(arm.measured, asked) for arm in every}
     if dense:
-        yield f"| none | dense model | {' | '.join(map(with_range, _values(dense, asked)))} |"
+        yield f"| none | dense model | {' | '.join(_with_mean(_values(dense, asked)))} |"
     for (method, data), values in rows.items():
         least = [min(statistics.mean(of[at]) for (other, _), of in rows.items() if other == method) for at in range(len(values))]
-        cells = [f"**{with_range(of)}**" if statistics.mean(of) == low else with_range(of) for of, low in zip(values, least, strict=True)]
+        told = zip(_with_mean(values), values, least, strict=True)
+        cells = [f"**{cell}**" if statistics.mean(of) == low else cell for cell, of, low in told]
         yield f"| `{method}` | {data} | {' | '.join(cells)} |"
+
+
+def _with_mean(values: list[list[float]]) -> list[str]:
+    """The mean of the draws on average over the languages, with their range, and on each language."""
+    return [with_range(values[0]), *(f"{statistics.mean(of):.3f}" for of in values[1:])]
 
 
 def _values(measured: Measured, asked: Mapping[str, str]) -> list[list[float]]:
@@ -137,7 +143,7 @@ def overlaps(every: list[Arm]) -> Iterator[str]:
 
     The draws of equal shares lie within the first draw of each language, which is left out beside them.
     """
-    yield "| method | two draws of a language | two languages | least alike | a language and equal shares | two random masks | the language's part |"
+    yield "| method | two draws | two languages | least alike | and equal shares | random masks | the language's part |"
     yield "| --- | ---: | ---: | --- | ---: | ---: | ---: |"
     for method in dict.fromkeys(arm.method for arm in every):
         kept = {arm.data: arm.kept for arm in every if arm.method == method}
@@ -182,16 +188,15 @@ def _share(of: Iterable[Measurement], name: str) -> str:
 
 def own_neurons(every: list[Arm]) -> Iterator[str]:
     """Rows: by method, the share of a language's neurons that stay with its own text and with another language's; the interval is over languages."""
-    yield "| method | own text | another language | equal shares | own less another | by language |"
-    yield "| --- | ---: | ---: | ---: | ---: | --- |"
+    yield "| method | own text | another language | equal shares | own less another |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
     for method in dict.fromkeys(arm.method for arm in every):
         by: Draws[Measurement] = {arm.data: arm.measured[NEURONS] for arm in every if arm.method == method}
         some = [name for name in CODES if _specific(by[ALL][0], name)[1]]
         apart = {name: _staying(by[name], name) - _elsewhere(by, name) for name in some}
         half = t_quantile(0.975, len(apart) - 1) * statistics.stdev(apart.values()) / len(apart) ** 0.5
         means = [statistics.mean(of) for of in zip(*((_staying(by[n], n), _elsewhere(by, n), _staying(by[ALL], n)) for n in some), strict=True)]
-        each = ", ".join(f"{name} {less:+.2f}" for name, less in apart.items())
-        yield f"| `{method}` | {' | '.join(f'{mean:.2f}' for mean in means)} | {told(statistics.mean(apart.values()), half, 3)} | {each} |"
+        yield f"| `{method}` | {' | '.join(f'{mean:.2f}' for mean in means)} | {told(statistics.mean(apart.values()), half, 3)} |"
 
 
 def _staying(of: Iterable[Measurement], name: str) -> float:
