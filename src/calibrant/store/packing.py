@@ -266,8 +266,7 @@ class _Writer:
             columns.append([column.name, name])
             arrays[name] = table[column.name]
         layout: dict[str, Any] = {"group": group, "start": start, "rows": len(table), "columns": columns}
-        files = self._source.files(*key)
-        content = files.content(ITEMS)
+        content = self._source.files(*key).content(ITEMS)
         way = next((way for way in reversed(range(WAYS)) if _parquet(table, way) == content), None)
         self._layouts[key] = layout if way is None else {**layout, "way": way}
         if way is None and content is not None:
