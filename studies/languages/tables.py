@@ -194,7 +194,7 @@ def own_neurons(every: list[Arm]) -> Iterator[str]:
         by: Draws[Measurement] = {arm.data: arm.measured[NEURONS] for arm in every if arm.method == method}
         some = [name for name in CODES if _specific(by[ALL][0], name)[1]]
         apart = {name: _staying(by[name], name) - _elsewhere(by, name) for name in some}
-        half = t_quantile(0.975, len(apart) - 1) * statistics.stdev(apart.values()) / len(apart) ** 0.5
+        half = t_quantile(0.975, float(len(apart) - 1)) * statistics.stdev(apart.values()) / len(apart) ** 0.5
         means = [statistics.mean(of) for of in zip(*((_staying(by[n], n), _elsewhere(by, n), _staying(by[ALL], n)) for n in some), strict=True)]
         yield f"| `{method}` | {' | '.join(f'{mean:.2f}' for mean in means)} | {told(statistics.mean(apart.values()), half, 3)} |"
 
