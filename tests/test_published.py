@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from studies import cost, findings
 from studies.blocks import tables as blocks
@@ -16,7 +17,7 @@ from studies.languages import tables as languages
 from studies.mixcal import tables as mixcal
 from studies.pages import filled
 from studies.pruning import tables as pruning
-from studies.sensitivity import recommended
+from studies.sensitivity import recommended, second
 from studies.sensitivity import tables as sensitivity
 from studies.words import tables as words
 
@@ -217,6 +218,7 @@ def test_the_study_of_choosing_is_what_its_file_asks():
 
 PAGES = {
     "sensitivity": sensitivity,
+    "second": second,
     "grids": grids,
     "pruning": pruning,
     "experts": experts,
@@ -235,6 +237,9 @@ STORES = [
     ("words", "smollm2"),
     ("blocks", "smollm2"),
     ("blocks", "factors"),
+    ("sensitivity", "pilot"),
+    ("sensitivity", "pilot_gemma"),
+    ("sensitivity", "gemma3-270m"),
     ("sensitivity", "more_tokens"),
     ("sensitivity", "own"),
     ("sensitivity", "targets"),
@@ -249,7 +254,7 @@ UNFINISHED = [("sensitivity", "smollm2"), ("mixcal", "sweep")]
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_says_what_its_records_say(name: str):
     text = PAGES[name].PAGE.read_text("utf-8")
-    assert filled(text, PAGES[name].tables()) == text, f"python -m studies.{name}.tables --write"
+    assert filled(text, PAGES[name].tables()) == text, f"python -m {PAGES[name].__name__} --write"
     rows = "\n".join(line for line in text.splitlines() if line.startswith("|"))
     told = [number for line in text.splitlines() if not line.startswith("|") for number in re.findall(r"\d+\.\d{2,3}\b|\d\.\d%", line)]
     assert len(told) > 10
@@ -270,6 +275,46 @@ def test_of_unfinished_studies_nothing_is_wrong_but_what_is_missing(study: str, 
     problems = verify(folder / name)
     assert problems
     assert [str(problem) for problem in problems if problem.remedy != "ask for the study again to have it computed"] == []
+
+
+@pytest.mark.slow
+def test_pages_say_how_much_text_was_shown_and_measured():
+    languages_page, mixing_page = languages.PAGE.read_text("utf-8"), mixcal.PAGE.read_text("utf-8")
+    shown, measured = texts_of(languages.STORE)
+    passages = [shown[data] for data in languages.SETS]
+    assert f"{min(low for low, _ in passages)} to {max(high for _, high in passages)} passages" in languages_page
+    flores, xquad = ({count for text, count in measured.items() if source in text and "lape" not in text} for source in ("flores", "xquad"))
+    assert f"({min(flores)} to {max(flores)} passages)" in languages_page
+    assert xquad == {5, 6}
+    assert "five and six paragraphs" in languages_page
+    shown, measured = texts_of(mixcal.STORE)
+    assert shown["wikipedia"] == shown["python_code"] == (1, 3)
+    assert "A draw of the encyclopedia is one to three long articles, one of code one to three files" in mixing_page
+    assert [count for text, count in measured.items() if "wikipedia" in text] == [5]
+    assert "the encyclopedia is measured on five articles" in mixing_page
+
+
+@pytest.mark.slow
+def test_the_page_on_mixing_says_which_draws_go_against_each_other():
+    group = mixcal.groups("arithmetic")["smollm2", "sparsegpt"]
+    general = group["0"].losses[0]
+    against = [share for share, way in group.items() if np.corrcoef(general, way.losses[0])[0, 1] < -0.5]
+    assert against == ["0.25", "0.75", "0.9"]
+    assert "where they go against each other, as SparseGPT's do with C4 at 0.25, 0.75 and 0.9" in mixcal.PAGE.read_text("utf-8")
+
+
+def texts_of(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+    """How many rows a draw of each set holds, at least and at most; and how many documents each measurement has."""
+    shown: dict[str, list[int]] = {}
+    measured: dict[str, int] = {}
+    with Store(folder, create=False) as store:
+        for cell in store.cells():
+            if cell.run and (record := store.record(cell.run, whole=False)) is not None:
+                if cell.data:
+                    shown.setdefault(cell.data, []).append(sum(part["rows"] for part in record.data_facts["parts"]))
+                scores = store.scores(cell.run)
+                measured |= {text: scores[name].score.n for text, name in cell.measures.items() if name in scores}
+    return {data: (min(rows), max(rows)) for data, rows in shown.items()}, measured
 
 
 def test_the_page_of_costs_says_what_was_counted():

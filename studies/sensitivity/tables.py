@@ -1,6 +1,6 @@
 """The tables of docs/findings/sensitivity.md, made of the stores beside this file: python -m studies.sensitivity.tables [--write]
 
-With `--write` the README's picture is drawn too; picture.json has its numbers. Divergences are nats per token, KL(untouched ‖ compressed), on rows
+With `--write` the README's picture is drawn too; picture.json has its numbers. Divergences are nats per token, KL(dense ‖ compressed), on rows
 that no draw calibrates on.
 """
 
@@ -20,11 +20,12 @@ from calibrant.compare.contrasts import Contrast, holm
 from calibrant.compare.crossed import ItemValues
 from calibrant.report.plots import Plot
 from calibrant.report.plots.sensitivity import worth
-from calibrant.store import Store
+from calibrant.store import Cell, Store
 
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parents[1] / "docs/findings/sensitivity.md"
 PICTURE: Final = HERE / "picture.json"
+STORE: Final = HERE / "smollm2"
 MODELS: Final = {"smollm2": "SmolLM2", "gemma3-270m": "Gemma"}
 DOMAINS: Final = {"web": "c4", "encyclopedia": "wikipedia", "collection": "pile", "code": "python_code", "arithmetic": "gsm8k", "passages": "race"}
 """Each domain that is measured, and the source it is made of."""
@@ -57,23 +58,35 @@ FITTED: Final = ("sparsegpt", "refined", "gptq", "gptq(scales='importance')", "r
 WEIGHING: Final = ("wanda", "rtn(scales='importance')", "awq", "llama_cpp")
 MIXED: Final = ("wanda", "sparsegpt", "gptq(scales='importance')", "awq")
 LONGER: Final = ("wanda", "sparsegpt", "gptq(scales='importance')")
-PLANNED: Final = len(STRONG) + 1 + len(MIXED) + len(LONGER)
+PLANNED: Final = 18
 """How many primary questions there are, also those that can't be answered yet."""
 
 
-def sensitivity_table(found: Iterable[Sensitivity], seen: Mapping[tuple[str, str], float]) -> Iterator[str]:
+Label = tuple[str, str, str]
+"""A model, a method and its target."""
+
+
+def _label(of: Sensitivity | Cell) -> Label:
+    return of.model, of.method, of.target
+
+
+def sensitivity_table(found: Sequence[Sensitivity], seen: Mapping[Label, float]) -> Iterator[str]:
     """Rows: what the choice of set is worth by method and target, the most of the divergence first; and what could be `seen`.
 
-    By domain, each with its own best and worst set, and where one set must serve all domains.
+    By domain, each with its own best and worst set, and where one set must serve all domains. Several models stand together by method.
     """
-    heads = ["method", "target", "mean", "by domain", "by chance at most", "of the mean", "one set for all", "of the mean", "4 in 5 see"]
-    yield f"| {' | '.join([*heads, 'between sets / draws', 'p'])} |"
-    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
-    for s in sorted(found, key=lambda s: -(s.share or 0.0)):
+    several = len({s.model for s in found}) > 1
+    heads = ["method", *(["model"] if several else []), "target"]
+    numbers = ["mean", "by domain", "by chance at most", "of the mean", "one set for all", "of the mean", "4 in 5 see", "between sets / draws", "p"]
+    yield f"| {' | '.join([*heads, *numbers])} |"
+    yield f"|{' --- |' * len(heads)}{' ---: |' * len(numbers)}"
+    most = {s.method + s.target: max(of.share or 0.0 for of in found if (of.method, of.target) == (s.method, s.target)) for s in found}
+    for s in sorted(found, key=lambda s: (-most[s.method + s.target], list(MODELS).index(s.model))):
         ratio = "" if s.ratio is None or s.ratio_interval is None else f"{s.ratio:.1f} ({s.ratio_interval[0]:.1f} to {s.ratio_interval[1]:.1f})"
-        least = f"{seen[s.method, s.target]:.3f}" if (s.method, s.target) in seen else ""
+        least = f"{seen[_label(s)]:.3f}" if _label(s) in seen else ""
         one, mean = s.gaps[MEAN], s.increase or math.nan
-        cells = [f"`{s.method}`", s.target, f"{mean:.3f}", _worth(s.worth, s.worth_interval), f"{s.floor:.3f}", f"{100 * s.worth / mean:.0f}%"]
+        cells = [f"`{s.method}`", *([MODELS[s.model]] if several else []), s.target, f"{mean:.3f}"]
+        cells += [_worth(s.worth, s.worth_interval), f"{s.floor:.3f}", f"{100 * s.worth / mean:.0f}%"]
         cells += [_worth(one.value, one.interval), f"{100 * one.value / mean:.0f}%", least, ratio, "" if s.p is None else f"{s.p:.1g}"]
         yield f"| {' | '.join(cells)} |"
 
@@ -97,46 +110,59 @@ def otherwise_table(ways: Mapping[str, Sequence[Sensitivity]]) -> Iterator[str]:
 
 
 def sets_table(results: Results) -> Iterator[str]:
-    """Rows: the mean divergence with each set, by method, where all draws are measured on all domains; bold the least of a row."""
-    labels = [data for data in SETS if any(cell.data == data for cell in results.cells)]
-    yield f"| method | target | {' | '.join(SETS[data] for data in labels)} |"
-    yield f"| --- | --- |{' ---: |' * len(labels)}"
-    for method, target in dict.fromkeys((c.method, c.target) for c in results.cells if c.method != "none"):
-        means = {data: _mean(results, method, target, data) for data in labels}
+    """Rows: the mean divergence with each set, by method, where all draws are measured on all domains; bold the least of several.
+
+    Several models stand together by method.
+    """
+    cells = [cell for cell in results.cells if cell.method != "none"]
+    labels, several = [data for data in SETS if any(cell.data == data for cell in cells)], len({cell.model for cell in cells}) > 1
+    yield f"| method |{' model |' if several else ''} target | {' | '.join(SETS[data] for data in labels)} |"
+    yield f"| --- |{' --- |' if several else ''} --- |{' ---: |' * len(labels)}"
+    order = [cell.method for cell in cells]
+    for label in sorted(dict.fromkeys(map(_label, cells)), key=lambda label: order.index(label[1]) if several else 0):
+        means = {data: _mean(results, label, data) for data in labels}
         known = [value for data, value in means.items() if value is not None and data != "random_tokens"]
         if known:
-            cells = ["" if v is None else f"**{v:.3f}**" if v == min(known) else f"{v:.3f}" for v in means.values()]
-            yield f"| `{method}` | {target} | {' | '.join(cells)} |"
+            least = min(known) if len(known) > 1 else None
+            shown = ["" if v is None else f"**{v:.3f}**" if v == least else f"{v:.3f}" for v in means.values()]
+            model, method, target = label
+            yield f"| {' | '.join([f'`{method}`', *([MODELS[model]] if several else []), target, *shown])} |"
 
 
-def _mean(results: Results, method: str, target: str, data: str) -> float | None:
-    cells = [cell for cell in results.cells if (cell.method, cell.target, cell.data) == (method, target, data)]
+def _mean(results: Results, label: Label, data: str) -> float | None:
+    cells = [cell for cell in results.cells if _label(cell) == label and cell.data == data]
     asked = [(cell.run, measure) for cell in cells for text, measure in cell.measures.items() if text.startswith("agreement")]
     found = [results.scores[run][measure].score.value for run, measure in asked if measure in results.scores.get(run, {})]
-    return statistics.mean(found) if found and len(found) == len(asked) else None
+    return statistics.mean(found) if found and len(found) == len(asked) and all(cell.run for cell in cells) else None
 
 
-def smallest_seen(folder: Path, found: Iterable[Sensitivity]) -> Mapping[tuple[str, str], float]:
-    """By method and target, what true difference between C4 and another set four such studies in five find, mean of the domains; median over sets."""
-    least: dict[tuple[str, str], float] = {}
+def smallest_seen(folder: Path, found: Iterable[Sensitivity]) -> Mapping[Label, float]:
+    """By model, method and target, what true difference between C4 and another set four such studies in five find.
+
+    On the mean of the domains; the median over sets.
+    """
+    least: dict[Label, float] = {}
     with Store(folder, create=False) as store:
         for s in found:
             sides = {data: side for data in s.sets if (side := _side(store, s.method, s.target, data)) is not None}
             each = [detectable(contrast(side, sides["c4"])) for data, side in sides.items() if data != "c4" and "c4" in sides]
             known = [value for value in each if value is not None]
             if known:
-                least[s.method, s.target] = statistics.median(known)
+                least[_label(s)] = statistics.median(known)
     return least
 
 
-def domains_table(found: Iterable[Sensitivity]) -> Iterator[str]:
-    """Rows: the best and the worst set on each domain, with what lies between them, at the stronger strength."""
+def domains_table(found: Iterable[Sensitivity], strong: Mapping[str, str]) -> Iterator[str]:
+    """Rows: the best and the worst set on each domain, with what lies between them, at the stronger strength of each method.
+
+    Bold where any two sets differ significantly on the domain.
+    """
     yield f"| method | {' | '.join(DOMAINS)} |"
     yield f"| --- |{' --- |' * len(DOMAINS)}"
     for s in found:
-        if STRONG.get(s.method) == s.target:
+        if strong.get(s.method) == s.target:
             chosen = [s.gaps[name] for name in named(s.gaps, DOMAINS.values())]
-            cells = [f"{SETS[c.best]}, {SETS[c.worst]}: {c.value:.3f}" + ("" if c.significant else " (not significant)") for c in chosen]
+            cells = [f"{SETS[c.best]}, {SETS[c.worst]}: {f'**{c.value:.3f}**' if c.significant else f'{c.value:.3f}'}" for c in chosen]
             yield f"| `{s.method}` | {' | '.join(cells)} |"
 
 
@@ -157,28 +183,29 @@ def of_text(folder: Path, results: Results) -> Results:
     return replace(results, cells=cells, items=items)
 
 
-def planned(found: Sequence[Sensitivity], folder: Path, longer: Path) -> Iterator[str]:
-    """Rows: the primary questions, corrected together (Holm), those that have no answer yet counted too."""
+def planned(found: Sequence[Sensitivity], strong: Mapping[str, str], folder: Path, longer: Path | None = None) -> Iterator[str]:
+    """Rows: the primary questions, corrected together (Holm), those that have no answer yet counted too.
+
+    `strong` are the methods and their stronger strength, `longer` the store with more tokens, if a study asks about that.
+    """
     by = {(s.method, s.target): s for s in found}
     asked: list[tuple[str, str, float | None]] = []
-    for method, target in STRONG.items():
+    for method, target in strong.items():
         s = by.get((method, target))
         told = "not computed" if s is None else "draws don't vary"
         if s is not None and s.ratio is not None and s.ratio_interval is not None:
             told = f"{s.ratio:.1f} ({s.ratio_interval[0]:.1f} to {s.ratio_interval[1]:.1f})"
         asked.append((f"another set changes more than another draw: `{method}`, {target}", told, None if s is None else s.p))
-    asked.append(("the choice is worth more where weights are fitted than where they are weighed", *_fitted_or_weighed(by)))
+    asked.append(("the choice is worth more where weights are fitted than where they are weighed", *fitted_or_weighed(by, strong)))
     with Store(folder, create=False) as store:
-        sides = {method: tuple(_side(store, method, STRONG[method], data) for data in (MIXTURE, "c4")) for method in dict.fromkeys((*MIXED, *LONGER))}
+        sides = {method: tuple(_side(store, method, strong[method], data) for data in (MIXTURE, "c4")) for method in MIXED}
     for method in MIXED:
         asked.append((f"the mixture is better than C4: `{method}`", *_better(*sides[method])))
-    more = dict.fromkeys(LONGER)
-    if longer.is_dir():
+    if longer is not None:
         with Store(longer, create=False) as store:
-            more = {method: _side(store, method, STRONG[method], "c4") for method in LONGER}
-    for method in LONGER:
-        asked.append((f"32,768 tokens of C4 are better than 8,192 of the mixture: `{method}`", *_better(more[method], sides[method][0])))
-    assert len(asked) == PLANNED
+            more = {method: _side(store, method, strong[method], "c4") for method in LONGER}
+        for method in LONGER:
+            asked.append((f"32,768 tokens of C4 are better than 8,192 of the mixture: `{method}`", *_better(more[method], sides[method][0])))
     family = [Contrast("", "", "", (), "", "", "", p=p) for _, _, p in asked]
     yield "| question | found | p (Holm) |"
     yield "| --- | ---: | ---: |"
@@ -204,12 +231,12 @@ def _better(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> t
     return with_interval(found, False), found.p_value()
 
 
-def _fitted_or_weighed(by: Mapping[tuple[str, str], Sensitivity]) -> tuple[str, float | None]:
+def fitted_or_weighed(by: Mapping[tuple[str, str], Sensitivity], strong: Mapping[str, str]) -> tuple[str, float | None]:
     """By how much the share is larger where weights are fitted, mean of the domains, each of which is an item.
 
     The domains share sets and draws, and the largest of differences is large by chance too, more so where draws vary more: the page says both.
     """
-    kinds = [[by.get((method, STRONG[method])) for method in methods] for methods in (FITTED, WEIGHING)]
+    kinds = [[by.get((method, strong[method])) for method in methods if method in strong] for methods in (FITTED, WEIGHING)]
     if any(s is None for kind in kinds for s in kind):
         return "not computed", None
     shares = [[[_share(s, name) for name in named(s.gaps, DOMAINS.values())] for s in kind if s] for kind in kinds]
@@ -226,7 +253,7 @@ def _share(s: Sensitivity, name: str) -> float:
 
 def picture() -> Plot:
     """What the choice of set is worth, by method at its stronger strength."""
-    with Store(HERE / "smollm2", create=False) as store:
+    with Store(STORE, create=False) as store:
         found = compare(read(store), measures=["agreement"]).sensitivities
     drawn = worth([s for s in found if STRONG.get(s.method) == s.target])
     assert drawn is not None
@@ -234,20 +261,22 @@ def picture() -> Plot:
 
 
 def tables() -> Mapping[str, str]:
-    """Each table in Markdown, by name, of the stores that are there."""
-    made: dict[str, Iterable[str]] = {}
-    for model in (model for model in MODELS if (HERE / model).is_dir()):
-        with Store(HERE / model, create=False) as store:
-            results = read(store)
-        found = compare(results, measures=["agreement"]).sensitivities
-        made[f"{model} sensitivity"] = sensitivity_table(found, smallest_seen(HERE / model, found))
-        made |= {f"{model} sets": sets_table(results), f"{model} domains": domains_table(found)}
-        tasks = {"two tasks, among the offered answers": ["commonsense_qa", "openbookqa"], "arc_easy, among the offered answers": ["arc_easy"]}
-        ways = {"loss of the same text": compare(of_text(HERE / model, results)).sensitivities}
-        ways |= {name: compare(results, measures=of).sensitivities for name, of in tasks.items()}
-        made[f"{model} otherwise"] = otherwise_table(ways)
-        if model == "smollm2":
-            made["planned"] = planned(found, HERE / model, HERE / "more_tokens")
+    """Each table in Markdown, by name."""
+    with Store(STORE, create=False) as store:
+        results = read(store)
+    found = compare(results, measures=["agreement"]).sensitivities
+    tasks = {"two tasks, among the offered answers": ["commonsense_qa", "openbookqa"], "arc_easy, among the offered answers": ["arc_easy"]}
+    ways = {"loss of the same text": compare(of_text(STORE, results)).sensitivities}
+    ways |= {name: compare(results, measures=of).sensitivities for name, of in tasks.items()}
+    asked = list(planned(found, STRONG, STORE, HERE / "more_tokens"))
+    assert len(asked) == 2 + PLANNED
+    made = {
+        "sensitivity": sensitivity_table(found, smallest_seen(STORE, found)),
+        "planned": asked,
+        "sets": sets_table(results),
+        "domains": domains_table(found, STRONG),
+        "otherwise": otherwise_table(ways),
+    }
     return {name: "\n".join(rows) for name, rows in made.items()}
 
 
