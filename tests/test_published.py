@@ -284,14 +284,16 @@ def test_pages_say_how_much_text_was_shown_and_measured():
     shown, measured = texts_of(languages.STORE)
     passages = [shown[data] for data in languages.SETS]
     assert f"{min(low for low, _ in passages)} to {max(high for _, high in passages)} passages" in languages_page
-    flores, xquad = ({count for text, count in measured.items() if source in text and "lape" not in text} for source in ("flores", "xquad"))
+    flores, xquad = (
+        set().union(*(counts for text, counts in measured.items() if source in text and "lape" not in text)) for source in ("flores", "xquad")
+    )
     assert f"({min(flores)} to {max(flores)} passages)" in languages_page
     assert xquad == {5, 6}
     assert "five and six paragraphs" in languages_page
     shown, measured = texts_of(mixcal.STORE)
     assert shown["wikipedia"] == shown["python_code"] == (1, 3)
     assert "A draw of the encyclopedia is one to three long articles, one of code one to three files" in mixing_page
-    assert [count for text, count in measured.items() if "wikipedia" in text] == [5]
+    assert [counts for text, counts in measured.items() if "wikipedia" in text] == [{5}]
     assert "the encyclopedia is measured on five articles" in mixing_page
 
 
@@ -304,17 +306,19 @@ def test_the_page_on_mixing_says_which_draws_go_against_each_other():
     assert "where they go against each other, as SparseGPT's do with C4 at 0.25, 0.75 and 0.9" in mixcal.PAGE.read_text("utf-8")
 
 
-def texts_of(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
-    """How many rows a draw of each set holds, at least and at most; and how many documents each measurement has."""
+def texts_of(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, set[int]]]:
+    """How many rows a draw of each set holds, at least and at most; and how many documents each measurement has, of every model."""
     shown: dict[str, list[int]] = {}
-    measured: dict[str, int] = {}
+    measured: dict[str, set[int]] = {}
     with Store(folder, create=False) as store:
         for cell in store.cells():
             if cell.run and (record := store.record(cell.run, whole=False)) is not None:
                 if cell.data:
                     shown.setdefault(cell.data, []).append(sum(part["rows"] for part in record.data_facts["parts"]))
                 scores = store.scores(cell.run)
-                measured |= {text: scores[name].score.n for text, name in cell.measures.items() if name in scores}
+                for text, name in cell.measures.items():
+                    if name in scores:
+                        measured.setdefault(text, set()).add(scores[name].score.n)
     return {data: (min(rows), max(rows)) for data, rows in shown.items()}, measured
 
 

@@ -68,9 +68,9 @@ def carried(results: Results) -> Iterator[str]:
     """Rows: by method, how far the first model's records say which set to take for the second.
 
     The rank correlation is of all sets on all domains, each domain's ranks by themselves; behind it on how many domains the same set is best.
-    What follows is how much higher the second model's divergence is than with its own best set, mean of the
-    domains: with the set that is best on the domain for the first model, with text of the domain's kind (`OWN`), with the set that is best for the
-    first model on the mean of the domains, with C4, with the mixture, and with the mean of all sets.
+    What follows is how much higher the second model's divergence is than with its own best set, mean of the domains: with the set that is best on the
+    domain for the first model, with text of the domain's kind (`OWN`), with the set that is best for the first model on the mean of the domains, with
+    C4, with the mixture, and with the mean of all sets.
     """
     heads = ["rank correlation", "same set is best", "SmolLM2's best by domain", "text of its kind", "SmolLM2's best of all"]
     heads += ["always C4", "always the mixture", "any of them"]

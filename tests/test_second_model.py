@@ -1,0 +1,37 @@
+"""How far one model's records say which set to take for another: against numbers that are counted by hand."""
+
+from typing import Any
+
+import pytest
+from studies.sensitivity import second
+from studies.sensitivity.tables import DOMAINS, MIXTURE
+
+SETS = ("c4", "wikipedia", "gsm8k:icl", "python_code", MIXTURE)
+FIRST = dict(zip(SETS, (1.0, 2.0, 3.0, 4.0, 5.0), strict=True))
+"""C4 is the best and the mixture the worst, on every domain alike."""
+
+
+def row(monkeypatch: pytest.MonkeyPatch, other: dict[str, float]) -> list[str]:
+    """The cells behind the method's name, for a second model with these divergences on every domain."""
+
+    def divergences(_: Any, model: str, __: str) -> dict[str, dict[str, float]]:
+        return {data: dict.fromkeys(DOMAINS.values(), value) for data, value in (FIRST if model == "smollm2" else other).items()}
+
+    monkeypatch.setattr(second, "STRONG", {"wanda": "0.5"})
+    monkeypatch.setattr(second, "divergences", divergences)
+    *_, last = second.carried(None)  # pyright: ignore[reportArgumentType]  # what it is given is only handed on
+    return [cell.strip() for cell in last.strip("|").split("|")][1:]
+
+
+def test_a_model_that_answers_alike_loses_nothing(monkeypatch: pytest.MonkeyPatch):
+    # Text of its kind: C4 three times (0), then 1, 3 and 2 above it; any set: 0, 1, 2, 3 and 4.
+    assert row(monkeypatch, FIRST) == ["+1.00", "6 of 6", "0.000", "1.000", "0.000", "0.000", "4.000", "2.000"]
+
+
+def test_a_model_that_answers_the_other_way_round_loses_most(monkeypatch: pytest.MonkeyPatch):
+    turned = dict(zip(SETS, reversed(FIRST.values()), strict=True))
+    assert row(monkeypatch, turned) == ["-1.00", "0 of 6", "4.000", "3.000", "4.000", "4.000", "0.000", "2.000"]
+
+
+def test_the_order_of_sets_in_a_store_decides_nothing(monkeypatch: pytest.MonkeyPatch):
+    assert row(monkeypatch, dict(reversed(FIRST.items()))) == row(monkeypatch, FIRST)
