@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from studies.sensitivity import second
-from studies.sensitivity.tables import DOMAINS, MIXTURE
+from studies.sensitivity.tables import DOMAINS, MIXTURE, Label
 
 SETS = ("c4", "wikipedia", "gsm8k:icl", "python_code", MIXTURE)
 FIRST = dict(zip(SETS, (1.0, 2.0, 3.0, 4.0, 5.0), strict=True))
@@ -14,8 +14,8 @@ FIRST = dict(zip(SETS, (1.0, 2.0, 3.0, 4.0, 5.0), strict=True))
 def row(monkeypatch: pytest.MonkeyPatch, other: dict[str, float]) -> list[str]:
     """The cells behind the method's name, for a second model with these divergences on every domain."""
 
-    def divergences(_: Any, model: str, __: str) -> dict[str, dict[str, float]]:
-        return {data: dict.fromkeys(DOMAINS.values(), value) for data, value in (FIRST if model == "smollm2" else other).items()}
+    def divergences(_: Any, label: Label) -> dict[str, dict[str, float]]:
+        return {data: dict.fromkeys(DOMAINS.values(), value) for data, value in (FIRST if label[0] == "smollm2" else other).items()}
 
     monkeypatch.setattr(second, "STRONG", {"wanda": "0.5"})
     monkeypatch.setattr(second, "divergences", divergences)

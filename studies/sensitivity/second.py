@@ -3,7 +3,6 @@
 As in tables.py. Where both models stand beside each other, SmolLM2 has only the methods and sets that Gemma has.
 """
 
-import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -16,8 +15,12 @@ from studies.sensitivity.tables import (
     HERE,
     MIXTURE,
     MODELS,
+    alike,
+    by_domain,
+    divergences,
     domains_table,
     fitted_or_weighed,
+    on_domains,
     planned,
     sensitivity_table,
     sets_table,
@@ -45,14 +48,14 @@ def both() -> Results:
     one, other = each.values()
     common = {cell.data for cell in one.cells} & {cell.data for cell in other.cells}
     targets = {(cell.method, cell.target) for cell in other.cells}
-    cells = [cell for cell in (*one.cells, *other.cells) if cell.data in common and (cell.method, cell.target) in targets]
-    return replace(
+    together = replace(
         one,
-        cells=tuple(replace(c, measures={t: i for t, i in c.measures.items() if t.startswith("agreement")}) for c in cells),
+        cells=(*one.cells, *other.cells),
         records={**one.records, **other.records},
         scores={**one.scores, **other.scores},
         items={**one.items, **other.items},
     )
+    return on_domains(together, lambda cell: cell.data in common and (cell.method, cell.target) in targets)
 
 
 def kinds(found: Mapping[str, Sequence[Sensitivity]]) -> Iterator[str]:
@@ -76,26 +79,14 @@ def carried(results: Results) -> Iterator[str]:
     heads += ["always C4", "always the mixture", "any of them"]
     yield f"| method | {' | '.join(heads)} |"
     yield f"| --- |{' ---: |' * len(heads)}"
-    for method in STRONG:
-        one, other = (divergences(results, model, method) for model in MODELS)
+    for method, target in STRONG.items():
+        one, other = (divergences(results, (model, method, target)) for model in MODELS)
         names = list(one)
-        a, b = (np.array([[of[data][domain] for data in names] for domain in DOMAINS.values()]) for of in (one, other))
+        a, b = by_domain(one, names), by_domain(other, names)
         rows, own = np.arange(len(a)), [names.index(OWN[name]) for name in DOMAINS]
-        ranks = [np.argsort(np.argsort(of, 1), 1).ravel() for of in (a, b)]
-        same = int((a.argmin(1) == b.argmin(1)).sum())
         chosen = [b[rows, a.argmin(1)], b[rows, own], b[:, a.mean(0).argmin()], b[:, names.index("c4")], b[:, names.index(MIXTURE)], b.mean(1)]
         lost = [f"{float((of - b.min(1)).mean()):.3f}" for of in chosen]
-        yield f"| `{method}` | {np.corrcoef(*ranks)[0, 1]:+.2f} | {same} of {len(a)} | {' | '.join(lost)} |"
-
-
-def divergences(results: Results, model: str, method: str) -> Mapping[str, Mapping[str, float]]:
-    """The mean divergence of a method's draws by set and by the domain's source."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for cell in results.cells:
-        for text, measurement in cell.measures.items() if (cell.model, cell.method) == (model, method) else ():
-            (source,) = (source for source in DOMAINS.values() if f"source='{source}'" in text)
-            found.setdefault(cell.data, {}).setdefault(source, []).append(results.scores[cell.run][measurement].score.value)
-    return {data: {source: statistics.mean(values) for source, values in of.items()} for data, of in found.items()}
+        yield f"| `{method}` | {alike(a, b)} | {' | '.join(lost)} |"
 
 
 def tables() -> Mapping[str, str]:

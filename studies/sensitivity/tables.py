@@ -7,11 +7,13 @@ that no draw calibrates on.
 import math
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+from jaxtyping import Float
 from studies.arms import named, with_interval
 from studies.pages import draw, write_or_print
 
@@ -66,24 +68,31 @@ Label = tuple[str, str, str]
 """A model, a method and its target."""
 
 
-def _label(of: Sensitivity | Cell) -> Label:
+def label_of(of: Sensitivity | Cell) -> Label:
+    """Its model, method and target."""
     return of.model, of.method, of.target
+
+
+def on_domains(results: Results, chosen: Callable[[Cell], bool]) -> Results:
+    """The results of these cells on the domains, without tasks."""
+    cells = [replace(c, measures={t: i for t, i in c.measures.items() if t.startswith("agreement")}) for c in results.cells if chosen(c)]
+    return replace(results, cells=tuple(cells))
 
 
 def sensitivity_table(found: Sequence[Sensitivity], seen: Mapping[Label, float]) -> Iterator[str]:
     """Rows: what the choice of set is worth by method and target, the most of the divergence first; and what could be `seen`.
 
-    By domain, each with its own best and worst set, and where one set must serve all domains. Several models stand together by method.
+    By domain, each with its own best and worst set, and where one set must serve all domains. Several models or targets stand together by method.
     """
     several = len({s.model for s in found}) > 1
     heads = ["method", *(["model"] if several else []), "target"]
     numbers = ["mean", "by domain", "by chance at most", "of the mean", "one set for all", "of the mean", "4 in 5 see", "between sets / draws", "p"]
     yield f"| {' | '.join([*heads, *numbers])} |"
     yield f"|{' --- |' * len(heads)}{' ---: |' * len(numbers)}"
-    most = {s.method + s.target: max(of.share or 0.0 for of in found if (of.method, of.target) == (s.method, s.target)) for s in found}
-    for s in sorted(found, key=lambda s: (-most[s.method + s.target], list(MODELS).index(s.model))):
+    most = {s.method: max(of.share or 0.0 for of in found if of.method == s.method) for s in found}
+    for s in sorted(found, key=lambda s: (-most[s.method], list(MODELS).index(s.model))):
         ratio = "" if s.ratio is None or s.ratio_interval is None else f"{s.ratio:.1f} ({s.ratio_interval[0]:.1f} to {s.ratio_interval[1]:.1f})"
-        least = f"{seen[_label(s)]:.3f}" if _label(s) in seen else ""
+        least = f"{seen[label_of(s)]:.3f}" if label_of(s) in seen else ""
         one, mean = s.gaps[MEAN], s.increase or math.nan
         cells = [f"`{s.method}`", *([MODELS[s.model]] if several else []), s.target, f"{mean:.3f}"]
         cells += [_worth(s.worth, s.worth_interval), f"{s.floor:.3f}", f"{100 * s.worth / mean:.0f}%"]
@@ -119,21 +128,39 @@ def sets_table(results: Results) -> Iterator[str]:
     yield f"| method |{' model |' if several else ''} target | {' | '.join(SETS[data] for data in labels)} |"
     yield f"| --- |{' --- |' if several else ''} --- |{' ---: |' * len(labels)}"
     order = [cell.method for cell in cells]
-    for label in sorted(dict.fromkeys(map(_label, cells)), key=lambda label: order.index(label[1]) if several else 0):
-        means = {data: _mean(results, label, data) for data in labels}
-        known = [value for data, value in means.items() if value is not None and data != "random_tokens"]
+    for label in sorted(dict.fromkeys(map(label_of, cells)), key=lambda label: order.index(label[1]) if several else 0):
+        means = {data: statistics.mean(of.values()) for data, of in divergences(results, label).items()}
+        known = [value for data, value in means.items() if not math.isnan(value) and data != "random_tokens"]
         if known:
             least = min(known) if len(known) > 1 else None
-            shown = ["" if v is None else f"**{v:.3f}**" if v == least else f"{v:.3f}" for v in means.values()]
+            told = {data: f"**{value:.3f}**" if value == least else f"{value:.3f}" for data, value in means.items() if not math.isnan(value)}
+            shown = [told.get(data, "") for data in labels]
             model, method, target = label
             yield f"| {' | '.join([f'`{method}`', *([MODELS[model]] if several else []), target, *shown])} |"
 
 
-def _mean(results: Results, label: Label, data: str) -> float | None:
-    cells = [cell for cell in results.cells if _label(cell) == label and cell.data == data]
-    asked = [(cell.run, measure) for cell in cells for text, measure in cell.measures.items() if text.startswith("agreement")]
-    found = [results.scores[run][measure].score.value for run, measure in asked if measure in results.scores.get(run, {})]
-    return statistics.mean(found) if found and len(found) == len(asked) and all(cell.run for cell in cells) else None
+def divergences(results: Results, label: Label) -> Mapping[str, Mapping[str, float]]:
+    """The mean divergence of the draws by set and by the domain's source; not a number where something wasn't measured."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for cell in results.cells:
+        for text, measure in cell.measures.items() if label_of(cell) == label else ():
+            of = [source for source in DOMAINS.values() if text.startswith("agreement") and f"source='{source}'" in text]
+            measured = results.scores.get(cell.run, {}).get(measure)
+            for source in of:
+                found.setdefault(cell.data, {}).setdefault(source, []).append(measured.score.value if measured else math.nan)
+    return {data: {source: statistics.mean(values) for source, values in of.items()} for data, of in found.items()}
+
+
+def by_domain(of: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> Float[np.ndarray, "domain set"]:
+    """The divergences of these sets."""
+    return np.array([[of[data][domain] for data in names] for domain in DOMAINS.values()])
+
+
+def alike(one: Float[np.ndarray, "domain set"], other: Float[np.ndarray, "domain set"]) -> str:
+    """Two cells: how the ranks of sets on all domains correlate, each domain's ranks by themselves; on how many the same set is best."""
+    first, second = (np.argsort(np.argsort(of, 1), 1).ravel() for of in (one, other))
+    same = int((one.argmin(1) == other.argmin(1)).sum())
+    return f"{np.corrcoef(first, second)[0, 1]:+.2f} | {same} of {len(one)}"
 
 
 def smallest_seen(folder: Path, found: Iterable[Sensitivity]) -> Mapping[Label, float]:
@@ -148,7 +175,7 @@ def smallest_seen(folder: Path, found: Iterable[Sensitivity]) -> Mapping[Label, 
             each = [detectable(contrast(side, sides["c4"])) for data, side in sides.items() if data != "c4" and "c4" in sides]
             known = [value for value in each if value is not None]
             if known:
-                least[_label(s)] = statistics.median(known)
+                least[label_of(s)] = statistics.median(known)
     return least
 
 
@@ -179,8 +206,7 @@ def of_text(folder: Path, results: Results) -> Results:
                 assert measurement is not None
                 own = replace(measurement, score=beside, outcomes=tuple(replace(o, value=o.facts["nats"]) for o in measurement.outcomes))
                 items.setdefault(run, {})[measure] = ItemValues.of(own)
-    cells = tuple(replace(c, measures={t: i for t, i in c.measures.items() if t.startswith("agreement")}) for c in results.cells)
-    return replace(results, cells=cells, items=items)
+    return replace(on_domains(results, lambda _: True), items=items)
 
 
 def planned(found: Sequence[Sensitivity], strong: Mapping[str, str], folder: Path, longer: Path | None = None) -> Iterator[str]:
@@ -263,7 +289,8 @@ def picture() -> Plot:
 def tables() -> Mapping[str, str]:
     """Each table in Markdown, by name."""
     with Store(STORE, create=False) as store:
-        results = read(store)
+        every = read(store)
+    results = replace(every, cells=tuple(c for c in every.cells if not c.data or STRONG.get(c.method) == c.target))
     found = compare(results, measures=["agreement"]).sensitivities
     tasks = {"two tasks, among the offered answers": ["commonsense_qa", "openbookqa"], "arc_easy, among the offered answers": ["arc_easy"]}
     ways = {"loss of the same text": compare(of_text(STORE, results)).sensitivities}
