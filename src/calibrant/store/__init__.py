@@ -19,7 +19,7 @@ from calibrant.store.merging import Merged, merge
 from calibrant.store.packed import MARKER
 from calibrant.store.packing import Repacked, pack, unpack
 from calibrant.store.reading import EDITS, MASK, PROFILE
-from calibrant.store.records import Cell, Record, Run, measurement_id, revisions, stored_bits
+from calibrant.store.records import Cell, Record, Run, apart_from_tokens, measurement_id, revisions, stored_bits
 from calibrant.store.verifying import Audit, StoreProblem, audit, verify
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "Score",
     "Store",
     "StoreProblem",
+    "apart_from_tokens",
     "audit",
     "measurement_id",
     "merge",

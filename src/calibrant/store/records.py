@@ -168,6 +168,11 @@ def unrevised(run: Run) -> str:
     return identity(_without_revisions(vars(run)))
 
 
+def apart_from_tokens(run: Run) -> str:
+    """Return the identity that two runs share which differ in nothing but their tokens."""
+    return identity({name: part for name, part in vars(run).items() if name != "tokens"})
+
+
 def _without_revisions(form: Any) -> Any:
     if isinstance(form, Mapping):
         return {name: _without_revisions(part) for name, part in form.items() if name != "revision"}
