@@ -8,33 +8,39 @@ from typing import Any
 import pytest
 
 from calibrant.compress import costs
-from calibrant.select.longest import Longest
+from calibrant.select.least_perplexity import LeastPerplexity
 from calibrant.store import Store
-from calibrant.study import Study, StudyResult, driver
+from calibrant.study import Study, StudyResult, elsewhere
 
 from tests.study.small import asked, results, tables, texts
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Study:
-    """Two runs that look at texts which are chosen, one that looks at nothing."""
-    given = texts(tmp_path / "texts")
-    return asked(given, data=[f"longest(source={given['prose']!r}, candidates=20)"], methods=["wanda", "sparsegpt"])
+def given(tmp_path: Path) -> dict[str, str]:
+    return texts(tmp_path / "texts")
+
+
+@pytest.fixture
+def study(given: dict[str, str]) -> Study:
+    """The dense model, and two runs that look at texts which the model chooses; what is made of them isn't kept."""
+    return asked(given, data=[f"least_perplexity(source={given['prose']!r}, candidates=20)"], methods=["wanda", "sparsegpt"], masks=False)
 
 
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run a study as on a processor of this name, where `turned` chooses the other texts first."""
-    order = Longest.order
+    """Run a study as on a processor of this name, where `turned` has the model choose the other texts first."""
+    order = LeastPerplexity.order
 
-    def chosen(self: Longest, texts: Sequence[str], context: Any) -> tuple[Sequence[int], str]:
+    def turned_order(self: LeastPerplexity, texts: Sequence[str], context: Any) -> tuple[Sequence[int], str]:
         first, note = order(self, texts, context)
         return first[::-1], note
 
     def run(study: Study, store: Path, name: str, turned: bool = False) -> StudyResult:
-        for place in (costs, driver):
+        for place in (costs, elsewhere):
             monkeypatch.setattr(place, "processor", lambda: name)
-        monkeypatch.setattr(Longest, "order", chosen if turned else order)
+        monkeypatch.setattr(LeastPerplexity, "order", turned_order if turned else order)
+        # Each processor is a machine of its own, with its own cache.
+        monkeypatch.setattr("calibrant.select._base.cache_folder", lambda: store.parent / f"cache of {name} {turned}")
         return study.run(store)
 
     return run
@@ -48,34 +54,45 @@ def test_what_was_measured_on_another_processor_stands(study: Study, on: Any, tm
     assert (results(store), tables(store)) == before
 
 
-def test_what_is_asked_more_is_measured_on_the_model_that_is_there(study: Study, on: Any, tmp_path: Path):
+def test_a_run_that_lacks_a_measurement_is_made_anew(study: Study, on: Any, tmp_path: Path):
+    """Else what is lacking would be measured on a model that was made with other text."""
     store = tmp_path / "store"
     measures: Any = study.evaluate
     on(replace(study, evaluate=measures[:1]), store, "one")
-    assert on(study, store, "other", turned=True).computed == 3, "of each run the second measurement"
-    with Store(store) as found:
-        assert len(found.ids()) == 3
-        assert all(set(cell.measures.values()) <= found.measured(cell.run) for cell in found.cells())
+    assert on(study, store, "other", turned=True).computed == 1 + 2 + 4, "the dense model's second measurement, two runs and their measurements"
+    assert on(study, store, "one").computed == 2, "what its own runs lack"
 
 
 def test_other_tokens_on_the_same_processor_are_another_run(study: Study, on: Any, tmp_path: Path):
     store = tmp_path / "store"
     on(study, store, "one")
-    assert on(study, store, "one", turned=True).computed == 2 + 4, "two runs and what is measured on them"
+    assert on(study, store, "one", turned=True).computed == 2 + 4
 
 
-@pytest.mark.parametrize("change", [{"samples": 3}, {"length": 16}, {"seeds": [1]}])
+@pytest.mark.parametrize("change", [{"samples": 3}, {"length": 16}, {"seeds": [1]}, {"tokens": 120}])
 def test_what_was_asked_otherwise_is_another_run(study: Study, on: Any, tmp_path: Path, change: dict[str, Any]):
     store = tmp_path / "store"
     on(study, store, "one")
     assert on(replace(study, **change), store, "other").computed == 2 + 4
 
 
-def test_text_that_no_model_chooses_is_what_it_is(study: Study, on: Any, tmp_path: Path):
-    """Other tokens of a file are another file."""
-    given = texts(tmp_path / "texts")
-    plain, store = replace(study, data=[given["prose"]]), tmp_path / "store"
-    on(plain, store, "one")
-    lines = Path(given["prose"]).read_text().splitlines()
-    Path(given["prose"]).write_text("\n".join(reversed(lines[:-1])))
-    assert on(plain, store, "other").computed >= 2
+@pytest.mark.parametrize(
+    "way", ["{file}", "longest(source={file}, candidates=40)", "0.5*least_perplexity(source=python_docs, candidates=20) + 0.5*{file}"]
+)
+def test_text_that_no_model_chooses_is_what_it_is(given: dict[str, str], study: Study, on: Any, tmp_path: Path, way: str):
+    """Where it is another one, alone or beside text that a model chose, the file has changed."""
+    file, store = tmp_path / "file.jsonl", tmp_path / "store"
+    file.write_text(Path(given["prose"]).read_text())
+    asked_of_file = replace(study, data=[way.format(file=repr(str(file)))])
+    on(asked_of_file, store, "one")
+    file.write_text(Path(given["verse"]).read_text())
+    assert on(asked_of_file, store, "other").computed == 2 + 4
+
+
+def test_a_record_that_cannot_be_read_stands_for_nothing(study: Study, on: Any, tmp_path: Path):
+    store = tmp_path / "store"
+    on(study, store, "one")
+    with Store(store) as found:
+        (damaged, _) = sorted(cell.run for cell in found.cells() if cell.data)
+        (found.run_folder(damaged) / "provenance.json").write_text("{")
+    assert on(study, store, "other", turned=True).computed == 1 + 2

@@ -169,8 +169,8 @@ def unrevised(run: Run) -> str:
 
 
 def apart_from_tokens(run: Run) -> str:
-    """Return the identity that two runs share which differ in nothing but their tokens."""
-    return identity({name: part for name, part in vars(run).items() if name != "tokens"})
+    """Return the identity that two runs of a set and a draw share which differ in nothing but their tokens, and what the model is called."""
+    return identity({name: part for name, part in vars(run).items() if name not in ("tokens", "model_name")})
 
 
 def _without_revisions(form: Any) -> Any:

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from calibrant.clock import Clock
 from calibrant.compress import Recipe, compress
-from calibrant.compress.costs import peak_memory, processor, provenance
+from calibrant.compress.costs import peak_memory, provenance
 from calibrant.data import TokenBatch
 from calibrant.durable import put
 from calibrant.errors import DataError, InputError, OutputError
@@ -28,7 +28,8 @@ from calibrant.models import open_model
 from calibrant.outcomes import Journal
 from calibrant.progress import silent
 from calibrant.spec import identity
-from calibrant.store import EDITS, MASK, PROFILE, STATISTICS, Run, Store, apart_from_tokens, measurement_id
+from calibrant.store import EDITS, MASK, PROFILE, STATISTICS, Run, Store, measurement_id
+from calibrant.study.elsewhere import Elsewhere
 from calibrant.study.loaded import LoadedModel
 from calibrant.study.request import RunRequest, Workload
 from calibrant.walk.statistics import Statistics, statistics_ids, surplus
@@ -101,7 +102,7 @@ class Driver:
         self._alone = count == 1
         self._resolved = dict[int, Resolved]()
         self._model, self._loaded = "", None
-        self._elsewhere, self._looked_at = dict[tuple[str, int, int], Run](), set[str]()
+        self._elsewhere = Elsewhere(store)
         self._clock = Clock()
 
     def run(self) -> None:
@@ -177,25 +178,15 @@ class Driver:
             batch = self._tokens(request)
         recipe, note = loaded.fitting(request.recipe, batch)
         run = recipe.run(loaded.opened, batch, request.cell.data, request.cell.seed)
-        if request.calibration is not None and request.calibration.per_draw and batch is not None and not self._store.has_record(run.id):
-            run = self._made_elsewhere(run, *batch.ids.shape) or run
-        measures = {text: measurement_id(run.id, *self._work.measures(text)) for text in self._work.evaluators}
+        if request.calibration is not None and batch is not None and not self._store.has_record(run.id):
+            run = self._elsewhere.run(run, request.calibration, batch, lambda run_id: self._measures_of(run_id).values()) or run
+        measures = self._measures_of(run.id)
         shared = statistics_ids(loaded.opened, batch) if request.shares and batch is not None else ()
         return Resolved(request, recipe, note, run, measures, shared)
 
-    def _made_elsewhere(self, run: Run, rows: int, length: int) -> Run | None:
-        """The run of another processor that differs from `run` in nothing but which tokens fill its rows.
-
-        On another processor a model may write or choose other text, by how it rounds. It is the same set all the same, and what was measured with it
-        isn't to be lost. Where a record of this processor has other tokens, something else has changed.
-        """
-        for record in (self._store.record(name, whole=False) for name in self._store.ids() if name not in self._looked_at):
-            if record is not None:
-                self._looked_at.add(record.run.id)
-                facts, made_on = record.data_facts, self._store.provenance(record.run.id).get("processor")
-                if made_on and made_on != processor() and {"windows", "length"} <= facts.keys():
-                    self._elsewhere.setdefault((apart_from_tokens(record.run), facts["windows"], facts["length"]), record.run)
-        return self._elsewhere.get((apart_from_tokens(run), rows, length))
+    def _measures_of(self, run_id: str) -> dict[str, str]:
+        """The ids of a run's measurements by evaluator."""
+        return {text: measurement_id(run_id, *self._work.measures(text)) for text in self._work.evaluators}
 
     def _tokens(self, request: RunRequest) -> TokenBatch | None:
         """The token batch of a request, made by one driver for all; a set whose rows are chosen with the model's help is resolved by each."""

@@ -162,7 +162,8 @@ def _in_store(study: Study, folder: Path) -> tuple[dict[Labels, tuple[str, ...]]
     records = {record.run.id: record for record in store.records(whole=False)}
     # Two draws of a set that is always the same are one run: its record tells one draw, and the index the other too.
     draws = {(cell.run, cell.data, cell.seed) for cell in store.cells() if cell.run in records}
-    for run_id, data, seed in {*draws, *((i, record.run.data, record.run.seed) for i, record in records.items())}:
+    # Where two runs have a cell's labels, such as of two processors, the index decides: it comes last.
+    for run_id, data, seed in [*((i, record.run.data, record.run.seed) for i, record in records.items()), *sorted(draws)]:
         run = records[run_id].run
         way = texts.get(identity(run.method), ""), run.target, run.propagate, texts.get(identity(run.allocation), "")
         of = Labels(run.model_name, data, seed, *way)

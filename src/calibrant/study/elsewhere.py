@@ -1,0 +1,60 @@
+"""What was measured on another processor, where a model that writes or chooses its text may have taken another one, by how it rounds.
+
+The tokens decide a run's id, so there it has another. It is the same set all the same, and what was measured with it isn't to be lost.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from typing import Any
+
+from calibrant.compress.costs import processor
+from calibrant.data import CalibrationSet, TokenBatch
+from calibrant.errors import DataError
+from calibrant.select import Selector
+from calibrant.spec import identity
+from calibrant.store import Record, Run, Store, apart_from_tokens
+
+
+class Elsewhere:
+    """The runs of other processors in a store. Those that others add meanwhile are found too."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._here = store, processor()
+        self._looked_at, self._found = set[str](), dict[str, list[Record]]()
+
+    def run(self, run: Run, calibration: CalibrationSet, batch: TokenBatch, measures: Callable[[str], Collection[str]]) -> Run | None:
+        """Return the run that stands for `run`, which isn't in the store; None where there is none.
+
+        It differs in nothing but the text that the model wrote or chose. All its measurements, whose ids `measures` gives, are there: one that is
+        lacking would be made of a model that saw the text of here. Where a record of this processor has other tokens, something else has changed.
+        """
+        if not any(_chosen_by_model(calibration)) or calibration.mixed:
+            return None
+        self._look()
+        asked = _asked(batch.facts, calibration)
+        same = [other for other in self._found.get(apart_from_tokens(run), []) if _asked(other.data_facts, calibration) == asked]
+        whole = [other.run for other in same if set(measures(other.run.id)) <= self._store.measured(other.run.id)]
+        return min(whole, key=lambda other: other.tokens, default=None)  # the same text for all methods, where there are several
+
+    def _look(self) -> None:
+        """Read the records that haven't been looked at yet; one that can't be read stands for nothing."""
+        for name in set(self._store.ids()) - self._looked_at:
+            self._looked_at.add(name)
+            with suppress(DataError):
+                record = self._store.record(name, whole=False)
+                if record is not None and self._store.provenance(name).get("processor", "") not in ("", self._here):
+                    self._found.setdefault(apart_from_tokens(record.run), []).append(record)
+
+
+def _chosen_by_model(calibration: CalibrationSet) -> list[bool]:
+    """Of each part whether its text is written or chosen with the model's help."""
+    return [isinstance(term.source, Selector) and term.source.needs_model for term in calibration.parts]
+
+
+def _asked(facts: Mapping[str, Any], calibration: CalibrationSet) -> str:
+    """The identity of what is known of tokens but for the text that a model wrote or chose."""
+    parts = [
+        [part.get(name) for name in ("data", "share", "weight", "tokens", "windows", "bos", *([] if chosen else ["digest"]))]
+        for part, chosen in zip(facts.get("parts", []), _chosen_by_model(calibration), strict=False)
+    ]
+    return identity([[facts.get(name) for name in ("data", "draw", "length", "tokens", "windows", "pads")], parts])
