@@ -3,7 +3,8 @@
     CALIBRANT_DATA=… python -m studies.spot_check studies/smollm2.yaml studies/smollm2 AGAIN [--runs 10] [--seed 0] [--elsewhere]
 
 Chooses among the runs whose record doesn't name another processor than this one: in bfloat16 another rounds otherwise. With `--elsewhere` it chooses
-among those that don't name this one, which tells what a change of processor does, to text that the model itself writes too. The earliest records name none and are in both.
+among those that don't name this one, which tells what a change of processor does, to text that the model itself writes too. The earliest records name
+none and are in both.
 
 Prints Markdown, a line a run: the largest difference of a measured value from the one on record, and the share of what the record tells of the
 model that is equal: sampled mask bits; where there is no mask each matrix's error, to a thousandth of it; where no matrix is told of, what was done,

@@ -17,7 +17,7 @@ from studies.languages import tables as languages
 from studies.mixcal import tables as mixcal
 from studies.pages import filled
 from studies.pruning import tables as pruning
-from studies.sensitivity import recommended, second
+from studies.sensitivity import milder, recommended, second
 from studies.sensitivity import tables as sensitivity
 from studies.words import tables as words
 
@@ -219,6 +219,7 @@ def test_the_study_of_choosing_is_what_its_file_asks():
 PAGES = {
     "sensitivity": sensitivity,
     "second": second,
+    "milder": milder,
     "grids": grids,
     "pruning": pruning,
     "experts": experts,
@@ -319,6 +320,23 @@ def test_the_page_on_mixing_says_which_draws_go_against_each_other():
         "SparseGPT's with C4 at 0.25, 0.75 and 0.9 on SmolLM2 and at 0.75 on Gemma, whose p of 0.029 is therefore too small; Wanda's with arithmetic"
     )
     assert f"too narrow where they go against each other: {told} at 0.25 and 0.5 on Gemma" in mixcal.PAGE.read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_the_page_on_milder_targets_says_where_its_runs_come_from():
+    found: dict[tuple[str, str], list[str]] = {}
+    with Store(milder.STORE, create=False) as store:
+        for record in store.records(whole=False):
+            found.setdefault((str(record.run.method["spec"]), record.run.target), []).append(store.provenance(record.run.id)["processor"].split()[0])
+    for of in (found["sparsegpt", "0.4"], found["wanda", "0.4"], found["gptq", "w4g64"]):
+        assert of == ["AMD"] * 24
+    for of in (found["sparsegpt", "0.5"], found["wanda", "0.5"], found["gptq", "w3g64"]):
+        assert set(of) == {"Intel(R)"}
+    assert (found["alps", "0.6"].count("Intel(R)"), found["alps", "0.6"].count("AMD")) == (3, 9)
+    assert len(found["evop", "blocks 0.2"]) == 2
+    page = milder.PAGE.read_text("utf-8")
+    assert "of the twelve runs of `alps` three are of the first kind" in page
+    assert "`evop`, of which two of twelve runs are there" in page
 
 
 def texts_of(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, set[int]]]:

@@ -1,0 +1,80 @@
+"""The tables of docs/findings/milder.md, made of the store beside this file: python -m studies.sensitivity.milder [--write]
+
+As in tables.py: the milder targets of the same study beside the stronger ones, and `alps`, which has only four of the sets.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+import numpy as np
+from studies.pages import write_or_print
+from studies.sensitivity import tables as first
+from studies.sensitivity.tables import (
+    STORE,
+    STRONG,
+    alike,
+    by_domain,
+    divergences,
+    domains_table,
+    on_domains,
+    sensitivity_table,
+    sets_table,
+    smallest_seen,
+)
+
+from calibrant.compare import Results, compare, read
+from calibrant.store import Cell, Store
+
+PAGE: Final = first.PAGE.with_name("milder.md")
+MILDER: Final = {"wanda": "0.4", "sparsegpt": "0.4", "rtn(scales='importance')": "w4g64", "gptq(scales='importance')": "w4g64"}
+"""The methods that ran at a milder target too, with all sets."""
+SLOW: Final = {"alps": "0.6"}
+"""What takes minutes, and ran with four sets."""
+BESIDE: Final = {method: STRONG[method] for method in ("sparsegpt", "refined")}
+"""What that is held against."""
+WITHOUT: Final = ("0.2", "w4g64")
+"""The milder targets of methods that look at no data."""
+
+
+def at(targets: Mapping[str, str]) -> Callable[[Cell], bool]:
+    """Whether a cell is of one of these methods at its target."""
+    return lambda cell: targets.get(cell.method) == cell.target
+
+
+def ranks(results: Results) -> Iterator[str]:
+    """Rows: how far a method's stronger target says which set is best at the milder one.
+
+    The rank correlation is of all sets on all domains, each domain's ranks by themselves; then on how many domains the same set is best; and how much
+    higher the divergence at the milder target is than with its best set, with the set that is best at the stronger one: mean of the domains.
+    """
+    yield "| method | rank correlation | same set is best | lost by the stronger target's best |"
+    yield "| --- | ---: | ---: | ---: |"
+    for method, target in MILDER.items():
+        strong, mild = (divergences(results, ("smollm2", method, of)) for of in (STRONG[method], target))
+        names = [name for name in strong if name not in ("", "random_tokens")]
+        a, b = by_domain(strong, names), by_domain(mild, names)
+        lost = b[np.arange(len(b)), a.argmin(1)] - b.min(1)
+        yield f"| `{method}` | {alike(a, b)} | {float(lost.mean()):.3f} |"
+
+
+def tables() -> Mapping[str, str]:
+    """Each table in Markdown, by name."""
+    with Store(STORE, create=False) as store:
+        results = read(store)
+    four = {cell.data for cell in results.cells if at(SLOW)(cell)}
+    two = on_domains(results, lambda cell: cell.method == "none" or (cell.method in MILDER and (at(MILDER)(cell) or at(STRONG)(cell))))
+    slow = on_domains(results, lambda cell: cell.method == "none" or (cell.data in four and (at(SLOW)(cell) or at(BESIDE)(cell))))
+    new = on_domains(results, lambda cell: at(MILDER)(cell) or at(SLOW)(cell) or (not cell.data and cell.target in WITHOUT))
+    found, of_slow = compare(two).sensitivities, compare(slow).sensitivities
+    made = {
+        "both": sensitivity_table(found, smallest_seen(STORE, found)),
+        "slow": sensitivity_table(of_slow, smallest_seen(STORE, of_slow)),
+        "ranks": ranks(two),
+        "sets": sets_table(new),
+        "domains": domains_table(found, MILDER),
+    }
+    return {name: "\n".join(rows) for name, rows in made.items()}
+
+
+if __name__ == "__main__":
+    write_or_print(PAGE, tables())
