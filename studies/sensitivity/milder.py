@@ -9,7 +9,10 @@ from typing import Final
 import numpy as np
 from studies.pages import write_or_print
 from studies.sensitivity import tables as first
+from studies.sensitivity.second import OWN
 from studies.sensitivity.tables import (
+    DOMAINS,
+    SETS,
     STORE,
     STRONG,
     alike,
@@ -57,6 +60,18 @@ def ranks(results: Results) -> Iterator[str]:
         yield f"| `{method}` | {alike(a, b)} | {float(lost.mean()):.3f} |"
 
 
+def of_its_kind(results: Results) -> Iterator[str]:
+    """Rows: the mean divergence on each domain at four bits, calibrated on text of its kind (`OWN`) with GPTQ and without; bold the lower."""
+    fitted, scaled = (
+        divergences(results, ("smollm2", method, MILDER[method])) for method in ("gptq(scales='importance')", "rtn(scales='importance')")
+    )
+    yield "| domain | calibrated on | `gptq(scales='importance')` | `rtn(scales='importance')` |"
+    yield "| --- | --- | ---: | ---: |"
+    for name, source in DOMAINS.items():
+        pair = [of[OWN[name]][source] for of in (fitted, scaled)]
+        yield f"| {name} | {SETS[OWN[name]]} | {' | '.join(f'**{of:.3f}**' if of == min(pair) else f'{of:.3f}' for of in pair)} |"
+
+
 def tables() -> Mapping[str, str]:
     """Each table in Markdown, by name."""
     with Store(STORE, create=False) as store:
@@ -69,6 +84,7 @@ def tables() -> Mapping[str, str]:
     made = {
         "both": sensitivity_table(found, smallest_seen(STORE, found)),
         "slow": sensitivity_table(of_slow, smallest_seen(STORE, of_slow)),
+        "own": of_its_kind(two),
         "ranks": ranks(two),
         "sets": sets_table(new),
         "domains": domains_table(found, MILDER),
