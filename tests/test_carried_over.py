@@ -16,11 +16,11 @@ FIRST = dict(zip(SETS, (1.0, 2.0, 3.0, 4.0, 5.0), strict=True))
 def row(monkeypatch: pytest.MonkeyPatch, other: dict[str, float]) -> list[str]:
     """The cells behind the method's name, for a second model with these divergences on every domain."""
 
-    def divergences(_: Any, label: Label) -> dict[str, dict[str, float]]:
+    def told(_: Any, label: Label) -> dict[str, dict[str, float]]:
         return {data: dict.fromkeys(DOMAINS.values(), value) for data, value in (FIRST if label[0] == "smollm2" else other).items()}
 
     monkeypatch.setattr(second, "STRONG", {"wanda": "0.5"})
-    monkeypatch.setattr(second, "divergences", divergences)
+    monkeypatch.setattr(second, "divergences", told)
     *_, last = second.carried(None)  # pyright: ignore[reportArgumentType]  # what it is given is only handed on
     return [cell.strip() for cell in last.strip("|").split("|")][1:]
 
@@ -48,8 +48,8 @@ def test_a_set_of_which_something_is_missing_has_no_mean():
     found = divergences(results, ("smollm2", "wanda", "0.5"))
     assert set(found["c4"].values()) == {1.0}
     assert [source for source, value in found["pile"].items() if math.isnan(value)] == ["python_code"]
-    *_, row = sets_table(results)
-    assert [cell.strip() for cell in row.strip("|").split("|")] == ["`wanda`", "0.5", "1.000", ""]
+    *_, last = sets_table(results)
+    assert [cell.strip() for cell in last.strip("|").split("|")] == ["`wanda`", "0.5", "1.000", ""]
 
 
 def test_what_the_stronger_target_says_of_the_milder_one(monkeypatch: pytest.MonkeyPatch):

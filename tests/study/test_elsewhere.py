@@ -46,8 +46,11 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-def test_what_was_measured_on_another_processor_stands(study: Study, on: Any, tmp_path: Path):
-    store = tmp_path / "store"
+@pytest.mark.parametrize("beside", [[], ["verse"]])
+def test_what_was_measured_on_another_processor_stands(given: dict[str, str], study: Study, on: Any, tmp_path: Path, beside: list[str]):
+    """Also where text that a model chose is a part of the set, beside a file that is the same."""
+    store, parts = tmp_path / "store", [f"least_perplexity(source={given['prose']!r}, candidates=20)", *(repr(given[name]) for name in beside)]
+    study = replace(study, data=[" + ".join(f"{1 / len(parts)}*{part}" for part in parts)])
     on(study, store, "one")
     before = results(store), tables(store)
     assert on(study, store, "other", turned=True).computed == 0

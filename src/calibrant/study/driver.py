@@ -179,7 +179,7 @@ class Driver:
         recipe, note = loaded.fitting(request.recipe, batch)
         run = recipe.run(loaded.opened, batch, request.cell.data, request.cell.seed)
         if request.calibration is not None and batch is not None and not self._store.has_record(run.id):
-            run = self._elsewhere.run(run, request.calibration, batch, lambda run_id: self._measures_of(run_id).values()) or run
+            run = self._elsewhere.stand_in(run, request.calibration, batch, self._measures_of) or run
         measures = self._measures_of(run.id)
         shared = statistics_ids(loaded.opened, batch) if request.shares and batch is not None else ()
         return Resolved(request, recipe, note, run, measures, shared)

@@ -3,7 +3,7 @@
 The tokens decide a run's id, so there it has another. It is the same set all the same, and what was measured with it isn't to be lost.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -22,10 +22,10 @@ class Elsewhere:
         self._store, self._here = store, processor()
         self._looked_at, self._found = set[str](), dict[str, list[Record]]()
 
-    def run(self, run: Run, calibration: CalibrationSet, batch: TokenBatch, measures: Callable[[str], Collection[str]]) -> Run | None:
+    def stand_in(self, run: Run, calibration: CalibrationSet, batch: TokenBatch, measures: Callable[[str], Mapping[str, str]]) -> Run | None:
         """Return the run that stands for `run`, which isn't in the store; None where there is none.
 
-        It differs in nothing but the text that the model wrote or chose. All its measurements, whose ids `measures` gives, are there: one that is
+        It differs in nothing but the text that the model wrote or chose. All its `measures`, ids by evaluator, are there: one that is
         lacking would be made of a model that saw the text of here. Where a record of this processor has other tokens, something else has changed.
         """
         if not any(_chosen_by_model(calibration)) or calibration.mixed:
@@ -33,7 +33,7 @@ class Elsewhere:
         self._look()
         asked = _asked(batch.facts, calibration)
         same = [other for other in self._found.get(apart_from_tokens(run), []) if _asked(other.data_facts, calibration) == asked]
-        whole = [other.run for other in same if set(measures(other.run.id)) <= self._store.measured(other.run.id)]
+        whole = [other.run for other in same if set(measures(other.run.id).values()) <= self._store.measured(other.run.id)]
         return min(whole, key=lambda other: other.tokens, default=None)  # the same text for all methods, where there are several
 
     def _look(self) -> None:
