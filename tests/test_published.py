@@ -328,15 +328,17 @@ def test_the_page_on_milder_targets_says_where_its_runs_come_from():
     with Store(milder.STORE, create=False) as store:
         for record in store.records(whole=False):
             found.setdefault((str(record.run.method["spec"]), record.run.target), []).append(store.provenance(record.run.id)["processor"].split()[0])
-    for of in (found["sparsegpt", "0.4"], found["wanda", "0.4"], found["gptq", "w4g64"]):
-        assert of == ["AMD"] * 24
-    for of in (found["sparsegpt", "0.5"], found["wanda", "0.5"], found["gptq", "w3g64"]):
-        assert set(of) == {"Intel(R)"}
-    assert (found["alps", "0.6"].count("Intel(R)"), found["alps", "0.6"].count("AMD")) == (3, 9)
-    assert len(found["evop", "blocks 0.2"]) == 2
+    for method, target in (("sparsegpt", "0.4"), ("wanda", "0.4"), ("awq", "w4g64"), ("rsq", "w4g64")):
+        assert found[method, target] == ["AMD"] * 24
+        assert set(found[method, sensitivity.STRONG[method]]) == {"Intel(R)"}
+    assert found["short_gpt", "blocks 0.1"] == ["AMD"] * 24
+    assert found["gptq", "w4g64"] == ["AMD"] * 48, "with scales by importance and without"
+    assert [found["alps", "0.6"].count(kind) for kind in ("Intel(R)", "AMD")] == [3, 9]
+    assert [found["evop", "blocks 0.2"].count(kind) for kind in ("Intel(R)", "AMD")] == [2, 10]
     page = milder.PAGE.read_text("utf-8")
-    assert "of the twelve runs of `alps` three are of the first kind" in page
-    assert "`evop`, of which two of twelve runs are there" in page
+    assert "of `alps` and EvoP all but three and two of twelve runs, on an AMD EPYC" in page
+    assert "**Missing:** the milder targets of llama.cpp and `refined`." in page
+    assert not found.keys() & {("llama_cpp", "Q3_K_M"), ("refined", "0.4")}
 
 
 def texts_of(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, set[int]]]:

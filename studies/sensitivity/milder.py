@@ -1,6 +1,6 @@
 """The tables of docs/findings/milder.md, made of the store beside this file: python -m studies.sensitivity.milder [--write]
 
-As in tables.py: the milder targets of the same study beside the stronger ones, and `alps`, which has only four of the sets.
+As in tables.py: the milder targets of the same study beside the stronger ones, and `alps` and EvoP, which have only four of the sets.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +12,7 @@ from studies.sensitivity import tables as first
 from studies.sensitivity.second import OWN
 from studies.sensitivity.tables import (
     DOMAINS,
+    MIXTURE,
     SETS,
     STORE,
     STRONG,
@@ -29,14 +30,27 @@ from calibrant.compare import Results, compare, read
 from calibrant.store import Cell, Store
 
 PAGE: Final = first.PAGE.with_name("milder.md")
-MILDER: Final = {"wanda": "0.4", "sparsegpt": "0.4", "rtn(scales='importance')": "w4g64", "gptq(scales='importance')": "w4g64"}
+MILDER: Final = {
+    "wanda": "0.4",
+    "sparsegpt": "0.4",
+    "rtn(scales='importance')": "w4g64",
+    "gptq(scales='importance')": "w4g64",
+    "gptq": "w4g64",
+    "awq": "w4g64",
+    "rsq": "w4g64",
+    "short_gpt": "blocks 0.1",
+}
 """The methods that ran at a milder target too, with all sets."""
-SLOW: Final = {"alps": "0.6"}
+NARROW: Final = ("gptq(scales='importance')", "rtn(scales='importance')", "awq")
+"""Those of four bits that are held against one another where the use is narrow."""
+KINDRED: Final = {**OWN, "collection": "pile"}
+"""By domain the set of its kind: the Pile, which the second model lacks, is one here."""
+SLOW: Final = {"alps": "0.6", "evop(generations=8)": "blocks 0.2"}
 """What takes minutes, and ran with four sets."""
-BESIDE: Final = {method: STRONG[method] for method in ("sparsegpt", "refined")}
+BESIDE: Final = {method: STRONG[method] for method in ("sparsegpt", "refined", "short_gpt")}
 """What that is held against."""
-WITHOUT: Final = ("0.2", "w4g64")
-"""The milder targets of methods that look at no data."""
+WITHOUT: Final = ("0.4", "w4g64")
+"""At which of these targets something was compressed without data."""
 
 
 def at(targets: Mapping[str, str]) -> Callable[[Cell], bool]:
@@ -61,15 +75,16 @@ def ranks(results: Results) -> Iterator[str]:
 
 
 def of_its_kind(results: Results) -> Iterator[str]:
-    """Rows: the mean divergence on each domain at four bits, calibrated on text of its kind (`OWN`) with GPTQ and without; bold the lower."""
-    fitted, scaled = (
-        divergences(results, ("smollm2", method, MILDER[method])) for method in ("gptq(scales='importance')", "rtn(scales='importance')")
-    )
-    yield "| domain | calibrated on | `gptq(scales='importance')` | `rtn(scales='importance')` |"
-    yield "| --- | --- | ---: | ---: |"
+    """Rows: the mean divergence on each domain at four bits, calibrated on text of its kind (`KINDRED`), with the methods of `NARROW`.
+
+    Last what the mixture gives the one that asks least of its text; bold the lowest.
+    """
+    each = {method: divergences(results, ("smollm2", method, MILDER[method])) for method in NARROW}
+    yield f"| domain | calibrated on | {' | '.join(f'`{method}`' for method in NARROW)} | `{NARROW[-1]}`, mixture |"
+    yield f"| --- | --- |{' ---: |' * (len(NARROW) + 1)}"
     for name, source in DOMAINS.items():
-        pair = [of[OWN[name]][source] for of in (fitted, scaled)]
-        yield f"| {name} | {SETS[OWN[name]]} | {' | '.join(f'**{of:.3f}**' if of == min(pair) else f'{of:.3f}' for of in pair)} |"
+        values = [*(of[KINDRED[name]][source] for of in each.values()), each[NARROW[-1]][MIXTURE][source]]
+        yield f"| {name} | {SETS[KINDRED[name]]} | {' | '.join(f'**{of:.3f}**' if of == min(values) else f'{of:.3f}' for of in values)} |"
 
 
 def tables() -> Mapping[str, str]:
@@ -79,13 +94,16 @@ def tables() -> Mapping[str, str]:
     four = {cell.data for cell in results.cells if at(SLOW)(cell)}
     two = on_domains(results, lambda cell: cell.method == "none" or (cell.method in MILDER and (at(MILDER)(cell) or at(STRONG)(cell))))
     slow = on_domains(results, lambda cell: cell.method == "none" or (cell.data in four and (at(SLOW)(cell) or at(BESIDE)(cell))))
-    new = on_domains(results, lambda cell: at(MILDER)(cell) or at(SLOW)(cell) or (not cell.data and cell.target in WITHOUT))
+    new = on_domains(results, lambda cell: at(MILDER)(cell) or (not cell.data and cell.target in WITHOUT))
+    beside = on_domains(results, lambda cell: cell.data in four and (at(SLOW)(cell) or at(BESIDE)(cell)))
     found, of_slow = compare(two).sensitivities, compare(slow).sensitivities
     made = {
         "both": sensitivity_table(found, smallest_seen(STORE, found)),
         "slow": sensitivity_table(of_slow, smallest_seen(STORE, of_slow)),
         "own": of_its_kind(two),
         "ranks": ranks(two),
+        "slow domains": domains_table(of_slow, {**SLOW, **BESIDE}),
+        "slow sets": sets_table(beside),
         "sets": sets_table(new),
         "domains": domains_table(found, MILDER),
     }
