@@ -95,7 +95,6 @@ def tables() -> Mapping[str, str]:
     two = on_domains(results, lambda cell: cell.method == "none" or (cell.method in MILDER and (at(MILDER)(cell) or at(STRONG)(cell))))
     slow = on_domains(results, lambda cell: cell.method == "none" or (cell.data in four and (at(SLOW)(cell) or at(BESIDE)(cell))))
     new = on_domains(results, lambda cell: at(MILDER)(cell) or (not cell.data and cell.target in WITHOUT))
-    beside = on_domains(results, lambda cell: cell.data in four and (at(SLOW)(cell) or at(BESIDE)(cell)))
     found, of_slow = compare(two).sensitivities, compare(slow).sensitivities
     made = {
         "both": sensitivity_table(found, smallest_seen(STORE, found)),
@@ -103,7 +102,7 @@ def tables() -> Mapping[str, str]:
         "own": of_its_kind(two),
         "ranks": ranks(two),
         "slow domains": domains_table(of_slow, {**SLOW, **BESIDE}),
-        "slow sets": sets_table(beside),
+        "slow sets": sets_table(slow),
         "sets": sets_table(new),
         "domains": domains_table(found, MILDER),
     }
