@@ -4,6 +4,7 @@ As in tables.py: the milder targets of the same study beside the stronger ones, 
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -21,6 +22,7 @@ from studies.sensitivity.tables import (
     divergences,
     domains_table,
     on_domains,
+    otherwise_table,
     sensitivity_table,
     sets_table,
     smallest_seen,
@@ -97,14 +99,15 @@ def tables() -> Mapping[str, str]:
     new = on_domains(results, lambda cell: at(MILDER)(cell) or (not cell.data and cell.target in WITHOUT))
     found, of_slow = compare(two).sensitivities, compare(slow).sensitivities
     made = {
-        "both": sensitivity_table(found, smallest_seen(STORE, found)),
-        "slow": sensitivity_table(of_slow, smallest_seen(STORE, of_slow)),
+        "both": sensitivity_table(found, smallest_seen(two, found)),
+        "slow": sensitivity_table(of_slow, smallest_seen(slow, of_slow)),
         "own": of_its_kind(two),
         "ranks": ranks(two),
         "slow domains": domains_table(of_slow, {**SLOW, **BESIDE}),
         "slow sets": sets_table(slow),
         "sets": sets_table(new),
         "domains": domains_table(found, MILDER),
+        "otherwise": otherwise_table(STORE, replace(results, cells=tuple(c for c in results.cells if c.method == "none" or at(MILDER)(c)))),
     }
     return {name: "\n".join(rows) for name, rows in made.items()}
 

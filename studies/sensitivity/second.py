@@ -20,7 +20,9 @@ from studies.sensitivity.tables import (
     divergences,
     domains_table,
     fitted_or_weighed,
+    in_per_cent,
     on_domains,
+    otherwise_table,
     planned,
     sensitivity_table,
     sets_table,
@@ -63,8 +65,8 @@ def kinds(found: Mapping[str, Sequence[Sensitivity]]) -> Iterator[str]:
     yield "| model | larger by | p, not corrected |"
     yield "| --- | ---: | ---: |"
     for model, of in found.items():
-        told, p = fitted_or_weighed({(s.method, s.target): s for s in of}, STRONG)
-        yield f"| {MODELS[model]} | {told} | {'' if p is None else f'{p:.1g}'} |"
+        more = fitted_or_weighed({(s.method, s.target): s for s in of}, STRONG)
+        yield f"| {MODELS[model]} | {in_per_cent(more)} | {more.p_value():.1g} |"
 
 
 def carried(results: Results) -> Iterator[str]:
@@ -94,9 +96,9 @@ def tables() -> Mapping[str, str]:
     results = both()
     by_model = {model: replace(results, cells=tuple(c for c in results.cells if c.model == model)) for model in MODELS}
     found = {model: compare(of).sensitivities for model, of in by_model.items()}
-    seen = {label: least for model, of in found.items() for label, least in smallest_seen(STORES[model], of).items()}
+    seen = {label: least for model, of in found.items() for label, least in smallest_seen(by_model[model], of).items()}
     second = list(MODELS)[-1]
-    asked = list(planned(found[second], STRONG, STORES[second]))
+    asked = list(planned(found[second], STRONG, by_model[second]))
     assert len(asked) == 2 + PLANNED
     made: dict[str, Iterable[str]] = {
         "both": sensitivity_table([s for of in found.values() for s in of], seen),
@@ -105,6 +107,7 @@ def tables() -> Mapping[str, str]:
         "sets": sets_table(results),
         "carried": carried(results),
         "domains": domains_table(found[second], STRONG),
+        "otherwise": otherwise_table(STORES[second], by_model[second]),
     }
     return {name: "\n".join(rows) for name, rows in made.items()}
 

@@ -10,14 +10,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float
 from studies.arms import named, with_interval
 from studies.pages import draw, write_or_print
 
-from calibrant.compare import MEAN, Estimate, Results, Sensitivity, compare, contrast, detectable, draws, read, t_quantile
+from calibrant.compare import MEAN, Estimate, Results, Sensitivity, compare, contrast, detectable, read
 from calibrant.compare.contrasts import Contrast, holm
 from calibrant.compare.crossed import ItemValues
 from calibrant.report.plots import Plot
@@ -32,6 +32,7 @@ MODELS: Final = {"smollm2": "SmolLM2", "gemma3-270m": "Gemma"}
 DOMAINS: Final = {"web": "c4", "encyclopedia": "wikipedia", "collection": "pile", "code": "python_code", "arithmetic": "gsm8k", "passages": "race"}
 """Each domain that is measured, and the source it is made of."""
 MIXTURE: Final = "0.25*c4 + 0.25*wikipedia + 0.25*gsm8k:icl + 0.25*python_code"
+CONTROL: Final = "random_tokens"
 SETS: Final = {
     "c4": "C4",
     "pile": "Pile",
@@ -40,7 +41,7 @@ SETS: Final = {
     "python_code": "code",
     "selfgen": "its own words",
     MIXTURE: "mixture",
-    "random_tokens": "random tokens",
+    CONTROL: "random tokens",
     "": "nothing",
 }
 STRONG: Final = {
@@ -60,8 +61,10 @@ FITTED: Final = ("sparsegpt", "refined", "gptq", "gptq(scales='importance')", "r
 WEIGHING: Final = ("wanda", "rtn(scales='importance')", "awq", "llama_cpp")
 MIXED: Final = ("wanda", "sparsegpt", "gptq(scales='importance')", "awq")
 LONGER: Final = ("wanda", "sparsegpt", "gptq(scales='importance')")
+TASKS: Final = {"two tasks": ["commonsense_qa", "openbookqa"], "arc_easy": ["arc_easy"]}
+"""What is told of tasks, and of which; by the scoring in which the dense model is above chance."""
 PLANNED: Final = 18
-"""How many primary questions there are, also those that can't be answered yet."""
+"""How many primary questions there are."""
 
 
 Label = tuple[str, str, str]
@@ -91,12 +94,11 @@ def sensitivity_table(found: Sequence[Sensitivity], seen: Mapping[Label, float])
     yield f"|{' --- |' * len(heads)}{' ---: |' * len(numbers)}"
     most = {s.method: max(of.share or 0.0 for of in found if of.method == s.method) for s in found}
     for s in sorted(found, key=lambda s: (-most[s.method], list(MODELS).index(s.model))):
-        ratio = "" if s.ratio is None or s.ratio_interval is None else f"{s.ratio:.1f} ({s.ratio_interval[0]:.1f} to {s.ratio_interval[1]:.1f})"
         least = f"{seen[label_of(s)]:.3f}" if label_of(s) in seen else ""
         one, mean = s.gaps[MEAN], s.increase or math.nan
         cells = [f"`{s.method}`", *([MODELS[s.model]] if several else []), s.target, f"{mean:.3f}"]
         cells += [_worth(s.worth, s.worth_interval), f"{s.floor:.3f}", f"{100 * s.worth / mean:.0f}%"]
-        cells += [_worth(one.value, one.interval), f"{100 * one.value / mean:.0f}%", least, ratio, "" if s.p is None else f"{s.p:.1g}"]
+        cells += [_worth(one.value, one.interval), f"{100 * one.value / mean:.0f}%", least, _ratio(s), "" if s.p is None else f"{s.p:.1g}"]
         yield f"| {' | '.join(cells)} |"
 
 
@@ -106,8 +108,15 @@ def _worth(value: float, interval: tuple[float, float]) -> str:
     return f"**{told}**" if interval[0] > 0 else told
 
 
-def otherwise_table(ways: Mapping[str, Sequence[Sensitivity]]) -> Iterator[str]:
-    """Rows: worst less best set by method and strength, in the losses of `ways`; bold where two sets differ significantly."""
+def otherwise_table(folder: Path, results: Results) -> Iterator[str]:
+    """Rows: worst less best set by method and strength, in the loss of the text and of tasks' right answers among those that are offered.
+
+    Bold where two sets differ significantly.
+    """
+    ways = {"loss of the same text": compare(of_text(folder, results)).sensitivities}
+    there = " ".join(of.score.measured for cell in results.cells for of in results.scores.get(cell.run, {}).values())
+    asked = {name: of for name, of in TASKS.items() if all(task in there for task in of)}
+    ways |= {f"{name}, among the offered answers": compare(results, measures=of).sensitivities for name, of in asked.items()}
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for way, found in ways.items():
         for s in found:
@@ -121,22 +130,31 @@ def otherwise_table(ways: Mapping[str, Sequence[Sensitivity]]) -> Iterator[str]:
 def sets_table(results: Results) -> Iterator[str]:
     """Rows: the mean divergence with each set, by method, where all draws are measured on all domains; bold the least of several.
 
-    Several models stand together by method.
+    Several models stand together by method. Where random tokens are among the sets, last by how much more the model diverges with them than with the
+    best set, with an interval that holds jointly over the sets that may be the best; bold where it leaves out zero.
     """
     cells = [cell for cell in results.cells if cell.method != "none"]
     labels, several = [data for data in SETS if any(cell.data == data for cell in cells)], len({cell.model for cell in cells}) > 1
-    yield f"| method |{' model |' if several else ''} target | {' | '.join(SETS[data] for data in labels)} |"
-    yield f"| --- |{' --- |' if several else ''} --- |{' ---: |' * len(labels)}"
+    heads = [SETS[data] for data in labels] + ["random tokens less the best"] * (CONTROL in labels)
+    yield f"| method |{' model |' if several else ''} target | {' | '.join(heads)} |"
+    yield f"| --- |{' --- |' if several else ''} --- |{' ---: |' * len(heads)}"
     order = [cell.method for cell in cells]
     for label in sorted(dict.fromkeys(map(label_of, cells)), key=lambda label: order.index(label[1]) if several else 0):
         means = {data: statistics.mean(of.values()) for data, of in divergences(results, label).items()}
-        known = [value for data, value in means.items() if not math.isnan(value) and data != "random_tokens"]
+        known = [value for data, value in means.items() if not math.isnan(value) and data != CONTROL]
         if known:
             least = min(known) if len(known) > 1 else None
             told = {data: f"**{value:.3f}**" if value == least else f"{value:.3f}" for data, value in means.items() if not math.isnan(value)}
-            shown = [told.get(data, "") for data in labels]
+            shown = [told.get(data, "") for data in labels] + [_control(results, label, means)] * (CONTROL in labels)
             model, method, target = label
             yield f"| {' | '.join([f'`{method}`', *([MODELS[model]] if several else []), target, *shown])} |"
+
+
+def _control(results: Results, label: Label, means: Mapping[str, float]) -> str:
+    """By how much more the model diverges with random tokens than with the best set; nothing where it wasn't calibrated on them."""
+    sets = {data: mean for data, mean in means.items() if data not in ("", CONTROL) and not math.isnan(mean)}
+    random, best = (side(results, label, data) for data in (CONTROL, min(sets, key=lambda data: sets[data], default="")))
+    return with_interval(contrast(random, best), comparisons=len(sets)) if random and best else ""
 
 
 def divergences(results: Results, label: Label) -> Mapping[str, Mapping[str, float]]:
@@ -163,19 +181,18 @@ def alike(one: Float[np.ndarray, "domain set"], other: Float[np.ndarray, "domain
     return f"{np.corrcoef(first, second)[0, 1]:+.2f} | {same} of {len(one)}"
 
 
-def smallest_seen(folder: Path, found: Iterable[Sensitivity]) -> Mapping[Label, float]:
+def smallest_seen(results: Results, found: Iterable[Sensitivity]) -> Mapping[Label, float]:
     """By model, method and target, what true difference between C4 and another set four such studies in five find.
 
     On the mean of the domains; the median over sets.
     """
     least: dict[Label, float] = {}
-    with Store(folder, create=False) as store:
-        for s in found:
-            sides = {data: side for data in s.sets if (side := _side(store, s.method, s.target, data)) is not None}
-            each = [detectable(contrast(side, sides["c4"])) for data, side in sides.items() if data != "c4" and "c4" in sides]
-            known = [value for value in each if value is not None]
-            if known:
-                least[label_of(s)] = statistics.median(known)
+    for s in found:
+        sides = {data: of for data in s.sets if (of := side(results, label_of(s), data))}
+        each = [detectable(contrast(of, sides["c4"])) for data, of in sides.items() if data != "c4" and "c4" in sides]
+        known = [value for value in each if value is not None]
+        if known:
+            least[label_of(s)] = statistics.median(known)
     return least
 
 
@@ -197,8 +214,8 @@ def of_text(folder: Path, results: Results) -> Results:
     """The same results with the loss of the text in the place of its divergence; it stands beside that for each document."""
     items: dict[str, dict[str, ItemValues]] = {}
     with Store(folder, create=False) as store:
-        for run, measured in results.items.items():
-            for measure, values in measured.items():
+        for run in dict.fromkeys(cell.run for cell in results.cells if cell.run in results.items):
+            for measure, values in results.items[run].items():
                 beside = next((score for score in values.beside if score.metric == "loss"), None)
                 if beside is None:
                     continue
@@ -209,67 +226,71 @@ def of_text(folder: Path, results: Results) -> Results:
     return replace(on_domains(results, lambda _: True), items=items)
 
 
-def planned(found: Sequence[Sensitivity], strong: Mapping[str, str], folder: Path, longer: Path | None = None) -> Iterator[str]:
-    """Rows: the primary questions, corrected together (Holm), those that have no answer yet counted too.
+Question = tuple[str, str, str, float | None]
+"""What was asked, what was found, what true difference four such studies in five find at 5 % (empty for a ratio of variances), and p."""
 
-    `strong` are the methods and their stronger strength, `longer` the store with more tokens, if a study asks about that.
+
+def planned(found: Sequence[Sensitivity], strong: Mapping[str, str], results: Results, longer: Results | None = None) -> Iterator[str]:
+    """Rows: the primary questions, corrected together (Holm).
+
+    `strong` are the methods and their stronger strength, `results` those of one model that `found` was made of, `longer` those with more tokens, if a
+    study asks about that.
     """
+    (model,) = {cell.model for cell in results.cells}
     by = {(s.method, s.target): s for s in found}
-    asked: list[tuple[str, str, float | None]] = []
-    for method, target in strong.items():
-        s = by.get((method, target))
-        told = "not computed" if s is None else "draws don't vary"
-        if s is not None and s.ratio is not None and s.ratio_interval is not None:
-            told = f"{s.ratio:.1f} ({s.ratio_interval[0]:.1f} to {s.ratio_interval[1]:.1f})"
-        asked.append((f"another set changes more than another draw: `{method}`, {target}", told, None if s is None else s.p))
-    asked.append(("the choice is worth more where weights are fitted than where they are weighed", *fitted_or_weighed(by, strong)))
-    with Store(folder, create=False) as store:
-        sides = {method: tuple(_side(store, method, strong[method], data) for data in (MIXTURE, "c4")) for method in MIXED}
-    for method in MIXED:
-        asked.append((f"the mixture is better than C4: `{method}`", *_better(*sides[method])))
+    known = [by[of] for of in strong.items()]
+    asked: list[Question] = [(f"sets vary beyond draws: `{s.method}`, {s.target}", _ratio(s), "", s.p) for s in known]
+    more = fitted_or_weighed(by, strong)
+    question = "the choice is worth more where weights are fitted than where they are weighed"
+    asked.append((question, in_per_cent(more), f"{100 * (detectable(more) or math.nan):.0f}%", more.p_value()))
+    sides = {method: [side(results, (model, method, strong[method]), data) for data in (MIXTURE, "c4")] for method in MIXED}
+    asked += [_better(f"the mixture is better than C4: `{method}`", *both) for method, both in sides.items()]
     if longer is not None:
-        with Store(longer, create=False) as store:
-            more = {method: _side(store, method, strong[method], "c4") for method in LONGER}
-        for method in LONGER:
-            asked.append((f"32,768 tokens of C4 are better than 8,192 of the mixture: `{method}`", *_better(more[method], sides[method][0])))
-    family = [Contrast("", "", "", (), "", "", "", p=p) for _, _, p in asked]
-    yield "| question | found | p (Holm) |"
-    yield "| --- | ---: | ---: |"
-    for (question, told, _), corrected in zip(asked, holm(family), strict=True):
+        more_tokens = {method: side(longer, (model, method, strong[method]), "c4") for method in LONGER}
+        asked += [_better(f"32,768 tokens of C4 are better than 8,192 of the mixture: `{m}`", of, sides[m][0]) for m, of in more_tokens.items()]
+    family = [Contrast("", "", "", (), "", "", "", p=p) for *_, p in asked]
+    yield "| question | found | 4 in 5 see | p (Holm) |"
+    yield "| --- | ---: | ---: | ---: |"
+    for (question, told, seen, _), corrected in zip(asked, holm(family), strict=True):
         p = corrected.p_holm
-        yield f"| {question} | {f'**{told}**' if p is not None and p < 0.05 else told} | {'' if p is None else f'{p:.1g}'} |"
+        yield f"| {question} | {f'**{told}**' if p is not None and p < 0.05 else told} | {seen} | {'' if p is None else f'{p:.1g}'} |"
 
 
-def _side(store: Store, method: str, target: str, data: str) -> Mapping[str, Any] | None:
-    """What the draws of a set gave on the domains with a method; None where some is missing."""
-    if not any((c.method, c.target, c.data) == (method, target, data) and c.run for c in store.cells()):
-        return None
-    every = draws(store, method=method, target=target, data=data)
-    there = {name: of for name, of in every.items() if of[0].score.metric == "kl"}
-    return there if len(there) == len(DOMAINS) else None
+def _ratio(s: Sensitivity) -> str:
+    """The variance between sets over that between draws, with its interval; nothing where draws don't vary."""
+    return "" if s.ratio is None or s.ratio_interval is None else f"{s.ratio:.1f} ({s.ratio_interval[0]:.1f} to {s.ratio_interval[1]:.1f})"
 
 
-def _better(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> tuple[str, float | None]:
-    """By how much less the first diverges than the second, and p."""
-    if one is None or other is None:
-        return "not computed", None
+def side(results: Results, label: Label, data: str) -> Mapping[str, Sequence[ItemValues]]:
+    """What the draws of a set gave on each of the domains with a method, by what was measured; nothing where some of it is missing."""
+    cells = sorted((cell for cell in results.cells if label_of(cell) == label and cell.data == data), key=lambda cell: cell.seed)
+    each = [[results.items.get(cell.run, {}).get(measure) for measure in cell.measures.values()] for cell in cells]
+    drawn = [{of.score.measured: of for of in found if of is not None and of.score.metric == "kl"} for found in each]
+    whole = drawn and all(len(of) == len(DOMAINS) for of in drawn)
+    return {name: [of[name] for of in drawn] for name in drawn[0]} if whole else {}
+
+
+def _better(question: str, one: Mapping[str, Sequence[ItemValues]], other: Mapping[str, Sequence[ItemValues]]) -> Question:
+    """By how much less the first diverges than the second."""
     found = contrast(other, one)
-    return with_interval(found, False), found.p_value()
+    return question, with_interval(found, False), f"{detectable(found) or math.nan:.3f}", found.p_value()
 
 
-def fitted_or_weighed(by: Mapping[tuple[str, str], Sensitivity], strong: Mapping[str, str]) -> tuple[str, float | None]:
+def fitted_or_weighed(by: Mapping[tuple[str, str], Sensitivity], strong: Mapping[str, str]) -> Estimate:
     """By how much the share is larger where weights are fitted, mean of the domains, each of which is an item.
 
     The domains share sets and draws, and the largest of differences is large by chance too, more so where draws vary more: the page says both.
     """
-    kinds = [[by.get((method, strong[method])) for method in methods if method in strong] for methods in (FITTED, WEIGHING)]
-    if any(s is None for kind in kinds for s in kind):
-        return "not computed", None
-    shares = [[[_share(s, name) for name in named(s.gaps, DOMAINS.values())] for s in kind if s] for kind in kinds]
+    kinds = [[by[method, strong[method]] for method in methods if method in strong] for methods in (FITTED, WEIGHING)]
+    shares = [[[_share(s, name) for name in named(s.gaps, DOMAINS.values())] for s in kind] for kind in kinds]
     apart = [statistics.mean(a) - statistics.mean(b) for a, b in zip(*(list(zip(*kind, strict=True)) for kind in shares), strict=True)]
-    found = Estimate(statistics.mean(apart), statistics.stdev(apart) / len(apart) ** 0.5, float(len(apart) - 1), len(apart))
-    half = t_quantile(0.975, found.df) * (found.stderr or 0)
-    return f"{100 * found.value:.0f}% ({100 * (found.value - half):.0f}% to {100 * (found.value + half):.0f}%)", found.p_value()
+    return Estimate(statistics.mean(apart), statistics.stdev(apart) / len(apart) ** 0.5, float(len(apart) - 1), len(apart))
+
+
+def in_per_cent(found: Estimate) -> str:
+    """An estimate of a difference of shares, with its interval."""
+    low, high = found.interval() or (math.nan, math.nan)
+    return f"{100 * found.value:.0f}% ({100 * low:.0f}% to {100 * high:.0f}%)"
 
 
 def _share(s: Sensitivity, name: str) -> float:
@@ -292,17 +313,15 @@ def tables() -> Mapping[str, str]:
         every = read(store)
     results = replace(every, cells=tuple(c for c in every.cells if not c.data or STRONG.get(c.method) == c.target))
     found = compare(results, measures=["agreement"]).sensitivities
-    tasks = {"two tasks, among the offered answers": ["commonsense_qa", "openbookqa"], "arc_easy, among the offered answers": ["arc_easy"]}
-    ways = {"loss of the same text": compare(of_text(STORE, results)).sensitivities}
-    ways |= {name: compare(results, measures=of).sensitivities for name, of in tasks.items()}
-    asked = list(planned(found, STRONG, STORE, HERE / "more_tokens"))
+    with Store(HERE / "more_tokens", create=False) as store:
+        asked = list(planned(found, STRONG, results, read(store)))
     assert len(asked) == 2 + PLANNED
     made = {
-        "sensitivity": sensitivity_table(found, smallest_seen(STORE, found)),
+        "sensitivity": sensitivity_table(found, smallest_seen(results, found)),
         "planned": asked,
         "sets": sets_table(results),
         "domains": domains_table(found, STRONG),
-        "otherwise": otherwise_table(ways),
+        "otherwise": otherwise_table(STORE, results),
     }
     return {name: "\n".join(rows) for name, rows in made.items()}
 

@@ -199,7 +199,15 @@ def test_the_draws_of_a_set_come_by_what_was_measured_in_the_order_of_their_seed
         assert [m.score.value - kept[0].score.value for m in kept] == pytest.approx([0, 1, 2], abs=0.01)
     assert [len(kept) for kept in draws(store, data="c4", seed=1).values()] == [1, 1]
     assert [len(kept) for kept in draws(store, data="").values()] == [1, 1]
-    assert contrast(draws(store, data="gsm8k:icl"), found).value == pytest.approx(-0.1, abs=0.02)
+    difference = contrast(draws(store, data="gsm8k:icl"), found)
+    assert difference.value == pytest.approx(-0.1, abs=0.02)
+    results = read(store)
+    sides: dict[str, dict[str, list[ItemValues]]] = {"gsm8k:icl": {}, "c4": {}}
+    for cell in sorted(results.cells, key=lambda cell: cell.seed):
+        for measure in cell.measures.values() if cell.data in sides else ():
+            of = results.items[cell.run][measure]
+            sides[cell.data].setdefault(of.score.measured, []).append(of)
+    assert contrast(sides["gsm8k:icl"], sides["c4"]) == difference, "results that were read as a whole say the same"
 
 
 def test_what_one_of_the_draws_lacks_is_left_out(tmp_path: Path):

@@ -39,29 +39,6 @@ from calibrant.store import Measurement, Score
 Independence = Literal["independent", "overlapping", "no draws"]
 """Whether the draws of a side share no rows, share some, or don't exist, as of a model that takes none."""
 
-Draws = Sequence[Measurement]
-"""One measured set: what each draw of a calibration set gave on it (one, for a run that takes no draws)."""
-
-
-def contrast(a: Mapping[str, Draws], b: Mapping[str, Draws] | None = None) -> Estimate:
-    """Return how much *worse* `a` is than `b`, averaged over the measured sets that both map to their draws; without `b`, the mean of `a`.
-
-    A side with a single draw adds no draws' variance, whether it is a set drawn once or a model that takes no draws.
-    Raises `DataError` where the two weren't measured on the same items, in the same unit, at the same context length.
-
-    >>> from calibrant.store import Outcome
-    >>> def loss(*nats):  # one draw: the loss of each of three documents of 10 tokens
-    ...     items = tuple(Outcome(f"document {i}", float(n), 10.0) for i, n in enumerate(nats))
-    ...     return Measurement(Score("docs", "loss", sum(nats) / 30, None, 3, "nats/token", "lower"), items)
-    >>> f"{contrast({'docs': [loss(31, 42, 37)]}, {'docs': [loss(30, 40, 35)]}):+.3f}"
-    '+0.167 ± 0.033'
-    """
-    if b is not None and a.keys() != b.keys():
-        raise DataError(f"{sorted(a)} can't be compared with {sorted(b)}: compare runs that were measured on the same sets")
-    sides = [{name: Side.of([ItemValues.of(m) for m in draws]) for name, draws in side.items()} for side in ([a] if b is None else [a, b])]
-    turn = {name: sides[0][name].worse if b is not None else 1.0 for name in a}
-    return combination([(side, {name: c * turn[name] / len(a) for name in a}) for c, side in zip((1.0, -1.0), sides, strict=False)])
-
 
 @dataclass(frozen=True)
 class ItemValues:
@@ -79,6 +56,34 @@ class ItemValues:
         rows = sorted((called(o.item), o.value, o.weight) for o in measurement.outcomes)
         values, weights = (np.array([row[i] for row in rows], dtype=np.float64) for i in (1, 2))
         return ItemValues(measurement.score, tuple(row[0] for row in rows), values, weights, measurement.beside)
+
+
+Draws = Sequence[Measurement]
+"""One measured set: what each draw of a calibration set gave on it (one, for a run that takes no draws)."""
+
+
+def contrast(a: Mapping[str, Draws | Sequence[ItemValues]], b: Mapping[str, Draws | Sequence[ItemValues]] | None = None) -> Estimate:
+    """Return how much *worse* `a` is than `b`, averaged over the measured sets that both map to their draws; without `b`, the mean of `a`.
+
+    A draw is a measurement of a store (`draws`), or its items as `Results` has them. A side with a single draw adds no draws' variance, whether it is
+    a set drawn once or a model that takes no draws.
+    Raises `DataError` where the two weren't measured on the same items, in the same unit, at the same context length.
+
+    >>> from calibrant.store import Outcome
+    >>> def loss(*nats):  # one draw: the loss of each of three documents of 10 tokens
+    ...     items = tuple(Outcome(f"document {i}", float(n), 10.0) for i, n in enumerate(nats))
+    ...     return Measurement(Score("docs", "loss", sum(nats) / 30, None, 3, "nats/token", "lower"), items)
+    >>> f"{contrast({'docs': [loss(31, 42, 37)]}, {'docs': [loss(30, 40, 35)]}):+.3f}"
+    '+0.167 ± 0.033'
+    """
+    if b is not None and a.keys() != b.keys():
+        raise DataError(f"{sorted(a)} can't be compared with {sorted(b)}: compare runs that were measured on the same sets")
+    sides = [
+        {name: Side.of([m if isinstance(m, ItemValues) else ItemValues.of(m) for m in draws]) for name, draws in side.items()}
+        for side in ([a] if b is None else [a, b])
+    ]
+    turn = {name: sides[0][name].worse if b is not None else 1.0 for name in a}
+    return combination([(side, {name: c * turn[name] / len(a) for name in a}) for c, side in zip((1.0, -1.0), sides, strict=False)])
 
 
 @dataclass(frozen=True)
