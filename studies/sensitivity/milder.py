@@ -40,6 +40,8 @@ MILDER: Final = {
     "gptq": "w4g64",
     "awq": "w4g64",
     "rsq": "w4g64",
+    "llama_cpp": "Q3_K_M",
+    "refined": "0.4",
     "short_gpt": "blocks 0.1",
 }
 """The methods that ran at a milder target too, with all sets."""
@@ -51,7 +53,7 @@ SLOW: Final = {"alps": "0.6", "evop(generations=8)": "blocks 0.2"}
 """What takes minutes, and ran with four sets."""
 BESIDE: Final = {method: STRONG[method] for method in ("sparsegpt", "refined", "short_gpt")}
 """What that is held against."""
-WITHOUT: Final = ("0.4", "w4g64")
+WITHOUT: Final = ("0.4", "w4g64", "Q3_K_M")
 """At which of these targets something was compressed without data."""
 
 
