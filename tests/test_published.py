@@ -123,37 +123,6 @@ def test_the_findings_say_what_the_records_say():
     assert made["runs"].partition(" with")[0] in " ".join(headline.split())
 
 
-NUMBER = re.compile(r"(?<![\d.])\d+\.\d{1,3}\b")
-SHARE = re.compile(r"(?<![\d.,:-])(\d+)(?: (?:to|and|in place of) (\d+))?(?: ?%| points)")
-"""A share, or two of them, as prose and tables write it."""
-STATED = {"5", "95"}
-"""Levels, which stand in no table."""
-FACTS = {"languages.md": {"1"}, "c4.md": {"99.98"}}
-"""By page what no table has: how many neurons are told of, how alike two processors' masks are."""
-
-
-def shares(text: str) -> set[str]:
-    return {share for pair in SHARE.findall(text) for share in pair if share}
-
-
-def test_numbers_that_are_told_stand_in_a_table_of_the_page_or_of_one_that_is_linked():
-    """Of the README, the list of findings, and all findings but the one whose text a script makes as a whole."""
-    pages = {path.name: path.read_text("utf-8").splitlines() for path in (PROJECT / "docs/findings").glob("*.md")}
-    index = [line for line in pages.pop("index.md") if line.startswith("| [")]
-    headline = (PROJECT / "README.md").read_text("utf-8").partition("## What it found")[2].partition("## ")[0].split("\n\n")
-    own = ["\n".join([name, *(line for line in lines if not line.startswith("|"))]) for name, lines in pages.items() if name != "dense.md"]
-    checked = 0
-    for told in [*index, *headline, *own]:
-        linked = pages.keys() & set(re.findall(r"[\w-]+\.md", told))
-        rows = "\n".join(line for name in linked for line in pages[name] if line.startswith("|"))
-        targets = {f"{100 * float(target):.0f}" for target in re.findall(r"\| (?:blocks |numbers )?(0\.\d\d?) \|", rows)}
-        known = STATED | FACTS.get(told.partition("\n")[0], set())
-        assert {number for number in NUMBER.findall(told) if number not in rows} <= known, told
-        assert shares(told) - shares(rows) - targets <= known, told
-        checked += len(shares(told) - STATED)
-    assert checked > 100
-
-
 @pytest.mark.slow
 def test_the_report_of_the_study_is_what_its_records_give():
     about = report(findings.STORE)
@@ -283,10 +252,6 @@ UNFINISHED = [("sensitivity", "smollm2")]
 def test_a_page_says_what_its_records_say(name: str):
     text = PAGES[name].PAGE.read_text("utf-8")
     assert filled(text, PAGES[name].tables()) == text, f"python -m {PAGES[name].__name__} --write"
-    rows = "\n".join(line for line in text.splitlines() if line.startswith("|"))
-    told = [number for line in text.splitlines() if not line.startswith("|") for number in NUMBER.findall(line)]
-    assert len(told) > 10
-    assert [number for number in told if number not in rows] == []
 
 
 @pytest.mark.parametrize(("study", "name"), STORES)

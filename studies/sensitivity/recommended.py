@@ -161,7 +161,7 @@ def cases() -> tuple[Case, ...]:
 
 
 def _case(method: str, target: str, errors: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Case | None:
-    there = {data: _drawn()[method, data].get(_source(target)) for data in dict.fromkeys((*COMMON, str(CalibrationSet(target))))}
+    there = {data: _drawn().get((method, data), {}).get(_source(target)) for data in dict.fromkeys((*COMMON, str(CalibrationSet(target))))}
     measured = {data: found for data, found in there.items() if found}
     if len(measured) < len(there):
         return None
@@ -180,7 +180,7 @@ def _drawn() -> Mapping[tuple[str, str], Mapping[str, Draws]]:
                 twice = found[method, data].keys() & new.keys()
                 assert not twice, f"{data} was measured on {twice} in two stores"
                 found[method, data] |= new
-    return found
+    return dict(found)
 
 
 def _by_target(asked: Iterable[Case], rule: Rule) -> Mapping[str, float]:
@@ -233,19 +233,13 @@ def rules_table() -> Iterator[str]:
     yield f"| --- |{' ---: |' * (len(heads) + 2)}"
     for name, rule in RULES.items():
         near = _mean_of(asked, rule, lambda case, way, data: case.regret(data, way) <= 100 * NEAR)
-        beyond = _mean_of(asked, rule, lambda case, way, data: max(0.0, case.regret(data, way) - 100 * NEAR))
+        others = _mean_of(asked, rule, lambda case, way, data: case.regret(data, way) * (case.regret(data, way) > 100 * NEAR))
+        far = f"{others / (1 - near):.1f}" if near < 1 else ""
         fine = _mean_of(asked, rule, lambda case, _, data: not case.worse[data][1])
         p = corrected.get(name)
         more = "" if name == FIRST else _told(apart[name], bold=p is not None and p < 0.05)
         seen = detectable(estimate) if name in RIVALS and (estimate := apart[name]) else None
-        cells = [
-            name,
-            f"{100 * near:.0f}%",
-            f"{100 * NEAR + beyond / (1 - near):.1f}",
-            f"{100 * fine:.0f}%",
-            _told(_over(regrets[name].values())),
-            more,
-        ]
+        cells = [name, f"{100 * near:.0f}%", far, f"{100 * fine:.0f}%", _told(_over(regrets[name].values())), more]
         yield f"| {' | '.join(cells)} | {'' if seen is None else f'{seen:.1f}'} | {'' if p is None else f'{p:.1g}'} |"
 
 

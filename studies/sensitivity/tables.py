@@ -62,7 +62,9 @@ WEIGHING: Final = ("wanda", "rtn(scales='importance')", "awq", "llama_cpp")
 MIXED: Final = ("wanda", "sparsegpt", "gptq(scales='importance')", "awq")
 LONGER: Final = ("wanda", "sparsegpt", "gptq(scales='importance')")
 TASKS: Final = {"two tasks": ["commonsense_qa", "openbookqa"], "arc_easy": ["arc_easy"]}
-"""What is told of tasks, and of which; by the scoring in which the dense model is above chance."""
+"""The columns of tasks: their heads, and the tasks of each."""
+MORE: Final = {"c4": "C4, 32,768", MIXTURE: "mixture, 32,768"}
+"""The sets that were also drawn with four times the tokens."""
 PLANNED: Final = 18
 """How many primary questions there are."""
 
@@ -114,8 +116,8 @@ def otherwise_table(folder: Path, results: Results) -> Iterator[str]:
     Bold where two sets differ significantly.
     """
     ways = {"loss of the same text": compare(of_text(folder, results)).sensitivities}
-    there = " ".join(of.score.measured for cell in results.cells for of in results.scores.get(cell.run, {}).values())
-    asked = {name: of for name, of in TASKS.items() if all(task in there for task in of)}
+    there = {of.score.measured for cell in results.cells for of in results.scores.get(cell.run, {}).values()}
+    asked = {name: tasks for name, tasks in TASKS.items() if all(any(of.startswith(task) for of in there) for task in tasks)}
     ways |= {f"{name}, among the offered answers": compare(results, measures=of).sensitivities for name, of in asked.items()}
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for way, found in ways.items():
@@ -127,15 +129,16 @@ def otherwise_table(folder: Path, results: Results) -> Iterator[str]:
         yield f"| `{method}` | {target} | {' | '.join(told.get(way, '') for way in ways)} |"
 
 
-def sets_table(results: Results) -> Iterator[str]:
+def sets_table(results: Results, longer: Results | None = None) -> Iterator[str]:
     """Rows: the mean divergence with each set, by method, where all draws are measured on all domains; bold the least of several.
 
-    Several models stand together by method. Where random tokens are among the sets, last by how much more the model diverges with them than with the
-    best set, with an interval that holds jointly over the sets that may be the best; bold where it leaves out zero.
+    Several models stand together by method. Where random tokens are among the sets, behind these by how much more the model diverges with them than
+    with the best set, with an interval that holds jointly over the sets that may be the best; bold where it leaves out zero. Last the sets with more
+    tokens, if a study has some (`longer`).
     """
     cells = [cell for cell in results.cells if cell.method != "none"]
     labels, several = [data for data in SETS if any(cell.data == data for cell in cells)], len({cell.model for cell in cells}) > 1
-    heads = [SETS[data] for data in labels] + ["random tokens less the best"] * (CONTROL in labels)
+    heads = [SETS[data] for data in labels] + ["random tokens less the best"] * (CONTROL in labels) + list(MORE.values()) * (longer is not None)
     yield f"| method |{' model |' if several else ''} target | {' | '.join(heads)} |"
     yield f"| --- |{' --- |' if several else ''} --- |{' ---: |' * len(heads)}"
     order = [cell.method for cell in cells]
@@ -145,7 +148,12 @@ def sets_table(results: Results) -> Iterator[str]:
         if known:
             least = min(known) if len(known) > 1 else None
             told = {data: f"**{value:.3f}**" if value == least else f"{value:.3f}" for data, value in means.items() if not math.isnan(value)}
-            shown = [told.get(data, "") for data in labels] + [_control(results, label, means)] * (CONTROL in labels)
+            shown = [told.get(data, "") for data in labels]
+            if CONTROL in labels:
+                shown.append(_control(results, label, means))
+            if longer is not None:
+                with_more = divergences(longer, label)
+                shown += [f"{statistics.mean(with_more[data].values()):.3f}" if data in with_more else "" for data in MORE]
             model, method, target = label
             yield f"| {' | '.join([f'`{method}`', *([MODELS[model]] if several else []), target, *shown])} |"
 
@@ -153,8 +161,8 @@ def sets_table(results: Results) -> Iterator[str]:
 def _control(results: Results, label: Label, means: Mapping[str, float]) -> str:
     """By how much more the model diverges with random tokens than with the best set; nothing where it wasn't calibrated on them."""
     sets = {data: mean for data, mean in means.items() if data not in ("", CONTROL) and not math.isnan(mean)}
-    random, best = (side(results, label, data) for data in (CONTROL, min(sets, key=lambda data: sets[data], default="")))
-    return with_interval(contrast(random, best), comparisons=len(sets)) if random and best else ""
+    control, best = (side(results, label, data) for data in (CONTROL, min(sets, key=lambda data: sets[data], default="")))
+    return with_interval(contrast(control, best), comparisons=len(sets)) if control and best else ""
 
 
 def divergences(results: Results, label: Label) -> Mapping[str, Mapping[str, float]]:
@@ -264,6 +272,7 @@ def _ratio(s: Sensitivity) -> str:
 def side(results: Results, label: Label, data: str) -> Mapping[str, Sequence[ItemValues]]:
     """What the draws of a set gave on each of the domains with a method, by what was measured; nothing where some of it is missing."""
     cells = sorted((cell for cell in results.cells if label_of(cell) == label and cell.data == data), key=lambda cell: cell.seed)
+    assert len({cell.propagate for cell in cells}) <= 1, "draws of two ways to go through the model"
     each = [[results.items.get(cell.run, {}).get(measure) for measure in cell.measures.values()] for cell in cells]
     drawn = [{of.score.measured: of for of in found if of is not None and of.score.metric == "kl"} for found in each]
     whole = drawn and all(len(of) == len(DOMAINS) for of in drawn)
@@ -314,12 +323,13 @@ def tables() -> Mapping[str, str]:
     results = replace(every, cells=tuple(c for c in every.cells if not c.data or STRONG.get(c.method) == c.target))
     found = compare(results, measures=["agreement"]).sensitivities
     with Store(HERE / "more_tokens", create=False) as store:
-        asked = list(planned(found, STRONG, results, read(store)))
+        longer = read(store)
+    asked = list(planned(found, STRONG, results, longer))
     assert len(asked) == 2 + PLANNED
     made = {
         "sensitivity": sensitivity_table(found, smallest_seen(results, found)),
         "planned": asked,
-        "sets": sets_table(results),
+        "sets": sets_table(results, longer),
         "domains": domains_table(found, STRONG),
         "otherwise": otherwise_table(STORE, results),
     }

@@ -1,0 +1,103 @@
+"""What the prose of findings, their list and the README tells is a number of a table of the page, or of one that the same paragraph links to.
+
+Tables themselves are made of records (test_published.py).
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+NUMBER = re.compile(r"(?<![\d.])\d+\.\d{1,3}\b(?!\.\d)")
+SHARE = re.compile(r"(?<![\d.,:-])(\d+)(?: (?:to|and|in place of) (\d+))?(?: ?%| points)(?: \((\d+)(?: to (\d+))?\b(?!\.))?")
+"""A share, or two of them, and what stands in brackets behind it: another one, or an interval."""
+SPARSITY = re.compile(r"(?:blocks |numbers )?0\.\d+")
+LEVEL = re.compile(r"95 %|(?:at|rate of) 5 %")
+FACTS = {
+    "c4.md": {"15.6", "40", "99.98"},
+    "choosing.md": {"5", "60"},
+    "languages.md": {"1", "50"},
+    "mixing.md": {"50"},
+    "pruning.md": {"60", "70"},
+    "words.md": {"50", "60"},
+}
+"""By page what no table has: targets, hours, limits of what is listed, how many neurons are told of, how alike two processors' masks are."""
+PAGES = {path.name: path.read_text("utf-8").splitlines() for path in (PROJECT / "docs/findings").glob("*.md")}
+OWN = sorted(PAGES.keys() - {"index.md", "dense.md"})
+"""The pages with prose of their own; that on the dense model is made by a script as a whole."""
+
+
+@pytest.mark.parametrize("page", OWN)
+def test_a_page_tells_what_its_tables_say(page: str):
+    prose = [line for line in PAGES[page] if line and not line.startswith("|")]
+    assert sum(len(NUMBER.findall(line)) for line in prose) > 10
+    for line in prose:
+        assert list(without_a_table(line, {page, *linked(line)})) == [], line
+
+
+def test_the_readme_and_the_list_of_findings_tell_what_the_tables_of_the_pages_say():
+    headline = (PROJECT / "README.md").read_text("utf-8").partition("## What it found")[2].partition("## ")[0].split("\n\n")
+    listed = [line for line in PAGES["index.md"] if line.startswith("| [")]
+    assert len(listed) == len(PAGES) - 1
+    for told in [*headline, *listed]:
+        assert list(without_a_table(told, linked(told))) == [], told
+
+
+def test_what_is_told_is_found():
+    assert NUMBER.findall("0.041 and 12.5 of v1.2.3, arXiv 2502.18424") == ["0.041", "12.5"]
+    assert shares("52 to 69 % of 95 % at 5 %, 47 points (26 to 68, p 0.02), 63 % (56) and 2:4, 0.5 % (0.2)") == {
+        "52",
+        "69",
+        "47",
+        "26",
+        "68",
+        "63",
+        "56",
+    }
+    lines = ["| method | target | share |", "| --- | --- | --- |", "| a | blocks 0.2 | 0.553 |", "", "| share |", "| --- |", "| 0.47 |"]
+    assert targets(lines) == {"20"}
+    assert nearest("0.55", [0.553])
+    assert not nearest("0.56", [0.553])
+    assert not nearest("0.3", [10.3])
+
+
+def linked(told: str) -> set[str]:
+    """The findings that a paragraph links to."""
+    return PAGES.keys() & set(re.findall(r"[\w-]+\.md", told))
+
+
+def without_a_table(told: str, pages: set[str]) -> Iterator[str]:
+    """The numbers, and the shares, that no table of these pages has; a number may be told with fewer decimals."""
+    lines = [line for page in pages for line in PAGES[page]]
+    rows = "\n".join(line for line in lines if line.startswith("|"))
+    facts = set().union(*(FACTS.get(page, ()) for page in pages))
+    there = [float(number) for number in NUMBER.findall(rows)]
+    yield from (number for number in NUMBER.findall(told) if number not in facts and not nearest(number, there))
+    yield from sorted(shares(told) - shares(rows) - targets(lines) - facts)
+
+
+def nearest(told: str, numbers: Sequence[float]) -> bool:
+    """Whether one of the numbers comes to this with its decimals."""
+    half = 0.5 * 10 ** -len(told.partition(".")[2])
+    return any(abs(float(told) - number) <= half + 1e-9 for number in numbers)
+
+
+def shares(text: str) -> set[str]:
+    """The shares, as whole numbers, but for levels of significance."""
+    return {share for found in SHARE.findall(LEVEL.sub("", text)) for share in found if share}
+
+
+def targets(lines: Sequence[str]) -> set[str]:
+    """The shares that tables have as targets, of weights, blocks or numbers."""
+    found: set[str] = set()
+    heads: list[str] = []
+    for before, line in zip(["", *lines], lines, strict=False):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and not before.startswith("|"):
+            heads = cells
+        found |= {
+            f"{100 * float(cell.split()[-1]):.0f}" for head, cell in zip(heads, cells, strict=False) if head == "target" and SPARSITY.fullmatch(cell)
+        }
+    return found
