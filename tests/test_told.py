@@ -1,6 +1,6 @@
 """What the prose of findings, their list and the README tells is a number of a table of the page, or of one that the same paragraph links to.
 
-Tables themselves are made of records (test_published.py).
+Tables themselves are made of records (test_published.py). Of which method or set a number is, nothing here checks.
 """
 
 import re
@@ -14,10 +14,11 @@ NUMBER = re.compile(r"(?<![\d.])\d+\.\d{1,3}\b(?!\.\d)")
 SHARE = re.compile(r"(?<![\d.,:-])(\d+)(?: (?:to|and|in place of) (\d+))?(?: ?%| points)(?: \((\d+)(?: to (\d+))?\b(?!\.))?")
 """A share, or two of them, and what stands in brackets behind it: another one, or an interval."""
 SPARSITY = re.compile(r"(?:blocks |numbers )?0\.\d+")
-LEVEL = re.compile(r"95 %|(?:at|rate of) 5 %")
+LEVEL = re.compile(r"\b95 %|(?:at|rate of) 5 %")
 FACTS = {
     "c4.md": {"15.6", "40", "99.98"},
     "choosing.md": {"5", "60"},
+    "index.md": {"60"},
     "languages.md": {"1", "50"},
     "mixing.md": {"50"},
     "pruning.md": {"60", "70"},
@@ -34,7 +35,7 @@ def test_a_page_tells_what_its_tables_say(page: str):
     prose = [line for line in PAGES[page] if line and not line.startswith("|")]
     assert sum(len(NUMBER.findall(line)) for line in prose) > 10
     for line in prose:
-        assert list(without_a_table(line, {page, *linked(line)})) == [], line
+        assert list(without_a_table(line, {page, *linked(line)}, page)) == [], line
 
 
 def test_the_readme_and_the_list_of_findings_tell_what_the_tables_of_the_pages_say():
@@ -42,7 +43,7 @@ def test_the_readme_and_the_list_of_findings_tell_what_the_tables_of_the_pages_s
     listed = [line for line in PAGES["index.md"] if line.startswith("| [")]
     assert len(listed) == len(PAGES) - 1
     for told in [*headline, *listed]:
-        assert list(without_a_table(told, linked(told))) == [], told
+        assert list(without_a_table(told, linked(told), "index.md")) == [], told
 
 
 def test_what_is_told_is_found():
@@ -68,11 +69,11 @@ def linked(told: str) -> set[str]:
     return PAGES.keys() & set(re.findall(r"[\w-]+\.md", told))
 
 
-def without_a_table(told: str, pages: set[str]) -> Iterator[str]:
-    """The numbers, and the shares, that no table of these pages has; a number may be told with fewer decimals."""
+def without_a_table(told: str, pages: set[str], page: str = "") -> Iterator[str]:
+    """The numbers, and the shares, that no table of these pages has, and no fact of `page`; a number may be told with fewer decimals."""
     lines = [line for page in pages for line in PAGES[page]]
     rows = "\n".join(line for line in lines if line.startswith("|"))
-    facts = set().union(*(FACTS.get(page, ()) for page in pages))
+    facts = FACTS.get(page, set())
     there = [float(number) for number in NUMBER.findall(rows)]
     yield from (number for number in NUMBER.findall(told) if number not in facts and not nearest(number, there))
     yield from sorted(shares(told) - shares(rows) - targets(lines) - facts)
