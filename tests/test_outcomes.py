@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from calibrant.errors import DataError, OutputError
-from calibrant.outcomes import Journal, Outcome, read_items, write_items
+from calibrant.outcomes import Journal, Measurement, Outcome, Score, read_items, write_items
 
 
 def test_a_journal_opened_again_knows_what_was_kept(tmp_path: Path):
@@ -152,3 +152,14 @@ def test_a_journal_that_is_a_pipe_is_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "journal")
     with pytest.raises(OutputError, match=r"journal.*it is no file"):
         Journal(tmp_path / "journal", "question").add({"a": 1})
+
+
+def test_what_each_item_gave_is_put_in_order_once_and_cannot_be_changed():
+    score = Score("docs", "loss", 1.5, None, 2, "nats/token", "lower")
+    measurement = Measurement(score, (Outcome("b", 2.0, 3.0), Outcome("a", 1.0)))
+    names, values, weights = measurement.by_item
+    assert (names, values.tolist(), weights.tolist()) == (("a", "b"), [1.0, 2.0], [1.0, 3.0])
+    assert measurement.by_item[1] is values
+    with pytest.raises(ValueError, match="read-only"):
+        values[0] = 9.0
+    assert Measurement(score).by_item[1].tolist() == []

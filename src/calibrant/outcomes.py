@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -64,6 +65,17 @@ class Measurement:
     outcomes: tuple[Outcome, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict[str, Any], compare=False)
     beside: tuple[Score, ...] = ()
+
+    @cached_property
+    def by_item(self) -> tuple[tuple[str, ...], Any, Any]:
+        """The names of the items in their order, and arrays of what each gave and of its weight; made once, since many comparisons ask for them."""
+        import numpy as np
+
+        rows = sorted((called(o.item), o.value, o.weight) for o in self.outcomes)
+        values, weights = (np.array([row[i] for row in rows], dtype=np.float64) for i in (1, 2))
+        for array in (values, weights):
+            array.setflags(write=False)  # whoever compares them next gets the same ones
+        return tuple(row[0] for row in rows), values, weights
 
     def _repr_html_(self) -> str:
         heads = ("measured", "metric", "value", "standard error", "items", "unit", "better")

@@ -33,7 +33,6 @@ from numpy.typing import NDArray
 
 from calibrant.compare.estimate import LEVEL, Estimate
 from calibrant.errors import DataError
-from calibrant.outcomes import called
 from calibrant.store import Measurement, Score
 
 Independence = Literal["independent", "overlapping", "no draws"]
@@ -53,9 +52,7 @@ class ItemValues:
     @staticmethod
     def of(measurement: Measurement) -> "ItemValues":
         """Return the outcomes of a stored measurement as arrays."""
-        rows = sorted((called(o.item), o.value, o.weight) for o in measurement.outcomes)
-        values, weights = (np.array([row[i] for row in rows], dtype=np.float64) for i in (1, 2))
-        return ItemValues(measurement.score, tuple(row[0] for row in rows), values, weights, measurement.beside)
+        return ItemValues(measurement.score, *measurement.by_item, measurement.beside)
 
 
 Draws = Sequence[Measurement]
