@@ -77,11 +77,11 @@ def test_pairs_are_told_apart_by_what_was_predicted():
 
 def test_what_is_surely_worse_than_the_best():
     assert ONE.best == "race:icl"
-    found, sure = ONE.worse("c4")
+    found, sure = ONE.worse["c4"]
     assert found.value == pytest.approx(3.1 / 3 - 2.3 / 3)
     assert sure
-    assert not ONE.worse("race:icl")[1]
-    assert not case({"c4": [1.0, 1.1, 0.9], "pile": [1.01, 1.11, 0.89]}, {}).worse("pile")[1]
+    assert not ONE.worse["race:icl"][1]
+    assert not case({"c4": [1.0, 1.1, 0.9], "pile": [1.01, 1.11, 0.89]}, {}).worse["pile"][1]
 
 
 def test_where_the_best_set_is_predicted_to_be_the_worst_that_is_listed(monkeypatch: pytest.MonkeyPatch):
@@ -107,9 +107,10 @@ def test_the_tables_of_a_prediction_that_is_always_right(monkeypatch: pytest.Mon
     told = recommended.tables()
     rows = {row.split(" | ")[0].strip("| "): [cell.strip(" |*") for cell in row.split(" | ")[1:]] for row in told["rules"].splitlines()}
     assert rows[recommended.FIRST][0] == rows["always the mixture"][0] == "100%"
-    assert rows["own text"][:2] == ["0%", "0%"]
-    assert rows["always the mixture"][3].startswith("+0.0")
-    assert rows["always C4"][3].startswith("+70.")
+    assert rows["own text"][:3] == ["0%", "10.0", "0%"]
+    assert rows["always the mixture"][1] == "", "no way is far from the best"
+    assert rows["always the mixture"][4].startswith("+0.0")
+    assert rows["always C4"][4].startswith("+70.")
     assert told["failures"].count("\n") == 1
     assert "| +1.00 | +1.00 (gsm8k:cot) | +1.00 |" in told["ranks"]
     assert "| 100% | +" in told["calibration"]
