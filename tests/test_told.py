@@ -1,4 +1,5 @@
-"""What the prose of findings, their list and the README tells is a number of a table of the page, or of one that the same paragraph links to.
+"""What the prose of findings, their list and the README tells is a number of a table: of the page, of a page that the README or the list links to
+there; a share in a finding may also be of a page that its paragraph links to.
 
 Tables themselves are made of records (test_published.py). Of which method or set a number is, nothing here checks.
 """
@@ -35,7 +36,7 @@ def test_a_page_tells_what_its_tables_say(page: str):
     prose = [line for line in PAGES[page] if line and not line.startswith("|")]
     assert sum(len(NUMBER.findall(line)) for line in prose) > 10
     for line in prose:
-        assert list(without_a_table(line, {page, *linked(line)}, page)) == [], line
+        assert list(without_a_table(line, {page}, linked(line), page)) == [], line
 
 
 def test_the_readme_and_the_list_of_findings_tell_what_the_tables_of_the_pages_say():
@@ -43,7 +44,7 @@ def test_the_readme_and_the_list_of_findings_tell_what_the_tables_of_the_pages_s
     listed = [line for line in PAGES["index.md"] if line.startswith("| [")]
     assert len(listed) == len(PAGES) - 1
     for told in [*headline, *listed]:
-        assert list(without_a_table(told, linked(told), "index.md")) == [], told
+        assert list(without_a_table(told, linked(told), linked(told), "index.md")) == [], told
 
 
 def test_what_is_told_is_found():
@@ -69,14 +70,20 @@ def linked(told: str) -> set[str]:
     return PAGES.keys() & set(re.findall(r"[\w-]+\.md", told))
 
 
-def without_a_table(told: str, pages: set[str], page: str = "") -> Iterator[str]:
-    """The numbers, and the shares, that no table of these pages has, and no fact of `page`; a number may be told with fewer decimals."""
-    lines = [line for page in pages for line in PAGES[page]]
-    rows = "\n".join(line for line in lines if line.startswith("|"))
-    facts = FACTS.get(page, set())
-    there = [float(number) for number in NUMBER.findall(rows)]
+def without_a_table(told: str, pages: set[str], others: set[str], where: str) -> Iterator[str]:
+    """The numbers that no table of these pages has, with as many decimals, and the shares that none of these and the others has.
+
+    Without the facts of the page `where` it is told.
+    """
+    facts = FACTS.get(where, set())
+    there = [float(number) for number in NUMBER.findall(rows_of(pages))]
     yield from (number for number in NUMBER.findall(told) if number not in facts and not nearest(number, there))
-    yield from sorted(shares(told) - shares(rows) - targets(lines) - facts)
+    yield from sorted(shares(told) - shares(rows_of(pages | others)) - targets([line for page in pages | others for line in PAGES[page]]) - facts)
+
+
+def rows_of(pages: set[str]) -> str:
+    """The tables of some findings."""
+    return "\n".join(line for page in pages for line in PAGES[page] if line.startswith("|"))
 
 
 def nearest(told: str, numbers: Sequence[float]) -> bool:

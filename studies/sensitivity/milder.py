@@ -12,6 +12,7 @@ from studies.pages import write_or_print
 from studies.sensitivity import tables as first
 from studies.sensitivity.second import OWN
 from studies.sensitivity.tables import (
+    CONTROL,
     DOMAINS,
     MIXTURE,
     SETS,
@@ -44,7 +45,7 @@ MILDER: Final = {
     "refined": "0.4",
     "short_gpt": "blocks 0.1",
 }
-"""The methods that ran at a milder target too, with all sets."""
+"""The milder target of each method of the primary questions."""
 NARROW: Final = ("gptq(scales='importance')", "rtn(scales='importance')", "awq")
 """Those of four bits that are held against one another where the use is narrow."""
 KINDRED: Final = {**OWN, "collection": "pile"}
@@ -72,7 +73,7 @@ def ranks(results: Results) -> Iterator[str]:
     yield "| --- | ---: | ---: | ---: |"
     for method, target in MILDER.items():
         strong, mild = (divergences(results, ("smollm2", method, of)) for of in (STRONG[method], target))
-        names = [name for name in strong if name != "random_tokens"]
+        names = [name for name in strong if name != CONTROL]
         a, b = by_domain(strong, names), by_domain(mild, names)
         lost = b[np.arange(len(b)), a.argmin(1)] - b.min(1)
         yield f"| `{method}` | {alike(a, b)} | {float(lost.mean()):.3f} |"
@@ -96,7 +97,7 @@ def tables() -> Mapping[str, str]:
     with Store(STORE, create=False) as store:
         results = read(store)
     four = {cell.data for cell in results.cells if at(SLOW)(cell)}
-    two = on_domains(results, lambda cell: cell.method == "none" or (cell.method in MILDER and (at(MILDER)(cell) or at(STRONG)(cell))))
+    two = on_domains(results, lambda cell: cell.method == "none" or at(MILDER)(cell) or at(STRONG)(cell))
     slow = on_domains(results, lambda cell: cell.method == "none" or (cell.data in four and (at(SLOW)(cell) or at(BESIDE)(cell))))
     new = on_domains(results, lambda cell: at(MILDER)(cell) or (not cell.data and cell.target in WITHOUT))
     found, of_slow = compare(two).sensitivities, compare(slow).sensitivities

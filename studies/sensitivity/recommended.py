@@ -22,7 +22,7 @@ from typing import Final, TypeVar
 from scipy.stats import rankdata
 from studies.pages import write_or_print
 from studies.sensitivity.predict import OUT, TARGETS
-from studies.sensitivity.tables import FITTED, MIXTURE, SETS, STRONG
+from studies.sensitivity.tables import CONTROL, FITTED, MIXTURE, SETS, STRONG
 
 from calibrant.compare import Draws, Estimate, contrast, detectable, draws, t_quantile
 from calibrant.compare.contrasts import Contrast, holm
@@ -40,7 +40,7 @@ NEAR: Final = 0.02
 FAILED: Final = 0.05
 """A larger regret is listed as a failure."""
 BINS: Final = (0.0, 0.01, 0.03, 0.1, math.inf)
-COMMON: Final = tuple(data for data in SETS if data not in ("", "random_tokens"))
+COMMON: Final = tuple(data for data in SETS if data not in ("", CONTROL))
 """The sets that each target has, beside its own text."""
 IN_MIXTURE: Final = ("c4", "wikipedia", "python_code", "gsm8k:cot")
 """The targets whose own source is a part of the mixture."""
