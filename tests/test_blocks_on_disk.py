@@ -56,6 +56,7 @@ def files(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     manifest = json.loads(found.pop("calibrant.json"))
     manifest["record"].pop("provenance")
+    manifest.pop("seal")  # which is of the provenance too
     return {**found, "calibrant.json": manifest}
 
 

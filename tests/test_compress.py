@@ -207,7 +207,7 @@ def test_a_full_disk_is_one_sentence(folder: Path, tmp_path: Path, monkeypatch: 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("calibrant.compress.checkpoint.save_file", full)
+    monkeypatch.setattr("calibrant.sealed_tensors.save_file", full)
     block = view(open_model(str(folder), "float32").model).blocks[0]
     with pytest.raises(OutputError, match=r"can't keep step 0 .*the disk is full"):
         Checkpoint(tmp_path / "a/b/out", "sha256:1").add(0, [as_it_is(block.weights[0]).stored()], [])

@@ -38,7 +38,7 @@ def test_a_line_that_was_cut_off_is_dropped_and_the_next_one_is_whole(tmp_path: 
     assert "two" not in journal
     journal.add({"two": 3})
     assert Journal(path, "q")["two"] == 3
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [["q"], ["one", 1], ["two", 3]]
+    assert [json.loads(line)[:2] for line in path.read_text().splitlines()] == [["q"], ["one", 1], ["two", 3]]
 
 
 @pytest.mark.parametrize("content", ["", "[", '["other"]\n["one", 1]\n', "\x00\x01\n"])
@@ -94,7 +94,7 @@ def test_a_full_disk_cuts_no_line_in_two(tmp_path: Path, monkeypatch: pytest.Mon
     assert path.read_bytes() == whole
     assert "two" not in journal
     journal.add({"three": 3})
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [["q"], ["one", 1], ["three", 3]]
+    assert [json.loads(line)[:2] for line in path.read_text().splitlines()] == [["q"], ["one", 1], ["three", 3]]
 
 
 def test_two_that_write_one_journal_at_once_spoil_nothing(tmp_path: Path):
@@ -126,15 +126,33 @@ def test_items_come_back_with_their_facts(tmp_path: Path):
     ["3", "null", "{}", "[]", "[3, 4]", '[["a"], 1]', "[" * 100_000, '["x", ' + "9" * 5000 + "]", '["x", "\\ud800'],
     ids=lambda text: text[:12],
 )
-def test_a_journal_that_is_damaged_knows_what_comes_before(tmp_path: Path, spoilt: str):
+def test_a_damaged_line_of_a_journal_costs_no_other(tmp_path: Path, spoilt: str, caplog: pytest.LogCaptureFixture):
     path = tmp_path / "journal"
     Journal(path, "question").add({"first": 1.5, "second": [2, math.inf]})
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:2], spoilt + "\n", lines[2]]))
     again = Journal(path, "question")
-    assert ("first" in again, "second" in again, again["first"]) == (True, False, 1.5)
+    assert (len(again), again["first"], again["second"]) == (2, 1.5, [2, math.inf])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
     again.add({"second": 3})
     assert (len(Journal(path, "question")), Journal(path, "question")["second"]) == (2, 3)
+
+
+@pytest.mark.parametrize(("written", "read"), [("1.5", "0.5"), ("first", "third"), ("1.5", "1.50")])
+def test_a_line_of_a_journal_that_says_something_else_is_not_believed(tmp_path: Path, written: str, read: str):
+    path = tmp_path / "journal"
+    Journal(path, "question").add({"first": 1.5, "second": 2.5})
+    path.write_text(path.read_text().replace(written, read, 1))
+    again = Journal(path, "question")
+    assert again.known == ({"first": 1.5, "second": 2.5} if read == "1.50" else {"second": 2.5})
+
+
+def test_a_line_of_another_journal_is_not_believed(tmp_path: Path):
+    Journal(tmp_path / "one", "question").add({"first": 1.5})
+    Journal(tmp_path / "other", "another").add({"first": 0.5})
+    lines = [(tmp_path / name).read_text().splitlines(keepends=True) for name in ("one", "other")]
+    (tmp_path / "one").write_text(lines[0][0] + lines[1][1])
+    assert "first" not in Journal(tmp_path / "one", "question")
 
 
 def test_items_of_other_kinds_are_refused(tmp_path: Path):

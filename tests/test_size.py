@@ -10,15 +10,6 @@ import calibrant
 
 ROOT = Path(calibrant.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-LEAVES = {
-    ROOT / "methods",
-    ROOT / "targets",
-    ROOT / "allocations",
-    ROOT / "select",
-    ROOT / "data/sources",
-    ROOT / "data/formats",
-    ROOT / "data/packings",
-}
 FORBIDDEN = {"utils", "util", "helpers", "helper", "common", "core", "manager", "misc", "base", "engine"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -37,14 +28,6 @@ def functions(of: ast.AST) -> list[Function]:
     return [node for node in ast.walk(of) if isinstance(node, Function)]
 
 
-def lines_of(node: Function) -> int:
-    """Lines from `def` to the end, without the docstring: saying what a function does is no reason to split it."""
-    first = node.body[0]
-    spoken = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
-    docstring = (first.end_lineno or 0) - first.lineno + 1 if spoken else 0
-    return (node.end_lineno or 0) - node.lineno + 1 - docstring
-
-
 def nesting(node: ast.AST, depth: int = 0) -> int:
     """How many `if`, `for`, `while`, `with`, `try` and `match` stand inside one another; an `elif` is no deeper than its `if`."""
     deepest = depth
@@ -55,22 +38,6 @@ def nesting(node: ast.AST, depth: int = 0) -> int:
         deeper = isinstance(child, ast.If | ast.For | ast.While | ast.With | ast.Try | ast.Match) and not elif_
         deepest = max(deepest, nesting(child, depth + deeper))
     return deepest
-
-
-def test_modules_are_short():
-    def limit(path: Path) -> int:
-        leaf = path.parent in LEAVES and not path.name.startswith("_")  # what begins with an underscore is shared by the leaves
-        return 150 if leaf else 400
-
-    long = {name(path): lines for path in FILES if (lines := len(path.read_text().splitlines())) > limit(path)}
-    assert not long, "a method or source has at most 150 lines, a module 400"
-
-
-def test_functions_can_be_read():
-    """A long function that is flat reads well; a deep one doesn't. Three levels are enough for every loop there is."""
-    found = [(f"{name(path)}: {function.name}", nesting(function), lines_of(function)) for path in FILES for function in functions(tree(path))]
-    assert [(where, depth) for where, depth, _ in found if depth > 3] == [], "nested deeper than three levels"
-    assert [(where, lines) for where, _, lines in found if lines > 80] == [], "longer than 80 lines"
 
 
 def test_names_say_what_a_thing_is():

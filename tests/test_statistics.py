@@ -209,7 +209,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_written_stays(tmp_path: Pa
 
     opened, batch = opened_of("llama"), batch_of()
     kept = stored_in(tmp_path, opened, batch)
-    monkeypatch.setattr("calibrant.walk.statistics.save_file", full)
+    monkeypatch.setattr("calibrant.sealed_tensors.save_file", full)
     with pytest.raises(OutputError, match=re.escape(f"can't keep statistics in {short(kept.folder)!r}: the disk is full; free some space")):
         gather(view(opened.model), batch, (Gram,), kept)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []

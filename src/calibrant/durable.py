@@ -15,11 +15,13 @@ import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, Final
 
 from calibrant.errors import QUOTED, DataError
 from calibrant.foreign import brief
+from calibrant.seals import SEAL, BrokenSealError, Purpose, seal_of
 
 UNFINISHED: Final = ".unfinished"
 """What the name of anything half-written begins with."""
@@ -58,6 +60,31 @@ def text_of_json(value: Any, ordered: bool = False) -> str:
     return json.dumps(_finite(value), sort_keys=not ordered, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def line_of_json(value: Any) -> str:
+    """Return the same as one line, without its end."""
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def sealed(document: Mapping[str, Any], purpose: Purpose) -> dict[str, Any]:
+    """Return a JSON object with its seal, which `unsealed` compares."""
+    return {**document, SEAL: seal_of(purpose, text_of_json(document).encode())}
+
+
+def unsealed(document: Any, purpose: Purpose, always: bool = False) -> Any:
+    """Return what `sealed` was given. Raises `BrokenSealError` for anything else.
+
+    One without a seal was written before there were seals, and is returned as it is unless it must `always` have one.
+    """
+    if not isinstance(document, dict) or SEAL not in document:
+        if always:
+            raise BrokenSealError
+        return document
+    content = {name: value for name, value in document.items() if name != SEAL}
+    if document[SEAL] != seal_of(purpose, text_of_json(content).encode()):
+        raise BrokenSealError
+    return content
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _finite(v) for k, v in value.items()}
@@ -68,7 +95,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def opened(path: Path) -> IO[bytes]:
+def opened(path: Path) -> BufferedReader:
     """Open a file to read. Raises `OSError` for what is no file: a pipe would be waited for, and a device may have no end."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EISDIR if path.is_dir() else errno.EINVAL, "it is no file", str(path))
@@ -88,10 +115,14 @@ def _whole(read: Callable[[int], bytes], most: int) -> bytes:
     return content_
 
 
-def read_json(path: Path) -> Any:
-    """Return what `text_of_json` wrote. Raises `DataError` for a file that isn't there or isn't JSON, or what `text_of_json` can't have written."""
+def read_json(path: Path, purpose: Purpose | None = None, always: bool = False) -> Any:
+    """Return what `text_of_json` wrote, and `sealed` for this purpose if one is given: `always`, or unless it is from before there were seals.
+
+    Raises `DataError` for a file that isn't there or isn't JSON, or what `text_of_json` can't have written.
+    """
     try:
-        return from_json(content(path, LARGEST).decode())
+        value = from_json(content(path, LARGEST).decode())
+        return value if purpose is None else unsealed(value, purpose, always)
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
 

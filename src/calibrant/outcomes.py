@@ -1,7 +1,6 @@
 """What a measurement is: a score, what every item gave, and the journal that it is kept in until it is whole. No torch here."""
 
 import errno
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,15 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from calibrant.durable import flush, opened, reason, short, undoing, unreadable
+from calibrant.durable import flush, from_json, line_of_json, opened, reason, replacing, short, undoing, unreadable
 from calibrant.errors import OutputError
 from calibrant.notebook import card, listing
+from calibrant.seals import seal_of, tell_made_again
 
 MOST: Final = 10_000_000
 """Items of a measurement at most."""
 LARGEST: Final = 2**32
 """Bytes of them at most, unpacked."""
 COLUMNS: Final = ("item", "value", "weight")
+_SEAL_DIGITS: Final = 16
+"""Digits of a line's seal: 64 bits find any damage, and a journal has many lines."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,13 @@ class Journal:
     """What a measurement, or a search, that isn't finished has found so far: a line of JSON for each thing that was scored.
 
     Opened again, it knows what was scored before; a line that a kill cut short is dropped, and so is a whole journal that answers another question.
-    Without a path nothing is written. Numbers come back bit for bit.
+    Each line has a seal of its own, and one that isn't what was written is dropped too. Without a path nothing is written. Numbers come back bit
+    for bit.
     """
 
     def __init__(self, path: Path | None = None, question: str = "") -> None:
         self.path, self._question = path, question
-        self._known: dict[str, Any] = self._read() if path is not None and path.is_file() else {}
+        self._known: dict[str, Any] = self._read(path) if path is not None and path.is_file() else {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._known
@@ -114,9 +117,10 @@ class Journal:
     def add(self, results: Mapping[str, Any]) -> None:
         """Keep what was found: plain JSON data by name. `OutputError` if it can't be written."""
         if self.path is not None:
+            lines = [self._line(name, value) for name, value in results.items()]
             try:
                 with undoing(self.path.parent, self.path):
-                    self._append(self.path, [[name, value] for name, value in results.items()])
+                    self._append(self.path, lines)
             except OSError as error:
                 raise OutputError(f"the journal {short(self.path)!r} can't be written: {reason(error)}", subject=str(self.path)) from error
         self._known.update(results)
@@ -126,41 +130,84 @@ class Journal:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
-    def _append(self, path: Path, lines: list[Any]) -> None:
+    def _line(self, name: str, value: Any) -> str:
+        return line_of_json([name, value, self._seal(name, value)]) + "\n"
+
+    def _first_line(self) -> str:
+        return line_of_json([self._question]) + "\n"
+
+    def _seal(self, name: str, value: Any) -> str:
+        purpose = {"kind": "journal", "question": self._question}
+        return seal_of(purpose, line_of_json([name, value]).encode())[:_SEAL_DIGITS]
+
+    def _append(self, path: Path, lines: list[str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
             raise OSError(errno.EINVAL, "it is no file")
         with path.open("ab", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
-            begun = [] if end else [[self._question]]
-            text = "".join(json.dumps(line) + "\n" for line in begun + lines).encode()
+            first = [] if end else [self._first_line()]
+            text = "".join(first + lines).encode()
             try:
                 while text:
                     text = text[file.write(text) :]
+                os.fsync(file.fileno())
             except OSError:
                 if end:
                     file.truncate(end)  # a cut line would spoil the one that is written after it
                 else:
                     path.unlink(missing_ok=True)
                 raise
+        if not end:
+            flush(path.parent)
 
-    def _read(self) -> dict[str, Any]:
-        assert self.path is not None
-        lines: list[Any] = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            try:
-                entry = json.loads(line if line.endswith("\n") else "cut")
-            except (ValueError, RecursionError):
-                break
-            if not isinstance(entry, list) or not entry or not isinstance(entry[0], str):
-                break  # whatever it is, it isn't ours, and what it spoilt is scored again
-            lines.append(entry)
-        if lines[:1] != [[self._question]]:
-            self.path.unlink()
+    def _read(self, path: Path) -> dict[str, Any]:
+        first, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) or [""]
+        if first != self._first_line():
+            if not _is_first_line(first):
+                tell_made_again("the journal", short(path))
+            path.unlink()
             return {}
+        known = dict[str, Any]()
+        kept = [first]
+        for line in lines:
+            entry = self._entry(line)
+            if entry is not None:
+                known[entry[0]] = entry[1]
+            # Two that found no journal at once have both begun it.
+            if entry is not None or line == first:
+                kept.append(line)
+        dropped = len(lines) + 1 - len(kept)
+        if dropped == 0:
+            return known
+        # The last line may have been cut by a kill, which is nothing to speak of.
+        if dropped > 1 or lines[-1].endswith("\n"):
+            tell_made_again("a line of the journal", short(path))
         # What was cut is taken off, or the next line would be glued to it.
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        return dict(line for line in lines[1:] if len(line) == 2)
+        with replacing(path) as half:
+            half.write_text("".join(kept), encoding="utf-8")
+        return known
+
+    def _entry(self, line: str) -> tuple[str, Any] | None:
+        """The name and value that a line has; None for a line that isn't as it was written."""
+        if not line.endswith("\n"):
+            return None
+        try:
+            name, value, seal = from_json(line)
+        except (ValueError, TypeError):
+            return None
+        if not isinstance(name, str) or seal != self._seal(name, value):
+            return None
+        return name, value
+
+
+def _is_first_line(line: str) -> bool:
+    """Whether a line is how the journal of some question begins."""
+    try:
+        question = from_json(line)
+    except ValueError:
+        return False
+    return isinstance(question, list) and len(question) == 1
 
 
 def read_items(path: Path) -> tuple[Outcome, ...]:

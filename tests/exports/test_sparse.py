@@ -185,6 +185,8 @@ def test_it_becomes_an_ordinary_folder_again_byte_by_byte(tmp_path: Path) -> Non
     assert open_model(str(tmp_path / "plain"), "bfloat16", "cpu").digest == open_model(str(out), "bfloat16", "cpu").digest
     before, after = (json.loads((place / "calibrant.json").read_text()) for place in (out, tmp_path / "plain"))
     assert before.pop("sizes").keys() == {"hf", "sparse"}
+    assert after.pop("files") == {name: digest for name, digest in before.pop("files").items() if "/" not in name}
+    assert after.pop("seal") != before.pop("seal")
     assert after == {**before, "exports": ["hf"]}
     assert done.after > done.before
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.bfloat16).eval()

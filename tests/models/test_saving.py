@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from calibrant.errors import OutputError
+from calibrant.errors import ModelError, OutputError
 from calibrant.models import Opened, check_output, open_model, read_manifest, save, view
 from calibrant.testing.tiny import FAMILIES, TEMPLATE, tiny_gguf, tiny_model, tiny_tokenizer
 
@@ -51,7 +51,10 @@ def test_the_folder_holds_what_a_hugging_face_folder_holds_and_the_manifest(tmp_
     save(opened(note="dequantized from Q4_1"), tmp_path / "out", {"id": "sha256:1", "ü": [1, 2]})
     wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == wanted | {"calibrant.json"}
-    assert read_manifest(tmp_path / "out") == {"note": "dequantized from Q4_1", "id": "sha256:1", "ü": [1, 2]}
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest is not None
+    assert set(manifest.pop("files")) == wanted
+    assert manifest == {"note": "dequantized from Q4_1", "id": "sha256:1", "ü": [1, 2]}
     assert open_model(str(tmp_path / "out"), "float32", "cpu").note == "dequantized from Q4_1"
 
 
@@ -213,6 +216,34 @@ def test_a_folder_that_is_not_ours_has_no_manifest(tmp_path):
     assert read_manifest(tmp_path) is None
     (tmp_path / "calibrant.json").write_text("[]")
     assert read_manifest(tmp_path) is None
+
+
+def test_a_damaged_manifest_is_refused_and_not_taken_for_none(tmp_path):
+    save(opened(), tmp_path / "out", {"id": "sha256:1"})
+    path = tmp_path / "out" / "calibrant.json"
+    whole = path.read_bytes()
+    for damaged in (b"\0" * len(whole), whole[:-20], whole.replace(b"sha256:1", b"sha256:2")):
+        path.write_bytes(damaged)
+        with pytest.raises(ModelError) as raised:
+            open_model(str(tmp_path / "out"), "float32", "cpu")
+        assert raised.value.subject == str(path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"])
+def test_a_file_of_another_run_beside_a_manifest_is_refused(tmp_path, name):
+    save(opened(), tmp_path / "out", {"id": "sha256:1"})
+    place = tmp_path / "out" / name
+    place.write_bytes(place.read_bytes().replace(b"{", b"{ ", 1) if name != "model.safetensors" else _flipped(place.read_bytes()))
+    with pytest.raises(ModelError) as raised:
+        open_model(str(tmp_path / "out"), "float32", "cpu")
+    assert raised.value.subject == str(place)
+    (tmp_path / "out" / "calibrant.json").unlink()
+    open_model(str(tmp_path / "out"), "float32", "cpu")  # without the manifest it is a folder as any other
+
+
+def _flipped(content: bytes) -> bytes:
+    """With one bit of its last number changed."""
+    return content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from calibrant.compare import read
-from calibrant.durable import read_json, text_of_json
+from calibrant.durable import read_json, text_of_json, unsealed
 from calibrant.errors import DataError, OutputError
 from calibrant.store import MARKER, Cell, Measurement, Outcome, Record, Score, Store, audit, measurement_id, merge, pack, packing, unpack, verify
-from calibrant.store.packed import MOVING, PACKED, PackedStore, settle
+from calibrant.store.packed import MOVING, PACKED, PURPOSE, PackedStore, settle
 
 from tests.store.conftest import LOSS, MEASURED, RECORD, RUN, as_format_1, filled, visible
 from tests.usual import usually
@@ -159,8 +160,29 @@ def test_a_table_that_changed_is_found(store: Store, name: str):
     (problem,) = audit(store.folder).problems
     assert (problem.where, problem.what) == (name, "is missing, and was written")
     if name != "files.zip":
-        with pytest.raises(DataError, match=rf"{name}.* can't be read"):
+        with pytest.raises(DataError) as raised:
             answers(store.folder)
+        assert raised.value.subject == str(path)
+        with pytest.raises(DataError):
+            unpack(store.folder)
+        assert (store.folder / PACKED).exists()
+
+
+@pytest.mark.parametrize("name", ["runs.parquet", "scores.parquet", "items.parquet"])
+def test_a_table_of_another_store_is_refused_and_removes_nothing(store: Store, tmp_path: Path, name: str):
+    other = Store(tmp_path / "other")
+    with other:
+        other.add_record(replace(RECORD, run=replace(RUN, target="0.7")))
+        other.add_measurement(replace(RUN, target="0.7").id, LOSS, MEASURED)
+    for folder in (store.folder, other.folder):
+        pack(folder)
+    shutil.copyfile(other.folder / name, store.folder / name)
+    before = visible(store.folder)
+    for act in (answers, unpack, pack):
+        with pytest.raises(DataError) as raised:
+            act(store.folder)
+        assert raised.value.subject == str(store.folder / name)
+    assert visible(store.folder) == before
 
 
 def test_what_is_damaged_is_not_packed(store: Store):
@@ -236,7 +258,7 @@ def test_a_page_of_the_user_stays(store: Store):
 def test_by_another_version_of_the_libraries_it_is_the_same_content(store: Store, tmp_path: Path):
     pack(store.folder, tmp_path / "packed")
     manifest = tmp_path / "packed" / PACKED
-    manifest.write_text(text_of_json({**read_json(manifest), "libraries": {"pyarrow": "1", "zlib": "1"}}))
+    manifest.write_text(text_of_json({**unsealed(read_json(manifest), PURPOSE), "libraries": {"pyarrow": "1", "zlib": "1"}}))
     assert verify(tmp_path / "packed") == []
     unpack(tmp_path / "packed", tmp_path / "back")
     assert answers(tmp_path / "back") == answers(store.folder)

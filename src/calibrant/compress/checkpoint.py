@@ -1,27 +1,22 @@
 """What a killed `prune` left: the edits it had made, beside the folder it was going to write.
 
 The edits of a block, or one that is no block's, are one safetensors file that appears by rename. What the method found out by trying is a journal.
-Each carries the id of what was asked; asked for anything else, it is started anew.
+Each is sealed for the run and the step that it is of; what is damaged, or of anything else, is made again.
 """
 
-import errno
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
-from calibrant.durable import replacing, usual_rights
+from calibrant import sealed_tensors
+from calibrant.durable import reason, short
 from calibrant.edits import StoredEdit, as_tensors, from_tensors
 from calibrant.errors import OutputError
 from calibrant.outcomes import Journal
+from calibrant.seals import BrokenSealError, Purpose, tell_made_again
 
 
 @dataclass(frozen=True)
@@ -31,10 +26,13 @@ class FinishedStep:
     edits: Sequence[StoredEdit]
     reports: Sequence[dict[str, Any]]
 
-
-def _without_numbers(part: Any) -> Tensor:
-    """A tensor of a file, of its shape; of what type it is nobody asks who doesn't want its numbers."""
-    return torch.empty(part.get_shape(), device="meta")
+    def without_numbers(self) -> "FinishedStep":
+        """Return the same with tensors that have a shape and no numbers."""
+        edits: list[StoredEdit] = []
+        for edit in self.edits:
+            shapes = {name: tensor.to("meta") for name, tensor in edit.tensors.items()}
+            edits.append(replace(edit, tensors=shapes))
+        return FinishedStep(edits, self.reports)
 
 
 class Checkpoint:
@@ -44,62 +42,52 @@ class Checkpoint:
         out = out.absolute()
         self.folder = out.parent / f".{out.name}.calibrant-partial"
         self._run_id = run_id
+        self._names = dict[int, tuple[str, ...]]()
 
     def load(self, numbers: bool = True) -> list[FinishedStep]:
         """Return the unbroken row of steps from the first one on; empty if nothing was begun, or something else was.
 
-        Without `numbers` the edits' tensors are on the meta device, and `edits` reads those of a step.
+        A step that isn't what was written ends the row, and a line says so. Without `numbers` the edits' tensors are on the meta device, and
+        `edits` reads those of a step.
         """
         steps: list[FinishedStep] = []
         for index in range(len(list(self.folder.glob("edits-*.safetensors")))):
-            step = self._read(index, numbers)
-            if step is None:
+            path = self._path(index)
+            try:
+                step = self._read(index)
+            except FileNotFoundError:
                 break
-            steps.append(step)
+            except BrokenSealError:
+                tell_made_again("a finished step", short(path))
+                break
+            steps.append(step if numbers else step.without_numbers())
         return steps
 
     def names(self, index: int) -> Sequence[str]:
-        """Return the names of the matrices that a step replaced."""
-        step = self._read(index, numbers=False)
-        return [] if step is None else [edit.facts["name"] for edit in step.edits]
+        """Return the names of the matrices that a step replaced, one that was loaded or added."""
+        return self._names[index]
 
     def edits(self, index: int) -> Sequence[StoredEdit]:
         """Return the edits of a step that was kept. Raises `OutputError` if it isn't there any more."""
-        step = self._read(index)
-        if step is None:
+        try:
+            return self._read(index).edits
+        except (FileNotFoundError, BrokenSealError) as error:
             message = f"step {index} in {str(self.folder)!r} was kept and can't be read again; run the same command again"
-            raise OutputError(message, subject=str(self.folder))
-        return step.edits
+            raise OutputError(message, subject=str(self.folder)) from error
 
     def journal(self) -> Journal:
         """Return what the method tried, and found out, before an interruption; what it adds is kept."""
         return Journal(self.folder / "tried.jsonl", self._run_id)
 
-    def _read(self, index: int, numbers: bool = True) -> FinishedStep | None:
-        path = self._path(index)
-        try:
-            with safe_open(path, framework="pt", backend="pread") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("run") != self._run_id:
-                    return None
-                names = list(file.keys())
-                tensors = {name: file.get_tensor(name) if numbers else _without_numbers(file.get_slice(name)) for name in names}
-                return FinishedStep(from_tensors(tensors, json.loads(metadata["edits"])), json.loads(metadata["reports"]))
-        except (SafetensorError, FileNotFoundError):
-            return None
-
     def add(self, index: int, edits: Sequence[StoredEdit], reports: Sequence[dict[str, Any]]) -> None:
         """Keep the edits of step `index`. Raises `OutputError` on a full disk; the steps before it stay."""
         tensors, entries = as_tensors(edits)
-        path = self._path(index)
-        metadata = {"run": self._run_id, "edits": json.dumps(entries), "reports": json.dumps(reports)}
+        facts = {"edits": entries, "reports": list(reports)}
         try:
-            with replacing(path, path.with_suffix(".unfinished"), flushed=False) as half, usual_rights(half):
-                save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, half, metadata=metadata)
-        except (OSError, SafetensorError) as error:
-            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-            reason = "the disk is full; free some space and run the same command again" if full else f"{error}; is it yours to write to?"
-            raise OutputError(f"can't keep step {index} in {str(self.folder)!r}: {reason}", subject=str(self.folder)) from error
+            sealed_tensors.write(self._path(index), self._purpose(index), facts, tensors)
+        except OSError as error:
+            raise OutputError(f"can't keep step {index} in {str(self.folder)!r}: {reason(error)}", subject=str(self.folder)) from error
+        self._names[index] = _matrices(edits)
 
     @contextmanager
     def staying(self) -> Iterator[None]:
@@ -116,5 +104,20 @@ class Checkpoint:
         """The model is saved: nothing is left to continue."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _read(self, index: int) -> FinishedStep:
+        # Read and not mapped: a limit on addresses, which the user may have set, holds then.
+        held = sealed_tensors.read(self._path(index), self._purpose(index), mapped=False)
+        edits = from_tensors(held.tensors, held.facts["edits"])
+        self._names[index] = _matrices(edits)
+        return FinishedStep(edits, held.facts["reports"])
+
+    def _purpose(self, index: int) -> Purpose:
+        return {"kind": "checkpoint", "run": self._run_id, "step": index}
+
     def _path(self, index: int) -> Path:
         return self.folder / f"edits-{index:05d}.safetensors"
+
+
+def _matrices(edits: Sequence[StoredEdit]) -> tuple[str, ...]:
+    """The names of the matrices that these edits replace; other edits have none."""
+    return tuple(edit.facts["name"] for edit in edits if "name" in edit.facts)

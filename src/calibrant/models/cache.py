@@ -7,7 +7,6 @@ A folder answers for the file's bytes, the dtype and the versions of what dequan
 It appears by rename, one process writes at a time, and what no longer has its checksum is deleted and made anew.
 """
 
-import json
 import os
 import shutil
 import zlib
@@ -22,12 +21,14 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from calibrant.durable import UNFINISHED, appearing, take
+from calibrant.durable import UNFINISHED, appearing, read_json, sealed, take, text_of_json
+from calibrant.errors import DataError
 from calibrant.models.saving import same_rights
+from calibrant.seals import Purpose, tell_made_again
 from calibrant.spec import identity
 
 CACHE: Final = "CALIBRANT_CACHE"
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 """Of a kept folder; another number, and it is made anew."""
 DESCRIPTION: Final = "kept.json"
 ROOM: Final = 4
@@ -53,7 +54,7 @@ class CachedModel:
     def load(self) -> tuple[PreTrainedModel, str] | None:
         """Return the model and its note, if they are kept and undamaged. A damaged folder is deleted."""
         try:
-            about = json.loads((self._folder / DESCRIPTION).read_text(encoding="utf-8"))
+            about = read_json(self._folder / DESCRIPTION, self._identity_purpose, always=True)
             with ThreadPoolExecutor(1) as beside:
                 sums = beside.submit(_checksums, self._folder)
                 config = AutoConfig.from_pretrained(self._folder, trust_remote_code=False)
@@ -64,8 +65,9 @@ class CachedModel:
         except FileNotFoundError:
             if not self._folder.exists():
                 return None
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
+        except (OSError, DataError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
             pass  # whatever is wrong with it, it can be made again
+        tell_made_again("a dequantized model", str(self._folder))
         shutil.rmtree(self._folder, ignore_errors=True)
         return None
 
@@ -87,7 +89,8 @@ class CachedModel:
         with appearing(self._folder, half):
             model.save_pretrained(half)
             about = {"note": note, "checksums": _checksums(half), **self._identity}
-            (half / DESCRIPTION).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            description = text_of_json(sealed(about, self._identity_purpose))
+            (half / DESCRIPTION).write_text(description, encoding="utf-8")
             same_rights(half / DESCRIPTION)
         # Copies of the same file by other versions are of no use any more.
         for folder in self._folder.parent.glob(f"{self._begins}-*"):
@@ -101,6 +104,10 @@ class CachedModel:
     @cached_property
     def _folder(self) -> Path:
         return cache_folder() / "models" / f"{self._begins}-{identity(self._identity).rpartition(':')[2][:8]}"
+
+    @property
+    def _identity_purpose(self) -> Purpose:
+        return {"kind": "dequantized model", "of": identity(self._identity)}
 
     @cached_property
     def _identity(self) -> dict[str, Any]:

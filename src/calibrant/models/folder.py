@@ -7,7 +7,7 @@ is hashed and opened, all of it and nothing else.
 import hashlib
 import json
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -66,13 +66,19 @@ def check_plain(folder: Path, ref: str) -> list[str]:
     return names
 
 
-def folder_digest(folder: Path, weights: Sequence[Path], with_code: bool = False) -> str:
-    """Return the SHA-256 of the names and bytes of the weights and `config.json`, and of the folder's Python files if they may be run."""
-    total = hashlib.sha256()
-    for file in sorted([*weights, folder / CONFIG]):
-        total.update(f"{file.name} {file_digest(file)}\n".encode())
+def file_digests(folder: Path, weights: Sequence[Path], with_code: bool = False) -> dict[str, str]:
+    """Return the SHA-256 of the weights and `config.json` of a folder, and of its Python files if they may be run, by path in it."""
+    digests = {file.name: file_digest(file) for file in sorted([*weights, folder / CONFIG])}
     for file in sorted(folder.rglob("*.py")) if with_code else ():
-        total.update(f"{file.relative_to(folder).as_posix()} {file_digest(file)}\n".encode())
+        digests[file.relative_to(folder).as_posix()] = file_digest(file)
+    return digests
+
+
+def folder_digest(digests: Mapping[str, str]) -> str:
+    """Return the SHA-256 of the names and bytes of the files whose digests these are, in their order."""
+    total = hashlib.sha256()
+    for name, digest in digests.items():
+        total.update(f"{name} {digest}\n".encode())
     return "sha256:" + total.hexdigest()
 
 

@@ -27,14 +27,15 @@ from calibrant.models.complete import check_complete, check_fits, check_types, o
 from calibrant.models.configuring import Room, opening_by_transformers, read_config, trusted
 from calibrant.models.converting import converted, converts, from_state
 from calibrant.models.devices import resolve_device, resolve_dtype
-from calibrant.models.folder import CONFIG, PICKLES, file_digest, folder_digest, read_object, weight_files
+from calibrant.models.folder import CONFIG, PICKLES, file_digest, file_digests, folder_digest, read_object, weight_files
 from calibrant.models.gguf_file import gguf_tokenizer, open_gguf
+from calibrant.models.manifest import check_unchanged
 from calibrant.models.named import path_of
 from calibrant.models.on_disk import open_on_disk
 from calibrant.models.packed_folder import packed_folder
 from calibrant.models.quiet import quiet, quoted
 from calibrant.models.residence import IN_MEMORY, WITHOUT_NUMBERS, Residence
-from calibrant.models.saving import Opened, forget_quantization, home_of, read_manifest
+from calibrant.models.saving import Opened, forget_quantization
 from calibrant.models.sparse_folder import SHEET, SparseFolder, sparse_folder
 from calibrant.models.tokenizing import check_ids, folder_tokenizer
 from calibrant.models.viewing import ModelView, view
@@ -74,13 +75,15 @@ def open_model(ref: str, dtype: str = "auto", device: str = "auto", trust_remote
             sparse = sparse_folder(path, ref)
             weights = weight_files(path, ref) if sparse is None else sparse.files
             with ThreadPoolExecutor(1) as beside:
-                digested = beside.submit(folder_digest, path, weights if sparse is None else (*weights, path / SHEET), trust)
+                digested = beside.submit(file_digests, path, weights if sparse is None else (*weights, path / SHEET), trust)
                 model, tokenizer, residence = _open_folder(path, weights, sparse, ref, kind, trust, on_disk)
-            digest = digested.result()
+            digests = digested.result()
+            digest = folder_digest(digests)
             # What a model that we saved says about its origin stays true of everything measured on it.
-            note = str((read_manifest(home_of(path)) or {}).get("note", ""))
+            note = str((check_unchanged(path, digests) or {}).get("note", ""))
         else:
             digest = file_digest(path)
+            check_unchanged(path, {path.name: digest})
             (model, tokenizer, note), residence = open_gguf(path, kind, digest), IN_MEMORY
     forget_quantization(model)
     there = model.eval() if on_disk else model.eval().to(where)  # pyright: ignore[reportArgumentType]  # `to` is decorated

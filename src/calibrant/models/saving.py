@@ -1,7 +1,6 @@
 """What an open model is, and saving it as an ordinary Hugging Face folder, complete or not at all."""
 
 import errno
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,14 +13,14 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from calibrant.durable import appearing
-from calibrant.errors import OutputError
+from calibrant.durable import appearing, flush
+from calibrant.errors import ModelError, OutputError
 from calibrant.foreign import user_path
+from calibrant.models.manifest import MANIFEST, read_manifest, write_manifest
 from calibrant.models.quiet import quiet, quoted
 from calibrant.models.residence import IN_MEMORY, Residence
 from calibrant.models.shards import write_shards
 
-MANIFEST: Final = "calibrant.json"
 FACTS: Final = {"model_name": "of", "method": "by", "target": "at", "data": "calibrated on"}
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
@@ -61,10 +60,9 @@ def saved(opened: Opened, folder: str | Path, manifest: Mapping[str, Any], besid
     check_output(folder)
     with quiet(), _appears(folder) as temporary:
         yield temporary
-        text = json.dumps({"note": opened.note, **manifest}, indent=2, ensure_ascii=False)
-        (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
         for name, content in (beside or {}).items():
             (temporary / name).write_bytes(content)
+        write_manifest(temporary, {"note": opened.note, **manifest})
         same_rights(temporary / MANIFEST)
 
 
@@ -115,6 +113,7 @@ def _appears(folder: Path) -> Iterator[Path]:
     try:
         with appearing(folder, folder.absolute().parent / f".{folder.absolute().name}.unfinished") as temporary:
             yield temporary
+        flush(folder.absolute().parent)
     except OSError as error:
         what = "the disk is full" if error.errno in FULL else f"writing failed ({error.strerror or error})"
         raise OutputError(
@@ -129,25 +128,11 @@ def _appears(folder: Path) -> Iterator[Path]:
         ) from error
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any] | None:
-    """Return what the `calibrant.json` of a folder that we saved says; None for every other folder, and for a damaged one."""
-    try:
-        manifest = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) else None
-
-
-def home_of(ref: str | Path) -> Path:
-    """Return the folder whose manifest is about the model that `ref` names: that itself, or the folder that we saved which holds it as an export."""
-    path = Path(ref)
-    return path.parent if not (path / MANIFEST).exists() and path.exists() and read_manifest(path.parent) is not None else path
-
-
 def _description(folder: Path) -> str:
     """What a finished folder of ours holds, in words."""
-    manifest = read_manifest(folder)
-    if manifest is None:
+    try:
+        manifest = read_manifest(folder) or {}
+    except ModelError:
         return f"a model of ours whose {MANIFEST} is damaged"
     record = manifest.get("record", {})
     facts = {**manifest, **record, **record.get("run", {})}

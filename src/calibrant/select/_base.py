@@ -1,7 +1,6 @@
 """What a selector is: rows that are chosen or made with the help of a model stand where a source's name stands."""
 
 import copy
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -13,11 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import CalibrationSet, HubDataset, Part, PartRows, PerDraw, Row, Source, StoredSource
 from calibrant.data.expression import Term, parse_expression
-from calibrant.durable import put
+from calibrant.durable import put, read_json, sealed, short, text_of_json
 from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
 from calibrant.models.cache import cache_folder
 from calibrant.progress import Progress, silent
+from calibrant.seals import Purpose, tell_made_again
 from calibrant.spec import canonical, identity
 
 Kind = Literal["corpus", "questions", "control"]
@@ -211,14 +211,20 @@ class Picking(Selector, ABC):
         dtype = str(opened.dtype).removeprefix("torch.")
         read = [row.key for row in rows], list(self.beside(context))
         request = [REVISION, canonical(self), opened.digest, dtype, context.draw, context.length, *read]
-        path = cache_folder() / "selected" / f"{identity(request).removeprefix('sha256:')}.json"
-        with suppress(OSError, ValueError):
-            order, note = json.loads(path.read_text("utf-8"))
-            return order, note
+        digits = identity(request).removeprefix("sha256:")
+        path = cache_folder() / "selected" / f"{digits}.json"
+        purpose: Purpose = {"kind": "order of candidates", "of": digits}
+        if path.is_file():
+            try:
+                kept = read_json(path, purpose, always=True)
+                return kept["order"], kept["note"]
+            except DataError:
+                tell_made_again("an order of candidates", short(path))
         order, note = self.order(texts, context)
         with suppress(OSError):  # where nothing can be written the order is made again
             path.parent.mkdir(parents=True, exist_ok=True)
-            put(path, json.dumps([list(map(int, order)), note]).encode())
+            kept = {"order": list(map(int, order)), "note": note}
+            put(path, text_of_json(sealed(kept, purpose)).encode())
         return order, note
 
     def _pool(self, context: Context) -> list[tuple[Row, str]]:

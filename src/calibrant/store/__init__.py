@@ -14,7 +14,7 @@ store: who claims a name first works on it. No torch here.
 
 from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.store.claims import Claim
-from calibrant.store.folder import STATISTICS, STUDY, Store
+from calibrant.store.folder import STATISTICS, STUDY, Store, statistics_purpose
 from calibrant.store.merging import Merged, merge
 from calibrant.store.packed import MARKER
 from calibrant.store.packing import Repacked, pack, unpack
@@ -47,6 +47,7 @@ __all__ = [
     "merge",
     "pack",
     "revisions",
+    "statistics_purpose",
     "stored_bits",
     "unpack",
     "verify",

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from calibrant.outcomes import MOST, read_items
 from calibrant.store.packed import PackedStore
+from calibrant.store.reading import LooseFiles
 
 Key = tuple[str, str]
 """The ids of a run and of a measurement on it."""
@@ -45,6 +46,8 @@ def _of_files(paths: Sequence[Path]) -> Iterator[ItemNumbers]:
 
     if not paths:
         return
+    for path in paths:
+        LooseFiles(path.parent).compare(path.name)
     schema = {"item": pl.String, "value": pl.Float64, "weight": pl.Float64}
     try:
         if not all(path.is_file() for path in paths):

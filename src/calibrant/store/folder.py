@@ -10,17 +10,32 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, overload
 
-from calibrant.durable import LARGEST, UNFINISHED, content, packed, read_json, text_of_json, undoing, write_bytes
-from calibrant.errors import OutputError
+from calibrant.durable import LARGEST, UNFINISHED, content, packed, read_json, sealed, short, text_of_json, undoing, write_bytes
+from calibrant.errors import DataError, OutputError
 from calibrant.families import known_family
 from calibrant.foreign import brief
 from calibrant.grammar import SetLabel
 from calibrant.outcomes import Journal, Measurement, Outcome, write_items
+from calibrant.seals import Purpose, tell_made_again
 from calibrant.spec import Call, canonical, parameters, text_of
 from calibrant.store.claims import Claim, claimed
 from calibrant.store.columns import ItemNumbers, numbers
 from calibrant.store.packed import FORMAT, MARKER, MOVING, PACKED_FORMAT, PackedStore, marker, settle
-from calibrant.store.reading import ITEMS, PROVENANCE, RECORD, SCORE, WEIGHTS, LooseFiles, ResultFiles, read_failure, understood
+from calibrant.store.reading import (
+    EDITS,
+    ITEMS,
+    MASK,
+    PROVENANCE,
+    RECORD,
+    SCORE,
+    WEIGHTS,
+    LooseFiles,
+    ResultFiles,
+    failure_purpose,
+    provenance_purpose,
+    read_failure,
+    understood,
+)
 from calibrant.store.records import Cell, Record, age, is_older, measurement_id, revisions, revisions_of, unrevised
 from calibrant.store.shapes import IndexFile, check
 from calibrant.store.staging import MEASURES, Staging, leftovers
@@ -33,6 +48,7 @@ FAILURES: Final = "failures"
 RUNS: Final = "runs"
 STATISTICS: Final = "statistics"
 """The folder of the dense model's statistics; it may be there before anything else is."""
+_INDEX_PURPOSE: Final[Purpose] = {"kind": "index"}
 _NAMED: Final = re.compile(r"[0-9a-f]{64}(-piece-\d+)?")
 """How the entries of a folder of statistics that is ours are called."""
 
@@ -136,7 +152,7 @@ class Store:
         with self._staging.appearing(self.run_folder(record.run.id)) as folder:
             write_bytes(folder / RECORD, text_of_json(fields).encode())
             write_bytes(folder / WEIGHTS, packed(record.weights))
-            write_bytes(folder / PROVENANCE, text_of_json(record.provenance).encode())
+            write_bytes(folder / PROVENANCE, _provenance_text(record.provenance, record.run.id))
             for name, content in files.items():
                 write_bytes(folder / name, content)
             (folder / MEASURES).mkdir()
@@ -146,6 +162,22 @@ class Store:
     def file(self, run_id: str, name: str) -> bytes | None:
         """Return a file that was written beside a record, or None if there is none."""
         return self.files(run_id).content(name)
+
+    def state(self, run_id: str) -> bytes | None:
+        """Return what the compressed model of a recorded run can be made from again: its mask or its edits.
+
+        None where nothing was kept, and where it isn't what was written, which a line then says: the run is to be compressed again.
+        """
+        files = self.files(run_id)
+        for name in (MASK, EDITS):
+            try:
+                content = files.content(name)
+            except DataError:
+                tell_made_again("what a model is made from again", short(files.where(name)))
+                continue
+            if content is not None:
+                return content
+        return None
 
     def bytes_of(self, name: str) -> int:
         """Return how much room the files of this name take beside all records together."""
@@ -225,7 +257,7 @@ class Store:
         fields |= {"beside": [asdict(score) for score in measurement.beside]} if measurement.beside else {}
         with self._staging.appearing(self.measure_folder(run_id, measure_id)) as folder:
             write_bytes(folder / SCORE, text_of_json(fields).encode())
-            write_bytes(folder / PROVENANCE, text_of_json(measurement.provenance).encode())
+            write_bytes(folder / PROVENANCE, _provenance_text(measurement.provenance, measure_id))
             write_items(folder / ITEMS, measurement.outcomes)
         self.clear_failure(measure_id)
         return measure_id
@@ -274,7 +306,7 @@ class Store:
         index |= {"sets": labels} if (labels := {of.text: {k: v for k, v in vars(of).items() if k != "text"} for of in sets}) else {}
         index |= {} if study is None else {"study": study}
         index |= {} if revisions is None else {"revisions": dict(sorted(revisions.items()))}
-        self.write_text(INDEX, text_of_json(index, ordered=True))
+        self.write_text(INDEX, text_of_json(sealed(index, _INDEX_PURPOSE), ordered=True))
 
     def sets(self) -> dict[str, SetLabel]:
         """Return the calibration sets of the grid by their texts, as the study read them; a store of an older version has none."""
@@ -327,7 +359,9 @@ class Store:
 
     def add_failure(self, failed_id: str, what: Mapping[str, Any]) -> None:
         """Record why a run or measurement isn't there; a later failure of the same replaces it, a success clears it."""
-        self.write_text(f"{FAILURES}/{bare(failed_id)}.json", text_of_json({"id": failed_id, **what}))
+        digits = bare(failed_id)
+        failure = sealed({"id": failed_id, **what}, failure_purpose(digits))
+        self.write_text(f"{FAILURES}/{digits}.json", text_of_json(failure))
 
     def clear_failure(self, failed_id: str) -> None:
         """Forget a failure: it was tried again and went well."""
@@ -391,7 +425,16 @@ class Store:
     def _index(self) -> Mapping[str, Any]:
         path = self.folder / INDEX
         with understood(path):
-            return dict[str, Any](check(read_json(path), IndexFile)) if path.exists() else {}
+            return dict[str, Any](check(read_json(path, _INDEX_PURPOSE), IndexFile)) if path.exists() else {}
+
+
+def statistics_purpose(name: str, folder: str, block: int) -> Purpose:
+    """Return what a file of statistics is sealed for: those of this name, of one kind, which has its `folder`, and of one block."""
+    return {"kind": "statistics", "statistics": bare(name), "folder": folder, "block": block}
+
+
+def _provenance_text(provenance: Mapping[str, Any], result_id: str) -> bytes:
+    return text_of_json(sealed(provenance, provenance_purpose(bare(result_id)))).encode()
 
 
 def bare(tagged: str) -> str:

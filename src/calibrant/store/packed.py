@@ -23,9 +23,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.durable import LARGEST, flush, from_json, opened, read_json, text_of_json, unreadable, write_bytes
+from calibrant.durable import LARGEST, flush, from_json, opened, read_json, short, text_of_json, unreadable, write_bytes
 from calibrant.errors import DataError
 from calibrant.outcomes import WAYS, write_table
+from calibrant.seals import Purpose
 from calibrant.store.reading import ITEMS, PROFILE, PROVENANCE, RECORD, SCORE, SUMS, WEIGHTS, ResultFiles, missing, understood
 from calibrant.store.shapes import Count, check
 
@@ -51,6 +52,8 @@ BYTES: Final = "bytes"
 
 _OF_RUNS: Final = (RECORD, PROVENANCE, PROFILE, SUMS, WEIGHTS)
 _OF_MEASUREMENTS: Final = (SCORE, PROVENANCE, SUMS)
+PURPOSE: Final[Purpose] = {"kind": "packed store"}
+"""What `packed.json` is sealed for."""
 NUMBERS: Final = ("item", "value", "weight")
 """The columns that every measurement's items have."""
 
@@ -76,16 +79,20 @@ class Place:
 
 
 class PackedStore:
-    """The packed part of a store. Tables are read when they are needed, and only the columns that are. `DataError` for what can't be read."""
+    """The packed part of a store. Tables are read when they are needed, and only the columns that are.
+
+    Each is compared with its sum before anything in it is believed. `DataError` for what can't be read, or isn't what was packed.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         path = self.path(PACKED)
         with understood(path):
-            self.manifest: Mapping[str, Any] = check(read_json(path), Mapping[str, Any])
+            self.manifest: Mapping[str, Any] = check(read_json(path, PURPOSE), Mapping[str, Any])
             check(self.manifest["files"], Mapping[str, str])
             check(self.manifest["libraries"], Mapping[str, str])
             check([self.manifest["runs"], self.manifest["measurements"]], list[Count])
+        self._compared = set[str]()
         self._texts = lru_cache(16)(self._read_texts)
         self._items = lru_cache(64)(self._read_items)
 
@@ -98,6 +105,23 @@ class PackedStore:
         """Return where a table is: a pack that was killed may have left it on its way."""
         moving = self.folder / MOVING
         return moving / name if (moving / PACKED).exists() and (moving / name).exists() else self.folder / name
+
+    def whole(self, name: str) -> Path:
+        """Return where a table is. Raises `DataError` unless it is what was packed."""
+        path = self.path(name)
+        if name in self._compared:
+            return path
+        problem = self._problem(name)
+        if problem:
+            message = f"{short(path)!r} {problem}; it is of another store, or damaged: restore it from a copy"
+            raise DataError(message, subject=str(path))
+        self._compared.add(name)
+        return path
+
+    def compare(self) -> None:
+        """Raise `DataError` unless everything is what was packed."""
+        for name in self.manifest["files"]:
+            self.whole(name)
 
     @property
     def other_libraries(self) -> bool:
@@ -150,9 +174,9 @@ class PackedStore:
     @cached_property
     def archive(self) -> Mapping[str, zipfile.ZipInfo]:
         """What is in `files.zip`, by path in the store."""
-        path = self.path(ZIP)
-        if not path.exists():
+        if ZIP not in self.manifest["files"]:
             return {}
+        path = self.whole(ZIP)
         try:
             with zipfile.ZipFile(path) as archive:
                 return {info.filename: info for info in archive.infolist()}
@@ -161,7 +185,7 @@ class PackedStore:
 
     def archived(self, name: str) -> bytes:
         """Return a file of `files.zip`."""
-        path = self.path(ZIP)
+        path = self.whole(ZIP)
         try:
             with zipfile.ZipFile(path) as archive:
                 return archive.read(name)
@@ -170,20 +194,26 @@ class PackedStore:
 
     def changed(self) -> Iterator[tuple[str, str]]:
         """Yield the name of each table that isn't as it was written, and what is wrong with it."""
-        for name, expected in self.manifest["files"].items():
-            path = self.path(name)
-            if not path.is_file():
-                yield name, "is missing, and was written"
-                continue
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != expected:
-                yield name, f"has changed: its SHA-256 is {digest[:12]}…, and {expected[:12]}… was written"
+        for name in self.manifest["files"]:
+            problem = self._problem(name)
+            if problem:
+                yield name, problem
+
+    def _problem(self, name: str) -> str:
+        """What is wrong with a table; empty if it is what was packed."""
+        path, expected = self.path(name), self.manifest["files"].get(name, "")
+        if not path.is_file():
+            return "is missing, and was written"
+        with understood(path), opened(path) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest == expected:
+            return ""
+        return f"has changed: its SHA-256 is {digest[:12]}…, and {expected[:12]}… was written"
 
     def _keys(self, table: str, *columns: str) -> Iterator[tuple[Place, tuple[str, ...]]]:
         import pyarrow.parquet as pq
 
-        with _readable(self.path(table)), opened(self.path(table)) as raw, pq.ParquetFile(raw) as file:
+        with _readable(self.path(table)), opened(self.whole(table)) as raw, pq.ParquetFile(raw) as file:
             for group in range(file.num_row_groups):
                 read = file.read_row_group(group, columns=list(columns))
                 for row, names in enumerate(zip(*(read[name].to_pylist() for name in columns), strict=True)):
@@ -192,13 +222,13 @@ class PackedStore:
     def _read_texts(self, table: str, group: int, column: str) -> list[Any]:
         import pyarrow.parquet as pq
 
-        with _readable(self.path(table)), opened(self.path(table)) as raw, pq.ParquetFile(raw) as file:
+        with _readable(self.path(table)), opened(self.whole(table)) as raw, pq.ParquetFile(raw) as file:
             return file.read_row_group(group, columns=[column])[column].to_pylist()
 
     def _read_items(self, group: int, columns: tuple[str, ...] | None) -> Any:
         import pyarrow.parquet as pq
 
-        with _readable(self.path(ITEMS_TABLE)), opened(self.path(ITEMS_TABLE)) as raw, pq.ParquetFile(raw) as file:
+        with _readable(self.path(ITEMS_TABLE)), opened(self.whole(ITEMS_TABLE)) as raw, pq.ParquetFile(raw) as file:
             return file.read_row_group(group, columns=None if columns is None else list(columns))
 
 
@@ -211,10 +241,15 @@ class PackedFiles(ResultFiles):
     measure: str
     place: Place
 
+    @property
+    def digits(self) -> str:
+        """The id without its tag."""
+        return (self.measure or self.run).rpartition(":")[2]
+
     def where(self, name: str) -> Path:
         """Return the table that has the file, and in it the id: not a path that exists, but what a message names."""
         table = ITEMS_TABLE if name == ITEMS else self._table if self._in_tables(name) else ZIP
-        return self.packed.path(table) / (self.measure or self.run).rpartition(":")[2] / name
+        return self.packed.path(table) / self.digits / name
 
     def names(self) -> list[str]:
         """List the files as in a folder."""

@@ -16,7 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.durable import UNFINISHED, appearing, flush, reason, remove_empty, text_of_json, write_bytes
+from calibrant.durable import UNFINISHED, appearing, flush, reason, remove_empty, sealed, text_of_json, write_bytes
 from calibrant.errors import DataError, OutputError
 from calibrant.outcomes import WAYS, leaf, write_table
 from calibrant.progress import Progress, silent
@@ -31,6 +31,7 @@ from calibrant.store.packed import (
     NUMBERS,
     PACKED,
     PACKED_FORMAT,
+    PURPOSE,
     RUNS_TABLE,
     SCORES_TABLE,
     TEXTS,
@@ -133,6 +134,8 @@ def _work(folder: Path, out: str | Path | None, verb: str) -> Iterator[tuple[Sto
     They are two of the same folder, or the latter is one that becomes `out` when all is done.
     """
     source = Store(folder, create=False)
+    if source.packed:
+        source.packed.compare()  # or tables would be removed that can't be told from those of another store
     path = folder / MARKER
     marked = source.packed.manifest["marker"] if source.packed else path.read_text(encoding="utf-8") if path.exists() else ""
     try:
@@ -195,7 +198,7 @@ class _Writer:
             with path.open("rb") as file:
                 sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
         manifest = {"runs": runs, "measurements": measurements, "files": sums, "libraries": libraries(), "marker": marked}
-        write_bytes(self._folder / PACKED, text_of_json(manifest).encode())
+        write_bytes(self._folder / PACKED, text_of_json(sealed(manifest, PURPOSE)).encode())
 
     def _grouped(self) -> dict[str, list[Key]]:
         """The measurements that one evaluator made, one group after the other: the same items, so that they take the least room together.

@@ -8,11 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from calibrant.durable import LARGEST, flush, from_json, opened, read_json, read_packed, unreadable
+from calibrant.durable import LARGEST, flush, from_json, opened, read_json, read_packed, unreadable, unsealed
 from calibrant.outcomes import Measurement, Outcome, Score, outcomes_of, read_table
+from calibrant.seals import BrokenSealError, Purpose
 from calibrant.store.shapes import FailureFile, Matrix, ProfileFile, Provenance, RecordFile, ScoreFile, check
 
 RECORD: Final = "record.json"
@@ -44,7 +46,15 @@ def understood(path: Path) -> Iterator[None]:
 
 
 class ResultFiles(ABC):
-    """The files of one run or of one measurement, by their names, wherever they lie. What can't be read raises `DataError`."""
+    """The files of one run or of one measurement, by their names, wherever they lie.
+
+    What can't be read, and what isn't as it was written, raises `DataError`.
+    """
+
+    @property
+    @abstractmethod
+    def digits(self) -> str:
+        """The id of the run or measurement, without its tag."""
 
     @abstractmethod
     def where(self, name: str) -> Path:
@@ -85,8 +95,8 @@ class ResultFiles(ABC):
     def record(self) -> dict[str, Any]:
         """Return a record with its weights. In format 1 they stood in the same file."""
         with understood(self.where(RECORD)):
-            record = self.json(RECORD)
-            if "weights" in check(record, RecordFile):
+            record = self._of_this(check(self.json(RECORD), RecordFile))
+            if "weights" in record:
                 return record
         with understood(self.where(WEIGHTS)):
             return {**record, "weights": check(self.json(WEIGHTS), list[Matrix])}
@@ -99,17 +109,20 @@ class ResultFiles(ABC):
             record = check(from_json((head.rstrip(b",") + b"}" if separator else head).decode()), RecordFile)
         except (OSError, ValueError) as error:
             raise unreadable(path, error) from error
-        return {**record, "weights": ()}
+        with understood(path):
+            return {**self._of_this(record), "weights": ()}
 
     def provenance(self) -> Mapping[str, Any]:
         """Return what is known beside a record or a measurement, outside every hash."""
         with understood(self.where(PROVENANCE)):
-            return check(self.json(PROVENANCE), Provenance) if self.has(PROVENANCE) else {}
+            if not self.has(PROVENANCE):
+                return {}
+            return check(unsealed(self.json(PROVENANCE), provenance_purpose(self.digits)), Provenance)
 
     def score_file(self) -> Mapping[str, Any]:
         """Return what `score.json` of a measurement holds."""
         with understood(self.where(SCORE)):
-            return check(self.json(SCORE), ScoreFile)
+            return self._of_this(check(self.json(SCORE), ScoreFile))
 
     def measurement(self, whole: bool = True) -> Measurement:
         """Return a measurement; not `whole`, without its items and provenance, for which one small file is read."""
@@ -123,12 +136,41 @@ class ResultFiles(ABC):
         """Return the outcome of every item of a measurement."""
         return outcomes_of(self.table(), self.where(ITEMS))
 
+    def _of_this(self, fields: Any) -> Any:
+        """The fields of a record or a score. Raises `BrokenSealError` where they are of another run or measurement than was asked for."""
+        if fields.get("id", self.digits).rpartition(":")[2] != self.digits:
+            raise BrokenSealError
+        return fields
+
 
 @dataclass(frozen=True)
 class LooseFiles(ResultFiles):
-    """ResultFiles in a folder of their own."""
+    """ResultFiles in a folder of their own, each compared with its sum whenever it is read; a folder from before there were sums has none."""
 
     folder: Path
+
+    @property
+    def digits(self) -> str:
+        """The name of the folder."""
+        return self.folder.name
+
+    @cached_property
+    def _sums(self) -> Mapping[str, str] | None:
+        path = self.folder / SUMS
+        if not path.exists():
+            return None
+        with understood(path):
+            return check(read_json(path), Mapping[str, str])
+
+    def compare(self, name: str) -> None:
+        """Raise `DataError` for a file that isn't as it was written."""
+        path = self.folder / name
+        # Provenance is no part of a result and has a seal of its own; the sums are what all else is compared with.
+        if self._sums is None or name in (SUMS, PROVENANCE):
+            return
+        with understood(path), opened(path) as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != self._sums.get(name):
+                raise BrokenSealError
 
     def where(self, name: str) -> Path:
         """Return the file's own path."""
@@ -147,15 +189,18 @@ class LooseFiles(ResultFiles):
         path = self.folder / name
         if not path.exists():
             return None
+        self.compare(name)
         with understood(path), opened(path) as file:
             return file.read()
 
     def json(self, name: str) -> Any:
         """Read the file, up to a size that no such file exceeds."""
+        self.compare(name)
         return (read_packed if name.endswith(".gz") else read_json)(self.folder / name)
 
     def beginning(self, name: str, end: bytes) -> bytes:
         """Read the file in parts, and none after the one in which `end` ends."""
+        self.compare(name)
         with opened(self.folder / name) as file:
             head = b""
             while end not in head and len(head) < LARGEST and (more := file.read(2**14)):
@@ -169,6 +214,7 @@ class LooseFiles(ResultFiles):
 
     def table(self) -> Any:
         """Read `items.parquet`."""
+        self.compare(ITEMS)
         return read_table(self.folder / ITEMS)
 
     def copy(self, folder: Path, without: Collection[str] = ()) -> None:
@@ -191,10 +237,20 @@ def missing(path: Path) -> OSError:
     return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
+def provenance_purpose(digits: str) -> Purpose:
+    """Return what the provenance of a run or a measurement is sealed for."""
+    return {"kind": "provenance", "of": digits}
+
+
+def failure_purpose(digits: str) -> Purpose:
+    """Return what the failure of a run or a measurement is sealed for."""
+    return {"kind": "failure", "of": digits}
+
+
 def read_failure(path: Path) -> Mapping[str, Any]:
     """Return why something isn't there."""
     with understood(path):
-        return check(read_json(path), FailureFile)
+        return check(read_json(path, failure_purpose(path.stem)), FailureFile)
 
 
 def read_profile(content: bytes) -> Mapping[str, Any]:

@@ -11,8 +11,9 @@ from calibrant.durable import unreadable
 from calibrant.errors import DataError
 from calibrant.outcomes import Measurement
 from calibrant.progress import Progress, silent
+from calibrant.seals import BrokenSealError
 from calibrant.spec import identity
-from calibrant.store.folder import FAILURES, INDEX, JOURNALS, RUNS, Store
+from calibrant.store.folder import FAILURES, INDEX, JOURNALS, RUNS, STATISTICS, Store, statistics_purpose
 from calibrant.store.packed import MOVING
 from calibrant.store.reading import EDITS, ITEMS, MASK, RECORD, SCORE, SUMS, LooseFiles, ResultFiles, read_failure, understood
 from calibrant.store.records import Run, measurement_id
@@ -22,6 +23,7 @@ from calibrant.store.staging import MEASURES, leftovers, sums
 AGAIN: Final = "restore it from a copy, or delete the folder and ask for the study again to have it computed"
 LEFTOVER: Final = "harmless; asked again, the study clears it"
 STRANGE: Final = "delete it if it isn't calibrant's"
+STATISTIC: Final = "harmless; delete it, or ask for the study again, which makes it again"
 TWICE: Final = "harmless; `calibrant store pack`, asked again, removes it"
 
 
@@ -85,7 +87,7 @@ def audit(folder: str | Path, progress: Progress = silent) -> Audit:
             problems += _twice(store, files, run_id, measure_id)
     progress("verifying", len(runs), len(runs))
     problems += [StoreProblem(str(path), "is no result, and lies among results", STRANGE) for path in strange]
-    problems += [*_of_the_index(store), *_of_failures(store), *_leftovers(store)]
+    problems += [*_of_the_index(store), *_of_failures(store), *_of_statistics(store), *_leftovers(store)]
     relative = tuple(replace(problem, where=str(Path(problem.where).relative_to(store.folder))) for problem in problems)
     return Audit(str(store.folder), len(runs), measurements, without_sums, relative)
 
@@ -213,6 +215,20 @@ def _of_failures(store: Store) -> Iterator[StoreProblem]:
             yield replace(_damaged(error), remedy="delete it")
         if f"sha256:{path.stem}" in ids:
             yield StoreProblem(str(path), "a failure of something that is there", "delete it")
+
+
+def _of_statistics(store: Store) -> Iterator[StoreProblem]:
+    """Yield the files of what an untouched model's matrices saw that aren't what was written."""
+    from calibrant import sealed_tensors  # which needs torch, as reading results doesn't
+
+    for path in sorted((store.folder / STATISTICS).glob("*/*/*.safetensors")):
+        name, folder, block = path.parts[-3], path.parts[-2], path.stem.rpartition("-")[2]
+        try:
+            sealed_tensors.read(path, statistics_purpose(name, folder, int(block)))
+        except (BrokenSealError, ValueError):
+            yield StoreProblem(str(path), "isn't what was written there", STATISTIC)
+        except OSError as error:
+            yield StoreProblem(str(path), f"can't be read ({error.strerror})", STATISTIC)
 
 
 def _leftovers(store: Store) -> Iterator[StoreProblem]:

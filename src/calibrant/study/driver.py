@@ -139,7 +139,7 @@ class Driver:
             missing = self._missing(index, resolved)
             if not missing:  # another has made it meanwhile
                 return True
-            state = self._stored(resolved.run.id) if missing.recorded else None
+            state = self._store.state(resolved.run.id) if missing.recorded else None
             # Always in the same order, or two that need the same parts of mixes could wait for each other.
             if state is None and not all(self._claim(gathering, name, index) for name in sorted(resolved.statistics)):
                 return False
@@ -216,10 +216,6 @@ class Driver:
         if index not in self._work.chosen or self._failed(run_id):
             return Missing(recorded=True, measures=())
         return Missing(recorded, [text for text in missing if not self._failed(wanted[text])])
-
-    def _stored(self, run_id: str) -> bytes | None:
-        """What the compressed model of a recorded run can be made from without compressing it again; None if nothing was stored."""
-        return next((content for name in (MASK, EDITS) if (content := self._store.file(run_id, name)) is not None), None)
 
     def _make(self, resolved: Resolved, recorded: bool, state: bytes | None) -> bool:
         """Put the model into the run's state: from what the store has of it, or by compressing it, of which a record is written."""

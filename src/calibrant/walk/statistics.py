@@ -10,12 +10,10 @@
 A file holds what one block's matrices saw, of one kind: a statistic once, however many matrices share it (q, k and v; gate and up), and which
 matrix has which. Norms are kept as they are summed, in float64; of a Gram its upper triangle, in the type it was summed in. Files are mapped
 into memory when they are read, and give back every bit. A file appears by rename, so a pass that was killed goes on from its last whole
-block. One that answers another question, or is cut, is made anew. Factorisations are never kept.
+block. Each is sealed for its question; one that answers another, or is damaged, is made anew. Factorisations are never kept.
 """
 
-import errno
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,16 +23,18 @@ from types import MappingProxyType
 from typing import Any, Final, final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from calibrant import sealed_tensors
 from calibrant.activations import BlockChange, FeatureNorms, Gram, InputStatistic, Routing, Seen, Statistic
 from calibrant.data import TokenBatch
-from calibrant.durable import replacing, short, usual_rights
+from calibrant.durable import reason, short
 from calibrant.errors import OutputError
 from calibrant.models import Block, Opened, Weight
+from calibrant.sealed_tensors import SealedTensors
+from calibrant.seals import BrokenSealError, tell_made_again
 from calibrant.spec import identity
+from calibrant.store import statistics_purpose
 from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
 
 REVISION: Final = 1
@@ -96,8 +96,20 @@ class Statistics:
         self.name, self.folder = name, Path(root) / name.removeprefix("sha256:")
 
     def stored_blocks(self, kind: type[Statistic], blocks: Sequence[Block]) -> int:
-        """Return the length of the unbroken row of blocks, from the first one on, whose statistics are here."""
-        return sum(1 for _ in itertools.takewhile(lambda block: self._facts(kind, block) is not None, blocks))
+        """Return the length of the unbroken row of blocks, from the first one on, whose statistics are here.
+
+        One that isn't what was written ends the row, and a line says so.
+        """
+        for count, block in enumerate(blocks):
+            path = self._path(kind, block)
+            try:
+                self._sealed(kind, block)
+            except FileNotFoundError:
+                return count
+            except BrokenSealError:
+                tell_made_again("what a model's matrices saw", short(path))
+                return count
+        return len(blocks)
 
     def read(self, kinds: Sequence[type[InputStatistic]], block: Block) -> Dense:
         """Return what the block's matrices saw, in the order in which a forward used them. Matrices that share an input share a `Seen`.
@@ -121,32 +133,28 @@ class Statistics:
         numbers = {key: number for number, key in enumerate(distinct)}
         tensors = {str(number): _numbers_of(statistic) for number, statistic in enumerate(distinct.values())}
         facts = {
-            **self._question(kind, block),
             "matrices": {weight.name: numbers[id(s[kind])] for weight, s in seen.items()},
             "sums": [[statistic.tokens, statistic.mass] for statistic in distinct.values()],
         }
-        self._write(self._path(kind, block), tensors, json.dumps(facts))
+        self._write(kind, block, facts, tensors)
 
     def read_block(self, kinds: Sequence[type[Statistic]], block: Block) -> Seen:
         """Return what the block itself did, and whom its router picked: as `walk_blocks` yields it. Raises `OutputError` if it isn't here."""
         seen: dict[type[Statistic], Statistic] = {}
         for kind in kinds:
-            facts, path = self._facts(kind, block), self._path(kind, block)
-            if facts is None:
-                raise self._missing(path)
-            if facts["there"]:
+            stored = self._stored(kind, block)
+            if stored.facts["there"]:
                 device = next(block.module.parameters()).device
-                with safe_open(path, framework="pt") as file:
-                    seen[kind] = kind(**facts["numbers"], **{name: file.get_tensor(name).to(device) for name in file.keys()})  # noqa: SIM118  # no dict
+                tensors = {name: tensor.to(device) for name, tensor in stored.tensors.items()}
+                seen[kind] = kind(**stored.facts["numbers"], **tensors)
         return Seen(seen)
 
     def add_block(self, kind: type[Statistic], block: Block, seen: Seen) -> None:
         """Keep what the block itself did; that it has no such statistic, as a block without a router, is kept too. Raises as `add` does."""
         values = seen[kind].held() if kind in seen else {}
-        tensors = {name: value.detach().contiguous().cpu() for name, value in values.items() if isinstance(value, Tensor)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         numbers = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
-        facts = {**self._question(kind, block), "there": kind in seen, "numbers": numbers}
-        self._write(self._path(kind, block), tensors, json.dumps(facts))
+        self._write(kind, block, {"there": kind in seen, "numbers": numbers}, tensors)
 
     def bytes(self) -> int:
         """Return what is on disk here. Another process may be writing: a file that goes meanwhile counts nothing."""
@@ -162,38 +170,31 @@ class Statistics:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read(self, kind: type[InputStatistic], block: Block) -> dict[str, InputStatistic]:
-        facts, path = self._facts(kind, block), self._path(kind, block)
-        if facts is None:
-            raise self._missing(path)
+        stored = self._stored(kind, block)
         device = block.weights[0].stored.device if block.weights else torch.device("cpu")
-        with safe_open(path, framework="pt") as file:
-            distinct = [_statistic_of(kind, file.get_tensor(str(n)).to(device), *sums) for n, sums in enumerate(facts["sums"])]
-        return {name: distinct[number] for name, number in facts["matrices"].items()}
+        distinct: list[InputStatistic] = []
+        for number, (tokens, mass) in enumerate(stored.facts["sums"]):
+            distinct.append(_statistic_of(kind, stored.tensors[str(number)].to(device), tokens, mass))
+        return {name: distinct[number] for name, number in stored.facts["matrices"].items()}
 
-    def _missing(self, path: Path) -> OutputError:
-        return OutputError(f"{short(path)!r} is gone or is not what was written; ask again, and it is made anew", subject=str(path))
-
-    def _facts(self, kind: type[Statistic], block: Block) -> dict[str, Any] | None:
-        """What the file says of itself; None if it is missing, cut, or the answer to another question."""
+    def _stored(self, kind: type[Statistic], block: Block) -> SealedTensors:
+        """What a file holds. Raises `OutputError` if it isn't here, or isn't what was written."""
         try:
-            with safe_open(self._path(kind, block), framework="pt") as file:
-                facts = json.loads((file.metadata() or {}).get("calibrant", "{}"))
-        except (SafetensorError, FileNotFoundError, ValueError):
-            return None
-        expected = self._question(kind, block)
-        return facts if {name: facts.get(name) for name in expected} == expected else None
+            return self._sealed(kind, block)
+        except (FileNotFoundError, BrokenSealError) as error:
+            path = self._path(kind, block)
+            message = f"{short(path)!r} is gone or is not what was written; ask again, and it is made anew"
+            raise OutputError(message, subject=str(path)) from error
 
-    def _question(self, kind: type[Statistic], block: Block) -> dict[str, str]:
-        return {"statistics": self.name, "kind": _folder_of(kind), "block": block.name}
+    def _sealed(self, kind: type[Statistic], block: Block) -> SealedTensors:
+        return sealed_tensors.read(self._path(kind, block), statistics_purpose(self.name, _folder_of(kind), block.index))
 
-    def _write(self, path: Path, tensors: Mapping[str, Tensor], facts: str) -> None:
+    def _write(self, kind: type[Statistic], block: Block, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         try:
-            with replacing(path) as half, usual_rights(half):
-                save_file(dict(tensors), half, metadata={"calibrant": facts})
-        except (OSError, SafetensorError) as error:
-            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-            reason = "the disk is full; free some space and run the same command again" if full else f"{error}; is it yours to write to?"
-            raise OutputError(f"can't keep statistics in {short(self.folder)!r}: {reason}", subject=str(self.folder)) from error
+            purpose = statistics_purpose(self.name, _folder_of(kind), block.index)
+            sealed_tensors.write(self._path(kind, block), purpose, facts, tensors)
+        except OSError as error:
+            raise OutputError(f"can't keep statistics in {short(self.folder)!r}: {reason(error)}", subject=str(self.folder)) from error
 
     def _path(self, kind: type[Statistic], block: Block) -> Path:
         return self.folder / _folder_of(kind) / f"block-{block.index:05d}.safetensors"

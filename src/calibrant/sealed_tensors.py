@@ -1,0 +1,83 @@
+"""Tensors in a safetensors file that is read again: whole or not at all, flushed, and under a seal of what they were written for."""
+
+import errno
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from calibrant.durable import from_json, line_of_json, replacing, usual_rights
+from calibrant.seals import BrokenSealError, Purpose, seal_of
+
+ENTRY: Final = "calibrant"
+"""The entry of a file's metadata in which its facts and its seal stand."""
+
+
+@dataclass(frozen=True)
+class SealedTensors:
+    """What such a file holds: facts, which are plain JSON data, and tensors by name."""
+
+    facts: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+def write(path: Path, purpose: Purpose, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write one file, flushed, in place of an older one. Raises `OSError`, also for a full disk."""
+    here = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    # One entry: the order of several would differ from one time to the next.
+    metadata = {ENTRY: line_of_json({"facts": facts, "seal": _seal(purpose, facts, here)})}
+    half = path.with_suffix(".unfinished")
+    try:
+        with replacing(path, half), usual_rights(half):
+            save_file(here, half, metadata=metadata)
+    except SafetensorError as error:
+        # safetensors writes in Rust and keeps the system's error number in its message only.
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, str(error), str(path)) from error
+
+
+def read(path: Path, purpose: Purpose, mapped: bool = True) -> SealedTensors:
+    """Return what was written for this purpose. What isn't `mapped` into memory is read.
+
+    Raises `FileNotFoundError`, and `BrokenSealError` for whatever isn't what was written.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
+    backend: Any = {"backend": "mmap" if mapped else "pread"}
+    try:
+        with safe_open(path, framework="pt", **backend) as file:
+            metadata = file.metadata() or {}
+            names = list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+        entry = from_json(metadata[ENTRY])
+        facts, seal = entry["facts"], entry["seal"]
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+        raise BrokenSealError from error
+    if seal != _seal(purpose, facts, tensors):
+        raise BrokenSealError
+    return SealedTensors(facts, tensors)
+
+
+def _seal(purpose: Purpose, facts: Any, tensors: Mapping[str, Tensor]) -> str:
+    """The seal of the facts and of every tensor: its name, type, shape and bytes."""
+    contents: list[bytes | memoryview] = [line_of_json(facts).encode()]
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        contents.append(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        contents.append(_bytes_of(tensor))
+    return seal_of(purpose, *contents)
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, which aren't copied."""
+    if tensor.numel() == 0:
+        return memoryview(b"")
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
