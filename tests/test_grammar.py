@@ -137,3 +137,25 @@ def test_paths_are_known_by_a_folder_or_an_ending():
     assert [written_path(path) for path in ("notes.jsonl", "data", "it's.txt")] == ["notes.jsonl", "'data'", '"it\'s.txt"']
     with pytest.raises(SpecError, match="both kinds of quotes"):
         written_path("a'b\"c.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "twice"),
+    [
+        ("arithmetic(digits=2, digits=3)", "digits"),
+        ("0.5*c4 + 0.5*gsm8k:cot(steps=3, steps=4)", "steps"),
+        ("c4@many(separator=' ', separator='')", "separator"),
+        ("notes.jsonl(text=body, text=title)", "text"),
+        ("'my notes.jsonl'(text=body, text=title)", "text"),
+    ],
+)
+def test_a_parameter_is_given_once(text: str, twice: str):
+    with pytest.raises(SpecError) as refused:
+        read_set(text)
+    assert refused.value.subject == twice
+
+
+@pytest.mark.parametrize("last", ["b=gsm8k", "weights=[1, 1]"])
+def test_what_a_mix_has_is_given_once(last: str):
+    with pytest.raises(SpecError):
+        read_set(f"mix(a=c4, b=pile, weights=[1, 2], {last})")

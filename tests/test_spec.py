@@ -135,3 +135,11 @@ def test_what_is_ours_has_the_identity_that_it_always_had() -> None:
 
     assert canonical(methods.build("sparsegpt")) == {"spec": "sparsegpt", "revision": 1, "damp": 0.01, "block": 128}
     assert identity(methods.build("wanda")) == "sha256:8671f71f3864ffc02ca2d0ce770440ec144bd4b9dba14a53b9199b4e41e30b26"
+
+
+@pytest.mark.parametrize("text", ["gptq(damp=0.01, damp=0.5)", "dsnot(start=wanda(damp=1, damp=1))", "[x(damp=1, size=2, damp=1)]"])
+def test_a_parameter_is_given_once(text: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        parse(text)
+    assert refused.value.subject == "damp"
+    assert "\n" not in str(refused.value)

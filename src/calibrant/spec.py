@@ -12,7 +12,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -100,10 +100,18 @@ def _read(node: ast.expr, text: str, depth: int) -> Any:
         case ast.List(elts=items) | ast.Tuple(elts=items):
             return [_read(item, text, depth + 1) for item in items]
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords) if all(k.arg for k in keywords):
+            _check_once([str(keyword.arg) for keyword in keywords], name, text)
             return Call(name, {str(k.arg): _read(k.value, text, depth + 1) for k in keywords})
         case _:
             piece = ast.get_source_segment(text, node) or text
             raise SpecError(f"{text!r}: {piece!r} is no literal; a spec may hold {LITERALS}, and is never evaluated{_quoting(text)}", subject=text)
+
+
+def _check_once(given: Sequence[str], name: str, text: str) -> None:
+    """Raise `SpecError` for a parameter that is given twice: which of the two is meant can't be known."""
+    for place, parameter in enumerate(given):
+        if parameter in given[:place]:
+            raise SpecError(f"{text!r} gives {name} the parameter {parameter!r} twice; give it once", subject=parameter)
 
 
 def _quoting(text: str) -> str:

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,23 @@ def test_a_choice_that_is_impossible_is_never_taken():
 def test_sizes_without_a_common_divisor_are_refused_when_there_are_too_many():
     with pytest.raises(TargetError, match=r"no larger common divisor than 1 make too many sums .* share by block, or with fewer steps"):
         cheapest(np.zeros((40, 7)), [-3, -2, -1, 0, 1, 2, 3], [1_000_003] * 39 + [1_000_000])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "advised"),
+    [
+        ({"per": "matrix", "reach": 3}, {"per=block", "reach"}),
+        ({"per": "block", "reach": 3}, {"reach"}),
+        ({"per": "matrix", "reach": 1}, {"per=block"}),
+        ({"per": "block", "reach": 1}, {"leave the allocation out"}),
+    ],
+)
+def test_what_is_advised_can_be_done(monkeypatch: pytest.MonkeyPatch, parameters: dict[str, Any], advised: set[str]):
+    monkeypatch.setattr("calibrant.allocations._menu.MOST", 0)
+    with pytest.raises(TargetError) as refused:
+        LeastError(**parameters).share(matrices(), Sparsity(0.5))
+    known = ("per=block", "reach", "leave the allocation out")
+    assert {way for way in known if way in str(refused.value)} == advised
 
 
 def wanda_error(weight: Weight, seen: Seen, share: float, relative: bool) -> float:

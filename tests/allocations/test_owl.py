@@ -143,3 +143,10 @@ def test_what_cannot_be_shared_is_one_sentence(allocation: str, target: Target, 
 def test_parameters_are_checked(spec: str, said: str):
     with pytest.raises(SpecError, match=said):
         allocations.build(spec)
+
+
+def test_a_search_that_would_take_too_long_is_refused_with_what_owl_can_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("calibrant.allocations._menu.MOST", 0)
+    with pytest.raises(TargetError, match="smaller M, or leave the allocation out") as refused:
+        OWL().share(matrices(), NofM(4, 8))
+    assert "steps" not in str(refused.value)

@@ -103,3 +103,18 @@ def test_packed_and_unpacked(ask: Ask, store: Store, tmp_path: Path):
     again = ask("store", "unpack", "t")
     assert (again.code, again.out) == (2, "")
     assert "'t' isn't packed" in again.err
+
+
+@pytest.mark.parametrize("verb", ["pack", "unpack"])
+@pytest.mark.parametrize("out", ["s", "s/", "./s", "s/../s", "link", "{whole}"])
+def test_out_is_another_folder(ask: Ask, store: Store, tmp_path: Path, verb: str, out: str):
+    if verb == "unpack":
+        assert ask("store", "pack", "s").code == 0
+    (tmp_path / "link").symlink_to("s")
+    before = results(tmp_path)
+    given = out.format(whole=tmp_path / "s")
+    answer = ask("store", verb, "s", "--out", given, "--json")
+    assert answer.code == 2
+    assert answer.json["error"]["subject"].rstrip("/") in (given.rstrip("/"), "s")
+    assert answer.err.count("\n") == 1
+    assert results(tmp_path) == before

@@ -140,3 +140,11 @@ def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"model.layers.1.mlp.up_proj lacks a part of its packed weight"):
         open_model(str(folder), "float32", "cpu")
+
+
+def test_a_method_that_makes_no_codes_is_refused_before_any_work(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    with pytest.raises(OutputError) as refused:
+        quantize(str(folder), None, "none", "w4g16", tmp_path / "out", dtype="float32", export="compressed_tensors")
+    assert refused.value.subject == "none"
+    assert list(tmp_path.iterdir()) == [folder]

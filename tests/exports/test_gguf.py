@@ -1,12 +1,15 @@
 """GGUF files that we write open again as what was measured, bit for bit where codes fit its blocks; metadata and tokenizer are the template's."""
 
+import json
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from calibrant.cli import app
 from calibrant.compress import prune, quantize
 from calibrant.errors import OutputError, SpecError
 from calibrant.models import home_of, open_model, view
@@ -14,12 +17,17 @@ from calibrant.models.gguf_writing import q4_0, q8_0
 from calibrant.testing import tiny_folder
 from calibrant.testing.tiny import tiny_gguf
 
+SMALL = {"samples": 3, "length": 16, "dtype": "float32"}
 IDS = torch.arange(3, 35).reshape(2, 16)
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", "F32")
+
+
+def untouchable(*job: object, **options: object) -> None:
+    pytest.fail("work was begun")
 
 
 def weights(ref: Path, dtype: str) -> dict[str, torch.Tensor]:
@@ -115,3 +123,52 @@ def test_another_vocabulary_is_refused(template: Path, tmp_path: Path, monkeypat
 def test_an_unknown_argument_is_named(template: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="unlike"):
         quantize(str(template), target="w4g32", out=tmp_path / "out", export="gguf(unlike=x)")
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [("short_gpt", "0.4"), ("greedy", "blocks 0.4"), ("evop", "0.4"), ("evopress(apart=True)", "0.7")],
+)
+def test_what_drops_blocks_is_refused_before_any_work(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, target: str
+) -> None:
+    monkeypatch.setattr("calibrant.compress.prune_quantize.compress", untouchable)
+    with pytest.raises(OutputError, match="leave --export gguf out") as refused:
+        prune(str(template), "python_docs", method, target, tmp_path / "out", export="gguf", **SMALL)
+    assert refused.value.subject == method
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_drops_experts_is_refused_before_any_work(tmp_path: Path) -> None:
+    model = tiny_folder(tmp_path / "mixture", "qwen3_moe")
+    for method in ("mc_suite", "cd_moe"):
+        with pytest.raises(OutputError) as refused:
+            prune(str(model), "python_docs", method, 0.5, tmp_path / "out", export="gguf", **SMALL)
+        assert refused.value.subject == method
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_the_refusal_on_the_command_line(template: Path, tmp_path: Path) -> None:
+    words = ["prune", str(template), "--data", "python_docs", "--method", "short_gpt", "--target", "0.4"]
+    budget = ["--samples", "3", "--length", "16", "--dtype", "float32", "--json"]
+    found = CliRunner().invoke(app, [*words, *budget, "--out", str(tmp_path / "out"), "--export", "gguf"])
+    assert found.exit_code == 2
+    assert json.loads(found.stdout)["error"]["subject"] == "short_gpt"
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_no_block_goes_the_file_is_written(template: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prune(str(template), "python_docs", "short_gpt", "blocks 0", out, export="gguf", **SMALL)
+    before, after = weights(template, "float32"), weights(out / "model.gguf", "float32")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_blocks_that_nobody_knew_would_go_are_refused_with_advice_that_helps(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method of another package may drop blocks without saying so; without the export the same job goes on from what it did."""
+    monkeypatch.setattr("calibrant.methods.short_gpt.ShortGPT.reshapes", lambda self, view, target: False)
+    job = (str(template), "python_docs", "short_gpt", "0.4", tmp_path / "out")
+    with pytest.raises(OutputError, match="leave --export gguf out"):
+        prune(*job, export="gguf", **SMALL)
+    assert not (tmp_path / "out").exists()
+    assert prune(*job, **SMALL).continued_from == 1

@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibrant.errors import TargetError
+from calibrant.errors import SpecError, TargetError
+from calibrant.methods import methods
 from calibrant.methods._factors import Member, alternated, best_own, leading, of_own, of_shared, truncated
-from calibrant.methods._sharing import Budget
+from calibrant.methods._sharing import Budget, grouped
+from calibrant.models import view
 from calibrant.targets import Share
+from calibrant.testing import tiny_model
 
 STREAM, UNITS, TOKENS = 10, 14, 60
 KINDS = (True, False, True)
@@ -314,3 +317,22 @@ def test_what_is_proposed_can_be_done():
     with pytest.raises(TargetError, match="a rank of at most 5"):
         counted.with_rank(None)
     assert counted.with_rank(5).rank == 5
+
+
+@pytest.mark.parametrize(
+    ("method", "larger"),
+    [("svd", False), ("basis_sharing(group=1)", True), ("basis_sharing(group=3)", False), ("fips(group=1)", True), ("fips(group=3)", False)],
+)
+def test_what_is_advised_the_method_can_be_given(method: str, larger: bool):
+    """A tiny llama has three blocks: groups of all three can't be larger, and SVD has none."""
+    seen_by = view(tiny_model("llama"))
+    target = Share("numbers", 0.99)
+    with pytest.raises(TargetError, match="ask for less to go") as refused:
+        methods.build(method).check_model(seen_by, target, dict.fromkeys(seen_by.named, target))
+    assert ("larger groups" in str(refused.value)) is larger
+    assert refused.value.subject == "numbers 0.99"
+
+
+def test_a_model_of_one_block_has_groups_of_one():
+    with pytest.raises(SpecError, match=r"choose 1$"):
+        grouped([0], 2, False, "fips(group=2)")

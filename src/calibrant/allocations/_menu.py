@@ -13,13 +13,22 @@ MOST: Final = 400_000_000
 """Comparisons that a search may take: some seconds."""
 
 
-def cheapest(costs: Float[np.ndarray, "part choice"], steps: Sequence[int], sizes: Sequence[int]) -> list[int]:
+FEWER: Final = "share by block, or with fewer steps"
+"""What is advised where a search would take too long, unless an allocation knows better."""
+
+
+def cheapest(
+    costs: Float[np.ndarray, "part choice"],
+    steps: Sequence[int],
+    sizes: Sequence[int],
+    advice: str = FEWER,
+) -> list[int]:
     """Return which choice each part gets so that Σ size·step is 0 and the sum of their costs is least.
 
     `steps` say how many steps each choice lies above what was asked, or below it; one is 0. A cost may be infinite where a part can't have a
     choice, but for the step 0. Of choices that cost the same the one nearest to 0 is taken. The search goes through the parts and keeps the best
-    way to each sum so far (a knapsack in which every part takes one thing). Raises `TargetError` where sizes have so small a common divisor
-    that it would take too long.
+    way to each sum so far (a knapsack in which every part takes one thing). Raises `TargetError`, which ends with `advice`, where sizes have so
+    small a common divisor that it would take too long.
 
     >>> cheapest(np.array([[0.0, 4.0, 9.0], [0.0, 4.0, 5.0]]), [-1, 0, 1], [6, 6])
     [0, 2]
@@ -27,9 +36,8 @@ def cheapest(costs: Float[np.ndarray, "part choice"], steps: Sequence[int], size
     unit = math.gcd(*sizes)
     below, above = -min(steps) * sum(sizes) // unit, max(steps) * sum(sizes) // unit
     if (below + above) * len(sizes) * len(steps) > MOST:
-        raise TargetError(
-            f"sizes of matrices with no larger common divisor than {unit} make too many sums to search through; share by block, or with fewer steps"
-        )
+        sums = f"sizes with no larger common divisor than {unit} make too many sums to search through"
+        raise TargetError(f"{sums}; {advice}")
     nearest = sorted(range(len(steps)), key=lambda choice: (abs(steps[choice]), steps[choice]))
     best = np.full(below + above + 1, np.inf)
     best[below] = 0.0

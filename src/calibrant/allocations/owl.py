@@ -59,7 +59,8 @@ class OWL(Allocation):
         # Of all N of 1 … M-1 with the right mean, those that lie nearest to what is wanted.
         steps = [target.n - n for n in range(1, target.m)]
         far = np.array([[size * (more * target.m + step) ** 2 for step in steps] for size, more in zip(sizes, above, strict=True)])
-        chosen = cheapest(far, steps, sizes)
+        advice = "choose a pattern with a smaller M, or leave the allocation out"
+        chosen = cheapest(far, steps, sizes, advice)
         kept = {index: NofM(target.n - steps[choice], target.m) for index, choice in zip(blocks, chosen, strict=True)}
         return {weight.name: kept[weight.block] for weight in matrices}
 

@@ -286,6 +286,12 @@ def note(text: str) -> None:
         typer.echo(text, err=True)
 
 
+def warn(text: str) -> None:
+    """Say what should be looked at before the result is used, on standard error as a note; nothing for an empty text."""
+    if text:
+        note(f"warning: {visible_name(text)}")
+
+
 def look_in(data_dir: Path | None) -> None:
     """Read data sets from this mirror first."""
     if data_dir is not None:

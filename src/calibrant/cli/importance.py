@@ -6,7 +6,24 @@ from typing import Annotated, Any
 import typer
 
 from calibrant import screen
-from calibrant.cli._frame import Data, DataDir, Device, Dtype, Json, Length, Memory, Model, Samples, Seed, Tokens, command, look_in, progress, show
+from calibrant.cli._frame import (
+    Data,
+    DataDir,
+    Device,
+    Dtype,
+    Json,
+    Length,
+    Memory,
+    Model,
+    Samples,
+    Seed,
+    Tokens,
+    command,
+    look_in,
+    progress,
+    show,
+    warn,
+)
 
 
 @command(
@@ -36,4 +53,6 @@ def imatrix(
     job: dict[str, Any] = {"samples": samples, "tokens": tokens, "length": length, "seed": seed, "dtype": dtype, "device": device, "memory": memory}
     with progress() as update:
         made = run(model, data, out, **job, progress=update)
-    show({**compared(made).to_json(), "left_out": dict(made.left_out), "note": made.note, "out": str(out)}, as_json, screen.gathered)
+    warn(made.few_tokens)
+    about = {"left_out": dict(made.left_out), "note": made.note, "few_tokens": made.few_tokens, "out": str(out)}
+    show({**compared(made).to_json(), **about}, as_json, screen.gathered)

@@ -29,6 +29,7 @@ from calibrant.cli._frame import (
     look_in,
     progress,
     show,
+    warn,
     whole,
     write,
 )
@@ -207,6 +208,7 @@ def _compress(run: Callable[..., "Pruned"], options: dict[str, Any]) -> None:
         options[several] = tuple(options[several] or ())
     with progress() as update:
         done = run(**options, progress=update)
+    warn(done.record.provenance.get("few_tokens", ""))
     about = {"out": str(done.out), "continued_from": done.continued_from, "already_done": done.already_done, "sizes": dict(done.sizes)}
     show({**done.record.plain(), **about, **({"costs": asdict(done.costs)} if done.costs else {})}, as_json, screen.pruned)
 

@@ -8,7 +8,7 @@ import typer
 
 from calibrant import screen
 from calibrant.cli import completing
-from calibrant.cli._frame import HELP, DataDir, Json, app, check_file, command, console, look_in, note, progress, show, whole
+from calibrant.cli._frame import HELP, DataDir, Json, app, check_file, command, console, look_in, note, progress, show, warn, whole
 
 store = typer.Typer(no_args_is_help=True, help="Check a folder of results, unite several, or pack one.", rich_markup_mode=None, context_settings=HELP)
 app.add_typer(store, name="store")
@@ -55,6 +55,8 @@ def study(
         return
     with progress() as update:
         finished = request.run(out, update, engine=engine, workers=workers, retry=retry, address=address, gpus=gpus, groups=group or ())
+    for name, shortage in finished.few_tokens.items():
+        warn(f"{name}: {shortage}")
     show(asdict(finished), as_json, screen.finished)
     if finished.failures:
         raise typer.Exit(1)
@@ -147,9 +149,6 @@ def merge(
     show(merged.to_json(), as_json, screen.merged)
     if merged.problems:
         raise typer.Exit(1)
-
-
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write into this new folder. \\[default: DIR itself]", show_default=False)]
 
 
 @command("pack", "calibrant store pack results", group=store)

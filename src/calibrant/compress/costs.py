@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 
 from calibrant.clock import Clock
+from calibrant.compress.shortage import FEW_TOKENS
 from calibrant.models import ModelView, Opened
 
 ROWS: Final = 4096
@@ -73,9 +74,9 @@ def peak(shape: Shape, dtype: torch.dtype, device: torch.device | str = "cpu", s
     return operations(shape, ROWS) / best
 
 
-def provenance(opened: Opened, clock: Clock, note: str = "") -> dict[str, Any]:
-    """Return how a result came about: outside every identity."""
-    return {
+def provenance(opened: Opened, clock: Clock, note: str = "", shortage: str = "") -> dict[str, Any]:
+    """Return how a result came about, a `shortage` of tokens included if there is one: outside every identity."""
+    about = {
         "seconds": dict(clock.seconds),
         "peak_memory_bytes": peak_memory(),
         "versions": {name: version(name) for name in ("calibrant", "torch", "transformers")} | {"python": platform.python_version()},
@@ -85,6 +86,7 @@ def provenance(opened: Opened, clock: Clock, note: str = "") -> dict[str, Any]:
         "model_note": opened.note,
         "note": note,
     }
+    return {**about, FEW_TOKENS: shortage} if shortage else about
 
 
 def processor() -> str:

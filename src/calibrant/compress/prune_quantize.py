@@ -14,6 +14,7 @@ from calibrant.compress.exporting import file_bytes
 from calibrant.compress.loop import compress
 from calibrant.compress.recipe import Recipe
 from calibrant.compress.room import fitting, in_bytes, left_on_disk, offloading, room_for_activations
+from calibrant.compress.shortage import FEW_TOKENS, few_tokens
 from calibrant.data import CalibrationSet, Source, TokenBatch
 from calibrant.data.user_file import files_behind
 from calibrant.edits import Edit
@@ -54,6 +55,7 @@ class Pruned:
 
     def _repr_html_(self) -> str:
         facts = {"saved in": self.out or "", "continued from step": self.continued_from or ""}
+        facts["few tokens"] = self.record.provenance.get(FEW_TOKENS, "")
         done = "pruned" if stored_bits(self.record.weights) is None else "quantized"
         return card(f"{self.record.run.model_name}, {done}", facts, inside=self.record._repr_html_())
 
@@ -273,7 +275,9 @@ class _Job:
 
     def with_provenance(self, record: Record) -> Record:
         """`record` with how it came about so far."""
-        return replace(record, provenance=provenance(self.opened, self.clock, self.note) | {"ranks": self.ranks.size})
+        shortage = few_tokens(self.seen_by, self.batch)
+        about = provenance(self.opened, self.clock, self.note, shortage)
+        return replace(record, provenance=about | {"ranks": self.ranks.size})
 
     def into(self, folder: Path, device: str) -> Pruned:
         """Compress and save, from the last finished block on; or say that it is done."""

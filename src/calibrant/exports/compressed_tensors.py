@@ -38,6 +38,9 @@ class CompressedTensors(Export):
             raise OutputError(
                 f"{self} holds codes of a grid, and {target} is none; leave --export {self} out, or quantize to w4g64", subject=str(self)
             )
+        if not method.prunes:
+            message = f"{self} holds codes, and {method} leaves every matrix as it is"
+            raise OutputError(f"{message}; leave --export {self} out, or choose rtn", subject=str(method))
         if not grid.symmetric:
             symmetric = Grid(grid.bits, grid.group)
             raise OutputError(

@@ -44,12 +44,18 @@ class Gguf(Export):
             raise OutputError(f"plain={self.plain!r} is no type of numbers for GGUF; choose one of {', '.join(TYPES)}", subject=self.plain)
 
     def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
+        if method.reshapes(view, target):
+            raise self._reshaped(f"{method} to {target} leaves fewer blocks or experts", str(method))
         template = self._template(opened)
         check_template(view, template)
         check_vocabulary(opened, template)
 
     def write(self, compressed: CompressedModel, folder: Path) -> None:
         template, packed = self._template(compressed.opened), packed_now(compressed)
+        # What a search or a method of another package drops is known only now.
+        gone = next((edit["edit"] for edit in compressed.record.edits if edit.get("removed")), "")
+        if gone:
+            raise self._reshaped(f"{gone} left fewer blocks or experts", gone)
         check_template(compressed.view, template)
         kind = GGMLQuantizationType[(_OWN[compressed.opened.dtype] if self.plain == "own" else self.plain).upper()]
         run = compressed.record.run
@@ -62,6 +68,12 @@ class Gguf(Export):
             lambda part: _encoded(part, packed) or plain(part, kind),
             note,
         )
+
+    def _reshaped(self, why: str, subject: str) -> OutputError:
+        """The refusal of a model that has fewer tensors than the file which metadata are copied from."""
+        message = f"{self} copies the metadata of a GGUF file of the whole model, and {why}"
+        advice = f"leave --export {self} out, and use llama.cpp's own converter on the folder"
+        return OutputError(f"{message}; {advice}", subject=subject)
 
     def _template(self, opened: Opened) -> Path:
         """The file to copy from. Raises `OutputError` if there is none."""

@@ -58,6 +58,11 @@ class Method(Spec, ABC):
         del blocks, target
         return 0
 
+    def reshapes(self, view: ModelView, target: Target) -> bool:
+        """Return whether the model is sure to have fewer blocks or experts afterwards: an export that can't say so refuses it before any work."""
+        del view, target
+        return False
+
     def heeds(self, target: Target) -> bool:
         """Return whether calibration data makes a difference to what this method does with `target`."""
         return self.looks
@@ -148,6 +153,9 @@ class PartMethod(Method, ABC):
     def aim(self, target: Target) -> Target:
         self.check(target)
         return parts_of(target, self.parts)
+
+    def reshapes(self, view: ModelView, target: Target) -> bool:
+        return parts_of(target, self.parts).fraction > 0
 
     @abstractmethod
     def left_to_drop(self, job: Job) -> int:

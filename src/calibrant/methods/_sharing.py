@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import ClassVar, Final, NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 
@@ -28,8 +28,6 @@ from calibrant.packed import Compressed, Factors
 from calibrant.targets import Share, Sparsity, Target
 from calibrant.walk import Propagation
 from calibrant.walk.statistics import by_block
-
-LESS: Final = "choose larger groups, or ask for less to go"
 
 
 class Sharer(NamedTuple):
@@ -62,7 +60,8 @@ class FactorSizes(NamedTuple):
 class Budget:
     """How many numbers may remain of a set of matrices, all as wide as the stream: `shapes` are [stream, unit].
 
-    `bits` are those of a number; with `indices`, where numbers are counts as well. `what` names the set in errors.
+    `bits` are those of a number; with `indices`, where numbers are counts as well. `what` names the set in errors, and `growing` says whether a
+    method could let more matrices share a factor, which leaves more for each: errors advise nothing else.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -70,6 +69,7 @@ class Budget:
     bits: int
     indices: bool
     what: str
+    growing: bool = True
 
     @property
     def stream(self) -> int:
@@ -104,9 +104,8 @@ class Budget:
         left, places = self._left(rank), rank * self.units
         if left < self.units:
             most = self._largest_rank()
-            choose = (
-                f"choose a rank of at most {most}, larger groups, or ask for less to go" if most else "choose larger groups, or ask for less to go"
-            )
+            ways = [f"a rank of at most {most}"] if most else []
+            choose = self._choices(*ways)
             fits = f"a shared factor of rank {rank} takes {self.stream * rank:,} of the {self.allowed:,} numbers that may remain"
             raise self._refused(f"{fits}, which leaves the own ones less than one a unit; {choose}")
         if left >= places:
@@ -124,9 +123,8 @@ class Budget:
             rank -= 1
         if rank < 1:
             taken = self._taken(1, share, sparse)
-            raise self._refused(
-                f"factors of rank 1 have {taken:,} numbers, and {self.allowed:,} may remain; choose larger groups, or ask for less to go"
-            )
+            fits = f"factors of rank 1 have {taken:,} numbers, and {self.allowed:,} may remain"
+            raise self._refused(f"{fits}; {self._choices()}")
         if rank > self.width:
             least = math.ceil(Fraction(10_000 * (self.allowed - self.stream * self.width), self.units * self.width)) / 10_000
             raise self._refused(
@@ -153,6 +151,11 @@ class Budget:
         while rank and self._left(rank) < self.units:
             rank -= 1
         return rank
+
+    def _choices(self, *ways: str) -> str:
+        """What can be done about a budget that is too small: `ways` are the method's own."""
+        ways = (*ways, "larger groups") if self.growing else ways
+        return f"choose {', '.join(ways)}, or ask for less to go" if ways else "ask for less to go"
 
     def _refused(self, why: str) -> TargetError:
         return TargetError(f"{self.target} of {self.what} can't be kept to: {why}", subject=str(self.target))
@@ -190,6 +193,11 @@ class Sharing(Method, ABC):
     def factored(self, members: Sequence[Member], plan: FactorSizes, dtype: torch.dtype) -> Factored:
         """Return the factors of a set."""
 
+    def grows(self, view: ModelView) -> bool:
+        """Return whether more matrices of this model could share a factor."""
+        del view
+        return False
+
     @property
     def indices_count(self) -> bool:
         """Whether the budget is for the places of numbers, too."""
@@ -206,7 +214,7 @@ class Sharing(Method, ABC):
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         super().check_model(view, target, targets)
         for one in self.sets(view):
-            self._planned(one, target)
+            self._planned(one, target, self.grows(view))
 
     def edits(self, job: Job) -> Iterator[Edit]:
         if parts_of(job.target, "numbers").fraction == 0:
@@ -219,22 +227,23 @@ class Sharing(Method, ABC):
         first = min(sharer.weight.block for one in left for sharer in one)
         rest = replace(job, done=[edit for edit in job.done if edit.block is not None and edit.block < first])
         place = {weight.name: number for number, weight in enumerate(job.view.weights)}
+        growing = self.grows(job.view)
         seen: dict[str, Seen] = {}
         for block, there in by_block(job.view.blocks[rest.start :], rest.walk(self.observes)):
             seen |= {weight.name: one for weight, one in there.items()}
             ready = [one for one in left if max(sharer.weight.block for sharer in one) == block.index]
             with spent_on("method"):
-                made = [edit for one in ready for edit in self._replaced(one, seen, job.target)]
+                made = [edit for one in ready for edit in self._replaced(one, seen, job.target, growing)]
             yield from (edit for edit in sorted(made, key=lambda edit: place[edit.weight.name]) if edit.weight.name not in done)
             for sharer in (sharer for one in ready for sharer in one):
                 seen.pop(sharer.weight.name, None)
 
-    def _replaced(self, one: Sequence[Sharer], seen: Mapping[str, Seen], target: Target) -> Iterator[Replace]:
+    def _replaced(self, one: Sequence[Sharer], seen: Mapping[str, Seen], target: Target, growing: bool) -> Iterator[Replace]:
         """The edits of one set."""
         reached = [sharer for sharer in one if sharer.weight.name in seen]
         if not reached:
             return
-        plan, dtype, name = self._planned(reached, target), reached[0].weight.get().dtype, reached[0].weight.name
+        plan, dtype, name = self._planned(reached, target, growing), reached[0].weight.get().dtype, reached[0].weight.name
         try:
             factors = self.factored([self._member(sharer, seen[sharer.weight.name]) for sharer in reached], plan, dtype)
         except CalibrantError as error:
@@ -255,7 +264,7 @@ class Sharing(Method, ABC):
         hessian = damped(observed(seen, Gram), self.damp).to(weight.dtype) if Gram in seen else None
         return Member(weight.T.contiguous() if sharer.reads else weight, hessian, sharer.reads, self.relative)
 
-    def _planned(self, one: Sequence[Sharer], target: Target) -> FactorSizes:
+    def _planned(self, one: Sequence[Sharer], target: Target, growing: bool) -> FactorSizes:
         share, bits = parts_of(target, "numbers"), one[0].weight.stored.element_size() * 8
         what = f"{one[0].weight.name}" if len(one) == 1 else f"the {len(one)} matrices that share with {one[0].weight.name}"
         shapes = tuple(sharer.shape for sharer in one)
@@ -263,7 +272,7 @@ class Sharing(Method, ABC):
             raise ModelError(f"{what} are of different widths, so they can't share a factor", subject=one[0].weight.name)
         if share.fraction == 0:
             return FactorSizes(0, (), 1.0, 1.0)
-        return self.plan(Budget(shapes, share, bits, self.indices_count, what))
+        return self.plan(Budget(shapes, share, bits, self.indices_count, what, growing))
 
 
 def networks(view: ModelView) -> dict[int, list[Sharer]]:
@@ -290,7 +299,9 @@ def grouped(blocks: Iterable[int], group: int, distant: bool, spec: str) -> list
     indices = list(blocks)
     if len(indices) % group:
         fitting = [str(size) for size in range(1, len(indices) + 1) if len(indices) % size == 0]
-        message = f"{spec}: {len(indices)} blocks can't be divided into groups of {brief(group)}; choose {', '.join(fitting[:-1])} or {fitting[-1]}"
+        choice = f"{', '.join(fitting[:-1])} or {fitting[-1]}" if fitting[1:] else fitting[0]
+        count = "1 block" if len(indices) == 1 else f"{len(indices)} blocks"
+        message = f"{spec}: {count} can't be divided into groups of {brief(group)}; choose {choice}"
         raise SpecError(message, subject="group")
     count = len(indices) // group
     return [tuple(indices[n::count]) if distant else tuple(indices[n * group : (n + 1) * group]) for n in range(count)]

@@ -47,6 +47,9 @@ class BasisSharing(Sharing):
             sets += kinds.values()
         return sets
 
+    def grows(self, view: ModelView) -> bool:
+        return self.group < len(view.blocks)
+
     def plan(self, budget: Budget) -> FactorSizes:
         return budget.with_density(1.0)
 

@@ -49,8 +49,8 @@ class ImatrixEntry:
 class Imatrix:
     """An importance matrix: its entries by the name of the tensor in GGUF, what text it is of, and in how many windows of which length.
 
-    `left_out` are the matrices that couldn't be followed, with the reason, and `note` says what was on disk for want of memory; neither is written to
-    files.
+    `left_out` are the matrices that couldn't be followed, with the reason, `note` says what was on disk for want of memory, and `few_tokens` that
+    there were fewer tokens than inputs; none of them is written to files.
     """
 
     entries: Mapping[str, ImatrixEntry]
@@ -59,6 +59,7 @@ class Imatrix:
     chunk_size: int
     left_out: Mapping[str, str] = field(default_factory=dict[str, str])
     note: str = ""
+    few_tokens: str = ""
 
     def write(self, path: str | Path) -> Path:
         """Write it as GGUF or as `.dat`, whole or not at all. Raises `OutputError` for another ending, or a file that can't be written."""

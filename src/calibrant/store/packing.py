@@ -75,7 +75,7 @@ def pack(folder: str | Path, out: str | Path | None = None, progress: Progress =
     """Put every result of the store in `folder` into a few tables, there or in a new folder `out`, and return the counts.
 
     Everything comes back to the byte, which is tried before anything is removed. Raises `DataError` for a damaged result, and `OutputError` for
-    a folder that is no store or can't be written to, and for one in which a study is at work.
+    a folder that is no store or can't be written to, for one in which a study is at work, and for an `out` that isn't new.
     """
     before = _size(Path(folder))
     with _work(Path(folder), out, "pack") as (source, target, marked):
@@ -139,7 +139,7 @@ def _work(folder: Path, out: str | Path | None, verb: str) -> Iterator[tuple[Sto
     path = folder / MARKER
     marked = source.packed.manifest["marker"] if source.packed else path.read_text(encoding="utf-8") if path.exists() else ""
     try:
-        if out is not None and Path(out).resolve() != folder.resolve():
+        if out is not None:  # DIR itself isn't empty, so it is refused as any folder that is there
             with _new_store(source, Path(out)) as target:
                 yield source, target, marked
             return

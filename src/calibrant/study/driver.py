@@ -42,7 +42,8 @@ Message = list[Any]
 
 `progress`: a label, how much is done, of how much. `doing`: a label, the id under which its failure would be recorded, the number of the request, the
 evaluator. `cell`: the number of a request, its run's id, its measurements' ids, and which of all these the store has. `made`: the id of a new record
-or measurement. `done`: the number of a request. `spent`: seconds by phase, and the most bytes of memory that the process had.
+or measurement. `few_tokens`: a model, a set, and a sentence. `done`: the number of a request. `spent`: seconds by phase, and the most bytes of
+memory that the process had.
 """
 
 Report = Callable[[Message], None]
@@ -56,7 +57,8 @@ class Resolved:
     """A request whose run is known by its id.
 
     `recipe` is as this machine can carry it out, with a `note` where that differs from the request. `measures` are the ids of the measurements by
-    evaluator, `statistics` the ids of statistics that it may share with others.
+    evaluator, `statistics` the ids of statistics that it may share with others. `shortage` says that there are few
+    tokens, where there are.
     """
 
     request: RunRequest
@@ -65,6 +67,7 @@ class Resolved:
     run: Run
     measures: Mapping[str, str]
     statistics: tuple[str, ...] = ()
+    shortage: str = ""
 
 
 class Missing(NamedTuple):
@@ -182,7 +185,10 @@ class Driver:
             run = self._elsewhere.stand_in(run, request.calibration, batch, self._measures_of) or run
         measures = self._measures_of(run.id)
         shared = statistics_ids(loaded.opened, batch) if request.shares and batch is not None else ()
-        return Resolved(request, recipe, note, run, measures, shared)
+        shortage = loaded.few_tokens(batch)
+        if shortage:
+            self._report(["few_tokens", request.model, request.cell.data, shortage])
+        return Resolved(request, recipe, note, run, measures, shared, shortage)
 
     def _measures_of(self, run_id: str) -> dict[str, str]:
         """The ids of a run's measurements by evaluator."""
@@ -249,7 +255,8 @@ class Driver:
                 journal=journal,
             )
         leaked = {"leaked": dict(self._work.leaked[cell.data])} if cell.data in self._work.leaked else {}
-        record = replace(record, data_facts={**record.data_facts, **leaked}, provenance=provenance(loaded.opened, clock, resolved.note))
+        about = provenance(loaded.opened, clock, resolved.note, resolved.shortage)
+        record = replace(record, data_facts={**record.data_facts, **leaked}, provenance=about)
         if not recorded:
             with self._clock.phase("store"):
                 self._store.add_record(record, self._files(resolved))

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from calibrant.compress import Recipe, UntouchedModel, fitting, transformed
+from calibrant.compress.shortage import few_tokens
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.durable import text_of_json
 from calibrant.edits import Edit, Replace, read_edit
@@ -84,6 +85,10 @@ class LoadedModel:
         """Return `recipe` as this machine can carry it out, and a sentence where that is something else."""
         fits, note = fitting(recipe.propagate, self.view, batch, self.opened.dtype, room(), recipe.method.propagations)
         return replace(recipe, propagate=fits), note
+
+    def few_tokens(self, batch: TokenBatch | None) -> str:
+        """Return that a batch has fewer tokens than the model has inputs, in a sentence; empty where it hasn't."""
+        return few_tokens(self.view, batch)
 
     def restore(self) -> None:
         """Make the model dense again."""

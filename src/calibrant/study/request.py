@@ -167,7 +167,8 @@ def digests_of(evaluators: Mapping[str, Evaluator]) -> dict[str, str]:
 class StudyResult:
     """What a study came to: its cells with their ids, how many runs and measurements were computed and found there, failures, seconds by phase.
 
-    `died` has a sentence for each worker that was lost, and what became of its work.
+    `died` has a sentence for each worker that was lost, and what became of its work, `few_tokens` one for each calibration set with fewer tokens
+    than a model has inputs.
     """
 
     folder: Path
@@ -178,6 +179,7 @@ class StudyResult:
     seconds: Mapping[str, float]
     peak_memory_bytes: int
     died: tuple[str, ...] = ()
+    few_tokens: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def _repr_html_(self) -> str:
         facts = {"results": self.folder, "computed": self.computed, "found there": self.found, "cells": len(self.cells)}

@@ -85,6 +85,7 @@ class Summary:
         self._cells = [before.get(request.cell.labels, request.cell) for request in work.requests]
         self._there, self._computed, self._done = dict[int, list[str]](), list[str](), set[int]()
         self._seconds, self._peak, self._begun, self.died = Counter[str](), 0, False, list[str]()
+        self._shortages: dict[tuple[str, str], str] = {}
 
     def add(self, message: Message) -> None:
         """Add one message, and show it or write the index if that is called for."""
@@ -104,6 +105,8 @@ class Summary:
                 self._done.add(index)
                 self._progress("study", len(self._done), len(self._cells))
                 self.write_index()
+            case ["few_tokens", model, data, sentence]:
+                self._shortages.setdefault((model, data), sentence)
             case ["spent", seconds, peak]:
                 self._seconds.update(seconds)
                 self._peak = max(self._peak, peak)
@@ -120,7 +123,13 @@ class Summary:
         self.write_index()
         stored = sum(len(set(there) - set(self._computed)) for there in self._there.values())
         seconds, peak = dict(self._seconds), max(self._peak, peak_memory())
-        return StudyResult(self.store.folder, tuple(self._cells), len(self._computed), stored, self.store.failures(), seconds, peak, tuple(self.died))
+        several = len(self.work.models) > 1
+        shortages: dict[str, str] = {}
+        for (model, data), sentence in self._shortages.items():
+            name = f"{data} for {model}" if several else data
+            shortages[name] = sentence
+        failures, died = self.store.failures(), tuple(self.died)
+        return StudyResult(self.store.folder, tuple(self._cells), len(self._computed), stored, failures, seconds, peak, died, shortages)
 
 
 def answer(
