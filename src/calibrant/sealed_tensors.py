@@ -80,4 +80,4 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor, which aren't copied."""
     if tensor.numel() == 0:
         return memoryview(b"")
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
