@@ -91,7 +91,7 @@ def test_the_digest_covers_weights_and_configuration(folder):
 
 
 def test_a_model_that_we_saved_keeps_saying_where_it_comes_from(folder):
-    (folder / "calibrant.json").write_text(json.dumps({"note": "dequantized from Q4_1"}))
+    (folder / "calibrant.json").write_text(json.dumps({"calibrant": "0.2.0", "note": "dequantized from Q4_1"}))
     assert open_model(str(folder), "float32", "cpu").note == "dequantized from Q4_1"
 
 

@@ -214,15 +214,14 @@ def test_a_folder_filled_in_the_meantime_is_left_alone(tmp_path, monkeypatch):
 
 def test_a_folder_that_is_not_ours_has_no_manifest(tmp_path):
     assert read_manifest(tmp_path) is None
-    (tmp_path / "calibrant.json").write_text("[]")
-    assert read_manifest(tmp_path) is None
 
 
 def test_a_damaged_manifest_is_refused_and_not_taken_for_none(tmp_path):
     save(opened(), tmp_path / "out", {"id": "sha256:1"})
     path = tmp_path / "out" / "calibrant.json"
     whole = path.read_bytes()
-    for damaged in (b"\0" * len(whole), whole[:-20], whole.replace(b"sha256:1", b"sha256:2")):
+    config = (tmp_path / "out" / "config.json").read_bytes()
+    for damaged in (b"\0" * len(whole), whole[:-20], whole.replace(b"sha256:1", b"sha256:2"), b"[]", config):
         path.write_bytes(damaged)
         with pytest.raises(ModelError) as raised:
             open_model(str(tmp_path / "out"), "float32", "cpu")

@@ -4,6 +4,7 @@ import codecs
 import errno
 import functools
 import json
+import logging
 import os
 import sys
 import time
@@ -229,6 +230,7 @@ def root(
 ) -> None:
     """Compress language models with the calibration data you choose, and see which differences are real."""
     _settings["quiet"] = quiet
+    logging.getLogger("calibrant").addHandler(_SHOWN)  # one that is there already isn't added again
     if debug:
         os.environ[DEBUG] = "1"
     if trust:
@@ -290,6 +292,16 @@ def warn(text: str) -> None:
     """Say what should be looked at before the result is used, on standard error as a note; nothing for an empty text."""
     if text:
         note(f"warning: {visible_name(text)}")
+
+
+class _LinesOfTheLibrary(logging.Handler):
+    """Shows what the library says beside a result, such as that a damaged file is made again."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(visible_name(self.format(record)))
+
+
+_SHOWN: Final = _LinesOfTheLibrary()
 
 
 def look_in(data_dir: Path | None) -> None:

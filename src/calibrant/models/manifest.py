@@ -8,11 +8,13 @@ from calibrant.durable import flush, read_json, sealed, text_of_json
 from calibrant.errors import DataError, ModelError
 from calibrant.foreign import visible
 from calibrant.models.folder import file_digest
-from calibrant.seals import Purpose
+from calibrant.seals import BrokenSealError, Purpose
 
 MANIFEST: Final = "calibrant.json"
 FILES: Final = "files"
 """The entry of a manifest with the SHA-256 of each file, by its path in the folder."""
+VERSION: Final = "calibrant"
+"""The entry of a manifest with the version that wrote it."""
 CARD: Final = "README.md"
 """The model card: people edit it, and `evaluate` adds to it, so that its hash isn't kept."""
 
@@ -42,9 +44,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = read_json(path, _PURPOSE)
-    except DataError as error:
+        # One without a seal is from before there were seals, and said which version wrote it.
+        if not isinstance(manifest, dict) or not {VERSION, FILES} & manifest.keys():
+            raise BrokenSealError
+    except (DataError, BrokenSealError) as error:
         raise ModelError(f"{visible(str(path))} is damaged; {_REMEDY}", subject=str(path)) from error
-    return manifest if isinstance(manifest, dict) else None
+    return manifest
 
 
 def home_of(ref: str | Path) -> Path:
