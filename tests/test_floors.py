@@ -25,6 +25,7 @@ FLOORS = [
         "process",
         "clock",
         "launch",
+        "numerics",
     ],
     [
         "compiling",
@@ -69,6 +70,7 @@ LOWER_FIRST = {
 TORCH_FREE = [
     "launch",
     "errors",
+    "numerics",
     "extras",
     "foreign",
     "spec",
