@@ -26,6 +26,7 @@ FLOORS = [
         "process",
         "clock",
         "launch",
+        "numerics",
     ],
     [
         "compiling",
@@ -72,6 +73,7 @@ LOWER_FIRST = {
 TORCH_FREE = [
     "launch",
     "errors",
+    "numerics",
     "extras",
     "foreign",
     "spec",

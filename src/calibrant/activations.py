@@ -53,6 +53,11 @@ class Statistic(ABC):
         """Return what its class makes an equal one of, by name: what it holds under a public name."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
+    def finite(self) -> bool:
+        """False where a NaN or an infinity arrived, or a sum became one."""
+        numbers = (value for value in self.held().values() if isinstance(value, Tensor | float))
+        return all(bool(torch.as_tensor(number).isfinite().all()) for number in numbers)
+
 
 class InputStatistic(Statistic):
     """What a matrix was multiplied with."""
@@ -67,7 +72,6 @@ class InputStatistic(Statistic):
         """Σ w·x², the weighted squared length of each input feature."""
 
     def finite(self) -> bool:
-        """False where a NaN or an infinity arrived."""
         return bool(torch.isfinite(self.norms()).all())
 
 

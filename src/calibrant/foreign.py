@@ -103,7 +103,7 @@ def visible_json(text: str) -> str:
     >>> visible_json('["\u202e"]')
     '["\\u202e"]'
     """
-    return _IN_LINES.sub(lambda match: json.dumps(match[0])[1:-1], text)
+    return _IN_LINES.sub(lambda match: json.dumps(match[0], allow_nan=False)[1:-1], text)
 
 
 def brief(value: Any) -> str:

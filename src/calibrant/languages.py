@@ -22,6 +22,7 @@ from calibrant.data import CalibrationSet, TokenBatch, micro_batches
 from calibrant.errors import DataError, ModelError, SpecError
 from calibrant.models import Block, ModelView, Opened, view
 from calibrant.notebook import card, listing
+from calibrant.numerics import not_finite
 from calibrant.outcomes import Journal
 from calibrant.progress import Progress, silent
 from calibrant.select import resolved
@@ -241,6 +242,8 @@ def _summed(modules: Sequence[nn.Module], weights: Float[Tensor, " row"], sums: 
                 "can't be counted; lape reads feed-forwards that every token goes through once",
                 subject=f"block {number}",
             )
+        if not bool(rows.isfinite().all()):
+            raise not_finite(f"the neurons of block {number}", f"block {number}")
         heard.add(number)
         sums[number] = sums.get(number, 0.0) + weights @ (rows > 0).double().cpu()
 

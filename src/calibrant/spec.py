@@ -161,6 +161,22 @@ def _typed(cls: type[Any], f: dataclasses.Field[Any], value: Any) -> Any:
     return value
 
 
+MOST_STEPS: Final = 100_000
+"""Of steps, rounds and generations at most: what asks for more doesn't come back."""
+
+
+def check_most(spec: "Spec", **most: float) -> None:
+    """Raise `SpecError` for the first of these parameters that is above its largest value.
+
+    A larger one would overflow, or never come to an end. One that is None is left to the class.
+    """
+    for name, highest in most.items():
+        value = getattr(spec, name)
+        if value is not None and not value <= highest:
+            given = f"{spec.spec_name()}({name}={brief(value)})"
+            raise SpecError(f"{given}: {name} must be at most {highest:,}", subject=name)
+
+
 def text_of(value: Any) -> str:
     """How a value is written in a spec."""
     if isinstance(value, Call):

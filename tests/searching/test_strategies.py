@@ -1,5 +1,7 @@
 """The ways to search, on functions whose best choice is known by trying all; and that a search goes on where it was."""
 
+import json
+import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -7,6 +9,7 @@ from random import Random
 
 import pytest
 
+from calibrant.errors import NumericsError
 from calibrant.outcomes import Journal
 from calibrant.searching import Choice, Space, Trials, climb, eliminate, evolve
 
@@ -91,6 +94,17 @@ def test_few_tokens_narrow_and_more_decide() -> None:
 def test_what_is_no_number_loses_all() -> None:
     trials = Trials(Space.of(2, 1), lambda choices, tokens: [float("nan") if choice[0] else 5.0 for choice in choices], (10,))
     assert trials.ranked([(1, 0), (0, 1)]) == [(0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize("lost", [math.nan, math.inf, -math.inf])
+def test_a_search_whose_best_is_not_finite_is_refused(lost: float, tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    trials = Trials(Space.of(3, 1), lambda choices, _: [lost for _ in choices], (10,), Journal(path))
+    with pytest.raises(NumericsError) as caught:
+        eliminate(trials, 1)
+    assert "3 choices" in caught.value.subject
+    entries = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    assert [value for _, value in entries] == [None, None, None], "JSON has no infinity"
 
 
 def test_searches_with_names_share_a_journal() -> None:

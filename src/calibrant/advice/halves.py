@@ -87,7 +87,9 @@ def halves_of(source: UserFile, place: Path) -> Halves | str:
         folder = place / f"half-{number}"
         folder.mkdir(parents=True, exist_ok=True)
         for name, part in (("train", train), ("test", test)):
-            put(folder / f"{name}.jsonl", "".join(json.dumps(record(row), ensure_ascii=False) + "\n" for row in part).encode())
+            records = map(record, part)
+            lines = [json.dumps(one, ensure_ascii=False, allow_nan=False) + "\n" for one in records]
+            put(folder / f"{name}.jsonl", "".join(lines).encode())
         folders.append(written_path(str(folder)))
     seen = [runs_of(map(text_of, half[0])) for half in rows]
     inside, across = (

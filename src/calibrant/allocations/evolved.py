@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from random import Random
-from typing import ClassVar, final
+from typing import ClassVar, Final, final
 
 import psutil
 from torch import Tensor, nn
@@ -14,12 +14,18 @@ from calibrant.activations import Seen
 from calibrant.allocations._base import Allocation
 from calibrant.data import divided
 from calibrant.errors import SpecError, TargetError
+from calibrant.foreign import brief
 from calibrant.job import Job
 from calibrant.methods import MatrixMethod, Method
+from calibrant.methods._base import MOST_CANDIDATES
 from calibrant.models import Weight
 from calibrant.searching import Choice, Space, Trials, climb
+from calibrant.spec import MOST_STEPS, check_most
 from calibrant.targets import Grid, Sparsity, Target
 from calibrant.walk.variants import AS_IT_IS, Variant, Variants
+
+MOST_LEVELS: Final = 100
+"""To either side: each is a copy of all blocks."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,13 +53,20 @@ class Evolved(Allocation):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_most(self, levels=MOST_LEVELS, offspring=MOST_CANDIDATES, survivors=MOST_CANDIDATES)
+        check_most(self, generations=MOST_STEPS, patience=MOST_STEPS)
         for name in ("levels", "offspring", "survivors", "generations", "patience"):
             if getattr(self, name) < 1:
                 raise SpecError(f"evolved({name}={getattr(self, name)}): {name} must be at least 1", subject=name)
         if not 0 < self.step < 1:
             raise SpecError(f"evolved(step={self.step:g}): a step is a share of the weights, above 0 and below 1", subject="step")
-        if not self.tokens or list(self.tokens) != sorted({*self.tokens}) or self.tokens[0] < 2:
-            raise SpecError(f"evolved(tokens={list(self.tokens)}): write numbers of tokens that grow, as in tokens=[512, 2048]", subject="tokens")
+        tokens = tuple(self.tokens) if isinstance(self.tokens, list | tuple) else (self.tokens,)
+        object.__setattr__(self, "tokens", tokens)
+        whole = bool(tokens) and all(type(one) is int for one in tokens)
+        if not whole or list(tokens) != sorted({*tokens}) or tokens[0] < 2:
+            given = f"evolved(tokens={brief(list(tokens))})"
+            advice = "write numbers of tokens that grow, as in tokens=[512, 2048]"
+            raise SpecError(f"{given}: {advice}", subject="tokens")
 
     def share(self, matrices: Mapping[Weight, Seen], target: Target) -> Mapping[str, Target]:
         """Return where the search begins: every matrix gives what was asked for."""

@@ -16,6 +16,7 @@ from calibrant.edits.changes import gram_energy
 from calibrant.errors import SpecError
 from calibrant.methods import MatrixMethod, Method, methods
 from calibrant.models import Weight
+from calibrant.numerics import finite_number
 from calibrant.targets import Removal, Sparsity, Target
 
 PARTS = ("matrix", "block")
@@ -95,9 +96,13 @@ class LeastError(Allocation):
         matrix = weight.get()
         energy = gram_energy(gram, wide(matrix.dtype))
         whole = energy(_wide(matrix)) if self.errors == "relative" else gram.mass
+        finite_number(whole, f"the size of the outputs of {weight.name}")
 
         def error(target: Target) -> float:
-            return energy(_wide(matrix) - _wide(method.compress(matrix, Seen.of_gram(gram), target).weight)) / whole if whole > 0 else 0.0
+            compressed = method.compress(matrix, Seen.of_gram(gram), target).weight
+            lost = energy(_wide(matrix) - _wide(compressed))
+            finite_number(lost, f"the error of {weight.name} at {target}")
+            return lost / whole if whole > 0 else 0.0
 
         return np.array([error(target) for target in steps.values()])
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 from torch import Tensor
@@ -12,8 +12,13 @@ from calibrant.allocations._base import Allocation
 from calibrant.allocations._counting import to_the_weight
 from calibrant.allocations._menu import cheapest
 from calibrant.errors import SpecError, TargetError
+from calibrant.methods._base import finite
 from calibrant.models import Weight
+from calibrant.spec import check_most
 from calibrant.targets import NofM, Sparsity, Target
+
+MOST_TIMES: Final = 10**12
+"""Times the mean: no score of float32 is further above it."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,6 +38,7 @@ class OWL(Allocation):
     spread: float = 0.08
 
     def __post_init__(self) -> None:
+        check_most(self, times=MOST_TIMES)
         if not self.times > 0:
             raise SpecError(f"owl(times={self.times}): an outlier is above so many times the mean; give a number above 0, such as 5", subject="times")
         if not 0 <= self.spread < 0.5:
@@ -89,4 +95,5 @@ def outliers(block: Sequence[tuple[Weight, Seen]], times: float) -> float | None
 def _scores(weight: Weight, norms: FeatureNorms) -> Tensor:
     matrix = weight.get()
     dtype = wide(matrix.dtype)
-    return matrix.abs().to(dtype) * norms.norms().sqrt().to(dtype)
+    scores = matrix.abs().to(dtype) * norms.norms().sqrt().to(dtype)
+    return finite(scores, f"the scores of {weight.name}")

@@ -5,10 +5,11 @@ import errno
 import functools
 import json
 import logging
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from io import TextIOWrapper
@@ -334,13 +335,25 @@ def write(path: Path, result: Any) -> None:
 def show(result: Any, as_json: bool, lines: Callable[[Any], Any]) -> None:
     """Print a result: as JSON, or what `lines` makes of it for people."""
     if as_json:
-        typer.echo(visible_json(json.dumps(result, ensure_ascii=False, default=str)))
+        text = json.dumps(_as_data(result), ensure_ascii=False, default=str, allow_nan=False)
+        typer.echo(visible_json(text))
         return
     from rich.text import Text
 
     shown = console()
     for line in lines(result):
         shown.print(line, soft_wrap=isinstance(line, str | Text) and not _has_width(shown))
+
+
+def _as_data(value: Any) -> Any:
+    """Return plain data with infinities and NaN, which JSON lacks, in the form of our files."""
+    if isinstance(value, Mapping):
+        return {key: _as_data(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_data(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    return value
 
 
 def console() -> "Console":
@@ -377,7 +390,7 @@ def _complain(message: str, error: BaseException) -> None:
         about: dict[str, Any] = {"message": message, "subject": getattr(error, "subject", ""), "hint": message.partition("; ")[2]}
         if isinstance(error, StudyError):
             about["problems"] = [asdict(problem) for problem in error.problems]
-        typer.echo(visible_json(json.dumps({"error": about}, ensure_ascii=False)))
+        typer.echo(visible_json(json.dumps({"error": about}, ensure_ascii=False, allow_nan=False)))
     typer.echo(message, err=True)
 
 

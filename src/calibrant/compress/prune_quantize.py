@@ -18,7 +18,7 @@ from calibrant.compress.shortage import FEW_TOKENS, few_tokens
 from calibrant.data import CalibrationSet, Source, TokenBatch
 from calibrant.data.user_file import files_behind
 from calibrant.edits import Edit
-from calibrant.errors import OutputError, SpecError, TargetError
+from calibrant.errors import NumericsError, OutputError, SpecError, TargetError
 from calibrant.exports import CARD, CompressedModel, Export, exports
 from calibrant.exports import card as card_of
 from calibrant.exports.hf import HuggingFace
@@ -286,7 +286,14 @@ class _Job:
             return _already(manifest, run, folder, self.forms, self.ranks.device(device), self.seen_by.residence.on_disk)
         checkpoint = Checkpoint(folder, run.id)
         continued, edits = len(checkpoint.load(numbers=False)), list[Edit]()
-        record, sizes = self.compress(checkpoint, edits.append if self.forms[1:] else None), dict[str, int]()  # codes of a whole model are large
+        keep = edits.append if self.forms[1:] else None  # codes of a whole model are large
+        try:
+            record, sizes = self.compress(checkpoint, keep), dict[str, int]()
+        except NumericsError:
+            # The same command would come to the same numbers, and no other goes on from here.
+            if self.ranks.first:
+                checkpoint.remove()
+            raise
         if self.ranks.first:
             with self.clock.phase("save"), checkpoint.staying():
                 sizes = self.save(CompressedModel(self.opened, self.seen_by, self.with_provenance(record), edits), folder)

@@ -48,7 +48,8 @@ class Row:
     def key(self) -> str:
         """The SHA-256 of the content, 64 digits: it decides the row's part and its place in the order."""
         content = {name: getattr(self, name) for name in self.present}
-        return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+        text = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def name(self) -> str:

@@ -30,7 +30,7 @@ def output_error(before: Float[Tensor, "out in"], after: Float[Tensor, "out in"]
     """`error`, ‖(W−Ŵ)X‖²/‖WX‖², to the six digits that are sure; and `error_from`, what it was told from.
 
     From a `gram` it is tr((W−Ŵ)G(W−Ŵ)ᵀ)/tr(WGWᵀ). From `norms` the inputs are taken to be uncorrelated. Nothing where neither was seen, or
-    where the outputs were all zero.
+    where the outputs were all zero; NaN where sums overflow.
     """
     dtype = wide(before.dtype)
     if Gram in seen:
@@ -42,7 +42,9 @@ def output_error(before: Float[Tensor, "out in"], after: Float[Tensor, "out in"]
         whole, lost = (float(summed @ squares) for summed in _squared(before, after, dtype))
     else:
         return {}
-    return {"error": float(f"{lost / whole:.6g}"), "error_from": source} if whole > 0 else {}
+    if whole <= 0:
+        return {}
+    return {"error": float(f"{lost / whole:.6g}"), "error_from": source}
 
 
 def zeros_of(matrix: Float[Tensor, "out in"]) -> int:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -12,6 +12,15 @@ from calibrant.data.user_file import UserFile
 from calibrant.outcomes import Journal, Measurement
 from calibrant.progress import Progress, silent
 from calibrant.spec import Spec, identity
+
+MOST_TOKENS: Final = 10**9
+"""That are measured on: more than the part of any source that is held out."""
+LONGEST_WINDOW: Final = 10**7
+"""In tokens: no model reads as many at once."""
+MOST_SHOTS: Final = 10_000
+"""Exemplars before a question: no model reads as many at once."""
+MOST_WRITTEN: Final = 1_000_000
+"""Tokens of an answer."""
 
 
 @dataclass(frozen=True)

@@ -260,4 +260,4 @@ class Answering:
 
 def _name(kind: str, *parts: Any) -> str:
     """What a request is called in the journal: a hash, of ids and never of text."""
-    return hashlib.sha256(json.dumps([kind, *parts]).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([kind, *parts], allow_nan=False).encode()).hexdigest()[:32]

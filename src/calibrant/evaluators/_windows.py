@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from calibrant.data import Format, Row, Source, by_length, held_out, padded, start_tokens
 from calibrant.errors import DataError, SpecError
-from calibrant.evaluators._base import SourceEvaluator, Subject
-from calibrant.spec import later
+from calibrant.evaluators._base import LONGEST_WINDOW, MOST_TOKENS, SourceEvaluator, Subject
+from calibrant.outcomes import MOST
+from calibrant.spec import check_most, later
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class TextEvaluator(SourceEvaluator, ABC):
     limit: int | None = later(None)
 
     def __post_init__(self) -> None:
+        check_most(self, tokens=MOST_TOKENS, length=LONGEST_WINDOW, limit=MOST)
         check_limit(self.spec_name(), self.limit)
         if self.tokens < 1 or self.length < 2:
             name = self.spec_name()

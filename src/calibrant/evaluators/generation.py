@@ -26,11 +26,11 @@ from calibrant.data.formats._question import question_text
 from calibrant.errors import DataError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._answers import normalised, number_of, read_choice, read_number, same
-from calibrant.evaluators._base import SourceEvaluator, Subject
+from calibrant.evaluators._base import MOST_SHOTS, MOST_WRITTEN, SourceEvaluator, Subject
 from calibrant.evaluators._decoding import Decoder, Generated
 from calibrant.evaluators._prompts import draw_exemplars
-from calibrant.outcomes import Measurement, Outcome, Score
-from calibrant.spec import identity
+from calibrant.outcomes import MOST, Measurement, Outcome, Score
+from calibrant.spec import check_most, identity
 
 BETWEEN: Final = "\n\n"
 TOKENS_OF_REASONING: Final = 256
@@ -52,6 +52,7 @@ class Generation(SourceEvaluator):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_most(self, shots=MOST_SHOTS, limit=MOST, max_tokens=MOST_WRITTEN)
         for name, least in (("shots", 0), ("limit", 1), ("max_tokens", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -32,13 +32,13 @@ from yaml import YAMLError
 from calibrant.data import Row
 from calibrant.errors import CalibrantError, DataError, NumericsError, SpecError
 from calibrant.estimates import ratio
-from calibrant.evaluators._base import Evaluator, Subject
+from calibrant.evaluators._base import MOST_SHOTS, Evaluator, Subject
 from calibrant.evaluators._language_model import Answering
 from calibrant.foreign import user_path
 from calibrant.models.quiet import quiet, quoted
-from calibrant.outcomes import Measurement, Outcome, Score
+from calibrant.outcomes import MOST, Measurement, Outcome, Score
 from calibrant.registry import did_you_mean
-from calibrant.spec import identity
+from calibrant.spec import check_most, identity
 
 NAME: Final = "calibrant"
 """What the model is called in the harness's registry."""
@@ -63,6 +63,7 @@ class Harness(Evaluator):
     metric: str | None = None
 
     def __post_init__(self) -> None:
+        check_most(self, num_fewshot=MOST_SHOTS, limit=MOST)
         if self.limit is not None and self.limit < 1:
             raise SpecError(f"harness(limit={self.limit}): limit must be at least 1", subject="limit")
         if self.num_fewshot is not None and self.num_fewshot < 0:

@@ -24,8 +24,9 @@ from calibrant.estimates import ratio
 from calibrant.evaluators._base import SourceEvaluator, Subject
 from calibrant.evaluators._prompts import Item, TokenizedTexts, put_for
 from calibrant.evaluators._scoring import Request, score_named
+from calibrant.outcomes import MOST as MOST_ITEMS
 from calibrant.outcomes import Measurement, Outcome, Score
-from calibrant.spec import identity
+from calibrant.spec import check_most, identity
 
 MOST: Final = 200
 """Words of which the influence is stored, those that stand in most questions."""
@@ -46,6 +47,7 @@ class LeftOutWords(SourceEvaluator):
     compares = True
 
     def __post_init__(self) -> None:
+        check_most(self, limit=MOST_ITEMS)
         if self.limit < 1:
             raise SpecError(f"influence(limit={self.limit}): limit must be at least 1", subject="limit")
 

@@ -20,12 +20,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from calibrant.data import Row, TokenBatch, padded
 from calibrant.errors import DataError, SpecError
 from calibrant.estimates import ratio
-from calibrant.evaluators._base import Evaluator, Subject
+from calibrant.evaluators._base import LONGEST_WINDOW, MOST_TOKENS, Evaluator, Subject
 from calibrant.evaluators._dense import state
 from calibrant.evaluators.loss import Loss
 from calibrant.languages import Lape, read_languages
 from calibrant.outcomes import Journal, Measurement, Outcome, Score
-from calibrant.spec import canonical, identity
+from calibrant.spec import canonical, check_most, identity
 
 _KNOWN: Final = WeakKeyDictionary[PreTrainedModel, tuple[str, Lape]]()
 
@@ -44,6 +44,7 @@ class LanguageNeurons(Evaluator):
     looks_inside = True
 
     def __post_init__(self) -> None:
+        check_most(self, tokens=MOST_TOKENS, length=LONGEST_WINDOW)
         object.__setattr__(self, "sources", tuple(self.sources))
         if len(set(self.sources)) < max(2, len(self.sources)):
             raise SpecError(f"lape(sources={list(self.sources)}): name two languages or more, each once", subject="sources")

@@ -33,10 +33,10 @@ from calibrant.data.hub import records
 from calibrant.data.sources.wikitext import HUB, WikiText
 from calibrant.errors import NumericsError, SpecError
 from calibrant.estimates import ratio
-from calibrant.evaluators._base import SourceEvaluator, Subject
+from calibrant.evaluators._base import LONGEST_WINDOW, MOST_TOKENS, SourceEvaluator, Subject
 from calibrant.evaluators._windows import ScoredWindow, by_document, check_limit, in_turn, score_windows, summed_nats, within
-from calibrant.outcomes import Measurement, Outcome, Score
-from calibrant.spec import identity, later
+from calibrant.outcomes import MOST, Measurement, Outcome, Score
+from calibrant.spec import check_most, identity, later
 
 TOKENS_PER_BATCH: Final = 2048
 """Tokens whose logits are held at once; the result doesn't depend on it beyond rounding."""
@@ -57,6 +57,7 @@ class Perplexity(SourceEvaluator):
     limit: int | None = later(None)
 
     def __post_init__(self) -> None:
+        check_most(self, tokens=MOST_TOKENS, length=LONGEST_WINDOW, limit=MOST)
         check_limit("perplexity", self.limit)
         if self.tokens < 1 or self.length < 2:
             raise SpecError(

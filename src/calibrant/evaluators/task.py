@@ -28,13 +28,13 @@ import torch
 from calibrant.data import Format, Row, Source, held_out
 from calibrant.errors import DataError, SpecError
 from calibrant.estimates import ratio
-from calibrant.evaluators._base import SourceEvaluator, Subject
+from calibrant.evaluators._base import MOST_SHOTS, SourceEvaluator, Subject
 from calibrant.evaluators._prompts import STYLES, Item, Put, TokenizedTexts, exemplars, prompt, put_for
 from calibrant.evaluators._scoring import Request, Scored, score_named
 from calibrant.evaluators._wrong import is_number
-from calibrant.outcomes import Measurement, Outcome, Score
+from calibrant.outcomes import MOST, Measurement, Outcome, Score
 from calibrant.registry import did_you_mean
-from calibrant.spec import identity
+from calibrant.spec import check_most, identity
 
 RANKED: Final = ("acc", "acc_norm", "acc_prior", "offered", "offered_prior")
 """Metrics that compare the offered answers."""
@@ -59,6 +59,7 @@ class Task(SourceEvaluator):
     metric: str = "loss"
 
     def __post_init__(self) -> None:
+        check_most(self, shots=MOST_SHOTS, limit=MOST)
         if self.shots < 0 or (self.limit is not None and self.limit < 1):
             raise SpecError(f"task(shots={self.shots}, limit={self.limit}): shots must be at least 0 and limit at least 1", subject="task")
         for field, value, allowed in (("style", self.style, STYLES), ("metric", self.metric, METRICS)):

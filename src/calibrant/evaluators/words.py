@@ -32,11 +32,14 @@ from calibrant.evaluators._neurons import check_alike, neurons_of
 from calibrant.evaluators._responses import pattern, shown
 from calibrant.evaluators._windows import TextEvaluator
 from calibrant.evaluators._word_groups import check_groups, grouped, list_content, words_of
-from calibrant.outcomes import Measurement
+from calibrant.outcomes import MOST, Measurement
 from calibrant.progress import Progress
-from calibrant.spec import canonical, identity
+from calibrant.spec import canonical, check_most, identity
 
 _KNOWN: Final = WeakKeyDictionary[PreTrainedModel, tuple[str, DenseWords]]()
+
+MOST_SHUFFLES: Final = 1_000
+"""Each is a pass over all sums."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,6 +59,7 @@ class Words(TextEvaluator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_most(self, least=MOST, most=MOST, shuffles=MOST_SHUFFLES)
         for name in ("least", "most", "shuffles"):
             if getattr(self, name) < 1:
                 raise SpecError(f"words({name}={getattr(self, name)}): {name} must be at least 1", subject=name)

@@ -156,7 +156,7 @@ def _code(value: Any) -> str:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=True)
+    return json.dumps(value, ensure_ascii=True, allow_nan=False)
 
 
 def _is_hub_name(name: str) -> bool:

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, Final, NamedTuple, TypeVar
 
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
@@ -220,6 +220,14 @@ def share_of(count: int, target: Target, parts: Parts) -> int:
         least = f"at least {math.ceil(1000 / count) / 1000:g}" if count > 1 else "0, since the only one must stay"
         raise TargetError(f"{share.fraction} of {count} {parts} is less than one; ask for {least}", subject=str(target))
     return dropped
+
+
+MOST_DAMP: Final = 1_000_000
+"""Of what is added to a Gram, or pulls two solutions together: nothing moves any more then."""
+MOST_CANDIDATES: Final = 10_000
+"""Of what a search measures, or has beside one another, at a time."""
+MOST_PARTS: Final = 10_000
+"""Blocks or experts that a method takes together: no model has as many."""
 
 
 def check_least(method: Method, **least: int) -> None:

@@ -26,6 +26,7 @@ from calibrant.job import Job
 from calibrant.methods._base import BlockMethod, PartMethod, parts_of
 from calibrant.methods.short_gpt import influence
 from calibrant.models import ModelView, Stream, Weight
+from calibrant.numerics import finite_number
 from calibrant.packed import Compressed
 from calibrant.searching import Choice, Space, Trials
 from calibrant.targets import Target
@@ -60,7 +61,7 @@ class BlockSearch(BlockMethod, ABC):
     @property
     def stages(self) -> tuple[int, ...]:
         """The numbers of tokens that candidates are measured on, one after the other."""
-        return (self.tokens,) if isinstance(self.tokens, int) else tuple(self.tokens)
+        return tuple(self.tokens) if isinstance(self.tokens, list | tuple) else (self.tokens,)
 
     @abstractmethod
     def candidates(self, units: int, taken: int) -> tuple[int, int]:
@@ -102,6 +103,7 @@ class BlockSearch(BlockMethod, ABC):
         choice = (0,) * units.count
         if space.sums[0]:
             search = _Search(self, job, units)
+            search.check_untouched()
             trials = Trials(space, search.measure, search.stages, job.journal, search.tell)
             choice = self.best(trials, None if self.apart else partial(search.similar, space.sums[0]))
             notes = search.notes(choice, trials)
@@ -196,6 +198,12 @@ class _Search:
                 return loss(job.view, batch, job.ranks)
         except ModelError:
             return float("inf")
+
+    def check_untouched(self) -> None:
+        """Raise `NumericsError` for a loss that isn't finite: a search would hide its cause."""
+        few = self._batches[self.stages[-1]]
+        (untouched,) = self._measured([(0,) * self._units.count], few)
+        finite_number(untouched, f"the loss of {self._job.opened.name}, untouched,")
 
     def similar(self, count: int) -> Choice:
         """Return what ShortGPT would drop, by the tokens that decide."""

@@ -125,7 +125,8 @@ def router_weighted(looked: LookedAt) -> Float[Tensor, "expert"]:
 
 def by_chance(looked: LookedAt) -> Float[Tensor, "expert"]:
     """Return numbers that are drawn: what a criterion must be better than."""
-    return torch.rand(looked.layer.count, generator=torch.Generator().manual_seed(looked.chance), dtype=torch.float64)
+    chance = torch.Generator().manual_seed(looked.chance % 2**64)
+    return torch.rand(looked.layer.count, generator=chance, dtype=torch.float64)
 
 
 CRITERIA: Final = MappingProxyType(

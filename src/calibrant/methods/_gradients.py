@@ -56,7 +56,7 @@ def _damped(gram: Gram, damp: float) -> Tensor:
     diagonal = finite(gram.norms(), "the squared norms of the inputs").double()
     hessian = gram.symmetric() / gram.mass
     hessian.diagonal().add_(damp * float(diagonal.sum()) / gram.mass / max(1, int(diagonal.count_nonzero())))
-    return hessian
+    return finite(hessian, "the damped Gram of the inputs")
 
 
 def masked(dense: Float[Tensor, "out in"], start: Float[Tensor, "out in"], keep: Bool[Tensor, "out in"], hessian: Float[Tensor, "in in"]) -> Masked:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, Seen, Statistic
 from calibrant.errors import SpecError
-from calibrant.methods._base import Compressed, MatrixMethod, StandIn, observed
+from calibrant.methods._base import MOST_DAMP, Compressed, MatrixMethod, StandIn, observed
 from calibrant.methods._gradients import Masked, descend
 from calibrant.methods._swaps import swap
 from calibrant.methods.wanda import Wanda
-from calibrant.spec import text_of
+from calibrant.spec import MOST_STEPS, check_most, text_of
 from calibrant.targets import NofM, Removal, Target
 
 
@@ -47,6 +47,7 @@ class Refining(MatrixMethod, ABC):
         if not 0 <= self.tolerance < 1:
             message = f"{name}(tolerance={self.tolerance}): tolerance is a share of the loss, from 0 up to 1; 0 never ends early"
             raise SpecError(message, subject="tolerance")
+        check_most(self, swaps=MOST_STEPS, steps=MOST_STEPS, rounds=MOST_STEPS, damp=MOST_DAMP)
 
     @property
     def observes(self) -> tuple[type[Statistic], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  # a parameter decides

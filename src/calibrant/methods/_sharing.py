@@ -17,14 +17,15 @@ import torch
 from calibrant.activations import Gram, Seen, wide
 from calibrant.clock import spent_on
 from calibrant.edits import Edit, Replace
-from calibrant.errors import CalibrantError, ModelError, SpecError, TargetError
+from calibrant.errors import CalibrantError, ModelError, NumericsError, SpecError, TargetError
 from calibrant.foreign import brief
 from calibrant.job import Job
-from calibrant.methods._base import Method, finite, observed, parts_of
+from calibrant.methods._base import MOST_DAMP, Method, finite, observed, parts_of
 from calibrant.methods._factors import Factored, Member
 from calibrant.methods._gradients import damped
 from calibrant.models import ModelView, Stream, Weight
 from calibrant.packed import Compressed, Factors
+from calibrant.spec import check_most
 from calibrant.targets import Share, Sparsity, Target
 from calibrant.walk import Propagation
 from calibrant.walk.statistics import by_block
@@ -180,6 +181,7 @@ class Sharing(Method, ABC):
     def __post_init__(self) -> None:
         if not (self.damp > 0 and math.isfinite(self.damp)):
             raise SpecError(f"{self.spec_name()}(damp={brief(self.damp)}): damp must be above 0; 0.01 is usual", subject="damp")
+        check_most(self, damp=MOST_DAMP)
 
     @abstractmethod
     def sets(self, view: ModelView) -> Sequence[Sequence[Sharer]]:
@@ -248,6 +250,11 @@ class Sharing(Method, ABC):
             factors = self.factored([self._member(sharer, seen[sharer.weight.name]) for sharer in reached], plan, dtype)
         except CalibrantError as error:
             raise type(error)(f"{self.spec_name()} failed at {name} and those that share with it: {error}", subject=name) from error
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+            what = f"{self.spec_name()} failed at {name} and those that share with it"
+            why = "their inputs are too large or too few to solve for factors"
+            advice = f"look at the activations, or give a damp above {self.damp:g}"
+            raise NumericsError(f"{what}: {why}; {advice}", subject=name) from error
         for sharer, own in zip(reached, factors.own, strict=True):
             packed = Factors(name, factors.shared, own, len(reached), sharer.reads)
             notes = {

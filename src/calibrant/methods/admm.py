@@ -12,8 +12,9 @@ from torch import Tensor
 from calibrant.activations import Gram, Seen, Statistic, wide
 from calibrant.errors import SpecError
 from calibrant.methods._admm import Directions, chosen, shared_scaled
-from calibrant.methods._base import Compressed, MatrixMethod, finite, observed, removal
+from calibrant.methods._base import MOST_DAMP, Compressed, MatrixMethod, finite, observed, removal
 from calibrant.methods._gradients import damped
+from calibrant.spec import MOST_STEPS, check_most
 from calibrant.targets import Removal, Target, keep_highest
 
 
@@ -44,6 +45,7 @@ class ADMM(MatrixMethod):
         if not 1 <= self.ramp <= self.iterations:
             text = f"admm(iterations={self.iterations}, ramp={self.ramp})"
             raise SpecError(f"{text}: the ramp has at least 1 of the iterations and at most all; 15 of 20 are the paper's", subject="ramp")
+        check_most(self, rho=MOST_DAMP, damp=MOST_DAMP, iterations=MOST_STEPS)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Raises `NumericsError` for a weight or Gram that isn't finite or if no token arrived, `TargetError` if `target` doesn't fit."""

@@ -11,9 +11,9 @@ from calibrant.activations import Gram, Seen, Statistic, wide
 from calibrant.errors import SpecError
 from calibrant.foreign import brief
 from calibrant.methods._admm import Directions, Scaled, chosen, shared_scaled
-from calibrant.methods._base import Compressed, MatrixMethod, finite, observed, removal
+from calibrant.methods._base import MOST_DAMP, Compressed, MatrixMethod, finite, observed, removal
 from calibrant.methods._gradients import damped
-from calibrant.spec import later
+from calibrant.spec import MOST_STEPS, check_most, later
 from calibrant.targets import Group, Removal, Target
 
 EVERY: Final = 3
@@ -70,6 +70,7 @@ class ALPS(MatrixMethod):
         if self.per not in get_args(Group):
             message = f"alps(per={brief(self.per)}): weights are chosen per matrix, as in the paper, or per row; write one"
             raise SpecError(message, subject="per")
+        check_most(self, rho=MOST_DAMP, damp=MOST_DAMP, iterations=MOST_STEPS, steps=MOST_STEPS)
 
     @property
     def _group(self) -> Group:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from calibrant.methods._scaling import best_strength, clipped, linear, module_ou
 from calibrant.methods._sites import Site, Sites
 from calibrant.methods._stand_ins import ScaledAlone
 from calibrant.models import ModelView, Stream, Weight
+from calibrant.spec import check_most
 from calibrant.targets import Grid, Target
 from calibrant.walk import Propagation
 from calibrant.walk.attention import BlockCall
@@ -27,6 +28,9 @@ from calibrant.walk.statistics import by_block
 
 Sample = tuple[Callable[[TorchFunctionMode], None], Tensor]
 """A way to run a block on a micro-batch, and which of its tokens are real."""
+
+MOST_STRENGTHS: Final = 10_000
+"""That are tried for each place: finer ones round alike."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,6 +57,7 @@ class AWQ(MatrixMethod):
     clip: bool = True
 
     def __post_init__(self) -> None:
+        check_most(self, steps=MOST_STRENGTHS)
         if self.steps < 1:
             raise SpecError(f"awq(steps={self.steps}): at least 1 strength is tried, 0; 20 is the paper's", subject="steps")
 

@@ -9,9 +9,11 @@ import torch
 from calibrant.activations import Gram, Statistic
 from calibrant.errors import SpecError
 from calibrant.foreign import brief
+from calibrant.methods._base import MOST_PARTS
 from calibrant.methods._factors import Factored, Member, truncated
 from calibrant.methods._sharing import Budget, FactorSizes, Sharer, Sharing, grouped, networks
 from calibrant.models import ModelView
+from calibrant.spec import check_most
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,6 +38,7 @@ class BasisSharing(Sharing):
         super().__post_init__()
         if type(self.group) is not int or self.group < 1:
             raise SpecError(f"basis_sharing(group={brief(self.group)}): at least one block has a basis; 2 are usual", subject="group")
+        check_most(self, group=MOST_PARTS)
 
     def sets(self, view: ModelView) -> Sequence[Sequence[Sharer]]:
         by_block, sets = networks(view), list[list[Sharer]]()

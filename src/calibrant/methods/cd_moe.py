@@ -8,12 +8,13 @@ from calibrant.activations import Routing, Statistic
 from calibrant.data import TokenBatch, divided
 from calibrant.edits import Condense, Edit
 from calibrant.errors import SpecError, TargetError
-from calibrant.foreign import brief
+from calibrant.foreign import LARGEST, brief
 from calibrant.job import Job
-from calibrant.methods._base import PartMethod, check_least, parts_of, share_of
+from calibrant.methods._base import MOST_PARTS, PartMethod, check_least, parts_of, share_of
 from calibrant.methods._condensing import ExpertSearch, divergence, layer_samples, order_of, plain_or_not, tuned
 from calibrant.models import Condensed, ModelView, condensed, expert_layers
 from calibrant.searching import Choice, Space, Trials, eliminate
+from calibrant.spec import MOST_STEPS, check_most
 from calibrant.targets import Parts, Target
 from calibrant.walk.variants import AS_IT_IS, Variants, loss
 
@@ -60,6 +61,7 @@ class CDMoE(PartMethod):
             raise SpecError(f"cd_moe(gates={brief(self.gates)}) is not known; write {', '.join(GATES[:-1])} or {GATES[-1]}", subject="gates")
         if not self.rate > 0:
             raise SpecError(f"cd_moe(rate={self.rate:g}): a rate is above 0", subject="rate")
+        check_most(self, experts=MOST_PARTS, steps=MOST_STEPS, rate=1, seed=LARGEST)
 
     def tried(self, blocks: int, target: Target) -> int:
         """Return what the search for layers measures; that for experts runs each expert once, which is less than a forward of the model for each."""

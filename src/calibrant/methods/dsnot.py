@@ -9,10 +9,10 @@ from torch import Tensor
 
 from calibrant.activations import FeatureMoments, FeatureNorms, Seen, Statistic, wide
 from calibrant.errors import SpecError
-from calibrant.methods._base import Compressed, MatrixMethod, StandIn, finite, observed, prune, standing_in
+from calibrant.methods._base import MOST_DAMP, Compressed, MatrixMethod, StandIn, finite, observed, prune, standing_in
 from calibrant.methods._mean_swaps import Effects, swapped
 from calibrant.methods.wanda import Wanda
-from calibrant.spec import text_of
+from calibrant.spec import MOST_STEPS, check_most, text_of
 from calibrant.targets import NofM, Removal, Target
 
 
@@ -47,6 +47,7 @@ class DSnoT(MatrixMethod):
             raise SpecError(f"dsnot(swaps={self.swaps}): swaps must be 0 or more; 50 is the paper's", subject="swaps")
         if not (self.tolerance >= 0 and math.isfinite(self.tolerance)):
             raise SpecError(f"dsnot(tolerance={self.tolerance}): tolerance must be 0 or more; 5e-5 is the paper's", subject="tolerance")
+        check_most(self, swaps=MOST_STEPS, tolerance=MOST_DAMP)
 
     def stand_in(self, target: Target) -> StandIn | None:
         return standing_in(self.start, target, f"{self.start}, without the swaps") if self.start.looks else None

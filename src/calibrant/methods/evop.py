@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from random import Random
 
 from calibrant.errors import SpecError
-from calibrant.methods._base import check_least
+from calibrant.methods._base import MOST_CANDIDATES, check_least
 from calibrant.methods._blocks import BlockSearch
 from calibrant.searching import Choice, Trials, eliminate, evolve
+from calibrant.spec import MOST_STEPS, check_most
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,6 +37,8 @@ class EvoP(BlockSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_most(self, population=MOST_CANDIDATES, children=MOST_CANDIDATES)
+        check_most(self, generations=MOST_STEPS, patience=MOST_STEPS)
         check_least(self, population=2, children=1, elites=1, generations=1, patience=1, seed=0)
         if self.elites >= self.population:
             message = (

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
 
-from calibrant.methods._base import check_least
+from calibrant.methods._base import MOST_CANDIDATES, check_least
 from calibrant.methods._blocks import BlockSearch
 from calibrant.searching import Choice, Trials, climb
+from calibrant.spec import MOST_STEPS, check_most
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,6 +36,8 @@ class EvoPress(BlockSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_most(self, drawn=MOST_CANDIDATES, offspring=MOST_CANDIDATES)
+        check_most(self, survivors=MOST_CANDIDATES, generations=MOST_STEPS, patience=MOST_STEPS)
         check_least(self, drawn=1, offspring=1, survivors=1, generations=1, patience=1, seed=0)
 
     def candidates(self, units: int, taken: int) -> tuple[int, int]:

@@ -2,16 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 
 from calibrant.activations import Gram, Statistic
 from calibrant.errors import SpecError
 from calibrant.foreign import brief
+from calibrant.methods._base import MOST_PARTS
 from calibrant.methods._factors import Factored, Member, alternated
 from calibrant.methods._sharing import Budget, FactorSizes, Sharer, Sharing, grouped, networks
 from calibrant.models import ModelView
+from calibrant.spec import MOST_STEPS, check_most
+
+MOST_RANK: Final = 1_000_000
+"""No model is as wide."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,6 +64,7 @@ class FiPS(Sharing):
         if self.rank is not None and self.density is not None:
             message = f"fips(rank={self.rank}, density={self.density}): the budget decides one of them; leave rank or density out"
             raise SpecError(message, subject="density")
+        check_most(self, group=MOST_PARTS, rank=MOST_RANK, rounds=MOST_STEPS, steps=MOST_STEPS)
 
     @property
     def observes(self) -> tuple[type[Statistic], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  # a parameter decides

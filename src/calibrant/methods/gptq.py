@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import Gram, Seen, Statistic
-from calibrant.methods._base import Compressed, MatrixMethod, grid, observed
+from calibrant.methods._base import MOST_DAMP, Compressed, MatrixMethod, grid, observed
 from calibrant.methods._quantizing import check_updates, rounded
+from calibrant.spec import check_most
 from calibrant.targets import Grid, Target
 
 
@@ -36,6 +37,7 @@ class GPTQ(MatrixMethod):
 
     def __post_init__(self) -> None:
         check_updates("gptq", self.damp, self.order, self.scales)
+        check_most(self, damp=MOST_DAMP)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Notes: the `damp` and the `precision` that the factorisation took, and how many `dead_inputs` were always zero.

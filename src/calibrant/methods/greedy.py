@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from calibrant.errors import SpecError
+from calibrant.methods._base import MOST_CANDIDATES
 from calibrant.methods._blocks import BlockSearch
 from calibrant.searching import Choice, Trials, eliminate
+from calibrant.spec import check_most
 
 
 @dataclass(frozen=True, repr=False)
@@ -22,6 +24,7 @@ class Greedy(BlockSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_most(self, finalists=MOST_CANDIDATES)
         if self.finalists < 1:
             raise SpecError(f"greedy(finalists={self.finalists}): at least 1 must be measured on the tokens that decide", subject="finalists")
 

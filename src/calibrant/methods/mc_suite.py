@@ -9,7 +9,7 @@ from torch import Tensor
 from calibrant.activations import Routing, Seen, Statistic
 from calibrant.edits import DropExperts, Edit
 from calibrant.errors import SpecError
-from calibrant.foreign import brief
+from calibrant.foreign import LARGEST, brief
 from calibrant.job import Job
 from calibrant.methods._base import ExpertMethod, check_least, finite
 from calibrant.methods._expert_gradients import expert_gradients
@@ -17,6 +17,7 @@ from calibrant.methods._expert_scores import CRITERIA, Criterion, LookedAt, firs
 from calibrant.methods._lottery import Tuned, tuned
 from calibrant.models import expert_layers
 from calibrant.registry import did_you_mean
+from calibrant.spec import MOST_STEPS, check_most
 from calibrant.walk.expert_statistics import ExpertOutputs, coverage
 
 ENDS: Final = ("min", "max")
@@ -47,6 +48,7 @@ class MCSuite(ExpertMethod):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_most(self, rounds=MOST_STEPS, steps=MOST_STEPS, seed=LARGEST)
         if self.criterion not in CRITERIA:
             near = did_you_mean(self.criterion, CRITERIA)
             message = f"mc_suite(criterion={brief(self.criterion)}): there is no such criterion{near}; choose one of {', '.join(CRITERIA)}"

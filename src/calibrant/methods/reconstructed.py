@@ -13,6 +13,7 @@ from calibrant.methods._base import Compressed, MatrixMethod, Method, StandIn, s
 from calibrant.methods._refitting import BlockSample, refit
 from calibrant.methods.wanda import Wanda
 from calibrant.models import ModelView, Stream, Weight
+from calibrant.spec import MOST_STEPS, check_most
 from calibrant.targets import Removal, Target
 from calibrant.walk import Propagation
 from calibrant.walk.attention import BlockCall
@@ -43,6 +44,7 @@ class Reconstructed(Method):
     rate: float = 0.01
 
     def __post_init__(self) -> None:
+        check_most(self, steps=MOST_STEPS)
         if not (isinstance(self.method, MatrixMethod) and {FeatureNorms, Gram} >= set(self.method.observes)):
             message = f"reconstructed(method={self.method}): it needs a method that looks at feature norms or a Gram at most, such as wanda"
             raise SpecError(message, subject=str(self.method))

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,7 +10,11 @@ from torch import Tensor
 from calibrant.activations import FeatureNorms, Seen, Statistic, wide
 from calibrant.errors import SpecError
 from calibrant.methods._base import Compressed, MatrixMethod, finite, observed, prune, removal
+from calibrant.spec import check_most
 from calibrant.targets import Target
+
+MOST_POWER: Final = 10
+"""Of the size of an input: of higher ones float32 has no numbers."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,12 +36,15 @@ class RIA(MatrixMethod):
     def __post_init__(self) -> None:
         if not (self.power >= 0 and math.isfinite(self.power)):
             raise SpecError(f"ria(power={self.power}): the power of the inputs' size must be 0 or more; 0.5 is the paper's", subject="power")
+        check_most(self, power=MOST_POWER)
 
     def compress(self, weight: Float[Tensor, "out in"], seen: Seen, target: Target) -> Compressed:
         """Raises `NumericsError` for a weight or norms that aren't finite or if no token arrived, `TargetError` if `target` doesn't fit."""
         length = finite(observed(seen, FeatureNorms).norms(), "the squared norms of the inputs").sqrt()
         sizes = finite(weight, "the weight").abs().to(wide(weight.dtype))
-        return Compressed(prune(weight, removal(target).keep(relative(sizes) * length.to(sizes.dtype) ** self.power, "matrix")))
+        scores = relative(sizes) * length.to(sizes.dtype) ** self.power
+        keep = removal(target).keep(finite(scores, "the scores of the weights"), "matrix")
+        return Compressed(prune(weight, keep))
 
 
 def relative(sizes: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:

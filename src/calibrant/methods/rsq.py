@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,12 +12,16 @@ from calibrant.activations import Gram, Seen, Statistic
 from calibrant.data import TokenBatch
 from calibrant.errors import SpecError
 from calibrant.job import Job
-from calibrant.methods._base import Compressed, MatrixMethod, StandIn, grid, observed
+from calibrant.methods._base import MOST_DAMP, Compressed, MatrixMethod, StandIn, grid, observed
 from calibrant.methods._quantizing import check_updates, rounded
 from calibrant.methods.gptq import GPTQ
 from calibrant.models import Weight
+from calibrant.spec import check_most
 from calibrant.targets import Grid, Target
 from calibrant.walk.attention import BlockCall, attention_received
+
+MOST_TURNS: Final = 1_000
+"""Each is the whole calibration set once more."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,6 +56,7 @@ class RSQ(MatrixMethod):
             raise SpecError(f"rsq(least={self.least}): the least important token counts from 0 to 1; 0.005 is the paper's", subject="least")
         if self.expand < 1:
             raise SpecError(f"rsq(expand={self.expand}): a sequence is shown in 1 turn or more; 8 is the paper's", subject="expand")
+        check_most(self, expand=MOST_TURNS, damp=MOST_DAMP)
 
     def stand_in(self, target: Target) -> StandIn:
         return StandIn(GPTQ(self.damp, self.order, self.scales), target, "all tokens count alike, not by the attention that they get")

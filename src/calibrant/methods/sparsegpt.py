@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 from jaxtyping import Float
@@ -10,14 +10,17 @@ from torch import Tensor
 
 from calibrant.activations import Gram, Seen, Statistic, wide
 from calibrant.errors import SpecError, TargetError
-from calibrant.methods._base import Compressed, MatrixMethod, finite, observed, removal
+from calibrant.methods._base import MOST_DAMP, Compressed, MatrixMethod, finite, observed, removal
 from calibrant.methods._elimination import eliminate
 from calibrant.methods._factor import shared_factor
 from calibrant.methods._ordering import by_loss
 from calibrant.methods._quantizing import quantize
 from calibrant.methods._rounding import check_rule, scales_by
-from calibrant.spec import later
+from calibrant.spec import check_most, later
 from calibrant.targets import Removal, SparseGrid, Target
+
+MOST_COLUMNS: Final = 1_000_000
+"""No matrix is as wide."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,6 +65,7 @@ class SparseGPT(MatrixMethod):
         check_rule("sparsegpt", self.scales)
         if self.order not in ("natural", "loss"):
             raise SpecError(f"sparsegpt(order={self.order!r}): columns are taken in natural order or by loss; write one", subject="order")
+        check_most(self, damp=MOST_DAMP, block=MOST_COLUMNS)
 
     def check(self, target: Target) -> None:
         super().check(target)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from calibrant.activations import Gram, Seen, wide
 from calibrant.methods import MatrixMethod
+from calibrant.numerics import not_finite
 from calibrant.targets import Target
 from calibrant.walk.statistics import Dense
 
@@ -150,7 +151,13 @@ class SharedInput:
         # tr(D G Dᵀ) is the sum over rows d of d G dᵀ: no product of D with its own transpose is needed.
         flat = rows.reshape(-1, rows.shape[-1])
         each = ((flat @ gram.matrix.to(flat.dtype)) * flat).sum(1).double().reshape(len(rows), -1)
-        return torch.stack([part.sum(1) for part in each.split([len(r) for r in self.rows], dim=1)], dim=1).cpu().numpy()
+        sizes = [len(rows) for rows in self.rows]
+        parts = [part.sum(1) for part in each.split(sizes, dim=1)]
+        energies = torch.stack(parts, dim=1).cpu().numpy()
+        if not np.isfinite(energies).all():
+            # No error of them can be predicted.
+            raise not_finite(f"the squared outputs of {self.names[0]}", self.names[0])
+        return energies
 
     @cached_property
     def _stacked(self) -> Tensor:

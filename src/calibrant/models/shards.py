@@ -45,7 +45,8 @@ def write_shards(model: PreTrainedModel, residence: Residence, folder: Path) -> 
     if split.is_sharded:
         (folder / WEIGHTS).unlink(missing_ok=True)
         index = {"metadata": {"total_parameters": model.num_parameters(), **split.metadata}, "weight_map": split.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        text = json.dumps(index, indent=2, sort_keys=True, allow_nan=False)
+        (folder / INDEX).write_text(text + "\n", encoding="utf-8")
     shards = {name: Shard.of({one: described[one] for one in names}, folder / name) for name, names in split.filename_to_tensors.items()}
     for shard in shards.values():
         shard.begin()
@@ -97,7 +98,8 @@ class Shard:
             begin, end = end, end + prod(tensors[name].shape) * tensors[name].dtype.itemsize
             table[name] = {"dtype": _WORDS[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
             places[name] = begin
-        text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+        written = json.dumps(table, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = written.encode()
         text += b" " * (-len(text) % 8)
         head = struct.pack("<Q", len(text)) + text
         return cls(path, head, {name: len(head) + begin for name, begin in places.items()}, len(head) + end)

@@ -216,7 +216,8 @@ class SparseWriter:
         self._flush()
         facts = {"format": FORMAT, "version": VERSION, "dense_bytes": self._before, "bytes": self._after}
         sheet = {**facts, "files": self._files, "tensors": self._entries}
-        (self._place / SHEET).write_text(json.dumps(sheet, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+        text = json.dumps(sheet, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        (self._place / SHEET).write_text(text + "\n", encoding="utf-8")
 
     def _uses(self, tensor: Tensor) -> int:
         """How many packed forms have this tensor."""

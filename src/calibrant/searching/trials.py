@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import final
 
+from calibrant.numerics import finite_number
 from calibrant.outcomes import Journal
 from calibrant.searching.space import Choice, Space
 
@@ -55,15 +56,21 @@ class Trials:
         return other
 
     def losses(self, choices: Sequence[Choice], stage: int = -1) -> list[float]:
-        """Return what each choice loses on the tokens of a stage, of the last one if none is said; what isn't a number counts as infinite."""
+        """Return what each choice loses on the tokens of a stage, of the last one if none is said.
+
+        What isn't finite counts as infinite.
+        """
         tokens = self.stages[stage]
         names = {choice: f"{self._name}{tokens} {' '.join(map(str, choice))}" for choice in choices}
         self._asked.update(names.values())
         new = [choice for choice, name in names.items() if name not in self._journal]
         if new:
             found = self._measure(new, tokens)
-            self._journal.add({names[choice]: math.inf if math.isnan(loss) else loss for choice, loss in zip(new, found, strict=True)})
-        return [self._journal[names[choice]] for choice in choices]
+            # A journal is JSON, which has no infinity.
+            known = [loss if math.isfinite(loss) else None for loss in found]
+            self._journal.add(dict(zip(map(names.__getitem__, new), known, strict=True)))
+        losses = [self._journal[names[choice]] for choice in choices]
+        return [math.inf if loss is None or math.isnan(loss) else loss for loss in losses]
 
     def ranked(self, choices: Sequence[Choice], stage: int = -1) -> list[Choice]:
         """Return different choices, the best first; of equals the one that is less as a tuple."""
@@ -81,8 +88,12 @@ class Trials:
         return left if len(self.stages) > 1 else self.ranked(left)[:keep]
 
     def settle(self, best: Choice, done: int, total: int) -> None:
-        """Note the best choice at the end of a generation, and tell of it."""
+        """Note the best choice at the end of a generation, and tell of it.
+
+        Raises `NumericsError` where what the best one loses isn't finite either.
+        """
         (loss,) = self.losses([best])
+        finite_number(loss, f"what the best of {self.count} choices loses")
         self.course.append(loss)
         self.path.append(best)
         self._tell(loss, done, total)

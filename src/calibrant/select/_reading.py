@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import by_length, padded, start_tokens
 from calibrant.models import Opened
+from calibrant.numerics import finite_number, not_finite
 from calibrant.progress import Progress, silent
 
 TOKENS_PER_BATCH: Final = 2048
@@ -64,8 +65,15 @@ def nats(opened: Opened, sequences: Sequence[Sequence[int]], progress: Progress 
         logits: Tensor = opened.model(**inputs, use_cache=False).logits
         for i, row in zip(batch, logits, strict=True):
             targets = inputs["input_ids"].new_tensor(sequences[i][1:])
-            results[i] = float(cross_entropy(_wide(row[: len(targets)]), targets, reduction="none").double().mean())
+            nats_of_each = cross_entropy(_wide(row[: len(targets)]), targets, reduction="none")
+            loss = float(nats_of_each.double().mean())
+            results[i] = finite_number(loss, f"the loss of {opened.name} on a candidate")
     return results
+
+
+def check_outputs(opened: Opened, prefixes: Sequence[Sequence[int]]) -> None:
+    """Raise `NumericsError` where what the model says after these tokens isn't finite."""
+    nats(opened, [[*ids, ids[-1]] for ids in prefixes])
 
 
 @torch.no_grad()
@@ -86,6 +94,8 @@ def pooled(
         states = read.hidden_states[1:] if layers == "all" else (read.last_hidden_state,)
         for row, i in enumerate(batch):
             means = [state[row, : len(sequences[i])].to(dtype).mean(0) for state in states]
+            if not all(bool(torch.linalg.vector_norm(mean).isfinite()) for mean in means):
+                raise not_finite(f"the hidden states of {opened.name}", opened.name)
             one = torch.cat([normalize(mean, dim=0) for mean in means]) if layers == "all" else means[0]
             results = torch.zeros(len(sequences), len(one), dtype=dtype) if results is None else results
             results[i] = one.cpu()

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibrant.errors import SpecError
-from calibrant.select._base import Context, Picking
+from calibrant.select._base import MOST, Context, Picking
 from calibrant.select._embedding import ENCODER, check_embedding, clustered, embedded, in_turn
+from calibrant.spec import check_most
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,6 +33,7 @@ class Cluster(Picking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_most(self, k=MOST)
         if self.k < 1:
             raise SpecError(f"cluster(k={self.k}): there must be at least 1 cluster", subject="k")
         check_embedding(self, self.embed)

@@ -7,9 +7,10 @@ from typing import ClassVar
 import numpy as np
 
 from calibrant.errors import SpecError
-from calibrant.select._base import Context, Picking
+from calibrant.select._base import MOST, Context, Picking
 from calibrant.select._embedding import clustered, in_turn
 from calibrant.select._reading import beginnings, pooled
+from calibrant.spec import check_most
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,6 +36,7 @@ class COLA(Picking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_most(self, k=MOST, project=MOST)
         for name, value in (("k", self.k), ("project", self.project)):
             if value < 1:
                 raise SpecError(f"cola({name}={value}): {name} must be at least 1", subject=name)

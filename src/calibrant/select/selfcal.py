@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from calibrant.data import Source
 from calibrant.errors import DataError, SpecError
-from calibrant.select._base import Context, Selection, Selector
+from calibrant.select._base import MOST, Context, Selection, Selector
 from calibrant.select._generating import GenerationRequest, Sampling, check_between, filter_texts, selection
+from calibrant.select._reading import check_outputs
+from calibrant.spec import check_most
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,6 +41,7 @@ class SelfCal(Selector):
     fields = ("text",)
 
     def __post_init__(self) -> None:
+        check_most(self, max_tokens=MOST)
         none, whole, tiny = 0.0, math.inf, 1e-3
         check_between(self, t_initial=(tiny, whole), t_final=(tiny, whole), steps=(none, whole), top_k=(none, whole), top_p=(tiny, 1.0))
         check_between(self, repetition_penalty=(tiny, whole), batch=(1.0, whole))
@@ -65,6 +68,7 @@ class SelfCal(Selector):
             raise DataError(
                 f"{self} begins with the start token, and this tokenizer has neither a start nor an end token; use selfgen", subject=str(self)
             )
+        check_outputs(context.model(self), [[start]])
         length = context.length if self.max_tokens is None else self.max_tokens
         sampling = Sampling(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
         return selection(

@@ -9,8 +9,10 @@ from typing import Final
 from calibrant.data import Row, Source, StoredSource, start_tokens
 from calibrant.data.expression import Term, parse_expression
 from calibrant.errors import DataError, SpecError
-from calibrant.select._base import Context, Selection, Selector
+from calibrant.select._base import MOST, Context, Selection, Selector
 from calibrant.select._generating import GenerationRequest, Sampling, check_between, filter_texts, selection
+from calibrant.select._reading import check_outputs
+from calibrant.spec import check_most
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,6 +54,7 @@ class SelfGen(Selector):
     fields = ("text",)
 
     def __post_init__(self) -> None:
+        check_most(self, max_tokens=MOST)
         none, one, whole, tiny = 0.0, 1.0, math.inf, 1e-3
         check_between(self, prefix_tokens=(one, whole), candidates=(one, whole), batch=(one, whole), top_k=(none, whole), top_p=(tiny, one))
         check_between(self, temperature=(tiny, whole), repetition_penalty=(tiny, whole), drop=(none, 0.999))
@@ -89,6 +92,7 @@ class SelfGen(Selector):
             )
         sampling = Sampling(lambda step: self.temperature, self.top_k, self.top_p, self.repetition_penalty)
         prefixes = tuple((*starts, *ids) for ids in self._prefixes(context))
+        check_outputs(context.model(self), prefixes)
         left = partial(filter_texts, drop=self.drop, loops=self.loops)
         return selection(self, context, GenerationRequest(prefixes, len(starts), length, sampling, self.batch, left, 1 - self.drop))
 

@@ -9,8 +9,9 @@ from jaxtyping import Int
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.errors import SpecError
-from calibrant.select._base import Context, Picking
+from calibrant.select._base import MOST, Context, Picking
 from calibrant.select._reading import beginnings
+from calibrant.spec import check_most
 
 Types = Int[np.ndarray, " _"]
 """The token types of one text, as sorted numbers."""
@@ -37,6 +38,7 @@ class ZipCal(Picking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_most(self, pool=MOST)
         if self.pool < 1:
             raise SpecError(f"zipcal(pool={self.pool}): at least 1 candidate must be looked at in each step", subject="pool")
 

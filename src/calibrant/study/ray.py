@@ -60,7 +60,7 @@ class Actor:
         messages: queue.Queue[str | None] = queue.Queue()
 
         def report(message: Message) -> None:
-            messages.put(json.dumps(message))
+            messages.put(json.dumps(message, allow_nan=False))
             if message[0] != "progress":
                 messages.join()  # until Ray has it: a worker that runs ahead of its messages may die with results that nobody counts
 
@@ -83,7 +83,7 @@ class Remote(Worker):
 
     def __init__(self, ray: ModuleType, options: Mapping[str, Any], job: Mapping[str, Any]) -> None:
         self._ray, self._ended = ray, threading.Event()
-        self._actor = ray.remote(**options)(Actor).remote(json.dumps(job))
+        self._actor = ray.remote(**options)(Actor).remote(json.dumps(job, allow_nan=False))
 
     def messages(self) -> Iterator[Message]:
         try:

@@ -103,8 +103,12 @@ class Workload:
         arrived(plain["classes"])
         fields = {name: value for name, value in plain.items() if name not in ("sets", "recipes", "classes")}
         # A set of the user's own files looks into them when it is built: once is enough.
-        built = {json.dumps(of): CalibrationSet(*of) for of in plain["sets"] if of is not None}
-        sets = [None if of is None else built[json.dumps(of)] for of in plain["sets"]]
+        keys = [json.dumps(of, allow_nan=False) for of in plain["sets"]]
+        built: dict[str, CalibrationSet | None] = {json.dumps(None, allow_nan=False): None}
+        for key, of in zip(keys, plain["sets"], strict=True):
+            if key not in built:
+                built[key] = CalibrationSet(*of)
+        sets = [built[key] for key in keys]
         requests = [RunRequest(model, of, Recipe.parse(*texts)) for (model, *texts), of in zip(plain["recipes"], sets, strict=True)]
         evaluators_ = {text: evaluators.build(text) for text in plain["evaluators"]}
         return cls(**{**fields, "requests": tuple(requests), "chosen": frozenset(plain["chosen"]), "evaluators": evaluators_})

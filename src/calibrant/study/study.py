@@ -255,7 +255,12 @@ def _frozen(value: Any, listed: bool = False) -> Any:
 
 def _as_json(value: Any) -> str:
     """Return JSON that is YAML too: what YAML takes for the end of a line, or doesn't print, is written as its number."""
-    return re.sub(r"[^ -~]", lambda match: match[0] if match[0].isprintable() else _escaped(match[0]), json.dumps(value, ensure_ascii=False))
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return re.sub(r"[^ -~]", _printable, text)
+
+
+def _printable(match: re.Match[str]) -> str:
+    return match[0] if match[0].isprintable() else _escaped(match[0])
 
 
 def _escaped(letter: str) -> str:

@@ -153,7 +153,8 @@ def answer(
         Driver(store, work, summary.add, forgiven).run()
         return summary.result()
     count, shared = min(workers, len(work.requests)), store.staging_folder().absolute()
-    (shared / "work.json").write_text(json.dumps({"work": work.to_json(), "forgiven": forgiven}))
+    shared_work = {"work": work.to_json(), "forgiven": forgiven}
+    (shared / "work.json").write_text(json.dumps(shared_work, allow_nan=False))
     job: Job = {"folder": str(store.folder.absolute()), "shared": str(shared), "count": count, "threads": shared_threads(count)}
     begin = Process if start is None else start
     return supervise(summary, [lambda place=place: begin({**job, "place": place}) for place in range(count)])
@@ -285,7 +286,7 @@ class Process(Worker):
         self.number = self._process.pid
         with contextlib.suppress(OSError):  # it died at once, as its messages will show
             assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(job).encode() + b"\n")
+            self._process.stdin.write(json.dumps(job, allow_nan=False).encode() + b"\n")
             self._process.stdin.flush()
 
     def messages(self) -> Iterator[Message]:
@@ -348,7 +349,7 @@ def main() -> None:
 
     def report(message: Message) -> None:
         with lock:
-            messages.write(json.dumps(message).encode() + b"\n")
+            messages.write(json.dumps(message, allow_nan=False).encode() + b"\n")
             messages.flush()
 
     job = json.loads(sys.stdin.buffer.readline())

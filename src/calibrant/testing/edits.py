@@ -34,7 +34,7 @@ def check_edits(method: Method, target: Target, model: str, data: str = "python_
     edits: list[Edit] = []
     record = compress(opened, view(opened.model), batch, Recipe.parse(method, target), keep=edits.append)
     expected = _state(opened)
-    _require(bool(json.dumps(record.plain())), f"{what}: the record is no JSON")
+    _require(bool(json.dumps(record.plain(), allow_nan=False)), f"{what}: the record is no JSON")
 
     again = _fresh(model, batch, method, target)
     for edit in method.edits(again):

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from jaxtyping import Float
@@ -14,8 +14,12 @@ from calibrant.activations import FeatureNorms, Seen, Statistic, wide
 from calibrant.errors import ModelError, SpecError
 from calibrant.methods.ria import relative
 from calibrant.models import Heads, ModelView, Stream, Weight
+from calibrant.spec import check_most
 from calibrant.transforms._base import Transform
 from calibrant.transforms._dealing import kept, spread
+
+MOST_GROUPED: Final = 65_536
+"""Inputs of a group."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,6 +39,7 @@ class Permute(Transform):
     heads: bool = True
 
     def __post_init__(self) -> None:
+        check_most(self, m=MOST_GROUPED)
         if not 1 <= self.n < self.m:
             raise SpecError(f"permute(n={self.n}, m={self.m}): n of m stay, so 1 <= n < m; write those of the target, as 2 and 4", subject="n")
 

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from calibrant.activations import Seen
 from calibrant.errors import ModelError, SpecError
+from calibrant.foreign import LARGEST
 from calibrant.models import Heads, ModelView, Stream, overwrite
 from calibrant.models.stream import Reader, Writer
+from calibrant.spec import check_most
 from calibrant.transforms._base import Transform
 from calibrant.transforms._orthogonal import orthogonal
 
@@ -32,6 +34,7 @@ class Rotate(Transform):
     heads: bool = True
 
     def __post_init__(self) -> None:
+        check_most(self, seed=LARGEST)
         if self.seed < 0:
             raise SpecError(f"rotate(seed={self.seed}): seed must be 0 or more", subject="seed")
 

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from calibrant.activations import BlockChange, Routing, Seen, Statistic
+from calibrant.activations import BlockChange, Routing, Seen, Statistic, wide
 from calibrant.errors import ModelError, NumericsError
 from calibrant.models import Block, Choices, ExpertLayer, ModelView, Weight, expert_layers
+from calibrant.numerics import not_finite
 from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
 from calibrant.walk.products import Product
 
@@ -55,6 +56,7 @@ class BlockStatistics:
         with Choices([layer] if layer else []) as choices:
             outputs = _OutputSums(layer, choices, at) if layer is not None and ExpertOutputs in self._observes else None
             after = at.run(outputs.matrices if outputs else (), outputs.saw if outputs else _nothing)
+        _check_sizes(at.block, at.rows(after))
         for kind in self._observes:
             if issubclass(kind, BlockChange):
                 seen[kind] = kind.of(inputs, at.rows(after), at.weights)
@@ -66,6 +68,16 @@ class BlockStatistics:
             elif layer is not None and issubclass(kind, TokenKinds):
                 seen[kind] = kind.of(at.ids, at.rows(choices.of(layer)[0]), layer.count, at.weights)
         return Seen(seen)
+
+
+def _check_sizes(block: Block, rows: Float[Tensor, "token hidden"]) -> None:
+    """Raise `NumericsError` for rows that aren't finite, or too long for their lengths to be.
+
+    A cosine of those would be 0, and look sound.
+    """
+    lengths = torch.linalg.vector_norm(rows.to(wide(rows.dtype)), dim=-1)
+    if not bool(lengths.isfinite().all()):
+        raise not_finite(f"the activations that leave {block.name}, or their lengths,", block.name)
 
 
 def _nothing(product: Product) -> None:

@@ -11,6 +11,7 @@ import torch
 from calibrant.activations import InputStatistic, Seen, Statistic
 from calibrant.data import TokenBatch
 from calibrant.models import Block, ModelView, Opened, Weight
+from calibrant.numerics import not_finite
 from calibrant.progress import Progress, silent
 from calibrant.walk.attention import Weigh
 from calibrant.walk.ranks import ALONE, Ranks
@@ -134,4 +135,12 @@ def blocks_seen(
         seen.append((block, stored.read_block(observes, block)) for block in view.blocks)
     for entries in zip(*seen, strict=True):
         shares = [there * share if batch.mixed else there for (_, there), (share, _) in zip(entries, parts, strict=True)]
-        yield entries[0][0], reduce(operator.add, shares)
+        block, there = entries[0][0], reduce(operator.add, shares)
+        _check_finite(block, there)
+        yield block, there
+
+
+def _check_finite(block: Block, seen: Seen) -> None:
+    """Raise `NumericsError` for sums that aren't finite, those that were kept on disk too."""
+    if not all(statistic.finite() for statistic in seen.values()):
+        raise not_finite(f"the statistics of {block.name}", block.name)

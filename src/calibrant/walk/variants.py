@@ -26,6 +26,7 @@ from calibrant.data import TokenBatch, micro_batches
 from calibrant.divergence import divergences
 from calibrant.errors import ModelError
 from calibrant.models import ModelView
+from calibrant.numerics import not_finite
 from calibrant.walk.products import hidden_of, replaced
 from calibrant.walk.ranks import ALONE, Ranks
 from calibrant.walk.rehearsal import rehearse
@@ -157,7 +158,9 @@ class Variants:
         with ExitStack() as stack, torch.no_grad():
             for block in self._view.blocks:
                 stack.enter_context(replaced(block.module, _noting(block.module.forward, forms)))
-            self._view.model(input_ids=ids, use_cache=False)
+            logits: Tensor = self._view.model(input_ids=ids, use_cache=False).logits
+        if not bool(logits.isfinite().all()):
+            raise not_finite(f"the outputs of {self._name}, untouched,", self._name)
         self._forms = [form for form in forms if form is not None]
         if len(self._forms) < len(forms):
             raise ModelError(f"the blocks of {self._name} hand on more than their hidden states, so none can be left out", subject=self._name)
@@ -175,7 +178,7 @@ class Variants:
         choice = tuple(len(ways) - 1 if index == place else 0 for index, ways in enumerate(self._ways))
         late.logits((0,) * len(self._ways))
         try:
-            same = torch.equal(fresh.logits(choice), late.logits(choice))
+            same = _equal(fresh.logits(choice), late.logits(choice))
         except (LookupError, TypeError, AttributeError, RuntimeError):  # what earlier blocks leave for later ones isn't there
             same = False
         if not same:
@@ -193,7 +196,7 @@ class Variants:
         finally:
             undo()
             view.rehearsed = rehearsed  # the blocks are those that it was found of
-        if not torch.equal(skipped, dropped):
+        if not _equal(skipped, dropped):
             raise ModelError(f"dropping a block of {self._name} changes what others do, so it isn't as if it were left out", subject=self._name)
 
 
@@ -322,6 +325,13 @@ def _form(result: Any) -> Callable[[Tensor], Any] | None:
     if type(result) in (tuple, list) and isinstance(result[0], Tensor) and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(result[1:])):
         return lambda hidden: type(result)((hidden, *result[1:]))
     return None
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether all numbers are the same; NaN too, since only a variant may overflow."""
+    if one.shape != other.shape:
+        return False
+    return torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def _are_alike(view: ModelView) -> bool:

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from calibrant.data._base import Format, Row
 from calibrant.data.formats._question import question_text
 from calibrant.errors import SpecError
+from calibrant.spec import MOST_STEPS, check_most
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,6 +24,7 @@ class CoT(Format):
     needs = ("question", "answer", "rationale")
 
     def __post_init__(self) -> None:
+        check_most(self, steps=MOST_STEPS)
         if self.steps is not None and self.steps < 1:
             raise SpecError(f"cot(steps={self.steps}): a rationale has at least 1 step; leave steps out to take every row", subject="steps")
 
