@@ -1,7 +1,7 @@
-"""Where in the text of a conversation stand its questions, its answers, and what the chat template writes around them.
+"""Where in a conversation's text its questions and answers stand, and what the chat template writes.
 
-The template is asked twice: with the turns, and with a mark in the place of each. What stands between the marks
-is the template's own, and the first text must be that with the turns in it, or nothing is told apart.
+The template is asked twice: with the turns, and with a mark in the place of each. What stands between
+the marks is the template's own. The first text must be that with the turns in it, or nothing is told.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from calibrant.errors import DataError
 
 Role = Literal["template", "question", "answer"]
 ROLES: Final[tuple[Role, ...]] = ("template", "question", "answer")
-"""What a letter can be: of the template, with whatever the system is told; of a user's turn; of the assistant's."""
+"""What a letter is of: the template, with what the system is told; a user's turn; the assistant's."""
 
 _SPEAKERS: Final[dict[str, Role]] = {"user": "question", "assistant": "answer"}
 
@@ -32,9 +32,9 @@ def stretches(
     messages: Sequence[dict[str, str]],
     subject: str,
 ) -> tuple[str, list[Stretch]]:
-    """Return the conversation as the tokenizer's template writes it, and its stretches in their order.
+    """Return the conversation as the tokenizer's template writes it, and its stretches in order.
 
-    Raises `DataError` for a template that refuses it, or that writes a turn in another way than as it is.
+    Raises `DataError` for a template that refuses it, or writes a turn otherwise than as it is.
     """
     text = templated(tokenizer, messages, subject)
     marks = [_mark(number) for number in range(len(messages))]
@@ -42,8 +42,8 @@ def stretches(
     found = list(_between(text, templated(tokenizer, empty, subject), messages, marks))
     if not found or found[-1].end != len(text):
         raise DataError(
-            f"the model's chat template doesn't write the turns of {subject} as they are, so its own tokens "
-            f"can't be told from theirs; leave out roles=true",
+            f"the model's chat template doesn't write the turns of row {subject[:16]} as they are, "
+            f"so its own tokens can't be told from theirs; leave out roles=true",
             subject=subject,
         )
     return text, [stretch for stretch in found if stretch.begin < stretch.end]

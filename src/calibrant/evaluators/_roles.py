@@ -1,4 +1,4 @@
-"""Tokens of conversations by their role: what the chat template writes, what is asked, and what is answered."""
+"""Tokens of conversations by role: what the chat template writes, what is asked, what is answered."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from calibrant.evaluators._windows import ScoredWindow
 
 
 class TokenScore(NamedTuple):
-    """Of one token: its divergence in nats, whether both models find the same token likeliest, its own nats."""
+    """Of a token: its divergence in nats, whether both models predict the same, its own nats."""
 
     divergence: float
     agreed: bool
@@ -19,7 +19,7 @@ class TokenScore(NamedTuple):
 
 
 class RoleSums(NamedTuple):
-    """Sums over tokens of one role: how many there are, their divergence, those predicted alike, their nats."""
+    """Sums over tokens of one role: their number, divergence, how many are predicted alike, nats."""
 
     tokens: int = 0
     divergence: float = 0.0
@@ -57,7 +57,7 @@ class WindowRoles:
 
 
 def facts_of(windows: Iterable[Mapping[str, Sequence[Any]]]) -> dict[str, float]:
-    """Return the facts of a document's outcome: the sums of its windows, each called by what it counts and the role."""
+    """Return the facts of a document's outcome: the sums of its windows, by what they are of and role."""
     total = {role: RoleSums() for role in ROLES}
     for by_role in windows:
         for role in ROLES:
@@ -79,7 +79,7 @@ def window_roles(
     form: Chat,
     tokenizer: PreTrainedTokenizerBase,
 ) -> WindowRoles:
-    """Return the roles of the windows' tokens; `rows` hold the documents that they were cut from."""
+    """Return the roles of the windows' tokens; `rows` hold the documents they were cut from."""
     waiting = {window.document for window in windows}
     roles: dict[str, list[Role]] = {}
     for row in rows:
@@ -97,7 +97,7 @@ def window_roles(
 
 
 def token_roles(row: Row, form: Chat, tokenizer: PreTrainedTokenizerBase) -> list[Role]:
-    """Return the role of each token of a row's conversation: the one that most of its letters have."""
+    """Return the role of each token of a row's conversation: that of most of its letters."""
     text, stretches = form.stretches(row, tokenizer)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     roles: list[Role] = []

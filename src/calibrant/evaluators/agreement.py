@@ -10,9 +10,10 @@ itself completely, with a divergence of exactly zero. They say nothing about whe
 Beside the divergence stands the noise floor of what ran the models (`_floor`): how far apart two computations of the same numbers are there. A
 smaller difference between two models is none that a runtime would keep.
 
-With `roles=true` and a conversation (`agreement(source=gsm8k, format=chat, roles=true)`) all of it is told apart by what a token is: of the chat
-template, of a question, or of an answer. The same windows are shown, in one forward; each role has scores of its own beside the whole
-(`kl_template`, `top1_agreement_template`, `loss_template`, …), and its sums stand among the facts of each outcome.
+With `roles=true` and a conversation (`agreement(source=gsm8k, format=chat, roles=true)`) all of it is
+told apart by what a token is: of the chat template, of a question, or of an answer. The same windows
+are shown, in one forward; each role has scores of its own beside the whole (`kl_template`,
+`top1_agreement_template`, `loss_template`, …), and its sums stand among the facts of each outcome.
 
 The distributions are float32, or float64 for models that are. The context length is part of the score, as it is for a loss.
 """
@@ -78,8 +79,9 @@ class Agreement(TextEvaluator):
     def measure(self, subject: Subject) -> Measurement:
         """Return the divergence with one outcome per document: `value` its summed nats, `weight` its scored tokens.
 
-        The facts of an outcome are `agreed`, the tokens predicted alike, and `nats`, the summed nats of its text. With `roles` there are
-        `tokens_template`, `kl_template`, `agreed_template` and `nats_template` too, and the same of `question` and `answer`: sums.
+        The facts of an outcome are `agreed`, the tokens predicted alike, and `nats`, the summed nats of
+        its text. With `roles` there are such sums of each role too: `tokens_template`, `kl_template`,
+        `agreed_template`, `nats_template`, and the same of `question` and `answer`.
 
         Raises `SpecError` without a reference, or for roles of what is no conversation; `ModelError` for
         a reference with another vocabulary, `NumericsError` for outputs that aren't finite.
@@ -100,7 +102,8 @@ class Agreement(TextEvaluator):
         compared = score_windows(windows, TOKENS_PER_BATCH, compare, subject, str(self), entry)
         outcomes: list[Outcome] = []
         for document, own in by_document(windows).items():
-            divergences, agreed, _, nats, *by_role = zip(*(compared[w.name] for w in own), strict=True)
+            found = [compared[w.name] for w in own]
+            divergences, agreed, _, nats, *by_role = zip(*found, strict=True)
             facts = {"agreed": sum(agreed), "nats": math.fsum(nats)}
             for sums in by_role:
                 facts |= facts_of(sums)
@@ -118,21 +121,32 @@ class Agreement(TextEvaluator):
             )
         return form
 
-    def _roles(self, windows: Sequence[ScoredWindow], tokenizer: PreTrainedTokenizerBase) -> WindowRoles | None:
+    def _roles(
+        self,
+        windows: Sequence[ScoredWindow],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> WindowRoles | None:
         if not self.roles:
             return None
         return window_roles(windows, self.rows(), self._conversation(), tokenizer)
 
-    def _by_role(self, outcomes: tuple[Outcome, ...], measured: str, facts: Mapping[str, Any]) -> Iterator[Score]:
+    def _by_role(
+        self,
+        outcomes: tuple[Outcome, ...],
+        measured: str,
+        facts: Mapping[str, Any],
+    ) -> Iterator[Score]:
         """The scores of each role that has a token, its own tokens counted."""
         for role in ROLES:
             weights = [float(o.facts[f"tokens_{role}"]) for o in outcomes]
             if not any(weights):
                 continue
+            n = len(outcomes)
             own = {**facts, "tokens": int(sum(weights))}
             for metric, fact, unit, better in PARTS:
-                value, error = ratio([float(o.facts[f"{fact}_{role}"]) for o in outcomes], weights)
-                yield Score(measured, f"{metric}_{role}", value, error, len(outcomes), unit, better, facts=own)
+                values = [float(o.facts[f"{fact}_{role}"]) for o in outcomes]
+                value, error = ratio(values, weights)
+                yield Score(measured, f"{metric}_{role}", value, error, n, unit, better, facts=own)
 
     def _measurement(self, outcomes: tuple[Outcome, ...], by_token: Sequence[float], measured: str, floor: NoiseFloor | None) -> Measurement:
         weights = [o.weight for o in outcomes]
@@ -150,9 +164,9 @@ class Agreement(TextEvaluator):
         high = (Score(measured, f"kl_p{p}", level, None, n, "nats", "lower", facts=facts) for p, level in zip(PERCENTILES, levels, strict=True))
         loss = Score(measured, "loss", *ratio([o.facts["nats"] for o in outcomes], weights), n, "nats/token", "lower", facts=facts)
         known = facts if floor is None else facts | floor.facts()
+        whole = Score(measured, "kl", *divergence, n, "nats/token", "lower", facts=known)
         by_role = self._by_role(outcomes, measured, facts) if self.roles else ()
-        beside = (top, *high, loss, *by_role)
-        return Measurement(Score(measured, "kl", *divergence, n, "nats/token", "lower", facts=known), outcomes, beside=beside)
+        return Measurement(whole, outcomes, beside=(top, *high, loss, *by_role))
 
 
 @torch.no_grad()
@@ -172,15 +186,22 @@ def _compared(
                 subject=measured,
             )
         tokens = max(1, NUMBERS_PER_CHUNK // theirs.shape[-1])
-        chunks = zip(theirs.split(tokens), ours.split(tokens), torch.tensor(window.ids[window.unscored :]).split(tokens), strict=True)
+        scored = torch.tensor(window.ids[window.unscored :])
+        chunks = zip(theirs.split(tokens), ours.split(tokens), scored.split(tokens), strict=True)
         parts = [_chunk(old, new, ids, measured) for old, new, ids in chunks]
-        by_token = [float(np.float32(token.divergence)) for part in parts for token in part.tokens]
-        whole = (sum(part.divergence for part in parts), sum(part.agreed for part in parts), by_token, math.fsum(part.nats for part in parts))
-        if roles is None:
-            compared.append(whole)
-        else:
-            compared.append((*whole, roles.sums(window, [token for part in parts for token in part.tokens])))
+        compared.append(_whole(window, parts, roles))
     return compared
+
+
+def _whole(window: ScoredWindow, parts: Sequence["_Chunk"], roles: WindowRoles | None) -> Compared:
+    tokens = [token for part in parts for token in part.tokens]
+    divergence = sum(part.divergence for part in parts)
+    agreed = sum(part.agreed for part in parts)
+    by_token = [float(np.float32(token.divergence)) for token in tokens]
+    nats = math.fsum(part.nats for part in parts)
+    if roles is None:
+        return divergence, agreed, by_token, nats
+    return divergence, agreed, by_token, nats, roles.sums(window, tokens)
 
 
 class _Chunk(NamedTuple):
@@ -198,7 +219,10 @@ def _chunk(
     ids: Int[Tensor, "token"],
     measured: str,
 ) -> _Chunk:
-    """KL(reference ‖ ours) of logits in nats, how many most probable tokens are the same, the nats of the text; summed, and for each token."""
+    """KL(reference ‖ ours) of logits in nats, how many most probable tokens are the same, the nats of the text.
+
+    Each summed, and for each token.
+    """
     old, new = wide(reference), wide(ours.to(reference.device))
     divergence = divergences(old, new)
     if not bool(divergence.isfinite().all()):

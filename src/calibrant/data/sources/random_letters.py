@@ -17,10 +17,10 @@ LONGEST: Final = 8
 
 @dataclass(frozen=True, repr=False)
 class RandomLetters(Source):
-    """Endless questions of 24 words and answers of one, each of one to eight letters drawn evenly from a to z.
+    """Endless questions of 24 words and answers of one, each of one to eight letters of a to z.
 
-    In a chat template nothing but the template has a sense, so `random_letters:chat` says what it is
-    worth to show the template alone. The letters come from SHAKE-128 over part, seed and row number.
+    In a chat template nothing but the template has a sense, so `random_letters:chat` says what it
+    is worth to show the template alone. Letters come from SHAKE-128 over part, seed and number.
     """
 
     kind = "control"
@@ -40,7 +40,7 @@ class RandomLetters(Source):
 
 
 def _words(noise: bytes) -> Iterator[str]:
-    """Yield a word for each nine bytes: the first says how long it is, the others are its letters."""
+    """Yield a word for each nine bytes: the first is its length, the others are its letters."""
     for begin in range(0, len(noise), LONGEST + 1):
         length = 1 + noise[begin] % LONGEST
         letters = noise[begin + 1 : begin + 1 + length]
