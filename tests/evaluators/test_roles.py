@@ -86,7 +86,7 @@ def test_each_token_has_the_role_of_its_letters(tokenizer: PreTrainedTokenizerBa
     _, roles = written(row)
     assert token_roles(row, Chat(), tokenizer) == roles
     # What the system is told is no question; the template takes spaces off what is said.
-    turns = (("system", "Be 5."), ("user", " 5 "), ("assistant", "5"), ("user", "user"))
+    turns = (("system", "Be 5."), ("user", " 5 "), ("assistant", "5\n"), ("user", "user"))
     ids = tokenizer("[system]Be 5.\n[user]5\n[assistant]5\n[user]user\n").input_ids
     found = token_roles(Row(turns=turns), Chat(), tokenizer)
     assert len(found) == len(ids)

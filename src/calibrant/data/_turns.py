@@ -38,8 +38,9 @@ def stretches(
     """
     text = templated(tokenizer, messages, subject)
     marks = [_mark(number) for number in range(len(messages))]
-    empty = [message | {"content": mark} for message, mark in zip(messages, marks, strict=True)]
-    found = list(_between(text, templated(tokenizer, empty, subject), messages, marks))
+    marked = [message | {"content": mark} for message, mark in zip(messages, marks, strict=True)]
+    own = _pieces(templated(tokenizer, marked, subject), marks)
+    found = list(_told(text, own, messages)) if len(own) == len(messages) + 1 else []
     if not found or found[-1].end != len(text):
         raise DataError(
             f"the model's chat template doesn't write the turns of row {subject[:16]} as they are, "
@@ -54,26 +55,30 @@ def _mark(number: int) -> str:
     return f"\ue000{number}\ue001"
 
 
-def _between(
-    text: str,
-    marked: str,
-    messages: Sequence[dict[str, str]],
-    marks: Sequence[str],
-) -> Iterator[Stretch]:
-    """Yield the stretches as far as the text is the template with the turns in it."""
-    at = 0
-    for message, mark in zip(messages, marks, strict=True):
-        own, found, marked = marked.partition(mark)
-        if not found or not text.startswith(own, at):
-            return
-        yield Stretch(at, at + len(own), "template")
-        at += len(own)
-        content = message["content"]
-        if not text.startswith(content, at):
-            content = content.strip()  # as many templates write it
-        if not text.startswith(content, at):
+def _pieces(marked: str, marks: Sequence[str]) -> list[str]:
+    """Return what stands before, between and behind the marks; fewer pieces where one isn't found."""
+    pieces: list[str] = []
+    for mark in marks:
+        piece, found, marked = marked.partition(mark)
+        if not found:
+            return pieces
+        pieces.append(piece)
+    return [*pieces, marked]
+
+
+def _told(text: str, own: Sequence[str], messages: Sequence[dict[str, str]]) -> Iterator[Stretch]:
+    """Yield the stretches as far as the text is the template's own pieces with the turns between."""
+    at = len(own[0])
+    if not text.startswith(own[0]):
+        return
+    yield Stretch(0, at, "template")
+    for message, piece in zip(messages, own[1:], strict=True):
+        # Many templates take the space off around what is said.
+        ways = (message["content"], message["content"].strip())
+        content = next((way for way in ways if text.startswith(way + piece, at)), None)
+        if content is None:
             return
         yield Stretch(at, at + len(content), _SPEAKERS.get(message["role"], "template"))
         at += len(content)
-    if text[at:] == marked:
-        yield Stretch(at, len(text), "template")
+        yield Stretch(at, at + len(piece), "template")
+        at += len(piece)
