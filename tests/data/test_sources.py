@@ -4,15 +4,19 @@ import hashlib
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
+from string import ascii_lowercase
 
 import pytest
 
-from calibrant.data import PARTS, HubDataset, Row, mirror, sources
+from calibrant.data import PARTS, CalibrationSet, HubDataset, Row, mirror, sources
 from calibrant.data._base import check_part, part_of
 from calibrant.data.sources import arithmetic, gsm8k, python_code, python_docs, wikitext
 from calibrant.errors import DataError
+from calibrant.testing import tiny_tokenizer
 
 GSM8K = {
     "question": "A pen costs $1,000. How much are 2? ",
@@ -207,3 +211,20 @@ def test_keys_are_the_hash_of_the_content():
     row = Row(question="q é", answer="1", choices=("a", "b"))
     expected = json.dumps({"answer": "1", "choices": ["a", "b"], "question": "q é"}, ensure_ascii=False)
     assert row.key == hashlib.sha256(expected.encode()).hexdigest()
+
+
+def test_random_letters_are_questions_without_sense_that_chat_can_put():
+    """The template's tokens are there, and of the content nothing comes again."""
+    source = sources.build("random_letters")
+    drawn = list(islice(source.rows("calibrate", 1), 200))
+    assert drawn == list(islice(source.rows("calibrate", 1), 200))
+    assert not {row.key for row in drawn} & {row.key for row in islice(source.rows("calibrate", 2), 200)}
+    assert not {row.key for row in drawn} & {row.key for row in islice(source.rows("measure", 1), 200)}
+    words = [word for row in drawn for word in [*row.need("question").split(" "), row.need("answer")]]
+    assert len(words) == 200 * 25
+    assert {len(word) for word in words} == set(range(1, 9))
+    counts = Counter("".join(words))
+    assert set(counts) == set(ascii_lowercase)
+    assert max(counts.values()) < 1.25 * min(counts.values())  # 256 is no multiple of 26: w to z come a tenth less often
+    text = CalibrationSet("random_letters:chat", tokens=512, length=64).rows(tiny_tokenizer())[0][0].question
+    assert text == next(source.rows("calibrate")).question

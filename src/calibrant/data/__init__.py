@@ -4,9 +4,11 @@ from calibrant.data._base import PARTS, Format, Part, PartRows, PerDraw, Row, So
 from calibrant.data._batching import by_length, divided, micro_batches, padded
 from calibrant.data._encoding import start_tokens
 from calibrant.data._templates import templated
+from calibrant.data._turns import ROLES, Role, Stretch
 from calibrant.data.calibration import CalibrationSet, TokenBatch
 from calibrant.data.expression import held_out, parse_source, selectors
 from calibrant.data.formats import formats
+from calibrant.data.formats.chat import Chat
 from calibrant.data.hub import HubDataset, mirror
 from calibrant.data.packings import packings
 from calibrant.data.packings._base import Packing
@@ -17,7 +19,9 @@ from calibrant.data.sources import sources
 
 __all__ = [
     "PARTS",
+    "ROLES",
     "CalibrationSet",
+    "Chat",
     "Crop",
     "Format",
     "HubDataset",
@@ -27,10 +31,12 @@ __all__ = [
     "Part",
     "PartRows",
     "PerDraw",
+    "Role",
     "Row",
     "Source",
     "SourceRows",
     "StoredSource",
+    "Stretch",
     "TokenBatch",
     "by_length",
     "divide",

@@ -186,8 +186,13 @@ def summed_nats(model: PreTrainedModel, batch: Sequence[ScoredWindow]) -> list[f
 
 def nats_of(ids: Int[Tensor, "token"], logits: Float[Tensor, "token word"]) -> float:
     """Return the summed negative log likelihood of tokens, from the logits that predict them."""
+    return float(nats_by_token(ids, logits).sum())
+
+
+def nats_by_token(ids: Int[Tensor, "token"], logits: Float[Tensor, "token word"]) -> Float[Tensor, "token"]:
+    """Return the negative log likelihood of each token, as float64 of a float32 number."""
     # Each token's in float32, their sum in float64: a document has thousands, and the differences between models are small.
-    return float(torch.nn.functional.cross_entropy(wide(logits), ids.to(logits.device), reduction="none").double().sum())
+    return torch.nn.functional.cross_entropy(wide(logits), ids.to(logits.device), reduction="none").double()
 
 
 def accepted(model: PreTrainedModel, **arguments: Any) -> dict[str, Any]:

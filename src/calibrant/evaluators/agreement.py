@@ -10,29 +10,36 @@ itself completely, with a divergence of exactly zero. They say nothing about whe
 Beside the divergence stands the noise floor of what ran the models (`_floor`): how far apart two computations of the same numbers are there. A
 smaller difference between two models is none that a runtime would keep.
 
+With `roles=true` and a conversation (`agreement(source=gsm8k, format=chat, roles=true)`) all of it is
+told apart by what a token is: of the chat template, of a question, or of an answer. The same windows
+are shown, in one forward; each role has scores of its own beside the whole (`kl_template`,
+`top1_agreement_template`, `loss_template`, …), and its sums stand among the facts of each outcome.
+
 The distributions are float32, or float64 for models that are. The context length is part of the score, as it is for a loss.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from calibrant.data import ROLES, Chat
 from calibrant.divergence import divergences, top
 from calibrant.errors import ModelError, NumericsError, SpecError
 from calibrant.estimates import ratio
 from calibrant.evaluators._base import Subject
 from calibrant.evaluators._dense import dense_predictions
 from calibrant.evaluators._floor import NoiseFloor, noise_floor
-from calibrant.evaluators._windows import ScoredWindow, TextEvaluator, by_document, nats_of, predictions, score_windows, wide
+from calibrant.evaluators._roles import TokenScore, WindowRoles, facts_of, window_roles
+from calibrant.evaluators._windows import ScoredWindow, TextEvaluator, by_document, nats_by_token, predictions, score_windows, wide
 from calibrant.outcomes import Measurement, Outcome, Score
-from calibrant.spec import identity
+from calibrant.spec import identity, later
 
 TOKENS_PER_BATCH: Final = 1024
 """Tokens whose logits of both models are held at once; the result doesn't depend on it beyond rounding."""
@@ -42,9 +49,16 @@ NUMBERS_PER_CHUNK: Final = 2**20
 PERCENTILES: Final = (95, 99)
 """A mean says little of the few tokens on which a compressed model goes astray; these do, and users of quantized models quote them."""
 
-Compared = tuple[float, int, Sequence[float], float]
+PARTS: Final[tuple[tuple[str, str, str, Literal["lower", "higher"]], ...]] = (
+    ("kl", "kl", "nats/token", "lower"),
+    ("top1_agreement", "agreed", "share of tokens", "higher"),
+    ("loss", "nats", "nats/token", "lower"),
+)
+"""Of each role: what a score is called, of which sums it is made, its unit, and what is better."""
+
+Compared = tuple[Any, ...]
 """Summed nats of divergence, how many tokens have the same most probable prediction, the divergence of each token, rounded to float32, and the
-summed nats of the text itself."""
+summed nats of the text itself; where roles are asked for, the sums of each role too."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,15 +67,24 @@ class Agreement(TextEvaluator):
 
     tokens: int = 16_384
     length: int = 512
+    roles: bool = later(False)
 
     compares = True
+
+    def check(self) -> None:
+        super().check()
+        if self.roles:
+            self._conversation()
 
     def measure(self, subject: Subject) -> Measurement:
         """Return the divergence with one outcome per document: `value` its summed nats, `weight` its scored tokens.
 
-        The facts of an outcome are `agreed`, the tokens predicted alike, and `nats`, the summed nats of its text.
+        The facts of an outcome are `agreed`, the tokens predicted alike, and `nats`, the summed nats of
+        its text. With `roles` there are such sums of each role too: `tokens_template`, `kl_template`,
+        `agreed_template`, `nats_template`, and the same of `question` and `answer`.
 
-        Raises `SpecError` without a reference, `ModelError` for one with another vocabulary, `NumericsError` for outputs that aren't finite.
+        Raises `SpecError` without a reference, or for roles of what is no conversation; `ModelError` for
+        a reference with another vocabulary, `NumericsError` for outputs that aren't finite.
         """
         reference = subject.reference
         if reference is None:
@@ -70,18 +93,60 @@ class Agreement(TextEvaluator):
                 subject=str(self),
             )
         windows, measured = self.windows(subject.tokenizer), self.measured
+        roles = self._roles(windows, subject.tokenizer)
 
         def compare(batch: list[ScoredWindow]) -> list[Compared]:
-            return _compared(subject.model, reference, batch, measured)
+            return _compared(subject.model, reference, batch, measured, roles)
 
-        compared = score_windows(windows, TOKENS_PER_BATCH, compare, subject, str(self), "{} with its loss")
+        entry = "{} by role" if self.roles else "{} with its loss"
+        compared = score_windows(windows, TOKENS_PER_BATCH, compare, subject, str(self), entry)
         outcomes: list[Outcome] = []
         for document, own in by_document(windows).items():
-            divergences, agreed, _, nats = zip(*(compared[w.name] for w in own), strict=True)
+            found = [compared[w.name] for w in own]
+            divergences, agreed, _, nats, *by_role = zip(*found, strict=True)
             facts = {"agreed": sum(agreed), "nats": math.fsum(nats)}
+            for sums in by_role:
+                facts |= facts_of(sums)
             outcomes.append(Outcome(document, sum(divergences), float(sum(w.scored for w in own)), facts))
         floor = noise_floor(subject.model, reference, windows, lambda model, exact, batch: _compared(model, exact, batch, measured))
         return self._measurement(tuple(outcomes), [nats for w in windows for nats in compared[w.name][2]], measured, floor)
+
+    def _conversation(self) -> Chat:
+        """The format, which must be a conversation's: in other texts no token has a role."""
+        _, form = self.held_out()
+        if not isinstance(form, Chat):
+            raise SpecError(
+                f"{self}: roles are those of a conversation, and the format {str(form)!r} writes none; give format=chat, or leave roles out",
+                subject=str(self),
+            )
+        return form
+
+    def _roles(
+        self,
+        windows: Sequence[ScoredWindow],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> WindowRoles | None:
+        if not self.roles:
+            return None
+        return window_roles(windows, self.rows(), self._conversation(), tokenizer)
+
+    def _by_role(
+        self,
+        outcomes: tuple[Outcome, ...],
+        measured: str,
+        facts: Mapping[str, Any],
+    ) -> Iterator[Score]:
+        """The scores of each role that has a token, its own tokens counted."""
+        for role in ROLES:
+            weights = [float(o.facts[f"tokens_{role}"]) for o in outcomes]
+            if not any(weights):
+                continue
+            n = len(outcomes)
+            own = {**facts, "tokens": int(sum(weights))}
+            for metric, fact, unit, better in PARTS:
+                values = [float(o.facts[f"{fact}_{role}"]) for o in outcomes]
+                value, error = ratio(values, weights)
+                yield Score(measured, f"{metric}_{role}", value, error, n, unit, better, facts=own)
 
     def _measurement(self, outcomes: tuple[Outcome, ...], by_token: Sequence[float], measured: str, floor: NoiseFloor | None) -> Measurement:
         weights = [o.weight for o in outcomes]
@@ -99,11 +164,19 @@ class Agreement(TextEvaluator):
         high = (Score(measured, f"kl_p{p}", level, None, n, "nats", "lower", facts=facts) for p, level in zip(PERCENTILES, levels, strict=True))
         loss = Score(measured, "loss", *ratio([o.facts["nats"] for o in outcomes], weights), n, "nats/token", "lower", facts=facts)
         known = facts if floor is None else facts | floor.facts()
-        return Measurement(Score(measured, "kl", *divergence, n, "nats/token", "lower", facts=known), outcomes, beside=(top, *high, loss))
+        whole = Score(measured, "kl", *divergence, n, "nats/token", "lower", facts=known)
+        by_role = self._by_role(outcomes, measured, facts) if self.roles else ()
+        return Measurement(whole, outcomes, beside=(top, *high, loss, *by_role))
 
 
 @torch.no_grad()
-def _compared(model: PreTrainedModel, reference: PreTrainedModel, batch: list[ScoredWindow], measured: str) -> list[Compared]:
+def _compared(
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    batch: list[ScoredWindow],
+    measured: str,
+    roles: WindowRoles | None = None,
+) -> list[Compared]:
     compared: list[Compared] = []
     for window, theirs, ours in zip(batch, dense_predictions(reference, batch), predictions(model, batch), strict=True):
         if theirs.shape != ours.shape:
@@ -113,19 +186,49 @@ def _compared(model: PreTrainedModel, reference: PreTrainedModel, batch: list[Sc
                 subject=measured,
             )
         tokens = max(1, NUMBERS_PER_CHUNK // theirs.shape[-1])
-        chunks = list(zip(theirs.split(tokens), ours.split(tokens), torch.tensor(window.ids[window.unscored :]).split(tokens), strict=True))
-        parts = [_divergence(old, new, measured) for old, new, _ in chunks]
-        nats = math.fsum(nats_of(ids, new) for _, new, ids in chunks)
-        by_token = [float(np.float32(nats)) for part in parts for nats in part[2]]
-        compared.append((sum(part[0] for part in parts), sum(part[1] for part in parts), by_token, nats))
+        scored = torch.tensor(window.ids[window.unscored :])
+        chunks = zip(theirs.split(tokens), ours.split(tokens), scored.split(tokens), strict=True)
+        parts = [_chunk(old, new, ids, measured) for old, new, ids in chunks]
+        compared.append(_whole(window, parts, roles))
     return compared
 
 
-def _divergence(reference: Float[Tensor, "token word"], ours: Float[Tensor, "token word"], measured: str) -> tuple[float, int, list[float]]:
-    """KL(reference ‖ ours) of logits in nats, summed, how many most probable tokens are the same, and the nats of each token."""
+def _whole(window: ScoredWindow, parts: Sequence["_Chunk"], roles: WindowRoles | None) -> Compared:
+    tokens = [token for part in parts for token in part.tokens]
+    divergence = sum(part.divergence for part in parts)
+    agreed = sum(part.agreed for part in parts)
+    by_token = [float(np.float32(token.divergence)) for token in tokens]
+    nats = math.fsum(part.nats for part in parts)
+    if roles is None:
+        return divergence, agreed, by_token, nats
+    return divergence, agreed, by_token, nats, roles.sums(window, tokens)
+
+
+class _Chunk(NamedTuple):
+    """The sums of a few tokens, each made as a whole, and what each token gave."""
+
+    divergence: float
+    agreed: int
+    nats: float
+    tokens: list[TokenScore]
+
+
+def _chunk(
+    reference: Float[Tensor, "token word"],
+    ours: Float[Tensor, "token word"],
+    ids: Int[Tensor, "token"],
+    measured: str,
+) -> _Chunk:
+    """KL(reference ‖ ours) of logits in nats, how many most probable tokens are the same, the nats of the text.
+
+    Each summed, and for each token.
+    """
     old, new = wide(reference), wide(ours.to(reference.device))
-    nats = divergences(old, new)
-    if not bool(nats.isfinite().all()):
+    divergence = divergences(old, new)
+    if not bool(divergence.isfinite().all()):
         whose = "the model's" if bool(old.isfinite().all()) else "the reference's"
         raise NumericsError(f"the agreement on {measured} can't be told: {whose} outputs aren't finite", subject=measured)
-    return float(nats.sum()), int((top(old) == top(new)).sum()), nats.tolist()
+    agreed = top(old) == top(new)
+    nats = nats_by_token(ids, ours)
+    tokens = map(TokenScore, divergence.tolist(), agreed.tolist(), nats.tolist())
+    return _Chunk(float(divergence.sum()), int(agreed.sum()), float(nats.sum()), list(tokens))

@@ -1,4 +1,7 @@
-"""Where the models with short names are: in packages, which are read as data and never imported. One in parts is joined once."""
+"""Where the models with short names are: in packages, which are read as data and never imported.
+
+One in parts is joined once, in the user's cache, and checked then where its digest is known.
+"""
 
 import importlib.util
 import os
@@ -8,6 +11,7 @@ from pathlib import Path
 from calibrant.durable import reason, replacing
 from calibrant.errors import ModelError
 from calibrant.models.cache import cache_folder
+from calibrant.models.folder import file_digest
 from calibrant.named import NamedModel
 
 
@@ -20,18 +24,69 @@ def path_of(model: NamedModel) -> Path:
 
 
 def _joined(model: NamedModel, parts: list[Path]) -> Path:
-    whole, sizes = cache_folder() / "joined" / model.file, [part.stat() for part in parts]
-    # As new as its newest part and as large as all together, it is what was joined; else it is joined again.
-    if whole.is_file() and whole.stat().st_size == sum(s.st_size for s in sizes) and whole.stat().st_mtime >= max(s.st_mtime for s in sizes):
+    whole = cache_folder() / "joined" / model.file
+    checked = not model.digest or _is_checked(whole, model.digest)
+    if checked and _is_made_of(whole, parts):
         return whole
+    own = f".{os.getpid()}-{whole.name}"
     pieces = (piece for part in parts for piece in _pieces(part))
     try:
         whole.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(whole, whole.with_name(f".{os.getpid()}-{whole.name}"), flushed=False) as half, half.open("wb") as file:
-            file.writelines(pieces)
+        # Whatever stands there isn't what it is called; if the parts are wrong too, nothing stays.
+        whole.unlink(missing_ok=True)
+        with replacing(whole, whole.with_name(own), flushed=False) as half:
+            with half.open("wb") as file:
+                file.writelines(pieces)
+            _check(model, half)
+        if model.digest:
+            note = _note_of(whole)
+            with replacing(note, note.with_name(f".{os.getpid()}-{note.name}"), flushed=False) as half:
+                half.write_text(_about(whole, model.digest), encoding="utf-8")
     except OSError as error:
         raise ModelError(f"{model.name} is in parts and can't be joined in {str(whole.parent)!r} ({reason(error)})", subject=model.name) from error
     return whole
+
+
+def _is_made_of(whole: Path, parts: list[Path]) -> bool:
+    """Return whether a file is as large as all parts together and as new as the newest."""
+    if not whole.is_file():
+        return False
+    status = whole.stat()
+    given = [part.stat() for part in parts]
+    as_large = status.st_size == sum(one.st_size for one in given)
+    return as_large and status.st_mtime >= max(one.st_mtime for one in given)
+
+
+def _check(model: NamedModel, joined: Path) -> None:
+    """Raise `ModelError` for parts that don't make the file that this model is."""
+    if not model.digest:
+        return
+    found = file_digest(joined)
+    if found != model.digest:
+        raise ModelError(
+            f"the parts of {model.name} make a file with the digest {found}, "
+            f"and that of the model is {model.digest}; "
+            f"bring its packages again with: {model.pip} --force-reinstall",
+            subject=model.name,
+        )
+
+
+def _is_checked(whole: Path, digest: str) -> bool:
+    """Return whether this very file had the digest: place, size and time are those it had then."""
+    try:
+        return _note_of(whole).read_text(encoding="utf-8") == _about(whole, digest)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _note_of(whole: Path) -> Path:
+    """Return where it stands which file was checked."""
+    return whole.with_name(f"{whole.name}.checked")
+
+
+def _about(whole: Path, digest: str) -> str:
+    status = whole.stat()
+    return f"{whole} {status.st_size} {status.st_mtime_ns} {digest}\n"
 
 
 def _pieces(part: Path) -> Iterator[bytes]:

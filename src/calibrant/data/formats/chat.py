@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from calibrant.data._base import Format, Row
 from calibrant.data._templates import templated
+from calibrant.data._turns import Stretch, stretches
 from calibrant.data.formats._question import question_text
 from calibrant.errors import DataError
 
@@ -26,12 +27,14 @@ class Chat(Format):
         return bool(row.turns) or super().takes(row)
 
     def render(self, row: Row, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
-        if tokenizer is None or not tokenizer.chat_template:
-            raise DataError(
-                "the format 'chat' needs a tokenizer with a chat template, and this model's has none; use qa, or an instruction-tuned model",
-                subject="chat",
-            )
-        return templated(tokenizer, self._messages(row), row.key)
+        return templated(_with_template(tokenizer), self._messages(row), row.key)
+
+    def stretches(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Stretch]]:
+        """Return the text that `render` gives, and where template, questions and answers stand in it.
+
+        Raises `DataError` where they can't be told apart.
+        """
+        return stretches(_with_template(tokenizer), self._messages(row), row.key)
 
     def _messages(self, row: Row) -> list[dict[str, str]]:
         if row.turns:
@@ -41,3 +44,13 @@ class Chat(Format):
             question = question_text(row).removeprefix(before.strip()).removesuffix(after).strip()
             turns = [{"role": "user", "content": question}, {"role": "assistant", "content": row.need("answer")}]
         return [*([{"role": "system", "content": self.system}] if self.system else []), *turns]
+
+
+def _with_template(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    """Return the tokenizer. `DataError` for none, or one without a chat template."""
+    if tokenizer is None or not tokenizer.chat_template:
+        raise DataError(
+            "the format 'chat' needs a tokenizer with a chat template, and this model's has none; use qa, or an instruction-tuned model",
+            subject="chat",
+        )
+    return tokenizer
