@@ -165,7 +165,7 @@ def from_json(text: str) -> Any:
     if text.count("[") + text.count("{") > DEEPEST:
         _check_depth(value)
     if _HALF.search(text):
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate is no text, and can't be written again
+        json.dumps(_finite(value), ensure_ascii=False, allow_nan=False).encode()  # half a surrogate is no text, and can't be written again
     return value
 
 

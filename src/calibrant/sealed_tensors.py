@@ -1,7 +1,6 @@
 """Tensors in a safetensors file that is read again: whole or not at all, flushed, and under a seal of what they were written for."""
 
 import errno
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ def _seal(purpose: Purpose, facts: Any, tensors: Mapping[str, Tensor]) -> str:
     contents: list[bytes | memoryview] = [line_of_json(facts).encode()]
     for name in sorted(tensors):
         tensor = tensors[name]
-        contents.append(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        contents.append(line_of_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
         contents.append(_bytes_of(tensor))
     return seal_of(purpose, *contents)
 

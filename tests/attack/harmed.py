@@ -290,7 +290,7 @@ def candidates(scene: Scene) -> list[Path]:
     found: list[Path] = []
     for path in sorted(scene.folder.rglob("*")):
         inside = path.relative_to(scene.folder)
-        given = inside.parts[0] in ("model", "tiny.gguf") or inside.suffix == ".yaml" and len(inside.parts) == 1
+        given = inside.parts[0] in ("model", "tiny.gguf") or (inside.suffix == ".yaml" and len(inside.parts) == 1)
         if path.is_file() and not path.is_symlink() and path.stat().st_size and not given:
             found.append(inside)
     return found

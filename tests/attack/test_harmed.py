@@ -1,13 +1,12 @@
 """Files that commands write and read again are harmed, four hundred cases from one seed: what comes out is the same, or is refused in a sentence."""
 
-import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.attack.harmed import Scene, candidates, case, commands, harm, scenes
+from tests.attack.harmed import Scene, case, commands, scenes
 
 CASES = 400
 QUICK = 39

@@ -111,10 +111,10 @@ def test_an_empty_folder_may_exist(tmp_path):
     ("manifest", "said"),
     [
         (
-            json.dumps({"id": "x", "record": {"run": RUN}}),
+            json.dumps({"calibrant": "0.2.0", "id": "x", "record": {"run": RUN}}),
             r"already holds a compressed model \(of smollm2, by wanda, at 0.5, calibrated on c4:text@many\)",
         ),
-        ("{}", "already holds a compressed model; name another"),
+        ('{"calibrant": "0.2.0"}', "already holds a compressed model; name another"),
         ("{cut", "already holds a model of ours whose calibrant.json is damaged"),
     ],
 )

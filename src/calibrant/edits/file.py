@@ -1,6 +1,5 @@
 """Edits as one safetensors file. Where many numbers of a tensor are zero, it holds which aren't, and those: nothing is lost of them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from calibrant.durable import from_json, line_of_json
 from calibrant.edits.kinds import StoredEdit, memory_of
 from calibrant.errors import DataError
 
@@ -30,7 +30,7 @@ def to_bytes(edits: Sequence[StoredEdit]) -> bytes:
                 known[memory] = _without_zeros(f"{number}.{name}", tensor.detach().contiguous().cpu(), tensors)
         forms = {name: known[memory_of(tensor)] for name, tensor in edit.tensors.items()}
         entries.append({"kind": edit.kind, "facts": dict(edit.facts), "tensors": forms})
-    text = json.dumps(entries, ensure_ascii=False).encode()
+    text = line_of_json(entries).encode()
     return save({**tensors, ENTRIES: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
 
 
@@ -38,7 +38,7 @@ def from_bytes(content: bytes) -> list[StoredEdit]:
     """Return the edits again. `DataError` for what is no such file."""
     try:
         tensors = load(content)
-        entries = json.loads(tensors.pop(ENTRIES).numpy().tobytes())
+        entries = from_json(tensors.pop(ENTRIES).numpy().tobytes().decode())
         return [StoredEdit(str(e["kind"]), e["facts"], {name: _with_zeros(form, tensors) for name, form in e["tensors"].items()}) for e in entries]
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DataError(

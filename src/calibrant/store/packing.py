@@ -215,7 +215,7 @@ class _Writer:
                 schema = files.table().schema
                 for column in schema:
                     self._add_column(column)
-                evaluator = json.dumps(files.score_file()["evaluator"], sort_keys=True)
+                evaluator = json.dumps(files.score_file()["evaluator"], sort_keys=True, allow_nan=False)
                 groups.setdefault(f"{evaluator} {schema.to_string()}", []).append((run, measure))
         self._progress("packing", len(self._measures), len(self._measures))
         return dict(sorted(groups.items()))
@@ -287,7 +287,7 @@ class _Writer:
                 facts = {"run": run, "measurement": measure, "evaluator": str(content["evaluator"].get("spec", ""))}
                 facts |= {name: score.get(name) for name in names}
                 texts = self._texts(files, (SCORE, PROVENANCE, SUMS), folder_of(run, measure), archive)
-                layout = json.dumps(self._layouts[run, measure], ensure_ascii=False)
+                layout = json.dumps(self._layouts[run, measure], ensure_ascii=False, allow_nan=False)
                 yield {**facts, **texts, "layout": layout, BYTES: self._exact.pop((run, measure), None)}
 
     def _runs(self, archive: zipfile.ZipFile) -> Iterator[dict[str, Any]]:
