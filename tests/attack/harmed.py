@@ -160,8 +160,11 @@ def study(methods: Sequence[str], evaluate: Sequence[str], propagate: str, seed:
 
 def scenes(ground: Path, seed: int = 0) -> dict[str, Scene]:
     """Every scene, each in a folder of its own below `ground`; those of another `seed` have the same files of other runs."""
-    makers = (checkpoint, search, resumed_study, kept_states, report, packed, unpacked, merged, saved_model, exported, finished, journal, caches)
-    return {made.name: made for made in (maker(_prepared(ground, maker.__name__), seed) for maker in makers)}
+    found: dict[str, Scene] = {}
+    for maker in MAKERS:
+        scene = maker(_prepared(ground, maker.__name__), seed)
+        found[scene.name] = scene
+    return found
 
 
 def _prepared(ground: Path, name: str) -> Path:
@@ -258,6 +261,22 @@ def finished(folder: Path, seed: int) -> Scene:
     return Scene("finished", folder, [words], model_of)
 
 
+def explained(folder: Path, seed: int) -> Scene:
+    words = ("prune", "model", "--method", "wanda", "--data", "python_docs", "--out", "out", *_draw(seed))
+    assert commands(folder, [words], lambda *_: None).code == 0
+    again = ("explain", "out", "--source", "python_docs", "--dtype", "float32", "--json")
+    return Scene("explained", folder, [again], printed_json)
+
+
+def imatrix(folder: Path, seed: int) -> Scene:
+    words = ("imatrix", "tiny.gguf", "--data", "python_docs", "--samples", "3", "--length", "24", "--dtype", "float32", "--seed", str(seed))
+    ended = commands(folder, [(*words, "--out", "mine.gguf")], lambda *_: None)
+    assert ended.code == 0, ended
+    shutil.rmtree(folder / "cache")
+    (folder / "cache").mkdir()
+    return Scene("imatrix", folder, [("inspect", "mine.gguf", "--json")], printed_json)
+
+
 def journal(folder: Path, seed: int) -> Scene:
     task = f"loss(source=python_docs, tokens={2048 + seed}, length=32)"
     words = ("evaluate", "model", "--task", task, "--dtype", "float32", "--json")
@@ -280,6 +299,25 @@ def models_of(folder: Path, printed: str) -> Any:
     """The records of all models that were made."""
     del printed
     return [_stripped(json.loads(path.read_text())) for path in sorted(folder.glob("out-*/calibrant.json"))]
+
+
+MAKERS: Final = (
+    checkpoint,
+    search,
+    resumed_study,
+    kept_states,
+    report,
+    packed,
+    unpacked,
+    merged,
+    saved_model,
+    exported,
+    finished,
+    explained,
+    imatrix,
+    journal,
+    caches,
+)
 
 
 # Harms
@@ -347,8 +385,9 @@ def case(number: int, every: Mapping[str, Scene], others: Mapping[str, Scene], w
         return f"{about}: ended with {ended.code}: {ended.said[:300]}"
     if name == "merged":  # what is damaged isn't taken, and what is taken is the same
         return None if ended.result.items() <= whole[name].items() else f"{about}: another result"
-    if inside.name == "index.json" and way == "another run's":
-        return None  # the grid of another study is a question about other runs, and says nothing of those that are here
+    # The grid of another study is a question about other runs, and an importance matrix is what the user names.
+    if way == "another run's" and inside.name in ("index.json", "mine.gguf"):
+        return None
     if ended.result != whole[name]:
         return f"{about}: another result"
     return None

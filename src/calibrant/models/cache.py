@@ -53,6 +53,8 @@ class CachedModel:
 
     def load(self) -> tuple[PreTrainedModel, str] | None:
         """Return the model and its note, if they are kept and undamaged. A damaged folder is deleted."""
+        if not self._folder.is_dir():
+            return None
         try:
             about = read_json(self._folder / DESCRIPTION, self._identity_purpose, always=True)
             with ThreadPoolExecutor(1) as beside:
@@ -62,9 +64,6 @@ class CachedModel:
                 model, loaded = cast(Any, AutoModelForCausalLM.from_pretrained(self._folder, config=config, trust_remote_code=False, **options))
             if sums.result() == about["checksums"] and not any(loaded.values()):
                 return model, str(about["note"])
-        except FileNotFoundError:
-            if not self._folder.exists():
-                return None
         except (OSError, DataError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
             pass  # whatever is wrong with it, it can be made again
         tell_made_again("a dequantized model", str(self._folder))

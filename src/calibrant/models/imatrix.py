@@ -16,13 +16,16 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from calibrant.activations import FeatureNorms, Seen
-from calibrant.durable import content, reason, replacing
+from calibrant.durable import content, line_of_json, reason, replacing
 from calibrant.errors import DataError, NumericsError, OutputError
 from calibrant.foreign import brief, user_path
 from calibrant.models.gguf_file import MAGIC, read_header
 from calibrant.models.viewing import ModelView, Weight
+from calibrant.seals import BrokenSealError, seal_of
 
 SUFFIXES: Final = (".gguf", ".dat")
+SEALED: Final = "calibrant.seal"
+"""The key of a GGUF file's seal. The older form has no place for one."""
 SUMS, COUNTS = ".in_sum2", ".counts"
 LARGEST: Final = 2**32
 """Bytes of a file at most: that of the largest model takes a tenth."""
@@ -65,7 +68,7 @@ class Imatrix:
         """Write it as GGUF or as `.dat`, whole or not at all. Raises `OutputError` for another ending, or a file that can't be written."""
         path = check_imatrix_path(path)
         try:
-            with replacing(path, flushed=False) as half:
+            with replacing(path) as half:
                 self._write_gguf(half) if path.suffix == ".gguf" else half.write_bytes(b"".join(self._legacy()))
         except OSError as error:
             raise OutputError(f"{str(path)!r} can't be written ({reason(error)})", subject=str(path)) from error
@@ -78,6 +81,7 @@ class Imatrix:
         writer.add_array("imatrix.datasets", list(self.datasets))
         writer.add_uint32("imatrix.chunk_count", self.chunks)
         writer.add_uint32("imatrix.chunk_size", self.chunk_size)
+        writer.add_string(SEALED, self._seal())
         for name, entry in sorted(self.entries.items()):
             writer.add_tensor(name + SUMS, np.ascontiguousarray(entry.sums, dtype=np.float32))
             writer.add_tensor(name + COUNTS, np.ascontiguousarray(entry.counts[:, None], dtype=np.float32))
@@ -85,6 +89,15 @@ class Imatrix:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+
+    def _seal(self) -> str:
+        """The seal of all that is written to a GGUF file."""
+        contents: list[bytes | memoryview] = [line_of_json([list(self.datasets), self.chunks, self.chunk_size]).encode()]
+        for name, entry in sorted(self.entries.items()):
+            contents.append(name.encode())
+            contents.append(np.ascontiguousarray(entry.sums, dtype=np.float32).tobytes())
+            contents.append(entry.counts.astype(np.float32).tobytes())
+        return seal_of({"kind": "imatrix"}, *contents)
 
     def _legacy(self) -> Iterator[bytes]:
         """The older form: whole numbers of 32 bits, low byte first. What is stored is the mean times the number of calls, and readers divide."""
@@ -162,7 +175,12 @@ def _read_gguf(path: Path) -> Imatrix:
         if counts is None or len(counts) != len(sums):
             raise ValueError(f"{brief(name)} has sums of {len(sums)} matrices and counts of {0 if counts is None else len(counts)}")
         entries[name] = ImatrixEntry(_sound(sums, name), counts)
-    return Imatrix(entries, tuple(map(str, facts["datasets"])), int(facts["chunk_count"]), int(facts["chunk_size"]))
+    found = Imatrix(entries, tuple(map(str, facts["datasets"])), int(facts["chunk_count"]), int(facts["chunk_size"]))
+    # One of llama.cpp's own has no seal.
+    sealed = reader.get_field(SEALED)
+    if sealed is not None and sealed.contents() != found._seal():
+        raise BrokenSealError
+    return found
 
 
 def _read_legacy(stored: bytes, path: Path) -> Imatrix:

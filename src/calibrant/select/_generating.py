@@ -31,6 +31,7 @@ from calibrant.durable import put, read_json, sealed, short, text_of_json
 from calibrant.errors import DataError, SpecError
 from calibrant.models import Opened
 from calibrant.models.cache import cache_folder
+from calibrant.numerics import not_finite
 from calibrant.seals import Purpose, tell_made_again
 from calibrant.select._base import MOST, Context, Selection, Selector
 from calibrant.spec import canonical, identity
@@ -251,6 +252,8 @@ def pick(
     count = min(sampling.top_k or scores.shape[1], scores.shape[1])
     # Sorted probabilities are few numbers: the rest is done where float64 is at hand.
     scores, tokens = scores.topk(count, dim=1)
+    if not scores[:, 0].isfinite().all():
+        raise not_finite("what the model predicts for the next token", "logits")
     nucleus_of_each = nucleus(scores.softmax(1).cpu().double(), sampling.top_p)
     sums = nucleus_of_each.cumsum(1)
     # Inverse of the cumulated probabilities: a number in [0, 1) falls on each token as often as its share of what is left.

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from calibrant.durable import LARGEST, flush, from_json, opened, read_json, read_packed, unreadable, unsealed
 from calibrant.outcomes import Measurement, Outcome, Score, outcomes_of, read_table
-from calibrant.seals import BrokenSealError, Purpose
+from calibrant.seals import SEAL, BrokenSealError, Purpose
 from calibrant.store.shapes import FailureFile, Matrix, ProfileFile, Provenance, RecordFile, ScoreFile, check
 
 RECORD: Final = "record.json"
@@ -117,7 +117,10 @@ class ResultFiles(ABC):
         with understood(self.where(PROVENANCE)):
             if not self.has(PROVENANCE):
                 return {}
-            return check(unsealed(self.json(PROVENANCE), provenance_purpose(self.digits)), Provenance)
+            told = self.json(PROVENANCE)
+            if SEAL not in told and "seconds" not in told:  # one from before there were seals says how long it took
+                raise BrokenSealError
+            return check(unsealed(told, provenance_purpose(self.digits)), Provenance)
 
     def score_file(self) -> Mapping[str, Any]:
         """Return what `score.json` of a measurement holds."""

@@ -1,0 +1,143 @@
+"""A power loss: whatever wasn't flushed when a command was killed is cut or zeroed. The same command then ends as if nothing had happened."""
+
+import functools
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calibrant.cli import main
+from calibrant.store import verify
+from calibrant.testing import tiny_folder
+
+from tests.attack.harmed import model_of
+from tests.study.small import asked, ended, forked, results, tables, texts
+from tests.study.test_killing import dying
+
+KILLS = 5
+"""Losses in a row, before a command may end."""
+
+
+def watched(act: Callable[[], object], at: int | None, log: Path) -> None:
+    """Do something, and be killed at the `at`-th call that makes something durable or visible.
+
+    A log keeps what each file was when it was flushed.
+    """
+    fsync = os.fsync
+
+    def noting(handle: int) -> None:
+        fsync(handle)
+        with log.open("a") as file:
+            file.write(_state(os.fstat(handle)) + "\n")
+
+    os.fsync = noting
+    dying(act, at, log.with_suffix(".count"))
+
+
+def _state(about: os.stat_result) -> str:
+    return f"{about.st_ino} {about.st_size} {about.st_mtime_ns}"
+
+
+def lose_power(folders: list[Path], log: Path, chance: random.Random) -> int:
+    """Cut or zero whatever isn't as it was when it was last flushed, and return how many files that were."""
+    flushed = set(log.read_text().splitlines()) if log.exists() else set[str]()
+    lost = 0
+    for path in _files(folders):
+        about = path.stat()
+        if about.st_size == 0 or _state(about) in flushed:
+            continue
+        lost += 1
+        kept = chance.randrange(about.st_size)
+        os.truncate(path, kept)
+        if chance.random() < 0.7:  # its size had reached the disk, and its last pages hadn't
+            os.truncate(path, about.st_size)
+    return lost
+
+
+def _files(folders: list[Path]) -> Iterator[Path]:
+    for folder in folders:
+        if folder.is_dir():
+            yield from (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
+
+
+def ends_the_same(act: Callable[[], object], folders: list[Path], log: Path, total: int, chance: random.Random) -> int:
+    """Lose power several times while something is done, then let it end; returns how many files were lost on the way."""
+    lost = 0
+    for _ in range(KILLS):
+        at = chance.randint(1, max(total // 2, 1))
+        code = ended(forked(functools.partial(watched, act, at, log), log.with_suffix(".said")))
+        assert code in (0, -signal.SIGKILL), log.with_suffix(".said").read_text()
+        lost += lose_power(folders, log, chance)
+    code = ended(forked(functools.partial(watched, act, None, log), log.with_suffix(".said")))
+    assert code == 0, log.with_suffix(".said").read_text()
+    return lost
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("given")
+    found = texts(folder / "texts")
+    # What is loaded and compiled at first use is so once, here, and not in every process.
+    asked(found, data=["random_tokens"]).run(folder / "first")
+    return found
+
+
+SLOW = [pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("propagate", ["dense", "arrival"])
+@pytest.mark.parametrize("seed", [0, *SLOW])
+def test_a_study_loses_nothing(given: dict[str, str], tmp_path: Path, seed: int, propagate: str):
+    chance = random.Random(f"{seed} {propagate}")
+    question = asked(given, propagate=propagate)
+    whole = functools.partial(question.run, tmp_path / "whole")
+    assert ended(forked(functools.partial(watched, whole, None, tmp_path / "whole.log"))) == 0
+    total = int((tmp_path / "whole.count").read_text())
+    store = tmp_path / "store"
+    ends_the_same(functools.partial(question.run, store), [store], tmp_path / "log", total, chance)
+    assert results(store) == results(tmp_path / "whole")
+    assert tables(store) == tables(tmp_path / "whole")
+    assert verify(store) == []
+
+
+COMMANDS = {
+    "gptq": ("quantize", "model", "--method", "gptq", "--target", "w4g16", "--data", "python_docs"),
+    "greedy": ("prune", "model", "--method", "greedy", "--target", "0.67", "--data", "python_docs"),
+}
+
+
+@pytest.mark.parametrize("method", COMMANDS)
+@pytest.mark.parametrize("seed", [0, *SLOW])
+def test_a_model_that_is_being_compressed_comes_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, method: str):
+    chance = random.Random(f"{seed} {method}")
+    found: list[Any] = []
+    for name in ("whole", "often"):
+        place = tmp_path / name
+        place.mkdir()
+        tiny_folder(place / "model", num_hidden_layers=3)
+        words = [*COMMANDS[method], "--out", "out", "--samples", "4", "--length", "32", "--dtype", "float32", "--device", "cpu"]
+        monkeypatch.chdir(place)
+        monkeypatch.setenv("CALIBRANT_CACHE", str(place / "cache"))
+        act = functools.partial(_command, words)
+        if name == "whole":
+            assert ended(forked(functools.partial(watched, act, None, tmp_path / "log"), tmp_path / "said")) == 0, (tmp_path / "said").read_text()
+        else:
+            total = int((tmp_path / "log.count").read_text())
+            ours = [place / "out", place / ".out.calibrant-partial", place / "cache"]
+            ends_the_same(act, ours, tmp_path / "other", total, chance)
+        found.append(model_of(place, ""))
+    assert found[0] == found[1]
+
+
+def _command(words: list[str]) -> None:
+    sys.argv = ["calibrant", *words]
+    try:
+        main()
+    except SystemExit as stopped:
+        if stopped.code:
+            raise
