@@ -1,0 +1,85 @@
+"""What a study kept is compared before it is used again: statistics, masks and edits that are damaged or another run's change no number."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from calibrant.errors import DataError
+from calibrant.store import EDITS, MASK, Store, verify
+
+from tests.study.small import asked, tables, texts
+
+DENSE = {"methods": ["wanda"], "propagate": "dense"}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return texts(tmp_path_factory.mktemp("given") / "texts")
+
+
+def zeroed(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-256] + bytes(256))
+
+
+def flipped(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] + bytes([content[-9] ^ 16]) + content[-8:])
+
+
+def swapped(path: Path) -> None:
+    other = path.with_name("block-00001.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [zeroed, flipped, swapped])
+def test_a_statistic_that_is_not_what_was_written_is_made_again(
+    given: dict[str, str], tmp_path: Path, harm: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+):
+    store, whole = tmp_path / "store", tmp_path / "whole"
+    for folder in (store, whole):
+        asked(given, **DENSE).run(folder)
+    for path in sorted((store / "statistics").glob("*/norms/block-00000.safetensors")):
+        harm(path)
+    assert {problem.where.partition("/")[0] for problem in verify(store)} == {"statistics"}
+    caplog.clear()
+    for folder in (store, whole):
+        asked(given, methods=["wanda", "ria"], propagate="dense").run(folder)
+    assert [record.levelname for record in caplog.records].count("WARNING") >= 1
+    assert tables(store) == tables(whole)
+    assert verify(store) == []
+
+
+def test_a_mask_or_edits_of_another_run_are_not_put_into_the_model(given: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    losses = [f"loss(source={given[name]!r}, tokens=200, length=64)" for name in ("verse", "prose")]
+    store, whole = tmp_path / "store", tmp_path / "whole"
+    for folder in (store, whole):
+        asked(given, methods=["wanda", "sparsegpt"], evaluate=losses[:1]).run(folder)
+    for name in (MASK, EDITS):
+        first, second, *_ = sorted((store / "runs").glob(f"*/{name}"))
+        shutil.copyfile(first, tmp_path / "first")
+        shutil.copyfile(second, first)
+        shutil.copyfile(tmp_path / "first", second)
+    caplog.clear()
+    for folder in (store, whole):
+        asked(given, methods=["wanda", "sparsegpt"], evaluate=losses).run(folder)
+    assert [record.levelname for record in caplog.records].count("WARNING") == 4
+    assert tables(store) == tables(whole)
+
+
+def test_a_result_that_is_not_what_was_written_is_refused(given: dict[str, str], tmp_path: Path):
+    asked(given, data=["random_tokens"], methods=["wanda"]).run(tmp_path)
+    for name in ("record.json", "measures/*/score.json", "measures/*/items.parquet"):
+        path = sorted(tmp_path.glob(f"runs/*/{name}"))[0]
+        content = path.read_bytes()
+        flipped(path)
+        with pytest.raises(DataError) as raised:
+            tables(tmp_path)
+        assert raised.value.subject == str(path)
+        path.write_bytes(content)
+    assert Store(tmp_path, create=False).ids()
+    assert tables(tmp_path)
