@@ -57,12 +57,12 @@ def take(file: IO[str], wait: bool = False) -> bool:
 
 def text_of_json(value: Any, ordered: bool = False) -> str:
     """Return indented JSON, its keys sorted unless they are `ordered`; floats come back to the last bit, and infinities come back too."""
-    return json.dumps(_finite(value), sort_keys=not ordered, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(plain_data(value), sort_keys=not ordered, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def line_of_json(value: Any) -> str:
     """Return the same as one line, without its end."""
-    return json.dumps(_finite(value), allow_nan=False)
+    return json.dumps(plain_data(value), allow_nan=False)
 
 
 def sealed(document: Mapping[str, Any], purpose: Purpose) -> dict[str, Any]:
@@ -70,13 +70,13 @@ def sealed(document: Mapping[str, Any], purpose: Purpose) -> dict[str, Any]:
     return {**document, SEAL: seal_of(purpose, text_of_json(document).encode())}
 
 
-def unsealed(document: Any, purpose: Purpose, always: bool = False) -> Any:
+def unsealed(document: Any, purpose: Purpose, required: bool = False) -> Any:
     """Return what `sealed` was given. Raises `BrokenSealError` for anything else.
 
-    One without a seal was written before there were seals, and is returned as it is unless it must `always` have one.
+    One without a seal was written before there were seals, and is returned as it is unless a seal is `required`.
     """
     if not isinstance(document, dict) or SEAL not in document:
-        if always:
+        if required:
             raise BrokenSealError
         return document
     content = {name: value for name, value in document.items() if name != SEAL}
@@ -85,11 +85,12 @@ def unsealed(document: Any, purpose: Purpose, always: bool = False) -> Any:
     return content
 
 
-def _finite(value: Any) -> Any:
+def plain_data(value: Any) -> Any:
+    """Return plain data without infinities and NaN, which JSON lacks: each is an object with one key, `float`."""
     if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): plain_data(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [plain_data(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": repr(value)}
     return value
@@ -115,14 +116,14 @@ def _whole(read: Callable[[int], bytes], most: int) -> bytes:
     return content_
 
 
-def read_json(path: Path, purpose: Purpose | None = None, always: bool = False) -> Any:
-    """Return what `text_of_json` wrote, and `sealed` for this purpose if one is given: `always`, or unless it is from before there were seals.
+def read_json(path: Path, purpose: Purpose | None = None, required: bool = False) -> Any:
+    """Return what `text_of_json` wrote. With a purpose the seal is compared; a file without one is accepted unless it is `required`.
 
     Raises `DataError` for a file that isn't there or isn't JSON, or what `text_of_json` can't have written.
     """
     try:
         value = from_json(content(path, LARGEST).decode())
-        return value if purpose is None else unsealed(value, purpose, always)
+        return value if purpose is None else unsealed(value, purpose, required)
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
 
@@ -165,7 +166,7 @@ def from_json(text: str) -> Any:
     if text.count("[") + text.count("{") > DEEPEST:
         _check_depth(value)
     if _HALF.search(text):
-        json.dumps(_finite(value), ensure_ascii=False, allow_nan=False).encode()  # half a surrogate is no text, and can't be written again
+        json.dumps(plain_data(value), ensure_ascii=False, allow_nan=False).encode()  # half a surrogate is no text, and can't be written again
     return value
 
 
@@ -220,6 +221,8 @@ def replacing(path: Path, half: Path | None = None, flushed: bool = True) -> Ite
             if flushed:
                 flush(half)
             half.replace(path)
+            if flushed:
+                flush(path.parent)
     finally:
         with suppress(OSError):
             half.unlink()

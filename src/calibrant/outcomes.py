@@ -164,7 +164,8 @@ class Journal:
     def _read(self, path: Path) -> dict[str, Any]:
         first, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) or [""]
         if first != self._first_line():
-            if not _is_first_line(first):
+            cut = not lines and not first.endswith("\n")  # by a kill, which is nothing to speak of
+            if not cut and not _is_first_line(first):
                 tell_made_again("the journal", short(path))
             path.unlink()
             return {}

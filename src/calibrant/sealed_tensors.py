@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from calibrant.durable import from_json, line_of_json, replacing, usual_rights
-from calibrant.seals import BrokenSealError, Purpose, seal_of
+from calibrant.seals import BrokenSealError, NoSealError, Purpose, seal_of
 
 ENTRY: Final = "calibrant"
 """The entry of a file's metadata in which its facts and its seal stand."""
@@ -29,13 +29,12 @@ class SealedTensors:
 
 def write(path: Path, purpose: Purpose, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write one file, flushed, in place of an older one. Raises `OSError`, also for a full disk."""
-    here = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    on_cpu = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     # One entry: the order of several would differ from one time to the next.
-    metadata = {ENTRY: line_of_json({"facts": facts, "seal": _seal(purpose, facts, here)})}
-    half = path.with_suffix(".unfinished")
+    metadata = {ENTRY: line_of_json({"facts": facts, "seal": _seal(purpose, facts, on_cpu)})}
     try:
-        with replacing(path, half), usual_rights(half):
-            save_file(here, half, metadata=metadata)
+        with replacing(path) as half, usual_rights(half):
+            save_file(on_cpu, half, metadata=metadata)
     except SafetensorError as error:
         # safetensors writes in Rust and keeps the system's error number in its message only.
         number = re.search(r"os error (\d+)", str(error))
@@ -46,10 +45,12 @@ def write(path: Path, purpose: Purpose, facts: Mapping[str, Any], tensors: Mappi
 def read(path: Path, purpose: Purpose, mapped: bool = True) -> SealedTensors:
     """Return what was written for this purpose. What isn't `mapped` into memory is read.
 
-    Raises `FileNotFoundError`, and `BrokenSealError` for whatever isn't what was written.
+    Raises `OSError` where it can't be read, `FileNotFoundError` where it isn't there, and `BrokenSealError` for what isn't what was written.
     """
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path))
+    with path.open("rb"):  # safetensors tells a file that may not be read from a damaged one by its message only
+        pass
     backend: Any = {"backend": "mmap" if mapped else "pread"}
     try:
         with safe_open(path, framework="pt", **backend) as file:
@@ -57,8 +58,12 @@ def read(path: Path, purpose: Purpose, mapped: bool = True) -> SealedTensors:
             names = list(file.keys())
             tensors = {name: file.get_tensor(name) for name in names}
         entry = from_json(metadata[ENTRY])
+        if not {"facts", "seal"} & entry.keys():
+            raise NoSealError
         facts, seal = entry["facts"], entry["seal"]
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+    except NoSealError:
+        raise
+    except (SafetensorError, OSError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise BrokenSealError from error
     if seal != _seal(purpose, facts, tensors):
         raise BrokenSealError

@@ -3,8 +3,9 @@
 A seal is a hash of the content and of its purpose: what kind of thing it is, of which run, of which step. So a damaged file is noticed, and so is a
 whole one in the place of another.
 
-What is sealed is flushed to the disk before it counts as done. What doesn't agree when it is read is made again where that can be done (a step of a
-checkpoint, a statistic, a line of a journal, whatever is cached), and `tell_made_again` says so in one line. A result is refused with a `DataError`.
+What is sealed is flushed to the disk before it counts as done, but for what is only cached. What doesn't agree when it is read is made again where
+that can be done (a step of a checkpoint, a statistic, a line of a journal, whatever is cached), and `tell_made_again` says so in one line. A result
+is refused with a `DataError`.
 """
 
 import hashlib
@@ -26,7 +27,11 @@ class BrokenSealError(ValueError):
     """Something isn't what was written, or was written for another purpose."""
 
     def __init__(self) -> None:
-        super().__init__("it is damaged, or was written for something else")
+        super().__init__("it isn't what was written there")
+
+
+class NoSealError(BrokenSealError):
+    """Something is from before there were seals."""
 
 
 def seal_of(purpose: Purpose, *contents: bytes | memoryview) -> str:
@@ -43,5 +48,5 @@ def seal_of(purpose: Purpose, *contents: bytes | memoryview) -> str:
 
 
 def tell_made_again(what: str, where: str) -> None:
-    """Say in one line that something isn't what was written there for this purpose, and is made again."""
-    _LOGGER.warning("%s in %r is damaged, or was written for something else; it is made again", what, where)
+    """Say in one line that something is damaged, of another purpose, or from before there were seals, and is made again."""
+    _LOGGER.warning("%s in %r isn't what this version wrote there; it is made again", what, where)

@@ -30,7 +30,7 @@ LOSS: Final = "loss(source=python_docs, tokens=128, length=32)"
 MORE: Final = "loss(source=arithmetic, tokens=64, length=32)"
 TELLING: Final = (("store", "merge"),)
 """Commands that end with 1 where they say what is wrong with a store, and do the rest."""
-NOT_A_RESULT: Final = ("provenance", "seal", "seconds", "machine", "sizes", "files", "when")
+NOT_A_RESULT: Final = ("provenance", "seal", "seconds", "machine", "sizes", "files", "when", "reused")
 """What differs from one time to the next, or is compared by what it stands for."""
 
 Words = Sequence[str]
@@ -42,6 +42,7 @@ class Ended:
 
     code: int
     said: str
+    tells: bool = False
     fault: str = ""
     result: Any = None
 
@@ -58,7 +59,7 @@ class Scene:
 
 def commands(folder: Path, every: Sequence[Words], result: Callable[[Path, str], Any]) -> Ended:
     """Run commands in a folder, with a cache in it, up to the first that doesn't end well."""
-    printed, complaints = "", ""
+    printed, complaints, telling = "", "", False
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patched:
         patched.setenv("CALIBRANT_CACHE", str(folder / "cache"))
         for words in every:
@@ -66,12 +67,13 @@ def commands(folder: Path, every: Sequence[Words], result: Callable[[Path, str],
                 done = CliRunner().invoke(app, list(words))
             complaints += done.stderr
             tells = done.exit_code == 1 and tuple(words[:2]) in TELLING
+            telling = telling or tells
             if done.exception is not None and not isinstance(done.exception, SystemExit):
                 return Ended(1, complaints, f"{type(done.exception).__name__}: {done.exception}")
             if done.exit_code != 0 and not tells:
                 return Ended(done.exit_code, complaints)
             printed = done.stdout
-        return Ended(0, complaints, result=result(folder, printed))
+        return Ended(0, complaints, telling, result=result(folder, printed))
 
 
 @contextlib.contextmanager
@@ -108,7 +110,9 @@ def model_of(folder: Path, printed: str) -> Any:
     tensors: dict[str, Any] = {}
     for path in sorted((folder / "out").rglob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            tensors |= {f"{path.parent.name}/{key}": file.get_tensor(key).view(torch.uint8).numpy().tobytes() for key in file.keys()}  # noqa: SIM118
+            for key in file.keys():  # noqa: SIM118  # no dict
+                numbers = file.get_tensor(key).view(torch.uint8).numpy()
+                tensors[f"{path.parent.name}/{key}"] = numbers.tobytes()
     return tensors, _stripped(json.loads((folder / "out" / "calibrant.json").read_text()))
 
 
@@ -240,6 +244,13 @@ def merged(folder: Path, seed: int) -> Scene:
     return Scene("merged", folder, [("store", "merge", "both", "results")], stored)
 
 
+def mixed(folder: Path, seed: int) -> Scene:
+    words = ("mix", "model", "--sources", "python_docs", "--sources", "arithmetic", "--tokens", "256", "--length", "32", "--seed", str(seed))
+    ended = commands(folder, [(*words, "--dtype", "float32", "--json")], lambda *_: None)
+    assert ended.code == 0, ended
+    return Scene("mixed", folder, [(*words, "--dtype", "float32", "--json")], printed_json)
+
+
 def saved_model(folder: Path, seed: int) -> Scene:
     words = ("quantize", "model", "--method", "gptq", "--target", "w4g16", "--data", "python_docs", "--out", "out")
     made = (*words, "--export", "compressed_tensors", "--export", "sparse", *_draw(seed))
@@ -310,6 +321,7 @@ MAKERS: Final = (
     packed,
     unpacked,
     merged,
+    mixed,
     saved_model,
     exported,
     finished,
@@ -349,9 +361,20 @@ def harm(chance: random.Random, place: Path, inside: Path, other: Path) -> str:
     elif way == "cut":
         del content[chance.randrange(len(content)) :]
     else:
-        content = bytearray(_another(chance, place, inside, other if way != "neighbour" else place).read_bytes())
+        where = place if way == "neighbour" else other
+        content = bytearray(_another(chance, place, inside, where).read_bytes())
     path.write_bytes(content)
     return way
+
+
+def _harmed(chance: random.Random, scene: Scene, place: Path, other: Path) -> tuple[Path, str]:
+    """Harm one of the files so that it is another one, and say which and how."""
+    while True:
+        inside = chance.choice(candidates(scene))
+        before = (place / inside).read_bytes()
+        way = harm(chance, place, inside, other)
+        if (place / inside).read_bytes() != before:
+            return inside, way
 
 
 def _another(chance: random.Random, place: Path, inside: Path, other: Path) -> Path:
@@ -370,8 +393,7 @@ def case(number: int, every: Mapping[str, Scene], others: Mapping[str, Scene], w
     here = ground / f"case-{number}"
     shutil.copytree(scene.folder, here, symlinks=True)
     try:
-        inside = chance.choice(candidates(scene))
-        way = harm(chance, here, inside, others[name].folder)
+        inside, way = _harmed(chance, scene, here, others[name].folder)
         ended = commands(here, scene.again, scene.result)
     finally:
         shutil.rmtree(here, ignore_errors=True)
@@ -383,7 +405,10 @@ def case(number: int, every: Mapping[str, Scene], others: Mapping[str, Scene], w
         return None if lines and "Traceback" not in ended.said else f"{about}: refused without a word, or with a traceback: {ended.said[:300]}"
     if ended.code != 0:
         return f"{about}: ended with {ended.code}: {ended.said[:300]}"
-    if name == "merged":  # what is damaged isn't taken, and what is taken is the same
+    if name == "merged":  # what is damaged isn't taken, which is said, and what is taken is the same
+        lacking = whole[name].keys() - ended.result.keys()
+        if lacking and not ended.tells:
+            return f"{about}: {len(lacking)} results are lacking, without a word"
         return None if ended.result.items() <= whole[name].items() else f"{about}: another result"
     # The grid of another study is a question about other runs, and an importance matrix is what the user names.
     if way == "another run's" and inside.name in ("index.json", "mine.gguf"):

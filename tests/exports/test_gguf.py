@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from calibrant.cli import app
 from calibrant.compress import prune, quantize
 from calibrant.errors import OutputError, SpecError
-from calibrant.models import home_of, open_model, view
+from calibrant.models import manifest_folder, open_model, view
 from calibrant.models.gguf_writing import q4_0, q8_0
 from calibrant.testing import tiny_folder
 from calibrant.testing.tiny import tiny_gguf
@@ -84,7 +84,7 @@ def test_metadata_and_tokenizer_are_the_templates_and_the_manifest_stands_beside
             assert after.fields[name].contents() == field.contents(), name
     assert after.fields["calibrant.target"].contents() == "w4g32"
     assert after.fields["calibrant.method"].contents().startswith("rtn")
-    assert home_of(tmp_path / "out" / "model.gguf") == tmp_path / "out"
+    assert manifest_folder(tmp_path / "out" / "model.gguf") == tmp_path / "out"
 
 
 def test_a_folder_needs_a_file_of_the_same_model(template: Path, tmp_path: Path) -> None:

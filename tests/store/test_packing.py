@@ -15,7 +15,7 @@ from calibrant.compare import read
 from calibrant.durable import read_json, text_of_json, unsealed
 from calibrant.errors import DataError, OutputError
 from calibrant.store import MARKER, Cell, Measurement, Outcome, Record, Score, Store, audit, measurement_id, merge, pack, packing, unpack, verify
-from calibrant.store.packed import MOVING, PACKED, PURPOSE, PackedStore, settle
+from calibrant.store.packed import MOVING, PACKED, PACKED_PURPOSE, PackedStore, settle
 
 from tests.store.conftest import LOSS, MEASURED, RECORD, RUN, as_format_1, filled, visible
 from tests.usual import usually
@@ -258,7 +258,7 @@ def test_a_page_of_the_user_stays(store: Store):
 def test_by_another_version_of_the_libraries_it_is_the_same_content(store: Store, tmp_path: Path):
     pack(store.folder, tmp_path / "packed")
     manifest = tmp_path / "packed" / PACKED
-    manifest.write_text(text_of_json({**unsealed(read_json(manifest), PURPOSE), "libraries": {"pyarrow": "1", "zlib": "1"}}))
+    manifest.write_text(text_of_json({**unsealed(read_json(manifest), PACKED_PURPOSE), "libraries": {"pyarrow": "1", "zlib": "1"}}))
     assert verify(tmp_path / "packed") == []
     unpack(tmp_path / "packed", tmp_path / "back")
     assert answers(tmp_path / "back") == answers(store.folder)

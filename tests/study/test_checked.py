@@ -69,6 +69,7 @@ def test_a_mask_or_edits_of_another_run_are_not_put_into_the_model(given: dict[s
         asked(given, methods=["wanda", "sparsegpt"], evaluate=losses).run(folder)
     assert [record.levelname for record in caplog.records].count("WARNING") == 4
     assert tables(store) == tables(whole)
+    assert verify(store) == [], "what was damaged was written again"
 
 
 def test_a_result_that_is_not_what_was_written_is_refused(given: dict[str, str], tmp_path: Path):

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, final
 
-from calibrant.durable import put, read_json, text_of_json
+from calibrant.durable import put, read_json, sealed, short, text_of_json
 from calibrant.errors import DataError
+from calibrant.seals import Purpose, tell_made_again
 
 RACED: Final = 5
 """Sets in a race, the baseline among them."""
@@ -86,7 +87,7 @@ class StepCosts:
     def keep(self, folder: Path, question: str) -> None:
         """Write them into the folder for the next call."""
         folder.mkdir(parents=True, exist_ok=True)
-        put(folder / COSTS, text_of_json({"question": question, **asdict(self)}).encode())
+        _put(folder / COSTS, {"question": question, **asdict(self)})
 
 
 def kept(folder: Path, question: str) -> StepCosts | None:
@@ -99,11 +100,22 @@ def kept(folder: Path, question: str) -> StepCosts | None:
     return StepCosts(*map(float, values))
 
 
+def _put(path: Path, document: dict[str, Any]) -> None:
+    put(path, text_of_json(sealed(document, _purpose(path))).encode())
+
+
+def _purpose(path: Path) -> Purpose:
+    return {"kind": "advice", "file": path.name}
+
+
 def _stored(path: Path, question: str) -> Any:
     """What an earlier call kept of the same question; None for another's, and for what is damaged: it is measured again."""
+    if not path.is_file():
+        return None
     try:
-        stored: Any = read_json(path) if path.is_file() else None
+        stored: Any = read_json(path, _purpose(path), required=True)
     except DataError:
+        tell_made_again("what an earlier call measured", short(path))
         return None
     return stored if isinstance(stored, dict) and stored.get("question") == question else None
 
@@ -146,7 +158,7 @@ class TimePlan:
     def keep(self, folder: Path, question: str, minutes: float, done: int) -> None:
         """Write it into the folder, so that a later call goes on with the same sets, tokens and items."""
         folder.mkdir(parents=True, exist_ok=True)
-        put(folder / PLAN, text_of_json({"question": question, "minutes": minutes, **asdict(self), "done": done}).encode())
+        _put(folder / PLAN, {"question": question, "minutes": minutes, **asdict(self), "done": done})
 
 
 def kept_plan(folder: Path, question: str, minutes: float) -> TimePlan | None:

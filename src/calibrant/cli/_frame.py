@@ -5,11 +5,10 @@ import errno
 import functools
 import json
 import logging
-import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from io import TextIOWrapper
@@ -231,7 +230,7 @@ def root(
 ) -> None:
     """Compress language models with the calibration data you choose, and see which differences are real."""
     _settings["quiet"] = quiet
-    logging.getLogger("calibrant").addHandler(_SHOWN)  # one that is there already isn't added again
+    logging.getLogger("calibrant").addHandler(_HANDLER)  # one that is there already isn't added again
     if debug:
         os.environ[DEBUG] = "1"
     if trust:
@@ -302,7 +301,7 @@ class _LinesOfTheLibrary(logging.Handler):
         note(visible_name(self.format(record)))
 
 
-_SHOWN: Final = _LinesOfTheLibrary()
+_HANDLER: Final = _LinesOfTheLibrary()
 
 
 def look_in(data_dir: Path | None) -> None:
@@ -335,7 +334,9 @@ def write(path: Path, result: Any) -> None:
 def show(result: Any, as_json: bool, lines: Callable[[Any], Any]) -> None:
     """Print a result: as JSON, or what `lines` makes of it for people."""
     if as_json:
-        text = json.dumps(_as_data(result), ensure_ascii=False, default=str, allow_nan=False)
+        from calibrant.durable import plain_data
+
+        text = json.dumps(plain_data(result), ensure_ascii=False, default=str, allow_nan=False)
         typer.echo(visible_json(text))
         return
     from rich.text import Text
@@ -343,17 +344,6 @@ def show(result: Any, as_json: bool, lines: Callable[[Any], Any]) -> None:
     shown = console()
     for line in lines(result):
         shown.print(line, soft_wrap=isinstance(line, str | Text) and not _has_width(shown))
-
-
-def _as_data(value: Any) -> Any:
-    """Return plain data with infinities and NaN, which JSON lacks, in the form of our files."""
-    if isinstance(value, Mapping):
-        return {key: _as_data(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_data(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": repr(value)}
-    return value
 
 
 def console() -> "Console":

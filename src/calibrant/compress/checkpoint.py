@@ -1,7 +1,7 @@
 """What a killed `prune` left: the edits it had made, beside the folder it was going to write.
 
 The edits of a block, or one that is no block's, are one safetensors file that appears by rename. What the method found out by trying is a journal.
-Each is sealed for the run and the step that it is of; what is damaged, or of anything else, is made again.
+Each step has a seal for its run and its number. What is damaged, or is of another run, is made again.
 """
 
 import shutil
@@ -43,6 +43,7 @@ class Checkpoint:
         self.folder = out.parent / f".{out.name}.calibrant-partial"
         self._run_id = run_id
         self._names = dict[int, tuple[str, ...]]()
+        self._told = set[Path]()
 
     def load(self, numbers: bool = True) -> list[FinishedStep]:
         """Return the unbroken row of steps from the first one on; empty if nothing was begun, or something else was.
@@ -58,7 +59,9 @@ class Checkpoint:
             except FileNotFoundError:
                 break
             except BrokenSealError:
-                tell_made_again("a finished step", short(path))
+                if path not in self._told:
+                    tell_made_again("a finished step", short(path))
+                self._told.add(path)
                 break
             steps.append(step if numbers else step.without_numbers())
         return steps
@@ -87,7 +90,7 @@ class Checkpoint:
             sealed_tensors.write(self._path(index), self._purpose(index), facts, tensors)
         except OSError as error:
             raise OutputError(f"can't keep step {index} in {str(self.folder)!r}: {reason(error)}", subject=str(self.folder)) from error
-        self._names[index] = _matrices(edits)
+        self._names[index] = _matrix_names(edits)
 
     @contextmanager
     def staying(self) -> Iterator[None]:
@@ -106,10 +109,10 @@ class Checkpoint:
 
     def _read(self, index: int) -> FinishedStep:
         # Read and not mapped: a limit on addresses, which the user may have set, holds then.
-        held = sealed_tensors.read(self._path(index), self._purpose(index), mapped=False)
-        edits = from_tensors(held.tensors, held.facts["edits"])
-        self._names[index] = _matrices(edits)
-        return FinishedStep(edits, held.facts["reports"])
+        stored = sealed_tensors.read(self._path(index), self._purpose(index), mapped=False)
+        edits = from_tensors(stored.tensors, stored.facts["edits"])
+        self._names[index] = _matrix_names(edits)
+        return FinishedStep(edits, stored.facts["reports"])
 
     def _purpose(self, index: int) -> Purpose:
         return {"kind": "checkpoint", "run": self._run_id, "step": index}
@@ -118,6 +121,6 @@ class Checkpoint:
         return self.folder / f"edits-{index:05d}.safetensors"
 
 
-def _matrices(edits: Sequence[StoredEdit]) -> tuple[str, ...]:
+def _matrix_names(edits: Sequence[StoredEdit]) -> tuple[str, ...]:
     """The names of the matrices that these edits replace; other edits have none."""
     return tuple(edit.facts["name"] for edit in edits if "name" in edit.facts)

@@ -8,7 +8,7 @@ from typing import Any
 
 from calibrant.exports import CARD, Export, exports
 from calibrant.inspection.leaks import RUNS_FILE
-from calibrant.models import check_output, home_of, located, open_model, read_manifest, saved, saved_dtype
+from calibrant.models import check_output, located, manifest_folder, open_model, read_manifest, saved, saved_dtype
 from calibrant.notebook import card
 
 
@@ -38,7 +38,7 @@ def export(model: str | Path, out: str | Path, to: str | Export = "hf") -> Expor
     check_output(out)
     place = located(str(model))
     opened = open_model(str(model), saved_dtype(place) if place.is_dir() else "auto")
-    home = home_of(place)
+    home = manifest_folder(place)
     beside = {name: (home / name).read_bytes() for name in (CARD, RUNS_FILE) if read_manifest(home) is not None and (home / name).is_file()}
     manifest: Mapping[str, Any] = read_manifest(home) or {"calibrant": version("calibrant")}
     told = {name: value for name, value in manifest.items() if name != "sizes"} | {"exports": [str(form)]}

@@ -17,7 +17,7 @@ from calibrant.evaluators._base import Evaluator, Subject
 from calibrant.evaluators._engines import check_engine, opened_by_llama_cpp
 from calibrant.evaluators._room import left_on_disk
 from calibrant.inspection.leaks import LeakCount, RowFingerprints, find_leaks, serious
-from calibrant.models import Opened, home_of, open_model, read_manifest, read_when_run
+from calibrant.models import Opened, manifest_folder, open_model, read_manifest, read_when_run
 from calibrant.models.cache import cache_folder
 from calibrant.outcomes import Journal, Measurement, Score
 from calibrant.process import freed_memory_kept
@@ -115,7 +115,7 @@ def _counted(task: Evaluator, score: Score) -> Score:
 
 def refuse_leaks(model: str | Opened, tasks: Sequence[Evaluator], allow_leak: bool) -> tuple[list[LeakCount], Mapping[str, Any] | None]:
     """Return which of the rows that each task measures the model was calibrated on, and its manifest. `DataError` for any, unless `allow_leak`."""
-    folder = str(home_of(model.name if isinstance(model, Opened) else model))
+    folder = str(manifest_folder(model.name if isinstance(model, Opened) else model))
     manifest = read_manifest(folder)
     leaked = [calibrated_on(manifest, folder, task) for task in tasks]
     if any(leaked) and not allow_leak:

@@ -106,20 +106,22 @@ class StoredPieces:
 
     def holds(self, block: Block) -> bool:
         """Whether all of the block's pieces are stored."""
-        return self._part(0).stored_blocks(self._kind, [block]) == 1
+        count = self._part(0).pieces(self._kind, block)
+        return count > 0 and all(self._part(place).stored_blocks(self._kind, [block]) for place in range(1, count))
 
     def add(self, block: Block, seen: Mapping[Weight, Seen]) -> None:
         """Store the pieces of a walk."""
         by_weight: dict[Weight, Any] = {weight: of[self._pieces] for weight, of in seen.items()}
-        # The first piece is written last: it says that all are there.
-        for place in reversed(range(max((len(pieces.parts) for pieces in by_weight.values()), default=1))):
+        count = max((len(pieces.parts) for pieces in by_weight.values()), default=1)
+        # The first piece is written last: it says how many there are.
+        for place in reversed(range(count)):
             parts = {weight: Seen({self._kind: pieces.parts[place]}) for weight, pieces in by_weight.items() if place < len(pieces.parts)}
-            self._part(place).add(self._kind, block, parts)
+            self._part(place).add(self._kind, block, parts, count)
 
     def read(self, block: Block) -> list[Dense]:
         """Return what the block's matrices saw in each piece."""
-        parts = map(self._part, range(self._pieces.most))
-        return [part.read([self._kind], block) for part in parts if part.stored_blocks(self._kind, [block])]
+        count = self._part(0).pieces(self._kind, block)
+        return [self._part(place).read([self._kind], block) for place in range(count)]
 
     def _part(self, place: int) -> Statistics:
         return Statistics(self._root, f"{self._name}-piece-{place:02d}")

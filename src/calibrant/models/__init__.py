@@ -8,7 +8,7 @@ with uncollected():
     from calibrant.models.devices import resolve_device, resolve_dtype
     from calibrant.models.experts import Choices, ExpertLayer, drop_experts, expert_layers
     from calibrant.models.heads import Heads
-    from calibrant.models.manifest import home_of, read_manifest
+    from calibrant.models.manifest import manifest_folder, read_manifest
     from calibrant.models.on_disk import read_when_run
     from calibrant.models.opening import gguf_of, load, located, open_model, open_tokenizer, outlined, saved_dtype
     from calibrant.models.residence import IN_MEMORY, Residence
@@ -38,9 +38,9 @@ __all__ = [
     "drop_experts",
     "expert_layers",
     "gguf_of",
-    "home_of",
     "load",
     "located",
+    "manifest_folder",
     "open_model",
     "open_tokenizer",
     "outlined",

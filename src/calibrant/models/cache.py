@@ -56,7 +56,7 @@ class CachedModel:
         if not self._folder.is_dir():
             return None
         try:
-            about = read_json(self._folder / DESCRIPTION, self._identity_purpose, always=True)
+            about = read_json(self._folder / DESCRIPTION, self._purpose, required=True)
             with ThreadPoolExecutor(1) as beside:
                 sums = beside.submit(_checksums, self._folder)
                 config = AutoConfig.from_pretrained(self._folder, trust_remote_code=False)
@@ -88,7 +88,7 @@ class CachedModel:
         with appearing(self._folder, half):
             model.save_pretrained(half)
             about = {"note": note, "checksums": _checksums(half), **self._identity}
-            description = text_of_json(sealed(about, self._identity_purpose))
+            description = text_of_json(sealed(about, self._purpose))
             (half / DESCRIPTION).write_text(description, encoding="utf-8")
             same_rights(half / DESCRIPTION)
         # Copies of the same file by other versions are of no use any more.
@@ -105,7 +105,7 @@ class CachedModel:
         return cache_folder() / "models" / f"{self._begins}-{identity(self._identity).rpartition(':')[2][:8]}"
 
     @property
-    def _identity_purpose(self) -> Purpose:
+    def _purpose(self) -> Purpose:
         return {"kind": "dequantized model", "of": identity(self._identity)}
 
     @cached_property

@@ -150,7 +150,10 @@ def open_tokenizer(ref: str, trust_remote_code: bool | None = None) -> tuple[Any
     trust = trusted(trust_remote_code)
     path = _locate(ref, HUB_WORDS, code=trust)
     with quiet():
-        return (folder_tokenizer(path, ref, trust) if path.is_dir() else gguf_tokenizer(path)), ref
+        if not path.is_dir():
+            return gguf_tokenizer(path), ref
+        check_unchanged(path, {}, weights=False)
+        return folder_tokenizer(path, ref, trust), ref
 
 
 def located(ref: str) -> Path:

@@ -4,7 +4,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
@@ -113,7 +113,6 @@ def _appears(folder: Path) -> Iterator[Path]:
     try:
         with appearing(folder, folder.absolute().parent / f".{folder.absolute().name}.unfinished") as temporary:
             yield temporary
-        flush(folder.absolute().parent)
     except OSError as error:
         what = "the disk is full" if error.errno in FULL else f"writing failed ({error.strerror or error})"
         raise OutputError(
@@ -126,6 +125,8 @@ def _appears(folder: Path) -> Iterator[Path]:
         raise OutputError(
             f"{folder} couldn't be saved: {what}; nothing of it was left behind, so make room or name another place", subject=str(folder)
         ) from error
+    with suppress(OSError):  # it is there and whole; some places can't be flushed
+        flush(folder.absolute().parent)
 
 
 def _description(folder: Path) -> str:

@@ -216,7 +216,7 @@ class Picking(Selector, ABC):
         purpose: Purpose = {"kind": "order of candidates", "of": digits}
         if path.is_file():
             try:
-                kept = read_json(path, purpose, always=True)
+                kept = read_json(path, purpose, required=True)
                 return kept["order"], kept["note"]
             except DataError:
                 tell_made_again("an order of candidates", short(path))

@@ -400,7 +400,7 @@ def _read_batch(path: Path, purpose: Purpose, count: int) -> list[Draft] | None:
     if not path.is_file():
         return None
     try:
-        texts = read_json(path, purpose, always=True)["texts"]
+        texts = read_json(path, purpose, required=True)["texts"]
     except DataError:
         tell_made_again("what the model wrote", short(path))
         return None

@@ -47,7 +47,7 @@ def _of_files(paths: Sequence[Path]) -> Iterator[ItemNumbers]:
     if not paths:
         return
     for path in paths:
-        LooseFiles(path.parent).compare(path.name)
+        LooseFiles(path.parent).check_unchanged(path.name)
     schema = {"item": pl.String, "value": pl.Float64, "weight": pl.Float64}
     try:
         if not all(path.is_file() for path in paths):

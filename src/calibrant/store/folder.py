@@ -1,5 +1,6 @@
 """The store: a folder of records, measurements and failures, and the index of the study's grid."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ from calibrant.store.reading import (
     PROVENANCE,
     RECORD,
     SCORE,
+    SUMS,
     WEIGHTS,
     LooseFiles,
     ResultFiles,
@@ -173,11 +175,24 @@ class Store:
             try:
                 content = files.content(name)
             except DataError:
-                tell_made_again("what a model is made from again", short(files.where(name)))
+                tell_made_again("the mask or the edits of a run", short(files.where(name)))
                 continue
             if content is not None:
                 return content
         return None
+
+    def put_back(self, run_id: str, contents: Mapping[str, bytes]) -> None:
+        """Write a run's mask or edits anew where they are damaged and `contents` are what was written once; what was deleted stays deleted."""
+        files = self.files(run_id)
+        if not isinstance(files, LooseFiles) or not files.has(SUMS):
+            return
+        sums = files.json(SUMS)
+        for name in (MASK, EDITS):
+            content = contents.get(name)
+            if content is None or not files.has(name) or files.digest(name) == sums.get(name):
+                continue
+            if hashlib.sha256(content).hexdigest() == sums.get(name):
+                self._staging.replace(files.folder / name, content)
 
     def bytes_of(self, name: str) -> int:
         """Return how much room the files of this name take beside all records together."""
@@ -434,7 +449,8 @@ def statistics_purpose(name: str, folder: str, block: int) -> Purpose:
 
 
 def _provenance_text(provenance: Mapping[str, Any], result_id: str) -> bytes:
-    return text_of_json(sealed(provenance, provenance_purpose(bare(result_id)))).encode()
+    document = sealed(provenance, provenance_purpose(bare(result_id)))
+    return text_of_json(document).encode()
 
 
 def bare(tagged: str) -> str:

@@ -52,7 +52,7 @@ BYTES: Final = "bytes"
 
 _OF_RUNS: Final = (RECORD, PROVENANCE, PROFILE, SUMS, WEIGHTS)
 _OF_MEASUREMENTS: Final = (SCORE, PROVENANCE, SUMS)
-PURPOSE: Final[Purpose] = {"kind": "packed store"}
+PACKED_PURPOSE: Final[Purpose] = {"kind": "packed store"}
 """What `packed.json` is sealed for."""
 NUMBERS: Final = ("item", "value", "weight")
 """The columns that every measurement's items have."""
@@ -88,7 +88,7 @@ class PackedStore:
         self.folder = folder
         path = self.path(PACKED)
         with understood(path):
-            self.manifest: Mapping[str, Any] = check(read_json(path, PURPOSE), Mapping[str, Any])
+            self.manifest: Mapping[str, Any] = check(read_json(path, PACKED_PURPOSE), Mapping[str, Any])
             check(self.manifest["files"], Mapping[str, str])
             check(self.manifest["libraries"], Mapping[str, str])
             check([self.manifest["runs"], self.manifest["measurements"]], list[Count])
@@ -106,7 +106,7 @@ class PackedStore:
         moving = self.folder / MOVING
         return moving / name if (moving / PACKED).exists() and (moving / name).exists() else self.folder / name
 
-    def whole(self, name: str) -> Path:
+    def checked_path(self, name: str) -> Path:
         """Return where a table is. Raises `DataError` unless it is what was packed."""
         path = self.path(name)
         if name in self._compared:
@@ -118,10 +118,10 @@ class PackedStore:
         self._compared.add(name)
         return path
 
-    def compare(self) -> None:
+    def check_unchanged(self) -> None:
         """Raise `DataError` unless everything is what was packed."""
         for name in self.manifest["files"]:
-            self.whole(name)
+            self.checked_path(name)
 
     @property
     def other_libraries(self) -> bool:
@@ -176,7 +176,7 @@ class PackedStore:
         """What is in `files.zip`, by path in the store."""
         if ZIP not in self.manifest["files"]:
             return {}
-        path = self.whole(ZIP)
+        path = self.checked_path(ZIP)
         try:
             with zipfile.ZipFile(path) as archive:
                 return {info.filename: info for info in archive.infolist()}
@@ -185,7 +185,7 @@ class PackedStore:
 
     def archived(self, name: str) -> bytes:
         """Return a file of `files.zip`."""
-        path = self.whole(ZIP)
+        path = self.checked_path(ZIP)
         try:
             with zipfile.ZipFile(path) as archive:
                 return archive.read(name)
@@ -213,7 +213,7 @@ class PackedStore:
     def _keys(self, table: str, *columns: str) -> Iterator[tuple[Place, tuple[str, ...]]]:
         import pyarrow.parquet as pq
 
-        with _readable(self.path(table)), opened(self.whole(table)) as raw, pq.ParquetFile(raw) as file:
+        with _readable(self.path(table)), opened(self.checked_path(table)) as raw, pq.ParquetFile(raw) as file:
             for group in range(file.num_row_groups):
                 read = file.read_row_group(group, columns=list(columns))
                 for row, names in enumerate(zip(*(read[name].to_pylist() for name in columns), strict=True)):
@@ -222,13 +222,13 @@ class PackedStore:
     def _read_texts(self, table: str, group: int, column: str) -> list[Any]:
         import pyarrow.parquet as pq
 
-        with _readable(self.path(table)), opened(self.whole(table)) as raw, pq.ParquetFile(raw) as file:
+        with _readable(self.path(table)), opened(self.checked_path(table)) as raw, pq.ParquetFile(raw) as file:
             return file.read_row_group(group, columns=[column])[column].to_pylist()
 
     def _read_items(self, group: int, columns: tuple[str, ...] | None) -> Any:
         import pyarrow.parquet as pq
 
-        with _readable(self.path(ITEMS_TABLE)), opened(self.whole(ITEMS_TABLE)) as raw, pq.ParquetFile(raw) as file:
+        with _readable(self.path(ITEMS_TABLE)), opened(self.checked_path(ITEMS_TABLE)) as raw, pq.ParquetFile(raw) as file:
             return file.read_row_group(group, columns=None if columns is None else list(columns))
 
 
@@ -242,14 +242,14 @@ class PackedFiles(ResultFiles):
     place: Place
 
     @property
-    def digits(self) -> str:
+    def bare_id(self) -> str:
         """The id without its tag."""
         return (self.measure or self.run).rpartition(":")[2]
 
     def where(self, name: str) -> Path:
         """Return the table that has the file, and in it the id: not a path that exists, but what a message names."""
         table = ITEMS_TABLE if name == ITEMS else self._table if self._in_tables(name) else ZIP
-        return self.packed.path(table) / self.digits / name
+        return self.packed.path(table) / self.bare_id / name
 
     def names(self) -> list[str]:
         """List the files as in a folder."""

@@ -31,7 +31,7 @@ from calibrant.store.packed import (
     NUMBERS,
     PACKED,
     PACKED_FORMAT,
-    PURPOSE,
+    PACKED_PURPOSE,
     RUNS_TABLE,
     SCORES_TABLE,
     TEXTS,
@@ -135,11 +135,11 @@ def _work(folder: Path, out: str | Path | None, verb: str) -> Iterator[tuple[Sto
     """
     source = Store(folder, create=False)
     if source.packed:
-        source.packed.compare()  # or tables would be removed that can't be told from those of another store
+        source.packed.check_unchanged()  # tables are removed at the end, so they must be ours and whole
     path = folder / MARKER
     marked = source.packed.manifest["marker"] if source.packed else path.read_text(encoding="utf-8") if path.exists() else ""
     try:
-        if out is not None:  # DIR itself isn't empty, so it is refused as any folder that is there
+        if out is not None:  # the store itself isn't empty, so it is refused as any folder that is there
             with _new_store(source, Path(out)) as target:
                 yield source, target, marked
             return
@@ -198,7 +198,7 @@ class _Writer:
             with path.open("rb") as file:
                 sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
         manifest = {"runs": runs, "measurements": measurements, "files": sums, "libraries": libraries(), "marker": marked}
-        write_bytes(self._folder / PACKED, text_of_json(sealed(manifest, PURPOSE)).encode())
+        write_bytes(self._folder / PACKED, text_of_json(sealed(manifest, PACKED_PURPOSE)).encode())
 
     def _grouped(self) -> dict[str, list[Key]]:
         """The measurements that one evaluator made, one group after the other: the same items, so that they take the least room together.

@@ -53,7 +53,7 @@ class ResultFiles(ABC):
 
     @property
     @abstractmethod
-    def digits(self) -> str:
+    def bare_id(self) -> str:
         """The id of the run or measurement, without its tag."""
 
     @abstractmethod
@@ -95,7 +95,7 @@ class ResultFiles(ABC):
     def record(self) -> dict[str, Any]:
         """Return a record with its weights. In format 1 they stood in the same file."""
         with understood(self.where(RECORD)):
-            record = self._of_this(check(self.json(RECORD), RecordFile))
+            record = self._checked(check(self.json(RECORD), RecordFile))
             if "weights" in record:
                 return record
         with understood(self.where(WEIGHTS)):
@@ -110,22 +110,22 @@ class ResultFiles(ABC):
         except (OSError, ValueError) as error:
             raise unreadable(path, error) from error
         with understood(path):
-            return {**self._of_this(record), "weights": ()}
+            return {**self._checked(record), "weights": ()}
 
     def provenance(self) -> Mapping[str, Any]:
         """Return what is known beside a record or a measurement, outside every hash."""
         with understood(self.where(PROVENANCE)):
             if not self.has(PROVENANCE):
                 return {}
-            told = self.json(PROVENANCE)
-            if SEAL not in told and "seconds" not in told:  # one from before there were seals says how long it took
+            fields = self.json(PROVENANCE)
+            if fields and SEAL not in fields and "seconds" not in fields:  # one from before there were seals says how long it took
                 raise BrokenSealError
-            return check(unsealed(told, provenance_purpose(self.digits)), Provenance)
+            return check(unsealed(fields, provenance_purpose(self.bare_id)), Provenance)
 
     def score_file(self) -> Mapping[str, Any]:
         """Return what `score.json` of a measurement holds."""
         with understood(self.where(SCORE)):
-            return self._of_this(check(self.json(SCORE), ScoreFile))
+            return self._checked(check(self.json(SCORE), ScoreFile))
 
     def measurement(self, whole: bool = True) -> Measurement:
         """Return a measurement; not `whole`, without its items and provenance, for which one small file is read."""
@@ -139,9 +139,9 @@ class ResultFiles(ABC):
         """Return the outcome of every item of a measurement."""
         return outcomes_of(self.table(), self.where(ITEMS))
 
-    def _of_this(self, fields: Any) -> Any:
+    def _checked(self, fields: Any) -> Any:
         """The fields of a record or a score. Raises `BrokenSealError` where they are of another run or measurement than was asked for."""
-        if fields.get("id", self.digits).rpartition(":")[2] != self.digits:
+        if fields.get("id", self.bare_id).rpartition(":")[2] != self.bare_id:
             raise BrokenSealError
         return fields
 
@@ -153,7 +153,7 @@ class LooseFiles(ResultFiles):
     folder: Path
 
     @property
-    def digits(self) -> str:
+    def bare_id(self) -> str:
         """The name of the folder."""
         return self.folder.name
 
@@ -161,11 +161,21 @@ class LooseFiles(ResultFiles):
     def _sums(self) -> Mapping[str, str] | None:
         path = self.folder / SUMS
         if not path.exists():
+            if self._is_sealed():
+                raise unreadable(path, missing(path))
             return None
         with understood(path):
             return check(read_json(path), Mapping[str, str])
 
-    def compare(self, name: str) -> None:
+    def _is_sealed(self) -> bool:
+        """Whether the folder was written since there are seals: its provenance has one, and there were sums long before."""
+        path = self.folder / PROVENANCE
+        if not path.exists():
+            return False
+        with understood(path):
+            return SEAL in read_json(path)
+
+    def check_unchanged(self, name: str) -> None:
         """Raise `DataError` for a file that isn't as it was written."""
         path = self.folder / name
         # Provenance is no part of a result and has a seal of its own; the sums are what all else is compared with.
@@ -192,18 +202,18 @@ class LooseFiles(ResultFiles):
         path = self.folder / name
         if not path.exists():
             return None
-        self.compare(name)
+        self.check_unchanged(name)
         with understood(path), opened(path) as file:
             return file.read()
 
     def json(self, name: str) -> Any:
         """Read the file, up to a size that no such file exceeds."""
-        self.compare(name)
+        self.check_unchanged(name)
         return (read_packed if name.endswith(".gz") else read_json)(self.folder / name)
 
     def beginning(self, name: str, end: bytes) -> bytes:
-        """Read the file in parts, and none after the one in which `end` ends."""
-        self.compare(name)
+        """Read as much of the file as reaches beyond `end`."""
+        self.check_unchanged(name)
         with opened(self.folder / name) as file:
             head = b""
             while end not in head and len(head) < LARGEST and (more := file.read(2**14)):
@@ -217,7 +227,7 @@ class LooseFiles(ResultFiles):
 
     def table(self) -> Any:
         """Read `items.parquet`."""
-        self.compare(ITEMS)
+        self.check_unchanged(ITEMS)
         return read_table(self.folder / ITEMS)
 
     def copy(self, folder: Path, without: Collection[str] = ()) -> None:

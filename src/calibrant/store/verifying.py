@@ -11,7 +11,7 @@ from calibrant.durable import unreadable
 from calibrant.errors import DataError
 from calibrant.outcomes import Measurement
 from calibrant.progress import Progress, silent
-from calibrant.seals import BrokenSealError
+from calibrant.seals import NoSealError
 from calibrant.spec import identity
 from calibrant.store.folder import FAILURES, INDEX, JOURNALS, RUNS, STATISTICS, Store, statistics_purpose
 from calibrant.store.packed import MOVING
@@ -23,7 +23,7 @@ from calibrant.store.staging import MEASURES, leftovers, sums
 AGAIN: Final = "restore it from a copy, or delete the folder and ask for the study again to have it computed"
 LEFTOVER: Final = "harmless; asked again, the study clears it"
 STRANGE: Final = "delete it if it isn't calibrant's"
-STATISTIC: Final = "harmless; delete it, or ask for the study again, which makes it again"
+STATISTIC: Final = "harmless; the study makes it again"
 TWICE: Final = "harmless; `calibrant store pack`, asked again, removes it"
 
 
@@ -225,7 +225,9 @@ def _of_statistics(store: Store) -> Iterator[StoreProblem]:
         name, folder, block = path.parts[-3], path.parts[-2], path.stem.rpartition("-")[2]
         try:
             sealed_tensors.read(path, statistics_purpose(name, folder, int(block)))
-        except (BrokenSealError, ValueError):
+        except (FileNotFoundError, NoSealError):
+            continue  # a study that is at work deletes what it no longer needs; what is older is made again
+        except ValueError:
             yield StoreProblem(str(path), "isn't what was written there", STATISTIC)
         except OSError as error:
             yield StoreProblem(str(path), f"can't be read ({error.strerror})", STATISTIC)

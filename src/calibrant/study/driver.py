@@ -257,9 +257,12 @@ class Driver:
         leaked = {"leaked": dict(self._work.leaked[cell.data])} if cell.data in self._work.leaked else {}
         about = provenance(loaded.opened, clock, resolved.note, resolved.shortage)
         record = replace(record, data_facts={**record.data_facts, **leaked}, provenance=about)
-        if not recorded:
-            with self._clock.phase("store"):
+        with self._clock.phase("store"):
+            if recorded:
+                self._store.put_back(record.run.id, self._files(resolved))
+            else:
                 self._store.add_record(record, self._files(resolved))
+        if not recorded:
             self._report(["made", record.run.id])
         journal.remove()
         return True

@@ -101,15 +101,24 @@ class Statistics:
         One that isn't what was written ends the row, and a line says so.
         """
         for count, block in enumerate(blocks):
-            path = self._path(kind, block)
-            try:
-                self._sealed(kind, block)
-            except FileNotFoundError:
-                return count
-            except BrokenSealError:
-                tell_made_again("what a model's matrices saw", short(path))
+            if self._if_whole(kind, block) is None:
                 return count
         return len(blocks)
+
+    def pieces(self, kind: type[InputStatistic], block: Block) -> int:
+        """Return how many pieces the block's statistics are the first of; 0 if they aren't here."""
+        stored = self._if_whole(kind, block)
+        return 0 if stored is None else stored.facts["pieces"]
+
+    def _if_whole(self, kind: type[Statistic], block: Block) -> SealedTensors | None:
+        """What a file holds, or None where it is missing, or isn't what was written, which a line then says."""
+        try:
+            return self._sealed(kind, block)
+        except FileNotFoundError:
+            return None
+        except BrokenSealError:
+            tell_made_again("what a model's matrices saw", short(self._path(kind, block)))
+            return None
 
     def read(self, kinds: Sequence[type[InputStatistic]], block: Block) -> Dense:
         """Return what the block's matrices saw, in the order in which a forward used them. Matrices that share an input share a `Seen`.
@@ -127,14 +136,15 @@ class Statistics:
             seen[weights[name]] = shared[key]
         return block, seen
 
-    def add(self, kind: type[InputStatistic], block: Block, seen: Mapping[Weight, Seen]) -> None:
-        """Keep what the block's matrices saw. Raises `OutputError` on a full disk; what was there before stays."""
+    def add(self, kind: type[InputStatistic], block: Block, seen: Mapping[Weight, Seen], pieces: int = 1) -> None:
+        """Keep what the block's matrices saw, of how many `pieces` this is the first. Raises `OutputError` on a full disk; what was there stays."""
         distinct = {id(s[kind]): s[kind] for s in seen.values()}
         numbers = {key: number for number, key in enumerate(distinct)}
         tensors = {str(number): _numbers_of(statistic) for number, statistic in enumerate(distinct.values())}
         facts = {
             "matrices": {weight.name: numbers[id(s[kind])] for weight, s in seen.items()},
             "sums": [[statistic.tokens, statistic.mass] for statistic in distinct.values()],
+            "pieces": pieces,
         }
         self._write(kind, block, facts, tensors)
 
