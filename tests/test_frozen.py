@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tools.freeze import EXACT, FROZEN, NEARLY, README, Frozen, difference, freeze, read, same
 
-from tests.frozen import comparison, stores, texts
+from tests.frozen import comparison, requests, stores, texts
 
 HOW = "of what is new run make generate; if another thing is meant, run python -m tools.freeze --revision REASON"
 SAMPLED = 200
@@ -38,6 +38,14 @@ def test_a_sample_of_ids_is_that_of_its_content():
     for folder in stores.committed():
         wrong += stores.wrong_ids(folder, every=total // SAMPLED)
     assert wrong == []
+
+
+def test_requests_have_the_ids_that_they_had():
+    frozen = read("requests.json")
+    now = dict(requests.ids())
+    assert not difference(frozen, now), f"{difference(frozen, now)}; {HOW}"
+    assert now["run"] == now["run with other labels"], "labels decide nothing"
+    assert len(set(now.values())) == len(now) - 1
 
 
 @pytest.mark.parametrize("kind", sorted(texts.READERS))

@@ -63,11 +63,12 @@ class Difference:
 
 def files() -> tuple[Frozen, ...]:
     """Return every file with what makes it. What opens models is imported here, so that reading the files imports nothing."""
-    from tests.frozen import comparison, exports, masks, stores, texts
+    from tests.frozen import comparison, exports, masks, requests, stores, texts
 
     return (
         Frozen("stores.json", stores.sums),
         Frozen("ids.json.xz", stores.digits),
+        Frozen("requests.json", requests.ids),
         Frozen("masks.json", masks.numbers, ROUGHLY),
         Frozen("exports.json", exports.written, ROUGHLY),
         Frozen("comparison.json.xz", comparison.told, NEARLY),
