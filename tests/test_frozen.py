@@ -1,4 +1,5 @@
-"""What must not change, as far as no model is opened: ids of published results, what texts mean, and what a study says."""
+"""What must not change, as far as no model is opened: ids of published results, what texts mean,
+and what a study says."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,7 +10,7 @@ from tools.freeze import EXACT, FROZEN, NEARLY, README, Frozen, difference, free
 
 from tests.frozen import comparison, requests, stores, texts
 
-HOW = "of what is new run make generate; if another thing is meant, run python -m tools.freeze --revision REASON"
+HOW = "run make generate for what is new, python -m tools.freeze --revision REASON for a change"
 SAMPLED = 200
 LARGEST = 300_000
 """Bytes of the whole folder."""
@@ -22,12 +23,14 @@ def test_published_results_have_the_ids_that_they_had():
 
 
 def test_the_ids_that_are_kept_are_as_many_as_there_are():
-    """Which one is missing is found in the digits, and they are those of the stores that are counted."""
+    """Which one is missing is found in the digits, and they are those of the stores that are
+    counted."""
     counted, kept = read("stores.json"), read("ids.json.xz")
     lengths = dict[str, list[int]]()
     for name, (runs, measurements) in kept.items():
         lengths[name] = [len(runs) // stores.DIGITS, len(measurements) // stores.DIGITS]
-    assert lengths == {name: [found["runs"], found["measurements"]] for name, found in counted.items()}
+    counts = {name: [found["runs"], found["measurements"]] for name, found in counted.items()}
+    assert lengths == counts
     assert dict(stores.digits()) == kept
 
 
@@ -50,7 +53,8 @@ def test_requests_have_the_ids_that_they_had():
 
 @pytest.mark.parametrize("kind", sorted(texts.READERS))
 def test_texts_mean_what_they_meant(kind: str):
-    frozen = {key: known for key, known in read("texts.json").items() if key.partition(" ")[0] == kind}
+    every = read("texts.json")
+    frozen = {key: known for key, known in every.items() if key.partition(" ")[0] == kind}
     assert frozen
     now = {key: texts.meaning(key) for key in frozen}
     assert not difference(frozen, now), f"{difference(frozen, now)}; {HOW}"
@@ -101,7 +105,16 @@ def test_what_was_frozen_is_read_back(folder: Path):
     assert read("two.json.xz", folder) == {"c": "3"}
 
 
-@pytest.mark.parametrize("changed", [{"a": 2, "b": [2.0]}, {"a": 1}, {"a": 1, "b": [2.1]}, {"a": 1, "b": []}, {"a": True, "b": [2.0]}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"a": 2, "b": [2.0]},
+        {"a": 1},
+        {"a": 1, "b": [2.1]},
+        {"a": 1, "b": []},
+        {"a": True, "b": [2.0]},
+    ],
+)
 def test_what_would_be_another_thing_is_not_overwritten(folder: Path, changed: dict[str, Any]):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     files = [Frozen("one.json", given(**changed)), Frozen("two.json.xz", given(c="3", d="new"))]
@@ -109,11 +122,16 @@ def test_what_would_be_another_thing_is_not_overwritten(folder: Path, changed: d
         freeze(files, folder)
     assert "one.json" in str(refused.value)
     assert "--revision" in str(refused.value)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "nothing half-written"
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert after == before, "nothing half-written"
 
 
 def test_with_a_reason_it_is_and_the_reason_is_kept(folder: Path):
-    told = freeze([Frozen("one.json", given(a=2)), Frozen("two.json.xz", given(c="3"))], folder, "a better\n| rule")
+    told = freeze(
+        [Frozen("one.json", given(a=2)), Frozen("two.json.xz", given(c="3"))],
+        folder,
+        "a better\n| rule",
+    )
     assert len(told) == 1
     assert read("one.json", folder) == {"a": 2}
     assert read("two.json.xz", folder) == {"c": "3"}

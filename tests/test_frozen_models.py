@@ -1,4 +1,5 @@
-"""What must not change where a model is opened: masks, codes and exports; and the id of every published result, computed again."""
+"""What must not change where a model is opened: masks, codes and exports; and the id of every
+published result, computed again."""
 
 from typing import Any
 
@@ -11,16 +12,18 @@ from calibrant.spec import is_foreign
 from tests.frozen import exports as written
 from tests.frozen import masks, stores
 
-HOW = "of what is new run make generate; if another thing is meant, run python -m tools.freeze --revision REASON"
+HOW = "run make generate for what is new, python -m tools.freeze --revision REASON for a change"
 REVISION = (
-    "it gives other numbers than this revision did, or it is new: of what is new run make generate; if numbers are meant to change, raise "
-    "`revision` in the class, run python -m tools.freeze --revision REASON, and say why in the changelog under “Numbers that changed”"
+    "it gives other numbers than this revision did, or it is new. For that run make generate; "
+    "if numbers are meant to change, raise `revision` in the class, run python -m tools.freeze "
+    "--revision REASON, and say why in the changelog under “Numbers that changed”"
 )
 
 
 @pytest.mark.parametrize("name", masks.matrix_methods())
 def test_numbers_move_only_with_the_revision(name: str):
-    assert read("masks.json").get(masks.key_of(name)) == masks.matrix_numbers(name), f"{name}: {REVISION}"
+    frozen = read("masks.json").get(masks.key_of(name))
+    assert frozen == masks.matrix_numbers(name), f"{name}: {REVISION}"
 
 
 @pytest.mark.parametrize("name", masks.other_methods())

@@ -1,8 +1,10 @@
-"""Writes what must not change into `tests/frozen`, where tests compare it with what the code gives: python -m tools.freeze [--revision REASON]
+"""Writes what must not change into `tests/frozen`, where tests compare it with what the code gives:
+python -m tools.freeze [--revision REASON]
 
-Each file there maps names to what the code gave for them. A name that is new is added. A file in which something would be another thing now, or
-would be gone, isn't overwritten, and then no other file is either: `--revision REASON` does it, and writes the reason, the date and the file's
-name into `tests/frozen/README.md`.
+Each file there maps names to what the code gave for them. A name that is new is added. A file in
+which something would be another thing now, or would be gone, isn't overwritten, and then no other
+file is either: `--revision REASON` does it, and writes the reason, the date and the file's name
+into `tests/frozen/README.md`.
 """
 
 import argparse
@@ -25,13 +27,18 @@ NEARLY: Final = 1e-9
 ROUGHLY: Final = 1e-4
 """For sums of numbers that went through a model, in float32."""
 
+REFUSAL: Final = "frozen, and would be another thing now; say why with --revision REASON"
+SHOWN: Final = 5
+"""Names in a message at most."""
+
 Entries = Mapping[str, Any]
 
 
 @final
 @dataclass(frozen=True)
 class Frozen:
-    """A file of what must not change: its name, what the code gives now, and by which share numbers that aren't whole may differ."""
+    """A file of what must not change: its name, what the code gives now, and by which share numbers
+    that aren't whole may differ."""
 
     name: str
     now: Callable[[], Iterable[tuple[str, Any]]]
@@ -41,7 +48,8 @@ class Frozen:
 @final
 @dataclass(frozen=True)
 class Difference:
-    """What differs between a frozen file and the code: names that are other things now, that are gone, and that are new."""
+    """What differs between a frozen file and the code: names that are other things now, that are
+    gone, and that are new."""
 
     changed: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
@@ -57,12 +65,17 @@ class Difference:
 
     def __str__(self) -> str:
         parts = {"changed": self.changed, "gone": self.gone, "new": self.new}
-        told = [f"{what}: {', '.join(map(repr, names[:5]))} ({len(names)})" for what, names in parts.items() if names]
+        told = list[str]()
+        for what, names in parts.items():
+            if names:
+                first = ", ".join(map(repr, names[:SHOWN]))
+                told.append(f"{what}: {first} ({len(names)})")
         return "; ".join(told)
 
 
 def files() -> tuple[Frozen, ...]:
-    """Return every file with what makes it. What opens models is imported here, so that reading the files imports nothing."""
+    """Return every file with what makes it. What opens models is imported here, so that reading the
+    files imports nothing."""
     from tests.frozen import comparison, exports, masks, requests, stores, texts
 
     return (
@@ -89,35 +102,43 @@ def read(name: str, folder: Path = FROZEN) -> dict[str, Any]:
 
 def difference(before: Entries, now: Entries, tolerance: float = EXACT) -> Difference:
     """Return what differs between what was frozen and what the code gives now."""
-    changed = tuple(name for name in before if name in now and not same(before[name], now[name], tolerance))
+    both = [name for name in before if name in now]
+    changed = tuple(name for name in both if not same(before[name], now[name], tolerance))
     gone = tuple(name for name in before if name not in now)
     new = tuple(name for name in now if name not in before)
     return Difference(changed, gone, new)
 
 
 def same(one: Any, other: Any, tolerance: float = EXACT) -> bool:
-    """Return whether two pieces of plain data are the same, but for so large a share of their numbers that aren't whole."""
+    """Return whether two pieces of plain data are the same, but for so large a share of their
+    numbers that aren't whole."""
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance * 1e-3)
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[name], other[name], tolerance) for name in one)
+        if one.keys() != other.keys():
+            return False
+        return all(same(one[name], other[name], tolerance) for name in one)
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(same(*pair, tolerance) for pair in zip(one, other, strict=True))
+        if len(one) != len(other):
+            return False
+        return all(same(*pair, tolerance) for pair in zip(one, other, strict=True))
     return type(one) is type(other) and one == other
 
 
 def freeze(frozen: Sequence[Frozen], folder: Path = FROZEN, reason: str = "") -> list[str]:
     """Write the files that differ from what the code gives, and return a line for each.
 
-    Without a `reason` a file in which something changed or is gone isn't written, nor is any other: then `SystemExit` says which and how.
+    Without a `reason` a file in which something changed or is gone isn't written, nor is any other:
+    then `SystemExit` says which and how.
     """
     made = {file.name: _plain(file.now()) for file in frozen}
     before = {file.name: read(file.name, folder) for file in frozen}
-    found = {file.name: difference(before[file.name], made[file.name], file.tolerance) for file in frozen}
+    found = dict[str, Difference]()
+    for file in frozen:
+        found[file.name] = difference(before[file.name], made[file.name], file.tolerance)
     broken = [f"{name}: {differs}" for name, differs in found.items() if differs.breaks]
     if broken and not reason:
-        refusal = "this was frozen and would be another thing now; if that is meant, say why with --revision REASON"
-        raise SystemExit("\n".join([refusal, *broken]))
+        raise SystemExit("\n".join([REFUSAL, *broken]))
     told = list[str]()
     for name, differs in found.items():
         if not differs:
@@ -134,7 +155,8 @@ def freeze(frozen: Sequence[Frozen], folder: Path = FROZEN, reason: str = "") ->
 
 
 def add(folder: Path = FROZEN) -> list[str]:
-    """Write names that are new, and return a line for each file that has some; what was frozen stays, for the tests to tell."""
+    """Write names that are new, and return a line for each file that has some; what was frozen
+    stays, for the tests to tell."""
     told = list[str]()
     for file in files():
         before, made = read(file.name, folder), _plain(file.now())
@@ -173,7 +195,8 @@ def _write_reason(path: Path, name: str, reason: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Freeze what the arguments ask for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--revision", metavar="REASON", default="", help="why what was frozen is another thing now")
+    told = "why what was frozen is another thing now"
+    parser.add_argument("--revision", metavar="REASON", default="", help=told)
     reason = parser.parse_args(arguments).revision.strip()
     _same_everywhere()
     for line in freeze(files(), reason=reason):

@@ -8,7 +8,8 @@ from calibrant.report import report
 
 PROJECT: Final = Path(__file__).parents[2]
 STORE: Final = "studies/draws/results"
-"""The example of the page of studies: three contrasts, draws, and tasks, and read in less than a second."""
+"""The example of the page of studies: three contrasts, draws, and tasks, and read in less than a
+second."""
 
 
 def told() -> Iterator[tuple[str, Any]]:
@@ -18,7 +19,8 @@ def told() -> Iterator[tuple[str, Any]]:
 
 
 def rounded(value: Any) -> Any:
-    """Return plain data with all its numbers rounded to twelve digits, since another processor adds in another order."""
+    """Return plain data with all its numbers rounded to twelve digits, since another processor adds
+    in another order."""
     if isinstance(value, float):
         return float(f"{value:.12g}")
     if isinstance(value, dict):

@@ -1,8 +1,11 @@
-"""What every export writes of a tiny model: the bytes where they are ours, and what they say where a library has a say in them.
+"""What every export writes of a tiny model: the bytes where they are ours, and what they say where
+a library has a say in them.
 
-Safetensors and GGUF files are written by libraries, in an order and with a header of their own: of those it is each tensor by name, type, shape
-and bytes. A configuration is transformers'; of it it is what we changed. Files that the library wrote to the model's own folder already
-(tokenizer, template, generation) are left out, and so are `calibrant.json` and the card, which name versions, and `calibrant.runs.npy`.
+Safetensors and GGUF files are written by libraries, in an order and with a header of their own: of
+those it is each tensor by name, type, shape and bytes. A configuration is transformers'; of it it
+is what we changed. Files that the library wrote to the model's own folder already (tokenizer,
+template, generation) are left out, and so are `calibrant.json` and the card, which name versions,
+and `calibrant.runs.npy`.
 """
 
 import hashlib
@@ -39,7 +42,8 @@ OPTIONS: Final[dict[str, Any]] = {"samples": 3, "length": 16, "dtype": "float32"
 @final
 @dataclass(frozen=True)
 class Made:
-    """A model that is compressed and written: by which method, at which target, in which form; `largest` is the largest input of its groups."""
+    """A model that is compressed and written: by which method, at which target, in which form;
+    `largest` is the largest input of its groups."""
 
     method: str
     target: str
@@ -69,7 +73,8 @@ MADE: Final = (
     Made("rtn(scales=importance)", "w4g16", "imatrix"),
     Made("rtn(scales=importance)", "w4g16", "imatrix(form=dat)"),
 )
-"""None of these computes more than sums, products and roundings of single numbers, but for the last two, whose sums are compared nearly."""
+"""None of these computes more than sums, products and roundings of single numbers, but for the last
+two, whose sums are compared nearly."""
 
 
 def names() -> set[str]:
@@ -106,7 +111,8 @@ def _told(out: Path, dense: Path) -> dict[str, Any]:
     """What each file of a folder holds, by its path."""
     told = dict[str, Any]()
     for path in sorted(out.rglob("*")):
-        theirs = path.name != CONFIG and path.suffix != ".safetensors" and (dense / path.name).exists()
+        decoded = path.name == CONFIG or path.suffix == ".safetensors"
+        theirs = not decoded and (dense / path.name).exists()
         if path.is_dir() or theirs or path.name in OF_VERSIONS:
             continue
         told[path.relative_to(out).as_posix()] = _content(path, dense)
@@ -127,7 +133,8 @@ def _content(path: Path, dense: Path) -> Any:
 
 
 def _tensors(path: Path) -> dict[str, str]:
-    """The tensors of a safetensors file by name, each with its type, its shape and the first digits of the hash of its bytes."""
+    """The tensors of a safetensors file by name, each with its type, its shape and the first digits
+    of the hash of its bytes."""
     told = dict[str, str]()
     with safe_open(path, framework="np") as file:
         for name in sorted(file.keys()):
@@ -152,15 +159,20 @@ def _changed(path: Path, before: Path) -> dict[str, Any]:
 def _gguf(path: Path) -> dict[str, Any]:
     """The tensors of a GGUF file by name, and what we add to its metadata."""
     reader = gguf.GGUFReader(path)
-    told: dict[str, Any] = {name: reader.fields[name].contents() for name in TOLD if name in reader.fields}
+    told = dict[str, Any]()
+    for name in TOLD:
+        if name in reader.fields:
+            told[name] = reader.fields[name].contents()
     told["keys"] = sorted(name for name in reader.fields if name.startswith("calibrant."))
     for tensor in sorted(reader.tensors, key=lambda tensor: str(tensor.name)):
-        told[str(tensor.name)] = f"{tensor.tensor_type.name} {[int(size) for size in tensor.shape]} {_tensor(tensor.data)}"
+        shape = [int(size) for size in tensor.shape]
+        told[str(tensor.name)] = f"{tensor.tensor_type.name} {shape} {_tensor(tensor.data)}"
     return told
 
 
 def _importance(path: Path) -> dict[str, Any]:
-    """The entries of an importance matrix by name: tokens, shape, and the sum of all sums, which another processor makes a little different."""
+    """The entries of an importance matrix by name: tokens, shape, and the sum of all sums, which
+    another processor makes a little different."""
     made = read_imatrix(path)
     told: dict[str, Any] = {"windows": [made.chunks, made.chunk_size]}
     for name, entry in sorted(made.entries.items()):
@@ -175,5 +187,6 @@ def _legacy_imatrix() -> str:
     sums = by_formula(3, 32, 61, 8).abs().numpy().astype(np.float32)
     entry = ImatrixEntry(sums, np.array([7, 8, 9]))
     with tempfile.TemporaryDirectory() as place:
-        path = Imatrix({"blk.0.ffn_up.weight": entry}, ("formula",), 2, 16).write(Path(place) / "formula.dat")
+        made = Imatrix({"blk.0.ffn_up.weight": entry}, ("formula",), 2, 16)
+        path = made.write(Path(place) / "formula.dat")
         return hashlib.sha256(path.read_bytes()).hexdigest()

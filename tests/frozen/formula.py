@@ -1,4 +1,5 @@
-"""A model and data that are the same on every machine and in every release of torch: their numbers come from a formula, not from a generator."""
+"""A model and data that are the same on every machine and in every release of torch: their numbers
+come from a formula, not from a generator."""
 
 import json
 from pathlib import Path
@@ -13,7 +14,8 @@ MODULUS: Final = 211
 GROUP: Final = 32
 """Inputs that share a scale in the blocks of llama.cpp."""
 LARGEST: Final = 7.5 * 2.0**-4
-"""Of every group: at 4 bits its scale is a power of two, so a number of float16 too, and llama.cpp's blocks hold its codes."""
+"""Of every group: at 4 bits its scale is a power of two, so a number of float16 too, and
+llama.cpp's blocks hold its codes."""
 
 
 def by_formula(rows: int, columns: int, modulus: int, scale: float) -> Tensor:
@@ -23,10 +25,17 @@ def by_formula(rows: int, columns: int, modulus: int, scale: float) -> Tensor:
     return (mixed % modulus - modulus // 2 - 0.5).double() / scale
 
 
-def formula_folder(path: Path, family: str = "llama", largest: float = LARGEST, **overrides: Any) -> Path:
-    """Save a tiny model of `family` with numbers by formula at `path`, with its tokenizer, and return the path.
+def formula_folder(
+    path: Path,
+    family: str = "llama",
+    largest: float = LARGEST,
+    **overrides: Any,
+) -> Path:
+    """Save a tiny model of `family` with numbers by formula at `path`, with its tokenizer, and
+    return the path.
 
-    `largest` is the largest number of each group of 32 inputs. `overrides` are entries of the model's configuration.
+    `largest` is the largest number of each group of 32 inputs. `overrides` are entries of the
+    model's configuration.
     """
     model = tiny_model(family, **overrides)
     for place, (name, parameter) in enumerate(sorted(model.named_parameters())):
@@ -37,11 +46,12 @@ def formula_folder(path: Path, family: str = "llama", largest: float = LARGEST, 
 
 
 def formula_texts(path: Path) -> Path:
-    """Write a file of texts at `path`, none like another, that a model can be calibrated on, and return the path."""
+    """Write a file of texts at `path`, none like another, that a model can be calibrated on, and
+    return the path."""
     lines = list[str]()
     for number in range(200):
-        text = f"line {number} says that {number} and {number + 1} make {2 * number + 1}, and then some more words follow"
-        lines.append(json.dumps({"text": text}))
+        text = f"line {number} says that {number} and {number + 1} make {2 * number + 1}"
+        lines.append(json.dumps({"text": f"{text}, and then some more words follow"}))
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
 

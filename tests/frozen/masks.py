@@ -1,4 +1,5 @@
-"""Masks and codes: of a method that goes matrix by matrix on one matrix, of all others on a tiny model."""
+"""Masks and codes: of a method that goes matrix by matrix on one matrix, of all others on a tiny
+model."""
 
 import hashlib
 import tempfile
@@ -56,7 +57,8 @@ def matrix_numbers(name: str) -> dict[str, str]:
 
 
 def _asked(method: MatrixMethod) -> tuple[str, ...]:
-    """What a method's numbers are known of; what leaves everything as it is accepts all, and needs no grid to be known by."""
+    """What a method's numbers are known of; what leaves everything as it is accepts all, and needs
+    no grid to be known by."""
     tried = ("0.5", "2:4", "w4g32", "w3g80a", "w8")
     accepted = [target for target in tried if isinstance(parse_target(target), method.accepts)]
     return tuple(target for target in accepted if method.prunes or ":" in target or "." in target)
@@ -77,7 +79,8 @@ def _digest(method: MatrixMethod, target: str) -> str:
 
 
 def model_numbers(name: str) -> dict[str, Any]:
-    """Return what another method makes of a tiny model: its edits, the hash of all masks, and the sum of all sizes, which may differ a little."""
+    """Return what another method makes of a tiny model: its edits, the hash of all masks, and the
+    sum of all sizes, which may differ a little."""
     method: Method = methods.build(name)
     sizes = {"num_hidden_layers": 4} if name in PAIRS else {}
     family = "qwen3_moe" if name in EXPERTS else "llama"

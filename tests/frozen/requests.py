@@ -1,4 +1,5 @@
-"""Ids of requests written by hand: what the committed stores have none of, such as a measurement on a user's own file."""
+"""Ids of requests written by hand: what the committed stores have none of, such as a measurement on
+a user's own file."""
 
 from collections.abc import Iterator
 from typing import Any, Final

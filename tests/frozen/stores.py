@@ -43,7 +43,8 @@ def sums() -> Iterator[tuple[str, Any]]:
 
 
 def digits() -> Iterator[tuple[str, Any]]:
-    """Yield the first digits of each store's ids: those of the runs, then those of the measurements, each joined to one text."""
+    """Yield the first digits of each store's ids: those of the runs, then those of the
+    measurements, each joined to one text."""
     for folder in committed():
         yield name_of(folder), [_shortened(ids) for ids in ids_of(folder)]
 
@@ -53,7 +54,8 @@ def _shortened(ids: list[str]) -> str:
 
 
 def wrong_ids(folder: Path, every: int = 1) -> list[str]:
-    """Return the ids of a store that aren't those of their content; of the runs and measurements only one of `every` so many is computed again."""
+    """Return the ids of a store that aren't those of their content; of the runs and measurements
+    only one of `every` so many is computed again."""
     wrong, place = list[str](), 0
     with Store(folder, create=False) as store:
         for run in store.ids():
