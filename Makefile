@@ -15,7 +15,7 @@ help:
 	@echo 'make slow    run those that take long, or need a browser, Ray, LaTeX or the harness'
 	@echo 'make check   format, lint, types and docs, without changing a file'
 	@echo 'make format  put the formatting right'
-	@echo 'make generate  write the tables of the docs, and the masks of new methods, from the folders'
+	@echo 'make generate  write the tables of the docs from the folders, and freeze what is new'
 	@echo 'make bench   time pruning, evaluation, studies and reports, against llm-compressor, lm-evaluation-harness and the machine, and their memory: hours'
 	@echo 'make docs    build the documentation into site/'
 

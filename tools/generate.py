@@ -1,16 +1,18 @@
-"""Writes what is made from the folders: the tables and counts of the README and the docs, and the masks of new methods: python -m tools.generate
+"""Writes what is made from the folders: the tables and counts of the README and the docs, and what is frozen of new names: python -m tools.generate
 
 Between `<!-- formats -->` and `<!-- /formats -->` stands the table of the formats, and so with the other folders; `<!-- count of sources -->` has
 their number behind it. With `--survey` sources that the record of the survey lacks are tried too, which takes the model `smollm2` and the data.
-What is written before stays: a golden mask that is another one now is a change of numbers, and for the tests to tell.
+What was frozen before stays (`tools/freeze.py`): a mask that is another one now is a change of numbers, and for the tests to tell.
 """
 
 import argparse
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
+
+from tools import freeze
 
 from calibrant.families import WORDS
 from calibrant.inspection.surveying import FORMATS, as_markdown
@@ -111,21 +113,11 @@ def _survey() -> None:
     SURVEY.write_text(json.dumps(kept) + "\n", "utf-8")
 
 
-def _masks() -> None:
-    from tests.contracts.test_methods import GOLDEN, numbers
-
-    known: Mapping[str, Any] = json.loads(GOLDEN.read_text("utf-8"))
-    fresh = numbers()
-    made = {key: known.get(key, found) for key, found in fresh.items()}
-    if made.keys() != known.keys():
-        GOLDEN.write_text(json.dumps(dict(sorted(made.items())), indent=2) + "\n", "utf-8")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--survey", action="store_true", help="try the sources that the survey lacks")
     if parser.parse_args().survey:
         _survey()
-    _masks()
+    freeze.add()
     for page in stale():
         page.write_text(filled(page.read_text("utf-8")), "utf-8")

@@ -1,0 +1,74 @@
+"""What must not change where a model is opened: masks, codes and exports; and the id of every
+published result, computed again."""
+
+from typing import Any
+
+import pytest
+from tools.freeze import EXACT, ROUGHLY, difference, read, same
+
+from calibrant.exports import exports
+from calibrant.spec import is_foreign
+
+from tests.frozen import exports as written
+from tests.frozen import masks, stores
+
+HOW = "run make generate for what is new, python -m tools.freeze --revision REASON for a change"
+REVISION = (
+    "it gives other numbers than this revision did, or it is new. For that run make generate; "
+    "if numbers are meant to change, raise `revision` in the class, run python -m tools.freeze "
+    "--revision REASON, and say why in the changelog under “Numbers that changed”"
+)
+
+
+@pytest.mark.parametrize("name", masks.matrix_methods())
+def test_numbers_move_only_with_the_revision(name: str):
+    frozen = read("masks.json").get(masks.key_of(name))
+    assert frozen == masks.matrix_numbers(name), f"{name}: {REVISION}"
+
+
+@pytest.mark.parametrize("name", masks.other_methods())
+def test_what_a_method_makes_of_a_model_moves_only_with_the_revision(name: str):
+    frozen = read("masks.json").get(masks.key_of(name))
+    assert same(frozen, masks.model_numbers(name), ROUGHLY), f"{name}: {REVISION}"
+
+
+def test_every_method_is_frozen_but_for_those_of_llama_cpp():
+    """`ggml` stands there without a number: it accepts none of the targets."""
+    frozen = {key.partition("@")[0] for key in read("masks.json")}
+    assert frozen == {*masks.matrix_methods(), *masks.other_methods()}
+    assert frozen >= set(masks.ours()).difference(masks.LLAMA_CPP)
+
+
+def test_exports_write_what_they_wrote():
+    frozen, now = read("exports.json"), dict(written.written())
+    for name in frozen:
+        found = difference(_flat(frozen[name]), _flat(now.get(name)), ROUGHLY)
+        assert not found, f"{name}: {found}; {HOW}"
+    assert now.keys() == frozen.keys(), "run make generate"
+
+
+def _flat(content: Any) -> dict[str, Any]:
+    """What an export wrote, with a name for each tensor."""
+    if not isinstance(content, dict):
+        return {"": content}
+    flat = dict[str, Any]()
+    for name, part in content.items():
+        if isinstance(part, dict):
+            flat |= {f"{name} {tensor}": value for tensor, value in part.items()}
+        else:
+            flat[name] = part
+    return flat
+
+
+def test_every_export_is_frozen():
+    ours = {name for name in exports.names() if not is_foreign(exports.get(name))}
+    assert written.names() == ours
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(read("stores.json")))
+def test_every_id_is_that_of_its_content(name: str):
+    assert stores.wrong_ids(stores.PROJECT / name) == []
+    frozen = read("stores.json")[name]
+    runs, measurements = stores.ids_of(stores.PROJECT / name)
+    assert same([frozen["runs"], frozen["measurements"]], [len(runs), len(measurements)], EXACT)
