@@ -75,7 +75,7 @@ def test_its_edits_keep_theirs(name: str, tmp_path: Path):
 @pytest.mark.parametrize("name", NAMES)
 def test_numbers_move_only_with_the_revision(name: str):
     method = methods.build(name)
-    key = f"{name}@{method.revision}"
+    key = key_of(name)
     found = {target: digest(method, target) for target in asked(method)}
     known = json.loads(GOLDEN.read_text())
     assert known.get(key) == found, (
@@ -88,6 +88,20 @@ def test_golden_masks_belong_to_methods_that_exist():
     assert {key.partition("@")[0] for key in json.loads(GOLDEN.read_text())} == set(NAMES)
 
 
+def key_of(name: str) -> str:
+    """What a method's golden masks are found by: its name and its revision."""
+    return f"{name}@{methods.build(name).revision}"
+
+
+def keys() -> list[str]:
+    """The keys that the golden masks must have, for `python -m tools.generate --check`."""
+    return [key_of(name) for name in NAMES]
+
+
 def numbers() -> dict[str, dict[str, str]]:
     """The digests of every method at its revision: what `make generate` adds to the known ones for a method that is new."""
-    return {f"{name}@{(method := methods.build(name)).revision}": {t: digest(method, t) for t in asked(method)} for name in NAMES}
+    found: dict[str, dict[str, str]] = {}
+    for name in NAMES:
+        method = methods.build(name)
+        found[key_of(name)] = {target: digest(method, target) for target in asked(method)}
+    return found
