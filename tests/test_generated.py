@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from tools import freeze, generate
 from tools.generate import PAGES, filled, lacking, ours, stale
 
 import calibrant
+
+from tests.frozen import masks
 
 PROJECT = Path(__file__).parents[1]
 
@@ -38,6 +41,35 @@ def test_what_stands_between_other_marks_is_left_alone():
     assert "| `qa` |" in found
     assert "old" not in found
     assert filled(found) == found
+
+
+def test_a_check_says_nothing_where_all_is_up_to_date(capsys: pytest.CaptureFixture[str]):
+    assert generate.main(["--check"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_check_names_what_is_stale_and_changes_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    page, survey = tmp_path / "page.md", tmp_path / "survey.json"
+    page.write_text("There are <!-- count of sources -->1 sources.\n")
+    known = freeze.read(generate.MASKS)
+    del known[masks.key_of("wanda")]
+    tried = [one for one in generate.surveyed() if one["source"] != "python_docs"]
+    survey.write_text(json.dumps(tried))
+    monkeypatch.setattr(generate, "PROJECT", tmp_path)
+    monkeypatch.setattr(generate, "PAGES", (page,))
+    monkeypatch.setattr(generate, "SURVEY", survey)
+    monkeypatch.setattr(freeze, "read", lambda name: known)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert generate.main(["--check"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    names = [line.split()[0] for line in told]
+    assert names == ["page.md", "tests/frozen/masks.json", "survey.json"]
+    assert "python_docs" in told[2]
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 SOURCE = '''

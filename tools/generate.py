@@ -3,11 +3,15 @@
 Between `<!-- formats -->` and `<!-- /formats -->` stands the table of the formats, and so with the other folders; `<!-- count of sources -->` has
 their number behind it. With `--survey` sources that the record of the survey lacks are tried too, which takes the model `smollm2` and the data.
 What was frozen before stays (`tools/freeze.py`): a mask that is another one now is a change of numbers, and for the tests to tell.
+
+`--check` writes nothing: it names what is stale and the command that puts it right, and exits with
+1 if anything is.
 """
 
 import argparse
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +26,7 @@ from calibrant.spec import build
 
 PROJECT: Final = Path(__file__).parents[1]
 PAGES: Final = (PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md")))
+MASKS: Final = "masks.json"
 SURVEY: Final = PROJECT / "studies/sources/survey.json"
 HEADS: Final = {
     "formats": "one row becomes",
@@ -113,11 +118,45 @@ def _survey() -> None:
     SURVEY.write_text(json.dumps(kept) + "\n", "utf-8")
 
 
-if __name__ == "__main__":
+def stale_masks() -> bool:
+    """Whether a method at its revision lacks frozen masks, or some are there of none."""
+    from tests.frozen import masks
+
+    keys = {masks.key_of(name) for name in (*masks.matrix_methods(), *masks.other_methods())}
+    return set(freeze.read(MASKS)) != keys
+
+
+def complaints() -> list[str]:
+    """Say what is stale, a sentence for each file, with the command that puts it right."""
+    found = [f"{page.relative_to(PROJECT)} is stale: make generate" for page in stale()]
+    if stale_masks():
+        found.append(f"tests/frozen/{MASKS} is stale: make generate")
+    if missing := lacking():
+        names = ", ".join(missing)
+        place = SURVEY.relative_to(PROJECT)
+        found.append(f"{place} is stale, it lacks {names}: python -m tools.generate --survey")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write what is stale; with `--check` say what is, and return 1 if anything is."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--survey", action="store_true", help="try the sources that the survey lacks")
-    if parser.parse_args().survey:
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--survey", action="store_true", help="try the sources that the survey lacks")
+    only.add_argument("--check", action="store_true", help="write nothing; name what is stale")
+    options = parser.parse_args(arguments)
+    if options.check:
+        found = complaints()
+        for sentence in found:
+            print(sentence, file=sys.stderr)
+        return 1 if found else 0
+    if options.survey:
         _survey()
     freeze.add()
     for page in stale():
         page.write_text(filled(page.read_text("utf-8")), "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

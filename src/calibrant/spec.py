@@ -165,7 +165,7 @@ MOST_STEPS: Final = 100_000
 """Of steps, rounds and generations at most: what asks for more doesn't come back."""
 
 
-def check_most(spec: "Spec", **most: float) -> None:
+def check_most(spec: "Spec", **most: int | float) -> None:
     """Raise `SpecError` for the first of these parameters that is above its largest value.
 
     A larger one would overflow, or never come to an end. One that is None is left to the class.
