@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from calibrant.declarations import Sketches, folder_of
 from calibrant.errors import SpecError
+from calibrant.foreign import brief
 from calibrant.spec import Call, Spec, build, is_foreign, parse, qualified
 
 _MISSPELT: Final = 500
@@ -130,6 +131,8 @@ class Registry:
         """Make the object that a text such as `sparsegpt(damp=0.02)` describes; objects are passed through."""
         if isinstance(spec, Spec):
             return spec
+        if not isinstance(spec, str | Call):
+            raise SpecError(f"{brief(spec)} is no {self.noun}; write one of {', '.join(self.names())}", subject=brief(spec))
         call = spec if isinstance(spec, Call) else Call(spec.strip()) if self.knows(spec.strip()) else parse(spec)
         if not isinstance(call, Call):
             raise SpecError(f"{spec!r} is no {self.noun}; write one of {', '.join(self.names())}", subject=str(spec))

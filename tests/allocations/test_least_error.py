@@ -207,6 +207,7 @@ def test_what_cannot_be_shared_is_one_sentence(spec: str, target: str, said: str
     ("spec", "said"),
     [
         ("least_error(method=short_gpt)", "errors are those of a method that looks at feature norms or a Gram, such as wanda"),
+        ("least_error(method=7)", "7 is no method"),
         ("least_error(method=awq)", "errors are those of a method"),
         ("least_error(method=wandaa)", "did you mean 'wanda'"),
         ("least_error(step=1.5)", "a step is above 0 and below 1"),

@@ -30,7 +30,7 @@ LOSS: Final = "loss(source=python_docs, tokens=128, length=32)"
 MORE: Final = "loss(source=arithmetic, tokens=64, length=32)"
 TELLING: Final = (("store", "merge"),)
 """Commands that end with 1 where they say what is wrong with a store, and do the rest."""
-NOT_A_RESULT: Final = ("provenance", "seal", "seconds", "machine", "sizes", "files", "when", "reused")
+NOT_A_RESULT: Final = ("provenance", "seal", "seconds", "machine", "sizes", "files", "when", "reused", "folder")
 """What differs from one time to the next, or is compared by what it stands for."""
 
 Words = Sequence[str]
