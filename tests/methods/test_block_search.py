@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from contextlib import suppress
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from calibrant.compress import Recipe, compress, prune
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.errors import InputError, ModelError, SpecError, TargetError
+from calibrant.errors import InputError, ModelError, NumericsError, SpecError, TargetError
 from calibrant.methods import methods
 from calibrant.models import Opened, open_model, view
 from calibrant.outcomes import Journal
@@ -180,6 +181,26 @@ def test_a_model_that_is_no_chain_of_blocks_is_searched_block_by_block(folder: P
     assert found["notes"] == {**expected["notes"], "one_by_one": "its blocks look at each other"}
     with pytest.raises(ModelError, match="its blocks look at each other"):
         searched(folder, f"evopress({FEW})", 0.25, batch)
+
+
+def test_what_is_wrong_with_the_untouched_model_is_said(
+    folder: Path,
+    opened: Opened,
+    batch: TokenBatch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: object) -> None:
+        raise ModelError("it reads pictures", subject="pictures")
+
+    monkeypatch.setattr("calibrant.methods._blocks.Variants", refused)
+    monkeypatch.setattr("calibrant.methods._blocks.loss", refused)
+    with pytest.raises(ModelError) as caught:
+        searched(folder, f"greedy({FEW})", 0.25, batch)
+    assert caught.value.subject == "pictures"
+    monkeypatch.setattr("calibrant.methods._blocks.loss", lambda *_: math.nan)
+    with pytest.raises(NumericsError) as told:
+        searched(folder, f"greedy({FEW})", 0.25, batch)
+    assert told.value.subject == opened.name
 
 
 @pytest.mark.parametrize(

@@ -96,12 +96,12 @@ class LeastError(Allocation):
         matrix = weight.get()
         energy = gram_energy(gram, wide(matrix.dtype))
         whole = energy(_wide(matrix)) if self.errors == "relative" else gram.mass
-        finite_number(whole, f"the size of the outputs of {weight.name}")
+        finite_number(whole, f"the size of the outputs of {weight.name}", weight.name)
 
         def error(target: Target) -> float:
             compressed = method.compress(matrix, Seen.of_gram(gram), target).weight
             lost = energy(_wide(matrix) - _wide(compressed))
-            finite_number(lost, f"the error of {weight.name} at {target}")
+            finite_number(lost, f"the error of {weight.name} at {target}", weight.name)
             return lost / whole if whole > 0 else 0.0
 
         return np.array([error(target) for target in steps.values()])

@@ -192,18 +192,22 @@ class _Search:
 
     def _without(self, choice: Choice, batch: TokenBatch) -> float:
         """The slow way: the blocks are dropped. A choice that leaves no model loses all."""
-        job = self._job
+        job, dropped = self._job, self._units.dropped(choice)
         try:
-            with job.trying(DropBlocks(self._units.dropped(choice))):
+            with job.trying(DropBlocks(dropped)):
                 return loss(job.view, batch, job.ranks)
         except ModelError:
-            return float("inf")
+            # What is wrong with the untouched model is wrong with every choice.
+            if not dropped:
+                raise
+            return math.inf
 
     def check_untouched(self) -> None:
         """Raise `NumericsError` for a loss that isn't finite: a search would hide its cause."""
         few = self._batches[self.stages[-1]]
         (untouched,) = self._measured([(0,) * self._units.count], few)
-        finite_number(untouched, f"the loss of {self._job.opened.name}, untouched,")
+        name = self._job.opened.name
+        finite_number(untouched, f"the loss of {name}, untouched,", name)
 
     def similar(self, count: int) -> Choice:
         """Return what ShortGPT would drop, by the tokens that decide."""
