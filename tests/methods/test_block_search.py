@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from calibrant.errors import InputError, ModelError, NumericsError, SpecError, T
 from calibrant.methods import methods
 from calibrant.models import Opened, open_model, view
 from calibrant.outcomes import Journal
+from calibrant.searching import Choice, Trials
 from calibrant.store import Record
 from calibrant.testing import tiny_folder
 
@@ -120,6 +122,34 @@ def test_killed_after_any_measurement_it_comes_to_the_same_model(folder: Path, t
         assert not list(tmp_path.glob(".killed*")), "nothing is left of the search"
         kept, at = kept + 1, at + 1 if at < 4 else at * 2
     assert kept > 3
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_what_a_search_tried_stays_where_numbers_overflow(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    finite: bool,
+) -> None:
+    def overflows(trials: Trials, best: Choice, *_: object) -> None:
+        trials.losses([best])
+        raise NumericsError("the best loss is inf", subject="choices")
+
+    def infinite(search: object, choices: Sequence[Choice], tokens: int) -> list[float]:
+        return [math.inf for _ in choices]
+
+    with monkeypatch.context() as within:
+        if finite:
+            within.setattr(Trials, "settle", overflows)
+        else:
+            within.setattr("calibrant.methods._blocks._Search.measure", infinite)
+        with pytest.raises(NumericsError) as caught:
+            prune(str(folder), "python_docs", SEARCHES[1], 0.25, tmp_path / "out", **SMALL)
+    assert ("the same command goes on" in str(caught.value)) == finite
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left == ([".out.calibrant-partial"] if finite else [])
+    prune(str(folder), "python_docs", SEARCHES[1], 0.25, tmp_path / "out", **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_search_that_goes_on_measures_only_what_is_lacking(
