@@ -211,6 +211,18 @@ def test_a_measurement_that_was_killed_ends_as_one_that_was_not(
     assert read_items(tmp_path / "items.parquet") == measured.outcomes
 
 
+@pytest.mark.parametrize("way", ["m.content.lstrip()", "m.content.rstrip()", "m.content"])
+def test_space_around_a_turn_may_go_on_either_side(
+    tokenizer: PreTrainedTokenizerBase,
+    way: str,
+) -> None:
+    tokenizer.chat_template = "{% for m in messages %}[{{ WAY }}]{% endfor %}".replace("WAY", way)
+    said = {"m.content.lstrip()": "hi ", "m.content.rstrip()": " hi", "m.content": " hi "}[way]
+    found = token_roles(Row(turns=(("user", " hi "), ("assistant", "yes"))), Chat(), tokenizer)
+    question, answer = ["question"] * len(said), ["answer"] * 3
+    assert found == ["template", *question, "template", "template", *answer, "template"]
+
+
 def test_what_is_no_conversation_has_no_roles(
     opened: Opened,
     questions: Path,
