@@ -15,7 +15,7 @@ from calibrant.compress.exporting import file_bytes
 from calibrant.compress.loop import compress
 from calibrant.compress.recipe import Recipe
 from calibrant.compress.room import fitting, in_bytes, left_on_disk, offloading, room_for_activations
-from calibrant.compress.shortage import FEW_TOKENS, few_tokens
+from calibrant.compress.shortage import FEW_TOKENS, shortage_of
 from calibrant.data import CalibrationSet, Source, TokenBatch
 from calibrant.data.user_file import files_behind
 from calibrant.edits import Edit
@@ -276,7 +276,7 @@ class _Job:
 
     def with_provenance(self, record: Record) -> Record:
         """`record` with how it came about so far."""
-        shortage = few_tokens(self.seen_by, self.batch)
+        shortage = shortage_of(self.seen_by, self.batch)
         about = provenance(self.opened, self.clock, self.note, shortage)
         return replace(record, provenance=about | {"ranks": self.ranks.size})
 

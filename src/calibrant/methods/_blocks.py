@@ -76,9 +76,9 @@ class BlockSearch(BlockMethod, ABC):
     def best(self, trials: Trials, similar: Callable[[], Choice] | None) -> Choice:
         """Return the best choice of `trials.space`; `similar` gives what ShortGPT would drop, and is None where parts of blocks go."""
 
-    def reshapes(self, view: ModelView, target: Target) -> bool:
+    def drops_parts(self, view: ModelView, target: Target) -> bool:
         if not self.apart:
-            return super().reshapes(view, target)
+            return super().drops_parts(view, target)
         # Where no more halves go than there are blocks, the search may leave one half of each, and then no block goes whole.
         blocks = len(view.blocks)
         return parts_of(target, self.parts).quota(2 * blocks) > blocks
