@@ -11,6 +11,7 @@ from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, InputStatistic, Seen
 from calibrant.edits.changes import FEATURES, SAMPLED, SILENT, input_sizes, mask_bits, output_error
+from calibrant.errors import NumericsError
 
 
 def pruned(weight: Tensor, share: float, by: Tensor | None = None) -> Tensor:
@@ -57,6 +58,18 @@ def test_where_nothing_was_seen_or_nothing_comes_out_there_is_no_error() -> None
     assert output_error(before, after, Seen({})) == {}
     assert output_error(before, after, Seen({FeatureNorms: FeatureNorms.of(x * 0)})) == {}
     assert output_error(before, before, Seen({FeatureNorms: FeatureNorms.of(x)}))["error"] == 0
+
+
+@pytest.mark.parametrize("kind", [Gram, FeatureNorms])
+def test_outputs_that_overflow_are_named_and_no_error_of_zero(kind: type[InputStatistic]) -> None:
+    x, _, before, _ = case(torch.float64)
+    before[0, 0] = 1e200
+    after = before.clone()
+    after[1] = 0
+    with pytest.raises(NumericsError) as caught:
+        output_error(before, after, Seen({kind: kind.of(x)}), "up_proj")
+    assert caught.value.subject == "up_proj"
+    assert "\n" not in str(caught.value)
 
 
 def test_the_bits_are_those_of_the_places_that_a_hash_of_the_name_gives() -> None:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -137,6 +137,38 @@ def test_nan_in_a_weight_is_refused_by_name(folder: Path, texts: str, tmp_path: 
     save(opened, tmp_path / "broken", {})
     with pytest.raises(NumericsError, match=r"model\.layers\.1\.mlp\.up_proj"):
         prune(str(tmp_path / "broken"), texts, **SMALL)
+
+
+@pytest.mark.parametrize("broken", [0, 2])
+def test_finished_blocks_stay_where_numbers_overflow(
+    folder: Path,
+    texts: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: int,
+) -> None:
+    """On another device they may be finite, and the same command goes on."""
+
+    def overflows(weight: torch.Tensor, *_: object) -> Mapping[str, Any]:
+        if len(counted) == 7 * broken:
+            raise NumericsError("the outputs overflow", subject="up_proj")
+        counted.append(weight)
+        return {}
+
+    counted: list[torch.Tensor] = []
+    out = tmp_path / "a" / "out"
+    with monkeypatch.context() as within:
+        within.setattr("calibrant.edits.kinds.output_error", overflows)
+        with pytest.raises(NumericsError) as caught:
+            prune(str(folder), texts, "wanda", out=out, **SMALL)
+    assert caught.value.subject == "up_proj"
+    assert ("the same command goes on" in str(caught.value)) == bool(broken)
+    left = list(tmp_path.glob("a/*"))
+    assert [path.name for path in left] == ([".out.calibrant-partial"] if broken else [])
+    assert str(out.parent) in str(caught.value) or not broken
+    done = prune(str(folder), texts, "wanda", out=out, **SMALL)
+    assert done.continued_from == broken
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
 def test_what_cannot_be_asked_is_refused_before_the_model_is_opened(texts: str) -> None:

@@ -17,29 +17,33 @@ def not_finite(what: str, subject: str) -> NumericsError:
     return NumericsError(f"{what} hold NaN or infinity; {REMEDY}", subject=subject)
 
 
-def finite_number(value: float, what: str) -> float:
+def finite_number(value: float, what: str, subject: str) -> float:
     """Return `value`; a `NumericsError` that says `what` it is if it is NaN or infinite.
 
-    >>> finite_number(2.5, "the loss of the untouched model")
+    >>> finite_number(2.5, "the loss of smollm2, untouched,", "smollm2")
     2.5
     """
     if not math.isfinite(value):
-        raise NumericsError(f"{what} is {value}; {REMEDY}", subject=what)
+        raise NumericsError(f"{what} is {value}; {REMEDY}", subject=subject)
     return value
 
 
-def check_finite(data: Any, what: str) -> None:
-    """Raise `NumericsError` for the first number in plain data that is NaN or infinite.
+def check_report(report: Any, subject: str) -> None:
+    """Raise `NumericsError` for the first number in a report that is NaN or infinite.
 
-    `what` says whose data it is.
+    A report is plain data, of a record for one; `subject` says whose it is.
 
-    >>> check_finite({"loss": 2.5, "course": [3.0, 2.5]}, "greedy")
+    >>> check_report({"loss": 2.5, "course": [3.0, 2.5]}, "greedy")
     """
-    if isinstance(data, Mapping):
-        for name, inner in data.items():
-            check_finite(inner, f"{name} of {what}")
-    elif isinstance(data, list | tuple):
-        for inner in data:
-            check_finite(inner, what)
-    elif isinstance(data, float):
-        finite_number(data, what)
+    _check_entry(report, subject, subject)
+
+
+def _check_entry(entry: Any, what: str, subject: str) -> None:
+    if isinstance(entry, Mapping):
+        for name, inner in entry.items():
+            _check_entry(inner, f"{name} of {what}", subject)
+    elif isinstance(entry, list | tuple):
+        for inner in entry:
+            _check_entry(inner, what, subject)
+    elif isinstance(entry, float):
+        finite_number(entry, what, subject)

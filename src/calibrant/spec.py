@@ -162,18 +162,23 @@ def _typed(cls: type[Any], f: dataclasses.Field[Any], value: Any) -> Any:
 
 
 MOST_STEPS: Final = 100_000
-"""Of steps, rounds and generations at most: what asks for more doesn't come back."""
+"""Of steps, rounds and generations. More would never end."""
 
 
 def check_most(spec: "Spec", **most: int | float) -> None:
-    """Raise `SpecError` for the first of these parameters that is above its largest value.
+    """Raise `SpecError` for the first of these parameters that is no number, or above its largest.
 
     A larger one would overflow, or never come to an end. One that is None is left to the class.
     """
     for name, highest in most.items():
         value = getattr(spec, name)
-        if value is not None and not value <= highest:
-            given = f"{spec.spec_name()}({name}={brief(value)})"
+        if value is None:
+            continue
+        given = f"{spec.spec_name()}({name}={brief(value)})"
+        if not isinstance(value, int | float):
+            message = f"{given}: {name} must be a number, and at most {highest:,}"
+            raise SpecError(message, subject=name)
+        if not value <= highest:
             raise SpecError(f"{given}: {name} must be at most {highest:,}", subject=name)
 
 

@@ -29,6 +29,7 @@ from calibrant.walk.observing import SeenByMatrix
 
 from tests.allocations.seen import matrices
 
+ADVICE = "leave the allocation out"
 SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
 
 
@@ -53,23 +54,25 @@ def test_the_search_finds_what_trying_everything_finds(sizes: list[int], reach: 
     def cost(ways: tuple[int, ...]) -> float:
         return sum(costs[part, choice] for part, choice in enumerate(ways))
 
-    found = tuple(cheapest(costs, steps, sizes))
+    found = tuple(cheapest(costs, steps, sizes, ADVICE))
     assert found in allowed
     assert cost(found) == min(map(cost, allowed))
 
 
 def test_choices_that_cost_the_same_stay_at_what_was_asked():
-    assert cheapest(np.zeros((5, 3)), [-1, 0, 1], [4, 4, 2, 2, 6]) == [1] * 5
+    assert cheapest(np.zeros((5, 3)), [-1, 0, 1], [4, 4, 2, 2, 6], ADVICE) == [1] * 5
 
 
 def test_a_choice_that_is_impossible_is_never_taken():
     costs = np.array([[np.inf, 5.0, np.inf], [0.0, 5.0, 0.0], [0.0, 5.0, 0.0]])
-    assert cheapest(costs, [-1, 0, 1], [3, 3, 3])[0] == 1
+    assert cheapest(costs, [-1, 0, 1], [3, 3, 3], ADVICE)[0] == 1
 
 
 def test_sizes_without_a_common_divisor_are_refused_when_there_are_too_many():
-    with pytest.raises(TargetError, match=r"no larger common divisor than 1 make too many sums .* share by block, or with fewer steps"):
-        cheapest(np.zeros((40, 7)), [-3, -2, -1, 0, 1, 2, 3], [1_000_003] * 39 + [1_000_000])
+    sizes = [1_000_003] * 39 + [1_000_000]
+    said = rf"no larger common divisor than 1 make too many sums .*; {ADVICE}$"
+    with pytest.raises(TargetError, match=said):
+        cheapest(np.zeros((40, 7)), [-3, -2, -1, 0, 1, 2, 3], sizes, ADVICE)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_it_is_outside_of_ids(model: Path, tmp_path: Path, monkeypatch: pytest.M
     """What is said of a set changes nothing of what is computed."""
     job = {"samples": 1, "length": 16, "dtype": "float32"}
     said = prune(str(model), "python_docs", "wanda", 0.5, tmp_path / "one", **job)
-    monkeypatch.setattr("calibrant.compress.prune_quantize.few_tokens", lambda seen_by, batch: "")
+    monkeypatch.setattr("calibrant.compress.prune_quantize.shortage_of", lambda seen_by, batch: "")
     unsaid = prune(str(model), "python_docs", "wanda", 0.5, tmp_path / "other", **job)
     assert "few_tokens" in said.record.provenance
     assert "few_tokens" not in unsaid.record.provenance

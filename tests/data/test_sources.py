@@ -226,5 +226,12 @@ def test_random_letters_are_questions_without_sense_that_chat_can_put():
     counts = Counter("".join(words))
     assert set(counts) == set(ascii_lowercase)
     assert max(counts.values()) < 1.25 * min(counts.values())  # 256 is no multiple of 26: w to z come a tenth less often
-    text = CalibrationSet("random_letters:chat", tokens=512, length=64).rows(tiny_tokenizer())[0][0].question
-    assert text == next(source.rows("calibrate")).question
+    assert len({row.key for row in drawn}) == len(drawn)
+    tokenizer = tiny_tokenizer()
+    drawn_for_chat = CalibrationSet("random_letters:chat", tokens=512, length=256)
+    first = next(source.rows("calibrate"))
+    assert drawn_for_chat.rows(tokenizer)[0][0].question == first.question
+    shown = tokenizer.decode(drawn_for_chat.tokens(tokenizer).ids[0])
+    assert "user: " in shown
+    assert "assistant: " in shown
+    assert first.need("question")[:20] in shown

@@ -166,6 +166,28 @@ def test_each_role_has_the_scores_of_its_own_tokens(
             assert score.n == len(found)
 
 
+def test_a_role_that_one_document_has_has_no_error(
+    opened: Opened,
+    pruned: PreTrainedModel,
+    questions: Path,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    given = {"source": str(questions), "format": "chat", "length": 40}
+    windows = Agreement(**given, tokens=10_000).windows(tokenizer)
+    first = [window for window in windows if window.begin == 0]
+    # The answers stand in second windows, of which one is paid for.
+    budget = sum(window.scored for window in first) + 1
+    agreement = Agreement(**given, tokens=budget, roles=True)
+    measured = measure(opened, pruned, tokenizer, agreement)
+    assert len(measured.outcomes) == len(first) > 1
+    scores = {score.metric: score for score in measured.beside}
+    for metric in ("kl", "top1_agreement", "loss"):
+        answer, question = scores[f"{metric}_answer"], scores[f"{metric}_question"]
+        assert (answer.n, answer.stderr) == (1, None)
+        assert question.n == len(first)
+        assert question.stderr is not None
+
+
 def test_a_measurement_that_was_killed_ends_as_one_that_was_not(
     opened: Opened,
     pruned: PreTrainedModel,
@@ -176,10 +198,29 @@ def test_a_measurement_that_was_killed_ends_as_one_that_was_not(
     agreement = Agreement(source=str(questions), format="chat", tokens=2_000, length=64, roles=True)
     once = Subject(pruned, tokenizer, opened.model, journal=Journal(tmp_path / "journal", "?"))
     measured = agreement.measure(once)
+    journal = tmp_path / "journal"
+    lines = journal.read_text().splitlines(keepends=True)
+    assert len(lines) > 6
+    # What a kill left: the question, and a line for each window but the last three.
+    journal.write_text("".join(lines[:-3]))
     again = Subject(pruned, tokenizer, opened.model, journal=Journal(tmp_path / "journal", "?"))
+    assert len(again.journal) == len(lines) - 4
     assert agreement.measure(again) == measured
+    assert len(again.journal) == len(lines) - 1
     write_items(tmp_path / "items.parquet", measured.outcomes)
     assert read_items(tmp_path / "items.parquet") == measured.outcomes
+
+
+@pytest.mark.parametrize("way", ["m.content.lstrip()", "m.content.rstrip()", "m.content"])
+def test_space_around_a_turn_may_go_on_either_side(
+    tokenizer: PreTrainedTokenizerBase,
+    way: str,
+) -> None:
+    tokenizer.chat_template = "{% for m in messages %}[{{ WAY }}]{% endfor %}".replace("WAY", way)
+    said = {"m.content.lstrip()": "hi ", "m.content.rstrip()": " hi", "m.content": " hi "}[way]
+    found = token_roles(Row(turns=(("user", " hi "), ("assistant", "yes"))), Chat(), tokenizer)
+    question, answer = ["question"] * len(said), ["answer"] * 3
+    assert found == ["template", *question, "template", "template", *answer, "template"]
 
 
 def test_what_is_no_conversation_has_no_roles(

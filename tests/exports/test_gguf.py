@@ -166,7 +166,8 @@ def test_where_no_block_goes_the_file_is_written(template: Path, tmp_path: Path)
 
 def test_blocks_that_nobody_knew_would_go_are_refused_with_advice_that_helps(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A method of another package may drop blocks without saying so; without the export the same job goes on from what it did."""
-    monkeypatch.setattr("calibrant.methods.short_gpt.ShortGPT.reshapes", lambda self, view, target: False)
+    dropping = "calibrant.methods.short_gpt.ShortGPT.drops_parts"
+    monkeypatch.setattr(dropping, lambda self, view, target: False)
     job = (str(template), "python_docs", "short_gpt", "0.4", tmp_path / "out")
     with pytest.raises(OutputError, match="leave --export gguf out"):
         prune(*job, export="gguf", **SMALL)

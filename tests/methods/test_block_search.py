@@ -2,6 +2,8 @@
 
 import copy
 import json
+import math
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -14,10 +16,11 @@ from transformers import AutoModelForCausalLM
 from calibrant.compress import Recipe, compress, prune
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.errors import InputError, ModelError, SpecError, TargetError
+from calibrant.errors import InputError, ModelError, NumericsError, SpecError, TargetError
 from calibrant.methods import methods
 from calibrant.models import Opened, open_model, view
 from calibrant.outcomes import Journal
+from calibrant.searching import Choice, Trials
 from calibrant.store import Record
 from calibrant.testing import tiny_folder
 
@@ -121,6 +124,34 @@ def test_killed_after_any_measurement_it_comes_to_the_same_model(folder: Path, t
     assert kept > 3
 
 
+@pytest.mark.parametrize("finite", [True, False])
+def test_what_a_search_tried_stays_where_numbers_overflow(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    finite: bool,
+) -> None:
+    def overflows(trials: Trials, best: Choice, *_: object) -> None:
+        trials.losses([best])
+        raise NumericsError("the best loss is inf", subject="choices")
+
+    def infinite(search: object, choices: Sequence[Choice], tokens: int) -> list[float]:
+        return [math.inf for _ in choices]
+
+    with monkeypatch.context() as within:
+        if finite:
+            within.setattr(Trials, "settle", overflows)
+        else:
+            within.setattr("calibrant.methods._blocks._Search.measure", infinite)
+        with pytest.raises(NumericsError) as caught:
+            prune(str(folder), "python_docs", SEARCHES[1], 0.25, tmp_path / "out", **SMALL)
+    assert ("the same command goes on" in str(caught.value)) == finite
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left == ([".out.calibrant-partial"] if finite else [])
+    prune(str(folder), "python_docs", SEARCHES[1], 0.25, tmp_path / "out", **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_search_that_goes_on_measures_only_what_is_lacking(
     folder: Path, batch: TokenBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +211,26 @@ def test_a_model_that_is_no_chain_of_blocks_is_searched_block_by_block(folder: P
     assert found["notes"] == {**expected["notes"], "one_by_one": "its blocks look at each other"}
     with pytest.raises(ModelError, match="its blocks look at each other"):
         searched(folder, f"evopress({FEW})", 0.25, batch)
+
+
+def test_what_is_wrong_with_the_untouched_model_is_said(
+    folder: Path,
+    opened: Opened,
+    batch: TokenBatch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: object) -> None:
+        raise ModelError("it reads pictures", subject="pictures")
+
+    monkeypatch.setattr("calibrant.methods._blocks.Variants", refused)
+    monkeypatch.setattr("calibrant.methods._blocks.loss", refused)
+    with pytest.raises(ModelError) as caught:
+        searched(folder, f"greedy({FEW})", 0.25, batch)
+    assert caught.value.subject == "pictures"
+    monkeypatch.setattr("calibrant.methods._blocks.loss", lambda *_: math.nan)
+    with pytest.raises(NumericsError) as told:
+        searched(folder, f"greedy({FEW})", 0.25, batch)
+    assert told.value.subject == opened.name
 
 
 @pytest.mark.parametrize(

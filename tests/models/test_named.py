@@ -1,6 +1,8 @@
 """Models with short names: a file in installed packages, whole or in parts, that is found and joined without importing anything."""
 
+import errno
 import hashlib
+import os
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -107,11 +109,33 @@ def test_parts_that_make_another_file_are_refused_and_nothing_of_them_stays(
     part = tmp_path / "packages" / "part1" / "data" / "m.part1"
     part.write_bytes(bytes(part.stat().st_size))
     for _ in range(2):
-        with pytest.raises(ModelError, match=with_digest[0].digest) as caught:
+        with pytest.raises(ModelError, match=with_digest[0].pip) as caught:
             located("in-parts")
         assert caught.value.subject == "in-parts"
+        assert "sha256" not in str(caught.value)
         assert "\n" not in str(caught.value)
     assert not list(own_cache.rglob("*.gguf"))
+
+
+def test_the_joined_file_stays_until_the_new_one_is_ready(
+    with_digest: tuple[NamedModel, bytes],
+    tmp_path: Path,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(path: Path) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = located("in-parts")
+    later = path.stat().st_mtime + 60
+    os.utime(tmp_path / "packages" / "part1" / "data" / "m.part1", (later, later))
+    with monkeypatch.context() as within:
+        within.setattr(named, "file_digest", full)
+        with pytest.raises(ModelError) as caught:
+            located("in-parts")
+    assert caught.value.subject == "in-parts"
+    assert path.read_bytes() == with_digest[1]
+    assert {file.name for file in own_cache.rglob("*.*")} == {"m.gguf", "m.gguf.checked"}
 
 
 def test_qwen_is_joined_of_its_packages_in_the_order_of_their_numbers() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from calibrant.errors import DataError
+from calibrant.errors import DataError, NumericsError
 from calibrant.select._base import Context
 from calibrant.select._generating import (
     Draft,
@@ -84,6 +84,14 @@ def test_a_token_is_drawn_as_transformers_would_weigh_it(way: dict[str, float]) 
     chances[:2] = torch.tensor([0.0, 0.999])
     likely = probabilities(logits, before, way)
     assert pick(logits, before, chances, sampling(**way)).tolist() == slowly(chances.tolist(), likely)
+
+
+def test_logits_that_are_not_finite_are_named() -> None:
+    logits = torch.full((1, 4), math.inf)
+    chance = torch.zeros(1, dtype=torch.float64)
+    with pytest.raises(NumericsError, match="the model's logits of the next token") as caught:
+        pick(logits, torch.zeros(1, 1, dtype=torch.long), chance, sampling())
+    assert caught.value.subject == "logits"
 
 
 def test_how_often_a_token_comes_is_its_probability() -> None:

@@ -13,24 +13,22 @@ MOST: Final = 400_000_000
 """Comparisons that a search may take: some seconds."""
 
 
-FEWER: Final = "share by block, or with fewer steps"
-"""What is advised where a search would take too long, unless an allocation knows better."""
-
-
 def cheapest(
     costs: Float[np.ndarray, "part choice"],
     steps: Sequence[int],
     sizes: Sequence[int],
-    advice: str = FEWER,
+    advice: str,
 ) -> list[int]:
     """Return which choice each part gets so that Σ size·step is 0 and the sum of their costs is least.
 
     `steps` say how many steps each choice lies above what was asked, or below it; one is 0. A cost may be infinite where a part can't have a
     choice, but for the step 0. Of choices that cost the same the one nearest to 0 is taken. The search goes through the parts and keeps the best
-    way to each sum so far (a knapsack in which every part takes one thing). Raises `TargetError`, which ends with `advice`, where sizes have so
-    small a common divisor that it would take too long.
+    way to each sum so far (a knapsack in which every part takes one thing).
 
-    >>> cheapest(np.array([[0.0, 4.0, 9.0], [0.0, 4.0, 5.0]]), [-1, 0, 1], [6, 6])
+    Raises `TargetError` where it would take too long. `advice` is its last words.
+
+    >>> costs = np.array([[0.0, 4.0, 9.0], [0.0, 4.0, 5.0]])
+    >>> cheapest(costs, [-1, 0, 1], [6, 6], "leave the allocation out")
     [0, 2]
     """
     unit = math.gcd(*sizes)

@@ -70,7 +70,7 @@ class LeastError(Allocation):
         known = [[costs[weight] for weight in part if weight in costs] for part in parts.values()]
         sums = np.stack([np.sum(errors, axis=0) if errors else unknown for errors in known])
         sizes = [sum(weight.shape[0] * weight.shape[1] for weight in part) for part in parts.values()]
-        chosen = cheapest(sums, list(steps), sizes, self._fewer)
+        chosen = cheapest(sums, list(steps), sizes, self._advice)
         targets = list(steps.values())
         shared = {weight: targets[choice] for part, choice in zip(parts.values(), chosen, strict=True) for weight in part}
         if isinstance(target, Sparsity):
@@ -81,7 +81,7 @@ class LeastError(Allocation):
         return self._judge(target), 2 * self.reach + 1
 
     @property
-    def _fewer(self) -> str:
+    def _advice(self) -> str:
         """How there would be fewer sums to search through."""
         ways = [] if self.per == "block" else ["per=block"]
         if self.reach > 1:
@@ -96,12 +96,12 @@ class LeastError(Allocation):
         matrix = weight.get()
         energy = gram_energy(gram, wide(matrix.dtype))
         whole = energy(_wide(matrix)) if self.errors == "relative" else gram.mass
-        finite_number(whole, f"the size of the outputs of {weight.name}")
+        finite_number(whole, f"the size of the outputs of {weight.name}", weight.name)
 
         def error(target: Target) -> float:
             compressed = method.compress(matrix, Seen.of_gram(gram), target).weight
             lost = energy(_wide(matrix) - _wide(compressed))
-            finite_number(lost, f"the error of {weight.name} at {target}")
+            finite_number(lost, f"the error of {weight.name} at {target}", weight.name)
             return lost / whole if whole > 0 else 0.0
 
         return np.array([error(target) for target in steps.values()])

@@ -19,7 +19,7 @@ from calibrant.errors import SpecError, TargetError
 from calibrant.job import Job
 from calibrant.methods import Compressed, MatrixMethod, Method
 from calibrant.models import ModelView, Opened, Weight
-from calibrant.numerics import check_finite
+from calibrant.numerics import check_report
 from calibrant.outcomes import Journal
 from calibrant.process import freed_memory_kept, give_back
 from calibrant.progress import Progress, silent
@@ -150,7 +150,8 @@ def _steps(job: Job, method: Method) -> Iterator[_Step]:
             step = _Step([], [])
         with spent_on("record"):
             report = edit.report(job.view)
-            check_finite(report, report.get("name", method.spec_name()))
+            subject = report.get("name", method.spec_name())
+            check_report(report, subject)
             step.reports.append(report)
             edit.apply(job.view)
         job.applied_kinds.append(edit.kind)
@@ -205,7 +206,7 @@ def transformed(untouched_model: UntouchedModel, before: Sequence[Transform]) ->
         seen = {weight.name: there for weight, there in untouched_model.seen(transform.observes).items() if there}
         with torch.no_grad(), spent_on("transforms"):
             notes = transform.apply(untouched_model.view, seen)
-        check_finite(notes, str(transform))
+        check_report(notes, str(transform))
         yield {"edit": "transform", "transform": str(transform), "notes": dict(notes)}
 
 
@@ -218,7 +219,7 @@ def allocated(untouched_model: UntouchedModel, recipe: Recipe, journal: Journal,
     with torch.no_grad():
         job = untouched_model.job(target, journal, {} if notes is None else notes)
         targets = allocation.targets(untouched_model.seen(allocation.observes), job, recipe.method)
-    check_finite(job.notes, str(allocation))
+    check_report(job.notes, str(allocation))
     if missing := {weight.name for weight in weights} - set(targets):
         raise TargetError(f"{allocation} asks nothing of {min(missing)}; it must give every matrix a target", subject=str(allocation))
     if all(targets[weight.name] == target for weight in weights):

@@ -1,6 +1,7 @@
 """The whole job: open a model, calibrate, prune or quantize, save. One that was killed goes on from its last finished block when asked again."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +15,7 @@ from calibrant.compress.exporting import file_bytes
 from calibrant.compress.loop import compress
 from calibrant.compress.recipe import Recipe
 from calibrant.compress.room import fitting, in_bytes, left_on_disk, offloading, room_for_activations
-from calibrant.compress.shortage import FEW_TOKENS, few_tokens
+from calibrant.compress.shortage import FEW_TOKENS, shortage_of
 from calibrant.data import CalibrationSet, Source, TokenBatch
 from calibrant.data.user_file import files_behind
 from calibrant.edits import Edit
@@ -275,7 +276,7 @@ class _Job:
 
     def with_provenance(self, record: Record) -> Record:
         """`record` with how it came about so far."""
-        shortage = few_tokens(self.seen_by, self.batch)
+        shortage = shortage_of(self.seen_by, self.batch)
         about = provenance(self.opened, self.clock, self.note, shortage)
         return replace(record, provenance=about | {"ranks": self.ranks.size})
 
@@ -287,18 +288,36 @@ class _Job:
         checkpoint = Checkpoint(folder, run.id)
         continued, edits = len(checkpoint.load(numbers=False)), list[Edit]()
         keep = edits.append if self.forms[1:] else None  # codes of a whole model are large
-        try:
+        with self.telling_what_stays(checkpoint):
             record, sizes = self.compress(checkpoint, keep), dict[str, int]()
-        except NumericsError:
-            # The same command would come to the same numbers, and no other goes on from here.
-            if self.ranks.first:
-                checkpoint.remove()
-            raise
         if self.ranks.first:
             with self.clock.phase("save"), checkpoint.staying():
                 sizes = self.save(CompressedModel(self.opened, self.seen_by, self.with_provenance(record), edits), folder)
             checkpoint.remove()
         return replace(self.done(record, folder), continued_from=continued, sizes=sizes)
+
+    @contextmanager
+    def telling_what_stays(self, checkpoint: Checkpoint) -> Iterator[None]:
+        """While it lasts, a `NumericsError` says that what was finished stays, and where.
+
+        That is blocks, or what a search tried; else nothing stays. The same command may go on: on
+        another device, or with another number of threads, its numbers may be finite.
+        """
+        try:
+            yield
+        except NumericsError as error:
+            if not self.ranks.first:
+                raise
+            place = checkpoint.folder
+            if checkpoint.load(numbers=False):
+                goes_on = "and the same command goes on from them"
+                stay = f"the finished blocks stay in {place}, {goes_on}"
+            elif any(found is not None for found in checkpoint.journal().known.values()):
+                stay = f"what was tried stays in {place}, and the same command goes on from it"
+            else:
+                checkpoint.remove()
+                raise
+            raise NumericsError(f"{error}; {stay}", subject=error.subject) from error
 
     def done(self, record: Record, folder: Path | None = None) -> Pruned:
         """Return what came of it. The model is another one than was opened, by its digest, and where it is saved by its name too."""

@@ -9,7 +9,7 @@ FEW_TOKENS: Final = "few_tokens"
 """The entry of a record's provenance that says so, which is outside every identity."""
 
 
-def few_tokens(seen_by: ModelView, batch: TokenBatch | None) -> str:
+def shortage_of(seen_by: ModelView, batch: TokenBatch | None) -> str:
     """Return, in a sentence, that a batch has fewer tokens than the widest matrix has inputs; empty for one with enough, and for none."""
     if batch is None or not seen_by.weights:
         return ""
@@ -21,4 +21,5 @@ def few_tokens(seen_by: ModelView, batch: TokenBatch | None) -> str:
     tokens = "1 token" if count == 1 else f"{count:,} tokens"
     # A Gram of fewer tokens than inputs is singular.
     why = f"{tokens} of calibration data can't tell the {inputs:,} inputs of {widest.name} apart"
-    return f"{why}; raise samples, length or tokens until there are {inputs:,}, and better many times as many"
+    advice = f"raise samples, length or tokens: {inputs:,} are the least, many more are better"
+    return f"{why}; {advice}"

@@ -73,8 +73,9 @@ def _told(text: str, own: Sequence[str], messages: Sequence[dict[str, str]]) -> 
         return
     yield Stretch(0, at, "template")
     for message, piece in zip(messages, own[1:], strict=True):
-        # Many templates take the space off around what is said.
-        ways = (message["content"], message["content"].strip())
+        said = message["content"]
+        # Many templates take space off around what is said, some on one side only.
+        ways = (said, said.lstrip(), said.rstrip(), said.strip())
         content = next((way for way in ways if text.startswith(way + piece, at)), None)
         if content is None:
             return

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Gram, Seen, wide
+from calibrant.numerics import finite_number
 
 SAMPLED: Final = 256
 """Weights of a matrix whose keeping a record says: the overlap of two masks is known from them to ±3 in a hundred."""
@@ -26,11 +27,16 @@ _ROWS: Final = 256
 """Rows of a matrix that are done at a time."""
 
 
-def output_error(before: Float[Tensor, "out in"], after: Float[Tensor, "out in"], seen: Seen) -> Mapping[str, Any]:
+def output_error(
+    before: Float[Tensor, "out in"],
+    after: Float[Tensor, "out in"],
+    seen: Seen,
+    name: str = "the matrix",
+) -> Mapping[str, Any]:
     """`error`, ‖(W−Ŵ)X‖²/‖WX‖², to the six digits that are sure; and `error_from`, what it was told from.
 
     From a `gram` it is tr((W−Ŵ)G(W−Ŵ)ᵀ)/tr(WGWᵀ). From `norms` the inputs are taken to be uncorrelated. Nothing where neither was seen, or
-    where the outputs were all zero; NaN where sums overflow.
+    where the outputs were all zero. Raises `NumericsError` where these overflow, with the matrix's `name`.
     """
     dtype = wide(before.dtype)
     if Gram in seen:
@@ -42,6 +48,8 @@ def output_error(before: Float[Tensor, "out in"], after: Float[Tensor, "out in"]
         whole, lost = (float(summed @ squares) for summed in _squared(before, after, dtype))
     else:
         return {}
+    # Whatever was lost is nothing of an infinity.
+    finite_number(whole, f"the size of the outputs of {name}", name)
     if whole <= 0:
         return {}
     return {"error": float(f"{lost / whole:.6g}"), "error_from": source}

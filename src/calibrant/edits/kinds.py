@@ -105,7 +105,7 @@ class Replace(Edit):
     def report(self, view: ModelView) -> dict[str, Any]:
         """Return the matrix's line in the record."""
         weight, after, packed = self.weight, self.compressed.weight, self.compressed.packed
-        error = output_error(weight.get(), after, self.seen)
+        error = output_error(weight.get(), after, self.seen, weight.name)
         zeros = zeros_of(after)
         return {
             "name": weight.name,

@@ -10,7 +10,7 @@ from calibrant.data import ROLES, Chat, Role, Row, Stretch, start_tokens
 from calibrant.evaluators._windows import ScoredWindow
 
 
-class TokenScore(NamedTuple):
+class TokenDivergence(NamedTuple):
     """Of a token: its divergence in nats, whether both models predict the same, its own nats."""
 
     divergence: float
@@ -26,9 +26,9 @@ class RoleSums(NamedTuple):
     agreed: int = 0
     nats: float = 0.0
 
-    def with_token(self, score: TokenScore) -> "RoleSums":
+    def with_token(self, token: TokenDivergence) -> "RoleSums":
         """Return the sums with one token more."""
-        return self.with_sums((1, *score))
+        return self.with_sums((1, *token))
 
     def with_sums(self, other: Sequence[Any]) -> "RoleSums":
         """Return the sums over the tokens of both."""
@@ -48,11 +48,15 @@ class WindowRoles:
 
     of: dict[str, list[Role]]
 
-    def sums(self, window: ScoredWindow, scores: Iterable[TokenScore]) -> dict[str, RoleSums]:
+    def sums(
+        self,
+        window: ScoredWindow,
+        tokens: Iterable[TokenDivergence],
+    ) -> dict[str, RoleSums]:
         """Return the sums of a window's scored tokens by their role."""
         found: dict[str, RoleSums] = {role: RoleSums() for role in ROLES}
-        for role, score in zip(self.of[window.name], scores, strict=True):
-            found[role] = found[role].with_token(score)
+        for role, token in zip(self.of[window.name], tokens, strict=True):
+            found[role] = found[role].with_token(token)
         return found
 
 
@@ -105,15 +109,19 @@ def token_roles(row: Row, form: Chat, tokenizer: PreTrainedTokenizerBase) -> lis
     for begin, end in encoded["offset_mapping"]:
         while first + 1 < len(stretches) and stretches[first].end <= begin:
             first += 1
-        roles.append(_role(begin, end, stretches[first:]))
+        roles.append(_role(begin, end, stretches, first))
     return roles
 
 
-def _role(begin: int, end: int, stretches: Sequence[Stretch]) -> Role:
-    """Return the role of most letters from `begin` to `end`; of as many, the first one's."""
-    role: Role = stretches[0].role
+def _role(begin: int, end: int, stretches: Sequence[Stretch], first: int) -> Role:
+    """Return the role of most letters from `begin` to `end`; of as many, the first one's.
+
+    `first` is the first of the stretches that goes beyond `begin`.
+    """
+    role: Role = stretches[first].role
     most = 0
-    for stretch in stretches:
+    for place in range(first, len(stretches)):
+        stretch = stretches[place]
         if stretch.begin >= end:
             break
         letters = min(end, stretch.end) - max(begin, stretch.begin)

@@ -36,7 +36,7 @@ from calibrant.estimates import ratio
 from calibrant.evaluators._base import Subject
 from calibrant.evaluators._dense import dense_predictions
 from calibrant.evaluators._floor import NoiseFloor, noise_floor
-from calibrant.evaluators._roles import TokenScore, WindowRoles, facts_of, window_roles
+from calibrant.evaluators._roles import TokenDivergence, WindowRoles, facts_of, window_roles
 from calibrant.evaluators._windows import ScoredWindow, TextEvaluator, by_document, nats_by_token, predictions, score_windows, wide
 from calibrant.outcomes import Measurement, Outcome, Score
 from calibrant.spec import identity, later
@@ -49,16 +49,27 @@ NUMBERS_PER_CHUNK: Final = 2**20
 PERCENTILES: Final = (95, 99)
 """A mean says little of the few tokens on which a compressed model goes astray; these do, and users of quantized models quote them."""
 
-PARTS: Final[tuple[tuple[str, str, str, Literal["lower", "higher"]], ...]] = (
+ROLE_METRICS: Final[tuple[tuple[str, str, str, Literal["lower", "higher"]], ...]] = (
     ("kl", "kl", "nats/token", "lower"),
     ("top1_agreement", "agreed", "share of tokens", "higher"),
     ("loss", "nats", "nats/token", "lower"),
 )
 """Of each role: what a score is called, of which sums it is made, its unit, and what is better."""
 
-Compared = tuple[Any, ...]
-"""Summed nats of divergence, how many tokens have the same most probable prediction, the divergence of each token, rounded to float32, and the
-summed nats of the text itself; where roles are asked for, the sums of each role too."""
+
+class Compared(NamedTuple):
+    """What was found in a window, over its scored tokens.
+
+    Summed nats of divergence, how many most probable predictions are the same, the divergence of
+    each token, rounded to float32, summed nats of the text, and sums by role where they are asked
+    for.
+    """
+
+    divergence: float
+    agreed: int
+    by_token: list[float]
+    nats: float
+    roles: Mapping[str, Sequence[Any]] | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,17 +110,26 @@ class Agreement(TextEvaluator):
             return _compared(subject.model, reference, batch, measured, roles)
 
         entry = "{} by role" if self.roles else "{} with its loss"
-        compared = score_windows(windows, TOKENS_PER_BATCH, compare, subject, str(self), entry)
+        scored = score_windows(windows, TOKENS_PER_BATCH, compare, subject, str(self), entry)
+        compared: dict[str, Compared] = {}
+        for name, found in scored.items():
+            # Those of a journal are lists.
+            compared[name] = Compared(*found)
         outcomes: list[Outcome] = []
         for document, own in by_document(windows).items():
-            found = [compared[w.name] for w in own]
-            divergences, agreed, _, nats, *by_role = zip(*found, strict=True)
-            facts = {"agreed": sum(agreed), "nats": math.fsum(nats)}
-            for sums in by_role:
-                facts |= facts_of(sums)
-            outcomes.append(Outcome(document, sum(divergences), float(sum(w.scored for w in own)), facts))
+            parts = [compared[w.name] for w in own]
+            facts = {
+                "agreed": sum(part.agreed for part in parts),
+                "nats": math.fsum(part.nats for part in parts),
+            }
+            if self.roles:
+                facts |= facts_of([part.roles for part in parts if part.roles is not None])
+            divergence = sum(part.divergence for part in parts)
+            tokens = float(sum(w.scored for w in own))
+            outcomes.append(Outcome(document, divergence, tokens, facts))
         floor = noise_floor(subject.model, reference, windows, lambda model, exact, batch: _compared(model, exact, batch, measured))
-        return self._measurement(tuple(outcomes), [nats for w in windows for nats in compared[w.name][2]], measured, floor)
+        by_token = [nats for w in windows for nats in compared[w.name].by_token]
+        return self._measurement(tuple(outcomes), by_token, measured, floor)
 
     def _conversation(self) -> Chat:
         """The format, which must be a conversation's: in other texts no token has a role."""
@@ -136,15 +156,17 @@ class Agreement(TextEvaluator):
         measured: str,
         facts: Mapping[str, Any],
     ) -> Iterator[Score]:
-        """The scores of each role that has a token, its own tokens counted."""
+        """The scores of each role that has a token, over its own tokens and their documents."""
         for role in ROLES:
-            weights = [float(o.facts[f"tokens_{role}"]) for o in outcomes]
-            if not any(weights):
+            # One without a token of the role says nothing of it, and would lessen the error.
+            having = [outcome for outcome in outcomes if outcome.facts[f"tokens_{role}"]]
+            if not having:
                 continue
-            n = len(outcomes)
+            weights = [float(outcome.facts[f"tokens_{role}"]) for outcome in having]
+            n = len(having)
             own = {**facts, "tokens": int(sum(weights))}
-            for metric, fact, unit, better in PARTS:
-                values = [float(o.facts[f"{fact}_{role}"]) for o in outcomes]
+            for metric, fact, unit, better in ROLE_METRICS:
+                values = [float(outcome.facts[f"{fact}_{role}"]) for outcome in having]
                 value, error = ratio(values, weights)
                 yield Score(measured, f"{metric}_{role}", value, error, n, unit, better, facts=own)
 
@@ -199,9 +221,8 @@ def _whole(window: ScoredWindow, parts: Sequence["_Chunk"], roles: WindowRoles |
     agreed = sum(part.agreed for part in parts)
     by_token = [float(np.float32(token.divergence)) for token in tokens]
     nats = math.fsum(part.nats for part in parts)
-    if roles is None:
-        return divergence, agreed, by_token, nats
-    return divergence, agreed, by_token, nats, roles.sums(window, tokens)
+    sums = None if roles is None else roles.sums(window, tokens)
+    return Compared(divergence, agreed, by_token, nats, sums)
 
 
 class _Chunk(NamedTuple):
@@ -210,7 +231,7 @@ class _Chunk(NamedTuple):
     divergence: float
     agreed: int
     nats: float
-    tokens: list[TokenScore]
+    tokens: list[TokenDivergence]
 
 
 def _chunk(
@@ -230,5 +251,5 @@ def _chunk(
         raise NumericsError(f"the agreement on {measured} can't be told: {whose} outputs aren't finite", subject=measured)
     agreed = top(old) == top(new)
     nats = nats_by_token(ids, ours)
-    tokens = map(TokenScore, divergence.tolist(), agreed.tolist(), nats.tolist())
+    tokens = map(TokenDivergence, divergence.tolist(), agreed.tolist(), nats.tolist())
     return _Chunk(float(divergence.sum()), int(agreed.sum()), float(nats.sum()), list(tokens))

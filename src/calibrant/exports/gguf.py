@@ -44,7 +44,7 @@ class Gguf(Export):
             raise OutputError(f"plain={self.plain!r} is no type of numbers for GGUF; choose one of {', '.join(TYPES)}", subject=self.plain)
 
     def check(self, method: Method, target: Target, opened: Opened, view: ModelView) -> None:
-        if method.reshapes(view, target):
+        if method.drops_parts(view, target):
             raise self._reshaped(f"{method} to {target} leaves fewer blocks or experts", str(method))
         template = self._template(opened)
         check_template(view, template)
@@ -70,7 +70,7 @@ class Gguf(Export):
         )
 
     def _reshaped(self, why: str, subject: str) -> OutputError:
-        """The refusal of a model that has fewer tensors than the file which metadata are copied from."""
+        """Return the refusal: the metadata are of a file with more tensors than the model."""
         message = f"{self} copies the metadata of a GGUF file of the whole model, and {why}"
         advice = f"leave --export {self} out, and use llama.cpp's own converter on the folder"
         return OutputError(f"{message}; {advice}", subject=subject)

@@ -8,7 +8,7 @@ import torch
 
 from calibrant.activations import FeatureNorms, Seen
 from calibrant.compress.room import gathered_on_disk, in_bytes, offloading, room_for_activations
-from calibrant.compress.shortage import few_tokens
+from calibrant.compress.shortage import shortage_of
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.errors import ModelError, SpecError
 from calibrant.models import ModelView, Opened, Weight, check_finite, gguf_of, open_model, view
@@ -86,7 +86,7 @@ def imatrix(
         chosen.length,
         _left_out(seen_by, seen),
         "; ".join(filter(None, (absent, parted))),
-        few_tokens(seen_by, batch),
+        shortage_of(seen_by, batch),
     )
     if out is not None:
         made.write(out)

@@ -58,7 +58,7 @@ class Method(Spec, ABC):
         del blocks, target
         return 0
 
-    def reshapes(self, view: ModelView, target: Target) -> bool:
+    def drops_parts(self, view: ModelView, target: Target) -> bool:
         """Return whether the model is sure to have fewer blocks or experts afterwards: an export that can't say so refuses it before any work."""
         del view, target
         return False
@@ -154,7 +154,7 @@ class PartMethod(Method, ABC):
         self.check(target)
         return parts_of(target, self.parts)
 
-    def reshapes(self, view: ModelView, target: Target) -> bool:
+    def drops_parts(self, view: ModelView, target: Target) -> bool:
         return parts_of(target, self.parts).fraction > 0
 
     @abstractmethod
@@ -223,9 +223,9 @@ def share_of(count: int, target: Target, parts: Parts) -> int:
 
 
 MOST_DAMP: Final = 1_000_000
-"""Of what is added to a Gram, or pulls two solutions together: nothing moves any more then."""
+"""The largest damping or pull. Above it nothing changes."""
 MOST_CANDIDATES: Final = 10_000
-"""Of what a search measures, or has beside one another, at a time."""
+"""Candidates at a time."""
 MOST_PARTS: Final = 10_000
 """Blocks or experts that a method takes together: no model has as many."""
 

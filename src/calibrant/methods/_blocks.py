@@ -76,9 +76,9 @@ class BlockSearch(BlockMethod, ABC):
     def best(self, trials: Trials, similar: Callable[[], Choice] | None) -> Choice:
         """Return the best choice of `trials.space`; `similar` gives what ShortGPT would drop, and is None where parts of blocks go."""
 
-    def reshapes(self, view: ModelView, target: Target) -> bool:
+    def drops_parts(self, view: ModelView, target: Target) -> bool:
         if not self.apart:
-            return super().reshapes(view, target)
+            return super().drops_parts(view, target)
         # Where no more halves go than there are blocks, the search may leave one half of each, and then no block goes whole.
         blocks = len(view.blocks)
         return parts_of(target, self.parts).quota(2 * blocks) > blocks
@@ -103,7 +103,8 @@ class BlockSearch(BlockMethod, ABC):
         choice = (0,) * units.count
         if space.sums[0]:
             search = _Search(self, job, units)
-            search.check_untouched()
+            if not len(job.journal):  # a search that goes on had a sound model
+                search.check_untouched()
             trials = Trials(space, search.measure, search.stages, job.journal, search.tell)
             choice = self.best(trials, None if self.apart else partial(search.similar, space.sums[0]))
             notes = search.notes(choice, trials)
@@ -192,18 +193,22 @@ class _Search:
 
     def _without(self, choice: Choice, batch: TokenBatch) -> float:
         """The slow way: the blocks are dropped. A choice that leaves no model loses all."""
-        job = self._job
+        job, dropped = self._job, self._units.dropped(choice)
         try:
-            with job.trying(DropBlocks(self._units.dropped(choice))):
+            with job.trying(DropBlocks(dropped)):
                 return loss(job.view, batch, job.ranks)
         except ModelError:
-            return float("inf")
+            # What is wrong with the untouched model is wrong with every choice.
+            if not dropped:
+                raise
+            return math.inf
 
     def check_untouched(self) -> None:
         """Raise `NumericsError` for a loss that isn't finite: a search would hide its cause."""
         few = self._batches[self.stages[-1]]
         (untouched,) = self._measured([(0,) * self._units.count], few)
-        finite_number(untouched, f"the loss of {self._job.opened.name}, untouched,")
+        name = self._job.opened.name
+        finite_number(untouched, f"the loss of {name}, untouched,", name)
 
     def similar(self, count: int) -> Choice:
         """Return what ShortGPT would drop, by the tokens that decide."""

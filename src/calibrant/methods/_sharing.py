@@ -61,8 +61,8 @@ class FactorSizes(NamedTuple):
 class Budget:
     """How many numbers may remain of a set of matrices, all as wide as the stream: `shapes` are [stream, unit].
 
-    `bits` are those of a number; with `indices`, where numbers are counts as well. `what` names the set in errors, and `growing` says whether a
-    method could let more matrices share a factor, which leaves more for each: errors advise nothing else.
+    `bits` are those of a number. With `indices` the places of numbers count too. `what` names the
+    set in errors. They advise larger groups only if the method `can_group_more`.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -70,7 +70,7 @@ class Budget:
     bits: int
     indices: bool
     what: str
-    growing: bool = True
+    can_group_more: bool = True
 
     @property
     def stream(self) -> int:
@@ -106,9 +106,10 @@ class Budget:
         if left < self.units:
             most = self._largest_rank()
             ways = [f"a rank of at most {most}"] if most else []
-            choose = self._choices(*ways)
+            advice = self._advice(*ways)
             fits = f"a shared factor of rank {rank} takes {self.stream * rank:,} of the {self.allowed:,} numbers that may remain"
-            raise self._refused(f"{fits}, which leaves the own ones less than one a unit; {choose}")
+            left_over = "which leaves the own ones less than one a unit"
+            raise self._refused(f"{fits}, {left_over}; {advice}")
         if left >= places:
             remain = self.stream * rank + places
             raise self._refused(f"factors of rank {rank} have {remain:,} numbers at most, and {self.allowed:,} may remain; choose a larger rank")
@@ -125,7 +126,7 @@ class Budget:
         if rank < 1:
             taken = self._taken(1, share, sparse)
             fits = f"factors of rank 1 have {taken:,} numbers, and {self.allowed:,} may remain"
-            raise self._refused(f"{fits}; {self._choices()}")
+            raise self._refused(f"{fits}; {self._advice()}")
         if rank > self.width:
             least = math.ceil(Fraction(10_000 * (self.allowed - self.stream * self.width), self.units * self.width)) / 10_000
             raise self._refused(
@@ -153,9 +154,9 @@ class Budget:
             rank -= 1
         return rank
 
-    def _choices(self, *ways: str) -> str:
+    def _advice(self, *ways: str) -> str:
         """What can be done about a budget that is too small: `ways` are the method's own."""
-        ways = (*ways, "larger groups") if self.growing else ways
+        ways = (*ways, "larger groups") if self.can_group_more else ways
         return f"choose {', '.join(ways)}, or ask for less to go" if ways else "ask for less to go"
 
     def _refused(self, why: str) -> TargetError:
@@ -195,7 +196,7 @@ class Sharing(Method, ABC):
     def factored(self, members: Sequence[Member], plan: FactorSizes, dtype: torch.dtype) -> Factored:
         """Return the factors of a set."""
 
-    def grows(self, view: ModelView) -> bool:
+    def can_group_more(self, view: ModelView) -> bool:
         """Return whether more matrices of this model could share a factor."""
         del view
         return False
@@ -216,7 +217,7 @@ class Sharing(Method, ABC):
     def check_model(self, view: ModelView, target: Target, targets: Mapping[str, Target]) -> None:
         super().check_model(view, target, targets)
         for one in self.sets(view):
-            self._planned(one, target, self.grows(view))
+            self._planned(one, target, self.can_group_more(view))
 
     def edits(self, job: Job) -> Iterator[Edit]:
         if parts_of(job.target, "numbers").fraction == 0:
@@ -229,23 +230,32 @@ class Sharing(Method, ABC):
         first = min(sharer.weight.block for one in left for sharer in one)
         rest = replace(job, done=[edit for edit in job.done if edit.block is not None and edit.block < first])
         place = {weight.name: number for number, weight in enumerate(job.view.weights)}
-        growing = self.grows(job.view)
+        more = self.can_group_more(job.view)
         seen: dict[str, Seen] = {}
         for block, there in by_block(job.view.blocks[rest.start :], rest.walk(self.observes)):
             seen |= {weight.name: one for weight, one in there.items()}
             ready = [one for one in left if max(sharer.weight.block for sharer in one) == block.index]
             with spent_on("method"):
-                made = [edit for one in ready for edit in self._replaced(one, seen, job.target, growing)]
+                made: list[Replace] = []
+                for one in ready:
+                    made += self._replaced(one, seen, job.target, more)
             yield from (edit for edit in sorted(made, key=lambda edit: place[edit.weight.name]) if edit.weight.name not in done)
             for sharer in (sharer for one in ready for sharer in one):
                 seen.pop(sharer.weight.name, None)
 
-    def _replaced(self, one: Sequence[Sharer], seen: Mapping[str, Seen], target: Target, growing: bool) -> Iterator[Replace]:
+    def _replaced(
+        self,
+        one: Sequence[Sharer],
+        seen: Mapping[str, Seen],
+        target: Target,
+        can_group_more: bool,
+    ) -> Iterator[Replace]:
         """The edits of one set."""
         reached = [sharer for sharer in one if sharer.weight.name in seen]
         if not reached:
             return
-        plan, dtype, name = self._planned(reached, target, growing), reached[0].weight.get().dtype, reached[0].weight.name
+        plan = self._planned(reached, target, can_group_more)
+        dtype, name = reached[0].weight.get().dtype, reached[0].weight.name
         try:
             factors = self.factored([self._member(sharer, seen[sharer.weight.name]) for sharer in reached], plan, dtype)
         except CalibrantError as error:
@@ -271,7 +281,12 @@ class Sharing(Method, ABC):
         hessian = damped(observed(seen, Gram), self.damp).to(weight.dtype) if Gram in seen else None
         return Member(weight.T.contiguous() if sharer.reads else weight, hessian, sharer.reads, self.relative)
 
-    def _planned(self, one: Sequence[Sharer], target: Target, growing: bool) -> FactorSizes:
+    def _planned(
+        self,
+        one: Sequence[Sharer],
+        target: Target,
+        can_group_more: bool,
+    ) -> FactorSizes:
         share, bits = parts_of(target, "numbers"), one[0].weight.stored.element_size() * 8
         what = f"{one[0].weight.name}" if len(one) == 1 else f"the {len(one)} matrices that share with {one[0].weight.name}"
         shapes = tuple(sharer.shape for sharer in one)
@@ -279,7 +294,7 @@ class Sharing(Method, ABC):
             raise ModelError(f"{what} are of different widths, so they can't share a factor", subject=one[0].weight.name)
         if share.fraction == 0:
             return FactorSizes(0, (), 1.0, 1.0)
-        return self.plan(Budget(shapes, share, bits, self.indices_count, what, growing))
+        return self.plan(Budget(shapes, share, bits, self.indices_count, what, can_group_more))
 
 
 def networks(view: ModelView) -> dict[int, list[Sharer]]:

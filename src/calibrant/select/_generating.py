@@ -253,7 +253,7 @@ def pick(
     # Sorted probabilities are few numbers: the rest is done where float64 is at hand.
     scores, tokens = scores.topk(count, dim=1)
     if not scores[:, 0].isfinite().all():
-        raise not_finite("what the model predicts for the next token", "logits")
+        raise not_finite("the model's logits of the next token", "logits")
     nucleus_of_each = nucleus(scores.softmax(1).cpu().double(), sampling.top_p)
     sums = nucleus_of_each.cumsum(1)
     # Inverse of the cumulated probabilities: a number in [0, 1) falls on each token as often as its share of what is left.

@@ -67,7 +67,7 @@ def nats(opened: Opened, sequences: Sequence[Sequence[int]], progress: Progress 
             targets = inputs["input_ids"].new_tensor(sequences[i][1:])
             nats_of_each = cross_entropy(_wide(row[: len(targets)]), targets, reduction="none")
             loss = float(nats_of_each.double().mean())
-            results[i] = finite_number(loss, f"the loss of {opened.name} on a candidate")
+            results[i] = finite_number(loss, f"the loss of {opened.name} on a candidate", opened.name)
     return results
 
 

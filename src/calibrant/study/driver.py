@@ -185,7 +185,7 @@ class Driver:
             run = self._elsewhere.stand_in(run, request.calibration, batch, self._measures_of) or run
         measures = self._measures_of(run.id)
         shared = statistics_ids(loaded.opened, batch) if request.shares and batch is not None else ()
-        shortage = loaded.few_tokens(batch)
+        shortage = loaded.shortage_of(batch)
         if shortage:
             self._report(["few_tokens", request.model, request.cell.data, shortage])
         return Resolved(request, recipe, note, run, measures, shared, shortage)

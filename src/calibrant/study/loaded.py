@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from calibrant.compress import Recipe, UntouchedModel, fitting, transformed
-from calibrant.compress.shortage import few_tokens
+from calibrant.compress.shortage import shortage_of
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.durable import text_of_json
 from calibrant.edits import Edit, Replace, read_edit
@@ -86,9 +86,9 @@ class LoadedModel:
         fits, note = fitting(recipe.propagate, self.view, batch, self.opened.dtype, room(), recipe.method.propagations)
         return replace(recipe, propagate=fits), note
 
-    def few_tokens(self, batch: TokenBatch | None) -> str:
+    def shortage_of(self, batch: TokenBatch | None) -> str:
         """Return that a batch has fewer tokens than the model has inputs, in a sentence; empty where it hasn't."""
-        return few_tokens(self.view, batch)
+        return shortage_of(self.view, batch)
 
     def restore(self) -> None:
         """Make the model dense again."""

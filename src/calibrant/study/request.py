@@ -1,7 +1,7 @@
 """What a study is to make, run by run, and what came of it: plain data."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,13 +102,7 @@ class Workload:
         """Return the workload that `to_json` wrote. Raises `InputError` where something that it names isn't there any more."""
         arrived(plain["classes"])
         fields = {name: value for name, value in plain.items() if name not in ("sets", "recipes", "classes")}
-        # A set of the user's own files looks into them when it is built: once is enough.
-        keys = [json.dumps(of, allow_nan=False) for of in plain["sets"]]
-        built: dict[str, CalibrationSet | None] = {json.dumps(None, allow_nan=False): None}
-        for key, of in zip(keys, plain["sets"], strict=True):
-            if key not in built:
-                built[key] = CalibrationSet(*of)
-        sets = [built[key] for key in keys]
+        sets = _built(plain["sets"])
         requests = [RunRequest(model, of, Recipe.parse(*texts)) for (model, *texts), of in zip(plain["recipes"], sets, strict=True)]
         evaluators_ = {text: evaluators.build(text) for text in plain["evaluators"]}
         return cls(**{**fields, "requests": tuple(requests), "chosen": frozenset(plain["chosen"]), "evaluators": evaluators_})
@@ -154,6 +148,19 @@ class Workload:
         """The statistics to gather in one pass over the set of `request`: all that requests for the same set, or for one mixed in it, will want."""
         sharing = [other for other in self.requests if other.shares and other.model == request.model and other.sets & request.sets]
         return tuple(dict.fromkeys(kind for other in sharing for kind in other.recipe.shared))
+
+
+def _built(written: Sequence[Sequence[Any] | None]) -> list[CalibrationSet | None]:
+    """The calibration sets of what was written of them, None for each that is none."""
+    built: dict[str, CalibrationSet] = {}
+    sets: list[CalibrationSet | None] = []
+    for parts in written:
+        key = json.dumps(parts, allow_nan=False)
+        # A set of the user's own files looks into them when it is built: once is enough.
+        if parts is not None and key not in built:
+            built[key] = CalibrationSet(*parts)
+        sets.append(None if parts is None else built[key])
+    return sets
 
 
 def digests_of(evaluators: Mapping[str, Evaluator]) -> dict[str, str]:

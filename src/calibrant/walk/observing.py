@@ -136,11 +136,11 @@ def blocks_seen(
     for entries in zip(*seen, strict=True):
         shares = [there * share if batch.mixed else there for (_, there), (share, _) in zip(entries, parts, strict=True)]
         block, there = entries[0][0], reduce(operator.add, shares)
-        _check_finite(block, there)
+        _check_statistics(block, there)
         yield block, there
 
 
-def _check_finite(block: Block, seen: Seen) -> None:
+def _check_statistics(block: Block, seen: Seen) -> None:
     """Raise `NumericsError` for sums that aren't finite, those that were kept on disk too."""
     if not all(statistic.finite() for statistic in seen.values()):
         raise not_finite(f"the statistics of {block.name}", block.name)

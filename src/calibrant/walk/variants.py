@@ -328,9 +328,10 @@ def _form(result: Any) -> Callable[[Tensor], Any] | None:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether all numbers are the same; NaN too, since only a variant may overflow."""
+    """Whether all numbers are the same."""
     if one.shape != other.shape:
         return False
+    # A variant may overflow where the untouched model doesn't, and to torch.equal NaN is no NaN.
     return torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
 
 

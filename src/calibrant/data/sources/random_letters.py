@@ -19,8 +19,8 @@ LONGEST: Final = 8
 class RandomLetters(Source):
     """Endless questions of 24 words and answers of one, each of one to eight letters of a to z.
 
-    In a chat template nothing but the template has a sense, so `random_letters:chat` says what it
-    is worth to show the template alone. Letters come from SHAKE-128 over part, seed and number.
+    Only the template makes sense here. `random_letters:chat` shows what the template alone is
+    worth. Letters come from SHAKE-128 over part, seed and number.
     """
 
     kind = "control"
