@@ -228,6 +228,16 @@ def test_a_damaged_manifest_is_refused_and_not_taken_for_none(tmp_path):
         assert raised.value.subject == str(path)
 
 
+def test_a_file_of_this_name_that_is_somebody_elses_is_left_aside(tmp_path):
+    save(opened(), tmp_path / "other" / "inner", {"id": "sha256:1"})
+    (tmp_path / "other" / "inner" / "calibrant.json").unlink()
+    (tmp_path / "other" / "calibrant.json").write_text('{"some": "tool"}')
+    open_model(str(tmp_path / "other" / "inner"), "float32", "cpu")
+    (tmp_path / "other" / "calibrant.json").write_text('{"some": "to')
+    with pytest.raises(ModelError):
+        open_model(str(tmp_path / "other" / "inner"), "float32", "cpu")
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"])
 def test_a_file_of_another_run_beside_a_manifest_is_refused(tmp_path, name):
     save(opened(), tmp_path / "out", {"id": "sha256:1"})

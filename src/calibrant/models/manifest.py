@@ -62,12 +62,7 @@ def manifest_folder(ref: str | Path) -> Path:
     path = Path(ref)
     if (path / MANIFEST).exists() or not path.exists() or not (path.parent / MANIFEST).is_file():
         return path
-    try:
-        read_manifest(path.parent)
-    except ModelError:
-        # Somebody else's file of this name is no reason to refuse what lies beside it. One of ours has an entry for each of its files.
-        return path if FILES not in (path.parent / MANIFEST).read_text(encoding="utf-8", errors="replace") else path.parent
-    return path.parent
+    return path if _is_foreign(path.parent / MANIFEST) else path.parent
 
 
 def check_unchanged(place: Path, digests: Mapping[str, str], weights: bool = True) -> dict[str, Any] | None:
@@ -111,6 +106,15 @@ def _manifest(path: Path) -> dict[str, Any]:
     if files is not None and not _maps_text_to_text(files):
         raise BrokenSealError
     return manifest
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file of this name is somebody else's: sound JSON without our entries. What is damaged may be ours."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return not isinstance(value, dict) or not {VERSION, FILES, SEAL} & value.keys()
 
 
 def _maps_text_to_text(value: Any) -> bool:
