@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,10 +29,12 @@ _REMEDY: Final = f"restore it from a copy, or delete {MANIFEST} to use the folde
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest of a folder in which everything else is, and see all of it to the disk."""
-    digests: dict[str, str] = {}
-    for path in _written(folder):
-        flush(path)
-        digests[path.relative_to(folder).as_posix()] = file_digest(path)
+    paths = list(_written(folder))
+    # Hashing keeps a processor busy and flushing the disk, so both are done at the same time.
+    with ThreadPoolExecutor(1) as beside:
+        flushed = beside.map(flush, paths)
+        digests = {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
+        list(flushed)  # an error of the disk is raised here
     document = sealed({**manifest, FILES: digests}, _PURPOSE)
     (folder / MANIFEST).write_text(text_of_json(document, ordered=True), encoding="utf-8")
     flush(folder / MANIFEST)
