@@ -1,6 +1,7 @@
 """The whole page in a real browser, made from whole stores: small ones, large ones, broken ones, and one whose rows are hostile."""
 
 import csv
+import hashlib
 import io
 import json
 import shutil
@@ -202,6 +203,9 @@ def test_hostile_rows_are_text_everywhere(started: Any, tmp_path: Path):
         kept = json.loads(profile.read_text())
         words = {**kept["words"], ATTACK: 99, "=cmd()": 98}
         profile.write_text(json.dumps({**kept, "words": words, "examples": [{"part": ATTACK, "licence": ATTACK, "text": ATTACK}]}))
+        sums = profile.with_name("sums.json")  # whoever attacks writes the sum too
+        digest = hashlib.sha256(profile.read_bytes()).hexdigest()
+        sums.write_text(json.dumps({**json.loads(sums.read_text()), PROFILE: digest}))
     found = report(tmp_path / "results")
     path = found.write_html(tmp_path / "page.html")
     with opened(started) as watched:
