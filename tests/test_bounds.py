@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import pytest
+from jaxtyping import TypeCheckError
 
 from calibrant.allocations import allocations
 from calibrant.data.formats import formats
@@ -93,8 +94,10 @@ def test_too_large_is_refused(registry: Registry, name: str, parameter: str, val
     if why and (why != MEASURED or value == 10**9):
         registry.build(text)
         return
-    with pytest.raises(InputError) as caught:
+    with pytest.raises((InputError, TypeCheckError)) as caught:
         registry.build(text)
+    if isinstance(caught.value, TypeCheckError):
+        return  # where types are checked, that comes first
     # The method that is fitted with each of several dampings refuses its own.
     assert caught.value.subject == ("damp" if parameter == "damps" else parameter)
     assert "\n" not in str(caught.value)
@@ -114,8 +117,10 @@ def test_what_is_allowed_exists() -> None:
     ids=["awq", "evolved", "cot"],
 )
 def test_what_is_no_number_is_refused(given: Callable[[], Any], subject: str) -> None:
-    with pytest.raises(SpecError) as caught:
+    with pytest.raises((SpecError, TypeCheckError)) as caught:
         given()
+    if isinstance(caught.value, TypeCheckError):
+        return  # where types are checked, that comes first
     assert caught.value.subject == subject
     assert "\n" not in str(caught.value)
 

@@ -127,7 +127,7 @@ class Registry:
         known = ", ".join(self.names()) or "none yet"
         raise SpecError(f"there is no {self.noun} called {name!r}{did_you_mean(name, self.names())} (known: {known})", subject=name)
 
-    def build(self, spec: "str | Call | Spec") -> Any:
+    def build(self, spec: Any) -> Any:
         """Make the object that a text such as `sparsegpt(damp=0.02)` describes; objects are passed through."""
         if isinstance(spec, Spec):
             return spec

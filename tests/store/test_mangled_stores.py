@@ -213,6 +213,8 @@ def test_a_study_goes_on_or_says_why_not(whole: tuple[Study, Path], tmp_path: Pa
     complaint(lambda: plan(study, store, probed=False))
     complaint(lambda: study.run(store))
     complaint(lambda: study.run(store, retry=True))
-    assert before.items() <= state(store).items(), "what was there stays as it was"
+    after = state(store)
+    changed = {name for name, what in before.items() if after.get(name) != what}
+    assert changed <= {str(path.relative_to(store))}, "what was there stays as it was; a damaged mask may be written again"
     for failure in store.glob("failures/*.json"):
         assert "Traceback" not in failure.read_text() or "DataError" in failure.read_text(), failure.read_text()

@@ -45,12 +45,19 @@ class Evolved(Allocation):
 
     levels: int = 2
     step: float = 0.05
-    tokens: tuple[int, ...] = (512, 2048)
+    tokens: tuple[int, ...] | int = (512, 2048)
     offspring: int = 16
     survivors: int = 2
     generations: int = 40
     patience: int = 8
     seed: int = 0
+
+    @property
+    def _stages(self) -> tuple[int, ...]:
+        """The numbers of tokens, also where one was given by itself."""
+        if isinstance(self.tokens, list | tuple):
+            return tuple(self.tokens)
+        return (self.tokens,)
 
     def __post_init__(self) -> None:
         check_most(self, levels=MOST_LEVELS, offspring=MOST_CANDIDATES, survivors=MOST_CANDIDATES)
@@ -60,7 +67,7 @@ class Evolved(Allocation):
                 raise SpecError(f"evolved({name}={getattr(self, name)}): {name} must be at least 1", subject=name)
         if not 0 < self.step < 1:
             raise SpecError(f"evolved(step={self.step:g}): a step is a share of the weights, above 0 and below 1", subject="step")
-        tokens = tuple(self.tokens) if isinstance(self.tokens, list | tuple) else (self.tokens,)
+        tokens = self._stages
         object.__setattr__(self, "tokens", tokens)
         whole = bool(tokens) and all(type(one) is int for one in tokens)
         if not whole or list(tokens) != sorted({*tokens}) or tokens[0] < 2:
@@ -82,16 +89,16 @@ class Evolved(Allocation):
         groups = {size: number for number, size in enumerate(dict.fromkeys(sizes))}
         space = Space(tuple(groups[size] for size in sizes), tuple(middle * sizes.count(size) for size in groups), len(menu) - 1)
         candidates = _Candidates(job, method, menu)
-        trials = Trials(space, candidates.measure, self.tokens, job.journal, candidates.tell)
+        trials = Trials(space, candidates.measure, self._stages, job.journal, candidates.tell)
         how = {"drawn": 0, "offspring": self.offspring, "survivors": self.survivors, "generations": self.generations, "patience": self.patience}
         best = climb(trials, [(middle,) * len(blocks)], Random(self.seed), **how)
         course = [float(f"{one:.6g}") for one in trials.course]
-        job.notes.update(by="divergence", best=course[-1], course=course, measured=trials.count, tokens=list(self.tokens))
+        job.notes.update(by="divergence", best=course[-1], course=course, measured=trials.count, tokens=list(self._stages))
         return {weight.name: menu[best[block.index]] for block in blocks for weight in block.weights}
 
     def tried(self, blocks: int, target: Target) -> int:
         many, few = self.offspring * self.generations, self.survivors * self.generations + 1
-        return many * self.tokens[0] + few * sum(self.tokens[1:])
+        return many * self._stages[0] + few * sum(self._stages[1:])
 
     def judges_by(self, method: Method, target: Target) -> tuple[Method, int]:
         return method, 2 * self.levels + 1

@@ -60,13 +60,13 @@ class WindowRoles:
         return found
 
 
-def facts_of(windows: Iterable[Mapping[str, Sequence[Any]]]) -> dict[str, float]:
+def facts_of(windows: Iterable[Mapping[str, Sequence[Any]]]) -> dict[str, int | float]:
     """Return the facts of a document's outcome: the sums of its windows, by what they are of and role."""
     total = {role: RoleSums() for role in ROLES}
     for by_role in windows:
         for role in ROLES:
             total[role] = total[role].with_sums(by_role[role])
-    facts: dict[str, float] = {}
+    facts: dict[str, int | float] = {}
     for role, sums in total.items():
         facts |= {
             f"tokens_{role}": sums.tokens,

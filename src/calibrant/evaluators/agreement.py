@@ -57,7 +57,7 @@ ROLE_METRICS: Final[tuple[tuple[str, str, str, Literal["lower", "higher"]], ...]
 """Of each role: what a score is called, of which sums it is made, its unit, and what is better."""
 
 
-class Compared(NamedTuple):
+class _Compared(NamedTuple):
     """What was found in a window, over its scored tokens.
 
     Summed nats of divergence, how many most probable predictions are the same, the divergence of
@@ -106,15 +106,15 @@ class Agreement(TextEvaluator):
         windows, measured = self.windows(subject.tokenizer), self.measured
         roles = self._roles(windows, subject.tokenizer)
 
-        def compare(batch: list[ScoredWindow]) -> list[Compared]:
+        def compare(batch: list[ScoredWindow]) -> list[_Compared]:
             return _compared(subject.model, reference, batch, measured, roles)
 
         entry = "{} by role" if self.roles else "{} with its loss"
         scored = score_windows(windows, TOKENS_PER_BATCH, compare, subject, str(self), entry)
-        compared: dict[str, Compared] = {}
+        compared: dict[str, _Compared] = {}
         for name, found in scored.items():
             # Those of a journal are lists.
-            compared[name] = Compared(*found)
+            compared[name] = _Compared(*found)
         outcomes: list[Outcome] = []
         for document, own in by_document(windows).items():
             parts = [compared[w.name] for w in own]
@@ -198,8 +198,8 @@ def _compared(
     batch: list[ScoredWindow],
     measured: str,
     roles: WindowRoles | None = None,
-) -> list[Compared]:
-    compared: list[Compared] = []
+) -> list[_Compared]:
+    compared: list[_Compared] = []
     for window, theirs, ours in zip(batch, dense_predictions(reference, batch), predictions(model, batch), strict=True):
         if theirs.shape != ours.shape:
             raise ModelError(
@@ -215,14 +215,14 @@ def _compared(
     return compared
 
 
-def _whole(window: ScoredWindow, parts: Sequence["_Chunk"], roles: WindowRoles | None) -> Compared:
+def _whole(window: ScoredWindow, parts: Sequence["_Chunk"], roles: WindowRoles | None) -> _Compared:
     tokens = [token for part in parts for token in part.tokens]
     divergence = sum(part.divergence for part in parts)
     agreed = sum(part.agreed for part in parts)
     by_token = [float(np.float32(token.divergence)) for token in tokens]
     nats = math.fsum(part.nats for part in parts)
     sums = None if roles is None else roles.sums(window, tokens)
-    return Compared(divergence, agreed, by_token, nats, sums)
+    return _Compared(divergence, agreed, by_token, nats, sums)
 
 
 class _Chunk(NamedTuple):

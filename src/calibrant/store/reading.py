@@ -161,16 +161,14 @@ class LooseFiles(ResultFiles):
     def _sums(self) -> Mapping[str, str] | None:
         path = self.folder / SUMS
         if not path.exists():
-            if self._is_sealed():
-                raise unreadable(path, missing(path))
             return None
         with understood(path):
             return check(read_json(path), Mapping[str, str])
 
-    def _is_sealed(self) -> bool:
-        """Whether the folder was written since there are seals: its provenance has one, and there were sums long before."""
+    def lacks_sums(self) -> bool:
+        """Return whether there must have been sums: they are missing, and the provenance has a seal, which came later."""
         path = self.folder / PROVENANCE
-        if not path.exists():
+        if (self.folder / SUMS).exists() or not path.exists():
             return False
         with understood(path):
             return SEAL in read_json(path)

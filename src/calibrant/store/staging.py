@@ -55,10 +55,8 @@ class Staging:
 
     def replace(self, path: Path, content: bytes) -> None:
         """Write one file, whole or not at all; an older one is replaced."""
-        with self.writing(f"write {path.relative_to(self._store)}"):
-            with replacing(path, self.folder() / path.name) as half:
-                half.write_bytes(content)
-            flush(path.parent)
+        with self.writing(f"write {path.relative_to(self._store)}"), replacing(path, self.folder() / path.name) as half:
+            half.write_bytes(content)
 
     def folder(self) -> Path:
         """Return the folder that is this writer's alone; a forked child is a writer of its own. Raises `OSError`."""

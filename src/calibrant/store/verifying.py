@@ -144,6 +144,8 @@ def _changed(files: ResultFiles) -> list[StoreProblem]:
     """What is no file, or differs from the sums that were written with it; a folder from before there were sums has none."""
     listed = sorted(files.folder.iterdir()) if isinstance(files, LooseFiles) else []
     odd = [StoreProblem(str(p), "is neither a file nor a folder", AGAIN) for p in listed if not (p.is_file() or p.is_dir())]
+    if isinstance(files, LooseFiles) and files.lacks_sums():
+        odd.append(StoreProblem(str(files.where(SUMS)), "is missing, and was written", AGAIN))
     if odd or not files.has(SUMS):
         return odd
     with understood(files.where(SUMS)):
