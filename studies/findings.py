@@ -15,8 +15,9 @@ from pathlib import Path
 
 from studies.ablations import run as ablations
 from studies.arms import Measured, markdown_row, named, span, worse
+from studies.made import note
 from studies.packing import run as packing
-from studies.pages import draw
+from studies.pages import draw, filled
 from studies.spot_check import again, equal, markdown, record_of
 
 from calibrant.compare import Draws, detectable, draws, label_set
@@ -318,22 +319,14 @@ CAPTION = (
 )
 
 
-def put(page: str, made: Mapping[str, str]) -> str:
-    """The page with each table between its marks."""
-    for name, table in made.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        before, after = page.index(begin) + len(begin), page.index(end)
-        page = f"{page[:before]}\n{table}\n\n{page[after:]}"
-    return page
-
-
 def write_page(made: Mapping[str, str]) -> None:
     """The page's tables, the report beside the records, and the picture, light and dark, with what it shows."""
-    PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
     about = report(STORE)
     (STORE / "report.md").write_text(about.text("markdown"), encoding="utf-8")
     (STORE / "report.json.gz").write_bytes(gzip.compress(about.text("json").encode(), mtime=0))
     draw(picture(), "findings", PICTURE)
+    note(PAGE)
 
 
 if __name__ == "__main__":

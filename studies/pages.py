@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from PIL import Image
+from studies.made import note
 
 from calibrant.errors import DataError
 from calibrant.report.plots import Plot, write
@@ -30,9 +31,10 @@ def filled(text: str, tables: Mapping[str, str]) -> str:
 
 
 def write_or_print(page: Path, tables: Mapping[str, str]) -> None:
-    """Fill the page with `--write` on the command line; else print the tables."""
+    """Fill the page with `--write` on the command line, and note what it is made of; else print the tables."""
     if "--write" in sys.argv[1:]:
         page.write_text(filled(page.read_text("utf-8"), tables), encoding="utf-8")
+        note(page)
     else:
         print("\n\n".join(f"{name}\n\n{table}" for name, table in tables.items()))
 
