@@ -1,6 +1,6 @@
 # Each target is the only command a fresh machine needs: it has Python 3.11 or newer and make, and reaches a package index.
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test slow check format generate bench docs clean anew
+.PHONY: help demo quick test smoke slow check format generate bench docs clean anew
 
 # The first interpreter that starts, is new enough and can make a virtual environment; the machine's own python3 before any other.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
@@ -21,9 +21,10 @@ changed = $(shell cmp -s pyproject.toml $(1) 2>/dev/null || echo anew)
 
 help:
 	@echo 'make demo    prune SmolLM2 with six calibration sets, offline, and see which one kept it best'
-	@echo 'make quick   run the tests that open no model and start no process: for every save'
-	@echo 'make test    run all tests that need no rare tool'
-	@echo 'make slow    run those that take long, or need a browser, Ray, LaTeX or the harness'
+	@echo 'make quick   run the tests that open no model and start no process, under a minute: for every save'
+	@echo 'make test    run the tests of everything that a user relies on, under five minutes: before a commit'
+	@echo 'make smoke   run one test of each rare tool: a browser, Ray, the harness, llama.cpp'
+	@echo 'make slow    run all tests that are not in make test: before a change of many files is done'
 	@echo 'make check   format, lint, types and docs, without changing a file'
 	@echo 'make format  put the formatting right'
 	@echo 'make generate  write the tables of the docs from the folders, and freeze what is new'
@@ -34,12 +35,15 @@ demo: .venv/ready
 	@$(BIN)/calibrant demo
 
 quick: .venv/ready-dev
-	@$(BIN)/python -m pytest -q -n auto --maxprocesses 2 --dist loadfile --quick -m 'not slow'
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 2 --dist worksteal --quick -m 'not slow'
 
 test: .venv/ready-dev
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not slow'
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m 'not slow'
 
-# Shapes in signatures are checked here, and by .ci/run in all tests: that takes a fifth of their time, and costs users nothing.
+smoke: .venv/ready-dev
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m smoke
+
+# Types and shapes in signatures are checked here, and by .ci/run in its tests. It doubles their time.
 slow: .venv/ready-dev
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m slow --jaxtyping-packages=calibrant,beartype.beartype
 
