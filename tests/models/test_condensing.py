@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from calibrant.errors import ModelError
 from calibrant.models import Condensed, Opened, Snapshot, condense, condensed, expert_layers, save, view
 from calibrant.testing.tiny import tiny_model, tiny_tokenizer
 
-from tests.models.mixtures_of_experts import KINDS, SIZES, tiny_mixture
+from tests.models.mixtures_of_experts import SIZES, tiny_mixture
+from tests.models.refused import refused
+from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
 KEPT = {0: Condensed({5: 0.25, 1: 1.5}, 0.75), 1: Condensed({2: 0.5}, 1.25)}
@@ -82,7 +83,7 @@ MODELS = {
 LAYERS = {"exaone_moe": {1: KEPT[0], 2: KEPT[1]}}
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", usually(MODELS, {"qwen2_moe", "exaone_moe"}))
 @pytest.mark.parametrize("every", [True, False], ids=["every layer", "one layer"])
 def test_a_condensed_layer_is_its_experts_side_by_side_and_reopens(kind: str, every: bool, tmp_path: Path) -> None:
     model = MODELS[kind]()
@@ -135,8 +136,7 @@ def test_a_second_time_the_width_is_that_of_the_first() -> None:
     model = tiny_mixture("qwen2_moe")
     want = by_hand(model, {0: KEPT[1], 1: Condensed({}, 0.5)})
     condense(view(model), {0: KEPT[1]})
-    with pytest.raises(ModelError, match=r"would have 56 hidden units, and the plain networks that there are have 40, .*; keep fewer experts"):
-        condense(view(model), {1: KEPT[0]})
+    assert refused(condense, view(model), {1: KEPT[0]}).subject == "56"
     condense(view(model), {1: Condensed({}, 0.5)})
     torch.testing.assert_close(model(IDS, use_cache=False).logits.double(), want, rtol=0, atol=2e-5)
     assert (model.config.intermediate_size, model.config.mlp_only_layers) == (40, [0, 1])
@@ -169,23 +169,19 @@ def test_blocks_can_be_dropped_afterwards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "layers", "said"),
+    ("kind", "layers", "subject"),
     [
-        ("mixtral", KEPT, r"the configuration of a MixtralForCausalLM can't say that some of its blocks have no experts: it has no mlp_only_layers"),
-        ("deepseek_v3", {1: KEPT[1]}, r"can't say that some of its blocks have no experts: its first_k_dense_replace lets none but the first blocks"),
-        ("granitemoe", KEPT, "granitemoe|are no plain gated networks|can't say that some of its blocks"),
-        ("gpt_oss", KEPT, "can't say that some of its blocks have no experts|are no plain gated networks"),
-        ("llama4_text", KEPT, "can't say that some of its blocks have no experts"),
-        ("qwen2_moe", {2: KEPT[0]}, r"block 2 has no layer of experts \(blocks that have one: 0, 1\)"),
-        ("qwen2_moe", {0: Condensed({8: 1.0})}, "model.layers.0.mlp has no expert 8: it has experts 0 to 7"),
-        ("qwen3_moe", {0: Condensed({})}, "model.layers.0.mlp has no shared expert, so one at least of the others must be kept"),
+        ("mixtral", KEPT, "MixtralForCausalLM"),
+        ("deepseek_v3", {1: KEPT[1]}, "DeepseekV3ForCausalLM"),
+        ("qwen2_moe", {2: KEPT[0]}, "2"),
+        ("qwen2_moe", {0: Condensed({8: 1.0})}, "8"),
+        ("qwen3_moe", {0: Condensed({})}, "model.layers.0.mlp"),
     ],
 )
-def test_what_can_not_be_condensed_is_refused_and_nothing_changes(kind: str, layers: dict[int, Condensed], said: str) -> None:
+def test_what_can_not_be_condensed_is_refused_and_nothing_changes(kind: str, layers: dict[int, Condensed], subject: str) -> None:
     model = tiny_mixture(kind)
     want, config = model(IDS, use_cache=False).logits, copy.deepcopy(model.config.to_dict())
-    with pytest.raises(ModelError, match=said):
-        condense(view(model), layers)
+    assert refused(condense, view(model), layers).subject == subject
     assert torch.equal(model(IDS, use_cache=False).logits, want)
     assert model.config.to_dict() == config
 
@@ -193,14 +189,8 @@ def test_what_can_not_be_condensed_is_refused_and_nothing_changes(kind: str, lay
 def test_experts_that_compute_something_else_are_refused() -> None:
     model = tiny_mixture("qwen3_moe")
     model.model.layers[0].mlp.experts.act_fn = nn.ReLU()
-    with pytest.raises(ModelError, match=r"the experts of model\.layers\.0\.mlp compute something else than gated networks side by side"):
-        condensed(view(model), KEPT)
+    assert refused(condensed, view(model), KEPT).subject == "model.layers.0.mlp"
 
 
 def test_a_model_without_experts_has_none_to_condense() -> None:
-    with pytest.raises(ModelError, match=r"block 1 has no layer of experts \(blocks that have one: none\)"):
-        condense(view(tiny_model("llama")), {1: KEPT[0]})
-
-
-def test_kinds_are_those_that_are_tried() -> None:
-    assert {"qwen2_moe", "qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss", "llama4_text"} <= KINDS.keys()
+    assert refused(condense, view(tiny_model("llama")), {1: KEPT[0]}).subject == "1"
