@@ -16,30 +16,9 @@ from calibrant.models import open_model, open_tokenizer
 
 from tests.effort import quick
 
-VALUES: Final[tuple[Any, ...]] = (
-    None,
-    True,
-    0,
-    -1,
-    1,
-    7,
-    2**31,
-    10**9,
-    10**30,
-    0.5,
-    float("inf"),
-    float("nan"),
-    "",
-    "x",
-    "../outside",
-    "float7",
-    "\x1b[2J\n\u202e",
-    [],
-    {},
-    [1, "a"],
-    {"a": {"b": [None]}},
-    "é" * 10_000,
-)
+NUMBERS: Final = (0, -1, 1, 7, 2**31, 10**9, 10**30, 0.5, float("inf"), float("nan"))
+STRINGS: Final = ("", "x", "../outside", "float7", "\x1b[2J\n\u202e", "é" * 10_000)
+VALUES: Final[tuple[Any, ...]] = (None, True, *NUMBERS, *STRINGS, [], {}, [1, "a"], {"a": {"b": [None]}})
 TEXTS: Final = ("", "null", "[]", "0", '"text"', "{", '{"a": NaN}', "[" * 50_000, '{"a":' * 500, "9" * 6000, "\ufeff{}", "\x00")
 
 

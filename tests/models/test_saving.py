@@ -164,10 +164,6 @@ def test_what_fails_while_writing_leaves_nothing(tmp_path, monkeypatch, error, v
         assert said.subject == str(tmp_path / "a/b/out")
         assert value in str(said)
         assert os.listdir(tmp_path) == []
-
-
-def test_an_interruption_leaves_nothing_either(tmp_path, monkeypatch):
-    made = opened()
     monkeypatch.setattr(type(made.tokenizer), "save_pretrained", fail_with(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         save(made, tmp_path / "out", {})
