@@ -35,10 +35,10 @@ def overwritten(file: Path, bad: Path, behind: int | bytes, code: str, value: in
 @pytest.mark.parametrize(
     ("place", "code", "value", "said"),
     [
-        (4, "I", 99, "99"),
+        (4, "I", 99, "2 and 3"),
         (8, "Q", HUGE, SAID),
         (16, "Q", HUGE, SAID),
-        (24, "Q", HUGE, SAID),
+        (24, "Q", HUGE, f"a name in it has {SAID}"),
         (b"general.architecture", "I", 77, "77"),
         (b"general.architecture\x08\0\0\0", "Q", HUGE, SAID),
         (b"tokenizer.ggml.tokens\x09\0\0\0\x08\0\0\0", "Q", HUGE, SAID),
