@@ -46,16 +46,13 @@ def test_the_card_of_a_pruned_model(folder: Path, tmp_path: Path) -> None:
     assert str(folder.parent) not in text
 
 
-def test_the_card_of_a_quantized_model(folder: Path, tmp_path: Path) -> None:
+def test_the_card_of_a_quantized_model_and_of_one_without_some_blocks(folder: Path, tmp_path: Path) -> None:
     quantize(str(folder), target="w4g16", out=tmp_path / "out", dtype="float32")
     text = (tmp_path / "out" / "README.md").read_text()
     assert front(text)["tags"] == ["calibrant", "quantized", "rtn"]
     assert "6.000 bits" in text
-
-
-def test_dropped_blocks_are_named(folder: Path, tmp_path: Path) -> None:
-    prune(str(folder), "python_docs", "short_gpt", 0.34, tmp_path / "out", **SMALL)
-    assert "of 3" in (tmp_path / "out" / "README.md").read_text()
+    prune(str(folder), "python_docs", "short_gpt", 0.34, tmp_path / "dropped", **SMALL)
+    assert "of 3" in (tmp_path / "dropped" / "README.md").read_text()
 
 
 def test_names_of_the_hub_are_facts_for_the_hub(record: Record) -> None:

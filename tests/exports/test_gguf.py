@@ -1,6 +1,5 @@
 """GGUF files that we write open again as what was measured, bit for bit where codes fit its blocks; metadata and tokenizer are the template's."""
 
-import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,9 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from calibrant.cli import app
 from calibrant.compress import prune, quantize
 from calibrant.errors import OutputError, SpecError
 from calibrant.models import manifest_folder, open_model, view
@@ -141,15 +138,6 @@ def test_what_drops_blocks_or_experts_is_refused_before_any_work(
     job: tuple[Any, ...] = (str(model), "python_docs", method, DROPPING[method], tmp_path / "out")
     assert refused(prune, *job, kind=OutputError, export="gguf", **SMALL).subject == method
     assert not (tmp_path / "out").exists()
-
-
-def test_the_refusal_on_the_command_line(template: Path, tmp_path: Path) -> None:
-    words = ["prune", str(template), "--data", "python_docs", "--method", "short_gpt", "--target", "0.4"]
-    budget = ["--samples", "3", "--length", "16", "--dtype", "float32", "--json"]
-    found = CliRunner().invoke(app, [*words, *budget, "--out", str(tmp_path / "out"), "--export", "gguf"])
-    assert found.exit_code == 2
-    assert json.loads(found.stdout)["error"]["subject"] == "short_gpt"
-    assert not list(tmp_path.iterdir())
 
 
 def test_where_no_block_goes_the_file_is_written(template: Path, tmp_path: Path) -> None:

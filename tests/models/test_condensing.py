@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from calibrant.models import Condensed, Opened, Snapshot, condense, condensed, expert_layers, save, view
-from calibrant.testing.tiny import tiny_model, tiny_tokenizer
+from calibrant.models import Condensed, Snapshot, condense, condensed, expert_layers, view
+from calibrant.testing.tiny import tiny_model
 
 from tests.models.mixtures_of_experts import SIZES, tiny_mixture
 from tests.models.refused import refused
+from tests.models.reopening import reopened
 from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
@@ -91,17 +92,14 @@ def test_a_condensed_layer_is_its_experts_side_by_side_and_reopens(kind: str, ev
     layers = layers if every else dict(list(layers.items())[-1:])
     seen, before = view(model), model(IDS, use_cache=False).logits
     want = by_hand(model, layers)
-    save(Opened(model, tiny_tokenizer(), kind, "", "", torch.float32), tmp_path / "dense", {})
+    reopened(model, tmp_path / "dense")
     size = sum(numbers.numel() for numbers in model.state_dict().values())
     condense(seen, layers)
     got = model(IDS, use_cache=False).logits
     torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-5)
     assert not torch.allclose(got, before, atol=1e-2)
-    assert [layer.block for layer in expert_layers(seen)] == [block for block in range(len(seen.blocks)) if block not in layers and hasattr(
-        model.model.layers[block].mlp, "experts")]  # fmt: skip
-    save(Opened(model, tiny_tokenizer(), kind, "", "", torch.float32), tmp_path / "out", {})
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    again.set_experts_implementation("eager")
+    assert not layers.keys() & {layer.block for layer in expert_layers(seen)}
+    again = reopened(model, tmp_path / "out")
     assert torch.equal(again(IDS, use_cache=False).logits, got)
     assert torch.equal(again.generate(IDS, max_new_tokens=4, do_sample=False), model.generate(IDS, max_new_tokens=4, do_sample=False))
     smaller = size - sum(numbers.numel() for numbers in model.state_dict().values())
@@ -109,17 +107,13 @@ def test_a_condensed_layer_is_its_experts_side_by_side_and_reopens(kind: str, ev
     assert bytes_of(tmp_path / "dense") - bytes_of(tmp_path / "out") == 4 * smaller
 
 
-def test_all_networks_are_as_wide_as_the_widest(tmp_path: Path) -> None:
+def test_all_networks_are_as_wide_as_the_widest_and_a_second_time_as_the_first() -> None:
     model = tiny_mixture("qwen2_moe")
     condense(view(model), KEPT)
     mlps = [block.mlp for block in model.model.layers]
     assert [mlp.gate_proj.weight.shape[0] for mlp in mlps] == [24 + 2 * 16] * 2
-    assert model.config.intermediate_size == 24 + 2 * 16
     assert [int(mlp.down_proj.weight.any(0).sum()) for mlp in mlps] == [24 + 2 * 16, 24 + 16]
-    assert model.config.mlp_only_layers == [0, 1]
-
-
-def test_a_second_time_the_width_is_that_of_the_first() -> None:
+    assert (model.config.intermediate_size, model.config.mlp_only_layers) == (24 + 2 * 16, [0, 1])
     model = tiny_mixture("qwen2_moe")
     want = by_hand(model, {0: KEPT[1], 1: Condensed({}, 0.5)})
     condense(view(model), {0: KEPT[1]})
@@ -149,9 +143,7 @@ def test_blocks_can_be_dropped_afterwards(tmp_path: Path) -> None:
     condense(seen, {2: KEPT[0]})
     seen.drop_blocks([0])
     assert model.config.mlp_only_layers == [1]
-    save(Opened(model, tiny_tokenizer(), "", "", "", torch.float32), tmp_path / "out", {})
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    again.set_experts_implementation("eager")
+    again = reopened(model, tmp_path / "out")
     assert torch.equal(again(IDS).logits, model(IDS).logits)
 
 

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from calibrant.models import Opened, save, view
-from calibrant.testing.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from calibrant.models import view
+from calibrant.testing.tiny import FAMILIES, tiny_model
 
 from tests.models.refused import refused
+from tests.models.reopening import reopened
 from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
@@ -32,10 +32,7 @@ def test_without_a_block_the_model_computes_as_if_the_block_did_nothing(family):
 def test_a_shortened_model_reopens_with_plain_transformers(family, tmp_path):
     model = tiny_model(family)
     view(model).drop_blocks([0, 1] if family == "llama" else [1])
-    save(Opened(model, tiny_tokenizer(), family, "", "", torch.float32), tmp_path / "out", {})
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    if family == "qwen3_moe":
-        again.set_experts_implementation("eager")
+    again = reopened(model, tmp_path / "out")
     assert torch.equal(again(IDS).logits, model(IDS).logits)
     with_cache = model.generate(IDS, max_new_tokens=5, do_sample=False)
     assert torch.equal(with_cache, again.generate(IDS, max_new_tokens=5, do_sample=False))
@@ -51,10 +48,6 @@ def test_the_view_and_the_configuration_follow():
     assert [b.name for b in seen.blocks] == ["model.layers.0", "model.layers.1"]
     assert [b.module.self_attn.layer_idx for b in seen.blocks] == [0, 1]
     assert seen.blocks[1].module is last
-    assert len(seen.weights) == 14
-
-
-def test_lists_of_block_numbers_follow():
     model = tiny_model("qwen3_moe", mlp_only_layers=[2])
     view(model).drop_blocks([0])
     assert model.config.mlp_only_layers == [1]

@@ -80,6 +80,7 @@ def test_everything_comes_back_after_any_changes(family):
     model = tiny_model(family)
     seen = view(model)
     before = everything(model), model.config.to_dict(), model(IDS).logits
+    said = model.generate(IDS, max_new_tokens=3, do_sample=False)
     names = [weight.name for weight in seen.weights]
     snapshot = Snapshot.of(seen)
     for change in CHANGES:
@@ -93,16 +94,7 @@ def test_everything_comes_back_after_any_changes(family):
     assert is_as_before(model, *before)
     assert [weight.name for weight in seen.weights] == names
     assert [block.index for block in seen.blocks] == [0, 1, 2]
-
-
-def test_a_restored_model_generates_as_before():
-    model = tiny_model("gemma3")
-    seen = view(model)
-    before, snapshot = model.generate(IDS, max_new_tokens=5, do_sample=False), Snapshot.of(seen)
-    seen.drop_blocks([0])
-    model.generate(IDS, max_new_tokens=5, do_sample=False)
-    snapshot.restore()
-    assert torch.equal(model.generate(IDS, max_new_tokens=5, do_sample=False), before)
+    assert torch.equal(model.generate(IDS, max_new_tokens=3, do_sample=False), said)
 
 
 def test_nothing_is_copied_until_it_is_overwritten_and_then_only_that():

@@ -34,7 +34,7 @@ def factors(seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", usually(FAMILIES))
-def test_scaling_every_norm_and_its_readers_inversely_leaves_the_logits_and_a_norm_alone_does_not(family):
+def test_scaled_norms_with_their_readers_and_hidden_units_in_other_places_leave_the_logits(family):
     model, seen = random_model(family)
     stream, want = Stream.of(seen), model(IDS).logits
     for number, norm in enumerate(stream.norms):
@@ -44,6 +44,13 @@ def test_scaling_every_norm_and_its_readers_inversely_leaves_the_logits_and_a_no
         before = {r.weight.name: r.weight.get().clone() for r in stream.readers_of(norm)}
         stream.rescale(norm, factors(number))
         assert all(not torch.equal(r.weight.get(), before[r.weight.name]) for r in stream.readers_of(norm))
+    assert torch.allclose(model(IDS).logits, want, rtol=0, atol=1e-6)
+    assert len(stream.hidden) == 3 * (32 if family in ("mixtral", "qwen3_moe", "olmoe") else 1)
+    for hidden in stream.hidden:
+        assert hidden.units == UNITS.get(family, 64) == hidden.down.shape[1]
+        before = hidden.down.get().clone()
+        hidden.permute(torch.randperm(hidden.units))
+        assert not torch.equal(hidden.down.get(), before)
     assert torch.allclose(model(IDS).logits, want, rtol=0, atol=1e-6)
 
 
@@ -80,19 +87,6 @@ def test_each_writer_counts(family):
         writer.weight.set(before * 2)
         assert not torch.equal(model(IDS).logits, want), writer.weight.name
         writer.weight.set(before)
-
-
-@pytest.mark.parametrize("family", usually(FAMILIES))
-def test_hidden_units_can_change_places(family):
-    model, seen = random_model(family)
-    stream, want = Stream.of(seen), model(IDS).logits
-    assert len(stream.hidden) == 3 * (32 if family in ("mixtral", "qwen3_moe", "olmoe") else 1)
-    for hidden in stream.hidden:
-        assert hidden.units == UNITS.get(family, 64) == hidden.down.shape[1]
-        before = hidden.down.get().clone()
-        hidden.permute(torch.randperm(hidden.units))
-        assert not torch.equal(hidden.down.get(), before)
-    assert torch.allclose(model(IDS).logits, want, rtol=0, atol=1e-6)
 
 
 OTHERS = {  # blocks whose halves run side by side, tied embeddings, norms without weights, no attention, …

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from calibrant.models import Opened, Snapshot, overwrite, save, view
-from calibrant.testing.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from calibrant.models import Snapshot, overwrite, view
+from calibrant.testing.tiny import FAMILIES, tiny_model
 
 from tests.models.refused import refused
+from tests.models.reopening import reopened
 from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
@@ -32,9 +33,7 @@ def test_a_tied_head_is_named_and_untied_for_good(family, tmp_path):
     overwrite(head, head.detach() * 2)
     changed = model(IDS).logits
     assert not torch.equal(changed, want)
-    save(Opened(model, tiny_tokenizer(), family, "", "", torch.float32), tmp_path / "out", {})
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    view(again)  # experts one by one, as in `model`
+    again = reopened(model, tmp_path / "out")
     assert torch.equal(again(IDS).logits, changed)
     assert not torch.equal(again.get_output_embeddings().weight, again.get_input_embeddings().weight)
 
@@ -52,8 +51,7 @@ def test_untying_is_undone_by_a_snapshot(family, tmp_path):
     assert len(seen.tied) == 1
     assert {d.name: d.reason for d in seen.dense}[head_name(model)] == "head, tied to the embedding"
     want = model(IDS).logits
-    save(Opened(model, tiny_tokenizer(), family, "", "", torch.float32), tmp_path / "out", {})
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "out")(IDS).logits, want)
+    assert torch.equal(reopened(model, tmp_path / "out")(IDS).logits, want)
 
 
 def test_a_head_of_its_own_is_left_alone():

@@ -88,27 +88,19 @@ def test_another_shape_is_refused():
     assert "[32, 16]" in str(said)
 
 
-def test_a_matrix_used_under_two_names_appears_once():
-    model = tiny_model("llama")
-    model.model.layers[2].mlp.up_proj.weight = model.model.layers[1].mlp.up_proj.weight
-    seen = view(model)
-    assert "model.layers.2.mlp.up_proj" not in {w.name for w in seen.weights}
-    assert seen.tied == (("model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight"),)
-
-
-def test_a_matrix_that_is_the_embedding_too_is_left_dense():
+def test_memory_that_is_shared_is_shown_once_left_dense_or_refused():
     model = tiny_model("llama", intermediate_size=259)
-    model.model.layers[0].mlp.up_proj.weight = model.model.embed_tokens.weight
-    assert reasons(view(model))["the same memory as model.embed_tokens.weight"] == {"model.layers.0.mlp.up_proj.weight"}
-
-
-def test_matrices_that_share_part_of_their_memory_are_refused_and_neighbours_are_two():
-    model = tiny_model("llama")
-    attention, buffer = model.model.layers[0].self_attn, torch.zeros(64, 32)
-    attention.q_proj.weight.data = buffer[:32]
-    attention.o_proj.weight.data = buffer[32:]
-    assert len(view(model).weights) == 21
-    attention.o_proj.weight.data = buffer[16:48]
+    layers = model.model.layers
+    layers[2].mlp.up_proj.weight = layers[1].mlp.up_proj.weight
+    layers[0].mlp.up_proj.weight = model.model.embed_tokens.weight
+    buffer = torch.zeros(64, 32)
+    layers[0].self_attn.q_proj.weight.data = buffer[:32]
+    layers[0].self_attn.o_proj.weight.data = buffer[32:]
+    seen = view(model)
+    assert len(seen.weights) == 21 - 2, "what lies side by side in one memory is two"
+    assert ("model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight") in seen.tied
+    assert reasons(seen)["the same memory as model.embed_tokens.weight"] == {"model.layers.0.mlp.up_proj.weight"}
+    layers[0].self_attn.o_proj.weight.data = buffer[16:48]
     assert refused(view, model).subject == "model.layers.0.self_attn.o_proj"
 
 
