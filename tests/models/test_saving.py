@@ -50,34 +50,23 @@ def test_plain_transformers_opens_it_with_the_same_logits_and_zeros(family, tmp_
 
 
 def test_the_folder_holds_what_a_hugging_face_folder_holds_and_the_manifest(tmp_path):
-    save(opened(note="dequantized from Q4_1"), tmp_path / "out", {"id": "sha256:1", "ü": [1, 2]})
+    (tmp_path / "out").mkdir()
+    made, usual = opened(dtype=torch.bfloat16, note="dequantized from Q4_1"), os.umask(0o077)
+    try:
+        save(made, tmp_path / "out", {"id": "sha256:1", "ü": [1, 2]})
+    finally:
+        os.umask(usual)
+    assert os.listdir(tmp_path) == ["out"]
     wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
-    assert {p.name for p in (tmp_path / "out").iterdir()} == wanted | {"calibrant.json"}
+    rights = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "out").iterdir()}
+    assert rights == dict.fromkeys(wanted | {"calibrant.json"}, 0o600)
     manifest = read_manifest(tmp_path / "out")
     assert manifest is not None
     assert set(manifest.pop("files")) == wanted
     assert manifest == {"note": "dequantized from Q4_1", "id": "sha256:1", "ü": [1, 2]}
     assert open_model(str(tmp_path / "out"), "float32", "cpu").note == "dequantized from Q4_1"
-
-
-@pytest.mark.parametrize(("mask", "rights"), [(0o002, 0o664), (0o077, 0o600)])
-def test_every_file_has_the_rights_that_the_umask_gives(tmp_path, mask, rights):
-    usual = os.umask(mask)
-    try:
-        save(opened(), tmp_path / "out", {})
-    finally:
-        os.umask(usual)
-    assert {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "out").iterdir() if p.stat().st_mode & 0o777 != rights} == {}
-
-
-def test_the_working_dtype_is_the_one_saved_and_an_empty_folder_may_exist(tmp_path):
-    (tmp_path / "out").mkdir()
-    made = opened(dtype=torch.bfloat16)
-    save(made, tmp_path / "out", {})
-    assert os.listdir(tmp_path) == ["out"]
-    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == "bfloat16"
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert again.dtype == torch.bfloat16
+    assert again.dtype == torch.bfloat16, "the working type is the one saved"
     assert torch.equal(again(IDS).logits, made.model(IDS).logits)
 
 

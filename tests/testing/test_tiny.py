@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from calibrant.models import open_model
-from calibrant.testing.tiny import FAMILIES, TEMPLATE, VOCABULARY, tiny_folder, tiny_model, tiny_tokenizer
+from calibrant.testing.tiny import FAMILIES, TEMPLATE, VOCABULARY, tiny_model, tiny_tokenizer
 
 from tests.models.refused import refused
 from tests.usual import usually
@@ -38,8 +37,3 @@ def test_any_text_goes_through_the_tokenizer_and_comes_back():
     assert tokenizer.decode(ids) == text
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
     assert tokenizer.chat_template == TEMPLATE
-
-
-def test_a_tiny_folder_opens(tmp_path):
-    opened = open_model(str(tiny_folder(tmp_path / "m", "gpt2", seed=3)), "float32", "cpu")
-    assert torch.equal(opened.model(IDS).logits, tiny_model("gpt2", seed=3)(IDS).logits)
