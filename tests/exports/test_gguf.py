@@ -126,7 +126,7 @@ def test_a_folder_needs_a_file_of_the_same_model(template: Path, tmp_path: Path,
 DROPPING = {"short_gpt": "0.4", "greedy": "blocks 0.4", "evop": "0.4", "evopress(apart=True)": "0.7", "mc_suite": 0.5, "cd_moe": 0.5}
 
 
-@pytest.mark.parametrize("method", usually(DROPPING, {"short_gpt", "evopress(apart=True)", "mc_suite"}))
+@pytest.mark.parametrize("method", usually(DROPPING, {"short_gpt", "evop", "evopress(apart=True)", "mc_suite"}))
 def test_what_drops_blocks_or_experts_is_refused_before_any_work(
     template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

@@ -83,6 +83,7 @@ def assert_same_model(dense: Any, loaded: Any) -> None:
         ("wanda", "0.5", "bfloat16", "llama", {"tie_word_embeddings": True}),
         ("magnitude", "2:4", "float32", "qwen3_moe", {"num_experts": 4}),
         ("rtn", "w8", "bfloat16", "gpt2", {}),
+        ("rtn", "w4g16", "bfloat16", "mixtral", FEW),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [

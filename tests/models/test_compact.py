@@ -1,7 +1,9 @@
 """A tensor without its zeros is the same again, bit for bit; the layouts are read here a second time, number by number."""
 
+import re
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as some
@@ -85,3 +87,29 @@ def test_more_numbers_than_are_packed_at_a_time() -> None:
     tensor[:, 0] = tensor[:, 2] = 0
     assert Compact.of(tensor).layout == "n_of_m"
     assert same(Compact.of(tensor).whole(), tensor)
+
+
+SOUND = Compact.of(torch.tensor([[0.0, 2.0, 0.0, -1.0], [0.5, 0.0, 0.0, 3.0]]))
+SCATTERED = Compact.of(torch.tensor([0.0] * 60 + [1.0] * 3 + [0.0] * 5).reshape(4, 17))
+
+
+@pytest.mark.parametrize(
+    ("compact", "facts", "value"),
+    [
+        (SOUND, {"shape": [2, 5]}, "(5,)"),
+        (SOUND, {"shape": [4, 4]}, "1 where 2"),
+        (SOUND, {"layout": "bits"}, "['bits', 'values']"),
+        (SOUND, {"width": 4}, "torch.int8"),
+        (SOUND, {"values": torch.ones(5)}, "(5,) where (4,)"),
+        (SOUND, {"dtype": "bfloat16"}, "torch.bfloat16"),
+        (SOUND, {"keep": True}, "[0, True, 4]"),
+        (SOUND, {"shape": [2, -4]}, "[2, -4]"),
+        (SCATTERED, {"bits": torch.full((9,), 255, dtype=torch.uint8)}, "more bits"),
+        (SCATTERED, {"bits": torch.zeros(8, dtype=torch.uint8)}, "8 where 9"),
+    ],
+)
+def test_facts_and_parts_that_do_not_fit_are_named(compact: Compact, facts: dict[str, Any], value: str) -> None:
+    parts = {name: part for name, part in facts.items() if isinstance(part, torch.Tensor)}
+    others = {name: fact for name, fact in facts.items() if name not in parts}
+    with pytest.raises(ValueError, match=re.escape(value)):
+        Compact.read({**compact.facts(), **others}, {**compact.parts, **parts}).whole()

@@ -58,7 +58,22 @@ LEFT: Final[Mapping[str, str]] = {
 UNPADDED: Final = ("cpmant", "jetmoe", "prophetnet", "reformer", "xlstm", "zaya")
 """Families that take no attention mask, or whose rows can't be traced to their tokens: padding is refused."""
 LENGTHS: Final = (8, 5, 8, 7)
-USUAL: Final = ("llama", "gpt2", "qwen3_moe", "mamba", "dory", "xlm", "deepseek_v4", "gemma3n_text", "inkling_text", "longcat_flash", "zamba")
+USUAL: Final = (
+    "llama",
+    "gpt2",
+    "qwen3_moe",
+    "mamba",
+    "bart",
+    "blt",
+    "jetmoe",
+    "dory",
+    "xlm",
+    "deepseek_v4",
+    "gemma3n_text",
+    "inkling_text",
+    "longcat_flash",
+    "zamba",
+)
 """What people use, and one of every way to be refused or left; the others are slow."""
 EACH: Final = usually(FAMILIES, USUAL)
 EACH_PADDED: Final = usually(FAMILIES, ("llama", "gpt2", "gemma3_text", "mamba2", "bloom", "cpmant", "jetmoe"))

@@ -104,7 +104,7 @@ OTHERS = {  # blocks whose halves run side by side, tied embeddings, norms witho
 }
 
 
-@pytest.mark.parametrize("kind", usually(OTHERS, {"bloom", "falcon", "mamba", "granite"}))
+@pytest.mark.parametrize("kind", usually(OTHERS, {"bloom", "falcon", "mamba", "granite", "olmo"}))
 def test_other_architectures_are_understood_too(kind):
     config = AutoConfig.for_model(kind, **{"intermediate_size": 64, **SIZES, **OTHERS[kind]})
     model = AutoModelForCausalLM.from_config(config).eval().double()
@@ -122,7 +122,7 @@ def test_other_architectures_are_understood_too(kind):
     assert torch.allclose(model(IDS, use_cache=False).logits, want, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", usually(KINDS, {"mixtral", "qwen2_moe", "gpt_oss", "jetmoe"}))
+@pytest.mark.parametrize("kind", usually(KINDS, {"mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "llama4_text", "jetmoe"}))
 def test_the_same_holds_for_experts_shared_ones_and_their_biases(kind):
     model = tiny_mixture(kind, torch.float64, tie_word_embeddings=False)
     seen = view(model)

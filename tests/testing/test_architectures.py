@@ -87,3 +87,19 @@ def test_a_matrix_that_no_product_uses_or_that_does_not_keep_what_it_is_set_to_i
     assert refused(check_architecture, model).subject == "model.layers.1.spare"
     monkeypatch.setattr(architectures.Weight, "set", lambda self, matrix: None)
     assert refused(check_architecture, tiny_model("llama")).subject == "model.layers.0.self_attn.q_proj"
+
+
+def test_features_that_disagree_with_the_view_are_found_out(monkeypatch):
+    products = architectures._Products
+
+    class Wrong(products):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result = super().__torch_function__(function, types, args, kwargs)
+            for address, found in self.seen.items():
+                self.seen[address] = [(name, x[..., :3], matrix, out) for name, x, matrix, out in found]
+            return result
+
+    monkeypatch.setattr(architectures, "_Products", Wrong)
+    said = refused(check_architecture, tiny_model("llama"))
+    assert said.subject == "model.layers.0.self_attn.q_proj"
+    assert "3 features" in str(said)
