@@ -68,10 +68,8 @@ USUAL: Final = (
     "jetmoe",
     "dory",
     "xlm",
-    "deepseek_v4",
     "gemma3n_text",
     "inkling_text",
-    "longcat_flash",
     "zamba",
 )
 """What people use, and one of every way to be refused or left; the others are slow."""
