@@ -8,11 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from calibrant.cli import app
-from calibrant.compress import prune, quantize
+from calibrant.compress import quantize
 from calibrant.errors import OutputError
 from calibrant.testing import tiny_folder
 
-SMALL = {"samples": 4, "length": 16, "dtype": "float32"}
+from tests.models.refused import refused
+
 CODE = '''
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,8 @@ def test_another_form_stands_beside_the_folder(folder: Path, tmp_path: Path) -> 
     assert json.loads((tmp_path / "out" / "calibrant.json").read_text())["exports"] == ["hf", "codes_only"]
     assert quantize(str(folder), target="w4g16", out=tmp_path / "out", dtype="float32", export="codes_only").already_done
     quantize(str(folder), target="w4g16", out=tmp_path / "plain", dtype="float32")
-    with pytest.raises(OutputError, match=r"plain already holds this model, without the export codes_only; name another folder"):
-        quantize(str(folder), target="w4g16", out=tmp_path / "plain", dtype="float32", export="codes_only")
+    again = {"target": "w4g16", "out": tmp_path / "plain", "dtype": "float32", "export": "codes_only"}
+    assert refused(quantize, str(folder), kind=OutputError, **again).subject == str(tmp_path / "plain")
 
 
 def test_codes_survive_an_interruption(folder: Path, tmp_path: Path) -> None:
@@ -69,17 +70,15 @@ def test_codes_survive_an_interruption(folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_a_form_cannot_hold_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"codes_only holds what is rounded to a grid, and 0\.5 is none"):
-        prune(str(folder), "python_docs", out=tmp_path / "out", export="codes_only", **SMALL)
-    assert list(tmp_path.iterdir()) == [folder]
     words = ["prune", str(folder), "--data", "python_docs", "--out", str(tmp_path / "out"), "--export", "codes_only"]
     found = CliRunner().invoke(app, [*words, "--samples", "4", "--length", "16"])
     assert found.exit_code == 2
-    assert "codes_only holds what is rounded to a grid" in found.stderr
+    assert "codes_only" in found.stderr
     assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_form_that_breaks_off_leaves_nothing(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="the disk is full"):
-        quantize(str(folder), target="w4g16", out=tmp_path / "a" / "out", dtype="float32", export="codes_only(full=true)")
-    assert not (tmp_path / "a" / "out").exists()
+    out = tmp_path / "a" / "out"
+    said = refused(quantize, str(folder), kind=OutputError, target="w4g16", out=out, dtype="float32", export="codes_only(full=true)")
+    assert said.subject == str(out)
+    assert not out.exists()

@@ -2,20 +2,20 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import calibrant
 from calibrant.compress import export, prune, quantize
 from calibrant.edits import Replace, read_edit
 from calibrant.edits.file import from_bytes
-from calibrant.errors import ModelError, OutputError
+from calibrant.errors import DataError, OutputError
 from calibrant.evaluators import evaluate
 from calibrant.exports import CompressedModel
 from calibrant.exports.sparse import Sparse
@@ -23,24 +23,36 @@ from calibrant.methods import methods
 from calibrant.models import Opened, load, open_model, sparse_folder, view
 from calibrant.models.compact import same
 from calibrant.models.saving import write_model
-from calibrant.packed import Codes, Compressed, Factors, exact_factor
+from calibrant.packed import Compressed, Factors, exact_factor
 from calibrant.store import EDITS, Record, Run, Store
-from calibrant.targets import Grid, parse_target
+from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder
 
+from tests.models.refused import refused
 from tests.models.slowly import numbers_of
 from tests.study.small import asked, texts
+from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
 SMALL: dict[str, Any] = {"samples": 4, "length": 24}
 FEW: dict[str, Any] = {"num_local_experts": 4}
 
 
-def made(tmp_path: Path, method: str, target: str, dtype: str = "float32", family: str = "llama", **overrides: Any) -> Path:
-    folder = tiny_folder(tmp_path / "model", family, **overrides)
+def make(place: Path, method: str, target: str, dtype: str = "float32", family: str = "llama", **overrides: Any) -> Path:
+    folder = tiny_folder(place / "model", family, **overrides)
     act = quantize if "w" in target or "q" in target else prune
-    act(str(folder), "python_docs", method, target, tmp_path / "out", dtype=dtype, export="sparse", **SMALL)
-    return tmp_path / "out"
+    act(str(folder), "python_docs", method, target, place / "out", dtype=dtype, export="sparse", **SMALL)
+    return place / "out"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folders that are made once and only read."""
+    return cache(lambda *given, **overrides: make(tmp_path_factory.mktemp("made"), *given, **overrides))
+
+
+def dense_of(out: Path, dtype: torch.dtype = torch.float32) -> Any:
+    return AutoModelForCausalLM.from_pretrained(out, dtype=dtype).eval()
 
 
 def sheet_of(folder: Path) -> dict[str, Any]:
@@ -68,73 +80,78 @@ def assert_same_model(dense: Any, loaded: Any) -> None:
 @pytest.mark.parametrize(
     ("method", "target", "dtype", "family", "overrides"),
     [
-        ("wanda", "0.5", "float32", "llama", {}),
         ("wanda", "0.5", "bfloat16", "llama", {"tie_word_embeddings": True}),
-        ("magnitude", "2:4", "bfloat16", "qwen2", {}),
-        ("magnitude", "1:4", "float16", "llama", {"attention_bias": True, "mlp_bias": True}),
-        ("magnitude", "0.9", "float64", "gemma3", {}),
-        ("wanda", "0.5", "float32", "gpt2", {}),
-        ("wanda", "0.7", "bfloat16", "opt", {}),
-        ("magnitude", "0.5", "bfloat16", "mixtral", FEW),
         ("magnitude", "2:4", "float32", "qwen3_moe", {"num_experts": 4}),
-        ("rtn", "w4g16", "bfloat16", "llama", {}),
-        ("rtn", "w3g16a", "float32", "qwen2", {"tie_word_embeddings": True}),
         ("rtn", "w8", "bfloat16", "gpt2", {}),
         ("rtn", "w4g16", "bfloat16", "mixtral", FEW),
-        ("rtn", "w5g16a", "float32", "olmoe", {"num_experts": 4}),
-        ("sparsegpt", "2:4+w4g16", "bfloat16", "llama", {}),
-        ("sparsegpt", "0.5+w3g16a", "float32", "llama", {}),
-        ("ggml", "q4_0", "bfloat16", "llama", {}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("magnitude", "1:4", "float16", "llama", {"attention_bias": True, "mlp_bias": True}),
+                ("magnitude", "0.9", "float64", "gemma3", {}),
+                ("wanda", "0.7", "bfloat16", "opt", {}),
+                ("magnitude", "0.5", "bfloat16", "mixtral", FEW),
+                ("rtn", "w3g16a", "float32", "qwen2", {"tie_word_embeddings": True}),
+                ("rtn", "w5g16a", "float32", "olmoe", {"num_experts": 4}),
+                ("sparsegpt", "0.5+w3g16a", "float32", "llama", {}),
+            ]
+        ),
     ],
 )
-def test_it_is_the_same_model_to_the_bit(tmp_path: Path, method: str, target: str, dtype: str, family: str, overrides: dict[str, Any]) -> None:
-    out = made(tmp_path, method, target, dtype, family, **overrides)
+def test_it_is_the_same_model_to_the_bit(
+    made: Callable[..., Path], method: str, target: str, dtype: str, family: str, overrides: dict[str, Any]
+) -> None:
+    assert_sound(made(method, target, dtype, family, **overrides), getattr(torch, dtype))
+
+
+def assert_sound(out: Path, dtype: torch.dtype) -> None:
     loaded = load(out / "sparse")
-    assert loaded.dtype == getattr(torch, dtype)
+    assert loaded.dtype == dtype
     assert not loaded.training
-    assert_same_model(AutoModelForCausalLM.from_pretrained(out, dtype=getattr(torch, dtype)).eval(), loaded)
+    assert_same_model(dense_of(out, dtype), loaded)
     sheet, dense = sheet_of(out / "sparse"), parts_of(out)
     assert sheet["tensors"].keys() == dense.keys()
     assert sheet["dense_bytes"] == sum(tensor.nbytes for tensor in dense.values())
     assert sheet["bytes"] == sum(tensor.nbytes for tensor in parts_of(out / "sparse").values()) < sheet["dense_bytes"]
 
 
-@pytest.mark.parametrize(
-    ("method", "target", "dtype", "family", "most"),
-    [
-        ("wanda", "0.5", "bfloat16", "llama", 0.5625),
-        ("wanda", "0.5", "float32", "llama", 0.53125),
-        ("magnitude", "2:4", "bfloat16", "llama", 0.5625),
-        ("magnitude", "1:4", "bfloat16", "llama", 0.28125),
-        ("magnitude", "0.9", "bfloat16", "llama", 0.1 + 0.0625 + 0.002),
-        ("wanda", "0.5", "bfloat16", "mixtral", 0.5625),
-        # 4 bits of 16, and for each 16 inputs a scale of 16 bits
-        ("rtn", "w4g16", "bfloat16", "llama", 5 / 16),
-        ("rtn", "w4g16", "bfloat16", "mixtral", 5 / 16),
-        # half of the codes, and two places of 2 bits for each four
-        ("sparsegpt", "2:4+w4g16", "bfloat16", "llama", 4 / 16),
-        ("sparsegpt", "2:4+w4g16a", "bfloat16", "llama", 4.25 / 16),
-        ("ggml", "q4_0", "bfloat16", "llama", 4.5 / 16),
-    ],
-)
-def test_each_matrix_takes_what_is_promised(tmp_path: Path, method: str, target: str, dtype: str, family: str, most: float) -> None:
-    out = made(tmp_path, method, target, dtype, family, **(FEW if family == "mixtral" else {}))
+PROMISED = {
+    ("magnitude", "2:4"): 0.5625,
+    ("rtn", "w4g16"): 5 / 16,  # 4 bits of 16, and for each 16 inputs a scale of 16 bits
+    ("sparsegpt", "2:4+w4g16"): 4 / 16,  # half of the codes, and two places of 2 bits for each four
+    ("ggml", "q4_0"): 4.5 / 16,
+    ("wanda", "0.5"): 0.5625,
+    ("magnitude", "1:4"): 0.28125,
+    ("magnitude", "0.9"): 0.1 + 0.0625 + 0.002,
+    ("sparsegpt", "2:4+w4g16a"): 4.25 / 16,
+}
+
+
+@pytest.mark.parametrize("way", usually(PROMISED, list(PROMISED)[:4]))
+def test_each_matrix_takes_what_is_promised(made: Callable[..., Path], way: tuple[str, str]) -> None:
+    out = made(*way, "bfloat16")
+    assert_sound(out, torch.bfloat16)
     sheet, parts, dense = sheet_of(out / "sparse"), parts_of(out / "sparse"), parts_of(out)
-    matrices = {
-        name: entry for name, entry in sheet["tensors"].items() if ".layers." in name and dense[name].dim() == 2 and "gate.weight" not in name
-    }
-    assert len(matrices) == (3 * (4 + 3 * 4) if family == "mixtral" else 21)
+    matrices = {name: entry for name, entry in sheet["tensors"].items() if ".layers." in name and dense[name].dim() == 2}
+    assert len(matrices) == 21
     shares = {name: bytes_of(entry, parts) / dense[name].nbytes for name, entry in matrices.items()}
-    assert {name: share for name, share in shares.items() if share > most} == {}
-    assert sum(bytes_of(entry, parts) for entry in matrices.values()) > 0
+    assert {name: share for name, share in shares.items() if share > PROMISED[way]} == {}
+    assert sum(shares.values()) > 0
     left = {name: bytes_of(entry, parts) / dense[name].nbytes for name, entry in sheet["tensors"].items() if name not in matrices}
     assert all(share <= 1 for share in left.values())
 
 
-@pytest.mark.parametrize(("method", "target"), [("magnitude", "0.5"), ("magnitude", "2:4"), ("rtn", "w4g16a"), ("sparsegpt", "2:4+w4g16")])
-def test_another_reader_finds_the_same_numbers(tmp_path: Path, method: str, target: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("magnitude", "0.5"),
+        ("rtn", "w4g16a"),
+        pytest.param("sparsegpt", "2:4+w4g16", marks=pytest.mark.slow),
+    ],
+)
+def test_another_reader_finds_the_same_numbers(made: Callable[..., Path], method: str, target: str) -> None:
     """One that knows what the docstrings say, number by number."""
-    out = made(tmp_path, method, target)
+    out = made(method, target)
     parts = {name: part.flatten().tolist() for name, part in parts_of(out / "sparse").items()}
     dense = parts_of(out)
 
@@ -161,24 +178,23 @@ def test_another_reader_finds_the_same_numbers(tmp_path: Path, method: str, targ
     assert forms == (21 if "w" in target else 0)
 
 
-def test_what_would_be_larger_stays_as_it_is(tmp_path: Path) -> None:
-    out = made(tmp_path, "magnitude", "0.05", "bfloat16")
-    entries = sheet_of(out / "sparse")["tensors"]
-    assert {entry["layout"] for name, entry in entries.items() if name.endswith("_proj.weight")} == {"whole"}
-    assert sheet_of(out / "sparse")["bytes"] <= sheet_of(out / "sparse")["dense_bytes"]
+def test_what_would_be_larger_stays_as_it_is(made: Callable[..., Path]) -> None:
+    out = made("magnitude", "0.05", "bfloat16")
+    sheet = sheet_of(out / "sparse")
+    assert {entry["layout"] for name, entry in sheet["tensors"].items() if name.endswith("_proj.weight")} == {"whole"}
+    assert sheet["bytes"] <= sheet["dense_bytes"]
 
 
-def test_transformers_does_not_take_it_for_a_plain_folder(tmp_path: Path) -> None:
-    folder = made(tmp_path, "magnitude", "0.5") / "sparse"
+def test_transformers_does_not_take_it_for_a_plain_folder(made: Callable[..., Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made("magnitude", "0.5") / "sparse", tmp_path / "sparse"))
     with pytest.raises(OSError, match=r"model\.safetensors"):
         AutoModelForCausalLM.from_pretrained(folder)
     (folder / "sparse-00001.safetensors").rename(folder / "model.safetensors")
-    with pytest.raises(ModelError, match=r"has no numbers for|has no place for|and weights are"):
-        open_model(str(folder), "float32", "cpu")
+    assert refused(open_model, str(folder), "float32", "cpu").subject == "model.layers.0.mlp.down_proj.weight:bits"
 
 
-def test_it_becomes_an_ordinary_folder_again_byte_by_byte(tmp_path: Path) -> None:
-    out = made(tmp_path, "sparsegpt", "2:4+w4g16", "bfloat16")
+def test_it_becomes_an_ordinary_folder_again_byte_by_byte(made: Callable[..., Path], tmp_path: Path) -> None:
+    out = made("sparsegpt", "2:4+w4g16", "bfloat16")
     done = export(out / "sparse", tmp_path / "plain")
     for name in ("model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "README.md"):
         assert (tmp_path / "plain" / name).read_bytes() == (out / name).read_bytes(), name
@@ -189,8 +205,6 @@ def test_it_becomes_an_ordinary_folder_again_byte_by_byte(tmp_path: Path) -> Non
     assert after.pop("seal") != before.pop("seal")
     assert after == {**before, "exports": ["hf"]}
     assert done.after > done.before
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.bfloat16).eval()
-    assert_same_model(theirs, load(out / "sparse"))
 
 
 def test_a_folder_becomes_sparse_later_and_leaves_what_it_was(tmp_path: Path) -> None:
@@ -201,57 +215,55 @@ def test_a_folder_becomes_sparse_later_and_leaves_what_it_was(tmp_path: Path) ->
     assert done.after < done.before
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == there
     assert not list((tmp_path / "small").glob(".*"))
-    assert_same_model(AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.bfloat16).eval(), load(tmp_path / "small"))
-    with pytest.raises(OutputError, match="small already holds"):
-        export(tmp_path / "out", tmp_path / "small", "sparse")
-    with pytest.raises(OutputError, match=r"compressed_tensors is made of what compressing a model leaves behind"):
-        export(tmp_path / "out", tmp_path / "other", "compressed_tensors")
+    assert_same_model(dense_of(tmp_path / "out", torch.bfloat16), load(tmp_path / "small"))
+    assert refused(export, tmp_path / "out", tmp_path / "small", "sparse", kind=OutputError).subject == str(tmp_path / "small")
+    assert refused(export, tmp_path / "out", tmp_path / "other", "compressed_tensors", kind=OutputError).subject == "compressed_tensors"
     assert not (tmp_path / "other").exists()
 
 
 def test_it_is_measured_and_compressed_as_the_folder_beside_it_is(tmp_path: Path) -> None:
-    out = made(tmp_path, "wanda", "0.5", "float32")
+    rows, folder = tmp_path / "rows.jsonl", tiny_folder(tmp_path / "model")
+    rows.write_text("\n".join(json.dumps({"text": f"so they had tea at eight, and the cat sat on the mat {n}"}) for n in range(40)))
+    out = tmp_path / "out"
+    prune(str(folder), str(rows), "wanda", 0.5, out, dtype="float32", export="sparse", **SMALL)
     task = "agreement(source=python_docs, tokens=64, length=16)"
     dense, sparse = (evaluate(str(place), task, dtype="float32")[0].score for place in (out, out / "sparse"))
     assert dense.value == sparse.value > 0
-    with pytest.raises(calibrant.InputError, match="are also measured by"):
-        evaluate(str(out / "sparse"), f"loss(source={str(leaked(tmp_path))!r}, tokens=64, length=16)", dtype="float32")
+    again = f"loss(source={str(rows)!r}, tokens=64, length=16)"
+    assert refused(evaluate, str(out / "sparse"), again, kind=DataError, dtype="float32").subject == str(out)
     once_more = [prune(str(place), "python_docs", "wanda", 0.75, dtype="float32", **SMALL) for place in (out, out / "sparse")]
     assert_same_model(*(done.opened.model for done in once_more))
 
 
 def test_numbers_of_several_files_are_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sparse_folder, "MOST", 20_000)
-    out = made(tmp_path, "magnitude", "0.5")
+    out = make(tmp_path, "magnitude", "0.5")
     names = sheet_of(out / "sparse")["files"]
     assert len(names) > 3
     assert names == sorted(path.name for path in (out / "sparse").glob("*.safetensors"))
-    with safe_open(out / "sparse" / names[0], framework="pt") as file:
-        assert file.metadata() == {"format": "calibrant-sparse"}
-    assert_same_model(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval(), load(out / "sparse"))
+    assert_same_model(dense_of(out), load(out / "sparse"))
 
 
 def test_attention_and_networks_that_went_apart_take_nothing(tmp_path: Path) -> None:
-    out = made(tmp_path, "evop(tokens=96, apart=true, greedy=false, generations=2)", "0.34")
-    zeros = {name for name, tensor in parts_of(out).items() if not tensor.any()}
-    entries = sheet_of(out / "sparse")["tensors"]
+    out = make(tmp_path, "evop(tokens=96, apart=true, greedy=false, generations=2)", "0.34")
+    sheet, numbers = sheet_of(out / "sparse"), parts_of(out)
+    zeros = {name for name, tensor in numbers.items() if not tensor.any()}
     assert zeros
-    assert {name for name, entry in entries.items() if entry["layout"] == "zeros"} == zeros
-    assert not any(entries[name]["parts"] for name in zeros)
-    gone, all_of_it = sum(parts_of(out)[name].nbytes for name in zeros), sheet_of(out / "sparse")["dense_bytes"]
-    assert sheet_of(out / "sparse")["bytes"] == all_of_it - gone
-    assert_same_model(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval(), load(out / "sparse"))
+    assert {name for name, entry in sheet["tensors"].items() if entry["layout"] == "zeros"} == zeros
+    assert not any(sheet["tensors"][name]["parts"] for name in zeros)
+    assert sheet["bytes"] == sheet["dense_bytes"] - sum(numbers[name].nbytes for name in zeros)
+    assert_same_model(dense_of(out), load(out / "sparse"))
 
 
 def test_what_matrices_share_is_stored_once(tmp_path: Path, plugged: Any) -> None:
     example = Path(__file__).parents[2] / "examples" / "shared_factor.py"
     plugged({"calibrant.methods": {"shared_factor": "shared_example:SharedFactor"}}, shared_example=example.read_text())
-    out = made(tmp_path, "shared_factor", "0.5")
+    out = make(tmp_path, "shared_factor", "0.5")
     forms = {name: entry for name, entry in sheet_of(out / "sparse")["tensors"].items() if "form" in entry}
     common = {entry["tensors"]["common"]["parts"]["values"] for entry in forms.values()}
     assert len(forms) == 21
     assert len(common) == 6, "in each of three blocks one for what reads the stream and one for what reads hidden units"
-    assert_same_model(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval(), load(out / "sparse"))
+    assert_same_model(dense_of(out), load(out / "sparse"))
 
 
 def test_factors_are_stored_as_factors(tmp_path: Path) -> None:
@@ -313,34 +325,9 @@ def test_after_a_kill_the_codes_are_there_too(tmp_path: Path) -> None:
     assert ours == theirs
 
 
-def test_codes_of_zero_points_go_around_in_a_circle() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for bits in range(2, 9):
-        half = 2 ** (bits - 1)
-        codes, zeros = (torch.randint(-half, half, shape, generator=generator).to(torch.int8) for shape in ((8, 12), (8, 3)))
-        first = Codes(Grid(bits, 4, symmetric=False), codes, torch.ones(8, 3), zeros)
-        facts, tensors = sparse_folder.write_form(first)
-        turned = tensors["codes"].to(torch.int16)
-        assert -half <= turned.min() <= turned.max() < half
-        by_input = zeros.repeat_interleave(4, dim=1)
-        assert torch.equal(turned == 0, codes == by_input)
-        again = sparse_folder.read_form(facts, tensors)
-        assert isinstance(again, Codes)
-        assert torch.equal(again.codes, codes)
-
-
 def test_a_model_of_its_own_code_is_refused_before_any_work(tmp_path: Path) -> None:
     opened = open_model(str(tiny_folder(tmp_path / "model")), "float32", "cpu")
     own = type("OwnModel", (type(opened.model),), {"__module__": "modeling_own"})
     opened.model.__class__ = own
-    with pytest.raises(OutputError, match=r"sparse holds models of architectures that transformers has, and .* is a OwnModel of its own code"):
-        Sparse().check(methods.build("wanda"), parse_target(0.5), Opened(opened.model, None, "own", "", "", torch.float32), view(opened.model))
-
-
-def leaked(tmp_path: Path) -> Path:
-    """A file whose rows a model that is made in `out` was calibrated on."""
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("\n".join(json.dumps({"text": f"so they had tea at eight, and the cat sat on the mat {n}"}) for n in range(40)))
-    shutil.rmtree(tmp_path / "out")
-    prune(str(tmp_path / "model"), str(rows), "wanda", 0.5, tmp_path / "out", dtype="float32", export="sparse", **SMALL)
-    return rows
+    given = methods.build("wanda"), parse_target(0.5), Opened(opened.model, None, "own", "", "", torch.float32), view(opened.model)
+    assert refused(Sparse().check, *given, kind=OutputError).subject == "own"

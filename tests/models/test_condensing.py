@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from calibrant.errors import ModelError
-from calibrant.models import Condensed, Opened, Snapshot, condense, condensed, expert_layers, save, view
-from calibrant.testing.tiny import tiny_model, tiny_tokenizer
+from calibrant.models import Condensed, Snapshot, condense, condensed, expert_layers, view
+from calibrant.testing.tiny import tiny_model
 
-from tests.models.mixtures_of_experts import KINDS, SIZES, tiny_mixture
+from tests.models.mixtures_of_experts import SIZES, tiny_mixture
+from tests.models.refused import refused
+from tests.models.reopening import reopened
+from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
 KEPT = {0: Condensed({5: 0.25, 1: 1.5}, 0.75), 1: Condensed({2: 0.5}, 1.25)}
@@ -82,7 +84,7 @@ MODELS = {
 LAYERS = {"exaone_moe": {1: KEPT[0], 2: KEPT[1]}}
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", usually(MODELS, {"qwen2_moe", "exaone_moe"}))
 @pytest.mark.parametrize("every", [True, False], ids=["every layer", "one layer"])
 def test_a_condensed_layer_is_its_experts_side_by_side_and_reopens(kind: str, every: bool, tmp_path: Path) -> None:
     model = MODELS[kind]()
@@ -90,17 +92,14 @@ def test_a_condensed_layer_is_its_experts_side_by_side_and_reopens(kind: str, ev
     layers = layers if every else dict(list(layers.items())[-1:])
     seen, before = view(model), model(IDS, use_cache=False).logits
     want = by_hand(model, layers)
-    save(Opened(model, tiny_tokenizer(), kind, "", "", torch.float32), tmp_path / "dense", {})
+    reopened(model, tmp_path / "dense")
     size = sum(numbers.numel() for numbers in model.state_dict().values())
     condense(seen, layers)
     got = model(IDS, use_cache=False).logits
     torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-5)
     assert not torch.allclose(got, before, atol=1e-2)
-    assert [layer.block for layer in expert_layers(seen)] == [block for block in range(len(seen.blocks)) if block not in layers and hasattr(
-        model.model.layers[block].mlp, "experts")]  # fmt: skip
-    save(Opened(model, tiny_tokenizer(), kind, "", "", torch.float32), tmp_path / "out", {})
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    again.set_experts_implementation("eager")
+    assert not layers.keys() & {layer.block for layer in expert_layers(seen)}
+    again = reopened(model, tmp_path / "out")
     assert torch.equal(again(IDS, use_cache=False).logits, got)
     assert torch.equal(again.generate(IDS, max_new_tokens=4, do_sample=False), model.generate(IDS, max_new_tokens=4, do_sample=False))
     smaller = size - sum(numbers.numel() for numbers in model.state_dict().values())
@@ -108,35 +107,17 @@ def test_a_condensed_layer_is_its_experts_side_by_side_and_reopens(kind: str, ev
     assert bytes_of(tmp_path / "dense") - bytes_of(tmp_path / "out") == 4 * smaller
 
 
-@pytest.mark.parametrize("kind", ["qwen2_moe", "qwen3_moe"])
-def test_all_experts_with_constant_gates_are_the_layer_itself(kind: str) -> None:
-    """A router of zeros gives every expert the same, whatever the token."""
-    model = tiny_mixture(kind, num_experts_per_tok=8, norm_topk_prob=True)
-    for block in model.model.layers:
-        nn.init.zeros_(block.mlp.gate.weight)
-        if kind == "qwen2_moe":
-            nn.init.zeros_(block.mlp.shared_expert_gate.weight)
-    want = model(IDS, use_cache=False).logits
-    condense(view(model), dict.fromkeys((0, 1), Condensed(dict.fromkeys(range(8), 1 / 8), 0.5)))
-    torch.testing.assert_close(model(IDS, use_cache=False).logits, want, rtol=0, atol=2e-5)
-
-
-def test_all_networks_are_as_wide_as_the_widest(tmp_path: Path) -> None:
+def test_all_networks_are_as_wide_as_the_widest_and_a_second_time_as_the_first() -> None:
     model = tiny_mixture("qwen2_moe")
     condense(view(model), KEPT)
     mlps = [block.mlp for block in model.model.layers]
     assert [mlp.gate_proj.weight.shape[0] for mlp in mlps] == [24 + 2 * 16] * 2
-    assert model.config.intermediate_size == 24 + 2 * 16
     assert [int(mlp.down_proj.weight.any(0).sum()) for mlp in mlps] == [24 + 2 * 16, 24 + 16]
-    assert model.config.mlp_only_layers == [0, 1]
-
-
-def test_a_second_time_the_width_is_that_of_the_first() -> None:
+    assert (model.config.intermediate_size, model.config.mlp_only_layers) == (24 + 2 * 16, [0, 1])
     model = tiny_mixture("qwen2_moe")
     want = by_hand(model, {0: KEPT[1], 1: Condensed({}, 0.5)})
     condense(view(model), {0: KEPT[1]})
-    with pytest.raises(ModelError, match=r"would have 56 hidden units, and the plain networks that there are have 40, .*; keep fewer experts"):
-        condense(view(model), {1: KEPT[0]})
+    assert refused(condense, view(model), {1: KEPT[0]}).subject == "56"
     condense(view(model), {1: Condensed({}, 0.5)})
     torch.testing.assert_close(model(IDS, use_cache=False).logits.double(), want, rtol=0, atol=2e-5)
     assert (model.config.intermediate_size, model.config.mlp_only_layers) == (40, [0, 1])
@@ -162,30 +143,24 @@ def test_blocks_can_be_dropped_afterwards(tmp_path: Path) -> None:
     condense(seen, {2: KEPT[0]})
     seen.drop_blocks([0])
     assert model.config.mlp_only_layers == [1]
-    save(Opened(model, tiny_tokenizer(), "", "", "", torch.float32), tmp_path / "out", {})
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    again.set_experts_implementation("eager")
+    again = reopened(model, tmp_path / "out")
     assert torch.equal(again(IDS).logits, model(IDS).logits)
 
 
 @pytest.mark.parametrize(
-    ("kind", "layers", "said"),
+    ("kind", "layers", "subject"),
     [
-        ("mixtral", KEPT, r"the configuration of a MixtralForCausalLM can't say that some of its blocks have no experts: it has no mlp_only_layers"),
-        ("deepseek_v3", {1: KEPT[1]}, r"can't say that some of its blocks have no experts: its first_k_dense_replace lets none but the first blocks"),
-        ("granitemoe", KEPT, "granitemoe|are no plain gated networks|can't say that some of its blocks"),
-        ("gpt_oss", KEPT, "can't say that some of its blocks have no experts|are no plain gated networks"),
-        ("llama4_text", KEPT, "can't say that some of its blocks have no experts"),
-        ("qwen2_moe", {2: KEPT[0]}, r"block 2 has no layer of experts \(blocks that have one: 0, 1\)"),
-        ("qwen2_moe", {0: Condensed({8: 1.0})}, "model.layers.0.mlp has no expert 8: it has experts 0 to 7"),
-        ("qwen3_moe", {0: Condensed({})}, "model.layers.0.mlp has no shared expert, so one at least of the others must be kept"),
+        ("mixtral", KEPT, "MixtralForCausalLM"),
+        ("deepseek_v3", {1: KEPT[1]}, "DeepseekV3ForCausalLM"),
+        ("qwen2_moe", {2: KEPT[0]}, "2"),
+        ("qwen2_moe", {0: Condensed({8: 1.0})}, "8"),
+        ("qwen3_moe", {0: Condensed({})}, "model.layers.0.mlp"),
     ],
 )
-def test_what_can_not_be_condensed_is_refused_and_nothing_changes(kind: str, layers: dict[int, Condensed], said: str) -> None:
+def test_what_can_not_be_condensed_is_refused_and_nothing_changes(kind: str, layers: dict[int, Condensed], subject: str) -> None:
     model = tiny_mixture(kind)
     want, config = model(IDS, use_cache=False).logits, copy.deepcopy(model.config.to_dict())
-    with pytest.raises(ModelError, match=said):
-        condense(view(model), layers)
+    assert refused(condense, view(model), layers).subject == subject
     assert torch.equal(model(IDS, use_cache=False).logits, want)
     assert model.config.to_dict() == config
 
@@ -193,14 +168,8 @@ def test_what_can_not_be_condensed_is_refused_and_nothing_changes(kind: str, lay
 def test_experts_that_compute_something_else_are_refused() -> None:
     model = tiny_mixture("qwen3_moe")
     model.model.layers[0].mlp.experts.act_fn = nn.ReLU()
-    with pytest.raises(ModelError, match=r"the experts of model\.layers\.0\.mlp compute something else than gated networks side by side"):
-        condensed(view(model), KEPT)
+    assert refused(condensed, view(model), KEPT).subject == "model.layers.0.mlp"
 
 
 def test_a_model_without_experts_has_none_to_condense() -> None:
-    with pytest.raises(ModelError, match=r"block 1 has no layer of experts \(blocks that have one: none\)"):
-        condense(view(tiny_model("llama")), {1: KEPT[0]})
-
-
-def test_kinds_are_those_that_are_tried() -> None:
-    assert {"qwen2_moe", "qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss", "llama4_text"} <= KINDS.keys()
+    assert refused(condense, view(tiny_model("llama")), {1: KEPT[0]}).subject == "1"

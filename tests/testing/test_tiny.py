@@ -1,14 +1,15 @@
 import pytest
 import torch
 
-from calibrant.errors import ModelError
-from calibrant.models import open_model
-from calibrant.testing.tiny import FAMILIES, TEMPLATE, VOCABULARY, tiny_folder, tiny_model, tiny_tokenizer
+from calibrant.testing.tiny import FAMILIES, TEMPLATE, VOCABULARY, tiny_model, tiny_tokenizer
+
+from tests.models.refused import refused
+from tests.usual import usually
 
 IDS = torch.arange(3, 35).reshape(2, 16)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", usually(FAMILIES))
 def test_the_same_seed_gives_the_same_model_and_leaves_the_generator_alone(family):
     torch.manual_seed(5)
     want = torch.rand(3)
@@ -20,15 +21,11 @@ def test_the_same_seed_gives_the_same_model_and_leaves_the_generator_alone(famil
     assert not one.training
 
 
-def test_overrides_and_dtype_are_taken():
+def test_overrides_and_dtype_are_taken_and_an_unknown_family_is_refused():
     model = tiny_model("llama", torch.float64, num_hidden_layers=2)
     assert len(model.model.layers) == 2
     assert model(IDS).logits.dtype == torch.float64
-
-
-def test_an_unknown_family_is_refused():
-    with pytest.raises(ModelError, match="'lama', did you mean 'llama'"):
-        tiny_model("lama")
+    assert refused(tiny_model, "lama").subject == "lama"
 
 
 def test_any_text_goes_through_the_tokenizer_and_comes_back():
@@ -40,8 +37,3 @@ def test_any_text_goes_through_the_tokenizer_and_comes_back():
     assert tokenizer.decode(ids) == text
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
     assert tokenizer.chat_template == TEMPLATE
-
-
-def test_a_tiny_folder_opens(tmp_path):
-    opened = open_model(str(tiny_folder(tmp_path / "m", "gpt2", seed=3)), "float32", "cpu")
-    assert torch.equal(opened.model(IDS).logits, tiny_model("gpt2", seed=3)(IDS).logits)
