@@ -12,8 +12,7 @@ from string import ascii_lowercase
 
 import pytest
 
-from calibrant.data import PARTS, CalibrationSet, HubDataset, Row, mirror, sources
-from calibrant.data._base import check_part, part_of
+from calibrant.data import PARTS, CalibrationSet, Row, mirror, sources
 from calibrant.data.sources import arithmetic, gsm8k, python_code, python_docs, wikitext
 from calibrant.errors import DataError
 from calibrant.testing import tiny_tokenizer
@@ -32,8 +31,9 @@ def test_a_gsm8k_record_becomes_question_number_and_clean_rationale():
     assert gsm8k.problem(GSM8K) == Row(
         question="A pen costs $1,000. How much are 2?", answer="2000", rationale="One is 1,000.\nTwo are 2*1,000=2,000 dollars."
     )
-    with pytest.raises(DataError, match="answer 'five' has no '#### N'"):
+    with pytest.raises(DataError, match="five") as caught:
         gsm8k.problem({"question": "q", "answer": "five"})
+    assert caught.value.subject == "gsm8k"
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_train_calibrates_test_measures_and_what_is_in_both_is_dropped(small_mir
     assert {row.question for row in (*calibrate.rows, *exemplars.rows)} == {f"What is {i} and 1?" for i in range(190)}
     assert 0 < len(exemplars.rows) < 30
     assert calibrate.overlapping + exemplars.overlapping == 10
-    assert calibrate.origin == "mirror: gsm8k/train.jsonl; measured on mirror: gsm8k/test.jsonl".replace(".jsonl", "")
+    assert "mirror: gsm8k/train" in calibrate.origin
     assert [row.key for row in calibrate.rows] == sorted(row.key for row in calibrate.rows)
 
 
@@ -71,17 +71,11 @@ def lines(*titles: str) -> list[dict[str, str]]:
 
 
 def test_wikitext_lines_become_articles():
-    found = [row.text for row in wikitext.articles(lines("One", "Two Three"))]
-    assert found == [
-        "= One = \n\n About One , = x = , text . \n More . \n\n = = Section = = \n\n End .",
-        "= Two Three = \n\n About Two Three , = x = , text . \n More . \n\n = = Section = = \n\n End .",
-    ]
+    article = "= {0} = \n\n About {0} , = x = , text . \n More . \n\n = = Section = = \n\n End ."
+    assert [row.text for row in wikitext.articles(lines("One", "Two Three"))] == [article.format("One"), article.format("Two Three")]
     assert list(wikitext.articles([])) == []
-
-
-def test_a_line_like_a_title_inside_a_paragraph_begins_nothing():
     odd = [*lines("One"), {"text": " before \n"}, {"text": " = 0 = \n"}, {"text": ""}]
-    assert len(list(wikitext.articles(odd))) == 1
+    assert len(list(wikitext.articles(odd))) == 1, "a line like a title inside a paragraph began an article"
 
 
 @pytest.mark.parametrize("raw", [True, False])
@@ -103,9 +97,7 @@ def test_the_real_mirror(real_mirror: Path):
     assert len(held.rows) + len(source.part("exemplars").rows) + held.overlapping + held.duplicates == pytest.approx(7473, abs=5)
     assert len(source.part("measure").rows) == 1319
     assert all(re.fullmatch(r"-?[\d.]+", row.answer or "") and "<<" not in (row.rationale or "") for row in held.rows)
-    texts = sources.build("wikitext")
-    assert 50 < len(texts.part("calibrate").rows) < 62
-    assert 55 < len(texts.part("measure").rows) < 65
+    assert 50 < len(sources.build("wikitext").part("calibrate").rows) < 62
 
 
 def test_one_split_is_divided_by_hash():
@@ -151,26 +143,25 @@ def test_python_code_leaves_out_tests_and_large_files(tmp_path: Path):
     assert [row.text for row in python_code.files(tmp_path)] == ["x = 1", "y = 2"]
 
 
+@pytest.mark.parametrize(("name", "module"), [("python_docs", "pydoc_data.topics"), ("arithmetic", "reasoning_gym.factory")])
 @pytest.mark.usefixtures("forgetful")
-def test_an_installation_without_sources_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(python_code.sysconfig, "get_path", lambda _: str(tmp_path))
-    with pytest.raises(DataError, match="without its library's source files") as caught:
-        sources.build("python_code").rows("calibrate")
-    assert caught.value.subject == "python_code"
-
-
-@pytest.mark.parametrize(
-    ("name", "module", "match"), [("python_docs", "pydoc_data.topics", "pydoc_data"), ("arithmetic", "reasoning_gym.factory", "pip install")]
-)
-@pytest.mark.usefixtures("forgetful")
-def test_a_missing_package_is_named(name: str, module: str, match: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_package_is_named(name: str, module: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(DataError, match=match) as caught:
+    with pytest.raises(DataError) as caught:
         sources.build(name).rows("calibrate")
     assert caught.value.subject == name
 
 
-def test_arithmetic_measures_templates_that_are_never_calibrated_on():
+@pytest.mark.usefixtures("forgetful")
+def test_an_installation_without_sources_and_a_part_that_there_is_not_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(python_code.sysconfig, "get_path", lambda _: str(tmp_path))
+    for part, subject in (("calibrate", "python_code"), ("train", "train")):
+        with pytest.raises(DataError) as caught:
+            sources.build("python_code").rows(part)
+        assert caught.value.subject == subject
+
+
+def test_arithmetic_measures_clean_rows_of_templates_that_are_never_calibrated_on():
     pytest.importorskip("reasoning_gym")
     from reasoning_gym.factory import create_dataset
 
@@ -183,28 +174,12 @@ def test_arithmetic_measures_templates_that_are_never_calibrated_on():
     assert not found["calibrate"] & found["measure"]
     assert not (found["calibrate"] | found["measure"]) & found["exemplars"]
     assert [len(found[part]) for part in PARTS] == pytest.approx([60, 21, 4], abs=8)
-    expected = {n: part_of(hashlib.sha256(f"gsm_symbolic template {n}".encode()).hexdigest()) for n in set(made.task_indices)}
-    assert all(expected[n] == part for part in PARTS for n in found[part])
-
-
-def test_arithmetic_rows_are_clean():
-    pytest.importorskip("reasoning_gym")
-    rows = list(sources.build("arithmetic").rows("measure"))
+    rows = list(source.rows("measure"))
     assert len({row.question for row in rows}) == len(rows) > 3000
     for row in rows:
         assert "Give the result" not in (row.question or "")
         assert "####" not in (row.rationale or "")
         assert re.fullmatch(r"-?[\d.]+", row.answer or "")
-
-
-def test_an_unknown_part_is_refused():
-    with pytest.raises(DataError, match="no part 'train'; a source has calibrate, measure, exemplars"):
-        check_part("train")
-
-
-def test_addresses_on_the_hub_are_marked_as_unchecked():
-    assert sources.get("gsm8k").hub == HubDataset("openai/gsm8k", "main", revision="unpinned", verified=False)
-    assert sources.get("wikitext").hub == HubDataset("Salesforce/wikitext", "wikitext-2-raw-v1", revision="unpinned", verified=False)
 
 
 def test_keys_are_the_hash_of_the_content():
@@ -214,7 +189,6 @@ def test_keys_are_the_hash_of_the_content():
 
 
 def test_random_letters_are_questions_without_sense_that_chat_can_put():
-    """The template's tokens are there, and of the content nothing comes again."""
     source = sources.build("random_letters")
     drawn = list(islice(source.rows("calibrate", 1), 200))
     assert drawn == list(islice(source.rows("calibrate", 1), 200))
