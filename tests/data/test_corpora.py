@@ -279,7 +279,7 @@ def test_open_platypus_from_the_hub(publish: Publish):
 # ---- mirrors ------------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [*OURS, "gsm8k"])
 def test_without_data_the_set_on_the_hub_and_the_place_in_the_mirror_are_named(name: str):
     with pytest.raises(DataError, match=r"\.jsonl with --data-dir") as caught:
         sources.build(name).rows("measure")

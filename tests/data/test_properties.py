@@ -19,9 +19,9 @@ from calibrant.errors import DataError
 from calibrant.testing.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-ANY = settings(max_examples=20, suppress_health_check=list(HealthCheck))
-
-FEW = settings(ANY, max_examples=8)
+ANY = settings(max_examples=8, suppress_health_check=list(HealthCheck))
+OFTEN = pytest.mark.parametrize("once", [1, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 3))])
+"""Every property is looked at in a few examples, and in others where there is time."""
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(lambda t: bool(t.strip()))
 rows = st.lists(st.tuples(texts, texts, texts), min_size=12, max_size=60, unique_by=lambda row: " ".join(row[0].casefold().split()))
@@ -66,9 +66,10 @@ def attempt(expression: str, **budget: int) -> TokenBatch | None:
         return None
 
 
+@OFTEN
 @ANY
 @given(rows, kinds, packings, st.integers(8, 64), st.integers(1, 400))
-def test_real_tokens_in_are_real_tokens_out(folder: Path, rows, kind: str, packing: str, length: int, tokens: int):
+def test_real_tokens_in_are_real_tokens_out(folder: Path, once: int, rows, kind: str, packing: str, length: int, tokens: int):
     batch = attempt(f"'{written(folder, rows)}':{kind}@{packing}", tokens=tokens, length=length)
     if batch is None:
         return
@@ -84,9 +85,10 @@ def test_real_tokens_in_are_real_tokens_out(folder: Path, rows, kind: str, packi
     assert set(real(batch)) <= {*known, TOKENIZER.bos_token_id}
 
 
+@OFTEN
 @ANY
 @given(rows, kinds, st.sampled_from([0.1, 0.25, 1 / 3, 0.5, 0.9]), packings, st.integers(60, 300))
-def test_shares_are_exact_to_the_correction(folder: Path, rows, kind: str, share: float, packing: str, tokens: int):
+def test_shares_are_exact_to_the_correction(folder: Path, once: int, rows, kind: str, share: float, packing: str, tokens: int):
     first, second = written(folder, rows), written(folder, [(q + "!", a, r) for q, a, r in rows])
     batch = attempt(f"{share}*'{first}':{kind}@{packing} + {1 - share}*'{second}':{kind}", tokens=tokens, length=32)
     if batch is None:
@@ -102,9 +104,10 @@ def test_shares_are_exact_to_the_correction(folder: Path, rows, kind: str, share
     assert begin == len(batch.ids)
 
 
+@OFTEN
 @ANY
 @given(rows, kinds, packings, st.integers(20, 60))
-def test_adding_a_source_never_changes_the_rows_drawn_from_another(folder: Path, rows, kind: str, packing: str, tokens: int):
+def test_adding_a_source_never_changes_the_rows_drawn_from_another(folder: Path, once: int, rows, kind: str, packing: str, tokens: int):
     mine, other = written(folder, rows), written(folder, [(q + "?", a, r) for q, a, r in rows])
     alone = CalibrationSet(f"'{mine}':{kind}@{packing}", tokens=tokens, length=32)
     both = CalibrationSet(f"0.5*'{mine}':{kind}@{packing} + 0.5*'{other}':qa", tokens=2 * tokens, length=32)
@@ -117,9 +120,12 @@ def test_adding_a_source_never_changes_the_rows_drawn_from_another(folder: Path,
     assert first[0] == second[0]
 
 
-@FEW
+@OFTEN
+@ANY
 @given(rows, kinds, packings, st.integers(5, 60), st.randoms())
-def test_draws_share_no_row_until_the_set_is_used_up_and_order_does_not_matter(folder: Path, rows, kind: str, packing: str, tokens: int, random):
+def test_draws_share_no_row_until_the_set_is_used_up_and_order_does_not_matter(
+    folder: Path, once: int, rows, kind: str, packing: str, tokens: int, random
+):
     expression = f"'{written(folder, rows)}':{kind}@{packing}"
     try:
         draws = [CalibrationSet(expression, tokens=tokens, length=32, seed=seed) for seed in range(3)]
@@ -143,9 +149,10 @@ def test_draws_share_no_row_until_the_set_is_used_up_and_order_does_not_matter(f
     assert again.tokens(TOKENIZER).fingerprint == draws[0].tokens(TOKENIZER).fingerprint
 
 
+@OFTEN
 @ANY
 @given(rows, st.sampled_from(["question", "qa", "cot"]), st.sampled_from(["one", "many", "crop"]), st.integers(1, 3))
-def test_legacy_pads_are_marked_and_everything_else_is_real(folder: Path, rows, kind: str, of: str, samples: int):
+def test_legacy_pads_are_marked_and_everything_else_is_real(folder: Path, once: int, rows, kind: str, of: str, samples: int):
     batch = attempt(f"'{written(folder, rows)}':{kind}@legacy(of='{of}')", samples=samples, length=24)
     if batch is None:
         return
