@@ -1,8 +1,6 @@
 """The question sets: as the hub lays them out, as the mirror has them, and equations worked out."""
 
-import gzip
 import importlib
-import json
 import random
 import re
 from collections import Counter
@@ -16,7 +14,7 @@ import datasets
 import pytest
 
 from calibrant.data import PARTS, CalibrationSet, HubDataset, Row, formats, mirror, sources
-from calibrant.data.sources import _equation, _published, arithmetic, gsm8k, hellaswag
+from calibrant.data.sources import _equation, _published, arithmetic, gsm8k
 from calibrant.errors import DataError, SpecError
 from calibrant.testing.sources import check_source
 
@@ -55,6 +53,7 @@ class Published:
     noted: bool = False
 
 
+SPLITS = ("train", "validation", "test")
 NLI = ["entailment", "neutral", "contradiction"]
 
 
@@ -74,6 +73,10 @@ def multiple(question: str, choices: Sequence[str], labels: str, key: str, **mor
     return {"id": question, "question": question, "choices": {"text": list(choices), "label": list(labels)}, "answerKey": key, **more}
 
 
+def sum_of(body: str, question: str, equation: str, answer: str) -> Record:
+    return {"ID": "chal-1", "Body": body, "Question": question, "Equation": equation, "Answer": answer, "Type": "Addition"}
+
+
 def swag(context: str, label: str, endings: Sequence[str] = ("one.", "two.", "three.", "four.")) -> Record:
     more = {"ind": 1, "ctx_a": context, "ctx_b": "", "source_id": "activitynet~v_-x", "split": "train", "split_type": "indomain"}
     return {"activity_label": "Rafting", "ctx": context, "endings": list(endings), "label": label, **more}
@@ -84,17 +87,10 @@ HUB = {
         None,
         {
             "train": [
-                {
-                    "ID": "chal-1",
-                    "Body": "Jo has 8 pens",
-                    "Question": "How many in 2 boxes?",
-                    "Equation": "( 8.0 / 2.0 )",
-                    "Answer": "4.0",
-                    "Type": "D",
-                },
-                {"ID": "chal-2", "Body": "Jo has 8 pens.", "Question": "How many?", "Equation": "( 8.0 + 2.0 )", "Answer": "4.5", "Type": "Addition"},
+                sum_of("Jo has 8 pens", "How many in 2 boxes?", "( 8.0 / 2.0 )", "4.0"),
+                sum_of("Jo has 8 pens.", "How many?", "( 8.0 + 2.0 )", "4.5"),
             ],
-            "test": [{"ID": "chal-3", "Body": "Al has 3.", "Question": "And 2?", "Equation": "( 3.0 + 2.0 )", "Answer": "5.0", "Type": "Addition"}],
+            "test": [sum_of("Al has 3.", "And 2?", "( 3.0 + 2.0 )", "5.0")],
         },
         ["Question: Jo has 8 pens How many in 2 boxes?\nAnswer: 4", "Question: Jo has 8 pens. How many?\nAnswer: 4.5"],
         ["Question: Al has 3. And 2?\nAnswer: 5"],
@@ -103,20 +99,7 @@ HUB = {
     ),
     "mawps": Published(
         "default",
-        {
-            split: [
-                {
-                    "id": f"mawps__{split}",
-                    "question": f"A {split} had 22 , lost 14 . 4 each ?",
-                    "chain": "<gadget>(22 - 14) / 4</gadget>",
-                    "result": "around 2",
-                    "result_float": 2.0,
-                    "equation": "X=((22.0-14.0)/4.0)",
-                    "expression": "((22-14)/4)",
-                }
-            ]
-            for split in ("train", "validation", "test")
-        },
+        {split: [{"question": f"A {split} had 22 , lost 14 . 4 each ?", "result_float": 2.0, "expression": "((22-14)/4)"}] for split in SPLITS},
         ["Question: A train had 22 , lost 14 . 4 each ?\nAnswer: 2"],
         ["Question: A test had 22 , lost 14 . 4 each ?\nAnswer: 2"],
         explained=[("22 - 14 = 8\n8 / 4 = 2", 2)],
@@ -129,7 +112,7 @@ HUB = {
                 {"premise": "No label.", "hypothesis": "A man.", "label": -1, "explanation_1": "Why?", "explanation_2": ""},
                 {"premise": "No reason.", "hypothesis": "A man.", "label": 0, "explanation_1": "", "explanation_2": ""},
             ]
-            for split in ("train", "validation", "test")
+            for split in SPLITS
         },
         ["Premise: A train.\nHypothesis: A man.\nLabel: contradiction"],
         ["Premise: A test.\nHypothesis: A man.\nLabel: contradiction"],
@@ -145,7 +128,6 @@ HUB = {
         {
             "train": [{"sentence1": "It rains.", "sentence2": "It is wet.", "label": 0, "idx": 0}],
             "validation": [{"sentence1": "It rains.", "sentence2": "It is dry.", "label": 1, "idx": 0}],
-            "test": [{"sentence1": "It rains.", "sentence2": "It is odd.", "label": -1, "idx": 0}],
         },
         ["Premise: It rains.\nHypothesis: It is wet.\nLabel: entailment"],
         ["Premise: It rains.\nHypothesis: It is dry.\nLabel: not_entailment"],
@@ -156,7 +138,6 @@ HUB = {
         {
             "train": [multiple("Where do birds sleep?", ["sea", "tree", "car", "book", "moon"], "ABCDE", "B", question_concept="bird")],
             "validation": [multiple("Where is milk?", ["sun", "sand", "fridge", "desk", "road"], "ABCDE", "C", question_concept="milk")],
-            "test": [multiple("Who knows?", ["a", "b", "c", "d", "e"], "ABCDE", "", question_concept="who")],
         },
         ["Question: Where do birds sleep?\nA. sea\nB. tree\nC. car\nD. book\nE. moon\nAnswer: B"],
         ["Question: Where is milk?\nA. sun\nB. sand\nC. fridge\nD. desk\nE. road\nAnswer: C"],
@@ -165,7 +146,7 @@ HUB = {
         "all",
         {
             split: [{"example_id": "high1.txt", "article": f"A {split}. ", "answer": "D", "question": "It is  _  .", "options": ["a", "b", "c", "d"]}]
-            for split in ("train", "validation", "test")
+            for split in SPLITS
         },
         ["Article: A train.\n\nQuestion: It is  _  .\nA. a\nB. b\nC. c\nD. d\nAnswer: D"],
         ["Article: A test.\n\nQuestion: It is  _  .\nA. a\nB. b\nC. c\nD. d\nAnswer: D"],
@@ -178,7 +159,6 @@ HUB = {
                 {"sentence": "Ian saw it because _ looked.", "option1": "Ian", "option2": "Dennis", "answer": ""},
             ],
             "validation": [{"sentence": "The cup fell since the _ was wet.", "option1": "cup", "option2": "hand", "answer": "2"}],
-            "test": [{"sentence": "No _ label.", "option1": "a", "option2": "b", "answer": ""}],
         },
         ["Sentence: Ian ate it because _ liked it.\n1. Ian\n2. Dennis\nAnswer: 1"],
         ["Sentence: The cup fell since the _ was wet.\n1. cup\n2. hand\nAnswer: 2"],
@@ -198,14 +178,13 @@ HUB = {
         {
             "train": [
                 swag("A man sits. he", "3"),
-                swag("[header] How to row [title] Find a boat . [step] Look.", "0", ["[title] Pay it. ", "b", "c", "d"]),
+                swag("[header] How to row [title] Find [a] boat . [step] Look.", "0", ["[title] Pay it. ", "b", "c", "d"]),
             ],
             "validation": [swag("A dog runs. it", "1")],
-            "test": [swag("A cat sits. it", "")],
         },
         [
             "Context: Rafting: A man sits. he\nContinuation: four.",
-            "Context: Rafting: How to row. Find a boat . Look.\nContinuation: Pay it.",
+            "Context: Rafting: How to row. Find [a] boat . Look.\nContinuation: Pay it.",
         ],
         ["Context: Rafting: A dog runs. it\nContinuation: two."],
     ),
@@ -214,7 +193,6 @@ HUB = {
         {
             "train": [{"goal": "Boil butter", "sol1": "Pour it onto a plate", "sol2": "Pour it into a jar", "label": 1}],
             "validation": [{"goal": "Open a tin", "sol1": "Use an opener", "sol2": "Use a spoon", "label": 0}],
-            "test": [{"goal": "Fly", "sol1": "a", "sol2": "b", "label": -1}],
         },
         ["Question: Boil butter\nAnswer: Pour it into a jar"],
         ["Question: Open a tin\nAnswer: Use an opener"],
@@ -222,15 +200,8 @@ HUB = {
     "openbookqa": Published(
         "main",
         {
-            split: [
-                {
-                    "id": "7",
-                    "question_stem": f"The {split} goes",
-                    "choices": {"text": ["up", "on", "in", "by"], "label": list("ABCD")},
-                    "answerKey": "B",
-                }
-            ]
-            for split in ("train", "validation", "test")
+            split: [{"question_stem": f"The {split} goes", "choices": {"text": ["up", "on", "in", "by"], "label": list("ABCD")}, "answerKey": "B"}]
+            for split in SPLITS
         },
         ["Question: The train goes\nAnswer: on"],
         ["Question: The test goes\nAnswer: on"],
@@ -307,32 +278,18 @@ def test_a_record_with_other_fields_is_named(as_on_the_hub: Callable[..., Path])
 # --- labels ---------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("label", "names", "expected"),
-    [
-        (0, NLI, 0),
-        (2, NLI, 2),
-        ("1", NLI, 1),
-        ("contradiction", NLI, 2),
-        (-1, NLI, None),
-        ("-1", NLI, None),
-        ("", NLI, None),
-        (None, NLI, None),
-        (True, ["False", "True"], 1),
-        (0, ["False", "True"], 0),
-        ("1", ["1", "2"], 0),
-        ("4", ["1", "2", "3", "4"], 3),
-    ],
-)
-def test_a_label_is_a_name_or_its_number(label: Any, names: list[str], expected: int | None):
-    assert _published.gold(label, names) == expected
+LABELS = [(0, 0), (2, 2), ("1", 1), ("contradiction", 2), (-1, None), ("-1", None), ("", None), (None, None)]
 
 
-@pytest.mark.parametrize("label", [3, "maybe", "F", 0.5, "²"])
-def test_a_label_that_means_nothing_is_refused(label: Any):
-    with pytest.raises(DataError) as caught:
-        _published.gold(label, NLI)
-    assert caught.value.subject == str(label)
+def test_a_label_is_a_name_or_its_number():
+    for label, expected in LABELS:
+        assert _published.gold(label, NLI) == expected
+    assert _published.gold(True, ["False", "True"]) == 1
+    assert _published.gold("1", ["1", "2"]) == 0
+    for label in (3, "maybe", "F", 0.5, "²"):
+        with pytest.raises(DataError) as caught:
+            _published.gold(label, NLI)
+        assert caught.value.subject == str(label)
 
 
 # --- mirrors --------------------------------------------------------------------------------------------------------------------------
@@ -393,12 +350,6 @@ def test_hellaswag_without_train_is_divided_by_what_rows_are_about(jsonl: Callab
     assert shares == pytest.approx([0.7, 0.25, 0.05], abs=0.1)
 
 
-def test_marks_of_hellaswag_are_no_text():
-    assert hellaswag.plain("[header] How to row [title] Find a boat. [step] Ask [substeps] them .  ") == "How to row. Find a boat. Ask them ."
-    assert hellaswag.plain("[title] Look! [title] Now") == "Look! Now"
-    assert hellaswag.plain("Keep [this] as it is") == "Keep [this] as it is"
-
-
 # --- explanations of CommonsenseQA -----------------------------------------------------------------------------------------------------
 
 CHOICES = ["sea", "tree", "car", "book", "moon"]
@@ -438,35 +389,22 @@ def test_ecqa_explains_questions_of_the_train_split_only(commonsense: Callable[.
     assert len(held.rows) == 20
     assert not any(row.rationale for row in held.rows)
     assert "32 of 100" in held.note
-    assert all(f"mirror: ecqa/{split}" in held.origin for split in ("train", "validation", "test"))
+    assert all(f"mirror: ecqa/{split}" in held.origin for split in SPLITS)
     assert {row.question for row in kept("commonsense_qa(explained=True)")} == set(expected)
-
-
-def test_exemplars_are_the_same_whatever_the_rationales(commonsense: Callable[..., Path]):
-    commonsense([explanation(i) for i in range(100)], "ecqa/train.jsonl")
-    commonsense([{"id": f"Question {i}?", "abstractive_explanation": "Since."} for i in range(100)], "cos_e/train.jsonl")
-    found = [{row.question for row in sources.build(f"commonsense_qa(rationales={name})").rows("exemplars")} for name in ("ecqa", "cos_e", "none")]
-    assert found[0] == found[1] == found[2] != set()
-    assert {row.rationale for row in kept("commonsense_qa(rationales='cos_e')")} == {"Since."}
 
 
 def test_explanations_from_the_hub(commonsense: Callable[..., Path], as_on_the_hub: Callable[..., Path]):
     options = {f"q_op{n}": f"{choice} 7" for n, choice in enumerate(CHOICES, 1)}
-    ecqa = {
-        "q_no": "x",
-        "q_concept": "x",
-        "q_text": "Question 7?",
-        "q_ans": "tree 7",
-        "taskA_pos": "",
-        "taskA_neg": "",
-        "taskB": "It is 7.",
-        **options,
-    }
-    as_on_the_hub("commonsense_qa", Published(None, {split: [ecqa] for split in ("train", "validation", "test")}, [], []), "ECQA")
+    ecqa = {"q_text": "Question 7?", "q_ans": "tree 7", "taskB": "It is 7.", **options}
+    as_on_the_hub("commonsense_qa", Published(None, {split: [ecqa] for split in SPLITS}, [], []), "ECQA")
     found = {"id": "Question 9?", "question": "?", "choices": ["a"], "answer": "a", "abstractive_explanation": "It is 9."}
     as_on_the_hub("commonsense_qa", Published("v1.11", {"train": [found], "validation": [{**found, "id": "Question 100?"}]}, [], []), "COS_E")
-    assert {row.question: row.rationale for row in kept("commonsense_qa") if row.rationale} == {"Question 7?": "It is 7."}
-    assert {row.question: row.rationale for row in kept("commonsense_qa(rationales='cos_e')") if row.rationale} == {"Question 9?": "It is 9."}
+    exemplars = set()
+    for name, explained in (("ecqa", {"Question 7?": "It is 7."}), ("cos_e", {"Question 9?": "It is 9."}), ("none", {})):
+        spec = f"commonsense_qa(rationales={name})"
+        assert {row.question: row.rationale for row in kept(spec) if row.rationale} == explained
+        exemplars.add(tuple(sorted(row.question or "" for row in sources.build(spec).rows("exemplars"))))
+    assert len(exemplars) == 1, "exemplars depend on the rationales"
 
 
 def test_without_explanations_there_are_no_rationales_and_the_note_says_so(commonsense: Callable[..., Path]):
@@ -572,27 +510,16 @@ def test_anything_else_is_no_equation(equation: str):
     assert _equation.worked(equation, "0") == ()
 
 
-@pytest.mark.parametrize(
-    ("number", "expected"),
-    [
-        (145.0, "145"),
-        ("12", "12"),
-        ("106491.0", "106491"),
-        ("1,234.50", "1234.5"),
-        (-6.0, "-6"),
-        ("0.0000001", "0.0000001"),
-        (1e16, "10000000000000000"),
-    ],
-)
-def test_numbers_are_written_plainly(number: Any, expected: str):
-    assert _equation.written(number) == expected
+NUMBERS = {145.0: "145", "12": "12", "1,234.50": "1234.5", -6.0: "-6", "0.0000001": "0.0000001", 1e16: "10000000000000000"}
 
 
-@pytest.mark.parametrize("number", ["twelve", "", None, "inf", float("nan"), "1/2"])
-def test_an_answer_that_is_no_number_is_refused(number: Any):
-    with pytest.raises(DataError) as caught:
-        _equation.written(number)
-    assert caught.value.subject == str(number)
+def test_numbers_are_written_plainly_and_what_is_none_is_refused():
+    for number, expected in NUMBERS.items():
+        assert _equation.written(number) == expected
+    for number in ("twelve", "", None, "inf", float("nan"), "1/2"):
+        with pytest.raises(DataError) as caught:
+            _equation.written(number)
+        assert caught.value.subject == str(number)
 
 
 def test_steps_of_gsm8k_and_arithmetic_are_lines():
@@ -635,35 +562,3 @@ def _check_balance(rows: Sequence[Row]) -> None:
     even = len(rows) / len(rows[0].choices)
     assert len(counted) == len(rows[0].choices)
     assert all(0.7 * even < n < 1.3 * even for n in counted.values())
-
-
-def lines_of(path: Path) -> list[Record]:
-    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.split("\n") if line]
-
-
-def test_explanations_on_the_real_mirror_fit_their_question(real_mirror: Path):
-    """Joined anew, by letters and digits alone: every explanation stands with this question, and its answer is the right choice."""
-    found: dict[str, Record] = {}
-    for path in ("ecqa/train.jsonl.gz", "ecqa/validation.jsonl.gz", "ecqa/test.jsonl.gz"):
-        found |= {letters_of(record["question"], *record["choices"]): record for record in lines_of(real_mirror / path)}
-    rows = kept("commonsense_qa(explained=True)")
-    for row in rows:
-        record = found[letters_of(row.question or "", *row.choices)]
-        assert record["csqa_split"] == "train"
-        assert record["explanation"].strip() == row.rationale
-        assert letters_of(record["answer"]) == letters_of(row.choices[right(row)])
-    measured = {letters_of(row.question or "", *row.choices) for row in sources.build("commonsense_qa").rows("measure")}
-    assert len(measured & set(found)) > 700, "ECQA does explain what is measured"
-    assert not measured & {letters_of(row.question or "", *row.choices) for row in rows}
-
-
-def letters_of(*texts: str) -> str:
-    return "|".join("".join(re.findall(r"\w", text.lower())) for text in texts)
-
-
-def test_word_problems_of_different_sets_are_different(real_mirror: Path):
-    """Why none of these declares siblings: in fact they share no question."""
-    subjects = {name: {row.subject for part in PARTS for row in sources.build(name).rows(part)} for name in ("svamp", "mawps", "gsm8k")}
-    assert not subjects["svamp"] & subjects["mawps"]
-    assert not subjects["gsm8k"] & (subjects["svamp"] | subjects["mawps"])

@@ -39,7 +39,8 @@ def test_a_gsm8k_record_becomes_question_number_and_clean_rationale():
 @pytest.fixture
 def small_mirror(jsonl: Callable[..., Path]) -> Path:
     jsonl(problems(200), "mirror/gsm8k/train.jsonl")
-    jsonl(problems(40, begin=190), "mirror/gsm8k/test.jsonl")
+    again = {**problems(1, begin=7)[0], "question": "what  is 7 AND 1?"}
+    jsonl([*problems(40, begin=190), again], "mirror/gsm8k/test.jsonl")
     folder = jsonl(problems(1), "mirror/other/train.jsonl").parent.parent
     mirror(folder)
     return folder
@@ -48,19 +49,12 @@ def small_mirror(jsonl: Callable[..., Path]) -> Path:
 def test_train_calibrates_test_measures_and_what_is_in_both_is_dropped(small_mirror: Path):
     source = sources.build("gsm8k")
     calibrate, measure, exemplars = (source.part(part) for part in PARTS)
-    assert {row.question for row in measure.rows} == {f"What is {i} and 1?" for i in range(190, 230)}
-    assert {row.question for row in (*calibrate.rows, *exemplars.rows)} == {f"What is {i} and 1?" for i in range(190)}
+    assert {row.question for row in measure.rows} == {f"What is {i} and 1?" for i in range(190, 230)} | {"what  is 7 AND 1?"}
+    assert {row.question for row in (*calibrate.rows, *exemplars.rows)} == {f"What is {i} and 1?" for i in range(190) if i != 7}
     assert 0 < len(exemplars.rows) < 30
-    assert calibrate.overlapping + exemplars.overlapping == 10
+    assert calibrate.overlapping + exemplars.overlapping == 11
     assert "mirror: gsm8k/train" in calibrate.origin
     assert [row.key for row in calibrate.rows] == sorted(row.key for row in calibrate.rows)
-
-
-def test_rows_that_differ_in_case_and_spaces_only_overlap(jsonl: Callable[..., Path]):
-    mirror(jsonl(problems(20), "gsm8k/train.jsonl").parent.parent)
-    jsonl([{**problems(1, begin=7)[0], "question": "what  is 7 AND 1?"}], "gsm8k/test.jsonl")
-    source = sources.build("gsm8k")
-    assert sum(source.part(part).overlapping for part in ("calibrate", "exemplars")) == 1
 
 
 def lines(*titles: str) -> list[dict[str, str]]:
@@ -195,17 +189,12 @@ def test_random_letters_are_questions_without_sense_that_chat_can_put():
     assert not {row.key for row in drawn} & {row.key for row in islice(source.rows("calibrate", 2), 200)}
     assert not {row.key for row in drawn} & {row.key for row in islice(source.rows("measure", 1), 200)}
     words = [word for row in drawn for word in [*row.need("question").split(" "), row.need("answer")]]
-    assert len(words) == 200 * 25
     assert {len(word) for word in words} == set(range(1, 9))
     counts = Counter("".join(words))
     assert set(counts) == set(ascii_lowercase)
     assert max(counts.values()) < 1.25 * min(counts.values())  # 256 is no multiple of 26: w to z come a tenth less often
-    assert len({row.key for row in drawn}) == len(drawn)
     tokenizer = tiny_tokenizer()
     drawn_for_chat = CalibrationSet("random_letters:chat", tokens=512, length=256)
     first = next(source.rows("calibrate"))
     assert drawn_for_chat.rows(tokenizer)[0][0].question == first.question
-    shown = tokenizer.decode(drawn_for_chat.tokens(tokenizer).ids[0])
-    assert "user: " in shown
-    assert "assistant: " in shown
-    assert first.need("question")[:20] in shown
+    assert f"user: {first.need('question')[:20]}" in tokenizer.decode(drawn_for_chat.tokens(tokenizer).ids[0])

@@ -24,25 +24,21 @@ def rows(batch: TokenBatch) -> list[list[int]]:
     return [ids[mask].tolist() for ids, mask in zip(batch.ids, batch.mask, strict=True)]
 
 
-@pytest.mark.parametrize(
-    ("packing", "head", "least"),
-    [
-        ("many", 1, 1),
-        ("many(bos='window')", 1, 1),
-        ("many(bos='none')", 0, 0),
-        ("one", 1, 1),
-        ("one(bos='none')", 0, 0),
-    ],
-)
-def test_policies_with_a_tokenizer_that_starts_texts(pairs: Path, started: PreTrainedTokenizerBase, packing: str, head: int, least: int):
-    for row in rows(CalibrationSet(f"{pairs}:qa@{packing}", samples=3, length=64).tokens(started)):
-        assert row[:1].count(BOS) == head
-        assert row.count(BOS) >= least
-        assert least > 1 or row.count(BOS) == least
+@pytest.mark.parametrize("packing", ["many", "many(bos='window')", "one", "crop"])
+def test_a_start_token_stands_before_every_window_and_counts(
+    pairs: Path, letters: PreTrainedTokenizerBase, started: PreTrainedTokenizerBase, packing: str
+):
+    plain = CalibrationSet(f"{pairs}:qa@{packing.replace('window', 'none')}", samples=4, length=15).tokens(letters)
+    batch = CalibrationSet(f"{pairs}:qa@{packing}", samples=4, length=16).tokens(started)
+    assert rows(batch) == [[BOS, *row] for row in rows(plain)]
+    assert batch.facts["tokens"] == plain.facts["tokens"] + 4
 
 
-def test_windows_may_begin_with_a_start_token_that_the_tokenizer_would_not_put(pairs: Path, letters: PreTrainedTokenizerBase):
-    assert all(row.count(BOS) == 0 for row in rows(CalibrationSet(str(pairs), samples=3, length=64).tokens(letters)))
+def test_a_start_token_is_left_out_or_put_in_where_the_packing_says_so(
+    pairs: Path, letters: PreTrainedTokenizerBase, started: PreTrainedTokenizerBase
+):
+    for packing in ("many(bos='none')", "one(bos='none')"):
+        assert not any(row.count(BOS) for row in rows(CalibrationSet(f"{pairs}:qa@{packing}", samples=3, length=64).tokens(started)))
     assert all(row[0] == BOS for row in rows(CalibrationSet(f"{pairs}:qa@many(bos='window')", samples=3, length=64).tokens(letters)))
 
 
