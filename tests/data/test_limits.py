@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,16 @@ from tests.effort import quick
 ROW = json.dumps({"text": "some words"}) + "\n"
 
 
-def refused(path: Path | str, subject: str, named: str | None = None) -> str:
+def refused(path: Path | str, subject: Path | str, named: str | None = None) -> str:
     """What is said, which is about `subject` and names `named`."""
     with quick(300), pytest.raises(DataError, match=named) as caught:
         UserFile(str(path)).size()
-    assert caught.value.subject == subject
+    assert caught.value.subject == str(subject)
+    assert "\x1b" not in str(caught.value)
     return str(caught.value)
+
+
+# ---- columns ------------------------------------------------------------------------------------------------------------------------------------
 
 
 def of_type(kind: Any, number: int = 2**62) -> Any:
@@ -39,7 +44,6 @@ def of_type(kind: Any, number: int = 2**62) -> Any:
     ("column", "kind"),
     [
         (of_type(pyarrow.timestamp("us")), "timestamp"),
-        (of_type(pyarrow.timestamp("s"), 2**40), "timestamp"),
         (of_type(pyarrow.timestamp("us", tz="Mars/Olympus"), 0), "Mars/Olympus"),
         (of_type(pyarrow.duration("s")), "duration"),
         (pyarrow.array([None, None, 2**31 - 1], pyarrow.int32()).cast(pyarrow.date32()), "date32"),
@@ -47,7 +51,7 @@ def of_type(kind: Any, number: int = 2**62) -> Any:
 )
 def test_a_value_that_python_has_nothing_for_is_named_by_row_and_column(tmp_path: Path, column: Any, kind: str):
     path = tabled(tmp_path / "a.parquet", pyarrow.table({"text": ["a", "b", "c"], "when": column}))
-    refused(path, str(path), f"row 3: the column 'when'.*{kind}")
+    refused(path, path, f"row 3: the column 'when'.*{kind}")
 
 
 def test_dates_that_python_has_are_read(tmp_path: Path):
@@ -55,29 +59,16 @@ def test_dates_that_python_has_are_read(tmp_path: Path):
     assert UserFile(str(tabled(tmp_path / "a.parquet", pyarrow.table(table)))).size() == 2
 
 
-def test_types_within_types(tmp_path: Path):
+def test_types_within_types_and_an_offset_out_of_its_memory(tmp_path: Path):
     nested = pyarrow.array(["a"])
     for _ in range(150):
         nested = pyarrow.ListArray.from_arrays(pyarrow.array([0, 1], pyarrow.int32()), nested)
     path = tabled(tmp_path / "a.parquet", pyarrow.table({"text": nested}))
-    refused(path, str(path), "nested")
-
-
-@pytest.mark.parametrize(
-    ("text", "place"),
-    [
-        ('{"text": "a", "answer": 1' + "0" * 100_000 + "}", "{}:1"),
-        ('{"text\\ud800\\u001b[2J": "a"}', "{}"),
-        ('{"text": "a\\ud800"}', "{!r}, row 1"),
-        ('{"turns": [{"role": "user", "content": [{"type": "text", "text": ' + "[" * 800 + "]" * 800 + '}]}], "text": 5}', "{!r}, row 1"),
-    ],
-)
-def test_odd_json(tmp_path: Path, text: str, place: str):
-    path = tmp_path / "a.jsonl"
-    path.write_text(text)
-    message = refused(path, place.format(str(path)))
-    assert "\x1b" not in message
-    message.encode()
+    refused(path, path, "Parquet")
+    offsets = b"".join(number.to_bytes(4, "little") for number in (0, 10**8, 3))
+    bad = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(b"abc")])
+    path = tabled(tmp_path / "a.arrow", pyarrow.Table.from_arrays([bad], names=["text"]), stream=False)
+    refused(path, path, "Arrow")
 
 
 def test_labels_that_are_no_list_are_passed_over(tmp_path: Path):
@@ -87,28 +78,27 @@ def test_labels_that_are_no_list_are_passed_over(tmp_path: Path):
     assert {row.answer for part in ("calibrate", "measure", "exemplars") for row in source.rows(part)} == {"A"}
 
 
-def write_columns(path: Path, names: list[str]) -> None:
-    if path.suffix == ".jsonl":
-        path.write_text(json.dumps(dict.fromkeys(names, "a")))
-    elif path.suffix == ".csv":
-        path.write_text(",".join(names) + "\n" + ",".join("a" for _ in names))
-    else:
-        tabled(path, pyarrow.Table.from_arrays([pyarrow.array(["a"])] * len(names), names=names))
-
-
 @pytest.mark.parametrize(("ending", "place"), [("jsonl", ":1"), ("csv", ":1"), ("parquet", "")])
 def test_very_many_columns_are_refused_at_once(tmp_path: Path, ending: str, place: str):
-    path = tmp_path / f"a.{ending}"
-    write_columns(path, [f"column {i}" for i in range(MOST_COLUMNS + 1)])
+    path, names = tmp_path / f"a.{ending}", [f"column {i}" for i in range(MOST_COLUMNS + 1)]
+    if ending == "parquet":
+        tabled(path, pyarrow.Table.from_arrays([pyarrow.array(["a"])] * len(names), names=names))
+    else:
+        path.write_text(json.dumps(dict.fromkeys(names, "a")) if ending == "jsonl" else ",".join(names) + "\n")
     refused(path, f"{path}{place}" if place else repr(str(path)), "10,001")
 
 
 def test_doubles_among_many_are_found_quickly(tmp_path: Path):
     names = [f"c{i}" for i in range(9_000)]
-    write_columns(tmp_path / "a.csv", [*names, "c8999"])
-    refused(tmp_path / "a.csv", f"{tmp_path}/a.csv", "c8999")
-    (tmp_path / "a.jsonl").write_text("{" + ",".join(f'"{i}":1' for i in [*range(20_000), 19_999]) + "}")
-    refused(tmp_path / "a.jsonl", f"{tmp_path}/a.jsonl:1", "'19999'")
+    path = tmp_path / "a.csv"
+    path.write_text(",".join([*names, "c8999"]))
+    refused(path, path, "c8999")
+    path = path.with_suffix(".jsonl")
+    path.write_text("{" + ",".join(f'"{name}":1' for name in [*names, "c8999"]) + "}")
+    refused(path, f"{path}:1", "'c8999'")
+
+
+# ---- sizes --------------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_long_line_works_and_one_that_is_far_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -118,27 +108,25 @@ def test_a_long_line_works_and_one_that_is_far_too_long_is_refused(tmp_path: Pat
     assert 20 * path.stat().st_size < LONGEST_LINE
     monkeypatch.setattr(_files, "LONGEST_LINE", 1 << 20)
     path.write_text(ROW + path.read_text())
-    refused(path, str(path), "a.jsonl:2.*1 MiB")
+    refused(path, path, "a.jsonl:2.* 1 MiB")
+    path = tmp_path / "a.csv"
+    path.write_text('text\n"' + "abc\n" * 300_000)
+    refused(path, path, "field limit")
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "csv", "txt", "json"])
-def test_a_hole_of_any_size_is_refused_before_memory_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str):
+@pytest.mark.parametrize(("ending", "limit"), [("jsonl", ":1: .* 1 MiB"), ("csv", ":1: .* 1 MiB"), ("txt", " 1,024 MiB"), ("json", " 1,024 MiB")])
+def test_a_hole_of_any_size_is_refused_before_memory_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, limit: str):
     monkeypatch.setattr(_files, "LONGEST_LINE", 1 << 20)
     path = tmp_path / f"a.{ending}"
     path.touch()
     os.truncate(path, 1 << 40)
-    refused(path, str(path), " 1,024 MiB" if ending in ("json", "txt") else ":1: .* 1 MiB")
-
-
-def test_an_open_quotation_ends_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(_files, "LONGEST_LINE", 1 << 16)
-    (tmp_path / "a.csv").write_text('text\n"' + "abc\n" * 20_000)
-    refused(tmp_path / "a.csv", f"{tmp_path}/a.csv", "field limit")
+    refused(path, path, limit)
 
 
 @pytest.mark.parametrize("ending", ["jsonl.gz", "csv.gz", "jsonl.zst"])
 @pytest.mark.parametrize("empty", [False, True])
 def test_what_unpacks_without_end_is_refused_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, empty: bool):
+    assert UserFile(str(packed(tmp_path / f"good.{ending}", b"text\n" + ROW.encode() * 5_000 if "csv" in ending else ROW.encode() * 5_000))).size()
     monkeypatch.setattr(_files, "ALLOWED", 1 << 18)
     row = b"a" * 500 if ending == "csv.gz" else json.dumps({"text": "a" * 500}).encode()
     piece = b"\n" if empty else row + b"\n"
@@ -149,37 +137,25 @@ def test_what_unpacks_without_end_is_refused_while_it_is_read(tmp_path: Path, mo
     assert caught.value.subject == path.name
 
 
-def test_what_is_compressed_well_is_read(tmp_path: Path):
-    assert UserFile(str(packed(tmp_path / "a.jsonl.gz", ROW.encode() * 5_000))).size() == 1
-
-
 def test_columns_that_unpack_without_end_are_refused_before_any_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(_files, "ALLOWED", 1 << 20)
     path = tmp_path / "a.parquet"
     text = pyarrow.array(["a" * ((1 << 19) + i) for i in range(3)])
     write_table(pyarrow.table({"text": text}), path, compression="zstd", use_dictionary=False)
-    refused(path, str(path), "200 times")
+    refused(path, path, "200 times")
 
 
-@pytest.mark.parametrize("ending", ["parquet", "arrow"])
-def test_rows_of_nothing_are_counted_before_they_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str):
-    monkeypatch.setattr(_files, "MOST_ROWS", 10_000)
-    path = tabled(tmp_path / f"a.{ending}", pyarrow.table({"text": pyarrow.nulls(10_001)}), stream=False)
-    refused(path, str(path), "10,001")
-
-
-def test_rows_are_counted_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_rows_are_counted_before_they_are_made_or_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(_files, "MOST_ROWS", 10)
-    (tmp_path / "a.jsonl").write_text(ROW * 11)
-    refused(tmp_path / "a.jsonl", f"{tmp_path}/a.jsonl", " 10 rows")
+    for name in ("a.parquet", "a.arrow"):
+        path = tabled(tmp_path / name, pyarrow.table({"text": pyarrow.nulls(11)}), stream=False)
+        refused(path, path, " 11 .* 10 ")
+    path = tmp_path / "a.jsonl"
+    path.write_text(ROW * 11)
+    refused(path, path, " 10 ")
 
 
-def test_an_offset_that_points_out_of_its_memory_is_refused(tmp_path: Path):
-    bad = pyarrow.Array.from_buffers(
-        pyarrow.string(), 2, [None, pyarrow.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 10**8, 3))), pyarrow.py_buffer(b"abc")]
-    )
-    path = tabled(tmp_path / "a.arrow", pyarrow.Table.from_arrays([bad], names=["text"]), stream=False)
-    refused(path, str(path), "Arrow")
+# ---- places -------------------------------------------------------------------------------------------------------------------------------------
 
 
 def a_socket(path: Path) -> None:
@@ -200,12 +176,13 @@ ODD: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("kind", ODD)
-@pytest.mark.parametrize("given", ["{}/a.jsonl", "{}", "{}/*.jsonl"])
-def test_only_regular_files_are_opened(tmp_path: Path, kind: str, given: str):
-    ODD[kind](tmp_path / "a.jsonl")
-    with pytest.raises(DataError, match=kind) as caught:
-        UserFile(given.format(tmp_path))
-    assert caught.value.subject in (str(tmp_path / "a.jsonl"), given.format(tmp_path))
+def test_only_regular_files_are_opened(tmp_path: Path, kind: str):
+    path = tmp_path / "a.jsonl"
+    ODD[kind](path)
+    for given in (path, tmp_path, tmp_path / "*.jsonl"):
+        with pytest.raises(DataError, match=kind) as caught:
+            UserFile(str(given))
+        assert caught.value.subject in (str(path), str(given))
 
 
 @pytest.mark.parametrize(
@@ -214,35 +191,27 @@ def test_only_regular_files_are_opened(tmp_path: Path, kind: str, given: str):
         ("~nobody-of-this-name/a.jsonl", "home"),
         ("~nobody-of-this-name/*.jsonl", "home"),
         ("a\0b.jsonl", "NUL"),
-        ("a" * 300 + ".jsonl", "path"),
+        ("a" * 5_000 + ".jsonl", "path"),
         ("a/" * 3_000 + "b.jsonl", "3,001"),
         ("/dev/stdin", "/dev/stdin"),
     ],
 )
-def test_what_no_file_can_be_called(path: str, named: str):
+def test_what_no_file_and_no_mirror_can_be_called(path: str, named: str):
     with pytest.raises(DataError, match=named):
         UserFile(path)
-
-
-@pytest.mark.parametrize(("path", "named"), [("~nobody-of-this-name/data", "nobody-of-this-name"), ("a\0b", "NUL"), ("a" * 5_000, "path")])
-def test_what_no_mirror_can_be_called(path: str, named: str):
-    with pytest.raises(DataError, match=named):
+    with pytest.raises(DataError):
         mirror(path)
 
 
-def test_a_folder_of_very_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_of_very_many_files_and_a_pattern_over_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for number in range(30):
         (tmp_path / f"{number}.jsonl").write_text(ROW)
     assert UserFile(str(tmp_path)).size() == 1
     for limit, named in (("MOST_FILES", "30.*29"), ("LOOKED_THROUGH", "29")):
         monkeypatch.setattr(_folders, limit, 29)
-        for given in (str(tmp_path), f"{tmp_path}/*.jsonl"):
+        for given in (tmp_path, tmp_path / "*.jsonl"):
             refused(given, given, named)
-
-
-def test_a_pattern_over_everything_ends(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(_folders, "LOOKED_THROUGH", 2_000)
-    refused("/**/*.jsonl", "/**/*.jsonl", "2,000")
+    refused("/**/*.jsonl", "/**/*.jsonl", " 29 ")
 
 
 def test_a_pattern_into_very_deep_folders_ends(tmp_path: Path):
@@ -266,8 +235,6 @@ def test_a_pattern_into_very_deep_folders_ends(tmp_path: Path):
 
 
 def test_patterns_mean_what_they_mean_to_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from glob import glob
-
     for name in ("a.jsonl", "b.csv", "x/c.jsonl", "x/y/d.jsonl", "x/.hidden/e.jsonl", ".f.jsonl", "x/z[1].jsonl", "y/train/g.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(ROW)
@@ -278,6 +245,8 @@ def test_patterns_mean_what_they_mean_to_glob(tmp_path: Path, monkeypatch: pytes
         files = {os.path.normpath(name) for name in glob(pattern, recursive=True) if os.path.isfile(name)}
         assert {os.path.normpath(name) for name in _folders._matching(pattern, pattern) if os.path.isfile(name)} == files, pattern
 
+
+# ---- what nobody foresaw ------------------------------------------------------------------------------------------------------------------------
 
 SHAPES = ["[]", "5", '{"splits": 5}', '{"splits": [5]}', '{"splits": [{"filename": 5}]}', '{"splits": ["\\u0000"]}', '{"splits": {"a": 1}}']
 
@@ -293,7 +262,7 @@ def test_descriptions_of_another_shape(tmp_path: Path, text: str):
 def test_a_description_is_not_read_if_it_is_huge(tmp_path: Path):
     (tmp_path / "state.json").touch()
     os.truncate(tmp_path / "state.json", 1 << 40)
-    refused(tmp_path, f"{tmp_path}/state.json", "'_data_files'")
+    refused(tmp_path, tmp_path / "state.json", "'_data_files'")
 
 
 def test_a_fault_that_nobody_foresaw_names_file_and_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -302,6 +271,6 @@ def test_a_fault_that_nobody_foresaw_names_file_and_row(tmp_path: Path, monkeypa
         raise KeyError("something odd \x1b[2J")
 
     monkeypatch.setattr(_files, "_read_jsonl", reader)
-    (tmp_path / "a.jsonl").write_text(ROW)
-    message = refused(tmp_path / "a.jsonl", f"{tmp_path}/a.jsonl", "row 2.*something odd")
-    assert "\x1b" not in message
+    path = tmp_path / "a.jsonl"
+    path.write_text(ROW)
+    refused(path, path, "row 2.*something odd")

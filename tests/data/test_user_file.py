@@ -6,14 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pytest
-from pyarrow.parquet import write_table
 
 from calibrant.data import PARTS, CalibrationSet, Row, parse_source
 from calibrant.data.user_file import LOOKED_AT, UserFile
 from calibrant.errors import DataError
 from calibrant.testing.sources import check_source
+
+from tests.data.written import tabled, written
 
 
 def all_texts(path: Path | str) -> set[str]:
@@ -30,11 +32,11 @@ def test_a_text_file_without_empty_lines_gives_lines(tmp_path: Path):
 
 
 def test_columns_are_found_by_name_or_renamed(jsonl: Callable[..., Path]):
-    path = jsonl([{"prompt": f"q{i}", "answer": i, "choices": ["a", "b"]} for i in range(20)])
+    path = jsonl([{"prompt": f"q{i}", "answer": i, "choices": ["a", "b"], "cot": "r" * (i % 2)} for i in range(300)])
     source = UserFile(str(path), question="prompt")
-    assert (source.kind, source.fields) == ("questions", ("question", "answer", "choices"))
-    rows = [row for part in PARTS for row in source.rows(part)]
-    assert {(row.question, row.answer, row.choices) for row in rows} == {(f"q{i}", str(i), ("a", "b")) for i in range(20)}
+    assert (source.kind, source.fields, source.sometimes) == ("questions", ("question", "answer", "choices"), ("rationale",))
+    assert {(row.question, row.answer, row.choices) for row in rows_of(source)} == {(f"q{i}", str(i), ("a", "b")) for i in range(300)}
+    check_source(source)
 
 
 def test_a_changed_file_or_folder_is_read_anew(jsonl: Callable[..., Path]):
@@ -62,6 +64,9 @@ def test_a_changed_file_or_folder_is_read_anew(jsonl: Callable[..., Path]):
         ("a.jsonl", b'{"question": "a", "choices": [' + b'"b",' * 26 + b'"b"]}\n', "a.jsonl', row 1"),
         ("a.jsonl", b'{"question": "a", "answer": Infinity}\n', "a.jsonl', row 1"),
         ("a.jsonl", b'{"question": "a", "answer": 1e400}\n', "a.jsonl', row 1"),
+        ("a.jsonl", b'{"text": "a", "answer": 1' + b"0" * 100_000 + b"}", "a.jsonl:1"),
+        ("a.jsonl", b'{"text\\ud800\\u001b[2J": "a"}', "a.jsonl"),
+        ("a.jsonl", b'{"turns": [{"content": ' + b"[" * 800 + b"]" * 800 + b'}], "text": 5}', "a.jsonl', row 1"),
         ("a.jsonl", b'{"text": null, "n": 1}\n', "a.jsonl"),
         ("a.jsonl", b'{"question": "", "answer": "x"}\n', "a.jsonl"),
         ("a.pkl", b"x", "a.pkl"),
@@ -73,7 +78,10 @@ def test_a_bad_file_is_named_with_the_place(tmp_path: Path, name: str, content: 
     with pytest.raises(DataError) as caught:
         list(UserFile(str(path)).rows("calibrate"))
     assert caught.value.subject.strip("'").endswith(subject)
-    assert "\n" not in str(caught.value)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert "\x1b" not in said
+    said.encode()
 
 
 def test_most_of_it_is_found_out_when_the_set_is_built(jsonl: Callable[..., Path]):
@@ -150,16 +158,12 @@ def test_what_the_first_thousand_rows_promise_holds_for_all(jsonl: Callable[...,
     assert "5 of 1005" in source.part("measure").note
 
 
-def test_a_text_is_all_that_a_corpus_needs(jsonl: Callable[..., Path]):
-    source = UserFile(str(jsonl([{"text": "a", "answer": ""}, {"text": "b", "answer": "x"}, {"text": "", "answer": "y"}])))
-    assert (source.kind, source.fields, source.sometimes) == ("corpus", ("text",), ("answer",))
-    assert [row.text for row in rows_of(source)] == ["a", "b"]
-
-
-def test_missing_numbers_of_a_table_are_missing(tmp_path: Path):
+def test_a_text_needs_no_answer_and_missing_numbers_of_a_table_are_missing(tmp_path: Path):
+    corpus = UserFile(str(written(tmp_path / "c.jsonl", [{"text": "a", "answer": ""}, {"text": "b", "answer": "x"}, {"text": "", "answer": "y"}])))
+    assert (corpus.kind, corpus.fields, corpus.sometimes) == ("corpus", ("text",), ("answer",))
+    assert [row.text for row in rows_of(corpus)] == ["a", "b"]
     table = pyarrow.table({"question": ["p", "q", "r"], "answer": pyarrow.array([1.5, float("nan"), None])})
-    write_table(table, tmp_path / "a.parquet")
-    source = UserFile(str(tmp_path / "a.parquet"))
+    source = UserFile(str(tabled(tmp_path / "a.parquet", table)))
     assert [(row.question, row.answer) for row in rows_of(source)] == [("p", "1.5")]
     assert "2 of 3" in source.part("measure").note
 
@@ -168,44 +172,28 @@ def test_an_answer_that_is_a_choice_becomes_its_letter(jsonl: Callable[..., Path
     answers = ["yes", "B", "b", "maybe", 1]
     source = UserFile(str(jsonl({"question": f"q{i}", "choices": ["no", "yes"], "answer": a} for i, a in enumerate(answers))))
     assert [row.answer for row in rows_of(source)] == ["B", "B", "b", "maybe", "1"]
-    assert {row.labels for row in rows_of(source)} == {("A", "B")}
-    assert {row.choices for row in rows_of(source)} == {("no", "yes")}
-
-
-def test_choices_with_names_of_their_own(jsonl: Callable[..., Path]):
-    choices = {"label": ["1", "2", "3"], "text": ["x", "2", "y"]}
-    records = [{"question": f"q{i}", "choices": choices, "answerKey": key} for i, key in enumerate(["1", "3", "y", "4"])]
-    source = UserFile(str(jsonl(records)))
+    assert {(row.labels, row.choices) for row in rows_of(source)} == {(("A", "B"), ("no", "yes"))}
+    named = {"label": ["1", "2", "3"], "text": ["x", "2", "y"]}
+    source = UserFile(str(jsonl({"question": f"q{i}", "choices": named, "answerKey": key} for i, key in enumerate(["1", "3", "y", "4"]))))
     assert [(row.answer, row.choices) for row in rows_of(source)] == [(letter, ("x", "2", "y")) for letter in ("A", "C", "C", "4")]
-    assert source.guessed == {"answer": "answerKey"}
 
 
 # Conversations
 
 
-@pytest.mark.parametrize(
-    ("column", "turns"),
-    [
-        ("messages", [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]),
-        ("conversations", [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]),
-    ],
-)
+@pytest.mark.parametrize(("column", "role", "content"), [("messages", "role", "content"), ("conversations", "from", "value")])
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-def test_a_conversation_survives(tmp_path: Path, jsonl: Callable[..., Path], column: str, turns: list[dict[str, Any]], ending: str):
-    if ending == "jsonl":
-        path = jsonl([{column: turns, "id": 1}])
-    else:
-        path = tmp_path / "a.parquet"
-        write_table(pyarrow.Table.from_pylist([{column: turns, "id": 1}]), path)
-    source = UserFile(str(path))
+def test_a_conversation_survives(tmp_path: Path, column: str, role: str, content: str, ending: str):
+    turns = [{role: "system", content: "s"}, {role: "user", content: "q"}, {role: "assistant", content: "a"}]
+    source = UserFile(str(written(tmp_path / f"a.{ending}", [{column: turns, "id": 1}])))
     assert (source.kind, source.fields, source.guessed) == ("questions", ("question", "answer", "turns"), {"turns": column})
     assert rows_of(source) == [Row(question="q", answer="a", turns=(("system", "s"), ("user", "q"), ("assistant", "a")))]
 
 
-def test_texts_in_pieces_are_put_together(jsonl: Callable[..., Path]):
+def test_other_speakers_and_texts_in_pieces_are_understood(jsonl: Callable[..., Path]):
     pieces = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    turns = [{"role": "user", "content": pieces}, {"role": "assistant", "content": "a"}]
-    assert rows_of(UserFile(str(jsonl([{"Messages": turns}]))))[0].turns == (("user", "one\ntwo"), ("assistant", "a"))
+    human = [{"from": "human", "value": pieces}, {"from": "gpt", "value": "a"}]
+    assert rows_of(UserFile(str(jsonl([{"Messages": human}]))))[0].turns == (("user", "one\ntwo"), ("assistant", "a"))
 
 
 def test_question_and_answer_are_the_first_exchange(jsonl: Callable[..., Path]):
@@ -323,14 +311,6 @@ def test_a_part_without_a_usable_row(jsonl: Callable[..., Path], filled: str, em
     assert caught.value.subject == str(folder)
 
 
-def test_what_only_the_train_part_has_is_had_by_some(jsonl: Callable[..., Path]):
-    folder = jsonl(({"question": f"q{i}", "answer": "a", "cot": "r"} for i in range(LOOKED_AT + 9)), "data/train.jsonl").parent
-    jsonl([{"question": "q", "answer": "a"}], "data/test.jsonl")
-    source = UserFile(str(folder))
-    assert (source.fields, source.sometimes) == (("question", "answer"), ("rationale",))
-    assert [len(source.part(part).rows) for part in ("calibrate", "measure")] == [pytest.approx(959, abs=20), 1]
-
-
 def test_a_problem_is_named_with_its_file(jsonl: Callable[..., Path]):
     folder = jsonl(texts(10), "data/a.jsonl").parent
     jsonl([*texts(1), {"text": 3}], "data/b.jsonl")
@@ -371,8 +351,6 @@ def test_folders_that_hold_nothing_to_read(tmp_path: Path, names: str, subject: 
 
 
 def saved(folder: Path, splits: dict[str, list[dict[str, Any]]] | None = None) -> str:
-    import datasets
-
     if splits is None:
         datasets.Dataset.from_list(texts(100)).save_to_disk(folder, num_shards=2)
     else:
@@ -380,18 +358,16 @@ def saved(folder: Path, splits: dict[str, list[dict[str, Any]]] | None = None) -
     return str(folder)
 
 
-def test_a_saved_data_set_is_divided_by_hash(tmp_path: Path):
-    source = UserFile(saved(tmp_path / "saved"))
-    (tmp_path / "saved/cache-0123456789abcdef.arrow").write_text("a cache, of no concern")
+def test_a_saved_data_set_is_divided_by_hash_or_by_its_splits(tmp_path: Path):
+    source = UserFile(saved(tmp_path / "whole"))
+    (tmp_path / "whole/cache-0123456789abcdef.arrow").write_text("a cache, of no concern")
     assert set().union(*held(source).values()) == {record["text"] for record in texts(100)}
-    assert held(source) == held(UserFile(str(tmp_path / "saved/data-*.arrow")))
-
-
-def test_the_splits_of_a_saved_data_set_are_parts(tmp_path: Path):
-    source = UserFile(saved(tmp_path / "saved", {"train": texts(100), "validation": texts(5, 100), "test": texts(9, 200), "extra": texts(9, 300)}))
-    assert held(source)["measure"] == {record["text"] for record in texts(9, 200)}
-    assert held(source)["calibrate"] | held(source)["exemplars"] == {record["text"] for record in texts(100)}
-    assert len(rows_of(UserFile(str(tmp_path / "saved/extra")))) == 9
+    assert held(source) == held(UserFile(str(tmp_path / "whole/data-*.arrow")))
+    folder = saved(tmp_path / "split", {"train": texts(100), "validation": texts(5, 100), "test": texts(9, 200), "extra": texts(9, 300)})
+    parts = held(UserFile(folder))
+    assert parts["measure"] == {record["text"] for record in texts(9, 200)}
+    assert parts["calibrate"] | parts["exemplars"] == {record["text"] for record in texts(100)}
+    assert len(rows_of(UserFile(f"{folder}/extra"))) == 9
 
 
 def test_a_saved_data_set_that_is_not_whole(tmp_path: Path):
@@ -406,7 +382,3 @@ def test_a_saved_data_set_that_is_not_whole(tmp_path: Path):
     with pytest.raises(DataError, match="extra, more") as caught:
         UserFile(other)
     assert caught.value.subject == other
-
-
-def test_the_contract_of_a_source_holds(jsonl: Callable[..., Path]):
-    check_source(UserFile(str(jsonl({"prompt": f"q{i}", "output": i, "cot": "r" * (i % 2)} for i in range(300)))))
