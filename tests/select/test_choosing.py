@@ -1,6 +1,7 @@
 """The seam between selectors and all else: pools, draws, nesting, what is kept, and what is refused; with a selector that picks by length."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,30 +23,22 @@ from calibrant.testing import tiny_folder, tiny_tokenizer
 
 @dataclass(frozen=True, repr=False)
 class Shortest(Picking):
-    """The shortest texts; `asked` counts how often it had to look."""
+    """The shortest texts."""
 
     needs_model = False
     source: str
     candidates: int = 10
 
-    @classmethod
-    def spec_name(cls) -> str:
-        return "shortest"
-
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
-        return sorted(range(len(texts)), key=lambda at: len(texts[at])), f"the shortest has {min(map(len, texts))} letters"
+        return sorted(range(len(texts)), key=lambda at: len(texts[at])), ""
 
 
 @dataclass(frozen=True, repr=False)
 class Reading(Picking):
-    """As they come, and it says which model it looked at."""
+    """As they come, and it says which model it looked at; `LOOKED` has the draws that it was asked for."""
 
     source: str
     candidates: int = 10
-
-    @classmethod
-    def spec_name(cls) -> str:
-        return "reading"
 
     def order(self, texts: Sequence[str], context: Context) -> tuple[Sequence[int], str]:
         LOOKED.append(context.draw)
@@ -62,10 +55,6 @@ class Made(Selector):
     homepage = ""
     fields = ("text",)
 
-    @classmethod
-    def spec_name(cls) -> str:
-        return "made"
-
     def select(self, context: Context) -> Selection:
         return Selection(tuple(Row(text=f"draw {context.draw} text {number}") for number in range(20)), f"{context.tokens} tokens wanted")
 
@@ -79,6 +68,8 @@ class Made(Selector):
 TOKENIZER = tiny_tokenizer()
 LOOKED: list[int] = []
 KNOWN = {"shortest": Shortest, "reading": Reading, "made": Made}
+for _name, _kind in KNOWN.items():
+    _kind.spec_name = classmethod(lambda cls, name=_name: name)
 
 
 @pytest.fixture(autouse=True)
@@ -133,14 +124,6 @@ def test_the_budget_takes_from_the_top_and_draws_have_pools_of_their_own() -> No
         assert 2 <= len(found) < 10
 
 
-def test_a_selector_within_is_asked_for_as_many_texts_as_candidates() -> None:
-    chosen = resolved(CalibrationSet("shortest(source=made, candidates=15)", tokens=64, length=32), TOKENIZER)
-    chosen.tokens(TOKENIZER)
-    source = chosen.parts[0].source
-    assert isinstance(source, Shortest)
-    assert len(source.for_draw(0).rows) == 15
-
-
 def test_rows_keep_their_fields_unless_a_format_is_named_within() -> None:
     assert {row.present for row in drawn("shortest(source='problems.jsonl'):cot")} == {("question", "answer", "rationale")}
     assert {row.present for row in drawn("shortest(source='problems.jsonl:cot')")} == {("text",)}
@@ -155,40 +138,43 @@ def test_a_part_of_a_sum_is_wanted_for_its_share() -> None:
     assert [part["note"] for part in chosen.tokens(TOKENIZER).facts["parts"]] == ["20 tokens wanted", ""]
 
 
-def test_weights_within_share_the_candidates_out() -> None:
-    chosen = resolved(CalibrationSet("shortest(source='0.2*corpus.jsonl + 0.8*problems.jsonl:cot')", tokens=20, length=32), TOKENIZER)
-    chosen.tokens(TOKENIZER)
-    source = chosen.parts[0].source
+@pytest.mark.parametrize(
+    ("spec", "origins"),
+    [
+        ("shortest(source='0.2*corpus.jsonl + 0.8*problems.jsonl:cot')", {"corpus": 2, "problems": 8}),
+        ("shortest(source=made, candidates=15)", {"made": 15}),
+    ],
+)
+def test_weights_within_share_the_candidates_out(spec: str, origins: dict[str, int]) -> None:
+    source = resolved(CalibrationSet(spec, tokens=64, length=32), TOKENIZER).parts[0].source
     assert isinstance(source, Shortest)
-    assert source._counts == [2, 8]
+    texts = [row.text or "" for row in source.for_draw(0).rows]
+    found = Counter("made" if text.startswith("draw") else "problems" if text.startswith("Question") else "corpus" for text in texts)
+    assert found == origins
 
 
-def test_how_many_draws_are_disjoint_is_known_without_a_model() -> None:
+def test_how_many_draws_are_disjoint_is_known_without_a_model_and_beyond_them_overlap_is_counted() -> None:
     held = len(list(CalibrationSet("corpus.jsonl").parts[0].source.rows("calibrate")))
     assert CalibrationSet("reading(source='corpus.jsonl')", tokens=64, length=32).disjoint_draws(TOKENIZER) == held // 10
     assert CalibrationSet("made", tokens=64, length=32).disjoint_draws(TOKENIZER) is None
     assert CalibrationSet("0.5*made + 0.5*reading(source='corpus.jsonl')", tokens=64, length=32).disjoint_draws(TOKENIZER) == held // 10
-
-
-def test_beyond_the_disjoint_draws_the_overlap_is_counted() -> None:
     late = resolved(CalibrationSet("shortest(source='corpus.jsonl', candidates=1000)", tokens=64, length=32, seed=1), TOKENIZER)
     assert late.tokens(TOKENIZER).facts["overlap"] > 0.5
 
 
-def test_with_a_tokenizer_alone_a_selector_that_needs_a_model_says_so() -> None:
-    with pytest.raises(DataError) as caught:
-        drawn("reading(source='corpus.jsonl')")
-    assert caught.value.subject == "reading(source='corpus.jsonl')"
-    with pytest.raises(DataError) as caught:
-        CalibrationSet("shortest(source='corpus.jsonl')", tokens=64, length=32).tokens(TOKENIZER)
-    assert caught.value.subject == "shortest(source='corpus.jsonl')"
+def test_what_has_no_model_has_not_chosen_or_repeats_itself_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice() -> list[Row]:
+        monkeypatch.setattr(Shortest, "order", lambda self, texts, context: ([0, 0], ""))
+        return drawn("shortest(source='corpus.jsonl')")
 
-
-def test_an_order_that_repeats_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Shortest, "order", lambda self, texts, context: ([0, 0], ""))
-    with pytest.raises(DataError) as caught:
-        drawn("shortest(source='corpus.jsonl')")
-    assert caught.value.subject == "shortest(source='corpus.jsonl')"
+    for named, ask in (
+        ("reading", lambda: drawn("reading(source='corpus.jsonl')")),
+        ("shortest", lambda: CalibrationSet("shortest(source='corpus.jsonl')", tokens=64, length=32).tokens(TOKENIZER)),
+        ("shortest", twice),
+    ):
+        with pytest.raises(DataError) as caught:
+            ask()
+        assert caught.value.subject == f"{named}(source='corpus.jsonl')"
 
 
 def test_what_took_a_model_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,11 @@
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,13 @@ from calibrant.testing import FAMILIES, tiny_model
 from tests.select.contexts import context, opened
 from tests.usual import usually
 
-WAYS = [
+PROCESSORS: dict[str, Callable[..., Any]] = {
+    "repetition_penalty": RepetitionPenaltyLogitsProcessor,
+    "temperature": TemperatureLogitsWarper,
+    "top_k": TopKLogitsWarper,
+    "top_p": TopPLogitsWarper,
+}
+WAYS: list[dict[str, Any]] = [
     {},
     {"top_k": 5},
     {"top_p": 0.7},
@@ -51,14 +58,9 @@ def sampling(temperature: float = 1.0, **given: float) -> Sampling:
 def probabilities(logits: torch.Tensor, before: torch.Tensor, way: dict[str, float]) -> np.ndarray:
     """What transformers makes of the logits, in its order: penalty, temperature, top-k, top-p."""
     scores = logits.clone()
-    if "repetition_penalty" in way:
-        scores = RepetitionPenaltyLogitsProcessor(way["repetition_penalty"])(before, scores)
-    if "temperature" in way:
-        scores = TemperatureLogitsWarper(way["temperature"])(before, scores)
-    if "top_k" in way:
-        scores = TopKLogitsWarper(int(way["top_k"]))(before, scores)
-    if "top_p" in way:
-        scores = TopPLogitsWarper(way["top_p"])(before, scores)
+    for name, processor in PROCESSORS.items():
+        if name in way:
+            scores = processor(way[name])(before, scores)
     return scores.double().softmax(1).numpy()
 
 
@@ -88,47 +90,29 @@ def test_a_token_is_drawn_as_transformers_would_weigh_it(way: dict[str, float]) 
 
 
 def test_logits_that_are_not_finite_are_named() -> None:
-    logits = torch.full((1, 4), math.inf)
-    chance = torch.zeros(1, dtype=torch.float64)
     with pytest.raises(NumericsError) as caught:
-        pick(logits, torch.zeros(1, 1, dtype=torch.long), chance, sampling())
+        pick(torch.full((1, 4), math.inf), torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, dtype=torch.float64), sampling())
     assert caught.value.subject == "logits"
 
 
-def test_the_temperature_of_a_step_is_asked_for_by_its_number() -> None:
-    asked: list[int] = []
-    write(opened().model, torch.tensor([[1, 50]]), 6, Sampling(lambda step: asked.append(step) or 1.0), 0, frozenset(), starts=1)
-    assert asked == [0, 1, 2, 3, 4]
-
-
-def without_cache(
-    model: torch.nn.Module, prefixes: torch.Tensor, length: int, way: dict[str, float], seed: int
-) -> tuple[list[list[int]], list[float]]:
-    """Text by text, a whole forward for each token; losses from a last one. The chances are those that `write` says it draws."""
-    chance = torch.rand(len(prefixes), length - prefixes.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    texts, losses = [], []
-    for row, prefix in enumerate(prefixes):
-        ids = prefix[None]
-        for number in chance[row]:
-            with torch.no_grad():
-                logits = model(ids).logits[:, -1]
-            token = slowly([float(number)], probabilities(logits, ids, way))
-            ids = torch.cat([ids, torch.tensor([token])], 1)
-        with torch.no_grad():
-            nats = torch.nn.functional.cross_entropy(model(ids).logits[0, :-1].double(), ids[0, 1:])
-        texts.append(ids[0].tolist())
-        losses.append(float(nats))
-    return texts, losses
+def without_cache(model: torch.nn.Module, ids: torch.Tensor, chances: torch.Tensor, way: dict[str, float]) -> tuple[list[int], float]:
+    """A text of a whole forward for each token; its loss from a last one."""
+    with torch.no_grad():
+        for number in chances:
+            likely = probabilities(model(ids).logits[:, -1], ids, way)
+            ids = torch.cat([ids, torch.tensor([slowly([float(number)], likely)])], 1)
+        return ids[0].tolist(), float(torch.nn.functional.cross_entropy(model(ids).logits[0, :-1].double(), ids[0, 1:]))
 
 
 @pytest.mark.parametrize("family", usually(FAMILIES))
 def test_with_a_cache_it_writes_what_it_writes_without(family: str) -> None:
     model, way = tiny_model(family), {"top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2, "temperature": 0.8}
     prefixes = torch.tensor([[1, 70, 80], [1, 90, 75]])
-    drafts = write(model, prefixes, 10, sampling(**way), 5, frozenset())
-    texts, losses = without_cache(model, prefixes, 10, way, 5)
-    assert [list(draft.ids) for draft in drafts] == texts
-    assert [draft.nats for draft in drafts] == pytest.approx(losses, rel=1e-4)
+    chances = torch.rand(2, 7, generator=torch.Generator().manual_seed(5), dtype=torch.float64)  # as `write` says that it draws them
+    for draft, prefix, own in zip(write(model, prefixes, 10, sampling(**way), 5, frozenset()), prefixes, chances, strict=True):
+        text, loss = without_cache(model, prefix[None], own, way)
+        assert list(draft.ids) == text
+        assert draft.nats == pytest.approx(loss, rel=1e-4)
 
 
 @pytest.mark.parametrize("family", usually(FAMILIES, {"gemma3", "qwen3_moe"}))
@@ -144,19 +128,17 @@ def test_a_text_ends_at_an_end_token_and_leaves_the_others_alone(family: str) ->
 
 
 def test_a_text_of_nothing_but_its_prefix_has_the_loss_of_its_prefix() -> None:
-    every = frozenset(range(300))
-    (draft,) = write(opened().model, torch.tensor([[1, 50, 51]]), 9, sampling(), 0, every, starts=1)
     ids = torch.tensor([[1, 50, 51]])
+    (draft,) = write(opened().model, ids, 9, sampling(), 0, frozenset(range(300)), starts=1)
+    assert draft.ids == (50, 51)
     with torch.no_grad():
         assert draft.nats == pytest.approx(float(opened().model(ids, labels=ids).loss), rel=1e-5)
-    assert draft.ids == (50, 51)
 
 
 def test_tokens_without_a_text_are_not_written() -> None:
-    drafts = write(tiny_model("llama"), torch.tensor([[1, 70]] * 4), 30, sampling(temperature=5.0), 0, frozenset(), vocabulary=100)
-    assert max(token for draft in drafts for token in draft.ids) < 100
-    beyond = write(tiny_model("llama"), torch.tensor([[1, 70]] * 4), 30, sampling(temperature=5.0), 0, frozenset())
-    assert max(token for draft in beyond for token in draft.ids) >= 100
+    for vocabulary, within in ((100, True), (None, False)):
+        drafts = write(tiny_model("llama"), torch.tensor([[1, 70]] * 4), 20, sampling(temperature=5.0), 0, frozenset(), vocabulary=vocabulary)
+        assert (max(token for draft in drafts for token in draft.ids) < 100) == within
 
 
 def test_distinct_counts_each_ngram_once() -> None:
@@ -279,37 +261,20 @@ def test_another_question_is_kept_apart(own_cache: Path) -> None:
 
 
 def test_enough_is_written_and_not_much_more() -> None:
-    given = small(500)
+    told: list[tuple[str, int, int]] = []
+    given = small(500, progress=lambda *step: told.append(step))
     found = selection(SelfCal(), given, writing(batch=16, length=32))
     tokens = sum(len(given.tokenizer(row.text)["input_ids"]) for row in found.rows)
     assert 1.05 * 500 <= tokens <= 1.5 * 500
     assert f" {len(found.rows)} " in found.note
+    assert told[-1][1:] == (500, 500)
+    assert all(0 < done <= 500 for _, done, _ in told)
 
 
-def test_progress_ends_at_what_was_wanted() -> None:
-    told: list[tuple[str, int, int]] = []
-    selection(SelfCal(), small(128, progress=lambda *step: told.append(step)), writing())
-    assert told[-1][1:] == (128, 128)
-    assert all(0 < done <= 128 for _, done, _ in told)
-
-
-def test_it_gives_up_where_nothing_is_left() -> None:
-    asked = replace(writing(), filter_texts=lambda texts: FilterResult((), "all were bad"))
-    with pytest.raises(DataError, match="all were bad") as caught:
-        selection(SelfCal(), small(16), asked)
-    assert caught.value.subject == "selfcal"
-
-
-def test_a_text_longer_than_the_model_sees_is_refused() -> None:
+def test_it_gives_up_where_nothing_is_left_or_a_text_is_longer_than_the_model_sees() -> None:
     room = opened().model.config.max_position_embeddings
-    with pytest.raises(DataError, match=f" {room} tokens") as caught:
-        selection(SelfCal(), small(), writing(length=room))
-    assert caught.value.subject == "selfcal"
-
-
-def test_perplexity_is_that_of_reading_it_again() -> None:
-    (draft,) = write(opened().model, torch.tensor([[1, 60, 61]]), 60, sampling(0.6, top_k=50, repetition_penalty=1.2), 1, frozenset(), starts=1)
-    ids = torch.tensor([[1, *draft.ids]])
-    with torch.no_grad():
-        again = float(opened().model(ids, labels=ids).loss)
-    assert math.exp(draft.nats) == pytest.approx(math.exp(again), rel=1e-4)
+    empty = replace(writing(), filter_texts=lambda texts: FilterResult((), "all were bad"))
+    for asked, named in ((empty, "all were bad"), (writing(length=room), f" {room} tokens")):
+        with pytest.raises(DataError, match=named) as caught:
+            selection(SelfCal(), small(16), asked)
+        assert caught.value.subject == "selfcal"
