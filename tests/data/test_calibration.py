@@ -110,14 +110,6 @@ def test_draws_of_packed_texts_begin_after_the_last_row_used(corpus: Path, lette
     assert "".join(shown(second, letters)) == "\n\n".join(calibrating(corpus)[used:])[: 3 * 32]
 
 
-def test_a_draw_never_uses_a_row_twice(corpus: Path, letters: PreTrainedTokenizerBase):
-    texts = calibrating(corpus)
-    for seed in (0, 1, 5):
-        batch = CalibrationSet(f"{corpus}@one", samples=len(texts), length=60, seed=seed).tokens(letters)
-        assert sorted(shown(batch, letters)) == sorted(texts)
-        assert batch.facts["overlap"] == (seed > 0)
-
-
 def test_parts_with_the_same_source_share_no_row(problems: Path, letters: PreTrainedTokenizerBase):
     batch = CalibrationSet(f"0.5*{problems}:single + 0.5*{problems}:zero", samples=20, length=64).tokens(letters)
     questions = [text.splitlines()[0] for text in shown(batch, letters)]
@@ -145,15 +137,12 @@ def test_random_tokens_are_ordinary_even_and_new_in_each_draw(letters: PreTraine
     assert CalibrationSet("random_tokens", samples=2, length=16).disjoint_draws(letters) is None
 
 
-def test_added_special_tokens_are_never_drawn(letters: PreTrainedTokenizerFast):
+def test_special_tokens_are_never_drawn(letters: PreTrainedTokenizerFast):
     tokenizer = copy.deepcopy(letters)
     tokenizer.add_tokens([AddedToken("<tool>", special=True), AddedToken("word", special=False)])
     ids = CalibrationSet("random_tokens", samples=64, length=512).tokens(tokenizer).ids
     assert tokenizer.convert_tokens_to_ids("<tool>") not in ids
     assert tokenizer.convert_tokens_to_ids("word") in ids
-
-
-def test_a_vocabulary_of_special_tokens_has_nothing_to_draw():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<s>": 0}, "<s>")), unk_token="<s>", bos_token="<s>")
     with pytest.raises(DataError) as caught:
         CalibrationSet("random_tokens", samples=1, length=4).tokens(tokenizer)
@@ -243,8 +232,6 @@ def test_a_window_needs_room_beside_the_start_token_and_a_part_needs_tokens(corp
 
 def test_a_set_is_a_value():
     one, other = CalibrationSet("gsm8k:qa@many", samples=4), CalibrationSet.parse("gsm8k:icl", samples=4)
-    assert one == other
+    assert one == other != CalibrationSet("gsm8k:icl", samples=5)
     assert hash(one) == hash(other)
-    assert one != CalibrationSet("gsm8k:icl", samples=5)
     assert repr(one) == "CalibrationSet('gsm8k:icl', samples=4, length=2048, seed=0)"
-    assert repr(CalibrationSet("gsm8k", tokens=9)) == "CalibrationSet('gsm8k:icl', tokens=9, length=2048, seed=0)"

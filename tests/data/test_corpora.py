@@ -29,9 +29,6 @@ OURS = ["c4", "pile", "oscar", "redpajama", "fineweb_edu", "dolma", "slimpajama"
 MIRRORED = ["c4", "pile", "redpajama", "dolma", "wikipedia", "flores", "xquad"]
 
 
-# ---- a hub in a folder --------------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(autouse=True)
 def _no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -90,9 +87,6 @@ def assert_trained_and_tested(text: str, train: set[str], test: set[str]) -> Non
     assert texts_of(text, "calibrate") | texts_of(text, "exemplars") == train
     assert not texts_of(text, "calibrate") & texts_of(text, "exemplars")
     assert len(texts_of(text, "exemplars")) < 0.2 * len(train)
-
-
-# ---- corpora from the hub -----------------------------------------------------------------------------------------------------------------------
 
 
 def test_c4_from_the_hub(publish: Publish):
@@ -233,9 +227,6 @@ def test_xquad_from_the_hub(publish: Publish):
     assert all(len({n // 5 for n in part}) * 5 == len(part) for part in numbers["de"].values())
 
 
-# ---- instructions from the hub ------------------------------------------------------------------------------------------------------------------
-
-
 def conversation(*contents: str, system: str = "") -> Record:
     turns = [{"content": c, "role": "user" if i % 2 == 0 else "assistant"} for i, c in enumerate(contents)]
     return {"prompt": contents[0], "prompt_id": "1", "messages": [*([{"content": system, "role": "system"}] if system else []), *turns]}
@@ -277,9 +268,6 @@ def test_open_platypus_from_the_hub(publish: Publish):
     assert (source.default, source.shown) == ("chat", False)
 
 
-# ---- mirrors ------------------------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", [*OURS, "gsm8k"])
 def test_without_data_the_set_on_the_hub_and_the_place_in_the_mirror_are_named(name: str):
     with pytest.raises(DataError, match=r"\.jsonl with --data-dir") as caught:
@@ -294,9 +282,6 @@ def test_a_mirror_may_hold_what_ours_lacks(jsonl: Callable[..., Path], monkeypat
     assert_divided("oscar", given(pages("old", 40)))
     assert_divided("wikipedia(language=de)", given(pages("deutsch", 40)))
     assert parse_source("oscar").part("measure").origin == "mirror: oscar/train"
-
-
-# ---- what can't be ------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_record_without_text_is_another_data_set(jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -354,9 +339,6 @@ def test_the_same_choice_is_the_same_source():
     assert str(parse_source("flores(language=de)")) == "flores(language='deu_Latn')"
     assert parse_source("flores(language=en)") == parse_source("flores")
     assert parse_source("redpajama(subsets='c4')") == parse_source("redpajama(subsets=c4)") == parse_source("redpajama(subsets=[c4])")
-
-
-# ---- the real mirror ----------------------------------------------------------------------------------------------------------------------------
 
 
 def raw(mirror: Path, name: str) -> list[Record]:

@@ -74,9 +74,6 @@ def online(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
     return questions
 
 
-# ---- what is read -------------------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("first", "read"), [(None, 100), (7, 7), (1000, 100)])
 def test_of_a_large_split_exactly_its_front_is_read(hub_folder: Path, first: int | None, read: int):
     found, origin = records(HubDataset(str(hub_folder), first=first), "train", PLACES)
@@ -126,9 +123,6 @@ def test_values_of_the_hubs_own_types_come_as_plain_python(tmp_path: Path):
         assert json.dumps(list(found)) == json.dumps([given])
 
 
-# ---- which commit -------------------------------------------------------------------------------------------------------------------------------
-
-
 def test_the_newest_commit_is_asked_once_and_read(asked: list[dict[str, Any]], online: list[tuple[str, float]]):
     for split in ("train", "test"):
         assert records(NOWHERE, split, PLACES)[1] == f"hub: nobody/nothing@{COMMIT}"
@@ -151,9 +145,6 @@ def test_a_file_is_read_at_that_commit(asked: list[dict[str, Any]], online: list
     address = f"hf://datasets/allenai/c4@{COMMIT}/en/c4-train.00000-of-01024.json.gz"
     assert asked == [{"path": "json", "name": None, "data_files": {"train": address}, "split": "train", "streaming": True}]
     assert "trust_remote_code" not in asked[0]
-
-
-# ---- what goes wrong ----------------------------------------------------------------------------------------------------------------------------
 
 
 def refusal(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
@@ -252,9 +243,6 @@ def test_a_file_that_is_cut_off_is_an_error_and_no_end(tmp_path: Path, first: in
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     assert "Compressed file ended" in refused(HubDataset(str(tmp_path / "set"), files={"train": path.name}, first=first))
-
-
-# ---- the mirror ---------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz"])

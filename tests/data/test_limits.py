@@ -33,9 +33,6 @@ def refused(path: Path | str, subject: Path | str, named: str | None = None) -> 
     return str(caught.value)
 
 
-# ---- columns ------------------------------------------------------------------------------------------------------------------------------------
-
-
 def of_type(kind: Any, number: int = 2**62) -> Any:
     return pyarrow.array([None, None, number]).cast(kind)
 
@@ -98,9 +95,6 @@ def test_doubles_among_many_are_found_quickly(tmp_path: Path):
     refused(path, f"{path}:1", "'c8999'")
 
 
-# ---- sizes --------------------------------------------------------------------------------------------------------------------------------------
-
-
 def test_a_long_line_works_and_one_that_is_far_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "word " * 500_000}))
@@ -153,9 +147,6 @@ def test_rows_are_counted_before_they_are_made_or_while_they_are_read(tmp_path: 
     path = tmp_path / "a.jsonl"
     path.write_text(ROW * 11)
     refused(path, path, " 10 ")
-
-
-# ---- places -------------------------------------------------------------------------------------------------------------------------------------
 
 
 def a_socket(path: Path) -> None:
@@ -245,8 +236,6 @@ def test_patterns_mean_what_they_mean_to_glob(tmp_path: Path, monkeypatch: pytes
         files = {os.path.normpath(name) for name in glob(pattern, recursive=True) if os.path.isfile(name)}
         assert {os.path.normpath(name) for name in _folders._matching(pattern, pattern) if os.path.isfile(name)} == files, pattern
 
-
-# ---- what nobody foresaw ------------------------------------------------------------------------------------------------------------------------
 
 SHAPES = ["[]", "5", '{"splits": 5}', '{"splits": [5]}', '{"splits": [{"filename": 5}]}', '{"splits": ["\\u0000"]}', '{"splits": {"a": 1}}']
 

@@ -64,7 +64,7 @@ def test_a_mix_of_one_set_is_that_set(text: str, alone: str) -> None:
     assert CalibrationSet(text, tokens=64, length=32, seed=1) == CalibrationSet(alone, tokens=64, length=32, seed=1)
 
 
-def test_its_parts_are_drawn_as_they_are_alone(folder: Path, letters: PreTrainedTokenizerBase) -> None:
+def test_its_parts_are_drawn_as_they_are_alone_and_weights_are_shares_of_the_statistics(folder: Path, letters: PreTrainedTokenizerBase) -> None:
     batch = CalibrationSet("mix(a=corpus.jsonl@one, b=problems.jsonl, weight=0.3)", samples=5, length=32, seed=1).tokens(letters)
     alone = [CalibrationSet(text, samples=5, length=32, seed=1).tokens(letters) for text in ("corpus.jsonl@one", "problems.jsonl")]
     assert [part.fingerprint for _, part in batch.mixed] == [part.fingerprint for part in alone]
@@ -72,14 +72,10 @@ def test_its_parts_are_drawn_as_they_are_alone(folder: Path, letters: PreTrained
     assert torch.equal(batch.mask, torch.cat([part.mask for part in alone]))
     assert batch.examples == tuple(sorted({*alone[0].examples, *alone[1].examples}))
     assert batch.pads is None
-
-
-def test_weights_are_shares_of_the_statistics_and_keep_the_mass(folder: Path, letters: PreTrainedTokenizerBase) -> None:
-    batch = CalibrationSet("mix(a=corpus.jsonl@one, b=problems.jsonl, weight=0.3)", samples=5, length=32).tokens(letters)
-    first, second = batch.weights[:5].double().sum().item(), batch.weights[5:].double().sum().item()
     tokens = batch.facts["tokens"]
-    assert (first / tokens, second / tokens) == (pytest.approx(0.3, rel=1e-6), pytest.approx(0.7, rel=1e-6))
-    assert [factor * part.weights.double().sum().item() / tokens for factor, part in batch.mixed] == [pytest.approx(0.3), pytest.approx(0.7)]
+    for rows, share, (factor, part) in zip((slice(5), slice(5, None)), (0.3, 0.7), batch.mixed, strict=True):
+        assert batch.weights[rows].double().sum().item() / tokens == pytest.approx(share, rel=1e-6)
+        assert factor * part.weights.double().sum().item() / tokens == pytest.approx(share)
     assert (batch.weights[~batch.mask] == 0).all()
 
 

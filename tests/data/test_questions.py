@@ -37,9 +37,6 @@ def kept(name: str) -> list[Row]:
     return [row for part in ("calibrate", "exemplars") for row in source.rows(part)]
 
 
-# --- the hub's own layout -------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Published:
     """A small data set with the hub's configuration, splits and fields; the texts of its rows, and the rationales of train with their steps."""
@@ -275,9 +272,6 @@ def test_a_record_with_other_fields_is_named(as_on_the_hub: Callable[..., Path])
     assert caught.value.subject == f"hub: {folder}@unpinned"
 
 
-# --- labels ---------------------------------------------------------------------------------------------------------------------------
-
-
 LABELS = [(0, 0), (2, 2), ("1", 1), ("contradiction", 2), (-1, None), ("-1", None), ("", None), (None, None)]
 
 
@@ -290,9 +284,6 @@ def test_a_label_is_a_name_or_its_number():
         with pytest.raises(DataError) as caught:
             _published.gold(label, NLI)
         assert caught.value.subject == str(label)
-
-
-# --- mirrors --------------------------------------------------------------------------------------------------------------------------
 
 
 def pairs(count: int, begin: int = 0) -> list[Record]:
@@ -349,8 +340,6 @@ def test_hellaswag_without_train_is_divided_by_what_rows_are_about(jsonl: Callab
     shares = [list(home.values()).count(part) / len(home) for part in PARTS]
     assert shares == pytest.approx([0.7, 0.25, 0.05], abs=0.1)
 
-
-# --- explanations of CommonsenseQA -----------------------------------------------------------------------------------------------------
 
 CHOICES = ["sea", "tree", "car", "book", "moon"]
 
@@ -440,9 +429,6 @@ def test_none_may_be_written_as_a_word(written: str):
     assert str(CalibrationSet("commonsense_qa(rationales=cos_e, explained=true):cot")) == "commonsense_qa(rationales='cos_e', explained=True):cot"
 
 
-# --- equations ------------------------------------------------------------------------------------------------------------------------
-
-
 def invented(dice: random.Random, depth: int) -> tuple[str, Fraction, int, int]:
     """A random expression with its value and number of operations, both found while it is made; and how tightly its last operation binds."""
     if depth == 0 or dice.random() < 0.2:
@@ -479,24 +465,24 @@ def test_equations_come_to_what_fractions_say():
     assert min(seen[n] for n in range(1, 7)) > 3
 
 
-@pytest.mark.parametrize(
-    ("equation", "answer", "lines"),
-    [
-        ("( 290.0 / 2.0 )", "145", ["290 / 2 = 145"]),
-        ("X=((22.0-14.0)/4.0)", "2", ["22 - 14 = 8", "8 / 4 = 2"]),
-        ("x=2+3*4-10/5", "12", ["3 * 4 = 12", "2 + 12 = 14", "10 / 5 = 2", "14 - 2 = 12"]),
-        ("10-3-2", "5", ["10 - 3 = 7", "7 - 2 = 5"]),
-        ("2-(3-7)", "6", ["3 - 7 = -4", "2 - (-4) = 6"]),
-        ("-60.0/0.5", "-120", ["-60 / 0.5 = -120"]),
-        ("X=(0.1+0.2)", "0.3", ["0.1 + 0.2 = 0.3"]),
-        ("X=10/3", "3.3333333333333335", ["10 / 3 = 3.3333333333333335"]),
-        ("x=3-1.1666666666666667", "1.8333333333333335", ["3 - 1.1666666666666667 = 1.8333333333333335"]),
-        ("1/1000000000", "0.000000001", ["1 / 1000000000 = 0.000000001"]),
-        ("X=40/7", "5", []),
-        ("X=5", "5", []),
-    ],
-)
-def test_an_equation_is_worked_out_if_it_comes_to_the_answer(equation: str, answer: str, lines: list[str]):
+WORKED = {
+    "X=((22.0-14.0)/4.0)": ("2", ["22 - 14 = 8", "8 / 4 = 2"]),
+    "x=2+3*4-10/5": ("12", ["3 * 4 = 12", "2 + 12 = 14", "10 / 5 = 2", "14 - 2 = 12"]),
+    "10-3-2": ("5", ["10 - 3 = 7", "7 - 2 = 5"]),
+    "2-(3-7)": ("6", ["3 - 7 = -4", "2 - (-4) = 6"]),
+    "-60.0/0.5": ("-120", ["-60 / 0.5 = -120"]),
+    "X=(0.1+0.2)": ("0.3", ["0.1 + 0.2 = 0.3"]),
+    "X=10/3": ("3.3333333333333335", ["10 / 3 = 3.3333333333333335"]),
+    "x=3-1.1666666666666667": ("1.8333333333333335", ["3 - 1.1666666666666667 = 1.8333333333333335"]),
+    "1/1000000000": ("0.000000001", ["1 / 1000000000 = 0.000000001"]),
+    "X=40/7": ("5", []),
+    "X=5": ("5", []),
+}
+
+
+@pytest.mark.parametrize("equation", WORKED)
+def test_an_equation_is_worked_out_if_it_comes_to_the_answer(equation: str):
+    answer, lines = WORKED[equation]
     assert list(_equation.worked(equation, answer)) == lines
 
 
@@ -528,8 +514,6 @@ def test_steps_of_gsm8k_and_arithmetic_are_lines():
     made = {"question": "q", "answer": "2", "metadata": {"answer_cot": "One.\n \nTwo. Three.\nFour\n#### 2"}}
     assert arithmetic.problem(made).steps == 3
 
-
-# --- the real mirror ------------------------------------------------------------------------------------------------------------------
 
 MIRRORED = [*HUB, "commonsense_qa(rationales='cos_e')", "commonsense_qa(rationales=none)", "commonsense_qa(explained=True)"]
 PLAIN_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d*[1-9])?")

@@ -111,27 +111,15 @@ def test_python_docs_repeat_no_paragraph_across_parts():
                 if len(paragraph) > 40:
                     assert where.setdefault(" ".join(paragraph.split()), part) == part
     assert len(where) > 500
-
-
-def test_a_paragraph_stays_with_the_longest_topic():
-    shared = "This paragraph is in both, and it is longer than a heading."
-    found = list(python_docs.unrepeated({"short": f"Head\n\n{shared}", "long": f"Top\n\n{shared}\n\nAnd one more paragraph, which only this has."}))
-    assert [row.text for row in found] == [f"Top\n\n{shared}\n\nAnd one more paragraph, which only this has."]
+    shared, own = "This paragraph is in both, and it is longer than a heading.", "And one more paragraph, which only this has."
+    found = list(python_docs.unrepeated({"short": f"Head\n\n{shared}", "long": f"Top\n\n{shared}\n\n{own}"}))
+    assert [row.text for row in found] == [f"Top\n\n{shared}\n\n{own}"]
 
 
 def test_python_code_leaves_out_tests_and_large_files(tmp_path: Path):
-    for name, text in {
-        "good.py": "x = 1\r\n",
-        "pkg/inner.py": "y = 2",
-        "test/test_a.py": "no",
-        "pkg/tests/b.py": "no",
-        "site-packages/c.py": "no",
-        "_sysconfigdata_x.py": "no",
-        "empty.py": "",
-        "blank.py": "\n",
-        "big.py": "#" * 200_001,
-        "notes.txt": "no",
-    }.items():
+    good = {"good.py": "x = 1\r\n", "pkg/inner.py": "y = 2"}
+    tests = dict.fromkeys(["test/test_a.py", "pkg/tests/b.py", "site-packages/c.py", "_sysconfigdata_x.py", "notes.txt"], "no")
+    for name, text in {**good, **tests, "empty.py": "", "blank.py": "\n", "big.py": "#" * 200_001}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(text.encode())
     assert [row.text for row in python_code.files(tmp_path)] == ["x = 1", "y = 2"]

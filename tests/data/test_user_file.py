@@ -102,9 +102,6 @@ def test_a_file_that_may_not_be_read(jsonl: Callable[..., Path], monkeypatch: py
         assert caught.value.subject == given
 
 
-# Columns
-
-
 def rows_of(source: UserFile) -> list[Row]:
     return sorted((row for part in PARTS for row in source.rows(part)), key=lambda row: (row.question or "", row.text or ""))
 
@@ -178,9 +175,6 @@ def test_an_answer_that_is_a_choice_becomes_its_letter(jsonl: Callable[..., Path
     assert [(row.answer, row.choices) for row in rows_of(source)] == [(letter, ("x", "2", "y")) for letter in ("A", "C", "C", "4")]
 
 
-# Conversations
-
-
 @pytest.mark.parametrize(("column", "role", "content"), [("messages", "role", "content"), ("conversations", "from", "value")])
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_a_conversation_survives(tmp_path: Path, column: str, role: str, content: str, ending: str):
@@ -221,9 +215,6 @@ def test_what_is_no_conversation(jsonl: Callable[..., Path], turns: Any):
     with pytest.raises(DataError, match="'messages'") as caught:
         UserFile(str(jsonl([{"messages": good}, {"messages": turns}])))
     assert caught.value.subject.endswith("row 2")
-
-
-# Several files
 
 
 def texts(count: int, begin: int = 0) -> list[dict[str, Any]]:
@@ -345,9 +336,6 @@ def test_folders_that_hold_nothing_to_read(tmp_path: Path, names: str, subject: 
     with pytest.raises(DataError) as caught:
         UserFile(f"{folder}/*.parquet")
     assert caught.value.subject == f"{folder}/*.parquet"
-
-
-# What `datasets` saves
 
 
 def saved(folder: Path, splits: dict[str, list[dict[str, Any]]] | None = None) -> str:
