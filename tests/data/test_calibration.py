@@ -51,32 +51,6 @@ def test_many_fills_every_window_with_the_rows_in_hash_order(corpus: Path, lette
     assert (batch.ids.dtype, batch.mask.dtype, batch.weights.dtype) == (torch.int64, torch.bool, torch.float32)
 
 
-def test_one_pads_and_the_mask_is_false_on_pads(corpus: Path, letters: PreTrainedTokenizerBase):
-    batch = CalibrationSet(f"{corpus}@one", samples=6, length=32).tokens(letters)
-    expected = [text[:32] for text in calibrating(corpus)[:6]]
-    assert shown(batch, letters) == expected
-    assert batch.mask.sum(1).tolist() == [len(text) for text in expected]
-    assert (batch.ids[~batch.mask] == 0).all()
-    assert torch.equal(batch.weights, batch.mask.float())
-    assert batch.facts["tokens"] == sum(map(len, expected))
-
-
-def test_crop_takes_a_window_of_texts_that_are_long_enough(corpus: Path, letters: PreTrainedTokenizerBase):
-    batch = CalibrationSet(f"{corpus}@crop", samples=4, length=40).tokens(letters)
-    long = [text for text in calibrating(corpus) if len(text) >= 40]
-    assert all(window in text for window, text in zip(shown(batch, letters), long, strict=False))
-    assert batch.mask.all()
-    assert batch.facts["parts"][0]["rows"] == calibrating(corpus).index(long[3]) + 1
-
-
-@pytest.mark.parametrize("packing", ["one", "many", "crop"])
-def test_a_budget_in_tokens_is_met_exactly(corpus: Path, letters: PreTrainedTokenizerBase, packing: str):
-    for tokens in (1, 32, 33, 100):
-        batch = CalibrationSet(f"{corpus}@{packing}", tokens=tokens, length=32).tokens(letters)
-        assert int(batch.mask.sum()) == batch.facts["tokens"] == tokens
-        assert len(batch.ids) == -(-tokens // 32) or packing == "one"
-
-
 def test_draws_share_no_row_until_the_rows_are_used_up(corpus: Path, letters: PreTrainedTokenizerBase):
     texts = calibrating(corpus)
     seen: list[str] = []
@@ -114,15 +88,6 @@ def test_parts_with_the_same_source_share_no_row(problems: Path, letters: PreTra
     batch = CalibrationSet(f"0.5*{problems}:single + 0.5*{problems}:zero", samples=20, length=64).tokens(letters)
     questions = [text.splitlines()[0] for text in shown(batch, letters)]
     assert len(set(questions)) == 20
-
-
-def test_packed_parts_get_their_shares_in_real_tokens(corpus: Path, problems: Path, letters: PreTrainedTokenizerBase):
-    batch = CalibrationSet(f"0.25*{problems}:cot + 0.75*{corpus}", samples=8, length=64).tokens(letters)
-    assert [part["tokens"] for part in batch.facts["parts"]] == [128, 384]
-    assert (batch.weights[batch.mask] == 1).all()
-    uneven = CalibrationSet(f"{problems}:cot + {corpus} + {problems}:icl", tokens=100, length=64).tokens(letters)
-    assert [part["tokens"] for part in uneven.facts["parts"]] == [34, 33, 33]
-    assert [part["weight"] for part in uneven.facts["parts"]] == pytest.approx([100 / 102, 100 / 99, 100 / 99])
 
 
 def test_random_tokens_are_ordinary_even_and_new_in_each_draw(letters: PreTrainedTokenizerBase):
@@ -210,15 +175,6 @@ def test_a_source_that_holds_too_little_says_how_much_it_holds(corpus: Path, let
         with pytest.raises(DataError, match=rf"\b{held}\b") as caught:
             CalibrationSet(f"{corpus}@{packing}", **budget).tokens(letters)
         assert caught.value.subject == str(corpus)
-
-
-def test_a_file_of_one_row_may_leave_nothing_to_calibrate_on(tmp_path: Path, letters: PreTrainedTokenizerBase):
-    digests = {text: hashlib.sha256(json.dumps({"text": text}).encode()).hexdigest() for text in map(str, range(50))}
-    path = tmp_path / "a.txt"
-    path.write_text(max(digests, key=digests.__getitem__))
-    with pytest.raises(DataError) as caught:
-        CalibrationSet(str(path), samples=1, length=4).tokens(letters)
-    assert caught.value.subject == str(path)
 
 
 def test_a_window_needs_room_beside_the_start_token_and_a_part_needs_tokens(corpus: Path, started: PreTrainedTokenizerBase):

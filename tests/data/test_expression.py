@@ -133,13 +133,6 @@ def test_refusals_name_what_was_given(text: str, error: type[CalibrantError], su
     assert "\n" not in str(caught.value)
 
 
-def test_a_set_without_rationales_is_refused_with_those_that_have_some():
-    with pytest.raises(DataError) as caught:
-        parse_expression("race:cot")
-    assert "esnli, gsm8k" in str(caught.value)
-    assert "winogrande" not in str(caught.value)
-
-
 def test_a_path_with_both_quotes_cannot_be_written(tmp_path: Path):
     path = tmp_path / "a'b\"c.txt"
     path.write_text("text")

@@ -125,7 +125,6 @@ GROWING = "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n
         "{{ 9 ** 9 ** 9 ** 9 }}",
         GROWING.replace("JOIN", "~"),
         GROWING.replace("JOIN", "+"),
-        "{{ 'a' | center(10000000000) }}",
         "{{ 'a'.ljust(10000000000) }}",
         "{{ '%10000000000d' % 1 }}",
         "{{ '{:>10000000000}'.format(1) }}",

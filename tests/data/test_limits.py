@@ -85,16 +85,6 @@ def test_very_many_columns_are_refused_at_once(tmp_path: Path, ending: str, plac
     refused(path, f"{path}{place}" if place else repr(str(path)), "10,001")
 
 
-def test_doubles_among_many_are_found_quickly(tmp_path: Path):
-    names = [f"c{i}" for i in range(9_000)]
-    path = tmp_path / "a.csv"
-    path.write_text(",".join([*names, "c8999"]))
-    refused(path, path, "c8999")
-    path = path.with_suffix(".jsonl")
-    path.write_text("{" + ",".join(f'"{name}":1' for name in [*names, "c8999"]) + "}")
-    refused(path, f"{path}:1", "'c8999'")
-
-
 def test_a_long_line_works_and_one_that_is_far_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "word " * 500_000}))

@@ -33,13 +33,10 @@ def test_many_joins_with_the_separator_and_wastes_nothing():
     assert cut(Many(separator="--"), texts("abc", "d", "efg"), [4, 4, 4]) == ["abc-", "-d--", "efg"]
     assert cut(Many(separator=""), texts("abc", "d", "efg"), [4, 3]) == ["abcd", "efg"]
     assert cut(Many(), texts("abc", "de"), [7]) == ["abc\n\nde"]
-    assert cut(Many(), texts("abcdefghij"), [4, 4, 4]) == ["abcd", "efgh", "ij"]
-
-
-def test_many_asks_for_no_text_that_it_does_not_need():
     given = texts("abcd", "efgh", "ijkl")
     assert cut(Many(separator=""), given, [4, 2]) == ["abcd", "ef"]
-    assert next(given).key == "ijkl"
+    assert next(given).key == "ijkl", "a text was taken that isn't needed"
+    assert cut(Many(), texts("abcdefghij"), [4, 4, 4]) == ["abcd", "efgh", "ij"]
 
 
 def test_crop_passes_short_texts_over_and_cuts_within_long_ones():
@@ -48,6 +45,8 @@ def test_crop_passes_short_texts_over_and_cuts_within_long_ones():
     assert len(windows) == 2
     assert windows[0] in long
     assert windows[1] == "abcd"
+    assert cut(Crop(), texts("abc"), [2]) == [], "a part of a window came from a text that is too short"
+    assert len(cut(Crop(), texts("abcd"), [2])[0]) == 2
 
 
 def test_crop_looks_everywhere_and_differently_in_each_draw():
@@ -57,11 +56,6 @@ def test_crop_looks_everywhere_and_differently_in_each_draw():
     assert min(starts) < 20
     assert max(starts) > 276
     assert cut(Crop(), texts(long), [4], draw=7) == cut(Crop(), texts(long), [4], draw=7)
-
-
-def test_a_partial_crop_still_comes_from_a_text_that_is_long_enough():
-    assert cut(Crop(), texts("abc"), [2]) == []
-    assert len(cut(Crop(), texts("abcd"), [2])[0]) == 2
 
 
 @pytest.mark.parametrize(

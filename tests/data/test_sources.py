@@ -13,6 +13,7 @@ from string import ascii_lowercase
 import pytest
 
 from calibrant.data import PARTS, CalibrationSet, Row, mirror, sources
+from calibrant.data._base import check_part
 from calibrant.data.sources import arithmetic, gsm8k, python_code, python_docs, wikitext
 from calibrant.errors import DataError
 from calibrant.testing import tiny_tokenizer
@@ -31,7 +32,7 @@ def test_a_gsm8k_record_becomes_question_number_and_clean_rationale():
     assert gsm8k.problem(GSM8K) == Row(
         question="A pen costs $1,000. How much are 2?", answer="2000", rationale="One is 1,000.\nTwo are 2*1,000=2,000 dollars."
     )
-    with pytest.raises(DataError, match="five") as caught:
+    with pytest.raises(DataError) as caught:
         gsm8k.problem({"question": "q", "answer": "five"})
     assert caught.value.subject == "gsm8k"
 
@@ -72,16 +73,15 @@ def test_wikitext_lines_become_articles():
     assert len(list(wikitext.articles(odd))) == 1, "a line like a title inside a paragraph began an article"
 
 
-@pytest.mark.parametrize("raw", [True, False])
-def test_wikitext_prefers_the_raw_train_part_and_says_what_it_took(jsonl: Callable[..., Path], raw: bool):
+@pytest.mark.parametrize(("folder", "begins"), [("wikitext2_raw/train", "= Raw"), ("wikitext2/validation", "= Tokenised")])
+def test_wikitext_prefers_the_raw_train_part_and_says_what_it_took(jsonl: Callable[..., Path], folder: str, begins: str):
     root = jsonl(lines(*[f"Test {i}" for i in range(9)]), "wikitext2_raw/test.jsonl").parent.parent
     jsonl(lines(*[f"Tokenised {i}" for i in range(50)]), "wikitext2/validation.jsonl")
-    if raw:
-        jsonl(lines(*[f"Raw {i}" for i in range(50)]), "wikitext2_raw/train.jsonl")
+    jsonl(lines(*[f"{begins.removeprefix('= ')} {i}" for i in range(50)]), f"{folder}.jsonl")
     mirror(root)
     held = sources.build("wikitext").part("calibrate")
-    assert all(row.text.startswith("= Raw" if raw else "= Tokenised") for row in held.rows)
-    assert held.origin.startswith("mirror: wikitext2_raw/train" if raw else "mirror: wikitext2/validation")
+    assert all(row.text.startswith(begins) for row in held.rows)
+    assert f"mirror: {folder}" in held.origin
     assert len(list(sources.build("wikitext").rows("measure"))) == 9
 
 
@@ -137,9 +137,9 @@ def test_a_missing_package_is_named(name: str, module: str, monkeypatch: pytest.
 @pytest.mark.usefixtures("forgetful")
 def test_an_installation_without_sources_and_a_part_that_there_is_not_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(python_code.sysconfig, "get_path", lambda _: str(tmp_path))
-    for part, subject in (("calibrate", "python_code"), ("train", "train")):
+    for subject, ask in (("python_code", lambda: sources.build("python_code").rows("calibrate")), ("train", lambda: check_part("train"))):
         with pytest.raises(DataError) as caught:
-            sources.build("python_code").rows(part)
+            ask()
         assert caught.value.subject == subject
 
 

@@ -84,15 +84,6 @@ def test_a_bad_file_is_named_with_the_place(tmp_path: Path, name: str, content: 
     said.encode()
 
 
-def test_most_of_it_is_found_out_when_the_set_is_built(jsonl: Callable[..., Path]):
-    path = jsonl([{"words": "a", "n": 1}])
-    missing = str(path.with_name("missing.jsonl"))
-    for given, subject in ((f"{path}(text=wodrs)", "wodrs"), (str(path), str(path)), (missing, missing)):
-        with pytest.raises(DataError) as caught:
-            CalibrationSet(given)
-        assert caught.value.subject == subject
-
-
 def test_a_file_that_may_not_be_read(jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
     path = jsonl([{"text": "a"}])
     monkeypatch.setattr("calibrant.data.user_file.os.access", lambda *_: False)
@@ -212,7 +203,7 @@ def test_question_and_answer_are_the_first_exchange(jsonl: Callable[..., Path]):
 )
 def test_what_is_no_conversation(jsonl: Callable[..., Path], turns: Any):
     good = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    with pytest.raises(DataError, match="'messages'") as caught:
+    with pytest.raises(DataError) as caught:
         UserFile(str(jsonl([{"messages": good}, {"messages": turns}])))
     assert caught.value.subject.endswith("row 2")
 
@@ -300,18 +291,6 @@ def test_a_part_without_a_usable_row(jsonl: Callable[..., Path], filled: str, em
     with pytest.raises(DataError, match=empty) as caught:
         UserFile(str(folder)).part("measure")
     assert caught.value.subject == str(folder)
-
-
-def test_a_problem_is_named_with_its_file(jsonl: Callable[..., Path]):
-    folder = jsonl(texts(10), "data/a.jsonl").parent
-    jsonl([*texts(1), {"text": 3}], "data/b.jsonl")
-    with pytest.raises(DataError) as caught:
-        UserFile(str(folder))
-    assert caught.value.subject.endswith("data/b.jsonl', row 2")
-    (folder / "b.jsonl").write_text("[]\n")
-    with pytest.raises(DataError) as caught:
-        UserFile(f"{folder}/*.jsonl")
-    assert caught.value.subject.endswith("data/b.jsonl:1")
 
 
 @pytest.mark.parametrize(

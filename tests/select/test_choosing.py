@@ -179,16 +179,18 @@ def test_what_has_no_model_has_not_chosen_or_repeats_itself_is_named(monkeypatch
 
 def test_what_took_a_model_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_model(str(tiny_folder(folder / "model")), "float32", "cpu")
-    asked = CalibrationSet("reading(source='corpus.jsonl')", tokens=64, length=32)
+    held = len(list(CalibrationSet("corpus.jsonl").parts[0].source.rows("calibrate")))
+    spec = f"reading(source='corpus.jsonl', candidates={held})"  # the candidates of every draw are the same
+    asked = CalibrationSet(spec, tokens=64, length=32)
     first, second = (resolved(asked, opened).tokens(opened.tokenizer) for _ in range(2))
-    assert first.facts["parts"][0]["note"] == second.facts["parts"][0]["note"] == f"10 candidates; read by {opened.name}"
+    assert first.facts["parts"][0]["note"] == second.facts["parts"][0]["note"] == f"{held} candidates; read by {opened.name}"
     assert LOOKED == [0]
     assert first.fingerprint == second.fingerprint
     monkeypatch.setattr(Reading, "beside", lambda self, context: ("a target",))
     resolved(asked, opened).tokens(opened.tokenizer)
     assert LOOKED == [0, 0]
     LOOKED.pop()
-    resolved(CalibrationSet("reading(source='corpus.jsonl')", tokens=64, length=32, seed=1), opened).tokens(opened.tokenizer)
+    resolved(asked.redrawn(1), opened).tokens(opened.tokenizer)
     assert LOOKED == [0, 1]
 
 

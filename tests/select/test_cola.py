@@ -29,10 +29,3 @@ def slowly(k: int, project: int, draw: int) -> list[int]:
 @pytest.mark.parametrize(("k", "project", "draw"), [(8, 16, 1), (3, 1000, 2)])
 def test_nearest_to_each_centre_first(k: int, project: int, draw: int) -> None:
     assert check_order(built(f"cola(source=python_docs, k={k}, project={project})"), POOL, context(draw)) == slowly(k, project, draw)
-
-
-def test_projection_keeps_what_is_near_near() -> None:
-    points = np.random.default_rng(0).standard_normal((40, 500))
-    near = points @ np.random.default_rng(1).standard_normal((500, 64)) / 8
-    distances, kept = (np.linalg.norm(p[:, None] - p[None], axis=-1)[np.triu_indices(40, 1)] for p in (points, near))
-    assert abs(kept / distances - 1).max() < 0.4

@@ -22,7 +22,6 @@ from calibrant.select._generating import (
     GeneratedText,
     GenerationRequest,
     Sampling,
-    distinct,
     filter_texts,
     looped,
     pick,
@@ -139,15 +138,6 @@ def test_tokens_without_a_text_are_not_written() -> None:
     for vocabulary, within in ((100, True), (None, False)):
         drafts = write(tiny_model("llama"), torch.tensor([[1, 70]] * 4), 20, sampling(temperature=5.0), 0, frozenset(), vocabulary=vocabulary)
         assert (max(token for draft in drafts for token in draft.ids) < 100) == within
-
-
-def test_distinct_counts_each_ngram_once() -> None:
-    chance = np.random.default_rng(0)
-    sequences = [chance.integers(6, size=size).tolist() for size in (0, 1, 2, 3, 50, 80)]
-    for n in (1, 2, 3):
-        grams = [tuple(ids[i : i + n]) for ids in sequences for i in range(len(ids) - n + 1)]
-        assert distinct(sequences, n) == len(set(grams)) / len(grams)
-        assert distinct([[1] * (n - 1)], n) == 1.0
 
 
 WEEK = [11, 12, 13, 14, 15, 16, 17]
