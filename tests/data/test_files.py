@@ -63,7 +63,7 @@ def test_any_text_comes_through(tmp_path: Path, suffix: str):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_megabytes_in_a_line(tmp_path: Path, suffix: str):
-    text = "ab é\x00 " * 100_000
+    text = "ab é\x00 " * 40_000
     path = write(tmp_path / f"a{suffix}", [{"text": "first"}, {"text": text.strip()}])
     with quick(20):
         assert read(path) == ["first", text.strip()]

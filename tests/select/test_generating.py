@@ -103,7 +103,7 @@ def without_cache(model: torch.nn.Module, ids: torch.Tensor, chances: torch.Tens
         return ids[0].tolist(), float(torch.nn.functional.cross_entropy(model(ids).logits[0, :-1].double(), ids[0, 1:]))
 
 
-@pytest.mark.parametrize("family", usually(FAMILIES))
+@pytest.mark.parametrize("family", usually(FAMILIES, {"llama", "gpt2", "qwen3_moe"}))
 def test_with_a_cache_it_writes_what_it_writes_without(family: str) -> None:
     model, way = tiny_model(family), {"top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2, "temperature": 0.8}
     prefixes = torch.tensor([[1, 70, 80], [1, 90, 75]])
@@ -114,7 +114,7 @@ def test_with_a_cache_it_writes_what_it_writes_without(family: str) -> None:
         assert draft.nats == pytest.approx(loss, rel=1e-4)
 
 
-@pytest.mark.parametrize("family", usually(FAMILIES, {"gemma3", "qwen3_moe"}))
+@pytest.mark.parametrize("family", usually(FAMILIES, {"gemma3"}))
 def test_a_text_ends_at_an_end_token_and_leaves_the_others_alone(family: str) -> None:
     model, prefixes = tiny_model(family), torch.tensor([[1, 60 + i] for i in range(6)])
     whole = write(model, prefixes, 12, sampling(), 3, frozenset(), starts=1)
