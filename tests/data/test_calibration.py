@@ -1,17 +1,16 @@
 """Sets as tokens: budgets, draws, shares, fingerprints."""
 
+import copy
 import hashlib
 import json
-import os
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from calibrant.data import CalibrationSet, TokenBatch
@@ -52,46 +51,6 @@ def test_many_fills_every_window_with_the_rows_in_hash_order(corpus: Path, lette
     assert (batch.ids.dtype, batch.mask.dtype, batch.weights.dtype) == (torch.int64, torch.bool, torch.float32)
 
 
-def test_one_pads_and_the_mask_is_false_on_pads(corpus: Path, letters: PreTrainedTokenizerBase):
-    batch = CalibrationSet(f"{corpus}@one", samples=6, length=32).tokens(letters)
-    expected = [text[:32] for text in calibrating(corpus)[:6]]
-    assert shown(batch, letters) == expected
-    assert batch.mask.sum(1).tolist() == [len(text) for text in expected]
-    assert (batch.ids[~batch.mask] == 0).all()
-    assert torch.equal(batch.weights, batch.mask.float())
-    assert batch.facts["tokens"] == sum(map(len, expected))
-
-
-def test_crop_takes_a_window_of_texts_that_are_long_enough(corpus: Path, letters: PreTrainedTokenizerBase):
-    batch = CalibrationSet(f"{corpus}@crop", samples=4, length=40).tokens(letters)
-    long = [text for text in calibrating(corpus) if len(text) >= 40]
-    assert all(window in text for window, text in zip(shown(batch, letters), long, strict=False))
-    assert batch.mask.all()
-    assert batch.facts["parts"][0]["rows"] == calibrating(corpus).index(long[3]) + 1
-
-
-@pytest.mark.parametrize("tokens", [1, 31, 32, 33, 100])
-@pytest.mark.parametrize("packing", ["one", "many", "crop"])
-def test_a_budget_in_tokens_is_met_exactly(corpus: Path, letters: PreTrainedTokenizerBase, tokens: int, packing: str):
-    batch = CalibrationSet(f"{corpus}@{packing}", tokens=tokens, length=32).tokens(letters)
-    assert int(batch.mask.sum()) == batch.facts["tokens"] == tokens
-    if packing == "many":
-        assert len(batch.ids) == -(-tokens // 32)
-
-
-@pytest.mark.parametrize("packing", ["one", "many", "crop"])
-def test_a_start_token_stands_before_every_window_and_counts(
-    corpus: Path, letters: PreTrainedTokenizerBase, started: PreTrainedTokenizerBase, packing: str
-):
-    plain = CalibrationSet(f"{corpus}@{packing}", samples=4, length=31).tokens(letters)
-    batch = CalibrationSet(f"{corpus}@{packing}", samples=4, length=32).tokens(started)
-    assert (batch.ids[:, 0] == started.bos_token_id).all()
-    assert batch.mask[:, 0].all()
-    assert torch.equal(batch.ids[:, 1:], plain.ids)
-    assert torch.equal(batch.mask[:, 1:], plain.mask)
-    assert int(CalibrationSet(f"{corpus}@{packing}", tokens=50, length=32).tokens(started).mask.sum()) == 50
-
-
 def test_draws_share_no_row_until_the_rows_are_used_up(corpus: Path, letters: PreTrainedTokenizerBase):
     texts = calibrating(corpus)
     seen: list[str] = []
@@ -114,8 +73,9 @@ def test_another_draw_of_a_set_is_the_set_that_is_read_with_it(corpus: Path, let
     assert third == CalibrationSet(text.format(corpus), samples=2, length=32, seed=2)
     assert third.tokens(letters).facts["draw"] == 2
     assert first.seed == 0
-    with pytest.raises(DataError, match="seed is -1"):
+    with pytest.raises(DataError) as caught:
         first.redrawn(-1)
+    assert caught.value.subject == "seed"
 
 
 def test_draws_of_packed_texts_begin_after_the_last_row_used(corpus: Path, letters: PreTrainedTokenizerBase):
@@ -124,43 +84,10 @@ def test_draws_of_packed_texts_begin_after_the_last_row_used(corpus: Path, lette
     assert "".join(shown(second, letters)) == "\n\n".join(calibrating(corpus)[used:])[: 3 * 32]
 
 
-def test_a_draw_never_uses_a_row_twice(corpus: Path, letters: PreTrainedTokenizerBase):
-    texts = calibrating(corpus)
-    for seed in (0, 1, 5):
-        batch = CalibrationSet(f"{corpus}@one", samples=len(texts), length=60, seed=seed).tokens(letters)
-        assert sorted(shown(batch, letters)) == sorted(texts)
-        assert batch.facts["overlap"] == (seed > 0)
-
-
 def test_parts_with_the_same_source_share_no_row(problems: Path, letters: PreTrainedTokenizerBase):
     batch = CalibrationSet(f"0.5*{problems}:single + 0.5*{problems}:zero", samples=20, length=64).tokens(letters)
     questions = [text.splitlines()[0] for text in shown(batch, letters)]
     assert len(set(questions)) == 20
-
-
-@pytest.mark.parametrize(("draw", "samples"), [(0, 20), (1, 20), (0, 7)])
-def test_shares_are_exact_in_weight(corpus: Path, problems: Path, letters: PreTrainedTokenizerBase, draw: int, samples: int):
-    expr = f"0.3*{problems}:cot + 0.55*{corpus} + 0.15*{problems}:single"
-    batch = CalibrationSet(expr, samples=samples, length=64, seed=draw).tokens(letters)
-    masses, at = [], 0
-    for part in batch.facts["parts"]:
-        rows = slice(at, at + part["windows"])
-        assert int(batch.mask[rows].sum()) == part["tokens"]
-        masses.append(float(batch.weights[rows].double().sum()))
-        at += part["windows"]
-    assert at == len(batch.ids)
-    assert np.array(masses) / sum(masses) == pytest.approx([0.3, 0.55, 0.15], rel=1e-6)
-    assert sum(masses) == pytest.approx(batch.facts["tokens"], rel=1e-6)
-    assert (batch.weights[~batch.mask] == 0).all()
-
-
-def test_packed_parts_get_their_shares_in_real_tokens(corpus: Path, problems: Path, letters: PreTrainedTokenizerBase):
-    batch = CalibrationSet(f"0.25*{problems}:cot + 0.75*{corpus}", samples=8, length=64).tokens(letters)
-    assert [part["tokens"] for part in batch.facts["parts"]] == [128, 384]
-    assert (batch.weights[batch.mask] == 1).all()
-    uneven = CalibrationSet(f"{problems}:cot + {corpus} + {problems}:icl", tokens=100, length=64).tokens(letters)
-    assert [part["tokens"] for part in uneven.facts["parts"]] == [34, 33, 33]
-    assert [part["weight"] for part in uneven.facts["parts"]] == pytest.approx([100 / 102, 100 / 99, 100 / 99])
 
 
 def test_random_tokens_are_ordinary_even_and_new_in_each_draw(letters: PreTrainedTokenizerBase):
@@ -175,23 +102,14 @@ def test_random_tokens_are_ordinary_even_and_new_in_each_draw(letters: PreTraine
     assert CalibrationSet("random_tokens", samples=2, length=16).disjoint_draws(letters) is None
 
 
-def test_added_special_tokens_are_never_drawn(letters: PreTrainedTokenizerFast):
-    import copy
-
-    from tokenizers import AddedToken
-
+def test_special_tokens_are_never_drawn(letters: PreTrainedTokenizerFast):
     tokenizer = copy.deepcopy(letters)
     tokenizer.add_tokens([AddedToken("<tool>", special=True), AddedToken("word", special=False)])
     ids = CalibrationSet("random_tokens", samples=64, length=512).tokens(tokenizer).ids
     assert tokenizer.convert_tokens_to_ids("<tool>") not in ids
     assert tokenizer.convert_tokens_to_ids("word") in ids
-
-
-def test_a_vocabulary_of_special_tokens_has_nothing_to_draw():
-    from tokenizers import Tokenizer, models
-
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<s>": 0}, "<s>")), unk_token="<s>", bos_token="<s>")
-    with pytest.raises(DataError, match="no ordinary tokens") as caught:
+    with pytest.raises(DataError) as caught:
         CalibrationSet("random_tokens", samples=1, length=4).tokens(tokenizer)
     assert caught.value.subject == "random_tokens"
 
@@ -203,63 +121,26 @@ def test_full_stops_are_one_token_again_and_again(letters: PreTrainedTokenizerBa
     assert [b.facts["overlap"] for b in batches] == [0, 1]
 
 
-def test_the_fingerprint_is_that_of_the_bytes():
+def test_the_fingerprint_is_that_of_the_bytes(corpus: Path, letters: PreTrainedTokenizerBase):
     ids, mask = np.array([[1, 2, 0], [70_000, 4, 5]]), np.array([[True, True, False], [True, True, True]])
     weights = np.array([[1, 1, 0], [0.5, 0.5, 0.5]])
     expected = b"2 3\n" + struct.pack("<6i", 1, 2, 0, 70_000, 4, 5) + bytes([0b11011100]) + struct.pack("<6f", 1, 1, 0, 0.5, 0.5, 0.5)
     assert fingerprint(ids, mask, weights) == "sha256:" + hashlib.sha256(expected).hexdigest()
     assert fingerprint(ids, mask, weights * 2) != fingerprint(ids, mask, weights)
     assert fingerprint(ids, ~mask, weights) != fingerprint(ids, mask, weights)
+    batch, other = (CalibrationSet(f"{corpus}@one", samples=3, length=32, seed=seed).tokens(letters) for seed in (0, 1))
+    assert batch.fingerprint == fingerprint(batch.ids.numpy(), batch.mask.numpy(), batch.weights.numpy()) != other.fingerprint
 
 
-def test_the_batch_carries_the_fingerprint_of_its_tensors(corpus: Path, letters: PreTrainedTokenizerBase):
-    batch = CalibrationSet(f"{corpus}@one", samples=3, length=32).tokens(letters)
-    assert batch.fingerprint == fingerprint(batch.ids.numpy(), batch.mask.numpy(), batch.weights.numpy())
-    other = CalibrationSet(f"{corpus}@one", samples=3, length=32, seed=1).tokens(letters)
-    assert other.fingerprint != batch.fingerprint
+def test_the_digest_is_of_the_content_and_not_of_its_order(corpus: Path, letters: PreTrainedTokenizerBase):
+    def digest() -> str:
+        return CalibrationSet(str(corpus), samples=3, length=32).tokens(letters).facts["parts"][0]["digest"]
 
-
-PROGRAM = """
-import sys
-from transformers import PreTrainedTokenizerFast
-from calibrant.data import CalibrationSet
-tokenizer = PreTrainedTokenizerFast.from_pretrained(sys.argv[1])
-for expr in sys.argv[2:]:
-    batch = CalibrationSet(expr, samples=6, length=32, seed=1).tokens(tokenizer)
-    print(batch.fingerprint, *[part["digest"] for part in batch.facts["parts"]])
-"""
-
-
-@pytest.mark.slow  # test_properties holds the same to constants
-def test_another_process_finds_the_same_fingerprint(corpus: Path, problems: Path, letters: PreTrainedTokenizerBase, tmp_path: Path):
-    letters.save_pretrained(tmp_path / "tokenizer")
-    sets = [str(corpus), f"{corpus}@crop", f"0.3*{problems}:cot + 0.7*{corpus}", "random_tokens", "python_docs"]
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "tokenizer"), *sets]
-    environment = {**os.environ, "PYTHONHASHSEED": "77"}
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    here = [CalibrationSet(expr, samples=6, length=32, seed=1).tokens(letters) for expr in sets]
-    assert found.splitlines() == [" ".join([b.fingerprint, *[p["digest"] for p in b.facts["parts"]]]) for b in here]
-
-
-def test_the_order_of_the_file_does_not_matter_but_its_content_does(corpus: Path, letters: PreTrainedTokenizerBase):
-    before = CalibrationSet(str(corpus), samples=3, length=32).tokens(letters)
-    lines = corpus.read_text().splitlines()
+    before, lines = digest(), corpus.read_text().splitlines()
     corpus.write_text("\n".join(reversed([*lines, lines[0]])) + "\n")
-    after = CalibrationSet(str(corpus), samples=3, length=32).tokens(letters)
-    assert after.fingerprint == before.fingerprint
-    assert after.facts["parts"][0]["digest"] == before.facts["parts"][0]["digest"]
+    assert digest() == before
     corpus.write_text("\n".join(lines).replace("aaa", "aba") + "\n")
-    assert CalibrationSet(str(corpus), samples=3, length=32).tokens(letters).facts["parts"][0]["digest"] != before.facts["parts"][0]["digest"]
-
-
-def test_tokenising_is_lazy(corpus: Path, letters: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch):
-    from calibrant.data._encoding import IdEncoder
-
-    seen: list[str] = []
-    encode = IdEncoder.text
-    monkeypatch.setattr(IdEncoder, "text", lambda self, text: seen.append(text) or encode(self, text))
-    batch = CalibrationSet(f"{corpus}@many(separator='')", samples=2, length=32).tokens(letters)
-    assert len(seen) == batch.facts["parts"][0]["rows"] < 10
+    assert digest() != before
 
 
 def test_facts_are_plain_and_say_where_the_tokens_come_from(corpus: Path, letters: PreTrainedTokenizerBase):
@@ -268,77 +149,45 @@ def test_facts_are_plain_and_say_where_the_tokens_come_from(corpus: Path, letter
     assert facts == batch.facts
     assert (facts["draw"], facts["windows"], facts["length"], facts["tokens"]) == (1, 4, 32, 128)
     mine, random = facts["parts"]
-    assert mine["origin"] == f"file: {corpus}"
-    assert mine["rows_held"] == len(calibrating(corpus))
+    assert str(corpus) in mine["origin"]
     assert mine["digest"].startswith("sha256:")
-    assert mine["licence"] == "the user's own"
-    assert random["rows_held"] is None
-    assert [part["share"] for part in facts["parts"]] == [0.5, 0.5]
+    assert (mine["rows_held"], random["rows_held"]) == (len(calibrating(corpus)), None)
+    assert mine["share"] == random["share"] == 0.5
 
 
-@pytest.mark.parametrize(
-    ("given", "match"),
-    [
-        ({"samples": 0}, "samples is 0; it must be at least 1"),
-        ({"samples": -3}, "samples is -3"),
-        ({"length": 0}, "length is 0"),
-        ({"tokens": 0}, "tokens is 0"),
-        ({"seed": -1}, "seed is -1; it must be at least 0"),
-    ],
-)
-def test_impossible_budgets_are_refused(given: dict[str, int], match: str):
-    with pytest.raises(DataError, match=match):
-        CalibrationSet("wikitext", **given)
+@pytest.mark.parametrize(("name", "value"), [("samples", 0), ("samples", -3), ("length", 0), ("tokens", 0), ("seed", -1)])
+def test_impossible_budgets_are_refused(name: str, value: int):
+    with pytest.raises(DataError, match=f" {value};") as caught:
+        CalibrationSet("wikitext", **{name: value})
+    assert caught.value.subject == name
 
 
 def test_a_source_that_holds_too_little_says_how_much_it_holds(corpus: Path, letters: PreTrainedTokenizerBase):
     texts = calibrating(corpus)
     whole = len("\n\n".join(texts))
     assert CalibrationSet(str(corpus), tokens=whole, length=64).tokens(letters).facts["tokens"] == whole
-    with pytest.raises(DataError, match=f"holds {whole} tokens in {len(texts)} texts, too little for {whole + 1} tokens.*lower --tokens or --length"):
-        CalibrationSet(str(corpus), tokens=whole + 1, length=64).tokens(letters)
-    with pytest.raises(DataError, match=f"holds {len(texts)} texts .*too little for 500 windows.*lower --samples or --length"):
-        CalibrationSet(f"{corpus}@one", samples=500, length=64).tokens(letters)
-    with pytest.raises(DataError, match=rf"holds 0 texts of at least 100 tokens \(the longest of {len(texts)} has {max(map(len, texts))}\)"):
-        CalibrationSet(f"{corpus}@crop", samples=1, length=100).tokens(letters)
+    one, longest = {"samples": 500, "length": 64}, max(map(len, texts))
+    for packing, budget, held in (
+        ("many", {"tokens": whole + 1, "length": 64}, whole),
+        ("one", one, len(texts)),
+        ("crop", {"samples": 1, "length": 100}, longest),
+    ):
+        with pytest.raises(DataError, match=rf"\b{held}\b") as caught:
+            CalibrationSet(f"{corpus}@{packing}", **budget).tokens(letters)
+        assert caught.value.subject == str(corpus)
 
 
-def test_a_file_of_one_row_may_leave_nothing_to_calibrate_on(tmp_path: Path, letters: PreTrainedTokenizerBase):
-    for i in range(50):
-        path = tmp_path / f"{i}.txt"
-        path.write_text(f"text {i}")
-        if hashlib.sha256(json.dumps({"text": f"text {i}"}).encode()).hexdigest() > "b4":
-            with pytest.raises(DataError, match="holds 0 tokens in 0 texts"):
-                CalibrationSet(str(path), samples=1, length=4).tokens(letters)
-            return
-    pytest.fail("no text was hashed into another part")
-
-
-def test_a_window_needs_room_beside_the_start_token(corpus: Path, started: PreTrainedTokenizerBase):
-    with pytest.raises(DataError, match="length is 1: the start token"):
+def test_a_window_needs_room_beside_the_start_token_and_a_part_needs_tokens(corpus: Path, started: PreTrainedTokenizerBase):
+    with pytest.raises(DataError) as caught:
         CalibrationSet(str(corpus), samples=1, length=1).tokens(started)
-
-
-def test_a_part_that_gets_nothing_is_named(corpus: Path, letters: PreTrainedTokenizerBase):
-    with pytest.raises(DataError, match="random_tokens gets none of 10 tokens"):
-        CalibrationSet(f"0.99*{corpus} + 0.01*random_tokens", tokens=10, length=8).tokens(letters)
+    assert caught.value.subject == "length"
+    with pytest.raises(DataError) as caught:
+        CalibrationSet(f"0.99*{corpus} + 0.01*random_tokens", tokens=10, length=8).tokens(started)
+    assert caught.value.subject == "random_tokens"
 
 
 def test_a_set_is_a_value():
     one, other = CalibrationSet("gsm8k:qa@many", samples=4), CalibrationSet.parse("gsm8k:icl", samples=4)
-    assert one == other
+    assert one == other != CalibrationSet("gsm8k:icl", samples=5)
     assert hash(one) == hash(other)
-    assert one != CalibrationSet("gsm8k:icl", samples=5)
     assert repr(one) == "CalibrationSet('gsm8k:icl', samples=4, length=2048, seed=0)"
-    assert repr(CalibrationSet("gsm8k", tokens=9)) == "CalibrationSet('gsm8k:icl', tokens=9, length=2048, seed=0)"
-
-
-@pytest.mark.slow
-def test_real_text_and_a_real_tokenizer(smollm2: PreTrainedTokenizerBase):
-    batch = CalibrationSet("python_docs", samples=16, length=256).tokens(smollm2)
-    assert batch.mask.all()
-    text = "".join(shown(batch, smollm2))
-    assert " the " in text
-    assert len(text) > 16 * 256 * 2
-    stops = CalibrationSet("full_stops", samples=1, length=64).tokens(smollm2)
-    assert shown(stops, smollm2) == ["." * 64]

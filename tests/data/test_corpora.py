@@ -4,15 +4,13 @@ import gzip
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 from datasets import config
 
@@ -22,6 +20,8 @@ from calibrant.errors import DataError
 from calibrant.spec import Call, canonical
 from calibrant.testing.sources import check_source
 
+from tests.data.written import written
+
 pytestmark = pytest.mark.usefixtures("forgetful")
 
 Record = dict[str, Any]
@@ -30,28 +30,9 @@ OURS = ["c4", "pile", "oscar", "redpajama", "fineweb_edu", "dolma", "slimpajama"
 MIRRORED = ["c4", "pile", "redpajama", "dolma", "wikipedia", "flores", "xquad"]
 
 
-# ---- a hub in a folder --------------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(autouse=True)
 def _no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def written(path: Path, records: Sequence[Record]) -> None:
-    """A data file of the kind that its ending names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
-    match path.suffix:
-        case ".parquet":
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(records)), path)
-        case ".gz":
-            path.write_bytes(gzip.compress(lines))
-        case ".zst":
-            with pyarrow.CompressedOutputStream(str(path), "zstd") as file:
-                file.write(lines)
-        case _:
-            path.write_bytes(lines)
 
 
 @pytest.fixture
@@ -109,9 +90,6 @@ def assert_trained_and_tested(text: str, train: set[str], test: set[str]) -> Non
     assert len(texts_of(text, "exemplars")) < 0.2 * len(train)
 
 
-# ---- corpora from the hub -----------------------------------------------------------------------------------------------------------------------
-
-
 def test_c4_from_the_hub(publish: Publish):
     extra = {"timestamp": "2019-04-25T12:57:54Z", "url": "https://example.com"}
     train, test, other = pages("train", 80, **extra), pages("test", 20, **extra), pages("other", 5, **extra)
@@ -122,12 +100,9 @@ def test_c4_from_the_hub(publish: Publish):
     }
     folder = publish("c4", files, first=60)
     assert_trained_and_tested("c4", given(train[:60]), given(test))
-    holding = parse_source("c4").part("measure")
-    assert holding.origin == (
-        f"hub: {folder}@unpinned, en/c4-train.00000-of-01024.json.gz, first 60 records; "
-        f"measured on hub: {folder}@unpinned, en/c4-validation.00000-of-00008.json.gz, first 20 records"
-    )
-    assert holding.note == "not checked against what redpajama measures"
+    origin = parse_source("c4").part("measure").origin
+    assert origin.startswith(f"hub: {folder}@unpinned, en/c4-train.00000-of-01024.json.gz, first 60 records")
+    assert origin.endswith("en/c4-validation.00000-of-00008.json.gz, first 20 records")
 
 
 def test_pile_from_the_hub(publish: Publish):
@@ -137,29 +112,20 @@ def test_pile_from_the_hub(publish: Publish):
     assert_trained_and_tested("pile", given(train), given(test))
     assert_trained_and_tested("pile(subsets=['Github'])", given(train[:40]), given(test[:9]))
     assert texts_of("pile(subsets=['FreeLaw'])") == given(train[40:])
-    assert parse_source("pile(subsets=['FreeLaw'])").part("measure").note == "nothing in the chosen subsets to measure"
-    with pytest.raises(DataError, match=r"^pile\(subsets=\['ArXiv'\]\): there is nothing of it in what was read \(hub: .*; choose other subsets$"):
+    assert parse_source("pile(subsets=['FreeLaw'])").part("measure").note
+    with pytest.raises(DataError) as caught:
         parse_source("pile(subsets=['ArXiv'])").rows("measure")
+    assert caught.value.subject == "pile(subsets=['ArXiv'])"
 
 
 def test_redpajama_from_the_hub(publish: Publish):
-    names = {
-        "common_crawl": "cc_2023-06",
-        "c4": "c4",
-        "github": "github",
-        "wikipedia": "wikipedia",
-        "arxiv": "arxiv",
-        "stackexchange": "stackexchange",
-    }
-    files = {f"{file}_sample.jsonl": pages(subset, 30, meta={"source": subset}) for subset, file in {**names, "book": "book"}.items()}
-    folder = publish("redpajama", files, first=20)
+    names = ["arxiv", "book", "c4", "cc_2023-06", "github", "stackexchange", "wikipedia"]
+    files = {f"{name}_sample.jsonl": pages(name, 30, meta={"source": name}) for name in names}
+    publish("redpajama", files, first=20)
     front = [record for records in files.values() for record in records[:20]]
     assert_divided("redpajama", given(front))
     few = "redpajama(subsets=['github', 'arxiv'])"
     assert texts_of(few) == given([*files["github_sample.jsonl"][:20], *files["arxiv_sample.jsonl"][:20]])
-    assert parse_source(few).part("measure").origin == "; ".join(
-        f"hub: {folder}@unpinned, {name}_sample.jsonl, first 20 records" for name in ("github", "arxiv")
-    )
 
 
 def test_what_c4_measures_is_not_in_redpajama(publish: Publish):
@@ -188,7 +154,8 @@ def test_fineweb_edu_from_the_hub(publish: Publish):
 
 def test_dolma_from_the_hub(publish: Publish):
     records = pages("page", 60, id="1", source="common-crawl")
-    publish("dolma", {"data/train-00000-of-00001.parquet": records})
+    blank = [{**records[0], "text": text} for text in ("", " \n")]
+    publish("dolma", {"data/train-00000-of-00001.parquet": [*records, *blank]})
     assert_divided("dolma", given(records))
 
 
@@ -261,9 +228,6 @@ def test_xquad_from_the_hub(publish: Publish):
     assert all(len({n // 5 for n in part}) * 5 == len(part) for part in numbers["de"].values())
 
 
-# ---- instructions from the hub ------------------------------------------------------------------------------------------------------------------
-
-
 def conversation(*contents: str, system: str = "") -> Record:
     turns = [{"content": c, "role": "user" if i % 2 == 0 else "assistant"} for i, c in enumerate(contents)]
     return {"prompt": contents[0], "prompt_id": "1", "messages": [*([{"content": system, "role": "system"}] if system else []), *turns]}
@@ -305,28 +269,11 @@ def test_open_platypus_from_the_hub(publish: Publish):
     assert (source.default, source.shown) == ("chat", False)
 
 
-# ---- what they say of themselves ----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_facts(name: str):
-    source = sources.build(name)
-    module = import_module(f"calibrant.data.sources.{name}")
-    assert source.hub is module.HUB
-    assert source.hub.id.count("/") == 1
-    assert not source.hub.verified
-    assert source.hub.revision == "unpinned"
-    assert source.licence
-    assert source.homepage.startswith("https://")
-    assert set(source.siblings) <= set(sources.names())
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_without_data_the_place_in_the_mirror_is_named(name: str):
-    with pytest.raises(
-        DataError, match=r"can't be had from the Hugging Face hub \(.*give a local mirror that holds \w+(/\w+)?/\w+\.jsonl with --data-dir"
-    ):
+@pytest.mark.parametrize("name", [*OURS, "gsm8k"])
+def test_without_data_the_set_on_the_hub_is_named(name: str):
+    with pytest.raises(DataError) as caught:
         sources.build(name).rows("measure")
+    assert caught.value.subject == sources.get(name).hub.id
 
 
 def test_a_mirror_may_hold_what_ours_lacks(jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -338,66 +285,54 @@ def test_a_mirror_may_hold_what_ours_lacks(jsonl: Callable[..., Path], monkeypat
     assert parse_source("oscar").part("measure").origin == "mirror: oscar/train"
 
 
-def test_blank_texts_are_left_out(publish: Publish):
-    publish("dolma", {"train.jsonl": [*pages("page", 40), {"text": " \n"}, {"text": ""}]})
-    assert texts_of("dolma") == given(pages("page", 40))
-
-
-# ---- what can't be ------------------------------------------------------------------------------------------------------------------------------
-
-
 def test_a_record_without_text_is_another_data_set(jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("CALIBRANT_DATA", str(tmp_path))
     jsonl([{"body": "x", "url": "y"}], "oscar/train.jsonl")
-    with pytest.raises(
-        DataError, match=r"mirror: oscar/train: a record has no text called 'content' or 'text', only body, url; is this another data set\?"
-    ):
+    with pytest.raises(DataError) as caught:
         sources.build("oscar").rows("calibrate")
+    assert caught.value.subject == "mirror: oscar/train"
 
 
-@pytest.mark.parametrize("messages", [{}, {"messages": None}, {"messages": ["hello"]}, {"messages": [{"role": "user", "content": None}]}])
+@pytest.mark.parametrize("messages", [None, ["hello"], [{"role": "user", "content": None}]])
 def test_a_conversation_without_messages_is_another_data_set(
-    jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, messages: Record
+    jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, messages: Any
 ):
     monkeypatch.setenv("CALIBRANT_DATA", str(tmp_path))
-    jsonl([{"id": "odd one", **messages}], "ultrachat/train.jsonl")
+    jsonl([{"id": "odd one", "messages": messages}], "ultrachat/train.jsonl")
     jsonl([conversation("Who?", "You.")], "ultrachat/test.jsonl")
-    with pytest.raises(DataError, match=r"a record of ultrachat has no messages of role and content: .*odd one"):
+    with pytest.raises(DataError) as caught:
         sources.build("ultrachat").rows("calibrate")
+    assert caught.value.subject == "ultrachat"
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "meant"),
     [
-        (
-            "pile(subsets=['GitHub'])",
-            r"pile has no subset 'GitHub', did you mean 'Github'\?; write subsets=\['ArXiv', .* or others of ArXiv, .*Wikipedia",
-        ),
-        ("pile(subsets=['Books3'])", "pile has no subset 'Books3'"),
-        ("redpajama(subsets=['books'])", r"redpajama has no subset 'books', did you mean 'book'\?; write subsets=\['common_crawl', 'c4'\]"),
-        ("wikipedia(language='German')", r"wikipedia\(language='German'\): a Wikipedia is called by its code in small letters, such as en"),
-        ("mc4(language='german')", r"mc4\(language='german'\): a language is two or three small letters"),
-        ("xquad(language='ch')", r"xquad\(language='ch'\): no such language.*; write one of ar, de, .*zh"),
-        (
-            "flores(language='deu_Latin')",
-            r"flores\(language='deu_Latin'\) is none of the mirror's languages, did you mean 'deu_Latn'\? \(they are .*deu_Latn",
-        ),
-        ("flores(language='german')", r"flores\(language='german'\) is none of the mirror's languages.*deu_Latn \(de\)"),
+        ("pile(subsets=['GitHub'])", "Github"),
+        ("pile(subsets=['Books3'])", ""),
+        ("redpajama(subsets=['books'])", "book"),
+        ("wikipedia(language='German')", ""),
+        ("mc4(language='german')", ""),
+        ("xquad(language='ch')", ""),
+        ("flores(language='deu_Latin')", "deu_Latn"),
+        ("flores(language='german')", ""),
     ],
 )
-def test_a_subset_or_language_that_does_not_exist_is_named(text: str, said: str):
-    with pytest.raises(DataError, match=said):
+def test_a_subset_or_language_that_does_not_exist_is_named(text: str, meant: str):
+    with pytest.raises(DataError) as caught:
         parse_source(text)
+    given = text.split("'")[1]
+    assert caught.value.subject in (given, "language")
+    assert f"{given!r}" in str(caught.value)
+    assert f"{meant!r}?" in str(caught.value) or not meant
 
 
-def test_a_language_that_the_mirror_lacks_and_the_hub_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+@pytest.mark.parametrize(("language", "subject"), [("deo_Latn", "language"), ("de", "openlanguagedata/flores_plus")])
+def test_a_language_that_the_mirror_lacks_and_the_hub_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, language: str, subject: str):
     monkeypatch.setenv("CALIBRANT_DATA", str(tmp_path))
-    with pytest.raises(
-        DataError, match=r"flores\(language='deo_Latn'\) is none of .*did you mean 'deu_Latn'\?.*flores_plus.*flores200/deo_Latn/validation\.jsonl"
-    ):
-        parse_source("flores(language='deo_Latn')").rows("measure")
-    with pytest.raises(DataError, match=r"^'openlanguagedata/flores_plus' \(dev\) can't be had .*flores200/deu_Latn/validation\.jsonl"):
-        parse_source("flores(language='de')").rows("measure")
+    with pytest.raises(DataError, match=rf"flores200/({language}|deu_Latn)/validation") as caught:
+        parse_source(f"flores(language='{language}')").rows("measure")
+    assert caught.value.subject == subject
 
 
 def test_the_same_choice_is_the_same_source():
@@ -405,16 +340,8 @@ def test_the_same_choice_is_the_same_source():
     assert len({json.dumps(canonical(parse_source(text))) for text in same}) == 1
     assert str(parse_source("flores(language=de)")) == "flores(language='deu_Latn')"
     assert parse_source("flores(language=en)") == parse_source("flores")
-    known = ("a", "b")
-    assert (
-        _corpus.subset_names("x", "b", known)
-        == _corpus.subset_names("x", Call("b"), known)
-        == _corpus.subset_names("x", [Call("b")], known)
-        == ("b",)
-    )
-
-
-# ---- the real mirror ----------------------------------------------------------------------------------------------------------------------------
+    for given in ("b", Call("b"), [Call("b")]):
+        assert _corpus.subset_names("x", given, ("a", "b")) == ("b",)
 
 
 def raw(mirror: Path, name: str) -> list[Record]:
@@ -423,94 +350,11 @@ def raw(mirror: Path, name: str) -> list[Record]:
 
 
 @pytest.mark.parametrize(
-    ("text", "calibrate_and_exemplars", "measure", "dropped"),
-    [
-        ("c4", 1000, 1000, (0, 0)),
-        ("pile", 910, 979, (0, 0)),
-        ("pile(subsets=['Github'])", 77, 75, (0, 0)),
-        ("pile(subsets=['Github', 'Wikipedia (en)'])", 195, 199, (0, 0)),
-        # One document stands twice in train and is in validation too; another of validation is blank.
-        ("redpajama", 728, 731, (1, 1)),
-        ("redpajama(subsets=['common_crawl', 'wikipedia', 'stackexchange'])", 320, 320, (0, 0)),
-        ("redpajama(subsets=['book'])", 0, 2, (0, 0)),
-        ("flores", 281, 281, (0, 0)),
-        ("flores(language='deu_Latn')", 281, 281, (0, 0)),
-        ("xquad", 180, 60, (0, 0)),
-        ("xquad(language='zh')", 180, 60, (0, 0)),
-    ],
-)
-def test_counts_of_the_real_mirror(real_mirror: Path, text: str, calibrate_and_exemplars: int, measure: int, dropped: tuple[int, int]):
-    calibrate, exemplars = (parse_source(text).part(part) for part in ("calibrate", "exemplars"))
-    assert len(calibrate.rows) + len(exemplars.rows) == calibrate_and_exemplars
-    assert len(parse_source(text).part("measure").rows) == measure
-    assert (calibrate.duplicates + exemplars.duplicates, calibrate.overlapping + exemplars.overlapping) == dropped
-    assert len(exemplars.rows) <= 0.1 * max(calibrate_and_exemplars, 1)
-    assert calibrate.origin.startswith("mirror: ")
-    assert "hub" not in calibrate.origin
-    assert calibrate.note
-    assert "not checked" not in calibrate.note
-
-
-@pytest.mark.parametrize(("text", "place", "count"), [("dolma", "dolma_cc/train", 20), ("wikipedia", "wikipedia_en/train", 30)])
-def test_small_ones_of_the_real_mirror_are_whole(real_mirror: Path, text: str, place: str, count: int):
-    assert texts_of(text) == {record["text"] for record in raw(real_mirror, place)}
-    assert sum(len(list(parse_source(text).rows(part))) for part in PARTS) == count
-    assert texts_of(text, "measure")
-
-
-@pytest.mark.parametrize(
     "text",
     [*MIRRORED, "pile(subsets=['Github'])", "redpajama(subsets=['github', 'stackexchange'])", "flores(language='deu_Latn')", "xquad(language='zh')"],
 )
 def test_the_contract_holds_on_the_real_mirror(real_mirror: Path, text: str):
     check_source(parse_source(text))
-
-
-def test_subsets_of_the_real_mirror_are_what_was_chosen(real_mirror: Path):
-    for text, place, field in (
-        ("pile", "pile/test", lambda r: r["meta"]["pile_set_name"]),
-        ("redpajama", "redpajama/validation", lambda r: r["red_pajama_subset"]),
-    ):
-        records = raw(real_mirror, place)
-        for subset in {field(record) for record in records}:
-            assert texts_of(f"{text}(subsets=[{subset!r}])", "measure") == {r["text"] for r in records if field(r) == subset and r["text"].strip()}, (
-                subset
-            )
-
-
-def test_what_c4_and_redpajama_measure_is_shown_by_neither(real_mirror: Path):
-    measured = {record["text"] for name in ("c4", "redpajama") for record in raw(real_mirror, f"{name}/validation")}
-    assert not measured & (texts_of("c4", "calibrate", "exemplars") | texts_of("redpajama", "calibrate", "exemplars"))
-    assert len({r["text"] for r in raw(real_mirror, "c4/train")} & texts_of("redpajama", "calibrate", "exemplars")) == 300
-
-
-def passages(mirror: Path, name: str) -> Iterator[tuple[str, list[Record]]]:
-    """The records of every language, in the order of the files."""
-    for folder in sorted((mirror / name).iterdir()):
-        yield (
-            folder.name,
-            [record for split in sorted(folder.iterdir()) for record in raw(mirror, f"{name}/{folder.name}/{split.name.split('.')[0]}")],
-        )
-
-
-@pytest.mark.parametrize(("name", "place", "languages"), [("flores", "flores200", 16), ("xquad", "xquad", 12)])
-def test_a_passage_is_in_the_same_part_in_every_language(real_mirror: Path, name: str, place: str, languages: int):
-    seen: dict[str, tuple[str, ...]] = {}
-    for language, records in passages(real_mirror, place):
-        source = parse_source(f"{name}(language={language})")
-        home = {row.text: part for part in PARTS for row in source.rows(part)}
-        seen[language] = tuple(home[record["text"]] for record in records)
-    assert len(seen) == languages
-    assert len(set(seen.values())) == 1
-
-
-def test_an_article_of_xquad_is_in_one_part(real_mirror: Path):
-    home: dict[str, set[str]] = {}
-    part_of = {row.text: part for part in PARTS for row in parse_source("xquad").rows(part)}
-    for record in raw(real_mirror, "xquad/en/validation"):
-        home.setdefault(record["title"], set()).add(part_of[record["text"]])
-    assert len(home) == 48
-    assert Counter(next(iter(parts)) for parts in home.values() if len(parts) == 1) == {"calibrate": 36, "measure": 12}
 
 
 def test_the_rows_of_the_real_mirror_are_its_texts_unchanged(real_mirror: Path):

@@ -1,6 +1,7 @@
 """What a model is shown, letter by letter."""
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import Row, formats
 from calibrant.data.formats.chat import Chat
@@ -33,20 +34,16 @@ def test_rendering(name: str, row: Row, shown: str):
     assert formats.build(name).render(row) == shown
 
 
-@pytest.mark.parametrize(("name", "lacking"), [("text", "text"), ("question", "question"), ("qa", "question"), ("cot", "question")])
-def test_a_row_that_lacks_a_field_is_refused(name: str, lacking: str):
-    with pytest.raises(DataError, match=f"without '{lacking}'.*it has answer"):
-        formats.build(name).render(Row(answer="5"))
-
-
-def test_formats_name_the_fields_that_they_read():
+@pytest.mark.parametrize("name", sorted({*formats.names()} - {"chat"}))
+def test_formats_name_the_fields_that_they_read_and_refuse_a_row_without_one(name: str):
     full = {"text": "t", "question": "q", "answer": "a", "rationale": "r"}
-    for name in set(formats.names()) - {"chat"}:
-        form = formats.build(name)
-        assert form.render(Row(**{field: full[field] for field in form.needs}))
-        for field in form.needs:
-            with pytest.raises(DataError, match=field):
-                form.render(Row(**{other: full[other] for other in form.needs if other != field}))
+    form = formats.build(name)
+    needed = {field: full[field] for field in form.needs}
+    assert form.render(Row(**needed))
+    for field in form.needs:
+        with pytest.raises(DataError) as caught:
+            form.render(Row(**{**needed, field: None}))
+        assert caught.value.subject == field
 
 
 def test_cot_can_ask_for_a_number_of_steps():
@@ -55,55 +52,62 @@ def test_cot_can_ask_for_a_number_of_steps():
     assert not CoT(steps=3).takes(row)
     assert CoT().takes(row)
     assert not CoT().takes(Row(question="q", answer="a", steps=2))
-    with pytest.raises(SpecError, match=r"cot\(steps=0\).*at least 1 step"):
+    with pytest.raises(SpecError) as caught:
         CoT(steps=0)
+    assert caught.value.subject == "steps"
 
 
-def words(tokenizer, *turns: tuple[str, str]) -> str:
-    return tokenizer.apply_chat_template([{"role": role, "content": content} for role, content in turns], tokenize=False)
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerBase:
+    return tiny_tokenizer()
 
 
-def test_chat_speaks_in_the_models_own_template():
-    tokenizer = tiny_tokenizer()
-    assert Chat().render(SUM, tokenizer) == words(tokenizer, ("user", "What is 2 and 3?"), ("assistant", "5"))
-    assert Chat().render(PICK, tokenizer) == words(tokenizer, ("user", "Where do fish live?\nA. air\nB. water"), ("assistant", "B"))
-    assert Chat().render(PAIR, tokenizer) == words(tokenizer, ("user", "Premise: It rains.\nHypothesis: It is wet."), ("assistant", "entailment"))
+def test_chat_speaks_in_the_models_own_template(tokenizer: PreTrainedTokenizerBase):
+    def words(*turns: tuple[str, str]) -> str:
+        return tokenizer.apply_chat_template([{"role": role, "content": content} for role, content in turns], tokenize=False)
+
+    assert Chat().render(SUM, tokenizer) == words(("user", "What is 2 and 3?"), ("assistant", "5"))
+    assert Chat().render(PICK, tokenizer) == words(("user", "Where do fish live?\nA. air\nB. water"), ("assistant", "B"))
+    assert Chat().render(PAIR, tokenizer) == words(("user", "Premise: It rains.\nHypothesis: It is wet."), ("assistant", "entailment"))
     talk = Row(turns=(("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "See you")))
-    assert Chat().render(talk, tokenizer) == words(tokenizer, *talk.turns)
-    assert Chat(system="Be brief.").render(SUM, tokenizer).startswith(words(tokenizer, ("system", "Be brief.")))
+    assert Chat().render(talk, tokenizer) == words(*talk.turns)
+    assert Chat(system="Be brief.").render(SUM, tokenizer).startswith(words(("system", "Be brief.")))
     assert Chat().takes(talk)
     assert not Chat().takes(Row(question="q"))
 
 
-def test_a_tokenizer_without_a_template_cannot_chat():
-    tokenizer = tiny_tokenizer()
+def refused(tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """What is said where a row can't be shown as a chat."""
+    with quick(), pytest.raises(DataError) as caught:
+        Chat(system="s").render(SUM, tokenizer)
+    assert caught.value.subject in ("chat", SUM.key)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_tokenizer_without_a_template_cannot_chat(tokenizer: PreTrainedTokenizerBase):
     tokenizer.chat_template = None
-    with pytest.raises(DataError, match="'chat' needs a tokenizer with a chat template"):
-        Chat().render(SUM, tokenizer)
-    with pytest.raises(DataError, match="'chat' needs a tokenizer with a chat template"):
-        Chat().render(SUM)
+    assert refused(tokenizer) == refused(None)
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "named"),
     [
-        ("{% for m in messages %}{{ m.content", "refuses a row: unexpected end of template"),
-        ("{{ nobody.knows }}", "refuses a row: 'nobody' is undefined"),
-        ("{% nonsense %}", "refuses a row: Encountered unknown tag 'nonsense'"),
-        ("{{ messages.__class__.__mro__ }}", "refuses a row: access to attribute '__class__'"),
-        ("{{ 1 // 0 }}", "is broken .*zero"),
-        ("{{ messages + 1 }}", "is broken .*list"),
-        ("{{ messages[0].role | int + 'a' }}", "is broken .*unsupported operand"),
-        ("{{ range(1000000000) | list }}", "makes something too large"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "is broken .*recursion"),
+        ("{% for m in messages %}{{ m.content", "end of template"),
+        ("{{ nobody.knows }}", "'nobody'"),
+        ("{% nonsense %}", "'nonsense'"),
+        ("{{ messages.__class__.__mro__ }}", "'__class__'"),
+        ("{{ raise_exception('no system role') }}", "no system role"),
+        ("{{ 1 // 0 }}", "zero"),
+        ("{{ messages + 1 }}", "list"),
+        ("{{ messages[0].role | int + 'a' }}", "unsupported operand"),
+        ("{{ range(1000000000) | list }}", "too large"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
     ],
 )
-def test_a_template_that_is_broken_is_one_sentence(template: str, said: str):
-    tokenizer = tiny_tokenizer()
+def test_a_template_that_is_broken_is_one_sentence(tokenizer: PreTrainedTokenizerBase, template: str, named: str):
     tokenizer.chat_template = template
-    with pytest.raises(DataError, match=f"the model's chat template {said}") as caught:
-        Chat().render(SUM, tokenizer)
-    assert "\n" not in str(caught.value)
+    assert named in refused(tokenizer)
 
 
 LONG = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
@@ -121,21 +125,17 @@ GROWING = "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n
         "{{ 9 ** 9 ** 9 ** 9 }}",
         GROWING.replace("JOIN", "~"),
         GROWING.replace("JOIN", "+"),
-        "{{ 'a' | center(10000000000) }}",
         "{{ 'a'.ljust(10000000000) }}",
         "{{ '%10000000000d' % 1 }}",
         "{{ '{:>10000000000}'.format(1) }}",
     ],
 )
-def test_a_template_that_does_not_end_is_refused(template: str):
-    tokenizer = tiny_tokenizer()
+def test_a_template_that_does_not_end_is_refused(tokenizer: PreTrainedTokenizerBase, template: str):
     tokenizer.chat_template = template
-    with quick(), pytest.raises(DataError, match=r"the model's chat template (goes on too long|makes something too large|is broken)"):
-        Chat().render(SUM, tokenizer)
+    assert "chat template" in refused(tokenizer)
 
 
-def test_a_template_may_do_all_that_templates_do():
-    tokenizer = tiny_tokenizer()
+def test_a_template_may_do_all_that_templates_do(tokenizer: PreTrainedTokenizerBase):
     tokenizer.chat_template = (
         "{% macro turn(m, last) %}{{ '<' ~ m.role ~ '>' + m['content'] | trim }}{% if last %}{{ eos_token }}{% endif %}{% endmacro %}"
         "{% set n = namespace(count=0) %}{% for m in messages if m.content is string %}{% set n.count = n.count + 1 %}"
@@ -144,10 +144,3 @@ def test_a_template_may_do_all_that_templates_do():
     )
     sum_ = [{"role": "user", "content": "What is 2 and 3?"}, {"role": "assistant", "content": "5"}]
     assert Chat().render(SUM, tokenizer) == tokenizer.apply_chat_template(sum_, tokenize=False) == "<user>What is 2 and 3?05<assistant>5<eos>222x2"
-
-
-def test_a_template_that_refuses_a_row_is_quoted():
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
-    with pytest.raises(DataError, match="refuses a row: no system role"):
-        Chat(system="s").render(SUM, tokenizer)

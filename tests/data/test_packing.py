@@ -1,5 +1,7 @@
 """Windows against what is written out by hand."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,6 @@ from calibrant.data.packings._base import PAD, Frame, Packing, TokenizedText, Wi
 from calibrant.data.packings.imatrix import ImatrixChunks
 from calibrant.data.packings.legacy import Legacy
 from calibrant.errors import SpecError
-from calibrant.spec import text_of
 
 
 def encode(text: str) -> np.ndarray:
@@ -32,16 +33,10 @@ def test_many_joins_with_the_separator_and_wastes_nothing():
     assert cut(Many(separator="--"), texts("abc", "d", "efg"), [4, 4, 4]) == ["abc-", "-d--", "efg"]
     assert cut(Many(separator=""), texts("abc", "d", "efg"), [4, 3]) == ["abcd", "efg"]
     assert cut(Many(), texts("abc", "de"), [7]) == ["abc\n\nde"]
-
-
-def test_many_cuts_a_long_text_into_consecutive_windows():
-    assert cut(Many(), texts("abcdefghij"), [4, 4, 4]) == ["abcd", "efgh", "ij"]
-
-
-def test_many_asks_for_no_text_that_it_does_not_need():
     given = texts("abcd", "efgh", "ijkl")
     assert cut(Many(separator=""), given, [4, 2]) == ["abcd", "ef"]
-    assert next(given).key == "ijkl"
+    assert next(given).key == "ijkl", "a text was taken that isn't needed"
+    assert cut(Many(), texts("abcdefghij"), [4, 4, 4]) == ["abcd", "efgh", "ij"]
 
 
 def test_crop_passes_short_texts_over_and_cuts_within_long_ones():
@@ -50,6 +45,8 @@ def test_crop_passes_short_texts_over_and_cuts_within_long_ones():
     assert len(windows) == 2
     assert windows[0] in long
     assert windows[1] == "abcd"
+    assert cut(Crop(), texts("abc"), [2]) == [], "a part of a window came from a text that is too short"
+    assert len(cut(Crop(), texts("abcd"), [2])[0]) == 2
 
 
 def test_crop_looks_everywhere_and_differently_in_each_draw():
@@ -61,22 +58,18 @@ def test_crop_looks_everywhere_and_differently_in_each_draw():
     assert cut(Crop(), texts(long), [4], draw=7) == cut(Crop(), texts(long), [4], draw=7)
 
 
-def test_a_partial_crop_still_comes_from_a_text_that_is_long_enough():
-    assert cut(Crop(), texts("abc"), [2]) == []
-    assert len(cut(Crop(), texts("abcd"), [2])[0]) == 2
-
-
 @pytest.mark.parametrize(
-    ("packing", "said"),
+    ("packing", "counts"),
     [
-        (One(), "3 texts with 8 tokens that fit their windows"),
-        (Many(), "13 tokens in 3 texts"),
-        (Many(separator=""), "9 tokens in 3 texts"),
-        (Crop(), "1 texts of at least 4 tokens (the longest of 3 has 5)"),
+        (One(), [3, 8]),
+        (Many(), [13, 3]),
+        (Many(separator=""), [9, 3]),
+        (Crop(), [1, 4, 3, 5]),
+        (ImatrixChunks(separator="-"), [11, 3, 2]),
     ],
 )
-def test_supply_counts_what_there_is(packing, said: str):
-    assert packing.supply([1, 3, 5], Frame(4, encode)) == said
+def test_supply_counts_what_there_is(packing: Packing, counts: list[int]):
+    assert [int(number) for number in re.findall(r"\d+", packing.supply([1, 3, 5], Frame(4, encode, 0, 1)))] == counts
 
 
 def windows(packing: Packing, given, sizes, length=8) -> list[Window]:
@@ -86,8 +79,9 @@ def windows(packing: Packing, given, sizes, length=8) -> list[Window]:
 def test_shots_puts_that_many_texts_into_each_window():
     assert cut(Many(separator="-", shots=2), texts("ab", "c", "d", "efghijk", "l"), [8, 8, 8], length=8) == ["ab-c", "d-efghij", "l"]
     assert [w.broken for w in windows(Many(separator="-", shots=2), texts("ab", "c", "d", "efghijk"), [8, 8])] == [False, True]
-    with pytest.raises(SpecError, match=r"many\(shots=0\).*at least 1"):
+    with pytest.raises(SpecError) as caught:
         Many(shots=0)
+    assert caught.value.subject == "shots"
 
 
 def test_isolated_texts_are_cut_apart_where_they_meet():
@@ -125,13 +119,9 @@ def test_legacy_crops_only_what_is_longer_than_a_window():
 
 @pytest.mark.parametrize(("make", "given"), [(lambda: Many(bos="documents"), "documents"), (lambda: Legacy("on"), "on"), (lambda: One(bos=""), "")])
 def test_words_that_do_not_exist_are_named(make, given: str):
-    with pytest.raises(SpecError, match=f"={given!r} is not known.*choose one of") as caught:
+    with pytest.raises(SpecError) as caught:
         make()
     assert caught.value.subject == given
-
-
-def test_packings_are_named_by_their_class():
-    assert [str(p) for p in (One(), Many(), Crop(), Many(separator=" "))] == ["one", "many", "crop", f"many(separator={text_of(' ')})"]
 
 
 def test_imatrix_is_one_stream_whose_rest_is_dropped():
@@ -146,7 +136,3 @@ def test_imatrix_puts_the_start_token_in_place_of_a_windows_first():
         ImatrixChunks(separator="").windows(texts("abcdef", "ghijklm"), iter([3, 3, 3, 3]), Frame(3, encode, 0, 1)),
     )
     assert ["^" + "".join(map(chr, window.ids)) for window in windows] == ["^" + stream[at + 1 : at + 4] for at in (0, 4, 8)]
-
-
-def test_imatrix_says_how_many_whole_windows_there_are():
-    assert ImatrixChunks(separator="-").supply([5, 5], Frame(3, encode, 0, 1)) == "11 tokens in 2 texts, 3 whole windows"

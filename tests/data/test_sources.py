@@ -12,8 +12,8 @@ from string import ascii_lowercase
 
 import pytest
 
-from calibrant.data import PARTS, CalibrationSet, HubDataset, Row, mirror, sources
-from calibrant.data._base import check_part, part_of
+from calibrant.data import PARTS, CalibrationSet, Row, mirror, sources
+from calibrant.data._base import check_part
 from calibrant.data.sources import arithmetic, gsm8k, python_code, python_docs, wikitext
 from calibrant.errors import DataError
 from calibrant.testing import tiny_tokenizer
@@ -32,14 +32,16 @@ def test_a_gsm8k_record_becomes_question_number_and_clean_rationale():
     assert gsm8k.problem(GSM8K) == Row(
         question="A pen costs $1,000. How much are 2?", answer="2000", rationale="One is 1,000.\nTwo are 2*1,000=2,000 dollars."
     )
-    with pytest.raises(DataError, match="answer 'five' has no '#### N'"):
+    with pytest.raises(DataError) as caught:
         gsm8k.problem({"question": "q", "answer": "five"})
+    assert caught.value.subject == "gsm8k"
 
 
 @pytest.fixture
 def small_mirror(jsonl: Callable[..., Path]) -> Path:
     jsonl(problems(200), "mirror/gsm8k/train.jsonl")
-    jsonl(problems(40, begin=190), "mirror/gsm8k/test.jsonl")
+    again = {**problems(1, begin=7)[0], "question": "what  is 7 AND 1?"}
+    jsonl([*problems(40, begin=190), again], "mirror/gsm8k/test.jsonl")
     folder = jsonl(problems(1), "mirror/other/train.jsonl").parent.parent
     mirror(folder)
     return folder
@@ -48,19 +50,12 @@ def small_mirror(jsonl: Callable[..., Path]) -> Path:
 def test_train_calibrates_test_measures_and_what_is_in_both_is_dropped(small_mirror: Path):
     source = sources.build("gsm8k")
     calibrate, measure, exemplars = (source.part(part) for part in PARTS)
-    assert {row.question for row in measure.rows} == {f"What is {i} and 1?" for i in range(190, 230)}
-    assert {row.question for row in (*calibrate.rows, *exemplars.rows)} == {f"What is {i} and 1?" for i in range(190)}
+    assert {row.question for row in measure.rows} == {f"What is {i} and 1?" for i in range(190, 230)} | {"what  is 7 AND 1?"}
+    assert {row.question for row in (*calibrate.rows, *exemplars.rows)} == {f"What is {i} and 1?" for i in range(190) if i != 7}
     assert 0 < len(exemplars.rows) < 30
-    assert calibrate.overlapping + exemplars.overlapping == 10
-    assert calibrate.origin == "mirror: gsm8k/train.jsonl; measured on mirror: gsm8k/test.jsonl".replace(".jsonl", "")
+    assert calibrate.overlapping + exemplars.overlapping == 11
+    assert "mirror: gsm8k/train" in calibrate.origin
     assert [row.key for row in calibrate.rows] == sorted(row.key for row in calibrate.rows)
-
-
-def test_rows_that_differ_in_case_and_spaces_only_overlap(jsonl: Callable[..., Path]):
-    mirror(jsonl(problems(20), "gsm8k/train.jsonl").parent.parent)
-    jsonl([{**problems(1, begin=7)[0], "question": "what  is 7 AND 1?"}], "gsm8k/test.jsonl")
-    source = sources.build("gsm8k")
-    assert sum(source.part(part).overlapping for part in ("calibrate", "exemplars")) == 1
 
 
 def lines(*titles: str) -> list[dict[str, str]]:
@@ -71,29 +66,22 @@ def lines(*titles: str) -> list[dict[str, str]]:
 
 
 def test_wikitext_lines_become_articles():
-    found = [row.text for row in wikitext.articles(lines("One", "Two Three"))]
-    assert found == [
-        "= One = \n\n About One , = x = , text . \n More . \n\n = = Section = = \n\n End .",
-        "= Two Three = \n\n About Two Three , = x = , text . \n More . \n\n = = Section = = \n\n End .",
-    ]
+    article = "= {0} = \n\n About {0} , = x = , text . \n More . \n\n = = Section = = \n\n End ."
+    assert [row.text for row in wikitext.articles(lines("One", "Two Three"))] == [article.format("One"), article.format("Two Three")]
     assert list(wikitext.articles([])) == []
-
-
-def test_a_line_like_a_title_inside_a_paragraph_begins_nothing():
     odd = [*lines("One"), {"text": " before \n"}, {"text": " = 0 = \n"}, {"text": ""}]
-    assert len(list(wikitext.articles(odd))) == 1
+    assert len(list(wikitext.articles(odd))) == 1, "a line like a title inside a paragraph began an article"
 
 
-@pytest.mark.parametrize("raw", [True, False])
-def test_wikitext_prefers_the_raw_train_part_and_says_what_it_took(jsonl: Callable[..., Path], raw: bool):
+@pytest.mark.parametrize(("folder", "begins"), [("wikitext2_raw/train", "= Raw"), ("wikitext2/validation", "= Tokenised")])
+def test_wikitext_prefers_the_raw_train_part_and_says_what_it_took(jsonl: Callable[..., Path], folder: str, begins: str):
     root = jsonl(lines(*[f"Test {i}" for i in range(9)]), "wikitext2_raw/test.jsonl").parent.parent
     jsonl(lines(*[f"Tokenised {i}" for i in range(50)]), "wikitext2/validation.jsonl")
-    if raw:
-        jsonl(lines(*[f"Raw {i}" for i in range(50)]), "wikitext2_raw/train.jsonl")
+    jsonl(lines(*[f"{begins.removeprefix('= ')} {i}" for i in range(50)]), f"{folder}.jsonl")
     mirror(root)
     held = sources.build("wikitext").part("calibrate")
-    assert all(row.text.startswith("= Raw" if raw else "= Tokenised") for row in held.rows)
-    assert held.origin.startswith("mirror: wikitext2_raw/train" if raw else "mirror: wikitext2/validation")
+    assert all(row.text.startswith(begins) for row in held.rows)
+    assert f"mirror: {folder}" in held.origin
     assert len(list(sources.build("wikitext").rows("measure"))) == 9
 
 
@@ -103,9 +91,7 @@ def test_the_real_mirror(real_mirror: Path):
     assert len(held.rows) + len(source.part("exemplars").rows) + held.overlapping + held.duplicates == pytest.approx(7473, abs=5)
     assert len(source.part("measure").rows) == 1319
     assert all(re.fullmatch(r"-?[\d.]+", row.answer or "") and "<<" not in (row.rationale or "") for row in held.rows)
-    texts = sources.build("wikitext")
-    assert 50 < len(texts.part("calibrate").rows) < 62
-    assert 55 < len(texts.part("measure").rows) < 65
+    assert 50 < len(sources.build("wikitext").part("calibrate").rows) < 62
 
 
 def test_one_split_is_divided_by_hash():
@@ -125,52 +111,39 @@ def test_python_docs_repeat_no_paragraph_across_parts():
                 if len(paragraph) > 40:
                     assert where.setdefault(" ".join(paragraph.split()), part) == part
     assert len(where) > 500
-
-
-def test_a_paragraph_stays_with_the_longest_topic():
-    shared = "This paragraph is in both, and it is longer than a heading."
-    found = list(python_docs.unrepeated({"short": f"Head\n\n{shared}", "long": f"Top\n\n{shared}\n\nAnd one more paragraph, which only this has."}))
-    assert [row.text for row in found] == [f"Top\n\n{shared}\n\nAnd one more paragraph, which only this has."]
+    shared, own = "This paragraph is in both, and it is longer than a heading.", "And one more paragraph, which only this has."
+    found = list(python_docs.unrepeated({"short": f"Head\n\n{shared}", "long": f"Top\n\n{shared}\n\n{own}"}))
+    assert [row.text for row in found] == [f"Top\n\n{shared}\n\n{own}"]
 
 
 def test_python_code_leaves_out_tests_and_large_files(tmp_path: Path):
-    for name, text in {
-        "good.py": "x = 1\r\n",
-        "pkg/inner.py": "y = 2",
-        "test/test_a.py": "no",
-        "pkg/tests/b.py": "no",
-        "site-packages/c.py": "no",
-        "_sysconfigdata_x.py": "no",
-        "empty.py": "",
-        "blank.py": "\n",
-        "big.py": "#" * 200_001,
-        "notes.txt": "no",
-    }.items():
+    good = {"good.py": "x = 1\r\n", "pkg/inner.py": "y = 2"}
+    tests = dict.fromkeys(["test/test_a.py", "pkg/tests/b.py", "site-packages/c.py", "_sysconfigdata_x.py", "notes.txt"], "no")
+    for name, text in {**good, **tests, "empty.py": "", "blank.py": "\n", "big.py": "#" * 200_001}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(text.encode())
     assert [row.text for row in python_code.files(tmp_path)] == ["x = 1", "y = 2"]
 
 
+@pytest.mark.parametrize(("name", "module"), [("python_docs", "pydoc_data.topics"), ("arithmetic", "reasoning_gym.factory")])
 @pytest.mark.usefixtures("forgetful")
-def test_an_installation_without_sources_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(python_code.sysconfig, "get_path", lambda _: str(tmp_path))
-    with pytest.raises(DataError, match="without its library's source files") as caught:
-        sources.build("python_code").rows("calibrate")
-    assert caught.value.subject == "python_code"
-
-
-@pytest.mark.parametrize(
-    ("name", "module", "match"), [("python_docs", "pydoc_data.topics", "pydoc_data"), ("arithmetic", "reasoning_gym.factory", "pip install")]
-)
-@pytest.mark.usefixtures("forgetful")
-def test_a_missing_package_is_named(name: str, module: str, match: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_package_is_named(name: str, module: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(DataError, match=match) as caught:
+    with pytest.raises(DataError) as caught:
         sources.build(name).rows("calibrate")
     assert caught.value.subject == name
 
 
-def test_arithmetic_measures_templates_that_are_never_calibrated_on():
+@pytest.mark.usefixtures("forgetful")
+def test_an_installation_without_sources_and_a_part_that_there_is_not_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(python_code.sysconfig, "get_path", lambda _: str(tmp_path))
+    for subject, ask in (("python_code", lambda: sources.build("python_code").rows("calibrate")), ("train", lambda: check_part("train"))):
+        with pytest.raises(DataError) as caught:
+            ask()
+        assert caught.value.subject == subject
+
+
+def test_arithmetic_measures_clean_rows_of_templates_that_are_never_calibrated_on():
     pytest.importorskip("reasoning_gym")
     from reasoning_gym.factory import create_dataset
 
@@ -183,28 +156,12 @@ def test_arithmetic_measures_templates_that_are_never_calibrated_on():
     assert not found["calibrate"] & found["measure"]
     assert not (found["calibrate"] | found["measure"]) & found["exemplars"]
     assert [len(found[part]) for part in PARTS] == pytest.approx([60, 21, 4], abs=8)
-    expected = {n: part_of(hashlib.sha256(f"gsm_symbolic template {n}".encode()).hexdigest()) for n in set(made.task_indices)}
-    assert all(expected[n] == part for part in PARTS for n in found[part])
-
-
-def test_arithmetic_rows_are_clean():
-    pytest.importorskip("reasoning_gym")
-    rows = list(sources.build("arithmetic").rows("measure"))
+    rows = list(source.rows("measure"))
     assert len({row.question for row in rows}) == len(rows) > 3000
     for row in rows:
         assert "Give the result" not in (row.question or "")
         assert "####" not in (row.rationale or "")
         assert re.fullmatch(r"-?[\d.]+", row.answer or "")
-
-
-def test_an_unknown_part_is_refused():
-    with pytest.raises(DataError, match="no part 'train'; a source has calibrate, measure, exemplars"):
-        check_part("train")
-
-
-def test_addresses_on_the_hub_are_marked_as_unchecked():
-    assert sources.get("gsm8k").hub == HubDataset("openai/gsm8k", "main", revision="unpinned", verified=False)
-    assert sources.get("wikitext").hub == HubDataset("Salesforce/wikitext", "wikitext-2-raw-v1", revision="unpinned", verified=False)
 
 
 def test_keys_are_the_hash_of_the_content():
@@ -214,24 +171,18 @@ def test_keys_are_the_hash_of_the_content():
 
 
 def test_random_letters_are_questions_without_sense_that_chat_can_put():
-    """The template's tokens are there, and of the content nothing comes again."""
     source = sources.build("random_letters")
     drawn = list(islice(source.rows("calibrate", 1), 200))
     assert drawn == list(islice(source.rows("calibrate", 1), 200))
     assert not {row.key for row in drawn} & {row.key for row in islice(source.rows("calibrate", 2), 200)}
     assert not {row.key for row in drawn} & {row.key for row in islice(source.rows("measure", 1), 200)}
     words = [word for row in drawn for word in [*row.need("question").split(" "), row.need("answer")]]
-    assert len(words) == 200 * 25
     assert {len(word) for word in words} == set(range(1, 9))
     counts = Counter("".join(words))
     assert set(counts) == set(ascii_lowercase)
     assert max(counts.values()) < 1.25 * min(counts.values())  # 256 is no multiple of 26: w to z come a tenth less often
-    assert len({row.key for row in drawn}) == len(drawn)
     tokenizer = tiny_tokenizer()
     drawn_for_chat = CalibrationSet("random_letters:chat", tokens=512, length=256)
     first = next(source.rows("calibrate"))
     assert drawn_for_chat.rows(tokenizer)[0][0].question == first.question
-    shown = tokenizer.decode(drawn_for_chat.tokens(tokenizer).ids[0])
-    assert "user: " in shown
-    assert "assistant: " in shown
-    assert first.need("question")[:20] in shown
+    assert f"user: {first.need('question')[:20]}" in tokenizer.decode(drawn_for_chat.tokens(tokenizer).ids[0])

@@ -1,17 +1,16 @@
 """Start tokens stand where the packing says, and never twice."""
 
-import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.data.calibration import KINDS
 from calibrant.errors import DataError
-from calibrant.testing.tiny import tiny_tokenizer
 
 BOS = 0
 
@@ -25,25 +24,21 @@ def rows(batch: TokenBatch) -> list[list[int]]:
     return [ids[mask].tolist() for ids, mask in zip(batch.ids, batch.mask, strict=True)]
 
 
-@pytest.mark.parametrize(
-    ("packing", "head", "least"),
-    [
-        ("many", 1, 1),
-        ("many(bos='window')", 1, 1),
-        ("many(bos='none')", 0, 0),
-        ("one", 1, 1),
-        ("one(bos='none')", 0, 0),
-    ],
-)
-def test_policies_with_a_tokenizer_that_starts_texts(pairs: Path, started: PreTrainedTokenizerBase, packing: str, head: int, least: int):
-    for row in rows(CalibrationSet(f"{pairs}:qa@{packing}", samples=3, length=64).tokens(started)):
-        assert row[:1].count(BOS) == head
-        assert row.count(BOS) >= least
-        assert least > 1 or row.count(BOS) == least
+@pytest.mark.parametrize("packing", ["many", "many(bos='window')", "one", "crop"])
+def test_a_start_token_stands_before_every_window_and_counts(
+    pairs: Path, letters: PreTrainedTokenizerBase, started: PreTrainedTokenizerBase, packing: str
+):
+    plain = CalibrationSet(f"{pairs}:qa@{packing.replace('window', 'none')}", samples=4, length=15).tokens(letters)
+    batch = CalibrationSet(f"{pairs}:qa@{packing}", samples=4, length=16).tokens(started)
+    assert rows(batch) == [[BOS, *row] for row in rows(plain)]
+    assert batch.facts["tokens"] == plain.facts["tokens"] + 4
 
 
-def test_windows_may_begin_with_a_start_token_that_the_tokenizer_would_not_put(pairs: Path, letters: PreTrainedTokenizerBase):
-    assert all(row.count(BOS) == 0 for row in rows(CalibrationSet(str(pairs), samples=3, length=64).tokens(letters)))
+def test_a_start_token_is_left_out_or_put_in_where_the_packing_says_so(
+    pairs: Path, letters: PreTrainedTokenizerBase, started: PreTrainedTokenizerBase
+):
+    for packing in ("many(bos='none')", "one(bos='none')"):
+        assert not any(row.count(BOS) for row in rows(CalibrationSet(f"{pairs}:qa@{packing}", samples=3, length=64).tokens(started)))
     assert all(row[0] == BOS for row in rows(CalibrationSet(f"{pairs}:qa@many(bos='window')", samples=3, length=64).tokens(letters)))
 
 
@@ -57,8 +52,9 @@ def test_each_document_has_its_start_token(pairs: Path, letters: PreTrainedToken
 
 def test_a_tokenizer_without_a_start_token_cannot_be_asked_for_one(pairs: Path, letters: PreTrainedTokenizerBase):
     letters = type(letters)(tokenizer_object=letters.backend_tokenizer, eos_token="</s>", pad_token="<pad>")
-    with pytest.raises(DataError, match=r"bos='document'.*no start token"):
+    with pytest.raises(DataError) as caught:
         CalibrationSet(f"{pairs}@many(bos='document')", samples=1, length=64).tokens(letters)
+    assert caught.value.subject == "document"
     CalibrationSet(str(pairs), samples=1, length=64).tokens(letters)
 
 
@@ -84,17 +80,8 @@ def test_a_chat_has_exactly_one_start_token(pairs: Path, template: str, which: s
         assert heads.count(BOS) == wanted * len(heads)
 
 
-def test_the_tiny_tokenizers_own_template(pairs: Path):
-    batch = CalibrationSet(f"{pairs}:chat@one", samples=2, length=200).tokens(tiny_tokenizer())
-    tokenizer = tiny_tokenizer()
-    shown = [tokenizer.decode(row) for row in rows(batch)]
-    begins = str(tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)).startswith(str(tokenizer.bos_token))
-    assert all(text.count(str(tokenizer.bos_token)) == int(begins) for text in shown)
-
-
 def test_kinds_say_what_each_token_is(jsonl: Callable[..., Path], started: PreTrainedTokenizerBase):
-    path = jsonl([{"question": "2+3?", "answer": "5"}] * 40)
-    path.write_text("".join(json.dumps({"question": f"{i}+{i}?", "answer": f"{2 * i}"}) + "\n" for i in range(40)))
+    path = jsonl({"question": f"{i}+{i}?", "answer": f"{2 * i}"} for i in range(40))
     chosen = CalibrationSet(f"{path}:qa@many(separator='--')", samples=2, length=48)
     batch, kinds = chosen.tokens(started), chosen.kinds(started)
     assert kinds.shape == batch.ids.shape
@@ -110,9 +97,7 @@ def test_special_tokens_inside_texts_are_told_apart(pairs: Path, letters: PreTra
     monkeypatch.setattr(letters, "chat_template", "{% for m in messages %}{{ m.content }}</s>{% endfor %}")
     chosen = CalibrationSet(f"{pairs}:chat@one", samples=4, length=32)
     batch, kinds = chosen.tokens(letters), chosen.kinds(letters)
-    assert torch_equal(batch.ids == 1, (kinds == KINDS.index("special")) & batch.mask)
+    special = batch.ids == 1
+    assert special.any()
+    assert torch.equal(special, (kinds == KINDS.index("special")) & batch.mask)
     assert (kinds[~batch.mask] == 0).all()
-
-
-def torch_equal(a, b) -> bool:
-    return bool((a == b).all()) and bool(a.any())

@@ -1,139 +1,96 @@
 """A user's own data: which columns, rows and files are used for what, and everything that can be wrong with them."""
 
 import gzip
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pytest
-from pyarrow.parquet import write_table
 
 from calibrant.data import PARTS, CalibrationSet, Row, parse_source
 from calibrant.data.user_file import LOOKED_AT, UserFile
 from calibrant.errors import DataError
 from calibrant.testing.sources import check_source
 
-TEXTS = {f"text number {i}, with é and “quotes”" for i in range(60)}
+from tests.data.written import tabled, written
 
 
-def all_texts(path: Path, **columns: str) -> set[str]:
-    source = UserFile(str(path), **columns)
+def all_texts(path: Path | str) -> set[str]:
+    source = UserFile(str(path))
     return {row.need("text") for part in PARTS for row in source.rows(part)}
 
 
-def write(path: Path) -> Path:
-    """The texts as a file of the kind that the ending says."""
-    records = [{"text": text, "other": i} for i, text in enumerate(sorted(TEXTS))]
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        data = "".join(json.dumps(r) + "\n\n" for r in records).encode()
-        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(records, indent=1))
-    elif path.suffix == ".csv":
-        path.write_text("other,text\n" + "".join('{},"{}"\n'.format(r["other"], r["text"].replace('"', '""')) for r in records), encoding="utf-8-sig")
-    elif path.suffix == ".parquet":
-        write_table(pyarrow.Table.from_pylist(records), path)
-    else:
-        path.write_text("\n \n\n".join(sorted(TEXTS)))
-    return path
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.parquet", "a.txt", "A.JSONL"])
-def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str):
-    path = tmp_path / name
-    write(path if path.suffix != ".JSONL" else path.with_suffix(".jsonl")).rename(path)
-    assert all_texts(path) == TEXTS
-
-
 def test_a_text_file_without_empty_lines_gives_lines(tmp_path: Path):
-    path = tmp_path / "a.txt"
-    path.write_text("\n".join(sorted(TEXTS)) + "\n")
-    assert all_texts(path) == TEXTS
+    path = tmp_path / "A.TXT"
+    path.write_text("one\ntwo\nthree, with é and “quotes”\n")
+    assert all_texts(path) == {"one", "two", "three, with é and “quotes”"}
     path.write_text("one\nparagraph\n\nanother\n")
     assert all_texts(path) == {"one\nparagraph", "another"}
 
 
-def test_long_fields_of_a_csv_are_read(tmp_path: Path):
-    path = tmp_path / "a.csv"
-    path.write_text("text\n" + "x" * 400_000 + "\n")
-    assert all_texts(path) == {"x" * 400_000}
-
-
 def test_columns_are_found_by_name_or_renamed(jsonl: Callable[..., Path]):
-    path = jsonl([{"prompt": f"q{i}", "answer": i, "choices": ["a", "b"]} for i in range(20)])
+    path = jsonl([{"prompt": f"q{i}", "answer": i, "choices": ["a", "b"], "cot": "r" * (i % 2)} for i in range(300)])
     source = UserFile(str(path), question="prompt")
-    assert (source.kind, source.fields) == ("questions", ("question", "answer", "choices"))
-    rows = [row for part in PARTS for row in source.rows(part)]
-    assert {(row.question, row.answer, row.choices) for row in rows} == {(f"q{i}", str(i), ("a", "b")) for i in range(20)}
+    assert (source.kind, source.fields, source.sometimes) == ("questions", ("question", "answer", "choices"), ("rationale",))
+    assert {(row.question, row.answer, row.choices) for row in rows_of(source)} == {(f"q{i}", str(i), ("a", "b")) for i in range(300)}
+    check_source(source)
 
 
-def test_a_changed_file_is_read_anew(jsonl: Callable[..., Path]):
-    path = jsonl({"text": f"old {i}"} for i in range(20))
-    source = UserFile(str(path))
+def test_a_changed_file_or_folder_is_read_anew(jsonl: Callable[..., Path]):
+    path = jsonl(({"text": f"old {i}"} for i in range(20)), "data/a*[b].jsonl")
+    source, folder = UserFile(str(path)), UserFile(str(path.parent))
     assert all("old" in row.need("text") for row in source.rows("calibrate"))
-    jsonl({"text": f"new text {i}"} for i in range(20))
+    jsonl(({"text": f"new text {i}"} for i in range(20)), "data/a*[b].jsonl")
     assert all("new" in row.need("text") for row in source.rows("calibrate"))
+    assert len(rows_of(folder)) == 20
+    jsonl(texts(9), "data/b.jsonl")
+    assert len(rows_of(folder)) == 29
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "match"),
+    ("name", "content", "subject"),
     [
-        ("a.jsonl", b"", "a.jsonl' is empty"),
-        ("a.jsonl", b"\n \n", "a.jsonl' is empty"),
-        ("a.csv", b"text\n", "a.csv' is empty"),
-        ("a.json", b"", "a.json' is empty"),
-        ("a.txt", b" \n", "a.txt' is empty"),
-        ("a.jsonl", b'{"text": "fine"}\nnot json\n', "a.jsonl:2: 'not json' is no JSON"),
-        ("a.jsonl", b'{"text": "caf\xe9"}\n', "a.jsonl:1: this is no UTF-8 text .byte 0xe9"),
-        ("a.jsonl", b'{"words": "a", "n": 1}\n', r"no column 'text' or 'question'; its columns are words, n: .*a.jsonl\(text=words\)"),
-        ("a.jsonl", b'{"text": 3}\n', "a.jsonl', row 1: 'text' is '3'; it must be a text"),
-        ("a.jsonl", b'{"text": "a"}\n\n{"text": ["b"]}\n', r"a.jsonl', row 2: 'text' is \"\['b'\]\"; it must be a text"),
-        (
-            "a.jsonl",
-            b'{"text": "a"}\n{"text": "half \\ud800 of one"}\n',
-            r"row 2: 'text' is 'half .ud800 of one'; .* half surrogates such as '.ud800'",
-        ),
-        ("a.jsonl", b'{"question": "a", "choices": "b"}\n', "row 1: 'choices' is 'b'; it must be a list of texts"),
-        ("a.jsonl", b'{"question": "a", "choices": ["b", 1]}\n', "row 1: 'choices' is .*; it must be a list of texts"),
-        ("a.jsonl", b'{"question": "a", "choices": [' + b'"b",' * 26 + b'"b"]}\n', "row 1: 'choices' is .*; it must be a list of at most 26 texts"),
-        ("a.jsonl", b'{"question": "a", "answer": Infinity}\n', "row 1: 'answer' is 'inf'; it must be a text"),
-        ("a.jsonl", b'{"text": null, "n": 1}\n', "a.jsonl' has no row with text or question among its first 1; fill the column"),
-        ("a.jsonl", b'{"question": "", "answer": "x"}\n', "a.jsonl' has no row with question and answer among its first 1"),
-        ("a.xlsx", b"x", "'.xlsx' is no known ending; a data file ends in .jsonl"),
-        ("a", b"x", "'no ending' is no known ending"),
-        ("a.pkl", b"x", "a.pkl' may hold a pickle, which can run any program"),
-        ("a.pt", b"x", "a.pt' may hold a pickle"),
+        ("a.jsonl", b"", "a.jsonl"),
+        ("a.csv", b"text\n", "a.csv"),
+        ("a.txt", b" \n", "a.txt"),
+        ("a.jsonl", b'{"text": 3}\n', "a.jsonl', row 1"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"text": ["b"]}\n', "a.jsonl', row 2"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "half \\ud800 of one"}\n', "a.jsonl', row 2"),
+        ("a.jsonl", b'{"question": "a", "choices": "b"}\n', "a.jsonl', row 1"),
+        ("a.jsonl", b'{"question": "a", "choices": ["b", 1]}\n', "a.jsonl', row 1"),
+        ("a.jsonl", b'{"question": "a", "choices": [' + b'"b",' * 26 + b'"b"]}\n', "a.jsonl', row 1"),
+        ("a.jsonl", b'{"question": "a", "answer": Infinity}\n', "a.jsonl', row 1"),
+        ("a.jsonl", b'{"question": "a", "answer": 1e400}\n', "a.jsonl', row 1"),
+        ("a.jsonl", b'{"text": "a", "answer": 1' + b"0" * 100_000 + b"}", "a.jsonl:1"),
+        ("a.jsonl", b'{"text\\ud800\\u001b[2J": "a"}', "a.jsonl"),
+        ("a.jsonl", b'{"turns": [{"content": ' + b"[" * 800 + b"]" * 800 + b'}], "text": 5}', "a.jsonl', row 1"),
+        ("a.jsonl", b'{"text": null, "n": 1}\n', "a.jsonl"),
+        ("a.jsonl", b'{"question": "", "answer": "x"}\n', "a.jsonl"),
+        ("a.pkl", b"x", "a.pkl"),
     ],
 )
-def test_a_bad_file_is_named_with_the_place(tmp_path: Path, name: str, content: bytes, match: str):
+def test_a_bad_file_is_named_with_the_place(tmp_path: Path, name: str, content: bytes, subject: str):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(DataError, match=match) as caught:
+    with pytest.raises(DataError) as caught:
         list(UserFile(str(path)).rows("calibrate"))
-    assert "\n" not in str(caught.value)
-
-
-def test_most_of_it_is_found_out_when_the_set_is_built(jsonl: Callable[..., Path]):
-    path = jsonl([{"body": "a", "n": 1}])
-    with pytest.raises(DataError, match=r"no column 'boddy', did you mean 'body'.*its columns are body, n"):
-        CalibrationSet(f"{path}(text=boddy)")
-    with pytest.raises(DataError, match=r"missing\.jsonl"):
-        CalibrationSet(str(path.with_name("missing.jsonl")))
+    assert caught.value.subject.strip("'").endswith(subject)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert "\x1b" not in said
+    said.encode()
 
 
 def test_a_file_that_may_not_be_read(jsonl: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
     path = jsonl([{"text": "a"}])
     monkeypatch.setattr("calibrant.data.user_file.os.access", lambda *_: False)
-    with pytest.raises(DataError, match=r"mine.jsonl' may not be read"):
-        UserFile(str(path))
-    with pytest.raises(DataError, match=r"the folder '.*' may not be read"):
-        UserFile(str(path.parent))
-
-
-# Columns
+    for given in (str(path), str(path.parent)):
+        with pytest.raises(DataError, match="permissions") as caught:
+            UserFile(given)
+        assert caught.value.subject == given
 
 
 def rows_of(source: UserFile) -> list[Row]:
@@ -141,47 +98,30 @@ def rows_of(source: UserFile) -> list[Row]:
 
 
 @pytest.mark.parametrize(
-    ("record", "guessed", "note"),
+    ("record", "guessed"),
     [
-        ({"prompt": "q", "output": "a"}, {"question": "prompt", "answer": "output"}, "guessed: question from 'prompt', answer from 'output'"),
-        (
-            {"id": 1, "input": "i", "Instruction": "q", "output": "a"},
-            {"question": "Instruction", "answer": "output"},
-            "guessed: question from 'Instruction' (and not 'input'), answer from 'output'",
-        ),
-        ({"Q": "q", "A": "a"}, {"question": "Q", "answer": "A"}, "guessed: question from 'Q', answer from 'A'"),
-        ({"question": "q", "answer": "a"}, {}, ""),
-        ({"question": "q", "QUESTION": "other", "answer": "a"}, {}, ""),
-        ({"Question": "q", "QUESTION": "p", "answer": "a"}, {"question": "Question"}, "guessed: question from 'Question' (and not 'QUESTION')"),
-        (
-            {"problem": "q", "solution": "r", "answer": "a"},
-            {"question": "problem", "rationale": "solution"},
-            "guessed: question from 'problem', rationale from 'solution'",
-        ),
-        (
-            {"problem": "q", "solution": "a"},
-            {"question": "problem", "answer": "solution"},
-            "guessed: question from 'problem', answer from 'solution'",
-        ),
-        (
-            {"question": "q", "options": ["x", "a"], "answer": "B", "explanation": "r"},
-            {"choices": "options", "rationale": "explanation"},
-            "guessed: choices from 'options', rationale from 'explanation'",
-        ),
-        ({"title": "t", "Content": "c"}, {"text": "Content"}, "guessed: text from 'Content'"),
-        ({"text": "c", "prompt": "p", "output": "o", "turns": 2}, {}, ""),
-        ({"question": "q", "article": "c", "answer": "a"}, {}, ""),
-        ({"input": 5, "body": "c"}, {"text": "body"}, "guessed: text from 'body'"),
-        ({"input": None, "query": "q"}, {"question": "query"}, "guessed: question from 'query'"),
+        ({"prompt": "q", "output": "a"}, {"question": "prompt", "answer": "output"}),
+        ({"id": 1, "input": "i", "Instruction": "q", "output": "a"}, {"question": "Instruction", "answer": "output"}),
+        ({"Q": "q", "A": "a"}, {"question": "Q", "answer": "A"}),
+        ({"question": "q", "answer": "a"}, {}),
+        ({"question": "q", "QUESTION": "other", "answer": "a"}, {}),
+        ({"Question": "q", "QUESTION": "p", "answer": "a"}, {"question": "Question"}),
+        ({"problem": "q", "solution": "r", "answer": "a"}, {"question": "problem", "rationale": "solution"}),
+        ({"problem": "q", "solution": "a"}, {"question": "problem", "answer": "solution"}),
+        ({"question": "q", "options": ["x", "a"], "answer": "B", "explanation": "r"}, {"choices": "options", "rationale": "explanation"}),
+        ({"title": "t", "Content": "c"}, {"text": "Content"}),
+        ({"text": "c", "prompt": "p", "output": "o", "turns": 2}, {}),
+        ({"question": "q", "article": "c", "answer": "a"}, {}),
+        ({"input": 5, "body": "c"}, {"text": "body"}),
+        ({"input": None, "query": "q"}, {"question": "query"}),
     ],
 )
-def test_usual_names_are_guessed_and_that_is_said(jsonl: Callable[..., Path], record: dict[str, Any], guessed: dict[str, str], note: str):
+def test_usual_names_are_guessed_and_that_is_said(jsonl: Callable[..., Path], record: dict[str, Any], guessed: dict[str, str]):
     source = UserFile(str(jsonl([record])))
     assert source.guessed == guessed
-    assert source.part("measure").note == note
+    assert all(f"{field} from {column!r}" in source.part("measure").note for field, column in guessed.items())
     (row,) = rows_of(source)
-    values = {"q", "c"} & {row.question, row.text}
-    assert len(values) == 1
+    assert len({"q", "c"} & {row.question, row.text}) == 1
     assert row.answer in (None, "a", "B")
     assert row.rationale in (None, "r")
     assert set(row.present) == set(source.fields)
@@ -193,7 +133,8 @@ def test_rows_without_what_is_needed_are_left_out_and_counted(jsonl: Callable[..
     source = UserFile(str(path))
     assert (source.fields, source.sometimes) == (("question", "answer"), ("rationale",))
     assert len(rows_of(source)) == 195
-    assert source.part("calibrate").note == "1 of 200 rows without an answer left out; 4 of 200 rows without a question left out"
+    assert "1 of 200" in source.part("calibrate").note
+    assert "4 of 200" in source.part("calibrate").note
     assert {row.rationale for row in rows_of(source)} == {None, "r"}
 
 
@@ -201,65 +142,43 @@ def test_what_the_first_thousand_rows_promise_holds_for_all(jsonl: Callable[...,
     path = jsonl({"question": f"q{i}", "answer": "a", "rationale": "r" if i < LOOKED_AT else ""} for i in range(LOOKED_AT + 5))
     source = UserFile(str(path))
     assert source.fields == ("question", "answer", "rationale")
-    assert source.part("measure").note == "5 of 1005 rows without a rationale left out"
+    assert len(rows_of(source)) == LOOKED_AT
+    assert "5 of 1005" in source.part("measure").note
 
 
-def test_a_text_is_all_that_a_corpus_needs(jsonl: Callable[..., Path]):
-    source = UserFile(str(jsonl([{"text": "a", "answer": ""}, {"text": "b", "answer": "x"}, {"text": "", "answer": "y"}])))
-    assert (source.kind, source.fields, source.sometimes) == ("corpus", ("text",), ("answer",))
-    assert [row.text for row in rows_of(source)] == ["a", "b"]
-
-
-def test_missing_numbers_of_a_table_are_missing(tmp_path: Path):
+def test_a_text_needs_no_answer_and_missing_numbers_of_a_table_are_missing(tmp_path: Path):
+    corpus = UserFile(str(written(tmp_path / "c.jsonl", [{"text": "a", "answer": ""}, {"text": "b", "answer": "x"}, {"text": "", "answer": "y"}])))
+    assert (corpus.kind, corpus.fields, corpus.sometimes) == ("corpus", ("text",), ("answer",))
+    assert [row.text for row in rows_of(corpus)] == ["a", "b"]
     table = pyarrow.table({"question": ["p", "q", "r"], "answer": pyarrow.array([1.5, float("nan"), None])})
-    write_table(table, tmp_path / "a.parquet")
-    source = UserFile(str(tmp_path / "a.parquet"))
+    source = UserFile(str(tabled(tmp_path / "a.parquet", table)))
     assert [(row.question, row.answer) for row in rows_of(source)] == [("p", "1.5")]
-    assert source.part("measure").note == "2 of 3 rows without an answer left out"
+    assert "2 of 3" in source.part("measure").note
 
 
 def test_an_answer_that_is_a_choice_becomes_its_letter(jsonl: Callable[..., Path]):
     answers = ["yes", "B", "b", "maybe", 1]
     source = UserFile(str(jsonl({"question": f"q{i}", "choices": ["no", "yes"], "answer": a} for i, a in enumerate(answers))))
     assert [row.answer for row in rows_of(source)] == ["B", "B", "b", "maybe", "1"]
-    assert {row.labels for row in rows_of(source)} == {("A", "B")}
-    assert {row.choices for row in rows_of(source)} == {("no", "yes")}
-
-
-def test_choices_with_names_of_their_own(jsonl: Callable[..., Path]):
-    choices = {"label": ["1", "2", "3"], "text": ["x", "2", "y"]}
-    records = [{"question": f"q{i}", "choices": choices, "answerKey": key} for i, key in enumerate(["1", "3", "y", "4"])]
-    source = UserFile(str(jsonl(records)))
+    assert {(row.labels, row.choices) for row in rows_of(source)} == {(("A", "B"), ("no", "yes"))}
+    named = {"label": ["1", "2", "3"], "text": ["x", "2", "y"]}
+    source = UserFile(str(jsonl({"question": f"q{i}", "choices": named, "answerKey": key} for i, key in enumerate(["1", "3", "y", "4"]))))
     assert [(row.answer, row.choices) for row in rows_of(source)] == [(letter, ("x", "2", "y")) for letter in ("A", "C", "C", "4")]
-    assert source.guessed == {"answer": "answerKey"}
 
 
-# Conversations
-
-
-@pytest.mark.parametrize(
-    ("column", "turns"),
-    [
-        ("messages", [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]),
-        ("conversations", [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]),
-    ],
-)
+@pytest.mark.parametrize(("column", "role", "content"), [("messages", "role", "content"), ("conversations", "from", "value")])
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-def test_a_conversation_survives(tmp_path: Path, jsonl: Callable[..., Path], column: str, turns: list[dict[str, Any]], ending: str):
-    if ending == "jsonl":
-        path = jsonl([{column: turns, "id": 1}])
-    else:
-        path = tmp_path / "a.parquet"
-        write_table(pyarrow.Table.from_pylist([{column: turns, "id": 1}]), path)
-    source = UserFile(str(path))
+def test_a_conversation_survives(tmp_path: Path, column: str, role: str, content: str, ending: str):
+    turns = [{role: "system", content: "s"}, {role: "user", content: "q"}, {role: "assistant", content: "a"}]
+    source = UserFile(str(written(tmp_path / f"a.{ending}", [{column: turns, "id": 1}])))
     assert (source.kind, source.fields, source.guessed) == ("questions", ("question", "answer", "turns"), {"turns": column})
     assert rows_of(source) == [Row(question="q", answer="a", turns=(("system", "s"), ("user", "q"), ("assistant", "a")))]
 
 
-def test_texts_in_pieces_are_put_together(jsonl: Callable[..., Path]):
+def test_other_speakers_and_texts_in_pieces_are_understood(jsonl: Callable[..., Path]):
     pieces = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    turns = [{"role": "user", "content": pieces}, {"role": "assistant", "content": "a"}]
-    assert rows_of(UserFile(str(jsonl([{"Messages": turns}]))))[0].turns == (("user", "one\ntwo"), ("assistant", "a"))
+    human = [{"from": "human", "value": pieces}, {"from": "gpt", "value": "a"}]
+    assert rows_of(UserFile(str(jsonl([{"Messages": human}]))))[0].turns == (("user", "one\ntwo"), ("assistant", "a"))
 
 
 def test_question_and_answer_are_the_first_exchange(jsonl: Callable[..., Path]):
@@ -269,26 +188,24 @@ def test_question_and_answer_are_the_first_exchange(jsonl: Callable[..., Path]):
     source = UserFile(str(jsonl([{"turns": turns}, *nobody])))
     (row,) = rows_of(source)
     assert (row.question, row.answer, len(row.turns)) == ("q", "a", 6)
-    assert source.part("measure").note == "1 of 5 rows without an answer left out; 3 of 5 rows without a question left out"
 
 
 @pytest.mark.parametrize(
-    ("turns", "match"),
+    "turns",
     [
-        (["hello"], r"row 2: 'messages' is .*; it must be a list of turns such as"),
-        ("hello", "row 2: 'messages' is 'hello'; it must be a list of turns such as"),
-        ([{"speaker": "user", "content": "q"}], "row 2: 'messages' is .*, and holds {'content': 'q', 'speaker': 'user'}"),
-        ([{"role": "user", "content": [{"type": "image"}]}], "row 2: 'messages' is .*, and holds .*'image'"),
-        ([{"role": "user", "content": "\ud800"}], "row 2: 'messages' is .*; it must be text without half surrogates"),
+        ["hello"],
+        "hello",
+        [{"speaker": "user", "content": "q"}],
+        [{"role": "user", "content": [{"type": "image"}]}],
+        [{"role": "user", "content": "\ud800"}],
+        [{"role": "u\ud800", "content": "x"}],
     ],
 )
-def test_what_is_no_conversation(jsonl: Callable[..., Path], turns: Any, match: str):
+def test_what_is_no_conversation(jsonl: Callable[..., Path], turns: Any):
     good = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    with pytest.raises(DataError, match=match):
+    with pytest.raises(DataError) as caught:
         UserFile(str(jsonl([{"messages": good}, {"messages": turns}])))
-
-
-# Several files
+    assert caught.value.subject.endswith("row 2")
 
 
 def texts(count: int, begin: int = 0) -> list[dict[str, Any]]:
@@ -311,18 +228,10 @@ def test_a_folder_or_a_pattern_is_one_source(jsonl: Callable[..., Path]):
         parts = held(source)
         assert set().union(*parts.values()) == everything
         assert parts == held(UserFile(str(folder)))
-        assert source.part("measure").note == ""
-        assert source.part("measure").origin == f"3 files: {path}"
+        assert path in source.part("measure").origin
         assert parse_source(str(source)) == source
     assert held(UserFile(f"{folder}/a*")) != parts
     assert min(len(part) for part in parts.values()) > 0
-
-
-def test_a_changed_folder_is_read_anew(jsonl: Callable[..., Path]):
-    source = UserFile(str(jsonl(texts(9), "data/a.jsonl").parent))
-    assert len(rows_of(source)) == 9
-    jsonl(texts(9, 9), "data/b.jsonl")
-    assert len(rows_of(source)) == 18
 
 
 @pytest.mark.parametrize("names", ["train.jsonl test.jsonl", "train-0-of-2.jsonl train-1-of-2.jsonl TEST_a.jsonl", "train.jsonl val.jsonl"])
@@ -331,31 +240,30 @@ def test_files_named_as_splits_are_used_as_on_the_hub(jsonl: Callable[..., Path]
     for number, name in enumerate(train):
         jsonl(texts(200, 200 * number), f"data/{name}")
     folder = jsonl([*texts(30, 1_000), *texts(2)], f"data/{test}").parent
-    source = UserFile(str(folder))
-    parts = held(source)
+    parts = held(UserFile(str(folder)))
     assert parts["measure"] == {record["text"] for record in [*texts(30, 1_000), *texts(2)]}
     assert parts["calibrate"] | parts["exemplars"] == {record["text"] for record in texts(200 * len(train))[2:]}
     assert 0 < len(parts["exemplars"]) < 40
-    assert source.part("measure").note == f"'train' calibrates and '{'validation' if 'val' in test else 'test'}' measures"
 
 
 def test_what_becomes_of_other_splits_and_files_is_said(jsonl: Callable[..., Path]):
-    folder = jsonl(texts(100), "data/train.jsonl").parent
-    jsonl(texts(10, 100), "data/test.jsonl")
-    jsonl(texts(10, 200), "data/validation.jsonl")
-    jsonl(texts(10, 300), "data/extra.jsonl")
-    note = f"'train' calibrates and 'test' measures; not used: 'validation', '{folder}/extra.jsonl'"
-    assert UserFile(str(folder)).part("measure").note == note
-    (folder / "train.jsonl").unlink()
-    assert UserFile(str(folder)).part("measure").note == "what names no split calibrates and 'test' measures; not used: 'validation'"
-    (folder / "extra.jsonl").unlink()
-    assert UserFile(str(folder)).part("measure").note == "'validation' calibrates and 'test' measures"
+    begins = {"train": 0, "test": 100, "validation": 200, "extra": 300}
+    content = {name: {record["text"] for record in texts(10, begin)} for name, begin in begins.items()}
+    for name, begin in begins.items():
+        folder = jsonl(texts(10, begin), f"data/{name}.jsonl").parent
+    for gone, shown, unused in (("", "train", "validation extra"), ("train", "extra", "validation"), ("extra", "validation", "")):
+        if gone:
+            (folder / f"{gone}.jsonl").unlink()
+        source = UserFile(str(folder))
+        parts = held(source)
+        assert parts["measure"] == content["test"]
+        assert parts["calibrate"] | parts["exemplars"] == content[shown]
+        assert all(name in source.part("measure").note for name in unused.split())
     (folder / "validation.jsonl").unlink()
     alone = UserFile(str(folder))
-    assert alone.part("measure").note == "all of it is 'test' and measures; nothing calibrates"
     assert len(alone.part("measure").rows) == alone.size() == 10
     (folder / "test.jsonl").rename(folder / "train.jsonl")
-    assert UserFile(str(folder)).part("measure").note == "all of it is 'train' and divided by hash"
+    assert len(held(UserFile(str(folder)))["measure"]) < 10
 
 
 @pytest.mark.parametrize("name", ["test.jsonl", "validation.jsonl", "dev-1.jsonl"])
@@ -366,7 +274,7 @@ def test_a_lone_split_that_is_measured_measures_whole_and_calibrates_nothing(jso
     source = UserFile(path)
     assert (len(source.part("measure").rows), len(source.part("exemplars").rows)) == (257, 0)
     for refused in (lambda: source.part("calibrate"), lambda: CalibrationSet(f"'{path}'")):
-        with pytest.raises(DataError, match=rf"{re.escape(path)}' has only '\w+' files, .*name the file itself, '{re.escape(str(file))}'") as caught:
+        with pytest.raises(DataError, match=re.escape(str(file))) as caught:
             refused()
         assert caught.value.subject == path
     divided = UserFile(str(file))
@@ -376,64 +284,40 @@ def test_a_lone_split_that_is_measured_measures_whole_and_calibrates_nothing(jso
     assert len(source.part("calibrate").rows) > 30
 
 
-def test_a_part_without_a_usable_row(jsonl: Callable[..., Path]):
-    folder = jsonl(texts(10), "data/train.jsonl").parent
-    jsonl([{"text": ""}], "data/test.jsonl")
-    with pytest.raises(DataError, match="data' has no usable row in its test part: 1 of 11 rows without a text left out"):
+@pytest.mark.parametrize(("filled", "empty"), [("train", "test"), ("test", "train")])
+def test_a_part_without_a_usable_row(jsonl: Callable[..., Path], filled: str, empty: str):
+    folder = jsonl(texts(10), f"data/{filled}.jsonl").parent
+    jsonl([{"text": ""}], f"data/{empty}.jsonl")
+    with pytest.raises(DataError, match=empty) as caught:
         UserFile(str(folder)).part("measure")
-    (folder / "test.jsonl").rename(folder / "other.jsonl")
-    (folder / "train.jsonl").rename(folder / "test.jsonl")
-    (folder / "other.jsonl").rename(folder / "train.jsonl")
-    with pytest.raises(DataError, match="data' has no usable row in its train part: 1 of 11 rows without a text left out"):
-        UserFile(str(folder)).part("measure")
-
-
-def test_what_only_the_train_part_has_is_had_by_some(jsonl: Callable[..., Path]):
-    folder = jsonl(({"question": f"q{i}", "answer": "a", "cot": "r"} for i in range(LOOKED_AT + 9)), "data/train.jsonl").parent
-    jsonl([{"question": "q", "answer": "a"}], "data/test.jsonl")
-    source = UserFile(str(folder))
-    assert (source.fields, source.sometimes) == (("question", "answer"), ("rationale",))
-    assert [len(source.part(part).rows) for part in ("calibrate", "measure")] == [pytest.approx(959, abs=20), 1]
-
-
-def test_a_problem_is_named_with_its_file(jsonl: Callable[..., Path]):
-    folder = jsonl(texts(10), "data/a.jsonl").parent
-    jsonl([*texts(1), {"text": 3}], "data/b.jsonl")
-    with pytest.raises(DataError, match=r"data/b.jsonl', row 2: 'text' is '3'"):
-        UserFile(str(folder))
-    (folder / "b.jsonl").write_text("[]\n")
-    with pytest.raises(DataError, match=r"data/b.jsonl:1: '\[\]' is no JSON object"):
-        UserFile(f"{folder}/*.jsonl")
+    assert caught.value.subject == str(folder)
 
 
 @pytest.mark.parametrize(
-    ("names", "match"),
+    ("names", "subject", "named"),
     [
-        ("", "data' holds no data file; a data file ends in .jsonl"),
-        ("README.md", "data' holds no data file; a data file"),
-        ("a.pkl b.pt", "data' holds no data file; what looks like a pickle is never read, since it can run any program"),
-        ("a.jsonl b.csv README.txt", r"data' holds files of several kinds .csv, jsonl, txt.; choose with a pattern, such as '\*.csv'"),
-        ("state.json", "data/state.json' doesn't list '_data_files' as `datasets` writes it"),
-        ("dataset_dict.json", "data/dataset_dict.json' doesn't list 'splits' as `datasets` writes it"),
+        ("", "data", "data"),
+        ("README.md", "data", "data"),
+        ("a.pkl b.pt", "data", "pickle"),
+        ("a.jsonl b.csv README.txt", "data", "csv, jsonl, txt"),
+        ("state.json", "data/state.json", "'_data_files'"),
+        ("dataset_dict.json", "data/dataset_dict.json", "'splits'"),
     ],
 )
-def test_folders_that_hold_nothing_to_read(tmp_path: Path, names: str, match: str):
+def test_folders_that_hold_nothing_to_read(tmp_path: Path, names: str, subject: str, named: str):
     folder = tmp_path / "data"
     folder.mkdir()
     for name in names.split():
         (folder / name).write_text("{}")
-    with pytest.raises(DataError, match=match):
+    with pytest.raises(DataError, match=named) as caught:
         UserFile(str(folder))
-    with pytest.raises(DataError, match=r"nothing matches '.*/data/\*.parquet'; give a pattern"):
+    assert caught.value.subject == f"{tmp_path}/{subject}"
+    with pytest.raises(DataError) as caught:
         UserFile(f"{folder}/*.parquet")
-
-
-# What `datasets` saves
+    assert caught.value.subject == f"{folder}/*.parquet"
 
 
 def saved(folder: Path, splits: dict[str, list[dict[str, Any]]] | None = None) -> str:
-    import datasets
-
     if splits is None:
         datasets.Dataset.from_list(texts(100)).save_to_disk(folder, num_shards=2)
     else:
@@ -441,38 +325,27 @@ def saved(folder: Path, splits: dict[str, list[dict[str, Any]]] | None = None) -
     return str(folder)
 
 
-def test_a_saved_data_set_is_divided_by_hash(tmp_path: Path):
-    source = UserFile(saved(tmp_path / "saved"))
-    (tmp_path / "saved/cache-0123456789abcdef.arrow").write_text("a cache, of no concern")
+def test_a_saved_data_set_is_divided_by_hash_or_by_its_splits(tmp_path: Path):
+    source = UserFile(saved(tmp_path / "whole"))
+    (tmp_path / "whole/cache-0123456789abcdef.arrow").write_text("a cache, of no concern")
     assert set().union(*held(source).values()) == {record["text"] for record in texts(100)}
-    assert source.part("measure").origin == f"2 files: {tmp_path}/saved"
-    assert held(source) == held(UserFile(str(tmp_path / "saved/data-*.arrow")))
-
-
-def test_the_splits_of_a_saved_data_set_are_parts(tmp_path: Path):
-    source = UserFile(saved(tmp_path / "saved", {"train": texts(100), "validation": texts(5, 100), "test": texts(9, 200), "extra": texts(9, 300)}))
-    assert held(source)["measure"] == {record["text"] for record in texts(9, 200)}
-    assert held(source)["calibrate"] | held(source)["exemplars"] == {record["text"] for record in texts(100)}
-    assert source.part("calibrate").note == "'train' calibrates and 'test' measures; not used: 'validation', 'extra'"
-    assert len(rows_of(UserFile(str(tmp_path / "saved/extra")))) == 9
+    assert held(source) == held(UserFile(str(tmp_path / "whole/data-*.arrow")))
+    folder = saved(tmp_path / "split", {"train": texts(100), "validation": texts(5, 100), "test": texts(9, 200), "extra": texts(9, 300)})
+    parts = held(UserFile(folder))
+    assert parts["measure"] == {record["text"] for record in texts(9, 200)}
+    assert parts["calibrate"] | parts["exemplars"] == {record["text"] for record in texts(100)}
+    assert len(rows_of(UserFile(f"{folder}/extra"))) == 9
 
 
 def test_a_saved_data_set_that_is_not_whole(tmp_path: Path):
     folder = Path(saved(tmp_path / "saved"))
     (folder / "data-00001-of-00002.arrow").unlink()
-    with pytest.raises(DataError, match=r"saved/data-00001-of-00002.arrow' is missing, which .*saved/state.json names"):
+    with pytest.raises(DataError, match=r"data-00001-of-00002\.arrow"):
         UserFile(str(folder))
     (folder / "state.json").write_text('{"_data_files": [{"filename": "../../secret.pkl"}]}')
-    with pytest.raises(DataError, match=r"saved/\*.arrow' is missing"):
+    with pytest.raises(DataError, match=r"saved/\*\.arrow"):
         UserFile(str(folder))
     other = saved(tmp_path / "other", {"extra": texts(9), "more": texts(9)})
-    with pytest.raises(DataError, match="other' has the splits extra, more; of train, validation and test it needs one"):
+    with pytest.raises(DataError, match="extra, more") as caught:
         UserFile(other)
-
-
-def test_a_path_with_a_star_in_its_own_name_is_a_file(jsonl: Callable[..., Path]):
-    assert len(rows_of(UserFile(str(jsonl(texts(3), "a*[b].jsonl"))))) == 3
-
-
-def test_the_contract_of_a_source_holds(jsonl: Callable[..., Path]):
-    check_source(UserFile(str(jsonl({"prompt": f"q{i}", "output": i, "cot": "r" * (i % 2)} for i in range(300)))))
+    assert caught.value.subject == other

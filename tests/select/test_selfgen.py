@@ -12,8 +12,8 @@ import pytest
 
 from calibrant.compress import prune
 from calibrant.data import CalibrationSet, Row
-from calibrant.errors import DataError, SpecError
-from calibrant.select import resolved, selectors
+from calibrant.errors import DataError
+from calibrant.select import resolved
 from calibrant.select._generating import FilterResult, GeneratedText, filter_texts
 from calibrant.select._reading import nats
 from calibrant.select.selfgen import SelfGen
@@ -37,9 +37,8 @@ def test_the_worst_fifth_by_its_own_perplexity_goes(monkeypatch: pytest.MonkeyPa
         return filter_texts(texts, drop, loops)
 
     monkeypatch.setattr("calibrant.select.selfgen.filter_texts", recorded)
-    found = replace(PLAIN, loops="keep", batch=15).select(replace(context(), tokens=1000))
+    found = replace(PLAIN, loops="keep", batch=15).select(replace(context(), tokens=600))
     assert len(seen) - len(found.rows) == math.ceil(len(seen) * 2 / 10)
-    assert found.note.startswith(f"wrote {len(seen)} texts; dropped {len(seen) - len(found.rows)} of {len(seen)} at a perplexity of")
     # What another reader makes of them, which begins with the start token as well.
     again = dict(zip((text.text for text in seen), nats(opened(), [[1, *ids] for ids in encoded(seen)]), strict=True))
     kept = {row.text for row in found.rows}
@@ -49,12 +48,16 @@ def test_the_worst_fifth_by_its_own_perplexity_goes(monkeypatch: pytest.MonkeyPa
 
 def test_the_same_draw_has_the_same_texts_and_another_has_others() -> None:
     asked = replace(PLAIN, candidates=20)
-    given = replace(context(), tokens=256)
+    given = replace(context(), tokens=128)
     one, again, other = (asked.select(replace(given, draw=draw)) for draw in (0, 0, 1))
     assert one == again
     beginnings = [{row.text[:2] for row in found.rows} for found in (one, other)]
     assert not {row.key for row in one.rows} & {row.key for row in other.rows}
     assert beginnings[0] != beginnings[1]
+    for row, ids in zip(one.rows, encoded(one.rows), strict=True):
+        assert tiny_tokenizer().decode(ids) == row.text
+        assert row.present == ("text",)
+        assert len(ids) <= 128
 
 
 @pytest.fixture
@@ -70,76 +73,37 @@ def test_each_draw_has_prefixes_of_its_own(mine: Path) -> None:
     ends = asked.disjoint()
     assert ends is not None
     assert ends >= 5
-    drawn = [{row.text[:2] for row in asked.select(replace(context(length=32), draw=draw)).rows} for draw in range(3)]
+    drawn = [{row.text[:2] for row in asked.select(context(draw, length=32)).rows} for draw in range(3)]
     assert all(len(found) <= 4 for found in drawn)
     assert not drawn[0] & drawn[1] | drawn[1] & drawn[2] | drawn[0] & drawn[2]
     assert all(prefix.isdigit() for found in drawn for prefix in found)
 
 
 def test_where_prefixes_are_used_up_each_is_continued_again(mine: Path) -> None:
-    found = SelfGen(prefix=str(mine), candidates=2, max_tokens=24).select(context())
-    assert len(found.rows) > 10
+    found = SelfGen(prefix=str(mine), candidates=2, max_tokens=24).select(replace(context(), tokens=240))
+    assert len(found.rows) > 4
     assert len({row.text[:2] for row in found.rows}) == 2
     assert len({row.text for row in found.rows}) == len(found.rows)
 
 
-def test_a_text_comes_back_from_its_tokens() -> None:
-    for row, ids in zip((rows := PLAIN.select(context()).rows), encoded(rows), strict=True):
-        assert tiny_tokenizer().decode(ids) == row.text
-        assert row.present == ("text",)
-        assert len(ids) <= 128
-
-
 def test_it_stands_where_a_source_stands() -> None:
-    asked = CalibrationSet("0.5*selfgen(prefix=python_docs, max_tokens=40)@many(separator=' ') + 0.5*python_code", tokens=400, length=64)
+    asked = CalibrationSet("0.5*selfgen(prefix=python_docs, max_tokens=40)@many(separator=' ') + 0.5*python_code", tokens=200, length=64)
     batch = resolved(asked, opened()).tokens(tiny_tokenizer())
     part, other = batch.facts["parts"]
-    assert part["tokens"] == other["tokens"] == 200
+    assert part["tokens"] == other["tokens"] == 100
     assert part["origin"] == "chosen by selfgen(prefix='python_docs', max_tokens=40)"
-    assert "at a perplexity of" in part["note"]
-    assert "loops" in part["note"]
     assert batch.fingerprint == resolved(asked, opened()).tokens(tiny_tokenizer()).fingerprint
     assert [str(source) for source in asked.parts[0].source.origins] == ["python_docs"]
     assert str(asked.parts[0].source.measured()) == "python_docs"
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ("prefix_tokens=0", r"selfgen\(prefix_tokens=0\): it must be at least 1"),
-        ("top_k=-1", r"top_k=-1\): it must be at least 0"),
-        ("top_p=0.0", r"top_p=0\.0\): it must be between 0\.001 and 1"),
-        ("temperature=0", r"temperature=0\.0\): it must be at least 0\.001"),
-        ("repetition_penalty=-1.0", r"repetition_penalty=-1\.0"),
-        ("drop=1.0", r"drop=1\.0\): it must be between 0 and 0\.999"),
-        ("candidates=0", r"candidates=0"),
-        ("batch=0", r"batch=0"),
-        ("loops=maybe", r"loops='maybe'\): choose one of 'drop', 'keep'"),
-        ("max_tokens=2", r"max_tokens=2\): a text must have room behind its prefix of 2 tokens"),
-        ("prefix='c4 + pile'", r"prefix='c4 \+ pile'\): prefixes come from one source"),
-        ("prefix=random_tokens", r"prefix='random_tokens'\): prefixes come from rows with a text"),
-        ("prefix='selfcal'", r"prefix='selfcal'\): prefixes come from rows with a text"),
-        ("prefix=wikipeda", "there is no source called 'wikipeda', did you mean 'wikipedia'"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(given: str, said: str) -> None:
-    with pytest.raises(SpecError, match=said):
-        selectors.build(f"selfgen({given})")
-
-
-def test_without_a_model_it_says_what_it_needs() -> None:
-    with pytest.raises(DataError, match="needs the model"):
-        PLAIN.select(context(model=False))
-
-
-def test_rows_that_are_too_short_are_passed_over(mine: Path) -> None:
-    with pytest.raises(DataError, match="none of the 3 rows of this draw has 100 tokens"):
+def test_rows_that_are_too_short_are_passed_over_and_windows_as_short_as_a_prefix_refused(mine: Path) -> None:
+    with pytest.raises(DataError) as caught:
         SelfGen(prefix=str(mine), prefix_tokens=100, candidates=3).select(context())
-
-
-def test_windows_as_short_as_a_prefix_are_refused() -> None:
-    with pytest.raises(DataError, match="windows of 8 tokens leaves no room behind a prefix of 8"):
+    assert caught.value.subject == str(mine)
+    with pytest.raises(DataError) as caught:
         replace(PLAIN, prefix_tokens=8).select(context(length=8))
+    assert caught.value.subject == "length"
 
 
 @cache

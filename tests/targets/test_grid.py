@@ -18,7 +18,7 @@ from calibrant.targets import Grid, parse_target
 def test_a_grid_is_read_and_writes_itself_back(text: str, grid: Grid):
     assert parse_target(text) == parse_target(f" {text} ") == grid
     assert str(grid) == text
-    assert len({grid, parse_target(text)}) == 1
+    assert hash(grid) == hash(parse_target(text))
 
 
 def test_numbers_are_written_in_one_way():
@@ -30,49 +30,39 @@ def test_codes_are_those_of_twos_complement(bits: int, lowest: int, highest: int
     assert (Grid(bits).lowest, Grid(bits).highest) == (lowest, highest)
 
 
-@pytest.mark.parametrize("given", ["w1", "w9", "w0g64", "w16g128"])
-def test_bits_that_no_grid_has_are_refused(given: str):
-    with pytest.raises(TargetError, match=f"{given} has codes of [0-9]+ bits, and 2 to 8 are possible; write a grid .* such as w4g64"):
-        parse_target(given)
+NO_GRIDS = ["w1", "w9", "w0g64", "w16g128", "w4g0", "w4g1"]
+ALMOST = ["w4g", "W4", "w", "w-4", "w4g-2", "w4a16", "4w", "w4 g64", "w" + "9" * 40, "w4g" + "9" * 5000, "w٤"]
 
 
-@pytest.mark.parametrize("given", ["w4g0", "w4g1"])
-def test_groups_that_hold_nothing_are_refused(given: str):
-    with pytest.raises(TargetError, match=rf"{given} has groups of [01] inputs, and a group has at least 2; .*or w4 for a whole row"):
+@pytest.mark.parametrize("given", [*NO_GRIDS, *ALMOST])
+def test_what_is_no_grid_is_refused(given: str):
+    with pytest.raises(TargetError) as caught:
         parse_target(given)
+    assert caught.value.subject == given
 
 
 def test_a_truth_is_no_number_of_bits():
-    with pytest.raises(TargetError, match="2 to 8 are possible"):
+    with pytest.raises(TargetError) as caught:
         Grid(True)
-
-
-@pytest.mark.parametrize("given", ["w4g", "W4", "w", "w-4", "w4g-2", "w4a16", "4w", "w4 g64", "w" + "9" * 40, "w4g" + "9" * 5000, "w٤"])
-def test_what_is_almost_a_grid_is_no_target(given: str):
-    with pytest.raises(
-        TargetError,
-        match=r"is no target; write a sparsity .* 0\.5, N:M .* 2:4, .* a grid of 2 to 8 bits, .* w4g64, .* 2:4\+w4g64, or a share",
-    ):
-        parse_target(given)
+    assert caught.value.subject == "wTrue"
 
 
 @pytest.mark.parametrize(
-    ("inputs", "text", "choices"),
+    ("inputs", "text", "fitting"),
     [
-        (576, "w4g128", "w4g64, w4g96, w4g144, or w4 with a scale for each row"),
-        (1536, "w3g100a", "w3g64a, w3g96a, w3g128a, or w3a with a scale for each row"),
-        (30, "w4g64", "w4g15, or w4 with a scale for each row"),
-        (31, "w4g64", "w4 with a scale for each row"),
+        (576, "w4g128", ["w4g64", "w4g96", "w4g144", "w4"]),
+        (1536, "w3g100a", ["w3g64a", "w3g96a", "w3g128a", "w3a"]),
+        (30, "w4g64", ["w4g15", "w4"]),
+        (31, "w4g64", ["w4"]),
     ],
 )
-def test_groups_that_do_not_fit_name_the_matrix_and_what_does(inputs: int, text: str, choices: str):
+def test_groups_that_do_not_fit_name_the_matrix_and_what_does(inputs: int, text: str, fitting: list[str]):
     with pytest.raises(TargetError) as caught:
         parse_target(text).check((8, inputs), "layers.0.up")
-    group = Grid.read(text)
-    assert group is not None
-    assert str(caught.value) == f"layers.0.up has {inputs} inputs, which groups of {group.group} don't divide; choose {choices}"
-    for choice in choices.split(", "):
-        parse_target(choice.removeprefix("or ").split()[0]).check((8, inputs), "layers.0.up")
+    assert caught.value.subject == "layers.0.up"
+    for choice in fitting:
+        assert f" {choice}" in str(caught.value)
+        parse_target(choice).check((8, inputs), "layers.0.up")
 
 
 def test_what_divides_fits():

@@ -1,4 +1,4 @@
-"""What a text is read as, and what is said to be allowed."""
+"""What a text is read as."""
 
 from collections.abc import Callable
 
@@ -6,20 +6,13 @@ import pytest
 
 from calibrant.errors import TargetError
 from calibrant.targets import (
-    GgmlKind,
-    GgufRecipe,
-    Grid,
     NofM,
     Removal,
     Share,
-    SparseGrid,
     Sparsity,
     Target,
-    accepted,
-    allowed,
     kinds,
     parse_target,
-    targets,
 )
 
 RANK = """
@@ -43,11 +36,8 @@ class Rank(Target):
 """
 
 
-def test_the_folder_is_the_list():
-    assert {"grid", "n_of_m", "sparsity"} <= set(targets.names())
-    assert kinds() == [Sparsity, NofM, GgmlKind, Grid, GgufRecipe, SparseGrid, Share]
+def test_kinds_of_a_kind():
     assert kinds((Removal,)) == [Sparsity, NofM]
-    assert kinds((Grid,)) == [Grid]
     assert kinds((Sparsity, Share)) == [Sparsity, Share]
 
 
@@ -58,37 +48,22 @@ def test_every_kind_explains_itself_with_an_example_of_its_own(kind: type[Target
     assert [other for other in kinds() if other.read(kind.example) is not None] == [kind], "two kinds read one text"
 
 
-def test_what_is_accepted_is_said_in_words():
-    assert accepted((Sparsity,)) == "a sparsity from 0 up to (not including) 1, such as 0.5"
-    assert accepted((Removal,)) == "a sparsity from 0 up to (not including) 1, such as 0.5, or N:M with N kept of every M inputs, such as 2:4"
-    assert accepted() == (
-        "a sparsity from 0 up to (not including) 1, such as 0.5, N:M with N kept of every M inputs, such as 2:4, "
-        "one of llama.cpp's kinds of blocks, such as q4_k, a grid of 2 to 8 bits, with a scale for each group of inputs, such as w4g64, "
-        "one of llama.cpp's recipes, such as Q4_K_M, "
-        "a sparsity or N:M with a grid, such as 2:4+w4g64, or a share of the blocks, the experts, or the numbers of feed-forward networks, "
-        "such as blocks 0.25"
-    )
-    assert allowed((Grid,)) == "write a grid of 2 to 8 bits, with a scale for each group of inputs, such as w4g64"
-
-
 def test_another_package_adds_a_kind(plugged: Callable[..., None]):
     plugged({"calibrant.targets": {"rank": "ranks_of_mine:Rank"}}, ranks_of_mine=RANK)
     assert str(parse_target("rank=8")) == "rank=8"
     assert "Rank" in [kind.__name__ for kind in kinds()]
-    with pytest.raises(TargetError, match=r", a rank, such as rank=16"):
+    with pytest.raises(TargetError, match="rank=16"):
         parse_target("nothing of the kind")
 
 
-@pytest.mark.parametrize("given", ["blocks", "blocks x", "blocks 0,5", "Blocks 0.5", "layers 0.5", "blocks0.5"])
-def test_what_is_almost_a_share_is_no_target(given: str):
-    with pytest.raises(TargetError, match="is no target"):
-        parse_target(given)
+ALMOST = ["blocks", "blocks x", "blocks 0,5", "Blocks 0.5", "layers 0.5", "blocks0.5"]
 
 
-@pytest.mark.parametrize("given", ["blocks 1", "experts 1.5", "blocks -0.1", "numbers 1.0"])
-def test_a_share_is_less_than_all(given: str):
-    with pytest.raises(TargetError, match=r"is no share of a model's parts; write blocks, experts or numbers and a share from 0 up to"):
+@pytest.mark.parametrize("given", [*ALMOST, "blocks 1", "experts 1.5", "blocks -0.1", "numbers 1.0"])
+def test_what_is_no_share_is_refused(given: str):
+    with pytest.raises(TargetError) as caught:
         parse_target(given)
+    assert given.split()[0] in caught.value.subject
 
 
 def test_the_number_of_parts_is_exact():

@@ -2,6 +2,7 @@
 
 import math
 from decimal import Decimal
+from itertools import product
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from calibrant.errors import NumericsError, TargetError
 from calibrant.targets import NofM, Sparsity, Target, keep_highest, parse_target
 
-SHAPES = [(1, 1), (1, 24), (7, 24), (24, 7), (5, 48)]
+SHAPES = [(1, 1), (1, 24), (24, 7), (5, 48)]
 
 
 def tied(shape: tuple[int, int], values: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -42,15 +43,14 @@ def by_sorting(scores: Tensor, target: Target, group: str) -> Tensor:
 
 
 @pytest.mark.parametrize("group", ["row", "matrix"])
-@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.29, 0.5, 0.75, 0.999])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("values", [1, 2, 5, 10007])
-def test_sparsity_equals_sorting(shape: tuple[int, int], fraction: float, values: int, group: str):
-    scores = tied(shape, values)
-    assert torch.equal(Sparsity(fraction).keep(scores, group), by_sorting(scores, Sparsity(fraction), group))  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.29, 0.5, 0.999])
+def test_sparsity_equals_sorting(fraction: float, group: str):
+    for shape, values in product(SHAPES, (1, 5, 10007)):
+        scores = tied(shape, values)
+        assert torch.equal(Sparsity(fraction).keep(scores, group), by_sorting(scores, Sparsity(fraction), group))  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (1, 4), (3, 4), (4, 8), (7, 8), (3, 12), (5, 16), (23, 24), (1, 3)])
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (7, 8), (3, 12), (23, 24), (1, 3)])
 @pytest.mark.parametrize("values", [1, 2, 5, 10007])
 @pytest.mark.parametrize("group", ["row", "matrix"])
 def test_patterns_equal_sorting(n: int, m: int, values: int, group: str):
@@ -90,41 +90,36 @@ def test_targets_are_values():
     assert parse_target(" 2:4 ") == parse_target("2 : 4") == NofM(2, 4)
     assert parse_target("0") == Sparsity(-0.0)
     assert {Sparsity(0.5), parse_target("0.5"), NofM(2, 4), NofM(2, 4)} == {Sparsity(0.5), NofM(2, 4)}
+    for text in ("0.0", "0.5", "0.29", "1e-05", "2:4", "1:128"):
+        assert str(parse_target(text)) == text
 
 
-@pytest.mark.parametrize("text", ["0.0", "0.5", "0.29", "1e-05", "2:4", "1:128"])
-def test_text_gives_the_target_back(text: str):
-    assert str(parse_target(text)) == text
+OUT_OF_RANGE = [1, 1.0, 1.2, -0.1, "1.2", "-0.1", "nan", "inf", float("nan"), True, "101", 50, "50", 62.5]
 
 
-@pytest.mark.parametrize("given", [1, 1.0, 1.2, -0.1, "1.2", "-0.1", "nan", "inf", float("nan"), True, "101", 0.0 - 1])
+@pytest.mark.parametrize("given", OUT_OF_RANGE)
 def test_a_sparsity_out_of_range_is_refused(given: str | float):
-    with pytest.raises(TargetError, match=f"{given if not isinstance(given, str) else float(given)} is no sparsity.*from 0 up to"):
+    with pytest.raises(TargetError) as caught:
         parse_target(given)
+    assert caught.value.subject == str(float(given) if isinstance(given, str) else given)
 
 
-@pytest.mark.parametrize(("given", "meant"), [(50, "0.5"), ("50", "0.5"), (62.5, "0.625")])
-def test_a_percentage_without_its_sign_is_understood_and_refused(given: str | float, meant: str):
-    with pytest.raises(TargetError, match=f"{given}.*did you mean {meant}\\?"):
+NO_PATTERNS = ["5:4", "4:4", "0:4", "0:0"]
+NO_TARGETS = ["abc", "", "2:", ":4", "2:4:8", "-1:4", "1.5:4", "half"]
+
+
+@pytest.mark.parametrize("given", [*NO_PATTERNS, *NO_TARGETS])
+def test_what_is_no_target_is_refused(given: str):
+    with pytest.raises(TargetError) as caught:
         parse_target(given)
-
-
-@pytest.mark.parametrize("given", ["5:4", "4:4", "0:4", "0:0"])
-def test_a_pattern_that_keeps_all_or_none_is_refused(given: str):
-    with pytest.raises(TargetError, match=f"{given} is no pattern: N of N:M are kept"):
-        parse_target(given)
-
-
-@pytest.mark.parametrize("given", ["abc", "", "2:", ":4", "2:4:8", "-1:4", "1.5:4", "half"])
-def test_a_text_that_is_no_target_is_refused(given: str):
-    with pytest.raises(TargetError, match=f"'{given}' is no target; write a sparsity"):
-        parse_target(given)
+    assert caught.value.subject == given
 
 
 def test_a_pattern_that_does_not_fit_names_the_matrix():
-    with pytest.raises(TargetError, match=r"layers\.0\.up has 30 inputs, and 2:4 needs a multiple of 4"):
+    with pytest.raises(TargetError) as caught:
         NofM(2, 4).check((8, 30), "layers.0.up")
-    with pytest.raises(TargetError, match="the matrix has 30 inputs"):
+    assert caught.value.subject == "layers.0.up"
+    with pytest.raises(TargetError, match="30"):
         NofM(2, 4).keep(torch.rand(8, 30))
     NofM(2, 4).check((8, 32), "layers.0.up")
     Sparsity(0.5).check((8, 30), "layers.0.up")
@@ -134,5 +129,5 @@ def test_a_pattern_that_does_not_fit_names_the_matrix():
 def test_scores_that_are_not_numbers_are_refused(target: Target):
     scores = torch.ones(2, 16)
     scores[1, 3] = math.nan
-    with pytest.raises(NumericsError, match="1 of 32 scores are NaN"):
+    with pytest.raises(NumericsError, match="1 of 32"):
         target.keep(scores)

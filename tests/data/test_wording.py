@@ -1,0 +1,62 @@
+"""What the errors of data say: the sentences that a user most likely meets."""
+
+from pathlib import Path
+
+import pytest
+
+from calibrant.data import CalibrationSet, sources
+from calibrant.errors import DataError, InputError
+from calibrant.testing import tiny_tokenizer
+
+FILES = [
+    ("a.jsonl", b"", "a.jsonl' is empty; a data file needs at least one row"),
+    ("a.jsonl", b'{"text": "fine"}\nnot json\n', "a.jsonl:2: 'not json' is no JSON"),
+    ("a.jsonl", b'{"text": "caf\xe9"}\n', "a.jsonl:1: this is no UTF-8 text (byte 0xe9 at 14); save the file as UTF-8"),
+    ("a.jsonl", b'{"words": "a", "n": 1}\n', "no column 'text' or 'question'; its columns are words, n"),
+    ("a.jsonl", b'{"text": 3}\n', "a.jsonl', row 1: 'text' is '3'; it must be a text"),
+    ("a.csv", b"text,n\na\n", "a.csv:2: this line has not the 2 columns of the first line but 1"),
+    ("a.xlsx", b"x", "'.xlsx' is no known ending; a data file ends in .jsonl"),
+    ("a.pkl", b"x", "a.pkl' may hold a pickle, which can run any program when it is read"),
+]
+SETS = [
+    ("wikitxt", "there is no source called 'wikitxt', did you mean 'wikitext'?"),
+    ("gsm8k:cott", "there is no format called 'cott', did you mean 'cot'?"),
+    ("wikitext@croq", "there is no packing called 'croq', did you mean 'crop'?"),
+    ("wikitext@many(seperator=' ')", "many has no parameter 'seperator', did you mean 'separator'?"),
+    ("data/*.jsonl", "'data/' is no weight; write a number, as in 0.3*gsm8k:cot + 0.7*wikitext, and quote a path that has * in it"),
+    ("0.5*wikitext + gsm8k", "some parts have a weight and some have none; give each one, or none"),
+    ("wikitext:qa", "wikitext can't be rendered as qa: that needs question, answer, and wikitext has text"),
+    ("race:cot", "race can't be rendered as cot: that needs rationale, and race has question, answer, choices; sets that have it: anli_r1"),
+    ("nowhere/mine.jsonl", "there is no file 'nowhere/mine.jsonl'; give the path of a data file or of a folder of them, or the name of a source"),
+    ("mix(a=gsm8k)", "'mix(a=gsm8k)' has the sets a and no weights; write sets, each with a name of your own"),
+    ("pile(subsets=['GitHub'])", "pile has no subset 'GitHub', did you mean 'Github'?"),
+    ("flores(language='deu_Latin')", "is none of the mirror's languages, did you mean 'deu_Latn'?"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), FILES)
+def test_a_file(tmp_path: Path, name: str, content: bytes, said: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        CalibrationSet(str(tmp_path / name)).rows(tiny_tokenizer())
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "said"), SETS)
+def test_a_set(text: str, said: str):
+    with pytest.raises(InputError) as caught:
+        CalibrationSet(text)
+    assert said in str(caught.value)
+
+
+def test_too_little_data_and_none(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(f"line {number}" for number in range(50)))
+    with pytest.raises(DataError) as caught:
+        CalibrationSet(str(path), tokens=10_000, length=64).tokens(tiny_tokenizer())
+    assert "too little for 10000 tokens" in str(caught.value).replace(",", "")
+    assert "lower --tokens or --length" in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        sources.build("gsm8k").rows("measure")
+    assert "can't be had from the Hugging Face hub" in str(caught.value)
+    assert "give a local mirror that holds gsm8k/train.jsonl with --data-dir DIR or CALIBRANT_DATA=DIR" in str(caught.value)
