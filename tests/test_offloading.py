@@ -28,6 +28,9 @@ from tests.test_blocks_on_disk import asked, files
 from tests.test_walk import Outputs, assert_same_weights, halved, padded_batch
 from tests.usual import two_hundred_lines, usually
 
+USUAL = ("llama", "gemma3")
+"""The plain one, and one of windows: others go through the same doors."""
+
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -76,7 +79,7 @@ def pruned(family: str, propagate: str, folder: Path | None) -> ModelView:
 
 
 @pytest.mark.parametrize("propagate", ["arrival", "reference", "dense"])
-@pytest.mark.parametrize("family", usually(FAMILIES))
+@pytest.mark.parametrize("family", usually(FAMILIES, USUAL))
 def test_a_model_is_the_same_to_the_bit(family: str, propagate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = watched(monkeypatch)
     there, offloaded = pruned(family, propagate, None), pruned(family, propagate, tmp_path)
@@ -89,7 +92,7 @@ def test_a_model_is_the_same_to_the_bit(family: str, propagate: str, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("family", usually(FAMILIES))
+@pytest.mark.parametrize("family", usually(FAMILIES, USUAL))
 def test_blocks_are_seen_as_they_are(family: str, tmp_path: Path) -> None:
     found: list[list[Tensor]] = []
     for folder in (None, tmp_path):
@@ -121,7 +124,7 @@ def test_tokens_are_weighed_by_what_blocks_do_with_them(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*sums, strict=True))
 
 
-@pytest.mark.parametrize("family", usually(FAMILIES))
+@pytest.mark.parametrize("family", usually(FAMILIES, ("llama", "gpt2")))
 def test_between_two_blocks_inputs_are_in_nobodys_memory(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all memory that a forward made, what is left at a door is what was measured beforehand, whatever else holds the block's input."""
     seen_by = view(tiny_model(family))
@@ -181,27 +184,25 @@ def test_what_it_is_a_view_of_goes_too(tmp_path: Path) -> None:
     file.close()
 
 
-def test_numbers_that_the_disk_does_not_give_back_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_that_the_disk_does_not_give_back_are_not_made_up(tmp_path: Path) -> None:
     tensor, file = torch.randn(2, 3), OffloadFile(tmp_path)
     place = Offloaded(file)
     place.offload(tensor)
     assert file._file is not None
     file._file.truncate(5)
-    with pytest.raises(OutputError, match=r"activations in .* were cut; run the same command again"):
+    with pytest.raises(OutputError) as refused:
         place.fetch()
+    assert refused.value.subject == str(tmp_path)
     file.close()
 
 
-def test_a_part_of_another_tensors_memory_stays(tmp_path: Path) -> None:
+def test_a_part_of_another_tensors_memory_stays_and_so_does_all_where_there_is_no_file(tmp_path: Path) -> None:
     whole = torch.randn(6, 8)
     for part in (whole[:3], whole[:, ::2], whole[0].expand(4, 8), torch.empty(0, 8)):
         before = part.clone()
         Offloaded(OffloadFile(tmp_path)).offload(part)
         assert torch.equal(part, before)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_file_nothing_happens() -> None:
     tensor = torch.randn(2, 3)
     place = Offloaded(None)
     place.offload(tensor)
@@ -212,35 +213,44 @@ def test_without_a_file_nothing_happens() -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("calibrant.walk.offloading.TemporaryFile", lambda **_: open("/dev/full", "r+b"))  # noqa: SIM115
-    with pytest.raises(OutputError, match=r"activations can't be kept in .*: the disk is full; free some space and run the same command again"):
+    with pytest.raises(OutputError, match="the disk is full") as refused:
         pruned("llama", "dense", tmp_path)
+    assert refused.value.subject == str(tmp_path)
 
 
 # What decides
+
+
+JOB = {"samples": 128, "length": 64, "dtype": "bfloat16", "device": "cpu"}
+
+
+def needs_of(folder: Path, method: str) -> Needs:
+    seen_by, kind = outlined(str(folder), "bfloat16", "cpu")
+    assert seen_by is not None
+    return Needs.of(seen_by, 128 * 64, kind, methods.build(method))
 
 
 def test_the_promise_decides_where_activations_are(texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "held_now", lambda: 0)
     monkeypatch.setattr(room, "HANDED_ALONG", 2)  # beside 32 numbers a token the angles of 16 are no sixteenth
     folder = tiny_folder(tmp_path / "model", "llama", num_hidden_layers=12)
-    seen_by, kind = outlined(str(folder), "bfloat16", "cpu")
-    assert seen_by is not None
-    needs = Needs.of(seen_by, 128 * 64, kind, methods.build("wanda"))
-    job = {"samples": 128, "length": 64, "dtype": "bfloat16", "device": "cpu"}
+    needs = needs_of(folder, "wanda")
     least, enough = needs.on_disk("reference", offload=True), needs.on_disk("reference")
     assert least < enough < needs.on_disk("arrival")
-    there = prune(str(folder), texts, "wanda", "0.5", tmp_path / "there", propagate="reference", memory=enough * 1.001 / 1e9, **job)
-    assert "its blocks stayed on disk" in asked(there)
+    there = prune(str(folder), texts, "wanda", "0.5", tmp_path / "there", propagate="reference", memory=enough * 1.001 / 1e9, **JOB)
+    sizes = watched(monkeypatch)
+    offloaded = prune(str(folder), texts, "wanda", "0.5", tmp_path / "offloaded", memory=least * 1.001 / 1e9, **JOB)
+    assert sizes
+    assert offloaded.record.run.propagate == "reference"
+    assert "between two blocks" in asked(offloaded)
     assert "between two blocks" not in asked(there)
-    offloaded = prune(str(folder), texts, "wanda", "0.5", tmp_path / "offloaded", memory=least * 1.001 / 1e9, **job)
-    assert "went on with reference" in asked(offloaded)
-    assert asked(offloaded).endswith("they were on disk between two blocks")
     assert offloaded.record.run.id == there.record.run.id
     assert files(tmp_path / "offloaded") == files(tmp_path / "there")
-    with pytest.raises(SpecError, match=r"with its blocks on disk it needs about .* GB; allow so much, or calibrate on fewer tokens"):
-        prune(str(folder), texts, "wanda", "0.5", tmp_path / "less", memory=least * 0.99 / 1e9, **job)
+    with pytest.raises(SpecError) as refused:
+        prune(str(folder), texts, "wanda", "0.5", tmp_path / "less", memory=least * 0.99 / 1e9, **JOB)
+    assert refused.value.subject == str(folder)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "there", "offloaded"}
 
 
@@ -248,15 +258,12 @@ def test_a_method_that_goes_its_own_way_is_judged_by_arrival(texts: str, tmp_pat
     """It holds whole outputs of a block, which go to no disk."""
     monkeypatch.setattr(room, "held_now", lambda: 0)
     folder = tiny_folder(tmp_path / "model", "llama", num_hidden_layers=12)
-    seen_by, kind = outlined(str(folder), "bfloat16", "cpu")
-    assert seen_by is not None
-    built = methods.build("reconstructed")
-    needs = Needs.of(seen_by, 128 * 64, kind, built)
+    needs = needs_of(folder, "reconstructed")
     enough = needs.in_memory("reference")
     assert enough < needs.in_memory("arrival")
-    job = {"samples": 128, "length": 64, "dtype": "bfloat16", "device": "cpu", "propagate": "reference"}
-    with pytest.raises(SpecError, match=r"its blocks can't be left on disk, since reconstructed.* does more than compress matrix by matrix"):
-        prune(str(folder), texts, "reconstructed", "0.5", tmp_path / "out", memory=enough * 1.001 / 1e9, **job)
+    with pytest.raises(SpecError, match="reconstructed") as refused:
+        prune(str(folder), texts, "reconstructed", "0.5", tmp_path / "out", propagate="reference", memory=enough * 1.001 / 1e9, **JOB)
+    assert refused.value.subject == str(folder)
 
 
 @pytest.mark.parametrize("what", ["arrival", "reconstructed", "a block that writes over its input", "not possible"])
@@ -269,5 +276,6 @@ def test_where_nothing_can_go_to_disk_a_promise_is_refused(what: str, monkeypatc
     if what == "a block that writes over its input":
         assert room.offloading(*asked) != ""
         monkeypatch.setattr(room, "rehearse", lambda view: replace(rehearse(view), changes_input=True))
-    with pytest.raises(SpecError, match=r"holds about 0\.0 GB of activations, and 0\.0 GB are left for them; allow more memory"):
+    with pytest.raises(SpecError) as refused:
         room.offloading(*asked, what != "not possible")
+    assert refused.value.subject == str(methods.build(method))
