@@ -42,29 +42,10 @@ pools: {text: [c4]}
 exclude: [{data: c4, sparsity: 2:4}]
 primary: [{compare: text, with: random_tokens, name: usual}]
 """
+BRACKETS = ("(" * 90, "[" * 90, "cluster(source=" * 60, "-" * 3000, "1+" * 2000, "a." * 500)
 ODD = (
     *("9" * 5000, "1e999999999", "1e999", "-0", "0x10", "1_000", "٣", "\ud800", "\0", "\u202e", "e\u0301", "😀", "nan", ".inf", "~", "None", "!!x "),
-    *(
-        "(" * 90,
-        "[" * 90,
-        "cluster(source=" * 60,
-        "-" * 3000,
-        "1+" * 2000,
-        "a." * 500,
-        "'",
-        '"',
-        "\\",
-        "\n",
-        "\t",
-        "%",
-        "*&",
-        ": ",
-        "=",
-        "@",
-        "+",
-        ",",
-        "#",
-    ),
+    *(*BRACKETS, "*&", ": ", *"'\"\\\n\t%=@+,#"),
 )
 
 
@@ -128,88 +109,79 @@ def nested(deep: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("read", "given", "error", "said"),
+    ("read", "given", "told"),
     [
-        (methods.build, "sparsegpt(damp=1e999)", SpecError, "'sparsegpt(damp=1e999)': a number in it is infinite"),
-        (methods.build, "sparsegpt(block=" + "9" * 5000 + ")", SpecError, "can't be read as a spec"),
-        (methods.build, "sparsegpt(block=1" + "0" * 18 + ")", SpecError, "1000000000000000000 is too large; a whole number is at most"),
-        (methods.build, "w" * 1_000_000, SpecError, "has 1,000,000 characters, and 65,536 are the most"),
-        (methods.build, "wanda(x='\\ud800')", SpecError, "holds \\ud800, which is half a character"),
-        (methods.build, "sparsegpt(damp=" + "1+" * 400 + "1)", SpecError, "is no literal"),
-        (CalibrationSet, "\udcff", SpecError, "holds \\udcff, which is half a character"),
-        (CalibrationSet, "1e999999999*c4 + 1*pile", SpecError, "the weight 1e999999999 has an exponent beyond ±30"),
-        (CalibrationSet, "1e-31*c4 + 1*pile", SpecError, "the weight 1e-31 has an exponent beyond ±30"),
-        (CalibrationSet, "٣*c4 + 1*pile", SpecError, "'٣' is no weight"),
-        (CalibrationSet, f"{'9' * 100}*c4 + 1e-30*pile", SpecError, "its weights are of too many digits, or too far apart"),
-        (CalibrationSet, "mix(a=c4, b=pile, weights=[1, 1e999])", SpecError, "the weight 1e999 has an exponent beyond ±30"),
-        (CalibrationSet, "mix(a=c4, b=pile, weights=[1, 1e99])", SpecError, "the weight 1e99 has an exponent beyond ±30"),
-        (CalibrationSet, " + ".join(["c4"] * 3000), SpecError, "is a sum of 3,000 parts; it may have 256"),
-        (CalibrationSet, f"mix({', '.join(f'a{n}=c4' for n in range(3000))})", SpecError, "is a mix of 3,000 parts; it may have 256"),
-        (CalibrationSet, nested(80), SpecError, "is nested more than 12 deep"),
-        (CalibrationSet, "c4@many(shots=1000000000)", SpecError, "many(shots=1000000000): a window holds at most 10,000 texts"),
-        (CalibrationSet, "igsp(source=c4, strata=1000000000)", SpecError, "igsp(strata=1000000000): there can be 10,000 levels"),
-        (CalibrationSet, "longest(source=c4, candidates=1000000000)", SpecError, "longest(candidates=1000000000): it may have 1,000,000"),
-        (evaluators.build, "loss(tokens=1" + "0" * 18 + ")", SpecError, "1000000000000000000 is too large"),
-        (parse_target, "9" * 5000, TargetError, "is no target"),
-        (parse_target, 10**5000, TargetError, "a number of about 4,983 digits is no sparsity"),
-        (parse_target, "2:" + "9" * 5000, TargetError, "is no target"),
-        (parse_target, "٢:٤", TargetError, "'٢:٤' is no target"),
-        (parse_target, "0.5_0", TargetError, "'0.5_0' is no target"),
-        (parse_target, "1e999", TargetError, "'1e999' is no target"),
+        (methods.build, "sparsegpt(damp=1e999)", "damp=1e999"),
+        (methods.build, f"sparsegpt(block={'9' * 5000})", "block=999"),
+        (methods.build, "sparsegpt(block=1000000000000000000)", "1000000000000000000"),
+        (methods.build, "w" * 1_000_000, "1,000,000"),
+        (methods.build, "wanda(x='\\ud800')", "\\ud800"),
+        (methods.build, f"sparsegpt(damp={'1+' * 400}1)", "1+1"),
+        (CalibrationSet, "\udcff", "\\udcff"),
+        (CalibrationSet, "1e999999999*c4 + 1*pile", "1e999999999"),
+        (CalibrationSet, "1e-31*c4 + 1*pile", "1e-31"),
+        (CalibrationSet, "٣*c4 + 1*pile", "'٣'"),
+        (CalibrationSet, f"{'9' * 100}*c4 + 1e-30*pile", "999"),
+        (CalibrationSet, "mix(a=c4, b=pile, weights=[1, 1e99])", "1e99"),
+        (CalibrationSet, " + ".join(["c4"] * 3000), "3,000"),
+        (CalibrationSet, f"mix({', '.join(f'a{n}=c4' for n in range(3000))})", "3,000"),
+        (CalibrationSet, "cluster(source=" * 80 + "c4" + ")" * 80, "12"),
+        (CalibrationSet, "c4@many(shots=1000000000)", "shots=1000000000"),
+        (CalibrationSet, "igsp(source=c4, strata=1000000000)", "strata=1000000000"),
+        (CalibrationSet, "longest(source=c4, candidates=1000000000)", "candidates=1000000000"),
+        (evaluators.build, "loss(tokens=1000000000000000000)", "1000000000000000000"),
+        (parse_target, 10**5000, "4,983"),
+        (parse_target, f"2:{'9' * 5000}", "2:999"),
+        (parse_target, "٢:٤", "'٢:٤'"),
+        (parse_target, "0.5_0", "'0.5_0'"),
+        (parse_target, "1e999", "'1e999'"),
     ],
-    ids=range(26),
+    ids=range(24),
 )
-def test_what_is_too_much_is_refused_by_what_was_given(read: Callable[[Any], Any], given: Any, error: type[InputError], said: str):
-    with quick(20), pytest.raises(error) as refused:
+def test_what_is_too_much_is_refused_by_what_was_given(read: Callable[[Any], Any], given: Any, told: str):
+    with quick(20), pytest.raises(TargetError if read is parse_target else SpecError) as refused:
         read(given)
-    assert said in str(refused.value)
+    assert told in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("budget", "said"),
-    [
-        ({"seed": 1_000_000}, "seed is 1000000; it must be at most 10,000"),
-        ({"samples": 10**15}, "samples is 1000000000000000; it must be at most 1,000,000,000"),
-        ({"tokens": 10**15}, "tokens is 1000000000000000; it must be at most 1,000,000,000"),
-        ({"length": 10**15}, "length is 1000000000000000; it must be at most 10,000,000"),
-        ({"samples": 10**6, "length": 10**6}, "1,000,000 samples of 1,000,000 tokens are 1,000,000,000,000, and 1,000,000,000 are the most"),
-        ({"seed": 10**5000}, "seed is a number of about"),
-    ],
-    ids=range(6),
-)
 @pytest.mark.parametrize("data", ["c4", "random_tokens"])
-def test_a_budget_beyond_what_can_be_is_refused_before_anything_is_reserved(data: str, budget: dict[str, int], said: str):
-    with pytest.raises(DataError) as refused:
-        CalibrationSet(data, **budget)
-    assert said in str(refused.value)
+def test_a_budget_beyond_what_can_be_is_refused_before_anything_is_reserved(data: str):
+    for budget, told in (
+        ({"seed": 1_000_000}, ("seed", "10,000")),
+        ({"samples": 10**15}, ("samples", "1,000,000,000")),
+        ({"tokens": 10**15}, ("tokens", "1,000,000,000")),
+        ({"length": 10**15}, ("length", "10,000,000")),
+        ({"samples": 10**6, "length": 10**6}, ("1,000,000,000,000",)),
+        ({"seed": 10**5000}, ("seed", "digits")),
+    ):
+        with pytest.raises(DataError) as refused:
+            CalibrationSet(data, **budget)
+        assert all(part in str(refused.value) for part in told)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "where", "told"),
     [
-        ({"seeds": range(10**12)}, f"seeds: more than {MOST_VALUES:,} entries"),
-        ({"seeds": range(5000), "sparsities": [n / 1000 for n in range(400)]}, "data: the study has 2,000,001 runs, and 100,000 are the most"),
-        ({"groups": {f"g{n}": {"seeds": list(range(4000))} for n in range(40)}}, "groups: the study has 160,040 runs"),
-        ({"primary": [{"compare": "c4", "with": "pile"}] * 10_001}, "primary: more than 10,000 entries"),
-        ({"pools": {"all": ["c4"] * 10_001}}, "pools: more than 10,000 entries"),
-        ({"exclude": [{"data": "c4"}] * 10_000, "seeds": range(5000)}, "exclude: 10,000 entries for 5,001 runs are too many"),
-        ({"pools": {"p" * 1_000_000: ["c4"]}}, "is no name; write one of at most 100 letters"),
-        (
-            {"data": ["c4", "pile"], "primary": [{"compare": "c4", "with": "pile", "name": "n" * 10**6}]},
-            "is no name; write a few words of at most 200",
-        ),
-        ({"seeds": [10**6]}, "a draw is 1000000; it must be a whole number of at most 10,000"),
-        ({"samples": 10**15}, "samples: samples is 1000000000000000; it must be at most"),
-        ({"samples": 10**5000}, "samples: samples is a number of about"),
-        ({"models": "\udcff"}, "holds \\udcff, which is half a character"),
-        ({"sparsities": ["9" * 400]}, "is no target"),
+        ({"seeds": range(10**12)}, "seeds", f"{MOST_VALUES:,}"),
+        ({"seeds": range(5000), "sparsities": [n / 1000 for n in range(400)]}, "data", "2,000,001"),
+        ({"groups": {f"g{n}": {"seeds": list(range(4000))} for n in range(40)}}, "groups", "160,040"),
+        ({"primary": [{"compare": "c4", "with": "pile"}] * 10_001}, "primary", "10,000"),
+        ({"pools": {"all": ["c4"] * 10_001}}, "pools", "10,000"),
+        ({"exclude": [{"data": "c4"}] * 10_000, "seeds": range(5000)}, "exclude", "5,001"),
+        ({"pools": {"p" * 1_000_000: ["c4"]}}, "pools", "100"),
+        ({"data": ["c4", "pile"], "primary": [{"compare": "c4", "with": "pile", "name": "n" * 10**6}]}, "primary", "200"),
+        ({"seeds": [10**6]}, "seeds", "1000000"),
+        ({"samples": 10**15}, "samples", "1000000000000000"),
+        ({"samples": 10**5000}, "samples", "digits"),
+        ({"models": "\udcff"}, "model", "\\udcff"),
+        ({"sparsities": ["9" * 400]}, "sparsit", "999"),
     ],
     ids=range(13),
 )
-def test_a_study_that_is_too_large_is_counted_and_refused(changes: dict[str, Any], said: str):
+def test_a_study_that_is_too_large_is_counted_and_refused(changes: dict[str, Any], where: str, told: str):
     with quick(30), pytest.raises(StudyError) as refused:
         Study(**{"models": "smollm2", "data": "c4", "methods": "wanda", **changes})
-    assert said in str(refused.value)
+    assert any(problem.where.startswith(where) and told in problem.message for problem in refused.value.problems)
     assert len(str(refused.value)) < 3000
 
 
@@ -220,8 +192,9 @@ def test_methods_that_look_at_no_data_have_a_run_a_sparsity_whatever_the_draws()
 
 def test_half_a_character_in_a_study_file_is_told_with_its_line(tmp_path: Path):
     (tmp_path / "study.yaml").write_text('model: smollm2\ndata: "c4 \\ud800"\n')
-    with pytest.raises(StudyError, match=r"line 2: data: .*holds \\ud800, which is half a character"):
+    with pytest.raises(StudyError) as refused:
         read_study(tmp_path / "study.yaml")
+    assert {(problem.line, problem.where) for problem in refused.value.problems} == {(2, "data")}
 
 
 @pytest.mark.parametrize("target", ["1e999*c4", "9" * 5000 + "*c4", "٣*c4", "0.5*\ud800"], ids=range(4))

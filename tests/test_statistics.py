@@ -1,7 +1,6 @@
 """Statistics on disk: every bit comes back, what is there isn't made again, and what is cut or strange isn't believed."""
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +15,15 @@ from torch import Tensor
 from calibrant.activations import BlockChange, FeatureNorms, Gram, Routing, Seen
 from calibrant.compress import Recipe, compress
 from calibrant.data import TokenBatch
-from calibrant.durable import short
 from calibrant.errors import OutputError
 from calibrant.models import ModelView, Opened, Weight, view
 from calibrant.testing import tiny_model
 from calibrant.walk import walk, walk_blocks
 from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
 from calibrant.walk.observing import gather
-from calibrant.walk.statistics import BLOCK_KINDS, KINDS, Statistics, by_block, mixed, packed_bytes, statistics_id, statistics_ids, surplus
+from calibrant.walk.statistics import BLOCK_KINDS, KINDS, Statistics, mixed, packed_bytes, statistics_id, statistics_ids, surplus
+
+from tests.usual import usually
 
 FAMILIES = ("llama", "gpt2", "gemma3", "mixtral", "phi3")
 BOTH = (FeatureNorms, Gram)
@@ -69,7 +69,7 @@ def sharing(seen: dict[str, Seen]) -> set[frozenset[str]]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", usually(FAMILIES, ("llama", "mixtral")))
 def test_every_bit_comes_back(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     opened, batch = opened_of(family, dtype=dtype), batch_of()
     seen_by, kept = view(opened.model), stored_in(tmp_path, opened, batch)
@@ -77,6 +77,8 @@ def test_every_bit_comes_back(family: str, dtype: torch.dtype, tmp_path: Path) -
     gather(seen_by, batch, BOTH, kept)
     found = brought_back(kept, seen_by)
     assert list(found) == list(made), "the order in which matrices were used is part of a record"
+    reached = len(found) < len(seen_by.weights)
+    assert reached == (family == "mixtral"), "a matrix that no token reached is absent"
     assert sharing(found) == sharing(made)
     for name, seen in found.items():
         norms, gram = seen[FeatureNorms], seen[Gram]
@@ -89,17 +91,13 @@ def test_every_bit_comes_back(family: str, dtype: torch.dtype, tmp_path: Path) -
         assert [(s.tokens, s.mass) for s in seen.values()] == [(s.tokens, s.mass) for s in made[name].values()]
 
 
-def test_a_matrix_that_no_token_reached_is_absent(tmp_path: Path) -> None:
-    opened, batch = opened_of("mixtral"), batch_of(samples=1, length=4)
-    seen_by, kept = view(opened.model), stored_in(tmp_path, opened, batch)
-    gather(seen_by, batch, BOTH, kept)
-    reached = set(brought_back(kept, seen_by))
-    assert reached == set(walked(seen_by, batch))
-    assert reached < {weight.name for weight in seen_by.weights}
-
-
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        *(("llama", "wanda"), ("llama", "sparsegpt"), ("mixtral", "wanda")),
+        *(pytest.param(family, method, marks=pytest.mark.slow) for family in FAMILIES for method in ("wanda", "sparsegpt")),
+    ],
+)
 def test_from_disk_or_from_a_walk_it_is_the_same_to_the_bit(family: str, method: str, tmp_path: Path) -> None:
     batch, results = batch_of(), []
     for folder in (None, tmp_path, tmp_path):
@@ -123,13 +121,15 @@ def test_what_is_there_is_not_walked_for_again(tmp_path: Path, monkeypatch: pyte
         compress(opened, seen_by, batch, Recipe.parse(method, target, "dense"), statistics=tmp_path)
 
 
-def test_a_record_does_not_tell_what_else_was_gathered(tmp_path: Path) -> None:
-    found = []
-    for folder, kinds in ((tmp_path / "alone", ()), (tmp_path / "both", BOTH)):
+def test_only_the_lacking_kind_is_gathered_and_a_record_does_not_tell_what_else_was(tmp_path: Path) -> None:
+    found, stamps = [], []
+    for kinds in ((), BOTH):
         opened = opened_of("llama")
-        found.append(compress(opened, view(opened.model), batch_of(), Recipe.parse("wanda", 0.5, "dense"), statistics=folder, kinds=kinds))
+        found.append(compress(opened, view(opened.model), batch_of(), Recipe.parse("wanda", 0.5, "dense"), statistics=tmp_path, kinds=kinds))
+        stamps.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("norms/*")})
     assert found[0] == found[1]
-    assert {p.name for p in (tmp_path / "both").glob("*/*")} == {"norms", "gram"}
+    assert stamps[0] == stamps[1] != {}
+    assert {path.name for path in tmp_path.glob("*/*")} == {"norms", "gram"}
 
 
 def test_a_killed_pass_goes_on_from_its_last_whole_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,16 +150,6 @@ def test_a_killed_pass_goes_on_from_its_last_whole_block(tmp_path: Path, monkeyp
     assert begun == [2]
     whole = walked(seen_by, batch)
     assert all(torch.equal(seen[Gram].matrix, whole[name][Gram].symmetric()) for name, seen in brought_back(kept, seen_by).items())
-
-
-def test_only_the_lacking_kind_is_gathered(tmp_path: Path) -> None:
-    opened, batch = opened_of("llama"), batch_of()
-    seen_by, kept = view(opened.model), stored_in(tmp_path, opened, batch)
-    gather(seen_by, batch, (FeatureNorms,), kept)
-    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("norms/*")}
-    gather(seen_by, batch, BOTH, kept)
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("norms/*")} == stamps
-    assert kept.stored_blocks(Gram, seen_by.blocks) == 3
 
 
 @pytest.mark.parametrize("harm", ["cut", "empty", "another's", "another block's", "not ours"])
@@ -183,8 +173,9 @@ def test_what_is_not_whole_or_not_asked_for_is_made_anew(tmp_path: Path, harm: s
 
         save_file({"0": torch.ones(3)}, victim)
     assert kept.stored_blocks(Gram, seen_by.blocks) == 1
-    with pytest.raises(OutputError, match=r"gram/block-00001\.safetensors' is gone or is not what was written; ask again"):
+    with pytest.raises(OutputError) as refused:
         kept.read(BOTH, seen_by.blocks[1])
+    assert refused.value.subject == str(victim)
     gather(seen_by, batch, BOTH, kept)
     assert {p.name: p.read_bytes() for p in (kept.folder / "gram").iterdir()} == sound
 
@@ -202,28 +193,28 @@ def test_another_model_another_type_other_tokens_have_another_identity() -> None
     assert statistics_ids(opened, mixture) == (statistics_id(opened, batch), statistics_id(opened, batch_of(1)))
 
 
-def test_a_full_disk_is_one_sentence_and_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(tensors: object, path: Path, **_: object) -> None:
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     opened, batch = opened_of("llama"), batch_of()
     kept = stored_in(tmp_path, opened, batch)
-    monkeypatch.setattr("calibrant.sealed_tensors.save_file", full)
-    with pytest.raises(OutputError, match=re.escape(f"can't keep statistics in {short(kept.folder)!r}: the disk is full; free some space")):
-        gather(view(opened.model), batch, (Gram,), kept)
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
-
-
-def test_a_place_that_is_not_ours_is_one_sentence(tmp_path: Path) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("calibrant.sealed_tensors.save_file", full)
+        with pytest.raises(OutputError, match="the disk is full") as refused:
+            gather(view(opened.model), batch, (Gram,), kept)
+    assert refused.value.subject == str(kept.folder)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     (tmp_path / "statistics").write_text("a file")
-    opened, batch = opened_of("llama"), batch_of()
-    with pytest.raises(OutputError, match=r"^can't keep statistics in '.*'.*is it yours to write to\?$"):
-        gather(view(opened.model), batch, (Gram,), stored_in(tmp_path / "statistics", opened, batch))
+    other = stored_in(tmp_path / "statistics", opened, batch)
+    with pytest.raises(OutputError) as refused:
+        gather(view(opened.model), batch, (Gram,), other)
+    assert refused.value.subject == str(other.folder)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_sizes_are_known_before(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_sizes_are_known_before(tmp_path: Path) -> None:
+    dtype = torch.float64
     opened, batch = opened_of("llama", dtype=dtype), batch_of()
     seen_by, kept = view(opened.model), stored_in(tmp_path, opened, batch)
     assert kept.bytes() == 0
@@ -254,19 +245,6 @@ def test_a_file_that_another_process_finishes_meanwhile_is_no_error(tmp_path: Pa
     assert kept.bytes() == 5
 
 
-def test_one_thread_or_two_give_the_same_mask(tmp_path: Path) -> None:
-    found = []
-    for threads in (1, 2):
-        opened = opened_of("llama")
-        torch.set_num_threads(threads)
-        try:
-            compress(opened, view(opened.model), batch_of(), Recipe.parse("wanda", 0.5, "dense"), statistics=tmp_path / str(threads), kinds=BOTH)
-        finally:
-            torch.set_num_threads(1)
-        found.append({name: tensor != 0 for name, tensor in numbers(view(opened.model)).items()})
-    assert same(*found)
-
-
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 100)), st.permutations("abcdef"), st.integers(0, 6), st.integers(0, 400))
 def test_no_more_is_deleted_than_it_takes(sizes: dict[str, int], order: list[str], over: int, limit: int) -> None:
     finished = order[:over]
@@ -277,15 +255,6 @@ def test_no_more_is_deleted_than_it_takes(sizes: dict[str, int], order: list[str
     left = [total - sum(sizes[name] for name in held[:count]) for count in range(len(held) + 1)]
     assert left[len(gone)] <= limit or gone == held
     assert all(amount > limit for amount in left[: len(gone)])
-
-
-def test_block_by_block_leaves_no_block_out() -> None:
-    seen_by = view(tiny_model("llama"))
-    first, _, last = seen_by.blocks
-    arrivals = [(weight, Seen({})) for block in (first, last) for weight in block.weights]
-    found = [(block.index, list(seen)) for block, seen in by_block(seen_by.blocks, arrivals)]
-    assert found == [(0, list(first.weights)), (1, []), (2, list(last.weights))]
-    assert [len(seen) for _, seen in by_block(seen_by.blocks, [])] == [0, 0, 0]
 
 
 def test_what_several_saw_is_added_once_for_all_that_share_it() -> None:
@@ -321,8 +290,9 @@ def test_what_blocks_and_routers_did_comes_back_to_the_bit(tmp_path: Path, famil
             want, got = vars(seen[kind]), vars(back[kind])
             assert want.keys() == got.keys()
             assert all(torch.equal(v, got[n]) and v.dtype == got[n].dtype if isinstance(v, Tensor) else v == got[n] for n, v in want.items())
-    with pytest.raises(OutputError, match="is gone or is not what was written"):
+    with pytest.raises(OutputError) as refused:
         kept.read_block((Routing,), seen_by.blocks[2])
+    assert Path(refused.value.subject).name == "block-00002.safetensors"
     path = next(tmp_path.rglob("routing/block-00000.safetensors"))
     path.write_bytes(path.read_bytes()[:20])
     assert kept.stored_blocks(Routing, seen_by.blocks) == 0
