@@ -147,17 +147,10 @@ def test_between_two_blocks_inputs_are_in_nobodys_memory(family: str, tmp_path: 
     assert max(held) <= beside
 
 
-def test_embeddings_that_a_model_keeps_are_counted() -> None:
-    batch, width = padded_batch(), 32 * 4
-    llama, gpt2 = (held_between_blocks(view(tiny_model(family)), batch, tokens_per_pass=24) for family in ("llama", "gpt2"))
-    assert gpt2 - llama > 24 * width, "of each of three micro-batches GPT-2 keeps the embeddings, and Llama lets them go"
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_numbers_come_back_as_they_lay(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_numbers_come_back_as_they_lay(tmp_path: Path) -> None:
     file = OffloadFile(tmp_path)
-    plain, turned = torch.randn(3, 4, 8, dtype=dtype), torch.randn(4, 3, 8, dtype=dtype).transpose(0, 1)
-    for tensor in (plain, turned):
+    turned = torch.randn(4, 3, 8, dtype=torch.float64).transpose(0, 1)
+    for tensor in (torch.randn(3, 4, 8, dtype=torch.bfloat16), turned, torch.randn(12, 8).view(3, 4, 8)):
         before, strides, place = tensor.clone(), tensor.stride(), Offloaded(file)
         for _ in range(2):
             place.offload(tensor)
@@ -168,19 +161,6 @@ def test_numbers_come_back_as_they_lay(dtype: torch.dtype, tmp_path: Path) -> No
             place.fetch()
             assert torch.equal(tensor, before)
             assert tensor.stride() == strides
-    file.close()
-
-
-def test_what_it_is_a_view_of_goes_too(tmp_path: Path) -> None:
-    whole = torch.randn(12, 8)
-    tensor, before, file = whole.view(3, 4, 8), whole.clone(), OffloadFile(tmp_path)
-    place = Offloaded(file)
-    place.offload(tensor)
-    assert whole.numel() == tensor.numel() == 0
-    place.fetch()
-    assert torch.equal(whole, before)
-    assert torch.equal(tensor, before.view(3, 4, 8))
-    assert whole.data_ptr() == tensor.data_ptr()
     file.close()
 
 
@@ -226,17 +206,13 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 JOB = {"samples": 128, "length": 64, "dtype": "bfloat16", "device": "cpu"}
 
 
-def needs_of(folder: Path, method: str) -> Needs:
-    seen_by, kind = outlined(str(folder), "bfloat16", "cpu")
-    assert seen_by is not None
-    return Needs.of(seen_by, 128 * 64, kind, methods.build(method))
-
-
 def test_the_promise_decides_where_activations_are(texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "held_now", lambda: 0)
     monkeypatch.setattr(room, "HANDED_ALONG", 2)  # beside 32 numbers a token the angles of 16 are no sixteenth
     folder = tiny_folder(tmp_path / "model", "llama", num_hidden_layers=12)
-    needs = needs_of(folder, "wanda")
+    seen_by, kind = outlined(str(folder), "bfloat16", "cpu")
+    assert seen_by is not None
+    needs = Needs.of(seen_by, 128 * 64, kind, methods.build("wanda"))
     least, enough = needs.on_disk("reference", offload=True), needs.on_disk("reference")
     assert least < enough < needs.on_disk("arrival")
     there = prune(str(folder), texts, "wanda", "0.5", tmp_path / "there", propagate="reference", memory=enough * 1.001 / 1e9, **JOB)
@@ -252,18 +228,6 @@ def test_the_promise_decides_where_activations_are(texts: str, tmp_path: Path, m
         prune(str(folder), texts, "wanda", "0.5", tmp_path / "less", memory=least * 0.99 / 1e9, **JOB)
     assert refused.value.subject == str(folder)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "there", "offloaded"}
-
-
-def test_a_method_that_goes_its_own_way_is_judged_by_arrival(texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It holds whole outputs of a block, which go to no disk."""
-    monkeypatch.setattr(room, "held_now", lambda: 0)
-    folder = tiny_folder(tmp_path / "model", "llama", num_hidden_layers=12)
-    needs = needs_of(folder, "reconstructed")
-    enough = needs.in_memory("reference")
-    assert enough < needs.in_memory("arrival")
-    with pytest.raises(SpecError, match="reconstructed") as refused:
-        prune(str(folder), texts, "reconstructed", "0.5", tmp_path / "out", propagate="reference", memory=enough * 1.001 / 1e9, **JOB)
-    assert refused.value.subject == str(folder)
 
 
 @pytest.mark.parametrize("what", ["arrival", "reconstructed", "a block that writes over its input", "not possible"])

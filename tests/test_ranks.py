@@ -22,11 +22,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from calibrant import __version__
-from calibrant.activations import BlockChange, FeatureNorms, Gram, Routing, Seen
+from calibrant.activations import BlockChange, FeatureNorms, Routing, Seen
 from calibrant.cli import _frame
 from calibrant.compress import prune
 from calibrant.data import TokenBatch
-from calibrant.errors import CalibrantError, NumericsError, RankError
+from calibrant.errors import CalibrantError, NumericsError
 from calibrant.methods import methods
 from calibrant.models import view
 from calibrant.outcomes import Journal
@@ -34,14 +34,12 @@ from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder, tiny_model
 from calibrant.walk import walk, walk_blocks, walking
 from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
-from calibrant.walk.rank_messages import RankFailure
 from calibrant.walk.ranks import ALONE, Ranks, _Together, joined
 from calibrant.walk.variants import Variants
 
 RANKS = 2
 LENGTHS = (12, 7, 12, 10, 3)
 SIZES = {"mixtral": {"num_local_experts": 16, "num_hidden_layers": 2}, "olmoe": {"num_experts": 16, "num_hidden_layers": 2}}
-PROPAGATIONS = ("arrival", "reference", "dense")
 BATCHES = {"three micro-batches": (24, False), "weighted, five": (1, True), "one, so that a rank has nothing": (4096, False)}
 SMALL: dict[str, Any] = {"samples": 6, "length": 700, "dtype": "float32"}
 """Six windows of which each fills more than half a micro-batch's tokens, and so is one."""
@@ -74,7 +72,6 @@ def cases(every: bool) -> list[tuple[str, str, str, str]]:
     found += [("llama", "reference", "wanda", few), ("llama", "dense", "wanda", few), ("mixtral", "arrival", "wanda", few)]
     found += [("llama", "arrival", "sparsegpt", few)]
     if every:
-        found += [("llama", propagate, "wanda", batch) for propagate in ("reference", "dense") for batch in BATCHES if batch != few]
         found += [("mixtral", "reference", "wanda", few), ("mixtral", "dense", "wanda", few), ("mixtral", "arrival", "sparsegpt", few)]
         found += [(family, "arrival", "wanda", many) for family in ("mixtral", "gpt2", "gemma3")]  # experts, transposed, windowed
         found += [("llama", propagate, "sparsegpt", few) for propagate in ("reference", "dense")]
@@ -94,18 +91,6 @@ def behaved(ranks: Ranks) -> dict[tuple[str, str], list[dict[str, Any]]]:
             asked = view(tiny_model(family, **SIZES.get(family, {}))), padded_batch(weighted), (BlockChange, Routing, TokenKinds, ExpertOutputs)
             several = [seen for _, seen in walk_blocks(*asked, tokens_per_pass=tokens_per_pass, ranks=ranks)]
             found[family, batch] = [{kind.__name__: vars(one) for kind, one in seen.items()} for seen in several]
-    return found
-
-
-def shared(ranks: Ranks) -> dict[str, list[list[str]]]:
-    """Which matrices of a block got the same sum, and so the same factorisation."""
-    found = {}
-    for propagate in PROPAGATIONS:
-        groups: dict[int, list[str]] = {}
-        seen_of = [(w.name, seen) for w, seen in walk(view(tiny_model("llama")), padded_batch(False), (Gram, FeatureNorms), propagate, ranks=ranks)]
-        for name, seen in seen_of[:7]:
-            groups.setdefault(id(seen), []).append(name.rpartition(".")[2])
-        found[propagate] = list(groups.values())
     return found
 
 
@@ -132,17 +117,11 @@ def failures(rank: int, folder: Path) -> dict[str, tuple[str, str]]:
         walking.MicroBatch.arrived = arrive
         return lambda: prune(**asked)
 
-    def parted() -> None:
-        with joined() as ranks:
-            failure(lambda: ranks.agree("the day", rank))
-            ranks.all(True)
-
     found = {"input": failure(broken(NumericsError("the activations that reach up_proj hold NaN", subject="up_proj")))}
     found["fault"] = failure(broken(KeyError("layer")))
     walking.MicroBatch.arrived = arrived
     found["other"] = failure(lambda: prune(**asked, sparsity=(0.5, 0.6)[rank]))
-    found["elsewhere"] = failure(lambda: _list_in_ranks(PROPAGATIONS[rank]))
-    found["parted"] = failure(parted)
+    found["elsewhere"] = failure(lambda: _list_in_ranks(("arrival", "reference")[rank]))
     return found
 
 
@@ -151,7 +130,7 @@ def _list_in_ranks(propagate: str) -> None:
         list(walk(view(tiny_model("llama")), padded_batch(False), (FeatureNorms,), propagate, ranks=ranks))
 
 
-def interrupted(rank: int, folder: Path) -> dict[str, Any]:
+def interrupted(folder: Path) -> dict[str, Any]:
     """A prune of which the first rank is interrupted after two blocks, and which is asked again."""
     asked: dict[str, Any] = {"model": str(folder / "model"), "data": str(folder / "mine.jsonl"), "out": folder / "out", **SMALL}
 
@@ -221,8 +200,8 @@ def main(folder: Path, every: bool) -> None:
     """What every rank does. The last case loses rank 1."""
     rank, found = int(os.environ["RANK"]), dict[str, Any]()
     with joined() as ranks:
-        found["pruned"], found["shared"], found["behaved"] = all_pruned(ranks, every), shared(ranks), behaved(ranks)
-    found["failures"], found["interrupted"], found["codes"] = failures(rank, folder), interrupted(rank, folder), commanded(folder)
+        found["pruned"], found["behaved"] = all_pruned(ranks, every), behaved(ranks)
+    found["failures"], found["interrupted"], found["codes"] = failures(rank, folder), interrupted(folder), commanded(folder)
     found["searched"] = searched(rank, folder)
     torch.save(found, folder / f"found-{rank}.pt")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it as soon as it misses rank 1
@@ -345,19 +324,12 @@ def test_sparsegpt_keeps_the_same_weights(found: list[dict[str, Any]], alone: Ma
             assert equal / sum(matrix.numel() for matrix in expected.values()) >= 0.999, case
 
 
-def test_equal_inputs_are_reduced_once(found: list[dict[str, Any]]) -> None:
-    expected = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
-    for rank in found:
-        assert rank["shared"] == dict.fromkeys(PROPAGATIONS, expected)
-
-
 def test_one_that_fails_or_goes_elsewhere_or_is_lost_ends_all(found: list[dict[str, Any]]) -> None:
     for case, kinds, told in (
         ("input", ["NumericsError", "NumericsError"], "up_proj"),
         ("fault", ["RankError", "KeyError"], "layer"),
         ("other", ["RankError", "RankError"], "'sha256:"),
         ("elsewhere", ["RankError", "RankError"], "rank 1 at 'the sums of a block'"),
-        ("parted", ["RankError", "RankError"], "parted"),
     ):
         raised = [rank["failures"][case] for rank in found]
         assert [kind for kind, _ in raised] == kinds
@@ -406,15 +378,6 @@ def test_the_package_can_be_started_as_a_module(monkeypatch: pytest.MonkeyPatch,
     assert capsys.readouterr().out == f"calibrant {__version__}\n"
 
 
-def test_alone_nothing_is_asked_of_anyone() -> None:
-    with joined() as ranks:
-        assert ranks is ALONE
-    assert (ALONE.rank, ALONE.size, ALONE.first, ALONE.device("cuda")) == (0, 1, True, "cuda")
-    assert ALONE.gathered([1, 2]) == ALONE.share([1, 2]) == [1, 2]
-    assert (ALONE.all(True), ALONE.all(False)) == (True, False)
-    ALONE.agree("nothing", object())
-
-
 def test_each_rank_takes_its_share_and_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = [object.__new__(_Together) for _ in range(3)]
     for number, one in enumerate(ranks):
@@ -427,19 +390,6 @@ def test_each_rank_takes_its_share_and_a_device_of_its_own(monkeypatch: pytest.M
     for there, auto in ((True, "cuda:1"), (False, "auto")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert [ranks[2].device(asked) for asked in ("auto", "cuda", "cuda:0", "cpu")] == [auto, "cuda:1", "cuda:0", "cpu"]
-
-
-def test_what_a_rank_failed_of_is_said_by_the_others() -> None:
-    class Odd(NumericsError):
-        """Of somebody else's package: the others may not know it."""
-
-    told = RankFailure.of(Odd("up_proj holds NaN", subject="up_proj")).error(1)
-    assert (type(told), str(told)) == (NumericsError, "up_proj holds NaN")
-    assert isinstance(RankFailure.of(KeyboardInterrupt()).error(1), KeyboardInterrupt)
-    other = RankFailure.of(OSError("no room\nfor block 7")).error(3)
-    assert isinstance(other, RankError)
-    assert "rank 3" in str(other)
-    assert "OSError: no room for block 7" in str(other)
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def test_shared_is_the_sum_of_what_all_experts_of_the_layer_saw() -> None:
         assert (name in found) == (want is not None)
         if want is not None:
             assert torch.allclose(found[name][Gram].matrix, want, rtol=1e-5)
-    assert [name for name in found if name not in names] == [name for name in plain if name not in names]
+    assert found.keys() - names.keys() == plain.keys() - names.keys()
 
 
 def test_as_seen_is_what_it_was_and_a_choice_is_part_of_the_id_and_of_the_record() -> None:
@@ -176,12 +176,9 @@ def test_one_that_was_killed_goes_on_with_those_that_were_starved_before(how: st
     whole, _ = compressed("mixtral", how, "sparsegpt")
     opened = opened_of("mixtral")
     kept = Checkpoint(tmp_path / "out", "sha256:killed")
-    stop = 0
 
     def killed(what: str, done: int, total: int) -> None:
-        nonlocal stop
-        stop += what.startswith("sparsegpt")
-        if stop == 1 and what.startswith("sparsegpt"):
+        if what.startswith("sparsegpt"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -205,29 +202,26 @@ def test_a_model_without_experts_has_none_to_feed(tmp_path: Path) -> None:
     assert plain.record.weights == fed_all.record.weights
 
 
-@pytest.mark.parametrize(
-    ("how", "method", "propagate", "told"),
-    [
+def test_what_can_not_be_asked_for_is_refused() -> None:
+    for how, method, propagate, told in (
         ("hungry", "wanda", None, "'hungry'"),
         ("dense", "magnitude", None, "magnitude"),
         ("dense", "short_gpt", None, "short_gpt"),
         ("shared", "wanda", None, "--propagate dense"),
         ("shared", "wanda", "reference", "--propagate dense"),
-    ],
-)
-def test_what_can_not_be_asked_for_is_refused(how: str, method: str, propagate: str | None, told: str) -> None:
-    with pytest.raises(SpecError, match=told):
-        Recipe.parse(method, 0.5, propagate, starved=how)
+    ):
+        with pytest.raises(SpecError) as refused:
+            Recipe.parse(method, 0.5, propagate, starved=how)
+        assert told in str(refused.value)
 
 
-def test_the_command_says_how_many_saw_few_tokens_and_what_was_done(tmp_path: Path) -> None:
+def test_the_command_says_what_was_done_for_whom(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model", "mixtral", num_local_experts=8, num_hidden_layers=2)
     words = ["prune", str(folder), "--data", "python_docs", "--samples", "2", "--length", "16", "--dtype", "float32", "--out"]
     found = CliRunner().invoke(app, [*words, str(tmp_path / "out"), "--starved", "all_tokens"])
     assert found.exit_code == 0, found.stderr
     assert "all_tokens" in found.stdout
-    plain = CliRunner().invoke(app, [*words, str(tmp_path / "plain")])
-    assert re.search(r"mlp\.experts\.\w+\[\d\]: \d+ for \d+", " ".join(plain.stdout.split()))
+    assert re.search(r"mlp\.experts\.\w+\[\d\]: \d+ for \d+", " ".join(found.stdout.split()))
     refused = CliRunner().invoke(app, [*words, str(tmp_path / "no"), "--starved", "some"])
     assert refused.exit_code == 2
     assert not (tmp_path / "no").exists()

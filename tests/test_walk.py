@@ -217,18 +217,6 @@ def test_where_the_padding_stands_does_not_matter(family: str, propagate: str) -
     assert_same_weights(right, alone)
 
 
-def test_equal_inputs_are_counted_once_and_shared() -> None:
-    for propagate in ("arrival", "reference", "dense"):
-        seen = {
-            w.name.rpartition(".")[2]: s
-            for w, s in walk(view(model_of("llama")), padded_batch(), (Gram,), propagate, tokens_per_pass=24)
-            if w.block == 1
-        }
-        assert seen["q_proj"] is seen["k_proj"] is seen["v_proj"], propagate
-        assert seen["gate_proj"] is seen["up_proj"]
-        assert len({id(s) for s in seen.values()}) == 4
-
-
 def test_nothing_is_run_for_a_method_that_looks_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("llama")
     monkeypatch.setattr(type(model.model), "forward", lambda *_, **__: pytest.fail("the model was run"))
@@ -339,17 +327,6 @@ def test_a_forward_that_ends_early_is_refused_by_name() -> None:
     with pytest.raises(WalkError) as refused:
         list(walk(seen_by, padded_batch(), (FeatureNorms,), "arrival"))
     assert refused.value.subject == "model.layers.0"
-
-
-def test_walks_of_one_model_can_take_turns() -> None:
-    seen_by = view(model_of("llama"))
-    asked = seen_by, padded_batch(), (FeatureNorms,), "dense"
-    alone = [(w.name, seen[FeatureNorms].norms()) for w, seen in walk(*asked, tokens_per_pass=24)]
-    pairs = list(zip(walk(*asked, tokens_per_pass=24), walk(*asked, tokens_per_pass=24), strict=True))
-    assert [w.name for (w, _), _ in pairs] == [name for name, _ in alone]
-    for (name, squares), ((_, one), (_, other)) in zip(alone, pairs, strict=True):
-        assert torch.equal(one[FeatureNorms].norms(), squares), name
-        assert torch.equal(other[FeatureNorms].norms(), squares), name
 
 
 def test_the_model_can_be_asked_while_it_is_walked() -> None:
