@@ -2,8 +2,6 @@
 
 import threading
 
-import pytest
-
 from calibrant.progress import LASTING, PERIOD, ProgressLines
 
 
@@ -23,12 +21,8 @@ class Timeline:
         return list(self.said)
 
 
-@pytest.fixture
-def timeline() -> Timeline:
-    return Timeline()
-
-
-def test_a_stage_that_lasts_has_one_line_and_a_short_one_none(timeline: Timeline):
+def test_a_stage_that_lasts_has_one_line_and_a_short_one_none():
+    timeline = Timeline()
     timeline.lines.update("short", 0, 3)
     assert timeline.after(LASTING / 2) == []
     timeline.lines.update("short", 3, 3)
@@ -42,7 +36,8 @@ def test_a_stage_that_lasts_has_one_line_and_a_short_one_none(timeline: Timeline
     assert len(timeline.after(LASTING)) == 1, "it has begun again"
 
 
-def test_what_goes_on_says_so_every_half_minute_even_where_nothing_moves(timeline: Timeline):
+def test_what_goes_on_says_so_every_half_minute_even_where_nothing_moves():
+    timeline = Timeline()
     assert timeline.after(PERIOD - 1) == []
     (idle,) = timeline.after(1)
     assert idle.startswith("[0:30] ")
@@ -58,7 +53,8 @@ def test_what_goes_on_says_so_every_half_minute_even_where_nothing_moves(timelin
     assert after.endswith("study")
 
 
-def test_how_a_stage_stands_is_said_and_is_no_new_stage(timeline: Timeline):
+def test_how_a_stage_stands_is_said_and_is_no_new_stage():
+    timeline = Timeline()
     timeline.lines.update("evop blocks 0.2; best 4.25", 1, 16)
     timeline.lines.update("evop blocks 0.2; best 3.5", 2, 16)
     assert timeline.after(LASTING) == ["[0:03] evop blocks 0.2 2/16; best 3.5"]

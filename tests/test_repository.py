@@ -37,14 +37,6 @@ def test_jobs_may_only_read_and_run_what_there_is():
                 assert (PROJECT / name).is_file()
 
 
-def test_hooks_run_what_make_runs_from_the_same_environment():
-    (local,) = read_yaml(".pre-commit-config.yaml")["repos"]
-    *ruff, generated = [hook["entry"] for hook in local["hooks"]]
-    check = MAKEFILE.partition("\ncheck:")[2].partition("\n\n")[0].replace("$(BIN)", ".venv/bin")
-    assert ruff == re.findall(r"^\t(.*/ruff .*)$", check, flags=re.MULTILINE)
-    assert generated == ".venv/bin/python -m tools.generate --check"
-
-
 # The environment
 
 LOGGED: Final = """#!/bin/sh
@@ -126,25 +118,20 @@ def test_the_environment_stays_until_the_project_asks_for_something_else(clone: 
 
 def test_what_was_not_installed_to_the_end_is_installed_again(clone: Clone):
     """Also where pyproject.toml is again what it was before."""
-    project = clone.folder / "pyproject.toml"
+    project, broken = clone.folder / "pyproject.toml", clone.folder / "calls.fails"
     before = project.read_text()
     clone.made(".venv/ready")
     project.write_text(before + "# changed\n")
-    broken = clone.folder / "calls.fails"
     broken.touch()
     assert clone.make(".venv/ready").returncode != 0
     broken.unlink()
     project.write_text(before)
     assert len(clone.made(".venv/ready")) == 2
-
-
-def test_without_uv_and_without_python_it_says_what_is_missing(tmp_path: Path):
-    if shutil.which("make") is None:
-        pytest.skip("make isn't installed")
-    answer = Clone(tmp_path, "pip").make("PYTHON=", ".venv/ready")
+    shutil.rmtree(clone.folder / ".venv")
+    answer = clone.make("UV=", "PYTHON=", ".venv/ready")
     assert answer.returncode != 0
     assert "3.11" in answer.stderr
-    assert not (tmp_path / ".venv").exists()
+    assert not (clone.folder / ".venv").exists()
 
 
 # Safety

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from studies.spot_check import again, chosen, equal, narrowed
 
 from calibrant.compress import costs
@@ -58,16 +59,11 @@ def test_without_a_mask_errors_of_matrices_are_held_against_each_other_and_witho
     assert (equal(dropped, later), equal(dropped, others)) == (1.0, 0.0)
 
 
-def test_what_was_computed_on_another_processor_is_chosen_only_where_that_is_asked(tmp_path: Path):
-    store = kept(tmp_path, processors=HERE | {"c4": "an abacus"})
-    assert len(here := chosen(store, 100, seed=0)) == 6
-    assert "c4" not in {c.data for c in here}
-    assert [c.data for c in chosen(store, 100, seed=0, elsewhere=True)] == ["c4"] * 3
-
-
-def test_what_does_not_tell_its_processor_may_be_of_any(tmp_path: Path):
-    store = kept(tmp_path, processors=HERE | {"c4": ""})
-    assert len(chosen(store, 100, seed=0)) == 9
+@pytest.mark.parametrize(("processor", "here"), [("an abacus", 6), ("", 9)])
+def test_what_was_computed_on_another_processor_is_chosen_only_where_that_is_asked(processor: str, here: int, tmp_path: Path):
+    """What doesn't tell its processor may be of any."""
+    store = kept(tmp_path, processors=HERE | {"c4": processor})
+    assert len(chosen(store, 100, seed=0)) == here
     assert [c.data for c in chosen(store, 100, seed=0, elsewhere=True)] == ["c4"] * 3
 
 
