@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from calibrant import prune
 from calibrant.activations import FeatureNorms, Gram
-from calibrant.compress import room
+from calibrant.compress import Recipe, compress, room
 from calibrant.compress.room import Needs
+from calibrant.data import CalibrationSet
 from calibrant.errors import OutputError, SpecError
 from calibrant.methods import methods
-from calibrant.models import ModelView, outlined, view
+from calibrant.models import ModelView, open_model, outlined, view
 from calibrant.testing import FAMILIES, tiny_folder, tiny_model
-from calibrant.walk.attention import BlockCall
 from calibrant.walk.micro_batch import MicroBatch
 from calibrant.walk.offloading import Alive, Offloaded, OffloadFile
 from calibrant.walk.rehearsal import rehearse
@@ -43,19 +42,6 @@ class Kept(Outputs):
     @classmethod
     def of(cls, before: Tensor, after: Tensor, weights: Tensor | None = None) -> Outputs:
         return cls._of(after.clone())
-
-
-class First(TorchFunctionMode):
-    """The first tensor that a forward does something with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Tensor | None = None
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if self.found is None:
-            self.found = args[0].clone()
-        return func(*args, **(kwargs or {}))
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -105,23 +91,18 @@ def test_blocks_are_seen_as_they_are(family: str, tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_tokens_are_weighed_by_what_blocks_do_with_them(tmp_path: Path) -> None:
-    def by(call: BlockCall) -> Tensor:
-        """Weights that are made of what the block is given, which a copy that was kept is given too."""
-        again, one, other = call.kept(), First(), First()
-        call.aside(one)
-        again(other)
-        assert one.found is not None
-        assert other.found is not None
-        assert torch.equal(one.found, other.found)
-        return one.found.abs().sum(-1)
-
-    sums: list[list[Tensor]] = []
-    for folder in (None, tmp_path):
-        seen_by = view(tiny_model("llama"))
-        seen_by.offload = folder
-        sums.append([seen[FeatureNorms].norms() for _, seen in walk(seen_by, padded_batch(), (FeatureNorms,), "dense", tokens_per_pass=24, weigh=by)])
-    assert all(torch.equal(a, b) for a, b in zip(*sums, strict=True))
+@pytest.mark.parametrize("method", ["awq", "rsq"])
+def test_methods_that_run_blocks_again_find_what_blocks_were_given(method: str, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, sizes, found = tiny_folder(tmp_path / "model"), watched(monkeypatch), []
+    for place in (None, tmp_path):
+        opened = open_model(str(folder), "float32", "cpu")
+        seen_by = view(opened.model)
+        seen_by.offload = place
+        batch = CalibrationSet(texts, samples=4, length=24).tokens(opened.tokenizer)
+        compress(opened, seen_by, batch, Recipe.parse(method, "w4g16", "dense"))
+        found.append(opened.model)
+    assert sizes
+    assert_same_weights(*found)
 
 
 @pytest.mark.parametrize("family", usually(FAMILIES, ("llama", "gpt2")))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from calibrant.errors import ModelError
 from calibrant.models import Weight
-from calibrant.walk.products import Product, Watch, inputs_of, replaced
+from calibrant.walk.products import Product, Watch, inputs_of
 
 MATRIX = nn.Linear(5, 3, bias=False)
 X = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
@@ -68,15 +68,3 @@ def test_a_mask_is_given_only_to_who_takes_it() -> None:
     assert list(inputs_of(Wrapper(), ids, mask)) == ["input_ids", "use_cache", "attention_mask"]
     with pytest.raises(ModelError, match="Bare"):
         inputs_of(Bare(), ids, mask)
-
-
-def test_a_replaced_forward_comes_back() -> None:
-    module = nn.Linear(2, 2)
-    own = module.forward = lambda x: x + 1
-    with replaced(module, lambda x: x - 1):
-        assert module(torch.zeros(1)) == -1
-    assert vars(module)["forward"] is own
-    bare = nn.Identity()
-    with replaced(bare, lambda x: x - 1):
-        pass
-    assert "forward" not in vars(bare)

@@ -48,7 +48,7 @@ def test_pages_say_what_the_records_of_their_examples_say():
     assert set(tables) <= set(draws)
 
 
-def test_the_records_are_those_of_the_demo():
+def test_the_records_are_those_of_the_demo_and_its_ranking_is_believable():
     with Store(DEMO, create=False) as store:
         asked = {(cell.data, cell.method, cell.target) for cell in store.cells()}
         assert asked == {(q.cell.data, q.cell.method, q.cell.target) for q in STUDY.requests()}
@@ -57,9 +57,6 @@ def test_the_records_are_those_of_the_demo():
             assert record is not None
             assert record.run.id == cell.run, "the record answers another question"
             assert len(store.measurements(cell.run)) == len(STUDY.evaluators())
-
-
-def test_the_ranking_is_believable():
     (ranking,) = report(DEMO).rankings
     controls, others = ([entry.mean.value for entry in ranking.entries if entry.control is is_control] for is_control in (True, False))
     assert min(controls) > max(others)
@@ -69,12 +66,9 @@ def test_the_ranking_is_believable():
 def test_the_log_says_what_the_records_of_the_packings_say():
     script = runpy.run_path(str(PROJECT / "studies/packing/run.py"))
     log = (PROJECT / "docs/log/2026-11-24-packing-and-pads.md").read_text()
-    names = {
-        "single, 8,192 tokens": "single, 8,192 real tokens",
-        "icl, 8,192 tokens": "icl, 8,192 real tokens",
-        "single, 16 windows": "single, 16 windows",
-    }
-    names |= {"legacy single, 16 windows": "qa@legacy(of='one'), 16 windows", "legacy icl, 16 windows": "qa@legacy, 16 windows"}
+    names = {name: f"{name.partition(',')[0]}, 8,192 real tokens" for name in ("single, 8,192 tokens", "icl, 8,192 tokens")}
+    names |= {"single, 16 windows": "single, 16 windows", "legacy icl, 16 windows": "qa@legacy, 16 windows"}
+    names |= {"legacy single, 16 windows": "qa@legacy(of='one'), 16 windows"}
     dense = script["arm"](PROJECT / "studies/packing/equal", data="")
     assert len(dense) == 3
     for source in ("gsm8k", "esnli"):
@@ -130,42 +124,16 @@ def test_the_page_about_the_dense_model_is_made_of_its_records():
         assert scores[name]["value"] > scores[name]["chance"] + 2 * scores[name]["stderr"]
 
 
-def test_the_page_about_choosing_says_what_the_records_of_its_levers_say():
-    script = runpy.run_path(str(PROJECT / "studies/levers/run.py"))
+def test_the_page_about_choosing_says_what_its_records_and_those_of_its_levers_say():
+    levers, choosing = (runpy.run_path(str(PROJECT / "studies" / script)) for script in ("levers/run.py", "choosing/compare.py"))
     page = (PROJECT / "docs/findings/choosing.md").read_text()
-    tables = list(script["tables"]())
-    assert len(tables) == 3
-    for table in tables:
-        assert table in page, table
-
-
-def test_the_page_about_choosing_says_what_its_records_say():
-    script = runpy.run_path(str(PROJECT / "studies/choosing/compare.py"))
-    page = (PROJECT / "docs/findings/choosing.md").read_text()
-    found = script["found"]()
+    found = choosing["found"]()
     assert all(of["draws"] >= 3 for of in found.values())
-    for table in script["tables"](found):
+    for table in [*levers["tables"](), *choosing["tables"](found)]:
         assert table in page, table
 
 
-@pytest.mark.slow
-def test_the_page_about_choosing_says_what_recommend_would_have_taken():
-    page = (PROJECT / "docs/findings/choosing.md").read_text()
-    assert filled(page, recommended.tables()) == page, "python -m studies.sensitivity.recommended --write"
-
-
-PAGES = {
-    "sensitivity": sensitivity,
-    "second": second,
-    "milder": milder,
-    "grids": grids,
-    "pruning": pruning,
-    "experts": experts,
-    "words": words,
-    "blocks": blocks,
-    "mixcal": mixcal,
-    "languages": languages,
-}
+PAGES = (sensitivity, second, milder, grids, pruning, experts, words, blocks, mixcal, languages, recommended, cost)
 STORES = (
     *("smollm2", "draws/results", "choosing/results", "grids/smollm2", "grids/gemma3-270m", "grids/rotated", "pruning/smollm2", "experts/kinds"),
     *("experts/rounds", "words/smollm2", "blocks/smollm2", "blocks/factors", "sensitivity/smollm2", "sensitivity/pilot", "sensitivity/pilot_gemma"),
@@ -174,11 +142,10 @@ STORES = (
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_says_what_its_records_say(name: str):
-    text = PAGES[name].PAGE.read_text("utf-8")
-    assert filled(text, PAGES[name].tables()) == text, f"python -m {PAGES[name].__name__} --write"
+@pytest.mark.parametrize("made_by", [pytest.param(one, marks=() if one is cost else pytest.mark.slow, id=one.__name__) for one in PAGES])
+def test_a_page_says_what_its_records_say(made_by: Any):
+    text = made_by.PAGE.read_text("utf-8")
+    assert filled(text, made_by.tables()) == text, f"python -m {made_by.__name__} --write"
 
 
 @pytest.mark.parametrize("name", usually(STORES, ("grids/rotated", "words/smollm2", "blocks/factors")))
@@ -256,11 +223,6 @@ def texts_of(folder: Path) -> tuple[dict[str, tuple[int, int]], dict[str, set[in
                     if name in scores:
                         measured.setdefault(text, set()).add(scores[name].score.n)
     return {data: (min(rows), max(rows)) for data, rows in shown.items()}, measured
-
-
-def test_the_page_of_costs_says_what_was_counted():
-    text = cost.PAGE.read_text("utf-8")
-    assert filled(text, cost.tables()) == text, "python -m studies.cost --write"
 
 
 def test_what_is_counted_is_what_the_shapes_say(monkeypatch: pytest.MonkeyPatch):

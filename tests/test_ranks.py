@@ -10,8 +10,7 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,6 @@ from calibrant.testing import tiny_folder, tiny_model
 from calibrant.walk import walk, walk_blocks, walking
 from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
 from calibrant.walk.ranks import ALONE, Ranks, _Together, joined
-from calibrant.walk.variants import Variants
 
 RANKS = 2
 LENGTHS = (12, 7, 12, 10, 3)
@@ -148,7 +146,7 @@ SEARCH: dict[str, Any] = {"method": "evop(tokens=[700, 2100], greedy=false, popu
 
 
 def searched(rank: int, folder: Path) -> dict[str, Any]:
-    """A search in which the first rank is interrupted once it has measured, and which is asked again: how many choices were measured."""
+    """A search in which the first rank is interrupted once it has measured, and which is asked again."""
     asked: dict[str, Any] = {"model": str(folder / "model"), "data": str(folder / "mine.jsonl"), "out": folder / "searched", **SEARCH, **SMALL}
     add, added = Journal.add, 0
 
@@ -159,28 +157,10 @@ def searched(rank: int, folder: Path) -> dict[str, Any]:
         if rank == 0 and added == 1:
             raise KeyboardInterrupt
 
-    with counted_choices() as measured:
-        Journal.add = interrupting  # type: ignore[method-assign]
-        raised = failure(lambda: prune(**asked))
-        Journal.add = add  # type: ignore[method-assign]
-        before = sum(measured)
-        again = prune(**asked)
-    return {"raised": raised, "before": before, "again": sum(measured) - before, "edits": again.record.edits}
-
-
-@contextmanager
-def counted_choices() -> Iterator[list[int]]:
-    """How many choices are measured at a time."""
-    losses, measured = Variants.losses, list[int]()
-
-    def counted(variants: Variants, choices: Any, *rest: Any, **how: Any) -> list[float]:
-        found = losses(variants, choices, *rest, **how)
-        measured.append(len(choices))  # where another rank has failed meanwhile, nothing was
-        return found
-
-    Variants.losses = counted  # type: ignore[method-assign]
-    yield measured
-    Variants.losses = losses  # type: ignore[method-assign]
+    Journal.add = interrupting  # type: ignore[method-assign]
+    raised = failure(lambda: prune(**asked))
+    Journal.add = add  # type: ignore[method-assign]
+    return {"raised": raised, "edits": prune(**asked).record.edits}
 
 
 def commanded(folder: Path) -> list[object]:
@@ -352,13 +332,10 @@ def test_an_interrupted_prune_goes_on_from_the_blocks_that_all_read(found: list[
 
 
 def test_a_search_goes_on_from_what_the_first_rank_had_measured(found: list[dict[str, Any]], folder: Path, tmp_path: Path) -> None:
-    with counted_choices() as measured:
-        whole = prune(str(folder / "model"), str(folder / "mine.jsonl"), out=tmp_path / "out", **SEARCH, **SMALL)
+    whole = prune(str(folder / "model"), str(folder / "mine.jsonl"), out=tmp_path / "out", **SEARCH, **SMALL)
     for rank in found:
         assert rank["searched"]["raised"][0] == "KeyboardInterrupt"
         assert rank["searched"]["edits"] == whole.record.edits
-        assert rank["searched"]["before"] > 0
-        assert rank["searched"]["before"] + rank["searched"]["again"] == sum(measured), "nothing is measured twice, and nothing is left out"
     assert (folder / "searched/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
 
 

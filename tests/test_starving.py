@@ -1,6 +1,5 @@
 """Experts with few tokens: who they are, what each way calibrates them on, and what a record and an id say of it."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from typer.testing import CliRunner
 
 from calibrant.activations import FeatureNorms, Gram
-from calibrant.cli import app
 from calibrant.compress import Recipe, compress, prune
 from calibrant.compress.checkpoint import Checkpoint
 from calibrant.data import TokenBatch
@@ -115,12 +112,10 @@ def test_all_tokens_are_all_that_come_to_the_layer_and_the_model_computes_what_i
 def test_with_all_tokens_no_expert_stays_dense(propagate: str) -> None:
     few = padded_batch(False)
     few = replace(few, ids=few.ids[:1, :5], mask=few.mask[:1, :5], weights=few.weights[:1, :5])
-    seen, _ = compressed("mixtral", "as_seen", "sparsegpt", propagate, few)
+    seen, fed_all = (compressed("mixtral", how, "sparsegpt", propagate, few)[0] for how in ("as_seen", "all_tokens"))
     assert any("no calibration token" in matrix["reason"] for matrix in seen.dense)
-    fed_all, _ = compressed("mixtral", "all_tokens", "sparsegpt", propagate, few)
     assert not any("routed" in matrix["reason"] for matrix in fed_all.dense)
-    tokens = {matrix["tokens"] for matrix in fed_all.weights if "experts" in matrix["name"]}
-    assert tokens == {5}, "all are starved by five tokens"
+    assert {matrix["tokens"] for matrix in fed_all.weights if "experts" in matrix["name"]} == {5}, "all are starved by five tokens"
 
 
 def test_dense_leaves_the_starved_as_they_are_and_says_why() -> None:
@@ -172,19 +167,16 @@ def test_as_seen_is_what_it_was_and_a_choice_is_part_of_the_id_and_of_the_record
 
 @pytest.mark.parametrize("how", ["all_tokens", "dense"])
 def test_one_that_was_killed_goes_on_with_those_that_were_starved_before(how: str, tmp_path: Path) -> None:
-    batch, recipe = padded_batch(False), Recipe.parse("sparsegpt", 0.5, starved=how)
-    whole, _ = compressed("mixtral", how, "sparsegpt")
-    opened = opened_of("mixtral")
-    kept = Checkpoint(tmp_path / "out", "sha256:killed")
-
     def killed(what: str, done: int, total: int) -> None:
         if what.startswith("sparsegpt"):
             raise KeyboardInterrupt
 
+    batch, recipe, kept = padded_batch(False), Recipe.parse("sparsegpt", 0.5, starved=how), Checkpoint(tmp_path / "out", "sha256:killed")
+    opened, again = opened_of("mixtral"), opened_of("mixtral")
     with pytest.raises(KeyboardInterrupt):
         compress(opened, view(opened.model), batch, recipe, checkpoint=kept, progress=killed)
     assert len(kept.load()) == 1
-    again = opened_of("mixtral")
+    whole, _ = compressed("mixtral", how, "sparsegpt")
     assert compress(again, view(again.model), batch, recipe, checkpoint=kept) == whole
 
 
@@ -213,15 +205,3 @@ def test_what_can_not_be_asked_for_is_refused() -> None:
         with pytest.raises(SpecError) as refused:
             Recipe.parse(method, 0.5, propagate, starved=how)
         assert told in str(refused.value)
-
-
-def test_the_command_says_what_was_done_for_whom(tmp_path: Path) -> None:
-    folder = tiny_folder(tmp_path / "model", "mixtral", num_local_experts=8, num_hidden_layers=2)
-    words = ["prune", str(folder), "--data", "python_docs", "--samples", "2", "--length", "16", "--dtype", "float32", "--out"]
-    found = CliRunner().invoke(app, [*words, str(tmp_path / "out"), "--starved", "all_tokens"])
-    assert found.exit_code == 0, found.stderr
-    assert "all_tokens" in found.stdout
-    assert re.search(r"mlp\.experts\.\w+\[\d\]: \d+ for \d+", " ".join(found.stdout.split()))
-    refused = CliRunner().invoke(app, [*words, str(tmp_path / "no"), "--starved", "some"])
-    assert refused.exit_code == 2
-    assert not (tmp_path / "no").exists()

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor
 
@@ -22,7 +20,7 @@ from calibrant.testing import tiny_model
 from calibrant.walk import walk, walk_blocks
 from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
 from calibrant.walk.observing import gather
-from calibrant.walk.statistics import BLOCK_KINDS, KINDS, Statistics, packed_bytes, statistics_id, statistics_ids, surplus
+from calibrant.walk.statistics import BLOCK_KINDS, KINDS, Statistics, packed_bytes, statistics_id, statistics_ids
 
 from tests.usual import usually
 
@@ -238,18 +236,6 @@ def test_a_file_that_another_process_finishes_meanwhile_is_no_error(tmp_path: Pa
 
     monkeypatch.setattr("calibrant.walk.statistics.os.stat", gone)
     assert kept.bytes() == 5
-
-
-@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 100)), st.permutations("abcdef"), st.integers(0, 6), st.integers(0, 400))
-def test_no_more_is_deleted_than_it_takes(sizes: dict[str, int], order: list[str], over: int, limit: int) -> None:
-    finished = order[:over]
-    gone = surplus(sizes, finished, limit)
-    held = [name for name in finished if name in sizes]
-    assert gone == held[: len(gone)], "the earliest last use goes first, and nothing that is still needed"
-    total = sum(sizes.values())
-    left = [total - sum(sizes[name] for name in held[:count]) for count in range(len(held) + 1)]
-    assert left[len(gone)] <= limit or gone == held
-    assert all(amount > limit for amount in left[: len(gone)])
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral"])

@@ -298,18 +298,6 @@ def test_a_matrix_used_twice_is_left_on_arrival_only() -> None:
     assert counts["model.layers.0.mlp.inner.gate_proj"] == 2 * sum(LENGTHS)
 
 
-@pytest.mark.parametrize("propagate", ["arrival", "reference", "dense"])
-def test_matrices_of_a_product_over_several_are_left(propagate: str) -> None:
-    model = tiny_model("mixtral", dtype=torch.float64)
-    experts = model.model.layers[0].mlp.experts
-    experts.forward = lambda hidden, chosen, _: torch.einsum("td,efd->tf", hidden, experts.gate_up_proj)[:, : hidden.shape[1]]
-    seen_by = view(model)
-    names = {w.name for w, _ in walk(seen_by, padded_batch(), (FeatureNorms,), propagate)}
-    assert not any("layers.0.mlp.experts" in name for name in names)
-    assert any("layers.1.mlp.experts" in name for name in names)
-    assert "einsum" in rehearse(seen_by).left(propagate)["model.layers.0.mlp.experts.gate_up_proj[31]"]
-
-
 def test_rows_that_cannot_be_traced_are_refused_by_name() -> None:
     model = tiny_model("mixtral", dtype=torch.float64)
     experts = model.model.layers[0].mlp.experts
