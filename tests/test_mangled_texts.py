@@ -53,16 +53,17 @@ def test_what_is_too_much_is_refused_by_what_was_given(read: Callable[[Any], Any
 @pytest.mark.parametrize("data", ["c4", "random_tokens"])
 def test_a_budget_beyond_what_can_be_is_refused_before_anything_is_reserved(data: str):
     for budget, told in (
-        ({"seed": 1_000_000}, ("seed", "10,000")),
-        ({"samples": 10**15}, ("samples", "1,000,000,000")),
-        ({"tokens": 10**15}, ("tokens", "1,000,000,000")),
-        ({"length": 10**15}, ("length", "10,000,000")),
-        ({"samples": 10**6, "length": 10**6}, ("1,000,000,000,000",)),
-        ({"seed": 10**5000}, ("seed", "digits")),
+        ({"seed": 1_000_000}, "10,000"),
+        ({"samples": 10**15}, "1,000,000,000"),
+        ({"tokens": 10**15}, "1,000,000,000"),
+        ({"length": 10**15}, "10,000,000"),
+        ({"samples": 10**6, "length": 10**6}, "1,000,000,000,000"),
+        ({"seed": 10**5000}, "digits"),
     ):
         with pytest.raises(DataError) as refused:
             CalibrationSet(data, **budget)
-        assert all(part in str(refused.value) for part in told)
+        assert refused.value.subject == next(iter(budget))
+        assert told in str(refused.value)
 
 
 @pytest.mark.parametrize(

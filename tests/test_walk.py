@@ -298,10 +298,11 @@ def test_a_matrix_used_twice_is_left_on_arrival_only() -> None:
     assert counts["model.layers.0.mlp.inner.gate_proj"] == 2 * sum(LENGTHS)
 
 
-def test_rows_that_cannot_be_traced_are_refused_by_name() -> None:
+@pytest.mark.parametrize("rows", [lambda hidden: hidden[:5], lambda hidden: hidden[torch.arange(7)][:5]], ids=["of nobody", "of too many"])
+def test_rows_that_cannot_be_traced_are_refused_by_name(rows: Callable[[Tensor], Tensor]) -> None:
     model = tiny_model("mixtral", dtype=torch.float64)
     experts = model.model.layers[0].mlp.experts
-    experts.forward = lambda hidden, chosen, _: nn.functional.linear(hidden[:5], experts.gate_up_proj[0]).sum() + hidden
+    experts.forward = lambda hidden, chosen, _: nn.functional.linear(rows(hidden), experts.gate_up_proj[0]).sum() + hidden
     with pytest.raises(ModelError) as refused:
         list(walk(view(model), padded_batch(), (FeatureNorms,), "dense"))
     assert refused.value.subject == "model.layers.0.mlp.experts.gate_up_proj[0]"
