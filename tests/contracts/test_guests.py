@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from calibrant.compress import Pruned, Recipe, compress, prune, quantize
+from calibrant.compress import Pruned, prune, quantize
 from calibrant.errors import InputError
 from calibrant.methods import MatrixMethod, methods
 from calibrant.report import report
@@ -19,7 +18,7 @@ from calibrant.study import Study
 from calibrant.targets import parse_target
 from calibrant.testing import check_edits, check_method, tiny_folder
 
-from tests.study.small import results, texts
+from tests.study.small import texts
 from tests.usual import usually
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -52,37 +51,15 @@ def model_for(name: str, folder: Path, **sizes: int) -> Path:
     return tiny_folder(folder, FAMILY.get(name, "llama"), **sizes)
 
 
-def class_of(name: str) -> str:
-    return "".join(word.capitalize() for word in name.split("_"))
-
-
 @pytest.fixture
 def guests(plugged: Callable[..., None]) -> None:
     groups: dict[str, dict[str, str]] = {}
     for name, group in GUESTS.items():
-        groups.setdefault(group, {})[name] = f"{name}:{class_of(name)}"
+        groups.setdefault(group, {})[name] = f"{name}:{name.title().replace('_', '')}"
     plugged(groups, **{name: (EXAMPLES / f"{name}.py").read_text() for name in GUESTS})
 
 
 pytestmark = pytest.mark.usefixtures("guests")
-
-
-def asked(given: dict[str, str], name: str, **changes: object) -> Study:
-    """Two draws of two sets, Wanda beside the guest."""
-    how = RECIPES[name]
-    setting = {key: how[key] for key in ("transform", "allocation") if key in how}
-    usual = {
-        "models": given["model"],
-        "data": ["random_tokens", given["prose"]],
-        "methods": [str(how["method"])],
-        "sparsities": [how["target"]],
-        "groups": {"guest": {}, "beside": {"method": "wanda", "sparsity": 0.5}},
-        "seeds": [0, 1],
-        "evaluate": [f"loss(source={given['verse']!r}, tokens=200, length=64)"],
-        "transforms": setting.get("transform", ()),
-        "allocation": setting.get("allocation", "uniform"),
-    }
-    return Study(**{**usual, **SMALL, **changes})
 
 
 def test_the_documentation_shows_the_example_as_it_is_and_its_method_of_ten_minutes_keeps_the_contract(plugged: Callable[..., None]) -> None:
@@ -138,43 +115,27 @@ def test_killed_at_any_step_it_comes_to_the_same_end(name: str, tmp_path: Path) 
         assert all(torch.equal(state[key], wanted[key]) for key in wanted)
 
 
-@pytest.fixture
-def given(tmp_path: Path) -> dict[str, str]:
-    return texts(tmp_path / "texts")
-
-
 @pytest.mark.parametrize("name", usually(GUESTS, ["cheapest_blocks"]))
-def test_a_study_of_two_draws_with_its_report_and_page(name: str, given: dict[str, str], tmp_path: Path) -> None:
-    study = asked({**given, "model": str(model_for(name, tmp_path / "small", num_hidden_layers=2))}, name)
-    finished = study.run(tmp_path / "whole")
-    assert not finished.failures
+def test_a_study_has_it_beside_ours_with_its_report_and_page(name: str, tmp_path: Path) -> None:
+    """Two draws of two sets."""
+    how, given = RECIPES[name], texts(tmp_path / "texts")
+    study = Study(
+        models=str(model_for(name, tmp_path / "small", num_hidden_layers=2)),
+        data=["random_tokens", given["prose"]],
+        methods=[str(how["method"])],
+        sparsities=[how["target"]],
+        groups={"guest": {}, "beside": {"method": "wanda", "sparsity": 0.5}},
+        seeds=[0, 1],
+        evaluate=[f"loss(source={given['verse']!r}, tokens=200, length=64)"],
+        transforms=how.get("transform", ()),
+        allocation=how.get("allocation", "uniform"),
+        **SMALL,
+    )
+    assert not study.run(tmp_path / "whole").failures
     found = report(tmp_path / "whole")
-    assert str(found)
+    assert str(how["method"]) in str(found)
     found.write_html(tmp_path / "page.html")
     assert "<html" in (tmp_path / "page.html").read_text()
-
-    # Stopped after some of it and asked again, it is the same store.
-    with pytest.raises(KeyboardInterrupt):
-        study.run(tmp_path / "parts", stopped(5))
-    study.run(tmp_path / "parts")
-    assert results(tmp_path / "parts") == results(tmp_path / "whole")
-
-    # Of another measure of the same runs nothing is compressed again.
-    more = replace(study, evaluate=[*study.evaluate, f"loss(source={given['prose']!r}, tokens=100, length=32)"], allow_leak=True)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("calibrant.study.driver.compress", only_what_looks_at_nothing)
-        again = more.run(tmp_path / "whole")
-    assert not again.failures
-    assert scores(tmp_path / "parts").items() < scores(tmp_path / "whole").items()
-
-
-def only_what_looks_at_nothing(opened: Any, seen_by: Any, batch: Any, recipe: Recipe, **how: Any) -> Any:
-    assert not recipe.looks, f"{recipe} was compressed again"
-    return compress(opened, seen_by, batch, recipe, **how)
-
-
-def scores(folder: Path) -> dict[str, bytes]:
-    return {key: value for key, value in results(folder).items() if key.endswith("score.json")}
 
 
 def stopped(at: int) -> Callable[[str, int, int], None]:
