@@ -21,10 +21,10 @@ from calibrant.testing import FAMILIES, tiny_folder, tiny_model
 from calibrant.walk.micro_batch import MicroBatch
 from calibrant.walk.offloading import Alive, Offloaded, OffloadFile
 from calibrant.walk.rehearsal import rehearse
-from calibrant.walk.walking import held_between_blocks, walk, walk_blocks
+from calibrant.walk.walking import held_between_blocks, walk
 
 from tests.test_blocks_on_disk import asked, files
-from tests.test_walk import Outputs, assert_same_weights, halved, padded_batch
+from tests.test_walk import assert_same_weights, halved, padded_batch
 from tests.usual import two_hundred_lines, usually
 
 USUAL = ("llama", "gemma3")
@@ -34,14 +34,6 @@ USUAL = ("llama", "gemma3")
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
     return two_hundred_lines(tmp_path_factory.mktemp("texts"))
-
-
-class Kept(Outputs):
-    """What a block gives, in memory of its own."""
-
-    @classmethod
-    def of(cls, before: Tensor, after: Tensor, weights: Tensor | None = None) -> Outputs:
-        return cls._of(after.clone())
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -76,19 +68,6 @@ def test_a_model_is_the_same_to_the_bit(family: str, propagate: str, tmp_path: P
     assert len(sizes) == (0 if rehearsal.changes_input else micro_batches * blocks * looks)
     assert all(size % width == 0 and size > 0 for size in sizes)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("family", usually(FAMILIES, USUAL))
-def test_blocks_are_seen_as_they_are(family: str, tmp_path: Path) -> None:
-    found: list[list[Tensor]] = []
-    for folder in (None, tmp_path):
-        seen_by = view(tiny_model(family))
-        seen_by.offload = folder
-        found.append([])
-        for _, seen in walk_blocks(seen_by, padded_batch(), (Kept,), tokens_per_pass=24):
-            found[-1] += seen[Kept].parts
-    assert len(found[0]) == len(found[1]) > 0
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("method", ["awq", "rsq"])
@@ -176,15 +155,9 @@ def test_a_part_of_another_tensors_memory_stays_and_so_does_all_where_there_is_n
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("calibrant.walk.offloading.TemporaryFile", lambda **_: open("/dev/full", "r+b"))  # noqa: SIM115
-    with pytest.raises(OutputError, match="the disk is full") as refused:
+    with pytest.raises(OutputError) as refused:
         pruned("llama", "dense", tmp_path)
     assert refused.value.subject == str(tmp_path)
-
-
-# What decides
-
-
-JOB = {"samples": 128, "length": 64, "dtype": "bfloat16", "device": "cpu"}
 
 
 def test_the_promise_decides_where_activations_are(texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,12 +166,12 @@ def test_the_promise_decides_where_activations_are(texts: str, tmp_path: Path, m
     folder = tiny_folder(tmp_path / "model", "llama", num_hidden_layers=12)
     seen_by, kind = outlined(str(folder), "bfloat16", "cpu")
     assert seen_by is not None
-    needs = Needs.of(seen_by, 128 * 64, kind, methods.build("wanda"))
+    needs, job = Needs.of(seen_by, 128 * 64, kind, methods.build("wanda")), {"samples": 128, "length": 64, "dtype": "bfloat16", "device": "cpu"}
     least, enough = needs.on_disk("reference", offload=True), needs.on_disk("reference")
     assert least < enough < needs.on_disk("arrival")
-    there = prune(str(folder), texts, "wanda", "0.5", tmp_path / "there", propagate="reference", memory=enough * 1.001 / 1e9, **JOB)
+    there = prune(str(folder), texts, "wanda", "0.5", tmp_path / "there", propagate="reference", memory=enough * 1.001 / 1e9, **job)
     sizes = watched(monkeypatch)
-    offloaded = prune(str(folder), texts, "wanda", "0.5", tmp_path / "offloaded", memory=least * 1.001 / 1e9, **JOB)
+    offloaded = prune(str(folder), texts, "wanda", "0.5", tmp_path / "offloaded", memory=least * 1.001 / 1e9, **job)
     assert sizes
     assert offloaded.record.run.propagate == "reference"
     assert "between two blocks" in asked(offloaded)
@@ -206,7 +179,7 @@ def test_the_promise_decides_where_activations_are(texts: str, tmp_path: Path, m
     assert offloaded.record.run.id == there.record.run.id
     assert files(tmp_path / "offloaded") == files(tmp_path / "there")
     with pytest.raises(SpecError) as refused:
-        prune(str(folder), texts, "wanda", "0.5", tmp_path / "less", memory=least * 0.99 / 1e9, **JOB)
+        prune(str(folder), texts, "wanda", "0.5", tmp_path / "less", memory=least * 0.99 / 1e9, **job)
     assert refused.value.subject == str(folder)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "there", "offloaded"}
 

@@ -76,8 +76,7 @@ def test_every_bit_comes_back(family: str, dtype: torch.dtype, tmp_path: Path) -
     gather(seen_by, batch, BOTH, kept)
     found = brought_back(kept, seen_by)
     assert list(found) == list(made), "the order in which matrices were used is part of a record"
-    reached = len(found) < len(seen_by.weights)
-    assert reached == (family == "mixtral"), "a matrix that no token reached is absent"
+    assert (len(found) < len(seen_by.weights)) == (family == "mixtral"), "a matrix that no token reached is absent"
     assert sharing(found) == sharing(made)
     for name, seen in found.items():
         norms, gram = seen[FeatureNorms], seen[Gram]
@@ -90,14 +89,12 @@ def test_every_bit_comes_back(family: str, dtype: torch.dtype, tmp_path: Path) -
         assert [(s.tokens, s.mass) for s in seen.values()] == [(s.tokens, s.mass) for s in made[name].values()]
 
 
-@pytest.mark.parametrize(
-    ("family", "method"),
-    [
-        *(("llama", "wanda"), ("llama", "sparsegpt"), ("mixtral", "wanda")),
-        *(pytest.param(family, method, marks=pytest.mark.slow) for family in FAMILIES for method in ("wanda", "sparsegpt")),
-    ],
-)
-def test_from_disk_or_from_a_walk_it_is_the_same_to_the_bit(family: str, method: str, tmp_path: Path) -> None:
+EACH = [f"{family} {method}" for family in FAMILIES for method in ("wanda", "sparsegpt")]
+
+
+@pytest.mark.parametrize("asked", usually(EACH, ("llama wanda", "llama sparsegpt", "mixtral wanda")))
+def test_from_disk_or_from_a_walk_it_is_the_same_to_the_bit(asked: str, tmp_path: Path) -> None:
+    family, method = asked.split()
     batch, results = batch_of(), []
     for folder in (None, tmp_path, tmp_path):
         opened = opened_of(family)
@@ -195,7 +192,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
     kept = stored_in(tmp_path, opened, batch)
     with monkeypatch.context() as patched:
         patched.setattr("calibrant.sealed_tensors.save_file", full)
-        with pytest.raises(OutputError, match="the disk is full") as refused:
+        with pytest.raises(OutputError) as refused:
             gather(view(opened.model), batch, (Gram,), kept)
     assert refused.value.subject == str(kept.folder)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -177,8 +177,9 @@ def test_a_model_whose_blocks_are_more_than_a_chain_is_refused(changed: Callable
     model = tiny_model("llama")
     changed(list(model.model.layers))
     seen = view(model)
-    with pytest.raises(ModelError, match="LlamaForCausalLM"):
+    with pytest.raises(ModelError) as refused:
         skipping(seen)
+    assert refused.value.subject == "LlamaForCausalLM"
     assert len(seen.blocks) == 3
 
 
