@@ -42,6 +42,14 @@ def test_what_is_stored_in_few_bits_says_how_many():
     assert "sparsity" not in said
 
 
+def test_experts_with_few_tokens_are_counted_and_what_was_done_for_them_is_said():
+    weights = [{"shape": [4, 6], "name": f"experts[{number}]", "tokens": tokens} for number, tokens in enumerate((3, 2, 9))]
+    said = pruned(weights=weights, run={**RUN, "starved": "all_tokens"})
+    for told in ("2 of experts' matrices", "experts[1]: 2 for 6", "all_tokens"):
+        assert told in said
+    assert "all_tokens" in pruned(run={**RUN, "starved": "all_tokens"})
+
+
 def test_zeros_of_halves_and_forms_say_their_bytes():
     weights = [{"shape": [1000, 600], "notes": {"part": part}} for part in ("attention", "feed_forward")] + [{"shape": [4, 6], "notes": {}}]
     said = pruned(weights=weights)

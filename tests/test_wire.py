@@ -153,6 +153,8 @@ def test_ranks_say_statistics_of_any_class_that_they_know():
     assert (type(change), change.total, type(own), own.total.tolist()) == (BlockChange, 0.1, Own, squares.tolist())
     failure = RANKS.unpack(RANKS.pack(RankMessage("", None, RankFailure.of(NumericsError("NaN", subject="q"))))).failure
     assert repr(failure.error(1)) == repr(NumericsError("NaN")), "a failure keeps its class"
+    assert isinstance(RankFailure.of(KeyboardInterrupt()).error(1), KeyboardInterrupt)
+    assert "OSError: no room" in str(RankFailure.of(OSError("no room")).error(1))
 
 
 def test_an_error_is_called_by_the_nearest_class_that_all_know():
