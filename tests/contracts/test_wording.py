@@ -35,7 +35,7 @@ SAID: list[tuple[Asked, str]] = [
     (lambda _: Recipe.parse("magnitude", 0.5, None, starved="dense"), "magnitude calibrates no experts, so none of them is starved"),
     (lambda folder: Journal(folder / "file" / "a.jsonl", "q").add({"a": 1}), "a.jsonl' can't be written: "),
     (lambda folder: read_items(folder / "file"), "file' can't be read"),
-    (lambda _: calibrant.prune("smollm2", "c4", memory=0), "memory=0 is no room to work in; give GB above 0"),
+    (lambda _: calibrant.prune("smollm2", "c4", memory=0.0), "memory=0 is no room to work in; give GB above 0"),
 ]
 
 
