@@ -1,5 +1,7 @@
 """What can be named, and that each name can be used."""
 
+from functools import cache
+
 import pytest
 
 from calibrant.errors import SpecError
@@ -7,45 +9,42 @@ from calibrant.methods import methods
 from calibrant.names import KINDS, catalogue, names, removing
 from calibrant.targets import Share, Sparsity, parse_target
 
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_listed_in_order_and_explained(kind: str):
-    entries = catalogue(kind)
-    assert all(entry.summary for entry in entries)
-    if kind != "models":
-        assert [entry.name for entry in entries] == sorted(entry.name for entry in entries)
+listed = cache(catalogue)
+"""Files are read again at each call."""
 
 
-def test_parameters_are_written_as_they_are_typed():
-    for entry in catalogue("methods"):
+def test_every_kind_is_listed_in_order_and_explained():
+    for kind in KINDS:
+        entries = listed(kind)
+        assert all(entry.summary for entry in entries), kind
+        if kind != "models":
+            assert [entry.name for entry in entries] == sorted(entry.name for entry in entries)
+    with pytest.raises(SpecError, match="packings") as refused:
+        catalogue("packngs")
+    assert refused.value.subject == "packngs"
+
+
+def test_methods_say_their_parameters_and_what_they_accept_and_look_at():
+    entries = listed("methods")
+    for entry in entries:
         given = ", ".join(f"{name}={default}" for name, default in entry.parameters.items())
         assert methods.build(f"{entry.name}({given})" if given else entry.name).spec_name() == entry.name
-
-
-def test_sources_say_their_licence():
-    assert {entry.name: entry.facts["licence"] for entry in catalogue("sources")}["gsm8k"] == "MIT"
-
-
-def test_an_unknown_kind():
-    with pytest.raises(SpecError, match=r"'packngs' to list, did you mean 'packings'\?.*models, sources"):
-        catalogue("packngs")
-
-
-def test_methods_say_what_they_accept_and_look_at():
-    facts = {entry.name: entry.facts for entry in catalogue("methods")}
+    facts = {entry.name: entry.facts for entry in entries}
     assert facts["wanda"] == {"accepts": "0.5 or 2:4", "looks_at": "feature norms"}
     assert facts["magnitude"]["looks_at"] == "no data"
 
 
-def test_targets_are_called_as_they_are_written():
-    assert all(str(parse_target(entry.name)) == entry.name for entry in catalogue("targets"))
-    assert {"0.5", "2:4", "w4g64"} <= {entry.name for entry in catalogue("targets")}
+def test_sources_say_their_licence_and_targets_are_called_as_they_are_written():
+    assert {entry.name: entry.facts["licence"] for entry in listed("sources")}["gsm8k"] == "MIT"
+    targets = [entry.name for entry in listed("targets")]
+    assert [str(parse_target(target)) for target in targets] == targets
+    assert {"0.5", "2:4", "w4g64"} <= set(targets)
 
 
 def test_what_removes_is_what_accepts_such_targets_and_does_not_leave_all_as_it_is():
-    listed, known = removing(), {name: methods.get(name) for name in names("methods")}
+    found, known = removing(), {name: methods.get(name) for name in names("methods")}
     expected = [name for name, cls in known.items() if cls.prunes and any(issubclass(kind, cls.accepts) for kind in (Sparsity, Share))]
-    assert [entry.name for entry in listed] == sorted(expected)
+    assert [entry.name for entry in found] == sorted(expected)
     assert {"wanda", "short_gpt", "refined"} <= set(expected)
     assert not {"none", "rtn", "gptq"} & set(expected)
-    assert all(entry.title for entry in listed)
+    assert all(entry.title for entry in found)

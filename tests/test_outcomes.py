@@ -28,7 +28,7 @@ def test_a_journal_opened_again_knows_what_was_kept(tmp_path: Path):
     again.remove()
 
 
-@pytest.mark.parametrize("cut", [1, 2, 9])
+@pytest.mark.parametrize("cut", [1, 9])
 def test_a_line_that_was_cut_off_is_dropped_and_the_next_one_is_whole(tmp_path: Path, cut: int):
     path = tmp_path / "a.jsonl"
     Journal(path, "q").add({"one": 1, "two": 2222222})
@@ -49,17 +49,17 @@ def test_what_answers_another_question_is_forgotten(tmp_path: Path, content: str
     assert not path.exists()
 
 
-def test_without_a_path_nothing_is_written():
-    journal = Journal()
-    journal.add({"one": 1})
-    assert journal["one"] == 1
-    journal.remove()
-
-
 def test_a_journal_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"journal '.*file/a.jsonl' can't be written"):
-        Journal(tmp_path / "file" / "a.jsonl", "q").add({"one": 1})
+    os.mkfifo(tmp_path / "pipe")  # which is not waited for
+    for path in (tmp_path / "file" / "a.jsonl", tmp_path / "pipe"):
+        with pytest.raises(OutputError) as refused:
+            Journal(path, "q").add({"one": 1})
+        assert refused.value.subject == str(path)
+    nowhere = Journal()
+    nowhere.add({"one": 1})
+    assert nowhere["one"] == 1
+    nowhere.remove()
 
 
 def test_a_full_disk_cuts_no_line_in_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -89,8 +89,9 @@ def test_a_full_disk_cuts_no_line_in_two(tmp_path: Path, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", lambda path, *rest, **named: Full(opened(path, *rest, **named)))
-        with pytest.raises(OutputError, match=r"a\.jsonl' can't be written: the disk is full"):
+        with pytest.raises(OutputError) as refused:
             journal.add({"two": "x" * 99})
+    assert refused.value.subject == str(path)
     assert path.read_bytes() == whole
     assert "two" not in journal
     journal.add({"three": 3})
@@ -113,17 +114,30 @@ def test_items_come_back_with_their_facts(tmp_path: Path):
     assert read_items(tmp_path / "items.parquet") == outcomes
     write_items(tmp_path / "none.parquet", ())
     assert read_items(tmp_path / "none.parquet") == ()
-    pq.write_table(pa.table({"item": ["a"], "value": [1.0]}), tmp_path / "less.parquet")
-    with pytest.raises(DataError, match=r"less.parquet' can't be read .*'weight'"):
-        read_items(tmp_path / "less.parquet")
-    (tmp_path / "bad.parquet").write_text("no")
-    with pytest.raises(DataError, match=r"bad.parquet' can't be read"):
-        read_items(tmp_path / "bad.parquet")
+
+
+def test_items_of_other_kinds_are_refused(tmp_path: Path):
+    path = tmp_path / "items.parquet"
+    path.write_text("no")
+    with pytest.raises(DataError) as refused:
+        read_items(path)
+    assert refused.value.subject == str(path)
+    for columns, said in (
+        ({"item": ["a"], "value": [1.0]}, "'weight'"),
+        ({"item": [1], "value": [1.0], "weight": [1.0]}, "item: int64"),
+        ({"item": ["a"], "value": ["1"], "weight": [1.0]}, "value: string"),
+        ({"item": ["a", None], "value": [1.0, 2.0], "weight": [1.0, 1.0]}, "no name"),
+    ):
+        pq.write_table(pa.table(columns), path)
+        with pytest.raises(DataError) as refused:
+            read_items(path)
+        assert said in str(refused.value)
+        assert refused.value.subject == str(path)
 
 
 @pytest.mark.parametrize(
     "spoilt",
-    ["3", "null", "{}", "[]", "[3, 4]", '[["a"], 1]', "[" * 100_000, '["x", ' + "9" * 5000 + "]", '["x", "\\ud800'],
+    ["3", "[3, 4]", '[["a"], 1]', "[" * 100_000, '["x", ' + "9" * 5000 + "]", '["x", "\\ud800'],
     ids=lambda text: text[:12],
 )
 def test_a_damaged_line_of_a_journal_costs_no_other(tmp_path: Path, spoilt: str, caplog: pytest.LogCaptureFixture):
@@ -138,38 +152,18 @@ def test_a_damaged_line_of_a_journal_costs_no_other(tmp_path: Path, spoilt: str,
     assert (len(Journal(path, "question")), Journal(path, "question")["second"]) == (2, 3)
 
 
-@pytest.mark.parametrize(("written", "read"), [("1.5", "0.5"), ("first", "third"), ("1.5", "1.50")])
-def test_a_line_of_a_journal_that_says_something_else_is_not_believed(tmp_path: Path, written: str, read: str):
-    path = tmp_path / "journal"
-    Journal(path, "question").add({"first": 1.5, "second": 2.5})
-    path.write_text(path.read_text().replace(written, read, 1))
-    again = Journal(path, "question")
-    assert again.known == ({"first": 1.5, "second": 2.5} if read == "1.50" else {"second": 2.5})
-
-
-def test_a_line_of_another_journal_is_not_believed(tmp_path: Path):
+def test_a_line_of_a_journal_that_says_something_else_or_is_of_another_is_not_believed(tmp_path: Path):
+    for written, read in (("1.5", "0.5"), ("first", "third"), ("1.5", "1.50")):
+        path = tmp_path / read
+        Journal(path, "question").add({"first": 1.5, "second": 2.5})
+        path.write_text(path.read_text().replace(written, read, 1))
+        again = Journal(path, "question")
+        assert again.known == ({"first": 1.5, "second": 2.5} if read == "1.50" else {"second": 2.5})
     Journal(tmp_path / "one", "question").add({"first": 1.5})
     Journal(tmp_path / "other", "another").add({"first": 0.5})
     lines = [(tmp_path / name).read_text().splitlines(keepends=True) for name in ("one", "other")]
     (tmp_path / "one").write_text(lines[0][0] + lines[1][1])
     assert "first" not in Journal(tmp_path / "one", "question")
-
-
-def test_items_of_other_kinds_are_refused(tmp_path: Path):
-    for columns, said in (
-        ({"item": [1], "value": [1.0], "weight": [1.0]}, "item: int64"),
-        ({"item": ["a"], "value": ["1"], "weight": [1.0]}, "value: string"),
-        ({"item": ["a", None], "value": [1.0, 2.0], "weight": [1.0, 1.0]}, "some of its items have no name"),
-    ):
-        pq.write_table(pa.table(columns), tmp_path / "items.parquet")
-        with pytest.raises(DataError, match=f"items.parquet.*{said}"):
-            read_items(tmp_path / "items.parquet")
-
-
-def test_a_journal_that_is_a_pipe_is_not_waited_for(tmp_path: Path):
-    os.mkfifo(tmp_path / "journal")
-    with pytest.raises(OutputError, match=r"journal.*it is no file"):
-        Journal(tmp_path / "journal", "question").add({"a": 1})
 
 
 def test_what_each_item_gave_is_put_in_order_once_and_cannot_be_changed():
@@ -178,6 +172,5 @@ def test_what_each_item_gave_is_put_in_order_once_and_cannot_be_changed():
     names, values, weights = measurement.by_item
     assert (names, values.tolist(), weights.tolist()) == (("a", "b"), [1.0, 2.0], [1.0, 3.0])
     assert measurement.by_item[1] is values
-    with pytest.raises(ValueError, match="read-only"):
-        values[0] = 9.0
+    assert not values.flags.writeable
     assert Measurement(score).by_item[1].tolist() == []

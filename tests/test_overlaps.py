@@ -1,6 +1,7 @@
 """How alike draws are within a set and between sets, against numbers worked out by hand."""
 
 import math
+import statistics
 
 import pytest
 from studies.overlaps import against, between, jackknifed, part_of_the_set, within
@@ -24,13 +25,14 @@ def test_means_over_pairs():
 def test_an_interval_over_draws_of_a_mean_is_that_of_the_mean():
     """The jackknife of a mean gives its standard error; of two sets alike the variances add up, with the degrees of freedom of Satterthwaite."""
     one, other = [1.0, 2.0, 4.0, 5.0], [0.0, 3.0, 3.0, 6.0]
-    value, half = jackknifed({"one": one, "other": other}, lambda sets: sum(sets["one"]) / len(sets["one"]) - sum(sets["other"]) / len(sets["other"]))
     variances = [sum((x - 3.0) ** 2 for x in draws) / 3 / 4 for draws in (one, other)]
     counted = [variances[0], variances[1] * (1 + 2 / 3)]
     assert variances[0] < variances[1]
     degrees = sum(counted) ** 2 / sum(part**2 / 3 for part in counted)
-    assert value == pytest.approx(0.0)
-    assert half == pytest.approx(t_quantile(0.975, degrees) * sum(variances) ** 0.5)
+    for sets in ({"a": one, "b": other}, {"a": other, "b": one}):
+        value, half = jackknifed(sets, lambda sets: statistics.mean(sets["a"]) - statistics.mean(sets["b"]))
+        assert value == pytest.approx(0.0)
+        assert half == pytest.approx(t_quantile(0.975, degrees) * sum(variances) ** 0.5)
 
 
 def test_where_no_draw_differs_or_two_are_all_there_is_no_interval():

@@ -1,30 +1,30 @@
-"""Two ranks against one process. The ranks are real: torchrun starts this very file, which then does what `main` says.
+"""Two ranks against one process. The ranks are real: copies of this process that meet as torchrun lets them, or what torchrun starts of this file.
 
-A start costs many seconds, so one start works through all cases, and each rank leaves what it found in a file.
+A start costs seconds, so one start works through all cases, and each rank leaves what it found in a file.
 """
 
 import json
+import multiprocessing
 import os
 import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from calibrant import __version__
-from calibrant.activations import BlockChange, FeatureNorms, Gram, Routing, Seen
+from calibrant.activations import BlockChange, Routing, Seen
 from calibrant.cli import _frame
 from calibrant.compress import prune
 from calibrant.data import TokenBatch
-from calibrant.errors import CalibrantError, NumericsError, RankError
+from calibrant.errors import CalibrantError, NumericsError
 from calibrant.methods import methods
 from calibrant.models import view
 from calibrant.outcomes import Journal
@@ -32,14 +32,11 @@ from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder, tiny_model
 from calibrant.walk import walk, walk_blocks, walking
 from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
-from calibrant.walk.rank_messages import RankFailure
 from calibrant.walk.ranks import ALONE, Ranks, _Together, joined
-from calibrant.walk.variants import Variants
 
 RANKS = 2
 LENGTHS = (12, 7, 12, 10, 3)
 SIZES = {"mixtral": {"num_local_experts": 16, "num_hidden_layers": 2}, "olmoe": {"num_experts": 16, "num_hidden_layers": 2}}
-PROPAGATIONS = ("arrival", "reference", "dense")
 BATCHES = {"three micro-batches": (24, False), "weighted, five": (1, True), "one, so that a rank has nothing": (4096, False)}
 SMALL: dict[str, Any] = {"samples": 6, "length": 700, "dtype": "float32"}
 """Six windows of which each fills more than half a micro-batch's tokens, and so is one."""
@@ -65,35 +62,32 @@ def pruned(family: str, propagate: str, method: str, batch: str, ranks: Ranks) -
     return found
 
 
-def all_pruned(ranks: Ranks) -> dict[tuple[str, ...], dict[str, Tensor]]:
-    wanda = [("llama", propagate, "wanda", batch) for propagate in PROPAGATIONS for batch in BATCHES]
-    wanda += [("mixtral", propagate, "wanda", "three micro-batches") for propagate in PROPAGATIONS]
-    wanda += [(family, "arrival", "wanda", "weighted, five") for family in ("mixtral", "gpt2", "gemma3")]  # experts, transposed, windowed
-    sparsegpt = [("llama", propagate, "sparsegpt", "three micro-batches") for propagate in PROPAGATIONS]
-    sparsegpt += [("mixtral", "arrival", "sparsegpt", "three micro-batches")]
-    return {case: pruned(*case, ranks) for case in [*wanda, *sparsegpt]}
+def cases(every: bool) -> list[tuple[str, str, str, str]]:
+    """Family, propagation, method and batch of what is pruned."""
+    few, many = "three micro-batches", "weighted, five"
+    found = [("llama", "arrival", "wanda", batch) for batch in BATCHES]
+    found += [("llama", "reference", "wanda", few), ("llama", "dense", "wanda", few), ("mixtral", "arrival", "wanda", few)]
+    found += [("llama", "arrival", "sparsegpt", few)]
+    if every:
+        found += [("mixtral", "reference", "wanda", few), ("mixtral", "dense", "wanda", few), ("mixtral", "arrival", "sparsegpt", few)]
+        found += [(family, "arrival", "wanda", many) for family in ("mixtral", "gpt2", "gemma3")]  # experts, transposed, windowed
+        found += [("llama", propagate, "sparsegpt", few) for propagate in ("reference", "dense")]
+    return found
+
+
+def all_pruned(ranks: Ranks, every: bool) -> dict[tuple[str, ...], dict[str, Tensor]]:
+    return {case: pruned(*case, ranks) for case in cases(every)}
 
 
 def behaved(ranks: Ranks) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """What the blocks and routers of tiny models did, block by block: all that the statistics hold."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for family in ("llama", "mixtral"):
-        for batch, (tokens_per_pass, weighted) in BATCHES.items():
+    for family, batches in (("llama", ["three micro-batches"]), ("mixtral", BATCHES)):
+        for batch in batches:
+            tokens_per_pass, weighted = BATCHES[batch]
             asked = view(tiny_model(family, **SIZES.get(family, {}))), padded_batch(weighted), (BlockChange, Routing, TokenKinds, ExpertOutputs)
             several = [seen for _, seen in walk_blocks(*asked, tokens_per_pass=tokens_per_pass, ranks=ranks)]
             found[family, batch] = [{kind.__name__: vars(one) for kind, one in seen.items()} for seen in several]
-    return found
-
-
-def shared(ranks: Ranks) -> dict[str, list[list[str]]]:
-    """Which matrices of a block got the same sum, and so the same factorisation."""
-    found = {}
-    for propagate in PROPAGATIONS:
-        groups: dict[int, list[str]] = {}
-        seen_of = [(w.name, seen) for w, seen in walk(view(tiny_model("llama")), padded_batch(False), (Gram, FeatureNorms), propagate, ranks=ranks)]
-        for name, seen in seen_of[:7]:
-            groups.setdefault(id(seen), []).append(name.rpartition(".")[2])
-        found[propagate] = list(groups.values())
     return found
 
 
@@ -106,9 +100,13 @@ def failure(of: Callable[[], object]) -> tuple[str, str]:
     return "nothing", ""
 
 
+def asked_of(folder: Path, **how: Any) -> dict[str, Any]:
+    return {"model": str(folder / "model"), "data": str(folder / "mine.jsonl"), **SMALL, **how}
+
+
 def failures(rank: int, folder: Path) -> dict[str, tuple[str, str]]:
     """What this rank raises where rank 1 fails, or the ranks don't do the same."""
-    asked: dict[str, Any] = {"model": str(folder / "model"), "data": str(folder / "mine.jsonl"), **SMALL}
+    asked = asked_of(folder)
     arrived = walking.MicroBatch.arrived
 
     def broken(error: Exception) -> Callable[[], object]:
@@ -120,28 +118,16 @@ def failures(rank: int, folder: Path) -> dict[str, tuple[str, str]]:
         walking.MicroBatch.arrived = arrive
         return lambda: prune(**asked)
 
-    def parted() -> None:
-        with joined() as ranks:
-            failure(lambda: ranks.agree("the day", rank))
-            ranks.all(True)
-
     found = {"input": failure(broken(NumericsError("the activations that reach up_proj hold NaN", subject="up_proj")))}
     found["fault"] = failure(broken(KeyError("layer")))
     walking.MicroBatch.arrived = arrived
     found["other"] = failure(lambda: prune(**asked, sparsity=(0.5, 0.6)[rank]))
-    found["elsewhere"] = failure(lambda: _list_in_ranks(PROPAGATIONS[rank]))
-    found["parted"] = failure(parted)
     return found
 
 
-def _list_in_ranks(propagate: str) -> None:
-    with joined() as ranks:
-        list(walk(view(tiny_model("llama")), padded_batch(False), (FeatureNorms,), propagate, ranks=ranks))
-
-
-def interrupted(rank: int, folder: Path) -> dict[str, Any]:
+def interrupted(folder: Path) -> dict[str, Any]:
     """A prune of which the first rank is interrupted after two blocks, and which is asked again."""
-    asked: dict[str, Any] = {"model": str(folder / "model"), "data": str(folder / "mine.jsonl"), "out": folder / "out", **SMALL}
+    asked = asked_of(folder, out=folder / "out")
 
     def stop(what: str, done: int, total: int) -> None:
         if done == 2:
@@ -157,8 +143,8 @@ SEARCH: dict[str, Any] = {"method": "evop(tokens=[700, 2100], greedy=false, popu
 
 
 def searched(rank: int, folder: Path) -> dict[str, Any]:
-    """A search in which the first rank is interrupted once it has measured, and which is asked again: how many choices were measured."""
-    asked: dict[str, Any] = {"model": str(folder / "model"), "data": str(folder / "mine.jsonl"), "out": folder / "searched", **SEARCH, **SMALL}
+    """A search in which the first rank is interrupted once it has measured, and which is asked again."""
+    asked = asked_of(folder, out=folder / "searched", **SEARCH)
     add, added = Journal.add, 0
 
     def interrupting(journal: Journal, results: Mapping[str, Any]) -> None:
@@ -168,45 +154,15 @@ def searched(rank: int, folder: Path) -> dict[str, Any]:
         if rank == 0 and added == 1:
             raise KeyboardInterrupt
 
-    with counted_choices() as measured:
-        Journal.add = interrupting  # type: ignore[method-assign]
-        raised = failure(lambda: prune(**asked))
-        Journal.add = add  # type: ignore[method-assign]
-        before = sum(measured)
-        again = prune(**asked)
-    return {"raised": raised, "before": before, "again": sum(measured) - before, "edits": again.record.edits}
-
-
-@contextmanager
-def counted_choices() -> Iterator[list[int]]:
-    """How many choices are measured at a time."""
-    losses, measured = Variants.losses, list[int]()
-
-    def counted(variants: Variants, choices: Any, *rest: Any, **how: Any) -> list[float]:
-        found = losses(variants, choices, *rest, **how)
-        measured.append(len(choices))  # where another rank has failed meanwhile, nothing was
-        return found
-
-    Variants.losses = counted  # type: ignore[method-assign]
-    yield measured
-    Variants.losses = losses  # type: ignore[method-assign]
+    Journal.add = interrupting  # type: ignore[method-assign]
+    raised = failure(lambda: prune(**asked))
+    Journal.add = add  # type: ignore[method-assign]
+    return {"raised": raised, "edits": prune(**asked).record.edits}
 
 
 def commanded(folder: Path) -> list[object]:
-    """The exit codes of a command that works and of one whose output folder is taken; torchrun passes on what the ranks print."""
-    words = [
-        "prune",
-        str(folder / "model"),
-        "--data",
-        str(folder / "mine.jsonl"),
-        "--samples",
-        "6",
-        "--length",
-        "700",
-        "--dtype",
-        "float32",
-        "--json",
-    ]
+    """The exit codes of a command that works and of one whose output folder is taken."""
+    words = f"prune {folder / 'model'} --data {folder / 'mine.jsonl'} --samples 6 --length 700 --dtype float32 --json".split()
     _frame.PATIENCE, codes = 0.1, list[object]()
     for sparsity in ("0.5", "0.75"):
         sys.argv = ["calibrant", *words, "--out", str(folder / "told"), "--sparsity", sparsity]
@@ -217,12 +173,12 @@ def commanded(folder: Path) -> list[object]:
     return codes
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, every: bool) -> None:
     """What every rank does. The last case loses rank 1."""
     rank, found = int(os.environ["RANK"]), dict[str, Any]()
     with joined() as ranks:
-        found["pruned"], found["shared"], found["behaved"] = all_pruned(ranks), shared(ranks), behaved(ranks)
-    found["failures"], found["interrupted"], found["codes"] = failures(rank, folder), interrupted(rank, folder), commanded(folder)
+        found["pruned"], found["behaved"] = all_pruned(ranks, every), behaved(ranks)
+    found["failures"], found["interrupted"], found["codes"] = failures(rank, folder), interrupted(folder), commanded(folder)
     found["searched"] = searched(rank, folder)
     torch.save(found, folder / f"found-{rank}.pt")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it as soon as it misses rank 1
@@ -237,8 +193,14 @@ def main(folder: Path) -> None:
     torch.save({**found, "lost": failure(lose)}, folder / f"found-{rank}.pt")
 
 
+@pytest.fixture(scope="module", params=["copies", pytest.param("torchrun", marks=pytest.mark.slow)])
+def way(request: pytest.FixtureRequest) -> str:
+    """How the ranks are started."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(way: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("ranks")
     tiny_folder(made / "model", "llama", num_hidden_layers=4)
     told = "and then some more words follow until the window is full " * 30
@@ -246,39 +208,50 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the ranks found, each its own, and what was printed."""
+def copied(rank: int, port: int, folder: Path) -> None:
+    """Be a rank, as torchrun would have started it."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"TORCHELASTIC_RUN_ID": "copies", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for number, name in ((1, "said.out"), (2, "said.err")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    main(folder, every=False)
 
-    ranks: list[dict[str, Any]]
-    out: str
-    err: str
+
+def run_copies(folder: Path) -> tuple[str, str]:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    running = [multiprocessing.get_context("fork").Process(target=copied, args=(rank, store.port, folder)) for rank in range(RANKS)]
+    for one in running:
+        one.start()
+    for one in running:
+        one.join()
+    return (folder / "said.out").read_text(), (folder / "said.err").read_text()
 
 
-@pytest.fixture(scope="module")
-def answer(folder: Path) -> Answer:
+def run_torchrun(folder: Path) -> tuple[str, str]:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(RANKS)]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("CALIBRANT")} | {"OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CALIBRANT")} | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, *torchrun, __file__, str(folder)]
-    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        try:
-            out, err = running.communicate(timeout=1800)
-        except subprocess.TimeoutExpired:
-            running.terminate()  # not kill: torchrun ends its ranks
-            raise
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return ended.stdout, ended.stderr
+
+
+@pytest.fixture(scope="module")
+def printed(way: str, folder: Path) -> tuple[str, str]:
+    return run_copies(folder) if way == "copies" else run_torchrun(folder)
+
+
+@pytest.fixture(scope="module")
+def found(printed: tuple[str, str], folder: Path) -> list[dict[str, Any]]:
+    """What the ranks found, each its own."""
     files = [folder / f"found-{rank}.pt" for rank in range(RANKS)]
-    assert all(file.is_file() for file in files), err
-    return Answer([torch.load(file, weights_only=False) for file in files], out, err)
+    assert all(file.is_file() for file in files), printed[1]
+    return [torch.load(file, weights_only=False) for file in files]
 
 
 @pytest.fixture(scope="module")
-def found(answer: Answer) -> list[dict[str, Any]]:
-    return answer.ranks
-
-
-@pytest.fixture(scope="module")
-def alone() -> Mapping[tuple[str, ...], Mapping[str, Tensor]]:
-    return all_pruned(ALONE)
+def alone(way: str) -> Mapping[tuple[str, ...], Mapping[str, Tensor]]:
+    return all_pruned(ALONE, every=way == "torchrun")
 
 
 def test_wanda_is_one_processs_to_the_bit(found: list[dict[str, Any]], alone: Mapping[tuple[str, ...], Mapping[str, Tensor]]) -> None:
@@ -288,8 +261,8 @@ def test_wanda_is_one_processs_to_the_bit(found: list[dict[str, Any]], alone: Ma
             assert list(got) == list(expected), f"{case}: other matrices, or another order"
             for name, matrix in expected.items():
                 assert torch.equal(got[name], matrix), (case, name)
-    for case in (("mixtral", propagate, "wanda", "three micro-batches") for propagate in PROPAGATIONS):
-        assert len(alone[case]) < len(view(tiny_model("mixtral", **SIZES["mixtral"])).weights), "the test wants experts that no token reaches"
+    reached = alone["mixtral", "arrival", "wanda", "three micro-batches"]
+    assert len(reached) < len(view(tiny_model("mixtral", **SIZES["mixtral"])).weights), "the test wants experts that no token reaches"
 
 
 def test_what_blocks_and_routers_did_is_one_processs_to_the_bit(found: list[dict[str, Any]]) -> None:
@@ -315,39 +288,22 @@ def test_sparsegpt_keeps_the_same_weights(found: list[dict[str, Any]], alone: Ma
             assert equal / sum(matrix.numel() for matrix in expected.values()) >= 0.999, case
 
 
-def test_equal_inputs_are_reduced_once(found: list[dict[str, Any]]) -> None:
-    expected = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
-    for rank in found:
-        assert rank["shared"] == dict.fromkeys(PROPAGATIONS, expected)
-
-
-@pytest.mark.parametrize(
-    ("case", "kinds", "told"),
-    [
-        ("input", ["NumericsError", "NumericsError"], "the activations that reach up_proj hold NaN"),
+def test_one_that_fails_or_does_something_else_or_is_lost_ends_all(found: list[dict[str, Any]]) -> None:
+    for case, kinds, told in (
+        ("input", ["NumericsError", "NumericsError"], "up_proj"),
         ("fault", ["RankError", "KeyError"], "layer"),
-        ("other", ["RankError", "RankError"], "the run that is asked for differs: 'sha256:"),
-        ("elsewhere", ["RankError", "RankError"], "rank 0 is at 'what stands next' and rank 1 at 'the sums of a block'"),
-        ("parted", ["RankError", "RankError"], "the ranks have parted already"),
-    ],
-)
-def test_one_that_fails_ends_all(found: list[dict[str, Any]], case: str, kinds: list[str], told: str) -> None:
-    raised = [rank["failures"][case] for rank in found]
-    assert [kind for kind, _ in raised] == kinds
-    assert all(told in text for _, text in raised), raised
-    if case == "fault":
-        assert raised[0][1] == "rank 1 failed: KeyError: 'layer'"
-
-
-def test_one_that_is_lost_is_missed(found: list[dict[str, Any]]) -> None:
+        ("other", ["RankError", "RankError"], "'sha256:"),
+    ):
+        raised = [rank["failures"][case] for rank in found]
+        assert [kind for kind, _ in raised] == kinds
+        assert all(told in text for _, text in raised), raised
+    assert "rank 1" in found[0]["failures"]["fault"][1]
     kind, text = found[0]["lost"]
-    assert kind == "RankError"
-    assert text.startswith("another rank was lost ("), text  # whether the connection was closed or reset is chance
-    assert text.endswith("start them again to continue")
+    assert (kind, "another rank was lost" in text) == ("RankError", True), text
 
 
 def test_an_interrupted_prune_goes_on_from_the_blocks_that_all_read(found: list[dict[str, Any]], folder: Path, tmp_path: Path) -> None:
-    whole = prune(str(folder / "model"), str(folder / "mine.jsonl"), out=tmp_path / "out", **SMALL)
+    whole = prune(**asked_of(folder, out=tmp_path / "out"))
     for rank in found:
         assert rank["interrupted"]["raised"][0] == "KeyboardInterrupt"
         assert rank["interrupted"]["again"] == (2, False, whole.record.run.id, RANKS)
@@ -359,39 +315,28 @@ def test_an_interrupted_prune_goes_on_from_the_blocks_that_all_read(found: list[
 
 
 def test_a_search_goes_on_from_what_the_first_rank_had_measured(found: list[dict[str, Any]], folder: Path, tmp_path: Path) -> None:
-    with counted_choices() as measured:
-        whole = prune(str(folder / "model"), str(folder / "mine.jsonl"), out=tmp_path / "out", **SEARCH, **SMALL)
+    whole = prune(**asked_of(folder, out=tmp_path / "out", **SEARCH))
     for rank in found:
         assert rank["searched"]["raised"][0] == "KeyboardInterrupt"
         assert rank["searched"]["edits"] == whole.record.edits
-        assert rank["searched"]["before"] > 0
-        assert rank["searched"]["before"] + rank["searched"]["again"] == sum(measured), "nothing is measured twice, and nothing is left out"
     assert (folder / "searched/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
 
 
-def test_on_the_command_line_the_first_speaks_for_all(answer: Answer) -> None:
-    assert [rank["codes"] for rank in answer.ranks] == [[0, 2]] * RANKS
-    told, refused = [json.loads(line) for line in answer.out.splitlines()]
+def test_on_the_command_line_the_first_speaks_for_all(found: list[dict[str, Any]], printed: tuple[str, str]) -> None:
+    assert [rank["codes"] for rank in found] == [[0, 2]] * RANKS
+    out, err = printed
+    told, refused = [json.loads(line) for line in out.splitlines()]
     assert told["provenance"]["ranks"] == RANKS
-    assert "already holds a compressed model" in refused["error"]["message"]
-    assert answer.err.count("already holds a compressed model") == 1
-    assert "Traceback" not in answer.err.partition("closing signal")[0]
+    assert err.count(refused["error"]["message"]) == 1
+    assert "Traceback" not in err.partition("closing signal")[0]
 
 
 def test_the_package_can_be_started_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["calibrant", "--version"])
-    with pytest.raises(SystemExit, match="0"):
+    with pytest.raises(SystemExit) as ended:
         runpy.run_module("calibrant", run_name="__main__")
+    assert ended.value.code == 0
     assert capsys.readouterr().out == f"calibrant {__version__}\n"
-
-
-def test_alone_nothing_is_asked_of_anyone() -> None:
-    with joined() as ranks:
-        assert ranks is ALONE
-    assert (ALONE.rank, ALONE.size, ALONE.first, ALONE.device("cuda")) == (0, 1, True, "cuda")
-    assert ALONE.gathered([1, 2]) == ALONE.share([1, 2]) == [1, 2]
-    assert (ALONE.all(True), ALONE.all(False)) == (True, False)
-    ALONE.agree("nothing", object())
 
 
 def test_each_rank_takes_its_share_and_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,16 +353,5 @@ def test_each_rank_takes_its_share_and_a_device_of_its_own(monkeypatch: pytest.M
         assert [ranks[2].device(asked) for asked in ("auto", "cuda", "cuda:0", "cpu")] == [auto, "cuda:1", "cuda:0", "cpu"]
 
 
-def test_what_a_rank_failed_of_is_said_by_the_others() -> None:
-    class Odd(NumericsError):
-        """Of somebody else's package: the others may not know it."""
-
-    told = RankFailure.of(Odd("up_proj holds NaN", subject="up_proj")).error(1)
-    assert (type(told), str(told)) == (NumericsError, "up_proj holds NaN")
-    assert isinstance(RankFailure.of(KeyboardInterrupt()).error(1), KeyboardInterrupt)
-    with pytest.raises(RankError, match="rank 3 failed: OSError: no room for block 7"):
-        raise RankFailure.of(OSError("no room\nfor block 7")).error(3)
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), every=True)

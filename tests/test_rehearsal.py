@@ -9,10 +9,12 @@ from calibrant.models import view
 from calibrant.testing import FAMILIES, tiny_model
 from calibrant.walk.rehearsal import rehearse
 
+from tests.usual import usually
+
 REASONS = ("arrival", "reference", "dense")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", usually(FAMILIES))
 def test_of_an_ordinary_model_everything_is_followed(family: str) -> None:
     found = rehearse(view(tiny_model(family)))
     assert found.calls == (0, 1, 2)
@@ -21,10 +23,9 @@ def test_of_an_ordinary_model_everything_is_followed(family: str) -> None:
     assert not found.turned
 
 
-def test_a_view_is_rehearsed_once_and_anew_after_blocks_were_dropped() -> None:
+def test_a_view_is_rehearsed_anew_after_blocks_were_dropped() -> None:
     seen_by = view(tiny_model("llama"))
-    first = rehearse(seen_by)
-    assert rehearse(seen_by) is first
+    assert rehearse(seen_by) is rehearse(seen_by)
     seen_by.drop_blocks([1])
     assert rehearse(seen_by).calls == (0, 1)
 
@@ -34,28 +35,20 @@ def test_a_matrix_that_two_blocks_share_is_left() -> None:
     model.model.layers[2].mlp.up_proj.weight = model.model.layers[1].mlp.up_proj.weight
     found = rehearse(view(model))
     for propagate in REASONS:
-        assert found.left(propagate) == {"model.layers.1.mlp.up_proj": "shared with block 2"}
+        assert found.left(propagate).keys() == {"model.layers.1.mlp.up_proj"}
 
 
-def test_a_matrix_that_is_read_in_another_way_is_left() -> None:
+def test_a_matrix_that_is_read_otherwise_or_in_part_is_left_and_asking_for_its_type_is_no_reading() -> None:
     model = tiny_model("llama")
-    down = model.model.layers[1].mlp.down_proj
+    layers = model.model.layers
+    down, up, typed = layers[1].mlp.down_proj, layers[2].mlp.up_proj, layers[0].mlp.up_proj
     down.forward = lambda x: nn.functional.linear(x, down.weight.round())
-    assert rehearse(view(model)).left("dense") == {"model.layers.1.mlp.down_proj": "read by round, not by a product with it alone"}
-
-
-def test_a_matrix_of_which_a_part_is_used_is_left() -> None:
-    model = tiny_model("llama")
-    up = model.model.layers[1].mlp.up_proj
     up.forward = lambda x: torch.cat([nn.functional.linear(x, half) for half in up.weight.chunk(2)], -1)
-    assert rehearse(view(model)).left("dense") == {"model.layers.1.mlp.up_proj": "read by linear, not by a product with it alone"}
-
-
-def test_asking_a_matrix_for_its_type_is_no_reading() -> None:
-    model = tiny_model("llama")
-    up = model.model.layers[1].mlp.up_proj
-    up.forward = lambda x: nn.functional.linear(x.to(up.weight.dtype).to(up.weight) + up.weight.new_zeros(1), up.weight)
-    assert not rehearse(view(model)).left("arrival")
+    typed.forward = lambda x: nn.functional.linear(x.to(typed.weight.dtype).to(typed.weight) + typed.weight.new_zeros(1), typed.weight)
+    left = rehearse(view(model)).left("dense")
+    assert left.keys() == {"model.layers.1.mlp.down_proj", "model.layers.2.mlp.up_proj"}
+    assert "round" in left["model.layers.1.mlp.down_proj"]
+    assert "linear" in left["model.layers.2.mlp.up_proj"]
 
 
 def test_a_block_that_runs_twice_or_not_at_all_is_left() -> None:
@@ -66,7 +59,7 @@ def test_a_block_that_runs_twice_or_not_at_all_is_left() -> None:
     model.model.layers[2].forward = lambda hidden, **_: hidden
     seen_by = view(model)
     left = rehearse(seen_by).left("dense")
-    assert left["model.layers.1.mlp.up_proj"] == "its block runs 2 times in one forward"
+    assert "2 times" in left["model.layers.1.mlp.up_proj"]
     assert "model.layers.0.mlp.up_proj" not in left
 
 
@@ -74,13 +67,14 @@ def test_a_model_without_a_matrix_that_can_be_followed_is_refused() -> None:
     model = tiny_model("llama")
     whole = model.model.forward
     model.model.forward = lambda **asked: (whole(**asked), whole(**asked))
-    with pytest.raises(ModelError, match=r"no matrix of LlamaForCausalLM can be followed through a forward \(model.layers.0.*: its block"):
+    with pytest.raises(ModelError) as refused:
         rehearse(view(model))
+    assert refused.value.subject == "LlamaForCausalLM"
 
 
 def test_an_input_that_is_read_later_is_kept() -> None:
-    assert rehearse(view(tiny_model("llama"))).lets_go
     model = tiny_model("llama")
+    assert rehearse(view(model)).lets_go
     embedded: list[torch.Tensor] = []
     model.model.embed_tokens.register_forward_hook(lambda _m, _a, out: embedded.append(out))
     last = model.model.layers[2]

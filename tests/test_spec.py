@@ -56,58 +56,46 @@ def test_parse(text: str, expected: object) -> None:
         "wanda(x=a[0])",
         "wanda(x=b'1')",
         "wanda(x=1j)",
+        "sparsegpt(0.02)",
     ],
 )
 def test_what_is_no_literal_is_refused(text: str) -> None:
-    with pytest.raises(SpecError, match="is no literal"):
+    with pytest.raises(SpecError) as refused:
         parse(text)
-
-
-def test_a_call_is_refused_by_what_it_holds() -> None:
-    with pytest.raises(SpecError, match=r"__import__\('os'\)"):
-        parse("wanda(x=__import__('os'))")
+    assert text.removeprefix("wanda(x=").removesuffix(")") in str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["wanda(", "", "a b", "((((" * 60])
 def test_broken_text_is_one_sentence(text: str) -> None:
-    with pytest.raises(SpecError, match="can't be read as a spec") as error:
+    with pytest.raises(SpecError) as refused:
         parse(text)
-    assert "\n" not in str(error.value)
-
-
-def test_positional_arguments_are_refused() -> None:
-    with pytest.raises(SpecError, match=r"'sparsegpt\(0\.02\)' is no literal; a spec may hold .*name\(key=value\)"):
-        parse("sparsegpt(0.02)")
+    assert refused.value.subject == text
+    assert "\n" not in str(refused.value)
 
 
 def test_repr_leaves_defaults_out_and_parses_back() -> None:
     toy = Toy(damp=0.5, name="a b")
     assert repr(toy) == str(toy) == "toy(damp=0.5, name='a b')"
-    call = parse(repr(toy))
-    assert build(Toy, call.arguments) == toy
+    assert build(Toy, parse(repr(toy)).arguments) == toy
     assert repr(Toy()) == "toy"
+    text = "dsnot(start=wanda, list=[1, 'x'])"
+    assert text_of(parse(text)) == text
 
 
-def test_build_says_what_it_takes() -> None:
-    with pytest.raises(SpecError, match="toy has no parameter 'dmap', did you mean 'damp'"):
-        build(Toy, {"dmap": 1.0})
-    with pytest.raises(SpecError, match=r"toy\(damp='x'\): damp must be float"):
-        build(Toy, {"damp": "x"})
-    with pytest.raises(SpecError, match=r"toy\(name=3\): name must be str or None"):
-        build(Toy, {"name": 3})
-    with pytest.raises(SpecError, match="needs size"):
-        build(Needy, {})
-    with pytest.raises(SpecError, match=r"size must be int"):
-        build(Needy, {"size": True})
+@pytest.mark.parametrize(
+    ("cls", "given", "subject"),
+    [(Toy, {"dmap": 1.0}, "dmap"), (Toy, {"damp": "x"}, "damp"), (Toy, {"name": 3}, "name"), (Needy, {}, "size"), (Needy, {"size": True}, "size")],
+)
+def test_what_a_parameter_does_not_take_is_refused_by_its_name(cls: type[Spec], given: dict[str, object], subject: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        build(cls, given)
+    assert refused.value.subject == subject
 
 
-def test_a_whole_number_is_a_float_where_one_is_wanted() -> None:
+def test_a_value_becomes_what_is_wanted() -> None:
     built = build(Toy, {"damp": 1})
     assert isinstance(built.damp, float)
     assert identity(built) == identity(Toy(damp=1.0))
-
-
-def test_a_bare_name_is_text_where_text_is_wanted() -> None:
     assert build(Toy, {"name": Call("wikitext")}).name == "wikitext"
 
 
@@ -123,11 +111,6 @@ def test_identity_is_the_same_in_another_process() -> None:
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "77"})
     assert other.stdout.strip() == identity({"a": "ü", "b": [1, 0.1, None]})
     assert identity({"a": "ü", "b": [1, 0.1, None]}).startswith("sha256:")
-
-
-def test_calls_are_written_as_they_are_read() -> None:
-    text = "dsnot(start=wanda, list=[1, 'x'])"
-    assert text_of(parse(text)) == text
 
 
 def test_what_is_ours_has_the_identity_that_it_always_had() -> None:

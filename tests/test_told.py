@@ -47,24 +47,6 @@ def test_the_readme_and_the_list_of_findings_tell_what_the_tables_of_the_pages_s
         assert list(without_a_table(told, linked(told), linked(told), "index.md")) == [], told
 
 
-def test_what_is_told_is_found():
-    assert NUMBER.findall("0.041 and 12.5 of v1.2.3, arXiv 2502.18424") == ["0.041", "12.5"]
-    assert shares("52 to 69 % of 95 % at 5 %, 47 points (26 to 68, p 0.02), 63 % (56) and 2:4, 0.5 % (0.2)") == {
-        "52",
-        "69",
-        "47",
-        "26",
-        "68",
-        "63",
-        "56",
-    }
-    lines = ["| method | target | share |", "| --- | --- | --- |", "| a | blocks 0.2 | 0.553 |", "", "| share |", "| --- |", "| 0.47 |"]
-    assert targets(lines) == {"20"}
-    assert nearest("0.55", [0.553])
-    assert not nearest("0.56", [0.553])
-    assert not nearest("0.3", [10.3])
-
-
 def linked(told: str) -> set[str]:
     """The findings that a paragraph links to."""
     return PAGES.keys() & set(re.findall(r"[\w-]+\.md", told))

@@ -1,11 +1,9 @@
 """A dense model split into experts computes what it did where all are picked; the mixture to try methods on has learnt, and its truths hold."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from studies.experts import byte_mixture
 from studies.experts.upcycling import Split, clustered, layers, upcycled
 from transformers import AutoModelForCausalLM
 
@@ -17,7 +15,7 @@ from calibrant.walk import walk_blocks
 from calibrant.walk.variants import loss
 
 from tests.trained import trained_model
-from tests.trained_mixture import mixture_folder, plant, trained_mixture, untrained_mixture
+from tests.trained_mixture import plant, trained_mixture, untrained_mixture
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +99,3 @@ def test_planted_truths_hold(batch: TokenBatch) -> None:
     assert float(routings[2].together[0, 7]) > 0, "who is sent to the one first is sent to the other too"
     others = trained_mixture()
     assert all(torch.equal(a, b) for a, b in zip(others.model.layers[0].parameters(), model.model.layers[0].parameters(), strict=True))
-
-
-def test_the_record_is_of_this_recipe() -> None:
-    record = json.loads(byte_mixture.RECORD.read_text("utf-8"))
-    assert {"trained", f"dead {byte_mixture.DEAD}", f"doubled {byte_mixture.DOUBLED}"} <= record.keys()
-    assert all(len(record[name]["entropy"]) == 4 for name in record if name not in ("torch", "transformers"))
-
-
-def test_a_folder_is_made_once() -> None:
-    assert mixture_folder() == mixture_folder()
-    assert (mixture_folder() / "config.json").is_file()

@@ -1,11 +1,8 @@
 """What processes say to each other comes back as it was, and bytes of any other kind are refused without being run."""
 
-import ast
 import io
-import json
 import math
 import pickle
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-import calibrant
 from calibrant.activations import BlockChange, FeatureNorms, Statistic
 from calibrant.errors import DataError, NumericsError, Problem, StudyError
+from calibrant.foreign import brief
 from calibrant.study.driver import TOKENS as WORKERS
 from calibrant.walk.rank_messages import LANGUAGE as RANKS
 from calibrant.walk.rank_messages import RankFailure, RankMessage
@@ -42,7 +39,7 @@ MANY = [
     (),
     (1, [2, (3,)]),
     {1: "one", "two": (2,), (3, 4): {}},
-    pytest.param(frozenset({1, "a"}), id="frozenset"),
+    frozenset({1, "a"}),
     b"",
     b"\x00\xff",
     Path("a/b"),
@@ -66,11 +63,11 @@ def message(text: str, **tensors: torch.Tensor) -> bytes:
     return save({"text": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8), **tensors})
 
 
-@pytest.mark.parametrize("value", MANY, ids=repr)
-def test_it_comes_back_as_it_was(value: Any):
-    back = WORDS.unpack(WORDS.pack(value))
-    assert (back, type(back)) == (value, type(value))
-    assert repr(back) == repr(value), "the types within are the same too"
+def test_it_comes_back_as_it_was():
+    for value in MANY:
+        back = WORDS.unpack(WORDS.pack(value))
+        assert (back, type(back)) == (value, type(value))
+        assert repr(back) == repr(value), "the types within are the same too"
 
 
 def test_floats_come_back_to_the_last_bit():
@@ -89,12 +86,13 @@ def test_tensors_come_back_to_the_last_bit():
 
 def test_what_is_none_of_it_cant_be_said():
     for value in (object(), {"deep": [print]}, float, Point(object())):  # pyright: ignore[reportArgumentType]
-        with pytest.raises(DataError, match="can't be sent to another process"):
+        with pytest.raises(DataError) as refused:
             WORDS.pack(value)
+        assert brief(value) in str(refused.value)
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
-    with pytest.raises(DataError, match="can't be sent to another process"):
+    with pytest.raises(DataError):
         WORDS.pack(deep)
 
 
@@ -129,8 +127,9 @@ def test_bytes_of_another_kind_are_refused_and_not_run(language: Language, tmp_p
         message('{"statistic": ["calibrant.errors.DataError", {"map": [["message", "x"]]}]}'),
     ]
     for content in others:
-        with pytest.raises(DataError, match="is no message of a process of this job"):
+        with pytest.raises(DataError) as refused:
             language.unpack(content)
+        assert brief(content) in str(refused.value)
     assert not mark.exists()
 
 
@@ -154,6 +153,8 @@ def test_ranks_say_statistics_of_any_class_that_they_know():
     assert (type(change), change.total, type(own), own.total.tolist()) == (BlockChange, 0.1, Own, squares.tolist())
     failure = RANKS.unpack(RANKS.pack(RankMessage("", None, RankFailure.of(NumericsError("NaN", subject="q"))))).failure
     assert repr(failure.error(1)) == repr(NumericsError("NaN")), "a failure keeps its class"
+    assert isinstance(RankFailure.of(KeyboardInterrupt()).error(1), KeyboardInterrupt)
+    assert "OSError: no room" in str(RankFailure.of(OSError("no room")).error(1))
 
 
 def test_an_error_is_called_by_the_nearest_class_that_all_know():
@@ -168,35 +169,3 @@ def test_an_error_is_called_by_the_nearest_class_that_all_know():
     ]
     assert raised("KeyError", "x") is None
     assert raised("SystemExit", "x") is None
-
-
-FORBIDDEN = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "multiprocessing"}
-OBJECTS = {"all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list", "send_object_list", "recv_object_list"}
-
-
-def running(tree: ast.AST) -> Iterator[str]:
-    """What in a file may run what it reads, or write what only such a thing reads."""
-    for node in ast.walk(tree):
-        match node:
-            case ast.Import(names=names):
-                yield from (alias.name for alias in names if alias.name.partition(".")[0] in FORBIDDEN)
-            case ast.ImportFrom(module=str(module)) if module.partition(".")[0] in FORBIDDEN:
-                yield module
-            case ast.Attribute(attr=name) if name in OBJECTS or ast.unparse(node) in ("torch.load", "torch.save"):
-                yield ast.unparse(node)
-            case ast.keyword(arg="allow_pickle", value=ast.Constant(value=True)) | ast.keyword(arg="weights_only", value=ast.Constant(value=False)):
-                yield ast.unparse(node)
-            case ast.keyword(arg="trust_remote_code", value=ast.Constant(value=True)):
-                yield ast.unparse(node)
-            case _:
-                pass
-
-
-def test_nothing_in_the_package_reads_a_pickle():
-    bad = (
-        "import pickle, torch\nfrom dill import loads\ntorch.load(x, weights_only=False); np.load(x, allow_pickle=True); dist.all_gather_object(a, b)"
-    )
-    assert len(list(running(ast.parse(bad)))) == 6
-    sources = {path: path.read_text() for path in Path(calibrant.__file__).parent.rglob("*.py")}
-    assert {str(path): found for path, text in sources.items() if (found := list(running(ast.parse(text))))} == {}
-    assert json.dumps(sorted(p.name for p in sources)).count("wire.py") == 1

@@ -14,6 +14,8 @@ from calibrant.models import Opened, open_model
 from calibrant.select import Context, Picking, Selector, resolved, selectors
 from calibrant.testing import tiny_folder
 
+from tests.usual import usually
+
 LENGTH, TOKENS, CANDIDATES = 24, 72, 8
 PLACES = ["python_docs", "arithmetic:icl", "'mine.jsonl'@one", "'0.4*mine.jsonl + 0.6*arithmetic:cot'@crop"]
 """What is picked from, with the format and packing that stand outside."""
@@ -38,6 +40,8 @@ def expressions(name: str) -> list[str]:
 
 
 EXPRESSIONS = [text for name in selectors.names() for text in expressions(name)]
+USUAL = [*expressions("longest"), *(expressions(name)[0] for name in selectors.names())]
+"""One in every place, and each in one."""
 
 
 @pytest.fixture(scope="module")
@@ -66,32 +70,28 @@ def tokens(text: str, seed: int = 0) -> TokenBatch:
     return resolved(CalibrationSet(text, tokens=TOKENS, length=LENGTH, seed=seed), opened).tokens(opened.tokenizer)
 
 
-@pytest.mark.parametrize("text", EXPRESSIONS)
+@pytest.mark.parametrize("text", usually(EXPRESSIONS, USUAL))
 def test_the_same_call_gives_the_same_set_and_another_draw_another(text: str) -> None:
-    batch = tokens(text)
-    assert tokens(text).fingerprint == batch.fingerprint
-    assert tokens(str(CalibrationSet(text))).fingerprint == batch.fingerprint
+    asked, batch = CalibrationSet(text), tokens(text)
+    assert CalibrationSet(str(asked)) == asked
+    assert tokens(str(asked)).fingerprint == batch.fingerprint
     assert tokens(text, seed=1).fingerprint != batch.fingerprint
     assert int(batch.mask.sum()) == TOKENS
     (part,) = batch.facts["parts"]
-    selector = CalibrationSet(text).parts[0].source
-    assert part["data"].startswith(str(selector))
-    assert part["note"], "nothing is told about how it went"
-
-
-@pytest.mark.parametrize("text", EXPRESSIONS)
-def test_its_text_reads_back(text: str) -> None:
-    asked = CalibrationSet(text)
-    assert CalibrationSet(str(asked)) == asked
     selector = asked.parts[0].source
     assert isinstance(selector, Selector)
     assert selectors.build(str(selector)) == selector
     assert hash(selectors.build(str(selector))) == hash(selector)
+    assert part["data"].startswith(str(selector))
+    assert part["note"], "nothing is told about how it went"
 
 
 @pytest.mark.parametrize(
     ("text", "method"),
-    [*((EXPRESSIONS[0], method) for method in ("magnitude", "sparsegpt")), *((expressions(name)[0], "wanda") for name in selectors.names())],
+    [
+        *((EXPRESSIONS[0], method) for method in ("magnitude", "sparsegpt")),
+        *(pytest.param(expressions(name)[0], "wanda", marks=() if name == "longest" else pytest.mark.slow) for name in selectors.names()),
+    ],
 )
 def test_it_serves_every_method(text: str, method: str) -> None:
     record = prune("model", text, method, 0.5, tokens=TOKENS, length=LENGTH, dtype="float32", device="cpu").record
@@ -104,7 +104,7 @@ def test_it_serves_every_method(text: str, method: str) -> None:
     assert record.data_facts["parts"][0]["origin"] == f"chosen by {CalibrationSet(text).parts[0].source}"
 
 
-@pytest.mark.parametrize("name", selectors.names())
+@pytest.mark.parametrize("name", usually(selectors.names(), ("longest", "selfcal")))
 def test_beside_other_data_it_gets_its_share(name: str) -> None:
     text = f"0.25*{expressions(name)[0]} + 0.75*python_docs"
     parts = tokens(text).facts["parts"]
@@ -114,7 +114,7 @@ def test_beside_other_data_it_gets_its_share(name: str) -> None:
     assert [part["tokens"] for part in mixed.facts["mix"]] == [TOKENS, TOKENS]
 
 
-@pytest.mark.parametrize("name", [name for name in selectors.names() if issubclass(selectors.get(name), Picking)])
+@pytest.mark.parametrize("name", usually([name for name in selectors.names() if issubclass(selectors.get(name), Picking)], ("cluster", "similar")))
 def test_selectors_pick_from_what_selectors_chose(name: str) -> None:
     inner = "longest(source='mine.jsonl', candidates=12)"
     outer = expressions(name)[0].replace("source=python_docs", f"source={inner}")
@@ -125,14 +125,13 @@ def test_selectors_pick_from_what_selectors_chose(name: str) -> None:
     assert tokens(outer).facts["tokens"] == TOKENS
 
 
-@pytest.mark.parametrize("name", selectors.names())
-def test_it_is_a_frozen_dataclass_called_what_its_file_is_called(name: str) -> None:
-    selector: Any = CalibrationSet(expressions(name)[0]).parts[0].source
-    assert selector.spec_name() == name
-    assert dataclasses.is_dataclass(selector)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        selector.candidates = 3
-    assert isinstance(selector.needs_model, bool)
-    assert selector.disjoint() is None or selector.disjoint() >= 1
-    assert selector.licence
-    assert selector.fields
+def test_each_is_a_frozen_dataclass_called_what_its_file_is_called() -> None:
+    for name in selectors.names():
+        selector: Any = CalibrationSet(expressions(name)[0]).parts[0].source
+        assert selector.spec_name() == name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            selector.candidates = 3
+        assert isinstance(selector.needs_model, bool)
+        assert selector.disjoint() is None or selector.disjoint() >= 1
+        assert selector.licence
+        assert selector.fields
