@@ -122,9 +122,8 @@ def test_holes_stay_holes():
     assert regret(ranking()).sets == ()
 
 
-@pytest.mark.parametrize(
-    ("a", "b", "different"), [("a", "b", True), ("ab", "bc", False), ("a[53]", "[53]", False), ("[53]", "[54]", True), ("", "a", False)]
-)
-def test_letters_that_are_shared(a: str, b: str, different: bool):
-    first, second = (replace(entry("x", (0.1, 0.1), None), letters={"docs:text": text}) for text in (a, b))
-    assert significantly_different(first, second, "docs:text") == different
+def test_letters_that_are_shared():
+    pairs = {("a", "b"): True, ("ab", "bc"): False, ("a[53]", "[53]"): False, ("[53]", "[54]"): True, ("", "a"): False}
+    for letters, different in pairs.items():
+        first, second = (replace(entry("x", (0.1, 0.1), None), letters={"docs:text": text}) for text in letters)
+        assert significantly_different(first, second, "docs:text") == different

@@ -12,8 +12,6 @@ from calibrant.compare.contrasts import holm
 
 from tests.compare.stores import DRAWN, measured, measured_too, results_of, with_cells
 
-PLAIN = Contrast("c", "a", "b", ("x",), "m", "wanda", "0.5")
-
 
 def contrasted(*primary: Mapping[str, Any], losses: Mapping[str, Sequence[Sequence[float]]] = DRAWN, **more: Any) -> tuple[Contrast, ...]:
     study = {"baseline": "c4", "pools": {"arithmetic": ["gsm8k:icl", "svamp:icl"]}, "primary": list(primary)}
@@ -25,34 +23,24 @@ def only(primary: Mapping[str, Any], **more: Any) -> Contrast:
     return found
 
 
-def test_a_contrast_says_what_is_really_worse():
-    found = only({"compare": "gsm8k:icl", "with": "c4"})
-    assert (found.model, found.method, found.target) == ("tiny", "wanda", "0.5")
+def test_a_contrast_says_what_is_really_worse_and_the_other_way_round_better():
+    found, back, dense = contrasted(
+        {"compare": "gsm8k:icl", "with": "c4"}, {"compare": "c4", "with": "gsm8k:icl"}, {"compare": "c4", "with": "dense"}
+    )
+    assert (found.model, found.method, found.target, found.unit) == ("tiny", "wanda", "0.5", "nats/token")
     assert found.on == ("docs:text", "code:text")
     assert found.difference is not None
     assert found.difference.value == pytest.approx(0.355, abs=0.01)
     assert found.difference.over_draws
-    assert found.p == found.p_holm == pytest.approx(found.difference.p_value())
-    assert found.verdict == "worse"
-    assert found.draws == (3, 3)
-    assert found.unit == "nats/token"
+    assert found.p == pytest.approx(found.difference.p_value())
+    assert (found.verdict, found.draws, found.reason) == ("worse", (3, 3), "")
     assert found.smallest_p == pytest.approx(2 / 20)
-    assert found.detectable is not None
-    assert 0 < found.detectable < found.difference.value
+    assert 0 < (found.detectable or 0.0) < found.difference.value
     assert found.needs
-    assert found.reason == ""
-    dense = only({"compare": "c4", "with": "dense"})
-    assert (dense.draws, dense.smallest_p, dense.verdict) == ((3, 0), 0.25, "worse")
-
-
-def test_the_other_way_round_it_is_better():
-    there = only({"compare": "gsm8k:icl", "with": "c4"})
-    back = only({"compare": "c4", "with": "gsm8k:icl"})
-    assert back.verdict == "better"
-    assert there.difference is not None
     assert back.difference is not None
-    assert back.difference.value == pytest.approx(-there.difference.value)
-    assert back.p == pytest.approx(there.p)
+    assert back.difference.value == pytest.approx(-found.difference.value)
+    assert (back.verdict, back.p) == ("better", pytest.approx(found.p))
+    assert (dense.draws, dense.smallest_p, dense.verdict) == ((3, 0), 0.25, "worse")
 
 
 def test_a_pool_is_the_mean_of_its_sets_and_is_compared_with_the_baseline():
@@ -170,22 +158,27 @@ def closed(p: Sequence[float], level: float) -> list[bool]:
     return [all(ok for g, ok in rejected.items() if i in g) for i in range(len(p))]
 
 
+def corrected(*p: float | None) -> list[Contrast]:
+    """Contrasts of which the first side is worse, with these p, after Holm."""
+    made = Contrast("c", "a", "b", ("x",), "m", "wanda", "0.5", difference=Estimate(1.0, 0.1, 9.0, 10))
+    return holm([replace(made, p=one) for one in p])
+
+
 def test_holm_is_the_closed_test_by_bonferroni():
     rng = np.random.default_rng(0)
     for _ in range(200):
         p = (rng.random(5) ** 3).tolist()
-        found = holm([replace(PLAIN, p=x) for x in p])
+        found = corrected(*p)
         for level in (0.01, 0.05, 0.3):
             assert [(c.p_holm or 0.0) <= level for c in found] == closed(p, level)
 
 
 def test_a_verdict_is_joint_and_counts_contrasts_that_cannot_be_computed():
-    one, none = holm([replace(PLAIN, p=0.02), PLAIN])
+    one, none = corrected(0.02, None)
     assert one.p_holm == pytest.approx(0.04)
     assert none.p_holm is None
-    sure = replace(PLAIN, difference=Estimate(1.0, 0.1, 9.0, 10), p=0.03)
-    assert [c.verdict for c in holm([sure])] == ["worse"]
-    assert [c.verdict for c in holm([sure, sure])] == ["not significant", "not significant"]
+    assert [c.verdict for c in corrected(0.03)] == ["worse"]
+    assert [c.verdict for c in corrected(0.03, 0.03)] == ["not significant", "not significant"]
 
 
 def test_a_contrast_is_what_contrast_says():

@@ -76,9 +76,7 @@ def test_more_items_are_counted_until_they_suffice():
 
 
 def test_no_number_of_draws_makes_up_for_items():
-    assert draws_needed(BY_ITEMS, 5, 0.05) is None
-    assert items_needed(BY_DRAWS, 0.05) is None
-    assert draws_needed(Estimate(0.05, 0.04, 19.0, 20), 1, 0.05) is None
+    assert draws_needed(BY_ITEMS, 5, 0.05) is items_needed(BY_DRAWS, 0.05) is draws_needed(Estimate(0.05, 0.04, 19.0, 20), 1, 0.05) is None
 
 
 def test_what_holds_it_up_is_named():

@@ -44,8 +44,7 @@ def test_a_baseline_that_beats_all_is_the_best_and_a_tie_is_open():
     assert asked({"c4": draws(3.2, 2.2), "pile": draws(3.6, 2.6), "full_stops": draws(9, 9)})["baseline"].answer == "yes"
     tied = asked({"c4": draws(3.2, 2.2), "pile": draws(3.2, 2.2, noise=0.02), "oscar": draws(3.9, 2.9)})["baseline"]
     assert tied.answer == "undecided"
-    assert "pile" in tied.explanation
-    assert "oscar" not in tied.explanation
+    assert ("pile" in tied.explanation, "oscar" in tied.explanation) == (True, False)
 
 
 def test_the_intervals_behind_one_answer_hold_together():

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from calibrant.compare import Estimate, compare, contrast, draws, read, tidy
+from calibrant.compare import compare, contrast, draws, read, tidy
 from calibrant.compare.crossed import ItemValues
 from calibrant.compare.results import narrowed
 from calibrant.errors import DataError, InputError, SpecError
@@ -49,15 +49,20 @@ def test_what_is_read_at_once_is_what_the_store_gives_one_by_one(drawn: Store, r
     assert tidy(reading).equals(tidy(drawn))
 
 
+def rewritten(path: Path, items: pl.DataFrame) -> None:
+    """Other items in the place of a measurement's own, as in a folder from before there were sums."""
+    items.write_parquet(path)
+    (path.parent / "sums.json").unlink()
+    (path.parent / "provenance.json").unlink()
+
+
 def test_items_in_another_order_and_with_more_columns_are_read_by_name(tmp_path: Path):
     store = store_of(tmp_path, LOSSES)
     before = read(store)
     cell = store.cells()[2]
     measure_id = cell.measures["loss(source='docs')"]
     path = store.measure_folder(cell.run, measure_id) / "items.parquet"
-    pl.read_parquet(path).reverse().with_columns(hit=pl.lit(True)).select("hit", "weight", "item", "value").write_parquet(path)
-    (path.parent / "sums.json").unlink()
-    (path.parent / "provenance.json").unlink()  # as in a folder from before there were sums
+    rewritten(path, pl.read_parquet(path).reverse().with_columns(hit=pl.lit(True)).select("hit", "weight", "item", "value"))
     found, kept = read(store).items[cell.run][measure_id], before.items[cell.run][measure_id]
     assert found.items == kept.items
     assert np.array_equal(found.values, kept.values)
@@ -68,9 +73,7 @@ def test_items_of_format_1_are_those_that_have_shorter_names_now(tmp_path: Path,
     store = store_of(tmp_path, LOSSES)
     for at, path in enumerate(sorted(tmp_path.rglob("items.parquet"))):
         keys = pl.col("item").map_elements(lambda name: hashlib.sha256(name.encode()).hexdigest(), pl.String)
-        pl.read_parquet(path).with_columns(keys.str.slice(0, 16 if at % 2 else 64)).write_parquet(path)
-        (path.parent / "sums.json").unlink()
-        (path.parent / "provenance.json").unlink()  # as in a folder from before there were sums
+        rewritten(path, pl.read_parquet(path).with_columns(keys.str.slice(0, 16 if at % 2 else 64)))
     if alone:
         monkeypatch.setattr("polars.scan_parquet", lambda *_, **__: (_ for _ in ()).throw(OSError()))
     found = [sample.items for of in read(store).items.values() for sample in of.values()]
@@ -207,8 +210,3 @@ def test_labels_must_fit_one_set(drawn: Store, labels: dict[str, str | int], err
     with pytest.raises(error) as raised:
         draws(drawn, **labels)
     assert raised.value.subject == subject
-
-
-def test_an_estimate_writes_itself_with_its_error():
-    assert f"{Estimate(0.1234, 0.0456, 5.0, 12):+.3f}" == "+0.123 ± 0.046"
-    assert f"{Estimate(-1.5, None, 0.0, 1):.1f}" == "-1.5"

@@ -19,9 +19,6 @@ def only(results: Results) -> Sensitivity:
     return found
 
 
-# The ratio of variances
-
-
 def test_one_measured_set_is_analysis_of_variance():
     rng = np.random.default_rng(0)
     sets = [rng.normal(mean, 1, (4, 1)) for mean in (0, 2, 5)]
@@ -86,9 +83,6 @@ def test_the_interval_of_the_ratio_holds_it_and_equal_sets_are_seldom_significan
         assert significant / 500 > (0.95 if true == 4 else 0.75)
 
 
-# What the choice is worth
-
-
 def drawn(means: Mapping[str, float], rng: np.random.Generator, over_draws: float, over_items: float, draws: int = 3) -> dict[str, dict[str, Side]]:
     """Sets with these true means, on twenty documents that all share, and that a set's own draws and documents move."""
     lengths, hard = rng.integers(50, 500, 20).astype(float), rng.normal(0, 0.5, 20)
@@ -147,9 +141,6 @@ def test_the_interval_holds_the_true_difference(apart: float):
         low, high = _gap(Pairs.of(sides, ["text"], pooled=True), 0.95, 6).interval
         held += low <= apart <= high
     assert held / 300 > 0.93
-
-
-# In a comparison
 
 
 def test_it_leaves_out_controls_and_baselines():

@@ -1,7 +1,6 @@
 """What the messages that a user most likely meets say: each names what was given, and what there is instead or what to do."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +32,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         (lambda _: contrast({"a": [TWO]}, {"b": [TWO]}), "['a'] can't be compared with ['b']"),
         (lambda _: contrast({"a": [TWO]}, {"a": [measured([1], [4])]}), "2 and 1 items, 1 of them in one alone (such as 'item 001')"),
         (lambda _: contrast({"a": [TWO]}, {"a": [measured([1, 2], [4, 5])]}), "8 and 9 tokens"),
-        (lambda _: contrast({"a": [TWO]}, {"a": [measured([1, 2], [4, 4], facts={"length": 64})]}), "context length 512 and loss in nats/token at"),
         (lambda store: kept_words(store.folder), "holds no measurement of words with a calibration set; add words(source=…)"),
         (lambda store: kept_words(store.folder.parent / "none"), "holds no results"),
     ],
@@ -42,10 +40,3 @@ def test_a_message_says_what_was_given_and_what_to_do(store: Store, asked: Calla
     with pytest.raises(InputError) as raised:
         asked(store)
     assert said in str(raised.value)
-
-
-def test_a_folder_without_words_is_the_subject(store: Store, tmp_path: Path):
-    for folder in (store.folder, tmp_path):
-        with pytest.raises(InputError) as raised:
-            kept_words(folder)
-        assert str(folder) in str(raised.value)
