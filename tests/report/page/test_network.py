@@ -7,30 +7,20 @@ import pytest
 
 from calibrant.compare import Similarity
 from calibrant.foreign import visible
+from calibrant.report.page.layers import layers
 from calibrant.report.page.network import MOST_EDGES, Effect, Network, Node, network
 from calibrant.report.page.rendering import digest, embedded, vega_bundle
 
-from tests.report.page.browser import HOSTILE, data_in, similar
+from tests.report.page.browser import HOSTILE, data_in, layered, similar
 
 
 def hand(**changes: object) -> Network:
     """Three sets, of which the first two are most alike; a and b by what they say only."""
     words = np.array([[1, 0.9, 0.2], [0.9, 1, 0.4], [0.2, 0.4, 1]])
     statistics = np.array([[1, math.nan, 0.5], [math.nan, 1, math.nan], [0.5, math.nan, 1]])
-    nodes = [
-        Node("set-1", "a", "corpus", 2.0, "+2.000"),
-        Node("set-2", "b", "code", 1.0, "+1.000"),
-        Node("set-3", "c", "control", None, ""),
-    ]
-    given = {
-        "nodes": nodes,
-        "similarity": Similarity(("a", "b", "c"), {"words": words, "statistics": statistics, "masks": np.full((3, 3), math.nan)}),
-        "measured": [],
-        "effects": [],
-        "baseline": "",
-        **changes,
-    }
-    return Network(**given)
+    nodes = [Node("set-1", "a", "corpus", 2.0, "+2.000"), Node("set-2", "b", "code", 1.0, "+1.000"), Node("set-3", "c", "control", None, "")]
+    alike = Similarity(("a", "b", "c"), {"words": words, "statistics": statistics, "masks": np.full((3, 3), math.nan)})
+    return Network(**{"nodes": nodes, "similarity": alike, "measured": [], "effects": [], "baseline": "", **changes})
 
 
 def test_edges_are_the_pairs_that_are_known_strongest_first():
@@ -40,7 +30,15 @@ def test_edges_are_the_pairs_that_are_known_strongest_first():
     assert told["measures"]["statistics"]["edges"] == [[0, 2, 0.5]]
     assert "masks" not in told["measures"]
     assert 'value="masks" disabled>' in html
-    assert 'value="words" checked>' in html
+    first, second, *_ = html.partition("<tbody>")[2].partition("</tbody>")[0].split("</tr>")
+    assert "<bdi>a</bdi> and <bdi>b</bdi></td><td>0.900" in first
+    assert "<bdi>a</bdi> and <bdi>c</bdi></td><td>0.500" in first
+    assert second.endswith("0.400</td><td></td><td></td>")
+    many = similar(80)
+    known = many.similarity.by["words"][np.triu_indices(80, 1)]
+    edges = data_in(network(many), "network-data")["measures"]["words"]["edges"]
+    assert len(edges) == MOST_EDGES < len(known)
+    assert edges[-1][2] == pytest.approx(np.sort(known)[-MOST_EDGES], abs=1e-4), "of many the strongest"
 
 
 def test_the_threshold_spans_what_is_observed_and_shows_some_lines_at_first():
@@ -52,14 +50,6 @@ def test_the_threshold_spans_what_is_observed_and_shows_some_lines_at_first():
             assert measure["low"] <= measure["start"] <= measure["high"]
             if len(data.nodes) == 60:
                 assert 60 < sum(value >= measure["start"] for value in values) < 300
-
-
-def test_only_the_strongest_edges_are_embedded():
-    data = similar(80)
-    known = data.similarity.by["words"][np.triu_indices(80, 1)]
-    edges = data_in(network(data), "network-data")["measures"]["words"]["edges"]
-    assert len(edges) == MOST_EDGES < len(known)
-    assert edges[-1][2] == pytest.approx(np.sort(known)[-MOST_EDGES], abs=1e-4)
 
 
 def test_the_better_the_larger_and_without_a_result_small_and_hollow():
@@ -77,29 +67,17 @@ def test_the_better_the_larger_and_without_a_result_small_and_hollow():
 
 def test_effects_beyond_noise_are_drawn_and_no_others():
     effects = [Effect(0, 0, -0.5, "better", "t0"), Effect(1, 1, 0.2, "worse", "t1"), Effect(2, 0, 0.1, "not significant", "t2")]
-    html = network(hand(effects=effects, measured=similar(2).measured[:2], baseline="a"))
+    measured = similar(2).measured[:2]
+    html = network(hand(effects=effects, measured=measured, baseline="a"))
     told = data_in(html, "network-data")
     assert told["effects"] == [[0, 3, "better", "t0"], [1, 4, "worse", "t1"]]
     assert [n["page"] for n in told["nodes"]] == ["set-1", "set-2", "set-3", "", ""]
     assert 'id="network-effects">' in html
-    assert "than on <bdi>a</bdi>" in html
-    assert html.count("<td>-0.500</td>") == 1
-    assert "0.100" not in html
-
-
-@pytest.mark.parametrize("baseline", ["", "a"])
-def test_effects_that_cant_be_shown_are_disabled(baseline: str):
-    html = network(hand(baseline=baseline, effects=[Effect(0, 0, 0.1, "not significant", "")], measured=similar(2).measured[:1]))
-    assert 'id="network-effects" disabled' in html
-    assert ("no set to compare with" in html) is (baseline == "")
-
-
-def test_the_table_holds_the_most_alike_pairs_of_each_measure_side_by_side():
-    first, second, third = network(hand()).partition("<tbody>")[2].partition("</tbody>")[0].split("</tr>")[:3]
-    assert "<bdi>a</bdi> and <bdi>b</bdi></td><td>0.900" in first
-    assert "<bdi>a</bdi> and <bdi>c</bdi></td><td>0.500" in first
-    assert second.endswith("0.400</td><td></td><td></td>")
-    assert "0.200" in third
+    assert (html.count("<td>-0.500</td>"), "0.100" in html) == (1, False)
+    for baseline in ("", "a"):
+        html = network(hand(effects=effects[2:], measured=measured, baseline=baseline))
+        assert 'id="network-effects" disabled' in html
+        assert ("no set to compare with" in html) is (baseline == "")
 
 
 def test_fewer_than_two_sets_and_no_facts_make_a_sentence():
@@ -111,17 +89,20 @@ def test_fewer_than_two_sets_and_no_facts_make_a_sentence():
     assert 'id="network-effects" checked' in network(effects), "what is known is drawn"
 
 
-def test_names_are_text_and_nothing_ends_the_script():
-    data = similar(6, names=[f"{HOSTILE}{i}" for i in range(6)])
-    html = network(data)
+@pytest.mark.parametrize("part", ["network", "layers"])
+def test_names_are_text_and_nothing_ends_the_script(part: str):
+    names = [f"{HOSTILE}{i}" for i in range(6)]
+    html = network(similar(6, names=names)) if part == "network" else layers([replace(layered(names), model=HOSTILE)], {})
     assert html.count("<script") == html.count("</script>") == 1
-    assert "<img" not in html
-    assert "\x00" not in html
-    told = html.partition('id="network-data">')[2].partition("</script>")[0]
-    assert not set("<>&\u2028\u2029") & set(told)
-    assert json.loads(told)["nodes"][0]["name"] == visible(f"{HOSTILE}0")
-    assert len(json.loads(told)["nodes"][0]["label"]) == 26
-    assert network(data) == html, "layouts start alike"
+    assert not any(text in html for text in ("<img", "\x00"))
+    embedded_data = html.partition(f'id="{part}-data">')[2].partition("</script>")[0]
+    assert not set("<>&\u2028\u2029") & set(embedded_data)
+    told = json.loads(embedded_data)
+    assert (told["nodes"][0]["name"] if part == "network" else told["names"][0]) == visible(names[0])
+
+
+def test_layouts_start_alike():
+    assert network(similar(60)) == network(similar(60))
 
 
 def test_scripts_are_what_the_policy_asks_for_and_end_no_script():

@@ -25,7 +25,6 @@ from tests.report.made import ACCOUNT, EVERYTHING, PLAIN, READING, store_of
 HOSTILE = "<script>alert('x')</script>"
 BREAKOUT = "</script></style></title><img src=x onerror=\"alert(1)\"> & 'q' =cmd()"
 VOID = {"meta", "img", "br", "hr", "link", "input"}
-RAW = {"style", "script"}
 
 
 class Reader(HTMLParser):
@@ -50,14 +49,13 @@ class Reader(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
 
     def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] not in RAW:
-            self.text.append(data)
-        elif self.open[-1] == "script":
+        if self.open[-1:] == ["script"]:
             self.scripts.append(data)
+        elif self.open[-1:] != ["style"]:
+            self.text.append(data)
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attrs for name, attrs in self.tags if name == tag]

@@ -75,14 +75,11 @@ def test_without_a_baseline_the_dense_model_is_zero_and_without_that_nothing_is(
     plot, _ = drawn(forest(ranking(BEST, SECOND)))
     assert "Increase over the dense model" in plot.title
     assert "python_docs +1.600" in plot.description
+    _, mixed = drawn(forest(replace(BASED, averaged=("docs:text",), units={"docs:text": "nats/token", "code:text": "points"})))
+    assert {"nats/token", "points"} <= set(said(mixed)), "a panel of another unit has its own"
     _, svg = drawn(forest(ranking(*(replace(e, increases={}) for e in (BEST, SECOND)), dense=None)))
     assert not [s for s in seen(svg) if s.look.get("stroke") == "var(--ink)"]
     assert "hollow" not in svg
-
-
-def test_a_panel_of_another_unit_has_an_axis_and_a_unit_of_its_own():
-    _, svg = drawn(forest(replace(BASED, averaged=("docs:text",), units={"docs:text": "nats/token", "code:text": "points"})))
-    assert {"nats/token", "points"} <= set(said(svg))
 
 
 def test_panels_stand_in_the_tables_order_also_where_one_reaches_many_times_as_far():
@@ -113,12 +110,9 @@ def test_holes_are_dashes_endless_values_arrows_and_nothing_no_plot():
     assert "+∞" in said(svg)
     assert "no number for python_docs" in plot.description
     assert forest(ranking()) is formats(BASED) is None
-
-
-def test_formats_of_a_source_stand_together():
     names = ("gsm8k:icl", "gsm8k:cot@many", "c4")
     _, svg = drawn(formats(ranking(*(renamed(e, n) for e, n in zip((BEST, SECOND, LAST), names, strict=True)))))
-    assert {"icl", "cot@many", "gsm8k"} <= set(said(svg))
+    assert {"icl", "cot@many", "gsm8k"} <= set(said(svg)), "formats of a source stand together"
     assert "c4" not in said(svg)
 
 
