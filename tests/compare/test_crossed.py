@@ -67,10 +67,13 @@ def test_items_of_equal_weight_give_the_textbook_paired_t():
     assert (high - low) / 2 == pytest.approx(3.182 * gaps.std(ddof=1) / 2, rel=1e-3)  # t with 3 degrees of freedom
 
 
-def test_items_are_paired_by_name_and_not_by_place():
+def test_items_are_paired_by_name_and_higher_is_better_turns_the_sign():
     a, b = measured([10, 20, 33], [5, 10, 11]), measured([11, 19, 30], [5, 10, 11])
     shuffled = replace(b, outcomes=b.outcomes[::-1])
     assert contrast({"x": [a]}, {"x": [shuffled]}) == contrast({"x": [a]}, {"x": [b]})
+    better, worse = ({"t": [measured(right, [1] * 4, "task", **RIGHT)]} for right in ([1, 1, 0, 1], [1, 0, 0, 0]))
+    assert contrast(worse, better).value == pytest.approx(0.5)
+    assert contrast(better).value == pytest.approx(0.75)
 
 
 def test_a_mean_over_measured_sets_adds_independent_errors():
@@ -86,21 +89,12 @@ def test_a_mean_over_measured_sets_adds_independent_errors():
     assert mean.items == 80
 
 
-def test_higher_is_better_turns_the_sign():
-    right, wrong = [1, 1, 0, 1], [1, 0, 0, 0]
-    score = {"metric": "accuracy", "unit": "share", "better": "higher"}
-    better, worse = ({"t": [measured(v, [1] * 4, "task", **score)]} for v in (right, wrong))
-    assert contrast(worse, better).value == pytest.approx(0.5)
-    assert contrast(better).value == pytest.approx(0.75)
-
-
 def test_draws_add_their_own_variance():
     lengths, losses = documents(40)
-    draws = [[measured(lengths * (losses + shift), lengths)] for shift in (0.0, 0.3, -0.1)]
-    dense = {"x": [measured(lengths * (losses - 0.5 + RNG.normal(0, 0.01, 40)), lengths)]}
-    several = contrast({"x": [m for (m,) in draws]}, dense)
-    one = contrast({"x": draws[0]}, dense)
     shifts = np.array([0.0, 0.3, -0.1])
+    draws = [measured(lengths * (losses + shift), lengths) for shift in shifts]
+    dense = {"x": [measured(lengths * (losses - 0.5 + RNG.normal(0, 0.01, 40)), lengths)]}
+    several, one = contrast({"x": draws}, dense), contrast({"x": draws[:1]}, dense)
     assert several.value == pytest.approx(0.5 + shifts.mean(), abs=0.01)
     assert one.stderr is not None
     assert several.stderr == pytest.approx(math.sqrt(one.stderr**2 + shifts.var(ddof=1) / 3), rel=1e-6)

@@ -50,29 +50,20 @@ def test_what_is_detectable_is_found_in_simulation():
     assert (np.abs(values) > found.half(0.975)).mean() == pytest.approx(0.8, abs=0.05)
 
 
-def test_more_draws_are_counted_until_they_suffice():
-    count = draws_needed(BY_DRAWS, 5, 0.1)
+@pytest.mark.parametrize(("seen", "of"), [(BY_DRAWS, "draws"), (BY_ITEMS, "items")])
+def test_more_draws_or_items_are_counted_until_they_suffice(seen: Estimate, of: str):
+    wanted = {"draws": 0.1, "items": 0.08}[of]
+    count = draws_needed(seen, 5, wanted) if of == "draws" else items_needed(seen, wanted)
     assert count is not None
-    alone, over = 0.1 * 0.04**2, 0.9 * 0.04**2
 
-    def least(draws: int) -> float:
-        variance = alone + over * 5 / draws
-        share = (over * 5 / draws) / variance
-        return detectable(Estimate(0.0, math.sqrt(variance), 9.0, 200, True, share, (199.0, draws - 1.0))) or 0.0
+    def least(count: int) -> float:
+        draws, items = (count, 200) if of == "draws" else (5, count)
+        alone = (1 - seen.draws_share) * 0.04**2 * 200 / items
+        over = seen.draws_share * 0.04**2 * 5 / draws
+        spread = Estimate(0.0, math.sqrt(alone + over), 9.0, items, True, over / (alone + over), (199.0 * items / 200, draws - 1.0))
+        return detectable(spread) or 0.0
 
-    assert least(count) <= 0.1 < least(count - 1)
-
-
-def test_more_items_are_counted_until_they_suffice():
-    count = items_needed(BY_ITEMS, 0.08)
-    assert count is not None
-    alone, over = 0.9 * 0.04**2, 0.1 * 0.04**2
-
-    def least(items: int) -> float:
-        variance = alone * 200 / items + over
-        return detectable(Estimate(0.0, math.sqrt(variance), 9.0, items, True, over / variance, (199.0 * items / 200, 4.0))) or 0.0
-
-    assert least(count) <= 0.08 < least(count - 1)
+    assert least(count) <= wanted < least(count - 1)
 
 
 def test_no_number_of_draws_makes_up_for_items():

@@ -250,16 +250,6 @@ def test_layers_follow_the_choice_of_sets_and_runs(page: Any):
     page.locator("#set-3").wait_for()
 
 
-def test_a_page_opened_at_a_set_shows_it_and_draws_later(started: Any, six: Path):
-    with opened(started, reduced_motion="reduce") as watched:
-        watched.page.goto(f"{six.as_uri()}#set-4")
-        watched.page.locator("#set-4").wait_for()
-        assert not watched.page.locator("#overview").is_visible()
-        watched.page.evaluate("location.hash = '#network'")
-        watched.page.wait_for_selector("#network-graph svg .symbols path")
-        assert watched.wrong == []
-
-
 def test_without_a_script_there_are_tables_and_every_set(started: Any, six: Path):
     with opened(started, java_script_enabled=False) as watched:
         watched.page.goto(six.as_uri())
@@ -268,20 +258,6 @@ def test_without_a_script_there_are_tables_and_every_set(started: Any, six: Path
         assert watched.page.locator("#layers-table").is_visible()
         assert not watched.page.locator("#network-graph").is_visible()
         assert watched.page.get_by_text("need JavaScript").is_visible()
-
-
-def test_nodes_move_to_a_new_layout_where_motion_is_welcome(started: Any, six: Path):
-    with opened(started) as watched:
-        page = watched.open(six).page
-        before = places(page)
-        page.get_by_label("the statistics that the model gets").check()
-        watched.settle()
-        assert max(apart(before, places(page))) > 5
-        x, y = places(page)[0]
-        drag(page, (x, y), (40, 30))
-        watched.settle()
-        assert places(page)[0] == pytest.approx([x + 40, y + 30], abs=2)
-        assert watched.wrong == []
 
 
 def test_two_fingers_zoom(started: Any, six: Path):

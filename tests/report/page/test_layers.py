@@ -1,9 +1,7 @@
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import pytest
 
 from calibrant.compare import Layers
 from calibrant.report.page.layers import layers
@@ -17,26 +15,6 @@ def page(*found: Layers) -> str:
 
 def without(made: Layers, *facts: str) -> Layers:
     return replace(made, **{fact: np.full_like(getattr(made, fact), math.nan) for fact in facts})
-
-
-def unpacked(told: dict[str, Any], fact: str, run: int = 0) -> list[list[float | None]]:
-    """As the page's script reads it."""
-    digits, most = told["digits"], told["runs"][run]["most"][fact]
-    steps = [[64 * digits.index(row[i]) + digits.index(row[i + 1]) for i in range(0, len(row), 2)] for row in told["runs"][run][fact]]
-    return [[None if step > told["steps"] else step * most / told["steps"] for step in row] for row in steps]
-
-
-def test_the_upper_triangle_is_embedded_in_small_steps():
-    made = layered(["a", "b", "c", "d"], blocks=3)
-    told = data_in(page(made), "layers-data")
-    (run,) = told["runs"]
-    assert (told["names"], told["pages"]) == (["a", "b", "c", "d"], ["set-1", "set-2", "", ""])
-    assert (len(run["masks"]), len(run["statistics"]), len(run["error"])) == (6, 6, 4)
-    order = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
-    for masks, statistics, (i, j) in zip(unpacked(told, "masks"), unpacked(told, "statistics"), order, strict=True):
-        assert masks == pytest.approx(1 - made.masks[i, j], abs=1.3e-4)
-        assert statistics == pytest.approx(made.statistics[i, j], rel=1e-3, abs=2e-4)
-    assert np.array(unpacked(told, "error")) == pytest.approx(made.error, abs=made.error.max() / 8000)
 
 
 def test_the_table_holds_the_first_pair():

@@ -41,17 +41,6 @@ def test_edges_are_the_pairs_that_are_known_strongest_first():
     assert edges[-1][2] == pytest.approx(np.sort(known)[-MOST_EDGES], abs=1e-4), "of many the strongest"
 
 
-def test_the_threshold_spans_what_is_observed_and_shows_some_lines_at_first():
-    for data in (hand(), similar(6), similar(60)):
-        for measure in data_in(network(data), "network-data")["measures"].values():
-            values = [value for _, _, value in measure["edges"]]
-            assert measure["low"] <= min(values) < measure["low"] + measure["step"]
-            assert max(values) <= measure["high"] < max(values) + measure["step"]
-            assert measure["low"] <= measure["start"] <= measure["high"]
-            if len(data.nodes) == 60:
-                assert 60 < sum(value >= measure["start"] for value in values) < 300
-
-
 def test_the_better_the_larger_and_without_a_result_small_and_hollow():
     html = network(hand())
     first, second, third = data_in(html, "network-data")["nodes"]

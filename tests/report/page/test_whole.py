@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from calibrant.report import report
-from calibrant.store import PROFILE, Store
+from calibrant.store import PROFILE
 
 from tests.compare.synthetic import Synthetic
 from tests.report.page.browser import browser, needs_browser, opened
@@ -21,6 +20,15 @@ from tests.study.small import asked, texts
 
 pytestmark = [needs_browser, pytest.mark.slow]
 ATTACK = "<script>alert(1)</script> </script><img src=x onerror=\"alert(1)\"> <a href='javascript:alert(1)'>javascript:alert(1)</a> =cmd()"
+
+
+COVERED = """() => [...document.querySelectorAll('svg.plot')].filter((svg) => svg.getClientRects().length).flatMap((svg) => {
+    const boxes = [...svg.querySelectorAll('text')].map((t) => [t.textContent, t.getBoundingClientRect()]).filter(([t]) => t.trim());
+    return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([, q]) =>
+        Math.min(p.right, q.right) - Math.max(p.left, q.left) > 2 && Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 0.35 * p.height
+    ).map(([b]) => `${a} | ${b}`));
+})"""
+"""The texts of plots that stand over one another."""
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +50,22 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(tmp_path_factory.mktemp("usual"))
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1280, "dark")])
-def test_everybody_can_read_it(started: Any, usual: Path, scheme: str, width: int):
-    with opened(started, width=width, color_scheme=scheme) as watched:
-        page = watched.open(usual).page
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1440, "dark")])
+def test_everybody_can_read_the_published_demo(started: Any, tmp_path: Path, scheme: str, width: int):
+    demo = report(Path(__file__).parents[3] / "studies/demo").write_html(tmp_path / "demo.html")
+    with opened(started, width=width, color_scheme=scheme, reduced_motion="reduce") as watched:
+        page = watched.open(demo).page
         assert watched.violations() == []
+        assert page.evaluate(COVERED) == []
+        assert page.locator("#ranking .on-narrow svg").first.is_visible() is (width == 390)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing but tables and plots scrolls sideways"
         page.evaluate("() => document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
-        page.goto(f"{usual.as_uri()}#set-1")
+        page.goto(f"{demo.as_uri()}#set-1")
         page.locator("#set-1").wait_for()
         assert watched.violations() == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert watched.wrong == []
-        assert set(watched.requests) == {usual.as_uri()}
+        assert set(watched.requests) == {demo.as_uri()}
 
 
 def test_from_the_answer_to_a_set_and_to_the_command_that_repeats_it(started: Any, usual: Path):
@@ -109,62 +120,6 @@ def test_tables_are_sorted_the_study_copied_and_all_of_it_printed(started: Any, 
         page.locator("button.copy").click()
         page.wait_for_function("() => document.querySelector('.copied').textContent.startsWith('selected')")
         assert page.evaluate("getSelection().toString()").strip() == "models: [model0]"
-
-
-def test_a_study_of_one_set_has_a_page(started: Any, tmp_path: Path):
-    path = made(tmp_path, sets=1, draws=1, methods=1, targets=1, measures=1)
-    with opened(started) as watched:
-        watched.page.goto(path.as_uri())
-        watched.page.wait_for_function("() => document.documentElement.classList.contains('js')")
-        assert "nothing to choose between" in watched.page.locator("#answer").inner_text()
-        assert watched.violations() == []
-        assert watched.wrong == []
-
-
-def test_a_broken_study_has_a_true_page(started: Any, tmp_path: Path):
-    """One run failed, one lacks a measurement, and the records of one set are from before facts were kept."""
-    folder = Synthetic(facts=True, draws=1, items=12, sets=4, methods=1, targets=1).write(tmp_path / "study")
-    with Store(folder) as store:
-        cells = {cell.data: cell for cell in store.cells() if cell.data}
-        shutil.rmtree(store.run_folder(cells["set1"].run))
-        store.add_failure(
-            cells["set1"].run, {"what": "method0 on set1", "error": "DataError: no rows", "cell": ["model0", "set1", "method0", "0.01", 0]}
-        )
-        shutil.rmtree(store.measure_folder(cells["set2"].run, cells["set2"].measures["loss(source='text1')"]))
-        (store.run_folder(cells["set3"].run) / PROFILE).unlink()
-    path = report(folder).write_html(tmp_path / "page.html")
-    with opened(started) as watched:
-        page = watched.open(path).page
-        text = page.locator("#overview").inner_text()
-        for wanted in ("method0 on set1: DataError: no rows", "not computed yet", "incomplete"):
-            assert wanted in text, wanted
-        assert page.locator("#set-0, #set-1, #set-2").count() == 3, "a set of which nothing was made has no page"
-        page.goto(f"{path.as_uri()}#set-2")
-        assert "made before words were kept" in page.locator("#set-2").inner_text()
-        assert watched.violations() == []
-        assert watched.wrong == []
-
-
-def test_words_are_searched_sorted_and_chosen_by_setting(started: Any, tmp_path: Path):
-    """Eight sets in four settings, with three hundred words."""
-    wordy = made(tmp_path, sets=8, draws=2, measures=1, words=300)
-    with opened(started) as watched:
-        page = watched.open(wordy).page
-        tables = page.locator("#words [data-choice]")
-        assert [tables.nth(i).is_visible() for i in range(4)] == [True, False, False, False]
-        page.locator("#words > .choice select").select_option("words-3")
-        assert [tables.nth(i).is_visible() for i in range(4)] == [False, False, False, True]
-        page.locator('input[data-filters="words-3-table"]').fill("term29")
-        assert page.locator("#words-3-table tbody tr:visible").count() == 10, "290 to 299; 29 is kept too well to be shown"
-        page.locator('input[data-filters="words-3-table"]').fill("")
-        page.locator("#words-3-table th button", has_text="set0").first.click()
-        kept = page.locator("#words-3-table tbody tr").evaluate_all("(rows) => rows.map((row) => Number(row.cells[2].textContent))")
-        assert kept == sorted(kept)
-        assert kept[0] == -0.5, "less than nothing stands before nothing"
-        first = page.locator("#words-3-table tbody tr").first.inner_text().split()
-        assert (first[:2], first[-1]) == (["term0", "5"], "set7")
-        assert watched.violations() == []
-        assert watched.wrong == []
 
 
 def test_a_page_of_five_hundred_runs_is_small_and_opens_every_set(started: Any, tmp_path: Path):

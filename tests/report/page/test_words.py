@@ -6,7 +6,7 @@ from dataclasses import replace
 from calibrant.compare import Results
 from calibrant.foreign import visible
 from calibrant.report.page import Contents, page
-from calibrant.report.page.words import MOST, language_maps, word_maps
+from calibrant.report.page.words import language_maps, word_maps
 from calibrant.store import Measurement
 
 from tests.compare.test_words import results, score
@@ -34,16 +34,6 @@ def test_cells_have_their_share_and_colour_and_the_best_set_is_named() -> None:
     assert visible(HOSTILE) in "".join(Reader(text).text)
 
 
-def test_twenty_sets_stay_small() -> None:
-    words = {f"word{number}": (number * 7919 % 997) / 997 for number in range(400)}
-    many = contents(results(**{f"set_{letter}0": score(words) for letter in "abcdefghijklmnopqrst"}))
-    (of,) = word_maps(many).values()
-    assert (len(of.rows), of.words) == (MOST, 400)
-    none = page(contents(results()))
-    assert 'id="words"' not in none
-    assert len(page(many).encode()) - len(none.encode()) < 500_000
-
-
 def test_neurons_of_languages_have_a_part_of_their_own() -> None:
     def staying(kept: dict[str, float]) -> Measurement:
         columns = {"language": list(kept), "count": [40] * len(kept), "kept": list(kept.values())}
@@ -55,6 +45,7 @@ def test_neurons_of_languages_have_a_part_of_their_own() -> None:
     assert [(row.word, row.best) for row in of.rows] == [(HOSTILE, "c"), ("en", "g")]
     text = page(made)
     assert 'href="#languages"' in text
+    assert 'href="#languages"' not in page(contents(results()))
     assert 'href="#words"' not in text
     assert re.search(r'<th scope="row"><bdi>en</bdi></th><td>40</td><td class="heat-\d">0.500</td><td class="heat-\d">0.700</td>', text)
     assert "<img src=x" not in text

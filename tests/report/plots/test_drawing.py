@@ -104,18 +104,6 @@ def test_a_folder_that_cannot_be_written_is_named_and_nothing_left_half_done(tmp
     assert sorted(p.name for p in tmp_path.iterdir()) == ["forest-wanda-0.6.png", "forest-wanda-0.6.svg", "taken"]
 
 
-def test_a_wide_font_clips_no_name():
-    plot = forest(ranking(replace(BEST, name="m" * 26), SECOND))
-    assert plot is not None
-    svg = inline(plot, "k")
-    left, _, width, _ = map(float, ElementTree.fromstring(svg).attrib["viewBox"].split())
-    for text in texts(svg):
-        reach = 0.6 * float(text.look["font-size"]) * len(text.text)
-        start = text.x - {"end": reach, "middle": reach / 2}.get(text.look.get("text-anchor", ""), 0.0)
-        assert left <= start
-        assert start + reach <= left + width
-
-
 @pytest.mark.parametrize(
     ("value", "stderr"),
     [

@@ -93,16 +93,6 @@ def test_panels_stand_in_the_tables_order_also_where_one_reaches_many_times_as_f
     assert bold(narrow) == ["mean"]
 
 
-def test_long_titles_do_not_run_into_one_another():
-    measured = tuple(f"commonsense_qa_{i} (3-shot)" for i in range(9))
-    spread = {m: Estimate(0.1, 0.02, 20.0, 21) for m in measured}
-    made = ranking(replace(BEST, to_baseline=spread), replace(SECOND, to_baseline={}), measured=measured, averaged=measured, baseline="c4")
-    titles = [t for t in texts(drawn(forest(made))[1]) if t.look.get("font-weight") == "bold"]
-    for line in {t.y for t in titles}:
-        for (x, text), (after, _) in pairwise(sorted((t.x, t.text) for t in titles if t.y == line)):
-            assert x + 12 * 0.62 * len(text) < after + 8, text
-
-
 def test_holes_are_dashes_endless_values_arrows_and_nothing_no_plot():
     odd = {"mean": Estimate(math.nan, None, 0.0, 0), "docs:text": Estimate(math.inf, None, 0.0, 1)}
     plot, svg = drawn(forest(replace(BASED, entries=(replace(BEST, to_baseline=odd), *BASED.entries[1:]))))

@@ -57,11 +57,3 @@ def test_without_shares_there_is_nothing_to_draw():
     assert kept(ranking(BEST, SECOND)) is None
     assert kept(ranking()) is None
     assert kept(ranking(lettered(BEST, "a", (1, 1)))) is not None
-
-
-def test_names_of_any_length_have_a_head():
-    for measured in (("docs", "code"), ("commonsense_qa (3-shot)", "winogrande (3-shot)"), ("x" * 40, "y" * 40)):
-        rows = replace(BEST, share_kept={m: Estimate(0.5, None, 0.0, 1) for m in (*measured, "mean")})
-        _, svg = drawn(kept(ranking(rows, measured=measured, averaged=measured)))
-        heads = "".join(said(svg))
-        assert all(name[:3] in heads for name in measured)

@@ -8,7 +8,7 @@ import pytest
 
 from calibrant.report.tables.latex import escaped
 
-from tests.report.made import BEST, EVERYTHING, FULL, SECOND, entry, ranking, reported
+from tests.report.made import BEST, EVERYTHING, FULL, SECOND, ranking, reported
 
 PRINTABLE = "".join(map(chr, range(32, 127)))
 HOSTILE = f"{PRINTABLE} \\input{{/etc/passwd}} -- --- ^^M é ñ ç Å ő ß ł 数 × − ± ≤ τ – — \x00\u202e\n%"
@@ -55,14 +55,6 @@ def test_booktabs_with_the_best_in_bold_and_letters_raised():
     specs = re.findall(r"\\begin\{tabular\}\{@\{\}(?:p\{[^}]*\}|l)([lr]*)@\{\}\}", text)
     for spec, table in zip(specs, rows(text), strict=True):
         assert {len(row) for row in table} == {len(spec) + 1}, "each row has a cell for each column"
-
-
-def test_many_measures_leave_out_what_is_extra():
-    names = tuple(f"source_{i}:text" for i in range(6))
-    wide = entry("c4", (1.0, 1.0), None)
-    each = dict.fromkeys(names, wide.mean)
-    made = ranking(replace(wide, losses=each, increases=each), measured=names, averaged=names, dense=None)
-    assert "worse than the best" not in rows(reported(replace(EVERYTHING, rankings=(made,))).to_latex())[0][0][-1]
 
 
 def test_whatever_a_name_holds_is_plain_ascii_and_runs_nothing():
