@@ -77,13 +77,6 @@ class Watched:
         self.page.wait_for_function("() => [...document.querySelectorAll('.strip')].every((strip) => strip.querySelector('svg'))")
         return self
 
-    def settle(self) -> None:
-        """Wait until no node moves."""
-        self.page.evaluate("() => { window.settled = null; }")
-        where = "[...document.querySelectorAll('.symbols path')].map((p) => p.getAttribute('transform')).join()"
-        same = f"() => {{ const now = {where}, before = window.settled; window.settled = now; return now === before; }}"
-        self.page.wait_for_function(same, polling=200)
-
     def violations(self) -> list[str]:
         """What axe-core finds serious or critical."""
         from axe_playwright_python.sync_playwright import Axe

@@ -5,7 +5,7 @@ from calibrant.report.sentences import ONLY_MEASURED, finding
 from calibrant.report.tables.sections import Section, agreement_table, contrast_table, sections
 
 from tests.compare.stores import LOSSES, results_of
-from tests.report.made import AGREEMENTS, CONTRASTS, EVERYTHING, OPEN, SECOND, entry, plain, ranking
+from tests.report.made import AGREEMENTS, CONTRASTS, EVERYTHING, OPEN, plain
 
 
 def titled(comparison: Comparison, title: str) -> Section:
@@ -71,10 +71,3 @@ def test_thousands_of_holes_are_counted():
     assert missing.items[:100] == holes[:100]
     assert len(missing.items) == 101
     assert "1,100" in missing.items[100]
-
-
-def test_doubts_come_before_the_finding():
-    odd = ranking(entry("random_tokens", (1.0, 1.0), None), SECOND)
-    first, *_ = sections(replace(EVERYTHING, rankings=(odd,)))
-    assert first.sentences[0].startswith("Doubtful: random_tokens is a control")
-    assert first.sentences[1].startswith("Of 2 calibration sets, random_tokens kept smollm2 best")

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from calibrant.compare import Ranking
 from calibrant.report.tables.table import ranked
-from calibrant.report.tables.terminal import LISTED, fitted
+from calibrant.report.tables.terminal import LISTED
 
 from tests.report.made import AGREEMENTS, BEST, EVERYTHING, FULL, PLAIN, SECOND, entry, ranking, reported
 
@@ -21,15 +21,6 @@ def test_it_fits_any_terminal_and_loses_no_figure(made: Ranking):
         for line in ranked(made).rows:
             for figure in line.figures[:-1]:
                 assert figure.value in text
-
-
-def test_the_fullest_that_fits_is_drawn():
-    table = ranked(FULL)
-    whole, fewer, bare, least = table.shortened()
-    assert [list(fitted(table, width)) for width in (160, 86, 70, 60)] == [[whole], [fewer], [bare], [least]]
-    pieces = list(fitted(table, 40))
-    assert [c.head for piece in pieces for c in piece.columns] == [c.head for c in table.columns]
-    assert len(pieces) > 1
 
 
 def test_names_cant_steer_the_terminal():
