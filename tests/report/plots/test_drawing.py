@@ -109,8 +109,9 @@ def test_a_folder_that_cannot_be_written_is_named_and_nothing_left_half_done(tmp
     [
         (math.nan, None),
         (math.inf, 0.0),
+        (0.0, math.inf),
         (1e300, 1.0),
-        *(pytest.param(*odd, marks=pytest.mark.slow) for odd in ((-math.inf, 1.0), (0.0, math.inf), (1e300, math.nan), (-1e-300, 0.0))),
+        *(pytest.param(*odd, marks=pytest.mark.slow) for odd in ((-math.inf, 1.0), (1e300, math.nan), (-1e-300, 0.0))),
     ],
 )
 def test_no_number_breaks_a_plot(value: float, stderr: float | None):

@@ -111,6 +111,7 @@ def test_an_axis_holds_every_set_but_not_every_control_nor_endless_intervals():
     low, high = span_of([*inner, Mark(5.0, None, "control", aside=True)])
     assert low < -0.3
     assert 0.2 < high < 0.3
+    assert span_of([]) == span_of([Mark(math.inf, None, "code")]) == (-1.0, 1.0)
     assert span_of([*inner, Mark(0.45, None, "control", aside=True)])[1] > 0.45
     low, high = span_of([*(Mark(0.1 * i, (0.1 * i - 0.1, 0.1 * i + 0.1), "code") for i in range(5)), Mark(0.1, (-90.0, 90.0), "code")])
     assert -2 < low < 0 < high < 2

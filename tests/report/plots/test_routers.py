@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from calibrant.compare import Comparison, KeptExperts
-from calibrant.report.plots import plots, routers
+from calibrant.compare import KeptExperts
+from calibrant.report.plots import routers
 
 from tests.report.plots.seen import drawn, said, seen, texts
 
@@ -39,8 +39,3 @@ def test_several_criteria_stand_side_by_side_and_others_are_left_out():
     heads = [t for t in texts(svg) if t.text in ("ean", "euf", "odd")]
     assert [t.text for t in sorted(heads, key=lambda t: t.x)] == ["ean", "euf"]
     assert routers([]) is None
-
-
-def test_a_collection_has_one_for_each_group():
-    found = plots(Comparison(), [], {}, [MADE, replace(MADE, target="experts 0.25")])
-    assert [plot.name for plot in found] == ["experts-mc_suite-experts-0.5", "experts-mc_suite-experts-0.25"]

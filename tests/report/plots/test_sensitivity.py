@@ -1,7 +1,7 @@
 import pytest
 
 from calibrant.compare import MEAN, Comparison, Gap, Sensitivity
-from calibrant.report.plots import plots, worth
+from calibrant.report.plots import worth
 from calibrant.report.tables.sections import sections
 
 from tests.report.plots.seen import drawn, mapping, number, said, seen, texts
@@ -38,11 +38,6 @@ def test_chance_is_shaded_and_what_is_not_significant_hollow():
     shaded = {(r["p"], r["r"]): (r["v"], r["w"]) for r in records if r["k"] == "shade"}
     assert shaded == {(0, 0): (0.0, 0.1), (0, 1): (0.0, 0.1), (1, 0): (0.0, 10.0), (1, 1): (0.0, 12.5)}
     assert {(r["k"], r["r"]) for r in records if r["k"] in ("mark", "hollow")} == {("mark", 0), ("hollow", 1)}
-
-
-def test_each_model_has_its_own():
-    found = plots(Comparison(sensitivities=(GPTQ, RTN, of("gptq", 0.2, 0.1, 0.1, model="other"))), [], {})
-    assert [plot.name for plot in found] == ["sensitivity-tiny", "sensitivity-other"]
 
 
 def test_a_table_says_the_same():
