@@ -1,12 +1,14 @@
 """Measurements and stores that tests of comparisons are made from: known losses, documents that differ a little."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from _pytest.mark import ParameterSet
 
 from calibrant.compare import Results
 from calibrant.compare.crossed import ItemValues
@@ -36,6 +38,11 @@ def documents(n: int, rng: np.random.Generator = RNG) -> tuple[np.ndarray, np.nd
     """Document lengths, and losses per token that depend on the length: what makes a ratio differ from a mean of ratios."""
     lengths = rng.integers(50, 500, n).astype(float)
     return lengths, 2.5 + 0.001 * lengths + rng.normal(0, 0.4, n)
+
+
+def rarely(*values: object) -> list[ParameterSet]:
+    """Parameters that are slow: further points of a sweep of which some are always taken."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 LOSSES = {"dense": [[3.0, 2.0]], "magnitude": [[5.0, 4.0]], "c4": [[3.5, 2.6]], "gsm8k:cot": [[3.9, 2.1]], "full_stops": [[6.0, 6.0]]}
@@ -120,3 +127,21 @@ def results_of(losses: Mapping[str, Sequence[Sequence[float]]], study: Mapping[s
     items = {run: {i: ItemValues.of(m) for i, m in each.items()} for run, each in scores.items()}
     sets = labels_of((cell.data for cell in cells), {}, records.values())
     return Results(tuple(cells), records, scores, items, study or {}, {}, frozenset(), sets)
+
+
+def measured_too(results: Results, text: str, of: Callable[[int], Measurement]) -> Results:
+    """The same with one more measurement of every cell: what `of` makes of its number."""
+    cells: list[Cell] = []
+    scores = {run: dict(own) for run, own in results.scores.items()}
+    items = {run: dict(own) for run, own in results.items.items()}
+    for number, cell in enumerate(results.cells):
+        measurement, measure = of(number), f"{cell.run}/{text}"
+        cells.append(replace(cell, measures={**cell.measures, text: measure}))
+        scores[cell.run][measure] = measurement
+        items[cell.run][measure] = ItemValues.of(measurement)
+    return replace(results, cells=tuple(cells), scores=scores, items=items)
+
+
+def with_cells(results: Results, *more: Cell) -> Results:
+    """The same with cells that share the runs of others."""
+    return replace(results, cells=(*results.cells, *more))

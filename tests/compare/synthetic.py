@@ -37,8 +37,6 @@ class Synthetic:
     over_items: float = 0.2
     facts: bool = False
     """Whether records say of their matrices, and beside them of their words, what a page is made of."""
-    words: int = 0
-    """How many words each run has a measurement of; the first is kept below nothing by the first set, and best by the last."""
 
     @property
     def records(self) -> int:
@@ -63,22 +61,8 @@ class Synthetic:
                 measure = _id(run, text)
                 _measurement(folder / "runs" / run / "measures" / measure, f"text{m}", nats, lengths[m])
                 measures[text] = f"sha256:{measure}"
-            if self.words and data:
-                measure = _id(run, "words")
-                _words(folder / "runs" / run / "measures" / measure, self.words, int(data.removeprefix("set")))
-                measures["words(source='text0')"] = f"sha256:{measure}"
-            cells.append(
-                {
-                    "model": model,
-                    "data": data,
-                    "method": method,
-                    "target": target,
-                    "seed": seed,
-                    "run": f"sha256:{run}",
-                    "measures": measures,
-                    "propagate": "dense" if data else "",
-                }
-            )
+            told = {"model": model, "data": data, "method": method, "target": target, "seed": seed, "propagate": "dense" if data else ""}
+            cells.append({**told, "run": f"sha256:{run}", "measures": measures})
         study = {
             "baseline": "set0",
             "pools": {"odd": [f"set{i}" for i in range(1, self.sets, 2)], "even": [f"set{i}" for i in range(0, self.sets, 2)]},
@@ -145,24 +129,11 @@ def _profile(data: str, rng: np.random.Generator) -> dict[str, Any]:
     return {"words": words, **shares, **told, "examples": [{"part": data, "licence": "MIT", "text": f"{data}: some words\n" * 9}] * 2, "unquoted": {}}
 
 
-def _words(folder: Path, count: int, place: int) -> None:
-    """What one run kept of words: word 0 the better the later its set stands, every other one 0.9 or a little less."""
-    kept = [place / 10 - 0.5, *(0.9 - word / 10 / count for word in range(1, count))]
-    words = {"word": [f"term{word}" for word in range(count)], "count": [5 + word for word in range(count)], "kept": kept}
-    score = {"measured": "text0", "metric": "kept", "value": 0.8, "unit": "share", "better": "higher", "facts": {"words": words}}
-    _scored(folder, "words", score, np.full(4, 0.8), np.ones(4))
-
-
 def _measurement(folder: Path, measured: str, nats: np.ndarray, tokens: np.ndarray) -> None:
-    score = {"measured": measured, "metric": "loss", "value": float(nats.sum() / tokens.sum()), "unit": "nats/token", "better": "lower"}
-    _scored(folder, "loss", score | {"facts": {"length": 512}}, nats, tokens)
-
-
-def _scored(folder: Path, name: str, score: dict[str, Any], nats: np.ndarray, tokens: np.ndarray) -> None:
     folder.mkdir(parents=True)
-    measured = score["measured"]
-    score = {**score, "stderr": 0.05, "n": len(nats), "chance": None}
-    evaluator = {"spec": name, "source": measured, "revision": 1}
+    score = {"measured": measured, "metric": "loss", "value": float(nats.sum() / tokens.sum()), "unit": "nats/token", "better": "lower"}
+    score |= {"facts": {"length": 512}, "stderr": 0.05, "n": len(nats), "chance": None}
+    evaluator = {"spec": "loss", "source": measured, "revision": 1}
     _json(folder / "score.json", {"data": "", "evaluator": evaluator, "id": f"sha256:{folder.name}", "run": "", "score": score})
     _json(folder / "provenance.json", {"seconds": 0.5})
     items = pa.array([hashlib.sha256(f"{measured} {i}".encode()).hexdigest() for i in range(len(nats))])

@@ -25,9 +25,7 @@ def test_the_smallest_p_of_a_permutation(draws: int, against: int):
 
 
 def test_the_smallest_p_of_a_flip_of_signs():
-    assert smallest_p(5, 0) == (0.0625, "a flip of the signs of 5 draws")
-    assert smallest_p(0, 1) == (1.0, "a flip of the signs of 1 draws")
-    assert smallest_p(0, 0) is None
+    assert [(smallest_p(*draws) or (None,))[0] for draws in ((5, 0), (0, 1), (0, 0))] == [0.0625, 1.0, None]
 
 
 @pytest.mark.parametrize("df", [4.0, 10.0, 60.0])
@@ -52,42 +50,32 @@ def test_what_is_detectable_is_found_in_simulation():
     assert (np.abs(values) > found.half(0.975)).mean() == pytest.approx(0.8, abs=0.05)
 
 
-def test_more_draws_are_counted_until_they_suffice():
-    count = draws_needed(BY_DRAWS, 5, 0.1)
+@pytest.mark.parametrize(("seen", "of"), [(BY_DRAWS, "draws"), (BY_ITEMS, "items")])
+def test_more_draws_or_items_are_counted_until_they_suffice(seen: Estimate, of: str):
+    wanted = {"draws": 0.1, "items": 0.08}[of]
+    count = draws_needed(seen, 5, wanted) if of == "draws" else items_needed(seen, wanted)
     assert count is not None
-    alone, over = 0.1 * 0.04**2, 0.9 * 0.04**2
 
-    def least(draws: int) -> float:
-        variance = alone + over * 5 / draws
-        share = (over * 5 / draws) / variance
-        return detectable(Estimate(0.0, math.sqrt(variance), 9.0, 200, True, share, (199.0, draws - 1.0))) or 0.0
+    def least(count: int) -> float:
+        draws, items = (count, 200) if of == "draws" else (5, count)
+        alone = (1 - seen.draws_share) * 0.04**2 * 200 / items
+        over = seen.draws_share * 0.04**2 * 5 / draws
+        spread = Estimate(0.0, math.sqrt(alone + over), 9.0, items, True, over / (alone + over), (199.0 * items / 200, draws - 1.0))
+        return detectable(spread) or 0.0
 
-    assert least(count) <= 0.1 < least(count - 1)
-
-
-def test_more_items_are_counted_until_they_suffice():
-    count = items_needed(BY_ITEMS, 0.08)
-    assert count is not None
-    alone, over = 0.9 * 0.04**2, 0.1 * 0.04**2
-
-    def least(items: int) -> float:
-        variance = alone * 200 / items + over
-        return detectable(Estimate(0.0, math.sqrt(variance), 9.0, items, True, over / variance, (199.0 * items / 200, 4.0))) or 0.0
-
-    assert least(count) <= 0.08 < least(count - 1)
+    assert least(count) <= wanted < least(count - 1)
 
 
 def test_no_number_of_draws_makes_up_for_items():
-    assert draws_needed(BY_ITEMS, 5, 0.05) is None
-    assert items_needed(BY_DRAWS, 0.05) is None
-    assert draws_needed(Estimate(0.05, 0.04, 19.0, 20), 1, 0.05) is None
+    assert draws_needed(BY_ITEMS, 5, 0.05) is items_needed(BY_DRAWS, 0.05) is draws_needed(Estimate(0.05, 0.04, 19.0, 20), 1, 0.05) is None
 
 
 def test_what_holds_it_up_is_named():
-    assert needs(BY_DRAWS, 5, "nats/token").startswith("To detect the difference that was seen (0.05 nats/token) four times in five, it would take")
-    assert "draws a set instead of 5" in needs(BY_DRAWS, 5, "")
-    assert "items instead of 200" in needs(Estimate(0.05, 0.04, 199.0, 200), 0, "")
-    assert "neither alone suffices" in needs(Estimate(0.01, 0.04, 9.0, 200, True, 0.5, (199.0, 4.0)), 5, "")
-    assert "suffices to detect" in needs(Estimate(1.0, 0.04, 199.0, 200), 0, "")
+    said = needs(BY_DRAWS, 5, "nats/token")
+    assert all(told in said for told in ("0.05 nats/token", "draws a set", str(draws_needed(BY_DRAWS, 5, 0.05))))
+    by_items = Estimate(0.05, 0.04, 199.0, 200)
+    assert f"{items_needed(by_items, 0.05)} items" in needs(by_items, 0, "").replace(",", "")
+    assert "neither" in needs(Estimate(0.01, 0.04, 9.0, 200, True, 0.5, (199.0, 4.0)), 5, "")
+    assert "suffices" in needs(Estimate(1.0, 0.04, 199.0, 200), 0, "")
     assert needs(Estimate(0.0, 0.04, 199.0, 200), 0, "") == ""
     assert needs(Estimate(0.1, None, 0.0, 1), 0, "") == ""

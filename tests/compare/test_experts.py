@@ -58,13 +58,10 @@ def test_later_rounds_count_what_is_left():
     assert survivors(edits) == ({1: 8}, {1: frozenset({2, 3, 4, 6})})
 
 
-def test_runs_that_drop_no_experts_or_others_of_another_model_are_left_out():
+def test_runs_that_drop_no_experts_are_left_out_and_one_that_answers_two_cells_is_one_draw():
     assert list(kept_experts(edited({}))) == []
     (found,) = kept_experts(edited({**EDITS, ("c4", 1): [dropped({0: [0, 1]}, of=8)]}))
-    assert found.draws == (1, 1)
-
-
-def test_a_run_that_answers_two_cells_is_one_draw():
+    assert found.draws == (1, 1), "one of another model"
     made = edited(EDITS)
     (first, *_) = [cell.run for cell in made.cells if cell.data == "c4"]
     same = replace(made, cells=tuple(replace(cell, run=first) if cell.data == "c4" else cell for cell in made.cells))

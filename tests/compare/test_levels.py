@@ -9,7 +9,7 @@ import pytest
 
 from calibrant.compare.crossed import Side, Spread, combination
 
-from tests.compare.stores import values
+from tests.compare.stores import rarely, values
 
 TIMES = 6000
 ITEMS = 24
@@ -56,7 +56,7 @@ def at_most(rate: float, times: int) -> float:
 
 
 @pytest.mark.parametrize("coefs", [(1.0,), (1.0, -1.0)], ids=["a set and the dense model", "two sets"])
-@pytest.mark.parametrize("draws", [3, 5, 10])
+@pytest.mark.parametrize("draws", [3, *rarely(5, 10)])
 @pytest.mark.parametrize("mix", MIXES)
 def test_under_the_null_false_positives_are_at_most_nominal(mix: str, draws: int, coefs: tuple[float, ...]):
     found = simulated(draws, mix, coefs, np.random.default_rng(draws))
@@ -66,7 +66,7 @@ def test_under_the_null_false_positives_are_at_most_nominal(mix: str, draws: int
         assert wrong <= at_most(1 - level + 0.005, TIMES)
 
 
-@pytest.mark.parametrize("draws", [3, 5, 10])
+@pytest.mark.parametrize("draws", [3, *rarely(5, 10)])
 def test_intervals_are_not_wide_for_nothing(draws: int):
     """Where one component has it all, the form is the textbook's t, and its level exact."""
     for mix in ("draws dominate", "items dominate"):
@@ -89,7 +89,7 @@ def test_a_negative_estimate_never_narrows_an_interval():
     assert float(other.variance) == 4.0
 
 
-@pytest.mark.parametrize("draws", [3, 5, 10])
+@pytest.mark.parametrize("draws", [3, *rarely(5, 10)])
 def test_of_several_null_contrasts_holm_calls_one_wrongly_in_at_most_five_per_cent_of_studies(draws: int):
     """Four sets against the dense model: Holm rejects anything if and only if the smallest p is below 5 % / 4."""
     rng = np.random.default_rng(draws)
@@ -100,7 +100,7 @@ def test_of_several_null_contrasts_holm_calls_one_wrongly_in_at_most_five_per_ce
     assert any_wrong.mean() <= at_most(0.05, TIMES)
 
 
-@pytest.mark.parametrize("draws", [3, 10])
+@pytest.mark.parametrize("draws", [3, *rarely(10)])
 def test_intervals_of_what_was_measured_cover_a_known_effect(draws: int):
     """All of it at once, from outcomes to interval: documents of different lengths, draws, and a true difference of 0.2."""
     rng, times, hits = np.random.default_rng(draws), 200, 0

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from calibrant.compare import Layers, layers, similarity, summaries
-from calibrant.compare.masks import MaskOverlap, block_of, overlaps
+from calibrant.compare.masks import block_of, overlaps
 from calibrant.compare.results import read
+from calibrant.store import Store
 
 from tests.compare.stores import store_of
 from tests.compare.test_sets import WORDS, by_hand, profile
@@ -33,8 +34,21 @@ def matrices(seed: int, bits: bool = True, inputs: bool = True) -> list[dict[str
 WEIGHTS = {"c4/0": matrices(1), "c4/1": matrices(2), "gsm8k:cot/0": matrices(3), "gsm8k:cot/1": matrices(4), "svamp:icl": matrices(5)}
 
 
-def one(folder: Path, weights: dict[str, list[dict[str, object]]] = WEIGHTS) -> Layers:
+def one(folder: Path, weights: dict[str, list[dict[str, object]]]) -> Layers:
     store = store_of(folder, LOSSES, weights=weights)
+    (found,) = layers(store, read(store))
+    return found
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Read and never written."""
+    profiles = {name: profile(words) for name, words in WORDS.items()}
+    return store_of(tmp_path_factory.mktemp("masks") / "study", LOSSES, weights=WEIGHTS, profiles=profiles)
+
+
+@pytest.fixture(scope="module")
+def found(store: Store) -> Layers:
     (found,) = layers(store, read(store))
     return found
 
@@ -47,24 +61,24 @@ def sizes_of(made: list[dict[str, object]], block: int) -> list[np.ndarray]:
     return [np.frombuffer(bytes.fromhex(str(w["inputs"])), "<f2").astype(float) for w in made if f".{block}." in str(w["name"])]
 
 
-def test_masks_agree_as_their_bits_do(tmp_path: Path):
-    found = one(tmp_path)
+def agreement(a: str, b: str, block: int) -> float:
+    """The share of bits that two draws have alike, one by one."""
+    pairs = zip("".join(bits_of(WEIGHTS[a], block)), "".join(bits_of(WEIGHTS[b], block)), strict=True)
+    return float(np.mean([x == y for x, y in pairs]))
+
+
+def test_masks_agree_as_their_bits_do(found: Layers):
     assert found.sets == ("c4", "gsm8k:cot", "svamp:icl")
     assert found.blocks == ("model.layers.0", "model.layers.1", "model.layers.2")
     for block in range(3):
-        shares = []
-        for draw in range(2):
-            pairs = zip(bits_of(WEIGHTS[f"c4/{draw}"], block), bits_of(WEIGHTS[f"gsm8k:cot/{draw}"], block), strict=True)
-            shares.append(np.mean([a == b for one, other in pairs for a, b in zip(one, other, strict=True)]))
+        shares = [agreement(f"c4/{draw}", f"gsm8k:cot/{draw}", block) for draw in range(2)]
         assert found.masks[0, 1, block] == pytest.approx(np.mean(shares))
-        pairs = zip(bits_of(WEIGHTS["c4/0"], block), bits_of(WEIGHTS["svamp:icl"], block), strict=True)
-        assert found.masks[0, 2, block] == pytest.approx(np.mean([a == b for one, other in pairs for a, b in zip(one, other, strict=True)]))
+        assert found.masks[0, 2, block] == pytest.approx(agreement("c4/0", "svamp:icl", block))
     assert np.allclose(found.masks, found.masks.transpose(1, 0, 2))
     assert (found.masks[[0, 1, 2], [0, 1, 2]] == 1).all()
 
 
-def test_what_is_felt_parts_by_the_spread_of_log_sizes(tmp_path: Path):
-    found = one(tmp_path)
+def test_what_is_felt_parts_by_the_spread_of_log_sizes(found: Layers, tmp_path: Path):
     for block in range(3):
         squares = []
         for a, b in zip(sizes_of(WEIGHTS["c4/0"], block), sizes_of(WEIGHTS["svamp:icl"], block), strict=True):
@@ -72,71 +86,50 @@ def test_what_is_felt_parts_by_the_spread_of_log_sizes(tmp_path: Path):
             squares += [(d - difference.mean()) ** 2 for d in difference]
         assert found.statistics[0, 2, block] == pytest.approx(math.sqrt(sum(squares) / len(squares)))
     assert (found.statistics[[0, 1, 2], [0, 1, 2]] == 0).all()
-
-
-def test_a_factor_that_a_whole_matrix_shares_is_not_felt(tmp_path: Path):
     louder = [{**w, "inputs": (np.frombuffer(bytes.fromhex(str(w["inputs"])), "<f2") + np.float16(2)).tobytes().hex()} for w in WEIGHTS["c4/0"]]
-    found = one(tmp_path, {**WEIGHTS, "svamp:icl": louder})
-    assert found.statistics[0, 2] == pytest.approx(0, abs=5e-3)
+    shared = one(tmp_path, {**WEIGHTS, "svamp:icl": louder})
+    assert shared.statistics[0, 2] == pytest.approx(0, abs=5e-3), "a factor that a whole matrix shares is not felt"
 
 
-def test_errors_are_means_over_matrices_and_draws(tmp_path: Path):
-    found = one(tmp_path)
+def test_errors_are_means_over_matrices_and_draws(found: Layers):
     mine = [float(str(w["error"])) for draw in range(2) for w in WEIGHTS[f"c4/{draw}"] if ".1." in str(w["name"])]
     assert found.error[0, 1] == pytest.approx(np.mean(mine))
-
-
-def test_what_is_usual_is_told_block_by_block(tmp_path: Path):
-    found = one(tmp_path)
     assert found.error_range[:, 1] == pytest.approx([found.error[:, 1].min(), np.median(found.error[:, 1]), found.error[:, 1].max()])
     assert found.among(["svamp:icl", "c4"]).masks[0, 1, 2] == found.masks[2, 0, 2]
     assert found.among(["svamp:icl"]).error.tolist() == found.error[2:].tolist()
 
 
 def test_what_older_records_lack_is_not_a_number(tmp_path: Path):
-    found = one(tmp_path, {**WEIGHTS, "svamp:icl": matrices(5, bits=False, inputs=False)})
-    assert np.isnan(found.masks[2]).all()
-    assert np.isnan(found.statistics[2, :2]).all()
-    assert np.isfinite(found.masks[0, 1]).all()
+    some = one(tmp_path / "some", {**WEIGHTS, "svamp:icl": matrices(5, bits=False, inputs=False)})
+    assert np.isnan(some.masks[2]).all()
+    assert np.isnan(some.statistics[2, :2]).all()
+    assert np.isfinite(some.masks[0, 1]).all()
     older = one(tmp_path / "older", {name: matrices(1, inputs=False) for name in WEIGHTS})
     assert np.isnan(older.statistics).all()
     assert (older.masks == 1).all()
     oldest = one(tmp_path / "oldest", {name: matrices(1, bits=False, inputs=False) for name in WEIGHTS})
     assert np.isnan(oldest.masks).all()
-    assert np.isnan(oldest.statistics).all()
-    assert oldest.blocks == found.blocks
+    assert oldest.blocks == some.blocks
 
 
-def test_without_matrices_there_is_nothing(tmp_path: Path):
-    store = store_of(tmp_path, LOSSES)
-    assert list(layers(store, read(store))) == []
+def test_a_matrix_is_in_its_block():
+    blocks = {
+        "model.layers.12.mlp.up_proj": "model.layers.12",
+        "transformer.h.0.attn.c_attn": "transformer.h.0",
+        "model.layers.3.mlp.experts.gate_up_proj[7]": "model.layers.3",
+        "lm_head": "lm_head",
+    }
+    assert {matrix: block_of(matrix) for matrix in blocks} == blocks
 
 
-@pytest.mark.parametrize(
-    ("matrix", "block"),
-    [
-        ("model.layers.12.mlp.up_proj", "model.layers.12"),
-        ("transformer.h.0.attn.c_attn", "transformer.h.0"),
-        ("model.layers.3.mlp.experts.gate_up_proj[7]", "model.layers.3"),
-        ("lm_head", "lm_head"),
-    ],
-)
-def test_a_matrix_is_in_its_block(matrix: str, block: str):
-    assert block_of(matrix) == block
-
-
-def test_likeness_is_told_from_words_activations_and_masks(tmp_path: Path):
-    profiles = {name: profile(words) for name, words in WORDS.items()}
-    store = store_of(tmp_path, LOSSES, weights=WEIGHTS, profiles=profiles)
-    reading = read(store)
-    found = list(layers(store, reading))
-    alike = similarity(summaries(store, reading), found)
+def test_likeness_is_told_from_words_activations_and_masks(store: Store, found: Layers):
+    alike = similarity(summaries(store, read(store)), [found])
     assert alike.sets == ("c4", "gsm8k:cot", "svamp:icl")
     weights = by_hand({name: {word: 2 * count for word, count in words.items()} for name, words in WORDS.items()})  # two draws of each
     assert alike.by["words"][0, 1] == pytest.approx(sum(v * weights["gsm8k:cot"].get(w, 0.0) for w, v in weights["c4"].items()))
     assert np.isnan(alike.by["words"][2, :2]).all()
-    assert alike.by["masks"][0, 1] == pytest.approx(found[0].masks[0, 1].mean())
-    assert alike.by["statistics"][0, 1] == pytest.approx(math.exp(-math.sqrt((found[0].statistics[0, 1] ** 2).mean())))
+    assert alike.by["masks"][0, 1] == pytest.approx(found.masks[0, 1].mean())
+    assert alike.by["statistics"][0, 1] == pytest.approx(math.exp(-math.sqrt((found.statistics[0, 1] ** 2).mean())))
     for table in alike.by.values():
         assert (table.diagonal() == 1).all()
     assert [name for name, _ in alike.nearest("c4", "words")] == ["gsm8k:cot"]
@@ -145,19 +138,13 @@ def test_likeness_is_told_from_words_activations_and_masks(tmp_path: Path):
     assert near[0][1] >= near[1][1]
 
 
-def overlap_of(folder: Path, weights: dict[str, list[dict[str, object]]] = WEIGHTS) -> MaskOverlap:
-    store = store_of(folder, LOSSES, weights=weights)
-    (found,) = overlaps(store, read(store))
-    return found
-
-
-def shared(a: str, b: str, weights: dict[str, list[dict[str, object]]] = WEIGHTS) -> float:
-    kept = [{(w["name"], i) for w in weights[name] for i, bit in enumerate(f"{int(str(w['bits']), 16):0256b}") if bit == "1"} for name in (a, b)]
+def shared(a: str, b: str) -> float:
+    kept = [{(w["name"], i) for w in WEIGHTS[name] for i, bit in enumerate(f"{int(str(w['bits']), 16):0256b}") if bit == "1"} for name in (a, b)]
     return len(kept[0] & kept[1]) / len(kept[0] | kept[1])
 
 
-def test_overlaps_are_over_all_pairs_of_draws(tmp_path: Path):
-    found = overlap_of(tmp_path)
+def test_overlaps_are_over_all_pairs_of_draws(store: Store):
+    (found,) = overlaps(store, read(store))
     assert (found.sets, found.draws) == (("c4", "gsm8k:cot", "svamp:icl"), (2, 2, 1))
     assert found.within[:2].tolist() == pytest.approx([shared("c4/0", "c4/1"), shared("gsm8k:cot/0", "gsm8k:cot/1")])
     assert np.isnan(found.within[2])
@@ -170,18 +157,14 @@ def test_overlaps_are_over_all_pairs_of_draws(tmp_path: Path):
     assert told["draws"] == {"c4": 2, "gsm8k:cot": 2, "svamp:icl": 1}
 
 
-def test_masks_that_keep_nothing_are_the_same(tmp_path: Path):
-    nothing = [{**weight, "bits": "00" * 32} for weight in WEIGHTS["c4/0"]]
-    assert overlap_of(tmp_path, {**WEIGHTS, "c4/0": nothing, "c4/1": nothing}).within[0] == 1
-
-
 def test_records_of_another_size_or_without_bits_are_left_out(tmp_path: Path):
-    found = overlap_of(tmp_path, {**WEIGHTS, "svamp:icl": WEIGHTS["svamp:icl"][:2]})
-    assert np.isnan(found.jaccard[2]).all()
-    assert np.isnan(found.across[2])
-    assert np.isfinite(found.across[:2]).all()
-    found = overlap_of(tmp_path / "older", {**WEIGHTS, "svamp:icl": matrices(5, bits=False)})
-    assert found.sets == ("c4", "gsm8k:cot")
-    store = store_of(tmp_path / "empty", LOSSES)
-    assert list(overlaps(store, read(store))) == []
-    assert len(NAMES) == 6
+    nothing = [{**weight, "bits": "00" * 32} for weight in WEIGHTS["c4/0"]]
+    given = {**WEIGHTS, "c4/0": nothing, "c4/1": nothing, "gsm8k:cot/0": matrices(5, bits=False), "gsm8k:cot/1": matrices(5, bits=False)}
+    store = store_of(tmp_path / "odd", LOSSES, weights={**given, "svamp:icl": WEIGHTS["svamp:icl"][:2]})
+    (found,) = overlaps(store, read(store))
+    assert found.sets == ("c4", "svamp:icl")
+    assert found.within[0] == 1, "masks that keep nothing are the same"
+    assert np.isnan(found.jaccard[1]).all()
+    assert np.isnan(found.across).all()
+    empty = store_of(tmp_path / "empty", {"dense": [[3.0, 2.0]], "c4": [[3.5, 2.6]]})
+    assert list(overlaps(empty, read(empty))) == list(layers(empty, read(empty))) == []

@@ -12,9 +12,6 @@ from calibrant.errors import SpecError
 
 from tests.compare.stores import results_of
 
-Losses = Mapping[str, Sequence[Sequence[float]]]
-
-
 DENSE = {"dense": [[3.0, 2.0]]}
 
 
@@ -23,15 +20,15 @@ def draws(*losses: float, noise: float = 0.005) -> list[list[float]]:
     return [[loss + float(rng.normal(0, noise)) for loss in losses] for _ in range(4)]
 
 
-def asked(losses: Losses, measures: Sequence[str] = ("wikitext", "gsm8k")) -> dict[str, PaperQuestion]:
+def asked(losses: Mapping[str, Sequence[Sequence[float]]], measures: Sequence[str] = ("wikitext", "gsm8k")) -> dict[str, PaperQuestion]:
     return {q.name: q for q in compare(results_of({**DENSE, **losses}, measures=measures)).questions}
 
 
 def test_a_baseline_that_is_beaten_is_not_the_best():
     found = asked({"c4": draws(3.6, 2.6), "pile": draws(3.3, 2.4), "wikitext": draws(3.6, 2.6), "random_tokens": draws(3.1, 2.1)})
     best = found["baseline"]
-    assert (best.question, best.answer) == ("Is c4 the best calibration set?", "no")
-    assert "pile did significantly better than c4" in best.explanation
+    assert best.answer == "no"
+    assert "pile" in best.explanation
     assert "random_tokens" not in best.explanation, "a control is no rival"
     assert [e.label for e in best.evidence] == ["c4 against pile", "c4 against wikitext"]
     assert best.evidence[0].difference.value == pytest.approx(0.25, abs=0.02)
@@ -39,13 +36,15 @@ def test_a_baseline_that_is_beaten_is_not_the_best():
     low, high = best.evidence[0].interval or (0, 0)
     assert low < best.evidence[0].difference.value < high
     assert best.over_draws
+    once = asked({"c4": [[3.6, 2.6]], "pile": [[3.3, 2.4]]})["baseline"]
+    assert (once.answer, once.over_draws) == ("no", False), "one draw speaks for itself alone"
 
 
 def test_a_baseline_that_beats_all_is_the_best_and_a_tie_is_open():
     assert asked({"c4": draws(3.2, 2.2), "pile": draws(3.6, 2.6), "full_stops": draws(9, 9)})["baseline"].answer == "yes"
     tied = asked({"c4": draws(3.2, 2.2), "pile": draws(3.2, 2.2, noise=0.02), "oscar": draws(3.9, 2.9)})["baseline"]
     assert tied.answer == "undecided"
-    assert "pile cannot be distinguished from it" in tied.explanation
+    assert ("pile" in tied.explanation, "oscar" in tied.explanation) == (True, False)
 
 
 def test_the_intervals_behind_one_answer_hold_together():
@@ -70,11 +69,8 @@ def test_arithmetic_is_compared_with_all_corpora_together():
     assert evidence.difference.value == pytest.approx(-0.4, abs=0.02)
     assert evidence.on == MEAN
     assert asked({"c4": draws(3.2, 2.2), "gsm8k:cot": draws(3.6, 2.6)})["arithmetic"].answer == "no"
-
-
-def test_sets_that_are_taken_together_are_named_or_counted():
-    losses = {name: draws(3.4, 2.4) for name in ("gsm8k:icl", "svamp:icl", "mawps:icl", "gsm8k:cot", "c4")}
-    assert [e.label for e in asked(losses)["arithmetic"].evidence] == ["4 arithmetic sets against c4"]
+    many = {name: draws(3.4, 2.4) for name in ("gsm8k:icl", "svamp:icl", "mawps:icl", "gsm8k:cot", "c4")}
+    assert [e.label for e in asked(many)["arithmetic"].evidence] == ["4 arithmetic sets against c4"]
 
 
 def test_own_data_is_looked_for_by_source():
@@ -82,11 +78,9 @@ def test_own_data_is_looked_for_by_source():
     question = asked(losses)["own"]
     assert question.answer == "yes"
     assert {(e.on, round(e.difference.value, 1)) for e in question.evidence} == {("wikitext:text", -0.3), ("gsm8k:text", -0.4)}
-    assert "better in 2" in question.explanation
     mixed = asked({"wikitext": draws(3.9, 2.2), "gsm8k:icl": draws(3.5, 2.0)})["own"]
     assert mixed.answer == "it depends"
-    assert "better in 1" in mixed.explanation
-    assert "worse in 1" in mixed.explanation
+    assert sorted(e.verdict for e in mixed.evidence) == ["better", "worse"]
 
 
 def rescored(name: str, **score: str) -> Results:
@@ -99,33 +93,19 @@ def rescored(name: str, **score: str) -> Results:
     return replace(results, items={run: {i: changed(items) for i, items in of.items()} for run, of in results.items.items()})
 
 
-def test_a_task_has_the_source_that_it_is_named_after():
-    (own,) = [q for q in compare(rescored("gsm8k:text", measured="gsm8k (3-shot)")).questions if q.name == "own"]
-    assert {(e.label, e.on) for e in own.evidence} == {
-        ("wikitext against the others", "wikitext:text"),
-        ("gsm8k:icl against the others", "gsm8k (3-shot)"),
-    }
-
-
-def test_formats_are_compared_within_a_source():
-    losses = {"gsm8k:zero": draws(3.6, 2.6), "gsm8k:icl": draws(3.4, 2.4), "gsm8k:cot": draws(3.4, 2.41, noise=0.03), "svamp:cot": draws(3, 2)}
-    found = asked(losses)
+def test_formats_are_compared_within_a_source_and_in_one_packing():
+    losses = {"gsm8k:zero": draws(3.6, 2.6), "gsm8k:icl": draws(3.4, 2.4), "gsm8k:cot": draws(3.4, 2.41, noise=0.03)}
+    found = asked({**losses, "gsm8k:icl@crop": draws(3.1, 2.1), "svamp:cot": draws(3, 2), "svamp:icl@crop": draws(3, 2)})
     assert found["icl"].answer == "yes"
     assert [e.label for e in found["icl"].evidence] == ["gsm8k:icl against gsm8k:zero"]
     assert found["cot"].answer == "undecided"
-    assert "cannot be distinguished in the one comparison there is" in found["cot"].explanation
+    assert [e.label for e in found["cot"].evidence] == ["gsm8k:cot against gsm8k:icl"]
 
 
-def test_what_cannot_be_asked_says_what_is_lacking():
+def test_what_cannot_be_asked_says_so():
     found = asked({"c4": draws(3.2, 2.2)}, measures=("docs", "code"))
     assert {name: q.answer for name, q in found.items()} == dict.fromkeys(("baseline", "arithmetic", "own", "icl", "cot"), "not covered")
-    assert "It takes" in found["own"].explanation
-
-
-def test_one_draw_speaks_for_itself_alone():
-    question = asked({"c4": [[3.6, 2.6]], "pile": [[3.3, 2.4]]})["baseline"]
-    assert question.answer == "no"
-    assert not question.over_draws
+    assert all(q.explanation for q in found.values())
 
 
 LOSSES = {"oscar": draws(3.5, 2.5), "c4": draws(3.6, 2.6), "pile": draws(3.3, 2.4), "magnitude": [[5.0, 4.0]]}
@@ -147,21 +127,19 @@ def test_the_baseline_is_the_one_asked_for_the_studys_or_c4(given: str, study: M
     assert ranking.baseline_comparisons == 3
 
 
-def test_without_c4_the_first_set_is_the_baseline():
+def test_a_baseline_that_is_not_there_is_refused_and_without_c4_it_is_the_first_set():
+    with pytest.raises(SpecError) as raised:
+        compare(results_of({**DENSE, **LOSSES}), baseline="redpajama")
+    assert raised.value.subject == "redpajama"
     (ranking,) = compare(results_of({**DENSE, "pile": draws(3.3, 2.4), "oscar": draws(3.5, 2.5)})).rankings
     assert ranking.baseline == "pile"
 
 
-def test_a_baseline_that_is_not_there_is_refused():
-    with pytest.raises(SpecError, match=r"'redpajama'.*oscar, c4, pile"):
-        compare(results_of({**DENSE, **LOSSES}), baseline="redpajama")
-
-
-def test_formats_are_compared_in_one_packing():
-    losses = {"gsm8k:icl": draws(3.4, 2.4), "gsm8k:cot": draws(3.2, 2.2), "gsm8k:icl@crop": draws(3.1, 2.1), "svamp:icl@crop": draws(3, 2)}
-    assert [e.label for e in asked(losses)["cot"].evidence] == ["gsm8k:cot against gsm8k:icl"]
-
-
-def test_evidence_has_the_unit_of_what_it_is_on():
+def test_evidence_has_the_unit_of_what_it_is_on_and_a_task_the_source_that_it_is_named_after():
     (own,) = [q for q in compare(rescored("gsm8k:text", metric="kl", unit="bits")).questions if q.name == "own"]
     assert {e.on: e.unit for e in own.evidence} == {"wikitext:text": "nats/token", "gsm8k:text": "bits"}
+    (own,) = [q for q in compare(rescored("gsm8k:text", measured="gsm8k (3-shot)")).questions if q.name == "own"]
+    assert {(e.label, e.on) for e in own.evidence} == {
+        ("wikitext against the others", "wikitext:text"),
+        ("gsm8k:icl against the others", "gsm8k (3-shot)"),
+    }

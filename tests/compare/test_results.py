@@ -8,30 +8,52 @@ import numpy as np
 import polars as pl
 import pytest
 
-from calibrant.compare import Estimate, compare, contrast, draws, read, tidy
+from calibrant.compare import compare, contrast, draws, read, tidy
 from calibrant.compare.crossed import ItemValues
 from calibrant.compare.results import narrowed
-from calibrant.errors import DataError, SpecError
-from calibrant.store import Score, Store
+from calibrant.errors import DataError, InputError, SpecError
+from calibrant.store import Measurement, Score, Store
 
-from tests.compare.stores import DRAWN, LOSSES, measured, store_of
+from tests.compare.stores import DRAWN, LOSSES, measured, measured_too, results_of, store_of
 from tests.compare.synthetic import Synthetic
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Three draws of three sets; read and never written."""
+    return store_of(tmp_path_factory.mktemp("results") / "drawn", DRAWN, missing=["svamp:icl/docs"])
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Sets that were drawn once; read and never written."""
+    return store_of(tmp_path_factory.mktemp("results") / "once", LOSSES)
+
+
 @pytest.mark.parametrize("rows", [10**6, 20])
-def test_what_is_read_at_once_is_what_the_store_gives_one_by_one(tmp_path: Path, rows: int):
-    store = store_of(tmp_path, DRAWN)
+def test_what_is_read_at_once_is_what_the_store_gives_one_by_one(drawn: Store, rows: int):
     with patch("calibrant.compare.results.ROWS", rows):
-        reading = read(store)
+        reading = read(drawn)
     assert len(reading.cells) == 10
     for cell in reading.cells:
         for measure_id in cell.measures.values():
-            found, kept = reading.items[cell.run][measure_id], store.measurement(cell.run, measure_id)
-            assert kept is not None
-            one = ItemValues.of(kept)
+            kept = drawn.measurement(cell.run, measure_id)
+            if kept is None:
+                assert measure_id == "sha256:none", "it was never measured"
+                continue
+            found, one = reading.items[cell.run][measure_id], ItemValues.of(kept)
             assert (found.score, found.items) == (one.score, one.items)
             assert np.array_equal(found.values, one.values)
             assert np.array_equal(found.weights, one.weights)
+    assert compare(reading) == compare(drawn)
+    assert tidy(reading).equals(tidy(drawn))
+
+
+def rewritten(path: Path, items: pl.DataFrame) -> None:
+    """Other items in the place of a measurement's own, as in a folder from before there were sums."""
+    items.write_parquet(path)
+    (path.parent / "sums.json").unlink()
+    (path.parent / "provenance.json").unlink()
 
 
 def test_items_in_another_order_and_with_more_columns_are_read_by_name(tmp_path: Path):
@@ -40,9 +62,7 @@ def test_items_in_another_order_and_with_more_columns_are_read_by_name(tmp_path:
     cell = store.cells()[2]
     measure_id = cell.measures["loss(source='docs')"]
     path = store.measure_folder(cell.run, measure_id) / "items.parquet"
-    pl.read_parquet(path).reverse().with_columns(hit=pl.lit(True)).select("hit", "weight", "item", "value").write_parquet(path)
-    (path.parent / "sums.json").unlink()
-    (path.parent / "provenance.json").unlink()  # as in a folder from before there were sums
+    rewritten(path, pl.read_parquet(path).reverse().with_columns(hit=pl.lit(True)).select("hit", "weight", "item", "value"))
     found, kept = read(store).items[cell.run][measure_id], before.items[cell.run][measure_id]
     assert found.items == kept.items
     assert np.array_equal(found.values, kept.values)
@@ -53,9 +73,7 @@ def test_items_of_format_1_are_those_that_have_shorter_names_now(tmp_path: Path,
     store = store_of(tmp_path, LOSSES)
     for at, path in enumerate(sorted(tmp_path.rglob("items.parquet"))):
         keys = pl.col("item").map_elements(lambda name: hashlib.sha256(name.encode()).hexdigest(), pl.String)
-        pl.read_parquet(path).with_columns(keys.str.slice(0, 16 if at % 2 else 64)).write_parquet(path)
-        (path.parent / "sums.json").unlink()
-        (path.parent / "provenance.json").unlink()  # as in a folder from before there were sums
+        rewritten(path, pl.read_parquet(path).with_columns(keys.str.slice(0, 16 if at % 2 else 64)))
     if alone:
         monkeypatch.setattr("polars.scan_parquet", lambda *_, **__: (_ for _ in ()).throw(OSError()))
     found = [sample.items for of in read(store).items.values() for sample in of.values()]
@@ -65,44 +83,30 @@ def test_items_of_format_1_are_those_that_have_shorter_names_now(tmp_path: Path,
     assert {ItemValues.of(measured).items for measured in kept if measured} == set(found)
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
+def test_a_file_of_items_that_cannot_be_read_is_named_and_scores_need_none(tmp_path: Path):
     store = store_of(tmp_path, LOSSES)
     cell = store.cells()[2]
     path = store.measure_folder(cell.run, cell.measures["loss(source='docs')"]) / "items.parquet"
     path.write_bytes(b"no parquet")
     with pytest.raises(DataError, match=cell.run.partition(":")[2][:16]):
         read(store)
-
-
-def test_scores_need_no_items(tmp_path: Path):
-    store = store_of(tmp_path, LOSSES)
     for path in tmp_path.rglob("items.parquet"):
         path.unlink()
     assert tidy(store).height == 10
 
 
-def test_measures_are_chosen_by_how_they_begin(tmp_path: Path):
-    store = store_of(tmp_path, LOSSES)
+def test_measures_are_chosen_by_how_they_begin(once: Store):
     for wanted in (["docs"], ["loss(source='docs')"], ["docs:text"]):
-        assert compare(store, wanted).rankings[0].measured == ("docs:text",)
-    assert compare(store, ["docs", "loss"]).rankings[0].measured == ("docs:text", "code:text")
-    assert narrowed(read(store), []).cells == read(store).cells
+        assert compare(once, wanted).rankings[0].measured == ("docs:text",)
+    assert compare(once, ["docs", "loss"]).rankings[0].measured == ("docs:text", "code:text")
+    assert narrowed(read(once), []).cells == read(once).cells
+    with pytest.raises(SpecError) as raised:
+        compare(once, ["docs", "wiki"])
+    assert raised.value.subject == "wiki"
 
 
-def test_a_measure_that_is_not_there_is_refused(tmp_path: Path):
-    with pytest.raises(SpecError, match=r"begins with 'wiki' \(measured: loss\(source='docs'\), loss\(source='code'\)\)"):
-        compare(store_of(tmp_path, LOSSES), ["docs", "wiki"])
-
-
-def test_a_reading_is_compared_as_its_store_is(tmp_path: Path):
-    store = store_of(tmp_path, DRAWN)
-    reading = read(store)
-    assert compare(reading) == compare(store)
-    assert tidy(reading).equals(tidy(store))
-
-
-def test_every_file_of_a_large_study_is_opened_once(tmp_path: Path):
-    shape = Synthetic(models=1, methods=2, targets=2, sets=4, draws=3, measures=2, items=20)
+def test_a_made_up_study_is_told_as_it_was_made_and_each_file_opened_once(tmp_path: Path):
+    shape = Synthetic(models=1, methods=1, targets=2, sets=4, draws=5, measures=1, items=60, effect=0.4)
     store = Store(shape.write(tmp_path / "store"), create=False)
     opened: list[str] = []
     whole, scan = Path.open, pl.scan_parquet
@@ -117,38 +121,32 @@ def test_every_file_of_a_large_study_is_opened_once(tmp_path: Path):
 
     with patch.object(Path, "open", counted), patch("polars.scan_parquet", scanned):
         found = compare(store)
-    assert len(found.rankings) == 4
+    assert [[e.name for e in ranking.entries] for ranking in found.rankings] == [["set0", "set1", "set2", "set3"]] * 2
+    assert [[e.ranks for e in ranking.entries] for ranking in found.rankings] == [[(1, 1), (2, 2), (3, 3), (4, 4)]] * 2
+    assert {(c.name, c.verdict) for c in found.contrasts} == {("odd or even", "worse"), ("set1 against set0", "worse")}
     mine = [name for name in opened if "/runs/" in name]
     assert len(mine) == len(set(mine))
-    assert sum(name.endswith("items.parquet") for name in mine) == 2 * shape.records
+    assert sum(name.endswith("items.parquet") for name in mine) == shape.measures * shape.records
     assert not any(name.endswith("provenance.json") for name in mine)
 
 
-def test_the_synthetic_study_is_told_as_it_was_made(tmp_path: Path):
-    store = Store(Synthetic(models=1, methods=1, targets=1, sets=4, draws=5, items=60, effect=0.4).write(tmp_path / "store"), create=False)
-    found = compare(store)
-    (ranking,) = found.rankings
-    assert [e.name for e in ranking.entries] == ["set0", "set1", "set2", "set3"]
-    assert [e.ranks for e in ranking.entries] == [(1, 1), (2, 2), (3, 3), (4, 4)]
-    assert [(c.name, c.verdict) for c in found.contrasts] == [("odd or even", "worse"), ("set1 against set0", "worse")]
-
-
-def test_comparing_counts_what_it_shows(tmp_path: Path):
+def test_what_is_missing_once_drawn_or_of_an_older_revision_is_told(tmp_path: Path, once: Store):
     store = store_of(tmp_path, DRAWN)
-    store.write_cells(store.cells(), revisions={"method wanda": 2})
+    more = replace(store.cells()[-1], data="pile", run="", measures={"loss(source='docs')": "", "loss(source='code')": ""})
+    store.write_cells([*store.cells(), more], revisions={"method wanda": 2})
     found = compare(store)
     assert found.comparisons == 9  # three pairs, on two measured sets and their mean
-    assert found.stale == 9
+    assert [hole.partition(" on ")[0] for hole in found.missing] == ["pile (draw 2)"] * 2
     assert not found.one_draw
-    assert found.missing == ()
-    more = replace(store.cells()[-1], data="pile", run="", measures={"loss(source='docs')": "", "loss(source='code')": ""})
-    store.write_cells([*store.cells(), more])
-    assert [hole.partition(" on ")[0] for hole in compare(store).missing] == ["pile (draw 2)"] * 2
-    assert compare(store_of(tmp_path / "one", LOSSES)).one_draw
+    assert found.stale == 9
+    assert {(r["method"], r["stale"]) for r in tidy(store).to_dicts()} == {("none", False), ("wanda", True)}
+    store.write_cells(store.cells(), revisions={"evaluator loss": 2})
+    assert tidy(store)["stale"].all()
+    assert (compare(once).one_draw, compare(once).stale, compare(once).missing) == (True, 0, ())
 
 
-def test_the_tidy_table_has_a_row_for_each_score(tmp_path: Path):
-    rows = tidy(store_of(tmp_path, LOSSES)).to_dicts()
+def test_the_tidy_table_has_a_row_for_each_score(tmp_path: Path, once: Store):
+    rows = tidy(once).to_dicts()
     assert len(rows) == 10
     row = next(r for r in rows if r["data"] == "c4" and r["measured"] == "docs:text")
     assert (row["method"], row["target"], row["seed"], row["n"], row["unit"]) == ("wanda", "0.5", 0, 12, "nats/token")
@@ -157,45 +155,26 @@ def test_the_tidy_table_has_a_row_for_each_score(tmp_path: Path):
     assert row["kept"] == pytest.approx(math.exp(dense["value"] - row["value"]))
     assert dense["kept"] == 1
     assert not row["stale"]
+    alone = tidy(results_of({"c4": LOSSES["c4"]}))
+    assert alone["dense"].null_count() == alone["kept"].null_count() == alone.height == 2, "without a dense model nothing is kept of it"
+    empty = tidy(Store(tmp_path))
+    assert empty.is_empty()
+    assert empty.columns[:6] == ["model", "data", "method", "target", "propagate", "seed"]
 
 
-def test_scores_that_stand_beside_have_rows_too(tmp_path: Path):
-    store, cells = store_of(tmp_path, LOSSES), []
-    for cell in store.cells():
-        beside = Score("quiz", "acc", 0.75 if cell.method == "none" else 0.5, 0.1, 4, "share", "higher", 0.25)
-        found = replace(measured([1, 2, 3, 4], [1] * 4, "quiz"), beside=(beside,))
-        cells.append(replace(cell, measures={"task": store.add_measurement(cell.run, {"spec": "task"}, found)}))
-    store.write_cells(cells)
-    rows = [r for r in tidy(store).to_dicts() if r["data"] == "c4"]
+def test_scores_that_stand_beside_have_rows_too():
+    def scored(number: int) -> Measurement:
+        beside = Score("quiz", "acc", 0.5 if number else 0.75, 0.1, 4, "share", "higher", 0.25)
+        return replace(measured([1, 2, 3, 4], [1] * 4, "quiz"), beside=(beside,))
+
+    results = measured_too(results_of(LOSSES), "task", scored)
+    rows = [r for r in tidy(results).to_dicts() if r["data"] == "c4" and r["measured"] == "quiz"]
     assert [(r["metric"], r["better"]) for r in rows] == [("loss", "lower"), ("acc", "higher")]
     assert (rows[1]["dense"], rows[1]["kept"], rows[1]["chance"]) == (0.75, 0.5, 0.25)
 
 
-def test_without_a_dense_model_nothing_is_kept_of_it(tmp_path: Path):
-    table = tidy(store_of(tmp_path, {"c4": LOSSES["c4"]}))
-    assert table["dense"].null_count() == table["kept"].null_count() == table.height == 2
-
-
-def test_runs_of_an_older_revision_are_marked(tmp_path: Path):
-    store = store_of(tmp_path, LOSSES)
-    store.write_cells(store.cells(), revisions={"method wanda": 2})
-    assert {(r["method"], r["stale"]) for r in tidy(store).to_dicts()} == {("none", False), ("magnitude", False), ("wanda", True)}
-
-
-def test_measurements_of_an_older_revision_are_marked(tmp_path: Path):
-    store = store_of(tmp_path, LOSSES)
-    store.write_cells(store.cells(), revisions={"evaluator loss": 2})
-    assert tidy(store)["stale"].all()
-
-
-def test_an_empty_store_has_an_empty_table_with_its_columns(tmp_path: Path):
-    table = tidy(Store(tmp_path))
-    assert table.is_empty()
-    assert table.columns[:6] == ["model", "data", "method", "target", "propagate", "seed"]
-
-
 def test_the_draws_of_a_set_come_by_what_was_measured_in_the_order_of_their_seeds(tmp_path: Path):
-    store = store_of(tmp_path, {**DRAWN, "c4": [[3.0, 2.0], [4.0, 3.0], [5.0, 4.0]]})
+    store = store_of(tmp_path, {**DRAWN, "c4": [[3.0, 2.0], [4.0, 3.0], [5.0, 4.0]]}, missing=["svamp:icl/docs"])
     store.write_cells(store.cells()[::-1])
     found = draws(store, data="c4")
     assert found.keys() == {"docs:text", "code:text"}
@@ -203,6 +182,7 @@ def test_the_draws_of_a_set_come_by_what_was_measured_in_the_order_of_their_seed
         assert [m.score.value - kept[0].score.value for m in kept] == pytest.approx([0, 1, 2], abs=0.01)
     assert [len(kept) for kept in draws(store, data="c4", seed=1).values()] == [1, 1]
     assert [len(kept) for kept in draws(store, data="").values()] == [1, 1]
+    assert draws(store, data="svamp:icl").keys() == {"code:text"}, "what one of the draws lacks is left out"
     difference = contrast(draws(store, data="gsm8k:icl"), found)
     assert difference.value == pytest.approx(-0.1, abs=0.02)
     results = read(store)
@@ -212,38 +192,21 @@ def test_the_draws_of_a_set_come_by_what_was_measured_in_the_order_of_their_seed
             of = results.items[cell.run][measure]
             sides[cell.data].setdefault(of.score.measured, []).append(of)
     assert contrast(sides["gsm8k:icl"], sides["c4"]) == difference, "results that were read as a whole say the same"
-
-
-def test_what_one_of_the_draws_lacks_is_left_out(tmp_path: Path):
-    store = store_of(tmp_path, DRAWN, missing=["c4/docs"])
-    assert draws(store, data="c4").keys() == {"code:text"}
+    store.write_cells([replace(cell, measures={**cell.measures, "again": next(iter(cell.measures.values()))}) for cell in store.cells()])
+    with pytest.raises(DataError, match="'docs:text'"):
+        draws(store, data="c4")  # two evaluators say the same of what they measured
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "error", "subject"),
     [
-        ({"data": "c5"}, "data 'c5' fits no cell of the store"),
-        ({"seed": 0}, "seed 0 fits cells that differ in data and method and target; say which"),
-        ({}, "no label fits cells that differ in data and method and target; say which"),
+        ({"data": "c5"}, DataError, "data 'c5'"),
+        ({"seed": 0}, DataError, "seed 0"),
+        ({}, DataError, "no label"),
+        ({"set": "c4"}, SpecError, "set"),
     ],
 )
-def test_labels_must_fit_one_set(tmp_path: Path, labels: dict[str, str | int], said: str):
-    with pytest.raises(DataError, match=f"^{said}$"):
-        draws(store_of(tmp_path, DRAWN), **labels)
-
-
-def test_an_unknown_label_is_refused_with_those_that_there_are(tmp_path: Path):
-    with pytest.raises(SpecError, match="no label 'set'; its labels are model, data, method, target, seed, propagate"):
-        draws(store_of(tmp_path, DRAWN), set="c4")
-
-
-def test_two_evaluators_that_say_the_same_of_what_they_measured_are_not_mixed_up(tmp_path: Path):
-    store = store_of(tmp_path, DRAWN)
-    store.write_cells([replace(cell, measures={**cell.measures, "again": next(iter(cell.measures.values()))}) for cell in store.cells()])
-    with pytest.raises(DataError, match="two evaluators call what they measured 'docs:text'"):
-        draws(store, data="c4")
-
-
-def test_an_estimate_writes_itself_with_its_error():
-    assert f"{Estimate(0.1234, 0.0456, 5.0, 12):+.3f}" == "+0.123 ± 0.046"
-    assert f"{Estimate(-1.5, None, 0.0, 1):.1f}" == "-1.5"
+def test_labels_must_fit_one_set(drawn: Store, labels: dict[str, str | int], error: type[InputError], subject: str):
+    with pytest.raises(error) as raised:
+        draws(drawn, **labels)
+    assert raised.value.subject == subject

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from calibrant.compare import SetSummary, medians, summaries
+from calibrant.compare import medians, summaries
 from calibrant.compare.results import read
 from calibrant.compare.sets import TERMS, key_terms
 from calibrant.errors import DataError
-from calibrant.store import PROFILE
+from calibrant.store import PROFILE, Store
 
 from tests.compare.stores import store_of
 
@@ -25,29 +25,31 @@ LOSSES = {"dense": [[3.0, 2.0]], "c4": [[3.5, 2.6], [3.6, 2.6]], "gsm8k:cot": [[
 WORDS = {"c4": {"the": 9, "web": 4, "news": 2}, "gsm8k:cot": {"the": 5, "eggs": 7, "sold": 2}}
 
 
-def found(folder: Path) -> dict[str, SetSummary]:
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Read and never written."""
     profiles = {"c4/0": profile(WORDS["c4"]), "c4/1": profile({"web": 1, "market": 3}, 12, numbers=6.0), "gsm8k:cot": profile(WORDS["gsm8k:cot"])}
-    store = store_of(folder, LOSSES, profiles=profiles)
-    return {p.name: p for p in summaries(store, read(store))}
+    return store_of(tmp_path_factory.mktemp("sets") / "study", LOSSES, profiles=profiles)
 
 
-def test_the_sets_are_there_with_their_draws_and_facts(tmp_path: Path):
-    sets = found(tmp_path)
+def test_the_sets_are_there_with_their_facts_and_their_draws_put_together(store: Store):
+    found = summaries(store, read(store))
+    sets = {one.name: one for one in found}
     assert list(sets) == ["c4", "gsm8k:cot", "old"]
     assert [d.run.seed for d in sets["c4"].draws] == [0, 1]
     assert sets["c4"].tokens == round(4096.5)
     assert (sets["c4"].family, sets["gsm8k:cot"].family, sets["old"].family) == ("corpus", "arithmetic", "own")
-    assert sets["old"].profile is None
-    assert sets["old"].terms == ()
-
-
-def test_draws_are_put_together(tmp_path: Path):
-    whole = found(tmp_path)["c4"].profile
+    assert (sets["old"].profile, sets["old"].terms) == (None, ())
+    whole = sets["c4"].profile
     assert whole is not None
     assert whole["words"] == {"the": 9, "web": 5, "news": 2, "market": 3}
     assert (whole["windows"], whole["counted"]) == (16, 19)
     assert whole["numbers"] == pytest.approx((4 * 2.0 + 12 * 6.0) / 16)
     assert whole["characters"] == pytest.approx({"letters": 0.8, "spaces": 0.2})
+    around = medians(found)
+    assert around["numbers"] == pytest.approx((5.0 + 2.0) / 2)
+    assert around["letters"] == pytest.approx(0.8)
+    assert medians([]) == {}
 
 
 def by_hand(counts: dict[str, dict[str, int]]) -> dict[str, dict[str, float]]:
@@ -77,17 +79,11 @@ def test_a_single_set_shows_its_heaviest_words_and_none_without_words():
     assert key_terms({}) == {}
 
 
-def test_what_is_usual_is_the_median(tmp_path: Path):
-    around = medians(list(found(tmp_path).values()))
-    assert around["numbers"] == pytest.approx((5.0 + 2.0) / 2)
-    assert around["letters"] == pytest.approx(0.8)
-    assert medians([]) == {}
-
-
 def test_a_profile_that_cannot_be_read_is_named(tmp_path: Path):
-    store = store_of(tmp_path, LOSSES, profiles={"gsm8k:cot": profile(WORDS["gsm8k:cot"])})
-    (run,) = [c.run for c in store.cells() if c.data == "gsm8k:cot"]
-    (store.run_folder(run) / PROFILE).write_text("{")
+    store = store_of(tmp_path, {"gsm8k:cot": [[3.9, 2.1]]}, profiles={"gsm8k:cot": profile(WORDS["gsm8k:cot"])})
+    (cell,) = store.cells()
+    path = store.run_folder(cell.run) / PROFILE
+    path.write_text("{")
     with pytest.raises(DataError) as raised:
         summaries(store, read(store))
-    assert raised.value.subject == str(store.run_folder(run) / PROFILE)
+    assert raised.value.subject == str(path)

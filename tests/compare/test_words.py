@@ -1,14 +1,12 @@
 """What sets kept of words, from scores as a store has them."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from calibrant.compare import Results, kept_words, kept_words_in
-from calibrant.errors import DataError, OutputError
-from calibrant.store import Cell, Measurement, Score, Store
+from calibrant.compare import Results, kept_words_in
+from calibrant.store import Cell, Measurement, Score
 
 
 def score(kept: dict[str, float], /, **changes: Any) -> Measurement:
@@ -44,11 +42,13 @@ def test_words_by_sets_are_means_over_draws_and_the_worst_come_first() -> None:
     assert (plain["measured"], plain["draws"]) == ("wikipedia:text", {"c": 2, "g": 1})
 
 
-def test_a_run_that_answers_two_cells_is_one_draw() -> None:
-    both = results(c0=score({"onion": 0.5}), c1=score({"onion": 0.9}))
-    same = replace(both, cells=tuple(replace(cell, run="run-c0") for cell in both.cells))
-    (of,) = kept_words_in(same)
-    assert (of.draws, of.kept) == ((1,), ((0.5,),))
+def test_a_run_that_answers_two_cells_is_one_draw_of_each_of_their_sets() -> None:
+    for names, sets, kept in ((("c0", "c1"), ("c",), ((0.5,),)), (("c0", "g0"), ("c", "g"), ((0.5,), (0.5,)))):
+        both = results(**{name: score({"onion": 0.5 + i}) for i, name in enumerate(names)})
+        same = replace(both, cells=tuple(replace(cell, run="run-c0") for cell in both.cells))
+        (of,) = kept_words_in(same)
+        assert (of.sets, of.kept) == (sets, kept)
+        assert set(of.draws) == {1}
 
 
 @pytest.mark.parametrize(
@@ -59,18 +59,3 @@ def test_a_run_that_answers_two_cells_is_one_draw() -> None:
 def test_columns_of_another_shape_are_no_words(columns: dict[str, Any]) -> None:
     assert kept_words_in(results(c0=score({"onion": 0.5, "peel": 0.9}, **columns))) == ()
     assert kept_words_in(results(c0=Measurement(Score("w", "loss", 1.0, 0.1, 8, "nats/token", "lower")))) == ()
-
-
-def test_a_folder_without_words_says_what_to_add(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="holds no results"):
-        kept_words(tmp_path)
-    with Store(tmp_path / "empty") as store:
-        store.write_cells([])
-    with pytest.raises(DataError, match=r"holds no measurement of words .*; add words\(source=…\)"):
-        kept_words(tmp_path / "empty")
-
-
-def test_sets_that_share_a_run_are_both_there() -> None:
-    both = results(c0=score({"onion": 0.5}), g0=score({"onion": 0.9}))
-    (of,) = kept_words_in(replace(both, cells=tuple(replace(cell, run="run-c0") for cell in both.cells)))
-    assert (of.sets, of.kept) == (("c", "g"), ((0.5,), (0.5,)))

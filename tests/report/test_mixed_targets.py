@@ -1,45 +1,25 @@
 """A study that removes and rounds: what is tested, what its report says, and that the report reads well whatever was asked."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-import torch
 
-from calibrant.activations import FeatureNorms, Seen
-from calibrant.compare import compare
-from calibrant.methods import Compressed, MatrixMethod
-from calibrant.methods.rtn import RoundToNearest
 from calibrant.report import Report, report
-from calibrant.report.tables.sections import without_data
-from calibrant.spec import qualified
 from calibrant.store import Store, verify
 from calibrant.study.plan import plan
-from calibrant.targets import Grid, Target
 
 from tests.study.small import asked, texts
-
-
-@dataclass(frozen=True, repr=False)
-class RoundsWhereItMatters(MatrixMethod):
-    """Rounds to nearest what many tokens saw: a quantizer whose result depends on data."""
-
-    accepts: ClassVar = (Grid,)
-    observes: ClassVar = (FeatureNorms,)
-
-    def compress(self, weight: torch.Tensor, seen: Seen, target: Target) -> Compressed:
-        loud = seen[FeatureNorms].norms().argmax()
-        shifted = weight.clone()
-        shifted[:, loud] = 0
-        return RoundToNearest().compress(shifted, seen, target)
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Any:
     given = texts(tmp_path_factory.mktemp("mixed") / "data")
-    groups = {"removed": {"method": ["wanda", "magnitude"], "sparsity": [0.5, "2:4"]}, "rounded": {"method": "rtn", "sparsity": ["w4g16", "w8"]}}
-    return asked(given, methods="wanda", groups=groups, seeds=[0, 1])
+    groups = {
+        "removed": {"method": ["wanda", "magnitude"], "sparsity": [0.5]},
+        "rounded": {"method": "rtn", "sparsity": ["w4g16", "w8"]},
+        "fitted": {"method": ["gptq", "rtn"], "sparsity": ["w3"]},
+    }
+    return asked(given, data=[given["prose"], "random_tokens"], methods="wanda", groups=groups, seeds=[0, 1])
 
 
 @pytest.fixture(scope="module")
@@ -50,25 +30,24 @@ def found(study: Any, tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 
 def test_what_rounds_and_looks_at_nothing_has_one_run_for_all_data(study: Any, found: Report):
-    cells = Store(found.folder, create=False).cells()
-    assert [(c.method, c.target, c.data, c.seed) for c in cells if c.method == "rtn"] == [("rtn", "w4g16", "", 0), ("rtn", "w8", "", 0)]
-    assert len(cells) == 1 + 2 + 2 + 2 * 3 * 2
+    store = Store(found.folder, create=False)
+    cells = store.cells()
+    assert [(c.target, c.data, c.seed) for c in cells if c.method == "rtn"] == [("w4g16", "", 0), ("w8", "", 0), ("w3", "", 0)]
+    assert len(cells) == 1 + 1 + 3 + 2 * (2 * 2), "the dense model, magnitude, three grids, and two draws of two sets by two methods"
     assert verify(found.folder) == []
     told = plan(study, found.folder, probed=False)
-    assert (told.runs.left, told.targets) == (0, ("0.5", "2:4", "w4g16", "w8"))
-
-
-def test_records_say_how_many_bits_a_weight_takes_and_keep_masks_of_what_was_removed(found: Report):
-    for record in Store(found.folder, create=False).records():
-        rounded, removed = record.run.method["spec"] == "rtn", record.run.method["spec"] in ("wanda", "magnitude")
+    assert (told.runs.left, set(told.targets)) == (0, {"0.5", "w4g16", "w8", "w3"})
+    for record in store.records():
+        method = record.run.method["spec"]
         for weight in record.weights:
-            assert ("bits_a_weight" in weight, "bytes" in weight) == (rounded, rounded)
-            assert "bits" in weight if removed else not rounded or "bits" not in weight
+            assert ("bits_a_weight" in weight, "bytes" in weight) == (method in ("rtn", "gptq"),) * 2
+            assert ("bits" in weight) == (method in ("wanda", "magnitude")) or method == "none", "masks are kept of what was removed"
 
 
-def test_it_is_compared_by_itself(found: Report):
+def test_it_is_compared_by_itself_and_a_quantizer_that_looks_is_ranked_like_any_other(found: Report):
     comparison = found.comparison
-    assert [(r.method, r.target) for r in comparison.rankings] == [("wanda", "0.5"), ("wanda", "2:4")]
+    ranked = {(r.method, r.target): [b.name for b in r.baselines] for r in comparison.rankings}
+    assert ranked == {("wanda", "0.5"): ["magnitude"], ("gptq", "w3"): ["rtn"]}
     assert [(r.method, r.target, len(r.entries)) for r in comparison.unranked] == [("rtn", "w4g16", 0), ("rtn", "w8", 0)]
     for ranking in comparison.unranked:
         (entry,) = ranking.baselines
@@ -78,60 +57,20 @@ def test_it_is_compared_by_itself(found: Report):
             assert entry.increases[m].value == pytest.approx(entry.losses[m].value - ranking.dense.losses[m].value)
     coarse, fine = (abs(r.baselines[0].mean.value) for r in comparison.unranked)
     assert fine < coarse
-    assert [r.method for r in compare(Store(found.folder, create=False), ["loss(source="]).unranked] == ["rtn", "rtn"]
+    assert [r.bits for r in comparison.unranked] == [pytest.approx(6.0), pytest.approx(80 / 9)]
 
 
-def test_every_format_shows_it(found: Report):
-    for text in (str(found), found.text("table"), found.to_latex()):
+def test_every_format_and_the_page_show_it(found: Report):
+    page = found.html()
+    for text in (str(found), found.text("table"), found.to_latex(), page):
         told = " ".join(text.replace("\\", "").split())
-        assert "Without calibration data: " in told
-        for said in ("rtn w4g16", "4 bits in groups of 16", "rtn w8", "8 bits by row"):
+        for said in ("Without calibration data: ", "rtn w4g16", "4 bits in groups of 16", "rtn w8", "8 bits by row", "gptq at 3 bits by row (w3)"):
             assert said in told, said
-        assert "Rtn at 4 bits in groups of 16 (w4g16), which looks at no data: averaged over" in told
-    told = found.to_json()
-    assert [one["finding"].partition(":")[0] for one in told["unranked"]] == [
-        "Rtn at 4 bits in groups of 16 (w4g16), which looks at no data",
-        "Rtn at 8 bits by row (w8), which looks at no data",
-    ]
-    assert told["settings"]["achieved sparsity"] == "0.5000"
-    assert told["settings"]["bits a weight"] == "6.000 (w4g16), 8.889 (w8)"
-    assert "rtn" in found.to_csv()
-
-
-def test_the_page_has_it_and_the_command_that_repeats_it(found: Report):
-    page = found.html()
-    assert "Without calibration data: " in page
-    assert "<th" in page
-    for said in ("rtn w4g16", "4 bits in groups of 16", "--method rtn --target w4g16 --dtype float32 --out quantized", ">target</"):
-        assert said in page, said
+    assert "--method rtn --target w4g16 --dtype float32 --out quantized" in page
     assert "--method rtn --sparsity" not in page
-    assert "bits a weight</th><th" in page
-    assert "against size: " in page
-    assert [r.bits for r in found.comparison.unranked] == [pytest.approx(6.0), pytest.approx(80 / 9)]
-    assert "bits" not in found.to_json()["rankings"][0]
-
-
-def test_a_study_of_sparsities_is_told_as_before(found: Report):
-    bare = replace(found.comparison, unranked=())
-    assert list(without_data(bare)) == []
-    page = replace(found, comparison=bare).html()
-    assert "Model, method and sparsity" in page
-
-
-def test_a_quantizer_that_looks_is_ranked_like_any_other(plugged: Any, tmp_path: Path):
-    plugged({"calibrant.methods": {"matters": qualified(RoundsWhereItMatters)}})
-    given = texts(tmp_path / "data")
-    groups = {"removed": {"method": "wanda", "sparsity": 0.5}, "rounded": {"method": ["matters", "rtn"], "sparsity": ["w3"]}}
-    finished = asked(given, methods="wanda", groups=groups).run(tmp_path / "results")
-    assert not finished.failures
-    found = report(finished)
-    rankings = {(r.method, r.target): r for r in found.comparison.rankings}
-    assert list(rankings) == [("matters", "w3"), ("wanda", "0.5")]
-    assert [b.name for b in rankings["matters", "w3"].baselines] == ["rtn"]
-    assert found.comparison.unranked == ()
-    told = " ".join(str(found).split())
-    assert "matters at 3 bits by row (w3)" in told
-    page = found.html()
-    assert "Model, method and target" in page
-    assert page.count("matters at 3 bits by row (w3)") > 1
-    assert [plot.title for plot in found.plots()]
+    told = found.to_json()
+    assert len(told["unranked"]) == 2
+    assert told["settings"]["achieved sparsity"] == "0.5000"
+    assert "6.000 (w4g16), 8.889 (w8)" in told["settings"]["bits a weight"]
+    assert "rtn" in found.to_csv()
+    assert found.plots()

@@ -77,13 +77,6 @@ class Watched:
         self.page.wait_for_function("() => [...document.querySelectorAll('.strip')].every((strip) => strip.querySelector('svg'))")
         return self
 
-    def settle(self) -> None:
-        """Wait until no node moves."""
-        self.page.evaluate("() => { window.settled = null; }")
-        where = "[...document.querySelectorAll('.symbols path')].map((p) => p.getAttribute('transform')).join()"
-        same = f"() => {{ const now = {where}, before = window.settled; window.settled = now; return now === before; }}"
-        self.page.wait_for_function(same, polling=200)
-
     def violations(self) -> list[str]:
         """What axe-core finds serious or critical."""
         from axe_playwright_python.sync_playwright import Axe
@@ -102,7 +95,7 @@ def opened(started: Any, width: int = 1280, height: int = 900, **options: Any) -
 
 
 def similar(count: int, seed: int = 0, names: Sequence[str] = ()) -> Network:
-    """A network of `count` sets in some clusters, measured on three things."""
+    """A network of `count` sets in some clusters, measured on three things; of more than three sets the last has no result."""
     random = np.random.default_rng(seed)
     kinds = [FAMILIES[i % len(FAMILIES)] for i in range(count)]
     sets = tuple(names) or tuple(f"{kind}_{i}:{('text', 'icl', 'cot')[i % 3]}@{('many', 'crop')[i % 2]}" for i, kind in enumerate(kinds))
@@ -116,28 +109,12 @@ def similar(count: int, seed: int = 0, names: Sequence[str] = ()) -> Network:
     }
     np.fill_diagonal(by["masks"], 1.0)
     values = np.sort(1.5 + random.random(count))
-    nodes = [
-        Node(
-            f"set-{i + 1}",
-            sets[i],
-            kinds[i],
-            None if count > 3 and i == count - 1 else float(values[i]),
-            f"+{values[i]:.3f} ± 0.037 nats/token, rank {i + 1}",
-        )
-        for i in range(count)
-    ]
+    results = [None if count > 3 and i == count - 1 else float(values[i]) for i in range(count)]
+    said = [f"+{value:.3f} ± 0.037 nats/token, rank {i + 1}" for i, value in enumerate(values)]
+    nodes = [Node(f"set-{i + 1}", sets[i], kinds[i], results[i], said[i]) for i in range(count)]
     gaps = random.normal(size=(count, 3)) * 0.2
-    effects = [
-        Effect(
-            i,
-            m,
-            float(gaps[i, m]),
-            "better" if gaps[i, m] < -0.12 else "worse" if gaps[i, m] > 0.2 else "not significant",
-            f"{gaps[i, m]:+.3f} nats/token",
-        )
-        for i in range(count)
-        for m in range(3)
-    ]
+    verdicts = np.select([gaps < -0.12, gaps > 0.2], ["better", "worse"], "not significant")
+    effects = [Effect(i, m, float(gaps[i, m]), str(verdicts[i, m]), f"{gaps[i, m]:+.3f} nats/token") for i in range(count) for m in range(3)]  # pyright: ignore[reportArgumentType]
     return Network(nodes, Similarity(sets, by), ["python_docs", "python_code", "arithmetic"], effects, sets[0] if sets else "")
 
 
@@ -154,8 +131,8 @@ def layered(sets: Sequence[str], blocks: int = 12, seed: int = 0, method: str = 
     return Layers("smollm2", method, "0.6", "arrival", tuple(sets), tuple(f"model.layers.{i}" for i in range(blocks)), masks, statistics, error)
 
 
-def small(data: Network, found: Sequence[Layers], rows: int = 4) -> str:
-    """A page with our two sections, a table, a chooser and one article a set, under the policy of the report's page."""
+def small(data: Network, found: Sequence[Layers]) -> str:
+    """A page with our two sections and one article a set, under the policy of the report's page."""
     style, script, vega = colours() + _file("page.css") + _file("interactive.css"), _file("page.js"), vega_bundle()
     policy = f"default-src 'none'; script-src '{digest(vega)}' '{digest(script)}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
     ids = {node.name: node.id for node in data.nodes}
@@ -167,35 +144,13 @@ def small(data: Network, found: Sequence[Layers], rows: int = 4) -> str:
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>Report</title><style>{style}</style></head><body>'
         f'<header><h1 tabindex="-1">Report</h1></header><main><div id="overview" class="view">{network(data)}'
-        f"{layers(found, ids)}{_others(list(ids.values()), rows)}</div>{articles}</main>"
+        f'{layers(found, ids)}<section id="runs"><h2>Runs</h2></section></div>{articles}</main>'
         f"<script>{vega}</script><script>{script}</script></body></html>"
     )
 
 
 def _file(name: str) -> str:
     return files("calibrant.report.page").joinpath(name).read_text("utf-8")
-
-
-def _others(ids: Sequence[str], rows: int) -> str:
-    """What else the page's script serves: a table to sort and filter, a chooser, a button that copies."""
-    lines = [f'<tr><th scope="row"><a href="#{ids[i % len(ids)]}">row {i}</a></th>{_cell((7 * i) % 11)}</tr>' for i in range(rows)]
-    return (
-        '<section id="runs"><h2>Runs</h2><p><label>Search <input type="search" class="filter" data-filters="table"></label> '
-        '<output class="filter-count"></output></p><div class="scroll" role="region" tabindex="0" aria-label="Runs">'
-        '<table class="sortable" id="table"><thead><tr><th scope="col"><button class="sort" type="button">run</button></th>'
-        '<th scope="col"><button class="sort" type="button">mean</button></th></tr></thead>'
-        f'<tbody>{"".join(lines)}<tr><th scope="row">hole</th><td data-value="">—</td></tr>'
-        '<tr class="aside"><th scope="row">dense</th><td data-value="-5">-5</td></tr></tbody></table></div>'
-        '<p><label>Show <select class="chooser" data-chooses="way"><option value="x">a</option><option value="y">b</option></select></label></p>'
-        '<p data-choice="way" data-key="x">the first way</p><p data-choice="way" data-key="y">the second way</p>'
-        '<p><label>And <select class="chooser" data-chooses="other"><option value="x">a</option><option value="y">b</option></select></label></p>'
-        '<p data-choice="other" data-key="x">one</p><p data-choice="other" data-key="y">another</p>'
-        '<pre id="study" tabindex="0">model: smollm2</pre><button class="copy" type="button" data-copies="study">copy</button></section>'
-    )
-
-
-def _cell(number: int) -> str:
-    return f'<td data-value="{number}">{number}</td>'
 
 
 def data_in(page: str, key: str) -> Mapping[str, Any]:

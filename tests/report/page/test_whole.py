@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,23 @@ from xml.etree import ElementTree
 import pytest
 
 from calibrant.report import report
-from calibrant.store import PROFILE, Store
+from calibrant.store import PROFILE
 
 from tests.compare.synthetic import Synthetic
-from tests.report.page.browser import Watched, browser, needs_browser, opened
+from tests.report.page.browser import browser, needs_browser, opened
 from tests.study.small import asked, texts
 
 pytestmark = [needs_browser, pytest.mark.slow]
 ATTACK = "<script>alert(1)</script> </script><img src=x onerror=\"alert(1)\"> <a href='javascript:alert(1)'>javascript:alert(1)</a> =cmd()"
+
+
+COVERED = """() => [...document.querySelectorAll('svg.plot')].filter((svg) => svg.getClientRects().length).flatMap((svg) => {
+    const boxes = [...svg.querySelectorAll('text')].map((t) => [t.textContent, t.getBoundingClientRect()]).filter(([t]) => t.trim());
+    return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([, q]) =>
+        Math.min(p.right, q.right) - Math.max(p.left, q.left) > 2 && Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 0.35 * p.height
+    ).map(([b]) => `${a} | ${b}`));
+})"""
+"""The texts of plots that stand over one another."""
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +39,9 @@ def started() -> Iterator[Any]:
 
 def made(folder: Path, **shape: Any) -> Path:
     """The page of a made-up study, in a file."""
-    return report(Synthetic(**{"facts": True, "items": 12, **shape}).write(folder / "study")).write_html(folder / "page.html")
-
-
-def at(watched: Watched, path: Path) -> Any:
-    """The page opened, without waiting for a network that may not be there."""
-    watched.page.goto(path.as_uri())
-    watched.page.wait_for_function("() => document.documentElement.classList.contains('js')")
-    return watched.page
+    study = Synthetic(**{"facts": True, "items": 12, **shape}).write(folder / "study")
+    (study / "study.yaml").write_text("models: [model0]\n")
+    return report(study).write_html(folder / "page.html")
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +50,28 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(tmp_path_factory.mktemp("usual"))
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
-def test_everybody_can_read_it(started: Any, usual: Path, scheme: str, width: int):
-    with opened(started, width=width, color_scheme=scheme) as watched:
-        page = watched.open(usual).page
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1440, "dark")])
+def test_everybody_can_read_the_published_demo(started: Any, tmp_path: Path, scheme: str, width: int):
+    demo = report(Path(__file__).parents[3] / "studies/demo").write_html(tmp_path / "demo.html")
+    with opened(started, width=width, color_scheme=scheme, reduced_motion="reduce") as watched:
+        page = watched.open(demo).page
         assert watched.violations() == []
+        assert page.evaluate(COVERED) == []
+        assert page.locator("#ranking .on-narrow svg").first.is_visible() is (width == 390)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing but tables and plots scrolls sideways"
         page.evaluate("() => document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
-        page.goto(f"{usual.as_uri()}#set-1")
+        page.goto(f"{demo.as_uri()}#set-1")
         page.locator("#set-1").wait_for()
         assert watched.violations() == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert watched.wrong == []
-        assert set(watched.requests) == {usual.as_uri()}
+        assert set(watched.requests) == {demo.as_uri()}
 
 
 def test_from_the_answer_to_a_set_and_to_the_command_that_repeats_it(started: Any, usual: Path):
     with opened(started) as watched:
         page = watched.open(usual).page
         assert "Over 4 combinations" in page.locator("#answer").inner_text()
-        assert page.locator("nav a").all_inner_texts() == [
-            *("Answer", "Ranking", "Sensitivity", "Questions", "Grid", "Sets", "Network", "Layers", "Contrasts", "Runs", "About")
-        ]
         rankings = page.locator("#ranking [data-choice]")
         assert [rankings.nth(i).is_visible() for i in range(4)] == [True, False, False, False]
         page.locator("#ranking select").select_option("r2")
@@ -78,117 +80,63 @@ def test_from_the_answer_to_a_set_and_to_the_command_that_repeats_it(started: An
         page.locator("#ranking [data-key=r2] a", has_text="set3").click()
         page.locator("#set-3").wait_for()
         told = page.locator("#set-3").inner_text()
-        for wanted in ("KEY TERMS", "set3: some words", "What it did", "Sets that are like it", "MIT", "16 windows of up to 512 tokens"):
+        for wanted in ("KEY TERMS", "set3: some words", "Sets that are like it", "MIT", "16 windows of up to 512 tokens"):
             assert wanted.casefold() in told.casefold(), wanted
         page.locator("#set-3 .columns a").first.click()
         page.wait_for_function("() => document.querySelector('#set-3').hidden")
         assert page.locator("main > article:visible").count() == 1
         page.locator("nav a", has_text="Runs").click()
-        page.locator("input.filter").fill("set2 method1 0.01")
+        page.locator("input.filter").fill("SET2 method1 0.01")
         shown = page.locator("#run-table tbody tr:visible")
         assert page.locator(".filter-count").inner_text() == f"{shown.count()} of 63"
         assert 0 < shown.count() < 63
         shown.first.locator("summary").click()
         assert "calibrant prune model0 --data set2 --method method1" in shown.first.inner_text()
+        page.locator("input.filter").fill("nothing")
+        assert page.locator(".filter-count").inner_text() == "0 of 63"
         assert watched.wrong == []
 
 
-def test_the_table_of_runs_sorts_by_what_was_measured(started: Any, usual: Path):
+def test_tables_are_sorted_the_study_copied_and_all_of_it_printed(started: Any, usual: Path):
     with opened(started) as watched:
         page = watched.open(usual).page
-        page.locator("#run-table button", has_text="text0").click()
-        values = page.locator("#run-table tbody tr").evaluate_all("(rows) => rows.map((row) => Number(row.cells[5].dataset.value))")
-        assert values == sorted(values)
-        assert page.locator("#run-table th[aria-sort=ascending]").inner_text().startswith("text0")
+        button = page.locator("#run-table button", has_text="text0")
+        values = "(rows) => rows.map((row) => Number(row.cells[5].dataset.value))"
+        button.click()
+        up = page.locator("#run-table tbody tr").evaluate_all(values)
+        button.click()
+        assert (up, page.locator("#run-table tbody tr").evaluate_all(values)) == (sorted(up), sorted(up, reverse=True))
+        assert page.locator("#run-table th[aria-sort=descending]").inner_text().startswith("text0")
+        page.locator("#ranking [data-key=r0] button.sort").first.click()
+        aside = page.locator("#ranking [data-key=r0] tbody tr").evaluate_all("(rows) => rows.map((row) => row.className === 'aside')")
+        assert aside == [False] * 5 + [True] * 2, "what is aside stays at the end"
+        views, choices = (page.locator(f"{kind}:visible") for kind in (".view", "[data-choice]"))
+        before = views.count(), choices.count()
+        page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        assert (views.count(), choices.count()) == (page.locator(".view").count(), page.locator("[data-choice]").count())
+        page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+        assert (views.count(), choices.count()) == before
+        page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new DOMException('no')); }")
+        page.locator("button.copy").click()
+        page.wait_for_function("() => document.querySelector('.copied').textContent.startsWith('selected')")
+        assert page.evaluate("getSelection().toString()").strip() == "models: [model0]"
 
 
-def test_a_study_of_one_set_has_a_page(started: Any, tmp_path: Path):
-    path = made(tmp_path, sets=1, draws=1, methods=1, targets=1, measures=1)
-    with opened(started) as watched:
-        page = at(watched, path)
-        assert "nothing to choose between" in page.locator("#answer").inner_text()
-        assert "needs two calibration sets" in page.locator("#network").inner_text()
-        assert "one draw cannot say" in page.locator("#answer").inner_text()
-        assert watched.violations() == []
-        assert watched.wrong == []
-
-
-def test_a_broken_study_has_a_true_page(started: Any, tmp_path: Path):
-    """One run failed, one lacks a measurement, and the records of one set are from before facts were kept."""
-    folder = Synthetic(facts=True, draws=1, items=12, sets=4, methods=1, targets=1).write(tmp_path / "study")
-    with Store(folder) as store:
-        cells = {cell.data: cell for cell in store.cells() if cell.data}
-        shutil.rmtree(store.run_folder(cells["set1"].run))
-        store.add_failure(
-            cells["set1"].run, {"what": "method0 on set1", "error": "DataError: no rows", "cell": ["model0", "set1", "method0", "0.01", 0]}
-        )
-        shutil.rmtree(store.measure_folder(cells["set2"].run, cells["set2"].measures["loss(source='text1')"]))
-        (store.run_folder(cells["set3"].run) / PROFILE).unlink()
-    path = report(folder).write_html(tmp_path / "page.html")
-    with opened(started) as watched:
-        page = watched.open(path).page
-        text = page.locator("#overview").inner_text()
-        for wanted in ("method0 on set1: DataError: no rows", "not computed yet", "incomplete"):
-            assert wanted in text, wanted
-        assert page.locator("#set-0, #set-1, #set-2").count() == 3, "a set of which nothing was made has no page"
-        page.goto(f"{path.as_uri()}#set-2")
-        assert "made before words were kept" in page.locator("#set-2").inner_text()
-        assert watched.violations() == []
-        assert watched.wrong == []
-
-
-@pytest.fixture(scope="module")
-def wordy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty sets in four settings, with three hundred words."""
-    return made(tmp_path_factory.mktemp("wordy"), sets=20, draws=2, measures=1, words=300)
-
-
-def test_words_are_searched_sorted_and_chosen_by_setting(started: Any, wordy: Path):
-    assert wordy.stat().st_size < 6e6
-    with opened(started) as watched:
-        page = watched.open(wordy).page
-        tables = page.locator("#words [data-choice]")
-        assert [tables.nth(i).is_visible() for i in range(4)] == [True, False, False, False]
-        page.locator("#words > .choice select").select_option("words-3")
-        assert [tables.nth(i).is_visible() for i in range(4)] == [False, False, False, True]
-        page.locator('input[data-filters="words-3-table"]').fill("term29")
-        shown = page.locator("#words-3-table tbody tr:visible")
-        assert shown.count() == 10, "290 to 299; 29 is kept too well to be shown"
-        page.locator('input[data-filters="words-3-table"]').fill("")
-        page.locator("#words-3-table th button", has_text="set0").first.click()
-        kept = page.locator("#words-3-table tbody tr").evaluate_all("(rows) => rows.map((row) => Number(row.cells[2].textContent))")
-        assert kept == sorted(kept)
-        assert kept[0] == -0.5, "less than nothing stands before nothing"
-        assert page.locator("#words-3-table tbody tr").first.inner_text().split()[:2] == ["term0", "5"]
-        assert page.locator("#words-3-table tbody tr").first.inner_text().split()[-1] == "set19"
-        assert watched.violations() == []
-        assert watched.wrong == []
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def test_a_page_of_five_hundred_runs_is_small_and_opens_every_set(started: Any, tmp_path: Path):
     """Sixty sets in 483 runs."""
-    return made(tmp_path_factory.mktemp("large"), sets=60, methods=2, targets=2, draws=2, measures=3)
-
-
-def test_a_page_of_five_hundred_runs_is_small_and_opens_every_set(started: Any, large: Path):
+    large = made(tmp_path, sets=60, methods=2, targets=2, draws=2, measures=3)
     assert large.stat().st_size < 6e6
-    with opened(started) as watched:
-        page = watched.open(large).page
-        for number in (3, 17, 42):
-            page.goto(f"{large.as_uri()}#overview")
-            page.locator(f'#sets a[href="#set-{number}"]').click()
-            page.locator(f"#set-{number}").wait_for()
-        page.go_back()
-        assert watched.wrong == []
-
-
-def test_sixty_sets_can_be_read(started: Any, large: Path):
     with opened(started) as watched:
         page = watched.open(large).page
         assert page.locator("#sets tbody tr").count() == 60
         assert page.locator("#ranking [data-key=r0] tbody tr").count() >= 61
-        assert watched.violations() == []
+        for number in (3, 17, 42):
+            page.goto(f"{large.as_uri()}#overview")
+            page.locator(f'#sets a[href="#set-{number}"]').click()
+            page.locator(f"#set-{number}").wait_for()
+            assert page.locator(".view:visible").count() == 1
+        page.go_back()
+        assert watched.wrong == []
 
 
 def test_hostile_rows_are_text_everywhere(started: Any, tmp_path: Path):

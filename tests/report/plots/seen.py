@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
+from calibrant.report.plots import Plot, inline
+
 LOOKS = ("fill", "stroke", "font-weight", "font-size", "text-anchor", "stroke-dasharray")
 
 
@@ -45,6 +47,20 @@ def _walk(element: ElementTree.Element, x: float, y: float, look: dict[str, str]
 
 def texts(svg: str) -> list[Seen]:
     return [s for s in seen(svg) if s.tag == "text"]
+
+
+def drawn(plot: Plot | None) -> tuple[Plot, str]:
+    """A plot that is there, and its SVG as the page has it."""
+    assert plot is not None
+    return plot, inline(plot, "k")
+
+
+def said(svg: str) -> list[str]:
+    return [t.text for t in texts(svg)]
+
+
+def bold(svg: str) -> list[str]:
+    return [t.text for t in texts(svg) if t.look.get("font-weight") == "bold"]
 
 
 def number(text: str) -> float | None:

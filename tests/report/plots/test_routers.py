@@ -3,10 +3,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from calibrant.compare import Comparison, KeptExperts
-from calibrant.report.plots import inline, plots, routers
+from calibrant.compare import KeptExperts
+from calibrant.report.plots import routers
 
-from tests.report.plots.seen import seen, texts
+from tests.report.plots.seen import drawn, said, seen, texts
 
 KEPT = np.array([[[1, 1 / 3, 0, 1], [0, 1, 1, 0]], [[0, 0, 1, 1], [1, 1, 0, 0]]])
 MADE = KeptExperts("mixture", "mc_suite", "experts 0.5", "dense", ("c4", "gsm8k:cot"), (3, 3), (0, 2), KEPT, np.full((2, 2), 0.4), 0.3)
@@ -18,45 +18,24 @@ def squares(svg: str, fill: str) -> list[str]:
 
 
 def test_each_expert_of_each_set_has_a_square_as_dark_as_its_share():
-    plot = routers([MADE])
-    assert plot is not None
+    plot, svg = drawn(routers([MADE]))
     cells = [record for record in plot.spec["datasets"]["cells"] if record["k"] == "cell"]
     assert [record["v"] for record in cells] == [round(float(v), 3) for block in (0, 1) for line in (0, 1) for v in KEPT[line, block]]
     assert len({(record["x"], record["y"]) for record in cells}) == 16
-    svg = inline(plot, "k")
     assert squares(svg, "var(--accent)") == squares(svg, "var(--grid)")
     assert len(squares(svg, "var(--accent)")) == 16
     opacities = re.findall(r'fill-opacity="([\d.]+)"', svg)
     assert [round(float(v), 2) for v in opacities] == [round(record["v"], 2) for record in cells]
-    said = [t.text for t in texts(svg)]
-    assert sorted(said) == ["block 0", "block 2", "c4", "c4", "gsm8k:cot", "gsm8k:cot"]
-
-
-def test_the_words_say_which_experts_every_draw_keeps():
-    plot = routers([MADE])
-    assert plot is not None
+    assert sorted(said(svg)) == ["block 0", "block 2", "c4", "c4", "gsm8k:cot", "gsm8k:cot"]
     assert "c4: every draw keeps, by block, 0: 0, 3; 2: 1, 2" in plot.description
     assert "gsm8k:cot: every draw keeps, by block, 0: 2, 3; 2: 0, 1" in plot.description
-    assert plot.title == "Experts that stay: mixture, mc_suite at 50\u00a0% of the experts"
+    many, _ = drawn(routers([replace(MADE, kept=np.zeros((2, 2, 128)))]))
+    assert "0: none" in many.description
 
 
 def test_several_criteria_stand_side_by_side_and_others_are_left_out():
     other = replace(MADE, method="mc_suite(criterion=euf)")
-    plot = routers([MADE, other, replace(MADE, blocks=(0, 1))], ["ean", "euf", "odd"])
-    assert plot is not None
-    heads = [t for t in texts(inline(plot, "k")) if t.text in ("ean", "euf", "odd")]
+    _, svg = drawn(routers([MADE, other, replace(MADE, blocks=(0, 1))], ["ean", "euf", "odd"]))
+    heads = [t for t in texts(svg) if t.text in ("ean", "euf", "odd")]
     assert [t.text for t in sorted(heads, key=lambda t: t.x)] == ["ean", "euf"]
     assert routers([]) is None
-
-
-def test_many_experts_are_narrow():
-    wide = replace(MADE, kept=np.zeros((2, 2, 128)))
-    plot = routers([wide])
-    assert plot is not None
-    assert plot.spec["width"] <= 880
-    assert "every draw keeps, by block, 0: none" in plot.description
-
-
-def test_a_collection_has_one_for_each_group():
-    found = plots(Comparison(), [], {}, [MADE, replace(MADE, target="experts 0.25")])
-    assert [plot.name for plot in found] == ["experts-mc_suite-experts-0.5", "experts-mc_suite-experts-0.25"]

@@ -1,12 +1,12 @@
 from dataclasses import replace
 
 from calibrant.compare import Comparison, Ranking
-from calibrant.report.plots import against_size, inline, plots
+from calibrant.report.plots import against_size, plots
 from calibrant.report.plots.size import Sized, on_the_front
 from calibrant.report.tables.table import heading, unranked
 
 from tests.report.made import BEST, MAGNITUDE, SECOND, ranking, renamed
-from tests.report.plots.seen import mapping, number, seen, texts
+from tests.report.plots.seen import drawn, mapping, number, said, seen, texts
 
 
 def at(target: str, bits: float | None, *increases: float) -> Ranking:
@@ -19,34 +19,20 @@ GRIDS = [at("w2g64", 2.25, 1.8, 2.0), at("w3g64", 3.25, 0.3, 0.25), at("w4g64", 
 
 
 def test_each_run_stands_at_its_bits_and_its_loss():
-    plot = against_size(GRIDS)
-    assert plot is not None
-    svg = inline(plot, "k")
-    said = texts(svg)
-    low = max(t.y for t in said if number(t.text) is not None)
-    slope, start = mapping([(v, t.x) for t in said if t.y == low and (v := number(t.text)) is not None])
-    up, zero = mapping([(v, t.y - 3.5) for t in said if t.look.get("text-anchor") == "end" and (v := number(t.text)) is not None])
+    plot, svg = drawn(against_size(GRIDS))
+    low = max(t.y for t in texts(svg) if number(t.text) is not None)
+    slope, start = mapping([(v, t.x) for t in texts(svg) if t.y == low and (v := number(t.text)) is not None])
+    up, zero = mapping([(v, t.y - 3.5) for t in texts(svg) if t.look.get("text-anchor") == "end" and (v := number(t.text)) is not None])
     marks = [s for s in seen(svg) if s.tag == "path" and s.d.count("C") == 4 and s.look.get("stroke") == "var(--f-corpus)"]
     places = sorted((round((m.x - start) / slope, 2), round((m.y - zero) / up, 1)) for m in marks)
     assert {x for x, _ in places} <= {2.25, 3.25, 4.25}
     assert (2.25, 1.8) in places or (2.25, 2.0) in places
-    assert "gptq w3g64 · c4" in {t.text for t in said}
-    assert "bits a weight" in {t.text for t in said}
-
-
-def test_the_front_is_better_than_all_that_takes_no_more_bits():
+    assert {"gptq w3g64 · c4", "bits a weight"} <= set(said(svg))
+    assert plot.description.count("on the front") == 3
     sized = [Sized(r, e, r.bits or 0.0) for r in GRIDS for e in r.entries]
     assert [one.name for one in on_the_front(sized)] == ["gptq w2g64 · python_docs", "gptq w3g64 · c4", "gptq w4g64 · python_docs"]
-    plot = against_size(GRIDS)
-    assert plot is not None
-    assert plot.description.count("on the front") == 3
-    assert "joined by the dashed line: the front" in plot.caption
-
-
-def test_one_size_or_none_is_no_plot():
-    assert against_size(GRIDS[:1]) is None
-    assert against_size([at("0.5", None, 1.0, 2.0), at("0.6", None, 1.0, 2.0)]) is None
-    assert against_size([]) is None
+    for alone in (GRIDS[:1], [at("0.5", None, 1.0, 2.0), at("0.6", None, 1.0, 2.0)], []):
+        assert against_size(alone) is None, "one size or none is no plot"
 
 
 def test_it_is_among_all_plots_also_of_methods_without_data():
@@ -57,8 +43,5 @@ def test_it_is_among_all_plots_also_of_methods_without_data():
 def test_bits_a_weight_stand_beside_scores():
     assert "4 bits in groups of 64 (w4g64), 4.25 bits a weight" in heading(GRIDS[2])
     without = [replace(r, entries=(), baselines=(renamed(MAGNITUDE, "gptq"),)) for r in GRIDS]
-    table = unranked(without, "increase")
-    assert table.columns[0].head == "bits a weight"
-    assert [row.figures[0].value for row in table.rows] == ["2.250", "3.250", "4.250", ""]
-    plain = unranked([replace(r, bits=None) for r in without], "increase")
-    assert plain.columns[0].head == "mean"
+    assert [row.figures[0].value for row in unranked(without, "increase").rows] == ["2.250", "3.250", "4.250", ""]
+    assert unranked([replace(r, bits=None) for r in without], "increase").columns[0].head == "mean"

@@ -215,7 +215,7 @@
       view.signal("restart", false).run();
     }
     function step(by) {
-      here = here < 0 && by < 0 ? sets.length - 1 : clamp(here + by, 0, sets.length - 1);
+      here = here < 0 && by === -1 ? sets.length - 1 : clamp(here + by, 0, sets.length - 1);
       light(view.data("nodes").find((node) => node.id === sets[here].id));
     }
     const zooms = { in: () => zoom(1.4), out: () => zoom(1 / 1.4), reset };
