@@ -60,11 +60,13 @@ def test_scores_are_those_of_a_model_in_memory(family: str, texts: str, tmp_path
 
 def test_choices_answers_and_comparisons_are_the_same(texts: str, tmp_path: Path, own_cache: Path) -> None:
     folder, pruned = str(tiny_folder(tmp_path / "model", "llama")), tmp_path / "pruned"
-    prune(folder, "python_docs", "wanda", 0.5, pruned, samples=2, length=32, dtype="float32")
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("\n".join(json.dumps({"question": f"{i} and {i + 7}?", "answer": str(2 * i + 7)}) for i in range(60)))
+    prune(folder, texts, "wanda", 0.5, pruned, samples=2, length=32, dtype="float32")
     asked = [
-        "task(name='arithmetic', limit=2)",
-        "generation(name='arithmetic', shots=1, limit=1, max_tokens=2)",
-        "influence(name='arithmetic', limit=1)",
+        f"task(name='{questions}', limit=2)",
+        f"generation(name='{questions}', shots=1, limit=1, max_tokens=2)",
+        f"influence(name='{questions}', limit=1)",
         f"agreement(source={texts!r}, tokens=100, length=32)",
     ]
     want = evaluate(str(pruned), asked, dtype="float32")
