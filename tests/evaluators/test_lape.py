@@ -14,6 +14,7 @@ from calibrant.evaluators import Subject, evaluators
 from calibrant.evaluators.lape import LanguageNeurons
 from calibrant.models import Opened, view
 from calibrant.outcomes import Journal
+from calibrant.spec import Call
 
 from tests.evaluators.refusals import refused
 
@@ -143,6 +144,8 @@ def test_its_name_and_its_rows(spoken: list[str]) -> None:
     [
         ("sources", {"sources": ("wikitext",)}),
         ("sources", {"sources": ("wikitext", "wikitext")}),
+        ("sources", {"sources": "wikitext"}),
+        ("sources", {"sources": [Call("wikitext"), Call("c4")]}),  # as a spec without quotes is read
         ("lowest", {"lowest": 0.0}),
         ("quantile", {"quantile": 1.0}),
     ],

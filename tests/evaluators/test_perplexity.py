@@ -165,14 +165,6 @@ def test_the_head_may_be_applied_to_the_end_only(opened: Opened, texts: Path, fa
     assert measured.score.value == pytest.approx(nats / tokens, rel=1e-9)
 
 
-def test_the_result_does_not_depend_on_the_batch(opened: Opened, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    perplexity = Perplexity(source=str(texts), length=20, stride=7, tokens=10**6)
-    together = perplexity.measure(Subject(opened.model, opened.tokenizer))
-    monkeypatch.setattr("calibrant.evaluators.perplexity.TOKENS_PER_BATCH", 1)
-    alone = perplexity.measure(Subject(opened.model, opened.tokenizer))
-    assert [o.value for o in alone.outcomes] == pytest.approx([o.value for o in together.outcomes], rel=1e-12)
-
-
 def test_a_killed_one_goes_on(opened: Opened, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("calibrant.evaluators.perplexity.TOKENS_PER_BATCH", 64)
     perplexity, path = Perplexity(source=str(texts), length=16, tokens=10**6), tmp_path / "journal.jsonl"

@@ -1,10 +1,8 @@
 """The engine against one forward a request, in float64."""
 
-import json
 import math
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from calibrant.errors import DataError, NumericsError
 from calibrant.evaluators import _scoring
-from calibrant.evaluators._scoring import Request, Scored, score, score_named, shares
-from calibrant.outcomes import Journal
+from calibrant.evaluators._scoring import Request, Scored, score, shares
 from calibrant.testing import FAMILIES, tiny_model
 
 from tests.evaluators.refusals import refused
@@ -78,16 +75,6 @@ def test_a_window_that_is_long_enough_is_no_hindrance() -> None:
     agree(score(model, asked), [by_hand(model, request) for request in asked], 1e-9)
 
 
-@pytest.mark.parametrize("way", [True, False])
-def test_the_pass_changes_nothing_beyond_rounding(way: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_scoring, "shares", lambda model, longest: way)
-    model, asked = tiny_model("llama"), questions(20, items=12)
-    one, *others = [score(model, asked, tokens_per_pass=budget) for budget in (64, 512, 4096)]
-    backwards = score(model, asked[::-1])[::-1]
-    for other in (*others, backwards):
-        agree(other, one, 1e-5)
-
-
 def test_a_recurrent_model_is_padded() -> None:
     config = AutoConfig.for_model("mamba", vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4)
     model, asked = AutoModelForCausalLM.from_config(config).eval().double(), questions(5, items=2)
@@ -149,46 +136,6 @@ def test_the_bounds_of_a_pass_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     score(model, questions(20, items=3))
     assert max(rows) <= 12, "large vocabularies bound a pass"
     assert len(rows) > 3
-
-
-def test_results_are_told_as_they_come_and_not_computed_again() -> None:
-    model, asked, told = tiny_model("llama"), questions(20), list[dict[int, Scored]]()
-    everything = score(model, asked, tokens_per_pass=32, on_results=lambda found: told.append(dict(found)))
-    assert len(told) > 2
-    assert sorted(i for part in told for i in part) == list(range(len(asked)))
-    assert all(everything[i] == s for part in told for i, s in part.items())
-    seen = forwards(model)
-    assert score(model, asked, tokens_per_pass=32, known=dict(enumerate(everything))) == everything
-    assert not seen
-    some = {i: s for i, s in enumerate(everything) if i % 3}
-    again: list[int] = []
-    assert score(model, asked, tokens_per_pass=32, known=some, on_results=lambda found: again.extend(found)) == everything, "bit for bit"
-    assert not set(again) & set(some)
-
-
-def test_names_whose_requests_are_all_known_are_in_the_journal(tmp_path: Path) -> None:
-    model, asked = tiny_model("llama"), questions(20)[:24]
-    named = {f"item {at // 4}": asked[at : at + 4] for at in range(0, 24, 4)}
-    whole = score_named(model, named, Journal(), tokens_per_pass=32)
-    path = tmp_path / "journal.jsonl"
-
-    class Killed(BaseException):
-        pass
-
-    def kill(number: int) -> None:
-        if path.is_file() and len(path.read_text().splitlines()) > 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        score_named(model, named, Journal(path, "question"), tokens_per_pass=32, on_count=kill)
-    half = Journal(path, "question")
-    assert 0 < len(half) < 6
-    counts: list[int] = []
-    assert score_named(model, named, half, tokens_per_pass=32, on_count=counts.append) == whole
-    assert sum(counts) == 24
-    assert json.loads(path.read_text().splitlines()[1])[1] == [
-        [s.nats, s.tokens, s.greedy] for s in whole[json.loads(path.read_text().splitlines()[1])[0]]
-    ]
 
 
 @pytest.mark.parametrize("way", [True, False])

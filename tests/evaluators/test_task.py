@@ -319,14 +319,6 @@ def test_a_token_that_holds_both_ends_is_scored() -> None:
     assert tokens.request("ab", "a") == Request((0, 1), (0,))
 
 
-def test_texts_tokenized_all_at_once_give_the_same_requests():
-    parts = [("Question: hé?\n", " a b"), ("", "x"), ("Question: hé?\n", " c"), ("a ", "  b\n\n")]
-    learned, asked = TokenizedTexts(tiny_tokenizer()), TokenizedTexts(tiny_tokenizer())
-    learned.learn(text for context, rest in parts for text in (context, context + rest))
-    learned.learn([])
-    assert [learned.request(*part) for part in parts] == [asked.request(*part) for part in parts]
-
-
 @settings(max_examples=30)
 @given(
     st.one_of(st.integers(-(10**6), 10**6).map(str), st.decimals(-1000, 1000, places=2).map(str)),

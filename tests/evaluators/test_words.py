@@ -16,7 +16,7 @@ from calibrant.errors import DataError, ModelError, NumericsError, SpecError
 from calibrant.evaluators import Subject, evaluate, evaluators
 from calibrant.evaluators._forgotten import Forgotten
 from calibrant.evaluators._neurons import neurons_of
-from calibrant.evaluators._responses import STEPS, pattern, threshold
+from calibrant.evaluators._responses import STEPS, pattern
 from calibrant.evaluators._word_groups import grouped, lemma, read_list, spherical, words_of
 from calibrant.evaluators.words import Words
 from calibrant.models import Opened, open_model
@@ -165,16 +165,6 @@ def test_every_family_keeps_all_of_itself(texts: Path, family: str) -> None:
     assert measured.score.facts["neurons"] == sum(weight.shape[1] for weight in neurons_of(model)) > 100
 
 
-def test_a_planted_neuron_is_recovered(texts: Path, dense: PreTrainedModel) -> None:
-    of, names = read(texts, dense, dense).dense.pattern, read(texts, dense, dense).dense.groups.names
-    own = of.responses[planted.BLOCK][:, planted.NEURON]
-    assert names[int(own.argmax())] == planted.WORD
-    assert float(own.max()) > 3.5, "nearly the most that a word of one in twenty can have: √(19/20 · 20)"
-    assert float(own.abs().topk(2).values[1]) < float(own.max()) / 10
-    of_word = torch.cat([block[names.index(planted.WORD)] for block in of.responses])
-    assert int(of_word.argmax()) == planted.BLOCK * 64 + planted.NEURON
-
-
 def test_removing_the_planted_neuron_damages_its_word_and_no_other(texts: Path, dense: PreTrainedModel) -> None:
     model = planted.planted()
     with torch.no_grad():
@@ -204,18 +194,6 @@ def test_labels_that_say_nothing_are_found_to_say_nothing(texts: Path, dense: Pr
     assert max(found) < 0.01
 
 
-def test_a_threshold_is_that_of_benjamini_and_hochberg() -> None:
-    chance = np.random.default_rng(2)
-    for _ in range(20):
-        found, shuffled = chance.integers(0, 40, 12), chance.integers(0, 200, 12) * (0.4 ** np.arange(12))
-        shuffled = shuffled.astype(int)
-        every = np.repeat(np.arange(12), found)
-        p = np.sort([(1 + shuffled[step:].sum()) / (1 + shuffled.sum()) for step in every])
-        passed = [k for k in range(1, len(p) + 1) if p[k - 1] <= 0.05 * k / len(p)]
-        got = threshold(torch.from_numpy(found), torch.from_numpy(shuffled))
-        assert int((every >= got * STEPS - 1e-9).sum()) == (max(passed) if passed else 0)
-
-
 def test_outcomes_add_up_and_come_back_from_a_file(texts: Path, dense: PreTrainedModel, damaged: PreTrainedModel, tmp_path: Path) -> None:
     forgotten = read(texts, damaged, dense)
     measured = forgotten.measurement()
@@ -238,9 +216,13 @@ def test_outcomes_add_up_and_come_back_from_a_file(texts: Path, dense: PreTraine
 def test_lemmas_clusters_and_lists(tmp_path: Path, texts: Path, dense: PreTrainedModel) -> None:
     known = dict.fromkeys(("walk", "walked", "walks", "big", "bigger", "bus", "buses", "lie", "lying", "as"), 1)
     assert [lemma(word, known) for word in ("walked", "walks", "buses", "as", "bigger", "sing")] == ["walk", "walk", "bus", "as", "bigger", "sing"]
+    assert Words().digest() == ""
     listed = tmp_path / "moods.txt"
+    listed.write_text("others", encoding="utf-8")
+    digest = Words(groups=str(listed)).digest()
     listed.write_text("Bala, bano  # a comment\n[bad]\nzeri\nzela zeno\n", encoding="utf-8")
     assert read_list(str(listed)) == {"bala": "moods", "bano": "moods", "zeri": "bad", "zela": "bad", "zeno": "bad"}
+    assert Words(groups=str(listed)).digest() not in (digest, ""), "another list is another measurement"
     forgotten = read(texts, dense, dense, groups=str(listed))
     assert sorted(forgotten.table()["word"]) == ["bad", "moods"]
     windows = [window for window, _ in forgotten.dense.readings]
@@ -255,16 +237,6 @@ def test_lemmas_clusters_and_lists(tmp_path: Path, texts: Path, dense: PreTraine
     points = torch.tensor([[1.0, 0.0], [0.99, 0.1], [0.0, 1.0], [0.1, 0.9], [-1.0, 0.0]], dtype=torch.float64)
     labels = spherical(points, 3)
     assert labels[0] == labels[1] != labels[2] == labels[3] != labels[4] != labels[0]
-
-
-def test_another_list_is_another_measurement(tmp_path: Path) -> None:
-    listed = tmp_path / "words.txt"
-    digests: list[str] = []
-    for content in ("one", "two", "one"):
-        listed.write_text(content)
-        digests.append(Words(groups=str(listed)).digest())
-    assert digests[0] == digests[2] != digests[1]
-    assert Words().digest() == ""
 
 
 def test_a_word_is_read_at_its_last_token(tmp_path: Path) -> None:
