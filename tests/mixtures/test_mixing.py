@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from calibrant import CalibrationSet
-from calibrant.activations import FeatureNorms, Gram
+from calibrant.activations import FeatureNorms
 from calibrant.compress import Recipe, compress
-from calibrant.errors import DataError, InputError, OutputError, SpecError, TargetError
+from calibrant.errors import TargetError
 from calibrant.methods import methods
 from calibrant.mixtures import Effort, Mixture, MixtureStatistics, Sample, SetStatistics, blended, expression, gather_statistics, mix, rounded
 from calibrant.mixtures.mixture import names_of
-from calibrant.mixtures.statistics import rows_in_common, statistic_of
+from calibrant.mixtures.statistics import rows_in_common
 from calibrant.models import Opened, open_model, view
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_model, tiny_tokenizer
@@ -193,45 +193,10 @@ def test_the_expression_leaves_out_what_has_no_weight(weights: tuple[int, ...], 
     assert str(CalibrationSet(text)) == text
 
 
-MIX = "mix(a=c4, b=pile, weight=0.5)"
-
-
-@pytest.mark.parametrize(
-    ("sources", "asked", "error", "subject"),
-    [
-        (["python_docs"], {}, SpecError, "python_docs"),
-        (["python_docs", "python_docs:text"], {}, DataError, "python_docs"),
-        (["c4", MIX], {}, SpecError, MIX),
-        (["c4", "pile"], {"objective": f"target={MIX}"}, SpecError, MIX),
-        (["c4", "pile"], {"objective": "worst", "alone": True}, SpecError, "alone"),
-        (["c4", "pile"], {"method": "magnitude"}, SpecError, "magnitude"),
-        (["c4", "pile"], {"sparsity": "60"}, TargetError, "60.0"),
-        (["c4", "pilee"], {}, SpecError, "pilee"),
-        (["c4", "pile"], {"tokens": 0}, DataError, "tokens"),
-        (["c4", "pile"], {"target": "w4g64", "sparsity": 0.5}, TargetError, "0.5"),
-        (["c4", "pile"], {"target": "w4g64", "imatrix": "mixed.txt"}, OutputError, "mixed.txt"),
-    ],
-)
-def test_what_can_t_be_mixed_is_said_before_a_model_is_opened(
-    sources: list[str], asked: dict[str, Any], error: type[InputError], subject: str
-) -> None:
-    with pytest.raises(error) as caught:
-        mix("there is no such model", sources, **asked)
-    assert caught.value.subject == subject
-
-
 @pytest.mark.parametrize(("asked", "named"), [({"sparsity": "2:5"}, "2:5"), ({"target": "w4g48"}, "48")])
 def test_a_target_that_doesn_t_fit_a_matrix_is_said_before_the_walk(place: Path, asked: dict[str, str], named: str) -> None:
     with pytest.raises(TargetError, match=named):
         found_in(place, **asked)
-
-
-def test_a_method_that_looks_at_two_statistics_can_t_be_mixed_for() -> None:
-    class Both(type(methods.build("wanda"))):
-        observes = (*methods.build("wanda").observes, Gram)
-
-    with pytest.raises(SpecError, match="FeatureNorms, Gram"):
-        statistic_of(Both())
 
 
 @pytest.mark.slow

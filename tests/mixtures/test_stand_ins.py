@@ -2,7 +2,6 @@
 
 import pytest
 
-from calibrant.errors import SpecError
 from calibrant.mixtures import aim_of, stand_in_of
 
 
@@ -30,9 +29,3 @@ def test_what_reads_more_is_predicted_by_what_it_builds_on(method: str, by: str,
         found = stand_in_of(*aim_of(method, target))
         assert (str(found.method), str(found.target)) == (by, target)
         assert all(word in found.differs for word in named)
-
-
-def test_what_builds_on_a_method_that_reads_nothing_is_refused() -> None:
-    with pytest.raises(SpecError) as caught:
-        stand_in_of(*aim_of("dsnot(start=magnitude)", 0.6))
-    assert caught.value.subject == "dsnot(start=magnitude)"

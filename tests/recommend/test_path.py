@@ -11,7 +11,6 @@ from studies.siblings.targets import rows
 from typer.testing import CliRunner
 
 from calibrant.cli import app
-from calibrant.screen.choosing import recommended
 
 from tests.trained import trained_folder
 
@@ -35,7 +34,7 @@ def walked(ask: Callable[..., tuple[str, str]], model: str, minutes: float, *mor
     """Go the path, and return the recommendation."""
     out, beside = ask("recommend", model, "--for", "mine.jsonl", "--budget", minutes, *more, "--json")
     advice = json.loads(out)
-    assert "mine.jsonl:icl holds" in beside, "what was lowered is said before it begins"
+    assert "mine.jsonl:icl" in beside, "what was lowered is said before it begins"
     assert f"{minutes:g} minutes" in beside, "and what the time buys"
     pasted = shlex.split(advice["command"])
     assert pasted[:3] == ["calibrant", "prune", model]
@@ -60,9 +59,6 @@ def test_from_a_file_to_a_compressed_model_and_a_number(ask: Callable[..., tuple
     other = next(one for one in advice["candidates"] if one["data"] == "python_docs")
     assert other["sibling"] == other["increase"], "for a set that holds nothing of the file the two are the same"
     assert other["predicted_sibling"] is not None
-    assert "The sibling is mine.jsonl in two halves" in advice["text"]
-    *_, command = recommended(advice)
-    assert command == advice["command"], "the last thing that is shown can be pasted"
 
 
 def test_without_a_sibling_the_advice_says_whose_rows_judge(ask: Callable[..., tuple[str, str]]) -> None:
@@ -71,8 +67,7 @@ def test_without_a_sibling_the_advice_says_whose_rows_judge(ask: Callable[..., t
     advice = json.loads(out)
     assert advice["siblings"] == []
     assert "mine.jsonl" in advice["expr"]
-    assert "comes from the same file (mine.jsonl) and has templates in common with it" in advice["text"]
-    assert "give a second --for that is like your use" in advice["text"]
+    assert "from the same file (mine.jsonl)" in advice["text"]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from calibrant.advice import Recommendation, recommend
-from calibrant.advice.racing import ROUNDS, RaceResult, Standing, common_unit, plain
+from calibrant.advice.racing import ROUNDS, RaceResult, Standing, common_unit
 from calibrant.advice.recommending import advice
 from calibrant.compare import Estimate
 from calibrant.data import CalibrationSet
@@ -68,24 +68,25 @@ def test_a_later_call_computes_only_what_lacks(asked: tuple[Recommendation, Reco
     assert second.mixture.reused == second.mixture.gathered
 
 
-def test_the_race_finds_the_statistics_that_were_gathered_to_predict(tmp_path: Path) -> None:
-    told = {"tokens": 1024, "length": 128, "folder": tmp_path, "dtype": "float32", "device": "cpu"}
-    found = recommend(str(trained_folder()), "python_docs", SOURCES, minutes=1e-6, **told)
-    assert sum(one.draws for one in found.candidates) >= 3
-    kept = {path.name for path in (tmp_path / "race/statistics").iterdir() if "-piece-" not in path.name}
-    assert len(kept) == len(SOURCES) + 1, "the sources' first draws, and what the target holds out"
+def test_the_race_finds_the_statistics_that_were_gathered_to_predict(asked: tuple[Recommendation, Recommendation]) -> None:
+    first, _ = asked
+    assert sum(one.draws for one in first.candidates) >= 3
+    kept = {path.name for path in (Path(first.folder) / "race/statistics").iterdir() if "-piece-" not in path.name}
+    assert len(kept) >= len(SOURCES) + 1, "the sources' first draws, and what the target holds out"
 
 
 def test_scales_that_cannot_be_averaged_are_refused() -> None:
     loss, hits = Score("a", "loss", 1.0, 0.1, 10, "nats/token", "lower"), Score("b", "acc", 0.5, 0.1, 10, "share", "higher")
     assert common_unit([loss, replace(loss, measured="c")]) == "nats/token"
-    with pytest.raises(DataError, match="what is measured can't be averaged: loss in nats/token, acc in share; give targets of one kind"):
+    with pytest.raises(DataError, match="acc in share"):
         common_unit([loss, hits])
 
 
-def test_no_time_at_all_is_refused() -> None:
-    with pytest.raises(SpecError, match="a budget of 0 minutes leaves no time"):
-        recommend("smollm2", "python_docs", minutes=0.0)
+@pytest.mark.parametrize("minutes", [0.0, -1.0])
+def test_no_time_at_all_is_refused(minutes: float) -> None:
+    with pytest.raises(SpecError) as caught:
+        recommend("smollm2", "python_docs", minutes=minutes)
+    assert caught.value.subject == "budget"
 
 
 def runner(data: str, value: float, left: int | None = None, over_draws: bool = True) -> Standing:
@@ -109,9 +110,3 @@ def test_the_advice_says_no_more_than_is_known(asked: tuple[Recommendation, Reco
     goal = parse_goal(["python_docs"], 1000, 20, 64)
     told = advice(asked[1].mixture, goal, "c4", RaceResult("draws", tuple(runners), ROUNDS, "nats/token"))
     assert said in told
-
-
-def test_an_estimate_as_plain_data() -> None:
-    assert plain(None) is None
-    told = plain(Estimate(0.5, None, 0.0, 1))
-    assert told == {"value": 0.5, "interval": None, "over_draws": False, "significant": False}

@@ -11,11 +11,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from calibrant.advice import Recommendation, recommend, timing
+from calibrant.advice import recommend, timing
 from calibrant.advice.budget import StepCosts, planned
 from calibrant.advice.timing import measured_costs
 from calibrant.cli import app
-from calibrant.errors import CalibrantError, OutputError, SpecError, TargetError
 from calibrant.methods import awq as awq_module
 from calibrant.methods import rsq as rsq_module
 from calibrant.mixtures import Effort, Sample, aim_of, stand_in_of
@@ -64,11 +63,13 @@ def pasted(ask: Callable[..., str], advice: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("options", "method", "target", "propagate", "bits"),
     [
-        (["--target", "w3g32"], "gptq", "w3g32", "arrival", 4.0),
-        (["--target", "w3g32", "--method", "rtn(scales=importance)"], "rtn(scales='importance')", "w3g32", "dense", 4.0),
-        (["--method", "awq", "--target", "w3g32"], "awq", "w3g32", "dense", 4.0),
         (["--method", "rsq", "--target", "w3g32"], "rsq", "w3g32", "arrival", 4.0),
-        (["--sparsity", "2:4+w4g32"], "sparsegpt", "2:4+w4g32", "arrival", 5.0),
+        pytest.param(["--target", "w3g32"], "gptq", "w3g32", "arrival", 4.0, marks=pytest.mark.slow),
+        pytest.param(
+            ["--method", "rtn(scales=importance)", "--target", "w3g32"], "rtn(scales='importance')", "w3g32", "dense", 4.0, marks=pytest.mark.slow
+        ),
+        pytest.param(["--method", "awq", "--target", "w3g32"], "awq", "w3g32", "dense", 4.0, marks=pytest.mark.slow),
+        pytest.param(["--sparsity", "2:4+w4g32"], "sparsegpt", "2:4+w4g32", "arrival", 5.0, marks=pytest.mark.slow),
     ],
 )
 def test_the_advice_for_a_grid_ends_with_a_command_that_does_what_was_measured(
@@ -79,23 +80,20 @@ def test_the_advice_for_a_grid_ends_with_a_command_that_does_what_was_measured(
     advice = json.loads(ask("recommend", trained_folder(), "--for", GOAL, *options, *sources, *small, "--json"))
     assert (advice["method"], advice["sparsity"], advice["verb"]) == (method, target, "quantize")
     assert advice["bits"] == pytest.approx(bits)
-    assert f"To quantize {advice['model']} with {method} to {target} ({bits:.2f} bits a weight) for {GOAL}, calibrate on" in advice["text"]
     predicted = {one["data"]: one["predicted"] for one in advice["candidates"]}
     assert {*SOURCES} <= {*predicted}
     assert all(0 < value < 1 for value in predicted.values())
     raced = [one for one in advice["candidates"] if one["status"] != "not raced"]
     assert len(raced) >= 3
     assert all(one["divergence"]["value"] > 0 for one in raced), "KL stands beside the loss"
-    assert f"{raced[0]['divergence']['value']:.3f} nats a token from the dense model's (KL)" in advice["text"]
+    assert f"{raced[0]['divergence']['value']:.3f} nats a token" in advice["text"]
     manifest = pasted(ask, advice)
     record = manifest["record"]
     assert (record["run"]["target"], record["run"]["propagate"]) == (target, propagate)
     assert manifest["id"] in {cell.run for cell in Store(Path(advice["folder"]) / "race").cells()}, "it is one of the runs that were measured"
-    *shown, command = list(recommended(advice))
-    assert command == advice["command"]
-    assert "to quantize with it:" in shown
+    *_, command = recommended(advice)
+    assert command == advice["command"], "the last thing that is shown can be pasted"
     assert bool(advice["predicted_by"]) == (method in ("awq", "rsq"))
-    assert any(f"predicted by what comes near {method}: " in str(line) for line in shown) == bool(advice["predicted_by"])
 
 
 def test_a_recipe_of_llama_cpp_is_advised_on_and_its_file_written(ask: Callable[..., str], tmp_path: Path) -> None:
@@ -106,9 +104,7 @@ def test_a_recipe_of_llama_cpp_is_advised_on_and_its_file_written(ask: Callable[
     sources = ["--sources", "python_docs", "--sources", "random_tokens"]
     advice = json.loads(ask("recommend", model, "--for", goal, "--target", "Q4_K_M", *sources, *small, "--json"))
     assert (advice["method"], advice["sparsity"]) == ("llama_cpp", "Q4_K_M")
-    assert "It was measured in PyTorch, with the numbers that the file's blocks stand for" in advice["text"]
     assert "--export gguf" in advice["command"]
-    assert advice["predicted_by"] == "every matrix gets the kind that most of the recipe's get"
     manifest = pasted(ask, advice)
     assert manifest["record"]["run"]["target"] == "Q4_K_M"
     assert manifest["id"] in {cell.run for cell in Store(Path(advice["folder"]) / "race").cells()}
@@ -120,18 +116,13 @@ def test_a_kind_of_blocks_is_advised_on(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
     found = recommend(str(trained_folder()), GOAL, SOURCES, sparsity="q4_0", minutes=1e-6, folder=tmp_path, **SMALL)
     assert (found.method, found.sparsity, found.bits) == ("ggml", "q4_0", 4.5)
-    assert "It was measured in PyTorch" in found.text
     assert "--export" not in found.command, "a folder that wasn't opened from GGUF has no metadata to write one with"
 
 
-@pytest.fixture(scope="module")
-def rounded(tmp_path_factory: pytest.TempPathFactory) -> Recommendation:
+@pytest.mark.slow
+def test_what_was_predicted_is_what_is_measured_where_the_difference_is_large(tmp_path: Path) -> None:
     """With time for all rounds, at few bits, where the text matters."""
-    folder = tmp_path_factory.mktemp("rounded")
-    return recommend(str(trained_folder()), GOAL, SOURCES[::2], method="gptq", sparsity="w2g32", minutes=10.0, folder=folder, **SMALL)
-
-
-def test_what_was_predicted_is_what_is_measured_where_the_difference_is_large(rounded: Recommendation) -> None:
+    rounded = recommend(str(trained_folder()), GOAL, SOURCES[::2], method="gptq", sparsity="w2g32", minutes=10.0, folder=tmp_path, **SMALL)
     by_data = {one.data: one for one in rounded.candidates}
     assert by_data["random_tokens"].predicted == max(one.predicted for one in rounded.candidates if one.predicted is not None)
     assert by_data["random_tokens"].status in ("behind", "not raced")
@@ -141,34 +132,6 @@ def test_what_was_predicted_is_what_is_measured_where_the_difference_is_large(ro
     assert best.divergence["over_draws"]
     assert rounded.unit == "nats/token"
     assert len(rounded.measures) == 1, "the divergence decides nothing"
-
-
-@pytest.mark.parametrize(
-    ("method", "target", "error", "said"),
-    [
-        ("rtn", "w4g64", SpecError, "rtn looks at no data, so every text gives the same weights"),
-        ("ggml", "q8_0", SpecError, "ggml rounds to q8_0 without regard to data, so any text will do"),
-        ("gptq", 0.5, TargetError, "gptq can't be asked for 0.5"),
-        (None, "blocks 0.25", TargetError, "blocks 0.25 is no target that data is chosen for"),
-        (None, "w4g48", TargetError, "has 64 inputs, which groups of 48 don't divide"),
-        (None, "Q4_K_M", OutputError, r"wasn't opened from GGUF.*gguf\(like='FILE.gguf'\)"),
-    ],
-)
-def test_what_cannot_be_advised_on_is_refused_and_nothing_is_written(
-    tmp_path: Path, method: str | None, target: float | str, error: type[CalibrantError], said: str
-) -> None:
-    with pytest.raises(error, match=said):
-        recommend(str(trained_folder()), "python_docs", SOURCES, method=method, sparsity=target, minutes=1.0, folder=tmp_path / "out", **SMALL)
-    assert not (tmp_path / "out" / "race").exists()
-
-
-def test_the_command_line_ends_such_a_call_with_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    words = ["recommend", str(trained_folder()), "--for", "python_docs", "--method", "rtn", "--target", "w4g64"]
-    found = CliRunner().invoke(app, words)
-    assert found.exit_code == 2
-    assert "rtn looks at no data" in found.stderr
-    assert len(found.stderr.splitlines()) == 1
 
 
 class Clock:
