@@ -91,7 +91,7 @@ def test_no_round_begins_that_cannot_end_in_time(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(Study, "run", slow)
     monkeypatch.setattr(racing, "MATTERS", -1.0)  # no end but that of time or draws
-    goal = parse_goal(["python_docs"], 200, 20, 64)
+    goal = parse_goal(["loss(source=python_docs, tokens=128, length=64)"], 200, 20, 64)
     template = Study(
         models=(str(trained_folder()),),
         data=("python_docs",),

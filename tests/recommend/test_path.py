@@ -11,16 +11,17 @@ from studies.siblings.targets import rows
 from typer.testing import CliRunner
 
 from calibrant.cli import app
+from calibrant.mixtures import Effort
 
 from tests.trained import trained_folder
 
 
 @pytest.fixture
-def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
+def ask(tmp_path: Path, effort: Effort, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, str]]:
     """Run a command in a folder with two files, of one kind and of two families of templates; return what it said, and what beside it."""
     monkeypatch.chdir(tmp_path)
     for name, family in (("mine.jsonl", 0), ("other.jsonl", 1)):
-        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows("problems", family, 160)))
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows("problems", family, 120)))
 
     def run(*words: object) -> tuple[str, str]:
         found = CliRunner().invoke(app, [str(word) for word in words])
@@ -51,7 +52,7 @@ def walked(ask: Callable[..., tuple[str, str]], model: str, minutes: float, *mor
 
 
 def test_from_a_file_to_a_compressed_model_and_a_number(ask: Callable[..., tuple[str, str]]) -> None:
-    more = ("--sources", "mine.jsonl", "--sources", "python_docs", "--sources", "arithmetic:cot", "--length", "128", "--dtype", "float32")
+    more = ("--sources", "mine.jsonl", "--sources", "python_docs", "--length", "128", "--dtype", "float32")
     advice = walked(ask, str(trained_folder()), 20, *more)
     assert [each["source"] for each in advice["siblings"]] == ["mine.jsonl"]
     own = next(one for one in advice["candidates"] if one["data"] == "mine.jsonl:icl")

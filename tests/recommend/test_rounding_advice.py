@@ -17,25 +17,20 @@ from calibrant.advice.timing import measured_costs
 from calibrant.cli import app
 from calibrant.methods import awq as awq_module
 from calibrant.methods import rsq as rsq_module
-from calibrant.mixtures import Effort, Sample, aim_of, stand_in_of
+from calibrant.mixtures import aim_of, stand_in_of
 from calibrant.models import Opened, open_model, view
 from calibrant.screen.choosing import recommended
 from calibrant.store import Store
 from calibrant.study import Study
 from calibrant.testing.tiny import tiny_gguf
 
+from tests.recommend.conftest import EFFORT
 from tests.trained import trained_folder
 
 SOURCES = ("python_docs", "arithmetic:cot", "random_tokens")
+pytestmark = pytest.mark.usefixtures("effort")
 GOAL = "loss(source=python_docs, tokens=1024, length=128)"
 SMALL: dict[str, Any] = {"tokens": 512, "length": 128, "dtype": "float32", "device": "cpu"}
-EFFORT = Effort(Sample(1, 8), 8, Sample(1, 8), Sample(1, 8))
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("mixtures.mixing", "advice.asking"):
-        monkeypatch.setattr(f"calibrant.{place}.effort_of", lambda _: EFFORT)
 
 
 @pytest.fixture
