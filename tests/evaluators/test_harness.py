@@ -245,16 +245,6 @@ def test_what_is_too_long_loses_its_beginning(opened: Opened, length: int) -> No
     assert ours.generate_until(written) == expected
 
 
-def test_a_text_that_ends_is_cut_and_all_names_of_its_length_count(opened: Opened) -> None:
-    ours = language_model()(opened.model, opened.tokenizer)
-    options: list[dict[str, Any]] = [{"max_gen_toks": 5}, {"max_new_tokens": 5}, {"max_tokens": 5, "temperature": 0.5, "do_sample": False}]
-    free, *rest = ours.generate_until(requests("generate_until", *(("red green", one) for one in options)))
-    assert rest == [free, free]
-    assert len(opened.tokenizer(free, add_special_tokens=False).input_ids) <= 5
-    (cut,) = ours.generate_until(requests("generate_until", ("red green", {"max_gen_toks": 5, "until": free[1]})))
-    assert cut == free.split(free[1])[0]
-
-
 def test_chats_are_written_as_the_harness_writes_them(opened: Opened) -> None:
     ours = language_model()(opened.model, opened.tokenizer)
     with quiet():

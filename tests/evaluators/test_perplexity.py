@@ -11,7 +11,7 @@ from calibrant.data import held_out
 from calibrant.errors import DataError, NumericsError, SpecError
 from calibrant.evaluators import Subject, evaluators
 from calibrant.evaluators.loss import Loss
-from calibrant.evaluators.perplexity import Perplexity, joined_rows, stretches
+from calibrant.evaluators.perplexity import Perplexity, joined_rows
 from calibrant.models import Opened
 from calibrant.outcomes import Journal
 from calibrant.testing import FAMILIES, tiny_model
@@ -115,17 +115,6 @@ def test_wikitext_is_joined_as_the_papers_join_it(opened: Opened, wikitext: str)
     assert 0 < facts["rows"] <= len(LINES)
 
 
-def test_only_as_much_is_joined_as_is_wanted(opened: Opened, texts: Path) -> None:
-    source, format = held_out(str(texts))
-    pieces = documents(texts)
-    whole = "\n\n".join(pieces)
-    for wanted in (1, 100, 10**6):
-        text = "\n\n".join(joined_rows(source, source.rows("measure"), format, opened.tokenizer, wanted))
-        assert whole.startswith(text)
-        assert len(opened.tokenizer(text).input_ids) >= min(wanted, len(opened.tokenizer(whole).input_ids))
-        assert len(text) < 16 * wanted + 200
-
-
 def test_a_budget_buys_the_first_windows(opened: Opened, texts: Path) -> None:
     some, everything = (Perplexity(source=str(texts), length=16, tokens=n).measure(Subject(opened.model, opened.tokenizer)) for n in (46, 10**6))
     assert some.score.facts["windows"] == 4
@@ -145,15 +134,6 @@ def test_document_by_document(opened: Opened, texts: Path) -> None:
     whole = Perplexity(source=str(texts), length=16, tokens=10**6, joined=False).measure(Subject(opened.model, opened.tokenizer))
     assert whole.outcomes == loss.outcomes, "without a stride and a start token that is the loss"
     assert whole.score.facts["bits_per_byte"] == pytest.approx(loss.score.facts["bits_per_byte"])
-
-
-def test_bytes_are_those_of_scored_tokens(opened: Opened, started: Opened, texts: Path) -> None:
-    text = "\n\n".join(documents(texts)).encode()
-    for used, unscored in ((opened, 1), (started, 0)):
-        measured = Perplexity(source=str(texts), length=64, stride=32, tokens=10**6).measure(Subject(used.model, used.tokenizer))
-        assert measured.score.facts["bytes"] == pytest.approx(len(text) - unscored, abs=20)
-        bits = sum(o.value for o in measured.outcomes) / math.log(2)
-        assert measured.score.facts["bits_per_byte"] == pytest.approx(bits / measured.score.facts["bytes"])
 
 
 @pytest.mark.parametrize("family", usually(FAMILIES))
@@ -189,13 +169,3 @@ def test_what_cannot_be_measured_is_refused_by_name(texts: Path, monkeypatch: py
     for subject, impossible in (("perplexity", "tokens=0"), ("perplexity", "length=1"), ("stride", "stride=0"), ("stride", "length=8, stride=9")):
         with refused(SpecError, subject):
             evaluators.build(f"perplexity({impossible})")
-
-
-def test_where_windows_lie() -> None:
-    assert list(stretches(10, 4, None, short=False)) == [(0, 1, 4), (4, 5, 8)]
-    assert list(stretches(10, 4, None, short=True)) == [(0, 1, 4), (4, 5, 8), (8, 9, 10)]
-    assert list(stretches(9, 4, 4, short=True)) == [(0, 1, 4), (4, 5, 8)]
-    assert list(stretches(10, 4, 3, short=True)) == [(0, 1, 4), (3, 4, 7), (6, 7, 10)]
-    assert list(stretches(3, 4, None, short=False)) == [(0, 1, 3)]
-    assert list(stretches(1, 4, None, short=True)) == []
-    assert list(stretches(0, 4, 2, short=True)) == []

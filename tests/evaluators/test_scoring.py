@@ -68,13 +68,6 @@ def test_both_ways_are_what_one_request_gives_alone(family: str, monkeypatch: py
             agree(score(model, requests, tokens_per_pass=64), wanted, within)
 
 
-def test_a_window_that_is_long_enough_is_no_hindrance() -> None:
-    model, asked = tiny_model("gemma3", torch.float64, sliding_window=64), questions(20)
-    assert shares(model, 64)
-    assert not shares(model, 65)
-    agree(score(model, asked), [by_hand(model, request) for request in asked], 1e-9)
-
-
 def test_a_recurrent_model_is_padded() -> None:
     config = AutoConfig.for_model("mamba", vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4)
     model, asked = AutoModelForCausalLM.from_config(config).eval().double(), questions(5, items=2)
