@@ -4,6 +4,11 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+import torch
+
+from calibrant.models import Opened
+from calibrant.testing import tiny_model, tiny_tokenizer
+
 PART: dict[str, Any] = {
     "data": "svamp:icl",
     "source": "svamp",
@@ -99,3 +104,8 @@ def halves(number: int) -> Change:
 
 OWN = part(own=True, source="mine.jsonl")
 LEGACY = part(replacement=True, fills=False, packing="legacy(of='one')", startless="")
+
+
+def tiny(family: str = "llama") -> Opened:
+    """A model to look at sets with."""
+    return Opened(tiny_model(family), tiny_tokenizer(), family, "sha256:0", "", torch.float32)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from calibrant.data import CalibrationSet
 from calibrant.data.user_file import UserFile
-from calibrant.errors import DataError, SpecError
+from calibrant.errors import DataError
 from calibrant.inspection import inspect, inspect_tokens, overlap
 from calibrant.inspection.facts import histogram
 from calibrant.testing import tiny_tokenizer
@@ -157,18 +157,15 @@ def test_the_advice_on_draws_keeps_its_word(jsonl: Jsonl, letters: PreTrainedTok
     assert len(set().union(*taken)) == sum(map(len, taken)), "five draws that share no row"
 
 
-def test_a_source_too_small_for_five_draws_of_anything(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
-    path = jsonl([{"text": prose(i, 50)} for i in range(4)])
-    found = inspect_tokens(CalibrationSet(f"{path}@one", samples=1, length=16), letters)
-    assert found.enough is None
-    assert found.verdict
-
-
 def test_a_draw_beyond_the_disjoint_ones_is_told_to_come_back(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
     path = jsonl([{"text": prose(i, 50)} for i in range(60)])
-    late, early = (inspect_tokens(CalibrationSet(f"0.5*{path}@one + 0.5*full_stops", samples=16, length=16, seed=seed), letters) for seed in (20, 1))
-    assert [f"--seed below {late.disjoint_draws}" in sentence for sentence in late.verdict].count(True) == 1
-    assert not [sentence for sentence in early.verdict if "--seed" in sentence]
+    for seed, told in ((20, 1), (1, 0)):
+        found = inspect_tokens(CalibrationSet(f"0.5*{path}@one + 0.5*full_stops", samples=16, length=16, seed=seed), letters)
+        assert sum(f"--seed below {found.disjoint_draws}" in sentence for sentence in found.verdict) == told
+    few = jsonl([{"text": prose(i, 50)} for i in range(4)], "few.jsonl")
+    found = inspect_tokens(CalibrationSet(f"{few}@one", samples=1, length=16), letters)
+    assert found.enough is None, "too small for five draws of anything"
+    assert found.verdict
 
 
 def test_near_duplicates_are_rows_used_by_their_numbers(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
@@ -183,13 +180,10 @@ def test_near_duplicates_are_rows_used_by_their_numbers(jsonl: Jsonl, letters: P
     first = near["pairs"][0]
     assert first["parts"] == [str(data), str(data)]
     assert first["quote"] == " ".join(str(rows[first["numbers"][0] - 1].text).split())[:100] + "…"
-
-
-def test_a_row_drawn_twice_is_no_near_duplicate(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
-    path = jsonl([{"text": prose(i, 60)} for i in range(8)])
-    data = CalibrationSet(f"{path}@legacy", samples=10, length=64)
-    assert len({row.key for row in data.rows(letters)[0]}) < len(data.rows(letters)[0])
-    assert inspect_tokens(data, letters).near_duplicates["pairs"] == []
+    few = jsonl([{"text": prose(i, 60)} for i in range(8)], "few.jsonl")
+    drawn = CalibrationSet(f"{few}@legacy", samples=10, length=64)
+    assert len({row.key for row in drawn.rows(letters)[0]}) < len(drawn.rows(letters)[0])
+    assert inspect_tokens(drawn, letters).near_duplicates["pairs"] == [], "a row that is drawn twice is no near-duplicate"
 
 
 @pytest.mark.parametrize(
@@ -239,28 +233,16 @@ def test_its_own_measured_part_is_compared_unasked(jsonl: Jsonl, letters: PreTra
     assert {leak["kind"] for leak in check["leaks"]} == {"13-gram"}
 
 
-def test_a_large_measured_part_is_compared_where_it_is_asked_for(jsonl: Jsonl, letters: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch):
+def test_a_large_measured_part_is_compared_where_it_is_asked_for_and_once(
+    jsonl: Jsonl, letters: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(overlap, "MOST_ROWS", 3)
-    path = jsonl([{"text": prose(i, 40)} for i in range(80)])
-    data = CalibrationSet(f"{path}@one", samples=4, length=64)
+    one, two = (jsonl([{"text": prose(i + at, 40)} for i in range(80)], name) for at, name in ((0, "one.jsonl"), (100, "two.jsonl")))
+    data = CalibrationSet(f"{one}@one", samples=4, length=64)
     (check,) = inspect_tokens(data, letters).overlap_checks
-    assert f"--against {path}" in check["unchecked"]
-    (check,) = inspect_tokens(data, letters, against=[f"{path}:text"]).overlap_checks
-    assert (check["same"], check["measured_rows"]) == (0, len(UserFile(str(path)).part("measure").rows))
-
-
-def test_each_part_is_compared_with_each_source_once(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
-    one, two = (jsonl([{"text": prose(i + at, 40)} for i in range(60)], name) for at, name in ((0, "one.jsonl"), (100, "two.jsonl")))
-    found = inspect_tokens(CalibrationSet(f"0.5*{one}@one + 0.5*{two}@one", samples=4, length=64), letters, against=[str(two), f"{two} + {one}"])
-    assert sorted((check["part"], check["against"]) for check in found.overlap_checks) == sorted(
-        (f"{part}@one", str(source)) for part in (one, two) for source in (one, two)
-    )
-
-
-@pytest.mark.parametrize(("given", "error"), [("full_stops", DataError), ("gsm9k", SpecError)])
-def test_what_cannot_be_compared_with_is_refused(letters: PreTrainedTokenizerBase, given: str, error: type[Exception]):
-    with pytest.raises(error, match=given):
-        inspect_tokens(CalibrationSet("full_stops", samples=1, length=8), letters, against=[given])
+    assert f"--against {one}" in check["unchecked"]
+    asked = inspect_tokens(data, letters, against=[str(two), f"{two} + {one}"]).overlap_checks
+    assert sorted((check["part"], check["against"], check["same"]) for check in asked) == [(f"{one}@one", str(one), 0), (f"{one}@one", str(two), 0)]
 
 
 def test_what_may_not_be_quoted_is_not_shown(jsonl: Jsonl, letters: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch):

@@ -18,13 +18,10 @@ from calibrant.errors import NumericsError, SpecError
 from calibrant.inspection import inspecting
 from calibrant.inspection.inspecting import energy, loss
 from calibrant.models import Opened, view
-from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
+from calibrant.testing import tiny_folder, tiny_tokenizer
 
+from tests.inspection.sound import tiny
 from tests.usual import usually
-
-
-def tiny(family: str = "llama") -> Opened:
-    return Opened(tiny_model(family), tiny_tokenizer(), family, "sha256:0", "", torch.float32)
 
 
 @pytest.fixture

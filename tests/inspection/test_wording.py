@@ -1,14 +1,14 @@
 """What the verdict on a set says is wrong and to type instead, and what is said to those who ask for what can't be looked at."""
 
-import pytest
-from transformers import PreTrainedTokenizerBase
+from typing import Any
 
-from calibrant.data import CalibrationSet
-from calibrant.errors import InputError
-from calibrant.inspection import inspect, inspect_tokens
+import pytest
+
+from calibrant.errors import DataError, InputError, ModelError, SpecError
+from calibrant.inspection import inspect
 from calibrant.inspection.verdict import RULES, verdict
 
-from tests.inspection.sound import LEGACY, OWN, PART, Change, both, energy, experts, found, halves, leaks, part, whole
+from tests.inspection.sound import LEGACY, OWN, PART, Change, both, energy, experts, found, halves, leaks, part, tiny, whole
 
 SPOKEN: list[tuple[str, Change, str]] = [
     ("draws", whole(disjoint_draws=3, enough=4900), "only 3 disjoint draws of 8,192 tokens, …: lower --tokens to 4,900 for 5 draws"),
@@ -81,16 +81,15 @@ def test_every_rule_has_its_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("against", "sentence"),
-    [("full_stops", "'full_stops' is a control"), ("gsm9k", "'gsm9k', did you mean 'gsm8k'")],
+    ("asked", "error", "subject", "sentence"),
+    [
+        ({"against": ["full_stops"]}, DataError, "full_stops", "'full_stops' is a control: nothing is measured on it"),
+        ({"against": ["gsm9k"]}, SpecError, "gsm9k", "did you mean 'gsm8k'?"),
+        ({"model": "./nowhere"}, ModelError, "./nowhere", "'./nowhere'"),
+    ],
 )
-def test_what_cannot_be_compared_with(letters: PreTrainedTokenizerBase, against: str, sentence: str) -> None:
-    with pytest.raises(InputError) as caught:
-        inspect_tokens(CalibrationSet("full_stops", samples=1, length=8), letters, against=[against])
+def test_what_cannot_be_looked_at(asked: dict[str, Any], error: type[InputError], subject: str, sentence: str) -> None:
+    with pytest.raises(error) as caught:
+        inspect("full_stops", **{"model": tiny(), "samples": 1, "length": 8, **asked})
+    assert caught.value.subject == subject
     assert sentence in str(caught.value)
-
-
-def test_a_model_that_is_not_there() -> None:
-    with pytest.raises(InputError) as caught:
-        inspect("python_docs", "./nowhere")
-    assert "'./nowhere'" in str(caught.value)

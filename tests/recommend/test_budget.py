@@ -12,6 +12,7 @@ from calibrant.progress import Progress
 from calibrant.study import Study
 from calibrant.study.request import StudyResult
 
+from tests.recommend.clock import Clock
 from tests.trained import trained_folder
 
 CHEAP = StepCosts(opened=1.0, walk=0.001, judge=0.002, search=5.0, compress=2.0, measure=6.0)
@@ -66,16 +67,6 @@ def test_costs_and_plan_are_kept_for_the_same_question_only(tmp_path: Path) -> N
     more = continued(earlier, CHEAP, seconds=200.0, rounds=5)
     assert more.rounds > 1
     assert "1 of the draws are there from an earlier call" in more.sentence(5.0)
-
-
-class Clock:
-    """Time that passes only where a test says so."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __call__(self) -> float:
-        return self.seconds
 
 
 @pytest.mark.parametrize(("minutes", "rounds"), [(2.0, 1), (3.2, 2), pytest.param(60.0, 3, marks=pytest.mark.slow)])

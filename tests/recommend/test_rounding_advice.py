@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,19 +12,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from calibrant.advice import recommend, timing
+from calibrant.advice import recommend
 from calibrant.advice.budget import StepCosts, planned
 from calibrant.advice.timing import measured_costs
 from calibrant.cli import app
-from calibrant.methods import awq as awq_module
-from calibrant.methods import rsq as rsq_module
 from calibrant.mixtures import aim_of, stand_in_of
-from calibrant.models import Opened, open_model, view
+from calibrant.models import open_model, view
 from calibrant.screen.choosing import recommended
 from calibrant.store import Store
 from calibrant.study import Study
 from calibrant.testing.tiny import tiny_gguf
 
+from tests.recommend.clock import Clock
 from tests.recommend.conftest import EFFORT
 from tests.trained import trained_folder
 
@@ -129,91 +129,35 @@ def test_what_was_predicted_is_what_is_measured_where_the_difference_is_large(tm
     assert len(rounded.measures) == 1, "the divergence decides nothing"
 
 
-class Clock:
-    """Time that passes only where a test says so."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-    def slowed(self, work: Callable[..., Any], seconds: float) -> Callable[..., Any]:
-        """The same work, which takes so many seconds."""
-
-        def slow(*given: Any, **named: Any) -> Any:
-            self.seconds += seconds
-            return work(*given, **named)
-
-        return slow
-
-
-def costs_of(opened: Opened, method: str, target: str) -> StepCosts:
-    built, aimed = aim_of(method, target)
-    template = Study(
-        models=("a model",),
-        data=("python_docs",),
-        methods=(str(built),),
-        sparsities=(str(aimed),),
-        evaluate=("loss(source=python_docs, tokens=64, length=32)",),
-        tokens=512,
-        length=128,
-        dtype="float32",
-        device="cpu",
-    )
-    return measured_costs(opened, template, stand_in_of(built, aimed), EFFORT, 3, 0.0)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of what the advice times itself; that of forwards and measurements stands still, so that these take no time."""
-    clock = Clock()
-    for module in (timing, __import__("calibrant.study.timing", fromlist=["time"])):
-        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock))
-    return clock
-
-
-def test_trying_strengths_is_a_part_of_what_awq_costs(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(awq_module, "best_strength", clock.slowed(awq_module.best_strength, 1.0))
+@pytest.mark.parametrize(
+    ("method", "slow", "costs"),
+    [
+        # Three sites in each of four blocks (two norms and the hidden units); statistics are gathered once.
+        ("awq", "awq.best_strength", {"compress": 12.0, "again": 0.0}),
+        # A second for each block and micro-batch of 1,024 tokens.
+        ("rsq", "rsq.attention_received", {"compress": 0.0, "again": 4 / 1024}),
+        # Seven matrices of each block; mixtures are searched, left out, and judged once more.
+        ("gptq", "gptq.GPTQ.compress", {"compress": 7 * 4, "search": 7 * ((8 + 3 + 1) + (3 + 1 + 4))}),
+    ],
+)
+def test_what_a_method_does_more_is_a_part_of_what_it_costs(monkeypatch: pytest.MonkeyPatch, method: str, slow: str, costs: dict[str, float]) -> None:
+    clock, place = Clock(), f"calibrant.methods.{slow}"
+    for module in ("advice", "study"):
+        monkeypatch.setattr(f"calibrant.{module}.timing.time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(place, clock.slowed(resolve_name(place), 1.0))
     opened = open_model(str(trained_folder()), "float32", "cpu")
     before = [weight.get().clone() for weight in view(opened.model).weights]
-    costs = costs_of(opened, "awq", "w3g32")
-    assert costs.compress == 12.0, "three sites in each of four blocks: two norms and the hidden units"
-    assert costs.again == 0.0, "it reads statistics that are gathered once"
+    built, aimed = aim_of(method, "w3g32")
+    task = "loss(source=python_docs, tokens=64, length=32)"
+    template = Study(models=("a model",), data=("python_docs",), methods=(str(built),), sparsities=(str(aimed),), evaluate=(task,), **SMALL)
+    found = measured_costs(opened, template, stand_in_of(built, aimed), EFFORT, 3, 0.0)
+    assert {name: getattr(found, name) for name in costs} == pytest.approx(costs)
     assert all(torch.equal(weight.get(), numbers) for weight, numbers in zip(view(opened.model).weights, before, strict=True))
-
-
-def test_looking_at_attention_is_a_part_of_what_a_token_of_rsq_costs(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rsq_module, "attention_received", clock.slowed(rsq_module.attention_received, 1.0))
-    costs = costs_of(open_model(str(trained_folder()), "float32", "cpu"), "rsq", "w3g32")
-    assert costs.compress == 0.0
-    assert costs.again == pytest.approx(4 / 1024), "a second for each block and micro-batch of 1,024 tokens"
-
-
-def test_a_whole_file_costs_by_all_numbers_of_the_model(clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
-    from calibrant.methods import ggml
-
-    monkeypatch.setattr(ggml, "quantize_matrix", clock.slowed(ggml.quantize_matrix, 1.0))
-    opened = open_model(str(tiny_gguf(tmp_path / "tiny.gguf", "F32")), "float32", "cpu")
-    first = [weight for weight in view(opened.model).weights if weight.block == 0]
-    share = sum(parameter.numel() for parameter in opened.model.parameters()) / sum(weight.shape[0] * weight.shape[1] for weight in first)
-    assert costs_of(opened, "llama_cpp", "Q4_0").compress == pytest.approx(len(first) * share)
-
-
-@pytest.mark.parametrize("method", ["rtn(scales=importance)", "gptq"])
-def test_searching_costs_by_what_one_mixture_of_a_block_takes(clock: Clock, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    kind = type(aim_of(method, "w3g32")[0])
-    monkeypatch.setattr(kind, "compress", clock.slowed(kind.compress, 1.0))
-    costs = costs_of(open_model(str(trained_folder()), "float32", "cpu"), method, "w3g32")
-    assert costs.search == 7 * ((8 + 3 + 1) + (3 + 1 + 4)), "seven matrices; mixtures searched, left out, and judged once more"
-    assert costs.compress == 7 * 4
 
 
 def test_what_sees_its_inputs_itself_pays_for_them_in_the_first_round_too() -> None:
     gathered, itself = (StepCosts(1.0, 0.01, 0.01, 5.0, 2.0, 6.0, again) for again in (0.0, 0.01))
     assert gathered.round(4, 0, 7, 1000) == 1 + 4 * 8
     assert itself.round(4, 0, 7, 1000) == 1 + 4 * 8 + 7 * 1000 * 0.01
-    assert itself.scaled(racing=2.0).again == 0.02
     plans = [planned(costs, 10_000.0, sources=3, least=2, tokens=1000, halves=False) for costs in (gathered, itself)]
     assert plans[1].seconds > plans[0].seconds
