@@ -3,13 +3,11 @@
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from calibrant.cli import app
 from calibrant.errors import ModelError, SpecError
 from calibrant.evaluators import evaluate
-from calibrant.models import open_model
 from calibrant.testing import tiny_folder
 from calibrant.testing.tiny import tiny_gguf
 
@@ -18,40 +16,15 @@ from tests.evaluators.refusals import refused
 LOSS = "loss(source=python_docs, tokens=128, length=32)"
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_gguf(tmp_path_factory.mktemp("plain") / "plain.gguf", "F32")
-
-
-@pytest.fixture
-def _llama_cpp() -> None:
+def test_a_loss_and_an_agreement_are_measured_there(bare: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
-
-
-@pytest.mark.usefixtures("_llama_cpp")
-def test_the_same_numbers_give_nearly_the_same_logits(bare: dict[str, Path], plain: Path) -> None:
-    from calibrant.llama_cpp import LlamaModel
-
-    ids = list(range(3, 35))
-    with LlamaModel(bare["F32"], 64, exact=True) as theirs, torch.no_grad():
-        logits = torch.from_numpy(theirs.logits(ids))
-        again = torch.from_numpy(theirs.logits(ids[:10]))
-    ours = open_model(str(plain), "float32", "cpu").model(torch.tensor([ids])).logits[0].detach()
-    assert float((logits - ours).abs().max()) < 2e-3
-    assert float((again - ours[:10]).abs().max()) < 2e-3
-    logs, other = ours.log_softmax(-1), logits.log_softmax(-1)
-    assert float((logs.exp() * (logs - other)).sum(-1).max()) < 1e-6
-
-
-@pytest.mark.usefixtures("_llama_cpp")
-def test_a_loss_and_an_agreement_are_measured_there(bare: dict[str, Path], plain: Path) -> None:
-    file = str(bare["F32"])
-    (ours,) = evaluate(str(plain), LOSS, dtype="float32")
+    file, plain = str(bare["F32"]), str(tiny_gguf(tmp_path / "plain.gguf", "F32"))
+    (ours,) = evaluate(plain, LOSS, dtype="float32")
     (theirs,) = evaluate(file, LOSS, engine="llama_cpp")
     assert theirs.score.value == pytest.approx(ours.score.value, abs=1e-3)
     assert theirs.score.n == ours.score.n
     assert "llama-cpp-py-sync" in str(theirs.provenance["note"])
-    (agreed,) = evaluate(file, "agreement(source=python_docs, tokens=64, length=16)", reference=str(plain), engine="llama_cpp")
+    (agreed,) = evaluate(file, "agreement(source=python_docs, tokens=64, length=16)", reference=plain, engine="llama_cpp")
     assert 0 <= agreed.score.value < 1e-3
 
 

@@ -126,10 +126,13 @@ def test_a_file_that_torch_cannot_open_has_none(bare: dict[str, Path], folder: P
     assert "floor" not in evaluate(str(bare["Q8_0"]), TASK, reference=str(folder), engine="llama_cpp")[0].score.facts
 
 
-def test_the_command_shows_it_and_gives_it_to_programs(folder: Path) -> None:
+def test_the_command_shows_it_and_gives_it_to_programs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibrant.screen.results.DIGIT", 1e-7)  # so small a model rounds little
     words = ["evaluate", str(folder), "--reference", str(folder), "--task", str(TASK), "--dtype", "bfloat16"]
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == 0, shown.stderr
     assert "noise floor" in " ".join(shown.stdout.split())
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
-    assert found[0]["facts"]["floor"] > 1e-6
+    floor = found[0]["facts"]["floor"]
+    assert floor > 1e-6
+    assert f"KL below {floor:.1e}" in " ".join(shown.stdout.split()), "where it matters, it is told in words"

@@ -83,9 +83,11 @@ def test_a_users_rows_are_not_quoted_and_open_ones_are(jsonl: Jsonl, letters: Pr
 
 def test_a_mix_is_quoted_part_by_part(letters: PreTrainedTokenizerBase):
     data = CalibrationSet("mix(a=python_docs, b=random_tokens, weight=0.5)", samples=3, length=64)
-    found = profile(data, data.tokens(letters), letters)
-    assert [e["part"] for e in found["examples"]] == ["python_docs"] * 2 + ["random_tokens"] * 2
+    batch = data.tokens(letters)
+    found = profile(data, batch, letters)
     assert found["windows"] == 6
+    assert [e["part"] for e in found["examples"]] == ["python_docs"] * 2 + ["random_tokens"] * 2
+    assert [e["text"] for e in found["examples"]] == [quoted(batch, window, letters) for window in (0, 1, 3, 4)], "each part by its own windows"
 
 
 QUOTED = {
