@@ -14,7 +14,6 @@ from calibrant.evaluators import Subject, evaluators
 from calibrant.evaluators.lape import LanguageNeurons
 from calibrant.models import Opened, view
 from calibrant.outcomes import Journal
-from calibrant.spec import Call
 
 from tests.evaluators.refusals import refused
 
@@ -137,22 +136,6 @@ def test_its_name_and_its_rows(spoken: list[str]) -> None:
     assert {row.text[0] in LETTERS["early"] for row in rows} == {True, False}
     assert evaluator.digest()
     assert LanguageNeurons().digest() == ""
-
-
-@pytest.mark.parametrize(
-    ("subject", "options"),
-    [
-        ("sources", {"sources": ("wikitext",)}),
-        ("sources", {"sources": ("wikitext", "wikitext")}),
-        ("sources", {"sources": "wikitext"}),
-        ("sources", {"sources": [Call("wikitext"), Call("c4")]}),  # as a spec without quotes is read
-        ("lowest", {"lowest": 0.0}),
-        ("quantile", {"quantile": 1.0}),
-    ],
-)
-def test_what_is_asked_wrongly_is_refused(spoken: list[str], subject: str, options: dict[str, object]) -> None:
-    with refused(SpecError, subject):
-        task(spoken, **options)
 
 
 def test_without_a_reference_nothing_is_measured(opened: Opened, spoken: list[str]) -> None:

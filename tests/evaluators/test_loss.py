@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from calibrant.data import held_out, start_tokens
-from calibrant.errors import NumericsError, SpecError
-from calibrant.evaluators import Subject, evaluate, evaluators
+from calibrant.errors import NumericsError
+from calibrant.evaluators import Subject, evaluate
 from calibrant.evaluators.loss import Loss
 from calibrant.models import Opened
 
@@ -93,6 +93,3 @@ def test_what_cannot_be_measured_is_refused_by_name(texts: Path) -> None:
     loss = Loss(source=str(texts), tokens=100)
     with refused(NumericsError, loss.measured):
         loss.measure(Subject(broken.model, broken.tokenizer))
-    for impossible in ("loss(tokens=0)", "loss(length=1)"):
-        with refused(SpecError, "loss"):
-            evaluators.build(impossible)

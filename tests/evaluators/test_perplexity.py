@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from calibrant.data import held_out
-from calibrant.errors import DataError, NumericsError, SpecError
-from calibrant.evaluators import Subject, evaluators
+from calibrant.errors import DataError, NumericsError
+from calibrant.evaluators import Subject
 from calibrant.evaluators.loss import Loss
 from calibrant.evaluators.perplexity import Perplexity, joined_rows
 from calibrant.models import Opened
@@ -166,6 +166,3 @@ def test_what_cannot_be_measured_is_refused_by_name(texts: Path, monkeypatch: py
     monkeypatch.setattr(Perplexity, "rows", lambda self: iter(()))
     with refused(DataError, perplexity.held_out()[0]):
         perplexity.measure(Subject(broken.model, broken.tokenizer))
-    for subject, impossible in (("perplexity", "tokens=0"), ("perplexity", "length=1"), ("stride", "stride=0"), ("stride", "length=8, stride=9")):
-        with refused(SpecError, subject):
-            evaluators.build(f"perplexity({impossible})")

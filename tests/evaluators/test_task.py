@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from calibrant.data import Row
-from calibrant.errors import DataError, NumericsError, SpecError
+from calibrant.errors import DataError, NumericsError
 from calibrant.evaluators import Subject, evaluate, evaluators
 from calibrant.evaluators import task as module
 from calibrant.evaluators._prompts import TokenizedTexts, put_for
@@ -214,9 +214,6 @@ def test_free_text_has_a_loss_only(opened: Opened, tmp_path: Path) -> None:
     measured = Task(name=str(path), limit=3).measure(Subject(opened.model, opened.tokenizer))
     assert (measured.score.metric, measured.beside) == ("loss", ())
     assert set(measured.outcomes[0].facts) == {"nats", "tokens", "greedy"}
-    for subject, asked in ((path, {"metric": "acc"}), (path, {"style": "letters"}), ("solution", {"metric": "solution"})):
-        with refused(DataError, subject):
-            Task(name=str(path), **asked).measure(Subject(opened.model, opened.tokenizer))
 
 
 def test_exemplars_are_drawn_by_seed_and_never_measured(choices: Path) -> None:
@@ -243,21 +240,12 @@ def test_a_permuted_head_is_at_chance(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_measured_is_refused_by_name(opened: Opened, choices: Path, tmp_path: Path) -> None:
-    subject, broken = Subject(opened.model, opened.tokenizer), overflowing()
     unanswerable = write(tmp_path / "mine.jsonl", [{"question": f"Is it {i}?", "choices": ["one", "two"], "answer": "Q"} for i in range(40)])
-    with refused(DataError, choices):
-        Task(name=str(choices), shots=99).measure(subject)
-    for name in ("wikitext", "full_stops", str(unanswerable)):
-        with refused(DataError, name):
-            Task(name=name).measure(subject)
+    with refused(DataError, unanswerable):
+        Task(name=str(unanswerable)).measure(Subject(opened.model, opened.tokenizer))
+    broken = overflowing()
     with pytest.raises(NumericsError, match="quiz"):
         Task(name=str(choices), limit=3).measure(Subject(broken.model, broken.tokenizer))
-
-
-@pytest.mark.parametrize(("subject", "asked"), [("task", "shots=-1"), ("task", "limit=0"), ("style", "style=cloz"), ("metric", "metric=accuracy")])
-def test_impossible_tasks_are_refused(subject: str, asked: str) -> None:
-    with refused(SpecError, subject):
-        evaluators.build(f"task({asked})")
 
 
 def test_a_killed_measurement_goes_on_and_ends_as_one_that_was_not(choices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,11 @@
-"""What people read who ask for a measurement that can't be had: what was given, what is allowed, what to do."""
+"""Measurements that can't be had: which error it is, what it is about, and what people read."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from calibrant.errors import InputError
+from calibrant.errors import DataError, InputError, SpecError
 from calibrant.evaluators import evaluate, evaluators
 from calibrant.models import Opened
 from calibrant.testing import tiny_gguf
@@ -14,45 +14,59 @@ from tests.evaluators.refusals import overflowing
 
 
 @pytest.mark.parametrize(
-    ("spec", "sentence"),
+    ("spec", "subject", "sentence"),
     [
-        ("loss(tokens=0)", "loss(tokens=0, length=2048): tokens must be at least 1 and length at least 2"),
-        ("perplexity(stride=0)", "stride=0"),
-        ("perplexity(length=8, stride=9)", "length=8, stride=9"),
-        ("agreement(length=1)", "length=1): tokens must be at least 1 and length at least 2"),
-        ("task(limit=0)", "limit=0): shots must be at least 0 and limit at least 1"),
-        ("task(style=cloz)", "did you mean 'cloze'"),
-        ("generation(shots=-1)", "generation(shots=-1): shots must be at least 0"),
-        ("lape(sources=[wikitext, c4])", "each language is a source in quotes"),
-        ("lape(sources=['wikitext'])", "name two languages or more, each once"),
-        ("lape(sources=['wikitext', 'c4'], lowest=0)", "lowest is a share between 0 and 1"),
-        ("harness(task=mine, limit=0)", "harness(limit=0): limit must be at least 1"),
-        ("harness", "harness needs task"),
+        ("loss(tokens=0)", "loss", "loss(tokens=0, length=2048): tokens must be at least 1 and length at least 2"),
+        ("agreement(length=1)", "agreement", "length=1): tokens must be at least 1 and length at least 2"),
+        ("perplexity(tokens=0)", "perplexity", "tokens must be at least 1"),
+        ("perplexity(stride=0)", "stride", "stride=0"),
+        ("perplexity(length=8, stride=9)", "stride", "length=8, stride=9"),
+        ("task(shots=-1)", "task", "shots=-1"),
+        ("task(limit=0)", "task", "limit=0): shots must be at least 0 and limit at least 1"),
+        ("task(style=cloz)", "style", "did you mean 'cloze'"),
+        ("task(metric=accuracy)", "metric", "metric='accuracy'"),
+        ("generation(shots=-1)", "shots", "generation(shots=-1): shots must be at least 0"),
+        ("generation(max_tokens=0)", "max_tokens", "generation(max_tokens=0): max_tokens must be at least 1"),
+        ("influence(limit=0)", "limit", "limit must be at least 1"),
+        ("words(shuffles=0)", "shuffles", "shuffles must be at least 1"),
+        ("lape(sources=[wikitext, c4])", "sources", "each language is a source in quotes"),
+        ("lape(sources=wikitext)", "sources", "each language is a source in quotes"),
+        ("lape(sources=['wikitext'])", "sources", "name two languages or more, each once"),
+        ("lape(sources=['wikitext', 'wikitext'])", "sources", "name two languages or more, each once"),
+        ("lape(sources=['wikitext', 'c4'], lowest=0)", "lowest", "lowest is a share between 0 and 1"),
+        ("lape(sources=['wikitext', 'c4'], quantile=1)", "quantile", "quantile is a share between 0 and 1"),
+        ("harness(task=mine, limit=0)", "limit", "harness(limit=0): limit must be at least 1"),
+        ("harness(task=mine, num_fewshot=-1)", "num_fewshot", "num_fewshot can't be negative"),
+        ("harness", "task", "harness needs task"),
     ],
 )
-def test_what_cannot_be_meant(spec: str, sentence: str) -> None:
-    with pytest.raises(InputError) as caught:
+def test_what_cannot_be_meant(spec: str, subject: str, sentence: str) -> None:
+    with pytest.raises(SpecError) as caught:
         evaluators.build(spec)
+    assert caught.value.subject == subject
     assert sentence in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("task", "sentence"),
+    ("task", "error", "subject", "sentence"),
     [
-        ("words(source=MINE)", "isn't known; give --reference"),
-        ("task(name=MINE, shots=99)", "exemplars, and 99 were asked for; take fewer shots"),
-        ("task(name=MINE, metric=acc)", "neither choices nor numbers"),
-        ("task(name=MINE, style=letters)", "has no choices; leave style out"),
-        ("task(name=wikitext)", "wikitext can't be rendered as qa"),
-        ("task(name=full_stops)", "'full_stops' is a control"),
-        ("generation(name=MINE, shots=99)", "exemplars and 99 shots were asked for"),
+        ("words(source='MINE')", SpecError, "MODEL", "isn't known; give --reference"),
+        ("task(name='MINE', shots=99)", DataError, "MINE", "exemplars, and 99 were asked for; take fewer shots"),
+        ("task(name='MINE', metric=acc)", DataError, "MINE", "neither choices nor numbers"),
+        ("task(name='MINE', style=letters)", DataError, "MINE", "has no choices; leave style out"),
+        ("task(name='MINE', metric=solution)", DataError, "solution", "use one of loss"),
+        ("task(name=wikitext)", DataError, "wikitext", "wikitext can't be rendered as qa"),
+        ("task(name=full_stops)", DataError, "full_stops", "'full_stops' is a control"),
+        ("generation(name='MINE', shots=99)", DataError, "MINE", "exemplars and 99 shots were asked for"),
+        ("generation(name=wikitext)", DataError, "wikitext", "wikitext can't be rendered as qa"),
     ],
 )
-def test_what_cannot_be_measured(opened: Opened, tmp_path: Path, task: str, sentence: str) -> None:
+def test_what_cannot_be_measured(opened: Opened, tmp_path: Path, task: str, error: type[InputError], subject: str, sentence: str) -> None:
     mine = tmp_path / "mine.jsonl"
     mine.write_text("\n".join(json.dumps({"question": f"Who is number {i}?", "answer": "Nobody knows"}) for i in range(60)))
-    with pytest.raises(InputError) as caught:
-        evaluate(opened, task.replace("MINE", repr(str(mine))))
+    with pytest.raises(error) as caught:
+        evaluate(opened, task.replace("MINE", str(mine)))
+    assert caught.value.subject == subject.replace("MINE", str(mine)).replace("MODEL", opened.name)
     assert sentence in str(caught.value)
 
 

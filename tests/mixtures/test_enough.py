@@ -10,7 +10,7 @@ from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.methods.wanda import Wanda
 from calibrant.mixtures import CurvePoint, Sample, TokenMeter, read_curve
-from calibrant.mixtures.statistics import GramPieces, NormPieces, Pieces, StoredPieces, gather_with_pieces
+from calibrant.mixtures.statistics import StoredPieces, gather_with_pieces
 from calibrant.models import Opened, view
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_model, tiny_tokenizer
@@ -72,23 +72,6 @@ def test_nothing_is_walked_for_twice_and_what_was_killed_goes_on(tmp_path: Path,
     monkeypatch.setattr("calibrant.mixtures.statistics.walk", lambda *_, **__: pytest.fail("another forward"))
     monkeypatch.setattr("calibrant.walk.observing.walk", lambda *_, **__: pytest.fail("another forward"))
     gather_with_pieces(seen_by, batch, FeatureNorms, kept, pieces, SAMPLED)
-
-
-@pytest.mark.parametrize("kind", [NormPieces, GramPieces])
-def test_there_are_never_more_pieces_than_the_most(kind: type[Pieces]) -> None:
-    x = torch.randn(400, 4, dtype=torch.float64)
-    weights = torch.rand(400, dtype=torch.float64)
-    parts = [kind.of(x[at : at + 20], weights[at : at + 20]) for at in range(0, 400, 20)]
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    whole = kind.kind().of(x, weights)
-    assert len(total.parts) == kind.most
-    assert (total.tokens, total.mass) == (400, pytest.approx(whole.mass))
-    torch.testing.assert_close(total.norms(), whole.norms(), rtol=1e-9, atol=0)
-    torch.testing.assert_close((total * 0.5).norms(), whole.norms() / 2, rtol=1e-9, atol=0)
-    assert max(part.tokens for part in total.parts) <= 2 * min(part.tokens for part in total.parts)
-    assert len(kind.of(x[:1]).parts) == 1
 
 
 @pytest.mark.parametrize("method", [Wanda(), SparseGPT()], ids=str)

@@ -12,10 +12,10 @@ from torch import Tensor
 from calibrant.data import CalibrationSet, TokenBatch
 from calibrant.importance import imatrix, read_imatrix
 from calibrant.methods import methods
-from calibrant.methods._stand_ins import RecipeByMatrix, ScaledAlone
+from calibrant.methods._stand_ins import RecipeByMatrix
 from calibrant.mixtures import Effort, Sample, aim_of, mix, rounded, stand_in_of, uniform
 from calibrant.models import open_model
-from calibrant.targets import GgmlKind, Grid, parse_target
+from calibrant.targets import GgmlKind, parse_target
 from calibrant.testing.tiny import tiny_gguf
 
 from tests.mixtures.made import World, both, world
@@ -130,19 +130,6 @@ def test_removal_and_grid_together_are_no_better_than_the_grid_alone() -> None:
     for weight in made.weights[:2]:
         kept = methods.build("sparsegpt").compress(weight, both(made.own[0][0]), parse_target("2:4+w4g4")).weight
         assert ((kept.unflatten(1, (-1, 4)) == 0).sum(2) >= 2).all()
-
-
-def test_alone_without_strengths_it_rounds_to_nearest_and_with_them_it_errs_no_more() -> None:
-    made, target = world(), Grid(4, WIDTH)
-    for weight, x in ((made.weights[0], made.own[0][0]), (made.weights[2], made.own[1][1])):
-        seen = both(x)
-        ways = (methods.build("rtn"), ScaledAlone(1, False), ScaledAlone(20, False))
-        rtn, none, some = (method.compress(weight, seen, target).weight for method in ways)
-        assert torch.equal(rtn, none)
-        errors = [float(((weight - one) @ x.T).square().sum()) for one in (none, some)]
-        assert errors[1] < errors[0]
-        clipped = ScaledAlone(20, True).compress(weight, seen, target).weight
-        assert not torch.equal(clipped, some)
 
 
 def test_a_recipe_is_predicted_by_the_kind_that_fits() -> None:
