@@ -88,7 +88,7 @@ def test_what_cannot_be_raced_is_refused() -> None:
 @pytest.mark.parametrize("minutes", [0.0, -1.0])
 def test_no_time_at_all_is_refused(minutes: float) -> None:
     with pytest.raises(SpecError) as caught:
-        recommend("smollm2", "python_docs", minutes=minutes)
+        recommend("there is no such model", "python_docs", minutes=minutes)
     assert caught.value.subject == "budget"
 
 
