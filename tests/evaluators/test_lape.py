@@ -132,6 +132,7 @@ def test_a_killed_one_goes_on(opened: Opened, spoken: list[str], tmp_path: Path)
 def test_its_name_and_its_rows(spoken: list[str]) -> None:
     evaluator = task(spoken)
     assert evaluators.build(str(evaluator)) == evaluator
+    assert evaluators.build("lape(sources=[wikitext, c4])") == evaluators.build("lape(sources=['wikitext', 'c4'])"), "a name needs no quotes"
     rows = list(evaluator.rows())
     assert {row.text[0] in LETTERS["early"] for row in rows} == {True, False}
     assert evaluator.digest()

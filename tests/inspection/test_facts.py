@@ -257,6 +257,7 @@ def test_what_may_not_be_quoted_is_not_shown(jsonl: Jsonl, letters: PreTrainedTo
 
 
 def test_a_histogram_puts_every_length_in_its_range():
+    assert histogram([]) == []
     chance = random.Random(0)
     for _ in range(60):
         lengths = [chance.randint(0, 10 ** chance.randint(0, 5)) for _ in range(chance.randint(1, 60))]

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from calibrant import CalibrationSet
-from calibrant.activations import FeatureNorms
+from calibrant.activations import FeatureNorms, Gram
 from calibrant.compress import Recipe, compress
-from calibrant.errors import TargetError
+from calibrant.errors import SpecError, TargetError
 from calibrant.methods import methods
 from calibrant.mixtures import Effort, Mixture, MixtureStatistics, Sample, SetStatistics, blended, expression, gather_statistics, mix, rounded
 from calibrant.mixtures.mixture import names_of
-from calibrant.mixtures.statistics import rows_in_common
+from calibrant.mixtures.statistics import rows_in_common, statistic_of
 from calibrant.models import Opened, open_model, view
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_model, tiny_tokenizer
-from calibrant.walk.statistics import Statistics
+from calibrant.walk.statistics import Statistics, statistics_id
 
 from tests.trained import trained_folder
 
@@ -85,9 +85,14 @@ def test_a_target_that_judges_alone_finds_the_same_and_costs_no_other_judge(plac
 
 
 def test_each_source_is_least_hurt_by_its_own_set_and_the_figures_are_disjoint_from_what_was_fitted(usual: Mixture) -> None:
+    opened = open_model(str(trained_folder()), "float32")
     for judge in usual.judges:
         assert min(usual.rows[:3], key=lambda row: row.errors[judge]).calibrated_on == judge
-    assert all(row.errors["python_code"] > 0 for row in usual.rows)
+        fitted = CalibrationSet(judge, tokens=2048, length=128)
+        held_out = CalibrationSet(judge, tokens=2048, length=128, seed=1).held_out()
+        kept = Statistics(usual.folder, statistics_id(opened, held_out.tokens(opened.tokenizer)))
+        assert kept.folder.is_dir(), "it is judged by what the source holds out"
+        assert not {row.key for row in fitted.rows(opened.tokenizer)[0]} & {row.key for row in held_out.rows(opened.tokenizer)[0]}
 
 
 def test_a_second_call_walks_through_nothing_and_says_so(place: Path, usual: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +202,14 @@ def test_the_expression_leaves_out_what_has_no_weight(weights: tuple[int, ...], 
 def test_a_target_that_doesn_t_fit_a_matrix_is_said_before_the_walk(place: Path, asked: dict[str, str], named: str) -> None:
     with pytest.raises(TargetError, match=named):
         found_in(place, **asked)
+
+
+def test_a_method_that_looks_at_two_statistics_can_t_be_mixed_for() -> None:
+    class Both(type(methods.build("wanda"))):
+        observes = (*methods.build("wanda").observes, Gram)
+
+    with pytest.raises(SpecError, match="FeatureNorms, Gram"):
+        statistic_of(Both())
 
 
 @pytest.mark.slow

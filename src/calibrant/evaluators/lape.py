@@ -45,8 +45,6 @@ class LanguageNeurons(Evaluator):
 
     def __post_init__(self) -> None:
         check_most(self, tokens=MOST_TOKENS, length=LONGEST_WINDOW)
-        if not isinstance(self.sources, tuple | list) or not all(isinstance(source, str) for source in self.sources):
-            raise SpecError("lape(sources=…): each language is a source in quotes, as in sources=['flores(language=en)', 'c4']", subject="sources")
         object.__setattr__(self, "sources", tuple(self.sources))
         if len(set(self.sources)) < max(2, len(self.sources)):
             raise SpecError(f"lape(sources={list(self.sources)}): name two languages or more, each once", subject="sources")
