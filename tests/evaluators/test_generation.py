@@ -9,7 +9,7 @@ import pytest
 
 from calibrant.data import Row, parse_source
 from calibrant.errors import DataError, NumericsError
-from calibrant.evaluators import Subject, evaluate
+from calibrant.evaluators import Subject
 from calibrant.evaluators._decoding import Decoder, Generated
 from calibrant.evaluators._prompts import draw_exemplars
 from calibrant.evaluators.generation import Generation
@@ -203,15 +203,6 @@ def test_a_killed_one_goes_on(opened: Opened, tmp_path: Path, monkeypatch: pytes
     write_items(tmp_path / "items.parquet", whole.outcomes)
     assert read_items(tmp_path / "items.parquet") == whole.outcomes
     assert "Add" not in repr(whole), "texts aren't kept"
-
-
-def test_the_same_by_name_for_a_real_model(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    (one,) = evaluate(opened, "generation(name=gsm8k, shots=2, max_tokens=5)", limit=6)
-    monkeypatch.setattr("calibrant.evaluators._decoding.TOKENS_PER_BATCH", 1)
-    (alone,) = evaluate(opened, [Generation(shots=2, max_tokens=5)], limit=6)
-    assert one.outcomes == alone.outcomes
-    assert one.score == alone.score
-    assert one.score.n == 6
 
 
 def test_seeds_draw_other_exemplars_of_distinct_answers_that_are_never_measured() -> None:

@@ -109,13 +109,6 @@ def test_rows_without_words_and_no_rows_at_all():
     assert find_leaks([Row(text="\ud800 \x00" + text(20, 1))], [Row(text=text(20, 1))])[0].share == 1.0
 
 
-def test_the_side_that_is_looked_through_is_read_once_and_in_order():
-    rows = [Row(text=text(30, i)) for i in range(6)]
-    stream = iter([rows[4], Row(text=text(30, 99)), rows[1], rows[4]])
-    assert [leak.row for leak in find_leaks(stream, rows)] == [rows[4].example, rows[1].example]
-    assert next(stream, None) is None
-
-
 def brute(calibration: Sequence[Row], measured: Sequence[Row]) -> Iterator[tuple[str, str, float]]:
     """The shares of runs of 13 as tuples of words, pair by pair."""
 
