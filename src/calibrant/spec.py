@@ -150,6 +150,8 @@ def _typed(cls: type[Any], f: dataclasses.Field[Any], value: Any) -> Any:
     """Check a value against a field annotated with plain types (`int`, `float | None`, …); other annotations are the class's own business."""
     plain: dict[str, type[Any]] = {"int": int, "float": float, "str": str, "bool": bool, "None": type(None)}
     words = [w.strip() for w in (f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))).split("|")]
+    if str(f.type) == "tuple[str, ...]":
+        return _texts(cls, f, value)
     if not all(w in plain for w in words):
         return tuple(value) if isinstance(value, list) else value
     if isinstance(value, Call) and "str" in words and not value.arguments:
@@ -159,6 +161,15 @@ def _typed(cls: type[Any], f: dataclasses.Field[Any], value: Any) -> Any:
     if type(value) not in [plain[w] for w in words]:
         raise SpecError(f"{cls.spec_name()}({f.name}={text_of(value)}): {f.name} must be {' or '.join(words)}", subject=f.name)
     return value
+
+
+def _texts(cls: type[Any], f: dataclasses.Field[Any], value: Any) -> tuple[str, ...]:
+    """Check a list of texts; a name alone needs no quotes, as elsewhere."""
+    listed = value if isinstance(value, list | tuple) else [None]
+    named = [one.name if isinstance(one, Call) and not one.arguments else one for one in listed]
+    if not all(isinstance(one, str) for one in named):
+        raise SpecError(f"{cls.spec_name()}({f.name}={text_of(value)}): {f.name} is a list of texts, each in quotes", subject=f.name)
+    return tuple(named)
 
 
 MOST_STEPS: Final = 100_000

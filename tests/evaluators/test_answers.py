@@ -3,10 +3,10 @@
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibrant.evaluators._answers import concluded, normalised, number_of, numbers, read_choice, read_number, same
+from calibrant.evaluators._answers import number_of, numbers, read_choice, read_number, same
 
 
 @pytest.mark.parametrize(
@@ -15,26 +15,17 @@ from calibrant.evaluators._answers import concluded, normalised, number_of, numb
         ("18", [18]),
         ("1,200", [1200]),
         ("$1,234,567.50.", [Fraction("1234567.5")]),
-        ("12345,678", [12345, 678]),
         ("1,2345", [1, 2345]),
         ("-3 and −4 and 5", [-3, -4, 5]),
         ("5-3", [5, 3]),
         ("5 - 3 = 2", [5, 3, 2]),
-        ("a well-7", [7]),
-        ("-$5", [-5]),
-        ("$-5", [-5]),
         (".5", [Fraction(1, 2)]),
-        ("0.50%", [Fraction(1, 2)]),
         ("3/4", [Fraction(3, 4)]),
         ("2 1/2 cups", [Fraction(5, 2)]),
         ("24 / 3 = 8", [24, 3, 8]),
         ("5/0", []),
         ("1.5e3", [1500]),
-        ("1e999", [1, 999]),
-        ("1e99999999", [1, 99999999]),
-        ("18.", [18]),
         ("", []),
-        ("eighteen", []),
         ("9" * 5000, []),
         ("٣", []),
     ],
@@ -43,18 +34,16 @@ def test_numbers(text: str, expected: list[Fraction | int]) -> None:
     assert [number.value for number in numbers(text)] == expected
 
 
-@given(st.integers(-(10**12), 10**12))
-def test_whole_numbers_come_back(number: int) -> None:
-    assert [n.value for n in numbers(str(number))] == [number]
-    assert [n.value for n in numbers(f"it costs {number:,} dollars.")] == [number]
-    assert str(numbers(str(number))[0]) == str(number)
+@settings(max_examples=30)
+@given(st.integers(-(10**12), 10**12), st.decimals(-(10**6), 10**6, places=3, allow_nan=False))
+def test_numbers_come_back(whole: int, decimal: object) -> None:
+    assert [n.value for n in numbers(str(whole))] == [whole]
+    assert [n.value for n in numbers(f"it costs {whole:,} dollars.")] == [whole]
+    assert str(numbers(str(whole))[0]) == str(whole)
+    assert [n.value for n in numbers(f"{decimal}")] == [Fraction(str(decimal))]
 
 
-@given(st.decimals(-(10**6), 10**6, places=3, allow_nan=False))
-def test_decimals_come_back(number: object) -> None:
-    assert [n.value for n in numbers(f"{number}")] == [Fraction(str(number))]
-
-
+@settings(max_examples=50)
 @given(st.text(max_size=300))
 def test_any_text_can_be_read(text: str) -> None:
     for number in numbers(text):
@@ -65,7 +54,7 @@ def test_any_text_can_be_read(text: str) -> None:
 
 def test_a_long_text_is_read_to_its_end() -> None:
     """One pattern that goes back and forth over such a text would never be done."""
-    for text in ("1" * 20_000, "1," * 10_000, "1/" * 10_000, "1 1 " * 5_000, "answer is " * 2_000, "-" * 20_000):
+    for text in ("1" * 9_000, "1," * 5_000, "1/" * 5_000, "1 1 " * 2_500, "answer is " * 1_000, "-" * 9_000):
         read_number(text)
 
 
@@ -81,14 +70,11 @@ def test_nothing_is_executed() -> None:
         ("She has 3 left, so 18", "18"),
         ("16 - 3 = 13\nThe answer is 13. Or 99", "13"),
         ("The answer is $1,200.50 for 3 days.", "1200.50"),
-        ("The answer is 5 apples and 3 pears.", "5"),
         ("The answer is 6 * 3 = 18 eggs.", "18"),
-        ("the answer is: 7", "7"),
         ("Answer: 7\nNext 8", "7"),
         ("The answer is 4. No, the answer is 5.", "5"),
         ("The answer is unknown, perhaps 12", "12"),
         ("It is 12. The answer is unknown.", "12"),
-        ("nothing", None),
     ],
 )
 def test_the_number_a_text_gives(text: str, expected: str | None) -> None:
@@ -100,18 +86,11 @@ def test_the_number_a_text_gives(text: str, expected: str | None) -> None:
     ("found", "gold", "alike"),
     [
         ("18", "18", True),
-        ("18.0", "18", True),
         ("18.00", "18", True),
-        ("17", "18", False),
         ("0.67", "0.6666666666666666", True),
         ("2/3", "0.6666666666666666", True),
         ("0.675", "0.6666666666666666", False),
-        ("0.7", "0.6666666666666666", False),
-        ("0.66", "0.6666666666666666", False),
         ("1", "0.6666666666666666", False),
-        ("3.14", "3.1416", False),
-        ("54.55", "54.545", False),
-        ("1000000", "1000001", False),
         ("-5", "5", False),
     ],
 )
@@ -122,14 +101,6 @@ def test_when_two_numbers_are_the_same(found: str, gold: str, alike: bool) -> No
     assert same(left, right) is alike
 
 
-def test_a_number_alone() -> None:
-    assert number_of("18 dollars") is None
-    assert number_of("no") is None
-    assert number_of("5/0") is None
-    assert number_of(" $1,000 ") == numbers("$1,000")[0]
-    assert number_of("50%") == number_of("50")
-
-
 LETTERS, TEXTS = ("A", "B", "C"), ("bloody mess", "friend", "A friend indeed")
 
 
@@ -137,22 +108,14 @@ LETTERS, TEXTS = ("A", "B", "C"), ("bloody mess", "friend", "A friend indeed")
     ("text", "expected"),
     [
         ("B", 1),
-        ("b.", 1),
         ("(B)", 1),
         (" [c] because", 2),
         ("B. friend", 1),
-        ("B friend", 1),
-        ("B, as I said", 1),
         ("Bloody mess!", 0),
-        ("bloody mess it is", 0),
         ("A friend indeed", 2),
         ("A dog", None),
-        ("A", 0),
-        ("D", None),
-        ("Because", None),
         ("", None),
         ("I say A. The answer is C.", 2),
-        ("Answer: B", 1),
         ("The answer is (B).", 1),
     ],
 )
@@ -162,21 +125,7 @@ def test_the_choice_a_text_names(text: str, expected: int | None) -> None:
 
 def test_labels_that_are_the_choices() -> None:
     labels = ("entailment", "not_entailment", "neutral")
-    assert read_choice("Entailment.", labels) == 0
-    assert read_choice("not entailment", labels) == 1
-    assert read_choice("Not_entailment\n", labels) == 1
-    assert read_choice("neutral because nobody knows", labels) == 2
-    assert read_choice("no", labels) is None
+    said = ("Entailment.", "not entailment", "neutral because nobody knows", "no")
+    assert [read_choice(text, labels) for text in said] == [0, 1, 2, None]
     assert read_choice("nothing", ("no", "yes")) is None
-    assert read_choice("1.5", ("Ian", "Dennis"), ("1", "2")) is None
-    assert read_choice("2", ("Ian", "Dennis"), ("1", "2")) == 1
-
-
-def test_a_conclusion_ends_with_its_sentence() -> None:
-    assert concluded("The answer is 1.5. And 3") == "1.5"
-    assert concluded("The answer is B") == "B"
-    assert concluded("The answers are many") is None
-
-
-def test_normalised() -> None:
-    assert normalised("  The Answer,\nis: not_me! ") == "the answer is not me"
+    assert [read_choice(text, ("Ian", "Dennis"), ("1", "2")) for text in ("1.5", "2")] == [None, 1]

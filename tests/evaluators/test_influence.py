@@ -14,6 +14,8 @@ from calibrant.evaluators import Subject
 from calibrant.evaluators.influence import LeftOutWords
 from calibrant.testing import tiny_model, tiny_tokenizer
 
+from tests.evaluators.refusals import refused
+
 ANIMALS = ("cat", "dog", "owl", "fox")
 ROWS = [
     {"question": f"The {a} saw the {b}, {n} times. Who saw the {b}?", "answer": f"The {a}"}
@@ -75,11 +77,10 @@ def test_the_untouched_model_keeps_all(questions: Path) -> None:
 
 
 def test_what_cannot_be_asked_is_refused(questions: Path, tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="none was given; give --reference"):
-        LeftOutWords(name=str(questions)).measure(Subject(tiny_model("llama"), tiny_tokenizer()))
-    with pytest.raises(SpecError, match="limit must be at least 1"):
-        LeftOutWords(limit=0)
-    one = tmp_path / "same.jsonl"
-    one.write_text("\n".join(json.dumps({"question": "Who?", "answer": f"nobody {n}"}) for n in range(30)))
-    with pytest.raises(DataError, match="no question whose words can be left out"):
-        LeftOutWords(name=str(one)).measure(Subject(tiny_model("llama"), tiny_tokenizer(), tiny_model("llama")))
+    task, model = LeftOutWords(name=str(questions)), tiny_model("llama")
+    with refused(SpecError, task):
+        task.measure(Subject(model, tiny_tokenizer()))
+    same = tmp_path / "same.jsonl"
+    same.write_text("\n".join(json.dumps({"question": "Who?", "answer": f"nobody {n}"}) for n in range(30)))
+    with refused(DataError, same):
+        LeftOutWords(name=str(same)).measure(Subject(model, tiny_tokenizer(), model))

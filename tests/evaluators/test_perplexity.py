@@ -8,35 +8,25 @@ import pytest
 import torch
 
 from calibrant.data import held_out
-from calibrant.errors import DataError, NumericsError, SpecError
-from calibrant.evaluators import Subject, evaluate, evaluators
+from calibrant.errors import DataError, NumericsError
+from calibrant.evaluators import Subject
 from calibrant.evaluators.loss import Loss
-from calibrant.evaluators.perplexity import Perplexity, joined_rows, stretches
-from calibrant.models import Opened, open_model
-from calibrant.outcomes import Journal, read_items, write_items
-from calibrant.testing import FAMILIES, tiny_folder, tiny_model
+from calibrant.evaluators.perplexity import Perplexity, joined_rows
+from calibrant.models import Opened
+from calibrant.outcomes import Journal
+from calibrant.testing import FAMILIES, tiny_model
 
 from tests.data.conftest import byte_tokenizer
+from tests.evaluators.refusals import overflowing, refused
+from tests.usual import usually
 
 LINES = ["", " = One = \n", "", " Some words of it . \n", " And é more . \n", "", " = Two = \n", "", " Others , quite a few of them . \n"]
-
-
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
-    return open_model(str(tiny_folder(tmp_path_factory.mktemp("model") / "llama", "llama")), "float64")
 
 
 @pytest.fixture(scope="module")
 def started(opened: Opened) -> Opened:
     """The same model with a tokenizer that puts a start token before a text."""
     return Opened(opened.model, byte_tokenizer(start=True), "started", "sha256:0", "", torch.float64)
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("texts") / "mine.jsonl"
-    path.write_text("\n".join(json.dumps({"text": f"Document {i}: " + "words é and more. " * (1 + i % 4)}) for i in range(24)))
-    return path
 
 
 @pytest.fixture
@@ -74,7 +64,14 @@ def strided(model, ids: list[int], length: int, stride: int) -> tuple[float, int
 
 @pytest.mark.parametrize(
     ("length", "stride", "tokenizer"),
-    [(16, 4, "plain"), (16, 4, "started"), (16, 16, "started"), (16, 1, "plain"), (5, 3, "started"), (5000, 700, "plain")],
+    [
+        (16, 4, "plain"),
+        (16, 16, "started"),
+        (5, 3, "started"),
+        (5000, 200, "plain"),
+        pytest.param(16, 1, "plain", marks=pytest.mark.slow),
+        pytest.param(16, 4, "started", marks=pytest.mark.slow),
+    ],
 )
 def test_strided_is_the_literal_loop(opened: Opened, started: Opened, texts: Path, length: int, stride: int, tokenizer: str) -> None:
     used = started if tokenizer == "started" else opened
@@ -118,22 +115,8 @@ def test_wikitext_is_joined_as_the_papers_join_it(opened: Opened, wikitext: str)
     assert 0 < facts["rows"] <= len(LINES)
 
 
-def test_only_as_much_is_joined_as_is_wanted(opened: Opened, texts: Path) -> None:
-    source, format = held_out(str(texts))
-    pieces = documents(texts)
-    whole = "\n\n".join(pieces)
-    for wanted in (1, 30, 100, 300, 10**6):
-        text = "\n\n".join(joined_rows(source, source.rows("measure"), format, opened.tokenizer, wanted))
-        assert whole.startswith(text)
-        assert len(opened.tokenizer(text).input_ids) >= min(wanted, len(opened.tokenizer(whole).input_ids))
-        assert len(text) < 16 * wanted + 200
-    some, everything = (Perplexity(source=str(texts), length=16, tokens=n).measure(Subject(opened.model, opened.tokenizer)) for n in (60, 10**6))
-    assert [o.item for o in some.outcomes] == [o.item for o in everything.outcomes[: len(some.outcomes)]]
-
-
 def test_a_budget_buys_the_first_windows(opened: Opened, texts: Path) -> None:
-    some = Perplexity(source=str(texts), length=16, tokens=46).measure(Subject(opened.model, opened.tokenizer))
-    everything = Perplexity(source=str(texts), length=16, tokens=10**6).measure(Subject(opened.model, opened.tokenizer))
+    some, everything = (Perplexity(source=str(texts), length=16, tokens=n).measure(Subject(opened.model, opened.tokenizer)) for n in (46, 10**6))
     assert some.score.facts["windows"] == 4
     assert [o.item for o in some.outcomes] == [o.item for o in everything.outcomes[:4]]
     assert [o.value for o in some.outcomes] == pytest.approx([o.value for o in everything.outcomes[:4]], rel=1e-12)
@@ -153,30 +136,13 @@ def test_document_by_document(opened: Opened, texts: Path) -> None:
     assert whole.score.facts["bits_per_byte"] == pytest.approx(loss.score.facts["bits_per_byte"])
 
 
-def test_bytes_are_those_of_scored_tokens(opened: Opened, started: Opened, texts: Path) -> None:
-    text = "\n\n".join(documents(texts)).encode()
-    for used, unscored in ((opened, 1), (started, 0)):
-        measured = Perplexity(source=str(texts), length=64, stride=32, tokens=10**6).measure(Subject(used.model, used.tokenizer))
-        assert measured.score.facts["bytes"] == pytest.approx(len(text) - unscored, abs=20)
-        bits = sum(o.value for o in measured.outcomes) / math.log(2)
-        assert measured.score.facts["bits_per_byte"] == pytest.approx(bits / measured.score.facts["bytes"])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", usually(FAMILIES))
 def test_the_head_may_be_applied_to_the_end_only(opened: Opened, texts: Path, family: str) -> None:
     model = tiny_model(family, torch.float64)
     measured = Perplexity(source=str(texts), length=12, stride=3, tokens=40).measure(Subject(model, opened.tokenizer))
     ids = opened.tokenizer("\n\n".join(documents(texts))).input_ids
     nats, tokens, _ = strided(model, ids[: 12 + 3 * (measured.score.n - 1)], 12, 3)
     assert measured.score.value == pytest.approx(nats / tokens, rel=1e-9)
-
-
-def test_the_result_does_not_depend_on_the_batch(opened: Opened, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    perplexity = Perplexity(source=str(texts), length=20, stride=7, tokens=10**6)
-    together = perplexity.measure(Subject(opened.model, opened.tokenizer))
-    monkeypatch.setattr("calibrant.evaluators.perplexity.TOKENS_PER_BATCH", 1)
-    alone = perplexity.measure(Subject(opened.model, opened.tokenizer))
-    assert [o.value for o in alone.outcomes] == pytest.approx([o.value for o in together.outcomes], rel=1e-12)
 
 
 def test_a_killed_one_goes_on(opened: Opened, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,38 +159,10 @@ def test_a_killed_one_goes_on(opened: Opened, texts: Path, tmp_path: Path, monke
     assert 0 < len(calls) < len(lines) / 4
 
 
-def test_items_can_be_written(opened: Opened, texts: Path, tmp_path: Path) -> None:
-    (measured,) = evaluate(opened, f"perplexity(source='{texts}', length=16)", tokens=100)
-    write_items(tmp_path / "items.parquet", measured.outcomes)
-    assert read_items(tmp_path / "items.parquet") == measured.outcomes
-    assert sum(o.value for o in measured.outcomes) / sum(o.weight for o in measured.outcomes) == pytest.approx(measured.score.value)
-
-
-def test_where_windows_lie() -> None:
-    assert list(stretches(10, 4, None, short=False)) == [(0, 1, 4), (4, 5, 8)]
-    assert list(stretches(10, 4, None, short=True)) == [(0, 1, 4), (4, 5, 8), (8, 9, 10)]
-    assert list(stretches(9, 4, 4, short=True)) == [(0, 1, 4), (4, 5, 8)]
-    assert list(stretches(10, 4, 3, short=True)) == [(0, 1, 4), (3, 4, 7), (6, 7, 10)]
-    assert list(stretches(3, 4, None, short=False)) == [(0, 1, 3)]
-    assert list(stretches(1, 4, None, short=True)) == []
-    assert list(stretches(0, 4, 2, short=True)) == []
-
-
-def test_nothing_to_measure(opened: Opened, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_measured_is_refused_by_name(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken, perplexity = overflowing(), Perplexity(source=str(texts), length=16, tokens=50)
+    with refused(NumericsError, f"{texts}:text, joined"):
+        perplexity.measure(Subject(broken.model, broken.tokenizer))
     monkeypatch.setattr(Perplexity, "rows", lambda self: iter(()))
-    with pytest.raises(DataError, match=r"mine.jsonl.* holds nothing to measure on"):
-        Perplexity(source=str(texts)).measure(Subject(opened.model, opened.tokenizer))
-
-
-def test_a_model_that_overflows_is_named(opened: Opened, texts: Path) -> None:
-    broken = tiny_model("llama")
-    with torch.no_grad():
-        broken.model.norm.weight.fill_(float("inf"))
-    with pytest.raises(NumericsError, match=r"the perplexity on .*mine.jsonl:text, joined comes from a loss of nan"):
-        Perplexity(source=str(texts), length=16, tokens=50).measure(Subject(broken, opened.tokenizer))
-
-
-@pytest.mark.parametrize("bad", ["tokens=0", "length=1", "stride=0", "length=8, stride=9"])
-def test_impossible_numbers_are_refused(bad: str) -> None:
-    with pytest.raises(SpecError, match=bad):
-        evaluators.build(f"perplexity({bad})")
+    with refused(DataError, perplexity.held_out()[0]):
+        perplexity.measure(Subject(broken.model, broken.tokenizer))

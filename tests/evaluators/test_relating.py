@@ -32,6 +32,9 @@ def test_a_relation_that_is_there_is_found_and_one_that_is_not_is_not() -> None:
     assert none["x_low"] < 0 < none["x_high"]
     assert there["x_low"] <= there["x"] <= there["x_high"] + 0.05
     assert table(5, 1.0).facts("x", 0) == {}, "of five groups nothing is said"
+    alone = table(60, 1.0, documents=1).facts("x", 0)
+    assert alone["x"] is not None
+    assert (alone["x_low"], alone["x_high"]) == (None, None), "one document has no interval over documents"
 
 
 def test_at_equal_frequency_is_the_partial_correlation() -> None:
@@ -40,10 +43,3 @@ def test_at_equal_frequency_is_the_partial_correlation() -> None:
     r = np.corrcoef([damage, loss, frequency])
     partial = (r[0, 1] - r[0, 2] * r[1, 2]) / np.sqrt((1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2))
     assert relation.facts("x", 0)["x_at_equal_frequency"] == pytest.approx(partial, abs=1e-6)
-
-
-def test_a_single_document_has_no_interval_over_documents() -> None:
-    found = table(60, 1.0, documents=1).facts("x", 0)
-    assert found["x"] is not None
-    assert found["x_low"] is None
-    assert found["x_high"] is None

@@ -12,7 +12,7 @@ from calibrant.outcomes import Journal
 from calibrant.progress import Progress
 from calibrant.testing import tiny_folder
 
-TASKS = ["loss(source='python_docs', tokens=3000, length=64)", "loss(source='python_docs', tokens=2000, length=32)"]
+TASKS = ["loss(source='python_docs', tokens=1000, length=64)", "loss(source='python_docs', tokens=600, length=32)"]
 
 
 def test_a_killed_evaluation_goes_on_from_its_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path):
@@ -22,7 +22,7 @@ def test_a_killed_evaluation_goes_on_from_its_journal(tmp_path: Path, monkeypatc
     assert list(journals.glob("*")) == []
     monkeypatch.setattr(loss, "TOKENS_PER_BATCH", 256)
     batches: list[int] = []
-    score = loss.summed_nats
+    score, stop = loss.summed_nats, 0
 
     def counted(model, batch):
         batches.append(len(batch))
@@ -31,18 +31,18 @@ def test_a_killed_evaluation_goes_on_from_its_journal(tmp_path: Path, monkeypatc
         return score(model, batch)
 
     monkeypatch.setattr(loss, "summed_nats", counted)
-    stop = 0
-    one_go = evaluate(opened, TASKS)
-    needed = len(batches)
-    for stop in (2, needed - 1):
+    one_go, needed = evaluate(opened, TASKS), len(batches)
+    assert needed > 4
+    for last in (2, needed - 1):
         batches.clear()
+        stop = last
         with pytest.raises(KeyboardInterrupt):
             evaluate(opened, TASKS)
         assert list(journals.glob("*.jsonl"))
         batches.clear()
-        stop, before = 0, stop
+        stop = 0
         resumed = evaluate(opened, TASKS)
-        assert len(batches) == needed - (before - 1)
+        assert len(batches) == needed - (last - 1)
         assert resumed == one_go
         assert list(journals.glob("*")) == []
     for a, b in zip(one_go, whole, strict=True):
@@ -89,13 +89,11 @@ def test_only_users_files_have_a_digest(tmp_path: Path):
 
 def test_models_pruned_in_memory_do_not_go_on_with_one_another_s_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path):
     folder, task = str(tiny_folder(tmp_path / "tiny")), "loss(source='python_docs', tokens=200, length=64)"
+    half, most = (prune(folder, "arithmetic", "magnitude", target, dtype="float32").opened for target in ("0.5", "0.75"))
     monkeypatch.setattr("calibrant.evaluators._measuring.timed", _killed)
-    for target in ("0.5", "0.75"):
-        pruned = prune(folder, "arithmetic", "magnitude", target, dtype="float32").opened
+    for model in (half, most, open_model(folder, "float32")):
         with pytest.raises(KeyboardInterrupt):
-            evaluate(pruned, task)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(folder, task, dtype="float32")
+            evaluate(model, task)
     assert len(list((own_cache / "calibrant" / "journals").glob("*"))) == 3
 
 

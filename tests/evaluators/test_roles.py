@@ -5,17 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from calibrant.data import Chat, Row, held_out, start_tokens
 from calibrant.errors import DataError, SpecError
 from calibrant.evaluators import Subject, evaluators
 from calibrant.evaluators._roles import token_roles
 from calibrant.evaluators.agreement import Agreement
-from calibrant.models import Opened, open_model
+from calibrant.models import Opened
 from calibrant.outcomes import Journal, Measurement, read_items, write_items
-from calibrant.spec import canonical
-from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
+from calibrant.testing import tiny_tokenizer
+
+from tests.evaluators.refusals import refused
 
 ROLES = ("template", "question", "answer")
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}\n{% endfor %}"
@@ -30,26 +31,10 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
-    folder = tiny_folder(tmp_path_factory.mktemp("model") / "llama", "llama")
-    return open_model(str(folder), "float64")
-
-
-@pytest.fixture(scope="module")
-def pruned() -> PreTrainedModel:
-    """The same model with a few weights gone."""
-    model = tiny_model("llama", torch.float64)
-    with torch.no_grad():
-        weight = model.model.layers[1].mlp.down_proj.weight
-        weight[weight.abs() < weight.abs().median()] = 0
-    return model
-
-
-@pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("questions") / "mine.jsonl"
     lines: list[str] = []
-    for number in range(80):
+    for number in range(40):
         row = {"question": f"How many é are {number} and {number + 1}?", "answer": str(2 * number + 1)}
         lines.append(json.dumps(row))
     path.write_text("\n".join(lines))
@@ -72,13 +57,8 @@ def written(row: Row) -> tuple[str, list[str]]:
     return text, roles
 
 
-def measure(
-    opened: Opened,
-    pruned: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    agreement: Agreement,
-) -> Measurement:
-    return agreement.measure(Subject(pruned, tokenizer, opened.model))
+def measure(opened: Opened, pruned: Opened, tokenizer: PreTrainedTokenizerBase, agreement: Agreement) -> Measurement:
+    return agreement.measure(Subject(pruned.model, tokenizer, opened.model))
 
 
 def test_each_token_has_the_role_of_its_letters(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -93,25 +73,25 @@ def test_each_token_has_the_role_of_its_letters(tokenizer: PreTrainedTokenizerBa
     places = {role: [n for n, known in enumerate(found) if known == role] for role in ROLES}
     assert places["question"] == [20, 41, 42, 43, 44]
     assert places["answer"] == [33]
+    # A template may take space off one side only.
+    for way, said in (("lstrip", "hi "), ("rstrip", " hi")):
+        tokenizer.chat_template = "{% for m in messages %}[{{ m.content.WAY() }}]{% endfor %}".replace("WAY", way)
+        found = token_roles(Row(turns=(("user", " hi "), ("assistant", "yes"))), Chat(), tokenizer)
+        assert found == ["template", *["question"] * len(said), "template", "template", *["answer"] * 3, "template"]
 
 
 Told = tuple[float, bool, float]
 """Of a token: its divergence, whether it is predicted alike, its own nats."""
 
 
-def by_hand(
-    opened: Opened,
-    pruned: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    row: Row,
-) -> dict[str, list[Told]]:
+def by_hand(opened: Opened, pruned: Opened, tokenizer: PreTrainedTokenizerBase, row: Row) -> dict[str, list[Told]]:
     """What each scored token of a row gives, by role, one position at a time."""
     text, roles = written(row)
     start = start_tokens(tokenizer)
     ids = [*start, *tokenizer(text, add_special_tokens=False).input_ids]
     with torch.no_grad():
         old = opened.model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        new = pruned(torch.tensor([ids])).logits[0].log_softmax(-1)
+        new = pruned.model(torch.tensor([ids])).logits[0].log_softmax(-1)
     found: dict[str, list[Told]] = {role: [] for role in ROLES}
     for place in range(len(start) or 1, len(ids)):
         before, after = old[place - 1], new[place - 1]
@@ -122,13 +102,7 @@ def by_hand(
 
 
 @pytest.mark.parametrize("length", [16, 512])
-def test_the_roles_add_up_to_the_whole(
-    opened: Opened,
-    pruned: PreTrainedModel,
-    questions: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    length: int,
-) -> None:
+def test_the_roles_add_up_to_the_whole(opened: Opened, pruned: Opened, questions: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> None:
     given = {"source": str(questions), "format": "chat", "tokens": 10_000, "length": length}
     whole = measure(opened, pruned, tokenizer, Agreement(**given))
     told = measure(opened, pruned, tokenizer, Agreement(**given, roles=True))
@@ -144,12 +118,7 @@ def test_the_roles_add_up_to_the_whole(
         assert all(one.facts[f"tokens_{role}"] for role in ROLES)
 
 
-def test_each_role_has_the_scores_of_its_own_tokens(
-    opened: Opened,
-    pruned: PreTrainedModel,
-    questions: Path,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
+def test_each_role_has_the_scores_of_its_own_tokens(opened: Opened, pruned: Opened, questions: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     given = {"source": str(questions), "format": "chat", "tokens": 10_000, "length": 512}
     agreement = Agreement(**given, roles=True)
     measured = measure(opened, pruned, tokenizer, agreement)
@@ -166,12 +135,7 @@ def test_each_role_has_the_scores_of_its_own_tokens(
             assert score.n == len(found)
 
 
-def test_a_role_that_one_document_has_has_no_error(
-    opened: Opened,
-    pruned: PreTrainedModel,
-    questions: Path,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
+def test_a_role_that_one_document_has_has_no_error(opened: Opened, pruned: Opened, questions: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     given = {"source": str(questions), "format": "chat", "length": 40}
     windows = Agreement(**given, tokens=10_000).windows(tokenizer)
     first = [window for window in windows if window.begin == 0]
@@ -190,20 +154,20 @@ def test_a_role_that_one_document_has_has_no_error(
 
 def test_a_measurement_that_was_killed_ends_as_one_that_was_not(
     opened: Opened,
-    pruned: PreTrainedModel,
+    pruned: Opened,
     questions: Path,
     tokenizer: PreTrainedTokenizerBase,
     tmp_path: Path,
 ) -> None:
     agreement = Agreement(source=str(questions), format="chat", tokens=2_000, length=64, roles=True)
-    once = Subject(pruned, tokenizer, opened.model, journal=Journal(tmp_path / "journal", "?"))
+    once = Subject(pruned.model, tokenizer, opened.model, journal=Journal(tmp_path / "journal", "?"))
     measured = agreement.measure(once)
     journal = tmp_path / "journal"
     lines = journal.read_text().splitlines(keepends=True)
     assert len(lines) > 6
     # What a kill left: the question, and a line for each window but the last three.
     journal.write_text("".join(lines[:-3]))
-    again = Subject(pruned, tokenizer, opened.model, journal=Journal(tmp_path / "journal", "?"))
+    again = Subject(pruned.model, tokenizer, opened.model, journal=Journal(tmp_path / "journal", "?"))
     assert len(again.journal) == len(lines) - 4
     assert agreement.measure(again) == measured
     assert len(again.journal) == len(lines) - 1
@@ -211,29 +175,12 @@ def test_a_measurement_that_was_killed_ends_as_one_that_was_not(
     assert read_items(tmp_path / "items.parquet") == measured.outcomes
 
 
-@pytest.mark.parametrize("way", ["m.content.lstrip()", "m.content.rstrip()", "m.content"])
-def test_space_around_a_turn_may_go_on_either_side(
-    tokenizer: PreTrainedTokenizerBase,
-    way: str,
-) -> None:
-    tokenizer.chat_template = "{% for m in messages %}[{{ WAY }}]{% endfor %}".replace("WAY", way)
-    said = {"m.content.lstrip()": "hi ", "m.content.rstrip()": " hi", "m.content": " hi "}[way]
-    found = token_roles(Row(turns=(("user", " hi "), ("assistant", "yes"))), Chat(), tokenizer)
-    question, answer = ["question"] * len(said), ["answer"] * 3
-    assert found == ["template", *question, "template", "template", *answer, "template"]
-
-
-def test_what_is_no_conversation_has_no_roles(
-    opened: Opened,
-    questions: Path,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
+def test_what_is_no_conversation_has_no_roles(opened: Opened, questions: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     agreement = evaluators.build(f"agreement(source='{questions}', format=qa, roles=true)")
-    with pytest.raises(SpecError) as caught:
+    with refused(SpecError, agreement):
         agreement.check()
-    assert caught.value.subject == str(agreement)
-    with pytest.raises(SpecError):
-        measure(opened, opened.model, tokenizer, agreement)
+    with refused(SpecError, agreement):
+        measure(opened, opened, tokenizer, agreement)
     evaluators.build("agreement(source=gsm8k, format=chat, roles=true)").check()
 
 
@@ -246,17 +193,8 @@ def test_what_is_no_conversation_has_no_roles(
         "{{ messages[1].content }}{{ messages[0].content }}",
     ],
 )
-def test_a_template_that_changes_what_is_said_is_refused(
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
-) -> None:
+def test_a_template_that_changes_what_is_said_is_refused(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
     tokenizer.chat_template = template
     row = Row(question="What is two and three?", answer="five")
-    with pytest.raises(DataError) as caught:
+    with refused(DataError, row.key):
         token_roles(row, Chat(), tokenizer)
-    assert caught.value.subject == row.key
-
-
-def test_ids_of_measurements_without_roles_stay_what_they_were() -> None:
-    assert "roles" not in canonical(Agreement(source="gsm8k", format="chat"))
-    assert canonical(Agreement(source="gsm8k", format="chat", roles=True))["roles"] is True

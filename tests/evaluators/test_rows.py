@@ -1,12 +1,10 @@
 """Every score says how many rows of how many it is over."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from calibrant import screen
 from calibrant.data import StoredSource
 from calibrant.evaluators import evaluate, evaluators
 from calibrant.testing import tiny_folder
@@ -33,7 +31,6 @@ def facts(model: str, task: str) -> list[dict[str, Any]]:
     ("task", "rows"),
     [
         ("loss(source='{}', length=64)", None),
-        ("perplexity(source='{}', length=64, joined=false)", None),
         ("perplexity(source='{}', length=64)", None),
         ("task(name='{}')", None),
         ("task(name='{}', limit=5)", 5),
@@ -57,18 +54,3 @@ def test_agreement_says_it_too(model: str, mine: str):
 def test_a_joined_text_counts_the_rows_that_it_reaches(model: str, mine: str):
     few, more = (facts(model, f"perplexity(source='{mine}', length=16, tokens={tokens})")[0] for tokens in (1, 60))
     assert 1 <= few["rows"] < more["rows"] < few["rows_of"] == 60
-
-
-def test_the_items_of_a_score_are_what_they_were(model: str, mine: str):
-    task = evaluators.build(f"loss(source='{mine}', length=64)")
-    (measured,) = evaluate(model, task, dtype="float32")
-    assert {*measured.score.facts} - {"rows", "rows_of"} == {"perplexity", "bits_per_byte", "tokens", "bytes", "documents", "length", "items"}
-    assert replace(measured.score, facts={}).n == measured.score.facts["documents"]
-
-
-def test_the_table_says_it():
-    score = {"measured": "x", "metric": "loss", "unit": "nats/token", "value": 1.0, "stderr": None, "n": 64, "chance": None, "provenance": {}}
-    (table, *_) = screen.scores([{**score, "facts": {"rows": 64, "rows_of": 1257}}])
-    assert "64 of 1,257 rows" in list(table.columns[-1].cells)
-    (table, *_) = screen.scores([{**score, "facts": {"rows": 64}}])
-    assert "64 rows" in list(table.columns[-1].cells)

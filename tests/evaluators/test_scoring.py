@@ -1,10 +1,8 @@
 """The engine against one forward a request, in float64."""
 
-import json
 import math
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from calibrant.errors import DataError, NumericsError
 from calibrant.evaluators import _scoring
-from calibrant.evaluators._scoring import Request, Scored, score, score_named, shares
-from calibrant.outcomes import Journal
+from calibrant.evaluators._scoring import Request, Scored, score, shares
 from calibrant.testing import FAMILIES, tiny_model
+
+from tests.evaluators.refusals import refused
+from tests.usual import usually
 
 VOCABULARY = 259
 SOFTMAX_IN_FLOAT32 = {"gemma2": 1e-5}
@@ -53,7 +53,7 @@ def agree(found: Sequence[Scored], wanted: Sequence[Scored], within: float) -> N
     assert [(s.tokens, s.greedy) for s in found] == [(s.tokens, s.greedy) for s in wanted]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", usually(FAMILIES, {"llama", "gpt2", "gemma2", "gemma3", "qwen3_moe"}))
 def test_both_ways_are_what_one_request_gives_alone(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, within = tiny_model(family, torch.float64), SOFTMAX_IN_FLOAT32.get(family, 1e-9)
     assert shares(model, 40) == (family != "gemma3"), "a window of four tokens is shorter than a question"
@@ -66,23 +66,6 @@ def test_both_ways_are_what_one_request_gives_alone(family: str, monkeypatch: py
         with monkeypatch.context() as patched:
             patched.setattr(_scoring, "shares", lambda model, longest: False)
             agree(score(model, requests, tokens_per_pass=64), wanted, within)
-
-
-def test_a_window_that_is_long_enough_is_no_hindrance() -> None:
-    model, asked = tiny_model("gemma3", torch.float64, sliding_window=64), questions(20)
-    assert shares(model, 64)
-    assert not shares(model, 65)
-    agree(score(model, asked), [by_hand(model, request) for request in asked], 1e-9)
-
-
-@pytest.mark.parametrize("way", [True, False])
-def test_the_pass_changes_nothing_beyond_rounding(way: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_scoring, "shares", lambda model, longest: way)
-    model, asked = tiny_model("llama"), questions(20, items=12)
-    one, *others = [score(model, asked, tokens_per_pass=budget) for budget in (64, 512, 4096)]
-    backwards = score(model, asked[::-1])[::-1]
-    for other in (*others, backwards):
-        agree(other, one, 1e-5)
 
 
 def test_a_recurrent_model_is_padded() -> None:
@@ -109,20 +92,19 @@ def test_what_a_tree_cannot_be_exact_for_is_known_by_its_configuration(told: str
     assert not shares(model, 9), told
 
 
-def forwards(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def forwards(model: PreTrainedModel) -> list[int]:
     """How many tokens each forward gets, from now on."""
     seen: list[int] = []
-    inner = model.get_input_embeddings()
-    inner.register_forward_pre_hook(lambda module, given: seen.append(given[0].numel()))
+    model.get_input_embeddings().register_forward_pre_hook(lambda module, given: seen.append(given[0].numel()))
     return seen
 
 
-def test_what_is_shared_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_shared_is_computed_once() -> None:
     model, draw = tiny_model("llama"), random.Random(0)
     few = tokens(draw, 40)
     contexts = [few + tokens(draw, 10) for _ in range(5)]
     letters = [Request(context, (token,)) for context in contexts for token in (65, 66, 67, 68)]
-    seen = forwards(model, monkeypatch)
+    seen = forwards(model)
     score(model, letters)
     assert seen == [40, 50], "the prompt once, each context once, and nothing for answers of one token"
     long = [Request(contexts[0], (7, 8, 9)), Request(contexts[0], (7, 8, 10)), Request(contexts[0], (7, 11, 9))]
@@ -135,87 +117,35 @@ def test_what_is_shared_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert kept[-1] == 5, "the head sees the five places that are scored"
 
 
-def test_a_context_longer_than_a_pass_still_stands_there_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bounds_of_a_pass_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     model, draw = tiny_model("llama"), random.Random(0)
     contexts = [tokens(draw, 100) for _ in range(3)]
-    seen = forwards(model, monkeypatch)
+    seen = forwards(model)
     score(model, [Request(c, (t, t, t)) for c in contexts for t in (65, 66, 67, 68)], tokens_per_pass=32)
-    assert sum(seen) == 3 * (100 + 4 * 2)
-
-
-def test_large_vocabularies_bound_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sum(seen) == 3 * (100 + 4 * 2), "a context longer than a pass still stands there once"
     monkeypatch.setattr(_scoring, "LOGITS", 12 * VOCABULARY)
-    model, asked = tiny_model("llama"), questions(20, items=3)
     rows: list[int] = []
     model.lm_head.register_forward_pre_hook(lambda module, given: rows.append(given[0].shape[1]))
-    score(model, asked)
-    assert max(rows) <= 12
+    score(model, questions(20, items=3))
+    assert max(rows) <= 12, "large vocabularies bound a pass"
     assert len(rows) > 3
-
-
-def test_results_are_told_as_they_come_and_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, asked, told = tiny_model("llama"), questions(20), list[dict[int, Scored]]()
-    everything = score(model, asked, tokens_per_pass=32, on_results=lambda found: told.append(dict(found)))
-    assert len(told) > 2
-    assert sorted(i for part in told for i in part) == list(range(len(asked)))
-    assert all(everything[i] == s for part in told for i, s in part.items())
-    seen = forwards(model, monkeypatch)
-    assert score(model, asked, tokens_per_pass=32, known=dict(enumerate(everything))) == everything
-    assert not seen
-    some = {i: s for i, s in enumerate(everything) if i % 3}
-    again: list[int] = []
-    assert score(model, asked, tokens_per_pass=32, known=some, on_results=lambda found: again.extend(found)) == everything, "bit for bit"
-    assert not set(again) & set(some)
-
-
-def test_names_whose_requests_are_all_known_are_in_the_journal(tmp_path: Path) -> None:
-    model, asked = tiny_model("llama"), questions(20)[:24]
-    named = {f"item {at // 4}": asked[at : at + 4] for at in range(0, 24, 4)}
-    whole = score_named(model, named, Journal(), tokens_per_pass=32)
-    path = tmp_path / "journal.jsonl"
-
-    class Killed(BaseException):
-        pass
-
-    def kill(number: int) -> None:
-        if path.is_file() and len(path.read_text().splitlines()) > 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        score_named(model, named, Journal(path, "question"), tokens_per_pass=32, on_count=kill)
-    half = Journal(path, "question")
-    assert 0 < len(half) < 6
-    counts: list[int] = []
-    assert score_named(model, named, half, tokens_per_pass=32, on_count=counts.append) == whole
-    assert sum(counts) == 24
-    assert json.loads(path.read_text().splitlines()[1])[1] == [
-        [s.nats, s.tokens, s.greedy] for s in whole[json.loads(path.read_text().splitlines()[1])[0]]
-    ]
-
-
-@pytest.mark.parametrize(("request_", "named"), [(Request((), (5,)), "context"), (Request((5,), ()), "continuation")])
-def test_requests_without_tokens_are_refused(request_: Request, named: str) -> None:
-    with pytest.raises(DataError, match=rf"{request_.continuation or request_.context}.* has no {named}".replace("(", r"\(").replace(")", r"\)")):
-        score(tiny_model("llama"), [request_])
-
-
-def test_requests_longer_than_the_model_are_refused() -> None:
-    model = tiny_model("gpt2", n_positions=16)
-    assert score(model, [Request((5,) * 16, (6,))])[0].tokens == 1
-    with pytest.raises(DataError, match="has 17 tokens, and the model has 16 positions"):
-        score(model, [Request((5,) * 16, (6, 7))])
 
 
 @pytest.mark.parametrize("way", [True, False])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_outputs_that_are_not_finite_are_named(way: bool, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_that_are_not_finite_are_no_scores(way: bool, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_scoring, "shares", lambda model, longest: way)
     model = tiny_model("llama")
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = bad
-    with pytest.raises(NumericsError, match="the log likelihood of piqa isn't finite"):
+    with refused(NumericsError, "piqa"):
         score(model, questions(3), measured="piqa")
 
 
-def test_nothing_asked_is_nothing_found() -> None:
-    assert score(tiny_model("llama"), []) == []
+def test_what_cannot_be_scored_is_refused_and_nothing_asked_is_nothing_found() -> None:
+    model = tiny_model("gpt2", n_positions=16)
+    assert score(model, []) == []
+    assert score(model, [Request((5,) * 16, (6,))])[0].tokens == 1
+    for request, subject in ((Request((), (5,)), "context"), (Request((5,), ()), "continuation"), (Request((5,) * 16, (6, 7)), 17)):
+        with refused(DataError, subject):
+            score(model, [request])

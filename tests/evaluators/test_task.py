@@ -17,23 +17,20 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from calibrant.data import Row
-from calibrant.errors import DataError, NumericsError, SpecError
+from calibrant.errors import DataError, NumericsError
 from calibrant.evaluators import Subject, evaluate, evaluators
 from calibrant.evaluators import task as module
 from calibrant.evaluators._prompts import TokenizedTexts, put_for
 from calibrant.evaluators._scoring import Request
 from calibrant.evaluators._wrong import is_number, wrong_numbers
 from calibrant.evaluators.task import Task
-from calibrant.models import Opened, open_model
+from calibrant.models import Opened
 from calibrant.outcomes import Journal, Measurement, Score
-from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
+from calibrant.testing import tiny_model, tiny_tokenizer
+
+from tests.evaluators.refusals import overflowing, refused
 
 WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heath", "inlet", "jetty", "knoll", "larch", "marsh", "north", "ocean"]
-
-
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
-    return open_model(str(tiny_folder(tmp_path_factory.mktemp("model") / "llama", "llama")), "float64")
 
 
 def write(path: Path, records: Iterable[dict[str, Any]]) -> Path:
@@ -44,9 +41,11 @@ def write(path: Path, records: Iterable[dict[str, Any]]) -> Path:
 
 def quiz(number: int, seed: int) -> list[dict[str, Any]]:
     draw = random.Random(seed)
-    return [
-        {"question": f"Which is {draw.randrange(10**6)}?", "choices": (c := draw.sample(WORDS, 4)), "answer": draw.choice(c)} for _ in range(number)
-    ]
+    found = []
+    for _ in range(number):
+        offered = draw.sample(WORDS, 4)
+        found.append({"question": f"Which is {draw.randrange(10**6)}?", "choices": offered, "answer": draw.choice(offered)})
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +89,7 @@ def asked(task: Task) -> list[Any]:
     return [row for row in task.rows() if row.answer in row.labels or row.answer in row.choices][: task.limit]
 
 
-@pytest.mark.parametrize("shots", [0, 2])
-@pytest.mark.parametrize("style", [None, "letters"])
+@pytest.mark.parametrize(("shots", "style"), [(2, None), (0, "letters"), pytest.param(2, "letters", marks=pytest.mark.slow)])
 def test_choices_are_ranked_as_by_hand(opened: Opened, choices: Path, shots: int, style: str | None) -> None:
     task = Task(name=str(choices), shots=shots, limit=8, style=style)
     measured = task.measure(Subject(opened.model, opened.tokenizer))
@@ -160,16 +158,6 @@ def test_a_metric_comes_first_if_it_is_asked_for(opened: Opened, choices: Path) 
         assert [o.facts for o in measured.outcomes] == [o.facts for o in plain.outcomes]
 
 
-def test_rows_that_lack_something_are_counted_and_the_first_by_hash_are_taken(opened: Opened, choices: Path) -> None:
-    task = Task(name=str(choices))
-    keys = sorted(row.name for row in asked(task))
-    assert len(keys) == 60
-    measured = task.limited(5).measure(Subject(opened.model, opened.tokenizer))
-    assert [o.item for o in measured.outcomes] == keys[:5]
-    assert measured.score.facts["passed_over"] == 1
-    assert measured.score.n == 5
-
-
 def test_winogrande_scores_what_follows_the_gap(opened: Opened, mirror: Path) -> None:
     sentence = "Ann gave it to Sue because _ was 'done' with it."
     record = {"sentence": sentence, "option1": "Ann", "option2": "Sue", "answer": "1"}
@@ -226,12 +214,6 @@ def test_free_text_has_a_loss_only(opened: Opened, tmp_path: Path) -> None:
     measured = Task(name=str(path), limit=3).measure(Subject(opened.model, opened.tokenizer))
     assert (measured.score.metric, measured.beside) == ("loss", ())
     assert set(measured.outcomes[0].facts) == {"nats", "tokens", "greedy"}
-    with pytest.raises(DataError, match=r"metric='acc'.*neither choices nor numbers"):
-        Task(name=str(path), metric="acc").measure(Subject(opened.model, opened.tokenizer))
-    with pytest.raises(DataError, match=r"style='letters'.*has no choices"):
-        Task(name=str(path), style="letters").measure(Subject(opened.model, opened.tokenizer))
-    with pytest.raises(DataError, match=r"metric='solution'.*use one of loss"):
-        Task(name=str(path), metric="solution").measure(Subject(opened.model, opened.tokenizer))
 
 
 def test_exemplars_are_drawn_by_seed_and_never_measured(choices: Path) -> None:
@@ -243,70 +225,27 @@ def test_exemplars_are_drawn_by_seed_and_never_measured(choices: Path) -> None:
     assert exemplars(Task(name=str(choices), shots=5))[:3] == drawn[0], "more shots go on where fewer end"
 
 
-def test_too_small_a_pool_is_told(opened: Opened, choices: Path) -> None:
-    number = len(list(Task(name=str(choices))._source.rows("exemplars")))
-    with pytest.raises(DataError, match=f"has {number} exemplars, and 99 were asked for"):
-        Task(name=str(choices), shots=99).measure(Subject(opened.model, opened.tokenizer))
-
-
-@pytest.mark.parametrize(
-    ("bad", "told"),
-    [
-        ("task(shots=-1)", "shots=-1"),
-        ("task(limit=0)", "limit=0"),
-        ("task(style='cloz')", "did you mean 'cloze'|style='cloz'"),
-        ("task(metric='accuracy')", "metric='accuracy'"),
-    ],
-)
-def test_impossible_tasks_are_refused(bad: str, told: str) -> None:
-    with pytest.raises(SpecError, match=told):
-        evaluators.build(bad)
-
-
-def test_sets_without_questions_are_refused(opened: Opened) -> None:
-    with pytest.raises(DataError, match="wikitext can't be rendered as qa"):
-        Task(name="wikitext").measure(Subject(opened.model, opened.tokenizer))
-    with pytest.raises(DataError, match="full_stops' is a control"):
-        Task(name="full_stops").measure(Subject(opened.model, opened.tokenizer))
-
-
-def test_a_set_without_any_answer_among_its_choices_is_refused(opened: Opened, tmp_path: Path) -> None:
-    path = write(tmp_path / "mine.jsonl", [{"question": f"Is it {i}?", "choices": ["one", "two"], "answer": "Q"} for i in range(40)])
-    with pytest.raises(DataError, match=r"mine.jsonl has no question whose answer can be scored; \d+ rows lack"):
-        Task(name=str(path)).measure(Subject(opened.model, opened.tokenizer))
-
-
 def test_a_permuted_head_is_at_chance(tmp_path: Path) -> None:
-    """Whatever the head knew of tokens is lost, and what is right was drawn by lot: accuracy is a coin's, on 400 questions, within four errors."""
+    """Whatever the head knew of tokens is lost, and what is right was drawn by lot: accuracy is a coin's, on 200 questions, within four errors."""
     write(tmp_path / "quiz/train.jsonl", quiz(20, 2))
-    write(tmp_path / "quiz/test.jsonl", quiz(400, 3))
+    write(tmp_path / "quiz/test.jsonl", quiz(200, 3))
     model = tiny_model("llama")
     with torch.no_grad():
         model.lm_head.weight.copy_(model.lm_head.weight[torch.randperm(len(model.lm_head.weight))])
     measured = Task(name=str(tmp_path / "quiz")).measure(Subject(model, tiny_tokenizer()))
     for metric in ("acc", "acc_norm", "acc_prior"):
         score = named(measured)[metric]
-        assert score.n == 400
-        assert abs(score.value - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 400)
+        assert score.n == 200
+        assert abs(score.value - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 200)
 
 
-def test_outputs_that_are_not_finite_are_named_and_not_scored_as_wrong(choices: Path) -> None:
-    model = tiny_model("llama")
-    with torch.no_grad():
-        model.model.norm.weight[0] = math.nan
-    with pytest.raises(NumericsError, match=r"the log likelihood of .*quiz.* isn't finite"):
-        Task(name=str(choices), limit=3).measure(Subject(model, tiny_tokenizer()))
-
-
-def test_the_pass_changes_nothing_beyond_rounding(choices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, found = tiny_model("llama"), list[Measurement]()
-    for budget in (64, 512, 4096):
-        monkeypatch.setattr(module, "TOKENS_PER_PASS", budget)
-        found.append(Task(name=str(choices), shots=2, limit=12).measure(Subject(model, tiny_tokenizer())))
-    for other in found[1:]:
-        for one, same in zip(found[0].outcomes, other.outcomes, strict=True):
-            assert same.facts["choices"] == pytest.approx(one.facts["choices"], abs=1e-5)
-            assert [same.facts[n] for n in ("hit", "hit_norm", "hit_prior")] == [one.facts[n] for n in ("hit", "hit_norm", "hit_prior")]
+def test_what_cannot_be_measured_is_refused_by_name(opened: Opened, choices: Path, tmp_path: Path) -> None:
+    unanswerable = write(tmp_path / "mine.jsonl", [{"question": f"Is it {i}?", "choices": ["one", "two"], "answer": "Q"} for i in range(40)])
+    with refused(DataError, unanswerable):
+        Task(name=str(unanswerable)).measure(Subject(opened.model, opened.tokenizer))
+    broken = overflowing()
+    with pytest.raises(NumericsError, match="quiz"):
+        Task(name=str(choices), limit=3).measure(Subject(broken.model, broken.tokenizer))
 
 
 def test_a_killed_measurement_goes_on_and_ends_as_one_that_was_not(choices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,11 +281,11 @@ def test_a_task_is_evaluated_by_its_text(opened: Opened, choices: Path) -> None:
     text = f"task(name='{choices}', shots=1, limit=4, metric='acc_norm')"
     assert str(evaluators.build(text)) == text
     (measured,) = evaluate(opened, text)
-    assert measured.score.measured == f"{choices} (1-shot)"
-    assert measured.score.metric == "acc_norm"
+    assert (measured.score.measured, measured.score.metric) == (f"{choices} (1-shot)", "acc_norm")
+    assert measured.score.facts["passed_over"] == 1, "a row without a right answer"
     (fewer,) = evaluate(opened, text, limit=2)
     assert fewer.score.n == 2
-    assert fewer.outcomes == measured.outcomes[:2]
+    assert fewer.outcomes == measured.outcomes[:2], "the first by hash"
 
 
 def test_a_token_that_holds_both_ends_is_scored() -> None:
@@ -358,15 +297,7 @@ def test_a_token_that_holds_both_ends_is_scored() -> None:
     assert tokens.request("ab", "a") == Request((0, 1), (0,))
 
 
-def test_texts_tokenized_all_at_once_give_the_same_requests():
-    parts = [("Question: hé?\n", " a b"), ("", "x"), ("Question: hé?\n", " c"), ("a ", "  b\n\n")]
-    learned, asked = TokenizedTexts(tiny_tokenizer()), TokenizedTexts(tiny_tokenizer())
-    learned.learn(text for context, rest in parts for text in (context, context + rest))
-    learned.learn([])
-    assert [learned.request(*part) for part in parts] == [asked.request(*part) for part in parts]
-
-
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     st.one_of(st.integers(-(10**6), 10**6).map(str), st.decimals(-1000, 1000, places=2).map(str)),
     st.lists(st.integers(0, 10**4), max_size=5),
@@ -385,16 +316,8 @@ def test_wrong_numbers_keep_their_rule(answer: str, numbers: list[int], key: str
         assert not set(values) & set(numbers)
 
 
-def test_wrong_numbers_are_near_slipped_and_of_another_operation() -> None:
-    seen = {wrong_numbers("He has 12 pens, and gets 30.", "42", str(i)) for i in range(60)}
-    assert {near for near, _, _ in seen} == {"43", "41"}
-    assert {slip for _, slip, _ in seen} == {"420", "24"}
-    assert {operation for *_, operation in seen} == {"18", "360"}
-    assert wrong_numbers("No numbers here.", "5", "a")[1:] in {("50", "7"), ("7", "3")} | {("50", "3")}
-
-
 def test_the_right_number_stands_anywhere() -> None:
     """Its place is of another hash than the wrong ones are chosen by: those are the lowest of that one."""
     put = put_for("mine", None, choices=False, numbers=True)
-    places = [item.gold for i in range(800) if (item := put(Row(question=f"{i} pens and 30 pens?", answer="42")))]
-    assert all(abs(places.count(place) - 200) < 4 * math.sqrt(800 * 0.25 * 0.75) for place in range(4))
+    places = [item.gold for i in range(400) if (item := put(Row(question=f"{i} pens and 30 pens?", answer="42")))]
+    assert all(abs(places.count(place) - 100) < 4 * math.sqrt(400 * 0.25 * 0.75) for place in range(4))

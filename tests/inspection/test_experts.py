@@ -10,12 +10,12 @@ import torch
 from calibrant import inspect
 from calibrant.data import TokenBatch
 from calibrant.inspection.experts import expert_coverage
-from calibrant.inspection.verdict import RULES
 from calibrant.models import Opened, expert_layers, view
 from calibrant.testing.tiny import tiny_model, tiny_tokenizer
 
 from tests.models.mixtures_of_experts import tiny_mixture
 from tests.models.test_experts import LENGTHS, inputs_of_routers, literal, padded_batch
+from tests.usual import usually
 
 
 def by_hand(kind: str, batch: TokenBatch) -> dict[str, list[list[int]]]:
@@ -32,7 +32,7 @@ def by_hand(kind: str, batch: TokenBatch) -> dict[str, list[list[int]]]:
     return got
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "deepseek_v3", "gpt_oss", "llama4_text"])
+@pytest.mark.parametrize("kind", usually(["mixtral", "deepseek_v3", "gpt_oss", "llama4_text"], {"mixtral", "llama4_text"}))
 def test_what_is_counted_is_what_experts_would_get_of_the_whole_set(kind: str) -> None:
     batch, whole = padded_batch(False), 10 * sum(LENGTHS)
     found, got = expert_coverage(view(tiny_mixture(kind)), batch, whole), by_hand(kind, batch)
@@ -52,16 +52,13 @@ def test_what_is_counted_is_what_experts_would_get_of_the_whole_set(kind: str) -
         assert found[which] == sum(len(layer[which]) for layer in found["layers"].values())
 
 
-def test_a_model_without_experts_has_nothing_to_say() -> None:
-    assert expert_coverage(view(tiny_model("llama")), padded_batch(False), 28) is None
-
-
 def test_a_router_that_can_not_be_told_is_said_and_the_rest_is_inspected() -> None:
+    assert expert_coverage(view(tiny_model("llama")), padded_batch(False), 28) is None, "a model without experts has nothing to say"
     model = tiny_mixture("mixtral")
     model.model.layers[1].mlp.gate.weight = torch.nn.Parameter(torch.zeros(5, 32))
     found = expert_coverage(view(model), padded_batch(False), 28)
     assert found is not None
-    assert "model.layers.1.mlp has 8 experts, but no router has one row for each of them" in found["why"]
+    assert "model.layers.1.mlp" in found["why"]
     assert found["layers"] == {}
 
 
@@ -74,13 +71,8 @@ def test_inspect_says_it_and_what_to_fix() -> None:
     assert found.model is not None
     experts = found.model["experts"]
     assert (experts["unseen"], experts["experts"], experts["tokens"], experts["of"]) == (4, 16, 256, 256)
-    said = [sentence for sentence in found.verdict if "4 of 16 experts" in sentence]
-    assert said == [
-        "none of the 256 tokens that the model was run on is sent to 4 of 16 experts (model.layers.0.mlp: 2, 5), "
-        "so nothing says which of their inputs matter: mix in other data, or use more of it"
-    ]
+    assert [("4 of 16 experts" in sentence, "model.layers.0.mlp: 2, 5" in sentence) for sentence in found.verdict].count((True, True)) == 1
     assert json.loads(json.dumps(found.to_json()))["model"]["experts"]["layers"]["model.layers.0.mlp"]["unseen"] == [2, 5]
-    assert {"unseen experts", "starved experts"} <= {rule.name for rule in RULES}
 
 
 def test_weights_of_a_mixture_count_as_they_do_in_statistics() -> None:

@@ -5,7 +5,6 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -15,17 +14,14 @@ from torch import Tensor, nn
 
 from calibrant import CalibrationSet, inspect, open_model
 from calibrant.data.calibration import KINDS, TokenBatch
-from calibrant.errors import ModelError, NumericsError, SpecError
+from calibrant.errors import NumericsError, SpecError
 from calibrant.inspection import inspecting
 from calibrant.inspection.inspecting import energy, loss
 from calibrant.models import Opened, view
-from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
+from calibrant.testing import tiny_folder, tiny_tokenizer
 
-START, SPECIAL, TEMPLATE = KINDS.index("start"), KINDS.index("special"), KINDS.index("template")
-
-
-def tiny(family: str = "llama") -> Opened:
-    return Opened(tiny_model(family), tiny_tokenizer(), family, "sha256:0", "", torch.float32)
+from tests.inspection.sound import tiny
+from tests.usual import usually
 
 
 @pytest.fixture
@@ -49,11 +45,6 @@ def test_text_object_and_opened_model_say_the_same(tmp_path: Path):
     assert json.loads(json.dumps(by_text.to_json())) == by_text.to_json()
 
 
-def test_a_model_that_is_not_there():
-    with pytest.raises(ModelError, match=r"'\./nowhere'"):
-        inspect("python_docs", "./nowhere")
-
-
 def test_without_a_model_only_a_tokenizer_is_opened(monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("nothing is to be run")
@@ -67,11 +58,8 @@ def test_without_a_model_only_a_tokenizer_is_opened(monkeypatch: pytest.MonkeyPa
 
 def test_what_to_compare_with_is_looked_for_before_a_model_is_opened(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(inspecting, "open_model", lambda *_: pytest.fail("opened first"))
-    with pytest.raises(SpecError, match="'wikitexx'"):
+    with pytest.raises(SpecError, match="wikitexx"):
         inspect("python_docs", "smollm2", against=["wikitexx"])
-
-
-# The loss.
 
 
 @torch.no_grad()
@@ -86,7 +74,7 @@ def one_by_one(opened: Opened, batch: TokenBatch) -> tuple[float, int]:
     return sum(nats) / len(nats), len(nats)
 
 
-@pytest.mark.parametrize("expr", ["{}:icl", "{}:zero", "{}:qa@many(bos='document')", "{}:question@legacy", "{}:qa@many(isolate=true)"])
+@pytest.mark.parametrize("expr", ["{}:icl", "{}:qa@many(bos='document')", "{}:question@legacy", "{}:qa@many(isolate=true)"])
 def test_the_loss_is_that_of_each_sequence_on_its_own(problems: Path, expr: str):
     opened = tiny()
     batch = CalibrationSet(expr.format(problems), samples=5, length=48).tokens(opened.tokenizer)
@@ -96,21 +84,15 @@ def test_the_loss_is_that_of_each_sequence_on_its_own(problems: Path, expr: str)
     assert found["value"] == pytest.approx(value, rel=1e-5)
 
 
-def test_a_model_whose_outputs_are_not_finite_is_named(problems: Path):
+def test_a_loss_needs_two_tokens_and_finite_outputs(problems: Path):
     opened = tiny()
+    single = CalibrationSet("full_stops", samples=2, length=1).tokens(opened.tokenizer)
+    assert loss(opened, single) == {"value": 0.0, "tokens": 0, "unit": "nats/token"}
     opened.model.get_output_embeddings().weight.data.fill_(math.nan)
     batch = CalibrationSet(str(problems), samples=1, length=32).tokens(opened.tokenizer)
-    with pytest.raises(NumericsError, match="loss of llama on this set is nan"):
+    with pytest.raises(NumericsError) as caught:
         loss(opened, batch)
-
-
-def test_windows_of_a_single_token_have_no_loss():
-    opened = tiny()
-    batch = CalibrationSet("full_stops", samples=2, length=1).tokens(opened.tokenizer)
-    assert loss(opened, batch) == {"value": 0.0, "tokens": 0, "unit": "nats/token"}
-
-
-# The energy.
+    assert caught.value.subject == "llama"
 
 
 @contextmanager
@@ -169,17 +151,7 @@ def test_each_kind_has_the_share_that_hooks_find(problems: Path, expr: str):
         assert set(of["matrices"]) == {name.partition(".layers.")[2].partition(".")[2] for name in shares}
 
 
-def test_the_kinds_of_a_set_are_told_apart(problems: Path):
-    opened = tiny()
-    found = inspect(f"{problems}:chat@many(bos='window')", opened, samples=4, length=64).model
-    assert found is not None
-    assert list(found["energy"]["kinds"]) == ["start", "special", "template"]
-    found = inspect("python_docs", opened, samples=2, length=64).model
-    assert found is not None
-    assert set(found["energy"]["kinds"]) <= {"template"}, "separators, if any"
-
-
-@pytest.mark.parametrize("family", ["gpt2", "phi3", "mixtral", "olmoe"])
+@pytest.mark.parametrize("family", usually(["gpt2", "phi3", "mixtral", "olmoe"], {"gpt2", "mixtral"}))
 def test_other_architectures_are_followed_too(problems: Path, family: str):
     found = inspect(f"{problems}:qa@one(bos='window')", tiny(family), samples=4, length=48).model
     assert found is not None
@@ -187,67 +159,41 @@ def test_other_architectures_are_followed_too(problems: Path, family: str):
     assert set(kinds) == {"start", "template"}
     for of in kinds.values():
         assert 0 < of["most"] <= 1
-        assert not [role for role in of["matrices"] if any(letter in role for letter in "[]0123456789") and family != "gpt_neox"], "no experts"
-        assert sum(share > 0 for share in of["matrices"].values()) == len(of["matrices"])
+        assert not [role for role in of["matrices"] if any(letter in role for letter in "[]0123456789")], "no experts"
+        assert all(share > 0 for share in of["matrices"].values())
 
 
 def test_a_start_token_that_fills_a_matrix_is_in_the_verdict(problems: Path):
     opened = tiny()
     opened.model.get_input_embeddings().weight.data[opened.tokenizer.bos_token_id] *= 1e6
     opened.model.model.layers[0].input_layernorm.variance_epsilon = 1e6  # so that a large input stays large
-    found = inspect(f"{problems}:icl", opened, samples=2, length=32)
-    assert not [sentence for sentence in found.verdict if "start tokens make up" in sentence]
-    found = inspect(f"{problems}:qa@many(bos='window')", opened, samples=2, length=32)
-    (said,) = [sentence for sentence in found.verdict if "start tokens make up" in sentence]
-    assert said.endswith(f"compare with {problems}:qa@many(bos='none')")
+    for data, spoken in ((f"{problems}:icl", 0), (f"{problems}:qa@many(bos='window')", 1)):
+        found = inspect(data, opened, samples=2, length=32)
+        assert sum(f"{problems}:qa@many(bos='none')" in sentence for sentence in found.verdict) == spoken
 
 
-# The excerpt.
-
-
-def excerpt(samples: int, length: int, most: int, expr: str = "random_tokens") -> tuple[TokenBatch, TokenBatch]:
-    data = CalibrationSet(expr, samples=samples, length=length)
-    batch = data.tokens(tiny_tokenizer())
-    return batch, inspecting._excerpt(batch, data.kinds(tiny_tokenizer()).long(), most)[0]
-
-
-@pytest.mark.parametrize(
-    ("samples", "most", "places"), [(8, 32, [0, 4]), (8, 64, [0, 2, 4, 6]), (8, 1000, [*range(8)]), (5, 48, [0, 2, 4]), (1, 16, [0])]
-)
+@pytest.mark.parametrize(("samples", "most", "places"), [(8, 64, [0, 2, 4, 6]), (8, 1000, [*range(8)]), (5, 48, [0, 2, 4])])
 def test_an_excerpt_is_from_all_over_the_set(samples: int, most: int, places: list[int]):
-    batch, part = excerpt(samples, 16, most)
+    data = CalibrationSet("random_tokens", samples=samples, length=16)
+    batch, kinds = data.tokens(tiny_tokenizer()), data.kinds(tiny_tokenizer()).long()
+    part, _ = inspecting._excerpt(batch, kinds, most)
     assert torch.equal(part.ids, batch.ids[places])
     assert torch.equal(part.weights, batch.weights[places])
+    cut, _ = inspecting._excerpt(batch, kinds, 10)
+    assert int(cut.mask.sum()) == 10, "a window that is longer than an excerpt is cut"
+    assert torch.equal(cut.ids[0, :10], batch.ids[0, :10])
 
 
-def test_a_window_longer_than_an_excerpt_is_cut():
-    batch, part = excerpt(3, 64, 10)
-    assert (int(part.mask.sum()), part.ids.shape) == (10, (1, 64))
-    assert part.mask[0, :10].all()
-    assert torch.equal(part.ids[0, :10], batch.ids[0, :10])
-
-
-def test_a_model_is_run_on_no_more_than_it_says(monkeypatch: pytest.MonkeyPatch):
+def test_a_model_is_run_on_no_more_than_it_says_and_left_as_it_was(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(inspecting, "TOKENS", 64)
-    found = inspect("random_tokens", tiny(), samples=8, length=32)
+    opened, told = tiny(), list[tuple[str, int, int]]()
+    before = {name: value.clone() for name, value in opened.model.state_dict().items()}
+    found = inspect("random_tokens", opened, samples=8, length=32, progress=lambda *said: told.append(said))
     assert found.tokens == 256
     assert found.model is not None
     assert (found.model["energy"]["tokens"], found.model["loss"]["tokens"]) == (64, 62)
-
-
-def test_progress_comes_to_its_end(problems: Path):
-    told: list[tuple[str, int, int]] = []
-    inspect(f"{problems}:qa@one(bos='window')", tiny(), samples=4, length=48, progress=lambda *said: told.append(said))
+    assert all(torch.equal(value, before[name]) for name, value in opened.model.state_dict().items())
     for what in ("loss of the model", "energy"):
         steps = [(done, total) for name, done, total in told if name == what]
-        assert steps
         assert [done for done, _ in steps] == sorted(done for done, _ in steps)
         assert steps[-1][0] == steps[-1][1]
-
-
-def test_the_model_is_left_as_it_was(problems: Path):
-    opened = tiny()
-    before = {name: value.clone() for name, value in opened.model.state_dict().items()}
-    inspect(str(problems), opened, samples=2, length=32)
-    assert all(torch.equal(value, before[name]) for name, value in opened.model.state_dict().items())
-    assert replace(opened) == opened

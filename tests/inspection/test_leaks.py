@@ -28,17 +28,12 @@ def only(calibration: Sequence[Row], measured: Sequence[Row]) -> Leak:
     return leak
 
 
-@pytest.mark.parametrize(("count", "grams"), [(0, 0), (3, 0), (4, 1), (7, 1), (8, 1), (12, 5), (13, 1), (40, 28)])
-def test_how_many_runs_a_text_has(count: int, grams: int):
-    assert len(ngrams(text(count, 1))) == grams
-
-
 def test_runs_know_neither_case_nor_punctuation_nor_how_accents_are_written():
+    for words_, runs in ((0, 0), (3, 0), (4, 1), (8, 1), (12, 5), (13, 1), (40, 28)):
+        assert len(ngrams(text(words_, 1))) == runs
     assert ngrams("The CAFÉ, (on 5th street) — is open!") == ngrams("the cafe\u0301 on 5TH street is OPEN")
     assert not ngrams("the café on 5th street is open") & ngrams("the café on 6th street is open")
-
-
-def test_each_letter_is_a_word_where_no_spaces_are():
+    # Where no spaces are, each letter is a word.
     assert len(ngrams("今天天气很好我们一起去公园散步吧")) == 16 - 12
     assert len(ngrams("สวัสดีชาวโลก")) == len(ngrams("สวัสดี ชาวโลก")) > 0
 
@@ -61,16 +56,13 @@ def test_the_share_is_that_of_the_measured_row():
     assert [serious(found[row.example]) for row in (half, less)] == [True, False]
 
 
-def test_a_short_row_is_found_by_its_runs_of_eight_inside_a_long_one():
+def test_a_short_row_is_found_by_its_runs_of_eight_inside_a_long_one_and_a_very_short_one_only_as_a_whole():
     measured = Row(question=text(10, 1), answer="no")  # 11 words, 4 runs
     leak = only([Row(text=f"{text(50, 2)} {text(10, 1)} {text(50, 3)}")], [measured])
     assert (leak.kind, leak.share) == ("8-gram", 0.75)
-
-
-def test_a_very_short_row_is_found_only_as_a_whole():
-    measured = [Row(question="Who wrote Hamlet?", answer="Shakespeare, I think")]
-    assert find_leaks([Row(text=f"who wrote hamlet shakespeare i think {text(9, 1)}")], measured) == []
-    assert only([Row(text="Who wrote “Hamlet”: Shakespeare, I think")], measured).share == 1.0
+    short = [Row(question="Who wrote Hamlet?", answer="Shakespeare, I think")]
+    assert find_leaks([Row(text=f"who wrote hamlet shakespeare i think {text(9, 1)}")], short) == []
+    assert only([Row(text="Who wrote “Hamlet”: Shakespeare, I think")], short).share == 1.0
     assert find_leaks([Row(text="to be or")], [Row(question="To be, or", answer="")]) == []
 
 
@@ -105,15 +97,9 @@ def test_what_most_measured_rows_share_is_boilerplate():
     calibration = [Row(turns=(("system", system), ("user", text(20, -1 - i)))) for i in range(5)]
     assert find_leaks(calibration, measured) == []
     assert len(find_leaks(calibration, measured[1:])) == 5 * COMMON
+    files = [Row(text=f"{text(40, 'licence')}\n{text(200, i)}") for i in range(4)]
+    assert [serious(leak) for leak in find_leaks(files[:2], files[2:])] == [False] * 4
     assert only([Row(text=text(20, 3))], measured).share < 0.5  # of the runs that only it has, those that begin in the boilerplate are missing
-
-
-def test_a_licence_is_no_serious_leak():
-    licence = text(40, "licence")
-    files = [Row(text=f"{licence}\n{text(200, i)}") for i in range(4)]
-    found = find_leaks(files[:2], files[2:])
-    assert len(found) == 4
-    assert not any(map(serious, found))
 
 
 def test_rows_without_words_and_no_rows_at_all():
@@ -121,13 +107,6 @@ def test_rows_without_words_and_no_rows_at_all():
     assert find_leaks(nothing, [Row(text=text(20, 1))]) == find_leaks([], nothing) == find_leaks([Row(text="a")], []) == []
     assert {leak.kind for leak in find_leaks(nothing, nothing)} == {"same example"}
     assert find_leaks([Row(text="\ud800 \x00" + text(20, 1))], [Row(text=text(20, 1))])[0].share == 1.0
-
-
-def test_the_side_that_is_looked_through_is_read_once_and_in_order():
-    rows = [Row(text=text(30, i)) for i in range(6)]
-    stream = iter([rows[4], Row(text=text(30, 99)), rows[1], rows[4]])
-    assert [leak.row for leak in find_leaks(stream, rows)] == [rows[4].example, rows[1].example]
-    assert next(stream, None) is None
 
 
 def brute(calibration: Sequence[Row], measured: Sequence[Row]) -> Iterator[tuple[str, str, float]]:
@@ -149,12 +128,6 @@ def test_all_pairs_against_an_oracle():
     found = {(leak.row, leak.measured, leak.share) for leak in find_leaks(rows[:40], rows[40:])}
     assert found == set(brute(rows[:40], rows[40:]))
     assert len(found) > 100
-
-
-def test_many_rows_of_which_none_leaks():
-    vocabulary = [f"w{i}" for i in range(20_000)]
-    rows = [Row(text=" ".join(NUMBERS.choices(vocabulary, k=60))) for _ in range(2_000)]
-    assert find_leaks(rows[500:], rows[:500]) == []
 
 
 def test_on_real_data(real_mirror: Path):

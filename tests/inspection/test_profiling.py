@@ -63,6 +63,10 @@ def test_the_most_frequent_words_are_kept(jsonl: Jsonl, letters: PreTrainedToken
     found = profile(data, data.tokens(letters), letters)
     assert len(found["words"]) <= WORDS
     assert next(iter(found["words"])) == "market"
+    wordless = CalibrationSet("full_stops", samples=2, length=16)
+    nothing = profile(wordless, wordless.tokens(letters), letters)
+    assert (nothing["words"], nothing["counted"], nothing["scripts"]) == ({}, 0, {})
+    assert nothing["characters"] == {"punctuation": 1.0}
 
 
 def test_a_users_rows_are_not_quoted_and_open_ones_are(jsonl: Jsonl, letters: PreTrainedTokenizerBase):
@@ -79,16 +83,11 @@ def test_a_users_rows_are_not_quoted_and_open_ones_are(jsonl: Jsonl, letters: Pr
 
 def test_a_mix_is_quoted_part_by_part(letters: PreTrainedTokenizerBase):
     data = CalibrationSet("mix(a=python_docs, b=random_tokens, weight=0.5)", samples=3, length=64)
-    found = profile(data, data.tokens(letters), letters)
-    assert [e["part"] for e in found["examples"]] == ["python_docs"] * 2 + ["random_tokens"] * 2
+    batch = data.tokens(letters)
+    found = profile(data, batch, letters)
     assert found["windows"] == 6
-
-
-def test_a_set_without_words_has_a_profile(letters: PreTrainedTokenizerBase):
-    data = CalibrationSet("full_stops", samples=2, length=16)
-    found = profile(data, data.tokens(letters), letters)
-    assert (found["words"], found["counted"], found["scripts"]) == ({}, 0, {})
-    assert found["characters"] == {"punctuation": 1.0}
+    assert [e["part"] for e in found["examples"]] == ["python_docs"] * 2 + ["random_tokens"] * 2
+    assert [e["text"] for e in found["examples"]] == [quoted(batch, window, letters) for window in (0, 1, 3, 4)], "each part by its own windows"
 
 
 QUOTED = {

@@ -44,14 +44,6 @@ def test_each_format_works_or_says_why_not(tmp_path: Path, monkeypatch: pytest.M
     assert told[-1] == (3, 3)
 
 
-def test_a_table_has_a_line_a_source():
-    shared = {"rows": 3, "tokens": 9, "seconds": 0.1, "seconds_many": None, "fingerprint": "", "origin": "", "reason": ""}
-    found = [{"source": "a", "format": form, "verdict": "refused", "draws": None, **shared} for form in FORMATS]
-    found[0] |= {"verdict": "works", "draws": 64, "seconds_many": 0.25}
-    found[1] |= {"verdict": "works", "draws": 5, "rows": 4}
-    assert as_markdown(found).splitlines()[2] == "| `a` | 64+ | 5 | – | – | – | – | 3 – 4 | 0.2 s |"
-
-
 @pytest.fixture(scope="module")
 def record() -> list[dict[str, object]]:
     return json.loads(RECORD.read_text())

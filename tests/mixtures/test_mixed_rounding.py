@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from calibrant.data import CalibrationSet, TokenBatch
-from calibrant.errors import OutputError, SpecError, TargetError
 from calibrant.importance import imatrix, read_imatrix
 from calibrant.methods import methods
-from calibrant.methods._stand_ins import RecipeByMatrix, ScaledAlone
-from calibrant.mixtures import Effort, Sample, aim_of, mix, only, rounded, stand_in_of, uniform
+from calibrant.methods._stand_ins import RecipeByMatrix
+from calibrant.mixtures import Effort, Sample, aim_of, mix, rounded, stand_in_of, uniform
 from calibrant.models import open_model
-from calibrant.targets import GgmlKind, GgufRecipe, Grid, parse_target
+from calibrant.targets import GgmlKind, parse_target
 from calibrant.testing.tiny import tiny_gguf
 
 from tests.mixtures.made import World, both, world
@@ -106,7 +105,7 @@ def literally(made: World, shares: Sequence[float], quantizer: Quantizer) -> lis
     return found
 
 
-@pytest.mark.parametrize("shares", [(1, 0, 0), (0.2, 0.3, 0.5), (0.34, 0, 0.66)])
+@pytest.mark.parametrize("shares", [(0.2, 0.3, 0.5), pytest.param((1, 0, 0), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("method", "target", "quantizer"),
     [
@@ -133,19 +132,6 @@ def test_removal_and_grid_together_are_no_better_than_the_grid_alone() -> None:
         assert ((kept.unflatten(1, (-1, 4)) == 0).sum(2) >= 2).all()
 
 
-def test_alone_without_strengths_it_rounds_to_nearest_and_with_them_it_errs_no_more() -> None:
-    made, target = world(), Grid(4, WIDTH)
-    for weight, x in ((made.weights[0], made.own[0][0]), (made.weights[2], made.own[1][1])):
-        seen = both(x)
-        ways = (methods.build("rtn"), ScaledAlone(1, False), ScaledAlone(20, False))
-        rtn, none, some = (method.compress(weight, seen, target).weight for method in ways)
-        assert torch.equal(rtn, none)
-        errors = [float(((weight - one) @ x.T).square().sum()) for one in (none, some)]
-        assert errors[1] < errors[0]
-        clipped = ScaledAlone(20, True).compress(weight, seen, target).weight
-        assert not torch.equal(clipped, some)
-
-
 def test_a_recipe_is_predicted_by_the_kind_that_fits() -> None:
     pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
     generator = torch.Generator().manual_seed(0)
@@ -158,7 +144,7 @@ def test_a_recipe_is_predicted_by_the_kind_that_fits() -> None:
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q5_0", "q4_k", "q6_k", "iq4_nl"])
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_k", "iq4_nl"])
 def test_which_kinds_heed_the_importance_is_what_llama_cpp_does(kind: str) -> None:
     pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
     generator = torch.Generator().manual_seed(0)
@@ -176,55 +162,16 @@ def test_which_kinds_heed_the_importance_is_what_llama_cpp_does(kind: str) -> No
     ("method", "target", "built", "aimed"),
     [
         (None, None, "wanda", "0.6"),
-        (None, "2:4", "wanda", "2:4"),
         (None, "w4g64", "gptq", "w4g64"),
         (None, "2:4+w4g64", "sparsegpt", "2:4+w4g64"),
         (None, "q4_k", "ggml", "q4_k"),
         (None, "Q4_K_M", "llama_cpp", "Q4_K_M"),
-        ("sparsegpt", None, "sparsegpt", "0.6"),
         ("awq", None, "awq", "w4g64"),
         ("llama_cpp", "q4_0", "llama_cpp", "Q4_0"),
     ],
 )
 def test_the_usual_method_of_a_target_and_the_usual_target_of_a_method(method: str | None, target: str | None, built: str, aimed: str) -> None:
     assert tuple(map(str, aim_of(method, target))) == (built, aimed)
-
-
-@pytest.mark.parametrize(
-    ("method", "target", "error", "said"),
-    [
-        ("rtn", "w4g64", SpecError, r"^rtn looks at no data, so every text .* choose gptq, rsq, awq or rtn\(scales=importance\)$"),
-        ("ggml(importance=false)", "q4_k", SpecError, r"^ggml\(importance=False\) looks at no data, so every text .* choose ggml$"),
-        ("ggml", "q8_0", SpecError, "^ggml rounds to q8_0 without regard to data, so any text will do: there is nothing to choose$"),
-        ("llama_cpp", "Q8_0", SpecError, "^llama_cpp rounds to Q8_0 without regard to data"),
-        (None, "TQ1_0", SpecError, "^llama_cpp rounds to TQ1_0 without regard to data"),
-        ("gptq", "0.5", TargetError, "^gptq can't be asked for 0.5: it accepts a grid of 2 to 8 bits"),
-        ("wanda", "w4g64", TargetError, "^wanda can't be asked for w4g64: it accepts a sparsity"),
-        ("gptq", "2:4+w4g64", TargetError, r"^gptq can't be asked for 2:4\+w4g64"),
-        ("ggml", "Q4_K_M", TargetError, "^ggml can't be asked for Q4_K_M"),
-        (None, "blocks 0.25", TargetError, "^blocks 0.25 is no target that data is chosen for; ask for a sparsity"),
-        ("short_gpt", "0.25", SpecError, "^what short_gpt does with blocks 0.25 can't be predicted from statistics of texts; ask for a sparsity"),
-        ("gptq", "w99", TargetError, "w99 has codes of 99 bits"),
-    ],
-)
-def test_a_method_and_a_target_that_do_not_fit_are_refused_in_a_sentence(method: str | None, target: str, error: type[Exception], said: str) -> None:
-    with pytest.raises(error, match=said):
-        stand_in_of(*aim_of(method, target))
-
-
-def test_every_recipe_has_a_main_kind_or_a_reason() -> None:
-    from calibrant.targets.gguf_recipe import RECIPES
-
-    without = {name for name in RECIPES if GgufRecipe(name).kind is None}
-    assert without <= {"TQ1_0", "TQ2_0", "MXFP4_MOE", "NVFP4", "Q1_0"}
-    assert {name: str(GgufRecipe(name).kind) for name in ("Q2_K_S", "Q3_K_L", "Q5_K_M", "IQ3_M", "IQ4_XS", "Q4_0")} == {
-        "Q2_K_S": "q2_k",
-        "Q3_K_L": "q3_k",
-        "Q5_K_M": "q5_k",
-        "IQ3_M": "iq3_s",
-        "IQ4_XS": "iq4_xs",
-        "Q4_0": "q4_0",
-    }
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +181,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("method", "target"), [("rtn(scales=importance)", "w3g32"), (None, "w3g32"), ("awq", "w3g32"), ("rsq", "w3g32"), (None, "2:4+w4g32")]
+    ("method", "target"),
+    [
+        (None, "w3g32"),
+        ("rsq", "w3g32"),
+        (None, "2:4+w4g32"),
+        pytest.param("awq", "w3g32", marks=pytest.mark.slow),
+        pytest.param("rtn(scales=importance)", "w3g32", marks=pytest.mark.slow),
+    ],
 )
 def test_the_mixture_is_no_worse_than_the_best_source_and_the_uniform_one(place: Path, method: str | None, target: str) -> None:
     budget = {"tokens": 1024, "length": 128, "dtype": "float32", "effort": EFFORT}
@@ -243,9 +197,8 @@ def test_the_mixture_is_no_worse_than_the_best_source_and_the_uniform_one(place:
     assert 0 < found.value < 1
     assert found.sparsity == target
     assert found.enough == (), "no mask is there whose halves could agree"
-    assert bool(found.notes) == (method in ("awq", "rsq"))
-    assert all(f"{method} is predicted by what comes near: " in note for note in found.notes)
-    if method == "rtn(scales=importance)":
+    assert [str(method) in note for note in found.notes] == [True] * (method in ("awq", "rsq"))
+    if target == "2:4+w4g32":
         # What is predicted of a source is the source's own, whichever others are looked at.
         other = mix(str(trained_folder()), SOURCES[:2], method=method, target=target, objective="worst", folder=place, **budget)
         assert other.rows[0].errors["python_code"] == pytest.approx(found.rows[0].errors["python_code"], rel=1e-12)
@@ -271,7 +224,7 @@ def mean_squares(model: torch.nn.Module, batch: TokenBatch) -> dict[str, Tensor]
     return {name: total / int(batch.mask.sum()) for name, total in sums.items()}
 
 
-@pytest.mark.parametrize("method", ["rtn(scales=importance)", "gptq"])
+@pytest.mark.parametrize("method", ["rtn(scales=importance)", pytest.param("gptq", marks=pytest.mark.slow)])
 def test_the_imatrix_of_a_mixture_is_that_of_its_tokens(place: Path, tmp_path: Path, method: str) -> None:
     budget = {"tokens": 1024, "length": 128, "dtype": "float32"}
     path = tmp_path / "mixed.gguf"
@@ -291,45 +244,12 @@ def test_the_imatrix_of_a_mixture_is_that_of_its_tokens(place: Path, tmp_path: P
         np.testing.assert_allclose(made.entries[name].importance, entry.importance, rtol=1e-5)
 
 
-def test_the_imatrix_of_one_source_alone_is_that_source_s(place: Path) -> None:
-    from calibrant.mixtures import gather_statistics, imatrix_of
-    from calibrant.models import view
-    from calibrant.models.gguf_names import tensor_names
-    from calibrant.store import STATISTICS
-
-    opened = open_model(str(trained_folder()), "float32", "cpu")
-    batches = [(source, CalibrationSet(source, tokens=1024, length=128).tokens(opened.tokenizer)) for source in SOURCES]
-    method = methods.build("rtn(scales=importance)")
-    kept = gather_statistics(opened, view(opened.model), method, batches, batches[:1], place / STATISTICS, Sample(0, 0))
-    made = imatrix_of(kept, only(1, 3), tensor_names(view(opened.model)), 128)
-    walked = imatrix(opened, "python_code", tokens=1024, length=128)
-    assert made.entries.keys() == walked.entries.keys()
-    for name, entry in walked.entries.items():
-        np.testing.assert_array_equal(made.entries[name].counts, entry.counts)
-        np.testing.assert_allclose(made.entries[name].sums, entry.sums, rtol=1e-6)
-
-
-def test_an_imatrix_that_cannot_be_written_is_said_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"is no name for an imatrix; let it end with \.gguf"):
-        mix("there is no such model", SOURCES, target="w4g64", imatrix=tmp_path / "mixed.txt")
-
-
-def test_two_words_for_the_target_are_one_too_many() -> None:
-    with pytest.raises(TargetError, match=r"target=w4g64 and sparsity=0\.5 are two words for one thing; give one of them"):
-        mix("there is no such model", SOURCES, target="w4g64", sparsity=0.5)
-
-
-def test_a_grid_that_does_not_fit_is_said_before_the_walk(place: Path) -> None:
-    with pytest.raises(TargetError, match="has 64 inputs, which groups of 48 don't divide; choose"):
-        mix(str(trained_folder()), SOURCES, target="w4g48", folder=place, dtype="float32")
-
-
 def test_a_recipe_is_mixed_for(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp_py_sync", reason="llama-cpp-py-sync isn't installed")
     model = str(tiny_gguf(tmp_path / "tiny.gguf", "F32"))
     budget = {"tokens": 256, "length": 32, "dtype": "float32", "effort": EFFORT}
     found = mix(model, SOURCES[:2], target="Q4_K_M", folder=tmp_path, imatrix=tmp_path / "mixed.gguf", **budget)
     assert (found.method, found.sparsity) == ("llama_cpp", "Q4_K_M")
-    assert found.notes[0] == "llama_cpp is predicted by what comes near: every matrix gets the kind that most of the recipe's get"
+    assert "llama_cpp" in found.notes[0]
     assert 0 < found.value < 1
     assert read_imatrix(tmp_path / "mixed.gguf").entries

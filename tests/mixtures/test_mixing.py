@@ -10,14 +10,15 @@ import torch
 from calibrant import CalibrationSet
 from calibrant.activations import FeatureNorms, Gram
 from calibrant.compress import Recipe, compress
-from calibrant.errors import DataError, SpecError, TargetError
+from calibrant.errors import SpecError, TargetError
 from calibrant.methods import methods
 from calibrant.mixtures import Effort, Mixture, MixtureStatistics, Sample, SetStatistics, blended, expression, gather_statistics, mix, rounded
 from calibrant.mixtures.mixture import names_of
 from calibrant.mixtures.statistics import rows_in_common, statistic_of
 from calibrant.models import Opened, open_model, view
 from calibrant.targets import parse_target
-from calibrant.walk.statistics import Statistics
+from calibrant.testing import tiny_model, tiny_tokenizer
+from calibrant.walk.statistics import Statistics, statistics_id
 
 from tests.trained import trained_folder
 
@@ -34,6 +35,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def found_in(place: Path, **asked: Any) -> Mixture:
     return mix(str(trained_folder()), SOURCES, folder=place, **{**SMALL, **asked})
+
+
+@pytest.fixture(scope="module")
+def usual(place: Path) -> Mixture:
+    """What is found for the mean of all sources."""
+    return found_in(place)
 
 
 @pytest.mark.parametrize(
@@ -77,25 +84,26 @@ def test_a_target_that_judges_alone_finds_the_same_and_costs_no_other_judge(plac
     assert alone.gathered == len(SOURCES) + 1
 
 
-def test_each_source_is_least_hurt_by_its_own_set_and_the_figures_are_disjoint_from_what_was_fitted(place: Path) -> None:
-    found = found_in(place)
-    for judge in found.judges:
-        assert min(found.rows[:3], key=lambda row: row.errors[judge]).calibrated_on == judge
-    assert all(row.errors["python_code"] > 0 for row in found.rows)
+def test_each_source_is_least_hurt_by_its_own_set_and_the_figures_are_disjoint_from_what_was_fitted(usual: Mixture) -> None:
+    opened = open_model(str(trained_folder()), "float32")
+    for judge in usual.judges:
+        assert min(usual.rows[:3], key=lambda row: row.errors[judge]).calibrated_on == judge
+        fitted = CalibrationSet(judge, tokens=2048, length=128)
+        held_out = CalibrationSet(judge, tokens=2048, length=128, seed=1).held_out()
+        kept = Statistics(usual.folder, statistics_id(opened, held_out.tokens(opened.tokenizer)))
+        assert kept.folder.is_dir(), "it is judged by what the source holds out"
+        assert not {row.key for row in fitted.rows(opened.tokenizer)[0]} & {row.key for row in held_out.rows(opened.tokenizer)[0]}
 
 
-def test_a_second_call_walks_through_nothing_and_says_so(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found_in(place)
-    monkeypatch.setattr("calibrant.walk.observing.walk", lambda *_, **__: pytest.fail("another forward"))
-    monkeypatch.setattr("calibrant.mixtures.statistics.walk", lambda *_, **__: pytest.fail("another forward"))
-    told: list[str] = []
-    found = found_in(place, objective="worst", sparsity="2:4", progress=lambda what, *_: told.append(what))
+def test_a_second_call_walks_through_nothing_and_says_so(place: Path, usual: Mixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("walk.observing", "mixtures.statistics"):
+        monkeypatch.setattr(f"calibrant.{module}.walk", lambda *_, **__: pytest.fail("another forward"))
+    found = found_in(place, objective="worst", sparsity="2:4")
     assert (found.gathered, found.reused, found.sparsity) == (6, 6, "2:4")
-    assert set(told) == {"reading statistics", "mixtures", "figures"}
-    assert found.folder == str(place / "statistics")
+    assert found.folder == usual.folder == str(place / "statistics")
 
 
-def test_a_call_that_was_killed_goes_on(tmp_path: Path) -> None:
+def test_a_call_that_was_killed_goes_on(tmp_path: Path, usual: Mixture) -> None:
     def killed(what: str, done: int, total: int) -> None:
         if what == "statistics of arithmetic:icl" and done == 2:
             raise KeyboardInterrupt
@@ -105,12 +113,9 @@ def test_a_call_that_was_killed_goes_on(tmp_path: Path) -> None:
     told: list[tuple[str, int]] = []
     found = found_in(tmp_path, progress=lambda what, done, _: told.append((what, done)))
     assert found.reused == 2
-    assert [(what, done) for what, done in told if what.startswith("statistics of") and "held out" not in what] == [
-        ("statistics of arithmetic:icl", 3),
-        ("statistics of arithmetic:icl", 4),
-    ]
-    again = found_in(tmp_path)
-    assert (again.expr, again.rows) == (found.expr, found.rows)
+    gathered = [(what, done) for what, done in told if what.startswith("statistics of") and "held out" not in what]
+    assert gathered == [("statistics of arithmetic:icl", 3), ("statistics of arithmetic:icl", 4)]
+    assert (found.expr, found.rows) == (usual.expr, usual.rows)
 
 
 def test_it_goes_to_the_user_s_cache_where_no_folder_is_named(own_cache: Path) -> None:
@@ -119,7 +124,9 @@ def test_it_goes_to_the_user_s_cache_where_no_folder_is_named(own_cache: Path) -
     assert next((own_cache / "calibrant" / "statistics").rglob("gram/block-00000.safetensors")).is_file()
 
 
-@pytest.mark.parametrize(("method", "weights"), [("wanda", [50, 30, 20]), ("wanda", [0, 0, 100]), ("sparsegpt", [0, 30, 70])])
+@pytest.mark.parametrize(
+    ("method", "weights"), [("wanda", [50, 30, 20]), pytest.param("wanda", [0, 0, 100], marks=pytest.mark.slow), ("sparsegpt", [0, 30, 70])]
+)
 def test_masks_are_those_of_pruning_with_the_expression_to_the_bit(place: Path, method: str, weights: list[int]) -> None:
     opened = open_model(str(trained_folder()), "float32")
     asked, shares = Recipe.parse(method, 0.6, "dense"), rounded(torch.tensor(weights, dtype=torch.float64).numpy())
@@ -143,25 +150,23 @@ def test_masks_are_those_of_pruning_with_the_expression_to_the_bit(place: Path, 
             assert float(((weight.get() != 0) == (expected[weight.name] != 0)).double().mean()) > 0.9995
 
 
-def test_it_shows_itself(place: Path) -> None:
-    found = found_in(place)
-    plain = json.loads(json.dumps(found.to_json()))
-    assert (plain["expr"], plain["rows"][0]["calibrated_on"]) == (found.expr, "python_docs")
+def test_it_shows_itself(usual: Mixture) -> None:
+    plain = json.loads(json.dumps(usual.to_json()))
+    assert (plain["expr"], plain["rows"][0]["calibrated_on"]) == (usual.expr, "python_docs")
     assert plain["enough"][0]["points"][0]["tokens"] == 512
     assert plain["samples"]["final"] == {"blocks": 4, "of": 4, "rows": 32}
-    assert found.expr in found._repr_html_().replace("&#x27;", "'")
-    assert repr(found) == f"Mixture({found.expr!r}, objective='mean', value={found.value:.4g})"
-    assert set(found.seconds) == {"open", "tokenize", "statistics", "search", "figures", "influence", "tokens"}
+    assert usual.expr in usual._repr_html_().replace("&#x27;", "'")
+    assert usual.expr in repr(usual)
 
 
-def test_rows_that_two_judges_or_a_source_and_a_judge_share_are_told(tmp_path: Path) -> None:
+def test_rows_that_two_judges_or_a_source_and_a_judge_share_are_told(tmp_path: Path, usual: Mixture) -> None:
     rows = [json.dumps({"text": f"Row {number} of a text that is the same in both files."}) + "\n" for number in range(60)]
     for name, first in (("one", 0), ("two", 20)):
         (tmp_path / f"{name}.jsonl").write_text("".join(rows[first : first + 40]))
     files = [str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")]
     found = mix(str(trained_folder()), files, folder=tmp_path, **{**SMALL, "tokens": 256, "length": 64})
-    assert any(note.startswith(f"{files[0]} and {files[1]} judge with the same rows: ") for note in found.notes)
-    assert found_in(tmp_path, tokens=256).notes == ()
+    assert any(f"{files[0]} and {files[1]} judge" in note for note in found.notes)
+    assert usual.notes == ()
 
 
 def test_a_source_that_calibrates_on_what_a_judge_reads_is_told() -> None:
@@ -169,9 +174,8 @@ def test_a_source_that_calibrates_on_what_a_judge_reads_is_told() -> None:
     batch = CalibrationSet("python_docs", tokens=256, length=64).tokens(opened.tokenizer)
     watched = SetStatistics("python_docs", batch, Statistics("nowhere", "sha256:0"))
     kept = MixtureStatistics(view(opened.model), methods.build("wanda"), FeatureNorms, Path("nowhere"), (watched,), (watched,), ())
-    assert rows_in_common(kept) == (
-        f"{len(batch.examples)} rows that python_docs judges with are in what python_docs calibrates on: its error there is too good",
-    )
+    (told,) = rows_in_common(kept)
+    assert told.startswith(f"{len(batch.examples)} rows that python_docs judges with")
 
 
 def test_names_are_identifiers_each_its_own() -> None:
@@ -194,51 +198,24 @@ def test_the_expression_leaves_out_what_has_no_weight(weights: tuple[int, ...], 
     assert str(CalibrationSet(text)) == text
 
 
-@pytest.mark.parametrize(
-    ("sources", "asked", "error", "said"),
-    [
-        (["python_docs"], {}, SpecError, r"two sources or more, and was given 1 \(python_docs\)"),
-        ([], {}, SpecError, r"was given 0 \(none\)"),
-        (["python_docs", "python_docs:text"], {}, DataError, "source 'python_docs' is given twice"),
-        (["c4", "mix(a=c4, b=pile, weight=0.5)"], {}, SpecError, r"'mix\(a=c4, b=pile, weight=0.5\)' is a mix already"),
-        (["c4", "pile"], {"objective": "target=mix(a=c4, b=pile, weight=0.5)"}, SpecError, r"the target 'mix\(a=c4.*is a mix"),
-        (["c4", "pile"], {"objective": "best"}, SpecError, "objective='best' is not known"),
-        (["c4", "pile"], {"method": "magnitude"}, SpecError, r"magnitude.* looks at no data"),
-        (["c4", "pile"], {"method": "wander"}, SpecError, "did you mean 'wanda'"),
-        (["c4", "pile"], {"sparsity": "60"}, TargetError, "60.0 is no sparsity, did you mean 0.6"),
-        (["c4", "pilee"], {}, SpecError, "pilee"),
-        (["c4", "pile"], {"tokens": 0}, DataError, "tokens is 0"),
-    ],
-)
-def test_what_can_t_be_mixed_is_said_before_a_model_is_opened(sources: list[str], asked: dict[str, Any], error: type[Exception], said: str) -> None:
-    with pytest.raises(error, match=said):
-        mix("there is no such model", sources, **asked)
-
-
-def test_a_target_that_doesn_t_fit_a_matrix_is_said_before_the_walk(place: Path) -> None:
-    with pytest.raises(TargetError, match=r"has 64 inputs, and 2:5 needs a multiple of 5"):
-        found_in(place, sparsity="2:5")
+@pytest.mark.parametrize(("asked", "named"), [({"sparsity": "2:5"}, "2:5"), ({"target": "w4g48"}, "48")])
+def test_a_target_that_doesn_t_fit_a_matrix_is_said_before_the_walk(place: Path, asked: dict[str, str], named: str) -> None:
+    with pytest.raises(TargetError, match=named):
+        found_in(place, **asked)
 
 
 def test_a_method_that_looks_at_two_statistics_can_t_be_mixed_for() -> None:
     class Both(type(methods.build("wanda"))):
         observes = (*methods.build("wanda").observes, Gram)
 
-    with pytest.raises(SpecError, match="looks at FeatureNorms, Gram"):
+    with pytest.raises(SpecError, match="FeatureNorms, Gram"):
         statistic_of(Both())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "mixtral"])
 def test_any_architecture_will_do(family: str, tmp_path: Path) -> None:
-    from calibrant.testing import tiny_model, tiny_tokenizer
-
     opened = Opened(tiny_model(family), tiny_tokenizer(), family, f"sha256:{family}", "", torch.float32)
     found = mix(opened, SOURCES[:2], folder=tmp_path, tokens=256, length=64, sparsity=0.5, effort=Effort(Sample(1, 8), 8, Sample(1, 8), Sample(1, 8)))
     assert found.value <= min(row.mean for row in found.rows)
     assert 0 < found.value < 1
-
-
-def test_only_a_target_judges_alone() -> None:
-    with pytest.raises(SpecError, match="alone=True is for a target; with the objective worst the sources judge, leave it out"):
-        mix("smollm2", SOURCES, objective="worst", alone=True)

@@ -12,19 +12,27 @@ from calibrant.progress import Progress
 from calibrant.study import Study
 from calibrant.study.request import StudyResult
 
+from tests.recommend.clock import Clock
 from tests.trained import trained_folder
 
 CHEAP = StepCosts(opened=1.0, walk=0.001, judge=0.002, search=5.0, compress=2.0, measure=6.0)
 
 
-def test_much_time_buys_all_draws_and_says_so() -> None:
-    plan = planned(CHEAP, 10_000.0, sources=9, least=2, tokens=8192, halves=False)
-    assert (plan.sources, plan.arms, plan.rounds, plan.tokens, plan.share, plan.fits) == (9, 5, ROUNDS, 8192, 1.0, True)
-    assert "9 candidates predicted, 5 sets measured, 5 draws each" in plan.sentence(10_000 / 60)
+def test_what_a_time_buys_and_what_is_said_of_it() -> None:
+    much = planned(CHEAP, 10_000.0, sources=9, least=2, tokens=8192, halves=False)
+    assert (much.sources, much.arms, much.rounds, much.tokens, much.share, much.fits) == (9, 5, ROUNDS, 8192, 1.0, True)
+    assert "9 candidates" in much.sentence(10_000 / 60)
+    one = TimePlan(3, 3, 1, 2048, 0.5, False, seconds=100.0, another=50.0)
+    said = one.sentence(2.0)
+    assert "50%" in said
+    assert "--budget 2.9" in said, "a second draw has a price"
+    little = planned(CHEAP, 5.0, sources=9, least=9, tokens=8192, halves=True, fixed=True)
+    assert (little.fits, little.sources, little.tokens) == (False, 9, 8192), "sets that were named are never left out"
+    assert "0.0833333 minutes" in little.sentence(5 / 60)
 
 
 @pytest.mark.parametrize("halves", [False, True])
-@pytest.mark.parametrize("seconds", [60.0, 90.0, 120.0, 240.0, 480.0, 900.0, 3000.0])
+@pytest.mark.parametrize("seconds", [60.0, 120.0, 480.0, 3000.0])
 def test_a_plan_that_fits_ends_in_time_with_something_to_spare(seconds: float, halves: bool) -> None:
     plan = planned(CHEAP, seconds, sources=9, least=2, tokens=8192, halves=halves)
     assert plan.fits == (plan.seconds * MARGIN <= seconds)
@@ -36,22 +44,6 @@ def test_less_time_buys_less_and_a_second_draw_before_more_sets() -> None:
     assert [plan.rounds for plan in plans] == sorted(plan.rounds for plan in plans)
     few = next(plan for plan in plans if plan.fits and plan.rounds == 2)
     assert few.arms < 5 or few.share < 1 or few.tokens < 8192
-
-
-def test_one_draw_is_called_that_and_the_next_has_a_price() -> None:
-    plan = TimePlan(3, 3, 1, 2048, 0.5, False, seconds=100.0, another=50.0)
-    said = plan.sentence(2.0)
-    assert "one draw only: no interval over draws" in said
-    assert "on 50% of the held-out items" in said
-    assert "a second draw would take about 50 s more (--budget 2.9)" in said
-
-
-def test_a_time_for_which_nothing_is_small_enough_is_called_too_short() -> None:
-    plan = planned(CHEAP, 5.0, sources=9, least=9, tokens=8192, halves=True, fixed=True)
-    assert not plan.fits
-    assert plan.sources == 9, "sets that were named are never left out"
-    assert plan.tokens == 8192
-    assert "0.0833333 minutes are too few: the least takes about" in plan.sentence(5 / 60)
 
 
 def test_the_time_that_a_sibling_takes_is_known() -> None:
@@ -74,20 +66,12 @@ def test_costs_and_plan_are_kept_for_the_same_question_only(tmp_path: Path) -> N
     assert kept_plan(tmp_path, "one", minutes=60.0) is None, "with so much more time a larger plan is worth beginning anew"
     more = continued(earlier, CHEAP, seconds=200.0, rounds=5)
     assert more.rounds > 1
-    assert "1 of the draws are there from an earlier call" in more.sentence(5.0)
+    assert "1 of the draws" in more.sentence(5.0)
 
 
-class Clock:
-    """Time that passes only where a test says so."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-
-@pytest.mark.parametrize(("minutes", "rounds"), [(2.0, 1), (3.2, 2), (60.0, 3)])
+@pytest.mark.parametrize(
+    ("minutes", "rounds"), [(3.2, 2), pytest.param(2.0, 1, marks=pytest.mark.slow), pytest.param(60.0, 3, marks=pytest.mark.slow)]
+)
 def test_no_round_begins_that_cannot_end_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, rounds: int) -> None:
     """Every run takes 20 seconds; three sets, and in the first round the dense model too."""
     clock = Clock()
@@ -100,7 +84,7 @@ def test_no_round_begins_that_cannot_end_in_time(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(Study, "run", slow)
     monkeypatch.setattr(racing, "MATTERS", -1.0)  # no end but that of time or draws
-    goal = parse_goal(["python_docs"], 200, 20, 64)
+    goal = parse_goal(["loss(source=python_docs, tokens=128, length=64)"], 200, 20, 64)
     template = Study(
         models=(str(trained_folder()),),
         data=("python_docs",),

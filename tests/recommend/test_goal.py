@@ -8,7 +8,6 @@ from datasets import config
 
 from calibrant.advice.goal import CORPORA, OFFLINE, default_sources, parse_goal, readable
 from calibrant.data import CalibrationSet
-from calibrant.errors import CalibrantError, DataError, SpecError
 
 
 @pytest.fixture(autouse=True)
@@ -60,22 +59,6 @@ def test_a_measure_may_be_named() -> None:
     goal = read("loss(source=python_docs, tokens=77)")
     assert [str(measure) for _, measure in goal.measures] == ["loss(source='python_docs', tokens=77)"]
     assert goal.judge == "python_docs"
-
-
-@pytest.mark.parametrize(
-    ("targets", "error", "match"),
-    [
-        ((), SpecError, "no target was given; write a source"),
-        (("0*python_code",), SpecError, r"'0\*python_code' is no target"),
-        (("python_cod",), SpecError, "no source called 'python_cod', did you mean 'python_code'"),
-        (("python_code + python_docs",), SpecError, r"the target 'python_code \+ python_docs' is a sum; give each part"),
-        (("random_tokens",), DataError, "'random_tokens' is a control"),
-        (("agreement(source=python_docs",), SpecError, "a bracket isn't closed"),
-    ],
-)
-def test_refusals(targets: tuple[str, ...], error: type[CalibrantError], match: str) -> None:
-    with pytest.raises(error, match=match):
-        read(*targets)
 
 
 def test_where_the_hub_does_not_answer_no_set_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
