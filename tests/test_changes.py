@@ -40,10 +40,8 @@ def test_from_norms_it_is_that_of_uncorrelated_inputs() -> None:
     x, weights, before, after = case()
     told = output_error(before, after, Seen({FeatureNorms: FeatureNorms.of(x, weights)}))
     squares = (weights[:, None].double() * x.double() ** 2).sum(0)
-    expected = sum(float(((before - after)[o].double() ** 2) @ squares) for o in range(16)) / sum(
-        float(before[o].double() ** 2 @ squares) for o in range(16)
-    )
-    assert told == {"error": pytest.approx(expected, rel=1e-5), "error_from": "norms"}
+    expected = ((before - after).double() ** 2 @ squares).sum() / (before.double() ** 2 @ squares).sum()
+    assert told == {"error": pytest.approx(float(expected), rel=1e-5), "error_from": "norms"}
 
 
 def test_only_the_upper_triangle_of_a_gram_counts() -> None:
@@ -58,6 +56,8 @@ def test_where_nothing_was_seen_or_nothing_comes_out_there_is_no_error() -> None
     assert output_error(before, after, Seen({})) == {}
     assert output_error(before, after, Seen({FeatureNorms: FeatureNorms.of(x * 0)})) == {}
     assert output_error(before, before, Seen({FeatureNorms: FeatureNorms.of(x)}))["error"] == 0
+    seen = Seen({Gram: Gram.of(x)})
+    assert output_error(before, after.double(), seen) == output_error(before, after, seen)
 
 
 @pytest.mark.parametrize("kind", [Gram, FeatureNorms])
@@ -69,7 +69,6 @@ def test_outputs_that_overflow_are_named_and_no_error_of_zero(kind: type[InputSt
     with pytest.raises(NumericsError) as caught:
         output_error(before, after, Seen({kind: kind.of(x)}), "up_proj")
     assert caught.value.subject == "up_proj"
-    assert "\n" not in str(caught.value)
 
 
 def test_the_bits_are_those_of_the_places_that_a_hash_of_the_name_gives() -> None:
@@ -93,10 +92,10 @@ def test_bits_tell_how_much_two_masks_agree() -> None:
         for share, noise in ((0.5, 0), (0.5, 1), (0.6, 0), (0.5, 50))
     ]
     for one, other in combinations(masks, 2):
-        true = sum(int((a == b).sum()) for a, b in zip(one, other, strict=True)) / sum(a.numel() for a in one)
-        differing = sum(
-            (int(mask_bits(n, a.float()), 16) ^ int(mask_bits(n, b.float()), 16)).bit_count() for n, a, b in zip(names, one, other, strict=True)
-        )
+        true = float((torch.stack(one) == torch.stack(other)).double().mean())
+        differing = 0
+        for name, a, b in zip(names, one, other, strict=True):
+            differing += (int(mask_bits(name, a.float()), 16) ^ int(mask_bits(name, b.float()), 16)).bit_count()
         count = SAMPLED * len(names)
         assert abs(1 - differing / count - true) < 4 * math.sqrt(true * (1 - true) / count)
 
@@ -117,13 +116,7 @@ def test_the_sizes_are_those_of_the_features_that_a_hash_of_the_name_gives(kind:
 
 
 def test_a_silent_feature_has_a_size_and_what_saw_nothing_has_none() -> None:
-    x, _, _, _ = case()
+    x = case()[0]
     assert set(sizes_of(input_sizes("m", Seen({FeatureNorms: FeatureNorms.of(x * 0)})))) == {SILENT}
     assert input_sizes("m", Seen({})) == {}
     assert input_sizes("m", Seen({FeatureNorms: FeatureNorms.of(x, torch.zeros(200))})) == {}
-
-
-def test_numbers_of_a_wider_type_have_an_error_too():
-    before, after = torch.randn(4, 6), torch.randn(4, 6, dtype=torch.float64)
-    seen = Seen({Gram: Gram.of(torch.randn(32, 6))})
-    assert output_error(before, after, seen) == output_error(before, after.float(), seen)

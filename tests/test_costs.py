@@ -8,14 +8,10 @@ import torch
 
 from calibrant.clock import Clock
 from calibrant.compress import prune
-from calibrant.compress.costs import Costs, operations, peak, processor
+from calibrant.compress.costs import Costs, peak, processor
 from calibrant.data import CalibrationSet
 from calibrant.models import view
 from calibrant.testing import tiny_folder, tiny_model
-
-
-def test_a_product_takes_two_operations_a_weight_and_token():
-    assert operations((3, 5), 7) == 2 * 3 * 5 * 7
 
 
 def test_a_peak_is_a_rate_that_a_product_reached():

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import calibrant
-from calibrant.errors import MissingPackageError
-from calibrant.extras import EXTRAS, needed_for
+from calibrant.extras import EXTRAS
+
+from tests.anew import imported_anew
 
 ROOT = Path(calibrant.__file__).parent
 PROJECT = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text())["project"]
@@ -78,56 +79,27 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
 
 
 def test_every_optional_package_has_its_extra():
-    """So that the sentence about a missing one names an extra that brings it."""
     assert {distribution(package) for package in EXTRAS} == set().union(*OPTIONAL.values()) - REQUIRED
     assert {package: extra for package, extra in EXTRAS.items() if distribution(package) not in OPTIONAL[extra]} == {}
 
 
-def test_a_missing_package_is_a_sentence():
-    @needed_for("a plot")
-    def draw() -> None:
-        raise ModuleNotFoundError("No module named 'altair.vegalite'", name="altair.vegalite")
-
-    with pytest.raises(MissingPackageError, match=r"^a plot needs the package altair, .*: pip install 'calibrant\[report\]'$"):
-        draw()
-    with pytest.raises(ModuleNotFoundError, match="no_such"), needed_for("anything"):
-        raise ModuleNotFoundError("No module named 'no_such'", name="no_such")
-
-
-HIDDEN = """
-import sys
-from importlib.machinery import PathFinder
-
-class Hiding(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name.partition(".")[0] in HIDDEN else PathFinder.find_spec(name, path, target)
-
-HIDDEN = set(sys.argv.pop(1).split(","))
-sys.meta_path = [Hiding if finder is PathFinder else finder for finder in sys.meta_path]
-"""
-JOBS = """
-import calibrant
-from calibrant.cli import main
-from calibrant.testing import tiny_folder
-
-tiny_folder("tiny")
-calibrant.prune("tiny", "python_docs", "sparsegpt", "2:4", out="pruned", samples=2, length=32)
-calibrant.quantize("tiny", out="small", target="w4g16")
-calibrant.evaluate("pruned", ["loss(source='python_docs', tokens=64, length=32)", "agreement(source='python_docs', tokens=64, length=32)"])
-for kind in ("sources", "methods", "packings", "selectors", "tasks"):
-    calibrant.catalogue(kind)
-sys.argv = ["calibrant", "study", "study.yaml", "--out", "results"]
-main()
-"""
-
-
-def test_prune_quantize_and_evaluate_need_no_optional_package(tmp_path: Path):
-    """In a process that can't find them; a command that needs one says in one sentence what to install."""
-    command = [sys.executable, "-c", HIDDEN + JOBS, ",".join([*EXTRAS, "pandas"])]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr[-3000:]
-    assert re.search(r"needs the package \w+, which is not installed; install it with: pip install 'calibrant\[study\]'\n$", done.stderr), done.stderr
+def test_prune_quantize_and_evaluate_need_no_optional_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """A command that needs one says what to install."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["calibrant", "study", "study.yaml", "--out", "results"])
+    with imported_anew(hidden={*EXTRAS, "pandas"}):
+        anew = importlib.import_module("calibrant")
+        importlib.import_module("calibrant.testing").tiny_folder("tiny")
+        anew.prune("tiny", "python_docs", "sparsegpt", "2:4", out="pruned", samples=2, length=32)
+        anew.quantize("tiny", out="small", target="w4g16")
+        measures = ["loss(source='python_docs', tokens=64, length=32)", "agreement(source='python_docs', tokens=64, length=32)"]
+        assert len(anew.evaluate("pruned", measures)) == 2
+        for kind in ("sources", "methods", "packings", "selectors", "tasks"):
+            assert anew.catalogue(kind)
+        with pytest.raises(SystemExit) as ended:
+            importlib.import_module("calibrant.cli").main()
+    assert ended.value.code == 2
+    assert "pip install 'calibrant[study]'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
