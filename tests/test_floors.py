@@ -3,12 +3,14 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import calibrant
 
 ROOT = Path(calibrant.__file__).parent
+MODULES = sorted(ROOT.rglob("*.py"))
+FILES = frozenset(MODULES)
 FLOORS = [
     [
         "errors",
@@ -98,36 +100,23 @@ TORCH_FREE = [
 ]
 
 
-def modules() -> list[Path]:
-    return sorted(ROOT.rglob("*.py"))
-
-
 def room(path: Path) -> str:
     """The top-level module or package that a file belongs to; the package's own doors, `__init__` and `__main__`, are `calibrant`."""
     first = path.relative_to(ROOT).parts[0].removesuffix(".py")
     return "calibrant" if first in ("__init__", "__main__") else first
 
 
-def imports(path: Path, anywhere: bool = True) -> Iterator[str]:
-    """Dotted names of what a file imports: anywhere in it, or only when it is itself imported."""
-    tree = ast.parse(path.read_text())
-    nodes = ast.walk(tree) if anywhere else _at_import(tree)
-    for node in nodes:
+@cache
+def imports(path: Path) -> tuple[str, ...]:
+    """Dotted names of what a file imports anywhere in it: in functions and for types too."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import; write the whole name"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def _at_import(node: ast.AST) -> Iterator[ast.AST]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
-            continue
-        yield child
-        yield from _at_import(child)
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return tuple(found)
 
 
 def is_below(used: str, user: str) -> bool:
@@ -136,13 +125,9 @@ def is_below(used: str, user: str) -> bool:
     return FLOOR[used] < FLOOR[user]
 
 
-def test_every_room_has_a_floor():
-    assert {room(path) for path in modules()} - {"calibrant"} <= FLOOR.keys()
-
-
 def test_imports_come_from_below():
     wrong: list[str] = []
-    for path in modules():
+    for path in MODULES:
         own = room(path)
         if own == "calibrant":
             continue
@@ -152,31 +137,32 @@ def test_imports_come_from_below():
             if used == own or used == "__version__":
                 continue
             if used not in FLOOR:
-                wrong.append(f"{path.relative_to(ROOT)} takes {used!r} from the package's own root; import it where it is defined")
+                wrong.append(f"{path.relative_to(ROOT)} imports {used}, which has no floor, or stands in the package's own root")
             # The ground floor is one family: spec explains unknown names with the registry's "did you mean".
             elif not (FLOOR[used] == FLOOR[own] == 0 or is_below(used, own)):
                 wrong.append(f"{path.relative_to(ROOT)} (floor {FLOOR[own]}) imports {used} (floor {FLOOR[used]})")
     assert not wrong, "\n".join(wrong)
 
 
-def test_torch_free_files_never_name_torch():
-    for path in [path for path in modules() if room(path) in TORCH_FREE]:
-        if room(path) == "cli":  # may use the library inside a command, and so torch
-            named = {n.split(".")[0] for n in imports(path, anywhere=False)} & {"torch", "transformers"}
-        else:
-            named = {n.split(".")[0] for n in imports(path)} & {"torch", "transformers", "safetensors", "accelerate"}
-        assert not named, f"{path.relative_to(ROOT)} imports {', '.join(named)}"
-
-
-def test_importing_leaves_torch_out():
+def test_importing_leaves_torch_out_and_so_do_lists_of_names_and_what_the_shell_completes():
     """Each in turn in one process: what an earlier one brought would be there already."""
     code = """
 import importlib, sys
+
+HEAVY = {'torch', 'transformers', 'datasets', 'numba', 'pyarrow', 'polars', 'scipy', 'sklearn', 'altair'}
 for name in sys.argv[1:]:
     importlib.import_module(name)
-    heavy = {'torch', 'transformers', 'numba', 'pyarrow', 'polars', 'scipy', 'sklearn', 'altair'} & sys.modules.keys()
-    if heavy:
+    if heavy := HEAVY & sys.modules.keys():
         sys.exit(f'import {name} brings {heavy}')
+
+from calibrant.cli import completing
+from calibrant.names import KINDS, catalogue
+
+for kind in KINDS:
+    assert catalogue(kind), kind
+assert completing.expression('gsm8k:co') == ['gsm8k:cot']
+if heavy := HEAVY & sys.modules.keys():
+    sys.exit(f'a list of names brings {heavy}')
 """
     names = ["calibrant", *(f"calibrant.{name}" for name in TORCH_FREE)]
     done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=False)
@@ -184,7 +170,7 @@ for name in sys.argv[1:]:
 
 
 def _used_files(path: Path) -> set[Path]:
-    """The files of the package that a file imports anywhere in it: in functions and for types too."""
+    """The files of the package that a file imports."""
     used: set[Path] = set()
     for name in imports(path):
         parts = name.split(".")
@@ -192,11 +178,9 @@ def _used_files(path: Path) -> set[Path]:
             continue
         for tail in (parts[1:], parts[1:-1]):  # what is imported may be a file, or something that a file holds
             file = ROOT.joinpath(*tail)
-            if file.with_suffix(".py").is_file():
-                used.add(file.with_suffix(".py"))
-                break
-            if (file / "__init__.py").is_file():
-                used.add(file / "__init__.py")
+            found = FILES & {file.with_suffix(".py"), file / "__init__.py"}
+            if found:
+                used |= found
                 break
     return used - {path}
 
@@ -212,22 +196,15 @@ def _reached(start: Path, uses: dict[Path, set[Path]]) -> set[Path]:
 
 
 def test_the_files_of_a_room_import_in_no_circle():
-    for name in sorted({room(path) for path in modules() if path.parent != ROOT}):
-        inside = [path for path in modules() if room(path) == name]
+    for name in sorted({room(path) for path in MODULES if path.parent != ROOT}):
+        inside = [path for path in MODULES if room(path) == name]
         uses = {path: _used_files(path) & set(inside) for path in inside}
         circle = sorted(str(path.relative_to(ROOT)) for path in inside if path in _reached(path, uses))
         assert not circle, f"these import each other in a circle: {', '.join(circle)}; move what they share into a file of its own"
 
 
-def test_a_circle_of_files_would_be_found():
-    one, two, three = Path("one"), Path("two"), Path("three")
-    uses = {one: {two}, two: {three}, three: {one}}
-    assert _reached(one, uses) == {one, two, three}
-    assert _reached(one, {one: {two}, two: {three}}) == {two, three}
-
-
 def test_only_the_harness_imports_lm_eval_and_only_the_walk_greenlet():
-    for path in modules():
+    for path in MODULES:
         roots = {n.split(".")[0] for n in imports(path)}
         assert "lm_eval" not in roots or path.name == "harness.py"
         assert "greenlet" not in roots or path.name == "micro_batch.py"

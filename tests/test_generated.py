@@ -1,35 +1,24 @@
 """What is made from the folders is up to date, and a new file in one of them needs nothing else."""
 
+import importlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tools import freeze, generate
-from tools.generate import PAGES, filled, lacking, ours, stale
+from tools.generate import filled, lacking, ours
 
 import calibrant
 
+from tests.anew import imported_anew
 from tests.frozen import masks
 
-PROJECT = Path(__file__).parents[1]
 
-
-def test_the_pages_say_what_the_folders_hold():
-    assert [page.name for page in stale()] == [], "run make generate"
-
-
-def test_every_source_was_tried():
-    assert lacking() == [], "run python -m tools.generate --survey"
-
-
-def test_every_table_stands_somewhere():
-    text = "\n".join(page.read_text() for page in PAGES)
-    for kind in ("families", "formats", "packings", "selectors", "tasks", "survey"):
-        assert f"<!-- {kind} -->\n|" in text
+def test_the_pages_say_what_the_folders_hold_and_every_source_was_tried(capsys: pytest.CaptureFixture[str]):
+    assert generate.main(["--check"]) == 0
+    assert capsys.readouterr() == ("", "")
 
 
 def test_what_stands_between_other_marks_is_left_alone():
@@ -41,11 +30,6 @@ def test_what_stands_between_other_marks_is_left_alone():
     assert "| `qa` |" in found
     assert "old" not in found
     assert filled(found) == found
-
-
-def test_a_check_says_nothing_where_all_is_up_to_date(capsys: pytest.CaptureFixture[str]):
-    assert generate.main(["--check"]) == 0
-    assert capsys.readouterr() == ("", "")
 
 
 def test_a_check_names_what_is_stale_and_changes_nothing(
@@ -65,13 +49,21 @@ def test_a_check_names_what_is_stale_and_changes_nothing(
     monkeypatch.setattr(freeze, "read", lambda name: known)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert generate.main(["--check"]) == 1
-    told = capsys.readouterr().err.splitlines()
-    names = [line.split()[0] for line in told]
+    names = [line.split()[0] for line in capsys.readouterr().err.splitlines()]
     assert names == ["page.md", "tests/frozen/masks.json", "survey.json"]
-    assert "python_docs" in told[2]
+    assert lacking() == ["python_docs"]
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+USED = (
+    "calibrant",
+    "calibrant.data",
+    "calibrant.store",
+    "calibrant.compare",
+    "calibrant.testing",
+    "calibrant.testing.sources",
+    "tools.generate",
+)
 SOURCE = '''
 """Questions about elements."""
 
@@ -105,62 +97,34 @@ class Largest(MatrixMethod):
     def compress(self, weight, seen, target) -> Compressed:
         return Compressed(weight * target.keep(-weight.abs().float(), "matrix"))
 '''
-USE = """
-import json
-from pathlib import Path
-from calibrant import Study
-from calibrant.compare import read
-from calibrant.store import Store
-from calibrant.testing import tiny_folder
-from calibrant.testing.sources import check_source
-from calibrant.data import sources
-from tools.generate import PAGES, filled, lacking, ours, stale
-
-check_source(sources.build("chemistry"))
-tiny_folder("model")
-sets = ["chemistry:icl", "random_tokens"]
-Study("model", sets, ["wanda", "largest"], 0.5, evaluate=["loss(source=chemistry, tokens=200, length=32)"], samples=2, length=32).run("out")
-with Store("out", create=False) as store:
-    reading = read(store)
-    records = [r.data_facts["parts"][0]["family"] for r in store.records() if r.run.data == "chemistry:icl"]
-    (Path("out") / "index.json").rename("index.json")
-    copied = read(store)
-readme = filled(PAGES[0].read_text())
-print(json.dumps({
-    "failures": len(reading.failures),
-    "methods": sorted({cell.method for cell in reading.cells}),
-    "label": [reading.label("chemistry:icl").family, reading.label("chemistry:icl").format],
-    "copied": copied.label("chemistry:icl").family,
-    "records": records,
-    "stale": [page.name for page in stale()],
-    "lacking": lacking(),
-    "count": readme[readme.index("<!-- count of sources -->") :][:len("<!-- count of sources -->") + 2][-2:],
-}))
-"""
 
 
-def test_a_file_in_a_folder_is_all_that_a_source_or_a_method_needs(tmp_path: Path):
+def test_a_file_in_a_folder_is_all_that_a_source_or_a_method_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """In a copy of the package: the new names run in a study, are compared by their own family, and the tables say what is stale."""
     root = tmp_path / "src/calibrant"
     shutil.copytree(Path(calibrant.__file__).parent, root, ignore=shutil.ignore_patterns("__pycache__"))
     (root / "data/sources/chemistry.py").write_text(SOURCE.lstrip())
     (root / "methods/largest.py").write_text(METHOD.lstrip())
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "src"), str(PROJECT)]), "CALIBRANT_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found == {
-        "failures": 0,
-        "methods": ["largest", "none", "wanda"],
-        "label": ["reading", "icl"],
-        "copied": "reading",
-        "records": ["reading"],
-        "stale": ["README.md", "data.md"],
-        "lacking": ["chemistry"],
-        "count": str(len(ours("sources")) + 1),
-    }
-
-
-@pytest.mark.parametrize("kind", ["source", "method"])
-def test_what_must_be_done_for_a_new_one_is_one_command(kind: str):
-    assert "make generate" in (PROJECT / "docs/architecture.md").read_text().partition(f"- **A {kind}**")[2]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    measures = ["loss(source=chemistry, tokens=200, length=32)"]
+    with imported_anew(tmp_path / "src"):
+        anew, data, store, compare, testing, checks, tables = (importlib.import_module(name) for name in USED)
+        assert Path(anew.__file__).parent == root
+        checks.check_source(data.sources.build("chemistry"))
+        testing.tiny_folder("model")
+        study = anew.Study("model", ["chemistry:icl", "random_tokens"], ["wanda", "largest"], 0.5, evaluate=measures, samples=2, length=32)
+        study.run("out")
+        with store.Store("out", create=False) as finished:
+            reading = compare.read(finished)
+            families = [kept.data_facts["parts"][0]["family"] for kept in finished.records() if kept.run.data == "chemistry:icl"]
+            Path("out/index.json").rename("index.json")
+            copied = compare.read(finished)
+        assert reading.failures == {}
+        assert {cell.method for cell in reading.cells} == {"largest", "none", "wanda"}
+        assert (reading.label("chemistry:icl").family, reading.label("chemistry:icl").format) == ("reading", "icl")
+        assert copied.label("chemistry:icl").family == "reading"
+        assert families == ["reading"]
+        assert [page.name for page in tables.stale()] == ["README.md", "data.md"]
+        assert tables.lacking() == ["chemistry"]
+        assert "chemistry" in {entry.name for entry in tables.ours("sources")}
