@@ -1,7 +1,5 @@
 """The arithmetic of the benchmarks, and that the page about speed says what their records say."""
 
-import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -75,39 +73,11 @@ def test_ratios_are_those_of_pairs():
     assert (found["floor_dtype"], found["of_floor"]) == ("bfloat16", [2.0, 2.0])
 
 
-def test_a_line_says_how_far_its_worst_point_is_off():
-    line = growth.straight([0, 1, 2], [1.0, 2.0, 6.0])
-    assert line == {"start": pytest.approx(0.5), "slope": pytest.approx(2.5), "worst": pytest.approx(0.5)}
-
-
-def test_of_repeated_points_the_least_stands():
+def test_of_repeated_points_the_least_stands_and_a_line_says_how_far_its_worst_point_is_off():
     rounds = [[{"tokens": 1, "seconds": 3.0}, {"tokens": 2, "seconds": 4.0}], [{"tokens": 1, "seconds": 2.0}, {"tokens": 2, "seconds": 9.0}]]
     assert growth.least(rounds) == [{"tokens": 1, "seconds": 2.0, "taken": [3.0, 2.0]}, {"tokens": 2, "seconds": 4.0, "taken": [4.0, 9.0]}]
-
-
-def test_parts_ask_for_each_point_in_turn(monkeypatch: pytest.MonkeyPatch):
-    asked = argparse.Namespace(samples=2, shared=4, length=8, counts=[16, 32], rounds=3, repeats=2, dtype="float32")
-    told: list[Any] = []
-
-    def process(arguments: list[str], environment: Any = None) -> dict[str, Any]:
-        told.append(json.loads(arguments[-1]))
-        if isinstance(told[-1], dict):
-            return {"seconds": float(len(told)), "peak": 1.0}
-        studies = [{"phases": {}, "seconds": float(at)} for at, _ in enumerate(told[-1])]
-        return {"studies": studies}
-
-    monkeypatch.setattr(growth, "process", process)
-    found = growth.tokens(asked)
-    assert [of["samples"] for of in told] == [2, 4, 2, 4]
-    assert [(point["tokens"], point["taken"]) for point in found["points"]] == [(16, [1.0, 3.0]), (32, [2.0, 4.0])]
-    assert next(point["threads"] for point in growth.cores(asked)["points"]) == 1
-    found = growth.sets(asked)
-    assert [len(of["data"]) for of in told[-1][1:]] == [1, 2, 4] * 2
-    assert [(point["sets"], point["taken"]) for point in found["points"]] == [(1, [1.0, 4.0]), (2, [2.0, 5.0]), (4, [3.0, 6.0])]
-    pair, both = growth.methods(asked)["pairs"]["wanda"], ["wanda", "magnitude"]
-    assert [of["samples"] for of in told[-1]] == [1, *[4] * 6]
-    assert [of["methods"] for of in told[-1][1:]] == ["wanda", both, both, "wanda", "wanda", both]
-    assert pair["ratios"] == [2 / 1, 3 / 4, 6 / 5]
+    line = growth.straight([0, 1, 2], [1.0, 2.0, 6.0])
+    assert line == {"start": pytest.approx(0.5), "slope": pytest.approx(2.5), "worst": pytest.approx(0.5)}
 
 
 def test_a_record_goes_on_only_where_it_answers_the_same_question(tmp_path: Path):

@@ -3,14 +3,12 @@
 import ast
 import subprocess
 import sys
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 
 import calibrant
 
 ROOT = Path(calibrant.__file__).parent
-MODULES = sorted(ROOT.rglob("*.py"))
-FILES = frozenset(MODULES)
 FLOORS = [
     [
         "errors",
@@ -72,32 +70,8 @@ LOWER_FIRST = {
     "languages": -1,
 }
 """What stands at the foot of its floor: its neighbours may use it."""
-TORCH_FREE = [
-    "launch",
-    "errors",
-    "numerics",
-    "extras",
-    "foreign",
-    "spec",
-    "grammar",
-    "families",
-    "named",
-    "registry",
-    "seals",
-    "declarations",
-    "names",
-    "progress",
-    "notebook",
-    "store",
-    "outcomes",
-    "durable",
-    "estimates",
-    "searching",
-    "compare",
-    "report",
-    "screen",
-    "cli",
-]
+TORCH_FREE = ["names", "notebook", "launch", "store", "searching", "compare", "report", "screen", "cli"]
+"""Each brings what it needs of the floors below."""
 
 
 def room(path: Path) -> str:
@@ -106,17 +80,14 @@ def room(path: Path) -> str:
     return "calibrant" if first in ("__init__", "__main__") else first
 
 
-@cache
-def imports(path: Path) -> tuple[str, ...]:
+def imports(path: Path) -> Iterator[str]:
     """Dotted names of what a file imports anywhere in it: in functions and for types too."""
-    found: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import; write the whole name"
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
-    return tuple(found)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def is_below(used: str, user: str) -> bool:
@@ -127,7 +98,7 @@ def is_below(used: str, user: str) -> bool:
 
 def test_imports_come_from_below():
     wrong: list[str] = []
-    for path in MODULES:
+    for path in sorted(ROOT.rglob("*.py")):
         own = room(path)
         if own == "calibrant":
             continue
@@ -167,44 +138,3 @@ if heavy := HEAVY & sys.modules.keys():
     names = ["calibrant", *(f"calibrant.{name}" for name in TORCH_FREE)]
     done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def _used_files(path: Path) -> set[Path]:
-    """The files of the package that a file imports."""
-    used: set[Path] = set()
-    for name in imports(path):
-        parts = name.split(".")
-        if parts[0] != "calibrant":
-            continue
-        for tail in (parts[1:], parts[1:-1]):  # what is imported may be a file, or something that a file holds
-            file = ROOT.joinpath(*tail)
-            found = FILES & {file.with_suffix(".py"), file / "__init__.py"}
-            if found:
-                used |= found
-                break
-    return used - {path}
-
-
-def _reached(start: Path, uses: dict[Path, set[Path]]) -> set[Path]:
-    found, ahead = set[Path](), list(uses.get(start, ()))
-    while ahead:
-        path = ahead.pop()
-        if path not in found:
-            found.add(path)
-            ahead += uses.get(path, ())
-    return found
-
-
-def test_the_files_of_a_room_import_in_no_circle():
-    for name in sorted({room(path) for path in MODULES if path.parent != ROOT}):
-        inside = [path for path in MODULES if room(path) == name]
-        uses = {path: _used_files(path) & set(inside) for path in inside}
-        circle = sorted(str(path.relative_to(ROOT)) for path in inside if path in _reached(path, uses))
-        assert not circle, f"these import each other in a circle: {', '.join(circle)}; move what they share into a file of its own"
-
-
-def test_only_the_harness_imports_lm_eval_and_only_the_walk_greenlet():
-    for path in MODULES:
-        roots = {n.split(".")[0] for n in imports(path)}
-        assert "lm_eval" not in roots or path.name == "harness.py"
-        assert "greenlet" not in roots or path.name == "micro_batch.py"
