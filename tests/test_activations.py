@@ -107,13 +107,9 @@ def test_routing_adds_up_and_is_scaled() -> None:
         assert torch.allclose(getattr(added, name), getattr(both, name))
         assert torch.equal(getattr(one * 0.5, name), getattr(one, name) * 0.5)
     assert (added.tokens, added.mass, (one * 0.5).mass) == (40, 40.0, 10.0)
-
-
-def test_a_choice_that_was_left_out_counts_nowhere() -> None:
-    routing = Routing.of(torch.tensor([[0, -1], [6, 2], [6, 6]]), torch.ones(3, 2), 6)
-    assert routing.counts.tolist() == [1, 0, 1, 0, 0, 0]
-    assert routing.gates.tolist() == [1, 0, 1, 0, 0, 0]
-    assert float(routing.together.sum()) == 2
+    left_out = Routing.of(torch.tensor([[0, -1], [6, 2], [6, 6]]), torch.ones(3, 2), 6)
+    assert left_out.counts.tolist() == left_out.gates.tolist() == [1, 0, 1, 0, 0, 0]
+    assert float(left_out.together.sum()) == 2
 
 
 def test_seen_adds_kind_by_kind_and_counts_tokens() -> None:
@@ -160,9 +156,5 @@ def test_feature_moments_are_weighted_means_and_variances(dtype: torch.dtype) ->
     assert torch.allclose(parts.sums, seen.sums / 2)
     assert torch.allclose(parts.variances(), seen.variances())
     assert parts.tokens == 7
-
-
-def test_the_variance_of_what_never_changes_is_no_less_than_zero() -> None:
-    seen = FeatureMoments.of(torch.full((1000, 3), 0.1))
-    assert (seen.variances() >= 0).all()
-    assert seen.variances().max() < 1e-8
+    constant = FeatureMoments.of(torch.full((1000, 3), 0.1)).variances()
+    assert 0 <= constant.min() <= constant.max() < 1e-8

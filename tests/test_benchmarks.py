@@ -13,7 +13,6 @@ from calibrant.models import view
 from calibrant.testing import tiny_model
 
 PROJECT = Path(__file__).parents[1]
-ABOUT = {"processor": "a processor", "cores": 2, "threads": 2, "instructions": ["avx2"], "memory_gib": 8, "system": "Linux", "torch": "2.13.0"}
 
 
 def test_the_page_about_speed_is_made_of_the_records():
@@ -78,25 +77,6 @@ def test_of_repeated_points_the_least_stands_and_a_line_says_how_far_its_worst_p
     assert growth.least(rounds) == [{"tokens": 1, "seconds": 2.0, "taken": [3.0, 2.0]}, {"tokens": 2, "seconds": 4.0, "taken": [4.0, 9.0]}]
     line = growth.straight([0, 1, 2], [1.0, 2.0, 6.0])
     assert line == {"start": pytest.approx(0.5), "slope": pytest.approx(2.5), "worst": pytest.approx(0.5)}
-
-
-def test_a_record_goes_on_only_where_it_answers_the_same_question(tmp_path: Path):
-    out = tmp_path / "records" / "growth.json"
-    question = {"asked": {"counts": (1, 2)}, "machine": ABOUT}
-    fresh = machine.started(out, question, "parts")
-    assert fresh["parts"] == {}
-    machine.keep(out, {**fresh, "parts": {"cores": 1}})
-    assert machine.started(out, question, "parts")["parts"] == {"cores": 1}
-    assert machine.started(out, {**question, "machine": {**ABOUT, "cores": 4}}, "parts")["parts"] == {}
-
-
-def test_an_imatrix_is_compared_round_by_round():
-    def took(seconds: float) -> dict[str, float]:
-        return {"seconds": seconds, "processor": seconds / 2, "peak": 100.0}
-
-    rounds = [{"llama_cpp": took(6.0), "calibrant": took(2.0)}, {"llama_cpp": took(2.0), "calibrant": took(2.0)}]
-    found = imatrix.summary(rounds, (1e-6, 4e-5))
-    assert found["ratios"] == found["processor_ratios"] == [3.0, 1.0]
 
 
 def test_sums_are_compared_only_of_the_same_tokens(tmp_path: Path):

@@ -58,7 +58,8 @@ def all_cases() -> Iterator[Case]:
     for registry in REGISTRIES:
         for name in registry.names():
             for field in dataclasses.fields(registry.get(name)):
-                kind = "float" if field.name == "damps" else getattr(field.type, "__name__", str(field.type))
+                kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+                kind = "float" if field.name == "damps" else kind
                 for number in LARGE if field.init else ():
                     if number in kind:
                         yield from ((registry, name, field.name, value) for value in LARGE[number])

@@ -1,5 +1,7 @@
-"""What the README and the docs say is so."""
+"""What the README and the docs say is so, and so are the examples in docstrings."""
 
+import doctest
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -13,6 +15,8 @@ from calibrant.cli import app
 from calibrant.testing import tiny_folder
 
 PROJECT = Path(__file__).parents[1]
+ROOT = Path(calibrant.__file__).parent
+OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 
 
@@ -52,3 +56,15 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     if "opened" in names:
         matrix = calibrant.view(names["opened"].model).weights[0].get()  # pyright: ignore[reportAttributeAccessIssue]
         assert (matrix == 0).double().mean() == 0.5
+
+
+def test_examples_in_docstrings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    finder, runner = doctest.DocTestFinder(exclude_empty=True), doctest.DocTestRunner(optionflags=OPTIONS)
+    wrong: list[str] = []
+    for path in sorted(path for path in ROOT.rglob("*.py") if ">>> " in path.read_text()):
+        name = ".".join(["calibrant", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+        for test in finder.find(importlib.import_module(name), name):
+            runner.run(test, out=wrong.append, clear_globs=True)
+    assert runner.tries
+    assert not wrong, "".join(wrong)
