@@ -28,6 +28,7 @@ from calibrant.testing import FAMILIES, tiny_folder, tiny_gguf
 from calibrant.walk.ranks import ALONE
 from calibrant.walk.rehearsal import rehearse
 
+from tests.refusing import refused
 from tests.usual import two_hundred_lines, usually
 
 SMALL: dict[str, Any] = {"samples": 4, "length": 16, "dtype": "bfloat16", "memory": 1000.0}
@@ -212,9 +213,8 @@ def test_the_promise_decides_where_blocks_are_and_how_it_goes_on(texts: str, tmp
     many = pruned("many", (more.on_disk("reference") + more.on_disk("arrival")) / 2, 128, 64)
     assert many.opened.residence.on_disk
     assert many.record.run.propagate == "reference", "activations are too many for arrival"
-    with pytest.raises(SpecError) as refused:
+    with refused(SpecError, str(folder)):
         pruned("less", found.block)
-    assert refused.value.subject == str(folder)
     assert not (tmp_path / "less").exists()
 
 
@@ -224,13 +224,12 @@ def test_a_model_that_is_opened_whole_is_refused_where_it_or_its_activations_are
     """A GGUF file is opened whole, so it is only known then what is left for activations; robust knows one propagation."""
     file = tiny_gguf(tmp_path / "tiny.gguf")
     options: dict[str, Any] = {"samples": 64, "length": 64, "dtype": "float32", "device": "cpu"}
-    with pytest.raises(SpecError) as refused:
+    with pytest.raises(SpecError) as caught:
         prune(str(file), texts, "wanda", "0.5", tmp_path / "out", memory=0.001, **options)
-    assert Path(refused.value.subject).name == "tiny.gguf"
+    assert Path(caught.value.subject).name == "tiny.gguf"
     monkeypatch.setattr(room, "held_now", lambda: 0)
-    with pytest.raises(SpecError) as refused:
+    with refused(SpecError, "robust"):
         prune(str(file), texts, "robust", "0.5", tmp_path / "out", memory=0.0005, **options)
-    assert refused.value.subject == "robust"
     assert not (tmp_path / "out").exists()
 
 
@@ -251,13 +250,11 @@ def test_what_needs_the_whole_model_is_refused_by_name(folder: Path, texts: str)
     }
     for named, job in asked_of.items():
         assert named in needs_all_of_it(*job, ALONE)
-    with pytest.raises(SpecError) as refused:
+    with refused(SpecError, str(folder)):
         left_on_disk(str(folder), wanda, data, both, "bfloat16", "cpu", 1000, ALONE)
-    assert refused.value.subject == str(folder)
     opened = open_model(str(folder), "bfloat16", on_disk=True)
-    with pytest.raises(SpecError) as refused:  # numbers have to be kept somewhere
+    with refused(SpecError, opened.name):  # numbers have to be kept somewhere
         compress(opened, view(opened.model, opened.residence), data.tokens(opened.tokenizer), wanda)
-    assert refused.value.subject == opened.name
 
 
 OF_MATRICES = [name for name in methods.names() if issubclass(methods.get(name), MatrixMethod)]

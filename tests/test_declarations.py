@@ -60,7 +60,6 @@ def test_a_method_of_another_package_is_read_and_imported_only_if_it_must_be(plu
 @pytest.mark.parametrize(
     "code",
     [
-        "class Mine(elsewhere.Base): ...",
         "from nowhere_at_all import Base\nclass Mine(Base): ...",
         "Mine = type('Mine', (), {})",
         "class Mine(Mine): ...",

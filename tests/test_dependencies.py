@@ -87,17 +87,20 @@ def test_prune_quantize_and_evaluate_need_no_optional_package(tmp_path: Path, mo
     """A command that needs one says what to install."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["calibrant", "study", "study.yaml", "--out", "results"])
+    measures = ["loss(source='python_docs', tokens=64, length=32)", "agreement(source='python_docs', tokens=64, length=32)"]
     with imported_anew(hidden={*EXTRAS, "pandas"}):
-        anew = importlib.import_module("calibrant")
-        importlib.import_module("calibrant.testing").tiny_folder("tiny")
-        anew.prune("tiny", "python_docs", "sparsegpt", "2:4", out="pruned", samples=2, length=32)
-        anew.quantize("tiny", out="small", target="w4g16")
-        measures = ["loss(source='python_docs', tokens=64, length=32)", "agreement(source='python_docs', tokens=64, length=32)"]
-        assert len(anew.evaluate("pruned", measures)) == 2
+        from calibrant import catalogue, evaluate, prune, quantize
+        from calibrant.cli import main
+        from calibrant.testing import tiny_folder
+
+        tiny_folder("tiny")
+        prune("tiny", "python_docs", "sparsegpt", "2:4", out="pruned", samples=2, length=32)
+        quantize("tiny", out="small", target="w4g16")
+        assert len(evaluate("pruned", measures)) == 2
         for kind in ("sources", "methods", "packings", "selectors", "tasks"):
-            assert anew.catalogue(kind)
+            assert catalogue(kind)
         with pytest.raises(SystemExit) as ended:
-            importlib.import_module("calibrant.cli").main()
+            main()
     assert ended.value.code == 2
     assert "pip install 'calibrant[study]'" in capsys.readouterr().err
 

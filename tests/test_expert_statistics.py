@@ -136,9 +136,8 @@ def test_they_add_up_and_are_scaled() -> None:
     assert torch.equal((added * 0.25).pairs, whole.pairs)
     y = torch.randn(60, 4, generator=generator)
     both, one, other = (ExpertOutputs.none(2, 4, y.device, tokens=1, mass=2.0) for _ in range(3))
-    both.add(0, y, torch.full((60,), 0.5), torch.ones(60))
-    one.add(0, y[:10], torch.full((10,), 0.5), torch.ones(10))
-    other.add(0, y[10:], torch.full((50,), 0.5), torch.ones(50))
+    for seen, rows in ((both, y), (one, y[:10]), (other, y[10:])):
+        seen.add(0, rows, torch.full((len(rows),), 0.5), torch.ones(len(rows)))
     total, half = one + other, (one + other) * 0.5
     for name in ("counts", "sums", "squares", "norms", "gated", "histogram"):
         assert torch.allclose(getattr(total, name), getattr(both, name))

@@ -95,7 +95,6 @@ def test_a_record_counts_both_factors_and_where_numbers_are():
         ({"shared": "a", "sharing": 0, "turned": False}, ((2, 3), (3, 4))),
         ({"shared": "a", "sharing": 2, "turned": "no"}, ((2, 3), (3, 4))),
         ({"shared": "a", "sharing": 2, "turned": False}, ((2, 3), (4, 3))),
-        ({"shared": "a", "sharing": 2, "turned": False}, ((2, 3, 1), (3, 4))),
         ({"sharing": 2, "turned": False}, ((2, 3), (3, 4))),
     ],
 )

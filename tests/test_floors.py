@@ -22,22 +22,9 @@ FLOORS = [
     "cli",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
-LOWER_FIRST = {
-    "compiling": -2,
-    "divergence_kernel": -1,
-    "targets": -2,
-    "packed": -1,
-    "durable": -2,
-    "sealed_tensors": -1,
-    "estimates": -2,
-    "outcomes": -1,
-    "walk": -2,
-    "edits": -1,
-    "methods": -1,
-    "compress": -1,
-    "inspection": -2,
-    "languages": -1,
-}
+LOWEST = "compiling targets durable estimates walk inspection"
+LOW = "divergence_kernel packed sealed_tensors outcomes edits methods compress languages"
+LOWER_FIRST = {**dict.fromkeys(LOWEST.split(), -2), **dict.fromkeys(LOW.split(), -1)}
 """What stands at the foot of its floor: its neighbours may use it."""
 TORCH_FREE = ["names", "notebook", "launch", "store", "searching", "compare", "report", "screen", "cli"]
 """Each brings what it needs of the floors below."""

@@ -89,14 +89,6 @@ def test_what_would_be_another_thing_is_overwritten_with_a_reason_alone(folder: 
     assert "a better rule" in (folder / README).read_text().splitlines()[-1]
 
 
-def test_a_new_name_is_added_without_a_reason_and_numbers_stay_the_first(folder: Path):
-    assert freeze([Frozen("one.json", given(a=1, b=[2.0]))], folder) == []
-    nearly = 2.0 + 1e-12
-    freeze([Frozen("one.json", given(a=1, b=[nearly], new=3), NEARLY)], folder)
-    assert read("one.json", folder) == {"a": 1, "b": [2.0], "new": 3}
-    assert len((folder / README).read_text().splitlines()) == 2
-
-
 def test_numbers_are_the_same_within_their_tolerance_alone():
     assert same({"a": [1.0]}, {"a": [1.0 + 1e-12]}, NEARLY)
     assert not same({"a": [1.0]}, {"a": [1.0 + 1e-12]}, EXACT)

@@ -8,7 +8,9 @@ import pytest
 from calibrant.cli import main
 from calibrant.errors import InputError
 from calibrant.launch import Launch, launched
-from calibrant.walk.ranks import ALONE, _Together, joined
+from calibrant.walk.ranks import ALONE, joined
+
+from tests.refusing import refused
 
 TOLD = {
     "TORCHELASTIC_RUN_ID": "1",
@@ -53,9 +55,8 @@ def test_what_torchrun_would_never_tell_is_refused_before_any_work(
     assert (out, err.count("\n")) == ("", 1)
     assert len(err) < 300
     assert not list(tmp_path.iterdir())
-    with pytest.raises(InputError) as caught, joined():
+    with refused(InputError, variable), joined():
         pass
-    assert caught.value.subject == variable
 
 
 def test_what_torchrun_tells_is_read(monkeypatch: pytest.MonkeyPatch):
@@ -65,15 +66,3 @@ def test_what_torchrun_tells_is_read(monkeypatch: pytest.MonkeyPatch):
     assert launched() is None, "other launchers have variables of these names too"
     with joined() as ranks:
         assert ranks is ALONE
-
-
-def test_a_place_on_the_machine_is_a_number(monkeypatch: pytest.MonkeyPatch):
-    """A process group may be the user's own, with no torchrun."""
-    one = object.__new__(_Together)
-    one.rank = 3
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert one.device("cuda") == "cuda:3"
-    monkeypatch.setenv("LOCAL_RANK", "x")
-    with pytest.raises(InputError) as caught:
-        one.device("cuda")
-    assert caught.value.subject == "LOCAL_RANK"
