@@ -111,10 +111,13 @@ def test_routing_adds_up_and_is_scaled() -> None:
 
 
 def test_seen_adds_kind_by_kind_and_counts_tokens() -> None:
-    seen = Seen({FeatureNorms: FeatureNorms.of(rows(3)), Gram: Gram.of(rows(3))})
-    both = seen + seen
-    assert both.tokens == 6
-    assert torch.allclose(both[Gram].matrix, seen[Gram].matrix * 2)
+    first, second = rows(3, seed=1), rows(4, seed=2)
+    one, other = (Seen({FeatureNorms: FeatureNorms.of(x), Gram: Gram.of(x)}) for x in (first, second))
+    both = one + other
+    assert both.tokens == 7
+    whole = torch.cat([first, second])
+    assert torch.allclose(both[Gram].matrix, Gram.of(whole).matrix)
+    assert torch.allclose(both[FeatureNorms].norms(), FeatureNorms.of(whole).norms())
     assert Seen({}).tokens == 0
 
 
