@@ -195,13 +195,6 @@ def test_what_cannot_be_asked_is_refused_before_the_model_is_opened(
         run("no/such/model", **{"data": texts, **asked})
 
 
-@pytest.mark.parametrize(("method", "target"), [("wanda", "w4g64"), ("rtn", "0.5"), ("rtn", "2:4")])
-def test_what_a_method_does_not_accept_is_refused(method: str, target: str) -> None:
-    with pytest.raises(TargetError) as caught:
-        Recipe.parse(method, target)
-    assert caught.value.subject in (method, target)
-
-
 def test_what_does_not_fit_the_model_is_refused_by_name_and_nothing_is_touched(folder: Path, texts: str) -> None:
     opened, seen_by = opened_view(folder)
     before = {n: p.clone() for n, p in opened.model.named_parameters()}

@@ -1,7 +1,6 @@
 """What is imported is declared, and what is declared is imported; the commands that everybody needs work without the rest."""
 
 import ast
-import importlib.util
 import re
 import subprocess
 import sys
@@ -35,25 +34,6 @@ def declared(requirements: list[str]) -> set[str]:
 
 REQUIRED = declared(PROJECT["dependencies"])
 OPTIONAL = {extra: declared(texts) for extra, texts in PROJECT["optional-dependencies"].items() if extra != "dev"}
-
-
-def test_scripts_import_what_there_is():
-    """Scripts of studies and benchmarks run rarely, and types are checked in src alone: a name that went away would be missed."""
-    missing: list[str] = []
-    for folder in ("benchmarks", "examples", "studies", "tools"):
-        for path in (ROOT.parents[1] / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "calibrant":
-                    missing += [f"{path.name}: {node.module}.{one.name}" for one in node.names if not there(str(node.module), one.name)]
-    assert missing == []
-
-
-def there(module: str, name: str) -> bool:
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        return error.name is not None and not error.name.startswith("calibrant")  # an optional package
-    return getattr(found, name, None) is not None or importlib.util.find_spec(f"{module}.{name}") is not None
 
 
 def imported() -> set[str]:

@@ -67,7 +67,6 @@ def test_what_cannot_be_read_is_refused_by_what_was_given(text: str, error: type
         "gsm8k:zero",
         "gsm8k:cot(steps=3)@many(separator=' + ')",
         "redpajama(subsets=['github', 'arxiv'])",
-        "full_stops@one",
         "zipcal(source='c4 + pile')",
         "similar(source=c4, to='gsm8k:cot')@crop",
         "0.3*gsm8k:cot + 0.7*c4",

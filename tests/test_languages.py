@@ -202,7 +202,6 @@ def test_what_is_asked_wrongly(given: dict[str, object]):
 
 TOKENS, WINDOW = 16_384, 128
 POOLED = " + ".join(LANGUAGES)
-MIXED = "mix(domain=arithmetic, general=python_code, weight=0.5)"
 
 
 @pytest.fixture(scope="module")
@@ -237,12 +236,3 @@ def test_a_language_is_kept_best_by_itself_or_by_the_pooled_set(trained: Opened,
     if method == "sparsegpt":
         assert behind.count(0) >= 2
     assert min(losses[name][2] for name in LANGUAGES[:2]) - losses["arithmetic"][2] > 0.02
-
-
-@pytest.mark.slow
-def test_a_mix_of_two_is_better_than_between_its_ends(trained: Opened):
-    """MixCal's claim: on a scale from 0, the loss of the set that is of that kind, to 1, that of the other, the mix is below a half on both."""
-    losses = losses_by_set(trained, "sparsegpt", "dense", ("arithmetic", "python_code", MIXED))
-    for own, other, at in (("arithmetic", "python_code", 2), ("python_code", "arithmetic", 1)):
-        assert losses[own][at] < losses[other][at] - 0.02
-        assert (losses[MIXED][at] - losses[own][at]) / (losses[other][at] - losses[own][at]) < 0.5

@@ -8,30 +8,11 @@ from studies.pages import filled
 from studies.pruning import layers
 
 
-def found(**ratios: tuple[float, ...]) -> dict[str, dict[str, object]]:
-    """Errors of three matrices, SparseGPT's times these, at two targets."""
-    base = {"a": 0.02, "b": 0.04, "c": 0.05}
-    each = {"sparsegpt": (1.0, 1.0, 1.0), **ratios}
-    return {
-        f"{name} {target}": {
-            "errors": {m: dict.fromkeys(layers.SEEN, base[m] * times) for m, times in zip(base, of, strict=False)},
-        }
-        for target in ("0.6", "2:4")
-        for name, of in each.items()
-    }
-
-
-def cells(row: str) -> list[str]:
-    return [cell.strip() for cell in row.strip("|").split("|")]
-
-
-def test_rows_have_the_median_of_ratios_and_the_largest_of_the_matrices_that_were_given():
-    given = found(refined=(0.9, 0.5, 0.7), wanda=(1.5, 1.0, 2.0), **{layers.PEER: (0.8, 0.6)})
-    _, _, wanda, base, refined, peer = layers.table({"found": given})
-    assert cells(wanda)[:5] == ["`wanda`", *["1.500 (2.00)"] * 4]
-    assert cells(base)[:5] == ["`sparsegpt`", *["1"] * 4]
-    assert cells(refined)[:5] == ["`refined`", *["0.700 (0.90)"] * 4]
-    assert cells(peer)[1:5] == ["0.700 (0.80)"] * 4
+def test_a_ratio_is_the_median_over_matrices_and_the_largest():
+    each = {"sparsegpt": (0.02, 0.04, 0.05), "wanda": (0.03, 0.04, 0.1), "refined": (0.018, 0.02)}
+    found = {f"{name} 0.6": {"errors": {m: {"again": error} for m, error in zip("abc", errors, strict=False)}} for name, errors in each.items()}
+    assert layers.ratio(found, "wanda", "0.6", "again") == "1.500 (2.00)"
+    assert layers.ratio(found, "refined", "0.6", "again") == "0.700 (0.90)", "on the matrices that it was given"
 
 
 def test_an_error_is_that_of_the_outputs():
