@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from studies.sensitivity import milder, second
+from studies.sensitivity import second
 from studies.sensitivity.tables import DOMAINS, MIXTURE, Label
 
 SETS = ("c4", "wikipedia", "gsm8k:icl", "python_code", MIXTURE)
@@ -30,15 +30,3 @@ def test_a_model_that_answers_alike_loses_nothing_and_the_other_way_round_most(m
     assert row(monkeypatch, FIRST) == alike
     assert row(monkeypatch, dict(reversed(FIRST.items()))) == alike, "the order of sets in a store decides nothing"
     assert row(monkeypatch, TURNED) == ["-1.00", "0 of 6", "4.000", "3.000", "4.000", "4.000", "0.000", "2.000"]
-
-
-def test_what_the_stronger_target_says_of_the_milder_one(monkeypatch: pytest.MonkeyPatch):
-    def row_of(mild: dict[str, float]) -> str:
-        given = {"0.5": FIRST, "0.4": mild}
-        monkeypatch.setattr(milder, "divergences", lambda _, label: {data: dict.fromkeys(DOMAINS.values(), v) for data, v in given[label[2]].items()})
-        *_, last = milder.ranks(None)  # pyright: ignore[reportArgumentType]  # what it is given is only handed on
-        return last
-
-    monkeypatch.setattr(milder, "MILDER", {"wanda": "0.4"})
-    assert row_of(FIRST) == "| `wanda` | +1.00 | 6 of 6 | 0.000 |"
-    assert row_of(TURNED) == "| `wanda` | -1.00 | 0 of 6 | 4.000 |"

@@ -115,17 +115,6 @@ def test_killed_and_asked_again_it_continues(
     assert {p.name for p in tmp_path.iterdir()} == {"whole", "resumed"}, "something was left behind"
 
 
-def test_asked_for_something_else_it_starts_anew(folder: Path, texts: str, tmp_path: Path) -> None:
-    def killed(what: str, done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        prune(str(folder), texts, "wanda", 0.5, tmp_path / "out", progress=killed, **SMALL)
-    done = prune(str(folder), texts, "wanda", 0.6, tmp_path / "out", **SMALL)
-    assert done.continued_from == 0
-    assert done.record == prune(str(folder), texts, "wanda", 0.6, **SMALL).record
-
-
 def test_the_same_question_has_the_same_identity_and_another_has_another(folder: Path, texts: str) -> None:
     def record(method: str, **change: Any) -> Any:
         return prune(str(folder), texts, method, **{**SMALL, **change}).record
