@@ -60,7 +60,7 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_examples_in_docstrings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    finder, runner = doctest.DocTestFinder(exclude_empty=True), doctest.DocTestRunner(optionflags=OPTIONS)
+    finder, runner = doctest.DocTestFinder(exclude_empty=True), doctest.DocTestRunner(verbose=False, optionflags=OPTIONS)
     wrong: list[str] = []
     for path in sorted(path for path in ROOT.rglob("*.py") if ">>> " in path.read_text()):
         name = ".".join(["calibrant", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
