@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import calibrant
-from calibrant.extras import EXTRAS
+from calibrant.extras import EXTRAS, needed_for
 
 from tests.anew import imported_anew
 
@@ -61,6 +61,11 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
 def test_every_optional_package_has_its_extra():
     assert {distribution(package) for package in EXTRAS} == set().union(*OPTIONAL.values()) - REQUIRED
     assert {package: extra for package, extra in EXTRAS.items() if distribution(package) not in OPTIONAL[extra]} == {}
+
+
+def test_what_is_no_optional_package_is_missing_as_it_was():
+    with pytest.raises(ModuleNotFoundError, match="no_such"), needed_for("anything"):
+        raise ModuleNotFoundError("No module named 'no_such'", name="no_such")
 
 
 def test_prune_quantize_and_evaluate_need_no_optional_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
