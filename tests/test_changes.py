@@ -26,31 +26,18 @@ def case(dtype: torch.dtype = torch.float32, width: int = 24) -> tuple[Tensor, T
     return x, torch.rand(200, generator=generator), weight, pruned(weight, 0.5)
 
 
-@pytest.mark.parametrize("width", [24, 600])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_from_a_gram_it_is_the_error_of_the_outputs(dtype: torch.dtype, width: int) -> None:
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 24), (torch.float64, 600), (torch.bfloat16, 600)])
+def test_from_a_gram_and_from_norms_it_is_the_error_of_the_outputs(dtype: torch.dtype, width: int) -> None:
     x, weights, before, after = case(dtype, width)
     told = output_error(before, after, Seen({Gram: Gram.of(x, weights)}))
     rows = x.double() * weights.double().sqrt()[:, None]
     expected = ((rows @ (before - after).double().T) ** 2).sum() / ((rows @ before.double().T) ** 2).sum()
     assert told == {"error": pytest.approx(float(expected), rel=1e-4), "error_from": "gram"}
-
-
-def test_from_norms_it_is_that_of_uncorrelated_inputs() -> None:
-    x, weights, before, after = case()
+    # From norms it is that of uncorrelated inputs.
     told = output_error(before, after, Seen({FeatureNorms: FeatureNorms.of(x, weights)}))
     squares = (weights[:, None].double() * x.double() ** 2).sum(0)
-    expected = sum(float(((before - after)[o].double() ** 2) @ squares) for o in range(16)) / sum(
-        float(before[o].double() ** 2 @ squares) for o in range(16)
-    )
-    assert told == {"error": pytest.approx(expected, rel=1e-5), "error_from": "norms"}
-
-
-def test_only_the_upper_triangle_of_a_gram_counts() -> None:
-    x, _, before, after = case()
-    gram = Gram.of(x)
-    spoilt = Gram(gram.matrix + torch.ones(24, 24).tril(-1) * 99, gram.tokens, gram.mass)
-    assert output_error(before, after, Seen({Gram: spoilt})) == output_error(before, after, Seen({Gram: gram}))
+    expected = ((before - after).double() ** 2 @ squares).sum() / (before.double() ** 2 @ squares).sum()
+    assert told == {"error": pytest.approx(float(expected), rel=1e-4), "error_from": "norms"}
 
 
 def test_where_nothing_was_seen_or_nothing_comes_out_there_is_no_error() -> None:
@@ -58,6 +45,8 @@ def test_where_nothing_was_seen_or_nothing_comes_out_there_is_no_error() -> None
     assert output_error(before, after, Seen({})) == {}
     assert output_error(before, after, Seen({FeatureNorms: FeatureNorms.of(x * 0)})) == {}
     assert output_error(before, before, Seen({FeatureNorms: FeatureNorms.of(x)}))["error"] == 0
+    seen = Seen({Gram: Gram.of(x)})
+    assert output_error(before, after.double(), seen) == output_error(before, after, seen)
 
 
 @pytest.mark.parametrize("kind", [Gram, FeatureNorms])
@@ -69,7 +58,6 @@ def test_outputs_that_overflow_are_named_and_no_error_of_zero(kind: type[InputSt
     with pytest.raises(NumericsError) as caught:
         output_error(before, after, Seen({kind: kind.of(x)}), "up_proj")
     assert caught.value.subject == "up_proj"
-    assert "\n" not in str(caught.value)
 
 
 def test_the_bits_are_those_of_the_places_that_a_hash_of_the_name_gives() -> None:
@@ -93,10 +81,10 @@ def test_bits_tell_how_much_two_masks_agree() -> None:
         for share, noise in ((0.5, 0), (0.5, 1), (0.6, 0), (0.5, 50))
     ]
     for one, other in combinations(masks, 2):
-        true = sum(int((a == b).sum()) for a, b in zip(one, other, strict=True)) / sum(a.numel() for a in one)
-        differing = sum(
-            (int(mask_bits(n, a.float()), 16) ^ int(mask_bits(n, b.float()), 16)).bit_count() for n, a, b in zip(names, one, other, strict=True)
-        )
+        true = float((torch.stack(one) == torch.stack(other)).double().mean())
+        differing = 0
+        for name, a, b in zip(names, one, other, strict=True):
+            differing += (int(mask_bits(name, a.float()), 16) ^ int(mask_bits(name, b.float()), 16)).bit_count()
         count = SAMPLED * len(names)
         assert abs(1 - differing / count - true) < 4 * math.sqrt(true * (1 - true) / count)
 
@@ -117,13 +105,7 @@ def test_the_sizes_are_those_of_the_features_that_a_hash_of_the_name_gives(kind:
 
 
 def test_a_silent_feature_has_a_size_and_what_saw_nothing_has_none() -> None:
-    x, _, _, _ = case()
+    x = case()[0]
     assert set(sizes_of(input_sizes("m", Seen({FeatureNorms: FeatureNorms.of(x * 0)})))) == {SILENT}
     assert input_sizes("m", Seen({})) == {}
     assert input_sizes("m", Seen({FeatureNorms: FeatureNorms.of(x, torch.zeros(200))})) == {}
-
-
-def test_numbers_of_a_wider_type_have_an_error_too():
-    before, after = torch.randn(4, 6), torch.randn(4, 6, dtype=torch.float64)
-    seen = Seen({Gram: Gram.of(torch.randn(32, 6))})
-    assert output_error(before, after, seen) == output_error(before, after.float(), seen)

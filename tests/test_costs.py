@@ -1,4 +1,4 @@
-"""What a job cost, beside the floor."""
+"""Where time goes, phase by phase, and what a job cost, beside the floor."""
 
 import platform
 from pathlib import Path
@@ -6,16 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from calibrant.clock import Clock
+from calibrant.clock import Clock, spent_on
 from calibrant.compress import prune
-from calibrant.compress.costs import Costs, operations, peak, processor
+from calibrant.compress.costs import Costs, peak, processor
 from calibrant.data import CalibrationSet
 from calibrant.models import view
 from calibrant.testing import tiny_folder, tiny_model
-
-
-def test_a_product_takes_two_operations_a_weight_and_token():
-    assert operations((3, 5), 7) == 2 * 3 * 5 * 7
 
 
 def test_a_peak_is_a_rate_that_a_product_reached():
@@ -52,3 +48,36 @@ def test_the_processor_has_a_name_and_what_rounds_bfloat16(monkeypatch: pytest.M
     assert processor() == "A Chip @ 2 GHz with avx512_bf16 and amx_bf16"
     monkeypatch.setattr(Path, "is_file", lambda path: False)
     assert processor() == (platform.processor() or platform.machine())
+
+
+@pytest.fixture
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the time comes a second after the one before."""
+    times = iter(range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(times)))
+
+
+def test_phases_and_their_parts_add_up_also_over_failures(steady: None):
+    clock = Clock()
+
+    def fail() -> None:
+        with clock.phase("work"), spent_on("digging"):
+            raise ZeroDivisionError
+
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            fail()
+    with clock.phase("rest"):
+        pass
+    assert clock.seconds == {"work": 6.0, "rest": 1.0}
+    assert clock.parts == {"digging": 2.0}
+
+
+def test_the_clock_that_runs_counts_and_of_two_the_inner_one(steady: None):
+    outer, inner = Clock(), Clock()
+    with outer.phase("all"), inner.phase("work"), spent_on("digging"):
+        pass
+    with spent_on("digging"):
+        pass
+    assert outer.parts == {}
+    assert inner.parts == {"digging": 1.0}

@@ -1,7 +1,6 @@
 """What files declare of their classes is read without importing them, and is what Python makes of it."""
 
 import dataclasses
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from calibrant.declarations import UNREADABLE, Sketches, UnreadableError
-from calibrant.names import FOLDERS, KINDS, Named, catalogue
+from calibrant.names import FOLDERS, Named, catalogue
 from calibrant.registry import Registry
 from calibrant.spec import text_of
 
@@ -33,24 +32,9 @@ def _parameters(cls: type) -> list[tuple[str, str]]:
     return [(field.name, text_of(field.default)) for field in dataclasses.fields(cls) if field.init]
 
 
-def test_listing_every_kind_imports_no_library():
-    """And so does naming what the shell completes: each would take seconds."""
-    code = f"""
-import sys
-from calibrant.cli import app, completing
-from calibrant.names import catalogue
-entries = [entry for kind in {KINDS!r} for entry in catalogue(kind)]
-assert len(entries) > 50 and completing.expression("gsm8k:co") == ["gsm8k:cot"]
-print(sorted({{"torch", "transformers", "datasets", "numba", "numpy", "polars", "pyarrow", "scipy"}} & sys.modules.keys()))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("[]\n", "")
-
-
 MINE = """
 from dataclasses import dataclass, field
 from calibrant.methods import Compressed, MatrixMethod
-{more}
 
 @dataclass(frozen=True, repr=False)
 class Mine(MatrixMethod):
@@ -64,9 +48,9 @@ class Mine(MatrixMethod):
 """
 
 
-@pytest.mark.parametrize(("default", "imported"), [("0.5", False), ("-POWER", True), ("max(0.5, 0.25)", True)])
+@pytest.mark.parametrize(("default", "imported"), [("0.5", False), ("max(0.5, 0.25)", True)])
 def test_a_method_of_another_package_is_read_and_imported_only_if_it_must_be(plugged: Callable[..., None], default: str, imported: bool):
-    plugged({"calibrant.methods": {"mine": "mine:Mine"}}, mine=MINE.format(more="POWER = -0.5", default=default))
+    plugged({"calibrant.methods": {"mine": "mine:Mine"}}, mine=MINE.format(default=default))
     entry = next(entry for entry in catalogue("methods") if entry.name == "mine")
     facts = {"class": "mine:Mine", "accepts": "0.5 or 2:4", "looks_at": "no data"}
     assert entry == Named("mine", "Does what I do.", {"power": "0.5", "parts": "[1, 2]"}, facts)
@@ -76,13 +60,11 @@ def test_a_method_of_another_package_is_read_and_imported_only_if_it_must_be(plu
 @pytest.mark.parametrize(
     "code",
     [
-        "class Mine(elsewhere.Base): ...",
         "from nowhere_at_all import Base\nclass Mine(Base): ...",
         "Mine = type('Mine', (), {})",
         "class Mine(Mine): ...",
         "class Mine:\n    if True:\n        power: float = 1.0",
         "class Mine(",
-        "",
     ],
 )
 def test_what_only_python_can_read_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str):

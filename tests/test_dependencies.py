@@ -1,7 +1,6 @@
 """What is imported is declared, and what is declared is imported; the commands that everybody needs work without the rest."""
 
 import ast
-import importlib.util
 import re
 import subprocess
 import sys
@@ -12,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import calibrant
-from calibrant.errors import MissingPackageError
 from calibrant.extras import EXTRAS, needed_for
+
+from tests.anew import imported_anew
 
 ROOT = Path(calibrant.__file__).parent
 PROJECT = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text())["project"]
@@ -34,25 +34,6 @@ def declared(requirements: list[str]) -> set[str]:
 
 REQUIRED = declared(PROJECT["dependencies"])
 OPTIONAL = {extra: declared(texts) for extra, texts in PROJECT["optional-dependencies"].items() if extra != "dev"}
-
-
-def test_scripts_import_what_there_is():
-    """Scripts of studies and benchmarks run rarely, and types are checked in src alone: a name that went away would be missed."""
-    missing: list[str] = []
-    for folder in ("benchmarks", "examples", "studies", "tools"):
-        for path in (ROOT.parents[1] / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "calibrant":
-                    missing += [f"{path.name}: {node.module}.{one.name}" for one in node.names if not there(str(node.module), one.name)]
-    assert missing == []
-
-
-def there(module: str, name: str) -> bool:
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        return error.name is not None and not error.name.startswith("calibrant")  # an optional package
-    return getattr(found, name, None) is not None or importlib.util.find_spec(f"{module}.{name}") is not None
 
 
 def imported() -> set[str]:
@@ -78,56 +59,35 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
 
 
 def test_every_optional_package_has_its_extra():
-    """So that the sentence about a missing one names an extra that brings it."""
     assert {distribution(package) for package in EXTRAS} == set().union(*OPTIONAL.values()) - REQUIRED
     assert {package: extra for package, extra in EXTRAS.items() if distribution(package) not in OPTIONAL[extra]} == {}
 
 
-def test_a_missing_package_is_a_sentence():
-    @needed_for("a plot")
-    def draw() -> None:
-        raise ModuleNotFoundError("No module named 'altair.vegalite'", name="altair.vegalite")
-
-    with pytest.raises(MissingPackageError, match=r"^a plot needs the package altair, .*: pip install 'calibrant\[report\]'$"):
-        draw()
+def test_what_is_no_optional_package_is_missing_as_it_was():
     with pytest.raises(ModuleNotFoundError, match="no_such"), needed_for("anything"):
         raise ModuleNotFoundError("No module named 'no_such'", name="no_such")
 
 
-HIDDEN = """
-import sys
-from importlib.machinery import PathFinder
+def test_prune_quantize_and_evaluate_need_no_optional_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """A command that needs one says what to install."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["calibrant", "study", "study.yaml", "--out", "results"])
+    measures = ["loss(source='python_docs', tokens=64, length=32)", "agreement(source='python_docs', tokens=64, length=32)"]
+    with imported_anew(hidden={*EXTRAS, "pandas"}):
+        from calibrant import catalogue, evaluate, prune, quantize
+        from calibrant.cli import main
+        from calibrant.testing import tiny_folder
 
-class Hiding(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name.partition(".")[0] in HIDDEN else PathFinder.find_spec(name, path, target)
-
-HIDDEN = set(sys.argv.pop(1).split(","))
-sys.meta_path = [Hiding if finder is PathFinder else finder for finder in sys.meta_path]
-"""
-JOBS = """
-import calibrant
-from calibrant.cli import main
-from calibrant.testing import tiny_folder
-
-tiny_folder("tiny")
-calibrant.prune("tiny", "python_docs", "sparsegpt", "2:4", out="pruned", samples=2, length=32)
-calibrant.quantize("tiny", out="small", target="w4g16")
-calibrant.evaluate("pruned", ["loss(source='python_docs', tokens=64, length=32)", "agreement(source='python_docs', tokens=64, length=32)"])
-for kind in ("sources", "methods", "packings", "selectors", "tasks"):
-    calibrant.catalogue(kind)
-sys.argv = ["calibrant", "study", "study.yaml", "--out", "results"]
-main()
-"""
-
-
-def test_prune_quantize_and_evaluate_need_no_optional_package(tmp_path: Path):
-    """In a process that can't find them; a command that needs one says in one sentence what to install."""
-    command = [sys.executable, "-c", HIDDEN + JOBS, ",".join([*EXTRAS, "pandas"])]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr[-3000:]
-    assert re.search(r"needs the package \w+, which is not installed; install it with: pip install 'calibrant\[study\]'\n$", done.stderr), done.stderr
+        tiny_folder("tiny")
+        prune("tiny", "python_docs", "sparsegpt", "2:4", out="pruned", samples=2, length=32)
+        quantize("tiny", out="small", target="w4g16")
+        assert len(evaluate("pruned", measures)) == 2
+        for kind in ("sources", "methods", "packings", "selectors", "tasks"):
+            assert catalogue(kind)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 2
+    assert "pip install 'calibrant[study]'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

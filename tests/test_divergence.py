@@ -18,13 +18,13 @@ def literal(old: Tensor, new: Tensor) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("words", [2, 1000, 1024, 2500])
+@pytest.mark.parametrize("words", [2, 1000, 1024, pytest.param(2500, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("apart", [1e-2, 0.3, 3.0])
+@pytest.mark.parametrize("apart", [1e-2, pytest.param(0.3, marks=pytest.mark.slow), 3.0])
 def test_they_are_the_sum_over_words(words: int, dtype: torch.dtype, apart: float) -> None:
     generator = torch.Generator().manual_seed(words)
-    old = (torch.randn(6, words, generator=generator) * 4).to(dtype)
-    new = (old.float() + apart * torch.randn(6, words, generator=generator)).to(dtype)
+    old = (torch.randn(2, words, generator=generator) * 4).to(dtype)
+    new = (old.float() + apart * torch.randn(2, words, generator=generator)).to(dtype)
     rounding = 1e-6 * apart  # a logarithm in float32 is off by a few 1e-7, and a divergence grows with the square of what is apart
     assert divergences(old, new).tolist() == pytest.approx(literal(old, new), rel=1e-5, abs=rounding)
 
@@ -38,14 +38,11 @@ def test_small_ones_survive_float32() -> None:
     torch.testing.assert_close(divergences(old, new), exact, rtol=2e-4, atol=0)
 
 
-def test_of_the_same_logits_it_is_exactly_zero() -> None:
+def test_of_the_same_logits_it_is_exactly_zero_and_far_apart_it_is_finite() -> None:
     logits = torch.randn(5, 3000) * 10
     assert divergences(logits, logits.clone()).tolist() == [0.0] * 5
-
-
-def test_far_apart_it_is_finite() -> None:
-    assert divergences(torch.tensor([[0.0, 60.0]]), torch.tensor([[60.0, 0.0]])).tolist() == [pytest.approx(60.0)]
-    assert divergences(torch.tensor([[0.0, 300.0]]), torch.tensor([[300.0, 0.0]])).tolist() == [pytest.approx(300.0)]
+    for apart in (60.0, 300.0):
+        assert divergences(torch.tensor([[0.0, apart]]), torch.tensor([[apart, 0.0]])).tolist() == [pytest.approx(apart)]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -1,12 +1,14 @@
-"""What the README and the docs say is so."""
+"""What the README and the docs say is so, and so are the examples in docstrings."""
 
-import ast
+import doctest
+import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from typer.core import TyperGroup
+from typer.main import get_command
 
 import calibrant
 from calibrant.cli import app
@@ -14,6 +16,7 @@ from calibrant.testing import tiny_folder
 
 PROJECT = Path(__file__).parents[1]
 ROOT = Path(calibrant.__file__).parent
+OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 
 
@@ -22,34 +25,16 @@ def blocks(page: Path, language: str) -> list[str]:
     return [content for named, content in found if named == language]
 
 
-def test_every_module_says_what_it_is_for():
-    """The first line of its docstring; the page of modules is made of them."""
-    texts = {path.relative_to(ROOT): path.read_text() for path in ROOT.rglob("*.py")}
-    silent = [path for path, text in texts.items() if text.strip() and not ast.get_docstring(ast.parse(text))]
-    assert not silent
-
-
-def test_the_floors_that_are_told_are_those_that_are_checked():
-    from tests.test_floors import FLOORS
-
-    rows = re.findall(r"^\| (\d) \| (.*?) \|", (PROJECT / "docs/architecture.md").read_text(), flags=re.MULTILINE)
-    told = {int(number): set(re.findall(r"`(\w+)/?`", rooms)) for number, rooms in rows}
-    assert told == {number: set(rooms) for number, rooms in enumerate(FLOORS)}
-
-
 def test_commands_exist_with_these_options():
-    for page in PAGES:
-        lines = [line.removeprefix("$ ") for block in blocks(page, "console") for line in block.splitlines() if line.startswith("$ calibrant")]
-        for line in lines:
-            answer = CliRunner().invoke(app, [*shlex.split(line, comments=True)[1:], "--help"])
-            assert answer.exit_code == 0, f"{page.name}: {line}: {answer.output}"
-
-
-def test_make_targets_exist():
-    makefile = (PROJECT / "Makefile").read_text()
-    for page in PAGES:
-        for target in re.findall(r"make (\w+)`", page.read_text()):
-            assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    lines = {line for page in PAGES for line in page.read_text().splitlines() if line.startswith("$ calibrant")}
+    assert lines
+    for line in sorted(lines):
+        command, words = get_command(app), shlex.split(line, comments=True)[2:]
+        while isinstance(command, TyperGroup):
+            _, found, words = command.resolve_command(command.context_class(command), words)
+            assert found is not None, line
+            command = found
+        command.make_parser(command.context_class(command)).parse_args(words)  # which raises for an option that there isn't
 
 
 SMALLER = {'"smollm2"': '"tiny"', 'out="pruned"': 'out="pruned", samples=4, length=64', "')\"": "', tokens=256, length=64)\""}
@@ -71,3 +56,15 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     if "opened" in names:
         matrix = calibrant.view(names["opened"].model).weights[0].get()  # pyright: ignore[reportAttributeAccessIssue]
         assert (matrix == 0).double().mean() == 0.5
+
+
+def test_examples_in_docstrings_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    finder, runner = doctest.DocTestFinder(exclude_empty=True), doctest.DocTestRunner(verbose=False, optionflags=OPTIONS)
+    wrong: list[str] = []
+    for path in sorted(path for path in ROOT.rglob("*.py") if ">>> " in path.read_text()):
+        name = ".".join(["calibrant", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+        for test in finder.find(importlib.import_module(name), name):
+            runner.run(test, out=wrong.append, clear_globs=True)
+    assert runner.tries
+    assert not wrong, "".join(wrong)

@@ -13,11 +13,12 @@ from calibrant.data import TokenBatch
 from calibrant.errors import ModelError, NumericsError
 from calibrant.models import ExpertLayer, expert_layers, view
 from calibrant.walk import walk_blocks
-from calibrant.walk.expert_statistics import BINS, ExpertOutputs, TokenKinds, bins_of
+from calibrant.walk.expert_statistics import ExpertOutputs, TokenKinds
 from calibrant.walk.products import Product
 
 from tests.models.mixtures_of_experts import KINDS, tiny_mixture
 from tests.models.test_experts import LENGTHS, inputs_of_routers, literal, padded_batch
+from tests.usual import usually
 
 WALKED = [kind for kind in KINDS if kind != "jetmoe"]
 """JetMoE has experts of attention too, which sort the tokens; no walk goes through it with padding."""
@@ -68,8 +69,8 @@ def by_loop(kind: str, model, batch: TokenBatch, layers: tuple[ExpertLayer, ...]
     return got
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("kind", WALKED)
+@pytest.mark.parametrize("weighted", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("kind", usually(WALKED, {"mixtral", "gpt_oss", "llama4_text"}))
 def test_sums_are_those_of_a_loop_over_every_expert_of_every_token(kind: str, weighted: bool) -> None:
     model, batch = tiny_mixture(kind), padded_batch(weighted)
     seen_by = view(model)
@@ -125,15 +126,6 @@ def test_means_variances_and_outliers_are_those_of_the_numbers() -> None:
     assert 0 < beyond(width) < beyond(1 / width) < 0.05 * float(w.sum()), "the borders are where numbers are"
 
 
-def test_a_bin_has_the_numbers_of_its_size_and_sign() -> None:
-    numbers = torch.tensor([[0.0, 1.0, -1.0, 2.0**-30, 2.0**30, -(2.0**30), 2.0]], dtype=torch.float64)
-    zero, one, minus, least, most, lowest, two = bins_of(numbers)[0].tolist()
-    assert zero == least == BINS
-    assert (most, lowest) == (2 * BINS - 1, 0)
-    assert two - one == 16
-    assert one + minus == 2 * BINS - 1, "the bins of the two signs are mirror images"
-
-
 def test_they_add_up_and_are_scaled() -> None:
     generator = torch.Generator().manual_seed(1)
     ids, chosen = torch.randint(50, (60,), generator=generator), torch.randint(5, (60, 2), generator=generator)
@@ -144,9 +136,8 @@ def test_they_add_up_and_are_scaled() -> None:
     assert torch.equal((added * 0.25).pairs, whole.pairs)
     y = torch.randn(60, 4, generator=generator)
     both, one, other = (ExpertOutputs.none(2, 4, y.device, tokens=1, mass=2.0) for _ in range(3))
-    both.add(0, y, torch.full((60,), 0.5), torch.ones(60))
-    one.add(0, y[:10], torch.full((10,), 0.5), torch.ones(10))
-    other.add(0, y[10:], torch.full((50,), 0.5), torch.ones(50))
+    for seen, rows in ((both, y), (one, y[:10]), (other, y[10:])):
+        seen.add(0, rows, torch.full((len(rows),), 0.5), torch.ones(len(rows)))
     total, half = one + other, (one + other) * 0.5
     for name in ("counts", "sums", "squares", "norms", "gated", "histogram"):
         assert torch.allclose(getattr(total, name), getattr(both, name))
@@ -173,30 +164,15 @@ def test_of_a_router_there_are_mean_gates_and_the_entropy_of_its_load() -> None:
     assert Routing.of(torch.tensor([[0], [1], [2], [3]]), torch.ones(4, 1), 4).entropy() == pytest.approx(math.log(4))
 
 
-def test_a_planted_dead_expert_gives_nothing_and_is_never_an_outlier() -> None:
-    model = tiny_mixture("mixtral")
-    for layer in expert_layers(view(model)):
-        for weight in layer.experts[3]:
-            weight.set(torch.zeros(weight.shape))
-    with torch.no_grad():
-        for _, seen in walk_blocks(view(model), padded_batch(False), OF_EXPERTS):
-            outputs = seen[ExpertOutputs]
-            assert float(seen[Routing].counts[3]) > 0, "tokens come to it"
-            assert [float(one[3].abs().sum()) for one in (outputs.sums, outputs.squares, outputs.norms, outputs.gated, outputs.largest)] == [0] * 5
-            assert float(outputs.outliers()[3]) == 0
-            assert float(outputs.norms.min()) == 0 < float(outputs.norms.sort().values[1])
-
-
-def test_outputs_that_are_not_finite_are_named() -> None:
+def test_outputs_that_are_not_finite_or_can_not_be_traced_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_mixture("mixtral")
     for expert in expert_layers(view(model))[1].experts:
         expert[1].set(torch.full(expert[1].shape, math.inf))
-    with torch.no_grad(), pytest.raises(NumericsError, match=r"the outputs of model.layers.1.mlp.experts.down_proj\[\d\] hold NaN or infinity"):
+    with torch.no_grad(), pytest.raises(NumericsError) as endless:
         list(walk_blocks(view(model), padded_batch(False), OF_EXPERTS))
-
-
-def test_rows_that_can_not_be_traced_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert endless.value.subject.startswith("model.layers.1.mlp.experts.down_proj[")
     plain = Product.__init__
     monkeypatch.setattr(Product, "__init__", lambda self, weight, x, tokens=None: plain(self, weight, x, None))
-    with torch.no_grad(), pytest.raises(ModelError, match=r"rows that reach model.layers.0.mlp.experts.down_proj\[\d\] can't be traced"):
+    with torch.no_grad(), pytest.raises(ModelError) as lost:
         list(walk_blocks(view(tiny_mixture("mixtral")), padded_batch(False), OF_EXPERTS))
+    assert lost.value.subject.startswith("model.layers.0.mlp.experts.down_proj[")

@@ -33,7 +33,7 @@ def test_sums_are_exact_in_whatever_order(dtype: torch.dtype):
     left, right = factors(dtype)
     assert left.dtype == right.dtype == dtype
     wanted = by_hand(left, right)
-    for seed in range(5):
+    for seed in range(2):
         order = torch.randperm(40, generator=torch.Generator().manual_seed(seed))
         one_by_one = torch.zeros(7, 9, dtype=torch.float64)
         for k in order.tolist():
@@ -52,14 +52,10 @@ def test_rounding_moves_a_number_by_little_beside_the_largest_of_its_row(dtype: 
     assert torch.equal(exact_factor(found, 1, 576, dtype).double(), found)
 
 
-def test_a_zero_stays_one_and_what_is_all_zero_is_no_trouble():
-    assert torch.equal(exact_factor(torch.zeros(3, 4), 1, 4, torch.bfloat16), torch.zeros(3, 4, dtype=torch.bfloat16))
-    sparse = torch.tensor([[0.0, 3.0], [0.25, 0.0]])
-    assert torch.equal(exact_factor(sparse, 0, 2, torch.float32) == 0, sparse == 0)
-
-
-def test_numbers_near_the_ends_of_their_type_stay_finite():
+def test_zeros_stay_zeros_and_numbers_near_the_ends_of_their_type_stay_finite():
+    sparse = torch.tensor([[0.0, 3.0, 0.0], [0.25, 0.0, 0.0]])
     for dtype in DTYPES:
+        assert torch.equal(exact_factor(sparse, 0, 2, dtype) == 0, sparse == 0)
         ends = torch.tensor([[torch.finfo(dtype).tiny, torch.finfo(dtype).max / 4], [torch.finfo(dtype).tiny, -torch.finfo(dtype).tiny]], dtype=dtype)
         assert bool(exact_factor(ends, 1, 2, dtype).isfinite().all())
 
@@ -97,10 +93,8 @@ def test_a_record_counts_both_factors_and_where_numbers_are():
     [
         ({"shared": 3, "sharing": 2, "turned": False}, ((2, 3), (3, 4))),
         ({"shared": "a", "sharing": 0, "turned": False}, ((2, 3), (3, 4))),
-        ({"shared": "a", "sharing": True, "turned": False}, ((2, 3), (3, 4))),
         ({"shared": "a", "sharing": 2, "turned": "no"}, ((2, 3), (3, 4))),
         ({"shared": "a", "sharing": 2, "turned": False}, ((2, 3), (4, 3))),
-        ({"shared": "a", "sharing": 2, "turned": False}, ((2, 3, 1), (3, 4))),
         ({"sharing": 2, "turned": False}, ((2, 3), (3, 4))),
     ],
 )

@@ -1,6 +1,5 @@
 """What comes from outside is only read: never acted on by a terminal, never repeated at length, never an unnamed fault as a path."""
 
-import doctest
 import json
 import unicodedata
 from pathlib import Path
@@ -9,13 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrant import foreign
 from calibrant.errors import LINE, QUOTED, CalibrantError, DataError, InputError
 from calibrant.foreign import brief, user_path, visible, visible_data
-
-
-def test_the_examples_hold():
-    assert doctest.testmod(foreign).failed == 0
 
 
 @given(st.text(st.characters(codec=None), max_size=200))
@@ -68,20 +62,12 @@ def test_an_error_repeats_what_was_given_to_a_line_at_most(message: str):
     assert said.endswith(message[-8:])
 
 
-def test_the_end_of_a_long_message_says_what_to_do():
+def test_of_a_long_message_the_end_stays_of_a_long_path_the_files_name_and_a_short_message_whole():
     said = str(InputError(f"{'x' * 100_000} is too long; shorten it"))
     assert len(said) < LINE
     assert said.endswith("is too long; shorten it")
-
-
-def test_short_messages_are_left_alone():
-    said = "there is no method called 'wnada', did you mean 'wanda'? (known: magnitude, none, sparsegpt, wanda)"
-    assert str(InputError(said)) == said
-    prose = f"it can't {'be done ' * 40} with 'this'"
-    assert str(InputError(prose)) == prose
-
-
-def test_a_long_path_keeps_its_files_name():
     said = str(InputError(f"'/{'folder/' * 100}study.yaml' can't be read; give another"))
     assert "/study.yaml' can't be read; give another" in said
     assert len(said) < 200
+    for short in ("there is no method called 'wnada', did you mean 'wanda'?", f"it can't {'be done ' * 40} with 'this'"):
+        assert str(InputError(short)) == short

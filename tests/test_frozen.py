@@ -6,32 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools.freeze import EXACT, FROZEN, NEARLY, README, Frozen, difference, freeze, read, same
+from tools.freeze import EXACT, NEARLY, README, Frozen, difference, freeze, read, same
 
 from tests.frozen import comparison, requests, stores, texts
 
 HOW = "run make generate for what is new, python -m tools.freeze --revision REASON for a change"
 SAMPLED = 200
-LARGEST = 300_000
-"""Bytes of the whole folder."""
 
 
 def test_published_results_have_the_ids_that_they_had():
     frozen = read("stores.json")
     now = dict(stores.sums())
     assert not difference(frozen, now), f"{difference(frozen, now)}; {HOW}"
-
-
-def test_the_ids_that_are_kept_are_as_many_as_there_are():
-    """Which one is missing is found in the digits, and they are those of the stores that are
-    counted."""
-    counted, kept = read("stores.json"), read("ids.json.xz")
-    lengths = dict[str, list[int]]()
-    for name, (runs, measurements) in kept.items():
-        lengths[name] = [len(runs) // stores.DIGITS, len(measurements) // stores.DIGITS]
-    counts = {name: [found["runs"], found["measurements"]] for name, found in counted.items()}
-    assert lengths == counts
-    assert dict(stores.digits()) == kept
+    assert dict(stores.digits()) == read("ids.json.xz"), "which one is another is found in the digits"
 
 
 def test_a_sample_of_ids_is_that_of_its_content():
@@ -55,7 +42,7 @@ def test_requests_have_the_ids_that_they_had():
 def test_texts_mean_what_they_meant(kind: str):
     every = read("texts.json")
     frozen = {key: known for key, known in every.items() if key.partition(" ")[0] == kind}
-    assert frozen
+    assert {type(known) for known in frozen.values()} == {str, list}, "one is refused and another is read"
     now = {key: texts.meaning(key) for key in frozen}
     assert not difference(frozen, now), f"{difference(frozen, now)}; {HOW}"
 
@@ -67,23 +54,10 @@ def test_every_name_has_a_text():
         assert key in frozen, "run make generate"
 
 
-def test_a_text_of_every_kind_is_refused_and_another_is_read():
-    """A corpus of errors alone, or of none, would hold nothing."""
-    frozen = read("texts.json")
-    assert len(frozen) >= 300
-    for kind in texts.READERS:
-        found = [known for key, known in frozen.items() if key.partition(" ")[0] == kind]
-        assert {type(known) for known in found} == {str, list}
-
-
 def test_a_published_study_says_what_it_said():
     frozen = read("comparison.json.xz")
     now = dict(comparison.told())
     assert not difference(frozen, now, NEARLY), f"{difference(frozen, now, NEARLY)}; {HOW}"
-
-
-def test_the_folder_is_small():
-    assert sum(path.stat().st_size for path in FROZEN.iterdir() if path.is_file()) < LARGEST
 
 
 # The script
@@ -100,56 +74,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_was_frozen_is_read_back(folder: Path):
-    assert read("one.json", folder) == {"a": 1, "b": [2.0]}
-    assert read("two.json.xz", folder) == {"c": "3"}
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"a": 2, "b": [2.0]},
-        {"a": 1},
-        {"a": 1, "b": [2.1]},
-        {"a": 1, "b": []},
-        {"a": True, "b": [2.0]},
-    ],
-)
-def test_what_would_be_another_thing_is_not_overwritten(folder: Path, changed: dict[str, Any]):
+@pytest.mark.parametrize("changed", [{"a": 2, "b": [2.0]}, {"a": 1}])
+def test_what_would_be_another_thing_is_overwritten_with_a_reason_alone(folder: Path, changed: dict[str, Any]):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     files = [Frozen("one.json", given(**changed)), Frozen("two.json.xz", given(c="3", d="new"))]
     with pytest.raises(SystemExit) as refused:
         freeze(files, folder)
     assert "one.json" in str(refused.value)
-    assert "--revision" in str(refused.value)
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert after == before, "nothing half-written"
-
-
-def test_with_a_reason_it_is_and_the_reason_is_kept(folder: Path):
-    told = freeze(
-        [Frozen("one.json", given(a=2)), Frozen("two.json.xz", given(c="3"))],
-        folder,
-        "a better\n| rule",
-    )
-    assert len(told) == 1
-    assert read("one.json", folder) == {"a": 2}
-    assert read("two.json.xz", folder) == {"c": "3"}
-    last = (folder / README).read_text().splitlines()[-1]
-    day, name, why = (cell.strip() for cell in last.strip("|").replace("\\|", "/").split("|"))
-    assert len(day) == len("2026-01-31")
-    assert (name, why) == ("`one.json`", "a better / rule")
-
-
-def test_a_new_name_is_added_without_a_reason_and_numbers_stay_the_first(folder: Path):
-    nearly = 2.0 + 1e-12
-    freeze([Frozen("one.json", given(a=1, b=[nearly], new=3), NEARLY)], folder)
-    assert read("one.json", folder) == {"a": 1, "b": [2.0], "new": 3}
-    assert len((folder / README).read_text().splitlines()) == 2
-
-
-def test_what_is_the_same_is_not_written(folder: Path):
-    assert freeze([Frozen("one.json", given(a=1, b=[2.0]))], folder) == []
+    freeze(files, folder, "a better rule")
+    assert read("one.json", folder) == changed
+    assert read("two.json.xz", folder) == {"c": "3", "d": "new"}
+    assert "a better rule" in (folder / README).read_text().splitlines()[-1]
 
 
 def test_numbers_are_the_same_within_their_tolerance_alone():
@@ -159,3 +96,4 @@ def test_numbers_are_the_same_within_their_tolerance_alone():
     assert not same({"a": 1}, {"b": 1}, NEARLY)
     assert not same([1], [1, 2], NEARLY)
     assert not same(1, 1.0, NEARLY)
+    assert not same(1, True, NEARLY)

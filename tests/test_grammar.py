@@ -1,28 +1,17 @@
 """The grammar of calibration data: what its values hold, and that a label read from a text is the one that the set itself has."""
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from calibrant.data import CalibrationSet
-from calibrant.errors import DataError, SpecError
-from calibrant.grammar import (
-    File,
-    MeasuredLabel,
-    Mix,
-    Part,
-    SetLabel,
-    is_path,
-    pieces,
-    read_measured,
-    read_set,
-    read_source,
-    set_label,
-    weight_of,
-    written_path,
-)
+from calibrant.errors import DataError, InputError, SpecError
+from calibrant.grammar import File, MeasuredLabel, Mix, Part, SetLabel, is_path, pieces, read_measured, read_set, read_source, set_label, written_path
 from calibrant.spec import Call
+
+from tests.refusing import refused
 
 
 def test_a_sum_is_read_into_parts():
@@ -30,6 +19,9 @@ def test_a_sum_is_read_into_parts():
     assert one == Part(Call("gsm8k"), Call("cot", {"steps": 3}), Call("one"), Fraction(3, 10))
     assert two == Part(File("my data/*.jsonl", {"text": Call("body")}), share=Fraction(7, 10))
     assert str(two.source) == "'my data/*.jsonl'(text=body)"
+    unknown = Part(Call("no_such_source"), Call("no_format"), Call("no_packing"))
+    assert read_set("no_such_source:no_format@no_packing") == (unknown,), "names are not looked up here"
+    assert read_source("my-source") == Call("my-source"), "another package may call its source so"
 
 
 def test_a_mix_is_read_with_its_names():
@@ -39,41 +31,42 @@ def test_a_mix_is_read_with_its_names():
     assert read_set("mix(a=c4, b=pile, weight=1)") == Mix(("a",), ("c4",), (Fraction(1),)), "what has no weight is left out"
 
 
-def test_names_are_not_looked_up_here():
-    assert read_set("no_such_source:no_format@no_packing") == (Part(Call("no_such_source"), Call("no_format"), Call("no_packing")),)
-    assert read_source("my-source") == Call("my-source"), "another package may call its source so"
-
-
 @pytest.mark.parametrize(
-    ("text", "error", "match"),
+    ("text", "error", "subject"),
     [
-        ("", SpecError, "empty calibration set ''"),
-        ("5", SpecError, "'5' is no source"),
-        ("c4:text:text", SpecError, "'c4:text:text' is no calibration set"),
-        ("c4 + mix(a=c4, b=pile)", SpecError, "'mix.*' can't be part of a sum"),
-        ("0.5*c4 + pile", SpecError, "some parts have a weight and some have none"),
-        ("0*c4 + 1*pile", DataError, "the weight 0 must be above 0"),
-        ("c4(", SpecError, r"'c4\(': a bracket isn't closed"),
-        ("c4@many(separator=open('x'))", SpecError, "is no literal"),
-        ("a.jsonl(path=b)", SpecError, "'a.jsonl': the path stands before the brackets"),
+        ("", SpecError, ""),
+        ("5", SpecError, "5"),
+        ("c4:text:text", SpecError, "c4:text:text"),
+        ("c4 + mix(a=c4, b=pile)", SpecError, "mix(a=c4, b=pile)"),
+        ("0.5*c4 + pile", SpecError, "0.5*c4 + pile"),
+        ("0*c4 + 1*pile", DataError, "0*c4 + 1*pile"),
+        ("x*c4 + 1*pile", SpecError, "x*c4 + 1*pile"),
+        ("1e999999999*c4 + 1*pile", SpecError, "1e999999999*c4 + 1*pile"),
+        ("c4(", SpecError, "c4("),
+        ("c4@many(separator=open('x'))", SpecError, "many(separator=open('x'))"),
+        ("a.jsonl(path=b)", SpecError, "a.jsonl"),
+        ("arithmetic(digits=2, digits=3)", SpecError, "digits"),
+        ("0.5*c4 + 0.5*gsm8k:cot(steps=3, steps=4)", SpecError, "steps"),
+        ("c4@many(separator=' ', separator='')", SpecError, "separator"),
+        ("notes.jsonl(text=body, text=title)", SpecError, "text"),
+        ("'my notes.jsonl'(text=body, text=title)", SpecError, "text"),
+        ("mix(a=c4, b=pile, weights=[1, 2], b=gsm8k)", SpecError, "mix(a=c4, b=pile, weights=[1, 2], b=gsm8k)"),
+        ("mix(a=c4, b=pile, weights=[1, 2], weights=[1, 1])", SpecError, "mix(a=c4, b=pile, weights=[1, 2], weights=[1, 1])"),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_what_was_given(text: str, error: type[Exception], match: str):
-    with pytest.raises(error, match=match):
+def test_what_cannot_be_read_is_refused_by_what_was_given(text: str, error: type[InputError], subject: str):
+    with pytest.raises(error) as caught:
         read_set(text)
+    assert caught.value.subject.strip() == subject
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "c4",
         "c4@crop",
-        "gsm8k:cot",
         "gsm8k:zero",
-        "gsm8k:qa@crop",
         "gsm8k:cot(steps=3)@many(separator=' + ')",
         "redpajama(subsets=['github', 'arxiv'])",
-        "full_stops@one",
         "zipcal(source='c4 + pile')",
         "similar(source=c4, to='gsm8k:cot')@crop",
         "0.3*gsm8k:cot + 0.7*c4",
@@ -85,9 +78,7 @@ def test_the_label_of_a_text_is_that_of_the_set(text: str):
     made = CalibrationSet(text).label
     read = set_label(made.text)
     assert made.text == str(CalibrationSet(text))
-    assert [getattr(read, name) for name in ("text", "source", "name", "format", "packing", "rest", "mixed")] == [
-        getattr(made, name) for name in ("text", "source", "name", "format", "packing", "rest", "mixed")
-    ]
+    assert read == replace(made, family=read.family), "what a set is about isn't in its text"
 
 
 def test_the_label_of_a_file_is_that_of_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -107,7 +98,6 @@ def test_a_label_that_cannot_be_read_has_a_source_at_most():
     ("text", "source", "brief"),
     [
         ("wikitext:text", "wikitext", "wikitext"),
-        ("gsm8k (3-shot)", "gsm8k", "gsm8k (3-shot)"),
         ("race (3-shot, seed 1)", "race", "race (3-shot, seed 1)"),
         ("gsm8k, 3-shot, cot", "gsm8k", "gsm8k, 3-shot, cot"),
         ("wikitext:text, joined", "wikitext", "wikitext"),
@@ -127,35 +117,8 @@ def test_marks_within_quotes_and_brackets_divide_nothing():
     assert pieces(r"c4(x='it\'s:'):x", ":") == [r"c4(x='it\'s:')", "x"]
 
 
-def test_weights_are_exact_and_looked_at_before_they_are_built():
-    assert [weight_of(text) for text in ("0.1", "3.", "1e-2", "-1")] == [Fraction(1, 10), Fraction(3), Fraction(1, 100), Fraction(-1)]
-    assert [weight_of(text) for text in ("1e999999999", "x", "")] == [None] * 3
-
-
 def test_paths_are_known_by_a_folder_or_an_ending():
     assert [is_path(name) for name in ("c4", "notes.jsonl", "~me", r"C:\data", "data/x")] == [False, True, True, True, True]
     assert [written_path(path) for path in ("notes.jsonl", "data", "it's.txt")] == ["notes.jsonl", "'data'", '"it\'s.txt"']
-    with pytest.raises(SpecError, match="both kinds of quotes"):
+    with refused(SpecError, "a'b\"c.txt"):
         written_path("a'b\"c.txt")
-
-
-@pytest.mark.parametrize(
-    ("text", "twice"),
-    [
-        ("arithmetic(digits=2, digits=3)", "digits"),
-        ("0.5*c4 + 0.5*gsm8k:cot(steps=3, steps=4)", "steps"),
-        ("c4@many(separator=' ', separator='')", "separator"),
-        ("notes.jsonl(text=body, text=title)", "text"),
-        ("'my notes.jsonl'(text=body, text=title)", "text"),
-    ],
-)
-def test_a_parameter_is_given_once(text: str, twice: str):
-    with pytest.raises(SpecError) as refused:
-        read_set(text)
-    assert refused.value.subject == twice
-
-
-@pytest.mark.parametrize("last", ["b=gsm8k", "weights=[1, 1]"])
-def test_what_a_mix_has_is_given_once(last: str):
-    with pytest.raises(SpecError):
-        read_set(f"mix(a=c4, b=pile, weights=[1, 2], {last})")

@@ -5,33 +5,14 @@ import json
 import pytest
 import torch
 from studies.pages import filled
-from studies.pruning import layers, tables
+from studies.pruning import layers
 
 
-def found(**ratios: tuple[float, ...]) -> dict[str, dict[str, object]]:
-    """Errors of three matrices, SparseGPT's times these, at two targets."""
-    base = {"a": 0.02, "b": 0.04, "c": 0.05}
-    each = {"sparsegpt": (1.0, 1.0, 1.0), **ratios}
-    return {
-        f"{name} {target}": {
-            "errors": {m: dict.fromkeys(layers.SEEN, base[m] * times) for m, times in zip(base, of, strict=False)},
-        }
-        for target in ("0.6", "2:4")
-        for name, of in each.items()
-    }
-
-
-def test_rows_have_the_median_of_ratios_and_the_largest():
-    rows = list(layers.table({"found": found(refined=(0.9, 0.5, 0.7), wanda=(1.5, 1.0, 2.0))}))
-    assert rows[0] == "| method | 0.6 | 2:4 | 0.6, other C4 | 0.6, arithmetic | take it |"
-    assert rows[2].startswith("| `wanda` | 1.500 (2.00) | 1.500 (2.00) | 1.500 (2.00) | 1.500 (2.00) | for a first look")
-    assert rows[3].startswith("| `sparsegpt` | 1 | 1 | 1 | 1 | to compare")
-    assert rows[4] == "| `refined` | 0.700 (0.90) | 0.700 (0.90) | 0.700 (0.90) | 0.700 (0.90) | first |"
-
-
-def test_what_was_given_fewer_matrices_is_compared_on_those():
-    rows = list(layers.table({"found": found(**{layers.PEER: (0.8, 0.6)})}))
-    assert rows[3] == "| fmchisel's alps | 0.700 (0.80) | 0.700 (0.80) | 0.700 (0.80) | 0.700 (0.80) |  |"
+def test_a_ratio_is_the_median_over_matrices_and_the_largest():
+    each = {"sparsegpt": (0.02, 0.04, 0.05), "wanda": (0.03, 0.04, 0.1), "refined": (0.018, 0.02)}
+    found = {f"{name} 0.6": {"errors": {m: {"again": error} for m, error in zip("abc", errors, strict=False)}} for name, errors in each.items()}
+    assert layers.ratio(found, "wanda", "0.6", "again") == "1.500 (2.00)"
+    assert layers.ratio(found, "refined", "0.6", "again") == "0.700 (0.90)", "on the matrices that it was given"
 
 
 def test_an_error_is_that_of_the_outputs():
@@ -57,8 +38,3 @@ def test_in_the_median_matrix_alps_and_refined_leave_less_than_sparsegpt_and_tha
     medians = [float(layers.ratio(record, name, target, "calibrated").split(" ")[0]) for name in MEDIANS]
     assert medians == sorted(medians)
     assert medians[1] < 0.8
-
-
-def test_the_peers_row_has_the_mean_of_its_domains_first():
-    drawn = {"losses": {f"{source}:text": {"value": 2.0 + at} for at, source in enumerate(tables.DOMAINS.values())}}
-    assert tables.peer({"draws": {"0": drawn}}) == "| C4 | llm-compressor's SparseGPT | 1 | 4.500 | 2.000 | 3.000 | 4.000 | 5.000 | 6.000 | 7.000 |"

@@ -1,0 +1,17 @@
+"""How a refusal is tested: by its class and by what it is about, never by its sentence."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from calibrant.errors import CalibrantError
+
+
+@contextmanager
+def refused(error: type[CalibrantError], subject: str) -> Iterator[None]:
+    """What happens inside is refused with this error, about this."""
+    with pytest.raises(error) as caught:
+        yield
+    assert caught.value.subject == subject
+    assert "\n" not in str(caught.value)
