@@ -10,24 +10,96 @@ import calibrant
 
 ROOT = Path(calibrant.__file__).parent
 FLOORS = [
-    "errors extras foreign spec grammar families named registry seals progress declarations notebook process clock launch numerics",
-    "compiling divergence divergence_kernel activations packed targets llama_cpp store outcomes durable sealed_tensors estimates wire",
-    "data models searching",
-    "walk edits job",
-    "methods allocations transforms exports select",
-    "inspection compress evaluators importance testing languages",
-    "study compare mixtures names",
-    "report screen advice",
-    "demo",
+    [
+        "errors",
+        "extras",
+        "foreign",
+        "spec",
+        "grammar",
+        "families",
+        "named",
+        "registry",
+        "seals",
+        "progress",
+        "declarations",
+        "notebook",
+        "process",
+        "clock",
+        "launch",
+        "numerics",
+    ],
+    [
+        "compiling",
+        "divergence",
+        "divergence_kernel",
+        "activations",
+        "packed",
+        "targets",
+        "llama_cpp",
+        "store",
+        "outcomes",
+        "durable",
+        "sealed_tensors",
+        "estimates",
+        "wire",
+    ],
+    ["data", "models", "searching"],
+    ["walk", "edits", "job"],
+    ["methods", "allocations", "transforms", "exports", "select"],
+    ["inspection", "compress", "evaluators", "importance", "testing", "languages"],
+    ["study", "compare", "mixtures", "names"],
+    ["report", "screen", "advice"],
+    ["demo"],
+    ["cli"],
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+LOWER_FIRST = {
+    "compiling": -2,
+    "divergence_kernel": -1,
+    "targets": -2,
+    "packed": -1,
+    "durable": -2,
+    "sealed_tensors": -1,
+    "estimates": -2,
+    "outcomes": -1,
+    "walk": -2,
+    "edits": -1,
+    "methods": -1,
+    "compress": -1,
+    "inspection": -2,
+    "languages": -1,
+}
+"""What stands at the foot of its floor: its neighbours may use it."""
+TORCH_FREE = [
+    "launch",
+    "errors",
+    "numerics",
+    "extras",
+    "foreign",
+    "spec",
+    "grammar",
+    "families",
+    "named",
+    "registry",
+    "seals",
+    "declarations",
+    "names",
+    "progress",
+    "notebook",
+    "store",
+    "outcomes",
+    "durable",
+    "estimates",
+    "searching",
+    "compare",
+    "report",
+    "screen",
     "cli",
 ]
-FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
-LOWEST = "compiling targets durable estimates walk inspection"
-LOW = "divergence_kernel packed sealed_tensors outcomes edits methods compress languages"
-LOWER_FIRST = {**dict.fromkeys(LOWEST.split(), -2), **dict.fromkeys(LOW.split(), -1)}
-"""What stands at the foot of its floor: its neighbours may use it."""
-TORCH_FREE = ["names", "notebook", "launch", "store", "searching", "compare", "report", "screen", "cli"]
-"""Each brings what it needs of the floors below."""
+
+
+def modules() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
 
 
 def room(path: Path) -> str:
@@ -36,14 +108,26 @@ def room(path: Path) -> str:
     return "calibrant" if first in ("__init__", "__main__") else first
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Dotted names of what a file imports anywhere in it: in functions and for types too."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(path: Path, anywhere: bool = True) -> Iterator[str]:
+    """Dotted names of what a file imports: anywhere in it, or only when it is itself imported."""
+    tree = ast.parse(path.read_text())
+    nodes = ast.walk(tree) if anywhere else _at_import(tree)
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import; write the whole name"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _at_import(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from _at_import(child)
 
 
 def is_below(used: str, user: str) -> bool:
@@ -52,9 +136,13 @@ def is_below(used: str, user: str) -> bool:
     return FLOOR[used] < FLOOR[user]
 
 
+def test_every_room_has_a_floor():
+    assert {room(path) for path in modules()} - {"calibrant"} <= FLOOR.keys()
+
+
 def test_imports_come_from_below():
     wrong: list[str] = []
-    for path in sorted(ROOT.rglob("*.py")):
+    for path in modules():
         own = room(path)
         if own == "calibrant":
             continue
@@ -64,11 +152,20 @@ def test_imports_come_from_below():
             if used == own or used == "__version__":
                 continue
             if used not in FLOOR:
-                wrong.append(f"{path.relative_to(ROOT)} imports {used}, which has no floor, or stands in the package's own root")
+                wrong.append(f"{path.relative_to(ROOT)} takes {used!r} from the package's own root; import it where it is defined")
             # The ground floor is one family: spec explains unknown names with the registry's "did you mean".
             elif not (FLOOR[used] == FLOOR[own] == 0 or is_below(used, own)):
                 wrong.append(f"{path.relative_to(ROOT)} (floor {FLOOR[own]}) imports {used} (floor {FLOOR[used]})")
     assert not wrong, "\n".join(wrong)
+
+
+def test_torch_free_files_never_name_torch():
+    for path in [path for path in modules() if room(path) in TORCH_FREE]:
+        if room(path) == "cli":  # may use the library inside a command, and so torch
+            named = {n.split(".")[0] for n in imports(path, anywhere=False)} & {"torch", "transformers"}
+        else:
+            named = {n.split(".")[0] for n in imports(path)} & {"torch", "transformers", "safetensors", "accelerate"}
+        assert not named, f"{path.relative_to(ROOT)} imports {', '.join(named)}"
 
 
 def test_importing_leaves_torch_out_and_so_do_lists_of_names_and_what_the_shell_completes():
@@ -94,3 +191,46 @@ if heavy := HEAVY & sys.modules.keys():
     names = ["calibrant", *(f"calibrant.{name}" for name in TORCH_FREE)]
     done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def _used_files(path: Path) -> set[Path]:
+    """The files of the package that a file imports anywhere in it: in functions and for types too."""
+    used: set[Path] = set()
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "calibrant":
+            continue
+        for tail in (parts[1:], parts[1:-1]):  # what is imported may be a file, or something that a file holds
+            file = ROOT.joinpath(*tail)
+            if file.with_suffix(".py").is_file():
+                used.add(file.with_suffix(".py"))
+                break
+            if (file / "__init__.py").is_file():
+                used.add(file / "__init__.py")
+                break
+    return used - {path}
+
+
+def _reached(start: Path, uses: dict[Path, set[Path]]) -> set[Path]:
+    found, ahead = set[Path](), list(uses.get(start, ()))
+    while ahead:
+        path = ahead.pop()
+        if path not in found:
+            found.add(path)
+            ahead += uses.get(path, ())
+    return found
+
+
+def test_the_files_of_a_room_import_in_no_circle():
+    for name in sorted({room(path) for path in modules() if path.parent != ROOT}):
+        inside = [path for path in modules() if room(path) == name]
+        uses = {path: _used_files(path) & set(inside) for path in inside}
+        circle = sorted(str(path.relative_to(ROOT)) for path in inside if path in _reached(path, uses))
+        assert not circle, f"these import each other in a circle: {', '.join(circle)}; move what they share into a file of its own"
+
+
+def test_a_circle_of_files_would_be_found():
+    one, two, three = Path("one"), Path("two"), Path("three")
+    uses = {one: {two}, two: {three}, three: {one}}
+    assert _reached(one, uses) == {one, two, three}
+    assert _reached(one, {one: {two}, two: {three}}) == {two, three}
