@@ -109,7 +109,7 @@ def test_a_small_disk_that_fills_up(tmp_path: Path):
     pytest.skip(f"a small disk can't be mounted here: {' '.join(said)}")
 
 
-@pytest.mark.parametrize("at", range(12))
+@pytest.mark.parametrize("at", [0, 3, 6, 9, 11, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 2, 4, 5, 7, 8, 10))])
 def test_a_merge_on_a_full_disk_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int):
     """Without a real disk: from the `at`-th flush on there is no room."""
     filled(tmp_path / "a")
@@ -122,8 +122,9 @@ def test_a_merge_on_a_full_disk_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(OutputError, match="the disk is full"):
+        with pytest.raises(OutputError) as raised:
             merge(tmp_path / "b", [tmp_path / "a"])
+    assert raised.value.subject.startswith(str(tmp_path / "b"))
     if (tmp_path / "b" / "calibrant-store.json").exists():
         assert verify(tmp_path / "b") == []
     merge(tmp_path / "b", [tmp_path / "a"])
