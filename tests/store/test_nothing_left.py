@@ -90,7 +90,7 @@ def test_a_full_disk_leaves_nothing(what: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(drawing, "_file", lambda *_: PICTURE)
     monkeypatch.setattr("calibrant.report.reporting.Report.html", lambda _: "")
     write, ends = WRITERS[what], list[dict[str, bytes | None]]()
-    for number in range(50):
+    for number in range(50):  # until there is room enough
         base = tmp_path / str(number)
         (base / "new").mkdir(parents=True)
         if old := what in ("a record", "a failure", "a grid", "a page"):
