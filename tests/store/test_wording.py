@@ -45,4 +45,4 @@ def test_what_verify_and_merge_find(tmp_path: Path):
     (store.measure_folder(RUN.id, measurement_id(RUN.id, LOSS)) / "score.json").write_text("{}")
     (problem,) = verify(tmp_path / "s")
     assert "has changed" in problem.what
-    assert "have it computed again" in problem.remedy
+    assert "to have it computed" in problem.remedy
