@@ -96,6 +96,12 @@ def test_a_fault_of_ours_is_one_line_and_exit_1_and_debug_shows_the_traceback(as
         assert debugged.err.startswith("Traceback")
 
 
+def test_debug_shows_where_input_was_refused(ask_main: Ask):
+    answer = ask_main("--debug", "list", "methdos")
+    assert (answer.code, answer.err.split()[0]) == (2, "Traceback")
+    assert "'methdos'" in answer.err.splitlines()[-1]
+
+
 def test_trust_is_a_variable_so_that_every_process_has_it(ask: Ask, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CALIBRANT_TRUST_REMOTE_CODE", "")  # set first, so that whatever the command sets goes with the test
     monkeypatch.delenv("CALIBRANT_TRUST_REMOTE_CODE")
@@ -106,13 +112,6 @@ def test_trust_is_a_variable_so_that_every_process_has_it(ask: Ask, monkeypatch:
     monkeypatch.setenv("CALIBRANT_TRUST_REMOTE_CODE", "true")
     ask("list", "methods")
     assert seen == [None, "1", "1"]
-
-
-def test_debug_shows_where_input_was_refused(ask_main: Ask):
-    answer = ask_main("--debug", "list", "methdos")
-    assert answer.code == 2
-    assert answer.err.startswith("Traceback")
-    assert "'methdos'" in answer.err.splitlines()[-1]
 
 
 def test_a_forward_that_cannot_be_followed_is_ours(ask_main: Ask, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -76,10 +76,8 @@ def test_hostile_words_and_passages_cannot_steer_a_terminal() -> None:
     ("words", "given"),
     [
         (("--source", "no_such"), "no_such"),
-        (("--groups", "lemas"), "lemas"),
         (("--task", "loss(source='python_docs')"), "words"),
         (("--task", "words(source='python_docs')", "--source", "c4"), "'c4'"),
-        (("--tokens", "0"), "tokens"),
         (("--source", "python_docs"), "--"),
     ],
 )

@@ -7,18 +7,9 @@ from pathlib import Path
 import pytest
 
 from calibrant.progress import LASTING, ProgressLines
+from calibrant.study import Study
 
 from tests.cli.conftest import Ask, SetClock
-
-STUDY = """
-model: MODEL
-data: [random_tokens]
-method: [wanda]
-samples: 4
-length: 32
-dtype: float32
-evaluate: ["loss(source='python_docs', tokens=100, length=32)"]
-"""
 
 
 @pytest.fixture
@@ -67,7 +58,9 @@ def test_every_long_command_speaks_but_where_it_shall_be_quiet(ask: Ask, slow, m
 
 
 def test_a_study_speaks_and_so_does_what_is_done_to_its_store(ask: Ask, slow, model: Path, tmp_path: Path):
-    (tmp_path / "study.yaml").write_text(STUDY.replace("MODEL", str(model)))
+    loss = "loss(source='python_docs', tokens=100, length=32)"
+    study = Study(model=str(model), data="random_tokens", samples=4, length=32, dtype="float32", evaluate=loss)
+    (tmp_path / "study.yaml").write_text(study.as_yaml())
     for command, said in {
         "study study.yaml --out results": "study ",
         "store verify results": "verifying ",

@@ -37,15 +37,7 @@ def test_verify(ask: Ask, store: Store, monkeypatch: pytest.MonkeyPatch):
     assert found.json["problems"][0].keys() == {"where", "what", "remedy"}
 
 
-def test_folders_without_sums_are_counted(ask: Ask, store: Store):
-    sums = next(store.folder.glob("runs/*/sums.json"))
-    sums.unlink()
-    sums.with_name("provenance.json").write_text('{"seconds": 2.0}')  # from before there were seals too
-    assert ask("store", "verify", "s", "--json").json["without_sums"] == 1
-    assert len(ask("store", "verify", "s").out.splitlines()) == 2
-
-
-@pytest.mark.parametrize("words", [("verify", "thesis"), ("merge", "new", "thesis"), ("merge", "s", "thesis"), ("merge", "thesis", "s")])
+@pytest.mark.parametrize("words", [("verify", "thesis"), ("merge", "s", "thesis"), ("merge", "thesis", "s")])
 def test_a_folder_that_is_no_store(ask: Ask, store: Store, tmp_path: Path, words: tuple[str, ...]):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("x")
