@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from calibrant.durable import read_json, text_of_json
 from calibrant.errors import DataError, OutputError
 from calibrant.spec import identity
 from calibrant.store import MARKER, Cell, Measurement, Store, measurement_id, revisions, verify
@@ -112,8 +111,10 @@ def test_cells_keep_their_order_and_labels(tmp_path: Path):
 def test_without_an_index_every_record_is_a_cell(tmp_path: Path):
     with Store(tmp_path) as store:
         store.add_record(RECORD)
-        measure_id = store.add_measurement(RUN.id, LOSS, MEASURED)
-        assert store.cells() == [Cell("tiny", "wikitext", "wanda", "0.5", 3, RUN.id, {"loss(source='wikitext')": measure_id}, "dense")]
+        loss = store.add_measurement(RUN.id, LOSS, MEASURED)
+        mine = store.add_measurement(RUN.id, {"spec": "mine", "class": "package:Mine", "revision": 1, "source": "wikitext"}, MEASURED)
+        measures = {"loss(source='wikitext')": loss, "mine(source='wikitext')": mine}
+        assert store.cells() == [Cell("tiny", "wikitext", "wanda", "0.5", 3, RUN.id, measures, "dense")], "as they are typed"
 
 
 def test_of_answers_that_differ_in_a_revision_cells_without_an_index_hold_the_newest(tmp_path: Path):
@@ -130,13 +131,6 @@ def test_of_answers_that_differ_in_a_revision_cells_without_an_index_hold_the_ne
         "loss(source='wikitext')": measurement_id(newer.id, {**LOSS, "revision": 10}),
         "loss(source='wikitext', tokens=5)": measurement_id(newer.id, {**LOSS, "tokens": 5}),
     }
-
-
-def test_an_evaluator_of_another_package_is_written_as_it_is_typed(tmp_path: Path):
-    with Store(tmp_path) as store:
-        store.add_record(RECORD)
-        measure_id = store.add_measurement(RUN.id, {"spec": "mine", "class": "package:Mine", "revision": 1, "source": "wikitext"}, MEASURED)
-        assert store.cells()[0].measures == {"mine(source='wikitext')": measure_id}
 
 
 def test_the_study_is_kept_beside_its_cells(tmp_path: Path):
@@ -378,46 +372,6 @@ def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest
 # Full disks and kills
 
 
-@pytest.mark.parametrize("at", range(7))
-def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int):
-    store = Store(tmp_path)
-    store.add_record(RECORD)
-    before, calls, flush = set(visible(tmp_path)), iter(range(100)), os.fsync
-
-    def full(handle: int) -> None:
-        if next(calls) >= at:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        flush(handle)
-
-    monkeypatch.setattr(os, "fsync", full)
-    measure_id = measurement_id(RUN.id, LOSS)
-    try:
-        store.add_measurement(RUN.id, LOSS, MEASURED)
-    except OutputError as error:
-        assert error.subject == str(tmp_path)  # noqa: PT017
-    else:
-        assert at == 6
-    # The flush after the rename may fail too: what appeared by then is whole.
-    assert store.measurement(RUN.id, measure_id) in (None, MEASURED)
-    assert set(visible(tmp_path)) - before in (set(), {p for p in visible(tmp_path) if measure_id[7:] in p})
-    assert len(list((tmp_path / ".unfinished").glob("*/*"))) == 1  # the writer's lock, and none of what it couldn't finish
-
-
-def test_a_file_that_could_not_be_written_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with Store(tmp_path) as store:
-        own = store.staging_folder()
-
-        def full(*_: object) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "fsync", full)
-            with pytest.raises(OutputError, match=r"report\.html"):
-                store.write_text("report.html", "<p>")
-        assert [p.name for p in own.iterdir()] == ["lock"]
-        assert not (tmp_path / "report.html").exists()
-
-
 CALLS = 25
 """File system calls between opening a new store and the last rename, each of which is survived."""
 
@@ -512,16 +466,6 @@ def test_a_forked_child_is_a_writer_of_its_own(tmp_path: Path):
 
 
 # Text
-
-
-def test_json_brings_every_float_back(tmp_path: Path):
-    value = {"a": [0.1 + 0.2, math.inf, -math.inf, 5e-324], "float": {"b": 1}, "z": None}
-    (tmp_path / "x.json").write_text(text_of_json(value))
-    assert read_json(tmp_path / "x.json") == value
-    (tmp_path / "x.json").write_text(text_of_json([math.nan]))
-    assert math.isnan(read_json(tmp_path / "x.json")[0])
-    assert json.loads(text_of_json({"b": 1, "a": 2})) == {"a": 2, "b": 1}
-    assert text_of_json({"b": 1, "a": 2}).index("a") < text_of_json({"b": 1, "a": 2}).index("b")
 
 
 def test_the_same_record_is_the_same_bytes(tmp_path: Path):

@@ -13,7 +13,7 @@ from calibrant.compare import read
 from calibrant.durable import read_json, text_of_json, unsealed
 from calibrant.errors import DataError, OutputError
 from calibrant.store import MARKER, Cell, Measurement, Outcome, Score, Store, audit, measurement_id, merge, pack, packing, unpack, verify
-from calibrant.store.packed import MOVING, PACKED, PACKED_PURPOSE, PackedStore, settle
+from calibrant.store.packed import MOVING, PACKED, PACKED_PURPOSE, settle
 
 from tests.store.conftest import LOSS, MEASURED, RECORD, RUN, as_format_1, filled, visible
 from tests.usual import usually
@@ -72,21 +72,17 @@ def test_it_reads_as_before_and_comes_back_to_the_byte(store: Store, tmp_path: P
     assert visible(tmp_path / "back") == before
 
 
-@pytest.mark.parametrize("as_once", [False, True])
-def test_weights_that_equal_their_values_are_read(tmp_path: Path, as_once: bool, monkeypatch: pytest.MonkeyPatch):
-    if as_once:  # tables of before had such weights only as values
-        monkeypatch.setattr(packing, "NUMBERS", ("item", "value"))
+def test_weights_that_equal_their_values_are_read(tmp_path: Path):
     with Store(tmp_path / "s") as made:
         made.add_record(RECORD)
         right = Measurement(replace(QUIZ, value=1.0), tuple(Outcome(f"q{i}", value, value) for i, value in enumerate((1.0, 3.0))))
         key = RUN.id, made.add_measurement(RUN.id, TASK, right)
     before = visible(tmp_path / "s")
     pack(tmp_path / "s", tmp_path / "packed")
-    ((names, values, weights),) = Store(tmp_path / "packed", create=False).numbers([key])
+    packed = Store(tmp_path / "packed", create=False)
+    ((names, values, weights),) = packed.numbers([key])
     assert (list(names), list(values), list(weights)) == (["q0", "q1"], [1.0, 3.0], [1.0, 3.0])
-    tables = PackedStore(tmp_path / "packed")
-    assert dict(tables.layout(tables.measures[key[0]][key[1]])["columns"])["weight"] == ("value" if as_once else "weight")
-    assert Store(tmp_path / "packed", create=False).measurement(*key) == right
+    assert packed.measurement(*key) == right
     unpack(tmp_path / "packed", tmp_path / "back")
     assert visible(tmp_path / "back") == before
 

@@ -4,10 +4,7 @@ import functools
 import os
 import random
 import re
-import shlex
-import shutil
 import signal
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +16,7 @@ import pytest
 from calibrant.cli import main
 from calibrant.store import Store, verify
 
-from tests.store.test_full_disk import WAYS, left_with
+from tests.store.test_full_disk import left_with, on_a_disk_of_its_own
 from tests.study.small import RUNS, Logged, asked, ended, finished, forked, results, tables, written
 
 KILLS = 4
@@ -103,7 +100,6 @@ def test_a_killed_process_leaves_its_requests_to_the_other(given: dict[str, str]
 
 PROGRESS = re.compile(r"\[\d+:\d\d\] ")
 """How a line begins that says how far a command is, after three seconds."""
-FOR_ONESELF = "mount -t tmpfs -o size=4m tmpfs {0} && {{ {1}; code=$?; umount {0}; exit $code; }}"
 
 
 def command(file: Path, store: Path, said: Path) -> int:
@@ -117,8 +113,9 @@ def command(file: Path, store: Path, said: Path) -> int:
     return ended(forked(run, said))
 
 
-def fills_up(disk: Path, file: Path, folder: Path) -> None:
+def fills_up(disk: Path, folder: Path) -> None:
     """Ask with more and more room, until there is enough."""
+    file = folder / "study.yaml"
     store, said, codes = disk / "store", folder / "said", list[int]()
     for pages in (2, 8, 30, 60, 90, 120, 150):
         left_with(disk, pages)
@@ -141,20 +138,6 @@ def fills_up(disk: Path, file: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_in_the_middle(given: dict[str, str], tmp_path: Path):
-    disk, file = tmp_path / "disk", tmp_path / "study.yaml"
-    disk.mkdir()
-    file.write_text(asked(given).as_yaml())
-    called = ", ".join(f"Path({str(path)!r})" for path in (disk, file, tmp_path))
-    code = f"from pathlib import Path; from tests.study.test_killing import fills_up; fills_up({called}); print('done')"
-    said: list[str] = []
-    for way in WAYS:
-        if shutil.which(way[0]) is None:
-            continue
-        words = FOR_ONESELF.format(shlex.quote(str(disk)), shlex.join([sys.executable, "-c", code]))
-        done = subprocess.run([*way, words], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
-        if done.stdout.endswith("done\n"):
-            return
-        said.append(done.stderr)
-    if any("Traceback" in text for text in said):
-        pytest.fail("\n".join(said))
-    pytest.skip(f"no disk can be mounted here: {said}")
+    (tmp_path / "study.yaml").write_text(asked(given).as_yaml())
+    if why := on_a_disk_of_its_own(tmp_path, "4m", "tests.study.test_killing.fills_up"):
+        pytest.skip(why)
