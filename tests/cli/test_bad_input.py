@@ -95,7 +95,7 @@ def test_a_file_that_is_no_gguf(ask: Ask, unchanged, tmp_path: Path):
     (tmp_path / "text.gguf").write_bytes(b"nothing of the kind")
     unchanged()
     refused(ask("prune", "cut.gguf", "--out", "pruned", *SMALL), "cut.gguf")
-    refused(ask("prune", "text.gguf", "--out", "pruned", *SMALL), "text.gguf")
+    refused(ask("prune", "text.gguf", "--out", "pruned", *SMALL), "text.gguf is no GGUF file")
 
 
 def test_a_corrupt_safetensors(ask: Ask, unchanged, tmp_path: Path):

@@ -171,35 +171,6 @@ def test_inspect_without_a_model_opens_a_tokenizer_only(ask: Ask, monkeypatch: p
     assert "nats/token" not in answer.out
 
 
-def test_inspect_says_what_to_type(ask: Ask, model: Path, tmp_path: Path):
-    rows = [{"question": f"{n} and {n * n}?", "answer": str(n + n * n)} for n in range(60)]
-    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    asked = ("inspect", "mine.jsonl:zero", "--model", model, "--samples", 20, "--length", 256)
-    found = ask(*asked, "--json").json
-    (padded,) = [sentence for sentence in found["verdict"] if "padding" in sentence]
-    (drawn,) = [sentence for sentence in found["verdict"] if "disjoint" in sentence]
-    assert "mine.jsonl:icl" in padded
-    assert f"  • {padded}\n" in ask(*asked).out
-
-    better = ask("inspect", "mine.jsonl:icl", "--model", model, "--samples", 1, "--length", 256, "--json").json
-    assert not [sentence for sentence in better["verdict"] if "padding" in sentence]
-    assert "2 disjoint draws of 20 windows" in drawn
-    fewer = ask("inspect", "mine.jsonl:zero", "--model", model, "--samples", found["enough"], "--length", 256, "--json").json
-    assert fewer["disjoint_draws"] >= 5
-
-
-def test_inspect_compares_with_what_is_measured(ask: Ask, model: Path, tmp_path: Path):
-    texts = [" ".join(f"word{n * m}" for m in range(1, 20)) for n in range(1, 90)]
-    (tmp_path / "mine.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    (tmp_path / "theirs.jsonl").write_text("\n".join(json.dumps({"text": text.upper()}) for text in texts))
-    asked = ("inspect", "mine.jsonl@one", "--model", model, "--samples", 30, "--length", 256)
-    found = ask(*asked, "--against", "theirs.jsonl", "--against", "arithmetic", "--json").json
-    assert [check["against"] for check in found["overlap_checks"]] == ["mine.jsonl", "theirs.jsonl", "arithmetic"]
-    assert [check["same"] > 0 for check in found["overlap_checks"]] == [False, True, False]
-    said = ask(*asked, "--against", "theirs.jsonl").out
-    assert "“word" in said
-
-
 def test_a_mirror_is_looked_at_first(ask: Ask, model: Path, tmp_path: Path):
     folder = tmp_path / "mirror/gsm8k"
     folder.mkdir(parents=True)

@@ -42,10 +42,7 @@ def quantize(*words: str) -> list[str]:
 DATA = ("--data", "python_docs")
 CASES = {
     "a target of the other command": (quantize("--target", "0.5"), "0.5"),
-    "too many bits": (quantize("--target", "w9"), "w9"),
     "a method of the other command": (quantize("--method", "wanda"), "wanda"),
-    "a method that there isn't": (quantize("--method", "rnt"), "'rnt'"),
-    "a set that there isn't": (quantize("--data", "wikitxt"), "'wikitxt'"),
     "a grid that the shape can't hold": (quantize("--target", "w4g24"), "w4g16"),
     "a kind of blocks that the shape can't hold": (quantize("--method", "ggml", "--target", "q4_k", *DATA), "q5_0"),
     "a kind that needs an imatrix, without data": (quantize("--method", "ggml(importance=false)", "--target", "iq2_xs"), "iq2_xs"),
@@ -54,10 +51,8 @@ CASES = {
     "asymmetric codes where none can be": (quantize("--target", "w4g16a", "--export", "compressed_tensors"), "w4g16a"),
     "blocks where codes are wanted": (quantize("--method", "ggml", "--target", "q4_0", "--export", "compressed_tensors", *DATA), "q4_0"),
     "a file of another vocabulary to be like": (quantize("--target", "w4g32", "--export", "gguf(like='{0}/foreign.gguf')"), "vocabulary"),
-    "the same for a recipe": (quantize("--method", "llama_cpp(like='{0}/foreign.gguf')", "--target", "Q4_0", *DATA), "vocabulary"),
     "a truncated file to be like": (quantize("--target", "w4g32", "--export", "gguf(like='{0}/cut.gguf')"), "cut.gguf"),
     "the same for a recipe, truncated": (quantize("--method", "llama_cpp(like='{0}/cut.gguf')", "--target", "Q4_0", *DATA), "cut.gguf"),
-    "a text to be like": (quantize("--target", "w4g32", "--export", "gguf(like='{0}/text.gguf')"), "text.gguf"),
     "an importance matrix where none was used": (quantize("--target", "w4g16", "--export", "imatrix"), "imatrix"),
     "an imatrix of another model, by its names": (
         ["inspect", "{0}/a.imatrix.gguf", "--against", "{0}/other.imatrix.gguf"],

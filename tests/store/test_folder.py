@@ -1,10 +1,8 @@
-import errno
 import gzip
 import json
 import math
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -221,14 +219,6 @@ def test_a_failure_is_kept_until_it_goes_well(tmp_path: Path):
         assert store.failures() == {}
 
 
-def test_merging_is_copying(tmp_path: Path):
-    with Store(tmp_path / "a") as a, Store(tmp_path / "b") as b:
-        a.add_record(RECORD)
-        b.add_record(replace(RECORD, run=replace(RUN, target="0.6")))
-    shutil.copytree(tmp_path / "b/runs", tmp_path / "a/runs", dirs_exist_ok=True)
-    assert {r.run.target for r in Store(tmp_path / "a", create=False).records()} == {"0.5", "0.6"}
-
-
 # Folders that aren't ours
 
 
@@ -357,16 +347,6 @@ def test_a_staging_folder_is_gone_when_the_store_is_closed(tmp_path: Path):
         assert (own / "tokens").exists(), "another writer spares it"
     assert not own.exists()
     assert [p.name for p in (tmp_path / ".unfinished").iterdir()] == ["lock"]
-
-
-def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def denied(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    store = Store(tmp_path)
-    monkeypatch.setattr(os, "rename", denied)
-    with pytest.raises(OutputError, match="Permission denied"):
-        store.add_record(RECORD)
 
 
 # Full disks and kills

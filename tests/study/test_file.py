@@ -141,7 +141,6 @@ groups:
         (b"model: smollm2\ndata: \xff", 2, "0xff"),
         ("model: smollm2\n".encode("utf-16"), 1, "UTF-8"),
         ("", 0, "nothing"),
-        ("~", 0, "nothing"),
         ("just words", 1, "'just words'"),
         ("- model", 1, "['model']"),
         ("a: " + "[" * (DEEPEST + 2), 1, "lists"),
@@ -203,7 +202,7 @@ def studies(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(studies())
 def test_what_is_written_reads_back_equal(tmp_path_factory: pytest.TempPathFactory, asked: dict[str, Any]):
     path = tmp_path_factory.getbasetemp() / "round.yaml"

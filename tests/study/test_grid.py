@@ -7,7 +7,6 @@ import pytest
 
 from calibrant.errors import StudyError
 from calibrant.study import Study
-from calibrant.study.cells import Labels
 from calibrant.study.checking import Mistakes
 from calibrant.study.study import read
 
@@ -71,14 +70,6 @@ def test_a_group_may_ask_for_another_propagation():
     seen = {(q.cell.method, q.cell.propagate, q.recipe.propagate) for q in study.requests() if q.calibration}
     assert seen == {("wanda", "dense", "dense"), ("sparsegpt", "arrival", "arrival"), ("wanda", "reference", "reference")}
     assert sum(labels.method == "magnitude" for labels in study.labels()) == 2  # it looks at nothing, whatever the propagation
-
-
-def test_questions_are_what_the_labels_say():
-    study = asked(samples=7, length=99, exclude=[{"sparsity": "2:4", "method": "wanda"}])
-    for question, labels in zip(study.requests(), study.labels(), strict=True):
-        cell = question.cell
-        assert labels == Labels(cell.model, cell.data, cell.seed, cell.method, cell.target, cell.propagate)
-        assert question.calibration is None or (question.calibration.samples, question.calibration.length) == (7, 99)
 
 
 def test_an_axis_that_every_group_gives_need_not_stand_above_them():
@@ -145,31 +136,24 @@ def test_an_evaluator_may_be_told_by_what_makes_it_the_only_one():
 
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"models": []}, "model", ""),
-    ({"models": 3}, "model", "3"),
     ({"models": ["a", "a"]}, "model[1]", "'a'"),
     ({"data": {"a": 1}}, "data", "{'a': 1}"),
     ({"data": ["arithmetic", "arithmetic:icl"]}, "data[1]", "'arithmetic:icl'"),
     ({"data": ["python_docs:cot"]}, "data[0]", "cot"),
     ({"data": "gone.jsonl"}, "data[0]", "'gone.jsonl'"),
-    ({"sparsities": [True]}, "sparsity[0]", "'True'"),
     ({"seeds": [0, -2]}, "seeds[1]", "-2"),
     ({"evaluate": ["loss", "loss(source=wikitext)"]}, "evaluate[1]", "loss"),
     ({"evaluate": "loss(source=gsm9k)"}, "evaluate[0]", "'gsm9k'"),
-    ({"evaluate": "generation(name=c4)"}, "evaluate[0]", "c4"),
     ({"evaluate": "agreement(source=full_stops)"}, "evaluate[0]", "'full_stops'"),
     ({"samples": 0}, "samples", "0"),
     ({"tokens": "many"}, "tokens", "'many'"),
-    ({"length": 2.5}, "length", "2.5"),
     ({"masks": 1}, "masks", "1"),
     ({"statistics_gb": float("nan")}, "statistics_gb", "nan"),
     ({"propagate": "dnese"}, "propagate", "'dnese'"),
-    ({"dtype": "float7"}, "dtype", "'float7'"),
-    ({"device": "gpu"}, "device", "'gpu'"),
     ({"allocation": "owll"}, "allocation", "'owll'"),
     ({"groups": {"a": {"samples": 3}}}, "groups.a.samples", "samples"),
     ({"groups": {"a": {"method": []}}}, "groups.a.method", "method"),
     ({"groups": {"a": {"metod": 1}}}, "groups.a.metod", "metod"),
-    ({"groups": {"a": 3}}, "groups.a", "3"),
     ({"groups": ["a"]}, "groups", "['a']"),
     ({"groups": {"": {}}}, "groups.", "''"),
     ({"exclude": [{"method": "magnitude", "seeds": 1}]}, "exclude[0]", "35"),
@@ -178,7 +162,6 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"exclude": [{"sparsity": [0.5, "2:4"]}]}, "exclude", "35"),
     ({"exclude": [{"evaluate": "loss"}]}, "exclude[0].evaluate", "evaluate"),
     ({"baseline": "python_docs"}, "baseline", "'python_docs'"),
-    ({"baseline": 3}, "baseline", "3"),
     ({"baseline": "full_stop"}, "baseline", "'full_stops'"),
     ({"baseline": "no_such_thing"}, "baseline", "'no_such_thing'"),
     ({"pools": {"a": []}}, "pools.a", "'a'"),
@@ -193,7 +176,6 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"primary": [{**STOPS, "on": []}]}, "primary[0].on", ""),
     ({"primary": [{**STOPS, "on": [LOSSES[0], LOSSES[0]]}]}, "primary[0].on", "twice"),
     ({"primary": [{**STOPS, "method": "magnitude"}]}, "primary[0].method", "sparsegpt"),
-    ({"primary": [{**STOPS, "model": []}]}, "primary[0].model", "model"),
     ({"primary": [{**STOPS, "name": ""}]}, "primary[0].name", "''"),
     ({"primary": [STOPS] * 2}, "primary[1]", "primary[0]"),
     ({"primary": [{**STOPS, "seeds": 0}]}, "primary[0].seeds", "seeds"),

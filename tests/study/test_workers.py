@@ -1,7 +1,6 @@
 """Workers that are processes: they give what one process gives, may die, and leave nobody behind."""
 
 import errno
-import json
 import os
 import pickle
 import queue
@@ -20,13 +19,11 @@ import pytest
 import torch
 
 from calibrant.cli import main
-from calibrant.errors import DataError, InputError, ModelError, OutputError, Problem, SpecError, StudyError, WorkerError
+from calibrant.errors import DataError, InputError, ModelError, Problem, SpecError, StudyError, WorkerError
 from calibrant.store import Store
 from calibrant.study import driver
-from calibrant.study.driver import TOKENS, Message
 from calibrant.study.request import Workload
-from calibrant.study.workers import Process, check, next_of, received, shared_threads, uninterrupted, work
-from calibrant.testing import tiny_tokenizer
+from calibrant.study.workers import Process, check, next_of, shared_threads, uninterrupted
 
 from tests.study.mortal import worked
 from tests.study.small import asked, ended, forked, results
@@ -269,56 +266,12 @@ def test_ray_that_isnt_installed_is_named(monkeypatch: pytest.MonkeyPatch):
         check("ray")
 
 
-@pytest.mark.parametrize(
-    ("error", "again"),
-    [
-        (OutputError("the disk is full", subject="/here"), OutputError("the disk is full")),
-        (OSError(errno.ENOSPC, "no room", "/a/file"), OSError(errno.ENOSPC, "no room", "/a/file")),
-        (OSError("odd"), OSError("odd")),
-        (StudyError([Problem(3, "data", "lacks")], subject="a.yaml"), InputError("a.yaml has a mistake:\nline 3: data: lacks")),
-    ],
-)
-def test_an_error_that_ends_the_study_survives_the_way_from_a_worker(
-    error: Exception, again: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def failing(self: Any) -> None:
-        raise error
-
-    (tmp_path / "work.json").write_text(json.dumps({"work": Workload((), frozenset(), {}).to_json(), "forgiven": {}}))
-    monkeypatch.setattr(driver.Driver, "run", failing)
-    sent: list[Message] = []
-    work(job(tmp_path) | {"folder": str(tmp_path / "store")}, sent.append)
-    (message,) = sent
-    with pytest.raises(type(again)) as caught:
-        received(json.loads(json.dumps(message)))
-    back = caught.value
-    assert (repr(back), str(back), getattr(back, "errno", None)) == (repr(again), str(again), getattr(again, "errno", None))
-    assert getattr(back, "subject", "") == getattr(error, "subject", "")
-
-
-def test_a_workload_survives_the_way_to_a_worker(given: dict[str, str]):
+def test_what_workers_pass_to_each_other_arrives_as_it_was(given: dict[str, str], tmp_path: Path):
     mix = f"mix(a={given['prose']!r}, b=0.5*random_tokens + 0.5*full_stops, weight=0.25)"
-    methods = ["sparsegpt(damp=0.02)", "wanda", "magnitude"]
-    sent = asked(given, data=[mix, given["verse"]], methods=methods, sparsities=[0.29, "2:4"], seeds=[0, 3], tokens=90).workload()
-    back = Workload.from_json(json.loads(json.dumps(sent.to_json())))
-    assert {k: v for k, v in vars(back).items() if k != "requests"} == {k: v for k, v in vars(sent).items() if k != "requests"}
-    for one, other in zip(back.requests, sent.requests, strict=True):
-        assert (repr(one.calibration), one.recipe, one.model) == (repr(other.calibration), other.recipe, other.model)
-        assert (one.provisional, one.cell, one.sets) == (other.provisional, other.cell, other.sets)
-
-
-def test_tokens_survive_the_way_to_another_worker(given: dict[str, str]):
-    mix = f"mix(a={given['prose']!r}, b=random_tokens, weight=0.25)"
-    calibration = asked(given, data=[mix]).requests()[-1].calibration
-    assert calibration is not None
-    batch = calibration.tokens(tiny_tokenizer())
-    again = TOKENS.unpack(TOKENS.pack(batch))
-    pairs = [(batch, again), *((one, back) for (_, one), (_, back) in zip(batch.mixed, again.mixed, strict=True))]
-    assert len(pairs) == 3
-    assert [factor for factor, _ in batch.mixed] == [factor for factor, _ in again.mixed]
-    for one, back in pairs:
-        assert all(torch.equal(getattr(one, name), getattr(back, name)) for name in ("ids", "mask", "weights"))
-        assert (one.fingerprint, one.facts, one.examples) == (back.fingerprint, back.facts, back.examples)
+    study = asked(given, data=[mix, given["verse"]], methods="sparsegpt(damp=0.02)", sparsities=[0.29], seeds=[3], tokens=90, allow_leak=True)
+    assert worked(study, tmp_path / "by two").failures == {}
+    assert study.run(tmp_path / "by one").failures == {}
+    assert results(tmp_path / "by two") == results(tmp_path / "by one")
 
 
 class Bomb:
@@ -348,16 +301,27 @@ def test_tokens_that_are_a_pickle_are_a_failure_and_not_run(given: dict[str, str
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_workload_that_a_worker_cant_build_ends_the_study(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("error", "arrives"),
+    [
+        (DataError("the file isn't there", subject="prose.jsonl"), DataError),
+        (OSError(errno.ENOSPC, "no room", "/a/file"), OSError),
+        (StudyError([Problem(3, "data", "lacks")], subject="a.yaml"), InputError),
+    ],
+)
+def test_an_error_in_a_worker_ends_the_study_as_it_is(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, arrives: type[Exception]
+):
     """A user's file may be gone by the time that a worker looks."""
 
     def gone(plain: Any) -> Any:
-        raise DataError("the file isn't there", subject="prose.jsonl")
+        raise error
 
     monkeypatch.setattr(Workload, "from_json", gone)
-    with pytest.raises(DataError) as raised:
+    with pytest.raises(arrives) as raised:
         worked(asked(given), tmp_path)
-    assert raised.value.subject == "prose.jsonl"
+    assert str(raised.value) == str(error)
+    assert getattr(raised.value, "subject", "") == getattr(error, "subject", "")
 
 
 def test_a_full_disk_in_a_worker_ends_the_study_and_is_no_failure(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
