@@ -128,15 +128,16 @@ def test_a_class_that_cannot_be_written_is_said():
     class Opaque(Leading):
         anything: object = None
 
-    with pytest.raises(SpecError, match="Loose"):
-        methods.text(Loose())
-    with pytest.raises(SpecError, match="Opaque"):
-        methods.text(Opaque(anything=object()))
+    for one, name in ((Loose(), "Loose"), (Opaque(anything=object()), "Opaque")):
+        with pytest.raises(SpecError) as raised:
+            methods.text(one)
+        assert raised.value.subject.startswith(name)
     assert canonical(Leading())["class"] == "tests.study.own:Leading"
 
 
 def test_two_classes_of_one_name_are_said():
     first = type("Leading", (Leading,), {"__module__": "elsewhere", "__doc__": "Another."})
     methods.text(Leading())
-    with pytest.raises(SpecError, match="elsewhere:Leading"):
+    with pytest.raises(SpecError) as raised:
         methods.text(first())
+    assert raised.value.subject == "Leading"

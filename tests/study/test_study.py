@@ -125,10 +125,10 @@ def test_a_study_that_grows_computes_only_what_is_new(given: dict[str, str], who
 def test_a_group_is_computed_first_and_the_rest_later_as_if_at_once(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     groups = {"control": {"data": "random_tokens"}, "own": {"data": given["prose"], "seeds": [0, 1]}, "none": {"method": "magnitude"}}
     study = asked(given, groups=groups, methods=["wanda"])
-    with pytest.raises(SpecError, match="contrl"):
-        study.run(tmp_path / "parts", groups=["contrl"])
-    with pytest.raises(SpecError, match="control"):
-        asked(given).run(tmp_path / "parts", groups=["control"])
+    for one, group in ((study, "contrl"), (asked(given), "control")):
+        with pytest.raises(SpecError) as raised:
+            one.run(tmp_path / "parts", groups=[group])
+        assert raised.value.subject == group
     assert not (tmp_path / "parts").exists()
     counted = Counted(monkeypatch)
     study.run(tmp_path / "parts", groups=["control"])
@@ -218,8 +218,9 @@ def test_a_set_that_gives_too_little_and_a_model_that_is_missing_are_failures_of
     assert len(finished.failures) == 4
     (ranking,) = report(finished).rankings
     assert any("short.jsonl" in missing for missing in ranking.missing)
-    with pytest.raises(ModelError, match=r"gone\.gguf"):
+    with pytest.raises(ModelError) as raised:
         replace(study, models=[gone]).run(tmp_path / "other")
+    assert raised.value.subject == gone
 
 
 def test_a_full_disk_ends_the_study(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
