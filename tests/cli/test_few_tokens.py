@@ -51,14 +51,6 @@ def test_enough_tokens_or_a_method_that_looks_at_none(ask: Ask, model: Path):
     assert (answer.err, "few_tokens" in answer.json["provenance"]) == ("", False)
 
 
-def test_an_importance_matrix_too(ask: Ask, model: Path, tmp_path: Path):
-    answer = ask("imatrix", model, *FEW, "--out", "a.gguf", "--json")
-    assert answer.code == 0
-    assert answer.json["few_tokens"] in answer.err
-    enough = ask("imatrix", model, *JUST_ENOUGH, "--out", "b.gguf", "--json")
-    assert (enough.json["few_tokens"], enough.err) == ("", "")
-
-
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_study_says_it_once_for_each_set(ask: Ask, model: Path, tmp_path: Path, workers: int):
     (tmp_path / "study.yaml").write_text(STUDY.format(model=model))

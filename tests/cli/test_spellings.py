@@ -33,20 +33,6 @@ def test_a_format_stands_behind_a_measured_source_too(ask: Ask, files: Path, mod
     assert short["value"] == long["value"]
 
 
-@pytest.mark.parametrize(
-    ("task", "given"),
-    [
-        ("loss(source='mine.jsonl:questoin')", "'questoin'"),
-        ("loss(source='mine.jsonl:question', format='qa')", "'qa'"),
-        ("task(name='mine.jsonl:qa')", "'mine.jsonl'"),
-        ("loss(source=mine.jsonl)", "mine.jsonl"),
-        ("loss(source=./notes/)", "./notes/"),
-    ],
-)
-def test_what_cannot_be_measured_so(ask: Ask, files: Path, model: Path, task: str, given: str):
-    refused(ask("evaluate", model, "--task", task), given)
-
-
 def test_a_folder_needs_no_dot_and_slash(ask: Ask, files: Path, model: Path):
     bare, dotted = (ask("inspect", name, "--model", model, *SMALL[2:], "--json").json for name in ("notes", "./notes"))
     assert bare["fingerprint"] == dotted["fingerprint"]

@@ -48,12 +48,6 @@ def test_options(ask: Ask, file: Path, words: list[str], given: str):
     refused(ask("study", file, "--out", "out", *words), given)
 
 
-def test_a_folder_that_isnt_ours(ask: Ask, file: Path, tmp_path: Path):
-    for more in ([], ["--plan", "--quick"]):
-        refused(ask("study", file, "--out", ".", *more), "'.'")
-    assert [p.name for p in tmp_path.iterdir()] == ["small.yaml"]
-
-
 def test_the_plan_is_shown_and_nothing_is_written(ask: Ask, file: Path, tmp_path: Path):
     answer = ask("study", file, "--out", "out", "--plan")
     assert (answer.code, answer.err) == (0, "")

@@ -19,7 +19,7 @@ from tests.attack.harmed import model_of
 from tests.study.small import asked, ended, forked, results, tables
 from tests.study.test_killing import dying
 
-KILLS = 3
+KILLS = 5
 """Losses in a row, before a command may end."""
 
 
