@@ -27,7 +27,10 @@ from tests.usual import two_hundred_lines, usually
 
 LOUD: Final = {"lengths": 1e14, "numbers": 1e20}
 """What a block's matrices are multiplied with, and what isn't finite then: they themselves are."""
-USUAL: Final = {"wanda", "sparsegpt", "rtn", "owl", "permute", "least_perplexity", "loss", "words", "imatrix", "inspect"}
+USUAL: Final = {
+    *("wanda", "sparsegpt", "rtn", "alps", "fips", "evop", "cd_moe", "owl", "permute"),
+    *("least_perplexity", "cluster", "similar", "loss", "words", "lape", "imatrix", "inspect", "mix", "recommend"),
+}
 """One of each kind of looking, gone through every time."""
 BUDGET: Final = ("--tokens", 96, "--length", 24)
 OPENED: Final = ("--dtype", "float32", "--device", "cpu")

@@ -76,23 +76,16 @@ def test_a_study_of_objects_is_that_of_their_texts(given: dict[str, str], tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("singular", "plural", "value"),
-    [
-        ("method", "methods", "sparsegpt"),
-        ("target", "sparsities", 0.25),
-        ("seed", "seeds", 3),
-    ],
+    ("singular", "plural", "value", "other"),
+    [("method", "methods", "sparsegpt", "wanda"), ("target", "sparsities", 0.25, 0.5), ("seed", "seeds", 3, 9)],
 )
-def test_one_word_is_as_good_as_the_other(singular: str, plural: str, value: Any):
-    usual: dict[str, Any] = {"models": "m", "data": "random_tokens", "methods": "wanda"}
-    plain = Study(**{**usual, plural: value})
-    if singular == "method":
-        del usual[plural]
-    changed: dict[str, Any] = {**usual, singular: value}
-    assert Study(**changed) == plain
-    assert replace(Study(**changed), samples=64).samples == 64
+def test_one_word_is_as_good_as_the_other(singular: str, plural: str, value: Any, other: Any):
+    usual: dict[str, Any] = {"models": "m", "data": "random_tokens"}
+    named = Study(**usual, **{singular: value})
+    assert named == Study(**usual, **{plural: value})
+    assert replace(named, samples=64).samples == 64
     with pytest.raises(StudyError, match=plural):
-        Study(**{**usual, plural: ["x"] if plural != "seeds" else 9, singular: value})
+        Study(**usual, **{singular: value, plural: other})
 
 
 def test_a_set_with_a_budget_of_its_own_is_refused_in_a_study():
