@@ -34,6 +34,16 @@ class Answer:
 Ask = Callable[..., Answer]
 
 
+def refused(answer: Answer, *given: object) -> None:
+    """The input was at fault: exit 2 and one sentence, in which what was given stands."""
+    assert (answer.code, answer.out) == (2, ""), answer
+    assert answer.err.endswith("\n")
+    assert answer.err.count("\n") == 1, answer.err
+    assert "Traceback" not in answer.err
+    for value in given:
+        assert str(value) in answer.err, answer.err
+
+
 class SetClock:
     """A clock that moves when a test says so: progress says a line only of what lasts."""
 

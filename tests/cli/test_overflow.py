@@ -23,10 +23,15 @@ from calibrant.testing import tiny_folder, tiny_model, tiny_tokenizer
 from calibrant.transforms import transforms
 
 from tests.cli.conftest import Ask
-from tests.usual import two_hundred_lines
+from tests.usual import two_hundred_lines, usually
 
 LOUD: Final = {"lengths": 1e14, "numbers": 1e20}
 """What a block's matrices are multiplied with, and what isn't finite then: they themselves are."""
+USUAL: Final = {
+    *("wanda", "sparsegpt", "rtn", "alps", "fips", "evop", "cd_moe", "owl", "permute"),
+    *("least_perplexity", "cluster", "similar", "loss", "words", "lape", "imatrix", "inspect", "mix", "recommend"),
+}
+"""One of each kind of looking, gone through every time."""
 BUDGET: Final = ("--tokens", 96, "--length", 24)
 OPENED: Final = ("--dtype", "float32", "--device", "cpu")
 SOURCES: Final = ("--sources", "python_code", "--sources", "python_docs")
@@ -76,7 +81,7 @@ COMMANDS: Final = {
 }
 
 
-@pytest.fixture(scope="module", params=LOUD)
+@pytest.fixture(scope="module", params=usually(LOUD, ["numbers"]))
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders: a model of each kind whose second block is far too loud, and a sound one."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -165,7 +170,7 @@ def check(
     return False
 
 
-@pytest.mark.parametrize("name", [name for name in methods.names() if name not in LLAMA_CPP])
+@pytest.mark.parametrize("name", usually([name for name in methods.names() if name not in LLAMA_CPP], USUAL))
 def test_methods(ask: Ask, place: Path, name: str, nothing_finite: bool) -> None:
     method = methods.build(METHODS.get(name, name))
     prunes = isinstance(parse_target("0.5"), method.accepts)
@@ -182,7 +187,7 @@ def _untyped(request: pytest.FixtureRequest, lazy: bool) -> None:
         pytest.skip("the check of types walks through the model first")
 
 
-@pytest.mark.parametrize("name", allocations.names())
+@pytest.mark.parametrize("name", usually(allocations.names(), USUAL))
 def test_allocations(ask: Ask, place: Path, name: str, nothing_finite: bool, request: pytest.FixtureRequest) -> None:
     _untyped(request, name in ("owl", "least_error"))
     words = ("--method", "wanda", "--allocation", ALLOCATIONS.get(name, name))
@@ -191,14 +196,14 @@ def test_allocations(ask: Ask, place: Path, name: str, nothing_finite: bool, req
     assert refuses or not nothing_finite
 
 
-@pytest.mark.parametrize("name", transforms.names())
+@pytest.mark.parametrize("name", usually(transforms.names(), USUAL))
 def test_transforms(ask: Ask, place: Path, name: str, request: pytest.FixtureRequest) -> None:
     _untyped(request, name == "permute")
     words = ("--method", "magnitude", "--target", "2:4", "--transform", name)
     check(ask, place, "prune", "llama", *words, "--data", "mine.jsonl", "--out", "out", *HERE)
 
 
-@pytest.mark.parametrize("name", selectors.names())
+@pytest.mark.parametrize("name", usually(selectors.names(), USUAL))
 def test_selectors(place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(place)
     picks = issubclass(selectors.get(name), Picking)
@@ -210,7 +215,7 @@ def test_selectors(place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> N
         assert not re.search(r"\b(nan|inf)\b", str(batch.facts["parts"]))
 
 
-@pytest.mark.parametrize("name", [name for name in evaluators.names() if name != "harness"])
+@pytest.mark.parametrize("name", usually([name for name in evaluators.names() if name != "harness"], USUAL))
 @pytest.mark.parametrize(("model", "reference"), [("llama", "sound"), ("sound", "llama")])
 def test_evaluators(
     ask: Ask,
@@ -227,7 +232,7 @@ def test_evaluators(
     assert refuses or not (model == "llama" and nothing_finite)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", usually(COMMANDS, USUAL))
 def test_commands(ask: Ask, place: Path, name: str, nothing_finite: bool) -> None:
     # What recommend has gathered stays, as its help says.
     refuses = check(ask, place, *COMMANDS[name], stays=["out"] if name == "recommend" else [])

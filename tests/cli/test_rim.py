@@ -9,7 +9,7 @@ import pytest
 
 from calibrant.store import Store
 
-from tests.cli.conftest import SMALL, Answer, Ask
+from tests.cli.conftest import SMALL, Answer, Ask, refused
 from tests.report.made import store_of
 
 ACTING = "\x1b[31m\x07\u202e\x9b2J\u2028"
@@ -45,45 +45,30 @@ def test_a_files_name_its_columns_and_its_texts(ask: Ask, tmp_path: Path, column
         assert ACTING in as_json.json["data"], "a program reads what is there"
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("prune", ACTING, "--out", "pruned", *SMALL),
-        ("prune", "smollm2", "--out", "pruned", "--data", f"./{ACTING}.jsonl"),
-        ("prune", "smollm2", "--out", "pruned", *SMALL, "--method", ACTING),
-        ("prune", "smollm2", "--out", "pruned", *SMALL, "--sparsity", ACTING),
-        ("evaluate", "smollm2", "--task", ACTING),
-        ("report", ACTING),
-        ("study", ACTING, "--out", "results"),
-        ("list", ACTING),
-    ],
-    ids=lambda words: " ".join(words).translate(dict.fromkeys(map(ord, ACTING), "?"))[:40],
-)
-def test_a_word_that_is_refused(ask: Ask, words: tuple[str, ...]):
-    answer = only_read(ask(*words))
-    assert answer.code == 2, answer
-    assert r"\x1b" in answer.err
-    assert answer.err.count("\n") == (2 if words[0] == "study" else 1), "one sentence; of a study, under a head"
+REFUSED = {
+    "model": ("prune", ACTING, "--out", "pruned", *SMALL),
+    "data": ("prune", "smollm2", "--out", "pruned", "--data", f"./{ACTING}.jsonl"),
+    "method": ("prune", "smollm2", "--out", "pruned", *SMALL, "--method", ACTING),
+    "task": ("evaluate", "smollm2", "--task", ACTING),
+    "store": ("report", ACTING),
+    "kind": ("list", ACTING),
+    "command": (ACTING,),
+    "option": ("list", "methods", f"--{ACTING}"),
+    "value": ("prune", "smollm2", "--samples", ACTING),
+}
 
 
-@pytest.mark.parametrize(
-    "words",
-    [(ACTING,), ("list", "methods", f"--{ACTING}"), ("prune", "smollm2", "--samples", ACTING)],
-    ids=["command", "option", "value"],
-)
-def test_a_word_that_makes_no_command(ask_main: Ask, words: tuple[str, ...]):
-    answer = only_read(ask_main(*words))
-    assert answer.code == 2, answer
-    assert r"\x1b" in answer.err
-    assert answer.err.count("\n") == 1
-    assert answer.err.endswith("--help' shows what it takes\n")
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_word_that_is_refused(ask_main: Ask, what: str):
+    refused(only_read(ask_main(*REFUSED[what])), r"\x1b")
 
 
 def test_a_studys_mistakes(ask: Ask, tmp_path: Path):
     (tmp_path / "study.yaml").write_text(f'model: smollm2\ndata: [python_docs, "{SHOWN}"]\n"{SHOWN}": 1\n'.replace(r"\x9b2J", r"\u009b2J"))
-    answer = only_read(ask("study", "study.yaml", "--out", "results"))
-    assert answer.code == 2
-    assert r"\x1b[31m" in answer.err
+    for file in ("study.yaml", ACTING):
+        answer = only_read(ask("study", file, "--out", "results"))
+        assert answer.code == 2
+        assert r"\x1b[31m" in answer.err
 
 
 def test_what_a_store_holds(ask: Ask, tmp_path: Path):
@@ -95,11 +80,9 @@ def test_what_a_store_holds(ask: Ask, tmp_path: Path):
     assert all(answer.code == 0 for answer in said.values())
     assert hostile in {entry["name"] for ranking in said["json"].json["rankings"] for entry in ranking["entries"]}, "a program reads what is there"
     assert SHOWN in said["csv"].out
-    only_read(ask("report", folder, "--html", tmp_path / "page.html", "--plots", tmp_path / "plots"))
+    only_read(ask("report", folder, "--html", tmp_path / "page.html"))
     # The page brings Vega's own script, which names such characters in its tables.
     still(re.sub(r"<script>.*?</script>", "", (tmp_path / "page.html").read_text(), flags=re.DOTALL))
-    for path in (tmp_path / "plots").glob("*.svg"):
-        still(path.read_text())
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
@@ -109,8 +92,7 @@ def test_a_console_that_knows_only_old_letters(ask_main: Ask, tmp_path: Path, en
     assert answer.code == 0, answer.err
     assert ("+-" if encoding == "ascii" else "±") in answer.out
     assert r"\u6570\u636e" in answer.out
-    refused = ask_main("list", "数±据", encoding=encoding)
-    assert (refused.code, refused.err.count("\n")) == (2, 1), refused
+    refused(ask_main("list", "数±据", encoding=encoding))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names of any bytes are for POSIX")
@@ -122,17 +104,12 @@ def test_a_name_that_is_no_text(ask_main: Ask):
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (OSError(5, "Input/output error", "a/file"), "'a/file' can't be used (Input/output error); look at its permissions, or give another"),
-        (PermissionError(13, "Permission denied", "b"), "'b' can't be used (Permission denied); look at its permissions, or give another"),
-        (OSError(28, "No space left on device"), "the disk is full; free some space and run the same command again"),
-    ],
+    ("error", "named"),
+    [(OSError(5, "Input/output error", "a/file"), "'a/file'"), (OSError(28, "No space left on device"), "the disk is full")],
 )
-def test_what_the_system_refuses_is_a_sentence(ask: Ask, monkeypatch: pytest.MonkeyPatch, error: OSError, message: str):
+def test_what_the_system_refuses_is_a_sentence(ask: Ask, monkeypatch: pytest.MonkeyPatch, error: OSError, named: str):
     def refuse(kind: str) -> None:
         raise error
 
     monkeypatch.setattr("calibrant.names.catalogue", refuse)
-    answer = ask("list", "methods")
-    assert (answer.code, answer.out, answer.err) == (2, "", message + "\n")
+    refused(ask("list", "methods"), named)

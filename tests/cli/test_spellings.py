@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from calibrant.evaluators import evaluators
+from calibrant.spec import canonical
 from calibrant.study import Study
 from calibrant.targets import parse_target
 
-from tests.cli.conftest import SMALL, Ask
+from tests.cli.conftest import SMALL, Ask, refused
 
 
 @pytest.fixture
@@ -32,26 +33,6 @@ def test_a_format_stands_behind_a_measured_source_too(ask: Ask, files: Path, mod
     assert short["value"] == long["value"]
 
 
-@pytest.mark.parametrize(
-    ("task", "said"),
-    [
-        ("loss(source='mine.jsonl:questoin')", "there is no format called 'questoin', did you mean 'question'?"),
-        (
-            "loss(source='mine.jsonl:question', format='qa')",
-            "'mine.jsonl:question' names a format where 'qa' is the format already; write 'mine.jsonl'",
-        ),
-        ("task(name='mine.jsonl:qa')", "write 'mine.jsonl'"),
-        ("loss(source=mine.jsonl)", "stands in quotes, as in source='my/file.jsonl'"),
-        ("loss(source=./notes/)", "stands in quotes, as in source='my/file.jsonl'"),
-    ],
-)
-def test_what_cannot_be_measured_so_says_how_to_write_it(ask: Ask, files: Path, model: Path, task: str, said: str):
-    answer = ask("evaluate", model, "--task", task)
-    assert (answer.code, answer.out) == (2, "")
-    assert said in answer.err
-    assert answer.err.count("\n") == 1
-
-
 def test_a_folder_needs_no_dot_and_slash(ask: Ask, files: Path, model: Path):
     bare, dotted = (ask("inspect", name, "--model", model, *SMALL[2:], "--json").json for name in ("notes", "./notes"))
     assert bare["fingerprint"] == dotted["fingerprint"]
@@ -61,11 +42,10 @@ def test_a_folder_needs_no_dot_and_slash(ask: Ask, files: Path, model: Path):
 
 
 @pytest.mark.parametrize(
-    ("written", "target"),
-    [("60%", "0.6"), ("29 %", "0.29"), ("7.5%", "0.075"), ("blocks 25%", "blocks 0.25"), ("50%+w4g64", "0.5+w4g64"), ("0%", "0.0")],
+    ("written", "target"), [("29 %", "0.29"), ("7.5%", "0.075"), ("blocks 25%", "blocks 0.25"), ("50%+w4g64", "0.5+w4g64"), ("0%", "0.0")]
 )
 def test_per_cent_is_a_share(written: str, target: str):
-    assert (parse_target(written), str(parse_target(written))) == (parse_target(target), target)
+    assert str(parse_target(written)) == target
 
 
 def test_per_cent_stands_wherever_a_share_does(ask: Ask, files: Path, model: Path):
@@ -79,20 +59,11 @@ def test_per_cent_stands_wherever_a_share_does(ask: Ask, files: Path, model: Pat
     assert one.requests() == other.requests()
 
 
-@pytest.mark.parametrize(
-    ("sparsity", "said"),
-    [
-        ("60", "60.0 is no sparsity, did you mean 0.6?"),
-        ("1.5", "1.5 is no sparsity; write a sparsity from 0"),
-        ("2", "2.0 is no sparsity; write a sparsity from 0"),
-        ("150%", "1.5 is no sparsity; write a sparsity from 0"),
-        ("%", "'%' is no target; write a sparsity from 0"),
-    ],
-)
-def test_only_what_is_likely_is_guessed(ask: Ask, files: Path, model: Path, sparsity: str, said: str):
+@pytest.mark.parametrize(("sparsity", "guess"), [("60", True), ("1.5", False), ("150%", False), ("%", False)])
+def test_only_what_is_likely_is_guessed(ask: Ask, model: Path, sparsity: str, guess: bool):
     answer = ask("prune", model, "--out", "out", "--sparsity", sparsity, *SMALL)
-    assert answer.code == 2
-    assert answer.err.startswith(said)
+    refused(answer)
+    assert ("did you mean 0.6" in answer.err) is guess
 
 
 def test_limit_counts_items_and_tokens_count_tokens(ask: Ask, files: Path, model: Path):
@@ -102,43 +73,33 @@ def test_limit_counts_items_and_tokens_count_tokens(ask: Ask, files: Path, model
     loss, perplexity, task = ask(*words, "--limit", 2, "--tokens", 40).json
     assert (loss["n"], task["n"]) == (2, 2)
     assert 40 <= perplexity["facts"]["tokens"] + loss["facts"]["tokens"] <= 40 + 16 + 40 + 32
-    none = ask("evaluate", model, "--task", tasks[2], "--tokens", 40)
-    assert (none.code, none.err) == (2, "no budget of 40 tokens fits task(name='mine.jsonl'); use --limit for the number of items\n")
+    refused(ask("evaluate", model, "--task", tasks[2], "--tokens", 40), "40", "task(name='mine.jsonl')", "--limit")
 
 
 def test_a_limit_left_out_changes_no_identity():
-    from calibrant.spec import canonical
-
     for name in ("loss", "agreement", "perplexity"):
         assert "limit" not in canonical(evaluators.build(name))
         assert canonical(evaluators.build(f"{name}(limit=3)"))["limit"] == 3
 
 
 WRONG = [
-    (("prune", "nowhere", "--out", "out", "--data", "wikitxt"), "wikitxt", "did you mean 'wikitext'"),
-    (("list", "methdos"), "methdos", "choose one of"),
-    (("report", "nowhere"), None, ""),
-    (("store", "verify", "nowhere"), None, ""),
-    (("evaluate", "nowhere", "--task", "loss(toknes=3)"), "toknes", ""),
+    (("prune", "nowhere", "--out", "out", "--data", "wikitxt"), "wikitxt"),
+    (("list", "methdos"), "methdos"),
+    (("evaluate", "nowhere", "--task", "loss(toknes=3)"), "toknes"),
+    (("list", "--jsonn"), None),
+    (("inspect",), None),
+    (("prune", "m", "--samples", "many"), None),
 ]
 
 
-@pytest.mark.parametrize(("words", "subject", "hint"), WRONG, ids=[words[0] for words, _, _ in WRONG])
-def test_with_json_an_error_is_json_too(ask: Ask, words: tuple[str, ...], subject: str | None, hint: str):
-    plain, answer = ask(*words), ask(*words, "--json")
+@pytest.mark.parametrize(("words", "subject"), WRONG)
+def test_with_json_an_error_is_json_too(ask_main: Ask, words: tuple[str, ...], subject: str | None):
+    plain, answer = ask_main(*words), ask_main(*words, "--json")
     assert (plain.code, plain.out) == (2, "")
     assert (answer.code, answer.err) == (2, plain.err)
     error = answer.json["error"]
     assert set(error) == {"message", "subject", "hint"}
     assert error["message"] + "\n" == plain.err
-    assert subject is None or error["subject"] == subject
-    assert hint in error["message"]
     assert error["message"].endswith(error["hint"])
-
-
-def test_words_that_make_no_command_are_json_errors_too(ask_main: Ask):
-    for words in (("list", "--jsonn", "--json"), ("inspect", "--json"), ("prune", "m", "--samples", "many", "--json")):
-        answer = ask_main(*words)
-        assert answer.code == 2
-        assert answer.json["error"]["message"] + "\n" == answer.err
-        assert answer.json["error"]["hint"].endswith("--help' shows what it takes")
+    if subject is not None:
+        assert error["subject"] == subject

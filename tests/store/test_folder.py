@@ -1,6 +1,4 @@
-import errno
 import gzip
-import hashlib
 import json
 import math
 import multiprocessing
@@ -10,12 +8,12 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from calibrant.durable import read_json, text_of_json
 from calibrant.errors import DataError, OutputError
 from calibrant.spec import identity
 from calibrant.store import MARKER, Cell, Measurement, Store, measurement_id, revisions, verify
@@ -41,6 +39,19 @@ def test_what_is_kept_comes_back_to_the_last_bit(tmp_path: Path):
     assert again.evaluators(run_id) == {measure_id: LOSS}
 
 
+def test_the_first_answer_stays(tmp_path: Path):
+    with Store(tmp_path) as store:
+        run_id = store.add_record(RECORD, {"mask.npz": b"\x00\xff"})
+        store.add_record(replace(RECORD, sparsity=0.25), {"mask.npz": b""})
+        measure_id = store.add_measurement(run_id, LOSS, MEASURED)
+        store.add_measurement(run_id, LOSS, replace(MEASURED, outcomes=()))
+        assert store.record(run_id) == RECORD
+        assert store.file(run_id, "mask.npz") == b"\x00\xff"
+        assert store.measurement(run_id, measure_id) == MEASURED
+        alone = Measurement(replace(SCORE, stderr=None))
+        assert store.measurement(run_id, store.add_measurement(run_id, {**LOSS, "tokens": 5}, alone)) == alone, "without items"
+
+
 def test_what_is_lacking_is_none(tmp_path: Path):
     with Store(tmp_path) as store:
         assert store.record(RUN.id) is None
@@ -50,25 +61,26 @@ def test_what_is_lacking_is_none(tmp_path: Path):
         assert store.file(RUN.id, "mask.npz") is None
         assert store.cells() == []
         assert store.failures() == {}
+        with pytest.raises(OutputError) as raised:
+            store.add_measurement(RUN.id, LOSS, MEASURED)
+        assert raised.value.subject == RUN.id
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "same"),
-    [
-        ("model_name", "other name", True),
-        ("data", "wikitext:text@many", True),
-        ("seed", 4, True),
-        ("model", "sha256:n", False),
-        ("tokens", "sha256:u", False),
-        ("method", {"spec": "wanda", "revision": 2}, False),
-        ("target", "2:4", False),
-        ("allocation", {"spec": "owl"}, False),
-        ("propagate", "arrival", False),
-        ("dtype", "bfloat16", False),
-    ],
-)
-def test_labels_are_no_part_of_a_runs_identity_and_all_else_is(field: str, value: object, same: bool):
-    assert (replace(RUN, **{field: value}).id == RUN.id) is same  # pyright: ignore[reportArgumentType]
+def test_labels_are_no_part_of_a_runs_identity_and_all_else_is():
+    labels = {"model_name": "other name", "data": "wikitext:text@many", "seed": 4}
+    for field, value in labels.items():
+        assert replace(RUN, **{field: value}).id == RUN.id, field  # pyright: ignore[reportArgumentType]
+    asked = {
+        "model": "sha256:n",
+        "tokens": "sha256:u",
+        "method": {"spec": "wanda", "revision": 2},
+        "target": "2:4",
+        "allocation": {"spec": "owl"},
+        "propagate": "arrival",
+        "dtype": "bfloat16",
+    }
+    ids = {replace(RUN, **{field: value}).id for field, value in asked.items()}  # pyright: ignore[reportArgumentType]
+    assert len(ids | {RUN.id}) == len(asked) + 1
 
 
 def test_ids_are_the_same_in_another_process(tmp_path: Path):
@@ -87,34 +99,6 @@ def test_measurement_ids_tell_runs_evaluators_and_data_apart():
     assert len(ids) == 4
 
 
-def test_the_first_answer_stays(tmp_path: Path):
-    with Store(tmp_path) as store:
-        run_id = store.add_record(RECORD)
-        store.add_record(replace(RECORD, sparsity=0.25))
-        measure_id = store.add_measurement(run_id, LOSS, MEASURED)
-        store.add_measurement(run_id, LOSS, replace(MEASURED, outcomes=()))
-        assert store.record(run_id) == RECORD
-        assert store.measurement(run_id, measure_id) == MEASURED
-
-
-def test_files_beside_a_record(tmp_path: Path):
-    with Store(tmp_path) as store:
-        store.add_record(RECORD, {"mask.npz": b"\x00\xff"})
-        assert store.file(RUN.id, "mask.npz") == b"\x00\xff"
-
-
-def test_a_measurement_without_items(tmp_path: Path):
-    with Store(tmp_path) as store:
-        store.add_record(RECORD)
-        measure_id = store.add_measurement(RUN.id, LOSS, Measurement(replace(SCORE, stderr=None)))
-        assert store.measurement(RUN.id, measure_id) == Measurement(replace(SCORE, stderr=None))
-
-
-def test_what_was_measured_needs_a_record(tmp_path: Path):
-    with Store(tmp_path) as store, pytest.raises(OutputError, match=RUN.id):
-        store.add_measurement(RUN.id, LOSS, MEASURED)
-
-
 def test_cells_keep_their_order_and_labels(tmp_path: Path):
     cells = [Cell("m", "b", "wanda", "0.5", 0, "sha256:1", {"z": "sha256:3", "a": "sha256:4"}), Cell("m", "a", "wanda", "0.5", 1, "")]
     with Store(tmp_path) as store:
@@ -126,8 +110,10 @@ def test_cells_keep_their_order_and_labels(tmp_path: Path):
 def test_without_an_index_every_record_is_a_cell(tmp_path: Path):
     with Store(tmp_path) as store:
         store.add_record(RECORD)
-        measure_id = store.add_measurement(RUN.id, LOSS, MEASURED)
-        assert store.cells() == [Cell("tiny", "wikitext", "wanda", "0.5", 3, RUN.id, {"loss(source='wikitext')": measure_id}, "dense")]
+        loss = store.add_measurement(RUN.id, LOSS, MEASURED)
+        mine = store.add_measurement(RUN.id, {"spec": "mine", "class": "package:Mine", "revision": 1, "source": "wikitext"}, MEASURED)
+        measures = {"loss(source='wikitext')": loss, "mine(source='wikitext')": mine}
+        assert store.cells() == [Cell("tiny", "wikitext", "wanda", "0.5", 3, RUN.id, measures, "dense")], "as they are typed"
 
 
 def test_of_answers_that_differ_in_a_revision_cells_without_an_index_hold_the_newest(tmp_path: Path):
@@ -144,13 +130,6 @@ def test_of_answers_that_differ_in_a_revision_cells_without_an_index_hold_the_ne
         "loss(source='wikitext')": measurement_id(newer.id, {**LOSS, "revision": 10}),
         "loss(source='wikitext', tokens=5)": measurement_id(newer.id, {**LOSS, "tokens": 5}),
     }
-
-
-def test_an_evaluator_of_another_package_is_written_as_it_is_typed(tmp_path: Path):
-    with Store(tmp_path) as store:
-        store.add_record(RECORD)
-        measure_id = store.add_measurement(RUN.id, {"spec": "mine", "class": "package:Mine", "revision": 1, "source": "wikitext"}, MEASURED)
-        assert store.cells()[0].measures == {"mine(source='wikitext')": measure_id}
 
 
 def test_the_study_is_kept_beside_its_cells(tmp_path: Path):
@@ -203,10 +182,11 @@ def test_what_is_read_of_many_runs_is_little(tmp_path: Path, monkeypatch: pytest
     assert store.has_record(RUN.id)
     assert not store.has_record("sha256:0")
     assert (store.measured(RUN.id), store.measured("sha256:0")) == ({measure_id}, set())
-    assert set(opened) == {"record.json", "score.json", "sums.json"}
+    assert not {"weights.json.gz", "items.parquet"} & set(opened)
     assert store.items(RUN.id, measure_id) == MEASURED.outcomes
-    with pytest.raises(DataError, match=r"items\.parquet"):
+    with pytest.raises(DataError) as raised:
         store.items(RUN.id, "sha256:0")
+    assert raised.value.subject.endswith("items.parquet")
 
 
 def test_a_record_in_another_shape_of_json_is_read_too(tmp_path: Path):
@@ -230,15 +210,6 @@ def test_a_store_of_format_1_is_read_and_written_on(tmp_path: Path):
     assert verify(tmp_path) == []
 
 
-def test_beside_the_files_of_a_folder_are_their_sums(tmp_path: Path):
-    store = filled(tmp_path)
-    run, measure = store.run_folder(RUN.id), store.measure_folder(RUN.id, measurement_id(RUN.id, LOSS))
-    for folder, names in ((run, {"record.json", "weights.json.gz", "mask.npz"}), (measure, {"score.json", "items.parquet"})):
-        told = json.loads((folder / "sums.json").read_text())
-        assert told.keys() == names
-        assert all(told[name] == hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names)
-
-
 def test_a_failure_is_kept_until_it_goes_well(tmp_path: Path):
     with Store(tmp_path) as store:
         store.add_failure(RUN.id, {"error": "first"})
@@ -249,95 +220,102 @@ def test_a_failure_is_kept_until_it_goes_well(tmp_path: Path):
         assert store.failures() == {}
 
 
-def test_merging_is_copying(tmp_path: Path):
-    with Store(tmp_path / "a") as a, Store(tmp_path / "b") as b:
-        a.add_record(RECORD)
-        b.add_record(replace(RECORD, run=replace(RUN, target="0.6")))
-    subprocess.run(["cp", "-rn", f"{tmp_path}/b/runs/.", f"{tmp_path}/a/runs"], check=True)
-    assert {r.run.target for r in Store(tmp_path / "a", create=False).records()} == {"0.5", "0.6"}
-
-
 # Folders that aren't ours
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path):
-    (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(OutputError, match=str(tmp_path)):
-        Store(tmp_path)
-    assert set(visible(tmp_path)) == {"thesis.tex"}
-
-
-def test_a_file_is_no_folder(tmp_path: Path):
-    (tmp_path / "report").write_text("x")
-    with pytest.raises(OutputError, match="report"):
-        Store(tmp_path / "report")
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_reading_makes_nothing(tmp_path: Path, there: bool):
-    folder = tmp_path if there else tmp_path / "missing"
-    with pytest.raises(OutputError, match=folder.name):
-        Store(folder, create=False)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_store_without_a_marker_is_known_by_its_study(tmp_path: Path):
-    (tmp_path / "study.yaml").write_text("")
-    (tmp_path / "runs").mkdir()
-    assert Store(tmp_path).records() == []
-
-
-def test_a_study_file_alone_makes_no_store(tmp_path: Path):
-    (tmp_path / "study.yaml").write_text("")
-    with pytest.raises(OutputError, match=str(tmp_path)):
-        Store(tmp_path)
-
-
-def test_a_newer_format_is_refused(tmp_path: Path):
-    (tmp_path / MARKER).write_text('{"format": 99}')
-    with pytest.raises(OutputError, match="99"):
-        Store(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["record.json", "weights.json.gz", "measures/*/score.json", "measures/*/items.parquet"])
-def test_a_damaged_file_is_named(tmp_path: Path, name: str):
-    with Store(tmp_path) as store:
-        store.add_record(RECORD)
-        store.add_measurement(RUN.id, LOSS, MEASURED)
-    damaged = next((tmp_path / "runs").glob(f"*/{name}"))
-    damaged.write_bytes(damaged.read_bytes()[:20])
-    store = Store(tmp_path, create=False)
-    with pytest.raises(DataError, match=damaged.name):
-        store.records() if "/" not in name else store.measurements(RUN.id)
-
-
 @pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        (MARKER, "[]"),
-        ("index.json", "[]"),
-        ("index.json", "{}"),
-        ("index.json", '{"cells": [{"what": 1}]}'),
-        ("runs/*/record.json", '{"run": {}}'),
-        ("runs/*/record.json", "null"),
-        ("runs/*/measures/*/score.json", '{"score": {"value": "high"}}'),
-        ("runs/*/measures/*/score.json", "3"),
-    ],
+    "theirs", ["thesis.tex", "study.yaml", "statistics/report.csv/x", f"statistics/{'a' * 63}/x", f"statistics/{'a' * 64}.txt/x"]
 )
-def test_json_that_is_not_ours_is_named(tmp_path: Path, name: str, content: str):
-    filled(tmp_path).write_text("index.json", '{"cells": []}')
-    path = next(tmp_path.glob(name))
-    path.write_text(content)
-    with pytest.raises(DataError, match=path.name):
-        _read_everything(tmp_path)
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path, theirs: str):
+    (tmp_path / "s" / theirs).parent.mkdir(parents=True)
+    (tmp_path / "s" / theirs).write_text("x")
+    with pytest.raises(OutputError) as raised:
+        Store(tmp_path / "s")
+    assert raised.value.subject == str(tmp_path / "s")
+    assert set(visible(tmp_path)) == {f"s/{theirs}"}
+
+
+def test_a_folder_that_is_ours_without_a_marker(tmp_path: Path):
+    for name in ("a" * 64, "b" * 64 + "-piece-03"):
+        (tmp_path / "statistics" / name).mkdir(parents=True)
+    assert Store(tmp_path).cells() == []
+    (tmp_path / "of a study" / "runs").mkdir(parents=True)
+    (tmp_path / "of a study" / "study.yaml").write_text("")
+    assert Store(tmp_path / "of a study").records() == []
+
+
+@pytest.mark.parametrize("name", ["report", "missing", "."])
+def test_reading_makes_nothing(tmp_path: Path, name: str):
+    (tmp_path / "report").write_text("x")
+    with pytest.raises(OutputError) as raised:
+        Store(tmp_path / name, create=False)
+    assert raised.value.subject == str(tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == ["report"]
+
+
+def test_a_file_is_no_folder_and_a_newer_format_is_refused(tmp_path: Path):
+    (tmp_path / "report").write_text("x")
+    with pytest.raises(OutputError) as raised:
+        Store(tmp_path / "report")
+    assert raised.value.subject == str(tmp_path / "report")
+    (tmp_path / "newer").mkdir()
+    (tmp_path / "newer" / MARKER).write_text('{"format": 99}')
+    with pytest.raises(OutputError, match="99"):
+        Store(tmp_path / "newer")
+
+
+WEIGHTS, ITEMS, MASK = "runs/*/weights.json.gz", "runs/*/measures/*/items.parquet", "runs/*/mask.npz"
+RECORDED, SCORED = "runs/*/record.json", "runs/*/measures/*/score.json"
+HARMS: list[tuple[str, str]] = [
+    (MARKER, "[]"),
+    ("index.json", '{"cells": [], "study": {"pools": {"a": ["b", 3]}}}'),
+    ("index.json", '{"cells": [{"run": "../../other"}]}'),
+    ("index.json", '{"cells": [{"seed": 1.5}]}'),
+    ("index.json", '{"a": ' + "[" * 70 + "]" * 70 + "}"),
+    ("index.json", '{"revisions": {"method wanda": ' + "9" * 5000 + "}}"),
+    ("index.json", '{"what": "\\ud800"}'),
+    ("index.json", '{"what": NaN}'),
+    ("index.json", '{"what": {"float": []}}'),
+    (RECORDED, '{"run": {}}'),
+    (RECORDED, '{"run": {"method": ["wanda"]}}'),
+    (RECORDED, '{"data_facts": {"parts": [{"rows": -1}]}}'),
+    (WEIGHTS, "no gzip"),
+    (SCORED, '{"score": {"value": "high"}}'),
+    ("runs/*/measures/*/provenance.json", '{"seconds": "long"}'),
+    (ITEMS, "PAR1"),
+    *product(("index.json", RECORDED, WEIGHTS, ITEMS, MASK), ("a fifo", "a device")),
+]
 
 
 def _read_everything(folder: Path) -> None:
     store = Store(folder, create=False)
     store.cells()
+    store.study()
     store.records(whole=False)
+    store.records()
     store.scores(RUN.id)
     store.evaluators(RUN.id)
+    store.measurements(RUN.id)
+    store.file(RUN.id, "mask.npz")
+
+
+@pytest.mark.parametrize(("name", "content"), HARMS, ids=lambda text: text[:40])
+def test_what_is_damaged_is_named_stays_and_is_not_waited_for(tmp_path: Path, name: str, content: str):
+    filled(tmp_path).write_text("index.json", '{"cells": []}')
+    path = next(tmp_path.glob(name))
+    path.unlink()
+    match content:
+        case "a fifo":
+            os.mkfifo(path)
+        case "a device":
+            path.symlink_to("/dev/zero")
+        case _:
+            path.write_text(content)
+    before = path.lstat().st_mtime_ns
+    with pytest.raises(DataError) as raised:
+        _read_everything(tmp_path)
+    assert raised.value.subject == str(path)
+    assert path.lstat().st_mtime_ns == before
 
 
 def test_a_run_that_has_lost_its_record_gets_it_back_and_keeps_its_measurements(tmp_path: Path):
@@ -347,20 +325,11 @@ def test_a_run_that_has_lost_its_record_gets_it_back_and_keeps_its_measurements(
         (store.run_folder(RUN.id) / name).unlink()
     assert (store.has_record(RUN.id), store.ids()) == (False, [])
     with Store(tmp_path) as writer:
-        with pytest.raises(OutputError, match=f"no record of run {RUN.id}"):
+        with pytest.raises(OutputError):
             writer.add_measurement(RUN.id, LOSS, MEASURED)
         writer.add_record(RECORD, {"mask.npz": b"\x00\xff"})
     assert results(tmp_path) == before
     assert verify(tmp_path) == []
-
-
-@pytest.mark.parametrize(("name", "gone"), [("index.json", "delete it to"), (f"runs/{RUN.id[7:]}/record.json", "delete its folder to")])
-def test_of_a_damaged_file_no_more_is_to_be_deleted_than_is_lost(tmp_path: Path, name: str, gone: str):
-    store = filled(tmp_path)
-    (tmp_path / name).write_text("{")
-    with pytest.raises(DataError, match=gone):
-        _read_everything(tmp_path)
-    assert store.folder == tmp_path
 
 
 def test_a_staging_folder_is_gone_when_the_store_is_closed(tmp_path: Path):
@@ -371,59 +340,10 @@ def test_a_staging_folder_is_gone_when_the_store_is_closed(tmp_path: Path):
         Store(tmp_path)
         assert (own / "tokens").exists(), "another writer spares it"
     assert not own.exists()
-
-
-def test_a_folder_that_may_not_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def denied(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    store = Store(tmp_path)
-    monkeypatch.setattr(os, "rename", denied)
-    with pytest.raises(OutputError, match="Permission denied"):
-        store.add_record(RECORD)
+    assert [p.name for p in (tmp_path / ".unfinished").iterdir()] == ["lock"]
 
 
 # Full disks and kills
-
-
-@pytest.mark.parametrize("at", range(7))
-def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int):
-    store = Store(tmp_path)
-    store.add_record(RECORD)
-    before, calls, flush = set(visible(tmp_path)), iter(range(100)), os.fsync
-
-    def full(handle: int) -> None:
-        if next(calls) >= at:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        flush(handle)
-
-    monkeypatch.setattr(os, "fsync", full)
-    measure_id = measurement_id(RUN.id, LOSS)
-    try:
-        store.add_measurement(RUN.id, LOSS, MEASURED)
-    except OutputError as error:
-        assert "the disk is full" in str(error)  # noqa: PT017
-    else:
-        assert at == 6
-    # The flush after the rename may fail too: what appeared by then is whole.
-    assert store.measurement(RUN.id, measure_id) in (None, MEASURED)
-    assert set(visible(tmp_path)) - before in (set(), {p for p in visible(tmp_path) if measure_id[7:] in p})
-    assert len(list((tmp_path / ".unfinished").glob("*/*"))) == 1  # the writer's lock, and none of what it couldn't finish
-
-
-def test_a_file_that_could_not_be_written_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with Store(tmp_path) as store:
-        own = store.staging_folder()
-
-        def full(*_: object) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "fsync", full)
-            with pytest.raises(OutputError, match=r"can't write report\.html in .*the disk is full"):
-                store.write_text("report.html", "<p>")
-        assert [p.name for p in own.iterdir()] == ["lock"]
-        assert not (tmp_path / "report.html").exists()
 
 
 CALLS = 25
@@ -450,7 +370,7 @@ def _dies(folder: Path, at: int) -> None:
     os._exit(0)
 
 
-@pytest.mark.parametrize("at", range(CALLS + 1))
+@pytest.mark.parametrize("at", [0, 6, 12, 18, CALLS, *(pytest.param(at, marks=pytest.mark.slow) for at in range(CALLS) if at % 6)])
 def test_a_kill_leaves_all_or_nothing_and_the_next_opening_cleans_up(tmp_path: Path, at: int):
     folder = tmp_path / "s"
     child = multiprocessing.get_context("fork").Process(target=_dies, args=(folder, at))
@@ -464,16 +384,6 @@ def test_a_kill_leaves_all_or_nothing_and_the_next_opening_cleans_up(tmp_path: P
         store.add_measurement(RUN.id, LOSS, MEASURED)
         assert store.measurement(RUN.id, measurement_id(RUN.id, LOSS)) == MEASURED
     assert [p.name for p in (folder / ".unfinished").iterdir()] == ["lock"]
-
-
-def test_opening_spares_the_work_of_another_living_writer(tmp_path: Path):
-    with Store(tmp_path) as busy:
-        with busy._staging.appearing(tmp_path / "runs" / "x") as folder:  # pyright: ignore[reportPrivateUsage]
-            (folder / "half").write_text("written")
-            with Store(tmp_path) as other:
-                other.add_record(RECORD)
-            assert (folder / "half").read_text() == "written"
-        assert (tmp_path / "runs" / "x" / "half").read_text() == "written"
 
 
 def _adds(folder: Path, worker: int, start: Any) -> None:
@@ -529,34 +439,7 @@ def test_a_forked_child_is_a_writer_of_its_own(tmp_path: Path):
     assert verify(tmp_path / "s") == []
 
 
-def test_a_closed_store_leaves_no_own_behind(tmp_path: Path):
-    with Store(tmp_path) as store:
-        store.add_record(RECORD)
-    assert set(visible(tmp_path)) == {MARKER, *(f"runs/{RUN.id[7:]}/{n}" for n in ("record.json", "weights.json.gz", "provenance.json", "sums.json"))}
-    assert [p.name for p in (tmp_path / ".unfinished").iterdir()] == ["lock"]
-
-
-def test_records_are_readable_by_others_as_far_as_the_user_lets_them(tmp_path: Path):
-    before = os.umask(0o022)
-    try:
-        with Store(tmp_path / "s") as store:
-            store.add_record(RECORD)
-    finally:
-        os.umask(before)
-    assert (tmp_path / "s" / "runs" / RUN.id[7:]).stat().st_mode & 0o777 == 0o755
-
-
 # Text
-
-
-def test_json_brings_every_float_back(tmp_path: Path):
-    value = {"a": [0.1 + 0.2, math.inf, -math.inf, 5e-324], "float": {"b": 1}, "z": None}
-    (tmp_path / "x.json").write_text(text_of_json(value))
-    assert read_json(tmp_path / "x.json") == value
-    (tmp_path / "x.json").write_text(text_of_json([math.nan]))
-    assert math.isnan(read_json(tmp_path / "x.json")[0])
-    assert json.loads(text_of_json({"b": 1, "a": 2})) == {"a": 2, "b": 1}
-    assert text_of_json({"b": 1, "a": 2}).index("a") < text_of_json({"b": 1, "a": 2}).index("b")
 
 
 def test_the_same_record_is_the_same_bytes(tmp_path: Path):
@@ -567,52 +450,12 @@ def test_the_same_record_is_the_same_bytes(tmp_path: Path):
     assert results(tmp_path / "a") == results(tmp_path / "b")
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("index.json", '{"cells": [], "study": {"pools": {"a": ["b", 3]}}}'),
-        ("index.json", '{"cells": [{"run": "../../other"}]}'),
-        ("index.json", '{"cells": [{"seed": 1.5}]}'),
-        ("index.json", "[" * 100_000),
-        ("index.json", '{"a": ' + "[" * 70 + "]" * 70 + "}"),
-        ("index.json", '{"revisions": {"method wanda": ' + "9" * 5000 + "}}"),
-        ("index.json", '{"what": "\\ud800"}'),
-        ("index.json", '{"what": NaN}'),
-        ("index.json", '{"what": {"float": []}}'),
-        ("runs/*/record.json", '{"run": {"method": ["wanda"]}}'),
-        ("runs/*/record.json", '{"sparsity": true}'),
-        ("runs/*/record.json", '{"data_facts": {"parts": [{"rows": -1}]}}'),
-        ("runs/*/measures/*/score.json", '{"score": {"n": "many"}}'),
-        ("runs/*/measures/*/provenance.json", '{"seconds": "long"}'),
-    ],
-    ids=lambda text: text[:40],
-)
-def test_json_of_another_shape_is_named_and_stays(tmp_path: Path, name: str, content: str):
-    filled(tmp_path).write_text("index.json", '{"cells": []}')
-    path = next(tmp_path.glob(name))
-    path.write_text(content)
-    with pytest.raises(DataError, match=path.name) as caught:
-        (_read_everything(tmp_path), Store(tmp_path, create=False).measurements(RUN.id), Store(tmp_path, create=False).study())
-    assert (caught.value.subject, path.read_text()) == (str(path), content)
-
-
-@pytest.mark.parametrize("name", ["index.json", "runs/*/record.json", "runs/*/weights.json.gz", "runs/*/measures/*/items.parquet", "runs/*/mask.npz"])
-@pytest.mark.parametrize("kind", ["fifo", "device"])
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path, name: str, kind: str):
-    store = filled(tmp_path)
-    store.write_text("index.json", '{"cells": []}')
-    path = next(tmp_path.glob(name))
-    path.unlink()
-    os.mkfifo(path) if kind == "fifo" else path.symlink_to("/dev/zero")
-    with pytest.raises(DataError, match=f"{path.name}.* can't be read .*it is no file"):
-        (store.cells(), store.records(), store.measurements(RUN.id), store.file(RUN.id, "mask.npz"))
-
-
 def test_what_unpacks_to_more_than_any_record_is_refused(tmp_path: Path):
     store = filled(tmp_path)
     path = next(tmp_path.glob("runs/*/weights.json.gz"))
     path.write_bytes(gzip.compress(b"[" + b"0," * 2**25, compresslevel=1))
     (path.parent / "sums.json").unlink()
     assert path.stat().st_size < 2**20
-    with pytest.raises(DataError, match=r"weights.json.gz.*it holds more than 64 MiB"):
+    with pytest.raises(DataError) as raised:
         store.records()
+    assert raised.value.subject == str(path)

@@ -19,42 +19,13 @@ from calibrant.study import Study, plan
 
 from tests.study.small import asked, texts
 
-CASES: Final = [pytest.param(seed, marks=pytest.mark.slow if seed >= 15 else ()) for seed in range(150)]
-SHAPES: Final[list[Any]] = [
-    None,
-    True,
-    -1,
-    0,
-    0.5,
-    1e308,
-    float("inf"),
-    float("nan"),
-    2**70,
-    "",
-    "../..",
-    "\x1b[2J",
-    [],
-    {},
-    [[]],
-    {"a": None},
-    ["x"] * 3,
-]
+CASES: Final = [pytest.param(seed, marks=pytest.mark.slow if seed >= 6 else ()) for seed in range(150)]
+SHAPES: Final[list[Any]] = [None, True, -1, 0.5, 1e308, float("inf"), float("nan"), 2**70, "", "../..", "\x1b[2J", [], {}, [[]], {"a": None}]
 BYTES: Final = [
-    b"",
-    b"null",
-    b"[]",
-    b"3",
-    b'"text"',
-    b"{}",
-    b"\xff\xfe\x00",
+    *(b"", b"null", b"[]", b"3", b'"text"', b"{}", b"NaN", b"\xff\xfe\x00", b'{"run": "\\ud800"}', b'{"float": []}', b"\x80\x04\x95" + b"\x00" * 20),
     b"{" * 100_000,
-    b"[" * 50_000 + b"]" * 50_000,
     b'{"cells": ' + b"[" * 500 + b"]" * 500 + b"}",
     b'{"n": ' + b"9" * 5000 + b"}",
-    b'{"run": "\\ud800"}',
-    b'{"float": []}',
-    b"NaN",
-    b"\x80\x04\x95" + b"\x00" * 20,
 ]
 
 
@@ -64,8 +35,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     folder = tmp_path_factory.mktemp("whole")
     given = texts(folder / "texts")
     primary = [{"compare": "simple", "with": given["prose"]}]
-    both = {"baseline": given["prose"], "pools": {"simple": ["random_tokens"]}, "primary": primary, "seeds": [0]}
-    study = asked(given, data=[given["prose"], "random_tokens"], methods=["wanda", "magnitude"], **both)
+    compared = {"baseline": given["prose"], "pools": {"simple": ["random_tokens"]}, "primary": primary, "seeds": [0]}
+    evaluate = f"loss(source={given['verse']!r}, tokens=200, length=64)"
+    study = asked(given, data=[given["prose"], "random_tokens"], methods=["wanda", "magnitude"], evaluate=evaluate, **compared)
     assert study.run(folder / "store").failures == {}
     with Store(folder / "store") as store:
         store.add_failure("sha256:" + "0" * 64, {"what": "x", "error": "y", "cell": ["m", "d", "wanda", "0.5", 0], "when": "then"})
@@ -194,7 +166,6 @@ def test_the_store_itself_is_read_without_a_word(whole: tuple[Study, Path], tmp_
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("index.json", "[]"),
         ("index.json", "[" * 100_000),
         ("study.yaml", "\ud800"),
         ("calibrant-store.json", "null"),

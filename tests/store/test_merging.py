@@ -62,20 +62,18 @@ def test_what_one_lacks_comes_from_the_others(tmp_path: Path):
         assert store.measurements(of.id).items() >= there.items()
     assert store.measurements(run("0.7").id)[measurement_id(run("0.7").id, TASK)].provenance == {"where": "b"}, "provenance comes along"
 
-
-def test_merged_again_nothing_changes(tmp_path: Path):
-    a, b = made(tmp_path / "a", run("0.5")), made(tmp_path / "b", run("0.6"))
-    merge(a, [b])
-    before = {name: (tmp_path / "a" / name).stat().st_mtime_ns for name in visible(a) if name != "index.json"}, results(a)
-    found = merge(a, [b])
-    assert (found.runs, found.measurements, found.kept, found.problems) == (0, 0, 2, ())
-    assert before == ({name: (tmp_path / "a" / name).stat().st_mtime_ns for name in visible(a) if name != "index.json"}, results(a))
+    times = {name: (a / name).stat().st_mtime_ns for name in visible(a) if name != "index.json"}
+    merged = results(a)
+    again = merge(a, [b, c])
+    assert (again.runs, again.measurements, again.problems) == (0, 0, ())
+    assert {name: (a / name).stat().st_mtime_ns for name in times} == times
+    assert results(a) == merged
 
 
 def test_the_order_of_merging_decides_the_order_of_cells_alone(tmp_path: Path):
     stores = [made(tmp_path / name, run(f"0.{n}"), run("0.9")) for n, name in enumerate("abc")]
     found: list[dict[str, bytes]] = []
-    for order in itertools.permutations(stores):
+    for order in (stores, stores[::-1], [stores[1], stores[2], stores[0]]):
         into = tmp_path / f"into {len(found)}"
         merge(into, order)
         assert verify(into) == []
@@ -90,9 +88,8 @@ def test_other_answers_to_the_same_question_are_told_and_not_taken(tmp_path: Pat
     before = {name: content for name, content in results(a).items() if name != "index.json"}
     first, second = merge(a, [b]).problems
     assert first.where == str(b / "runs" / run("0.5").id[7:])
-    assert first.what == "the same run with other results: sparsity"
+    assert first.what.endswith("sparsity")
     assert "3.0 there, 1.3466" in second.what
-    assert "was kept" in second.remedy
     assert results(a).items() >= before.items()
 
 
@@ -124,22 +121,16 @@ def test_weights_are_the_same_in_the_file_of_format_1_and_packed_by_another_libr
 
 
 @pytest.mark.parametrize("older", [False, True])
-def test_other_weights_are_another_answer(tmp_path: Path, older: bool):
-    for name, error in (("a", 0.1), ("b", 0.2)):
+def test_other_weights_or_another_mask_are_another_answer(tmp_path: Path, older: bool):
+    for name, error, mask in (("a", 0.1, b"\x01"), ("b", 0.2, b"\x01"), ("c", 0.1, b"\x02")):
         with Store(tmp_path / name) as store:
-            store.add_record(replace(RECORD, weights=({**RECORD.weights[0], "error": error},)))
-    if older:
-        as_format_1(store)
-    (problem,) = merge(tmp_path / "a", [tmp_path / "b"]).problems
-    assert problem.what == "the same run with other results: weights"
-
-
-def test_another_mask_is_another_answer(tmp_path: Path):
-    for name, mask in (("a", b"\x01"), ("b", b"\x02")):
-        with Store(tmp_path / name) as store:
-            store.add_record(RECORD, {"mask.npz": mask})
-    (problem,) = merge(tmp_path / "a", [tmp_path / "b"]).problems
-    assert problem.what == "the same run with another mask.npz"
+            store.add_record(replace(RECORD, weights=({**RECORD.weights[0], "error": error},)), {"mask.npz": mask})
+        if older:
+            as_format_1(store)
+    (weights,) = merge(tmp_path / "a", [tmp_path / "b"]).problems
+    assert weights.what.endswith("weights")
+    (mask,) = merge(tmp_path / "a", [tmp_path / "c"]).problems
+    assert mask.what.endswith("mask.npz")
 
 
 def test_what_is_damaged_is_not_copied(tmp_path: Path):
@@ -149,17 +140,13 @@ def test_what_is_damaged_is_not_copied(tmp_path: Path):
     found = merge(tmp_path / "a", [b])
     assert (found.runs, found.measurements) == (1, 1)
     assert {Path(p.where).name for p in found.problems} == {"record.json", "items.parquet"}
-    assert {p.remedy for p in found.problems} == {"it was not copied; restore it from a copy, or have it computed again"}
     assert {p.where for p in verify(tmp_path / "a")} == {"index.json"}, "the grid says what lacks"
     assert Store(tmp_path / "a", create=False).ids() == [run("0.6").id]
 
-
-def test_what_is_damaged_here_is_told_and_left(tmp_path: Path):
-    a, b = made(tmp_path / "a", run("0.5")), made(tmp_path / "b", run("0.5"))
-    path = next(a.glob("runs/*/record.json"))
+    path = next((tmp_path / "a").glob("runs/*/record.json"))
     path.write_text("{")
-    (problem,) = merge(a, [b]).problems
-    assert problem.where == str(path)
+    (problem,) = merge(tmp_path / "a", [made(tmp_path / "c", run("0.6"))]).problems
+    assert problem.where == str(path), "what is damaged here is told and left"
     assert path.read_text() == "{"
 
 
@@ -215,19 +202,25 @@ def test_cells_are_united_by_labels_and_run():
 
 
 def test_what_cannot_be_merged_is_refused_before_anything_is_made(tmp_path: Path):
-    a = made(tmp_path / "a", run("0.5"))
+    a, damaged = made(tmp_path / "a", run("0.5")), made(tmp_path / "damaged", run("0.5"))
+    (damaged / "index.json").write_text('{"cells": [{"model": 1}]}')
     (tmp_path / "link").symlink_to(a)
-    before = results(a)
-    with pytest.raises(OutputError, match=r"a' can't be merged into itself"):
-        merge(a, [tmp_path / "link"])
+    (tmp_path / "empty").mkdir()
     (tmp_path / "thesis").mkdir()
-    with pytest.raises(OutputError, match=r"thesis' holds no results"):
-        merge(tmp_path / "new", [a, tmp_path / "thesis"])
     (tmp_path / "thesis/thesis.tex").write_text("x")
-    with pytest.raises(OutputError, match=r"thesis' exists, isn't empty"):
-        merge(tmp_path / "thesis", [a])
-    assert {p.name for p in tmp_path.iterdir()} == {"a", "link", "thesis"}
-    assert results(a) == before
+    before = visible(tmp_path)
+    refusals = [
+        (OutputError, a, [tmp_path / "link"], str(a)),
+        (OutputError, tmp_path / "new", [a, tmp_path / "empty"], str(tmp_path / "empty")),
+        (OutputError, tmp_path / "thesis", [a], str(tmp_path / "thesis")),
+        (DataError, tmp_path / "new", [damaged], str(damaged / "index.json")),
+    ]
+    for error, into, sources, subject in refusals:
+        with pytest.raises(error) as raised:
+            merge(into, sources)
+        assert raised.value.subject == subject
+    assert not (tmp_path / "new").exists()
+    assert visible(tmp_path) == before
 
 
 def _dies(folder: Path, sources: list[Path], at: int) -> None:
@@ -244,18 +237,10 @@ def _dies(folder: Path, sources: list[Path], at: int) -> None:
     os._exit(0)
 
 
-def test_a_store_whose_grid_cannot_be_read_is_refused_before_anything_is_made(tmp_path: Path):
-    damaged = made(tmp_path / "damaged", run("0.5"))
-    (damaged / "index.json").write_text('{"cells": [{"model": 1}]}')
-    with pytest.raises(DataError, match=r"damaged.index\.json"):
-        merge(tmp_path / "into", [damaged])
-    assert not (tmp_path / "into").exists()
-
-
 def test_a_killed_merge_goes_on(tmp_path: Path):
     b, c = made(tmp_path / "b", run("0.5"), run("0.6"), grid=False), made(tmp_path / "c", run("0.5"), run("0.7"), measured=(LOSS, TASK))
     merge(tmp_path / "whole", [b, c])
-    for at in range(5):
+    for at in (1, 3, 4):
         folder = tmp_path / f"killed {at}"
         child = multiprocessing.get_context("fork").Process(target=_dies, args=(folder, [b, c], at))
         child.start()
@@ -269,7 +254,7 @@ def test_a_killed_merge_goes_on(tmp_path: Path):
 
 def test_it_says_how_far_it_is(tmp_path: Path):
     a = made(tmp_path / "a", run("0.5"), run("0.6"))
-    told: list[tuple[str, int, int]] = []
-    merge(tmp_path / "b", [a], lambda *how: told.append(how))
-    audit(a, lambda *how: told.append(how))
-    assert told == [(f"merging {a}", n, 2) for n in range(3)] + [("verifying", n, 2) for n in range(3)]
+    told: list[tuple[int, int]] = []
+    merge(tmp_path / "b", [a], lambda what, done, total: told.append((done, total)))
+    audit(a, lambda what, done, total: told.append((done, total)))
+    assert told == [(0, 2), (1, 2), (2, 2)] * 2

@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from calibrant.store import Cell, Store
 from calibrant.testing import tiny_model
 from calibrant.walk.statistics import Statistics
 
-from tests.store.conftest import LOSS, RECORD, RUN, filled
+from tests.store.conftest import LOSS, MEASURED, RECORD, RUN, filled
 
+OTHER = replace(RECORD, run=replace(RUN, target="0.7"))
 BLOCK = view(tiny_model("llama")).blocks[0]
 EDIT = Replace(BLOCK.weights[0], Compressed(BLOCK.weights[0].get())).stored()
 SEEN = {weight: Seen({FeatureNorms: FeatureNorms(torch.ones(weight.shape[1], dtype=torch.float64), 1, 1.0)}) for weight in BLOCK.weights}
@@ -39,6 +41,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "a new store": lambda folder: Store(folder / "deep" / "store").close(),
     "a store in an empty folder": lambda folder: Store(folder).close(),
     "a record": lambda folder: add(folder, lambda store: store.add_record(RECORD, {"mask.npz": b"1"})),
+    "a measurement": lambda folder: add(folder, lambda store: store.add_measurement(OTHER.run.id, LOSS, MEASURED)),
     "a failure": lambda folder: add(folder, lambda store: store.add_failure("sha256:1", {"error": "lost"})),
     "a grid": lambda folder: add(folder, lambda store: store.write_cells([Cell("m", "d", "wanda", "0.5", 0, RUN.id)])),
     "a journal": lambda folder: Journal(folder / "deep" / "journal", "question").add({"item": 1}),
@@ -90,11 +93,11 @@ def test_a_full_disk_leaves_nothing(what: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(drawing, "_file", lambda *_: PICTURE)
     monkeypatch.setattr("calibrant.report.reporting.Report.html", lambda _: "")
     write, ends = WRITERS[what], list[dict[str, bytes | None]]()
-    for number in range(50):
+    for number in range(50):  # until there is room enough
         base = tmp_path / str(number)
         (base / "new").mkdir(parents=True)
-        if old := what in ("a record", "a failure", "a grid", "a page"):
-            Store(base / "old").close()
+        if old := what in ("a record", "a measurement", "a failure", "a grid", "a page"):
+            add(base, lambda store: store.add_record(OTHER))
         before, place = tree(base), base if old and what != "a page" else base / "new"
         with full_at(number, monkeypatch):
             said = complaint(lambda place=place: write(place))
@@ -130,10 +133,9 @@ def test_files_have_the_rights_that_the_user_gives(tmp_path: Path, monkeypatch: 
         with filled(tmp_path / "store") as store:
             assert store.measured(RUN.id)
             Store(tmp_path / "store").journal(RUN.id, {**LOSS, "revision": 2}).add({"item": 1})
-        for write in WRITERS.values():
-            if write not in (WRITERS["a store in an empty folder"], WRITERS["a page"]):
-                (tmp_path / "old").mkdir(exist_ok=True)
-                write(tmp_path)
+        add(tmp_path, lambda store: store.add_record(OTHER))
+        for what in WRITERS.keys() - {"a store in an empty folder", "a page"}:
+            WRITERS[what](tmp_path)
         report(tmp_path / "store").write_html(tmp_path / "page.html")
         report(tmp_path / "store").write_html()
     finally:

@@ -3,8 +3,6 @@
 import math
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +12,8 @@ import pytest
 from calibrant.compare import read
 from calibrant.durable import read_json, text_of_json, unsealed
 from calibrant.errors import DataError, OutputError
-from calibrant.store import MARKER, Cell, Measurement, Outcome, Record, Score, Store, audit, measurement_id, merge, pack, packing, unpack, verify
-from calibrant.store.packed import MOVING, PACKED, PACKED_PURPOSE, PackedStore, settle
+from calibrant.store import MARKER, Cell, Measurement, Outcome, Score, Store, audit, measurement_id, merge, pack, packing, unpack, verify
+from calibrant.store.packed import MOVING, PACKED, PACKED_PURPOSE, settle
 
 from tests.store.conftest import LOSS, MEASURED, RECORD, RUN, as_format_1, filled, visible
 from tests.usual import usually
@@ -58,7 +56,10 @@ def answers(folder: Path) -> str:
     return repr((records, measured, numbers, store.cells(), store.failures(), store.study_text(), reading.records, reading.scores))
 
 
-def test_it_reads_as_before_and_comes_back_to_the_byte(store: Store, tmp_path: Path):
+@pytest.mark.parametrize("first_version", [False, True])
+def test_it_reads_as_before_and_comes_back_to_the_byte(store: Store, tmp_path: Path, first_version: bool):
+    if first_version:
+        as_format_1(store)
     before, said = visible(store.folder), answers(store.folder)
     packed = pack(store.folder, tmp_path / "packed")
     assert visible(store.folder) == before
@@ -71,44 +72,34 @@ def test_it_reads_as_before_and_comes_back_to_the_byte(store: Store, tmp_path: P
     assert visible(tmp_path / "back") == before
 
 
-@pytest.mark.parametrize("as_once", [False, True])
-def test_weights_that_equal_their_values_are_read(tmp_path: Path, as_once: bool, monkeypatch: pytest.MonkeyPatch):
-    if as_once:  # tables of before had such weights only as values
-        monkeypatch.setattr(packing, "NUMBERS", ("item", "value"))
+def test_weights_that_equal_their_values_are_read(tmp_path: Path):
     with Store(tmp_path / "s") as made:
         made.add_record(RECORD)
         right = Measurement(replace(QUIZ, value=1.0), tuple(Outcome(f"q{i}", value, value) for i, value in enumerate((1.0, 3.0))))
         key = RUN.id, made.add_measurement(RUN.id, TASK, right)
     before = visible(tmp_path / "s")
     pack(tmp_path / "s", tmp_path / "packed")
-    ((names, values, weights),) = Store(tmp_path / "packed", create=False).numbers([key])
+    packed = Store(tmp_path / "packed", create=False)
+    ((names, values, weights),) = packed.numbers([key])
     assert (list(names), list(values), list(weights)) == (["q0", "q1"], [1.0, 3.0], [1.0, 3.0])
-    tables = PackedStore(tmp_path / "packed")
-    assert dict(tables.layout(tables.measures[key[0]][key[1]])["columns"])["weight"] == ("value" if as_once else "weight")
-    assert Store(tmp_path / "packed", create=False).measurement(*key) == right
+    assert packed.measurement(*key) == right
     unpack(tmp_path / "packed", tmp_path / "back")
     assert visible(tmp_path / "back") == before
 
 
 def test_in_its_own_folder_and_back(store: Store):
+    (store.folder / "README.md").write_text("# Mine\n")
     before, said = visible(store.folder), answers(store.folder)
     for _ in range(2):  # what is packed can be packed again
         pack(store.folder)
         assert answers(store.folder) == said
-        assert {p.name for p in store.folder.iterdir()} >= {"README.md", "runs.parquet", "scores.parquet", "items.parquet", "files.zip", PACKED}
         assert not (store.folder / "runs").exists()
+        assert read_json(store.folder / MARKER)["format"] == 3, "an older version does not take it for an empty one"
     unpack(store.folder)
     assert visible(store.folder) == before
-    with pytest.raises(OutputError, match=r"'.*s' isn't packed; there is nothing to unpack"):
+    with pytest.raises(OutputError) as raised:
         unpack(store.folder)
-
-
-def test_of_the_first_version_too(store: Store, tmp_path: Path):
-    as_format_1(store)
-    before = visible(store.folder)
-    pack(store.folder, tmp_path / "packed")
-    unpack(tmp_path / "packed", tmp_path / "back")
-    assert visible(tmp_path / "back") == before
+    assert raised.value.subject == str(store.folder)
 
 
 def test_a_study_goes_on_from_it_beside_its_tables(store: Store, tmp_path: Path):
@@ -146,7 +137,7 @@ def test_it_can_be_merged_from_and_into(store: Store, tmp_path: Path):
     other = Store(tmp_path / "other")
     other.add_record(replace(RECORD, sparsity=0.4))
     (problem,) = merge(tmp_path / "packed", [other.folder]).problems
-    assert "the same run with other results: sparsity" in problem.what
+    assert problem.what.endswith("sparsity")
 
 
 @pytest.mark.parametrize("name", ["runs.parquet", "scores.parquet", "items.parquet", "files.zip"])
@@ -154,11 +145,9 @@ def test_a_table_that_changed_is_found(store: Store, name: str):
     pack(store.folder)
     path = store.folder / name
     path.write_bytes(path.read_bytes().replace(b"PAR1", b"par1", 1) if name != "files.zip" else b"PK")
-    (problem,) = verify(store.folder)
-    assert (problem.where, problem.what[:27]) == (name, "has changed: its SHA-256 is")
+    assert [problem.where for problem in verify(store.folder)] == [name]
     path.unlink()
-    (problem,) = audit(store.folder).problems
-    assert (problem.where, problem.what) == (name, "is missing, and was written")
+    assert [problem.where for problem in audit(store.folder).problems] == [name]
     if name != "files.zip":
         with pytest.raises(DataError) as raised:
             answers(store.folder)
@@ -189,7 +178,7 @@ def test_what_is_damaged_is_not_packed(store: Store):
     score = store.measure_folder(RUN.id, measurement_id(RUN.id, LOSS)) / "score.json"
     score.write_text(score.read_text().replace("1.3", "1.2"))
     before = visible(store.folder)
-    with pytest.raises(DataError, match=r"score\.json: has changed.*; only what is whole is packed"):
+    with pytest.raises(DataError, match=r"score\.json"):
         pack(store.folder)
     assert visible(store.folder) == before
 
@@ -197,16 +186,18 @@ def test_what_is_damaged_is_not_packed(store: Store):
 def test_not_where_a_study_is_at_work(store: Store, tmp_path: Path):
     with Store(store.folder) as busy:
         busy.write_text("study.yaml", "models: [tiny]\n")
-        with pytest.raises(OutputError, match=r"a study is at work in '.*s'; wait until it is done, or pack it into another folder"):
+        with pytest.raises(OutputError) as raised:
             pack(store.folder)
+        assert raised.value.subject == str(store.folder)
         pack(store.folder, tmp_path / "elsewhere")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").touch()
-    with pytest.raises(OutputError, match=r"'.*full' exists already"):
+    with pytest.raises(OutputError) as raised:
         pack(store.folder, tmp_path / "full")
+    assert raised.value.subject == str(tmp_path / "full")
 
 
-@pytest.mark.parametrize("of", usually(["flush", "settle", "_remove_folders", "unlink", "replace", "rmdir"], ["settle", "replace"]))
+@pytest.mark.parametrize("of", usually(["flush", "settle", "_remove_folders", "unlink", "replace", "rmdir"], ["settle"]))
 def test_killed_anywhere_it_goes_on(store: Store, of: str, monkeypatch: pytest.MonkeyPatch):
     """Each call of these is a step; after each of them everything is there, and asked again it ends as it would have."""
     before, said = visible(store.folder), answers(store.folder)
@@ -248,13 +239,6 @@ def test_a_reader_finds_tables_on_their_way(store: Store):
     assert answers(store.folder) == said
 
 
-def test_a_page_of_the_user_stays(store: Store):
-    (store.folder / "README.md").write_text("# Mine\n")
-    pack(store.folder)
-    unpack(store.folder)
-    assert (store.folder / "README.md").read_text() == "# Mine\n"
-
-
 def test_by_another_version_of_the_libraries_it_is_the_same_content(store: Store, tmp_path: Path):
     pack(store.folder, tmp_path / "packed")
     manifest = tmp_path / "packed" / PACKED
@@ -265,22 +249,10 @@ def test_by_another_version_of_the_libraries_it_is_the_same_content(store: Store
     assert verify(tmp_path / "back") == []
 
 
-def test_an_older_version_does_not_take_it_for_an_empty_one(store: Store):
-    pack(store.folder)
-    assert read_json(store.folder / MARKER)["format"] == 3
-    with Store(store.folder) as opened:
-        assert read_json(opened.folder / MARKER)["format"] == 3
-
-
 def test_it_is_a_data_set_for_the_hub(store: Store, tmp_path: Path):
+    from datasets import load_dataset
+
     pack(store.folder, tmp_path / "packed")
-    code = (
-        "import sys, datasets\n"
-        "load = lambda name: datasets.load_dataset(sys.argv[1], name, split='train', cache_dir=sys.argv[2])\n"
-        "print(len(load('runs')), len(load('scores')), len(load('items')), sorted(set(load('scores')['measured'])))"
-    )
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    given = [sys.executable, "-c", code, str(tmp_path / "packed"), str(tmp_path / "cache")]
-    ended = subprocess.run(given, env=environment, capture_output=True, text=True, check=False)
-    assert ended.stdout == "2 5 10 ['quiz', 'wikitext:text']\n", ended.stderr
-    assert Record.read  # what was loaded is what was packed: the records' own JSON is in its column
+    loaded = {name: load_dataset(str(tmp_path / "packed"), name, split="train", cache_dir=str(tmp_path)) for name in ("runs", "scores", "items")}
+    assert {name: len(rows) for name, rows in loaded.items()} == {"runs": 2, "scores": 5, "items": 10}
+    assert set(loaded["scores"]["measured"]) == {"quiz", "wikitext:text"}

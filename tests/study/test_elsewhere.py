@@ -12,18 +12,16 @@ from calibrant.select.least_perplexity import LeastPerplexity
 from calibrant.store import Store
 from calibrant.study import Study, StudyResult, elsewhere
 
-from tests.study.small import asked, results, tables, texts
-
-
-@pytest.fixture
-def given(tmp_path: Path) -> dict[str, str]:
-    return texts(tmp_path / "texts")
+from tests.study.small import asked, results, tables
 
 
 @pytest.fixture
 def study(given: dict[str, str]) -> Study:
     """The dense model, and two runs that look at texts which the model chooses; what is made of them isn't kept."""
-    return asked(given, data=[f"least_perplexity(source={given['prose']!r}, candidates=20)"], methods=["wanda", "sparsegpt"], masks=False)
+    evaluate = [f"loss(source={given[name]!r}, tokens=60, length=32)" for name in ("verse", "prose")]
+    return asked(
+        given, data=[f"least_perplexity(source={given['prose']!r}, candidates=20)"], methods=["wanda", "sparsegpt"], masks=False, evaluate=evaluate
+    )
 
 
 @pytest.fixture
@@ -66,22 +64,15 @@ def test_a_run_that_lacks_a_measurement_is_made_anew(study: Study, on: Any, tmp_
     assert on(study, store, "one").computed == 2, "what its own runs lack"
 
 
-def test_other_tokens_on_the_same_processor_are_another_run(study: Study, on: Any, tmp_path: Path):
+def test_other_tokens_on_the_same_processor_and_what_was_asked_otherwise_are_other_runs(study: Study, on: Any, tmp_path: Path):
     store = tmp_path / "store"
     on(study, store, "one")
     assert on(study, store, "one", turned=True).computed == 2 + 4
+    for change in ({"samples": 3}, {"length": 16}, {"seeds": [1]}, {"tokens": 120}):
+        assert on(replace(study, **change), store, "other").computed == 2 + 4, change
 
 
-@pytest.mark.parametrize("change", [{"samples": 3}, {"length": 16}, {"seeds": [1]}, {"tokens": 120}])
-def test_what_was_asked_otherwise_is_another_run(study: Study, on: Any, tmp_path: Path, change: dict[str, Any]):
-    store = tmp_path / "store"
-    on(study, store, "one")
-    assert on(replace(study, **change), store, "other").computed == 2 + 4
-
-
-@pytest.mark.parametrize(
-    "way", ["{file}", "longest(source={file}, candidates=40)", "0.5*least_perplexity(source=python_docs, candidates=20) + 0.5*{file}"]
-)
+@pytest.mark.parametrize("way", ["longest(source={file}, candidates=40)", "0.5*least_perplexity(source=python_docs, candidates=20) + 0.5*{file}"])
 def test_text_that_no_model_chooses_is_what_it_is(given: dict[str, str], study: Study, on: Any, tmp_path: Path, way: str):
     """Where it is another one, alone or beside text that a model chose, the file has changed."""
     file, store = tmp_path / "file.jsonl", tmp_path / "store"

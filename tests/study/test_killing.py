@@ -4,10 +4,7 @@ import functools
 import os
 import random
 import re
-import shlex
-import shutil
 import signal
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -19,20 +16,11 @@ import pytest
 from calibrant.cli import main
 from calibrant.store import Store, verify
 
-from tests.store.test_full_disk import WAYS, left_with
-from tests.study.small import RUNS, Logged, asked, ended, finished, forked, results, tables, texts, written
+from tests.store.test_full_disk import left_with, on_a_disk_of_its_own
+from tests.study.small import RUNS, Logged, asked, ended, finished, forked, results, tables, written
 
-KILLS = 5
+KILLS = 4
 """How often a study is killed before it may end."""
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("given")
-    found = texts(folder / "texts")
-    # What is loaded and compiled at first use is so once, here, and not in every process.
-    asked(found, data=["random_tokens"]).run(folder / "first")
-    return found
 
 
 def dying(act: Callable[[], object], at: int | None, count: Path | None = None) -> None:
@@ -57,21 +45,21 @@ def dying(act: Callable[[], object], at: int | None, count: Path | None = None) 
 
 
 @pytest.fixture(scope="module")
-def whole(given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """A study that nothing interrupted, and the number of its calls."""
-    folder = tmp_path_factory.mktemp("whole")
+def calls(given: dict[str, str], whole: Path, tmp_path_factory: pytest.TempPathFactory) -> int:
+    """The number of such calls of a study that nothing interrupts; what is loaded and compiled at first use is so in this process, by then."""
+    folder = tmp_path_factory.mktemp("counted")
     run = functools.partial(asked(given).run, folder / "store")
     assert ended(forked(lambda: dying(run, None, folder / "count"), folder / "said")) == 0, (folder / "said").read_text()
-    return folder / "store", int((folder / "count").read_text())
+    return int((folder / "count").read_text())
 
 
 @pytest.mark.parametrize("chain", [0, *(pytest.param(chain, marks=pytest.mark.slow) for chain in (1, 2, 3))])
 def test_killed_at_random_moments_it_ends_the_same(
-    given: dict[str, str], whole: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: int
+    given: dict[str, str], whole: Path, calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: int
 ):
     moments, log, store = random.Random(chain), Logged(tmp_path / "log", monkeypatch), tmp_path / "store"
     # All kills together come before as many calls as the whole takes, so that each comes in the middle.
-    places = [moments.randint(1, whole[1] // (KILLS + 1)) for _ in range(KILLS)]
+    places = [moments.randint(1, calls // (KILLS + 1)) for _ in range(KILLS)]
     for at in [*places, None]:
         before, held, begun = written(store), finished(store), len(log())
         code = ended(forked(functools.partial(dying, functools.partial(asked(given).run, store), at), tmp_path / "said"))
@@ -80,39 +68,38 @@ def test_killed_at_random_moments_it_ends_the_same(
         assert not held & {name for _, name in log()[begun:]}, "what was finished isn't computed again"
         if (store / "calibrant-store.json").exists():
             assert {p.where.partition("/")[0] for p in verify(store)} <= {"index.json", ".unfinished", ".journals"}, verify(store)
-    assert results(store) == results(whole[0])
-    assert tables(store) == tables(whole[0])
+    assert results(store) == results(whole)
+    assert tables(store) == tables(whole)
     assert verify(store) == []
 
 
-def test_two_processes_on_one_store_share_the_work(given: dict[str, str], whole: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_two_processes_on_one_store_share_the_work(given: dict[str, str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     log, store = Logged(tmp_path / "log", monkeypatch), tmp_path / "store"
     numbers = [forked(lambda: asked(given).run(store), tmp_path / "said") for _ in range(2)]
     assert [ended(number) for number in numbers] == [0, 0], (tmp_path / "said").read_text()
     done = Counter(log())
     assert set(done.values()) == {1}
     assert Counter(what for what, _ in done) == {"compress": RUNS, "measure": 2 * RUNS}
-    assert results(store) == results(whole[0])
-    assert tables(store) == tables(whole[0])
+    assert results(store) == results(whole)
+    assert tables(store) == tables(whole)
     assert not list((store / ".claims").glob("*"))
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_its_requests_to_the_other(given: dict[str, str], whole: tuple[Path, int], tmp_path: Path):
+def test_a_killed_process_leaves_its_requests_to_the_other(given: dict[str, str], whole: Path, calls: int, tmp_path: Path):
     store = tmp_path / "store"
     with Store(store):
         run = functools.partial(asked(given).run, store)
-        first, second = (forked(functools.partial(dying, run, at), tmp_path / "said") for at in (whole[1] // 10, None))
+        first, second = (forked(functools.partial(dying, run, at), tmp_path / "said") for at in (calls // 10, None))
         ended(first)
         assert ended(second) == 0, (tmp_path / "said").read_text()
-    assert results(store) == results(whole[0])
+    assert results(store) == results(whole)
 
 
 # A disk that fills up
 
 PROGRESS = re.compile(r"\[\d+:\d\d\] ")
 """How a line begins that says how far a command is, after three seconds."""
-FOR_ONESELF = "mount -t tmpfs -o size=4m tmpfs {0} && {{ {1}; code=$?; umount {0}; exit $code; }}"
 
 
 def command(file: Path, store: Path, said: Path) -> int:
@@ -126,8 +113,9 @@ def command(file: Path, store: Path, said: Path) -> int:
     return ended(forked(run, said))
 
 
-def fills_up(disk: Path, file: Path, folder: Path) -> None:
+def fills_up(disk: Path, folder: Path) -> None:
     """Ask with more and more room, until there is enough."""
+    file = folder / "study.yaml"
     store, said, codes = disk / "store", folder / "said", list[int]()
     for pages in (2, 8, 30, 60, 90, 120, 150):
         left_with(disk, pages)
@@ -150,20 +138,6 @@ def fills_up(disk: Path, file: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_in_the_middle(given: dict[str, str], tmp_path: Path):
-    disk, file = tmp_path / "disk", tmp_path / "study.yaml"
-    disk.mkdir()
-    file.write_text(asked(given).as_yaml())
-    called = ", ".join(f"Path({str(path)!r})" for path in (disk, file, tmp_path))
-    code = f"from pathlib import Path; from tests.study.test_killing import fills_up; fills_up({called}); print('done')"
-    said: list[str] = []
-    for way in WAYS:
-        if shutil.which(way[0]) is None:
-            continue
-        words = FOR_ONESELF.format(shlex.quote(str(disk)), shlex.join([sys.executable, "-c", code]))
-        done = subprocess.run([*way, words], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
-        if done.stdout.endswith("done\n"):
-            return
-        said.append(done.stderr)
-    if any("Traceback" in text for text in said):
-        pytest.fail("\n".join(said))
-    pytest.skip(f"no disk can be mounted here: {said}")
+    (tmp_path / "study.yaml").write_text(asked(given).as_yaml())
+    if why := on_a_disk_of_its_own(tmp_path, "4m", "tests.study.test_killing.fills_up"):
+        pytest.skip(why)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-import calibrant
 from calibrant import CalibrationSet, Study, prune
 from calibrant.data import parse_source
 from calibrant.errors import SpecError, StudyError
@@ -21,15 +20,11 @@ from calibrant.study.request import Workload
 from calibrant.targets import parse_target
 from calibrant.testing import tiny_folder, tiny_tokenizer
 
+from tests.study.mortal import worked
 from tests.study.own import Counting, Leading, OwnLoss
-from tests.study.small import asked, results, texts
+from tests.study.small import asked, results
 
 BUDGET: dict[str, Any] = {"samples": 4, "length": 32}
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return texts(tmp_path_factory.mktemp("given") / "texts")
 
 
 def test_a_calibration_set_of_a_source_reads_back_from_its_text():
@@ -39,7 +34,6 @@ def test_a_calibration_set_of_a_source_reads_back_from_its_text():
     mixed = CalibrationSet("0.5*Counting(first=7) + 0.5*random_tokens", **BUDGET)
     assert [str(part.source) for part in mixed.parts] == ["Counting(first=7)", "random_tokens"]
     assert own.tokens(tiny_tokenizer()).fingerprint == CalibrationSet(str(own), **BUDGET).tokens(tiny_tokenizer()).fingerprint
-    assert CalibrationSet(parse_source("gsm8k")).expr == CalibrationSet("gsm8k").expr
     assert CalibrationSet(parse_source("cluster(source='c4')")).expr == CalibrationSet("cluster(source='c4')").expr
 
 
@@ -74,7 +68,7 @@ def test_a_study_of_objects_is_that_of_their_texts(given: dict[str, str], tmp_pa
     assert of_objects == asked(given, data=["random_tokens", "Counting"], methods=["wanda", "Leading"], sparsities="0.5", evaluate=measures)
     one, two = tmp_path / "one", tmp_path / "two"
     assert of_objects.run(one).failures == {}
-    assert of_objects.run(two, workers=2).failures == {}
+    assert worked(of_objects, two).failures == {}
     assert results(one) == results(two)
     (ranking,) = report(one).comparison.rankings
     assert {entry.name for entry in (*ranking.entries, *ranking.baselines)} == {"random_tokens", "Counting", "Leading"}
@@ -82,32 +76,22 @@ def test_a_study_of_objects_is_that_of_their_texts(given: dict[str, str], tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("singular", "plural", "value"),
-    [
-        ("model", "models", ["a", "b"]),
-        ("method", "methods", "sparsegpt"),
-        ("sparsity", "sparsities", [0.25, "2:4"]),
-        ("target", "sparsities", 0.25),
-        ("seed", "seeds", 3),
-    ],
+    ("singular", "plural", "value", "other"),
+    [("method", "methods", "sparsegpt", "wanda"), ("target", "sparsities", 0.25, 0.5), ("seed", "seeds", 3, 9)],
 )
-def test_one_word_is_as_good_as_the_other(singular: str, plural: str, value: Any):
-    usual: dict[str, Any] = {"models": "m", "data": "random_tokens", "methods": "wanda"}
-    plain = Study(**{**usual, plural: value})
-    if singular in ("model", "method"):
-        del usual[plural]
-    changed: dict[str, Any] = {**usual, singular: value}
-    assert Study(**changed) == plain
-    assert replace(Study(**changed), samples=64).samples == 64
-    with pytest.raises(StudyError, match=f"{singular} says the same as {plural}; leave one out"):
-        Study(**{**usual, plural: ["x"] if plural != "seeds" else 9, singular: value})
+def test_one_word_is_as_good_as_the_other(singular: str, plural: str, value: Any, other: Any):
+    usual: dict[str, Any] = {"models": "m", "data": "random_tokens"}
+    named = Study(**usual, **{singular: value})
+    assert named == Study(**usual, **{plural: value})
+    assert replace(named, samples=64).samples == 64
+    with pytest.raises(StudyError, match=plural):
+        Study(**usual, **{singular: value, plural: other})
 
 
 def test_a_set_with_a_budget_of_its_own_is_refused_in_a_study():
-    with pytest.raises(StudyError, match=r"in a study all sets have the study's, samples=8, length=2048; give its text, 'random_tokens'"):
-        Study(model="m", data=CalibrationSet("random_tokens", samples=4), samples=8)
-    with pytest.raises(StudyError, match="a draw of its own"):
-        Study(model="m", data=[CalibrationSet("random_tokens", seed=1)])
+    for own in ({"samples": 4}, {"seed": 1}):
+        with pytest.raises(StudyError, match="random_tokens"):
+            Study(model="m", data=CalibrationSet("random_tokens", **own), samples=8)
 
 
 def test_what_cannot_travel_is_said_before_any_worker_starts(given: dict[str, str], tmp_path: Path):
@@ -116,15 +100,11 @@ def test_what_cannot_travel_is_said_before_any_worker_starts(given: dict[str, st
         """A class that no other process can import."""
 
     study = asked(given, methods=[Here()])
-    with pytest.raises(SpecError, match=r"Here is defined within a function, where other processes can't import it; put it at the top of a file"):
+    with pytest.raises(SpecError, match="Here"):
         study.run(tmp_path / "store", workers=2)
-    with pytest.raises(SpecError, match=r"tests\.study\.own:Gone can't be imported here"):
-        Workload.from_json({**study_plain(given), "classes": {"calibrant.methods": ["tests.study.own:Gone"]}})
-
-
-def study_plain(given: dict[str, str]) -> dict[str, Any]:
-    """A study's workload as it goes to workers."""
-    return asked(given).workload().to_json()
+    workload = asked(given).workload().to_json()
+    with pytest.raises(SpecError, match=r"tests\.study\.own:Gone"):
+        Workload.from_json({**workload, "classes": {"calibrant.methods": ["tests.study.own:Gone"]}})
 
 
 def test_a_class_that_cannot_be_written_is_said():
@@ -139,24 +119,16 @@ def test_a_class_that_cannot_be_written_is_said():
     class Opaque(Leading):
         anything: object = None
 
-    with pytest.raises(SpecError, match="Loose is no frozen dataclass"):
-        methods.text(Loose())
-    with pytest.raises(SpecError, match="doesn't read back as the method"):
-        methods.text(Opaque(anything=object()))
+    for one, name in ((Loose(), "Loose"), (Opaque(anything=object()), "Opaque")):
+        with pytest.raises(SpecError) as raised:
+            methods.text(one)
+        assert raised.value.subject.startswith(name)
+    assert canonical(Leading())["class"] == "tests.study.own:Leading"
 
 
 def test_two_classes_of_one_name_are_said():
     first = type("Leading", (Leading,), {"__module__": "elsewhere", "__doc__": "Another."})
     methods.text(Leading())
-    with pytest.raises(SpecError, match=r"elsewhere:Leading has the name of another method, tests\.study\.own:Leading"):
+    with pytest.raises(SpecError) as raised:
         methods.text(first())
-
-
-def test_the_identity_of_an_object_has_its_class():
-    assert canonical(Leading())["class"] == "tests.study.own:Leading"
-
-
-def test_recommend_mix_and_survey_are_public():
-    assert callable(calibrant.recommend)
-    assert callable(calibrant.mix)
-    assert callable(calibrant.survey)
+    assert raised.value.subject == "Leading"

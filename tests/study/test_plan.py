@@ -18,7 +18,7 @@ from calibrant.data.hub import offline
 from calibrant.errors import DataError, ModelError, OutputError
 from calibrant.evaluators._base import Subject
 from calibrant.evaluators.agreement import Agreement
-from calibrant.models import located, open_model
+from calibrant.models import located, open_model, view
 from calibrant.study import Study, plan
 from calibrant.study.supply import Supply, supply_of
 from calibrant.study.timing import Timings, Unfinished, _Pieces, duration, kinds, measure_pieces, passes
@@ -55,13 +55,9 @@ def test_counts_without_opening_anything(model: str, tmp_path: Path, monkeypatch
     assert (found.runs.asked, found.runs.left, found.measurements.asked, found.measurements.left) == (runs, runs, 2 * runs, 2 * runs)
     assert found.shared == {"drawn": 4, "looking": 16, "passes": 4, "from_passes": 8, "baselines": 3}
     assert [m[:2] for m in found.methods] == [("wanda", "dense"), ("sparsegpt", "arrival")]
-    assert "only scores" in found.methods[0][2]
-    assert found.seconds is None
-    assert "--quick" in found.unknown[0]
+    assert (found.seconds, len(found.unknown)) == (None, 1)
     assert list(tmp_path.iterdir()) == []
 
-
-def test_a_group_is_planned_alone(model: str, tmp_path: Path):
     study = asked(model, groups={"first": {"method": "wanda", "sparsity": 0.5, "seeds": [0]}, "later": {"method": "sparsegpt"}})
     found = plan(study, tmp_path / "out", probed=False, groups=["first"])
     assert (found.runs.asked, found.draws, found.targets, [m[0] for m in found.methods]) == (1 + 2, (0,), ("0.5",), ["wanda"])
@@ -101,18 +97,15 @@ def test_what_the_store_has_is_not_left_to_do(model: str, tmp_path: Path):
 
 def test_a_folder_that_isnt_ours(model: str, tmp_path: Path):
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(OutputError, match=str(tmp_path)):
+    with pytest.raises(OutputError) as raised:
         plan(asked(model), tmp_path, probed=False)
+    assert raised.value.subject == str(tmp_path)
 
 
 def test_what_cant_be_known_here(model: str, tmp_path: Path):
     found = plan(asked(model, models=["nobody/nothing"], data=["c4", "random_tokens"], seeds=[0]), tmp_path / "out")
     assert found.seconds is None
-    assert "there is no file or folder 'nobody/nothing' (it isn't in the local cache of the hub either" in found.unknown[0]
-    assert (
-        found.unknown[1:] in ((), ("draws: there is no tokenizer on this machine to read the sets with",))
-        or "c4: it isn't in a mirror here" in found.unknown[1]
-    )
+    assert "'nobody/nothing'" in found.unknown[0]
 
 
 def test_sets_that_dont_last_and_targets_that_dont_fit_are_warned_of(model: str, tmp_path: Path):
@@ -120,30 +113,16 @@ def test_sets_that_dont_last_and_targets_that_dont_fit_are_warned_of(model: str,
     (tmp_path / "few.jsonl").write_text("\n".join(map(json.dumps, rows)))
     few = str(tmp_path / "few.jsonl")
     found = plan(asked(model, data=[few], sparsities=[0.5, "3:5"], methods=["wanda"], seeds=[0, 5], evaluate=[LOSS]), tmp_path / "out")
-    assert any("few.jsonl holds" in warning and "the study has 6: later ones repeat rows" in warning for warning in found.warnings)
-    assert any("wanda 3:5: model.layers.0.self_attn.q_proj has 32 inputs" in warning for warning in found.warnings)
+    assert any("few.jsonl" in warning and "6" in warning for warning in found.warnings)
+    assert any("wanda 3:5: model.layers.0.self_attn.q_proj" in warning for warning in found.warnings)
     much = plan(asked(model, data=[few], samples=400, methods=["wanda"], seeds=[0, 5], evaluate=[LOSS]), tmp_path / "out")
-    assert any("few.jsonl: the calibrate part of" in warning and "too little" in warning for warning in much.warnings)
-
-
-def test_rows_that_are_also_measured_are_warned_of(model: str, tmp_path: Path):
-    from tests.study.test_study import leaking
-
-    file = leaking(tmp_path)
-    found = plan(asked(model, data=[file], evaluate=[f"loss(source={file!r}, tokens=200, length=64)"], methods=["wanda"]), tmp_path / "out")
-    assert any("3 rows of" in warning and "are also measured by" in warning for warning in found.warnings)
-
-
-def test_a_plan_is_quick_however_large_the_grid(tmp_path: Path):
-    names = [f"{source}:{way}" for source in ("gsm8k", "svamp", "mawps", "esnli", "anli_r1", "commonsense_qa") for way in ("zero", "icl", "cot")]
-    found = plan(Study(["hub/one", "hub/two"], ["c4", *names], ["wanda", "sparsegpt"], 0.5, range(10)), tmp_path / "out", probed=False)
-    assert (found.runs.asked, len(found.unknown)) == (2 * (1 + 19 * 2 * 10), 3)
+    assert any("few.jsonl" in warning for warning in much.warnings)
 
 
 # The pieces
 
 
-@pytest.mark.parametrize("expression", ["python_docs", "0.7*python_docs + 0.3*arithmetic:icl"])
+@pytest.mark.parametrize("expression", ["0.7*python_docs + 0.3*arithmetic:icl", pytest.param("python_docs", marks=pytest.mark.slow)])
 def test_how_long_a_set_lasts_is_told_from_some_of_its_rows(expression: str):
     tokenizer = tiny_tokenizer()
     whole = CalibrationSet(expression, samples=96, length=128)
@@ -218,16 +197,14 @@ def test_what_allocations_do_first_counts_by_hand(model: str):
     assert evolved["forward"] - plain["forward"] == pytest.approx(3 * 0.01 * (100 + 16 * 40 * 512 + (2 * 40 + 1) * 2048))
 
 
-def test_the_method_that_an_allocation_judges_by_is_timed(model: str):
-    study = asked(model, data=["python_docs"], methods=["wanda"], sparsities=[0.5], seeds=[0], allocation=["least_error(method=sparsegpt)"])
-    timings = measure_pieces(open_model(model, "float32", "cpu"), 0.0, study.requests(), {}, kinds(study.requests()))
+def test_what_an_allocation_judges_by_and_the_walk_of_methods_that_look_at_blocks_are_timed(model: str):
+    one = {"data": ["random_tokens"], "sparsities": [0.5], "seeds": [0]}
+    judging = asked(model, methods=["wanda"], allocation=["least_error(method=sparsegpt)"], **one)
+    looking = asked(model, methods=["short_gpt", "greedy(tokens=[32, 64])"], **one)
+    requests = [*judging.requests(), *looking.requests()]
+    timings = measure_pieces(open_model(model, "float32", "cpu"), 0.0, requests, {}, kinds(requests))
     assert timings.block.keys() >= {("wanda", "0.5"), ("sparsegpt", "0.5")}
     assert (Gram,) in timings.forward
-
-
-def test_the_walk_of_methods_that_look_at_blocks_is_timed(model: str):
-    study = asked(model, data=["random_tokens"], methods=["short_gpt", "greedy(tokens=[32, 64])"], sparsities=[0.5], seeds=[0])
-    timings = measure_pieces(open_model(model, "float32", "cpu"), 0.0, study.requests(), {}, kinds(study.requests()))
     assert timings.forward[(BlockChange,)] > 0
     assert timings.why_not == ()
 
@@ -252,9 +229,6 @@ def test_what_has_to_be_known_of_the_dense_model_once_is_not_multiplied_unless_i
 
 
 def test_the_probe_leaves_the_model_as_it_was(model: str):
-    from calibrant.models import open_model, view
-    from calibrant.study.timing import kinds, measure_pieces
-
     opened = open_model(model, "float32", "cpu")
     before = view(opened.model).snapshot()
     study = asked(model)
@@ -270,8 +244,9 @@ def test_nothing_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("calibrant.data.hub._chosen", [])
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    with offline(), pytest.raises(DataError, match=r"'allenai/c4'.*offline mode"):
+    with offline(), pytest.raises(DataError, match="'allenai/c4'"):
         CalibrationSet("mc4", samples=1, length=16).tokens(tiny_tokenizer())
     assert (datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE) == (False, False)
-    with pytest.raises(ModelError, match=r"'nobody/nothing' \(it isn't in the local cache of the hub either"):
+    with pytest.raises(ModelError) as raised:
         located("nobody/nothing")
+    assert raised.value.subject == "nobody/nothing"

@@ -16,7 +16,7 @@ from calibrant.store import verify
 from calibrant.testing import tiny_folder
 
 from tests.attack.harmed import model_of
-from tests.study.small import asked, ended, forked, results, tables, texts
+from tests.study.small import asked, ended, forked, results, tables
 from tests.study.test_killing import dying
 
 KILLS = 5
@@ -76,16 +76,8 @@ def ends_the_same(act: Callable[[], object], folders: list[Path], log: Path, tot
     assert code == 0, log.with_suffix(".said").read_text()
 
 
-@pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("given")
-    found = texts(folder / "texts")
-    # What is loaded and compiled at first use is so once, here, and not in every process.
-    asked(found, data=["random_tokens"]).run(folder / "first")
-    return found
-
-
-SLOW = [pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3)]
+SLOW = pytest.mark.slow
+SEEDS = [0, *(pytest.param(seed, marks=SLOW) for seed in (1, 2, 3))]
 
 
 def test_what_was_not_flushed_is_lost(tmp_path: Path):
@@ -106,11 +98,11 @@ def test_what_was_not_flushed_is_lost(tmp_path: Path):
     assert (tmp_path / "made" / "other").read_bytes() != b"content" * 100
 
 
-@pytest.mark.parametrize("propagate", ["dense", "arrival"])
-@pytest.mark.parametrize("seed", [0, *SLOW])
+@pytest.mark.parametrize("propagate", ["dense", pytest.param("arrival", marks=SLOW)])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_study_loses_nothing(given: dict[str, str], tmp_path: Path, seed: int, propagate: str):
     chance = random.Random(f"{seed} {propagate}")
-    question = asked(given, propagate=propagate)
+    question = asked(given, data=["random_tokens", "full_stops"], propagate=propagate)
     whole = functools.partial(question.run, tmp_path / "whole")
     assert ended(forked(functools.partial(watched, whole, None, tmp_path / "whole.log"))) == 0
     total = int((tmp_path / "whole.count").read_text())
@@ -127,8 +119,8 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("method", COMMANDS)
-@pytest.mark.parametrize("seed", [0, *SLOW])
+@pytest.mark.parametrize("method", ["gptq", pytest.param("greedy", marks=SLOW)])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_model_that_is_being_compressed_comes_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, method: str):
     chance = random.Random(f"{seed} {method}")
     found: list[Any] = []

@@ -9,11 +9,11 @@ from calibrant.compress import Recipe, compress
 from calibrant.store import EDITS, Store
 from calibrant.study import Study
 
-from tests.study.small import texts
+from tests.study.small import asked
 
 
 def study(given: dict[str, str], **changes: Any) -> Study:
-    return Study(given["model"], samples=4, length=32, dtype="float32", **changes)
+    return asked(given, methods=(), **changes)
 
 
 ALL = ["rtn(scales=importance)", "gptq", "rsq", "awq"]
@@ -21,9 +21,8 @@ ALL = ["rtn(scales=importance)", "gptq", "rsq", "awq"]
 
 @pytest.mark.parametrize(("methods", "transform"), [(["awq"], None), pytest.param(ALL, "rotate", marks=pytest.mark.slow)])
 def test_what_was_quantized_is_measured_again_from_what_is_stored(
-    methods: list[str], transform: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: dict[str, str], methods: list[str], transform: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    given = texts(tmp_path / "texts")
     tasks = [f"loss(source={given[name]!r}, tokens=200, length=64)" for name in ("verse", "prose")]
     groups = {"rounded": {"method": methods, "target": "w3g16"}, "both": {"method": "sparsegpt", "target": "2:4+w4g16"}}
     usual: dict[str, Any] = {"data": ["random_tokens"], "groups": groups, **({"transform": transform} if transform else {})}

@@ -12,17 +12,16 @@ from calibrant.store import verify
 from calibrant.study import Study
 from calibrant.targets import parse_target
 
-from tests.study.small import results, texts
+from tests.study.small import asked, results
 
 
 def study(given: dict[str, str]) -> Study:
     task = f"loss(source={given['verse']!r}, tokens=200, length=64)"
     methods = ["greedy(tokens=[48, 96])", "evop(tokens=[48, 96])"]
-    return Study(given["model"], data=["random_tokens"], methods=methods, target=0.67, evaluate=task, samples=4, length=32, dtype="float32")
+    return asked(given, data=["random_tokens"], methods=methods, sparsities=0.67, evaluate=task)
 
 
-def test_a_search_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = texts(tmp_path / "texts")
+def test_a_search_that_was_killed_goes_on(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not study(given).run(tmp_path / "whole").failures
     measured: list[str] = []
     add, killed = Journal.add, False

@@ -1,7 +1,6 @@
 """Workers that are processes: they give what one process gives, may die, and leave nobody behind."""
 
 import errno
-import json
 import os
 import pickle
 import queue
@@ -10,7 +9,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,14 @@ import pytest
 import torch
 
 from calibrant.cli import main
-from calibrant.errors import DataError, InputError, ModelError, OutputError, Problem, SpecError, StudyError, WorkerError
-from calibrant.progress import silent
+from calibrant.errors import DataError, InputError, ModelError, Problem, SpecError, StudyError, WorkerError
 from calibrant.store import Store
-from calibrant.study import Study, StudyResult, driver
-from calibrant.study.driver import TOKENS, Message
+from calibrant.study import driver
 from calibrant.study.request import Workload
-from calibrant.study.workers import Process, Summary, Worker, check, next_of, received, shared_threads, supervise, uninterrupted, work
-from calibrant.testing import tiny_tokenizer
+from calibrant.study.workers import Process, check, next_of, shared_threads, uninterrupted
 
-from tests.study.small import asked, ended, forked, results, texts
+from tests.study.mortal import worked
+from tests.study.small import asked, ended, forked, results
 
 ONCE = """
 import os, pathlib, signal
@@ -47,18 +45,6 @@ import calibrant.study.driver as driver
 driver.compress = lambda *_, **__: time.sleep(600)
 """
 IDLE = "import time; time.sleep(600)"
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return texts(tmp_path_factory.mktemp("given") / "texts")
-
-
-@pytest.fixture(scope="module")
-def whole(given: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "store"
-    assert asked(given).run(folder).failures == {}
-    return folder
 
 
 @pytest.fixture
@@ -85,19 +71,16 @@ def until(true: Callable[[], Any], seconds: float = 900.0) -> Any:
     return found
 
 
-def test_a_worker_that_dies_is_replaced_and_all_is_as_of_one_process(
-    given: dict[str, str], whole: Path, tmp_path: Path, poison: Callable[[str], None]
-):
-    store, told = tmp_path / "store", list[tuple[str, int, int]]()
+def test_a_worker_that_dies_is_replaced_and_all_is_as_of_one_process(given: dict[str, str], tmp_path: Path, poison: Callable[[str], None]):
+    study, store, told = asked(given, data=["random_tokens", "full_stops"], methods="wanda"), tmp_path / "store", list[tuple[str, int, int]]()
+    study.run(tmp_path / "whole")
     poison(ONCE)
-    finished = asked(given).run(store, lambda *what: told.append(what), workers=2)
+    finished = study.run(store, lambda *what: told.append(what), workers=2)
     (died,) = finished.died
-    assert died.startswith("process ")
-    assert "was ended by SIGKILL (where nobody did that: out of memory) while at work on " in died
-    assert died.endswith(" 0.5 on random_tokens; it was tried again")
-    assert (finished.computed, finished.found, finished.failures) == (8 + 16, 0, {})
-    assert results(store) == results(whole)
-    assert (told[0], told[-1]) == (("study", 0, 8), ("study", 8, 8))
+    assert re.match(r"process \d+ was ended by SIGKILL .*wanda 0\.5 on random_tokens; it was tried again$", died)
+    assert (finished.computed, finished.found, finished.failures) == (3 + 6, 0, {})
+    assert results(store) == results(tmp_path / "whole")
+    assert (told[0], told[-1]) == (("study", 0, 3), ("study", 3, 3))
     assert {("wanda 0.5 on full_stops", 2, 2), ("measuring wanda 0.5 on full_stops", 2, 2)} <= set(told)
     assert finished.seconds["open"] > 0
     assert not list((store / ".unfinished").glob("*/")), "no tokens of a data set stay"
@@ -143,7 +126,8 @@ def test_an_interrupted_study_ends_its_workers_and_says_how_to_go_on(given: dict
     number = forked(command, tmp_path / "said")
     workers = until(lambda: len(found := workers_of(number)) == 2 and found)
     os.kill(number, signal.SIGINT)
-    assert (ended(number), (tmp_path / "said").read_text()) == (130, "interrupted; run the same command again to continue\n")
+    assert ended(number) == 130
+    assert (tmp_path / "said").read_text().count("\n") == 1
     assert not psutil.wait_procs(workers, timeout=300)[1]
     assert not Store(tmp_path / "store", create=False).failures()
 
@@ -163,50 +147,7 @@ def test_an_interrupt_that_comes_before_the_wait_is_noticed_soon():
     assert max(waits) <= 1
 
 
-# How workers are supervised, with ones that are threads of this process and die when a test wants them to
-
-
-class Died(BaseException):
-    """Nothing in a driver catches it, as nothing catches a kill."""
-
-
-class Mortal(Worker):
-    """Does a job in this process. It dies where `deadly` says so of what it is doing: the label, and the id of its failure."""
-
-    born = 0
-
-    def __init__(self, job: Mapping[str, Any], deadly: Callable[[str, str], bool]) -> None:
-        Mortal.born += 1
-        self._name, self._job, self._deadly = f"worker {Mortal.born}", job, deadly
-
-    def messages(self) -> Iterator[Message]:
-        sent: list[Message] = []
-
-        def report(message: Message) -> None:
-            sent.append(message)
-            if message[0] == "doing" and self._deadly(message[1], message[2]):
-                raise Died
-
-        try:
-            work(self._job, report)
-        except Died:
-            yield from map(received, sent)
-            raise WorkerError(f"{self._name} fell", subject=self._name) from None
-        yield from map(received, sent)
-
-    def end(self) -> None:
-        pass
-
-
-def worked(study: Study, folder: Path, deadly: Callable[[str, str], bool] = lambda *_: False) -> StudyResult:
-    """What two such workers make of a study."""
-    Mortal.born = 0
-    with Store(folder) as store:
-        store.write_text("study.yaml", study.as_yaml())
-        workload = study.workload()
-        (store.staging_folder() / "work.json").write_text(json.dumps({"work": workload.to_json(), "forgiven": {}}))
-        job = {"folder": str(folder), "shared": str(store.staging_folder()), "count": 2, "threads": 1}
-        return supervise(Summary(store, workload, silent), [lambda place=place: Mortal({**job, "place": place}, deadly) for place in range(2)])
+# How workers are supervised, with ones of this process
 
 
 def test_a_run_that_kills_twice_is_recorded_and_tried_again_on_request(given: dict[str, str], whole: Path, tmp_path: Path):
@@ -214,10 +155,7 @@ def test_a_run_that_kills_twice_is_recorded_and_tried_again_on_request(given: di
     finished = worked(asked(given), tmp_path, lambda what, failed_id: failed_id in runs)
     assert {f["what"] for f in finished.failures.values()} == {"wanda 0.5 on random_tokens", "sparsegpt 0.5 on random_tokens"}
     assert set(finished.failures) == runs
-    for failure in finished.failures.values():
-        assert re.fullmatch(r"WorkerError: worker \d+ fell while at work on \w+ 0.5 on random_tokens, and so did one before it", failure["error"]), (
-            failure["error"]
-        )
+    assert all(re.match(r"WorkerError: worker \d+ fell", failure["error"]) for failure in finished.failures.values())
     ends = [died.partition("; ")[2] for died in finished.died]
     assert (ends.count("it was tried again"), ends.count("it was given up") >= 2) == (2, True)
     assert {k: v for k, v in results(tmp_path).items() if k.startswith("runs")}.items() <= results(whole).items()
@@ -239,9 +177,7 @@ def test_a_measurement_that_kills_costs_no_other(given: dict[str, str], tmp_path
 
 
 def test_a_model_that_kills_every_worker_is_refused(given: dict[str, str], tmp_path: Path):
-    with pytest.raises(
-        ModelError, match=r"worker \d fell while at work on opening .*tiny, and so did one before it; give workers more memory"
-    ) as caught:
+    with pytest.raises(ModelError) as caught:
         worked(asked(given), tmp_path, lambda what, _: what.startswith("opening"))
     assert caught.value.subject == given["model"]
 
@@ -252,8 +188,9 @@ def test_one_of_several_models_that_cant_be_opened_is_a_hole(given: dict[str, st
     finished = worked(study, tmp_path / "store")
     assert {f["cell"][0] for f in finished.failures.values()} == {gone}
     assert [bool(c.run) for c in finished.cells] == [False, False, True, True]
-    with pytest.raises(ModelError, match=r"gone\.gguf"):
+    with pytest.raises(ModelError) as raised:
         worked(asked(given, models=gone), tmp_path / "other")
+    assert raised.value.subject == gone
 
 
 def test_what_another_is_at_is_passed_over_and_waited_for(given: dict[str, str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -275,18 +212,14 @@ def test_what_another_is_at_is_passed_over_and_waited_for(given: dict[str, str],
 
 
 def test_statistics_beyond_the_limit_go_after_their_last_use(given: dict[str, str], tmp_path: Path):
-    every = asked(given, methods=["wanda", "magnitude"], sparsities=[0.5, "2:4"])
+    every = asked(given, data=["random_tokens", "full_stops"], methods="wanda", sparsities=[0.5, "2:4"])
     every.run(tmp_path / "kept")
     kept = {p.name for p in (tmp_path / "kept" / "statistics").iterdir()}
-    assert len(kept) == 3
-    Study(**{**vars_of(every), "statistics_gb": 1e-7}).run(tmp_path / "limited")
+    assert len(kept) == 2
+    replace(every, statistics_gb=1e-7).run(tmp_path / "limited")
     assert not list((tmp_path / "limited" / "statistics").iterdir())
     same = {k: v for k, v in results(tmp_path / "limited").items() if k != "study.yaml"}
     assert same == {k: v for k, v in results(tmp_path / "kept").items() if k != "study.yaml"}
-
-
-def vars_of(study: Study) -> dict[str, Any]:
-    return {k: v for k, v in vars(study).items() if not k.startswith("_")}
 
 
 def test_workers_divide_the_threads():
@@ -306,83 +239,41 @@ def job(folder: Path) -> dict[str, Any]:
 def test_a_worker_that_has_ended_says_so(tmp_path: Path):
     worker = Process(job(tmp_path))
     worker.end()
-    with pytest.raises(WorkerError, match=rf"process {worker.number} was ended by SIGKILL") as caught:
+    with pytest.raises(WorkerError) as caught:
         list(worker.messages())
     assert caught.value.subject == str(worker.number)
 
 
 @pytest.mark.parametrize(
-    ("changes", "match"),
+    ("changes", "given_as"),
     [
-        ({"engine": "rai"}, "no engine called 'rai', did you mean 'ray'.*local, ray"),
-        ({"workers": 0}, "0 workers can't do anything"),
-        ({"gpus": -1.0, "engine": "ray"}, r"can't have -1\.0 GPUs"),
-        ({"address": "10.0.0.1:6379"}, r"the address '10\.0\.0\.1:6379' is for the engine ray"),
-        ({"gpus": 0.5}, r"gpus=0\.5 is for the engine ray"),
+        ({"engine": "rai"}, "'rai'"),
+        ({"workers": 0}, "0 workers"),
+        ({"gpus": -1.0, "engine": "ray"}, "-1.0"),
+        ({"address": "10.0.0.1:6379"}, "'10.0.0.1:6379'"),
+        ({"gpus": 0.5}, "gpus=0.5"),
     ],
 )
-def test_what_an_engine_cant_do_is_refused_before_anything_is_written(given: dict[str, str], tmp_path: Path, changes: dict[str, Any], match: str):
-    with pytest.raises(SpecError, match=match):
+def test_what_an_engine_cant_do_is_refused_before_anything_is_written(given: dict[str, str], tmp_path: Path, changes: dict[str, Any], given_as: str):
+    with pytest.raises(SpecError) as raised:
         asked(given).run(tmp_path / "store", **changes)
+    assert given_as in str(raised.value)
     assert not (tmp_path / "store").exists()
 
 
 def test_ray_that_isnt_installed_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SpecError, match=r"needs the package ray.*pip install 'calibrant\[ray\]'"):
+    with pytest.raises(SpecError) as raised:
         check("ray")
+    assert raised.value.subject == "ray"
 
 
-@pytest.mark.parametrize(
-    ("error", "again"),
-    [
-        (OutputError("the disk is full", subject="/here"), OutputError("the disk is full")),
-        (OSError(errno.ENOSPC, "no room", "/a/file"), OSError(errno.ENOSPC, "no room", "/a/file")),
-        (OSError("odd"), OSError("odd")),
-        (StudyError([Problem(3, "data", "lacks")], subject="a.yaml"), InputError("a.yaml has a mistake:\nline 3: data: lacks")),
-    ],
-)
-def test_an_error_that_ends_the_study_survives_the_way_from_a_worker(
-    error: Exception, again: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def failing(self: Any) -> None:
-        raise error
-
-    (tmp_path / "work.json").write_text(json.dumps({"work": Workload((), frozenset(), {}).to_json(), "forgiven": {}}))
-    monkeypatch.setattr(driver.Driver, "run", failing)
-    sent: list[Message] = []
-    work(job(tmp_path) | {"folder": str(tmp_path / "store")}, sent.append)
-    (message,) = sent
-    with pytest.raises(type(again)) as caught:
-        received(json.loads(json.dumps(message)))
-    back = caught.value
-    assert (repr(back), str(back), getattr(back, "errno", None)) == (repr(again), str(again), getattr(again, "errno", None))
-    assert getattr(back, "subject", "") == getattr(error, "subject", "")
-
-
-def test_a_workload_survives_the_way_to_a_worker(given: dict[str, str]):
+def test_what_workers_pass_to_each_other_arrives_as_it_was(given: dict[str, str], tmp_path: Path):
     mix = f"mix(a={given['prose']!r}, b=0.5*random_tokens + 0.5*full_stops, weight=0.25)"
-    methods = ["sparsegpt(damp=0.02)", "wanda", "magnitude"]
-    sent = asked(given, data=[mix, given["verse"]], methods=methods, sparsities=[0.29, "2:4"], seeds=[0, 3], tokens=90).workload()
-    back = Workload.from_json(json.loads(json.dumps(sent.to_json())))
-    assert {k: v for k, v in vars(back).items() if k != "requests"} == {k: v for k, v in vars(sent).items() if k != "requests"}
-    for one, other in zip(back.requests, sent.requests, strict=True):
-        assert (repr(one.calibration), one.recipe, one.model) == (repr(other.calibration), other.recipe, other.model)
-        assert (one.provisional, one.cell, one.sets) == (other.provisional, other.cell, other.sets)
-
-
-def test_tokens_survive_the_way_to_another_worker(given: dict[str, str]):
-    mix = f"mix(a={given['prose']!r}, b=random_tokens, weight=0.25)"
-    calibration = asked(given, data=[mix]).requests()[-1].calibration
-    assert calibration is not None
-    batch = calibration.tokens(tiny_tokenizer())
-    again = TOKENS.unpack(TOKENS.pack(batch))
-    pairs = [(batch, again), *((one, back) for (_, one), (_, back) in zip(batch.mixed, again.mixed, strict=True))]
-    assert len(pairs) == 3
-    assert [factor for factor, _ in batch.mixed] == [factor for factor, _ in again.mixed]
-    for one, back in pairs:
-        assert all(torch.equal(getattr(one, name), getattr(back, name)) for name in ("ids", "mask", "weights"))
-        assert (one.fingerprint, one.facts, one.examples) == (back.fingerprint, back.facts, back.examples)
+    study = asked(given, data=[mix, given["verse"]], methods="sparsegpt(damp=0.02)", sparsities=[0.29], seeds=[3], tokens=90, allow_leak=True)
+    assert worked(study, tmp_path / "by two").failures == {}
+    assert study.run(tmp_path / "by one").failures == {}
+    assert results(tmp_path / "by two") == results(tmp_path / "by one")
 
 
 class Bomb:
@@ -398,8 +289,9 @@ class Bomb:
 def test_a_worker_that_writes_a_pickle_is_taken_for_dead(tmp_path: Path, poison: Callable[[str], None]):
     poison(f"import pathlib, pickle, sys\nsys.stdout.buffer.write({pickle.dumps(Bomb(tmp_path / 'ran'))!r} + b'\\n')\nsys.stdout.flush()")
     worker = Process(job(tmp_path))
-    with pytest.raises(WorkerError, match=rf"process {worker.number} wrote what is no message"):
+    with pytest.raises(WorkerError) as raised:
         list(worker.messages())
+    assert raised.value.subject == str(worker.number)
     worker.end()
     assert not (tmp_path / "ran").exists()
 
@@ -411,15 +303,27 @@ def test_tokens_that_are_a_pickle_are_a_failure_and_not_run(given: dict[str, str
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_workload_that_a_worker_cant_build_ends_the_study(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("error", "arrives"),
+    [
+        (DataError("the file isn't there", subject="prose.jsonl"), DataError),
+        (OSError(errno.ENOSPC, "no room", "/a/file"), OSError),
+        (StudyError([Problem(3, "data", "lacks")], subject="a.yaml"), InputError),
+    ],
+)
+def test_an_error_in_a_worker_ends_the_study_as_it_is(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, arrives: type[Exception]
+):
     """A user's file may be gone by the time that a worker looks."""
 
     def gone(plain: Any) -> Any:
-        raise DataError("prose.jsonl isn't there")
+        raise error
 
     monkeypatch.setattr(Workload, "from_json", gone)
-    with pytest.raises(DataError, match=r"prose\.jsonl isn't there"):
+    with pytest.raises(arrives) as raised:
         worked(asked(given), tmp_path)
+    assert str(raised.value) == str(error)
+    assert getattr(raised.value, "subject", "") == getattr(error, "subject", "")
 
 
 def test_a_full_disk_in_a_worker_ends_the_study_and_is_no_failure(given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -427,6 +331,7 @@ def test_a_full_disk_in_a_worker_ends_the_study_and_is_no_failure(given: dict[st
         raise OSError(errno.ENOSPC, "no room")
 
     monkeypatch.setattr(driver, "compress", full)
-    with pytest.raises(OSError, match="no room"):
+    with pytest.raises(OSError, match="no room") as raised:
         worked(asked(given), tmp_path)
+    assert raised.value.errno == errno.ENOSPC
     assert not Store(tmp_path, create=False).failures()

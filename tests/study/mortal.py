@@ -1,0 +1,56 @@
+"""Workers that are in this process, do what real ones do, and die when a test wants them to."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from calibrant.errors import WorkerError
+from calibrant.progress import silent
+from calibrant.store import Store
+from calibrant.study import Study, StudyResult
+from calibrant.study.driver import Message
+from calibrant.study.workers import Summary, Worker, received, supervise, work
+
+
+class Died(BaseException):
+    """Nothing in a driver catches it, as nothing catches a kill."""
+
+
+class Mortal(Worker):
+    """Does a job in this process. It dies where `deadly` says so of what it is doing: the label, and the id of its failure."""
+
+    born = 0
+
+    def __init__(self, job: Mapping[str, Any], deadly: Callable[[str, str], bool]) -> None:
+        Mortal.born += 1
+        self._name, self._job, self._deadly = f"worker {Mortal.born}", job, deadly
+
+    def messages(self) -> Iterator[Message]:
+        sent: list[Message] = []
+
+        def report(message: Message) -> None:
+            sent.append(message)
+            if message[0] == "doing" and self._deadly(message[1], message[2]):
+                raise Died
+
+        try:
+            work(self._job, report)
+        except Died:
+            yield from map(received, sent)
+            raise WorkerError(f"{self._name} fell", subject=self._name) from None
+        yield from map(received, sent)
+
+    def end(self) -> None:
+        pass
+
+
+def worked(study: Study, folder: Path, deadly: Callable[[str, str], bool] = lambda *_: False) -> StudyResult:
+    """What two such workers make of a study."""
+    Mortal.born = 0
+    with Store(folder) as store:
+        store.write_text("study.yaml", study.as_yaml())
+        workload = study.workload()
+        (store.staging_folder() / "work.json").write_text(json.dumps({"work": workload.to_json(), "forgiven": {}}))
+        job = {"folder": str(folder), "shared": str(store.staging_folder()), "count": 2, "threads": 1}
+        return supervise(Summary(store, workload, silent), [lambda place=place: Mortal({**job, "place": place}, deadly) for place in range(2)])

@@ -1,0 +1,53 @@
+"""What is said of a study that can't be run: the one place where the sentences of this room stand."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from calibrant.errors import CalibrantError, StudyError
+from calibrant.study import Study, read_study
+
+SMALL = "model: smollm2\ndata: random_tokens\n"
+SAID = [
+    ("", "there is nothing in it; a study names at least a model and data"),
+    ("just words", "'just words' is no study; write keys with values"),
+    ("model: smollm2\ndata: [c4", "this is no YAML: expected ',' or ']'"),
+    ("model: smollm2\ndata: c4: x", "a text with a colon and a space in it needs quotes"),
+    (SMALL + "model: gpt2", "the key 'model' is there twice, first in line 1"),
+    (SMALL + "target: 0.5\nsparsity: 0.6", "leave one out"),
+    (SMALL + "sed: 0", "did you mean 'seed'?"),
+    (SMALL + "samples: 0", "samples is 0; it must be a whole number of at least 1"),
+    (SMALL + "masks: yes", "masks is 'yes'; it must be true or false"),
+    ("model: smollm2\ndata: gsm9k", "there is no source called 'gsm9k', did you mean 'gsm8k'?"),
+    (SMALL + "method: wnada", "there is no method called 'wnada', did you mean 'wanda'?"),
+    (SMALL + "evaluate: [loss(source=wikitext, tokens=10)]", "a text with a comma needs quotes"),
+    (SMALL + "sparsity: 50", "did you mean 0.5?"),
+    (SMALL + "method: rtn\nsparsity: 0.5", "write a group for each kind of target, or leave the pair out with exclude"),
+    (SMALL + "baseline: python_docs", "'python_docs' is no set of the grid"),
+    (SMALL + "exclude: [{sparsity: 0.9}]", "0.9 isn't in the grid, so there is nothing to leave out"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), SAID, ids=range(len(SAID)))
+def test_a_mistake_in_a_file_is_answered_with_what_to_do(tmp_path: Path, text: str, said: str):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(StudyError) as raised:
+        read_study(tmp_path / "study.yaml")
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"workers": 0}, "0 workers can't do anything"),
+        ({"engine": "rai"}, "no engine called 'rai', did you mean 'ray'?"),
+        ({"address": "10.0.0.1:6379"}, "the address '10.0.0.1:6379' is for the engine ray"),
+        ({"groups": ["contrl"]}, "no group called 'contrl', did you mean 'control'?; its groups are control"),
+    ],
+)
+def test_what_a_run_cannot_do_is_said(tmp_path: Path, asked: dict[str, object], said: str):
+    study = replace(Study("smollm2", "random_tokens"), groups={"control": {}})
+    with pytest.raises(CalibrantError) as raised:
+        study.run(tmp_path / "store", **asked)
+    assert said in str(raised.value)
