@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Seen
-from calibrant.errors import NumericsError, SpecError, TargetError
 from calibrant.methods.magnitude import Magnitude
 from calibrant.methods.ria import RIA
 from calibrant.targets import NofM, Sparsity, Target
@@ -44,12 +43,6 @@ def test_the_mask_is_exactly_that_of_the_loops_in_float64(target: Target):
     assert torch.equal(result, weight * expected)
 
 
-def test_bfloat16_is_scored_in_float32():
-    weight, x = torch.randn(60, 96).bfloat16(), torch.randn(150, 96).bfloat16()
-    expected = torch.tensor(mask_by_loops(weight.double(), x.double(), Sparsity(0.5)))
-    assert ((pruned(weight, x, Sparsity(0.5)) != 0) == expected).double().mean() >= 0.9999
-
-
 @pytest.mark.parametrize("power", [0.0, 1.0])
 def test_the_power_says_how_much_the_inputs_count(power: float):
     weight, x = torch.randn(20, 32, dtype=torch.float64), torch.randn(50, 32, dtype=torch.float64) * torch.rand(32, dtype=torch.float64)
@@ -71,19 +64,3 @@ def test_rows_and_columns_of_zeros_go_first():
     weight[2], weight[:, 5] = 0, 0
     result = pruned(weight, torch.ones(3, 8), Sparsity(0.5))
     assert int((result != 0).sum()) == 24
-
-
-@pytest.mark.parametrize("power", [-0.5, math.nan, math.inf])
-def test_the_power_is_no_less_than_zero(power: float):
-    with pytest.raises(SpecError, match=r"the power of the inputs' size must be 0 or more; 0.5 is the paper's"):
-        RIA(power=power)
-
-
-def test_what_has_no_numbers_or_no_fit_is_refused():
-    weight = torch.ones(2, 4)
-    with pytest.raises(NumericsError, match=r"the weight holds NaN or infinity \(1 of 8 numbers\)"):
-        pruned(weight.index_put((torch.tensor(0), torch.tensor(1)), torch.tensor(math.nan)), torch.ones(3, 4), Sparsity(0.5))
-    with pytest.raises(NumericsError, match=r"no token reached the matrix \(0 tokens, weight 0\)"):
-        pruned(weight, torch.ones(0, 4), Sparsity(0.5))
-    with pytest.raises(TargetError, match="6 inputs, and 2:4"):
-        pruned(torch.rand(4, 6), torch.rand(5, 6), NofM(2, 4))

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Seen
-from calibrant.errors import NumericsError, TargetError
 from calibrant.methods.wanda import Wanda
 from calibrant.targets import NofM, Sparsity, Target
 
@@ -43,54 +42,20 @@ def test_the_mask_is_exactly_that_of_the_loops_in_float64(target: Target):
     assert torch.equal(result, weight * expected)
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_the_mask_in_float32_is_that_of_the_loops(target: Target):
-    weight, x = torch.randn(120, 96), torch.randn(150, 96) * torch.rand(96)
-    expected = torch.tensor(mask_by_loops(weight.double(), x.double(), target))
-    assert ((pruned(weight, x, target) != 0) == expected).double().mean() >= 0.9999
-
-
-def test_bfloat16_is_scored_in_float32():
-    weight, x = torch.randn(60, 96).bfloat16(), torch.randn(150, 96).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_mask_in_narrower_types_is_that_of_the_loops(dtype: torch.dtype):
+    weight, x = torch.randn(120, 96).to(dtype), (torch.randn(150, 96) * torch.rand(96)).to(dtype)
     expected = torch.tensor(mask_by_loops(weight.double(), x.double(), Sparsity(0.5)))
     assert ((pruned(weight, x, Sparsity(0.5)) != 0) == expected).double().mean() >= 0.9999
 
 
-def test_of_equal_scores_the_lowest_column_goes():
+def test_of_equal_scores_the_lowest_column_goes_and_before_all_an_input_that_was_always_zero():
     assert pruned(torch.ones(2, 4), torch.ones(3, 4), Sparsity(0.5)).tolist() == [[0, 0, 1, 1]] * 2
-
-
-def test_inputs_that_were_always_zero_go_first():
-    x = torch.ones(3, 4)
-    x[:, 3] = 0
-    assert pruned(torch.tensor([[1.0, 2.0, 3.0, 100.0]]), x, Sparsity(0.5)).tolist() == [[0, 2, 3, 0]]
+    silent = torch.tensor([[1.0, 1.0, 1.0, 0.0]] * 3)
+    assert pruned(torch.tensor([[1.0, 2.0, 3.0, 100.0]]), silent, Sparsity(0.5)).tolist() == [[0, 2, 3, 0]]
 
 
 def test_token_weights_count():
     x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     assert pruned(torch.ones(1, 2), x, Sparsity(0.5)).tolist() == [[0, 1]]
     assert pruned(torch.ones(1, 2), x, Sparsity(0.5), torch.tensor([1.0, 0.1])).tolist() == [[1, 0]]
-
-
-def test_a_weight_that_is_not_finite_is_refused():
-    weight = torch.ones(2, 4)
-    weight[0, 1] = math.nan
-    with pytest.raises(NumericsError, match=r"the weight holds NaN or infinity \(1 of 8 numbers\)"):
-        pruned(weight, torch.ones(3, 4), Sparsity(0.5))
-
-
-def test_activations_that_are_not_finite_are_refused():
-    x = torch.ones(3, 4)
-    x[1, 2] = math.inf
-    with pytest.raises(NumericsError, match=r"the squared norms of the inputs holds NaN or infinity \(1 of 4 numbers\)"):
-        pruned(torch.ones(2, 4), x, Sparsity(0.5))
-
-
-def test_a_matrix_that_no_token_reached_is_refused():
-    with pytest.raises(NumericsError, match=r"no token reached the matrix \(0 tokens, weight 0\)"):
-        pruned(torch.ones(2, 4), torch.ones(0, 4), Sparsity(0.5))
-
-
-def test_a_pattern_that_does_not_fit_is_refused():
-    with pytest.raises(TargetError, match="6 inputs, and 2:4"):
-        pruned(torch.rand(4, 6), torch.rand(5, 6), NofM(2, 4))
