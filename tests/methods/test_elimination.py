@@ -16,13 +16,14 @@ from calibrant.methods._elimination import eliminate, eliminate_columns, elimina
 from calibrant.methods._factor import Factor, factorise
 from calibrant.targets import NofM, Sparsity, Target
 
-TARGETS = [Sparsity(0.5), Sparsity(0.0), Sparsity(0.93), NofM(2, 4), NofM(1, 4), NofM(7, 10), NofM(1, 160), NofM(19, 20)]
+from tests.methods.matrices import by_threads, features
+
+TARGETS = [Sparsity(0.5), Sparsity(0.0), Sparsity(0.93), NofM(2, 4), NofM(7, 10), NofM(1, 160)]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
 def made(inputs: int, dtype: torch.dtype, rows: int = 70) -> tuple[Tensor, Factor]:
-    x = torch.randn(3 * inputs, inputs, dtype=dtype) @ (torch.eye(inputs, dtype=dtype) + torch.randn(inputs, inputs, dtype=dtype) / inputs**0.5)
-    return torch.randn(rows, inputs, dtype=dtype), factorise(Gram.of(x), 0.01)
+    return torch.randn(rows, inputs, dtype=dtype), factorise(Gram.of(features(3 * inputs, inputs, dtype)), 0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -46,20 +47,12 @@ def test_the_width_of_a_block_changes_no_pattern(target: NofM):
     assert ((plain != 0).reshape(-1, target.m).sum(-1) == target.n).all()
 
 
-@pytest.mark.parametrize("rows", [1, 2, 63, 64, 65, 200])
+@pytest.mark.parametrize("rows", [1, 63, 200])
 @pytest.mark.parametrize("target", [Sparsity(0.5), NofM(2, 4)], ids=str)
 def test_threads_and_tiles_change_nothing(rows: int, target: Target):
     weight, factor = made(160, torch.float64, rows)
-    results = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(eliminate(weight, factor, target, 128))
-    finally:
-        torch.set_num_threads(before)
     columns = eliminate(weight, factor, target, 128, eliminate_columns)
-    for result in results:
+    for result in by_threads(lambda: eliminate(weight, factor, target, 128)):
         assert torch.allclose(result, columns, rtol=1e-10, atol=1e-12)
 
 
@@ -68,13 +61,6 @@ def test_of_equal_scores_the_lowest_index_goes():
     for step in (eliminate_rows, eliminate_columns):
         assert eliminate(torch.ones(2, 8), one, NofM(1, 4), 128, step).tolist() == [[0, 0, 0, 1, 0, 0, 0, 1]] * 2
         assert eliminate(torch.ones(2, 8), one, Sparsity(0.5), 128, step).tolist() == [[0] * 8, [1] * 8]
-
-
-def test_the_arguments_stay_as_they_were():
-    weight, factor = made(160, torch.float32)
-    before = weight.clone(), factor.upper.clone(), factor.saliency.clone()
-    eliminate(weight, factor, Sparsity(0.5), 128)
-    assert all(map(torch.equal, before, (weight, factor.upper, factor.saliency)))
 
 
 SCRIPT = """
@@ -98,6 +84,7 @@ def test_it_compiles_where_no_folder_can_be_written(tmp_path: Path):
     assert ran.stdout.split(" ", 1) == ["NullCache", "[[0.0, 0.0, 0.0, 1.0]]\n"], ran.stderr
 
 
+@pytest.mark.slow
 def test_listing_methods_imports_no_compiler():
     script = "import sys; from calibrant.methods import methods; methods.get('sparsegpt'); assert 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
