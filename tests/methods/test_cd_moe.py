@@ -340,7 +340,7 @@ def test_nothing_of_a_target_is_nothing_condensed(folders: dict[str, Path], batc
 # The rest is about a model that has learnt something.
 
 
-def learnt(samples: int = 8, length: int = 128) -> TokenBatch:
+def learnt(samples: int, length: int) -> TokenBatch:
     return CalibrationSet("0.4*python_docs + 0.3*python_code + 0.3*arithmetic", samples=samples, length=length).tokens(tiny_tokenizer())
 
 
@@ -360,9 +360,10 @@ def test_greedy_is_near_the_best_of_all_pairs() -> None:
     assert max(ratios) < 1.1, ratios
 
 
+@pytest.mark.slow
 def test_a_dead_expert_is_not_kept_before_others(tmp_path: Path) -> None:
     model = plant(trained_mixture(), dead=[(1, 3)])
     model.save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    _, record = condensed_by(tmp_path / "model", "cd_moe(experts=4)", 0.5, learnt())
+    _, record = condensed_by(tmp_path / "model", "cd_moe(experts=4)", 0.5, learnt(samples=8, length=128))
     assert 3 not in record.edits[0]["notes"]["experts"]["1"]["order"]
