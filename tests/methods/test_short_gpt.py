@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM
 
 from calibrant.compress import prune
 from calibrant.data import CalibrationSet
-from calibrant.errors import TargetError
 from calibrant.methods.short_gpt import ShortGPT
 from calibrant.models import open_model
 from calibrant.testing import tiny_folder
@@ -51,7 +50,6 @@ def test_the_block_that_turns_its_input_least_goes(folder: Path, tmp_path: Path)
     assert edit["notes"]["scores"] == pytest.approx(wanted, rel=1e-4)
     assert (edit["edit"], edit["blocks"], edit["of"]) == ("drop_blocks", [wanted.index(min(wanted))], 3)
     assert done.record.sparsity == pytest.approx(1 / 3)
-    assert {entry["reason"] for entry in done.record.dense if "proj" in entry["name"]} == {"short_gpt left it as it is"}
     reopened = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
@@ -59,19 +57,6 @@ def test_the_block_that_turns_its_input_least_goes(folder: Path, tmp_path: Path)
     assert reopened.config.num_hidden_layers == 2
     assert prune(str(folder), "python_docs", "short_gpt", 0.34, tmp_path / "out", **SMALL).already_done
     assert json.loads((tmp_path / "out" / "calibrant.json").read_text())["record"]["edits"] == [edit]
-
-
-@pytest.mark.parametrize(
-    ("target", "said"),
-    [
-        (0.3, r"0\.3 of 3 blocks is less than one; ask for at least 0\.334"),
-        ("2:4", r"short_gpt can't be asked for 2:4: it accepts a sparsity from 0 up to"),
-    ],
-)
-def test_what_is_no_share_of_the_blocks_is_refused_before_anything_is_read(folder: Path, tmp_path: Path, target: str, said: str) -> None:
-    with pytest.raises(TargetError, match=said):
-        prune(str(folder), "python_docs", "short_gpt", target, tmp_path / "out", **SMALL)
-    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_nothing_of_a_target_is_nothing_dropped(folder: Path) -> None:
