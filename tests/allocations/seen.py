@@ -28,3 +28,7 @@ def matrices(family: str = "llama", blocks: int = 3) -> dict[Weight, Seen]:
     seen_by = view(model)
     seen = dict(walk(seen_by, batch(), (FeatureNorms, Gram), "dense"))
     return {weight: seen.get(weight, Seen({})) for weight in seen_by.weights}
+
+
+def size(weight: Weight) -> int:
+    return weight.shape[0] * weight.shape[1]
