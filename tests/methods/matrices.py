@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,17 @@ def seen_of(x: Tensor, weights: Tensor | None = None) -> Seen:
 def error(weight: Tensor, result: Tensor, x: Tensor) -> float:
     """‖(W - Ŵ)Xᵀ‖²/‖WXᵀ‖²."""
     return float((x @ (weight - result).T).square().sum() / (x @ weight.T).square().sum())
+
+
+def on_the_support(weight: Tensor, x: Tensor, keep: Tensor, damp: float = 0.01) -> Tensor:
+    """The best weights where `keep`: of each row by a direct solution, (H_SS v_S = (H w)_S)."""
+    inputs, w = x.double().numpy(), weight.double().numpy()
+    hessian = inputs.T @ inputs / len(inputs)
+    hessian += damp * hessian.diagonal().mean() * np.eye(len(hessian))
+    best = np.zeros_like(w)
+    for row, at in enumerate(keep.numpy()):
+        best[row, at] = np.linalg.solve(hessian[np.ix_(at, at)], hessian[at] @ w[row])
+    return torch.from_numpy(best)
 
 
 def spoilt(numbers: Tensor, bad: float) -> Tensor:

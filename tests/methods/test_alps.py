@@ -9,21 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibrant.activations import Gram
-from calibrant.methods import _admm
 from calibrant.methods.alps import ALPS
 from calibrant.methods.magnitude import Magnitude
 from calibrant.methods.sparsegpt import SparseGPT
 from calibrant.methods.wanda import Wanda
 from calibrant.targets import NofM, Sparsity, Target
 
-from tests.methods.matrices import error, features, seen_of
+from tests.methods.matrices import error, features, on_the_support, seen_of
 
 Matrix = np.ndarray[Any, Any]
 
 ALONE = ALPS(steps=0)
 """Without the gradients at the end."""
-TARGETS = [Sparsity(0.5), Sparsity(0.29), Sparsity(0.7), NofM(2, 4), NofM(1, 4), NofM(4, 8)]
+TARGETS = [Sparsity(0.29), Sparsity(0.7), NofM(2, 4), NofM(4, 8)]
 
 
 def top(sizes: Matrix, target: Target, per: str = "matrix") -> Matrix:
@@ -71,25 +69,14 @@ def by_the_paper(weight: Tensor, x: Tensor, target: Target, damp: float = 0.01, 
     return d / scale, stays
 
 
-def on_the_support(weight: Tensor, x: Tensor, stays: Matrix, damp: float = 0.01) -> Matrix:
-    """The best weights where `stays`: of each row by a direct solution."""
-    inputs, w = x.double().numpy(), weight.double().numpy()
-    hessian = inputs.T @ inputs / len(inputs)
-    hessian += damp * hessian.diagonal().mean() * np.eye(len(hessian))
-    best = np.zeros_like(w)
-    for row, at in enumerate(stays):
-        best[row, at] = np.linalg.solve(hessian[np.ix_(at, at)], hessian[at] @ w[row])
-    return best
-
-
 def pruned(weight: Tensor, x: Tensor, target: Target, method: ALPS = ALONE) -> Tensor:
     return method.compress(weight, seen_of(x), target).weight
 
 
+@pytest.mark.parametrize(("per", "inputs"), [("matrix", 96), ("row", 96), ("matrix", 200)])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-@pytest.mark.parametrize("per", ["matrix", "row"])
-def test_float64_agrees_with_the_paper_and_row_by_row_each_row_keeps_as_many(target: Target, per: str):
-    weight, x = torch.randn(24, 96, dtype=torch.float64), features(300, 96, mixing=2)
+def test_float64_agrees_with_the_paper_and_row_by_row_each_row_keeps_as_many(target: Target, per: str, inputs: int):
+    weight, x = torch.randn(24, inputs, dtype=torch.float64), features(500, inputs, mixing=2)
     result = pruned(weight, x, target, ALPS(steps=0, per=per))
     expected, stays = by_the_paper(weight, x, target, per=per)
     assert torch.equal(result != 0, torch.from_numpy(stays))
@@ -113,7 +100,7 @@ def test_with_enough_steps_the_weights_are_the_best_on_their_support_and_few_bri
     none, ten, many = (pruned(weight, x, target, ALPS(steps=steps)) for steps in (0, 10, 400))
     stays = (many != 0).numpy()
     assert np.array_equal(stays, by_the_paper(weight, x, target)[1])
-    assert np.allclose(many.numpy(), on_the_support(weight, x, stays), rtol=1e-6, atol=1e-8)
+    assert np.allclose(many.numpy(), on_the_support(weight, x, many != 0).numpy(), rtol=1e-6, atol=1e-8)
     lost = [error(weight, found, x) for found in (none, ten, many)]
     assert lost[2] * (1 - 1e-4) <= lost[1] <= lost[0]  # the best is that of damped errors
     assert lost[1] - lost[2] <= 0.1 * (lost[0] - lost[2]) + 1e-12
@@ -160,55 +147,3 @@ def test_one_eigendecomposition_for_each_distinct_input(monkeypatch: pytest.Monk
     for rows, target in ((48, Sparsity(0.5)), (16, Sparsity(0.7)), (16, NofM(2, 4))):
         ALPS().compress(torch.randn(rows, 48), shared, target)
     assert calls == {"eigh": 1}
-
-
-@pytest.mark.parametrize(("rows", "inputs"), [(1, 5), (30, 96)])
-def test_a_step_is_the_three_of_the_paper_in_the_kernel_and_in_torch(rows: int, inputs: int):
-    """What is pulled next is B + V/ρ, with B = W̃ + (D - V/ρ - W̃)P."""
-    dense, pulled, keep = torch.randn(rows, inputs).double(), torch.randn(rows, inputs).double(), torch.rand(rows, inputs) > 0.5
-    half = torch.randn(inputs, inputs).double()
-    response = half @ half.T
-    d, u = pulled * keep, pulled * ~keep
-    fits = dense + (d - u - dense) @ response
-    for prepare in (_admm._in_rows, _admm._all_rows):
-        rest, sparse = torch.empty_like(dense), torch.empty_like(dense)
-        prepare(pulled, dense, keep, rest, sparse)
-        rest.addmm_(sparse, response, alpha=2)
-        assert torch.allclose(rest, fits + u, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize(("inputs", "alike"), [(5, False), (192, True), (193, False), (400, True)])
-def test_a_response_is_that_of_an_explicit_inverse(inputs: int, alike: bool):
-    """ρ(G̃ + ρI)⁻¹, in panels of 192 inputs, of which one was always zero."""
-    x, damp, rho = features(3 * inputs, inputs), 0.05, 0.3
-    x[:, 2] = 0
-    scaled = _admm.shared_scaled(Gram.of(x), damp, alike)
-    plain, live = x.numpy(), np.arange(inputs) != 2
-    hessian = plain.T @ plain / len(plain)
-    hessian += 0 if alike else damp * hessian.diagonal()[live].mean() * np.diag(live)
-    scale = np.sqrt(hessian.diagonal())
-    hessian[live] /= scale[live, None]
-    hessian[:, live] /= scale[live]
-    hessian += np.diag(np.where(live, damp if alike else 0, 1))
-    response = scaled.response(rho).numpy()
-    assert np.allclose(scaled.scale.numpy(), scale, rtol=1e-9, atol=1e-12)
-    assert np.allclose(response, rho * np.linalg.inv(hessian + rho * np.eye(inputs)), rtol=1e-7, atol=1e-9)
-    assert np.array_equal(response, response.T)
-    assert np.allclose(response[2], np.where(live, 0, rho / (1 + rho)), atol=1e-12)
-
-
-def test_a_response_of_fewer_tokens_than_inputs_takes_off_nothing_more_than_there_is():
-    """Rounding may leave an eigenvalue of float32 below zero: as it is, a small ρ would turn a pull round."""
-    scaled = _admm.shared_scaled(Gram.of(features(20, 96, torch.float32)), 1e-9)
-    kept = torch.linalg.eigvalsh(scaled.response(1e-7).double())
-    assert float(kept.min()) > -1e-6
-    assert float(kept.max()) < 1 + 1e-5
-
-
-def test_a_scaled_matrix_is_brought_back_and_inputs_that_were_always_zero_keep_their_weights():
-    weight, x = torch.randn(6, 40, dtype=torch.float64), features(100, 40)
-    x[:, ::4] = 0
-    scaled = _admm.shared_scaled(Gram.of(x), 0.01)
-    assert (scaled.scale[::4] == 0).all()
-    assert torch.allclose(scaled.unscaled(weight * scaled.scale, weight), weight, rtol=1e-12)
-    assert torch.equal(scaled.unscaled(torch.zeros_like(weight), weight)[:, ::4], weight[:, ::4])

@@ -13,13 +13,13 @@ from calibrant.activations import Gram, Seen
 from calibrant.errors import TargetError
 from calibrant.methods import MatrixMethod, methods
 from calibrant.methods._factor import factorise
-from calibrant.methods._quantizing import quantize, round_columns, round_rows
+from calibrant.methods._quantizing import quantize
 from calibrant.methods._rounding import Scales, absmax
 from calibrant.packed import Codes
-from calibrant.targets import Grid, NofM, SparseGrid, Sparsity, parse_target
+from calibrant.targets import Grid, NofM, SparseGrid, parse_target
 from calibrant.testing import tiny_folder
 
-from tests.methods.matrices import by_threads, seeded
+from tests.methods.matrices import seeded
 
 GRIDS = ["w4g64", "w3g32", "w2g16a", "w4a", "w8"]
 
@@ -131,25 +131,6 @@ def test_dead_inputs_are_rounded_to_nearest_and_matter_to_no_other():
     alive = torch.ones(64, dtype=torch.bool)
     alive[5::7] = False
     assert torch.equal(found.codes[same][:, alive], again.codes[same][:, alive])
-
-
-@pytest.mark.parametrize("removal", [None, NofM(2, 4), Sparsity(0.4)], ids=str)
-@pytest.mark.parametrize("text", ["w4g32", "w3g80a"])
-def test_kernel_and_loop_take_the_same_steps(text: str, removal: NofM | Sparsity | None):
-    weight, factor, grid = seeded(70, 320), factorise(Gram.of(inputs(900, 320)), 0.01), parse_target(text)
-    assert isinstance(grid, Grid)
-    scales = absmax(weight, grid)
-    rows, columns = (quantize(weight, factor, scales, removal, step=step) for step in (round_rows, round_columns))
-    assert torch.equal(rows.codes, columns.codes)
-    for block in (40, 320):
-        assert removal == Sparsity(0.4) or torch.equal(quantize(weight, factor, scales, removal, block=block).codes, rows.codes)
-
-
-@pytest.mark.parametrize("rows", [1, 63, 200])
-def test_threads_and_tiles_change_nothing(rows: int):
-    weight, seen = seeded(rows, 160), Seen({Gram: Gram.of(inputs(500, 160))})
-    found = by_threads(lambda: methods.build("gptq").compress(weight, seen, Grid(4, 32)).packed.codes)
-    assert all(torch.equal(one, found[0]) for one in found)
 
 
 def literal_both(weight: Tensor, x: Tensor, found: Codes, removal: NofM) -> np.ndarray:

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from calibrant.activations import FeatureMoments, FeatureNorms, Gram, Seen
-from calibrant.methods import MatrixMethod
+from calibrant.activations import FeatureMoments, FeatureNorms, Gram
+from calibrant.methods import Compressed, MatrixMethod
 from calibrant.methods.dsnot import DSnoT
 from calibrant.methods.magnitude import Magnitude
 from calibrant.methods.refined import Refined
@@ -16,7 +17,9 @@ from calibrant.methods.wanda import Wanda
 from calibrant.spec import canonical
 from calibrant.targets import NofM, Sparsity, Target
 
-from tests.methods.matrices import features, seen_of
+from tests.methods.matrices import features, on_the_support, seen_of
+
+Matrix = np.ndarray[Any, Any]
 
 TARGETS = [Sparsity(0.5), Sparsity(0.29), Sparsity(0.8), NofM(2, 4), NofM(4, 8)]
 
@@ -58,31 +61,73 @@ def test_it_loses_less_than_sparsegpt_and_wanda(start: MatrixMethod, target: Tar
 
 def test_with_an_identity_it_is_the_mask_of_magnitude():
     weight = torch.randn(16, 64, dtype=torch.float64)
-    seen = Seen({FeatureNorms: FeatureNorms(torch.ones(64).double(), 64, 64.0), Gram: Gram(torch.eye(64).double(), 64, 64.0)})
     for target in (Sparsity(0.5), NofM(2, 4)):
-        done = Refined(start=Wanda(), swaps=100).compress(weight, seen, target).weight
+        done = Refined(start=Wanda(), swaps=100).compress(weight, seen_of(torch.eye(64, dtype=torch.float64)), target).weight
         assert torch.equal(done, weight * target.keep(weight.abs(), "row"))
 
 
-def test_with_nothing_to_swap_it_is_the_start_with_fitted_weights():
-    weight, x = torch.randn(16, 64, dtype=torch.float64), features(300, 64)
-    begun, done = (method.compress(weight, seen_of(x), Sparsity(0.5)) for method in (Wanda(), Refined(swaps=0)))
-    assert torch.equal(begun.weight != 0, done.weight != 0)
+@pytest.mark.parametrize(("sparsity", "damp", "tokens"), [(0.2, 0.01, 300), (0.9, 0.1, 300), (0.5, 0.01, 30)])
+def test_with_enough_steps_and_no_swaps_the_weights_are_the_best_on_the_mask_of_the_start(sparsity: float, damp: float, tokens: int):
+    weight, x, target = torch.randn(24, 96, dtype=torch.float64), features(tokens, 96), Sparsity(sparsity)
+    keep = Wanda().compress(weight, seen_of(x), target).weight != 0
+    done = Refined(swaps=0, steps=400, damp=damp, tolerance=0.0).compress(weight, seen_of(x), target)
+    assert torch.allclose(done.weight, on_the_support(weight, x, keep, damp), rtol=1e-6, atol=1e-8)
     assert (done.notes["swapped"], done.notes["swaps"]) == (0, 0)
-    assert done.notes["fitted"] > 0
-    untouched = Refined(swaps=0, steps=0).compress(weight, seen_of(x), Sparsity(0.5)).weight
-    assert torch.equal(untouched, begun.weight)
+    untouched = Refined(swaps=0, steps=0).compress(weight, seen_of(x), target).weight
+    assert torch.equal(untouched, weight * keep)
 
 
-def test_a_few_more_swaps_and_steps_lose_less():
+def every_pair(w: Matrix, kept: Matrix, hessian: Matrix, group: int) -> Matrix:
+    """The loss of one row after each swap, its new weight at the best value: [in, in], infinite where no swap is. By the definition alone."""
+    found, v = np.full((len(w), len(w)), np.inf), w * kept
+    for k in np.flatnonzero(kept):
+        for p in np.flatnonzero(~kept):
+            if k // group == p // group:
+                error = w - v
+                error[k] += v[k]
+                error[p] += v[p] - (hessian[p] @ error) / hessian[p, p]
+                found[k, p] = error @ hessian @ error
+    return found
+
+
+@pytest.mark.parametrize(("target", "group", "share"), [(NofM(2, 4), 4, 1), (NofM(4, 8), 8, 1), (Sparsity(0.5), 48, 0.9)], ids=str)
+def test_a_swap_is_the_best_of_all_pairs_in_groups_and_nearly_so_in_rows(target: Target, group: int, share: float):
+    weight, x = torch.randn(12, 48, dtype=torch.float64), features(150, 48)
+    keep = Wanda().compress(weight, seen_of(x), target).weight != 0
+    done = Refined(swaps=1, steps=0, tolerance=0.0).compress(weight, seen_of(x), target).weight
+    plain = x.T @ x / 150
+    hessian = (plain + 0.01 * plain.diagonal().mean() * torch.eye(48)).numpy()
+    before, after = (np.einsum("oi,ij,oj->o", *((weight - found).numpy(), hessian, (weight - found).numpy())) for found in (weight * keep, done))
+    best = np.array([every_pair(row, kept, hessian, group).min() for row, kept in zip(weight.numpy(), keep.numpy(), strict=True)])
+    best = np.minimum(best, before)
+    assert (after >= best * (1 - 1e-10)).all()
+    assert (before - after).sum() >= share * (before - best).sum() * (1 - 1e-9)
+
+
+def test_of_inputs_that_were_always_zero_the_weights_that_stay_are_what_they_were():
+    weight, x = torch.randn(8, 128, dtype=torch.float64), features(200, 128)
+    x[:, ::2] = 0
+    found = Refined(start=Magnitude(), swaps=0).compress(weight, seen_of(x), NofM(2, 4)).weight
+    silent = found[:, ::2]
+    assert torch.equal(silent[silent != 0], weight[:, ::2][silent != 0])
+    assert not torch.equal(found[:, 1::2][found[:, 1::2] != 0], weight[:, 1::2][found[:, 1::2] != 0])
+
+
+def test_a_few_more_swaps_and_steps_lose_less_and_it_ends_when_they_take_off_too_little():
     """Not however many: what greedy swaps reach depends on where they came from."""
     weight, x = torch.randn(24, 128, dtype=torch.float64), features(400, 128)
 
-    def lost(**parameters: Any) -> float:
-        return loss(weight, Refined(**parameters, tolerance=0.0).compress(weight, seen_of(x), Sparsity(0.6)).weight, x)
+    def done(tolerance: float = 0.0, **parameters: Any) -> Compressed:
+        return Refined(**parameters, tolerance=tolerance).compress(weight, seen_of(x), Sparsity(0.6))
 
-    assert lost(swaps=10) < lost(swaps=2) < lost(swaps=0)
-    assert lost(steps=10) < lost(steps=3) < lost(steps=0)
+    by_swaps, by_steps = ([loss(weight, done(**{what: count}).weight, x) for count in (10, 2, 0)] for what in ("swaps", "steps"))
+    assert by_swaps == sorted(by_swaps)
+    assert by_steps == sorted(by_steps)
+    swaps = [done(tolerance, swaps=500, steps=0).notes["swaps"] for tolerance in (0.0, 0.02)]
+    assert swaps[0] > swaps[1] > 0
+    fitted = [done(swaps=0, steps=steps).weight for steps in range(1, 20)]
+    early = done(0.01, swaps=0, steps=20).weight
+    assert sum(torch.equal(early, one) for one in fitted) == 1
 
 
 def test_the_start_is_part_of_the_identity():

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from calibrant.activations import FeatureNorms, Seen
-from calibrant.methods import MatrixMethod, _rounding, methods
+from calibrant.methods import MatrixMethod, methods
 from calibrant.methods._rounding import scales_by
 from calibrant.packed import Codes
 from calibrant.spec import canonical
@@ -73,32 +73,6 @@ def test_importance_costs_less_where_inputs_are_large(dtype: torch.dtype):
         for how in ("absmax", "mse", "importance")
     }
     assert cost["importance"] < cost["mse"] < cost["absmax"]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("text", ["w2g8", "w3g16a", "w4", "w8g48"])
-@pytest.mark.parametrize("how", ["mse", "importance"])
-def test_the_compiled_search_finds_what_the_plain_one_does(how: str, text: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    """Rows of more than one tile and of two threads; a group of zeros. Two reaches whose errors differ by rounding alone may be chosen apart."""
-    weight, grid, sizes = random(300, 48, dtype), parse_target(text), random(1, 48, seed=5)[0].square().float()
-    assert isinstance(grid, Grid)
-    weight[7] = 0
-    fast = scales_by(how, weight, grid, sizes)
-    monkeypatch.setattr("calibrant.methods._rounding._best_compiled", _rounding._best)
-    plain = scales_by(how, weight, grid, sizes)
-    same = fast.scales == plain.scales
-    assert float(same.double().mean()) > 0.995
-    assert torch.equal(fast.nearest(weight).dense()[same.all(1)], plain.nearest(weight).dense()[same.all(1)])
-    costs = [((scales.nearest(weight).dense() - weight).double().abs() ** POWER[how]) for scales in (fast, plain)]
-    counted = [(cost * sizes if how == "importance" else cost).unflatten(1, (same.shape[1], -1)).sum(2) for cost in costs]
-    torch.testing.assert_close(*counted, rtol=1e-5, atol=0)
-
-
-def test_rows_that_are_searched_apart_are_searched_alike():
-    weight, grid = random(300, 48, torch.float32), parse_target("w3g8a")
-    assert isinstance(grid, Grid)
-    parts = [scales_by("mse", weight[at : at + 37], grid).scales for at in range(0, 300, 37)]
-    assert torch.equal(torch.cat(parts), scales_by("mse", weight, grid).scales)
 
 
 def test_inputs_that_were_always_zero_keep_the_whole_reach():
